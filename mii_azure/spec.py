@@ -1,0 +1,47 @@
+"""The one frozen input: what the user asked for, checked once."""
+
+import re
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from mii_azure.errors import InvalidName
+
+# Azure's rule for endpoint and deployment names (managed online endpoints reference, azure-ai-ml's validators).
+NAME_PATTERN = re.compile(r"^[a-zA-Z]([-a-zA-Z0-9]*[a-zA-Z0-9])?$")
+NAME_LENGTH = (3, 32)
+
+
+def check_name(name: str) -> str:
+    """Return `name` if Azure accepts it for an endpoint and a deployment; raise InvalidName otherwise."""
+    low, high = NAME_LENGTH
+    if not low <= len(name) <= high:
+        raise InvalidName(f"The name {name!r} has {len(name)} characters.", f"Azure takes {low} to {high}.")
+    if not NAME_PATTERN.match(name):
+        suggestion = re.sub(r"[^a-zA-Z0-9]+", "-", name).strip("-0123456789")[:high] or "my-model"
+        raise InvalidName(
+            f"Azure refuses the name {name!r}: letters, digits and hyphens only, a letter first, no hyphen last.",
+            f"Try {suggestion!r}.",
+        )
+    return name
+
+
+class Spec(BaseModel):
+    """What to generate: task, model, name, and preferences that have defaults."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: str = Field(description="What the endpoint does, e.g. question-answering.")
+    model: str = Field(description="A folder, a Hugging Face hub id, or an azureml: reference.")
+    name: str = Field(description="Name of the endpoint and the deployment; Azure's rule, 3 to 32 characters.")
+    instance_type: str | None = Field(None, description="Azure instance type; chosen by the plan when absent.")
+    revision: str | None = Field(None, description="Hub commit to pin; the head of main when absent.")
+    auth_mode: Literal["key", "aml_token", "aad_token"] = Field("key", description="Endpoint authentication.")
+    instance_count: int = Field(1, ge=1, le=50, description="Instances of the deployment.")
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field("auto", description="Precision to serve in.")
+    allow_pickle: bool = Field(False, description="Accept weights that exist only as pickle files.")
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, name: str) -> str:
+        return check_name(name)

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Compiles the locks: constraints.txt for developers, and one hashed lock per device line for the image.
+# The developer environment is resolved first and constrains the others, so the local runner and the endpoint agree.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
+WHEELS=$(mktemp -d)
+trap 'rm -rf "$WHEELS"' EXIT
+TORCH=$(sed -n 's/^torch==//p' templates/locks/scoring.in)
+
+# pip finds the CPU wheel on its configured sources; uv then reads it from the folder.
+python3 -m pip download -q --no-deps --extra-index-url "$TORCH_CPU_INDEX" -d "$WHEELS" "torch==$TORCH"
+HASH=$(sha256sum "$WHEELS"/torch-*.whl | cut -d' ' -f1)
+
+compile() { uv pip compile -q --python-platform x86_64-manylinux_2_28 --no-header --no-emit-find-links --no-annotate "$@"; }
+compile --python-version 3.11 --extra dev --find-links "$WHEELS" pyproject.toml templates/locks/scoring.in -o constraints.txt
+sed -i "s/^torch==.*/torch==$TORCH/" constraints.txt
+
+# The Python of each base image (templates/images.json).
+compile --python-version 3.11 --generate-hashes -c constraints.txt --find-links "$WHEELS" \
+    templates/locks/scoring.in -o templates/locks/cpu.lock
+sed -i "1i --extra-index-url $TORCH_CPU_INDEX" templates/locks/cpu.lock
+grep -q "$HASH" templates/locks/cpu.lock || { echo "cpu.lock misses the hash of the CPU wheel of torch" >&2; exit 1; }
+compile --python-version 3.12 --generate-hashes -c constraints.txt templates/locks/scoring.in -o templates/locks/cuda13.lock
