@@ -52,16 +52,22 @@ class Plan(BaseModel):
     task_options: dict[str, str | bool | int]  # the task's own defaults, e.g. {"pooling": "mean"}
     profile: Profile
     instance_type: str
+    quota_family: str  # Azure's name of the family whose core quota the deployment draws on
+    quota_cores: int
     device: str  # "cpu" or "cuda"
     image: str  # key of templates/images.json, which is also the lock's name
     dtype: str
+    tensor_parallel: int  # GPUs that share one copy of the weights; 1 on CPU
     memory: Memory
-    fits: bool
+    fits: bool  # False when only tensor slicing, which this version does not serve, could hold the model
+    context_length: int  # tokens of one request, prompt and answer; at most the model's own
     max_batch_tokens: int
     max_batch_size: int
+    max_wait_ms: int  # how long the first request of a batch waits for company
+    queue_size: int  # requests that may wait; one more is answered 429
+    max_payload_bytes: int
     max_concurrent_requests: int
     request_timeout_ms: int
     readiness: Probe
     liveness: Probe
-    quota_cores: int
     decisions: tuple[Decision, ...]
