@@ -1,0 +1,84 @@
+"""Reads `deployment.json`, the settings that generation wrote beside score.py."""
+
+import json
+import os
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from scoring.errors import LoadError, ModelNotFound
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds on one request and on the queue."""
+
+    max_batch_tokens: int = 16_384  # padded tokens in one forward
+    max_batch_size: int = 32  # rows in one forward
+    queue_size: int = 256  # rows waiting; past it requests are answered 429
+    max_payload_bytes: int = 4 << 20
+    request_timeout_s: float = 90.0
+    context_length: int = 0  # tokens; 0: what the model's config says
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """Which model this is; facts for people, not for loading."""
+
+    id: str = ""
+    revision: str | None = None
+    architecture: str = ""
+    family: str = ""
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """The settings of one deployment."""
+
+    name: str
+    task: str
+    model: ModelRef = ModelRef()
+    task_options: dict[str, Any] = field(default_factory=dict)
+    dtype: str = "float32"
+    allow_pickle: bool = False
+    instance_type: str = ""
+    limits: Limits = Limits()
+
+    @classmethod
+    def read(cls, path: Path) -> "Deployment":
+        """Parse the file at `path`; raise LoadError if it is not what generation writes."""
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            schema = raw.pop("schema")
+            if schema != SCHEMA:
+                raise LoadError(f"{path.name} has schema {schema}; this scoring package reads {SCHEMA}.")
+            raw["model"] = ModelRef(**raw["model"])
+            raw["limits"] = Limits(**raw["limits"])
+            return cls(**raw)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise LoadError(
+                f"{path.name} beside score.py cannot be read: {error}.",
+                f"Generate the bundle again; known fields are {', '.join(f.name for f in fields(cls))}.",
+            ) from error
+
+
+def find_model_dir(code_dir: Path) -> Path:
+    """Return the folder that holds config.json.
+
+    Azure ML mounts the model at AZUREML_MODEL_DIR, which may be the folder itself, or its parent, and may contain a
+    double slash; without that variable the bundle's own `model/` beside `code/` is used. Raises ModelNotFound.
+    """
+    named = os.environ.get("AZUREML_MODEL_DIR")
+    root = Path(os.path.normpath(named)) if named else code_dir.parent / "model"
+    candidates = [root, root / "model"]
+    if root.is_dir():
+        candidates += sorted(child for child in root.iterdir() if child.is_dir())
+    for folder in candidates:
+        if (folder / "config.json").is_file():
+            return folder
+    raise ModelNotFound(
+        f"No config.json in {root} or one level below it.",
+        "AZUREML_MODEL_DIR must name the folder of the model, or its parent.",
+    )

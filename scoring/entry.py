@@ -1,0 +1,75 @@
+"""`init` and `run` behind score.py, under azureml-inference-server-http's contract.
+
+One process, one model: `init` loads it, `run` may be called from many threads.
+"""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from scoring.config import Deployment, find_model_dir
+
+CODE_DIR = Path(__file__).resolve().parent.parent
+
+_service: Any = None
+
+
+def init() -> None:
+    """Load the model and warm it up; raises LoadError and its kinds, with a sentence and a remedy."""
+    global _service
+    _logging()
+    # Chosen before anything imports torch: no hub at serving time, no tokenizer fork warnings.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    deployment = Deployment.read(CODE_DIR / "deployment.json")
+    from scoring.loader import environment, load
+    from scoring.service import Service
+    from scoring.tasks import task_class
+
+    loaded = load(deployment, find_model_dir(CODE_DIR))
+    task = task_class(deployment.task)(loaded, deployment.task)
+    service = Service(deployment, loaded, task, environment(loaded))
+    service.start()
+    _service = service
+
+
+def run(raw: str) -> Any:
+    """Answer one JSON body with an AMLResponse; bad input gets its status, never an exception."""
+    from azureml_inference_server_http.api.aml_response import AMLResponse
+
+    from scoring.errors import NotReady
+    from scoring.service import error_reply
+
+    if _service is None:
+        reply = error_reply(NotReady("The model is still loading.", "Try again shortly."))
+    else:
+        reply = _service.answer(raw)
+    headers = {"Content-Type": "application/json", **reply.headers}
+    return AMLResponse(reply.body, reply.status, headers, run_function_failed=reply.status >= 500)
+
+
+def metadata() -> dict[str, Any]:
+    """What the deployment is and runs on; only {"ready": False} before init."""
+    return _service.metadata() if _service else {"ready": False}
+
+
+def ready() -> bool:
+    """Whether requests are answered."""
+    return bool(_service and _service.ready)
+
+
+def drain(timeout_s: float) -> bool:
+    """Finish what was accepted and take no more; False when the time ran out."""
+    return _service.drain(timeout_s) if _service else True
+
+
+def _logging() -> None:
+    """Log to stderr unless the host has set handlers up."""
+    root = logging.getLogger("mii_azure")
+    if not root.handlers and not logging.getLogger().handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+        root.addHandler(handler)
+    root.setLevel(os.environ.get("AZUREML_LOG_LEVEL", "INFO").upper())

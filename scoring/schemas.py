@@ -1,0 +1,174 @@
+"""What each task takes and answers: parameters, inputs, a sample; no torch here, so that generation can read it.
+
+Parameter names and defaults follow the Hugging Face pipelines, whose shapes the answers have.
+"""
+
+import difflib
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from scoring.errors import InvalidInput, InvalidParameter
+
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Strict(BaseModel):
+    """Types as written: no coercion, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class TextClassificationParameters(Strict):
+    top_k: int | None = Field(1, ge=1, description="How many labels to return; null for all.")
+    function_to_apply: Literal["sigmoid", "softmax", "none"] | None = Field(
+        None,
+        description="What turns logits into scores; null: by the model's problem type, as the pipeline does.",
+    )
+    truncation: bool = Field(False, description="Cut texts at the context length instead of refusing them.")
+
+
+class TokenClassificationParameters(Strict):
+    aggregation_strategy: Literal["none", "simple", "first", "average", "max"] = Field(
+        "none", description="How sub-word tags become entities."
+    )
+    ignore_labels: list[str] = Field(["O"], description="Labels left out of the answer.")
+    truncation: bool = Field(False, description="Cut texts at the context length instead of refusing them.")
+
+
+class FillMaskParameters(Strict):
+    top_k: int = Field(5, ge=1, description="How many fillings per mask.")
+    targets: list[Text] | Text | None = Field(None, description="Only score these words.")
+
+
+class EmbeddingParameters(Strict):
+    pooling: Literal["none", "mean", "cls", "max"] | None = Field(
+        None, description="How token vectors become one; null: the deployment's default."
+    )
+    normalize: bool | None = Field(None, description="Scale to unit length; null: the deployment's default.")
+    truncation: bool = Field(False, description="Cut texts at the context length instead of refusing them.")
+
+
+class QuestionAnsweringParameters(Strict):
+    top_k: int = Field(1, ge=1, description="How many answers to return.")
+    doc_stride: int = Field(128, ge=1, description="Overlap of windows over a long context, tokens.")
+    max_seq_len: int = Field(384, ge=8, description="Length of a window, question included, tokens.")
+    max_question_len: int = Field(64, ge=1, description="A longer question is cut here, tokens.")
+    max_answer_len: int = Field(15, ge=1, description="Longest answer, tokens.")
+    handle_impossible_answer: bool = Field(False, description="Allow the empty answer.")
+    align_to_words: bool = Field(True, description="Widen answers to whole words.")
+
+
+class GenerationParameters(Strict):
+    max_new_tokens: int | None = Field(
+        None, ge=1, description="Most tokens to generate; default: the model's own, else 128."
+    )
+    min_new_tokens: int | None = Field(None, ge=0)
+    do_sample: bool | None = Field(None, description="Sample instead of taking the most likely token.")
+    temperature: float | None = Field(None, gt=0, le=100)
+    top_k: int | None = Field(None, ge=0)
+    top_p: float | None = Field(None, gt=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0)
+    no_repeat_ngram_size: int | None = Field(None, ge=0)
+    num_beams: int | None = Field(None, ge=1, le=16)
+    length_penalty: float | None = None
+    early_stopping: bool | None = None
+    num_return_sequences: int = Field(1, ge=1, le=16)
+    seed: int | None = Field(None, ge=0, lt=2**63, description="Makes sampling repeatable.")
+    stop: list[Text] | Text | None = Field(None, description="Texts that end the generation; not part of the answer.")
+
+
+class TextGenerationParameters(GenerationParameters):
+    return_full_text: bool = Field(True, description="Answer with the prompt in front, as the pipeline does.")
+
+
+class SummarizationParameters(GenerationParameters):
+    truncation: bool = Field(False, description="Cut texts at the context length instead of refusing them.")
+
+
+class TranslationParameters(GenerationParameters):
+    truncation: bool = Field(False, description="Cut texts at the context length instead of refusing them.")
+    src_lang: str | None = Field(None, description="Language of the text, e.g. en; for models that take one.")
+    tgt_lang: str | None = Field(None, description="Language to translate to, e.g. de.")
+    task_type: str | None = Field(
+        None,
+        pattern=r"^translation_[A-Za-z_-]+_to_[A-Za-z_-]+$",
+        description="Azure's form: translation_en_to_de.",
+    )
+
+
+class TextPair(Strict):
+    text: Text
+    text_pair: str | None = None
+
+
+class QuestionContext(Strict):
+    question: Text
+    context: Text
+
+
+class Message(Strict):
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str
+
+
+@dataclass(frozen=True)
+class TaskSchema:
+    """Everything about a task that is data: what generation, docs, dialects and hosts read."""
+
+    name: str
+    summary: str
+    parameters: type[Strict]
+    input: Any  # the type of one input
+    sample: dict[str, Any]  # a canonical request that works with any model of the task
+    response: dict[str, Any]  # JSON schema of the answer to one input
+    generative: bool = False
+    adapter: TypeAdapter[Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "adapter", TypeAdapter(self.input))
+
+    def parse_input(self, value: Any, where: str) -> Any:
+        """Check one input; raise InvalidInput naming the place."""
+        try:
+            return self.adapter.validate_python(value)
+        except ValidationError as error:
+            place, reason = _first(error)
+            raise InvalidInput(
+                f"{reason}.",
+                f"One input of {self.name} looks like {self.example()}.",
+                where=_join(where, place),
+            ) from None
+
+    def parse_parameters(self, values: Any) -> Strict:
+        """Check the parameters; raise InvalidParameter naming the place, with the nearest name for an unknown one."""
+        if not isinstance(values, dict):
+            raise InvalidParameter('"parameters" must be an object.', where="parameters")
+        known = list(self.parameters.model_fields)
+        for name in values:
+            if name not in known:
+                near = difflib.get_close_matches(str(name), known, 1)
+                hint = f"Did you mean {near[0]!r}?" if near else f"{self.name} takes {', '.join(known)}."
+                raise InvalidParameter(f"Unknown parameter {str(name)[:80]!r}.", hint, where="parameters")
+        try:
+            return self.parameters.model_validate(values)
+        except ValidationError as error:
+            place, reason = _first(error)
+            raise InvalidParameter(f"{reason}.", where=_join("parameters", place)) from None
+
+    def example(self) -> str:
+        """One input of the sample, as JSON."""
+        import json
+
+        return json.dumps(self.sample["inputs"])
+
+
+def _first(error: ValidationError) -> tuple[str, str]:
+    detail = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    place = ".".join(str(part) for part in detail["loc"] if not str(part).startswith(("function-", "constrained")))
+    return place, str(detail["msg"])
+
+
+def _join(where: str, place: str) -> str:
+    return f"{where}.{place}" if where and place else where or place

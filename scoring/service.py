@@ -1,0 +1,156 @@
+"""From a raw body to a reply: parse, encode, queue, decode; every error becomes a status and a JSON body."""
+
+import json
+import logging
+import time
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass, field
+from typing import Any
+
+from scoring.config import Deployment
+from scoring.dialects import Call, parse, read_json, render
+from scoring.engine import Engine, Job
+from scoring.errors import (
+    InternalError,
+    InvalidInput,
+    MiiAzureError,
+    NotReady,
+    PayloadTooLarge,
+    RequestTimeout,
+)
+from scoring.tasks.base import Loaded, Row, Task
+
+logger = logging.getLogger("mii_azure.service")
+
+METADATA_REQUEST = {"mii_azure": "metadata"}
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer before any host has touched it; `body` is bytes, or an iterator of server-sent events."""
+
+    status: int
+    body: bytes | Iterator[bytes]
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+def dumps(value: Any) -> bytes:
+    """JSON as every host sends it: UTF-8, compact, no NaN."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+
+
+def error_reply(error: MiiAzureError) -> Reply:
+    """The reply that an error maps to."""
+    return Reply(error.http_status, dumps(error.to_dict()), error.headers)
+
+
+class Service:
+    """One loaded task behind one engine."""
+
+    def __init__(self, deployment: Deployment, loaded: Loaded, task: Task, environment: dict[str, Any]) -> None:
+        self.deployment = deployment
+        self.task = task
+        self.loaded = loaded
+        self.engine = Engine(task, deployment.limits)
+        self.environment = environment
+        self.ready = False
+
+    def start(self) -> None:
+        """Warm up and take requests."""
+        self.engine.start()
+        self.ready = True
+
+    def drain(self, timeout_s: float) -> bool:
+        """Stop taking requests, finish those accepted; False when the time ran out."""
+        self.ready = False
+        return self.engine.drain(timeout_s)
+
+    def metadata(self) -> dict[str, Any]:
+        """What this deployment is and what it runs on."""
+        d = self.deployment
+        return {
+            "name": d.name,
+            "task": d.task,
+            "model": d.model.id,
+            "revision": d.model.revision,
+            "architecture": type(self.loaded.model).__name__,
+            "context_length": self.loaded.context_length,
+            "ready": self.ready,
+            "limits": vars(d.limits),
+            **self.environment,
+        }
+
+    def answer(self, raw: str) -> Reply:
+        """Answer one body; never raises."""
+        try:
+            return self._answer(raw)
+        except MiiAzureError as error:
+            return error_reply(error)
+        except Exception:
+            incident = uuid.uuid4().hex[:12]
+            logger.exception("request failed, incident %s", incident)
+            return error_reply(
+                InternalError(f"Scoring failed; incident {incident}.", "The log of the server has the details.")
+            )
+
+    def _answer(self, raw: str) -> Reply:
+        limit = self.deployment.limits.max_payload_bytes
+        if len(raw) > limit or len(raw.encode("utf-8", "surrogatepass")) > limit:
+            raise PayloadTooLarge(f"The body is larger than {limit:,} bytes.", "Send fewer or shorter inputs at once.")
+        payload = read_json(raw)
+        if payload == METADATA_REQUEST:
+            return Reply(200, dumps(self.metadata()))
+        if not self.ready:
+            raise NotReady("The model is not ready.", "Try again shortly.")
+        call = parse(payload, self.task.schema)
+        rows = self._encode(call)
+        if call.stream:
+            return self._stream(call, rows)
+        job = self.engine.submit([row for group in rows for row in group])
+        outputs = iter(self._wait(job))
+        answers = [
+            self.task.decode(value, call.parameters, group, [next(outputs) for _ in group])
+            for value, group in zip(call.inputs, rows, strict=True)
+        ]
+        return Reply(200, self._serialise(render(call, answers, self.task.collect, self.task.plain)))
+
+    def _encode(self, call: Call) -> list[list[Row]]:
+        rows = [self.task.encode(value, call.parameters, item) for item, value in enumerate(call.inputs)]
+        budget = self.deployment.limits.queue_size
+        if sum(map(len, rows)) > budget:
+            raise InvalidInput(
+                f"The request needs {sum(map(len, rows))} sequences; the queue holds {budget}.",
+                "Send it in smaller parts.",
+                where="inputs",
+            )
+        return rows
+
+    def _wait(self, job: Job) -> list[Any]:
+        limit = self.deployment.limits.request_timeout_s
+        try:
+            return job.future.result(limit)
+        except (FutureTimeout, CancelledError):
+            job.cancel()
+            raise RequestTimeout(
+                f"No answer within {limit:g} s.", "Ask for fewer tokens, or raise the timeout."
+            ) from None
+
+    def _serialise(self, answer: Any) -> bytes:
+        try:
+            return dumps(answer)
+        except ValueError:
+            raise InternalError(
+                "The model computed a number that is not finite.",
+                "Serve it in a wider precision: generate with --dtype float32 or bfloat16.",
+            ) from None
+
+    def _stream(self, call: Call, rows: list[list[Row]]) -> Reply:
+        from scoring.streams import events
+
+        began = time.monotonic()
+        deadline = began + self.deployment.limits.request_timeout_s
+        body = events(self.engine, self.task, call, rows[0], deadline)
+        return Reply(200, body, {"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})

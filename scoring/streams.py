@@ -1,0 +1,58 @@
+"""Server-sent events for generative tasks: one event per piece of text, a last one with the whole answer."""
+
+import logging
+import queue
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from scoring.dialects import Call, render
+from scoring.engine import Engine
+from scoring.errors import InternalError, MiiAzureError, RequestTimeout
+from scoring.tasks.base import Row, Task
+
+logger = logging.getLogger("mii_azure.streams")
+_END = object()
+
+
+def events(engine: Engine, task: Task, call: Call, rows: list[Row], deadline: float) -> Iterator[bytes]:
+    """Submit the rows now, so that a full queue is still a status code, and return the iterator of events.
+
+    Events: `{"token": {"text": str}}` while text appears, `{"answer": ...}` with the same answer as without streaming,
+    then `[DONE]`; an error after the start is `{"error": {...}}`. Closing the iterator cancels the work.
+    """
+    pieces: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    for row in rows:
+        row.emit = pieces.put
+    job = engine.submit(rows)
+    job.future.add_done_callback(lambda _: pieces.put(_END))
+
+    def generate() -> Iterator[bytes]:
+        try:
+            while True:
+                piece = pieces.get(timeout=max(0.0, deadline - time.monotonic()))
+                if piece is _END:
+                    break
+                yield _event({"token": {"text": piece}})
+            answer = task.decode(call.inputs[0], call.parameters, rows, job.future.result())
+            yield _event({"answer": render(call, [answer], task.collect, task.plain)})
+            yield b"data: [DONE]\n\n"
+        except queue.Empty:
+            yield _event(RequestTimeout("The stream ran past the request timeout.", "Ask for fewer tokens.").to_dict())
+        except MiiAzureError as error:
+            yield _event(error.to_dict())
+        except Exception:
+            incident = uuid.uuid4().hex[:12]
+            logger.exception("stream failed, incident %s", incident)
+            yield _event(InternalError(f"Scoring failed; incident {incident}.").to_dict())
+        finally:
+            job.cancel()
+
+    return generate()
+
+
+def _event(value: dict[str, Any]) -> bytes:
+    from scoring.service import dumps
+
+    return b"data: " + dumps(value) + b"\n\n"

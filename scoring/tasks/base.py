@@ -1,0 +1,141 @@
+"""What every task is: encode on the caller's thread, forward on the inference thread, decode on the caller's."""
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+
+from scoring.errors import PromptTooLong
+from scoring.schemas import Strict, TaskSchema
+from scoring.tasks import task_schema
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to serve, with what tasks need to know of it."""
+
+    model: Any  # transformers.PreTrainedModel, eval mode
+    tokenizer: Any  # transformers.PreTrainedTokenizerBase
+    device: torch.device
+    context_length: int  # tokens, special ones included
+    options: dict[str, Any]  # the deployment's task options
+
+
+@dataclass
+class Row:
+    """One sequence for one forward."""
+
+    features: dict[str, list[int]]  # e.g. input_ids, token_type_ids: each [S]
+    item: int  # which input of the request it belongs to
+    key: Hashable = None  # only rows with equal keys share a batch
+    parameters: Any = None
+    extra: Any = None  # the task's own: offsets, spans
+    emit: Callable[[Any], None] | None = None  # takes partial results, for streams
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def tokens(self) -> int:
+        return len(self.features["input_ids"])
+
+
+class Task(ABC):
+    """One task over one loaded model."""
+
+    name: ClassVar[str]
+    auto_class: ClassVar[str]  # of transformers
+
+    def __init__(self, loaded: Loaded, name: str) -> None:
+        self.loaded = loaded
+        self.model = loaded.model
+        self.tokenizer = loaded.tokenizer
+        self.schema: TaskSchema = task_schema(name)
+
+    @abstractmethod
+    def encode(self, value: Any, parameters: Any, item: int) -> list[Row]:
+        """Tokenise one checked input into one row or several."""
+
+    @abstractmethod
+    def forward(self, rows: Sequence[Row]) -> list[Any]:
+        """Run the model over rows with equal keys; one output per row, on the CPU. Inference thread only."""
+
+    @abstractmethod
+    def decode(self, value: Any, parameters: Any, rows: Sequence[Row], outputs: Sequence[Any]) -> Any:
+        """Turn the outputs of one input's rows into the answer, in the Hugging Face pipeline's shape for one input."""
+
+    def collect(self, answers: list[Any], single: bool, parameters: Strict) -> Any:
+        """The canonical answer of a request: one answer, or the list of them."""
+        return answers[0] if single else answers
+
+    def plain(self, answer: Any) -> Any:
+        """One answer as Azure ML's own model images give it: bare text where there is one."""
+        return answer
+
+    def warm_up(self) -> None:
+        """Run the sample once, so that the first request does not pay for lazy initialisation."""
+        sample = self.schema.sample
+        value = sample["inputs"]
+        if isinstance(value, list) and self.schema.name != "conversational":
+            value = value[0]
+        parameters = self.schema.parse_parameters(sample.get("parameters", {}))
+        self.forward(self.encode(self.schema.parse_input(value, ""), parameters, 0))
+
+    def check_length(self, length: int, item: int, remedy: str) -> None:
+        """Raise PromptTooLong when a row has more tokens than the model's context."""
+        if length > self.loaded.context_length:
+            raise PromptTooLong(
+                f"The text has {length} tokens; the model takes {self.loaded.context_length}.",
+                remedy,
+                where=f"inputs[{item}]",
+            )
+
+
+class EncoderTask(Task):
+    """A task whose forward is one pass of an encoder over right-padded rows."""
+
+    def tokenize(self, texts: Sequence[str], truncation: bool, item: int, **options: Any) -> dict[str, list[int]]:
+        """Tokenise one text or a pair; refuse or cut what exceeds the context length."""
+        encoded = self.tokenizer(
+            *texts,
+            truncation=truncation,
+            max_length=self.loaded.context_length if truncation else None,
+            **options,
+        )
+        features = {key: encoded[key] for key in encoded.keys()}  # noqa: SIM118  (BatchEncoding iterates differently)
+        if not truncation:
+            remedy = 'Shorten it, or set "parameters": {"truncation": true}.' if self._truncatable else "Shorten it."
+            self.check_length(len(features["input_ids"]), item, remedy)
+        return features
+
+    @property
+    def _truncatable(self) -> bool:
+        return "truncation" in self.schema.parameters.model_fields
+
+    def forward(self, rows: Sequence[Row]) -> list[Any]:
+        with torch.inference_mode():
+            output = self.model(**self.pad(rows))
+            return self.split(output, rows)
+
+    @abstractmethod
+    def split(self, output: Any, rows: Sequence[Row]) -> list[Any]:
+        """Cut the model's output into one float32 CPU tensor (or tuple) per row, padding removed."""
+
+    def pad(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+        """Right-pad rows into model inputs, each [B, S] int64."""
+        longest = max(row.tokens for row in rows)
+        fill = {
+            "input_ids": self.tokenizer.pad_token_id or 0,
+            "attention_mask": 0,
+            "token_type_ids": self._pad_type,
+        }
+        batch = {}
+        for name in rows[0].features:
+            padded = [row.features[name] + [fill[name]] * (longest - row.tokens) for row in rows]
+            batch[name] = torch.tensor(padded, device=self.loaded.device)
+        return batch
+
+    @property
+    def _pad_type(self) -> int:
+        return int(getattr(self.tokenizer, "pad_token_type_id", 0) or 0)

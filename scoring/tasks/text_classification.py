@@ -1,0 +1,65 @@
+"""text-classification: label and score of a text or a pair; the answer's shape is the pipeline's."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from scoring.schemas import TextClassificationParameters, TextPair
+from scoring.tasks.base import EncoderTask, Row
+
+Label = dict[str, Any]
+
+
+class TextClassification(EncoderTask):
+    """Sequence classification, regression (one label) and multi-label heads."""
+
+    name = "text-classification"
+    auto_class = "AutoModelForSequenceClassification"
+
+    def encode(self, value: str | TextPair, parameters: TextClassificationParameters, item: int) -> list[Row]:
+        if isinstance(value, str):
+            texts = [value]
+        else:
+            texts = [value.text] if value.text_pair is None else [value.text, value.text_pair]
+        return [Row(self.tokenize(texts, parameters.truncation, item), item)]
+
+    def split(self, output: Any, rows: Sequence[Row]) -> list[torch.Tensor]:
+        return list(output.logits.float().cpu())  # each [L]
+
+    def decode(
+        self,
+        value: str | TextPair,
+        parameters: TextClassificationParameters,
+        rows: Sequence[Row],
+        outputs: Sequence[torch.Tensor],
+    ) -> list[Label]:
+        scores = self._scores(outputs[0], parameters.function_to_apply)
+        names = self.model.config.id2label
+        ranked = sorted(
+            ({"label": names[i], "score": score} for i, score in enumerate(scores.tolist())),
+            key=lambda entry: -entry["score"],
+        )
+        return ranked[: parameters.top_k]
+
+    def collect(self, answers: list[list[Label]], single: bool, parameters: Any) -> Any:
+        # Without an explicit top_k the pipeline answers a text with [{...}] and two texts with [{...}, {...}].
+        if "top_k" not in parameters.model_fields_set:
+            return [answer[0] for answer in answers]
+        return answers[0] if single else answers
+
+    def plain(self, answer: list[Label]) -> Any:
+        return answer[0] if len(answer) == 1 else answer
+
+    def _scores(self, logits: torch.Tensor, function: str | None) -> torch.Tensor:
+        config = self.model.config
+        if function is None:
+            if config.problem_type == "regression":
+                function = "none"
+            elif config.problem_type == "multi_label_classification" or config.num_labels == 1:
+                function = "sigmoid"
+            else:
+                function = "softmax"
+        if function == "sigmoid":
+            return torch.sigmoid(logits)
+        return torch.softmax(logits, -1) if function == "softmax" else logits
