@@ -1,0 +1,61 @@
+"""Fixtures shared by all tests, and the environment to set before torch or transformers is imported."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import mkdtemp
+
+import pytest
+
+# No test reaches a hub; one thread makes sums repeatable and leaves the cores to xdist's workers.
+for _name, _value in {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "DS_ACCELERATOR": "cpu",
+    "OMP_NUM_THREADS": "1",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+Tiny = Callable[[str, str], Path]
+Packaged = Callable[[str], Path]
+
+
+def _publish(draft: Path, final: Path) -> None:
+    """Rename a finished draft into place; if another worker was first, its equal folder stays."""
+    try:
+        draft.rename(final)
+    except OSError:
+        if not final.is_dir():
+            raise
+        shutil.rmtree(draft)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """`tiny(family, task)` gives the folder of a tiny random model; read it, never write into it."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "tiny_models"
+    shared.mkdir(exist_ok=True)
+
+    def folder(family: str, task: str) -> Path:
+        final = shared / f"{family}-{task}"
+        if not final.is_dir():
+            from tests.tiny_models import tiny_model
+
+            draft = Path(mkdtemp(prefix=f".{final.name}-", dir=shared))
+            _publish(tiny_model(family, task, draft), final)
+        return final
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def packaged() -> Packaged:
+    """`packaged(name)` gives the folder of a real model out of a package; never write into it."""
+    from tools.packaged_models import packaged_model
+
+    return packaged_model

@@ -1,0 +1,71 @@
+"""The models that other tests stand on: every tiny family loads and answers, every packaged model is the real thing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoTokenizer
+
+from tests.tiny_models import CONTEXT, FAMILIES, Family, load_tiny, tiny_model
+
+ALL = [(name, task) for name, family in FAMILIES.items() for task in family.tasks]
+TEXTS = ("Paris is the capital of France.", "Anna Müller lives in Zürich!", "What? 42 apples (cheap).")
+
+Tiny = Callable[[str, str], Path]
+
+
+def _answer(family: Family, task: str, model: Any, inputs: Any) -> torch.Tensor:
+    """What the model makes of the inputs: the first output of an encoder, or the tokens it generates."""
+    with torch.inference_mode():
+        if family.kind == "encoder":
+            return torch.as_tensor(model(**inputs)[0])
+        return torch.as_tensor(model.generate(**inputs, max_new_tokens=8, do_sample=False))
+
+
+def _files(folder: Path) -> dict[str, str]:
+    return {path.name: sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+@pytest.mark.parametrize(("name", "task"), ALL)
+def test_tiny_model_answers_by_its_input(tiny: Tiny, name: str, task: str) -> None:
+    family = FAMILIES[name]
+    model, tokenizer = load_tiny(tiny(name, task), task)
+    answers = [_answer(family, task, model, tokenizer(text, return_tensors="pt")) for text in TEXTS]
+    assert all(answer.isfinite().all() for answer in answers)
+    tails = [tuple(answer.flatten()[-8:].tolist()) for answer in answers]
+    assert len(set(tails)) == len(TEXTS)
+    if task == "conversational":
+        assert "Hello" in tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}], tokenize=False)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_tiny_tokenizer_is_the_familys_own(tiny: Tiny, name: str) -> None:
+    family = FAMILIES[name]
+    folder = tiny(name, family.tasks[0])
+    tokenizer, config = AutoTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder)
+    made = family.tokenizer(CONTEXT)
+    assert tokenizer(list(TEXTS))["input_ids"] == made(list(TEXTS))["input_ids"]
+    assert len(tokenizer) == config.vocab_size and tokenizer.model_max_length == CONTEXT
+    assert tokenizer.unk_token_id not in tokenizer(TEXTS[0], add_special_tokens=False)["input_ids"]
+    decoded = tokenizer.decode(tokenizer(TEXTS[1])["input_ids"], skip_special_tokens=True)
+    accents = "Anna Müller lives in Zürich!" if "Mü" in decoded else "anna muller lives in zurich!"
+    assert decoded.strip() == accents
+    assert (tokenizer.pad_token is None) == (name in {"gpt2", "gpt_neo", "gptj", "llama", "mistral"})
+    assert (tokenizer.mask_token is not None) == (family.kind == "encoder" or name in {"gemma", "bart"})
+
+
+@pytest.mark.parametrize(("name", "task"), [("bert", "token-classification"), ("marian", "translation")])
+def test_tiny_model_is_the_same_bytes_each_time(tmp_path: Path, name: str, task: str) -> None:
+    first, second = (tiny_model(name, task, tmp_path / side) for side in "ab")
+    assert _files(first) == _files(second)
+
+
+def test_tiny_model_names_the_tasks_it_has(tmp_path: Path) -> None:
+    with pytest.raises(KeyError, match="gpt2 does text-generation, conversational, not fill-mask"):
+        tiny_model("gpt2", "fill-mask", tmp_path / "m")
+    assert not (tmp_path / "m").exists()

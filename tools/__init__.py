@@ -1,0 +1,1 @@
+"""What the repository itself needs: locks and packaged models. Not installed."""
