@@ -1,0 +1,213 @@
+"""From a spec and a plan to the text of every file that is written, not copied: pure, no I/O but the templates."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from local_runner.manifest import bundle_digest
+from mii_azure import openapi
+from mii_azure.plan import Plan
+from mii_azure.skus import find_sku
+from mii_azure.spec import Spec
+
+TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
+PORT = 5001
+WORKER_TIMEOUT_S = 300  # above Azure's cap of 180 s on a request: the server never kills a worker that still may answer
+PROBE_THREADS = 2  # one each for the liveness and the readiness probe, beside the requests in flight
+
+_TEXTS = {
+    "endpoint.yml": "endpoint.yml.j2",
+    "deployment.yml": "deployment.yml.j2",
+    "environment.yml": "environment.yml.j2",
+    "code/score.py": "score.py.j2",
+    "deploy.sh": "deploy.sh.j2",
+    "README.md": "README.md.j2",
+    "plan.md": "plan.md.j2",
+}
+
+
+def render(
+    spec: Spec,
+    plan: Plan,
+    schema: Mapping[str, Any],
+    *,
+    model_id: str,
+    model_version: str | None,
+) -> dict[str, str]:
+    """Return {path in the bundle: text}, sorted by path.
+
+    `schema` is the task's `{"request", "response", "sample", "summary"}`. `model_version` is the content hash of the
+    copied weights, or None when the model is an azureml: reference, which needs neither model.yml nor a folder.
+    """
+    image = images()[plan.image]
+    context = _context(spec, plan, schema, model_id, model_version)
+    variables = image["environment"] | _gpu_variables(plan)
+    environment = {
+        "environment/Dockerfile": _fill(
+            "Dockerfile.j2", context | {"image": image, "base_image": _base(image), "image_variables": variables}
+        ),
+        "environment/requirements.lock": (TEMPLATES / "locks" / image["lock"]).read_text(encoding="utf-8"),
+    }
+    version = content_hash({path: _sha256(text) for path, text in environment.items()})
+    context |= {
+        "environment_version": version,
+        "environment_reference": f"azureml:{context['environment_name']}:{version}",
+    }
+    files = environment | {path: _fill(template, context) for path, template in _TEXTS.items()}
+    if model_version:
+        files["model.yml"] = _fill("model.yml.j2", context)
+    files["code/deployment.json"] = as_json(deployment_settings(spec, plan, model_id))
+    files["requests/sample.json"] = as_json(schema["sample"])
+    for name, document in openapi.documents(schema, title=spec.name, model=model_id).items():
+        files[f"code/{name}"] = as_json(document)
+    return dict(sorted(files.items()))
+
+
+def content_hash(hashes: Mapping[str, str]) -> str:
+    """First 12 hex digits over {path: SHA-256}: an asset version that changes when, and only when, the content does."""
+    return bundle_digest(dict(hashes))[:12]
+
+
+def deployment_settings(spec: Spec, plan: Plan, model_id: str) -> dict[str, Any]:
+    """What code/deployment.json says; `scoring.config.Deployment` reads it."""
+    return {
+        "schema": 1,
+        "name": spec.name,
+        "task": plan.task,
+        "task_options": plan.task_options,
+        "model": {
+            "id": model_id,
+            "revision": plan.profile.revision,
+            "architecture": plan.profile.architecture,
+            "family": plan.profile.family,
+        },
+        "dtype": plan.dtype,
+        "allow_pickle": spec.allow_pickle,
+        "instance_type": plan.instance_type,
+        "limits": {
+            "max_batch_tokens": plan.max_batch_tokens,
+            "max_batch_size": plan.max_batch_size,
+            "queue_size": plan.queue_size,
+            "max_payload_bytes": plan.max_payload_bytes,
+            "request_timeout_s": plan.request_timeout_ms / 1000,
+            "context_length": plan.context_length,
+        },
+    }
+
+
+def server_settings(plan: Plan) -> dict[str, str]:
+    """Environment variables of the inference server: one worker, a thread per request in flight and per probe."""
+    threads = plan.max_concurrent_requests + PROBE_THREADS
+    return {
+        "GUNICORN_CMD_ARGS": f"--worker-class gthread --threads {threads}",
+        "WORKER_COUNT": "1",
+        "WORKER_TIMEOUT": str(WORKER_TIMEOUT_S),
+    }
+
+
+@cache
+def images() -> dict[str, Any]:
+    """Base images by device line, as templates/images.json records them."""
+    data: dict[str, Any] = json.loads((TEMPLATES / "images.json").read_text(encoding="utf-8"))
+    return data
+
+
+def as_json(value: Any) -> str:
+    """JSON for a file: indented, keys in the order given, text as it is."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def _context(
+    spec: Spec, plan: Plan, schema: Mapping[str, Any], model_id: str, model_version: str | None
+) -> dict[str, Any]:
+    model_name = f"{spec.name}-model"
+    return {
+        "name": spec.name,
+        "deployment": spec.name.lower(),  # Azure lower-cases deployment names without saying so
+        "title": f"{plan.task} with {model_id}.",
+        "task": plan.task,
+        "summary": schema["summary"],
+        "sample": json.dumps(schema["sample"], indent=2, ensure_ascii=False),
+        "plan": plan,
+        "auth_mode": spec.auth_mode,
+        "instance_count": spec.instance_count,
+        "server": server_settings(plan),
+        "probes": {"liveness_probe": plan.liveness, "readiness_probe": plan.readiness},
+        "model_id": model_id,
+        "model_name": model_name,
+        "model_version": model_version,
+        "model_reference": f"azureml:{model_name}:{model_version}" if model_version else spec.model,
+        "environment_name": f"{spec.name}-env",
+    }
+
+
+def _gpu_variables(plan: Plan) -> dict[str, str]:
+    """What DeepSpeed compiles its operators for: the architecture of the plan's GPU."""
+    gpu = find_sku(plan.instance_type).gpu
+    return {"TORCH_CUDA_ARCH_LIST": f"{gpu.compute_capability:.1f}"} if gpu and plan.device == "cuda" else {}
+
+
+def _base(image: Mapping[str, Any]) -> str:
+    digest = image["digest"]
+    return f"{image['image']}@{digest}" if digest else str(image["image"])
+
+
+def _fill(template: str, context: Mapping[str, Any]) -> str:
+    return _environment().get_template(template).render(context)
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,  # noqa: S701  (YAML, shell and Python, not HTML: each has its own filter)
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        yaml=_yaml, docker=_docker, docstring=_docstring, cell=_cell, gib=_gib, millions=_millions
+    )
+    return environment
+
+
+def _yaml(value: str | int | float | bool) -> str:
+    """One YAML scalar; a string is always quoted, so that no version or name turns into a number."""
+    if not isinstance(value, str):
+        return json.dumps(value)
+    return yaml.dump(value, default_style='"', allow_unicode=True, width=float("inf")).rstrip("\n")
+
+
+def _docker(value: str) -> str:
+    """A quoted value of a Dockerfile's ENV, in which nothing is expanded."""
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$")
+    return f'"{escaped}"'
+
+
+def _docstring(value: str) -> str:
+    """Text inside a triple-quoted string."""
+    return value.replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
+
+
+def _cell(value: str) -> str:
+    """Text inside a Markdown table."""
+    return " ".join(value.split()).replace("|", "\\|")
+
+
+def _gib(value: int) -> str:
+    return f"{value / 2**30:.2f}"
+
+
+def _millions(value: int) -> str:
+    return f"{value / 1e6:,.1f}"
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
