@@ -14,13 +14,15 @@
     │   ├── PickleRefused
     │   ├── TaskUnsupported
     │   └── DoesNotFit
-    ├── BundleError             exit 3   the folder is not a bundle, or not as generated
+    ├── BundleError             exit 3   the folder is not a bundle, not as generated, or was not written
     │   ├── NotABundle
     │   ├── BundleExists
-    │   └── BundleEdited
+    │   ├── BundleEdited
+    │   └── NotWritten
     └── RunnerError             exit 4   a host did not start or went away
         ├── PortInUse
         ├── RunnerFailed
+        ├── ModelNotServed      404  the runner serves a model of another name
         └── UnknownDeployment
 
 Exit codes: 0 done · 1 findings, or a verdict that says no · 2 usage or spec · 3 model or bundle · 4 host.
@@ -102,6 +104,10 @@ class BundleEdited(BundleError):
     code = "bundle_edited"
 
 
+class NotWritten(BundleError):
+    code = "not_written"
+
+
 class RunnerError(MiiAzureError):
     code = "runner_error"
     http_status = 503
@@ -115,6 +121,12 @@ class PortInUse(RunnerError):
 
 class RunnerFailed(RunnerError):
     code = "runner_failed"
+
+
+class ModelNotServed(RunnerError):
+    code = "model_not_served"
+    http_status = 404
+    grpc_status = "NOT_FOUND"
 
 
 class UnknownDeployment(RunnerError):
