@@ -1,9 +1,10 @@
+# Everything a newcomer needs: `make demo` and `make test` work from a fresh clone.
 PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/.installed
 TORCH := $(shell sed -n 's/^torch==//p' templates/locks/scoring.in)
 
-.PHONY: demo test lint lock docs golden bench clean
+.PHONY: demo test lint unit bench docs golden lock protos clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -13,3 +14,33 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
+demo: $(STAMP)  ## one real model: fetch, generate, serve, ask, prove parity
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash tools/demo.sh
+
+test: lint unit  ## everything CI runs
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit: $(STAMP)
+	$(BIN)/pytest -n 2 --dist worksteal
+
+bench: $(STAMP)  ## what gRPC, HTTP and azmlinfsrv add over in-process
+	$(BIN)/python -m benchmarks.hosts
+
+docs: $(STAMP)  ## regenerate docs/cli.md from the command line
+	$(BIN)/python -m tools.docs
+
+golden: $(STAMP)  ## regenerate the golden bundles; refuses a dirty tree
+	MII_AZURE_UPDATE_GOLDEN=1 $(BIN)/pytest -q tests/write -k golden
+
+lock: $(STAMP)  ## resolve the locks again; needs uv
+	PATH="$(CURDIR)/$(BIN):$$PATH" tools/lock.sh
+
+protos: $(STAMP)  ## regenerate the gRPC messages
+	PATH="$(CURDIR)/$(BIN):$$PATH" tools/protos.sh
+
+clean:
+	rm -rf .venv .cache build *.egg-info

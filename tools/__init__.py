@@ -1,1 +1,0 @@
-"""What the repository itself needs: locks and packaged models. Not installed."""

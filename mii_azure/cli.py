@@ -1,0 +1,238 @@
+"""The command line: one thin function per verb; every flag has an environment twin, MII_AZURE_<FLAG>."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from mii_azure.errors import MiiAzureError
+
+app = typer.Typer(
+    name="mii-azure",
+    help="From a model and a task to a folder that Azure ML deploys as it stands, served and proven locally.",
+    epilog="Exit codes: 0 done, 1 findings or a verdict that says no, 2 usage, 3 model or bundle, 4 host.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+)
+out = Console()
+err = Console(stderr=True)
+
+
+def _flag(name: str, text: str) -> Any:
+    return typer.Option(f"--{name}", envvar=f"MII_AZURE_{name.upper().replace('-', '_')}", help=text)
+
+
+Task = Annotated[str, _flag("task", "What the endpoint does, e.g. question-answering.")]
+Model = Annotated[str, _flag("model", "A folder, a Hugging Face hub id, or an azureml: reference.")]
+InstanceType = Annotated[str | None, _flag("instance-type", "Azure instance type; the plan chooses one when absent.")]
+Revision = Annotated[str | None, _flag("revision", "Hub commit, branch or tag; pinned to a commit.")]
+DType = Annotated[str, _flag("dtype", "auto, float32, float16 or bfloat16.")]
+AllowPickle = Annotated[bool, _flag("allow-pickle", "Accept weights that exist only as pickle files.")]
+InstanceCount = Annotated[int, _flag("instance-count", "Instances of the deployment, 1 to 50.")]
+AsJson = Annotated[bool, _flag("json", "Print JSON instead of tables.")]
+Bundle = Annotated[Path, typer.Argument(envvar="MII_AZURE_BUNDLE", help="A generated folder.")]
+Targets = Annotated[str, _flag("targets", "Comma-separated: in-process, grpc, http, azmlinfsrv.")]
+
+ALL_TARGETS = "in-process,grpc,http,azmlinfsrv"
+
+
+@app.command()
+def plan(
+    task: Task,
+    model: Model,
+    instance_type: InstanceType = None,
+    revision: Revision = None,
+    dtype: DType = "auto",
+    instance_count: InstanceCount = 1,
+    allow_pickle: AllowPickle = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether a model fits, where, and with which settings, before anything starts. Downloads no weights."""
+    from mii_azure.planning import plan as make
+    from mii_azure.report import show_plan
+
+    made = make(
+        task=task,
+        model=model,
+        instance_type=instance_type,
+        revision=revision,
+        dtype=dtype,
+        instance_count=instance_count,
+        allow_pickle=allow_pickle,
+    )
+    _print_json(made) if as_json else show_plan(out, made)
+
+
+@app.command()
+def generate(
+    task: Task,
+    model: Model,
+    name: Annotated[str, _flag("name", "Name of endpoint and deployment: 3 to 32 letters, digits and hyphens.")],
+    instance_type: InstanceType = None,
+    output: Annotated[Path | None, _flag("output", "Folder to write; ./NAME when absent.")] = None,
+    revision: Revision = None,
+    auth_mode: Annotated[str, _flag("auth-mode", "key, aml_token or aad_token.")] = "key",
+    dtype: DType = "auto",
+    instance_count: InstanceCount = 1,
+    allow_pickle: AllowPickle = False,
+    force: Annotated[bool, _flag("force", "Replace an existing bundle.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write the folder that Azure ML deploys: environment, scoring script, endpoint and deployment."""
+    from mii_azure.generation import generate as write
+    from mii_azure.manifest import load_manifest
+    from mii_azure.progress import copying
+
+    with copying(err, enabled=not as_json) as progress:
+        folder = write(
+            task=task,
+            model=model,
+            deployment_name=name,
+            instance_type=instance_type,
+            output=output,
+            revision=revision,
+            auth_mode=auth_mode,
+            dtype=dtype,
+            instance_count=instance_count,
+            allow_pickle=allow_pickle,
+            force=force,
+            progress=progress,
+        )
+    manifest = load_manifest(folder)
+    if as_json:
+        _print_json({"bundle": str(folder), "hash": manifest["bundle"], "files": len(manifest["files"])})
+        return
+    out.print(f"wrote {folder} ({len(manifest['files'])} files, bundle {manifest['bundle'][:12]})", highlight=False)
+    out.print(f"next: mii-azure serve {folder}    or    {folder}/deploy.sh --dry-run", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def check(bundle: Bundle, as_json: AsJson = False) -> None:
+    """Find what would stop a bundle from deploying. Exit 1 on an error finding."""
+    from mii_azure.checks import check as find
+    from mii_azure.report import show_findings
+
+    findings = find(bundle)
+    _print_json([finding.model_dump() for finding in findings]) if as_json else show_findings(out, findings)
+    if any(finding.severity == "error" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def serve(
+    bundle: Bundle,
+    host: Annotated[str, _flag("host", "Address to listen on.")] = "127.0.0.1",
+    grpc_port: Annotated[int, _flag("grpc-port", "Port of gRPC; 0 picks a free one.")] = 50051,
+    http_port: Annotated[int, _flag("http-port", "Port of HTTP; 0 picks a free one.")] = 5001,
+) -> None:
+    """Serve a bundle on this machine over gRPC and HTTP until SIGTERM or Ctrl-C."""
+    import os
+
+    command = [sys.executable, "-m", "local_runner", str(bundle), "--host", host]
+    # The runner replaces this process: the bundle's own scoring package must be the only one ever imported there.
+    command += ["--grpc-port", str(grpc_port), "--http-port", str(http_port)]
+    os.execv(sys.executable, command)  # noqa: S606
+
+
+@app.command()
+def query(
+    target: Annotated[
+        str, typer.Argument(help="A bundle, the HOST:PORT of a gRPC server, or a local deployment's name.")
+    ],
+    request: Annotated[str, typer.Argument(help="The request as JSON, or - to read it from standard input.")],
+    stream: Annotated[bool, _flag("stream", "Print text as it is generated.")] = False,
+    timeout: Annotated[float, _flag("timeout", "Deadline in seconds.")] = 120.0,
+) -> None:
+    """Send one request and print the answer."""
+    from mii_azure.querying import query as send
+
+    payload = _read_request(request)
+    for piece in send(target, payload, stream=stream, timeout=timeout):
+        if isinstance(piece, str):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+        else:
+            sys.stdout.write(json.dumps(piece, ensure_ascii=False, indent=2) + "\n")
+
+
+@app.command()
+def parity(
+    bundle: Bundle,
+    targets: Targets = ALL_TARGETS,
+    requests: Annotated[
+        Path | None, _flag("requests", "File of request bodies, one per line, instead of our own.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prove that hosts answer alike: same requests, graded replies. Exit 0 only when every target agrees."""
+    from mii_azure.report import show_verdict
+    from mii_azure.verdict import parity as compare
+
+    with _status(as_json) as status:
+        verdict = compare(bundle, targets=_split(targets), requests=requests, on_progress=status)
+    _print_json(verdict) if as_json else show_verdict(out, verdict)
+    if not verdict.agree:
+        raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    bundle: Bundle,
+    targets: Targets = ALL_TARGETS,
+    requests: Annotated[int, _flag("requests", "Requests per target.")] = 100,
+    clients: Annotated[int, _flag("clients", "Concurrent clients for the throughput column.")] = 8,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what each host adds: percentiles and requests per second, side by side."""
+    from mii_azure.benchmark import bench as measure
+    from mii_azure.report import show_bench
+
+    with _status(as_json) as status:
+        report = measure(bundle, targets=_split(targets), requests=requests, clients=clients, on_progress=status)
+    _print_json(report) if as_json else show_bench(out, report)
+
+
+def _read_request(request: str) -> Any:
+    from mii_azure.errors import SpecError
+
+    text = sys.stdin.read() if request == "-" else request
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise SpecError(f"The request is not JSON: {error}.", 'It looks like \'{"inputs": "..."}\'.') from None
+
+
+def _split(targets: str) -> list[str]:
+    return [name.strip() for name in targets.split(",") if name.strip()]
+
+
+def _status(quiet: bool) -> Any:
+    from mii_azure.progress import status
+
+    return status(err, enabled=not quiet)
+
+
+def _print_json(value: Any) -> None:
+    plain = value.model_dump(mode="json") if hasattr(value, "model_dump") else value
+    sys.stdout.write(json.dumps(plain, ensure_ascii=False, indent=2) + "\n")
+
+
+def main() -> None:
+    """Run the command line; errors of the interface become one line and an exit code, never a traceback."""
+    try:
+        app()
+    except MiiAzureError as error:
+        err.print(f"[red]error[/] [{error.code}]: {error}", markup=True, highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        err.print("interrupted")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

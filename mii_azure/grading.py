@@ -1,0 +1,93 @@
+"""Compares two replies, and two environments."""
+
+import json
+import math
+from typing import Any, Literal
+
+Grade = Literal["bytes", "values", "scores", "different"]
+
+#: Scores of one model on one machine in fp32 differ by less; half precision and other devices by more.
+TOLERANCES = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 2e-2}
+
+
+def grade(reference: tuple[int, bytes], other: tuple[int, bytes], tolerance: float) -> tuple[Grade, str]:
+    """Grade a reply against the reference; returns (grade, what differs).
+
+    bytes: identical. values: same status, same texts, labels and structure, every number within `tolerance`
+    (absolute and relative). scores: texts and labels agree, a number does not. different: anything else.
+    """
+    if reference == other:
+        return "bytes", ""
+    if reference[0] != other[0]:
+        return "different", f"status {reference[0]} against {other[0]}"
+    try:
+        left, right = json.loads(reference[1]), json.loads(other[1])
+    except ValueError:
+        return "different", "the bodies differ and are not JSON"
+    worst = _Worst(tolerance)
+    place = _walk(left, right, "$", worst)
+    if place:
+        return "different", place
+    if worst.gap > 0:
+        return "scores", f"{worst.place} is off by {worst.error:.2e}, more than {tolerance:g}"
+    return "values", ""
+
+
+class _Worst:
+    def __init__(self, tolerance: float) -> None:
+        self.tolerance = tolerance
+        self.gap = 0.0
+        self.error = 0.0
+        self.place = ""
+
+    def note(self, left: float, right: float, place: str) -> None:
+        error = abs(left - right)
+        gap = error - self.tolerance * max(1.0, abs(left))
+        if math.isfinite(gap) and gap > self.gap:
+            self.gap, self.error, self.place = gap, error, place
+
+
+def _walk(left: Any, right: Any, place: str, worst: _Worst) -> str:
+    """Return the first place where texts, labels or structure differ, or an empty string."""
+    if isinstance(left, float) and isinstance(right, int | float) and not isinstance(right, bool):
+        worst.note(left, float(right), place)
+        return ""
+    if type(left) is not type(right):
+        return f"{place} is {_brief(left)} against {_brief(right)}"
+    if isinstance(left, dict):
+        if left.keys() != right.keys():
+            return f"{place} has the fields {sorted(left)} against {sorted(right)}"
+        return next(filter(None, (_walk(left[k], right[k], f"{place}.{k}", worst) for k in left)), "")
+    if isinstance(left, list):
+        if len(left) != len(right):
+            return f"{place} has {len(left)} entries against {len(right)}"
+        return next(
+            filter(
+                None, (_walk(a, b, f"{place}[{i}]", worst) for i, (a, b) in enumerate(zip(left, right, strict=True)))
+            ),
+            "",
+        )
+    return "" if left == right else f"{place} is {_brief(left)} against {_brief(right)}"
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+#: What may explain a difference, most likely first.
+EXPLANATIONS = ("versions", "dtype", "device", "attention", "threads", "omp_num_threads", "architecture", "revision")
+
+
+def environment_difference(reference: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """What differs between two targets' metadata, the likeliest explanation first."""
+    found = []
+    for field in EXPLANATIONS:
+        left, right = reference.get(field), other.get(field)
+        if isinstance(left, dict) and isinstance(right, dict):
+            found += [
+                f"{k} {left.get(k)} against {right.get(k)}" for k in {**left, **right} if left.get(k) != right.get(k)
+            ]
+        elif left != right:
+            found.append(f"{field} {left} against {right}")
+    return found

@@ -1,0 +1,110 @@
+"""What people read in the terminal: plans, findings, verdicts and benchmarks as tables."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_COLOURS = {
+    "error": "red",
+    "warning": "yellow",
+    "info": "cyan",
+    "bytes": "green",
+    "values": "green",
+    "scores": "yellow",
+    "different": "red",
+}
+
+
+def _coloured(word: str) -> Text:
+    return Text(word, style=_COLOURS.get(word, ""))
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def show_plan(console: Console, plan: Any) -> None:
+    """The plan's headline, memory budget and decisions."""
+    profile = plan.profile
+    console.print(
+        f"[bold]{profile.model}[/] for {plan.task}: {profile.architecture}, "
+        f"{profile.parameters / 1e6:,.1f} M parameters, {size(profile.weight_bytes)} of weights, "
+        f"context {plan.context_length:,} tokens",
+        highlight=False,
+    )
+    table = _table("what", "chosen", "why")
+    for decision in plan.decisions:
+        table.add_row(decision.what, decision.value, decision.reason)
+    console.print(table)
+    memory = plan.memory
+    console.print(
+        f"memory: weights {size(memory.weights)} + KV cache {size(memory.kv_cache)} + activations "
+        f"{size(memory.activations)} + runtime {size(memory.context)} = {size(memory.needed)} of "
+        f"{size(memory.available)} on {plan.instance_type}",
+        highlight=False,
+    )
+
+
+def show_findings(console: Console, findings: Iterable[Any]) -> None:
+    """One line per finding with its remedy, or that there is none."""
+    found = list(findings)
+    if not found:
+        console.print("no findings")
+        return
+    table = _table("id", "severity", "where", "finding", "remedy")
+    for entry in found:
+        place = f"{entry.file}:{entry.line}" if entry.line else entry.file
+        table.add_row(entry.id, _coloured(entry.severity), place, entry.message, entry.remedy)
+    console.print(table)
+
+
+def show_verdict(console: Console, verdict: Any) -> None:
+    """Grades per target, each disagreement, and what in the environment may explain it."""
+    table = _table("target", "bytes", "values", "scores", "different", "environment against " + verdict.reference)
+    table.add_row(verdict.reference, *[""] * 4, "the reference")
+    for target in verdict.targets[1:]:
+        counts = verdict.counts[target]
+        numbers = [str(counts.get(grade, 0) or "") for grade in ("bytes", "values", "scores", "different")]
+        table.add_row(target, *numbers, "; ".join(verdict.environment[target]) or "the same")
+    console.print(table)
+    for entry in verdict.comparisons:
+        if entry.grade in ("scores", "different"):
+            cause = verdict.environment[entry.target][:1] or ["no difference in the environment explains it"]
+            console.print(f"[red]{entry.target}[/], {entry.request}: {entry.difference} ({cause[0]})", highlight=False)
+    targets = ", ".join(verdict.targets)
+    if verdict.agree:
+        console.print(f"[bold green]agree[/]: {targets} answered {verdict.requests} requests alike", highlight=False)
+    else:
+        console.print(f"[bold red]disagree[/]: {targets} over {verdict.requests} requests", highlight=False)
+
+
+def show_bench(console: Console, report: Any) -> None:
+    """Latency percentiles at one client and throughput at several, side by side."""
+    table = _table("target", "p50 ms", "p90 ms", "p99 ms", "added p50 ms", f"requests/s, {report.clients} clients")
+    for row in report.rows:
+        added = "" if row.added_p50_ms is None else f"{row.added_p50_ms:.2f}"
+        table.add_row(
+            row.target,
+            f"{row.p50_ms:.2f}",
+            f"{row.p90_ms:.2f}",
+            f"{row.p99_ms:.2f}",
+            added,
+            f"{row.requests_per_s:,.0f}",
+        )
+    console.print(table)
+
+
+def size(count: int) -> str:
+    """Bytes for people, in binary units."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
