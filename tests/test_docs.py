@@ -1,0 +1,81 @@
+"""What the documents say is what happens."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_models import tiny_model
+from tools.docs import PAGE, render
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+#: The folders that the README's examples name, as tiny models of the right kind.
+MODELS = {
+    "qa": ("bert", "question-answering"),
+    "gpt2": ("gpt2", "text-generation"),
+    "chat": ("llama", "conversational"),
+    "sentiment": ("roberta", "text-classification"),
+    "ner": ("bert", "token-classification"),
+    "mlm": ("bert", "fill-mask"),
+    "minilm": ("bert", "feature-extraction"),
+    "t5": ("t5", "translation"),
+}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    root = tmp_path_factory.mktemp("readme")
+    for name, (family, task) in MODELS.items():
+        tiny_model(family, task, root / "models" / name)
+    yield root
+
+
+def run(command: list[str], folder: Path) -> str:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "MII_AZURE_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("number", range(len(blocks("bash"))))
+def test_readme_commands_run(number: int, folder: Path) -> None:
+    output = run(["bash", "-euo", "pipefail", "-c", blocks("bash")[number]], folder)
+    if number == 0:
+        assert "agree: in-process, grpc, azmlinfsrv" in output
+        assert "az ml online-endpoint create" in output
+
+
+@pytest.mark.parametrize("number", range(len(blocks("python"))))
+def test_readme_python_runs(number: int, folder: Path) -> None:
+    code = blocks("python")[number] + "\nprint(answer)\n"
+    assert "'answer'" in run([sys.executable, "-c", code], folder)
+
+
+def test_cli_reference_is_current() -> None:
+    assert PAGE.read_text(encoding="utf-8") == render(), "run `make docs`"
+
+
+def test_benchmark_table_is_generated_from_its_results() -> None:
+    import json
+
+    from benchmarks.hosts import BEGIN, END, RESULT, table
+
+    shown = README.split(BEGIN)[1].split(END)[0].strip()
+    assert shown == table(json.loads(RESULT.read_text(encoding="utf-8")))
+
+
+def test_design_names_files_that_exist() -> None:
+    text = (ROOT / "DESIGN.md").read_text(encoding="utf-8")
+    for path in re.findall(r"`((?:mii_azure|scoring|templates|local_runner)/[\w./*]+)`", text):
+        assert list(ROOT.glob(path)), path
