@@ -12,7 +12,7 @@ import yaml
 
 from local_runner.manifest import bundle_digest
 from mii_azure import openapi
-from mii_azure.plan import Plan
+from mii_azure.planning import Plan
 from mii_azure.skus import find_sku
 from mii_azure.spec import Spec
 

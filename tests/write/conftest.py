@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mii_azure.bundle import write
-from mii_azure.plan import Decision, Memory, Plan, Probe
+from mii_azure.planning import Decision, Memory, Plan, Probe
 from mii_azure.profile import Profile
 from mii_azure.render import content_hash, render
 from mii_azure.spec import Spec

@@ -1,0 +1,158 @@
+"""The reasons of a plan, in sentences."""
+
+from pydantic import BaseModel, ConfigDict
+
+from mii_azure import limits, sizing
+from mii_azure.families import Options
+from mii_azure.limits import GB
+from mii_azure.profile import Profile
+from mii_azure.sizing import Fit, Work
+from mii_azure.skus import Sku
+from mii_azure.spec import Spec
+from mii_azure.timing import Start
+
+
+class Decision(BaseModel):
+    """One choice with its reason."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    what: str  # e.g. "precision", "instance type", "readiness probe"
+    value: str
+    reason: str
+
+
+SOURCES = {
+    "folder": "config.json and safetensors headers of the folder",
+    "hub": "config.json and safetensors headers read from the hub",
+    "recorded": "facts recorded by hand, since the hub could not be asked",
+    "reference": "the reference is not opened, so nothing about the model was checked",
+}
+
+
+def of_model(work: Work, options: Options) -> list[Decision]:
+    """What the model is and how its task is set."""
+    facts = work.profile
+    size = f"{facts.parameters / 1e6:,.1f} M parameters" if facts.known else facts.model
+    decisions = [Decision(what="model", value=size, reason=f"From {SOURCES[facts.source]}.")]
+    if facts.known and not work.family.tested:
+        reason = "Facts were read under their usual names; this family is not among those tested here."
+        decisions.append(Decision(what="family", value=facts.family or "unknown", reason=reason))
+    if options:
+        value = ", ".join(f"{key} {str(value).lower()}" for key, value in options.items())
+        decisions.append(Decision(what="task options", value=value, reason="The model's own, or the task's default."))
+    return decisions
+
+
+def of_place(spec: Spec, work: Work, placed: Fit) -> list[Decision]:
+    """Where the model runs, in which precision, and what it takes there."""
+    sku, memory = placed.sku, placed.memory
+    decisions = [
+        Decision(what="instance type", value=sku.name, reason=_why_sku(spec, work, placed)),
+        Decision(
+            what="precision", value=placed.dtype, reason=placed.dtype_reason[:1].upper() + placed.dtype_reason[1:] + "."
+        ),
+        Decision(what="image", value="cuda13" if sku.gpu else "cpu", reason=_why_image(sku)),
+    ]
+    if not work.profile.known:
+        return decisions
+    parts = f"weights {memory.weights / GB:.2f}, keys and values {memory.kv_cache / GB:.2f}"
+    parts += f", activations {memory.activations / GB:.2f}, context {memory.context / GB:.2f}"
+    share = "each GPU" if placed.gpus > 1 else "the GPU" if sku.gpu else "memory"
+    decisions.append(
+        Decision(
+            what="memory",
+            value=f"{memory.needed / GB:.2f} of {memory.available / GB:.2f} GB",
+            reason=f"On {share}, in GB: {parts}.",
+        )
+    )
+    if placed.gpus > 1:
+        reason = "No single GPU holds it. Slicing comes with the work on the loader; until then it is not served."
+        decisions.append(Decision(what="tensor parallel", value=str(placed.gpus), reason=reason))
+    return decisions
+
+
+def _why_sku(spec: Spec, work: Work, placed: Fit) -> str:
+    sku = placed.sku
+    what = f"{sku.cores} cores, {sku.ram_gb:g} GB"
+    if sku.gpu:
+        what = f"{sku.gpus:g} x {sku.gpu.name}, {what}"
+    if spec.instance_type:
+        shared = " It is a share of a GPU, which others use too." if sku.gpu and not sku.whole_gpus else ""
+        return f"Asked for; {what}.{shared}"
+    if sku.gpu is None:
+        limit = limits.CPU_ENCODER_PARAMETERS // 1_000_000
+        return f"Encoder below {limit} M parameters: fewest cores that hold it with headroom; {what}."
+    if placed.gpus > 1:
+        return f"Least GPU memory that holds it in slices; {what}."
+    kind = work.profile.kind
+    return f"{kind.capitalize()}: the smallest GPU that holds it, then fewest cores; {what}."
+
+
+def _why_image(sku: Sku) -> str:
+    if sku.gpu is None:
+        return "No GPU."
+    return f"{sku.gpu.name} has compute capability {sku.gpu.compute_capability}; torch's CUDA 13 builds start at 7.5."
+
+
+def of_serving(facts: Profile, placed: Fit, batch: int) -> list[Decision]:
+    """Batches, context, concurrency and payload."""
+    served = min(facts.context_length, placed.tokens)
+    short = served < facts.context_length
+    context = f"Memory does not hold the model's {facts.context_length} tokens." if short else "The model's own."
+    factor = limits.IN_FLIGHT_FACTOR
+    decisions = [
+        Decision(
+            what="batch",
+            value=f"{batch} rows, {placed.tokens} tokens",
+            reason=f"The largest that memory holds, at most {limits.MAX_BATCH_TOKENS[sizing.device_of(placed.sku)]}"
+            " tokens or one request of full length.",
+        ),
+        Decision(
+            what="concurrency",
+            value=f"{batch} requests per instance",
+            reason=f"One full batch; Azure answers 429 past {factor} times that.",
+        ),
+        Decision(
+            what="payload",
+            value=f"{limits.ENDPOINT_BYTES_PER_S / 1e6:g} MB",
+            reason="What an Azure endpoint's bandwidth carries in a second.",
+        ),
+    ]
+    if facts.known:
+        decisions.insert(0, Decision(what="context length", value=f"{served} tokens", reason=context))
+    return decisions
+
+
+def of_time(facts: Profile, begun: Start, seconds: float, timeout_ms: int) -> list[Decision]:
+    """Probes and the request timeout."""
+    cap = limits.MAX_REQUEST_TIMEOUT_MS
+    answer = "" if facts.kind == "encoder" else f" with {limits.NEW_TOKENS} new tokens each"
+    reason = f"Three full batches{answer}, at {limits.EFFICIENCY:.0%} of the hardware's floor: {3 * seconds:.1f} s."
+    if 3000 * seconds > cap:
+        reason += f" Azure's cap is {cap // 1000} s: send shorter requests, or take a faster instance type."
+    rate = limits.LOAD_BYTES_PER_S // 1_000_000
+    started = f"Start predicted at {begun.seconds} s: imports and warm-up, then weights at {rate} MB/s"
+    alive = begun.liveness.initial_delay + begun.liveness.failure_threshold * begun.liveness.period
+    return [
+        Decision(what="request timeout", value=f"{timeout_ms // 1000} s", reason=reason),
+        Decision(
+            what="liveness probe",
+            value=f"after {begun.liveness.initial_delay} s, {begun.liveness.failure_threshold} failures",
+            reason=f"{started}; a start of {alive} s is no failure yet.",
+        ),
+        Decision(
+            what="readiness probe",
+            value=f"after {begun.readiness.initial_delay} s, {begun.readiness.failure_threshold} failures",
+            reason="Early and often, so that a fast start takes traffic at once.",
+        ),
+    ]
+
+
+def of_quota(spec: Spec, sku: Sku, cores: int) -> Decision:
+    """Cores of quota and the family they come from."""
+    n = spec.instance_count
+    rule = f"{n} x {sku.cores} cores; this family skips Azure's 20 % reserve for upgrades."
+    if not sku.skip_20_percent:
+        rule = f"ceil(1.2 x {n}) x {sku.cores} cores: Azure reserves 20 % for upgrades."
+    return Decision(what="quota", value=f"{cores} cores of {sku.quota_family}", reason=rule)

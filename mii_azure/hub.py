@@ -1,0 +1,178 @@
+"""The Hugging Face hub: facts by range requests, and downloads of what a bundle needs.
+
+The token is the hub client's own business (HF_TOKEN or its login); it is never read or printed here.
+"""
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mii_azure import seed_models
+from mii_azure.errors import ConfigMissing, PickleRefused, UnknownModel, WeightsCorrupt, WeightsMissing
+from mii_azure.headers import Tensor
+from mii_azure.weights import (
+    INDEX,
+    SETTINGS,
+    WEIGHTS,
+    Model,
+    bundle_files,
+    is_pickle,
+    read_settings,
+    refuse_quantised,
+    weigh,
+)
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import ModelInfo
+
+
+def read(model: str, revision: str | None, allow_pickle: bool, near_folder: str = "") -> Model:
+    """Read config.json and the weights' headers of a hub model, pinned to a commit; no weights are downloaded.
+
+    Without a network the facts recorded for the seed's models stand in. Raises as `weights.resolve` does.
+    """
+    recorded = seed_models.find(model)
+    try:
+        info = _info(recorded.id if recorded else model, revision, near_folder)
+    except _Unreachable as error:
+        if recorded:
+            return recorded.model()
+        raise _unreachable(model, error) from error
+    return _read(info, allow_pickle)
+
+
+def download(model: str, revision: str | None, folder: Path | None = None, allow_pickle: bool = False) -> Path:
+    """Download what a bundle needs of a hub model, with the hub client's progress bar; return its folder.
+
+    Without `folder` the files go to the hub client's own cache, where a second run finds them.
+    """
+    from huggingface_hub import snapshot_download
+
+    recorded = seed_models.find(model)
+    repo = recorded.id if recorded else model
+    try:
+        info = _info(repo, revision)
+        names = bundle_files(_names(info), allow_pickle)
+        path = snapshot_download(repo, revision=info.sha, allow_patterns=names, local_dir=folder)
+    except _Unreachable as error:
+        raise _unreachable(model, error) from error
+    except OSError as error:
+        raise UnknownModel(
+            f"{model} could not be downloaded: {error}.", "Try again; finished files are kept."
+        ) from error
+    return Path(str(path))
+
+
+class _Unreachable(Exception):
+    """The hub did not answer: no network, a proxy, or HF_HUB_OFFLINE."""
+
+
+def _unreachable(model: str, error: Exception) -> UnknownModel:
+    near = get_close_matches(model, seed_models.names(), n=1, cutoff=0.6)
+    hint = "Check the network and HF_HUB_OFFLINE, or give a folder that holds the model."
+    if near:
+        hint += f" Facts of {near[0]} are recorded here, if you meant that."
+    return UnknownModel(f"The hub cannot be asked about {model}: {error}.", hint)
+
+
+def _info(repo: str, revision: str | None, near_folder: str = "") -> "ModelInfo":
+    """Ask the hub about a repository; raise UnknownModel, telling not found, gated and no such revision apart."""
+    import httpx2  # the hub client's HTTP library
+    from huggingface_hub import errors
+
+    try:
+        return _api().model_info(repo, revision=revision, files_metadata=True)
+    except errors.GatedRepoError as error:
+        raise UnknownModel(
+            f"{repo} is gated: its owner grants access one by one.",
+            "Accept its terms at its page on the hub, then log in (`hf auth login`) or set HF_TOKEN.",
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise UnknownModel(f"{repo} has no revision {revision!r}.", "Leave it out to take main.") from error
+    except errors.RepositoryNotFoundError as error:
+        near = near_folder or next(iter(get_close_matches(repo, seed_models.names(), n=1, cutoff=0.6)), "")
+        hint = f"Did you mean {near}?" if near else "Check the spelling: OWNER/NAME."
+        raise UnknownModel(
+            f"There is no folder {repo}, and no public model of that name on the hub.",
+            f"{hint} If it is private, log in (`hf auth login`) or set HF_TOKEN.",
+        ) from error
+    except errors.HFValidationError as error:
+        raise UnknownModel(f"{repo!r} is neither a folder nor a hub id.", "Hub ids look like OWNER/NAME.") from error
+    except errors.OfflineModeIsEnabled as error:
+        raise _Unreachable("HF_HUB_OFFLINE is set") from error
+    except errors.HfHubHTTPError as error:
+        raise _Unreachable(f"it answered {error.response.status_code}") from error
+    except httpx2.TransportError as error:
+        raise _Unreachable(f"no connection ({type(error).__name__})") from error
+
+
+def _api() -> "HfApi":
+    from huggingface_hub import HfApi
+
+    return HfApi(library_name="mii-azure")
+
+
+def _names(info: "ModelInfo") -> list[str]:
+    return [sibling.rfilename for sibling in info.siblings or []]
+
+
+def _read(info: "ModelInfo", allow_pickle: bool) -> Model:
+    names, repo, commit = _names(info), info.id, str(info.sha)
+    if "config.json" not in names:
+        kind = "a diffusers pipeline" if "model_index.json" in names else "not a transformers model"
+        kind = "an adapter; merge it into its base model first" if "adapter_config.json" in names else kind
+        raise ConfigMissing(f"{repo} has no config.json on the hub.", f"It is {kind}.")
+    config = _small_file(repo, "config.json", commit)
+    refuse_quantised(config)
+    tensors, size = _weights(info, allow_pickle)
+    settings = {name: _small_file(repo, name, commit) for name in SETTINGS if name in names}
+    return Model(repo, "hub", config, weigh(config, tensors, size), revision=commit, settings=settings)
+
+
+def _small_file(repo: str, name: str, commit: str) -> Any:
+    return read_settings(Path(_api().hf_hub_download(repo, name, revision=commit)))
+
+
+def _weights(info: "ModelInfo", allow_pickle: bool) -> tuple[list[Tensor], int]:
+    """The tensors of the weight files that transformers would load, by range requests, and the files' size."""
+    sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}
+    if WEIGHTS in sizes:
+        files = [WEIGHTS]
+    elif INDEX in sizes:
+        index = _small_file(info.id, INDEX, str(info.sha))
+        files = sorted(set(index.get("weight_map", {}).values()))
+    else:
+        return [], _pickle_bytes(info.id, sizes, allow_pickle)
+    lost = [name for name in files if name not in sizes]
+    if lost or not files:
+        raise WeightsMissing(f"{INDEX} of {info.id} names {lost or 'no files'}, not in it.", "Ask its owner.")
+    tensors = [tensor for name in files for tensor in _header(info, name, sizes[name])]
+    return tensors, sum(sizes[name] for name in files)
+
+
+def _header(info: "ModelInfo", name: str, size: int) -> list[Tensor]:
+    from huggingface_hub.errors import SafetensorsParsingError
+
+    try:
+        header = _api().parse_safetensors_file_metadata(info.id, name, revision=info.sha)
+    except SafetensorsParsingError as error:
+        raise WeightsCorrupt(
+            f"{name} of {info.id} is damaged: {error}.", "Ask its owner, or pin a revision."
+        ) from error
+    end = max((tensor.data_offsets[1] for tensor in header.tensors.values()), default=0)
+    if size and end > size:
+        raise WeightsCorrupt(f"{name} of {info.id} is cut short.", "Ask its owner, or pin another revision.")
+    return [Tensor(key, tensor.dtype, tuple(tensor.shape)) for key, tensor in header.tensors.items()]
+
+
+def _pickle_bytes(repo: str, sizes: dict[str, int], allow_pickle: bool) -> int:
+    pickles = [name for name in sizes if "/" not in name and is_pickle(name)]
+    if not pickles:
+        raise WeightsMissing(f"{repo} has no {WEIGHTS}, {INDEX} or PyTorch weights.", "Use another variant.")
+    if not allow_pickle:
+        raise PickleRefused(
+            f"{repo} has pickle weights only ({pickles[0]}); loading a pickle can run any code it holds.",
+            "Pass --allow-pickle if you trust its author, or a --revision that has safetensors (often refs/pr/1).",
+        )
+    return sum(sizes[name] for name in pickles)

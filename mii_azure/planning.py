@@ -1,0 +1,130 @@
+"""What will be done and why."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from mii_azure import decisions, limits, sizing, timing
+from mii_azure.decisions import Decision
+from mii_azure.errors import DoesNotFit, SpecError
+from mii_azure.families import Options, family_named, find_task
+from mii_azure.profile import Profile, profile, task_check, task_options
+from mii_azure.sizing import Fit, Memory, Work
+from mii_azure.skus import find_sku
+from mii_azure.spec import Spec
+from mii_azure.timing import Probe
+from mii_azure.weights import resolve
+
+__all__ = ["Decision", "Memory", "Plan", "Probe", "make_plan", "plan"]
+
+
+class Plan(BaseModel):
+    """Every setting of a deployment, each derived, each with its reason in `decisions`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: str
+    task_options: Options  # the task's own defaults, e.g. {"pooling": "mean"}
+    profile: Profile
+    instance_type: str
+    quota_family: str  # Azure's name of the family whose core quota the deployment draws on
+    quota_cores: int
+    device: str  # "cpu" or "cuda"
+    image: str  # key of templates/images.json, which is also the lock's name
+    dtype: str
+    tensor_parallel: int  # GPUs that share one copy of the weights; 1 on CPU
+    memory: Memory
+    fits: bool  # False when only tensor slicing, which this version does not serve, could hold the model
+    context_length: int  # tokens of one request, prompt and answer; 0 where the model's config is not known here
+    max_batch_tokens: int
+    max_batch_size: int
+    max_wait_ms: int  # how long the first request of a batch waits for company
+    queue_size: int  # rows that may wait; one more is answered 429
+    max_payload_bytes: int
+    max_concurrent_requests: int
+    request_timeout_ms: int
+    readiness: Probe
+    liveness: Probe
+    decisions: tuple[Decision, ...]
+
+    def require_fit(self) -> None:
+        """Raise DoesNotFit where this version cannot serve what the plan describes."""
+        if not self.fits:
+            raise DoesNotFit(
+                f"{self.profile.model} fits {self.instance_type} only sliced over {self.tensor_parallel} GPUs,"
+                " which comes with the work on the loader.",
+                "Use a smaller model of the family.",
+            )
+
+
+def plan(task: str, model: str, instance_type: str | None = None, name: str = "model", **preferences: Any) -> Plan:
+    """Plan the deployment of a model; `preferences` are the other fields of `Spec`.
+
+    Reads config.json and safetensors headers only. Raises the SpecError and ModelError branches of the error tree.
+    """
+    return plan_spec(Spec(task=task, model=model, name=name, instance_type=instance_type, **preferences))
+
+
+def plan_spec(spec: Spec) -> Plan:
+    """Resolve the spec's model, check that it can do the task, and plan."""
+    task = find_task(spec.task)
+    if spec.instance_type:
+        find_sku(spec.instance_type)
+    found = resolve(spec.model, spec.revision, spec.allow_pickle)
+    facts = profile(found)
+    task_check(facts, task)
+    return make_plan(spec, facts, task_options(found, task))
+
+
+def make_plan(spec: Spec, facts: Profile, options: Options) -> Plan:
+    """Derive every setting from the spec and the model's facts; does no I/O."""
+    work = Work(facts, family_named(facts.family, facts.kind), spec.task)
+    placed = _place(spec, work)
+    sku, device = placed.sku, sizing.device_of(placed.sku)
+    begun = timing.start(facts.weight_bytes, device)
+    seconds = timing.batch_seconds(work, placed)
+    timeout = timing.request_timeout_ms(seconds)
+    batch = limits.MAX_BATCH_SIZE[device]
+    quota = timing.quota_cores(sku.cores, spec.instance_count, sku.skip_20_percent)
+    return Plan(
+        task=spec.task,
+        task_options=options,
+        profile=facts,
+        instance_type=sku.name,
+        quota_family=sku.quota_family,
+        quota_cores=quota,
+        device=device,
+        image="cuda13" if sku.gpu else "cpu",
+        dtype=placed.dtype,
+        tensor_parallel=placed.gpus,
+        memory=placed.memory,
+        fits=placed.gpus == 1,
+        context_length=min(facts.context_length, placed.tokens),
+        max_batch_tokens=placed.tokens,
+        max_batch_size=batch,
+        max_wait_ms=limits.MAX_WAIT_MS,
+        queue_size=limits.QUEUE_ROWS,
+        max_payload_bytes=limits.ENDPOINT_BYTES_PER_S,
+        max_concurrent_requests=batch,
+        request_timeout_ms=timeout,
+        readiness=begun.readiness,
+        liveness=begun.liveness,
+        decisions=(
+            *decisions.of_model(work, options),
+            *decisions.of_place(spec, work, placed),
+            *decisions.of_serving(facts, placed, batch),
+            *decisions.of_time(facts, begun, seconds, timeout),
+            decisions.of_quota(spec, sku, quota),
+        ),
+    )
+
+
+def _place(spec: Spec, work: Work) -> Fit:
+    if spec.instance_type:
+        return sizing.place(work, find_sku(spec.instance_type), spec.dtype)
+    if not work.profile.known:
+        raise SpecError(
+            f"{spec.model} is not opened, so its size is not known and no instance type can be chosen.",
+            "Give --instance-type, or plan with the model's folder or hub id.",
+        )
+    return sizing.choose(work, spec.dtype)

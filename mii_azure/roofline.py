@@ -1,0 +1,47 @@
+"""Floors: the least time that the hardware's ceilings allow. A result faster than its floor is a measurement error.
+
+All times are seconds, sizes bytes, bandwidths bytes per second, peaks FLOP per second.
+"""
+
+
+def kv_bytes_per_token(layers: int, kv_heads: int, head_dim: int, item_bytes: int) -> int:
+    """Keys and values of one token: 2 x layers x kv_heads x head_dim x bytes."""
+    return 2 * layers * kv_heads * head_dim * item_bytes
+
+
+def flops(matmul_parameters: int, layers: int, hidden_size: int, tokens: int, length: int) -> float:
+    """FLOPs of a forward over `tokens` tokens in sequences of `length`: 2 P S + 4 L S^2 d for each sequence.
+
+    The two products of attention (scores, and weights times values) cost 2 S^2 d each per layer.
+    """
+    return 2.0 * matmul_parameters * tokens + 4.0 * layers * tokens * length * hidden_size
+
+
+def forward_floor(weight_bytes: float, work_flops: float, bandwidth: float, peak: float) -> float:
+    """Encoder or prefill: the slower of reading the weights once and doing the arithmetic."""
+    return max(weight_bytes / bandwidth, work_flops / peak)
+
+
+def decode_floor(weight_bytes: float, kv_bytes: float, bandwidth: float, gpus: int = 1) -> float:
+    """One decode step: every weight and every live key and value is read once, split over the GPUs."""
+    return (weight_bytes + kv_bytes) / (bandwidth * gpus)
+
+
+def bandwidth_bound_batch(peak: float, bandwidth: float, item_bytes: int) -> float:
+    """Batch below which decode is bound by bandwidth: peak x bytes per parameter / (2 x bandwidth)."""
+    return peak * item_bytes / (2.0 * bandwidth)
+
+
+def launch_floor(kernels: int, seconds_each: float = 2e-6) -> float:
+    """Time to start `kernels` kernels inside a CUDA graph (about 2 microseconds each)."""
+    return kernels * seconds_each
+
+
+def memory_utilisation(moved_bytes: float, seconds: float, bandwidth: float) -> float:
+    """MBU: bytes moved per second over the bandwidth; above 1 the measurement is wrong."""
+    return moved_bytes / seconds / bandwidth
+
+
+def compute_utilisation(work_flops: float, seconds: float, peak: float) -> float:
+    """MFU: FLOPs per second over the peak; above 1 the measurement is wrong."""
+    return work_flops / seconds / peak

@@ -1,0 +1,53 @@
+"""The models that DeepSpeed-MII was announced with, and facts of them recorded by hand, for planning without a hub."""
+
+from functools import cache
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from mii_azure.headers import Weights
+from mii_azure.profile import DTYPE_BYTES
+from mii_azure.skus import load_data
+from mii_azure.weights import Model
+
+
+class SeedModel(BaseModel):
+    """One recorded model; `config` has config.json's own keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    alias: str  # the announcement's own, e.g. "bert-q&a-m1"; "" where it has none
+    id: str  # on the hub
+    task: str
+    parameters: int
+    dtype: str
+    config: dict[str, Any]
+
+    def model(self) -> Model:
+        """The model as `weights.resolve` returns it, with facts instead of files."""
+        weights = Weights(self.parameters, self.parameters * DTYPE_BYTES[self.dtype], self.dtype)
+        return Model(self.id, "recorded", self.config, weights)
+
+
+@cache
+def all_models() -> tuple[SeedModel, ...]:
+    """Every recorded model, in the announcement's order."""
+    data = load_data("seed_models")
+    models = []
+    for row in data["models"]:
+        shape = data["shapes"][row["shape"]]
+        config = shape["config"] | row.get("config", {}) | {"architectures": [row["architecture"]]}
+        fields = {"parameters": shape["parameters"], "dtype": shape.get("dtype", "float32")}
+        fields |= {key: row[key] for key in ("alias", "id", "task", "parameters", "dtype") if key in row}
+        models.append(SeedModel(config=config, **{"alias": ""} | fields))
+    return tuple(models)
+
+
+def find(name: str) -> SeedModel | None:
+    """The recorded model of that hub id or alias, or None."""
+    return next((model for model in all_models() if name in (model.id, model.alias)), None)
+
+
+def names() -> list[str]:
+    """The hub ids, for nearest-name hints."""
+    return [model.id for model in all_models()]

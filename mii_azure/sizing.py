@@ -1,0 +1,217 @@
+"""Whether a model fits an instance type, in which precision, and which instance type to take."""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+from mii_azure import limits
+from mii_azure.errors import DoesNotFit, NotAvailable
+from mii_azure.families import Family
+from mii_azure.limits import GB
+from mii_azure.profile import DTYPE_BYTES, Profile
+from mii_azure.skus import Sku, all_skus
+
+
+class Memory(BaseModel):
+    """Memory budget in bytes on the device that holds the weights (each of them, when they are sliced)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    weights: int
+    kv_cache: int
+    activations: int
+    context: int  # CUDA context and libraries, or the Python process on CPU
+    available: int
+
+    @property
+    def needed(self) -> int:
+        return self.weights + self.kv_cache + self.activations + self.context
+
+
+class Work(NamedTuple):
+    """What is to be placed: a model, its family, and the task it is for."""
+
+    profile: Profile
+    family: Family
+    task: str
+
+
+class Fit(NamedTuple):
+    """How a model sits on an instance type; `problem` is empty where it fits."""
+
+    sku: Sku
+    dtype: str
+    dtype_reason: str
+    tokens: int  # in one batch, padded
+    memory: Memory
+    gpus: int  # that share one copy of the weights; 1 on CPU
+    problem: str
+
+
+def device_of(sku: Sku) -> str:
+    return "cuda" if sku.gpu else "cpu"
+
+
+def choose_dtype(work: Work, sku: Sku, wanted: str) -> tuple[str, str]:
+    """Return the precision to serve in and the reason; raise NotAvailable for one that the hardware lacks."""
+    if sku.gpu is None:
+        return _cpu_dtype(wanted)
+    modern = sku.gpu.compute_capability >= limits.BF16_COMPUTE_CAPABILITY
+    if wanted == "bfloat16" and not modern:
+        raise NotAvailable(
+            f"The {sku.gpu.name} of {sku.name} has no bfloat16 arithmetic.",
+            "Ask for float16, or for an instance type with an A10, A100 or H100.",
+        )
+    if wanted != "auto":
+        return wanted, "asked for"
+    stored, half = work.profile.dtype, work.family.half
+    if half == "bfloat16":
+        if modern:
+            return half, f"{work.family.name} overflows in float16 and {sku.gpu.name} has bfloat16"
+        return "float32", f"{work.family.name} overflows in float16 and {sku.gpu.name} has no bfloat16"
+    if stored == "bfloat16" and modern:
+        return stored, "as stored"
+    if stored == "float16":
+        return stored, "as stored"
+    why = f"{sku.gpu.name} has no bfloat16" if stored == "bfloat16" else "half the memory and tensor cores"
+    return "float16", f"stored in {stored}; {why}"
+
+
+def _cpu_dtype(wanted: str) -> tuple[str, str]:
+    if wanted == "auto":
+        return "float32", "CPU instance types have no 16-bit arithmetic to gain from"
+    if wanted == "float32":
+        return wanted, "asked for"
+    return wanted, "asked for; saves memory, and is slower than float32 on these CPUs"
+
+
+def fit(work: Work, sku: Sku, wanted: str = "auto", gpus: int = 1) -> Fit:
+    """Budget memory and disk of one instance for the largest batch that fits; see `Fit.problem`."""
+    dtype, reason = choose_dtype(work, sku, wanted)
+    available = _available(sku)
+    context_length = work.profile.context_length
+    least = min(context_length, limits.MIN_CONTEXT)
+    tokens = max(limits.MAX_BATCH_TOKENS[device_of(sku)], context_length)
+    memory = _budget(work, sku, dtype, tokens, available, gpus)
+    while memory.needed > available and tokens > least:
+        tokens = max(tokens // 2, least)
+        memory = _budget(work, sku, dtype, tokens, available, gpus)
+    problem = ""
+    if memory.needed > available:
+        place = f"each {sku.gpu.name}" if sku.gpu else "memory"
+        problem = f"it needs {memory.needed / GB:.1f} GB and {place} has {available / GB:.1f} GB free"
+    return Fit(sku, dtype, reason, tokens, memory, gpus, problem or _disk_problem(work.profile, sku))
+
+
+def _available(sku: Sku) -> int:
+    if sku.gpu:
+        return int(sku.gpu_memory_gb * GB * limits.GPU_USABLE)
+    return max(int(sku.ram_gb * GB) - limits.HOST_BYTES, 0)
+
+
+def _budget(work: Work, sku: Sku, dtype: str, tokens: int, available: int, gpus: int) -> Memory:
+    profile, item = work.profile, DTYPE_BYTES[dtype]
+    kv_per_token = profile.kv_bytes_per_token * item // DTYPE_BYTES[profile.dtype]
+    return Memory(
+        weights=profile.parameters * item // gpus,
+        kv_cache=kv_per_token * tokens // gpus,
+        activations=_activations(work, tokens, item, limits.MAX_BATCH_SIZE[device_of(sku)]) // gpus,
+        context=limits.CUDA_CONTEXT_BYTES if sku.gpu else limits.PROCESS_BYTES,
+        available=available,
+    )
+
+
+def _activations(work: Work, tokens: int, item: int, batch: int) -> int:
+    """Bytes alive at the widest point of a forward over `tokens` tokens: a layer's values, scores, logits."""
+    profile = work.profile
+    layer = tokens * profile.hidden_size * limits.ACTIVATION_WIDTHS * item
+    length = min(profile.context_length, tokens)
+    scores = 0 if work.family.sdpa else 2 * profile.heads * tokens * length * item
+    rows = tokens if work.task == "fill-mask" else batch if profile.kind != "encoder" else 0
+    return layer + scores + 2 * rows * profile.vocab_size * 4
+
+
+def _disk_problem(profile: Profile, sku: Sku) -> str:
+    image = limits.IMAGE_BYTES[device_of(sku)]
+    need, room = profile.weight_bytes + image, sku.disk_gb * GB
+    if need <= room:
+        return ""
+    return (
+        f"weights ({profile.weight_bytes / GB:.1f} GB) and the container image (about {image / GB:.0f} GB)"
+        f" do not fit its local disk of {sku.disk_gb:g} GB"
+    )
+
+
+def usable(sku: Sku) -> bool:
+    """Whether the image's CUDA runs there; CPU instance types always do."""
+    return sku.gpu is None or sku.gpu.compute_capability >= limits.MIN_COMPUTE_CAPABILITY
+
+
+def choose(work: Work, wanted: str = "auto") -> Fit:
+    """Return the smallest instance type that holds the model; raise DoesNotFit where none does.
+
+    Encoders below 400 M parameters go on the CPU type with fewest cores, then least memory, that fits with headroom;
+    everything else on the GPU type with least memory per GPU, then fewest cores.
+    """
+    on_cpu = work.profile.kind == "encoder" and work.profile.parameters < limits.CPU_ENCODER_PARAMETERS
+    found = (smallest_cpu(work, wanted) if on_cpu else None) or smallest_gpu(work, wanted) or sliced(work, wanted)
+    if found is None:
+        size = work.profile.parameters / 1e9
+        raise DoesNotFit(
+            f"No Azure ML instance type holds {work.profile.model} ({size:.0f} B parameters) on its GPUs.",
+            "Use a smaller or a quantised variant of the model.",
+        )
+    return found
+
+
+def smallest_cpu(work: Work, wanted: str) -> Fit | None:
+    skus = [s for s in all_skus().values() if s.gpu is None and s.cores >= limits.MIN_CPU_CORES]
+    fits = (fit(work, sku, wanted) for sku in sorted(skus, key=lambda s: (s.cores, s.ram_gb)))
+    return next((f for f in _fitting(fits) if f.memory.needed * limits.CPU_HEADROOM <= f.memory.available), None)
+
+
+def smallest_gpu(work: Work, wanted: str) -> Fit | None:
+    skus = sorted(_gpu_skus(wanted), key=lambda s: (s.gpu_memory_gb, s.cores))
+    return next(_fitting(fit(work, sku, wanted) for sku in skus), None)
+
+
+def sliced(work: Work, wanted: str, only: Sku | None = None) -> Fit | None:
+    """The smallest instance type (or `only`) whose GPUs together hold the model, its heads divided among them."""
+    skus = [only] if only else sorted(_gpu_skus(wanted), key=lambda s: (s.gpus * s.gpu_memory_gb, s.cores))
+    able = (s for s in skus if s.whole_gpus > 1 and work.profile.kv_heads % s.whole_gpus == 0)
+    return next(_fitting(fit(work, sku, wanted, sku.whole_gpus) for sku in able), None)
+
+
+def _fitting(fits: Iterable[Fit]) -> Iterator[Fit]:
+    return (f for f in fits if not f.problem)
+
+
+def _gpu_skus(wanted: str) -> list[Sku]:
+    """GPU types that may be chosen unasked: whole GPUs, in service, able to run the precision that is wanted."""
+    least = limits.BF16_COMPUTE_CAPABILITY if wanted == "bfloat16" else limits.MIN_COMPUTE_CAPABILITY
+    return [
+        sku
+        for sku in all_skus().values()
+        if sku.gpu and sku.whole_gpus and not sku.retired and sku.gpu.compute_capability >= least
+    ]
+
+
+def place(work: Work, sku: Sku, wanted: str) -> Fit:
+    """Put the model on the instance type that was asked for; raise with the smallest that can where it cannot."""
+    if not usable(sku):
+        gpu = sku.gpu.name if sku.gpu else "none"
+        raise NotAvailable(
+            f"{sku.name} has a GPU ({gpu}) that the CUDA 13 builds of torch no longer support.",
+            f"Smallest that holds the model: {choose(work, wanted).sku}.",
+        )
+    found = fit(work, sku, wanted)
+    if not found.problem:
+        return found
+    spread = sliced(work, wanted, only=sku) if sku.gpu else None
+    if spread:
+        return spread
+    other = (smallest_cpu(work, wanted) if sku.gpu is None else None) or choose(work, wanted)
+    raise DoesNotFit(
+        f"{work.profile.model} does not fit {sku.name}: {found.problem}.", f"Smallest that holds it: {other.sku}."
+    )

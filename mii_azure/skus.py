@@ -1,0 +1,87 @@
+"""Azure ML's managed online inference instance types: dated data and lookup."""
+
+import json
+from difflib import get_close_matches
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from mii_azure.errors import UnknownInstanceType
+
+
+class Gpu(BaseModel):
+    """One GPU model; data-sheet ceilings, dense, in the units of the field names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    compute_capability: float
+    bandwidth_gb_s: float
+    half_tflops: float
+    single_tflops: float
+
+
+class Sku(BaseModel):
+    """Facts of one instance type."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str  # canonical spelling, e.g. Standard_NC4as_T4_v3
+    cores: int
+    ram_gb: float
+    disk_gb: float  # local storage, GiB
+    gpus: float  # below 1 where a GPU is shared between machines
+    gpu_memory_gb: float  # of one GPU, or of the share of it
+    gpu: Gpu | None
+    quota_family: str
+    skip_20_percent: bool  # Azure reserves no 20 % of quota for upgrades
+    retired: str | None  # date on which Azure retired the series
+
+    @property
+    def whole_gpus(self) -> int:
+        return int(self.gpus)
+
+    def __str__(self) -> str:
+        gpu = f"{self.gpus:g} x {self.gpu.name}, " if self.gpu else ""
+        return f"{self.name} ({gpu}{self.cores} cores, {self.ram_gb:g} GB RAM)"
+
+
+@cache
+def load_data(name: str) -> Any:
+    """Parse `data/<name>.json`, which travels inside the package."""
+    return json.loads(files("mii_azure").joinpath("data", f"{name}.json").read_text(encoding="utf-8"))
+
+
+@cache
+def all_skus() -> dict[str, Sku]:
+    """Every instance type by canonical name, in the data's order."""
+    data = load_data("skus")
+    gpus = {key: Gpu(**fields) for key, fields in data["gpus"].items()}
+    found: dict[str, Sku] = {}
+    for family in data["families"]:
+        shared: dict[str, Any] = {
+            "gpu": gpus.get(family.get("gpu", "")),
+            "quota_family": family["quota_family"],
+            "skip_20_percent": family.get("skip_20_percent", False),
+            "retired": family.get("retired"),
+        }
+        for row in family["sizes"]:
+            fields: dict[str, Any] = {"gpus": 0, "gpu_memory_gb": 0} | dict(zip(data["columns"], row, strict=False))
+            found[row[0]] = Sku(**fields, **shared)
+    return found
+
+
+def find_sku(name: str) -> Sku:
+    """Return the instance type called `name` in any letter case; raise UnknownInstanceType with the nearest names."""
+    canonical = {sku.lower(): sku for sku in all_skus()}
+    key = name.strip().lower()
+    if key in canonical:
+        return all_skus()[canonical[key]]
+    if f"standard_{key}" in canonical:
+        return all_skus()[canonical[f"standard_{key}"]]
+    near = get_close_matches(key, canonical, n=3, cutoff=0.6)
+    choices = ", ".join(canonical[match] for match in near)
+    hint = f"Nearest: {choices}." if choices else "See mii_azure/data/skus.json for the list, or leave it out."
+    raise UnknownInstanceType(f"Azure ML has no managed online instance type {name!r}.", hint)

@@ -1,0 +1,271 @@
+"""Where a model comes from: a local folder, a Hugging Face hub id, or an azureml: reference.
+
+Only `config.json`, the tokenizer's settings and safetensors headers are read; weights never are.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+from mii_azure import headers
+from mii_azure.errors import (
+    ConfigMissing,
+    NotAvailable,
+    PickleRefused,
+    UnknownModel,
+    WeightsCorrupt,
+    WeightsMissing,
+)
+from mii_azure.families import find_family
+from mii_azure.headers import Tensor, Weights
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+# Small files read for planning; what is parsed is in `Model.settings` under the same name.
+SETTINGS = (
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "modules.json",
+    "sentence_bert_config.json",
+    "1_Pooling/config.json",
+)
+_NESTED = ("1_Pooling/config.json", "2_Normalize/config.json")
+_SUFFIXES = (".json", ".model", ".spm", ".jinja", ".tiktoken", ".codes")
+_TEXTS = re.compile(r"(vocab|merges|dict|spiece|added_tokens).*\.txt$")
+# Records of a training run, and indexes of weights in formats that are not loaded.
+_LEFTOVERS = re.compile(r"(\.index\.json$|_results\.json$|^train(er|ing)_|^model_index\.json$|^adapter_)")
+_SHARD = re.compile(r"^model-\d+-of-\d+\.safetensors$")
+AZUREML = re.compile(
+    r"^azureml:(?://(?:registries/[\w.-]+/models/[\w.-]+/(?:versions|labels)/[\w.-]+"
+    r"|datastores/[\w.-]+/paths/.+|jobs/.+|subscriptions/.+)"
+    r"|[a-zA-Z0-9][\w-]{0,254}(?::\d[\w.]*|@latest)|/subscriptions/.+)$"
+)
+# The hub's own rule: an optional owner, then a name, of letters, digits, hyphens, dots and underscores.
+HUB_ID = re.compile(r"^(?:[\w][\w.-]{0,95}/)?[\w][\w.-]{0,95}$", re.ASCII)
+
+
+Source = Literal["folder", "hub", "recorded", "reference"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A resolved model: its settings and what its weight files add up to."""
+
+    name: str  # what the user typed, or the hub id that it stands for
+    source: Source
+    config: dict[str, Any]
+    weights: Weights
+    revision: str | None = None  # hub commit
+    folder: Path | None = None
+    settings: dict[str, Any] = field(default_factory=dict)  # other small files, parsed, by relative path
+
+
+def resolve(model: str, revision: str | None = None, allow_pickle: bool = False) -> Model:
+    """Find a model and read what planning needs.
+
+    Raises UnknownModel, ConfigMissing, WeightsMissing, WeightsCorrupt, PickleRefused or NotAvailable.
+    """
+    if model.startswith("azureml:"):
+        return _reference(model)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return read_folder(path, model, allow_pickle)
+    if path.exists():
+        raise UnknownModel(f"{model} is a file.", f"Give the folder that holds it: {path.parent}.")
+    if _looks_like_path(model):
+        near = _near_folder(path)
+        raise UnknownModel(
+            f"There is no folder {model}.", f"Did you mean {near}?" if near else "Check the path, or give a hub id."
+        )
+    from mii_azure import hub
+
+    return hub.read(model, revision, allow_pickle, near_folder=_near_folder(path))
+
+
+def _reference(model: str) -> Model:
+    if not AZUREML.match(model):
+        raise UnknownModel(
+            f"{model!r} is not a reference that Azure ML reads.",
+            "Forms: azureml:NAME:VERSION, azureml:NAME@latest, azureml://registries/REGISTRY/models/NAME/versions/VERSION.",
+        )
+    return Model(model, "reference", {}, Weights(0, 0, ""))
+
+
+def _looks_like_path(model: str) -> bool:
+    return not HUB_ID.match(model) or model.startswith((".", "/", "~"))
+
+
+def _near_folder(path: Path) -> str:
+    """The folder beside the missing one whose name is nearest, or an empty string."""
+    if not path.parent.is_dir():
+        return ""
+    names = [child.name for child in path.parent.iterdir() if child.is_dir() and not child.name.startswith(".")]
+    near = get_close_matches(path.name, names, n=1, cutoff=0.6)
+    return str(path.parent / near[0]) if near else ""
+
+
+def read_folder(folder: Path, name: str, allow_pickle: bool = False) -> Model:
+    """Read a local model folder; see `resolve` for what is refused."""
+    config = _read_config(folder)
+    refuse_quantised(config)
+    tensors, size = _read_weights(folder, allow_pickle)
+    settings = {name: read_settings(folder / name) for name in SETTINGS if (folder / name).is_file()}
+    return Model(name, "folder", config, weigh(config, tensors, size), folder=folder, settings=settings)
+
+
+def _quantised(how: str) -> NotAvailable:
+    return NotAvailable(
+        f"The weights are quantised {how}, which this version does not load.", "Use the unquantised model."
+    )
+
+
+def refuse_quantised(config: dict[str, Any]) -> None:
+    """Raise NotAvailable for a config.json that says the weights are quantised."""
+    if "quantization_config" in config:
+        raise _quantised(f"by {config['quantization_config'].get('quant_method', 'an unnamed method')}")
+
+
+def weigh(config: dict[str, Any], tensors: list[Tensor], size: int) -> Weights:
+    """Add up the weight files of a model; from their size alone where they are pickle (no tensors known)."""
+    if tensors:
+        weights = headers.count(tensors, size, bool(config.get("tie_word_embeddings", find_family(config).tied)))
+        if not weights.dtype:
+            raise _quantised("in a type other than float32, float16 and bfloat16")
+        return weights
+    dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    return Weights(size // (4 if dtype == "float32" else 2), size, dtype)
+
+
+def read_settings(path: Path) -> Any:
+    """Parse a small JSON file (or return another's text); raise ConfigMissing where it cannot be read."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        return json.loads(text) if path.suffix == ".json" else text
+    except (OSError, ValueError) as error:
+        raise ConfigMissing(f"{path.name} cannot be read: {error}.", "Copy the file again.", str(path)) from error
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ConfigMissing(f"{folder} has no config.json, which says what the model is.", _config_remedy(folder))
+    config = read_settings(path)
+    if not isinstance(config, dict):
+        raise ConfigMissing("config.json is not a JSON object.", "Copy the file again.", str(path))
+    return config
+
+
+def _config_remedy(folder: Path) -> str:
+    """What to do about a folder without config.json, by what it holds instead."""
+    if (folder / "adapter_config.json").is_file():
+        return "It is an adapter: merge it into its base model (peft's merge_and_unload, then save_pretrained)."
+    if (folder / "model_index.json").is_file():
+        return "It is a diffusers pipeline; text-to-image comes with the work on the loader."
+    nested = sorted(path.parent for path in folder.glob("*/config.json") if (path.parent / WEIGHTS).is_file())
+    nested += sorted(path.parent for path in folder.glob("*/*/config.json") if (path.parent / WEIGHTS).is_file())
+    if nested:
+        return f"There is a model one level down: give {nested[0]}."
+    if (folder / "modules.json").is_file():
+        return "It is a sentence-transformers folder: give the folder of its transformer, such as 0_Transformer."
+    if any(folder.glob("*.gguf")):
+        return "It holds GGUF weights only: give the original model's folder, or convert it with transformers."
+    return "Give the folder that save_pretrained wrote: config.json, model.safetensors and the tokenizer's files."
+
+
+def _read_weights(folder: Path, allow_pickle: bool) -> tuple[list[Tensor], int]:
+    """Return the tensors of the weight files that transformers would load, and the files' size in bytes."""
+    if (folder / WEIGHTS).is_file():
+        return headers.read_header(folder / WEIGHTS), (folder / WEIGHTS).stat().st_size
+    if (folder / INDEX).is_file():
+        return _read_shards(folder)
+    pickles = pickle_files(folder)
+    if pickles and allow_pickle:
+        return [], sum(path.stat().st_size for path in pickles)
+    if pickles:
+        raise PickleRefused(
+            f"{folder} has pickle weights only ({pickles[0].name}); loading a pickle can run any code it holds.",
+            "Save it as safetensors (save_pretrained), or pass --allow-pickle if you trust its author.",
+        )
+    raise WeightsMissing(f"{folder} has a config.json and no weights.", _weights_remedy(folder))
+
+
+def _weights_remedy(folder: Path) -> str:
+    others = [
+        p.name for p in sorted(folder.iterdir()) if p.suffix in (".safetensors", ".gguf", ".h5", ".msgpack", ".onnx")
+    ]
+    if others and others[0].endswith(".safetensors"):
+        return f"Looked for {WEIGHTS} or {INDEX}; {others[0]} alone is not loaded: restore the index, or save again."
+    if others:
+        return f"Looked for {WEIGHTS} or {INDEX}; {others[0]} is another runtime's format: save it from PyTorch."
+    return f"Looked for {WEIGHTS} or {INDEX}: copy the weights there."
+
+
+def _read_shards(folder: Path) -> tuple[list[Tensor], int]:
+    index = read_settings(folder / INDEX)
+    try:
+        where = {str(tensor): str(file) for tensor, file in index["weight_map"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise WeightsCorrupt(f"{INDEX} has no weight_map.", "Copy the file again.", str(folder / INDEX)) from error
+    tensors: list[Tensor] = []
+    size = 0
+    for name in sorted(set(where.values())):
+        path = folder / Path(name).name
+        if not path.is_file():
+            raise WeightsMissing(f"{INDEX} names {name}, which is not there.", "Copy that file too.", str(path))
+        tensors += headers.read_header(path)
+        size += path.stat().st_size
+    lost = sorted(set(where) - {tensor.name for tensor in tensors})
+    if lost:
+        raise WeightsCorrupt(
+            f"{len(lost)} of {len(where)} tensors that {INDEX} names are in no file, {lost[0]} first.",
+            "Copy index and weights from the same place again.",
+        )
+    return tensors, size
+
+
+def pickle_files(folder: Path) -> list[Path]:
+    """Weight files in pickle form at the top of a folder, in name order."""
+    return sorted(path for path in folder.iterdir() if path.is_file() and is_pickle(path.name))
+
+
+def is_pickle(name: str) -> bool:
+    """Whether a file of that name holds pickled weights (and not, say, a Trainer's arguments)."""
+    return name.endswith(PICKLES) and not name.startswith(("training_args", "optimizer", "scheduler", "rng_state"))
+
+
+def bundle_files(names: Iterable[str], allow_pickle: bool = False) -> list[str]:
+    """Of the relative file names of a model, those that belong in a bundle's model/ folder, in order.
+
+    Settings, tokenizer and safetensors; pickle only where nothing else exists and `allow_pickle` says so; never code,
+    other runtimes' weights, or a training run's records.
+    """
+    names = set(names)
+    small = {name for name in names if _is_setting(name)}
+    if WEIGHTS in names:
+        weights = {WEIGHTS}
+    elif INDEX in names:
+        weights = {INDEX, *filter(_SHARD.match, names)}
+    else:
+        pickles = {name for name in names if "/" not in name and is_pickle(name)} if allow_pickle else set()
+        weights = pickles | {f"{name}.index.json" for name in ("pytorch_model.bin",) if pickles} & names
+    return sorted(small | weights)
+
+
+def _is_setting(name: str) -> bool:
+    if "/" in name:
+        return name in _NESTED
+    return (name.endswith(_SUFFIXES) or bool(_TEXTS.match(name))) and not _LEFTOVERS.search(name)
+
+
+def files_to_copy(folder: Path, allow_pickle: bool = False) -> list[Path]:
+    """The files of a model folder that belong in a bundle's model/, relative to it; see `bundle_files`."""
+    names = {path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")}
+    names |= {name for name in _NESTED if (folder / name).is_file()}
+    if WEIGHTS not in names and INDEX in names:
+        shards = set(read_settings(folder / INDEX)["weight_map"].values())
+        return sorted({Path(name) for name in (*bundle_files(names, allow_pickle), *shards)})
+    return [Path(name) for name in bundle_files(names, allow_pickle)]
