@@ -1,0 +1,98 @@
+"""`python -m local_runner BUNDLE`: serve a bundle over gRPC and HTTP."""
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from local_runner import manifest, ready_file
+
+_EXIT_CODES = """exit codes:
+  0  stopped by a signal, every request answered
+  1  stopped with requests abandoned, or an internal failure
+  2  wrong arguments
+  3  not a bundle, an edited bundle, a package missing, or a model that does not load
+  4  a port in use, or no way to listen
+
+Every option can be set in the environment: MII_AZURE_GRPC_PORT, MII_AZURE_HTTP_PORT, MII_AZURE_HOST, ...
+"""
+
+
+def main(argv: list[str] | None = None) -> NoReturn:
+    """Serve, then end the process."""
+    options = _parser().parse_args(argv)
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.DEBUG if options.verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    code = _serve(options)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # The scoring script may own threads that never end; they must not keep a stopped runner alive.
+    os._exit(code)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    bundle = options.bundle.resolve()
+    try:
+        manifest.enter(bundle)
+        # Only now: these import `scoring`, and the bundle's own has to be the one found.
+        from local_runner.server import Settings, serve
+
+        return serve(
+            Settings(
+                bundle, options.host, options.grpc_port, options.http_port, options.drain_seconds, options.ready_file
+            )
+        )
+    except Exception as error:
+        from scoring.errors import MiiAzureError
+
+        if not isinstance(error, MiiAzureError):
+            logging.getLogger(__name__).critical("The runner failed.", exc_info=True)
+            return 1
+        logging.getLogger(__name__).debug("why:", exc_info=True)
+        sys.stderr.write(f"error: {error}\n")
+        ready_file.write(options.ready_file, "failed", **error.to_dict(), exit_code=error.exit_code)
+        return error.exit_code
+
+
+def _parser() -> argparse.ArgumentParser:
+    def env(name: str, default: str) -> str:
+        return os.environ.get(f"MII_AZURE_{name}", default)
+
+    parser = argparse.ArgumentParser(
+        prog="python -m local_runner",
+        description="Serve a bundle's own score.py over gRPC and HTTP.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("bundle", type=Path, help="the folder that `mii-azure generate` wrote")
+    parser.add_argument("--host", default=env("HOST", "127.0.0.1"), help="address to listen on (%(default)s)")
+    for name, default in (("grpc", "50051"), ("http", "5001")):
+        parser.add_argument(
+            f"--{name}-port",
+            type=int,
+            default=env(f"{name.upper()}_PORT", default),
+            help="0 picks a free one (%(default)s)",
+        )
+    parser.add_argument(
+        "--drain-seconds",
+        type=float,
+        default=env("DRAIN_SECONDS", "30"),
+        help="how long requests in flight may take after SIGTERM (%(default)s)",
+    )
+    parser.add_argument(
+        "--ready-file",
+        type=Path,
+        default=os.environ.get("MII_AZURE_READY_FILE"),
+        help="where to write pid, ports and state as JSON",
+    )
+    parser.add_argument("--verbose", action="store_true", help="log requests, and tracebacks of failures")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""Clients of a runner over gRPC, synchronous and asynchronous, with deadlines and retries on UNAVAILABLE only.
+
+The synchronous one blocks its thread, not an event loop's machinery, so it also works where a loop is running already
+(Jupyter, FastAPI). Both raise the errors of `scoring.errors` and `mii_azure.errors`, rebuilt from the server's code.
+"""
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Any, Self
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from local_runner import wire
+from local_runner.protos import scoring_pb2, scoring_pb2_grpc
+from scoring.errors import InvalidInput
+
+TIMEOUT_S = 60.0
+_READY_TIMEOUT_S = 5.0
+_SERVICE = scoring_pb2.DESCRIPTOR.services_by_name["Scoring"].full_name
+_RETRY = {
+    "methodConfig": [
+        {
+            "name": [{"service": _SERVICE}],
+            "retryPolicy": {
+                "maxAttempts": 5,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "2s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ]
+}
+
+
+def channel_options(address: str, retry: bool = True) -> list[tuple[str, Any]]:
+    """gRPC's options for a channel to `address`; a proxy is never asked for one's own machine."""
+    options: list[tuple[str, Any]] = [
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_receive_message_length", -1),
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.enable_retries", int(retry)),
+    ]
+    if retry:
+        options.append(("grpc.service_config", json.dumps(_RETRY)))
+        # A request past this size would silently not be retried.
+        options.append(("grpc.per_rpc_retry_buffer_size", 64 << 20))
+    if address.rsplit(":", 1)[0] in ("127.0.0.1", "localhost", "[::1]"):
+        options.append(("grpc.enable_http_proxy", 0))
+    return options
+
+
+class _Calls:
+    """What both clients share: requests, stubs, and how failures are told."""
+
+    def __init__(self, address: str, channel: Any) -> None:
+        self.address = address
+        self._channel = channel
+        self._stub = scoring_pb2_grpc.ScoringStub(channel)
+        self._health = health_pb2_grpc.HealthStub(channel)
+
+    def _request(self, payload: Any) -> Any:
+        try:
+            return scoring_pb2.ScoreRequest(json=json.dumps(payload, ensure_ascii=False, allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise InvalidInput(f"The payload is not JSON: {error}.", "Send plain values, and no NaN.") from error
+
+    def _stream_request(self, payload: dict[str, Any]) -> Any:
+        return self._request({**payload, "stream": True})
+
+    @contextmanager
+    def _translated(self, timeout: float) -> Iterator[None]:
+        try:
+            yield
+        except grpc.RpcError as error:
+            raise wire.error_of(error, self.address, timeout) from error
+
+
+class Client(_Calls):
+    """A synchronous client of the runner at `address` ("host:port"); a context manager, safe to share by threads."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(address, grpc.insecure_channel(address, channel_options(address)))
+
+    def query(self, payload: Any, timeout: float = TIMEOUT_S) -> Any:
+        """The answer to one request; `timeout` in seconds covers the retries."""
+        with self._translated(timeout):
+            return json.loads(self._stub.Score(self._request(payload), timeout=timeout).json)
+
+    def stream(self, payload: dict[str, Any], timeout: float = TIMEOUT_S) -> Iterator[dict[str, Any]]:
+        """The events of a streamed answer as they come; leaving the iterator early cancels the work."""
+        with self._translated(timeout):
+            call = self._stub.ScoreStream(self._stream_request(payload), timeout=timeout)
+            try:
+                for event in call:
+                    yield json.loads(event.json)
+            finally:
+                call.cancel()
+
+    def metadata(self, timeout: float = TIMEOUT_S) -> dict[str, Any]:
+        """Facts of what is served: name, task, model, versions, device, limits."""
+        with self._translated(timeout):
+            reply = self._stub.Metadata(scoring_pb2.MetadataRequest(), timeout=timeout)
+            facts: dict[str, Any] = json.loads(reply.json)
+            return facts
+
+    def ready(self, timeout: float = _READY_TIMEOUT_S) -> bool:
+        """Whether a request sent now would be scored; False also when nothing answers."""
+        try:
+            reply = self._health.Check(health_pb2.HealthCheckRequest(), timeout=timeout)
+        except grpc.RpcError:
+            return False
+        return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
+
+    def close(self) -> None:
+        """Close the connection; calls in flight are cancelled."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class AsyncClient(_Calls):
+    """The same on asyncio; make it inside the loop that uses it."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(address, grpc.aio.insecure_channel(address, channel_options(address)))
+
+    async def query(self, payload: Any, timeout: float = TIMEOUT_S) -> Any:
+        """The answer to one request; `timeout` in seconds covers the retries."""
+        with self._translated(timeout):
+            return json.loads((await self._stub.Score(self._request(payload), timeout=timeout)).json)
+
+    async def stream(self, payload: dict[str, Any], timeout: float = TIMEOUT_S) -> AsyncIterator[dict[str, Any]]:
+        """The events of a streamed answer as they come; leaving the iterator early cancels the work."""
+        with self._translated(timeout):
+            call = self._stub.ScoreStream(self._stream_request(payload), timeout=timeout)
+            try:
+                async for event in call:
+                    yield json.loads(event.json)
+            finally:
+                call.cancel()
+
+    async def metadata(self, timeout: float = TIMEOUT_S) -> dict[str, Any]:
+        """Facts of what is served: name, task, model, versions, device, limits."""
+        with self._translated(timeout):
+            reply = await self._stub.Metadata(scoring_pb2.MetadataRequest(), timeout=timeout)
+            facts: dict[str, Any] = json.loads(reply.json)
+            return facts
+
+    async def ready(self, timeout: float = _READY_TIMEOUT_S) -> bool:
+        """Whether a request sent now would be scored; False also when nothing answers."""
+        try:
+            reply = await self._health.Check(health_pb2.HealthCheckRequest(), timeout=timeout)
+        except grpc.RpcError:
+            return False
+        return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
+
+    async def close(self) -> None:
+        """Close the connection; calls in flight are cancelled."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.close()

@@ -1,0 +1,185 @@
+"""The gRPC services: our own Scoring, the Open Inference Protocol, health and reflection, over one Host."""
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from importlib import metadata
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from local_runner import oip, wire
+from local_runner.host import Host, internal
+from local_runner.protos import inference_pb2, inference_pb2_grpc, scoring_pb2, scoring_pb2_grpc
+from local_runner.script import Answer
+from scoring.errors import InvalidParameter, MiiAzureError
+
+SERVICES = (
+    scoring_pb2.DESCRIPTOR.services_by_name["Scoring"].full_name,
+    inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
+)
+_OPTIONS = (
+    ("grpc.so_reuseport", 0),  # otherwise a second runner would silently share the port
+    ("grpc.max_send_message_length", -1),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+)
+
+
+class Health:
+    """grpc.health.v1, told what the host's readiness is."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._known: bool | None = None
+        self.servicer: Any = health.aio.HealthServicer()
+
+    async def update(self) -> None:
+        """Publish the readiness if it changed, for the server as a whole and for each service."""
+        ready = self._host.ready
+        if ready is self._known:
+            return
+        self._known = ready
+        states = health_pb2.HealthCheckResponse
+        for name in ("", *SERVICES):
+            await self.servicer.set(name, states.SERVING if ready else states.NOT_SERVING)
+
+
+class Scoring(scoring_pb2_grpc.ScoringServicer):  # type: ignore[misc]  # generated code is untyped
+    """JSON in, JSON out: what POST /score does."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    async def Score(self, request: Any, context: Any) -> Any:  # noqa: N802
+        async with _reporting(context):
+            body = await _whole(self._host, request.json, context)
+            return scoring_pb2.ScoreReply(json=body.decode())
+
+    async def ScoreStream(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        async with _reporting(context):
+            answer = await self._host.score(request.json, dict(context.invocation_metadata()))
+            await _refuse_failure(answer, context)
+            if answer.chunks is None:
+                yield scoring_pb2.ScoreEvent(json=answer.body.decode())
+                return
+            parser = wire.EventParser()
+            async with aclosing(self._host.chunks(answer)) as chunks:
+                async for chunk in chunks:
+                    for event in parser.feed(chunk):
+                        yield scoring_pb2.ScoreEvent(json=event)
+
+    async def Metadata(self, request: Any, context: Any) -> Any:  # noqa: N802
+        async with _reporting(context):
+            body = await _whole(self._host, wire.METADATA_BODY, context)
+            return scoring_pb2.MetadataReply(json=body.decode())
+
+
+class OpenInference(inference_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
+    """The protocol's six calls; tensors are read and written by `local_runner.oip`."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._name = host.deployment.name
+
+    async def ServerLive(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return inference_pb2.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return inference_pb2.ServerReadyResponse(ready=self._host.ready)
+
+    async def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
+        async with _reporting(context):
+            oip.check_model(request.name, request.version, self._name)
+            return inference_pb2.ModelReadyResponse(ready=self._host.ready)
+
+    async def ServerMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return inference_pb2.ServerMetadataResponse(name="mii-azure", version=metadata.version("mii-azure"))
+
+    async def ModelMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
+        async with _reporting(context):
+            oip.check_model(request.name, request.version, self._name)
+            facts = oip.model_metadata(self._host.deployment)
+            return inference_pb2.ModelMetadataResponse(**facts)
+
+    async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
+        async with _reporting(context):
+            oip.check_model(request.model_name, request.model_version, self._name)
+            call = _inference(request)
+            body = await _whole(self._host, oip.to_raw(call, self._host.deployment.task), context)
+            name, elements = oip.from_answer(call, body)
+            return _infer_response(request, name, elements)
+
+
+def build(host: Host, health_: Health) -> Any:
+    """A grpc.aio server with every service; the caller binds and starts it."""
+    server = grpc.aio.server(options=(*_OPTIONS, ("grpc.max_receive_message_length", host.max_body)))
+    scoring_pb2_grpc.add_ScoringServicer_to_server(Scoring(host), server)
+    inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(OpenInference(host), server)
+    health_pb2_grpc.add_HealthServicer_to_server(health_.servicer, server)
+    reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    return server
+
+
+@asynccontextmanager
+async def _reporting(context: Any) -> AsyncIterator[None]:
+    """Turn an error into a gRPC status with its JSON body."""
+    try:
+        yield
+    except grpc.aio.AbortError:
+        raise
+    except Exception as unforeseen:
+        error = unforeseen if isinstance(unforeseen, MiiAzureError) else internal(unforeseen)
+        code = grpc.StatusCode[error.grpc_status]
+        await _abort(context, code, error.http_status, error.headers, wire.body_of(error))
+
+
+async def _abort(context: Any, code: Any, status: int, headers: dict[str, str], body: bytes) -> None:
+    sentence, trailing = wire.trailers(status, headers, body)
+    await context.abort(code, sentence, trailing)
+
+
+async def _refuse_failure(answer: Answer, context: Any) -> None:
+    """Abort the call if the scoring script answered with a failure."""
+    if answer.status >= 400:
+        await _abort(context, wire.grpc_status(answer.status), answer.status, answer.headers, answer.read())
+
+
+async def _whole(host: Host, raw: str, context: Any) -> bytes:
+    """The body of an answer that is not a stream."""
+    answer = await host.score(raw, dict(context.invocation_metadata()))
+    await _refuse_failure(answer, context)
+    if answer.chunks is not None:
+        answer.close()
+        raise InvalidParameter(
+            "A unary call cannot stream its answer.", "Use ScoreStream, or leave `stream` out.", "stream"
+        )
+    return answer.body
+
+
+def _inference(request: Any) -> oip.Inference:
+    raw = list(request.raw_input_contents)
+    tensors: dict[str, list[bytes]] = {}
+    for at, tensor in enumerate(request.inputs):
+        elements = oip.unpack(raw[at]) if at < len(raw) else list(tensor.contents.bytes_contents)
+        oip.check_tensor(tensor.name, tensor.datatype, tensor.shape, elements)
+        tensors[tensor.name] = elements
+    parameters = {
+        name: getattr(value, value.WhichOneof("parameter_choice") or "string_param")
+        for name, value in request.parameters.items()
+    }
+    return oip.Inference(tensors, parameters, tuple(output.name for output in request.outputs))
+
+
+def _infer_response(request: Any, name: str, elements: list[bytes]) -> Any:
+    response = inference_pb2.ModelInferResponse(model_name=request.model_name, model_version=oip.VERSION, id=request.id)
+    output = response.outputs.add(name=name, datatype=oip.DATATYPE, shape=[len(elements)])
+    # The reply is encoded as the request was.
+    if request.raw_input_contents:
+        response.raw_output_contents.append(oip.pack(elements))
+    else:
+        output.contents.bytes_contents.extend(elements)
+    return response

@@ -1,0 +1,164 @@
+"""Holds one scoring script for every protocol: its state, its threads, its admission and its drain."""
+
+import asyncio
+import logging
+import threading
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from local_runner.script import Answer, ScoreScript
+from local_runner.wire import body_of
+from scoring.config import Deployment
+from scoring.errors import InternalError, MiiAzureError, NotReady, Overloaded
+
+logger = logging.getLogger(__name__)
+
+# A request waits in run() on a thread of its own, so that the scoring queue, not the host, decides when it is full.
+_MAX_THREADS = 1024
+# Requests this much over the limit still reach the scoring script, which refuses them in its own words.
+PAYLOAD_SLACK = 1 << 20
+
+
+class State(StrEnum):
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+class Host:
+    """The one scoring script of this process; every method but those of worker threads runs on the event loop."""
+
+    def __init__(self, bundle: Path) -> None:
+        self.deployment = Deployment.read(bundle / "code" / "deployment.json")
+        self.script = ScoreScript(bundle)
+        self.state = State.LOADING
+        limits = self.deployment.limits
+        self.max_body = limits.max_payload_bytes + PAYLOAD_SLACK
+        self._slots = min(limits.queue_size + limits.max_batch_size, _MAX_THREADS)
+        self._pool = ThreadPoolExecutor(self._slots, thread_name_prefix="score")
+        self._busy = 0  # calls that occupy or await a thread
+        self._streams = 0  # streamed answers not yet at their end
+        self._lock = threading.Lock()
+        self._started = time.monotonic()
+
+    async def load(self) -> None:
+        """Run init() on a thread of its own; raises what it raises and leaves the state at FAILED."""
+        try:
+            await asyncio.wrap_future(_in_thread(self.script.init))
+        except MiiAzureError:
+            self.state = State.FAILED
+            raise
+        if self.state is State.LOADING:
+            self.state = State.READY
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request sent now would be scored."""
+        return self.state is State.READY and bool(self.script.entry.ready())
+
+    def unready(self) -> NotReady:
+        """The error that says why not."""
+        if self.state is State.LOADING:
+            seconds = time.monotonic() - self._started
+            return NotReady(f"The model is loading ({seconds:.0f} s so far).", "Ask again shortly.")
+        if self.state is State.DRAINING:
+            return NotReady("This runner is stopping and takes no more work.")
+        return NotReady("The scoring engine is not ready.", "See the runner's log.")
+
+    async def score(self, raw: str, headers: Mapping[str, str]) -> Answer:
+        """Answer one request; raises NotReady, Overloaded, or InternalError where the script itself broke."""
+        if self.state is not State.READY:
+            raise self.unready()
+        if self._busy >= self._slots:
+            raise Overloaded(f"{self._busy} requests are in flight already.", "Ask again later.")
+        future = self._submit(self.script.run, raw, headers)
+        try:
+            answer: Answer = await asyncio.wrap_future(future)
+            return answer
+        except asyncio.CancelledError:
+            future.add_done_callback(_discard)
+            raise
+        except MiiAzureError:
+            raise
+        except Exception as error:
+            raise internal(error) from error
+
+    async def chunks(self, answer: Answer) -> AsyncGenerator[bytes, None]:
+        """The pieces of a streamed answer; closing this closes the script's generator, which stops its work."""
+        pending: Future[Any] | None = None
+        self._streams += 1
+        try:
+            while True:
+                pending = self._submit(next, answer.chunks, None)
+                chunk = await asyncio.wrap_future(pending)
+                if chunk is None:
+                    return
+                yield chunk
+        except Exception as error:
+            yield b"data: " + body_of(internal(error)) + b"\n\n"
+        finally:
+            self._streams -= 1
+            if pending is not None:
+                # A generator cannot be closed while a thread is inside it.
+                pending.add_done_callback(lambda _: answer.close())
+
+    async def finish(self, budget_s: float) -> int:
+        """Take no more work, finish what is in flight and queued; return how many requests were abandoned."""
+        self.state = State.DRAINING
+        deadline = time.monotonic() + budget_s
+        while (self._busy or self._streams) and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        abandoned = self._busy + self._streams
+        left = max(0.0, deadline - time.monotonic())
+        if self.script.loaded:
+            draining = asyncio.wrap_future(_in_thread(lambda: self.script.entry.drain(left)))
+            done, _ = await asyncio.wait([draining], timeout=left + 1)
+            for future in done:
+                if error := future.exception():
+                    logger.error("the engine did not drain", exc_info=error)
+        return abandoned
+
+    def _submit(self, call: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        self._count(+1)
+        future = self._pool.submit(call, *arguments)
+        future.add_done_callback(lambda _: self._count(-1))
+        return future
+
+    def _count(self, change: int) -> None:
+        with self._lock:
+            self._busy += change
+
+
+def _discard(future: Future[Answer]) -> None:
+    """Close the answer that nobody waits for any more."""
+    if not future.cancelled() and future.exception() is None:
+        future.result().close()
+
+
+def _in_thread(call: Callable[[], Any]) -> Future[Any]:
+    """Run `call` on a daemon thread, which no exit waits for."""
+    future: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return future
+
+
+def internal(error: Exception) -> InternalError:
+    """What a client may know of an unforeseen failure: an id, under which the log has the rest."""
+    number = uuid.uuid4().hex[:12]
+    logger.error("request %s failed", number, exc_info=error)
+    return InternalError(
+        f"The request failed here, not because of what it asks (id {number}).", "The runner's log has the details."
+    )

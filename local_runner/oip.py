@@ -1,0 +1,156 @@
+"""The Open Inference Protocol's meaning here, apart from its encodings.
+
+A request carries one BYTES tensor: `inputs` [n], one text each (JSON for a task whose inputs have parts), with the
+protocol's parameters as the task's; or `request` [1], the canonical JSON body. The reply has `outputs` [n], one JSON
+answer each, or `response` [1], the body as the scoring script wrote it.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mii_azure.errors import ModelNotServed
+from scoring.config import Deployment
+from scoring.errors import InternalError, InvalidInput, InvalidParameter
+
+VERSION = "1"
+DATATYPE = "BYTES"
+# (name, shape) of what a model takes and gives; -1 is any length.
+INPUTS = (("inputs", -1), ("request", 1))
+OUTPUTS = (("outputs", -1), ("response", 1))
+_OUTPUT_OF = {"inputs": "outputs", "request": "response"}
+# Tasks whose inputs have parts, and the JSON type that such an input is.
+_STRUCTURED: dict[str, type] = {
+    "question-answering": dict,
+    "conversational": list,
+    "text-classification": dict,
+}
+
+
+@dataclass(frozen=True)
+class Inference:
+    """One ModelInfer call."""
+
+    tensors: dict[str, list[bytes]]
+    parameters: dict[str, Any] = field(default_factory=dict)
+    wanted: tuple[str, ...] = ()  # names of outputs; empty means all
+
+    @property
+    def source(self) -> str:
+        """The one input tensor's name."""
+        return next(iter(self.tensors))
+
+
+def check_model(name: str, version: str, served: str) -> None:
+    """Raise ModelNotServed unless `name` and `version` are what this runner serves."""
+    if name != served:
+        raise ModelNotServed(f"No model {name!r} here.", f"This runner serves {served!r}.", where="model_name")
+    if version not in ("", VERSION):
+        raise ModelNotServed(
+            f"No version {version!r} of {served!r} here.", f"Its only version is {VERSION!r}.", "model_version"
+        )
+
+
+def model_metadata(deployment: Deployment) -> dict[str, Any]:
+    """What ModelMetadata answers, over either protocol."""
+
+    def tensors(named: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
+        return [{"name": name, "datatype": DATATYPE, "shape": [length]} for name, length in named]
+
+    return {
+        "name": deployment.name,
+        "versions": [VERSION],
+        "platform": f"mii-azure_{deployment.task}",
+        "inputs": tensors(INPUTS),
+        "outputs": tensors(OUTPUTS),
+    }
+
+
+def unpack(raw: bytes) -> list[bytes]:
+    """The elements of a raw BYTES tensor: each a 4-byte little-endian length and that many bytes."""
+    elements, at = [], 0
+    while at < len(raw):
+        if at + 4 > len(raw):
+            raise InvalidInput("A raw BYTES tensor ends inside a length.", where="raw_input_contents")
+        (length,) = struct.unpack_from("<I", raw, at)
+        at += 4
+        if at + length > len(raw):
+            raise InvalidInput("A raw BYTES tensor ends inside an element.", where="raw_input_contents")
+        elements.append(raw[at : at + length])
+        at += length
+    return elements
+
+
+def pack(elements: Sequence[bytes]) -> bytes:
+    """The inverse of `unpack`."""
+    return b"".join(struct.pack("<I", len(element)) + element for element in elements)
+
+
+def check_tensor(name: str, datatype: str, shape: Sequence[int], elements: Sequence[bytes]) -> None:
+    """Raise InvalidInput unless the tensor is BYTES and has as many elements as its shape says."""
+    where = f"inputs[{name}]"
+    if datatype != DATATYPE:
+        raise InvalidInput(f"Tensor {name!r} is {datatype or 'untyped'}.", f"Send {DATATYPE}.", where)
+    if math.prod(shape) != len(elements) or not elements:
+        raise InvalidInput(
+            f"Tensor {name!r} has shape {list(shape)} and {len(elements)} elements.",
+            "Send at least one element, and as many as the shape says.",
+            where,
+        )
+
+
+def to_raw(call: Inference, task: str) -> str:
+    """The body that the scoring script gets for `call`; raises InvalidInput or InvalidParameter."""
+    if len(call.tensors) != 1 or call.source not in _OUTPUT_OF:
+        raise InvalidInput(
+            f"The request has the tensors {sorted(call.tensors)}.",
+            "Send one: 'inputs' with a text per element, or 'request' with the canonical JSON.",
+            "inputs",
+        )
+    output = _OUTPUT_OF[call.source]
+    if call.wanted and output not in call.wanted:
+        raise InvalidInput(
+            f"Outputs {list(call.wanted)} were asked for.", f"{call.source!r} gives {output!r}.", "outputs"
+        )
+    texts = [_text(element) for element in call.tensors[call.source]]
+    if call.source == "inputs":
+        inputs = [_value(text, task) for text in texts]
+        return json.dumps({"inputs": inputs, "parameters": call.parameters}, ensure_ascii=False)
+    if len(texts) != 1:
+        raise InvalidInput("'request' takes one element.", "Send a list in its JSON.", "inputs[request]")
+    if call.parameters:
+        raise InvalidParameter("'request' carries its own parameters.", "Put them into its JSON.", "parameters")
+    return texts[0]
+
+
+def from_answer(call: Inference, body: bytes) -> tuple[str, list[bytes]]:
+    """The output tensor's name and elements for the scoring script's answer."""
+    if call.source == "request":
+        return "response", [body]
+    answers = json.loads(body)
+    expected = len(call.tensors[call.source])
+    if not isinstance(answers, list) or len(answers) != expected:
+        raise InternalError(f"The scoring script did not give {expected} answers to {expected} inputs.")
+    return "outputs", [json.dumps(answer, ensure_ascii=False).encode() for answer in answers]
+
+
+def _text(element: bytes) -> str:
+    try:
+        return element.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"An element is not UTF-8: {error}.", where="inputs") from error
+
+
+def _value(text: str, task: str) -> Any:
+    """The text itself, or what its JSON says where the task's inputs have parts."""
+    wanted = _STRUCTURED.get(task)
+    if wanted is None or not text.lstrip().startswith(("{", "[")):
+        return text
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return value if isinstance(value, wanted) else text

@@ -1,0 +1,167 @@
+"""Starts hosts in processes of their own and ends them: the local runner, and Azure's inference server."""
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from local_runner import manifest, ready_file
+from local_runner.wire import error_from_body
+from mii_azure.errors import RunnerFailed
+
+LOOPBACK = "127.0.0.1"
+START_TIMEOUT_S = 600.0
+_STOP_TIMEOUT_S = 40.0  # longer than a runner's own drain budget
+_TAIL_LINES = 12
+
+
+class HostProcess:
+    """A host as a child process on loopback, with a scratch folder for its log; use as a context manager."""
+
+    def __init__(self, bundle: Path, timeout_s: float = START_TIMEOUT_S) -> None:
+        self.bundle = bundle.resolve()
+        self.timeout_s = timeout_s
+        self.process: subprocess.Popen[bytes]
+
+    def __enter__(self) -> Self:
+        self._scratch = tempfile.TemporaryDirectory(prefix="mii-azure-")
+        self.folder = Path(self._scratch.name)
+        try:
+            self._start()
+            self._wait()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def log(self) -> Path:
+        """Everything the host wrote."""
+        return self.folder / "host.log"
+
+    def stop(self) -> int | None:
+        """SIGTERM, then SIGKILL if it does not end; return its exit code. The log goes with it."""
+        process: subprocess.Popen[bytes] | None = getattr(self, "process", None)
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(_STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._scratch.cleanup()
+        return process.returncode if process else None
+
+    def _start(self) -> None:
+        raise NotImplementedError
+
+    def _up(self) -> bool:
+        """Whether it is ready; raises what it says keeps it from being."""
+        raise NotImplementedError
+
+    def _spawn(self, command: list[str], env: dict[str, str], **options: Any) -> None:
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder, **options
+            )
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + self.timeout_s
+        while not self._up():
+            if self.process.poll() is not None:
+                self._up()  # its last word may name the reason
+                raise RunnerFailed(f"The host ended with exit code {self.process.returncode}: {self._tail()}")
+            if time.monotonic() > deadline:
+                raise RunnerFailed(f"The host was not ready after {self.timeout_s:g} s: {self._tail()}")
+            time.sleep(0.02)
+
+    def _tail(self) -> str:
+        return tail(self.log.read_text(encoding="utf-8", errors="replace"))
+
+
+class Runner(HostProcess):
+    """`python -m local_runner` on free ports."""
+
+    def __init__(self, bundle: Path, timeout_s: float = START_TIMEOUT_S, arguments: tuple[str, ...] = ()) -> None:
+        super().__init__(bundle, timeout_s)
+        self._arguments = arguments
+        self.grpc_port = self.http_port = 0
+
+    def _start(self) -> None:
+        self._ready = self.folder / "ready.json"
+        command = [sys.executable, "-m", "local_runner", str(self.bundle), "--host", LOOPBACK]
+        command += ["--grpc-port", "0", "--http-port", "0", "--ready-file", str(self._ready)]
+        self._spawn([*command, *self._arguments], dict(os.environ))
+
+    def _up(self) -> bool:
+        state = ready_file.read(self._ready)
+        if state.get("state") == "failed":
+            raise failure(state)
+        self.grpc_port, self.http_port = state.get("grpc_port", 0), state.get("http_port", 0)
+        return state.get("state") == "ready"
+
+
+class Azmlinfsrv(HostProcess):
+    """The real azureml-inference-server-http: its WSGI app under gunicorn, as in Azure but on loopback.
+
+    One worker, because each would load the model again; threads, so that health answers while a request runs.
+    """
+
+    threads = 16
+
+    def _start(self) -> None:
+        for weights in (False, True):
+            manifest.verify(self.bundle, weights)
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("AML_", "AZUREML_"))}
+        kept.pop("GUNICORN_CMD_ARGS", None)
+        env = {
+            **kept,
+            "AML_APP_ROOT": str(self.bundle / "code"),
+            "AZUREML_ENTRY_SCRIPT": "score.py",
+            "AZUREML_MODEL_DIR": str(self.bundle / "model"),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        with socket.create_server((LOOPBACK, 0), backlog=256) as listener:
+            self.port = listener.getsockname()[1]
+            # Inheriting the socket leaves no moment in which another process could take the port.
+            command = [sys.executable, "-m", "gunicorn", "--bind", f"fd://{listener.fileno()}"]
+            command += ["--worker-class", "gthread", "--workers", "1", "--threads", str(self.threads)]
+            command += ["--timeout", "300", "--keep-alive", "75", "--no-control-socket"]
+            command.append("azureml_inference_server_http.server.entry:app")
+            self._spawn(command, env, pass_fds=(listener.fileno(),))
+
+    def _up(self) -> bool:
+        connection = http.client.HTTPConnection(LOOPBACK, self.port, timeout=2)
+        try:
+            connection.request("GET", "/")
+            return connection.getresponse().status == 200
+        except OSError:
+            return False
+        finally:
+            connection.close()
+
+
+def failure(state: dict[str, Any]) -> Exception:
+    """The error that a runner left in its ready file, as an exception of the same class."""
+    return error_from_body(json.dumps(state).encode(), 500)
+
+
+def tail(log: str) -> str:
+    """The last lines of a host's log, for an error that quotes it."""
+    lines = [line for line in log.splitlines() if line.strip()]
+    return "\n".join(lines[-_TAIL_LINES:]) or "it wrote nothing."

@@ -1,0 +1,177 @@
+"""One process that serves one bundle: gRPC and HTTP on one event loop, loading behind open ports, draining on SIGTERM.
+
+Import this only after `manifest.enter`: it imports `scoring`, which has to be the bundle's.
+"""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+import uvloop
+
+from local_runner import environment, grpc_services, http_app, ready_file
+from local_runner.host import Host, State
+from mii_azure.errors import PortInUse, RunnerFailed
+from scoring.errors import MiiAzureError
+
+logger = logging.getLogger(__name__)
+
+EXIT_ABANDONED = 1
+_HEALTH_PERIOD_S = 0.25
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to serve; a port of 0 picks a free one."""
+
+    bundle: Path
+    host: str = "127.0.0.1"
+    grpc_port: int = 50051
+    http_port: int = 5001
+    drain_s: float = 30.0
+    ready_file: Path | None = None
+
+
+def serve(settings: Settings) -> int:
+    """Serve until a signal; return the exit code. Raises what keeps the runner from serving."""
+    if differing := environment.report(environment.differences(settings.bundle)):
+        _say(differing)
+    return uvloop.run(_Runner(settings).run())
+
+
+class _HttpServer(uvicorn.Server):
+    """uvicorn without its own signal handlers: one drain serves both protocols."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class _Runner:
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._host = Host(settings.bundle)
+        self._health = grpc_services.Health(self._host)
+        self._ports = (0, 0)
+
+    async def run(self) -> int:
+        """Bind, load, announce, wait for a signal, drain."""
+        settings = self._settings
+        self._stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
+        await self._open()
+        self._announce()
+        watching = asyncio.create_task(self._watch())
+        loading = asyncio.create_task(self._host.load())
+        stopping = asyncio.create_task(self._stop.wait())
+        await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        try:
+            if loading.done():
+                loading.result()
+                self._announce()
+            await self._stop.wait()
+        except MiiAzureError:
+            await self._close(0)
+            raise
+        code = await self._close(settings.drain_s)
+        watching.cancel()
+        if settings.ready_file:
+            settings.ready_file.unlink(missing_ok=True)
+        return code
+
+    async def _open(self) -> None:
+        """Bind both ports and answer on them, not ready yet. Raises PortInUse or RunnerFailed."""
+        settings = self._settings
+        listener = _listen(settings.host, settings.http_port)
+        self._grpc = grpc_services.build(self._host, self._health)
+        await self._health.update()
+        grpc_port = _bind_grpc(self._grpc, settings.host, settings.grpc_port)
+        self._ports = (grpc_port, listener.getsockname()[1])
+        await self._grpc.start()
+        config = uvicorn.Config(
+            http_app.build(self._host),
+            http="httptools",
+            lifespan="off",
+            log_config=None,
+            access_log=logger.isEnabledFor(logging.DEBUG),
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=max(1, int(settings.drain_s)),
+        )
+        self._http = _HttpServer(config)
+        self._serving = asyncio.create_task(self._http.serve(sockets=[listener]))
+
+    async def _watch(self) -> None:
+        """Keep grpc.health.v1 true, also when the engine dies later."""
+        while True:
+            await self._health.update()
+            await asyncio.sleep(_HEALTH_PERIOD_S)
+
+    async def _close(self, budget_s: float) -> int:
+        """Stop accepting, finish what is in flight within the budget; return the exit code."""
+        deadline = time.monotonic() + budget_s
+        if self._host.state is not State.FAILED:
+            self._host.state = State.DRAINING
+        await self._health.update()
+        self._http.should_exit = True
+        stopping = asyncio.create_task(self._grpc.stop(budget_s))
+        abandoned = await self._host.finish(budget_s)
+        # Open health watches would keep gRPC waiting for the whole budget; replies on their way get a moment.
+        await self._grpc.stop(min(1.0, max(0.0, deadline - time.monotonic())))
+        await asyncio.wait({stopping, self._serving}, timeout=max(1.0, deadline - time.monotonic()))
+        if abandoned:
+            _say(f"{abandoned} requests were abandoned after {budget_s:g} s of draining.")
+        return EXIT_ABANDONED if abandoned else 0
+
+    def _on_signal(self) -> None:
+        if self._stop.is_set():
+            os._exit(EXIT_ABANDONED)
+        self._stop.set()
+
+    def _announce(self) -> None:
+        grpc_port, http_port = self._ports
+        deployment, state = self._host.deployment, self._host.state
+        ready_file.write(self._settings.ready_file, state, grpc_port, http_port)
+        where = f"grpc://{self._settings.host}:{grpc_port} http://{self._settings.host}:{http_port}"
+        if state is State.READY:
+            sys.stdout.write(f"ready: {deployment.name} ({deployment.task}) at {where}, pid {os.getpid()}\n")
+            sys.stdout.flush()
+        else:
+            _say(f"{state}: {deployment.name} ({deployment.task}) at {where}")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A listening socket that no other process can share. Raises PortInUse or RunnerFailed."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise PortInUse(f"Port {port} of {host} is in use.", "Choose another, or 0 for any free one.") from error
+        raise RunnerFailed(f"{host}:{port} cannot be listened on: {error.strerror or error}.") from error
+
+
+def _bind_grpc(server: Any, host: str, port: int) -> int:
+    """Bind the gRPC server; return its port. The attempt with a plain socket tells why it would fail."""
+    _listen(host, port).close()
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        return int(server.add_insecure_port(address))
+    except RuntimeError as error:
+        raise PortInUse(f"Port {port} of {host} is in use.", "Choose another, or 0 for any free one.") from error
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()

@@ -1,0 +1,140 @@
+"""How an error travels over gRPC, written once for both ends.
+
+The status code is the error class's own; the status message is its sentence; the JSON body and the HTTP status that the
+scoring script gave travel as trailing metadata, so that a client rebuilds the same error.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import grpc
+
+from mii_azure.errors import ModelNotServed, RunnerFailed
+from scoring.errors import (
+    InternalError,
+    MiiAzureError,
+    NotReady,
+    Overloaded,
+    PayloadTooLarge,
+    RequestError,
+    RequestTimeout,
+)
+
+METADATA_BODY = '{"mii_azure": "metadata"}'
+ERROR_KEY = "mii-azure-error-bin"
+DONE = "[DONE]"
+STATUS_KEY = "mii-azure-status"
+RETRY_KEY = "retry-after"
+# gRPC peers refuse metadata past 8 KiB unless told otherwise.
+_MAX_BODY = 4096
+_MAX_SENTENCE = 1024
+
+_GRPC_STATUS = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    404: grpc.StatusCode.NOT_FOUND,
+    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+_CLASS_OF_STATUS: Mapping[int, type[MiiAzureError]] = {
+    400: RequestError,
+    404: ModelNotServed,
+    413: PayloadTooLarge,
+    429: Overloaded,
+    503: NotReady,
+    504: RequestTimeout,
+}
+
+
+def grpc_status(http_status: int) -> grpc.StatusCode:
+    """The gRPC status of an HTTP status that a scoring script answered with."""
+    return _GRPC_STATUS.get(http_status, grpc.StatusCode.INTERNAL)
+
+
+def body_of(error: MiiAzureError) -> bytes:
+    """The JSON body of `error`, as every host writes it."""
+    return json.dumps(error.to_dict(), ensure_ascii=False).encode()
+
+
+def trailers(status: int, headers: Mapping[str, str], body: bytes) -> tuple[str, tuple[tuple[str, Any], ...]]:
+    """The status message and trailing metadata of a failure; over-long text is cut, never refused."""
+    fields = _fields(body)
+    sentence = fields.get("message", "")[:_MAX_SENTENCE]
+    if len(body) > _MAX_BODY:
+        short = {key: value[: _MAX_SENTENCE // 4] for key, value in fields.items()}
+        body = json.dumps({"error": short}, ensure_ascii=False).encode()
+    pairs: list[tuple[str, Any]] = [(ERROR_KEY, body), (STATUS_KEY, str(status))]
+    retry = {key.lower(): value for key, value in headers.items()}.get(RETRY_KEY)
+    if retry:
+        pairs.append((RETRY_KEY, retry))
+    return sentence, tuple(pairs)
+
+
+def reply_of(error: grpc.RpcError, address: str, timeout: float | None) -> tuple[int, bytes]:
+    """The HTTP status and JSON body that a failed call stands for."""
+    found = dict(error.trailing_metadata() or ())
+    if ERROR_KEY in found:
+        return int(found[STATUS_KEY]), bytes(found[ERROR_KEY])
+    rebuilt = error_of(error, address, timeout)
+    return rebuilt.http_status, body_of(rebuilt)
+
+
+def error_of(error: grpc.RpcError, address: str, timeout: float | None) -> MiiAzureError:
+    """The error that a failed call stands for: the server's own, or what the transport's failure means."""
+    found = dict(error.trailing_metadata() or ())
+    if ERROR_KEY in found:
+        return error_from_body(bytes(found[ERROR_KEY]), int(found[STATUS_KEY]), str(found.get(RETRY_KEY, "1")))
+    code, details = error.code(), error.details() or ""
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return RequestTimeout(f"No answer from {address} within {timeout} s.", "Ask with a longer timeout.")
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
+        return PayloadTooLarge("The request is larger than this server takes.", "Send it in parts.")
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return RunnerFailed(f"No runner answers at {address}.", "Start one with `mii-azure serve BUNDLE`.")
+    return InternalError(f"The call to {address} failed: {code.name} {details}".strip())
+
+
+def error_from_body(body: bytes, status: int, retry_after: str = "1") -> MiiAzureError:
+    """Rebuild an error from the JSON body that a host answered; an unknown code becomes the status's class."""
+    fields = _fields(body)
+    default = _CLASS_OF_STATUS.get(status, InternalError)
+    known = {cls.code: cls for cls in _tree(MiiAzureError)}
+    cls = known.get(fields.get("code", ""), default)
+    error = cls(fields.get("message") or f"The server answered {status}.", fields.get("hint", ""))
+    error.where = fields.get("where", "")
+    if isinstance(error, Overloaded) and retry_after.isdigit():
+        error.retry_after_s = int(retry_after)
+    return error
+
+
+class EventParser:
+    """Splits server-sent events into the data of each, however the bytes arrive; the closing `[DONE]` is dropped."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, chunk: bytes) -> Iterator[str]:
+        """The events that `chunk` completes; raises the error that one of them reports."""
+        *whole, self._rest = (self._rest + chunk).split(b"\n\n")
+        for event in whole:
+            data = event.removeprefix(b"data: ").decode()
+            if data.startswith('{"error"'):
+                raise error_from_body(data.encode(), 500)
+            if data != DONE:
+                yield data
+
+
+def _fields(body: bytes) -> dict[str, str]:
+    try:
+        fields = json.loads(body)["error"]
+        return {key: str(value) for key, value in fields.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {"code": "internal", "message": body.decode(errors="replace")[:_MAX_SENTENCE]}
+
+
+def _tree(cls: type[MiiAzureError]) -> Iterator[type[MiiAzureError]]:
+    yield cls
+    for child in cls.__subclasses__():
+        yield from _tree(child)

@@ -1,0 +1,87 @@
+"""A stub bundle, whole by the contract, and runners over it."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import scoring
+from local_runner.manifest import bundle_digest, hash_files
+from local_runner.process import Azmlinfsrv, Runner
+
+STUB = Path(__file__).parent / "stub"
+PACKAGE = Path(scoring.__file__).parent
+MAX_PAYLOAD = 200_000
+
+
+def seal(bundle: Path) -> None:
+    """Write the manifest of what is there."""
+    present = [path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()]
+    files = hash_files(bundle, sorted(set(present) - {"manifest.json"}))
+    manifest = {"schema": 1, "files": files, "bundle": bundle_digest(files)}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+
+
+def make_bundle(folder: Path, name: str = "echo", task: str = "text-classification", **limits: int) -> Path:
+    """A bundle in `folder` whose scoring package is the stub's, with the project's own errors and config."""
+    bundle = folder / name
+    shutil.copytree(STUB, bundle / "code", ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("errors.py", "config.py", "__init__.py"):
+        shutil.copy(PACKAGE / file, bundle / "code" / "scoring" / file)
+    deployment = {
+        "schema": 1,
+        "name": name,
+        "task": task,
+        "model": {"id": "stub"},
+        "limits": {"max_payload_bytes": MAX_PAYLOAD, **limits},
+    }
+    swagger = {
+        "openapi": "3.1.0",
+        "info": {"title": name, "version": "1"},
+        "paths": {"/score": {"post": {"summary": "the task's own", "responses": {"200": {"description": "ok"}}}}},
+        "components": {"schemas": {"ServiceInput": {"type": "object"}}},
+    }
+    files = {
+        "code/deployment.json": deployment,
+        "code/swagger2.json": {"swagger": "2.0"},
+        "code/swagger3.json": {"openapi": "3.0.3"},
+        "code/swagger3.1.json": swagger,
+        "model/config.json": {"model_type": "stub"},
+        "requests/sample.json": {"inputs": "hello"},
+    }
+    for path, content in files.items():
+        (bundle / path).parent.mkdir(parents=True, exist_ok=True)
+        (bundle / path).write_text(json.dumps(content))
+    (bundle / "environment").mkdir()
+    lock = "anyio==0.0.1 \\\n    --hash=sha256:00\nno-such-package==1.0\npackaging>=1\nnvidia-cublas==13.1\n"
+    (bundle / "environment" / "requirements.lock").write_text(lock)
+    seal(bundle)
+    return bundle
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One untouched stub bundle for all tests; copy it to change it."""
+    return make_bundle(tmp_path_factory.mktemp("stub"))
+
+
+@pytest.fixture
+def own_bundle(tmp_path: Path) -> Callable[..., Path]:
+    """Makes a stub bundle of the test's own."""
+    return lambda **options: make_bundle(tmp_path, **options)
+
+
+@pytest.fixture(scope="session")
+def runner(bundle: Path) -> Iterator[Runner]:
+    """A runner over the stub bundle, for tests that leave it running."""
+    with Runner(bundle) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def azmlinfsrv(bundle: Path) -> Iterator[Azmlinfsrv]:
+    """Azure's inference server over the stub bundle."""
+    with Azmlinfsrv(bundle) as started:
+        yield started
