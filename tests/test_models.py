@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -9,7 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+)
 
 from tests.tiny_models import CONTEXT, FAMILIES, Family, load_tiny, tiny_model
 
@@ -17,6 +25,7 @@ ALL = [(name, task) for name, family in FAMILIES.items() for task in family.task
 TEXTS = ("Paris is the capital of France.", "Anna Müller lives in Zürich!", "What? 42 apples (cheap).")
 
 Tiny = Callable[[str, str], Path]
+Packaged = Callable[[str], Path]
 
 
 def _answer(family: Family, task: str, model: Any, inputs: Any) -> torch.Tensor:
@@ -69,3 +78,63 @@ def test_tiny_model_names_the_tasks_it_has(tmp_path: Path) -> None:
     with pytest.raises(KeyError, match="gpt2 does text-generation, conversational, not fill-mask"):
         tiny_model("gpt2", "fill-mask", tmp_path / "m")
     assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.real
+def test_minilm_knows_which_sentences_are_alike(packaged: Packaged) -> None:
+    folder = packaged("minilm")
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    texts = [
+        "A man is eating food.",
+        "A man is eating a piece of bread.",
+        "The girl is carrying a baby.",
+    ]
+    inputs = tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        states = model(**inputs).last_hidden_state
+    mask = inputs["attention_mask"].unsqueeze(-1)
+    means = torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1))
+    cosines = (means @ means[0]).tolist()
+    assert cosines[1:] == pytest.approx([0.7553, -0.105], abs=1e-3)
+    assert json.loads((folder / "1_Pooling/config.json").read_text())["pooling_mode_mean_tokens"] is True
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_smollm2_knows_the_capital_of_france(packaged: Packaged, dtype: torch.dtype) -> None:
+    folder = packaged("smollm2")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    question = {
+        "role": "user",
+        "content": "What is the capital of France? Answer in one short sentence.",
+    }
+    inputs = tokenizer.apply_chat_template(
+        [question], add_generation_prompt=True, return_dict=True, return_tensors="pt"
+    )
+    tokens = model.generate(**inputs, max_new_tokens=20, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert tokenizer.decode(tokens, skip_special_tokens=True) == "The capital of France is Paris."
+    assert tokens[-1] == tokenizer.eos_token_id
+
+
+@pytest.mark.real
+def test_flan_t5_translates_to_german(packaged: Packaged) -> None:
+    folder = packaged("flan-t5")
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+    assert json.loads((folder / "config.json").read_text())["tie_word_embeddings"] is False
+    assert not torch.equal(model.lm_head.weight, model.shared.weight)
+    inputs = tokenizer("translate English to German: The house is wonderful.", return_tensors="pt")
+    tokens = model.generate(**inputs, max_new_tokens=20, do_sample=False)[0]
+    assert tokenizer.decode(tokens, skip_special_tokens=True) == "Das Haus ist wunderbar."
+
+
+@pytest.mark.real
+def test_smiles_albert_completes_a_reaction(packaged: Packaged) -> None:
+    folder = packaged("smiles-albert")
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForMaskedLM.from_pretrained(folder).eval()
+    assert tokenizer.tokenize("Cl[nH]%12>>Br") == ["Cl", "[nH]", "%12", ">>", "Br"]
+    inputs = tokenizer("CC(=O)Cl.OCC>>CC(=[MASK])OCC", return_tensors="pt")
+    (place,) = (inputs["input_ids"][0] == tokenizer.mask_token_id).nonzero()
+    with torch.inference_mode():
+        logits = model(**inputs).logits[0, place.item()]
+    assert tokenizer.decode([logits.argmax().item()]) == "O"
