@@ -45,7 +45,7 @@ def load(deployment: Deployment, folder: Path) -> Loaded:
     model = _model(transformers, cls.auto_class, deployment, folder)
     device = pick_device()
     model.to(device).eval()
-    context = deployment.limits.context_length or _context_length(model.config, tokenizer)
+    context = deployment.limits.context_length or _context_length(model, tokenizer)
     seconds = time.perf_counter() - began
     logger.info("loaded %s as %s on %s in %.1f s", type(model).__name__, deployment.dtype, device, seconds)
     return Loaded(model, tokenizer, device, context, deployment.task_options)
@@ -101,7 +101,7 @@ def _architecture(folder: Path) -> str:
     return str((config.get("architectures") or [config.get("model_type", "The model")])[0])
 
 
-def _context_length(config: Any, tokenizer: Any) -> int:
+def _context_length(model: Any, tokenizer: Any) -> int:
     """Tokens that the model takes: the smaller of what config and tokenizer say; position offsets subtracted."""
     length = 0
     for name in (
@@ -111,9 +111,10 @@ def _context_length(config: Any, tokenizer: Any) -> int:
         "seq_length",
         "max_seq_len",
     ):
-        length = length or int(getattr(config, name, 0) or 0)
-    if config.model_type in ("roberta", "xlm-roberta", "mpnet", "camembert"):
-        length -= config.pad_token_id + 1  # positions start after the padding index
+        length = length or int(getattr(model.config, name, 0) or 0)
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            length = module.num_embeddings - module.padding_idx - 1  # RoBERTa's and MPNet's start after the padding
     told = int(min(tokenizer.model_max_length, 10**9))  # transformers' own "unknown" is 1e30
     if length <= 0:  # relative positions (T5, BLOOM): bounded by memory; take the tokenizer's word
         length = told if told < 10**9 else 2048

@@ -39,7 +39,10 @@ class TokenClassificationParameters(Strict):
 
 class FillMaskParameters(Strict):
     top_k: int = Field(5, ge=1, description="How many fillings per mask.")
-    targets: list[Text] | Text | None = Field(None, description="Only score these words.")
+    targets: list[Text] | Text | None = Field(
+        None, description="Only score these words; one that is no token of its own stands for its first sub-word."
+    )
+    truncation: bool = Field(False, description="Cut texts at the context length instead of refusing them.")
 
 
 class EmbeddingParameters(Strict):
@@ -52,10 +55,14 @@ class EmbeddingParameters(Strict):
 
 class QuestionAnsweringParameters(Strict):
     top_k: int = Field(1, ge=1, description="How many answers to return.")
-    doc_stride: int = Field(128, ge=1, description="Overlap of windows over a long context, tokens.")
-    max_seq_len: int = Field(384, ge=8, description="Length of a window, question included, tokens.")
+    doc_stride: int = Field(
+        128, ge=0, description="Overlap of windows over a long context, tokens; unless given, at most half a window."
+    )
+    max_seq_len: int = Field(
+        384, ge=8, description="Length of a window, question included, tokens; at most the model's context."
+    )
     max_question_len: int = Field(64, ge=1, description="A longer question is cut here, tokens.")
-    max_answer_len: int = Field(15, ge=1, description="Longest answer, tokens.")
+    max_answer_len: int = Field(15, ge=1, le=512, description="Longest answer, tokens.")
     handle_impossible_answer: bool = Field(False, description="Allow the empty answer.")
     align_to_words: bool = Field(True, description="Widen answers to whole words.")
 

@@ -1,5 +1,6 @@
 """What every task is: encode on the caller's thread, forward on the inference thread, decode on the caller's."""
 
+import inspect
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
@@ -8,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from scoring.errors import PromptTooLong
+from scoring.errors import InvalidInput, LoadError, PromptTooLong
 from scoring.schemas import Strict, TaskSchema
 from scoring.tasks import task_schema
 
@@ -52,6 +53,16 @@ class Task(ABC):
         self.model = loaded.model
         self.tokenizer = loaded.tokenizer
         self.schema: TaskSchema = task_schema(name)
+        self._tokenizing = threading.Lock()
+
+    def call_tokenizer(self, *texts: str, **options: Any) -> Any:
+        """Tokenise one text or a pair into a BatchEncoding.
+
+        One thread at a time: a fast tokenizer keeps the truncation of the last call as its own state, so that two
+        threads with different options silently get each other's.
+        """
+        with self._tokenizing:
+            return self.tokenizer(*texts, **options)
 
     @abstractmethod
     def encode(self, value: Any, parameters: Any, item: int) -> list[Row]:
@@ -95,23 +106,28 @@ class Task(ABC):
 class EncoderTask(Task):
     """A task whose forward is one pass of an encoder over right-padded rows."""
 
-    def tokenize(self, texts: Sequence[str], truncation: bool, item: int, **options: Any) -> dict[str, list[int]]:
-        """Tokenise one text or a pair; refuse or cut what exceeds the context length."""
-        encoded = self.tokenizer(
-            *texts,
-            truncation=truncation,
-            max_length=self.loaded.context_length if truncation else None,
-            **options,
-        )
-        features = {key: encoded[key] for key in encoded.keys()}  # noqa: SIM118  (BatchEncoding iterates differently)
-        if not truncation:
-            remedy = 'Shorten it, or set "parameters": {"truncation": true}.' if self._truncatable else "Shorten it."
-            self.check_length(len(features["input_ids"]), item, remedy)
-        return features
+    def __init__(self, loaded: Loaded, name: str) -> None:
+        super().__init__(loaded, name)
+        config = loaded.model.config
+        accepted = set(inspect.signature(loaded.model.forward).parameters)
+        if getattr(config, "type_vocab_size", 2) < 2:
+            accepted.discard("token_type_ids")  # the one type there is, is the model's own default
+        self._inputs = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in accepted]
 
-    @property
-    def _truncatable(self) -> bool:
-        return "truncation" in self.schema.parameters.model_fields
+    def tokenize(self, texts: Sequence[str], truncation: bool, item: int, **options: Any) -> Any:
+        """Tokenise one text or a pair into a BatchEncoding; refuse or cut what exceeds the context length."""
+        limit = self.loaded.context_length if truncation else None
+        encoded = self.call_tokenizer(*texts, truncation=truncation, max_length=limit, **options)
+        if not encoded["input_ids"]:
+            raise InvalidInput("The tokenizer finds nothing in the text.", "Send visible text.", f"inputs[{item}]")
+        if not truncation:
+            remedy = 'Shorten it, or set "parameters": {"truncation": true}.'
+            self.check_length(len(encoded["input_ids"]), item, remedy)
+        return encoded
+
+    def row(self, encoded: Any, item: int, **rest: Any) -> Row:
+        """A row of what the model takes of an encoding; some tokenizers give token types to models that have none."""
+        return Row({name: encoded[name] for name in self._inputs if name in encoded}, item, **rest)
 
     def forward(self, rows: Sequence[Row]) -> list[Any]:
         with torch.inference_mode():
@@ -126,9 +142,9 @@ class EncoderTask(Task):
         """Right-pad rows into model inputs, each [B, S] int64."""
         longest = max(row.tokens for row in rows)
         fill = {
-            "input_ids": self.tokenizer.pad_token_id or 0,
+            "input_ids": self.tokenizer.pad_token_id or 0,  # any id does where there is none: it is masked
             "attention_mask": 0,
-            "token_type_ids": self._pad_type,
+            "token_type_ids": int(getattr(self.tokenizer, "pad_token_type_id", 0) or 0),
         }
         batch = {}
         for name in rows[0].features:
@@ -136,6 +152,10 @@ class EncoderTask(Task):
             batch[name] = torch.tensor(padded, device=self.loaded.device)
         return batch
 
-    @property
-    def _pad_type(self) -> int:
-        return int(getattr(self.tokenizer, "pad_token_type_id", 0) or 0)
+    def require_offsets(self) -> None:
+        """Raise LoadError for a tokenizer that cannot say where its tokens lie in the text."""
+        if not self.tokenizer.is_fast:
+            raise LoadError(
+                f"{type(self.tokenizer).__name__} gives no character offsets, which {self.schema.name} needs.",
+                "Save the model with a fast tokenizer: the folder then has tokenizer.json.",
+            )

@@ -1,6 +1,6 @@
 """text-classification: label and score of a text or a pair; the answer's shape is the pipeline's."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,17 @@ class TextClassification(EncoderTask):
             texts = [value]
         else:
             texts = [value.text] if value.text_pair is None else [value.text, value.text_pair]
-        return [Row(self.tokenize(texts, parameters.truncation, item), item)]
+        row = self.row(self.tokenize(texts, parameters.truncation, item), item)
+        row.key = self._key(row)
+        return [row]
+
+    def _key(self, row: Row) -> Hashable:
+        config = self.model.config
+        if config.is_encoder_decoder:  # the heads of BART and T5 take one number of end tokens per batch
+            return row.features["input_ids"].count(config.eos_token_id)
+        if getattr(config, "pad_token_id", None) is None:  # a decoder's head finds the end of a row by its padding
+            return object()
+        return None
 
     def split(self, output: Any, rows: Sequence[Row]) -> list[torch.Tensor]:
         return list(output.logits.float().cpu())  # each [L]

@@ -1,0 +1,115 @@
+"""fill-mask: the likeliest tokens for each mask of a text; the answer's shape is the pipeline's."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from scoring.errors import InvalidInput, InvalidParameter, LoadError
+from scoring.schemas import FillMaskParameters
+from scoring.tasks.base import EncoderTask, Loaded, Row
+
+Filling = dict[str, Any]
+
+#: Accepted in a text whatever the tokenizer's own mask token is.
+_MASKS = ("[MASK]", "<mask>")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to compute for one text."""
+
+    masks: list[int]  # positions in the row
+    targets: list[int] | None  # only these token ids
+    top_k: int
+
+
+class FillMask(EncoderTask):
+    """Masked language modelling over one text with one mask or several."""
+
+    name = "fill-mask"
+    auto_class = "AutoModelForMaskedLM"
+
+    def __init__(self, loaded: Loaded, name: str) -> None:
+        super().__init__(loaded, name)
+        if self.tokenizer.mask_token_id is None:
+            raise LoadError("The tokenizer has no mask token.", "Choose a model that was trained to fill masks.")
+
+    def encode(self, value: str, parameters: FillMaskParameters, item: int) -> list[Row]:
+        mask = self.tokenizer.mask_token
+        for spelling in _MASKS:
+            value = value.replace(spelling, mask)
+        encoded = self.tokenize([value], parameters.truncation, item)
+        masks = [i for i, token in enumerate(encoded["input_ids"]) if token == self.tokenizer.mask_token_id]
+        if not masks:
+            cut = mask in value
+            raise InvalidInput(
+                f"No mask is left in the first {self.loaded.context_length} tokens."
+                if cut
+                else f"The text has no {mask}.",
+                f"Put {mask} where a word is wanted.",
+                where=f"inputs[{item}]",
+            )
+        targets = None if parameters.targets is None else self._target_ids(parameters.targets)
+        return [self.row(encoded, item, extra=Wanted(masks, targets, parameters.top_k))]
+
+    def _target_ids(self, targets: str | list[str]) -> list[int]:
+        """Token ids of the words; one that is no token of its own stands for its first sub-word."""
+        words = [targets] if isinstance(targets, str) else targets
+        ids = dict.fromkeys(token for word in words for token in self._first_piece(word))
+        if not ids:
+            raise InvalidParameter("The tokenizer finds nothing in the targets.", where="parameters.targets")
+        return list(ids)
+
+    def _first_piece(self, word: str) -> list[int]:
+        """The token that is the word, else the first of those that spell it; none for white space."""
+        whole = self.tokenizer.convert_tokens_to_ids(word)
+        if whole is not None and self.tokenizer.convert_ids_to_tokens(whole) == word:
+            return [whole]
+        ids: list[int] = self.call_tokenizer(word, add_special_tokens=False)["input_ids"]
+        return ids[:1]
+
+    def split(self, output: Any, rows: Sequence[Row]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        # The top-k is taken here, on the device: a whole vocabulary per mask is large.
+        return [self._best(logits, row.extra) for logits, row in zip(output.logits, rows, strict=True)]
+
+    def _best(self, logits: torch.Tensor, wanted: Wanted) -> tuple[torch.Tensor, torch.Tensor]:
+        """Probabilities and token ids, best first: each [masks, k]."""
+        scores = torch.softmax(logits[wanted.masks].float(), -1)
+        if wanted.targets is not None:
+            scores = scores[:, wanted.targets]
+        values, picks = scores.topk(min(wanted.top_k, scores.shape[-1]))
+        values, picks = values.cpu(), picks.cpu()
+        return values, picks if wanted.targets is None else torch.tensor(wanted.targets)[picks]
+
+    def decode(
+        self,
+        value: str,
+        parameters: FillMaskParameters,
+        rows: Sequence[Row],
+        outputs: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    ) -> list[Filling] | list[list[Filling]]:
+        scores, tokens = (tensor.tolist() for tensor in outputs[0])
+        ids, masks = rows[0].features["input_ids"], rows[0].extra.masks
+        answer = [
+            [self._filling(ids, at, token, score, len(masks) == 1) for token, score in zip(*pair, strict=True)]
+            for at, pair in zip(masks, zip(tokens, scores, strict=True), strict=True)
+        ]
+        return answer[0] if len(masks) == 1 else answer
+
+    def _filling(self, ids: list[int], at: int, token: int, score: float, single: bool) -> Filling:
+        filled = [token if i == at else old for i, old in enumerate(ids)]
+        filled = [each for each in filled if each != self.tokenizer.pad_token_id]
+        return {
+            "score": score,
+            "token": token,
+            "token_str": self.tokenizer.decode([token]),
+            # With several masks the special tokens stay, or the other masks would vanish.
+            "sequence": self.tokenizer.decode(filled, skip_special_tokens=single),
+        }
+
+    def plain(self, answer: Any) -> Any:
+        if isinstance(answer[0], list):
+            return [self.plain(fillings) for fillings in answer]
+        return str(answer[0]["token_str"]).strip()

@@ -1,0 +1,171 @@
+"""token-classification: labels of tokens, or of the entities they form; the answer's shape is the pipeline's."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from scoring.schemas import TokenClassificationParameters
+from scoring.tasks.base import EncoderTask, Loaded, Row
+
+Scores = np.ndarray[Any, np.dtype[np.float32]]
+Entity = dict[str, Any]
+
+
+class Token(NamedTuple):
+    """One token that is part of the text."""
+
+    position: int  # in the row
+    word: str  # as the vocabulary spells it
+    start: int
+    end: int
+    continues: bool  # a word that an earlier token began
+    scores: Scores  # [labels]
+
+
+class Tagged(NamedTuple):
+    """The answer to one text in both forms."""
+
+    entities: list[Entity]  # the pipeline's
+    tags: list[str]  # one per word between white space: Azure's
+
+
+class TokenClassification(EncoderTask):
+    """Named entities, parts of speech: one label per token."""
+
+    name = "token-classification"
+    auto_class = "AutoModelForTokenClassification"
+
+    def __init__(self, loaded: Loaded, name: str) -> None:
+        super().__init__(loaded, name)
+        self.require_offsets()
+        self._labels: dict[int, str] = self.model.config.id2label
+        backend = self.tokenizer.backend_tokenizer.model
+        # WordPiece marks what continues a word; elsewhere white space before the token must tell.
+        self._marks_pieces = bool(getattr(backend, "continuing_subword_prefix", None))
+
+    def encode(self, value: str, parameters: TokenClassificationParameters, item: int) -> list[Row]:
+        encoded = self.tokenize(
+            [value], parameters.truncation, item, return_offsets_mapping=True, return_special_tokens_mask=True
+        )
+        return [self.row(encoded, item, extra=(encoded["offset_mapping"], encoded["special_tokens_mask"]))]
+
+    def split(self, output: Any, rows: Sequence[Row]) -> list[torch.Tensor]:
+        scores = torch.softmax(output.logits.float(), -1).cpu()
+        return [each[: row.tokens] for each, row in zip(scores, rows, strict=True)]  # each [S, labels]
+
+    def decode(
+        self,
+        value: str,
+        parameters: TokenClassificationParameters,
+        rows: Sequence[Row],
+        outputs: Sequence[torch.Tensor],
+    ) -> Tagged:
+        tokens = list(self._tokens(value, rows[0], outputs[0].numpy()))
+        strategy = parameters.aggregation_strategy
+        if strategy in ("none", "simple"):
+            entities = [self._entity(token) for token in tokens]
+        else:
+            entities = [self._word(group, strategy) for group in _words(tokens)]
+        if strategy != "none":
+            entities = [self._join(group) for group in _adjacent(entities)]
+        kind = "entity" if strategy == "none" else "entity_group"
+        kept = [entity for entity in entities if entity[kind] not in parameters.ignore_labels]
+        return Tagged(kept, self._tags(value, tokens))
+
+    def collect(self, answers: list[Tagged], single: bool, parameters: Any) -> Any:
+        entities = [answer.entities for answer in answers]
+        return entities[0] if single else entities
+
+    def plain(self, answer: Tagged) -> list[str]:
+        return answer.tags
+
+    def _tokens(self, text: str, row: Row, scores: Scores) -> Iterable[Token]:
+        offsets, special = row.extra
+        ids = row.features["input_ids"]
+        for index, word in enumerate(self.tokenizer.convert_ids_to_tokens(ids)):
+            if special[index]:
+                continue
+            start, end = offsets[index]
+            written = text[start:end]
+            if ids[index] == self.tokenizer.unk_token_id:
+                word, continues = written, False
+            elif self._marks_pieces:
+                continues = len(word) != len(written)
+            else:
+                continues = start > 0 and " " not in text[start - 1 : start + 1]
+            yield Token(index, word, start, end, continues, scores[index])
+
+    def _entity(self, token: Token) -> Entity:
+        best = int(token.scores.argmax())
+        return {
+            "entity": self._labels[best],
+            "score": float(token.scores[best]),
+            "index": token.position,
+            "word": token.word,
+            "start": token.start,
+            "end": token.end,
+        }
+
+    def _word(self, tokens: list[Token], strategy: str) -> Entity:
+        """One word with one label, chosen by the strategy."""
+        if strategy == "first":
+            scores = tokens[0].scores
+        elif strategy == "max":
+            scores = max(tokens, key=lambda token: float(token.scores.max())).scores
+        else:
+            scores = np.stack([token.scores for token in tokens]).mean(0)
+        best = int(scores.argmax())
+        return {
+            "entity": self._labels[best],
+            "score": float(scores[best]),
+            "word": self.tokenizer.convert_tokens_to_string([token.word for token in tokens]),
+            "start": tokens[0].start,
+            "end": tokens[-1].end,
+        }
+
+    def _join(self, entities: list[Entity]) -> Entity:
+        return {
+            "entity_group": entities[0]["entity"].split("-", 1)[-1],
+            "score": float(np.mean([entity["score"] for entity in entities])),
+            "word": self.tokenizer.convert_tokens_to_string([entity["word"] for entity in entities]),
+            "start": entities[0]["start"],
+            "end": entities[-1]["end"],
+        }
+
+    def _tags(self, text: str, tokens: list[Token]) -> list[str]:
+        """The label of each white-space word's first token; "O" for a word without one, cut off or invisible."""
+        found = [""] * len(text)
+        for token in reversed(tokens):
+            found[token.start : token.end] = [self._labels[int(token.scores.argmax())]] * (token.end - token.start)
+        words = (found[match.start() : match.end()] for match in re.finditer(r"\S+", text))
+        return [next(filter(None, word), "O") for word in words]
+
+
+def _words(tokens: Iterable[Token]) -> list[list[Token]]:
+    return _runs(tokens, lambda _, token: token.continues)
+
+
+def _adjacent(entities: Iterable[Entity]) -> list[list[Entity]]:
+    """Runs of one tag; a B- begins a new one."""
+
+    def joins(last: Entity, entity: Entity) -> bool:
+        return not entity["entity"].startswith("B-") and _tag(entity["entity"]) == _tag(last["entity"])
+
+    return _runs(entities, joins)
+
+
+def _tag(label: str) -> str:
+    return label[2:] if label.startswith(("B-", "I-")) else label
+
+
+def _runs(values: Iterable[Any], joins: Callable[[Any, Any], bool]) -> list[list[Any]]:
+    runs: list[list[Any]] = []
+    for value in values:
+        if runs and joins(runs[-1][-1], value):
+            runs[-1].append(value)
+        else:
+            runs.append([value])
+    return runs
