@@ -10,12 +10,10 @@ from pathlib import Path
 
 from local_runner.manifest import MANIFEST
 from mii_azure.errors import BundleExists, NotWritten
-from mii_azure.manifest import load_manifest as load_manifest
 from mii_azure.manifest import make_manifest
-from mii_azure.manifest import verify as verify
 from mii_azure.render import as_json
 
-Progress = Callable[[str, int, int], None]  # file, bytes done so far, bytes in all
+Progress = Callable[[int, int], None]  # bytes done so far, bytes in all
 
 SCORING = Path(__file__).resolve().parent.parent / "scoring"
 _CHUNK = 4 << 20
@@ -27,25 +25,24 @@ _OTHER_BYTES = 2 << 20
 def write(
     target: Path,
     *,
-    render: Callable[[Mapping[str, str]], Mapping[str, str]],
+    render_files: Callable[[Mapping[str, str]], Mapping[str, str]],
     weights: Mapping[str, Path],
     force: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Write a bundle at `target` and return its absolute path.
 
-    `weights` maps paths below model/ to the files to copy; their SHA-256s are what `render` gets, and it returns the
-    text of every other file. Nothing is at `target` before all of it is. Raises BundleExists, NotWritten.
+    `weights` maps paths in the bundle to the files to copy there; their SHA-256s are what `render_files` gets, and it
+    returns the text of every other file. Nothing is at `target` before all of it is. Raises BundleExists, NotWritten.
     """
     target = target.expanduser().resolve()
     try:
-        _refuse_existing(target, force)
+        refuse_existing(target, force)
         with _staging(target) as folder:
             _check_space(folder, weights)
-            copied = _copy_weights(weights, folder / "model", progress)
-            hashes = {f"model/{path}": digest for path, digest in copied.items()}
-            hashes |= _copy_scoring(folder / "code" / "scoring")
-            for path, text in render(copied).items():
+            copied = _copy_weights(weights, folder, progress)
+            hashes = copied | _copy_scoring(folder / "code" / "scoring")
+            for path, text in render_files(copied).items():
                 hashes[path] = _write_text(folder / path, text)
             _write_text(folder / MANIFEST, as_json(make_manifest(hashes)))
             _put_in_place(folder, target)
@@ -61,7 +58,8 @@ def scoring_files() -> list[str]:
     return sorted(path.relative_to(SCORING).as_posix() for path in found)
 
 
-def _refuse_existing(target: Path, force: bool) -> None:
+def refuse_existing(target: Path, force: bool) -> None:
+    """Raise BundleExists unless `target` may be written: absent, empty, or a bundle and `force`."""
     if not target.exists():
         return
     if not target.is_dir():
@@ -113,7 +111,7 @@ def _copy_weights(weights: Mapping[str, Path], folder: Path, progress: Progress 
                 writer.write(chunk)
                 done += len(chunk)
                 if progress:
-                    progress(relative, done, total)
+                    progress(done, total)
         hashes[relative] = digest.hexdigest()
     return hashes
 

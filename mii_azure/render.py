@@ -172,9 +172,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
-        yaml=_yaml, docker=_docker, docstring=_docstring, cell=_cell, gib=_gib, millions=_millions
-    )
+    environment.filters.update(yaml=_yaml, docker=_docker, docstring=_docstring, cell=_cell)
     return environment
 
 
@@ -199,14 +197,6 @@ def _docstring(value: str) -> str:
 def _cell(value: str) -> str:
     """Text inside a Markdown table."""
     return " ".join(value.split()).replace("|", "\\|")
-
-
-def _gib(value: int) -> str:
-    return f"{value / 2**30:.2f}"
-
-
-def _millions(value: int) -> str:
-    return f"{value / 1e6:,.1f}"
 
 
 def _sha256(text: str) -> str:

@@ -1,11 +1,11 @@
 """The one frozen input: what the user asked for, checked once."""
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from mii_azure.errors import InvalidName
+from mii_azure.errors import InvalidName, SpecError
 
 # Azure's rule for endpoint and deployment names (managed online endpoints reference, azure-ai-ml's validators).
 NAME_PATTERN = re.compile(r"^[a-zA-Z]([-a-zA-Z0-9]*[a-zA-Z0-9])?$")
@@ -45,3 +45,15 @@ class Spec(BaseModel):
     @classmethod
     def _name(cls, name: str) -> str:
         return check_name(name)
+
+
+def make_spec(**preferences: Any) -> Spec:
+    """A Spec from its fields; raises SpecError naming the field that is wrong, InvalidName for the name."""
+    try:
+        return Spec.model_validate(preferences)
+    except ValidationError as error:
+        detail = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        field = ".".join(str(part) for part in detail["loc"])
+        known = Spec.model_fields.get(field)
+        hint = str(known.description) if known else f"Preferences: {', '.join(Spec.model_fields)}."
+        raise SpecError(f"{field}: {detail['msg']}.", hint) from None

@@ -85,8 +85,10 @@ def write_bundle(target: Path, weights: Path, task: str = "question-answering", 
     spec, plan = make_spec(task), make_plan(task, device)
     return write(
         target,
-        render=lambda hashes: render(spec, plan, schema(task), model_id="tiny", model_version=content_hash(hashes)),
-        weights={path.name: path for path in weights.iterdir()},
+        render_files=lambda hashes: render(
+            spec, plan, schema(task), model_id="tiny", model_version=content_hash(hashes)
+        ),
+        weights={f"model/{path.name}": path for path in weights.iterdir()},
         **options,
     )
 

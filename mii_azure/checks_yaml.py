@@ -1,0 +1,184 @@
+"""Rules about the YAML: what azure-ai-ml lets through and the service refuses, drops or never uses."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from mii_azure.errors import InvalidName
+from mii_azure.inspection import DEPLOYMENT, ENDPOINT, ENVIRONMENT, MODEL, Inspected, Problem
+from mii_azure.render import PORT, content_hash
+from mii_azure.spec import check_name
+
+ROUTES = {"liveness_route": "/", "readiness_route": "/", "scoring_route": "/score"}
+# Where a path stands in each file, and the folder it is relative to: the bundle, or what another key names.
+PATHS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
+    (DEPLOYMENT, ("code_configuration", "code"), ()),
+    (DEPLOYMENT, ("code_configuration", "scoring_script"), ("code_configuration", "code")),
+    (ENVIRONMENT, ("build", "path"), ()),
+    (ENVIRONMENT, ("build", "dockerfile_path"), ("build", "path")),
+    (MODEL, ("path",), ()),
+)
+_ELSEWHERE = re.compile(r"^(azureml:|https?://)")
+_ASSET_FOLDERS = {ENVIRONMENT: "environment/", MODEL: "model/"}
+
+
+def malformed(bundle: Inspected) -> Iterator[Problem]:
+    for file in bundle.yamls:
+        reason = bundle.malformed(file)
+        if reason:
+            yield Problem(
+                f"The YAML cannot be read: {reason[0]}.",
+                "Correct it, or generate the bundle again.",
+                file,
+                line=reason[1],
+            )
+
+
+def _readable(bundle: Inspected, *files: str) -> bool:
+    return all(file in bundle.yamls and not bundle.malformed(file) for file in files)
+
+
+def names(bundle: Inspected) -> Iterator[Problem]:
+    for file, key in ((ENDPOINT, "name"), (DEPLOYMENT, "name"), (DEPLOYMENT, "endpoint_name")):
+        if not _readable(bundle, file):
+            continue
+        name = bundle.get(file, key)
+        if not isinstance(name, str):
+            yield Problem(f"{key} must be text, not {name!r}.", "Azure takes 3 to 32 characters.", file, (key,))
+            continue
+        try:
+            check_name(name)
+        except InvalidName as error:
+            yield Problem(error.message, error.hint, file, (key,))
+
+
+def deployment_name_in_capitals(bundle: Inspected) -> Iterator[Problem]:
+    name = bundle.get(DEPLOYMENT, "name")
+    if isinstance(name, str) and name != name.lower():
+        yield Problem(
+            f"Azure turns the deployment name {name!r} into {name.lower()!r}.",
+            "Write it in lower case.",
+            DEPLOYMENT,
+            ("name",),
+        )
+
+
+def another_endpoint(bundle: Inspected) -> Iterator[Problem]:
+    if not _readable(bundle, ENDPOINT, DEPLOYMENT):
+        return
+    wanted, named = bundle.get(ENDPOINT, "name"), bundle.get(DEPLOYMENT, "endpoint_name")
+    if wanted != named:
+        yield Problem(
+            f"The deployment is for the endpoint {named!r}; endpoint.yml creates {wanted!r}.",
+            "Give both the same name.",
+            DEPLOYMENT,
+            ("endpoint_name",),
+        )
+
+
+def references(bundle: Inspected) -> Iterator[Problem]:
+    """The deployment must use the environment and the model that this folder registers."""
+    for key, file in (("environment", ENVIRONMENT), ("model", MODEL)):
+        if not _readable(bundle, DEPLOYMENT, file):
+            continue
+        wanted = f"azureml:{bundle.get(file, 'name')}:{bundle.get(file, 'version')}"
+        named = bundle.get(DEPLOYMENT, key)
+        if named != wanted:
+            yield Problem(
+                f"The deployment uses {named!r}; {file} registers {wanted!r}.",
+                f"Write {wanted}.",
+                DEPLOYMENT,
+                (key,),
+            )
+
+
+def stale_versions(bundle: Inspected) -> Iterator[Problem]:
+    """deploy.sh registers a version once: changed content under the same version would never be uploaded."""
+    for file, folder in _ASSET_FOLDERS.items():
+        if not _readable(bundle, file):
+            continue
+        hashes: dict[str, str] = bundle.manifest["files"]
+        wanted = content_hash({path: digest for path, digest in hashes.items() if path.startswith(folder)})
+        if bundle.get(file, "version") != wanted:
+            yield Problem(
+                f"The version {bundle.get(file, 'version')!r} is not that of the content of {folder}, {wanted}.",
+                f'Write version: "{wanted}" here and in deployment.yml, or generate the bundle again.',
+                file,
+                ("version",),
+            )
+
+
+def variables_that_are_not_strings(bundle: Inspected) -> Iterator[Problem]:
+    for name, value in bundle.section(DEPLOYMENT, "environment_variables").items():
+        if not isinstance(value, str):
+            yield Problem(
+                f"The environment variable {name} is {value!r}, not a string; azure-ai-ml sends it as it is.",
+                "Put it in quotes.",
+                DEPLOYMENT,
+                ("environment_variables", str(name)),
+            )
+
+
+def paths(bundle: Inspected) -> Iterator[Problem]:
+    for file, keys, base in PATHS:
+        if not _readable(bundle, file):
+            continue
+        value = bundle.get(file, *keys)
+        if value is None:
+            yield Problem(f"{'.'.join(keys)} is missing.", "Generate the bundle again.", file, keys)
+        elif not isinstance(value, str):
+            yield Problem(f"{'.'.join(keys)} must be a path, not {value!r}.", "Generate the bundle again.", file, keys)
+        elif not _ELSEWHERE.match(value):
+            reason = _bad_path(bundle.root, bundle.get(file, *base) if base else ".", value)
+            if reason:
+                yield Problem(f"{value} {reason}.", "Name something inside the bundle, relative to it.", file, keys)
+
+
+def _bad_path(root: Path, base: Any, value: str) -> str:
+    if PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute():
+        return "is an absolute path, which exists on one machine only"
+    parent = root / base if isinstance(base, str) else root
+    target = (parent / value).resolve()
+    if not target.is_relative_to(root.resolve()):
+        return "is outside the bundle"
+    return "" if target.exists() else "does not exist"
+
+
+def routes(bundle: Inspected) -> Iterator[Problem]:
+    if not _readable(bundle, ENVIRONMENT):
+        return
+    for route, path in ROUTES.items():
+        given = bundle.get(ENVIRONMENT, "inference_config", route)
+        if given != {"port": PORT, "path": path}:
+            yield Problem(
+                f"inference_config.{route} is {given!r}; the inference server answers at {path} on port {PORT}.",
+                f"Write port: {PORT} and path: {path}.",
+                ENVIRONMENT,
+                ("inference_config", route),
+            )
+
+
+def traffic(bundle: Inspected) -> Iterator[Problem]:
+    shares = bundle.get(ENDPOINT, "traffic")
+    if shares is not None and not _shares(shares, {0, 100}):
+        yield Problem(
+            f"Traffic adds up to neither 0 nor 100: {shares!r}.",
+            "Whole percentages, 100 in all.",
+            ENDPOINT,
+            ("traffic",),
+        )
+    mirrored = bundle.get(ENDPOINT, "mirror_traffic")
+    if mirrored is not None and not (_shares(mirrored, set(range(51))) and len(mirrored) <= 1):
+        yield Problem(
+            f"Mirrored traffic must be at most 50 % to one deployment: {mirrored!r}.",
+            "Mirror to one deployment, with 0 to 50.",
+            ENDPOINT,
+            ("mirror_traffic",),
+        )
+
+
+def _shares(value: Any, sums: set[int]) -> bool:
+    if not isinstance(value, dict) or not all(type(share) is int and 0 <= share <= 100 for share in value.values()):
+        return False
+    return sum(value.values()) in sums

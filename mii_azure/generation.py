@@ -1,0 +1,54 @@
+"""The verb generate: from a task, a model and a name to a bundle on disk."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mii_azure.bundle import Progress, refuse_existing, write
+from mii_azure.planning import Plan, plan_spec
+from mii_azure.render import content_hash, render
+from mii_azure.spec import Spec, make_spec
+from mii_azure.weights import files_to_copy
+from scoring.tasks import schema
+
+
+def generate(
+    task: str,
+    model: str,
+    deployment_name: str,
+    *,
+    output: Path | str | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+    **preferences: Any,
+) -> Path:
+    """Write the bundle of a model and return its folder, `output` or ./NAME; `preferences` are further fields of Spec.
+
+    Raises the SpecError, ModelError and BundleError branches of the error tree; on any error nothing is left behind.
+    """
+    spec = make_spec(task=task, model=model, name=deployment_name, **preferences)
+    target = Path(output or spec.name).expanduser().resolve()
+    refuse_existing(target, force)
+    plan = plan_spec(spec)
+    plan.require_fit()
+    folder = _model_folder(spec, plan)
+    files = files_to_copy(folder, spec.allow_pickle) if folder else []
+    model_id = folder.resolve().name if plan.profile.source == "folder" and folder else plan.profile.model
+
+    def render_files(hashes: Mapping[str, str]) -> dict[str, str]:
+        version = content_hash(hashes) if folder else None
+        return render(spec, plan, schema(plan.task), model_id=model_id, model_version=version)
+
+    weights = {f"model/{path.as_posix()}": folder / path for path in files} if folder else {}
+    return write(target, render_files=render_files, weights=weights, force=force, progress=progress)
+
+
+def _model_folder(spec: Spec, plan: Plan) -> Path | None:
+    """Where the model's files are, downloaded if need be; None for an azureml: reference."""
+    if plan.profile.source == "reference":
+        return None
+    if plan.profile.source == "folder":
+        return Path(spec.model).expanduser()
+    from mii_azure.hub import download
+
+    return download(spec.model, plan.profile.revision, allow_pickle=spec.allow_pickle)

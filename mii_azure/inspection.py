@@ -1,0 +1,127 @@
+"""A bundle as checks read it: files parsed once, and never an exception for what is in them."""
+
+import re
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from mii_azure.manifest import Mismatch, load_manifest, verify
+from scoring.config import Deployment
+from scoring.errors import LoadError
+
+ENDPOINT, DEPLOYMENT, ENVIRONMENT, MODEL = "endpoint.yml", "deployment.yml", "environment.yml", "model.yml"
+YAMLS = (ENDPOINT, DEPLOYMENT, ENVIRONMENT, MODEL)
+SETTINGS, SCORE, DOCKERFILE = "code/deployment.json", "code/score.py", "environment/Dockerfile"
+SERVER_DEFAULTS = {"WORKER_COUNT": "1", "WORKER_TIMEOUT": "300"}  # azureml-inference-server-http 1.5.1
+_ENV_LINE = re.compile(r'^ENV +([A-Za-z_]\w*)=(?:"((?:[^"\\]|\\.)*)"|(\S*)) *$', re.MULTILINE)
+
+
+class Problem(NamedTuple):
+    """What a rule found: a sentence, what to do, and where."""
+
+    message: str
+    remedy: str
+    file: str
+    keys: tuple[str, ...] = ()  # place in a YAML file
+    line: int | None = None
+
+
+class Inspected:
+    """The bundle at `root`; raises NotABundle if it has no manifest."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.manifest = load_manifest(root)
+        self._texts: dict[str, str | None] = {}
+        self._yamls: dict[str, tuple[Any, yaml.Node | None, str]] = {}
+
+    @cached_property
+    def mismatches(self) -> list[Mismatch]:
+        """What differs from the manifest."""
+        return verify(self.root)
+
+    @cached_property
+    def settings(self) -> Deployment | None:
+        """code/deployment.json as the scoring code reads it; None if it cannot."""
+        try:
+            return Deployment.read(self.root / SETTINGS)
+        except LoadError:
+            return None
+
+    @cached_property
+    def yamls(self) -> list[str]:
+        """The YAML files that are there."""
+        return [file for file in YAMLS if (self.root / file).is_file()]
+
+    def text(self, file: str) -> str | None:
+        """A file's text; None if it is missing or not UTF-8."""
+        if file not in self._texts:
+            try:
+                self._texts[file] = (self.root / file).read_text(encoding="utf-8")
+            except (OSError, ValueError):
+                self._texts[file] = None
+        return self._texts[file]
+
+    def malformed(self, file: str) -> tuple[str, int | None] | None:
+        """Why a YAML file cannot be read as a mapping, and the line."""
+        value, _, reason = self._parsed(file)
+        if reason:
+            found = re.search(r"line (\d+)", reason)
+            return reason, int(found[1]) if found else None
+        return None if isinstance(value, dict) else ("it is not a mapping", None)
+
+    def get(self, file: str, *keys: str) -> Any:
+        """A value in a YAML file, or None; `get(file)` is all of it, {} where malformed."""
+        value = self._parsed(file)[0]
+        value = value if isinstance(value, dict) else {}
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+    def section(self, file: str, *keys: str) -> Mapping[Any, Any]:
+        """A mapping in a YAML file; {} for anything else."""
+        value = self.get(file, *keys)
+        return value if isinstance(value, dict) else {}
+
+    def number(self, file: str, *keys: str) -> int | None:
+        """An integer in a YAML file; None for anything else, a boolean included."""
+        value = self.get(file, *keys)
+        return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+    def line(self, file: str, keys: tuple[str, ...]) -> int | None:
+        """The line of a key, or of the deepest key above it that exists; None for none at all."""
+        node, line = self._parsed(file)[1], None
+        for key in keys:
+            pairs = node.value if isinstance(node, yaml.MappingNode) else []
+            pair = next((pair for pair in pairs if pair[0].value == key), None)
+            if pair is None:
+                break
+            line, node = pair[0].start_mark.line + 1, pair[1]
+        return line
+
+    @cached_property
+    def server(self) -> dict[str, str]:
+        """Environment of the inference server: its defaults, the image's, the deployment's."""
+        image = {
+            name: quoted if quoted else plain for name, quoted, plain in _ENV_LINE.findall(self.text(DOCKERFILE) or "")
+        }
+        given = self.section(DEPLOYMENT, "environment_variables")
+        return SERVER_DEFAULTS | image | {str(name): str(value) for name, value in given.items()}
+
+    def _parsed(self, file: str) -> tuple[Any, yaml.Node | None, str]:
+        if file not in self._yamls:
+            self._yamls[file] = self._parse(file)
+        return self._yamls[file]
+
+    def _parse(self, file: str) -> tuple[Any, yaml.Node | None, str]:
+        text = self.text(file)
+        if text is None:
+            missing = not (self.root / file).exists()
+            return {}, None, "" if missing else "it is not UTF-8 text"
+        try:
+            return yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader), ""
+        except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+            return {}, None, " ".join(str(error).split()) or type(error).__name__
