@@ -103,11 +103,12 @@ class Engine:
                 if self._waiting:
                     break
                 self._changed.notify_all()
-            batch, left, longest = [], deque[Waiting](), 0
+            batch: list[Waiting] = []
+            left, longest = deque[Waiting](), 0
             key = self._waiting[0][2].key
             while self._waiting:
                 entry = self._waiting.popleft()
-                width = max(longest, entry[2].tokens)
+                width = max(longest, entry[2].footprint)
                 fits = width * (len(batch) + 1) <= self._limits.max_batch_tokens
                 if not batch or (entry[2].key == key and fits and len(batch) < self._limits.max_batch_size):
                     batch.append(entry)

@@ -69,21 +69,33 @@ class QuestionAnsweringParameters(Strict):
 
 class GenerationParameters(Strict):
     max_new_tokens: int | None = Field(
-        None, ge=1, description="Most tokens to generate; default: the model's own, else 128."
+        None, ge=1, description="Most tokens to generate; default: the model's own, else 128, as far as they fit."
     )
-    min_new_tokens: int | None = Field(None, ge=0)
-    do_sample: bool | None = Field(None, description="Sample instead of taking the most likely token.")
-    temperature: float | None = Field(None, gt=0, le=100)
-    top_k: int | None = Field(None, ge=0)
-    top_p: float | None = Field(None, gt=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0)
-    no_repeat_ngram_size: int | None = Field(None, ge=0)
-    num_beams: int | None = Field(None, ge=1, le=16)
-    length_penalty: float | None = None
-    early_stopping: bool | None = None
-    num_return_sequences: int = Field(1, ge=1, le=16)
+    max_length: int | None = Field(
+        None, ge=1, description="Most tokens, a decoder's prompt included; max_new_tokens goes before it."
+    )
+    min_new_tokens: int | None = Field(None, ge=0, description="Fewest tokens to generate.")
+    min_length: int | None = Field(None, ge=0, description="Fewest tokens, a decoder's prompt included.")
+    ignore_eos: bool = Field(False, description="Go on to the most tokens; the model cannot end earlier.")
+    do_sample: bool | None = Field(
+        None,
+        description="Sample instead of taking the most likely token; null: true when one of temperature (but 0), "
+        "top_k, top_p, min_p, typical_p is given. false: those have no effect.",
+    )
+    temperature: float | None = Field(None, ge=0, le=100, description="0 takes the most likely token.")
+    top_k: int | None = Field(None, ge=0, description="Sample from the k most likely tokens; 0: from all.")
+    top_p: float | None = Field(None, gt=0, le=1, description="Sample from the likeliest tokens of this mass.")
+    min_p: float | None = Field(None, ge=0, le=1, description="Sample from tokens this likely, relative to the first.")
+    typical_p: float | None = Field(None, gt=0, le=1, description="Sample from locally typical tokens of this mass.")
     seed: int | None = Field(None, ge=0, lt=2**63, description="Makes sampling repeatable.")
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100, description="Above 1 discourages repetition.")
+    no_repeat_ngram_size: int | None = Field(None, ge=0, description="No run of this many tokens twice; 0: off.")
+    num_beams: int | None = Field(None, ge=1, le=16, description="Beams to search with; default: the model's own.")
+    length_penalty: float | None = Field(None, ge=-10, le=10, description="Above 0 favours long beams.")
+    early_stopping: bool | Literal["never"] | None = Field(None, description="When a search with beams ends.")
+    num_return_sequences: int = Field(1, ge=1, le=16, description="Answers per input; sampled, or one per beam.")
     stop: list[Text] | Text | None = Field(None, description="Texts that end the generation; not part of the answer.")
+    use_cache: bool | None = Field(None, description="false computes every step anew: same tokens, slower.")
 
 
 class TextGenerationParameters(GenerationParameters):
@@ -96,8 +108,8 @@ class SummarizationParameters(GenerationParameters):
 
 class TranslationParameters(GenerationParameters):
     truncation: bool = Field(False, description="Cut texts at the context length instead of refusing them.")
-    src_lang: str | None = Field(None, description="Language of the text, e.g. en; for models that take one.")
-    tgt_lang: str | None = Field(None, description="Language to translate to, e.g. de.")
+    src_lang: Text | None = Field(None, description="Language of the text, e.g. en; for models that take one.")
+    tgt_lang: Text | None = Field(None, description="Language to translate to, e.g. de.")
     task_type: str | None = Field(
         None,
         pattern=r"^translation_[A-Za-z_-]+_to_[A-Za-z_-]+$",

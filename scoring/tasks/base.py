@@ -36,10 +36,17 @@ class Row:
     extra: Any = None  # the task's own: offsets, spans
     emit: Callable[[Any], None] | None = None  # takes partial results, for streams
     cancelled: threading.Event = field(default_factory=threading.Event)
+    new_tokens: int = 0  # that the forward may add
+    copies: int = 1  # of the sequence that run at once: beams, answers
 
     @property
     def tokens(self) -> int:
         return len(self.features["input_ids"])
+
+    @property
+    def footprint(self) -> int:
+        """Tokens that the row may take of a batch's budget."""
+        return (self.tokens + self.new_tokens) * self.copies
 
 
 class Task(ABC):

@@ -1,0 +1,98 @@
+"""Turns the tokens of one sequence into text as they come, and finds the texts that end it.
+
+The pieces put together are exactly the text of all tokens, cut at the first stop text.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a token of byte-fallback vocabularies
+_BOUNDARY = re.compile(r".*\w\w(?= )", re.DOTALL)
+_LONG, _SHORT = 48, 12  # tokens decoded together: cut back to the short window when longer than the long one
+
+
+class Detokenizer:
+    """Incremental decoding: `push` returns the text that later tokens cannot change any more."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._special = frozenset(tokenizer.all_special_ids)
+        self._cleans = _cleans_up(tokenizer)
+        self._window: list[int] = []  # the last tokens
+        self._given = 0  # characters of the window's text that were returned
+        self._unclean = ""
+
+    def push(self, token: int) -> str:
+        """Take the next token; may return nothing, while a character or a run of bytes is incomplete."""
+        self._window.append(token)
+        if token in self._special or _BYTE.fullmatch(self._tokenizer.convert_ids_to_tokens(token)):
+            return ""  # an invalid byte would change the whole run of bytes before it
+        text = self._decode(self._window)
+        end = len(text) - text.endswith("\ufffd")  # the last character may lack bytes
+        piece = text[self._given : end]
+        self._given = max(self._given, end)
+        if end == len(text) and len(self._window) > _LONG:
+            self._shorten()
+        return self._clean(piece) if self._cleans else piece
+
+    def _shorten(self) -> None:
+        tail = self._window[-_SHORT:]
+        text = self._decode(tail)
+        if text.strip():  # decoders strip spaces off the beginning: it has to stay the same
+            self._window, self._given = tail, len(text)
+
+    def _decode(self, tokens: list[int]) -> str:
+        text: str = self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+    def _clean(self, piece: str) -> str:
+        """Clean up what nothing later can touch: every rule of the tokenizer's begins with a space."""
+        self._unclean += piece
+        found = _BOUNDARY.match(self._unclean)
+        if not found:
+            return ""
+        done, self._unclean = self._unclean[: found.end()], self._unclean[found.end() :]
+        cleaned: str = self._tokenizer.clean_up_tokenization(done)
+        return cleaned
+
+
+def _cleans_up(tokenizer: Any) -> bool:
+    """Whether decoding ends with transformers' clean-up of spaces, which it leaves out for byte-pair vocabularies."""
+    if not tokenizer.clean_up_tokenization_spaces:
+        return False
+    return not tokenizer.is_fast or type(tokenizer.backend_tokenizer.model).__name__ != "BPE"
+
+
+class Stops:
+    """Lets text through up to the first stop text, holding back what may be the beginning of one."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self.found = False
+        self._stops = stops
+        self._held = ""
+
+    def push(self, text: str) -> str:
+        """Take the next piece; return what can be shown."""
+        if self.found or not self._stops:
+            return "" if self.found else text
+        self._held += text
+        end = stop_at(self._held, self._stops)
+        if end is not None:
+            self.found = True
+            return self._held[:end]
+        keep = max(_overlap(self._held, stop) for stop in self._stops)
+        shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        return shown
+
+
+def stop_at(text: str, stops: Sequence[str]) -> int | None:
+    """Where the stop text that is complete first begins; None without one."""
+    found = [(at + len(stop), at) for stop in stops if (at := text.find(stop)) >= 0]
+    return min(found)[1] if found else None
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of the text that is a beginning of the stop text."""
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

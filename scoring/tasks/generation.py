@@ -1,0 +1,320 @@
+"""What generative tasks share: parameters to a generation config, batches, stop texts, streams and cancellation.
+
+Greedy unless sampling is asked for, so that one request has one answer. Rows share a batch only when everything that
+`generate` takes is equal; a sampled row runs alone, on its own random numbers.
+"""
+
+import copy
+import secrets
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, StoppingCriteriaList
+
+from scoring.detokenize import Detokenizer, Stops, stop_at
+from scoring.errors import InvalidInput, InvalidParameter, PromptTooLong
+from scoring.schemas import GenerationParameters
+from scoring.tasks.base import Loaded, Row, Task
+
+DEFAULT_NEW_TOKENS = 128
+#: Parameters that go to `generate` as they are, where they are given.
+_PASSED = (
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+    "num_beams",
+    "length_penalty",
+    "early_stopping",
+    "use_cache",
+)
+#: Given without do_sample, one of these means sampling.
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+_COOLEST = 1e-3  # a temperature below this overflows logits and picks the same token anyway
+
+Tokens = list[int]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What one row asks of `generate`; rows with equal settings may share a batch."""
+
+    overrides: tuple[tuple[str, Any], ...]  # of the model's generation config
+    stop: tuple[str, ...] = ()
+    length: int | None = None  # of the prompt, where padding would change the answer
+
+    def __getitem__(self, name: str) -> Any:
+        return dict(self.overrides)[name]
+
+
+class Abandoned(Exception):
+    """Nobody waits for any row of the batch."""
+
+
+class Generative(Task):
+    """A task that generates text with the model's own `generate`."""
+
+    def __init__(self, loaded: Loaded, name: str) -> None:
+        super().__init__(loaded, name)
+        self.defaults: GenerationConfig = copy.deepcopy(loaded.model.generation_config)
+        self.encoder_decoder = bool(loaded.model.config.is_encoder_decoder)
+        eos = self.defaults.eos_token_id
+        eos = self.tokenizer.eos_token_id if eos is None else eos
+        self.eos: list[int] = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+        pads = [self.defaults.pad_token_id, self.tokenizer.pad_token_id, *self.eos, 0]
+        self.pad_id: int = next(pad for pad in pads if pad is not None and pad >= 0)
+
+    # -- on the caller's thread --------------------------------------------------------------------------------------
+
+    def generation_row(self, tokens: Tokens, parameters: Any, item: int, **overrides: Any) -> Row:
+        """Check the parameters against the prompt and make its row; raises InvalidParameter, PromptTooLong."""
+        if not tokens:
+            raise InvalidInput("The tokenizer finds nothing in the text.", "Send visible text.", f"inputs[{item}]")
+        start = 1 if self.encoder_decoder else len(tokens)
+        asked = self._asked(parameters) | self._lengths(parameters, start, item) | overrides
+        stop = parameters.stop or ()
+        settings = Settings(
+            tuple(sorted(asked.items())),
+            (stop,) if isinstance(stop, str) else tuple(stop),
+            len(tokens) if self._padding_matters(asked) else None,
+        )
+        return Row(
+            {"input_ids": tokens, "attention_mask": [1] * len(tokens)},
+            item,
+            key=object() if asked["do_sample"] else (settings.overrides, settings.length),
+            parameters=settings,
+            new_tokens=asked["max_new_tokens"],
+            copies=max(asked["num_beams"], asked["num_return_sequences"]),
+        )
+
+    def _asked(self, p: GenerationParameters) -> dict[str, Any]:
+        asked = {name: value for name in _PASSED if (value := getattr(p, name)) is not None}
+        sampling = p.do_sample
+        if sampling is None:
+            sampling = p.temperature != 0 and any(getattr(p, name) is not None for name in _SAMPLING)
+        if sampling and p.temperature == 0:
+            raise InvalidParameter(
+                "temperature 0 takes the most likely token, which is not sampling.",
+                "Leave out do_sample, or raise the temperature.",
+                where="parameters.temperature",
+            )
+        if sampling and p.temperature is not None:
+            asked["temperature"] = max(p.temperature, _COOLEST)
+        asked["do_sample"] = sampling
+        asked["num_beams"] = p.num_beams or self.defaults.num_beams or 1
+        asked["num_return_sequences"] = p.num_return_sequences
+        if sampling:
+            asked["seed"] = secrets.randbits(63) if p.seed is None else p.seed
+        elif p.num_return_sequences > asked["num_beams"]:
+            raise InvalidParameter(
+                f"{p.num_return_sequences} answers need sampling, or as many beams; there are {asked['num_beams']}.",
+                'Set "do_sample": true, or num_beams to at least num_return_sequences.',
+                where="parameters.num_return_sequences",
+            )
+        return asked
+
+    def _lengths(self, p: GenerationParameters, start: int, item: int) -> dict[str, int]:
+        """Most and least new tokens; `start` counts the tokens that the model continues."""
+        context = self.loaded.context_length
+        room = context - start
+        if room < 1:
+            raise PromptTooLong(
+                f"The prompt has {start} tokens; the model takes {context}, the answer included.",
+                "Shorten the prompt.",
+                where=f"inputs[{item}]",
+            )
+        if p.max_new_tokens is not None:
+            most = p.max_new_tokens
+        elif p.max_length is not None:
+            most = min(p.max_length, context) - start
+        else:
+            most = min(self._default_new_tokens(), room)
+        if most < 1:
+            raise InvalidParameter(
+                f"max_length is {p.max_length}, but the prompt alone has {start} tokens.",
+                "Raise it, or set max_new_tokens instead.",
+                where="parameters.max_length",
+            )
+        if most > room:
+            raise InvalidParameter(
+                f"max_new_tokens is {most}, but after {start} tokens only {room} fit the model's context of {context}.",
+                f"Ask for {room} or fewer.",
+                where="parameters.max_new_tokens",
+            )
+        return {"max_new_tokens": most, "min_new_tokens": self._least(p, start, most), "min_length": 0}
+
+    def _least(self, p: GenerationParameters, start: int, most: int) -> int:
+        if p.ignore_eos:
+            return most
+        if p.min_new_tokens is not None and p.min_new_tokens > most:
+            raise InvalidParameter(
+                f"min_new_tokens is {p.min_new_tokens}, more than the {most} that may be generated.",
+                f"Ask for {most} or fewer, or raise max_new_tokens.",
+                where="parameters.min_new_tokens",
+            )
+        if p.min_new_tokens is not None:
+            return p.min_new_tokens
+        own = self.defaults
+        total = own.min_length if p.min_length is None else p.min_length
+        least = own.min_new_tokens if p.min_length is None and own.min_new_tokens else (total or 0) - start
+        return min(max(0, least), most)
+
+    def _default_new_tokens(self) -> int:
+        own = self.defaults
+        if self.encoder_decoder and own.max_length and not own.max_new_tokens:
+            return max(1, int(own.max_length) - 1)  # the length of a decoder counts its start token
+        return int(own.max_new_tokens or DEFAULT_NEW_TOKENS)
+
+    def _padding_matters(self, asked: dict[str, Any]) -> bool:
+        """Penalties look at all tokens before, the padding on the left included."""
+        if self.encoder_decoder:
+            return False
+        own = self.defaults
+        penalty = asked.get("repetition_penalty", own.repetition_penalty)
+        return (penalty or 1.0) != 1.0 or bool(asked.get("no_repeat_ngram_size", own.no_repeat_ngram_size))
+
+    # -- on the inference thread -------------------------------------------------------------------------------------
+
+    def forward(self, rows: Sequence[Row]) -> list[list[Tokens]]:
+        """Generate for rows with equal settings; per row, the new tokens of each of its answers."""
+        settings: Settings = rows[0].parameters
+        config, seed = self._config(settings)
+        batch = self._pad(rows)
+        start = 1 if self.encoder_decoder else batch["input_ids"].shape[1]
+        watch = Watch(self, rows, start, searching=settings["num_beams"] > 1)
+        with torch.inference_mode(), self._random_numbers(seed) if config.do_sample else nullcontext():
+            try:
+                sequences = self.model.generate(
+                    **batch, generation_config=config, stopping_criteria=StoppingCriteriaList([watch])
+                )
+            except Abandoned:
+                return [[] for _ in rows]
+        outputs = watch.cut(sequences[:, start:].tolist())
+        for row, answers in zip(rows, outputs, strict=True):
+            if row.emit:
+                text, sent = self.text(answers[0], row.parameters.stop), watch.sent(row)
+                if text != sent and text.startswith(sent):
+                    row.emit(text[len(sent) :])
+        return outputs
+
+    def _config(self, settings: Settings) -> tuple[GenerationConfig, int | None]:
+        overrides = dict(settings.overrides)
+        seed = overrides.pop("seed", None)
+        config = copy.deepcopy(self.defaults)
+        config.update(**overrides, pad_token_id=self.pad_id, eos_token_id=self.eos or None)
+        return config, seed
+
+    def _pad(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+        """Model inputs, each [B, S] int64: decoders are padded on the left, where nothing follows."""
+        longest = max(row.tokens for row in rows)
+        batch = {}
+        for name, fill in (("input_ids", self.pad_id), ("attention_mask", 0)):
+            padded = []
+            for row in rows:
+                padding = [fill] * (longest - row.tokens)
+                padded.append(row.features[name] + padding if self.encoder_decoder else padding + row.features[name])
+            batch[name] = torch.tensor(padded, device=self.loaded.device)
+        return batch
+
+    @contextmanager
+    def _random_numbers(self, seed: int | None) -> Iterator[None]:
+        """Draw from a seed of the row's own, and leave the process's generators as they were."""
+        device = self.loaded.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seed or 0)
+            yield
+
+    # -- answers -----------------------------------------------------------------------------------------------------
+
+    def text(self, tokens: Tokens, stop: Sequence[str]) -> str:
+        """The text of generated tokens, without special ones, cut at the first stop text."""
+        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        return text[: stop_at(text, stop)]
+
+    def texts(self, rows: Sequence[Row], outputs: Sequence[list[Tokens]]) -> list[str]:
+        """The texts that the one row of an input was answered with."""
+        return [self.text(tokens, rows[0].parameters.stop) for tokens in outputs[0]]
+
+    def plain(self, answer: list[dict[str, Any]]) -> Any:
+        values = [self.plain_text(entry) for entry in answer]
+        return values[0] if len(values) == 1 else values
+
+    @abstractmethod
+    def plain_text(self, entry: dict[str, Any]) -> str:
+        """The bare text of one answer."""
+
+
+class Watch:
+    """Looks at a batch after every step: passes text on, and ends rows that met a stop text or were cancelled."""
+
+    def __init__(self, task: Generative, rows: Sequence[Row], start: int, searching: bool) -> None:
+        self._task = task
+        self._rows = rows
+        self._start = start
+        self._searching = searching  # beams change places from step to step: no text before the end
+        wanted = not searching and any(row.emit or row.parameters.stop for row in rows)
+        each = rows[0].parameters["num_return_sequences"]
+        self._followers = [Follower(task, row) for row in rows for _ in range(each)] if wanted else []
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        if all(row.cancelled.is_set() for row in self._rows):
+            raise Abandoned
+        each = input_ids.shape[0] // len(self._rows)
+        done = [row.cancelled.is_set() for row in self._rows for _ in range(each)]
+        if self._followers:
+            for index, token in enumerate(input_ids[:, -1].tolist()):
+                done[index] |= self._followers[index].push(token)
+        elif self._searching and any(row.parameters.stop for row in self._rows):
+            for index, tokens in enumerate(input_ids[:, self._start :].tolist()):
+                stop = self._rows[index // each].parameters.stop
+                text = self._task.tokenizer.decode(tokens, skip_special_tokens=True)
+                done[index] |= stop_at(text, stop) is not None
+        return torch.tensor(done, device=input_ids.device)
+
+    def cut(self, sequences: list[Tokens]) -> list[list[Tokens]]:
+        """Per row, its answers without what was appended after their end."""
+        if self._followers:
+            sequences = [tokens[: f.count] for f, tokens in zip(self._followers, sequences, strict=True)]
+        sequences = [_until(tokens, self._task.eos) for tokens in sequences]
+        each = len(sequences) // len(self._rows)
+        return [sequences[i : i + each] for i in range(0, len(sequences), each)]
+
+    def sent(self, row: Row) -> str:
+        """The text that a row's stream has got so far."""
+        return next(("".join(f.pieces) for f in self._followers if f.row is row), "")
+
+
+class Follower:
+    """Turns the tokens of one sequence into text as they come."""
+
+    def __init__(self, task: Generative, row: Row) -> None:
+        self.row = row
+        self.count = 0  # tokens up to and with the one that ended the sequence
+        self.pieces: list[str] = []
+        self._eos = task.eos
+        self._ended = False
+        self._detokenizer = Detokenizer(task.tokenizer)
+        self._stops = Stops(row.parameters.stop)
+
+    def push(self, token: int) -> bool:
+        """Take the next token; True when the sequence ends."""
+        if self._ended:  # padding, while other rows go on
+            return True
+        self.count += 1
+        piece = self._stops.push(self._detokenizer.push(token))
+        if piece and self.row.emit and not self.row.cancelled.is_set():
+            self.pieces.append(piece)
+            self.row.emit(piece)
+        self._ended = self._stops.found or token in self._eos
+        return self._stops.found
+
+
+def _until(tokens: Tokens, ends: Sequence[int]) -> Tokens:
+    """Tokens up to and with the first that is an end."""
+    return next((tokens[: i + 1] for i, token in enumerate(tokens) if token in ends), tokens)

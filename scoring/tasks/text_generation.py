@@ -1,0 +1,89 @@
+"""text-generation and conversational: a decoder continues a prompt, or answers the last message."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from scoring.errors import InvalidInput, LoadError
+from scoring.schemas import Message, TextGenerationParameters
+from scoring.tasks.base import Loaded, Row
+from scoring.tasks.generation import Generative, Tokens
+
+
+class TextGeneration(Generative):
+    """Continues a text; the answer's shape is the pipeline's."""
+
+    name = "text-generation"
+    auto_class = "AutoModelForCausalLM"
+
+    def encode(self, value: str, parameters: TextGenerationParameters, item: int) -> list[Row]:
+        return [self.generation_row(self.call_tokenizer(value)["input_ids"], parameters, item)]
+
+    def decode(
+        self,
+        value: str,
+        parameters: TextGenerationParameters,
+        rows: Sequence[Row],
+        outputs: Sequence[list[Tokens]],
+    ) -> list[dict[str, str]]:
+        prompt = value if parameters.return_full_text else ""
+        return [{"generated_text": prompt + text} for text in self.texts(rows, outputs)]
+
+    def plain_text(self, entry: dict[str, str]) -> str:
+        return entry["generated_text"]
+
+
+class Conversational(Generative):
+    """Answers a conversation through the tokenizer's chat template; goes on with a last message of the assistant's."""
+
+    name = "conversational"
+    auto_class = "AutoModelForCausalLM"
+
+    def __init__(self, loaded: Loaded, name: str) -> None:
+        super().__init__(loaded, name)
+        if not self.tokenizer.chat_template:
+            raise LoadError(
+                "The model's tokenizer has no chat template, so messages cannot become a prompt.",
+                "Serve it as text-generation, or put its chat_template.jinja into the model folder.",
+            )
+
+    def encode(self, value: list[Message], parameters: TextGenerationParameters, item: int) -> list[Row]:
+        prompt = self._prompt([message.model_dump() for message in value], item)
+        # The template writes the special tokens itself.
+        tokens = self.call_tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        return [self.generation_row(tokens, parameters, item)]
+
+    def _prompt(self, messages: list[dict[str, str]], item: int) -> str:
+        going_on = messages[-1]["role"] == "assistant"
+        try:
+            prompt: str = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=not going_on, continue_final_message=going_on
+            )
+        except Exception as error:  # whatever a template raises is its way of refusing the messages
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            raise InvalidInput(
+                f"The model's chat template refuses the messages: {reason}.",
+                "Most templates want user and assistant in turn, a system message only at the beginning.",
+                where=f"inputs[{item}]",
+            ) from error
+        return prompt
+
+    def decode(
+        self,
+        value: list[Message],
+        parameters: TextGenerationParameters,
+        rows: Sequence[Row],
+        outputs: Sequence[list[Tokens]],
+    ) -> list[dict[str, Any]]:
+        replies = self.texts(rows, outputs)
+        if not parameters.return_full_text:
+            return [{"generated_text": reply} for reply in replies]
+        messages = [message.model_dump() for message in value]
+        last = messages.pop() if messages[-1]["role"] == "assistant" else {"role": "assistant", "content": ""}
+        return [
+            {"generated_text": [*messages, {"role": "assistant", "content": last["content"] + reply}]}
+            for reply in replies
+        ]
+
+    def plain_text(self, entry: dict[str, Any]) -> str:
+        text = entry["generated_text"]
+        return str(text if isinstance(text, str) else text[-1]["content"])
