@@ -184,7 +184,7 @@ def render(call: Call, answers: list[Any], collect: Callable[..., Any], plain: C
 
 
 def _cell(value: Any) -> Any:
-    """A data frame's cell: the label of a classification, a list as its text."""
+    """A data frame's cell: the label of a classification, a list of words as its text."""
     if isinstance(value, dict) and "label" in value:
         return value["label"]
-    return str(value) if isinstance(value, list) else value
+    return str(value) if isinstance(value, list) and all(isinstance(word, str) for word in value) else value

@@ -91,7 +91,8 @@ def _refuse_random_weights(model: Any, report: dict[str, Any], deployment: Deplo
     missing = [key for key in report["missing_keys"] if not any(part in key for part in _DERIVED)]
     if missing:
         raise HeadMissing(
-            f"{_architecture(folder)} has no weights for {deployment.task}: {', '.join(sorted(missing)[:3])} would be random.",
+            f"{_architecture(folder)} has no weights for {deployment.task}: "
+            f"{', '.join(sorted(missing)[:3])} would be random.",
             "Choose the task that the model was trained for, or a checkpoint with that head.",
         )
 

@@ -14,6 +14,45 @@ _LABEL = {
     "required": ["label", "score"],
 }
 
+_SPAN = {"start": {"type": "integer"}, "end": {"type": "integer"}}
+_ANSWER = {
+    "type": "object",
+    "properties": {"score": {"type": "number"}, **_SPAN, "answer": {"type": "string"}},
+    "required": ["score", "start", "end", "answer"],
+}
+_ENTITY = {
+    "type": "object",
+    "properties": {
+        "entity": {"type": "string", "description": "With aggregation_strategy none."},
+        "entity_group": {"type": "string", "description": "With any other aggregation_strategy."},
+        "score": {"type": "number"},
+        "index": {"type": "integer", "description": "Which token; with aggregation_strategy none."},
+        "word": {"type": "string"},
+        **_SPAN,
+    },
+    "required": ["score", "word", "start", "end"],
+}
+_FILLINGS = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "properties": {
+            "score": {"type": "number"},
+            "token": {"type": "integer"},
+            "token_str": {"type": "string"},
+            "sequence": {"type": "string"},
+        },
+        "required": ["score", "token", "token_str", "sequence"],
+    },
+}
+_VECTOR = {"type": "array", "items": {"type": "number"}}
+_TOKEN_VECTORS = {
+    "description": "With pooling none.",
+    "type": "array",
+    "items": {"type": "array", "items": _VECTOR},
+    "maxItems": 1,
+}
+
 
 def _text_list(key: str) -> dict[str, Any]:
     return {
@@ -59,16 +98,7 @@ _TABLE = (
         parameters=s.QuestionAnsweringParameters,
         input=s.QuestionContext,
         sample={"inputs": {"question": "What is my name?", "context": "My name is John and I live in Seattle."}},
-        response={
-            "type": "object",
-            "properties": {
-                "score": {"type": "number"},
-                "start": {"type": "integer"},
-                "end": {"type": "integer"},
-                "answer": {"type": "string"},
-            },
-            "required": ["score", "start", "end", "answer"],
-        },
+        response={"anyOf": [_ANSWER, {"type": "array", "items": _ANSWER, "description": "With top_k above 1."}]},
     ),
     TaskSchema(
         name="text-classification",
@@ -84,7 +114,7 @@ _TABLE = (
         parameters=s.TokenClassificationParameters,
         input=s.Text,
         sample={"inputs": "My name is John and I live in Seattle."},
-        response={"type": "array", "items": {"type": "object"}},
+        response={"type": "array", "items": _ENTITY},
     ),
     TaskSchema(
         name="fill-mask",
@@ -93,7 +123,9 @@ _TABLE = (
         input=s.Text,
         # [MASK] is understood whatever the tokenizer calls its mask.
         sample={"inputs": "Paris is the [MASK] of France."},
-        response={"type": "array", "items": {"type": "object"}},
+        response={
+            "anyOf": [_FILLINGS, {"type": "array", "items": _FILLINGS, "description": "With several masks in a text."}]
+        },
     ),
     TaskSchema(
         name="feature-extraction",
@@ -101,7 +133,7 @@ _TABLE = (
         parameters=s.EmbeddingParameters,
         input=s.Text,
         sample={"inputs": "A man is eating food."},
-        response={"type": "array", "items": {}},
+        response={"anyOf": [_TOKEN_VECTORS, _VECTOR]},
     ),
     TaskSchema(
         name="sentence-embeddings",
@@ -109,7 +141,7 @@ _TABLE = (
         parameters=s.EmbeddingParameters,
         input=s.Text,
         sample={"inputs": ["A man is eating food.", "A man is eating a piece of bread."]},
-        response={"type": "array", "items": {"type": "number"}},
+        response={"anyOf": [_VECTOR, _TOKEN_VECTORS]},
     ),
     TaskSchema(
         name="summarization",

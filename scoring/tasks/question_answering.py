@@ -47,7 +47,8 @@ class QuestionAnswering(EncoderTask):
     def encode(self, value: QuestionContext, parameters: QuestionAnsweringParameters, item: int) -> list[Row]:
         question = self._cut_question(value.question, parameters.max_question_len)
         texts = (question, value.context) if self._question_first else (value.context, question)
-        encoded = self.call_tokenizer(*texts, return_offsets_mapping=True)
+        # Token types by name: ALBERT was trained with them, and its tokenizer no longer gives them unasked.
+        encoded = self.call_tokenizer(*texts, return_offsets_mapping=True, return_token_type_ids=True)
         of_context = int(self._question_first)
         positions = [i for i, sequence in enumerate(encoded.sequence_ids(0)) if sequence == of_context]
         starts, ends = _characters(encoded, positions, parameters.align_to_words)
@@ -85,7 +86,8 @@ class QuestionAnswering(EncoderTask):
             )
         stride = parameters.doc_stride
         if "doc_stride" not in parameters.model_fields_set:
-            stride = min(stride, length // 2, room // 2)
+            stride = min(stride, length // 2)
+            stride = stride if stride < room else room // 2
         if stride >= room:
             raise InvalidParameter(
                 f"doc_stride must be smaller than the {room} tokens of context in a window.",

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from scoring.config import Deployment, Limits
 from scoring.loader import load
 from scoring.service import Service
-from scoring.tasks import task_class
+from scoring.tasks import schema, task_class
 
 
 class Served:
@@ -23,6 +24,7 @@ class Served:
         loaded = load(deployment, folder)
         self.service = Service(deployment, loaded, task_class(task)(loaded, task), {})
         self.service.start()
+        self._answer = Draft202012Validator(schema(task)["response"])
 
     def __call__(self, payload: Any) -> tuple[int, Any]:
         """Send a payload (a str as it stands) and return status and JSON; of a stream, the list of its events."""
@@ -34,9 +36,10 @@ class Served:
         return reply.status, [line if line == "[DONE]" else json.loads(line) for line in data]
 
     def ok(self, inputs: Any, **parameters: Any) -> Any:
-        """Send canonical inputs and return the answer; fails unless the status is 200."""
+        """Send canonical inputs and return the answer; it must have the published schema."""
         status, answer = self({"inputs": inputs, "parameters": parameters})
         assert status == 200, answer
+        self._answer.validate(answer)
         return answer
 
     def refused(self, inputs: Any, **parameters: Any) -> dict[str, Any]:
