@@ -1,0 +1,146 @@
+"""A decoder over slots: static memory for keys and values, one step for many sequences, sampling on the device.
+
+    decoder = Decoder(model, slots=8, max_length=1024)
+    decoder.open(3, Sampling())            # a slot joins between steps
+    decoder.prefill(3, prompt_ids)         # in one piece or several
+    first = decoder.sample([3])            # from the prefill's logits
+    later = decoder.step([3, 5])           # feeds each slot's last token, picks the next
+    later.tokens()                         # waits for this step only; read it one step late
+
+A slot needs no closing: leave it out of `step`, and open it again. On a CPU every call is complete when it returns.
+On a GPU `sample` and `step` only enqueue; tokens stay on the device between steps, so a step needs no answer of the
+one before. All calls must come from one thread.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from scoring.decoder_families import build
+from scoring.decoder_form import Form
+from scoring.decoder_sampling import pick
+from scoring.decoder_state import Sampling, State
+from scoring.decoder_torch import TorchBackend
+from scoring.errors import PromptTooLong
+
+
+class Pending(Protocol):
+    """Tokens that are being computed."""
+
+    def tokens(self) -> list[int]:
+        """One token per slot asked for, in their order; waits for them."""
+
+
+class _Ready:
+    def __init__(self, tokens: list[int]) -> None:
+        self._tokens = tokens
+
+    def tokens(self) -> list[int]:
+        return self._tokens
+
+
+class Decoder:
+    """A loaded transformers decoder served slot by slot; shares the model's weights.
+
+    Raises LoadError for a model that the form does not cover. `max_length` bounds prompt and generated tokens of a
+    slot, and is cut to the model's own positions.
+    """
+
+    def __init__(self, model: Any, slots: int, max_length: int) -> None:
+        bound = int(getattr(model.config, "max_position_embeddings", 0) or 0)
+        self.max_length = min(max_length, bound) if bound and model.config.model_type != "bloom" else max_length
+        self.form: Form = build(model, self.max_length)
+        self.slots = slots
+        self.state = State(self.form, slots, self.max_length)
+        self.lengths = [0] * slots  # the host's copy: known without asking the device
+        self._torch = TorchBackend(self.form, self.state)
+        self._logits: dict[int, Tensor] = {}  # of prefills not sampled yet
+        self._last = torch.empty(0)
+        self._cuda: Any = None
+        if self.form.device.type == "cuda":
+            from scoring.decoder_cuda import CudaBackend
+
+            self._cuda = CudaBackend(self.form, self.state)
+
+    def open(self, slot: int, sampling: Sampling | None = None) -> None:
+        """Empty a slot for a new sequence."""
+        self.state.open(slot, sampling or Sampling())
+        self.lengths[slot] = 0
+        self._logits.pop(slot, None)
+
+    @torch.inference_mode()
+    def prefill(self, slot: int, ids: Sequence[int]) -> Tensor:
+        """Append prompt tokens to a slot; logits [vocabulary] after the last one, which `sample` then uses.
+
+        A long prompt can come in pieces. Raises PromptTooLong beyond `max_length`, ValueError for no tokens.
+        """
+        if not ids:
+            raise ValueError("a prefill needs at least one token")
+        start = self.lengths[slot]
+        self._check_room(slot, len(ids))
+        tokens = torch.tensor(list(ids), dtype=torch.int64, device=self.form.device)
+        self.state.seen[slot, tokens] = 1
+        logits = self._torch.prefill(slot, tokens, start)
+        self.lengths[slot] = start + len(ids)
+        self.state.lengths[slot] = self.lengths[slot]
+        self._logits[slot] = logits
+        return logits
+
+    @torch.inference_mode()
+    def sample(self, slots: Sequence[int]) -> Pending:
+        """Pick the first token of slots whose prompt was just prefilled, and make it their next input."""
+        logits = torch.stack([self._logits.pop(slot) for slot in slots])
+        if self._cuda is not None:
+            pending: Pending = self._cuda.sample(list(slots), logits)
+            return pending
+        return self._pick(slots, logits)
+
+    @torch.inference_mode()
+    def step(self, slots: Sequence[int]) -> Pending:
+        """Feed each slot its last token and pick the next one; slots are distinct and were sampled before.
+
+        Raises PromptTooLong, before anything is computed, when a slot has no room.
+        """
+        for slot in slots:
+            self._check_room(slot, 1)
+        for slot in slots:
+            self.lengths[slot] += 1
+        if self._cuda is not None:
+            pending: Pending = self._cuda.step(list(slots))
+            return pending
+        rows = torch.tensor(list(slots), dtype=torch.int64, device=self.form.device)
+        logits = self._torch.step(rows, max(self.lengths[slot] for slot in slots))
+        self.state.lengths[rows] += 1
+        self._last = logits
+        return self._pick(slots, logits)
+
+    @torch.inference_mode()
+    def feed(self, slot: int, token: int) -> None:
+        """Replace a slot's next input, for teacher forcing."""
+        self.state.tokens[slot] = token
+        self.state.seen[slot, token] = 1
+
+    def last_logits(self, count: int) -> Tensor:
+        """Logits [count, vocabulary] of the last step's rows, as its sampling left them."""
+        logits: Tensor = self._cuda.logits(count) if self._cuda is not None else self._last
+        return logits
+
+    def warm_up(self, sizes: Sequence[int] | None = None) -> None:
+        """Compile and capture the step for batches of these sizes (default: every size up to the slots)."""
+        if self._cuda is not None:
+            self._cuda.warm_up(sizes)
+
+    def _pick(self, slots: Sequence[int], logits: Tensor) -> Pending:
+        tokens = [pick(logits[row], self.state, slot) for row, slot in enumerate(slots)]
+        for slot, token in zip(slots, tokens, strict=True):
+            self.feed(slot, token)
+        return _Ready(tokens)
+
+    def _check_room(self, slot: int, count: int) -> None:
+        if self.lengths[slot] + count > self.max_length:
+            raise PromptTooLong(
+                f"The sequence would have {self.lengths[slot] + count} tokens; a slot holds {self.max_length}.",
+                "Send a shorter prompt, or ask for fewer new tokens.",
+            )

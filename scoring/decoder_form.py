@@ -1,0 +1,131 @@
+"""The form that a decoder is brought into: layers as plain data, which both back ends of `scoring.decode` execute.
+
+Tensors are the model's own, or views of one packed tensor that the model's modules then point into, so that a model
+and its form share their memory. N is a product's outputs, K its inputs, E the hidden size, D a head's size.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+NormKind = Literal["rms", "layer"]
+Activation = Literal["relu", "silu", "gelu", "gelu_tanh"]
+
+
+@dataclass
+class Linear:
+    """A product: weight [N, K] row-major, bias [N]; an int8 weight has scale [N] (float32), one number a row."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: Tensor | None = None
+
+
+@dataclass
+class Norm:
+    """RMSNorm or LayerNorm over E: gain and shift in float32; RMSNorm has no shift."""
+
+    kind: NormKind
+    gain: Tensor
+    shift: Tensor | None
+    eps: float
+
+
+@dataclass
+class Attention:
+    """Fused QKV and output products; `per_head` says rows go head by head (q, k, v of head 0, then of head 1)."""
+
+    qkv: Linear
+    out: Linear
+    scale: float
+    window: int = 0  # keys that a query sees, itself included; 0 is all
+    per_head: bool = False
+
+
+@dataclass
+class Mlp:
+    """Up and down products; a gated one has the gate's rows first, then up's: act(gate) * up."""
+
+    up: Linear
+    down: Linear
+    activation: Activation
+    gated: bool = False
+
+
+@dataclass
+class Layer:
+    """One block; `parallel` adds attention and MLP of the same input to the residual stream."""
+
+    norm1: Norm
+    attention: Attention
+    norm2: Norm
+    mlp: Mlp
+    parallel: bool = False
+
+
+@dataclass
+class Rotary:
+    """Rotation tables [positions, D/2] in float32; pairs past `half` are not rotated (cosine 1, sine 0).
+
+    A pair is (p, p + half), or (2p, 2p + 1) when interleaved.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    half: int
+    interleaved: bool
+
+
+@dataclass
+class Form:
+    """A whole decoder."""
+
+    family: str
+    embedding: Tensor  # [vocabulary, E]
+    layers: list[Layer]
+    norm: Norm | None
+    head: Linear
+    heads: int
+    kv_heads: int
+    head_dim: int
+    embedding_scale: float = 1.0
+    embedding_norm: Norm | None = None
+    positions: Tensor | None = None  # learned, [positions, E]
+    position_offset: int = 0
+    rotary: Rotary | None = None
+    alibi: Tensor | None = None  # slopes [heads], float32
+    max_positions: int = 0  # 0: no bound
+
+    @property
+    def hidden(self) -> int:
+        return int(self.embedding.shape[1])
+
+    @property
+    def vocabulary(self) -> int:
+        return int(self.head.weight.shape[0])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embedding.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.device
+
+    def products(self) -> list[Linear]:
+        """Every product of a step, in order."""
+        found: list[Linear] = []
+        for layer in self.layers:
+            found += [layer.attention.qkv, layer.attention.out, layer.mlp.up, layer.mlp.down]
+        return [*found, self.head]
+
+    def step_bytes(self) -> int:
+        """Bytes of weights that one decode step must read."""
+        return sum(product.weight.numel() * product.weight.element_size() for product in self.products())
+
+    def kv_bytes_per_token(self) -> int:
+        """Bytes that one live token takes in the cache."""
+        size = torch.empty((), dtype=self.dtype).element_size()
+        return 2 * len(self.layers) * self.kv_heads * self.head_dim * size

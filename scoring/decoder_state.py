@@ -1,0 +1,72 @@
+"""What a decoder keeps on the device: the cache of keys and values, and one row of numbers a slot.
+
+There is one slot more than asked for: the last is scratch, which rows that pad a batch write to.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from scoring.decoder_form import Form
+
+FORBIDDEN = 4  # tokens a slot can hold back until a length is reached: its end tokens
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a slot picks its tokens; temperature 0 takes the likeliest.
+
+    `forbidden` (at most 4 tokens) are held back while the slot holds fewer than `forbidden_until` tokens, prompt
+    included. The same seed gives the same tokens, whatever shares the batch.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0  # 0: all
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    forbidden: tuple[int, ...] = ()
+    forbidden_until: int = 0
+
+
+class State:
+    """Tensors over slots; `lengths` counts the tokens in the cache, `tokens` is each slot's next input."""
+
+    def __init__(self, form: Form, slots: int, max_length: int) -> None:
+        device = form.device
+        rows = slots + 1
+        self.slots = slots
+        self.max_length = max_length
+        shape = (len(form.layers), rows, form.kv_heads, max_length, form.head_dim)
+        self.keys = torch.zeros(shape, dtype=form.dtype, device=device)
+        self.values = torch.zeros(shape, dtype=form.dtype, device=device)
+        self.lengths = torch.zeros(rows, dtype=torch.int32, device=device)
+        self.tokens = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.seen = torch.zeros(rows, form.vocabulary, dtype=torch.uint8, device=device)
+        self.temperature = torch.zeros(rows, dtype=torch.float32, device=device)
+        self.top_k = torch.zeros(rows, dtype=torch.int32, device=device)
+        self.top_p = torch.ones(rows, dtype=torch.float32, device=device)
+        self.penalty = torch.ones(rows, dtype=torch.float32, device=device)
+        self.seed = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.forbidden = torch.full((rows, FORBIDDEN), -1, dtype=torch.int32, device=device)
+        self.forbidden_until = torch.zeros(rows, dtype=torch.int32, device=device)
+
+    def open(self, slot: int, sampling: Sampling) -> None:
+        """Empty a slot and set how it samples; raises ValueError for more than 4 forbidden tokens."""
+        if len(sampling.forbidden) > FORBIDDEN:
+            raise ValueError(f"{len(sampling.forbidden)} forbidden tokens; a slot holds {FORBIDDEN}")
+        self.lengths[slot] = 0
+        self.tokens[slot] = 0
+        self.seen[slot].zero_()
+        self.temperature[slot] = sampling.temperature
+        self.top_k[slot] = sampling.top_k
+        self.top_p[slot] = sampling.top_p
+        self.penalty[slot] = sampling.repetition_penalty
+        self.seed[slot] = sampling.seed
+        padded = [*sampling.forbidden, *[-1] * (FORBIDDEN - len(sampling.forbidden))]
+        self.forbidden[slot] = torch.tensor(padded, dtype=torch.int32, device=self.forbidden.device)
+        self.forbidden_until[slot] = sampling.forbidden_until
+
+    def bytes(self) -> int:
+        """Bytes of the cache."""
+        return 2 * self.keys.numel() * self.keys.element_size()

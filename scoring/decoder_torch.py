@@ -1,0 +1,162 @@
+"""Executes a `Form` in plain torch: the CPU back end, the reference for the kernels, and prefill on every device."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from scoring.decoder_form import Activation, Attention, Form, Linear, Norm
+from scoring.decoder_state import State
+
+#: (layer, q [T, heads, D], k and v [T, kv_heads, D]) -> [T, heads * D]
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
+class TorchBackend:
+    """Prefill of one slot and a step of several, over the cache of a `State`."""
+
+    def __init__(self, form: Form, state: State) -> None:
+        self.form = form
+        self.state = state
+
+    def prefill(self, slot: int, tokens: Tensor, start: int) -> Tensor:
+        """Append tokens [T] (int64) at position `start` of a slot; logits [vocabulary] after the last."""
+        end = start + tokens.shape[0]
+        positions = torch.arange(start, end, device=tokens.device)
+        masks: dict[int, Tensor | None] = {}
+
+        def attend(index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            layer = self.form.layers[index].attention
+            keys, values = self.state.keys[index, slot], self.state.values[index, slot]
+            keys[:, start:end] = k.transpose(0, 1)
+            values[:, start:end] = v.transpose(0, 1)
+            if layer.window not in masks:
+                masks[layer.window] = self._mask(positions[None], end, layer.window)
+            mask = masks[layer.window]
+            out = self._attention(layer, q.transpose(0, 1)[None], keys[None, :, :end], values[None, :, :end], mask)
+            return out[0].transpose(0, 1).flatten(1)
+
+        hidden = self._run(tokens, positions, attend)
+        return self.head(hidden[-1:])[0]
+
+    def step(self, slots: Tensor, longest: int) -> Tensor:
+        """One token each for slots [B]; `longest` bounds their lengths, this token included; logits [B, vocabulary]."""
+        positions = self.state.lengths[slots].long()
+        masks: dict[int, Tensor | None] = {}
+
+        def attend(index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            layer = self.form.layers[index].attention
+            keys, values = self.state.keys[index], self.state.values[index]
+            keys[slots, :, positions] = k
+            values[slots, :, positions] = v
+            if layer.window not in masks:
+                masks[layer.window] = self._mask(positions[:, None], longest, layer.window)
+            live = keys[slots, :, :longest], values[slots, :, :longest]
+            return self._attention(layer, q[:, :, None], *live, masks[layer.window]).flatten(1)
+
+        return self.head(self._run(self.state.tokens[slots], positions, attend))
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits [T, vocabulary] of hidden states [T, E]."""
+        return product(hidden if self.form.norm is None else normalize(hidden, self.form.norm), self.form.head)
+
+    def _run(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        hidden = self._embed(tokens, positions)
+        for index, layer in enumerate(self.form.layers):
+            attended = product(
+                self._attend(index, normalize(hidden, layer.norm1), positions, attend), layer.attention.out
+            )
+            source = hidden if layer.parallel else hidden + attended
+            up = product(normalize(source, layer.norm2), layer.mlp.up)
+            inner = activate(up, layer.mlp.activation, layer.mlp.gated)
+            hidden = product(inner, layer.mlp.down) + source
+            if layer.parallel:
+                hidden = hidden + attended
+        return hidden
+
+    def _embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        form = self.form
+        hidden = functional.embedding(tokens, form.embedding)
+        if form.embedding_scale != 1.0:
+            hidden = hidden * form.embedding_scale
+        if form.positions is not None:
+            hidden = hidden + functional.embedding(positions + form.position_offset, form.positions)
+        return hidden if form.embedding_norm is None else normalize(hidden, form.embedding_norm)
+
+    def _attend(self, index: int, normed: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        form, layer = self.form, self.form.layers[index].attention
+        qkv = product(normed, layer.qkv)
+        if layer.per_head:
+            q, k, v = qkv.view(-1, form.heads, 3, form.head_dim).unbind(2)
+        else:
+            sizes = [form.heads, form.kv_heads, form.kv_heads]
+            q, k, v = torch.split(qkv.view(-1, sum(sizes), form.head_dim), sizes, 1)
+        if form.rotary is not None:
+            q, k = self._rotate(q, positions), self._rotate(k, positions)
+        return attend(index, q, k, v)
+
+    def _rotate(self, x: Tensor, positions: Tensor) -> Tensor:
+        rotary = self.form.rotary
+        assert rotary is not None
+        half = rotary.half
+        cos = rotary.cos[positions, None, :half].to(x.dtype)
+        sin = rotary.sin[positions, None, :half].to(x.dtype)
+        turned, rest = x[..., : 2 * half], x[..., 2 * half :]
+        if rotary.interleaved:
+            a, b = turned[..., 0::2], turned[..., 1::2]
+            pairs = torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2)
+        else:
+            a, b = turned[..., :half], turned[..., half:]
+            pairs = torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+        return torch.cat((pairs, rest), -1) if rest.shape[-1] else pairs
+
+    def _mask(self, positions: Tensor, length: int, window: int) -> Tensor | None:
+        """Additive mask [B or 1, 1 or heads, T, length] in the form's type, or None for a plain causal prefill."""
+        rows = positions.shape[1]
+        if window == 0 and self.form.alibi is None and rows == length:
+            return None
+        keys = torch.arange(length, device=positions.device)
+        distance = positions[:, None, :, None] - keys
+        hidden = distance < 0
+        if window:
+            hidden = hidden | (distance >= window)
+        bias = torch.zeros(distance.shape, device=distance.device)
+        if self.form.alibi is not None:
+            bias = -self.form.alibi[None, :, None, None] * distance
+        return bias.masked_fill(hidden, -math.inf).to(self.form.dtype)
+
+    def _attention(self, layer: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        grouped = self.form.heads != self.form.kv_heads
+        return functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=layer.scale, enable_gqa=grouped
+        )
+
+
+def product(x: Tensor, linear: Linear) -> Tensor:
+    """x [T, K] through a product: [T, N]."""
+    weight = linear.weight
+    if linear.scale is not None:
+        weight = (weight.float() * linear.scale[:, None]).to(x.dtype)
+    return functional.linear(x, weight, linear.bias)
+
+
+def normalize(x: Tensor, norm: Norm) -> Tensor:
+    """x [T, E] normalised in float32, back in x's type."""
+    wide = x.float()
+    if norm.kind == "layer":
+        return functional.layer_norm(wide, (wide.shape[-1],), norm.gain, norm.shift, norm.eps).to(x.dtype)
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + norm.eps) * norm.gain).to(x.dtype)
+
+
+def activate(x: Tensor, activation: Activation, gated: bool) -> Tensor:
+    """x [T, F], or [T, 2F] with the gate first when gated: [T, F]."""
+    gate, up = x.chunk(2, -1) if gated else (x, None)
+    if activation == "relu":
+        y = functional.relu(gate)
+    elif activation == "silu":
+        y = functional.silu(gate)
+    else:
+        y = functional.gelu(gate, approximate="tanh" if activation == "gelu_tanh" else "none")
+    return y if up is None else y * up
