@@ -23,10 +23,10 @@ class Decision(BaseModel):
 
 
 SOURCES = {
-    "folder": "config.json and safetensors headers of the folder",
-    "hub": "config.json and safetensors headers read from the hub",
-    "recorded": "facts recorded by hand, since the hub could not be asked",
-    "reference": "the reference is not opened, so nothing about the model was checked",
+    "folder": "From config.json and safetensors headers of the folder",
+    "hub": "From config.json and safetensors headers read from the hub",
+    "recorded": "From facts recorded by hand, since the hub could not be asked",
+    "reference": "The reference is not opened, so nothing about the model was checked",
 }
 
 
@@ -34,7 +34,7 @@ def of_model(work: Work, options: Options) -> list[Decision]:
     """What the model is and how its task is set."""
     facts = work.profile
     size = f"{facts.parameters / 1e6:,.1f} M parameters" if facts.known else facts.model
-    decisions = [Decision(what="model", value=size, reason=f"From {SOURCES[facts.source]}.")]
+    decisions = [Decision(what="model", value=size, reason=f"{SOURCES[facts.source]}.")]
     if facts.known and not work.family.tested:
         reason = "Facts were read under their usual names; this family is not among those tested here."
         decisions.append(Decision(what="family", value=facts.family or "unknown", reason=reason))
@@ -124,13 +124,17 @@ def of_serving(facts: Profile, placed: Fit, batch: int) -> list[Decision]:
     return decisions
 
 
-def of_time(facts: Profile, begun: Start, seconds: float, timeout_ms: int) -> list[Decision]:
+def of_time(facts: Profile, device: str, begun: Start, seconds: float, timeout_ms: int) -> list[Decision]:
     """Probes and the request timeout."""
     cap = limits.MAX_REQUEST_TIMEOUT_MS
     answer = "" if facts.kind == "encoder" else f" with {limits.NEW_TOKENS} new tokens each"
-    reason = f"Three full batches{answer}, at {limits.EFFICIENCY:.0%} of the hardware's floor: {3 * seconds:.1f} s."
+    reason = (
+        f"Three full batches{answer}, at {limits.EFFICIENCY[device]:.0%} of the hardware's floor: {3 * seconds:.1f} s."
+    )
     if 3000 * seconds > cap:
         reason += f" Azure's cap is {cap // 1000} s: send shorter requests, or take a faster instance type."
+    if not facts.known:
+        reason = "The size is not known, so Azure's cap."
     rate = limits.LOAD_BYTES_PER_S // 1_000_000
     started = f"Start predicted at {begun.seconds} s: imports and warm-up, then weights at {rate} MB/s"
     alive = begun.liveness.initial_delay + begun.liveness.failure_threshold * begun.liveness.period

@@ -22,6 +22,8 @@ from mii_azure.weights import (
     weigh,
 )
 
+TIMEOUT_S = 20  # of one question to the hub
+
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import ModelInfo
@@ -32,13 +34,13 @@ def read(model: str, revision: str | None, allow_pickle: bool, near_folder: str 
 
     Without a network the facts recorded for the seed's models stand in. Raises as `weights.resolve` does.
     """
-    recorded = seed_models.find(model)
     try:
-        info = _info(recorded.id if recorded else model, revision, near_folder)
+        info = _info(model, revision, near_folder)
     except _Unreachable as error:
+        recorded = seed_models.find(model)
         if recorded:
             return recorded.model()
-        raise _unreachable(model, error) from error
+        raise _unreachable(model, error, near_folder) from error
     return _read(info, allow_pickle)
 
 
@@ -49,12 +51,10 @@ def download(model: str, revision: str | None, folder: Path | None = None, allow
     """
     from huggingface_hub import snapshot_download
 
-    recorded = seed_models.find(model)
-    repo = recorded.id if recorded else model
     try:
-        info = _info(repo, revision)
+        info = _info(model, revision)
         names = bundle_files(_names(info), allow_pickle)
-        path = snapshot_download(repo, revision=info.sha, allow_patterns=names, local_dir=folder)
+        path = snapshot_download(model, revision=info.sha, allow_patterns=names, local_dir=folder)
     except _Unreachable as error:
         raise _unreachable(model, error) from error
     except OSError as error:
@@ -68,10 +68,12 @@ class _Unreachable(Exception):
     """The hub did not answer: no network, a proxy, or HF_HUB_OFFLINE."""
 
 
-def _unreachable(model: str, error: Exception) -> UnknownModel:
+def _unreachable(model: str, error: Exception, near_folder: str = "") -> UnknownModel:
     near = get_close_matches(model, seed_models.names(), n=1, cutoff=0.6)
     hint = "Check the network and HF_HUB_OFFLINE, or give a folder that holds the model."
-    if near:
+    if near_folder:
+        hint += f" There is a folder {near_folder}."
+    elif near:
         hint += f" Facts of {near[0]} are recorded here, if you meant that."
     return UnknownModel(f"The hub cannot be asked about {model}: {error}.", hint)
 
@@ -82,7 +84,7 @@ def _info(repo: str, revision: str | None, near_folder: str = "") -> "ModelInfo"
     from huggingface_hub import errors
 
     try:
-        return _api().model_info(repo, revision=revision, files_metadata=True)
+        return _api().model_info(repo, revision=revision, files_metadata=True, timeout=TIMEOUT_S)
     except errors.GatedRepoError as error:
         raise UnknownModel(
             f"{repo} is gated: its owner grants access one by one.",

@@ -16,28 +16,28 @@ IN_FLIGHT_FACTOR = 2  # 429 past this times max_concurrent_requests_per_instance
 # Hardware
 MIN_COMPUTE_CAPABILITY = 7.5  # the lowest that torch's CUDA 13 wheels are built for
 BF16_COMPUTE_CAPABILITY = 8.0
-GPU_USABLE = 0.92  # of the nominal memory, after ECC and the driver's share
+GPU_USABLE = 0.9  # of the nominal memory, after ECC and the driver's share
 CUDA_CONTEXT_BYTES = int(0.8 * GB)  # context, cuBLAS and cuDNN workspaces of one process
 HOST_BYTES = int(1.5 * GB)  # operating system and Azure's agents
 PROCESS_BYTES = int(0.9 * GB)  # Python with torch and transformers imported
 IMAGE_BYTES = {"cpu": 5 * GB, "cuda": 14 * GB}  # unpacked container image, on the local disk
-# One vCPU is half a core: AVX2 at 2.5 GHz, and its share of the socket's memory bandwidth.
-CPU_FLOPS, CPU_BYTES_PER_S = 40e9, 5e9
+# One vCPU: half a core with AVX-512 or one with AVX2, float32, and its share of the socket's memory bandwidth.
+CPU_FLOPS, CPU_BYTES_PER_S = 60e9, 5e9
 
 # Choosing
 CPU_ENCODER_PARAMETERS = 400_000_000  # encoders below this size are planned on CPU by default
-CPU_HEADROOM = 1.25  # on memory, where the plan chooses a CPU instance type
+HEADROOM = {"cpu": 1.25, "cuda": 1.1}  # on memory, where the plan chooses the instance type
 MIN_CPU_CORES = 4  # Azure's own caution: smaller ones fail by memory, disk or probe
 MIN_CONTEXT = 2048  # tokens; a model that cannot be given this much of its context is not called fitting
 
 # Serving
 ACTIVATION_WIDTHS = 18  # live values per token, in hidden sizes: projections, feed-forward (4 wide, twice), residuals
 MAX_BATCH_SIZE = {"cpu": 8, "cuda": 32}
-MAX_BATCH_TOKENS = {"cpu": 4096, "cuda": 16_384}
+MAX_BATCH_TOKENS = {"cpu": 2048, "cuda": 16_384}
 MAX_WAIT_MS = 2  # below what an endpoint's network adds
 QUEUE_ROWS = 256
 NEW_TOKENS = 512  # answer length that the request timeout provides for
-EFFICIENCY = 0.3  # share of the floor's speed that is counted on; low, because timeouts are cut from it
+EFFICIENCY = {"cpu": 0.5, "cuda": 0.3}  # share of the floor's speed that timeouts count on
 LAYER_OVERHEAD_S = {"cpu": 0.0003, "cuda": 0.001}  # launching one layer's kernels without CUDA graphs
 MIN_TIMEOUT_MS = 30_000
 

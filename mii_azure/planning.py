@@ -11,7 +11,7 @@ from mii_azure.families import Options, family_named, find_task
 from mii_azure.profile import Profile, profile, task_check, task_options
 from mii_azure.sizing import Fit, Memory, Work
 from mii_azure.skus import find_sku
-from mii_azure.spec import Spec
+from mii_azure.spec import Spec, make_spec
 from mii_azure.timing import Probe
 from mii_azure.weights import resolve
 
@@ -62,7 +62,7 @@ def plan(task: str, model: str, instance_type: str | None = None, name: str = "m
 
     Reads config.json and safetensors headers only. Raises the SpecError and ModelError branches of the error tree.
     """
-    return plan_spec(Spec(task=task, model=model, name=name, instance_type=instance_type, **preferences))
+    return plan_spec(make_spec(task=task, model=model, name=name, instance_type=instance_type, **preferences))
 
 
 def plan_spec(spec: Spec) -> Plan:
@@ -72,6 +72,8 @@ def plan_spec(spec: Spec) -> Plan:
         find_sku(spec.instance_type)
     found = resolve(spec.model, spec.revision, spec.allow_pickle)
     facts = profile(found)
+    if not facts.known:
+        facts = facts.model_copy(update={"kind": task.kinds[0]})
     task_check(facts, task)
     return make_plan(spec, facts, task_options(found, task))
 
@@ -81,9 +83,10 @@ def make_plan(spec: Spec, facts: Profile, options: Options) -> Plan:
     work = Work(facts, family_named(facts.family, facts.kind), spec.task)
     placed = _place(spec, work)
     sku, device = placed.sku, sizing.device_of(placed.sku)
-    begun = timing.start(facts.weight_bytes, device)
+    # Of an azureml: reference the size is not known: allow for the largest that the device holds.
+    begun = timing.start(facts.weight_bytes if facts.known else placed.memory.available, device)
     seconds = timing.batch_seconds(work, placed)
-    timeout = timing.request_timeout_ms(seconds)
+    timeout = timing.request_timeout_ms(seconds) if facts.known else limits.MAX_REQUEST_TIMEOUT_MS
     batch = limits.MAX_BATCH_SIZE[device]
     quota = timing.quota_cores(sku.cores, spec.instance_count, sku.skip_20_percent)
     return Plan(
@@ -113,7 +116,7 @@ def make_plan(spec: Spec, facts: Profile, options: Options) -> Plan:
             *decisions.of_model(work, options),
             *decisions.of_place(spec, work, placed),
             *decisions.of_serving(facts, placed, batch),
-            *decisions.of_time(facts, begun, seconds, timeout),
+            *decisions.of_time(facts, device, begun, seconds, timeout),
             decisions.of_quota(spec, sku, quota),
         ),
     )

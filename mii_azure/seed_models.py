@@ -37,15 +37,22 @@ def all_models() -> tuple[SeedModel, ...]:
     for row in data["models"]:
         shape = data["shapes"][row["shape"]]
         config = shape["config"] | row.get("config", {}) | {"architectures": [row["architecture"]]}
-        fields = {"parameters": shape["parameters"], "dtype": shape.get("dtype", "float32")}
-        fields |= {key: row[key] for key in ("alias", "id", "task", "parameters", "dtype") if key in row}
-        models.append(SeedModel(config=config, **{"alias": ""} | fields))
+        models.append(
+            SeedModel(
+                alias=row.get("alias", ""),
+                id=row["id"],
+                task=row["task"],
+                parameters=row["parameters"],
+                dtype=shape.get("dtype", "float32"),
+                config=config,
+            )
+        )
     return tuple(models)
 
 
 def find(name: str) -> SeedModel | None:
-    """The recorded model of that hub id or alias, or None."""
-    return next((model for model in all_models() if name in (model.id, model.alias)), None)
+    """The recorded model of that hub id, or None."""
+    return next((model for model in all_models() if name == model.id), None)
 
 
 def names() -> list[str]:

@@ -1,6 +1,6 @@
 """Whether a model fits an instance type, in which precision, and which instance type to take."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
@@ -65,6 +65,8 @@ def choose_dtype(work: Work, sku: Sku, wanted: str) -> tuple[str, str]:
         )
     if wanted != "auto":
         return wanted, "asked for"
+    if not work.profile.known:
+        return ("bfloat16" if modern else "float16"), "the stored type is not known; half the memory and tensor cores"
     stored, half = work.profile.dtype, work.family.half
     if half == "bfloat16":
         if modern:
@@ -86,7 +88,7 @@ def _cpu_dtype(wanted: str) -> tuple[str, str]:
     return wanted, "asked for; saves memory, and is slower than float32 on these CPUs"
 
 
-def fit(work: Work, sku: Sku, wanted: str = "auto", gpus: int = 1) -> Fit:
+def fit(work: Work, sku: Sku, wanted: str = "auto", gpus: int = 1, headroom: float = 1.0) -> Fit:
     """Budget memory and disk of one instance for the largest batch that fits; see `Fit.problem`."""
     dtype, reason = choose_dtype(work, sku, wanted)
     available = _available(sku)
@@ -94,11 +96,11 @@ def fit(work: Work, sku: Sku, wanted: str = "auto", gpus: int = 1) -> Fit:
     least = min(context_length, limits.MIN_CONTEXT)
     tokens = max(limits.MAX_BATCH_TOKENS[device_of(sku)], context_length)
     memory = _budget(work, sku, dtype, tokens, available, gpus)
-    while memory.needed > available and tokens > least:
+    while memory.needed * headroom > available and tokens > least:
         tokens = max(tokens // 2, least)
         memory = _budget(work, sku, dtype, tokens, available, gpus)
     problem = ""
-    if memory.needed > available:
+    if memory.needed * headroom > available:
         place = f"each {sku.gpu.name}" if sku.gpu else "memory"
         problem = f"it needs {memory.needed / GB:.1f} GB and {place} has {available / GB:.1f} GB free"
     return Fit(sku, dtype, reason, tokens, memory, gpus, problem or _disk_problem(work.profile, sku))
@@ -116,7 +118,7 @@ def _budget(work: Work, sku: Sku, dtype: str, tokens: int, available: int, gpus:
     return Memory(
         weights=profile.parameters * item // gpus,
         kv_cache=kv_per_token * tokens // gpus,
-        activations=_activations(work, tokens, item, limits.MAX_BATCH_SIZE[device_of(sku)]) // gpus,
+        activations=_activations(work, tokens, item, limits.MAX_BATCH_SIZE[device_of(sku)]),
         context=limits.CUDA_CONTEXT_BYTES if sku.gpu else limits.PROCESS_BYTES,
         available=available,
     )
@@ -152,7 +154,7 @@ def choose(work: Work, wanted: str = "auto") -> Fit:
     """Return the smallest instance type that holds the model; raise DoesNotFit where none does.
 
     Encoders below 400 M parameters go on the CPU type with fewest cores, then least memory, that fits with headroom;
-    everything else on the GPU type with least memory per GPU, then fewest cores.
+    everything else on the GPU type with least GPU memory, then fewest cores.
     """
     on_cpu = work.profile.kind == "encoder" and work.profile.parameters < limits.CPU_ENCODER_PARAMETERS
     found = (smallest_cpu(work, wanted) if on_cpu else None) or smallest_gpu(work, wanted) or sliced(work, wanted)
@@ -167,24 +169,30 @@ def choose(work: Work, wanted: str = "auto") -> Fit:
 
 def smallest_cpu(work: Work, wanted: str) -> Fit | None:
     skus = [s for s in all_skus().values() if s.gpu is None and s.cores >= limits.MIN_CPU_CORES]
-    fits = (fit(work, sku, wanted) for sku in sorted(skus, key=lambda s: (s.cores, s.ram_gb)))
-    return next((f for f in _fitting(fits) if f.memory.needed * limits.CPU_HEADROOM <= f.memory.available), None)
+    return _first(work, sorted(skus, key=lambda s: (s.cores, s.ram_gb)), wanted)
 
 
 def smallest_gpu(work: Work, wanted: str) -> Fit | None:
-    skus = sorted(_gpu_skus(wanted), key=lambda s: (s.gpu_memory_gb, s.cores))
-    return next(_fitting(fit(work, sku, wanted) for sku in skus), None)
+    return _first(work, sorted(_gpu_skus(wanted), key=_by_gpu_memory), wanted)
+
+
+def _by_gpu_memory(sku: Sku) -> tuple[float, int]:
+    return sku.gpus * sku.gpu_memory_gb, sku.cores
+
+
+def _first(work: Work, skus: Iterable[Sku], wanted: str) -> Fit | None:
+    """The first instance type that holds the model on one device with headroom."""
+    fits = (fit(work, sku, wanted, headroom=limits.HEADROOM[device_of(sku)]) for sku in skus)
+    return next((f for f in fits if not f.problem), None)
 
 
 def sliced(work: Work, wanted: str, only: Sku | None = None) -> Fit | None:
     """The smallest instance type (or `only`) whose GPUs together hold the model, its heads divided among them."""
-    skus = [only] if only else sorted(_gpu_skus(wanted), key=lambda s: (s.gpus * s.gpu_memory_gb, s.cores))
+    skus = [only] if only else sorted(_gpu_skus(wanted), key=_by_gpu_memory)
     able = (s for s in skus if s.whole_gpus > 1 and work.profile.kv_heads % s.whole_gpus == 0)
-    return next(_fitting(fit(work, sku, wanted, sku.whole_gpus) for sku in able), None)
-
-
-def _fitting(fits: Iterable[Fit]) -> Iterator[Fit]:
-    return (f for f in fits if not f.problem)
+    headroom = 1.0 if only else limits.HEADROOM["cuda"]
+    fits = (fit(work, sku, wanted, sku.whole_gpus, headroom) for sku in able)
+    return next((f for f in fits if not f.problem), None)
 
 
 def _gpu_skus(wanted: str) -> list[Sku]:
@@ -203,7 +211,7 @@ def place(work: Work, sku: Sku, wanted: str) -> Fit:
         gpu = sku.gpu.name if sku.gpu else "none"
         raise NotAvailable(
             f"{sku.name} has a GPU ({gpu}) that the CUDA 13 builds of torch no longer support.",
-            f"Smallest that holds the model: {choose(work, wanted).sku}.",
+            f"Smallest that holds the model: {(smallest_gpu(work, wanted) or choose(work, wanted)).sku}.",
         )
     found = fit(work, sku, wanted)
     if not found.problem:

@@ -63,13 +63,17 @@ def batch_seconds(work: Work, placed: Fit) -> float:
     else:
         peak, bandwidth = sku.cores * limits.CPU_FLOPS, sku.cores * limits.CPU_BYTES_PER_S
     length = min(profile.context_length, placed.tokens)
-    work_flops = roofline.flops(profile.parameters, profile.layers, profile.hidden_size, placed.tokens, length)
+    # Embeddings are looked up, not multiplied; the output matrix is, for every token, only where masks are filled.
+    table = 0 if work.task == "fill-mask" else profile.vocab_size * profile.hidden_size
+    matmul = max(profile.parameters - table, 0)
+    work_flops = roofline.flops(matmul, profile.layers, profile.hidden_size, placed.tokens, length)
+    efficiency = limits.EFFICIENCY[device_of(sku)]
     weights = placed.memory.weights
     overhead = profile.layers * limits.LAYER_OVERHEAD_S[device_of(sku)]
-    seconds = roofline.forward_floor(weights, work_flops / placed.gpus, bandwidth, peak) / limits.EFFICIENCY + overhead
+    seconds = roofline.forward_floor(weights, work_flops / placed.gpus, bandwidth, peak) / efficiency + overhead
     if profile.kind == "encoder":
         return seconds
-    step = roofline.decode_floor(weights, placed.memory.kv_cache, bandwidth) / limits.EFFICIENCY + overhead
+    step = roofline.decode_floor(weights, placed.memory.kv_cache, bandwidth) / efficiency + overhead
     return seconds + limits.NEW_TOKENS * step
 
 

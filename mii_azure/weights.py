@@ -4,6 +4,7 @@ Only `config.json`, the tokenizer's settings and safetensors headers are read; w
 """
 
 import json
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -71,15 +72,19 @@ def resolve(model: str, revision: str | None = None, allow_pickle: bool = False)
     """
     if model.startswith("azureml:"):
         return _reference(model)
-    path = Path(model).expanduser()
-    if path.is_dir():
-        return read_folder(path, model, allow_pickle)
-    if path.exists():
+    # os.path answers False, not an error, for what can be no path at all.
+    path = Path(os.path.expanduser(model))  # noqa: PTH111
+    if model and os.path.isdir(path):  # noqa: PTH112
+        try:
+            return read_folder(path, model, allow_pickle)
+        except OSError as error:
+            raise UnknownModel(f"{model} cannot be read: {error.strerror}.", "Check its permissions.") from error
+    if model and os.path.exists(path):  # noqa: PTH110
         raise UnknownModel(f"{model} is a file.", f"Give the folder that holds it: {path.parent}.")
     if _looks_like_path(model):
         near = _near_folder(path)
         raise UnknownModel(
-            f"There is no folder {model}.", f"Did you mean {near}?" if near else "Check the path, or give a hub id."
+            f"There is no folder {model!r}.", f"Did you mean {near}?" if near else "Check the path, or give a hub id."
         )
     from mii_azure import hub
 
@@ -101,7 +106,7 @@ def _looks_like_path(model: str) -> bool:
 
 def _near_folder(path: Path) -> str:
     """The folder beside the missing one whose name is nearest, or an empty string."""
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):  # noqa: PTH112
         return ""
     names = [child.name for child in path.parent.iterdir() if child.is_dir() and not child.name.startswith(".")]
     near = get_close_matches(path.name, names, n=1, cutoff=0.6)
