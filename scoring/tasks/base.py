@@ -116,7 +116,7 @@ class EncoderTask(Task):
     def __init__(self, loaded: Loaded, name: str) -> None:
         super().__init__(loaded, name)
         config = loaded.model.config
-        accepted = set(inspect.signature(loaded.model.forward).parameters)
+        accepted = set(inspect.signature(type(loaded.model).forward).parameters)
         if getattr(config, "type_vocab_size", 2) < 2:
             accepted.discard("token_type_ids")  # the one type there is, is the model's own default
         self._inputs = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in accepted]
