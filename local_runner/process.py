@@ -4,12 +4,14 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,7 +23,11 @@ from mii_azure.errors import RunnerFailed
 LOOPBACK = "127.0.0.1"
 START_TIMEOUT_S = 600.0
 _STOP_TIMEOUT_S = 40.0  # longer than a runner's own drain budget
-_TAIL_LINES = 12
+_TAIL_LINES = 6
+_TRACEBACK = "Traceback (most recent call last):"
+_CHAINED = ("The above exception", "During handling of the above")
+# The line that closes a traceback.
+_EXCEPTION = re.compile(r"[\w.]+(: |$)")
 
 
 class HostProcess:
@@ -162,6 +168,13 @@ def failure(state: dict[str, Any]) -> Exception:
 
 
 def tail(log: str) -> str:
-    """The last lines of a host's log, for an error that quotes it."""
+    """What a host's log says of its end: the exceptions of the last chain, root cause first, and the last lines."""
     lines = [line for line in log.splitlines() if line.strip()]
-    return "\n".join(lines[-_TAIL_LINES:]) or "it wrote nothing."
+    chain: list[str] = []
+    for above, line in pairwise(lines):
+        if line.endswith(_TRACEBACK) and not above.startswith(_CHAINED):
+            chain = []
+        elif above.startswith("  ") and _EXCEPTION.match(line):
+            chain.append(line)
+    last = [line for line in lines[-_TAIL_LINES:] if line not in chain]
+    return "\n".join([*chain, *last]) or "it wrote nothing."

@@ -72,7 +72,7 @@ class _Runner:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
         await self._open()
-        self._announce()
+        await self._announce()
         watching = asyncio.create_task(self._watch())
         loading = asyncio.create_task(self._host.load())
         stopping = asyncio.create_task(self._stop.wait())
@@ -80,7 +80,7 @@ class _Runner:
         try:
             if loading.done():
                 loading.result()
-                self._announce()
+                await self._announce()
             await self._stop.wait()
         except MiiAzureError:
             await self._close(0)
@@ -139,7 +139,8 @@ class _Runner:
             os._exit(EXIT_ABANDONED)
         self._stop.set()
 
-    def _announce(self) -> None:
+    async def _announce(self) -> None:
+        await self._health.update()  # whoever reads that it is ready may ask at once
         grpc_port, http_port = self._ports
         deployment, state = self._host.deployment, self._host.state
         ready_file.write(self._settings.ready_file, state, grpc_port, http_port)

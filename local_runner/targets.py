@@ -81,9 +81,10 @@ class InProcess(Target):
 
     def _start(self) -> None:
         command = [sys.executable, "-m", "local_runner.inprocess", str(self.bundle)]
-        self._log = self._open.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace"))
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._log}
-        self._child = self._open.enter_context(subprocess.Popen(command, encoding="utf-8", **pipes))
+        self._log = self._open.enter_context(tempfile.TemporaryFile())  # noqa: SIM115  (the stack closes it)
+        self._child = self._open.enter_context(
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, encoding="utf-8")
+        )
         self._open.callback(self._child.kill)  # it holds nothing that a clean end would save
         self._lock = threading.Lock()
         first = self._read()
@@ -110,7 +111,9 @@ class InProcess(Target):
         if not line:
             code = self._child.wait()
             self._log.seek(0)
-            raise RunnerFailed(f"The in-process host ended with exit code {code}: {tail(self._log.read())}")
+            raise RunnerFailed(
+                f"The in-process host ended with exit code {code}: {tail(self._log.read().decode(errors='replace'))}"
+            )
         message: dict[str, Any] = json.loads(line)
         return message
 
