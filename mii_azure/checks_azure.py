@@ -18,12 +18,8 @@ def refused_by_azure(bundle: Inspected) -> Iterator[Problem]:
         if not bundle.malformed(file):
             for keys, reason in _refusals(bundle.root / file):
                 place = ".".join(keys) or file
-                yield Problem(
-                    f"azure-ai-ml refuses {place}: {reason}",
-                    "Correct it, or generate the bundle again.",
-                    file,
-                    keys,
-                )
+                message = f"azure-ai-ml refuses {place}: {reason.rstrip('.')}."
+                yield Problem(message, "Correct it, or generate the bundle again.", file, keys)
 
 
 def _refusals(path: Path) -> list[tuple[tuple[str, ...], str]]:

@@ -127,6 +127,7 @@ def image_without_the_lock(bundle: Inspected) -> Iterator[Problem]:
             "Install it with: pip install --require-hashes -r requirements.lock.",
             DOCKERFILE,
         )
+        return
     for line in installs:
         if "--require-hashes" not in line:
             yield Problem(

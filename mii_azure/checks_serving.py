@@ -69,8 +69,8 @@ def instance_count(bundle: Inspected) -> Iterator[Problem]:
 
 def probe_numbers(bundle: Inspected) -> Iterator[Problem]:
     """Zero means at once, always or never; success_threshold of a liveness probe must be 1."""
-    for probe in PROBES:
-        if bundle.yamls and not bundle.section(DEPLOYMENT, probe):
+    for probe in PROBES if bundle.readable(DEPLOYMENT) else ():
+        if not bundle.section(DEPLOYMENT, probe):
             yield Problem(
                 f"{probe} is missing; Azure's default does not wait for a model.",
                 _AGAIN,
@@ -121,7 +121,7 @@ def probes_before_the_model_is_loaded(bundle: Inspected) -> Iterator[Problem]:
 def request_timeout(bundle: Inspected) -> Iterator[Problem]:
     timeout = bundle.number(DEPLOYMENT, "request_settings", "request_timeout_ms")
     place = ("request_settings", "request_timeout_ms")
-    if bundle.section(DEPLOYMENT) and timeout is None and bundle.get(DEPLOYMENT, *place) is None:
+    if bundle.readable(DEPLOYMENT) and bundle.get(DEPLOYMENT, *place) is None:
         yield Problem("request_timeout_ms is missing; Azure's default is 5 s.", _AGAIN, DEPLOYMENT, place)
     if timeout is not None and not 1 <= timeout <= limits.MAX_REQUEST_TIMEOUT_MS:
         yield Problem(
@@ -135,7 +135,7 @@ def request_timeout(bundle: Inspected) -> Iterator[Problem]:
 def concurrency(bundle: Inspected) -> Iterator[Problem]:
     place = ("request_settings", "max_concurrent_requests_per_instance")
     allowed = bundle.number(DEPLOYMENT, *place)
-    if bundle.section(DEPLOYMENT) and (allowed is None or allowed < 1):
+    if bundle.readable(DEPLOYMENT) and (allowed is None or allowed < 1):
         yield Problem(
             f"{place[1]} is {bundle.get(DEPLOYMENT, *place)!r}; Azure's default is 1, which leaves nothing to batch.",
             _AGAIN,

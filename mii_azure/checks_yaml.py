@@ -35,22 +35,18 @@ def malformed(bundle: Inspected) -> Iterator[Problem]:
             )
 
 
-def _readable(bundle: Inspected, *files: str) -> bool:
-    return all(file in bundle.yamls and not bundle.malformed(file) for file in files)
-
-
 def names(bundle: Inspected) -> Iterator[Problem]:
-    for file, key in ((ENDPOINT, "name"), (DEPLOYMENT, "name"), (DEPLOYMENT, "endpoint_name")):
-        if not _readable(bundle, file):
+    for file in (ENDPOINT, DEPLOYMENT):
+        if not bundle.readable(file):
             continue
-        name = bundle.get(file, key)
+        name = bundle.get(file, "name")
         if not isinstance(name, str):
-            yield Problem(f"{key} must be text, not {name!r}.", "Azure takes 3 to 32 characters.", file, (key,))
+            yield Problem(f"The name must be text, not {name!r}.", "Azure takes 3 to 32 characters.", file, ("name",))
             continue
         try:
             check_name(name)
         except InvalidName as error:
-            yield Problem(error.message, error.hint, file, (key,))
+            yield Problem(error.message, error.hint, file, ("name",))
 
 
 def deployment_name_in_capitals(bundle: Inspected) -> Iterator[Problem]:
@@ -65,7 +61,7 @@ def deployment_name_in_capitals(bundle: Inspected) -> Iterator[Problem]:
 
 
 def another_endpoint(bundle: Inspected) -> Iterator[Problem]:
-    if not _readable(bundle, ENDPOINT, DEPLOYMENT):
+    if not bundle.readable(ENDPOINT, DEPLOYMENT):
         return
     wanted, named = bundle.get(ENDPOINT, "name"), bundle.get(DEPLOYMENT, "endpoint_name")
     if wanted != named:
@@ -80,7 +76,7 @@ def another_endpoint(bundle: Inspected) -> Iterator[Problem]:
 def references(bundle: Inspected) -> Iterator[Problem]:
     """The deployment must use the environment and the model that this folder registers."""
     for key, file in (("environment", ENVIRONMENT), ("model", MODEL)):
-        if not _readable(bundle, DEPLOYMENT, file):
+        if not bundle.readable(DEPLOYMENT, file):
             continue
         wanted = f"azureml:{bundle.get(file, 'name')}:{bundle.get(file, 'version')}"
         named = bundle.get(DEPLOYMENT, key)
@@ -96,7 +92,7 @@ def references(bundle: Inspected) -> Iterator[Problem]:
 def stale_versions(bundle: Inspected) -> Iterator[Problem]:
     """deploy.sh registers a version once: changed content under the same version would never be uploaded."""
     for file, folder in _ASSET_FOLDERS.items():
-        if not _readable(bundle, file):
+        if not bundle.readable(file):
             continue
         hashes: dict[str, str] = bundle.manifest["files"]
         wanted = content_hash({path: digest for path, digest in hashes.items() if path.startswith(folder)})
@@ -121,32 +117,32 @@ def variables_that_are_not_strings(bundle: Inspected) -> Iterator[Problem]:
 
 
 def paths(bundle: Inspected) -> Iterator[Problem]:
+    bad: set[tuple[str, ...]] = set()
     for file, keys, base in PATHS:
-        if not _readable(bundle, file):
+        if not bundle.readable(file) or base in bad:
             continue
         value = bundle.get(file, *keys)
-        if value is None:
-            yield Problem(f"{'.'.join(keys)} is missing.", "Generate the bundle again.", file, keys)
-        elif not isinstance(value, str):
-            yield Problem(f"{'.'.join(keys)} must be a path, not {value!r}.", "Generate the bundle again.", file, keys)
-        elif not _ELSEWHERE.match(value):
-            reason = _bad_path(bundle.root, bundle.get(file, *base) if base else ".", value)
-            if reason:
-                yield Problem(f"{value} {reason}.", "Name something inside the bundle, relative to it.", file, keys)
+        folder = str(bundle.get(file, *base)) if base else "."
+        reason = _bad_path(bundle.root, folder, value) if isinstance(value, str) else f"is {value!r}, not a path"
+        if reason:
+            bad.add(keys)
+            message = f"{'.'.join(keys)} {reason}."
+            yield Problem(message, "Name something inside the bundle, relative to it.", file, keys)
 
 
-def _bad_path(root: Path, base: Any, value: str) -> str:
+def _bad_path(root: Path, folder: str, value: str) -> str:
+    if _ELSEWHERE.match(value):
+        return ""
     if PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute():
         return "is an absolute path, which exists on one machine only"
-    parent = root / base if isinstance(base, str) else root
-    target = (parent / value).resolve()
+    target = (root / folder / value).resolve()
     if not target.is_relative_to(root.resolve()):
-        return "is outside the bundle"
-    return "" if target.exists() else "does not exist"
+        return "is a path out of the bundle"
+    return "" if target.exists() else f"is {value!r}, which does not exist"
 
 
 def routes(bundle: Inspected) -> Iterator[Problem]:
-    if not _readable(bundle, ENVIRONMENT):
+    if not bundle.readable(ENVIRONMENT):
         return
     for route, path in ROUTES.items():
         given = bundle.get(ENVIRONMENT, "inference_config", route)

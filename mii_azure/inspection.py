@@ -73,6 +73,10 @@ class Inspected:
             return reason, int(found[1]) if found else None
         return None if isinstance(value, dict) else ("it is not a mapping", None)
 
+    def readable(self, *files: str) -> bool:
+        """Whether these YAML files are there and are mappings."""
+        return all(file in self.yamls and not self.malformed(file) for file in files)
+
     def get(self, file: str, *keys: str) -> Any:
         """A value in a YAML file, or None; `get(file)` is all of it, {} where malformed."""
         value = self._parsed(file)[0]

@@ -1,0 +1,73 @@
+"""The rendered files of every task on CPU, T4 and A100, byte for byte; the diff of a golden tree is the review.
+
+`make golden` writes them anew, and refuses while the trees have changes that are not committed. A file that is the same
+on all three is kept once, under `any/`. The lock is not kept: it is a copy, compared with its source.
+"""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from mii_azure.render import TEMPLATES
+from scoring.tasks import TASKS
+from tests.write.conftest import SKUS, rendered
+
+GOLDEN = Path(__file__).resolve().parent.parent / "golden"
+UPDATE = os.environ.get("MII_AZURE_UPDATE_GOLDEN") == "1"
+LOCK = "environment/requirements.lock"
+LOCKS = {"cpu": "cpu.lock", "t4": "cuda13.lock", "a100": "cuda13.lock"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def start_from_committed_trees():
+    if not UPDATE:
+        return
+    command = ["git", "status", "--porcelain", "--", str(GOLDEN)]
+    changes = subprocess.run(command, cwd=GOLDEN.parent, check=True, capture_output=True, text=True).stdout
+    if changes:
+        pytest.exit(f"commit or drop these first:\n{changes}", returncode=2)
+    shutil.rmtree(GOLDEN, ignore_errors=True)
+
+
+def write(task: str, trees: dict[str, dict[str, str]]) -> None:
+    first = next(iter(trees.values()))
+    for device, files in trees.items():
+        for path, text in files.items():
+            shared = all(tree[path] == text for tree in trees.values())
+            if shared and files is not first:
+                continue
+            target = GOLDEN / task / ("any" if shared else device) / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(text.encode())
+
+
+def read(task: str, device: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for folder in (GOLDEN / task / "any", GOLDEN / task / device):
+        found |= {
+            path.relative_to(folder).as_posix(): path.read_bytes().decode()
+            for path in folder.rglob("*")
+            if path.is_file()
+        }
+    return found
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_rendered_files_are_the_golden_ones(task):
+    trees = {device: rendered(task, device) for device in SKUS}
+    for device, files in trees.items():
+        assert files.pop(LOCK) == (TEMPLATES / "locks" / LOCKS[device]).read_text()
+    if UPDATE:
+        write(task, trees)
+    for device, files in trees.items():
+        expected = read(task, device)
+        assert files.keys() == expected.keys()
+        for path, text in files.items():
+            assert text == expected[path], f"{task}, {device}, {path}: `make golden` shows the difference"
+
+
+def test_every_golden_tree_belongs_to_a_task():
+    assert {path.name for path in GOLDEN.iterdir()} == TASKS.keys()
