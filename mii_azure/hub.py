@@ -3,12 +3,13 @@
 The token is the hub client's own business (HF_TOKEN or its login); it is never read or printed here.
 """
 
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mii_azure import seed_models
-from mii_azure.errors import ConfigMissing, PickleRefused, UnknownModel, WeightsCorrupt, WeightsMissing
+from mii_azure.errors import ConfigMissing, ModelError, PickleRefused, UnknownModel, WeightsCorrupt, WeightsMissing
 from mii_azure.headers import Tensor
 from mii_azure.weights import (
     INDEX,
@@ -17,6 +18,7 @@ from mii_azure.weights import (
     Model,
     bundle_files,
     is_pickle,
+    read_folder,
     read_settings,
     refuse_quantised,
     weigh,
@@ -32,11 +34,15 @@ if TYPE_CHECKING:
 def read(model: str, revision: str | None, allow_pickle: bool, near_folder: str = "") -> Model:
     """Read config.json and the weights' headers of a hub model, pinned to a commit; no weights are downloaded.
 
-    Without a network the facts recorded for the seed's models stand in. Raises as `weights.resolve` does.
+    Without a network the hub client's cache stands in, then the facts recorded for the seed's models. Raises as
+    `weights.resolve` does.
     """
     try:
         info = _info(model, revision, near_folder)
     except _Unreachable as error:
+        cached = _cached(model, revision, allow_pickle)
+        if cached:
+            return cached
         recorded = seed_models.find(model)
         if recorded:
             return recorded.model()
@@ -44,24 +50,40 @@ def read(model: str, revision: str | None, allow_pickle: bool, near_folder: str 
     return _read(info, allow_pickle)
 
 
-def download(model: str, revision: str | None, folder: Path | None = None, allow_pickle: bool = False) -> Path:
-    """Download what a bundle needs of a hub model, with the hub client's progress bar; return its folder.
+def download(model: str, revision: str | None = None, allow_pickle: bool = False) -> Path:
+    """Download what a bundle needs of a hub model, with the hub client's progress bar, into its cache.
 
-    Without `folder` the files go to the hub client's own cache, where a second run finds them.
+    Returns the folder of that commit there, where the next run (and one without a network) finds it.
     """
     from huggingface_hub import snapshot_download
 
     try:
         info = _info(model, revision)
         names = bundle_files(_names(info), allow_pickle)
-        path = snapshot_download(model, revision=info.sha, allow_patterns=names, local_dir=folder)
+        return Path(str(snapshot_download(model, revision=info.sha, allow_patterns=names)))
     except _Unreachable as error:
+        cached = _cached(model, revision, allow_pickle)
+        if cached and cached.folder:
+            return cached.folder
         raise _unreachable(model, error) from error
     except OSError as error:
         raise UnknownModel(
             f"{model} could not be downloaded: {error}.", "Try again; finished files are kept."
         ) from error
-    return Path(str(path))
+
+
+def _cached(model: str, revision: str | None, allow_pickle: bool) -> Model | None:
+    """The model as an earlier download left it in the hub client's cache, if whole."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(model, "config.json", revision=revision)
+    if not isinstance(found, str):
+        return None
+    folder = Path(found).parent
+    try:
+        return replace(read_folder(folder, model, allow_pickle), source="hub", revision=folder.name)
+    except ModelError:
+        return None
 
 
 class _Unreachable(Exception):
@@ -163,7 +185,7 @@ def _header(info: "ModelInfo", name: str, size: int) -> list[Tensor]:
             f"{name} of {info.id} is damaged: {error}.", "Ask its owner, or pin a revision."
         ) from error
     end = max((tensor.data_offsets[1] for tensor in header.tensors.values()), default=0)
-    if size and end > size:
+    if size and end + 8 > size:
         raise WeightsCorrupt(f"{name} of {info.id} is cut short.", "Ask its owner, or pin another revision.")
     return [Tensor(key, tensor.dtype, tuple(tensor.shape)) for key, tensor in header.tensors.items()]
 
