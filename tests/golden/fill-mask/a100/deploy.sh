@@ -47,15 +47,19 @@ while (($#)); do
     esac
 done
 
-# Runs `az ml ...` in the chosen workspace, or prints it.
+# Prints `az ml ...` in the chosen workspace, quoted for a shell.
+show() {
+    local line
+    printf -v line '%q ' az ml "$@" ${scope[@]+"${scope[@]}"}
+    echo "${line% }"
+}
+
+# Runs it, or in a dry run prints it.
 azml() {
-    local command=(az ml "$@" ${scope[@]+"${scope[@]}"})
     if $dry_run; then
-        local line
-        printf -v line '%q ' "${command[@]}"
-        echo "${line% }"
+        show "$@"
     else
-        "${command[@]}" --output none
+        az ml "$@" ${scope[@]+"${scope[@]}"} --output none
     fi
 }
 
@@ -104,8 +108,8 @@ else
     verb=create
 fi
 azml online-deployment "$verb" --file deployment.yml || {
-    echo "deploy.sh: the deployment failed; its log: az ml online-deployment get-logs" \
-        "--name $DEPLOYMENT --endpoint-name $ENDPOINT --lines 200 ${scope[*]-}" >&2
+    echo "deploy.sh: the deployment failed; its log:" >&2
+    show online-deployment get-logs --name "$DEPLOYMENT" --endpoint-name "$ENDPOINT" --lines 200 >&2
     exit 1
 }
 
@@ -113,4 +117,4 @@ step "traffic"
 azml online-endpoint update --name "$ENDPOINT" --traffic "$DEPLOYMENT=100"
 
 step "done; ask it with:"
-echo "az ml online-endpoint invoke --name $ENDPOINT --request-file requests/sample.json ${scope[*]-}"
+show online-endpoint invoke --name "$ENDPOINT" --request-file requests/sample.json
