@@ -13,17 +13,22 @@ NAME_LENGTH = (3, 32)
 
 
 def check_name(name: str) -> str:
-    """Return `name` if Azure accepts it for an endpoint and a deployment; raise InvalidName otherwise."""
+    """Return `name` if Azure accepts it for an endpoint and a deployment; raise InvalidName with one that it does."""
     low, high = NAME_LENGTH
     if not low <= len(name) <= high:
-        raise InvalidName(f"The name {name!r} has {len(name)} characters.", f"Azure takes {low} to {high}.")
-    if not NAME_PATTERN.match(name):
-        suggestion = re.sub(r"[^a-zA-Z0-9]+", "-", name).strip("-0123456789")[:high] or "my-model"
-        raise InvalidName(
-            f"Azure refuses the name {name!r}: letters, digits and hyphens only, a letter first, no hyphen last.",
-            f"Try {suggestion!r}.",
-        )
-    return name
+        what = f"The name {name!r} has {len(name)} characters; Azure takes {low} to {high}."
+    elif not NAME_PATTERN.fullmatch(name):
+        what = f"Azure refuses the name {name!r}: letters, digits and hyphens only, a letter first, no hyphen last."
+    else:
+        return name
+    raise InvalidName(what, f"Try {_near_name(name)!r}.")
+
+
+def _near_name(name: str) -> str:
+    letters = re.sub(r"[^a-zA-Z0-9]+", "-", name).lstrip("-0123456789")[: NAME_LENGTH[1]].rstrip("-")
+    if len(letters) >= NAME_LENGTH[0]:
+        return letters
+    return f"{letters}-model" if letters else "my-model"
 
 
 class Spec(BaseModel):

@@ -1,0 +1,64 @@
+"""The spec refuses what Azure's own client refuses, and says what to write instead."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from mii_azure.errors import InvalidName, SpecError
+from mii_azure.spec import Spec, check_name, make_spec
+
+with warnings.catch_warnings():  # azure-ai-ml uses an option that marshmallow deprecated
+    warnings.simplefilter("ignore")
+    from azure.ai.ml.entities._endpoint._endpoint_helpers import validate_endpoint_or_deployment_name
+    from azure.ai.ml.exceptions import ValidationException
+
+
+def azure_accepts(name: str) -> bool:
+    try:
+        validate_endpoint_or_deployment_name(name)
+    except ValidationException:
+        return False
+    return "\n" not in name  # its pattern ends in $, which lets one newline pass
+
+
+@given(st.text(alphabet="abzAZ019-_. \n\u00e9", max_size=36))
+@example("")
+@example("ab")
+@example("a" * 32)
+@example("a" * 33)
+@example("abc\n")
+@example("-ab")
+@example("ab-")
+@example("1ab")
+def test_names_are_azures(name: str) -> None:
+    if azure_accepts(name):
+        assert check_name(name) == name
+        return
+    with pytest.raises(InvalidName) as caught:
+        check_name(name)
+    suggestion = caught.value.hint.removeprefix("Try '").removesuffix("'.")
+    assert azure_accepts(suggestion)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("dtype", "int8"), ("instance_count", 0), ("instance_count", 51), ("auth_mode", "none"), ("x", 1)],
+)
+def test_a_wrong_preference_is_named(field: str, value: object) -> None:
+    with pytest.raises(SpecError, match=field):
+        make_spec(**{"task": "fill-mask", "model": "m", "name": "abc", field: value})
+
+
+def test_a_bad_name_is_not_a_validation_error() -> None:
+    with pytest.raises(InvalidName):
+        make_spec(task="fill-mask", model="m", name="my_model")
+
+
+def test_the_schema_describes_every_field() -> None:
+    properties = Spec.model_json_schema()["properties"]
+    assert set(properties) == set(Spec.model_fields)
+    assert all(field["description"] for field in properties.values())
