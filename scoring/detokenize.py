@@ -5,6 +5,7 @@ The pieces put together are exactly the text of all tokens, cut at the first sto
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a token of byte-fallback vocabularies
@@ -17,7 +18,7 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._special = frozenset(tokenizer.all_special_ids)
+        self._special = _special(tokenizer)
         self._cleans = _cleans_up(tokenizer)
         self._window: list[int] = []  # the last tokens
         self._given = 0  # characters of the window's text that were returned
@@ -55,6 +56,13 @@ class Detokenizer:
         done, self._unclean = self._unclean[: found.end()], self._unclean[found.end() :]
         cleaned: str = self._tokenizer.clean_up_tokenization(done)
         return cleaned
+
+
+@lru_cache(maxsize=4)
+def _special(tokenizer: Any) -> frozenset[int]:
+    """Tokens without text; the marks of a conversation are among them without having a name."""
+    added = tokenizer.added_tokens_decoder.items()
+    return frozenset(token for token, text in added if text.special).union(tokenizer.all_special_ids)
 
 
 def _cleans_up(tokenizer: Any) -> bool:

@@ -11,17 +11,19 @@ Source of the Azure forms: the model descriptions and samples that Microsoft pub
 """
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from scoring.errors import InvalidInput, InvalidJson
+from scoring.errors import InvalidInput, InvalidJson, InvalidParameter
 from scoring.schemas import Strict, TaskSchema
 
-_MASK = "[MASK]"
 _TOP_KEYS = {"inputs", "input_data", "parameters", "params", "stream", "options"}
+_SPLIT_KEYS = {"columns", "data", "index", "parameters", "params"}
 #: Accepted and ignored: the hosted inference API's caching hints.
 _OPTIONS = {"use_cache", "wait_for_model", "use_gpu"}
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")  # JSON can spell half a pair, which has no UTF-8 form
 
 
 @dataclass(frozen=True)
@@ -35,18 +37,34 @@ class Call:
     style: str  # which form it came in
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a form holds, unchecked."""
+
+    values: list[Any]
+    style: str
+    where: str
+    single: bool = False
+    parameters: Any = None  # found beside the values
+
+
 def read_json(raw: str) -> Any:
-    """Parse a body; raise InvalidJson for anything that is not strict JSON."""
+    """Parse a body; raise InvalidJson for anything that is not strict JSON of valid Unicode."""
     if not raw.strip():
         raise InvalidJson("The body is empty.", 'Send JSON with the header "Content-Type: application/json".')
     try:
-        return json.loads(raw, parse_constant=_refuse_constant)
+        value = json.loads(raw, parse_constant=_refuse_constant)
+        if _SURROGATE.search(raw):
+            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise InvalidJson("The JSON is nested too deeply.") from None
+    except UnicodeEncodeError:
+        raise InvalidJson("The text holds half of a surrogate pair.", "Send valid Unicode.") from None
     except ValueError as error:
         if isinstance(error, InvalidJson):
             raise
         raise InvalidJson(f"The body is not JSON: {error}.", 'It looks like {"inputs": ...}.') from None
+    return value
 
 
 def _refuse_constant(name: str) -> float:
@@ -70,22 +88,24 @@ def parse(payload: Any, task: TaskSchema) -> Call:
         raise InvalidInput('"stream" must be true or false.', where="stream")
     if stream and not task.generative:
         raise InvalidInput(f"{task.name} has nothing to stream.", 'Leave out "stream".', where="stream")
-    where = "input_data" if "input_data" in payload else "inputs"
-    if where not in payload:
-        raise InvalidInput('"inputs" is missing.', f"The request looks like {json.dumps(task.sample)}.", where="inputs")
-    values, single, style, inner = _unwrap(payload[where], task, azure=where == "input_data")
-    parameters = {**_mapping(inner, f"{where}.parameters"), **_mapping(_parameters(payload), "parameters")}
-    if not values:
+    found = _unwrap(payload, task)
+    inner = _mapping(found.parameters, f"{found.where}.parameters")
+    parameters = task.parse_parameters({**inner, **_mapping(_parameters(payload), "parameters")})
+    if not found.values:
         raise InvalidInput(
-            "There is nothing to score.", f"The request looks like {json.dumps(task.sample)}.", where=where
+            "There is nothing to score.", f"The request looks like {json.dumps(task.sample)}.", where=found.where
         )
-    inputs = [
-        _encodable(task.parse_input(value, where if single else f"{where}[{i}]"), where)
-        for i, value in enumerate(values)
-    ]
+    places = [found.where if found.single else f"{found.where}[{i}]" for i in range(len(found.values))]
+    inputs = [task.parse_input(value, place) for value, place in zip(found.values, places, strict=True)]
     if stream and len(inputs) > 1:
-        raise InvalidInput("A stream answers one input.", "Send one request per input.", where=where)
-    return Call(inputs, task.parse_parameters(parameters), single, stream, style)
+        raise InvalidInput("A stream answers one input.", "Send one request per input.", where=found.where)
+    if stream and getattr(parameters, "num_return_sequences", 1) > 1:
+        raise InvalidParameter(
+            "A stream gives one answer.",
+            'Leave out "stream", or num_return_sequences.',
+            where="parameters.num_return_sequences",
+        )
+    return Call(inputs, parameters, found.single, stream, found.style)
 
 
 def _parameters(payload: dict[str, Any]) -> Any:
@@ -105,28 +125,34 @@ def _check_options(options: Any) -> None:
         raise InvalidInput(f'"options" may hold {", ".join(sorted(_OPTIONS))}.', where="options")
 
 
-def _unwrap(data: Any, task: TaskSchema, azure: bool) -> tuple[list[Any], bool, str, Any]:
-    """Return (inputs, single, style, parameters found inside)."""
+def _unwrap(payload: dict[str, Any], task: TaskSchema) -> Found:
+    named = [name for name in ("inputs", "input_data") if name in payload]
+    if len(named) != 1:
+        fault = '"inputs" is missing.' if not named else 'There is both "inputs" and "input_data".'
+        raise InvalidInput(fault, f"The request looks like {json.dumps(task.sample)}.", where="inputs")
+    where = named[0]
+    data, azure = payload[where], where == "input_data"
     if isinstance(data, dict) and "input_string" in data:
-        return _input_string(data, task)
+        return _input_string(data, task, where)
     if isinstance(data, dict) and "columns" in data:
-        return _split(data, task)
+        return _split(data, where)
     if isinstance(data, dict) and _columnar(data):
-        return (
-            [dict(zip(data, row, strict=True)) for row in zip(*data.values(), strict=True)],
-            False,
-            "list",
-            None,
-        )
-    single = _is_single(data, task)
-    return [data] if single else data, single and not azure, "list" if azure else "canonical", None
+        rows = [dict(zip(data, row, strict=True)) for row in zip(*data.values(), strict=True)]
+        return Found(rows, "list", where)
+    if azure and _is_conversation(data, task):
+        return Found([data], "chat", where, single=True)
+    single = not isinstance(data, list) or _is_conversation(data, task)
+    return Found([data] if single else data, "list" if azure else "canonical", where, single)
 
 
-def _is_single(data: Any, task: TaskSchema) -> bool:
+def _is_conversation(data: Any, task: TaskSchema) -> bool:
     """A conversation is itself a list; everywhere else a list means several inputs."""
-    if not isinstance(data, list):
-        return True
-    return task.name == "conversational" and all(isinstance(message, dict) for message in data) and bool(data)
+    return (
+        task.name == "conversational"
+        and isinstance(data, list)
+        and bool(data)
+        and all(isinstance(message, dict) for message in data)
+    )
 
 
 def _columnar(data: dict[str, Any]) -> bool:
@@ -135,40 +161,36 @@ def _columnar(data: dict[str, Any]) -> bool:
     return bool(columns) and all(isinstance(c, list) for c in columns) and len({len(c) for c in columns}) == 1
 
 
-def _input_string(data: dict[str, Any], task: TaskSchema) -> tuple[list[Any], bool, str, Any]:
-    unknown = sorted(set(data) - {"input_string", "parameters", "params"})
+def _known_keys(data: dict[str, Any], known: set[str], where: str) -> None:
+    unknown = sorted(set(data) - known)
     if unknown:
-        raise InvalidInput(f"Unknown field {unknown[0][:80]!r}.", where=f"input_data.{unknown[0][:80]}")
+        hint = f"Here there may be {', '.join(sorted(known))}."
+        raise InvalidInput(f"Unknown field {unknown[0][:80]!r}.", hint, where=f"{where}.{unknown[0][:80]}")
+
+
+def _input_string(data: dict[str, Any], task: TaskSchema, where: str) -> Found:
+    _known_keys(data, {"input_string", "parameters", "params"}, where)
     values, inner = data["input_string"], _parameters(data)
-    if task.name == "conversational" and _is_single(values, task):
-        return [values], True, "chat", inner
-    return values if isinstance(values, list) else [values], False, "frame", inner
+    where = f"{where}.input_string"
+    if _is_conversation(values, task):
+        return Found([values], "chat", where, single=True, parameters=inner)
+    single = not isinstance(values, list)
+    return Found([values] if single else values, "frame", where, single, inner)
 
 
-def _split(data: dict[str, Any], task: TaskSchema) -> tuple[list[Any], bool, str, Any]:
+def _split(data: dict[str, Any], where: str) -> Found:
+    """A data frame in pandas' "split" form; its index says nothing here."""
+    _known_keys(data, _SPLIT_KEYS, where)
     columns, rows = data["columns"], data.get("data")
-    if not isinstance(columns, list) or not isinstance(rows, list):
-        raise InvalidInput('"columns" and "data" must be lists.', where="input_data")
-    if any(not isinstance(row, list) or len(row) != len(columns) for row in rows):
-        raise InvalidInput(f"Every row of data needs {len(columns)} values.", where="input_data.data")
-    values = [row[0] if len(columns) == 1 else dict(zip(columns, row, strict=True)) for row in rows]
-    return values, False, "list", _parameters(data)
-
-
-def _encodable(value: Any, where: str) -> Any:
-    """Refuse text that has no UTF-8 form: lone surrogates, which JSON can spell."""
-    text = value if isinstance(value, str) else json.dumps(_plain_json(value), ensure_ascii=False)
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise InvalidInput("The text holds half of a surrogate pair.", "Send valid Unicode.", where=where) from None
-    return value
-
-
-def _plain_json(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_plain_json(entry) for entry in value]
-    return value.model_dump() if isinstance(value, Strict) else value
+    if not isinstance(columns, list) or not columns or not isinstance(rows, list):
+        raise InvalidInput('"columns" and "data" must be lists.', where=where)
+    if len(columns) == 1:  # pandas takes a bare value for a row of one
+        values = [row[0] if isinstance(row, list) and len(row) == 1 else row for row in rows]
+    elif any(not isinstance(row, list) or len(row) != len(columns) for row in rows):
+        raise InvalidInput(f"Every row of data needs {len(columns)} values.", where=f"{where}.data")
+    else:
+        values = [dict(zip(map(str, columns), row, strict=True)) for row in rows]
+    return Found(values, "list", f"{where}.data", parameters=_parameters(data))
 
 
 def render(call: Call, answers: list[Any], collect: Callable[..., Any], plain: Callable[[Any], Any]) -> Any:

@@ -59,6 +59,7 @@ class Engine:
         with self._changed:
             if self._draining:
                 raise NotReady("The server is shutting down.", "Send the request again; another instance will take it.")
+            self._drop_cancelled()
             if self._waiting and len(self._waiting) + len(rows) > self._limits.queue_size:
                 raise Overloaded(
                     f"{len(self._waiting)} rows are waiting already.",
@@ -128,10 +129,11 @@ class Engine:
     def _execute(self, batch: list[Waiting]) -> None:
         try:
             outputs = self._task.forward([row for _, _, row in batch])
+            answered = list(zip(batch, outputs, strict=True))
         except Exception as error:
             self._isolate(batch, error)
             return
-        for (job, position, _), output in zip(batch, outputs, strict=True):
+        for (job, position, _), output in answered:
             job.outputs[position] = output
             if len(job.outputs) == len(job.rows) and not job.future.done():
                 job.future.set_result([job.outputs[i] for i in range(len(job.rows))])
@@ -149,5 +151,7 @@ class Engine:
             half = len(batch) // 2
             self._execute(batch[:half])
             self._execute(batch[half:])
-        elif not jobs[0].future.done():
-            jobs[0].future.set_exception(error)
+        else:
+            jobs[0].cancel()  # its other rows need not run
+            if not jobs[0].future.done():
+                jobs[0].future.set_exception(error)

@@ -38,8 +38,8 @@ class Reply:
 
 
 def dumps(value: Any) -> bytes:
-    """JSON as every host sends it: UTF-8, compact, no NaN."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    """JSON as every host sends it: UTF-8, compact, no NaN; half a surrogate pair, echoed in an error, becomes `?`."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode(errors="replace")
 
 
 def error_reply(error: MiiAzureError) -> Reply:

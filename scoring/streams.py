@@ -8,48 +8,71 @@ from collections.abc import Iterator
 from typing import Any
 
 from scoring.dialects import Call, render
-from scoring.engine import Engine
+from scoring.engine import Engine, Job
 from scoring.errors import InternalError, MiiAzureError, RequestTimeout
 from scoring.tasks.base import Row, Task
 
 logger = logging.getLogger("mii_azure.streams")
 _END = object()
 
+Pieces = queue.SimpleQueue[Any]  # texts, then _END
 
-def events(engine: Engine, task: Task, call: Call, rows: list[Row], deadline: float) -> Iterator[bytes]:
+
+class Events:
+    """Iterator over the events of one stream; closing it, or letting go of it, frees the engine within a step.
+
+    A bare generator would not do: one that was never started has no `finally` to run when it is closed.
+    """
+
+    def __init__(self, events: Iterator[bytes], job: Job) -> None:
+        self._events = events
+        self._job = job
+
+    def __iter__(self) -> "Events":
+        return self
+
+    def __next__(self) -> bytes:
+        return next(self._events)
+
+    def close(self) -> None:
+        """Nobody listens any more."""
+        self._job.cancel()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def events(engine: Engine, task: Task, call: Call, rows: list[Row], deadline: float) -> Events:
     """Submit the rows now, so that a full queue is still a status code, and return the iterator of events.
 
     Events: `{"token": {"text": str}}` while text appears, `{"answer": ...}` with the same answer as without streaming,
-    then `[DONE]`; an error after the start is `{"error": {...}}`. Closing the iterator cancels the work.
+    then `[DONE]`; an error after the start is `{"error": {...}}`, and then the stream ends.
     """
-    pieces: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    pieces: Pieces = queue.SimpleQueue()
     for row in rows:
         row.emit = pieces.put
     job = engine.submit(rows)
     job.future.add_done_callback(lambda _: pieces.put(_END))
+    return Events(_events(task, call, job, pieces, deadline), job)
 
-    def generate() -> Iterator[bytes]:
-        try:
-            while True:
-                piece = pieces.get(timeout=max(0.0, deadline - time.monotonic()))
-                if piece is _END:
-                    break
-                yield _event({"token": {"text": piece}})
-            answer = task.decode(call.inputs[0], call.parameters, rows, job.future.result())
-            yield _event({"answer": render(call, [answer], task.collect, task.plain)})
-            yield b"data: [DONE]\n\n"
-        except queue.Empty:
-            yield _event(RequestTimeout("The stream ran past the request timeout.", "Ask for fewer tokens.").to_dict())
-        except MiiAzureError as error:
-            yield _event(error.to_dict())
-        except Exception:
-            incident = uuid.uuid4().hex[:12]
-            logger.exception("stream failed, incident %s", incident)
-            yield _event(InternalError(f"Scoring failed; incident {incident}.").to_dict())
-        finally:
-            job.cancel()
 
-    return generate()
+def _events(task: Task, call: Call, job: Job, pieces: Pieces, deadline: float) -> Iterator[bytes]:
+    try:
+        while (piece := pieces.get(timeout=max(0.0, deadline - time.monotonic()))) is not _END:
+            yield _event({"token": {"text": piece}})
+        answer = task.decode(call.inputs[0], call.parameters, job.rows, job.future.result())
+        yield _event({"answer": render(call, [answer], task.collect, task.plain)})
+        yield b"data: [DONE]\n\n"
+    except queue.Empty:
+        yield _event(RequestTimeout("The stream ran past the request timeout.", "Ask for fewer tokens.").to_dict())
+    except MiiAzureError as error:
+        yield _event(error.to_dict())
+    except Exception:
+        incident = uuid.uuid4().hex[:12]
+        logger.exception("stream failed, incident %s", incident)
+        yield _event(InternalError(f"Scoring failed; incident {incident}.").to_dict())
+    finally:
+        job.cancel()
 
 
 def _event(value: dict[str, Any]) -> bytes:

@@ -16,7 +16,7 @@ import torch
 from transformers import GenerationConfig, StoppingCriteriaList
 
 from scoring.detokenize import Detokenizer, Stops, stop_at
-from scoring.errors import InvalidInput, InvalidParameter, PromptTooLong
+from scoring.errors import InvalidInput, InvalidParameter, LoadError, PromptTooLong, RequestError
 from scoring.schemas import GenerationParameters
 from scoring.tasks.base import Loaded, Row, Task
 
@@ -70,6 +70,18 @@ class Generative(Task):
         pads = [self.defaults.pad_token_id, self.tokenizer.pad_token_id, *self.eos, 0]
         self.pad_id: int = next(pad for pad in pads if pad is not None and pad >= 0)
 
+    def warm_up(self) -> None:
+        """Generate twice from the sample: the step on the prompt, and one on the cache."""
+        parameters = self.schema.parse_parameters({"max_new_tokens": 2})
+        try:
+            rows = self.encode(self.schema.parse_input(self.schema.sample["inputs"], ""), parameters, 0)
+        except RequestError as error:
+            raise LoadError(
+                f"The model cannot answer the sample of {self.schema.name}: {error.message}",
+                "Serve it with the context length that it was trained for.",
+            ) from error
+        self.forward(rows)
+
     # -- on the caller's thread --------------------------------------------------------------------------------------
 
     def generation_row(self, tokens: Tokens, parameters: Any, item: int, **overrides: Any) -> Row:
@@ -111,10 +123,10 @@ class Generative(Task):
         asked["num_return_sequences"] = p.num_return_sequences
         if sampling:
             asked["seed"] = secrets.randbits(63) if p.seed is None else p.seed
-        elif p.num_return_sequences > asked["num_beams"]:
+        if p.num_return_sequences > asked["num_beams"] and (asked["num_beams"] > 1 or not sampling):
             raise InvalidParameter(
                 f"{p.num_return_sequences} answers need sampling, or as many beams; there are {asked['num_beams']}.",
-                'Set "do_sample": true, or num_beams to at least num_return_sequences.',
+                'Set "do_sample": true with num_beams 1, or num_beams to at least num_return_sequences.',
                 where="parameters.num_return_sequences",
             )
         return asked
@@ -198,9 +210,7 @@ class Generative(Task):
         outputs = watch.cut(sequences[:, start:].tolist())
         for row, answers in zip(rows, outputs, strict=True):
             if row.emit:
-                text, sent = self.text(answers[0], row.parameters.stop), watch.sent(row)
-                if text != sent and text.startswith(sent):
-                    row.emit(text[len(sent) :])
+                show(row, self.text(answers[0], row.parameters.stop))
         return outputs
 
     def _config(self, settings: Settings) -> tuple[GenerationConfig, int | None]:
@@ -285,10 +295,6 @@ class Watch:
         each = len(sequences) // len(self._rows)
         return [sequences[i : i + each] for i in range(0, len(sequences), each)]
 
-    def sent(self, row: Row) -> str:
-        """The text that a row's stream has got so far."""
-        return next(("".join(f.pieces) for f in self._followers if f.row is row), "")
-
 
 class Follower:
     """Turns the tokens of one sequence into text as they come."""
@@ -296,7 +302,7 @@ class Follower:
     def __init__(self, task: Generative, row: Row) -> None:
         self.row = row
         self.count = 0  # tokens up to and with the one that ended the sequence
-        self.pieces: list[str] = []
+        self._text = ""
         self._eos = task.eos
         self._ended = False
         self._detokenizer = Detokenizer(task.tokenizer)
@@ -307,12 +313,18 @@ class Follower:
         if self._ended:  # padding, while other rows go on
             return True
         self.count += 1
-        piece = self._stops.push(self._detokenizer.push(token))
-        if piece and self.row.emit and not self.row.cancelled.is_set():
-            self.pieces.append(piece)
-            self.row.emit(piece)
+        self._text += self._stops.push(self._detokenizer.push(token))
+        show(self.row, self._text)
         self._ended = self._stops.found or token in self._eos
         return self._stops.found
+
+
+def show(row: Row, text: str) -> None:
+    """Give a stream what it has not got of the text so far; a row that is run again goes on where it was."""
+    shown: str = row.extra or ""
+    if row.emit and len(text) > len(shown) and text.startswith(shown):
+        row.emit(text[len(shown) :])
+        row.extra = text
 
 
 def _until(tokens: Tokens, ends: Sequence[int]) -> Tokens:
