@@ -47,6 +47,8 @@ def _serve(options: argparse.Namespace) -> int:
                 bundle, options.host, options.grpc_port, options.http_port, options.drain_seconds, options.ready_file
             )
         )
+    except KeyboardInterrupt:  # before the event loop took signals over
+        return 0
     except Exception as error:
         from scoring.errors import MiiAzureError
 

@@ -135,11 +135,14 @@ class Azmlinfsrv(HostProcess):
             manifest.verify(self.bundle, weights)
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("AML_", "AZUREML_"))}
         kept.pop("GUNICORN_CMD_ARGS", None)
+        model = self.bundle / "model"
+        if not model.is_dir():  # the model is a reference, mounted by whoever starts the host
+            model = Path(os.environ.get("AZUREML_MODEL_DIR", model))
         env = {
             **kept,
             "AML_APP_ROOT": str(self.bundle / "code"),
             "AZUREML_ENTRY_SCRIPT": "score.py",
-            "AZUREML_MODEL_DIR": str(self.bundle / "model"),
+            "AZUREML_MODEL_DIR": str(model),
             "PYTHONDONTWRITEBYTECODE": "1",
         }
         with socket.create_server((LOOPBACK, 0), backlog=256) as listener:

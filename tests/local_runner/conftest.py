@@ -76,7 +76,7 @@ def own_bundle(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def runner(bundle: Path) -> Iterator[Runner]:
     """A runner over the stub bundle, for tests that leave it running."""
-    with Runner(bundle) as started:
+    with Runner(bundle, arguments=("--drain-seconds", "0.5")) as started:
         yield started
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import socket
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -108,12 +107,10 @@ def test_errors_come_back_as_they_left(address: str) -> None:
 
 def test_a_deadline_always_holds(address: str) -> None:
     with Client(address) as client:
-        began = time.monotonic()
         with pytest.raises(RequestTimeout, match=r"within 0.2 s"):
-            client.query({"inputs": "sleep:2"}, timeout=0.2)
+            client.query({"inputs": "until:/never"}, timeout=0.2)
         with pytest.raises(RequestTimeout):
-            list(client.stream({"inputs": "a sleep:2"}, timeout=0.2))
-        assert time.monotonic() - began < 1.5
+            list(client.stream({"inputs": "a until:/never"}, timeout=0.2))
 
 
 def test_unavailable_is_tried_again(failing: Callable[[Any, int], tuple[Failing, str]]) -> None:

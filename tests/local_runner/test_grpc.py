@@ -95,23 +95,21 @@ def test_a_payload_over_the_limit(score: Callable[[str], str]) -> None:
 
 def test_a_deadline_is_kept_and_the_runner_lives_on(channel: grpc.Channel, score: Callable[[str], str]) -> None:
     stub = scoring_pb2_grpc.ScoringStub(channel)
-    began = time.monotonic()
     with pytest.raises(grpc.RpcError) as raised:
-        stub.Score(scoring_pb2.ScoreRequest(json='{"inputs": "sleep:3"}'), timeout=0.2)
+        stub.Score(scoring_pb2.ScoreRequest(json='{"inputs": "until:/never"}'), timeout=0.2)
     assert raised.value.code() is Code.DEADLINE_EXCEEDED
-    assert time.monotonic() - began < 2
     assert score('{"inputs": "a"}') == '{"echo": "A"}'
 
 
-def test_streams_arrive_piece_by_piece(channel: grpc.Channel) -> None:
+def test_streams_arrive_piece_by_piece(channel: grpc.Channel, tmp_path: Path) -> None:
     stub = scoring_pb2_grpc.ScoringStub(channel)
-    call = stub.ScoreStream(scoring_pb2.ScoreRequest(json='{"inputs": "a sleep:0.5", "stream": true}'), timeout=10)
-    first = next(call)
-    arrived = time.monotonic()
-    rest = [event.json for event in call]
-    assert first.json == '{"token": {"text": "A"}}'
-    assert rest == ['{"token": {"text": "SLEEP:0.5"}}']
-    assert time.monotonic() - arrived > 0.3
+    gate = tmp_path / "gate"
+    request = scoring_pb2.ScoreRequest(json=json.dumps({"inputs": f"a until:{gate}", "stream": True}))
+    call = stub.ScoreStream(request, timeout=20)
+    assert next(call).json == '{"token": {"text": "A"}}'
+    gate.touch()
+    assert json.loads(next(call).json)["token"]["text"].startswith("UNTIL")
+    assert list(call) == []
 
 
 def test_a_stream_that_breaks_off_ends_with_the_error(channel: grpc.Channel) -> None:
@@ -129,7 +127,7 @@ def test_a_stream_that_breaks_off_ends_with_the_error(channel: grpc.Channel) -> 
 
 def test_leaving_a_stream_stops_the_work(channel: grpc.Channel) -> None:
     stub = scoring_pb2_grpc.ScoringStub(channel)
-    endless = " ".join(["sleep:0.05"] * 2000)
+    endless = "a " * 90_000
     call = stub.ScoreStream(scoring_pb2.ScoreRequest(json=json.dumps({"inputs": endless, "stream": True})))
     next(call)
     call.cancel()

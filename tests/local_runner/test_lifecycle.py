@@ -1,12 +1,10 @@
 """A runner's life: loading behind open ports, failing with one sentence, draining on a signal."""
 
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -69,48 +67,56 @@ def ask(port: int, raw: str) -> str:
         return scoring_pb2_grpc.ScoringStub(channel).Score(scoring_pb2.ScoreRequest(json=raw), timeout=20).json
 
 
+def in_flight(log: Path, count: int) -> None:
+    """Wait until `count` requests hold a thread of the stub."""
+    deadline = time.monotonic() + 20
+    while not log.exists() or len(log.read_text().splitlines()) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_loading_answers_not_ready_and_then_serves(bundle: Path, tmp_path: Path) -> None:
-    with started(bundle, tmp_path, STUB_LOAD="sleep:1.5") as runner:
+    gate = tmp_path / "gate"
+    with started(bundle, tmp_path, STUB_LOAD=f"until:{gate}") as runner:
         ports = runner.wait_for("loading")
-        seen = []
+        base = f"http://127.0.0.1:{ports['http_port']}"
         with grpc.insecure_channel(f"127.0.0.1:{ports['grpc_port']}") as channel:
-            for reply in health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=10):
-                seen.append(reply.status)
-                if reply.status == Status.SERVING:
-                    break
-                with pytest.raises(grpc.RpcError) as raised:
-                    ask(ports["grpc_port"], "{}")
-                assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
-                assert raised.value.details().startswith("The model is loading (")
-                base = f"http://127.0.0.1:{ports['http_port']}"
-                answers = {path: httpx.get(base + path, trust_env=False) for path in ("/", "/readyz", "/healthz")}
-                assert [answer.status_code for answer in answers.values()] == [503, 503, 200]
-                assert answers["/"].json()["error"]["code"] == "not_ready"
-                assert answers["/healthz"].json() == {"state": "loading"}
-                assert httpx.get(base + "/v2/models/echo/ready", trust_env=False).json()["ready"] is False
-        assert seen == [Status.NOT_SERVING, Status.SERVING]
-        ready = runner.wait_for("ready")
-        assert ready == {**ports, "pid": runner.process.pid, "state": "ready"}
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=20)
+            assert next(watch).status == Status.NOT_SERVING
+            with pytest.raises(grpc.RpcError) as raised:
+                ask(ports["grpc_port"], "{}")
+            assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert raised.value.details().startswith("The model is loading (")
+            answers = [httpx.get(base + path, trust_env=False) for path in ("/", "/readyz", "/healthz")]
+            assert [answer.status_code for answer in answers] == [503, 503, 200]
+            assert answers[0].json()["error"]["code"] == "not_ready"
+            assert answers[2].json() == {"state": "loading"}
+            assert httpx.get(base + "/v2/models/echo/ready", trust_env=False).json()["ready"] is False
+            gate.touch()
+            assert next(watch).status == Status.SERVING
+        assert runner.wait_for("ready") == {**ports, "pid": runner.process.pid, "state": "ready"}
         assert ask(ports["grpc_port"], '{"inputs": "a"}') == '{"echo": "A"}'
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_drains_what_is_in_flight(bundle: Path, tmp_path: Path, number: int) -> None:
-    marker = tmp_path / "drained"
-    with started(bundle, tmp_path, STUB_DRAINED=str(marker)) as runner, ThreadPoolExecutor() as pool:
+    marker, busy, gate = (tmp_path / name for name in ("drained", "busy", "gate"))
+    env = {"STUB_DRAINED": str(marker), "STUB_BUSY": str(busy)}
+    with started(bundle, tmp_path, **env) as runner, ThreadPoolExecutor() as pool:
         ports = runner.wait_for("ready")
-        base = f"http://127.0.0.1:{ports['http_port']}"
-        slow = pool.submit(ask, ports["grpc_port"], '{"inputs": "sleep:1"}')
-        body = '{"inputs": "a sleep:1 b", "stream": true}'
-        stream = pool.submit(httpx.post, f"{base}/score", content=body, trust_env=False)
+        slow = pool.submit(ask, ports["grpc_port"], f'{{"inputs": "until:{gate}"}}')
+        body = f'{{"inputs": "a until:{gate}", "stream": true}}'
+        url = f"http://127.0.0.1:{ports['http_port']}/score"
+        stream = pool.submit(httpx.post, url, content=body, trust_env=False, timeout=20)
+        in_flight(busy, 2)
         with grpc.insecure_channel(f"127.0.0.1:{ports['grpc_port']}") as channel:
             # A watcher never ends by itself; it must not use up the drain's budget.
             watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
             assert next(watch).status == Status.SERVING
-            time.sleep(0.3)
             runner.process.send_signal(number)
             assert next(watch).status == Status.NOT_SERVING
-            assert slow.result() == '{"echo": "SLEEP:1"}'
+            gate.touch()
+            assert slow.result().startswith('{"echo": "UNTIL:')
             assert stream.result().content.endswith(b"data: [DONE]\n\n")
             code, log = runner.ended()
         assert code == 0, log
@@ -121,39 +127,27 @@ def test_a_signal_drains_what_is_in_flight(bundle: Path, tmp_path: Path, number:
             socket.create_connection(("127.0.0.1", ports["http_port"]))
 
 
-def test_the_drain_has_a_budget(bundle: Path, tmp_path: Path) -> None:
-    with started(bundle, tmp_path, "--drain-seconds", "0.5") as runner:
-        port = runner.wait_for("ready")["grpc_port"]
-
-        def abandoned() -> None:
-            with pytest.raises(grpc.RpcError):
-                ask(port, '{"inputs": "sleep:15"}')
-
-        thread = threading.Thread(target=abandoned)
-        thread.start()
-        time.sleep(0.3)
-        runner.process.terminate()
-        code, log = runner.ended()
-        thread.join()
-        assert code == 1
-        assert "1 requests were abandoned after 0.5 s of draining." in log
-
-
-def test_a_second_signal_does_not_wait(bundle: Path, tmp_path: Path) -> None:
-    with started(bundle, tmp_path) as runner, ThreadPoolExecutor() as pool:
-        port = runner.wait_for("ready")["grpc_port"]
-        slow = pool.submit(ask, port, '{"inputs": "sleep:15"}')
-        time.sleep(0.3)
-        runner.process.terminate()
-        time.sleep(0.3)
-        assert runner.process.poll() is None
-        runner.process.terminate()
-        assert runner.ended()[0] == 1
-        assert slow.exception() is not None
+def test_the_drain_has_a_budget_and_a_second_signal_no_patience(bundle: Path, tmp_path: Path) -> None:
+    for budget, signals, says in (("0.5", 1, "1 requests were abandoned after 0.5 s"), ("600", 2, "")):
+        busy = tmp_path / f"busy-{budget}"
+        arguments = ("--drain-seconds", budget)
+        with started(bundle, tmp_path, *arguments, STUB_BUSY=str(busy)) as runner, ThreadPoolExecutor() as pool:
+            port = runner.wait_for("ready")["grpc_port"]
+            slow = pool.submit(ask, port, '{"inputs": "until:/never"}')
+            in_flight(busy, 1)
+            for _ in range(signals):
+                assert runner.process.poll() is None
+                runner.process.terminate()
+                time.sleep(0.3)
+            code, log = runner.ended()
+            assert code == 1
+            assert says in log
+            assert isinstance(slow.exception(), grpc.RpcError)
+            runner.ready.unlink(missing_ok=True)
 
 
 def test_a_signal_while_loading_ends_at_once(bundle: Path, tmp_path: Path) -> None:
-    with started(bundle, tmp_path, STUB_LOAD="sleep:60") as runner:
+    with started(bundle, tmp_path, STUB_LOAD="until:/never") as runner:
         runner.wait_for("loading")
         runner.process.terminate()
         code, log = runner.ended()
@@ -236,16 +230,21 @@ def test_a_parent_gets_the_runners_own_error(own_bundle: Callable[..., Path], mo
 
 
 def test_a_host_that_takes_too_long(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STUB_LOAD", "sleep:60")
-    with pytest.raises(RunnerFailed, match=r"(?s)not ready after 3 s: .*\nloading: echo"), Runner(bundle, timeout_s=3):
+    monkeypatch.setenv("STUB_LOAD", "until:/never")
+    with pytest.raises(RunnerFailed, match="not ready after 1 s: "), Runner(bundle, timeout_s=1):
         pass
 
 
-def test_more_requests_than_there_is_room_for(own_bundle: Callable[..., Path]) -> None:
+def test_more_requests_than_there_is_room_for(
+    own_bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy, gate = tmp_path / "busy", tmp_path / "gate"
+    monkeypatch.setenv("STUB_BUSY", str(busy))
     with Runner(own_bundle(queue_size=1, max_batch_size=1)) as runner, ThreadPoolExecutor() as pool:
-        slow = [pool.submit(ask, runner.grpc_port, '{"inputs": "sleep:1"}') for _ in range(2)]
-        time.sleep(0.4)
+        slow = [pool.submit(ask, runner.grpc_port, f'{{"inputs": "until:{gate}"}}') for _ in range(2)]
+        in_flight(busy, 2)
         response = httpx.post(f"http://127.0.0.1:{runner.http_port}/score", content="{}", trust_env=False)
         assert (response.status_code, response.headers["retry-after"]) == (429, "1")
-        assert json.loads(response.text)["error"]["code"] == "overloaded"
-        assert [future.result() for future in slow] == ['{"echo": "SLEEP:1"}'] * 2
+        assert response.json()["error"]["code"] == "overloaded"
+        gate.touch()
+        assert all(future.result().startswith('{"echo": ') for future in slow)

@@ -1,7 +1,8 @@
 """Echoes texts in upper case, by the contract of the real package; the inputs steer what happens.
 
-`sleep:S` answers after S seconds, `status:N` with that status, `crash` raises, `print` writes to standard output.
-The environment variable STUB_LOAD is `sleep:S`, `fail`, `import` or `crash` and does so in init().
+`until:PATH` answers once that file exists, `status:N` with that status, `crash` raises, `print` writes to standard
+output. STUB_LOAD in the environment is `until:PATH`, `fail`, `import` or `crash` and does so in init(); a request that
+waits adds a line to the file that STUB_BUSY names.
 """
 
 import json
@@ -23,8 +24,8 @@ closed = threading.Event()
 
 def init() -> None:
     how, _, argument = os.environ.get("STUB_LOAD", "").partition(":")
-    if how == "sleep":
-        time.sleep(float(argument))
+    if how == "until":
+        _wait(argument)
     if how == "fail":
         raise LoadError("The stub does not load.", "Do not ask it to.")
     if how == "import":
@@ -86,8 +87,8 @@ def _answer(raw: str) -> AMLResponse:
 
 def _one(value: Any, parameters: dict[str, Any]) -> dict[str, Any]:
     how, _, argument = value.partition(":") if isinstance(value, str) else ("", "", "")
-    if how == "sleep":
-        time.sleep(float(argument))
+    if how == "until":
+        _wait(argument)
     elif how == "status" and argument == "429":
         raise Overloaded("The stub is full.", retry_after_s=7)
     elif how == "status":
@@ -99,14 +100,22 @@ def _one(value: Any, parameters: dict[str, Any]) -> dict[str, Any]:
     return {"echo": value.upper() if isinstance(value, str) else value, **parameters}
 
 
+def _wait(path: str) -> None:
+    if busy := os.environ.get("STUB_BUSY"):
+        with Path(busy).open("a") as file:
+            file.write("waiting\n")
+    while not Path(path).exists():
+        time.sleep(0.005)
+
+
 def _events(text: str) -> Any:
     try:
         for word in text.split():
-            if word.startswith("sleep:"):
-                time.sleep(float(word.removeprefix("sleep:")))
+            if word.startswith("until:"):
+                _wait(word.removeprefix("until:"))
             if word == "fail":
                 yield b"data: " + json.dumps(Overloaded("The stub broke off.").to_dict()).encode() + b"\n\n"
-                break
+                return
             yield b"data: " + json.dumps({"token": {"text": word.upper()}}).encode() + b"\n\n"
         yield b"data: [DONE]\n\n"
     finally:
