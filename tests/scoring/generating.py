@@ -1,7 +1,9 @@
-"""The reference of the generative tasks: plain transformers on the same folder, one text at a time."""
+"""The reference of the generative tasks, plain transformers one text at a time; and waiting for other threads."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -35,3 +37,11 @@ def continuation(folder: Path, task: str, text: str, *, seed: int | None = None,
     )
     texts: list[str] = tokenizer.batch_decode(sequences[:, start:], skip_special_tokens=True)
     return texts
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Return when the condition holds; fail when it still does not after a while."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)

@@ -19,7 +19,7 @@ from scoring.service import Reply
 from tests import tiny_tokenizers
 from tests.conftest import Tiny
 from tests.scoring.conftest import Serve, Served
-from tests.scoring.generating import PROMPTS
+from tests.scoring.generating import PROMPTS, until
 from tests.tiny_models import CONTEXT, FAMILIES, tasks_of
 
 GENERATIVE = [(f, t) for f, t in tasks_of("decoder") + tasks_of("encoder-decoder")]
@@ -123,11 +123,9 @@ class Held:
         payload = {"inputs": "Hello", "parameters": {"max_new_tokens": 100, **parameters}, "stream": True}
         return self.served.service.answer(json.dumps(payload))
 
-    def idle(self) -> bool:
-        """Whether the engine gets free although steps are few."""
-        engine = self.served.service.engine
-        with engine._changed:
-            return engine._changed.wait_for(lambda: not engine._waiting and not engine._running, 10)
+    def idle(self) -> None:
+        """Return when the engine is free."""
+        until(lambda: self.served.service.engine.depth() == 0)
 
 
 @pytest.fixture
@@ -135,7 +133,7 @@ def held(tiny: Tiny, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     held = Held(serve(tiny("gpt2", "text-generation"), "text-generation"), monkeypatch)
     yield held
     held.go.set()
-    assert held.idle()
+    held.idle()
 
 
 def test_a_client_that_goes_away_frees_the_engine(held: Held) -> None:
@@ -143,7 +141,7 @@ def test_a_client_that_goes_away_frees_the_engine(held: Held) -> None:
     body: Any = held.stream().body
     assert json.loads(next(body).removeprefix(b"data: "))["token"]["text"]
     body.close()
-    assert held.idle()
+    held.idle()
     assert held.steps < 100
 
 
@@ -152,7 +150,7 @@ def test_a_stream_that_nobody_reads_can_be_closed(held: Held) -> None:
     assert held.started.wait(10)
     body.close()
     held.go.set()
-    assert held.idle()
+    held.idle()
     assert held.steps <= 2
 
 
@@ -162,7 +160,7 @@ def test_a_stream_that_is_dropped_frees_the_engine(held: Held) -> None:
     del reply
     gc.collect()
     held.go.set()
-    assert held.idle()
+    held.idle()
     assert held.steps <= 2
 
 
@@ -174,7 +172,7 @@ def test_past_the_timeout_the_stream_ends_with_an_error(
     events = list(held.stream().body)
     held.go.set()
     assert json.loads(events[-1].removeprefix(b"data: "))["error"]["code"] == "request_timeout"
-    assert held.idle()
+    held.idle()
     assert held.steps <= 2
 
 
