@@ -85,7 +85,7 @@ def parity(
 
 
 def _identity(folder: Path) -> tuple[str, dict[str, Any]]:
-    from mii_azure.bundle import load_manifest
+    from mii_azure.manifest import load_manifest
 
     digest = str(load_manifest(folder)["bundle"])
     return digest, json.loads((folder / "code" / "deployment.json").read_text(encoding="utf-8"))
