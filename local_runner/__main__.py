@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, default in (("grpc", "50051"), ("http", "5001")):
         parser.add_argument(
             f"--{name}-port",
-            type=int,
+            type=_port,
             default=env(f"{name.upper()}_PORT", default),
             help="0 picks a free one (%(default)s)",
         )
@@ -94,6 +94,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--verbose", action="store_true", help="log requests, and tracebacks of failures")
     return parser
+
+
+def _port(text: str) -> int:
+    number = int(text)
+    if not 0 <= number <= 65535:
+        raise argparse.ArgumentTypeError(f"{number} is no port; ports go from 0 to 65535")
+    return number
 
 
 if __name__ == "__main__":

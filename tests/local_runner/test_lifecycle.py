@@ -202,11 +202,23 @@ def test_differences_from_the_lock_are_told_and_not_fatal(runner: Runner) -> Non
     assert "no-such-package  1.0" in log
 
 
-def test_options_come_from_the_environment_too(bundle: Path, tmp_path: Path) -> None:
-    with started(bundle, tmp_path, MII_AZURE_DRAIN_SECONDS="nonsense") as runner:
-        code, log = runner.ended()
-    assert code == 2
-    assert "argument --drain-seconds: invalid float value: 'nonsense'" in log
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("MII_AZURE_DRAIN_SECONDS", "soon", "argument --drain-seconds: invalid float value: 'soon'"),
+        ("MII_AZURE_HTTP_PORT", "65536", "argument --http-port: 65536 is no port; ports go from 0 to 65535"),
+    ],
+)
+def test_options_come_from_the_environment_too(bundle: Path, variable: str, value: str, says: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "local_runner", str(bundle)],
+        env={**os.environ, variable: value},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert says in done.stderr
 
 
 def test_help_documents_the_exit_codes() -> None:

@@ -20,6 +20,7 @@ BODIES = [
     '{"inputs": "print"}',
     '{"inputs": "a b", "stream": true}',
     '{"inputs": "a fail", "stream": true}',
+    '{"inputs": "status:400", "stream": true}',
     "{",
     "",
     "[1]",
@@ -49,7 +50,7 @@ def expected(bundle: Path) -> list[tuple[int, bytes]]:
 
 
 def test_the_reference_is_what_the_script_says(expected: list[tuple[int, bytes]]) -> None:
-    assert [status for status, _ in expected] == [200, 200, 400, 429, 200, 200, 200, 400, 400, 400, 413]
+    assert [status for status, _ in expected] == [200, 200, 400, 429, 200, 200, 200, 400, 400, 400, 400, 413]
     assert expected[0][1] == b'{"echo": "A"}'
     assert expected[5][1].endswith(b"data: [DONE]\n\n")
 

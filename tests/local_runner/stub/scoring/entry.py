@@ -78,7 +78,7 @@ def _answer(raw: str) -> AMLResponse:
     if payload.get("mii_azure") == "metadata":
         return AMLResponse(metadata(), 200, json_str=True)
     inputs, parameters = payload.get("inputs", ""), payload.get("parameters", {})
-    if payload.get("stream"):
+    if payload.get("stream") and inputs != "status:400":
         return AMLResponse(_events(inputs), 200, {"Content-Type": "text/event-stream"})
     if isinstance(inputs, list):
         return AMLResponse([_one(value, parameters) for value in inputs], 200, json_str=True)
