@@ -21,12 +21,17 @@ LOCK = "environment/requirements.lock"
 LOCKS = {"cpu": "cpu.lock", "t4": "cuda13.lock", "a100": "cuda13.lock"}
 
 
+def uncommitted(folder: Path) -> str:
+    """What git would lose if `folder` were written anew; "" if nothing."""
+    command = ["git", "status", "--porcelain", "--", str(folder)]
+    return subprocess.run(command, cwd=folder.parent, check=True, capture_output=True, text=True).stdout
+
+
 @pytest.fixture(scope="module", autouse=True)
 def start_from_committed_trees():
     if not UPDATE:
         return
-    command = ["git", "status", "--porcelain", "--", str(GOLDEN)]
-    changes = subprocess.run(command, cwd=GOLDEN.parent, check=True, capture_output=True, text=True).stdout
+    changes = uncommitted(GOLDEN)
     if changes:
         pytest.exit(f"commit or drop these first:\n{changes}", returncode=2)
     shutil.rmtree(GOLDEN, ignore_errors=True)
@@ -71,3 +76,20 @@ def test_rendered_files_are_the_golden_ones(task):
 
 def test_every_golden_tree_belongs_to_a_task():
     assert {path.name for path in GOLDEN.iterdir()} == TASKS.keys()
+
+
+def test_an_update_would_lose_nothing_that_is_not_committed(tmp_path):
+    def git(*arguments: str) -> None:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    golden = tmp_path / "golden"
+    golden.mkdir()
+    (golden / "a").write_text("1")
+    git("init")
+    assert uncommitted(golden)
+    git("add", ".")
+    git("commit", "-m", "a")
+    assert not uncommitted(golden)
+    (golden / "a").write_text("2")
+    assert uncommitted(golden)
