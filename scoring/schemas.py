@@ -132,6 +132,9 @@ class Message(Strict):
     content: str
 
 
+Conversation = Annotated[list[Message], Field(min_length=1)]
+
+
 @dataclass(frozen=True)
 class TaskSchema:
     """Everything about a task that is data: what generation, docs, dialects and hosts read."""

@@ -75,7 +75,7 @@ _TABLE = (
         name="conversational",
         summary="Answers the last message of a conversation, through the tokenizer's chat template.",
         parameters=s.TextGenerationParameters,
-        input=list[s.Message],
+        input=s.Conversation,
         sample={
             "inputs": [{"role": "user", "content": "What is the capital of France? Answer in one short sentence."}],
             "parameters": {"max_new_tokens": 32},
