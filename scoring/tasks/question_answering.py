@@ -105,8 +105,8 @@ class QuestionAnswering(EncoderTask):
         return [(begin, min(begin + room, tokens)) for begin in begins]
 
     def split(self, output: Any, rows: Sequence[Row]) -> list[torch.Tensor]:
-        logits = torch.stack([output.start_logits, output.end_logits], 1).float().cpu()
-        return [each[:, : row.tokens] for each, row in zip(logits, rows, strict=True)]  # each [2, S]
+        # each [2, S], padding included: only the positions of the context are read
+        return list(torch.stack([output.start_logits, output.end_logits], 1).float().cpu())
 
     def decode(
         self,

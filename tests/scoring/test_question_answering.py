@@ -161,42 +161,45 @@ def test_a_window_never_stands_still(tiny: Tiny, serve: Serve) -> None:
     assert_same(served.ok(ask(CONTEXT, question), max_seq_len=length), expected, CONTEXT)
 
 
-def test_impossible(tiny: Tiny, serve: Serve, tmp_path: Path) -> None:
-    """The empty answer scores the smallest of the windows' "no answer", and goes first where it is likeliest."""
-    folder = random_model(tiny("bert", TASK), TASK, tmp_path / "model")
-    reference = Reference(folder)
+def test_impossible(tiny: Tiny, serve: Serve) -> None:
+    """The empty answer takes its place among the others, and is there only when asked for."""
+    context = f"{CONTEXT} John works at a school in Madrid."
+    served, reference = serve(tiny("bert", TASK), TASK), Reference(tiny("bert", TASK))
+    everything = {"top_k": 10**6, "handle_impossible_answer": True}
+    answers = served.ok(ask(context), **everything)
+    assert_same(answers, reference.answers(QUESTION, context, **everything), context)
+    assert [answer["answer"] for answer in answers].count("") == 1
+    assert all(answer["answer"] for answer in served.ok(ask(context), top_k=10**6))
+
+
+def test_impossible_in_every_window(tiny: Tiny, serve: Serve, tmp_path: Path) -> None:
+    """Its score is the smallest of the windows', here that of a full one; the last one is shorter and so surer."""
+    folder = undecided_model(tiny("bert", TASK), tmp_path)
     served = serve(folder, TASK)
-    expected = reference.answers(QUESTION, CONTEXT, top_k=200, handle_impossible_answer=True)
-    answers = served.ok(ask(CONTEXT), top_k=200, handle_impossible_answer=True)
-    assert_same(answers, expected, CONTEXT)
-    assert all(answer["answer"] for answer in served.ok(ask(CONTEXT), top_k=200))
-    certain = serve_certain_null(folder, tmp_path / "certain", serve)
-    assert_agree(
-        certain.ok(ask(CONTEXT), handle_impossible_answer=True), {"score": 1.0, "start": 0, "end": 0, "answer": ""}
-    )
-    assert certain.ok(ask(CONTEXT))["answer"]
-    assert certain({"input_data": ask(CONTEXT), "params": {"handle_impossible_answer": True}}) == (200, [""])
+    (expected,) = Reference(folder).answers(QUESTION, CONTEXT, handle_impossible_answer=True)
+    assert (expected["answer"], round(expected["score"], 2)) == ("", 0.32)  # (e^5 / (e^5 + 113)) ** 2
+    assert_agree(served.ok(ask(CONTEXT), handle_impossible_answer=True), expected)
+    assert served.ok(ask(CONTEXT))["answer"]
+    assert served({"input_data": ask(CONTEXT), "params": {"handle_impossible_answer": True}}) == (200, [""])
 
 
-def serve_certain_null(source: Path, folder: Path, serve: Serve) -> Any:
-    """A model whose classification token always wins: its output layer reads the embedding of position 0."""
+def undecided_model(source: Path, folder: Path) -> Path:
+    """A model that finds every token alike but the first, which it finds e^5 as likely as another."""
     model, tokenizer = load_tiny(source, TASK)
     with torch.no_grad():
-        for layer in model.bert.encoder.layer:  # the residual stream is left alone
-            for linear in (layer.attention.output.dense, layer.output.dense):
-                linear.weight.zero_()
-                linear.bias.zero_()
-        embeddings = model.bert.embeddings
-        embeddings.word_embeddings.weight.zero_()
-        embeddings.token_type_embeddings.weight.zero_()
-        embeddings.position_embeddings.weight.fill_(0.0)
-        embeddings.position_embeddings.weight[:, 0] = -1.0
-        embeddings.position_embeddings.weight[0, 0] = 1.0
-        model.qa_outputs.weight.zero_()
-        model.qa_outputs.weight[:, 0] = 50.0
+        for parameter in (*model.bert.embeddings.parameters(), *model.bert.encoder.parameters()):
+            parameter.zero_()
+        for name, parameter in model.bert.named_parameters():
+            if name.endswith("LayerNorm.weight"):
+                parameter.fill_(1.0)
+        # Layer normalisation makes ±(1, -1, 1, -1, ...) of the position embedding and keeps it through the layers.
+        signs = torch.tensor([1.0, -1.0] * 16)
+        model.bert.embeddings.position_embeddings.weight.copy_(-signs.expand(128, 32))
+        model.bert.embeddings.position_embeddings.weight[0] = signs
+        model.qa_outputs.weight.copy_(signs.expand(2, 32) * 5 / 64)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return serve(folder, TASK)
+    return folder
 
 
 def test_the_context_may_come_first(tiny: Tiny, serve: Serve, tmp_path: Path) -> None:

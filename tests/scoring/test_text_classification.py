@@ -77,6 +77,14 @@ def test_heads_that_depend_on_the_batch(family: str, source: str, tiny: Tiny, se
     assert_agree(served.ok(inputs), pipe(inputs))
 
 
+def test_a_model_with_one_token_type(tiny: Tiny, serve: Serve, tmp_path: Path) -> None:
+    """Its tokenizer marks the second text of a pair with a type that the model has no embedding for."""
+    folder = random_model(tiny("electra", TASK), TASK, tmp_path / "model", type_vocab_size=1)
+    pipe = oracle(folder, TASK)
+    pipe.tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    assert_agree(serve(folder, TASK).ok(PAIRS), pipe(PAIRS))
+
+
 def test_a_list_is_one_forward(tiny: Tiny, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     served = serve(tiny("bert", TASK), TASK)
     task, sizes = served.service.task, []

@@ -76,7 +76,7 @@ def tags_by_hand(folder: Path, text: str) -> list[str]:
 @pytest.mark.parametrize("family", ENCODERS)
 def test_azure_tags(family: str, tiny: Tiny, serve: Serve) -> None:
     served = serve(tiny(family, TASK), TASK)
-    texts = [TEXTS[1], TEXTS[3], TEXTS[4]]
+    texts = [TEXTS[1], TEXTS[3], TEXTS[4], "\u200bAnna lives \u200b in Bern."]
     tags = [tags_by_hand(tiny(family, TASK), text) for text in texts]
     assert served({"input_data": texts}) == (200, tags)
     assert served({"input_data": {"input_string": texts}}) == (200, [{"0": str(each)} for each in tags])
