@@ -196,21 +196,18 @@ def sliced(work: Work, wanted: str, only: Sku | None = None) -> Fit | None:
 
 
 def _gpu_skus(wanted: str) -> list[Sku]:
-    """GPU types that may be chosen unasked: whole GPUs, in service, able to run the precision that is wanted."""
+    """GPU types that may be chosen unasked: whole GPUs, able to run the precision that is wanted."""
     least = limits.BF16_COMPUTE_CAPABILITY if wanted == "bfloat16" else limits.MIN_COMPUTE_CAPABILITY
-    return [
-        sku
-        for sku in all_skus().values()
-        if sku.gpu and sku.whole_gpus and not sku.retired and sku.gpu.compute_capability >= least
-    ]
+    return [sku for sku in all_skus().values() if sku.gpu and sku.whole_gpus and sku.gpu.compute_capability >= least]
 
 
 def place(work: Work, sku: Sku, wanted: str) -> Fit:
     """Put the model on the instance type that was asked for; raise with the smallest that can where it cannot."""
     if not usable(sku):
         gpu = sku.gpu.name if sku.gpu else "none"
+        retired = f", and Azure retired its series on {sku.retired}" if sku.retired else ""
         raise NotAvailable(
-            f"{sku.name} has a GPU ({gpu}) that the CUDA 13 builds of torch no longer support.",
+            f"{sku.name} has a GPU ({gpu}) that the CUDA 13 builds of torch no longer support{retired}.",
             f"Smallest that holds the model: {(smallest_gpu(work, wanted) or choose(work, wanted)).sku}.",
         )
     found = fit(work, sku, wanted)

@@ -230,11 +230,20 @@ def test_nothing_smaller_would_have_held_it(family: str, parameters: int) -> Non
             assert sizing.fit(work, sku, headroom=headroom).problem
 
 
-@pytest.mark.parametrize("instance_type", [V100, "Standard_NC6s_v2", "Standard_ND40rs_v2"])
-def test_gpus_that_torch_left_behind_are_refused_with_another(instance_type: str) -> None:
+def test_fewest_cores_go_before_least_memory() -> None:
+    profile = facts("bert", 100_000_000, vocab_size=1_000_000, architecture="BertForMaskedLM")
+    assert planned(profile, task="fill-mask").instance_type == "Standard_E4s_v3"
+
+
+@pytest.mark.parametrize(
+    ("instance_type", "retired"),
+    [(V100, "2025-09-30"), ("Standard_NC6s_v2", "2023-08-31"), ("Standard_ND40rs_v2", None)],
+)
+def test_gpus_that_torch_left_behind_are_refused_with_another(instance_type: str, retired: str | None) -> None:
     with pytest.raises(NotAvailable, match="no longer support") as caught:
         planned(facts(), instance_type)
     assert T4 in caught.value.hint
+    assert f"retired its series on {retired}" in caught.value.message or retired is None
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,18 @@ def test_mask_buffers_and_tied_copies_are_no_parameters(folder: Folder) -> None:
     assert profile(resolve(str(path))).parameters == 30 * 8 + 24
 
 
+def test_one_matrix_for_encoder_and_decoder_is_counted_once(folder: Folder) -> None:
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    path = folder({**BERT, "model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}, weights=False)
+    names = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
+    save_file({name: np.ones((30, 8), np.float32) for name in names}, path / "model.safetensors")
+    assert profile(resolve(str(path))).parameters == 30 * 8
+    (path / "config.json").write_text((path / "config.json").read_text()[:-1] + ', "tie_word_embeddings": false}')
+    assert profile(resolve(str(path))).parameters == 2 * 30 * 8
+
+
 def test_an_unknown_family_is_read_under_the_usual_names() -> None:
     facts = profile(described(BERT | {"model_type": "brand-new", "architectures": ["BrandNewForMaskedLM"]}))
     assert (facts.family, facts.kind, facts.layers) == ("brand-new", "encoder", 2)

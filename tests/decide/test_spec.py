@@ -35,8 +35,10 @@ def azure_accepts(name: str) -> bool:
 @example("ab-")
 @example("1ab")
 def test_names_are_azures(name: str) -> None:
-    if azure_accepts(name):
+    # Two characters are enough for us: Azure then sees NAME-endpoint.
+    if azure_accepts(name if len(name) != 2 else name + name[-1]):
         assert check_name(name) == name
+        assert azure_accepts(azure_name(name))
         return
     with pytest.raises(InvalidName) as caught:
         check_name(name)
