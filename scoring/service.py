@@ -118,14 +118,17 @@ class Service:
         return Reply(200, self._serialise(render(call, answers, self.task.collect, self.task.plain)))
 
     def _encode(self, call: Call) -> list[list[Row]]:
-        rows = [self.task.encode(value, call.parameters, item) for item, value in enumerate(call.inputs)]
-        budget = self.deployment.limits.queue_size
-        if sum(map(len, rows)) > budget:
-            raise InvalidInput(
-                f"The request needs {sum(map(len, rows))} sequences; the queue holds {budget}.",
-                "Send it in smaller parts.",
-                where="inputs",
-            )
+        rows: list[list[Row]] = []
+        left = budget = self.deployment.limits.queue_size
+        for item, value in enumerate(call.inputs):
+            rows.append(self.task.encode(value, call.parameters, item))
+            left -= len(rows[-1])
+            if left < 0:  # seen early: one long context may be a thousand windows
+                raise InvalidInput(
+                    f"The request needs more sequences than the {budget} that the queue holds.",
+                    "Send it in smaller parts.",
+                    where="inputs",
+                )
         return rows
 
     def _wait(self, job: Job) -> list[Any]:
