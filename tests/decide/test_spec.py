@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mii_azure.errors import InvalidName, SpecError
-from mii_azure.spec import Spec, check_name, make_spec
+from mii_azure.spec import Spec, azure_name, check_name, make_spec
 
 with warnings.catch_warnings():  # azure-ai-ml uses an option that marshmallow deprecated
     warnings.simplefilter("ignore")
