@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from scoring.errors import LoadError
-from tests.conftest import Tiny
+from tests.conftest import Packaged, Tiny
 from tests.scoring.conftest import Serve
 from tests.scoring.encoders import ENCODERS, LONG, assert_agree, oracle
 from tests.tiny_models import load_tiny
@@ -113,3 +113,13 @@ def test_bad_parameters(parameters: dict[str, Any], tiny: Tiny, serve: Serve) ->
     error = serve(tiny("bert", TASK), TASK).refused(ONE[0], **parameters)
     assert error["code"] == "invalid_parameter"
     assert error["where"].startswith("parameters.")
+
+
+@pytest.mark.real
+def test_a_chemists_model_completes_a_ring(packaged: Packaged, serve: Serve) -> None:
+    folder = packaged("smiles-albert")
+    served, pipe = serve(folder, TASK), oracle(folder, TASK)
+    texts = ["CC(=O)Oc1ccccc1C(=O)[MASK]", "c1cc[MASK]cc1", "CCO"]
+    assert_agree(served.ok(texts[:2]), pipe(texts[:2]))
+    assert served.ok(texts[1], top_k=1)[0]["token_str"] == "c"
+    assert served.refused(texts[2])["code"] == "invalid_input"
