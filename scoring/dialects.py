@@ -89,7 +89,7 @@ def parse(payload: Any, task: TaskSchema) -> Call:
     if stream and not task.generative:
         raise InvalidInput(f"{task.name} has nothing to stream.", 'Leave out "stream".', where="stream")
     found = _unwrap(payload, task)
-    inner = _mapping(found.parameters, f"{found.where}.parameters")
+    inner = _mapping(found.parameters, f"{found.where.partition('.')[0]}.parameters")
     parameters = task.parse_parameters({**inner, **_mapping(_parameters(payload), "parameters")})
     if not found.values:
         raise InvalidInput(
