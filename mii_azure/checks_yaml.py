@@ -5,10 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from mii_azure.errors import InvalidName
 from mii_azure.inspection import DEPLOYMENT, ENDPOINT, ENVIRONMENT, MODEL, Inspected, Problem
 from mii_azure.render import PORT, content_hash
-from mii_azure.spec import check_name
+from mii_azure.spec import NAME_LENGTH, NAME_PATTERN
 
 ROUTES = {"liveness_route": "/", "readiness_route": "/", "scoring_route": "/score"}
 # Where a path stands in each file, and the folder it is relative to: the bundle, or what another key names.
@@ -43,10 +42,14 @@ def names(bundle: Inspected) -> Iterator[Problem]:
         if not isinstance(name, str):
             yield Problem(f"The name must be text, not {name!r}.", "Azure takes 3 to 32 characters.", file, ("name",))
             continue
-        try:
-            check_name(name)
-        except InvalidName as error:
-            yield Problem(error.message, error.hint, file, ("name",))
+        low, high = NAME_LENGTH
+        if not low <= len(name) <= high or not NAME_PATTERN.fullmatch(name):
+            yield Problem(
+                f"Azure refuses the name {name!r}.",
+                f"{low} to {high} letters, digits and hyphens, a letter first, no hyphen last.",
+                file,
+                ("name",),
+            )
 
 
 def deployment_name_in_capitals(bundle: Inspected) -> Iterator[Problem]:

@@ -126,10 +126,10 @@ def as_json(value: Any) -> str:
 def _context(
     spec: Spec, plan: Plan, schema: Mapping[str, Any], model_id: str, model_version: str | None
 ) -> dict[str, Any]:
-    model_name = f"{spec.name}-model"
+    model_name = f"{spec.azure_name}-model"
     return {
-        "name": spec.name,
-        "deployment": spec.name.lower(),  # Azure lower-cases deployment names without saying so
+        "name": spec.azure_name,
+        "deployment": spec.azure_name.lower(),  # Azure lower-cases deployment names without saying so
         "title": f"{plan.task} with {model_id}.",
         "task": plan.task,
         "summary": schema["summary"],
@@ -143,7 +143,7 @@ def _context(
         "model_name": model_name,
         "model_version": model_version,
         "model_reference": f"azureml:{model_name}:{model_version}" if model_version else spec.model,
-        "environment_name": f"{spec.name}-env",
+        "environment_name": f"{spec.azure_name}-env",
     }
 
 

@@ -8,20 +8,27 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from mii_azure.errors import InvalidName, SpecError
 
 # Azure's rule for endpoint and deployment names (managed online endpoints reference, azure-ai-ml's validators).
+# Names of two characters, which MII's users have, get a suffix in Azure: see `azure_name`.
 NAME_PATTERN = re.compile(r"^[a-zA-Z]([-a-zA-Z0-9]*[a-zA-Z0-9])?$")
 NAME_LENGTH = (3, 32)
+SHORTEST_NAME = 2
 
 
 def check_name(name: str) -> str:
-    """Return `name` if Azure accepts it for an endpoint and a deployment; raise InvalidName with one that it does."""
+    """Return `name` if Azure accepts its `azure_name`; raise InvalidName with one that it does accept."""
     low, high = NAME_LENGTH
-    if not low <= len(name) <= high:
+    if not SHORTEST_NAME <= len(name) <= high:
         what = f"The name {name!r} has {len(name)} characters; Azure takes {low} to {high}."
     elif not NAME_PATTERN.fullmatch(name):
         what = f"Azure refuses the name {name!r}: letters, digits and hyphens only, a letter first, no hyphen last."
     else:
         return name
     raise InvalidName(what, f"Try {_near_name(name)!r}.")
+
+
+def azure_name(name: str) -> str:
+    """The endpoint's name in Azure: the deployment's own, or `NAME-endpoint` (MII's form) when that is too short."""
+    return name if len(name) >= NAME_LENGTH[0] else f"{name}-endpoint"
 
 
 def _near_name(name: str) -> str:
@@ -38,13 +45,18 @@ class Spec(BaseModel):
 
     task: str = Field(description="What the endpoint does, e.g. question-answering.")
     model: str = Field(description="A folder, a Hugging Face hub id, or an azureml: reference.")
-    name: str = Field(description="Name of the endpoint and the deployment; Azure's rule, 3 to 32 characters.")
+    name: str = Field(description="Name of the deployment and its endpoint: 3 to 32 letters, digits and hyphens.")
     instance_type: str | None = Field(None, description="Azure instance type; chosen by the plan when absent.")
     revision: str | None = Field(None, description="Hub commit to pin; the head of main when absent.")
     auth_mode: Literal["key", "aml_token", "aad_token"] = Field("key", description="Endpoint authentication.")
     instance_count: int = Field(1, ge=1, le=50, description="Instances of the deployment.")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field("auto", description="Precision to serve in.")
     allow_pickle: bool = Field(False, description="Accept weights that exist only as pickle files.")
+
+    @property
+    def azure_name(self) -> str:
+        """The name that Azure's resources carry."""
+        return azure_name(self.name)
 
     @field_validator("name")
     @classmethod

@@ -93,7 +93,7 @@ BROKEN: dict[str, tuple[str, Mutation]] = {
     "YAML without a bottom": ("MII101", write(ENDPOINT, "[" * 1500)),
     "an underscore in the endpoint's name": ("MII102", _UNDERSCORE),
     "a name of 33 characters": ("MII102", edit(DEPLOYMENT, "^name: .*", f'name: "{"a" * 33}"')),
-    "a name of one character": ("MII102", edit(DEPLOYMENT, "^name: .*", 'name: "a"')),
+    "a name of two characters": ("MII102", edit(DEPLOYMENT, "^name: .*", 'name: "qa"')),
     "a name that is a number": ("MII102", edit(DEPLOYMENT, "^name: .*", "name: 12345")),
     "no name": ("MII102", edit(DEPLOYMENT, "^name: .*\n", "")),
     "a name in capitals": ("MII103", edit(DEPLOYMENT, "^name: .*", 'name: "My-QA"')),

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 import mii_azure
 from mii_azure import errors
@@ -45,7 +46,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None] | None, dict[str, object], type[
     "an unknown task": (None, {"task": "question-answerin"}, errors.UnknownTask),
     "a task for later": (None, {"task": "text-to-image"}, errors.NotAvailable),
     "a name with an underscore": (None, {"deployment_name": "my_qa"}, errors.InvalidName),
-    "a name of two characters": (None, {"deployment_name": "qa"}, errors.InvalidName),
+    "a name of one character": (None, {"deployment_name": "q"}, errors.InvalidName),
     "an unknown instance type": (None, {"instance_type": "Standard_NC5as_T4_v3"}, errors.UnknownInstanceType),
     "an unknown authentication": (None, {"auth_mode": "password"}, errors.SpecError),
     "no instances": (None, {"instance_count": 0}, errors.SpecError),
@@ -98,6 +99,13 @@ def test_where_the_model_lies_does_not_show(model, tmp_path, monkeypatch):
 def test_without_an_output_the_bundle_has_the_deployments_name(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert mii_azure.generate(**GOOD, model=str(model)) == tmp_path / "my-qa"
+
+
+def test_a_name_too_short_for_azure_is_kept_here_and_lengthened_there(model, tmp_path):
+    bundle = mii_azure.generate("question-answering", str(model), "qa", output=tmp_path / "b")
+    assert json.loads((bundle / "code/deployment.json").read_text())["name"] == "qa"
+    assert yaml.safe_load((bundle / "endpoint.yml").read_text())["name"] == "qa-endpoint"
+    assert mii_azure.check(bundle) == []
 
 
 def test_only_what_serves_is_copied(model, tmp_path):
