@@ -55,22 +55,12 @@ class Reference:
         best: dict[tuple[int, int], float] = {}
         null = math.inf
         for number in range(len(windows["input_ids"])):
-            places = {
-                i: windows["offset_mapping"][number][i]
-                for i, sequence in enumerate(windows.sequence_ids(number))
-                if sequence == 1
-            }
-            starts, ends = self.probabilities(windows, number, [0, *places])
+            starts, ends, spans = self.read(windows, number, max_answer_len)
             null = min(null, starts[0] * ends[0])
-            for i in places:
-                for j in range(i, i + max_answer_len):
-                    if j not in places:
-                        continue
-                    span = (places[i][0], places[j][1])
-                    if words is not None:
-                        span = (words[places[i]][0], words[places[j]][1])
-                    if span[0] < span[1]:
-                        best[span] = max(best.get(span, 0.0), starts[i] * ends[j])
+            for (i, j), (first, last) in spans.items():
+                span = (first[0], last[1]) if words is None else (words[first][0], words[last][1])
+                if span[0] < span[1]:
+                    best[span] = max(best.get(span, 0.0), starts[i] * ends[j])
         answers = [
             {"score": score, "start": start, "end": end, "answer": context[start:end]}
             for (start, end), score in best.items()
@@ -78,6 +68,14 @@ class Reference:
         if handle_impossible_answer:
             answers.append({"score": null, "start": 0, "end": 0, "answer": ""})
         return sorted(answers, key=lambda answer: answer["score"], reverse=True)[:top_k]
+
+    def read(self, windows: Any, number: int, longest: int) -> tuple[Any, Any, dict[tuple[int, int], Any]]:
+        """Probabilities by position, and the characters of the first and last token of every allowed span."""
+        offsets = windows["offset_mapping"][number]
+        places = {i: offsets[i] for i, sequence in enumerate(windows.sequence_ids(number)) if sequence == 1}
+        starts, ends = self.probabilities(windows, number, [0, *places])
+        pairs = [(i, j) for i in places for j in range(i, i + longest) if j in places]
+        return starts, ends, {(i, j): (places[i], places[j]) for i, j in pairs}
 
     def probabilities(self, windows: Any, number: int, allowed: list[int]) -> tuple[dict[int, float], dict[int, float]]:
         """Softmax over the allowed positions of one window, of the start and of the end logits."""
