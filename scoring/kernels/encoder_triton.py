@@ -1,0 +1,261 @@
+"""The steps of an encoder as Triton kernels: which tiles each takes, and its launch."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from scoring.kernels.encoder_ops import GELU, NONE, RELU, EncoderOps, Norm, Packing, Tables
+
+LOG2_E = 1.4426950408889634
+ROWS = 64  # every buffer's row count is a multiple of this
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How one matrix product is cut: tile sizes, slices of K, warps, pipeline stages, loads by the copy engine."""
+
+    bm: int
+    bn: int
+    bk: int
+    split: int = 1
+    warps: int = 4
+    stages: int = 5
+    tma: bool = False
+
+
+#: Fastest in the whole model on an H100 (benchmarks/results/encoders-kernels.json), by (rows, N, K).
+MEASURED = {
+    (128, 3072, 1024): Tile(128, 64, 64, tma=True),
+    (128, 1024, 1024): Tile(64, 64, 64, split=2),
+    (128, 4096, 1024): Tile(128, 32, 128, warps=8, stages=3, tma=True),
+    (128, 1024, 4096): Tile(128, 64, 64, split=8, tma=True),
+    (128, 2304, 768): Tile(64, 64, 128, stages=3, tma=True),
+    (128, 768, 768): Tile(64, 64, 64, split=2),
+    (128, 3072, 768): Tile(128, 32, 128, stages=3, tma=True),
+    (128, 768, 3072): Tile(64, 64, 128, split=4, tma=True),
+    (384, 2304, 768): Tile(128, 64, 64, tma=True),
+    (384, 768, 768): Tile(64, 64, 64),
+    (384, 3072, 768): Tile(128, 128, 64, warps=8, tma=True),
+    (384, 768, 3072): Tile(128, 64, 64, split=2, warps=8),
+}
+
+
+def choose(rows: int, width: int, depth: int, partial: bool, hopper: bool) -> Tile:
+    """A measured tile, else one that fills 132 multiprocessors about once; `partial`: K may be split."""
+    tile = MEASURED.get((rows, width, depth)) or _rule(rows, width, depth, partial)
+    if not hopper:  # no copy engine, and as little as 99 KB of shared memory
+        tile = replace(tile, bn=min(tile.bn, 128), bk=min(tile.bk, 64), stages=3, tma=False)
+    return tile
+
+
+def _rule(rows: int, width: int, depth: int, partial: bool) -> Tile:
+    bn, bk = _divisor(width, 64), _divisor(depth, 64)
+    aligned = rows % 128 == 0 and bn == bk == 64
+    if aligned and width % 256 == 0 and rows * width >= 128 * 256 * 120:
+        return Tile(128, 256, 64, warps=8, stages=4, tma=True)
+    if aligned and width % 128 == 0 and rows * width >= 128 * 128 * 70:
+        return Tile(128, 128, 64, warps=8, stages=4, tma=True)
+    bm = 128 if aligned and rows * width >= 128 * 64 * 48 else 64
+    tiles, split = rows // bm * (width // bn), 1
+    while partial and split < 8 and tiles * split * 2 <= 140 and depth % (split * 4 * bk) == 0:
+        split *= 2
+    return Tile(bm, bn, bk, split, tma=aligned)
+
+
+def _divisor(value: int, most: int) -> int:
+    return min(most, value & -value)
+
+
+class TritonOps(EncoderOps):
+    """One kernel per step; see `scoring.kernels.encoder` for programmatic launch and prefetching (`hopper`).
+
+    From `library_rows` rows on, products are cuBLAS's: large ones are its home ground.
+    """
+
+    def __init__(
+        self,
+        hopper: bool,
+        library_rows: int = 1 << 30,
+        tiles: dict[tuple[int, int, int], Tile] | None = None,
+    ) -> None:
+        from scoring.kernels import encoder
+
+        self._kernels: Any = encoder
+        self._hopper = hopper
+        self._library_rows = library_rows
+        self._tiles = tiles or {}
+        self._launch = {"launch_pdl": True} if hopper else {}
+
+    def pack(self, ids: Tensor, mask: Tensor | None, pad: int) -> Packing:
+        batch, length = ids.shape
+        ints: Any = {"dtype": torch.int32, "device": ids.device}
+        places, positions = torch.empty(batch * length, **ints), torch.empty(batch * length, **ints)
+        bounds = torch.empty(batch + 1, **ints)
+        self._kernels.pack_kernel[(batch,)](
+            ids,
+            ids if mask is None else mask,
+            places,
+            positions,
+            bounds,
+            S=length,
+            BLOCK=_power_of_two(length),
+            PAD=pad,
+            HAS_MASK=mask is not None,
+        )
+        rows = -(-batch * length // ROWS) * ROWS
+        return Packing(batch, length, rows, places, positions, bounds)
+
+    def embed(self, ids: Tensor, types: Tensor | None, packing: Packing, tables: Tables) -> Tensor:
+        width = tables.words.shape[1]
+        out = tables.words.new_empty(packing.rows, width)
+        self._kernels.embed_kernel[(packing.batch * packing.length,)](
+            ids,
+            ids if types is None else types,
+            packing.places,
+            packing.positions,
+            packing.bounds[packing.batch :],
+            tables.words,
+            tables.positions,
+            tables.words if tables.types is None else tables.types,
+            tables.norm.gamma,
+            tables.norm.beta,
+            out,
+            N=width,
+            BLOCK=_power_of_two(width),
+            EPS=tables.norm.eps,
+            HAS_TYPES=tables.types is not None,
+            GIVEN_TYPES=types is not None,
+            PDL=self._hopper,
+            num_warps=4,
+            **self._launch,
+        )
+        return out
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor, act: int, packing: Packing) -> Tensor:
+        if packing.rows >= self._library_rows:
+            y = F.linear(x, weight, bias)
+            return F.gelu(y) if act == GELU else F.relu(y) if act == RELU else y
+        out = x.new_empty(packing.rows, weight.shape[0])
+        self._matmul(x, weight, bias, out, act, packing, self._tile(packing.rows, weight, False), partial=False)
+        return out
+
+    def _tile(self, rows: int, weight: Tensor, partial: bool) -> Tile:
+        width, depth = weight.shape
+        return self._tiles.get((rows, width, depth)) or choose(rows, width, depth, partial, self._hopper)
+
+    def _matmul(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        out: Tensor,
+        act: int,
+        packing: Packing,
+        tile: Tile,
+        partial: bool,
+    ) -> None:
+        width, depth = weight.shape
+        operands: tuple[Any, ...] = (x, weight)
+        kernel = self._kernels.linear_kernel
+        if tile.tma:
+            from triton.tools.tensor_descriptor import TensorDescriptor  # type: ignore[import-not-found]
+
+            kernel = self._kernels.linear_tma_kernel
+            operands = (
+                TensorDescriptor.from_tensor(x, [tile.bm, tile.bk]),
+                TensorDescriptor.from_tensor(weight, [tile.bn, tile.bk]),
+                weight,
+            )
+        kernel[(width // tile.bn, packing.rows // tile.bm, tile.split)](
+            *operands,
+            bias,
+            out,
+            packing.bounds[packing.batch :],
+            packing.rows,
+            N=width,
+            K=depth,
+            SPLIT=tile.split,
+            PARTIAL=partial,
+            ACT=act,
+            BM=tile.bm,
+            BN=tile.bn,
+            BK=tile.bk,
+            SKIP=packing.batch > 1,
+            PREFETCH=_lines(depth // tile.split) if self._hopper else 0,
+            PDL=self._hopper,
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+            **self._launch,
+        )
+
+    def attention(self, qkv: Tensor, heads: int, packing: Packing) -> Tensor:
+        width = qkv.shape[1] // 3
+        dim = width // heads
+        out = qkv.new_empty(packing.rows, width)
+        # Small blocks of queries fill the chip when there is little work; large ones read keys less often.
+        bm = 16 if packing.batch * heads * packing.length <= 16 * 264 else 64
+        bn = min(128 if dim <= 64 else 64, max(16, _power_of_two(packing.length)))
+        self._kernels.attention_kernel[(-(-packing.length // bm), heads, packing.batch)](
+            qkv,
+            out,
+            packing.bounds,
+            LOG2_E / math.sqrt(dim),
+            HEADS=heads,
+            D=dim,
+            BM=bm,
+            BN=bn,
+            PDL=self._hopper,
+            num_warps=4,
+            num_stages=3 if bm == 64 and self._hopper else 2,
+            **self._launch,
+        )
+        return out
+
+    def project_add_norm(
+        self, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, norm: Norm, packing: Packing, last: bool
+    ) -> Tensor:
+        width = weight.shape[0]
+        if packing.rows >= self._library_rows:
+            parts = F.linear(x, weight)[None]
+        else:
+            tile = self._tile(packing.rows, weight, True)
+            # bfloat16 would round the slices' sums too coarsely.
+            kind = torch.float16 if x.dtype == torch.float16 else torch.float32
+            parts = torch.empty(tile.split, packing.rows, width, dtype=kind, device=x.device)
+            self._matmul(x, weight, bias, parts, NONE, packing, tile, partial=True)
+        tokens = packing.batch * packing.length
+        out = x.new_empty(tokens if last else packing.rows, width)
+        self._kernels.add_norm_kernel[(tokens,)](
+            parts,
+            bias,
+            residual,
+            norm.gamma,
+            norm.beta,
+            out,
+            packing.places,
+            packing.bounds[packing.batch :],
+            packing.rows,
+            N=width,
+            BLOCK=_power_of_two(width),
+            SPLIT=len(parts),
+            EPS=norm.eps,
+            UNPACK=last,
+            PDL=self._hopper,
+            num_warps=8,
+            **self._launch,
+        )
+        return out.view(packing.batch, packing.length, width) if last else out
+
+
+def _lines(depth: int) -> int:
+    """The largest power of two, at most 16, that divides the 128-byte lines of a slice of K halves; 0 if not whole."""
+    lines = depth // 64
+    return 0 if depth % 64 else min(16, lines & -lines)
+
+
+def _power_of_two(value: int) -> int:
+    return 1 << max(value - 1, 1).bit_length()

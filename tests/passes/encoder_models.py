@@ -1,0 +1,47 @@
+"""Small random encoders of every covered family, wide enough in weights for answers to depend on the input."""
+
+from typing import Any
+
+import torch
+import transformers
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 128,
+    "max_position_embeddings": 66,
+    "vocab_size": 99,
+    "initializer_range": 0.3,
+}
+DISTIL: dict[str, Any] = {
+    "dim": 64,
+    "n_layers": 2,
+    "n_heads": 2,
+    "hidden_dim": 128,
+    "max_position_embeddings": 66,
+    "vocab_size": 99,
+    "initializer_range": 0.3,
+}
+COVERED: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert fill-mask": ("BertForMaskedLM", SIZES),
+    "bert classification": ("BertForSequenceClassification", SIZES),
+    "bert embeddings": ("BertModel", SIZES),
+    "roberta tokens": ("RobertaForTokenClassification", SIZES | {"pad_token_id": 1}),
+    "xlm-roberta embeddings": ("XLMRobertaModel", SIZES | {"pad_token_id": 1}),
+    "camembert answers": ("CamembertForQuestionAnswering", SIZES | {"pad_token_id": 1}),
+    "electra tokens": ("ElectraForTokenClassification", SIZES | {"embedding_size": 64}),
+    "distilbert answers": ("DistilBertForQuestionAnswering", DISTIL),
+}
+
+
+def make(architecture: str, config: dict[str, Any], seed: int = 0) -> Any:
+    """A model in evaluation mode, fp32 on the CPU."""
+    torch.manual_seed(seed)
+    cls = getattr(transformers, architecture)
+    return cls(cls.config_class(**config)).eval()
+
+
+def covered(name: str) -> Any:
+    """One of COVERED."""
+    return make(*COVERED[name])
