@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mii_azure.benchmark import bench as bench
-    from mii_azure.generation import generate as generate
     from mii_azure.checks import check as check
     from mii_azure.deployments import DeploymentType as DeploymentType
     from mii_azure.deployments import async_client as async_client
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from mii_azure.deployments import deploy as deploy
     from mii_azure.deployments import terminate as terminate
     from mii_azure.errors import MiiAzureError as MiiAzureError
+    from mii_azure.generation import generate as generate
     from mii_azure.planning import plan as plan
     from mii_azure.spec import Spec as Spec
     from mii_azure.verdict import parity as parity

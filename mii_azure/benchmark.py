@@ -2,15 +2,14 @@
 
 import json
 import statistics
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from mii_azure.errors import RunnerFailed, SpecError
+from mii_azure.manifest import load_manifest
 from mii_azure.verdict import TARGETS
 
 WARM_UP = 5
@@ -60,6 +59,7 @@ def bench(
     if unknown:
         raise SpecError(f"Unknown target {unknown[0]!r}.", f"Targets: {', '.join(TARGETS)}.")
     folder = Path(bundle)
+    load_manifest(folder)
     body = (folder / "requests" / "sample.json").read_text(encoding="utf-8")
     rows: list[Row] = []
     environment: dict[str, Any] = {}
@@ -84,11 +84,12 @@ def _measure(target: Any, name: str, body: str, requests: int, clients: int, row
         reply = target.send(body)
         if reply.status != 200:
             raise RunnerFailed(f"{name} answers the sample with {reply.status}: {reply.body.decode()[:200]}")
-    seconds = sorted(target.send(body).seconds for _ in range(requests))
-    began = time.perf_counter()
-    with ThreadPoolExecutor(clients) as pool:
-        list(pool.map(lambda _: target.send(body), range(requests)))
-    elapsed = time.perf_counter() - began
+    alone = target.measure([body], requests, 1)
+    together = target.measure([body], requests, clients)
+    refused = sum(status != 200 for status in together.statuses)
+    if refused:
+        raise RunnerFailed(f"{name} refused {refused} of {requests} requests.", "Measure with fewer --clients.")
+    seconds = sorted(alone.seconds)
     base = next((row.p50_ms for row in rows if row.target == "in-process"), None)
     p50 = statistics.median(seconds) * 1e3
     return Row(
@@ -96,8 +97,8 @@ def _measure(target: Any, name: str, body: str, requests: int, clients: int, row
         p50_ms=p50,
         p90_ms=_percentile(seconds, 90),
         p99_ms=_percentile(seconds, 99),
-        added_p50_ms=None if base is None else p50 - base,
-        requests_per_s=requests / elapsed,
+        added_p50_ms=None if base is None or name == "in-process" else p50 - base,
+        requests_per_s=requests / together.elapsed,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from mii_azure.errors import MiiAzureError
 
@@ -19,8 +20,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
 )
-out = Console()
-err = Console(stderr=True)
+# Messages hold brackets of their own, which markup would swallow.
+out = Console(markup=False, highlight=False)
+err = Console(stderr=True, markup=False, highlight=False)
 
 
 def _flag(name: str, text: str) -> Any:
@@ -107,8 +109,9 @@ def generate(
     if as_json:
         _print_json({"bundle": str(folder), "hash": manifest["bundle"], "files": len(manifest["files"])})
         return
-    out.print(f"wrote {folder} ({len(manifest['files'])} files, bundle {manifest['bundle'][:12]})", highlight=False)
-    out.print(f"next: mii-azure serve {folder}    or    {folder}/deploy.sh --dry-run", highlight=False, soft_wrap=True)
+    shown = _short(folder)
+    out.print(f"wrote {shown} ({len(manifest['files'])} files, bundle {manifest['bundle'][:12]})", soft_wrap=True)
+    out.print(f"next: mii-azure serve {shown}    or    {shown}/deploy.sh --dry-run", soft_wrap=True)
 
 
 @app.command()
@@ -197,6 +200,11 @@ def bench(
     _print_json(report) if as_json else show_bench(out, report)
 
 
+def _short(folder: Path) -> Path:
+    """The path as one would type it here."""
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+
+
 def _read_request(request: str) -> Any:
     from mii_azure.errors import SpecError
 
@@ -227,7 +235,7 @@ def main() -> None:
     try:
         app()
     except MiiAzureError as error:
-        err.print(f"[red]error[/] [{error.code}]: {error}", markup=True, highlight=False, soft_wrap=True)
+        err.print(Text.assemble(("error", "red"), f" [{error.code}]: {error}"), soft_wrap=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         err.print("interrupted")

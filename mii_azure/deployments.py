@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from local_runner.client import AsyncClient, Client
 
 START_TIMEOUT_S = 600.0
+# Runners that this process started; they outlive it, and until then it must reap them.
+_children: dict[int, "subprocess.Popen[bytes]"] = {}
 STOP_TIMEOUT_S = 40.0  # longer than the runner's own drain budget
 
 
@@ -89,29 +91,30 @@ def _start(name: str, bundle: Path, folder: Path, timeout_s: float) -> LocalDepl
             stderr=subprocess.STDOUT,
             start_new_session=True,  # survives the caller's Ctrl-C
         )
-    deadline = time.monotonic() + timeout_s
-    while not _is_ready(ready):
-        if process.poll() is not None:
-            raise RunnerFailed(f"The local runner ended with exit code {process.returncode}: {_last_line(log)}")
-        if time.monotonic() > deadline:
-            process.terminate()
-            raise RunnerFailed(f"The local runner was not ready after {timeout_s:g} s.", f"Its log is {log}.")
-        time.sleep(0.05)
-    state = json.loads(ready.read_text(encoding="utf-8"))
+    _children[process.pid] = process
+    state = _wait_until_ready(process, ready, log, timeout_s)
     deployment = LocalDeployment(name, str(bundle), process.pid, "127.0.0.1", state["grpc_port"], state["http_port"])
     (folder / "state.json").write_text(json.dumps(asdict(deployment)), encoding="utf-8")
     return deployment
 
 
-def _is_ready(path: Path) -> bool:
-    with contextlib.suppress(OSError, ValueError):
-        return bool(json.loads(path.read_text(encoding="utf-8")).get("state") == "ready")
-    return False
+def _wait_until_ready(process: subprocess.Popen[bytes], ready: Path, log: Path, timeout_s: float) -> dict[str, Any]:
+    from local_runner import ready_file
+    from local_runner.process import failure, tail
 
-
-def _last_line(log: Path) -> str:
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else "no output"
+    deadline = time.monotonic() + timeout_s
+    while (state := ready_file.read(ready)).get("state") != "ready":
+        ended = process.poll()
+        if state.get("state") == "failed":
+            raise failure(state)
+        if ended is not None and not ready_file.read(ready):
+            why = tail(log.read_text(encoding="utf-8", errors="replace"))
+            raise RunnerFailed(f"The local runner ended with exit code {ended}: {why}")
+        if time.monotonic() > deadline:
+            process.terminate()
+            raise RunnerFailed(f"The local runner was not ready after {timeout_s:g} s.", f"Its log is {log}.")
+        time.sleep(0.05)
+    return state
 
 
 def _read(name: str) -> LocalDeployment | None:
@@ -124,10 +127,10 @@ def _read(name: str) -> LocalDeployment | None:
 
 
 def _alive(pid: int) -> bool:
-    """Whether the process runs; reaps it when it is our own finished child."""
-    with contextlib.suppress(ChildProcessError):
-        if os.waitpid(pid, os.WNOHANG)[0] == pid:
-            return False
+    """Whether the process runs; reaps it when it is a finished child of ours."""
+    if pid in _children and _children[pid].poll() is not None:
+        del _children[pid]
+        return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -28,7 +28,7 @@
 Exit codes: 0 done · 1 findings, or a verdict that says no · 2 usage or spec · 3 model or bundle · 4 host.
 """
 
-from scoring.errors import MiiAzureError
+from scoring.errors import MiiAzureError as MiiAzureError
 
 
 class SpecError(MiiAzureError):

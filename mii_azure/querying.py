@@ -18,10 +18,10 @@ def query(target: str, payload: Any, stream: bool = False, timeout: float = 120.
     if _ADDRESS.match(target):
         yield from _ask(target, payload, stream, timeout)
     elif Path(target).is_dir():
-        from local_runner.targets import make_target
+        from local_runner.process import LOOPBACK, Runner
 
-        with make_target("grpc", Path(target)) as host:
-            yield from _ask(host.address, payload, stream, timeout)
+        with Runner(Path(target)) as runner:
+            yield from _ask(f"{LOOPBACK}:{runner.grpc_port}", payload, stream, timeout)
     else:
         yield from _ask(_deployed(target), payload, stream, timeout)
 

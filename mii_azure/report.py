@@ -33,22 +33,15 @@ def show_plan(console: Console, plan: Any) -> None:
     """The plan's headline, memory budget and decisions."""
     profile = plan.profile
     console.print(
-        f"[bold]{profile.model}[/] for {plan.task}: {profile.architecture}, "
+        f"{profile.model} for {plan.task}: {profile.architecture}, "
         f"{profile.parameters / 1e6:,.1f} M parameters, {size(profile.weight_bytes)} of weights, "
         f"context {plan.context_length:,} tokens",
-        highlight=False,
+        soft_wrap=True,
     )
     table = _table("what", "chosen", "why")
     for decision in plan.decisions:
         table.add_row(decision.what, decision.value, decision.reason)
     console.print(table)
-    memory = plan.memory
-    console.print(
-        f"memory: weights {size(memory.weights)} + KV cache {size(memory.kv_cache)} + activations "
-        f"{size(memory.activations)} + runtime {size(memory.context)} = {size(memory.needed)} of "
-        f"{size(memory.available)} on {plan.instance_type}",
-        highlight=False,
-    )
 
 
 def show_findings(console: Console, findings: Iterable[Any]) -> None:
@@ -76,12 +69,12 @@ def show_verdict(console: Console, verdict: Any) -> None:
     for entry in verdict.comparisons:
         if entry.grade in ("scores", "different"):
             cause = verdict.environment[entry.target][:1] or ["no difference in the environment explains it"]
-            console.print(f"[red]{entry.target}[/], {entry.request}: {entry.difference} ({cause[0]})", highlight=False)
+            told = f", {entry.request}: {entry.difference} ({cause[0]})"
+            console.print(Text.assemble((entry.target, "red"), told), soft_wrap=True)
     targets = ", ".join(verdict.targets)
-    if verdict.agree:
-        console.print(f"[bold green]agree[/]: {targets} answered {verdict.requests} requests alike", highlight=False)
-    else:
-        console.print(f"[bold red]disagree[/]: {targets} over {verdict.requests} requests", highlight=False)
+    told = f": {targets} answered {verdict.requests} requests {'alike' if verdict.agree else 'differently'}"
+    word = ("agree", "bold green") if verdict.agree else ("disagree", "bold red")
+    console.print(Text.assemble(word, told), soft_wrap=True)
 
 
 def show_bench(console: Console, report: Any) -> None:
