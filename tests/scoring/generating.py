@@ -1,4 +1,4 @@
-"""The reference of the generative tasks, plain transformers one text at a time; and waiting for other threads."""
+"""The reference of the generative tasks, plain transformers one text at a time; and spies on what is served."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
+from tests.scoring.conftest import Served
 from tests.tiny_models import load_tiny
 
 PROMPTS = (
@@ -45,3 +47,35 @@ def until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.002)
+
+
+class Forwards:
+    """The sizes of the batches that a task's forward was given."""
+
+    def __init__(self, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.sizes: list[int] = []
+        task = served.service.task
+        forward = task.forward
+
+        def spy(rows: Any) -> Any:
+            self.sizes.append(len(rows))
+            return forward(rows)
+
+        monkeypatch.setattr(task, "forward", spy)
+
+
+class Steps:
+    """Counts the model's forwards; `at` runs something before one of them."""
+
+    def __init__(self, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        self.at: dict[int, Any] = {}
+        model = served.service.loaded.model
+        forward = model.forward
+
+        def spy(*args: Any, **kwargs: Any) -> Any:
+            self.count += 1
+            self.at.pop(self.count, lambda: None)()
+            return forward(*args, **kwargs)
+
+        monkeypatch.setattr(model, "forward", spy)

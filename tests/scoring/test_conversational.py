@@ -8,7 +8,7 @@ import pytest
 import transformers
 
 from scoring.errors import LoadError
-from tests.conftest import Tiny
+from tests.conftest import Packaged, Tiny
 from tests.scoring.conftest import Serve, Served
 from tests.tiny_models import CONTEXT, tasks_of
 
@@ -116,3 +116,26 @@ def test_a_model_without_a_template_is_not_loaded(tiny: Tiny) -> None:
 )
 def test_bad_conversations_are_refused_with_the_place(chat: Any, where: str, qwen: Served) -> None:
     assert qwen.refused(chat)["where"] == where
+
+
+@pytest.mark.real
+def test_a_real_model_answers_and_streams(packaged: Packaged, serve: Serve) -> None:
+    served = serve(packaged("smollm2"), TASK)
+    chat = [{"role": "user", "content": "What is the capital of France? Answer in one short sentence."}]
+    reply = "The capital of France is Paris."
+    answer = served.ok(chat, max_new_tokens=32)
+    assert answer[0]["generated_text"] == [*chat, {"role": "assistant", "content": reply}]
+    azure = {"input_data": {"input_string": chat, "parameters": {"max_new_tokens": 32}}}
+    assert served(azure) == (200, {"output": reply})
+    status, events = served(azure | {"stream": True})
+    assert status == 200
+    assert [event["token"]["text"] for event in events[:-2]] == [
+        "The",
+        " capital",
+        " of",
+        " France",
+        " is",
+        " Paris",
+        ".",
+    ]
+    assert events[-2] == {"answer": {"output": reply}}

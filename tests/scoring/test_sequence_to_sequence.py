@@ -12,7 +12,7 @@ import torch
 from transformers import MBartConfig, MBartForConditionalGeneration, MBartTokenizer
 
 from tests import tiny_tokenizers
-from tests.conftest import Tiny
+from tests.conftest import Packaged, Tiny
 from tests.scoring.conftest import Serve, Served
 from tests.scoring.generating import PROMPTS, continuation, plain
 from tests.tiny_models import CONTEXT, tasks_of
@@ -269,3 +269,17 @@ def test_languages_that_mbart_does_not_know(mbart: Path, serve: Serve) -> None:
     undecided.service.task._default = (None, None)
     assert "has to be told" in undecided.refused("The house")["message"]
     undecided.service.drain(5)
+
+
+# -- a real model ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.real
+def test_a_real_t5_translates_in_every_form(packaged: Packaged, serve: Serve) -> None:
+    served = serve(packaged("flan-t5"), "translation")
+    german = "Das Haus ist wunderbar."
+    for parameters in ({"tgt_lang": "de"}, {"task_type": "translation_en_to_de"}):
+        assert text_of(served.ok("The house is wonderful.", **parameters)) == german
+    assert served({"input_data": [f"{GERMAN}The house is wonderful."]}) == (200, [german])
+    frame = {"input_data": {"input_string": ["The house is wonderful."]}, "parameters": {"tgt_lang": "de"}}
+    assert served(frame) == (200, [{"0": german}])
