@@ -33,7 +33,7 @@ SOURCES = {
 def of_model(work: Work, options: Options) -> list[Decision]:
     """What the model is and how its task is set."""
     facts = work.profile
-    size = f"{facts.parameters / 1e6:,.1f} M parameters" if facts.known else facts.model
+    size = f"{facts.parameters:,} parameters" if facts.known else facts.model
     decisions = [Decision(what="model", value=size, reason=f"{SOURCES[facts.source]}.")]
     if facts.known and not work.family.tested:
         reason = "Facts were read under their usual names; this family is not among those tested here."
@@ -58,12 +58,12 @@ def of_place(spec: Spec, work: Work, placed: Fit) -> list[Decision]:
         return decisions
     parts = f"weights {memory.weights / GB:.2f}, keys and values {memory.kv_cache / GB:.2f}"
     parts += f", activations {memory.activations / GB:.2f}, context {memory.context / GB:.2f}"
-    share = "each GPU" if placed.gpus > 1 else "the GPU" if sku.gpu else "memory"
+    share = "On each GPU" if placed.gpus > 1 else "On the GPU" if sku.gpu else "In RAM"
     decisions.append(
         Decision(
             what="memory",
             value=f"{memory.needed / GB:.2f} of {memory.available / GB:.2f} GB",
-            reason=f"On {share}, in GB: {parts}.",
+            reason=f"{share}, in GB: {parts}.",
         )
     )
     if placed.gpus > 1:
@@ -128,9 +128,8 @@ def of_time(facts: Profile, device: str, begun: Start, seconds: float, timeout_m
     """Probes and the request timeout."""
     cap = limits.MAX_REQUEST_TIMEOUT_MS
     answer = "" if facts.kind == "encoder" else f" with {limits.NEW_TOKENS} new tokens each"
-    reason = (
-        f"Three full batches{answer}, at {limits.EFFICIENCY[device]:.0%} of the hardware's floor: {3 * seconds:.1f} s."
-    )
+    counted = f"{limits.EFFICIENCY[device]:.0%} of the hardware's floor"
+    reason = f"Three full batches{answer}, at {counted}, take {3 * seconds:.1f} s; never below 30 s."
     if 3000 * seconds > cap:
         reason += f" Azure's cap is {cap // 1000} s: send shorter requests, or take a faster instance type."
     if not facts.known:

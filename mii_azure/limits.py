@@ -34,7 +34,6 @@ MIN_CONTEXT = 2048  # tokens; a model that cannot be given this much of its cont
 ACTIVATION_WIDTHS = 18  # live values per token, in hidden sizes: projections, feed-forward (4 wide, twice), residuals
 MAX_BATCH_SIZE = {"cpu": 8, "cuda": 32}
 MAX_BATCH_TOKENS = {"cpu": 2048, "cuda": 16_384}
-MAX_WAIT_MS = 2  # below what an endpoint's network adds
 QUEUE_ROWS = 256
 NEW_TOKENS = 512  # answer length that the request timeout provides for
 EFFICIENCY = {"cpu": 0.5, "cuda": 0.3}  # share of the floor's speed that timeouts count on

@@ -38,7 +38,6 @@ class Plan(BaseModel):
     context_length: int  # tokens of one request, prompt and answer; 0 where the model's config is not known here
     max_batch_tokens: int
     max_batch_size: int
-    max_wait_ms: int  # how long the first request of a batch waits for company
     queue_size: int  # rows that may wait; one more is answered 429
     max_payload_bytes: int
     max_concurrent_requests: int
@@ -105,7 +104,6 @@ def make_plan(spec: Spec, facts: Profile, options: Options) -> Plan:
         context_length=min(facts.context_length, placed.tokens),
         max_batch_tokens=placed.tokens,
         max_batch_size=batch,
-        max_wait_ms=limits.MAX_WAIT_MS,
         queue_size=limits.QUEUE_ROWS,
         max_payload_bytes=limits.ENDPOINT_BYTES_PER_S,
         max_concurrent_requests=batch,
