@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from scoring.decoder_families import build
-from scoring.decoder_form import Form
+from scoring.decoder_form import Form, quantise
 from scoring.decoder_sampling import pick
 from scoring.decoder_state import Sampling, State
 from scoring.decoder_torch import TorchBackend
@@ -45,10 +45,10 @@ class Decoder:
     """A loaded transformers decoder served slot by slot; shares the model's weights.
 
     Raises LoadError for a model that the form does not cover. `max_length` bounds prompt and generated tokens of a
-    slot, and is cut to the model's own positions.
+    slot, and is cut to the model's own positions. `int8` lets steps of one or two slots on a GPU read int8 weights.
     """
 
-    def __init__(self, model: Any, slots: int, max_length: int) -> None:
+    def __init__(self, model: Any, slots: int, max_length: int, int8: bool = False) -> None:
         bound = int(getattr(model.config, "max_position_embeddings", 0) or 0)
         self.max_length = min(max_length, bound) if bound and model.config.model_type != "bloom" else max_length
         self.form: Form = build(model, self.max_length)
@@ -62,6 +62,8 @@ class Decoder:
         if self.form.device.type == "cuda":
             from scoring.decoder_cuda import CudaBackend
 
+            if int8:
+                quantise(self.form)
             self._cuda = CudaBackend(self.form, self.state)
 
     def open(self, slot: int, sampling: Sampling | None = None) -> None:

@@ -16,11 +16,21 @@ Activation = Literal["relu", "silu", "gelu", "gelu_tanh"]
 
 @dataclass
 class Linear:
-    """A product: weight [N, K] row-major, bias [N]; an int8 weight has scale [N] (float32), one number a row."""
+    """A product: weight [N, K] row-major, bias [N].
+
+    An int8 weight has scale [N] (float32), one number a row, and `wide`, the 16-bit weight that prefill and larger
+    batches read, for which the bytes of a weight are not what they wait for.
+    """
 
     weight: Tensor
     bias: Tensor | None = None
     scale: Tensor | None = None
+    wide: Tensor | None = None
+
+    @property
+    def full(self) -> Tensor:
+        """The weight [N, K] in the model's type."""
+        return self.weight if self.wide is None else self.wide
 
 
 @dataclass
@@ -129,3 +139,13 @@ class Form:
         """Bytes that one live token takes in the cache."""
         size = torch.empty((), dtype=self.dtype).element_size()
         return 2 * len(self.layers) * self.kv_heads * self.head_dim * size
+
+
+def quantise(form: Form) -> None:
+    """Give every product an int8 weight beside its 16-bit one: symmetric, one scale a row."""
+    for product in form.products():
+        wide = product.full
+        scale = wide.abs().amax(1).float().clamp(min=1e-12) / 127
+        blocks = zip(torch.split(wide, 8192), torch.split(scale, 8192), strict=True)
+        narrow = [(block.float() / part[:, None]).round().to(torch.int8) for block, part in blocks]
+        product.weight, product.scale, product.wide = torch.cat(narrow), scale, wide

@@ -136,10 +136,7 @@ class TorchBackend:
 
 def product(x: Tensor, linear: Linear) -> Tensor:
     """x [T, K] through a product: [T, N]."""
-    weight = linear.weight
-    if linear.scale is not None:
-        weight = (weight.float() * linear.scale[:, None]).to(x.dtype)
-    return functional.linear(x, weight, linear.bias)
+    return functional.linear(x, linear.full, linear.bias)
 
 
 def normalize(x: Tensor, norm: Norm) -> Tensor:

@@ -1,0 +1,364 @@
+"""Launches one decode step's kernels for a batch of a fixed size; enqueues only, so a CUDA graph can hold it.
+
+Two ways through a layer. Up to `GEMV_ROWS` rows, every product is a Triton kernel that streams the weights once a row
+and does what surrounds it: five launches a layer. Above, products are cuBLAS's, which reads the weights once for all
+rows, and small kernels stand between them.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import triton  # type: ignore[import-not-found,unused-ignore]
+from torch import Tensor
+
+from scoring.decoder_form import Form, Layer, Linear, Mlp, Norm
+from scoring.decoder_state import FORBIDDEN, State
+from scoring.kernels import decode_attention, decode_gemv, decode_glue, decode_sampling
+
+GEMV_ROWS = 2
+_MULTIPROCESSORS = 132
+_SPAN = 64  # keys that one pass of the attention kernel reads
+_LEAST = 64  # keys below which a span is not split
+_CHUNK = 2048  # logits that one program of the sampling scan reads
+
+
+@dataclass
+class Buffers:
+    """Scratch of steps of up to `rows` rows, shared by all batch sizes: one step runs at a time."""
+
+    slots: Tensor  # [rows] int32, the slot of each row
+    x: Tensor  # [rows, E] float32, the residual stream
+    normed: Tensor  # [rows, E]
+    qkv: Tensor  # [rows, (heads + 2 kv_heads) * D]
+    q: Tensor  # [rows, heads * D]
+    attended: Tensor  # [rows, heads * D]
+    y: Tensor  # [rows, E]
+    up: Tensor  # [rows, up outputs]
+    inner: Tensor  # [rows, F]
+    logits: Tensor  # [rows, vocabulary] float32
+    narrow: Tensor  # [rows, vocabulary] in the form's type: cuBLAS's logits
+    scores: Tensor  # [rows, vocabulary] float32
+    best: Tensor
+    where: Tensor
+    out: Tensor  # [rows] int64, the tokens
+    part: Tensor
+    stats: Tensor
+    arrived: Tensor
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How a GEMV is cut: rows and inputs a program takes at once, and its warps."""
+
+    rows: int
+    inputs: int
+    warps: int
+
+
+@dataclass
+class Launcher:
+    """The step over one form and state. `pdl` overlaps each kernel's start with the end of the one before."""
+
+    form: Form
+    state: State
+    rows: int
+    pdl: bool = True
+    tiles: dict[str, Tile] = field(default_factory=dict)  # by kernel name, for measurements
+
+    def __post_init__(self) -> None:
+        form = self.form
+        self.group = triton.next_power_of_2(max(16, form.heads // form.kv_heads))
+        self.wide = triton.next_power_of_2(max(16, form.head_dim))
+        self.span, self.least, self.warps = _SPAN, _LEAST, 4
+        self.chunks = triton.cdiv(form.vocabulary, _CHUNK)
+        self.precision = "ieee" if form.dtype == torch.float32 else "tf32"
+        self._gains = {id(linear): _gains(norm, linear) for norm, linear in self._normed_products()}
+        self.buffers = self._allocate()
+        self._options: dict[str, Any] = {"launch_pdl": True} if self.pdl else {}
+
+    def _normed_products(self) -> list[tuple[Norm, Linear]]:
+        pairs: list[tuple[Norm, Linear]] = []
+        for layer in self.form.layers:
+            pairs += [(layer.norm1, layer.attention.qkv), (layer.norm2, layer.mlp.up)]
+        return pairs if self.form.norm is None else [*pairs, (self.form.norm, self.form.head)]
+
+    def _allocate(self) -> Buffers:
+        form, rows = self.form, self.rows
+        up = max(layer.mlp.up.weight.shape[0] for layer in form.layers)
+        inner = max(layer.mlp.down.weight.shape[1] for layer in form.layers)
+        qkv = (form.heads + 2 * form.kv_heads) * form.head_dim
+        work = max(size * form.kv_heads * self.splits(size) for size in range(1, rows + 1))
+
+        def empty(*shape: int, dtype: torch.dtype = form.dtype) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=form.device)
+
+        f32, width = torch.float32, form.heads * form.head_dim
+        return Buffers(
+            slots=empty(rows, dtype=torch.int32),
+            x=empty(rows, form.hidden, dtype=f32),
+            normed=empty(rows, form.hidden),
+            qkv=empty(rows, qkv),
+            q=empty(rows, width),
+            attended=empty(rows, width),
+            y=empty(rows, form.hidden),
+            up=empty(rows, up),
+            inner=empty(rows, inner),
+            logits=empty(rows, form.vocabulary, dtype=f32),
+            narrow=empty(rows, form.vocabulary),
+            scores=empty(rows, form.vocabulary, dtype=f32),
+            best=empty(rows, self.chunks, dtype=f32),
+            where=empty(rows, self.chunks, dtype=torch.int32),
+            out=empty(rows, dtype=torch.int64),
+            part=empty(work, self.group, self.wide, dtype=f32),
+            stats=empty(work, 2, self.group, dtype=f32),
+            arrived=empty(rows * form.kv_heads, dtype=torch.int32),
+        )
+
+    def splits(self, rows: int) -> int:
+        """Programs that share one key head of one row: enough to fill the GPU, no more than there are spans."""
+        wanted = triton.cdiv(2 * _MULTIPROCESSORS, rows * self.form.kv_heads)
+        return int(max(1, min(wanted, 32, triton.cdiv(self.state.max_length, _SPAN))))
+
+    def step(self, rows: int) -> None:
+        """Enqueue one step of the first `rows` rows."""
+        self.embed(rows)
+        for index, layer in enumerate(self.form.layers):
+            if rows <= GEMV_ROWS:
+                self._layer_gemv(rows, index, layer)
+            else:
+                self._layer_blas(rows, index, layer)
+        self.head(rows)
+        logits = self.buffers.logits if rows <= GEMV_ROWS else self.buffers.narrow
+        self.sample(rows, logits, advance=True)
+
+    def embed(self, rows: int) -> None:
+        form, b = self.form, self.buffers
+        norm = form.embedding_norm
+        decode_glue.embed[(rows,)](
+            form.embedding, _or(form.positions, b.x), *_affine(norm, b.x), b.x, b.slots, self.state.tokens,
+            self.state.lengths, form.embedding_scale, form.position_offset, form.hidden, _eps(norm),
+            BE=triton.next_power_of_2(form.hidden), LEARNED=form.positions is not None, NORM=_kind(norm), PDL=self.pdl,
+            num_warps=8, **self._options,
+        )  # fmt: skip
+
+    def _layer_gemv(self, rows: int, index: int, layer: Layer) -> None:
+        b = self.buffers
+        self.qkv(rows, index, layer)
+        self.attention(rows, index, layer)
+        if layer.parallel:
+            self.up(rows, layer)
+        self.gemv("out", b.attended, layer.attention.out, b.x, rows, add=True)
+        if not layer.parallel:
+            self.up(rows, layer)
+        self.gemv("down", b.inner, layer.mlp.down, b.x, rows, add=True)
+
+    def _layer_blas(self, rows: int, index: int, layer: Layer) -> None:
+        b = self.buffers
+        if index == 0:
+            self.add_norm(rows, None, None, layer.norm1)
+        self.product(b.normed, layer.attention.qkv, b.qkv, rows)
+        self.scatter(rows, index, layer)
+        self.attention(rows, index, layer)
+        self.product(b.attended, layer.attention.out, b.y, rows)
+        if layer.parallel:
+            if layer.norm2 is not layer.norm1:
+                self.add_norm(rows, None, None, layer.norm2)
+            self._mlp_blas(rows, layer.mlp, layer.attention.out)
+        else:
+            self.add_norm(rows, b.y, layer.attention.out, layer.norm2)
+            self._mlp_blas(rows, layer.mlp, None)
+        following = self.form.layers[index + 1].norm1 if index + 1 < len(self.form.layers) else self.form.norm
+        self.add_norm(rows, b.y, layer.mlp.down, following)
+
+    def _mlp_blas(self, rows: int, mlp: Mlp, waiting: Linear | None) -> None:
+        """Up and down; a parallel layer's attention output waits in y and is added before down overwrites it."""
+        b = self.buffers
+        width = mlp.down.weight.shape[1]
+        self.product(b.normed, mlp.up, b.up, rows)
+        self.activate(rows, mlp, width)
+        if waiting is not None:
+            self.add_norm(rows, b.y, waiting, None)
+        self.product(b.inner, mlp.down, b.y, rows)
+
+    def head(self, rows: int) -> None:
+        b, form = self.buffers, self.form
+        if rows <= GEMV_ROWS:
+            self.gemv("head", b.x, form.head, b.logits, rows, norm=form.norm)
+            return
+        self.product(b.normed, form.head, b.narrow, rows)
+        if form.head.bias is not None:
+            b.narrow[:rows] += form.head.bias
+
+    def qkv(self, rows: int, index: int, layer: Layer) -> None:
+        b, linear, norm = self.buffers, layer.attention.qkv, layer.norm1
+        pairs, inputs = linear.weight.shape[0] // 2, linear.weight.shape[1]
+        tile = self.tile("qkv", linear, 2)
+        gains, bias = self._bias(norm, linear)
+        decode_gemv.gemv_qkv[(rows, triton.cdiv(pairs, tile.rows))](
+            b.x, norm.gain, linear.weight, _or(linear.scale, b.x), gains, bias, b.q, self.state.keys[index],
+            self.state.values[index], *self._tables(), b.slots, self.state.lengths, inputs, self.state.max_length,
+            norm.eps, **_tiling(tile, inputs), NORM=norm.kind, BIAS=bias is not b.x, SCALE=linear.scale is not None,
+            **self._heads(layer), PDL=self.pdl, **self._options,
+        )  # fmt: skip
+
+    def up(self, rows: int, layer: Layer) -> None:
+        mlp, b, norm = layer.mlp, self.buffers, layer.norm2
+        if not mlp.gated:
+            self.gemv("up", b.x, mlp.up, b.inner, rows, norm=norm, act=mlp.activation)
+            return
+        outputs, inputs = mlp.up.weight.shape[0] // 2, mlp.up.weight.shape[1]
+        tile = self.tile("gated", mlp.up, 2)
+        gains, bias = self._bias(norm, mlp.up)
+        decode_gemv.gemv_gated[(rows, triton.cdiv(outputs, tile.rows))](
+            b.x, norm.gain, mlp.up.weight, _or(mlp.up.scale, b.x), gains, bias, b.inner, outputs, inputs, norm.eps,
+            **_tiling(tile, inputs), NORM=norm.kind, ACT=mlp.activation, BIAS=bias is not b.x,
+            SCALE=mlp.up.scale is not None, PDL=self.pdl, **self._options,
+        )  # fmt: skip
+
+    def gemv(self, name: str, x: Tensor, linear: Linear, out: Tensor, rows: int, *, norm: Norm | None = None,
+             act: str = "none", add: bool = False) -> None:  # fmt: skip
+        """out [rows, N] = act(norm(x) W^T + bias), or += with `add`."""
+        outputs, inputs = linear.weight.shape
+        tile = self.tile(name, linear, 1)
+        gains, bias = self._bias(norm, linear)
+        absent = self.buffers.x
+        decode_gemv.gemv[(rows, triton.cdiv(outputs, tile.rows))](
+            x, absent if norm is None else norm.gain, linear.weight, _or(linear.scale, absent), gains, bias, out,
+            outputs, inputs, _eps(norm), **_tiling(tile, inputs), NORM=_kind(norm), ACT=act, BIAS=bias is not absent,
+            SCALE=linear.scale is not None, ADD=add, PDL=self.pdl, **self._options,
+        )  # fmt: skip
+
+    def attention(self, rows: int, index: int, layer: Layer) -> None:
+        form, b, state = self.form, self.buffers, self.state
+        splits = self.splits(rows)
+        decode_attention.attend[(rows * form.kv_heads, splits)](
+            b.q, state.keys[index], state.values[index], b.attended, b.part, b.stats, b.arrived, _or(form.alibi, b.x),
+            b.slots, state.lengths, state.max_length, layer.attention.scale, H=form.heads, KV=form.kv_heads,
+            D=form.head_dim, DP=self.wide, GP=self.group, BT=self.span, LEAST=self.least, SPLITS=splits,
+            WINDOW=layer.attention.window, ALIBI=form.alibi is not None, PRECISION=self.precision, PDL=self.pdl,
+            num_warps=self.warps, **self._options,
+        )  # fmt: skip
+
+    def product(self, x: Tensor, linear: Linear, out: Tensor, rows: int) -> None:
+        """out [rows, N] = x W^T by cuBLAS, the bias left to the kernel that follows."""
+        outputs, inputs = linear.full.shape
+        torch.mm(_rows(x, rows, inputs), linear.full.t(), out=_rows(out, rows, outputs))
+
+    def scatter(self, rows: int, index: int, layer: Layer) -> None:
+        b, linear = self.buffers, layer.attention.qkv
+        pairs = linear.weight.shape[0] // 2
+        decode_glue.scatter_qkv[(rows, triton.cdiv(pairs, 512))](
+            b.qkv, _or(linear.bias, b.x), b.q, self.state.keys[index], self.state.values[index], *self._tables(),
+            b.slots, self.state.lengths, self.state.max_length, BN=512, BIAS=linear.bias is not None,
+            **self._heads(layer), PDL=self.pdl, num_warps=4, **self._options,
+        )  # fmt: skip
+
+    def add_norm(self, rows: int, y: Tensor | None, product: Linear | None, norm: Norm | None) -> None:
+        """x += y + the product's bias where there is a y; normed = norm(x) where there is a norm."""
+        b, bias = self.buffers, None if product is None else product.bias
+        decode_glue.add_norm[(rows,)](
+            b.x, _or(y, b.x), _or(bias, b.x), *_affine(norm, b.x), b.normed, self.form.hidden, _eps(norm),
+            BE=triton.next_power_of_2(self.form.hidden), ADD=y is not None, BIAS=bias is not None,
+            NORM="skip" if norm is None else norm.kind, PDL=self.pdl, num_warps=4, **self._options,
+        )  # fmt: skip
+
+    def activate(self, rows: int, mlp: Mlp, width: int) -> None:
+        b, bias = self.buffers, mlp.up.bias
+        decode_glue.activate[(rows, triton.cdiv(width, 1024))](
+            b.up, _or(bias, b.x), b.inner, width, BN=1024, ACT=mlp.activation, GATED=mlp.gated, BIAS=bias is not None,
+            PDL=self.pdl, num_warps=4, **self._options,
+        )  # fmt: skip
+
+    def sample(self, rows: int, logits: Tensor, advance: bool) -> None:
+        """Pick each row's token from logits [rows, vocabulary]; `advance` counts the step's input as live."""
+        b, s, vocabulary = self.buffers, self.state, self.form.vocabulary
+        decode_sampling.scan[(rows, self.chunks)](
+            logits, b.scores, b.best, b.where, b.slots, s.lengths, s.seen, s.temperature, s.penalty, s.seed,
+            s.forbidden, s.forbidden_until, vocabulary, BV=_CHUNK, CHUNKS=self.chunks, HELD=FORBIDDEN,
+            ADVANCE=int(advance), PDL=self.pdl, num_warps=8, **self._options,
+        )  # fmt: skip
+        decode_sampling.choose[(rows,)](
+            b.scores, b.best, b.where, b.out, b.slots, s.lengths, s.tokens, s.seen, s.temperature, s.top_k, s.top_p,
+            s.seed, vocabulary, s.slots, BV=2048, CHUNKS=self.chunks, CP=triton.next_power_of_2(self.chunks),
+            ADVANCE=int(advance), PDL=self.pdl, num_warps=16, **self._options,
+        )  # fmt: skip
+
+    def tile(self, name: str, linear: Linear, sets: int) -> Tile:
+        """How to cut a product; `sets` row sets are read at once."""
+        return self.tiles.get(name) or choose_tile(linear.weight.shape[1], sets, linear.scale is not None)
+
+    def _bias(self, norm: Norm | None, linear: Linear) -> tuple[Tensor, Tensor]:
+        """(row sums of W g, bias) that a kernel adds; the residual buffer stands for what is absent."""
+        if norm is not None and norm.kind == "layer":
+            return self._gains[id(linear)]
+        return self.buffers.x, _or(linear.bias, self.buffers.x)
+
+    def _tables(self) -> tuple[Tensor, Tensor]:
+        rotary = self.form.rotary
+        return (self.buffers.x, self.buffers.x) if rotary is None else (rotary.cos, rotary.sin)
+
+    def _heads(self, layer: Layer) -> dict[str, Any]:
+        form, rotary = self.form, self.form.rotary
+        return {
+            "H": form.heads,
+            "KV": form.kv_heads,
+            "D": form.head_dim,
+            "HALF": form.head_dim // 2 if rotary is None else rotary.half,
+            "INTERLEAVED": rotary is not None and rotary.interleaved,
+            "PER_HEAD": layer.attention.per_head,
+            "ROTARY": rotary is not None,
+        }
+
+
+def choose_tile(inputs: int, sets: int, byte: bool) -> Tile:
+    """The cut that was fastest on an H100 over shapes of 0.1 to 7 billion parameters, or near it.
+
+    A thread holds 64 weights, so that 8 loads of 16 bytes are under way, and a row is read in one pass where it fits;
+    int8 weights (`byte`) take more instructions a byte and do better in small tiles.
+    """
+    if byte:
+        return Tile(4, 512, 2)
+    wide = triton.next_power_of_2(inputs)
+    if wide > 8192:
+        return Tile(1, 4096, 4)
+    rows, warps = {1024: (8, 4), 2048: (4, 4), 4096: (4, 8), 8192: (2, 8)}.get(wide, (8, 1))
+    return Tile(max(1, rows // sets), wide, warps)
+
+
+def _tiling(tile: Tile, inputs: int) -> dict[str, Any]:
+    return {"BN": tile.rows, "BK": tile.inputs, "ONCE": inputs <= tile.inputs, "num_warps": tile.warps}
+
+
+def _gains(norm: Norm, linear: Linear) -> tuple[Tensor, Tensor]:
+    """(W g, W b + bias) of a LayerNorm and the product that follows it, float32 [N] each."""
+    if norm.kind != "layer" or norm.shift is None:
+        return norm.gain, norm.gain
+    blocks = torch.split(linear.weight, 8192)  # widened piece by piece
+    gain = torch.cat([block.float() @ norm.gain for block in blocks])
+    shift = torch.cat([block.float() @ norm.shift for block in blocks])
+    if linear.scale is not None:
+        gain, shift = gain * linear.scale, shift * linear.scale
+    return gain, shift if linear.bias is None else shift + linear.bias.float()
+
+
+def _or(tensor: Tensor | None, absent: Tensor) -> Tensor:
+    """A pointer to hand to a kernel that will not read it."""
+    return absent if tensor is None else tensor
+
+
+def _affine(norm: Norm | None, absent: Tensor) -> tuple[Tensor, Tensor]:
+    return (absent, absent) if norm is None else (norm.gain, _or(norm.shift, absent))
+
+
+def _kind(norm: Norm | None) -> str:
+    return "none" if norm is None else norm.kind
+
+
+def _eps(norm: Norm | None) -> float:
+    return 0.0 if norm is None else norm.eps
+
+
+def _rows(buffer: Tensor, rows: int, width: int) -> Tensor:
+    """The first rows of a buffer whose rows are packed at this width."""
+    return buffer.view(-1)[: rows * width].view(rows, width)

@@ -1,0 +1,264 @@
+"""Products of one row: weights stream once through every multiprocessor, with what surrounds them fused in.
+
+All of them read x [B, K] and weights [N, K]; a program owns a few rows of one batch row. With PDL the first tile of
+weights is on its way before the kernel waits for the one that produces x.
+
+RMSNorm and LayerNorm need no pass of their own: the statistics are summed beside the product, and
+  rms:    y = r * sum(W g x)                    with r = 1 / sqrt(mean(x^2) + eps)
+  layer:  y = r * (sum(W g x) - mean * W g) + W b   with W g and W b (the bias included) computed once at load.
+"""
+
+# mypy: ignore-errors
+# ruff: noqa: N803, SIM108
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+
+@triton.jit
+def activation(x, ACT: tl.constexpr):
+    """The MLP's function on float32."""
+    if ACT == "relu":
+        x = tl.maximum(x, 0.0)
+    elif ACT == "silu":
+        x = x * tl.sigmoid(x)
+    elif ACT == "gelu":
+        x = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    elif ACT == "gelu_tanh":
+        x = x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+    return x
+
+
+@triton.jit
+def _tile(w_ptr, rows, inside, k, K):
+    return tl.load(w_ptr + rows[:, None] * K + k[None, :], mask=inside[:, None] & (k < K)[None, :], other=0.0)
+
+
+@triton.jit
+def _inputs(x_ptr, gain_ptr, k, K, NORM: tl.constexpr):
+    x = tl.load(x_ptr + k, mask=k < K, other=0.0).to(tl.float32)
+    if NORM == "none":
+        scaled = x
+    else:
+        scaled = x * tl.load(gain_ptr + k, mask=k < K, other=0.0)
+    return x, scaled
+
+
+@triton.jit
+def _statistics(total, squares, K, eps, NORM: tl.constexpr):
+    """(1 / deviation, mean) of x from its lane sums."""
+    mean = 0.0
+    if NORM == "layer":
+        mean = tl.sum(total, 0) / K
+    inverse = 1.0
+    if NORM != "none":
+        inverse = tl.rsqrt(tl.maximum(tl.sum(squares, 0) / K - mean * mean, 0.0) + eps)
+    return inverse, mean
+
+
+@triton.jit
+def _one(x_ptr, gain_ptr, w_ptr, w, rows, inside, K, eps, BN: tl.constexpr, BK: tl.constexpr, ONCE: tl.constexpr,
+         NORM: tl.constexpr):  # fmt: skip
+    """Sums of BN rows, whose first tile w is here already, with 1/deviation and mean of x."""
+    k = tl.arange(0, BK)
+    if ONCE:
+        x, scaled = _inputs(x_ptr, gain_ptr, k, K, NORM)
+        sums = tl.sum(w.to(tl.float32) * scaled[None, :], 1)
+        inverse, mean = _statistics(x, x * x, K, eps, NORM)
+    else:
+        acc = tl.zeros([BN, BK], tl.float32)
+        total = tl.zeros([BK], tl.float32)
+        squares = tl.zeros([BK], tl.float32)
+        for start in range(0, K, BK):
+            following = _tile(w_ptr, rows, inside, k + start + BK, K)
+            x, scaled = _inputs(x_ptr, gain_ptr, k + start, K, NORM)
+            acc += w.to(tl.float32) * scaled[None, :]
+            if NORM != "none":
+                total += x
+                squares += x * x
+            w = following
+        sums = tl.sum(acc, 1)
+        inverse, mean = _statistics(total, squares, K, eps, NORM)
+    return sums, inverse, mean
+
+
+@triton.jit
+def _two(x_ptr, gain_ptr, w_ptr, a, b, rows_a, rows_b, inside, K, eps, BN: tl.constexpr, BK: tl.constexpr,
+         ONCE: tl.constexpr, NORM: tl.constexpr):  # fmt: skip
+    """As `_one` for two sets of rows at once."""
+    k = tl.arange(0, BK)
+    if ONCE:
+        x, scaled = _inputs(x_ptr, gain_ptr, k, K, NORM)
+        sums_a = tl.sum(a.to(tl.float32) * scaled[None, :], 1)
+        sums_b = tl.sum(b.to(tl.float32) * scaled[None, :], 1)
+        inverse, mean = _statistics(x, x * x, K, eps, NORM)
+    else:
+        acc_a = tl.zeros([BN, BK], tl.float32)
+        acc_b = tl.zeros([BN, BK], tl.float32)
+        total = tl.zeros([BK], tl.float32)
+        squares = tl.zeros([BK], tl.float32)
+        for start in range(0, K, BK):
+            next_a = _tile(w_ptr, rows_a, inside, k + start + BK, K)
+            next_b = _tile(w_ptr, rows_b, inside, k + start + BK, K)
+            x, scaled = _inputs(x_ptr, gain_ptr, k + start, K, NORM)
+            acc_a += a.to(tl.float32) * scaled[None, :]
+            acc_b += b.to(tl.float32) * scaled[None, :]
+            if NORM != "none":
+                total += x
+                squares += x * x
+            a = next_a
+            b = next_b
+        sums_a = tl.sum(acc_a, 1)
+        sums_b = tl.sum(acc_b, 1)
+        inverse, mean = _statistics(total, squares, K, eps, NORM)
+    return sums_a, sums_b, inverse, mean
+
+
+@triton.jit
+def _extras(rows, inside, scale_ptr, gains_ptr, bias_ptr, SCALE: tl.constexpr, NORM: tl.constexpr,
+            BIAS: tl.constexpr):  # fmt: skip
+    """(int8 scale, W g, bias) of rows: constants of the model, so they are read before any waiting."""
+    scale = 1.0
+    gains = 0.0
+    bias = 0.0
+    if SCALE:
+        scale = tl.load(scale_ptr + rows, mask=inside, other=0.0)
+    if NORM == "layer":
+        gains = tl.load(gains_ptr + rows, mask=inside, other=0.0)
+    if BIAS:
+        bias = tl.load(bias_ptr + rows, mask=inside, other=0.0).to(tl.float32)
+    return scale, gains, bias
+
+
+@triton.jit
+def gemv(x_ptr, gain_ptr, w_ptr, scale_ptr, gains_ptr, bias_ptr, out_ptr, N, K, eps, BN: tl.constexpr,
+         BK: tl.constexpr, ONCE: tl.constexpr, NORM: tl.constexpr, ACT: tl.constexpr, BIAS: tl.constexpr,
+         SCALE: tl.constexpr, ADD: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+    """out [B, N] = act(norm(x) W^T + bias), or out += that with ADD. Grid (B, N / BN)."""
+    row = tl.program_id(0).to(tl.int64)
+    rows = tl.program_id(1).to(tl.int64) * BN + tl.arange(0, BN)
+    inside = rows < N
+    w = _tile(w_ptr, rows, inside, tl.arange(0, BK), K)
+    scale, gains, bias = _extras(rows, inside, scale_ptr, gains_ptr, bias_ptr, SCALE, NORM, BIAS)
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    old = 0.0
+    if ADD:
+        old = tl.load(out_ptr + row * N + rows, mask=inside, other=0.0)
+    sums, inverse, mean = _one(x_ptr + row * K, gain_ptr, w_ptr, w, rows, inside, K, eps, BN, BK, ONCE, NORM)
+    y = activation((sums * scale - mean * gains) * inverse + bias, ACT)
+    tl.store(out_ptr + row * N + rows, old + y, mask=inside)
+
+
+@triton.jit
+def gemv_gated(x_ptr, gain_ptr, w_ptr, scale_ptr, gains_ptr, bias_ptr, out_ptr, N, K, eps, BN: tl.constexpr,
+               BK: tl.constexpr, ONCE: tl.constexpr, NORM: tl.constexpr, ACT: tl.constexpr, BIAS: tl.constexpr,
+               SCALE: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+    """out [B, N] = act(gate) * up over weights [2N, K], the gate's rows first. Grid (B, N / BN)."""
+    row = tl.program_id(0).to(tl.int64)
+    gate = tl.program_id(1).to(tl.int64) * BN + tl.arange(0, BN)
+    inside = gate < N
+    up = gate + N
+    a = _tile(w_ptr, gate, inside, tl.arange(0, BK), K)
+    b = _tile(w_ptr, up, inside, tl.arange(0, BK), K)
+    a_scale, a_gains, a_bias = _extras(gate, inside, scale_ptr, gains_ptr, bias_ptr, SCALE, NORM, BIAS)
+    b_scale, b_gains, b_bias = _extras(up, inside, scale_ptr, gains_ptr, bias_ptr, SCALE, NORM, BIAS)
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    a, b, inverse, mean = _two(x_ptr + row * K, gain_ptr, w_ptr, a, b, gate, up, inside, K, eps, BN, BK, ONCE, NORM)
+    a = (a * a_scale - mean * a_gains) * inverse + a_bias
+    b = (b * b_scale - mean * b_gains) * inverse + b_bias
+    tl.store(out_ptr + row * N + gate, activation(a, ACT) * b, mask=inside)
+
+
+@triton.jit
+def pair_places(p, D: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr):
+    """Where the two members of pair p (of D / 2) of a head lie; pairs past HALF are not rotated."""
+    if INTERLEAVED:
+        first = 2 * p
+        second = 2 * p + 1
+    else:
+        first = tl.where(p < HALF, p, p + HALF)
+        second = tl.where(p < HALF, p + HALF, p + D // 2)
+    return first, second
+
+
+@triton.jit
+def rotation(position, part, pair, inside, cos_ptr, sin_ptr, D: tl.constexpr, ROTARY: tl.constexpr):
+    """(cosine, sine) of pairs at a position; values are not turned."""
+    cos = 1.0
+    sin = 0.0
+    if ROTARY:
+        at = position.to(tl.int64) * (D // 2) + pair
+        cos = tl.load(cos_ptr + at, mask=inside & (part < 2), other=1.0)
+        sin = tl.load(sin_ptr + at, mask=inside & (part < 2), other=0.0)
+    return cos, sin
+
+
+@triton.jit
+def write_pair(a, b, cos, sin, first, second, row, slot, position, part, head, inside, q_ptr, keys_ptr, values_ptr,
+               LENGTH, H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr):  # fmt: skip
+    """Turn pairs; queries to q [B, H, D], keys and values into the cache."""
+    turned_a = a * cos - b * sin
+    turned_b = b * cos + a * sin
+    to_q = (row * H + head) * D
+    to_cache = ((slot * KV + head) * LENGTH + position) * D
+    tl.store(q_ptr + to_q + first, turned_a, mask=inside & (part == 0))
+    tl.store(q_ptr + to_q + second, turned_b, mask=inside & (part == 0))
+    tl.store(keys_ptr + to_cache + first, turned_a, mask=inside & (part == 1))
+    tl.store(keys_ptr + to_cache + second, turned_b, mask=inside & (part == 1))
+    tl.store(values_ptr + to_cache + first, turned_a, mask=inside & (part == 2))
+    tl.store(values_ptr + to_cache + second, turned_b, mask=inside & (part == 2))
+
+
+@triton.jit
+def split_heads(index, H: tl.constexpr, KV: tl.constexpr):
+    """(part, head) of the index-th head when all queries come first, then keys, then values; part 0, 1, 2."""
+    part = tl.where(index < H, 0, tl.where(index < H + KV, 1, 2))
+    head = index - tl.where(part == 0, 0, tl.where(part == 1, H, H + KV))
+    return part, head
+
+
+@triton.jit
+def gemv_qkv(x_ptr, gain_ptr, w_ptr, scale_ptr, gains_ptr, bias_ptr, q_ptr, keys_ptr, values_ptr, cos_ptr, sin_ptr,
+             slots_ptr, lengths_ptr, K, LENGTH, eps, BN: tl.constexpr, BK: tl.constexpr, ONCE: tl.constexpr,
+             NORM: tl.constexpr, BIAS: tl.constexpr, SCALE: tl.constexpr, H: tl.constexpr, KV: tl.constexpr,
+             D: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr, PER_HEAD: tl.constexpr,
+             ROTARY: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+    """Query, key and value of one token: norm, product, bias, rotation, and the write into the cache.
+
+    Grid (B, pairs / BN); a program owns BN pairs of rows.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    index = tl.program_id(1).to(tl.int64) * BN + tl.arange(0, BN)
+    pair = index % (D // 2)
+    part, head = split_heads(index // (D // 2), H, KV)
+    inside = index < (H + 2 * KV) * (D // 2)
+    first, second = pair_places(pair, D, HALF, INTERLEAVED)
+    if PER_HEAD:
+        base = (head * 3 + part) * D
+    else:
+        base = (index // (D // 2)) * D
+    a_rows = base + first
+    b_rows = base + second
+    a = _tile(w_ptr, a_rows, inside, tl.arange(0, BK), K)
+    b = _tile(w_ptr, b_rows, inside, tl.arange(0, BK), K)
+    a_scale, a_gains, a_bias = _extras(a_rows, inside, scale_ptr, gains_ptr, bias_ptr, SCALE, NORM, BIAS)
+    b_scale, b_gains, b_bias = _extras(b_rows, inside, scale_ptr, gains_ptr, bias_ptr, SCALE, NORM, BIAS)
+    # Slots and lengths change only between steps, and the step's first kernel has waited for that.
+    slot = tl.load(slots_ptr + row).to(tl.int64)
+    position = tl.load(lengths_ptr + slot)
+    cos, sin = rotation(position, part, pair, inside, cos_ptr, sin_ptr, D, ROTARY)
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    a, b, inverse, mean = _two(
+        x_ptr + row * K, gain_ptr, w_ptr, a, b, a_rows, b_rows, inside, K, eps, BN, BK, ONCE, NORM
+    )
+    a = (a * a_scale - mean * a_gains) * inverse + a_bias
+    b = (b * b_scale - mean * b_gains) * inverse + b_bias
+    write_pair(a, b, cos, sin, first, second, row, slot, position, part, head, inside, q_ptr, keys_ptr, values_ptr,
+               LENGTH, H, KV, D)  # fmt: skip

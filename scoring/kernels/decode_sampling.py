@@ -1,0 +1,146 @@
+"""The next token of every row, picked on the device; the same numbers as `scoring.decoder_sampling`."""
+
+# mypy: ignore-errors
+# ruff: noqa: N803
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+
+@triton.jit
+def _gumbel(seed, v, length):
+    zero = v * 0
+    bits, _, _, _ = tl.philox(seed, v, zero + length, zero, zero)
+    uniform = ((bits.to(tl.uint32) >> 8).to(tl.float32) + 0.5) * 5.9604644775390625e-08
+    return -tl.log(-tl.log(uniform))
+
+
+@triton.jit
+def _keys(x):
+    """Integers that order as the floats do."""
+    bits = x.to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def scan(logits_ptr, scores_ptr, best_ptr, where_ptr, slots_ptr, lengths_ptr, seen_ptr, temperature_ptr, penalty_ptr,
+         seed_ptr, forbidden_ptr, until_ptr, V, BV: tl.constexpr, CHUNKS: tl.constexpr, HELD: tl.constexpr,
+         ADVANCE: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+    """Adjust a chunk of a row's logits [B, V]; its best candidate into best and where [B, CHUNKS].
+
+    Sampled rows leave their adjusted, cooled scores [B, V] for `choose`. Grid (B, CHUNKS).
+    """
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    row = tl.program_id(0).to(tl.int64)
+    chunk = tl.program_id(1)
+    v = chunk * BV + tl.arange(0, BV)
+    inside = v < V
+    slot = tl.load(slots_ptr + row).to(tl.int64)
+    length = tl.load(lengths_ptr + slot) + ADVANCE
+    temperature = tl.load(temperature_ptr + slot)
+    penalty = tl.load(penalty_ptr + slot)
+    x = tl.load(logits_ptr + row * V + v, mask=inside, other=-float("inf")).to(tl.float32)
+    if penalty != 1.0:
+        seen = tl.load(seen_ptr + slot * V + v, mask=inside, other=0) != 0
+        x = tl.where(seen, tl.where(x < 0, x * penalty, x / penalty), x)
+    if length < tl.load(until_ptr + slot):
+        for index in tl.static_range(HELD):
+            x = tl.where(v == tl.load(forbidden_ptr + slot * HELD + index), -float("inf"), x)
+    if temperature > 0:
+        x = x / temperature
+        tl.store(scores_ptr + row * V + v, x, mask=inside)
+        x += _gumbel(tl.load(seed_ptr + slot), v, length)
+        x = tl.where(inside, x, -float("inf"))
+    tl.store(best_ptr + row * CHUNKS + chunk, tl.max(x, 0))
+    tl.store(where_ptr + row * CHUNKS + chunk, chunk * BV + tl.argmax(x, 0))
+
+
+@triton.jit
+def _threshold(scores_ptr, floor, target, top, V, BV: tl.constexpr, MASS: tl.constexpr):
+    """Largest key t for which the count (or the mass, exp(x - top)) of keys >= t, and >= floor, reaches target."""
+    lowest = tl.full([], -2147483648, tl.int64)
+    step = tl.full([], 268435456, tl.int64)  # 2^28: sixteen thresholds a pass, eight passes
+    for _ in range(8):
+        tests = lowest + tl.arange(0, 16).to(tl.int64) * step
+        reached = tl.zeros([16], tl.float32)
+        for start in range(0, V, BV):
+            v = start + tl.arange(0, BV)
+            x = tl.load(scores_ptr + v, mask=v < V, other=-float("inf"))
+            keys = _keys(x).to(tl.int64)
+            worth = tl.where((v < V) & (keys >= floor), 1.0, 0.0)
+            if MASS:
+                worth *= tl.exp(x - top)
+            reached += tl.sum(tl.where(keys[None, :] >= tests[:, None], worth[None, :], 0.0), 1)
+        passed = tl.sum((reached >= target).to(tl.int64), 0)
+        lowest += tl.maximum(passed - 1, 0) * step
+        step = step // 16
+    return lowest
+
+
+@triton.jit
+def _total(scores_ptr, floor, top, V, BV: tl.constexpr):
+    total = tl.zeros([BV], tl.float32)
+    for start in range(0, V, BV):
+        v = start + tl.arange(0, BV)
+        x = tl.load(scores_ptr + v, mask=v < V, other=-float("inf"))
+        total += tl.where(_keys(x).to(tl.int64) >= floor, tl.exp(x - top), 0.0)
+    return tl.sum(total, 0)
+
+
+@triton.jit
+def _restricted(scores_ptr, top_k, top_p, seed, length, V, BV: tl.constexpr):
+    """One draw among the k likeliest and the nucleus of one row's scores."""
+    top = tl.full([], -float("inf"), tl.float32)
+    for start in range(0, V, BV):
+        v = start + tl.arange(0, BV)
+        top = tl.maximum(top, tl.max(tl.load(scores_ptr + v, mask=v < V, other=-float("inf")), 0))
+    floor = tl.full([], -2147483648, tl.int64)
+    if (top_k > 0) & (top_k < V):
+        floor = _threshold(scores_ptr, floor, top_k.to(tl.float32), top, V, BV, False)
+    if top_p < 1.0:
+        mass = top_p * _total(scores_ptr, floor, top, V, BV)
+        floor = tl.maximum(floor, _threshold(scores_ptr, floor, mass, top, V, BV, True))
+    best = tl.full([], -float("inf"), tl.float32)
+    place = tl.full([], 0, tl.int32)
+    for start in range(0, V, BV):
+        v = start + tl.arange(0, BV)
+        x = tl.load(scores_ptr + v, mask=v < V, other=-float("inf"))
+        drawn = tl.where((v < V) & (_keys(x).to(tl.int64) >= floor), x + _gumbel(seed, v, length), -float("inf"))
+        highest = tl.max(drawn, 0)
+        if highest > best:
+            best = highest
+            place = (start + tl.argmax(drawn, 0)).to(tl.int32)
+    return place
+
+
+@triton.jit
+def choose(scores_ptr, best_ptr, where_ptr, out_ptr, slots_ptr, lengths_ptr, tokens_ptr, seen_ptr, temperature_ptr,
+           top_k_ptr, top_p_ptr, seed_ptr, V, SLOTS, BV: tl.constexpr, CHUNKS: tl.constexpr, CP: tl.constexpr,
+           ADVANCE: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+    """The token of a row: into out [B], the slot's next input and its seen tokens; the length grows. Grid (B,)."""
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    row = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slots_ptr + row).to(tl.int64)
+    length = tl.load(lengths_ptr + slot)
+    top_k = tl.load(top_k_ptr + slot)
+    top_p = tl.load(top_p_ptr + slot)
+    narrowed = ((top_k > 0) & (top_k < V)) | (top_p < 1.0)
+    token = tl.full([], 0, tl.int32)
+    if (tl.load(temperature_ptr + slot) > 0) & narrowed:
+        seed = tl.load(seed_ptr + slot)
+        token = _restricted(scores_ptr + row * V, top_k, top_p, seed, length + ADVANCE, V, BV)
+    else:
+        c = tl.arange(0, CP)
+        best = tl.load(best_ptr + row * CHUNKS + c, mask=c < CHUNKS, other=-float("inf"))
+        token = tl.load(where_ptr + row * CHUNKS + tl.argmax(best, 0))
+    tl.store(out_ptr + row, token.to(tl.int64))
+    tl.store(tokens_ptr + slot, token.to(tl.int64))
+    if slot < SLOTS:
+        tl.store(seen_ptr + slot * V + token, 1)
+        if ADVANCE == 1:
+            tl.store(lengths_ptr + slot, length + 1)

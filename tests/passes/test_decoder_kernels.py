@@ -1,0 +1,123 @@
+"""The decoder's Triton kernels against its plain torch back end: interpreted on a CPU, compiled on a GPU.
+
+TRITON_INTERPRET=1 pytest tests/passes/test_decoder_kernels.py     # with triton installed, no GPU
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="triton is not installed")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("needs a GPU, or TRITON_INTERPRET=1", allow_module_level=True)
+
+from scoring.decoder_families import FAMILIES, build  # noqa: E402
+from scoring.decoder_form import quantise  # noqa: E402
+from scoring.decoder_launch import Launcher, Tile  # noqa: E402
+from scoring.decoder_sampling import pick  # noqa: E402
+from scoring.decoder_state import Sampling, State  # noqa: E402
+from scoring.decoder_torch import TorchBackend  # noqa: E402
+from tests.passes.test_decoder_reference import prompt, tiny  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::DeprecationWarning")
+LENGTHS = (40, 70, 3, 90, 65)  # within a span of 64 keys and across; past the windows
+
+
+def prepared(model: Any, slots: int, quantised: bool = False) -> tuple[State, TorchBackend, Launcher]:
+    """A state whose slots hold prompts of LENGTHS and a next token, and both back ends over it."""
+    form = build(model, 128)
+    if quantised:
+        quantise(form)
+        for product in form.products():  # the reference reads what the kernels read
+            product.wide = product.weight * product.scale[:, None]
+    state = State(form, slots, 128)
+    reference = TorchBackend(form, state)
+    for slot in range(slots):
+        state.open(slot, Sampling())
+        ids = torch.tensor(prompt(model, LENGTHS[slot]), device=DEVICE)
+        reference.prefill(slot, ids, 0)
+        state.lengths[slot] = LENGTHS[slot]
+        state.seen[slot, ids] = 1
+        state.tokens[slot] = 7 + slot
+    launcher = Launcher(form, state, max(slots, 4), pdl=DEVICE == "cuda")
+    if DEVICE == "cpu":  # the interpreter runs programs one by one: let there be few
+        launcher.tiles = {name: Tile(64, 64, 1) for name in ("qkv", "out", "up", "gated", "down", "head")}
+    return state, reference, launcher
+
+
+@torch.inference_mode()
+def compare(model: Any, rows: list[int], quantised: bool = False, steps: int = 2) -> None:
+    """Several steps by the kernels, each against the torch step of the same state."""
+    state, reference, launcher = prepared(model, 5, quantised)
+    slots = torch.tensor(rows, device=DEVICE)
+    launcher.buffers.slots[: len(rows)] = slots.int()
+    for _ in range(steps):
+        saved = state.keys.clone(), state.values.clone(), state.tokens.clone()
+        expected = reference.step(slots, 128)
+        written = state.keys.clone(), state.values.clone()
+        state.keys.copy_(saved[0]), state.values.copy_(saved[1])
+        before = state.lengths.clone()
+        launcher.step(len(rows))
+        logits = (launcher.buffers.logits if len(rows) <= 2 else launcher.buffers.narrow)[: len(rows)]
+        assert (logits - expected).abs().max() <= 1e-4
+        assert (state.keys - written[0]).abs().max() <= 1e-4
+        assert (state.values - written[1]).abs().max() <= 1e-4
+        assert torch.equal(state.lengths[slots], before[slots] + 1)
+        assert torch.equal(state.tokens[slots], expected.argmax(1))
+        assert state.seen[slots, state.tokens[slots]].all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("rows", [[1], [3, 0], [4, 2, 1, 3]], ids=["one", "two", "four"])
+def test_steps_match_the_reference(family: str, rows: list[int], tmp_path: Path) -> None:
+    compare(tiny(family, tmp_path).to(DEVICE), rows)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bloom"])
+def test_int8_weights_match_their_widened_reference(family: str, tmp_path: Path) -> None:
+    compare(tiny(family, tmp_path).to(DEVICE), [3, 1], quantised=True)
+
+
+def test_products_cut_in_several_passes(tmp_path: Path) -> None:
+    model = tiny("qwen2", tmp_path).to(DEVICE)
+    _, reference, launcher = prepared(model, 2)
+    launcher.tiles = {name: Tile(32, 16, 1) for name in ("qkv", "out", "gated", "down", "head")}
+    slots = torch.tensor([1, 0], device=DEVICE)
+    launcher.buffers.slots[:2] = slots.int()
+    with torch.inference_mode():
+        expected = reference.step(slots, 128)
+        launcher.step(2)
+    assert (launcher.buffers.logits[:2] - expected).abs().max() <= 1e-4
+
+
+SAMPLINGS = (
+    Sampling(),
+    Sampling(repetition_penalty=1.7, forbidden=(3, 9), forbidden_until=1000),
+    Sampling(0.8, seed=11),
+    Sampling(1.3, top_k=7, seed=2**40 + 5),
+    Sampling(1.1, top_p=0.6, repetition_penalty=1.2, seed=3),
+    Sampling(0.9, 30, 0.8, seed=4, forbidden=(5,), forbidden_until=1000),
+)
+
+
+@torch.inference_mode()
+def test_the_sampler_picks_what_the_reference_picks(tmp_path: Path) -> None:
+    model = tiny("gpt2", tmp_path).to(DEVICE)
+    form = build(model, 128)
+    state = State(form, len(SAMPLINGS), 128)
+    launcher = Launcher(form, state, len(SAMPLINGS), pdl=DEVICE == "cuda")
+    for slot, sampling in enumerate(SAMPLINGS):
+        state.open(slot, sampling)
+        state.seen[slot, ::3] = 1
+    launcher.buffers.slots[:] = torch.arange(len(SAMPLINGS), device=DEVICE).int()
+    generator = torch.Generator().manual_seed(1)
+    for length in range(12):
+        state.lengths.fill_(length)
+        logits = 2 * torch.randn(len(SAMPLINGS), form.vocabulary, generator=generator)
+        expected = [pick(logits[slot].to(DEVICE), state, slot) for slot in range(len(SAMPLINGS))]
+        launcher.sample(len(SAMPLINGS), logits.to(DEVICE), advance=False)
+        assert launcher.buffers.out.tolist() == expected, length

@@ -1,0 +1,71 @@
+"""The static_decode pass: what it decides on paper, what it changes, and that its verification can fail."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from scoring.decoder_families import FAMILIES
+from scoring.passes.base import LATENCY, TOLERANCE, Facts, Hardware, PassRefused
+from scoring.passes.static_decode import StaticDecode, errors, reference
+from tests.passes.test_decoder_reference import plain_logits, prompt, tiny
+
+FACTS = Facts("llama", "LlamaForCausalLM", "decoder", 1_100_000_000, 2_200_000_000, 22, 32, 4, 2048)
+H100 = Hardware("cuda", "NVIDIA H100 80GB HBM3", (9, 0), 80 * 2**30, 1, True)
+
+
+@pytest.mark.parametrize(
+    ("facts", "hardware", "reason"),
+    [
+        (replace(FACTS, family="bert", kind="encoder"), H100, "bert is not a decoder"),
+        (replace(FACTS, family="codegen"), H100, "codegen is none of bloom"),
+        (FACTS, replace(H100, device="cpu", capability=(0, 0)), "a CPU would run"),
+        (FACTS, replace(H100, name="Tesla V100", capability=(7, 0)), "Tesla V100 has 7.0"),
+        (replace(FACTS, heads=4), H100, "heads of 512"),
+        (FACTS, replace(H100, memory_bytes=2**31), "weights and 16 slots need 2.7 GiB"),
+    ],
+)
+def test_refusals_name_their_reason(facts: Facts, hardware: Hardware, reason: str) -> None:
+    decision = StaticDecode().applies(facts, hardware, LATENCY)
+    assert not decision.take
+    assert reason in decision.reason
+
+
+def test_every_family_is_taken_on_an_h100() -> None:
+    for family in FAMILIES:
+        assert StaticDecode().applies(replace(FACTS, family=family), H100, LATENCY).take, family
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_pass_is_applied_verified_and_undone(family: str, tmp_path: Path) -> None:
+    model = tiny(family, tmp_path)
+    before = plain_logits(model, prompt(model, 9))
+    told = reference(model)
+    chosen = StaticDecode(slots=2, max_length=64)
+    applied = chosen.apply(model)
+    assert applied.count == 2
+    assert chosen.verify(model, told) <= 1e-5
+    applied.undo()
+    assert not hasattr(model, "static_decoder")
+    assert torch.allclose(plain_logits(model, prompt(model, 9)), before, atol=1e-5)
+
+
+def test_verification_fails_where_an_answer_is_wrong(tmp_path: Path) -> None:
+    model = tiny("mistral", tmp_path)
+    told = reference(model)
+    chosen = StaticDecode(slots=2, max_length=64)
+    chosen.apply(model)
+    for layer in model.static_decoder.form.layers:
+        layer.attention.window = 0  # sees past the window: only sequences longer than it can tell
+    assert chosen.verify(model, told) > TOLERANCE
+    model.static_decoder.form.layers[0].norm1.gain[0] = float("nan")
+    assert errors(model.static_decoder, told())["prefill"] != errors(model.static_decoder, told())["prefill"]
+    assert not chosen.verify(model, told) <= TOLERANCE
+
+
+def test_a_configuration_that_is_not_covered_is_refused(tmp_path: Path) -> None:
+    model = tiny("bloom", tmp_path)
+    model.config.apply_residual_connection_post_layernorm = True
+    with pytest.raises(PassRefused, match="residual after the norm"):
+        StaticDecode(slots=1, max_length=16).apply(model)
