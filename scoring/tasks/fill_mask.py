@@ -41,7 +41,8 @@ class FillMask(EncoderTask):
         for spelling in _MASKS:
             value = value.replace(spelling, mask)
         encoded = self.tokenize([value], parameters.truncation, item)
-        masks = [i for i, token in enumerate(encoded["input_ids"]) if token == self.tokenizer.mask_token_id]
+        wanted = self.tokenizer.mask_token_id
+        masks = [i for i, token in enumerate(encoded["input_ids"]) if token == wanted]
         if not masks:
             cut = mask in value
             raise InvalidInput(
@@ -100,7 +101,8 @@ class FillMask(EncoderTask):
 
     def _filling(self, ids: list[int], at: int, token: int, score: float, single: bool) -> Filling:
         filled = [token if i == at else old for i, old in enumerate(ids)]
-        filled = [each for each in filled if each != self.tokenizer.pad_token_id]
+        pad = self.tokenizer.pad_token_id  # a slow property
+        filled = [each for each in filled if each != pad]
         return {
             "score": score,
             "token": token,

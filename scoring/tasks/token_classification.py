@@ -84,13 +84,13 @@ class TokenClassification(EncoderTask):
 
     def _tokens(self, text: str, row: Row, scores: Scores) -> Iterable[Token]:
         offsets, special = row.extra
-        ids = row.features["input_ids"]
+        ids, unknown = row.features["input_ids"], self.tokenizer.unk_token_id
         for index, word in enumerate(self.tokenizer.convert_ids_to_tokens(ids)):
             if special[index]:
                 continue
             start, end = offsets[index]
             written = text[start:end]
-            if ids[index] == self.tokenizer.unk_token_id:
+            if ids[index] == unknown:
                 word, continues = written, False
             elif self._marks_pieces:
                 continues = len(word) != len(written)
