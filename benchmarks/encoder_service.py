@@ -1,6 +1,8 @@
 """A service over a model in memory, with a tokenizer of its vocabulary's size, for end-to-end times."""
 
 import json
+import time
+from statistics import median
 from typing import Any
 
 import torch
@@ -8,7 +10,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import PreTrainedTokenizerFast
 
 from scoring.config import Deployment
-from scoring.service import Service
+from scoring.dialects import parse, read_json, render
+from scoring.service import Service, dumps
 from scoring.tasks import task_class
 from scoring.tasks.base import Loaded
 
@@ -52,3 +55,23 @@ def serve(model: Any, task: str, length: int) -> tuple[Service, str]:
     if task == "fill-mask":
         words[length // 2] = "[MASK]"
     return service, json.dumps({"inputs": " ".join(words)})
+
+
+def stages(service: Service, body: str, calls: int = 50) -> dict[str, float]:
+    """Median milliseconds of each stage of an answer: encode, run (queue, copies, model, one sync), decode."""
+    task = service.task
+    times: dict[str, list[float]] = {"encode": [], "run": [], "decode": []}
+    for _ in range(calls):
+        began = time.perf_counter()
+        call = parse(read_json(body), task.schema)
+        rows = task.encode(call.inputs[0], call.parameters, 0)
+        encoded = time.perf_counter()
+        outputs = service.engine.submit(rows).future.result(30)
+        ran = time.perf_counter()
+        answer = task.decode(call.inputs[0], call.parameters, rows, outputs)
+        dumps(render(call, [answer], task.collect, task.plain))
+        for name, seconds in zip(
+            times, (encoded - began, ran - encoded, time.perf_counter() - ran), strict=True
+        ):
+            times[name].append(seconds)
+    return {name: 1e3 * median(values) for name, values in times.items()}

@@ -53,6 +53,7 @@ class GraphedForward:
         self._limit = limit
         self._graphs: OrderedDict[tuple[int, int, tuple[str, ...]], Captured] = OrderedDict()
         self._pool: Any = None
+        self._stream: Any = None
         self._thread: int | None = None
 
     def __len__(self) -> int:
@@ -114,14 +115,15 @@ class GraphedForward:
         )
         static = staging.to(device)
         inputs = {name: static[index] for index, name in enumerate(names)}
-        side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        # One stream for every capture: each stream has memory of its own that no other takes over.
+        self._stream = side = self._stream or torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
             for _ in range(2):
                 self._forward(**inputs)
         torch.cuda.current_stream(device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=self._pool, stream=side, capture_error_mode="thread_local"):
             output = self._forward(**inputs)
         copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
         copied.record()
