@@ -3,6 +3,8 @@
 import json
 import statistics
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from mii_azure.manifest import load_manifest
 from mii_azure.verdict import TARGETS
 
 WARM_UP = 5
+ROUNDS = 10
 
 
 class Row(BaseModel):
@@ -48,9 +51,10 @@ def bench(
     clients: int = 8,
     on_progress: Callable[[str], None] = lambda text: None,
 ) -> Report:
-    """Send the bundle's sample request to each target: `requests` times from one client, then from `clients`.
+    """Send the bundle's sample request to every target: `requests` times from one client, and from `clients`.
 
-    In-process latencies are measured inside the process that scores. Raises SpecError for unknown targets and what
+    All targets run side by side, so each holds the model, and take turns. In-process latencies are measured inside the
+    process that scores. Raises SpecError for unknown targets and what
     starting a target raises.
     """
     from local_runner.targets import make_target
@@ -61,44 +65,68 @@ def bench(
     folder = Path(bundle)
     load_manifest(folder)
     body = (folder / "requests" / "sample.json").read_text(encoding="utf-8")
-    rows: list[Row] = []
-    environment: dict[str, Any] = {}
-    for name in targets:
-        on_progress(f"measuring {name}")
-        with make_target(name, folder) as target:
-            metadata = target.metadata()
-            environment = environment or {key: metadata.get(key) for key in ("device", "dtype", "threads", "versions")}
-            rows.append(_measure(target, name, body, requests, clients, rows))
+    with ExitStack() as stack:
+        hosts = {}
+        for name in targets:
+            on_progress(f"starting {name}")
+            hosts[name] = stack.enter_context(make_target(name, folder))
+            _warm_up(hosts[name], name, body)
+        metadata = hosts[targets[0]].metadata()
+        loads = _measure(hosts, body, requests, clients, on_progress)
+    base = statistics.median(loads["in-process"].alone) if "in-process" in loads else None
     return Report(
         bundle=str(folder),
         request=json.dumps(json.loads(body), ensure_ascii=False),
         requests=requests,
         clients=clients,
-        environment=environment,
-        rows=tuple(rows),
+        environment={key: metadata.get(key) for key in ("device", "dtype", "threads", "versions")},
+        rows=tuple(_row(name, load, base) for name, load in loads.items()),
     )
 
 
-def _measure(target: Any, name: str, body: str, requests: int, clients: int, rows: list[Row]) -> Row:
+@dataclass
+class _Loads:
+    alone: list[float] = field(default_factory=list)  # seconds, one client
+    answered: int = 0  # with several clients
+    elapsed: float = 0.0  # seconds for those
+
+
+def _warm_up(target: Any, name: str, body: str) -> None:
     for _ in range(WARM_UP):
         reply = target.send(body)
         if reply.status != 200:
             raise RunnerFailed(f"{name} answers the sample with {reply.status}: {reply.body.decode()[:200]}")
-    alone = target.measure([body], requests, 1)
-    together = target.measure([body], requests, clients)
-    refused = sum(status != 200 for status in together.statuses)
-    if refused:
-        raise RunnerFailed(f"{name} refused {refused} of {requests} requests.", "Measure with fewer --clients.")
-    seconds = sorted(alone.seconds)
-    base = next((row.p50_ms for row in rows if row.target == "in-process"), None)
-    p50 = statistics.median(seconds) * 1e3
+
+
+def _measure(
+    hosts: dict[str, Any], body: str, requests: int, clients: int, on_progress: Callable[[str], None]
+) -> dict[str, _Loads]:
+    """Take turns, so that a busy moment of the machine falls on every host."""
+    loads = {name: _Loads() for name in hosts}
+    share = max(1, requests // ROUNDS)
+    for number in range(ROUNDS):
+        on_progress(f"round {number + 1} of {ROUNDS}")
+        for name, target in hosts.items():
+            loads[name].alone += target.measure([body], share, 1).seconds
+            together = target.measure([body], max(share, clients), clients)
+            refused = sum(status != 200 for status in together.statuses)
+            if refused:
+                raise RunnerFailed(f"{name} refused {refused} requests.", "Measure with fewer --clients.")
+            loads[name].answered += len(together.statuses)
+            loads[name].elapsed += together.elapsed
+    return loads
+
+
+def _row(name: str, load: _Loads, base: float | None) -> Row:
+    seconds = sorted(load.alone)
+    p50 = statistics.median(seconds)
     return Row(
         target=name,
-        p50_ms=p50,
+        p50_ms=p50 * 1e3,
         p90_ms=_percentile(seconds, 90),
         p99_ms=_percentile(seconds, 99),
-        added_p50_ms=None if base is None or name == "in-process" else p50 - base,
-        requests_per_s=requests / together.elapsed,
+        added_p50_ms=None if base is None or name == "in-process" else (p50 - base) * 1e3,
+        requests_per_s=load.answered / load.elapsed,
     )
 
 

@@ -187,7 +187,7 @@ def parity(
 def bench(
     bundle: Bundle,
     targets: Targets = ALL_TARGETS,
-    requests: Annotated[int, _flag("requests", "Requests per target.")] = 100,
+    count: Annotated[int, _flag("count", "Requests per target.")] = 100,
     clients: Annotated[int, _flag("clients", "Concurrent clients for the throughput column.")] = 8,
     as_json: AsJson = False,
 ) -> None:
@@ -196,7 +196,7 @@ def bench(
     from mii_azure.report import show_bench
 
     with _status(as_json) as status:
-        report = measure(bundle, targets=_split(targets), requests=requests, clients=clients, on_progress=status)
+        report = measure(bundle, targets=_split(targets), requests=count, clients=clients, on_progress=status)
     _print_json(report) if as_json else show_bench(out, report)
 
 

@@ -73,6 +73,19 @@ def test_every_flag_of_a_verb_has_an_environment_twin() -> None:
                 assert parameter.envvar == f"MII_AZURE_{twin}", (verb, parameter.name)
 
 
+def test_no_two_meanings_share_an_environment_variable() -> None:
+    import typer
+
+    from mii_azure.cli import app
+
+    kinds: dict[str, set[str]] = {}
+    for sub in typer.main.get_command(app).commands.values():  # type: ignore[attr-defined]
+        for parameter in sub.params:
+            if parameter.envvar:
+                kinds.setdefault(str(parameter.envvar), set()).add(repr(parameter.bare_type))
+    assert {name: types for name, types in kinds.items() if len(types) > 1} == {}
+
+
 def test_version_is_stated_once_more_only() -> None:
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert f'version = "{mii_azure.__version__}"' in text
