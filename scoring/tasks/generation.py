@@ -53,10 +53,6 @@ class Settings:
         return dict(self.overrides)[name]
 
 
-class Abandoned(Exception):
-    """Nobody waits for any row of the batch."""
-
-
 class Generative(Task):
     """A task that generates text with the model's own `generate`."""
 
@@ -194,23 +190,25 @@ class Generative(Task):
     # -- on the inference thread -------------------------------------------------------------------------------------
 
     def forward(self, rows: Sequence[Row]) -> list[list[Tokens]]:
-        """Generate for rows with equal settings; per row, the new tokens of each of its answers."""
+        """Generate for rows with equal settings; per row, the new tokens of each of its answers.
+
+        What follows a stop text is cut off with the text, in `text`.
+        """
         settings: Settings = rows[0].parameters
         config, seed = self._config(settings)
         batch = self._pad(rows)
         start = 1 if self.encoder_decoder else batch["input_ids"].shape[1]
         watch = Watch(self, rows, start, searching=settings["num_beams"] > 1)
         with torch.inference_mode(), self._random_numbers(seed) if config.do_sample else nullcontext():
-            try:
-                sequences = self.model.generate(
-                    **batch, generation_config=config, stopping_criteria=StoppingCriteriaList([watch])
-                )
-            except Abandoned:
-                return [[] for _ in rows]
-        outputs = watch.cut(sequences[:, start:].tolist())
-        for row, answers in zip(rows, outputs, strict=True):
+            sequences = self.model.generate(
+                **batch, generation_config=config, stopping_criteria=StoppingCriteriaList([watch])
+            )
+        answers = [_until(tokens, self.eos) for tokens in sequences[:, start:].tolist()]
+        each = len(answers) // len(rows)
+        outputs = [answers[i : i + each] for i in range(0, len(answers), each)]
+        for row, output in zip(rows, outputs, strict=True):
             if row.emit:
-                show(row, self.text(answers[0], row.parameters.stop))
+                show(row, self.text(output[0], row.parameters.stop))
         return outputs
 
     def _config(self, settings: Settings) -> tuple[GenerationConfig, int | None]:
@@ -273,8 +271,6 @@ class Watch:
         self._followers = [Follower(task, row) for row in rows for _ in range(each)] if wanted else []
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        if all(row.cancelled.is_set() for row in self._rows):
-            raise Abandoned
         each = input_ids.shape[0] // len(self._rows)
         done = [row.cancelled.is_set() for row in self._rows for _ in range(each)]
         if self._followers:
@@ -287,21 +283,12 @@ class Watch:
                 done[index] |= stop_at(text, stop) is not None
         return torch.tensor(done, device=input_ids.device)
 
-    def cut(self, sequences: list[Tokens]) -> list[list[Tokens]]:
-        """Per row, its answers without what was appended after their end."""
-        if self._followers:
-            sequences = [tokens[: f.count] for f, tokens in zip(self._followers, sequences, strict=True)]
-        sequences = [_until(tokens, self._task.eos) for tokens in sequences]
-        each = len(sequences) // len(self._rows)
-        return [sequences[i : i + each] for i in range(0, len(sequences), each)]
-
 
 class Follower:
     """Turns the tokens of one sequence into text as they come."""
 
     def __init__(self, task: Generative, row: Row) -> None:
         self.row = row
-        self.count = 0  # tokens up to and with the one that ended the sequence
         self._text = ""
         self._eos = task.eos
         self._ended = False
@@ -312,7 +299,6 @@ class Follower:
         """Take the next token; True when the sequence ends."""
         if self._ended:  # padding, while other rows go on
             return True
-        self.count += 1
         self._text += self._stops.push(self._detokenizer.push(token))
         show(self.row, self._text)
         self._ended = self._stops.found or token in self._eos

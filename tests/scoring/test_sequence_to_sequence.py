@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +260,26 @@ def test_language_codes_are_forced_and_requests_do_not_mix_them(mbart: Path, ser
     short = served.ok(PROMPTS[1], task_type="translation_en_to_fr", max_new_tokens=12)
     assert text_of(short) == expected["en_XX", "fr_XX"]
     assert text_of(served.ok(PROMPTS[1], max_new_tokens=12)) == expected["en_XX", "de_DE"]
+
+
+def test_callers_do_not_get_each_others_languages(mbart: Path, serve: Serve) -> None:
+    served = serve(mbart, "translation", src_lang="en", tgt_lang="de")
+    task = served.service.task
+
+    def source(code: str) -> str:
+        parameters = task.schema.parse_parameters({"src_lang": code})
+        [row] = task.encode(PROMPTS[1], parameters, 0)
+        token: str = task.tokenizer.convert_ids_to_tokens(row.features["input_ids"][-1])
+        return token
+
+    asked = ["en_XX", "fr_XX", "de_DE", "ro_RO"] * 50
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(source, asked)) == asked
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_languages_that_mbart_does_not_know(mbart: Path, serve: Serve) -> None:

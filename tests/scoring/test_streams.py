@@ -296,6 +296,15 @@ def test_long_sequences_are_decoded_by_their_last_tokens(monkeypatch: pytest.Mon
     assert longest < 60 < len(tokens)
 
 
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_long_run_of_spaces_keeps_its_length(name: str) -> None:
+    made = tokenizer(name, False)
+    word = made("house", add_special_tokens=False)["input_ids"]
+    for space in ("▁", "Ġ"):
+        if space in made.get_vocab():
+            pieces_of(made, [*word, *[made.convert_tokens_to_ids(space)] * 80, *word, *word])
+
+
 @pytest.mark.parametrize("text", ["It isn 't so . She 's here , they 've gone !", "a ' b ' ve n 't ' s  . x", "yes ?"])
 def test_cleaned_up_spaces_stay_cleaned_up(text: str) -> None:
     made = tokenizer("unigram", True)

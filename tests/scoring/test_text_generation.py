@@ -247,6 +247,21 @@ def test_every_decoder_family_is_tested() -> None:
     assert len(DECODERS) == 10
 
 
+def test_an_end_token_that_is_text_ends_each_row_once(
+    tiny: Tiny, gpt2: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = gpt2.service.task
+    rows = task.encode(PROMPTS[1], task.schema.parse_parameters({"max_new_tokens": 16}), 0)
+    end = task.forward(rows)[0][0][4]
+    monkeypatch.setattr(task, "eos", [end])
+    monkeypatch.setattr(task, "pad_id", end)
+    answers = gpt2.ok(list(PROMPTS), max_new_tokens=16)
+    assert len({len(text) for [text] in map(texts, answers)}) > 1
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
+        expected = continuation(tiny("gpt2", TASK), TASK, prompt, max_new_tokens=16, eos_token_id=end)
+        assert texts(answer) == [prompt + expected[0]]
+
+
 def test_budget_counts_what_will_be_generated(tiny: Tiny, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     served = serve(tiny("gpt2", TASK), TASK, Limits(max_batch_tokens=60))
     forwards = Forwards(served, monkeypatch)
