@@ -8,10 +8,10 @@ TORCH := $(shell sed -n 's/^torch==//p' templates/locks/scoring.in)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q --upgrade pip
+	$(BIN)/pip install -qq --upgrade pip
 	@echo "Installing torch $(TORCH), then the project (a few minutes, once)"
-	$(BIN)/pip install -q "torch==$(TORCH)"
-	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install -qq "torch==$(TORCH)"
+	$(BIN)/pip install -qq -c constraints.txt -e '.[dev]'
 	@touch $@
 
 demo: $(STAMP)  ## one real model: fetch, generate, serve, ask, prove parity
