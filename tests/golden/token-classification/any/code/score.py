@@ -15,7 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from scoring import entry  # noqa: E402  (found in this folder, and nowhere else)
+from scoring import entry  # this folder's, and no other
 
 
 def init() -> None:
