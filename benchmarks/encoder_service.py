@@ -70,8 +70,6 @@ def stages(service: Service, body: str, calls: int = 50) -> dict[str, float]:
         ran = time.perf_counter()
         answer = task.decode(call.inputs[0], call.parameters, rows, outputs)
         dumps(render(call, [answer], task.collect, task.plain))
-        for name, seconds in zip(
-            times, (encoded - began, ran - encoded, time.perf_counter() - ran), strict=True
-        ):
+        for name, seconds in zip(times, (encoded - began, ran - encoded, time.perf_counter() - ran), strict=True):
             times[name].append(seconds)
     return {name: 1e3 * median(values) for name, values in times.items()}
