@@ -11,6 +11,7 @@ from torch import Tensor
 from scoring.kernels.encoder_ops import GELU, NONE, RELU, EncoderOps, Norm, Packing, Tables
 
 LOG2_E = 1.4426950408889634
+LIBRARY_ROWS = 1024  # measured: cuBLAS wins from here on, Triton below
 ROWS = 64  # every buffer's row count is a multiple of this
 
 
@@ -73,13 +74,13 @@ def _divisor(value: int, most: int) -> int:
 class TritonOps(EncoderOps):
     """One kernel per step; see `scoring.kernels.encoder` for programmatic launch and prefetching (`hopper`).
 
-    From `library_rows` rows on, products are cuBLAS's: large ones are its home ground.
+    From `library_rows` rows on, products are cuBLAS's.
     """
 
     def __init__(
         self,
         hopper: bool,
-        library_rows: int = 1 << 30,
+        library_rows: int = LIBRARY_ROWS,
         tiles: dict[tuple[int, int, int], Tile] | None = None,
     ) -> None:
         from scoring.kernels import encoder

@@ -1,5 +1,6 @@
 """Whole forwards as CUDA graphs, one per bucket of (batch, length); replays cost one launch instead of hundreds."""
 
+import logging
 import threading
 from bisect import bisect_left
 from collections import OrderedDict
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from scoring.passes.base import Applied, Decision, Facts, Hardware, Pass
 from scoring.passes.checking import PER_TOKEN, verify_encoder
+
+logger = logging.getLogger("mii_azure.passes")
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 LENGTHS = (16, 32, 64, 96, 128, 192, 256, 320, 384, 448, 512)
@@ -27,6 +30,7 @@ class Captured:
     staging: Tensor
     copied: Any  # torch.cuda.Event: the staging buffer may be written again
     output: Any
+    full: dict[bool, list[Tensor]]  # by "inputs lie on the device": static's or staging's parts, one per input
 
 
 class GraphedForward:
@@ -34,7 +38,8 @@ class GraphedForward:
 
     Inputs may lie on the CPU (copied through pinned memory in one transfer) or on the device. Outputs are views of
     the graph's own memory: they hold until the next call. Graphs are captured on the thread that makes the first
-    call; calls from other threads run plainly. At most `limit` graphs are kept, the least recently used goes first.
+    call; calls from other threads run plainly, and so does every call once a capture has failed (`refused`).
+    At most `limit` graphs are kept, the least recently used goes first.
     """
 
     def __init__(
@@ -54,6 +59,7 @@ class GraphedForward:
         self._graphs: OrderedDict[tuple[int, int, tuple[str, ...]], Captured] = OrderedDict()
         self._pool: Any = None
         self._stream: Any = None
+        self.refused = ""  # why nothing is captured
         self._thread: int | None = None
 
     def __len__(self) -> int:
@@ -83,6 +89,8 @@ class GraphedForward:
             if "attention_mask" not in given:
                 given["attention_mask"] = torch.ones_like(given["input_ids"])
             captured = self._captured(shape, tuple(name for name in INPUTS if name in given))
+            if captured is None:
+                return self._forward(**{name: _to(value, self._model.device) for name, value in batch.items()})
             self._fill(captured, given)
             captured.graph.replay()
             return cut(captured.output, shape, tuple(given["input_ids"].shape))
@@ -95,14 +103,22 @@ class GraphedForward:
         self._thread = self._thread or threading.get_ident()
         return self._thread == threading.get_ident()
 
-    def _captured(self, shape: tuple[int, int], names: tuple[str, ...]) -> Captured:
+    def _captured(self, shape: tuple[int, int], names: tuple[str, ...]) -> Captured | None:
         key = (*shape, names)
+        if self.refused:
+            return None
         if key in self._graphs:
             self._graphs.move_to_end(key)
             return self._graphs[key]
         while len(self._graphs) >= self._limit:
             self._graphs.popitem(last=False)[1].graph.reset()
-        self._graphs[key] = self._capture(shape, names)
+        try:
+            self._graphs[key] = self._capture(shape, names)
+        except RuntimeError as error:  # some forwards copy from the host or synchronise
+            torch.cuda.synchronize()
+            self.refused = str(error).strip().splitlines()[0]
+            logger.warning("the forward cannot be captured and runs plainly: %s", self.refused)
+            return None
         return self._graphs[key]
 
     def _capture(self, shape: tuple[int, int], names: tuple[str, ...]) -> Captured:
@@ -127,7 +143,7 @@ class GraphedForward:
             output = self._forward(**inputs)
         copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
         copied.record()
-        return Captured(graph, static, staging, copied, output)
+        return Captured(graph, static, staging, copied, output, {True: list(static), False: list(staging)})
 
     def _reset(self, target: Tensor, names: tuple[str, ...]) -> None:
         """Padding everywhere; each row keeps one live token, so that no softmax is over nothing."""
@@ -138,14 +154,13 @@ class GraphedForward:
     def _fill(self, captured: Captured, given: dict[str, Tensor]) -> None:
         names = [name for name in INPUTS if name in given]
         rows, length = given["input_ids"].shape
-        exact = given["input_ids"].shape == captured.static.shape[1:]
         on_device = given["input_ids"].device.type == "cuda"
-        target = captured.static if on_device else captured.staging
         if not on_device:
             captured.copied.synchronize()
-        if not exact:
-            self._reset(target, tuple(names))
-        parts = [target[index, :rows, :length] for index in range(len(names))]
+        parts = captured.full[on_device]
+        if given["input_ids"].shape != captured.static.shape[1:]:
+            self._reset(captured.static if on_device else captured.staging, tuple(names))
+            parts = [part[:rows, :length] for part in parts]
         torch._foreach_copy_(parts, [given[name] for name in names])  # one launch on the device
         if not on_device:
             captured.static.copy_(captured.staging, non_blocking=True)

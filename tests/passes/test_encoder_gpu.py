@@ -82,7 +82,8 @@ def test_stock_graph_and_bounded_memory() -> None:
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="DeepSpeed builds its kernels with nvcc")
 @pytest.mark.parametrize("name", ["bert fill-mask", "roberta tokens", "xlm-roberta embeddings"])
-def test_deepspeed_kernels(name: str) -> None:
+def test_deepspeed_kernels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", "cuda")  # the CPU tests choose the other one
     pytest.importorskip("deepspeed")
     model = on_gpu(name)
     told = reference(model, probes(model, LENGTHS))

@@ -40,7 +40,9 @@ class OnCpu(GraphedForward):
         self._reset(static, names)
         inputs = {name: static[index] for index, name in enumerate(names)}
         output = self._forward(**inputs)
-        return Captured(Replays(self._forward, inputs, output), static, static.clone(), Event(), output)
+        staging = static.clone()
+        graph = Replays(self._forward, inputs, output)
+        return Captured(graph, static, staging, Event(), output, {True: list(static), False: list(staging)})
 
 
 @pytest.mark.parametrize("name", COVERED)
@@ -107,6 +109,19 @@ def test_another_thread_runs_plainly() -> None:
     thread.start()
     thread.join()
     assert len(graphed) == 1
+
+
+def test_a_forward_that_cannot_be_captured_runs_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refuses(OnCpu):
+        def _capture(self, shape: tuple[int, int], names: tuple[str, ...]) -> Captured:
+            raise RuntimeError("Cannot copy between CPU and CUDA tensors during CUDA graph capture\nmore")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    model = covered("bert embeddings")
+    told = reference(model)
+    model.forward = Refuses(model, model.forward)
+    assert verify_encoder(model, told) == 0
+    assert model.forward.refused == "Cannot copy between CPU and CUDA tensors during CUDA graph capture"
 
 
 def test_undo_restores_what_was_there() -> None:
