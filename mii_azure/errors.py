@@ -11,6 +11,7 @@
     │   ├── ConfigMissing
     │   ├── WeightsMissing
     │   ├── WeightsCorrupt
+    │   ├── TokenizerMissing
     │   ├── PickleRefused
     │   ├── TaskUnsupported
     │   └── DoesNotFit
@@ -73,6 +74,10 @@ class WeightsMissing(ModelError):
 
 class WeightsCorrupt(ModelError):
     code = "weights_corrupt"
+
+
+class TokenizerMissing(ModelError):
+    code = "tokenizer_missing"
 
 
 class PickleRefused(ModelError):

@@ -8,7 +8,7 @@ from mii_azure.bundle import Progress, refuse_existing, write
 from mii_azure.planning import Plan, plan_spec
 from mii_azure.render import content_hash, render
 from mii_azure.spec import Spec, make_spec
-from mii_azure.weights import files_to_copy
+from mii_azure.weights import files_to_copy, require_vocabulary
 from scoring.tasks import schema
 
 
@@ -33,6 +33,8 @@ def generate(
     plan.require_fit()
     folder = _model_folder(spec, plan)
     files = files_to_copy(folder, spec.allow_pickle) if folder else []
+    if folder:
+        require_vocabulary(files, spec.model)
     model_id = folder.resolve().name if plan.profile.source == "folder" and folder else plan.profile.model
 
     def render_files(hashes: Mapping[str, str]) -> dict[str, str]:

@@ -17,6 +17,7 @@ from mii_azure.errors import (
     ConfigMissing,
     NotAvailable,
     PickleRefused,
+    TokenizerMissing,
     UnknownModel,
     WeightsCorrupt,
     WeightsMissing,
@@ -274,3 +275,14 @@ def files_to_copy(folder: Path, allow_pickle: bool = False) -> list[Path]:
         shards = set(read_settings(folder / INDEX)["weight_map"].values())
         return sorted({Path(name) for name in (*bundle_files(names, allow_pickle), *shards)})
     return [Path(name) for name in bundle_files(names, allow_pickle)]
+
+
+def require_vocabulary(files: Iterable[Path], model: str) -> None:
+    """Raise TokenizerMissing when none of the files to copy holds a vocabulary: every word would be unknown."""
+    named = {"tokenizer.json", "vocab.json"}
+    endings = (".model", ".spm", ".tiktoken", ".codes")
+    if not any(path.name in named or path.name.endswith(endings) or _TEXTS.match(path.name) for path in files):
+        raise TokenizerMissing(
+            f"{model} has no tokenizer: neither tokenizer.json nor a vocabulary file.",
+            "Save it beside the model: AutoTokenizer.from_pretrained(...).save_pretrained(FOLDER).",
+        )

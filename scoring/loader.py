@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,6 @@ from scoring.tasks import task_class
 from scoring.tasks.base import Loaded
 
 logger = logging.getLogger("mii_azure.loader")
-
-#: Weights that checkpoints leave out by design: buffers, and output layers tied to the embeddings.
-_DERIVED = (
-    "position_ids",
-    "lm_head",
-    "decoder.weight",
-    "decoder.bias",
-    "final_logits_bias",
-    "embed_tokens",
-    "pooler",
-)
 
 
 def pick_device() -> torch.device:
@@ -52,13 +42,16 @@ def load(deployment: Deployment, folder: Path) -> Loaded:
 
 
 def _tokenizer(transformers: Any, folder: Path) -> Any:
+    hint = "The folder needs tokenizer.json, or the vocabulary files of the model's own tokenizer."
     try:
-        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:
-        raise LoadError(
-            f"The tokenizer in the model folder cannot be loaded: {_reason(error)}.",
-            "The folder needs tokenizer.json, or the vocabulary files of the model's own tokenizer.",
-        ) from error
+        raise LoadError(f"The tokenizer in the model folder cannot be loaded: {_reason(error)}.", hint) from error
+    names = {"tokenizer.json", *type(tokenizer).vocab_files_names.values()}
+    if not any((folder / name).is_file() for name in names):
+        # transformers would go on with an empty vocabulary, in which every word is unknown.
+        raise LoadError(f"The model folder has no vocabulary for its {type(tokenizer).__name__} tokenizer.", hint)
+    return tokenizer
 
 
 def _model(transformers: Any, auto_class: str, deployment: Deployment, folder: Path) -> Any:
@@ -82,17 +75,21 @@ def _model(transformers: Any, auto_class: str, deployment: Deployment, folder: P
             f"The weights cannot be loaded: {_reason(error)}.",
             "Copy the model again; the file may be cut short.",
         ) from error
-    _refuse_random_weights(model, report, deployment, folder)
+    _refuse_random_weights(model, report["missing_keys"], deployment, folder)
     return model
 
 
-def _refuse_random_weights(model: Any, report: dict[str, Any], deployment: Deployment, folder: Path) -> None:
-    """transformers fills absent weights with random numbers; a head made that way would serve noise."""
-    missing = [key for key in report["missing_keys"] if not any(part in key for part in _DERIVED)]
+def _refuse_random_weights(model: Any, absent: Collection[str], deployment: Deployment, folder: Path) -> None:
+    """transformers fills absent weights with random numbers; a head made that way would serve noise.
+
+    Buffers are computed, not learned, and tied weights are not reported; embeddings never read a pooler.
+    """
+    learned = {name for name, _ in model.named_parameters()}
+    embeds = task_class(deployment.task).auto_class == "AutoModel"
+    missing = sorted(key for key in absent if key in learned and not (embeds and "pooler." in key))
     if missing:
         raise HeadMissing(
-            f"{_architecture(folder)} has no weights for {deployment.task}: "
-            f"{', '.join(sorted(missing)[:3])} would be random.",
+            f"{_architecture(folder)} has no weights for {deployment.task}: {', '.join(missing[:3])} would be random.",
             "Choose the task that the model was trained for, or a checkpoint with that head.",
         )
 

@@ -41,6 +41,16 @@ def mii(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     return run
 
 
+def test_a_model_without_a_tokenizer(tiny: Tiny, mii: Callable[..., Done], tmp_path: Path) -> None:
+    model = copy(tiny("bert", "fill-mask"), tmp_path / "model")
+    for path in [*model.glob("*token*"), *model.glob("vocab*")]:
+        path.unlink()
+    done = mii("generate", "--task", "fill-mask", "--model", model, "--name", "mlm")
+    assert done.code == 3
+    assert "[tokenizer_missing]" in done.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
 def copy(folder: Path, target: Path) -> Path:
     return Path(shutil.copytree(folder, target))
 

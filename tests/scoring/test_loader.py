@@ -1,0 +1,93 @@
+"""Loading: a head that a checkpoint lacks is refused, never made up; broken folders get a sentence."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from scoring.config import Deployment, find_model_dir
+from scoring.errors import HeadMissing, LoadError, ModelNotFound, WeightsUnreadable
+from scoring.loader import load
+
+Tiny = Callable[[str, str], Path]
+ENCODERS = ("bert", "roberta", "xlm-roberta", "distilbert", "albert", "electra", "deberta-v2", "mpnet")
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+@pytest.mark.parametrize("task", ["fill-mask", "text-classification", "question-answering", "token-classification"])
+def test_a_checkpoint_without_the_head_is_refused(family: str, task: str, tiny: Tiny) -> None:
+    with pytest.raises(HeadMissing, match="would be random"):
+        load(Deployment(name="x", task=task), tiny(family, "feature-extraction"))
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+def test_a_checkpoint_with_another_head_embeds(family: str, tiny: Tiny) -> None:
+    options = {"pooling": "mean", "normalize": True}
+    load(Deployment(name="x", task="sentence-embeddings", task_options=options), tiny(family, "question-answering"))
+
+
+def test_an_architecture_that_cannot_do_the_task(tiny: Tiny) -> None:
+    with pytest.raises(HeadMissing, match="cannot do summarization"):
+        load(Deployment(name="x", task="summarization"), tiny("bert", "fill-mask"))
+
+
+def test_weights_cut_short(tiny: Tiny, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny("bert", "fill-mask"), tmp_path / "model"))
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(WeightsUnreadable, match="cannot be loaded"):
+        load(Deployment(name="x", task="fill-mask"), folder)
+
+
+def test_no_tokenizer(tiny: Tiny, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny("bert", "fill-mask"), tmp_path / "model"))
+    for path in folder.glob("*token*"):
+        path.unlink()
+    (folder / "vocab.txt").unlink(missing_ok=True)
+    with pytest.raises(LoadError, match="tokenizer"):
+        load(Deployment(name="x", task="fill-mask"), folder)
+
+
+@pytest.mark.parametrize("layout", ["{root}/model", "{root}", "{root}//model", "{root}/model/"])
+def test_the_model_folder_is_found_wherever_azure_mounts_it(
+    layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}", encoding="utf-8")
+    monkeypatch.setenv("AZUREML_MODEL_DIR", layout.format(root=tmp_path))
+    assert find_model_dir(tmp_path / "code") == tmp_path / "model"
+
+
+def test_without_the_variable_the_bundle_s_own_model_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AZUREML_MODEL_DIR", raising=False)
+    with pytest.raises(ModelNotFound, match=r"No config\.json"):
+        find_model_dir(tmp_path / "code")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}", encoding="utf-8")
+    assert find_model_dir(tmp_path / "code") == tmp_path / "model"
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"schema": 2}', '{"schema": 1, "name": "x"}', '{"schema": 1, "surprise": 1}']
+)
+def test_settings_that_cannot_be_read(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "deployment.json"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(LoadError):
+        Deployment.read(path)
+
+
+def test_settings_are_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "deployment.json"
+    settings = {
+        "schema": 1,
+        "name": "x",
+        "task": "fill-mask",
+        "model": {"id": "m", "revision": None, "architecture": "A", "family": "f"},
+        "limits": {"queue_size": 3},
+    }
+    path.write_text(json.dumps(settings), encoding="utf-8")
+    deployment = Deployment.read(path)
+    assert (deployment.model.id, deployment.limits.queue_size, deployment.dtype) == ("m", 3, "float32")
