@@ -7,7 +7,7 @@ Greedy unless sampling is asked for, so that one request has one answer. Rows sh
 import copy
 import secrets
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,7 @@ from transformers import GenerationConfig, StoppingCriteriaList
 from scoring.detokenize import Detokenizer, Stops, stop_at
 from scoring.errors import InvalidInput, InvalidParameter, LoadError, PromptTooLong, RequestError
 from scoring.schemas import GenerationParameters
+from scoring.tasks import slotted
 from scoring.tasks.base import Loaded, Row, Task
 
 DEFAULT_NEW_TOKENS = 128
@@ -36,6 +37,7 @@ _PASSED = (
 )
 #: Given without do_sample, one of these means sampling.
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+_SLOTS = "slots"  # the key of rows that run on a decoder's slots
 _COOLEST = 1e-3  # a temperature below this overflows logits and picks the same token anyway
 
 Tokens = list[int]
@@ -95,11 +97,24 @@ class Generative(Task):
         return Row(
             {"input_ids": tokens, "attention_mask": [1] * len(tokens)},
             item,
-            key=object() if asked["do_sample"] else (settings.overrides, settings.length),
+            key=self._key(settings, len(tokens)),
             parameters=settings,
             new_tokens=asked["max_new_tokens"],
             copies=max(asked["num_beams"], asked["num_return_sequences"]),
         )
+
+    def _key(self, settings: Settings, length: int) -> Hashable:
+        """On slots any rows share a batch; `generate` takes one config, and one stream of random numbers."""
+        if self._slotted(settings, length):
+            return _SLOTS
+        return object() if settings["do_sample"] else (settings.overrides, settings.length)
+
+    def _slotted(self, settings: Settings, length: int) -> bool:
+        decoder = getattr(self.model, "static_decoder", None)
+        if decoder is None:
+            return False
+        config, _ = self.generation_config(settings)
+        return slotted.covers(config, self.eos, length + settings["max_new_tokens"], decoder)
 
     def _asked(self, p: GenerationParameters) -> dict[str, Any]:
         asked = {name: value for name in _PASSED if (value := getattr(p, name)) is not None}
@@ -190,12 +205,24 @@ class Generative(Task):
     # -- on the inference thread -------------------------------------------------------------------------------------
 
     def forward(self, rows: Sequence[Row]) -> list[list[Tokens]]:
-        """Generate for rows with equal settings; per row, the new tokens of each of its answers.
+        """Generate for rows with equal keys; per row, the new tokens of each of its answers.
 
         What follows a stop text is cut off with the text, in `text`.
         """
+        outputs = self._on_slots(rows) if rows[0].key == _SLOTS else self._generated(rows)
+        for row, output in zip(rows, outputs, strict=True):
+            if row.emit:
+                show(row, self.text(output[0], row.parameters.stop))
+        return outputs
+
+    def _on_slots(self, rows: Sequence[Row]) -> list[list[Tokens]]:
+        decoder = self.model.static_decoder
+        waves = [rows[i : i + decoder.slots] for i in range(0, len(rows), decoder.slots)]
+        return [[tokens] for wave in waves for tokens in slotted.run(self, decoder, wave)]
+
+    def _generated(self, rows: Sequence[Row]) -> list[list[Tokens]]:
         settings: Settings = rows[0].parameters
-        config, seed = self._config(settings)
+        config, seed = self.generation_config(settings)
         batch = self._pad(rows)
         start = 1 if self.encoder_decoder else batch["input_ids"].shape[1]
         watch = Watch(self, rows, start, searching=settings["num_beams"] > 1)
@@ -205,13 +232,10 @@ class Generative(Task):
             )
         answers = [_until(tokens, self.eos) for tokens in sequences[:, start:].tolist()]
         each = len(answers) // len(rows)
-        outputs = [answers[i : i + each] for i in range(0, len(answers), each)]
-        for row, output in zip(rows, outputs, strict=True):
-            if row.emit:
-                show(row, self.text(output[0], row.parameters.stop))
-        return outputs
+        return [answers[i : i + each] for i in range(0, len(answers), each)]
 
-    def _config(self, settings: Settings) -> tuple[GenerationConfig, int | None]:
+    def generation_config(self, settings: Settings) -> tuple[GenerationConfig, int | None]:
+        """The model's generation config with a row's settings, and the seed of a sampled row."""
         overrides = dict(settings.overrides)
         seed = overrides.pop("seed", None)
         config = copy.deepcopy(self.defaults)
