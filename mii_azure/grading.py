@@ -76,7 +76,17 @@ def _brief(value: Any) -> str:
 
 
 #: What may explain a difference, most likely first.
-EXPLANATIONS = ("versions", "dtype", "device", "attention", "threads", "omp_num_threads", "architecture", "revision")
+EXPLANATIONS = (
+    "versions",
+    "dtype",
+    "device",
+    "optimisations",
+    "attention",
+    "threads",
+    "omp_num_threads",
+    "architecture",
+    "revision",
+)
 
 
 def environment_difference(reference: dict[str, Any], other: dict[str, Any]) -> list[str]:

@@ -24,6 +24,16 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Optimisation:
+    """What the passes are chosen for, and which are forced."""
+
+    objective: str = "latency"  # or "cost": throughput first
+    profile: str = "azure"  # every pass; "public": only DeepSpeed's own open ones and torch's
+    on: tuple[str, ...] = ()
+    off: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class ModelRef:
     """Which model this is; facts for people, not for loading."""
 
@@ -45,6 +55,7 @@ class Deployment:
     allow_pickle: bool = False
     instance_type: str = ""
     limits: Limits = Limits()
+    optimisation: Optimisation = Optimisation()
 
     @classmethod
     def read(cls, path: Path) -> "Deployment":
@@ -56,6 +67,9 @@ class Deployment:
                 raise LoadError(f"{path.name} has schema {schema}; this scoring package reads {SCHEMA}.")
             raw["model"] = ModelRef(**raw["model"])
             raw["limits"] = Limits(**raw["limits"])
+            asked = raw.get("optimisation", {})
+            on, off = (tuple(asked.pop(key, ())) for key in ("on", "off"))
+            raw["optimisation"] = Optimisation(**asked, on=on, off=off)
             return cls(**raw)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise LoadError(

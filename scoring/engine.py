@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,8 +48,9 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
         self._started: Future[None] = Future()
 
-    def start(self) -> None:
-        """Start the thread and warm the model up on it; raises what the warm-up raised."""
+    def start(self, prepare: Callable[[], None] = lambda: None) -> None:
+        """Start the thread, and on it prepare the model and warm it up; raises what either raised."""
+        self._prepare = prepare
         self._thread.start()
         self._started.result()
 
@@ -83,6 +84,7 @@ class Engine:
 
     def _run(self) -> None:
         try:
+            self._prepare()
             self._task.warm_up()
         except BaseException as error:
             self._started.set_exception(error)

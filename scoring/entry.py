@@ -25,13 +25,14 @@ def init() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     deployment = Deployment.read(CODE_DIR / "deployment.json")
     from scoring.loader import environment, load
+    from scoring.passes.catalogue import catalogue
     from scoring.service import Service
     from scoring.tasks import task_class
 
     loaded = load(deployment, find_model_dir(CODE_DIR))
     task = task_class(deployment.task)(loaded, deployment.task)
     service = Service(deployment, loaded, task, environment(loaded))
-    service.start()
+    service.start(catalogue(deployment))
     _service = service
 
 

@@ -14,7 +14,8 @@
     └── LoadError               503  the model could not be loaded; the process exits with 3
         ├── ModelNotFound
         ├── WeightsUnreadable
-        └── HeadMissing
+        ├── HeadMissing
+        └── PassNotServed
 
 Each class carries `code` (stable, for programs), `http_status`, `grpc_status` and `exit_code`; each error carries a
 sentence, a remedy and, for requests, the place in the payload.
@@ -132,3 +133,7 @@ class WeightsUnreadable(LoadError):
 
 class HeadMissing(LoadError):
     code = "head_missing"
+
+
+class PassNotServed(LoadError):
+    code = "pass_not_served"

@@ -4,7 +4,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
@@ -21,6 +21,10 @@ from scoring.errors import (
     PayloadTooLarge,
     RequestTimeout,
 )
+from scoring.facts import facts_of
+from scoring.optimise import Record, choose, optimise
+from scoring.passes.base import Decision, Hardware, Pass
+from scoring.passes.catalogue import reference_of
 from scoring.tasks.base import Loaded, Row, Task
 
 logger = logging.getLogger("mii_azure.service")
@@ -56,12 +60,21 @@ class Service:
         self.loaded = loaded
         self.engine = Engine(task, deployment.limits)
         self.environment = environment
+        self.records: list[Record] = []
         self.ready = False
 
-    def start(self) -> None:
-        """Warm up and take requests."""
-        self.engine.start()
+    def start(self, passes: Sequence[Pass] = (), hardware: Hardware | None = None) -> None:
+        """Apply the passes that suit the model here, warm up, and take requests; raises LoadError and its kinds."""
+        settings = self.deployment.optimisation
+        facts = facts_of(self.loaded.model, self.task.schema.generative)
+        chosen = choose(passes, facts, hardware or Hardware.here(), settings)
+        self.engine.start(lambda: self._optimise(chosen))
         self.ready = True
+
+    def _optimise(self, chosen: Sequence[tuple[Pass, Decision]]) -> None:
+        # On the inference thread: CUDA graphs belong to the thread that captures them.
+        reference = reference_of(self.task.schema.generative)
+        self.records = optimise(self.loaded.model, chosen, self.deployment.optimisation.on, reference)
 
     def drain(self, timeout_s: float) -> bool:
         """Stop taking requests, finish those accepted; False when the time ran out."""
@@ -80,6 +93,8 @@ class Service:
             "context_length": self.loaded.context_length,
             "ready": self.ready,
             "limits": vars(d.limits),
+            "optimisations": {record.name: record.state for record in self.records},
+            "passes": [record.to_dict() for record in self.records],
             **self.environment,
         }
 

@@ -82,6 +82,9 @@ class Pass(ABC):
     """One optimisation."""
 
     name: ClassVar[str]
+    public: ClassVar[bool] = False  # one of DeepSpeed's own open passes, or torch's own
+    tolerance: ClassVar[float] = TOLERANCE
+    supersedes: ClassVar[tuple[str, ...]] = ()  # passes over the same layers, which this one makes pointless
 
     @abstractmethod
     def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Decision:

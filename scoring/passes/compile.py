@@ -21,6 +21,7 @@ class Compile(Pass):
     """Compiles the forward for a few shapes; the other shapes stay plain. Put `cuda_graph` on top."""
 
     name = "compile"
+    public = True
 
     def __init__(self, shapes: Sequence[tuple[int, int]] = ((1, 128),), cache: Path | None = None) -> None:
         self._shapes = tuple(shapes)

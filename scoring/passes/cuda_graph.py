@@ -42,6 +42,8 @@ class GraphedForward:
     At most `limit` graphs are kept, the least recently used goes first.
     """
 
+    takes_host_inputs = True  # copied through pinned memory, which is faster than the caller's own copy
+
     def __init__(
         self,
         model: Any,
@@ -196,6 +198,7 @@ class CudaGraph(Pass):
     """Wraps the whole forward of an encoder; its graphs are captured by the first calls of the inference thread."""
 
     name = "cuda_graph"
+    public = True
 
     def __init__(self, limit: int = 32) -> None:
         self._limit = limit

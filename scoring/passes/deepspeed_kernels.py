@@ -32,6 +32,8 @@ class DeepSpeedKernels(Pass):
     """`deepspeed.init_inference(replace_with_kernel_inject=True)`, adapted: tensors returned, additive 4-D masks."""
 
     name = "deepspeed_kernels"
+    public = True
+    supersedes = ("compile",)
 
     def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Decision:
         if facts.family in REFUSED:

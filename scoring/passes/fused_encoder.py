@@ -70,6 +70,7 @@ class FusedEncoder(Pass):
     """Replaces embeddings and layers by a `FusedStack`; the heads stay as they are."""
 
     name = "fused_encoder"
+    supersedes = ("deepspeed_kernels",)
 
     def __init__(self, ops: EncoderOps | None = None) -> None:
         self._ops = ops

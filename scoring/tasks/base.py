@@ -153,10 +153,11 @@ class EncoderTask(Task):
             "attention_mask": 0,
             "token_type_ids": int(getattr(self.tokenizer, "pad_token_type_id", 0) or 0),
         }
+        device = "cpu" if getattr(self.model.forward, "takes_host_inputs", False) else self.loaded.device
         batch = {}
         for name in rows[0].features:
             padded = [row.features[name] + [fill[name]] * (longest - row.tokens) for row in rows]
-            batch[name] = torch.tensor(padded, device=self.loaded.device)
+            batch[name] = torch.tensor(padded, device=device)
         return batch
 
     def require_offsets(self) -> None:

@@ -1,0 +1,23 @@
+"""Facts of a loaded model, as the passes decide on them."""
+
+from typing import Any
+
+from scoring.passes.base import Facts
+
+
+def facts_of(model: Any, generative: bool) -> Facts:
+    """Read from a transformers model and its config, whose attribute map gives every family the same names."""
+    config = model.config
+    heads = int(getattr(config, "num_attention_heads", 0) or 0)
+    kind = "encoder-decoder" if config.is_encoder_decoder else "decoder" if generative else "encoder"
+    return Facts(
+        family=config.model_type,
+        architecture=type(model).__name__,
+        kind=kind,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        weight_bytes=sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
+        layers=int(getattr(config, "num_hidden_layers", 0) or 0),
+        heads=heads,
+        kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
+        hidden_size=int(getattr(config, "hidden_size", 0) or 0),
+    )

@@ -1,0 +1,137 @@
+"""Chooses passes, applies them, verifies each against plain transformers, and keeps a record of all of it.
+
+A pass that differs beyond its tolerance is undone and named; the model serves without it. A pass that was forced on
+and cannot be served is an error.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from scoring.config import Optimisation
+from scoring.errors import LoadError, PassNotServed
+from scoring.passes.base import TOLERANCE, Decision, Facts, Hardware, Pass, PassRefused
+
+logger = logging.getLogger("mii_azure.optimise")
+
+State = Literal["applied", "not taken", "refused", "dropped"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What became of one pass."""
+
+    name: str
+    state: State  # refused: by the pass, on the loaded model; dropped: applied, and found to differ
+    reason: str
+    replaced: int = 0  # modules
+    error: float | None = None  # relative, against plain transformers in fp32
+    seconds: float = 0.0  # to apply and verify
+
+    def to_dict(self) -> dict[str, Any]:
+        """For metadata and logs; an error that is not a number is told as text."""
+        fields = asdict(self)
+        if self.error is not None and not math.isfinite(self.error):
+            fields["error"] = str(self.error)
+        return fields
+
+
+def choose(
+    passes: Sequence[Pass], facts: Facts, hardware: Hardware, settings: Optimisation
+) -> list[tuple[Pass, Decision]]:
+    """Decide on every pass, on paper: nothing is loaded, and the hardware need not be here.
+
+    Raises LoadError for a forced pass that does not exist, PassNotServed for one that cannot apply.
+    """
+    known = [each.name for each in passes]
+    for name in (*settings.on, *settings.off):
+        if name not in known:
+            raise LoadError(f"There is no pass {name!r} for this model.", f"Passes: {', '.join(known)}.")
+    chosen = [(each, _decide(each, facts, hardware, settings)) for each in passes]
+    for each, decision in list(chosen):
+        # Forcing the weaker of two passes on the same layers means not to have the other.
+        stronger = next((o for o, d in chosen if d.take and each.name in o.supersedes), None)
+        if decision.take and stronger is not None:
+            loser, reason = each, f"{stronger.name} serves the same layers faster"
+            if each.name in settings.on and stronger.name not in settings.on:
+                loser, reason = stronger, f"{each.name} was forced on for the same layers"
+            chosen = [(o, Decision(False, reason) if o is loser else d) for o, d in chosen]
+    return chosen
+
+
+def _decide(each: Pass, facts: Facts, hardware: Hardware, settings: Optimisation) -> Decision:
+    if each.name in settings.off:
+        return Decision(False, "switched off")
+    decision = each.applies(facts, hardware, settings.objective)
+    if each.name in settings.on:
+        if not decision.take:
+            raise _not_served(each.name, decision.reason)
+        return decision
+    if decision.take and settings.profile == "public" and not each.public:
+        return Decision(False, "not among DeepSpeed's own open passes, which the profile is limited to")
+    return decision
+
+
+def optimise(
+    model: Any,
+    chosen: Sequence[tuple[Pass, Decision]],
+    forced: Sequence[str],
+    reference: Callable[[Any], Callable[..., Any]],
+) -> list[Record]:
+    """Apply the passes that were taken to a loaded model, in order; call it on the thread that will run the model.
+
+    `reference(model)` is what plain transformers answers; it is asked for once, before the first change. Raises
+    PassNotServed when a forced pass is refused or dropped.
+    """
+    records = []
+    told: Callable[..., Any] | None = None
+    for each, decision in chosen:
+        if not decision.take:
+            records.append(Record(each.name, "not taken", decision.reason))
+            continue
+        told = told or reference(model)
+        record = _serve(each, model, told, decision)
+        if record.state != "applied" and each.name in forced:
+            raise _not_served(each.name, record.reason)
+        records.append(record)
+    for record in records:
+        logger.info("pass %s: %s, %s", record.name, record.state, record.reason)
+    return records
+
+
+def _serve(each: Pass, model: Any, told: Callable[..., Any], decision: Decision) -> Record:
+    began = time.perf_counter()
+    try:
+        applied = each.apply(model)
+    except PassRefused as refused:
+        return Record(each.name, "refused", str(refused), seconds=time.perf_counter() - began)
+    except Exception as failure:  # a defect of the pass: go on only if it left the model as it was
+        logger.exception("pass %s failed while it was applied", each.name)
+        reason = f"it failed while it was applied: {type(failure).__name__}"
+        if not each.verify(model, told) <= TOLERANCE:
+            raise PassNotServed(
+                f"The pass {each.name} broke the model: {reason}.", f"Switch it off: {each.name}."
+            ) from failure
+        return Record(each.name, "dropped", reason, seconds=time.perf_counter() - began)
+    try:
+        error = each.verify(model, told)
+    except Exception as failure:  # a pass that cannot even be verified is not served
+        applied.undo()
+        logger.exception("pass %s failed while it was verified", each.name)
+        reason = f"it failed while it was verified: {type(failure).__name__}"
+        return Record(each.name, "dropped", reason, applied.count, seconds=time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    if not error <= each.tolerance:  # also where it is not a number
+        applied.undo()
+        reason = f"it differs from plain transformers by {error:.1e}, more than {each.tolerance:.0e}"
+        return Record(each.name, "dropped", reason, applied.count, error, seconds)
+    return Record(each.name, "applied", f"{decision.reason}; {applied.detail}", applied.count, error, seconds)
+
+
+def _not_served(name: str, reason: str) -> PassNotServed:
+    return PassNotServed(
+        f"The pass {name} was forced on and cannot be served: {reason}.", "Leave it out, or choose other hardware."
+    )

@@ -1,0 +1,44 @@
+"""The passes there are, in the order in which they are applied."""
+
+from collections.abc import Callable
+from typing import Any
+
+from scoring.config import Deployment, Limits
+from scoring.passes.base import Pass
+from scoring.tasks import task_schema
+
+
+def catalogue(deployment: Deployment) -> list[Pass]:
+    """The passes that a deployment's task may have."""
+    if task_schema(deployment.task).generative:
+        return decoder_passes(deployment.limits)
+    return encoder_passes()
+
+
+def encoder_passes() -> list[Pass]:
+    """Layers first, then the whole forward as one graph."""
+    from scoring.passes.compile import Compile
+    from scoring.passes.cuda_graph import CudaGraph
+    from scoring.passes.deepspeed_kernels import DeepSpeedKernels
+    from scoring.passes.fused_encoder import FusedEncoder
+
+    return [DeepSpeedKernels(), FusedEncoder(), Compile(), CudaGraph()]
+
+
+def decoder_passes(limits: Limits) -> list[Pass]:
+    """Slots for a full batch of requests of full length."""
+    from scoring.passes.static_decode import StaticDecode
+
+    context = limits.context_length or StaticDecode().max_length
+    return [StaticDecode(slots=limits.max_batch_size, max_length=context)]
+
+
+def reference_of(generative: bool) -> Callable[[Any], Callable[..., Any]]:
+    """How a model's plain answers are taken before any pass changes it."""
+    if generative:
+        from scoring.passes import static_decode
+
+        return static_decode.reference
+    from scoring.passes import checking
+
+    return checking.reference

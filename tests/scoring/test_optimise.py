@@ -1,0 +1,208 @@
+"""Passes are chosen, verified and recorded; what fails is undone, named, and not served."""
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scoring.config import Deployment, Limits, Optimisation
+from scoring.errors import LoadError, PassNotServed
+from scoring.kernels.encoder_ops import TorchOps
+from scoring.loader import load
+from scoring.optimise import choose
+from scoring.passes.base import Applied, Decision, Facts, Hardware, Pass, PassRefused
+from scoring.passes.catalogue import encoder_passes
+from scoring.passes.checking import verify_encoder
+from scoring.passes.fused_encoder import FusedEncoder
+from scoring.passes.static_decode import StaticDecode
+from scoring.service import Service
+from scoring.tasks import task_class
+
+Tiny = Callable[[str, str], Path]
+H100 = Hardware("cuda", "NVIDIA H100", (9, 0), 80 << 30, 1, nvcc=True)
+T4 = Hardware("cuda", "NVIDIA T4", (7, 5), 16 << 30, 1, nvcc=True)
+CPU = Hardware("cpu", "cpu", (0, 0), 0, 0, nvcc=False)
+BERT = Facts("bert", "BertForMaskedLM", "encoder", 110_000_000, 220_000_000, 12, 12, 12, 768)
+
+
+class Scaled(Pass):
+    """Multiplies the logits: by 1 it is right, by anything else wrong."""
+
+    name = "scaled"
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Decision:
+        return Decision(True, "always")
+
+    def apply(self, model: Any) -> Applied:
+        plain = model.forward
+
+        def forward(**batch: Any) -> Any:
+            output = plain(**batch)
+            output.logits = output.logits * self.factor
+            return output
+
+        model.forward = forward
+        return Applied(1, f"times {self.factor}", lambda: delattr(model, "forward"))
+
+    def verify(self, model: Any, reference: Callable[..., Any]) -> float:
+        return verify_encoder(model, reference)
+
+
+class Refusing(Scaled):
+    name = "refusing"
+
+    def apply(self, model: Any) -> Applied:
+        raise PassRefused("not this model")
+
+
+class Crashing(Scaled):
+    """Fails in apply, with the model changed by `factor`."""
+
+    name = "crashing"
+
+    def apply(self, model: Any) -> Applied:
+        super().apply(model)
+        raise RuntimeError("a defect")
+
+
+class Breaking(Scaled):
+    name = "breaking"
+
+    def verify(self, model: Any, reference: Callable[..., Any]) -> float:
+        raise ZeroDivisionError
+
+
+def service(folder: Path, task: str, passes: list[Pass], hardware: Hardware = H100, **settings: Any) -> Service:
+    deployment = Deployment("x", task, limits=Limits(), optimisation=Optimisation(**settings))
+    loaded = load(deployment, folder)
+    made = Service(deployment, loaded, task_class(task)(loaded, task), {})
+    made.start(passes, hardware)
+    return made
+
+
+@pytest.fixture
+def bert(tiny: Tiny) -> Path:
+    return tiny("bert", "text-classification")
+
+
+ASK = '{"inputs": ["a fine day", "bad"], "parameters": {"top_k": null}}'
+
+
+def test_a_right_pass_is_applied_and_told(bert: Path) -> None:
+    made = service(bert, "text-classification", [Scaled(1.0)])
+    facts = made.metadata()
+    assert facts["optimisations"] == {"scaled": "applied"}
+    record = facts["passes"][0]
+    assert record["error"] == 0.0
+    assert record["replaced"] == 1
+    assert record["seconds"] > 0
+
+
+@pytest.mark.parametrize("factor", [1.1, float("nan"), float("inf")])
+def test_a_wrong_pass_is_dropped_and_the_model_serves_without_it(bert: Path, factor: float) -> None:
+    plain = service(bert, "text-classification", []).answer(ASK)
+    made = service(bert, "text-classification", [Scaled(factor)])
+    assert made.metadata()["optimisations"] == {"scaled": "dropped"}
+    assert "differs from plain transformers" in made.records[0].reason
+    assert made.answer(ASK) == plain
+    assert made.answer('{"mii_azure": "metadata"}').status == 200
+
+
+@pytest.mark.parametrize(
+    ("faulty", "state"), [(Refusing(1.0), "refused"), (Breaking(1.0), "dropped"), (Crashing(1.0), "dropped")]
+)
+def test_a_pass_that_fails_is_named_and_the_others_go_on(bert: Path, faulty: Pass, state: str) -> None:
+    plain = service(bert, "text-classification", []).answer(ASK)
+    made = service(bert, "text-classification", [faulty, Scaled(1.0)])
+    assert made.metadata()["optimisations"] == {faulty.name: state, "scaled": "applied"}
+    assert made.answer(ASK) == plain
+
+
+@pytest.mark.parametrize("passes", [[Refusing(1.0)], [Breaking(1.0)]])
+def test_a_forced_pass_that_is_not_served_is_an_error(bert: Path, passes: list[Pass]) -> None:
+    with pytest.raises(PassNotServed, match=f"The pass {passes[0].name} was forced on"):
+        service(bert, "text-classification", passes, on=(passes[0].name,))
+
+
+def test_a_pass_that_breaks_the_model_ends_the_start(bert: Path) -> None:
+    with pytest.raises(PassNotServed, match="broke the model"):
+        service(bert, "text-classification", [Crashing(2.0)])
+
+
+def test_forced_off_is_off(bert: Path) -> None:
+    made = service(bert, "text-classification", [Scaled(3.0)], off=("scaled",))
+    assert made.records[0].reason == "switched off"
+
+
+def taken(hardware: Hardware, **settings: Any) -> dict[str, str]:
+    chosen = choose(encoder_passes(), BERT, hardware, Optimisation(**settings))
+    return {each.name: decision.reason for each, decision in chosen if decision.take}
+
+
+def test_what_is_chosen_on_paper() -> None:
+    assert set(taken(H100)) == {"fused_encoder", "cuda_graph"}
+    assert set(taken(H100, profile="public")) == {"deepspeed_kernels", "cuda_graph"}
+    assert set(taken(T4)) == {"deepspeed_kernels", "cuda_graph"}
+    assert set(taken(CPU)) == set()
+    assert set(taken(H100, on=("deepspeed_kernels",))) == {"deepspeed_kernels", "cuda_graph"}
+    assert set(taken(H100, off=("fused_encoder", "cuda_graph"))) == {"deepspeed_kernels"}
+
+
+def test_every_pass_says_why_it_is_not_taken() -> None:
+    for hardware in (H100, T4, CPU):
+        for _, decision in choose(encoder_passes(), BERT, hardware, Optimisation()):
+            assert decision.reason
+
+
+def test_forcing_what_cannot_be_or_does_not_exist() -> None:
+    with pytest.raises(PassNotServed, match="need an NVIDIA GPU"):
+        taken(CPU, on=("cuda_graph",))
+    with pytest.raises(LoadError, match=r"no pass 'cuda_grph'.*cuda_graph"):
+        taken(H100, off=("cuda_grph",))
+
+
+class FusedInTorch(FusedEncoder):
+    """The stack's arithmetic in plain torch, which takes heads of any size."""
+
+    def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Decision:
+        return Decision(True, "plain torch")
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
+def test_the_fused_stack_serves_the_same_answers(family: str, tiny: Tiny) -> None:
+    folder = tiny(family, "token-classification")
+    body = '{"inputs": ["My name is John.", "Anna"], "parameters": {"aggregation_strategy": "simple"}}'
+    plain = service(folder, "token-classification", []).answer(body)
+    made = service(folder, "token-classification", [FusedInTorch(TorchOps())])
+    assert made.metadata()["optimisations"] == {"fused_encoder": "applied"}
+    for mine, theirs in zip(json.loads(made.answer(body).body), json.loads(plain.body), strict=True):
+        assert [entry["word"] for entry in mine] == [entry["word"] for entry in theirs]
+        assert [entry["score"] for entry in mine] == pytest.approx([entry["score"] for entry in theirs], abs=1e-4)
+
+
+def test_text_generation_runs_on_the_slots_that_the_pass_made(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny("llama", "text-generation")
+    body = '{"inputs": ["Hello", "The end"], "parameters": {"max_new_tokens": 6}}'
+    plain = service(folder, "text-generation", []).answer(body)
+    made = service(folder, "text-generation", [StaticDecode(slots=2, max_length=64)])
+    assert made.metadata()["optimisations"] == {"static_decode": "applied"}
+    monkeypatch.setattr(made.loaded.model, "generate", None)
+    assert made.answer(body) == plain
+
+
+def test_a_pass_runs_on_the_inference_thread(bert: Path) -> None:
+    seen = []
+
+    class Watching(Scaled):
+        def apply(self, model: Any) -> Applied:
+            seen.append(threading.current_thread().name)
+            return super().apply(model)
+
+    service(bert, "text-classification", [Watching(1.0)])
+    assert seen == ["inference"]
