@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from scoring.decoder_families import build
-from scoring.decoder_form import Form, quantise
+from scoring.decoder_form import Form, quantise, widen
 from scoring.decoder_sampling import pick
 from scoring.decoder_state import Sampling, State
 from scoring.decoder_torch import TorchBackend
@@ -45,10 +45,10 @@ class Decoder:
     """A loaded transformers decoder served slot by slot; shares the model's weights.
 
     Raises LoadError for a model that the form does not cover. `max_length` bounds prompt and generated tokens of a
-    slot, and is cut to the model's own positions. `int8` lets steps of one or two slots on a GPU read int8 weights.
+    slot, and is cut to the model's own positions.
     """
 
-    def __init__(self, model: Any, slots: int, max_length: int, int8: bool = False) -> None:
+    def __init__(self, model: Any, slots: int, max_length: int) -> None:
         bound = int(getattr(model.config, "max_position_embeddings", 0) or 0)
         self.max_length = min(max_length, bound) if bound and model.config.model_type != "bloom" else max_length
         self.form: Form = build(model, self.max_length)
@@ -59,12 +59,7 @@ class Decoder:
         self._logits: dict[int, Tensor] = {}  # of prefills not sampled yet
         self._last = torch.empty(0)
         self._cuda: Any = None
-        if self.form.device.type == "cuda":
-            from scoring.decoder_cuda import CudaBackend
-
-            if int8:
-                quantise(self.form)
-            self._cuda = CudaBackend(self.form, self.state)
+        self._start()
 
     def open(self, slot: int, sampling: Sampling | None = None) -> None:
         """Empty a slot for a new sequence."""
@@ -133,6 +128,18 @@ class Decoder:
         """Compile and capture the step for batches of these sizes (default: every size up to the slots)."""
         if self._cuda is not None:
             self._cuda.warm_up(sizes)
+
+    def use_int8(self, wanted: bool = True) -> None:
+        """Let steps of one or two slots on a GPU read int8 weights, made now and kept beside the others; or stop it."""
+        quantise(self.form) if wanted else widen(self.form)
+        self._start()
+
+    def _start(self) -> None:
+        """Bring up the GPU's back end over the form as it is; its graphs are captured on use or by `warm_up`."""
+        if self.form.device.type == "cuda":
+            from scoring.decoder_cuda import CudaBackend
+
+            self._cuda = CudaBackend(self.form, self.state)
 
     def _pick(self, slots: Sequence[int], logits: Tensor) -> Pending:
         tokens = [pick(logits[row], self.state, slot) for row, slot in enumerate(slots)]

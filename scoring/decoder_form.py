@@ -149,3 +149,9 @@ def quantise(form: Form) -> None:
         blocks = zip(torch.split(wide, 8192), torch.split(scale, 8192), strict=True)
         narrow = [(block.float() / part[:, None]).round().to(torch.int8) for block, part in blocks]
         product.weight, product.scale, product.wide = torch.cat(narrow), scale, wide
+
+
+def widen(form: Form) -> None:
+    """Drop the int8 weights."""
+    for product in form.products():
+        product.weight, product.scale, product.wide = product.full, None, None

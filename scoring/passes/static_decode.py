@@ -14,7 +14,7 @@ from scoring.passes.base import Applied, Decision, Facts, Hardware, Pass, PassRe
 
 _LONGEST_HEAD = 256
 _MEMORY_SHARE = 0.9  # of the card, for weights and cache; the rest is activations, graphs and the context
-_PROBES = (48, 17)  # tokens of the sequences that verification decodes, in two slots at once
+_PROBES = (48, 30, 17)  # tokens of the sequences decoded at once, so that steps of 3, 2 and 1 slots are verified
 _PREFILLED = 12  # of each, in two pieces; the rest goes through cached steps
 
 
@@ -31,10 +31,9 @@ class StaticDecode(Pass):
 
     name: ClassVar[str] = "static_decode"
 
-    def __init__(self, slots: int = 16, max_length: int = 2048, int8: bool = False) -> None:
+    def __init__(self, slots: int = 16, max_length: int = 2048) -> None:
         self.slots = slots
         self.max_length = max_length
-        self.int8 = int8
 
     def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Decision:
         """Taken for the ten families on GPUs with bf16 matrix units and memory for the slots."""
@@ -64,7 +63,7 @@ class StaticDecode(Pass):
         if reason:
             raise PassRefused(reason)
         try:
-            decoder = Decoder(model, self.slots, self.max_length, self.int8)
+            decoder = Decoder(model, self.slots, self.max_length)
             decoder.warm_up()
         except torch.OutOfMemoryError as error:
             raise PassRefused(f"no memory for {self.slots} slots of {self.max_length} tokens") from error

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from scoring.decoder_families import FAMILIES
-from scoring.passes.base import LATENCY, TOLERANCE, Facts, Hardware, PassRefused
+from scoring.passes.base import COST, LATENCY, TOLERANCE, Facts, Hardware, PassRefused
 from scoring.passes.static_decode import StaticDecode, errors, reference
+from scoring.passes.weight_only import WeightOnly
 from tests.passes.test_decoder_reference import plain_logits, prompt, tiny
 
 FACTS = Facts("llama", "LlamaForCausalLM", "decoder", 1_100_000_000, 2_200_000_000, 22, 32, 4, 2048)
@@ -69,3 +70,35 @@ def test_a_configuration_that_is_not_covered_is_refused(tmp_path: Path) -> None:
     model.config.apply_residual_connection_post_layernorm = True
     with pytest.raises(PassRefused, match="residual after the norm"):
         StaticDecode(slots=1, max_length=16).apply(model)
+
+
+def test_int8_is_for_large_models_and_latency() -> None:
+    chosen = WeightOnly(StaticDecode())
+    large = replace(FACTS, weight_bytes=13_400_000_000)
+    assert chosen.applies(large, H100, LATENCY).take
+    assert "too fast for it to pay" in chosen.applies(FACTS, H100, LATENCY).reason
+    assert "larger batches" in chosen.applies(large, H100, COST).reason
+    assert "need 69.8 GiB together" in chosen.applies(replace(FACTS, weight_bytes=50 * 10**9), H100, LATENCY).reason
+    assert (
+        "static_decode: bert is not"
+        in chosen.applies(replace(large, family="bert", kind="encoder"), H100, LATENCY).reason
+    )
+
+
+def test_int8_weights_come_and_go(tmp_path: Path) -> None:
+    model = tiny("opt", tmp_path)
+    with pytest.raises(PassRefused, match="no static decoder"):
+        WeightOnly(StaticDecode()).apply(model)
+    decode = StaticDecode(slots=2, max_length=64)
+    decode.apply(model)
+    products = model.static_decoder.form.products()
+    before = [product.weight for product in products]
+    applied = WeightOnly(decode).apply(model)
+    assert applied.count == len(products)
+    for product, wide in zip(products, before, strict=True):
+        assert product.weight.dtype == torch.int8
+        assert product.scale is not None
+        step = product.scale[:, None]
+        assert ((product.weight * step - wide).abs() <= 0.5001 * step).all()
+    applied.undo()
+    assert all(product.weight is wide and product.scale is None for product, wide in zip(products, before, strict=True))

@@ -1,0 +1,53 @@
+"""int8 weights for decode steps of one or two sequences, which wait for nothing but the bytes of the weights."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+
+from scoring.passes.base import LATENCY, Applied, Decision, Facts, Hardware, Pass, PassRefused
+from scoring.passes.static_decode import StaticDecode, errors
+
+_WORTH = 3e9  # bytes of weights below which launches and latencies, not bandwidth, take most of a step
+
+
+class WeightOnly(Pass):
+    """Adds int8 weights (symmetric, one scale a row) to a model's static decoder; prefill keeps the 16-bit ones.
+
+    Answers change by what eight bits lose, so `tolerance`, not the tolerance of exact passes, is its bound.
+    """
+
+    name: ClassVar[str] = "weight_only"
+    tolerance: ClassVar[float] = 5e-2
+
+    def __init__(self, decode: StaticDecode) -> None:
+        self.decode = decode
+
+    def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Decision:
+        """Taken for latency, on top of static_decode, for models large enough and where half as much again fits."""
+        below = self.decode.applies(facts, hardware, objective)
+        if not below.take:
+            return Decision(False, f"it builds on static_decode: {below.reason}")
+        if objective != LATENCY:
+            return Decision(False, "it serves one or two sequences at a time; larger batches read 16-bit weights")
+        if facts.weight_bytes < _WORTH:
+            return Decision(False, f"{facts.weight_bytes / 1e9:.1f} GB of weights are read too fast for it to pay")
+        if 1.5 * facts.weight_bytes > 0.8 * hardware.memory_bytes:
+            return Decision(False, f"16-bit and int8 weights need {1.5 * facts.weight_bytes / 2**30:.1f} GiB together")
+        return Decision(True, "int8 weights beside the 16-bit ones, one scale a row")
+
+    def apply(self, model: Any) -> Applied:
+        decoder = getattr(model, "static_decoder", None)
+        if decoder is None:
+            raise PassRefused("the model has no static decoder")
+        try:
+            decoder.use_int8()
+            decoder.warm_up()
+        except torch.OutOfMemoryError as error:
+            decoder.use_int8(False)
+            raise PassRefused("no memory for int8 weights beside the 16-bit ones") from error
+        return Applied(len(decoder.form.products()), "int8, one scale a row", lambda: decoder.use_int8(False))
+
+    def verify(self, model: Any, reference: Callable[..., Any]) -> float:
+        """Larger relative error of prefill and of cached steps against plain transformers in float32."""
+        return max(errors(model.static_decoder, reference()).values(), key=lambda e: float("inf") if e != e else e)
