@@ -20,6 +20,7 @@ GEMV_ROWS = 2
 _MULTIPROCESSORS = 132
 _SPAN = 64  # keys that one pass of the attention kernel reads
 _LEAST = 64  # keys below which a span is not split
+_BREADTH = 32768  # logits that the choice holds in registers; of more, it reads half as many at a time
 _CHUNK = 2048  # logits that one program of the sampling scan reads
 
 
@@ -71,6 +72,8 @@ class Launcher:
         self.group = triton.next_power_of_2(max(16, form.heads // form.kv_heads))
         self.wide = triton.next_power_of_2(max(16, form.head_dim))
         self.span, self.least, self.warps = _SPAN, _LEAST, 4
+        fitting = triton.next_power_of_2(form.vocabulary)
+        self.breadth = fitting if fitting <= _BREADTH else _BREADTH // 2
         self.chunks = triton.cdiv(form.vocabulary, _CHUNK)
         self.precision = "ieee" if form.dtype == torch.float32 else "tf32"
         self._gains = {id(linear): _gains(norm, linear) for norm, linear in self._normed_products()}
@@ -280,8 +283,9 @@ class Launcher:
         )  # fmt: skip
         decode_sampling.choose[(rows,)](
             b.scores, b.best, b.where, b.out, b.slots, s.lengths, s.tokens, s.seen, s.temperature, s.top_k, s.top_p,
-            s.seed, vocabulary, s.slots, BV=2048, CHUNKS=self.chunks, CP=triton.next_power_of_2(self.chunks),
-            ADVANCE=int(advance), PDL=self.pdl, num_warps=16, **self._options,
+            s.seed, vocabulary, s.slots, BV=self.breadth, BD=min(self.breadth, 8192),
+            ONCE=vocabulary <= self.breadth, CHUNKS=self.chunks, CP=triton.next_power_of_2(self.chunks),
+            ADVANCE=int(advance), PDL=self.pdl, num_warps=32 if self.breadth >= 16384 else 4, **self._options,
         )  # fmt: skip
 
     def tile(self, name: str, linear: Linear, sets: int) -> Tile:

@@ -17,13 +17,6 @@ def _gumbel(seed, v, length):
 
 
 @triton.jit
-def _keys(x):
-    """Integers that order as the floats do."""
-    bits = x.to(tl.int32, bitcast=True)
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
-
-
-@triton.jit
 def scan(logits_ptr, scores_ptr, best_ptr, where_ptr, slots_ptr, lengths_ptr, seen_ptr, temperature_ptr, penalty_ptr,
          seed_ptr, forbidden_ptr, until_ptr, V, BV: tl.constexpr, CHUNKS: tl.constexpr, HELD: tl.constexpr,
          ADVANCE: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
@@ -59,56 +52,75 @@ def scan(logits_ptr, scores_ptr, best_ptr, where_ptr, slots_ptr, lengths_ptr, se
 
 
 @triton.jit
-def _threshold(scores_ptr, floor, target, top, V, BV: tl.constexpr, MASS: tl.constexpr):
-    """Largest key t for which the count (or the mass, exp(x - top)) of keys >= t, and >= floor, reaches target."""
-    lowest = tl.full([], -2147483648, tl.int64)
-    step = tl.full([], 268435456, tl.int64)  # 2^28: sixteen thresholds a pass, eight passes
-    for _ in range(8):
-        tests = lowest + tl.arange(0, 16).to(tl.int64) * step
-        reached = tl.zeros([16], tl.float32)
+def _weights(scores_ptr, v, V, top):
+    """exp(score - top), in (0, 1], as float32 whose bits order as it does; -1 past the vocabulary."""
+    x = tl.load(scores_ptr + v, mask=v < V, other=0.0)
+    return tl.where(v < V, tl.exp(x - top), -1.0)
+
+
+@triton.jit
+def _above(w, bits, MASS: tl.constexpr):
+    """How many weights have at least these bits, or what they weigh."""
+    inside = w.to(tl.int32, bitcast=True) >= bits
+    if MASS:
+        worth = tl.where(inside, w, 0.0)
+    else:
+        worth = tl.where(inside, 1.0, 0.0)
+    return tl.sum(worth, 0)
+
+
+@triton.jit
+def _reach(w, scores_ptr, bits, top, V, BV: tl.constexpr, ONCE: tl.constexpr, MASS: tl.constexpr):
+    """`_above` over a row: of w, which holds it all with ONCE, or tile after tile."""
+    reached = 0.0
+    if ONCE:
+        reached = _above(w, bits, MASS)
+    else:
         for start in range(0, V, BV):
-            v = start + tl.arange(0, BV)
-            x = tl.load(scores_ptr + v, mask=v < V, other=-float("inf"))
-            keys = _keys(x).to(tl.int64)
-            worth = tl.where((v < V) & (keys >= floor), 1.0, 0.0)
-            if MASS:
-                worth *= tl.exp(x - top)
-            reached += tl.sum(tl.where(keys[None, :] >= tests[:, None], worth[None, :], 0.0), 1)
-        passed = tl.sum((reached >= target).to(tl.int64), 0)
-        lowest += tl.maximum(passed - 1, 0) * step
-        step = step // 16
-    return lowest
+            reached += _above(_weights(scores_ptr, start + tl.arange(0, BV), V, top), bits, MASS)
+    return reached
 
 
 @triton.jit
-def _total(scores_ptr, floor, top, V, BV: tl.constexpr):
-    total = tl.zeros([BV], tl.float32)
-    for start in range(0, V, BV):
-        v = start + tl.arange(0, BV)
-        x = tl.load(scores_ptr + v, mask=v < V, other=-float("inf"))
-        total += tl.where(_keys(x).to(tl.int64) >= floor, tl.exp(x - top), 0.0)
-    return tl.sum(total, 0)
+def _threshold(w, scores_ptr, low, target, top, V, BV: tl.constexpr, ONCE: tl.constexpr, MASS: tl.constexpr):
+    """Bits of the largest weight at which count or mass of the weights from there up reaches the target."""
+    high = tl.full([], 0x3F800001, tl.int32)  # one above the bits of 1.0, which nothing exceeds
+    while high - low > 1:
+        middle = low + (high - low) // 2
+        reached = _reach(w, scores_ptr, middle, top, V, BV, ONCE, MASS)
+        if reached >= target:
+            low = middle
+            if (not MASS) & (reached == target):
+                high = low + 1  # exactly the k likeliest
+        else:
+            high = middle
+    return low
 
 
 @triton.jit
-def _restricted(scores_ptr, top_k, top_p, seed, length, V, BV: tl.constexpr):
-    """One draw among the k likeliest and the nucleus of one row's scores."""
+def _restricted(scores_ptr, top_k, top_p, seed, length, V, BV: tl.constexpr, BD: tl.constexpr,
+                ONCE: tl.constexpr):  # fmt: skip
+    """One draw among the k likeliest and the nucleus of one row's scores; thresholds are found by bisection."""
     top = tl.full([], -float("inf"), tl.float32)
-    for start in range(0, V, BV):
-        v = start + tl.arange(0, BV)
+    for start in range(0, V, BD):
+        v = start + tl.arange(0, BD)
         top = tl.maximum(top, tl.max(tl.load(scores_ptr + v, mask=v < V, other=-float("inf")), 0))
-    floor = tl.full([], -2147483648, tl.int64)
+    w = tl.zeros([1], tl.float32)
+    if ONCE:
+        w = _weights(scores_ptr, tl.arange(0, BV), V, top)
+    floor = tl.full([], 0, tl.int32)
     if (top_k > 0) & (top_k < V):
-        floor = _threshold(scores_ptr, floor, top_k.to(tl.float32), top, V, BV, False)
+        floor = _threshold(w, scores_ptr, floor, top_k.to(tl.float32), top, V, BV, ONCE, False)
     if top_p < 1.0:
-        mass = top_p * _total(scores_ptr, floor, top, V, BV)
-        floor = tl.maximum(floor, _threshold(scores_ptr, floor, mass, top, V, BV, True))
+        mass = top_p * _reach(w, scores_ptr, floor, top, V, BV, ONCE, True)
+        floor = _threshold(w, scores_ptr, floor, mass, top, V, BV, ONCE, True)
     best = tl.full([], -float("inf"), tl.float32)
     place = tl.full([], 0, tl.int32)
-    for start in range(0, V, BV):
-        v = start + tl.arange(0, BV)
-        x = tl.load(scores_ptr + v, mask=v < V, other=-float("inf"))
-        drawn = tl.where((v < V) & (_keys(x).to(tl.int64) >= floor), x + _gumbel(seed, v, length), -float("inf"))
+    for start in range(0, V, BD):
+        v = start + tl.arange(0, BD)
+        x = tl.load(scores_ptr + v, mask=v < V, other=0.0)
+        kept = _weights(scores_ptr, v, V, top).to(tl.int32, bitcast=True) >= floor
+        drawn = tl.where(kept, x + _gumbel(seed, v, length), -float("inf"))
         highest = tl.max(drawn, 0)
         if highest > best:
             best = highest
@@ -118,8 +130,8 @@ def _restricted(scores_ptr, top_k, top_p, seed, length, V, BV: tl.constexpr):
 
 @triton.jit
 def choose(scores_ptr, best_ptr, where_ptr, out_ptr, slots_ptr, lengths_ptr, tokens_ptr, seen_ptr, temperature_ptr,
-           top_k_ptr, top_p_ptr, seed_ptr, V, SLOTS, BV: tl.constexpr, CHUNKS: tl.constexpr, CP: tl.constexpr,
-           ADVANCE: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+           top_k_ptr, top_p_ptr, seed_ptr, V, SLOTS, BV: tl.constexpr, BD: tl.constexpr, ONCE: tl.constexpr,
+           CHUNKS: tl.constexpr, CP: tl.constexpr, ADVANCE: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """The token of a row: into out [B], the slot's next input and its seen tokens; the length grows. Grid (B,)."""
     if PDL:
         gdc_wait()
@@ -133,7 +145,7 @@ def choose(scores_ptr, best_ptr, where_ptr, out_ptr, slots_ptr, lengths_ptr, tok
     token = tl.full([], 0, tl.int32)
     if (tl.load(temperature_ptr + slot) > 0) & narrowed:
         seed = tl.load(seed_ptr + slot)
-        token = _restricted(scores_ptr + row * V, top_k, top_p, seed, length + ADVANCE, V, BV)
+        token = _restricted(scores_ptr + row * V, top_k, top_p, seed, length + ADVANCE, V, BV, BD, ONCE)
     else:
         c = tl.arange(0, CP)
         best = tl.load(best_ptr + row * CHUNKS + c, mask=c < CHUNKS, other=-float("inf"))

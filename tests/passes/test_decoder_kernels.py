@@ -104,12 +104,15 @@ SAMPLINGS = (
 )
 
 
+@pytest.mark.parametrize("breadth", [128, 1024], ids=["tiles", "once"])
 @torch.inference_mode()
-def test_the_sampler_picks_what_the_reference_picks(tmp_path: Path) -> None:
+def test_the_sampler_picks_what_the_reference_picks(breadth: int, tmp_path: Path) -> None:
     model = tiny("gpt2", tmp_path).to(DEVICE)
     form = build(model, 128)
     state = State(form, len(SAMPLINGS), 128)
     launcher = Launcher(form, state, len(SAMPLINGS), pdl=DEVICE == "cuda")
+    launcher.breadth = breadth
+    assert 128 < form.vocabulary <= 1024
     for slot, sampling in enumerate(SAMPLINGS):
         state.open(slot, sampling)
         state.seen[slot, ::3] = 1
