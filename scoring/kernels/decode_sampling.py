@@ -1,7 +1,7 @@
 """The next token of every row, picked on the device; the same numbers as `scoring.decoder_sampling`."""
 
 # mypy: ignore-errors
-# ruff: noqa: N803
+# ruff: noqa: N803, SIM108
 
 import triton
 import triton.language as tl
