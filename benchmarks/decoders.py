@@ -24,8 +24,8 @@ import torch
 
 from benchmarks.common import RESULTS, ceilings, device_ms, provenance, table, write
 from scoring.decode import Decoder
+from scoring.decoder_checking import errors, reference
 from scoring.decoder_state import Sampling
-from scoring.passes.static_decode import errors, reference
 
 DATASHEET = 3.35e12  # bytes a second of an H100's memory; what the floors are over
 PROMPT, TOKENS, LENGTH = 128, 64, 384

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 
 from benchmarks.common import RESULTS, call_ms, ceilings, device_ms, encoder_floor_ms, provenance, table, write
+from scoring.graphs import GraphedForward
 from scoring.kernels.encoder_triton import TritonOps
 from scoring.passes.base import TOLERANCE, PassRefused
 from scoring.passes.checking import probes, reference, relative_error, verify_encoder
-from scoring.passes.cuda_graph import GraphedForward
 
 LARGE = {
     "hidden_size": 1024,

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from scoring.config import Optimisation
 from scoring.errors import LoadError, PassNotServed
-from scoring.passes.base import TOLERANCE, Decision, Facts, Hardware, Pass, PassRefused
+from scoring.passes.base import Decision, Facts, Hardware, Pass, PassRefused
 
 logger = logging.getLogger("mii_azure.optimise")
 
@@ -111,22 +111,22 @@ def _serve(each: Pass, model: Any, told: Callable[..., Any], decision: Decision)
     except Exception as failure:  # a defect of the pass: go on only if it left the model as it was
         logger.exception("pass %s failed while it was applied", each.name)
         reason = f"it failed while it was applied: {type(failure).__name__}"
-        if not each.verify(model, told) <= TOLERANCE:
+        if not each.verify(model, told) <= each.bound(told):
             raise PassNotServed(
                 f"The pass {each.name} broke the model: {reason}.", f"Switch it off: {each.name}."
             ) from failure
         return Record(each.name, "dropped", reason, seconds=time.perf_counter() - began)
     try:
-        error = each.verify(model, told)
+        error, bound = each.verify(model, told), each.bound(told)
     except Exception as failure:  # a pass that cannot even be verified is not served
         applied.undo()
         logger.exception("pass %s failed while it was verified", each.name)
         reason = f"it failed while it was verified: {type(failure).__name__}"
         return Record(each.name, "dropped", reason, applied.count, seconds=time.perf_counter() - began)
     seconds = time.perf_counter() - began
-    if not error <= each.tolerance:  # also where it is not a number
+    if not error <= bound:  # also where it is not a number
         applied.undo()
-        reason = f"it differs from plain transformers by {error:.1e}, more than {each.tolerance:.0e}"
+        reason = f"it differs from plain transformers by {error:.1e}, more than {bound:.1e}"
         return Record(each.name, "dropped", reason, applied.count, error, seconds)
     return Record(each.name, "applied", f"{decision.reason}; {applied.detail}", applied.count, error, seconds)
 

@@ -13,6 +13,11 @@ ROOT = Path(__file__).resolve().parent.parent
 HEAVY = {"torch", "transformers", "deepspeed", "azure", "grpc", "fastapi", "azureml_inference_server_http"}
 
 
+# Deciding on paper must not wait for torch.
+DECISIONS = "from scoring.passes.catalogue import encoder_passes, decoder_passes; from scoring.config import Limits; "
+DECISIONS += "encoder_passes(); decoder_passes(Limits())"
+
+
 def imported(path: Path) -> set[str]:
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -28,7 +33,7 @@ def test_scoring_imports_none_of_the_other_packages(path: Path) -> None:
     assert not imported(path) & {"mii_azure", "templates", "local_runner", "tests", "benchmarks", "tools"}
 
 
-@pytest.mark.parametrize("statement", ["import mii_azure", "import mii_azure.cli", "import scoring.tasks"])
+@pytest.mark.parametrize("statement", ["import mii_azure", "import mii_azure.cli", "import scoring.tasks", DECISIONS])
 def test_heavy_packages_wait_until_they_are_needed(statement: str) -> None:
     code = f"{statement}; import sys; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()

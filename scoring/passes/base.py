@@ -97,3 +97,7 @@ class Pass(ABC):
     @abstractmethod
     def verify(self, model: Any, reference: Callable[..., Any]) -> float:
         """Relative error of the changed model against what plain transformers answers; NaN is a failure."""
+
+    def bound(self, reference: Callable[..., Any]) -> float:
+        """The largest error that is served, given what plain transformers answers."""
+        return self.tolerance

@@ -28,17 +28,19 @@ def encoder_passes() -> list[Pass]:
 def decoder_passes(limits: Limits) -> list[Pass]:
     """Slots for a full batch of requests of full length."""
     from scoring.passes.static_decode import StaticDecode
+    from scoring.passes.weight_only import WeightOnly
 
     context = limits.context_length or StaticDecode().max_length
-    return [StaticDecode(slots=limits.max_batch_size, max_length=context)]
+    decode = StaticDecode(slots=limits.max_batch_size, max_length=context)
+    return [decode, WeightOnly(decode)]
 
 
 def reference_of(generative: bool) -> Callable[[Any], Callable[..., Any]]:
     """How a model's plain answers are taken before any pass changes it."""
     if generative:
-        from scoring.passes import static_decode
+        from scoring import decoder_checking
 
-        return static_decode.reference
+        return decoder_checking.reference
     from scoring.passes import checking
 
     return checking.reference

@@ -3,10 +3,8 @@
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-import torch
-
 from scoring.passes.base import LATENCY, Applied, Decision, Facts, Hardware, Pass, PassRefused
-from scoring.passes.static_decode import StaticDecode, errors
+from scoring.passes.static_decode import StaticDecode
 
 _WORTH = 3e9  # bytes of weights below which launches and latencies, not bandwidth, take most of a step
 
@@ -37,6 +35,8 @@ class WeightOnly(Pass):
         return Decision(True, "int8 weights beside the 16-bit ones, one scale a row")
 
     def apply(self, model: Any) -> Applied:
+        import torch
+
         decoder = getattr(model, "static_decoder", None)
         if decoder is None:
             raise PassRefused("the model has no static decoder")
@@ -50,4 +50,6 @@ class WeightOnly(Pass):
 
     def verify(self, model: Any, reference: Callable[..., Any]) -> float:
         """Larger relative error of prefill and of cached steps against plain transformers in float32."""
+        from scoring.decoder_checking import errors
+
         return max(errors(model.static_decoder, reference()).values(), key=lambda e: float("inf") if e != e else e)

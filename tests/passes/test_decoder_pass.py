@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from scoring.decoder_families import FAMILIES
+from scoring.decoder_checking import errors, reference
+from scoring.decoder_families import FAMILIES as BUILT
 from scoring.passes.base import COST, LATENCY, TOLERANCE, Facts, Hardware, PassRefused
-from scoring.passes.static_decode import StaticDecode, errors, reference
+from scoring.passes.static_decode import FAMILIES, StaticDecode
 from scoring.passes.weight_only import WeightOnly
 from tests.passes.test_decoder_reference import plain_logits, prompt, tiny
 
@@ -102,3 +103,7 @@ def test_int8_weights_come_and_go(tmp_path: Path) -> None:
         assert ((product.weight * step - wide).abs() <= 0.5001 * step).all()
     applied.undo()
     assert all(product.weight is wide and product.scale is None for product, wide in zip(products, before, strict=True))
+
+
+def test_the_pass_names_the_families_that_are_built() -> None:
+    assert sorted(FAMILIES) == sorted(BUILT)

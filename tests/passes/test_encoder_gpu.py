@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 import torch
 
+from scoring.graphs import GraphedForward
+from scoring.injection import ROWS
 from scoring.passes.base import TOLERANCE, PassRefused
 from scoring.passes.checking import probes, reference, verify_encoder
 from scoring.passes.compile import Compile
-from scoring.passes.cuda_graph import CudaGraph, GraphedForward
-from scoring.passes.deepspeed_kernels import ROWS, DeepSpeedKernels
+from scoring.passes.cuda_graph import CudaGraph
+from scoring.passes.deepspeed_kernels import DeepSpeedKernels
 from scoring.passes.fused_encoder import FusedEncoder
 from tests.passes.encoder_models import COVERED, make
 

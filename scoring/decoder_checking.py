@@ -1,0 +1,71 @@
+"""How a decoder is compared with plain transformers: prefill in pieces, and cached steps of one slot and several."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoring.decode import Decoder
+
+_PROBES = (48, 30, 17)  # tokens of the sequences decoded at once, so that steps of 3, 2 and 1 slots are verified
+_PREFILLED = 12  # of each, in two pieces; the rest goes through cached steps
+
+
+@dataclass(frozen=True)
+class Told:
+    """What plain transformers answers: token ids and float32 logits [T, vocabulary] of each probe, on the CPU."""
+
+    ids: list[list[int]]
+    logits: list[Tensor]
+    own_error: float  # of the model in its own type against the same in float32: what 16 bits cost by themselves
+
+
+def reference(model: Any) -> Callable[[], Told]:
+    """What plain transformers answers in float32, computed now; in the model's own type where memory is short."""
+    generator = torch.Generator().manual_seed(0)
+    vocabulary, bound = model.config.vocab_size, getattr(model.config, "max_position_embeddings", None) or _PROBES[0]
+    lengths = [min(length, bound) for length in _PROBES]
+    ids = [torch.randint(min(5, vocabulary - 1), vocabulary, (n,), generator=generator).tolist() for n in lengths]
+    plain = model
+    if model.dtype != torch.float32:
+        needed = 4 * sum(parameter.numel() for parameter in model.parameters())
+        if model.device.type != "cuda" or torch.cuda.mem_get_info(model.device)[0] > 1.2 * needed:
+            plain = deepcopy(model).float()
+    logits = _logits(plain, ids)
+    own = 0.0 if plain is model else _relative(torch.cat(_logits(model, ids)), torch.cat(logits))
+    told = Told(ids, logits, own)
+    return lambda: told
+
+
+@torch.inference_mode()
+def _logits(model: Any, ids: list[list[int]]) -> list[Tensor]:
+    return [model(torch.tensor([row], device=model.device)).logits[0].float().cpu() for row in ids]
+
+
+def errors(decoder: Decoder, told: Told) -> dict[str, float]:
+    """Relative errors (2-norms over all positions) of "prefill" and "decode", sequences fed as they are."""
+    slots = list(range(min(decoder.slots, len(told.ids))))
+    prefill, found, wanted = [], [], []
+    for slot in slots:
+        decoder.open(slot)
+        decoder.prefill(slot, told.ids[slot][: _PREFILLED // 2])
+        logits = decoder.prefill(slot, told.ids[slot][_PREFILLED // 2 : _PREFILLED])
+        prefill.append((logits.float().cpu(), told.logits[slot][_PREFILLED - 1]))
+    for position in range(_PREFILLED, max(map(len, told.ids))):
+        live = [slot for slot in slots if position < len(told.ids[slot])]
+        for slot in live:
+            decoder.feed(slot, told.ids[slot][position])
+        decoder.step(live)
+        found += list(decoder.last_logits(len(live)).float().cpu())
+        wanted += [told.logits[slot][position] for slot in live]
+    return {
+        "prefill": _relative(torch.stack([a for a, _ in prefill]), torch.stack([b for _, b in prefill])),
+        "decode": _relative(torch.stack(found), torch.stack(wanted)),
+    }
+
+
+def _relative(found: Tensor, wanted: Tensor) -> float:
+    return float((found - wanted).norm() / wanted.norm().clamp_min(1e-12))
