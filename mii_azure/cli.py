@@ -1,6 +1,7 @@
 """The command line: one thin function per verb; every flag has an environment twin, MII_AZURE_<FLAG>."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +15,7 @@ from mii_azure.errors import MiiAzureError
 app = typer.Typer(
     name="mii-azure",
     help="From a model and a task to a folder that Azure ML deploys as it stands, served and proven locally.",
-    epilog="Exit codes: 0 done, 1 findings or a verdict that says no, 2 usage, 3 model or bundle, 4 host.",
+    epilog="Exit codes: 0 done, 1 findings or a verdict that says no, 2 usage, 3 model or bundle, 4 host, 70 a defect.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -36,6 +37,10 @@ Revision = Annotated[str | None, _flag("revision", "Hub commit, branch or tag; p
 DType = Annotated[str, _flag("dtype", "auto, float32, float16 or bfloat16.")]
 AllowPickle = Annotated[bool, _flag("allow-pickle", "Accept weights that exist only as pickle files.")]
 InstanceCount = Annotated[int, _flag("instance-count", "Instances of the deployment, 1 to 50.")]
+Objective = Annotated[str, _flag("objective", "What optimisations are chosen for: latency or cost.")]
+Optimisations = Annotated[str, _flag("optimisations", "azure: every pass; public: DeepSpeed's own open ones.")]
+PassesOn = Annotated[str, _flag("passes-on", "Comma-separated passes to force on.")]
+PassesOff = Annotated[str, _flag("passes-off", "Comma-separated passes to leave out.")]
 AsJson = Annotated[bool, _flag("json", "Print JSON instead of tables.")]
 Bundle = Annotated[Path, typer.Argument(envvar="MII_AZURE_BUNDLE", help="A generated folder.")]
 Targets = Annotated[str, _flag("targets", "Comma-separated: in-process, grpc, http, azmlinfsrv.")]
@@ -52,6 +57,10 @@ def plan(
     dtype: DType = "auto",
     instance_count: InstanceCount = 1,
     allow_pickle: AllowPickle = False,
+    objective: Objective = "latency",
+    optimisations: Optimisations = "azure",
+    passes_on: PassesOn = "",
+    passes_off: PassesOff = "",
     as_json: AsJson = False,
 ) -> None:
     """Say whether a model fits, where, and with which settings, before anything starts. Downloads no weights."""
@@ -66,6 +75,10 @@ def plan(
         dtype=dtype,
         instance_count=instance_count,
         allow_pickle=allow_pickle,
+        objective=objective,
+        optimisations=optimisations,
+        passes_on=_split(passes_on),
+        passes_off=_split(passes_off),
     )
     _print_json(made) if as_json else show_plan(out, made)
 
@@ -83,6 +96,10 @@ def generate(
     instance_count: InstanceCount = 1,
     allow_pickle: AllowPickle = False,
     force: Annotated[bool, _flag("force", "Replace an existing bundle.")] = False,
+    objective: Objective = "latency",
+    optimisations: Optimisations = "azure",
+    passes_on: PassesOn = "",
+    passes_off: PassesOff = "",
     as_json: AsJson = False,
 ) -> None:
     """Write the folder that Azure ML deploys: environment, scoring script, endpoint and deployment."""
@@ -102,6 +119,10 @@ def generate(
             dtype=dtype,
             instance_count=instance_count,
             allow_pickle=allow_pickle,
+            objective=objective,
+            optimisations=optimisations,
+            passes_on=_split(passes_on),
+            passes_off=_split(passes_off),
             force=force,
             progress=progress,
         )
@@ -115,12 +136,25 @@ def generate(
 
 
 @app.command()
-def check(bundle: Bundle, as_json: AsJson = False) -> None:
-    """Find what would stop a bundle from deploying. Exit 1 on an error finding."""
+def check(
+    target: Annotated[
+        Path,
+        typer.Argument(envvar="MII_AZURE_BUNDLE", help="A generated folder, or Azure ML YAML: a file or a folder."),
+    ],
+    fix: Annotated[bool, _flag("fix", "Make the changes that are safe, then check again.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find what would stop a deployment. YAML of other origin is judged by the rules on YAML. Exit 1 on an error."""
     from mii_azure.checks import check as find
+    from mii_azure.checks import is_bundle
+    from mii_azure.fixing import fix as repair
     from mii_azure.report import show_findings
 
-    findings = find(bundle)
+    if not is_bundle(target):
+        err.print("no manifest.json: only the rules on YAML apply", soft_wrap=True)
+    changes, findings = repair(target) if fix else ([], find(target))
+    for change in changes:
+        (err if as_json else out).print(f"changed {change}", soft_wrap=True)
     _print_json([finding.model_dump() for finding in findings]) if as_json else show_findings(out, findings)
     if any(finding.severity == "error" for finding in findings):
         raise typer.Exit(1)
@@ -134,8 +168,6 @@ def serve(
     http_port: Annotated[int, _flag("http-port", "Port of HTTP; 0 picks a free one.")] = 5001,
 ) -> None:
     """Serve a bundle on this machine over gRPC and HTTP until SIGTERM or Ctrl-C."""
-    import os
-
     command = [sys.executable, "-m", "local_runner", str(bundle), "--host", host]
     # The runner replaces this process: the bundle's own scoring package must be the only one ever imported there.
     command += ["--grpc-port", str(grpc_port), "--http-port", str(http_port)]
@@ -240,6 +272,12 @@ def main() -> None:
     except KeyboardInterrupt:
         err.print("interrupted")
         sys.exit(130)
+    except Exception as error:
+        if os.environ.get("MII_AZURE_DEBUG"):
+            raise
+        told = f" [internal]: {type(error).__name__}: {error}. This is a defect; MII_AZURE_DEBUG=1 shows where."
+        err.print(Text.assemble(("error", "red"), told), soft_wrap=True)
+        sys.exit(70)  # EX_SOFTWARE of sysexits.h
 
 
 if __name__ == "__main__":

@@ -8,12 +8,14 @@ from mii_azure import decisions, limits, sizing, timing
 from mii_azure.decisions import Decision
 from mii_azure.errors import DoesNotFit, SpecError
 from mii_azure.families import Options, family_named, find_task
+from mii_azure.optimising import pass_decisions
 from mii_azure.profile import Profile, profile, task_check, task_options
 from mii_azure.sizing import Fit, Memory, Work
 from mii_azure.skus import find_sku
 from mii_azure.spec import Spec, make_spec
 from mii_azure.timing import Probe
 from mii_azure.weights import resolve
+from scoring.config import Limits
 
 __all__ = ["Decision", "Memory", "Plan", "Probe", "make_plan", "plan"]
 
@@ -88,6 +90,9 @@ def make_plan(spec: Spec, facts: Profile, options: Options) -> Plan:
     timeout = timing.request_timeout_ms(seconds) if facts.known else limits.MAX_REQUEST_TIMEOUT_MS
     batch = limits.MAX_BATCH_SIZE[device]
     quota = timing.quota_cores(sku.cores, spec.instance_count, sku.skip_20_percent)
+    served = min(facts.context_length, placed.tokens)
+    budget = Limits(max_batch_tokens=placed.tokens, max_batch_size=batch, context_length=served)
+    passes = pass_decisions(spec, facts, sku, placed.dtype, budget) if facts.known else []
     return Plan(
         task=spec.task,
         task_options=options,
@@ -101,7 +106,7 @@ def make_plan(spec: Spec, facts: Profile, options: Options) -> Plan:
         tensor_parallel=placed.gpus,
         memory=placed.memory,
         fits=placed.gpus == 1,
-        context_length=min(facts.context_length, placed.tokens),
+        context_length=served,
         max_batch_tokens=placed.tokens,
         max_batch_size=batch,
         queue_size=limits.QUEUE_ROWS,
@@ -115,6 +120,7 @@ def make_plan(spec: Spec, facts: Profile, options: Options) -> Plan:
             *decisions.of_place(spec, work, placed),
             *decisions.of_serving(facts, placed, batch),
             *decisions.of_time(facts, device, begun, seconds, timeout),
+            *passes,
             decisions.of_quota(spec, sku, quota),
         ),
     )

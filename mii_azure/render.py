@@ -98,6 +98,12 @@ def deployment_settings(spec: Spec, plan: Plan, model_id: str) -> dict[str, Any]
             "request_timeout_s": plan.request_timeout_ms / 1000,
             "context_length": plan.context_length,
         },
+        "optimisation": {
+            "objective": spec.objective,
+            "profile": spec.optimisations,
+            "on": list(spec.passes_on),
+            "off": list(spec.passes_off),
+        },
     }
 
 

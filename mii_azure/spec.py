@@ -52,6 +52,12 @@ class Spec(BaseModel):
     instance_count: int = Field(1, ge=1, le=50, description="Instances of the deployment.")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field("auto", description="Precision to serve in.")
     allow_pickle: bool = Field(False, description="Accept weights that exist only as pickle files.")
+    objective: Literal["latency", "cost"] = Field("latency", description="What optimisations are chosen for.")
+    optimisations: Literal["azure", "public"] = Field(
+        "azure", description="azure: every pass; public: only DeepSpeed's own open ones and torch's."
+    )
+    passes_on: tuple[str, ...] = Field((), description="Passes to force on; one that cannot be served is an error.")
+    passes_off: tuple[str, ...] = Field((), description="Passes to leave out.")
 
     @property
     def azure_name(self) -> str:

@@ -26,12 +26,13 @@ def encoder_passes() -> list[Pass]:
 
 
 def decoder_passes(limits: Limits) -> list[Pass]:
-    """Slots for a full batch of requests of full length."""
+    """As many slots of full length as the batch's budget of tokens holds."""
     from scoring.passes.static_decode import StaticDecode
     from scoring.passes.weight_only import WeightOnly
 
     context = limits.context_length or StaticDecode().max_length
-    decode = StaticDecode(slots=limits.max_batch_size, max_length=context)
+    slots = max(1, min(limits.max_batch_size, limits.max_batch_tokens // context))
+    decode = StaticDecode(slots=slots, max_length=context)
     return [decode, WeightOnly(decode)]
 
 
