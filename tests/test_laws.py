@@ -87,7 +87,7 @@ def test_no_two_meanings_share_an_environment_variable() -> None:
     for sub in typer.main.get_command(app).commands.values():  # type: ignore[attr-defined]
         for parameter in sub.params:
             if parameter.envvar:
-                kinds.setdefault(str(parameter.envvar), set()).add(repr(parameter.bare_type))
+                kinds.setdefault(str(parameter.envvar), set()).add(str(parameter.bare_type()))
     assert {name: types for name, types in kinds.items() if len(types) > 1} == {}
 
 
