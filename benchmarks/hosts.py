@@ -12,11 +12,11 @@ import tempfile
 from pathlib import Path
 
 import mii_azure
+from benchmarks import tables
 from tools.packaged_models import packaged_model
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "hosts.json"
-BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 
 
 def measure() -> dict[str, object]:
@@ -40,31 +40,6 @@ def measure() -> dict[str, object]:
     }
 
 
-def table(result: dict[str, object]) -> str:
-    """The README's table, from the JSON alone."""
-    rows = [
-        "| host | p50 ms | p90 ms | p99 ms | added p50 ms | requests/s, 8 clients |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in result["rows"]:  # type: ignore[attr-defined]
-        added = "" if row["added_p50_ms"] is None else f"{row['added_p50_ms']:.2f}"
-        figures = [f"{row[key]:.2f}" for key in ("p50_ms", "p90_ms", "p99_ms")]
-        rows.append(f"| {row['target']} | {' | '.join(figures)} | {added} | {row['requests_per_s']:.0f} |")
-    rows.append("")
-    rows.append(
-        f"{result['model']}, two sentences a request, {result['machine']}, {result['date']}, revision "
-        f"{result['revision']}. One client for the latencies; the client shares the cores."
-    )
-    return "\n".join(rows)
-
-
-def write_readme(result: dict[str, object], readme: Path = ROOT / "README.md") -> None:
-    """Replace what stands between the markers."""
-    text = readme.read_text(encoding="utf-8")
-    head, rest = text.split(BEGIN)
-    readme.write_text(f"{head}{BEGIN}\n{table(result)}\n{END}{rest.split(END)[1]}", encoding="utf-8")
-
-
 def _processor() -> str:
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
@@ -80,5 +55,5 @@ if __name__ == "__main__":
     result = measure()
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    write_readme(result)
-    print(table(result))
+    tables.write_readme()
+    print(tables.hosts(result))

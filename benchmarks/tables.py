@@ -1,0 +1,116 @@
+"""The README's tables, from the results alone: `python -m benchmarks.tables` writes them; a test compares.
+
+No number in a table is typed by hand.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results"
+
+Result = dict[str, Any]
+
+
+def hosts(result: Result) -> str:
+    """What each host adds over in-process."""
+    rows = [
+        "| host | p50 ms | p90 ms | p99 ms | added p50 ms | requests/s, 8 clients |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        added = "" if row["added_p50_ms"] is None else f"{row['added_p50_ms']:.2f}"
+        figures = [f"{row[key]:.2f}" for key in ("p50_ms", "p90_ms", "p99_ms")]
+        rows.append(f"| {row['target']} | {' | '.join(figures)} | {added} | {row['requests_per_s']:.0f} |")
+    rows.append("")
+    rows.append(
+        f"{result['model']}, two sentences a request, {result['machine']}, {result['date']}, revision "
+        f"{result['revision']}. One client for the latencies; the client shares the cores."
+    )
+    return "\n".join(rows)
+
+
+def encoders(result: Result) -> str:
+    """One forward of an encoder at batch 1, model only, and a whole answer in the process."""
+    rows = [
+        "| encoder, batch 1 | eager ms | best stock ms | DeepSpeed ms | ours ms | over stock | floor ms | answer ms |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        figures = [row["eager"], row["stock"], row["deepspeed"], row["ours"]]
+        cells = " | ".join(f"{value:.2f}" for value in figures)
+        rows.append(
+            f"| {row['work']} | {cells} | {row['stock'] / row['ours']:.2f}× | {row['floor']:.2f} "
+            f"| {row['end to end']:.2f} |"
+        )
+    worst = max(row["errors"]["ours"] for row in result["rows"])
+    note = "Stock: the fastest of a CUDA graph, `torch.compile` reduce-overhead, and Inductor with freezing in a graph."
+    return "\n".join([*rows, "", f"{_where(result)}, fp16. {note} Largest relative error of ours: {worst:.1e}."])
+
+
+def decoders(result: Result) -> str:
+    """One decode step, all slots."""
+    rows = [
+        "| decoder step | `generate` ms | best stock ms | ours ms | over stock | floor ms | of the floor |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        stock = row["best_stock"]
+        name = row["model"].removesuffix(f"-{row['slots']}")
+        slots = "" if row["slots"] == 1 else f", {row['slots']} slots"
+        gain = "" if stock is None else f"{stock / row['ours']:.2f}×"
+        rows.append(
+            f"| {name}{slots} | {_number(row.get('generate'))} | {_number(stock)} | {row['ours']:.2f} "
+            f"| {gain} | {row['floor']:.2f} | {row['floor'] / row['ours']:.0%} |"
+        )
+    note = "Stock: the faster of a CUDA graph and a compiled step in one, over transformers' static cache."
+    return "\n".join(
+        [*rows, "", f"{_where(result)}, fp16 unless int8 is said, random weights of the real shapes. {note}"]
+    )
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _where(result: Result) -> str:
+    versions = result["versions"]
+    return (
+        f"One {result['device']}, torch {versions['torch']}, transformers {versions['transformers']}, "
+        f"{result['date']}, revision {result['revision']}"
+    )
+
+
+TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
+    "hosts": ("hosts.json", hosts),
+    "encoders": ("encoders.json", encoders),
+    "decoders": ("decoders-h100.json", decoders),
+}
+
+
+def render(name: str) -> str:
+    """One table from its results."""
+    file, make = TABLES[name]
+    return make(json.loads((RESULTS / file).read_text(encoding="utf-8")))
+
+
+def shown(name: str, text: str) -> str:
+    """What stands between a table's markers."""
+    return text.split(f"<!-- {name}:begin -->")[1].split(f"<!-- {name}:end -->")[0].strip()
+
+
+def write_readme(readme: Path = README) -> None:
+    """Replace what stands between the markers of every table."""
+    text = readme.read_text(encoding="utf-8")
+    for name in TABLES:
+        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        head, rest = text.split(begin)
+        text = f"{head}{begin}\n{render(name)}\n{end}{rest.split(end)[1]}"
+    readme.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_readme()
