@@ -52,13 +52,14 @@ class GraphedForward:
     ) -> None:
         self._model = model
         self._forward = forward
-        longest = longest_input(model.config)
-        self._lengths = sorted({min(length, longest) for length in lengths})
+        self.longest = longest_input(model.config)
+        self._lengths = sorted({min(length, self.longest) for length in lengths})
         self._batches = sorted(batches)
         self._limit = limit
         self._graphs: OrderedDict[tuple[int, int, tuple[str, ...]], Captured] = OrderedDict()
         self._pool: Any = None
         self._stream: Any = None
+        self._typed = int(getattr(model.config, "type_vocab_size", 0) or 0) > 1
         self.refused = ""  # why nothing is captured
         self._thread: int | None = None
 
@@ -77,7 +78,8 @@ class GraphedForward:
         vocabulary = self._model.config.vocab_size
         for batch, length in shapes:
             ids = torch.randint(0, vocabulary, (batch, length), device=self._model.device)
-            self(input_ids=ids, attention_mask=torch.ones_like(ids))
+            types = {"token_type_ids": torch.zeros_like(ids)} if self._typed else {}
+            self(input_ids=ids, attention_mask=torch.ones_like(ids), **types)
 
     def __call__(self, **batch: Any) -> Any:
         with torch.inference_mode():

@@ -97,7 +97,9 @@ def optimise(
         if record.state != "applied" and each.name in forced:
             raise _not_served(each.name, record.reason)
         records.append(record)
-    for record in records:
+    for record, (each, _) in zip(records, chosen, strict=True):
+        if record.state == "applied":
+            each.warm(model)
         logger.info("pass %s: %s, %s", record.name, record.state, record.reason)
     return records
 

@@ -98,6 +98,10 @@ class Pass(ABC):
     def verify(self, model: Any, reference: Callable[..., Any]) -> float:
         """Relative error of the changed model against what plain transformers answers; NaN is a failure."""
 
+    def warm(self, model: Any) -> None:
+        """Do ahead of the first request what it would otherwise pay for; called once all passes are verified."""
+        return
+
     def bound(self, reference: Callable[..., Any]) -> float:
         """The largest error that is served, given what plain transformers answers."""
         return self.tolerance

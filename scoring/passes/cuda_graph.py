@@ -5,6 +5,7 @@ from typing import Any
 
 from scoring.passes.base import Applied, Decision, Facts, Hardware, Pass
 
+WARM_LENGTH = 128  # of the larger batches captured at the start
 # Batches are padded to the next of these.
 LENGTHS = (16, 32, 64, 96, 128, 192, 256, 320, 384, 448, 512)
 BATCHES = (1, 2, 4, 8, 16, 32)
@@ -42,6 +43,12 @@ class CudaGraph(Pass):
 
         shapes = f"batches {BATCHES[0]} to {BATCHES[-1]}, lengths {LENGTHS[0]} to {LENGTHS[-1]}"
         return Applied(1, f"forward graphed per bucket: {shapes}, at most {self._limit} graphs", undo)
+
+    def warm(self, model: Any) -> None:
+        """Capture single requests of every length, and full batches of one."""
+        longest = model.forward.longest
+        shapes = [(1, length) for length in LENGTHS if length <= longest]
+        model.forward.warm([*shapes, *((batch, min(WARM_LENGTH, longest)) for batch in BATCHES[1:])])
 
     def verify(self, model: Any, reference: Callable[..., Any]) -> float:
         from scoring.passes.checking import verify_encoder

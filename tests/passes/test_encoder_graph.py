@@ -132,3 +132,15 @@ def test_undo_restores_what_was_there() -> None:
     before = model.forward = lambda **_: None
     CudaGraph().apply(model).undo()
     assert model.forward is before
+
+
+def test_what_is_warmed_at_the_start_is_what_requests_use() -> None:
+    model = covered("bert embeddings")
+    graphed = OnCpu(model, model.forward)
+    model.forward = graphed
+    CudaGraph().warm(model)
+    captured = len(graphed)
+    assert captured == len(graphed._lengths) - 1 + len(graphed._batches) - 1  # the table's own length is no bucket's
+    ids = torch.randint(5, 99, (1, 11))
+    graphed(input_ids=ids, attention_mask=torch.ones_like(ids), token_type_ids=torch.zeros_like(ids))
+    assert len(graphed) == captured
