@@ -1,4 +1,4 @@
-"""Checks a bundle for what Azure ML would refuse, or accept and then fail on: an ordered list of rules."""
+"""Checks a bundle, or YAML alone, for what Azure ML would refuse, or accept and then fail on: rules in their order."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -6,8 +6,18 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from mii_azure import checks_azure, checks_code, checks_files, checks_serving, checks_yaml
+from local_runner.manifest import MANIFEST
+from mii_azure import (
+    checks_azure,
+    checks_code,
+    checks_files,
+    checks_kinds,
+    checks_safety,
+    checks_serving,
+    checks_yaml,
+)
 from mii_azure.inspection import Inspected, Problem
+from mii_azure.loose_yaml import views
 
 Severity = Literal["error", "warning", "info"]
 
@@ -21,8 +31,10 @@ class Finding(BaseModel):
     severity: Severity
     message: str
     remedy: str
-    file: str  # relative to the bundle
+    file: str  # relative to the bundle or to the folder of YAML
     line: int | None = None
+    limit: str  # what the rule goes by
+    fixable: bool  # whether `fix` can make the change
 
 
 class Rule(NamedTuple):
@@ -30,70 +42,182 @@ class Rule(NamedTuple):
 
     id: str
     severity: Severity
+    limit: str  # the limit or contract that it goes by, and whose it is
     find: Callable[[Inspected], Iterator[Problem]]
+    alone: bool = False  # whether it can judge YAML that no bundle surrounds
 
 
 # In order: what a later rule says about a place where an earlier one has spoken is left out.
 RULES: tuple[Rule, ...] = (
-    Rule("MII001", "error", checks_files.edited),
-    Rule("MII002", "error", checks_files.missing),
-    Rule("MII003", "error", checks_files.added_to_what_is_uploaded),
-    Rule("MII004", "warning", checks_files.added_elsewhere),
-    Rule("MII005", "warning", checks_files.scoring_of_another_version),
-    Rule("MII006", "error", checks_files.secrets),
-    Rule("MII101", "error", checks_yaml.malformed),
-    Rule("MII102", "error", checks_yaml.names),
-    Rule("MII103", "warning", checks_yaml.deployment_name_in_capitals),
-    Rule("MII104", "error", checks_yaml.another_endpoint),
-    Rule("MII105", "error", checks_yaml.references),
-    Rule("MII106", "error", checks_yaml.stale_versions),
-    Rule("MII107", "error", checks_yaml.variables_that_are_not_strings),
-    Rule("MII108", "error", checks_yaml.paths),
-    Rule("MII109", "error", checks_yaml.routes),
-    Rule("MII110", "error", checks_yaml.traffic),
-    Rule("MII201", "error", checks_serving.unknown_instance_type),
-    Rule("MII202", "error", checks_serving.retired_instance_type),
-    Rule("MII203", "error", checks_serving.model_does_not_fit),
-    Rule("MII204", "error", checks_serving.instance_count),
-    Rule("MII205", "error", checks_serving.probe_numbers),
-    Rule("MII206", "error", checks_serving.probes_before_the_model_is_loaded),
-    Rule("MII207", "error", checks_serving.request_timeout),
-    Rule("MII208", "error", checks_serving.concurrency),
-    Rule("MII209", "error", checks_serving.worker_timeout),
-    Rule("MII210", "error", checks_serving.workers),
-    Rule("MII211", "warning", checks_serving.threads),
-    Rule("MII301", "error", checks_code.script_does_not_compile),
-    Rule("MII302", "error", checks_code.entry_points),
-    Rule("MII303", "error", checks_code.server_settings_beside_the_script),
-    Rule("MII304", "error", checks_code.deployment_settings),
-    Rule("MII305", "error", checks_code.sample),
-    Rule("MII306", "error", checks_code.openapi),
-    Rule("MII401", "error", checks_files.lock_without_hashes),
-    Rule("MII402", "error", checks_files.image_without_the_lock),
-    Rule("MII501", "error", checks_azure.refused_by_azure),
+    Rule("MII001", "error", "The manifest: SHA-256 of every file", checks_files.edited),
+    Rule("MII002", "error", "The manifest, and what a bundle must hold", checks_files.missing),
+    Rule("MII003", "error", "az ml uploads the whole folder", checks_files.added_to_what_is_uploaded),
+    Rule("MII004", "warning", "The manifest", checks_files.added_elsewhere),
+    Rule("MII005", "warning", "One scoring package on every host", checks_files.scoring_of_another_version),
+    Rule("MII006", "error", "No secret in a file", checks_files.secrets),
+    Rule("MII101", "error", "YAML 1.1, a mapping", checks_yaml.malformed, alone=True),
+    Rule("MII102", "error", "Azure: names of 3 to 32 characters", checks_yaml.names, alone=True),
+    Rule(
+        "MII103", "warning", "Azure lower-cases deployment names", checks_yaml.deployment_name_in_capitals, alone=True
+    ),
+    Rule("MII104", "error", "A deployment belongs to one endpoint", checks_yaml.another_endpoint, alone=True),
+    Rule("MII105", "error", "The folder's own assets", checks_yaml.references),
+    Rule("MII106", "error", "A registered version never changes", checks_yaml.stale_versions),
+    Rule(
+        "MII107",
+        "error",
+        "ARM: environmentVariables are strings",
+        checks_yaml.variables_that_are_not_strings,
+        alone=True,
+    ),
+    Rule("MII108", "error", "Paths are relative to the file", checks_yaml.paths, alone=True),
+    Rule("MII109", "error", "azureml-inference-server-http: / and /score on 5001", checks_yaml.routes),
+    Rule("MII110", "error", "Azure: traffic 0 or 100 %, one mirror of at most 50 %", checks_yaml.traffic, alone=True),
+    Rule(
+        "MII111",
+        "error",
+        "Azure: a conda file is installed into an image",
+        checks_safety.conda_without_image,
+        alone=True,
+    ),
+    Rule("MII112", "error", "ARM: asset names of 1 to 255 characters", checks_safety.asset_names, alone=True),
+    Rule("MII113", "warning", "azure-ai-ml: REGISTRY_VERSION_PATTERN", checks_safety.registry_labels, alone=True),
+    Rule("MII114", "error", "Azure lower-cases deployment names", checks_safety.traffic_in_capitals, alone=True),
+    Rule(
+        "MII115", "error", "Azure ML secret injection: secrets by reference", checks_safety.literal_secrets, alone=True
+    ),
+    Rule("MII116", "error", "ARM: userAssignedIdentities by resource id", checks_safety.identity, alone=True),
+    Rule(
+        "MII117",
+        "error",
+        "Azure ML secret injection: enforce_access_to_default_secret_stores",
+        checks_safety.unreadable_connections,
+        alone=True,
+    ),
+    Rule(
+        "MII118", "info", "Files that deploy to more than one workspace", checks_safety.tied_to_a_workspace, alone=True
+    ),
+    Rule(
+        "MII201",
+        "error",
+        "Azure ML: managed inference instance types",
+        checks_serving.unknown_instance_type,
+        alone=True,
+    ),
+    Rule("MII202", "error", "Azure ML: retired series", checks_serving.retired_instance_type, alone=True),
+    Rule("MII203", "error", "Memory and local disk of the instance type", checks_serving.model_does_not_fit),
+    Rule("MII204", "error", "Azure: 1 to 50 instances", checks_serving.instance_count, alone=True),
+    Rule(
+        "MII205",
+        "error",
+        "Azure: probe numbers from 1, one success of liveness",
+        checks_serving.probe_numbers,
+        alone=True,
+    ),
+    Rule(
+        "MII212",
+        "warning",
+        "ARM's default probes: 10 s, then 30 failures every 10 s",
+        checks_serving.missing_probes,
+        alone=True,
+    ),
+    Rule(
+        "MII206", "error", "The probes outlast the start", checks_serving.probes_before_the_model_is_loaded, alone=True
+    ),
+    Rule("MII207", "error", "Azure: 180 s a request, 150 s on Kubernetes", checks_serving.request_timeout, alone=True),
+    Rule("MII208", "error", "ARM's default: one request at a time", checks_serving.concurrency, alone=True),
+    Rule("MII209", "error", "gunicorn: WORKER_TIMEOUT", checks_serving.worker_timeout, alone=True),
+    Rule("MII210", "error", "gunicorn: every worker is a process", checks_serving.workers),
+    Rule("MII211", "warning", "gunicorn: a thread for each request and probe", checks_serving.threads),
+    Rule(
+        "MII213",
+        "warning",
+        "ARM: maxQueueWait, deprecated for managed endpoints",
+        checks_serving.queue_wait,
+        alone=True,
+    ),
+    Rule("MII214", "warning", "Azure: 5 MB/s an endpoint", checks_serving.payload),
+    Rule("MII215", "warning", "Uploads by the client: azure-cli#12651", checks_serving.large_upload, alone=True),
+    Rule("MII301", "error", "Python", checks_code.script_does_not_compile),
+    Rule("MII302", "error", "azureml-inference-server-http: init() and run(data)", checks_code.entry_points),
+    Rule(
+        "MII303",
+        "error",
+        "azureml-inference-server-http: its own settings files",
+        checks_code.server_settings_beside_the_script,
+    ),
+    Rule("MII304", "error", "The plan", checks_code.deployment_settings),
+    Rule("MII305", "error", "The task's request", checks_code.sample),
+    Rule("MII306", "error", "azureml-inference-server-http: swagger files", checks_code.openapi),
+    Rule("MII307", "error", "AZUREML_MODEL_DIR: the folder or its parent", checks_code.model_layout),
+    Rule("MII308", "error", "The lock: all that the image installs", checks_code.imports_past_the_lock),
+    Rule("MII309", "error", "Only transformers' own model code", checks_code.own_code),
+    Rule("MII401", "error", "pip --require-hashes", checks_files.lock_without_hashes),
+    Rule("MII402", "error", "pip --require-hashes", checks_files.image_without_the_lock),
+    Rule("MII403", "warning", "Tags move", checks_safety.floating_image, alone=True),
+    Rule("MII404", "warning", "Azure ML: image builds time out", checks_safety.conda, alone=True),
+    Rule("MII405", "error", "NVIDIA: CUDA 13 on older drivers needs cuda-compat", checks_safety.newer_than_the_driver),
+    Rule("MII601", "error", "Kubernetes quantities, as text", checks_kinds.quantities, alone=True),
+    Rule(
+        "MII602",
+        "error",
+        "Kubernetes: requests no higher than limits, GPUs equal",
+        checks_kinds.requests_above_limits,
+        alone=True,
+    ),
+    Rule("MII603", "error", "Azure: both names 6 to 62 characters", checks_kinds.names_together, alone=True),
+    Rule("MII604", "error", "Azure: a Kubernetes endpoint names its cluster", checks_kinds.cluster, alone=True),
+    Rule("MII605", "error", "Azure: scale settings", checks_kinds.scale, alone=True),
+    Rule("MII701", "error", "ARM: ranges of a batch deployment", checks_kinds.batch_numbers, alone=True),
+    Rule("MII702", "error", "Azure: a batch deployment runs on a cluster", checks_kinds.batch_compute, alone=True),
+    Rule("MII703", "error", "An endpoint's default is one of its deployments", checks_kinds.batch_default),
+    Rule("MII704", "error", "Azure: warning, info or debug", checks_kinds.batch_logging, alone=True),
+    Rule("MII501", "error", "azure-ai-ml: its loaders and conversions", checks_azure.refused_by_azure, alone=True),
 )
 
 
-def check(bundle: Path | str) -> list[Finding]:
-    """Return every finding on the bundle, in the order of the rules; raises NotABundle."""
-    inspected = Inspected(Path(bundle))
-    found: list[Finding] = []
-    places: set[tuple[str, tuple[str, ...]]] = set()
-    for rule in RULES:
-        for problem in list(rule.find(inspected)):
-            place = (problem.file, problem.keys)
-            if problem.keys and place in places:
+def is_bundle(target: Path) -> bool:
+    """Whether all rules judge it; YAML files, and folders of them without a manifest, only those on YAML do."""
+    return not target.is_file() and ((target / MANIFEST).is_file() or not any(target.glob("*.y*ml")))
+
+
+def check(target: Path | str) -> list[Finding]:
+    """Return every finding on a bundle, a YAML file or a folder of those, in the order of the rules.
+
+    Raises NotABundle for anything else.
+    """
+    root = Path(target)
+    folder = root if root.is_dir() else root.parent
+    found: dict[tuple[str, str, int | None, str], Finding] = {}
+    for inspected, rule, problem in problems(root):
+        file = inspected.path(problem.file).relative_to(folder).as_posix()
+        line = problem.line or inspected.line(problem.file, problem.keys)
+        finding = Finding(
+            id=rule.id,
+            severity=rule.severity,
+            message=problem.message,
+            remedy=problem.remedy,
+            file=file,
+            line=line,
+            limit=rule.limit,
+            fixable=bool(problem.fixes),
+        )
+        # An endpoint is judged with each of its deployments; what is said twice is said once.
+        found.setdefault((finding.id, finding.file, finding.line, finding.message), finding)
+    return list(found.values())
+
+
+def problems(target: Path) -> Iterator[tuple[Inspected, Rule, Problem]]:
+    """Each problem with the rule that found it and what it was found in; raises NotABundle."""
+    bundled = is_bundle(target)
+    for inspected in [Inspected(target)] if bundled else views(target):
+        places: set[tuple[str, tuple[str, ...]]] = set()
+        for rule in RULES:
+            if not bundled and not rule.alone:
                 continue
-            places.add(place)
-            line = problem.line or inspected.line(problem.file, problem.keys)
-            found.append(
-                Finding(
-                    id=rule.id,
-                    severity=rule.severity,
-                    message=problem.message,
-                    remedy=problem.remedy,
-                    file=problem.file,
-                    line=line,
-                )
-            )
-    return found
+            for problem in list(rule.find(inspected)):
+                place = (problem.file, problem.keys)
+                if problem.keys and place in places:
+                    continue
+                places.add(place)
+                yield inspected, rule, problem

@@ -9,27 +9,27 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mii_azure.inspection import DEPLOYMENT, ENDPOINT, ENVIRONMENT, MODEL, Inspected, Problem
+from mii_azure.inspection import DEPLOYMENT, ENDPOINT, ENVIRONMENT, MODEL, Inspected, Kind, Problem
 
 
 def refused_by_azure(bundle: Inspected) -> Iterator[Problem]:
     """What azure-ai-ml's own loaders and conversions say, in a sentence and with the place."""
     for file in bundle.yamls:
         if not bundle.malformed(file):
-            for keys, reason in _refusals(bundle.root / file):
+            for keys, reason in _refusals(bundle.path(file), _submission(file, bundle.kind)):
                 place = ".".join(keys) or file
                 message = f"azure-ai-ml refuses {place}: {reason.rstrip('.')}."
                 yield Problem(message, "Correct it, or generate the bundle again.", file, keys)
 
 
-def _refusals(path: Path) -> list[tuple[tuple[str, ...], str]]:
+def _refusals(path: Path, submit: Callable[[Path], Any]) -> list[tuple[tuple[str, ...], str]]:
     """Load and convert one file as `az ml` would; (place, reason) for everything that it refuses."""
     quiet = io.StringIO()
     logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
             warnings.simplefilter("ignore")
-            _submission(path.name)(path)
+            submit(path)
     except Exception as error:  # whatever it raises is its verdict on the file; its classes share no base
         return _explain(error)
     finally:
@@ -37,21 +37,30 @@ def _refusals(path: Path) -> list[tuple[tuple[str, ...], str]]:
     return []
 
 
-def _submission(file: str) -> Callable[[Path], Any]:
+def _submission(file: str, kind: Kind) -> Callable[[Path], Any]:
     """What `az ml` does with a file before it is sent."""
-    from azure.ai import ml
 
-    def environment(path: Path) -> None:
+    def environment(ml: Any, path: Path) -> None:
         loaded = ml.load_environment(path)
         loaded.validate()
         loaded._to_rest_object()
 
-    return {
-        ENDPOINT: lambda path: ml.load_online_endpoint(path)._to_rest_online_endpoint(location="any"),
-        DEPLOYMENT: lambda path: ml.load_online_deployment(path)._to_rest_object(location="any"),
-        ENVIRONMENT: environment,
-        MODEL: lambda path: ml.load_model(path)._to_rest_object(),
-    }[file]
+    submissions: dict[tuple[str, bool], Callable[[Any, Path], Any]] = {
+        (ENDPOINT, False): lambda ml, path: ml.load_online_endpoint(path)._to_rest_online_endpoint(location="any"),
+        (ENDPOINT, True): lambda ml, path: ml.load_batch_endpoint(path)._to_rest_batch_endpoint(location="any"),
+        (DEPLOYMENT, False): lambda ml, path: ml.load_online_deployment(path)._to_rest_object(location="any"),
+        (DEPLOYMENT, True): lambda ml, path: ml.load_batch_deployment(path)._to_rest_object(location="any"),
+        (ENVIRONMENT, False): environment,
+        (MODEL, False): lambda ml, path: ml.load_model(path)._to_rest_object(),
+    }
+    chosen = submissions[file, kind == "batch" and file in (ENDPOINT, DEPLOYMENT)]
+
+    def submit(path: Path) -> None:
+        from azure.ai import ml
+
+        chosen(ml, path)
+
+    return submit
 
 
 def _explain(error: BaseException) -> list[tuple[tuple[str, ...], str]]:

@@ -2,9 +2,12 @@
 
 import ast
 import json
+import re
+import sys
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 
-from mii_azure.inspection import DEPLOYMENT, SCORE, SETTINGS, Inspected, Problem
+from mii_azure.inspection import DEPLOYMENT, LOCK, MODEL, SCORE, SETTINGS, Inspected, Problem
 from scoring import dialects
 from scoring.errors import MiiAzureError
 from scoring.tasks import task_schema
@@ -105,6 +108,52 @@ def deployment_settings(bundle: Inspected) -> Iterator[Problem]:
             DEPLOYMENT,
             ("instance_type",),
         )
+
+
+def model_layout(bundle: Inspected) -> Iterator[Problem]:
+    """AZUREML_MODEL_DIR is the registered folder or its parent; config.json is looked for there and one level below."""
+    given = bundle.get(MODEL, "path")
+    folder = bundle.path(MODEL).parent / given if isinstance(given, str) else None
+    if folder and folder.is_dir() and not any(folder.glob("config.json")) and not any(folder.glob("*/config.json")):
+        message = f"There is no config.json in {given} or one level below it; the scoring code would find no model."
+        yield Problem(message, "Register the folder that holds config.json and the weights.", MODEL, ("path",))
+
+
+def own_code(bundle: Inspected) -> Iterator[Problem]:
+    try:
+        config = json.loads(bundle.text("model/config.json") or "{}")
+    except ValueError:
+        return
+    if isinstance(config, dict) and config.get("auto_map"):
+        message = "The model is loaded by code of its own (trust_remote_code), which the scoring code never runs."
+        yield Problem(message, "Use a model whose architecture transformers has.", "model/config.json")
+
+
+def imports_past_the_lock(bundle: Inspected) -> Iterator[Problem]:
+    """What score.py imports at its top must be in Python, beside it, or in the lock."""
+    tree, lock = _tree(bundle), bundle.text(LOCK)
+    if tree is None or lock is None or bundle.text(SCORE) is None:
+        return
+    locked = {_normal(name) for name in re.findall(r"^([A-Za-z0-9][\w.-]*)==", lock, re.MULTILINE)}
+    for node in tree.body:
+        for name in _imported(node):
+            beside = any((bundle.root / "code" / found).exists() for found in (name, f"{name}.py"))
+            names = {name, *packages_distributions().get(name, ())}
+            if not beside and name not in sys.stdlib_module_names and not {_normal(n) for n in names} & locked:
+                message = f"score.py imports {name}, which the image does not install."
+                yield Problem(message, _AGAIN, SCORE, line=node.lineno)
+
+
+def _imported(node: ast.stmt) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name.split(".")[0] for alias in node.names]
+    if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        return [node.module.split(".")[0]]
+    return []
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def sample(bundle: Inspected) -> Iterator[Problem]:

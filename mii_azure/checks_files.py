@@ -9,6 +9,7 @@ from mii_azure.inspection import (
     DOCKERFILE,
     ENDPOINT,
     ENVIRONMENT,
+    LOCK,
     SCORE,
     SETTINGS,
     Inspected,
@@ -16,7 +17,6 @@ from mii_azure.inspection import (
 )
 from mii_azure.manifest import walk
 
-LOCK = "environment/requirements.lock"
 REQUIRED = (ENDPOINT, DEPLOYMENT, ENVIRONMENT, SCORE, SETTINGS, DOCKERFILE, LOCK, "requests/sample.json")
 UPLOADED = ("code/", "model/", "environment/")
 _AGAIN = "Generate the bundle again with the settings you want; what is edited by hand is not what was planned."

@@ -2,20 +2,26 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from mii_azure import limits
 from mii_azure.errors import UnknownInstanceType
-from mii_azure.inspection import DEPLOYMENT, Inspected, Problem
+from mii_azure.inspection import DEPLOYMENT, MODEL, SERVER_DEFAULTS, SETTINGS, Fix, Inspected, Problem
+from mii_azure.render import PROBE_THREADS
+from mii_azure.sizing import device_of
 from mii_azure.skus import Sku, find_sku
+from mii_azure.timing import start
 from scoring.errors import MiiAzureError
 
 PROBES = ("liveness_probe", "readiness_probe")
 _PROBE_FIELDS = ("initial_delay", "period", "timeout", "success_threshold", "failure_threshold")
+ARM_PROBE = {"initial_delay": 10, "period": 10, "timeout": 2, "success_threshold": 1, "failure_threshold": 30}
 _AGAIN = "Generate the bundle again, which derives it from the model."
 
 
 def _sku(bundle: Inspected) -> Sku | None:
-    name = bundle.get(DEPLOYMENT, "instance_type")
+    """The deployment's instance type; elsewhere than on managed endpoints the name means something else."""
+    name = bundle.get(DEPLOYMENT, "instance_type") if bundle.kind == "managed" else None
     try:
         return find_sku(name) if isinstance(name, str) else None
     except UnknownInstanceType:
@@ -24,7 +30,7 @@ def _sku(bundle: Inspected) -> Sku | None:
 
 def unknown_instance_type(bundle: Inspected) -> Iterator[Problem]:
     name = bundle.get(DEPLOYMENT, "instance_type")
-    if isinstance(name, str):
+    if isinstance(name, str) and bundle.kind == "managed":
         try:
             find_sku(name)
         except UnknownInstanceType as error:
@@ -67,25 +73,51 @@ def instance_count(bundle: Inspected) -> Iterator[Problem]:
         )
 
 
-def probe_numbers(bundle: Inspected) -> Iterator[Problem]:
-    """Zero means at once, always or never; success_threshold of a liveness probe must be 1."""
-    for probe in PROBES if bundle.readable(DEPLOYMENT) else ():
+def missing_probes(bundle: Inspected) -> Iterator[Problem]:
+    for probe in PROBES if _online(bundle) else ():
         if not bundle.section(DEPLOYMENT, probe):
+            patience = ARM_PROBE["initial_delay"] + ARM_PROBE["period"] * ARM_PROBE["failure_threshold"]
             yield Problem(
-                f"{probe} is missing; Azure's default does not wait for a model.",
+                f"{probe} is missing; Azure's default gives up after {patience} s, however large the model.",
                 _AGAIN,
                 DEPLOYMENT,
                 (probe,),
+                fixes=_derived(bundle, probe),
             )
-            continue
-        for field in _PROBE_FIELDS:
+
+
+def _online(bundle: Inspected) -> bool:
+    return bundle.readable(DEPLOYMENT) and bundle.kind != "batch"
+
+
+def _derived(bundle: Inspected, probe: str, *fields: str) -> tuple[Fix, ...]:
+    """The probe as the plan would cut it; nothing where the model's size or the machine is not known."""
+    sku, folder = _sku(bundle), bundle.model_folder
+    if sku is None or folder is None:
+        return ()
+    begun = start(weigh(folder), device_of(sku))
+    wanted = (begun.liveness if probe == PROBES[0] else begun.readiness).model_dump()
+    return tuple(Fix(DEPLOYMENT, (probe, field), wanted[field]) for field in fields or _PROBE_FIELDS)
+
+
+def weigh(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def probe_numbers(bundle: Inspected) -> Iterator[Problem]:
+    """Zero means at once, always or never; success_threshold of a liveness probe must be 1."""
+    for probe in PROBES if _online(bundle) else ():
+        given = bundle.section(DEPLOYMENT, probe)
+        for field in (field for field in _PROBE_FIELDS if field in given):
             value = bundle.number(DEPLOYMENT, probe, field)
             if value is None or value < 1:
                 yield Problem(
-                    f"{probe}.{field} is {bundle.get(DEPLOYMENT, probe, field)!r}.",
+                    f"{probe}.{field} is {given[field]!r}.",
                     "Give a whole number from 1.",
                     DEPLOYMENT,
                     (probe, field),
+                    fixes=_derived(bundle, probe, field),
                 )
     successes = bundle.number(DEPLOYMENT, "liveness_probe", "success_threshold")
     if successes is not None and successes > 1:
@@ -94,59 +126,103 @@ def probe_numbers(bundle: Inspected) -> Iterator[Problem]:
             "Write 1.",
             DEPLOYMENT,
             ("liveness_probe", "success_threshold"),
+            fixes=(Fix(DEPLOYMENT, ("liveness_probe", "success_threshold"), 1),),
         )
 
 
 def probes_before_the_model_is_loaded(bundle: Inspected) -> Iterator[Problem]:
-    from mii_azure.sizing import device_of
-    from mii_azure.timing import start
-
-    sku, folder = _sku(bundle), bundle.root / "model"
-    if not sku or not folder.is_dir():
+    sku, folder = _sku(bundle), bundle.model_folder
+    if sku is None or folder is None:
         return
-    seconds = start(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()), device_of(sku)).seconds
+    seconds = start(weigh(folder), device_of(sku)).seconds
     for probe in PROBES:
-        delay, period, failures = (
-            bundle.number(DEPLOYMENT, probe, field) for field in ("initial_delay", "period", "failure_threshold")
-        )
-        if delay and period and failures and delay + period * failures < seconds:
+        given = ARM_PROBE | dict(bundle.section(DEPLOYMENT, probe))
+        delay, period, failures = given["initial_delay"], given["period"], given["failure_threshold"]
+        known = all(type(number) is int and number > 0 for number in (delay, period, failures))
+        if known and delay + period * failures < seconds:
             yield Problem(
                 f"{probe} gives up after {delay + period * failures} s; loading the model takes about {seconds} s.",
                 "Raise its failure_threshold or initial_delay.",
                 DEPLOYMENT,
                 (probe,),
+                fixes=_derived(bundle, probe, "initial_delay", "period", "failure_threshold"),
             )
 
 
 def request_timeout(bundle: Inspected) -> Iterator[Problem]:
-    timeout = bundle.number(DEPLOYMENT, "request_settings", "request_timeout_ms")
+    if not _online(bundle):
+        return
     place = ("request_settings", "request_timeout_ms")
-    if bundle.readable(DEPLOYMENT) and bundle.get(DEPLOYMENT, *place) is None:
-        yield Problem("request_timeout_ms is missing; Azure's default is 5 s.", _AGAIN, DEPLOYMENT, place)
-    if timeout is not None and not 1 <= timeout <= limits.MAX_REQUEST_TIMEOUT_MS:
+    timeout = bundle.number(DEPLOYMENT, *place)
+    cap = limits.KUBERNETES_TIMEOUT_MS if bundle.kind == "kubernetes" else limits.MAX_REQUEST_TIMEOUT_MS
+    planned = bundle.settings and min(int(bundle.settings.limits.request_timeout_s * 1000), cap)
+    if bundle.get(DEPLOYMENT, *place) is None:
+        fixes = (Fix(DEPLOYMENT, place, planned),) if planned else ()
+        yield Problem("request_timeout_ms is missing; Azure's default is 5 s.", _AGAIN, DEPLOYMENT, place, fixes=fixes)
+    if timeout is not None and not 1 <= timeout <= cap:
         yield Problem(
             f"request_timeout_ms is {timeout}.",
-            f"Azure takes at most {limits.MAX_REQUEST_TIMEOUT_MS} for a managed endpoint.",
+            f"Azure takes at most {cap} for a {bundle.kind} endpoint.",
             DEPLOYMENT,
             place,
+            fixes=(Fix(DEPLOYMENT, place, planned or cap),),
+        )
+
+
+def queue_wait(bundle: Inspected) -> Iterator[Problem]:
+    place = ("request_settings", "max_queue_wait_ms")
+    if bundle.kind == "managed" and bundle.get(DEPLOYMENT, *place) is not None:
+        yield Problem(
+            "max_queue_wait_ms is deprecated for managed endpoints.",
+            "Leave it out; raise request_timeout_ms if requests must wait longer.",
+            DEPLOYMENT,
+            place,
+        )
+
+
+def large_upload(bundle: Inspected) -> Iterator[Problem]:
+    folder = bundle.model_folder
+    size = weigh(folder) if folder else 0
+    if size > limits.UPLOAD_BYTES:
+        yield Problem(
+            f"{size / limits.GB:.0f} GB of weights are uploaded by the client; such uploads are known to stall.",
+            "Copy them with AzCopy, and write path: azureml://datastores/NAME/paths/PATH.",
+            MODEL if bundle.readable(MODEL) else DEPLOYMENT,
+            ("path",),
+        )
+
+
+def payload(bundle: Inspected) -> Iterator[Problem]:
+    size = bundle.settings.limits.max_payload_bytes if bundle.settings and bundle.kind == "managed" else 0
+    if size > limits.ENDPOINT_BYTES_PER_S:
+        yield Problem(
+            f"Requests of {size / 1e6:g} MB are allowed, and an endpoint carries"
+            f" {limits.ENDPOINT_BYTES_PER_S / 1e6:g} MB a second for all its callers.",
+            _AGAIN,
+            SETTINGS,
         )
 
 
 def concurrency(bundle: Inspected) -> Iterator[Problem]:
     place = ("request_settings", "max_concurrent_requests_per_instance")
     allowed = bundle.number(DEPLOYMENT, *place)
-    if bundle.readable(DEPLOYMENT) and (allowed is None or allowed < 1):
+    wanted = bundle.settings.limits.max_batch_size if bundle.settings else 0
+    if _online(bundle) and (allowed is None or allowed < 1):
         yield Problem(
             f"{place[1]} is {bundle.get(DEPLOYMENT, *place)!r}; Azure's default is 1, which leaves nothing to batch.",
             _AGAIN,
             DEPLOYMENT,
             place,
+            fixes=(Fix(DEPLOYMENT, place, wanted),) if wanted else (),
         )
 
 
 def worker_timeout(bundle: Inspected) -> Iterator[Problem]:
     timeout = bundle.number(DEPLOYMENT, "request_settings", "request_timeout_ms")
     given = bundle.server["WORKER_TIMEOUT"]
+    if not bundle.get(DEPLOYMENT, "code_configuration") or bundle.kind == "batch":
+        return  # a container of its own, which need not run the inference server
+    timeout = timeout and min(timeout, limits.MAX_REQUEST_TIMEOUT_MS)  # what is above, another rule refuses
     if timeout is not None and not (given.isdecimal() and int(given) * 1000 > timeout):
         yield Problem(
             f"WORKER_TIMEOUT is {given} s and a request may take {timeout / 1000:g} s:"
@@ -154,7 +230,13 @@ def worker_timeout(bundle: Inspected) -> Iterator[Problem]:
             "Raise WORKER_TIMEOUT above request_timeout_ms.",
             DEPLOYMENT,
             ("environment_variables", "WORKER_TIMEOUT"),
+            fixes=(Fix(DEPLOYMENT, ("environment_variables", "WORKER_TIMEOUT"), _above(timeout)),),
         )
+
+
+def _above(timeout_ms: int) -> str:
+    """Seconds for WORKER_TIMEOUT: the inference server's default, or a margin above the request's time."""
+    return str(max(int(SERVER_DEFAULTS["WORKER_TIMEOUT"]), timeout_ms // 1000 + 30))
 
 
 def workers(bundle: Inspected) -> Iterator[Problem]:
@@ -165,18 +247,21 @@ def workers(bundle: Inspected) -> Iterator[Problem]:
             'Write "1"; threads take the requests, and batching uses the device.',
             DEPLOYMENT,
             ("environment_variables", "WORKER_COUNT"),
+            fixes=(Fix(DEPLOYMENT, ("environment_variables", "WORKER_COUNT"), "1"),),
         )
 
 
 def threads(bundle: Inspected) -> Iterator[Problem]:
-    arguments = bundle.server.get("GUNICORN_CMD_ARGS", "")
+    given = bundle.server.get("GUNICORN_CMD_ARGS", "")
     allowed = bundle.number(DEPLOYMENT, "request_settings", "max_concurrent_requests_per_instance") or 1
-    found = re.search(r"--threads[ =](\d+)", arguments)
-    count = int(found[1]) if found and "gthread" in arguments else 1
-    if count <= allowed:
+    found = re.search(r"--threads[ =](\d+)", given)
+    count = int(found[1]) if found and "gthread" in given else 1
+    arguments = f"--worker-class gthread --threads {allowed + PROBE_THREADS}"
+    if count <= allowed and bundle.kind != "batch":
         yield Problem(
             f"The server has {count} threads for {allowed} concurrent requests: probes would wait behind them.",
-            f'Set GUNICORN_CMD_ARGS to "--worker-class gthread --threads {allowed + 2}".',
+            f'Set GUNICORN_CMD_ARGS to "{arguments}".',
             DEPLOYMENT,
             ("environment_variables", "GUNICORN_CMD_ARGS"),
+            fixes=(Fix(DEPLOYMENT, ("environment_variables", "GUNICORN_CMD_ARGS"), arguments),),
         )

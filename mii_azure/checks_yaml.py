@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from mii_azure.inspection import DEPLOYMENT, ENDPOINT, ENVIRONMENT, MODEL, Inspected, Problem
+from mii_azure.inspection import DEPLOYMENT, ENDPOINT, ENVIRONMENT, MODEL, Fix, Inspected, Problem
 from mii_azure.render import PORT, content_hash
 from mii_azure.spec import NAME_LENGTH, NAME_PATTERN
 
@@ -18,7 +18,8 @@ PATHS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     (ENVIRONMENT, ("build", "dockerfile_path"), ("build", "path")),
     (MODEL, ("path",), ()),
 )
-_ELSEWHERE = re.compile(r"^(azureml:|https?://)")
+_CONTENT_HASH = re.compile(r"[0-9a-f]{12}")
+_ELSEWHERE = re.compile(r"^(azureml:|https?://|runs:/|git\+)")
 _ASSET_FOLDERS = {ENVIRONMENT: "environment/", MODEL: "model/"}
 
 
@@ -60,14 +61,17 @@ def deployment_name_in_capitals(bundle: Inspected) -> Iterator[Problem]:
             "Write it in lower case.",
             DEPLOYMENT,
             ("name",),
+            fixes=(Fix(DEPLOYMENT, ("name",), name.lower()),),
         )
 
 
 def another_endpoint(bundle: Inspected) -> Iterator[Problem]:
-    if not bundle.readable(ENDPOINT, DEPLOYMENT):
-        return
     wanted, named = bundle.get(ENDPOINT, "name"), bundle.get(DEPLOYMENT, "endpoint_name")
-    if wanted != named:
+    place = ("endpoint_name",)
+    if bundle.readable(DEPLOYMENT) and not named:
+        fixes = (Fix(DEPLOYMENT, place, wanted),) if isinstance(wanted, str) and wanted else ()
+        yield Problem("endpoint_name is empty.", "Name the endpoint.", DEPLOYMENT, place, fixes=fixes)
+    elif bundle.readable(ENDPOINT, DEPLOYMENT) and wanted != named:
         yield Problem(
             f"The deployment is for the endpoint {named!r}; endpoint.yml creates {wanted!r}.",
             "Give both the same name.",
@@ -102,10 +106,18 @@ def stale_versions(bundle: Inspected) -> Iterator[Problem]:
         if bundle.get(file, "version") != wanted:
             yield Problem(
                 f"The version {bundle.get(file, 'version')!r} is not that of the content of {folder}, {wanted}.",
-                f'Write version: "{wanted}" here and in deployment.yml, or generate the bundle again.',
+                f'Write version: "{wanted}" here, in deployment.yml and in deploy.sh, or generate the bundle again.',
                 file,
                 ("version",),
+                fixes=_version_fixes(bundle.get(file, "version"), wanted, file),
             )
+
+
+def _version_fixes(old: Any, new: str, file: str) -> tuple[Fix, ...]:
+    """The new content hash wherever the old one stands; none for a version that is no such hash."""
+    if not isinstance(old, str) or not _CONTENT_HASH.fullmatch(old):
+        return ()
+    return tuple(Fix(changed, (), new, old) for changed in (file, DEPLOYMENT, "deploy.sh"))
 
 
 def variables_that_are_not_strings(bundle: Inspected) -> Iterator[Problem]:
@@ -116,7 +128,16 @@ def variables_that_are_not_strings(bundle: Inspected) -> Iterator[Problem]:
                 "Put it in quotes.",
                 DEPLOYMENT,
                 ("environment_variables", str(name)),
+                fixes=_quoted(str(name), value),
             )
+
+
+def _quoted(name: str, value: Any) -> tuple[Fix, ...]:
+    """The string that the value stands for where that is beyond doubt: a whole number or a boolean."""
+    if not isinstance(value, int):
+        return ()
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return (Fix(DEPLOYMENT, ("environment_variables", name), text),)
 
 
 def paths(bundle: Inspected) -> Iterator[Problem]:
@@ -125,21 +146,25 @@ def paths(bundle: Inspected) -> Iterator[Problem]:
         if not bundle.readable(file) or base in bad:
             continue
         value = bundle.get(file, *keys)
+        if bundle.loose is not None and value is None and not (bundle.section(file, *keys[:-1]) and base):
+            continue  # a custom container needs no code, and a model may be a reference
         folder = str(bundle.get(file, *base)) if base else "."
-        reason = _bad_path(bundle.root, folder, value) if isinstance(value, str) else f"is {value!r}, not a path"
+        root = bundle.path(file).parent
+        bundled = bundle.loose is None
+        reason = _bad_path(root, folder, value, bundled) if isinstance(value, str) else f"is {value!r}, not a path"
         if reason:
             bad.add(keys)
             message = f"{'.'.join(keys)} {reason}."
             yield Problem(message, "Name something inside the bundle, relative to it.", file, keys)
 
 
-def _bad_path(root: Path, folder: str, value: str) -> str:
-    if _ELSEWHERE.match(value):
+def _bad_path(root: Path, folder: str, value: str, bundled: bool) -> str:
+    if _ELSEWHERE.match(value) or _ELSEWHERE.match(folder):
         return ""
     if PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute():
         return "is an absolute path, which exists on one machine only"
     target = (root / folder / value).resolve()
-    if not target.is_relative_to(root.resolve()):
+    if bundled and not target.is_relative_to(root.resolve()):
         return "is a path out of the bundle"
     return "" if target.exists() else f"is {value!r}, which does not exist"
 
@@ -155,6 +180,10 @@ def routes(bundle: Inspected) -> Iterator[Problem]:
                 f"Write port: {PORT} and path: {path}.",
                 ENVIRONMENT,
                 ("inference_config", route),
+                fixes=tuple(
+                    Fix(ENVIRONMENT, ("inference_config", route, key), value)
+                    for key, value in (("port", PORT), ("path", path))
+                ),
             )
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import yaml
 
@@ -15,28 +15,71 @@ from scoring.errors import LoadError
 ENDPOINT, DEPLOYMENT, ENVIRONMENT, MODEL = "endpoint.yml", "deployment.yml", "environment.yml", "model.yml"
 YAMLS = (ENDPOINT, DEPLOYMENT, ENVIRONMENT, MODEL)
 SETTINGS, SCORE, DOCKERFILE = "code/deployment.json", "code/score.py", "environment/Dockerfile"
+LOCK = "environment/requirements.lock"
 SERVER_DEFAULTS = {"WORKER_COUNT": "1", "WORKER_TIMEOUT": "300"}  # azureml-inference-server-http 1.5.1
 _ENV_LINE = re.compile(r'^ENV +([A-Za-z_]\w*)=(?:"((?:[^"\\]|\\.)*)"|(\S*)) *$', re.MULTILINE)
 
 
+Kind = Literal["managed", "kubernetes", "batch"]
+
+
+class Fix(NamedTuple):
+    """A change that is safe to make: a value in a YAML file, or, where `old` is given, a text for another."""
+
+    file: str
+    keys: tuple[str, ...]
+    value: str | int
+    old: str = ""
+
+
 class Problem(NamedTuple):
-    """What a rule found: a sentence, what to do, and where."""
+    """What a rule found: a sentence, what to do, where, and the changes that would do it."""
 
     message: str
     remedy: str
     file: str
     keys: tuple[str, ...] = ()  # place in a YAML file
     line: int | None = None
+    fixes: tuple[Fix, ...] = ()
 
 
 class Inspected:
-    """The bundle at `root`; raises NotABundle if it has no manifest."""
+    """The bundle at `root`, or, with `loose`, YAML that stands alone: {role, e.g. DEPLOYMENT: the file in that role}.
 
-    def __init__(self, root: Path) -> None:
+    Raises NotABundle for a bundle without a manifest.
+    """
+
+    def __init__(self, root: Path, loose: Mapping[str, Path] | None = None) -> None:
         self.root = root
-        self.manifest = load_manifest(root)
+        self.loose = loose
+        self.manifest = load_manifest(root) if loose is None else {"files": {}}
         self._texts: dict[str, str | None] = {}
         self._yamls: dict[str, tuple[Any, yaml.Node | None, str]] = {}
+
+    def path(self, file: str) -> Path:
+        """Where a file of the bundle, or the file in that role, is."""
+        return self.root / file if self.loose is None else self.loose.get(file, self.root / file)
+
+    @cached_property
+    def kind(self) -> Kind:
+        """What the YAML deploys to: by its `type`, its `$schema`, or the endpoint's `compute`."""
+        schemas = " ".join(str(self.get(file, "$schema")).lower() for file in (DEPLOYMENT, ENDPOINT))
+        batch = self.get(DEPLOYMENT, "mini_batch_size") or self.get(DEPLOYMENT, "settings")
+        if "batch" in schemas or batch:
+            return "batch"
+        kubernetes = self.get(DEPLOYMENT, "type") == "kubernetes" or self.get(ENDPOINT, "compute")
+        return "kubernetes" if kubernetes or "kubernetes" in schemas else "managed"
+
+    @cached_property
+    def model_folder(self) -> Path | None:
+        """The folder of weights that is uploaded; None where the model is a reference."""
+        if self.loose is None:
+            return self.root / "model" if (self.root / "model").is_dir() else None
+        for file, keys in ((MODEL, ("path",)), (DEPLOYMENT, ("model", "path"))):
+            given = self.get(file, *keys)
+            if isinstance(given, str) and (self.path(file).parent / given).is_dir():
+                return self.path(file).parent / given
+        return None
 
     @cached_property
     def mismatches(self) -> list[Mismatch]:
@@ -54,13 +97,13 @@ class Inspected:
     @cached_property
     def yamls(self) -> list[str]:
         """The YAML files that are there."""
-        return [file for file in YAMLS if (self.root / file).is_file()]
+        return [file for file in YAMLS if self.path(file).is_file() and (self.loose is None or file in self.loose)]
 
     def text(self, file: str) -> str | None:
         """A file's text; None if it is missing or not UTF-8."""
         if file not in self._texts:
             try:
-                self._texts[file] = (self.root / file).read_text(encoding="utf-8")
+                self._texts[file] = self.path(file).read_text(encoding="utf-8")
             except (OSError, ValueError):
                 self._texts[file] = None
         return self._texts[file]
@@ -123,7 +166,7 @@ class Inspected:
     def _parse(self, file: str) -> tuple[Any, yaml.Node | None, str]:
         text = self.text(file)
         if text is None:
-            missing = not (self.root / file).exists()
+            missing = not self.path(file).exists()
             return {}, None, "" if missing else "it is not UTF-8 text"
         try:
             return yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader), ""

@@ -8,9 +8,11 @@ GB = 1024**3
 
 # Azure
 MAX_REQUEST_TIMEOUT_MS = 180_000  # managed online deployment
+KUBERNETES_TIMEOUT_MS = 150_000  # above it Azure makes a probe that Kubernetes refuses: azure-sdk-for-python#33660
 MAX_INSTANCES = 50  # per deployment
 UPGRADE_RESERVE_PERCENT = 20  # quota held back for rolling upgrades, except for families that skip it
 ENDPOINT_BYTES_PER_S = 5_000_000  # bandwidth of one endpoint
+UPLOAD_BYTES = 20 * GB  # above it an upload by the client is warned about: azure-cli#12651
 IN_FLIGHT_FACTOR = 2  # 429 past this times max_concurrent_requests_per_instance times instances
 
 # Hardware

@@ -25,6 +25,17 @@ def edit(file: str, pattern: str, new: str) -> Mutation:
     return Mutation(file, apply)
 
 
+def replaced(file: str, pattern: str, new: str) -> Mutation:
+    """Replace every match of a pattern."""
+
+    def apply(bundle: Path) -> None:
+        text, count = re.subn(pattern, new, (bundle / file).read_text(), flags=re.MULTILINE)
+        assert count, f"{pattern!r} does not match {file}"
+        (bundle / file).write_text(text)
+
+    return Mutation(file, apply)
+
+
 def value(file: str, key: str, new: str) -> Mutation:
     """Give the one key of that name in a YAML file another value."""
     return edit(file, rf"^( *){key}: .*$", rf"\g<1>{key}: {new}")
@@ -79,6 +90,12 @@ SAMPLE, DOCKERFILE, LOCK = "requests/sample.json", "environment/Dockerfile", "en
 _GTHREAD = "--worker-class gthread --threads"
 _WIDE = both(on("Standard_F4s_v2"), set_json("model/config.json", hidden_size=10**8))
 _UNDERSCORE = both(value(ENDPOINT, "name", '"my_qa"'), value(DEPLOYMENT, "endpoint_name", '"my_qa"'))
+_USER_ASSIGNED = "identity:\n  type: user_assigned"
+_BY_NAME = "\n  user_assigned_identities:\n    - resource_id: mine"
+_CONNECTION = edit(
+    DEPLOYMENT, "^  WORKER_COUNT", '  HF_TOKEN: "${{azureml://connections/hub/credentials/token}}"\n  WORKER_COUNT'
+)
+_LARGE = set_json("code/deployment.json", limits={"max_payload_bytes": 10**8})
 
 #: What breaks, the rule that says so, and how.
 BROKEN: dict[str, tuple[str, Mutation]] = {
@@ -113,6 +130,15 @@ BROKEN: dict[str, tuple[str, Mutation]] = {
     "half of the traffic": ("MII110", edit(ENDPOINT, "^tags:", 'traffic: {"my-qa": 50}\ntags:')),
     "most of the traffic mirrored": ("MII110", edit(ENDPOINT, "^tags:", 'mirror_traffic: {"my-qa": 80}\ntags:')),
     "two mirrors": ("MII110", edit(ENDPOINT, "^tags:", "mirror_traffic: {a: 10, b: 10}\ntags:")),
+    "traffic to a name in capitals": ("MII114", edit(ENDPOINT, "^tags:", 'traffic: {"My-QA": 100}\ntags:')),
+    "a token as it is": ("MII115", edit(DEPLOYMENT, "^  WORKER_COUNT", '  HF_TOKEN: "abc"\n  WORKER_COUNT')),
+    "half of a reference": (
+        "MII115",
+        edit(DEPLOYMENT, "^  WORKER_COUNT", '  API_KEY: "${{azureml://connections/}}"\n  WORKER_COUNT'),
+    ),
+    "an identity without its id": ("MII116", edit(ENDPOINT, "^tags:", f"{_USER_ASSIGNED}\ntags:")),
+    "an identity by its name": ("MII116", edit(ENDPOINT, "^tags:", f"{_USER_ASSIGNED}{_BY_NAME}\ntags:")),
+    "a connection that may not be read": ("MII117", both(edit(ENDPOINT, "^tags:", "tags:"), _CONNECTION)),
     "an instance type that does not exist": ("MII201", on("Standard_NC7as_T4_v3")),
     "an instance type that Azure retired": ("MII202", on("Standard_NC6s_v3")),
     "a model wider than any machine": ("MII203", _WIDE),
@@ -120,7 +146,7 @@ BROKEN: dict[str, tuple[str, Mutation]] = {
     "51 instances": ("MII204", value(DEPLOYMENT, "instance_count", "51")),
     "a probe every zero seconds": ("MII205", probe("readiness_probe", "period", 0)),
     "liveness only after two successes": ("MII205", probe("liveness_probe", "success_threshold", 2)),
-    "no liveness probe": ("MII205", without(DEPLOYMENT, "liveness_probe")),
+    "no liveness probe": ("MII212", without(DEPLOYMENT, "liveness_probe")),
     "a probe that does not wait": (
         "MII206",
         both(probe("liveness_probe", "initial_delay", 1), probe("liveness_probe", "failure_threshold", 1)),
@@ -134,6 +160,8 @@ BROKEN: dict[str, tuple[str, Mutation]] = {
     "four copies of the model": ("MII210", value(DEPLOYMENT, "WORKER_COUNT", '"4"')),
     "one synchronous worker": ("MII211", value(DEPLOYMENT, "GUNICORN_CMD_ARGS", '"--worker-class sync"')),
     "fewer threads than requests": ("MII211", value(DEPLOYMENT, "GUNICORN_CMD_ARGS", f'"{_GTHREAD} 4"')),
+    "a time in the queue": ("MII213", edit(DEPLOYMENT, "^(  request_timeout_ms:)", r"  max_queue_wait_ms: 500\n\1")),
+    "requests larger than a second carries": ("MII214", _LARGE),
     "a script that is not Python": ("MII301", script(init="def init(:")),
     "a script with a null byte": ("MII301", script(run="def run(raw): pass\n\0")),
     "a script that is not text": ("MII301", write("code/score.py", b"\xff")),
@@ -149,6 +177,11 @@ BROKEN: dict[str, tuple[str, Mutation]] = {
     "a sample that is not JSON": ("MII305", write(SAMPLE, "{")),
     "an OpenAPI that is not JSON": ("MII306", write("code/swagger3.json", "{")),
     "an OpenAPI without paths": ("MII306", write("code/swagger2.json", '{"paths": {}}')),
+    "a model elsewhere": ("MII307", value(MODEL, "path", '"requests"')),
+    "an import that is not installed": ("MII308", script(init="import left_pad\ndef init(): pass")),
+    "a model with code of its own": ("MII309", set_json("model/config.json", auto_map={"AutoModel": "modeling.M"})),
+    "an image without a tag": ("MII403", replaced(DOCKERFILE, "^FROM [^ \n]+", "FROM python")),
+    "CUDA that the driver does not know": ("MII405", replaced(DOCKERFILE, "^FROM [^ \n]+", "FROM a/cuda13.1:1")),
     "a package without a hash": ("MII401", edit(LOCK, "^annotated-types==", "left-pad==1.0\nannotated-types==")),
     "a package without a version": ("MII401", edit(LOCK, "^annotated-types==", "left-pad\nannotated-types==")),
     "an image without hashes": ("MII402", edit(DOCKERFILE, r"--require-hashes \\\n +--use-pep517", "--use-pep517")),

@@ -1,0 +1,155 @@
+"""YAML of other origin, and ways to break it that azure-ai-ml accepts, each with the rule that must notice."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+Files = dict[str, dict[str, Any]]
+
+_DEPLOYMENT: dict[str, Any] = {
+    "name": "blue",
+    "endpoint_name": "my-endpoint",
+    "model": "azureml:my-model:1",
+    "code_configuration": {"code": "onlinescoring", "scoring_script": "score.py"},
+    "environment": "azureml:my-env:1",
+}
+_ONLINE: dict[str, Any] = {
+    "instance_count": 1,
+    "request_settings": {"request_timeout_ms": 90000, "max_concurrent_requests_per_instance": 4},
+    "liveness_probe": {"initial_delay": 300, "failure_threshold": 40},
+    "readiness_probe": {"initial_delay": 10, "failure_threshold": 60},
+}
+_RESOURCES = {
+    "requests": {"cpu": "2", "memory": "8Gi", "nvidia.com/gpu": "1"},
+    "limits": {"cpu": "4", "memory": "16Gi", "nvidia.com/gpu": "1"},
+}
+
+#: Files as azureml-examples has them, by kind.
+KINDS: dict[str, Files] = {
+    "managed": {
+        "endpoint.yml": {"name": "my-endpoint", "auth_mode": "key"},
+        "blue.yml": _DEPLOYMENT | _ONLINE | {"instance_type": "Standard_DS3_v2"},
+    },
+    "kubernetes": {
+        "endpoint.yml": {"name": "my-endpoint", "auth_mode": "key", "compute": "azureml:cluster"},
+        "blue.yml": _DEPLOYMENT | _ONLINE | {"type": "kubernetes", "instance_type": "gpu", "resources": _RESOURCES},
+    },
+    "batch": {
+        "endpoint.yml": {
+            "$schema": "https://azuremlschemas.azureedge.net/latest/batchEndpoint.schema.json",
+            "name": "my-endpoint",
+            "defaults": {"deployment_name": "blue"},
+        },
+        "blue.yml": _DEPLOYMENT
+        | {
+            "$schema": "https://azuremlschemas.azureedge.net/latest/modelBatchDeployment.schema.json",
+            "type": "model",
+            "compute": "azureml:cluster",
+            "resources": {"instance_count": 2},
+            "mini_batch_size": 10,
+            "max_concurrency_per_instance": 1,
+            "retry_settings": {"max_retries": 3, "timeout": 300},
+            "error_threshold": -1,
+            "logging_level": "info",
+        },
+    },
+    "environment": {"environment.yml": {"name": "my-env", "version": "1", "image": "python:3.11"}},
+    "model": {"model.yml": {"name": "my-model", "version": "1", "type": "custom_model", "path": "weights"}},
+}
+
+
+class Case(NamedTuple):
+    """A kind of files, the rule, the file that breaks, and the place in it with its new value; None removes it."""
+
+    kind: str
+    rule: str
+    file: str
+    keys: tuple[str, ...]
+    value: Any
+
+
+def write(folder: Path, kind: str, change: Callable[[Files], None] = lambda files: None) -> None:
+    """Write a kind's files, changed, with the folders that they name."""
+    files = copy.deepcopy(KINDS[kind])
+    change(files)
+    for name, content in files.items():
+        (folder / name).write_text(yaml.safe_dump(content))
+    for name in ("onlinescoring", "weights"):
+        (folder / name).mkdir(exist_ok=True)
+    (folder / "onlinescoring" / "score.py").write_text("def init(): ...\ndef run(data): ...\n")
+
+
+def change(case: Case) -> Callable[[Files], None]:
+    def apply(files: Files) -> None:
+        place = files[case.file]
+        for key in case.keys[:-1]:
+            place = place.setdefault(key, {})
+        if case.value is None:
+            del place[case.keys[-1]]
+        else:
+            place[case.keys[-1]] = case.value
+
+    return apply
+
+
+_CONDA = {"name": "env", "dependencies": ["python=3.11"]}
+_ARM = "azureml:/subscriptions/s/resourceGroups/g/providers/Microsoft.MachineLearningServices/workspaces/w/models/m"
+
+
+def _of(kind: str, rule: str, place: str, value: Any, file: str = "blue.yml") -> Case:
+    return Case(kind, rule, file, tuple(place.split("/")), value)
+
+
+#: What breaks in YAML that stands alone; azure-ai-ml accepts each of them.
+LOOSE: dict[str, Case] = {
+    "a name that the client does not judge": _of("managed", "MII102", "name", "a" * 40),
+    "a name in capitals": _of("managed", "MII103", "name", "Blue"),
+    "no endpoint": _of("managed", "MII104", "endpoint_name", ""),
+    "a number in the environment": _of("managed", "MII107", "environment_variables/A", 1),
+    "a script that is not there": _of("managed", "MII108", "code_configuration/scoring_script", "other.py"),
+    "code that is not there": _of("managed", "MII108", "code_configuration/code", "src"),
+    "a script without its folder": _of("managed", "MII108", "code_configuration/code", None),
+    "half of the traffic": _of("managed", "MII110", "traffic/blue", 50, "endpoint.yml"),
+    "a mirror of 80 %": _of("managed", "MII110", "mirror_traffic/blue", 80, "endpoint.yml"),
+    "packages and no image": _of("managed", "MII111", "environment", {"conda_file": _CONDA}),
+    "an environment with a blank in its name": _of("environment", "MII112", "name", "my env", "environment.yml"),
+    "a model with a slash in its name": _of("model", "MII112", "name", "my/model", "model.yml"),
+    "the latest of a registry": _of("managed", "MII113", "model", "azureml://registries/R/models/M/labels/latest"),
+    "traffic in capitals": _of("managed", "MII114", "traffic/Blue", 100, "endpoint.yml"),
+    "a token as it is": _of("managed", "MII115", "environment_variables/HF_TOKEN", "abc"),
+    "an identity without its id": _of("managed", "MII116", "identity/type", "user_assigned", "endpoint.yml"),
+    "a model of one subscription": _of("managed", "MII118", "model", _ARM + "/versions/1"),
+    "an instance type that does not exist": _of("managed", "MII201", "instance_type", "Standard_NC7as_T4_v3"),
+    "an instance type that Azure retired": _of("managed", "MII202", "instance_type", "Standard_NC6s_v3"),
+    "no instances": _of("managed", "MII204", "instance_count", 0),
+    "a probe of nothing": _of("managed", "MII205", "readiness_probe/period", 0),
+    "liveness after two successes": _of("managed", "MII205", "liveness_probe/success_threshold", 2),
+    "a probe too early": _of("managed", "MII212", "liveness_probe", None),
+    "a request of 900 s": _of("managed", "MII207", "request_settings/request_timeout_ms", 900000),
+    "no concurrency": _of("managed", "MII208", "request_settings/max_concurrent_requests_per_instance", 0),
+    "a worker that is killed": _of("managed", "MII209", "environment_variables/WORKER_TIMEOUT", "30"),
+    "a time in the queue": _of("managed", "MII213", "request_settings/max_queue_wait_ms", 500),
+    "the latest image": _of("environment", "MII403", "image", "python:latest", "environment.yml"),
+    "an image that conda solves": _of("environment", "MII404", "conda_file", _CONDA, "environment.yml"),
+    "a request of 180 s on Kubernetes": _of("kubernetes", "MII207", "request_settings/request_timeout_ms", 180000),
+    "an amount that is none": _of("kubernetes", "MII601", "resources/limits/cpu", "lots"),
+    "half of a GPU": _of("kubernetes", "MII601", "resources/requests/nvidia.com*gpu", "500m"),
+    "more than the limit": _of("kubernetes", "MII602", "resources/requests/cpu", "8"),
+    "GPUs that differ": _of("kubernetes", "MII602", "resources/limits/nvidia.com*gpu", "2"),
+    "no cluster for Kubernetes": _of("kubernetes", "MII604", "compute", None, "endpoint.yml"),
+    "more instances at least than at most": _of(
+        "kubernetes",
+        "MII605",
+        "scale_settings",
+        {"type": "target_utilization", "min_instances": 3, "max_instances": 2},
+    ),
+    "batches of nothing": _of("batch", "MII701", "mini_batch_size", 0),
+    "no time for a batch": _of("batch", "MII701", "retry_settings/timeout", 0),
+    "fewer failures than any": _of("batch", "MII701", "error_threshold", -2),
+    "no cluster for batches": _of("batch", "MII702", "compute", None),
+    "a log of everything": _of("batch", "MII704", "logging_level", "trace"),
+}
+LOOSE = {what: case._replace(keys=tuple(k.replace("*", "/") for k in case.keys)) for what, case in LOOSE.items()}
