@@ -89,8 +89,8 @@ if ! $dry_run; then
     }
 fi
 
-step "environment My-feature-extraction-env, version b1a6d7fe5e41"
-exists environment show --name My-feature-extraction-env --version b1a6d7fe5e41 ||
+step "environment My-feature-extraction-env, version 29f503cea80f"
+exists environment show --name My-feature-extraction-env --version 29f503cea80f ||
     azml environment create --file environment.yml
 
 step "model My-feature-extraction-model, version 0123456789ab"

@@ -89,8 +89,8 @@ if ! $dry_run; then
     }
 fi
 
-step "environment My-sentence-embeddings-env, version b1a6d7fe5e41"
-exists environment show --name My-sentence-embeddings-env --version b1a6d7fe5e41 ||
+step "environment My-sentence-embeddings-env, version 29f503cea80f"
+exists environment show --name My-sentence-embeddings-env --version 29f503cea80f ||
     azml environment create --file environment.yml
 
 step "model My-sentence-embeddings-model, version 0123456789ab"

@@ -1,0 +1,1 @@
+"""Builds the generated Dockerfile for real, without a container engine or a registry; see `tools.image.images`."""
