@@ -7,28 +7,24 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
+from mii_azure import cli_azure
+from mii_azure.cli_shared import AsJson, Bundle, ResourceGroup, Subscription, Workspace, err, out
+from mii_azure.cli_shared import flag as _flag
+from mii_azure.cli_shared import print_json as _print_json
+from mii_azure.cli_shared import read_request as _read_request
 from mii_azure.errors import MiiAzureError
 
 app = typer.Typer(
     name="mii-azure",
     help="From a model and a task to a folder that Azure ML deploys as it stands, served and proven locally.",
-    epilog="Exit codes: 0 done, 1 findings or a verdict that says no, 2 usage, 3 model or bundle, 4 host, 70 a defect.",
+    epilog="Exit codes: 0 done, 1 findings or a verdict of no, 2 usage, 3 model or bundle, 4 host, 5 Azure, 70 defect.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
 )
-# Messages hold brackets of their own, which markup would swallow.
-out = Console(markup=False, highlight=False)
-err = Console(stderr=True, markup=False, highlight=False)
-
-
-def _flag(name: str, text: str) -> Any:
-    return typer.Option(f"--{name}", envvar=f"MII_AZURE_{name.upper().replace('-', '_')}", help=text)
-
 
 Task = Annotated[str, _flag("task", "What the endpoint does, e.g. question-answering.")]
 Model = Annotated[str, _flag("model", "A folder, a Hugging Face hub id, or an azureml: reference.")]
@@ -41,9 +37,9 @@ Objective = Annotated[str, _flag("objective", "What optimisations are chosen for
 Optimisations = Annotated[str, _flag("optimisations", "azure: every pass; public: DeepSpeed's own open ones.")]
 PassesOn = Annotated[str, _flag("passes-on", "Comma-separated passes to force on.")]
 PassesOff = Annotated[str, _flag("passes-off", "Comma-separated passes to leave out.")]
-AsJson = Annotated[bool, _flag("json", "Print JSON instead of tables.")]
-Bundle = Annotated[Path, typer.Argument(envvar="MII_AZURE_BUNDLE", help="A generated folder.")]
-Targets = Annotated[str, _flag("targets", "Comma-separated: in-process, grpc, http, azmlinfsrv.")]
+Targets = Annotated[
+    str, _flag("targets", "Comma-separated: in-process, grpc, http, azmlinfsrv; parity also endpoint:NAME.")
+]
 
 ALL_TARGETS = "in-process,grpc,http,azmlinfsrv"
 
@@ -202,14 +198,19 @@ def parity(
     requests: Annotated[
         Path | None, _flag("requests", "File of request bodies, one per line, instead of our own.")
     ] = None,
+    subscription: Subscription = None,
+    resource_group: ResourceGroup = None,
+    workspace: Workspace = None,
     as_json: AsJson = False,
 ) -> None:
     """Prove that hosts answer alike: same requests, graded replies. Exit 0 only when every target agrees."""
     from mii_azure.report import show_verdict
     from mii_azure.verdict import parity as compare
 
+    live = any(name.startswith("endpoint:") for name in _split(targets))
+    client = cli_azure.workspace_client(subscription, resource_group, workspace) if live else None
     with _status(as_json) as status:
-        verdict = compare(bundle, targets=_split(targets), requests=requests, on_progress=status)
+        verdict = compare(bundle, targets=_split(targets), requests=requests, on_progress=status, ml_client=client)
     _print_json(verdict) if as_json else show_verdict(out, verdict)
     if not verdict.agree:
         raise typer.Exit(1)
@@ -237,16 +238,6 @@ def _short(folder: Path) -> Path:
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
-def _read_request(request: str) -> Any:
-    from mii_azure.errors import SpecError
-
-    text = sys.stdin.read() if request == "-" else request
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise SpecError(f"The request is not JSON: {error}.", 'It looks like \'{"inputs": "..."}\'.') from None
-
-
 def _split(targets: str) -> list[str]:
     return [name.strip() for name in targets.split(",") if name.strip()]
 
@@ -257,9 +248,7 @@ def _status(quiet: bool) -> Any:
     return status(err, enabled=not quiet)
 
 
-def _print_json(value: Any) -> None:
-    plain = value.model_dump(mode="json") if hasattr(value, "model_dump") else value
-    sys.stdout.write(json.dumps(plain, ensure_ascii=False, indent=2) + "\n")
+cli_azure.register(app)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Local deployments by name: MII's deploy, client and terminate over the local runner."""
+"""MII's deploy, client and terminate: local deployments by name, and the way to those in Azure."""
 
 import contextlib
 import json
@@ -8,16 +8,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mii_azure.errors import NotAvailable, RunnerFailed, UnknownDeployment
+from mii_azure.errors import RunnerFailed, SpecError, UnknownDeployment
 from mii_azure.spec import check_name
 
 if TYPE_CHECKING:
     from local_runner.client import AsyncClient, Client
+    from mii_azure.azure.deploy import AzureDeployment
 
 START_TIMEOUT_S = 600.0
 # Runners that this process started; they outlive it, and until then it must reap them.
@@ -51,32 +53,65 @@ def home() -> Path:
 
 
 def deploy(
-    task: str,
-    model: str,
-    deployment_name: str,
-    deployment_type: DeploymentType = DeploymentType.LOCAL,
+    task: str | Path | None = None,
+    model: str | None = None,
+    deployment_name: str | None = None,
+    deployment_type: DeploymentType | None = None,
+    *,
+    bundle: str | Path | None = None,
+    ml_client: Any = None,
+    slot: str = "blue",
+    traffic: int | None = None,
+    subscription: str | None = None,
+    resource_group: str | None = None,
+    workspace: str | None = None,
     timeout_s: float = START_TIMEOUT_S,
+    on_progress: Callable[[str], None] = lambda text: None,
     **preferences: Any,
-) -> LocalDeployment:
-    """Generate a bundle and serve it on this machine until `terminate`; `preferences` are those of `generate`.
+) -> "LocalDeployment | AzureDeployment":
+    """Bring a bundle, or a model for a task, to Azure ML or onto this machine.
 
-    Raises what generation raises, RunnerFailed when it does not become ready, NotAvailable for Azure.
+    `deploy(bundle, ml_client=client, slot="blue")` deploys a folder that `generate` wrote. `deploy(task, model, name)`
+    is MII's call: generate, then serve here until `terminate`, or with DeploymentType.AML deploy to Azure;
+    `preferences` are those of `generate`. Without `ml_client` the workspace is named, by argument or by
+    MII_AZURE_WORKSPACE and its siblings. Raises what generation raises, RunnerFailed when the runner does not become
+    ready, AzureError from Azure.
     """
-    if deployment_type is not DeploymentType.LOCAL:
-        raise NotAvailable(
-            "Deploying to Azure ML from Python is not part of this version.",
-            "Call mii_azure.generate(...) and run the bundle's deploy.sh.",
+    if bundle is None and task is not None and model is None:
+        bundle, task = task, None
+    if bundle is not None:
+        if model or task or deployment_type is DeploymentType.LOCAL:
+            raise SpecError("A bundle is deployed to Azure.", "Serve it here with `mii-azure serve BUNDLE`.")
+        folder = Path(bundle)
+    else:
+        if not task or not model or not deployment_name:
+            raise SpecError("deploy needs a bundle, or task, model and deployment_name.", "Name all three.")
+        if deployment_type is not DeploymentType.AML:
+            return _deploy_here(str(task), model, deployment_name, timeout_s, preferences)
+    from mii_azure.azure.client import connect
+    from mii_azure.azure.deploy import deploy as to_azure
+
+    client = ml_client or connect(subscription, resource_group, workspace)
+    if bundle is None:
+        folder = _generate(str(task), str(model), str(deployment_name), preferences)
+    return to_azure(folder, client, slot, traffic, on_progress)
+
+
+def _deploy_here(task: str, model: str, name: str, timeout_s: float, preferences: dict[str, Any]) -> LocalDeployment:
+    if _read(name) is not None:
+        raise RunnerFailed(
+            f"The deployment {name!r} is running already.",
+            f"Call mii_azure.terminate({name!r}) first.",
         )
+    bundle = _generate(task, model, name, preferences)
+    return _start(name, bundle, home() / name, timeout_s)
+
+
+def _generate(task: str, model: str, name: str, preferences: dict[str, Any]) -> Path:
+    """The bundle of a deployment by name, below `home()`; the same model gives the same bytes, so a rerun goes on."""
     from mii_azure.generation import generate
 
-    if _read(deployment_name) is not None:
-        raise RunnerFailed(
-            f"The deployment {deployment_name!r} is running already.",
-            f"Call mii_azure.terminate({deployment_name!r}) first.",
-        )
-    folder = home() / check_name(deployment_name)
-    bundle = generate(task, model, deployment_name, output=folder / "bundle", force=True, **preferences)
-    return _start(deployment_name, bundle, folder, timeout_s)
+    return generate(task, model, name, output=home() / check_name(name) / "bundle", force=True, **preferences)
 
 
 def _start(name: str, bundle: Path, folder: Path, timeout_s: float) -> LocalDeployment:

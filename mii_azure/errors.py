@@ -13,21 +13,39 @@
     │   ├── WeightsCorrupt
     │   ├── TokenizerMissing
     │   ├── PickleRefused
+    │   ├── RemoteCodeRefused
     │   ├── TaskUnsupported
     │   └── DoesNotFit
     ├── BundleError             exit 3   the folder is not a bundle, not as generated, or was not written
     │   ├── NotABundle
     │   ├── BundleExists
     │   ├── BundleEdited
+    │   ├── SecretFound
     │   └── NotWritten
-    └── RunnerError             exit 4   a host did not start or went away
-        ├── PortInUse
-        ├── RunnerFailed
-        ├── ModelNotServed      404  the runner serves a model of another name
-        └── UnknownDeployment
+    ├── RunnerError             exit 4   a host did not start or went away
+    │   ├── PortInUse
+    │   ├── RunnerFailed
+    │   ├── ModelNotServed      404  the runner serves a model of another name
+    │   └── UnknownDeployment
+    └── AzureError              exit 5   Azure said no; carries Azure's own code and the request id
+        ├── NotSignedIn                  no credential, or one that has expired
+        ├── AccessDenied                 a role is missing
+        ├── NotInAzure                   workspace, endpoint or slot does not exist
+        ├── NameTaken
+        ├── QuotaExceeded                three verdicts told apart: quota,
+        ├── InstanceTypeNotOffered       not in this region or workspace,
+        ├── NoCapacity                   and offered, allowed, but none free now
+        ├── ImageNotBuilt
+        ├── ContainerNotReady            the probes gave up
+        ├── UploadFailed
+        ├── AzureUnavailable             too busy, or not reached
+        ├── RolloutFailed                a gate failed; the traffic went back
+        └── Interrupted         exit 130 stopped by Ctrl-C, with what exists
 
-Exit codes: 0 done · 1 findings, or a verdict that says no · 2 usage or spec · 3 model or bundle · 4 host.
+Exit codes: 0 done · 1 findings, or a verdict that says no · 2 usage or spec · 3 model or bundle · 4 host · 5 Azure.
 """
+
+from typing import Any
 
 from scoring.errors import MiiAzureError as MiiAzureError
 
@@ -84,6 +102,10 @@ class PickleRefused(ModelError):
     code = "pickle_refused"
 
 
+class RemoteCodeRefused(ModelError):
+    code = "remote_code_refused"
+
+
 class TaskUnsupported(ModelError):
     code = "task_unsupported"
 
@@ -107,6 +129,10 @@ class BundleExists(BundleError):
 
 class BundleEdited(BundleError):
     code = "bundle_edited"
+
+
+class SecretFound(BundleError):
+    code = "secret_found"
 
 
 class NotWritten(BundleError):
@@ -136,3 +162,82 @@ class ModelNotServed(RunnerError):
 
 class UnknownDeployment(RunnerError):
     code = "unknown_deployment"
+
+
+class AzureError(MiiAzureError):
+    """`azure_code` is Azure's own; `request_id` is what its support asks for."""
+
+    code = "azure_error"
+    http_status = 502
+    grpc_status = "UNAVAILABLE"
+    exit_code = 5
+
+    def __init__(
+        self, message: str, hint: str = "", where: str = "", *, azure_code: str = "", request_id: str = ""
+    ) -> None:
+        super().__init__(message, hint, where)
+        self.azure_code = azure_code
+        self.request_id = request_id
+
+    def to_dict(self) -> dict[str, Any]:
+        body = super().to_dict()
+        extra = {"azure_code": self.azure_code, "request_id": self.request_id}
+        body["error"] |= {key: value for key, value in extra.items() if value}
+        return body
+
+    def __str__(self) -> str:
+        told = super().__str__()
+        return f"{told} Azure's request id is {self.request_id}." if self.request_id else told
+
+
+class NotSignedIn(AzureError):
+    code = "not_signed_in"
+
+
+class AccessDenied(AzureError):
+    code = "access_denied"
+
+
+class NotInAzure(AzureError):
+    code = "not_in_azure"
+
+
+class NameTaken(AzureError):
+    code = "name_taken"
+
+
+class QuotaExceeded(AzureError):
+    code = "quota_exceeded"
+
+
+class InstanceTypeNotOffered(AzureError):
+    code = "instance_type_not_offered"
+
+
+class NoCapacity(AzureError):
+    code = "no_capacity"
+
+
+class ImageNotBuilt(AzureError):
+    code = "image_not_built"
+
+
+class ContainerNotReady(AzureError):
+    code = "container_not_ready"
+
+
+class UploadFailed(AzureError):
+    code = "upload_failed"
+
+
+class AzureUnavailable(AzureError):
+    code = "azure_unavailable"
+
+
+class RolloutFailed(AzureError):
+    code = "rollout_failed"
+
+
+class Interrupted(AzureError):
+    code = "interrupted"
+    exit_code = 130

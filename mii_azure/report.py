@@ -93,6 +93,16 @@ def show_bench(console: Console, report: Any) -> None:
     console.print(table)
 
 
+def show_status(console: Console, status: Any) -> None:
+    """An endpoint's headline and one line per slot."""
+    console.print(f"{status.endpoint}: {status.state}, {status.auth_mode}, {status.scoring_uri}", soft_wrap=True)
+    table = _table("slot", "state", "traffic %", "mirrored %", "instances", "bundle")
+    for slot in status.slots:
+        numbers = [str(slot.traffic), str(slot.mirrored or ""), f"{slot.instances} x {slot.instance_type}"]
+        table.add_row(slot.slot, slot.state, *numbers, slot.bundle[:12] or "not ours")
+    console.print(table)
+
+
 def size(count: int) -> str:
     """Bytes for people, in binary units."""
     value = float(count)

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -11,6 +11,10 @@ from mii_azure.edge_requests import Request, edge_requests, read_requests
 from mii_azure.errors import SpecError
 from mii_azure.grading import TOLERANCES, Grade, environment_difference, grade
 
+if TYPE_CHECKING:
+    from local_runner.targets import Target
+
+ENDPOINT = "endpoint:"  # endpoint:NAME or endpoint:NAME/SLOT, live in Azure
 TARGETS = ("in-process", "grpc", "http", "azmlinfsrv")
 
 
@@ -60,13 +64,14 @@ def parity(
     targets: Sequence[str] = TARGETS,
     requests: str | Path | None = None,
     on_progress: Callable[[str], None] = lambda text: None,
+    ml_client: Any = None,
 ) -> Verdict:
     """Start each target in turn, send it the same requests, and grade the replies against the first target's.
 
+    `ml_client` reaches the targets that are live in Azure, `endpoint:NAME[/SLOT]`; MII_AZURE_WORKSPACE and its siblings
+    name the workspace without it.
     Raises SpecError for unknown targets, NotABundle, BundleEdited, and RunnerFailed when a target does not start.
     """
-    from local_runner.targets import make_target
-
     folder = Path(bundle)
     digest, settings = _identity(folder)
     _check_targets(targets)
@@ -75,7 +80,7 @@ def parity(
     sent: list[Request] = own or []
     for name in targets:
         on_progress(f"starting {name}")
-        with make_target(name, folder) as target:
+        with _target(name, folder, ml_client) as target:
             metadata = target.metadata()
             sent = sent or edge_requests(settings["task"], int(metadata["context_length"]))
             on_progress(f"asking {name} {len(sent)} requests")
@@ -91,12 +96,24 @@ def _identity(folder: Path) -> tuple[str, dict[str, Any]]:
     return digest, json.loads((folder / "code" / "deployment.json").read_text(encoding="utf-8"))
 
 
+def _target(name: str, folder: Path, ml_client: Any) -> "Target":
+    if name.startswith(ENDPOINT):
+        from mii_azure.azure.client import connect
+        from mii_azure.azure.live import EndpointTarget
+
+        return EndpointTarget(folder, name, ml_client or connect())
+    from local_runner.targets import make_target
+
+    return make_target(name, folder)
+
+
 def _check_targets(targets: Sequence[str]) -> None:
-    unknown = [name for name in targets if name not in TARGETS]
+    known = f"Targets: {', '.join(TARGETS)}, {ENDPOINT}NAME."
+    unknown = [name for name in targets if name not in TARGETS and not name.startswith(ENDPOINT)]
     if unknown:
-        raise SpecError(f"Unknown target {unknown[0]!r}.", f"Targets: {', '.join(TARGETS)}.")
+        raise SpecError(f"Unknown target {unknown[0]!r}.", known)
     if len(set(targets)) < 2:
-        raise SpecError("Parity compares at least two targets.", f"Targets: {', '.join(TARGETS)}.")
+        raise SpecError("Parity compares at least two targets.", known)
 
 
 def _judge(folder: Path, digest: str, sent: list[Request], runs: dict[str, _Run], tolerance: float) -> Verdict:

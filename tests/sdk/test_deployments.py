@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import mii_azure
-from mii_azure.errors import NotAvailable, RunnerFailed, TaskUnsupported, UnknownDeployment
+from mii_azure.errors import RunnerFailed, SpecError, TaskUnsupported, UnknownDeployment
 from scoring.errors import InvalidParameter
 
 Tiny = Callable[[str, str], Path]
@@ -71,14 +71,26 @@ def test_a_deployment_that_died_is_unknown(deployed: str) -> None:
             time.sleep(0.05)
 
 
-def test_azure_is_refused_with_what_to_do_instead(tiny: Tiny) -> None:
-    with pytest.raises(NotAvailable, match="generate"):
+def test_azure_without_a_workspace_is_refused_naming_what_is_missing(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MII_AZURE_WORKSPACE", "w")
+    with pytest.raises(SpecError, match=r"--subscription, --resource-group missing"):
         mii_azure.deploy(
             task="question-answering",
             model=str(tiny("bert", "question-answering")),
             deployment_name="qa",
             deployment_type=mii_azure.DeploymentType.AML,
         )
+
+
+@pytest.mark.parametrize(
+    "call",
+    [{"task": "fill-mask", "model": "m"}, {}, {"bundle": "b", "deployment_type": mii_azure.DeploymentType.LOCAL}],
+)
+def test_a_call_that_means_nothing_is_refused(call: dict[str, object]) -> None:
+    with pytest.raises(SpecError):
+        mii_azure.deploy(**call)  # type: ignore[arg-type]
 
 
 def test_a_model_that_cannot_do_the_task_starts_nothing(tiny: Tiny, home: Path) -> None:

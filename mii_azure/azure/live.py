@@ -1,0 +1,109 @@
+"""Requests to a live endpoint: any slot, any auth mode, and the model's own status behind Azure's 424."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any, ClassVar
+
+from local_runner.load import Reply
+from local_runner.targets import Target
+from mii_azure.azure.translate import translated
+from mii_azure.errors import AzureUnavailable, SpecError
+from mii_azure.verdict import ENDPOINT
+
+SLOT_HEADER = "azureml-model-deployment"
+STATUS_HEADER = "ms-azureml-model-error-statuscode"
+_TIMEOUT_S = 200.0  # above Azure's cap of 180 s
+
+
+class Live:
+    """One endpoint, or one slot of it.
+
+    `MLClient.online_endpoints.invoke` is not used: it takes only files that are JSON, hides the status, and keeps the
+    slot of one call for the next (its headers are one dictionary of the class).
+    """
+
+    def __init__(self, client: Any, endpoint: str, slot: str | None = None) -> None:
+        import requests
+
+        self._client, self.endpoint, self.slot = client, endpoint, slot
+        with translated():
+            self.uri = str(client.online_endpoints.get(endpoint).scoring_uri)
+        self._key = self._fresh_key()
+        self._session = requests.Session()  # takes REQUESTS_CA_BUNDLE and proxies from the environment, as the client
+
+    def send(self, raw: str) -> Reply:
+        """Post a body as it is; an expired token is renewed once. Raises AzureUnavailable if nothing answers."""
+        import requests
+
+        began = time.perf_counter()
+        try:
+            response = self._post(raw)
+            if response.status_code == 401:
+                self._key = self._fresh_key()
+                response = self._post(raw)
+        except requests.RequestException as error:
+            raise AzureUnavailable(
+                f"The endpoint {self.endpoint} was not reached: {error}.", "Check network and proxy."
+            ) from error
+        status = int(response.headers.get(STATUS_HEADER, response.status_code))
+        return Reply(status, response.content, time.perf_counter() - began)
+
+    def close(self) -> None:
+        """Close its connections."""
+        self._session.close()
+
+    def _post(self, raw: str) -> Any:
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"}
+        if self.slot:
+            headers[SLOT_HEADER] = self.slot
+        return self._session.post(self.uri, data=raw.encode(), headers=headers, timeout=_TIMEOUT_S)
+
+    def _fresh_key(self) -> str:
+        with translated():
+            keys = self._client.online_endpoints.get_keys(self.endpoint)
+        return str(getattr(keys, "primary_key", None) or keys.access_token)
+
+
+class EndpointTarget(Target):
+    """`endpoint:NAME` or `endpoint:NAME/SLOT` for parity, beside the local hosts."""
+
+    name: ClassVar[str] = "endpoint"
+
+    def __init__(self, bundle: Path, address: str, client: Any) -> None:
+        super().__init__(bundle)
+        self._address, self._client = address, client
+
+    def _start(self) -> None:
+        endpoint, slot = split_address(self._address)
+        self._live = Live(self._client, endpoint, slot)
+        self._open.callback(self._live.close)
+
+    def send(self, raw: str) -> Reply:
+        return self._live.send(raw)
+
+
+def split_address(address: str) -> tuple[str, str | None]:
+    """Endpoint and slot of `endpoint:NAME[/SLOT]`; raises SpecError for an empty one."""
+    endpoint, _, slot = address.removeprefix(ENDPOINT).partition("/")
+    if not endpoint:
+        raise SpecError(f"{address!r} names no endpoint.", f"Write {ENDPOINT}NAME, or {ENDPOINT}NAME/SLOT.")
+    return endpoint, slot or None
+
+
+def smoke(live: Live, bundle: Path, attempts: int = 3, pause_s: float = 5.0) -> Any:
+    """The answer to the bundle's sample request; raises AzureUnavailable, after some attempts, if it is not a 200."""
+    raw = (bundle / "requests" / "sample.json").read_text(encoding="utf-8")
+    for attempt in range(attempts):
+        reply = live.send(raw)
+        if reply.status == 200:
+            return json.loads(reply.body)
+        if reply.status < 500 and reply.status not in (404, 424, 429):
+            break
+        if attempt + 1 < attempts:
+            time.sleep(pause_s)
+    text = reply.body.decode(errors="replace")[:500]
+    raise AzureUnavailable(
+        f"The sample request to {live.endpoint}, slot {live.slot or 'by traffic'}, was answered {reply.status}: {text}",
+        "Read `mii-azure logs`.",
+    )
