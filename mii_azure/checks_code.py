@@ -124,8 +124,9 @@ def own_code(bundle: Inspected) -> Iterator[Problem]:
         config = json.loads(bundle.text("model/config.json") or "{}")
     except ValueError:
         return
-    if isinstance(config, dict) and config.get("auto_map"):
-        message = "The model is loaded by code of its own (trust_remote_code), which the scoring code never runs."
+    trusted = getattr(bundle.settings, "trust_remote_code", False)
+    if isinstance(config, dict) and config.get("auto_map") and not trusted:
+        message = "The model is loaded by code of its own (trust_remote_code), which nobody said to trust."
         yield Problem(message, "Use a model whose architecture transformers has.", "model/config.json")
 
 

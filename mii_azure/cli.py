@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from mii_azure import cli_azure
+from mii_azure import cli_azure, cli_prices
 from mii_azure.cli_shared import AsJson, Bundle, ResourceGroup, Subscription, Workspace, err, out
 from mii_azure.cli_shared import flag as _flag
 from mii_azure.cli_shared import print_json as _print_json
@@ -57,20 +57,30 @@ def plan(
     optimisations: Optimisations = "azure",
     passes_on: PassesOn = "",
     passes_off: PassesOff = "",
+    rank: Annotated[bool, _flag("rank", "Rank every instance type: fit, speed, quota and cost.")] = False,
+    prices: cli_prices.PriceFile = None,
+    utilisation: cli_prices.Utilisation = 0.5,
+    batch: cli_prices.BatchSize = 0,
     as_json: AsJson = False,
 ) -> None:
     """Say whether a model fits, where, and with which settings, before anything starts. Downloads no weights."""
     from mii_azure.planning import plan as make
     from mii_azure.report import show_plan
 
+    asked: dict[str, Any] = {
+        "task": task,
+        "model": model,
+        "revision": revision,
+        "dtype": dtype,
+        "instance_count": instance_count,
+        "allow_pickle": allow_pickle,
+    }
+    if rank:
+        cli_prices.show_ranked(prices=prices, as_json=as_json, utilisation=utilisation, batch=batch, **asked)
+        return
     made = make(
-        task=task,
-        model=model,
+        **asked,
         instance_type=instance_type,
-        revision=revision,
-        dtype=dtype,
-        instance_count=instance_count,
-        allow_pickle=allow_pickle,
         objective=objective,
         optimisations=optimisations,
         passes_on=_split(passes_on),
@@ -249,6 +259,7 @@ def _status(quiet: bool) -> Any:
 
 
 cli_azure.register(app)
+cli_prices.register(app)
 
 
 def main() -> None:

@@ -38,6 +38,7 @@ MAX_BATCH_SIZE = {"cpu": 8, "cuda": 32}
 MAX_BATCH_TOKENS = {"cpu": 2048, "cuda": 16_384}
 QUEUE_ROWS = 256
 NEW_TOKENS = 512  # answer length that the request timeout provides for
+RANKED_PROMPT_TOKENS, RANKED_ANSWER_TOKENS = 128, 128  # of the request that instance types are ranked by
 EFFICIENCY = {"cpu": 0.5, "cuda": 0.3}  # share of the floor's speed that timeouts count on
 LAYER_OVERHEAD_S = {"cpu": 0.0003, "cuda": 0.001}  # launching one layer's kernels without CUDA graphs
 MIN_TIMEOUT_MS = 30_000

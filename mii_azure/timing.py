@@ -56,25 +56,46 @@ def _probe(initial_delay: int, failures: int) -> Probe:
 
 def batch_seconds(work: Work, placed: Fit) -> float:
     """Seconds for one full batch: floor over the efficiency counted on, and for generation the answer's tokens."""
-    profile, sku = work.profile, placed.sku
+    length = min(work.profile.context_length, placed.tokens)
+    seconds = prefill_seconds(work, placed, placed.tokens, length)
+    if work.profile.kind == "encoder":
+        return seconds
+    return seconds + limits.NEW_TOKENS * step_seconds(work, placed, placed.memory.kv_cache)
+
+
+def prefill_seconds(work: Work, placed: Fit, tokens: int, length: int) -> float:
+    """Seconds for a forward over `tokens` tokens in sequences of `length`."""
+    profile, (peak, bandwidth) = work.profile, _ceilings(placed)
+    work_flops = roofline.flops(_matmul(work), profile.layers, profile.hidden_size, tokens, length)
+    floor = roofline.forward_floor(placed.memory.weights, work_flops / placed.gpus, bandwidth, peak)
+    return floor / limits.EFFICIENCY[device_of(placed.sku)] + _overhead(work, placed)
+
+
+def step_seconds(work: Work, placed: Fit, kv_bytes: int, rows: int = 1) -> float:
+    """Seconds for the next token of `rows` sequences whose keys and values take `kv_bytes`."""
+    peak, bandwidth = _ceilings(placed)
+    floor = roofline.decode_floor(placed.memory.weights, kv_bytes, bandwidth)
+    floor = max(floor, 2.0 * _matmul(work) * rows / placed.gpus / peak if rows > 1 else 0.0)
+    return floor / limits.EFFICIENCY[device_of(placed.sku)] + _overhead(work, placed)
+
+
+def _ceilings(placed: Fit) -> tuple[float, float]:
+    """FLOP and bytes per second that the instance's device can do, at most."""
+    sku = placed.sku
     if sku.gpu:
         peak = (sku.gpu.single_tflops if placed.dtype == "float32" else sku.gpu.half_tflops) * 1e12
-        bandwidth = sku.gpu.bandwidth_gb_s * 1e9
-    else:
-        peak, bandwidth = sku.cores * limits.CPU_FLOPS, sku.cores * limits.CPU_BYTES_PER_S
-    length = min(profile.context_length, placed.tokens)
-    # Embeddings are looked up, not multiplied; the output matrix is, for every token, only where masks are filled.
-    table = 0 if work.task == "fill-mask" else profile.vocab_size * profile.hidden_size
-    matmul = max(profile.parameters - table, 0)
-    work_flops = roofline.flops(matmul, profile.layers, profile.hidden_size, placed.tokens, length)
-    efficiency = limits.EFFICIENCY[device_of(sku)]
-    weights = placed.memory.weights
-    overhead = profile.layers * limits.LAYER_OVERHEAD_S[device_of(sku)]
-    seconds = roofline.forward_floor(weights, work_flops / placed.gpus, bandwidth, peak) / efficiency + overhead
-    if profile.kind == "encoder":
-        return seconds
-    step = roofline.decode_floor(weights, placed.memory.kv_cache, bandwidth) / efficiency + overhead
-    return seconds + limits.NEW_TOKENS * step
+        return peak, sku.gpu.bandwidth_gb_s * 1e9
+    return sku.cores * limits.CPU_FLOPS, sku.cores * limits.CPU_BYTES_PER_S
+
+
+def _matmul(work: Work) -> int:
+    """Parameters that are multiplied: tables are looked up; the output matrix only counts where masks are filled."""
+    table = 0 if work.task == "fill-mask" else work.profile.vocab_size * work.profile.hidden_size
+    return max(work.profile.parameters - table, 0)
+
+
+def _overhead(work: Work, placed: Fit) -> float:
+    return work.profile.layers * limits.LAYER_OVERHEAD_S[device_of(placed.sku)]
 
 
 def request_timeout_ms(seconds: float) -> int:
