@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from local_runner import oip
+from local_runner import oip, openai
 from local_runner.host import Host, internal
 from local_runner.wire import body_of
 from scoring.errors import InvalidInput, InvalidJson, InvalidParameter, MiiAzureError, PayloadTooLarge
@@ -33,6 +33,7 @@ def build(host: Host) -> FastAPI:
     _add_scoring(app, host)
     _add_health(app, host)
     _add_protocol(app, host)
+    openai.add(app, host, lambda request: _sent(request, host.max_body))
     _add_schemas(app, host)
     return app
 
@@ -94,7 +95,7 @@ def _add_protocol(app: FastAPI, host: Host) -> None:
     @app.post("/v2/models/{model}/infer", summary="Infer")
     async def infer(model: str, request: Request) -> Response:
         oip.check_model(model, "", name)
-        sent = _json_object(await _body(request, host.max_body))
+        sent = await _sent(request, host.max_body)
         call = _inference(sent)
         answer = await host.score(oip.to_raw(call, host.deployment.task), request.headers)
         if answer.status >= 400:
@@ -151,6 +152,11 @@ async def _body(request: Request, limit: int) -> str:
         raise InvalidJson(f"The body is not UTF-8: {error}.") from error
 
 
+async def _sent(request: Request, limit: int) -> dict[str, Any]:
+    """The request's JSON object."""
+    return _json_object(await _body(request, limit))
+
+
 def _too_large(limit: int) -> PayloadTooLarge:
     return PayloadTooLarge(f"The body is larger than {limit} bytes.", "Send it in parts.")
 
@@ -194,6 +200,8 @@ async def _on_error(request: Request, error: Exception) -> Response:
     """Our errors, as their JSON body."""
     if not isinstance(error, MiiAzureError):
         raise error
+    if request.url.path.startswith(openai.PREFIX):
+        return JSONResponse(openai.error_body(error), error.http_status, error.headers)
     return Response(body_of(error), error.http_status, error.headers, "application/json")
 
 

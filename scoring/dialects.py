@@ -21,8 +21,8 @@ from scoring.schemas import Strict, TaskSchema
 
 _TOP_KEYS = {"inputs", "input_data", "parameters", "params", "stream", "options"}
 _SPLIT_KEYS = {"columns", "data", "index", "parameters", "params"}
-#: Accepted and ignored: the hosted inference API's caching hints.
-_OPTIONS = {"use_cache", "wait_for_model", "use_gpu"}
+#: usage: answer with {"answer", "usage"}. The others are the hosted inference API's caching hints, and ignored.
+_OPTIONS = {"use_cache", "wait_for_model", "use_gpu", "usage"}
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")  # JSON can spell half a pair, which has no UTF-8 form
 
 
@@ -35,6 +35,7 @@ class Call:
     single: bool
     stream: bool
     style: str  # which form it came in
+    usage: bool = False  # the answer comes with what it used
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,8 @@ def parse(payload: Any, task: TaskSchema) -> Call:
             'Leave out "stream", or num_return_sequences.',
             where="parameters.num_return_sequences",
         )
-    return Call(inputs, parameters, found.single, stream, found.style)
+    usage = (payload.get("options") or {}).get("usage", False) is True
+    return Call(inputs, parameters, found.single, stream, found.style, usage)
 
 
 def _parameters(payload: dict[str, Any]) -> Any:

@@ -26,6 +26,7 @@ from scoring.optimise import Record, choose, optimise
 from scoring.passes.base import Decision, Hardware, Pass
 from scoring.passes.catalogue import reference_of
 from scoring.tasks.base import Loaded, Row, Task
+from scoring.usage import usage
 
 logger = logging.getLogger("mii_azure.service")
 
@@ -125,12 +126,16 @@ class Service:
         if call.stream:
             return self._stream(call, rows)
         job = self.engine.submit([row for group in rows for row in group])
-        outputs = iter(self._wait(job))
+        results = self._wait(job)
+        outputs = iter(results)
         answers = [
             self.task.decode(value, call.parameters, group, [next(outputs) for _ in group])
             for value, group in zip(call.inputs, rows, strict=True)
         ]
-        return Reply(200, self._serialise(render(call, answers, self.task.collect, self.task.plain)))
+        answer = render(call, answers, self.task.collect, self.task.plain)
+        if call.usage:
+            answer = {"answer": answer, "usage": usage(self.task, job.rows, results)}
+        return Reply(200, self._serialise(answer))
 
     def _encode(self, call: Call) -> list[list[Row]]:
         rows: list[list[Row]] = []

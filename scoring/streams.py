@@ -11,6 +11,7 @@ from scoring.dialects import Call, render
 from scoring.engine import Engine, Job
 from scoring.errors import InternalError, MiiAzureError, RequestTimeout
 from scoring.tasks.base import Row, Task
+from scoring.usage import usage
 
 logger = logging.getLogger("mii_azure.streams")
 _END = object()
@@ -60,8 +61,10 @@ def _events(task: Task, call: Call, job: Job, pieces: Pieces, deadline: float) -
     try:
         while (piece := pieces.get(timeout=max(0.0, deadline - time.monotonic()))) is not _END:
             yield _event({"token": {"text": piece}})
-        answer = task.decode(call.inputs[0], call.parameters, job.rows, job.future.result())
-        yield _event({"answer": render(call, [answer], task.collect, task.plain)})
+        outputs = job.future.result()
+        answer = task.decode(call.inputs[0], call.parameters, job.rows, outputs)
+        last = {"answer": render(call, [answer], task.collect, task.plain)}
+        yield _event({**last, "usage": usage(task, job.rows, outputs)} if call.usage else last)
         yield b"data: [DONE]\n\n"
     except queue.Empty:
         yield _event(RequestTimeout("The stream ran past the request timeout.", "Ask for fewer tokens.").to_dict())

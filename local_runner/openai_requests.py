@@ -1,0 +1,154 @@
+"""OpenAI's requests as canonical ones: which field means what here, and which cannot be answered.
+
+What OpenAI names differently is renamed, what changes nothing is dropped, what would change the answer and cannot be
+done is refused; any other field goes to the scoring script as a parameter of its own name, where it is checked.
+"""
+
+import json
+from typing import Any
+
+from mii_azure.errors import ModelNotServed
+from scoring.config import Deployment
+from scoring.errors import InvalidInput, InvalidParameter
+
+COMPLETION_TOKENS = 16  # OpenAI's own default for /v1/completions
+#: What the text of an answer is called, of each task that /v1/completions serves.
+TEXT_KEYS = {
+    "text-generation": "generated_text",
+    "summarization": "summary_text",
+    "translation": "translation_text",
+}
+_EMBEDDING_TASKS = ("sentence-embeddings", "feature-extraction")
+_RENAMED = {"n": "num_return_sequences", "max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens"}
+_DROPPED = {
+    *("model", "user", "metadata", "store", "service_tier", "stream", "stream_options", "safety_identifier"),
+    *("prompt_cache_key", "parallel_tool_calls", "messages", "prompt", "echo", "input", "encoding_format"),
+}
+#: Values that ask for nothing; any other value of these fields asks for what is not there.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "suffix": ("",),
+    "best_of": (1,),
+    "tools": ([],),
+    "functions": ([],),
+    "tool_choice": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+}
+_ROLES = {"developer": "system"}
+
+
+def completion(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
+    """The canonical request of a body of /v1/completions; its inputs are always a list unless it streams."""
+    _check(sent, deployment, tuple(TEXT_KEYS), "/v1/completions")
+    prompt = sent.get("prompt")
+    prompts = prompt if isinstance(prompt, list) else [prompt]
+    if not prompts or not all(isinstance(text, str) for text in prompts):
+        raise InvalidInput("The prompt must be a text, or a list of texts.", "Token ids are not taken.", "prompt")
+    parameters = {"max_new_tokens": COMPLETION_TOKENS, **_parameters(sent)}
+    if deployment.task == "text-generation":
+        parameters["return_full_text"] = sent.get("echo") is True
+    elif sent.get("echo"):
+        raise InvalidParameter(f"{deployment.task} does not repeat its input.", 'Leave out "echo".', "echo")
+    return _canonical(sent, prompts, parameters)
+
+
+def chat(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
+    """The canonical request of a body of /v1/chat/completions."""
+    _check(sent, deployment, ("conversational",), "/v1/chat/completions")
+    messages = sent.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise InvalidInput("The messages are missing.", 'Send [{"role": "user", "content": "..."}].', "messages")
+    conversation = [_message(message, f"messages[{at}]") for at, message in enumerate(messages)]
+    return _canonical(sent, [conversation], {**_parameters(sent), "return_full_text": False})
+
+
+def embeddings(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
+    """The canonical request of a body of /v1/embeddings."""
+    _check(sent, deployment, _EMBEDDING_TASKS, "/v1/embeddings")
+    value = sent.get("input")
+    texts = value if isinstance(value, list) else [value]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise InvalidInput("The input must be a text, or a list of texts.", "Token ids are not taken.", "input")
+    if sent.get("encoding_format") not in (None, "float", "base64"):
+        raise InvalidParameter("encoding_format is float or base64.", where="encoding_format")
+    if sent.get("dimensions") is not None:
+        raise InvalidParameter("The model's vectors have one length.", 'Leave out "dimensions".', "dimensions")
+    # A list of token vectors is no embedding; feature-extraction gives those unless told otherwise.
+    pooled = {"pooling": "mean"} if deployment.task == "feature-extraction" else {}
+    return {"inputs": texts, "parameters": {**pooled, **_parameters(sent)}, "options": {"usage": True}}
+
+
+def wants_usage(sent: dict[str, Any]) -> bool:
+    """Whether a stream's last event tells its usage."""
+    options = sent.get("stream_options")
+    return isinstance(options, dict) and options.get("include_usage") is True
+
+
+def _check(sent: dict[str, Any], deployment: Deployment, tasks: tuple[str, ...], path: str) -> None:
+    """Refuse another model's name, a task that this path does not serve, and what cannot be done."""
+    if deployment.task not in tasks:
+        hint = f"{path} answers for {', '.join(tasks)}; /score takes every task."
+        raise InvalidInput(f"This deployment serves {deployment.task}.", hint)
+    model = sent.get("model")
+    if model not in (None, "", deployment.name, deployment.model.id):
+        raise ModelNotServed(
+            f"No model {str(model)[:80]!r} here.", f"This runner serves {deployment.name!r}.", where="model"
+        )
+    if sent.get("stream") not in (None, True, False):
+        raise InvalidParameter('"stream" must be true or false.', where="stream")
+    for name, neutral in _NEUTRAL.items():
+        value = sent.get(name)
+        if value is not None and json.dumps(value) not in map(json.dumps, neutral) and not _zero(value, neutral):
+            raise InvalidParameter(f"{name} is not served here.", f'Leave out "{name}".', name)
+
+
+def _zero(value: Any, neutral: tuple[Any, ...]) -> bool:
+    """0.0 where 0 is neutral; False never stands for a number."""
+    return isinstance(value, float) and neutral == (0,) and value == 0
+
+
+def _parameters(sent: dict[str, Any]) -> dict[str, Any]:
+    given = {name: value for name, value in sent.items() if value is not None}
+    parameters = {
+        _RENAMED.get(name, name): value
+        for name, value in given.items()
+        if name not in _DROPPED and name not in _NEUTRAL and value != []
+    }
+    # OpenAI samples unless told otherwise; here several answers have to be sampled, one is the likeliest.
+    if given.get("n") not in (None, 1) and "temperature" not in given:
+        parameters.setdefault("do_sample", True)
+    return parameters
+
+
+def _canonical(sent: dict[str, Any], inputs: list[Any], parameters: dict[str, Any]) -> dict[str, Any]:
+    stream = sent.get("stream") is True
+    single = stream and len(inputs) == 1
+    return {
+        "inputs": inputs[0] if single else inputs,
+        "parameters": parameters,
+        "options": {"usage": True},
+        **({"stream": True} if stream else {}),
+    }
+
+
+def _message(message: Any, where: str) -> dict[str, Any]:
+    if not isinstance(message, dict):
+        raise InvalidInput("A message is a JSON object.", 'It has "role" and "content".', where)
+    if message.get("tool_calls"):
+        raise InvalidInput("Tool calls are not served here.", where=f"{where}.tool_calls")
+    role, content = message.get("role"), message.get("content")
+    if isinstance(content, list):
+        content = "".join(_part(part, f"{where}.content[{at}]") for at, part in enumerate(content))
+    if not isinstance(role, str) or not isinstance(content, str):
+        raise InvalidInput('A message needs the texts "role" and "content".', where=where)
+    return {"role": _ROLES.get(role, role), "content": content}
+
+
+def _part(part: Any, where: str) -> str:
+    if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+        raise InvalidInput("Only parts of text are taken.", 'Send {"type": "text", "text": "..."}.', where)
+    return str(part["text"])

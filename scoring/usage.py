@@ -1,0 +1,34 @@
+"""What a request used: tokens in and out, and why each answer ended; told to `{"options": {"usage": true}}`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from scoring.detokenize import stop_at
+from scoring.tasks.base import Row, Task
+
+
+def usage(task: Task, rows: Sequence[Row], outputs: Sequence[Any]) -> dict[str, Any]:
+    """Tokens of all rows, and for generative tasks what was generated, with one finish reason per answer in order."""
+    counted: dict[str, Any] = {"prompt_tokens": sum(row.tokens for row in rows)}
+    if task.schema.generative:
+        ended = [_end(task, row, tokens) for row, output in zip(rows, outputs, strict=True) for tokens in output]
+        counted["completion_tokens"] = sum(count for count, _ in ended)
+        counted["finish_reasons"] = [reason for _, reason in ended]
+    return counted
+
+
+def generated(task: Task, outputs: Sequence[Any]) -> int:
+    """Tokens that a generative task's outputs hold; 0 for other tasks, and for images."""
+    if not task.schema.generative:
+        return 0
+    return sum(len(tokens) for output in outputs for tokens in output if isinstance(tokens, list))
+
+
+def _end(task: Any, row: Row, tokens: list[int]) -> tuple[int, str]:
+    """How many tokens, and "stop" for an end token or a stop text, "length" where there was no room for more."""
+    stop = row.parameters.stop
+    if tokens and tokens[-1] in task.eos:
+        return len(tokens), "stop"
+    if stop and stop_at(task.tokenizer.decode(tokens, skip_special_tokens=True), stop) is not None:
+        return len(tokens), "stop"
+    return len(tokens), "length" if len(tokens) >= row.new_tokens else "stop"
