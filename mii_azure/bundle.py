@@ -17,7 +17,7 @@ Progress = Callable[[int, int], None]  # bytes done so far, bytes in all
 
 SCORING = Path(__file__).resolve().parent.parent / "scoring"
 _CHUNK = 4 << 20
-_EXECUTABLE = {"deploy.sh"}
+_EXECUTABLE = {"deploy.sh", "autoscale.sh"}
 # Room for everything but the weights.
 _OTHER_BYTES = 2 << 20
 

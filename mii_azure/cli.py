@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from mii_azure import cli_azure, cli_prices
+from mii_azure import cli_azure, cli_kinds, cli_prices
 from mii_azure.cli_shared import AsJson, Bundle, ResourceGroup, Subscription, Workspace, err, out
 from mii_azure.cli_shared import flag as _flag
 from mii_azure.cli_shared import print_json as _print_json
@@ -106,6 +106,13 @@ def generate(
     optimisations: Optimisations = "azure",
     passes_on: PassesOn = "",
     passes_off: PassesOff = "",
+    kind: cli_kinds.Kind = "managed",
+    compute: cli_kinds.Compute = None,
+    public_network_access: cli_kinds.PublicAccess = "enabled",
+    egress: cli_kinds.Egress = "enabled",
+    identities: cli_kinds.Identities = "",
+    secrets: cli_kinds.Secrets = "",
+    max_instances: cli_kinds.MaxInstances = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the folder that Azure ML deploys: environment, scoring script, endpoint and deployment."""
@@ -129,6 +136,13 @@ def generate(
             optimisations=optimisations,
             passes_on=_split(passes_on),
             passes_off=_split(passes_off),
+            kind=kind,
+            compute=compute,
+            public_network_access=public_network_access,
+            egress=egress,
+            identities=_split(identities),
+            secrets=cli_kinds.read_secrets(_split(secrets)),
+            max_instances=max_instances,
             force=force,
             progress=progress,
         )

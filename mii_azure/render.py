@@ -11,7 +11,7 @@ import jinja2
 import yaml
 
 from local_runner.manifest import bundle_digest
-from mii_azure import openapi
+from mii_azure import kinds, openapi
 from mii_azure.planning import Plan
 from mii_azure.skus import find_sku
 from mii_azure.spec import Spec
@@ -45,8 +45,9 @@ def render(
     `schema` is the task's `{"request", "response", "sample", "summary"}`. `model_version` is the content hash of the
     copied weights, or None when the model is an azureml: reference, which needs neither model.yml nor a folder.
     """
+    plan = kinds.adapt(spec, plan)
     image = images()[plan.image]
-    context = _context(spec, plan, schema, model_id, model_version)
+    context = _context(spec, plan, schema, model_id, model_version) | kinds.context(spec, plan)
     variables = image["environment"] | _gpu_variables(plan)
     environment = {
         "environment/Dockerfile": _fill(
@@ -59,7 +60,7 @@ def render(
         "environment_version": version,
         "environment_reference": f"azureml:{context['environment_name']}:{version}",
     }
-    files = environment | {path: _fill(template, context) for path, template in _TEXTS.items()}
+    files = environment | {path: _fill(template, context) for path, template in (_TEXTS | kinds.texts(spec)).items()}
     if model_version:
         files["model.yml"] = _fill("model.yml.j2", context)
     files["code/deployment.json"] = as_json(deployment_settings(spec, plan, model_id))

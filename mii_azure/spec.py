@@ -3,8 +3,9 @@
 import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator
 
+from mii_azure.azure_options import AzureOptions
 from mii_azure.errors import InvalidName, SpecError
 
 # Azure's rule for endpoint and deployment names (managed online endpoints reference, azure-ai-ml's validators).
@@ -38,7 +39,7 @@ def _near_name(name: str) -> str:
     return f"{letters}-model" if letters else "my-model"
 
 
-class Spec(BaseModel):
+class Spec(AzureOptions):
     """What to generate: task, model, name, and preferences that have defaults."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -79,4 +80,5 @@ def make_spec(**preferences: Any) -> Spec:
         field = ".".join(str(part) for part in detail["loc"])
         known = Spec.model_fields.get(field)
         hint = str(known.description) if known else f"Preferences: {', '.join(Spec.model_fields)}."
-        raise SpecError(f"{field}: {detail['msg']}.", hint) from None
+        told = detail["msg"].removeprefix("Value error, ")
+        raise SpecError(f"{field}: {told}." if field else f"{told[:1].upper()}{told[1:]}.", hint) from None

@@ -1,0 +1,22 @@
+"""The flags of `generate` that only Azure reads."""
+
+from typing import Annotated
+
+from mii_azure.cli_shared import flag
+from mii_azure.errors import SpecError
+
+Kind = Annotated[str, flag("kind", "managed, kubernetes or batch.")]
+Compute = Annotated[str | None, flag("compute", "Name of the cluster, for kubernetes and batch.")]
+PublicAccess = Annotated[str, flag("public-network-access", "enabled or disabled, of a managed endpoint.")]
+Egress = Annotated[str, flag("egress", "enabled or disabled: whether a managed deployment reaches the internet.")]
+Identities = Annotated[str, flag("identities", "Comma-separated resource ids of user-assigned identities.")]
+Secrets = Annotated[str, flag("secrets", "Comma-separated NAME=REFERENCE of secrets in the environment.")]
+MaxInstances = Annotated[int | None, flag("max-instances", "Write autoscale.sh, up to so many instances.")]
+
+
+def read_secrets(pairs: list[str]) -> dict[str, str]:
+    """{NAME: REFERENCE}; raises SpecError, which never repeats a value."""
+    found = dict(pair.partition("=")[::2] for pair in pairs)
+    if not all(found) or not all(found.values()):
+        raise SpecError("--secrets takes NAME=REFERENCE pairs.", "Secrets are given by reference, never as they are.")
+    return found
