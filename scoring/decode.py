@@ -20,7 +20,7 @@ from torch import Tensor
 
 from scoring.decoder_families import build
 from scoring.decoder_form import Form, quantise, widen
-from scoring.decoder_sampling import pick
+from scoring.decoder_sampling import pick_all
 from scoring.decoder_state import Sampling, State
 from scoring.decoder_torch import TorchBackend
 from scoring.errors import PromptTooLong
@@ -67,48 +67,59 @@ class Decoder:
         self.lengths[slot] = 0
         self._logits.pop(slot, None)
 
-    @torch.inference_mode()
     def prefill(self, slot: int, ids: Sequence[int]) -> Tensor:
         """Append prompt tokens to a slot; logits [vocabulary] after the last one, which `sample` then uses.
 
         A long prompt can come in pieces. Raises PromptTooLong beyond `max_length`, ValueError for no tokens.
         """
-        if not ids:
-            raise ValueError("a prefill needs at least one token")
-        start = self.lengths[slot]
-        self._check_room(slot, len(ids))
-        tokens = torch.tensor(list(ids), dtype=torch.int64, device=self.form.device)
-        self.state.seen[slot, tokens] = 1
-        logits = self._torch.prefill(slot, tokens, start)
-        self.lengths[slot] = start + len(ids)
-        self.state.lengths[slot] = self.lengths[slot]
-        self._logits[slot] = logits
+        return self.prefill_many([(slot, ids)])[0]
+
+    @torch.inference_mode()
+    def prefill_many(self, parts: Sequence[tuple[int, Sequence[int]]]) -> Tensor:
+        """Append prompt tokens to distinct slots in one forward; logits [slots, vocabulary] after the last of each.
+
+        When it raises, no slot has changed, and each may be tried again.
+        """
+        for slot, ids in parts:
+            if not ids:
+                raise ValueError("a prefill needs at least one token")
+            self._check_room(slot, len(ids))
+        rows = [slot for slot, ids in parts for _ in ids]
+        tokens = torch.tensor([token for _, ids in parts for token in ids], dtype=torch.int64, device=self.form.device)
+        self.state.seen[torch.tensor(rows, device=self.form.device), tokens] = 1
+        logits = self._torch.prefill([(slot, self.lengths[slot], len(ids)) for slot, ids in parts], tokens)
+        for (slot, ids), after in zip(parts, logits, strict=True):
+            self.lengths[slot] += len(ids)
+            self.state.lengths[slot] = self.lengths[slot]
+            self._logits[slot] = after
         return logits
 
     @torch.inference_mode()
     def sample(self, slots: Sequence[int]) -> Pending:
         """Pick the first token of slots whose prompt was just prefilled, and make it their next input."""
-        logits = torch.stack([self._logits.pop(slot) for slot in slots])
-        if self._cuda is not None:
-            pending: Pending = self._cuda.sample(list(slots), logits)
-            return pending
-        return self._pick(slots, logits)
+        logits = torch.stack([self._logits[slot] for slot in slots])
+        pending: Pending
+        pending = self._cuda.sample(list(slots), logits) if self._cuda is not None else self._pick(slots, logits)
+        for slot in slots:
+            del self._logits[slot]
+        return pending
 
     @torch.inference_mode()
     def step(self, slots: Sequence[int]) -> Pending:
         """Feed each slot its last token and pick the next one; slots are distinct and were sampled before.
 
-        Raises PromptTooLong, before anything is computed, when a slot has no room.
+        Raises PromptTooLong, before anything is computed, when a slot has no room. When it raises, no slot has changed.
         """
         for slot in slots:
             self._check_room(slot, 1)
+        pending: Pending = self._cuda.step(list(slots)) if self._cuda is not None else self._step(slots)
         for slot in slots:
             self.lengths[slot] += 1
-        if self._cuda is not None:
-            pending: Pending = self._cuda.step(list(slots))
-            return pending
+        return pending
+
+    def _step(self, slots: Sequence[int]) -> Pending:
         rows = torch.tensor(list(slots), dtype=torch.int64, device=self.form.device)
-        logits = self._torch.step(rows, max(self.lengths[slot] for slot in slots))
+        logits = self._torch.step(rows, 1 + max(self.lengths[slot] for slot in slots))
         self.state.lengths[rows] += 1
         self._last = logits
         return self._pick(slots, logits)
@@ -142,9 +153,11 @@ class Decoder:
             self._cuda = CudaBackend(self.form, self.state)
 
     def _pick(self, slots: Sequence[int], logits: Tensor) -> Pending:
-        tokens = [pick(logits[row], self.state, slot) for row, slot in enumerate(slots)]
-        for slot, token in zip(slots, tokens, strict=True):
-            self.feed(slot, token)
+        rows = torch.tensor(list(slots), dtype=torch.int64, device=self.form.device)
+        tokens = pick_all(logits, self.state, rows)
+        chosen = torch.tensor(tokens, dtype=torch.int64, device=self.form.device)
+        self.state.tokens[rows] = chosen
+        self.state.seen[rows, chosen] = 1
         return _Ready(tokens)
 
     def _check_room(self, slot: int, count: int) -> None:

@@ -16,9 +16,15 @@ _KEY_A, _KEY_B = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 _LOW = np.uint64(0xFFFFFFFF)
 
 
-def philox(seed: int, count: int, length: int) -> "np.ndarray[tuple[int], np.dtype[np.uint64]]":
-    """First words of Philox-4x32-10 for counters (0..count-1, length, 0, 0), as unsigned 32-bit values, [count]."""
-    c0 = np.arange(count, dtype=np.uint64)
+Words = np.ndarray[tuple[int], np.dtype[np.uint64]]
+
+
+def philox(seed: int, count: int, length: int, tokens: Words | None = None) -> Words:
+    """First words of Philox-4x32-10 for counters (token, length, 0, 0), as unsigned 32-bit values, [count].
+
+    The tokens are 0..count-1 unless told.
+    """
+    c0 = np.arange(count, dtype=np.uint64) if tokens is None else tokens
     c1 = np.full(count, length, dtype=np.uint64)
     c2, c3 = np.zeros(count, dtype=np.uint64), np.zeros(count, dtype=np.uint64)
     k0, k1 = np.uint64(seed & 0xFFFFFFFF), np.uint64((seed >> 32) & 0xFFFFFFFF)
@@ -30,9 +36,9 @@ def philox(seed: int, count: int, length: int) -> "np.ndarray[tuple[int], np.dty
     return c0
 
 
-def gumbel(seed: int, count: int, length: int) -> Tensor:
-    """Gumbel noise [count], float32, for one draw."""
-    uniform = ((philox(seed, count, length) >> np.uint64(8)).astype(np.float32) + 0.5) * np.float32(2**-24)
+def gumbel(seed: int, count: int, length: int, tokens: Words | None = None) -> Tensor:
+    """Gumbel noise [count], float32, for one draw; of all tokens, or of those told."""
+    uniform = ((philox(seed, count, length, tokens) >> np.uint64(8)).astype(np.float32) + 0.5) * np.float32(2**-24)
     return torch.from_numpy(-np.log(-np.log(uniform)))
 
 
@@ -69,4 +75,18 @@ def pick(logits: Tensor, state: State, slot: int) -> int:
     if temperature == 0.0:
         return int(scores.argmax())
     scores = restrict(scores, temperature, int(state.top_k[slot]), float(state.top_p[slot]))
-    return int((scores + gumbel(int(state.seed[slot]), scores.shape[0], int(state.lengths[slot]))).argmax())
+    open_to = (scores > -torch.inf).nonzero()[:, 0]  # usually few: only they need random numbers
+    words = open_to.numpy().astype(np.uint64)
+    noise = gumbel(int(state.seed[slot]), len(words), int(state.lengths[slot]), words)
+    return int(open_to[(scores[open_to] + noise).argmax()])
+
+
+def pick_all(logits: Tensor, state: State, slots: Tensor) -> list[int]:
+    """The next token of each of slots [B] from logits [B, vocabulary]; plain greedy ones in one operation."""
+    held = state.lengths[slots] < state.forbidden_until[slots]
+    plain = (state.temperature[slots] == 0) & (state.penalty[slots] == 1) & ~held
+    likeliest: list[int] = logits.argmax(-1).tolist()
+    return [
+        token if simple else pick(logits[row], state, slot)
+        for row, (slot, token, simple) in enumerate(zip(slots.tolist(), likeliest, plain.tolist(), strict=True))
+    ]

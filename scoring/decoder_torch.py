@@ -1,7 +1,7 @@
 """Executes a `Form` in plain torch: the CPU back end, the reference for the kernels, and prefill on every device."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,36 +15,46 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 class TorchBackend:
-    """Prefill of one slot and a step of several, over the cache of a `State`."""
+    """Prefill and a step of several slots, over the cache of a `State`."""
 
     def __init__(self, form: Form, state: State) -> None:
         self.form = form
         self.state = state
 
-    def prefill(self, slot: int, tokens: Tensor, start: int) -> Tensor:
-        """Append tokens [T] (int64) at position `start` of a slot; logits [vocabulary] after the last."""
-        end = start + tokens.shape[0]
-        positions = torch.arange(start, end, device=tokens.device)
-        masks: dict[int, Tensor | None] = {}
+    def prefill(self, parts: Sequence[tuple[int, int, int]], tokens: Tensor) -> Tensor:
+        """Append tokens [T] (int64), part after part; logits [parts, vocabulary] after the last token of each.
+
+        A part is (slot, position at which it starts, number of tokens). The products are one for all parts.
+        """
+        positions = torch.cat([torch.arange(at, at + count, device=tokens.device) for _, at, count in parts])
+        counts = [count for _, _, count in parts]
+        masks: dict[tuple[int, int], Tensor | None] = {}
 
         def attend(index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             layer = self.form.layers[index].attention
-            keys, values = self.state.keys[index, slot], self.state.values[index, slot]
-            keys[:, start:end] = k.transpose(0, 1)
-            values[:, start:end] = v.transpose(0, 1)
-            if layer.window not in masks:
-                masks[layer.window] = self._mask(positions[None], end, layer.window)
-            mask = masks[layer.window]
-            out = self._attention(layer, q.transpose(0, 1)[None], keys[None, :, :end], values[None, :, :end], mask)
-            return out[0].transpose(0, 1).flatten(1)
+            out = []
+            split = zip(*(torch.split(whole, counts) for whole in (q, k, v, positions)), strict=True)
+            for (slot, start, count), (own_q, own_k, own_v, where) in zip(parts, split, strict=True):
+                end = start + count
+                keys, values = self.state.keys[index, slot], self.state.values[index, slot]
+                keys[:, start:end] = own_k.transpose(0, 1)
+                values[:, start:end] = own_v.transpose(0, 1)
+                if (slot, layer.window) not in masks:
+                    masks[slot, layer.window] = self._mask(where[None], end, layer.window)
+                live = keys[None, :, :end], values[None, :, :end]
+                seen = self._attention(layer, own_q.transpose(0, 1)[None], *live, masks[slot, layer.window])
+                out.append(seen[0].transpose(0, 1).flatten(1))
+            return torch.cat(out)
 
         hidden = self._run(tokens, positions, attend)
-        return self.head(hidden[-1:])[0]
+        last = torch.tensor(counts, device=tokens.device).cumsum(0) - 1
+        return self.head(hidden[last])
 
     def step(self, slots: Tensor, longest: int) -> Tensor:
         """One token each for slots [B]; `longest` bounds their lengths, this token included; logits [B, vocabulary]."""
         positions = self.state.lengths[slots].long()
         masks: dict[int, Tensor | None] = {}
+        rows = _rows(slots)
 
         def attend(index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             layer = self.form.layers[index].attention
@@ -52,9 +62,14 @@ class TorchBackend:
             keys[slots, :, positions] = k
             values[slots, :, positions] = v
             if layer.window not in masks:
-                masks[layer.window] = self._mask(positions[:, None], longest, layer.window)
-            live = keys[slots, :, :longest], values[slots, :, :longest]
-            return self._attention(layer, q[:, :, None], *live, masks[layer.window]).flatten(1)
+                masks[layer.window] = self._step_mask(positions, longest, layer.window)
+            # The queries that share keys are the rows of one product: nothing is repeated for them.
+            shared = q.view(len(q), self.form.kv_heads, -1, self.form.head_dim)
+            live = keys[rows, :, :longest], values[rows, :, :longest]
+            out = functional.scaled_dot_product_attention(
+                shared, *live, attn_mask=masks[layer.window], scale=layer.scale
+            )
+            return out.flatten(1)
 
         return self.head(self._run(self.state.tokens[slots], positions, attend))
 
@@ -127,11 +142,27 @@ class TorchBackend:
             bias = -self.form.alibi[None, :, None, None] * distance
         return bias.masked_fill(hidden, -math.inf).to(self.form.dtype)
 
+    def _step_mask(self, positions: Tensor, length: int, window: int) -> Tensor:
+        """Additive mask [B, 1 or kv_heads, queries a key head or 1, length] for one query at each of positions [B]."""
+        mask = self._mask(positions[:, None], length, window)
+        assert mask is not None
+        if mask.shape[1] == 1:
+            return mask.expand(-1, -1, self.form.heads // self.form.kv_heads, -1)
+        return mask.view(len(mask), self.form.kv_heads, -1, length)
+
     def _attention(self, layer: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         grouped = self.form.heads != self.form.kv_heads
         return functional.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None, scale=layer.scale, enable_gqa=grouped
         )
+
+
+def _rows(slots: Tensor) -> Tensor | slice:
+    """Slots that follow each other as a slice, which reads the cache where it is; the others as they are."""
+    numbers = slots.tolist() if slots.device.type == "cpu" else []
+    if numbers and numbers == list(range(numbers[0], numbers[0] + len(numbers))):
+        return slice(numbers[0], numbers[0] + len(numbers))
+    return slots
 
 
 def product(x: Tensor, linear: Linear) -> Tensor:

@@ -1,4 +1,10 @@
-"""One inference thread behind a bounded queue; rows that wait together run together."""
+"""One inference thread behind a bounded queue; rows that wait together run together.
+
+Rows with the key SLOTS join and leave a running batch between its steps; other rows run in batches of their own, each
+to its end. Both have their turn: after every batch, and between the steps of a batch that generates, the slots have
+one step; and after every step of the slots the oldest waiting batch starts. So neither waits for more than one batch
+step or one slot step of the other kind.
+"""
 
 import logging
 import threading
@@ -6,11 +12,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from scoring.config import Limits
 from scoring.errors import NotReady, Overloaded
-from scoring.tasks.base import Row, Task
+from scoring.tasks.base import SLOTS, Row, Slots, Task
 
 logger = logging.getLogger("mii_azure.engine")
 
@@ -43,7 +50,8 @@ class Engine:
         self._limits = limits
         self._waiting: deque[Waiting] = deque()
         self._changed = threading.Condition()
-        self._running = 0
+        self._running = 0  # rows of the batch
+        self._on_slots = 0
         self._draining = False
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
         self._started: Future[None] = Future()
@@ -73,14 +81,16 @@ class Engine:
     def depth(self) -> int:
         """Rows waiting or running."""
         with self._changed:
-            return len(self._waiting) + self._running
+            return len(self._waiting) + self._running + self._on_slots
 
     def drain(self, timeout_s: float) -> bool:
         """Take no more work and wait until what was accepted is done; False when the time ran out."""
         with self._changed:
             self._draining = True
             self._changed.notify_all()
-            return self._changed.wait_for(lambda: not self._waiting and not self._running, timeout_s)
+            return self._changed.wait_for(
+                lambda: not self._waiting and not self._running and not self._on_slots, timeout_s
+            )
 
     def _run(self) -> None:
         try:
@@ -90,30 +100,39 @@ class Engine:
             self._started.set_exception(error)
             return
         self._started.set_result(None)
+        self._task.between = self._step_slots
         while True:
             batch = self._next_batch()
-            self._execute(batch)
-            with self._changed:
-                self._running = 0
-                self._changed.notify_all()
+            if batch:
+                self._execute(batch)
+                with self._changed:
+                    self._running = 0
+                    self._changed.notify_all()
+            self._step_slots()
 
     def _next_batch(self) -> list[Waiting]:
-        """The oldest row and every waiting row that may share its forward, within the budget of padded tokens."""
+        """The oldest row and every waiting row that may share its forward, within the budget of padded tokens.
+
+        Waits for work; rows for slots are left where they are, and with nothing but those there is no batch.
+        """
         with self._changed:
             while True:
-                self._changed.wait_for(lambda: self._waiting)
+                self._changed.wait_for(lambda: self._waiting or self._on_slots)
                 self._drop_cancelled()
-                if self._waiting:
+                if self._waiting or self._on_slots:
                     break
                 self._changed.notify_all()
+            slots = self._slots()
             batch: list[Waiting] = []
             left, longest = deque[Waiting](), 0
-            key = self._waiting[0][2].key
             while self._waiting:
                 entry = self._waiting.popleft()
-                width = max(longest, entry[2].footprint)
+                row = entry[2]
+                width = max(longest, row.footprint)
                 fits = width * (len(batch) + 1) <= self._limits.max_batch_tokens
-                if not batch or (entry[2].key == key and fits and len(batch) < self._limits.max_batch_size):
+                if slots is not None and row.key == SLOTS:
+                    left.append(entry)
+                elif not batch or (row.key == batch[0][2].key and fits and len(batch) < self._limits.max_batch_size):
                     batch.append(entry)
                     longest = width
                 else:
@@ -121,6 +140,33 @@ class Engine:
             self._waiting = left
             self._running = len(batch)
             return batch
+
+    def _slots(self) -> Slots | None:
+        return self._task.slots(self._limits)
+
+    def _step_slots(self) -> None:
+        """Let the rows that wait for slots have those that are free, and advance all that are on one."""
+        slots = self._slots()
+        if slots is None:
+            return
+        with self._changed:
+            self._drop_cancelled()
+            while (entry := self._first_for(slots)) is not None:
+                self._waiting.remove(entry)
+                job, position, row = entry
+                slots.add(row, partial(self._deliver, job, position))
+            self._on_slots = slots.active
+            self._changed.notify_all()
+        if slots.active:
+            slots.step()
+            with self._changed:
+                self._on_slots = slots.active
+                self._changed.notify_all()
+
+    def _first_for(self, slots: Slots) -> Waiting | None:
+        """The oldest row that waits for a slot, when it fits: a longer one is not overtaken."""
+        first = next((entry for entry in self._waiting if entry[2].key == SLOTS), None)
+        return first if first is not None and slots.fits(first[2]) else None
 
     def _drop_cancelled(self) -> None:
         for job, _, row in self._waiting:
@@ -136,9 +182,18 @@ class Engine:
             self._isolate(batch, error)
             return
         for (job, position, _), output in answered:
-            job.outputs[position] = output
-            if len(job.outputs) == len(job.rows) and not job.future.done():
-                job.future.set_result([job.outputs[i] for i in range(len(job.rows))])
+            self._deliver(job, position, output)
+
+    def _deliver(self, job: Job, position: int, output: Any) -> None:
+        """Take a row's output, or what it failed with; the last output of a request answers it."""
+        if isinstance(output, Exception):
+            job.cancel()  # its other rows need not run
+            if not job.future.done():
+                job.future.set_exception(output)
+            return
+        job.outputs[position] = output
+        if len(job.outputs) == len(job.rows) and not job.future.done():
+            job.future.set_result([job.outputs[i] for i in range(len(job.rows))])
 
     def _isolate(self, batch: list[Waiting], error: Exception) -> None:
         """A batch failed: find the requests that fail on their own, so that the others are still answered."""
@@ -154,6 +209,4 @@ class Engine:
             self._execute(batch[:half])
             self._execute(batch[half:])
         else:
-            jobs[0].cancel()  # its other rows need not run
-            if not jobs[0].future.done():
-                jobs[0].future.set_exception(error)
+            self._deliver(*batch[0][:2], error)

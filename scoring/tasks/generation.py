@@ -15,11 +15,14 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, StoppingCriteriaList
 
+from scoring import continuous
+from scoring.config import Limits
+from scoring.continuous import Continuous
 from scoring.detokenize import Detokenizer, Stops, stop_at
 from scoring.errors import InvalidInput, InvalidParameter, LoadError, PromptTooLong, RequestError
 from scoring.schemas import GenerationParameters
 from scoring.tasks import slotted
-from scoring.tasks.base import Loaded, Row, Task
+from scoring.tasks.base import SLOTS, Loaded, Row, Task
 
 DEFAULT_NEW_TOKENS = 128
 #: Parameters that go to `generate` as they are, where they are given.
@@ -37,7 +40,6 @@ _PASSED = (
 )
 #: Given without do_sample, one of these means sampling.
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
-_SLOTS = "slots"  # the key of rows that run on a decoder's slots
 _COOLEST = 1e-3  # a temperature below this overflows logits and picks the same token anyway
 
 Tokens = list[int]
@@ -67,6 +69,7 @@ class Generative(Task):
         self.eos: list[int] = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
         pads = [self.defaults.pad_token_id, self.tokenizer.pad_token_id, *self.eos, 0]
         self.pad_id: int = next(pad for pad in pads if pad is not None and pad >= 0)
+        self._continuous: Continuous | None = None
 
     def warm_up(self) -> None:
         """Generate twice from the sample: the step on the prompt, and one on the cache."""
@@ -106,7 +109,7 @@ class Generative(Task):
     def _key(self, settings: Settings, length: int) -> Hashable:
         """On slots any rows share a batch; `generate` takes one config, and one stream of random numbers."""
         if self._slotted(settings, length):
-            return _SLOTS
+            return SLOTS
         return object() if settings["do_sample"] else (settings.overrides, settings.length)
 
     def _slotted(self, settings: Settings, length: int) -> bool:
@@ -209,16 +212,26 @@ class Generative(Task):
 
         What follows a stop text is cut off with the text, in `text`.
         """
-        outputs = self._on_slots(rows) if rows[0].key == _SLOTS else self._generated(rows)
+        if rows[0].key == SLOTS:
+            outputs = continuous.run(self, self.model.static_decoder, rows)
+        else:
+            outputs = self._generated(rows)
         for row, output in zip(rows, outputs, strict=True):
-            if row.emit:
-                show(row, self.text(output[0], row.parameters.stop))
+            self.show_end(row, output)
         return outputs
 
-    def _on_slots(self, rows: Sequence[Row]) -> list[list[Tokens]]:
-        decoder = self.model.static_decoder
-        waves = [rows[i : i + decoder.slots] for i in range(0, len(rows), decoder.slots)]
-        return [[tokens] for wave in waves for tokens in slotted.run(self, decoder, wave)]
+    def show_end(self, row: Row, output: list[Tokens]) -> None:
+        """Give a stream the text that was held back until the end."""
+        if row.emit:
+            show(row, self.text(output[0], row.parameters.stop))
+
+    def slots(self, limits: Limits) -> Continuous | None:
+        decoder = getattr(self.model, "static_decoder", None)
+        if decoder is None:
+            return None
+        if self._continuous is None or self._continuous.decoder is not decoder:
+            self._continuous = Continuous(self, decoder, limits.max_batch_tokens)
+        return self._continuous
 
     def _generated(self, rows: Sequence[Row]) -> list[list[Tokens]]:
         settings: Settings = rows[0].parameters
@@ -283,7 +296,10 @@ class Generative(Task):
 
 
 class Watch:
-    """Looks at a batch after every step: passes text on, and ends rows that met a stop text or were cancelled."""
+    """Looks at a batch after every step: passes text on, and ends rows that met a stop text or were cancelled.
+
+    Between the steps, the rows on slots have theirs.
+    """
 
     def __init__(self, task: Generative, rows: Sequence[Row], start: int, searching: bool) -> None:
         self._task = task
@@ -295,6 +311,7 @@ class Watch:
         self._followers = [Follower(task, row) for row in rows for _ in range(each)] if wanted else []
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        self._task.between()
         each = input_ids.shape[0] // len(self._rows)
         done = [row.cancelled.is_set() for row in self._rows for _ in range(each)]
         if self._followers:

@@ -1,18 +1,14 @@
-"""Text generation on a `Decoder`'s slots: what `generate` computes, a step at a time, nothing waiting on the host.
-
-Each step is enqueued before the tokens of the one before are read; a row that turns out to have ended costs one
-unused step of its slot.
-"""
+"""One row of text generation on a `Decoder`'s slot: which rows may have one, and what a token means to its row."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from scoring.decode import Decoder, Pending
+from scoring.decode import Decoder
 from scoring.decoder_state import FORBIDDEN, Sampling
 
 if TYPE_CHECKING:
-    from scoring.tasks.base import Row
+    from scoring.tasks.base import Done, Row
     from scoring.tasks.generation import Follower, Generative
 
 #: What a generation config may hold beside greedy search and plain sampling, with the values that mean nothing.
@@ -43,42 +39,24 @@ def covers(config: Any, ends: Sequence[int], tokens: int, decoder: Decoder) -> b
     return neutral and len(ends) <= FORBIDDEN and tokens <= decoder.max_length
 
 
-@dataclass
-class _Sequence:
+@dataclass(eq=False)
+class Running:
     """One row in its slot."""
 
     slot: int
     row: "Row"
+    done: "Done"
     most: int  # tokens to generate
     follower: "Follower | None"
+    filled: int = 0  # tokens of the prompt that the slot holds
     tokens: list[int] = field(default_factory=list)
     enqueued: int = 0  # tokens that are generated or under way
     ended: bool = False
+    failure: Exception | None = None
 
 
-def run(task: "Generative", decoder: Decoder, rows: Sequence["Row"]) -> list[list[int]]:
-    """Generate for at most `decoder.slots` rows; per row its new tokens, the end token included."""
-    sequences = [_open(task, decoder, slot, row) for slot, row in enumerate(rows)]
-    for sequence in sequences:
-        decoder.prefill(sequence.slot, sequence.row.features["input_ids"])
-    batch = sequences
-    pending: Pending = decoder.sample([sequence.slot for sequence in batch])
-    for sequence in batch:
-        sequence.enqueued = 1
-    while batch:
-        going = [s for s in batch if not s.ended and not s.row.cancelled.is_set() and s.enqueued < s.most]
-        following = decoder.step([sequence.slot for sequence in going]) if going else None
-        for sequence in going:
-            sequence.enqueued += 1
-        for sequence, token in zip(batch, pending.tokens(), strict=True):
-            _take(task, sequence, token)
-        batch = going
-        if following is not None:
-            pending = following
-    return [sequence.tokens for sequence in sequences]
-
-
-def _open(task: "Generative", decoder: Decoder, slot: int, row: "Row") -> _Sequence:
+def open_slot(task: "Generative", decoder: Decoder, slot: int, row: "Row", done: "Done") -> Running:
+    """Empty a slot for a row, with the row's way of picking tokens."""
     from scoring.tasks.generation import Follower
 
     config, seed = task.generation_config(row.parameters)
@@ -97,13 +75,13 @@ def _open(task: "Generative", decoder: Decoder, slot: int, row: "Row") -> _Seque
         ),
     )
     wanted = row.emit is not None or bool(row.parameters.stop)
-    return _Sequence(slot, row, int(config.max_new_tokens), Follower(task, row) if wanted else None)
+    return Running(slot, row, done, int(config.max_new_tokens), Follower(task, row) if wanted else None)
 
 
-def _take(task: "Generative", sequence: _Sequence, token: int) -> None:
-    """Add a token that was computed, unless the sequence had ended by then."""
-    if sequence.ended:
+def take(task: "Generative", running: Running, token: int) -> None:
+    """Add a token that was computed, unless the row had ended by then."""
+    if running.ended:
         return
-    sequence.tokens.append(token)
-    stopped = sequence.follower.push(token) if sequence.follower else False
-    sequence.ended = stopped or token in task.eos or len(sequence.tokens) == sequence.most
+    running.tokens.append(token)
+    stopped = running.follower.push(token) if running.follower else False
+    running.ended = stopped or token in task.eos or len(running.tokens) == running.most

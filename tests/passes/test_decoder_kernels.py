@@ -39,7 +39,7 @@ def prepared(model: Any, slots: int, quantised: bool = False) -> tuple[State, To
     for slot in range(slots):
         state.open(slot, Sampling())
         ids = torch.tensor(prompt(model, LENGTHS[slot]), device=DEVICE)
-        reference.prefill(slot, ids, 0)
+        reference.prefill([(slot, 0, len(ids))], ids)
         state.lengths[slot] = LENGTHS[slot]
         state.seen[slot, ids] = 1
         state.tokens[slot] = 7 + slot

@@ -40,13 +40,13 @@ def texts(answer: list[list[dict[str, str]]]) -> list[str]:
 
 
 def test_greedy_answers_equal_generate(served: Served, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    forwards = Forwards(served, monkeypatch)
+    forwards = Forwards(served, monkeypatch)  # rows on slots go past them
     called = []
     monkeypatch.setattr(served.service.loaded.model, "generate", lambda **_: called.append(1))
     # More texts than slots, so that slots are used again.
     answer = served.ok(list(PROMPTS), max_new_tokens=7, return_full_text=False)
     assert texts(answer) == [continuation(folder, TASK, prompt, max_new_tokens=7)[0] for prompt in PROMPTS]
-    assert forwards.sizes == [len(PROMPTS)]
+    assert not forwards.sizes
     assert not called
 
 
