@@ -5,13 +5,20 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 
+from scoring.config import Limits
 from scoring.errors import InvalidInput, LoadError, PromptTooLong
 from scoring.schemas import Strict, TaskSchema
 from scoring.tasks import task_schema
+
+#: The key of rows that join and leave a batch between its steps.
+SLOTS = "slots"
+
+#: Takes a row's output, or the exception that it failed with.
+Done = Callable[[Any], None]
 
 
 @dataclass(frozen=True)
@@ -49,8 +56,32 @@ class Row:
         return (self.tokens + self.new_tokens) * self.copies
 
 
+class Slots(Protocol):
+    """Runs rows whose key is SLOTS, a step at a time; inference thread only."""
+
+    @property
+    def active(self) -> int:
+        """Rows on slots."""
+
+    def fits(self, row: Row) -> bool:
+        """Whether a row can be added now; always true when there is none."""
+
+    def add(self, row: Row, done: Done) -> None:
+        """Give a row that fits a slot; `done` is called when it ends, in a later `step`."""
+
+    def step(self) -> None:
+        """Advance every row; never raises."""
+
+
+def _nothing() -> None:
+    pass
+
+
 class Task(ABC):
     """One task over one loaded model."""
+
+    #: What a forward of several steps does between them; the engine sets it.
+    between: Callable[[], None] = staticmethod(_nothing)
 
     name: ClassVar[str]
     auto_class: ClassVar[str]  # of transformers
@@ -78,6 +109,10 @@ class Task(ABC):
     @abstractmethod
     def forward(self, rows: Sequence[Row]) -> list[Any]:
         """Run the model over rows with equal keys; one output per row, on the CPU. Inference thread only."""
+
+    def slots(self, limits: Limits) -> Slots | None:
+        """What runs rows with the key SLOTS, where there is such a thing."""
+        return None
 
     @abstractmethod
     def decode(self, value: Any, parameters: Any, rows: Sequence[Row], outputs: Sequence[Any]) -> Any:
