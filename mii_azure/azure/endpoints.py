@@ -21,7 +21,7 @@ def ensure_endpoint(client: Any, bundle: Path, say: Say) -> Any:
 
     wanted = load_online_endpoint(bundle / "endpoint.yml")
     found = settled(lambda: client.online_endpoints.get(wanted.name), say, f"endpoint {wanted.name}")
-    if found is None or found.provisioning_state == "Failed":
+    if found is None or state(found) == "Failed":
         return wait(client.online_endpoints.begin_create_or_update(wanted), say, f"endpoint {wanted.name}")
     if found.auth_mode != wanted.auth_mode:
         say(f"endpoint {wanted.name} has auth_mode {found.auth_mode}, not {wanted.auth_mode}: left as it is")
@@ -37,7 +37,7 @@ def ensure_deployment(client: Any, bundle: Path, endpoint: str, slot: str, diges
     wanted.tags = {**(wanted.tags or {}), TAG: digest}
     what = f"deployment {slot}"
     found = settled(lambda: client.online_deployments.get(slot, endpoint), say, what)
-    if found is not None and found.provisioning_state == "Succeeded" and (found.tags or {}).get(TAG) == digest:
+    if found is not None and state(found) == "Succeeded" and (found.tags or {}).get(TAG) == digest:
         return found
     from azure.core.exceptions import HttpResponseError
 
@@ -52,10 +52,10 @@ def ensure_deployment(client: Any, bundle: Path, endpoint: str, slot: str, diges
 def settled(read: Any, say: Say, what: str) -> Any | None:
     """The resource once no operation runs on it, e.g. one that an interrupted command began; None if there is none."""
     deadline = time.monotonic() + _BUSY_S
-    while (found := exists(read)) is not None and found.provisioning_state in BUSY:
+    while (found := exists(read)) is not None and state(found) in BUSY:
         if time.monotonic() > deadline:
-            raise AzureUnavailable(f"{what} is still {found.provisioning_state}.", "Run the same command again later.")
-        say(f"{what}: waiting, it is {found.provisioning_state}")
+            raise AzureUnavailable(f"{what} is still {state(found)}.", "Run the same command again later.")
+        say(f"{what}: waiting, it is {state(found)}")
         time.sleep(_POLL_S)
     return found
 
@@ -67,6 +67,12 @@ def set_traffic(client: Any, endpoint: str, shares: dict[str, int], mirror: dict
         return found
     found.traffic, found.mirror_traffic = dict(shares), dict(mirror)
     return wait(client.online_endpoints.begin_create_or_update(found), say, f"traffic of {endpoint}")
+
+
+def state(resource: Any) -> str:
+    """Succeeded, Failed, Creating, ...: the client gives an enumeration or text."""
+    given = resource.provisioning_state
+    return str(getattr(given, "value", given))
 
 
 def nonzero(shares: Any) -> dict[str, int]:

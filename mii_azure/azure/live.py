@@ -13,6 +13,7 @@ from mii_azure.verdict import ENDPOINT
 
 SLOT_HEADER = "azureml-model-deployment"
 STATUS_HEADER = "ms-azureml-model-error-statuscode"
+PAUSE_S = 5.0  # between attempts of the sample request: routes of a new slot take a moment
 _TIMEOUT_S = 200.0  # above Azure's cap of 180 s
 
 
@@ -91,7 +92,7 @@ def split_address(address: str) -> tuple[str, str | None]:
     return endpoint, slot or None
 
 
-def smoke(live: Live, bundle: Path, attempts: int = 3, pause_s: float = 5.0) -> Any:
+def smoke(live: Live, bundle: Path, attempts: int = 3) -> Any:
     """The answer to the bundle's sample request; raises AzureUnavailable, after some attempts, if it is not a 200."""
     raw = (bundle / "requests" / "sample.json").read_text(encoding="utf-8")
     for attempt in range(attempts):
@@ -101,7 +102,7 @@ def smoke(live: Live, bundle: Path, attempts: int = 3, pause_s: float = 5.0) -> 
         if reply.status < 500 and reply.status not in (404, 424, 429):
             break
         if attempt + 1 < attempts:
-            time.sleep(pause_s)
+            time.sleep(PAUSE_S)
     text = reply.body.decode(errors="replace")[:500]
     raise AzureUnavailable(
         f"The sample request to {live.endpoint}, slot {live.slot or 'by traffic'}, was answered {reply.status}: {text}",

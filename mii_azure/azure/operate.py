@@ -49,7 +49,7 @@ def status(client: Any, endpoint: str) -> Status:
     traffic, mirrored = endpoints.nonzero(found.traffic), endpoints.nonzero(found.mirror_traffic)
     return Status(
         endpoint=endpoint,
-        state=str(found.provisioning_state),
+        state=endpoints.state(found),
         auth_mode=str(found.auth_mode),
         scoring_uri=str(found.scoring_uri or ""),
         slots=tuple(_slot(entry, traffic, mirrored) for entry in sorted(slots, key=lambda entry: entry.name)),
@@ -59,7 +59,7 @@ def status(client: Any, endpoint: str) -> Status:
 def _slot(entry: Any, traffic: dict[str, int], mirrored: dict[str, int]) -> SlotStatus:
     return SlotStatus(
         slot=entry.name,
-        state=str(entry.provisioning_state),
+        state=endpoints.state(entry),
         traffic=traffic.get(entry.name, 0),
         mirrored=mirrored.get(entry.name, 0),
         instance_type=str(entry.instance_type or ""),

@@ -99,16 +99,17 @@ def _bundles(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 
 @pytest.fixture
 def bundle(_bundles: tuple[Path, Path], cloud: Cloud) -> Path:
-    _serve(cloud, _bundles[0])
+    serve(cloud, _bundles[0])
     return _bundles[0]
 
 
 @pytest.fixture
 def second(_bundles: tuple[Path, Path], cloud: Cloud) -> Path:
     """The same with other weights."""
-    _serve(cloud, _bundles[1])
+    serve(cloud, _bundles[1])
     return _bundles[1]
 
 
-def _serve(cloud: Cloud, folder: Path) -> None:
+def serve(cloud: Cloud, folder: Path) -> None:
+    """Let slots that are deployed from this bundle answer."""
     cloud.scoring.bundles[str(load_manifest(folder)["bundle"])] = folder

@@ -158,7 +158,7 @@ class Arm:
         if path.endswith("/getLogs"):
             return Answer(200, {"content": self.logs})
         if path.endswith("/startPendingUpload"):
-            container = f"{ACCOUNT}/code-{path.split('/')[-3]}"
+            container = f"{ACCOUNT}/code-{path.split('/')[-4]}"
             credential = {"credentialType": "SAS", "sasUri": f"{container}?{SAS}"}
             reference = {"blobUri": container, "credential": credential, "storageAccountArmId": "fake"}
             return Answer(200, {"blobReferenceForConsumption": reference, "pendingUploadId": "1"})

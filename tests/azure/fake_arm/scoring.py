@@ -6,7 +6,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from local_runner.manifest import bundle_digest
 from local_runner.process import Azmlinfsrv
+from mii_azure.manifest import load_manifest
 
 
 class Scoring:
@@ -53,15 +55,23 @@ class Scoring:
         return self.random.choices(list(shares), list(shares.values()))[0] if shares else ""
 
     def _forward(self, digest: str, body: bytes) -> tuple[int, bytes, str]:
+        bundle = self.bundles[digest]
+        served = _served(bundle)
         with self.cloud.lock:
-            if digest not in self.hosts:
-                host = Azmlinfsrv(self.bundles[digest])
+            if served not in self.hosts:
+                host = Azmlinfsrv(bundle)
                 host.__enter__()
-                self.hosts[digest] = host
-        connection = http.client.HTTPConnection("127.0.0.1", self.hosts[digest].port, timeout=60)
+                self.hosts[served] = host
+        connection = http.client.HTTPConnection("127.0.0.1", self.hosts[served].port, timeout=60)
         try:
             connection.request("POST", "/score", body, {"Content-Type": "application/json"})
             response = connection.getresponse()
             return response.status, response.read(), response.getheader("Content-Type", "application/json")
         finally:
             connection.close()
+
+
+def _served(bundle: Path) -> str:
+    """What the container would run: bundles that differ only around it share a host."""
+    files = load_manifest(bundle)["files"]
+    return bundle_digest({path: digest for path, digest in files.items() if path.startswith(("code/", "model/"))})

@@ -1,0 +1,87 @@
+"""status, logs, invoke and delete, as functions and as verbs of the command line."""
+
+import json
+import sys
+
+import pytest
+
+from mii_azure import cli, errors
+from mii_azure.azure import operate
+from mii_azure.azure.deploy import deploy
+from scoring.errors import InvalidParameter
+
+QUESTION = {"inputs": {"question": "Who?", "context": "It was Ann."}}
+
+
+@pytest.fixture
+def mii(client, monkeypatch, capsys):
+    monkeypatch.setattr("mii_azure.azure.client.connect", lambda *scope: client)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["mii-azure", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_status_logs_invoke_delete(cloud, client, bundle, second):
+    deploy(bundle, client)
+    deploy(second, client, slot="green", traffic=20)
+    found = operate.status(client, "my-qa")
+    assert [(slot.slot, slot.state, slot.traffic) for slot in found.slots] == [
+        ("blue", "Succeeded", 80),
+        ("green", "Succeeded", 20),
+    ]
+    assert "weights are missing" in operate.logs(client, "my-qa", "blue")
+    served = dict(cloud.scoring.served)
+    assert operate.invoke(client, "my-qa", QUESTION, "green")["answer"]
+    assert cloud.scoring.served["green"] == served["green"] + 1
+    with pytest.raises(InvalidParameter, match="topk"):  # 424 outside, the model's own 400 inside
+        operate.invoke(client, "my-qa", {**QUESTION, "parameters": {"topk": 1}})
+    operate.delete(client, "my-qa", "green")
+    assert cloud.arm.endpoint("my-qa")["properties"]["traffic"] == {"blue": 100}
+    assert cloud.arm.deployment("my-qa", "green") is None
+    operate.delete(client, "my-qa")
+    assert cloud.arm.endpoint("my-qa") is None
+    with pytest.raises(errors.NotInAzure):
+        operate.status(client, "my-qa")
+
+
+def test_the_command_line(cloud, mii, bundle):
+    code, out, _ = mii("deploy", bundle, "--json")
+    assert code == 0
+    assert json.loads(out)["traffic"] == {"blue": 100}
+    code, out, _ = mii("status", "my-qa", "--json")
+    assert json.loads(out)["slots"][0]["slot"] == "blue"
+    assert "Succeeded" in mii("status", "my-qa")[1]
+    assert "answer" in json.loads(mii("invoke", "my-qa", json.dumps(QUESTION))[1])
+    assert "weights are missing" in mii("logs", "my-qa", "--lines", "5")[1]
+    assert mii("rollout", bundle, "--hold", "0", "--skip-parity")[0] == 0
+    code, _, err = mii("status", "elsewhere")
+    assert code == 5
+    assert "[not_in_azure]" in err
+    assert "req-0001" in err
+    assert mii("delete", "my-qa", "--slot", "blue", "--yes")[0] == 0
+    assert mii("delete", "my-qa", "--yes")[0] == 0
+    assert cloud.arm.endpoint("my-qa") is None
+
+
+def test_deleting_asks_first(cloud, mii, bundle, client, monkeypatch):
+    deploy(bundle, client)
+    monkeypatch.setattr("typer.confirm", lambda *a, **k: False)
+    assert mii("delete", "my-qa")[0] == 1
+    assert cloud.arm.endpoint("my-qa") is not None
+
+
+def test_without_a_workspace(monkeypatch, bundle, capsys):
+    monkeypatch.setattr(sys, "argv", ["mii-azure", "deploy", str(bundle)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2
+    assert "--workspace" in capsys.readouterr().err
