@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from mii_azure import cli_azure, cli_kinds, cli_prices
+from mii_azure import cli_azure, cli_kinds, cli_mlops, cli_prices
 from mii_azure.cli_shared import AsJson, Bundle, ResourceGroup, Subscription, Workspace, err, out
 from mii_azure.cli_shared import flag as _flag
 from mii_azure.cli_shared import print_json as _print_json
@@ -274,6 +274,7 @@ def _status(quiet: bool) -> Any:
 
 cli_azure.register(app)
 cli_prices.register(app)
+cli_mlops.register(app)
 
 
 def main() -> None:

@@ -50,7 +50,7 @@ def render(
     context = _context(spec, plan, schema, model_id, model_version) | kinds.context(spec, plan)
     variables = image["environment"] | _gpu_variables(plan)
     environment = {
-        "environment/Dockerfile": _fill(
+        "environment/Dockerfile": fill(
             "Dockerfile.j2", context | {"image": image, "base_image": _base(image), "image_variables": variables}
         ),
         "environment/requirements.lock": (TEMPLATES / "locks" / image["lock"]).read_text(encoding="utf-8"),
@@ -60,9 +60,9 @@ def render(
         "environment_version": version,
         "environment_reference": f"azureml:{context['environment_name']}:{version}",
     }
-    files = environment | {path: _fill(template, context) for path, template in (_TEXTS | kinds.texts(spec)).items()}
+    files = environment | {path: fill(template, context) for path, template in (_TEXTS | kinds.texts(spec)).items()}
     if model_version:
-        files["model.yml"] = _fill("model.yml.j2", context)
+        files["model.yml"] = fill("model.yml.j2", context)
     files["code/deployment.json"] = as_json(deployment_settings(spec, plan, model_id))
     files["requests/sample.json"] = as_json(schema["sample"])
     for name, document in openapi.documents(schema, title=spec.name, model=model_id).items():
@@ -165,7 +165,8 @@ def _base(image: Mapping[str, Any]) -> str:
     return f"{image['image']}@{digest}" if digest else str(image["image"])
 
 
-def _fill(template: str, context: Mapping[str, Any]) -> str:
+def fill(template: str, context: Mapping[str, Any]) -> str:
+    """A template's text; a variable that the context lacks is an error."""
     return _environment().get_template(template).render(context)
 
 
