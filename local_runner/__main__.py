@@ -19,6 +19,13 @@ _EXIT_CODES = """exit codes:
 Every option can be set in the environment: MII_AZURE_GRPC_PORT, MII_AZURE_HTTP_PORT, MII_AZURE_HOST, ...
 """
 
+_SECURITY = {
+    "tls-cert": "PEM certificate chain of the server, for both ports",
+    "tls-key": "PEM key of the certificate",
+    "tls-client-ca": "PEM authorities; clients must then present a certificate of theirs",
+    "api-key-file": "file of keys, one a line; requests must then carry one",
+}
+
 
 def main(argv: list[str] | None = None) -> NoReturn:
     """Serve, then end the process."""
@@ -40,11 +47,19 @@ def _serve(options: argparse.Namespace) -> int:
     try:
         manifest.enter(bundle)
         # Only now: these import `scoring`, and the bundle's own has to be the one found.
+        from local_runner import security
         from local_runner.server import Settings, serve
 
+        files = security.Files(options.tls_cert, options.tls_key, options.tls_client_ca, options.api_key_file)
         return serve(
             Settings(
-                bundle, options.host, options.grpc_port, options.http_port, options.drain_seconds, options.ready_file
+                bundle,
+                options.host,
+                options.grpc_port,
+                options.http_port,
+                options.drain_seconds,
+                options.ready_file,
+                security.load(files),
             )
         )
     except KeyboardInterrupt:  # before the event loop took signals over
@@ -92,6 +107,9 @@ def _parser() -> argparse.ArgumentParser:
         default=os.environ.get("MII_AZURE_READY_FILE"),
         help="where to write pid, ports and state as JSON",
     )
+    for name, text in _SECURITY.items():
+        twin = os.environ.get(f"MII_AZURE_{name.upper().replace('-', '_')}")
+        parser.add_argument(f"--{name}", type=Path, default=twin or None, help=text)
     parser.add_argument("--verbose", action="store_true", help="log requests, and tracebacks of failures")
     return parser
 

@@ -13,6 +13,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from local_runner import wire
+from local_runner.credentials import Credentials
 from local_runner.protos import scoring_pb2, scoring_pb2_grpc
 from scoring.errors import InvalidInput
 
@@ -56,8 +57,11 @@ def channel_options(address: str, retry: bool = True) -> list[tuple[str, Any]]:
 class _Calls:
     """What both clients share: requests, stubs, and how failures are told."""
 
-    def __init__(self, address: str, channel: Any) -> None:
+    def __init__(self, address: str, credentials: Credentials | None, asynchronous: bool) -> None:
         self.address = address
+        credentials = credentials or Credentials()
+        channel = credentials.channel(address, channel_options(address), asynchronous)
+        self._metadata = credentials.metadata()
         self._channel = channel
         self._stub = scoring_pb2_grpc.ScoringStub(channel)
         self._health = health_pb2_grpc.HealthStub(channel)
@@ -82,18 +86,18 @@ class _Calls:
 class Client(_Calls):
     """A synchronous client of the runner at `address` ("host:port"); a context manager, safe to share by threads."""
 
-    def __init__(self, address: str) -> None:
-        super().__init__(address, grpc.insecure_channel(address, channel_options(address)))
+    def __init__(self, address: str, credentials: Credentials | None = None) -> None:
+        super().__init__(address, credentials, asynchronous=False)
 
     def query(self, payload: Any, timeout: float = TIMEOUT_S) -> Any:
         """The answer to one request; `timeout` in seconds covers the retries."""
         with self._translated(timeout):
-            return json.loads(self._stub.Score(self._request(payload), timeout=timeout).json)
+            return json.loads(self._stub.Score(self._request(payload), timeout, self._metadata).json)
 
     def stream(self, payload: dict[str, Any], timeout: float = TIMEOUT_S) -> Iterator[dict[str, Any]]:
         """The events of a streamed answer as they come; leaving the iterator early cancels the work."""
         with self._translated(timeout):
-            call = self._stub.ScoreStream(self._stream_request(payload), timeout=timeout)
+            call = self._stub.ScoreStream(self._stream_request(payload), timeout=timeout, metadata=self._metadata)
             try:
                 for event in call:
                     yield json.loads(event.json)
@@ -103,7 +107,7 @@ class Client(_Calls):
     def metadata(self, timeout: float = TIMEOUT_S) -> dict[str, Any]:
         """Facts of what is served: name, task, model, versions, device, limits."""
         with self._translated(timeout):
-            reply = self._stub.Metadata(scoring_pb2.MetadataRequest(), timeout=timeout)
+            reply = self._stub.Metadata(scoring_pb2.MetadataRequest(), timeout=timeout, metadata=self._metadata)
             facts: dict[str, Any] = json.loads(reply.json)
             return facts
 
@@ -129,18 +133,19 @@ class Client(_Calls):
 class AsyncClient(_Calls):
     """The same on asyncio; make it inside the loop that uses it."""
 
-    def __init__(self, address: str) -> None:
-        super().__init__(address, grpc.aio.insecure_channel(address, channel_options(address)))
+    def __init__(self, address: str, credentials: Credentials | None = None) -> None:
+        super().__init__(address, credentials, asynchronous=True)
 
     async def query(self, payload: Any, timeout: float = TIMEOUT_S) -> Any:
         """The answer to one request; `timeout` in seconds covers the retries."""
         with self._translated(timeout):
-            return json.loads((await self._stub.Score(self._request(payload), timeout=timeout)).json)
+            call = self._stub.Score(self._request(payload), timeout=timeout, metadata=self._metadata)
+            return json.loads((await call).json)
 
     async def stream(self, payload: dict[str, Any], timeout: float = TIMEOUT_S) -> AsyncIterator[dict[str, Any]]:
         """The events of a streamed answer as they come; leaving the iterator early cancels the work."""
         with self._translated(timeout):
-            call = self._stub.ScoreStream(self._stream_request(payload), timeout=timeout)
+            call = self._stub.ScoreStream(self._stream_request(payload), timeout=timeout, metadata=self._metadata)
             try:
                 async for event in call:
                     yield json.loads(event.json)
@@ -150,7 +155,7 @@ class AsyncClient(_Calls):
     async def metadata(self, timeout: float = TIMEOUT_S) -> dict[str, Any]:
         """Facts of what is served: name, task, model, versions, device, limits."""
         with self._translated(timeout):
-            reply = await self._stub.Metadata(scoring_pb2.MetadataRequest(), timeout=timeout)
+            reply = await self._stub.Metadata(scoring_pb2.MetadataRequest(), timeout=timeout, metadata=self._metadata)
             facts: dict[str, Any] = json.loads(reply.json)
             return facts
 

@@ -1,6 +1,6 @@
 """The gRPC services: our own Scoring, the Open Inference Protocol, health and reflection, over one Host."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from importlib import metadata
 from typing import Any
@@ -114,9 +114,10 @@ class OpenInference(inference_pb2_grpc.GRPCInferenceServiceServicer):  # type: i
             return _infer_response(request, name, elements)
 
 
-def build(host: Host, health_: Health) -> Any:
+def build(host: Host, health_: Health, interceptors: Sequence[Any] = ()) -> Any:
     """A grpc.aio server with every service; the caller binds and starts it."""
-    server = grpc.aio.server(options=(*_OPTIONS, ("grpc.max_receive_message_length", host.max_body)))
+    options = (*_OPTIONS, ("grpc.max_receive_message_length", host.max_body))
+    server = grpc.aio.server(interceptors=interceptors, options=options)
     scoring_pb2_grpc.add_ScoringServicer_to_server(Scoring(host), server)
     inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(OpenInference(host), server)
     health_pb2_grpc.add_HealthServicer_to_server(health_.servicer, server)

@@ -200,7 +200,12 @@ async def _on_error(request: Request, error: Exception) -> Response:
     """Our errors, as their JSON body."""
     if not isinstance(error, MiiAzureError):
         raise error
-    if request.url.path.startswith(openai.PREFIX):
+    return error_response(request.url.path, error)
+
+
+def error_response(path: str, error: MiiAzureError) -> Response:
+    """The error's JSON body, in the shape that the clients of `path` read."""
+    if path.startswith(openai.PREFIX):
         return JSONResponse(openai.error_body(error), error.http_status, error.headers)
     return Response(body_of(error), error.http_status, error.headers, "application/json")
 

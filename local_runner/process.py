@@ -24,6 +24,7 @@ LOOPBACK = "127.0.0.1"
 START_TIMEOUT_S = 600.0
 _STOP_TIMEOUT_S = 40.0  # longer than a runner's own drain budget
 _TAIL_LINES = 6
+_SECURED_BY = {f"MII_AZURE_{name}" for name in ("TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA", "API_KEY_FILE")}
 _TRACEBACK = "Traceback (most recent call last):"
 _CHAINED = ("The above exception", "During handling of the above")
 # The line that closes a traceback.
@@ -112,7 +113,9 @@ class Runner(HostProcess):
         self._ready = self.folder / "ready.json"
         command = [sys.executable, "-m", "local_runner", str(self.bundle), "--host", LOOPBACK]
         command += ["--grpc-port", "0", "--http-port", "0", "--ready-file", str(self._ready)]
-        self._spawn([*command, *self._arguments], dict(os.environ))
+        # A runner of one's own, on loopback, asks for no certificates and keys unless told so here.
+        kept = {name: value for name, value in os.environ.items() if name not in _SECURED_BY}
+        self._spawn([*command, *self._arguments], kept)
 
     def _up(self) -> bool:
         state = ready_file.read(self._ready)

@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import uvloop
 
 from local_runner import environment, grpc_services, http_app, ready_file
 from local_runner.host import Host, State
+from local_runner.security import Security
 from mii_azure.errors import PortInUse, RunnerFailed
 from scoring.errors import MiiAzureError
 
@@ -41,6 +42,7 @@ class Settings:
     http_port: int = 5001
     drain_s: float = 30.0
     ready_file: Path | None = None
+    security: Security = field(default_factory=Security)
 
 
 def serve(settings: Settings) -> int:
@@ -95,19 +97,21 @@ class _Runner:
         """Bind both ports and answer on them, not ready yet. Raises PortInUse or RunnerFailed."""
         settings = self._settings
         listener = _listen(settings.host, settings.http_port)
-        self._grpc = grpc_services.build(self._host, self._health)
+        security = settings.security
+        self._grpc = grpc_services.build(self._host, self._health, security.interceptors())
         await self._health.update()
-        grpc_port = _bind_grpc(self._grpc, settings.host, settings.grpc_port)
+        grpc_port = _bind_grpc(self._grpc, settings.host, settings.grpc_port, security.grpc_credentials())
         self._ports = (grpc_port, listener.getsockname()[1])
         await self._grpc.start()
         config = uvicorn.Config(
-            http_app.build(self._host),
+            security.guard(http_app.build(self._host)),
             http="httptools",
             lifespan="off",
             log_config=None,
             access_log=logger.isEnabledFor(logging.DEBUG),
             timeout_keep_alive=75,
             timeout_graceful_shutdown=max(1, int(settings.drain_s)),
+            **security.uvicorn_options(),
         )
         self._http = _HttpServer(config)
         self._serving = asyncio.create_task(self._http.serve(sockets=[listener]))
@@ -144,7 +148,8 @@ class _Runner:
         grpc_port, http_port = self._ports
         deployment, state = self._host.deployment, self._host.state
         ready_file.write(self._settings.ready_file, state, grpc_port, http_port)
-        where = f"grpc://{self._settings.host}:{grpc_port} http://{self._settings.host}:{http_port}"
+        s = "s" if self._settings.security.tls else ""
+        where = f"grpc{s}://{self._settings.host}:{grpc_port} http{s}://{self._settings.host}:{http_port}"
         if state is State.READY:
             sys.stdout.write(f"ready: {deployment.name} ({deployment.task}) at {where}, pid {os.getpid()}\n")
             sys.stdout.flush()
@@ -163,12 +168,13 @@ def _listen(host: str, port: int) -> socket.socket:
         raise RunnerFailed(f"{host}:{port} cannot be listened on: {error.strerror or error}.") from error
 
 
-def _bind_grpc(server: Any, host: str, port: int) -> int:
+def _bind_grpc(server: Any, host: str, port: int, credentials: Any) -> int:
     """Bind the gRPC server; return its port. The attempt with a plain socket tells why it would fail."""
     _listen(host, port).close()
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        return int(server.add_insecure_port(address))
+        bound = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
+        return int(bound)
     except RuntimeError as error:
         raise PortInUse(f"Port {port} of {host} is in use.", "Choose another, or 0 for any free one.") from error
 

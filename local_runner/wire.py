@@ -5,12 +5,13 @@ scoring script gave travel as trailing metadata, so that a client rebuilds the s
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import grpc
 
-from mii_azure.errors import ModelNotServed, RunnerFailed
+from mii_azure.errors import ModelNotServed, RunnerFailed, Unauthenticated
 from scoring.errors import (
     InternalError,
     MiiAzureError,
@@ -21,6 +22,7 @@ from scoring.errors import (
     RequestTimeout,
 )
 
+_TLS_FAILURE = re.compile(r"(?:OPENSSL_internal|handshake failed): *(?!SSL_ERROR)([A-Za-z_ ]+(?:: [a-z -]+)?)")
 METADATA_BODY = '{"mii_azure": "metadata"}'
 ERROR_KEY = "mii-azure-error-bin"
 DONE = "[DONE]"
@@ -32,6 +34,7 @@ _MAX_SENTENCE = 1024
 
 _GRPC_STATUS = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
     404: grpc.StatusCode.NOT_FOUND,
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -40,6 +43,7 @@ _GRPC_STATUS = {
 }
 _CLASS_OF_STATUS: Mapping[int, type[MiiAzureError]] = {
     400: RequestError,
+    401: Unauthenticated,
     404: ModelNotServed,
     413: PayloadTooLarge,
     429: Overloaded,
@@ -92,6 +96,10 @@ def error_of(error: grpc.RpcError, address: str, timeout: float | None) -> MiiAz
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
         return PayloadTooLarge("The request is larger than this server takes.", "Send it in parts.")
     if code is grpc.StatusCode.UNAVAILABLE:
+        if tls := _TLS_FAILURE.search(details):
+            return RunnerFailed(
+                f"No TLS connection to {address}: {tls[1].strip()}.", "Check certificates on both sides."
+            )
         return RunnerFailed(f"No runner answers at {address}.", "Start one with `mii-azure serve BUNDLE`.")
     return InternalError(f"The call to {address} failed: {code.name} {details}".strip())
 

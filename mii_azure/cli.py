@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from mii_azure import cli_azure, cli_kinds, cli_mlops, cli_prices
+from mii_azure import cli_azure, cli_kinds, cli_mlops, cli_prices, cli_serving
 from mii_azure.cli_shared import AsJson, Bundle, ResourceGroup, Subscription, Workspace, err, out
 from mii_azure.cli_shared import flag as _flag
 from mii_azure.cli_shared import print_json as _print_json
@@ -186,11 +186,18 @@ def serve(
     host: Annotated[str, _flag("host", "Address to listen on.")] = "127.0.0.1",
     grpc_port: Annotated[int, _flag("grpc-port", "Port of gRPC; 0 picks a free one.")] = 50051,
     http_port: Annotated[int, _flag("http-port", "Port of HTTP; 0 picks a free one.")] = 5001,
+    tls_cert: cli_serving.TlsCert = None,
+    tls_key: cli_serving.TlsKey = None,
+    tls_client_ca: cli_serving.TlsClientCa = None,
+    api_key_file: cli_serving.ApiKeyFile = None,
 ) -> None:
     """Serve a bundle on this machine over gRPC and HTTP until SIGTERM or Ctrl-C."""
     command = [sys.executable, "-m", "local_runner", str(bundle), "--host", host]
     # The runner replaces this process: the bundle's own scoring package must be the only one ever imported there.
     command += ["--grpc-port", str(grpc_port), "--http-port", str(http_port)]
+    command += cli_serving.runner_options(
+        tls_cert=tls_cert, tls_key=tls_key, tls_client_ca=tls_client_ca, api_key_file=api_key_file
+    )
     os.execv(sys.executable, command)  # noqa: S606
 
 
@@ -202,12 +209,18 @@ def query(
     request: Annotated[str, typer.Argument(help="The request as JSON, or - to read it from standard input.")],
     stream: Annotated[bool, _flag("stream", "Print text as it is generated.")] = False,
     timeout: Annotated[float, _flag("timeout", "Deadline in seconds.")] = 120.0,
+    tls: cli_serving.Tls = False,
+    tls_ca: cli_serving.TlsCa = None,
+    tls_cert: cli_serving.TlsCert = None,
+    tls_key: cli_serving.TlsKey = None,
+    api_key_file: cli_serving.ApiKeyFile = None,
 ) -> None:
     """Send one request and print the answer."""
     from mii_azure.querying import query as send
 
     payload = _read_request(request)
-    for piece in send(target, payload, stream=stream, timeout=timeout):
+    proof = cli_serving.credentials(tls, tls_ca, tls_cert, tls_key, api_key_file)
+    for piece in send(target, payload, stream=stream, timeout=timeout, credentials=proof):
         if isinstance(piece, str):
             sys.stdout.write(piece)
             sys.stdout.flush()

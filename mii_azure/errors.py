@@ -26,6 +26,7 @@
     │   ├── PortInUse
     │   ├── RunnerFailed
     │   ├── ModelNotServed      404  the runner serves a model of another name
+    │   ├── Unauthenticated     401  the runner wants a key
     │   └── UnknownDeployment
     └── AzureError              exit 5   Azure said no; carries Azure's own code and the request id
         ├── NotSignedIn                  no credential, or one that has expired
@@ -158,6 +159,12 @@ class ModelNotServed(RunnerError):
     code = "model_not_served"
     http_status = 404
     grpc_status = "NOT_FOUND"
+
+
+class Unauthenticated(RunnerError):
+    code = "unauthenticated"
+    http_status = 401
+    grpc_status = "UNAUTHENTICATED"
 
 
 class UnknownDeployment(RunnerError):

@@ -3,27 +3,36 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mii_azure.errors import NotABundle
+
+if TYPE_CHECKING:
+    from local_runner.credentials import Credentials
 
 _ADDRESS = re.compile(r"^[\w.\-\[\]:]+:\d+$")
 
 
-def query(target: str, payload: Any, stream: bool = False, timeout: float = 120.0) -> Iterator[Any]:
+def query(
+    target: str,
+    payload: Any,
+    stream: bool = False,
+    timeout: float = 120.0,
+    credentials: "Credentials | None" = None,
+) -> Iterator[Any]:
     """Yield the answer, or with `stream` the pieces of text as they come and then a line break.
 
-    A bundle is loaded for this one request; an address or a deployment's name is asked over gRPC.
+    A bundle is loaded for this one request; an address or a deployment's name is asked over gRPC, with `credentials`.
     """
     if _ADDRESS.match(target):
-        yield from _ask(target, payload, stream, timeout)
+        yield from _ask(target, payload, stream, timeout, credentials)
     elif Path(target).is_dir():
         from local_runner.process import LOOPBACK, Runner
 
         with Runner(Path(target)) as runner:
             yield from _ask(f"{LOOPBACK}:{runner.grpc_port}", payload, stream, timeout)
     else:
-        yield from _ask(_deployed(target), payload, stream, timeout)
+        yield from _ask(_deployed(target), payload, stream, timeout, credentials)
 
 
 def _deployed(name: str) -> str:
@@ -39,10 +48,12 @@ def _deployed(name: str) -> str:
     return f"{deployment.host}:{deployment.grpc_port}"
 
 
-def _ask(address: str, payload: Any, stream: bool, timeout: float) -> Iterator[Any]:
+def _ask(
+    address: str, payload: Any, stream: bool, timeout: float, credentials: "Credentials | None" = None
+) -> Iterator[Any]:
     from local_runner.client import Client
 
-    with Client(address) as client:
+    with Client(address, credentials) as client:
         if not stream:
             yield client.query(payload, timeout=timeout)
             return
