@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from mii_azure.deployments import client as client
     from mii_azure.deployments import deploy as deploy
     from mii_azure.deployments import terminate as terminate
+    from mii_azure.differences import diff as diff
     from mii_azure.errors import MiiAzureError as MiiAzureError
     from mii_azure.generation import generate as generate
     from mii_azure.planning import plan as plan
     from mii_azure.spec import Spec as Spec
     from mii_azure.verdict import parity as parity
+    from mii_azure.verifying import verify_bundle as verify
 
 __version__ = "0.1.0"
 
@@ -31,10 +33,12 @@ _NAMES = {
     "check": "mii_azure.checks:check",
     "client": "mii_azure.deployments:client",
     "deploy": "mii_azure.deployments:deploy",
+    "diff": "mii_azure.differences:diff",
     "generate": "mii_azure.generation:generate",
     "parity": "mii_azure.verdict:parity",
     "plan": "mii_azure.planning:plan",
     "terminate": "mii_azure.deployments:terminate",
+    "verify": "mii_azure.verifying:verify_bundle",
 }
 
 __all__ = [*_NAMES, "__version__"]

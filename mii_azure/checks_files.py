@@ -15,26 +15,12 @@ from mii_azure.inspection import (
     Inspected,
     Problem,
 )
+from mii_azure.leaks import LARGEST_TEXT, leaks
 from mii_azure.manifest import walk
 
 REQUIRED = (ENDPOINT, DEPLOYMENT, ENVIRONMENT, SCORE, SETTINGS, DOCKERFILE, LOCK, "requests/sample.json")
 UPLOADED = ("code/", "model/", "environment/")
 _AGAIN = "Generate the bundle again with the settings you want; what is edited by hand is not what was planned."
-
-# What a secret looks like: (name, pattern). None of them is ever printed.
-SECRETS = (
-    ("a Hugging Face token", re.compile(r"\bhf_[A-Za-z0-9]{30,}")),
-    ("a GitHub token", re.compile(r"\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_\w{60,})")),
-    ("an Azure storage key", re.compile(r"\bAccountKey=[A-Za-z0-9+/=]{40,}")),
-    ("a shared access signature", re.compile(r"[?&;]sig=[A-Za-z0-9%+/=]{30,}")),
-    ("an Azure client secret", re.compile(r"\b[A-Za-z0-9_~.-]{3}\dQ~[A-Za-z0-9_~.-]{31,34}\b")),
-    ("a bearer token", re.compile(r"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}")),
-    ("an AWS key", re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b")),
-    ("an API key", re.compile(r"\bsk-[A-Za-z0-9_-]{32,}")),
-    ("a private key", re.compile(r"-----BEGIN (?:[A-Z]+ )?PRIVATE KEY-----")),
-    ("a password in an address", re.compile(r"://[^/\s:@]+:[^/\s:@{$]{3,}@")),
-)
-_LARGEST_TEXT = 1 << 20  # bytes; vocabularies and weights are larger or of another kind
 
 
 def edited(bundle: Inspected) -> Iterator[Problem]:
@@ -81,14 +67,11 @@ def scoring_of_another_version(bundle: Inspected) -> Iterator[Problem]:
 
 def secrets(bundle: Inspected) -> Iterator[Problem]:
     for path in walk(bundle.root):
-        if (bundle.root / path).stat().st_size > _LARGEST_TEXT:
+        if (bundle.root / path).stat().st_size > LARGEST_TEXT:
             continue
-        text = bundle.text(path) or ""
-        for kind, pattern in SECRETS:
-            found = pattern.search(text)
-            if found:
-                line = text.count("\n", 0, found.start()) + 1
-                yield Problem(f"This looks like {kind}.", "Revoke it, and take it out of the file.", path, line=line)
+        for leak in leaks(bundle.text(path) or ""):
+            remedy = "Revoke it, and take it out of the file."
+            yield Problem(f"This looks like {leak.kind}.", remedy, path, line=leak.line)
 
 
 def lock_without_hashes(bundle: Inspected) -> Iterator[Problem]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from mii_azure import cli_azure, cli_kinds, cli_mlops, cli_prices, cli_serving
+from mii_azure import cli_azure, cli_handover, cli_kinds, cli_mlops, cli_prices, cli_serving
 from mii_azure.cli_shared import AsJson, Bundle, ResourceGroup, Subscription, Workspace, err, out
 from mii_azure.cli_shared import flag as _flag
 from mii_azure.cli_shared import print_json as _print_json
@@ -32,6 +32,9 @@ InstanceType = Annotated[str | None, _flag("instance-type", "Azure instance type
 Revision = Annotated[str | None, _flag("revision", "Hub commit, branch or tag; pinned to a commit.")]
 DType = Annotated[str, _flag("dtype", "auto, float32, float16 or bfloat16.")]
 AllowPickle = Annotated[bool, _flag("allow-pickle", "Accept weights that exist only as pickle files.")]
+TrustRemoteCode = Annotated[
+    bool, _flag("trust-remote-code", "Run the model's own Python code; a hub model's only at a pinned commit.")
+]
 InstanceCount = Annotated[int, _flag("instance-count", "Instances of the deployment, 1 to 50.")]
 Objective = Annotated[str, _flag("objective", "What optimisations are chosen for: latency or cost.")]
 Optimisations = Annotated[str, _flag("optimisations", "azure: every pass; public: DeepSpeed's own open ones.")]
@@ -53,6 +56,7 @@ def plan(
     dtype: DType = "auto",
     instance_count: InstanceCount = 1,
     allow_pickle: AllowPickle = False,
+    trust_remote_code: TrustRemoteCode = False,
     objective: Objective = "latency",
     optimisations: Optimisations = "azure",
     passes_on: PassesOn = "",
@@ -74,6 +78,7 @@ def plan(
         "dtype": dtype,
         "instance_count": instance_count,
         "allow_pickle": allow_pickle,
+        "trust_remote_code": trust_remote_code,
     }
     if rank:
         cli_prices.show_ranked(prices=prices, as_json=as_json, utilisation=utilisation, batch=batch, **asked)
@@ -101,6 +106,10 @@ def generate(
     dtype: DType = "auto",
     instance_count: InstanceCount = 1,
     allow_pickle: AllowPickle = False,
+    trust_remote_code: TrustRemoteCode = False,
+    image_digest: Annotated[
+        str | None, _flag("image-digest", "Digest that pins the base image: sha256: and 64 hex digits.")
+    ] = None,
     force: Annotated[bool, _flag("force", "Replace an existing bundle.")] = False,
     objective: Objective = "latency",
     optimisations: Optimisations = "azure",
@@ -132,6 +141,8 @@ def generate(
             dtype=dtype,
             instance_count=instance_count,
             allow_pickle=allow_pickle,
+            trust_remote_code=trust_remote_code,
+            image_digest=image_digest,
             objective=objective,
             optimisations=optimisations,
             passes_on=_split(passes_on),
@@ -286,6 +297,7 @@ def _status(quiet: bool) -> Any:
 
 
 cli_azure.register(app)
+cli_handover.register(app)
 cli_prices.register(app)
 cli_mlops.register(app)
 

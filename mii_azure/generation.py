@@ -4,9 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mii_azure import __version__
 from mii_azure.bundle import Progress, refuse_existing, write
+from mii_azure.inspection import LOCK
+from mii_azure.leaks import refuse_secrets
+from mii_azure.licences import model_licence, package_licences
 from mii_azure.planning import Plan, plan_spec
-from mii_azure.render import content_hash, render
+from mii_azure.render import base_image, content_hash, render
+from mii_azure.sbom import SBOM, ModelFacts, make_sbom
 from mii_azure.spec import Spec, make_spec
 from mii_azure.weights import files_to_copy, require_vocabulary
 from scoring.tasks import schema
@@ -32,16 +37,25 @@ def generate(
     plan = plan_spec(spec)
     plan.require_fit()
     folder = _model_folder(spec, plan)
-    files = files_to_copy(folder, spec.allow_pickle) if folder else []
+    files = files_to_copy(folder, spec.allow_pickle, spec.trust_remote_code) if folder else []
     if folder:
         require_vocabulary(files, spec.model)
     model_id = folder.resolve().name if plan.profile.source == "folder" and folder else plan.profile.model
+    weights = {f"model/{path.as_posix()}": folder / path for path in files} if folder else {}
 
     def render_files(hashes: Mapping[str, str]) -> dict[str, str]:
         version = content_hash(hashes) if folder else None
-        return render(spec, plan, schema(plan.task), model_id=model_id, model_version=version)
+        texts = render(spec, plan, schema(plan.task), model_id=model_id, model_version=version)
+        licence = model_licence(folder) if folder else None
+        facts = ModelFacts(
+            model_id, plan.profile.source in ("hub", "recorded"), plan.profile.revision, version, licence, hashes
+        )
+        texts[SBOM] = make_sbom(
+            spec.azure_name, __version__, texts[LOCK], base_image(spec, plan), facts, package_licences()
+        )
+        refuse_secrets(texts, weights)
+        return texts
 
-    weights = {f"model/{path.as_posix()}": folder / path for path in files} if folder else {}
     return write(target, render_files=render_files, weights=weights, force=force, progress=progress)
 
 
@@ -53,4 +67,4 @@ def _model_folder(spec: Spec, plan: Plan) -> Path | None:
         return Path(spec.model).expanduser()
     from mii_azure.hub import download
 
-    return download(spec.model, plan.profile.revision, allow_pickle=spec.allow_pickle)
+    return download(spec.model, plan.profile.revision, spec.allow_pickle, spec.trust_remote_code)

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mii_azure import seed_models
+from mii_azure import pipelines, seed_models
 from mii_azure.errors import ConfigMissing, ModelError, PickleRefused, UnknownModel, WeightsCorrupt, WeightsMissing
 from mii_azure.headers import Tensor
 from mii_azure.weights import (
@@ -23,6 +23,7 @@ from mii_azure.weights import (
     refuse_quantised,
     weigh,
 )
+from scoring.config import DIFFUSERS_INDEX
 
 TIMEOUT_S = 20  # of one question to the hub
 
@@ -50,7 +51,7 @@ def read(model: str, revision: str | None, allow_pickle: bool, near_folder: str 
     return _read(info, allow_pickle)
 
 
-def download(model: str, revision: str | None = None, allow_pickle: bool = False) -> Path:
+def download(model: str, revision: str | None = None, allow_pickle: bool = False, code: bool = False) -> Path:
     """Download what a bundle needs of a hub model, with the hub client's progress bar, into its cache.
 
     Returns the folder of that commit there, where the next run (and one without a network) finds it.
@@ -59,7 +60,8 @@ def download(model: str, revision: str | None = None, allow_pickle: bool = False
 
     try:
         info = _info(model, revision)
-        names = bundle_files(_names(info), allow_pickle)
+        # The card is read for the licence, and not copied.
+        names = [*bundle_files(_names(info), allow_pickle, code), "README.md"]
         return Path(str(snapshot_download(model, revision=info.sha, allow_patterns=names)))
     except _Unreachable as error:
         cached = _cached(model, revision, allow_pickle)
@@ -76,8 +78,11 @@ def _cached(model: str, revision: str | None, allow_pickle: bool) -> Model | Non
     """The model as an earlier download left it in the hub client's cache, if whole."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(model, "config.json", revision=revision)
-    if not isinstance(found, str):
+    names = ("config.json", DIFFUSERS_INDEX)
+    found = next(
+        (p for name in names if isinstance(p := try_to_load_from_cache(model, name, revision=revision), str)), None
+    )
+    if found is None:
         return None
     folder = Path(found).parent
     try:
@@ -143,8 +148,10 @@ def _names(info: "ModelInfo") -> list[str]:
 
 def _read(info: "ModelInfo", allow_pickle: bool) -> Model:
     names, repo, commit = _names(info), info.id, str(info.sha)
+    if pipelines.is_pipeline(names):
+        return _read_pipeline(info, allow_pickle)
     if "config.json" not in names:
-        kind = "a diffusers pipeline" if "model_index.json" in names else "not a transformers model"
+        kind = "not a transformers model"
         kind = "an adapter; merge it into its base model first" if "adapter_config.json" in names else kind
         raise ConfigMissing(f"{repo} has no config.json on the hub.", f"It is {kind}.")
     config = _small_file(repo, "config.json", commit)
@@ -152,6 +159,15 @@ def _read(info: "ModelInfo", allow_pickle: bool) -> Model:
     tensors, size = _weights(info, allow_pickle)
     settings = {name: _small_file(repo, name, commit) for name in SETTINGS if name in names}
     return Model(repo, "hub", config, weigh(config, tensors, size), revision=commit, settings=settings)
+
+
+def _read_pipeline(info: "ModelInfo", allow_pickle: bool) -> Model:
+    sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}
+    repo, commit = info.id, str(info.sha)
+    files = pipelines.Files(
+        sizes, lambda name: _small_file(repo, name, commit), lambda name: _header(info, name, sizes[name])
+    )
+    return pipelines.read_pipeline(files, repo, "hub", allow_pickle, revision=commit)
 
 
 def _small_file(repo: str, name: str, commit: str) -> Any:

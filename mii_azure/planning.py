@@ -10,6 +10,7 @@ from mii_azure.errors import DoesNotFit, SpecError
 from mii_azure.families import Options, family_named, find_task
 from mii_azure.optimising import pass_decisions
 from mii_azure.profile import Profile, profile, task_check, task_options
+from mii_azure.remote_code import check_remote_code
 from mii_azure.sizing import Fit, Memory, Work
 from mii_azure.skus import find_sku
 from mii_azure.spec import Spec, make_spec
@@ -72,6 +73,7 @@ def plan_spec(spec: Spec) -> Plan:
     if spec.instance_type:
         find_sku(spec.instance_type)
     found = resolve(spec.model, spec.revision, spec.allow_pickle)
+    check_remote_code(found, spec.revision, spec.trust_remote_code)
     facts = profile(found)
     if not facts.known:
         facts = facts.model_copy(update={"kind": task.kinds[0]})
@@ -88,7 +90,7 @@ def make_plan(spec: Spec, facts: Profile, options: Options) -> Plan:
     begun = timing.start(facts.weight_bytes if facts.known else placed.memory.available, device)
     seconds = timing.batch_seconds(work, placed)
     timeout = timing.request_timeout_ms(seconds) if facts.known else limits.MAX_REQUEST_TIMEOUT_MS
-    batch = limits.MAX_BATCH_SIZE[device]
+    batch = sizing.batch_rows(facts, device, placed.tokens)
     quota = timing.quota_cores(sku.cores, spec.instance_count, sku.skip_20_percent)
     served = min(facts.context_length, placed.tokens)
     budget = Limits(max_batch_tokens=placed.tokens, max_batch_size=batch, context_length=served)

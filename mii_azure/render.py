@@ -51,7 +51,8 @@ def render(
     variables = image["environment"] | _gpu_variables(plan)
     environment = {
         "environment/Dockerfile": fill(
-            "Dockerfile.j2", context | {"image": image, "base_image": _base(image), "image_variables": variables}
+            "Dockerfile.j2",
+            context | {"image": image, "base_image": base_image(spec, plan), "image_variables": variables},
         ),
         "environment/requirements.lock": (TEMPLATES / "locks" / image["lock"]).read_text(encoding="utf-8"),
     }
@@ -90,6 +91,7 @@ def deployment_settings(spec: Spec, plan: Plan, model_id: str) -> dict[str, Any]
         },
         "dtype": plan.dtype,
         "allow_pickle": spec.allow_pickle,
+        "trust_remote_code": spec.trust_remote_code,
         "instance_type": plan.instance_type,
         "limits": {
             "max_batch_tokens": plan.max_batch_tokens,
@@ -160,8 +162,10 @@ def _gpu_variables(plan: Plan) -> dict[str, str]:
     return {"TORCH_CUDA_ARCH_LIST": f"{gpu.compute_capability:.1f}"} if gpu and plan.device == "cuda" else {}
 
 
-def _base(image: Mapping[str, Any]) -> str:
-    digest = image["digest"]
+def base_image(spec: Spec, plan: Plan) -> str:
+    """The base image as the Dockerfile names it, by digest where the spec, or else images.json, gives one."""
+    image = images()[plan.image]
+    digest = spec.image_digest or image["digest"]
     return f"{image['image']}@{digest}" if digest else str(image["image"])
 
 

@@ -53,6 +53,10 @@ class Spec(AzureOptions):
     instance_count: int = Field(1, ge=1, le=50, description="Instances of the deployment.")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field("auto", description="Precision to serve in.")
     allow_pickle: bool = Field(False, description="Accept weights that exist only as pickle files.")
+    trust_remote_code: bool = Field(False, description="Run the model's own Python code, pinned to a commit.")
+    image_digest: str | None = Field(
+        None, pattern=r"^sha256:[0-9a-f]{64}$", description="Digest of the base image: sha256: and 64 hex digits."
+    )
     objective: Literal["latency", "cost"] = Field("latency", description="What optimisations are chosen for.")
     optimisations: Literal["azure", "public"] = Field(
         "azure", description="azure: every pass; public: only DeepSpeed's own open ones and torch's."

@@ -24,6 +24,7 @@ from mii_azure.errors import (
 )
 from mii_azure.families import find_family
 from mii_azure.headers import Tensor, Weights
+from scoring.config import DIFFUSERS_INDEX
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -40,6 +41,7 @@ _SUFFIXES = (".json", ".model", ".spm", ".jinja", ".tiktoken", ".codes")
 _TEXTS = re.compile(r"(vocab|merges|dict|spiece|added_tokens).*\.txt$")
 # Records of a training run, and indexes of weights in formats that are not loaded.
 _LEFTOVERS = re.compile(r"(\.index\.json$|_results\.json$|^train(er|ing)_|^model_index\.json$|^adapter_)")
+_LEGAL = re.compile(r"^(LICEN[CS]E|NOTICE)([._-][\w.-]*)?$")  # what a redistributor has to pass on
 _SHARD = re.compile(r"^model-\d+-of-\d+\.safetensors$")
 AZUREML = re.compile(
     r"^azureml:(?://(?:registries/[\w.-]+/models/[\w.-]+/(?:versions|labels)/[\w.-]+"
@@ -116,6 +118,10 @@ def _near_folder(path: Path) -> str:
 
 def read_folder(folder: Path, name: str, allow_pickle: bool = False) -> Model:
     """Read a local model folder; see `resolve` for what is refused."""
+    if (folder / DIFFUSERS_INDEX).is_file() and not (folder / "config.json").is_file():
+        from mii_azure import pipelines
+
+        return pipelines.read_pipeline(pipelines.local_files(folder), name, "folder", allow_pickle, folder=folder)
     config = _read_config(folder)
     refuse_quantised(config)
     tensors, size = _read_weights(folder, allow_pickle)
@@ -169,8 +175,6 @@ def _config_remedy(folder: Path) -> str:
     """What to do about a folder without config.json, by what it holds instead."""
     if (folder / "adapter_config.json").is_file():
         return "It is an adapter: merge it into its base model (peft's merge_and_unload, then save_pretrained)."
-    if (folder / "model_index.json").is_file():
-        return "It is a diffusers pipeline; text-to-image comes with the work on the loader."
     nested = sorted(path.parent for path in folder.glob("*/config.json") if (path.parent / WEIGHTS).is_file())
     nested += sorted(path.parent for path in folder.glob("*/*/config.json") if (path.parent / WEIGHTS).is_file())
     if nested:
@@ -243,14 +247,20 @@ def is_pickle(name: str) -> bool:
     return name.endswith(PICKLES) and not name.startswith(("training_args", "optimizer", "scheduler", "rng_state"))
 
 
-def bundle_files(names: Iterable[str], allow_pickle: bool = False) -> list[str]:
+def bundle_files(names: Iterable[str], allow_pickle: bool = False, code: bool = False) -> list[str]:
     """Of the relative file names of a model, those that belong in a bundle's model/ folder, in order.
 
-    Settings, tokenizer and safetensors; pickle only where nothing else exists and `allow_pickle` says so; never code,
-    other runtimes' weights, or a training run's records.
+    Settings, tokenizer and safetensors; pickle only where nothing else exists and `allow_pickle` says so; the model's
+    own Python only where `code` says so; its licence; never other runtimes' weights, or a training run's records.
     """
     names = set(names)
-    small = {name for name in names if _is_setting(name)}
+    if DIFFUSERS_INDEX in names and "config.json" not in names:
+        from mii_azure.pipelines import pipeline_files
+
+        return sorted({*pipeline_files(names, allow_pickle), *filter(_LEGAL.match, names)})
+    small = {name for name in names if _is_setting(name) or _LEGAL.match(name)}
+    if code:
+        small |= {name for name in names if "/" not in name and name.endswith(".py")}
     if WEIGHTS in names:
         weights = {WEIGHTS}
     elif INDEX in names:
@@ -267,14 +277,16 @@ def _is_setting(name: str) -> bool:
     return (name.endswith(_SUFFIXES) or bool(_TEXTS.match(name))) and not _LEFTOVERS.search(name)
 
 
-def files_to_copy(folder: Path, allow_pickle: bool = False) -> list[Path]:
+def files_to_copy(folder: Path, allow_pickle: bool = False, code: bool = False) -> list[Path]:
     """The files of a model folder that belong in a bundle's model/, relative to it; see `bundle_files`."""
     names = {path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")}
     names |= {name for name in _NESTED if (folder / name).is_file()}
+    if DIFFUSERS_INDEX in names and "config.json" not in names:
+        names |= {path.relative_to(folder).as_posix() for path in folder.glob("*/*") if path.is_file()}
     if WEIGHTS not in names and INDEX in names:
         shards = set(read_settings(folder / INDEX)["weight_map"].values())
-        return sorted({Path(name) for name in (*bundle_files(names, allow_pickle), *shards)})
-    return [Path(name) for name in bundle_files(names, allow_pickle)]
+        return sorted({Path(name) for name in (*bundle_files(names, allow_pickle, code), *shards)})
+    return [Path(name) for name in bundle_files(names, allow_pickle, code)]
 
 
 def require_vocabulary(files: Iterable[Path], model: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from scoring.errors import LoadError, ModelNotFound
 
 SCHEMA = 1
+DIFFUSERS_INDEX = "model_index.json"  # what a diffusers folder has in place of config.json
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Deployment:
     task_options: dict[str, Any] = field(default_factory=dict)
     dtype: str = "float32"
     allow_pickle: bool = False
+    trust_remote_code: bool = False  # run the Python files in the model folder
     instance_type: str = ""
     limits: Limits = Limits()
     optimisation: Optimisation = Optimisation()
@@ -79,7 +81,7 @@ class Deployment:
 
 
 def find_model_dir(code_dir: Path) -> Path:
-    """Return the folder that holds config.json.
+    """Return the folder that holds config.json, or a diffusers pipeline's model_index.json.
 
     Azure ML mounts the model at AZUREML_MODEL_DIR, which may be the folder itself, or its parent, and may contain a
     double slash; without that variable the bundle's own `model/` beside `code/` is used. Raises ModelNotFound.
@@ -90,7 +92,7 @@ def find_model_dir(code_dir: Path) -> Path:
     if root.is_dir():
         candidates += sorted(child for child in root.iterdir() if child.is_dir())
     for folder in candidates:
-        if (folder / "config.json").is_file():
+        if (folder / "config.json").is_file() or (folder / DIFFUSERS_INDEX).is_file():
             return folder
     raise ModelNotFound(
         f"No config.json in {root} or one level below it.",

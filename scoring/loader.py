@@ -31,7 +31,16 @@ def load(deployment: Deployment, folder: Path) -> Loaded:
     transformers.utils.logging.disable_progress_bar()
     began = time.perf_counter()
     cls = task_class(deployment.task)
-    tokenizer = _tokenizer(transformers, folder)
+    if deployment.task == "text-to-image":
+        from scoring.diffusion import load_diffusion
+
+        return load_diffusion(deployment, folder, pick_device())
+    if not (folder / "config.json").is_file():
+        raise HeadMissing(
+            f"The model folder holds a diffusers pipeline, which cannot do {deployment.task}.",
+            "Its task is text-to-image.",
+        )
+    tokenizer = _tokenizer(transformers, folder, deployment.trust_remote_code)
     model = _model(transformers, cls.auto_class, deployment, folder)
     device = pick_device()
     model.to(device).eval()
@@ -41,10 +50,12 @@ def load(deployment: Deployment, folder: Path) -> Loaded:
     return Loaded(model, tokenizer, device, context, deployment.task_options)
 
 
-def _tokenizer(transformers: Any, folder: Path) -> Any:
+def _tokenizer(transformers: Any, folder: Path, trust_remote_code: bool) -> Any:
     hint = "The folder needs tokenizer.json, or the vocabulary files of the model's own tokenizer."
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trust_remote_code
+        )
     except Exception as error:
         raise LoadError(f"The tokenizer in the model folder cannot be loaded: {_reason(error)}.", hint) from error
     names = {"tokenizer.json", *type(tokenizer).vocab_files_names.values()}
@@ -60,6 +71,7 @@ def _model(transformers: Any, auto_class: str, deployment: Deployment, folder: P
             folder,
             dtype=getattr(torch, deployment.dtype),
             local_files_only=True,
+            trust_remote_code=deployment.trust_remote_code,
             use_safetensors=None if deployment.allow_pickle else True,
             output_loading_info=True,
         )
@@ -132,7 +144,7 @@ def versions() -> dict[str, str]:
     from importlib import metadata
 
     found = {"python": platform.python_version()}
-    for package in ("torch", "transformers", "tokenizers", "safetensors", "deepspeed"):
+    for package in ("torch", "transformers", "tokenizers", "safetensors", "deepspeed", "diffusers", "pillow"):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

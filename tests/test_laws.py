@@ -51,10 +51,12 @@ def test_public_names() -> None:
         "check",
         "client",
         "deploy",
+        "diff",
         "generate",
         "parity",
         "plan",
         "terminate",
+        "verify",
     ]
     for name in mii_azure.__all__:
         assert getattr(mii_azure, name) is not None

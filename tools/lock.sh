@@ -22,3 +22,6 @@ compile --python-version 3.11 --generate-hashes -c constraints.txt --find-links 
 sed -i "1i --extra-index-url $TORCH_CPU_INDEX" templates/locks/cpu.lock
 grep -q "$HASH" templates/locks/cpu.lock || { echo "cpu.lock misses the hash of the CPU wheel of torch" >&2; exit 1; }
 compile --python-version 3.12 --generate-hashes -c constraints.txt templates/locks/scoring.in -o templates/locks/cuda13.lock
+
+# The licences, from the metadata of what is installed.
+python3 -m tools.licences

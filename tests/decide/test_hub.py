@@ -146,7 +146,8 @@ def test_a_download_holds_what_a_bundle_needs(hub: FakeHub, ask: Ask, repo: str,
     extra = {"vocab.txt": "a", "pytorch_model.bin": "x", "modeling.py": "x", "onnx__model.onnx": "x", "README.md": "x"}
     hub.repos[repo] = folder(**extra)
     found = Path(ask(model=repo, revision=COMMIT, download=True)["folder"])
-    assert {file.name for file in found.rglob("*")} == {"config.json", "model.safetensors", "vocab.txt"}
+    # The card is read for the licence; it does not enter the bundle.
+    assert {file.name for file in found.rglob("*")} == {"config.json", "model.safetensors", "vocab.txt", "README.md"}
     assert found.name == COMMIT
     assert hub.sent["pytorch_model.bin"] == 0
 

@@ -22,7 +22,7 @@ EXPECTED = {
     "code/score.py", "code/deployment.json", "code/swagger2.json", "code/swagger3.json", "code/swagger3.1.json",
     "environment/Dockerfile", "environment/requirements.lock", "requests/sample.json",
     "model/config.json", "model/model.safetensors", "model/tokenizer.json", "model/tokenizer_config.json",
-    "manifest.json",
+    "manifest.json", "sbom.json",
 }  # fmt: skip
 
 

@@ -105,9 +105,15 @@ def test_the_image(device, capability):
     dockerfile = rendered("fill-mask", device)["environment/Dockerfile"]
     steps = instructions(dockerfile)
     assert {name for name, _ in steps} <= {"FROM", "USER", "RUN", "WORKDIR", "COPY", "ENV", "EXPOSE", "CMD"}
-    assert steps[0] == ("FROM", images()["cpu" if device == "cpu" else "cuda13"]["image"])
-    assert [value for name, value in steps if name == "USER"] == ["root", "10001"]
-    assert [value for name, value in steps if name == "COPY"] == ["requirements.lock ."]
+    base = images()["cpu" if device == "cpu" else "cuda13"]["image"]
+    assert [value for name, value in steps if name == "FROM"] == [f"{base} AS builder", base]
+    assert steps[0][0] == "FROM"
+    assert [value for name, value in steps if name == "USER"] == ["root", "root", "10001"]
+    venv = "/opt/mii-azure/venv"
+    assert [value for name, value in steps if name == "COPY"] == [
+        "requirements.lock .",
+        f"--from=builder {venv} {venv}",
+    ]
     assert steps[-1] == ("CMD", '["azmlinfsrv", "--port", "5001"]')
     assert ("EXPOSE", "5001") in steps
     for name, value in steps:
@@ -123,6 +129,23 @@ def test_a_digest_pins_the_base_image(monkeypatch):
     pinned = {"cpu": images()["cpu"] | {"digest": "sha256:" + "0" * 64}}
     monkeypatch.setattr(rendering, "images", lambda: pinned)
     assert f"FROM {pinned['cpu']['image']}@sha256:{'0' * 64}\n" in rendered("fill-mask")["environment/Dockerfile"]
+
+
+@pytest.mark.parametrize("device", ["cpu", "t4"])
+def test_both_stages_start_from_the_digest_that_the_spec_gives(device):
+    digest = "sha256:" + "1" * 64
+    dockerfile = rendered("fill-mask", device, image_digest=digest)["environment/Dockerfile"]
+    assert [f"@{digest}" in value for name, value in instructions(dockerfile) if name == "FROM"] == [True, True]
+
+
+def test_a_compiler_is_in_the_image_only_where_a_pass_needs_one():
+    compilers = ("g++", "gcc", "-dev", "build-essential", "clang")
+    for line, image in images().items():
+        final = [name for name in image["packages"] if any(part in name for part in compilers)]
+        assert bool(final) == bool(image.get("packages_reason")), line
+    final_stage = rendered("fill-mask")["environment/Dockerfile"].rsplit("FROM ", 1)[1]
+    assert "apt-get" not in final_stage
+    assert "pip" not in final_stage
 
 
 @pytest.mark.parametrize("device", SKUS)

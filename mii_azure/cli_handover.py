@@ -1,0 +1,50 @@
+"""Verbs for handing a bundle over: verify and diff."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mii_azure.cli_shared import AsJson, Bundle, out, print_json
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the command line."""
+    app.command()(verify)
+    app.command()(diff)
+
+
+def verify(bundle: Bundle, as_json: AsJson = False) -> None:
+    """Is a bundle as it was generated: hashes, scoring package, lock, SBOM? Exit 1 where it is not."""
+    from mii_azure.verifying import verify_bundle
+
+    found = verify_bundle(bundle)
+    if as_json:
+        print_json(found.model_dump() | {"sound": found.sound})
+    else:
+        out.print("\n".join(found.lines()), soft_wrap=True)
+    if not found.sound:
+        raise typer.Exit(1)
+
+
+def diff(
+    a: Annotated[Path, typer.Argument(help="A generated folder.")],
+    b: Annotated[Path, typer.Argument(help="The one to compare it with.")],
+    as_json: AsJson = False,
+) -> None:
+    """What changed between two bundles: model, scoring, environment, settings, documents. Exit 1 where they differ."""
+    from mii_azure.differences import GROUPS
+    from mii_azure.differences import diff as compare
+
+    changes = compare(a, b)
+    if as_json:
+        print_json([change.model_dump() for change in changes])
+    else:
+        for group in GROUPS:
+            lines = [f"  {change.line()}" for change in changes if change.group == group]
+            if lines:
+                out.print("\n".join([f"{group}:", *lines]), soft_wrap=True)
+        if not changes:
+            out.print("the same")
+    if changes:
+        raise typer.Exit(1)

@@ -1,0 +1,63 @@
+"""A model's own Python code: refused, unless asked for by a flag and pinned to a commit."""
+
+import re
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from mii_azure.errors import RemoteCodeRefused
+from mii_azure.weights import Model
+
+FLAG = "--trust-remote-code"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def needs_code(config: Mapping[str, Any]) -> bool:
+    """Whether only code of the model's author can load it: config.json names it, and transformers has none."""
+    return bool(config.get("auto_map")) and not _in_transformers(str(config.get("model_type", "")))
+
+
+def check_remote_code(model: Model, revision: str | None, trust: bool) -> None:
+    """Raise RemoteCodeRefused unless the model loads without code of its own, or `trust` and its commit allow that.
+
+    A folder is pinned by its files' hashes in the manifest; a hub model only by a `revision` of 40 hex digits.
+    """
+    if not trust:
+        if needs_code(model.config):
+            raise RemoteCodeRefused(
+                f"{model.name} is loaded by Python code of its own: auto_map in config.json names "
+                f"{_first(model.config)}.",
+                f"Read that code; then pass {FLAG}, and for a hub model the commit you read as --revision.",
+            )
+        return
+    if not model.config.get("auto_map"):
+        raise RemoteCodeRefused(f"{model.name} has no code of its own to trust.", f"Leave {FLAG} out.")
+    if model.source != "folder" and not _COMMIT.fullmatch(revision or ""):
+        raise RemoteCodeRefused(
+            f"{FLAG} needs the commit whose code you trust.",
+            f"Pass --revision {model.revision}." if model.revision else "Pass --revision with its 40 hex digits.",
+        )
+    elsewhere = [value for value in _references(model.config) if "--" in value]
+    if elsewhere:
+        raise RemoteCodeRefused(
+            f"auto_map takes code from another repository: {elsewhere[0].split('--')[0]}.",
+            "Copy that code beside config.json and name it there, so that it is pinned and hashed with the model.",
+        )
+
+
+def _in_transformers(model_type: str) -> bool:
+    """Whether the installed transformers has a module for the type; it is not imported."""
+    spec = find_spec("transformers")
+    name = model_type.replace("-", "_")
+    return bool(spec and spec.origin and name and (Path(spec.origin).parent / "models" / name).is_dir())
+
+
+def _references(config: Mapping[str, Any]) -> list[str]:
+    values = config["auto_map"].values() if isinstance(config["auto_map"], dict) else [config["auto_map"]]
+    flat = [each for value in values for each in (value if isinstance(value, list | tuple) else [value])]
+    return [str(each) for each in flat if each]
+
+
+def _first(config: Mapping[str, Any]) -> str:
+    return next(iter(_references(config)), "nothing")

@@ -1,0 +1,125 @@
+"""The verb verify: is a bundle what generation wrote, and is what it says of itself complete?"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from local_runner.manifest import hash_files
+from mii_azure import __version__
+from mii_azure.bundle import SCORING, scoring_files
+from mii_azure.inspection import LOCK, SETTINGS
+from mii_azure.lockfile import gaps, pins
+from mii_azure.manifest import load_manifest, verify, walk
+from mii_azure.sbom import SBOM
+
+_FOLDER = "code/scoring/"
+
+
+class Verification(BaseModel):
+    """What `verify_bundle` found; `problems` is empty where the bundle is as generated."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bundle: str  # hash of the bundle, as its manifest says
+    files: int
+    generator: str  # version of mii-azure that wrote it; "" where sbom.json does not say
+    model: str
+    revision: str | None
+    packages: int
+    scoring: list[str]  # files of the scoring package that are not as the installed version has them
+    problems: list[str]
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    def lines(self) -> list[str]:
+        """What a person reads."""
+        told = [f"problem: {problem}" for problem in self.problems]
+        if self.scoring and self.generator != __version__:
+            told.append(
+                f"note: the scoring package is that of mii-azure {self.generator or 'of an unknown version'}, not of "
+                f"{__version__}: {len(self.scoring)} files differ; only that version can vouch for it."
+            )
+        pinned = f"{self.model}@{self.revision}" if self.revision else self.model
+        state = "as generated" if self.sound else "not as generated"
+        return [*told, f"{state}: {self.files} files, {self.packages} packages, {pinned}, bundle {self.bundle[:12]}"]
+
+
+def verify_bundle(bundle: Path | str) -> Verification:
+    """Hash every file, compare the scoring package with the installed one, and read lock and SBOM; raises NotABundle.
+
+    A scoring package of another version of mii-azure is named, and is no problem of the bundle.
+    """
+    root = Path(bundle)
+    manifest = load_manifest(root)
+    bill, settings = _json(root / SBOM), _json(root / SETTINGS)
+    lock = _text(root / LOCK)
+    generator = _generator(bill)
+    scoring = _scoring(root)
+    problems = [f"{mismatch.path} is {_WORDS[mismatch.kind]}." for mismatch in verify(root)]
+    if scoring and generator == __version__:
+        named = ", ".join(scoring[:3]) + (f" and {len(scoring) - 3} more" if len(scoring) > 3 else "")
+        problems.append(f"The scoring package says it is of {generator}, which is installed, and differs: {named}.")
+    problems += [f"{LOCK}: {gap}" for gap in gaps(lock)]
+    problems += _bill_problems(bill, lock, manifest["files"])
+    model = settings.get("model") or {}
+    return Verification(
+        bundle=str(manifest.get("bundle")),
+        files=len(manifest["files"]),
+        generator=generator,
+        model=str(model.get("id", "")),
+        revision=model.get("revision"),
+        packages=len(list(pins(lock))),
+        scoring=scoring,
+        problems=problems,
+    )
+
+
+_WORDS = {"edited": "edited", "missing": "missing", "extra": "not in the manifest"}
+
+
+def _scoring(root: Path) -> list[str]:
+    """Files of code/scoring/ that differ from the installed package."""
+    folder = root / _FOLDER
+    carried = hash_files(folder, walk(folder)) if folder.is_dir() else {}
+    installed = hash_files(SCORING, scoring_files())
+    return sorted(path for path in carried.keys() | installed.keys() if carried.get(path) != installed.get(path))
+
+
+def _bill_problems(bill: dict[str, Any], lock: str, files: dict[str, str]) -> list[str]:
+    """Where the SBOM and the bundle disagree: packages against the lock, model files against the manifest."""
+    components = {each.get("bom-ref"): each for each in bill.get("components", []) if isinstance(each, dict)}
+    if "model" not in components:
+        return [f"{SBOM} is missing, or names no model."]
+    billed = {(each["name"], each["version"]) for each in components.values() if each.get("type") == "library"}
+    locked = {(pin.name, pin.version) for pin in pins(lock)}
+    found = [f"{SBOM} and {LOCK} disagree about {name} {version}." for name, version in sorted(billed ^ locked)]
+    nested = components["model"].get("components", [])
+    weights = {each["name"]: each["hashes"][0]["content"] for each in nested}
+    listed = {path: digest for path, digest in files.items() if path.startswith("model/")}
+    wrong = sorted(path for path in weights.keys() | listed.keys() if weights.get(path) != listed.get(path))
+    return found + [f"{SBOM} and the manifest disagree about {path}." for path in wrong]
+
+
+def _generator(bill: dict[str, Any]) -> str:
+    tools = bill.get("metadata", {}).get("tools", {}).get("components", [])
+    return next((str(tool["version"]) for tool in tools if tool.get("name") == "mii-azure"), "")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(_text(path))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,116 @@
+"""A model's own Python code: refused without the flag, and with it only where it is pinned, copied and hashed."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mii_azure
+from mii_azure.errors import RemoteCodeRefused
+from mii_azure.headers import Weights
+from mii_azure.manifest import load_manifest
+from mii_azure.remote_code import check_remote_code, needs_code
+from mii_azure.weights import Model
+
+COMMIT = "c" * 40
+GOOD = {"task": "question-answering", "deployment_name": "my-qa"}
+CODE = """
+from transformers import BertConfig, BertForQuestionAnswering
+
+class OurConfig(BertConfig):
+    model_type = "our-bert"
+
+class OurBertForQuestionAnswering(BertForQuestionAnswering):
+    config_class = OurConfig
+"""
+
+
+@pytest.fixture
+def model(tiny, tmp_path) -> Path:
+    """A tiny BERT whose type only its own Python file knows."""
+    folder = Path(shutil.copytree(tiny("bert", "question-answering"), tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    config |= {
+        "model_type": "our-bert",
+        "architectures": ["OurBertForQuestionAnswering"],
+        "auto_map": {
+            "AutoConfig": "ours.OurConfig",
+            "AutoModelForQuestionAnswering": "ours.OurBertForQuestionAnswering",
+        },
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "ours.py").write_text(CODE)
+    return folder
+
+
+def described(source: str = "hub", revision: str | None = COMMIT, **config: object) -> Model:
+    fields = {"model_type": "our-bert", "auto_map": {"AutoModel": "ours.Ours"}} | config
+    return Model("owner/ours", source, fields, Weights(0, 0, "float32"), revision=revision)  # type: ignore[arg-type]
+
+
+def test_it_is_refused_with_the_flag_that_would_allow_it(model, tmp_path):
+    with pytest.raises(RemoteCodeRefused, match=r"auto_map in config\.json names ours\.OurConfig") as caught:
+        mii_azure.generate(**GOOD, model=str(model), output=tmp_path / "b")
+    assert "--trust-remote-code" in caught.value.hint
+    assert not (tmp_path / "b").exists()
+
+
+def test_with_the_flag_its_files_are_copied_hashed_and_loaded(model, tmp_path):
+    bundle = mii_azure.generate(**GOOD, model=str(model), output=tmp_path / "b", trust_remote_code=True)
+    assert "model/ours.py" in load_manifest(bundle)["files"]
+    assert json.loads((bundle / "code/deployment.json").read_text())["trust_remote_code"] is True
+    code = (
+        "import json, sys, pathlib\n"
+        "from local_runner.manifest import enter\n"
+        "bundle = pathlib.Path(sys.argv[1]); enter(bundle)\n"
+        "from scoring.config import Deployment\n"
+        "from scoring.loader import load\n"
+        "loaded = load(Deployment.read(bundle / 'code/deployment.json'), bundle / 'model')\n"
+        "print(type(loaded.model).__name__, type(loaded.model).__module__.startswith('transformers_modules'))\n"
+    )
+    environment = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code, str(bundle)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["OurBertForQuestionAnswering", "True"]
+
+
+def test_the_loader_runs_no_code_that_the_settings_do_not_allow(model, tmp_path):
+    from scoring.config import Deployment
+    from scoring.errors import LoadError
+    from scoring.loader import load
+
+    with pytest.raises(LoadError):
+        load(Deployment("my-qa", "question-answering"), model)
+
+
+@pytest.mark.parametrize("revision", [None, "main", "c" * 39])
+def test_a_hub_model_needs_a_commit(revision):
+    with pytest.raises(RemoteCodeRefused, match="needs the commit") as caught:
+        check_remote_code(described(), revision, trust=True)
+    assert COMMIT in caught.value.hint
+
+
+def test_a_hub_model_at_a_commit_is_allowed():
+    check_remote_code(described(), COMMIT, trust=True)
+
+
+@pytest.mark.parametrize("value", ["other/repo--ours.Ours", [None, "other/repo--ours.Ours"]])
+def test_code_of_another_repository_is_refused(value):
+    with pytest.raises(RemoteCodeRefused, match="another repository: other/repo"):
+        check_remote_code(described(auto_map={"AutoTokenizer": value}), COMMIT, trust=True)
+
+
+def test_the_flag_is_refused_where_there_is_no_code():
+    with pytest.raises(RemoteCodeRefused, match="no code of its own"):
+        check_remote_code(described(auto_map=None), COMMIT, trust=True)
+
+
+def test_a_model_that_transformers_knows_needs_no_code_of_its_own():
+    falcon = described(model_type="falcon")
+    assert not needs_code(falcon.config)
+    check_remote_code(falcon, None, trust=False)
+    assert needs_code(described().config)
