@@ -8,7 +8,7 @@ from mii_azure.azure import assets, endpoints
 from mii_azure.azure.client import Say
 from mii_azure.azure.journal import Journal
 from mii_azure.azure.live import Live, smoke
-from mii_azure.errors import BundleEdited, InvalidName, SpecError
+from mii_azure.errors import BundleEdited, InvalidName, NotAvailable, SpecError
 from mii_azure.spec import NAME_LENGTH, NAME_PATTERN
 
 AGAIN = "The same command"
@@ -78,7 +78,7 @@ def place(folder: Path, client: Any, slot: str, digest: str, journal: Journal) -
 
 
 def intact(bundle: Path | str) -> str:
-    """The bundle's hash; raises NotABundle, or BundleEdited when a file is not as generated."""
+    """The bundle's hash; raises NotABundle, BundleEdited when a file is not as generated, NotAvailable for batch."""
     from mii_azure.manifest import load_manifest, verify
 
     folder = Path(bundle).expanduser()
@@ -88,6 +88,8 @@ def intact(bundle: Path | str) -> str:
         raise BundleEdited(
             f"{changed[0].path} is {changed[0].kind}.", "Generate the bundle again; `mii-azure check` lists every file."
         )
+    if "batch" in (folder / "endpoint.yml").read_text(encoding="utf-8").partition("\n")[0].lower():
+        raise NotAvailable("This verb deploys online endpoints, not batch ones.", "Run the bundle's deploy.sh.")
     return digest
 
 

@@ -73,7 +73,8 @@ class _Run:
 
     def go(self, digest: str, shares: tuple[int, ...], parity: bool) -> None:
         """Every gate in order."""
-        share = endpoints.nonzero(self.client.online_endpoints.get(self.name).traffic).get(self.new, 0)
+        endpoint = self.client.online_endpoints.get(self.name)
+        share = endpoints.nonzero(endpoint.traffic).get(self.new, 0)
         with self._gate("deployment"):
             place(self.folder, self.client, self.new, digest, self.journal)
         with self._gate("smoke"):
@@ -81,7 +82,7 @@ class _Run:
         if parity:
             with self._gate("parity"):
                 self._parity()
-        if not share:
+        if not share and not getattr(endpoint, "compute", None):  # Kubernetes endpoints mirror nothing
             with self._gate("mirror"):
                 self._set({self.old: 100}, {self.new: MIRROR_PERCENT})
                 self._hold()
