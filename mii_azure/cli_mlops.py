@@ -1,11 +1,11 @@
-"""The verbs ci and component."""
+"""The verbs ci, component and infra."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mii_azure.cli_shared import flag, out
+from mii_azure.cli_shared import Bundle, flag, out
 
 Force = Annotated[bool, flag("force", "Replace files that differ.")]
 
@@ -53,7 +53,21 @@ def component(
         out.print(f"wrote {path}", soft_wrap=True)
 
 
+def infra(
+    bundle: Bundle,
+    form: Annotated[str, flag("format", "bicep or terraform.")] = "bicep",
+    output: Annotated[Path | None, flag("output", "Folder to write; ./infra when absent.")] = None,
+    force: Force = False,
+) -> None:
+    """Write a bundle's endpoint and deployment as Bicep or Terraform, for teams that do not use az ml."""
+    from mii_azure.infra import infra as files
+    from mii_azure.mlops import write_files
+
+    for path in write_files(files(bundle, form), output or Path("infra"), force):
+        out.print(f"wrote {path}", soft_wrap=True)
+
+
 def register(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
-    for verb in (ci, component):
+    for verb in (ci, component, infra):
         app.command()(verb)

@@ -68,7 +68,10 @@ def test_a_forgotten_value_is_an_error():
 
 
 def test_every_template_is_used():
+    kinds = [{"kind": "batch", "compute": "cluster"}, {"max_instances": 2}]
+    specs = [spec_and_plan("fill-mask", **options)[0] for options in kinds]
     used = {*rendering._TEXTS.values(), "Dockerfile.j2", "model.yml.j2"}
+    used |= {template for spec in specs for template in rendering.kinds.texts(spec).values()}
     assert {path.name for path in TEMPLATES.glob("*.j2")} == used
 
 
