@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from local_runner import manifest, ready_file
+from local_runner import logs, manifest, ready_file
 
 _EXIT_CODES = """exit codes:
   0  stopped by a signal, every request answered
@@ -30,11 +30,7 @@ _SECURITY = {
 def main(argv: list[str] | None = None) -> NoReturn:
     """Serve, then end the process."""
     options = _parser().parse_args(argv)
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.DEBUG if options.verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    logs.set_up(options.log_format, options.verbose)
     code = _serve(options)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -110,6 +106,12 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in _SECURITY.items():
         twin = os.environ.get(f"MII_AZURE_{name.upper().replace('-', '_')}")
         parser.add_argument(f"--{name}", type=Path, default=twin or None, help=text)
+    parser.add_argument(
+        "--log-format",
+        choices=logs.FORMATS,
+        default=env("LOG_FORMAT", "text"),
+        help="text for people, json for machines; json tells every request (%(default)s)",
+    )
     parser.add_argument("--verbose", action="store_true", help="log requests, and tracebacks of failures")
     return parser
 

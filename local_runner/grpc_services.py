@@ -9,7 +9,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from local_runner import oip, wire
+from local_runner import logs, oip, wire
 from local_runner.host import Host, internal
 from local_runner.protos import inference_pb2, inference_pb2_grpc, scoring_pb2, scoring_pb2_grpc
 from local_runner.script import Answer
@@ -128,6 +128,8 @@ def build(host: Host, health_: Health, interceptors: Sequence[Any] = ()) -> Any:
 @asynccontextmanager
 async def _reporting(context: Any) -> AsyncIterator[None]:
     """Turn an error into a gRPC status with its JSON body."""
+    number = logs.take(dict(context.invocation_metadata() or ()).get(logs.HEADER))
+    context.set_trailing_metadata(((logs.HEADER, number),))
     try:
         yield
     except grpc.aio.AbortError:
@@ -140,7 +142,7 @@ async def _reporting(context: Any) -> AsyncIterator[None]:
 
 async def _abort(context: Any, code: Any, status: int, headers: dict[str, str], body: bytes) -> None:
     sentence, trailing = wire.trailers(status, headers, body)
-    await context.abort(code, sentence, trailing)
+    await context.abort(code, sentence, (*trailing, (logs.HEADER, logs.current.get())))
 
 
 async def _refuse_failure(answer: Answer, context: Any) -> None:

@@ -1,7 +1,9 @@
 """Holds one scoring script for every protocol: its state, its threads, its admission and its drain."""
 
 import asyncio
+import contextvars
 import logging
+import sys
 import threading
 import time
 import uuid
@@ -11,12 +13,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from local_runner.metrics import Metrics
 from local_runner.script import Answer, ScoreScript
 from local_runner.wire import body_of
 from scoring.config import Deployment
 from scoring.errors import InternalError, MiiAzureError, NotReady, Overloaded
 
 logger = logging.getLogger(__name__)
+access = logging.getLogger("local_runner.requests")
 
 # A request waits in run() on a thread of its own, so that the scoring queue, not the host, decides when it is full.
 _MAX_THREADS = 1024
@@ -46,16 +50,31 @@ class Host:
         self._streams = 0  # streamed answers not yet at their end
         self._lock = threading.Lock()
         self._started = time.monotonic()
+        self.metrics = Metrics(self.statistics)
+        self.metrics.in_flight.set_function(lambda: self._busy + self._streams)
 
     async def load(self) -> None:
         """Run init() on a thread of its own; raises what it raises and leaves the state at FAILED."""
         try:
             await asyncio.wrap_future(_in_thread(self.script.init))
         except MiiAzureError:
-            self.state = State.FAILED
+            self.change(State.FAILED)
             raise
         if self.state is State.LOADING:
-            self.state = State.READY
+            self.change(State.READY)
+
+    def change(self, state: State) -> None:
+        """Go on to another state."""
+        self.state = state
+        self._started = time.monotonic()
+
+    def statistics(self) -> dict[str, Any]:
+        """What the scoring package tells of itself; draining and failed are the host's own phases."""
+        phase = "importing" if self.state is State.LOADING else self.state.value
+        own = {"phase": phase, "phase_seconds": round(time.monotonic() - self._started, 3)}
+        entry = sys.modules.get("scoring.entry")  # asking for it here would import it, on the event loop
+        told: dict[str, Any] = entry.statistics() if entry is not None and hasattr(entry, "statistics") else own
+        return {**told, **own} if self.state in (State.DRAINING, State.FAILED) else told
 
     @property
     def ready(self) -> bool:
@@ -65,14 +84,30 @@ class Host:
     def unready(self) -> NotReady:
         """The error that says why not."""
         if self.state is State.LOADING:
-            seconds = time.monotonic() - self._started
-            return NotReady(f"The model is loading ({seconds:.0f} s so far).", "Ask again shortly.")
+            told = self.statistics()
+            phase, seconds = told["phase"], told["phase_seconds"]
+            return NotReady(f"The model is loading ({phase}, {seconds:.0f} s so far).", "Ask again shortly.")
         if self.state is State.DRAINING:
             return NotReady("This runner is stopping and takes no more work.")
         return NotReady("The scoring engine is not ready.", "See the runner's log.")
 
     async def score(self, raw: str, headers: Mapping[str, str]) -> Answer:
         """Answer one request; raises NotReady, Overloaded, or InternalError where the script itself broke."""
+        began = time.perf_counter()
+        code = 499  # the client went away
+        try:
+            answer = await self._score(raw, headers)
+            code = answer.status
+            return answer
+        except MiiAzureError as error:
+            code = error.http_status
+            raise
+        finally:
+            seconds = time.perf_counter() - began
+            self.metrics.answered(code, seconds)
+            access.info("answered", extra={"code": code, "ms": round(seconds * 1e3, 2), "bytes": len(raw)})
+
+    async def _score(self, raw: str, headers: Mapping[str, str]) -> Answer:
         if self.state is not State.READY:
             raise self.unready()
         if self._busy >= self._slots:
@@ -92,6 +127,7 @@ class Host:
     async def chunks(self, answer: Answer) -> AsyncGenerator[bytes, None]:
         """The pieces of a streamed answer; closing this closes the script's generator, which stops its work."""
         pending: Future[Any] | None = None
+        began: float | None = time.perf_counter()
         self._streams += 1
         try:
             while True:
@@ -99,6 +135,9 @@ class Host:
                 chunk = await asyncio.wrap_future(pending)
                 if chunk is None:
                     return
+                if began is not None:
+                    self.metrics.first_event(time.perf_counter() - began)
+                    began = None
                 yield chunk
         except Exception as error:
             yield b"data: " + body_of(internal(error)) + b"\n\n"
@@ -110,7 +149,7 @@ class Host:
 
     async def finish(self, budget_s: float) -> int:
         """Take no more work, finish what is in flight and queued; return how many requests were abandoned."""
-        self.state = State.DRAINING
+        self.change(State.DRAINING)
         deadline = time.monotonic() + budget_s
         while (self._busy or self._streams) and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
@@ -126,7 +165,8 @@ class Host:
 
     def _submit(self, call: Callable[..., Any], *arguments: Any) -> Future[Any]:
         self._count(+1)
-        future = self._pool.submit(call, *arguments)
+        # In this request's context, so that what the script logs carries the request's id.
+        future = self._pool.submit(contextvars.copy_context().run, call, *arguments)
         future.add_done_callback(lambda _: self._count(-1))
         return future
 

@@ -61,10 +61,18 @@ def _add_health(app: FastAPI, host: Host) -> None:
     async def healthz() -> dict[str, str]:
         return {"state": host.state}
 
-    @app.get("/readyz", summary="Ready to score")
-    async def readyz() -> dict[str, str]:
-        readiness()
-        return {"state": host.state}
+    @app.get("/readyz", summary="Ready to score, and how far the start is")
+    async def readyz() -> JSONResponse:
+        told = host.statistics()
+        where = {"state": host.state, "phase": told["phase"], "seconds": told["phase_seconds"]}
+        if host.ready:
+            return JSONResponse(where)
+        error = host.unready()
+        return JSONResponse({**error.to_dict(), **where}, error.http_status, error.headers)
+
+    @app.get("/metrics", summary="Prometheus metrics")
+    async def metrics() -> Response:
+        return Response(host.metrics.expose(), media_type=host.metrics.content_type)
 
 
 def _add_protocol(app: FastAPI, host: Host) -> None:

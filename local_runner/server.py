@@ -20,7 +20,7 @@ from typing import Any
 import uvicorn
 import uvloop
 
-from local_runner import environment, grpc_services, http_app, ready_file
+from local_runner import environment, grpc_services, http_app, logs, ready_file
 from local_runner.host import Host, State
 from local_runner.security import Security
 from mii_azure.errors import PortInUse, RunnerFailed
@@ -104,7 +104,7 @@ class _Runner:
         self._ports = (grpc_port, listener.getsockname()[1])
         await self._grpc.start()
         config = uvicorn.Config(
-            security.guard(http_app.build(self._host)),
+            logs.Middleware(security.guard(http_app.build(self._host))),
             http="httptools",
             lifespan="off",
             log_config=None,
@@ -126,7 +126,7 @@ class _Runner:
         """Stop accepting, finish what is in flight within the budget; return the exit code."""
         deadline = time.monotonic() + budget_s
         if self._host.state is not State.FAILED:
-            self._host.state = State.DRAINING
+            self._host.change(State.DRAINING)
         await self._health.update()
         self._http.should_exit = True
         stopping = asyncio.create_task(self._grpc.stop(budget_s))

@@ -8,6 +8,7 @@ step or one slot step of the other kind.
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -17,6 +18,7 @@ from typing import Any
 
 from scoring.config import Limits
 from scoring.errors import NotReady, Overloaded
+from scoring.statistics import Statistics
 from scoring.tasks.base import SLOTS, Row, Slots, Task
 
 logger = logging.getLogger("mii_azure.engine")
@@ -29,6 +31,7 @@ class Job:
     rows: Sequence[Row]
     future: "Future[list[Any]]" = field(default_factory=Future)
     outputs: dict[int, Any] = field(default_factory=dict)  # by position in rows
+    since: float = field(default_factory=time.perf_counter)
 
     def cancel(self) -> None:
         """Nobody waits for this job any more: drop its waiting rows, stop its running ones at their next step."""
@@ -50,6 +53,7 @@ class Engine:
         self._limits = limits
         self._waiting: deque[Waiting] = deque()
         self._changed = threading.Condition()
+        self.statistics = Statistics()
         self._running = 0  # rows of the batch
         self._on_slots = 0
         self._draining = False
@@ -75,6 +79,7 @@ class Engine:
                     "Try again in a second, or send less at once.",
                 )
             self._waiting.extend((job, position, row) for position, row in enumerate(rows))
+            self.statistics.count("prompt_tokens", sum(row.tokens for row in rows))
             self._changed.notify_all()
         return job
 
@@ -82,6 +87,10 @@ class Engine:
         """Rows waiting or running."""
         with self._changed:
             return len(self._waiting) + self._running + self._on_slots
+
+    def waiting(self) -> int:
+        """Rows that no batch has taken yet."""
+        return len(self._waiting)
 
     def drain(self, timeout_s: float) -> bool:
         """Take no more work and wait until what was accepted is done; False when the time ran out."""
@@ -139,7 +148,13 @@ class Engine:
                     left.append(entry)
             self._waiting = left
             self._running = len(batch)
-            return batch
+        self._left_queue(batch)
+        return batch
+
+    def _left_queue(self, entries: Sequence[Waiting]) -> None:
+        now = time.perf_counter()
+        for job, _, _ in entries:
+            self.statistics.stages["queue"].add(now - job.since)
 
     def _slots(self) -> Slots | None:
         return self._task.slots(self._limits)
@@ -153,12 +168,15 @@ class Engine:
             self._drop_cancelled()
             while (entry := self._first_for(slots)) is not None:
                 self._waiting.remove(entry)
+                self._left_queue([entry])
                 job, position, row = entry
                 slots.add(row, partial(self._deliver, job, position))
             self._on_slots = slots.active
             self._changed.notify_all()
         if slots.active:
-            slots.step()
+            self.statistics.batch.add(slots.active)
+            with self.statistics.timed("forward"):
+                slots.step()
             with self._changed:
                 self._on_slots = slots.active
                 self._changed.notify_all()
@@ -176,7 +194,9 @@ class Engine:
 
     def _execute(self, batch: list[Waiting]) -> None:
         try:
-            outputs = self._task.forward([row for _, _, row in batch])
+            self.statistics.batch.add(len(batch))
+            with self.statistics.timed("forward"):
+                outputs = self._task.forward([row for _, _, row in batch])
             answered = list(zip(batch, outputs, strict=True))
         except Exception as error:
             self._isolate(batch, error)
@@ -191,6 +211,8 @@ class Engine:
             if not job.future.done():
                 job.future.set_exception(output)
             return
+        if job.rows[position].new_tokens:
+            self.statistics.count("generated_tokens", sum(map(len, output)))
         job.outputs[position] = output
         if len(job.outputs) == len(job.rows) and not job.future.done():
             job.future.set_result([job.outputs[i] for i in range(len(job.rows))])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scoring.config import Deployment, find_model_dir
+from scoring.statistics import phase
 
 CODE_DIR = Path(__file__).resolve().parent.parent
 
@@ -29,6 +30,7 @@ def init() -> None:
     from scoring.service import Service
     from scoring.tasks import task_class
 
+    phase.enter("loading")
     loaded = load(deployment, find_model_dir(CODE_DIR))
     task = task_class(deployment.task)(loaded, deployment.task)
     service = Service(deployment, loaded, task, environment(loaded))
@@ -59,6 +61,12 @@ def metadata() -> dict[str, Any]:
 def ready() -> bool:
     """Whether requests are answered."""
     return bool(_service and _service.ready)
+
+
+def statistics() -> dict[str, Any]:
+    """Phase and its seconds; after init also counts, times and queue of the engine."""
+    told = {"phase": phase.name, "phase_seconds": round(phase.seconds(), 3)}
+    return {**told, **_service.statistics()} if _service else told
 
 
 def drain(timeout_s: float) -> bool:

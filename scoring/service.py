@@ -25,6 +25,7 @@ from scoring.facts import facts_of
 from scoring.optimise import Record, choose, optimise
 from scoring.passes.base import Decision, Hardware, Pass
 from scoring.passes.catalogue import reference_of
+from scoring.statistics import phase
 from scoring.tasks.base import Loaded, Row, Task
 from scoring.usage import usage
 
@@ -69,18 +70,26 @@ class Service:
         settings = self.deployment.optimisation
         facts = facts_of(self.loaded.model, self.task.schema.generative)
         chosen = choose(passes, facts, hardware or Hardware.here(), settings)
+        phase.enter("optimising")
         self.engine.start(lambda: self._optimise(chosen))
         self.ready = True
+        phase.enter("ready")
 
     def _optimise(self, chosen: Sequence[tuple[Pass, Decision]]) -> None:
         # On the inference thread: CUDA graphs belong to the thread that captures them.
         reference = reference_of(self.task.schema.generative)
         self.records = optimise(self.loaded.model, chosen, self.deployment.optimisation.on, reference)
+        phase.enter("warming")
 
     def drain(self, timeout_s: float) -> bool:
         """Stop taking requests, finish those accepted; False when the time ran out."""
         self.ready = False
+        phase.enter("draining")
         return self.engine.drain(timeout_s)
+
+    def statistics(self) -> dict[str, Any]:
+        """The engine's counts, with the rows that wait and those that wait or run."""
+        return {**self.engine.statistics.to_dict(), "waiting": self.engine.waiting(), "active": self.engine.depth()}
 
     def metadata(self) -> dict[str, Any]:
         """What this deployment is and what it runs on."""
@@ -116,22 +125,26 @@ class Service:
         limit = self.deployment.limits.max_payload_bytes
         if len(raw) > limit or len(raw.encode("utf-8", "surrogatepass")) > limit:
             raise PayloadTooLarge(f"The body is larger than {limit:,} bytes.", "Send fewer or shorter inputs at once.")
-        payload = read_json(raw)
+        timed = self.engine.statistics.timed
+        with timed("parse"):
+            payload = read_json(raw)
         if payload == METADATA_REQUEST:
             return Reply(200, dumps(self.metadata()))
         if not self.ready:
             raise NotReady("The model is not ready.", "Try again shortly.")
         call = parse(payload, self.task.schema)
-        rows = self._encode(call)
+        with timed("encode"):
+            rows = self._encode(call)
         if call.stream:
             return self._stream(call, rows)
         job = self.engine.submit([row for group in rows for row in group])
         results = self._wait(job)
         outputs = iter(results)
-        answers = [
-            self.task.decode(value, call.parameters, group, [next(outputs) for _ in group])
-            for value, group in zip(call.inputs, rows, strict=True)
-        ]
+        with timed("decode"):
+            answers = [
+                self.task.decode(value, call.parameters, group, [next(outputs) for _ in group])
+                for value, group in zip(call.inputs, rows, strict=True)
+            ]
         answer = render(call, answers, self.task.collect, self.task.plain)
         if call.usage:
             answer = {"answer": answer, "usage": usage(self.task, job.rows, results)}

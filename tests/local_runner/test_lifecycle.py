@@ -91,6 +91,8 @@ def test_loading_answers_not_ready_and_then_serves(bundle: Path, tmp_path: Path)
             assert [answer.status_code for answer in answers] == [503, 503, 200]
             assert answers[0].json()["error"]["code"] == "not_ready"
             assert answers[2].json() == {"state": "loading"}
+            assert (answers[1].json()["phase"], answers[1].json()["seconds"] >= 0) == ("importing", True)
+            assert 'mii_azure_phase{phase="importing"} 1.0' in httpx.get(base + "/metrics", trust_env=False).text
             assert httpx.get(base + "/v2/models/echo/ready", trust_env=False).json()["ready"] is False
             gate.touch()
             assert next(watch).status == Status.SERVING

@@ -1,0 +1,84 @@
+"""/metrics in Prometheus' form: what the host counts, and what the scoring package tells of itself when asked."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+PHASES = ("importing", "loading", "optimising", "warming", "ready", "draining", "failed")
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+Told = Callable[[], dict[str, Any]]
+
+
+class Metrics:
+    """One host's metrics; `told` gives `entry.statistics()` with the host's own phase."""
+
+    content_type = CONTENT_TYPE_LATEST
+
+    def __init__(self, told: Told) -> None:
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "mii_azure_requests", "Requests answered, by HTTP status.", ["code"], registry=self._registry
+        )
+        self._seconds = Histogram(
+            "mii_azure_request_seconds",
+            "From a request to its answer; of a stream, to its beginning.",
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._first = Histogram(
+            "mii_azure_first_token_seconds",
+            "From a streamed request to its first event.",
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self.in_flight = Gauge("mii_azure_in_flight", "Requests and streams not answered yet.", registry=self._registry)
+        self._registry.register(_Scoring(told))
+
+    def answered(self, code: int, seconds: float) -> None:
+        """Count a request."""
+        self._requests.labels(str(code)).inc()
+        self._seconds.observe(seconds)
+
+    def first_event(self, seconds: float) -> None:
+        """A stream's first event."""
+        self._first.observe(seconds)
+
+    def expose(self) -> bytes:
+        """The text that Prometheus reads."""
+        return generate_latest(self._registry)
+
+
+class _Scoring:
+    """Asks the scoring package when scraped, so that nothing is counted twice."""
+
+    def __init__(self, told: Told) -> None:
+        self._told = told
+
+    def describe(self) -> list[Metric]:
+        """Nothing: registering must not ask a scoring package that is not loaded."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        told = self._told()
+        phases = GaugeMetricFamily("mii_azure_phase", "1 for the phase that the runner is in.", labels=["phase"])
+        for phase in PHASES:
+            phases.add_metric([phase], float(phase == told["phase"]))
+        yield phases
+        yield GaugeMetricFamily("mii_azure_phase_seconds", "Time in this phase.", told["phase_seconds"])
+        if "stages" not in told:
+            return
+        yield GaugeMetricFamily("mii_azure_queue_rows", "Rows that wait for a batch.", told["waiting"])
+        yield GaugeMetricFamily("mii_azure_active_rows", "Rows that wait or run.", told["active"])
+        yield CounterMetricFamily("mii_azure_prompt_tokens", "Tokens taken in.", told["prompt_tokens"])
+        yield CounterMetricFamily("mii_azure_generated_tokens", "Tokens generated.", told["generated_tokens"])
+        stages = HistogramMetricFamily("mii_azure_stage_seconds", "Time per stage of scoring.", labels=["stage"])
+        for name, stage in told["stages"].items():
+            stages.add_metric([name], [tuple(bucket) for bucket in stage["buckets"]], stage["sum"])
+        yield stages
+        rows = told["batch_rows"]
+        buckets = [tuple(bucket) for bucket in rows["buckets"]]
+        yield HistogramMetricFamily("mii_azure_batch_rows", "Rows per forward.", buckets=buckets, sum_value=rows["sum"])

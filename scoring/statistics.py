@@ -1,0 +1,93 @@
+"""What the scoring package counts and times of itself, and which phase its start is in; standard library only.
+
+`entry.statistics()` returns all of it; a host turns that into whatever its monitoring reads.
+"""
+
+import bisect
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+logger = logging.getLogger("mii_azure.statistics")
+
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
+#: parse, encode and decode of a request; queue of a row; forward of a batch, or one step of a decoder's slots.
+STAGES = ("parse", "encode", "queue", "forward", "decode")
+
+
+class Histogram:
+    """Counts values at or below each bound, and sums them."""
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+        self._lock = threading.Lock()
+
+    def add(self, value: float) -> None:
+        with self._lock:
+            self._counts[bisect.bisect_left(self._bounds, value)] += 1
+            self._sum += value
+
+    def to_dict(self) -> dict[str, Any]:
+        """`buckets` pairs each upper bound with the count up to it; the last bound is `+Inf`."""
+        with self._lock:
+            counts, total = list(self._counts), self._sum
+        running, buckets = 0, []
+        for bound, count in zip((*map(str, self._bounds), "+Inf"), counts, strict=True):
+            running += count
+            buckets.append([bound, running])
+        return {"buckets": buckets, "sum": total}
+
+
+class Statistics:
+    """The counts of one engine; safe to use from any thread."""
+
+    def __init__(self) -> None:
+        self.stages = {name: Histogram(_SECONDS) for name in STAGES}
+        self.batch = Histogram(_ROWS)
+        self._counters = {"prompt_tokens": 0, "generated_tokens": 0}
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Time what happens inside, also when it fails."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.stages[stage].add(time.perf_counter() - began)
+
+    def count(self, name: str, amount: int) -> None:
+        with self._lock:
+            self._counters[name] += amount
+
+    def to_dict(self) -> dict[str, Any]:
+        with self._lock:
+            counters = dict(self._counters)
+        stages = {name: histogram.to_dict() for name, histogram in self.stages.items()}
+        return {"stages": stages, "batch_rows": self.batch.to_dict(), **counters}
+
+
+class Phase:
+    """How far the start is: importing, loading, optimising, warming, ready; draining, failed."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self.name = "importing"
+
+    def enter(self, name: str) -> None:
+        """Go on to the next phase and log how long this one took."""
+        logger.info("%s took %.1f s; now %s", self.name, self.seconds(), name)
+        self.name, self._began = name, time.monotonic()
+
+    def seconds(self) -> float:
+        """Since this phase began."""
+        return time.monotonic() - self._began
+
+
+phase = Phase()
