@@ -201,13 +201,18 @@ def serve(
     tls_key: cli_serving.TlsKey = None,
     tls_client_ca: cli_serving.TlsClientCa = None,
     api_key_file: cli_serving.ApiKeyFile = None,
+    log_format: cli_serving.LogFormat = "text",
 ) -> None:
     """Serve a bundle on this machine over gRPC and HTTP until SIGTERM or Ctrl-C."""
     command = [sys.executable, "-m", "local_runner", str(bundle), "--host", host]
     # The runner replaces this process: the bundle's own scoring package must be the only one ever imported there.
     command += ["--grpc-port", str(grpc_port), "--http-port", str(http_port)]
     command += cli_serving.runner_options(
-        tls_cert=tls_cert, tls_key=tls_key, tls_client_ca=tls_client_ca, api_key_file=api_key_file
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        tls_client_ca=tls_client_ca,
+        api_key_file=api_key_file,
+        log_format=log_format,
     )
     os.execv(sys.executable, command)  # noqa: S606
 
@@ -299,6 +304,7 @@ def _status(quiet: bool) -> Any:
 cli_azure.register(app)
 cli_handover.register(app)
 cli_prices.register(app)
+cli_serving.register(app)
 cli_mlops.register(app)
 
 

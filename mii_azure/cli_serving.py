@@ -1,9 +1,11 @@
-"""What serve and query take to be sure of each other: certificates and keys, by file, never on the command line."""
+"""What serve and query take to be sure of each other, by file and never on the command line; and the verb top."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from mii_azure.cli_shared import flag
+import typer
+
+from mii_azure.cli_shared import flag, out
 
 if TYPE_CHECKING:
     from local_runner.credentials import Credentials
@@ -16,10 +18,13 @@ Tls = Annotated[bool, flag("tls", "Use TLS, trusting the authorities that gRPC c
 ApiKeyFile = Annotated[Path | None, flag("api-key-file", "File of API keys, one a line; a client sends the first.")]
 
 
-def runner_options(**files: Path | None) -> list[str]:
-    """The runner's own options for the files that are given."""
-    given = {name.replace("_", "-"): path for name, path in files.items() if path is not None}
-    return [word for name, path in given.items() for word in (f"--{name}", str(path))]
+LogFormat = Annotated[str, flag("log-format", "text for people, or json: one object a line, every request told.")]
+
+
+def runner_options(**values: Path | str | None) -> list[str]:
+    """The runner's own options for the values that are given."""
+    given = {name.replace("_", "-"): value for name, value in values.items() if value is not None}
+    return [word for name, value in given.items() for word in (f"--{name}", str(value))]
 
 
 def credentials(
@@ -31,3 +36,22 @@ def credentials(
     from local_runner.credentials import Credentials
 
     return Credentials.of_files(ca, cert, key, api_key_file, tls)
+
+
+def top(
+    address: Annotated[str, typer.Argument(help="HOST:PORT of the runner's HTTP side.")],
+    once: Annotated[bool, flag("once", "Print one look, totals since the start, and end.")] = False,
+    interval: Annotated[float, flag("interval", "Seconds between two looks.")] = 1.0,
+    tls: Tls = False,
+    tls_ca: TlsCa = None,
+    api_key_file: ApiKeyFile = None,
+) -> None:
+    """Watch a running server: phase, queue, batches, times per stage, tokens. Reads /metrics."""
+    from local_runner.top import Source, show
+
+    show(Source(address, tls, tls_ca, api_key_file), out, once, max(0.1, interval))
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command line."""
+    app.command()(top)
