@@ -104,9 +104,8 @@ def of_serving(facts: Profile, placed: Fit, batch: int) -> list[Decision]:
     decisions = [
         Decision(
             what="batch",
-            value=f"{batch} rows, {placed.tokens} tokens",
-            reason=f"The largest that memory holds, at most {limits.MAX_BATCH_TOKENS[sizing.device_of(placed.sku)]}"
-            " tokens or one request of full length.",
+            value=_batch(facts, batch, placed),
+            reason=_why_batch(facts, sizing.device_of(placed.sku)),
         ),
         Decision(
             what="concurrency",
@@ -124,10 +123,25 @@ def of_serving(facts: Profile, placed: Fit, batch: int) -> list[Decision]:
     return decisions
 
 
+def _batch(facts: Profile, batch: int, placed: Fit) -> str:
+    if facts.kind == "diffusion":
+        return f"{batch} image{'s' if batch > 1 else ''}, {placed.tokens} latent positions and tokens"
+    return f"{batch} rows, {placed.tokens} tokens"
+
+
+def _why_batch(facts: Profile, device: str) -> str:
+    if facts.kind == "diffusion":
+        most = limits.MAX_BATCH_IMAGES[device]
+        return f"The largest that memory holds, at most {most} of the model's own size; more gain nothing in speed."
+    most = limits.MAX_BATCH_TOKENS[device]
+    return f"The largest that memory holds, at most {most} tokens or one request of full length."
+
+
 def of_time(facts: Profile, device: str, begun: Start, seconds: float, timeout_ms: int) -> list[Decision]:
     """Probes and the request timeout."""
     cap = limits.MAX_REQUEST_TIMEOUT_MS
     answer = "" if facts.kind == "encoder" else f" with {limits.NEW_TOKENS} new tokens each"
+    answer = f" of {limits.IMAGE_STEPS} steps" if facts.kind == "diffusion" else answer
     counted = f"{limits.EFFICIENCY[device]:.0%} of the hardware's floor"
     reason = f"Three full batches{answer}, at {counted}, take {3 * seconds:.1f} s; never below 30 s."
     if 3000 * seconds > cap:

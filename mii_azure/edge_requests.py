@@ -32,6 +32,11 @@ _VARIANTS: dict[str, list[dict[str, Any]]] = {
     "sentence-embeddings": [{"pooling": "cls"}],
     "summarization": [{"max_new_tokens": 4}],
     "translation": [{"max_new_tokens": 4}],
+    "text-to-image": [
+        {"num_inference_steps": 4, "seed": 3, "height": 64, "width": 128, "negative_prompt": "blurry"},
+        {"num_inference_steps": 4, "seed": 3, "guidance_scale": 1.0, "num_images_per_prompt": 2},
+        {"height": 2048, "width": 2048},
+    ],
 }
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from mii_azure.errors import NotAvailable, UnknownTask
+from mii_azure.errors import UnknownTask
 from mii_azure.skus import load_data
 
 Options = dict[str, str | bool | int]
@@ -51,13 +51,10 @@ def all_tasks() -> dict[str, Task]:
 
 
 def find_task(name: str) -> Task:
-    """Return the task called `name`; raise UnknownTask with the nearest names, or NotAvailable."""
+    """Return the task called `name`; raise UnknownTask with the nearest names."""
     tasks = all_tasks()
     if name in tasks:
         return tasks[name]
-    later: dict[str, str] = load_data("tasks")["not_yet"]
-    if name in later:
-        raise NotAvailable(later[name], f"Tasks: {', '.join(tasks)}.")
     near = get_close_matches(name.lower().replace("_", "-"), tasks, n=1, cutoff=0.5)
     nearest = f"Did you mean {near[0]}? " if near else ""
     raise UnknownTask(f"There is no task {name!r}.", f"{nearest}Tasks: {', '.join(tasks)}.")
@@ -74,6 +71,8 @@ def find_family(config: dict[str, Any]) -> Family:
     architecture = first_architecture(config)
     if config.get("is_encoder_decoder"):
         kind = "encoder-decoder"
+    elif architecture.endswith("Pipeline"):
+        kind = "diffusion"
     elif architecture.endswith(("ForCausalLM", "LMHeadModel")):
         kind = "decoder"
     else:

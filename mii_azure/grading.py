@@ -33,6 +33,10 @@ def grade(reference: tuple[int, bytes], other: tuple[int, bytes], tolerance: flo
     return "values", ""
 
 
+IMAGE = "generated_image"  # the field that holds a PNG in base64
+_ROUNDING = 1  # of 255: where sums of another order fall on the other side of a half
+
+
 class _Worst:
     def __init__(self, tolerance: float) -> None:
         self.tolerance = tolerance
@@ -54,6 +58,8 @@ def _walk(left: Any, right: Any, place: str, worst: _Worst) -> str:
         return ""
     if type(left) is not type(right):
         return f"{place} is {_brief(left)} against {_brief(right)}"
+    if place.endswith(f".{IMAGE}") and isinstance(left, str) and left != right:
+        return _images(left, right, place, worst)
     if isinstance(left, dict):
         if left.keys() != right.keys():
             return f"{place} has the fields {sorted(left)} against {sorted(right)}"
@@ -68,6 +74,25 @@ def _walk(left: Any, right: Any, place: str, worst: _Worst) -> str:
             "",
         )
     return "" if left == right else f"{place} is {_brief(left)} against {_brief(right)}"
+
+
+def _images(left: str, right: str, place: str, worst: _Worst) -> str:
+    """Compare two PNG files in base64 by their pixels; a difference in size is told, one in colour is noted."""
+    import base64
+    import io
+
+    try:
+        from PIL import Image, ImageChops
+
+        one, two = (Image.open(io.BytesIO(base64.b64decode(each))).convert("RGB") for each in (left, right))
+    except (ImportError, OSError, ValueError) as error:
+        return f"{place} differs, and its pixels cannot be compared: {error}"
+    if one.size != two.size:
+        return f"{place} is {one.width} x {one.height} pixels against {two.width} x {two.height}"
+    bands: Any = ImageChops.difference(one, two).getextrema()
+    most = max(high for _, high in bands)
+    worst.note(0.0, max(0, most - _ROUNDING) / 255, place)
+    return ""
 
 
 def _brief(value: Any) -> str:

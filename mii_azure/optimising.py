@@ -7,7 +7,7 @@ from mii_azure.spec import Spec
 from scoring.config import Limits, Optimisation
 from scoring.optimise import choose
 from scoring.passes.base import Facts, Hardware
-from scoring.passes.catalogue import decoder_passes, encoder_passes
+from scoring.passes.catalogue import decoder_passes, diffusion_passes, encoder_passes
 from scoring.tasks import TASKS
 
 _GB = 10**9
@@ -23,8 +23,10 @@ def pass_decisions(spec: Spec, facts: Profile, sku: Sku, dtype: str, limits: Lim
 
     Raises LoadError for a forced pass that does not exist, PassNotServed for one that cannot apply there.
     """
-    task = TASKS[spec.task]
-    passes = decoder_passes(limits) if task.generative else encoder_passes()
+    if spec.task == "text-to-image":
+        passes = diffusion_passes()
+    else:
+        passes = decoder_passes(limits) if TASKS[spec.task].generative else encoder_passes()
     bytes_each = 4 if dtype == "float32" else 2
     on_paper = Facts(
         family=facts.family,

@@ -23,17 +23,18 @@ class Profile(BaseModel):
     revision: str | None  # hub commit, 40 hex digits
     architecture: str  # first entry of config.json's "architectures", e.g. "BertForQuestionAnswering"
     family: str  # config.json's "model_type", e.g. "bert"
-    kind: str  # "encoder", "decoder" or "encoder-decoder"
+    kind: str  # "encoder", "decoder", "encoder-decoder" or "diffusion"
     parameters: int
     weight_bytes: int  # of the weight files
     dtype: str  # as stored: float32, float16, bfloat16
-    layers: int  # encoder and decoder together
+    layers: int  # encoder and decoder together; of a UNet its residual and attention blocks
     hidden_size: int
     heads: int
     kv_heads: int
     head_dim: int
     vocab_size: int
     context_length: int  # tokens
+    image_size: int = 0  # pixels each way of what the model was trained to draw; 0 where it draws nothing
     kv_bytes_per_token: int  # at the stored dtype; 0 for encoders
     source: Source  # where the facts come from
 
@@ -72,7 +73,8 @@ def profile(model: Model) -> Profile:
         head_dim=head_dim,
         vocab_size=_required(config, family, "vocab_size"),
         context_length=_context_length(model, family),
-        kv_bytes_per_token=0 if family.kind == "encoder" else kv_bytes,
+        image_size=fact(config, family, "image_size") or 0 if family.kind == "diffusion" else 0,
+        kv_bytes_per_token=0 if family.kind in ("encoder", "diffusion") else kv_bytes,
         source=model.source,
     )
 

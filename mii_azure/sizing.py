@@ -95,6 +95,9 @@ def fit(work: Work, sku: Sku, wanted: str = "auto", gpus: int = 1, headroom: flo
     context_length = work.profile.context_length
     least = min(context_length, limits.MIN_CONTEXT)
     tokens = max(limits.MAX_BATCH_TOKENS[device_of(sku)], context_length)
+    if work.profile.kind == "diffusion":
+        least = image_tokens(work.profile)
+        tokens = limits.MAX_BATCH_IMAGES[device_of(sku)] * least
     memory = _budget(work, sku, dtype, tokens, available, gpus)
     while memory.needed * headroom > available and tokens > least:
         tokens = max(tokens // 2, least)
@@ -124,9 +127,31 @@ def _budget(work: Work, sku: Sku, dtype: str, tokens: int, available: int, gpus:
     )
 
 
+def image_tokens(profile: Profile) -> int:
+    """What one image takes of a batch's tokens: its latent positions and its prompt's tokens, both full size."""
+    side = (profile.image_size or limits.IMAGE_SIZE) // limits.LATENT_SCALE
+    return side * side + (profile.context_length or limits.PROMPT_TOKENS)
+
+
+def batch_rows(profile: Profile, device: str, tokens: int) -> int:
+    """Most rows of one batch."""
+    if profile.kind == "diffusion":
+        return max(1, tokens // image_tokens(profile))
+    return limits.MAX_BATCH_SIZE[device]
+
+
+def _drawing_bytes(profile: Profile, tokens: int, item: int) -> int:
+    """A batch through the UNet, each image twice for guidance, then one image through the VAE's widest maps."""
+    unet = 2 * tokens * profile.hidden_size * limits.UNET_WIDTHS * item
+    side = profile.image_size or limits.IMAGE_SIZE
+    return unet + side * side * limits.VAE_CHANNELS * limits.VAE_MAPS * item
+
+
 def _activations(work: Work, tokens: int, item: int, batch: int) -> int:
     """Bytes alive at the widest point of a forward over `tokens` tokens: a layer's values, scores, logits."""
     profile = work.profile
+    if profile.kind == "diffusion":
+        return _drawing_bytes(profile, tokens, item)
     layer = tokens * profile.hidden_size * limits.ACTIVATION_WIDTHS * item
     length = min(profile.context_length, tokens)
     scores = 0 if work.family.sdpa else 2 * profile.heads * tokens * length * item
@@ -188,6 +213,8 @@ def _first(work: Work, skus: Iterable[Sku], wanted: str) -> Fit | None:
 
 def sliced(work: Work, wanted: str, only: Sku | None = None) -> Fit | None:
     """The smallest instance type (or `only`) whose GPUs together hold the model, its heads divided among them."""
+    if work.profile.kind == "diffusion":
+        return None
     skus = [only] if only else sorted(_gpu_skus(wanted), key=_by_gpu_memory)
     able = (s for s in skus if s.whole_gpus > 1 and work.profile.kv_heads % s.whole_gpus == 0)
     headroom = 1.0 if only else limits.HEADROOM["cuda"]

@@ -56,11 +56,22 @@ def _probe(initial_delay: int, failures: int) -> Probe:
 
 def batch_seconds(work: Work, placed: Fit) -> float:
     """Seconds for one full batch: floor over the efficiency counted on, and for generation the answer's tokens."""
+    if work.profile.kind == "diffusion":
+        return _drawing_seconds(work, placed)
     length = min(work.profile.context_length, placed.tokens)
     seconds = prefill_seconds(work, placed, placed.tokens, length)
     if work.profile.kind == "encoder":
         return seconds
     return seconds + limits.NEW_TOKENS * step_seconds(work, placed, placed.memory.kv_cache)
+
+
+def _drawing_seconds(work: Work, placed: Fit) -> float:
+    """Seconds for a batch of images: the UNet twice a step, once with the prompt, and the VAE once."""
+    (peak, bandwidth), efficiency = _ceilings(placed), limits.EFFICIENCY[device_of(placed.sku)]
+    one_pass = 2.0 * work.profile.parameters * limits.LATENT_SHARE * placed.tokens
+    step = roofline.forward_floor(placed.memory.weights, 2 * one_pass, bandwidth, peak) / efficiency
+    vae = limits.VAE_PASSES * one_pass / peak / efficiency
+    return limits.IMAGE_STEPS * (step + _overhead(work, placed)) + vae
 
 
 def prefill_seconds(work: Work, placed: Fit, tokens: int, length: int) -> float:

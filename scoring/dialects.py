@@ -195,13 +195,13 @@ def _split(data: dict[str, Any], where: str) -> Found:
     return Found(values, "list", f"{where}.data", parameters=_parameters(data))
 
 
-def render(call: Call, answers: list[Any], collect: Callable[..., Any], plain: Callable[[Any], Any]) -> Any:
+def render(call: Call, answers: list[Any], collect: Callable[..., Any], table: Callable[..., Any]) -> Any:
     """Shape the answers as the request's form expects."""
     if call.style == "canonical":
         return collect(answers, call.single, call.parameters)
     if call.style == "chat":
-        return {"output": plain(answers[0])}
-    values = [plain(answer) for answer in answers]
+        return {"output": table(answers[:1])[0]}
+    values = table(answers)
     if call.style == "list":
         return values
     return [{"0": _cell(value)} for value in values]

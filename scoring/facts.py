@@ -9,7 +9,7 @@ def facts_of(model: Any, generative: bool) -> Facts:
     """Read from a transformers model and its config, whose attribute map gives every family the same names."""
     config = model.config
     heads = int(getattr(config, "num_attention_heads", 0) or 0)
-    kind = "encoder-decoder" if config.is_encoder_decoder else "decoder" if generative else "encoder"
+    kind = getattr(model, "kind", "") or _kind(config, generative)
     return Facts(
         family=config.model_type,
         architecture=type(model).__name__,
@@ -21,3 +21,9 @@ def facts_of(model: Any, generative: bool) -> Facts:
         kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
         hidden_size=int(getattr(config, "hidden_size", 0) or 0),
     )
+
+
+def _kind(config: Any, generative: bool) -> str:
+    if config.is_encoder_decoder:
+        return "encoder-decoder"
+    return "decoder" if generative else "encoder"

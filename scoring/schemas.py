@@ -117,6 +117,29 @@ class TranslationParameters(GenerationParameters):
     )
 
 
+class TextToImageParameters(Strict):
+    negative_prompt: str | None = Field(None, description="What the image should not show; of prompts without one.")
+    num_inference_steps: int = Field(50, ge=1, le=500, description="Steps from noise to image; time grows with them.")
+    guidance_scale: float = Field(
+        7.5, ge=0, le=50, description="How closely to follow the prompt; up to 1: not at all."
+    )
+    height: int | None = Field(None, ge=64, le=2048, multiple_of=8, description="Pixels; null: the model's own.")
+    width: int | None = Field(None, ge=64, le=2048, multiple_of=8, description="Pixels; null: the model's own.")
+    seed: int | None = Field(
+        None,
+        ge=0,
+        lt=2**63,
+        description="Makes an image repeatable; the images of one prompt take this one and the next.",
+    )
+    num_images_per_prompt: int = Field(1, ge=1, le=16, description="Images per prompt, as far as they fit one reply.")
+    truncation: bool = Field(False, description="Cut prompts at the context length instead of refusing them.")
+
+
+class PromptPair(Strict):
+    prompt: Text
+    negative_prompt: str | None = None
+
+
 class TextPair(Strict):
     text: Text
     text_pair: str | None = None

@@ -77,7 +77,7 @@ class Service:
 
     def _optimise(self, chosen: Sequence[tuple[Pass, Decision]]) -> None:
         # On the inference thread: CUDA graphs belong to the thread that captures them.
-        reference = reference_of(self.task.schema.generative)
+        reference = reference_of(self.deployment.task)
         self.records = optimise(self.loaded.model, chosen, self.deployment.optimisation.on, reference)
         phase.enter("warming")
 
@@ -134,7 +134,8 @@ class Service:
             raise NotReady("The model is not ready.", "Try again shortly.")
         call = parse(payload, self.task.schema)
         with timed("encode"):
-            rows = self._encode(call)
+            self.task.admit(call.inputs, call.parameters, self.deployment.limits)
+        rows = self._encode(call)
         if call.stream:
             return self._stream(call, rows)
         job = self.engine.submit([row for group in rows for row in group])
@@ -145,7 +146,7 @@ class Service:
                 self.task.decode(value, call.parameters, group, [next(outputs) for _ in group])
                 for value, group in zip(call.inputs, rows, strict=True)
             ]
-        answer = render(call, answers, self.task.collect, self.task.plain)
+        answer = render(call, answers, self.task.collect, self.task.table)
         if call.usage:
             answer = {"answer": answer, "usage": usage(self.task, job.rows, results)}
         return Reply(200, self._serialise(answer))

@@ -63,7 +63,7 @@ def _events(task: Task, call: Call, job: Job, pieces: Pieces, deadline: float) -
             yield _event({"token": {"text": piece}})
         outputs = job.future.result()
         answer = task.decode(call.inputs[0], call.parameters, job.rows, outputs)
-        last = {"answer": render(call, [answer], task.collect, task.plain)}
+        last = {"answer": render(call, [answer], task.collect, task.table)}
         yield _event({**last, "usage": usage(task, job.rows, outputs)} if call.usage else last)
         yield b"data: [DONE]\n\n"
     except queue.Empty:

@@ -27,6 +27,7 @@ MODELS = {
     "mlm": ("bert", "fill-mask"),
     "minilm": ("bert", "feature-extraction"),
     "t5": ("t5", "translation"),
+    "sd": ("stable-diffusion", "text-to-image"),
 }
 
 

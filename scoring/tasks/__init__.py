@@ -54,6 +54,24 @@ _TOKEN_VECTORS = {
 }
 
 
+_IMAGES = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "properties": {
+            "prompt": {"type": "string"},
+            "generated_image": {"type": "string", "description": "A PNG file in base64."},
+            "nsfw_content_detected": {
+                "anyOf": [{"type": "boolean"}, {"type": "null"}],
+                "description": "What the model's safety checker says; a marked image is sent black. null: it has none.",
+            },
+            "seed": {"type": "integer", "description": "Draws this image again; left out in Azure ML's form."},
+        },
+        "required": ["prompt", "generated_image", "nsfw_content_detected"],
+    },
+}
+
+
 def _text_list(key: str) -> dict[str, Any]:
     return {
         "type": "array",
@@ -165,6 +183,17 @@ _TABLE = (
         response=_text_list("translation_text"),
         generative=True,
     ),
+    TaskSchema(
+        name="text-to-image",
+        summary="Draws what a text describes.",
+        parameters=s.TextToImageParameters,
+        input=s.Text | s.PromptPair,
+        sample={
+            "inputs": "A photo of an astronaut riding a horse on Mars.",
+            "parameters": {"num_inference_steps": 20, "seed": 7},
+        },
+        response=_IMAGES,
+    ),
 )
 
 TASKS: dict[str, TaskSchema] = {task.name: task for task in _TABLE}
@@ -180,6 +209,7 @@ _IMPLEMENTATIONS = {
     "sentence-embeddings": "embeddings:Embeddings",
     "summarization": "sequence_to_sequence:Summarization",
     "translation": "sequence_to_sequence:Translation",
+    "text-to-image": "text_to_image:TextToImage",
 }
 
 

@@ -126,6 +126,13 @@ class Task(ABC):
         """One answer as Azure ML's own model images give it: bare text where there is one."""
         return answer
 
+    def table(self, answers: list[Any]) -> list[Any]:
+        """A request's answers as Azure ML's own model images list them."""
+        return [self.plain(answer) for answer in answers]
+
+    def admit(self, inputs: Sequence[Any], parameters: Any, limits: Limits) -> None:  # noqa: B027
+        """Refuse a request as a whole, before any of it is encoded, by raising a RequestError."""
+
     def warm_up(self) -> None:
         """Run the sample once, so that the first request does not pay for lazy initialisation."""
         sample = self.schema.sample

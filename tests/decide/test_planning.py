@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mii_azure import limits, seed_models, sizing, timing
 from mii_azure.errors import DoesNotFit, NotAvailable, SpecError, TaskUnsupported
-from mii_azure.families import all_families, all_tasks, family_named
+from mii_azure.families import all_families, family_named
 from mii_azure.planning import Plan, make_plan, plan
 from mii_azure.profile import DTYPE_BYTES, Profile
 from mii_azure.sizing import Work
@@ -29,7 +29,8 @@ CPU, T4, A10, A100, V100 = (
     "Standard_NC24ads_A100_v4",
     "Standard_NC6s_v3",
 )
-TEXT_SEEDS = [model for model in seed_models.all_models() if model.task in all_tasks()]
+SEEDS = seed_models.all_models()
+TEXT_SEEDS = [model for model in SEEDS if model.task != "text-to-image"]
 
 
 def facts(family: str = "llama", parameters: int = 1_000_000_000, dtype: str = "float16", **changes: object) -> Profile:
@@ -93,7 +94,7 @@ def test_the_seeds_appendix_is_whole() -> None:
     assert {"CompVis/stable-diffusion-v1-4", "bigscience/bloom", "EleutherAI/gpt-neox-20b"} <= set(ids)
 
 
-@pytest.mark.parametrize("model", TEXT_SEEDS, ids=lambda model: model.id)
+@pytest.mark.parametrize("model", SEEDS, ids=lambda model: model.id)
 def test_every_seed_model_plans_without_a_network(model: seed_models.SeedModel) -> None:
     made = plan(model.task, model.id)
     judge(made)
@@ -118,9 +119,32 @@ def test_recorded_parameters_are_those_of_the_recorded_shape(model: seed_models.
     assert model.parameters == pytest.approx(sum(p.numel() for p in real.parameters()), rel=2e-4)
 
 
-def test_stable_diffusion_is_refused_with_a_sentence() -> None:
-    with pytest.raises(NotAvailable, match="loader"):
-        plan("text-to-image", "CompVis/stable-diffusion-v1-4")
+def test_stable_diffusion_is_planned_from_recorded_facts() -> None:
+    made = plan("text-to-image", "CompVis/stable-diffusion-v1-4")
+    assert (made.instance_type, made.dtype, made.profile.source) == ("Standard_NC4as_T4_v3", "float16", "recorded")
+    assert (made.max_batch_size, made.max_batch_tokens) == (4, 4 * (64 * 64 + 77))
+    assert made.memory.weights == 2 * 1_066_235_307
+    assert 3 * limits.GB < made.memory.needed < 8 * limits.GB
+    told = {decision.what: decision for decision in made.decisions}
+    assert told["batch"].value.startswith("4 images")
+    assert "50 steps" in told["request timeout"].reason
+    assert told["pass diffusion"].value == "yes"
+
+
+def test_stable_diffusion_on_a_cpu_says_that_it_is_too_slow() -> None:
+    made = plan("text-to-image", "CompVis/stable-diffusion-v1-4", instance_type="Standard_F8s_v2")
+    told = {decision.what: decision for decision in made.decisions}
+    assert (made.max_batch_size, made.dtype) == (1, "float32")
+    assert "Azure's cap" in told["request timeout"].reason
+    assert told["pass diffusion"].value == "no"
+
+
+def test_an_image_takes_longer_on_a_slower_gpu() -> None:
+    slow, fast = (
+        plan("text-to-image", "CompVis/stable-diffusion-v1-4", instance_type=sku)
+        for sku in ("Standard_NC4as_T4_v3", "Standard_NC24ads_A100_v4")
+    )
+    assert slow.request_timeout_ms > fast.request_timeout_ms
 
 
 def test_bloom_is_planned_sliced_and_not_served() -> None:

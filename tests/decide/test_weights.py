@@ -57,7 +57,7 @@ def test_no_config(folder: Folder) -> None:
         ({"adapter_config.json": "{}"}, "merge"),
         ({"modules.json": "[]"}, "0_Transformer"),
         ({"tiny.gguf": ""}, "GGUF"),
-        ({"model_index.json": "{}"}, "diffusers"),
+        ({"model_index.json": "{}"}, "diffusers' save_pretrained"),
         ({"0_Transformer__config.json": "{}", "0_Transformer__model.safetensors": ""}, "0_Transformer"),
     ],
 )

@@ -258,6 +258,21 @@ PUBLISHED = [
         "frame",
         2,
     ),
+    Published(
+        "runwayml-stable-diffusion-v1-5",
+        "text-to-image",
+        "stable-diffusion",
+        {
+            "input_data": {
+                "columns": ["prompt"],
+                "data": ["a photograph of an astronaut riding a horse", "lion holding hunted deer in grass fields"],
+                "index": [0, 1],
+                "parameters": {"num_inference_steps": 4},
+            }
+        },
+        "images",
+        2,
+    ),
     Published("Helsinki-NLP-opus-mt-en-de", "translation", "marian", {"input_data": SEATTLE}, "texts", 2),
     Published("translation/sample_score.json", "translation", "marian", {"inputs": SEATTLE}, "pipeline lists", 2),
 ]

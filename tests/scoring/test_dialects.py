@@ -41,6 +41,8 @@ def check(kind: str, answer: Any, count: int) -> None:
         assert set(answer) <= set(LABELS)
     elif kind == "labels":
         assert all(set(entry) == {"label", "score"} for entry in answer)
+    elif kind == "images":
+        assert all(set(entry) == {"prompt", "generated_image", "nsfw_content_detected"} for entry in answer)
     elif kind == "frame of tags":
         assert all(text.startswith("['") and text.endswith("']") for text in answer)
     elif kind == "pipeline lists":

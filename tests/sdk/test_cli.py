@@ -109,7 +109,7 @@ def test_models_that_cannot_be_used(
     ("change", "exit_code", "code", "told"),
     [
         ({"--task": "question-answerin"}, 2, "unknown_task", "question-answering"),
-        ({"--task": "text-to-image"}, 2, "not_available", "text-to-image"),
+        ({"--task": "text-to-image"}, 3, "task_unsupported", "fill-mask"),
         ({"--task": "summarization"}, 3, "task_unsupported", "fill-mask"),
         ({"--model": "./modle"}, 3, "unknown_model", "model"),
         ({"--name": "a"}, 2, "invalid_name", "3 to 32"),

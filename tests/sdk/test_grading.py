@@ -48,6 +48,35 @@ def test_the_worst_score_is_the_one_named() -> None:
     assert "$.b[1] is off by 4.00e-01" in grade(left, right, TOLERANCE)[1]
 
 
+def picture(*colours: int) -> str:
+    import base64
+    import io
+
+    from PIL import Image
+
+    image = Image.new("RGB", (len(colours), 1))
+    image.putdata([(colour, 0, 0) for colour in colours])
+    target = io.BytesIO()
+    image.save(target, "PNG", compress_level=colours[0] % 9)
+    return base64.b64encode(target.getvalue()).decode()
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "expected", "told"),
+    [
+        ([10, 20], [10, 20], "bytes", ""),
+        ([10, 20], [11, 20], "values", ""),
+        ([10, 20], [10, 200], "scores", "$[0].generated_image is off by 7.02e-01"),
+        ([10, 20], [10], "different", "2 x 1 pixels against 1 x 1"),
+    ],
+)
+def test_images_are_compared_by_their_pixels(left: list[int], right: list[int], expected: str, told: str) -> None:
+    one, two = (reply([{"generated_image": picture(*colours)}]) for colours in (left, right))
+    given, difference = grade(one, two, TOLERANCE)
+    assert (given, told in difference) == (expected, True)
+    assert grade(one, reply([{"generated_image": "no image"}]), TOLERANCE)[0] == "different"
+
+
 def test_environment_difference_names_the_likeliest_cause_first() -> None:
     here = {"versions": {"torch": "2.13.0", "python": "3.11"}, "dtype": "float32", "device": "cpu", "threads": 2}
     there = {"versions": {"torch": "2.12.0", "python": "3.11"}, "dtype": "float32", "device": "cpu", "threads": 8}

@@ -20,7 +20,7 @@ MakeBundle = Callable[..., Path]
 SKUS = {"cpu": "Standard_F8s_v2", "t4": "Standard_NC4as_T4_v3", "a100": "Standard_NC24ads_A100_v4"}
 
 _SHARED: dict[str, Any] = {"model": "a-model", "revision": None, "source": "folder", "dtype": "float32"}
-#: BERT base, SmolLM2 360M and T5 base, as their config.json files describe them.
+#: BERT base, SmolLM2 360M, Stable Diffusion 1.4 and T5 base, as their own files describe them.
 _PROFILES = {
     "encoder": Profile(
         family="bert", kind="encoder", architecture="BertModel", parameters=109_482_240, weight_bytes=437_951_328,
@@ -31,6 +31,11 @@ _PROFILES = {
         family="llama", kind="decoder", architecture="LlamaForCausalLM", parameters=361_821_120,
         weight_bytes=1_447_317_080, layers=32, hidden_size=960, heads=15, kv_heads=5, head_dim=64, vocab_size=49_152,
         context_length=8_192, kv_bytes_per_token=81_920, **_SHARED,
+    ),
+    "diffusion": Profile(
+        family="stable-diffusion", kind="diffusion", architecture="StableDiffusionPipeline", parameters=1_066_235_307,
+        weight_bytes=4_265_145_900, layers=38, hidden_size=320, heads=8, kv_heads=8, head_dim=40, vocab_size=49_408,
+        context_length=77, image_size=512, kv_bytes_per_token=0, **_SHARED,
     ),
     "encoder-decoder": Profile(
         family="t5", kind="encoder-decoder", architecture="T5ForConditionalGeneration", parameters=222_903_552,

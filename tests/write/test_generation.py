@@ -44,7 +44,6 @@ def headless(model: Path) -> None:
 #: What is wrong: damage to the model, arguments, and the error.
 REFUSED: dict[str, tuple[Callable[[Path], None] | None, dict[str, object], type[MiiAzureError]]] = {
     "an unknown task": (None, {"task": "question-answerin"}, errors.UnknownTask),
-    "a task for later": (None, {"task": "text-to-image"}, errors.NotAvailable),
     "a name with an underscore": (None, {"deployment_name": "my_qa"}, errors.InvalidName),
     "a name of one character": (None, {"deployment_name": "q"}, errors.InvalidName),
     "an unknown instance type": (None, {"instance_type": "Standard_NC5as_T4_v3"}, errors.UnknownInstanceType),

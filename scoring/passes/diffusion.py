@@ -1,0 +1,54 @@
+"""The loop of a diffusion model on the device alone; `scoring.diffusion_graphs` has the arithmetic."""
+
+from collections.abc import Callable
+from typing import Any
+
+from scoring.passes.base import Applied, Decision, Facts, Hardware, Pass
+
+_SLACK = 1.5  # times plain half precision's own distance from float32
+
+
+class Diffusion(Pass):
+    """One CUDA graph per step: channels last, fused projections, whatever a step does not change computed before."""
+
+    name = "diffusion"
+
+    def __init__(self, compiled: bool = True) -> None:
+        self._compiled = compiled
+
+    def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Decision:
+        if facts.kind != "diffusion":
+            return Decision(False, "it replaces the loop of diffusion models; this model is not one")
+        if hardware.device != "cuda":
+            return Decision(
+                False, "its gain is in CUDA graphs and tensor cores; a CPU would run the same sums as before"
+            )
+        if hardware.capability < (7, 0):
+            major, minor = hardware.capability
+            return Decision(False, f"tensor cores start at compute capability 7.0; {hardware.name} has {major}.{minor}")
+        return Decision(True, "one launch a step, guidance in the same batch, nothing waits for the host")
+
+    def apply(self, model: Any) -> Applied:
+        """Raises PassRefused for a UNet with parts that it does not know, or a scheduler that is no table."""
+        from scoring.diffusion_graphs import Fast
+
+        fast = Fast(model)
+        try:
+            if self._compiled and model.device.type == "cuda":
+                fast.choose()
+        except BaseException:
+            fast.undo()
+            raise
+        return Applied(fast.replaced, fast.detail, fast.undo)
+
+    def warm(self, model: Any) -> None:
+        """Nothing: the task's own first image captures the graphs of the model's size."""
+
+    def verify(self, model: Any, reference: Callable[..., Any]) -> float:
+        from scoring.diffusion_graphs import verify
+
+        return verify(model, reference())
+
+    def bound(self, reference: Callable[..., Any]) -> float:
+        """Half precision is off by itself: no further from float32 than half as much again as plain diffusers is."""
+        return max(self.tolerance, _SLACK * float(reference().plain_error))
