@@ -60,7 +60,7 @@ def metadata() -> dict[str, Any]:
 
 def ready() -> bool:
     """Whether requests are answered."""
-    return bool(_service and _service.ready)
+    return bool(_service and _service.ready and not _service.lost)
 
 
 def statistics() -> dict[str, Any]:

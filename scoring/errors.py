@@ -9,6 +9,7 @@
     │   └── PayloadTooLarge     413
     ├── Overloaded              429  with Retry-After
     ├── NotReady                503
+    │   └── RankLost                 a process that held a part of the model is gone
     ├── RequestTimeout          504
     ├── InternalError           500  with an id that the log repeats
     └── LoadError               503  the model could not be loaded; the process exits with 3
@@ -104,6 +105,10 @@ class NotReady(MiiAzureError):
     @property
     def headers(self) -> dict[str, str]:
         return {"Retry-After": "1"}
+
+
+class RankLost(NotReady):
+    code = "rank_lost"
 
 
 class RequestTimeout(MiiAzureError):

@@ -81,6 +81,11 @@ class Service:
         self.records = optimise(self.loaded.model, chosen, self.deployment.optimisation.on, reference)
         phase.enter("warming")
 
+    @property
+    def lost(self) -> str:
+        """Why the model can answer no more: one of its ranks is gone; empty while it can."""
+        return str(getattr(getattr(self.loaded.model, "ranks", None), "lost", ""))
+
     def drain(self, timeout_s: float) -> bool:
         """Stop taking requests, finish those accepted; False when the time ran out."""
         self.ready = False
@@ -101,7 +106,7 @@ class Service:
             "revision": d.model.revision,
             "architecture": type(self.loaded.model).__name__,
             "context_length": self.loaded.context_length,
-            "ready": self.ready,
+            "ready": self.ready and not self.lost,
             "limits": vars(d.limits),
             "optimisations": {record.name: record.state for record in self.records},
             "passes": [record.to_dict() for record in self.records],

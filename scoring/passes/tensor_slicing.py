@@ -1,0 +1,135 @@
+"""Tensor slicing: DeepSpeed's AutoTP over rank processes that this pass starts and watches."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+
+from scoring.errors import RankLost
+from scoring.passes.base import LATENCY, Applied, Decision, Facts, Hardware, Pass, PassRefused
+from scoring.passes.plain import reload, verify
+
+#: Families whose sliced forward and cached decode were found to be those of transformers 5.
+FAMILIES = (
+    "llama",
+    "mistral",
+    "mixtral",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "opt",
+    "gpt_neo",
+    "gptj",
+    "gpt_neox",
+    "bert",
+    "roberta",
+    "distilbert",
+)
+REFUSED = {
+    "gpt2": "DeepSpeed lists it as unsupported: its query, key and value are one Conv1D",
+    "bloom": "its sliced generation fails: alibi is built for all heads",
+    "phi3": "its gate and up projections are one matrix, which is cut in the wrong place",
+    "falcon": "its one key-value head cannot be cut",
+}
+_FITS = 0.8  # of a GPU's memory for weights
+_WORTH = 8e9  # bytes of weights below which waiting for the other ranks costs more than it saves
+
+
+class TensorSlicing(Pass):
+    """Cuts every layer over `degree` ranks, one a GPU; 0 leaves the degree to the weights and the GPUs."""
+
+    name: ClassVar[str] = "tensor_slicing"
+    public: ClassVar[bool] = True
+    supersedes: ClassVar[tuple[str, ...]] = (
+        "static_decode",
+        "weight_only",
+        "fused_encoder",
+        "deepspeed_kernels",
+        "compile",
+        "cuda_graph",
+        "cpu",
+        "zero_inference",
+    )
+
+    def __init__(self, degree: int = 0, call_s: float = 60.0) -> None:
+        self.degree = degree
+        self._call_s = call_s
+
+    def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Decision:
+        """Taken for weights that need several GPUs, or gain by them; a given degree is checked, and taken."""
+        if facts.family in REFUSED:
+            return Decision(False, f"{facts.family} cannot be sliced: {REFUSED[facts.family]}")
+        if facts.family not in FAMILIES:
+            return Decision(False, f"slicing {facts.family} is unproven; proven are {', '.join(FAMILIES)}")
+        if self.degree == 1:
+            return Decision(False, "one rank is no slicing")
+        if self.degree > 1:
+            reason = impossible(self.degree, facts, hardware)
+            return Decision(not reason, reason or f"{self.degree} ranks, as asked for")
+        if hardware.device != "cuda" or hardware.gpus < 2:
+            return Decision(False, "it needs two GPUs or more")
+        degrees = [n for n in range(2, hardware.gpus + 1) if not impossible(n, facts, hardware)]
+        if not degrees:
+            return Decision(False, f"no degree up to {hardware.gpus} divides {facts.heads} heads")
+        return self._choose(degrees, facts, hardware, objective)
+
+    def _choose(self, degrees: list[int], facts: Facts, hardware: Hardware, objective: str) -> Decision:
+        room = _FITS * hardware.memory_bytes
+        enough = next((n for n in degrees if facts.weight_bytes <= n * room), None)
+        if facts.weight_bytes > room:
+            if enough is None:
+                return Decision(False, f"not even {degrees[-1]} GPUs hold the weights")
+            self.degree = enough
+            return Decision(True, f"the weights need {enough} GPUs")
+        if objective != LATENCY or facts.weight_bytes < _WORTH or facts.kind != "decoder":
+            return Decision(False, "one GPU holds the weights, and serves more requests for it")
+        self.degree = degrees[-1]
+        return Decision(True, f"{degrees[-1]} GPUs read the weights of a token side by side")
+
+    def apply(self, model: Any) -> Applied:
+        """Raises PassRefused where a rank cannot be started; the model is then loaded again."""
+        from scoring.ranks import Ranks, calls, new_plan, slice_model
+        from scoring.sliced import Caller
+
+        if torch.distributed.is_initialized():
+            raise PassRefused("this process has a process group already, and a model is cut over one of its own")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        ranks = Ranks(new_plan(model, self.degree, device, self._call_s))
+        whole = sum(parameter.numel() for parameter in model.parameters())
+        try:
+            ranks.wait_loaded()
+            slice_model(model, ranks.plan, 0)
+            ranks.wait_ready()
+        except (RankLost, RuntimeError, ValueError) as error:
+            ranks.stop()
+            reload(model)
+            raise PassRefused(f"the ranks did not start: {str(error).strip().splitlines()[0][:300]}") from error
+        inside = [False]
+        for name in calls(model):
+            setattr(model, name, Caller(name, getattr(model, name), ranks, inside))
+        model.ranks = ranks
+
+        def undo() -> None:
+            ranks.stop()
+            reload(model)
+
+        share = sum(parameter.numel() for parameter in model.parameters()) / whole
+        count = sum("LinearLayer" in type(m).__name__ or "Allreduce" in type(m).__name__ for m in model.modules())
+        if not count:
+            undo()
+            raise PassRefused("DeepSpeed cut nothing")
+        return Applied(count, f"{count} products over {self.degree} ranks, {share:.0%} of the weights on each", undo)
+
+    def verify(self, model: Any, reference: Callable[..., Any]) -> float:
+        """Prefill and cached decode for decoders, padded batches for encoders."""
+        return verify(model, reference)
+
+
+def impossible(degree: int, facts: Facts, hardware: Hardware) -> str:
+    """Why a model cannot be cut over so many ranks; empty where it can."""
+    if hardware.device == "cuda" and degree > hardware.gpus:
+        return f"{degree} ranks need {degree} GPUs; there {'is' if hardware.gpus == 1 else 'are'} {hardware.gpus}"
+    for count, what in ((facts.heads, "attention heads"), (facts.kv_heads, "key-value heads")):
+        if count % degree:
+            return f"{count} {what} cannot be divided over {degree} ranks"
+    return ""

@@ -1,0 +1,204 @@
+"""Rank processes of a sliced model: rank 0 is the serving process, the others follow its calls.
+
+Rank 0 sends each call over a socket, and all run it side by side. A rank that dies, or does not answer in time, ends
+the call with `RankLost`; from then on the model is lost. `python -m scoring.ranks FD` is one of the others.
+"""
+
+import os
+import pickle
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from typing import Any
+
+from scoring.deepspeed_host import environment, free_port, join, leave
+from scoring.errors import RankLost
+
+START_S = 600.0  # for a rank to load the model
+_REAP_S = 3.0  # between a rank's sockets closing and its status being known
+CALL_S = 60.0  # for one collective operation: less than a request may take
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every rank loads and how it is cut."""
+
+    architecture: str  # a class of transformers
+    folder: str
+    dtype: str
+    degree: int
+    device: str  # "cuda" or "cpu"
+    port: int
+    call_s: float
+
+
+def slice_model(model: Any, plan: Plan, rank: int) -> None:
+    """Join the group and keep this rank's part of a loaded model, in place: DeepSpeed's AutoTP."""
+    import torch
+
+    deepspeed = join(rank, plan.degree, plan.port, plan.device, plan.call_s)
+    deepspeed.init_inference(
+        model,
+        dtype=getattr(torch, plan.dtype),
+        tensor_parallel={"tp_size": plan.degree},
+        replace_with_kernel_inject=False,
+    )
+
+
+class Ranks:
+    """The processes of ranks 1 and up, watched."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.lost = ""  # why no call can be made any more
+        self._stopping = False
+        self._pipes: list[Connection] = []
+        self.processes: list[subprocess.Popen[bytes]] = []
+        for rank in range(1, plan.degree):
+            self._spawn(rank)
+        self._watch = threading.Thread(target=self._watch_processes, name="ranks", daemon=True)
+        self._watch.start()
+
+    def _spawn(self, rank: int) -> None:
+        ours, theirs = Pipe()
+        plan = self.plan
+        here = str(Path(__file__).resolve().parent.parent)
+        paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
+        env = os.environ | environment(rank, plan.degree, plan.port, plan.device)
+        env["PYTHONPATH"] = os.pathsep.join(paths)
+        command = [sys.executable, "-m", "scoring.ranks", str(theirs.fileno()), str(rank)]
+        self.processes.append(subprocess.Popen(command, env=env, pass_fds=[theirs.fileno()]))
+        theirs.close()
+        ours.send_bytes(pickle.dumps(asdict(plan)))
+        self._pipes.append(ours)
+
+    def _watch_processes(self) -> None:
+        while not self._stopping and not self.lost:
+            for rank, process in enumerate(self.processes, 1):
+                if process.poll() is not None and not self._stopping:
+                    self.lost = self.lost or f"rank {rank} of {self.plan.degree} ended with status {process.returncode}"
+            time.sleep(0.05)
+
+    def wait_loaded(self, timeout_s: float = START_S) -> None:
+        """Wait until every rank has the model in memory; raises RankLost with what went wrong."""
+        self._hear("loaded", timeout_s)
+
+    def wait_ready(self, timeout_s: float = START_S) -> None:
+        """Wait until every rank has its part; raises RankLost."""
+        self._hear("ready", timeout_s)
+
+    def _hear(self, word: str, timeout_s: float) -> None:
+        end = time.monotonic() + timeout_s
+        for rank, pipe in enumerate(self._pipes, 1):
+            try:
+                while not pipe.poll(0.1):
+                    if self.lost or time.monotonic() > end:
+                        raise RankLost(self.lost or f"Rank {rank} was not {word} within {timeout_s:g} s")
+                said = pickle.loads(pipe.recv_bytes())  # noqa: S301
+            except (EOFError, OSError) as error:
+                raise RankLost(self.lost or f"Rank {rank} ended while it was starting") from error
+            if said != word:
+                raise RankLost(f"Rank {rank} failed: {said}")
+
+    def send(self, call: tuple[str, dict[str, Any]]) -> None:
+        """Have the other ranks make a call; raises RankLost."""
+        message = pickle.dumps(call)
+        self.check()
+        try:
+            for pipe in self._pipes:
+                pipe.send_bytes(message)
+        except OSError as error:
+            raise self.fail(error) from error
+
+    def check(self) -> None:
+        """Raises RankLost when a rank is gone."""
+        if self.lost:
+            raise self._error()
+
+    def fail(self, error: Exception) -> RankLost:
+        """What a failure inside a call means: a rank that died is named, anything else is the group's end as well."""
+        end = time.monotonic() + _REAP_S
+        while not self.lost and time.monotonic() < end:
+            time.sleep(0.02)
+        self.lost = self.lost or f"a call over {self.plan.degree} ranks failed: {str(error).strip()[:200]}"
+        return self._error()
+
+    def _error(self) -> RankLost:
+        return RankLost(
+            f"The model is cut over {self.plan.degree} ranks, and {self.lost}.", "The server has to be started again."
+        )
+
+    def stop(self) -> None:
+        """End the other ranks and leave the group."""
+        self._stopping = True
+        for pipe in self._pipes:
+            pipe.close()
+        for process in self.processes:
+            try:
+                process.wait(2)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        leave()
+
+
+def new_plan(model: Any, degree: int, device: str, call_s: float = CALL_S) -> Plan:
+    """A plan for a model that was loaded from a folder."""
+    dtype = str(model.dtype).removeprefix("torch.")
+    return Plan(type(model).__name__, model.name_or_path, dtype, degree, device, free_port(), call_s)
+
+
+def calls(model: Any) -> list[str]:
+    """The methods that all ranks run."""
+    return ["forward", "generate"] if model.can_generate() else ["forward"]
+
+
+def serve(pipe: Connection, rank: int) -> None:
+    """A rank other than 0: load, join, then follow calls until rank 0 closes the socket."""
+    plan = Plan(**pickle.loads(pipe.recv_bytes()))  # noqa: S301
+    try:
+        model = _load(plan, rank)
+        pipe.send_bytes(pickle.dumps("loaded"))
+        slice_model(model, plan, rank)
+    except Exception as error:
+        pipe.send_bytes(pickle.dumps((str(error).strip().splitlines() or [type(error).__name__])[0][:300]))
+        raise
+    pipe.send_bytes(pickle.dumps("ready"))
+    from scoring.sliced import follow
+
+    methods: dict[str, Callable[..., Any]] = {name: getattr(model, name) for name in calls(model)}
+    while True:
+        try:
+            name, arguments = pickle.loads(pipe.recv_bytes())  # noqa: S301
+        except EOFError:
+            return
+        follow(methods[name], model.device if plan.device == "cpu" else f"cuda:{rank}", arguments)
+
+
+def _load(plan: Plan, rank: int) -> Any:
+    import torch
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    if plan.device == "cuda":
+        torch.cuda.set_device(rank)
+    cls = getattr(transformers, plan.architecture)
+    return cls.from_pretrained(plan.folder, dtype=getattr(torch, plan.dtype), local_files_only=True).eval()
+
+
+def main(arguments: Sequence[str]) -> None:
+    """`FD RANK`: the socket to rank 0, and which rank this is."""
+    descriptor, rank = map(int, arguments)
+    os.dup2(2, 1)  # what DeepSpeed prints belongs to the log
+    serve(Connection(descriptor), rank)
+    os._exit(0)  # the group's threads need not be waited for
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

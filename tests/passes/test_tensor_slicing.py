@@ -1,0 +1,182 @@
+"""Tensor slicing over two gloo ranks: the answers of plain transformers, and an end to waiting when a rank dies."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from scoring import ranks
+from scoring.config import Deployment, Optimisation
+from scoring.errors import PassNotServed, RankLost
+from scoring.optimise import choose
+from scoring.passes.base import Applied, Facts, Hardware, PassRefused
+from scoring.passes.catalogue import reference_of
+from scoring.passes.tensor_slicing import TensorSlicing
+from scoring.service import Service
+from scoring.tasks import task_class
+from scoring.tasks.base import Loaded
+from tests.conftest import Tiny
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # DeepSpeed warns a lot
+
+LLAMA = Facts("llama", "LlamaForCausalLM", "decoder", 7_000_000_000, 14_000_000_000, 32, 32, 8, 4096)
+ONE = Hardware("cuda", "NVIDIA H100", (9, 0), 80 << 30, 1, True)
+TWO = replace(ONE, gpus=2)
+SMALL = replace(TWO, gpus=8, memory_bytes=12 << 30, name="small")
+CPU = Hardware("cpu", "cpu", (0, 0), 0, 0, False)
+
+Sliced = tuple[Any, Any, Applied, TensorSlicing]
+
+
+def _decision(each: TensorSlicing, facts: Facts, hardware: Hardware, objective: str = "latency") -> str:
+    decision = each.applies(facts, hardware, objective)
+    return ("take: " if decision.take else "") + decision.reason
+
+
+@pytest.mark.parametrize(
+    ("degree", "facts", "hardware", "reason"),
+    [
+        (2, LLAMA, TWO, "take: 2 ranks"),
+        (2, LLAMA, CPU, "take: 2 ranks"),
+        (2, LLAMA, ONE, "2 ranks need 2 GPUs; there is 1"),
+        (3, LLAMA, SMALL, "32 attention heads cannot be divided over 3 ranks"),
+        (16, LLAMA, replace(SMALL, gpus=16), "8 key-value heads cannot be divided over 16 ranks"),
+        (1, LLAMA, TWO, "no slicing"),
+        (0, LLAMA, ONE, "two GPUs"),
+        (0, LLAMA, CPU, "two GPUs"),
+        (0, LLAMA, TWO, "take: 2 GPUs read"),
+        (0, LLAMA, SMALL, "take: the weights need 2 GPUs"),
+        (0, replace(LLAMA, weight_bytes=1 << 40), TWO, "not even 2 GPUs"),
+        (0, replace(LLAMA, weight_bytes=2 << 30), TWO, "one GPU holds"),
+        (0, replace(LLAMA, heads=7, kv_heads=7), TWO, "no degree up to 2"),
+        (2, replace(LLAMA, family="gpt2"), TWO, "gpt2 cannot be sliced"),
+        (2, replace(LLAMA, family="bloom"), TWO, "alibi"),
+        (2, replace(LLAMA, family="phi3"), TWO, "one matrix"),
+        (2, replace(LLAMA, family="falcon"), TWO, "key-value head"),
+        (2, replace(LLAMA, family="t5"), TWO, "unproven"),
+    ],
+)
+def test_decision(degree: int, facts: Facts, hardware: Hardware, reason: str) -> None:
+    assert reason in _decision(TensorSlicing(degree), facts, hardware)
+
+
+def test_cost_prefers_whole_models() -> None:
+    assert not TensorSlicing().applies(LLAMA, TWO, "cost").take
+
+
+def test_forcing_what_cannot_be_is_an_error_with_the_reason() -> None:
+    with pytest.raises(PassNotServed, match="32 attention heads cannot be divided over 3 ranks"):
+        choose([TensorSlicing(3)], LLAMA, replace(TWO, gpus=4), Optimisation(on=("tensor_slicing",)))
+
+
+def _sliced(folder: Path, auto: str, task: str) -> tuple[Sliced, float]:
+    model = getattr(transformers, auto).from_pretrained(folder, dtype=torch.float32).eval()
+    plain = getattr(transformers, auto).from_pretrained(folder, dtype=torch.float32).eval()
+    told = reference_of(task)(model)
+    each = TensorSlicing(2, call_s=20)
+    applied = each.apply(model)
+    return (model, plain, applied, each), each.verify(model, told)
+
+
+class _After(transformers.StoppingCriteria):  # type: ignore[misc]
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        return torch.full((input_ids.shape[0],), input_ids.shape[1] >= self.length)
+
+
+class TestDecoder:
+    """One pair of ranks for all of it; the last test kills one."""
+
+    @pytest.fixture(scope="class")
+    def llama(self, tiny: Tiny) -> Iterator[tuple[Sliced, float]]:
+        made = _sliced(tiny("llama", "text-generation"), "AutoModelForCausalLM", "text-generation")
+        yield made
+        made[0][2].undo()
+
+    def test_generates_as_plain_transformers(self, llama: tuple[Sliced, float]) -> None:
+        (model, plain, applied, _), error = llama
+        assert error < 1e-5
+        assert applied.count >= 7
+        ids = torch.randint(5, 60, (3, 9), generator=torch.Generator().manual_seed(1))
+        mask = torch.ones_like(ids)
+        mask[1, :4] = 0
+        asked: dict[str, Any] = {"attention_mask": mask, "max_new_tokens": 10, "do_sample": False, "pad_token_id": 0}
+        assert torch.equal(model.generate(input_ids=ids, **asked), plain.generate(input_ids=ids, **asked))
+        asked["num_beams"] = 3
+        assert torch.equal(model.generate(ids, **asked), plain.generate(ids, **asked))
+        with torch.inference_mode():
+            assert torch.allclose(model(input_ids=ids).logits, plain(input_ids=ids).logits, atol=1e-5)
+
+    def test_sampling_and_stops_stay_in_step(self, llama: tuple[Sliced, float]) -> None:
+        (model, plain, _, _), _ = llama
+        ids = torch.randint(5, 60, (1, 6), generator=torch.Generator().manual_seed(2))
+        asked: dict[str, Any] = {"max_new_tokens": 24, "do_sample": True, "pad_token_id": 0, "eos_token_id": None}
+        for stop_after in (24, 3):  # the others are told when rank 0 stops, or would wait for it at the next token
+            answers = []
+            for each in (model, plain):
+                torch.manual_seed(5)
+                stop = transformers.StoppingCriteriaList([_After(ids.shape[1] + stop_after)])
+                answers.append(each.generate(input_ids=ids, stopping_criteria=stop, **asked))
+            assert torch.equal(*answers)
+            assert answers[0].shape[1] == ids.shape[1] + stop_after
+
+    def test_a_rank_that_dies_ends_the_request(self, tiny: Tiny, llama: tuple[Sliced, float]) -> None:
+        (model, _, _, _), _ = llama
+        folder = tiny("llama", "text-generation")
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        deployment = Deployment(name="t", task="text-generation")
+        loaded = Loaded(model, tokenizer, torch.device("cpu"), 128, {})
+        service = Service(deployment, loaded, task_class("text-generation")(loaded, "text-generation"), {})
+        service.start()
+        assert service.answer('{"inputs": "hello"}').status == 200
+        victim = model.ranks.processes[0]
+        threading.Timer(0.3, lambda: os.kill(victim.pid, signal.SIGKILL)).start()
+        began, status = time.monotonic(), 200
+        while status == 200 and time.monotonic() - began < 30:
+            reply = service.answer('{"inputs": "hello", "parameters": {"max_new_tokens": 60, "ignore_eos": true}}')
+            status = reply.status
+        assert status == 503
+        assert b"rank 1 of 2 ended" in bytes(reply.body)  # type: ignore[arg-type]
+        assert time.monotonic() - began < 25
+        assert service.lost
+        assert service.metadata()["ready"] is False
+        assert service.answer('{"inputs": "again"}').status == 503
+
+
+def test_encoder_and_undo(tiny: Tiny) -> None:
+    folder = tiny("bert", "text-classification")
+    (model, plain, applied, _), error = _sliced(folder, "AutoModelForSequenceClassification", "text-classification")
+    assert error < 1e-5
+    processes = model.ranks.processes
+    assert all(process.poll() is None for process in processes)
+    applied.undo()
+    assert all(process.poll() is not None for process in processes)
+    ids = torch.randint(5, 60, (2, 9))
+    with torch.inference_mode():
+        assert torch.equal(model(input_ids=ids).logits, plain(input_ids=ids).logits)
+
+
+def test_a_rank_that_cannot_start_is_refused(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny("llama", "text-generation")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    real = ranks.new_plan
+    monkeypatch.setattr(ranks, "new_plan", lambda *a: replace(real(*a), folder=str(folder / "absent")))
+    with pytest.raises(PassRefused, match="the ranks did not start"):
+        TensorSlicing(2, call_s=10).apply(model)
+    ids = torch.randint(5, 60, (1, 9))
+    with torch.inference_mode():
+        assert model(input_ids=ids).logits.isfinite().all()
+
+
+def test_lost_is_an_error_of_its_own() -> None:
+    assert (RankLost.http_status, RankLost.grpc_status) == (503, "UNAVAILABLE")

@@ -1,0 +1,73 @@
+"""ZeRO-Inference on a CPU: the tokens of plain transformers, and a model that is whole again afterwards."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from scoring.passes import zero_inference
+from scoring.passes.base import Facts, Hardware, PassRefused
+from scoring.passes.catalogue import reference_of
+from scoring.passes.zero_inference import ZeroInference
+from tests.conftest import Tiny
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # DeepSpeed warns a lot
+
+OPT = Facts("opt", "OPTForCausalLM", "decoder", 66_000_000_000, 132_000_000_000, 64, 72, 72, 9216)
+H100 = Hardware("cuda", "NVIDIA H100", (9, 0), 80 << 30, 1, True)
+CPU = Hardware("cpu", "cpu", (0, 0), 0, 0, False)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_decoder(tiny: Tiny, family: str) -> None:
+    folder = tiny(family, "text-generation")
+    model, plain = (transformers.AutoModelForCausalLM.from_pretrained(folder).eval() for _ in range(2))
+    told = reference_of("text-generation")(model)
+    each = ZeroInference(forced=True)
+    applied = each.apply(model)
+    assert applied.count == len(list(plain.parameters()))
+    assert all(parameter.numel() == 0 for parameter in model.parameters())  # they wait elsewhere
+    assert each.verify(model, told) < 1e-5
+    ids = torch.randint(5, 60, (3, 9), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    mask[1, :4] = 0
+    asked = {"attention_mask": mask, "max_new_tokens": 10, "do_sample": False, "pad_token_id": 0}
+    with torch.inference_mode():
+        assert torch.equal(model.generate(ids, **asked), plain.generate(ids, **asked))
+    applied.undo()
+    assert each.verify(model, told) < 1e-5
+    assert not torch.distributed.is_initialized()
+    assert sum(parameter.numel() for parameter in model.parameters()) == sum(p.numel() for p in plain.parameters())
+
+
+def test_encoder(tiny: Tiny) -> None:
+    folder = tiny("bert", "text-classification")
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    told = reference_of("text-classification")(model)
+    each = ZeroInference(forced=True)
+    applied = each.apply(model)
+    assert each.verify(model, told) < 1e-5
+    applied.undo()
+
+
+def test_failure_inside_deepspeed_is_a_refusal(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny("llama", "text-generation")).eval()
+    monkeypatch.setattr(ZeroInference, "_config", lambda *_: {"zero_optimization": {"stage": 9}})
+    with pytest.raises(PassRefused, match="DeepSpeed failed"):
+        ZeroInference(forced=True).apply(model)
+    assert not torch.distributed.is_initialized()
+
+
+def test_decisions(monkeypatch: pytest.MonkeyPatch) -> None:
+    each = ZeroInference()
+    assert each.applies(OPT, H100, "latency").take
+    assert "123 GiB" in each.applies(OPT, H100, "latency").reason
+    assert "much faster" in each.applies(replace(OPT, weight_bytes=1 << 30), H100, "latency").reason
+    assert not each.applies(OPT, CPU, "latency").take
+    assert ZeroInference(forced=True).applies(OPT, CPU, "latency").take
+    monkeypatch.setattr(zero_inference.ctypes.util, "find_library", lambda name: None)
+    decision = ZeroInference(nvme=Path("/tmp")).applies(OPT, H100, "latency")
+    assert not decision.take
+    assert "libaio" in decision.reason
