@@ -117,7 +117,7 @@ def test_the_image(device, capability):
         "requirements.lock .",
         f"--from=builder {venv} {venv}",
     ]
-    assert steps[-1] == ("CMD", '["azmlinfsrv", "--port", "5001"]')
+    assert steps[-1][0] == "CMD"
     assert ("EXPOSE", "5001") in steps
     for name, value in steps:
         if name == "RUN":
@@ -126,6 +126,20 @@ def test_the_image(device, capability):
     assert variables.get("TORCH_CUDA_ARCH_LIST") == capability
     assert variables["DS_ACCELERATOR"] == ("cpu" if device == "cpu" else "cuda")
     assert variables["WORKER_COUNT"] == "1"
+
+
+def test_the_image_gives_the_server_the_script_that_azure_names(tmp_path):
+    """azmlinfsrv takes its script from an argument only, and exits without one."""
+    command = json.loads(instructions(rendered("fill-mask")["environment/Dockerfile"])[-1][1])
+    stub = tmp_path / "bin" / "azmlinfsrv"
+    stub.parent.mkdir()
+    stub.write_text('#!/bin/sh\npwd\nprintf "%s\\n" "$@"\n')
+    stub.chmod(0o755)
+    (tmp_path / "app code").mkdir()
+    variables = {"AML_APP_ROOT": f"{tmp_path}/app code/", "AZUREML_ENTRY_SCRIPT": "score.py"}
+    environment = {"PATH": f"{stub.parent}:/usr/bin:/bin", **variables}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    assert done.stdout.splitlines() == [f"{tmp_path}/app code", "--port", "5001", "--entry_script", "score.py"]
 
 
 def test_a_digest_pins_the_base_image(monkeypatch):

@@ -89,8 +89,8 @@ if ! $dry_run; then
     }
 fi
 
-step "environment My-conversational-env, version 29f503cea80f"
-exists environment show --name My-conversational-env --version 29f503cea80f ||
+step "environment My-conversational-env, version 1fe1404d8f52"
+exists environment show --name My-conversational-env --version 1fe1404d8f52 ||
     azml environment create --file environment.yml
 
 step "model My-conversational-model, version 0123456789ab"

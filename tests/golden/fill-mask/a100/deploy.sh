@@ -89,8 +89,8 @@ if ! $dry_run; then
     }
 fi
 
-step "environment My-fill-mask-env, version e8c22f3c2357"
-exists environment show --name My-fill-mask-env --version e8c22f3c2357 ||
+step "environment My-fill-mask-env, version d51f823ba733"
+exists environment show --name My-fill-mask-env --version d51f823ba733 ||
     azml environment create --file environment.yml
 
 step "model My-fill-mask-model, version 0123456789ab"

@@ -89,8 +89,8 @@ if ! $dry_run; then
     }
 fi
 
-step "environment My-summarization-env, version e8c22f3c2357"
-exists environment show --name My-summarization-env --version e8c22f3c2357 ||
+step "environment My-summarization-env, version d51f823ba733"
+exists environment show --name My-summarization-env --version d51f823ba733 ||
     azml environment create --file environment.yml
 
 step "model My-summarization-model, version 0123456789ab"

@@ -89,8 +89,8 @@ if ! $dry_run; then
     }
 fi
 
-step "environment My-text-to-image-env, version 16005bf067cb"
-exists environment show --name My-text-to-image-env --version 16005bf067cb ||
+step "environment My-text-to-image-env, version 63924a980750"
+exists environment show --name My-text-to-image-env --version 63924a980750 ||
     azml environment create --file environment.yml
 
 step "model My-text-to-image-model, version 0123456789ab"

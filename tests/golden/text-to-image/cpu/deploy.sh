@@ -89,8 +89,8 @@ if ! $dry_run; then
     }
 fi
 
-step "environment My-text-to-image-env, version 65d2b96a377f"
-exists environment show --name My-text-to-image-env --version 65d2b96a377f ||
+step "environment My-text-to-image-env, version f36a4da5925b"
+exists environment show --name My-text-to-image-env --version f36a4da5925b ||
     azml environment create --file environment.yml
 
 step "model My-text-to-image-model, version 0123456789ab"
