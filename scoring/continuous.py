@@ -143,6 +143,7 @@ class Continuous:
         self._filling = [running for running in self._filling if running not in over]
         for running in over:
             heapq.heappush(self._free, running.slot)
+            self.decoder.release(running.slot)
             if not running.failure:
                 self._task.show_end(running.row, [running.tokens])
             running.done(running.failure or [running.tokens])

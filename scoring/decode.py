@@ -7,7 +7,7 @@
     later = decoder.step([3, 5])           # feeds each slot's last token, picks the next
     later.tokens()                         # waits for this step only; read it one step late
 
-A slot needs no closing: leave it out of `step`, and open it again. On a CPU every call is complete when it returns.
+A slot needs no closing: leave it out of `step`, and open it again; `release` gives its memory back on a CPU. On a CPU every call is complete when it returns.
 On a GPU `sample` and `step` only enqueue; tokens stay on the device between steps, so a step needs no answer of the
 one before. All calls must come from one thread.
 """
@@ -123,6 +123,10 @@ class Decoder:
         self.state.lengths[rows] += 1
         self._last = logits
         return self._pick(slots, logits)
+
+    def release(self, slot: int) -> None:
+        """Say that a slot will not be used before it is opened again."""
+        self.state.release(slot)
 
     @torch.inference_mode()
     def feed(self, slot: int, token: int) -> None:

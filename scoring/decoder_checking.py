@@ -11,7 +11,8 @@ from torch import Tensor
 from scoring.decode import Decoder
 
 _PROBES = (48, 30, 17)  # tokens of the sequences decoded at once, so that steps of 3, 2 and 1 slots are verified
-_PREFILLED = 12  # of each, in two pieces; the rest goes through cached steps
+_PREFILLED = 12  # of each at least, in two pieces; the rest goes through cached steps
+_ON_CPU = (6, 4, 2)  # steps of each: there one takes as long as dozens on a GPU
 
 
 @dataclass(frozen=True)
@@ -48,19 +49,23 @@ def _logits(model: Any, ids: list[list[int]]) -> list[Tensor]:
 def errors(decoder: Decoder, told: Told) -> dict[str, float]:
     """Relative errors (2-norms over all positions) of "prefill" and "decode", sequences fed as they are."""
     slots = list(range(min(decoder.slots, len(told.ids))))
+    on_cpu = decoder.form.device.type == "cpu"
+    steps = [min(len(ids) - _PREFILLED, _ON_CPU[i] if on_cpu else len(ids)) for i, ids in enumerate(told.ids)]
+    starts = [len(ids) - count for ids, count in zip(told.ids, steps, strict=True)]
     prefill, found, wanted = [], [], []
     for slot in slots:
+        start = starts[slot]
         decoder.open(slot)
-        decoder.prefill(slot, told.ids[slot][: _PREFILLED // 2])
-        logits = decoder.prefill(slot, told.ids[slot][_PREFILLED // 2 : _PREFILLED])
-        prefill.append((logits.float().cpu(), told.logits[slot][_PREFILLED - 1]))
-    for position in range(_PREFILLED, max(map(len, told.ids))):
-        live = [slot for slot in slots if position < len(told.ids[slot])]
+        decoder.prefill(slot, told.ids[slot][: start // 2])
+        logits = decoder.prefill(slot, told.ids[slot][start // 2 : start])
+        prefill.append((logits.float().cpu(), told.logits[slot][start - 1]))
+    for number in range(max(steps[: len(slots)])):
+        live = [slot for slot in slots if number < steps[slot]]
         for slot in live:
-            decoder.feed(slot, told.ids[slot][position])
+            decoder.feed(slot, told.ids[slot][starts[slot] + number])
         decoder.step(live)
         found += list(decoder.last_logits(len(live)).float().cpu())
-        wanted += [told.logits[slot][position] for slot in live]
+        wanted += [told.logits[slot][starts[slot] + number] for slot in live]
     return {
         "prefill": _relative(torch.stack([a for a, _ in prefill]), torch.stack([b for _, b in prefill])),
         "decode": _relative(torch.stack(found), torch.stack(wanted)),

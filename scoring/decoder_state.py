@@ -1,14 +1,20 @@
 """What a decoder keeps on the device: the cache of keys and values, and one row of numbers a slot.
 
-There is one slot more than asked for: the last is scratch, which rows that pad a batch write to.
+There is one slot more than asked for: the last is scratch, which rows that pad a batch write to. On a CPU the cache is
+address space: it takes memory where tokens are written, and gives it back when a slot is released.
 """
 
+import math
+import mmap
+import sys
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from scoring.decoder_form import Form
 
+_NO_RESERVE = 0x4000  # Linux's MAP_NORESERVE, which Python names from 3.13 on
 FORBIDDEN = 4  # tokens a slot can hold back until a length is reached: its end tokens
 
 
@@ -38,8 +44,9 @@ class State:
         self.slots = slots
         self.max_length = max_length
         shape = (len(form.layers), rows, form.kv_heads, max_length, form.head_dim)
-        self.keys = torch.zeros(shape, dtype=form.dtype, device=device)
-        self.values = torch.zeros(shape, dtype=form.dtype, device=device)
+        self._mapped: list[mmap.mmap] = []
+        self.keys = self._cache(shape, form.dtype, device)
+        self.values = self._cache(shape, form.dtype, device)
         self.lengths = torch.zeros(rows, dtype=torch.int32, device=device)
         self.tokens = torch.zeros(rows, dtype=torch.int64, device=device)
         self.seen = torch.zeros(rows, form.vocabulary, dtype=torch.uint8, device=device)
@@ -66,6 +73,24 @@ class State:
         padded = [*sampling.forbidden, *[-1] * (FORBIDDEN - len(sampling.forbidden))]
         self.forbidden[slot] = torch.tensor(padded, dtype=torch.int32, device=self.forbidden.device)
         self.forbidden_until[slot] = sampling.forbidden_until
+
+    def release(self, slot: int) -> None:
+        """Give back the memory of a slot's tokens, where it can be given back; the slot must be opened again."""
+        block = self.keys[0, 0].nbytes
+        for mapped in self._mapped:
+            for layer in range(self.keys.shape[0]):
+                begin = (layer * self.keys.shape[1] + slot) * block
+                first, last = -(-begin // mmap.PAGESIZE), (begin + block) // mmap.PAGESIZE
+                if first < last:
+                    mapped.madvise(mmap.MADV_DONTNEED, first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE)
+
+    def _cache(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Zeros."""
+        if device.type != "cpu" or sys.platform != "linux":
+            return torch.zeros(shape, dtype=dtype, device=device)
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE
+        self._mapped.append(mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=flags))
+        return torch.frombuffer(self._mapped[-1], dtype=dtype).view(shape)
 
     def bytes(self) -> int:
         """Bytes of the cache."""

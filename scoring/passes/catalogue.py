@@ -10,8 +10,6 @@ from scoring.tasks import task_schema
 
 def catalogue(deployment: Deployment) -> list[Pass]:
     """The passes that a deployment's task may have."""
-    if deployment.task == "text-to-image":
-        return diffusion_passes()
     if task_schema(deployment.task).generative:
         return decoder_passes(deployment.limits)
     return encoder_passes()
@@ -28,30 +26,19 @@ def encoder_passes() -> list[Pass]:
 
 
 def decoder_passes(limits: Limits) -> list[Pass]:
-    """As many slots of full length as the batch's budget of tokens holds."""
+    """As many slots of full length as the batch's budget of tokens holds; on a CPU one for every row of a batch."""
     from scoring.passes.static_decode import StaticDecode
     from scoring.passes.weight_only import WeightOnly
 
     context = limits.context_length or StaticDecode().max_length
     slots = max(1, min(limits.max_batch_size, limits.max_batch_tokens // context))
-    decode = StaticDecode(slots=slots, max_length=context)
+    decode = StaticDecode(slots, context, cpu_slots=limits.max_batch_size)
     return [decode, WeightOnly(decode)]
 
 
-def diffusion_passes() -> list[Pass]:
-    """The whole loop of steps at once."""
-    from scoring.passes.diffusion import Diffusion
-
-    return [Diffusion()]
-
-
-def reference_of(task: str) -> Callable[[Any], Callable[..., Any]]:
+def reference_of(generative: bool) -> Callable[[Any], Callable[..., Any]]:
     """How a model's plain answers are taken before any pass changes it."""
-    if task == "text-to-image":
-        from scoring import diffusion_graphs
-
-        return diffusion_graphs.reference
-    if task_schema(task).generative:
+    if generative:
         from scoring import decoder_checking
 
         return decoder_checking.reference

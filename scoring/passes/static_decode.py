@@ -1,4 +1,8 @@
-"""Decoders over static memory: one CUDA graph a batch size, fused kernels, sampling on the GPU, no wait per token."""
+"""Decoders over static memory, which sequences join and leave between steps.
+
+On a GPU: one CUDA graph a batch size, fused kernels, sampling on the GPU, no wait per token. On a CPU: every step reads
+the weights once for all sequences, where `generate` reads them once for each (`benchmarks/results/streams.json`).
+"""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -17,20 +21,19 @@ class StaticDecode(Pass):
 
     name: ClassVar[str] = "static_decode"
 
-    def __init__(self, slots: int = 16, max_length: int = 2048) -> None:
+    def __init__(self, slots: int = 16, max_length: int = 2048, cpu_slots: int | None = None) -> None:
         self.slots = slots
         self.max_length = max_length
+        self.cpu_slots = cpu_slots or slots  # there a slot takes memory only for the tokens that it holds
 
     def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Decision:
-        """Taken for the ten families on GPUs with bf16 matrix units and memory for the slots."""
+        """Taken for the ten families, on GPUs with bf16 matrix units and memory for the slots, on CPUs in float32."""
         if facts.kind != "decoder":
             return Decision(False, f"{facts.family} is not a decoder")
         if facts.family not in FAMILIES:
             return Decision(False, f"{facts.family} is none of {', '.join(FAMILIES)}")
         if hardware.device != "cuda":
-            return Decision(
-                False, "its gain is in GPU kernels and graphs; a CPU would run the same operations as before"
-            )
+            return self._on_cpu(facts)
         if hardware.capability < (8, 0):
             major, minor = hardware.capability
             return Decision(False, f"its kernels need compute capability 8.0; {hardware.name} has {major}.{minor}")
@@ -44,6 +47,12 @@ class StaticDecode(Pass):
             )
         return Decision(True, f"{self.slots} slots of {self.max_length} tokens, one graph a batch size")
 
+    def _on_cpu(self, facts: Facts) -> Decision:
+        if facts.weight_bytes < 4 * facts.parameters:
+            return Decision(False, "on a CPU it is measured and taken in float32 only")
+        slots = f"{self.cpu_slots} slots of {self.max_length} tokens"
+        return Decision(True, f"{slots}; one reading of the weights a step serves them all")
+
     def apply(self, model: Any) -> Applied:
         import torch
 
@@ -53,13 +62,15 @@ class StaticDecode(Pass):
         reason = unsupported(model.config)
         if reason:
             raise PassRefused(reason)
+        slots = self.slots if model.device.type == "cuda" else self.cpu_slots
         try:
-            decoder = Decoder(model, self.slots, self.max_length)
+            decoder = Decoder(model, slots, self.max_length)
             decoder.warm_up()
-        except torch.OutOfMemoryError as error:
-            raise PassRefused(f"no memory for {self.slots} slots of {self.max_length} tokens") from error
+        except (torch.OutOfMemoryError, OSError) as error:
+            raise PassRefused(f"no memory for {slots} slots of {self.max_length} tokens") from error
         model.static_decoder = decoder
-        detail = f"{self.slots} slots, {decoder.state.bytes() / 2**20:.0f} MiB of keys and values"
+        most = "up to " if model.device.type == "cpu" else ""
+        detail = f"{slots} slots, {most}{decoder.state.bytes() / 2**20:.0f} MiB of keys and values"
         return Applied(len(decoder.form.layers), detail, lambda: delattr(model, "static_decoder"))
 
     def verify(self, model: Any, reference: Callable[..., Any]) -> float:

@@ -26,6 +26,8 @@ class WeightOnly(Pass):
         below = self.decode.applies(facts, hardware, objective)
         if not below.take:
             return Decision(False, f"it builds on static_decode: {below.reason}")
+        if hardware.device != "cuda":
+            return Decision(False, "its kernels are for GPUs")
         if objective != LATENCY:
             return Decision(False, "it serves one or two sequences at a time; larger batches read 16-bit weights")
         if facts.weight_bytes < _WORTH:

@@ -1,20 +1,25 @@
 """The static_decode pass: what it decides on paper, what it changes, and that its verification can fail."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from scoring.config import Limits
+from scoring.decode import Decoder
 from scoring.decoder_checking import errors, reference
 from scoring.decoder_families import FAMILIES as BUILT
 from scoring.passes.base import COST, LATENCY, TOLERANCE, Facts, Hardware, PassRefused
+from scoring.passes.catalogue import decoder_passes
 from scoring.passes.static_decode import FAMILIES, StaticDecode
 from scoring.passes.weight_only import WeightOnly
 from tests.passes.test_decoder_reference import plain_logits, prompt, tiny
 
 FACTS = Facts("llama", "LlamaForCausalLM", "decoder", 1_100_000_000, 2_200_000_000, 22, 32, 4, 2048)
 H100 = Hardware("cuda", "NVIDIA H100 80GB HBM3", (9, 0), 80 * 2**30, 1, True)
+CPU = Hardware("cpu", "cpu", (0, 0), 0, 0, False)
 
 
 @pytest.mark.parametrize(
@@ -22,7 +27,7 @@ H100 = Hardware("cuda", "NVIDIA H100 80GB HBM3", (9, 0), 80 * 2**30, 1, True)
     [
         (replace(FACTS, family="bert", kind="encoder"), H100, "bert is not a decoder"),
         (replace(FACTS, family="codegen"), H100, "codegen is none of bloom"),
-        (FACTS, replace(H100, device="cpu", capability=(0, 0)), "a CPU would run"),
+        (FACTS, CPU, "in float32 only"),
         (FACTS, replace(H100, name="Tesla V100", capability=(7, 0)), "Tesla V100 has 7.0"),
         (replace(FACTS, heads=4), H100, "heads of 512"),
         (FACTS, replace(H100, memory_bytes=2**31), "weights and 16 slots need 2.7 GiB"),
@@ -37,6 +42,36 @@ def test_refusals_name_their_reason(facts: Facts, hardware: Hardware, reason: st
 def test_every_family_is_taken_on_an_h100() -> None:
     for family in FAMILIES:
         assert StaticDecode().applies(replace(FACTS, family=family), H100, LATENCY).take, family
+
+
+def test_in_float32_it_is_taken_on_a_cpu_with_a_slot_for_every_row(tmp_path: Path) -> None:
+    wide = replace(FACTS, weight_bytes=4_400_000_000)
+    decode, weight_only = decoder_passes(Limits(max_batch_size=24, max_batch_tokens=100, context_length=64))
+    decision = decode.applies(wide, CPU, LATENCY)
+    assert decision.take
+    assert "24 slots of 64 tokens" in decision.reason
+    assert "for GPUs" in weight_only.applies(wide, CPU, LATENCY).reason
+    model = tiny("llama", tmp_path)
+    decode.apply(model)
+    assert model.static_decoder.slots == 24
+
+
+def test_a_released_slot_gives_its_memory_back_and_is_used_again(tmp_path: Path) -> None:
+    model = tiny("llama", tmp_path)
+    model.config.max_position_embeddings = 4096
+    decoder = Decoder(model, 3, 4096)
+    ids = prompt(model, 20)
+    wanted = []
+    for slot in range(3):
+        decoder.open(slot)
+        wanted.append(decoder.prefill(slot, ids).clone())
+    kept = decoder.state.keys[:, [0, 2]].clone()
+    decoder.release(1)
+    assert torch.equal(decoder.state.keys[:, [0, 2]], kept)
+    if sys.platform == "linux":
+        assert not decoder.state.keys[:, 1].any()
+    decoder.open(1)
+    assert torch.equal(decoder.prefill(1, ids), wanted[1])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
