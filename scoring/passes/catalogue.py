@@ -10,6 +10,8 @@ from scoring.tasks import task_schema
 
 def catalogue(deployment: Deployment) -> list[Pass]:
     """The passes that a deployment's task may have."""
+    if deployment.task == "text-to-image":
+        return diffusion_passes()
     if task_schema(deployment.task).generative:
         return decoder_passes(deployment.limits)
     return encoder_passes()
@@ -36,9 +38,20 @@ def decoder_passes(limits: Limits) -> list[Pass]:
     return [decode, WeightOnly(decode)]
 
 
-def reference_of(generative: bool) -> Callable[[Any], Callable[..., Any]]:
+def diffusion_passes() -> list[Pass]:
+    """The whole loop of steps at once."""
+    from scoring.passes.diffusion import Diffusion
+
+    return [Diffusion()]
+
+
+def reference_of(task: str) -> Callable[[Any], Callable[..., Any]]:
     """How a model's plain answers are taken before any pass changes it."""
-    if generative:
+    if task == "text-to-image":
+        from scoring import diffusion_graphs
+
+        return diffusion_graphs.reference
+    if task_schema(task).generative:
         from scoring import decoder_checking
 
         return decoder_checking.reference
