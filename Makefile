@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 TORCH := $(shell sed -n 's/^torch==//p' templates/locks/scoring.in)
 
-.PHONY: demo test lint unit bench docs golden lock protos clean
+.PHONY: demo test lint unit bench image docs golden lock protos clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -29,6 +29,9 @@ unit: $(STAMP)
 
 bench: $(STAMP)  ## what gRPC, HTTP and azmlinfsrv add over in-process
 	$(BIN)/python -m benchmarks.hosts
+
+image: $(STAMP)  ## build the generated Dockerfile for real and ask the server inside; root, Debian, some minutes
+	tools/image/make.sh
 
 docs: $(STAMP)  ## regenerate docs/cli.md from the command line
 	$(BIN)/python -m tools.docs

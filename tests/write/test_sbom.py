@@ -119,3 +119,22 @@ def test_a_digest_that_is_none_is_refused(tiny, tmp_path, digest):
     with pytest.raises(SpecError, match="image_digest"):
         mii_azure.generate("question-answering", model, "my-qa", output=tmp_path / "b", image_digest=digest)
     assert not (tmp_path / "b").exists()
+
+
+def test_it_is_the_same_in_processes_that_order_sets_differently(tmp_path):
+    import os
+    import subprocess
+    import sys
+
+    code = "from tests.write.test_sbom import bill; import sys; sys.stdout.write(bill(a='MIT AND ISC', b='Terms'))"
+    texts = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            check=True,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in "123"
+    }
+    assert texts == {bill(a="MIT AND ISC", b="Terms")}

@@ -55,6 +55,11 @@ class Images:
         options = ["--isolation=chroot", "--network=host", "--pull-never", "--layers=false", *volumes]
         self._buildah("build", *options, "--tag", name, str(context), timeout=_BUILD_TIMEOUT_S)
 
+    def remove(self, name: str) -> None:
+        """Remove an image and what builds left without a name; vfs keeps whole copies, some GB each."""
+        self._buildah("rmi", name)
+        self._buildah("rmi", "--prune", "--force")
+
     def config(self, name: str) -> dict[str, Any]:
         """The image's own configuration: User, Cmd, Env and so on."""
         found: dict[str, Any] = json.loads(self.output("inspect", "--type=image", name))
