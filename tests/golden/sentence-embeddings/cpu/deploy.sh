@@ -89,8 +89,8 @@ if ! $dry_run; then
     }
 fi
 
-step "environment My-sentence-embeddings-env, version 49386440cb58"
-exists environment show --name My-sentence-embeddings-env --version 49386440cb58 ||
+step "environment My-sentence-embeddings-env, version 661c0671c970"
+exists environment show --name My-sentence-embeddings-env --version 661c0671c970 ||
     azml environment create --file environment.yml
 
 step "model My-sentence-embeddings-model, version 0123456789ab"

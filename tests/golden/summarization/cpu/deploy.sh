@@ -89,8 +89,8 @@ if ! $dry_run; then
     }
 fi
 
-step "environment My-summarization-env, version 49386440cb58"
-exists environment show --name My-summarization-env --version 49386440cb58 ||
+step "environment My-summarization-env, version 661c0671c970"
+exists environment show --name My-summarization-env --version 661c0671c970 ||
     azml environment create --file environment.yml
 
 step "model My-summarization-model, version 0123456789ab"

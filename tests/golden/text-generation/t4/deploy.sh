@@ -89,8 +89,8 @@ if ! $dry_run; then
     }
 fi
 
-step "environment My-text-generation-env, version 1fe1404d8f52"
-exists environment show --name My-text-generation-env --version 1fe1404d8f52 ||
+step "environment My-text-generation-env, version bbb13908f54f"
+exists environment show --name My-text-generation-env --version bbb13908f54f ||
     azml environment create --file environment.yml
 
 step "model My-text-generation-model, version 0123456789ab"

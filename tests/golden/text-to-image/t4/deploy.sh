@@ -89,8 +89,8 @@ if ! $dry_run; then
     }
 fi
 
-step "environment My-text-to-image-env, version 32c3254a26b9"
-exists environment show --name My-text-to-image-env --version 32c3254a26b9 ||
+step "environment My-text-to-image-env, version 9687dccd3dcc"
+exists environment show --name My-text-to-image-env --version 9687dccd3dcc ||
     azml environment create --file environment.yml
 
 step "model My-text-to-image-model, version 0123456789ab"
