@@ -20,6 +20,7 @@ from scoring.config import Limits
 from scoring.errors import NotReady, Overloaded
 from scoring.statistics import Statistics
 from scoring.tasks.base import SLOTS, Row, Slots, Task
+from scoring.usage import generated
 
 logger = logging.getLogger("mii_azure.engine")
 
@@ -212,7 +213,7 @@ class Engine:
                 job.future.set_exception(output)
             return
         if job.rows[position].new_tokens:
-            self.statistics.count("generated_tokens", sum(map(len, output)))
+            self.statistics.count("generated_tokens", generated(output))
         job.outputs[position] = output
         if len(job.outputs) == len(job.rows) and not job.future.done():
             job.future.set_result([job.outputs[i] for i in range(len(job.rows))])

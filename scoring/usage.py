@@ -17,11 +17,9 @@ def usage(task: Task, rows: Sequence[Row], outputs: Sequence[Any]) -> dict[str, 
     return counted
 
 
-def generated(task: Task, outputs: Sequence[Any]) -> int:
-    """Tokens that a generative task's outputs hold; 0 for other tasks, and for images."""
-    if not task.schema.generative:
-        return 0
-    return sum(len(tokens) for output in outputs for tokens in output if isinstance(tokens, list))
+def generated(output: Any) -> int:
+    """Tokens in the output of one row: a generative task's is a list of token lists; an image has none."""
+    return sum(len(tokens) for tokens in output if isinstance(tokens, list)) if isinstance(output, list) else 0
 
 
 def _end(task: Any, row: Row, tokens: list[int]) -> tuple[int, str]:
