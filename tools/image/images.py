@@ -138,8 +138,8 @@ class Server:
 
     def ask(self, path: str, body: str | None = None, timeout: float = 60) -> tuple[int, bytes]:
         """Status and body of a GET, or of a POST of JSON; status 0 where nothing answers."""
-        command = ["nsenter", "--net", f"--target={self._process.pid}", "curl", "--silent", f"--max-time={timeout:g}"]
-        command += ["--write-out", "\n%{http_code}", f"http://127.0.0.1:5001{path}"]
+        command = ["nsenter", "--net", f"--target={self._process.pid}", "curl", "--silent"]
+        command += ["--max-time", f"{timeout:g}", "--write-out", "\n%{http_code}", f"http://127.0.0.1:5001{path}"]
         if body is not None:
             command += ["--header", "Content-Type: application/json", "--data-binary", "@-"]
         done = subprocess.run(command, check=False, input=(body or "").encode(), capture_output=True)
