@@ -7,9 +7,9 @@
     later = decoder.step([3, 5])           # feeds each slot's last token, picks the next
     later.tokens()                         # waits for this step only; read it one step late
 
-A slot needs no closing: leave it out of `step`, and open it again; `release` gives its memory back on a CPU. On a CPU every call is complete when it returns.
-On a GPU `sample` and `step` only enqueue; tokens stay on the device between steps, so a step needs no answer of the
-one before. All calls must come from one thread.
+A slot needs no closing: leave it out of `step`, and open it again; `release` gives its memory back on a CPU. There
+every call is complete when it returns. On a GPU `sample` and `step` only enqueue; tokens stay on the device between
+steps, so a step needs no answer of the one before. All calls must come from one thread.
 """
 
 from collections.abc import Sequence
