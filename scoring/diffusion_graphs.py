@@ -7,6 +7,7 @@ table times the history, the UNet, guidance, one row written to the history. Off
 
 import contextlib
 import logging
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -21,11 +22,11 @@ from torch.nn import functional
 from scoring.denoising import Schedule
 from scoring.diffusion import guided
 from scoring.passes.base import PassRefused
+from scoring.recorder import KEPT, Recorder, Replayed
 
 logger = logging.getLogger("mii_azure.passes")
 
 _ROOM = (64, 128, 256, 512, 1024)  # steps that buffers are made for
-_GRAPHS = 6  # shapes kept, least recently used first to go
 _TRIALS = 20
 
 
@@ -97,6 +98,7 @@ class Conditions:
     undo: Callable[[], None]
 
 
+@torch.no_grad()
 def rewire(unet: Any) -> Conditions:
     """Put the classes above into a UNet; raises PassRefused, with it unchanged, for parts it does not know."""
     blocks = [m for m in unet.modules() if type(m).__name__ == "ResnetBlock2D" and m.time_emb_proj is not None]
@@ -272,7 +274,7 @@ class Fast:
         key = (*shape, guided_, room, context)
         loop = self._loops.get(key)
         if loop is None:
-            while len(self._loops) >= _GRAPHS:
+            while len(self._loops) >= KEPT:
                 self._loops.popitem(last=False)
             loop = Loop(self, shape, guided_, room, context)
             with _attention(self._backend):
@@ -289,32 +291,34 @@ class Fast:
         height, width = self.model.native_size
         scale = self.model.scale
         shape = (1, self.model.unet.config.in_channels, height // scale, width // scale)
-        context = self.model.text_encoder.config.max_position_embeddings
-        times: dict[str, float] = {}
-        best = None
         began = time.perf_counter()
-        for backend in (None, SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION):
-            for compiled in (False, True):
-                self._backend, self._compiled_shape = backend, shape if compiled else ()
-                self._compiled = torch.compile(self._plain, dynamic=False) if compiled else None
-                name = f"{'compiled' if compiled else 'graph'}, {backend.name.lower() if backend else 'any attention'}"
-                try:
-                    times[name] = self._milliseconds(shape, context)
-                except Exception as error:  # a kernel that does not exist here is no candidate
-                    logger.info("diffusion: %s is no candidate: %s", name, str(error).split("\n")[0][:200])
-                    continue
-                if best is None or times[name] < times[best[0]]:
-                    best = (name, backend, self._compiled, self._compiled_shape)
-        self._loops.clear()
-        if best is None:
+        times = {
+            backend: self._milliseconds(shape, backend, compiled=False)
+            for backend in (None, SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION)
+        }
+        self._backend = best = min(times, key=lambda backend: times[backend])
+        if math.isinf(times[best]):
             raise PassRefused("no step could be captured on this device")
-        name, self._backend, self._compiled, self._compiled_shape = best
-        told = "; ".join(f"{name} {ms:.2f} ms" for name, ms in times.items())
-        self.detail = f"one graph a step, {name} ({told}; choosing took {time.perf_counter() - began:.0f} s)"
-
-    def _milliseconds(self, shape: tuple[int, ...], context: int) -> float:
+        compiled = self._milliseconds(shape, best, compiled=True)
+        if not compiled < times[best]:
+            self._compiled, self._compiled_shape = None, ()
         self._loops.clear()
-        loop = self.loop(shape, True, 1, context)
+        told = {backend.name.lower() if backend else "default": ms for backend, ms in times.items()} | {
+            "compiled": compiled
+        }
+        each = ", ".join(f"{name} {ms:.2f} ms" for name, ms in told.items() if math.isfinite(ms))
+        self.detail = f"a step of {height} x {width}: {each}; choosing took {time.perf_counter() - began:.0f} s"
+
+    def _milliseconds(self, shape: tuple[int, ...], backend: Any, compiled: bool) -> float:
+        """Median time of a guided step; infinite where it cannot be captured this way."""
+        self._loops.clear()
+        self._backend, self._compiled_shape = backend, shape if compiled else ()
+        self._compiled = torch.compile(self._plain, dynamic=False) if compiled else None
+        try:
+            loop = self.loop(shape, True, 1, self.model.text_encoder.config.max_position_embeddings)
+        except Exception as error:  # a kernel that does not exist here is no candidate
+            logger.info("diffusion: %s is no candidate: %s", backend, str(error).split("\n")[0][:200])
+            return math.inf
         taken = []
         for _ in range(_TRIALS):
             loop.at.zero_()
@@ -324,68 +328,6 @@ class Fast:
             torch.cuda.synchronize()
             taken.append(time.perf_counter() - began)
         return 1e3 * median(taken)
-
-
-class _Second(nn.Module):
-    """Stands for the time embedding: what is given is a row of projections already."""
-
-    def forward(self, row: Tensor, condition: Any = None) -> Tensor:
-        return row
-
-
-class Recorder:
-    """Turns a function over fixed buffers into a graph; off CUDA it stays the function."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.cuda = device.type == "cuda"
-        self.device = device
-        self._pool: Any = None
-        self._stream: Any = None
-
-    def record(self, function: Callable[[], Any]) -> Callable[[], Any]:
-        """Run the function twice for real, then capture it; the result replays. Raises what the capture raises."""
-        if not self.cuda:
-            return function
-        with torch.inference_mode():
-            self._pool = self._pool or torch.cuda.graph_pool_handle()
-            self._stream = side = self._stream or torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-            side.wait_stream(torch.cuda.current_stream(self.device))
-            with torch.cuda.stream(side):
-                for _ in range(2):
-                    function()
-            torch.cuda.current_stream(self.device).wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool, stream=side, capture_error_mode="thread_local"):
-                function()
-        return graph.replay
-
-
-class Replayed:
-    """A function of one tensor as a graph per shape; at most `_GRAPHS` shapes are kept."""
-
-    def __init__(self, recorder: Recorder, function: Callable[[Tensor], Tensor]) -> None:
-        self._recorder, self._function = recorder, function
-        self._known: OrderedDict[Any, tuple[Tensor, list[Tensor], Callable[[], Any]]] = OrderedDict()
-
-    def __call__(self, given: Tensor) -> Tensor:
-        """The function's result, in memory of its own."""
-        if not self._recorder.cuda:
-            return self._function(given)
-        if given.shape not in self._known:
-            while len(self._known) >= _GRAPHS:
-                self._known.popitem(last=False)
-            static = given.to(self._recorder.device, copy=True)
-            kept: list[Tensor] = []
-
-            def run() -> None:
-                kept[:] = [self._function(static)]
-
-            self._known[given.shape] = (static, kept, self._recorder.record(run))
-        static, kept, replay = self._known[given.shape]
-        self._known.move_to_end(given.shape)
-        static.copy_(given)
-        replay()
-        return kept[0].clone()
 
 
 @contextlib.contextmanager
@@ -400,65 +342,8 @@ def _attention(backend: Any) -> Iterator[None]:
         yield
 
 
-# --- verifying
+class _Second(nn.Module):
+    """Stands for the time embedding: what is given is a row of projections already."""
 
-
-@dataclass(frozen=True)
-class Told:
-    """What plain diffusers draws in float32, and how far the model's own precision is from it."""
-
-    probes: list[tuple[Tensor, int, tuple[int, int], Tensor | None]]  # token ids, steps, size, guidance
-    wanted: list[Tensor]
-    plain_error: float
-
-
-def _probes(model: Any) -> list[tuple[Tensor, int, tuple[int, int], Tensor | None]]:
-    """A guided image of the model's size; a small batch of two that differ in guidance; one without guidance."""
-    generator = torch.Generator().manual_seed(0)
-    config = model.text_encoder.config
-    ids = torch.randint(0, config.vocab_size, (4, config.max_position_embeddings), generator=generator)
-    small = (8 * model.scale, 8 * model.scale)
-    scales = torch.tensor([7.5, 3.0])
-    return [
-        (ids[:2], 4, model.native_size, scales[:1]),
-        (ids, 6, small, scales),
-        (ids[:1], 4, small, None),
-    ]
-
-
-def _draw(model: Any, probe: tuple[Tensor, int, tuple[int, int], Tensor | None]) -> Tensor:
-    ids, steps, (height, width), guidance = probe
-    rows = len(ids) // (1 if guidance is None else 2)
-    generators = [torch.Generator().manual_seed(row) for row in range(rows)]
-    with torch.inference_mode():
-        noise = model.noise(generators, height, width)
-        scales = None if guidance is None else guidance.to(noise.device)
-        latents = model.denoise(model.embed(ids), noise, scales, steps, generators)
-        return torch.cat([model.decode(each[None]) for each in latents]).float().cpu()
-
-
-def reference(model: Any) -> Callable[[], Told]:
-    """Draw the probes plainly, now, in float32 where memory allows and in the model's own precision."""
-    probes = _probes(model)
-    wanted = plain = [_draw(model, probe) for probe in probes]
-    if model.dtype != torch.float32 and _room(model):
-        wanted = [_draw(model.widened(), probe) for probe in probes]
-    told = Told(probes, wanted, max(_error(a, b) for a, b in zip(plain, wanted, strict=True)))
-    return lambda: told
-
-
-def _room(model: Any) -> bool:
-    if model.device.type != "cuda":
-        return True
-    needed = 4 * sum(parameter.numel() for parameter in model.parameters())
-    return bool(torch.cuda.mem_get_info(model.device)[0] > 1.5 * needed)
-
-
-def _error(found: Tensor, wanted: Tensor) -> float:
-    return float((found - wanted).norm() / wanted.norm().clamp_min(1e-12))
-
-
-def verify(model: Any, told: Told) -> float:
-    """Largest relative error (2-norm) of the images; NaN where one is not finite."""
-    errors = [_error(_draw(model, probe), want) for probe, want in zip(told.probes, told.wanted, strict=True)]
-    return max(errors, key=lambda error: float("inf") if error != error else error)
+    def forward(self, row: Tensor, condition: Any = None) -> Tensor:
+        return row

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from transformers import (
     CLIPConfig,
-    CLIPImageProcessorPil,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTokenizer,
@@ -93,6 +92,8 @@ def tiny_pipeline(folder: Path | str, scheduler: str = "PNDMScheduler", safety: 
 
 
 def _image_processor() -> Any:
+    from transformers import CLIPImageProcessorPil
+
     return CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
 
 

@@ -48,9 +48,9 @@ def diffusion_passes() -> list[Pass]:
 def reference_of(task: str) -> Callable[[Any], Callable[..., Any]]:
     """How a model's plain answers are taken before any pass changes it."""
     if task == "text-to-image":
-        from scoring import diffusion_graphs
+        from scoring import diffusion_checking
 
-        return diffusion_graphs.reference
+        return diffusion_checking.reference
     if task_schema(task).generative:
         from scoring import decoder_checking
 

@@ -45,7 +45,7 @@ class Diffusion(Pass):
         """Nothing: the task's own first image captures the graphs of the model's size."""
 
     def verify(self, model: Any, reference: Callable[..., Any]) -> float:
-        from scoring.diffusion_graphs import verify
+        from scoring.diffusion_checking import verify
 
         return verify(model, reference())
 

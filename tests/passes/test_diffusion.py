@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from scoring.config import Deployment, Optimisation
-from scoring.diffusion_graphs import reference, verify
+from scoring.diffusion_checking import draw, reference, verify
 from scoring.errors import PassNotServed
 from scoring.loader import load
 from scoring.optimise import choose, optimise
 from scoring.passes.base import Facts, Hardware, PassRefused
 from scoring.passes.catalogue import catalogue
 from scoring.passes.diffusion import Diffusion
+from scoring.recorder import KEPT
 from tests.conftest import Tiny
 from tests.tiny_pipelines import tiny_pipeline
 
@@ -115,27 +116,23 @@ def test_it_is_chosen_verified_and_recorded(tiny: Tiny) -> None:
 
 
 def test_more_shapes_than_are_kept(tiny: Tiny) -> None:
-    from scoring import diffusion_graphs
-
     model = fresh(tiny("stable-diffusion", TASK))
     untouched = fresh(tiny("stable-diffusion", TASK))
     Diffusion().apply(model)
     fast = model.denoise.__self__
-    for width in range(64, 64 + 8 * (diffusion_graphs._GRAPHS + 2), 8):
+    for width in range(64, 64 + 8 * (KEPT + 2), 8):
         probe = (torch.zeros(2, 77, dtype=torch.int64), 2, (64, width), torch.tensor([7.5]))
-        found, wanted = (diffusion_graphs._draw(each, probe) for each in (model, untouched))
+        found, wanted = (draw(each, probe) for each in (model, untouched))
         torch.testing.assert_close(found, wanted, atol=1e-3, rtol=0)
-    assert len(fast._loops) == diffusion_graphs._GRAPHS
+    assert len(fast._loops) == KEPT
 
 
 def test_many_steps_need_larger_buffers(tiny: Tiny) -> None:
-    from scoring.diffusion_graphs import _draw
-
     model, untouched = (fresh(tiny("stable-diffusion", TASK)) for _ in range(2))
     Diffusion().apply(model)
     for steps in (3, 70, 5):
         probe = (torch.arange(154).view(2, 77), steps, (64, 64), torch.tensor([5.0]))
-        found, wanted = (_draw(each, probe) for each in (model, untouched))
+        found, wanted = (draw(each, probe) for each in (model, untouched))
         torch.testing.assert_close(found, wanted, atol=5e-3, rtol=0)
 
 
