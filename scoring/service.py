@@ -138,9 +138,9 @@ class Service:
         if not self.ready:
             raise NotReady("The model is not ready.", "Try again shortly.")
         call = parse(payload, self.task.schema)
+        self.task.admit(call.inputs, call.parameters, self.deployment.limits)
         with timed("encode"):
-            self.task.admit(call.inputs, call.parameters, self.deployment.limits)
-        rows = self._encode(call)
+            rows = self._encode(call)
         if call.stream:
             return self._stream(call, rows)
         job = self.engine.submit([row for group in rows for row in group])
