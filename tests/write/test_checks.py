@@ -19,7 +19,13 @@ from scoring.tasks import TASKS
 from tests.write.loose import LOOSE
 from tests.write.mutations import BROKEN, value
 
-FAMILIES = {"text-generation": "gpt2", "conversational": "llama", "summarization": "bart", "translation": "t5"}
+FAMILIES = {
+    "text-generation": "gpt2",
+    "conversational": "llama",
+    "summarization": "bart",
+    "translation": "t5",
+    "text-to-image": "stable-diffusion",
+}
 
 
 @pytest.fixture(scope="module")
