@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from mii_azure.profile import profile
+from mii_azure.weights import files_to_copy, resolve
+from tests.conftest import Tiny
 from tests.decide.conftest import BERT, LLAMA, Folder
 from tests.decide.fake_hub import COMMIT, FakeHub
 
@@ -165,6 +169,23 @@ def test_what_was_downloaded_is_found_again_without_the_hub(
         assert hub.sent["model.safetensors"] == sent
         assert offline(model=repo, revision=COMMIT) == planned
         assert offline(model=repo, revision=COMMIT, download=True) == first
+
+
+def test_a_pipeline_is_planned_by_its_headers_and_downloaded_by_its_parts(
+    hub: FakeHub, ask: Ask, repo: str, tiny: Tiny, tmp_path: Path, home: Path
+) -> None:
+    hub.repos[repo] = path = Path(shutil.copytree(tiny("stable-diffusion", "text-to-image"), tmp_path / "pipeline"))
+    (path / "v1-4.ckpt").write_bytes(b"x")
+    (path / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"x")
+    local = profile(resolve(str(path)))
+    planned = ask(model=repo, task="text-to-image")
+    assert planned["profile"] == local.model_dump() | {"model": repo, "revision": COMMIT, "source": "hub"}
+    assert 0 < hub.sent["unet/diffusion_pytorch_model.safetensors"] <= 100_001
+    found = Path(ask(model=repo, download=True)["folder"])
+    wanted = {file.as_posix() for file in files_to_copy(path)}
+    assert {file.relative_to(found).as_posix() for file in found.rglob("*") if file.is_file()} == wanted
+    with asking(hub, home, HF_HUB_OFFLINE="1") as offline:
+        assert offline(model=repo, revision=COMMIT, task="text-to-image") == planned
 
 
 def test_pickle_only(hub: FakeHub, ask: Ask, repo: str, folder: Folder) -> None:
