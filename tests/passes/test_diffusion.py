@@ -136,6 +136,43 @@ def test_many_steps_need_larger_buffers(tiny: Tiny) -> None:
         torch.testing.assert_close(found, wanted, atol=5e-3, rtol=0)
 
 
+def test_the_compiler_takes_the_step_as_one_graph(tiny: Tiny) -> None:
+    model = fresh(tiny("stable-diffusion", TASK))
+    Diffusion().apply(model)
+    fast = model.denoise.__self__
+    widths = (fast.conditions.time.shape[0], fast.conditions.prompt.shape[0])
+    given = (torch.randn(2, 4, 8, 8), torch.randn(1, widths[0]), torch.randn(2, 77, widths[1]))
+    with torch.inference_mode():
+        compiled = torch.compile(fast._plain, dynamic=False, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(*given), fast._plain(*given))
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
+        {"sample_size": 96, "cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20]},
+    ],
+    ids=["1.4", "2.1"],
+)
+def test_the_real_unets_can_be_rewired(shape: dict[str, Any]) -> None:
+    """Without memory for their weights: 22 residual blocks and 32 attentions, and every slice fits."""
+    import diffusers
+
+    from scoring.diffusion_graphs import rewire
+
+    with torch.device("meta"):
+        unet = diffusers.UNet2DConditionModel(use_linear_projection=shape["sample_size"] == 96, **shape).eval()
+        made = rewire(unet)
+        unet.get_time_embed = lambda sample, timestep: timestep
+        unet.time_embedding = torch.nn.Identity()
+        unet.time_embedding.forward = lambda row, condition=None: row
+        given = (torch.zeros(2, 4, 64, 64), torch.zeros(1, made.time.shape[0]))
+        found = unet(*given, encoder_hidden_states=torch.zeros(2, 77, made.prompt.shape[0])).sample
+    assert (made.replaced, found.shape) == (54, (2, 4, 64, 64))
+
+
 def test_a_scheduler_that_adds_noise_is_refused(tmp_path: Path) -> None:
     model = fresh(tiny_pipeline(tmp_path, "EulerAncestralDiscreteScheduler"))
     with pytest.raises(PassRefused, match="adds noise"):
