@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerFast
 
 from scoring.config import Deployment
 from scoring.dialects import parse, read_json, render
-from scoring.service import Service, dumps
+from scoring.json_text import dumps
+from scoring.service import Service
 from scoring.tasks import task_class
 from scoring.tasks.base import Loaded
 

@@ -1,6 +1,5 @@
 """From a raw body to a reply: parse, encode, queue, decode; every error becomes a status and a JSON body."""
 
-import json
 import logging
 import time
 import uuid
@@ -22,6 +21,7 @@ from scoring.errors import (
     RequestTimeout,
 )
 from scoring.facts import facts_of
+from scoring.json_text import dumps
 from scoring.optimise import Record, choose, optimise
 from scoring.passes.base import Decision, Hardware, Pass
 from scoring.passes.catalogue import reference_of
@@ -41,11 +41,6 @@ class Reply:
     status: int
     body: bytes | Iterator[bytes]
     headers: dict[str, str] = field(default_factory=dict)
-
-
-def dumps(value: Any) -> bytes:
-    """JSON as every host sends it: UTF-8, compact, no NaN; half a surrogate pair, echoed in an error, becomes `?`."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode(errors="replace")
 
 
 def error_reply(error: MiiAzureError) -> Reply:

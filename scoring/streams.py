@@ -10,6 +10,7 @@ from typing import Any
 from scoring.dialects import Call, render
 from scoring.engine import Engine, Job
 from scoring.errors import InternalError, MiiAzureError, RequestTimeout
+from scoring.json_text import dumps
 from scoring.tasks.base import Row, Task
 from scoring.usage import usage
 
@@ -79,6 +80,4 @@ def _events(task: Task, call: Call, job: Job, pieces: Pieces, deadline: float) -
 
 
 def _event(value: dict[str, Any]) -> bytes:
-    from scoring.service import dumps
-
     return b"data: " + dumps(value) + b"\n\n"
