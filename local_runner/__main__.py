@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from local_runner import logs, manifest, ready_file
+from local_runner import logs, manifest, ray_options, ready_file
 
 _EXIT_CODES = """exit codes:
   0  stopped by a signal, every request answered
@@ -29,7 +29,9 @@ _SECURITY = {
 
 def main(argv: list[str] | None = None) -> NoReturn:
     """Serve, then end the process."""
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
+    options.ray = ray_options.read(parser, options)
     logs.set_up(options.log_format, options.verbose)
     code = _serve(options)
     sys.stdout.flush()
@@ -56,6 +58,7 @@ def _serve(options: argparse.Namespace) -> int:
                 options.drain_seconds,
                 options.ready_file,
                 security.load(files),
+                options.ray,
             )
         )
     except KeyboardInterrupt:  # before the event loop took signals over
@@ -112,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
         default=env("LOG_FORMAT", "text"),
         help="text for people, json for machines; json tells every request (%(default)s)",
     )
+    ray_options.add(parser)
     parser.add_argument("--verbose", action="store_true", help="log requests, and tracebacks of failures")
     return parser
 

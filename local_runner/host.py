@@ -154,14 +154,17 @@ class Host:
         while (self._busy or self._streams) and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
         abandoned = self._busy + self._streams
-        left = max(0.0, deadline - time.monotonic())
+        await self._end(max(0.0, deadline - time.monotonic()))
+        return abandoned
+
+    async def _end(self, left: float) -> None:
+        """Let the engine finish what it holds."""
         if self.script.loaded:
             draining = asyncio.wrap_future(_in_thread(lambda: self.script.entry.drain(left)))
             done, _ = await asyncio.wait([draining], timeout=left + 1)
             for future in done:
                 if error := future.exception():
                     logger.error("the engine did not drain", exc_info=error)
-        return abandoned
 
     def _submit(self, call: Callable[..., Any], *arguments: Any) -> Future[Any]:
         self._count(+1)

@@ -9,7 +9,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -30,12 +30,12 @@ class Answer:
     status: int
     headers: dict[str, str]
     body: bytes = b""
-    chunks: Iterator[bytes] | None = None
+    chunks: Iterator[bytes] | AsyncIterator[bytes] | None = None
     close: Callable[[], None] = lambda: None
 
     def read(self) -> bytes:
         """The whole body, waiting for a stream's end."""
-        if self.chunks is None:
+        if not isinstance(self.chunks, Iterator):
             return self.body
         try:
             return b"".join(self.chunks)

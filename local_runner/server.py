@@ -20,8 +20,10 @@ from typing import Any
 import uvicorn
 import uvloop
 
-from local_runner import environment, grpc_services, http_app, logs, ready_file
+from local_runner import environment, grpc_services, http_app, logs, ray_cluster, ready_file
 from local_runner.host import Host, State
+from local_runner.ray_host import RayHost
+from local_runner.ray_options import RayOptions
 from local_runner.security import Security
 from mii_azure.errors import PortInUse, RunnerFailed
 from scoring.errors import MiiAzureError
@@ -43,12 +45,15 @@ class Settings:
     drain_s: float = 30.0
     ready_file: Path | None = None
     security: Security = field(default_factory=Security)
+    ray: RayOptions | None = None
 
 
 def serve(settings: Settings) -> int:
     """Serve until a signal; return the exit code. Raises what keeps the runner from serving."""
     if differing := environment.report(environment.differences(settings.bundle)):
         _say(differing)
+    if settings.ray:
+        ray_cluster.connect(settings.ray.address)
     return uvloop.run(_Runner(settings).run())
 
 
@@ -63,7 +68,7 @@ class _HttpServer(uvicorn.Server):
 class _Runner:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._host = Host(settings.bundle)
+        self._host = RayHost(settings.bundle, settings.ray) if settings.ray else Host(settings.bundle)
         self._health = grpc_services.Health(self._host)
         self._ports = (0, 0)
 

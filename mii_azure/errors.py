@@ -25,6 +25,9 @@
     ├── RunnerError             exit 4   a host did not start or went away
     │   ├── PortInUse
     │   ├── RunnerFailed
+    │   ├── RayMissing               --engine ray without Ray Serve
+    │   ├── ClusterTooSmall          no node of the Ray cluster can hold a replica
+    │   ├── ReplicaLost         503  a replica ended with a stream that had begun, or over the request itself
     │   ├── ModelNotServed      404  the runner serves a model of another name
     │   ├── Unauthenticated     401  the runner wants a key
     │   └── UnknownDeployment
@@ -153,6 +156,18 @@ class PortInUse(RunnerError):
 
 class RunnerFailed(RunnerError):
     code = "runner_failed"
+
+
+class RayMissing(RunnerError):
+    code = "ray_missing"
+
+
+class ClusterTooSmall(RunnerError):
+    code = "cluster_too_small"
+
+
+class ReplicaLost(RunnerError):
+    code = "replica_lost"
 
 
 class ModelNotServed(RunnerError):
