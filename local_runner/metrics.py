@@ -69,6 +69,13 @@ class _Scoring:
             phases.add_metric([phase], float(phase == told["phase"]))
         yield phases
         yield GaugeMetricFamily("mii_azure_phase_seconds", "Time in this phase.", told["phase_seconds"])
+        if "replicas" in told:
+            replicas = GaugeMetricFamily("mii_azure_replicas", "Replicas by their state.", labels=["state"])
+            for state, count in told["replicas"].items():
+                replicas.add_metric([state.lower()], count)
+            yield replicas
+            asked = "Requests asked of another replica because theirs was lost."
+            yield CounterMetricFamily("mii_azure_asked_again", asked, told["asked_again"])
         if "stages" not in told:
             return
         yield GaugeMetricFamily("mii_azure_queue_rows", "Rows that wait for a batch.", told["waiting"])

@@ -49,6 +49,7 @@ class RayHost(Host):
         self._unary: Any = None
         self._streaming: Any = None
         self._looking: asyncio.Task[None] | None = None
+        self._asked_again = 0
         self._lost: tuple[type[Exception], ...] = ()
         # Calls of Ray's that block; one thread, so that they keep their order.
         self._ray = ThreadPoolExecutor(1, thread_name_prefix="ray")
@@ -106,8 +107,13 @@ class RayHost(Host):
     def statistics(self) -> dict[str, Any]:
         """The front's own phase, and how many replicas there are."""
         phase = "loading" if self.state is State.LOADING else self.state.value
-        counts = {"running": self._replicas.running, **(self._replicas.states or {})}
-        return {"phase": phase, "phase_seconds": round(time.monotonic() - self._started, 3), "replicas": counts}
+        states = {state.lower(): count for state, count in (self._replicas.states or {}).items()}
+        return {
+            "phase": phase,
+            "phase_seconds": round(time.monotonic() - self._started, 3),
+            "replicas": {"running": self._replicas.running, **states},
+            "asked_again": self._asked_again,
+        }
 
     async def _score(self, raw: str, headers: Mapping[str, str]) -> Answer:
         if not self.ready:
@@ -140,10 +146,13 @@ class RayHost(Host):
                 head = await (self._begin(raw, headers) if streams else self._whole(raw, headers))
                 if head is not None and not _says_not_ready(head):
                     return head
-                streams = streams or head is None
+                if head is None:
+                    streams = True
+                    continue
             except self._lost as error:
                 losses.add(error)
-                await asyncio.sleep(_PAUSE_S)
+                self._asked_again += 1
+            await asyncio.sleep(_PAUSE_S)
 
     async def _whole(self, raw: str, headers: dict[str, str]) -> Answer | None:
         """A whole answer; None when it is a stream after all."""
@@ -201,6 +210,7 @@ class RayHost(Host):
                         "The replica that streamed this answer is gone.", "Ask again; another one answers."
                     ) from error
                 losses.add(error)
+            self._asked_again += 1
             again = await self._timed(stream.raw, stream.headers)
             if not isinstance(again.chunks, _Stream):
                 yield b"data: " + again.body + b"\n\n"
