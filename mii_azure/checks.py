@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -181,9 +181,10 @@ def is_bundle(target: Path) -> bool:
     return not target.is_file() and ((target / MANIFEST).is_file() or not any(target.glob("*.y*ml")))
 
 
-def check(target: Path | str) -> list[Finding]:
+def check(target: Path | str, *, ml_client: Any = None, slot: str | None = None) -> list[Finding]:
     """Return every finding on a bundle, a YAML file or a folder of those, in the order of the rules.
 
+    With `ml_client` what only its workspace knows follows, as `OnlineFinding`s; `slot` is the deployment to be made.
     Raises NotABundle for anything else.
     """
     root = Path(target)
@@ -204,7 +205,11 @@ def check(target: Path | str) -> list[Finding]:
         )
         # An endpoint is judged with each of its deployments; what is said twice is said once.
         found.setdefault((finding.id, finding.file, finding.line, finding.message), finding)
-    return list(found.values())
+    if ml_client is None:
+        return list(found.values())
+    from mii_azure.online import online
+
+    return [*found.values(), *online(root, ml_client, slot)]
 
 
 def problems(target: Path) -> Iterator[tuple[Inspected, Rule, Problem]]:

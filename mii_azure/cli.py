@@ -65,6 +65,10 @@ def plan(
     prices: cli_prices.PriceFile = None,
     utilisation: cli_prices.Utilisation = 0.5,
     batch: cli_prices.BatchSize = 0,
+    online: cli_azure.Online = False,
+    subscription: Subscription = None,
+    resource_group: ResourceGroup = None,
+    workspace: Workspace = None,
     as_json: AsJson = False,
 ) -> None:
     """Say whether a model fits, where, and with which settings, before anything starts. Downloads no weights."""
@@ -91,6 +95,9 @@ def plan(
         passes_on=_split(passes_on),
         passes_off=_split(passes_off),
     )
+    if online:
+        cli_azure.show_afforded(made, instance_count, (subscription, resource_group, workspace), as_json)
+        return
     _print_json(made) if as_json else show_plan(out, made)
 
 
@@ -173,6 +180,11 @@ def check(
         typer.Argument(envvar="MII_AZURE_BUNDLE", help="A generated folder, or Azure ML YAML: a file or a folder."),
     ],
     fix: Annotated[bool, _flag("fix", "Make the changes that are safe, then check again.")] = False,
+    online: cli_azure.Online = False,
+    subscription: Subscription = None,
+    resource_group: ResourceGroup = None,
+    workspace: Workspace = None,
+    slot: Annotated[str, _flag("slot", "With --online: the slot to deploy to; the deployment's name if empty.")] = "",
     as_json: AsJson = False,
 ) -> None:
     """Find what would stop a deployment. YAML of other origin is judged by the rules on YAML. Exit 1 on an error."""
@@ -184,6 +196,8 @@ def check(
     if not is_bundle(target):
         err.print("no manifest.json: only the rules on YAML apply", soft_wrap=True)
     changes, findings = repair(target) if fix else ([], find(target))
+    if online:
+        findings = [*findings, *cli_azure.asked_online(target, slot, subscription, resource_group, workspace)]
     for change in changes:
         (err if as_json else out).print(f"changed {change}", soft_wrap=True)
     _print_json([finding.model_dump() for finding in findings]) if as_json else show_findings(out, findings)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -22,6 +23,7 @@ from mii_azure.cli_shared import (
 )
 
 Slot = Annotated[str, flag("slot", "Deployment of the endpoint, e.g. blue or green.")]
+Online = Annotated[bool, flag("online", "Also ask the workspace what only Azure knows; changes nothing there.")]
 Endpoint = Annotated[str, typer.Argument(help="Name of the endpoint in Azure.")]
 
 
@@ -37,6 +39,32 @@ def workspace_client(subscription: str | None, resource_group: str | None, works
     from mii_azure.azure.client import connect
 
     return connect(subscription, resource_group, workspace)
+
+
+def asked_online(
+    target: Path, slot: str, subscription: str | None, resource_group: str | None, workspace: str | None
+) -> list[Any]:
+    """What the workspace answers about a bundle or YAML."""
+    from mii_azure.online import online
+
+    with _azure(subscription, resource_group, workspace) as client:
+        return list(online(target, client, slot or None))
+
+
+def show_afforded(plan: Any, instances: int, scope: tuple[str | None, str | None, str | None], as_json: bool) -> None:
+    """Print a plan with what the workspace answers about its machines; exit 1 if it cannot have them."""
+    from mii_azure.online import afford
+    from mii_azure.report import show_findings, show_plan
+
+    with _azure(*scope) as client:
+        found = afford(plan.instance_type, instances, client)
+    if as_json:
+        print_json(plan.model_dump(mode="json") | {"online": [finding.model_dump() for finding in found]})
+    else:
+        show_plan(out, plan)
+        show_findings(out, found)
+    if any(finding.severity == "error" for finding in found):
+        raise typer.Exit(1)
 
 
 def _say(text: str) -> None:

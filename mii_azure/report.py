@@ -52,7 +52,7 @@ def show_findings(console: Console, findings: Iterable[Any]) -> None:
         return
     table = _table("id", "severity", "where", "finding", "remedy")
     for entry in found:
-        place = f"{entry.file}:{entry.line}" if entry.line else entry.file
+        place = f"{entry.file}:{entry.line}" if entry.line else entry.file or entry.question
         table.add_row(entry.id, _coloured(entry.severity), place, entry.message, entry.remedy)
     console.print(table)
 

@@ -47,6 +47,12 @@ CAUSES: tuple[Cause, ...] = (
         "Give it the role AcrPull on the workspace's registry.",
     ),
     Cause(
+        r"AuthorizationFailed|does not have authorization|Forbidden",  # its sentence names what was asked, e.g. quotas
+        errors.AccessDenied,
+        "This identity lacks a role.",
+        "Take the role AzureML Data Scientist on the workspace, or one that allows what the message names.",
+    ),
+    Cause(
         r"OutOfQuota|quota",
         errors.QuotaExceeded,
         "The subscription's quota does not reach.",
@@ -81,12 +87,6 @@ CAUSES: tuple[Cause, ...] = (
         errors.AccessDenied,
         "The workspace's storage refused the upload.",
         "Take the role Storage Blob Data Contributor on the storage account, or check its firewall.",
-    ),
-    Cause(
-        r"AuthorizationFailed|does not have authorization|LinkedAuthorizationFailed|Forbidden",
-        errors.AccessDenied,
-        "This identity lacks a role.",
-        "Take the role AzureML Data Scientist on the workspace, or one that allows what the message names.",
     ),
     Cause(
         r"ResourceNotReady|OperationFailed|ContainerCrash|crash",

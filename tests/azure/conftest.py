@@ -1,6 +1,7 @@
 """The fake cloud, a client of it that nothing in it knows to be one, and small bundles."""
 
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,12 +9,14 @@ from typing import Any
 
 import pytest
 
+from mii_azure import cli
 from mii_azure.generation import generate
 from mii_azure.manifest import load_manifest
 from tests.azure.fake_arm import Cloud
 from tests.azure.fake_arm.cloud import METADATA
 
 Tiny = Callable[[str, str], Path]
+Verb = Callable[..., tuple[int, str, str]]
 
 #: What azure-ai-ml and what it is built on warn of on their own account.
 THIRD_PARTY = ("ignore:.*deprecated.*", "ignore:pkg_resources", "ignore::DeprecationWarning", "ignore::ResourceWarning")
@@ -83,6 +86,26 @@ def connect(cloud: Cloud) -> Callable[..., Any]:
 @pytest.fixture
 def client(connect: Callable[..., Any]) -> Any:
     return connect()
+
+
+@pytest.fixture
+def mii(
+    client: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs a verb: (exit code, standard output, standard error)."""
+    monkeypatch.setattr("mii_azure.azure.client.connect", lambda *scope: client)
+
+    def run(*arguments: Any) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mii-azure", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -13,23 +13,6 @@ from scoring.errors import InvalidParameter
 QUESTION = {"inputs": {"question": "Who?", "context": "It was Ann."}}
 
 
-@pytest.fixture
-def mii(client, monkeypatch, capsys):
-    monkeypatch.setattr("mii_azure.azure.client.connect", lambda *scope: client)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["mii-azure", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
-
-
 def test_status_logs_invoke_delete(cloud, client, bundle, second):
     deploy(bundle, client)
     deploy(second, client, slot="green", traffic=20)

@@ -8,6 +8,8 @@ from collections import Counter
 from copy import deepcopy
 from typing import Any
 
+from tests.azure.fake_arm.subscription import REGISTRY, STORAGE, VAULT, Subscription
+
 LONG = re.compile(r"/onlineEndpoints/[^/]+(/deployments/[^/]+)?$")
 STORE = re.compile(r"/datastores/workspaceblobstore(/listSecrets)?$")
 SAS = "sv=2025-01-01&sr=c&sig=fake"
@@ -27,6 +29,7 @@ class Arm:
         self.tokens = 0
         self.logs = "Loading\nTraceback (most recent call last):\n  File x\nValueError: weights are missing\n"
         self.refused_tokens: set[str] = set()
+        self.subscription = Subscription()
 
     def endpoint(self, name: str) -> dict[str, Any] | None:
         """The endpoint of that name, in whatever case: host names have none."""
@@ -66,7 +69,12 @@ class Arm:
         from tests.azure.fake_arm.cloud import Answer
 
         if re.search(r"/workspaces/[^/]+$", path):
-            return Answer(200, {"id": path, "name": path.rsplit("/", 1)[1], "location": "eastus", "properties": {}})
+            parts = {"containerRegistry": REGISTRY, "storageAccount": STORAGE, "keyVault": VAULT}
+            parts["workspaceId"] = "00000000-0000-0000-0000-00000000000a"
+            body = {"id": path, "name": path.rsplit("/", 1)[1], "location": "eastus", "properties": parts}
+            return Answer(200, body)
+        if (around := self.subscription.answer(path, query)) is not None:
+            return Answer(200, around)
         if re.search(r"/(deployments|versions)$", path):
             found = [body for key, body in self.resources.items() if key.rpartition("/")[0] == path.lower()]
             if "hash" in query:
