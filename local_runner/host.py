@@ -1,14 +1,13 @@
 """Holds one scoring script for every protocol: its state, its threads, its admission and its drain."""
 
 import asyncio
-import contextvars
 import logging
 import sys
 import threading
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from local_runner.metrics import Metrics
 from local_runner.script import Answer, ScoreScript
 from local_runner.wire import body_of
+from local_runner.workers import Workers
 from scoring.config import Deployment
 from scoring.errors import InternalError, MiiAzureError, NotReady, Overloaded
 
@@ -45,13 +45,11 @@ class Host:
         limits = self.deployment.limits
         self.max_body = limits.max_payload_bytes + PAYLOAD_SLACK
         self._slots = min(limits.queue_size + limits.max_batch_size, _MAX_THREADS)
-        self._pool = ThreadPoolExecutor(self._slots, thread_name_prefix="score")
-        self._busy = 0  # calls that occupy or await a thread
+        self._workers = Workers(self._slots, "score")
         self._streams = 0  # streamed answers not yet at their end
-        self._lock = threading.Lock()
         self._started = time.monotonic()
         self.metrics = Metrics(self.statistics)
-        self.metrics.in_flight.set_function(lambda: self._busy + self._streams)
+        self.metrics.in_flight.set_function(lambda: self._in_flight)
 
     async def load(self) -> None:
         """Run init() on a thread of its own; raises what it raises and leaves the state at FAILED."""
@@ -110,15 +108,11 @@ class Host:
     async def _score(self, raw: str, headers: Mapping[str, str]) -> Answer:
         if self.state is not State.READY:
             raise self.unready()
-        if self._busy >= self._slots:
-            raise Overloaded(f"{self._busy} requests are in flight already.", "Ask again later.")
-        future = self._submit(self.script.run, raw, headers)
+        if self._workers.busy >= self._slots:
+            raise Overloaded(f"{self._workers.busy} requests are in flight already.", "Ask again later.")
         try:
-            answer: Answer = await asyncio.wrap_future(future)
+            answer: Answer = await self._workers.submit(self.script.run, raw, headers, abandoned=_discard)
             return answer
-        except asyncio.CancelledError:
-            future.add_done_callback(_discard)
-            raise
         except MiiAzureError:
             raise
         except Exception as error:
@@ -126,13 +120,14 @@ class Host:
 
     async def chunks(self, answer: Answer) -> AsyncGenerator[bytes, None]:
         """The pieces of a streamed answer; closing this closes the script's generator, which stops its work."""
-        pending: Future[Any] | None = None
+        pending: asyncio.Future[Any] | None = None
         began: float | None = time.perf_counter()
         self._streams += 1
         try:
             while True:
-                pending = self._submit(next, answer.chunks, None)
-                chunk = await asyncio.wrap_future(pending)
+                # A generator cannot be closed while a thread is inside it.
+                pending = self._workers.submit(next, answer.chunks, None, abandoned=lambda _: answer.close())
+                chunk = await pending
                 if chunk is None:
                     return
                 if began is not None:
@@ -143,17 +138,16 @@ class Host:
             yield b"data: " + body_of(internal(error)) + b"\n\n"
         finally:
             self._streams -= 1
-            if pending is not None:
-                # A generator cannot be closed while a thread is inside it.
-                pending.add_done_callback(lambda _: answer.close())
+            if pending is not None and not pending.cancelled():
+                answer.close()
 
     async def finish(self, budget_s: float) -> int:
         """Take no more work, finish what is in flight and queued; return how many requests were abandoned."""
         self.change(State.DRAINING)
         deadline = time.monotonic() + budget_s
-        while (self._busy or self._streams) and time.monotonic() < deadline:
+        while self._in_flight and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
-        abandoned = self._busy + self._streams
+        abandoned = self._in_flight
         await self._end(max(0.0, deadline - time.monotonic()))
         return abandoned
 
@@ -166,22 +160,15 @@ class Host:
                 if error := future.exception():
                     logger.error("the engine did not drain", exc_info=error)
 
-    def _submit(self, call: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        self._count(+1)
-        # In this request's context, so that what the script logs carries the request's id.
-        future = self._pool.submit(contextvars.copy_context().run, call, *arguments)
-        future.add_done_callback(lambda _: self._count(-1))
-        return future
-
-    def _count(self, change: int) -> None:
-        with self._lock:
-            self._busy += change
+    @property
+    def _in_flight(self) -> int:
+        return self._workers.busy + self._streams
 
 
-def _discard(future: Future[Answer]) -> None:
+def _discard(answer: Answer | None) -> None:
     """Close the answer that nobody waits for any more."""
-    if not future.cancelled() and future.exception() is None:
-        future.result().close()
+    if answer is not None:
+        answer.close()
 
 
 def _in_thread(call: Callable[[], Any]) -> Future[Any]:
