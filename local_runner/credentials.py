@@ -6,8 +6,8 @@ from typing import Any, Self
 
 import grpc
 
+from local_runner.errors import RunnerFailed
 from local_runner.security import check_certificates, read_keys
-from mii_azure.errors import RunnerFailed
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def enter(bundle: Path) -> None:
     code = str(bundle / "code")
     loaded = sys.modules.get("scoring")
     if loaded is not None and not str(loaded.__file__).startswith(code + os.sep):
-        from mii_azure.errors import RunnerFailed
+        from local_runner.errors import RunnerFailed
 
         raise RunnerFailed(
             f"Another `scoring` package is imported already: {loaded.__file__}.",

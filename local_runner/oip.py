@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mii_azure.errors import ModelNotServed
+from local_runner.errors import ModelNotServed
 from scoring.config import Deployment
 from scoring.errors import InternalError, InvalidInput, InvalidParameter
 

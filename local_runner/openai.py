@@ -17,9 +17,9 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from local_runner import openai_requests, wire
+from local_runner.errors import ModelNotServed
 from local_runner.host import Host, internal
 from local_runner.script import Answer
-from mii_azure.errors import ModelNotServed
 from scoring.errors import InternalError, MiiAzureError
 
 PREFIX = "/v1/"

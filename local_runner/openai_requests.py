@@ -7,7 +7,7 @@ done is refused; any other field goes to the scoring script as a parameter of it
 import json
 from typing import Any
 
-from mii_azure.errors import ModelNotServed
+from local_runner.errors import ModelNotServed
 from scoring.config import Deployment
 from scoring.errors import InvalidInput, InvalidParameter
 

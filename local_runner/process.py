@@ -17,8 +17,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from local_runner import manifest, ready_file
+from local_runner.errors import RunnerFailed
 from local_runner.wire import error_from_body
-from mii_azure.errors import RunnerFailed
 
 LOOPBACK = "127.0.0.1"
 START_TIMEOUT_S = 600.0

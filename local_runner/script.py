@@ -17,7 +17,7 @@ from typing import Any
 
 from local_runner import manifest
 from local_runner.environment import LOCK
-from mii_azure.errors import RunnerFailed
+from local_runner.errors import RunnerFailed
 from scoring.errors import LoadError, MiiAzureError
 
 HEADERS = "request_headers"

@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 
 from local_runner import wire
-from mii_azure.errors import RunnerFailed, Unauthenticated
+from local_runner.errors import RunnerFailed, Unauthenticated
 
 OPEN_PATHS = frozenset(("/", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"))
 _OPEN_CALLS = ("/grpc.health.v1.Health/", "/inference.GRPCInferenceService/Server")

@@ -21,11 +21,11 @@ import uvicorn
 import uvloop
 
 from local_runner import environment, grpc_services, http_app, logs, ray_cluster, ready_file
+from local_runner.errors import PortInUse, RunnerFailed
 from local_runner.host import Host, State
 from local_runner.ray_host import RayHost
 from local_runner.ray_options import RayOptions
 from local_runner.security import Security
-from mii_azure.errors import PortInUse, RunnerFailed
 from scoring.errors import MiiAzureError
 
 logger = logging.getLogger(__name__)

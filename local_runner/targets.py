@@ -23,10 +23,10 @@ import grpc
 
 from local_runner import wire
 from local_runner.client import channel_options
+from local_runner.errors import RunnerFailed
 from local_runner.load import Load, Reply, measure
 from local_runner.process import LOOPBACK, Azmlinfsrv, Runner, failure, tail
 from local_runner.protos import scoring_pb2, scoring_pb2_grpc
-from mii_azure.errors import RunnerFailed
 
 _TIMEOUT_S = 600.0
 # Servers close idle connections; one this old is not trusted with a request.
@@ -130,8 +130,10 @@ class Grpc(Target):
     name = "grpc"
 
     def _start(self) -> None:
-        runner = self._open.enter_context(Runner(self.bundle))
-        self.address = f"{LOOPBACK}:{runner.grpc_port}"
+        self._connect(self._open.enter_context(Runner(self.bundle)).grpc_port)
+
+    def _connect(self, port: int) -> None:
+        self.address = f"{LOOPBACK}:{port}"
         channel = grpc.insecure_channel(self.address, channel_options(self.address, retry=False))
         self._stub = scoring_pb2_grpc.ScoringStub(self._open.enter_context(channel))
 

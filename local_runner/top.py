@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from local_runner.errors import RunnerFailed, Unauthenticated
 from local_runner.security import check_certificates, read_keys
-from mii_azure.errors import RunnerFailed, Unauthenticated
 
 Samples = dict[str, float]
 _TIMEOUT_S = 5.0

@@ -7,11 +7,9 @@ scoring script gave travel as trailing metadata, so that a client rebuilds the s
 import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import grpc
-
-from mii_azure.errors import ModelNotServed, RunnerFailed, Unauthenticated
+from local_runner.errors import ModelNotServed, RunnerFailed, Unauthenticated
 from scoring.errors import (
     InternalError,
     MiiAzureError,
@@ -21,6 +19,9 @@ from scoring.errors import (
     RequestError,
     RequestTimeout,
 )
+
+if TYPE_CHECKING:
+    import grpc  # its own import waits, since a container that serves HTTP alone has no gRPC
 
 _TLS_FAILURE = re.compile(r"(?:OPENSSL_internal|handshake failed): *(?!SSL_ERROR)([A-Za-z_ ]+(?:: [a-z -]+)?)")
 METADATA_BODY = '{"mii_azure": "metadata"}'
@@ -33,13 +34,13 @@ _MAX_BODY = 4096
 _MAX_SENTENCE = 1024
 
 _GRPC_STATUS = {
-    400: grpc.StatusCode.INVALID_ARGUMENT,
-    401: grpc.StatusCode.UNAUTHENTICATED,
-    404: grpc.StatusCode.NOT_FOUND,
-    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    503: grpc.StatusCode.UNAVAILABLE,
-    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    404: "NOT_FOUND",
+    413: "RESOURCE_EXHAUSTED",
+    429: "RESOURCE_EXHAUSTED",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
 }
 _CLASS_OF_STATUS: Mapping[int, type[MiiAzureError]] = {
     400: RequestError,
@@ -52,9 +53,11 @@ _CLASS_OF_STATUS: Mapping[int, type[MiiAzureError]] = {
 }
 
 
-def grpc_status(http_status: int) -> grpc.StatusCode:
+def grpc_status(http_status: int) -> "grpc.StatusCode":
     """The gRPC status of an HTTP status that a scoring script answered with."""
-    return _GRPC_STATUS.get(http_status, grpc.StatusCode.INTERNAL)
+    import grpc
+
+    return grpc.StatusCode[_GRPC_STATUS.get(http_status, "INTERNAL")]
 
 
 def body_of(error: MiiAzureError) -> bytes:
@@ -76,7 +79,7 @@ def trailers(status: int, headers: Mapping[str, str], body: bytes) -> tuple[str,
     return sentence, tuple(pairs)
 
 
-def reply_of(error: grpc.RpcError, address: str, timeout: float | None) -> tuple[int, bytes]:
+def reply_of(error: "grpc.RpcError", address: str, timeout: float | None) -> tuple[int, bytes]:
     """The HTTP status and JSON body that a failed call stands for."""
     found = dict(error.trailing_metadata() or ())
     if ERROR_KEY in found:
@@ -85,23 +88,23 @@ def reply_of(error: grpc.RpcError, address: str, timeout: float | None) -> tuple
     return rebuilt.http_status, body_of(rebuilt)
 
 
-def error_of(error: grpc.RpcError, address: str, timeout: float | None) -> MiiAzureError:
+def error_of(error: "grpc.RpcError", address: str, timeout: float | None) -> MiiAzureError:
     """The error that a failed call stands for: the server's own, or what the transport's failure means."""
     found = dict(error.trailing_metadata() or ())
     if ERROR_KEY in found:
         return error_from_body(bytes(found[ERROR_KEY]), int(found[STATUS_KEY]), str(found.get(RETRY_KEY, "1")))
-    code, details = error.code(), error.details() or ""
-    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+    code, details = error.code().name, error.details() or ""
+    if code == "DEADLINE_EXCEEDED":
         return RequestTimeout(f"No answer from {address} within {timeout} s.", "Ask with a longer timeout.")
-    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
+    if code == "RESOURCE_EXHAUSTED" and "larger than max" in details:
         return PayloadTooLarge("The request is larger than this server takes.", "Send it in parts.")
-    if code is grpc.StatusCode.UNAVAILABLE:
+    if code == "UNAVAILABLE":
         if tls := _TLS_FAILURE.search(details):
             return RunnerFailed(
                 f"No TLS connection to {address}: {tls[1].strip()}.", "Check certificates on both sides."
             )
         return RunnerFailed(f"No runner answers at {address}.", "Start one with `mii-azure serve BUNDLE`.")
-    return InternalError(f"The call to {address} failed: {code.name} {details}".strip())
+    return InternalError(f"The call to {address} failed: {code} {details}".strip())
 
 
 def error_from_body(body: bytes, status: int, retry_after: str = "1") -> MiiAzureError:

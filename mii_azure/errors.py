@@ -51,6 +51,15 @@ Exit codes: 0 done · 1 findings, or a verdict that says no · 2 usage or spec �
 
 from typing import Any
 
+from local_runner.errors import ClusterTooSmall as ClusterTooSmall
+from local_runner.errors import ModelNotServed as ModelNotServed
+from local_runner.errors import PortInUse as PortInUse
+from local_runner.errors import RayMissing as RayMissing
+from local_runner.errors import ReplicaLost as ReplicaLost
+from local_runner.errors import RunnerError as RunnerError
+from local_runner.errors import RunnerFailed as RunnerFailed
+from local_runner.errors import Unauthenticated as Unauthenticated
+from local_runner.errors import UnknownDeployment as UnknownDeployment
 from scoring.errors import MiiAzureError as MiiAzureError
 
 
@@ -141,49 +150,6 @@ class SecretFound(BundleError):
 
 class NotWritten(BundleError):
     code = "not_written"
-
-
-class RunnerError(MiiAzureError):
-    code = "runner_error"
-    http_status = 503
-    grpc_status = "UNAVAILABLE"
-    exit_code = 4
-
-
-class PortInUse(RunnerError):
-    code = "port_in_use"
-
-
-class RunnerFailed(RunnerError):
-    code = "runner_failed"
-
-
-class RayMissing(RunnerError):
-    code = "ray_missing"
-
-
-class ClusterTooSmall(RunnerError):
-    code = "cluster_too_small"
-
-
-class ReplicaLost(RunnerError):
-    code = "replica_lost"
-
-
-class ModelNotServed(RunnerError):
-    code = "model_not_served"
-    http_status = 404
-    grpc_status = "NOT_FOUND"
-
-
-class Unauthenticated(RunnerError):
-    code = "unauthenticated"
-    http_status = 401
-    grpc_status = "UNAUTHENTICATED"
-
-
-class UnknownDeployment(RunnerError):
-    code = "unknown_deployment"
 
 
 class AzureError(MiiAzureError):

@@ -1,0 +1,49 @@
+"""The errors of a host that did not start, went away, or refuses; a branch of the tree in `mii_azure.errors`.
+
+Here, because a bundle with `--server http` carries this package without `mii_azure`.
+"""
+
+from scoring.errors import MiiAzureError
+
+
+class RunnerError(MiiAzureError):
+    code = "runner_error"
+    http_status = 503
+    grpc_status = "UNAVAILABLE"
+    exit_code = 4
+
+
+class PortInUse(RunnerError):
+    code = "port_in_use"
+
+
+class RunnerFailed(RunnerError):
+    code = "runner_failed"
+
+
+class RayMissing(RunnerError):
+    code = "ray_missing"
+
+
+class ClusterTooSmall(RunnerError):
+    code = "cluster_too_small"
+
+
+class ReplicaLost(RunnerError):
+    code = "replica_lost"
+
+
+class ModelNotServed(RunnerError):
+    code = "model_not_served"
+    http_status = 404
+    grpc_status = "NOT_FOUND"
+
+
+class Unauthenticated(RunnerError):
+    code = "unauthenticated"
+    http_status = 401
+    grpc_status = "UNAUTHENTICATED"
+
+
+class UnknownDeployment(RunnerError):
+    code = "unknown_deployment"
