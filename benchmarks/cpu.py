@@ -25,10 +25,11 @@ from torch import Tensor, nn
 from benchmarks.common import RESULTS, revision, table, write
 from benchmarks.onnx_models import sessions
 from mii_azure.roofline import flops
+from scoring.cpu_ways import cores, cpu_flags, missing, prepare
 from scoring.kernels.encoder_cpu import Product
 from scoring.passes.base import PassRefused
 from scoring.passes.checking import reference, relative_error
-from scoring.passes.cpu import BOUNDS, Cpu, cores, cpu_flags, missing, prepare
+from scoring.passes.cpu import BOUNDS, Cpu
 
 LENGTH = 128
 FORMATS = ("float32", "bfloat16", "int8")

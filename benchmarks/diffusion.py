@@ -16,9 +16,12 @@ from typing import Any
 import torch
 
 from benchmarks.common import RESULTS, call_ms, ceilings, provenance, table, write
-from scoring.config import Deployment
+from scoring.config import Deployment, Optimisation
 from scoring.diffusion import StableDiffusion
 from scoring.diffusion_checking import draw, reference, verify
+from scoring.facts import facts_of
+from scoring.optimise import choose
+from scoring.passes.base import Hardware
 from scoring.passes.diffusion import Diffusion
 from scoring.service import Service
 from scoring.tasks.base import Loaded
@@ -86,7 +89,7 @@ def served(model: StableDiffusion, tokenizer: Any, passes: list[Any]) -> Service
     deployment = Deployment("bench", "text-to-image", dtype="float16")
     loaded = Loaded(model, tokenizer, model.device, 77, {})
     service = Service(deployment, loaded, TextToImage(loaded, "text-to-image"), {})
-    service.start(passes)
+    service.start(choose(passes, facts_of(model, True), Hardware.here(), Optimisation()))
     return service
 
 

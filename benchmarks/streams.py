@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.common import revision, table, write
 from scoring.config import Deployment, Limits
-from scoring.loader import load, versions
+from scoring.loader import load_with, versions
 from scoring.passes.catalogue import decoder_passes
 from scoring.service import Service
 from scoring.tasks import task_class
@@ -43,9 +43,9 @@ def serve() -> Service:
     """The packaged model behind an engine, with the passes that a deployment takes."""
     limits = Limits(max_batch_size=STREAMS, request_timeout_s=600)
     deployment = Deployment("streams", TASK, limits=limits)
-    loaded = load(deployment, packaged_model("smollm2"))
+    loaded, chosen = load_with(decoder_passes(limits), deployment, packaged_model("smollm2"))
     service = Service(deployment, loaded, task_class(TASK)(loaded, TASK), {})
-    service.start(decoder_passes(limits))
+    service.start(chosen)
     return service
 
 

@@ -40,6 +40,9 @@ Objective = Annotated[str, _flag("objective", "What optimisations are chosen for
 Optimisations = Annotated[str, _flag("optimisations", "azure: every pass; public: DeepSpeed's own open ones.")]
 PassesOn = Annotated[str, _flag("passes-on", "Comma-separated passes to force on.")]
 PassesOff = Annotated[str, _flag("passes-off", "Comma-separated passes to leave out.")]
+TensorParallel = Annotated[
+    int, _flag("tensor-parallel", "GPUs that share one copy of the weights; 0: as many as they need.")
+]
 Targets = Annotated[
     str, _flag("targets", "Comma-separated: in-process, grpc, http, azmlinfsrv; parity also endpoint:NAME.")
 ]
@@ -61,6 +64,7 @@ def plan(
     optimisations: Optimisations = "azure",
     passes_on: PassesOn = "",
     passes_off: PassesOff = "",
+    tensor_parallel: TensorParallel = 0,
     rank: Annotated[bool, _flag("rank", "Rank every instance type: fit, speed, quota and cost.")] = False,
     prices: cli_prices.PriceFile = None,
     utilisation: cli_prices.Utilisation = 0.5,
@@ -94,6 +98,7 @@ def plan(
         optimisations=optimisations,
         passes_on=_split(passes_on),
         passes_off=_split(passes_off),
+        tensor_parallel=tensor_parallel,
     )
     if online:
         cli_azure.show_afforded(made, instance_count, (subscription, resource_group, workspace), as_json)
@@ -122,6 +127,7 @@ def generate(
     optimisations: Optimisations = "azure",
     passes_on: PassesOn = "",
     passes_off: PassesOff = "",
+    tensor_parallel: TensorParallel = 0,
     kind: cli_kinds.Kind = "managed",
     compute: cli_kinds.Compute = None,
     public_network_access: cli_kinds.PublicAccess = "enabled",
@@ -154,6 +160,7 @@ def generate(
             optimisations=optimisations,
             passes_on=_split(passes_on),
             passes_off=_split(passes_off),
+            tensor_parallel=tensor_parallel,
             kind=kind,
             compute=compute,
             public_network_access=public_network_access,

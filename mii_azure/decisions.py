@@ -67,7 +67,7 @@ def of_place(spec: Spec, work: Work, placed: Fit) -> list[Decision]:
         )
     )
     if placed.gpus > 1:
-        reason = "No single GPU holds it. Slicing comes with the work on the loader; until then it is not served."
+        reason = "Asked for." if spec.tensor_parallel else "No single GPU holds it."
         decisions.append(Decision(what="tensor parallel", value=str(placed.gpus), reason=reason))
     return decisions
 

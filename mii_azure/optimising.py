@@ -1,33 +1,30 @@
 """Which passes would be chosen for an instance type that this machine does not have; decided on paper."""
 
 from mii_azure.decisions import Decision
-from mii_azure.profile import Profile
+from mii_azure.limits import GB
+from mii_azure.profile import DTYPE_BYTES, Profile
+from mii_azure.sizing import Fit
 from mii_azure.skus import Sku
 from mii_azure.spec import Spec
-from scoring.config import Limits, Optimisation
+from scoring.config import Deployment, Limits, Optimisation
 from scoring.optimise import choose
 from scoring.passes.base import Facts, Hardware
-from scoring.passes.catalogue import decoder_passes, diffusion_passes, encoder_passes
-from scoring.tasks import TASKS
-
-_GB = 10**9
+from scoring.passes.catalogue import catalogue
 
 
-def settings(spec: Spec) -> Optimisation:
-    """What a spec asks of the passes."""
-    return Optimisation(spec.objective, spec.optimisations, spec.passes_on, spec.passes_off)
+def settings(spec: Spec, gpus: int) -> Optimisation:
+    """What a spec asks of the passes, on a plan whose weights are shared by so many GPUs."""
+    return Optimisation(spec.objective, spec.optimisations, spec.passes_on, spec.passes_off, gpus if gpus > 1 else 0)
 
 
-def pass_decisions(spec: Spec, facts: Profile, sku: Sku, dtype: str, limits: Limits) -> list[Decision]:
+def pass_decisions(spec: Spec, facts: Profile, placed: Fit, limits: Limits) -> list[Decision]:
     """One decision per pass, taken or not, with its reason.
 
     Raises LoadError for a forced pass that does not exist, PassNotServed for one that cannot apply there.
     """
-    if spec.task == "text-to-image":
-        passes = diffusion_passes()
-    else:
-        passes = decoder_passes(limits) if TASKS[spec.task].generative else encoder_passes()
-    bytes_each = 4 if dtype == "float32" else 2
+    asked = settings(spec, placed.gpus)
+    passes = catalogue(Deployment(spec.name, spec.task, limits=limits, optimisation=asked))
+    bytes_each = DTYPE_BYTES[placed.dtype]
     on_paper = Facts(
         family=facts.family,
         architecture=facts.architecture,
@@ -39,7 +36,7 @@ def pass_decisions(spec: Spec, facts: Profile, sku: Sku, dtype: str, limits: Lim
         kv_heads=facts.kv_heads,
         hidden_size=facts.hidden_size,
     )
-    chosen = choose(passes, on_paper, _hardware(sku), settings(spec))
+    chosen = choose(passes, on_paper, _hardware(placed.sku), asked)
     return [
         Decision(what=f"pass {each.name}", value="yes" if decision.take else "no", reason=_sentence(decision.reason))
         for each, decision in chosen
@@ -51,7 +48,9 @@ def _hardware(sku: Sku) -> Hardware:
         return Hardware("cpu", "cpu", (0, 0), 0, 0, nvcc=False)
     major, minor = str(sku.gpu.compute_capability).split(".")
     # The CUDA image is built on NVIDIA's development image, which has nvcc.
-    return Hardware("cuda", sku.gpu.name, (int(major), int(minor)), int(sku.gpu_memory_gb * _GB), 1, nvcc=True)
+    return Hardware(
+        "cuda", sku.gpu.name, (int(major), int(minor)), int(sku.gpu_memory_gb * GB), sku.whole_gpus, nvcc=True
+    )
 
 
 def _sentence(reason: str) -> str:

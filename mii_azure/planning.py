@@ -37,7 +37,7 @@ class Plan(BaseModel):
     dtype: str
     tensor_parallel: int  # GPUs that share one copy of the weights; 1 on CPU
     memory: Memory
-    fits: bool  # False when only tensor slicing, which this version does not serve, could hold the model
+    fits: bool  # False when only tensor slicing could hold the model, and its family cannot be sliced
     context_length: int  # tokens of one request, prompt and answer; 0 where the model's config is not known here
     max_batch_tokens: int
     max_batch_size: int
@@ -50,11 +50,11 @@ class Plan(BaseModel):
     decisions: tuple[Decision, ...]
 
     def require_fit(self) -> None:
-        """Raise DoesNotFit where this version cannot serve what the plan describes."""
+        """Raise DoesNotFit where what the plan describes cannot be served."""
         if not self.fits:
             raise DoesNotFit(
                 f"{self.profile.model} fits {self.instance_type} only sliced over {self.tensor_parallel} GPUs,"
-                " which comes with the work on the loader.",
+                f" and DeepSpeed does not slice {self.profile.family} correctly.",
                 "Use a smaller model of the family.",
             )
 
@@ -94,7 +94,8 @@ def make_plan(spec: Spec, facts: Profile, options: Options) -> Plan:
     quota = timing.quota_cores(sku.cores, spec.instance_count, sku.skip_20_percent)
     served = min(facts.context_length, placed.tokens)
     budget = Limits(max_batch_tokens=placed.tokens, max_batch_size=batch, context_length=served)
-    passes = pass_decisions(spec, facts, sku, placed.dtype, budget) if facts.known else []
+    passes = pass_decisions(spec, facts, placed, budget) if facts.known else []
+    sliced = any(each.what == "pass tensor_slicing" and each.value == "yes" for each in passes)
     return Plan(
         task=spec.task,
         task_options=options,
@@ -107,7 +108,7 @@ def make_plan(spec: Spec, facts: Profile, options: Options) -> Plan:
         dtype=placed.dtype,
         tensor_parallel=placed.gpus,
         memory=placed.memory,
-        fits=placed.gpus == 1,
+        fits=placed.gpus == 1 or sliced,
         context_length=served,
         max_batch_tokens=placed.tokens,
         max_batch_size=batch,
@@ -129,8 +130,13 @@ def make_plan(spec: Spec, facts: Profile, options: Options) -> Plan:
 
 
 def _place(spec: Spec, work: Work) -> Fit:
-    if spec.instance_type:
-        return sizing.place(work, find_sku(spec.instance_type), spec.dtype)
+    sku = find_sku(spec.instance_type) if spec.instance_type else None
+    if spec.tensor_parallel > 1 and work.profile.known:
+        return sizing.in_slices(work, spec.tensor_parallel, spec.dtype, sku)
+    if sku and sku.gpu and "zero_inference" in spec.passes_on:
+        return sizing.offloaded(work, sku, spec.dtype)
+    if sku:
+        return sizing.place(work, sku, spec.dtype)
     if not work.profile.known:
         raise SpecError(
             f"{spec.model} is not opened, so its size is not known and no instance type can be chosen.",

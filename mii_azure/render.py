@@ -78,6 +78,7 @@ def content_hash(hashes: Mapping[str, str]) -> str:
 
 def deployment_settings(spec: Spec, plan: Plan, model_id: str) -> dict[str, Any]:
     """What code/deployment.json says; `scoring.config.Deployment` reads it."""
+    sliced = plan.tensor_parallel > 1
     return {
         "schema": 1,
         "name": spec.name,
@@ -104,8 +105,10 @@ def deployment_settings(spec: Spec, plan: Plan, model_id: str) -> dict[str, Any]
         "optimisation": {
             "objective": spec.objective,
             "profile": spec.optimisations,
-            "on": list(spec.passes_on),
+            # What the plan counts on is forced: a server without its GPUs says so instead of running out of memory.
+            "on": sorted({*spec.passes_on, *(["tensor_slicing"] if sliced else [])}),
             "off": list(spec.passes_off),
+            "tensor_parallel": plan.tensor_parallel if sliced else 0,
         },
     }
 

@@ -11,6 +11,7 @@ from mii_azure.families import Family
 from mii_azure.limits import GB
 from mii_azure.profile import DTYPE_BYTES, Profile
 from mii_azure.skus import Sku, all_skus
+from scoring.passes.tensor_slicing import DEGREES
 
 
 class Memory(BaseModel):
@@ -88,8 +89,11 @@ def _cpu_dtype(wanted: str) -> tuple[str, str]:
     return wanted, "asked for; saves memory, and is slower than float32 on these CPUs"
 
 
-def fit(work: Work, sku: Sku, wanted: str = "auto", gpus: int = 1, headroom: float = 1.0) -> Fit:
-    """Budget memory and disk of one instance for the largest batch that fits; see `Fit.problem`."""
+def fit(work: Work, sku: Sku, wanted: str = "auto", gpus: int = 1, headroom: float = 1.0, held: float = 1.0) -> Fit:
+    """Budget memory and disk of one instance for the largest batch that fits; see `Fit.problem`.
+
+    `gpus` share the weights; of their share a GPU holds the part `held` at a time.
+    """
     dtype, reason = choose_dtype(work, sku, wanted)
     available = _available(sku)
     context_length = work.profile.context_length
@@ -98,10 +102,10 @@ def fit(work: Work, sku: Sku, wanted: str = "auto", gpus: int = 1, headroom: flo
     if work.profile.kind == "diffusion":
         least = image_tokens(work.profile)
         tokens = limits.MAX_BATCH_IMAGES[device_of(sku)] * least
-    memory = _budget(work, sku, dtype, tokens, available, gpus)
+    memory = _budget(work, sku, dtype, tokens, available, gpus, held)
     while memory.needed * headroom > available and tokens > least:
         tokens = max(tokens // 2, least)
-        memory = _budget(work, sku, dtype, tokens, available, gpus)
+        memory = _budget(work, sku, dtype, tokens, available, gpus, held)
     problem = ""
     if memory.needed * headroom > available:
         place = f"each {sku.gpu.name}" if sku.gpu else "memory"
@@ -115,11 +119,11 @@ def _available(sku: Sku) -> int:
     return max(int(sku.ram_gb * GB) - limits.HOST_BYTES, 0)
 
 
-def _budget(work: Work, sku: Sku, dtype: str, tokens: int, available: int, gpus: int) -> Memory:
+def _budget(work: Work, sku: Sku, dtype: str, tokens: int, available: int, gpus: int, held: float) -> Memory:
     profile, item = work.profile, DTYPE_BYTES[dtype]
     kv_per_token = profile.kv_bytes_per_token * item // DTYPE_BYTES[profile.dtype]
     return Memory(
-        weights=profile.parameters * item // gpus,
+        weights=int(profile.parameters * item // gpus * held),
         kv_cache=kv_per_token * tokens // gpus,
         activations=_activations(work, tokens, item, limits.MAX_BATCH_SIZE[device_of(sku)]),
         context=limits.CUDA_CONTEXT_BYTES if sku.gpu else limits.PROCESS_BYTES,
@@ -216,10 +220,52 @@ def sliced(work: Work, wanted: str, only: Sku | None = None) -> Fit | None:
     if work.profile.kind == "diffusion":
         return None
     skus = [only] if only else sorted(_gpu_skus(wanted), key=_by_gpu_memory)
-    able = (s for s in skus if s.whole_gpus > 1 and work.profile.kv_heads % s.whole_gpus == 0)
     headroom = 1.0 if only else limits.HEADROOM["cuda"]
-    fits = (fit(work, sku, wanted, sku.whole_gpus, headroom) for sku in able)
+    fits = (fit(work, sku, wanted, n, headroom) for sku in skus for n in _degrees(work.profile, sku))
     return next((f for f in fits if not f.problem), None)
+
+
+def _degrees(profile: Profile, sku: Sku) -> list[int]:
+    """Into how many slices the heads can be divided, one a GPU; powers of two, as GPUs are linked."""
+    able = (n for n in DEGREES if n <= sku.whole_gpus)
+    return [n for n in able if profile.heads % n == 0 and profile.kv_heads % n == 0]
+
+
+def in_slices(work: Work, degree: int, wanted: str, only: Sku | None = None) -> Fit:
+    """The smallest instance type (or `only`) for so many slices; raises DoesNotFit, NotAvailable."""
+    skus = [only] if only else sorted(_gpu_skus(wanted), key=_by_gpu_memory)
+    able = [sku for sku in skus if degree in _degrees(work.profile, sku)]
+    if not able:
+        heads = f"{work.profile.heads} heads and {work.profile.kv_heads} key-value heads"
+        place = f"{only.name} has {only.whole_gpus} GPUs" if only else "no instance type has so many"
+        raise NotAvailable(
+            f"{work.profile.model} cannot be sliced over {degree} GPUs: it has {heads}; {place}.",
+            "Choose a degree that divides both, and an instance type with as many GPUs.",
+        )
+    fits = [fit(work, sku, wanted, degree) for sku in able]
+    found = next((f for f in fits if not f.problem), None)
+    if found is None:
+        raise DoesNotFit(
+            f"{work.profile.model} does not fit {degree} GPUs of {fits[-1].sku.name}: {fits[-1].problem}.",
+            "Use more GPUs, or a smaller model.",
+        )
+    return found
+
+
+def offloaded(work: Work, sku: Sku, wanted: str) -> Fit:
+    """The model on one GPU whose weights wait in host memory; raises DoesNotFit where that is too small."""
+    found = fit(work, sku, wanted, held=min(1.0, limits.LIVE_LAYERS / max(1, work.profile.layers)))
+    weights = work.profile.parameters * DTYPE_BYTES[found.dtype]
+    room = int(sku.ram_gb * GB) - limits.HOST_BYTES - limits.PROCESS_BYTES
+    problem = found.problem
+    if weights > room:
+        problem = f"its weights take {weights / GB:.1f} GB and the RAM has {max(0, room) / GB:.1f} GB free"
+    if problem:
+        raise DoesNotFit(
+            f"{work.profile.model} does not fit {sku.name}, its weights in RAM: {problem}.",
+            "Choose an instance type with more memory.",
+        )
+    return found
 
 
 def _gpu_skus(wanted: str) -> list[Sku]:

@@ -63,6 +63,9 @@ class Spec(AzureOptions):
     )
     passes_on: tuple[str, ...] = Field((), description="Passes to force on; one that cannot be served is an error.")
     passes_off: tuple[str, ...] = Field((), description="Passes to leave out.")
+    tensor_parallel: int = Field(
+        0, ge=0, le=16, description="GPUs that share one copy of the weights; 0: as many as they need."
+    )
 
     @property
     def azure_name(self) -> str:

@@ -32,6 +32,7 @@ class Optimisation:
     profile: str = "azure"  # every pass; "public": only DeepSpeed's own open ones and torch's
     on: tuple[str, ...] = ()
     off: tuple[str, ...] = ()
+    tensor_parallel: int = 0  # GPUs that share the weights; 0: as many as they need, or gain by
 
 
 @dataclass(frozen=True)

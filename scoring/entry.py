@@ -25,16 +25,16 @@ def init() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     deployment = Deployment.read(CODE_DIR / "deployment.json")
-    from scoring.loader import environment, load
+    from scoring.loader import environment, load_with
     from scoring.passes.catalogue import catalogue
     from scoring.service import Service
     from scoring.tasks import task_class
 
     phase.enter("loading")
-    loaded = load(deployment, find_model_dir(CODE_DIR))
+    loaded, chosen = load_with(catalogue(deployment), deployment, find_model_dir(CODE_DIR))
     task = task_class(deployment.task)(loaded, deployment.task)
     service = Service(deployment, loaded, task, environment(loaded))
-    service.start(catalogue(deployment))
+    service.start(chosen)
     _service = service
 
 

@@ -9,13 +9,15 @@
     │   └── PayloadTooLarge     413
     ├── Overloaded              429  with Retry-After
     ├── NotReady                503
-    │   └── RankLost                 a process that held a part of the model is gone
+    │   ├── RankLost                 a process that held a part of the model is gone
+    │   └── DeviceFull               no memory for a request of a size that has been served before
     ├── RequestTimeout          504
     ├── InternalError           500  with an id that the log repeats
     └── LoadError               503  the model could not be loaded; the process exits with 3
         ├── ModelNotFound
         ├── WeightsUnreadable
         ├── HeadMissing
+        ├── OutOfMemory              the weights do not fit the device
         └── PassNotServed
 
 Each class carries `code` (stable, for programs), `http_status`, `grpc_status` and `exit_code`; each error carries a
@@ -111,6 +113,10 @@ class RankLost(NotReady):
     code = "rank_lost"
 
 
+class DeviceFull(NotReady):
+    code = "device_full"
+
+
 class RequestTimeout(MiiAzureError):
     code = "request_timeout"
     http_status = 504
@@ -138,6 +144,10 @@ class WeightsUnreadable(LoadError):
 
 class HeadMissing(LoadError):
     code = "head_missing"
+
+
+class OutOfMemory(LoadError):
+    code = "out_of_memory"
 
 
 class PassNotServed(LoadError):

@@ -1,4 +1,4 @@
-"""Facts of a loaded model, as the passes decide on them."""
+"""Facts of a model, as the passes decide on them."""
 
 from typing import Any
 
@@ -21,6 +21,11 @@ def facts_of(model: Any, generative: bool) -> Facts:
         kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
         hidden_size=int(getattr(config, "hidden_size", 0) or 0),
     )
+
+
+def precision(model: Any) -> str:
+    """The number format of a model's products, where a pass has chosen another than the weights'."""
+    return str(getattr(model, "product_precision", "") or str(model.dtype).removeprefix("torch."))
 
 
 def _kind(config: Any, generative: bool) -> str:

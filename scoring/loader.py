@@ -4,18 +4,23 @@ import json
 import logging
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from scoring.config import Deployment
-from scoring.errors import HeadMissing, LoadError, WeightsUnreadable
-from scoring.tasks import task_class
+from scoring.errors import HeadMissing, LoadError, OutOfMemory, WeightsUnreadable
+from scoring.facts import facts_of
+from scoring.optimise import Chosen, choose
+from scoring.passes.base import Facts, Hardware, Pass
+from scoring.tasks import task_class, task_schema
 from scoring.tasks.base import Loaded
 
 logger = logging.getLogger("mii_azure.loader")
+
+_ROOM = 1.3  # of the weights' size: activations, keys and values, the context
 
 
 def pick_device() -> torch.device:
@@ -23,31 +28,72 @@ def pick_device() -> torch.device:
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def load(deployment: Deployment, folder: Path) -> Loaded:
-    """Load tokenizer and model in the deployment's precision; raises LoadError and its kinds."""
+def load_with(passes: Sequence[Pass], deployment: Deployment, folder: Path) -> tuple[Loaded, Chosen]:
+    """Decide on the passes, then load the model to where they want its weights; raises LoadError and its kinds."""
+    hardware, asked = Hardware.here(), deployment.optimisation
+    if deployment.task == "text-to-image":
+        loaded = load(deployment, folder)
+        return loaded, choose(passes, facts_of(loaded.model, True), hardware, asked)
+    chosen = choose(passes, survey(deployment, folder), hardware, asked)
+    return load(deployment, folder, on_host=any(each.places for each, decision in chosen if decision.take)), chosen
+
+
+def survey(deployment: Deployment, folder: Path) -> Facts:
+    """Facts of a model from its config alone, before any weight is read; raises LoadError and its kinds."""
+    import transformers
+
+    _refuse_pipeline(deployment, folder)
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=deployment.trust_remote_code
+        )
+        with torch.device("meta"):
+            model = _made("from_config", deployment, config)
+    except LoadError:
+        raise
+    except Exception as error:
+        raise LoadError(f"The model's config cannot be read: {_reason(error)}.", "Copy config.json again.") from error
+    return facts_of(model, task_schema(deployment.task).generative)
+
+
+def load(deployment: Deployment, folder: Path, on_host: bool = False) -> Loaded:
+    """Load tokenizer and model in the deployment's precision, on the device or in host memory.
+
+    Raises LoadError and its kinds.
+    """
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     began = time.perf_counter()
-    cls = task_class(deployment.task)
+    device = pick_device()
     if deployment.task == "text-to-image":
         from scoring.diffusion import load_diffusion
 
-        return load_diffusion(deployment, folder, pick_device())
+        return load_diffusion(deployment, folder, device)
+    _refuse_pipeline(deployment, folder)
+    tokenizer = _tokenizer(transformers, folder, deployment.trust_remote_code)
+    model = _weights(deployment, folder, torch.device("cpu") if on_host else device)
+    context = deployment.limits.context_length or _context_length(model, tokenizer)
+    seconds = time.perf_counter() - began
+    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    logger.info(
+        "loaded %s as %s on %s: %.2f GB in %.1f s",
+        type(model).__name__,
+        deployment.dtype,
+        model.device,
+        size / 1e9,
+        seconds,
+    )
+    return Loaded(model, tokenizer, device, context, deployment.task_options)
+
+
+def _refuse_pipeline(deployment: Deployment, folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise HeadMissing(
             f"The model folder holds a diffusers pipeline, which cannot do {deployment.task}.",
             "Its task is text-to-image.",
         )
-    tokenizer = _tokenizer(transformers, folder, deployment.trust_remote_code)
-    model = _model(transformers, cls.auto_class, deployment, folder)
-    device = pick_device()
-    model.to(device).eval()
-    context = deployment.limits.context_length or _context_length(model, tokenizer)
-    seconds = time.perf_counter() - began
-    logger.info("loaded %s as %s on %s in %.1f s", type(model).__name__, deployment.dtype, device, seconds)
-    return Loaded(model, tokenizer, device, context, deployment.task_options)
 
 
 def _tokenizer(transformers: Any, folder: Path, trust_remote_code: bool) -> Any:
@@ -65,22 +111,24 @@ def _tokenizer(transformers: Any, folder: Path, trust_remote_code: bool) -> Any:
     return tokenizer
 
 
-def _model(transformers: Any, auto_class: str, deployment: Deployment, folder: Path) -> Any:
+def _weights(deployment: Deployment, folder: Path, device: torch.device) -> Any:
+    """The model on a device, in eval mode; on a GPU each tensor is copied there straight from the file."""
+    where: dict[str, Any] = {"device_map": {"": device}} if device.type == "cuda" else {}
     try:
-        model, report = getattr(transformers, auto_class).from_pretrained(
+        model, report = _made(
+            "from_pretrained",
+            deployment,
             folder,
-            dtype=getattr(torch, deployment.dtype),
             local_files_only=True,
-            trust_remote_code=deployment.trust_remote_code,
             use_safetensors=None if deployment.allow_pickle else True,
             output_loading_info=True,
+            **where,
         )
+    except torch.OutOfMemoryError as error:
+        raise _too_large(deployment, folder, device) from error
+    except (HeadMissing, OutOfMemory):
+        raise
     except ValueError as error:
-        if "Unrecognized configuration class" in str(error):
-            raise HeadMissing(
-                f"{_architecture(folder)} cannot do {deployment.task}: transformers has no {auto_class} for it.",
-                "Choose the task that the model was trained for.",
-            ) from error
         raise WeightsUnreadable(f"The model cannot be loaded: {_reason(error)}.") from error
     except Exception as error:
         raise WeightsUnreadable(
@@ -88,7 +136,38 @@ def _model(transformers: Any, auto_class: str, deployment: Deployment, folder: P
             "Copy the model again; the file may be cut short.",
         ) from error
     _refuse_random_weights(model, report["missing_keys"], deployment, folder)
-    return model
+    return model.eval()
+
+
+def _made(how: str, deployment: Deployment, source: Any, **options: Any) -> Any:
+    """The task's auto class `from_pretrained` or `from_config`; raises HeadMissing where it has no such model."""
+    import transformers
+
+    name = task_class(deployment.task).auto_class
+    try:
+        return getattr(getattr(transformers, name), how)(
+            source,
+            dtype=getattr(torch, deployment.dtype),
+            trust_remote_code=deployment.trust_remote_code,
+            **options,
+        )
+    except ValueError as error:
+        if "Unrecognized configuration class" not in str(error):
+            raise
+        architecture = _architecture(source) if isinstance(source, Path) else _named(source.to_dict())
+        raise HeadMissing(
+            f"{architecture} cannot do {deployment.task}: transformers has no {name} for it.",
+            "Choose the task that the model was trained for.",
+        ) from error
+
+
+def _too_large(deployment: Deployment, folder: Path, device: torch.device) -> OutOfMemory:
+    needed = survey(deployment, folder).weight_bytes / 1e9
+    free, total = (each / 1e9 for each in torch.cuda.mem_get_info(device))
+    return OutOfMemory(
+        f"The weights take {needed:.1f} GB as {deployment.dtype}; the GPU has {free:.1f} of {total:.1f} GB free.",
+        f"Serve it on a GPU with {_ROOM * needed:.0f} GB or more, or force the pass zero_inference on.",
+    )
 
 
 def _refuse_random_weights(model: Any, absent: Collection[str], deployment: Deployment, folder: Path) -> None:
@@ -107,7 +186,10 @@ def _refuse_random_weights(model: Any, absent: Collection[str], deployment: Depl
 
 
 def _architecture(folder: Path) -> str:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return _named(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+
+
+def _named(config: dict[str, Any]) -> str:
     return str((config.get("architectures") or [config.get("model_type", "The model")])[0])
 
 

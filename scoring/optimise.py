@@ -17,6 +17,9 @@ from scoring.passes.base import Decision, Facts, Hardware, Pass, PassRefused
 
 logger = logging.getLogger("mii_azure.optimise")
 
+#: Passes in order, each with whether it is taken.
+Chosen = Sequence[tuple[Pass, Decision]]
+
 State = Literal["applied", "not taken", "refused", "dropped"]
 
 
@@ -77,7 +80,7 @@ def _decide(each: Pass, facts: Facts, hardware: Hardware, settings: Optimisation
 
 def optimise(
     model: Any,
-    chosen: Sequence[tuple[Pass, Decision]],
+    chosen: Chosen,
     forced: Sequence[str],
     reference: Callable[[Any], Callable[..., Any]],
 ) -> list[Record]:

@@ -3,7 +3,7 @@
 import logging
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
@@ -20,10 +20,9 @@ from scoring.errors import (
     PayloadTooLarge,
     RequestTimeout,
 )
-from scoring.facts import facts_of
+from scoring.facts import precision
 from scoring.json_text import dumps
-from scoring.optimise import Record, choose, optimise
-from scoring.passes.base import Decision, Hardware, Pass
+from scoring.optimise import Chosen, Record, optimise
 from scoring.passes.catalogue import reference_of
 from scoring.statistics import phase
 from scoring.tasks.base import Loaded, Row, Task
@@ -60,17 +59,14 @@ class Service:
         self.records: list[Record] = []
         self.ready = False
 
-    def start(self, passes: Sequence[Pass] = (), hardware: Hardware | None = None) -> None:
-        """Apply the passes that suit the model here, warm up, and take requests; raises LoadError and its kinds."""
-        settings = self.deployment.optimisation
-        facts = facts_of(self.loaded.model, self.task.schema.generative)
-        chosen = choose(passes, facts, hardware or Hardware.here(), settings)
+    def start(self, chosen: Chosen = ()) -> None:
+        """Apply the passes that were taken, warm up, and take requests; raises LoadError and its kinds."""
         phase.enter("optimising")
         self.engine.start(lambda: self._optimise(chosen))
         self.ready = True
         phase.enter("ready")
 
-    def _optimise(self, chosen: Sequence[tuple[Pass, Decision]]) -> None:
+    def _optimise(self, chosen: Chosen) -> None:
         # On the inference thread: CUDA graphs belong to the thread that captures them.
         reference = reference_of(self.deployment.task)
         self.records = optimise(self.loaded.model, chosen, self.deployment.optimisation.on, reference)
@@ -103,6 +99,7 @@ class Service:
             "context_length": self.loaded.context_length,
             "ready": self.ready and not self.lost,
             "limits": vars(d.limits),
+            "precision": precision(self.loaded.model),
             "optimisations": {record.name: record.state for record in self.records},
             "passes": [record.to_dict() for record in self.records],
             **self.environment,

@@ -85,6 +85,7 @@ class Pass(ABC):
     public: ClassVar[bool] = False  # one of DeepSpeed's own open passes, or torch's own
     tolerance: ClassVar[float] = TOLERANCE
     supersedes: ClassVar[tuple[str, ...]] = ()  # passes over the same layers, which this one makes pointless
+    places: ClassVar[bool] = False  # brings the weights to the devices itself: they are loaded into host memory
 
     @abstractmethod
     def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Decision:

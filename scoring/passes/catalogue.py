@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from scoring.config import Deployment, Limits
+from scoring.config import Deployment, Limits, Optimisation
 from scoring.passes.base import Pass
 from scoring.tasks import task_schema
 
@@ -13,21 +13,36 @@ def catalogue(deployment: Deployment) -> list[Pass]:
     if deployment.task == "text-to-image":
         return diffusion_passes()
     if task_schema(deployment.task).generative:
-        return decoder_passes(deployment.limits)
-    return encoder_passes()
+        return decoder_passes(deployment.limits, deployment.optimisation)
+    return encoder_passes(deployment.optimisation)
 
 
-def encoder_passes() -> list[Pass]:
-    """Layers first, then the whole forward as one graph."""
+def encoder_passes(asked: Optimisation = Optimisation()) -> list[Pass]:  # noqa: B008
+    """Where the weights lie, then layers, then the whole forward as one graph; on a CPU one pass for all of it."""
     from scoring.passes.compile import Compile
+    from scoring.passes.cpu import Cpu
     from scoring.passes.cuda_graph import CudaGraph
     from scoring.passes.deepspeed_kernels import DeepSpeedKernels
     from scoring.passes.fused_encoder import FusedEncoder
 
-    return [DeepSpeedKernels(), FusedEncoder(), Compile(), CudaGraph()]
+    return [
+        *_placing_passes(asked),
+        DeepSpeedKernels(),
+        FusedEncoder(),
+        Compile(),
+        CudaGraph(),
+        Cpu(asked.objective),
+    ]
 
 
-def decoder_passes(limits: Limits) -> list[Pass]:
+def _placing_passes(asked: Optimisation) -> list[Pass]:
+    from scoring.passes.tensor_slicing import TensorSlicing
+    from scoring.passes.zero_inference import ZeroInference
+
+    return [TensorSlicing(asked.tensor_parallel), ZeroInference(forced="zero_inference" in asked.on)]
+
+
+def decoder_passes(limits: Limits, asked: Optimisation = Optimisation()) -> list[Pass]:  # noqa: B008
     """As many slots of full length as the batch's budget of tokens holds; on a CPU one for every row of a batch."""
     from scoring.passes.static_decode import StaticDecode
     from scoring.passes.weight_only import WeightOnly
@@ -35,7 +50,7 @@ def decoder_passes(limits: Limits) -> list[Pass]:
     context = limits.context_length or StaticDecode().max_length
     slots = max(1, min(limits.max_batch_size, limits.max_batch_tokens // context))
     decode = StaticDecode(slots, context, cpu_slots=limits.max_batch_size)
-    return [decode, WeightOnly(decode)]
+    return [*_placing_passes(asked), decode, WeightOnly(decode)]
 
 
 def diffusion_passes() -> list[Pass]:

@@ -3,11 +3,8 @@
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-import torch
-
 from scoring.errors import RankLost
-from scoring.passes.base import LATENCY, Applied, Decision, Facts, Hardware, Pass, PassRefused
-from scoring.passes.plain import reload, verify
+from scoring.passes.base import Applied, Decision, Facts, Hardware, Pass, PassRefused
 
 #: Families whose sliced forward and cached decode were found to be those of transformers 5.
 FAMILIES = (
@@ -31,8 +28,8 @@ REFUSED = {
     "phi3": "its gate and up projections are one matrix, which is cut in the wrong place",
     "falcon": "its one key-value head cannot be cut",
 }
+DEGREES = (2, 4, 8, 16)
 _FITS = 0.8  # of a GPU's memory for weights
-_WORTH = 8e9  # bytes of weights below which waiting for the other ranks costs more than it saves
 
 
 class TensorSlicing(Pass):
@@ -40,6 +37,7 @@ class TensorSlicing(Pass):
 
     name: ClassVar[str] = "tensor_slicing"
     public: ClassVar[bool] = True
+    places: ClassVar[bool] = True
     supersedes: ClassVar[tuple[str, ...]] = (
         "static_decode",
         "weight_only",
@@ -56,7 +54,7 @@ class TensorSlicing(Pass):
         self._call_s = call_s
 
     def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Decision:
-        """Taken for weights that need several GPUs, or gain by them; a given degree is checked, and taken."""
+        """Taken for weights that need several GPUs; a given degree is checked, and taken."""
         if facts.family in REFUSED:
             return Decision(False, f"{facts.family} cannot be sliced: {REFUSED[facts.family]}")
         if facts.family not in FAMILIES:
@@ -68,26 +66,26 @@ class TensorSlicing(Pass):
             return Decision(not reason, reason or f"{self.degree} ranks, as asked for")
         if hardware.device != "cuda" or hardware.gpus < 2:
             return Decision(False, "it needs two GPUs or more")
-        degrees = [n for n in range(2, hardware.gpus + 1) if not impossible(n, facts, hardware)]
+        degrees = [n for n in DEGREES if not impossible(n, facts, hardware)]
         if not degrees:
             return Decision(False, f"no degree up to {hardware.gpus} divides {facts.heads} heads")
-        return self._choose(degrees, facts, hardware, objective)
+        return self._choose(degrees, facts, hardware)
 
-    def _choose(self, degrees: list[int], facts: Facts, hardware: Hardware, objective: str) -> Decision:
+    def _choose(self, degrees: list[int], facts: Facts, hardware: Hardware) -> Decision:
         room = _FITS * hardware.memory_bytes
+        if facts.weight_bytes <= room:
+            return Decision(False, "one GPU holds the weights, and its own passes are faster than slices")
         enough = next((n for n in degrees if facts.weight_bytes <= n * room), None)
-        if facts.weight_bytes > room:
-            if enough is None:
-                return Decision(False, f"not even {degrees[-1]} GPUs hold the weights")
-            self.degree = enough
-            return Decision(True, f"the weights need {enough} GPUs")
-        if objective != LATENCY or facts.weight_bytes < _WORTH or facts.kind != "decoder":
-            return Decision(False, "one GPU holds the weights, and serves more requests for it")
-        self.degree = degrees[-1]
-        return Decision(True, f"{degrees[-1]} GPUs read the weights of a token side by side")
+        if enough is None:
+            return Decision(False, f"not even {degrees[-1]} GPUs hold the weights")
+        self.degree = enough
+        return Decision(True, f"the weights need {enough} GPUs")
 
     def apply(self, model: Any) -> Applied:
         """Raises PassRefused where a rank cannot be started; the model is then loaded again."""
+        import torch
+
+        from scoring.passes.plain import reload
         from scoring.ranks import Ranks, calls, new_plan, slice_model
         from scoring.sliced import Caller
 
@@ -122,6 +120,8 @@ class TensorSlicing(Pass):
 
     def verify(self, model: Any, reference: Callable[..., Any]) -> float:
         """Prefill and cached decode for decoders, padded batches for encoders."""
+        from scoring.passes.plain import verify
+
         return verify(model, reference)
 
 

@@ -6,11 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
-
 from scoring.deepspeed_host import free_port, join, leave
 from scoring.passes.base import Applied, Decision, Facts, Hardware, Pass, PassRefused
-from scoring.passes.plain import reload, verify
 
 _FITS = 0.8  # of a GPU's memory for weights; the rest is activations, cache and the context
 _TIMEOUT_S = 120.0
@@ -26,6 +23,7 @@ class ZeroInference(Pass):
 
     name: ClassVar[str] = "zero_inference"
     public: ClassVar[bool] = True
+    places: ClassVar[bool] = True
     supersedes: ClassVar[tuple[str, ...]] = (
         "static_decode",
         "weight_only",
@@ -57,6 +55,10 @@ class ZeroInference(Pass):
 
     def apply(self, model: Any) -> Applied:
         """Raises PassRefused where DeepSpeed cannot take the model over; the model must be on the CPU, or fit."""
+        import torch
+
+        from scoring.passes.plain import reload
+
         device = "cuda" if torch.cuda.is_available() else "cpu"
         names = [name for name, _ in model.named_parameters()]
         try:
@@ -81,16 +83,18 @@ class ZeroInference(Pass):
             len(offloaded), f"{len(offloaded)} of {len(names)} parameters, {size / 2**20:.0f} MiB {where}", undo
         )
 
-    def _config(self, dtype: torch.dtype, device: str) -> dict[str, Any]:
+    def _config(self, dtype: Any, device: str) -> dict[str, Any]:
         offload: dict[str, Any] = {"device": "cpu", "pin_memory": device == "cuda"}
         if self._nvme is not None:
             offload = {"device": "nvme", "nvme_path": str(self._nvme), "pin_memory": device == "cuda"}
-        kinds = {torch.float16: {"fp16": {"enabled": True}}, torch.bfloat16: {"bf16": {"enabled": True}}}
+        kinds = {"torch.float16": {"fp16": {"enabled": True}}, "torch.bfloat16": {"bf16": {"enabled": True}}}
         zero = {"stage": 3, "offload_param": offload}
-        return {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero} | kinds.get(dtype, {})
+        return {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero} | kinds.get(str(dtype), {})
 
     def verify(self, model: Any, reference: Callable[..., Any]) -> float:
         """Prefill and cached decode for decoders, padded batches for encoders."""
+        from scoring.passes.plain import verify
+
         return verify(model, reference)
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from scoring import cpu_ways
 from scoring.kernels import encoder_cpu
 from scoring.passes import cpu
 from scoring.passes.base import Facts, Hardware, PassRefused
@@ -27,7 +28,7 @@ ALLOWED = {"float32": 1e-5, "bfloat16": 2e-2, "int8": 5e-2}
 def no_waiting_for_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
     """int8 rounds in plain torch here; the compiled form has a test of its own."""
     monkeypatch.setattr(encoder_cpu, "_quantiser", lambda: encoder_cpu.quantise)
-    monkeypatch.setattr(cpu, "_SMALLEST", 64)  # tiny models have tiny weights
+    monkeypatch.setattr(cpu_ways, "_SMALLEST", 64)  # tiny models have tiny weights
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
@@ -36,7 +37,7 @@ def test_answers_as_plain_transformers(name: str, precision: str) -> None:
     architecture, config = (COVERED | OTHERS)[name]
     model = make(architecture, config | {"initializer_range": 0.1})  # weights as wide as the rounding of trained ones
     told = reference(model)
-    way = cpu.prepare(model, precision)
+    way = cpu_ways.prepare(model, precision)
     assert verify_encoder(model, told) == 0.0  # nothing is changed before the way is on
     way.on()
     error = verify_encoder(model, told)
@@ -52,7 +53,7 @@ def test_rows_of_many_lengths() -> None:
     model = covered("bert embeddings")
     batches = [probes(model, lengths, seed=3)[1] for lengths in ((7, 7, 3, 3, 3, 7), (5,) * 6, (9, 1, 9))]
     wanted = [answers(model, batch) for batch in batches]
-    way = cpu.prepare(model, "float32")
+    way = cpu_ways.prepare(model, "float32")
     way.on()
     for batch, want in zip(batches, wanted, strict=True):
         assert relative_error(answers(model, batch), want) < 1e-5
@@ -64,8 +65,8 @@ def test_groups() -> None:
 
 
 def test_the_fastest_way_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "missing", lambda precision, flags: "")
-    monkeypatch.setattr(cpu, "_race", _times(eager=2.0, bfloat16=1.0, float32=1.5))
+    monkeypatch.setattr(cpu_ways, "missing", lambda precision, flags: "")
+    monkeypatch.setattr(cpu_ways, "_race", _times(eager=2.0, bfloat16=1.0, float32=1.5))
     model = covered("bert classification")
     told = reference(model)
     each = cpu.Cpu()
@@ -77,8 +78,10 @@ def test_the_fastest_way_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nothing_faster_is_refused_with_the_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "missing", lambda precision, flags: "no such units" if precision == "bfloat16" else "")
-    monkeypatch.setattr(cpu, "_race", _times(eager=1.0, float32=0.99))
+    monkeypatch.setattr(
+        cpu_ways, "missing", lambda precision, flags: "no such units" if precision == "bfloat16" else ""
+    )
+    monkeypatch.setattr(cpu_ways, "_race", _times(eager=1.0, float32=0.99))
     model = covered("bert classification")
     with pytest.raises(PassRefused, match=r"eager 1\.0, float32 1\.0 ms; no bfloat16: no such units"):
         cpu.Cpu().apply(model)
@@ -86,9 +89,9 @@ def test_nothing_faster_is_refused_with_the_figures(monkeypatch: pytest.MonkeyPa
 
 
 def test_an_inaccurate_format_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "missing", lambda precision, flags: "")
-    monkeypatch.setattr(cpu, "_race", _times(eager=9.0, int8=1.0, bfloat16=3.0, float32=5.0))
-    monkeypatch.setitem(cpu.BOUNDS, "int8", 1e-9)
+    monkeypatch.setattr(cpu_ways, "missing", lambda precision, flags: "")
+    monkeypatch.setattr(cpu_ways, "_race", _times(eager=9.0, int8=1.0, bfloat16=3.0, float32=5.0))
+    monkeypatch.setitem(cpu_ways.BOUNDS, "int8", 1e-9)
     applied = cpu.Cpu("cost").apply(covered("bert classification"))
     assert applied.detail.startswith("bfloat16")
     assert "no int8: its relative error is" in applied.detail
@@ -119,27 +122,27 @@ def test_decisions() -> None:
 
 
 def test_flags_decide_the_format() -> None:
-    assert cpu.missing("float32", frozenset()) == ""
-    assert "avx512_bf16" in cpu.missing("bfloat16", frozenset({"avx512f"}))
-    assert cpu.missing("bfloat16", frozenset({"amx_bf16"})) == ""
-    assert "vnni" in cpu.missing("int8", frozenset({"avx2"}))
-    assert cpu.missing("int8", frozenset({"avx512_vnni"})) == ""
+    assert cpu_ways.missing("float32", frozenset()) == ""
+    assert "avx512_bf16" in cpu_ways.missing("bfloat16", frozenset({"avx512f"}))
+    assert cpu_ways.missing("bfloat16", frozenset({"amx_bf16"})) == ""
+    assert "vnni" in cpu_ways.missing("int8", frozenset({"avx2"}))
+    assert cpu_ways.missing("int8", frozenset({"avx512_vnni"})) == ""
 
 
 def test_threads_are_left_to_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     before = torch.get_num_threads()
-    cpu._use_best_threads(covered("bert embeddings"), {})()
+    cpu_ways._use_best_threads(covered("bert embeddings"), {})()
     assert torch.get_num_threads() == before
-    assert cpu.cores() >= 1
+    assert cpu_ways.cores() >= 1
 
 
 def test_threads_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(cpu, "cores", lambda: 2)
-    monkeypatch.setattr(cpu, "_race", lambda *_: [[1.0 if torch.get_num_threads() == 2 else 5.0]])
+    monkeypatch.setattr(cpu_ways, "cores", lambda: 2)
+    monkeypatch.setattr(cpu_ways, "_race", lambda *_: [[1.0 if torch.get_num_threads() == 2 else 5.0]])
     before = torch.get_num_threads()
-    undo = cpu._use_best_threads(None, {})
+    undo = cpu_ways._use_best_threads(None, {})
     assert torch.get_num_threads() == 2
     undo()
     assert torch.get_num_threads() == before

@@ -52,7 +52,7 @@ def _decision(each: TensorSlicing, facts: Facts, hardware: Hardware, objective: 
         (1, LLAMA, TWO, "no slicing"),
         (0, LLAMA, ONE, "two GPUs"),
         (0, LLAMA, CPU, "two GPUs"),
-        (0, LLAMA, TWO, "take: 2 GPUs read"),
+        (0, LLAMA, TWO, "one GPU holds the weights"),
         (0, LLAMA, SMALL, "take: the weights need 2 GPUs"),
         (0, replace(LLAMA, weight_bytes=1 << 40), TWO, "not even 2 GPUs"),
         (0, replace(LLAMA, weight_bytes=2 << 30), TWO, "one GPU holds"),
@@ -66,10 +66,6 @@ def _decision(each: TensorSlicing, facts: Facts, hardware: Hardware, objective: 
 )
 def test_decision(degree: int, facts: Facts, hardware: Hardware, reason: str) -> None:
     assert reason in _decision(TensorSlicing(degree), facts, hardware)
-
-
-def test_cost_prefers_whole_models() -> None:
-    assert not TensorSlicing().applies(LLAMA, TWO, "cost").take
 
 
 def test_forcing_what_cannot_be_is_an_error_with_the_reason() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from scoring.config import Deployment, Limits, Optimisation
 from scoring.errors import LoadError, PassNotServed
+from scoring.facts import facts_of
 from scoring.kernels.encoder_ops import TorchOps
 from scoring.loader import load
 from scoring.optimise import choose
@@ -19,7 +20,7 @@ from scoring.passes.checking import verify_encoder
 from scoring.passes.fused_encoder import FusedEncoder
 from scoring.passes.static_decode import StaticDecode
 from scoring.service import Service
-from scoring.tasks import task_class
+from scoring.tasks import task_class, task_schema
 
 Tiny = Callable[[str, str], Path]
 H100 = Hardware("cuda", "NVIDIA H100", (9, 0), 80 << 30, 1, nvcc=True)
@@ -82,7 +83,7 @@ def service(folder: Path, task: str, passes: list[Pass], hardware: Hardware = H1
     deployment = Deployment("x", task, limits=Limits(), optimisation=Optimisation(**settings))
     loaded = load(deployment, folder)
     made = Service(deployment, loaded, task_class(task)(loaded, task), {})
-    made.start(passes, hardware)
+    made.start(choose(passes, facts_of(loaded.model, task_schema(task).generative), hardware, deployment.optimisation))
     return made
 
 
@@ -149,7 +150,8 @@ def test_what_is_chosen_on_paper() -> None:
     assert set(taken(H100)) == {"fused_encoder", "cuda_graph"}
     assert set(taken(H100, profile="public")) == {"deepspeed_kernels", "cuda_graph"}
     assert set(taken(T4)) == {"deepspeed_kernels", "cuda_graph"}
-    assert set(taken(CPU)) == set()
+    assert set(taken(CPU)) == {"cpu"}
+    assert set(taken(CPU, profile="public")) == set()
     assert set(taken(H100, on=("deepspeed_kernels",))) == {"deepspeed_kernels", "cuda_graph"}
     assert set(taken(H100, off=("fused_encoder", "cuda_graph"))) == {"deepspeed_kernels"}
 
