@@ -38,9 +38,9 @@ class State(StrEnum):
 class Host:
     """The one scoring script of this process; every method but those of worker threads runs on the event loop."""
 
-    def __init__(self, bundle: Path) -> None:
-        self.deployment = Deployment.read(bundle / "code" / "deployment.json")
-        self.script = ScoreScript(bundle)
+    def __init__(self, bundle: Path, script: ScoreScript | None = None) -> None:
+        self.script = script or ScoreScript(bundle)
+        self.deployment = Deployment.read(self.script.code / "deployment.json")
         self.state = State.LOADING
         limits = self.deployment.limits
         self.max_body = limits.max_payload_bytes + PAYLOAD_SLACK

@@ -39,6 +39,8 @@ def build(host: Host) -> FastAPI:
 
 
 def _add_scoring(app: FastAPI, host: Host) -> None:
+    # Azure's scoring route is / where the container serves other paths too: what is sent there is scored.
+    @app.post("/", include_in_schema=False)
     @app.post("/score", summary="Score one request")
     async def score(request: Request) -> Response:
         answer = await host.score(await _body(request, host.max_body), request.headers)
@@ -81,7 +83,7 @@ def _add_protocol(app: FastAPI, host: Host) -> None:
 
     @app.get("/v2", summary="Server metadata")
     async def server_metadata() -> dict[str, Any]:
-        return {"name": "mii-azure", "version": metadata.version("mii-azure"), "extensions": []}
+        return {"name": "mii-azure", "version": _version(), "extensions": []}
 
     @app.get("/v2/health/live", summary="Server live")
     async def live() -> dict[str, bool]:
@@ -116,7 +118,7 @@ def _add_protocol(app: FastAPI, host: Host) -> None:
 
 
 def _add_schemas(app: FastAPI, host: Host) -> None:
-    code = host.script.bundle / "code"
+    code = host.script.code
 
     @app.get("/swagger.json", summary="The scoring schema, in the version asked for")
     async def swagger(version: str = "2") -> Response:
@@ -127,11 +129,19 @@ def _add_schemas(app: FastAPI, host: Host) -> None:
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            schema = get_openapi(title=app.title, version=metadata.version("mii-azure"), routes=app.routes)
+            schema = get_openapi(title=app.title, version=_version(), routes=app.routes)
             app.openapi_schema = _with_task(schema, code / _SWAGGER["3.1"])
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the document
+
+
+def _version() -> str:
+    """Of mii-azure; a container carries its files and not the installed package that knows."""
+    try:
+        return metadata.version("mii-azure")
+    except metadata.PackageNotFoundError:
+        return "bundled"
 
 
 def _with_task(schema: dict[str, Any], swagger: Path) -> dict[str, Any]:

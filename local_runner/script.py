@@ -48,6 +48,7 @@ class ScoreScript:
 
     def __init__(self, bundle: Path) -> None:
         self.bundle = bundle
+        self.code = bundle / "code"
         self.loaded = False
         self._run: Callable[..., Any]
         self._argument: str
@@ -59,7 +60,11 @@ class ScoreScript:
         model = self.bundle / "model"
         if model.is_dir():
             os.environ["AZUREML_MODEL_DIR"] = str(model)
-        os.environ["AML_APP_ROOT"] = str(self.bundle / "code")
+        os.environ["AML_APP_ROOT"] = str(self.code)
+        self.start()
+
+    def start(self) -> None:
+        """Import score.py and call its init(); raises LoadError."""
         try:
             module = self._load()
             module.init()
@@ -95,7 +100,7 @@ class ScoreScript:
         return importlib.import_module("scoring.entry")
 
     def _load(self) -> ModuleType:
-        path = self.bundle / "code" / "score.py"
+        path = self.code / "score.py"
         spec = importlib.util.spec_from_file_location("entry_module", path)
         if spec is None or spec.loader is None:
             raise LoadError(f"{path} is not a Python file.")
@@ -123,5 +128,5 @@ class ScoreScript:
 
     def _check_scoring(self) -> None:
         found = str(getattr(sys.modules.get("scoring"), "__file__", ""))
-        if not found.startswith(str(self.bundle / "code") + os.sep):
+        if not found.startswith(str(self.code) + os.sep):
             raise RunnerFailed(f"score.py runs {found or 'no scoring package'}, not the bundle's own `scoring`.")

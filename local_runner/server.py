@@ -4,31 +4,23 @@ Import this only after `manifest.enter`: it imports `scoring`, which has to be t
 """
 
 import asyncio
-import contextlib
-import errno
-import logging
 import os
 import signal
-import socket
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 import uvloop
 
-from local_runner import environment, grpc_services, http_app, logs, ray_cluster, ready_file
-from local_runner.errors import PortInUse, RunnerFailed
+from local_runner import environment, grpc_services, http_app, http_server, logs, ray_cluster, ready_file
+from local_runner.errors import PortInUse
 from local_runner.host import Host, State
 from local_runner.ray_host import RayHost
 from local_runner.ray_options import RayOptions
 from local_runner.security import Security
 from scoring.errors import MiiAzureError
-
-logger = logging.getLogger(__name__)
 
 EXIT_ABANDONED = 1
 _HEALTH_PERIOD_S = 0.25
@@ -55,14 +47,6 @@ def serve(settings: Settings) -> int:
     if settings.ray:
         ray_cluster.connect(settings.ray.address)
     return uvloop.run(_Runner(settings).run())
-
-
-class _HttpServer(uvicorn.Server):
-    """uvicorn without its own signal handlers: one drain serves both protocols."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 class _Runner:
@@ -101,24 +85,15 @@ class _Runner:
     async def _open(self) -> None:
         """Bind both ports and answer on them, not ready yet. Raises PortInUse or RunnerFailed."""
         settings = self._settings
-        listener = _listen(settings.host, settings.http_port)
+        listener = http_server.listen(settings.host, settings.http_port)
         security = settings.security
         self._grpc = grpc_services.build(self._host, self._health, security.interceptors())
         await self._health.update()
         grpc_port = _bind_grpc(self._grpc, settings.host, settings.grpc_port, security.grpc_credentials())
         self._ports = (grpc_port, listener.getsockname()[1])
         await self._grpc.start()
-        config = uvicorn.Config(
-            logs.Middleware(security.guard(http_app.build(self._host))),
-            http="httptools",
-            lifespan="off",
-            log_config=None,
-            access_log=logger.isEnabledFor(logging.DEBUG),
-            timeout_keep_alive=75,
-            timeout_graceful_shutdown=max(1, int(settings.drain_s)),
-            **security.uvicorn_options(),
-        )
-        self._http = _HttpServer(config)
+        app = logs.Middleware(security.guard(http_app.build(self._host)))
+        self._http = http_server.make(app, settings.drain_s, **security.uvicorn_options())
         self._serving = asyncio.create_task(self._http.serve(sockets=[listener]))
 
     async def _watch(self) -> None:
@@ -162,20 +137,9 @@ class _Runner:
             _say(f"{state}: {deployment.name} ({deployment.task}) at {where}")
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """A listening socket that no other process can share. Raises PortInUse or RunnerFailed."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=1024)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise PortInUse(f"Port {port} of {host} is in use.", "Choose another, or 0 for any free one.") from error
-        raise RunnerFailed(f"{host}:{port} cannot be listened on: {error.strerror or error}.") from error
-
-
 def _bind_grpc(server: Any, host: str, port: int, credentials: Any) -> int:
     """Bind the gRPC server; return its port. The attempt with a plain socket tells why it would fail."""
-    _listen(host, port).close()
+    http_server.listen(host, port).close()
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         bound = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)

@@ -1,0 +1,123 @@
+"""`python -m local_runner.container`: the HTTP host inside the container of a bundle made with `--server http`.
+
+It runs from the bundle's code/, which carries this package beside score.py; Azure ML mounts that folder alone, and the
+model where AZUREML_MODEL_DIR says, so there is no manifest to check here. The environment sets it:
+MII_AZURE_HTTP_PORT (5001), MII_AZURE_HOST (0.0.0.0), MII_AZURE_DRAIN_SECONDS (30), MII_AZURE_LOG_FORMAT (json).
+Exit codes: 0 stopped by a signal, every request answered; 1 some abandoned; 3 a model that does not load; 4 the port.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import uvloop
+
+from local_runner import http_app, http_server, logs, ready_file
+from local_runner.host import Host, State
+from local_runner.script import ScoreScript
+from scoring.errors import LoadError, MiiAzureError
+
+CODE = Path(__file__).resolve().parent.parent
+EXIT_ABANDONED = 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the environment says; a port of 0 picks a free one."""
+
+    host: str
+    port: int
+    drain_s: float
+    log_format: str
+    ready_file: Path | None
+
+    @classmethod
+    def read(cls) -> "Settings":
+        """The settings in the environment; raises LoadError for a value that is none."""
+
+        def env(name: str, default: str) -> str:
+            return os.environ.get(f"MII_AZURE_{name}") or default
+
+        try:
+            port, drain_s = int(env("HTTP_PORT", "5001")), float(env("DRAIN_SECONDS", "30"))
+            log_format = logs.FORMATS[logs.FORMATS.index(env("LOG_FORMAT", "json"))]
+        except ValueError as error:
+            raise LoadError(f"The environment of the container is wrong: {error}.", "See deployment.yml.") from error
+        file = env("READY_FILE", "")
+        return cls(env("HOST", "0.0.0.0"), port, drain_s, log_format, Path(file) if file else None)  # noqa: S104
+
+
+class Mounted(ScoreScript):
+    """The score.py beside this package, where Azure ML has mounted it."""
+
+    def __init__(self, code: Path) -> None:
+        super().__init__(code.parent)
+        self.code = code
+
+    def init(self) -> None:
+        """Import score.py and call its init(); raises LoadError."""
+        self.start()
+
+
+async def serve(settings: Settings) -> int:
+    """Answer probes at once, load, score until a signal, drain; return the exit code. Raises what keeps it from it."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    host = Host(CODE.parent, Mounted(CODE))
+    listener = http_server.listen(settings.host, settings.port)
+    port = listener.getsockname()[1]
+    server = http_server.make(logs.Middleware(http_app.build(host)), settings.drain_s)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    _announce(settings, host.state, port)
+    loading, stopping = asyncio.create_task(host.load()), asyncio.create_task(stop.wait())
+    await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if loading.done():
+        loading.result()
+        _announce(settings, host.state, port)
+    await stopping
+    return await _drain(host, server, serving, settings.drain_s)
+
+
+async def _drain(host: Host, server: Any, serving: asyncio.Task[None], budget_s: float) -> int:
+    deadline = time.monotonic() + budget_s
+    server.should_exit = True
+    abandoned = await host.finish(budget_s)
+    await asyncio.wait({serving}, timeout=max(1.0, deadline - time.monotonic()))
+    if abandoned:
+        sys.stderr.write(f"{abandoned} requests were abandoned after {budget_s:g} s of draining.\n")
+    return EXIT_ABANDONED if abandoned else 0
+
+
+def _announce(settings: Settings, state: State, port: int) -> None:
+    ready_file.write(settings.ready_file, state, http_port=port)
+    sys.stderr.write(f"{state}: HTTP on {settings.host}:{port}\n")
+    sys.stderr.flush()
+
+
+def main() -> NoReturn:
+    """Serve, then end the process."""
+    try:
+        settings = Settings.read()
+        logs.set_up(settings.log_format, verbose=False)
+        code = uvloop.run(serve(settings))
+    except MiiAzureError as error:
+        logging.getLogger(__name__).debug("why:", exc_info=True)
+        sys.stderr.write(f"error: {error}\n")
+        file = os.environ.get("MII_AZURE_READY_FILE")
+        ready_file.write(Path(file) if file else None, "failed", **error.to_dict(), exit_code=error.exit_code)
+        code = error.exit_code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # The scoring script may own threads that never end; they must not keep a stopped container alive.
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()
