@@ -15,7 +15,7 @@ from mii_azure.manifest import load_manifest
 from mii_azure.verdict import TARGETS
 
 WARM_UP = 5
-ROUNDS = 10
+ROUNDS = 20
 
 
 class Row(BaseModel):
@@ -50,12 +50,13 @@ def bench(
     requests: int = 100,
     clients: int = 8,
     on_progress: Callable[[str], None] = lambda text: None,
+    beside: Sequence[Any] = (),
 ) -> Report:
     """Send the bundle's sample request to every target: `requests` times from one client, and from `clients`.
 
     All targets run side by side, so each holds the model, and take turns. In-process latencies are measured inside the
-    process that scores. Raises SpecError for unknown targets and what
-    starting a target raises.
+    process that scores. `beside` are further targets (`local_runner.targets.Target`) to measure in the same turns.
+    Raises SpecError for unknown targets and what starting a target raises.
     """
     from local_runner.targets import make_target
 
@@ -67,10 +68,10 @@ def bench(
     body = (folder / "requests" / "sample.json").read_text(encoding="utf-8")
     with ExitStack() as stack:
         hosts = {}
-        for name in targets:
-            on_progress(f"starting {name}")
-            hosts[name] = stack.enter_context(make_target(name, folder))
-            _warm_up(hosts[name], name, body)
+        for target in (*(make_target(name, folder) for name in targets), *beside):
+            on_progress(f"starting {target.name}")
+            hosts[target.name] = stack.enter_context(target)
+            _warm_up(target, target.name, body)
         metadata = hosts[targets[0]].metadata()
         loads = _measure(hosts, body, requests, clients, on_progress)
     base = statistics.median(loads["in-process"].alone) if "in-process" in loads else None
