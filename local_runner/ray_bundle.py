@@ -133,7 +133,7 @@ def _check_room(root: Path, wanted: int) -> None:
 
 
 def _failed(sentence: str, hint: str = "") -> Exception:
-    from mii_azure.errors import RunnerFailed
+    from local_runner.errors import RunnerFailed
 
     return RunnerFailed(sentence, hint)
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from local_runner import ray_bundle
+from local_runner.errors import ClusterTooSmall, RayMissing, RunnerFailed
 from local_runner.ray_options import RayOptions
 from local_runner.ray_replica import Replica, failure
 from local_runner.wire import error_from_body
-from mii_azure.errors import ClusterTooSmall, RayMissing, RunnerFailed
 from scoring.config import Deployment
 
 logger = logging.getLogger(__name__)

@@ -13,12 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from local_runner.errors import ReplicaLost
 from local_runner.host import Host, State, internal
 from local_runner.ray_cluster import Cluster, Replicas
 from local_runner.ray_options import RayOptions
 from local_runner.script import Answer
 from local_runner.wire import body_of, error_from_body
-from mii_azure.errors import ReplicaLost
 from scoring.errors import InternalError, MiiAzureError, NotReady, Overloaded, RequestTimeout
 
 logger = logging.getLogger(__name__)
@@ -49,6 +49,7 @@ class RayHost(Host):
         self._unary: Any = None
         self._streaming: Any = None
         self._looking: asyncio.Task[None] | None = None
+        self._busy = 0  # requests not answered yet
         self._asked_again = 0
         self._lost: tuple[type[Exception], ...] = ()
         # Calls of Ray's that block; one thread, so that they keep their order.
@@ -120,11 +121,15 @@ class RayHost(Host):
             raise self.unready()
         if self._busy >= self._slots:
             raise Overloaded(f"{self._busy} requests are in flight already.", "Ask again later.")
-        self._count(+1)
+        self._busy += 1
         try:
             return await self._timed(raw, {key: headers[key] for key in headers if key.lower() not in _CREDENTIALS})
         finally:
-            self._count(-1)
+            self._busy -= 1
+
+    @property
+    def _in_flight(self) -> int:
+        return self._busy + self._streams
 
     async def _timed(self, raw: str, headers: dict[str, str]) -> Answer:
         limit = self.deployment.limits.request_timeout_s
