@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 TORCH := $(shell sed -n 's/^torch==//p' templates/locks/scoring.in)
 
-.PHONY: demo test lint unit bench image docs golden lock protos clean
+.PHONY: demo test lint unit bench image docs golden lock protos ray clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -32,6 +32,10 @@ bench: $(STAMP)  ## what gRPC, HTTP and azmlinfsrv add over in-process
 
 image: $(STAMP)  ## build the generated Dockerfile for real and ask the server inside; root, Debian, some minutes
 	tools/image/make.sh
+
+ray: $(STAMP)  ## install Ray Serve, and kill a node of a local cluster under load; a few minutes
+	$(BIN)/pip install -qq -c constraints.txt -e '.[ray]'
+	MII_AZURE_RAY=1 $(BIN)/pytest tests/ray
 
 docs: $(STAMP)  ## regenerate docs/cli.md from the command line
 	$(BIN)/python -m tools.docs
