@@ -21,7 +21,7 @@ ApiKeyFile = Annotated[Path | None, flag("api-key-file", "File of API keys, one 
 LogFormat = Annotated[str, flag("log-format", "text for people, or json: one object a line, every request told.")]
 
 
-def runner_options(**values: Path | str | None) -> list[str]:
+def runner_options(**values: Path | str | float | None) -> list[str]:
     """The runner's own options for the values that are given."""
     given = {name.replace("_", "-"): value for name, value in values.items() if value is not None}
     return [word for name, value in given.items() for word in (f"--{name}", str(value))]
