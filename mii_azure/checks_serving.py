@@ -7,7 +7,7 @@ from pathlib import Path
 from mii_azure import limits
 from mii_azure.errors import UnknownInstanceType
 from mii_azure.inspection import DEPLOYMENT, MODEL, SERVER_DEFAULTS, SETTINGS, Fix, Inspected, Problem
-from mii_azure.render import PROBE_THREADS
+from mii_azure.servers import PROBE_THREADS
 from mii_azure.sizing import device_of
 from mii_azure.skus import Sku, find_sku
 from mii_azure.timing import start
@@ -206,7 +206,8 @@ def payload(bundle: Inspected) -> Iterator[Problem]:
 def concurrency(bundle: Inspected) -> Iterator[Problem]:
     place = ("request_settings", "max_concurrent_requests_per_instance")
     allowed = bundle.number(DEPLOYMENT, *place)
-    wanted = bundle.settings.limits.max_batch_size if bundle.settings else 0
+    limits_of = bundle.settings.limits if bundle.settings else None
+    wanted = (limits_of.slots or limits_of.max_batch_size) if limits_of else 0
     if _online(bundle) and (allowed is None or allowed < 1):
         yield Problem(
             f"{place[1]} is {bundle.get(DEPLOYMENT, *place)!r}; Azure's default is 1, which leaves nothing to batch.",
@@ -220,7 +221,7 @@ def concurrency(bundle: Inspected) -> Iterator[Problem]:
 def worker_timeout(bundle: Inspected) -> Iterator[Problem]:
     timeout = bundle.number(DEPLOYMENT, "request_settings", "request_timeout_ms")
     given = bundle.server["WORKER_TIMEOUT"]
-    if not bundle.get(DEPLOYMENT, "code_configuration") or bundle.kind == "batch":
+    if not bundle.get(DEPLOYMENT, "code_configuration") or bundle.kind == "batch" or bundle.server_kind == "http":
         return  # a container of its own, which need not run the inference server
     timeout = timeout and min(timeout, limits.MAX_REQUEST_TIMEOUT_MS)  # what is above, another rule refuses
     if timeout is not None and not (given.isdecimal() and int(given) * 1000 > timeout):
@@ -257,7 +258,7 @@ def threads(bundle: Inspected) -> Iterator[Problem]:
     found = re.search(r"--threads[ =](\d+)", given)
     count = int(found[1]) if found and "gthread" in given else 1
     arguments = f"--worker-class gthread --threads {allowed + PROBE_THREADS}"
-    if count <= allowed and bundle.kind != "batch":
+    if count <= allowed and bundle.kind != "batch" and bundle.server_kind != "http":
         yield Problem(
             f"The server has {count} threads for {allowed} concurrent requests: probes would wait behind them.",
             f'Set GUNICORN_CMD_ARGS to "{arguments}".',

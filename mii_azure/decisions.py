@@ -101,6 +101,7 @@ def of_serving(facts: Profile, placed: Fit, batch: int) -> list[Decision]:
     short = served < facts.context_length
     context = f"Memory does not hold the model's {facts.context_length} tokens." if short else "The model's own."
     factor = limits.IN_FLIGHT_FACTOR
+    full = "As many as the decoder has slots of full length, which memory bounds" if placed.slots else "One full batch"
     decisions = [
         Decision(
             what="batch",
@@ -109,8 +110,8 @@ def of_serving(facts: Profile, placed: Fit, batch: int) -> list[Decision]:
         ),
         Decision(
             what="concurrency",
-            value=f"{batch} requests per instance",
-            reason=f"One full batch; Azure answers 429 past {factor} times that.",
+            value=f"{placed.slots or batch} requests per instance",
+            reason=f"{full}; Azure answers 429 past {factor} times that.",
         ),
         Decision(
             what="payload",

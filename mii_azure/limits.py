@@ -36,6 +36,7 @@ MIN_CONTEXT = 2048  # tokens; a model that cannot be given this much of its cont
 # Serving
 ACTIVATION_WIDTHS = 18  # live values per token, in hidden sizes: projections, feed-forward (4 wide, twice), residuals
 MAX_BATCH_SIZE = {"cpu": 8, "cuda": 32}
+SLOTS = (128, 64, 32, 16)  # sequences that a decoder on a GPU advances at once, the most that memory holds
 MAX_BATCH_TOKENS = {"cpu": 2048, "cuda": 16_384}
 MAX_BATCH_IMAGES = {"cpu": 1, "cuda": 4}  # past four images a GPU is busy already
 IMAGE_SIZE, LATENT_SCALE, PROMPT_TOKENS = 512, 8, 77  # Stable Diffusion's own, where a model's are not known

@@ -41,6 +41,7 @@ class Plan(BaseModel):
     context_length: int  # tokens of one request, prompt and answer; 0 where the model's config is not known here
     max_batch_tokens: int
     max_batch_size: int
+    slots: int  # sequences that a decoder on a GPU advances at once; 0 where batches run
     queue_size: int  # rows that may wait; one more is answered 429
     max_payload_bytes: int
     max_concurrent_requests: int
@@ -93,7 +94,7 @@ def make_plan(spec: Spec, facts: Profile, options: Options) -> Plan:
     batch = sizing.batch_rows(facts, device, placed.tokens)
     quota = timing.quota_cores(sku.cores, spec.instance_count, sku.skip_20_percent)
     served = min(facts.context_length, placed.tokens)
-    budget = Limits(max_batch_tokens=placed.tokens, max_batch_size=batch, context_length=served)
+    budget = Limits(max_batch_tokens=placed.tokens, max_batch_size=batch, context_length=served, slots=placed.slots)
     passes = pass_decisions(spec, facts, placed, budget) if facts.known else []
     sliced = any(each.what == "pass tensor_slicing" and each.value == "yes" for each in passes)
     return Plan(
@@ -112,9 +113,10 @@ def make_plan(spec: Spec, facts: Profile, options: Options) -> Plan:
         context_length=served,
         max_batch_tokens=placed.tokens,
         max_batch_size=batch,
+        slots=placed.slots,
         queue_size=limits.QUEUE_ROWS,
         max_payload_bytes=limits.ENDPOINT_BYTES_PER_S,
-        max_concurrent_requests=batch,
+        max_concurrent_requests=placed.slots or batch,
         request_timeout_ms=timeout,
         readiness=begun.readiness,
         liveness=begun.liveness,

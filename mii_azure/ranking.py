@@ -128,8 +128,8 @@ def _row(
     if placed is None:
         return Ranked(fits=False, why=why, **shared)
     length, answer, asked = request
-    most = max(placed.tokens // (length + answer), 1)
-    batch = min(asked or limits.MAX_BATCH_SIZE[device], limits.MAX_BATCH_SIZE[device], most)
+    most = placed.slots or max(min(placed.tokens // (length + answer), limits.MAX_BATCH_SIZE[device]), 1)
+    batch = min(asked or most, most)
     seconds = _seconds(work, placed, batch, length, answer)
     throughput = batch * (answer or 1) / seconds * spec.instance_count
     busy = throughput * 3600 * utilisation
@@ -156,7 +156,7 @@ def _placed(spec: Spec, work: Work, sku: Sku) -> tuple[Fit | None, str]:
     except MiiAzureError as error:
         return None, error.message.rstrip(".")
     if placed.problem and sku.whole_gpus > 1 and sizing.sliced(work, spec.dtype, only=sku):
-        return None, f"only sliced over its {sku.whole_gpus} GPUs, which this version does not serve"
+        return None, f"only sliced over its {sku.whole_gpus} GPUs, which is not ranked"
     return (None, placed.problem) if placed.problem else (placed, "")
 
 

@@ -11,15 +11,12 @@ import jinja2
 import yaml
 
 from local_runner.manifest import bundle_digest
-from mii_azure import kinds, openapi
-from mii_azure.planning import Plan
+from mii_azure import kinds, openapi, servers
+from mii_azure.planning import Decision, Plan
 from mii_azure.skus import find_sku
 from mii_azure.spec import Spec
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
-PORT = 5001
-WORKER_TIMEOUT_S = 300  # above Azure's cap of 180 s on a request: the server never kills a worker that still may answer
-PROBE_THREADS = 2  # one each for the liveness and the readiness probe, beside the requests in flight
 
 _TEXTS = {
     "endpoint.yml": "endpoint.yml.j2",
@@ -46,15 +43,19 @@ def render(
     copied weights, or None when the model is an azureml: reference, which needs neither model.yml nor a folder.
     """
     plan = kinds.adapt(spec, plan)
+    if reason := servers.why(spec.server):
+        chosen = Decision(what="server", value=spec.server, reason=reason)
+        plan = plan.model_copy(update={"decisions": (*plan.decisions, chosen)})
     image = images()[plan.image]
     context = _context(spec, plan, schema, model_id, model_version) | kinds.context(spec, plan)
+    context |= servers.context(spec.server)
     variables = image["environment"] | _gpu_variables(plan)
     environment = {
         "environment/Dockerfile": fill(
             "Dockerfile.j2",
             context | {"image": image, "base_image": base_image(spec, plan), "image_variables": variables},
         ),
-        "environment/requirements.lock": (TEMPLATES / "locks" / image["lock"]).read_text(encoding="utf-8"),
+        "environment/requirements.lock": _lock(spec, image["lock"]),
     }
     version = content_hash({path: _sha256(text) for path, text in environment.items()})
     context |= {
@@ -97,6 +98,7 @@ def deployment_settings(spec: Spec, plan: Plan, model_id: str) -> dict[str, Any]
         "limits": {
             "max_batch_tokens": plan.max_batch_tokens,
             "max_batch_size": plan.max_batch_size,
+            "slots": plan.slots,
             "queue_size": plan.queue_size,
             "max_payload_bytes": plan.max_payload_bytes,
             "request_timeout_s": plan.request_timeout_ms / 1000,
@@ -113,14 +115,10 @@ def deployment_settings(spec: Spec, plan: Plan, model_id: str) -> dict[str, Any]
     }
 
 
-def server_settings(plan: Plan) -> dict[str, str]:
-    """Environment variables of the inference server: one worker, a thread per request in flight and per probe."""
-    threads = plan.max_concurrent_requests + PROBE_THREADS
-    return {
-        "GUNICORN_CMD_ARGS": f"--worker-class gthread --threads {threads}",
-        "WORKER_COUNT": "1",
-        "WORKER_TIMEOUT": str(WORKER_TIMEOUT_S),
-    }
+def _lock(spec: Spec, device_line: str) -> str:
+    """All that the image installs; the packages of the HTTP host follow those of the device line."""
+    names = [device_line, *([servers.HTTP_LOCK] if spec.server == "http" else [])]
+    return "".join((TEMPLATES / "locks" / name).read_text(encoding="utf-8") for name in names)
 
 
 @cache
@@ -149,7 +147,7 @@ def _context(
         "plan": plan,
         "auth_mode": spec.auth_mode,
         "instance_count": spec.instance_count,
-        "server": server_settings(plan),
+        "server": servers.settings(spec.server, plan.max_concurrent_requests),
         "probes": {"liveness_probe": plan.liveness, "readiness_probe": plan.readiness},
         "model_id": model_id,
         "model_name": model_name,
@@ -187,7 +185,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(yaml=_yaml, docker=_docker, docstring=_docstring, cell=_cell)
+    environment.filters.update(yaml=_yaml, docker=_docker, docstring=_docstring, cell=_cell, json=json.dumps)
     return environment
 
 

@@ -11,6 +11,7 @@ from mii_azure.families import Family
 from mii_azure.limits import GB
 from mii_azure.profile import DTYPE_BYTES, Profile
 from mii_azure.skus import Sku, all_skus
+from scoring.passes.static_decode import FAMILIES
 from scoring.passes.tensor_slicing import DEGREES
 
 
@@ -45,6 +46,7 @@ class Fit(NamedTuple):
     dtype: str
     dtype_reason: str
     tokens: int  # in one batch, padded
+    slots: int  # sequences that a decoder advances at once, each of full length; 0: it runs batches
     memory: Memory
     gpus: int  # that share one copy of the weights; 1 on CPU
     problem: str
@@ -110,7 +112,22 @@ def fit(work: Work, sku: Sku, wanted: str = "auto", gpus: int = 1, headroom: flo
     if memory.needed * headroom > available:
         place = f"each {sku.gpu.name}" if sku.gpu else "memory"
         problem = f"it needs {memory.needed / GB:.1f} GB and {place} has {available / GB:.1f} GB free"
-    return Fit(sku, dtype, reason, tokens, memory, gpus, problem or _disk_problem(work.profile, sku))
+    slots = 0
+    if gpus == 1 and held == 1.0 and sku.gpu and work.profile.kind == "decoder" and work.profile.family in FAMILIES:
+        slots, memory = _slots(memory, work.profile, dtype, tokens)
+    return Fit(sku, dtype, reason, tokens, slots, memory, gpus, problem or _disk_problem(work.profile, sku))
+
+
+def _slots(memory: Memory, profile: Profile, dtype: str, tokens: int) -> tuple[int, Memory]:
+    """The most slots of full length that fit with headroom beside a batch, and the memory with them."""
+    context = min(profile.context_length, tokens)
+    each = context * profile.kv_bytes_per_token * DTYPE_BYTES[dtype] // DTYPE_BYTES[profile.dtype]
+    for slots in limits.SLOTS:
+        more = memory.model_copy(update={"kv_cache": memory.kv_cache + slots * each})
+        if more.needed * limits.HEADROOM["cuda"] <= more.available:
+            return slots, more
+    slots = max(1, tokens // context)
+    return slots, memory
 
 
 def _available(sku: Sku) -> int:

@@ -59,7 +59,7 @@ def batch_seconds(work: Work, placed: Fit) -> float:
     if work.profile.kind == "diffusion":
         return _drawing_seconds(work, placed)
     length = min(work.profile.context_length, placed.tokens)
-    seconds = prefill_seconds(work, placed, placed.tokens, length)
+    seconds = prefill_seconds(work, placed, max(placed.tokens, placed.slots * length), length)
     if work.profile.kind == "encoder":
         return seconds
     return seconds + limits.NEW_TOKENS * step_seconds(work, placed, placed.memory.kv_cache)

@@ -34,7 +34,7 @@ def init() -> None:
 def run(mini_batch: Sequence[str]) -> list[str]:
     """The rows of these files, in their order."""
     limits = entry.metadata()["limits"]
-    return score(mini_batch, entry.run, int(limits["max_batch_size"]))
+    return score(mini_batch, entry.run, int(limits["slots"] or limits["max_batch_size"]))
 
 
 def score(paths: Sequence[str], answer: Callable[[str], Any], workers: int) -> list[str]:

@@ -70,6 +70,10 @@ class Service:
         # On the inference thread: CUDA graphs belong to the thread that captures them.
         reference = reference_of(self.deployment.task)
         self.records = optimise(self.loaded.model, chosen, self.deployment.optimisation.on, reference)
+        if self.loaded.device.type == "cuda":
+            import torch
+
+            torch.cuda.empty_cache()  # what the passes' verification took is free for requests
         phase.enter("warming")
 
     @property

@@ -43,12 +43,12 @@ def _placing_passes(asked: Optimisation) -> list[Pass]:
 
 
 def decoder_passes(limits: Limits, asked: Optimisation = Optimisation()) -> list[Pass]:  # noqa: B008
-    """As many slots of full length as the batch's budget of tokens holds; on a CPU one for every row of a batch."""
+    """As many slots of full length as are asked for, or a batch holds; on a CPU one for every row of a batch."""
     from scoring.passes.static_decode import StaticDecode
     from scoring.passes.weight_only import WeightOnly
 
     context = limits.context_length or StaticDecode().max_length
-    slots = max(1, min(limits.max_batch_size, limits.max_batch_tokens // context))
+    slots = limits.slots or max(1, min(limits.max_batch_size, limits.max_batch_tokens // context))
     decode = StaticDecode(slots, context, cpu_slots=limits.max_batch_size)
     return [*_placing_passes(asked), decode, WeightOnly(decode)]
 

@@ -10,6 +10,7 @@ from scoring.deepspeed_host import free_port, join, leave
 from scoring.passes.base import Applied, Decision, Facts, Hardware, Pass, PassRefused
 
 _FITS = 0.8  # of a GPU's memory for weights; the rest is activations, cache and the context
+_LIVE_LAYERS = 3
 _TIMEOUT_S = 120.0
 
 
@@ -63,7 +64,7 @@ class ZeroInference(Pass):
         names = [name for name, _ in model.named_parameters()]
         try:
             deepspeed = join(0, 1, free_port(), device, _TIMEOUT_S)
-            engine, *_ = deepspeed.initialize(model=model, config=self._config(model.dtype, device))
+            engine, *_ = deepspeed.initialize(model=model, config=self._config(model, device))
         except Exception as error:
             leave()
             raise PassRefused(f"DeepSpeed failed: {(str(error).strip().splitlines() or [''])[0][:200]}") from error
@@ -83,13 +84,21 @@ class ZeroInference(Pass):
             len(offloaded), f"{len(offloaded)} of {len(names)} parameters, {size / 2**20:.0f} MiB {where}", undo
         )
 
-    def _config(self, dtype: Any, device: str) -> dict[str, Any]:
+    def _config(self, model: Any, device: str) -> dict[str, Any]:
         offload: dict[str, Any] = {"device": "cpu", "pin_memory": device == "cuda"}
         if self._nvme is not None:
             offload = {"device": "nvme", "nvme_path": str(self._nvme), "pin_memory": device == "cuda"}
         kinds = {"torch.float16": {"fp16": {"enabled": True}}, "torch.bfloat16": {"bf16": {"enabled": True}}}
-        zero = {"stage": 3, "offload_param": offload}
-        return {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero} | kinds.get(str(dtype), {})
+        layer = sum(parameter.numel() for parameter in model.parameters()) // max(1, model.config.num_hidden_layers)
+        zero = {
+            "stage": 3,
+            "offload_param": offload,
+            # A layer is fetched while the one before computes; no weight is kept for the next token.
+            "stage3_prefetch_bucket_size": layer,
+            "stage3_max_live_parameters": _LIVE_LAYERS * layer,
+            "stage3_max_reuse_distance": layer,
+        }
+        return {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero} | kinds.get(str(model.dtype), {})
 
     def verify(self, model: Any, reference: Callable[..., Any]) -> float:
         """Prefill and cached decode for decoders, padded batches for encoders."""
