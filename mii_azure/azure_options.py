@@ -33,7 +33,7 @@ class AzureOptions(BaseModel):
     secrets: dict[str, str] = Field(
         default_factory=dict, description=f"Environment variables that hold secrets, by reference: {FORMS}."
     )
-    max_instances: int | None = Field(None, ge=2, le=50, description="Write autoscale.sh, up to so many instances.")
+    max_instances: int | None = Field(None, ge=2, le=50, description="Write autoscale rules, up to so many instances.")
 
     @model_validator(mode="after")
     def _options(self) -> Self:

@@ -102,15 +102,22 @@ def rollout(
     hold: Annotated[float, flag("hold", "Seconds that each share of traffic is held and watched.")] = 60.0,
     skip_parity: Annotated[bool, flag("skip-parity", "Do not compare with the local runner.")] = False,
     keep_old: Annotated[bool, flag("keep-old", "Leave the old slot, without traffic.")] = False,
+    watch: Annotated[
+        bool, flag("watch", "Compare both slots' numbers in Azure Monitor too; hold for minutes.")
+    ] = False,
+    max_errors: Annotated[float, flag("max-errors", "With --watch: points of failed requests above the old slot.")] = 1,
+    max_slower: Annotated[float, flag("max-slower", "With --watch: percent above the old slot's p90.")] = 50,
     as_json: AsJson = False,
 ) -> None:
     """Replace what an endpoint serves, gate by gate: 0 %, parity, mirror, 10, 50, 100 %. A failed gate rolls back."""
     from dataclasses import asdict
 
     from mii_azure.azure.rollout import rollout as run
+    from mii_azure.azure.watch import Allowed
 
+    gate = Allowed(max_errors, max_slower) if watch else None
     with _azure(subscription, resource_group, workspace) as client:
-        done = run(bundle, client, hold_s=hold, parity=not skip_parity, keep_old=keep_old, say=_say)
+        done = run(bundle, client, hold_s=hold, parity=not skip_parity, keep_old=keep_old, watch=gate, say=_say)
     if as_json:
         print_json(asdict(done))
         return

@@ -24,7 +24,7 @@ def texts(spec: Spec) -> dict[str, str]:
             "deployment.yml": "deployment-batch.yml.j2",
             "code/batch_score.py": "batch_score.py.j2",
         }
-    return {"autoscale.sh": "autoscale.sh.j2"} if spec.max_instances else {}
+    return {f"autoscale.{end}": f"autoscale.{end}.j2" for end in ("sh", "json")} if spec.max_instances else {}
 
 
 def adapt(spec: Spec, plan: Plan) -> Plan:
@@ -106,6 +106,6 @@ def _of_access(spec: Spec) -> list[Decision]:
         found.append(Decision(what="network", value=value, reason=reason))
     if spec.max_instances:
         value = f"{spec.instance_count} to {spec.max_instances} instances"
-        reason = "./autoscale.sh, after deploying; the quota must hold the largest number."
+        reason = "`mii-azure deploy` sets it, or ./autoscale.sh; the quota must hold the largest number."
         found.append(Decision(what="autoscale", value=value, reason=reason))
     return found

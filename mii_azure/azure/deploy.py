@@ -4,11 +4,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mii_azure.azure import assets, endpoints
+from mii_azure.azure import assets, batch, endpoints
+from mii_azure.azure.autoscale import ensure_autoscale
 from mii_azure.azure.client import Say
 from mii_azure.azure.journal import Journal
 from mii_azure.azure.live import Live, smoke
-from mii_azure.errors import BundleEdited, InvalidName, NotAvailable, SpecError
+from mii_azure.errors import BundleEdited, InvalidName, SpecError
 from mii_azure.spec import NAME_LENGTH, NAME_PATTERN
 
 AGAIN = "The same command"
@@ -20,7 +21,7 @@ def silent(text: str) -> None:
 
 @dataclass(frozen=True)
 class AzureDeployment:
-    """A deployment in a slot of an endpoint, answering."""
+    """A deployment in a slot of an endpoint, answering; of a batch endpoint, the default's traffic is told as 100."""
 
     endpoint: str
     slot: str
@@ -29,7 +30,7 @@ class AzureDeployment:
     environment: str
     model: str
     bundle_hash: str
-    answer: Any = field(compare=False)  # to the bundle's sample request
+    answer: Any = field(compare=False)  # to the bundle's sample request; None from a batch endpoint
 
 
 def deploy(
@@ -45,6 +46,8 @@ def deploy(
     if traffic is not None and not 0 <= traffic <= 100:
         raise SpecError(f"traffic: {traffic} is no percentage.", "Give 0 to 100.")
     journal = Journal(say, AGAIN)
+    if batch.is_batch(folder):
+        return _deploy_batch(folder, client, slot, digest, traffic, journal)
     deployed, model, environment = place(folder, client, slot, digest, journal)
     name = deployed.endpoint_name
     with journal.step(f"smoke request to {slot}"):
@@ -59,6 +62,9 @@ def deploy(
         mirror = endpoints.nonzero(client.online_endpoints.get(name).mirror_traffic)
         mirror = {} if wanted.get(slot) else mirror
         endpoints.set_traffic(client, name, wanted, mirror, say)
+    if (folder / "autoscale.json").is_file():
+        with journal.step("autoscale"):
+            ensure_autoscale(client, folder, name, slot)
     if slot not in endpoints.nonzero(wanted):
         say(f"{slot} takes no traffic; {wanted} stays. `mii-azure rollout` moves it over, `--traffic` at once.")
     return AzureDeployment(name, slot, live.uri, endpoints.nonzero(wanted), environment, model, digest, answer)
@@ -66,10 +72,7 @@ def deploy(
 
 def place(folder: Path, client: Any, slot: str, digest: str, journal: Journal) -> tuple[Any, str, str]:
     """Everything up to a deployment that is ready in `slot`, without traffic: (deployment, model, environment)."""
-    with journal.step("environment"):
-        environment = assets.ensure_environment(client, folder)
-    with journal.step("model"):
-        model = assets.ensure_model(client, folder)
+    environment, model = _register(folder, client, journal)
     with journal.step("endpoint"):
         endpoint = endpoints.ensure_endpoint(client, folder, journal.say)
     with journal.step(f"deployment {slot}"):
@@ -77,8 +80,38 @@ def place(folder: Path, client: Any, slot: str, digest: str, journal: Journal) -
     return deployed, model or str(deployed.model), environment
 
 
+def _register(folder: Path, client: Any, journal: Journal) -> tuple[str, str | None]:
+    with journal.step("environment"):
+        environment = assets.ensure_environment(client, folder)
+    with journal.step("model"):
+        return environment, assets.ensure_model(client, folder)
+
+
+def _deploy_batch(
+    folder: Path, client: Any, slot: str, digest: str, traffic: int | None, journal: Journal
+) -> AzureDeployment:
+    """As `deploy`, less the smoke request: a job would start the cluster."""
+    if traffic not in (None, 0, 100):
+        raise SpecError("Jobs of a batch endpoint go to one deployment.", "Give --traffic 100, or 0 for none yet.")
+    environment, model = _register(folder, client, journal)
+    with journal.step("endpoint"):
+        endpoint = batch.ensure_endpoint(client, folder, journal.say)
+    with journal.step(f"deployment {slot}"):
+        deployed = batch.ensure_deployment(client, folder, endpoint.name, slot, digest, journal.say)
+    with journal.step("default"):
+        now = batch.default_of(client.batch_endpoints.get(endpoint.name))
+        default = slot if traffic == 100 or (traffic is None and now is None) else now
+        if default == slot:
+            batch.set_default(client, endpoint.name, slot, journal.say)
+    if default != slot:
+        journal.say(f"Jobs go to {default or 'no deployment yet'}; `--traffic 100` sends them to {slot}.")
+    uri = str(client.batch_endpoints.get(endpoint.name).scoring_uri or "")
+    shares = {default: 100} if default else {}
+    return AzureDeployment(endpoint.name, slot, uri, shares, environment, model or str(deployed.model), digest, None)
+
+
 def intact(bundle: Path | str) -> str:
-    """The bundle's hash; raises NotABundle, BundleEdited when a file is not as generated, NotAvailable for batch."""
+    """The bundle's hash; raises NotABundle, and BundleEdited when a file is not as generated."""
     from mii_azure.manifest import load_manifest, verify
 
     folder = Path(bundle).expanduser()
@@ -88,8 +121,6 @@ def intact(bundle: Path | str) -> str:
         raise BundleEdited(
             f"{changed[0].path} is {changed[0].kind}.", "Generate the bundle again; `mii-azure check` lists every file."
         )
-    if "batch" in (folder / "endpoint.yml").read_text(encoding="utf-8").partition("\n")[0].lower():
-        raise NotAvailable("This verb deploys online endpoints, not batch ones.", "Run the bundle's deploy.sh.")
     return digest
 
 

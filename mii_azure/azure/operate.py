@@ -6,7 +6,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from local_runner.wire import error_from_body
-from mii_azure.azure import endpoints
+from mii_azure.azure import batch, endpoints
+from mii_azure.azure.assets import exists
+from mii_azure.azure.autoscale import drop_autoscale
 from mii_azure.azure.client import Say, wait
 from mii_azure.azure.deploy import silent
 from mii_azure.azure.live import Live
@@ -42,7 +44,10 @@ class Status(BaseModel):
 def status(client: Any, endpoint: str) -> Status:
     """What an endpoint is and serves; raises NotInAzure."""
     with translated():
-        found = client.online_endpoints.get(endpoint)
+        found = exists(lambda: client.online_endpoints.get(endpoint))
+        if found is None and batch.is_live(client, endpoint):
+            return _batch_status(client, endpoint)
+        found = client.online_endpoints.get(endpoint) if found is None else found
         slots = [
             client.online_deployments.get(entry.name, endpoint) for entry in client.online_deployments.list(endpoint)
         ]
@@ -53,6 +58,34 @@ def status(client: Any, endpoint: str) -> Status:
         auth_mode=str(found.auth_mode),
         scoring_uri=str(found.scoring_uri or ""),
         slots=tuple(_slot(entry, traffic, mirrored) for entry in sorted(slots, key=lambda entry: entry.name)),
+    )
+
+
+def _batch_status(client: Any, endpoint: str) -> Status:
+    """Of a batch endpoint: the default deployment takes all jobs."""
+    found = client.batch_endpoints.get(endpoint)
+    names = sorted(entry.name for entry in client.batch_deployments.list(endpoint))
+    default = batch.default_of(found)
+    return Status(
+        endpoint=endpoint,
+        state=endpoints.state(found),
+        auth_mode=str(found.auth_mode),
+        scoring_uri=str(found.scoring_uri or ""),
+        slots=tuple(
+            _batch_slot(client.batch_deployments.get(name, endpoint), 100 if name == default else 0) for name in names
+        ),
+    )
+
+
+def _batch_slot(entry: Any, share: int) -> SlotStatus:
+    return SlotStatus(
+        slot=entry.name,
+        state=endpoints.state(entry),
+        traffic=share,
+        mirrored=0,
+        instance_type=str(entry.compute or "").rsplit("/", 1)[-1],
+        instances=int(getattr(entry.resources, "instance_count", 0) or 0),
+        bundle=(entry.tags or {}).get(endpoints.TAG, ""),
     )
 
 
@@ -89,7 +122,14 @@ def invoke(client: Any, endpoint: str, payload: Any, slot: str | None = None) ->
 def delete(client: Any, endpoint: str, slot: str | None = None, say: Say = silent) -> None:
     """Delete a slot, taking its traffic away first, or the endpoint with all of its slots; raises NotInAzure."""
     with translated():
+        if batch.is_live(client, endpoint) and exists(lambda: client.online_endpoints.get(endpoint)) is None:
+            operations = client.batch_deployments if slot else client.batch_endpoints
+            named = (slot, endpoint) if slot else (endpoint,)
+            wait(operations.begin_delete(*named), say, " ".join(named))
+            return
         if slot is None:
+            for entry in client.online_deployments.list(endpoint):
+                drop_autoscale(client, endpoint, entry.name)
             wait(client.online_endpoints.begin_delete(endpoint), say, f"endpoint {endpoint}")
             return
         client.online_deployments.get(slot, endpoint)
@@ -102,4 +142,5 @@ def delete(client: Any, endpoint: str, slot: str | None = None, say: Say = silen
         if slot in traffic or slot in mirror:
             kept = {name: share for name, share in mirror.items() if name != slot}
             endpoints.set_traffic(client, endpoint, others, kept, say)
+        drop_autoscale(client, endpoint, slot)
         wait(client.online_deployments.begin_delete(slot, endpoint), say, f"deployment {slot}")

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mii_azure.azure import endpoints
+from mii_azure.azure import batch, endpoints
+from mii_azure.azure.autoscale import drop_autoscale, ensure_autoscale
 from mii_azure.azure.client import Say, wait
 from mii_azure.azure.deploy import AGAIN, deploy, intact, place, silent
 from mii_azure.azure.journal import Journal
 from mii_azure.azure.live import Live, smoke
-from mii_azure.errors import AzureError, MiiAzureError, RolloutFailed
+from mii_azure.azure.watch import Allowed, Watch, worse
+from mii_azure.errors import AzureError, MiiAzureError, NotAvailable, RolloutFailed
 
 SHARES = (10, 50, 100)
 MIRROR_PERCENT = 10  # Azure allows up to 50
@@ -38,14 +40,18 @@ def rollout(
     shares: tuple[int, ...] = SHARES,
     parity: bool = True,
     keep_old: bool = False,
+    watch: Allowed | None = None,
     say: Say = silent,
 ) -> Rollout:
     """Replace what an endpoint serves by this bundle: 0 %, smoke, parity, mirror, then `shares`; remove the old slot.
 
-    Each stage is held for `hold_s` seconds while the new slot is asked. Runs on from where an interrupted one stopped.
+    Each stage is held for `hold_s` seconds while the new slot is asked; with `watch`, its numbers in Azure Monitor must
+    also be no worse than the old slot's by more than that. Runs on from where an interrupted one stopped.
     Raises RolloutFailed naming the gate, once the traffic is back where it was.
     """
     folder, digest = Path(bundle).expanduser().resolve(), intact(bundle)
+    if batch.is_batch(folder):
+        raise NotAvailable("A batch endpoint has no traffic to roll over.", "Run `deploy --slot green --traffic 100`.")
     name = _endpoint_name(folder)
     journal = Journal(say, AGAIN)
     with journal.step("looking at the endpoint"):
@@ -54,9 +60,20 @@ def rollout(
         done = deploy(folder, client, new, 100, say)
         return Rollout(name, done.slot, None, ("deployment", "smoke"), digest)
     run = _Run(client, folder, name, old, new, hold_s, journal)
-    run.go(digest, shares, parity)
+    if watch:
+        with journal.step("reading Azure Monitor"):
+            run.watch = Watch(client, name, watch)
+    try:
+        run.go(digest, shares, parity)
+    finally:
+        if run.watch:
+            run.watch.close()
+    if (folder / "autoscale.json").is_file():
+        with journal.step("autoscale"):
+            ensure_autoscale(client, folder, name, new)
     if not keep_old:
         with journal.step(f"removing {old}"):
+            drop_autoscale(client, name, old)
             wait(client.online_deployments.begin_delete(old, name), say, f"deployment {old}")
     return Rollout(name, new, old, tuple(run.passed), digest)
 
@@ -70,6 +87,7 @@ class _Run:
         self.client, self.folder, self.name, self.old, self.new = client, folder, name, old, new
         self.hold_s, self.journal = hold_s, journal
         self.passed: list[str] = []
+        self.watch: Watch | None = None
 
     def go(self, digest: str, shares: tuple[int, ...], parity: bool) -> None:
         """Every gate in order."""
@@ -92,6 +110,9 @@ class _Run:
             with self._gate(f"{step} %"):
                 self._set({self.old: 100 - step, self.new: step}, {})
                 self._hold()
+            if self.watch and step < 100:  # at 100 % the old slot has no traffic to compare with
+                with self._gate(f"metrics at {step} %"):
+                    self._compare(self.watch)
 
     @contextmanager
     def _gate(self, gate: str) -> Iterator[None]:
@@ -127,8 +148,18 @@ class _Run:
         finally:
             live.close()
 
+    def _compare(self, watch: Watch) -> None:
+        """Azure Monitor is minutes behind: numbers of a stage that are not there yet judge nothing."""
+        new, old = watch.numbers(self.new), watch.numbers(self.old)
+        if not new.requests:
+            self.journal.say(f"Azure Monitor knows of no requests to {self.new} yet; a longer --hold lets it judge")
+        elif reason := worse(new, old, watch.allowed):
+            raise RolloutFailed(f"{self.new} does worse than {self.old}: {reason}")
+
     def _hold(self) -> None:
         """Ask the new slot by its header, and the endpoint by its traffic, until the stage has lasted."""
+        if self.watch:
+            self.watch.restart()
         until = time.monotonic() + self.hold_s
         while True:
             self._ask(self.new)

@@ -11,7 +11,7 @@ import mii_azure
 from mii_azure.azure import endpoints
 from mii_azure.azure.deploy import deploy, intact, place
 from mii_azure.azure.journal import Journal
-from mii_azure.errors import BundleEdited, InvalidName, NotAvailable, SpecError
+from mii_azure.errors import BundleEdited, InvalidName, SpecError
 from mii_azure.generation import generate
 from mii_azure.manifest import load_manifest
 from tests.azure.conftest import serve
@@ -55,17 +55,6 @@ def test_the_second_run_makes_and_sends_nothing(cloud, client, bundle):
     assert dict(cloud.arm.made) == made
     assert json.dumps(cloud.arm.resources, sort_keys=True) == state
     assert cloud.sent("PUT", ".") == []
-
-
-@pytest.mark.parametrize("mode", ["key", "aml_token", "aad_token"])
-def test_every_auth_mode_is_deployed_and_asked(mode, cloud, connect, tiny, tmp_path):
-    model = str(tiny("bert", "question-answering"))
-    bundle = generate("question-answering", model, "My-qa", output=tmp_path / "bundle", auth_mode=mode)
-    serve(cloud, bundle)
-    assert deploy(bundle, connect()).answer["answer"]
-    sent = cloud.sent("PUT", "onlineEndpoints/[^/]+$")[0].json
-    assert sent["properties"]["authMode"].lower().replace("_", "") == mode.replace("_", "")
-    assert sent["identity"]["type"] == "SystemAssigned"
 
 
 def test_an_expired_token_of_the_endpoint_is_renewed(cloud, client, tiny, tmp_path):
@@ -140,17 +129,3 @@ def test_by_task_and_model(cloud, client, tiny, tmp_path, monkeypatch):
     serve(cloud, generate(call["task"], call["model"], "My-qa", output=tmp_path / "same"))
     done = mii_azure.deploy(**call, deployment_type=mii_azure.DeploymentType.AML, ml_client=client)
     assert done.traffic == {"blue": 100}
-
-
-def test_kubernetes_and_batch(cloud, client, tiny, tmp_path):
-    model, options = str(tiny("bert", "question-answering")), {"deployment_name": "My-qa"}
-    batch = generate("question-answering", model, output=tmp_path / "batch", kind="batch", compute="cluster", **options)
-    with pytest.raises(NotAvailable, match=r"deploy\.sh"):
-        deploy(batch, client)
-    bundle = generate(
-        "question-answering", model, output=tmp_path / "k8s", kind="kubernetes", compute="azureml:arc", **options
-    )
-    serve(cloud, bundle)
-    assert deploy(bundle, client).traffic == {"blue": 100}
-    sent = cloud.sent("PUT", "deployments/blue$")[0].json["properties"]
-    assert sent["endpointComputeType"] == "Kubernetes"

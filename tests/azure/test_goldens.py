@@ -1,4 +1,7 @@
-"""The bodies that Microsoft's client sends, kept as files; names and numbers that a plan decides are left out."""
+"""Every kind, auth mode and slot through Microsoft's client: the bodies that it sends are kept as files.
+
+Hashes, GUIDs, and the numbers and texts that a plan decides are left out of them.
+"""
 
 import json
 import os
@@ -11,19 +14,33 @@ import pytest
 from mii_azure.azure.deploy import deploy
 from mii_azure.generation import generate
 from tests.azure.conftest import serve
+from tests.azure.fake_arm.subscription import GROUP, IDENTITY
 
 GOLDENS = Path(__file__).with_name("goldens")
-BODIES = {
-    "endpoint": r"/onlineEndpoints/[^/]+$",
-    "deployment": r"/deployments/blue$",
+HUB = "${{azureml://connections/hub/credentials/token}}"
+MODES = ("key", "aml_token", "aad_token")
+SHARED = {
     "environment": r"^management.*/environments/",
     "model": r"^management.*/models/",
     "code": r"^management.*/codes/",
 }
+ENDPOINT, SLOT = r"/(?:online|batch)Endpoints/[^/]+$", "/deployments/{}$"
+#: Options beside kind, auth mode and slot, each with the bodies that they change.
+VARIANTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "user-assigned": ({"identities": (IDENTITY,)}, ("endpoint",)),
+    "secrets": ({"secrets": {"HF_TOKEN": HUB}}, ("endpoint", "blue")),
+    "private": ({"public_network_access": "disabled", "egress": "disabled"}, ("endpoint", "blue")),
+    "autoscale": ({"max_instances": 4}, ("autoscale",)),
+    "kubernetes-gpu": (
+        {"kind": "kubernetes", "compute": "arc", "instance_type": "Standard_NC4as_T4_v3"},
+        ("endpoint", "blue"),
+    ),
+}
+PLACES = {"endpoint": ENDPOINT, "blue": SLOT.format("blue"), "autoscale": "/autoscaleSettings/"}
 
 
 def normal(value: Any, key: str = "") -> Any:
-    """The shape of a body: hashes, GUIDs, numbers and texts that the plan decides become their kind."""
+    """The shape of a body."""
     if isinstance(value, dict):
         return {name: normal(entry, name) for name, entry in sorted(value.items())}
     if isinstance(value, list):
@@ -32,7 +49,7 @@ def normal(value: Any, key: str = "") -> Any:
         return value
     if isinstance(value, int):
         return value if key == "successThreshold" else "<number>"
-    if key in ("GUNICORN_CMD_ARGS", "instanceType") or re.fullmatch(r"PT.*S", value):
+    if key in ("GUNICORN_CMD_ARGS", "instanceType", "cpu", "memory") or re.fullmatch(r"PT.*S", value):
         return "<planned>"
     value = re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "<guid>", value)
     return re.sub(r"\b([0-9a-f]{64}|[0-9a-f]{32}|[0-9a-f]{12})\b", "<hash>", value)
@@ -47,16 +64,70 @@ def compare(name: str, body: Any) -> None:
     assert path.read_text() == shown
 
 
-def test_bodies(cloud, client, bundle):
-    deploy(bundle, client)
-    for name, where in BODIES.items():
-        compare(name, cloud.sent("PUT", where)[0].json)
+@pytest.fixture
+def made(cloud, tiny, tmp_path):
+    """Generates a bundle with these options, whose slots the cloud answers."""
+
+    def make(**options):
+        if compute := options.get("compute"):
+            attach(cloud, compute, options["kind"])
+        model = str(tiny("bert", "question-answering"))
+        folder = generate("question-answering", model, "My-qa", output=tmp_path / "bundle", **options)
+        serve(cloud, folder)
+        return folder
+
+    return make
 
 
-@pytest.mark.parametrize("mode", ["aml_token", "aad_token"])
-def test_endpoints_of_other_auth_modes(mode, cloud, client, tiny, tmp_path):
-    model = str(tiny("bert", "question-answering"))
-    bundle = generate("question-answering", model, "My-qa", output=tmp_path / "bundle", auth_mode=mode)
-    serve(cloud, bundle)
-    deploy(bundle, client)
-    compare(f"endpoint-{mode}", cloud.sent("PUT", BODIES["endpoint"])[0].json)
+def attach(cloud, name, kind):
+    path = f"{GROUP}/Microsoft.MachineLearningServices/workspaces/space/computes/{name}"
+    properties = {"computeType": "Kubernetes" if kind == "kubernetes" else "AmlCompute", "properties": {}}
+    cloud.arm.resources[path.lower()] = {"id": path, "name": name, "location": "eastus", "properties": properties}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", ["managed", "kubernetes"])
+def test_online_endpoints_of_every_auth_mode_in_both_slots(kind, mode, cloud, client, made):
+    bundle = made(auth_mode=mode, kind=kind, **({"compute": "arc"} if kind == "kubernetes" else {}))
+    first, second = deploy(bundle, client), deploy(bundle, client, slot="green", traffic=10)
+    assert first.answer["answer"] == second.answer["answer"]  # each slot was asked, under this auth mode
+    assert second.traffic == {"blue": 90, "green": 10}
+    sent = [request.json for request in cloud.sent("PUT", ENDPOINT)]
+    compare(f"endpoint-{kind}-{mode}", sent[0])
+    compare(f"traffic-{kind}", {"properties": {"traffic": sent[-1]["properties"]["traffic"]}})
+    for slot in ("blue", "green"):
+        compare(f"deployment-{kind}-{slot}", cloud.sent("PUT", SLOT.format(slot))[0].json)
+    for name, where in SHARED.items():
+        sent = cloud.sent("PUT", where)
+        assert len({request.path for request in sent}) == 1, name  # both slots' own
+        compare(name, sent[0].json)
+
+
+def test_a_batch_endpoint_in_both_slots(cloud, client, made):
+    bundle = made(kind="batch", compute="cluster")
+    first = deploy(bundle, client)
+    assert (first.traffic, first.answer) == ({"blue": 100}, None)
+    said: list[str] = []
+    assert deploy(bundle, client, slot="green", say=said.append).traffic == {"blue": 100}
+    assert said[-1].startswith("Jobs go to blue")
+    made_so_far = dict(cloud.arm.made)
+    assert deploy(bundle, client, slot="green", traffic=100).traffic == {"green": 100}
+    count = len(cloud.sent("PUT", "."))
+    assert deploy(bundle, client, slot="green").traffic == {"green": 100}
+    assert len(cloud.sent("PUT", ".")) == count
+    assert dict(cloud.arm.made) == made_so_far
+    sent = [request.json for request in cloud.sent("PUT", ENDPOINT)]
+    compare("endpoint-batch", sent[0])
+    assert [body["properties"].get("defaults") for body in sent] == [
+        None, {"deploymentName": "blue"}, {"deploymentName": "green"},
+    ]  # fmt: skip
+    for slot in ("blue", "green"):
+        compare(f"deployment-batch-{slot}", cloud.sent("PUT", SLOT.format(slot))[0].json)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_identity_network_secrets_and_scale(variant, cloud, client, made):
+    options, bodies = VARIANTS[variant]
+    deploy(made(**options), client)
+    for name in bodies:
+        compare(f"{variant}-{name}", cloud.sent("PUT", PLACES[name])[0].json)

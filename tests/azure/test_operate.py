@@ -8,7 +8,9 @@ import pytest
 from mii_azure import cli, errors
 from mii_azure.azure import operate
 from mii_azure.azure.deploy import deploy
+from mii_azure.generation import generate
 from scoring.errors import InvalidParameter
+from tests.azure.test_goldens import attach
 
 QUESTION = {"inputs": {"question": "Who?", "context": "It was Ann."}}
 
@@ -53,6 +55,26 @@ def test_the_command_line(cloud, mii, bundle):
     assert mii("delete", "my-qa", "--slot", "blue", "--yes")[0] == 0
     assert mii("delete", "my-qa", "--yes")[0] == 0
     assert cloud.arm.endpoint("my-qa") is None
+
+
+def test_a_batch_endpoints_status_and_end(cloud, mii, client, tiny, tmp_path):
+    attach(cloud, "cluster", "batch")
+    model = str(tiny("bert", "question-answering"))
+    bundle = generate(
+        "question-answering", model, "My-qa", output=tmp_path / "b", kind="batch", compute="cluster", instance_count=2
+    )
+    assert "answers at" in mii("deploy", bundle)[1]
+    deploy(bundle, client, slot="green")
+    found = operate.status(client, "my-qa")
+    assert [(slot.slot, slot.traffic, slot.instances, slot.instance_type) for slot in found.slots] == [
+        ("blue", 100, 2, "cluster"),
+        ("green", 0, 2, "cluster"),
+    ]
+    assert mii("delete", "my-qa", "--slot", "green", "--yes")[0] == 0
+    assert [slot.slot for slot in operate.status(client, "my-qa").slots] == ["blue"]
+    assert mii("delete", "my-qa", "--yes")[0] == 0
+    with pytest.raises(errors.NotInAzure):
+        operate.status(client, "my-qa")
 
 
 def test_deleting_asks_first(cloud, mii, bundle, client, monkeypatch):

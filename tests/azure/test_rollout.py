@@ -1,12 +1,19 @@
 """rollout: every gate passes in order, or the traffic goes back; parity against a live endpoint."""
 
+import re
+
 import pytest
 
 import mii_azure
 from mii_azure import errors
+from mii_azure.azure import operate
 from mii_azure.azure.deploy import deploy
 from mii_azure.azure.rollout import rollout
+from mii_azure.azure.watch import Allowed
+from mii_azure.generation import generate
+from tests.azure.conftest import serve
 from tests.azure.fake_arm import Fault
+from tests.azure.fake_arm.arm import refusal
 from tests.azure.fake_arm.cloud import Answer
 
 GATES = ("deployment", "smoke", "mirror", "10 %", "50 %", "100 %")
@@ -77,6 +84,77 @@ def test_a_rollout_goes_on_from_where_it_was_interrupted(cloud, client, bundle, 
     done = rollout(second, client, hold_s=0, parity=False)
     assert done.gates == ("deployment", "smoke", "50 %", "100 %")
     assert cloud.arm.deployment("my-qa", "blue") is None
+
+
+def judged(cloud, new, old):
+    cloud.arm.subscription.metrics = {"green": new, "blue": old}
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "reason"),
+    [
+        ({"2xx": 96, "5xx": 4, "p90": 80}, {"2xx": 100, "p90": 80}, "4.0 % of its requests failed"),
+        ({"2xx": 50, "p90": 200}, {"2xx": 100, "4xx": 9, "p90": 80}, "90th percentile is 200 ms, and 80 ms"),
+    ],
+)
+def test_a_slot_that_does_worse_by_azure_monitor_is_rolled_back(new, old, reason, cloud, client, bundle, second):
+    deploy(bundle, client)
+    judged(cloud, new, old)
+    with pytest.raises(errors.RolloutFailed, match=r"The gate 'metrics at 10 %' failed: green does worse") as caught:
+        rollout(second, client, hold_s=0, parity=False, watch=Allowed())
+    assert reason in str(caught.value)
+    assert cloud.arm.endpoint("my-qa")["properties"]["traffic"] == {"blue": 100}
+    said: list[str] = []
+    judged(cloud, {}, old)  # Azure Monitor is behind: no numbers of the new slot yet
+    done = rollout(second, client, hold_s=0, parity=False, keep_old=True, watch=Allowed(), say=said.append)
+    assert [gate for gate in done.gates if "metrics" in gate] == ["metrics at 10 %", "metrics at 50 %"]
+    assert sum("knows of no requests to green" in text for text in said) == 2
+
+
+def test_a_slot_that_does_as_well_by_azure_monitor_goes_on(cloud, client, bundle, second):
+    deploy(bundle, client)
+    judged(cloud, {"2xx": 99, "5xx": 1, "p90": 110}, {"2xx": 99, "5xx": 1, "p90": 80})
+    assert rollout(second, client, hold_s=0, parity=False, watch=Allowed()).replaced == "blue"
+    asked = cloud.sent("GET", "Microsoft.Insights/metrics$")
+    assert all(re.fullmatch(r"\S+Z/\S+Z", request.query["timespan"]) for request in asked)
+
+
+def test_without_the_permission_to_read_azure_monitor_nothing_is_begun(cloud, client, bundle, second):
+    deploy(bundle, client)
+    cloud.faults.append(Fault("GET", "Insights/metrics$", refusal(403, "AuthorizationFailed", "no read"), times=9))
+    made = dict(cloud.arm.made)
+    with pytest.raises(errors.AccessDenied, match="no read"):
+        rollout(second, client, hold_s=0, parity=False, watch=Allowed())
+    assert dict(cloud.arm.made) == made
+
+
+def test_autoscale_follows_the_slot_that_serves(cloud, client, tiny, tmp_path, second):
+    model = str(tiny("bert", "question-answering"))
+    bundle = generate("question-answering", model, "My-qa", output=tmp_path / "bundle", max_instances=4)
+    serve(cloud, bundle)
+
+    def rules():
+        return sorted(path.rsplit("/", 1)[1] for path in cloud.arm.resources if "autoscalesettings" in path)
+
+    deploy(bundle, client)
+    assert rules() == ["autoscale-my-qa-blue"]
+    count = len(cloud.sent("PUT", "."))
+    deploy(bundle, client)
+    assert len(cloud.sent("PUT", ".")) == count
+    rollout(second, client, hold_s=0, parity=False)
+    assert rules() == []  # the second bundle has none
+    rollout(bundle, client, hold_s=0, parity=False)
+    assert rules() == ["autoscale-my-qa-blue"]
+    operate.delete(client, "my-qa")
+    assert rules() == []
+
+
+def test_a_batch_endpoint_has_nothing_to_roll_over(client, tiny, tmp_path, cloud):
+    model = str(tiny("bert", "question-answering"))
+    options = {"kind": "batch", "compute": "cluster"}
+    with pytest.raises(errors.NotAvailable, match="no traffic"):
+        rollout(generate("question-answering", model, "My-qa", output=tmp_path / "b", **options), client)
+    assert cloud.log == []
 
 
 def test_parity_with_a_live_endpoint(cloud, client, bundle):

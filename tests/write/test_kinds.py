@@ -217,3 +217,26 @@ def test_autoscale_goes_out_when_busy_and_in_when_idle(tmp_path, device, metric)
     assert (f"{metric}Percentage", "<", "30", "in") in rules
     assert ("RequestLatency_P90", ">", str(plan.request_timeout_ms // 2), "out") in rules
     assert "autoscale.sh" not in rendered("fill-mask", device)
+
+
+def test_the_rules_that_deploy_sets_are_those_of_the_script():
+    files = rendered("fill-mask", "t4", max_instances=4)
+    profile = json.loads(files["autoscale.json"])["profiles"][0]
+    assert profile["capacity"] == {"minimum": "1", "maximum": "4", "default": "1"}
+    script = re.findall(r'^rule "(\w+) ([<>]) (\d+) avg (\d+)m" (in|out) (\d+)$', files["autoscale.sh"], re.MULTILINE)
+    signs, ways = {"<": "LessThan", ">": "GreaterThan"}, {"in": "Decrease", "out": "Increase"}
+    wanted = [
+        (m, signs[sign], int(at), f"PT{window}M", ways[way], f"PT{wait}M") for m, sign, at, window, way, wait in script
+    ]
+    assert len(wanted) == 3
+    assert wanted == [
+        (
+            rule["metricTrigger"]["metricName"],
+            rule["metricTrigger"]["operator"],
+            rule["metricTrigger"]["threshold"],
+            rule["metricTrigger"]["timeWindow"],
+            rule["scaleAction"]["direction"],
+            rule["scaleAction"]["cooldown"],
+        )
+        for rule in profile["rules"]
+    ]

@@ -10,9 +10,8 @@ from typing import Any
 
 from tests.azure.fake_arm.subscription import REGISTRY, STORAGE, VAULT, Subscription
 
-LONG = re.compile(r"/onlineEndpoints/[^/]+(/deployments/[^/]+)?$")
+LONG = re.compile(r"/(?:online|batch)Endpoints/[^/]+(/deployments/[^/]+)?$")
 STORE = re.compile(r"/datastores/workspaceblobstore(/listSecrets)?$")
-SAS = "sv=2025-01-01&sr=c&sig=fake"
 ACCOUNT = "https://fakestore.blob.core.fakeazure.test"
 
 
@@ -56,7 +55,7 @@ class Arm:
         if path.startswith("/operations/"):
             return self._operation(path)
         if STORE.search(path):
-            return Answer(200, {"secretsType": "Sas", "sasToken": SAS} if request.method == "POST" else datastore(path))
+            return Answer(200, self.cloud.blobs.secrets() if request.method == "POST" else self._datastore(path))
         if request.method == "POST":
             return self._action(path)
         if request.method == "PUT":
@@ -64,6 +63,19 @@ class Arm:
         if request.method == "DELETE":
             return self._delete(path)
         return self._get(path, request.query)
+
+    def _datastore(self, path: str) -> dict[str, Any]:
+        """The workspace's default datastore."""
+        properties = {
+            "datastoreType": "AzureBlob",
+            "accountName": "fakestore",
+            "containerName": "models",
+            "endpoint": "core.fakeazure.test",
+            "protocol": "https",
+            "isDefault": True,
+            "credentials": {"credentialsType": self.cloud.blobs.secrets()["secretsType"]},
+        }
+        return {"id": path, "name": "workspaceblobstore", "properties": properties}
 
     def _get(self, path: str, query: dict[str, str]) -> Any:
         from tests.azure.fake_arm.cloud import Answer
@@ -76,9 +88,11 @@ class Arm:
         if (around := self.subscription.answer(path, query)) is not None:
             return Answer(200, around)
         if re.search(r"/(deployments|versions)$", path):
-            found = [body for key, body in self.resources.items() if key.rpartition("/")[0] == path.lower()]
-            if "hash" in query:
-                found = [body for body in found if body["properties"]["properties"]["hash_sha256"] == query["hash"]]
+            if "hash" in query:  # over all names: the client asks under one that it has just made up
+                codes = [body for key, body in self.resources.items() if "/codes/" in key]
+                found = [body for body in codes if body["properties"]["properties"]["hash_sha256"] == query["hash"]]
+            else:
+                found = [body for key, body in self.resources.items() if key.rpartition("/")[0] == path.lower()]
             return Answer(200, {"value": found})
         for operation in self.operations.values():
             if operation["path"] == path.lower():
@@ -101,7 +115,9 @@ class Arm:
         self.resources[path.lower()] = kept
         if not LONG.search(path):
             return Answer(201 if created else 200, kept)
-        if "/deployments/" not in path:
+        if "/batchEndpoints/" in path:
+            properties.setdefault("scoringUri", f"https://{name.lower()}.eastus.inference.fakeazure.test/jobs")
+        elif "/deployments/" not in path:
             properties["scoringUri"] = f"https://{name.lower()}.eastus.inference.fakeazure.test/score"
             properties.setdefault("properties", {})
         else:
@@ -153,6 +169,9 @@ class Arm:
             path.rsplit("/", 1)[1]
         ) and "/deployments/" in path:
             return refusal(400, "BadRequest", "The deployment has traffic.")
+        if not LONG.search(path):
+            del self.resources[path.lower()]
+            return Answer(200)
         return Answer(202, None, self._begin(path, None, delete=True))
 
     def _action(self, path: str) -> Any:
@@ -166,25 +185,12 @@ class Arm:
         if path.endswith("/getLogs"):
             return Answer(200, {"content": self.logs})
         if path.endswith("/startPendingUpload"):
-            container = f"{ACCOUNT}/code-{path.split('/')[-4]}"
-            credential = {"credentialType": "SAS", "sasUri": f"{container}?{SAS}"}
+            name = f"code-{path.split('/')[-4]}"
+            container = f"{ACCOUNT}/{name}"
+            credential = {"credentialType": "SAS", "sasUri": f"{container}?{self.cloud.blobs.sas(name)}"}
             reference = {"blobUri": container, "credential": credential, "storageAccountArmId": "fake"}
             return Answer(200, {"blobReferenceForConsumption": reference, "pendingUploadId": "1"})
         return refusal(404, "NotFound", path)
-
-
-def datastore(path: str) -> dict[str, Any]:
-    """The workspace's default datastore."""
-    properties = {
-        "datastoreType": "AzureBlob",
-        "accountName": "fakestore",
-        "containerName": "models",
-        "endpoint": "core.fakeazure.test",
-        "protocol": "https",
-        "isDefault": True,
-        "credentials": {"credentialsType": "Sas"},
-    }
-    return {"id": path, "name": "workspaceblobstore", "properties": properties}
 
 
 def refusal(status: int, code: str, message: str, **headers: str) -> Any:

@@ -18,6 +18,14 @@ class Blobs:
     def __init__(self) -> None:
         self.blobs: dict[str, Blob] = {}
 
+    def secrets(self) -> dict[str, str]:
+        """What a datastore on this account answers to listSecrets."""
+        return {"secretsType": "Sas", "sasToken": self.sas("models")}
+
+    def sas(self, container: str) -> str:
+        """A token for a container, which is there from now on."""
+        return "sv=2025-01-01&sr=c&sig=fake"
+
     def tree(self, prefix: str) -> dict[str, bytes]:
         """Contents by path below `prefix`."""
         return {k.removeprefix(prefix): b.data for k, b in self.blobs.items() if k.startswith(prefix)}

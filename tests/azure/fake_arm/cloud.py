@@ -41,6 +41,7 @@ class Request:
     query: dict[str, str]
     headers: dict[str, str]
     body: bytes
+    target: str = ""  # path and query as they were sent
 
     @property
     def json(self) -> Any:
@@ -158,6 +159,7 @@ class _Server(ThreadingHTTPServer):
 def _handler(cloud: Cloud) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # else each answer waits 40 ms for the acknowledgement of its headers
 
         def _serve(self) -> None:
             parts = urlsplit(self.path)
@@ -165,7 +167,7 @@ def _handler(cloud: Cloud) -> type[BaseHTTPRequestHandler]:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             headers = {key.lower(): value for key, value in self.headers.items()}
             host = headers.get("host", "").partition(":")[0]
-            answer = cloud.answer(Request(self.command, host, unquote(parts.path), query, headers, body))
+            answer = cloud.answer(Request(self.command, host, unquote(parts.path), query, headers, body, self.path))
             if answer.drop:
                 self.close_connection = True
                 self.connection.close()

@@ -44,6 +44,7 @@ class Subscription:
         self.assigned: dict[tuple[str, str], list[str]] = {}  # by principal and scope
         self.registry: dict[str, Any] = {"adminUserEnabled": True, "roleAssignmentMode": "LegacyRegistryPermissions"}
         self.identities = {IDENTITY.lower(): "principal-of-scorer"}
+        self.metrics: dict[str, dict[str, float]] = {}  # by slot: requests a minute by class of status, and p90
         self.named: list[dict[str, str]] = []  # resources of other workspaces
 
     def answer(self, path: str, query: dict[str, str]) -> Any | None:
@@ -56,6 +57,7 @@ class Subscription:
             (r"Microsoft.Authorization/roleAssignments$", lambda: self._assignments(path, query)),
             (rf"{_ROLES}/[^/]+$", lambda: {"properties": {"permissions": [ROLES[path.rsplit("/", 1)[1]]]}}),
             (r"Microsoft.ContainerRegistry/registries/[^/]+$", lambda: {"id": path, "properties": self.registry}),
+            (r"/onlineEndpoints/[^/]+/providers/Microsoft.Insights/metrics$", lambda: self._metrics(query)),
             (rf"^{SUBSCRIPTION}/resources$", lambda: {"value": self.named}),
         )
         for pattern, make in table:
@@ -78,6 +80,24 @@ class Subscription:
             for name in self.sizes
         ]
         return {"value": [{"resourceType": "disks", "name": "Premium_LRS"}, *rows]}
+
+    def _metrics(self, query: dict[str, str]) -> dict[str, Any]:
+        """Azure Monitor's answer, one minute of it."""
+        slot = re.match(r"deployment eq '([^']+)'", query["$filter"])
+        numbers = self.metrics.get(slot[1] if slot else "", {})
+        by_class = query["metricnames"] == "RequestsPerMinute"
+        series = [
+            {
+                "metadatavalues": [{"name": {"value": "statuscodeclass"}, "value": name}] if by_class else [],
+                "data": [
+                    {"timeStamp": "2026-11-24T10:00:00Z", "average": value},
+                    {"timeStamp": "2026-11-24T10:01:00Z"},
+                ],
+            }
+            for name, value in numbers.items()
+            if (name != "p90") == by_class
+        ]
+        return {"value": [{"name": {"value": query["metricnames"]}, "timeseries": series}]}
 
     def _assignments(self, path: str, query: dict[str, str]) -> dict[str, Any]:
         found = re.fullmatch(r"atScope\(\) and assignedTo\('(.+)'\)", query["$filter"])

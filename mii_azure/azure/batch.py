@@ -1,0 +1,64 @@
+"""Batch endpoints: the same steps as online ones, where a default deployment takes the place of traffic."""
+
+from pathlib import Path
+from typing import Any
+
+from mii_azure.azure import endpoints
+from mii_azure.azure.assets import exists
+from mii_azure.azure.client import Say, wait
+
+
+def is_batch(bundle: Path) -> bool:
+    """Whether a bundle's endpoint is a batch endpoint."""
+    return "batch" in (bundle / "endpoint.yml").read_text(encoding="utf-8").partition("\n")[0].lower()
+
+
+def ensure_endpoint(client: Any, bundle: Path, say: Say) -> Any:
+    """Create endpoint.yml's batch endpoint unless it exists and is whole; return it.
+
+    Its default deployment is left out: Azure refuses one that does not exist yet.
+    """
+    from azure.ai.ml import load_batch_endpoint
+
+    wanted = load_batch_endpoint(bundle / "endpoint.yml")
+    wanted.defaults = None
+    what = f"batch endpoint {wanted.name}"
+    found = endpoints.settled(lambda: client.batch_endpoints.get(wanted.name), say, what)
+    if found is None or endpoints.state(found) == "Failed":
+        return wait(client.batch_endpoints.begin_create_or_update(wanted), say, what)
+    return found
+
+
+def ensure_deployment(client: Any, bundle: Path, endpoint: str, slot: str, digest: str, say: Say) -> Any:
+    """Create or update the deployment of the bundle in `slot`, unless that very bundle is there; return it."""
+    from azure.ai.ml import load_batch_deployment
+
+    wanted = load_batch_deployment(bundle / "deployment.yml")
+    wanted.name, wanted.endpoint_name = slot, endpoint
+    wanted.tags = {**(wanted.tags or {}), endpoints.TAG: digest}
+    what = f"deployment {slot}"
+    found = endpoints.settled(lambda: client.batch_deployments.get(slot, endpoint), say, what)
+    if found is not None and (found.tags or {}).get(endpoints.TAG) == digest and endpoints.state(found) != "Failed":
+        return found
+    wait(client.batch_deployments.begin_create_or_update(wanted), say, what)
+    return client.batch_deployments.get(slot, endpoint)
+
+
+def default_of(endpoint: Any) -> str | None:
+    """The deployment that jobs go to."""
+    defaults = endpoint.defaults
+    name = defaults.get("deployment_name") if isinstance(defaults, dict) else getattr(defaults, "deployment_name", None)
+    return str(name) if name else None
+
+
+def set_default(client: Any, endpoint: str, slot: str, say: Say) -> None:
+    """Send jobs to `slot`; sends nothing if they go there already."""
+    found = client.batch_endpoints.get(endpoint)
+    if default_of(found) != slot:
+        found.defaults = {"deployment_name": slot}
+        wait(client.batch_endpoints.begin_create_or_update(found), say, f"default of {endpoint}")
+
+
+def is_live(client: Any, endpoint: str) -> bool:
+    """Whether a batch endpoint of that name is there."""
+    return exists(lambda: client.batch_endpoints.get(endpoint)) is not None
