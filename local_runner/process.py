@@ -5,6 +5,8 @@ import http.client
 import json
 import os
 import re
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -25,6 +27,8 @@ START_TIMEOUT_S = 600.0
 _STOP_TIMEOUT_S = 40.0  # longer than a runner's own drain budget
 _TAIL_LINES = 6
 _SECURED_BY = {f"MII_AZURE_{name}" for name in ("TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA", "API_KEY_FILE")}
+_CONTAINERS_OWN = ("AML_", "AZUREML_", "MII_AZURE_", "HF_", "PYTHON")
+_COMMAND = re.compile(r"^CMD (\[.*\])$", re.MULTILINE)
 _TRACEBACK = "Traceback (most recent call last):"
 _CHAINED = ("The above exception", "During handling of the above")
 # The line that closes a traceback.
@@ -132,6 +136,7 @@ class Azmlinfsrv(HostProcess):
     """
 
     threads = 16
+    port: int
 
     def _start(self) -> None:
         for weights in (False, True):
@@ -166,6 +171,63 @@ class Azmlinfsrv(HostProcess):
             return False
         finally:
             connection.close()
+
+
+class Container(HostProcess):
+    """The command of a bundle made with `--server http`, started as its container is, but on loopback.
+
+    code/ and model/ are mounted apart from each other and from everything else of the bundle, the working directory is
+    another one, and the environment is that of Dockerfile, deployment.yml and Azure ML. The image itself is not built.
+    """
+
+    def _start(self) -> None:
+        for weights in (False, True):
+            manifest.verify(self.bundle, weights)
+        code, model = self.folder / "azureml-app" / "code", self.folder / "azureml-models" / "model" / "1"
+        shutil.copytree(self.bundle / "code", code, ignore=shutil.ignore_patterns("__pycache__"))
+        model.mkdir(parents=True)
+        source = self.bundle / "model"
+        (model / "model").symlink_to(source if source.is_dir() else Path(os.environ.get("AZUREML_MODEL_DIR", source)))
+        self._ready = self.folder / "ready.json"
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(_CONTAINERS_OWN)}
+        env = {
+            **kept,
+            **_settings(self.bundle),
+            "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath))),
+            "AML_APP_ROOT": str(code),
+            "AZUREML_ENTRY_SCRIPT": "score.py",
+            "AZUREML_MODEL_DIR": str(model).replace("/model/1", "//model/1"),  # as Azure ML writes it
+            "MII_AZURE_HOST": LOOPBACK,
+            "MII_AZURE_HTTP_PORT": "0",
+            "MII_AZURE_READY_FILE": str(self._ready),
+        }
+        dockerfile = (self.bundle / "environment" / "Dockerfile").read_text(encoding="utf-8")
+        self._spawn(json.loads(_COMMAND.findall(dockerfile)[-1]), env)
+
+    port = 0
+
+    def _up(self) -> bool:
+        state = ready_file.read(self._ready)
+        if state.get("state") == "failed":
+            raise failure(state)
+        self.port = state.get("http_port", 0)
+        return state.get("state") == "ready"
+
+
+def carries_host(bundle: Path) -> bool:
+    """Whether the bundle was made with `--server http`."""
+    return (bundle / "code" / "local_runner").is_dir()
+
+
+def _settings(bundle: Path) -> dict[str, str]:
+    """What the image and deployment.yml set for the server; of the image not what its own folders are called."""
+    import yaml
+
+    dockerfile = (bundle / "environment" / "Dockerfile").read_text(encoding="utf-8")
+    words = " ".join(line.removeprefix("ENV ") for line in dockerfile.splitlines() if line.startswith("ENV "))
+    image = dict(word.split("=", 1) for word in shlex.split(words) if word.startswith(_CONTAINERS_OWN))
+    deployment = yaml.safe_load((bundle / "deployment.yml").read_text(encoding="utf-8"))
+    return image | {key: str(value) for key, value in deployment.get("environment_variables", {}).items()}
 
 
 def failure(state: dict[str, Any]) -> Exception:

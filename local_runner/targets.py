@@ -25,7 +25,7 @@ from local_runner import wire
 from local_runner.client import channel_options
 from local_runner.errors import RunnerFailed
 from local_runner.load import Load, Reply, measure
-from local_runner.process import LOOPBACK, Azmlinfsrv, Runner, failure, tail
+from local_runner.process import LOOPBACK, Azmlinfsrv, Container, Runner, carries_host, failure, tail
 from local_runner.protos import scoring_pb2, scoring_pb2_grpc
 
 _TIMEOUT_S = 600.0
@@ -156,7 +156,7 @@ class Grpc(Target):
 
 
 class _OverHttp(Target):
-    """What the two HTTP hosts share: one connection per thread."""
+    """What the HTTP hosts share: one connection per thread."""
 
     port: int
 
@@ -210,7 +210,19 @@ class AzureServer(_OverHttp):
         self.port = self._open.enter_context(Azmlinfsrv(self.bundle)).port
 
 
-TARGETS: dict[str, type[Target]] = {cls.name: cls for cls in (InProcess, Grpc, Http, AzureServer)}
+class InContainer(_OverHttp):
+    """The bundle's own server, started as the image starts it."""
+
+    name = "container"
+
+    def _start(self) -> None:
+        server: Container | Azmlinfsrv = (
+            Container(self.bundle) if carries_host(self.bundle) else Azmlinfsrv(self.bundle)
+        )
+        self.port = self._open.enter_context(server).port
+
+
+TARGETS: dict[str, type[Target]] = {cls.name: cls for cls in (InProcess, Grpc, Http, AzureServer, InContainer)}
 
 
 def make_target(name: str, bundle: Path) -> Target:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mii_azure.errors import RunnerFailed, SpecError
 from mii_azure.manifest import load_manifest
-from mii_azure.verdict import TARGETS
+from mii_azure.verdict import KNOWN, TARGETS
 
 WARM_UP = 5
 ROUNDS = 20
@@ -60,9 +60,9 @@ def bench(
     """
     from local_runner.targets import make_target
 
-    unknown = [name for name in targets if name not in TARGETS]
+    unknown = [name for name in targets if name not in KNOWN]
     if unknown:
-        raise SpecError(f"Unknown target {unknown[0]!r}.", f"Targets: {', '.join(TARGETS)}.")
+        raise SpecError(f"Unknown target {unknown[0]!r}.", f"Targets: {', '.join(KNOWN)}.")
     folder = Path(bundle)
     load_manifest(folder)
     body = (folder / "requests" / "sample.json").read_text(encoding="utf-8")

@@ -12,6 +12,7 @@ from local_runner.manifest import MANIFEST
 from mii_azure.errors import BundleExists, NotWritten
 from mii_azure.manifest import make_manifest
 from mii_azure.render import as_json
+from mii_azure.servers import HOST, HOST_FOLDER, Server, host_files
 
 Progress = Callable[[int, int], None]  # bytes done so far, bytes in all
 
@@ -27,13 +28,15 @@ def write(
     *,
     render_files: Callable[[Mapping[str, str]], Mapping[str, str]],
     weights: Mapping[str, Path],
+    server: Server = "azmlinfsrv",
     force: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Write a bundle at `target` and return its absolute path.
 
     `weights` maps paths in the bundle to the files to copy there; their SHA-256s are what `render_files` gets, and it
-    returns the text of every other file. Nothing is at `target` before all of it is. Raises BundleExists, NotWritten.
+    returns the text of every other file but the Python that is carried for `server`. Nothing is at `target` before all
+    of it is. Raises BundleExists, NotWritten.
     """
     target = target.expanduser().resolve()
     try:
@@ -41,7 +44,7 @@ def write(
         with _staging(target) as folder:
             _check_space(folder, weights)
             copied = _copy_weights(weights, folder, progress)
-            hashes = copied | _copy_scoring(folder / "code" / "scoring")
+            hashes = copied | _copy_code(folder, server)
             for path, text in render_files(copied).items():
                 hashes[path] = _write_text(folder / path, text)
             _write_text(folder / MANIFEST, as_json(make_manifest(hashes)))
@@ -116,13 +119,19 @@ def _copy_weights(weights: Mapping[str, Path], folder: Path, progress: Progress 
     return hashes
 
 
-def _copy_scoring(folder: Path) -> dict[str, str]:
+def carried_code(server: Server) -> dict[str, Path]:
+    """{path in the bundle: file of this installation} of all Python that every bundle with that server carries."""
+    found = {f"code/scoring/{relative}": SCORING / relative for relative in scoring_files()}
+    return found | ({HOST_FOLDER + name: HOST / name for name in host_files()} if server == "http" else {})
+
+
+def _copy_code(folder: Path, server: Server) -> dict[str, str]:
     hashes = {}
-    for relative in scoring_files():
-        content = (SCORING / relative).read_bytes()
+    for relative, source in carried_code(server).items():
+        content = source.read_bytes()
         (folder / relative).parent.mkdir(parents=True, exist_ok=True)
         (folder / relative).write_bytes(content)
-        hashes[f"code/scoring/{relative}"] = hashlib.sha256(content).hexdigest()
+        hashes[relative] = hashlib.sha256(content).hexdigest()
     return hashes
 
 

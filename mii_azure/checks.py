@@ -71,7 +71,7 @@ RULES: tuple[Rule, ...] = (
         alone=True,
     ),
     Rule("MII108", "error", "Paths are relative to the file", checks_yaml.paths, alone=True),
-    Rule("MII109", "error", "azureml-inference-server-http: / and /score on 5001", checks_yaml.routes),
+    Rule("MII109", "error", "Where the server in the image answers, on 5001", checks_yaml.routes),
     Rule("MII110", "error", "Azure: traffic 0 or 100 %, one mirror of at most 50 %", checks_yaml.traffic, alone=True),
     Rule(
         "MII111",
@@ -154,6 +154,7 @@ RULES: tuple[Rule, ...] = (
     Rule("MII309", "error", "Only transformers' own model code", checks_code.own_code),
     Rule("MII401", "error", "pip --require-hashes", checks_files.lock_without_hashes),
     Rule("MII402", "error", "pip --require-hashes", checks_files.image_without_the_lock),
+    Rule("MII406", "error", "The image starts the bundle's own server", checks_files.image_without_the_host),
     Rule("MII403", "warning", "Tags move", checks_safety.floating_image, alone=True),
     Rule("MII404", "warning", "Azure ML: image builds time out", checks_safety.conda, alone=True),
     Rule("MII405", "error", "NVIDIA: CUDA 13 on older drivers needs cuda-compat", checks_safety.newer_than_the_driver),

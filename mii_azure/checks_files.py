@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from mii_azure.bundle import SCORING, scoring_files
+from mii_azure.bundle import carried_code
 from mii_azure.inspection import (
     DEPLOYMENT,
     DOCKERFILE,
@@ -16,7 +16,9 @@ from mii_azure.inspection import (
     Problem,
 )
 from mii_azure.leaks import LARGEST_TEXT, leaks
+from mii_azure.lockfile import pins
 from mii_azure.manifest import walk
+from mii_azure.servers import HOST, HOST_FOLDER, HOST_MODULE, HOST_PACKAGES
 
 REQUIRED = (ENDPOINT, DEPLOYMENT, ENVIRONMENT, SCORE, SETTINGS, DOCKERFILE, LOCK, "requests/sample.json")
 UPLOADED = ("code/", "model/", "environment/")
@@ -53,15 +55,18 @@ def _added(bundle: Inspected) -> list[str]:
 
 
 def scoring_of_another_version(bundle: Inspected) -> Iterator[Problem]:
-    folder = bundle.root / "code" / "scoring"
-    installed = {path: (SCORING / path).read_bytes() for path in scoring_files()}
-    carried = {path: (folder / path).read_bytes() for path in (walk(folder) if folder.is_dir() else ())}
+    """Also of the HTTP host, in a bundle that carries it."""
+    installed = {path: source.read_bytes() for path, source in carried_code(bundle.server_kind).items()}
+    folders = [bundle.root / "code" / name for name in ("scoring", HOST.name)]
+    there = [folder / path for folder in folders if folder.is_dir() for path in walk(folder)]
+    carried = {path.relative_to(bundle.root).as_posix(): path.read_bytes() for path in there}
     if carried != installed:
         differs = sorted(path for path in carried.keys() | installed.keys() if carried.get(path) != installed.get(path))
+        what = "HTTP host" if all(path.startswith(HOST_FOLDER) for path in differs) else "scoring package"
         yield Problem(
-            f"The scoring package is not the installed one: {len(differs)} files differ, {differs[0]} first.",
+            f"The {what} is not the installed one: {len(differs)} files differ, {differs[0]} first.",
             "Generate the bundle again, or install the version of mii-azure that wrote it.",
-            f"code/scoring/{differs[0]}",
+            differs[0],
         )
 
 
@@ -118,3 +123,24 @@ def image_without_the_lock(bundle: Inspected) -> Iterator[Problem]:
                 "Put them into the lock, so that the local runner checks against the same list.",
                 DOCKERFILE,
             )
+
+
+def image_without_the_host(bundle: Inspected) -> Iterator[Problem]:
+    """A bundle that carries the HTTP host needs an image that starts it and installs what it imports."""
+    if bundle.server_kind != "http":
+        return
+    dockerfile, lock = bundle.text(DOCKERFILE), bundle.text(LOCK)
+    if dockerfile is not None and HOST_MODULE not in dockerfile:
+        yield Problem(
+            f"The bundle carries its own HTTP server, and the image does not start {HOST_MODULE}.",
+            "Generate the bundle again, with or without --server http.",
+            DOCKERFILE,
+        )
+    installed = {pin.name for pin in pins(lock or "")}
+    missing_packages = [name for name in HOST_PACKAGES if name not in installed]
+    if lock is not None and missing_packages:
+        yield Problem(
+            f"The server of this bundle imports {', '.join(missing_packages)}, which the image does not install.",
+            "Generate the bundle again, with or without --server http.",
+            LOCK,
+        )

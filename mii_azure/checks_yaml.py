@@ -6,10 +6,11 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from mii_azure.inspection import DEPLOYMENT, ENDPOINT, ENVIRONMENT, MODEL, Fix, Inspected, Problem
-from mii_azure.render import PORT, content_hash
+from mii_azure.render import content_hash
+from mii_azure.servers import PORT
+from mii_azure.servers import routes as routes_of
 from mii_azure.spec import NAME_LENGTH, NAME_PATTERN
 
-ROUTES = {"liveness_route": "/", "readiness_route": "/", "scoring_route": "/score"}
 # Where a path stands in each file, and the folder it is relative to: the bundle, or what another key names.
 PATHS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     (DEPLOYMENT, ("code_configuration", "code"), ()),
@@ -172,11 +173,11 @@ def _bad_path(root: Path, folder: str, value: str, bundled: bool) -> str:
 def routes(bundle: Inspected) -> Iterator[Problem]:
     if not bundle.readable(ENVIRONMENT):
         return
-    for route, path in ROUTES.items():
+    for route, path in routes_of(bundle.server_kind)._asdict().items():
         given = bundle.get(ENVIRONMENT, "inference_config", route)
         if given != {"port": PORT, "path": path}:
             yield Problem(
-                f"inference_config.{route} is {given!r}; the inference server answers at {path} on port {PORT}.",
+                f"inference_config.{route} is {given!r}; the server answers at {path} on port {PORT}.",
                 f"Write port: {PORT} and path: {path}.",
                 ENVIRONMENT,
                 ("inference_config", route),

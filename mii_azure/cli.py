@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from mii_azure import cli_azure, cli_handover, cli_kinds, cli_mlops, cli_prices, cli_serving
+from mii_azure import cli_azure, cli_handover, cli_kinds, cli_mlops, cli_prices, cli_ray, cli_serving
 from mii_azure.cli_shared import AsJson, Bundle, ResourceGroup, Subscription, Workspace, err, out
 from mii_azure.cli_shared import flag as _flag
 from mii_azure.cli_shared import print_json as _print_json
@@ -44,7 +44,7 @@ TensorParallel = Annotated[
     int, _flag("tensor-parallel", "GPUs that share one copy of the weights; 0: as many as they need.")
 ]
 Targets = Annotated[
-    str, _flag("targets", "Comma-separated: in-process, grpc, http, azmlinfsrv; parity also endpoint:NAME.")
+    str, _flag("targets", "Comma-separated: in-process, grpc, http, azmlinfsrv, container; parity also endpoint:NAME.")
 ]
 
 ALL_TARGETS = "in-process,grpc,http,azmlinfsrv"
@@ -135,6 +135,7 @@ def generate(
     identities: cli_kinds.Identities = "",
     secrets: cli_kinds.Secrets = "",
     max_instances: cli_kinds.MaxInstances = None,
+    server: cli_kinds.Server = "azmlinfsrv",
     as_json: AsJson = False,
 ) -> None:
     """Write the folder that Azure ML deploys: environment, scoring script, endpoint and deployment."""
@@ -168,6 +169,7 @@ def generate(
             identities=_split(identities),
             secrets=cli_kinds.read_secrets(_split(secrets)),
             max_instances=max_instances,
+            server=server,
             force=force,
             progress=progress,
         )
@@ -223,8 +225,16 @@ def serve(
     tls_client_ca: cli_serving.TlsClientCa = None,
     api_key_file: cli_serving.ApiKeyFile = None,
     log_format: cli_serving.LogFormat = "text",
+    engine: cli_ray.Engine = "local",
+    min_replicas: cli_ray.MinReplicas = None,
+    max_replicas: cli_ray.MaxReplicas = None,
+    target_ongoing: cli_ray.TargetOngoing = None,
+    replica_cpus: cli_ray.ReplicaCpus = None,
+    replica_gpus: cli_ray.ReplicaGpus = None,
+    ray_address: cli_ray.RayAddress = None,
+    start_seconds: cli_ray.StartSeconds = None,
 ) -> None:
-    """Serve a bundle on this machine over gRPC and HTTP until SIGTERM or Ctrl-C."""
+    """Serve a bundle over gRPC and HTTP until SIGTERM or Ctrl-C, on this machine or on a Ray cluster."""
     command = [sys.executable, "-m", "local_runner", str(bundle), "--host", host]
     # The runner replaces this process: the bundle's own scoring package must be the only one ever imported there.
     command += ["--grpc-port", str(grpc_port), "--http-port", str(http_port)]
@@ -234,6 +244,14 @@ def serve(
         tls_client_ca=tls_client_ca,
         api_key_file=api_key_file,
         log_format=log_format,
+        engine=engine,
+        min_replicas=min_replicas,
+        max_replicas=max_replicas,
+        target_ongoing=target_ongoing,
+        replica_cpus=replica_cpus,
+        replica_gpus=replica_gpus,
+        ray_address=ray_address,
+        start_seconds=start_seconds,
     )
     os.execv(sys.executable, command)  # noqa: S606
 
@@ -268,7 +286,7 @@ def query(
 @app.command()
 def parity(
     bundle: Bundle,
-    targets: Targets = ALL_TARGETS,
+    targets: Targets = "",
     requests: Annotated[
         Path | None, _flag("requests", "File of request bodies, one per line, instead of our own.")
     ] = None,

@@ -11,6 +11,7 @@ PublicAccess = Annotated[str, flag("public-network-access", "enabled or disabled
 Egress = Annotated[str, flag("egress", "enabled or disabled: whether a managed deployment reaches the internet.")]
 Identities = Annotated[str, flag("identities", "Comma-separated resource ids of user-assigned identities.")]
 Secrets = Annotated[str, flag("secrets", "Comma-separated NAME=REFERENCE of secrets in the environment.")]
+Server = Annotated[str, flag("server", "azmlinfsrv: Azure's; http: our own in the container, with streams and /v1/*.")]
 MaxInstances = Annotated[int | None, flag("max-instances", "Write autoscale rules, up to so many instances.")]
 
 

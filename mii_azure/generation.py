@@ -56,7 +56,7 @@ def generate(
         refuse_secrets(texts, weights)
         return texts
 
-    return write(target, render_files=render_files, weights=weights, force=force, progress=progress)
+    return write(target, render_files=render_files, weights=weights, server=spec.server, force=force, progress=progress)
 
 
 def _model_folder(spec: Spec, plan: Plan) -> Path | None:

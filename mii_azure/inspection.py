@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import yaml
 
 from mii_azure.manifest import Mismatch, load_manifest, verify
+from mii_azure.servers import HOST_FOLDER, Server
 from scoring.config import Deployment
 from scoring.errors import LoadError
 
@@ -69,6 +70,11 @@ class Inspected:
             return "batch"
         kubernetes = self.get(DEPLOYMENT, "type") == "kubernetes" or self.get(ENDPOINT, "compute")
         return "kubernetes" if kubernetes or "kubernetes" in schemas else "managed"
+
+    @cached_property
+    def server_kind(self) -> Server:
+        """What serves in the container: the HTTP host where the bundle carries it, else Azure's inference server."""
+        return "http" if any(path.startswith(HOST_FOLDER) for path in self.manifest["files"]) else "azmlinfsrv"
 
     @cached_property
     def model_folder(self) -> Path | None:

@@ -1,12 +1,13 @@
 """The one frozen input: what the user asked for, checked once."""
 
 import re
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import ConfigDict, Field, ValidationError, field_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mii_azure.azure_options import AzureOptions
 from mii_azure.errors import InvalidName, SpecError
+from mii_azure.servers import Server
 
 # Azure's rule for endpoint and deployment names (managed online endpoints reference, azure-ai-ml's validators).
 # Names of two characters, which MII's users have, get a suffix in Azure: see `azure_name`.
@@ -67,6 +68,10 @@ class Spec(AzureOptions):
         0, ge=0, le=16, description="GPUs that share one copy of the weights; 0: as many as they need."
     )
 
+    server: Server = Field(
+        "azmlinfsrv", description="azmlinfsrv: Azure's inference server; http: our own, with streams and /v1/*."
+    )
+
     @property
     def azure_name(self) -> str:
         """The name that Azure's resources carry."""
@@ -76,6 +81,12 @@ class Spec(AzureOptions):
     @classmethod
     def _name(cls, name: str) -> str:
         return check_name(name)
+
+    @model_validator(mode="after")
+    def _server(self) -> Self:
+        if self.kind == "batch" and self.server != "azmlinfsrv":
+            raise ValueError("a batch endpoint runs no HTTP server; leave out server")
+        return self
 
 
 def make_spec(**preferences: Any) -> Spec:

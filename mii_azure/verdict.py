@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 ENDPOINT = "endpoint:"  # endpoint:NAME or endpoint:NAME/SLOT, live in Azure
 TARGETS = ("in-process", "grpc", "http", "azmlinfsrv")
+CONTAINER = "container"  # the server that the bundle's image starts
+KNOWN = (*TARGETS, CONTAINER)
 
 
 class Comparison(BaseModel):
@@ -61,19 +63,22 @@ class _Run(BaseModel):
 
 def parity(
     bundle: str | Path,
-    targets: Sequence[str] = TARGETS,
+    targets: Sequence[str] = (),
     requests: str | Path | None = None,
     on_progress: Callable[[str], None] = lambda text: None,
     ml_client: Any = None,
 ) -> Verdict:
     """Start each target in turn, send it the same requests, and grade the replies against the first target's.
 
+    Without `targets` they are TARGETS, the last of which is the server in the bundle's own image: for one made with
+    `--server http` the target `container`.
     `ml_client` reaches the targets that are live in Azure, `endpoint:NAME[/SLOT]`; MII_AZURE_WORKSPACE and its siblings
     name the workspace without it.
     Raises SpecError for unknown targets, NotABundle, BundleEdited, and RunnerFailed when a target does not start.
     """
     folder = Path(bundle)
     digest, settings = _identity(folder)
+    targets = targets or _targets_of(folder)
     _check_targets(targets)
     own = read_requests(Path(requests)) if requests else None
     runs: dict[str, _Run] = {}
@@ -96,6 +101,12 @@ def _identity(folder: Path) -> tuple[str, dict[str, Any]]:
     return digest, json.loads((folder / "code" / "deployment.json").read_text(encoding="utf-8"))
 
 
+def _targets_of(folder: Path) -> tuple[str, ...]:
+    from local_runner.process import carries_host
+
+    return (*TARGETS[:-1], CONTAINER) if carries_host(folder) else TARGETS
+
+
 def _target(name: str, folder: Path, ml_client: Any) -> "Target":
     if name.startswith(ENDPOINT):
         from mii_azure.azure.client import connect
@@ -108,8 +119,8 @@ def _target(name: str, folder: Path, ml_client: Any) -> "Target":
 
 
 def _check_targets(targets: Sequence[str]) -> None:
-    known = f"Targets: {', '.join(TARGETS)}, {ENDPOINT}NAME."
-    unknown = [name for name in targets if name not in TARGETS and not name.startswith(ENDPOINT)]
+    known = f"Targets: {', '.join(KNOWN)}, {ENDPOINT}NAME."
+    unknown = [name for name in targets if name not in KNOWN and not name.startswith(ENDPOINT)]
     if unknown:
         raise SpecError(f"Unknown target {unknown[0]!r}.", known)
     if len(set(targets)) < 2:

@@ -1,5 +1,6 @@
 """The verb verify: is a bundle what generation wrote, and is what it says of itself complete?"""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,13 @@ from pydantic import BaseModel, ConfigDict
 
 from local_runner.manifest import hash_files
 from mii_azure import __version__
-from mii_azure.bundle import SCORING, scoring_files
+from mii_azure.bundle import carried_code
 from mii_azure.inspection import LOCK, SETTINGS
 from mii_azure.lockfile import gaps, pins
 from mii_azure.manifest import load_manifest, verify, walk
 from mii_azure.sbom import SBOM
 
-_FOLDER = "code/scoring/"
+_FOLDERS = ("code/scoring", "code/local_runner")
 
 
 class Verification(BaseModel):
@@ -83,11 +84,13 @@ _WORDS = {"edited": "edited", "missing": "missing", "extra": "not in the manifes
 
 
 def _scoring(root: Path) -> list[str]:
-    """Files of code/scoring/ that differ from the installed package."""
-    folder = root / _FOLDER
-    carried = hash_files(folder, walk(folder)) if folder.is_dir() else {}
-    installed = hash_files(SCORING, scoring_files())
-    return sorted(path for path in carried.keys() | installed.keys() if carried.get(path) != installed.get(path))
+    """Files of code/scoring/, and of the HTTP host where it is carried, that differ from the installed packages."""
+    folders = [folder for folder in _FOLDERS if (root / folder).is_dir()]
+    carried = hash_files(root, [f"{folder}/{path}" for folder in folders for path in walk(root / folder)])
+    sources = carried_code("http" if _FOLDERS[1] in folders else "azmlinfsrv")
+    installed = {path: hashlib.sha256(source.read_bytes()).hexdigest() for path, source in sources.items()}
+    differs = (path for path in carried.keys() | installed.keys() if carried.get(path) != installed.get(path))
+    return sorted(path.removeprefix("code/").removeprefix("scoring/") for path in differs)
 
 
 def _bill_problems(bill: dict[str, Any], lock: str, files: dict[str, str]) -> list[str]:

@@ -23,5 +23,10 @@ sed -i "1i --extra-index-url $TORCH_CPU_INDEX" templates/locks/cpu.lock
 grep -q "$HASH" templates/locks/cpu.lock || { echo "cpu.lock misses the hash of the CPU wheel of torch" >&2; exit 1; }
 compile --python-version 3.12 --generate-hashes -c constraints.txt templates/locks/scoring.in -o templates/locks/cuda13.lock
 
+# The HTTP server's own packages: what of them no device line has already. One lock serves both Pythons.
+compile --python-version 3.11 --generate-hashes -c constraints.txt templates/locks/http.in -o "$WHEELS/http.lock"
+awk 'NR == FNR { if ($1 ~ /==/) known[$1] = 1; next } /^[^ ]/ { keep = !($1 in known) } keep' \
+    templates/locks/cpu.lock "$WHEELS/http.lock" >templates/locks/http.lock
+
 # The licences, from the metadata of what is installed.
 python3 -m tools.licences

@@ -70,7 +70,7 @@ def test_each_break_has_one_finding(bundle, what):
 
 
 def test_every_rule_breaks_in_some_test():
-    elsewhere = {"MII001", "MII002", "MII003", "MII004", "MII005", "MII106", "MII215", "MII603", "MII703"}
+    elsewhere = {"MII001", "MII002", "MII003", "MII004", "MII005", "MII106", "MII215", "MII406", "MII603", "MII703"}
     broken = {rule for rule, _ in BROKEN.values()} | {case.rule for case in LOOSE.values()}
     assert {rule.id for rule in RULES} == broken | elsewhere
     assert len({rule.id for rule in RULES}) == len(RULES)

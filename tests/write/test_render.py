@@ -15,6 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mii_azure import render as rendering
+from mii_azure import servers
 from mii_azure.inspection import Inspected
 from mii_azure.planning import plan
 from mii_azure.render import TEMPLATES, content_hash, images, render
@@ -168,7 +169,7 @@ def test_a_compiler_is_in_the_image_only_where_a_pass_needs_one():
 @pytest.mark.parametrize("device", SKUS)
 def test_the_server_has_threads_for_the_probes_and_time_for_the_request(device):
     _, made = spec_and_plan("text-generation", device)
-    settings = rendering.server_settings(made)
+    settings = servers.settings("azmlinfsrv", made.max_concurrent_requests)
     threads = int(settings["GUNICORN_CMD_ARGS"].rsplit(" ", 1)[1])
     assert threads >= made.max_concurrent_requests + 2
     assert int(settings["WORKER_TIMEOUT"]) * 1000 > made.request_timeout_ms
