@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import PreTrainedTokenizerFast
 
 from scoring.config import Deployment
-from scoring.dialects import parse, read_json, render
-from scoring.json_text import dumps
+from scoring.dialects import parse, render
+from scoring.json_text import dumps, read_json
 from scoring.service import Service
 from scoring.tasks import task_class
 from scoring.tasks.base import Loaded

@@ -39,6 +39,12 @@ class ModelNotServed(RunnerError):
     grpc_status = "NOT_FOUND"
 
 
+class RequestStalled(RunnerError):
+    code = "request_stalled"
+    http_status = 408
+    grpc_status = "CANCELLED"
+
+
 class Unauthenticated(RunnerError):
     code = "unauthenticated"
     http_status = 401

@@ -9,11 +9,13 @@ from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from local_runner import oip, openai
 from local_runner.host import Host, internal
 from local_runner.wire import body_of
 from scoring.errors import InvalidInput, InvalidJson, InvalidParameter, MiiAzureError, PayloadTooLarge
+from scoring.json_text import read_json
 
 _SWAGGER = {
     "2": "swagger2.json",
@@ -160,11 +162,14 @@ async def _body(request: Request, limit: int) -> str:
     if announced.isdigit() and int(announced) > limit:
         raise _too_large(limit)
     parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > limit:
-            raise _too_large(limit)
-        parts.append(part)
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size > limit:
+                raise _too_large(limit)
+            parts.append(part)
+    except ClientDisconnect:  # nobody is there to be told, but the log need not be alarmed
+        raise InvalidJson("The body ended before its length.") from None
     try:
         return b"".join(parts).decode()
     except UnicodeDecodeError as error:
@@ -181,10 +186,7 @@ def _too_large(limit: int) -> PayloadTooLarge:
 
 
 def _json_object(raw: str) -> dict[str, Any]:
-    try:
-        sent = json.loads(raw)
-    except ValueError as error:
-        raise InvalidJson(f"The body is not JSON: {error}.") from error
+    sent = read_json(raw)
     if not isinstance(sent, dict):
         raise InvalidInput("The body is not a JSON object.", 'Send {"inputs": [...]}.')
     return sent
@@ -194,11 +196,13 @@ def _inference(sent: dict[str, Any]) -> oip.Inference:
     tensors: dict[str, list[bytes]] = {}
     try:
         for tensor in sent["inputs"]:
-            elements = [text.encode() for text in tensor["data"]]
-            oip.check_tensor(tensor["name"], tensor["datatype"], tensor["shape"], elements)
-            tensors[tensor["name"]] = elements
-        parameters = dict(sent.get("parameters") or {})
-        wanted = tuple(output["name"] for output in sent.get("outputs") or ())
+            elements = [text.encode() for text in _typed(tensor["data"], list)]
+            name = _typed(tensor["name"], str)
+            oip.check_tensor(name, _typed(tensor["datatype"], str), _typed(tensor["shape"], list), elements)
+            tensors[name] = elements
+        parameters = dict(_typed(sent.get("parameters") or {}, dict))
+        wanted = tuple(_typed(output["name"], str) for output in sent.get("outputs") or ())
+        _typed(sent.get("id", ""), str)
     except (KeyError, TypeError, AttributeError) as error:
         raise InvalidInput(
             "The body is not an inference request.",
@@ -206,6 +210,12 @@ def _inference(sent: dict[str, Any]) -> oip.Inference:
             "inputs",
         ) from error
     return oip.Inference(tensors, parameters, wanted)
+
+
+def _typed(value: Any, kind: type) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(kind.__name__)
+    return value
 
 
 def _infer_response(model: str, sent: dict[str, Any], name: str, elements: list[bytes]) -> dict[str, Any]:

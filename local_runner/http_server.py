@@ -10,6 +10,7 @@ from typing import Any
 import uvicorn
 
 from local_runner.errors import PortInUse, RunnerFailed
+from local_runner.http_protocol import Protocol
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ def make(app: Any, drain_s: float, **options: Any) -> HttpServer:
     """A server of `app`, not started; `options` are uvicorn's, for certificates."""
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=Protocol,
         lifespan="off",
         log_config=None,
         access_log=logger.isEnabledFor(logging.DEBUG),

@@ -14,7 +14,8 @@ from typing import Any
 
 from local_runner.errors import ModelNotServed
 from scoring.config import Deployment
-from scoring.errors import InternalError, InvalidInput, InvalidParameter
+from scoring.errors import InternalError, InvalidInput, InvalidJson, InvalidParameter
+from scoring.json_text import read_json
 
 VERSION = "1"
 DATATYPE = "BYTES"
@@ -22,6 +23,7 @@ DATATYPE = "BYTES"
 INPUTS = (("inputs", -1), ("request", 1))
 OUTPUTS = (("outputs", -1), ("response", 1))
 _OUTPUT_OF = {"inputs": "outputs", "request": "response"}
+_MOST_DIMENSIONS = 8
 # Tasks whose inputs have parts, and the JSON type that such an input is.
 _STRUCTURED: dict[str, type] = {
     "question-answering": dict,
@@ -91,15 +93,21 @@ def pack(elements: Sequence[bytes]) -> bytes:
 
 def check_tensor(name: str, datatype: str, shape: Sequence[int], elements: Sequence[bytes]) -> None:
     """Raise InvalidInput unless the tensor is BYTES and has as many elements as its shape says."""
-    where = f"inputs[{name}]"
+    where = f"inputs[{name[:80]}]"
     if datatype != DATATYPE:
-        raise InvalidInput(f"Tensor {name!r} is {datatype or 'untyped'}.", f"Send {DATATYPE}.", where)
-    if math.prod(shape) != len(elements) or not elements:
+        raise InvalidInput(f"Tensor {name[:80]!r} is {datatype[:80] or 'untyped'}.", f"Send {DATATYPE}.", where)
+    if not _counts(shape, len(elements)) or not elements:
         raise InvalidInput(
-            f"Tensor {name!r} has shape {list(shape)} and {len(elements)} elements.",
+            f"Tensor {name[:80]!r} has shape {str(list(shape[:8]))[:80]} and {len(elements)} elements.",
             "Send at least one element, and as many as the shape says.",
             where,
         )
+
+
+def _counts(shape: Sequence[Any], count: int) -> bool:
+    """Whether the shape is of so many elements; none has as many dimensions as would take long to multiply."""
+    sizes = [size for size in shape[:_MOST_DIMENSIONS] if type(size) is int and 0 <= size <= count]
+    return len(sizes) == len(shape) and math.prod(sizes) == count
 
 
 def to_raw(call: Inference, task: str) -> str:
@@ -150,7 +158,7 @@ def _value(text: str, task: str) -> Any:
     if wanted is None or not text.lstrip().startswith(("{", "[")):
         return text
     try:
-        value = json.loads(text)
-    except ValueError:
+        value = read_json(text)
+    except InvalidJson:
         return text
     return value if isinstance(value, wanted) else text

@@ -62,7 +62,7 @@ def grpc_status(http_status: int) -> "grpc.StatusCode":
 
 def body_of(error: MiiAzureError) -> bytes:
     """The JSON body of `error`, as every host writes it."""
-    return json.dumps(error.to_dict(), ensure_ascii=False).encode()
+    return json.dumps(error.to_dict(), ensure_ascii=False).encode(errors="replace")
 
 
 def trailers(status: int, headers: Mapping[str, str], body: bytes) -> tuple[str, tuple[tuple[str, Any], ...]]:

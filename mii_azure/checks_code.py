@@ -10,6 +10,7 @@ from importlib.metadata import packages_distributions
 from mii_azure.inspection import DEPLOYMENT, LOCK, MODEL, SCORE, SETTINGS, Inspected, Problem
 from scoring import dialects
 from scoring.errors import MiiAzureError
+from scoring.json_text import read_json
 from scoring.tasks import task_schema
 
 SAMPLE = "requests/sample.json"
@@ -162,7 +163,7 @@ def sample(bundle: Inspected) -> Iterator[Problem]:
     if text is None or bundle.settings is None:
         return
     try:
-        dialects.parse(dialects.read_json(text), task_schema(bundle.settings.task))
+        dialects.parse(read_json(text), task_schema(bundle.settings.task))
     except MiiAzureError as error:
         yield Problem(f"The sample would be answered with an error: {error.message}", error.hint or _AGAIN, SAMPLE)
 

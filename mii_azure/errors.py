@@ -29,6 +29,7 @@
     │   ├── ClusterTooSmall          no node of the Ray cluster can hold a replica
     │   ├── ReplicaLost         503  a replica ended with a stream that had begun, or over the request itself
     │   ├── ModelNotServed      404  the runner serves a model of another name
+    │   ├── RequestStalled      408  half a request came, and no more of it
     │   ├── Unauthenticated     401  the runner wants a key
     │   └── UnknownDeployment
     └── AzureError              exit 5   Azure said no; carries Azure's own code and the request id
@@ -56,6 +57,7 @@ from local_runner.errors import ModelNotServed as ModelNotServed
 from local_runner.errors import PortInUse as PortInUse
 from local_runner.errors import RayMissing as RayMissing
 from local_runner.errors import ReplicaLost as ReplicaLost
+from local_runner.errors import RequestStalled as RequestStalled
 from local_runner.errors import RunnerError as RunnerError
 from local_runner.errors import RunnerFailed as RunnerFailed
 from local_runner.errors import Unauthenticated as Unauthenticated

@@ -11,19 +11,17 @@ Source of the Azure forms: the model descriptions and samples that Microsoft pub
 """
 
 import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from scoring.errors import InvalidInput, InvalidJson, InvalidParameter
+from scoring.errors import InvalidInput, InvalidParameter
 from scoring.schemas import Strict, TaskSchema
 
 _TOP_KEYS = {"inputs", "input_data", "parameters", "params", "stream", "options"}
 _SPLIT_KEYS = {"columns", "data", "index", "parameters", "params"}
 #: usage: answer with {"answer", "usage"}. The others are the hosted inference API's caching hints, and ignored.
 _OPTIONS = {"use_cache", "wait_for_model", "use_gpu", "usage"}
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")  # JSON can spell half a pair, which has no UTF-8 form
 
 
 @dataclass(frozen=True)
@@ -47,29 +45,6 @@ class Found:
     where: str
     single: bool = False
     parameters: Any = None  # found beside the values
-
-
-def read_json(raw: str) -> Any:
-    """Parse a body; raise InvalidJson for anything that is not strict JSON of valid Unicode."""
-    if not raw.strip():
-        raise InvalidJson("The body is empty.", 'Send JSON with the header "Content-Type: application/json".')
-    try:
-        value = json.loads(raw, parse_constant=_refuse_constant)
-        if _SURROGATE.search(raw):
-            json.dumps(value, ensure_ascii=False).encode()
-    except RecursionError:
-        raise InvalidJson("The JSON is nested too deeply.") from None
-    except UnicodeEncodeError:
-        raise InvalidJson("The text holds half of a surrogate pair.", "Send valid Unicode.") from None
-    except ValueError as error:
-        if isinstance(error, InvalidJson):
-            raise
-        raise InvalidJson(f"The body is not JSON: {error}.", 'It looks like {"inputs": ...}.') from None
-    return value
-
-
-def _refuse_constant(name: str) -> float:
-    raise InvalidJson(f"{name} is not JSON.", "Send a number or null.")
 
 
 def parse(payload: Any, task: TaskSchema) -> Call:

@@ -1,9 +1,55 @@
-"""JSON as every host sends it."""
+"""JSON as every host sends it, and as every host takes it."""
 
 import json
+import re
 from typing import Any
 
 import pydantic_core
+
+from scoring.errors import InvalidJson
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")  # JSON can spell half a pair, which has no UTF-8 form
+#: Levels of a request; no form of one has half as many, and a parser that goes further runs out of its stack.
+_DEEPEST = 64
+
+
+def read_json(raw: str) -> Any:
+    """Parse a body; raise InvalidJson for anything that is not strict JSON of valid Unicode, or too deep."""
+    if not raw.strip():
+        raise InvalidJson("The body is empty.", 'Send JSON with the header "Content-Type: application/json".')
+    try:
+        value = json.loads(raw, parse_constant=_refuse_constant)
+        if _SURROGATE.search(raw):
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        raise _too_deep() from None
+    except UnicodeEncodeError:
+        raise InvalidJson("The text holds half of a surrogate pair.", "Send valid Unicode.") from None
+    except ValueError as error:
+        if isinstance(error, InvalidJson):
+            raise
+        raise InvalidJson(f"The body is not JSON: {error}.", 'It looks like {"inputs": ...}.') from None
+    if raw.count("[") + raw.count("{") > _DEEPEST and _deep(value):
+        raise _too_deep()
+    return value
+
+
+def _deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(_DEEPEST):
+        inside = (parent.values() if isinstance(parent, dict) else parent for parent in level)
+        level = [child for children in inside for child in children if isinstance(child, dict | list)]
+        if not level:
+            return False
+    return True
+
+
+def _too_deep() -> InvalidJson:
+    return InvalidJson("The JSON is nested too deeply.", f"Nest it no deeper than {_DEEPEST} levels.")
+
+
+def _refuse_constant(name: str) -> float:
+    raise InvalidJson(f"{name} is not JSON.", "Send a number or null.")
 
 
 def dumps(value: Any) -> bytes:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scoring.config import Deployment
-from scoring.dialects import Call, parse, read_json, render
+from scoring.dialects import Call, parse, render
 from scoring.engine import Engine, Job
 from scoring.errors import (
     InternalError,
@@ -21,7 +21,7 @@ from scoring.errors import (
     RequestTimeout,
 )
 from scoring.facts import precision
-from scoring.json_text import dumps
+from scoring.json_text import dumps, read_json
 from scoring.optimise import Chosen, Record, optimise
 from scoring.passes.catalogue import reference_of
 from scoring.statistics import phase

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from scoring.config import Limits
-from scoring.dialects import parse, read_json
+from scoring.dialects import parse
 from scoring.errors import MiiAzureError
+from scoring.json_text import read_json
 from scoring.tasks import TASKS, schema, task_schema
 from tests.conftest import Tiny
 from tests.scoring.conftest import Serve, Served

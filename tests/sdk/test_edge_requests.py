@@ -16,7 +16,7 @@ BAD = {"empty body", "empty object", "empty list", "not JSON", "wrong type", "Na
 
 @pytest.mark.parametrize("task", TASKS)
 def test_good_edges_satisfy_the_schema_and_bad_ones_do_not(task: str) -> None:
-    from scoring.dialects import read_json
+    from scoring.json_text import read_json
 
     requests = edge_requests(task, context_length=128)
     assert {request.name for request in requests} >= BAD | {"sample", "unicode", "list of three", "past the context"}
