@@ -38,6 +38,8 @@ _EXCEPTION = re.compile(r"[\w.]+(: |$)")
 class HostProcess:
     """A host as a child process on loopback, with a scratch folder for its log; use as a context manager."""
 
+    port = 0  # of HTTP, once it is up
+
     def __init__(self, bundle: Path, timeout_s: float = START_TIMEOUT_S) -> None:
         self.bundle = bundle.resolve()
         self.timeout_s = timeout_s
@@ -136,7 +138,6 @@ class Azmlinfsrv(HostProcess):
     """
 
     threads = 16
-    port: int
 
     def _start(self) -> None:
         for weights in (False, True):
@@ -203,8 +204,6 @@ class Container(HostProcess):
         }
         dockerfile = (self.bundle / "environment" / "Dockerfile").read_text(encoding="utf-8")
         self._spawn(json.loads(_COMMAND.findall(dockerfile)[-1]), env)
-
-    port = 0
 
     def _up(self) -> bool:
         state = ready_file.read(self._ready)

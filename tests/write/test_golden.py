@@ -1,7 +1,8 @@
 """The rendered files of every task on CPU, T4 and A100, byte for byte; the diff of a golden tree is the review.
 
 `make golden` writes them anew, and refuses while the trees have changes that are not committed. A file that is the same
-on all three is kept once, under `any/`. The lock is not kept: it is a copy, compared with its source.
+on all three is kept once, under `any/`. The lock is not kept: it is a copy, compared with its source. One more tree is
+that of a bundle with `--server http`.
 """
 
 import os
@@ -18,6 +19,7 @@ from tests.write.conftest import SKUS, rendered
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 UPDATE = os.environ.get("MII_AZURE_UPDATE_GOLDEN") == "1"
 LOCK = "environment/requirements.lock"
+HTTP = "text-generation-http"
 LOCKS = {"cpu": "cpu.lock", "t4": "cuda13.lock", "a100": "cuda13.lock"}
 
 
@@ -60,11 +62,13 @@ def read(task: str, device: str) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", [*TASKS, HTTP])
 def test_rendered_files_are_the_golden_ones(task):
-    trees = {device: rendered(task, device) for device in SKUS}
+    preferences = {"server": "http"} if task == HTTP else {}
+    trees = {device: rendered(task.removesuffix("-http"), device, **preferences) for device in SKUS}
     for device, files in trees.items():
-        assert files.pop(LOCK) == (TEMPLATES / "locks" / LOCKS[device]).read_text()
+        locks = [LOCKS[device], *(["http.lock"] if task == HTTP else [])]
+        assert files.pop(LOCK) == "".join((TEMPLATES / "locks" / lock).read_text() for lock in locks)
     if UPDATE:
         write(task, trees)
     for device, files in trees.items():
@@ -75,7 +79,7 @@ def test_rendered_files_are_the_golden_ones(task):
 
 
 def test_every_golden_tree_belongs_to_a_task():
-    assert {path.name for path in GOLDEN.iterdir()} == TASKS.keys()
+    assert {path.name for path in GOLDEN.iterdir()} == {*TASKS, HTTP}
 
 
 def test_an_update_would_lose_nothing_that_is_not_committed(tmp_path):

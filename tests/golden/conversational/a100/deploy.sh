@@ -89,8 +89,8 @@ if ! $dry_run; then
     }
 fi
 
-step "environment My-conversational-env, version 400cc8058cea"
-exists environment show --name My-conversational-env --version 400cc8058cea ||
+step "environment My-conversational-env, version 9de9d3337c5d"
+exists environment show --name My-conversational-env --version 9de9d3337c5d ||
     azml environment create --file environment.yml
 
 step "model My-conversational-model, version 0123456789ab"

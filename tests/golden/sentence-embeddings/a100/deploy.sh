@@ -89,8 +89,8 @@ if ! $dry_run; then
     }
 fi
 
-step "environment My-sentence-embeddings-env, version 400cc8058cea"
-exists environment show --name My-sentence-embeddings-env --version 400cc8058cea ||
+step "environment My-sentence-embeddings-env, version ee3a87cff6e5"
+exists environment show --name My-sentence-embeddings-env --version ee3a87cff6e5 ||
     azml environment create --file environment.yml
 
 step "model My-sentence-embeddings-model, version 0123456789ab"

@@ -89,8 +89,8 @@ if ! $dry_run; then
     }
 fi
 
-step "environment My-summarization-env, version 400cc8058cea"
-exists environment show --name My-summarization-env --version 400cc8058cea ||
+step "environment My-summarization-env, version ee3a87cff6e5"
+exists environment show --name My-summarization-env --version ee3a87cff6e5 ||
     azml environment create --file environment.yml
 
 step "model My-summarization-model, version 0123456789ab"

@@ -89,8 +89,8 @@ if ! $dry_run; then
     }
 fi
 
-step "environment My-summarization-env, version bbb13908f54f"
-exists environment show --name My-summarization-env --version bbb13908f54f ||
+step "environment My-summarization-env, version f75c72a1c2c3"
+exists environment show --name My-summarization-env --version f75c72a1c2c3 ||
     azml environment create --file environment.yml
 
 step "model My-summarization-model, version 0123456789ab"

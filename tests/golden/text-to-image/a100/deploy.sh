@@ -89,8 +89,8 @@ if ! $dry_run; then
     }
 fi
 
-step "environment My-text-to-image-env, version fb7c9527aeb6"
-exists environment show --name My-text-to-image-env --version fb7c9527aeb6 ||
+step "environment My-text-to-image-env, version 3d8376ac48b3"
+exists environment show --name My-text-to-image-env --version 3d8376ac48b3 ||
     azml environment create --file environment.yml
 
 step "model My-text-to-image-model, version 0123456789ab"

@@ -89,8 +89,8 @@ if ! $dry_run; then
     }
 fi
 
-step "environment My-text-to-image-env, version b06c38fd583a"
-exists environment show --name My-text-to-image-env --version b06c38fd583a ||
+step "environment My-text-to-image-env, version eb4f503d7d17"
+exists environment show --name My-text-to-image-env --version eb4f503d7d17 ||
     azml environment create --file environment.yml
 
 step "model My-text-to-image-model, version 0123456789ab"

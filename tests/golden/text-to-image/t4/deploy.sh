@@ -89,8 +89,8 @@ if ! $dry_run; then
     }
 fi
 
-step "environment My-text-to-image-env, version 9687dccd3dcc"
-exists environment show --name My-text-to-image-env --version 9687dccd3dcc ||
+step "environment My-text-to-image-env, version 068081e797ce"
+exists environment show --name My-text-to-image-env --version 068081e797ce ||
     azml environment create --file environment.yml
 
 step "model My-text-to-image-model, version 0123456789ab"
