@@ -1,7 +1,7 @@
 """The generated Dockerfile, really built, and Azure's server inside it; `make image` runs this, `make test` skips it.
 
 The base image is stood in for by Debian with Python 3.11, since nothing is pulled here: what the base image itself
-holds is not tested. Everything after FROM is.
+holds is not tested. Everything after FROM is. MII_AZURE_IMAGE_SERVER=http does it for a bundle with `--server http`.
 """
 
 import json
@@ -26,6 +26,7 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="a root file system needs root"),
 ]
 FOLDER = Path(__file__).resolve().parents[2] / ".cache" / "image"
+SERVER = os.environ.get("MII_AZURE_IMAGE_SERVER", "azmlinfsrv")
 NAME = "localhost/mii-azure-test"
 MODEL, APP = "/var/azureml-app/azureml-models//my-qa-model/1/model", "/var/azureml-app/code"
 
@@ -34,7 +35,7 @@ MODEL, APP = "/var/azureml-app/azureml-models//my-qa-model/1/model", "/var/azure
 def bundle(tiny, tmp_path_factory) -> Path:
     model = str(tiny("bert", "question-answering"))
     folder = tmp_path_factory.mktemp("image") / "bundle"
-    return generate("question-answering", model, "My-qa", output=folder, instance_type="Standard_F8s_v2")
+    return generate("question-answering", model, "My-qa", output=folder, instance_type="Standard_F8s_v2", server=SERVER)
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +119,7 @@ def test_the_server_inside_answers_the_sample_as_the_process_here_does(server, b
     assert (reply.status, reply.body) == (status, body)
 
 
+@pytest.mark.skipif(SERVER != "azmlinfsrv", reason="of Azure's server")
 def test_threads_answer_inside_as_the_settings_say(server, built):
     """One worker of gunicorn's gthread kind: the health route answers while a request is in flight."""
     assert "Using worker: gthread" in built.log.read_text(encoding="utf-8", errors="replace").rsplit("azmlinfsrv", 1)[0]
@@ -133,3 +135,9 @@ def test_the_server_inside_serves_its_openapi(server):
     status, body = server.ask("/swagger.json?version=3")
     assert status == 200
     assert "/score" in json.loads(body)["paths"]
+
+
+@pytest.mark.skipif(SERVER != "http", reason="of our own server")
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/v1/models", "/metrics"])
+def test_our_server_inside_answers_its_routes(server, path):
+    assert server.ask(path)[0] == 200
