@@ -9,7 +9,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from local_runner import logs, oip, wire
+from local_runner import grpc_requests, logs, oip, wire
 from local_runner.host import Host, internal
 from local_runner.protos import inference_pb2, inference_pb2_grpc, scoring_pb2, scoring_pb2_grpc
 from local_runner.script import Answer
@@ -61,6 +61,7 @@ class Scoring(scoring_pb2_grpc.ScoringServicer):  # type: ignore[misc]  # genera
 
     async def ScoreStream(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         async with _reporting(context):
+            grpc_requests.check(request)
             answer = await self._host.score(request.json, dict(context.invocation_metadata()))
             await _refuse_failure(answer, context)
             if answer.chunks is None:
@@ -118,9 +119,10 @@ def build(host: Host, health_: Health, interceptors: Sequence[Any] = ()) -> Any:
     """A grpc.aio server with every service; the caller binds and starts it."""
     options = (*_OPTIONS, ("grpc.max_receive_message_length", host.max_body))
     server = grpc.aio.server(interceptors=interceptors, options=options)
-    scoring_pb2_grpc.add_ScoringServicer_to_server(Scoring(host), server)
-    inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(OpenInference(host), server)
-    health_pb2_grpc.add_HealthServicer_to_server(health_.servicer, server)
+    registry = grpc_requests.Registry(server)
+    scoring_pb2_grpc.add_ScoringServicer_to_server(Scoring(host), registry)
+    inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(OpenInference(host), registry)
+    health_pb2_grpc.add_HealthServicer_to_server(health_.servicer, registry)
     reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     return server
 
