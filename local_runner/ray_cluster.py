@@ -73,7 +73,9 @@ class Cluster:
         deployments = list(told.deployments.values())
         states = {str(state): count for one in deployments for state, count in one.replica_states.items()}
         message = " ".join(one.message for one in deployments if one.message) or told.message
-        return Replicas(states.get("RUNNING", 0), states, told.status == "DEPLOY_FAILED", message)
+        # Ray Serve would try again; what a replica says of itself would come true again.
+        failed = told.status == "DEPLOY_FAILED" or failure(message) is not None
+        return Replicas(states.get("RUNNING", 0), states, failed, message)
 
     def why_not(self, replicas: Replicas) -> Exception:
         """The error for a deployment that failed, or did not answer in time."""
@@ -99,14 +101,14 @@ class Cluster:
             "Add a node, or ask for less with --replica-cpus and --replica-gpus.",
         )
 
-    def stop(self) -> None:
+    def stop(self, wait: bool = True) -> None:
         """Take the application down, which lets replicas finish what they hold, and leave the cluster."""
         import ray
 
         if not ray.is_initialized():
             return
         if self._serve is not None:
-            self._serve.delete(self.name)
+            self._serve.delete(self.name, _blocking=wait)
         ray.shutdown()
 
     def _settings(self, slots: int) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class RayHost(Host):
             await self._first_replica()
         except MiiAzureError:
             self.change(State.FAILED)
-            await self._call(self._cluster.stop)
+            await self._call(self._cluster.stop, False)  # a replica that never started would be waited for
             raise
         self._looking = asyncio.create_task(self._look())
         if self.state is State.LOADING:

@@ -1,8 +1,8 @@
 """Echoes texts in upper case, by the contract of the real package; the inputs steer what happens.
 
-`until:PATH` answers once that file exists, `status:N` with that status, `crash` raises, `print` writes to standard
-output. STUB_LOAD in the environment is `until:PATH`, `fail`, `import` or `crash` and does so in init(); a request that
-waits adds a line to the file that STUB_BUSY names.
+`until:PATH` answers once that file exists, `status:N` with that status, `crash` raises, `exit` ends the process,
+`print` writes to standard output. STUB_LOAD in the environment is `until:PATH`, `fail`, `import` or `crash` and does
+so in init(); a request that waits adds a line to the file that STUB_BUSY names.
 """
 
 import json
@@ -95,6 +95,8 @@ def _one(value: Any, parameters: dict[str, Any]) -> dict[str, Any]:
         raise InvalidInput("The stub was told to refuse: ü.", "Ask for something else.", where="inputs[0]")
     elif how == "crash":
         raise RuntimeError("secret internals")
+    elif how == "exit":
+        os._exit(1)
     elif how == "print":
         print("noise on standard output")
     return {"echo": value.upper() if isinstance(value, str) else value, **parameters}
