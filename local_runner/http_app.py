@@ -11,9 +11,9 @@ from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from local_runner import oip, openai
+from local_runner import oip, openai, openapi_bodies
 from local_runner.host import Host, internal
-from local_runner.wire import body_of
+from local_runner.wire import body_of, failure_of
 from scoring.errors import InvalidInput, InvalidJson, InvalidParameter, MiiAzureError, PayloadTooLarge
 from scoring.json_text import read_json
 
@@ -112,7 +112,7 @@ def _add_protocol(app: FastAPI, host: Host) -> None:
         call = _inference(sent)
         answer = await host.score(oip.to_raw(call, host.deployment.task), request.headers)
         if answer.status >= 400:
-            return Response(answer.read(), answer.status, answer.headers)
+            raise failure_of(answer)
         if answer.chunks is not None:
             answer.close()
             raise InvalidParameter("Infer cannot stream its answer.", "Use /score.", "stream")
@@ -132,7 +132,7 @@ def _add_schemas(app: FastAPI, host: Host) -> None:
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = get_openapi(title=app.title, version=_version(), routes=app.routes)
-            app.openapi_schema = _with_task(schema, code / _SWAGGER["3.1"])
+            app.openapi_schema = _with_task(openapi_bodies.describe(schema), code / _SWAGGER["3.1"])
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the document
@@ -236,6 +236,8 @@ def error_response(path: str, error: MiiAzureError) -> Response:
     """The error's JSON body, in the shape that the clients of `path` read."""
     if path.startswith(openai.PREFIX):
         return JSONResponse(openai.error_body(error), error.http_status, error.headers)
+    if path.startswith(oip.PREFIX):
+        return JSONResponse(oip.error_body(error), error.http_status, error.headers)
     return Response(body_of(error), error.http_status, error.headers, "application/json")
 
 

@@ -14,9 +14,10 @@ from typing import Any
 
 from local_runner.errors import ModelNotServed
 from scoring.config import Deployment
-from scoring.errors import InternalError, InvalidInput, InvalidJson, InvalidParameter
+from scoring.errors import InternalError, InvalidInput, InvalidJson, InvalidParameter, MiiAzureError
 from scoring.json_text import read_json
 
+PREFIX = "/v2"
 VERSION = "1"
 DATATYPE = "BYTES"
 # (name, shape) of what a model takes and gives; -1 is any length.
@@ -44,6 +45,12 @@ class Inference:
     def source(self) -> str:
         """The one input tensor's name."""
         return next(iter(self.tensors))
+
+
+def error_body(error: MiiAzureError) -> dict[str, Any]:
+    """What a REST client of the protocol reads: `error` is a sentence; what else there is to say stands beside it."""
+    told = error.to_dict()["error"]
+    return {"error": told.pop("message"), **told}
 
 
 def check_model(name: str, version: str, served: str) -> None:

@@ -145,8 +145,7 @@ async def _ask(host: Host, headers: Mapping[str, str], canonical: dict[str, Any]
     """The script's answer to a canonical request; raises the error that it stands for."""
     answer = await host.score(json.dumps(canonical, ensure_ascii=False), headers)
     if answer.status >= 400:
-        retry = {key.lower(): value for key, value in answer.headers.items()}.get(wire.RETRY_KEY, "1")
-        raise wire.error_from_body(answer.read(), answer.status, retry)
+        raise wire.failure_of(answer)
     return answer
 
 

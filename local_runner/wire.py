@@ -104,6 +104,8 @@ def error_of(error: "grpc.RpcError", address: str, timeout: float | None) -> Mii
                 f"No TLS connection to {address}: {tls[1].strip()}.", "Check certificates on both sides."
             )
         return RunnerFailed(f"No runner answers at {address}.", "Start one with `mii-azure serve BUNDLE`.")
+    if code == "CANCELLED":
+        return RunnerFailed(f"The runner at {address} ended the call: it is stopping.", "Send it again.")
     return InternalError(f"The call to {address} failed: {code} {details}".strip())
 
 
@@ -118,6 +120,12 @@ def error_from_body(body: bytes, status: int, retry_after: str = "1") -> MiiAzur
     if isinstance(error, Overloaded) and retry_after.isdigit():
         error.retry_after_s = int(retry_after)
     return error
+
+
+def failure_of(answer: Any) -> MiiAzureError:
+    """The error that a script's `Answer` of status 400 or more stands for."""
+    retry = {key.lower(): value for key, value in answer.headers.items()}.get(RETRY_KEY, "1")
+    return error_from_body(answer.read(), answer.status, retry)
 
 
 class EventParser:

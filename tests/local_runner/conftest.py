@@ -3,10 +3,12 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+import mii_azure
 import scoring
 from local_runner.manifest import bundle_digest, hash_files
 from local_runner.process import Azmlinfsrv, Runner
@@ -85,3 +87,31 @@ def azmlinfsrv(bundle: Path) -> Iterator[Azmlinfsrv]:
     """Azure's inference server over the stub bundle."""
     with Azmlinfsrv(bundle) as started:
         yield started
+
+
+MODELS = {
+    "chat": ("llama", "conversational"),
+    "gpt2": ("gpt2", "text-generation"),
+    "embed": ("bert", "sentence-embeddings"),
+}
+
+
+@pytest.fixture(scope="session")
+def real(
+    tiny: Callable[[str, str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], Runner]]:
+    """`real(name)` is a runner over a real bundle of a tiny model, started when first asked for."""
+    started: dict[str, Runner] = {}
+    with ExitStack() as stack:
+
+        def runner(name: str) -> Runner:
+            if name not in started:
+                family, task = MODELS[name]
+                folder = tmp_path_factory.mktemp("real") / name
+                bundle = mii_azure.generate(
+                    task=task, model=str(tiny(family, task)), deployment_name=name, output=folder
+                )
+                started[name] = stack.enter_context(Runner(bundle, arguments=("--drain-seconds", "1")))
+            return started[name]
+
+        yield runner

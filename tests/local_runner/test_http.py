@@ -161,9 +161,10 @@ def test_the_protocols_rest_form(http: httpx.Client) -> None:
 )
 def test_infer_refuses(http: httpx.Client, body: str, status: int, code: str) -> None:
     response = http.post("/v2/models/echo/infer", content=body)
-    assert (response.status_code, error_of(response)["code"]) == (status, code)
+    assert (response.status_code, response.json()["code"]) == (status, code)
+    assert response.json()["error"].endswith(".")  # the protocol has a sentence there, and no object
 
 
 def test_another_model_is_not_served(http: httpx.Client) -> None:
     for response in (http.get("/v2/models/other"), http.post("/v2/models/other/infer", content="{}")):
-        assert (response.status_code, error_of(response)["code"]) == (404, "model_not_served")
+        assert (response.status_code, response.json()["code"]) == (404, "model_not_served")

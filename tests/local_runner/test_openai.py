@@ -3,7 +3,6 @@
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,37 +10,16 @@ import openai
 import pytest
 from transformers import AutoTokenizer
 
-import mii_azure
 from local_runner.process import LOOPBACK, Runner
 
-Tiny = Callable[[str, str], Path]
 Base = Callable[[str], str]
 HELLO: Any = [{"role": "user", "content": "the quick brown fox"}]
-MODELS = {
-    "chat": ("llama", "conversational"),
-    "gpt2": ("gpt2", "text-generation"),
-    "embed": ("bert", "sentence-embeddings"),
-}
 
 
-@pytest.fixture(scope="module")
-def base(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Base]:
-    """`base(name)` gives the base URL of a runner over the bundle of that name, started when first asked for."""
-    started: dict[str, str] = {}
-    with ExitStack() as stack:
-
-        def url(name: str) -> str:
-            if name not in started:
-                family, task = MODELS[name]
-                folder = tmp_path_factory.mktemp("openai") / name
-                bundle = mii_azure.generate(
-                    task=task, model=str(tiny(family, task)), deployment_name=name, output=folder
-                )
-                runner = stack.enter_context(Runner(bundle, arguments=("--drain-seconds", "1")))
-                started[name] = f"http://{LOOPBACK}:{runner.http_port}"
-            return started[name]
-
-        yield url
+@pytest.fixture
+def base(real: Callable[[str], Runner]) -> Base:
+    """`base(name)` gives the base URL of the runner of that name."""
+    return lambda name: f"http://{LOOPBACK}:{real(name).http_port}"
 
 
 @pytest.fixture
@@ -72,14 +50,14 @@ def test_models(client: Client) -> None:
         client("gpt2").models.retrieve("other")
 
 
-def test_a_completion_is_what_score_answers(client: Client, base: Base, tiny: Tiny) -> None:
+def test_a_completion_is_what_score_answers(client: Client, base: Base, real: Callable[[str], Runner]) -> None:
     prompts = ["the quick brown", "a fine day and"]
     got = client("gpt2").completions.create(model="gpt2", prompt=prompts, max_tokens=7)
     parameters = {"max_new_tokens": 7, "return_full_text": False}
     expected = score(base("gpt2"), {"inputs": prompts, "parameters": parameters})
     assert [choice.text for choice in got.choices] == [answers[0]["generated_text"] for answers in expected]
     assert [choice.index for choice in got.choices] == [0, 1]
-    tokenizer = AutoTokenizer.from_pretrained(tiny(*MODELS["gpt2"]))
+    tokenizer = AutoTokenizer.from_pretrained(real("gpt2").bundle / "model")
     assert got.usage is not None
     assert got.usage.prompt_tokens == sum(len(tokenizer(text)["input_ids"]) for text in prompts)
     assert got.usage.total_tokens == got.usage.prompt_tokens + got.usage.completion_tokens
