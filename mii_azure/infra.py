@@ -12,13 +12,17 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from mii_azure.azure import autoscale as autoscaling
 from mii_azure.errors import SpecError
 from mii_azure.inspection import DEPLOYMENT, ENDPOINT, Inspected
 
 API = "2024-10-01"
 _TYPE = "Microsoft.MachineLearningServices/workspaces/onlineEndpoints"
+_SCALING = "Microsoft.Insights/autoscaleSettings"
+_DEPLOYED_ID = "azapi_resource.deployment.id"
 _WORKSPACE = "\0workspace\0"  # stands for the workspace's id until a language's own expression takes its place
 _CODE = "\0code\0"
+_DEPLOYED = "\0deployment\0"
 FORMATS = {"bicep": "main.bicep", "terraform": "main.tf.json"}
 
 
@@ -28,8 +32,8 @@ def infra(bundle: Path, form: str) -> dict[str, str]:
         raise SpecError(f"There is no format {form!r}.", f"Formats: {', '.join(FORMATS)}.")
     if Inspected(bundle).kind == "batch":
         raise SpecError("Templates are written of online endpoints only.", "Use the batch bundle's deploy.sh.")
-    endpoint, deployment = bodies(bundle)
-    return {FORMATS[form]: _bicep(endpoint, deployment) if form == "bicep" else _terraform(endpoint, deployment)}
+    write = _bicep if form == "bicep" else _terraform
+    return {FORMATS[form]: write(*bodies(bundle), autoscale(bundle))}
 
 
 def bodies(bundle: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -52,19 +56,29 @@ def bodies(bundle: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return first, second
 
 
+def autoscale(bundle: Path) -> dict[str, Any] | None:
+    """Azure Monitor's setting on the deployment, with its name; None where the bundle has none."""
+    if not (bundle / autoscaling.FILE).is_file():
+        return None
+    endpoint, deployment = (Inspected(bundle).get(file, "name") for file in (ENDPOINT, DEPLOYMENT))
+    name = autoscaling.rules_name(str(endpoint), str(deployment).lower())
+    body = autoscaling.setting(bundle, _DEPLOYED, "", name)
+    return {"properties": body["properties"], "name": name}
+
+
 def _asset(kind: str, reference: str) -> str:
     found = re.fullmatch(r"([\w-]+):([\w.-]+)", reference)
     return f"{_WORKSPACE}/{kind}/{found[1]}/versions/{found[2]}" if found else reference
 
 
-def _terraform(endpoint: dict[str, Any], deployment: dict[str, Any]) -> str:
+def _terraform(endpoint: dict[str, Any], deployment: dict[str, Any], scaling: dict[str, Any] | None) -> str:
     def resource(kind: str, body: dict[str, Any], parent: str) -> dict[str, Any]:
         block = {
-            "type": f"{kind}@{API}",
+            "type": kind,
             "name": body["name"],
             "parent_id": parent,
             "location": "${var.location}",
-            "tags": _hcl(body.get("tags", {})),
+            **({"tags": _hcl(body["tags"])} if "tags" in body else {}),
             "body": _hcl({key: value for key, value in body.items() if key not in ("name", "tags", "identity")}),
         }
         if "identity" in body:
@@ -74,9 +88,12 @@ def _terraform(endpoint: dict[str, Any], deployment: dict[str, Any]) -> str:
     names = {"workspace_id": "Resource id of the workspace.", "code_id": "Resource id of the registered code."}
     names["location"] = "Region of the workspace."
     blocks = {
-        "endpoint": resource(_TYPE, endpoint, "${var.workspace_id}"),
-        "deployment": resource(f"{_TYPE}/deployments", deployment, "${azapi_resource.endpoint.id}"),
+        "endpoint": resource(f"{_TYPE}@{API}", endpoint, "${var.workspace_id}"),
+        "deployment": resource(f"{_TYPE}/deployments@{API}", deployment, "${azapi_resource.endpoint.id}"),
     }
+    if scaling:
+        group = '${regex("^/subscriptions/[^/]+/resource[gG]roups/[^/]+", var.workspace_id)}'
+        blocks["autoscale"] = resource(f"{_SCALING}@{autoscaling.API}", scaling, group)
     document = {
         "terraform": {"required_providers": {"azapi": {"source": "Azure/azapi", "version": "~> 2.0"}}},
         "variable": {name: {"type": "string", "description": text} for name, text in names.items()},
@@ -99,12 +116,15 @@ def _hcl(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     escaped = value.replace("${", "$${").replace("%{", "%%{")
-    return escaped.replace(_WORKSPACE, "${var.workspace_id}").replace(_CODE, "${var.code_id}")
+    for marker, name in ((_WORKSPACE, "var.workspace_id"), (_CODE, "var.code_id"), (_DEPLOYED, _DEPLOYED_ID)):
+        escaped = escaped.replace(marker, f"${{{name}}}")
+    return escaped
 
 
-def _bicep(endpoint: dict[str, Any], deployment: dict[str, Any]) -> str:
+def _bicep(endpoint: dict[str, Any], deployment: dict[str, Any], scaling: dict[str, Any] | None) -> str:
     kind = f"{_TYPE}@{API}"
     child = f"{_TYPE}/deployments@{API}"
+    rules = f"\nresource autoscale '{_SCALING}@{autoscaling.API}' = {_resource(scaling)}\n" if scaling else ""
     return f"""@description('Name of the workspace.')
 param workspaceName string
 
@@ -120,12 +140,13 @@ resource workspace 'Microsoft.MachineLearningServices/workspaces@{API}' existing
 resource endpoint '{kind}' = {_resource(endpoint, "workspace")}
 
 resource deployment '{child}' = {_resource(deployment, "endpoint")}
-"""
+{rules}"""
 
 
-def _resource(body: dict[str, Any], parent: str) -> str:
-    fields = "\n".join(f"  {key}: {_literal(value, 1)}" for key, value in body.items())
-    return f"{{\n  parent: {parent}\n  location: location\n{fields}\n}}"
+def _resource(body: dict[str, Any], parent: str = "") -> str:
+    fields = [f"  parent: {parent}"] if parent else []
+    fields += ["  location: location", *(f"  {key}: {_literal(value, 1)}" for key, value in body.items())]
+    return "\n".join(["{", *fields, "}"])
 
 
 def _literal(value: Any, depth: int) -> str:
@@ -139,8 +160,8 @@ def _literal(value: Any, depth: int) -> str:
         return "[\n" + "\n".join([*rows, "  " * depth + "]"]) if rows else "[]"
     if not isinstance(value, str):
         return json.dumps(value)
-    if value == _CODE:
-        return "codeId"
+    if value in (_CODE, _DEPLOYED):
+        return {_CODE: "codeId", _DEPLOYED: "deployment.id"}[value]
     escaped = value.replace("\\", "\\\\").replace("'", "\\'").replace("${", "\\${").replace("\n", "\\n")
     return "'" + escaped.replace(_WORKSPACE, "${workspace.id}") + "'"
 

@@ -47,7 +47,7 @@ CAUSES: tuple[Cause, ...] = (
         "Give it the role AcrPull on the workspace's registry.",
     ),
     Cause(
-        r"AuthorizationFailed|does not have authorization|Forbidden",  # its sentence names what was asked, e.g. quotas
+        r"AuthorizationFailed|does not have authorization",  # the sentence names what was asked for, e.g. quotas
         errors.AccessDenied,
         "This identity lacks a role.",
         "Take the role AzureML Data Scientist on the workspace, or one that allows what the message names.",
@@ -87,6 +87,12 @@ CAUSES: tuple[Cause, ...] = (
         errors.AccessDenied,
         "The workspace's storage refused the upload.",
         "Take the role Storage Blob Data Contributor on the storage account, or check its firewall.",
+    ),
+    Cause(
+        r"Forbidden",
+        errors.AccessDenied,
+        "This identity lacks a role.",
+        "Take the role AzureML Data Scientist on the workspace, or one that allows what the message names.",
     ),
     Cause(
         r"ResourceNotReady|OperationFailed|ContainerCrash|crash",

@@ -1,15 +1,13 @@
 """The captured bodies through an independent reading of Azure's OpenAPI: npm's @azure/arm-machinelearning 2.1.1."""
 
 import json
-import os
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.azure.test_goldens import GOLDENS
+from tests.npm import node
 
 #: By the start or end of a golden's name; what npm's package, of an earlier API, does not describe is left out.
 MODELS = {
@@ -21,21 +19,12 @@ MODELS = {
     "environment": "EnvironmentVersion",
     "model": "ModelVersion",
 }
-MODULES = Path(__file__).resolve().parents[2] / ".cache" / "npm" / "node_modules"
 
 pytestmark = pytest.mark.npm
 
 
 def model_of(golden: str) -> str | None:
     return next((model for name, model in MODELS.items() if golden.startswith(name) or golden.endswith(name)), None)
-
-
-def modules(package: str) -> Path:
-    """Where npm's packages are; skips the test without node, or without this one."""
-    folder = Path(os.environ.get("MII_AZURE_NODE_MODULES") or MODULES)
-    if not shutil.which("node") or not (folder / package).is_dir():
-        pytest.skip(f"needs node and npm's {package}: `make azure-npm`")
-    return folder.resolve()
 
 
 def filled(value: Any) -> Any:
@@ -46,11 +35,7 @@ def filled(value: Any) -> Any:
 
 
 def through(cases: list[dict[str, Any]]) -> Any:
-    folder = modules("@azure/arm-machinelearning")
-    command = ["node", str(Path(__file__).with_name("roundtrip.mjs")), str(folder)]
-    done = subprocess.run(command, input=json.dumps(cases), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return node(Path(__file__).with_name("roundtrip.mjs"), "@azure/arm-machinelearning", cases)
 
 
 def test_every_body_comes_through_unchanged():

