@@ -106,6 +106,7 @@ def _of(kind: str, rule: str, place: str, value: Any, file: str = "blue.yml") ->
 #: What breaks in YAML that stands alone; azure-ai-ml accepts each of them.
 LOOSE: dict[str, Case] = {
     "a name that the client does not judge": _of("managed", "MII102", "name", "a" * 40),
+    "a long name of a batch deployment, which the client sends": _of("batch", "MII102", "name", "a" * 40),
     "a name in capitals": _of("managed", "MII103", "name", "Blue"),
     "no endpoint": _of("managed", "MII104", "endpoint_name", ""),
     "a number in the environment": _of("managed", "MII107", "environment_variables/A", 1),
