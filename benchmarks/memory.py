@@ -1,7 +1,7 @@
 """What a served model takes of a GPU against what `plan` said it would; random weights of the real shapes.
 
-`python -m benchmarks.memory [OUTPUT FOLDER]` prints the table and writes memory.json. Each row has a process of its
-own: a folder is written, planned for an instance type with this GPU, and served with the passes and limits of that
+`python -m benchmarks.memory [OUTPUT FOLDER [NAME ...]]` prints the table and writes memory.json. Each row has a process
+of its own: a folder is written, planned for an instance type with this GPU, and served with the passes and limits of that
 plan; then it is asked for as much as it may ever be asked for at once: full batches, or every slot at full length.
 Measured is what the driver says is taken, the CUDA context included, at its highest while the requests ran.
 """
@@ -39,6 +39,7 @@ class Work(NamedTuple):
 
 WORK = {
     "bert-large": Work("BertForTokenClassification", LARGE, "token-classification"),
+    "bert-base": Work("BertForSequenceClassification", {}, "text-classification"),
     "gpt2-124m": Work("GPT2LMHeadModel", {}, "text-generation"),
     "bloom-560m": Work("BloomForCausalLM", CASES["bloom-560m"].config, "text-generation"),
     "llama-1.1b": Work("LlamaForCausalLM", CASES["llama-1.1b"].config, "text-generation"),
@@ -159,7 +160,7 @@ def main() -> None:
         print(json.dumps(measure(sys.argv[sys.argv.index("--child") + 1])), flush=True)
         return
     rows = []
-    for name in WORK:
+    for name in sys.argv[2:] or WORK:
         command = [sys.executable, "-m", "benchmarks.memory", "--child", name]
         done = subprocess.run(command, capture_output=True, text=True)
         lines = [line for line in done.stdout.splitlines() if line.startswith("{")]

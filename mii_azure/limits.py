@@ -35,6 +35,7 @@ MIN_CONTEXT = 2048  # tokens; a model that cannot be given this much of its cont
 
 # Serving
 ACTIVATION_WIDTHS = 18  # live values per token, in hidden sizes: projections, feed-forward (4 wide, twice), residuals
+GRAPHED_BUFFERS = 1  # times a batch's values again: CUDA graphs keep theirs, benchmarks/results/memory.json
 MAX_BATCH_SIZE = {"cpu": 8, "cuda": 32}
 SLOTS = (128, 64, 32, 16)  # sequences that a decoder on a GPU advances at once, the most that memory holds
 MAX_BATCH_TOKENS = {"cpu": 2048, "cuda": 16_384}

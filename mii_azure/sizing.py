@@ -123,7 +123,8 @@ def _slots(memory: Memory, profile: Profile, dtype: str, tokens: int) -> tuple[i
     context = min(profile.context_length, tokens)
     each = context * profile.kv_bytes_per_token * DTYPE_BYTES[dtype] // DTYPE_BYTES[profile.dtype]
     for slots in limits.SLOTS:
-        more = memory.model_copy(update={"kv_cache": memory.kv_cache + slots * each})
+        # What still runs in batches (beams, say) has the headroom.
+        more = memory.model_copy(update={"kv_cache": max(memory.kv_cache, slots * each)})
         if more.needed * limits.HEADROOM["cuda"] <= more.available:
             return slots, more
     slots = max(1, tokens // context)
@@ -142,7 +143,7 @@ def _budget(work: Work, sku: Sku, dtype: str, tokens: int, available: int, gpus:
     return Memory(
         weights=int(profile.parameters * item // gpus * held),
         kv_cache=kv_per_token * tokens // gpus,
-        activations=_activations(work, tokens, item, limits.MAX_BATCH_SIZE[device_of(sku)]),
+        activations=_activations(work, tokens, item, device_of(sku)),
         context=limits.CUDA_CONTEXT_BYTES if sku.gpu else limits.PROCESS_BYTES,
         available=available,
     )
@@ -168,7 +169,7 @@ def _drawing_bytes(profile: Profile, tokens: int, item: int) -> int:
     return unet + side * side * limits.VAE_CHANNELS * limits.VAE_MAPS * item
 
 
-def _activations(work: Work, tokens: int, item: int, batch: int) -> int:
+def _activations(work: Work, tokens: int, item: int, device: str) -> int:
     """Bytes alive at the widest point of a forward over `tokens` tokens: a layer's values, scores, logits."""
     profile = work.profile
     if profile.kind == "diffusion":
@@ -176,8 +177,9 @@ def _activations(work: Work, tokens: int, item: int, batch: int) -> int:
     layer = tokens * profile.hidden_size * limits.ACTIVATION_WIDTHS * item
     length = min(profile.context_length, tokens)
     scores = 0 if work.family.sdpa else 2 * profile.heads * tokens * length * item
-    rows = tokens if work.task == "fill-mask" else batch if profile.kind != "encoder" else 0
-    return layer + scores + 2 * rows * profile.vocab_size * 4
+    rows = tokens if work.task == "fill-mask" else limits.MAX_BATCH_SIZE[device] if profile.kind != "encoder" else 0
+    graphs = limits.GRAPHED_BUFFERS * layer if profile.kind == "encoder" and device == "cuda" else 0
+    return layer + graphs + scores + 2 * rows * profile.vocab_size * 4
 
 
 def _disk_problem(profile: Profile, sku: Sku) -> str:

@@ -77,7 +77,7 @@ class GraphedForward:
         """Capture the graphs of these (batch, length) shapes now, on this thread."""
         vocabulary = self._model.config.vocab_size
         for batch, length in shapes:
-            ids = torch.randint(0, vocabulary, (batch, length), device=self._model.device)
+            ids = torch.randint(0, vocabulary, (batch, length)).to(self._model.device)
             types = {"token_type_ids": torch.zeros_like(ids)} if self._typed else {}
             self(input_ids=ids, attention_mask=torch.ones_like(ids), **types)
 

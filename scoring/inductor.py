@@ -54,7 +54,7 @@ def compile_forward(
 
 def _milliseconds(model: Any, forward: Callable[..., Any], shape: tuple[int, int]) -> float:
     """Median time of one replay of a graph of `forward`."""
-    ids = torch.randint(5, model.config.vocab_size, shape, device=model.device)
+    ids = torch.randint(5, model.config.vocab_size, shape).to(model.device)
     graphed = GraphedForward(model, forward, lengths=shape[1:], batches=shape[:1])
     times = []
     for _ in range(30):
