@@ -1,8 +1,8 @@
 """What a served model takes of a GPU against what `plan` said it would; random weights of the real shapes.
 
 `python -m benchmarks.memory [OUTPUT FOLDER [NAME ...]]` prints the table and writes memory.json. Each row has a process
-of its own: a folder is written, planned for an instance type with this GPU, and served with the passes and limits of that
-plan; then it is asked for as much as it may ever be asked for at once: full batches, or every slot at full length.
+of its own: a folder is written, planned for an instance type with this GPU, and served with the passes and limits of
+that plan; then it is asked for as much as it may ever be asked for at once: full batches, or every slot at full length.
 Measured is what the driver says is taken, the CUDA context included, at its highest while the requests ran.
 """
 
