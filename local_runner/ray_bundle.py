@@ -31,26 +31,6 @@ class Reference:
     desk: str  # name of the actor that reads it out
 
 
-class Desk:
-    """The actor that reads a bundle out, on the node that serves it."""
-
-    def __init__(self, bundle: str) -> None:
-        self._bundle = Path(bundle)
-        self._listed = {*manifest.read_manifest(self._bundle)["files"], manifest.MANIFEST}
-
-    def read(self, path: str, offset: int, size: int) -> bytes:
-        """A piece of one of the bundle's files; raises KeyError for any other file."""
-        if path not in self._listed:
-            raise KeyError(path)
-        with (self._bundle / path).open("rb") as file:
-            file.seek(offset)
-            return file.read(size)
-
-    def sizes(self) -> dict[str, int]:
-        """The bytes of every file."""
-        return {path: (self._bundle / path).stat().st_size for path in sorted(self._listed)}
-
-
 def reference(bundle: Path, desk: str) -> Reference:
     """Name the bundle at `bundle`; raises NotABundle."""
     return Reference(str(bundle), manifest.read_manifest(bundle)["bundle"], desk)

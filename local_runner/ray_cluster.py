@@ -7,11 +7,11 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from local_runner import ray_bundle
+from local_runner import ray_bundle, ray_desk
 from local_runner.errors import ClusterTooSmall, RayMissing, RunnerFailed
 from local_runner.ray_options import RayOptions
 from local_runner.ray_replica import Replica, failure
@@ -26,7 +26,9 @@ _HEALTH_PERIOD_S = 2.0
 _HEALTH_TIMEOUT_S = 30.0
 # Ray Serve's 30 s would leave a queue that grows standing for as long.
 _UPSCALE_DELAY_S = 5.0
+_METRICS_S = 2.0
 _CONSTRUCTOR_RETRIES = 2
+_TELL_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Replicas:
     states: Mapping[str, int] | None = None
     failed: bool = False
     message: str = ""
+    told: dict[str, Any] = field(default_factory=dict)  # the sum of their statistics
 
     @property
     def starting(self) -> int:
@@ -75,7 +78,16 @@ class Cluster:
         message = " ".join(one.message for one in deployments if one.message) or told.message
         # Ray Serve would try again; what a replica says of itself would come true again.
         failed = told.status == "DEPLOY_FAILED" or failure(message) is not None
-        return Replicas(states.get("RUNNING", 0), states, failed, message)
+        return Replicas(states.get("RUNNING", 0), states, failed, message, self._sum())
+
+    def _sum(self) -> dict[str, Any]:
+        import ray
+
+        try:
+            told: dict[str, Any] = ray.get(self._desk.told.remote(), timeout=_TELL_TIMEOUT_S)
+        except ray.exceptions.RayError:
+            return {}
+        return told
 
     def why_not(self, replicas: Replicas) -> Exception:
         """The error for a deployment that failed, or did not answer in time."""
@@ -132,6 +144,7 @@ class Cluster:
             "max_replicas": asked.max_replicas,
             "target_ongoing_requests": asked.target_ongoing or limits.max_batch_size,
             "upscale_delay_s": _UPSCALE_DELAY_S,
+            "metrics_interval_s": _METRICS_S,
         }
         return {**settings, "autoscaling_config": scaling}
 
@@ -191,4 +204,4 @@ def _desk(ray: Any, bundle: Path, name: str) -> Any:
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     kept = {"num_cpus": 0, "scheduling_strategy": here, "max_concurrency": 4, "get_if_exists": True}
-    return ray.remote(ray_bundle.Desk).options(name=name, namespace=NAMESPACE, **kept).remote(str(bundle))
+    return ray.remote(ray_desk.Desk).options(name=name, namespace=NAMESPACE, **kept).remote(str(bundle))

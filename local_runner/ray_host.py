@@ -106,10 +106,11 @@ class RayHost(Host):
         return NotReady(f"No replica is running: {why.splitlines()[0]}.", "Ask again shortly.")
 
     def statistics(self) -> dict[str, Any]:
-        """The front's own phase, and how many replicas there are."""
+        """The front's own phase, the sums over the replicas, and how many there are."""
         phase = "loading" if self.state is State.LOADING else self.state.value
         states = {state.lower(): count for state, count in (self._replicas.states or {}).items()}
         return {
+            **self._replicas.told,
             "phase": phase,
             "phase_seconds": round(time.monotonic() - self._started, 3),
             "replicas": {"running": self._replicas.running, **states},

@@ -4,12 +4,13 @@ At import only the standard library and `manifest`: `scoring` has to be the bund
 Answers cross processes as status, headers and bytes, never as exceptions of a package that the other side may not have.
 """
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-from local_runner import manifest, ray_bundle
+from local_runner import manifest, ray_bundle, ray_desk
 
 if TYPE_CHECKING:
     from local_runner.script import Answer
@@ -37,6 +38,7 @@ class Replica:
 
             self._host = Host(folder)
             await self._host.load()
+            self._telling = asyncio.create_task(self._tell(bundle.desk, namespace))
         except Exception as error:
             if not hasattr(error, "to_dict"):
                 raise
@@ -64,6 +66,20 @@ class Replica:
         """Raise when requests would not be answered; Ray Serve then puts another replica in this one's place."""
         if not self._host.ready:
             raise RuntimeError("the scoring engine is not ready")
+
+    async def _tell(self, desk: str, namespace: str) -> None:
+        """Tell the front's desk how this replica is, for as long as both live; a new front has a new desk."""
+        import ray
+
+        own: str = ray.get_runtime_context().get_actor_id()
+        actor: Any = None
+        while True:
+            try:
+                actor = actor or await asyncio.to_thread(ray.get_actor, desk, namespace)
+                await actor.tell.remote(own, self._host.statistics())
+            except (ValueError, ray.exceptions.RayError):
+                actor = None
+            await asyncio.sleep(ray_desk.TELL_S)
 
     async def _answer(self, raw: str, headers: dict[str, str]) -> "Answer":
         from local_runner.script import Answer

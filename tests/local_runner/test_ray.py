@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from local_runner import ray_bundle, ray_options
+from local_runner import ray_bundle, ray_desk, ray_options
 from local_runner.__main__ import _parser
 from local_runner.errors import ReplicaLost, RunnerFailed
 from local_runner.host import State
@@ -255,12 +255,33 @@ def test_a_folder_that_others_may_write_in_holds_no_bundles(tmp_path: Path) -> N
 
 
 def test_the_desk_reads_out_the_bundle_and_nothing_else(bundle: Path) -> None:
-    desk = ray_bundle.Desk(str(bundle))
+    desk = ray_desk.Desk(str(bundle))
     assert desk.read("manifest.json", 1, 5) == (bundle / "manifest.json").read_bytes()[1:6]
     assert desk.sizes() == sizes(bundle)
     for path in ("../../etc/passwd", "/etc/passwd", "environment"):
         with pytest.raises(KeyError):
             desk.read(path, 0, 1)
+
+
+def test_the_desk_sums_replicas_and_forgets_no_count(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("local_runner.ray_desk.time.monotonic", lambda: now[0])
+    desk = ray_desk.Desk(str(bundle))
+    assert desk.told() == {}
+
+    def told(tokens: int, waiting: int) -> dict[str, Any]:
+        buckets = [["0.5", tokens], ["+Inf", tokens + 1]]
+        return {"generated_tokens": tokens, "waiting": waiting, "stages": {"queue": {"buckets": buckets, "sum": 0.5}}}
+
+    desk.tell("a", told(1, 5))
+    desk.tell("a", told(2, 3))
+    desk.tell("b", told(10, 1))
+    both = {"buckets": [["0.5", 12], ["+Inf", 14]], "sum": 1.0}
+    assert desk.told() == {"generated_tokens": 12, "waiting": 4, "stages": {"queue": both}}
+    now[0] += 20
+    desk.tell("b", told(11, 0))
+    for _ in range(2):  # a is gone, and is not counted twice
+        assert (desk.told()["generated_tokens"], desk.told()["waiting"]) == (13, 0)
 
 
 def test_a_replica_tells_its_error_through_ray_serves_status() -> None:
