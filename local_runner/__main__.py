@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from local_runner import logs, manifest, ray_options, ready_file
+from local_runner import logs, manifest, ray_options, ready_file, replica_options
 
 _EXIT_CODES = """exit codes:
   0  stopped by a signal, every request answered
@@ -32,6 +32,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     parser = _parser()
     options = parser.parse_args(argv)
     options.ray = ray_options.read(parser, options)
+    options.several = replica_options.read(parser, options)
     logs.set_up(options.log_format, options.verbose)
     code = _serve(options)
     sys.stdout.flush()
@@ -44,6 +45,8 @@ def _serve(options: argparse.Namespace) -> int:
     bundle = options.bundle.resolve()
     try:
         manifest.enter(bundle)
+        if options.several:  # gRPC does not outlive a fork, and replicas are started by one: it need not say so
+            os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
         # Only now: these import `scoring`, and the bundle's own has to be the one found.
         from local_runner import security
         from local_runner.server import Settings, serve
@@ -59,6 +62,7 @@ def _serve(options: argparse.Namespace) -> int:
                 options.ready_file,
                 security.load(files),
                 options.ray,
+                options.several,
             )
         )
     except KeyboardInterrupt:  # before the event loop took signals over
@@ -115,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
         default=env("LOG_FORMAT", "text"),
         help="text for people, json for machines; json tells every request (%(default)s)",
     )
+    replica_options.add(parser)
     ray_options.add(parser)
     parser.add_argument("--verbose", action="store_true", help="log requests, and tracebacks of failures")
     return parser

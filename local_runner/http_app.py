@@ -69,7 +69,7 @@ def _add_health(app: FastAPI, host: Host) -> None:
     async def readyz() -> JSONResponse:
         told = host.statistics()
         where = {"state": host.state, "phase": told["phase"], "seconds": told["phase_seconds"]}
-        where |= {"replicas": told["replicas"]} if "replicas" in told else {}
+        where |= {name: told[name] for name in ("replicas", "replica") if name in told}
         if host.ready:
             return JSONResponse(where)
         error = host.unready()

@@ -38,6 +38,10 @@ class Metrics:
         self.in_flight = Gauge("mii_azure_in_flight", "Requests and streams not answered yet.", registry=self._registry)
         self._registry.register(_Scoring(told))
 
+    def add(self, collector: Any) -> None:
+        """Expose what another collector tells too."""
+        self._registry.register(collector)
+
     def answered(self, code: int, seconds: float) -> None:
         """Count a request."""
         self._requests.labels(str(code)).inc()

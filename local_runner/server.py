@@ -19,6 +19,8 @@ from local_runner.errors import PortInUse
 from local_runner.host import Host, State
 from local_runner.ray_host import RayHost
 from local_runner.ray_options import RayOptions
+from local_runner.replica_host import ReplicaHost
+from local_runner.replica_options import ReplicaOptions
 from local_runner.security import Security
 from scoring.errors import MiiAzureError
 
@@ -38,6 +40,7 @@ class Settings:
     ready_file: Path | None = None
     security: Security = field(default_factory=Security)
     ray: RayOptions | None = None
+    replicas: ReplicaOptions | None = None
 
 
 def serve(settings: Settings) -> int:
@@ -52,7 +55,7 @@ def serve(settings: Settings) -> int:
 class _Runner:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._host = RayHost(settings.bundle, settings.ray) if settings.ray else Host(settings.bundle)
+        self._host = _host(settings)
         self._health = grpc_services.Health(self._host)
         self._ports = (0, 0)
 
@@ -135,6 +138,12 @@ class _Runner:
             sys.stdout.flush()
         else:
             _say(f"{state}: {deployment.name} ({deployment.task}) at {where}")
+
+
+def _host(settings: Settings) -> Host:
+    if settings.ray:
+        return RayHost(settings.bundle, settings.ray)
+    return ReplicaHost(settings.bundle, settings.replicas) if settings.replicas else Host(settings.bundle)
 
 
 def _bind_grpc(server: Any, host: str, port: int, credentials: Any) -> int:

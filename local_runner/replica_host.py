@@ -1,0 +1,198 @@
+"""The front of `--replicas N`: a Host whose requests are answered by processes on this machine, each with the model.
+
+A request goes to the replica with the fewest in flight, or, where a session is named, to the session's own. One whose
+replica is lost before a byte came back is asked of another once, because scoring the same body twice changes nothing.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncGenerator, Mapping
+from pathlib import Path
+from typing import Any
+
+from local_runner import replica_options, wire
+from local_runner.errors import ReplicaLost, RunnerFailed
+from local_runner.host import Host, State, internal
+from local_runner.replica_metrics import ReplicaMetrics, merged
+from local_runner.replica_options import ReplicaOptions
+from local_runner.replicas import Condition, Lost, Replica, Stream
+from local_runner.script import Answer
+from scoring.errors import InternalError, MiiAzureError, NotReady, Overloaded, RequestTimeout
+
+_PAUSE_S = 0.02
+_GRACE_S = 2.0  # a replica's own timeout speaks first
+_ATTEMPTS = 2
+_LONGEST_METADATA = 200
+# They are for this front.
+_CREDENTIALS = {"authorization", "x-api-key"}
+
+
+class ReplicaHost(Host):
+    """The same interface as a Host in one process; `script` is only where the bundle is."""
+
+    def __init__(self, bundle: Path, options: ReplicaOptions) -> None:
+        super().__init__(bundle)
+        self._sticky = options.sticky
+        self._slots *= options.count
+        self._busy = 0  # requests not answered yet
+        self._asked_again = 0
+        self._turn = 0
+        self._folder = Path(tempfile.mkdtemp(prefix="mii-azure-"))
+        arguments = [options.log_format, "verbose" if options.verbose else "quiet"]
+        self.replicas = [
+            Replica(index, bundle, self._folder, environment, arguments)
+            for index, environment in enumerate(self._shares(options.count))
+        ]
+        self.metrics.add(ReplicaMetrics(lambda: self.replicas))
+
+    def _shares(self, count: int) -> list[dict[str, str]]:
+        group = max(1, self.deployment.optimisation.tensor_parallel)
+        try:
+            return replica_options.shares(count, group, replica_options.gpus(os.environ), os.environ)
+        except ValueError as error:
+            raise RunnerFailed(str(error), "Ask for fewer --replicas.") from None
+
+    async def load(self) -> None:
+        """Start the replicas, and wait for the first; raises what kept all from it and leaves the state at FAILED."""
+        for replica in self.replicas:
+            replica.start()
+        while self.state is State.LOADING and not self._ready_replicas():
+            if all(replica.failure for replica in self.replicas):
+                self.change(State.FAILED)
+                await self._end(0.0)
+                raise self.replicas[0].failure or InternalError("No replica started.")
+            await asyncio.sleep(_PAUSE_S)
+        if self.state is State.LOADING:
+            self.change(State.READY)
+
+    @property
+    def ready(self) -> bool:
+        """Whether a replica would score a request sent now."""
+        return self.state is State.READY and bool(self._ready_replicas())
+
+    def unready(self) -> NotReady:
+        """The error that says why not."""
+        if self.state is State.DRAINING:
+            return super().unready()
+        each = ", ".join(f"{replica.index} {replica.facts()['phase']}" for replica in self.replicas)
+        return NotReady(f"No replica is ready: {each}.", "Ask again shortly.")
+
+    def statistics(self) -> dict[str, Any]:
+        """The front's own phase, the sums over the replicas, and how each of them is."""
+        loading = [replica.facts()["phase"] for replica in self.replicas]
+        phase = loading[0] if self.state is State.LOADING else self.state.value
+        states = {condition.value: 0 for condition in Condition if condition is not Condition.STOPPED}
+        for replica in self.replicas:
+            states[replica.condition.value] = states.get(replica.condition.value, 0) + 1
+        return {
+            **merged([replica.told for replica in self.replicas if replica.told]),
+            "phase": phase,
+            "phase_seconds": round(time.monotonic() - self._started, 3),
+            "replicas": states,
+            "replica": [replica.facts() for replica in self.replicas],
+            "asked_again": self._asked_again,
+        }
+
+    async def _score(self, raw: str, headers: Mapping[str, str]) -> Answer:
+        if not self.ready:
+            raise self.unready()
+        if self._busy >= self._slots:
+            raise Overloaded(f"{self._busy} requests are in flight already.", "Ask again later.")
+        self._busy += 1
+        limit = self.deployment.limits.request_timeout_s
+        sent = {key.lower(): headers[key] for key in headers if isinstance(headers[key], str)}
+        try:
+            async with asyncio.timeout(limit + _GRACE_S):
+                answer = await self._ask(raw, {key: sent[key] for key in sent if key not in _CREDENTIALS})
+            return self._with_replicas(answer) if _asks_for_metadata(raw) else answer
+        except TimeoutError:
+            raise RequestTimeout(f"No answer within {limit:g} s.", "Ask for less at once.") from None
+        except MiiAzureError:
+            raise
+        except Exception as error:
+            raise internal(error) from error
+        finally:
+            self._busy -= 1
+
+    @property
+    def _in_flight(self) -> int:
+        return self._busy + self._streams
+
+    async def _ask(self, raw: str, headers: dict[str, str]) -> Answer:
+        lost: list[int] = []
+        for _ in range(_ATTEMPTS):
+            replica = self._pick(headers, lost)
+            if replica is None:
+                break
+            try:
+                self._asked_again += bool(lost)
+                return await replica.ask(headers, raw)
+            except Lost:
+                lost.append(replica.index)
+        where = " and ".join(str(index) for index in lost)
+        hint = "Ask again shortly." if len(lost) < _ATTEMPTS else "Do not send it again as it is."
+        raise ReplicaLost(f"The request was lost with replica {where}, which ended.", hint)
+
+    def _pick(self, headers: dict[str, str], lost: list[int]) -> Replica | None:
+        """The session's replica, or the one with the least to do; those that are alike take turns."""
+        able = [replica for replica in self._ready_replicas() if replica.index not in lost]
+        session = headers.get(self._sticky) if self._sticky else None
+        if session is not None:
+            # By rendezvous: while its replica is away a session goes to one other, and all other sessions stay.
+            return max(able, key=lambda replica: _weight(session, replica.index), default=None)
+        self._turn += 1
+        count = len(self.replicas)
+        return min(able, key=lambda each: (each.in_flight, (each.index - self._turn) % count), default=None)
+
+    def _ready_replicas(self) -> list[Replica]:
+        return [replica for replica in self.replicas if replica.condition is Condition.READY]
+
+    def _with_replicas(self, answer: Answer) -> Answer:
+        """A replica's metadata, with how all of them are."""
+        if answer.status != 200:
+            return answer
+        told = {**json.loads(answer.body), "replicas": [replica.facts() for replica in self.replicas]}
+        return Answer(answer.status, answer.headers, json.dumps(told, ensure_ascii=False).encode())
+
+    async def chunks(self, answer: Answer) -> AsyncGenerator[bytes, None]:
+        """The pieces of a streamed answer; closing this cancels the stream in its replica."""
+        began: float | None = time.perf_counter()
+        self._streams += 1
+        try:
+            if not isinstance(answer.chunks, Stream):
+                raise InternalError("The answer is not a stream of this front's.")
+            async for piece in answer.chunks:
+                if began is not None:
+                    self.metrics.first_event(time.perf_counter() - began)
+                    began = None
+                yield piece
+        except Exception as error:
+            known = error if isinstance(error, MiiAzureError) else internal(error)
+            yield b"data: " + wire.body_of(known) + b"\n\n"
+        finally:
+            self._streams -= 1
+            answer.close()
+
+    async def _end(self, left: float) -> None:
+        await asyncio.gather(*(replica.stop(left) for replica in self.replicas))
+        with contextlib.suppress(OSError):
+            shutil.rmtree(self._folder)
+
+
+def _asks_for_metadata(raw: str) -> bool:
+    if len(raw) > _LONGEST_METADATA or '"mii_azure"' not in raw:
+        return False
+    try:
+        return bool(json.loads(raw) == json.loads(wire.METADATA_BODY))
+    except ValueError:
+        return False
+
+
+def _weight(session: str, index: int) -> bytes:
+    return hashlib.sha256(f"{index} {session}".encode()).digest()

@@ -1,0 +1,76 @@
+"""What `--replicas` takes, and what part of the machine each replica gets. Standard library only."""
+
+import argparse
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+_GPU_NODE = re.compile(r"nvidia\d+")
+MOST = 64
+
+
+@dataclass(frozen=True)
+class ReplicaOptions:
+    """Checked options of several replicas on this machine."""
+
+    count: int
+    sticky: str = ""  # header, or gRPC metadata, in lower case, whose value keeps a session on one replica
+    verbose: bool = False
+    log_format: str = "text"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the options to the runner's parser, each with its twin in the environment."""
+    group = parser.add_argument_group("replicas on this machine")
+    group.add_argument(
+        "--replicas",
+        type=int,
+        default=os.environ.get("MII_AZURE_REPLICAS", "1"),
+        help="processes that each hold the model, one per GPU or group of GPUs (%(default)s)",
+    )
+    group.add_argument(
+        "--sticky",
+        metavar="HEADER",
+        default=os.environ.get("MII_AZURE_STICKY", ""),
+        help="header whose value keeps a session on one replica, such as x-session-id",
+    )
+
+
+def read(parser: argparse.ArgumentParser, options: argparse.Namespace) -> ReplicaOptions | None:
+    """The options of more than one replica, None for one; exits 2 for what makes no sense."""
+    if not 1 <= options.replicas <= MOST:
+        parser.error(f"--replicas {options.replicas}: 1 to {MOST}")
+    if options.sticky and not re.fullmatch(r"[A-Za-z0-9-]+", options.sticky):
+        parser.error(f"--sticky {options.sticky!r} is not the name of a header")
+    if options.replicas == 1:
+        return None
+    if options.engine != "local":
+        parser.error("--replicas is for one machine; with --engine ray give --min-replicas")
+    return ReplicaOptions(options.replicas, options.sticky.lower(), options.verbose, options.log_format)
+
+
+def gpus(environment: Mapping[str, str], devices: Path = Path("/dev")) -> list[str]:
+    """The GPUs that this process may use: CUDA_VISIBLE_DEVICES, or all of the machine's."""
+    told = environment.get("CUDA_VISIBLE_DEVICES")
+    if told is not None:
+        return [name.strip() for name in told.split(",") if name.strip() not in ("", "-1")]
+    return [str(index) for index in range(sum(bool(_GPU_NODE.fullmatch(node.name)) for node in devices.iterdir()))]
+
+
+def shares(count: int, group: int, visible: list[str], environment: Mapping[str, str]) -> list[dict[str, str]]:
+    """The environment of each of `count` replicas: `group` GPUs each, or a share of the cores where there are none.
+
+    Raises ValueError, with a sentence, where there are too few GPUs.
+    """
+    if visible:
+        if count * group > len(visible):
+            each = f"{group} GPUs each" if group > 1 else "a GPU each"
+            raise ValueError(f"{count} replicas with {each} need {count * group} GPUs; {len(visible)} are visible.")
+        parts = [visible[at * group : (at + 1) * group] for at in range(count)]
+        return [{"CUDA_VISIBLE_DEVICES": ",".join(part)} for part in parts]
+    if "OMP_NUM_THREADS" in environment:
+        return [{} for _ in range(count)]
+    threads = max(1, len(os.sched_getaffinity(0)) // count)
+    return [{"OMP_NUM_THREADS": str(threads)} for _ in range(count)]

@@ -1,0 +1,70 @@
+"""What a front and its replicas say to each other over a Unix socket: frames of bytes, each with its length first.
+
+A request is two frames, a head as JSON and the body; an answer is a head and the body, or, where the head says
+`"stream"`, a frame per piece and an empty one at the end. One request at a time on a connection, so that a reader who
+is slow slows the writer down, and a connection that is closed is a client that went away.
+"""
+
+import asyncio
+import json
+import struct
+from typing import Any
+
+_LENGTH = struct.Struct(">I")
+BUFFER = 64 << 10  # bytes that wait on either side of the socket
+
+# What a peer that has gone raises.
+GONE = (asyncio.IncompleteReadError, ConnectionError, BrokenPipeError, OSError)
+
+
+def frame(data: bytes) -> bytes:
+    """`data` with its length."""
+    return _LENGTH.pack(len(data)) + data
+
+
+def head(fields: dict[str, Any]) -> bytes:
+    """A head as a frame."""
+    return frame(json.dumps(fields).encode())
+
+
+class Connection:
+    """One end."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._early = b""
+        writer.transport.set_write_buffer_limits(high=BUFFER)
+
+    async def send(self, *frames: bytes) -> None:
+        """Write frames; returns once the other side keeps up."""
+        self._writer.write(b"".join(frames))
+        await self._writer.drain()
+
+    async def receive(self) -> bytes:
+        """The next frame."""
+        prefix = self._early + await self._reader.readexactly(_LENGTH.size - len(self._early))
+        self._early = b""
+        return await self._reader.readexactly(_LENGTH.unpack(prefix)[0])
+
+    async def receive_head(self) -> dict[str, Any]:
+        """The next frame, a head."""
+        fields: dict[str, Any] = json.loads(await self.receive())
+        return fields
+
+    async def closed(self) -> None:
+        """Return when the other side closes; cancel it before `receive`. What it sends instead is kept."""
+        while not self._early:
+            self._early = await self._reader.read(1)
+            if not self._early:
+                return
+        await asyncio.Event().wait()
+
+    def close(self) -> None:
+        """Close this end."""
+        self._writer.close()
+
+
+async def connect(path: str) -> Connection:
+    """A connection to the replica that listens at `path`; raises one of GONE."""
+    return Connection(*await asyncio.open_unix_connection(path, limit=BUFFER))
