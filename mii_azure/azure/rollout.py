@@ -13,6 +13,7 @@ from mii_azure.azure.client import Say, wait
 from mii_azure.azure.deploy import AGAIN, deploy, intact, place, silent
 from mii_azure.azure.journal import Journal
 from mii_azure.azure.live import Live, smoke
+from mii_azure.azure.translate import translate
 from mii_azure.azure.watch import Allowed, Watch, worse
 from mii_azure.errors import AzureError, MiiAzureError, NotAvailable, RolloutFailed
 
@@ -126,13 +127,16 @@ class _Run:
         self.passed.append(gate)
 
     def _rolled_back(self, gate: str, error: MiiAzureError) -> RolloutFailed:
+        from azure.core import exceptions
+
         try:
             self._set({self.old: 100}, {})
             where = f"All traffic is with {self.old} again; {self.new} is kept at 0 % for its log."
         except Exception as second:  # the first reason is the one to tell, whatever else went wrong
-            where = f"ROLLING BACK FAILED TOO ({second}): give {self.old} 100 % by hand."
+            told = translate(second).message if isinstance(second, exceptions.AzureError) else str(second)
+            where = f"ROLLING BACK FAILED TOO ({told}): give {self.old} 100 % by hand."
         return RolloutFailed(
-            f"The gate {gate!r} failed: {error.message} {where}",
+            f"The gate {gate!r} failed: {error.message.rstrip('.')}. {where}",
             f"{error.hint} `mii-azure logs {self.name} --slot {self.new}` tells more.".strip(),
             azure_code=getattr(error, "azure_code", ""),
             request_id=getattr(error, "request_id", ""),

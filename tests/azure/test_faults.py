@@ -7,10 +7,20 @@ import pytest
 
 from mii_azure import errors
 from mii_azure.azure.deploy import deploy
+from mii_azure.azure.rollout import rollout
+from mii_azure.generation import generate
 from tests.azure.conftest import Credential
 from tests.azure.fake_arm import Fault
 from tests.azure.fake_arm.arm import refusal
 from tests.azure.fake_arm.cloud import Answer
+from tests.azure.test_goldens import attach
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr("mii_azure.azure.live.PAUSE_S", 0.01)
+    monkeypatch.setattr("mii_azure.azure.endpoints._POLL_S", 0.05)
+
 
 LIVENESS = {"code": "ResourceNotReady", "message": "Liveness probe failed: HTTP probe failed with statuscode: 502"}
 
@@ -151,3 +161,87 @@ def test_ctrl_c_says_what_exists_and_a_rerun_waits_for_what_was_begun(cloud, cli
     cloud.arm.polls = 0
     completes(cloud, client, bundle)
     assert len(cloud.sent("PUT", "deployments/blue$")) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "where", "at"),
+    [
+        ("PUT", "^management.*/environments/", "environment"),
+        ("PUT", "^fakestore.*/model/", "model"),
+        ("PUT", "^management.*/models/", "model"),
+        ("PUT", "onlineEndpoints/[^/]+$", "endpoint"),
+        ("PUT", "^fakestore.*/code/", "deployment blue"),
+        ("POST", r"\.inference\.", "smoke request to blue"),
+    ],
+)
+def test_ctrl_c_in_any_step_is_explained_and_a_rerun_makes_nothing_twice(method, where, at, cloud, client, bundle):
+    def interrupt(request):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    cloud.faults.append(Fault(method, where, interrupt))
+    with pytest.raises(errors.Interrupted) as caught:
+        deploy(bundle, client)
+    assert f"Stopped while at: {at}." in str(caught.value)
+    assert f"goes on from: {at}." in str(caught.value)
+    completes(cloud, client, bundle)
+
+
+def test_an_endpoint_whose_operation_fails_is_made_again_by_a_rerun(cloud, client, bundle):
+    cloud.arm.failures["my-qa"] = {"code": "InternalServerError", "message": "An internal error occurred"}
+    with pytest.raises(errors.AzureError, match="Done before: environment, model"):
+        deploy(bundle, client)
+    assert cloud.arm.endpoint("my-qa")["properties"]["provisioningState"] == "Failed"
+    completes(cloud, client, bundle)
+
+
+def test_traffic_that_is_not_set_is_set_by_a_rerun(cloud, client, bundle):
+    cloud.faults.append(Fault("PUT", "onlineEndpoints/[^/]+$", refusal(409, "Conflict", "busy"), times=9, after=1))
+    with pytest.raises(errors.AzureError, match="goes on from: traffic"):
+        deploy(bundle, client)
+    assert not cloud.arm.endpoint("my-qa")["properties"]["traffic"]
+    cloud.faults.clear()
+    completes(cloud, client, bundle)
+
+
+def test_a_batch_deployment_that_fails_is_completed_by_a_rerun(cloud, client, tiny, tmp_path):
+    attach(cloud, "cluster", "batch")
+    model = str(tiny("bert", "question-answering"))
+    bundle = generate("question-answering", model, "My-qa", output=tmp_path / "b", kind="batch", compute="cluster")
+    cloud.arm.failures["blue"] = {"code": "OutOfQuota", "message": "Not enough quota"}
+    with pytest.raises(errors.QuotaExceeded, match="Done before: environment, model, endpoint") as caught:
+        deploy(bundle, client)
+    assert caught.value.request_id == "req-0001"
+    assert not cloud.arm.endpoint_of("batch", "my-qa")["properties"].get("defaults")
+    assert deploy(bundle, client).traffic == {"blue": 100}
+    assert set(cloud.arm.made.values()) == {1}
+
+
+def test_ctrl_c_in_a_rollout_leaves_the_traffic_as_it_is_and_a_rerun_goes_on(cloud, client, bundle, second):
+    deploy(bundle, client)
+
+    def interrupt(request):
+        if (cloud.arm.endpoint("my-qa")["properties"].get("traffic") or {}).get("green") == 50:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    cloud.faults.append(Fault("POST", r"\.inference\.", interrupt, times=1000))
+    with pytest.raises(errors.Interrupted, match="Stopped while at: gate 50 %") as caught:
+        rollout(second, client, hold_s=0, parity=False)
+    assert "gate smoke" in str(caught.value)
+    assert cloud.arm.endpoint("my-qa")["properties"]["traffic"] == {"blue": 50, "green": 50}
+    cloud.faults.clear()
+    done = rollout(second, client, hold_s=0, parity=False)
+    assert done.gates == ("deployment", "smoke", "50 %", "100 %")
+    assert set(cloud.arm.made.values()) == {1}
+
+
+def test_a_rollback_that_fails_says_what_to_do_by_hand(cloud, client, bundle, second):
+    deploy(bundle, client)
+    unwell = Answer(424, {"error": {"code": "internal", "message": "broken"}})
+    cloud.faults.append(
+        Fault("POST", r"\.inference\.", lambda r: unwell if "green" in str(r.headers) else None, times=999, after=2)
+    )
+    cloud.faults.append(Fault("PUT", "onlineEndpoints/[^/]+$", refusal(403, "AuthorizationFailed", "no"), 99, after=1))
+    with pytest.raises(
+        errors.RolloutFailed, match=r"no\. ROLLING BACK FAILED TOO \(.* Azure says: no\): give blue 100 % by hand"
+    ):
+        rollout(second, client, hold_s=0, parity=False)

@@ -32,7 +32,10 @@ class Arm:
 
     def endpoint(self, name: str) -> dict[str, Any] | None:
         """The endpoint of that name, in whatever case: host names have none."""
-        ends = f"/onlineendpoints/{name}".lower()
+        return self.endpoint_of("online", name)
+
+    def endpoint_of(self, kind: str, name: str) -> dict[str, Any] | None:
+        ends = f"/{kind}endpoints/{name}".lower()
         return next((body for path, body in self.resources.items() if path.endswith(ends)), None)
 
     def deployment(self, name: str, slot: str) -> dict[str, Any] | None:
