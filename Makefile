@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 TORCH := $(shell sed -n 's/^torch==//p' templates/locks/scoring.in)
 
-.PHONY: demo test lint unit bench image docs golden lock protos ray azure-npm clean
+.PHONY: demo test lint unit bench peers image docs golden lock protos ray azure-npm clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -29,6 +29,10 @@ unit: $(STAMP)
 
 bench: $(STAMP)  ## what gRPC, HTTP and azmlinfsrv add over in-process
 	$(BIN)/python -m benchmarks.hosts
+
+peers: $(STAMP)  ## requests/s and latencies beside LitServe and Azure's own server, about five minutes
+	$(BIN)/pip install -qq -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m benchmarks.peers
 
 image: $(STAMP)  ## build the generated Dockerfile for real and ask the server inside; root, Debian, some minutes
 	tools/image/make.sh

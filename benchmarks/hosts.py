@@ -7,12 +7,12 @@ import datetime
 import json
 import os
 import platform
-import subprocess
 import tempfile
 from pathlib import Path
 
 import mii_azure
 from benchmarks import tables
+from benchmarks.common import revision
 from benchmarks.echo import Echo
 from tools.packaged_models import packaged_model
 
@@ -36,9 +36,16 @@ def measure() -> dict[str, object]:
     return {
         **fields,
         "model": "all-MiniLM-L6-v2, fp32",
+        **here(),
+    }
+
+
+def here() -> dict[str, str]:
+    """This machine's processor, the date, and the commit measured."""
+    return {
         "machine": f"{os.cpu_count()} cores, {_processor()}",
         "date": datetime.date.today().isoformat(),
-        "revision": _git("rev-parse", "--short", "HEAD"),
+        "revision": revision(),
     }
 
 
@@ -47,10 +54,6 @@ def _processor() -> str:
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return platform.processor()
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 
 if __name__ == "__main__":
