@@ -55,16 +55,29 @@ class Cluster:
         self._options = options
         self.name = f"mii-azure-{deployment.name}"
         self._serve: Any = None
+        self._started = False  # or else another front has started the replicas, and ends them
 
     def deploy(self, slots: int) -> Any:
-        """Start the replicas without waiting for them; return the handle. `slots`: requests of one replica."""
+        """Start the replicas without waiting for them; return the handle. `slots`: requests of one replica.
+
+        Where another front has started them already, from the same bundle, this one joins it. Raises RunnerFailed
+        when it serves another bundle.
+        """
         ray, self._serve = _import()
         self._needs = {"CPU": self._options.cpus, "GPU": self._gpus(ray)}
-        desk = f"{self.name}-desk"
-        self._desk = _desk(ray, self._bundle, desk)
+        reference = ray_bundle.reference(self._bundle, f"{self.name}-desk")
         self._serve.start(proxy_location="Disabled")
+        if other := _find(ray, reference.desk):
+            if ray.get(other.digest.remote()) != reference.digest:
+                raise RunnerFailed(
+                    f"Another front serves a different bundle as {self._deployment.name} in this cluster.",
+                    "Stop it first, or generate under another name.",
+                )
+            self._desk = other
+            return self._serve.get_app_handle(self.name)
+        self._desk, self._started = _desk(ray, self._bundle, reference.desk), True
         deployment = self._serve.deployment(Replica, name="replica", **self._settings(slots))
-        arguments = (ray_bundle.reference(self._bundle, desk), NAMESPACE)
+        arguments = (reference, NAMESPACE)
         target = self._serve.RunTarget(deployment.bind(*arguments), name=self.name, route_prefix=None)
         return self._serve.run_many([target], wait_for_applications_running=False)[0]
 
@@ -114,12 +127,12 @@ class Cluster:
         )
 
     def stop(self, wait: bool = True) -> None:
-        """Take the application down, which lets replicas finish what they hold, and leave the cluster."""
+        """Take down what this front started, which lets replicas finish what they hold, and leave the cluster."""
         import ray
 
         if not ray.is_initialized():
             return
-        if self._serve is not None:
+        if self._started:
             self._serve.delete(self.name, _blocking=wait)
         ray.shutdown()
 
@@ -198,10 +211,18 @@ def connect(address: str | None) -> None:
         ) from error
 
 
+def _find(ray: Any, name: str) -> Any:
+    """The desk of a front that lives; None without one."""
+    try:
+        return ray.get_actor(name, NAMESPACE)
+    except ValueError:
+        return None
+
+
 def _desk(ray: Any, bundle: Path, name: str) -> Any:
     """The actor that reads the bundle out, on this node; it ends with this process."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    kept = {"num_cpus": 0, "scheduling_strategy": here, "max_concurrency": 4, "get_if_exists": True}
+    kept = {"num_cpus": 0, "scheduling_strategy": here, "max_concurrency": 4}
     return ray.remote(ray_desk.Desk).options(name=name, namespace=NAMESPACE, **kept).remote(str(bundle))

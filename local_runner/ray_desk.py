@@ -29,6 +29,10 @@ class Desk:
             file.seek(offset)
             return file.read(size)
 
+    def digest(self) -> str:
+        """The hash of the whole bundle."""
+        return str(manifest.read_manifest(self._bundle)["bundle"])
+
     def sizes(self) -> dict[str, int]:
         """The bytes of every file."""
         return {path: (self._bundle / path).stat().st_size for path in sorted(self._listed)}

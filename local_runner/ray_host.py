@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from local_runner.errors import ReplicaLost
+from local_runner.errors import ReplicaLost, RunnerFailed
 from local_runner.host import Host, State, internal
 from local_runner.ray_cluster import Cluster, Replicas
 from local_runner.ray_options import RayOptions
@@ -63,10 +63,13 @@ class RayHost(Host):
             self._streaming = handle.options(method_name="stream", stream=True)
             self._lost = _lost_errors()
             await self._first_replica()
-        except MiiAzureError:
+        except Exception as error:
             self.change(State.FAILED)
             await self._call(self._cluster.stop, False)  # a replica that never started would be waited for
-            raise
+            if isinstance(error, MiiAzureError):
+                raise
+            told = (str(error).strip() or "no reason given").splitlines()[0]
+            raise RunnerFailed(f"Ray Serve did not start the replicas: {type(error).__name__}: {told}") from error
         self._looking = asyncio.create_task(self._look())
         if self.state is State.LOADING:
             self.change(State.READY)

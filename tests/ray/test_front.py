@@ -78,6 +78,19 @@ def test_a_client_that_leaves_its_stream_frees_the_replica(served: Front) -> Non
         until(lambda: served.metric("mii_azure_in_flight") == 0, 10, "the front's count")
 
 
+def test_a_second_front_joins_the_first_and_leaves_it_running(cluster: TwoNodes, served: Front, folder: Path) -> None:
+    with front(folder / "echo", folder / "second", "--ray-address", cluster.address) as second:
+        second.wait()
+        assert score(second, "a").json() == {"echo": "A"}
+        assert second.stop() == 0
+    assert score(served, "a").json() == {"echo": "A"}
+    other = make_bundle(folder / "other", "echo", "fill-mask")
+    with front(other, folder / "third", "--ray-address", cluster.address) as third:
+        assert third.process.wait(30) == 4
+        assert "serves a different bundle as echo" in third.log.read_text()
+    assert score(served, "a").json() == {"echo": "A"}
+
+
 def test_a_bundle_that_a_node_cannot_see_is_copied_to_it(cluster: TwoNodes, served: Front, folder: Path) -> None:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
