@@ -98,6 +98,13 @@ RULES: tuple[Rule, ...] = (
         "MII118", "info", "Files that deploy to more than one workspace", checks_safety.tied_to_a_workspace, alone=True
     ),
     Rule(
+        "MII119",
+        "error",
+        "azure-ai-ml: a model by name and version",
+        checks_yaml.model_by_its_files,
+        alone=True,
+    ),
+    Rule(
         "MII201",
         "error",
         "Azure ML: managed inference instance types",

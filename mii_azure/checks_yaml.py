@@ -6,10 +6,11 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from mii_azure.inspection import DEPLOYMENT, ENDPOINT, ENVIRONMENT, MODEL, Fix, Inspected, Problem
-from mii_azure.render import content_hash
+from mii_azure.render import content_hash, reference_version
 from mii_azure.servers import PORT
 from mii_azure.servers import routes as routes_of
 from mii_azure.spec import NAME_LENGTH, NAME_PATTERN
+from mii_azure.weights import names_files
 
 # Where a path stands in each file, and the folder it is relative to: the bundle, or what another key names.
 PATHS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
@@ -97,6 +98,14 @@ def references(bundle: Inspected) -> Iterator[Problem]:
             )
 
 
+def model_by_its_files(bundle: Inspected) -> Iterator[Problem]:
+    """azure-ai-ml loads it, and refuses it when it deploys: a deployment takes a model by name and version."""
+    named = bundle.get(DEPLOYMENT, "model")
+    if isinstance(named, str) and names_files(named):
+        message = f"{named} is a place of files; a deployment names a registered model."
+        yield Problem(message, "Register it with that path, and write azureml:NAME:VERSION.", DEPLOYMENT, ("model",))
+
+
 def stale_versions(bundle: Inspected) -> Iterator[Problem]:
     """deploy.sh registers a version once: changed content under the same version would never be uploaded."""
     for file, folder in _ASSET_FOLDERS.items():
@@ -104,6 +113,8 @@ def stale_versions(bundle: Inspected) -> Iterator[Problem]:
             continue
         hashes: dict[str, str] = bundle.manifest["files"]
         wanted = content_hash({path: digest for path, digest in hashes.items() if path.startswith(folder)})
+        if file == MODEL and (of_reference := reference_version(str(bundle.get(MODEL, "path")))):
+            folder, wanted = "the path", of_reference
         if bundle.get(file, "version") != wanted:
             yield Problem(
                 f"The version {bundle.get(file, 'version')!r} is not that of the content of {folder}, {wanted}.",

@@ -10,7 +10,7 @@ from mii_azure.inspection import LOCK
 from mii_azure.leaks import refuse_secrets
 from mii_azure.licences import model_licence, package_licences
 from mii_azure.planning import Plan, plan_spec
-from mii_azure.render import base_image, content_hash, render
+from mii_azure.render import base_image, content_hash, reference_version, render
 from mii_azure.sbom import SBOM, ModelFacts, make_sbom
 from mii_azure.spec import Spec, make_spec
 from mii_azure.weights import files_to_copy, require_vocabulary
@@ -44,11 +44,16 @@ def generate(
     weights = {f"model/{path.as_posix()}": folder / path for path in files} if folder else {}
 
     def render_files(hashes: Mapping[str, str]) -> dict[str, str]:
-        version = content_hash(hashes) if folder else None
+        version = content_hash(hashes) if folder else reference_version(spec.model)
         texts = render(spec, plan, schema(plan.task), model_id=model_id, model_version=version)
         licence = model_licence(folder) if folder else None
         facts = ModelFacts(
-            model_id, plan.profile.source in ("hub", "recorded"), plan.profile.revision, version, licence, hashes
+            model_id,
+            plan.profile.source in ("hub", "recorded"),
+            plan.profile.revision,
+            version if folder else None,
+            licence,
+            hashes,
         )
         texts[SBOM] = make_sbom(
             spec.azure_name, __version__, texts[LOCK], base_image(spec, plan), facts, package_licences()

@@ -15,6 +15,7 @@ from mii_azure import kinds, openapi, servers
 from mii_azure.planning import Decision, Plan
 from mii_azure.skus import find_sku
 from mii_azure.spec import Spec
+from mii_azure.weights import names_files
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 
@@ -40,7 +41,8 @@ def render(
     """Return {path in the bundle: text}, sorted by path.
 
     `schema` is the task's `{"request", "response", "sample", "summary"}`. `model_version` is the content hash of the
-    copied weights, or None when the model is an azureml: reference, which needs neither model.yml nor a folder.
+    copied weights, that of a reference to files, or None for a registered model, which needs neither model.yml nor a
+    folder.
     """
     plan = kinds.adapt(spec, plan)
     if reason := servers.why(spec.server):
@@ -75,6 +77,11 @@ def render(
 def content_hash(hashes: Mapping[str, str]) -> str:
     """First 12 hex digits over {path: SHA-256}: an asset version that changes when, and only when, the content does."""
     return bundle_digest(dict(hashes))[:12]
+
+
+def reference_version(model: str) -> str | None:
+    """The version to register the files under that an azureml: reference names; None for a model that is registered."""
+    return content_hash({"reference": _sha256(model)}) if names_files(model) else None
 
 
 def deployment_settings(spec: Spec, plan: Plan, model_id: str) -> dict[str, Any]:
@@ -152,6 +159,7 @@ def _context(
         "model_id": model_id,
         "model_name": model_name,
         "model_version": model_version,
+        "model_path": spec.model if names_files(spec.model) else "model",
         "model_reference": f"azureml:{model_name}:{model_version}" if model_version else spec.model,
         "environment_name": f"{spec.azure_name}-env",
     }

@@ -48,6 +48,7 @@ AZUREML = re.compile(
     r"|datastores/[\w.-]+/paths/.+|jobs/.+|subscriptions/.+)"
     r"|[a-zA-Z0-9][\w-]{0,254}(?::\d[\w.]*|@latest)|/subscriptions/.+)$"
 )
+_FILES = re.compile(r"^azureml://(?:datastores/|jobs/|subscriptions/.+/datastores/)")
 # The hub's own rule: an optional owner, then a name, of letters, digits, hyphens, dots and underscores.
 HUB_ID = re.compile(r"^(?:[\w][\w.-]{0,95}/)?[\w][\w.-]{0,95}$", re.ASCII)
 
@@ -94,11 +95,17 @@ def resolve(model: str, revision: str | None = None, allow_pickle: bool = False)
     return hub.read(model, revision, allow_pickle, near_folder=_near_folder(path))
 
 
+def names_files(reference: str) -> bool:
+    """Whether an azureml: reference is a place that holds files, and not yet a model that a deployment can name."""
+    return bool(_FILES.match(reference))
+
+
 def _reference(model: str) -> Model:
     if not AZUREML.match(model):
         raise UnknownModel(
             f"{model!r} is not a reference that Azure ML reads.",
-            "Forms: azureml:NAME:VERSION, azureml:NAME@latest, azureml://registries/REGISTRY/models/NAME/versions/VERSION.",
+            "Forms: azureml:NAME:VERSION, azureml:NAME@latest, azureml://registries/REGISTRY/models/NAME/versions/VERSION,"
+            " azureml://datastores/NAME/paths/PATH, azureml://jobs/JOB/outputs/artifacts/paths/PATH.",
         )
     return Model(model, "reference", {}, Weights(0, 0, ""))
 

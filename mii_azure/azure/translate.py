@@ -168,7 +168,9 @@ def azure_sentence(error: Exception) -> str:
         str(detail.message) for detail in getattr(model, "details", None) or [] if getattr(detail, "message", "")
     ]
     text = " ".join([str(getattr(model, "message", "") or getattr(error, "message", "") or error), *details])
-    return " ".join(text.split())[:_MAX_SENTENCE]
+    text = re.sub(r"\x1b\[\d+m", "", text)
+    boxed = re.findall(r"\(x\) (.+)", text)  # azure-ai-ml draws its own refusals as a list for the terminal
+    return " ".join(" ".join(boxed or [text]).split())[:_MAX_SENTENCE]
 
 
 def request_id(error: Exception) -> str:

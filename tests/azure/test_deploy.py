@@ -11,7 +11,8 @@ import mii_azure
 from mii_azure.azure import endpoints
 from mii_azure.azure.deploy import deploy, intact, place
 from mii_azure.azure.journal import Journal
-from mii_azure.errors import BundleEdited, InvalidName, SpecError
+from mii_azure.checks import check
+from mii_azure.errors import AzureError, BundleEdited, InvalidName, SpecError
 from mii_azure.generation import generate
 from mii_azure.manifest import load_manifest
 from tests.azure.conftest import serve
@@ -108,6 +109,32 @@ def test_a_registered_model_is_used_as_it_is(cloud, client, tmp_path):
     _, model, _ = place(bundle, client, "blue", intact(bundle), Journal(print, "Again"))
     assert model.endswith("/models/someones-model/versions/7")
     assert cloud.sent("PUT", "^management.*/models/") == []
+
+
+STORE = "azureml://datastores/workspaceblobstore/paths/models/bert"
+JOB = "azureml://jobs/brave_job/outputs/artifacts/paths/model"
+
+
+@pytest.mark.parametrize("reference", [STORE, JOB])
+def test_files_in_a_datastore_or_of_a_job_are_registered_without_an_upload(reference, cloud, client, tmp_path):
+    bundle = generate("fill-mask", reference, "my-mask", output=tmp_path / "b", instance_type="Standard_F8s_v2")
+    assert check(bundle) == []
+    for _ in range(2):
+        _, model, _ = place(bundle, client, "blue", intact(bundle), Journal(print, "Again"))
+    assert re.fullmatch(r"azureml:my-mask-model:[0-9a-f]{12}", model)
+    (sent,) = cloud.sent("PUT", "^management.*/models/")
+    assert sent.json["properties"]["modelUri"].endswith(reference.removeprefix("azureml://"))
+    assert not any("models/" in blob for blob in cloud.blobs.blobs if "LocalUpload" not in blob)
+    deployed = cloud.sent("PUT", "deployments/blue$")[0].json["properties"]["model"]
+    assert deployed.endswith(f"/models/my-mask-model/versions/{model.rpartition(':')[2]}")
+
+
+def test_what_azure_ai_ml_refuses_itself_is_told_in_a_sentence(cloud, client, tmp_path):
+    reference = "azureml:someones@latest"
+    bundle = generate("fill-mask", reference, "my-mask", output=tmp_path / "b", instance_type="Standard_F8s_v2")
+    with pytest.raises(AzureError) as caught:
+        deploy(bundle, client)
+    assert caught.value.message.endswith("Azure says: Asset someones does not exist in workspace space.")
 
 
 def test_what_is_refused_before_anything_is_sent(cloud, client, bundle, tmp_path):

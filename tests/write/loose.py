@@ -123,6 +123,8 @@ LOOSE: dict[str, Case] = {
     "a token as it is": _of("managed", "MII115", "environment_variables/HF_TOKEN", "abc"),
     "an identity without its id": _of("managed", "MII116", "identity/type", "user_assigned", "endpoint.yml"),
     "a model of one subscription": _of("managed", "MII118", "model", _ARM + "/versions/1"),
+    "a folder of a datastore for a model": _of("managed", "MII119", "model", "azureml://datastores/d/paths/p"),
+    "the output of a job for a model": _of("managed", "MII119", "model", "azureml://jobs/j/outputs/artifacts/paths/m"),
     "an instance type that does not exist": _of("managed", "MII201", "instance_type", "Standard_NC7as_T4_v3"),
     "an instance type that Azure retired": _of("managed", "MII202", "instance_type", "Standard_NC6s_v3"),
     "no instances": _of("managed", "MII204", "instance_count", 0),
