@@ -34,6 +34,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
     options.ray = ray_options.read(parser, options)
     options.several = replica_options.read(parser, options)
     logs.set_up(options.log_format, options.verbose)
+    if options.otlp_endpoint:  # in the environment, so that replicas have it too
+        os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = options.otlp_endpoint
     code = _serve(options)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -118,6 +120,11 @@ def _parser() -> argparse.ArgumentParser:
         choices=logs.FORMATS,
         default=env("LOG_FORMAT", "text"),
         help="text for people, json for machines; json tells every request (%(default)s)",
+    )
+    parser.add_argument(
+        "--otlp-endpoint",
+        default=env("OTLP_ENDPOINT", ""),
+        help="address of a collector's OTLP/HTTP port, as in OTEL_EXPORTER_OTLP_ENDPOINT; traces every request",
     )
     replica_options.add(parser)
     ray_options.add(parser)

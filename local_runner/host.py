@@ -12,6 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from local_runner import tracing
 from local_runner.metrics import Metrics
 from local_runner.script import Answer, ScoreScript
 from local_runner.wire import body_of
@@ -26,6 +27,7 @@ access = logging.getLogger("local_runner.requests")
 _MAX_THREADS = 1024
 # Requests this much over the limit still reach the scoring script, which refuses them in its own words.
 PAYLOAD_SLACK = 1 << 20
+_FLUSH_S = 6.0  # a little longer than the traces that are left may take
 
 
 class State(StrEnum):
@@ -48,6 +50,7 @@ class Host:
         self._workers = Workers(self._slots, "score")
         self._streams = 0  # streamed answers not yet at their end
         self._started = time.monotonic()
+        self._tracing = tracing.of_environment(self.deployment.name)
         self.metrics = Metrics(self.statistics)
         self.metrics.in_flight.set_function(lambda: self._in_flight)
 
@@ -93,15 +96,20 @@ class Host:
         """Answer one request; raises NotReady, Overloaded, or InternalError where the script itself broke."""
         began = time.perf_counter()
         code = 499  # the client went away
+        trace = self._tracing.begin("score", headers, request_bytes=len(raw)) if self._tracing else None
         try:
             answer = await self._score(raw, headers)
             code = answer.status
+            if trace is not None:
+                answer, trace = trace.follow(answer), None
             return answer
         except MiiAzureError as error:
             code = error.http_status
             raise
         finally:
             seconds = time.perf_counter() - began
+            if trace is not None:
+                trace.end(code)
             self.metrics.answered(code, seconds)
             access.info("answered", extra={"code": code, "ms": round(seconds * 1e3, 2), "bytes": len(raw)})
 
@@ -149,6 +157,8 @@ class Host:
             await asyncio.sleep(0.02)
         abandoned = self._in_flight
         await self._end(max(0.0, deadline - time.monotonic()))
+        if self._tracing:
+            await asyncio.wait([asyncio.wrap_future(_in_thread(self._tracing.close))], timeout=_FLUSH_S)
         return abandoned
 
     async def _end(self, left: float) -> None:

@@ -23,6 +23,7 @@ Sticky = Annotated[
     str | None, flag("sticky", "Header whose value keeps a session on one replica, such as x-session-id.")
 ]
 LogFormat = Annotated[str, flag("log-format", "text for people, or json: one object a line, every request told.")]
+OtlpEndpoint = Annotated[str | None, flag("otlp-endpoint", "Traces go to this OTLP/HTTP port: http://HOST:4318.")]
 
 
 def runner_options(**values: Path | str | float | None) -> list[str]:

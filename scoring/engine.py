@@ -18,6 +18,7 @@ from typing import Any
 
 from scoring.config import Limits
 from scoring.errors import NotReady, Overloaded
+from scoring.spans import note
 from scoring.statistics import Statistics
 from scoring.tasks.base import SLOTS, Row, Slots, Task
 from scoring.usage import generated
@@ -33,6 +34,16 @@ class Job:
     future: "Future[list[Any]]" = field(default_factory=Future)
     outputs: dict[int, Any] = field(default_factory=dict)  # by position in rows
     since: float = field(default_factory=time.perf_counter)
+    began: float = 0.0  # its first row left the queue
+    ended: float = 0.0
+
+    def finished(self, timeout_s: float | None = None) -> list[Any]:
+        """Wait for the outputs; raises what the job failed with, CancelledError, or TimeoutError."""
+        try:
+            return self.future.result(timeout_s)
+        finally:
+            note("queue", self.since, self.began)
+            note("forward", self.began, self.ended)
 
     def cancel(self) -> None:
         """Nobody waits for this job any more: drop its waiting rows, stop its running ones at their next step."""
@@ -155,6 +166,7 @@ class Engine:
     def _left_queue(self, entries: Sequence[Waiting]) -> None:
         now = time.perf_counter()
         for job, _, _ in entries:
+            job.began = job.began or now
             self.statistics.stages["queue"].add(now - job.since)
 
     def _slots(self) -> Slots | None:
@@ -207,6 +219,7 @@ class Engine:
 
     def _deliver(self, job: Job, position: int, output: Any) -> None:
         """Take a row's output, or what it failed with; the last output of a request answers it."""
+        job.ended = time.perf_counter()
         if isinstance(output, Exception):
             job.cancel()  # its other rows need not run
             if not job.future.done():

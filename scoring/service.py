@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,7 @@ from scoring.facts import precision
 from scoring.json_text import dumps, read_json
 from scoring.optimise import Chosen, Record, optimise
 from scoring.passes.catalogue import reference_of
+from scoring.spans import noted
 from scoring.statistics import phase
 from scoring.tasks.base import Loaded, Row, Task
 from scoring.usage import usage
@@ -126,8 +128,7 @@ class Service:
         limit = self.deployment.limits.max_payload_bytes
         if len(raw) > limit or len(raw.encode("utf-8", "surrogatepass")) > limit:
             raise PayloadTooLarge(f"The body is larger than {limit:,} bytes.", "Send fewer or shorter inputs at once.")
-        timed = self.engine.statistics.timed
-        with timed("parse"):
+        with self._stage("parse"):
             payload = read_json(raw)
         if payload == METADATA_REQUEST:
             return Reply(200, dumps(self.metadata()))
@@ -135,14 +136,14 @@ class Service:
             raise NotReady("The model is not ready.", "Try again shortly.")
         call = parse(payload, self.task.schema)
         self.task.admit(call.inputs, call.parameters, self.deployment.limits)
-        with timed("encode"):
+        with self._stage("encode"):
             rows = self._encode(call)
         if call.stream:
             return self._stream(call, rows)
         job = self.engine.submit([row for group in rows for row in group])
         results = self._wait(job)
         outputs = iter(results)
-        with timed("decode"):
+        with self._stage("decode"):
             answers = [
                 self.task.decode(value, call.parameters, group, [next(outputs) for _ in group])
                 for value, group in zip(call.inputs, rows, strict=True)
@@ -151,6 +152,11 @@ class Service:
         if call.usage:
             answer = {"answer": answer, "usage": usage(self.task, job.rows, results)}
         return Reply(200, self._serialise(answer))
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        with self.engine.statistics.timed(name), noted(name):
+            yield
 
     def _encode(self, call: Call) -> list[list[Row]]:
         rows: list[list[Row]] = []
@@ -169,7 +175,7 @@ class Service:
     def _wait(self, job: Job) -> list[Any]:
         limit = self.deployment.limits.request_timeout_s
         try:
-            return job.future.result(limit)
+            return job.finished(limit)
         except (FutureTimeout, CancelledError):
             job.cancel()
             raise RequestTimeout(

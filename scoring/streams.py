@@ -62,7 +62,7 @@ def _events(task: Task, call: Call, job: Job, pieces: Pieces, deadline: float) -
     try:
         while (piece := pieces.get(timeout=max(0.0, deadline - time.monotonic()))) is not _END:
             yield _event({"token": {"text": piece}})
-        outputs = job.future.result()
+        outputs = job.finished()
         answer = task.decode(call.inputs[0], call.parameters, job.rows, outputs)
         last = {"answer": render(call, [answer], task.collect, task.table)}
         yield _event({**last, "usage": usage(task, job.rows, outputs)} if call.usage else last)
