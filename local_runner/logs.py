@@ -4,6 +4,8 @@ An id comes with the request (`x-request-id`) or is made; it is echoed, and what
 request logs it too.
 """
 
+import contextlib
+import io
 import json
 import logging
 import re
@@ -28,12 +30,34 @@ def take(sent: str | None) -> str:
 
 
 def set_up(form: str, verbose: bool) -> None:
-    """Log to standard error, as text from warnings on, as JSON from each request on."""
+    """Log to standard error, as text from warnings on, as JSON from each request on; for a process's own main."""
+    _go_on_without_a_disk()
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(_with_id)
     handler.setFormatter(_Json() if form == "json" else logging.Formatter(_TEXT))
     level = logging.DEBUG if verbose else logging.INFO if form == "json" else logging.WARNING
     logging.basicConfig(level=level, handlers=[handler])
+
+
+class _Unfailing(io.FileIO):
+    """A full disk, or a reader of the log that went away, costs what would have been written and nothing else."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
+def _go_on_without_a_disk() -> None:
+    """Let no write to standard output or error fail: also a library's stray print would fail its request."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+            buffer = io.BufferedWriter(_Unfailing(stream.fileno(), "wb", closefd=False))
+            text = io.TextIOWrapper(buffer, stream.encoding, "backslashreplace", line_buffering=True)
+            setattr(sys, name, text)
 
 
 _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s%(shown_id)s"
