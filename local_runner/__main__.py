@@ -65,6 +65,7 @@ def _serve(options: argparse.Namespace) -> int:
                 security.load(files),
                 options.ray,
                 options.several,
+                options.settings_file,
             )
         )
     except KeyboardInterrupt:  # before the event loop took signals over
@@ -125,6 +126,13 @@ def _parser() -> argparse.ArgumentParser:
         "--otlp-endpoint",
         default=env("OTLP_ENDPOINT", ""),
         help="address of a collector's OTLP/HTTP port, as in OTEL_EXPORTER_OTLP_ENDPOINT; traces every request",
+    )
+    parser.add_argument(
+        "--settings-file",
+        type=Path,
+        default=os.environ.get("MII_AZURE_SETTINGS_FILE"),
+        help="JSON of log_level, drain_seconds, queue_size, request_timeout_s; read again, like keys and certificates, "
+        "on SIGHUP",
     )
     replica_options.add(parser)
     ray_options.add(parser)

@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import Future
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from typing import Any
 from local_runner import tracing
 from local_runner.metrics import Metrics
 from local_runner.script import Answer, ScoreScript
+from local_runner.tuning import Tuning, set_level
 from local_runner.wire import body_of
 from local_runner.workers import Workers
-from scoring.config import Deployment
+from scoring.config import Deployment, Limits
 from scoring.errors import InternalError, MiiAzureError, NotReady, Overloaded
 
 logger = logging.getLogger(__name__)
@@ -40,14 +42,18 @@ class State(StrEnum):
 class Host:
     """The one scoring script of this process; every method but those of worker threads runs on the event loop."""
 
+    _copies = 1  # of the model, which share what is asked
+
     def __init__(self, bundle: Path, script: ScoreScript | None = None) -> None:
         self.script = script or ScoreScript(bundle)
         self.deployment = Deployment.read(self.script.code / "deployment.json")
         self.state = State.LOADING
         limits = self.deployment.limits
         self.max_body = limits.max_payload_bytes + PAYLOAD_SLACK
-        self._slots = min(limits.queue_size + limits.max_batch_size, _MAX_THREADS)
-        self._workers = Workers(self._slots, "score")
+        self._planned, self._tuning = limits, Tuning()
+        self._usual_level = logging.getLogger().level
+        self._slots = self._slots_of(limits)
+        self._workers = Workers(_MAX_THREADS, "score")
         self._streams = 0  # streamed answers not yet at their end
         self._started = time.monotonic()
         self._tracing = tracing.of_environment(self.deployment.name)
@@ -62,7 +68,22 @@ class Host:
             self.change(State.FAILED)
             raise
         if self.state is State.LOADING:
+            await self.tune(self._tuning)
             self.change(State.READY)
+
+    async def tune(self, tuning: Tuning) -> None:
+        """Go by other settings for the requests to come; before there is a model they wait for it."""
+        self._tuning = tuning
+        set_level(tuning.log_level, self._usual_level)
+        limits = replace(self._planned, **tuning.limits)
+        self.deployment = replace(self.deployment, limits=limits)
+        self._slots = self._slots_of(limits)
+        entry = sys.modules.get("scoring.entry")
+        if entry is not None and hasattr(entry, "change"):
+            entry.change(queue_size=limits.queue_size, request_timeout_s=limits.request_timeout_s)
+
+    def _slots_of(self, limits: Limits) -> int:
+        return min(limits.queue_size + limits.max_batch_size, _MAX_THREADS) * self._copies
 
     def change(self, state: State) -> None:
         """Go on to another state."""

@@ -56,10 +56,15 @@ class Replica:
 
     async def _answer(self, connection: "Connection", request: dict[str, Any], body: bytes) -> None:
         from local_runner.replica_wire import frame, head
+        from local_runner.tuning import Tuning
 
         if request["op"] == "statistics":
             told = {"ready": self._host.ready, "state": self._host.state, "statistics": self._host.statistics()}
             await connection.send(head(told), frame(b""))
+            return
+        if request["op"] == "tune":
+            await self._host.tune(Tuning(**request["tuning"]))
+            await connection.send(head({}), frame(b""))
             return
         headers = request["headers"]
         logs.take(headers.get(logs.HEADER))

@@ -12,7 +12,8 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from local_runner.errors import ReplicaLost, RunnerFailed
 from local_runner.host import Host, State, internal
 from local_runner.replica_metrics import ReplicaMetrics, merged
 from local_runner.replica_options import ReplicaOptions
-from local_runner.replicas import Condition, Lost, Replica, Stream
+from local_runner.replicas import Condition, Lost, Replica
 from local_runner.script import Answer
+from local_runner.tuning import Tuning
 from scoring.errors import InternalError, MiiAzureError, NotReady, Overloaded, RequestTimeout
 
 _PAUSE_S = 0.02
@@ -37,9 +39,9 @@ class ReplicaHost(Host):
     """The same interface as a Host in one process; `script` is only where the bundle is."""
 
     def __init__(self, bundle: Path, options: ReplicaOptions) -> None:
+        self._copies = options.count
         super().__init__(bundle)
         self._sticky = options.sticky
-        self._slots *= options.count
         self._busy = 0  # requests not answered yet
         self._asked_again = 0
         self._turn = 0
@@ -70,6 +72,11 @@ class ReplicaHost(Host):
             await asyncio.sleep(_PAUSE_S)
         if self.state is State.LOADING:
             self.change(State.READY)
+
+    async def tune(self, tuning: Tuning) -> None:
+        """Go by other settings, here and in every replica."""
+        await super().tune(tuning)
+        await asyncio.gather(*(replica.tune(asdict(tuning)) for replica in self.replicas))
 
     @property
     def ready(self) -> bool:
@@ -165,7 +172,7 @@ class ReplicaHost(Host):
         began: float | None = time.perf_counter()
         self._streams += 1
         try:
-            if not isinstance(answer.chunks, Stream):
+            if not isinstance(answer.chunks, AsyncIterator):
                 raise InternalError("The answer is not a stream of this front's.")
             async for piece in answer.chunks:
                 if began is not None:

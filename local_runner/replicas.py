@@ -61,6 +61,7 @@ class Replica:
         self._stopping = False
         self._pause_s = _FIRST_PAUSE_S
         self._ready_since = 0.0
+        self._tuning: dict[str, Any] = {}
         self._supervising: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -84,6 +85,21 @@ class Replica:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
+
+    async def tune(self, tuning: dict[str, Any]) -> None:
+        """Pass settings on, also to every process that is started after this one."""
+        self._tuning = tuning
+        if self.condition is Condition.READY:
+            with contextlib.suppress(*GONE):
+                await self._pass_on()
+
+    async def _pass_on(self) -> None:
+        connection = await connect(str(self._socket))
+        try:
+            await connection.send(head({"op": "tune", "tuning": self._tuning}), frame(b""))
+            await connection.receive_head()
+        finally:
+            connection.close()
 
     def facts(self) -> dict[str, Any]:
         """What metadata and readiness tell of it."""
@@ -184,6 +200,8 @@ class Replica:
                     await connection.send(head({"op": "statistics"}), frame(b""))
                     found = await connection.receive_head()
                     await connection.receive()
+                    if found["ready"] and starting:
+                        await self._pass_on()
             except TimeoutError:
                 found = {"ready": False, "statistics": self.told}
                 logger.error("Replica %d has not answered for %g s.", self.index, _SILENCE_S)

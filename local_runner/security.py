@@ -34,32 +34,67 @@ class Files:
 
 
 @dataclass(frozen=True)
+class _Pems:
+    """What a TLS server presents and asks for, as bytes: no handshake meets files that are half replaced."""
+
+    cert: bytes
+    key: bytes
+    client_ca: bytes | None
+
+
+@dataclass
 class Security:
-    """What the files hold, checked; never printed."""
+    """What the files hold, checked; never printed. `reload` makes connections to come, and keys, those of the files."""
 
     files: Files = field(default_factory=Files)
     expires: datetime | None = None  # of the server's certificate
     _keys: tuple[bytes, ...] = field(default=(), repr=False)
+    _pems: _Pems | None = field(default=None, repr=False)
+    _context: ssl.SSLContext | None = field(default=None, repr=False)
+    _told: _Pems | None = field(default=None, repr=False)  # what gRPC was given last
+
+    def reload(self) -> None:
+        """Read the files again; raises RunnerFailed and leaves all as it is where one of them is wrong."""
+        found = load(self.files)
+        self.expires, self._keys, self._pems, self._context = found.expires, found._keys, found._pems, found._context
+
+    def summary(self) -> str:
+        """What is in force, for a person; no key."""
+        parts = [f"{len(self._keys)} API keys"] if self.files.api_keys else []
+        parts += [f"a certificate until {self.expires:%Y-%m-%d %H:%M} UTC"] if self.expires else []
+        return ", ".join(parts)
 
     @property
     def tls(self) -> bool:
         return self.files.cert is not None
 
     def grpc_credentials(self) -> Any:
-        """gRPC's form of the certificates; None without TLS."""
-        cert, key, client_ca = self.files.cert, self.files.key, self.files.client_ca
-        if cert is None or key is None:
+        """gRPC's form of the certificates, asked for anew by every connection; None without TLS."""
+        if self._pems is None:
             return None
-        roots = client_ca.read_bytes() if client_ca else None
-        return grpc.ssl_server_credentials([(key.read_bytes(), cert.read_bytes())], roots, client_ca is not None)
+        self._told = self._pems
+
+        def latest() -> Any:
+            if self._pems is self._told or self._pems is None:
+                return None  # as it was
+            self._told = self._pems
+            return _configuration(self._pems)
+
+        required = self.files.client_ca is not None
+        return grpc.dynamic_ssl_server_credentials(_configuration(self._pems), latest, required)
 
     def uvicorn_options(self) -> dict[str, Any]:
-        """uvicorn's form of the certificates."""
-        if self.files.cert is None:
+        """uvicorn's form of the certificates: a context that hands every connection over to the latest."""
+        if self._context is None:
             return {}
-        required = ssl.CERT_REQUIRED if self.files.client_ca else ssl.CERT_NONE
-        options = {"ssl_certfile": str(self.files.cert), "ssl_keyfile": str(self.files.key), "ssl_cert_reqs": required}
-        return {**options, "ssl_ca_certs": str(self.files.client_ca)} if self.files.client_ca else options
+        first = _context(self.files)
+
+        def hand_over(connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
+            if self._context is not None:
+                connection.context = self._context
+
+        first.sni_callback = hand_over
+        return {"ssl_context_factory": lambda config, usual: first}
 
     def check(self, headers: Mapping[str, str]) -> None:
         """Raise Unauthenticated unless the headers carry one of the keys, or none are wanted."""
@@ -75,11 +110,11 @@ class Security:
 
     def guard(self, app: Any) -> Any:
         """The ASGI application `app` behind the keys; probes stay open."""
-        return _Guard(app, self) if self._keys else app
+        return _Guard(app, self) if self.files.api_keys else app
 
     def interceptors(self) -> tuple[Any, ...]:
         """gRPC's interceptors that check the keys; probes stay open."""
-        return (_Interceptor(self),) if self._keys else ()
+        return (_Interceptor(self),) if self.files.api_keys else ()
 
 
 def load(files: Files) -> Security:
@@ -95,7 +130,25 @@ def load(files: Files) -> Security:
     if files.client_ca:
         check_certificates(files.client_ca)
     keys = tuple(_digest(key) for key in read_keys(files.api_keys)) if files.api_keys else ()
-    return Security(files, expires, keys)
+    if not files.cert or not files.key:
+        return Security(files, expires, keys)
+    client_ca = _read(files.client_ca) if files.client_ca else None
+    pems = _Pems(_read(files.cert), _read(files.key), client_ca)
+    return Security(files, expires, keys, pems, _context(files))
+
+
+def _context(files: Files) -> ssl.SSLContext:
+    """A server's context over files that have been checked."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(str(files.cert), str(files.key))
+    if files.client_ca:
+        context.load_verify_locations(str(files.client_ca))
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def _configuration(pems: _Pems) -> Any:
+    return grpc.ssl_server_certificate_configuration([(pems.key, pems.cert)], pems.client_ca)
 
 
 def read_keys(path: Path) -> list[str]:

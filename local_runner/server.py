@@ -14,8 +14,8 @@ from typing import Any
 
 import uvloop
 
-from local_runner import environment, grpc_services, http_app, http_server, logs, ray_cluster, ready_file
-from local_runner.errors import PortInUse
+from local_runner import environment, grpc_services, http_app, http_server, logs, ray_cluster, ready_file, tuning
+from local_runner.errors import PortInUse, RunnerFailed
 from local_runner.host import Host, State
 from local_runner.ray_host import RayHost
 from local_runner.ray_options import RayOptions
@@ -41,6 +41,7 @@ class Settings:
     security: Security = field(default_factory=Security)
     ray: RayOptions | None = None
     replicas: ReplicaOptions | None = None
+    settings_file: Path | None = None
 
 
 def serve(settings: Settings) -> int:
@@ -65,6 +66,8 @@ class _Runner:
         self._stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
+        await self._tune(tuning.read(settings.settings_file))
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._on_hangup)
         await self._open()
         await self._announce()
         watching = asyncio.create_task(self._watch())
@@ -79,7 +82,7 @@ class _Runner:
         except MiiAzureError:
             await self._close(0)
             raise
-        code = await self._close(settings.drain_s)
+        code = await self._close(self._drain_s)
         watching.cancel()
         if settings.ready_file:
             settings.ready_file.unlink(missing_ok=True)
@@ -120,6 +123,32 @@ class _Runner:
         if abandoned:
             _say(f"{abandoned} requests were abandoned after {budget_s:g} s of draining.")
         return EXIT_ABANDONED if abandoned else 0
+
+    def _on_hangup(self) -> None:
+        self._reloading = asyncio.create_task(self._reload())
+
+    async def _reload(self) -> None:
+        """Read keys, certificates and settings again; one that is wrong leaves all of them as they were."""
+        security = self._settings.security
+        try:
+            tuned = tuning.read(self._settings.settings_file)
+            self._check(tuned)
+            security.reload()
+        except MiiAzureError as error:
+            _say(f"not reloaded: {error}")
+            return
+        await self._tune(tuned)
+        _say("reloaded: " + (", ".join(part for part in (security.summary(), tuned.told()) if part) or "the settings of the command line"))
+
+    async def _tune(self, tuned: tuning.Tuning) -> None:
+        self._check(tuned)
+        self._drain_s = self._settings.drain_s if tuned.drain_seconds is None else tuned.drain_seconds
+        await self._host.tune(tuned)
+
+    def _check(self, tuned: tuning.Tuning) -> None:
+        if self._settings.ray and tuned.limits:
+            names = " and ".join(tuned.limits)
+            raise RunnerFailed(f"{names} cannot change in a Ray cluster.", "Its replicas go by the bundle.")
 
     def _on_signal(self) -> None:
         if self._stop.is_set():

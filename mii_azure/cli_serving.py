@@ -18,6 +18,9 @@ Tls = Annotated[bool, flag("tls", "Use TLS, trusting the authorities that gRPC c
 ApiKeyFile = Annotated[Path | None, flag("api-key-file", "File of API keys, one a line; a client sends the first.")]
 
 
+SettingsFile = Annotated[
+    Path | None, flag("settings-file", "JSON of log level, limits and drain; read again on SIGHUP, like keys.")
+]
 Replicas = Annotated[int, flag("replicas", "Processes that each hold the model, one per GPU or group of GPUs.")]
 Sticky = Annotated[
     str | None, flag("sticky", "Header whose value keeps a session on one replica, such as x-session-id.")

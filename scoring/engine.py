@@ -65,12 +65,16 @@ class Engine:
         self._limits = limits
         self._waiting: deque[Waiting] = deque()
         self._changed = threading.Condition()
-        self.statistics = Statistics()
+        self.statistics = task.statistics = Statistics()
         self._running = 0  # rows of the batch
         self._on_slots = 0
         self._draining = False
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
         self._started: Future[None] = Future()
+
+    def change(self, limits: Limits) -> None:
+        """Admit by other limits from now on."""
+        self._limits = limits
 
     def start(self, prepare: Callable[[], None] = lambda: None) -> None:
         """Start the thread, and on it prepare the model and warm it up; raises what either raised."""
@@ -81,6 +85,8 @@ class Engine:
     def submit(self, rows: Sequence[Row]) -> Job:
         """Queue the rows of one request; raises Overloaded when the queue is full, NotReady while draining."""
         job = Job(rows)
+        for row in rows:
+            row.queued = job.since
         with self._changed:
             if self._draining:
                 raise NotReady("The server is shutting down.", "Send the request again; another instance will take it.")
@@ -120,6 +126,8 @@ class Engine:
         except BaseException as error:
             self._started.set_exception(error)
             return
+        if (slots := self._slots()) is not None:
+            self.statistics.cache = slots.cache
         self._started.set_result(None)
         self._task.between = self._step_slots
         while True:
@@ -190,6 +198,7 @@ class Engine:
             self.statistics.batch.add(slots.active)
             with self.statistics.timed("forward"):
                 slots.step()
+            self.statistics.cache = slots.cache
             with self._changed:
                 self._on_slots = slots.active
                 self._changed.notify_all()

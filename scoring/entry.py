@@ -69,6 +69,12 @@ def statistics() -> dict[str, Any]:
     return {**told, **_service.statistics()} if _service else told
 
 
+def change(**limits: Any) -> None:
+    """Other values of `queue_size` and `request_timeout_s`, for the requests to come; nothing before init."""
+    if _service:
+        _service.change(**limits)
+
+
 def drain(timeout_s: float) -> bool:
     """Finish what was accepted and take no more; False when the time ran out."""
     return _service.drain(timeout_s) if _service else True

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from scoring.config import Deployment
@@ -82,6 +82,11 @@ class Service:
     def lost(self) -> str:
         """Why the model can answer no more: one of its ranks is gone; empty while it can."""
         return str(getattr(getattr(self.loaded.model, "ranks", None), "lost", ""))
+
+    def change(self, **limits: Any) -> None:
+        """Other values of `queue_size` and `request_timeout_s` for the requests to come."""
+        self.deployment = replace(self.deployment, limits=replace(self.deployment.limits, **limits))
+        self.engine.change(self.deployment.limits)
 
     def drain(self, timeout_s: float) -> bool:
         """Stop taking requests, finish those accepted; False when the time ran out."""

@@ -122,6 +122,18 @@ def test_a_full_queue_is_429_with_the_time_to_wait(gated: Any, pool: ThreadPoolE
     assert gate.send(["c", "d"]).status == 200
 
 
+def test_limits_change_for_the_requests_to_come(gated: Any, pool: ThreadPoolExecutor) -> None:
+    gate = gated(queue_size=1, request_timeout_s=60)
+    first = block(gate, pool)
+    waiting = pool.submit(gate.send, "a")
+    gate.waiting(1)
+    assert gate.send("b").status == 429
+    gate.served.service.change(queue_size=3, request_timeout_s=0.2)
+    assert gate.send("b").status == 504
+    gate.open.set()
+    assert [first.result(30).status, waiting.result(30).status] == [200, 200]
+
+
 def test_more_rows_than_the_queue_holds_can_never_be_answered(gated: Any) -> None:
     gate = gated(queue_size=3)
     gate.open.set()

@@ -45,8 +45,13 @@ def metadata() -> dict[str, Any]:
         "ready": True,
         "scoring": str(file),
         "model_dir": os.environ.get("AZUREML_MODEL_DIR"),
+        "limits": _state.get("limits"),
         "streams_closed": closed.is_set(),
     }
+
+
+def change(**limits: Any) -> None:
+    _state["limits"] = limits
 
 
 def ready() -> bool:
