@@ -27,8 +27,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 REPLICA = re.compile(r"ServeReplica:")
-# Without these a node that is gone is noticed after half a minute.
-_SYSTEM = {"health_check_period_ms": 500, "health_check_timeout_ms": 1000, "health_check_failure_threshold": 3}
 
 
 class TwoNodes:
@@ -38,9 +36,7 @@ class TwoNodes:
         from ray.cluster_utils import Cluster
 
         small = {"object_store_memory": 80 << 20, "include_dashboard": False}
-        self._cluster = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 2, "_system_config": _SYSTEM, **small}
-        )
+        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, **small})
         self._small = small
         self.node = self.add()
         self.address: str = self._cluster.address
