@@ -5,21 +5,21 @@ the same body twice changes nothing. A stream that has sent a piece cannot be be
 """
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from local_runner.errors import ReplicaLost, RunnerFailed
-from local_runner.host import Host, State, internal
+from local_runner.front import Front
+from local_runner.host import State
 from local_runner.ray_cluster import Cluster, Replicas
 from local_runner.ray_options import RayOptions
 from local_runner.script import Answer
-from local_runner.wire import body_of, error_from_body
-from scoring.errors import InternalError, MiiAzureError, NotReady, Overloaded, RequestTimeout
+from local_runner.wire import error_from_body
+from scoring.errors import InternalError, MiiAzureError, NotReady
 
 logger = logging.getLogger(__name__)
 
@@ -27,30 +27,23 @@ _LOOK_S = 0.5
 # Past these many replicas lost while they held one request, the request itself is suspected.
 _MOST_LOST = 3
 _PAUSE_S = 0.2
-_GRACE_S = 2.0  # a replica's own timeout speaks first
 _PATIENCE_S = 30.0  # for a node that could hold a replica
 _SILENCE_S = 5.0
 _STOP_S = 5.0  # for idle replicas to end
 _ELSEWHERE = {"not_ready", "rank_lost"}
-# They are for this front, and need not travel through the cluster.
-_CREDENTIALS = {"authorization", "x-api-key"}
 
 
-class RayHost(Host):
+class RayHost(Front):
     """The same interface as a Host in one process; `script` is only where the bundle is."""
 
     def __init__(self, bundle: Path, options: RayOptions) -> None:
-        super().__init__(bundle)
+        super().__init__(bundle, options.max_replicas)
         self._options = options
         self._cluster = Cluster(bundle, self.deployment, options)
-        self._of_one = self._slots
-        self._slots *= options.max_replicas
         self._replicas = Replicas()
         self._unary: Any = None
         self._streaming: Any = None
         self._looking: asyncio.Task[None] | None = None
-        self._busy = 0  # requests not answered yet
-        self._asked_again = 0
         self._lost: tuple[type[Exception], ...] = ()
         # Calls of Ray's that block; one thread, so that they keep their order.
         self._ray = ThreadPoolExecutor(1, thread_name_prefix="ray")
@@ -58,7 +51,7 @@ class RayHost(Host):
     async def load(self) -> None:
         """Deploy, and wait until a replica answers; raises what kept them from it and leaves the state at FAILED."""
         try:
-            handle = await self._call(self._cluster.deploy, self._of_one)
+            handle = await self._call(self._cluster.deploy, self._slots // self._copies)
             self._unary = handle.options(method_name="score")
             self._streaming = handle.options(method_name="stream", stream=True)
             self._lost = _lost_errors()
@@ -120,34 +113,7 @@ class RayHost(Host):
             "asked_again": self._asked_again,
         }
 
-    async def _score(self, raw: str, headers: Mapping[str, str]) -> Answer:
-        if not self.ready:
-            raise self.unready()
-        if self._busy >= self._slots:
-            raise Overloaded(f"{self._busy} requests are in flight already.", "Ask again later.")
-        self._busy += 1
-        try:
-            return await self._timed(raw, {key: headers[key] for key in headers if key.lower() not in _CREDENTIALS})
-        finally:
-            self._busy -= 1
-
-    @property
-    def _in_flight(self) -> int:
-        return self._busy + self._streams
-
-    async def _timed(self, raw: str, headers: dict[str, str]) -> Answer:
-        limit = self.deployment.limits.request_timeout_s
-        try:
-            async with asyncio.timeout(limit + _GRACE_S):
-                return await self._ask(raw, headers)
-        except TimeoutError:
-            raise RequestTimeout(f"No answer within {limit:g} s.", "Ask for less at once.") from None
-        except MiiAzureError:
-            raise
-        except Exception as error:
-            raise internal(error) from error
-
-    async def _ask(self, raw: str, headers: dict[str, str]) -> Answer:
+    async def ask(self, raw: str, headers: dict[str, str]) -> Answer:
         """The answer of a replica; another one is asked when it, or its node, is lost before it has answered."""
         streams, losses = '"stream"' in raw, _Losses()  # only a guess: a generator costs more, and most need none
         while True:
@@ -186,25 +152,8 @@ class RayHost(Host):
         stream = _Stream(response, raw, headers)
         return Answer(status, sent, chunks=stream, close=stream.close)
 
-    async def chunks(self, answer: Answer) -> AsyncGenerator[bytes, None]:
-        """The pieces of a streamed answer; closing this cancels the stream in its replica."""
-        began: float | None = time.perf_counter()
-        self._streams += 1
-        try:
-            async with contextlib.aclosing(self._pieces(answer)) as pieces:
-                async for piece in pieces:
-                    if began is not None:
-                        self.metrics.first_event(time.perf_counter() - began)
-                        began = None
-                    yield piece
-        except Exception as error:
-            known = error if isinstance(error, MiiAzureError) else internal(error)
-            yield b"data: " + body_of(known) + b"\n\n"
-        finally:
-            self._streams -= 1
-            answer.close()
-
-    async def _pieces(self, answer: Answer) -> AsyncGenerator[bytes, None]:
+    async def pieces(self, answer: Answer) -> AsyncGenerator[bytes, None]:
+        """Those of the replica that began, or of another one if it was lost before its first."""
         stream, losses = answer.chunks, _Losses()
         if not isinstance(stream, _Stream):
             raise InternalError("The answer is not a stream of this front's.")
@@ -220,7 +169,7 @@ class RayHost(Host):
                     ) from error
                 losses.add(error)
             self._asked_again += 1
-            again = await self._timed(stream.raw, stream.headers)
+            again = await self.ask_in_time(stream.raw, stream.headers)
             if not isinstance(again.chunks, _Stream):
                 yield b"data: " + again.body + b"\n\n"
                 return

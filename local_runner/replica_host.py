@@ -12,38 +12,32 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from local_runner import replica_options, wire
 from local_runner.errors import ReplicaLost, RunnerFailed
-from local_runner.host import Host, State, internal
+from local_runner.front import Front
+from local_runner.host import State
 from local_runner.replica_metrics import ReplicaMetrics, merged
 from local_runner.replica_options import ReplicaOptions
 from local_runner.replicas import Condition, Lost, Replica
 from local_runner.script import Answer
 from local_runner.tuning import Tuning
-from scoring.errors import InternalError, MiiAzureError, NotReady, Overloaded, RequestTimeout
+from scoring.errors import InternalError, NotReady
 
 _PAUSE_S = 0.02
-_GRACE_S = 2.0  # a replica's own timeout speaks first
 _ATTEMPTS = 2
 _LONGEST_METADATA = 200
-# They are for this front.
-_CREDENTIALS = {"authorization", "x-api-key"}
 
 
-class ReplicaHost(Host):
+class ReplicaHost(Front):
     """The same interface as a Host in one process; `script` is only where the bundle is."""
 
     def __init__(self, bundle: Path, options: ReplicaOptions) -> None:
-        self._copies = options.count
-        super().__init__(bundle)
+        super().__init__(bundle, options.count)
         self._sticky = options.sticky
-        self._busy = 0  # requests not answered yet
-        self._asked_again = 0
         self._turn = 0
         self._folder = Path(tempfile.mkdtemp(prefix="mii-azure-"))
         arguments = [options.log_format, "verbose" if options.verbose else "quiet"]
@@ -106,30 +100,10 @@ class ReplicaHost(Host):
             "asked_again": self._asked_again,
         }
 
-    async def _score(self, raw: str, headers: Mapping[str, str]) -> Answer:
-        if not self.ready:
-            raise self.unready()
-        if self._busy >= self._slots:
-            raise Overloaded(f"{self._busy} requests are in flight already.", "Ask again later.")
-        self._busy += 1
-        limit = self.deployment.limits.request_timeout_s
-        sent = {key.lower(): headers[key] for key in headers if isinstance(headers[key], str)}
-        try:
-            async with asyncio.timeout(limit + _GRACE_S):
-                answer = await self._ask(raw, {key: sent[key] for key in sent if key not in _CREDENTIALS})
-            return self._with_replicas(answer) if _asks_for_metadata(raw) else answer
-        except TimeoutError:
-            raise RequestTimeout(f"No answer within {limit:g} s.", "Ask for less at once.") from None
-        except MiiAzureError:
-            raise
-        except Exception as error:
-            raise internal(error) from error
-        finally:
-            self._busy -= 1
-
-    @property
-    def _in_flight(self) -> int:
-        return self._busy + self._streams
+    async def ask(self, raw: str, headers: dict[str, str]) -> Answer:
+        """A replica's answer, asked of a second one if the first is lost; metadata tells of all replicas."""
+        answer = await self._ask(raw, headers)
+        return self._with_replicas(answer) if _asks_for_metadata(raw) else answer
 
     async def _ask(self, raw: str, headers: dict[str, str]) -> Answer:
         lost: list[int] = []
@@ -166,25 +140,6 @@ class ReplicaHost(Host):
             return answer
         told = {**json.loads(answer.body), "replicas": [replica.facts() for replica in self.replicas]}
         return Answer(answer.status, answer.headers, json.dumps(told, ensure_ascii=False).encode())
-
-    async def chunks(self, answer: Answer) -> AsyncGenerator[bytes, None]:
-        """The pieces of a streamed answer; closing this cancels the stream in its replica."""
-        began: float | None = time.perf_counter()
-        self._streams += 1
-        try:
-            if not isinstance(answer.chunks, AsyncIterator):
-                raise InternalError("The answer is not a stream of this front's.")
-            async for piece in answer.chunks:
-                if began is not None:
-                    self.metrics.first_event(time.perf_counter() - began)
-                    began = None
-                yield piece
-        except Exception as error:
-            known = error if isinstance(error, MiiAzureError) else internal(error)
-            yield b"data: " + wire.body_of(known) + b"\n\n"
-        finally:
-            self._streams -= 1
-            answer.close()
 
     async def _end(self, left: float) -> None:
         await asyncio.gather(*(replica.stop(left) for replica in self.replicas))

@@ -91,7 +91,7 @@ async def read(host: RayHost, raw: str) -> list[bytes]:
 async def test_a_lost_request_is_asked_of_another_replica(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unary = Handle(Reply(Gone()), Reply(Gone()), Reply(WHOLE))
     host = front(bundle, monkeypatch, unary)
-    answer = await host.score("a", {"x-request-id": "1", "Authorization": "Bearer secret", "x-api-key": "secret"})
+    answer = await host.score("a", {"X-Request-Id": "1", "Authorization": "Bearer secret", "x-api-key": "secret"})
     assert (answer.status, answer.body) == (200, WHOLE[2])
     assert unary.asked == [("a", {"x-request-id": "1"})] * 3, "the same request, without the front's credentials"
     assert host.statistics()["asked_again"] == 2
@@ -135,7 +135,7 @@ async def test_other_refusals_are_the_answer(bundle: Path, monkeypatch: pytest.M
 async def test_a_timeout_and_a_client_that_leaves_cancel_the_call(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, own_bundle: Callable[..., Path]
 ) -> None:
-    monkeypatch.setattr("local_runner.ray_host._GRACE_S", 0.0)
+    monkeypatch.setattr("local_runner.front._GRACE_S", 0.0)
     unary = Handle(Reply("hang"))
     with pytest.raises(RequestTimeout):
         await front(own_bundle(request_timeout_s=0.05), monkeypatch, unary).score("a", {})
