@@ -86,10 +86,28 @@ class _Scoring:
         yield GaugeMetricFamily("mii_azure_active_rows", "Rows that wait or run.", told["active"])
         yield CounterMetricFamily("mii_azure_prompt_tokens", "Tokens taken in.", told["prompt_tokens"])
         yield CounterMetricFamily("mii_azure_generated_tokens", "Tokens generated.", told["generated_tokens"])
+        yield from _tokens(told)
         stages = HistogramMetricFamily("mii_azure_stage_seconds", "Time per stage of scoring.", labels=["stage"])
         for name, stage in told["stages"].items():
             stages.add_metric([name], [tuple(bucket) for bucket in stage["buckets"]], stage["sum"])
         yield stages
-        rows = told["batch_rows"]
-        buckets = [tuple(bucket) for bucket in rows["buckets"]]
-        yield HistogramMetricFamily("mii_azure_batch_rows", "Rows per forward.", buckets=buckets, sum_value=rows["sum"])
+        yield _histogram("mii_azure_batch_rows", "Rows per forward.", told["batch_rows"])
+
+
+def _tokens(told: dict[str, Any]) -> Iterator[Metric]:
+    """What generation tells of its tokens; a bundle made before these were told has none."""
+    if "first_token" in told:
+        text = "From a row's arrival in the queue to its first token."
+        yield _histogram("mii_azure_time_to_first_token_seconds", text, told["first_token"])
+        text = "From a token of a row to its next."
+        yield _histogram("mii_azure_inter_token_latency_seconds", text, told["next_token"])
+    if "kv_tokens" in told:
+        held, capacity = told["kv_tokens"], told["kv_capacity"]
+        yield GaugeMetricFamily("mii_azure_kv_cache_tokens", "Tokens that rows hold keys and values of.", held)
+        yield GaugeMetricFamily("mii_azure_kv_cache_capacity_tokens", "Most tokens that they may hold.", capacity)
+        usage = held / capacity if capacity else 0.0
+        yield GaugeMetricFamily("mii_azure_kv_cache_usage_ratio", "Tokens held, of those that may be.", usage)
+
+
+def _histogram(name: str, text: str, told: dict[str, Any]) -> HistogramMetricFamily:
+    return HistogramMetricFamily(name, text, [tuple(bucket) for bucket in told["buckets"]], told["sum"])

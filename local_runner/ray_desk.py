@@ -9,7 +9,7 @@ from local_runner import manifest
 TELL_S = 1.0
 _GONE_S = 10.0
 # What is there now; all else counts since the start, and stays counted when a replica goes.
-_NOW = {"waiting": 0, "active": 0}
+_NOW = ("waiting", "active", "kv_tokens", "kv_capacity")
 
 
 class Desk:
@@ -49,7 +49,12 @@ class Desk:
         for replica, (when, statistics) in list(self._told.items()):
             if when < oldest:
                 del self._told[replica]
-                self._gone = merged([each for each in (self._gone, {**statistics, **_NOW}) if each])
+                self._gone = merged([each for each in (self._gone, _over(statistics)) if each])
         every = [self._gone, *(statistics for _, statistics in self._told.values())]
         found: dict[str, Any] = merged([each for each in every if each])
         return found
+
+
+def _over(statistics: dict[str, Any]) -> dict[str, Any]:
+    """What a replica that is gone counted; it holds nothing any more."""
+    return {name: 0 if name in _NOW else value for name, value in statistics.items()}

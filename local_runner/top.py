@@ -77,7 +77,12 @@ def _rows(now: Samples, grown: Samples, seconds: float) -> Iterator[tuple[str, s
     yield "queue, rows", f"{now.get('mii_azure_queue_rows', 0):.0f}"
     yield "active, rows", f"{now.get('mii_azure_active_rows', 0):.0f}"
     yield "answer ms, mean", _mean(grown, "mii_azure_request_seconds", "", 1e3)
-    yield "first token ms, mean", _mean(grown, "mii_azure_first_token_seconds", "", 1e3)
+    yield "first event ms, mean", _mean(grown, "mii_azure_first_token_seconds", "", 1e3)
+    yield "time to first token ms, mean", _mean(grown, "mii_azure_time_to_first_token_seconds", "", 1e3)
+    yield "time per token ms, mean", _mean(grown, "mii_azure_inter_token_latency_seconds", "", 1e3)
+    if "mii_azure_kv_cache_tokens" in now:
+        held, most = now["mii_azure_kv_cache_tokens"], now["mii_azure_kv_cache_capacity_tokens"]
+        yield "KV cache, tokens", f"{held:,.0f} of {most:,.0f} ({held / most if most else 0:.1%})"
     yield "batch rows, mean", _mean(grown, "mii_azure_batch_rows", "", 1)
     for stage in _STAGES:
         yield f"{stage} ms, mean", _mean(grown, "mii_azure_stage_seconds", f",{stage}", 1e3)

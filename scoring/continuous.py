@@ -53,6 +53,12 @@ class Continuous:
         """Rows on slots."""
         return len(self._filling) + len(self._decoding)
 
+    @property
+    def cache(self) -> dict[str, int]:
+        """Tokens whose keys and values rows hold on slots now, and most that may."""
+        held = sum(self.decoder.lengths[running.slot] for running in (*self._filling, *self._decoding))
+        return {"kv_tokens": held, "kv_capacity": min(self._capacity, self.decoder.slots * self.decoder.max_length)}
+
     def fits(self, row: "Row") -> bool:
         """Whether a row can be added now; always true when there is none."""
         taken = sum(running.row.footprint for running in (*self._filling, *self._decoding))
@@ -129,6 +135,7 @@ class Continuous:
             for running in batch:
                 running.failure = error
             return
+        self._task.statistics.tokens(running.row for running in batch if not running.ended)
         for running, token in zip(batch, tokens, strict=True):
             try:
                 take(self._task, running, token)

@@ -7,13 +7,14 @@ import bisect
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 logger = logging.getLogger("mii_azure.statistics")
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_TOKEN = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 5.0)
 _ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 #: parse, encode and decode of a request; queue of a row; forward of a batch, or one step of a decoder's slots.
 STAGES = ("parse", "encode", "queue", "forward", "decode")
@@ -33,6 +34,12 @@ class Histogram:
             self._counts[bisect.bisect_left(self._bounds, value)] += 1
             self._sum += value
 
+    def add_all(self, values: Iterable[float]) -> None:
+        with self._lock:
+            for value in values:
+                self._counts[bisect.bisect_left(self._bounds, value)] += 1
+                self._sum += value
+
     def to_dict(self) -> dict[str, Any]:
         """`buckets` pairs each upper bound with the count up to it; the last bound is `+Inf`."""
         with self._lock:
@@ -44,12 +51,22 @@ class Histogram:
         return {"buckets": buckets, "sum": total}
 
 
+class Timed(Protocol):
+    """A row whose tokens are timed; by `perf_counter`, 0 where that has not been."""
+
+    queued: float
+    token_at: float
+
+
 class Statistics:
     """The counts of one engine; safe to use from any thread."""
 
     def __init__(self) -> None:
         self.stages = {name: Histogram(_SECONDS) for name in STAGES}
         self.batch = Histogram(_ROWS)
+        self.first_token = Histogram(_SECONDS)  # from the queue to a row's first token
+        self.next_token = Histogram(_TOKEN)  # from each of a row's tokens to the next
+        self.cache: dict[str, int] = {}  # of keys and values, in tokens: kv_tokens, kv_capacity; empty without slots
         self._counters = {"prompt_tokens": 0, "generated_tokens": 0}
         self._lock = threading.Lock()
 
@@ -62,6 +79,21 @@ class Statistics:
         finally:
             self.stages[stage].add(time.perf_counter() - began)
 
+    def tokens(self, rows: Iterable[Timed]) -> None:
+        """Each of these rows has just been given its next token; rows that were never queued are left out."""
+        now = time.perf_counter()
+        later = []
+        for row in rows:
+            if row.token_at:
+                later.append(now - row.token_at)
+            elif row.queued:
+                self.first_token.add(now - row.queued)
+            else:
+                continue
+            row.token_at = now
+        if later:
+            self.next_token.add_all(later)
+
     def count(self, name: str, amount: int) -> None:
         with self._lock:
             self._counters[name] += amount
@@ -70,7 +102,14 @@ class Statistics:
         with self._lock:
             counters = dict(self._counters)
         stages = {name: histogram.to_dict() for name, histogram in self.stages.items()}
-        return {"stages": stages, "batch_rows": self.batch.to_dict(), **counters}
+        return {
+            "stages": stages,
+            "batch_rows": self.batch.to_dict(),
+            "first_token": self.first_token.to_dict(),
+            "next_token": self.next_token.to_dict(),
+            **self.cache,
+            **counters,
+        }
 
 
 class Phase:

@@ -12,6 +12,7 @@ import torch
 from scoring.config import Limits
 from scoring.errors import InvalidInput, LoadError, PromptTooLong
 from scoring.schemas import Strict, TaskSchema
+from scoring.statistics import Statistics
 from scoring.tasks import task_schema
 
 #: The key of rows that join and leave a batch between its steps.
@@ -45,6 +46,8 @@ class Row:
     cancelled: threading.Event = field(default_factory=threading.Event)
     new_tokens: int = 0  # that the forward may add
     copies: int = 1  # of the sequence that run at once: beams, answers
+    queued: float = 0.0  # when, by perf_counter; 0: it runs outside the engine
+    token_at: float = 0.0  # when its last token came
 
     @property
     def tokens(self) -> int:
@@ -62,6 +65,10 @@ class Slots(Protocol):
     @property
     def active(self) -> int:
         """Rows on slots."""
+
+    @property
+    def cache(self) -> dict[str, int]:
+        """Tokens whose keys and values are held for rows, and most that may be: kv_tokens, kv_capacity."""
 
     def fits(self, row: Row) -> bool:
         """Whether a row can be added now; always true when there is none."""
@@ -82,6 +89,8 @@ class Task(ABC):
 
     #: What a forward of several steps does between them; the engine sets it.
     between: Callable[[], None] = staticmethod(_nothing)
+    #: Where a task counts what only it can see; the engine's, once there is one.
+    statistics: Statistics = Statistics()
 
     name: ClassVar[str]
     auto_class: ClassVar[str]  # of transformers

@@ -309,11 +309,13 @@ class Watch:
         wanted = not searching and any(row.emit or row.parameters.stop for row in rows)
         each = rows[0].parameters["num_return_sequences"]
         self._followers = [Follower(task, row) for row in rows for _ in range(each)] if wanted else []
+        self._over = [False] * (len(rows) * each)  # sequences that met an end token
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         self._task.between()
         each = input_ids.shape[0] // len(self._rows)
         done = [row.cancelled.is_set() for row in self._rows for _ in range(each)]
+        self._time(input_ids[:, -1], each)
         if self._followers:
             for index, token in enumerate(input_ids[:, -1].tolist()):
                 done[index] |= self._followers[index].push(token)
@@ -323,6 +325,15 @@ class Watch:
                 text = self._task.tokenizer.decode(tokens, skip_special_tokens=True)
                 done[index] |= stop_at(text, stop) is not None
         return torch.tensor(done, device=input_ids.device)
+
+    def _time(self, tokens: torch.Tensor, each: int) -> None:
+        """A row is given a token a step, until none of its sequences goes on; beams end all at once."""
+        live = [self._searching or not all(self._over[i * each : (i + 1) * each]) for i in range(len(self._rows))]
+        self._task.statistics.tokens(row for row, going in zip(self._rows, live, strict=True) if going)
+        if not self._searching:
+            self._over = [
+                over or token in self._task.eos for over, token in zip(self._over, tokens.tolist(), strict=True)
+            ]
 
 
 class Follower:

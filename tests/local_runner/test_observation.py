@@ -65,6 +65,9 @@ def test_metrics_count_what_was_done(http: httpx.Client) -> None:
     assert grown("mii_azure_request_seconds_count") == 3
     assert grown("mii_azure_first_token_seconds_count") == 1
     assert grown("mii_azure_generated_tokens_total") == 10
+    assert grown("mii_azure_time_to_first_token_seconds_count") == 2
+    assert grown("mii_azure_inter_token_latency_seconds_count") == 2 * 4
+    assert 0 < grown("mii_azure_inter_token_latency_seconds_sum") < grown("mii_azure_request_seconds_sum") + 60
     assert grown("mii_azure_prompt_tokens_total") > 0
     assert grown("mii_azure_stage_seconds_count,parse") == 3
     assert grown("mii_azure_stage_seconds_count,queue") == 2

@@ -44,12 +44,19 @@ def test_rates_and_means_are_of_what_grew() -> None:
         "mii_azure_stage_seconds_sum,forward": 1.5,
         "mii_azure_stage_seconds_count,forward": 20.0,
         "mii_azure_generated_tokens_total": 500.0,
+        "mii_azure_inter_token_latency_seconds_sum": 3.0,
+        "mii_azure_inter_token_latency_seconds_count": 400.0,
+        "mii_azure_kv_cache_tokens": 300.0,
+        "mii_azure_kv_cache_capacity_tokens": 1200.0,
     }
     text = shown(now, before, 2.0)
     assert re.search(r"requests +10.0/s", text)
     assert re.search(r"forward ms, mean +50.00", text)
     assert re.search(r"tokens out +200.0/s", text)
     assert re.search(r"encode ms, mean +-", text)
+    assert re.search(r"time per token ms, mean +7.50", text)
+    assert re.search(r"KV cache, tokens +300 of 1,200 \(25.0%\)", text)
+    assert "KV cache" not in shown(before)
     assert re.search(r"forward ms, mean +75.00", shown(now))
 
 
@@ -68,13 +75,15 @@ def test_documents_name_metrics_that_exist(document: str) -> None:
     from local_runner.metrics import Metrics
     from scoring.statistics import Statistics
 
-    told = {"phase": "ready", "phase_seconds": 1.0, "waiting": 0, "active": 0, **Statistics().to_dict()}
+    statistics = Statistics()
+    statistics.cache = {"kv_tokens": 3, "kv_capacity": 12}
+    told = {"phase": "ready", "phase_seconds": 1.0, "waiting": 0, "active": 0, **statistics.to_dict()}
     metrics = Metrics(lambda: told)
     metrics.answered(200, 0.1)
     exposed = metrics.expose().decode()
     text = (DOCS / document).read_text(encoding="utf-8")
     if document.endswith(".json"):
-        assert len({panel["id"] for panel in json.loads(text)["panels"]}) == 8
+        assert len({panel["id"] for panel in json.loads(text)["panels"]}) == 10
     named = set(re.findall(r"\bmii_azure_[a-z_]+[a-z]\b", text))
     assert len(named) >= 10
     assert [name for name in named if name not in exposed] == []

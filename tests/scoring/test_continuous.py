@@ -355,3 +355,46 @@ def test_draining_finishes_what_is_on_slots(gpt2: Served, monkeypatch: pytest.Mo
     steps.go.set()
     assert engine.drain(20)
     assert [len(output[0]) for output in job.future.result(0)] == [100] * (SLOTS + 1)
+
+
+# -- what is told ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parameters", [{}, {"num_beams": 2}, {"no_repeat_ngram_size": 2}])
+def test_every_token_is_timed(gpt2: Served, parameters: Ask) -> None:
+    before = gpt2.service.statistics()
+    gpt2.ok(["The", "Hello"], max_new_tokens=5, min_new_tokens=5, **parameters)
+    after = gpt2.service.statistics()
+
+    def grown(name: str) -> int:
+        return int(after[name]["buckets"][-1][1] - before[name]["buckets"][-1][1])
+
+    assert (grown("first_token"), grown("next_token")) == (2, 2 * 4)
+    assert 0 < after["first_token"]["sum"] < 20
+    assert 0 < after["next_token"]["sum"] < 20
+
+
+def test_tokens_held_on_slots_are_told(gpt2: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = Steps(gpt2, monkeypatch)
+    steps.go.clear()
+    rows_ = [forever(gpt2), forever(gpt2)]
+    job = gpt2.service.engine.submit(rows_)
+    until(lambda: len(steps.batches) == 1)
+    gone = gpt2.service.engine.submit([forever(gpt2)])
+    gone.cancel()
+    steps.go.set()
+    job.future.result(20)
+    until(lambda: gpt2.service.engine.depth() == 0)
+    told = gpt2.service.statistics()
+    decoder = gpt2.service.loaded.model.static_decoder
+    assert told["kv_tokens"] == 0
+    assert told["kv_capacity"] == min(Limits().max_batch_tokens, decoder.slots * decoder.max_length)
+    slots: Any = gpt2.service.task.slots(gpt2.service.deployment.limits)
+    slots.add(rows_[0], lambda output: None)
+    slots.step()
+    assert slots.cache["kv_tokens"] == rows_[0].tokens
+    slots.step()
+    assert slots.cache["kv_tokens"] == rows_[0].tokens + 1
+    rows_[0].cancelled.set()
+    slots.step()
+    assert slots.cache["kv_tokens"] == 0
