@@ -64,7 +64,10 @@ class ZeroInference(Pass):
         names = [name for name, _ in model.named_parameters()]
         try:
             deepspeed = join(0, 1, free_port(), device, _TIMEOUT_S)
-            engine, *_ = deepspeed.initialize(model=model, config=self._config(model, device))
+            config = self._config(model, device)
+            # One parameter at a time: `initialize` alone moves the whole model to the GPU first, which cannot hold it.
+            deepspeed.zero.Init(module=model, config_dict_or_path=config, dtype=model.dtype)
+            engine, *_ = deepspeed.initialize(model=model, config=config)
         except Exception as error:
             leave()
             raise PassRefused(f"DeepSpeed failed: {(str(error).strip().splitlines() or [''])[0][:200]}") from error
@@ -93,6 +96,7 @@ class ZeroInference(Pass):
         zero = {
             "stage": 3,
             "offload_param": offload,
+            "memory_efficient_linear": False,  # it would replace torch's own for the whole process
             # A layer is fetched while the one before computes; no weight is kept for the next token.
             "stage3_prefetch_bucket_size": layer,
             "stage3_max_live_parameters": _LIVE_LAYERS * layer,

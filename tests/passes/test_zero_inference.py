@@ -1,5 +1,6 @@
 """ZeRO-Inference on a CPU: the tokens of plain transformers, and a model that is whole again afterwards."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,10 +8,15 @@ import pytest
 import torch
 import transformers
 
+from scoring.config import Deployment, Optimisation
+from scoring.deepspeed_host import leave
+from scoring.loader import load_with
 from scoring.passes import zero_inference
 from scoring.passes.base import Facts, Hardware, PassRefused
-from scoring.passes.catalogue import reference_of
+from scoring.passes.catalogue import catalogue, reference_of
 from scoring.passes.zero_inference import ZeroInference
+from scoring.service import Service
+from scoring.tasks import task_class
 from tests.conftest import Tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # DeepSpeed warns a lot
@@ -21,12 +27,14 @@ CPU = Hardware("cpu", "cpu", (0, 0), 0, 0, False)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_decoder(tiny: Tiny, family: str) -> None:
+def test_decoder(tiny: Tiny, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tiny(family, "text-generation")
     model, plain = (transformers.AutoModelForCausalLM.from_pretrained(folder).eval() for _ in range(2))
     told = reference_of("text-generation")(model)
     each = ZeroInference(forced=True)
-    applied = each.apply(model)
+    with monkeypatch.context() as patch:  # a GPU that is too small cannot take the whole model for a moment either
+        patch.setattr(type(model), "to", lambda *_, **__: pytest.fail("the model was moved as a whole"))
+        applied = each.apply(model)
     assert applied.count == len(list(plain.parameters()))
     assert all(parameter.numel() == 0 for parameter in model.parameters())  # they wait elsewhere
     assert each.verify(model, told) < 1e-5
@@ -50,6 +58,26 @@ def test_encoder(tiny: Tiny) -> None:
     applied = each.apply(model)
     assert each.verify(model, told) < 1e-5
     applied.undo()
+
+
+def test_served_through_the_loader(tiny: Tiny) -> None:
+    """Forced in a deployment's settings: chosen before the weights are read, applied, verified, and told."""
+    folder = tiny("opt", "text-generation")
+    asked = Optimisation(on=("zero_inference",))
+    deployment = Deployment(name="t", task="text-generation", optimisation=asked)
+    loaded, chosen = load_with(catalogue(deployment), deployment, folder)
+    service = Service(deployment, loaded, task_class("text-generation")(loaded, "text-generation"), {})
+    service.start(chosen)
+    states = service.metadata()["optimisations"]
+    assert states["zero_inference"] == "applied"
+    assert states["static_decode"] == "not taken"
+    plain = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    ids = loaded.tokenizer("hello", return_tensors="pt")
+    wanted = plain.generate(**ids, max_new_tokens=5, do_sample=False)[0, ids["input_ids"].shape[1] :]
+    reply = service.answer('{"inputs": "hello", "parameters": {"max_new_tokens": 5, "return_full_text": false}}')
+    assert json.loads(reply.body)[0]["generated_text"] == loaded.tokenizer.decode(wanted, skip_special_tokens=True)  # type: ignore[arg-type]
+    loaded.model.zero_engine.engine.destroy()
+    leave()
 
 
 def test_failure_inside_deepspeed_is_a_refusal(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
