@@ -156,7 +156,7 @@ class Replica:
             if self._ready_since and time.monotonic() - self._ready_since > _STEADY_S:
                 self._pause_s = _FIRST_PAUSE_S
             self._ready_since = 0.0
-            logger.warning("Replica %d: %s; it is started again in %g s.", self.index, self.failure, self._pause_s)
+            logger.warning("%s It is started again in %g s.", self.failure, self._pause_s)
             await asyncio.sleep(self._pause_s)
             self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
             self.restarts += 1
