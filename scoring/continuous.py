@@ -17,6 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from scoring.decode import Decoder, Pending
+from scoring.memory import give_back, is_short
 from scoring.tasks.slotted import Running, open_slot, take
 
 if TYPE_CHECKING:
@@ -103,11 +104,14 @@ class Continuous:
             parts.append((running, ids))
         pieces = dict(parts)
         chosen = [running for running, _ in parts]
-        self._apart(
+        filled = self._apart(
             chosen, lambda batch: self.decoder.prefill_many([(running.slot, pieces[running]) for running in batch])
         )
+        for running in [running for batch, _ in filled for running in batch]:
+            running.filled += len(pieces[running])
         for running, ids in parts:
-            running.filled += len(ids)
+            if is_short(running.failure) and len(ids) > _LEAST_PROMPT:
+                self._take_smaller_pieces(running, len(ids))
         whole = [running for running in chosen if running.filled == running.row.tokens and not running.failure]
         self._filling = [running for running in self._filling if running not in whole]
         self._decoding += whole
@@ -115,18 +119,32 @@ class Continuous:
             running.enqueued = 1
         return self._apart(whole, lambda batch: self.decoder.sample([running.slot for running in batch]))
 
+    def _take_smaller_pieces(self, running: Running, tokens: int) -> None:
+        """A piece of a prompt ran out of memory by itself: try again with half of it, from now on for all."""
+        running.failure = None
+        self.budget = max(_LEAST_PROMPT, tokens // 2)
+        logger.warning("%d tokens of a prompt ran out of memory; a step takes at most %d now", tokens, self.budget)
+
     def _apart(self, batch: list[Running], call: Callable[[list[Running]], Any]) -> list[tuple[list[Running], Any]]:
-        """Call with all rows; if that fails, with each alone, so that only those that cannot be computed fail."""
+        """Call with all rows; if that fails, with each alone, so that only those that cannot be computed fail.
+
+        Where memory was short, with half of them.
+        """
         if not batch:
             return []
         try:
             return [(batch, call(batch))]
         except Exception as error:
-            if len(batch) == 1:
-                batch[0].failure = error
-                return []
-            logger.warning("a step of %d rows failed (%s); trying each alone", len(batch), type(error).__name__)
-            return [found for running in batch for found in self._apart([running], call)]
+            failed = error
+        if is_short(failed):  # not within the handler, which would keep the memory of the failed call
+            give_back(failed)
+        if len(batch) == 1:
+            batch[0].failure = failed
+            return []
+        size = len(batch) // 2 if is_short(failed) else 1
+        logger.warning("a step of %d rows failed (%s); trying %d at once", len(batch), type(failed).__name__, size)
+        parts = [batch[at : at + size] for at in range(0, len(batch), size)]
+        return [found for part in parts for found in self._apart(part, call)]
 
     def _read(self, batch: list[Running], pending: Pending) -> None:
         try:

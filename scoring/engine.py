@@ -18,6 +18,7 @@ from typing import Any
 
 from scoring.config import Limits
 from scoring.errors import NotReady, Overloaded
+from scoring.memory import Largest, give_back, is_short
 from scoring.spans import note
 from scoring.statistics import Statistics
 from scoring.tasks.base import SLOTS, Row, Slots, Task
@@ -66,6 +67,7 @@ class Engine:
         self._waiting: deque[Waiting] = deque()
         self._changed = threading.Condition()
         self.statistics = task.statistics = Statistics()
+        self._largest = Largest(task.unit)
         self._running = 0  # rows of the batch
         self._on_slots = 0
         self._draining = False
@@ -215,13 +217,16 @@ class Engine:
         self._waiting = deque(entry for entry in self._waiting if not entry[2].cancelled.is_set())
 
     def _execute(self, batch: list[Waiting]) -> None:
+        failed: Exception | None = None
         try:
             self.statistics.batch.add(len(batch))
             with self.statistics.timed("forward"):
                 outputs = self._task.forward([row for _, _, row in batch])
             answered = list(zip(batch, outputs, strict=True))
         except Exception as error:
-            self._isolate(batch, error)
+            failed = error
+        if failed is not None:  # not within the handler, which would keep the memory of the failed call
+            self._isolate(batch, failed)
             return
         for (job, position, _), output in answered:
             self._deliver(job, position, output)
@@ -229,12 +234,14 @@ class Engine:
     def _deliver(self, job: Job, position: int, output: Any) -> None:
         """Take a row's output, or what it failed with; the last output of a request answers it."""
         job.ended = time.perf_counter()
+        row = job.rows[position]
         if isinstance(output, Exception):
             job.cancel()  # its other rows need not run
             if not job.future.done():
-                job.future.set_exception(output)
+                job.future.set_exception(self._largest.refusal(row.footprint) if is_short(output) else output)
             return
-        if job.rows[position].new_tokens:
+        self._largest.note(row.footprint)
+        if row.new_tokens:
             self.statistics.count("generated_tokens", generated(output))
         job.outputs[position] = output
         if len(job.outputs) == len(job.rows) and not job.future.done():
@@ -243,15 +250,19 @@ class Engine:
     def _isolate(self, batch: list[Waiting], error: Exception) -> None:
         """A batch failed: find the requests that fail on their own, so that the others are still answered."""
         jobs = list(dict.fromkeys(job for job, _, _ in batch))
-        if len(jobs) > 1:
+        short = is_short(error)
+        if short:
+            give_back(error)
+        if short and len(batch) > 1:
+            logger.warning("a batch of %d rows ran out of memory; running its halves", len(batch))
+            half = len(batch) // 2
+            self._execute(batch[:half])
+            self._execute(batch[half:])
+        elif len(jobs) > 1:
             logger.warning(
                 "a batch of %d requests failed (%s); running them one by one", len(jobs), type(error).__name__
             )
             for job in jobs:
                 self._execute([entry for entry in batch if entry[0] is job])
-        elif len(batch) > 1 and "out of memory" in str(error).lower():
-            half = len(batch) // 2
-            self._execute(batch[:half])
-            self._execute(batch[half:])
         else:
             self._deliver(*batch[0][:2], error)

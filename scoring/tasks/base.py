@@ -92,6 +92,7 @@ class Task(ABC):
     #: Where a task counts what only it can see; the engine's, once there is one.
     statistics: Statistics = Statistics()
 
+    unit: ClassVar[str] = "tokens"  # of a row's footprint
     name: ClassVar[str]
     auto_class: ClassVar[str]  # of transformers
 

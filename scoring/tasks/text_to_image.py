@@ -37,6 +37,8 @@ class Drawing:
 class TextToImage(Task):
     """Prompts with equal sizes and steps share a batch; guidance, seed and negative prompt are each row's own."""
 
+    unit = "positions of text and image"
+
     def size(self, parameters: TextToImageParameters) -> tuple[int, int]:
         """Height and width, pixels: the request's, else the model's own."""
         height, width = self.model.native_size

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from scoring.config import Limits
 from scoring.continuous import Continuous
@@ -306,7 +307,7 @@ def test_a_prompt_that_fails_fails_alone(gpt2: Served, monkeypatch: pytest.Monke
 
     def failing(parts: Any) -> Any:
         if any(list(ids) == poison for _, ids in parts):
-            raise MemoryError
+            raise ValueError("no number")
         return prefill(parts)
 
     monkeypatch.setattr(decoder, "prefill_many", failing)
@@ -315,6 +316,84 @@ def test_a_prompt_that_fails_fails_alone(gpt2: Served, monkeypatch: pytest.Monke
         statuses = list(pool.map(gpt2, ask))
     assert [status for status, _ in statuses] == [200, 500, 200]
     assert [statuses[0][1], statuses[2][1]] == wanted
+
+
+def test_a_step_that_runs_out_of_memory_is_halved(gpt2: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = [gpt2.ok(text, max_new_tokens=6) for text in ("Hello", "12", "The", "a")]
+    steps = Steps(gpt2, monkeypatch)
+    decoder = gpt2.service.loaded.model.static_decoder
+    step, prefill = decoder.step, decoder.prefill_many
+
+    def full(slots: Any) -> Any:
+        if len(slots) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return step(slots)
+
+    def full_prefill(parts: Any) -> Any:
+        if len(parts) > 3:
+            raise MemoryError
+        return prefill(parts)
+
+    monkeypatch.setattr(decoder, "step", full)
+    monkeypatch.setattr(decoder, "prefill_many", full_prefill)
+    assert gpt2.ok(["Hello", "12", "The", "a"], max_new_tokens=6) == wanted
+    assert {len(batch) for batch in steps.batches} == {2}
+    assert [len(parts) for parts in steps.prompts] == [2, 2]
+
+
+def test_a_prompt_too_large_for_the_memory_comes_in_smaller_pieces(
+    gpt2: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = gpt2.ok(LONG, max_new_tokens=6)
+    decoder = gpt2.service.loaded.model.static_decoder
+    prefill = decoder.prefill_many
+    taken: list[int] = []
+
+    def full(parts: Any) -> Any:
+        if (tokens := sum(len(ids) for _, ids in parts)) > 20:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        taken.append(tokens)
+        return prefill(parts)
+
+    monkeypatch.setattr(decoder, "prefill_many", full)
+    [row] = rows(gpt2, LONG, max_new_tokens=6)
+    assert gpt2.ok(LONG, max_new_tokens=6) == wanted
+    assert sum(taken) == row.tokens
+    assert len(taken) > 1
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_a_row_on_slots_that_does_not_fit_the_memory_fails_alone(
+    gpt2: Served, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    wanted = gpt2.ok("Hello", max_new_tokens=12)
+    [hello] = rows(gpt2, "Hello", max_new_tokens=12)
+    decoder = gpt2.service.loaded.model.static_decoder
+    prefill = decoder.prefill_many
+    limit = hello.tokens
+
+    def full(parts: Any) -> Any:
+        if any(len(ids) > limit for _, ids in parts):
+            raise error
+        return prefill(parts)
+
+    monkeypatch.setattr(decoder, "prefill_many", full)
+    monkeypatch.setattr("scoring.continuous._LEAST_PROMPT", 10**6)
+    [large] = rows(gpt2, LONG, max_new_tokens=12)
+    with ThreadPoolExecutor(2) as pool:
+        ask: list[Ask] = [{"inputs": text, "parameters": {"max_new_tokens": 12}} for text in ("Hello", LONG)]
+        fits, refused = pool.map(gpt2, ask)
+    assert fits == (200, wanted)
+    status, answer = refused
+    assert (status, answer["error"]["code"]) == (413, "payload_too_large")
+    assert f"{large.footprint} tokens do not fit" in answer["error"]["message"]
+    assert f"up to {hello.footprint} tokens have been served" in answer["error"]["message"]
+    limit = 0
+    reply = gpt2.service.answer(json.dumps({"inputs": "Hello", "parameters": {"max_new_tokens": 12}}))
+    assert (reply.status, reply.headers) == (503, {"Retry-After": "1"})
+    assert b"device_full" in reply.body  # type: ignore[operator]
+    limit = hello.tokens
+    assert gpt2.ok("Hello", max_new_tokens=12) == wanted
 
 
 def test_a_full_queue_is_429_while_the_slots_run(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:

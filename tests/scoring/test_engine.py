@@ -197,6 +197,41 @@ def test_a_batch_too_large_for_the_memory_is_halved(gated: Any) -> None:
     assert [len(batch) for batch in gate.batches] == [5, 2, 3, 1, 2]
 
 
+def test_a_row_that_does_not_fit_the_memory_is_413_and_503_where_it_once_did(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, pool: ThreadPoolExecutor
+) -> None:
+    served = Served(tiny("bert", TASK), TASK)
+    gate = Gate(served, monkeypatch)
+    large = "a longer text than the others were"
+    length = {text: len(served.service.loaded.tokenizer(text)["input_ids"]) for text in ("a", large)}
+    most = length["a"]
+
+    def fail(rows: Sequence[Row]) -> None:
+        if any(row.tokens > most for row in rows):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    gate.before = fail
+    replies = [block(gate, pool), *(pool.submit(gate.send, text) for text in ("a", large, ["a", "a"]))]
+    gate.waiting(4)
+    gate.open.set()
+    most = length["a"]
+    answers = [reply.result(30) for reply in replies]
+    error = body(gate.send(large))["error"]
+    assert [answer.status for answer in answers[1:]] == [200, 413, 200]
+    assert error["message"] == (
+        f"{length[large]} tokens do not fit the device's memory; "
+        f"requests of up to {length['a']} tokens have been served."
+    )
+    most = length[large]
+    assert gate.send(large).status == 200
+    most = length["a"]
+    reply = gate.send(large)
+    assert (reply.status, body(reply)["error"]["code"]) == (503, "device_full")
+    assert reply.headers == {"Retry-After": "1"}
+    assert gate.send("a").status == 200
+    assert served.service.drain(5)
+
+
 def test_numbers_that_are_not_finite_are_an_error(gated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = gated()
     monkeypatch.setattr(gate.served.service.task, "forward", lambda rows: [torch.full((3,), torch.nan)] * len(rows))
