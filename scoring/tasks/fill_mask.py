@@ -33,16 +33,18 @@ class FillMask(EncoderTask):
 
     def __init__(self, loaded: Loaded, name: str) -> None:
         super().__init__(loaded, name)
-        if self.tokenizer.mask_token_id is None:
+        # Properties of a tokenizer are slow.
+        self._mask, self._mask_id = self.tokenizer.mask_token, self.tokenizer.mask_token_id
+        self._pad_id = self.tokenizer.pad_token_id
+        if self._mask_id is None:
             raise LoadError("The tokenizer has no mask token.", "Choose a model that was trained to fill masks.")
 
     def encode(self, value: str, parameters: FillMaskParameters, item: int) -> list[Row]:
-        mask = self.tokenizer.mask_token
+        mask = self._mask
         for spelling in _MASKS:
             value = value.replace(spelling, mask)
         encoded = self.tokenize([value], parameters.truncation, item)
-        wanted = self.tokenizer.mask_token_id
-        masks = [i for i, token in enumerate(encoded["input_ids"]) if token == wanted]
+        masks = [i for i, token in enumerate(encoded["input_ids"]) if token == self._mask_id]
         if not masks:
             cut = mask in value
             raise InvalidInput(
@@ -77,11 +79,13 @@ class FillMask(EncoderTask):
 
     def _best(self, logits: torch.Tensor, wanted: Wanted) -> tuple[torch.Tensor, torch.Tensor]:
         """Probabilities and token ids, best first: each [masks, k]."""
-        scores = torch.softmax(logits[wanted.masks].float(), -1)
+        at = wanted.masks
+        masked = logits[at[0] : at[0] + 1] if len(at) == 1 else logits[at]  # a slice needs no copy of an index
+        scores = torch.softmax(masked, -1, dtype=torch.float32)
         if wanted.targets is not None:
             scores = scores[:, wanted.targets]
-        values, picks = scores.topk(min(wanted.top_k, scores.shape[-1]))
-        values, picks = values.cpu(), picks.cpu()
+        both = torch.stack([each.double() for each in scores.topk(min(wanted.top_k, scores.shape[-1]))]).cpu()
+        values, picks = both[0].float(), both[1].long()
         return values, picks if wanted.targets is None else torch.tensor(wanted.targets)[picks]
 
     def decode(
@@ -101,8 +105,7 @@ class FillMask(EncoderTask):
 
     def _filling(self, ids: list[int], at: int, token: int, score: float, single: bool) -> Filling:
         filled = [token if i == at else old for i, old in enumerate(ids)]
-        pad = self.tokenizer.pad_token_id  # a slow property
-        filled = [each for each in filled if each != pad]
+        filled = [each for each in filled if each != self._pad_id]
         return {
             "score": score,
             "token": token,

@@ -23,13 +23,15 @@ class Token(NamedTuple):
     end: int
     continues: bool  # a word that an earlier token began
     scores: Scores  # [labels]
+    best: int  # the likeliest label
 
 
 class Tagged(NamedTuple):
-    """The answer to one text in both forms."""
+    """The answer to one text, and what Azure's form of it is made from: a tag per word between white space."""
 
     entities: list[Entity]  # the pipeline's
-    tags: list[str]  # one per word between white space: Azure's
+    text: str
+    tokens: list[Token]
 
 
 class TokenClassification(EncoderTask):
@@ -42,6 +44,7 @@ class TokenClassification(EncoderTask):
         super().__init__(loaded, name)
         self.require_offsets()
         self._labels: dict[int, str] = self.model.config.id2label
+        self._unknown = self.tokenizer.unk_token_id
         backend = self.tokenizer.backend_tokenizer.model
         # WordPiece marks what continues a word; elsewhere white space before the token must tell.
         self._marks_pieces = bool(getattr(backend, "continuing_subword_prefix", None))
@@ -73,18 +76,19 @@ class TokenClassification(EncoderTask):
             entities = [self._join(group) for group in _adjacent(entities)]
         kind = "entity" if strategy == "none" else "entity_group"
         kept = [entity for entity in entities if entity[kind] not in parameters.ignore_labels]
-        return Tagged(kept, self._tags(value, tokens))
+        return Tagged(kept, value, tokens)
 
     def collect(self, answers: list[Tagged], single: bool, parameters: Any) -> Any:
         entities = [answer.entities for answer in answers]
         return entities[0] if single else entities
 
     def plain(self, answer: Tagged) -> list[str]:
-        return answer.tags
+        return self._tags(answer.text, answer.tokens)
 
     def _tokens(self, text: str, row: Row, scores: Scores) -> Iterable[Token]:
         offsets, special = row.extra
-        ids, unknown = row.features["input_ids"], self.tokenizer.unk_token_id
+        ids, unknown = row.features["input_ids"], self._unknown
+        bests = scores.argmax(-1).tolist()
         for index, word in enumerate(self.tokenizer.convert_ids_to_tokens(ids)):
             if special[index]:
                 continue
@@ -96,13 +100,12 @@ class TokenClassification(EncoderTask):
                 continues = len(word) != len(written)
             else:
                 continues = start > 0 and " " not in text[start - 1 : start + 1]
-            yield Token(index, word, start, end, continues, scores[index])
+            yield Token(index, word, start, end, continues, scores[index], bests[index])
 
     def _entity(self, token: Token) -> Entity:
-        best = int(token.scores.argmax())
         return {
-            "entity": self._labels[best],
-            "score": float(token.scores[best]),
+            "entity": self._labels[token.best],
+            "score": float(token.scores[token.best]),
             "index": token.position,
             "word": token.word,
             "start": token.start,
@@ -139,7 +142,7 @@ class TokenClassification(EncoderTask):
         """The label of each white-space word's first token; "O" for a word without one, cut off or invisible."""
         found = [""] * len(text)
         for token in reversed(tokens):
-            found[token.start : token.end] = [self._labels[int(token.scores.argmax())]] * (token.end - token.start)
+            found[token.start : token.end] = [self._labels[token.best]] * (token.end - token.start)
         words = (found[match.start() : match.end()] for match in re.finditer(r"\S+", text))
         return [next(filter(None, word), "O") for word in words]
 
