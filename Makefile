@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 TORCH := $(shell sed -n 's/^torch==//p' templates/locks/scoring.in)
 
-.PHONY: demo test lint unit bench peers image docs golden lock protos ray azure-npm clean
+.PHONY: demo test lint unit bench peers image docs golden lock protos ray fuzz soak azure-npm clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -53,6 +53,12 @@ azure-npm: $(STAMP)  ## Azurite, Microsoft's own reading of the bodies, and acti
 
 lock: $(STAMP)  ## resolve the locks again; needs uv
 	PATH="$(CURDIR)/$(BIN):$$PATH" tools/lock.sh
+
+fuzz: $(STAMP)  ## throw thousands of inputs at every door; some minutes
+	$(BIN)/pytest -s -m fuzz tests/fuzz
+
+soak: $(STAMP)  ## ten minutes of mixed load, cancellations and bad input; writes benchmarks/results/soak.json
+	$(BIN)/python -m tests.soak
 
 protos: $(STAMP)  ## regenerate the gRPC messages
 	PATH="$(CURDIR)/$(BIN):$$PATH" tools/protos.sh
