@@ -111,6 +111,8 @@ class Host:
             return NotReady(f"The model is loading ({phase}, {seconds:.0f} s so far).", "Ask again shortly.")
         if self.state is State.DRAINING:
             return NotReady("This runner is stopping and takes no more work.")
+        if lost := self.statistics().get("lost"):
+            return NotReady(f"The model can answer no more: {lost}.", "The server has to be started again.")
         return NotReady("The scoring engine is not ready.", "See the runner's log.")
 
     async def score(self, raw: str, headers: Mapping[str, str]) -> Answer:

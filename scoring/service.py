@@ -95,8 +95,10 @@ class Service:
         return self.engine.drain(timeout_s)
 
     def statistics(self) -> dict[str, Any]:
-        """The engine's counts, with the rows that wait and those that wait or run."""
-        return {**self.engine.statistics.to_dict(), "waiting": self.engine.waiting(), "active": self.engine.depth()}
+        """The engine's counts, with the rows that wait and those that wait or run, and why it can answer no more."""
+        lost = {"lost": self.lost} if self.lost else {}
+        counts = {"waiting": self.engine.waiting(), "active": self.engine.depth(), **lost}
+        return {**self.engine.statistics.to_dict(), **counts}
 
     def metadata(self) -> dict[str, Any]:
         """What this deployment is and what it runs on."""

@@ -26,7 +26,11 @@ class ServiceScript(ScoreScript):
 
     @property
     def entry(self) -> Any:
-        return SimpleNamespace(ready=lambda: self._service.ready, drain=self._service.drain)
+        service = self._service
+        return SimpleNamespace(
+            ready=lambda: service.ready and not getattr(service, "lost", ""),
+            drain=service.drain,
+        )
 
     def run(self, raw: str, headers: Mapping[str, str] | None = None) -> Answer:
         reply = self._service.answer(raw)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 import transformers
@@ -24,6 +25,10 @@ from scoring.service import Service
 from scoring.tasks import task_class
 from scoring.tasks.base import Loaded
 from tests.conftest import Tiny
+from tests.fuzz.apps import serving
+from tests.local_runner.conftest import bundle
+
+__all__ = ["bundle"]  # a fixture
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # DeepSpeed warns a lot
 
@@ -126,7 +131,9 @@ class TestDecoder:
             assert torch.equal(*answers)
             assert answers[0].shape[1] == ids.shape[1] + stop_after
 
-    def test_a_rank_that_dies_ends_the_request(self, tiny: Tiny, llama: tuple[Sliced, float]) -> None:
+    def test_a_rank_that_dies_ends_the_request(
+        self, tiny: Tiny, llama: tuple[Sliced, float], bundle: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         (model, _, _, _), _ = llama
         folder = tiny("llama", "text-generation")
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
@@ -134,19 +141,26 @@ class TestDecoder:
         loaded = Loaded(model, tokenizer, torch.device("cpu"), 128, {})
         service = Service(deployment, loaded, task_class("text-generation")(loaded, "text-generation"), {})
         service.start()
-        assert service.answer('{"inputs": "hello"}').status == 200
-        victim = model.ranks.processes[0]
-        threading.Timer(0.3, lambda: os.kill(victim.pid, signal.SIGKILL)).start()
-        began, status = time.monotonic(), 200
-        while status == 200 and time.monotonic() - began < 30:
-            reply = service.answer('{"inputs": "hello", "parameters": {"max_new_tokens": 60, "ignore_eos": true}}')
-            status = reply.status
-        assert status == 503
-        assert b"rank 1 of 2 ended" in bytes(reply.body)  # type: ignore[arg-type]
-        assert time.monotonic() - began < 25
+        monkeypatch.setattr("scoring.entry._service", service)
+        with serving(bundle, service) as base, httpx.Client(base_url=base, trust_env=False, timeout=60) as http:
+            assert http.post("/score", json={"inputs": "hello"}).status_code == 200
+            assert http.get("/readyz").status_code == 200
+            victim = model.ranks.processes[0]
+            threading.Timer(0.3, lambda: os.kill(victim.pid, signal.SIGKILL)).start()
+            began, status = time.monotonic(), 200
+            while status == 200 and time.monotonic() - began < 30:
+                asked = {"inputs": "hello", "parameters": {"max_new_tokens": 60, "ignore_eos": True}}
+                reply = http.post("/score", json=asked)
+                status = reply.status_code
+            assert (status, reply.json()["error"]["code"]) == (503, "rank_lost")
+            assert "rank 1 of 2 ended" in reply.json()["error"]["message"]
+            assert time.monotonic() - began < 25
+            unready = http.get("/readyz")
+            assert unready.status_code == 503
+            assert "The model can answer no more: rank 1 of 2 ended" in unready.json()["error"]["message"]
+            assert http.post("/score", json={"inputs": "again"}).status_code == 503
         assert service.lost
         assert service.metadata()["ready"] is False
-        assert service.answer('{"inputs": "again"}').status == 503
 
 
 def test_encoder_and_undo(tiny: Tiny) -> None:
