@@ -1,9 +1,11 @@
 """Whether Azure can give the machines, in three verdicts: offered in the region, within quota, and to be had now."""
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from mii_azure.azure.autoscale import FILE
 from mii_azure.inspection import DEPLOYMENT
 from mii_azure.online_scene import Answer, Scene
 from mii_azure.skus import find_sku
@@ -79,6 +81,13 @@ def quota(scene: Scene) -> Iterator[Answer]:
     free = min((row.limit - row.used for row in rows if row.limit >= 0), default=None)
     told = "no limit" if free is None else f"{free} cores free"
     yield Answer("yes", f"{needed} cores of {family} are needed; {told}.")
+    most = _most(scene)
+    grown, _ = _needed(scene, asked._replace(instances=most))
+    if free is not None and grown > free:
+        message = f"Autoscale up to {most} instances needs {grown} cores of {family}, and {free} are free."
+        yield Answer(
+            "note", message, "Ask for more, or generate the bundle with fewer --max-instances.", "quota_exceeded"
+        )
 
 
 def capacity(scene: Scene) -> Iterator[Answer]:
@@ -113,6 +122,14 @@ class _Usage(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.name}, {self.where}"
+
+
+def _most(scene: Scene) -> int:
+    """The instances that the bundle's autoscale rules go up to; 0 without any."""
+    file = scene.bundle.root / FILE
+    if scene.bundle.loose is not None or not file.is_file():
+        return 0
+    return max(int(entry["capacity"]["maximum"]) for entry in json.loads(file.read_text("utf-8"))["profiles"])
 
 
 def _needed(scene: Scene, asked: Machines) -> tuple[int, str]:

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from mii_azure.azure.deploy import deploy
+from mii_azure.azure.autoscale import ensure_autoscale
+from mii_azure.azure.deploy import deploy, intact, place
+from mii_azure.azure.journal import Journal
 from mii_azure.generation import generate
 from tests.azure.conftest import serve
 from tests.azure.fake_arm.subscription import GROUP, IDENTITY
@@ -128,6 +130,8 @@ def test_a_batch_endpoint_in_both_slots(cloud, client, made):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_identity_network_secrets_and_scale(variant, cloud, client, made):
     options, bodies = VARIANTS[variant]
-    deploy(made(**options), client)
+    bundle = made(**options)
+    place(bundle, client, "blue", intact(bundle), Journal(print, "Again"))  # these slots are not asked: each would load
+    ensure_autoscale(client, bundle, "my-qa", "blue")
     for name in bodies:
         compare(f"{variant}-{name}", cloud.sent("PUT", PLACES[name])[0].json)

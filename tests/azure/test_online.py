@@ -105,6 +105,14 @@ def test_every_limit_on_cores_counts(row, named, cloud, client, bundle):
     assert "Ask for a limit of" in found.remedy
 
 
+def test_autoscale_may_ask_for_more_than_there_is(cloud, client, made):
+    bundle = made(max_instances=5)  # 24 cores of 4 an instance, with the reserve
+    assert one(bundle, client, "quota").verdict == "yes"
+    cloud.arm.subscription.usages[1] = usage("Standard FSv2 Family Cluster Dedicated vCPUs", 0, 23)
+    assert [f.verdict for f in answers(bundle, client, "quota")] == ["yes", "note"]
+    assert "up to 5 instances needs 24 cores" in answers(bundle, client, "quota")[1].message
+
+
 def test_limits_that_do_not_count(cloud, client, bundle):
     cloud.arm.subscription.usages += [
         usage("Standard FSv2 Family Cluster Dedicated vCPUs", 9, 9, "elsewhere"),
