@@ -63,7 +63,7 @@ class Decoder:
 
     def open(self, slot: int, sampling: Sampling | None = None) -> None:
         """Empty a slot for a new sequence."""
-        self.state.open(slot, sampling or Sampling())
+        (self.state if self._cuda is None else self._cuda).open(slot, sampling or Sampling())
         self.lengths[slot] = 0
         self._logits.pop(slot, None)
 
@@ -84,14 +84,20 @@ class Decoder:
             if not ids:
                 raise ValueError("a prefill needs at least one token")
             self._check_room(slot, len(ids))
-        rows = [slot for slot, ids in parts for _ in ids]
-        tokens = torch.tensor([token for _, ids in parts for token in ids], dtype=torch.int64, device=self.form.device)
-        self.state.seen[torch.tensor(rows, device=self.form.device), tokens] = 1
-        logits = self._torch.prefill([(slot, self.lengths[slot], len(ids)) for slot, ids in parts], tokens)
+        placed = [(slot, self.lengths[slot], ids) for slot, ids in parts]
+        logits: Tensor = self._prefill(placed) if self._cuda is None else self._cuda.prefill(placed)
         for (slot, ids), after in zip(parts, logits, strict=True):
             self.lengths[slot] += len(ids)
-            self.state.lengths[slot] = self.lengths[slot]
             self._logits[slot] = after
+        return logits
+
+    def _prefill(self, parts: Sequence[tuple[int, int, Sequence[int]]]) -> Tensor:
+        rows = [slot for slot, _, ids in parts for _ in ids]
+        tokens = torch.tensor([token for _, _, ids in parts for token in ids], dtype=torch.int64)
+        self.state.seen[torch.tensor(rows), tokens] = 1
+        logits = self._torch.prefill([(slot, start, len(ids)) for slot, start, ids in parts], tokens)
+        for slot, start, ids in parts:
+            self.state.lengths[slot] = start + len(ids)
         return logits
 
     @torch.inference_mode()
@@ -131,6 +137,8 @@ class Decoder:
     @torch.inference_mode()
     def feed(self, slot: int, token: int) -> None:
         """Replace a slot's next input, for teacher forcing."""
+        if self._cuda is not None:
+            self._cuda.settle()
         self.state.tokens[slot] = token
         self.state.seen[slot, token] = 1
 
@@ -138,6 +146,10 @@ class Decoder:
         """Logits [count, vocabulary] of the last step's rows, as its sampling left them."""
         logits: Tensor = self._cuda.logits(count) if self._cuda is not None else self._last
         return logits
+
+    def prompt_logits(self, slots: Sequence[int]) -> Tensor:
+        """Logits [slots, vocabulary] after the prompts of slots that were not sampled since."""
+        return torch.stack([self._logits[slot] for slot in slots])
 
     def warm_up(self, sizes: Sequence[int] | None = None) -> None:
         """Compile and capture the step for batches of these sizes (default: every size up to the slots)."""

@@ -6,7 +6,7 @@ rows, and small kernels stand between them.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import triton  # type: ignore[import-not-found,unused-ignore]
@@ -59,12 +59,16 @@ class Tile:
 
 @dataclass
 class Launcher:
-    """The step over one form and state. `pdl` overlaps each kernel's start with the end of the one before."""
+    """The step over one form and state. `pdl` overlaps each kernel's start with the end of the one before.
+
+    `rows` bounds the rows of a step, `picked` those that get logits and a token (0: all of them).
+    """
 
     form: Form
     state: State
     rows: int
     pdl: bool = True
+    picked: int = 0
     tiles: dict[str, Tile] = field(default_factory=dict)  # by kernel name, for measurements
 
     def __post_init__(self) -> None:
@@ -87,11 +91,11 @@ class Launcher:
         return pairs if self.form.norm is None else [*pairs, (self.form.norm, self.form.head)]
 
     def _allocate(self) -> Buffers:
-        form, rows = self.form, self.rows
+        form, rows, picked = self.form, self.rows, self.picked or self.rows
         up = max(layer.mlp.up.weight.shape[0] for layer in form.layers)
         inner = max(layer.mlp.down.weight.shape[1] for layer in form.layers)
         qkv = (form.heads + 2 * form.kv_heads) * form.head_dim
-        work = max(size * form.kv_heads * self.splits(size) for size in range(1, rows + 1))
+        work = max(size * form.kv_heads * self.splits(size) for size in range(1, picked + 1))
 
         def empty(*shape: int, dtype: torch.dtype = form.dtype) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=form.device)
@@ -107,15 +111,15 @@ class Launcher:
             y=empty(rows, form.hidden),
             up=empty(rows, up),
             inner=empty(rows, inner),
-            logits=empty(rows, form.vocabulary, dtype=f32),
-            narrow=empty(rows, form.vocabulary),
-            scores=empty(rows, form.vocabulary, dtype=f32),
-            best=empty(rows, self.chunks, dtype=f32),
-            where=empty(rows, self.chunks, dtype=torch.int32),
-            out=empty(rows, dtype=torch.int64),
+            logits=empty(picked, form.vocabulary, dtype=f32),
+            narrow=empty(picked, form.vocabulary),
+            scores=empty(picked, form.vocabulary, dtype=f32),
+            best=empty(picked, self.chunks, dtype=f32),
+            where=empty(picked, self.chunks, dtype=torch.int32),
+            out=empty(picked, dtype=torch.int64),
             part=empty(work, self.group, self.wide, dtype=f32),
             stats=empty(work, 2, self.group, dtype=f32),
-            arrived=empty(rows * form.kv_heads, dtype=torch.int32),
+            arrived=empty(picked * form.kv_heads, dtype=torch.int32),
         )
 
     def splits(self, rows: int) -> int:
@@ -139,8 +143,8 @@ class Launcher:
         form, b = self.form, self.buffers
         norm = form.embedding_norm
         decode_glue.embed[(rows,)](
-            form.embedding, _or(form.positions, b.x), *_affine(norm, b.x), b.x, b.slots, self.state.tokens,
-            self.state.lengths, form.embedding_scale, form.position_offset, form.hidden, _eps(norm),
+            form.embedding, _or(form.positions, b.x), *_affine(norm, b.x), b.x, *self._fed(), form.embedding_scale,
+            form.position_offset, form.hidden, _eps(norm),
             BE=triton.next_power_of_2(form.hidden), LEARNED=form.positions is not None, NORM=_kind(norm), PDL=self.pdl,
             num_warps=8, **self._options,
         )  # fmt: skip
@@ -253,7 +257,7 @@ class Launcher:
         pairs = linear.weight.shape[0] // 2
         decode_glue.scatter_qkv[(rows, triton.cdiv(pairs, 512))](
             b.qkv, _or(linear.bias, b.x), b.q, self.state.keys[index], self.state.values[index], *self._tables(),
-            b.slots, self.state.lengths, self.state.max_length, BN=512, BIAS=linear.bias is not None,
+            b.slots, self._fed()[2], self.state.max_length, BN=512, BIAS=linear.bias is not None, OWN=self.own,
             **self._heads(layer), PDL=self.pdl, num_warps=4, **self._options,
         )  # fmt: skip
 
@@ -297,6 +301,13 @@ class Launcher:
         if norm is not None and norm.kind == "layer":
             return self._gains[id(linear)]
         return self.buffers.x, _or(linear.bias, self.buffers.x)
+
+    #: Whether every row has a position of its own, where a step's is its slot's length.
+    own: ClassVar[bool] = False
+
+    def _fed(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(which, tokens, positions): row r is fed tokens[which[r]] at positions[which[r]]."""
+        return self.buffers.slots, self.state.tokens, self.state.lengths
 
     def _tables(self) -> tuple[Tensor, Tensor]:
         rotary = self.form.rotary

@@ -36,7 +36,7 @@ def embed(table_ptr, positions_ptr, gain_ptr, shift_ptr, x_ptr, slots_ptr, token
     e = tl.arange(0, BE)
     inside = e < E
     slot = tl.load(slots_ptr + row)
-    token = tl.load(tokens_ptr + slot)
+    token = tl.load(tokens_ptr + slot).to(tl.int64)
     x = tl.load(table_ptr + token * E + e, mask=inside, other=0.0).to(tl.float32) * scale
     if LEARNED:
         position = tl.load(lengths_ptr + slot).to(tl.int64) + offset
@@ -67,12 +67,12 @@ def add_norm(x_ptr, y_ptr, bias_ptr, gain_ptr, shift_ptr, out_ptr, E, eps, BE: t
 
 @triton.jit
 def scatter_qkv(qkv_ptr, bias_ptr, q_ptr, keys_ptr, values_ptr, cos_ptr, sin_ptr, slots_ptr, lengths_ptr, LENGTH,
-                BN: tl.constexpr, BIAS: tl.constexpr, H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr,
-                HALF: tl.constexpr, INTERLEAVED: tl.constexpr, PER_HEAD: tl.constexpr, ROTARY: tl.constexpr,
-                PDL: tl.constexpr):  # fmt: skip
+                BN: tl.constexpr, BIAS: tl.constexpr, OWN: tl.constexpr, H: tl.constexpr, KV: tl.constexpr,
+                D: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr, PER_HEAD: tl.constexpr,
+                ROTARY: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """From the fused product [B, (H + 2 KV) D]: bias, rotation, q out, keys and values into the cache.
 
-    Grid (B, pairs / BN).
+    A row's position is its slot's length, or with OWN the row's own of lengths. Grid (B, pairs / BN).
     """
     if PDL:
         gdc_wait()
@@ -94,7 +94,10 @@ def scatter_qkv(qkv_ptr, bias_ptr, q_ptr, keys_ptr, values_ptr, cos_ptr, sin_ptr
         a += tl.load(bias_ptr + base + first, mask=inside, other=0.0).to(tl.float32)
         b += tl.load(bias_ptr + base + second, mask=inside, other=0.0).to(tl.float32)
     slot = tl.load(slots_ptr + row).to(tl.int64)
-    position = tl.load(lengths_ptr + slot)
+    if OWN:
+        position = tl.load(lengths_ptr + row)
+    else:
+        position = tl.load(lengths_ptr + slot)
     cos, sin = rotation(position, part, pair, inside, cos_ptr, sin_ptr, D, ROTARY)
     write_pair(a, b, cos, sin, first, second, row, slot, position, part, head, inside, q_ptr, keys_ptr, values_ptr,
                LENGTH, H, KV, D)  # fmt: skip

@@ -18,6 +18,7 @@ if DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
 from scoring.decoder_families import FAMILIES, build  # noqa: E402
 from scoring.decoder_form import quantise  # noqa: E402
 from scoring.decoder_launch import Launcher, Tile  # noqa: E402
+from scoring.decoder_prefill import Prefiller, admit, pieces, record  # noqa: E402
 from scoring.decoder_sampling import pick  # noqa: E402
 from scoring.decoder_state import Sampling, State  # noqa: E402
 from scoring.decoder_torch import TorchBackend  # noqa: E402
@@ -75,6 +76,63 @@ def compare(model: Any, rows: list[int], quantised: bool = False, steps: int = 2
 @pytest.mark.parametrize("rows", [[1], [3, 0], [4, 2, 1, 3]], ids=["one", "two", "four"])
 def test_steps_match_the_reference(family: str, rows: list[int], tmp_path: Path) -> None:
     compare(tiny(family, tmp_path).to(DEVICE), rows)
+
+
+def by_torch(reference: TorchBackend, parts: list[tuple[int, int, list[int]]]) -> torch.Tensor:
+    """Logits by the plain back end, which writes keys and values."""
+    tokens = torch.tensor([token for _, _, ids in parts for token in ids], device=DEVICE)
+    return reference.prefill([(slot, start, len(ids)) for slot, start, ids in parts], tokens)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.inference_mode()
+def test_prompts_match_the_reference(family: str, tmp_path: Path) -> None:
+    """Two pieces: prompts of several slots at once, then the rest of one beside a whole other one."""
+    model = tiny(family, tmp_path).to(DEVICE)
+    form = build(model, 128)
+    state, plain = State(form, 5, 128), State(form, 5, 128)
+    reference, prefiller = TorchBackend(form, plain), Prefiller(form, state, pdl=DEVICE == "cuda")
+    one, two, three = prompt(model, 90), prompt(model, 70, 3), prompt(model, 3, 7)
+    for parts in ([(4, 0, one[:20]), (2, 0, two)], [(4, 20, one[20:]), (0, 0, three)]):
+        rows = sum(len(ids) for _, _, ids in parts) + 5  # padded, as up to a captured size
+        numbers = torch.empty(prefiller.layout.size, dtype=torch.int32)
+        prefiller.layout.fill(numbers, parts, 5)
+        prefiller.numbers.copy_(numbers)
+        prefiller.piece(rows)
+        expected = by_torch(reference, parts)
+        assert (prefiller.logits[: len(parts)] - expected).abs().max() <= 1e-4
+    for slot, ids in ((4, one), (2, two), (0, three)):
+        assert (state.keys[:, slot] - plain.keys[:, slot]).abs().max() <= 1e-4
+        assert (state.values[:, slot] - plain.values[:, slot]).abs().max() <= 1e-4
+        assert state.lengths[slot] == len(ids)
+        assert state.seen[slot].nonzero()[:, 0].tolist() == sorted(set(ids))
+    assert state.lengths[5] == 0
+
+
+def test_prompts_are_cut_into_pieces() -> None:
+    parts = [(3, 5, list(range(10))), (1, 0, [7]), (2, 0, list(range(20, 45)))]
+    cut = pieces(parts, rows=16, most=2)
+    assert cut == [
+        [(0, (3, 5, list(range(10)))), (1, (1, 0, [7]))],
+        [(2, (2, 0, list(range(20, 36))))],
+        [(2, (2, 16, list(range(36, 45))))],
+    ]
+
+
+@torch.inference_mode()
+def test_slots_are_opened_together_as_one_by_one(tmp_path: Path) -> None:
+    form = build(tiny("gpt2", tmp_path).to(DEVICE), 128)
+    together, single = State(form, 6, 128), State(form, 6, 128)
+    for state in (together, single):
+        state.seen.fill_(1)
+    for slot, sampling in enumerate(SAMPLINGS):
+        single.open(slot, sampling)
+    records = torch.tensor([record(slot, sampling) for slot, sampling in enumerate(SAMPLINGS)], dtype=torch.int32)
+    admit(form, together, records.to(DEVICE), len(SAMPLINGS))
+    for name in ("seen", "temperature", "top_k", "top_p", "penalty", "seed", "forbidden", "forbidden_until"):
+        assert torch.equal(getattr(together, name), getattr(single, name)), name
+    with pytest.raises(ValueError, match="5 forbidden"):
+        record(0, Sampling(forbidden=(1, 2, 3, 4, 5)))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bloom"])

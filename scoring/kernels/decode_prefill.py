@@ -1,0 +1,114 @@
+"""What a piece of prompts needs beside the kernels of a step: its attention, its marks in the state, and new slots."""
+
+# mypy: ignore-errors
+# ruff: noqa: N803, N806
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from scoring.kernels.decode_attention import _keys_values
+
+
+@triton.jit
+def attend_prompt(q_ptr, keys_ptr, values_ptr, out_ptr, slopes_ptr, blocks_ptr, BLOCKS, LENGTH, scale,
+                  H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GP: tl.constexpr,
+                  BM: tl.constexpr, BN: tl.constexpr, WINDOW: tl.constexpr, ALIBI: tl.constexpr,
+                  PRECISION: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+    """out [T, H, D] of q [T, H, D] over keys and values [slots, KV, LENGTH, D]. Grid (blocks, KV).
+
+    A block is up to BM tokens of one slot that follow each other; a program takes its queries of one key head, all GP
+    heads of the group, over the slot's keys up to the last of them, those of earlier pieces included. blocks
+    [4, BLOCKS]: the first token's row, how many, the slot, the first token's position.
+    """
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    block = tl.program_id(0)
+    head = tl.program_id(1)
+    first = tl.load(blocks_ptr + block)
+    count = tl.load(blocks_ptr + BLOCKS + block)
+    slot = tl.load(blocks_ptr + 2 * BLOCKS + block).to(tl.int64)
+    position = tl.load(blocks_ptr + 3 * BLOCKS + block)
+    G: tl.constexpr = H // KV
+    if count > 0:
+        r = tl.arange(0, BM * GP)
+        token = r // GP
+        g = r % GP
+        d = tl.arange(0, DP)
+        t = tl.arange(0, BN)
+        shown = ((token < count) & (g < G))[:, None] & (d < D)[None, :]
+        queries = (((first + token).to(tl.int64) * H + head * G + g) * D)[:, None] + d[None, :]
+        q = tl.load(q_ptr + queries, mask=shown, other=0.0)
+        own = position + token
+        end = position + count
+        base = (slot * KV + head) * LENGTH * D
+        if ALIBI:
+            slopes = tl.load(slopes_ptr + head * G + g, mask=g < G, other=0.0)
+        low = 0
+        if WINDOW > 0:
+            low = tl.maximum(position - WINDOW + 1, 0)
+        top = tl.full([BM * GP], -1e30, tl.float32)
+        mass = tl.zeros([BM * GP], tl.float32)
+        acc = tl.zeros([BM * GP, DP], tl.float32)
+        for start in range(low, end, BN):
+            at = start + t
+            k, v = _keys_values(keys_ptr, values_ptr, base, at, at < end, d, D)
+            scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+            distance = own[:, None] - at[None, :]
+            if ALIBI:
+                scores -= slopes[:, None] * distance.to(tl.float32)
+            seen = distance >= 0
+            if WINDOW > 0:
+                seen = seen & (distance < WINDOW)
+            scores = tl.where(seen, scores, -1e30)
+            higher = tl.maximum(top, tl.max(scores, 1))
+            weights = tl.exp(scores - higher[:, None])
+            shrink = tl.exp(top - higher)
+            mass = mass * shrink + tl.sum(weights, 1)
+            acc = acc * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
+            top = higher
+        tl.store(out_ptr + queries, acc / mass[:, None], mask=shown)
+
+
+@triton.jit
+def mark(tokens_ptr, slots_ptr, part_slots_ptr, part_ends_ptr, seen_ptr, lengths_ptr, T, V, PARTS, BT: tl.constexpr,
+         BP: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+    """The tokens of a piece are seen; the lengths of its slots are what they are after it. Grid (T / BT,)."""
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    row = tl.program_id(0) * BT + tl.arange(0, BT)
+    inside = row < T
+    slot = tl.load(slots_ptr + row, mask=inside, other=0).to(tl.int64)
+    token = tl.load(tokens_ptr + row, mask=inside, other=0)
+    tl.store(seen_ptr + slot * V + token, 1, mask=inside)
+    if tl.program_id(0) == 0:
+        part = tl.arange(0, BP)
+        slots = tl.load(part_slots_ptr + part, mask=part < PARTS, other=0)
+        ends = tl.load(part_ends_ptr + part, mask=part < PARTS, other=0)
+        tl.store(lengths_ptr + slots, ends, mask=part < PARTS)
+
+
+@triton.jit
+def admit(records_ptr, seen_ptr, temperature_ptr, top_k_ptr, top_p_ptr, penalty_ptr, seed_ptr, forbidden_ptr,
+          until_ptr, V, WIDTH: tl.constexpr, HELD: tl.constexpr, BV: tl.constexpr):  # fmt: skip
+    """Empty slots and say how they sample, from records [n, WIDTH] int32. Grid (n, V / BV).
+
+    A record: slot, top-k, length until which tokens are held back, temperature, top-p and penalty as float32 bits, the
+    seed's low and high word, the tokens held back.
+    """
+    record = records_ptr + tl.program_id(0) * WIDTH
+    slot = tl.load(record).to(tl.int64)
+    v = tl.program_id(1) * BV + tl.arange(0, BV)
+    tl.store(seen_ptr + slot * V + v, tl.zeros([BV], tl.uint8), mask=v < V)
+    if tl.program_id(1) == 0:
+        tl.store(top_k_ptr + slot, tl.load(record + 1))
+        tl.store(until_ptr + slot, tl.load(record + 2))
+        tl.store(temperature_ptr + slot, tl.load(record + 3).to(tl.float32, bitcast=True))
+        tl.store(top_p_ptr + slot, tl.load(record + 4).to(tl.float32, bitcast=True))
+        tl.store(penalty_ptr + slot, tl.load(record + 5).to(tl.float32, bitcast=True))
+        low = tl.load(record + 6).to(tl.int64) & 0xFFFFFFFF
+        tl.store(seed_ptr + slot, low | (tl.load(record + 7).to(tl.int64) << 32))
+        for index in tl.static_range(HELD):
+            tl.store(forbidden_ptr + slot * HELD + index, tl.load(record + 8 + index))
