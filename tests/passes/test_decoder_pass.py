@@ -46,7 +46,7 @@ def test_every_family_is_taken_on_an_h100() -> None:
 
 def test_in_float32_it_is_taken_on_a_cpu_with_a_slot_for_every_row(tmp_path: Path) -> None:
     wide = replace(FACTS, weight_bytes=4_400_000_000)
-    decode, weight_only = decoder_passes(Limits(max_batch_size=24, max_batch_tokens=100, context_length=64))
+    *_, decode, weight_only = decoder_passes(Limits(max_batch_size=24, max_batch_tokens=100, context_length=64))
     decision = decode.applies(wide, CPU, LATENCY)
     assert decision.take
     assert "24 slots of 64 tokens" in decision.reason
