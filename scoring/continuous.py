@@ -14,13 +14,17 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from scoring.chances import Chance, indices, later, measure, read
 from scoring.decode import Decoder, Pending
 from scoring.memory import give_back, is_short
+from scoring.tasks.following import show_end
 from scoring.tasks.slotted import Running, open_slot, take
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from scoring.tasks.base import Done, Row
     from scoring.tasks.generation import Generative
 
@@ -29,6 +33,14 @@ logger = logging.getLogger("mii_azure.continuous")
 #: Tokens of one step: about what a device computes in the time in which it reads the weights a few times.
 _BUDGET = {"cpu": 128, "cuda": 1024}
 _LEAST_PROMPT = 16  # of a step's tokens, however many rows decode
+
+
+class Enqueued(NamedTuple):
+    """Tokens on their way, with the chances of those whose rows ask for them."""
+
+    batch: list[Running]
+    tokens: Pending
+    chances: Callable[[], dict[Running, Chance]]
 
 
 class Continuous:
@@ -47,7 +59,7 @@ class Continuous:
         self._free = list(range(decoder.slots))  # a heap: low slots first, so that those in use lie together
         self._filling: list[Running] = []
         self._decoding: list[Running] = []
-        self._pending: list[tuple[list[Running], Pending]] = []
+        self._pending: list[Enqueued] = []
 
     @property
     def active(self) -> int:
@@ -82,19 +94,25 @@ class Continuous:
         enqueued += self._fill(max(_LEAST_PROMPT, self.budget - len(self._decoding)))
         due = self._pending if self._late else enqueued
         self._pending = enqueued if self._late else []
-        for batch, pending in due:
-            self._read(batch, pending)
+        for each in due:
+            self._read(each)
         self._sweep()
 
-    def _decode(self) -> list[tuple[list[Running], Pending]]:
+    def _decode(self) -> list[Enqueued]:
         going = [running for running in self._decoding if running.enqueued < running.most]
         going.sort(key=lambda running: running.slot)
-        enqueued = self._apart(going, lambda batch: self.decoder.step([running.slot for running in batch]))
+        stepped: list[Enqueued] = []
+        for batch, pending in self._apart(going, lambda batch: self.decoder.step([r.slot for r in batch])):
+            rows = [row for row, running in enumerate(batch) if running.details is not None]
+            logits = self.decoder.last_logits(len(batch)) if rows else None
+            stepped.append(
+                self._enqueued(batch, pending, None if logits is None else logits[indices(rows, logits.device)])
+            )
         for running in going:
             running.enqueued += 1
-        return enqueued
+        return stepped
 
-    def _fill(self, budget: int) -> list[tuple[list[Running], Pending]]:
+    def _fill(self, budget: int) -> list[Enqueued]:
         parts: list[tuple[Running, list[int]]] = []
         for running in self._filling:
             if budget <= 0:
@@ -117,7 +135,28 @@ class Continuous:
         self._decoding += whole
         for running in whole:
             running.enqueued = 1
-        return self._apart(whole, lambda batch: self.decoder.sample([running.slot for running in batch]))
+        return [each for _, each in self._apart(whole, self._sample)]
+
+    def _sample(self, batch: list[Running]) -> Enqueued:
+        """The first tokens of rows whose prompts are whole."""
+        asking = [running.slot for running in batch if running.details is not None]
+        logits = self.decoder.prompt_logits(asking) if asking else None
+        return self._enqueued(batch, self.decoder.sample([running.slot for running in batch]), logits)
+
+    def _enqueued(self, batch: list[Running], pending: Pending, logits: "Tensor | None") -> Enqueued:
+        """Tokens just picked; with them the chances of those whose rows ask, from the logits of these rows."""
+        if logits is None:
+            return Enqueued(batch, pending, dict)
+        asking = [running for running in batch if running.details is not None]
+        most = [running.details or 0 for running in asking]
+        try:
+            chosen = self.decoder.state.tokens[indices([running.slot for running in asking], logits.device)]
+            numbers = later(measure(logits, chosen, max(most)))
+        except Exception as error:  # the tokens are there all the same: only these rows fail
+            for running in asking:
+                running.failure = error
+            return Enqueued(batch, pending, dict)
+        return Enqueued(batch, pending, lambda: dict(zip(asking, read(numbers(), most), strict=True)))
 
     def _take_smaller_pieces(self, running: Running, tokens: int) -> None:
         """A piece of a prompt ran out of memory by itself: try again with half of it, from now on for all."""
@@ -146,9 +185,10 @@ class Continuous:
         parts = [batch[at : at + size] for at in range(0, len(batch), size)]
         return [found for part in parts for found in self._apart(part, call)]
 
-    def _read(self, batch: list[Running], pending: Pending) -> None:
+    def _read(self, enqueued: Enqueued) -> None:
+        batch = enqueued.batch
         try:
-            tokens = pending.tokens()
+            tokens, chances = enqueued.tokens.tokens(), enqueued.chances()
         except Exception as error:
             for running in batch:
                 running.failure = error
@@ -156,7 +196,7 @@ class Continuous:
         self._task.statistics.tokens(running.row for running in batch if not running.ended)
         for running, token in zip(batch, tokens, strict=True):
             try:
-                take(self._task, running, token)
+                take(self._task, running, token, chances.get(running))
             except Exception as error:
                 running.failure = error
 
@@ -170,8 +210,8 @@ class Continuous:
             heapq.heappush(self._free, running.slot)
             self.decoder.release(running.slot)
             if not running.failure:
-                self._task.show_end(running.row, [running.tokens])
-            running.done(running.failure or [running.tokens])
+                show_end(self._task, running.row, [running.output])
+            running.done(running.failure or [running.output])
 
 
 def run(task: "Generative", decoder: Decoder, rows: Sequence["Row"]) -> list[list[list[int]]]:

@@ -18,7 +18,7 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._special = _special(tokenizer)
+        self._special = special_tokens(tokenizer)
         self._cleans = _cleans_up(tokenizer)
         self._window: list[int] = []  # the last tokens
         self._given = 0  # characters of the window's text that were returned
@@ -59,7 +59,7 @@ class Detokenizer:
 
 
 @lru_cache(maxsize=4)
-def _special(tokenizer: Any) -> frozenset[int]:
+def special_tokens(tokenizer: Any) -> frozenset[int]:
     """Tokens without text; the marks of a conversation are among them without having a name."""
     added = tokenizer.added_tokens_decoder.items()
     return frozenset(token for token, text in added if text.special).union(tokenizer.all_special_ids)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from scoring.errors import InvalidInput, InvalidParameter
+from scoring.errors import InvalidInput
 from scoring.schemas import Strict, TaskSchema
 
 _TOP_KEYS = {"inputs", "input_data", "parameters", "params", "stream", "options"}
@@ -75,12 +75,6 @@ def parse(payload: Any, task: TaskSchema) -> Call:
     inputs = [task.parse_input(value, place) for value, place in zip(found.values, places, strict=True)]
     if stream and len(inputs) > 1:
         raise InvalidInput("A stream answers one input.", "Send one request per input.", where=found.where)
-    if stream and getattr(parameters, "num_return_sequences", 1) > 1:
-        raise InvalidParameter(
-            "A stream gives one answer.",
-            'Leave out "stream", or num_return_sequences.',
-            where="parameters.num_return_sequences",
-        )
     usage = (payload.get("options") or {}).get("usage", False) is True
     return Call(inputs, parameters, found.single, stream, found.style, usage)
 

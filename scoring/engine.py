@@ -99,7 +99,7 @@ class Engine:
                     "Try again in a second, or send less at once.",
                 )
             self._waiting.extend((job, position, row) for position, row in enumerate(rows))
-            self.statistics.count("prompt_tokens", sum(row.tokens for row in rows))
+            self.statistics.count("prompt_tokens", sum(row.tokens for row in rows if not row.answer))
             self._changed.notify_all()
         return job
 
@@ -240,7 +240,8 @@ class Engine:
             if not job.future.done():
                 job.future.set_exception(self._largest.refusal(row.footprint) if is_short(output) else output)
             return
-        self._largest.note(row.footprint)
+        if not row.cancelled.is_set():
+            self._largest.note(row.footprint)
         if row.new_tokens:
             self.statistics.count("generated_tokens", generated(output))
         job.outputs[position] = output

@@ -95,6 +95,12 @@ class GenerationParameters(Strict):
     early_stopping: bool | Literal["never"] | None = Field(None, description="When a search with beams ends.")
     num_return_sequences: int = Field(1, ge=1, le=16, description="Answers per input; sampled, or one per beam.")
     stop: list[Text] | Text | None = Field(None, description="Texts that end the generation; not part of the answer.")
+    return_details: bool = Field(
+        False, description="Answer with `details`: each token with its log-probability, and why the answer ended."
+    )
+    top_n_tokens: int = Field(
+        0, ge=0, le=20, description="With return_details: so many of the likeliest tokens in place of each."
+    )
     use_cache: bool | None = Field(None, description="false computes every step anew: same tokens, slower.")
 
 

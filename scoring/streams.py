@@ -17,7 +17,7 @@ from scoring.usage import usage
 logger = logging.getLogger("mii_azure.streams")
 _END = object()
 
-Pieces = queue.SimpleQueue[Any]  # texts, then _END
+Pieces = queue.SimpleQueue[Any]  # events, then _END
 
 
 class Events:
@@ -47,8 +47,10 @@ class Events:
 def events(engine: Engine, task: Task, call: Call, rows: list[Row], deadline: float) -> Events:
     """Submit the rows now, so that a full queue is still a status code, and return the iterator of events.
 
-    Events: `{"token": {"text": str}}` while text appears, `{"answer": ...}` with the same answer as without streaming,
-    then `[DONE]`; an error after the start is `{"error": {...}}`, and then the stream ends.
+    Events: `{"token": {"text": str}}` while text appears, with the `index` of the answer where there are several, and
+    `details` of its tokens where they are asked for (without slots, of all tokens at the end); `{"answer": ...}` with
+    the same answer as without streaming, then `[DONE]`; an error after the start is `{"error": {...}}`, and then the
+    stream ends.
     """
     pieces: Pieces = queue.SimpleQueue()
     for row in rows:
@@ -61,7 +63,7 @@ def events(engine: Engine, task: Task, call: Call, rows: list[Row], deadline: fl
 def _events(task: Task, call: Call, job: Job, pieces: Pieces, deadline: float) -> Iterator[bytes]:
     try:
         while (piece := pieces.get(timeout=max(0.0, deadline - time.monotonic()))) is not _END:
-            yield _event({"token": {"text": piece}})
+            yield _event(piece)
         outputs = job.finished()
         answer = task.decode(call.inputs[0], call.parameters, job.rows, outputs)
         last = {"answer": render(call, [answer], task.collect, task.table)}

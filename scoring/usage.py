@@ -9,7 +9,7 @@ from scoring.tasks.base import Row, Task
 
 def usage(task: Task, rows: Sequence[Row], outputs: Sequence[Any]) -> dict[str, Any]:
     """Tokens of all rows, and for generative tasks what was generated, with one finish reason per answer in order."""
-    counted: dict[str, Any] = {"prompt_tokens": sum(row.tokens for row in rows)}
+    counted: dict[str, Any] = {"prompt_tokens": sum(row.tokens for row in rows if not row.answer)}
     if task.schema.generative:
         ended = [_end(task, row, tokens) for row, output in zip(rows, outputs, strict=True) for tokens in output]
         counted["completion_tokens"] = sum(count for count, _ in ended)

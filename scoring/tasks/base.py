@@ -46,6 +46,8 @@ class Row:
     cancelled: threading.Event = field(default_factory=threading.Event)
     new_tokens: int = 0  # that the forward may add
     copies: int = 1  # of the sequence that run at once: beams, answers
+    answer: int = 0  # which of its input's answers is its first
+    answers: int = 1  # of its input, its own and other rows'
     queued: float = 0.0  # when, by perf_counter; 0: it runs outside the engine
     token_at: float = 0.0  # when its last token came
 

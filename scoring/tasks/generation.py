@@ -16,13 +16,16 @@ import torch
 from transformers import GenerationConfig, StoppingCriteriaList
 
 from scoring import continuous
+from scoring.chances import Chance, Told, indices, measure, read
 from scoring.config import Limits
 from scoring.continuous import Continuous
-from scoring.detokenize import Detokenizer, Stops, stop_at
+from scoring.detokenize import stop_at
 from scoring.errors import InvalidInput, InvalidParameter, LoadError, PromptTooLong, RequestError
 from scoring.schemas import GenerationParameters
 from scoring.tasks import slotted
 from scoring.tasks.base import SLOTS, Loaded, Row, Task
+from scoring.tasks.details import told
+from scoring.tasks.following import Watch, show_end
 
 DEFAULT_NEW_TOKENS = 128
 #: Parameters that go to `generate` as they are, where they are given.
@@ -52,6 +55,7 @@ class Settings:
     overrides: tuple[tuple[str, Any], ...]  # of the model's generation config
     stop: tuple[str, ...] = ()
     length: int | None = None  # of the prompt, where padding would change the answer
+    details: int | None = None  # of each token with so many of the likeliest in its place; None: of none
 
     def __getitem__(self, name: str) -> Any:
         return dict(self.overrides)[name]
@@ -85,18 +89,27 @@ class Generative(Task):
 
     # -- on the caller's thread --------------------------------------------------------------------------------------
 
-    def generation_row(self, tokens: Tokens, parameters: Any, item: int, **overrides: Any) -> Row:
-        """Check the parameters against the prompt and make its row; raises InvalidParameter, PromptTooLong."""
+    def generation_rows(self, tokens: Tokens, parameters: Any, item: int, **overrides: Any) -> list[Row]:
+        """Check the parameters against the prompt and make its rows; raises InvalidParameter, PromptTooLong.
+
+        On slots each of several sampled answers is a row of its own, with a seed of its own; else one row has all.
+        """
         if not tokens:
             raise InvalidInput("The tokenizer finds nothing in the text.", "Send visible text.", f"inputs[{item}]")
         start = 1 if self.encoder_decoder else len(tokens)
         asked = self._asked(parameters) | self._lengths(parameters, start, item) | overrides
-        stop = parameters.stop or ()
-        settings = Settings(
-            tuple(sorted(asked.items())),
-            (stop,) if isinstance(stop, str) else tuple(stop),
-            len(tokens) if self._padding_matters(asked) else None,
-        )
+        answers = asked["num_return_sequences"]
+        if answers > 1 and asked["num_beams"] == 1:
+            each = [
+                asked | {"num_return_sequences": 1, "seed": (asked["seed"] + number) % 2**63}
+                for number in range(answers)
+            ]
+            if self._slotted(self._settings(each[0], parameters, tokens), len(tokens)):
+                return [self._row(one, parameters, tokens, item, number, answers) for number, one in enumerate(each)]
+        return [self._row(asked, parameters, tokens, item, 0, answers)]
+
+    def _row(self, asked: dict[str, Any], parameters: Any, tokens: Tokens, item: int, answer: int, answers: int) -> Row:
+        settings = self._settings(asked, parameters, tokens)
         return Row(
             {"input_ids": tokens, "attention_mask": [1] * len(tokens)},
             item,
@@ -104,13 +117,24 @@ class Generative(Task):
             parameters=settings,
             new_tokens=asked["max_new_tokens"],
             copies=max(asked["num_beams"], asked["num_return_sequences"]),
+            answer=answer,
+            answers=answers,
+        )
+
+    def _settings(self, asked: dict[str, Any], parameters: Any, tokens: Tokens) -> Settings:
+        stop = parameters.stop or ()
+        return Settings(
+            tuple(sorted(asked.items())),
+            (stop,) if isinstance(stop, str) else tuple(stop),
+            len(tokens) if self._padding_matters(asked) else None,
+            parameters.top_n_tokens if parameters.return_details else None,
         )
 
     def _key(self, settings: Settings, length: int) -> Hashable:
         """On slots any rows share a batch; `generate` takes one config, and one stream of random numbers."""
         if self._slotted(settings, length):
             return SLOTS
-        return object() if settings["do_sample"] else (settings.overrides, settings.length)
+        return object() if settings["do_sample"] else (settings.overrides, settings.length, settings.details)
 
     def _slotted(self, settings: Settings, length: int) -> bool:
         decoder = getattr(self.model, "static_decoder", None)
@@ -137,6 +161,12 @@ class Generative(Task):
         asked["num_return_sequences"] = p.num_return_sequences
         if sampling:
             asked["seed"] = secrets.randbits(63) if p.seed is None else p.seed
+        if p.top_n_tokens and not p.return_details:
+            raise InvalidParameter(
+                "top_n_tokens tells nothing without details.",
+                'Set "return_details": true, or leave it out.',
+                where="parameters.top_n_tokens",
+            )
         if p.num_return_sequences > asked["num_beams"] and (asked["num_beams"] > 1 or not sampling):
             raise InvalidParameter(
                 f"{p.num_return_sequences} answers need sampling, or as many beams; there are {asked['num_beams']}.",
@@ -217,13 +247,8 @@ class Generative(Task):
         else:
             outputs = self._generated(rows)
         for row, output in zip(rows, outputs, strict=True):
-            self.show_end(row, output)
+            show_end(self, row, output)
         return outputs
-
-    def show_end(self, row: Row, output: list[Tokens]) -> None:
-        """Give a stream the text that was held back until the end."""
-        if row.emit:
-            show(row, self.text(output[0], row.parameters.stop))
 
     def slots(self, limits: Limits) -> Continuous | None:
         decoder = getattr(self.model, "static_decoder", None)
@@ -240,10 +265,16 @@ class Generative(Task):
         start = 1 if self.encoder_decoder else batch["input_ids"].shape[1]
         watch = Watch(self, rows, start, searching=settings["num_beams"] > 1)
         with torch.inference_mode(), self._random_numbers(seed) if config.do_sample else nullcontext():
-            sequences = self.model.generate(
+            if settings.details is not None:
+                config.update(return_dict_in_generate=True, output_logits=True)
+            made = self.model.generate(
                 **batch, generation_config=config, stopping_criteria=StoppingCriteriaList([watch])
             )
+        sequences = made if settings.details is None else made.sequences
         answers = [_until(tokens, self.eos) for tokens in sequences[:, start:].tolist()]
+        if settings.details is not None:
+            chances = _chances(made, start, settings.details)
+            answers = [Told(tokens, own[: len(tokens)]) for tokens, own in zip(answers, chances, strict=True)]
         each = len(answers) // len(rows)
         return [answers[i : i + each] for i in range(0, len(answers), each)]
 
@@ -283,8 +314,20 @@ class Generative(Task):
         return text[: stop_at(text, stop)]
 
     def texts(self, rows: Sequence[Row], outputs: Sequence[list[Tokens]]) -> list[str]:
-        """The texts that the one row of an input was answered with."""
-        return [self.text(tokens, rows[0].parameters.stop) for tokens in outputs[0]]
+        """The texts that the rows of an input were answered with."""
+        return [self.text(tokens, rows[0].parameters.stop) for output in outputs for tokens in output]
+
+    def detailed(self, entries: list[Any], rows: Sequence[Row], outputs: Sequence[list[Tokens]]) -> list[Any]:
+        """The answers of an input, with `details` where the request asks for them."""
+        if rows[0].parameters.details is None:
+            return entries
+        details = [
+            told(self, row, tokens)
+            for row, output in zip(rows, outputs, strict=True)
+            for tokens in output
+            if isinstance(tokens, Told)
+        ]
+        return [{**entry, "details": own} for entry, own in zip(entries, details, strict=True)]
 
     def plain(self, answer: list[dict[str, Any]]) -> Any:
         values = [self.plain_text(entry) for entry in answer]
@@ -295,76 +338,19 @@ class Generative(Task):
         """The bare text of one answer."""
 
 
-class Watch:
-    """Looks at a batch after every step: passes text on, and ends rows that met a stop text or were cancelled.
-
-    Between the steps, the rows on slots have theirs.
-    """
-
-    def __init__(self, task: Generative, rows: Sequence[Row], start: int, searching: bool) -> None:
-        self._task = task
-        self._rows = rows
-        self._start = start
-        self._searching = searching  # beams change places from step to step: no text before the end
-        wanted = not searching and any(row.emit or row.parameters.stop for row in rows)
-        each = rows[0].parameters["num_return_sequences"]
-        self._followers = [Follower(task, row) for row in rows for _ in range(each)] if wanted else []
-        self._over = [False] * (len(rows) * each)  # sequences that met an end token
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        self._task.between()
-        each = input_ids.shape[0] // len(self._rows)
-        done = [row.cancelled.is_set() for row in self._rows for _ in range(each)]
-        self._time(input_ids[:, -1], each)
-        if self._followers:
-            for index, token in enumerate(input_ids[:, -1].tolist()):
-                done[index] |= self._followers[index].push(token)
-        elif self._searching and any(row.parameters.stop for row in self._rows):
-            for index, tokens in enumerate(input_ids[:, self._start :].tolist()):
-                stop = self._rows[index // each].parameters.stop
-                text = self._task.tokenizer.decode(tokens, skip_special_tokens=True)
-                done[index] |= stop_at(text, stop) is not None
-        return torch.tensor(done, device=input_ids.device)
-
-    def _time(self, tokens: torch.Tensor, each: int) -> None:
-        """A row is given a token a step, until none of its sequences goes on; beams end all at once."""
-        live = [self._searching or not all(self._over[i * each : (i + 1) * each]) for i in range(len(self._rows))]
-        self._task.statistics.tokens(row for row, going in zip(self._rows, live, strict=True) if going)
-        if not self._searching:
-            self._over = [
-                over or token in self._task.eos for over, token in zip(self._over, tokens.tolist(), strict=True)
-            ]
-
-
-class Follower:
-    """Turns the tokens of one sequence into text as they come."""
-
-    def __init__(self, task: Generative, row: Row) -> None:
-        self.row = row
-        self._text = ""
-        self._eos = task.eos
-        self._ended = False
-        self._detokenizer = Detokenizer(task.tokenizer)
-        self._stops = Stops(row.parameters.stop)
-
-    def push(self, token: int) -> bool:
-        """Take the next token; True when the sequence ends."""
-        if self._ended:  # padding, while other rows go on
-            return True
-        self._text += self._stops.push(self._detokenizer.push(token))
-        show(self.row, self._text)
-        self._ended = self._stops.found or token in self._eos
-        return self._stops.found
-
-
-def show(row: Row, text: str) -> None:
-    """Give a stream what it has not got of the text so far; a row that is run again goes on where it was."""
-    shown: str = row.extra or ""
-    if row.emit and len(text) > len(shown) and text.startswith(shown):
-        row.emit(text[len(shown) :])
-        row.extra = text
-
-
 def _until(tokens: Tokens, ends: Sequence[int]) -> Tokens:
     """Tokens up to and with the first that is an end."""
     return next((tokens[: i + 1] for i, token in enumerate(tokens) if token in ends), tokens)
+
+
+def _chances(made: Any, start: int, most: int) -> list[list[Chance]]:
+    """Of each sequence that `generate` made, the chances of its tokens; beams change places from step to step."""
+    beams = getattr(made, "beam_indices", None)
+    found: list[list[Chance]] = [[] for _ in made.sequences]
+    for step, logits in enumerate(made.logits[: made.sequences.shape[1] - start]):
+        tokens = made.sequences[:, start + step]
+        rows = indices(range(len(tokens)), logits.device) if beams is None else beams[:, step].clamp(min=0)
+        measured = measure(logits[rows], tokens, most).tolist()
+        for own, chance in zip(found, read(measured, [most] * len(found)), strict=True):
+            own.append(chance)
+    return found

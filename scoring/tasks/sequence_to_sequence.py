@@ -50,15 +50,15 @@ class SequenceToSequence(Generative):
         limit = self.loaded.context_length if parameters.truncation else None
         tokens, overrides = self.tokens(value, parameters, {"truncation": parameters.truncation, "max_length": limit})
         self.check_length(len(tokens), item, 'Shorten it, or set "parameters": {"truncation": true}.')
-        return [self.generation_row(tokens, parameters, item, **overrides)]
+        return self.generation_rows(tokens, parameters, item, **overrides)
 
     def decode(
         self, value: str, parameters: Any, rows: Sequence[Row], outputs: Sequence[list[Tokens]]
-    ) -> list[dict[str, str]]:
-        return [{self.answer_key: text} for text in self.texts(rows, outputs)]
+    ) -> list[dict[str, Any]]:
+        return self.detailed([{self.answer_key: text} for text in self.texts(rows, outputs)], rows, outputs)
 
-    def plain_text(self, entry: dict[str, str]) -> str:
-        return entry[self.answer_key]
+    def plain_text(self, entry: dict[str, Any]) -> str:
+        return str(entry[self.answer_key])
 
 
 class Summarization(SequenceToSequence):

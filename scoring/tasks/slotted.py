@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from scoring.chances import Chance, Told
 from scoring.decode import Decoder
 from scoring.decoder_state import FORBIDDEN, Sampling
 
 if TYPE_CHECKING:
     from scoring.tasks.base import Done, Row
-    from scoring.tasks.generation import Follower, Generative
+    from scoring.tasks.following import Follower
+    from scoring.tasks.generation import Generative
 
 #: What a generation config may hold beside greedy search and plain sampling, with the values that mean nothing.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -50,14 +52,26 @@ class Running:
     follower: "Follower | None"
     filled: int = 0  # tokens of the prompt that the slot holds
     tokens: list[int] = field(default_factory=list)
+    chances: list[Chance] = field(default_factory=list)  # of the tokens, where the row asks for details
     enqueued: int = 0  # tokens that are generated or under way
     ended: bool = False
     failure: Exception | None = None
 
+    @property
+    def details(self) -> int | None:
+        """How many of the likeliest tokens the row wants told in place of each; None: no details at all."""
+        asked: int | None = self.row.parameters.details
+        return asked
+
+    @property
+    def output(self) -> list[int]:
+        """The tokens, with their chances where they are asked for."""
+        return self.tokens if self.details is None else Told(self.tokens, self.chances)
+
 
 def open_slot(task: "Generative", decoder: Decoder, slot: int, row: "Row", done: "Done") -> Running:
     """Empty a slot for a row, with the row's way of picking tokens."""
-    from scoring.tasks.generation import Follower
+    from scoring.tasks.following import Follower
 
     config, seed = task.generation_config(row.parameters)
     prompt = row.tokens
@@ -78,10 +92,12 @@ def open_slot(task: "Generative", decoder: Decoder, slot: int, row: "Row", done:
     return Running(slot, row, done, int(config.max_new_tokens), Follower(task, row) if wanted else None)
 
 
-def take(task: "Generative", running: Running, token: int) -> None:
+def take(task: "Generative", running: Running, token: int, chance: Chance | None) -> None:
     """Add a token that was computed, unless the row had ended by then."""
     if running.ended:
         return
     running.tokens.append(token)
-    stopped = running.follower.push(token) if running.follower else False
+    if chance is not None:
+        running.chances.append(chance)
+    stopped = running.follower.push(token, chance) if running.follower else False
     running.ended = stopped or token in task.eos or len(running.tokens) == running.most

@@ -16,7 +16,7 @@ class TextGeneration(Generative):
     auto_class = "AutoModelForCausalLM"
 
     def encode(self, value: str, parameters: TextGenerationParameters, item: int) -> list[Row]:
-        return [self.generation_row(self.call_tokenizer(value)["input_ids"], parameters, item)]
+        return self.generation_rows(self.call_tokenizer(value)["input_ids"], parameters, item)
 
     def decode(
         self,
@@ -24,12 +24,13 @@ class TextGeneration(Generative):
         parameters: TextGenerationParameters,
         rows: Sequence[Row],
         outputs: Sequence[list[Tokens]],
-    ) -> list[dict[str, str]]:
+    ) -> list[dict[str, Any]]:
         prompt = value if parameters.return_full_text else ""
-        return [{"generated_text": prompt + text} for text in self.texts(rows, outputs)]
+        entries = [{"generated_text": prompt + text} for text in self.texts(rows, outputs)]
+        return self.detailed(entries, rows, outputs)
 
-    def plain_text(self, entry: dict[str, str]) -> str:
-        return entry["generated_text"]
+    def plain_text(self, entry: dict[str, Any]) -> str:
+        return str(entry["generated_text"])
 
 
 class Conversational(Generative):
@@ -50,7 +51,7 @@ class Conversational(Generative):
         prompt = self._prompt([message.model_dump() for message in value], item)
         # The template writes the special tokens itself.
         tokens = self.call_tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        return [self.generation_row(tokens, parameters, item)]
+        return self.generation_rows(tokens, parameters, item)
 
     def _prompt(self, messages: list[dict[str, str]], item: int) -> str:
         going_on = messages[-1]["role"] == "assistant"
@@ -76,13 +77,14 @@ class Conversational(Generative):
     ) -> list[dict[str, Any]]:
         replies = self.texts(rows, outputs)
         if not parameters.return_full_text:
-            return [{"generated_text": reply} for reply in replies]
+            return self.detailed([{"generated_text": reply} for reply in replies], rows, outputs)
         messages = [message.model_dump() for message in value]
         last = messages.pop() if messages[-1]["role"] == "assistant" else {"role": "assistant", "content": ""}
-        return [
+        whole = [
             {"generated_text": [*messages, {"role": "assistant", "content": last["content"] + reply}]}
             for reply in replies
         ]
+        return self.detailed(whole, rows, outputs)
 
     def plain_text(self, entry: dict[str, Any]) -> str:
         text = entry["generated_text"]
