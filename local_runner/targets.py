@@ -8,15 +8,17 @@ Statuses and error bodies are HTTP's on every target, so that replies compare as
 
 import http.client
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, ClassVar, Self
 
 import grpc
@@ -78,12 +80,16 @@ class InProcess(Target):
     """score.py called directly, in a child process; `seconds` and loads are measured inside that process."""
 
     name = "in-process"
+    environment: Mapping[str, str] = MappingProxyType({})  # beside this process's own
 
     def _start(self) -> None:
         command = [sys.executable, "-m", "local_runner.inprocess", str(self.bundle)]
+        env = {**os.environ, **self.environment}
         self._log = self._open.enter_context(tempfile.TemporaryFile())  # noqa: SIM115  (the stack closes it)
         self._child = self._open.enter_context(
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, encoding="utf-8")
+            subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, encoding="utf-8", env=env
+            )
         )
         self._open.callback(self._child.kill)  # it holds nothing that a clean end would save
         self._lock = threading.Lock()

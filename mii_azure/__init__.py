@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mii_azure.errors import MiiAzureError as MiiAzureError
     from mii_azure.generation import generate as generate
     from mii_azure.planning import plan as plan
+    from mii_azure.preparing import prepare as prepare
     from mii_azure.spec import Spec as Spec
     from mii_azure.verdict import parity as parity
     from mii_azure.verifying import verify_bundle as verify  # noqa: F401  (named apart from manifest.verify)
@@ -37,6 +38,7 @@ _NAMES = {
     "generate": "mii_azure.generation:generate",
     "parity": "mii_azure.verdict:parity",
     "plan": "mii_azure.planning:plan",
+    "prepare": "mii_azure.preparing:prepare",
     "terminate": "mii_azure.deployments:terminate",
     "verify": "mii_azure.verifying:verify_bundle",
 }

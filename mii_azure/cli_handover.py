@@ -1,4 +1,4 @@
-"""Verbs for handing a bundle over: verify and diff."""
+"""Verbs for handing a bundle over: prepare, verify and diff."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,8 +10,27 @@ from mii_azure.cli_shared import AsJson, Bundle, out, print_json
 
 def register(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
+    app.command()(prepare)
     app.command()(verify)
     app.command()(diff)
+
+
+def prepare(bundle: Bundle, as_json: AsJson = False) -> None:
+    """Verify a bundle's optimisations on this machine now, so that the endpoint need not at every start.
+
+    It holds for the same device, versions and model; anywhere else they are verified at start, as without it.
+    """
+    from mii_azure.preparing import prepare as run
+
+    done = run(bundle)
+    if as_json:
+        print_json(done)
+        return
+    for name, error in done.errors.items():
+        out.print(f"{name}: relative error {error:.1e}, {done.seconds[name]:g} s", soft_wrap=True)
+    if not done.errors:
+        out.print("no pass applies on this machine: there is nothing to verify")
+    out.print(f"prepared for {done.device}; bundle {done.bundle[:12]}", soft_wrap=True)
 
 
 def verify(bundle: Bundle, as_json: AsJson = False) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 Grade = Literal["bytes", "values", "scores", "different"]
 
 #: Scores of one model on one machine in fp32 differ by less; half precision and other devices by more.
-TOLERANCES = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 2e-2}
+TOLERANCES = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 2e-2, "int8": 5e-2}
 
 
 def grade(reference: tuple[int, bytes], other: tuple[int, bytes], tolerance: float) -> tuple[Grade, str]:
@@ -104,6 +104,7 @@ def _brief(value: Any) -> str:
 EXPLANATIONS = (
     "versions",
     "dtype",
+    "precision",
     "device",
     "optimisations",
     "attention",

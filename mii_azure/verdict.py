@@ -91,7 +91,8 @@ def parity(
             on_progress(f"asking {name} {len(sent)} requests")
             replies = [(reply.status, reply.body) for reply in (target.send(request.body) for request in sent)]
         runs[name] = _Run(replies=replies, metadata=metadata)
-    return _judge(folder, digest, sent, runs, TOLERANCES[settings["dtype"]])
+    formats = {settings["dtype"], *(run.metadata.get("precision", settings["dtype"]) for run in runs.values())}
+    return _judge(folder, digest, sent, runs, max(TOLERANCES[name] for name in formats))
 
 
 def _identity(folder: Path) -> tuple[str, dict[str, Any]]:

@@ -25,6 +25,7 @@ def init() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     deployment = Deployment.read(CODE_DIR / "deployment.json")
+    from scoring import prepared
     from scoring.loader import environment, load_with
     from scoring.passes.catalogue import catalogue
     from scoring.service import Service
@@ -34,7 +35,8 @@ def init() -> None:
     loaded, chosen = load_with(catalogue(deployment), deployment, find_model_dir(CODE_DIR))
     task = task_class(deployment.task)(loaded, deployment.task)
     service = Service(deployment, loaded, task, environment(loaded))
-    service.start(chosen)
+    service.start(chosen, prepared.known_errors(CODE_DIR / "prepared", loaded.model))
+    prepared.save(loaded.model, service.records)
     _service = service
 
 

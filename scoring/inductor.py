@@ -1,8 +1,7 @@
-"""Inductor over a whole forward: compile, compare inside CUDA graphs, ship the compiled code."""
+"""Inductor over a whole forward: compile, and compare inside CUDA graphs."""
 
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -15,15 +14,11 @@ from scoring.passes.base import PassRefused
 GAIN = 1.03  # less is noise
 
 
-def compile_forward(
-    model: Any, shapes: Sequence[tuple[int, int]], cache: Path | None
-) -> tuple[str, Callable[[], None]]:
+def compile_forward(model: Any, shapes: Sequence[tuple[int, int]]) -> tuple[str, Callable[[], None]]:
     """Compile a model's forward for some shapes; return what it gained and what undoes it.
 
     Raises PassRefused, with both times, where the compiled forward is no faster inside a graph.
     """
-    if cache is not None:
-        load_cache(cache, model)
     plain = model.forward
     began = time.perf_counter()
     compiled = torch.compile(plain, dynamic=False, options={"freezing": True})
@@ -40,8 +35,6 @@ def compile_forward(
         raise PassRefused(
             f"compiled {beside:.2f} ms against {alone:.2f} ms for the graph alone; compiling took {seconds:.0f} s"
         )
-    if cache is not None:
-        save_cache(cache, model)
     model.forward = forward
 
     def undo() -> None:
@@ -64,29 +57,3 @@ def _milliseconds(model: Any, forward: Callable[..., Any], shape: tuple[int, int
         torch.cuda.synchronize()
         times.append(time.perf_counter() - began)
     return 1e3 * median(times[5:])
-
-
-def cache_name(model: Any) -> str:
-    """File name of the compiled code: it holds for one GPU type, one torch and one model shape."""
-    gpu = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "cpu"
-    config = model.config
-    size = sum(parameter.numel() for parameter in model.parameters())
-    parts = (gpu, torch.__version__, type(model).__name__, config.model_type, str(size), str(model.dtype)[6:])
-    return "-".join("".join(c if c.isalnum() or c == "." else "_" for c in part) for part in parts) + ".inductor"
-
-
-def save_cache(folder: Path, model: Any) -> None:
-    """Write what Inductor compiled so far, to be shipped beside the model."""
-    saved = torch.compiler.save_cache_artifacts()
-    if saved is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / cache_name(model)).write_bytes(saved[0])
-
-
-def load_cache(folder: Path, model: Any) -> bool:
-    """Read what `save_cache` wrote for this GPU, torch and model; False where there is none."""
-    path = folder / cache_name(model)
-    if not path.is_file():
-        return False
-    torch.compiler.load_cache_artifacts(path.read_bytes())
-    return True

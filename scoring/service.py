@@ -3,11 +3,12 @@
 import logging
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 from scoring.config import Deployment
@@ -61,17 +62,20 @@ class Service:
         self.records: list[Record] = []
         self.ready = False
 
-    def start(self, chosen: Chosen = ()) -> None:
-        """Apply the passes that were taken, warm up, and take requests; raises LoadError and its kinds."""
+    def start(self, chosen: Chosen = (), known: Mapping[str, float] = MappingProxyType({})) -> None:
+        """Apply the passes that were taken, warm up, and take requests; raises LoadError and its kinds.
+
+        `known` holds the relative errors of passes that need no verification here.
+        """
         phase.enter("optimising")
-        self.engine.start(lambda: self._optimise(chosen))
+        self.engine.start(lambda: self._optimise(chosen, known))
         self.ready = True
         phase.enter("ready")
 
-    def _optimise(self, chosen: Chosen) -> None:
+    def _optimise(self, chosen: Chosen, known: Mapping[str, float]) -> None:
         # On the inference thread: CUDA graphs belong to the thread that captures them.
         reference = reference_of(self.deployment.task)
-        self.records = optimise(self.loaded.model, chosen, self.deployment.optimisation.on, reference)
+        self.records = optimise(self.loaded.model, chosen, self.deployment.optimisation.on, reference, known)
         if self.loaded.device.type == "cuda":
             import torch
 

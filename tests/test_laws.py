@@ -55,6 +55,7 @@ def test_public_names() -> None:
         "generate",
         "parity",
         "plan",
+        "prepare",
         "terminate",
         "verify",
     ]

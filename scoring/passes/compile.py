@@ -1,7 +1,6 @@
 """Inductor for encoders that have no kernels of ours, kept only where it beats the CUDA graph alone by measurement."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from scoring.passes import fused_encoder
@@ -14,9 +13,8 @@ class Compile(Pass):
     name = "compile"
     public = True
 
-    def __init__(self, shapes: Sequence[tuple[int, int]] = ((1, 128),), cache: Path | None = None) -> None:
+    def __init__(self, shapes: Sequence[tuple[int, int]] = ((1, 128),)) -> None:
         self._shapes = tuple(shapes)
-        self._cache = cache
 
     def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Decision:
         if hardware.device != "cuda":
@@ -32,7 +30,7 @@ class Compile(Pass):
     def apply(self, model: Any) -> Applied:
         from scoring.inductor import compile_forward
 
-        detail, undo = compile_forward(model, self._shapes, self._cache)
+        detail, undo = compile_forward(model, self._shapes)
         return Applied(len(self._shapes), detail, undo)
 
     def verify(self, model: Any, reference: Callable[..., Any]) -> float:
