@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import os
 import platform
 import subprocess
 import time
@@ -82,7 +83,9 @@ def provenance() -> dict[str, Any]:
 
 
 def revision() -> str:
-    """The commit measured; "unknown" outside a checkout."""
+    """The commit measured, which REVISION names where only the files were copied; "unknown" outside a checkout."""
+    if told := os.environ.get("REVISION"):
+        return told
     try:
         head = subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
