@@ -6,6 +6,7 @@ Ray Serve's own HTTP proxy stays off: the front (`ray_host`) speaks every protoc
 import json
 import logging
 import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ _UPSCALE_DELAY_S = 5.0
 _METRICS_S = 2.0
 _CONSTRUCTOR_RETRIES = 2
 _TELL_TIMEOUT_S = 2.0
+_REACH_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -195,20 +197,44 @@ def connect(address: str | None) -> None:
     Before any gRPC server or event loop: a cluster starts by forking, which their threads do not survive.
     """
     ray, _ = _import()
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address:
+        _reach(address)
     options = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": logging.WARNING}
     try:
-        if address:
-            ray.init(address=address, **options)
-            return
-        try:
-            ray.init(address="auto", **options)
-        except ConnectionError:
-            ray.init(address="local", include_dashboard=False, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+        ray.init(address=address or "auto", **options)
+        return
+    except Exception as error:  # of many classes, plain Exception among them
+        if address or not isinstance(error, ConnectionError):
+            raise RunnerFailed(
+                f"No Ray cluster to join at {address or 'this machine'}: {_first_line(error)}",
+                "This machine must be a node of it: `ray start --address HEAD:6379`, with the same Ray and Python.",
+            ) from error
+    try:
+        ray.init(address="local", include_dashboard=False, **options)
+    except Exception as error:
         raise RunnerFailed(
-            f"No Ray cluster to join at {address or 'this machine'}: {str(error).strip().splitlines()[0]}",
-            "This machine must be a node of it: `ray start --address HEAD:6379`, with the same Ray and Python.",
+            f"No Ray cluster started on this machine: {_first_line(error)}",
+            "Its logs are in /tmp/ray/session_latest/logs.",
         ) from error
+
+
+def _reach(address: str) -> None:
+    """Raise RunnerFailed where nothing listens; Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit():  # "auto", "local"
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _REACH_S).close()
+    except OSError as error:
+        raise RunnerFailed(
+            f"Nothing answers at {address}, where the head of the Ray cluster should be: {error.strerror or error}.",
+            "Start it there with `ray start --head`, or name another with --ray-address.",
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _find(ray: Any, name: str) -> Any:

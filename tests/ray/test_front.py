@@ -78,6 +78,12 @@ def test_a_client_that_leaves_its_stream_frees_the_replica(served: Front) -> Non
         until(lambda: served.metric("mii_azure_in_flight") == 0, 10, "the front's count")
 
 
+def test_a_head_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:
+    with front(make_bundle(tmp_path), tmp_path / "front", "--ray-address", "127.0.0.1:1") as failing:
+        assert failing.process.wait(30) == 4
+        assert "Nothing answers at 127.0.0.1:1" in failing.log.read_text()
+
+
 def test_a_second_front_joins_the_first_and_leaves_it_running(cluster: TwoNodes, served: Front, folder: Path) -> None:
     with front(folder / "echo", folder / "second", "--ray-address", cluster.address) as second:
         second.wait()
