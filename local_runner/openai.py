@@ -16,7 +16,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from local_runner import openai_requests, wire
+from local_runner import openai_logprobs, openai_requests, wire
 from local_runner.errors import ModelNotServed
 from local_runner.host import Host, internal
 from local_runner.script import Answer
@@ -84,17 +84,27 @@ class _Form:
         self.key = key
         self.head = {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time())}
 
-    def choice(self, index: int, text: str, reason: str) -> dict[str, Any]:
+    def choice(self, index: int, entry: dict[str, Any], reason: str) -> dict[str, Any]:
         """One whole answer."""
+        text = entry[self.key]
         said = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
+        return {"index": index, **said, "logprobs": self._logprobs(entry.get("details")), "finish_reason": reason}
+
+    def piece(self, token: dict[str, Any], details: dict[str, Any] | None, offset: int) -> dict[str, Any]:
+        """One event's part of an answer, of which `offset` characters of told tokens came before."""
+        said = {"delta": {"content": token["text"]}} if self.chat else {"text": token["text"]}
+        logprobs = self._logprobs(details, offset)
+        return {"index": token.get("index", 0), **said, "logprobs": logprobs, "finish_reason": None}
+
+    def end(self, index: int, reason: str) -> dict[str, Any]:
+        """The last of an answer's parts."""
+        said: dict[str, Any] = {"delta": {}} if self.chat else {"text": ""}
         return {"index": index, **said, "logprobs": None, "finish_reason": reason}
 
-    def piece(self, text: str, reason: str | None = None, first: bool = False) -> dict[str, Any]:
-        """One event's part of the only answer of a stream."""
-        said: dict[str, Any] = {"text": text}
-        if self.chat:
-            said = {"delta": {**({"role": "assistant"} if first else {}), **({} if reason else {"content": text})}}
-        return {"index": 0, **said, "logprobs": None, "finish_reason": reason}
+    def _logprobs(self, details: dict[str, Any] | None, offset: int = 0) -> dict[str, Any] | None:
+        if details is None:
+            return None
+        return openai_logprobs.chat(details) if self.chat else openai_logprobs.completion(details, offset)
 
 
 async def _generate(
@@ -106,33 +116,40 @@ async def _generate(
         if answer.chunks is None:
             raise InternalError("The scoring script did not stream.")
         with_usage = openai_requests.wants_usage(sent)
-        events = _events(host, answer, form, with_usage)
+        several = canonical["parameters"].get("num_return_sequences") or 1
+        events = _events(host, answer, form, with_usage, several)
         return StreamingResponse(events, 200, {"Cache-Control": "no-cache"}, "text/event-stream")
     answers, used = await _score(host, headers, canonical)
-    texts = [entry[form.key] for entries in answers for entry in entries]
+    entries = [entry for one in answers for entry in one]
     choices = [
-        form.choice(index, text, reason)
-        for index, (text, reason) in enumerate(zip(texts, used["finish_reasons"], strict=True))
+        form.choice(index, entry, reason)
+        for index, (entry, reason) in enumerate(zip(entries, used["finish_reasons"], strict=True))
     ]
     return JSONResponse({**form.head, "choices": choices, "usage": _usage(used)})
 
 
-async def _events(host: Host, answer: Answer, form: _Form, with_usage: bool) -> AsyncIterator[bytes]:
+async def _events(host: Host, answer: Answer, form: _Form, with_usage: bool, several: int) -> AsyncIterator[bytes]:
     head = {**form.head, "object": "chat.completion.chunk"} if form.chat else form.head
     extra: dict[str, Any] = {"usage": None} if with_usage else {}
     parser = wire.EventParser()
+    offsets = [0] * several  # characters of each answer's tokens told so far
     try:
-        if form.chat:
-            yield _event({**head, "choices": [form.piece("", first=True)], **extra})
+        for index in range(several if form.chat else 0):
+            said = {"delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+            yield _event({**head, "choices": [{"index": index, **said}], **extra})
         async with aclosing(host.chunks(answer)) as chunks:
             async for chunk in chunks:
                 for text in parser.feed(chunk):
                     event = json.loads(text)
                     if "token" in event:
-                        yield _event({**head, "choices": [form.piece(event["token"]["text"])], **extra})
+                        token, details = event["token"], event.get("details")
+                        index = token.get("index", 0)
+                        yield _event({**head, "choices": [form.piece(token, details, offsets[index])], **extra})
+                        offsets[index] += openai_logprobs.length(details)
                         continue
                     used = event["usage"]
-                    yield _event({**head, "choices": [form.piece("", used["finish_reasons"][0])], **extra})
+                    for index, reason in enumerate(used["finish_reasons"]):
+                        yield _event({**head, "choices": [form.end(index, reason)], **extra})
                     if with_usage:
                         yield _event({**head, "choices": [], "usage": _usage(used)})
         yield b"data: [DONE]\n\n"
@@ -154,9 +171,10 @@ async def _score(host: Host, headers: Mapping[str, str], canonical: dict[str, An
     return body["answer"], body["usage"]
 
 
-def _usage(used: dict[str, Any]) -> dict[str, int]:
+def _usage(used: dict[str, Any]) -> dict[str, Any]:
     given, made = used["prompt_tokens"], used["completion_tokens"]
-    return {"prompt_tokens": given, "completion_tokens": made, "total_tokens": given + made}
+    cached = {"prompt_tokens_details": {"cached_tokens": used["cached_tokens"]}} if "cached_tokens" in used else {}
+    return {"prompt_tokens": given, "completion_tokens": made, "total_tokens": given + made, **cached}
 
 
 def _base64(vector: list[float]) -> str:

@@ -11,6 +11,7 @@ from local_runner.errors import ModelNotServed
 from scoring.config import Deployment
 from scoring.errors import InvalidInput, InvalidParameter
 
+MOST_LIKELIEST = 20  # tokens told in place of one, as OpenAI has it for chats
 COMPLETION_TOKENS = 16  # OpenAI's own default for /v1/completions
 #: What the text of an answer is called, of each task that /v1/completions serves.
 TEXT_KEYS = {
@@ -22,6 +23,7 @@ _EMBEDDING_TASKS = ("sentence-embeddings", "feature-extraction")
 _RENAMED = {"n": "num_return_sequences", "max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens"}
 _DROPPED = {
     *("model", "user", "metadata", "store", "service_tier", "stream", "stream_options", "safety_identifier"),
+    *("logprobs", "top_logprobs"),  # `_details`
     *("prompt_cache_key", "parallel_tool_calls", "messages", "prompt", "echo", "input", "encoding_format"),
 }
 #: Values that ask for nothing; any other value of these fields asks for what is not there.
@@ -29,7 +31,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
     "logit_bias": ({},),
-    "logprobs": (False,),
     "suffix": ("",),
     "best_of": (1,),
     "tools": ([],),
@@ -48,7 +49,7 @@ def completion(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
     prompts = prompt if isinstance(prompt, list) else [prompt]
     if not prompts or not all(isinstance(text, str) for text in prompts):
         raise InvalidInput("The prompt must be a text, or a list of texts.", "Token ids are not taken.", "prompt")
-    parameters = {"max_new_tokens": COMPLETION_TOKENS, **_parameters(sent)}
+    parameters = {"max_new_tokens": COMPLETION_TOKENS, **_parameters(sent), **_completion_details(sent)}
     if deployment.task == "text-generation":
         parameters["return_full_text"] = sent.get("echo") is True
     elif sent.get("echo"):
@@ -63,7 +64,7 @@ def chat(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
     if not isinstance(messages, list) or not messages:
         raise InvalidInput("The messages are missing.", 'Send [{"role": "user", "content": "..."}].', "messages")
     conversation = [_message(message, f"messages[{at}]") for at, message in enumerate(messages)]
-    return _canonical(sent, [conversation], {**_parameters(sent), "return_full_text": False})
+    return _canonical(sent, [conversation], {**_parameters(sent), **_chat_details(sent), "return_full_text": False})
 
 
 def embeddings(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
@@ -122,6 +123,32 @@ def _parameters(sent: dict[str, Any]) -> dict[str, Any]:
     if given.get("n") not in (None, 1) and "temperature" not in given:
         parameters.setdefault("do_sample", True)
     return parameters
+
+
+def _completion_details(sent: dict[str, Any]) -> dict[str, Any]:
+    """`logprobs` of /v1/completions is a number: so many of the likeliest tokens in place of each."""
+    asked = sent.get("logprobs")
+    if asked is None or asked is False:
+        return {}
+    if sent.get("echo") is True:
+        raise InvalidParameter("The prompt's own log-probabilities are not told.", 'Leave out "echo".', "echo")
+    return _details(asked, "logprobs")
+
+
+def _chat_details(sent: dict[str, Any]) -> dict[str, Any]:
+    """`logprobs` of /v1/chat/completions is a yes or no, and `top_logprobs` the number."""
+    asked, most = sent.get("logprobs"), sent.get("top_logprobs")
+    if asked not in (None, True, False):
+        raise InvalidParameter('"logprobs" must be true or false.', where="logprobs")
+    if most is not None and not asked:
+        raise InvalidParameter("top_logprobs needs logprobs.", 'Set "logprobs": true.', "top_logprobs")
+    return _details(most or 0, "top_logprobs") if asked else {}
+
+
+def _details(most: Any, where: str) -> dict[str, Any]:
+    if type(most) is not int or not 0 <= most <= MOST_LIKELIEST:
+        raise InvalidParameter(f"{where} is a number from 0 to {MOST_LIKELIEST}.", where=where)
+    return {"return_details": True, "top_n_tokens": most}
 
 
 def _canonical(sent: dict[str, Any], inputs: list[Any], parameters: dict[str, Any]) -> dict[str, Any]:

@@ -106,6 +106,64 @@ def test_a_chat_whole_and_streamed(client: Client, base: Base) -> None:
     assert len({chunk.id for chunk in chunks}) == 1
 
 
+def test_log_probabilities_of_a_completion(client: Client, base: Base) -> None:
+    asked: Any = {"model": "gpt2", "prompt": "the quick", "max_tokens": 7}
+    parameters = {"max_new_tokens": 7, "return_full_text": False, "return_details": True, "top_n_tokens": 3}
+    [answer] = score(base("gpt2"), {"inputs": "the quick", "parameters": parameters})
+    tokens = [token for token in answer["details"]["tokens"] if not token["special"]]
+    choice = client("gpt2").completions.create(**asked, logprobs=3).choices[0]
+    assert choice.logprobs is not None
+    assert choice.text == answer["generated_text"] == "".join(choice.logprobs.tokens or [])
+    assert choice.logprobs.token_logprobs == [token["logprob"] for token in tokens]
+    told, tops = choice.logprobs.text_offset or [], choice.logprobs.top_logprobs or []
+    assert [choice.text[start:].startswith(token["text"]) for start, token in zip(told, tokens, strict=True)] == (
+        [True] * len(tokens)
+    )
+    for token, top, wanted in zip(tokens, tops, answer["details"]["top_tokens"], strict=False):
+        assert top[token["text"]] == token["logprob"]
+        assert max(top.values()) == wanted[0]["logprob"]
+    bare = client("gpt2").completions.create(**asked, logprobs=0).choices[0].logprobs
+    assert bare is not None
+    assert (bare.token_logprobs, bare.top_logprobs) == (choice.logprobs.token_logprobs, None)
+    chunks = list(client("gpt2").completions.create(**asked, logprobs=3, stream=True))
+    parts = [chunk.choices[0].logprobs for chunk in chunks if chunk.choices[0].logprobs]
+    for name in ("tokens", "token_logprobs", "text_offset", "top_logprobs"):
+        found = [value for part in parts for value in getattr(part, name)]
+        assert found == getattr(choice.logprobs, name)
+
+
+def test_log_probabilities_of_a_chat(client: Client) -> None:
+    asked: Any = {"model": "chat", "messages": HELLO, "max_tokens": 6, "logprobs": True, "top_logprobs": 2}
+    choice = client("chat").chat.completions.create(**asked).choices[0]
+    assert choice.logprobs is not None
+    content = choice.logprobs.content or []
+    assert "".join(token.token for token in content) == choice.message.content
+    for token in content:
+        assert bytes(token.bytes or []).decode() == token.token
+        assert [top.logprob for top in token.top_logprobs] == sorted(
+            (top.logprob for top in token.top_logprobs), reverse=True
+        )
+        assert token.top_logprobs[0].logprob >= token.logprob
+        assert len(token.top_logprobs) == 2
+    chunks = list(client("chat").chat.completions.create(**asked, stream=True))
+    parts = [chunk.choices[0].logprobs for chunk in chunks]
+    assert [token for part in parts if part for token in part.content or []] == content
+
+
+def test_several_answers_streamed(client: Client) -> None:
+    asked: Any = {"model": "chat", "messages": HELLO, "max_tokens": 8, "n": 3, "seed": 5, "temperature": 1.4}
+    whole = client("chat").chat.completions.create(**asked).choices
+    choices = [
+        choice for chunk in client("chat").chat.completions.create(**asked, stream=True) for choice in chunk.choices
+    ]
+    for index in range(3):
+        own = [choice for choice in choices if choice.index == index]
+        assert own[0].delta.role == "assistant"
+        assert "".join(choice.delta.content or "" for choice in own) == whole[index].message.content
+        assert [choice.finish_reason for choice in own if choice.finish_reason] == [whole[index].finish_reason]
+    assert len({choice.message.content for choice in whole}) > 1
+
+
 def test_parts_and_the_developers_role(client: Client) -> None:
     parts: Any = [
         {"role": "user", "content": [{"type": "text", "text": "the quick "}, {"type": "text", "text": "brown fox"}]}
@@ -154,7 +212,10 @@ REFUSED: list[tuple[str, dict[str, Any], str, str | None]] = [
     ("gpt2", {"prompt": [1, 2, 3]}, "Token ids are not taken.", "prompt"),
     ("gpt2", {}, "The prompt must be a text", "prompt"),
     ("gpt2", {"prompt": "a", "temperature": 900}, "less than or equal to 100", "parameters.temperature"),
-    ("gpt2", {"prompt": "a", "logprobs": 0}, "logprobs is not served here.", "logprobs"),
+    ("gpt2", {"prompt": "a", "logprobs": 21}, "logprobs is a number from 0 to 20.", "logprobs"),
+    ("gpt2", {"prompt": "a", "logprobs": 1, "echo": True}, "The prompt's own log-probabilities are not told.", "echo"),
+    ("chat", {"messages": HELLO, "top_logprobs": 2}, "top_logprobs needs logprobs.", "top_logprobs"),
+    ("chat", {"messages": HELLO, "logprobs": "yes"}, '"logprobs" must be true or false.', "logprobs"),
     ("gpt2", {"prompt": "a", "presence_penalty": 0.5}, "presence_penalty is not served here.", "presence_penalty"),
     ("gpt2", {"prompt": "a", "best_off": 1}, "Unknown parameter 'best_off'.", "parameters"),
     ("gpt2", {"prompt": "a", "max_tokens": 10**6}, "fit the model's context", None),

@@ -1,0 +1,49 @@
+"""Log-probabilities in OpenAI's two forms, from `details`; end tokens and other special ones are left out, as there."""
+
+from collections.abc import Iterator
+from typing import Any
+
+Entry = dict[str, Any]  # id, text, logprob, special
+
+
+def chat(details: dict[str, Any]) -> dict[str, Any]:
+    """`logprobs` of /v1/chat/completions."""
+    content = [{**_of(token), "top_logprobs": [_of(other) for other in tops]} for token, tops in _spoken(details)]
+    return {"content": content, "refusal": None}
+
+
+def completion(details: dict[str, Any], offset: int = 0) -> dict[str, Any]:
+    """`logprobs` of /v1/completions; `offset` is where the first token's text begins."""
+    spoken = list(_spoken(details))
+    starts = []
+    for token, _ in spoken:
+        starts.append(offset)
+        offset += len(token["text"])
+    tops: list[dict[str, float]] = []
+    for token, others in spoken:
+        found: dict[str, float] = {}
+        for each in (*others, token):  # the token itself is told even where it is none of the likeliest
+            found.setdefault(each["text"], each["logprob"])
+        tops.append(found)
+    return {
+        "tokens": [token["text"] for token, _ in spoken],
+        "token_logprobs": [token["logprob"] for token, _ in spoken],
+        "top_logprobs": tops if "top_tokens" in details else None,
+        "text_offset": starts,
+    }
+
+
+def length(details: dict[str, Any] | None) -> int:
+    """Characters of the tokens that are told."""
+    return sum(len(token["text"]) for token, _ in _spoken(details)) if details else 0
+
+
+def _spoken(details: dict[str, Any]) -> Iterator[tuple[Entry, list[Entry]]]:
+    tokens = details["tokens"]
+    for token, tops in zip(tokens, details.get("top_tokens") or [[]] * len(tokens), strict=True):
+        if not token["special"]:
+            yield token, tops
+
+
+def _of(token: Entry) -> dict[str, Any]:
+    return {"token": token["text"], "logprob": token["logprob"], "bytes": list(token["text"].encode())}
