@@ -23,6 +23,8 @@ from local_runner.host import Host, State
 from local_runner.script import ScoreScript
 from scoring.errors import LoadError, MiiAzureError
 
+logger = logging.getLogger(__name__)
+
 CODE = Path(__file__).resolve().parent.parent
 EXIT_ABANDONED = 1
 
@@ -97,8 +99,7 @@ async def _drain(host: Host, server: Any, serving: asyncio.Task[None], budget_s:
 
 def _announce(settings: Settings, state: State, port: int) -> None:
     ready_file.write(settings.ready_file, state, http_port=port)
-    sys.stderr.write(f"{state}: HTTP on {settings.host}:{port}\n")
-    sys.stderr.flush()
+    logger.warning("%s: HTTP on %s:%d", state, settings.host, port)
 
 
 def main() -> NoReturn:
@@ -108,7 +109,7 @@ def main() -> NoReturn:
         logs.set_up(settings.log_format, verbose=False)
         code = uvloop.run(serve(settings))
     except MiiAzureError as error:
-        logging.getLogger(__name__).debug("why:", exc_info=True)
+        logger.debug("why:", exc_info=True)
         sys.stderr.write(f"error: {error}\n")
         file = os.environ.get("MII_AZURE_READY_FILE")
         ready_file.write(Path(file) if file else None, "failed", **error.to_dict(), exit_code=error.exit_code)

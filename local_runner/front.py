@@ -67,6 +67,11 @@ class Front(Host):
             self._streams -= 1
             answer.close()
 
+    @property
+    def lost(self) -> bool:
+        """Never: replicas are started again behind a front that stays."""
+        return False
+
     async def _score(self, raw: str, headers: Mapping[str, str]) -> Answer:
         if not self.ready:
             raise self.unready()

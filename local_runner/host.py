@@ -103,6 +103,11 @@ class Host:
         """Whether a request sent now would be scored."""
         return self.state is State.READY and bool(self.script.entry.ready())
 
+    @property
+    def lost(self) -> bool:
+        """Whether only another process can score again: the engine, or a rank of it, is gone after it was ready."""
+        return self.state is State.READY and not self.script.entry.ready()
+
     def unready(self) -> NotReady:
         """The error that says why not."""
         if self.state is State.LOADING:

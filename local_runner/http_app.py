@@ -61,8 +61,10 @@ def _add_health(app: FastAPI, host: Host) -> None:
         readiness()
         return PlainTextResponse("Healthy")
 
-    @app.get("/healthz", summary="The process answers")
+    @app.get("/healthz", summary="The process answers, and need not be started again")
     async def healthz() -> dict[str, str]:
+        if host.lost:
+            raise host.unready()
         return {"state": host.state}
 
     @app.get("/readyz", summary="Ready to score, and how far the start is")

@@ -9,7 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from local_runner.host import PAYLOAD_SLACK
+from local_runner import http_app
+from local_runner.host import PAYLOAD_SLACK, Host, State
 from local_runner.process import Azmlinfsrv, Runner
 from tests.local_runner.conftest import MAX_PAYLOAD
 
@@ -168,3 +169,15 @@ def test_infer_refuses(http: httpx.Client, body: str, status: int, code: str) ->
 def test_another_model_is_not_served(http: httpx.Client) -> None:
     for response in (http.get("/v2/models/other"), http.post("/v2/models/other/infer", content="{}")):
         assert (response.status_code, response.json()["code"]) == (404, "model_not_served")
+
+
+async def test_liveness_ends_with_an_engine_that_only_a_new_process_brings_back(bundle: Path) -> None:
+    host = Host(bundle)  # over this process's own scoring package, which has loaded nothing: not ready
+    transport = httpx.ASGITransport(http_app.build(host))
+    async with httpx.AsyncClient(transport=transport, base_url="http://runner") as client:
+        assert (await client.get("/healthz")).status_code == 200
+        host.change(State.READY)
+        answer = await client.get("/healthz")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "not_ready")
+        host.change(State.DRAINING)
+        assert (await client.get("/healthz")).status_code == 200
