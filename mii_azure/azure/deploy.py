@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mii_azure.azure import assets, batch, endpoints
-from mii_azure.azure.autoscale import ensure_autoscale
+from mii_azure.azure.autoscale import FILE, ensure_autoscale
 from mii_azure.azure.client import Say
 from mii_azure.azure.journal import Journal
 from mii_azure.azure.live import Live, smoke
@@ -62,7 +62,7 @@ def deploy(
         mirror = endpoints.nonzero(client.online_endpoints.get(name).mirror_traffic)
         mirror = {} if wanted.get(slot) else mirror
         endpoints.set_traffic(client, name, wanted, mirror, say)
-    if (folder / "autoscale.json").is_file():
+    if (folder / FILE).is_file():
         with journal.step("autoscale"):
             ensure_autoscale(client, folder, name, slot)
     if slot not in endpoints.nonzero(wanted):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mii_azure.azure import batch, endpoints
-from mii_azure.azure.autoscale import drop_autoscale, ensure_autoscale
+from mii_azure.azure.autoscale import FILE, drop_autoscale, ensure_autoscale
 from mii_azure.azure.client import Say, wait
 from mii_azure.azure.deploy import AGAIN, deploy, intact, place, silent
 from mii_azure.azure.journal import Journal
@@ -61,21 +61,9 @@ def rollout(
         done = deploy(folder, client, new, 100, say)
         return Rollout(name, done.slot, None, ("deployment", "smoke"), digest)
     run = _Run(client, folder, name, old, new, hold_s, journal)
-    if watch:
-        with journal.step("reading Azure Monitor"):
-            run.watch = Watch(client, name, watch)
-    try:
+    with run.watching(watch):
         run.go(digest, shares, parity)
-    finally:
-        if run.watch:
-            run.watch.close()
-    if (folder / "autoscale.json").is_file():
-        with journal.step("autoscale"):
-            ensure_autoscale(client, folder, name, new)
-    if not keep_old:
-        with journal.step(f"removing {old}"):
-            drop_autoscale(client, name, old)
-            wait(client.online_deployments.begin_delete(old, name), say, f"deployment {old}")
+    run.settle(keep_old)
     return Rollout(name, new, old, tuple(run.passed), digest)
 
 
@@ -89,6 +77,29 @@ class _Run:
         self.hold_s, self.journal = hold_s, journal
         self.passed: list[str] = []
         self.watch: Watch | None = None
+
+    @contextmanager
+    def watching(self, allowed: Allowed | None) -> Iterator[None]:
+        """Within, gates also read Azure Monitor; that it may be read is known before anything is begun."""
+        if allowed:
+            with self.journal.step("reading Azure Monitor"):
+                self.watch = Watch(self.client, self.name, allowed)
+        try:
+            yield
+        finally:
+            if self.watch:
+                self.watch.close()
+
+    def settle(self, keep_old: bool) -> None:
+        """Once the new slot has all traffic: its autoscale rules, and the end of the old slot."""
+        if (self.folder / FILE).is_file():
+            with self.journal.step("autoscale"):
+                ensure_autoscale(self.client, self.folder, self.name, self.new)
+        if not keep_old:
+            with self.journal.step(f"removing {self.old}"):
+                drop_autoscale(self.client, self.name, self.old)
+                poller = self.client.online_deployments.begin_delete(self.old, self.name)
+                wait(poller, self.journal.say, f"deployment {self.old}")
 
     def go(self, digest: str, shares: tuple[int, ...], parity: bool) -> None:
         """Every gate in order."""
