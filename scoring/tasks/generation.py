@@ -10,6 +10,7 @@ from abc import abstractmethod
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -74,6 +75,7 @@ class Generative(Task):
         pads = [self.defaults.pad_token_id, self.tokenizer.pad_token_id, *self.eos, 0]
         self.pad_id: int = next(pad for pad in pads if pad is not None and pad >= 0)
         self._continuous: Continuous | None = None
+        self._config = lru_cache(64)(self._make_config)  # copying the defaults costs as much as a step of one slot
 
     def warm_up(self) -> None:
         """Generate twice from the sample: the step on the prompt, and one on the cache."""
@@ -266,6 +268,7 @@ class Generative(Task):
         watch = Watch(self, rows, start, searching=settings["num_beams"] > 1)
         with torch.inference_mode(), self._random_numbers(seed) if config.do_sample else nullcontext():
             if settings.details is not None:
+                config = copy.deepcopy(config)
                 config.update(return_dict_in_generate=True, output_logits=True)
             made = self.model.generate(
                 **batch, generation_config=config, stopping_criteria=StoppingCriteriaList([watch])
@@ -279,12 +282,14 @@ class Generative(Task):
         return [answers[i : i + each] for i in range(0, len(answers), each)]
 
     def generation_config(self, settings: Settings) -> tuple[GenerationConfig, int | None]:
-        """The model's generation config with a row's settings, and the seed of a sampled row."""
-        overrides = dict(settings.overrides)
-        seed = overrides.pop("seed", None)
+        """The model's generation config with a row's settings, not to be changed, and the seed of a sampled row."""
+        seed = next((value for name, value in settings.overrides if name == "seed"), None)
+        return self._config(tuple(pair for pair in settings.overrides if pair[0] != "seed")), seed
+
+    def _make_config(self, overrides: tuple[tuple[str, Any], ...]) -> GenerationConfig:
         config = copy.deepcopy(self.defaults)
-        config.update(**overrides, pad_token_id=self.pad_id, eos_token_id=self.eos or None)
-        return config, seed
+        config.update(**dict(overrides), pad_token_id=self.pad_id, eos_token_id=self.eos or None)
+        return config
 
     def _pad(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         """Model inputs, each [B, S] int64: decoders are padded on the left, where nothing follows."""
