@@ -267,7 +267,8 @@ def serve(
 @app.command()
 def query(
     target: Annotated[
-        str, typer.Argument(help="A bundle, the HOST:PORT of a gRPC server, or a local deployment's name.")
+        str,
+        typer.Argument(help="A bundle, HOST:PORT of gRPC, a local deployment, endpoint:NAME, or a scoring URL."),
     ],
     request: Annotated[str, typer.Argument(help="The request as JSON, or - to read it from standard input.")],
     stream: Annotated[bool, _flag("stream", "Print text as it is generated.")] = False,

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,11 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 from mii_azure.errors import RunnerFailed, SpecError, UnknownDeployment
 from mii_azure.spec import check_name
+from mii_azure.verdict import ENDPOINT
 
 if TYPE_CHECKING:
     from local_runner.client import AsyncClient, Client
+    from local_runner.credentials import Credentials
     from mii_azure.azure.deploy import AzureDeployment
+    from mii_azure.endpoint_client import EndpointClient
 
+ADDRESS = re.compile(r"^[\w.\-\[\]:]+:\d+$")
+SCHEMES = (ENDPOINT, "http://", "https://")
 START_TIMEOUT_S = 600.0
 # Runners that this process started; they outlive it, and until then it must reap them.
 _children: dict[int, "subprocess.Popen[bytes]"] = {}
@@ -183,20 +189,47 @@ def find(name: str) -> LocalDeployment:
     return deployment
 
 
-def client(name: str) -> "Client":
-    """A synchronous client of a running deployment; it also works inside a running event loop."""
+def client(
+    name: str,
+    credentials: "Credentials | None" = None,
+    *,
+    ml_client: Any = None,
+    subscription: str | None = None,
+    resource_group: str | None = None,
+    workspace: str | None = None,
+) -> "Client | EndpointClient":
+    """A synchronous client of whatever answers; it also works inside a running event loop.
+
+    `name` is a deployment on this machine; the HOST:PORT of a gRPC server; `endpoint:NAME` or `endpoint:NAME/SLOT` in
+    Azure, whose key or token is fetched through the workspace, named as for `deploy`; or a scoring URL, where a key in
+    `credentials` is sent, or to Azure a token of whoever is signed in. Raises UnknownDeployment, SpecError, AzureError.
+    """
+    if name.startswith(SCHEMES):
+        from mii_azure import endpoint_client
+
+        if not name.startswith(ENDPOINT):
+            return endpoint_client.of_url(name, credentials)
+        from mii_azure.azure.client import connect
+
+        return endpoint_client.of_endpoint(name, ml_client or connect(subscription, resource_group, workspace))
     from local_runner.client import Client
 
-    deployment = find(name)
-    return Client(f"{deployment.host}:{deployment.grpc_port}")
+    return Client(_address(name), credentials)
 
 
-def async_client(name: str) -> "AsyncClient":
-    """An asynchronous client of a running deployment."""
+def async_client(name: str, credentials: "Credentials | None" = None) -> "AsyncClient":
+    """An asynchronous client of a deployment on this machine, or of the gRPC server at HOST:PORT."""
     from local_runner.client import AsyncClient
 
+    return AsyncClient(_address(name), credentials)
+
+
+def _address(name: str) -> str:
+    """Of a gRPC server, told as HOST:PORT or by a deployment's name; raises UnknownDeployment."""
+    if ADDRESS.match(name):
+        return name
     deployment = find(name)
-    return AsyncClient(f"{deployment.host}:{deployment.grpc_port}")
+    return f"{deployment.host}:{deployment.grpc_port}"
 
 
 def terminate(name: str) -> None:

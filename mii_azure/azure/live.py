@@ -30,7 +30,7 @@ class Live:
         self._client, self.endpoint, self.slot = client, endpoint, slot
         with translated():
             self.uri = str(client.online_endpoints.get(endpoint).scoring_uri)
-        self._key = self._fresh_key()
+        self._key = fresh_key(client, endpoint)
         self._session = requests.Session()  # takes REQUESTS_CA_BUNDLE and proxies from the environment, as the client
 
     def send(self, raw: str) -> Reply:
@@ -41,7 +41,7 @@ class Live:
         try:
             response = self._post(raw)
             if response.status_code == 401:
-                self._key = self._fresh_key()
+                self._key = fresh_key(self._client, self.endpoint)
                 response = self._post(raw)
         except requests.RequestException as error:
             raise AzureUnavailable(
@@ -60,10 +60,12 @@ class Live:
             headers[SLOT_HEADER] = self.slot
         return self._session.post(self.uri, data=raw.encode(), headers=headers, timeout=_TIMEOUT_S)
 
-    def _fresh_key(self) -> str:
-        with translated():
-            keys = self._client.online_endpoints.get_keys(self.endpoint)
-        return str(getattr(keys, "primary_key", None) or keys.access_token)
+
+def fresh_key(client: Any, endpoint: str) -> str:
+    """What the endpoint takes: its key, its aml_token or a token of Microsoft Entra, by its own auth mode."""
+    with translated():
+        keys = client.online_endpoints.get_keys(endpoint)
+    return str(getattr(keys, "primary_key", None) or keys.access_token)
 
 
 class EndpointTarget(Target):
