@@ -21,21 +21,20 @@ class Outgoing:
     """Page-locked buffers used in turn: each is written again only when the copy out of it is over."""
 
     def __init__(self, *shape: int) -> None:
-        self._buffers = [torch.zeros(shape, dtype=torch.int32, pin_memory=True) for _ in range(_ROUND)]
-        self._copied: list[Any] = [None] * _ROUND
+        self._turns = [
+            (torch.zeros(shape, dtype=torch.int32, pin_memory=True), torch.cuda.Event())  # type: ignore[no-untyped-call,unused-ignore]
+            for _ in range(_ROUND)
+        ]
         self._turn = 0
 
     def send(self, target: Tensor, fill: Callable[[Tensor], None]) -> None:
         """Have the next buffer filled from its beginning, and copy as much as the target takes."""
         self._turn = (self._turn + 1) % _ROUND
-        buffer, copied = self._buffers[self._turn], self._copied[self._turn]
-        if copied is not None:
-            copied.synchronize()
+        buffer, copied = self._turns[self._turn]
+        copied.synchronize()
         fill(buffer)
         target.copy_(buffer[: target.shape[0]], non_blocking=True)
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call,unused-ignore]
-        event.record()
-        self._copied[self._turn] = event
+        copied.record()
 
 
 class OnTheWay:

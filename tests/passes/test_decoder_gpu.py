@@ -57,3 +57,17 @@ def test_sampled_tokens_equal_the_cpu_decoders(tmp_path: Path) -> None:
 
     model = tiny("llama", tmp_path)
     assert sampled(model) == sampled(model.cuda())
+
+
+def test_prompts_of_more_slots_and_tokens_than_a_piece_holds(tmp_path: Path) -> None:
+    model = tiny("llama", tmp_path)
+    prompts = [prompt(model, 1 + 13 * number % 110, number) for number in range(80)]
+    results = []
+    for device in ("cpu", "cuda"):
+        decoder = Decoder(model.to(device), slots=80, max_length=128)
+        for slot in range(80):
+            decoder.open(slot)
+        logits = decoder.prefill_many(list(enumerate(prompts)))
+        results.append((logits.cpu(), decoder.sample(range(80)).tokens(), decoder.state.lengths.tolist()))
+    assert (results[0][0] - results[1][0]).abs().max() <= 1e-4
+    assert results[0][1:] == results[1][1:]
