@@ -117,7 +117,7 @@ def status(call: Any, sent: Any, ours: bool = True) -> str:
     return code
 
 
-@sizes(60, 2500)
+@sizes(40, 2500)
 def test_any_inference(channel: grpc.Channel, tally: Tally, count: int) -> None:
     stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
     found = set()
@@ -129,7 +129,7 @@ def test_any_inference(channel: grpc.Channel, tally: Tally, count: int) -> None:
     assert {"OK", "INVALID_ARGUMENT", "NOT_FOUND"} <= found
 
 
-@sizes(40, 1200)
+@sizes(25, 1200)
 def test_any_text_scored_and_streamed(channel: grpc.Channel, tally: Tally, count: int) -> None:
     stub = scoring_pb2_grpc.ScoringStub(channel)
 
@@ -171,7 +171,7 @@ def messages(draw: st.DrawFn) -> bytes:
     return {"cut": whole[:at], "noise": draw(st.binary(max_size=30))}.get(how, whole)
 
 
-@sizes(60, 2000)
+@sizes(50, 2000)
 def test_bytes_that_are_no_message(channel: grpc.Channel, tally: Tally, count: int) -> None:
     found = set()
 

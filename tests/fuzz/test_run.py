@@ -72,7 +72,7 @@ def check(tally: Tally, tiny: Tiny, task: str, count: int, log: list[Any]) -> No
 
 @pytest.mark.parametrize("task", EVERY_DAY)
 def test_bodies(task: str, tally: Tally, tiny: Tiny, log: list[Any]) -> None:
-    check(tally, tiny, task, 60, log)
+    check(tally, tiny, task, 40, log)
 
 
 @pytest.mark.fuzz

@@ -25,7 +25,7 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         result, faults = soaked(
-            list(MODELS), Path(folder), options.seconds, options.clients, options.pause, 24 * MIB, texts=120
+            list(MODELS), Path(folder), options.seconds, options.clients, options.pause, 16 * MIB, texts=120
         )
     result |= {
         "faults": faults,

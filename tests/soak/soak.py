@@ -13,7 +13,7 @@ import httpx
 
 from local_runner.process import LOOPBACK, Runner
 from tests.soak.clients import Client, Crossed
-from tests.soak.servers import Watch, Watched, bundle, expectations
+from tests.soak.servers import Sample, Watch, Watched, bundle, expectations
 
 #: How a request may end. 429 is the queue's word, and the deadline is the client's own.
 SOUND = {"HTTP 200", "HTTP 400", "HTTP 429", "gRPC OK", "gRPC INVALID_ARGUMENT", "gRPC DEADLINE_EXCEEDED", "cancelled"}
@@ -37,7 +37,11 @@ class Soak:
         self._lock = threading.Lock()
 
     def run(self) -> float:
-        """Load until the time is over; gives the seconds of the warm-up, a quarter of it."""
+        """Load until the time is over; gives the seconds of the warm-up, half of it.
+
+        So long, because oneDNN keeps up to 1,024 compiled products, one for each number of tokens that came, and they
+        come by chance.
+        """
         with Watch(self.servers) as watch:
             self._end = watch.began + self.seconds
             threads = [threading.Thread(target=self._work, args=pair) for pair in self._clients]
@@ -47,7 +51,7 @@ class Soak:
                 thread.join()
             for _, client in self._clients:
                 client.close()
-        return self.seconds / 4
+        return self.seconds / 2
 
     def _work(self, server: Watched, client: Client) -> None:
         while time.monotonic() < self._end:
@@ -110,6 +114,7 @@ def summary(soak: Soak, warm_s: float, growth: int) -> dict[str, Any]:
                 "after warm-up": round(first.rss / MIB, 1),
                 "end": round(last.rss / MIB, 1),
             },
+            "rss_mib_by_tenth": [round(sample.rss / MIB, 1) for sample in _tenths(server.samples)],
             "rss_rise_mib_fitted": round(server.growth(warm_s) / MIB, 2),
             "threads": {"after warm-up": first.threads, "end": last.threads},
             "files": {"after warm-up": first.files, "end": last.files},
@@ -125,6 +130,10 @@ def summary(soak: Soak, warm_s: float, growth: int) -> dict[str, Any]:
         "servers": servers,
         "date": datetime.date.today().isoformat(),
     }
+
+
+def _tenths(samples: list[Sample]) -> list[Sample]:
+    return [samples[round((len(samples) - 1) * part / 10)] for part in range(11)]
 
 
 def soaked(
