@@ -90,6 +90,6 @@ def _logging() -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
         root.addHandler(handler)
     # Application Insights, where Azure's server writes to it, takes only what goes through that server's own loggers.
-    for handler in logging.getLogger("azmlinfsrv.print").handlers:
-        root.addHandler(handler)
+    for watcher in logging.getLogger("azmlinfsrv.print").handlers:
+        root.addHandler(watcher)
     root.setLevel(os.environ.get("AZUREML_LOG_LEVEL", "INFO").upper())
