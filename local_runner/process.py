@@ -26,7 +26,8 @@ LOOPBACK = "127.0.0.1"
 START_TIMEOUT_S = 600.0
 _STOP_TIMEOUT_S = 40.0  # longer than a runner's own drain budget
 _TAIL_LINES = 6
-_SECURED_BY = {f"MII_AZURE_{name}" for name in ("TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA", "API_KEY_FILE")}
+_OPERATORS = ("TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA", "API_KEY_FILE", "SETTINGS_FILE", "REPLICAS", "STICKY")
+_OPERATORS_OWN = {f"MII_AZURE_{name}" for name in _OPERATORS}
 _CONTAINERS_OWN = ("AML_", "AZUREML_", "MII_AZURE_", "HF_", "PYTHON")
 _COMMAND = re.compile(r"^CMD (\[.*\])$", re.MULTILINE)
 _TRACEBACK = "Traceback (most recent call last):"
@@ -119,8 +120,8 @@ class Runner(HostProcess):
         self._ready = self.folder / "ready.json"
         command = [sys.executable, "-m", "local_runner", str(self.bundle), "--host", LOOPBACK]
         command += ["--grpc-port", "0", "--http-port", "0", "--ready-file", str(self._ready)]
-        # A runner of one's own, on loopback, asks for no certificates and keys unless told so here.
-        kept = {name: value for name, value in os.environ.items() if name not in _SECURED_BY}
+        # A runner of one's own, on loopback, is one process and asks for no certificates and keys unless told so here.
+        kept = {name: value for name, value in os.environ.items() if name not in _OPERATORS_OWN}
         self._spawn([*command, *self._arguments], kept)
 
     def _up(self) -> bool:

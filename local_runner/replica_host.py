@@ -30,6 +30,7 @@ from scoring.errors import InternalError, NotReady
 _PAUSE_S = 0.02
 _ATTEMPTS = 2
 _LONGEST_METADATA = 200
+_LONGEST_FOLDER = 80
 
 
 class ReplicaHost(Front):
@@ -39,7 +40,9 @@ class ReplicaHost(Front):
         super().__init__(bundle, options.count)
         self._sticky = options.sticky
         self._turn = 0
-        self._folder = Path(tempfile.mkdtemp(prefix="mii-azure-"))
+        # The path of a Unix socket has 107 bytes at most.
+        short = len(tempfile.gettempdir()) < _LONGEST_FOLDER
+        self._folder = Path(tempfile.mkdtemp(prefix="mii-azure-", dir=None if short else "/tmp"))  # noqa: S108
         arguments = [options.log_format, "verbose" if options.verbose else "quiet"]
         self.replicas = [
             Replica(index, bundle, self._folder, environment, arguments)

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import http.client
 import json
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
 import pytest
 
 from local_runner import replica, replica_options, replica_wire
@@ -23,6 +25,7 @@ from local_runner.replica_metrics import merged
 from local_runner.script import Answer
 from mii_azure.errors import RunnerFailed
 from scoring.errors import LoadError
+from tests.local_runner.test_lifecycle import started
 
 _PATIENCE_S = 30.0
 
@@ -250,6 +253,21 @@ def test_sigterm_finishes_what_was_taken_and_ends_the_replicas(bundle: Path, tmp
             time.sleep(0.3)
         assert [future.result()[0] for future in sent] == [200, 200]
         assert runner.process.wait(20) == 0
+        assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_sigterm_while_they_load_ends_all(bundle: Path, tmp_path: Path) -> None:
+    with started(bundle, tmp_path, "--replicas", "2", STUB_LOAD=f"until:{tmp_path / 'never'}") as runner:
+        port = runner.wait_for("loading")["http_port"]
+        pids: list[int] = []
+        deadline = time.monotonic() + _PATIENCE_S
+        while not pids or 0 in pids:
+            assert time.monotonic() < deadline
+            with contextlib.suppress(httpx.TransportError):
+                told = httpx.get(f"http://{LOOPBACK}:{port}/readyz", trust_env=False).json()
+                pids = [each["pid"] for each in told["replica"]]
+        runner.process.send_signal(signal.SIGTERM)
+        assert runner.ended()[0] == 0
         assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
