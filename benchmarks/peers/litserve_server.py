@@ -6,7 +6,7 @@ import litserve
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-# The fastest at 32 clients of sizes 8, 16, 32, 64 and waits of 0, 1, 2, 5, 10 ms; `python -m benchmarks.peers --tune`.
+# `python -m benchmarks.peers --tune` tries others.
 MAX_BATCH_SIZE = 32
 BATCH_TIMEOUT_S = 0.002
 
@@ -46,7 +46,7 @@ class Embedder(litserve.LitAPI):
 def main() -> None:
     folder, port, *tuned = sys.argv[1:]
     size, wait = (int(tuned[0]), float(tuned[1])) if tuned else (MAX_BATCH_SIZE, BATCH_TIMEOUT_S)
-    server = litserve.LitServer(Embedder(folder, size, wait), accelerator="cpu", fast_queue="slow" not in tuned)
+    server = litserve.LitServer(Embedder(folder, size, wait), accelerator="cpu", fast_queue=True)
     server.run(host="127.0.0.1", port=int(port), log_level="warning", generate_client_file=False, access_log=False)
 
 
