@@ -1,6 +1,7 @@
 """Bundles with `--server http`: what they carry, what azure-ai-ml makes of them, and what checks say of a wrong one."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,16 +9,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mii_azure import servers
+from mii_azure import checks_files, checks_yaml, servers
 from mii_azure.checks import check
 from mii_azure.errors import SpecError
 from mii_azure.generation import generate
+from mii_azure.inspection import Inspected
 from mii_azure.lockfile import pins
 from mii_azure.verifying import verify_bundle
 from tests.write.conftest import rendered
 from tests.write.mutations import DOCKERFILE, ENVIRONMENT, LOCK, edit
 from tests.write.test_azure_yaml import submit
-from tests.write.test_checks import adopt, found
 
 # What an image with --server http does not install, and what only the other packages may import.
 _ABSENT = ("grpc", "mii_azure", "cryptography.x509", "ray", "typer.main", "azure.ai")
@@ -45,8 +46,6 @@ def http_bundle(tmp_path_factory, tiny) -> Path:
 
 
 def own(http_bundle: Path, folder: Path) -> Path:
-    import shutil
-
     return Path(shutil.copytree(http_bundle, folder / "bundle"))
 
 
@@ -108,32 +107,33 @@ def test_a_batch_endpoint_takes_no_server(tiny, tmp_path):
 def test_the_routes_of_the_other_server_are_found(http_bundle, tmp_path):
     bundle = own(http_bundle, tmp_path)
     edit(ENVIRONMENT, "/readyz", "/").apply(bundle)
-    adopt(bundle)
-    assert found(bundle) == [("MII109", ENVIRONMENT)]
+    (problem,) = checks_yaml.routes(Inspected(bundle))
+    assert problem.keys == ("inference_config", "readiness_route")
+    assert "/readyz on port 5001" in problem.message
+    assert list(checks_yaml.routes(Inspected(http_bundle))) == []
 
 
 def test_an_image_that_starts_another_server_is_found(http_bundle, tmp_path):
     bundle = own(http_bundle, tmp_path)
     edit(DOCKERFILE, "python -m local_runner.container", "azmlinfsrv --port 5001").apply(bundle)
-    adopt(bundle)
-    assert found(bundle) == [("MII406", DOCKERFILE)]
+    assert [problem.file for problem in checks_files.image_without_the_host(Inspected(bundle))] == [DOCKERFILE]
 
 
 def test_a_lock_without_the_servers_packages_is_found(http_bundle, tmp_path):
     bundle = own(http_bundle, tmp_path)
     edit(LOCK, "^uvicorn==", "left-pad==").apply(bundle)
-    adopt(bundle)
-    assert found(bundle) == [("MII406", LOCK)]
+    (problem,) = checks_files.image_without_the_host(Inspected(bundle))
+    assert problem.file == LOCK
+    assert "imports uvicorn," in problem.message
 
 
 def test_a_host_of_another_version_is_named(http_bundle, tmp_path):
     bundle = own(http_bundle, tmp_path)
     edit("code/local_runner/host.py", "^class Host:", "class Host:  # patched").apply(bundle)
-    adopt(bundle)
-    assert found(bundle) == [("MII005", "code/local_runner/host.py")]
-    told = verify_bundle(bundle)
-    assert told.scoring == ["local_runner/host.py"]
-    assert "host" in check(bundle)[0].message
+    (problem,) = checks_files.scoring_of_another_version(Inspected(bundle))
+    assert problem.file == "code/local_runner/host.py"
+    assert "HTTP host" in problem.message
+    assert verify_bundle(bundle).scoring == ["local_runner/host.py"]
 
 
 def test_the_command_of_the_image_is_json(http_bundle):
