@@ -7,6 +7,7 @@ them submitted at once. Each model has a process of its own: both prepare at the
 
 import cProfile
 import io
+import itertools
 import json
 import pstats
 import random
@@ -42,6 +43,7 @@ TASK = "text-generation"
 #: Tokens per second to reach, and what vLLM 0.20.2 was measured to give for the same work on an H100: both quoted.
 BARS = {"llama-1.1b": 35_000, "opt-1.3b": 28_000}
 QUOTED = {"llama-1.1b": 34_600, "opt-1.3b": 27_500}
+_CALLS = itertools.count()
 COLUMNS = (
     *("model", "tokens/s", "with prompts", "answered", "stock", "floor", "first p50", "first p99"),
     *("next p50", "next p99", "peak GB", "bar", "vLLM, quoted"),
@@ -59,10 +61,13 @@ class Load:
     stock_batch: int = 64
 
     def texts(self) -> list[str]:
-        """One prompt a request, in words that are one token each; the tokenizer adds two tokens of its own."""
-        numbers = random.Random(0)
+        """One prompt a request, in words that are one token each; the tokenizer adds two tokens of its own.
+
+        Every call gives the same lengths and other words, so that what slots keep of a run's prompts helps no other.
+        """
+        lengths, words = random.Random(0), random.Random(next(_CALLS))
         return [
-            " ".join(f"w{numbers.randrange(2000):05d}" for _ in range(numbers.randint(self.shortest, self.longest) - 2))
+            " ".join(f"w{words.randrange(2000):05d}" for _ in range(lengths.randint(self.shortest, self.longest) - 2))
             for _ in range(self.requests)
         ]
 

@@ -20,6 +20,9 @@ CONFIG = {
 
 def test_every_figure_comes_of_the_requests_asked_for(tmp_path: Path) -> None:
     load = Load(requests=6, shortest=4, longest=50, new=5, stock_batch=3)
+    one, other = load.texts(), load.texts()
+    assert [len(text) for text in one] == [len(text) for text in other]
+    assert not set(one) & set(other)  # a run finds nothing of another's prompts on the slots
     write_folder("LlamaForCausalLM", CONFIG, torch.float32, "cpu", tmp_path)
     service = serve(tmp_path, load, "float32")
     row = measure(service, load, rounds=1)
