@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from scoring.chances import indices
 from scoring.decoder_families import build
 from scoring.decoder_form import Form, quantise, widen
 from scoring.decoder_sampling import pick_all
@@ -55,17 +56,30 @@ class Decoder:
         self.slots = slots
         self.state = State(self.form, slots, self.max_length)
         self.lengths = [0] * slots  # the host's copy: known without asking the device
+        self.opened = [0] * slots  # how often each was
         self._torch = TorchBackend(self.form, self.state)
         self._logits: dict[int, Tensor] = {}  # of prefills not sampled yet
         self._last = torch.empty(0)
         self._cuda: Any = None
         self._start()
 
-    def open(self, slot: int, sampling: Sampling | None = None) -> None:
-        """Empty a slot for a new sequence."""
+    @torch.inference_mode()
+    def open(self, slot: int, sampling: Sampling | None = None, held: Sequence[int] = ()) -> None:
+        """Empty a slot for a new sequence, but for its first tokens where the slot holds their keys and values."""
         (self.state if self._cuda is None else self._cuda).open(slot, sampling or Sampling())
-        self.lengths[slot] = 0
+        self.lengths[slot] = len(held)
+        self.opened[slot] += 1
         self._logits.pop(slot, None)
+        if held:
+            if self._cuda is not None:
+                self._cuda.settle()
+            self.state.seen[slot, indices(held, self.form.device)] = 1
+
+    @torch.inference_mode()
+    def copy(self, source: int, target: int, count: int) -> None:
+        """Give a slot the keys and values of another's first tokens."""
+        for cache in (self.state.keys, self.state.values):
+            cache[:, target, :, :count] = cache[:, source, :, :count]
 
     def prefill(self, slot: int, ids: Sequence[int]) -> Tensor:
         """Append prompt tokens to a slot; logits [vocabulary] after the last one, which `sample` then uses.
@@ -116,8 +130,7 @@ class Decoder:
 
         Raises PromptTooLong, before anything is computed, when a slot has no room. When it raises, no slot has changed.
         """
-        for slot in slots:
-            self._check_room(slot, 1)
+        self._check_room(max(slots, key=self.lengths.__getitem__), 1)
         pending: Pending = self._cuda.step(list(slots)) if self._cuda is not None else self._step(slots)
         for slot in slots:
             self.lengths[slot] += 1

@@ -5,6 +5,7 @@ TRITON_INTERPRET=1 pytest tests/passes/test_decoder_kernels.py     # with triton
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs a GPU, or TRITON_INTERPRET=1", allow_module_level=True)
 
+from scoring import decoder_cuda  # noqa: E402
+from scoring.decode import Decoder  # noqa: E402
 from scoring.decoder_families import FAMILIES, build  # noqa: E402
 from scoring.decoder_form import quantise  # noqa: E402
 from scoring.decoder_launch import Launcher, Tile  # noqa: E402
@@ -107,6 +110,45 @@ def test_prompts_match_the_reference(family: str, tmp_path: Path) -> None:
         assert state.lengths[slot] == len(ids)
         assert state.seen[slot].nonzero()[:, 0].tolist() == sorted(set(ids))
     assert state.lengths[5] == 0
+
+
+@pytest.fixture
+def back_end(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The GPU's back end on a CPU: interpreted kernels, graphs that are the launches themselves, memory as it is."""
+    if DEVICE == "cuda":
+        pytest.skip("tests/passes/test_decoder_gpu.py has the real one")
+    for name in ("zeros", "empty"):
+        made = getattr(torch, name)
+        monkeypatch.setattr(torch, name, lambda *shape, made=made, pin_memory=False, **options: made(*shape, **options))
+    monkeypatch.setattr(torch.cuda, "Event", lambda: SimpleNamespace(record=lambda: None, synchronize=lambda: None))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(decoder_cuda, "pieces", lambda parts, rows, most: pieces(parts, 48, 2))
+
+    class Uncaptured(decoder_cuda.CudaBackend):
+        def _captured(self, launch: Any) -> Any:
+            return SimpleNamespace(replay=launch)
+
+    return Uncaptured
+
+
+def test_slots_join_and_go_on_as_on_a_cpu(back_end: Any, tmp_path: Path) -> None:
+    model = tiny("llama", tmp_path)
+    plain, ours = Decoder(model, 6, 128), Decoder(model, 6, 128)
+    ours._cuda = back_end(ours.form, ours.state)
+    ours._cuda.launcher.tiles = {name: Tile(64, 64, 1) for name in ("qkv", "out", "gated", "down", "head")}
+    told = []
+    for decoder in (plain, ours):
+        for slot, sampling in zip((5, 0, 3), (SAMPLINGS[0], SAMPLINGS[5], SAMPLINGS[1]), strict=True):
+            decoder.open(slot, sampling)
+        decoder.prefill_many([(5, prompt(model, 30)), (0, prompt(model, 50, 3))])
+        decoder.prefill_many([(5, prompt(model, 9, 2)), (3, prompt(model, 5, 4))])
+        pending = [decoder.sample([5, 0, 3]), decoder.step([5, 0, 3]), decoder.step([5, 0, 3])]
+        decoder.open(1)
+        decoder.prefill(1, prompt(model, 20))
+        pending += [decoder.sample([1]), decoder.step([0, 1, 3, 5]), decoder.step([0, 1, 3, 5])]
+        told.append([each.tokens() for each in pending])
+        told[-1] += [getattr(decoder.state, name)[:6].tolist() for name in ("lengths", "tokens", "seen")]
+    assert told[0] == told[1]
 
 
 def test_prompts_are_cut_into_pieces() -> None:
