@@ -65,3 +65,18 @@ def test_a_killed_runner_is_told_at_once(bundle: Path, tmp_path: Path) -> None:
         assert isinstance(over_http.exception(20), httpx.TransportError)
         assert not client.ready()
         assert time.monotonic() - began < 15
+
+
+def test_a_request_that_outlasts_the_drain_is_told(bundle: Path, tmp_path: Path) -> None:
+    busy = tmp_path / "busy"
+    with (
+        served(bundle, tmp_path, "--drain-seconds", "0.5", STUB_BUSY=str(busy)) as server,
+        Client(f"{HOST}:{server.grpc_port}") as client,
+        ThreadPoolExecutor() as pool,
+    ):
+        asked = pool.submit(client.query, {"inputs": "until:/never"}, 20)
+        until(lambda: lines(busy))
+        server.process.terminate()
+        error = asked.exception(20)
+        assert isinstance(error, RunnerFailed), error
+        assert server.process.wait(10) == 1
