@@ -34,10 +34,13 @@ class Connection:
         self._reader = reader
         self._writer = writer
         self._early = b""
+        self.life = 0  # of the process at the other side, as its front counts
         writer.transport.set_write_buffer_limits(high=BUFFER)
 
     async def send(self, *frames: bytes) -> None:
         """Write frames; returns once the other side keeps up."""
+        if self._writer.is_closing():  # uvloop would raise another error
+            raise ConnectionResetError
         self._writer.write(b"".join(frames))
         await self._writer.drain()
 

@@ -62,6 +62,7 @@ class Replica:
         self._pause_s = _FIRST_PAUSE_S
         self._ready_since = 0.0
         self._tuning: dict[str, Any] = {}
+        self._life = 0  # processes that have ended
         self._supervising: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -120,7 +121,7 @@ class Replica:
         connection: Connection | None = None
         done = False
         try:
-            connection = self._idle.pop() if self._idle else await connect(str(self._socket))
+            connection = self._idle.pop() if self._idle else await self._connect()
             await connection.send(head({"op": "score", "headers": headers}), frame(raw.encode()))
             facts = await connection.receive_head()
             if facts["stream"]:
@@ -138,15 +139,24 @@ class Replica:
                 self.let_go(connection)
 
     def give_back(self, connection: Connection) -> None:
-        """A request has ended; its connection serves the next one."""
+        """A request has ended; its connection serves the next one, unless its process has ended since."""
         self.in_flight -= 1
-        self._idle.append(connection)
+        if connection.life == self._life:
+            self._idle.append(connection)
+        else:
+            connection.close()
 
     def let_go(self, connection: Connection | None) -> None:
         """A request has ended, or is given up; the replica cancels what it still does for it."""
         self.in_flight -= 1
         if connection is not None:
             connection.close()
+
+    async def _connect(self) -> Connection:
+        life = self._life
+        connection = await connect(str(self._socket))
+        connection.life = life
+        return connection
 
     async def _supervise(self) -> None:
         while not self._stopping:
@@ -218,6 +228,7 @@ class Replica:
                 return
 
     def _drop_connections(self) -> None:
+        self._life += 1
         for connection in self._idle:
             connection.close()
         self._idle.clear()
