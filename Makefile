@@ -34,6 +34,7 @@ peers: $(STAMP)  ## requests/s and latencies beside LitServe and Azure's own ser
 	$(BIN)/pip install -qq -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks.peers
 
+# MII_AZURE_IMAGE_SERVER=http: the image of a bundle with its own server.
 image: $(STAMP)  ## build the generated Dockerfile for real and ask the server inside; root, Debian, some minutes
 	tools/image/make.sh
 
