@@ -4,13 +4,13 @@ The pieces put together are exactly the text of all tokens, cut at the first sto
 """
 
 import re
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a token of byte-fallback vocabularies
 _BOUNDARY = re.compile(r".*\w\w(?= )", re.DOTALL)
-_LONG, _SHORT = 48, 12  # tokens decoded together: cut back to the short window when longer than the long one
+_LONG, _SHORT = 32, 12  # tokens decoded together: cut back to the short window when longer than the long one
 
 
 class Detokenizer:
@@ -20,6 +20,7 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._special = special_tokens(tokenizer)
         self._cleans = _cleans_up(tokenizer)
+        self._decode = _decoding(tokenizer)
         self._window: list[int] = []  # the last tokens
         self._given = 0  # characters of the window's text that were returned
         self._unclean = ""
@@ -43,10 +44,6 @@ class Detokenizer:
         if text.strip():  # decoders strip spaces off the beginning: it has to stay the same
             self._window, self._given = tail, len(text)
 
-    def _decode(self, tokens: list[int]) -> str:
-        text: str = self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text
-
     def _clean(self, piece: str) -> str:
         """Clean up what nothing later can touch: every rule of the tokenizer's begins with a space."""
         self._unclean += piece
@@ -63,6 +60,20 @@ def special_tokens(tokenizer: Any) -> frozenset[int]:
     """Tokens without text; the marks of a conversation are among them without having a name."""
     added = tokenizer.added_tokens_decoder.items()
     return frozenset(token for token, text in added if text.special).union(tokenizer.all_special_ids)
+
+
+@lru_cache(maxsize=4)
+def _decoding(tokenizer: Any) -> Callable[[list[int]], str]:
+    """Tokens to text without special ones, not cleaned up; what the tokenizer's `decode` does, for every token anew.
+
+    That looks at the type of each token first, which takes several times as long as the decoding.
+    """
+    from transformers import PreTrainedTokenizerFast as Fast
+
+    kind = type(tokenizer)
+    if isinstance(tokenizer, Fast) and kind.decode is Fast.decode and kind._decode is Fast._decode:
+        return partial(tokenizer.backend_tokenizer.decode, skip_special_tokens=True)
+    return partial(tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def _cleans_up(tokenizer: Any) -> bool:
