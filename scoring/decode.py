@@ -179,6 +179,7 @@ class Decoder:
         if self.form.device.type == "cuda":
             from scoring.decoder_cuda import CudaBackend
 
+            self._cuda = None  # what there was gives its memory back first
             self._cuda = CudaBackend(self.form, self.state)
 
     def _pick(self, slots: Sequence[int], logits: Tensor) -> Pending:
