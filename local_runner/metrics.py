@@ -101,6 +101,10 @@ def _tokens(told: dict[str, Any]) -> Iterator[Metric]:
         yield _histogram("mii_azure_time_to_first_token_seconds", text, told["first_token"])
         text = "From a token of a row to its next."
         yield _histogram("mii_azure_inter_token_latency_seconds", text, told["next_token"])
+        text = "Tokens taken in whose keys and values a slot held already."
+        yield CounterMetricFamily("mii_azure_cached_prompt_tokens", text, told.get("cached_tokens", 0))
+        text = "Times that a row gave up its slot to be continued later."
+        yield CounterMetricFamily("mii_azure_preemptions", text, told.get("preemptions", 0))
     if "kv_tokens" in told:
         held, capacity = told["kv_tokens"], told["kv_capacity"]
         yield GaugeMetricFamily("mii_azure_kv_cache_tokens", "Tokens that rows hold keys and values of.", held)

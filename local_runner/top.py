@@ -87,6 +87,7 @@ def _rows(now: Samples, grown: Samples, seconds: float) -> Iterator[tuple[str, s
     for stage in _STAGES:
         yield f"{stage} ms, mean", _mean(grown, "mii_azure_stage_seconds", f",{stage}", 1e3)
     yield "tokens in", _rate(grown.get("mii_azure_prompt_tokens_total", 0), seconds)
+    yield "tokens in, cached", _rate(grown.get("mii_azure_cached_prompt_tokens_total", 0), seconds)
     yield "tokens out", _rate(grown.get("mii_azure_generated_tokens_total", 0), seconds)
 
 

@@ -5,6 +5,12 @@ filled with prompts, in pieces where they are long, several in one forward where
 delays the rows beside it by no more than the budget. A row that has ended, failed or been cancelled leaves its slot at
 the end of the step. Rows are taken in the order in which they came.
 
+A slot that is left keeps its keys and values until another row needs it. A row whose prompt begins as what a slot
+holds takes that slot over, or copies from it where it is in use, and computes the rest; rows that came together with
+one beginning wait for the first of them. Rows are taken in with room for half of what they may generate. Where that
+proves too little, the youngest gives up its slot, and goes on from its prompt and its tokens when there is room again;
+random numbers depend on seed and position only, so its tokens are the same.
+
 On a GPU a step is enqueued before the tokens of the one before are read: nothing waits on the host, and a row that
 turns out to have ended costs one unused step of its slot.
 """
@@ -14,13 +20,15 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import ceil
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scoring.chances import Chance, indices, later, measure, read
 from scoring.decode import Decoder, Pending
 from scoring.memory import give_back, is_short
+from scoring.prefixes import LEAST, Prefixes, common
 from scoring.tasks.following import show_end
-from scoring.tasks.slotted import Running, open_slot, take
+from scoring.tasks.slotted import Running, running_row, take
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +41,7 @@ logger = logging.getLogger("mii_azure.continuous")
 #: Tokens of one step: about what a device computes in the time in which it reads the weights a few times.
 _BUDGET = {"cpu": 128, "cuda": 1024}
 _LEAST_PROMPT = 16  # of a step's tokens, however many rows decode
+_SHARE = 0.5  # of the tokens that a row may generate, for which there is room when it is taken in
 
 
 class Enqueued(NamedTuple):
@@ -46,7 +55,7 @@ class Enqueued(NamedTuple):
 class Continuous:
     """The rows on one decoder's slots; all calls from one thread.
 
-    `capacity` bounds the tokens, prompts and answers, of the rows that are on slots at once.
+    `capacity` bounds the tokens, prompts and answers, that slots hold at once; a single row may have more.
     """
 
     def __init__(self, task: "Generative", decoder: Decoder, capacity: int) -> None:
@@ -55,16 +64,21 @@ class Continuous:
         self.budget = _BUDGET[device]
         self._task = task
         self._capacity = capacity
+        self._bounded = capacity < decoder.slots * decoder.max_length
         self._late = device == "cuda"
         self._free = list(range(decoder.slots))  # a heap: low slots first, so that those in use lie together
+        self._kept: dict[int, int] = {}  # slots that were left, the longest ago first, and how many tokens they hold
+        self._prefixes = Prefixes(decoder)
+        self._paused: deque[Running] = deque()  # rows that gave up their slots, the oldest first
+        self._added = 0
         self._filling: list[Running] = []
         self._decoding: list[Running] = []
         self._pending: list[Enqueued] = []
 
     @property
     def active(self) -> int:
-        """Rows on slots."""
-        return len(self._filling) + len(self._decoding)
+        """Rows on slots, and those that wait to get theirs back."""
+        return len(self._filling) + len(self._decoding) + len(self._paused)
 
     @property
     def cache(self) -> dict[str, int]:
@@ -74,19 +88,67 @@ class Continuous:
 
     def fits(self, row: "Row") -> bool:
         """Whether a row can be added now; always true when there is none."""
-        taken = sum(running.row.footprint for running in (*self._filling, *self._decoding))
-        return bool(self._free) and (not taken or taken + row.footprint <= self._capacity)
+        return not self._paused and self._has_room(row.tokens, row.new_tokens)
+
+    def _has_room(self, tokens: int, more: int) -> bool:
+        """Whether a slot is free, and so many tokens with half of those that may follow fit beside what runs."""
+        if not self._free and not self._kept:
+            return False
+        running = [*self._filling, *self._decoding]
+        if not self._bounded:
+            return True
+        expected = sum(max(self._holds(r), r.row.tokens + ceil(_SHARE * r.most)) for r in running)
+        return not running or expected + tokens + ceil(_SHARE * more) <= self._capacity
+
+    def _holds(self, running: Running) -> int:
+        """Tokens of a row's slot after its next step."""
+        return max(len(running.ids), self.decoder.lengths[running.slot]) + 1
 
     def add(self, row: "Row", done: "Done") -> None:
         """Give a row that fits a slot; `done` is called when it ends, in a later `step`."""
-        slot = heapq.heappop(self._free)
+        row.cached = 0
         try:
-            running = open_slot(self._task, self.decoder, slot, row, done)
+            running = running_row(self._task, row, done, self._added)
+            self._seat(running)
         except Exception as error:
-            heapq.heappush(self._free, slot)
             done(error)
         else:
+            self._added += 1
             self._filling.append(running)
+            self._reused(running, running.filled)
+            self._forget_oldest()
+
+    def _seat(self, running: Running) -> None:
+        """Open a slot for a row: the one that holds most of what it begins with, else an empty one, else the oldest."""
+        slot, count = self._prefixes.match(running.ids, lambda slot: slot in self._kept)
+        if not count:
+            slot = self._free[0] if self._free else next(iter(self._kept))
+        self.decoder.open(slot, running.sampling, running.ids[:count])
+        if self._kept.pop(slot, None) is None:
+            heapq.heappop(self._free)
+        self._prefixes.forget(slot)
+        running.slot, running.filled, running.begun = slot, count, False
+
+    def _reused(self, running: Running, count: int) -> None:
+        """Count tokens of a prompt that need not be computed."""
+        if not running.tokens:
+            self._task.statistics.count("cached_tokens", count - running.row.cached)
+            running.row.cached = count
+
+    def _leave(self, running: Running) -> None:
+        """Take a row off its slot, which keeps what it holds unless that may be wrong."""
+        slot, running.slot = running.slot, -1
+        held = [] if running.failure else running.sequence[: self.decoder.lengths[slot]]
+        if self._prefixes.note(slot, held):
+            self._kept[slot] = len(held)
+        else:
+            self._empty(slot)
+
+    def _empty(self, slot: int) -> None:
+        self._prefixes.forget(slot)
+        self._kept.pop(slot, None)
+        self.decoder.release(slot)
+        heapq.heappush(self._free, slot)
 
     def step(self) -> None:
         """Advance every row by one token, and prompts by what the budget leaves; never raises."""
@@ -114,10 +176,14 @@ class Continuous:
 
     def _fill(self, budget: int) -> list[Enqueued]:
         parts: list[tuple[Running, list[int]]] = []
+        leaders: dict[tuple[int, ...], Running] = {}
         for running in self._filling:
             if budget <= 0:
                 break
-            ids = running.row.features["input_ids"][running.filled : running.filled + budget]
+            leader = leaders.setdefault(tuple(running.ids[:LEAST]), running)
+            if not running.begun and not self._begin(running, leader):
+                continue
+            ids = running.ids[running.filled : running.filled + budget]
             budget -= len(ids)
             parts.append((running, ids))
         pieces = dict(parts)
@@ -127,15 +193,30 @@ class Continuous:
         )
         for running in [running for batch, _ in filled for running in batch]:
             running.filled += len(pieces[running])
+            self._prefixes.note(running.slot, running.ids[: running.filled])
         for running, ids in parts:
             if is_short(running.failure) and len(ids) > _LEAST_PROMPT:
                 self._take_smaller_pieces(running, len(ids))
-        whole = [running for running in chosen if running.filled == running.row.tokens and not running.failure]
+        whole = [running for running in chosen if running.filled == len(running.ids) and not running.failure]
         self._filling = [running for running in self._filling if running not in whole]
         self._decoding += whole
         for running in whole:
-            running.enqueued = 1
+            running.enqueued = len(running.tokens) + 1
         return [each for _, each in self._apart(whole, self._sample)]
+
+    def _begin(self, running: Running, leader: Running) -> bool:
+        """Copy what another slot holds of a prompt; False to wait for a row that is computing the same beginning."""
+        shared = common(leader.ids, running.ids) if leader is not running else 0
+        if leader.filled < shared and shared >= running.filled + LEAST:
+            return False
+        source, count = self._prefixes.match(running.ids, lambda slot: slot != running.slot)
+        if count >= running.filled + LEAST:
+            self.decoder.copy(source, running.slot, count)
+            self.decoder.open(running.slot, running.sampling, running.ids[:count])
+            running.filled = count
+            self._reused(running, count)
+        running.begun = True
+        return True
 
     def _sample(self, batch: list[Running]) -> Enqueued:
         """The first tokens of rows whose prompts are whole."""
@@ -201,17 +282,57 @@ class Continuous:
                 running.failure = error
 
     def _sweep(self) -> None:
-        """Answer the rows that are done, and free their slots."""
-        everyone = [*self._decoding, *self._filling]
-        over = [r for r in everyone if r.ended or r.failure or r.row.cancelled.is_set()]
+        """Answer the rows that are done, free their slots, and see to it that the others have room."""
+        everyone = [*self._decoding, *self._filling, *self._paused]
+        over = {r for r in everyone if r.ended or r.failure or r.row.cancelled.is_set()}
         self._decoding = [running for running in self._decoding if running not in over]
         self._filling = [running for running in self._filling if running not in over]
-        for running in over:
-            heapq.heappush(self._free, running.slot)
-            self.decoder.release(running.slot)
+        self._paused = deque(running for running in self._paused if running not in over)
+        for running in (running for running in everyone if running in over):
+            if running.slot >= 0:
+                self._leave(running)
             if not running.failure:
                 show_end(self._task, running.row, [running.output])
             running.done(running.failure or [running.output])
+        self._resume()
+        self._make_room()
+
+    def _resume(self) -> None:
+        """Give rows that gave up their slots new ones; what was on its way to them then has been read by now."""
+        while self._paused:
+            running = self._paused[0]
+            if not self._has_room(len(running.sequence), running.most - len(running.tokens)):
+                return
+            running.ids = running.sequence
+            self._paused.popleft()
+            try:
+                self._seat(running)
+            except Exception as error:
+                running.done(error)
+            else:
+                self._filling.insert(0, running)
+
+    def _make_room(self) -> None:
+        """Keep what slots hold within the capacity: first by what nobody uses, then by what the youngest row does."""
+        while self._forget_oldest() < 0:
+            running = [*self._filling, *self._decoding]
+            if len(running) <= 1:
+                return
+            youngest = max(running, key=lambda each: each.number)
+            self._filling = [each for each in self._filling if each is not youngest]
+            self._decoding = [each for each in self._decoding if each is not youngest]
+            self._leave(youngest)
+            self._paused.appendleft(youngest)
+            self._task.statistics.count("preemptions", 1)
+
+    def _forget_oldest(self) -> int:
+        """Empty slots that were left, until the rest fits; gives how many tokens rows leave of the capacity."""
+        if not self._bounded:
+            return 0
+        most = self._capacity - sum(self._holds(each) for each in (*self._filling, *self._decoding))
+        while self._kept and sum(self._kept.values()) > most:
+            self._empty(next(iter(self._kept)))
+        return most
 
 
 def run(task: "Generative", decoder: Decoder, rows: Sequence["Row"]) -> list[list[list[int]]]:

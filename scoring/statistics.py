@@ -67,7 +67,7 @@ class Statistics:
         self.first_token = Histogram(_SECONDS)  # from the queue to a row's first token
         self.next_token = Histogram(_TOKEN)  # from each of a row's tokens to the next
         self.cache: dict[str, int] = {}  # of keys and values, in tokens: kv_tokens, kv_capacity; empty without slots
-        self._counters = {"prompt_tokens": 0, "generated_tokens": 0}
+        self._counters = {"prompt_tokens": 0, "cached_tokens": 0, "generated_tokens": 0, "preemptions": 0}
         self._lock = threading.Lock()
 
     @contextmanager

@@ -13,6 +13,7 @@ def usage(task: Task, rows: Sequence[Row], outputs: Sequence[Any]) -> dict[str, 
     if task.schema.generative:
         ended = [_end(task, row, tokens) for row, output in zip(rows, outputs, strict=True) for tokens in output]
         counted["completion_tokens"] = sum(count for count, _ in ended)
+        counted["cached_tokens"] = sum(row.cached for row in rows if not row.answer)
         counted["finish_reasons"] = [reason for _, reason in ended]
     return counted
 

@@ -48,6 +48,7 @@ class Row:
     copies: int = 1  # of the sequence that run at once: beams, answers
     answer: int = 0  # which of its input's answers is its first
     answers: int = 1  # of its input, its own and other rows'
+    cached: int = 0  # tokens that a slot held already
     queued: float = 0.0  # when, by perf_counter; 0: it runs outside the engine
     token_at: float = 0.0  # when its last token came
 

@@ -50,12 +50,21 @@ class Running:
     done: "Done"
     most: int  # tokens to generate
     follower: "Follower | None"
-    filled: int = 0  # tokens of the prompt that the slot holds
+    sampling: Sampling
+    number: int  # of its arrival
+    ids: list[int]  # to prefill: the prompt; of a row that gave up its slot, with what was generated
+    filled: int = 0  # tokens of these that the slot holds
+    begun: bool = False
     tokens: list[int] = field(default_factory=list)
     chances: list[Chance] = field(default_factory=list)  # of the tokens, where the row asks for details
     enqueued: int = 0  # tokens that are generated or under way
     ended: bool = False
     failure: Exception | None = None
+
+    @property
+    def sequence(self) -> list[int]:
+        """The prompt and what was generated."""
+        return [*self.row.features["input_ids"], *self.tokens]
 
     @property
     def details(self) -> int | None:
@@ -69,27 +78,23 @@ class Running:
         return self.tokens if self.details is None else Told(self.tokens, self.chances)
 
 
-def open_slot(task: "Generative", decoder: Decoder, slot: int, row: "Row", done: "Done") -> Running:
-    """Empty a slot for a row, with the row's way of picking tokens."""
+def running_row(task: "Generative", row: "Row", done: "Done", number: int) -> Running:
+    """A row that has no slot yet, with its way of picking tokens."""
     from scoring.tasks.following import Follower
 
     config, seed = task.generation_config(row.parameters)
-    prompt = row.tokens
-    decoder.open(
-        slot,
-        Sampling(
-            temperature=float(config.temperature or 1.0) if config.do_sample else 0.0,
-            # Without sampling, `generate` leaves both out of account.
-            top_k=int(config.top_k or 0) if config.do_sample else 0,
-            top_p=float(config.top_p or 1.0) if config.do_sample else 1.0,
-            repetition_penalty=float(config.repetition_penalty or 1.0),
-            seed=seed or 0,
-            forbidden=tuple(task.eos),
-            forbidden_until=prompt + int(config.min_new_tokens or 0),
-        ),
+    sampling = Sampling(
+        temperature=float(config.temperature or 1.0) if config.do_sample else 0.0,
+        # Without sampling, `generate` leaves both out of account.
+        top_k=int(config.top_k or 0) if config.do_sample else 0,
+        top_p=float(config.top_p or 1.0) if config.do_sample else 1.0,
+        repetition_penalty=float(config.repetition_penalty or 1.0),
+        seed=seed or 0,
+        forbidden=tuple(task.eos),
+        forbidden_until=row.tokens + int(config.min_new_tokens or 0),
     )
-    wanted = row.emit is not None or bool(row.parameters.stop)
-    return Running(slot, row, done, int(config.max_new_tokens), Follower(task, row) if wanted else None)
+    follower = Follower(task, row) if row.emit is not None or row.parameters.stop else None
+    return Running(-1, row, done, int(config.max_new_tokens), follower, sampling, number, row.features["input_ids"])
 
 
 def take(task: "Generative", running: Running, token: int, chance: Chance | None) -> None:
