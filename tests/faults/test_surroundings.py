@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def test_a_jump_of_the_clock_changes_no_deadline(bundle: Path, tmp_path: Path) -
     path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     env = {"PYTHONPATH": path, "JUMP": str(jump), "STUB_BUSY": str(busy)}
     with (
-        served(bundle, tmp_path, "--drain-seconds", "5", **env) as server,
+        served(bundle, tmp_path, "--drain-seconds", "20", **env) as server,
         Client(f"{HOST}:{server.grpc_port}") as client,
     ):
         assert httpx.get(f"{server.base}/v1/models", trust_env=False).json()["data"][0]["created"] > 0
@@ -77,7 +78,6 @@ def test_a_jump_of_the_clock_changes_no_deadline(bundle: Path, tmp_path: Path) -
                 assert server.score("a").json() == {"echo": "A"}
                 told = httpx.get(f"{server.base}/readyz", trust_env=False).json()
                 assert (told["state"], told["seconds"] < 600) == ("ready", True)
-            began = time.monotonic()
             server.process.send_signal(signal.SIGTERM)
             time.sleep(0.5)
             jump.write_text(str(365 * 86400))  # must not use the drain's budget up
@@ -85,8 +85,7 @@ def test_a_jump_of_the_clock_changes_no_deadline(bundle: Path, tmp_path: Path) -
             assert server.process.poll() is None
             gate.touch()
             assert [bool(call.result()) for call in slow] == [True] * 3
-            assert server.process.wait(10) == 0
-            assert time.monotonic() - began < 5
+            assert server.process.wait(15) == 0
 
 
 def test_a_jump_of_the_clock_ends_no_generation(tiny: Tiny, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,17 +125,28 @@ def test_only_what_people_read_asks_for_the_time_of_day(package: Any) -> None:
 
 def test_a_certificate_that_expires_while_the_runner_runs_is_told_by_the_client(bundle: Path, tmp_path: Path) -> None:
     authority = Authority(tmp_path)
-    began = time.monotonic()
-    pair = authority.sign("short", -1, 6 / DAY.total_seconds())
-    arguments = ("--tls-cert", str(pair.cert), "--tls-key", str(pair.key), "--drain-seconds", "1")
-    with Runner(bundle, arguments=arguments) as runner:
+    with ExitStack() as stack:
+        runner, expires = _with_a_short_certificate(bundle, authority, stack)
         address, proof = f"{HOST}:{runner.grpc_port}", Credentials.of_files(authority.ca)
         with Client(address, proof) as client:
             assert client.query({"inputs": "a"}) == {"echo": "A"}
-            time.sleep(max(0.0, 8 - (time.monotonic() - began)))
+            time.sleep(max(0.0, expires + 2 - time.monotonic()))
             assert client.query({"inputs": "b"}) == {"echo": "B"}  # on the connection that it has
         with Client(address, proof) as client, pytest.raises(RunnerFailed) as raised:
             client.query({"inputs": "c"}, timeout=10)
     says = "CERTIFICATE_VERIFY_FAILED: certificate has expired."
     assert raised.value.message == f"No TLS connection to {address}: {says}"
     assert raised.value.hint == "Check certificates on both sides."
+
+
+def _with_a_short_certificate(bundle: Path, authority: Authority, stack: ExitStack) -> tuple[Runner, float]:
+    """A runner whose certificate is still valid, and when by the monotonic clock it expires."""
+    for seconds in (7, 30):  # the second for a machine so busy that the first is over before the start
+        expires = time.monotonic() + seconds
+        pair = authority.sign(f"short-{seconds}", -1, seconds / DAY.total_seconds())
+        arguments = ("--tls-cert", str(pair.cert), "--tls-key", str(pair.key), "--drain-seconds", "1")
+        with suppress(RunnerFailed):
+            runner = stack.enter_context(Runner(bundle, arguments=arguments))
+            if time.monotonic() < expires - 1:
+                return runner, expires
+    raise AssertionError("the runner did not start in 30 s")
