@@ -1,18 +1,21 @@
 """What a served model takes of a GPU against what `plan` said it would; random weights of the real shapes.
 
-`python -m benchmarks.memory [OUTPUT FOLDER [NAME ...]]` prints the table and writes memory.json. Each row has a process
-of its own: a folder is written, planned for an instance type with this GPU, and served with the passes and limits of
-that plan; then it is asked for as much as it may ever be asked for at once: full batches, or every slot at full length.
-Measured is what the driver says is taken, the CUDA context included, at its highest while the requests ran.
+`python -m benchmarks.memory [OUTPUT FOLDER [NAME ...]]` prints the table and writes memory.json; `--plan` instead plans
+the rows of the results again, which needs no GPU. Each row has a process of its own: a folder is written, planned for
+an instance type with this GPU, and served with the passes and limits of that plan; then it is asked for as much as it
+may ever be asked for at once: full batches, or every slot at full length. Measured is what the driver says is taken,
+the CUDA context included, at its highest while the requests ran.
 """
 
 import gc
 import json
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,6 +65,43 @@ def write_folder(work: Work, folder: Path) -> None:
     del model
     gc.collect()
     torch.cuda.empty_cache()
+
+
+def sparse_folder(work: Work, folder: Path) -> None:
+    """The same folder for planning: config and weights' headers are real, the weights themselves a hole in the file."""
+    import transformers
+
+    cls = getattr(transformers, work.architecture)
+    with torch.device("meta"):
+        model = cls(cls.config_class(**work.config)).half()
+    model.config.architectures = [work.architecture]
+    model.config.save_pretrained(folder)
+    header, end = {}, 0
+    for name, parameter in model.named_parameters():
+        size = parameter.numel() * parameter.element_size()
+        header[name] = {"dtype": "F16", "shape": list(parameter.shape), "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
+
+
+def replan(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A measured row with what `plan` says of that model today."""
+    from mii_azure.planning import plan
+
+    work = WORK[row["model"]]
+    with tempfile.TemporaryDirectory() as place:
+        sparse_folder(work, Path(place))
+        made = plan(work.task, place, INSTANCE_TYPE)
+    needed = made.memory.needed / 1e9
+    return {
+        **row,
+        "planned": made.memory.model_dump(),
+        "planned GB": needed,
+        "planned/measured": needed / row["measured GB"],
+    }
 
 
 class Watch:
@@ -156,19 +196,32 @@ def measure(name: str) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Each row in a process of its own."""
     if "--child" in sys.argv:
         print(json.dumps(measure(sys.argv[sys.argv.index("--child") + 1])), flush=True)
         return
+    if "--plan" in sys.argv:
+        result = json.loads((RESULTS / "memory.json").read_text(encoding="utf-8"))
+        _report(result | {"rows": [replan(row) for row in result["rows"]]}, RESULTS)
+        return
     rows = []
+    revised = provenance()
     for name in sys.argv[2:] or WORK:
         command = [sys.executable, "-m", "benchmarks.memory", "--child", name]
         done = subprocess.run(command, capture_output=True, text=True)
         lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
         print(lines[-1] if lines else f"{name} failed: {done.stderr[-2000:]}", flush=True)
-        rows.append(json.loads(lines[-1]) if lines else {"model": name, "failed": done.stderr[-500:]})
+        found = json.loads(lines[-1]) if lines else {"model": name, "failed": done.stderr[-500:]}
+        rows.append(found | {"revision": revised["revision"]})
+    _report(
+        revised | {"instance_type": INSTANCE_TYPE, "rows": rows}, Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS
+    )
+
+
+def _report(result: dict[str, Any], folder: Path) -> None:
+    rows = result["rows"]
     bars = {row["model"]: abs(row["planned/measured"] - 1) <= BAR for row in rows if "planned/measured" in row}
-    result = provenance() | {"instance_type": INSTANCE_TYPE, "rows": rows, "within": bars}
-    write("memory", result, Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS)
+    write("memory", result | {"within": bars}, folder)
     print(table(COLUMNS, rows))
 
 
