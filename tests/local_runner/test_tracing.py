@@ -63,7 +63,7 @@ class Collector:
 
     def trace(self, number: str, count: int) -> list[Span]:
         """The spans of a trace, once there are that many."""
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             found = [span for span in self.spans if span["traceId"] == number]
             if len(found) >= count:

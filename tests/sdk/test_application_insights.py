@@ -50,7 +50,7 @@ class Insights:
         return [item["data"]["baseData"] for item in list(self.items) if item["data"]["baseType"] == kind]
 
     def wait(self, kind: str, found: Callable[[dict[str, Any]], bool]) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 90
         while not any(found(each) for each in self.of(kind)):
             assert time.monotonic() < deadline, self.items
             time.sleep(0.1)
