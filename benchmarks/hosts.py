@@ -60,5 +60,5 @@ if __name__ == "__main__":
     result = measure()
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    tables.write_readme()
+    tables.write(tables.README)
     print(tables.hosts(result))

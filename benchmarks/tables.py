@@ -1,4 +1,4 @@
-"""The README's tables, from the results alone: `python -m benchmarks.tables` writes them; a test compares.
+"""The tables of README and docs/performance.md, from the results alone: `python -m benchmarks.tables` writes them.
 
 No number in a table is typed by hand.
 """
@@ -8,8 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import serving_tables
+from benchmarks.serving_tables import where
+
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
+README, PERFORMANCE = ROOT / "README.md", ROOT / "docs" / "performance.md"
 RESULTS = ROOT / "benchmarks" / "results"
 
 FLOOR = "grpc-echo"
@@ -57,7 +60,7 @@ def encoders(result: Result) -> str:
         )
     worst = max(row["errors"]["ours"] for row in result["rows"])
     note = "Stock: the fastest of a CUDA graph, `torch.compile` reduce-overhead, and Inductor with freezing in a graph."
-    return "\n".join([*rows, "", f"{_where(result)}, fp16. {note} Largest relative error of ours: {worst:.1e}."])
+    return "\n".join([*rows, "", f"{where(result)}, fp16. {note} Largest relative error of ours: {worst:.1e}."])
 
 
 def decoders(result: Result) -> str:
@@ -77,7 +80,7 @@ def decoders(result: Result) -> str:
         )
     note = "Stock: the faster of a CUDA graph and a compiled step in one, over transformers' static cache."
     return "\n".join(
-        [*rows, "", f"{_where(result)}, fp16 unless int8 is said, random weights of the real shapes. {note}"]
+        [*rows, "", f"{where(result)}, fp16 unless int8 is said, random weights of the real shapes. {note}"]
     )
 
 
@@ -111,19 +114,17 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def _where(result: Result) -> str:
-    versions = result["versions"]
-    return (
-        f"One {result['device']}, torch {versions['torch']}, transformers {versions['transformers']}, "
-        f"{result['date']}, revision {result['revision']}"
-    )
-
-
 TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "hosts": ("hosts.json", hosts),
     "peers": ("peers.json", peers),
     "encoders": ("encoders.json", encoders),
     "decoders": ("decoders-h100.json", decoders),
+    "throughput": ("throughput.json", serving_tables.throughput),
+    "diffusion": ("diffusion.json", serving_tables.diffusion),
+    "memory": ("memory.json", serving_tables.memory),
+    "offload": ("offload.json", serving_tables.offload),
+    "cpu": ("cpu.json", serving_tables.cpu),
+    "streams": ("streams.json", serving_tables.streams),
 }
 
 
@@ -138,15 +139,21 @@ def shown(name: str, text: str) -> str:
     return text.split(f"<!-- {name}:begin -->")[1].split(f"<!-- {name}:end -->")[0].strip()
 
 
-def write_readme(readme: Path = README) -> None:
-    """Replace what stands between the markers of every table."""
-    text = readme.read_text(encoding="utf-8")
-    for name in TABLES:
+def tables_of(text: str) -> list[str]:
+    """The tables that a document has markers for."""
+    return [name for name in TABLES if f"<!-- {name}:begin -->" in text]
+
+
+def write(document: Path) -> None:
+    """Replace what stands between the markers of every table in a document."""
+    text = document.read_text(encoding="utf-8")
+    for name in tables_of(text):
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
         head, rest = text.split(begin)
         text = f"{head}{begin}\n{render(name)}\n{end}{rest.split(end)[1]}"
-    readme.write_text(text, encoding="utf-8")
+    document.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    write_readme()
+    for document in (README, PERFORMANCE):
+        write(document)

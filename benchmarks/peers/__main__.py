@@ -181,7 +181,7 @@ def main() -> None:
         return
     result = measure()
     RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    tables.write_readme()
+    tables.write(tables.README)
     print(tables.peers(result))
 
 

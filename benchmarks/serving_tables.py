@@ -1,0 +1,118 @@
+"""README's tables of whole answers: images, many requests at once, memory, weights on the host, and CPUs."""
+
+from typing import Any
+
+Result = dict[str, Any]
+
+
+def where(result: Result) -> str:
+    """One sentence: device, versions, date and revision."""
+    versions = result["versions"]
+    return (
+        f"One {result['device']}, torch {versions['torch']}, transformers {versions['transformers']}, "
+        f"{result['date']}, revision {result['revision']}"
+    )
+
+
+def throughput(result: Result) -> str:
+    """Many requests through the engine."""
+    rows = [
+        "| model | tokens/s | stock `generate()` | vLLM 0.20.2, quoted | floor | first token p50 / p99 ms "
+        "| next token p50 / p99 ms |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        first, after = (f"{row[f'{name} p50']:.0f} / {row[f'{name} p99']:.0f}" for name in ("first", "next"))
+        rows.append(
+            f"| {row['model']} | {row['tokens/s']:,.0f} | {row['stock']:,.0f} | {row['vLLM, quoted']:,.0f} "
+            f"| {row['floor']:,.0f} | {first} | {after} |"
+        )
+    one = result["rows"][0]
+    text = (
+        f"{one['requests']} requests of 16 to 256 prompt tokens and 128 new ones, greedy, all sent to the engine at "
+        f"once. Stock: batches of 64. Floor: the bytes that the steps read. {where(result)}, fp16, random weights of "
+        "the real shapes."
+    )
+    return "\n".join([*rows, "", text])
+
+
+def diffusion(result: Result) -> str:
+    """A whole image."""
+    rows = [
+        "| image | eager ms | `torch.compile` ms | ours ms | over compile | floor ms |",
+        "|---|---|---|---|---|---|",
+    ]
+    rows += [
+        f"| {row['work']} | {row['eager']:.0f} | {row['compile']:.0f} | {row['ours']:.0f} "
+        f"| {row['ours/compile']:.2f}× | {row['floor']:.0f} |"
+        for row in result["rows"]
+    ]
+    return "\n".join([*rows, "", f"A prompt in, a PNG in base64 out. {where(result)}, fp16."])
+
+
+def memory(result: Result) -> str:
+    """Planned against measured memory."""
+    rows = ["| model | slots | planned GB | measured GB | planned / measured |", "|---|---|---|---|---|"]
+    for row in result["rows"]:
+        slots = row["slots"] or ""
+        rows.append(
+            f"| {row['model']} | {slots} | {row['planned GB']:.2f} | {row['measured GB']:.2f} "
+            f"| {row['planned/measured']:.2f} |"
+        )
+    revisions = ", ".join(sorted({row["revision"] for row in result["rows"]}))
+    text = f"With every slot, or the largest batch, at full length. One {result['device']}, revisions {revisions}."
+    return "\n".join([*rows, "", text])
+
+
+def offload(result: Result) -> str:
+    """Weights that wait in host memory."""
+    run = result["runs"][0]
+    rows = ["| batch | seconds a step | tokens/s | PCIe bound, seconds | of the bound | same tokens |"]
+    rows.append("|---|---|---|---|---|---|")
+    rows += [
+        f"| {row['batch']} | {row['seconds a step']:.3f} | {row['tokens/s']:.1f} | {row['bound']:.3f} "
+        f"| {row['share of bound']:.0%} | {'yes' if row['same tokens'] else 'no'} |"
+        for row in result["rows"]
+    ]
+    text = (
+        f"Llama 6.7 B in fp16, {run['weights_bytes'] / 1e9:.1f} GB of weights, the GPU capped at "
+        f"{run['cap_bytes'] / 1e9:.1f} GB ({run['peak_bytes'] / 1e9:.1f} GB were taken). {where(result)}."
+    )
+    return "\n".join([*rows, "", text])
+
+
+def cpu(result: Result) -> str:
+    """Encoders on a CPU."""
+    rows = [
+        "| encoder on a CPU | eager ms | `torch.compile` ms | ONNX Runtime ms | ours ms | format | over eager "
+        "| floor ms |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        runtime = min(row["ORT"], row["ORT fused"])
+        rows.append(
+            f"| {row['work']} | {row['eager']:.1f} | {row['compile']:.1f} | {runtime:.1f} | {row['ours']:.1f} "
+            f"| {row['choice']} | {row['ours/eager']:.2f}× | {row['floor']:.1f} |"
+        )
+    text = (
+        f"{result['cores']} cores of {result['device']}, {result['threads']} threads, "
+        f"torch {result['versions']['torch']}, {result['date']}, revision {result['revision']}. Stock options and ONNX "
+        "Runtime (the faster of plain and fused) in float32; the pass chooses the format by timing, within its bound "
+        "of error."
+    )
+    return "\n".join([*rows, "", text])
+
+
+def streams(result: Result) -> str:
+    """Streams of one decoder on a CPU."""
+    rows = ["| streams at once | `generate()`, one by one, tokens/s | ours tokens/s | times | equal texts |"]
+    rows.append("|---|---|---|---|---|")
+    rows += [
+        f"| {row['streams']} | {row['generate tokens/s']:.1f} | {row['ours tokens/s']:.1f} | {row['times']:.1f} "
+        f"| {row['equal texts']} |"
+        for row in result["rows"]
+    ]
+    text = (
+        f"{result['model']}, {result['new_tokens']} new tokens each, {result['machine']}, {result['date']}, revision "
+    )
+    return "\n".join([*rows, "", f"{text}{result['revision']}."])
