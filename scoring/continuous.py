@@ -163,16 +163,16 @@ class Continuous:
     def _decode(self) -> list[Enqueued]:
         going = [running for running in self._decoding if running.enqueued < running.most]
         going.sort(key=lambda running: running.slot)
-        stepped: list[Enqueued] = []
-        for batch, pending in self._apart(going, lambda batch: self.decoder.step([r.slot for r in batch])):
-            rows = [row for row, running in enumerate(batch) if running.details is not None]
-            logits = self.decoder.last_logits(len(batch)) if rows else None
-            stepped.append(
-                self._enqueued(batch, pending, None if logits is None else logits[indices(rows, logits.device)])
-            )
+        stepped = [each for _, each in self._apart(going, self._step)]
         for running in going:
             running.enqueued += 1
         return stepped
+
+    def _step(self, batch: list[Running]) -> Enqueued:
+        """The next tokens of rows; the next step, of the rest of a batch that was split, has other logits."""
+        pending = self.decoder.step([running.slot for running in batch])
+        rows = [row for row, running in enumerate(batch) if running.details is not None]
+        return self._enqueued(batch, pending, self.decoder.last_logits(len(batch)) if rows else None, rows)
 
     def _fill(self, budget: int) -> list[Enqueued]:
         parts: list[tuple[Running, list[int]]] = []
@@ -222,17 +222,20 @@ class Continuous:
         """The first tokens of rows whose prompts are whole."""
         asking = [running.slot for running in batch if running.details is not None]
         logits = self.decoder.prompt_logits(asking) if asking else None
-        return self._enqueued(batch, self.decoder.sample([running.slot for running in batch]), logits)
+        pending = self.decoder.sample([running.slot for running in batch])
+        return self._enqueued(batch, pending, logits, range(len(asking)))
 
-    def _enqueued(self, batch: list[Running], pending: Pending, logits: "Tensor | None") -> Enqueued:
-        """Tokens just picked; with them the chances of those whose rows ask, from the logits of these rows."""
+    def _enqueued(
+        self, batch: list[Running], pending: Pending, logits: "Tensor | None", rows: Sequence[int]
+    ) -> Enqueued:
+        """Tokens just picked; with them the chances of those whose rows ask, from these rows of the logits."""
         if logits is None:
             return Enqueued(batch, pending, dict)
         asking = [running for running in batch if running.details is not None]
         most = [running.details or 0 for running in asking]
         try:
             chosen = self.decoder.state.tokens[indices([running.slot for running in asking], logits.device)]
-            numbers = later(measure(logits, chosen, max(most)))
+            numbers = later(measure(logits[indices(rows, logits.device)], chosen, max(most)))
         except Exception as error:  # the tokens are there all the same: only these rows fail
             for running in asking:
                 running.failure = error

@@ -175,3 +175,26 @@ def test_what_is_impossible_has_a_number(tiny: Tiny) -> None:
     assert chance.logprob == -9999.0
     assert [token for token, _ in chance.top] == [2, 0, 1]
     assert chance.top[2][1] == -9999.0
+
+
+def test_rows_of_a_step_that_was_split_are_told_their_own(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = served_on(tiny("gpt2", TASK), slots=3)
+    task, texts = served.service.task, ["The", "12", "Hello"]
+    parameters = task.schema.parse_parameters({"max_new_tokens": 6, "ignore_eos": True, "return_details": True})
+    wanted = [task.forward(task.encode(text, parameters, 0))[0][0] for text in texts]
+    decoder = served.service.loaded.model.static_decoder
+    step, split = decoder.step, []
+
+    def alone(slots: Any) -> Any:
+        if len(slots) > 1:
+            split.append(len(slots))
+            raise RuntimeError("too many at once")
+        return step(slots)
+
+    monkeypatch.setattr(decoder, "step", alone)
+    told = [output[0] for output in task.forward([task.encode(text, parameters, 0)[0] for text in texts])]
+    assert split
+    assert told == wanted
+    for one, other in zip(told, wanted, strict=True):
+        assert [c.logprob for c in one.chances] == pytest.approx([c.logprob for c in other.chances], abs=1e-4)
+    assert served.service.drain(20)
