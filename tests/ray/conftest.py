@@ -36,12 +36,22 @@ class TwoNodes:
         from ray.cluster_utils import Cluster
 
         small = {"object_store_memory": 80 << 20, "include_dashboard": False}
-        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, **small})
+        self._cluster = Cluster()
         self._small = small
+        self.add()
         self.node = self.add()
         self.address: str = self._cluster.address
 
     def add(self) -> Any:
+        """Another node; one whose agent needs more than 15 s, on a busy machine, ends itself and is started again."""
+        before = set(_below(os.getpid()))
+        for _ in range(2):
+            try:
+                return self._cluster.add_node(num_cpus=2, **self._small)
+            except Exception as error:
+                print(f"a node did not start: {error}")
+                for pid in set(_below(os.getpid())) - before:
+                    os.kill(pid, signal.SIGKILL)
         return self._cluster.add_node(num_cpus=2, **self._small)
 
     def replicas(self) -> dict[str, str]:
@@ -136,21 +146,11 @@ def _below(pid: int) -> list[int]:
     return found
 
 
-def _started() -> TwoNodes:
-    """The cluster; a raylet whose agent takes more than 15 s on a busy machine ends itself, and is tried again."""
-    for _ in range(2):
-        try:
-            return TwoNodes()
-        except Exception as error:
-            print(f"the cluster did not start: {error}")
-    return TwoNodes()
-
-
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[TwoNodes]:
     ray = pytest.importorskip("ray", reason="the extra `ray` is not installed: make ray")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    two = _started()
+    two = TwoNodes()
     ray.init(address=two.address, log_to_driver=False, logging_level="ERROR")
     yield two
     ray.shutdown()

@@ -18,7 +18,7 @@ from scoring.errors import InternalError, InvalidInput, Overloaded
 from tests.local_runner.conftest import make_bundle
 from tests.ray.conftest import Front, TwoNodes, front, until
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240), pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture(scope="module")

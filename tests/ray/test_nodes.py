@@ -13,7 +13,7 @@ from local_runner.client import Client
 from mii_azure.errors import ReplicaLost
 from tests.ray.conftest import Front, TwoNodes, front, until
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240), pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore")]
 
 TOKENS = 48
 PROMPTS = [f"the {word} said" for word in ("cat", "dog", "king", "sea", "wind", "tree", "child", "stone")]
