@@ -73,12 +73,14 @@ def test_a_port_that_is_not_a_runners(runner: Runner) -> None:
 @pytest.mark.parametrize("document", ["grafana.json", "serving.md"])
 def test_documents_name_metrics_that_exist(document: str) -> None:
     from local_runner.metrics import Metrics
+    from local_runner.replica_metrics import ReplicaMetrics
     from scoring.statistics import Statistics
 
     statistics = Statistics()
     statistics.cache = {"kv_tokens": 3, "kv_capacity": 12}
     told = {"phase": "ready", "phase_seconds": 1.0, "waiting": 0, "active": 0, **statistics.to_dict()}
     metrics = Metrics(lambda: told)
+    metrics.add(ReplicaMetrics(tuple))
     metrics.answered(200, 0.1)
     exposed = metrics.expose().decode()
     text = (DOCS / document).read_text(encoding="utf-8")
