@@ -23,6 +23,9 @@ FLOAT32, BFLOAT16, INT8 = "float32", "bfloat16", "int8"
 _POST = {NONE: ("none", ""), GELU: ("gelu", "none"), RELU: ("relu", "")}  # oneDNN's name, and its variant
 _SCORES = 1 << 22  # attention scores held at once: about what stays in the last cache
 
+#: oneDNN compiles a product anew for each number of rows that comes, and keeps hundreds of them, 0.3 MB each.
+_ROWS = 16
+
 Quantise = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
@@ -60,6 +63,12 @@ class Product:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(laid, rows)
 
     def __call__(self, x: Tensor, act: int = NONE) -> Tensor:
+        rows = len(x)
+        if more := -rows % _ROWS:
+            return self._product(F.pad(x, (0, 0, 0, more)), act)[:rows]
+        return self._product(x, act)
+
+    def _product(self, x: Tensor, act: int) -> Tensor:
         if self.precision == INT8:
             return self._int8(x, act)
         post, variant = _POST[act]
