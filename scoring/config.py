@@ -19,6 +19,7 @@ class Limits:
     max_batch_tokens: int = 16_384  # padded tokens in one forward
     max_batch_size: int = 32  # rows in one forward
     slots: int = 0  # sequences that a decoder on a GPU advances at once; 0: what a batch holds at full length
+    prefix_reuse: bool = True  # prompts begin with what slots hold of them; false: no timing tells of others' prompts
     queue_size: int = 256  # rows waiting; past it requests are answered 429
     max_payload_bytes: int = 4 << 20
     request_timeout_s: float = 90.0

@@ -55,10 +55,11 @@ class Enqueued(NamedTuple):
 class Continuous:
     """The rows on one decoder's slots; all calls from one thread.
 
-    `capacity` bounds the tokens, prompts and answers, that slots hold at once; a single row may have more.
+    `capacity` bounds the tokens, prompts and answers, that slots hold at once; a single row may have more. Without
+    `reuse` every prompt is computed whole.
     """
 
-    def __init__(self, task: "Generative", decoder: Decoder, capacity: int) -> None:
+    def __init__(self, task: "Generative", decoder: Decoder, capacity: int, reuse: bool = True) -> None:
         device = decoder.form.device.type
         self.decoder = decoder
         self.budget = _BUDGET[device]
@@ -68,6 +69,7 @@ class Continuous:
         self._late = device == "cuda"
         self._free = list(range(decoder.slots))  # a heap: low slots first, so that those in use lie together
         self._kept: dict[int, int] = {}  # slots that were left, the longest ago first, and how many tokens they hold
+        self._reuse = reuse
         self._prefixes = Prefixes(decoder)
         self._paused: deque[Running] = deque()  # rows that gave up their slots, the oldest first
         self._added = 0
@@ -138,7 +140,7 @@ class Continuous:
     def _leave(self, running: Running) -> None:
         """Take a row off its slot, which keeps what it holds unless that may be wrong."""
         slot, running.slot = running.slot, -1
-        held = [] if running.failure else running.sequence[: self.decoder.lengths[slot]]
+        held = [] if running.failure or not self._reuse else running.sequence[: self.decoder.lengths[slot]]
         if self._prefixes.note(slot, held):
             self._kept[slot] = len(held)
         else:
@@ -193,7 +195,8 @@ class Continuous:
         )
         for running in [running for batch, _ in filled for running in batch]:
             running.filled += len(pieces[running])
-            self._prefixes.note(running.slot, running.ids[: running.filled])
+            if self._reuse:
+                self._prefixes.note(running.slot, running.ids[: running.filled])
         for running, ids in parts:
             if is_short(running.failure) and len(ids) > _LEAST_PROMPT:
                 self._take_smaller_pieces(running, len(ids))
@@ -207,7 +210,7 @@ class Continuous:
     def _begin(self, running: Running, leader: Running) -> bool:
         """Copy what another slot holds of a prompt; False to wait for a row that is computing the same beginning."""
         shared = common(leader.ids, running.ids) if leader is not running else 0
-        if leader.filled < shared and shared >= running.filled + LEAST:
+        if self._reuse and leader.filled < shared and shared >= running.filled + LEAST:
             return False
         source, count = self._prefixes.match(running.ids, lambda slot: slot != running.slot)
         if count >= running.filled + LEAST:

@@ -257,7 +257,7 @@ class Generative(Task):
         if decoder is None:
             return None
         if self._continuous is None or self._continuous.decoder is not decoder:
-            self._continuous = Continuous(self, decoder, limits.max_batch_tokens)
+            self._continuous = Continuous(self, decoder, limits.max_batch_tokens, limits.prefix_reuse)
         return self._continuous
 
     def _generated(self, rows: Sequence[Row]) -> list[list[Tokens]]:

@@ -229,3 +229,13 @@ def test_common_counts_leading_tokens(gpt2: Served) -> None:
     prefixes.forget(1)
     prefixes.forget(1)
     assert prefixes.match(list(range(30)), lambda slot: True) == (2, 18)
+
+
+def test_it_can_be_switched_off(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = slotted(tiny, prefix_reuse=False)
+    prefilled = Prefilled(served, monkeypatch)
+    wanted = served.ok(LONG, max_new_tokens=3)
+    assert served.ok([LONG, LONG], max_new_tokens=3) == [wanted, wanted]
+    assert prefilled.take() == 3 * length(served, LONG)
+    assert served.service.statistics()["cached_tokens"] == 0
+    assert served.service.drain(20)
