@@ -17,6 +17,7 @@ from mii_azure.sizing import Fit, Work
 from mii_azure.skus import Sku, all_skus
 from mii_azure.spec import Spec, make_spec
 from mii_azure.weights import resolve
+from scoring.passes.tensor_slicing import FAMILIES
 
 MILLION = 1_000_000
 
@@ -155,8 +156,10 @@ def _placed(spec: Spec, work: Work, sku: Sku) -> tuple[Fit | None, str]:
         placed = sizing.fit(work, sku, spec.dtype)
     except MiiAzureError as error:
         return None, error.message.rstrip(".")
-    if placed.problem and sku.whole_gpus > 1 and sizing.sliced(work, spec.dtype, only=sku):
-        return None, f"only sliced over its {sku.whole_gpus} GPUs, which is not ranked"
+    if placed.problem and sku.whole_gpus > 1 and (spread := sizing.sliced(work, spec.dtype, only=sku)):
+        if work.profile.family in FAMILIES:
+            return spread, ""
+        return None, f"it fits only in slices over its {spread.gpus} GPUs, and {work.profile.family} cannot be sliced"
     return (None, placed.problem) if placed.problem else (placed, "")
 
 

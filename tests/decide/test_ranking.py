@@ -79,10 +79,12 @@ def test_encoders_are_counted_in_requests():
     assert (made.unit, made.new_tokens) == ("requests", 0)
 
 
-def test_a_model_that_only_slices_says_so():
+def test_a_model_that_fits_only_in_slices_is_ranked_where_its_family_can_be_sliced():
     rows = ranked(profile=facts(parameters=60_000_000_000)).rows
-    assert any("sliced" in row.why for row in rows)
+    assert any(row.fits for row in rows)
     assert all(row.why for row in rows if not row.fits)
+    rows = ranked(profile=facts(parameters=60_000_000_000, family="bloom")).rows
+    assert any("bloom cannot be sliced" in row.why for row in rows)
 
 
 @pytest.mark.parametrize("wrong", [{"utilisation": 0.0}, {"utilisation": 1.5}, {"batch": -1}])

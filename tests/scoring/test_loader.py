@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+import transformers
 
 from scoring.config import Deployment, find_model_dir
-from scoring.errors import HeadMissing, LoadError, ModelNotFound, WeightsUnreadable
-from scoring.loader import load
+from scoring.errors import HeadMissing, LoadError, ModelNotFound, OutOfMemory, WeightsUnreadable
+from scoring.loader import load, survey
 
 Tiny = Callable[[str, str], Path]
 ENCODERS = ("bert", "roberta", "xlm-roberta", "distilbert", "albert", "electra", "deberta-v2", "mpnet")
@@ -91,3 +93,32 @@ def test_settings_are_read_whole(tmp_path: Path) -> None:
     path.write_text(json.dumps(settings), encoding="utf-8")
     deployment = Deployment.read(path)
     assert (deployment.model.id, deployment.limits.queue_size, deployment.dtype) == ("m", 3, "float32")
+
+
+def test_weights_that_the_device_cannot_hold(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch raises there becomes a sentence with the sizes, and the size that would do."""
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", full)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3_000_000_000, 16_000_000_000))
+    with pytest.raises(OutOfMemory, match=r"the GPU has 3\.0 of 16\.0 GB free") as told:
+        load(Deployment(name="x", task="text-generation"), tiny("llama", "text-generation"))
+    assert "zero_inference" in told.value.hint
+    assert (told.value.http_status, told.value.exit_code) == (503, 3)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bloom", "opt"])
+def test_facts_are_known_before_the_weights_are_read(family: str, tiny: Tiny) -> None:
+    folder, deployment = tiny(family, "text-generation"), Deployment(name="x", task="text-generation")
+    told, model = survey(deployment, folder), load(deployment, folder).model
+    assert told.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert told.weight_bytes == sum(parameter.numel() * 4 for parameter in model.parameters())
+    assert told.kind == "decoder"
+
+
+def test_a_config_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(LoadError, match="config cannot be read"):
+        survey(Deployment(name="x", task="text-generation"), tmp_path)
