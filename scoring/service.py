@@ -119,6 +119,7 @@ class Service:
             "precision": precision(self.loaded.model),
             "optimisations": {record.name: record.state for record in self.records},
             "passes": [record.to_dict() for record in self.records],
+            "statistics": self.statistics(),
             **self.environment,
         }
 
