@@ -78,6 +78,7 @@ ELSEWHERE = {
     "test_scoring_code_of_another_version_is_named": {"MII005"},
     "test_a_changed_image_under_the_old_version_is_found": {"MII106"},
     "test_an_upload_that_would_stall_is_warned_about": {"MII215"},
+    "test_an_image_that_starts_another_server_is_found": {"MII406"},
     "test_names_too_long_together_on_kubernetes": {"MII603"},
     "test_a_default_that_the_folder_does_not_create_is_found": {"MII703"},
 }

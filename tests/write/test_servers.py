@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from mii_azure import checks_files, checks_yaml, servers
-from mii_azure.checks import check
+from mii_azure.checks import RULES, check
 from mii_azure.errors import SpecError
 from mii_azure.generation import generate
 from mii_azure.inspection import Inspected
@@ -116,7 +116,8 @@ def test_the_routes_of_the_other_server_are_found(http_bundle, tmp_path):
 def test_an_image_that_starts_another_server_is_found(http_bundle, tmp_path):
     bundle = own(http_bundle, tmp_path)
     edit(DOCKERFILE, "python -m local_runner.container", "azmlinfsrv --port 5001").apply(bundle)
-    assert [problem.file for problem in checks_files.image_without_the_host(Inspected(bundle))] == [DOCKERFILE]
+    rule = next(rule for rule in RULES if rule.id == "MII406")
+    assert [problem.file for problem in rule.find(Inspected(bundle))] == [DOCKERFILE]
 
 
 def test_a_lock_without_the_servers_packages_is_found(http_bundle, tmp_path):
