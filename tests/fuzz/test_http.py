@@ -41,7 +41,10 @@ def by_schema(base: str, tally: Tally, count: int) -> None:
             data = {key: sent[key] for key in ("params", "headers", "cookies", "json", "data") if sent.get(key)}
             if isinstance(data.get("data"), (bytes, str)):
                 data["content"] = data.pop("data")
-            reply = http.request(sent["method"], sent["url"], **data)
+            try:
+                reply = http.request(sent["method"], sent["url"], **data)
+            except httpx.TimeoutException:
+                pytest.fail(f"no reply in {DEADLINE_S:g} s to {sent}")
             sound(reply.status_code, reply.content, sent)
 
         for operation in operations:
