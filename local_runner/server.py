@@ -138,7 +138,8 @@ class _Runner:
             _say(f"not reloaded: {error}")
             return
         await self._tune(tuned)
-        _say("reloaded: " + (", ".join(part for part in (security.summary(), tuned.told()) if part) or "the settings of the command line"))
+        parts = [part for part in (security.summary(), tuned.told()) if part]
+        _say("reloaded: " + (", ".join(parts) or "the settings of the command line"))
 
     async def _tune(self, tuned: tuning.Tuning) -> None:
         self._check(tuned)
