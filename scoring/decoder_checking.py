@@ -50,8 +50,9 @@ def errors(decoder: Decoder, told: Told) -> dict[str, float]:
     """Relative errors (2-norms over all positions) of "prefill" and "decode", sequences fed as they are."""
     slots = list(range(min(decoder.slots, len(told.ids))))
     on_cpu = decoder.form.device.type == "cpu"
-    steps = [min(len(ids) - _PREFILLED, _ON_CPU[i] if on_cpu else len(ids)) for i, ids in enumerate(told.ids)]
-    starts = [len(ids) - count for ids, count in zip(told.ids, steps, strict=True)]
+    probes = [ids[: decoder.max_length] for ids in told.ids]
+    steps = [min(max(1, len(ids) - _PREFILLED), _ON_CPU[i] if on_cpu else len(ids)) for i, ids in enumerate(probes)]
+    starts = [len(ids) - count for ids, count in zip(probes, steps, strict=True)]
     prefill, found, wanted = [], [], []
     for slot in slots:
         start = starts[slot]

@@ -142,3 +142,12 @@ def test_int8_weights_come_and_go(tmp_path: Path) -> None:
 
 def test_the_pass_names_the_families_that_are_built() -> None:
     assert sorted(FAMILIES) == sorted(BUILT)
+
+
+def test_it_is_verified_where_slots_are_shorter_than_the_probes(tmp_path: Path) -> None:
+    model = tiny("llama", tmp_path)
+    told = reference(model)
+    for length in (8, 20):
+        decode = StaticDecode(2, length)
+        decode.apply(model)
+        assert 0 <= decode.verify(model, told) <= 1e-4
