@@ -257,7 +257,7 @@ class Generative(Task):
         if decoder is None:
             return None
         if self._continuous is None or self._continuous.decoder is not decoder:
-            self._continuous = Continuous(self, decoder, limits.max_batch_tokens, limits.prefix_reuse)
+            self._continuous = Continuous(self, decoder, _capacity(decoder, limits), limits.prefix_reuse)
         return self._continuous
 
     def _generated(self, rows: Sequence[Row]) -> list[list[Tokens]]:
@@ -359,3 +359,9 @@ def _chances(made: Any, start: int, most: int) -> list[list[Chance]]:
         for own, chance in zip(found, read(measured, [most] * len(found)), strict=True):
             own.append(chance)
     return found
+
+
+def _capacity(decoder: Any, limits: Limits) -> int:
+    """Tokens that slots may hold at once: on a GPU all that they have memory for, on a CPU a batch's budget."""
+    whole: int = decoder.slots * decoder.max_length
+    return whole if decoder.form.device.type == "cuda" else min(whole, limits.max_batch_tokens)

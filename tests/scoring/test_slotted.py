@@ -3,11 +3,14 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from scoring.config import Limits
 from scoring.decode import Decoder
+from scoring.tasks import generation
 from tests.scoring.conftest import Served
 from tests.scoring.generating import PROMPTS, Forwards, continuation
 
@@ -133,3 +136,9 @@ def test_a_cancelled_row_frees_its_slot(gpt2: tuple[Served, Path]) -> None:
     row = task.encode("The", task.schema.parse_parameters({"max_new_tokens": 100, "ignore_eos": True}), 0)[0]
     row.cancelled.set()
     assert len(task.forward([row])[0][0]) == 1
+
+
+@pytest.mark.parametrize(("device", "tokens"), [("cuda", 128 * 2048), ("cpu", 16_384)])
+def test_slots_may_be_full_where_their_memory_is_taken_already(device: str, tokens: int) -> None:
+    decoder = SimpleNamespace(slots=128, max_length=2048, form=SimpleNamespace(device=torch.device(device)))
+    assert generation._capacity(decoder, Limits(max_batch_tokens=16_384, slots=128)) == tokens

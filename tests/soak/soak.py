@@ -96,8 +96,8 @@ def faults(soak: Soak, warm_s: float, growth: int) -> list[str]:
                 found.append(f"{server.task}: {name} rose from {before} to {after}")
         if server.runner.process.poll() is not None:
             found.append(f"{server.task}: the server ended")
-        elif "Traceback" in server.runner.log.read_text():
-            found.append(f"{server.task}: there is a traceback in the log")
+        elif "Traceback" in (log := server.runner.log.read_text()):
+            found.append(f"{server.task}: there is a traceback in the log: {log[log.index('Traceback') :][:3000]}")
     return found
 
 
