@@ -128,6 +128,9 @@ def generate(
     passes_on: PassesOn = "",
     passes_off: PassesOff = "",
     tensor_parallel: TensorParallel = 0,
+    no_prefix_reuse: Annotated[
+        bool, _flag("no-prefix-reuse", "Compute every prompt whole: nothing of another caller's is reused.")
+    ] = False,
     kind: cli_kinds.Kind = "managed",
     compute: cli_kinds.Compute = None,
     public_network_access: cli_kinds.PublicAccess = "enabled",
@@ -162,6 +165,7 @@ def generate(
             passes_on=_split(passes_on),
             passes_off=_split(passes_off),
             tensor_parallel=tensor_parallel,
+            prefix_reuse=not no_prefix_reuse,
             kind=kind,
             compute=compute,
             public_network_access=public_network_access,

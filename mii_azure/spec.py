@@ -64,6 +64,7 @@ class Spec(AzureOptions):
     )
     passes_on: tuple[str, ...] = Field((), description="Passes to force on; one that cannot be served is an error.")
     passes_off: tuple[str, ...] = Field((), description="Passes to leave out.")
+    prefix_reuse: bool = Field(True, description="Compute the beginning that prompts share once.")
     tensor_parallel: int = Field(
         0, ge=0, le=16, description="GPUs that share one copy of the weights; 0: as many as they need."
     )
