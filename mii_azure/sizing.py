@@ -256,10 +256,10 @@ def in_slices(work: Work, degree: int, wanted: str, only: Sku | None = None) -> 
     able = [sku for sku in skus if degree in _degrees(work.profile, sku)]
     if not able:
         heads = f"{work.profile.heads} heads and {work.profile.kv_heads} key-value heads"
-        place = f"{only.name} has {only.whole_gpus} GPUs" if only else "no instance type has so many"
+        place = f"{only.name} has {only.whole_gpus} GPUs" if only else "no instance type suits"
         raise NotAvailable(
             f"{work.profile.model} cannot be sliced over {degree} GPUs: it has {heads}; {place}.",
-            "Choose a degree that divides both, and an instance type with as many GPUs.",
+            f"Choose {', '.join(map(str, DEGREES))}: one that divides both, and an instance type with as many GPUs.",
         )
     fits = [fit(work, sku, wanted, degree) for sku in able]
     found = next((f for f in fits if not f.problem), None)
