@@ -1,8 +1,10 @@
 """How a decoder is compared with plain transformers: prefill in pieces, and cached steps of one slot and several."""
 
+import sys
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,12 +35,23 @@ def reference(model: Any) -> Callable[[], Told]:
     plain = model
     if model.dtype != torch.float32:
         needed = 4 * sum(parameter.numel() for parameter in model.parameters())
-        if model.device.type != "cuda" or torch.cuda.mem_get_info(model.device)[0] > 1.2 * needed:
+        if _free_bytes(model.device) > 1.2 * needed:
             plain = deepcopy(model).float()
     logits = _logits(plain, ids)
     own = 0.0 if plain is model else _relative(torch.cat(_logits(model, ids)), torch.cat(logits))
     told = Told(ids, logits, own)
     return lambda: told
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Memory that may be had on a device; of the host as Linux estimates it, and without bound elsewhere."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return sys.maxsize
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), sys.maxsize)
 
 
 @torch.inference_mode()

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
+from scoring import decoder_checking
 from scoring.config import Limits
 from scoring.decode import Decoder
 from scoring.decoder_checking import errors, reference
@@ -151,3 +153,18 @@ def test_it_is_verified_where_slots_are_shorter_than_the_probes(tmp_path: Path) 
         decode = StaticDecode(2, length)
         decode.apply(model)
         assert 0 <= decode.verify(model, told) <= 1e-4
+
+
+@pytest.mark.parametrize(("free", "exact"), [(1 << 40, True), (1, False)])
+def test_where_memory_is_short_the_model_is_its_own_measure(
+    free: int, exact: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second copy in float32 is made only where there is room for it, in host memory as well."""
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=99))
+    model = model.half().eval()
+    monkeypatch.setattr(decoder_checking, "_free_bytes", lambda device: free)
+    assert (decoder_checking.reference(model)().own_error > 0) == exact
+
+
+def test_free_memory_of_the_host_is_read() -> None:
+    assert 0 < decoder_checking._free_bytes(torch.device("cpu")) < 1 << 50
