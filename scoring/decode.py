@@ -23,6 +23,7 @@ from scoring.decoder_families import build
 from scoring.decoder_form import Form, quantise, widen
 from scoring.decoder_sampling import pick_all
 from scoring.decoder_state import Sampling, State
+from scoring.decoder_team import Team
 from scoring.decoder_torch import TorchBackend
 from scoring.errors import PromptTooLong
 
@@ -46,13 +47,14 @@ class Decoder:
     """A loaded transformers decoder served slot by slot; shares the model's weights.
 
     Raises LoadError for a model that the form does not cover. `max_length` bounds prompt and generated tokens of a
-    slot, and is cut to the model's own positions.
+    slot, and is cut to the model's own positions. With a `team` the model is this rank's slice, and all ranks have to
+    make the same calls in the same order.
     """
 
-    def __init__(self, model: Any, slots: int, max_length: int) -> None:
+    def __init__(self, model: Any, slots: int, max_length: int, team: Team | None = None) -> None:
         bound = int(getattr(model.config, "max_position_embeddings", 0) or 0)
         self.max_length = min(max_length, bound) if bound and model.config.model_type != "bloom" else max_length
-        self.form: Form = build(model, self.max_length)
+        self.form: Form = build(model, self.max_length, team)
         self.slots = slots
         self.state = State(self.form, slots, self.max_length)
         self.lengths = [0] * slots  # the host's copy: known without asking the device
@@ -94,10 +96,7 @@ class Decoder:
 
         When it raises, no slot has changed, and each may be tried again.
         """
-        for slot, ids in parts:
-            if not ids:
-                raise ValueError("a prefill needs at least one token")
-            self._check_room(slot, len(ids))
+        self._check_parts(parts)
         placed = [(slot, self.lengths[slot], ids) for slot, ids in parts]
         logits: Tensor = self._prefill(placed) if self._cuda is None else self._cuda.prefill(placed)
         for (slot, ids), after in zip(parts, logits, strict=True):
@@ -169,6 +168,9 @@ class Decoder:
         if self._cuda is not None:
             self._cuda.warm_up(sizes)
 
+    def drop(self) -> None:
+        """Say that the decoder will not be used any more."""
+
     def use_int8(self, wanted: bool = True) -> None:
         """Let steps of one or two slots on a GPU read int8 weights, made now and kept beside the others; or stop it."""
         quantise(self.form) if wanted else widen(self.form)
@@ -186,9 +188,17 @@ class Decoder:
         rows = torch.tensor(list(slots), dtype=torch.int64, device=self.form.device)
         tokens = pick_all(logits, self.state, rows)
         chosen = torch.tensor(tokens, dtype=torch.int64, device=self.form.device)
+        if self.form.team is not None:
+            self.form.team.agree(chosen)
         self.state.tokens[rows] = chosen
         self.state.seen[rows, chosen] = 1
         return _Ready(tokens)
+
+    def _check_parts(self, parts: Sequence[tuple[int, Sequence[int]]]) -> None:
+        for slot, ids in parts:
+            if not ids:
+                raise ValueError("a prefill needs at least one token")
+            self._check_room(slot, len(ids))
 
     def _check_room(self, slot: int, count: int) -> None:
         if self.lengths[slot] + count > self.max_length:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from scoring.decoder_form import Activation, Attention, Form, Layer, Linear, Mlp, Norm, Rotary
+from scoring.decoder_team import Team
 from scoring.errors import LoadError
 
 _ACTIVATIONS: dict[str, Activation] = {
@@ -22,13 +23,19 @@ _ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-def build(model: Any, positions: int) -> Form:
-    """The model's form, with rotary tables for `positions` tokens; raises LoadError for what is not covered."""
+def build(model: Any, positions: int, team: Team | None = None) -> Form:
+    """The model's form, with rotary tables for `positions` tokens; raises LoadError for what is not covered.
+
+    With a team it is that of this rank's slice, as DeepSpeed's AutoTP cut it.
+    """
     reason = unsupported(model.config)
     if reason:
         raise LoadError(f"The static decoder does not cover this model: {reason}.", "Serve it with plain transformers.")
     with torch.no_grad():
-        return _BUILDERS[model.config.model_type](model, positions)
+        form = _BUILDERS[model.config.model_type](model, positions)
+    if team is not None:
+        form.heads, form.kv_heads, form.team = form.heads // team.degree, form.kv_heads // team.degree, team
+    return form
 
 
 def unsupported(config: Any) -> str:
@@ -62,17 +69,32 @@ def _activation_name(config: Any) -> str:
 
 def _linear(*modules: Any) -> Linear:
     """One product out of one or more modules over the same input; packed once, the modules then view the pack."""
-    if type(modules[0]) is not nn.Linear:  # GPT-2's Conv1D keeps [K, N]
+    if type(modules[0]).__name__ == "Conv1D":  # GPT-2's keeps [K, N]
         (module,) = modules
         packed = module.weight.data.t().contiguous()
         module.weight.data = packed.t()
         return Linear(packed, module.bias.data)
     if len(modules) == 1:
-        bias = modules[0].bias
-        return Linear(modules[0].weight.data, None if bias is None else bias.data)
+        (module,) = modules
+        module.weight.data = module.weight.data.contiguous()  # a slice of the inputs may not be
+        return Linear(module.weight.data, None if module.bias is None else module.bias.data)
     return Linear(
         _pack([m.weight for m in modules]), None if modules[0].bias is None else _pack([m.bias for m in modules])
     )
+
+
+def _head(model: Any) -> Linear:
+    """The last product; of a sliced model, whose own is cut over its inputs, as it was before."""
+    if not hasattr(model, "whole_head"):
+        return _linear(model.get_output_embeddings())
+    weight, bias = model.whole_head
+    embedding = model.get_input_embeddings().weight.data
+    if weight is not None:
+        weight = weight.to(embedding.device)
+    if bias is not None:
+        bias = bias.to(embedding.device)
+    model.whole_head = weight, bias  # host memory keeps no copy
+    return Linear(embedding if weight is None else weight, bias)
 
 
 def _pack(parameters: list[nn.Parameter]) -> Tensor:
@@ -125,7 +147,7 @@ def _gpt2(model: Any, positions: int) -> Form:
         body.wte.weight.data,
         layers,
         _layer_norm(body.ln_f),
-        _linear(model.lm_head),
+        _head(model),
         config.n_head,
         config.n_head,
         head_dim,
@@ -155,7 +177,7 @@ def _gpt_neo(model: Any, positions: int) -> Form:
         body.wte.weight.data,
         layers,
         _layer_norm(body.ln_f),
-        _linear(model.lm_head),
+        _head(model),
         config.num_heads,
         config.num_heads,
         config.hidden_size // config.num_heads,
@@ -181,7 +203,7 @@ def _gptj(model: Any, positions: int) -> Form:
         body.wte.weight.data,
         layers,
         _layer_norm(body.ln_f),
-        _linear(model.lm_head),
+        _head(model),
         config.n_head,
         config.n_head,
         head_dim,
@@ -212,7 +234,7 @@ def _gpt_neox(model: Any, positions: int) -> Form:
         body.embed_in.weight.data,
         layers,
         _layer_norm(body.final_layer_norm),
-        _linear(model.get_output_embeddings()),
+        _head(model),
         config.num_attention_heads,
         config.num_attention_heads,
         head_dim,
@@ -242,7 +264,7 @@ def _opt(model: Any, positions: int) -> Form:
         body.embed_tokens.weight.data,
         layers,
         _layer_norm(body.final_layer_norm),
-        _linear(model.lm_head),
+        _head(model),
         config.num_attention_heads,
         config.num_attention_heads,
         head_dim,
@@ -272,7 +294,7 @@ def _bloom(model: Any, positions: int) -> Form:
         body.word_embeddings.weight.data,
         layers,
         _layer_norm(body.ln_f),
-        _linear(model.lm_head),
+        _head(model),
         heads,
         heads,
         head_dim,
@@ -316,7 +338,7 @@ def _llama(model: Any, positions: int) -> Form:
         body.embed_tokens.weight.data,
         layers,
         _rms_norm(body.norm, float(gemma)),
-        _linear(model.lm_head),
+        _head(model),
         config.num_attention_heads,
         config.num_key_value_heads,
         head_dim,

@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from scoring.decoder_team import Team
+
 NormKind = Literal["rms", "layer"]
 Activation = Literal["relu", "silu", "gelu", "gelu_tanh"]
 
@@ -90,7 +92,10 @@ class Rotary:
 
 @dataclass
 class Form:
-    """A whole decoder."""
+    """A whole decoder, or one rank's part of it: its heads and its inputs of `out` and `down`, whose sums have no bias.
+
+    Embedding, norms and head are whole on every rank.
+    """
 
     family: str
     embedding: Tensor  # [vocabulary, E]
@@ -107,6 +112,7 @@ class Form:
     rotary: Rotary | None = None
     alibi: Tensor | None = None  # slopes [heads], float32
     max_positions: int = 0  # 0: no bound
+    team: Team | None = None  # the ranks that hold the other parts
 
     @property
     def hidden(self) -> int:

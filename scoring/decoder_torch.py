@@ -80,16 +80,24 @@ class TorchBackend:
     def _run(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         hidden = self._embed(tokens, positions)
         for index, layer in enumerate(self.form.layers):
-            attended = product(
-                self._attend(index, normalize(hidden, layer.norm1), positions, attend), layer.attention.out
-            )
-            source = hidden if layer.parallel else hidden + attended
-            up = product(normalize(source, layer.norm2), layer.mlp.up)
-            inner = activate(up, layer.mlp.activation, layer.mlp.gated)
-            hidden = product(inner, layer.mlp.down) + source
-            if layer.parallel:
-                hidden = hidden + attended
+            terms = [(self._attend(index, normalize(hidden, layer.norm1), positions, attend), layer.attention.out)]
+            if not layer.parallel:
+                hidden = hidden + self._total(terms)
+                terms = []
+            up = product(normalize(hidden, layer.norm2), layer.mlp.up)
+            terms.append((activate(up, layer.mlp.activation, layer.mlp.gated), layer.mlp.down))
+            hidden = hidden + self._total(terms)
         return hidden
+
+    def _total(self, terms: Sequence[tuple[Tensor, Linear]]) -> Tensor:
+        """Inputs [T, K] through their products, added up: [T, E], over all ranks where each has a part of K."""
+        parts = [functional.linear(x, linear.full, None if self.form.team else linear.bias) for x, linear in terms]
+        total = parts[0] if len(parts) == 1 else parts[0] + parts[1]
+        if self.form.team is not None:
+            self.form.team.sum(total)
+            for bias in (linear.bias for _, linear in terms if linear.bias is not None):
+                total = total + bias
+        return total
 
     def _embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         form = self.form

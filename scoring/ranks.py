@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
@@ -22,6 +22,8 @@ from scoring.errors import RankLost
 START_S = 600.0  # for a rank to load the model
 _REAP_S = 3.0  # between a rank's sockets closing and its status being known
 CALL_S = 60.0  # for one collective operation: less than a request may take
+#: Families whose slices the static decoder serves.
+STATIC = ("gpt_neo", "gpt_neox", "gptj", "llama", "mistral", "opt", "qwen2")
 
 
 @dataclass(frozen=True)
@@ -37,15 +39,25 @@ class Plan:
     call_s: float
 
 
+_GRAIN = 16  # inner widths and head inputs are cut at multiples of it, so that rows of weights stay aligned
+
+
 def slice_model(model: Any, plan: Plan, rank: int) -> None:
-    """Join the group and keep this rank's part of a loaded model, in place: DeepSpeed's AutoTP."""
+    """Join the group and keep this rank's part of a loaded model, in place: DeepSpeed's AutoTP.
+
+    It cuts a decoder's head over its inputs; the static decoder reads it whole, so it is kept, in host memory.
+    """
     import torch
 
     deepspeed = join(rank, plan.degree, plan.port, plan.device, plan.call_s)
+    head = model.get_output_embeddings() if model.config.model_type in STATIC else None
+    if head is not None:
+        tied = head.weight is model.get_input_embeddings().weight
+        model.whole_head = None if tied else head.weight.data, None if head.bias is None else head.bias.data
     deepspeed.init_inference(
         model,
         dtype=getattr(torch, plan.dtype),
-        tensor_parallel={"tp_size": plan.degree},
+        tensor_parallel={"tp_size": plan.degree, "tp_grain_size": _GRAIN},
         replace_with_kernel_inject=False,
     )
 
@@ -86,13 +98,14 @@ class Ranks:
 
     def wait_loaded(self, timeout_s: float = START_S) -> None:
         """Wait until every rank has the model in memory; raises RankLost with what went wrong."""
-        self._hear("loaded", timeout_s)
+        self.hear("loaded", timeout_s)
 
     def wait_ready(self, timeout_s: float = START_S) -> None:
         """Wait until every rank has its part; raises RankLost."""
-        self._hear("ready", timeout_s)
+        self.hear("ready", timeout_s)
 
-    def _hear(self, word: str, timeout_s: float) -> None:
+    def hear(self, word: str, timeout_s: float = START_S) -> None:
+        """Wait until every rank has said a word; raises RankLost where one ended, or said something else instead."""
         end = time.monotonic() + timeout_s
         for rank, pipe in enumerate(self._pipes, 1):
             try:
@@ -169,15 +182,9 @@ def serve(pipe: Connection, rank: int) -> None:
         pipe.send_bytes(pickle.dumps((str(error).strip().splitlines() or [type(error).__name__])[0][:300]))
         raise
     pipe.send_bytes(pickle.dumps("ready"))
-    from scoring.sliced import follow
+    from scoring.sliced import Follower
 
-    methods: dict[str, Callable[..., Any]] = {name: getattr(model, name) for name in calls(model)}
-    while True:
-        try:
-            name, arguments = pickle.loads(pipe.recv_bytes())  # noqa: S301
-        except EOFError:
-            return
-        follow(methods[name], model.device if plan.device == "cpu" else f"cuda:{rank}", arguments)
+    Follower(pipe, model, plan, rank).run()
 
 
 def _load(plan: Plan, rank: int) -> Any:

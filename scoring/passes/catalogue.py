@@ -1,11 +1,15 @@
 """The passes there are, in the order in which they are applied."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scoring.config import Deployment, Limits, Optimisation
 from scoring.passes.base import Pass
 from scoring.tasks import task_schema
+
+if TYPE_CHECKING:
+    from scoring.passes.tensor_slicing import TensorSlicing
+    from scoring.passes.zero_inference import ZeroInference
 
 
 def catalogue(deployment: Deployment) -> list[Pass]:
@@ -35,11 +39,11 @@ def encoder_passes(asked: Optimisation = Optimisation()) -> list[Pass]:  # noqa:
     ]
 
 
-def _placing_passes(asked: Optimisation) -> list[Pass]:
+def _placing_passes(asked: Optimisation) -> "tuple[TensorSlicing, ZeroInference]":
     from scoring.passes.tensor_slicing import TensorSlicing
     from scoring.passes.zero_inference import ZeroInference
 
-    return [TensorSlicing(asked.tensor_parallel), ZeroInference(forced="zero_inference" in asked.on)]
+    return TensorSlicing(asked.tensor_parallel), ZeroInference(forced="zero_inference" in asked.on)
 
 
 def decoder_passes(limits: Limits, asked: Optimisation = Optimisation()) -> list[Pass]:  # noqa: B008
@@ -49,8 +53,10 @@ def decoder_passes(limits: Limits, asked: Optimisation = Optimisation()) -> list
 
     context = limits.context_length or StaticDecode().max_length
     slots = limits.slots or max(1, min(limits.max_batch_size, limits.max_batch_tokens // context))
-    decode = StaticDecode(slots, context, cpu_slots=limits.max_batch_size)
-    return [*_placing_passes(asked), decode, WeightOnly(decode)]
+    slicing, offloading = _placing_passes(asked)
+    below = None if slicing.name in asked.off else slicing
+    decode = StaticDecode(slots, context, cpu_slots=limits.max_batch_size, slicing=below)
+    return [slicing, offloading, decode, WeightOnly(decode)]
 
 
 def diffusion_passes() -> list[Pass]:

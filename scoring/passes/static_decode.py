@@ -7,7 +7,9 @@ the weights once for all sequences, where `generate` reads them once for each (`
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+from scoring.errors import RankLost
 from scoring.passes.base import Applied, Decision, Facts, Hardware, Pass, PassRefused
+from scoring.passes.tensor_slicing import TensorSlicing
 
 #: What `scoring.decoder_families` builds; a test holds the two together.
 FAMILIES = ("bloom", "gemma", "gpt2", "gpt_neo", "gpt_neox", "gptj", "llama", "mistral", "opt", "qwen2")
@@ -17,14 +19,24 @@ _OWN_ERRORS = 1.25  # of the plain 16-bit model that another order of the same s
 
 
 class StaticDecode(Pass):
-    """Gives the model a `static_decoder`, which text generation uses; the model itself answers as before."""
+    """Gives the model a `static_decoder`, which text generation uses; the model itself answers as before.
+
+    Of a model that `slicing` cuts, every rank has the decoder of its slice.
+    """
 
     name: ClassVar[str] = "static_decode"
 
-    def __init__(self, slots: int = 16, max_length: int = 2048, cpu_slots: int | None = None) -> None:
+    def __init__(
+        self,
+        slots: int = 16,
+        max_length: int = 2048,
+        cpu_slots: int | None = None,
+        slicing: TensorSlicing | None = None,
+    ) -> None:
         self.slots = slots
         self.max_length = max_length
         self.cpu_slots = cpu_slots or slots  # there a slot takes memory only for the tokens that it holds
+        self._slicing = slicing
 
     def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Decision:
         """Taken for the ten families, on GPUs with bf16 matrix units and memory for the slots, on CPUs in float32."""
@@ -40,12 +52,19 @@ class StaticDecode(Pass):
         if facts.head_dim > _LONGEST_HEAD:
             return Decision(False, f"heads of {facts.head_dim} exceed the attention kernel's {_LONGEST_HEAD}")
         cache = 4 * facts.layers * facts.kv_heads * facts.head_dim * self.slots * self.max_length
-        if facts.weight_bytes + cache > _MEMORY_SHARE * hardware.memory_bytes:
-            needed = (facts.weight_bytes + cache) / 2**30
-            return Decision(
-                False, f"weights and {self.slots} slots need {needed:.1f} GiB; choose fewer or shorter slots"
-            )
-        return Decision(True, f"{self.slots} slots of {self.max_length} tokens, one graph a batch size")
+        degree = self._degree(facts, hardware, objective)
+        needed = (facts.weight_bytes + cache) / degree
+        each = f" on each of {degree} GPUs" if degree > 1 else ""
+        if needed > _MEMORY_SHARE * hardware.memory_bytes:
+            size = f"{needed / 2**30:.1f} GiB{each}"
+            return Decision(False, f"weights and {self.slots} slots need {size}; choose fewer or shorter slots")
+        return Decision(True, f"{self.slots} slots of {self.max_length} tokens, one graph a batch size{each}")
+
+    def _degree(self, facts: Facts, hardware: Hardware, objective: str) -> int:
+        """Ranks that weights and cache are divided over."""
+        if self._slicing is None or not self._slicing.applies(facts, hardware, objective).take:
+            return 1
+        return self._slicing.degree
 
     def _on_cpu(self, facts: Facts) -> Decision:
         if facts.weight_bytes < 4 * facts.parameters:
@@ -56,7 +75,6 @@ class StaticDecode(Pass):
     def apply(self, model: Any) -> Applied:
         import torch
 
-        from scoring.decode import Decoder
         from scoring.decoder_families import unsupported
 
         reason = unsupported(model.config)
@@ -64,14 +82,19 @@ class StaticDecode(Pass):
             raise PassRefused(reason)
         slots = self.slots if model.device.type == "cuda" else self.cpu_slots
         try:
-            decoder = Decoder(model, slots, self.max_length)
+            decoder = _decoder(model, slots, self.max_length)
             decoder.warm_up()
         except (torch.OutOfMemoryError, OSError) as error:
             raise PassRefused(f"no memory for {slots} slots of {self.max_length} tokens") from error
         model.static_decoder = decoder
         most = "up to " if model.device.type == "cpu" else ""
         detail = f"{slots} slots, {most}{decoder.state.bytes() / 2**20:.0f} MiB of keys and values"
-        return Applied(len(decoder.form.layers), detail, lambda: delattr(model, "static_decoder"))
+
+        def undo() -> None:
+            decoder.drop()
+            del model.static_decoder
+
+        return Applied(len(decoder.form.layers), detail, undo)
 
     def verify(self, model: Any, reference: Callable[..., Any]) -> float:
         """Larger relative error of prefill and of cached steps against `reference(model)` taken before."""
@@ -83,3 +106,22 @@ class StaticDecode(Pass):
         """At 7 B, 16 bits alone cost plain transformers more than the tolerance: then that is the measure."""
         own: float = reference().own_error
         return max(self.tolerance, _OWN_ERRORS * own)
+
+
+def _decoder(model: Any, slots: int, max_length: int) -> Any:
+    """The decoder of a model that is whole, or cut over ranks; raises PassRefused where another rank has no memory."""
+    from scoring.decode import Decoder
+
+    ranks = getattr(model, "ranks", None)
+    if ranks is None:
+        return Decoder(model, slots, max_length)
+    from scoring.sliced_decoder import SlicedDecoder
+
+    try:
+        return SlicedDecoder(model, slots, max_length, ranks)
+    except BaseException as error:
+        if not ranks.lost:
+            ranks.send(("drop", {}))
+        if isinstance(error, RankLost) and not ranks.lost:
+            raise PassRefused(str(error)) from error
+        raise

@@ -39,9 +39,9 @@ class TensorSlicing(Pass):
     public: ClassVar[bool] = True
     places: ClassVar[bool] = True
     supersedes: ClassVar[tuple[str, ...]] = (
-        "static_decode",
         "weight_only",
         "fused_encoder",
+        "w8a8",
         "deepspeed_kernels",
         "compile",
         "cuda_graph",
@@ -50,7 +50,8 @@ class TensorSlicing(Pass):
     )
 
     def __init__(self, degree: int = 0, call_s: float = 60.0) -> None:
-        self.degree = degree
+        self._asked = degree
+        self.degree = degree  # as decided last
         self._call_s = call_s
 
     def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Decision:
@@ -59,11 +60,11 @@ class TensorSlicing(Pass):
             return Decision(False, f"{facts.family} cannot be sliced: {REFUSED[facts.family]}")
         if facts.family not in FAMILIES:
             return Decision(False, f"slicing {facts.family} is unproven; proven are {', '.join(FAMILIES)}")
-        if self.degree == 1:
+        if self._asked == 1:
             return Decision(False, "one rank is no slicing")
-        if self.degree > 1:
-            reason = impossible(self.degree, facts, hardware)
-            return Decision(not reason, reason or f"{self.degree} ranks, as asked for")
+        if self._asked > 1:
+            reason = impossible(self._asked, facts, hardware)
+            return Decision(not reason, reason or f"{self._asked} ranks, as asked for")
         if hardware.device != "cuda" or hardware.gpus < 2:
             return Decision(False, "it needs two GPUs or more")
         degrees = [n for n in DEGREES if not impossible(n, facts, hardware)]

@@ -25,7 +25,6 @@ from scoring.service import Service
 from scoring.tasks import task_class
 from scoring.tasks.base import Loaded
 from tests.conftest import Tiny
-from tests.fuzz.apps import serving
 from tests.local_runner.conftest import bundle
 
 __all__ = ["bundle"]  # a fixture
@@ -142,6 +141,7 @@ class TestDecoder:
         service = Service(deployment, loaded, task_class("text-generation")(loaded, "text-generation"), {})
         service.start()
         monkeypatch.setattr("scoring.entry._service", service)
+        serving = pytest.importorskip("tests.fuzz.apps", reason="fastapi is not installed").serving
         with serving(bundle, service) as base, httpx.Client(base_url=base, trust_env=False, timeout=60) as http:
             assert http.post("/score", json={"inputs": "hello"}).status_code == 200
             assert http.get("/readyz").status_code == 200
