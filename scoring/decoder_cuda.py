@@ -12,15 +12,21 @@ from scoring.decoder_prefill import LONGEST, Part, Prefiller, admit, pieces, rec
 from scoring.decoder_state import Sampling, State
 
 _ROUND = 8  # copies to the device that may be under way before one has to be waited for
+_COMPILING_S = 600.0  # that another rank may take to compile the kernels of one graph
 
 #: Tokens of a piece that get a graph: a piece is padded up to the next.
 PIECES = [16, 32, 64, *range(128, LONGEST + 1, 128)]
 
 
+#: How to wait for a CUDA event.
+Wait = Callable[[Any], None]
+
+
 class Outgoing:
     """Page-locked buffers used in turn: each is written again only when the copy out of it is over."""
 
-    def __init__(self, *shape: int) -> None:
+    def __init__(self, wait: Wait, *shape: int) -> None:
+        self._wait = wait
         self._turns = [
             (torch.zeros(shape, dtype=torch.int32, pin_memory=True), torch.cuda.Event())  # type: ignore[no-untyped-call,unused-ignore]
             for _ in range(_ROUND)
@@ -31,7 +37,7 @@ class Outgoing:
         """Have the next buffer filled from its beginning, and copy as much as the target takes."""
         self._turn = (self._turn + 1) % _ROUND
         buffer, copied = self._turns[self._turn]
-        copied.synchronize()
+        self._wait(copied)
         fill(buffer)
         target.copy_(buffer[: target.shape[0]], non_blocking=True)
         copied.record()
@@ -40,7 +46,8 @@ class Outgoing:
 class OnTheWay:
     """Tokens being copied to the host, into a buffer of `spare` ones that goes back there when they are read."""
 
-    def __init__(self, source: Tensor, spare: list[Tensor], rows: int) -> None:
+    def __init__(self, source: Tensor, spare: list[Tensor], rows: int, wait: Wait) -> None:
+        self._wait = wait
         self._host = spare.pop() if spare else torch.empty(rows, dtype=source.dtype, pin_memory=True)
         self._spare, self._count = spare, source.shape[0]
         self._values: list[int] | None = None
@@ -51,7 +58,7 @@ class OnTheWay:
     def tokens(self) -> list[int]:
         """One token a row; waits for the copy, and for nothing enqueued after it."""
         if self._values is None:
-            self._event.synchronize()
+            self._wait(self._event)
             self._values = self._host[: self._count].tolist()
             self._spare.append(self._host)
         return self._values
@@ -65,6 +72,8 @@ class CudaBackend:
         self.launcher = Launcher(form, state, state.slots, pdl=pdl and capable)
         self.prefiller = Prefiller(form, state, pdl=pdl and capable)
         self.sizes = batch_sizes(state.slots)
+        self._team = form.team
+        self._wait: Wait = _synchronize if form.team is None else form.team.wait
         self._scratch = state.slots
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._prompts: dict[int, torch.cuda.CUDAGraph] = {}  # by tokens of a piece
@@ -74,9 +83,9 @@ class CudaBackend:
         self._opened: dict[int, list[int]] = {}  # records of slots that the device does not know of yet
         self._records = torch.zeros(state.slots, len(record(0, Sampling())), dtype=torch.int32, device=form.device)
         self._sent = {
-            "slots": Outgoing(state.slots),
-            "records": Outgoing(*self._records.shape),
-            "numbers": Outgoing(self.prefiller.layout.size),
+            "slots": Outgoing(self._wait, state.slots),
+            "records": Outgoing(self._wait, *self._records.shape),
+            "numbers": Outgoing(self._wait, self.prefiller.layout.size),
         }
         self._spare: list[Tensor] = []
 
@@ -147,7 +156,7 @@ class CudaBackend:
                 self._capture_prompt(size)
 
     def _read(self, count: int) -> OnTheWay:
-        return OnTheWay(self.launcher.buffers.out[:count], self._spare, self.launcher.rows)
+        return OnTheWay(self.launcher.buffers.out[:count], self._spare, self.launcher.rows, self._wait)
 
     def _place(self, slots: list[int]) -> None:
         if slots == self._placed[: len(slots)]:
@@ -180,11 +189,23 @@ class CudaBackend:
         with torch.cuda.stream(side):
             launch()
         torch.cuda.current_stream().wait_stream(side)
+        self._settle_ranks()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             launch()
         self._pool = self._pool or graph.pool()
         return graph
+
+    def _settle_ranks(self) -> None:
+        """Wait for what is enqueued, with patience while ranks compile: a capture begins by waiting blindly."""
+        if self._team is not None:
+            enqueued = torch.cuda.Event()  # type: ignore[no-untyped-call,unused-ignore]
+            enqueued.record()
+            self._team.wait(enqueued, _COMPILING_S)
+
+
+def _synchronize(event: Any) -> None:
+    event.synchronize()
 
 
 def batch_sizes(slots: int) -> list[int]:

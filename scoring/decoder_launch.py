@@ -3,6 +3,10 @@
 Two ways through a layer. Up to `GEMV_ROWS` rows, every product is a Triton kernel that streams the weights once a row
 and does what surrounds it: five launches a layer. Above, products are cuBLAS's, which reads the weights once for all
 rows, and small kernels stand between them.
+
+Over slices, the outputs of `out` and `down` are parts. Where products are Triton's, rank 0 adds its part to the
+residual stream and the others put theirs in its place, so that the sum over ranks is the stream, with no kernel but the
+sum's. Where they are cuBLAS's, their outputs are summed in the form's type. A parallel layer has one sum.
 """
 
 from dataclasses import dataclass, field
@@ -14,6 +18,7 @@ from torch import Tensor
 
 from scoring.decoder_form import Form, Layer, Linear, Mlp, Norm
 from scoring.decoder_state import FORBIDDEN, State
+from scoring.decoder_tiles import Tile, choose_tile, tiling
 from scoring.kernels import decode_attention, decode_gemv, decode_glue, decode_sampling
 
 GEMV_ROWS = 2
@@ -48,15 +53,6 @@ class Buffers:
     arrived: Tensor
 
 
-@dataclass(frozen=True)
-class Tile:
-    """How a GEMV is cut: rows and inputs a program takes at once, and its warps."""
-
-    rows: int
-    inputs: int
-    warps: int
-
-
 @dataclass
 class Launcher:
     """The step over one form and state. `pdl` overlaps each kernel's start with the end of the one before.
@@ -82,7 +78,24 @@ class Launcher:
         self.precision = "ieee" if form.dtype == torch.float32 else "tf32"
         self._gains = {id(linear): _gains(norm, linear) for norm, linear in self._normed_products()}
         self.buffers = self._allocate()
-        self._options: dict[str, Any] = {"launch_pdl": True} if self.pdl else {}
+        self._summed = False  # the kernel before is one of a sum over ranks
+        self._first = form.team is None or form.team.first
+        self._both = {id(layer): _joint(layer) for layer in form.layers if layer.parallel}
+
+    def _launch(self) -> dict[str, Any]:
+        """How the next kernel starts: early, but behind a sum over ranks, which gives no sign to start at.
+
+        So whatever was written two launches ago is there before a kernel waits, sums or not.
+        """
+        early = self.pdl and not self._summed
+        self._summed = False
+        return {"launch_pdl": True} if early else {}
+
+    def _sum(self, x: Tensor) -> None:
+        """Add up the ranks' parts, in place."""
+        if self.form.team is not None:
+            self.form.team.sum(x)
+            self._summed = True
 
     def _normed_products(self) -> list[tuple[Norm, Linear]]:
         pairs: list[tuple[Norm, Linear]] = []
@@ -146,19 +159,21 @@ class Launcher:
             form.embedding, _or(form.positions, b.x), *_affine(norm, b.x), b.x, *self._fed(), form.embedding_scale,
             form.position_offset, form.hidden, _eps(norm),
             BE=triton.next_power_of_2(form.hidden), LEARNED=form.positions is not None, NORM=_kind(norm), PDL=self.pdl,
-            num_warps=8, **self._options,
+            num_warps=8, **self._launch(),
         )  # fmt: skip
 
     def _layer_gemv(self, rows: int, index: int, layer: Layer) -> None:
-        b = self.buffers
+        b, first = self.buffers, self._first
         self.qkv(rows, index, layer)
         self.attention(rows, index, layer)
         if layer.parallel:
             self.up(rows, layer)
-        self.gemv("out", b.attended, layer.attention.out, b.x, rows, add=True)
+        self.gemv("out", b.attended, layer.attention.out, b.x, rows, add=first, biased=first)
         if not layer.parallel:
+            self._sum(b.x[:rows])
             self.up(rows, layer)
-        self.gemv("down", b.inner, layer.mlp.down, b.x, rows, add=True)
+        self.gemv("down", b.inner, layer.mlp.down, b.x, rows, add=first or layer.parallel, biased=first)
+        self._sum(b.x[:rows])
 
     def _layer_blas(self, rows: int, index: int, layer: Layer) -> None:
         b = self.buffers
@@ -171,22 +186,28 @@ class Launcher:
         if layer.parallel:
             if layer.norm2 is not layer.norm1:
                 self.add_norm(rows, None, None, layer.norm2)
-            self._mlp_blas(rows, layer.mlp, layer.attention.out)
         else:
-            self.add_norm(rows, b.y, layer.attention.out, layer.norm2)
-            self._mlp_blas(rows, layer.mlp, None)
+            self._sum(b.y[:rows])
+            self.add_norm(rows, b.y, layer.attention.out.bias, layer.norm2)
+        bias = self._mlp_blas(rows, layer)
+        self._sum(b.y[:rows])
         following = self.form.layers[index + 1].norm1 if index + 1 < len(self.form.layers) else self.form.norm
-        self.add_norm(rows, b.y, layer.mlp.down, following)
+        self.add_norm(rows, b.y, bias, following)
 
-    def _mlp_blas(self, rows: int, mlp: Mlp, waiting: Linear | None) -> None:
-        """Up and down; a parallel layer's attention output waits in y and is added before down overwrites it."""
-        b = self.buffers
-        width = mlp.down.weight.shape[1]
+    def _mlp_blas(self, rows: int, layer: Layer) -> Tensor | None:
+        """Up and down, to y; gives the bias that y still lacks.
+
+        A parallel layer's attention output waits in y: it is added to x before down overwrites it, or down to it where
+        both are parts.
+        """
+        b, mlp = self.buffers, layer.mlp
         self.product(b.normed, mlp.up, b.up, rows)
-        self.activate(rows, mlp, width)
-        if waiting is not None:
-            self.add_norm(rows, b.y, waiting, None)
-        self.product(b.inner, mlp.down, b.y, rows)
+        self.activate(rows, mlp, mlp.down.weight.shape[1])
+        joint = layer.parallel and self.form.team is not None
+        if layer.parallel and not joint:
+            self.add_norm(rows, b.y, layer.attention.out.bias, None)
+        self.product(b.inner, mlp.down, b.y, rows, add=joint)
+        return self._both[id(layer)] if joint else mlp.down.bias
 
     def head(self, rows: int) -> None:
         b, form = self.buffers, self.form
@@ -205,8 +226,8 @@ class Launcher:
         decode_gemv.gemv_qkv[(rows, triton.cdiv(pairs, tile.rows))](
             b.x, norm.gain, linear.weight, _or(linear.scale, b.x), gains, bias, b.q, self.state.keys[index],
             self.state.values[index], *self._tables(), b.slots, self.state.lengths, inputs, self.state.max_length,
-            norm.eps, **_tiling(tile, inputs), NORM=norm.kind, BIAS=bias is not b.x, SCALE=linear.scale is not None,
-            **self._heads(layer), PDL=self.pdl, **self._options,
+            norm.eps, **tiling(tile, inputs), NORM=norm.kind, BIAS=bias is not b.x, SCALE=linear.scale is not None,
+            **self._heads(layer), PDL=self.pdl, **self._launch(),
         )  # fmt: skip
 
     def up(self, rows: int, layer: Layer) -> None:
@@ -219,21 +240,21 @@ class Launcher:
         gains, bias = self._bias(norm, mlp.up)
         decode_gemv.gemv_gated[(rows, triton.cdiv(outputs, tile.rows))](
             b.x, norm.gain, mlp.up.weight, _or(mlp.up.scale, b.x), gains, bias, b.inner, outputs, inputs, norm.eps,
-            **_tiling(tile, inputs), NORM=norm.kind, ACT=mlp.activation, BIAS=bias is not b.x,
-            SCALE=mlp.up.scale is not None, PDL=self.pdl, **self._options,
+            **tiling(tile, inputs), NORM=norm.kind, ACT=mlp.activation, BIAS=bias is not b.x,
+            SCALE=mlp.up.scale is not None, PDL=self.pdl, **self._launch(),
         )  # fmt: skip
 
     def gemv(self, name: str, x: Tensor, linear: Linear, out: Tensor, rows: int, *, norm: Norm | None = None,
-             act: str = "none", add: bool = False) -> None:  # fmt: skip
-        """out [rows, N] = act(norm(x) W^T + bias), or += with `add`."""
+             act: str = "none", add: bool = False, biased: bool = True) -> None:  # fmt: skip
+        """out [rows, N] = act(norm(x) W^T + bias), or += with `add`; the bias may be another rank's to add."""
         outputs, inputs = linear.weight.shape
         tile = self.tile(name, linear, 1)
         gains, bias = self._bias(norm, linear)
         absent = self.buffers.x
         decode_gemv.gemv[(rows, triton.cdiv(outputs, tile.rows))](
             x, absent if norm is None else norm.gain, linear.weight, _or(linear.scale, absent), gains, bias, out,
-            outputs, inputs, _eps(norm), **_tiling(tile, inputs), NORM=_kind(norm), ACT=act, BIAS=bias is not absent,
-            SCALE=linear.scale is not None, ADD=add, PDL=self.pdl, **self._options,
+            outputs, inputs, _eps(norm), **tiling(tile, inputs), NORM=_kind(norm), ACT=act,
+            BIAS=biased and bias is not absent, SCALE=linear.scale is not None, ADD=add, PDL=self.pdl, **self._launch(),
         )  # fmt: skip
 
     def attention(self, rows: int, index: int, layer: Layer) -> None:
@@ -244,13 +265,17 @@ class Launcher:
             b.slots, state.lengths, state.max_length, layer.attention.scale, H=form.heads, KV=form.kv_heads,
             D=form.head_dim, DP=self.wide, GP=self.group, BT=self.span, LEAST=self.least, SPLITS=splits,
             WINDOW=layer.attention.window, ALIBI=form.alibi is not None, PRECISION=self.precision, PDL=self.pdl,
-            num_warps=self.warps, **self._options,
+            num_warps=self.warps, **self._launch(),
         )  # fmt: skip
 
-    def product(self, x: Tensor, linear: Linear, out: Tensor, rows: int) -> None:
-        """out [rows, N] = x W^T by cuBLAS, the bias left to the kernel that follows."""
+    def product(self, x: Tensor, linear: Linear, out: Tensor, rows: int, add: bool = False) -> None:
+        """out [rows, N] = x W^T by cuBLAS, or += with `add`; the bias is left to the kernel that follows."""
         outputs, inputs = linear.full.shape
-        torch.mm(_rows(x, rows, inputs), linear.full.t(), out=_rows(out, rows, outputs))
+        source, target = _rows(x, rows, inputs), _rows(out, rows, outputs)
+        if add:
+            target.addmm_(source, linear.full.t())
+        else:
+            torch.mm(source, linear.full.t(), out=target)
 
     def scatter(self, rows: int, index: int, layer: Layer) -> None:
         b, linear = self.buffers, layer.attention.qkv
@@ -258,23 +283,23 @@ class Launcher:
         decode_glue.scatter_qkv[(rows, triton.cdiv(pairs, 512))](
             b.qkv, _or(linear.bias, b.x), b.q, self.state.keys[index], self.state.values[index], *self._tables(),
             b.slots, self._fed()[2], self.state.max_length, BN=512, BIAS=linear.bias is not None, OWN=self.own,
-            **self._heads(layer), PDL=self.pdl, num_warps=4, **self._options,
+            **self._heads(layer), PDL=self.pdl, num_warps=4, **self._launch(),
         )  # fmt: skip
 
-    def add_norm(self, rows: int, y: Tensor | None, product: Linear | None, norm: Norm | None) -> None:
-        """x += y + the product's bias where there is a y; normed = norm(x) where there is a norm."""
-        b, bias = self.buffers, None if product is None else product.bias
+    def add_norm(self, rows: int, y: Tensor | None, bias: Tensor | None, norm: Norm | None) -> None:
+        """x += y + bias where there is a y; normed = norm(x) where there is a norm."""
+        b = self.buffers
         decode_glue.add_norm[(rows,)](
             b.x, _or(y, b.x), _or(bias, b.x), *_affine(norm, b.x), b.normed, self.form.hidden, _eps(norm),
             BE=triton.next_power_of_2(self.form.hidden), ADD=y is not None, BIAS=bias is not None,
-            NORM="skip" if norm is None else norm.kind, PDL=self.pdl, num_warps=4, **self._options,
+            NORM="skip" if norm is None else norm.kind, PDL=self.pdl, num_warps=4, **self._launch(),
         )  # fmt: skip
 
     def activate(self, rows: int, mlp: Mlp, width: int) -> None:
         b, bias = self.buffers, mlp.up.bias
         decode_glue.activate[(rows, triton.cdiv(width, 1024))](
             b.up, _or(bias, b.x), b.inner, width, BN=1024, ACT=mlp.activation, GATED=mlp.gated, BIAS=bias is not None,
-            PDL=self.pdl, num_warps=4, **self._options,
+            PDL=self.pdl, num_warps=4, **self._launch(),
         )  # fmt: skip
 
     def sample(self, rows: int, logits: Tensor, advance: bool) -> None:
@@ -283,14 +308,17 @@ class Launcher:
         decode_sampling.scan[(rows, self.chunks)](
             logits, b.scores, b.best, b.where, b.slots, s.lengths, s.seen, s.temperature, s.penalty, s.seed,
             s.forbidden, s.forbidden_until, vocabulary, BV=_CHUNK, CHUNKS=self.chunks, HELD=FORBIDDEN,
-            ADVANCE=int(advance), PDL=self.pdl, num_warps=8, **self._options,
+            ADVANCE=int(advance), PDL=self.pdl, num_warps=8, **self._launch(),
         )  # fmt: skip
         decode_sampling.choose[(rows,)](
             b.scores, b.best, b.where, b.out, b.slots, s.lengths, s.tokens, s.seen, s.temperature, s.top_k, s.top_p,
             s.seed, vocabulary, s.slots, BV=self.breadth, BD=min(self.breadth, 8192),
             ONCE=vocabulary <= self.breadth, CHUNKS=self.chunks, CP=triton.next_power_of_2(self.chunks),
-            ADVANCE=int(advance), PDL=self.pdl, num_warps=32 if self.breadth >= 16384 else 4, **self._options,
+            ADVANCE=int(advance), PDL=self.pdl, num_warps=32 if self.breadth >= 16384 else 4, **self._launch(),
         )  # fmt: skip
+        if self.form.team is not None:
+            self.form.team.agree(s.tokens)
+            self._summed = True
 
     def tile(self, name: str, linear: Linear, sets: int) -> Tile:
         """How to cut a product; `sets` row sets are read at once."""
@@ -326,25 +354,6 @@ class Launcher:
         }
 
 
-def choose_tile(inputs: int, sets: int, byte: bool) -> Tile:
-    """The cut that was fastest on an H100 over shapes of 0.1 to 7 billion parameters, or near it.
-
-    A thread holds 64 weights, so that 8 loads of 16 bytes are under way, and a row is read in one pass where it fits;
-    int8 weights (`byte`) take more instructions a byte and do better in small tiles.
-    """
-    if byte:
-        return Tile(4, 512, 2)
-    wide = triton.next_power_of_2(inputs)
-    if wide > 8192:
-        return Tile(1, 4096, 4)
-    rows, warps = {1024: (8, 4), 2048: (4, 4), 4096: (4, 8), 8192: (2, 8)}.get(wide, (8, 1))
-    return Tile(max(1, rows // sets), wide, warps)
-
-
-def _tiling(tile: Tile, inputs: int) -> dict[str, Any]:
-    return {"BN": tile.rows, "BK": tile.inputs, "ONCE": inputs <= tile.inputs, "num_warps": tile.warps}
-
-
 def _gains(norm: Norm, linear: Linear) -> tuple[Tensor, Tensor]:
     """(W g, W b + bias) of a LayerNorm and the product that follows it, float32 [N] each."""
     if norm.kind != "layer" or norm.shift is None:
@@ -355,6 +364,12 @@ def _gains(norm: Norm, linear: Linear) -> tuple[Tensor, Tensor]:
     if linear.scale is not None:
         gain, shift = gain * linear.scale, shift * linear.scale
     return gain, shift if linear.bias is None else shift + linear.bias.float()
+
+
+def _joint(layer: Layer) -> Tensor | None:
+    """The bias of attention's and the MLP's outputs together."""
+    biases = [linear.bias for linear in (layer.attention.out, layer.mlp.down) if linear.bias is not None]
+    return sum(biases[1:], start=biases[0]) if biases else None
 
 
 def _or(tensor: Tensor | None, absent: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ class Prefiller(Launcher):
         decode_prefill.mark[(triton.cdiv(rows, 256),)](
             self.tokens, b.slots, self.ends[1], self.ends[2], s.seen, s.lengths, rows, self.form.vocabulary,
             self.layout.parts, BT=256, BP=triton.next_power_of_2(self.layout.parts), PDL=self.pdl, num_warps=4,
-            **self._options,
+            **self._launch(),
         )  # fmt: skip
         self.embed(rows)
         for index, layer in enumerate(self.form.layers):
@@ -117,7 +117,7 @@ class Prefiller(Launcher):
             self.layout.blocks, state.max_length, layer.attention.scale, H=form.heads, KV=form.kv_heads,
             D=form.head_dim, DP=self.wide, GP=self.heads, BM=self.layout.block, BN=self.keys,
             WINDOW=layer.attention.window, ALIBI=form.alibi is not None, PRECISION=self.precision, PDL=self.pdl,
-            num_warps=4, num_stages=self.stages, **self._options,
+            num_warps=4, num_stages=self.stages, **self._launch(),
         )  # fmt: skip
 
     def _fed(self) -> tuple[Tensor, Tensor, Tensor]:

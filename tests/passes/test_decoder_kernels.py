@@ -20,10 +20,11 @@ from scoring import decoder_cuda  # noqa: E402
 from scoring.decode import Decoder  # noqa: E402
 from scoring.decoder_families import FAMILIES, build  # noqa: E402
 from scoring.decoder_form import quantise  # noqa: E402
-from scoring.decoder_launch import Launcher, Tile  # noqa: E402
+from scoring.decoder_launch import Launcher  # noqa: E402
 from scoring.decoder_prefill import Prefiller, admit, pieces, record  # noqa: E402
 from scoring.decoder_sampling import pick  # noqa: E402
 from scoring.decoder_state import Sampling, State  # noqa: E402
+from scoring.decoder_tiles import Tile  # noqa: E402
 from scoring.decoder_torch import TorchBackend  # noqa: E402
 from tests.passes.test_decoder_reference import prompt, tiny  # noqa: E402
 

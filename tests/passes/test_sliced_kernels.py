@@ -1,0 +1,150 @@
+"""The GPU's steps and prompts over slices: the launches of two ranks, interpreted, against the whole form in torch.
+
+TRITON_INTERPRET=1 pytest tests/passes/test_sliced_kernels.py     # with triton installed, no GPU
+"""
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+pytest.importorskip("triton", reason="triton is not installed")
+if torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("needs TRITON_INTERPRET=1, and no GPU", allow_module_level=True)
+
+from scoring.decode import Decoder
+from scoring.decoder_families import build
+from scoring.decoder_launch import Launcher
+from scoring.decoder_prefill import Prefiller
+from scoring.decoder_state import Sampling, State
+from scoring.decoder_team import Team
+from scoring.decoder_tiles import Tile
+from scoring.decoder_torch import TorchBackend
+from scoring.ranks import STATIC
+from tests.passes.slices import Threads, cut
+from tests.passes.test_decoder_kernels import back_end
+from tests.passes.test_decoder_reference import prompt, tiny
+
+__all__ = ["back_end"]  # a fixture
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::DeprecationWarning")
+LENGTHS = (40, 3, 21, 11)
+STEPS = 2
+
+
+def _state(form: Any, model: Any) -> State:
+    """Slots that hold prompts of LENGTHS and a next token; keys and values of the form's own heads are written."""
+    state = State(form, len(LENGTHS), 128)
+    backend = TorchBackend(form, state)
+    for slot, length in enumerate(LENGTHS):
+        state.open(slot, Sampling())
+        ids = torch.tensor(prompt(model, length))
+        backend.prefill([(slot, 0, length)], ids)
+        state.lengths[slot], state.tokens[slot] = length, 7 + slot
+        state.seen[slot, ids] = 1
+    return state
+
+
+@pytest.mark.parametrize("family", STATIC)
+@pytest.mark.parametrize("rows", [[1], [3, 0], [3, 2, 1, 0]], ids=["one", "two", "four"])
+def test_steps_over_two_ranks_match_the_whole_form(family: str, rows: list[int], tmp_path: Path) -> None:
+    model = tiny(family, tmp_path)
+    form = build(model, 128)
+    with torch.inference_mode():
+        whole = _state(form, model)
+        slots, wanted = torch.tensor(rows), []
+        for _ in range(STEPS):
+            wanted.append(TorchBackend(form, whole).step(slots, 128))
+            whole.lengths[slots] += 1
+            whole.tokens[slots] = wanted[-1].argmax(1)
+
+    def work(team: Team) -> list[torch.Tensor]:
+        part = cut(form, team)
+        state = _state(part, model)
+        launcher = Launcher(part, state, 4, pdl=False)
+        launcher.tiles = {name: Tile(64, 64, 1) for name in ("qkv", "out", "up", "gated", "down", "head")}
+        launcher.buffers.slots[: len(rows)] = slots.int()
+        found = []
+        for _ in range(STEPS):
+            before = threads.sums[team.rank]
+            launcher.step(len(rows))
+            sums = threads.sums[team.rank] - before
+            assert sums == len(form.layers) * (1 if form.layers[0].parallel else 2) + 1  # and the tokens
+            logits = launcher.buffers.logits if len(rows) <= 2 else launcher.buffers.narrow
+            found.append(logits[: len(rows)].clone())
+        assert torch.equal(state.tokens[slots], whole.tokens[slots])
+        return found
+
+    threads = Threads(2)
+    for told in threads.run(work):
+        for logits, expected in zip(told, wanted, strict=True):
+            assert (logits - expected).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "gptj", "opt"])
+def test_prompts_over_two_ranks_match_the_whole_form(family: str, tmp_path: Path) -> None:
+    model = tiny(family, tmp_path)
+    form = build(model, 128)
+    parts = [(2, 0, prompt(model, 30)), (0, 0, prompt(model, 9, 3))]
+    with torch.inference_mode():
+        reference = TorchBackend(form, State(form, 3, 128))
+        tokens = torch.tensor([token for _, _, ids in parts for token in ids])
+        wanted = reference.prefill([(slot, start, len(ids)) for slot, start, ids in parts], tokens)
+
+    def work(team: Team) -> torch.Tensor:
+        part = cut(form, team)
+        prefiller = Prefiller(part, State(part, 3, 128), pdl=False)
+        numbers = torch.empty(prefiller.layout.size, dtype=torch.int32)
+        prefiller.layout.fill(numbers, parts, 3)
+        prefiller.numbers.copy_(numbers)
+        prefiller.piece(len(tokens) + 2)
+        return prefiller.logits[: len(parts)].clone()
+
+    for logits in Threads(2).run(work):
+        assert (logits - wanted).abs().max() <= 1e-4
+
+
+def test_the_kernel_after_a_sum_waits_for_all_of_it(tmp_path: Path) -> None:
+    form = build(tiny("llama", tmp_path), 128)
+
+    def work(team: Team) -> None:
+        part = cut(form, team)
+        launcher = Launcher(part, State(part, 2, 128), 2, pdl=True)
+        assert launcher._launch() == {"launch_pdl": True}
+        launcher._sum(launcher.buffers.x[:1])
+        assert launcher._launch() == {}
+        assert launcher._launch() == {"launch_pdl": True}
+
+    Threads(2).run(work)
+
+
+def test_a_world_of_one_rank_is_the_plain_decoder(
+    back_end: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The GPU's back end with its sums, its agreement on tokens and its waiting, over a real process group."""
+    queried: list[int] = []
+    event = SimpleNamespace(record=lambda: None, query=lambda: queried.append(1) or len(queried) % 2 == 0)
+    monkeypatch.setattr(torch.cuda, "Event", lambda: event)
+    model = tiny("gptj", tmp_path)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        checked: list[int] = []
+        team = Team(0, 1, torch.device("cpu"), 20.0, lambda: checked.append(1))
+        plain, ours = Decoder(model, 3, 128), Decoder(model, 3, 128, team)
+        ours._cuda = back_end(ours.form, ours.state)
+        ours._cuda.launcher.tiles = {name: Tile(64, 64, 1) for name in ("qkv", "out", "up", "down", "head")}
+        told = []
+        for decoder in (plain, ours):
+            decoder.open(2, Sampling(0.8, seed=11))
+            decoder.open(0)
+            decoder.prefill_many([(2, prompt(model, 20)), (0, prompt(model, 7, 3))])
+            pending = [decoder.sample([2, 0]), decoder.step([2, 0]), decoder.step([0])]
+            told.append([each.tokens() for each in pending])
+    finally:
+        dist.destroy_process_group()
+    assert told[0] == told[1]
+    assert checked  # the ranks were looked after while an event was not there
