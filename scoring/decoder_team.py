@@ -35,6 +35,11 @@ class Team:
         """Whether this is the rank that adds what there must be only once."""
         return self.rank == 0
 
+    @property
+    def direct(self) -> bool:
+        """Whether small sums read the other GPUs' memory themselves."""
+        return self._staging is not None
+
     def sum(self, x: Tensor) -> None:
         """Replace x, of one shape on all ranks and contiguous, by its sum over them; enqueued on a GPU."""
         if self._staging is not None and x.nbytes <= SMALL and x.dtype in _ADDED:

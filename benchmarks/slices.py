@@ -1,0 +1,195 @@
+"""A Llama of 6.7 B on two GPUs against one: milliseconds a token of the static decoder, whole and over slices.
+
+    python -m benchmarks.slices [--out FOLDER]
+
+Random weights in fp16, written to a temporary folder that every rank loads. Each way runs in a process of its own: a
+prompt in every slot, then steps end to end, tokens read one step late. The sliced decoder is verified against what
+plain transformers answers on one GPU. Sums of one row of the residual stream are timed by themselves, in a graph, over
+memory that both GPUs read and over NCCL.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from benchmarks.common import RESULTS, device_ms, provenance, table, write
+from benchmarks.decoders import CASES, DATASHEET, LENGTH, PROMPT, TOKENS
+from scoring.decode import Decoder
+from scoring.decoder_checking import errors, reference
+from scoring.decoder_state import Sampling
+
+CASE = CASES["llama-6.7b"]
+DEGREE, SLOTS, BAR = 2, (1, 16), 1.6
+COLUMNS = ("GPUs", "slots", "ms a token", "floor", "floor share", "over one GPU")
+_SUMS = 64  # in one graph: what a step of 32 layers has
+
+
+def write_model(folder: Path) -> None:
+    """The model's folder, its weights drawn on the GPU."""
+    import transformers
+
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        model = transformers.LlamaForCausalLM._from_config(transformers.LlamaConfig(**CASE.config), dtype=torch.float16)
+    model.save_pretrained(folder)
+
+
+def load(folder: Path, device: str) -> Any:
+    """The model on a device."""
+    import transformers
+
+    return transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float16, device_map={"": device}).eval()
+
+
+def step_ms(decoder: Decoder, rows: int) -> float:
+    """Median over runs of milliseconds a step of so many slots, each with a prompt."""
+    generator = torch.Generator().manual_seed(1)
+    slots, runs = list(range(rows)), []
+    for _ in range(5):
+        parts = []
+        for slot in slots:
+            decoder.open(slot, Sampling())
+            parts.append((slot, torch.randint(5, 32000, (PROMPT,), generator=generator).tolist()))
+        decoder.prefill_many(parts)
+        decoder.sample(slots).tokens()
+        late = decoder.step(slots)
+        late.tokens()
+        began = time.perf_counter()
+        for _ in range(TOKENS):
+            pending = decoder.step(slots)
+            late.tokens()
+            late = pending
+        late.tokens()
+        runs.append(1e3 * (time.perf_counter() - began) / TOKENS)
+    return median(runs)
+
+
+def one(folder: Path) -> dict[str, Any]:
+    """The whole model on one GPU; leaves what plain transformers answers beside it."""
+    model = load(folder, "cuda")
+    told = reference(model)()
+    torch.save(told, folder / "told.pt")
+    torch.cuda.empty_cache()
+    decoder = Decoder(model, max(SLOTS), LENGTH)
+    decoder.warm_up()
+    return _measured(decoder, 1, errors(decoder, told))
+
+
+def two(folder: Path) -> dict[str, Any]:
+    """A slice on each GPU, this process being rank 0."""
+    from scoring.passes.static_decode import StaticDecode
+    from scoring.passes.tensor_slicing import TensorSlicing
+
+    told = torch.load(folder / "told.pt", weights_only=False)
+    model = load(folder, "cpu")
+    sliced = TensorSlicing(DEGREE).apply(model)
+    applied = StaticDecode(max(SLOTS), LENGTH).apply(model)
+    try:
+        return _measured(model.static_decoder, DEGREE, errors(model.static_decoder, told))
+    finally:
+        applied.undo()
+        sliced.undo()
+
+
+def _measured(decoder: Decoder, gpus: int, error: dict[str, float]) -> dict[str, Any]:
+    form = decoder.form
+    rows = []
+    for slots in SLOTS:
+        live = slots * (PROMPT + TOKENS // 2)
+        floor = 1e3 * (form.step_bytes() + live * form.kv_bytes_per_token()) / DATASHEET
+        took = step_ms(decoder, slots)
+        rows.append({"GPUs": gpus, "slots": slots, "ms a token": took, "floor": floor, "floor share": floor / took})
+    return {"error": error, "own_memory": form.team.direct if form.team else None, "rows": rows}
+
+
+def sums() -> dict[str, Any]:
+    """Microseconds of one sum of a row of the residual stream over both GPUs, by each way that there is."""
+    from scoring.deepspeed_host import free_port
+
+    context = torch.multiprocessing.get_context("spawn")
+    told = context.Queue()
+    port = free_port()
+    processes = [context.Process(target=_time_sums, args=(rank, port, told)) for rank in range(DEGREE)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(300)
+    return {"sum_us": told.get(timeout=5)}
+
+
+def _time_sums(rank: int, port: int, told: Any) -> None:
+    import torch.distributed as dist
+
+    from scoring.decoder_team import Team
+
+    torch.cuda.set_device(rank)
+    dist.init_process_group("nccl", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=DEGREE)
+    team = Team(rank, DEGREE, torch.device("cuda", rank), 60.0)
+    x = torch.zeros(1, CASE.config["hidden_size"], device="cuda")
+    ways = {"NCCL": lambda: dist.all_reduce(x)}
+    if team.direct:
+        ways["memory that both read"] = lambda: team.sum(x)
+    found = {}
+    for name, way in ways.items():
+        way()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            for _ in range(_SUMS):
+                way()
+        dist.barrier()
+        found[name] = 1e3 * device_ms(graph.replay, 40) / _SUMS
+    if rank == 0:
+        told.put(found)
+    dist.destroy_process_group()
+
+
+def child(which: str, folder: Path) -> dict[str, Any]:
+    """One part in a process of its own; raises CalledProcessError."""
+    command = [sys.executable, "-m", "benchmarks.slices", "--part", which, "--folder", str(folder)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    """Both ways, the table, the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--part", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    gpus = torch.cuda.device_count()
+    if gpus < DEGREE:
+        raise SystemExit(f"Two GPUs against one need {DEGREE} GPUs; this machine has {gpus}.")
+    if chosen.part:
+        parts = {"model": lambda: write_model(chosen.folder) or {}, "sums": sums}
+        parts |= {"one": lambda: one(chosen.folder), "two": lambda: two(chosen.folder)}
+        print(json.dumps(parts[chosen.part]()), flush=True)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        child("model", Path(folder))
+        parts_told = {which: child(which, Path(folder)) for which in ("one", "two", "sums")}
+    rows = [row for which in ("one", "two") for row in parts_told[which].pop("rows")]
+    base = {row["slots"]: row["ms a token"] for row in rows if row["GPUs"] == 1}
+    for row in rows:
+        row["over one GPU"] = base[row["slots"]] / row["ms a token"]
+    best = next(row["over one GPU"] for row in rows if row["GPUs"] == DEGREE and row["slots"] == 1)
+    bars = {f"two GPUs >= {BAR} x one, a token of one sequence": best >= BAR}
+    result = provenance() | {"case": asdict(CASE), **parts_told, "rows": rows, "bars": bars}
+    path = write("slices", result, chosen.out)
+    print(table(COLUMNS, rows))
+    print(json.dumps(parts_told["sums"]), bars, path, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
