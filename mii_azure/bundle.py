@@ -7,6 +7,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Protocol
 
 from local_runner.manifest import MANIFEST
 from mii_azure.errors import BundleExists, NotWritten
@@ -15,6 +16,18 @@ from mii_azure.render import as_json
 from mii_azure.servers import HOST, HOST_FOLDER, Server, host_files
 
 Progress = Callable[[int, int], None]  # bytes done so far, bytes in all
+
+
+class Making(Protocol):
+    """Makes files of a bundle's model/ that are not copied."""
+
+    @property
+    def bytes(self) -> int:
+        """What they will take, as far as it is known."""
+
+    def make(self, target: Path, progress: Progress) -> dict[str, str]:
+        """Write them into `target` and return {name: SHA-256}."""
+
 
 SCORING = Path(__file__).resolve().parent.parent / "scoring"
 _CHUNK = 4 << 20
@@ -28,22 +41,27 @@ def write(
     *,
     render_files: Callable[[Mapping[str, str]], Mapping[str, str]],
     weights: Mapping[str, Path],
+    making: Making | None = None,
     server: Server = "azmlinfsrv",
     force: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Write a bundle at `target` and return its absolute path.
 
-    `weights` maps paths in the bundle to the files to copy there; their SHA-256s are what `render_files` gets, and it
-    returns the text of every other file but the Python that is carried for `server`. Nothing is at `target` before all
-    of it is. Raises BundleExists, NotWritten.
+    `weights` maps paths in the bundle to the files to copy there; `making` makes the other files of its model/. Their
+    SHA-256s are what `render_files` gets, and it returns the text of every other file but the Python that is carried
+    for `server`. Nothing is at `target` before all of it is. Raises BundleExists, NotWritten.
     """
     target = target.expanduser().resolve()
     try:
         refuse_existing(target, force)
         with _staging(target) as folder:
-            _check_space(folder, weights)
-            copied = _copy_weights(weights, folder, progress)
+            _check_space(folder, weights, making.bytes if making else 0)
+            copied = _copy_weights(weights, folder, None if making else progress)
+            if making:
+                (folder / "model").mkdir(exist_ok=True)
+                made = making.make(folder / "model", progress or (lambda done, total: None))
+                copied |= {f"model/{name}": digest for name, digest in made.items()}
             hashes = copied | _copy_code(folder, server)
             for path, text in render_files(copied).items():
                 hashes[path] = _write_text(folder / path, text)
@@ -93,8 +111,8 @@ def _staging(target: Path) -> Iterator[Path]:
                 parent.rmdir()
 
 
-def _check_space(folder: Path, weights: Mapping[str, Path]) -> None:
-    needed = sum(path.stat().st_size for path in weights.values()) + _OTHER_BYTES
+def _check_space(folder: Path, weights: Mapping[str, Path], made: int) -> None:
+    needed = sum(path.stat().st_size for path in weights.values()) + made + _OTHER_BYTES
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(errno.ENOSPC, f"{needed / 2**30:.1f} GiB are needed and {free / 2**30:.1f} GiB are free")

@@ -31,6 +31,7 @@ Model = Annotated[str, _flag("model", "A folder, a Hugging Face hub id, or an az
 InstanceType = Annotated[str | None, _flag("instance-type", "Azure instance type; the plan chooses one when absent.")]
 Revision = Annotated[str | None, _flag("revision", "Hub commit, branch or tag; pinned to a commit.")]
 DType = Annotated[str, _flag("dtype", "auto, float32, float16 or bfloat16.")]
+Quantise = Annotated[str, _flag("quantise", "none, or int8: weights quantised once, at generation, and shipped so.")]
 AllowPickle = Annotated[bool, _flag("allow-pickle", "Accept weights that exist only as pickle files.")]
 TrustRemoteCode = Annotated[
     bool, _flag("trust-remote-code", "Run the model's own Python code; a hub model's only at a pinned commit.")
@@ -57,6 +58,7 @@ def plan(
     instance_type: InstanceType = None,
     revision: Revision = None,
     dtype: DType = "auto",
+    quantise: Quantise = "none",
     instance_count: InstanceCount = 1,
     allow_pickle: AllowPickle = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -93,6 +95,7 @@ def plan(
         return
     made = make(
         **asked,
+        quantise=quantise,
         instance_type=instance_type,
         objective=objective,
         optimisations=optimisations,
@@ -116,6 +119,7 @@ def generate(
     revision: Revision = None,
     auth_mode: Annotated[str, _flag("auth-mode", "key, aml_token or aad_token.")] = "key",
     dtype: DType = "auto",
+    quantise: Quantise = "none",
     instance_count: InstanceCount = 1,
     allow_pickle: AllowPickle = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -145,6 +149,7 @@ def generate(
     from mii_azure.generation import generate as write
     from mii_azure.manifest import load_manifest
     from mii_azure.progress import copying
+    from mii_azure.quantising import told_by
 
     with copying(err, enabled=not as_json) as progress:
         folder = write(
@@ -156,6 +161,7 @@ def generate(
             revision=revision,
             auth_mode=auth_mode,
             dtype=dtype,
+            quantise=quantise,
             instance_count=instance_count,
             allow_pickle=allow_pickle,
             trust_remote_code=trust_remote_code,
@@ -177,12 +183,15 @@ def generate(
             force=force,
             progress=progress,
         )
-    manifest = load_manifest(folder)
+    manifest, quantised = load_manifest(folder), told_by(folder)
     if as_json:
-        _print_json({"bundle": str(folder), "hash": manifest["bundle"], "files": len(manifest["files"])})
+        told = {"bundle": str(folder), "hash": manifest["bundle"], "files": len(manifest["files"])}
+        _print_json(told | ({"quantisation": quantised.model_dump()} if quantised else {}))
         return
     shown = _short(folder)
     out.print(f"wrote {shown} ({len(manifest['files'])} files, bundle {manifest['bundle'][:12]})", soft_wrap=True)
+    if quantised:
+        out.print(f"int8: {quantised.sentence()}", soft_wrap=True)
     out.print(f"next: mii-azure serve {shown}    or    {shown}/deploy.sh --dry-run", soft_wrap=True)
 
 

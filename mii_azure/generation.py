@@ -10,6 +10,7 @@ from mii_azure.inspection import LOCK
 from mii_azure.leaks import refuse_secrets
 from mii_azure.licences import model_licence, package_licences
 from mii_azure.planning import Plan, plan_spec
+from mii_azure.quantising import Job
 from mii_azure.render import base_image, content_hash, reference_version, render
 from mii_azure.sbom import SBOM, ModelFacts, make_sbom
 from mii_azure.spec import Spec, make_spec
@@ -41,11 +42,14 @@ def generate(
     if folder:
         require_vocabulary(files, spec.model)
     model_id = folder.resolve().name if plan.profile.source == "folder" and folder else plan.profile.model
-    weights = {f"model/{path.as_posix()}": folder / path for path in files} if folder else {}
+    sources = {f"model/{path.as_posix()}": folder / path for path in files} if folder else {}
+    job = Job(folder, plan) if folder and spec.quantise == "int8" else None
+    weights = {path: source for path, source in sources.items() if not (job and job.makes(path))}
 
     def render_files(hashes: Mapping[str, str]) -> dict[str, str]:
         version = content_hash(hashes) if folder else reference_version(spec.model)
-        texts = render(spec, plan, schema(plan.task), model_id=model_id, model_version=version)
+        settled = job.settled() if job else plan
+        texts = render(spec, settled, schema(plan.task), model_id=model_id, model_version=version)
         licence = model_licence(folder) if folder else None
         facts = ModelFacts(
             model_id,
@@ -58,10 +62,18 @@ def generate(
         texts[SBOM] = make_sbom(
             spec.azure_name, __version__, texts[LOCK], base_image(spec, plan), facts, package_licences()
         )
-        refuse_secrets(texts, weights)
+        refuse_secrets(texts, sources)
         return texts
 
-    return write(target, render_files=render_files, weights=weights, server=spec.server, force=force, progress=progress)
+    return write(
+        target,
+        render_files=render_files,
+        weights=weights,
+        making=job,
+        server=spec.server,
+        force=force,
+        progress=progress,
+    )
 
 
 def _model_folder(spec: Spec, plan: Plan) -> Path | None:

@@ -47,6 +47,7 @@ class Weights(NamedTuple):
     parameters: int  # tied matrices once, buffers not at all
     bytes: int  # on disk
     dtype: str  # of most bytes, e.g. "float32"; "" when they are not floating point
+    int8_bytes: int = 0  # on disk, once the products are int8; 0 where nothing is known of them
 
 
 def read_header(path: Path) -> list[Tensor]:

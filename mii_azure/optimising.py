@@ -35,6 +35,7 @@ def pass_decisions(spec: Spec, facts: Profile, placed: Fit, limits: Limits) -> l
         heads=facts.heads,
         kv_heads=facts.kv_heads,
         hidden_size=facts.hidden_size,
+        shipped=facts.shipped,
     )
     chosen = choose(passes, on_paper, _hardware(placed.sku), asked)
     return [

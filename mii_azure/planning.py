@@ -4,12 +4,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from mii_azure import decisions, limits, sizing, timing
+from mii_azure import decisions, limits, quantising, sizing, timing
 from mii_azure.decisions import Decision
 from mii_azure.errors import DoesNotFit, SpecError
 from mii_azure.families import Options, family_named, find_task
 from mii_azure.optimising import pass_decisions
 from mii_azure.profile import Profile, profile, task_check, task_options
+from mii_azure.quantising import Quantisation
 from mii_azure.remote_code import check_remote_code
 from mii_azure.sizing import Fit, Memory, Work
 from mii_azure.skus import find_sku
@@ -49,6 +50,7 @@ class Plan(BaseModel):
     readiness: Probe
     liveness: Probe
     decisions: tuple[Decision, ...]
+    quantisation: Quantisation | None = None  # known once the weights were quantised
 
     def require_fit(self) -> None:
         """Raise DoesNotFit where what the plan describes cannot be served."""
@@ -79,6 +81,9 @@ def plan_spec(spec: Spec) -> Plan:
     if not facts.known:
         facts = facts.model_copy(update={"kind": task.kinds[0]})
     task_check(facts, task)
+    if spec.quantise == "int8":
+        quantising.require(found, facts)
+        facts = quantising.as_shipped(found, facts)
     return make_plan(spec, facts, task_options(found, task))
 
 
@@ -123,6 +128,7 @@ def make_plan(spec: Spec, facts: Profile, options: Options) -> Plan:
         decisions=(
             *decisions.of_model(work, options),
             *decisions.of_place(spec, work, placed),
+            *([quantising.decision(facts, placed.dtype)] if facts.shipped else []),
             *decisions.of_serving(facts, placed, batch),
             *decisions.of_time(facts, device, begun, seconds, timeout),
             *passes,

@@ -36,6 +36,7 @@ class Profile(BaseModel):
     context_length: int  # tokens
     image_size: int = 0  # pixels each way of what the model was trained to draw; 0 where it draws nothing
     kv_bytes_per_token: int  # at the stored dtype; 0 for encoders
+    shipped: str = ""  # "int8" where the weight files hold products so
     source: Source  # where the facts come from
 
     @property
@@ -75,6 +76,7 @@ def profile(model: Model) -> Profile:
         context_length=_context_length(model, family),
         image_size=fact(config, family, "image_size") or 0 if family.kind == "diffusion" else 0,
         kv_bytes_per_token=0 if family.kind in ("encoder", "diffusion") else kv_bytes,
+        shipped="int8" if "quantization_config" in config else "",
         source=model.source,
     )
 

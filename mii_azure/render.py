@@ -87,6 +87,7 @@ def reference_version(model: str) -> str | None:
 def deployment_settings(spec: Spec, plan: Plan, model_id: str) -> dict[str, Any]:
     """What code/deployment.json says; `scoring.config.Deployment` reads it."""
     sliced = plan.tensor_parallel > 1
+    quantised = {"quantisation": plan.quantisation.model_dump()} if plan.quantisation else {}
     return {
         "schema": 1,
         "name": spec.name,
@@ -99,6 +100,7 @@ def deployment_settings(spec: Spec, plan: Plan, model_id: str) -> dict[str, Any]
             "family": plan.profile.family,
         },
         "dtype": plan.dtype,
+        **quantised,
         "allow_pickle": spec.allow_pickle,
         "trust_remote_code": spec.trust_remote_code,
         "instance_type": plan.instance_type,

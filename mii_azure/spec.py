@@ -53,6 +53,9 @@ class Spec(AzureOptions):
     auth_mode: Literal["key", "aml_token", "aad_token"] = Field("key", description="Endpoint authentication.")
     instance_count: int = Field(1, ge=1, le=50, description="Instances of the deployment.")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field("auto", description="Precision to serve in.")
+    quantise: Literal["none", "int8"] = Field(
+        "none", description="int8: products' weights are quantised once, at generation, and shipped so."
+    )
     allow_pickle: bool = Field(False, description="Accept weights that exist only as pickle files.")
     trust_remote_code: bool = Field(False, description="Run the model's own Python code, pinned to a commit.")
     image_digest: str | None = Field(

@@ -24,7 +24,9 @@ from mii_azure.errors import (
 )
 from mii_azure.families import find_family
 from mii_azure.headers import Tensor, Weights
+from mii_azure.products import int8_bytes, unpacked
 from scoring.config import DIFFUSERS_INDEX
+from scoring.int8_layout import is_shipped
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -143,20 +145,28 @@ def _quantised(how: str) -> NotAvailable:
 
 
 def refuse_quantised(config: dict[str, Any]) -> None:
-    """Raise NotAvailable for a config.json that says the weights are quantised."""
-    if "quantization_config" in config:
-        raise _quantised(f"by {config['quantization_config'].get('quant_method', 'an unnamed method')}")
+    """Raise NotAvailable for a config.json that says the weights are quantised, other than as bundles ship them."""
+    told = config.get("quantization_config")
+    if told is not None and not is_shipped(told):
+        raise _quantised(f"by {told.get('quant_method', 'an unnamed method')}")
 
 
 def weigh(config: dict[str, Any], tensors: list[Tensor], size: int) -> Weights:
     """Add up the weight files of a model; from their size alone where they are pickle (no tensors known)."""
     if tensors:
-        weights = headers.count(tensors, size, bool(config.get("tie_word_embeddings", find_family(config).tied)))
+        if "quantization_config" in config:
+            return headers.count(unpacked(tensors), size, False)._replace(dtype=_stored_dtype(config))
+        tied = bool(config.get("tie_word_embeddings", find_family(config).tied))
+        weights = headers.count(tensors, size, tied)
         if not weights.dtype:
             raise _quantised("in a type other than float32, float16 and bfloat16")
-        return weights
-    dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+        return weights._replace(int8_bytes=int8_bytes(tensors, size, tied))
+    dtype = _stored_dtype(config)
     return Weights(size // (4 if dtype == "float32" else 2), size, dtype)
+
+
+def _stored_dtype(config: dict[str, Any]) -> str:
+    return str(config.get("dtype") or config.get("torch_dtype") or "float32")
 
 
 def read_settings(path: Path) -> Any:

@@ -56,6 +56,7 @@ class Deployment:
     model: ModelRef = ModelRef()
     task_options: dict[str, Any] = field(default_factory=dict)
     dtype: str = "float32"
+    quantisation: dict[str, Any] = field(default_factory=dict)  # of the shipped weights, and what it cost; empty: none
     allow_pickle: bool = False
     trust_remote_code: bool = False  # run the Python files in the model folder
     instance_type: str = ""

@@ -35,7 +35,7 @@ def reference(model: Any) -> Callable[[], Told]:
     plain = model
     if model.dtype != torch.float32:
         needed = 4 * sum(parameter.numel() for parameter in model.parameters())
-        if _free_bytes(model.device) > 1.2 * needed:
+        if free_bytes(model.device) > 1.2 * needed:
             plain = deepcopy(model).float()
     logits = _logits(plain, ids)
     own = 0.0 if plain is model else _relative(torch.cat(_logits(model, ids)), torch.cat(logits))
@@ -43,7 +43,7 @@ def reference(model: Any) -> Callable[[], Told]:
     return lambda: told
 
 
-def _free_bytes(device: torch.device) -> int:
+def free_bytes(device: torch.device) -> int:
     """Memory that may be had on a device; of the host as Linux estimates it, and without bound elsewhere."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])

@@ -20,6 +20,7 @@ def facts_of(model: Any, generative: bool) -> Facts:
         heads=heads,
         kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
         hidden_size=int(getattr(config, "hidden_size", 0) or 0),
+        shipped="int8" if getattr(config, "quantization_config", None) else "",
     )
 
 

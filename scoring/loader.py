@@ -5,6 +5,7 @@ import logging
 import os
 import time
 from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from scoring.errors import HeadMissing, LoadError, OutOfMemory, WeightsUnreadabl
 from scoring.facts import facts_of
 from scoring.optimise import Chosen, choose
 from scoring.passes.base import Facts, Hardware, Pass
+from scoring.shipped_int8 import from_pretrained
 from scoring.tasks import task_class, task_schema
 from scoring.tasks.base import Loaded
 
@@ -126,7 +128,7 @@ def _weights(deployment: Deployment, folder: Path, device: torch.device) -> Any:
         )
     except torch.OutOfMemoryError as error:
         raise _too_large(deployment, folder, device) from error
-    except (HeadMissing, OutOfMemory):
+    except LoadError:
         raise
     except ValueError as error:
         raise WeightsUnreadable(f"The model cannot be loaded: {_reason(error)}.") from error
@@ -144,8 +146,9 @@ def _made(how: str, deployment: Deployment, source: Any, **options: Any) -> Any:
     import transformers
 
     name = task_class(deployment.task).auto_class
+    auto = getattr(transformers, name)
     try:
-        return getattr(getattr(transformers, name), how)(
+        return (auto.from_config if how == "from_config" else partial(from_pretrained, auto))(
             source,
             dtype=getattr(torch, deployment.dtype),
             trust_remote_code=deployment.trust_remote_code,

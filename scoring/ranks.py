@@ -195,8 +195,10 @@ def _load(plan: Plan, rank: int) -> Any:
     transformers.utils.logging.disable_progress_bar()
     if plan.device == "cuda":
         torch.cuda.set_device(rank)
-    cls = getattr(transformers, plan.architecture)
-    return cls.from_pretrained(plan.folder, dtype=getattr(torch, plan.dtype), local_files_only=True).eval()
+    from scoring.shipped_int8 import from_pretrained
+
+    cls, dtype = getattr(transformers, plan.architecture), getattr(torch, plan.dtype)
+    return from_pretrained(cls, Path(plan.folder), dtype=dtype, local_files_only=True).eval()
 
 
 def main(arguments: Sequence[str]) -> None:

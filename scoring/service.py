@@ -117,6 +117,7 @@ class Service:
             "ready": self.ready and not self.lost,
             "limits": vars(d.limits),
             "precision": precision(self.loaded.model),
+            **({"quantisation": d.quantisation} if d.quantisation else {}),
             "optimisations": {record.name: record.state for record in self.records},
             "passes": [record.to_dict() for record in self.records],
             "statistics": self.statistics(),

@@ -51,6 +51,7 @@ class Facts:
     heads: int
     kv_heads: int
     hidden_size: int
+    shipped: str = ""  # "int8" where the products' weights come quantised in the model's folder
 
     @property
     def head_dim(self) -> int:

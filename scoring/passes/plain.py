@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from scoring.decoder_checking import Told
 from scoring.passes.checking import verify_encoder
+from scoring.shipped_int8 import from_pretrained
 
 _PREFILLED = 12  # tokens of each probe; the rest goes through cached steps
 
@@ -66,7 +68,7 @@ def _device(model: Any) -> torch.device:
 
 def reload(model: Any) -> None:
     """Make a model what its folder holds again, in place, on the device that it was on."""
-    fresh = type(model).from_pretrained(model.name_or_path, dtype=model.dtype, local_files_only=True)
+    fresh = from_pretrained(type(model), Path(model.name_or_path), dtype=model.dtype, local_files_only=True)
     fresh.to(_device(model)).eval()
     vars(model).clear()
     vars(model).update(vars(fresh))

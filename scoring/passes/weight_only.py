@@ -34,7 +34,8 @@ class WeightOnly(Pass):
             return Decision(False, f"{facts.weight_bytes / 1e9:.1f} GB of weights are read too fast for it to pay")
         if 1.5 * facts.weight_bytes > 0.8 * hardware.memory_bytes:
             return Decision(False, f"16-bit and int8 weights need {1.5 * facts.weight_bytes / 2**30:.1f} GiB together")
-        return Decision(True, "int8 weights beside the 16-bit ones, one scale a row")
+        shipped = " as shipped" if facts.shipped == "int8" else ""
+        return Decision(True, f"int8 weights{shipped} beside the 16-bit ones, one scale a row")
 
     def apply(self, model: Any) -> Applied:
         import torch

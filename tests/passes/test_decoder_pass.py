@@ -162,9 +162,9 @@ def test_where_memory_is_short_the_model_is_its_own_measure(
     """A second copy in float32 is made only where there is room for it, in host memory as well."""
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=99))
     model = model.half().eval()
-    monkeypatch.setattr(decoder_checking, "_free_bytes", lambda device: free)
+    monkeypatch.setattr(decoder_checking, "free_bytes", lambda device: free)
     assert (decoder_checking.reference(model)().own_error > 0) == exact
 
 
 def test_free_memory_of_the_host_is_read() -> None:
-    assert 0 < decoder_checking._free_bytes(torch.device("cpu")) < 1 << 50
+    assert 0 < decoder_checking.free_bytes(torch.device("cpu")) < 1 << 50
