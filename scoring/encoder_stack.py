@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from scoring.kernels.encoder_ops import GELU, RELU, EncoderOps, Norm, Tables, TorchOps
+from scoring.kernels.encoder_ops import GELU, RELU, EncoderOps, Matrix, Norm, Tables, TorchOps
 from scoring.kernels.encoder_triton import TritonOps
 from scoring.passes.base import PassRefused
 from scoring.passes.fused_encoder import FAMILIES
@@ -21,12 +21,12 @@ _POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert")
 class Layer:
     """One layer's weights: query, key and value as one matrix."""
 
-    qkv: Tensor  # [3H, H]
+    qkv: Matrix  # [3H, H]
     qkv_bias: Tensor
     out: Tensor  # [H, H]
     out_bias: Tensor
     attention_norm: Norm
-    up: Tensor  # [I, H]
+    up: Matrix  # [I, H]
     up_bias: Tensor
     down: Tensor  # [H, I]
     down_bias: Tensor
@@ -47,15 +47,15 @@ class FusedStack:
         """ids [B, S] int64, mask [B, S] (0: padding) -> [B, S, H], zeros at padding."""
         ops = self.ops
         packing = ops.pack(ids, mask, self.tables.pad)
-        x = ops.embed(ids, types, packing, self.tables)
-        for layer in self.layers:
-            last = layer is self.layers[-1]
+        x = ops.embed(ids, types, packing, self.tables, self.layers[0].qkv)
+        for number, layer in enumerate(self.layers, 1):
             qkv = ops.linear(x, layer.qkv, layer.qkv_bias, 0, packing)
             context = ops.attention(qkv, self.heads, packing)
-            x = ops.project_add_norm(context, layer.out, layer.out_bias, x, layer.attention_norm, packing, False)
+            x = ops.project_add_norm(context, layer.out, layer.out_bias, x, layer.attention_norm, packing, layer.up)
             up = ops.linear(x, layer.up, layer.up_bias, self.act, packing)
-            x = ops.project_add_norm(up, layer.down, layer.down_bias, x, layer.output_norm, packing, last)
-        return x
+            following = self.layers[number].qkv if number < len(self.layers) else None
+            x = ops.project_add_norm(up, layer.down, layer.down_bias, x, layer.output_norm, packing, following)
+        return x.wide
 
 
 def replace(model: Any, ops: EncoderOps | None = None) -> tuple[FusedStack, Callable[[], None]]:

@@ -28,7 +28,7 @@ def compile_forward(model: Any, shapes: Sequence[tuple[int, int]]) -> tuple[str,
         ids = batch.get("input_ids")
         return (compiled if isinstance(ids, Tensor) and tuple(ids.shape) in known else plain)(**batch)
 
-    alone, beside = (_milliseconds(model, each, shapes[0]) for each in (plain, forward))
+    alone, beside = (milliseconds(model, each, shapes[0]) for each in (plain, forward))
     seconds = time.perf_counter() - began
     if alone < beside * GAIN:
         torch.compiler.reset()
@@ -45,8 +45,8 @@ def compile_forward(model: Any, shapes: Sequence[tuple[int, int]]) -> tuple[str,
     return detail, undo
 
 
-def _milliseconds(model: Any, forward: Callable[..., Any], shape: tuple[int, int]) -> float:
-    """Median time of one replay of a graph of `forward`."""
+def milliseconds(model: Any, forward: Callable[..., Any], shape: tuple[int, int]) -> float:
+    """Median milliseconds of a replay of a graph of `forward` for a (batch, length), random tokens without padding."""
     ids = torch.randint(5, model.config.vocab_size, shape).to(model.device)
     graphed = GraphedForward(model, forward, lengths=shape[1:], batches=shape[:1])
     times = []

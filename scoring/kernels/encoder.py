@@ -84,6 +84,20 @@ def _normalise(x, at, gamma, beta, N: tl.constexpr, EPS: tl.constexpr):
 
 
 @triton.jit
+def _narrow(y, at, inside, token, smooth, narrow, scales, N: tl.constexpr):
+    """Row `token` in eight bits after the next product's `smooth`, with its scale."""
+    z = y * tl.load(smooth + at, mask=inside, other=0.0)
+    if narrow.dtype.element_ty == tl.int8:
+        scale = tl.maximum(tl.max(tl.abs(z), 0), 1e-12) / 127.0
+        values = tl.floor(z / scale + 0.5).to(tl.int8)
+    else:
+        scale = tl.maximum(tl.max(tl.abs(z), 0), 1e-12) / 448.0
+        values = (z / scale).to(narrow.dtype.element_ty)
+    tl.store(narrow + token * N + at, values, mask=inside)
+    tl.store(scales + token, scale)
+
+
+@triton.jit
 def embed_kernel(
     ids,  # [B, S] int64
     types,  # [B, S] int64
@@ -96,9 +110,13 @@ def embed_kernel(
     gamma,
     beta,
     out,  # [rows, N] packed
+    smooth,  # [N], and out in eight bits with a scale a row, where NARROW
+    narrow,
+    scales,
     N: tl.constexpr,
     BLOCK: tl.constexpr,
     EPS: tl.constexpr,
+    NARROW: tl.constexpr,
     HAS_TYPES: tl.constexpr,  # a type table exists
     GIVEN_TYPES: tl.constexpr,  # else every token has type 0
     PDL: tl.constexpr,
@@ -120,6 +138,8 @@ def embed_kernel(
             x += tl.load(type_table + kind * N + at, mask=inside, other=0.0).to(tl.float32)
         y = _normalise(x, at, g, b, N, EPS)
         tl.store(out + token * N + at, y.to(out.dtype.element_ty), mask=inside)
+        if NARROW:
+            _narrow(y, at, inside, token, smooth, narrow, scales, N)
 
 
 @triton.jit
@@ -137,10 +157,17 @@ def _activate(x, ACT: tl.constexpr):
 
 
 @triton.jit
+def _widen(acc, x_scales, w_scales):
+    return acc.to(tl.float32) * x_scales[:, None] * w_scales[None, :]
+
+
+@triton.jit
 def linear_kernel(
     x,  # [rows, K]
     w,  # [N, K]
     bias,  # [N]; unused when PARTIAL
+    x_scales,  # [rows] and [N], where x and w have eight bits
+    w_scales,
     out,  # [rows, N], or [SPLIT, rows, N] when PARTIAL
     total,  # pointer to the number of live rows
     rows,
@@ -154,6 +181,8 @@ def linear_kernel(
     BK: tl.constexpr,
     SKIP: tl.constexpr,  # tiles past the live rows return at once
     PREFETCH: tl.constexpr,  # lines at a time, a power of two; 0: none
+    LINE: tl.constexpr,  # numbers in a line of 128 bytes
+    NARROW: tl.constexpr,  # eight bits
     PDL: tl.constexpr,
 ):
     """out = act(x w^T + bias); PARTIAL: slice `pid_k` of K only, no bias, for a sum done by the next kernel."""
@@ -162,20 +191,22 @@ def linear_kernel(
     m = pid_m * BM + tl.arange(0, BM)
     n = pid_n * BN + tl.arange(0, BN)
     k = pid_k * DEPTH + tl.arange(0, BK)
-    if PREFETCH:  # 64 halves are one line of 128 bytes
-        for j in tl.static_range(0, DEPTH // 64, PREFETCH):
-            line = pid_k * DEPTH + (j + tl.arange(0, PREFETCH)) * 64
+    if PREFETCH:
+        for j in tl.static_range(0, DEPTH // LINE, PREFETCH):
+            line = pid_k * DEPTH + (j + tl.arange(0, PREFETCH)) * LINE
             _prefetch(w + n[:, None] * K + line[None, :])
     _after_predecessor(PDL)
     if SKIP and pid_m * BM >= tl.load(total):
         return
     xs = x + m[:, None] * K + k[None, :]
     ws = w + n[None, :] * K + k[:, None]
-    acc = tl.zeros((BM, BN), tl.float32)
+    acc = tl.zeros((BM, BN), tl.int32 if w.dtype.element_ty == tl.int8 else tl.float32)
     for _ in range(0, DEPTH, BK):
-        acc = tl.dot(tl.load(xs), tl.load(ws), acc)
+        acc = tl.dot(tl.load(xs), tl.load(ws), acc, out_dtype=acc.dtype)
         xs += BK
         ws += BK
+    if NARROW:
+        acc = _widen(acc, tl.load(x_scales + m), tl.load(w_scales + n))
     if PARTIAL:
         to = out + pid_k.to(tl.int64) * rows * N + m[:, None] * N + n[None, :]
     else:
@@ -191,6 +222,8 @@ def linear_tma_kernel(
     w,  # descriptor of [N, K], block [BN, BK]
     w_pointer,  # [N, K], for the prefetch
     bias,
+    x_scales,
+    w_scales,
     out,
     total,
     rows,
@@ -204,6 +237,8 @@ def linear_tma_kernel(
     BK: tl.constexpr,
     SKIP: tl.constexpr,
     PREFETCH: tl.constexpr,
+    LINE: tl.constexpr,
+    NARROW: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """`linear_kernel` with tiles moved by the tensor memory accelerator (Hopper and later)."""
@@ -212,15 +247,17 @@ def linear_tma_kernel(
     m = pid_m * BM + tl.arange(0, BM)
     n = pid_n * BN + tl.arange(0, BN)
     if PREFETCH:
-        for j in tl.static_range(0, DEPTH // 64, PREFETCH):
-            line = pid_k * DEPTH + (j + tl.arange(0, PREFETCH)) * 64
+        for j in tl.static_range(0, DEPTH // LINE, PREFETCH):
+            line = pid_k * DEPTH + (j + tl.arange(0, PREFETCH)) * LINE
             _prefetch(w_pointer + n[:, None] * K + line[None, :])
     _after_predecessor(PDL)
     if SKIP and pid_m * BM >= tl.load(total):
         return
-    acc = tl.zeros((BM, BN), tl.float32)
+    acc = tl.zeros((BM, BN), tl.int32 if w_pointer.dtype.element_ty == tl.int8 else tl.float32)
     for k in range(pid_k * DEPTH, pid_k * DEPTH + DEPTH, BK):
-        acc = tl.dot(x.load([pid_m * BM, k]), w.load([pid_n * BN, k]).T, acc)
+        acc = tl.dot(x.load([pid_m * BM, k]), w.load([pid_n * BN, k]).T, acc, out_dtype=acc.dtype)
+    if NARROW:
+        acc = _widen(acc, tl.load(x_scales + m), tl.load(w_scales + n))
     if PARTIAL:
         to = out + pid_k.to(tl.int64) * rows * N + m[:, None] * N + n[None, :]
     else:
@@ -283,6 +320,9 @@ def add_norm_kernel(
     gamma,
     beta,
     out,  # [rows, N] packed, or [B * S, N] in the batch's own places when UNPACK
+    smooth,
+    narrow,
+    scales,
     places,
     total,
     rows,
@@ -290,6 +330,7 @@ def add_norm_kernel(
     BLOCK: tl.constexpr,
     SPLIT: tl.constexpr,
     EPS: tl.constexpr,
+    NARROW: tl.constexpr,
     UNPACK: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -311,5 +352,7 @@ def add_norm_kernel(
             x += tl.load(parts + (part * rows + token) * N + at, mask=inside, other=0.0).to(tl.float32)
         y = _normalise(x, at, g, b, N, EPS)
         tl.store(out + to * N + at, y.to(out.dtype.element_ty), mask=inside)
+        if NARROW:
+            _narrow(y, at, inside, token, smooth, narrow, scales, N)
     elif UNPACK:
         tl.store(out + to * N + at, tl.zeros((BLOCK,), out.dtype.element_ty), mask=inside)

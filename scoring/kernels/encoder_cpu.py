@@ -16,7 +16,18 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from scoring.encoder_stack import Layer
-from scoring.kernels.encoder_ops import GELU, NONE, RELU, EncoderOps, Norm, Packing, Tables, TorchOps
+from scoring.kernels.encoder_ops import (
+    GELU,
+    NONE,
+    RELU,
+    EncoderOps,
+    Hidden,
+    Matrix,
+    Norm,
+    Packing,
+    Tables,
+    TorchOps,
+)
 
 FLOAT32, BFLOAT16, INT8 = "float32", "bfloat16", "int8"
 
@@ -97,9 +108,9 @@ class CpuOps(EncoderOps):
         return [
             replace(
                 layer,
-                qkv=self._take(layer.qkv, layer.qkv_bias),
+                qkv=self._take(cast(Tensor, layer.qkv), layer.qkv_bias),
                 out=self._take(layer.out, layer.out_bias),
-                up=self._take(layer.up, layer.up_bias),
+                up=self._take(cast(Tensor, layer.up), layer.up_bias),
                 down=self._take(layer.down, layer.down_bias),
             )
             for layer in layers
@@ -115,11 +126,13 @@ class CpuOps(EncoderOps):
         live = int(whole.bounds[-1])
         return replace(whole, rows=live, places=whole.places[:live], positions=whole.positions[:live])
 
-    def embed(self, ids: Tensor, types: Tensor | None, packing: Packing, tables: Tables) -> Tensor:
+    def embed(
+        self, ids: Tensor, types: Tensor | None, packing: Packing, tables: Tables, then: Matrix | None = None
+    ) -> Hidden:
         return self._plain.embed(ids, types, packing, tables)
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor, act: int, packing: Packing) -> Tensor:
-        return self._products[id(weight)](x, act)
+    def linear(self, x: Hidden, weight: Matrix, bias: Tensor, act: int, packing: Packing) -> Tensor:
+        return self._products[id(weight)](x.wide, act)
 
     def attention(self, qkv: Tensor, heads: int, packing: Packing) -> Tensor:
         rows, width = qkv.shape[0], qkv.shape[1] // 3
@@ -134,17 +147,24 @@ class CpuOps(EncoderOps):
         return out
 
     def project_add_norm(
-        self, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, norm: Norm, packing: Packing, last: bool
-    ) -> Tensor:
-        y = self._products[id(weight)](x) + residual
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        residual: Hidden,
+        norm: Norm,
+        packing: Packing,
+        then: Matrix | None = None,
+    ) -> Hidden:
+        y = self._products[id(weight)](x) + residual.wide
         y = F.layer_norm(y, y.shape[-1:], norm.gamma, norm.beta, norm.eps)
-        if not last:
-            return y
+        if then is not None:
+            return Hidden(y)
         if packing.rows == packing.batch * packing.length:
-            return y.view(packing.batch, packing.length, -1)
+            return Hidden(y.view(packing.batch, packing.length, -1))
         out = y.new_zeros(packing.batch * packing.length, y.shape[1])
         out[packing.places.long()] = y
-        return out.view(packing.batch, packing.length, -1)
+        return Hidden(out.view(packing.batch, packing.length, -1))
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

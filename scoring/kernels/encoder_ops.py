@@ -48,6 +48,27 @@ class Tables:
     pad: int = -1
 
 
+@dataclass(frozen=True)
+class Narrow:
+    """A matrix [N, K] in eight bits: `values` times `scale` by row, for inputs that were multiplied by `smooth`."""
+
+    values: Tensor  # [N, K] int8, or float8_e4m3fn
+    scale: Tensor  # [N] float32
+    smooth: Tensor  # [K] float32
+
+
+Matrix = Tensor | Narrow
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """Hidden states, and the same in eight bits where the product that reads them wants that."""
+
+    wide: Tensor  # [R, H]
+    narrow: Tensor | None = None  # [R, H], after the product's `smooth`
+    scale: Tensor | None = None  # [R] float32
+
+
 class EncoderOps(ABC):
     """One way to compute each step."""
 
@@ -56,11 +77,13 @@ class EncoderOps(ABC):
         """Place the live tokens of ids [B, S] first."""
 
     @abstractmethod
-    def embed(self, ids: Tensor, types: Tensor | None, packing: Packing, tables: Tables) -> Tensor:
-        """Sum of embeddings, normalised: [R, H]."""
+    def embed(
+        self, ids: Tensor, types: Tensor | None, packing: Packing, tables: Tables, then: Matrix | None = None
+    ) -> Hidden:
+        """Sum of embeddings, normalised: [R, H]; `then` is the product that reads it."""
 
     @abstractmethod
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor, act: int, packing: Packing) -> Tensor:
+    def linear(self, x: Hidden, weight: Matrix, bias: Tensor, act: int, packing: Packing) -> Tensor:
         """act(x w^T + b): [R, N]."""
 
     @abstractmethod
@@ -69,9 +92,19 @@ class EncoderOps(ABC):
 
     @abstractmethod
     def project_add_norm(
-        self, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, norm: Norm, packing: Packing, last: bool
-    ) -> Tensor:
-        """LayerNorm(x w^T + b + residual): [R, H]; `last` gives it unpacked, [B, S, H] with zeros for padding."""
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        residual: Hidden,
+        norm: Norm,
+        packing: Packing,
+        then: Matrix | None = None,
+    ) -> Hidden:
+        """LayerNorm(x w^T + b + residual): [R, H]; with no product `then` to read it, it is the last.
+
+        The last is given unpacked, [B, S, H] with zeros for padding.
+        """
 
 
 class TorchOps(EncoderOps):
@@ -89,16 +122,23 @@ class TorchOps(EncoderOps):
         batch, length = ids.shape
         return Packing(batch, length, batch * length, order.int(), positions.flatten()[order].int(), bounds.int())
 
-    def embed(self, ids: Tensor, types: Tensor | None, packing: Packing, tables: Tables) -> Tensor:
+    def embed(
+        self, ids: Tensor, types: Tensor | None, packing: Packing, tables: Tables, then: Matrix | None = None
+    ) -> Hidden:
         x = F.embedding(ids.flatten()[packing.places.long()], tables.words)
         x = x + F.embedding(packing.positions.long(), tables.positions)
         if tables.types is not None:
             kinds = torch.zeros_like(ids) if types is None else types
             x = x + F.embedding(kinds.flatten()[packing.places.long()], tables.types)
-        return _norm(x, tables.norm)
+        return Hidden(_norm(x, tables.norm))
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor, act: int, packing: Packing) -> Tensor:
-        y = F.linear(x, weight, bias)
+    def linear(self, x: Hidden, weight: Matrix, bias: Tensor, act: int, packing: Packing) -> Tensor:
+        if isinstance(weight, Narrow):
+            values, scale = narrowed(x.wide.float() * weight.smooth, weight.values.dtype)
+            y = values.float() @ weight.values.float().t() * scale * weight.scale
+            y = (y + bias).to(x.wide.dtype)
+        else:
+            y = F.linear(x.wide, weight, bias)
         return F.gelu(y) if act == GELU else F.relu(y) if act == RELU else y
 
     def attention(self, qkv: Tensor, heads: int, packing: Packing) -> Tensor:
@@ -111,15 +151,30 @@ class TorchOps(EncoderOps):
         return out
 
     def project_add_norm(
-        self, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, norm: Norm, packing: Packing, last: bool
-    ) -> Tensor:
-        y = _norm(F.linear(x, weight, bias) + residual, norm)
-        if not last:
-            return y
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        residual: Hidden,
+        norm: Norm,
+        packing: Packing,
+        then: Matrix | None = None,
+    ) -> Hidden:
+        y = _norm(F.linear(x, weight, bias) + residual.wide, norm)
+        if then is not None:
+            return Hidden(y)
         y[int(packing.bounds[-1]) :] = 0
         out = torch.empty_like(y)
         out[packing.places.long()] = y
-        return out.view(packing.batch, packing.length, -1)
+        return Hidden(out.view(packing.batch, packing.length, -1))
+
+
+def narrowed(x: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
+    """x [R, K] in an eight-bit type: values, and one float32 scale a row, [R, 1]."""
+    largest = 127.0 if kind == torch.int8 else torch.finfo(kind).max
+    scale = x.abs().amax(-1, keepdim=True).float().clamp_min(1e-12) / largest
+    values = x.float() / scale
+    return (values.round() if kind == torch.int8 else values).to(kind), scale
 
 
 def _norm(x: Tensor, norm: Norm) -> Tensor:

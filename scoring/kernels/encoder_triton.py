@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from scoring.kernels.encoder_ops import GELU, NONE, RELU, EncoderOps, Norm, Packing, Tables
+from scoring.kernels.encoder_ops import GELU, NONE, RELU, EncoderOps, Hidden, Matrix, Narrow, Norm, Packing, Tables
 
 LOG2_E = 1.4426950408889634
 LIBRARY_ROWS = 1024  # measured: cuBLAS wins from here on, Triton below
@@ -44,13 +44,28 @@ MEASURED = {
     (384, 768, 3072): Tile(128, 64, 64, split=2, warps=8),
 }
 
+#: The same for products in int8.
+MEASURED_INT8 = {
+    (128, 3072, 1024): Tile(64, 32, 256, stages=3, tma=True),
+    (128, 4096, 1024): Tile(128, 32, 256, stages=3, tma=True),
+    (128, 2304, 768): Tile(64, 32, 256, stages=3, tma=True),
+    (128, 3072, 768): Tile(64, 64, 256, stages=3, tma=True),
+    (384, 3072, 1024): Tile(128, 64, 128, stages=4, tma=True),
+    (384, 4096, 1024): Tile(128, 64, 128, stages=4, tma=True),
+    (384, 2304, 768): Tile(64, 128, 128, stages=4, tma=True),
+    (384, 3072, 768): Tile(128, 64, 128, stages=4, tma=True),
+}
+
 
 def choose(rows: int, width: int, depth: int, partial: bool, hopper: bool) -> Tile:
     """A measured tile, else one that fills 132 multiprocessors about once; `partial`: K may be split."""
     tile = MEASURED.get((rows, width, depth)) or _rule(rows, width, depth, partial)
-    if not hopper:  # no copy engine, and as little as 99 KB of shared memory
-        tile = replace(tile, bn=min(tile.bn, 128), bk=min(tile.bk, 64), stages=3, tma=False)
-    return tile
+    return tile if hopper else _without_copy_engine(tile, 64)
+
+
+def _without_copy_engine(tile: Tile, deepest: int) -> Tile:
+    """The tile before Hopper, where a program has as little as 99 KB of shared memory."""
+    return replace(tile, bn=min(tile.bn, 128), bk=min(tile.bk, deepest), stages=3, tma=False)
 
 
 def _rule(rows: int, width: int, depth: int, partial: bool) -> Tile:
@@ -65,6 +80,17 @@ def _rule(rows: int, width: int, depth: int, partial: bool) -> Tile:
     while partial and split < 8 and tiles * split * 2 <= 140 and depth % (split * 4 * bk) == 0:
         split *= 2
     return Tile(bm, bn, bk, split, tma=aligned)
+
+
+def choose_narrow(rows: int, width: int, depth: int, hopper: bool) -> Tile:
+    """A tile for a product in eight bits: measured, or the rule's, twice as deep for as many bytes."""
+    tile = MEASURED_INT8.get((rows, width, depth))
+    if tile is None:
+        tile = _rule(rows, width, depth, False)
+        tile = replace(tile, bk=_divisor(depth, 2 * tile.bk))
+        if rows >= LIBRARY_ROWS and width % 128 == depth % 128 == 0:
+            tile = Tile(128, 128, 128, warps=8, stages=3)
+    return tile if hopper else _without_copy_engine(tile, 128)
 
 
 def _divisor(value: int, most: int) -> int:
@@ -110,9 +136,11 @@ class TritonOps(EncoderOps):
         rows = -(-batch * length // ROWS) * ROWS
         return Packing(batch, length, rows, places, positions, bounds)
 
-    def embed(self, ids: Tensor, types: Tensor | None, packing: Packing, tables: Tables) -> Tensor:
+    def embed(
+        self, ids: Tensor, types: Tensor | None, packing: Packing, tables: Tables, then: Matrix | None = None
+    ) -> Hidden:
         width = tables.words.shape[1]
-        out = tables.words.new_empty(packing.rows, width)
+        out = _hidden(tables.words.new_empty(packing.rows, width), then)
         self._kernels.embed_kernel[(packing.batch * packing.length,)](
             ids,
             ids if types is None else types,
@@ -124,8 +152,9 @@ class TritonOps(EncoderOps):
             tables.words if tables.types is None else tables.types,
             tables.norm.gamma,
             tables.norm.beta,
-            out,
+            *_pointers(out, then),
             N=width,
+            NARROW=out.narrow is not None,
             BLOCK=_power_of_two(width),
             EPS=tables.norm.eps,
             HAS_TYPES=tables.types is not None,
@@ -136,12 +165,25 @@ class TritonOps(EncoderOps):
         )
         return out
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor, act: int, packing: Packing) -> Tensor:
+    def linear(self, x: Hidden, weight: Matrix, bias: Tensor, act: int, packing: Packing) -> Tensor:
+        if isinstance(weight, Narrow):
+            return self._linear_narrow(x, weight, bias, act, packing)
         if packing.rows >= self._library_rows:
-            y = F.linear(x, weight, bias)
+            y = F.linear(x.wide, weight, bias)
             return F.gelu(y) if act == GELU else F.relu(y) if act == RELU else y
-        out = x.new_empty(packing.rows, weight.shape[0])
-        self._matmul(x, weight, bias, out, act, packing, self._tile(packing.rows, weight, False), partial=False)
+        out = x.wide.new_empty(packing.rows, weight.shape[0])
+        self._matmul(x.wide, weight, bias, out, act, packing, self._tile(packing.rows, weight, False), partial=False)
+        return out
+
+    def _linear_narrow(self, x: Hidden, weight: Narrow, bias: Tensor, act: int, packing: Packing) -> Tensor:
+        """A product in eight bits: ours at every size, for it leaves in 16 bits, activated."""
+        width, depth = weight.values.shape
+        tile = self._tiles.get((packing.rows, width, depth)) or choose_narrow(packing.rows, width, depth, self._hopper)
+        if x.narrow is None or x.scale is None:
+            raise ValueError("the hidden states were not made for a product in eight bits")
+        out = x.wide.new_empty(packing.rows, width)
+        scales = (x.scale, weight.scale)
+        self._matmul(x.narrow, weight.values, bias, out, act, packing, tile, partial=False, scales=scales)
         return out
 
     def _tile(self, rows: int, weight: Tensor, partial: bool) -> Tile:
@@ -158,6 +200,7 @@ class TritonOps(EncoderOps):
         packing: Packing,
         tile: Tile,
         partial: bool,
+        scales: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         width, depth = weight.shape
         operands: tuple[Any, ...] = (x, weight)
@@ -174,6 +217,7 @@ class TritonOps(EncoderOps):
         kernel[(width // tile.bn, packing.rows // tile.bm, tile.split)](
             *operands,
             bias,
+            *(scales or (bias, bias)),
             out,
             packing.bounds[packing.batch :],
             packing.rows,
@@ -186,7 +230,9 @@ class TritonOps(EncoderOps):
             BN=tile.bn,
             BK=tile.bk,
             SKIP=packing.batch > 1,
-            PREFETCH=_lines(depth // tile.split) if self._hopper else 0,
+            PREFETCH=_lines(depth // tile.split, 128 // x.itemsize) if self._hopper else 0,
+            LINE=128 // x.itemsize,
+            NARROW=scales is not None,
             PDL=self._hopper,
             num_warps=tile.warps,
             num_stages=tile.stages,
@@ -217,8 +263,15 @@ class TritonOps(EncoderOps):
         return out
 
     def project_add_norm(
-        self, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, norm: Norm, packing: Packing, last: bool
-    ) -> Tensor:
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        residual: Hidden,
+        norm: Norm,
+        packing: Packing,
+        then: Matrix | None = None,
+    ) -> Hidden:
         width = weight.shape[0]
         if packing.rows >= self._library_rows:
             parts = F.linear(x, weight)[None]
@@ -228,15 +281,15 @@ class TritonOps(EncoderOps):
             kind = torch.float16 if x.dtype == torch.float16 else torch.float32
             parts = torch.empty(tile.split, packing.rows, width, dtype=kind, device=x.device)
             self._matmul(x, weight, bias, parts, NONE, packing, tile, partial=True)
-        tokens = packing.batch * packing.length
-        out = x.new_empty(tokens if last else packing.rows, width)
+        tokens, last = packing.batch * packing.length, then is None
+        out = _hidden(x.new_empty(tokens if last else packing.rows, width), then)
         self._kernels.add_norm_kernel[(tokens,)](
             parts,
             bias,
-            residual,
+            residual.wide,
             norm.gamma,
             norm.beta,
-            out,
+            *_pointers(out, then),
             packing.places,
             packing.bounds[packing.batch :],
             packing.rows,
@@ -244,18 +297,34 @@ class TritonOps(EncoderOps):
             BLOCK=_power_of_two(width),
             SPLIT=len(parts),
             EPS=norm.eps,
+            NARROW=out.narrow is not None,
             UNPACK=last,
             PDL=self._hopper,
             num_warps=8,
             **self._launch,
         )
-        return out.view(packing.batch, packing.length, width) if last else out
+        return Hidden(out.wide.view(packing.batch, packing.length, width)) if last else out
 
 
-def _lines(depth: int) -> int:
-    """The largest power of two, at most 16, that divides the 128-byte lines of a slice of K halves; 0 if not whole."""
-    lines = depth // 64
-    return 0 if depth % 64 else min(16, lines & -lines)
+def _hidden(wide: Tensor, then: Matrix | None) -> Hidden:
+    """Room for hidden states, and for the same in the format of the product that reads them."""
+    if not isinstance(then, Narrow):
+        return Hidden(wide)
+    narrow = torch.empty_like(wide, dtype=then.values.dtype)
+    return Hidden(wide, narrow, torch.empty(len(wide), dtype=torch.float32, device=wide.device))
+
+
+def _pointers(out: Hidden, then: Matrix | None) -> tuple[Tensor, ...]:
+    """What a kernel that makes hidden states writes and reads; `out` stands for what is absent."""
+    if not isinstance(then, Narrow) or out.narrow is None or out.scale is None:
+        return (out.wide,) * 4
+    return out.wide, then.smooth, out.narrow, out.scale
+
+
+def _lines(depth: int, line: int) -> int:
+    """The largest power of two, at most 16, that divides the 128-byte lines of a slice of K numbers; 0 if not whole."""
+    lines = depth // line
+    return 0 if depth % line else min(16, lines & -lines)
 
 
 def _power_of_two(value: int) -> int:

@@ -28,11 +28,14 @@ def encoder_passes(asked: Optimisation = Optimisation()) -> list[Pass]:  # noqa:
     from scoring.passes.cuda_graph import CudaGraph
     from scoring.passes.deepspeed_kernels import DeepSpeedKernels
     from scoring.passes.fused_encoder import FusedEncoder
+    from scoring.passes.w8a8 import W8A8
 
+    fused = FusedEncoder()
     return [
         *_placing_passes(asked),
         DeepSpeedKernels(),
-        FusedEncoder(),
+        fused,
+        W8A8(fused, forced="w8a8" in asked.on),
         Compile(),
         CudaGraph(),
         Cpu(asked.objective),

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from scoring.passes.base import Applied, Decision, Facts, Hardware, Pass
 
 if TYPE_CHECKING:
+    from scoring.encoder_stack import FusedStack
     from scoring.kernels.encoder_ops import EncoderOps
 
 FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert")
@@ -26,6 +27,7 @@ class FusedEncoder(Pass):
 
     def __init__(self, ops: "EncoderOps | None" = None) -> None:
         self._ops = ops
+        self.stack: FusedStack | None = None  # while it is applied
 
     def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Decision:
         if facts.kind != "encoder":
@@ -46,7 +48,13 @@ class FusedEncoder(Pass):
     def apply(self, model: Any) -> Applied:
         from scoring.encoder_stack import replace
 
-        stack, undo = replace(model, self._ops)
+        stack, put_back = replace(model, self._ops)
+        self.stack = stack
+
+        def undo() -> None:
+            put_back()
+            self.stack = None
+
         return Applied(len(stack.layers), f"embeddings and {len(stack.layers)} layers", undo)
 
     def verify(self, model: Any, reference: Callable[..., Any]) -> float:

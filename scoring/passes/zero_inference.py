@@ -29,6 +29,7 @@ class ZeroInference(Pass):
         "static_decode",
         "weight_only",
         "fused_encoder",
+        "w8a8",
         "deepspeed_kernels",
         "compile",
         "cuda_graph",

@@ -1,0 +1,73 @@
+"""Encoders' products in eight bits on the fused stack, kept only where they are faster by measurement."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from scoring.passes.base import COST, Applied, Decision, Facts, Hardware, Pass, PassRefused
+from scoring.passes.fused_encoder import FusedEncoder
+
+if TYPE_CHECKING:
+    from torch import nn
+
+SHAPE = (32, 128)  # batch and length of the race: throughput is what the pass is for
+GAIN = 1.03  # less is noise
+_CALIBRATION = 7  # seed of the batches that weigh channels: not those that the pass is verified on
+_DEPTH = 32  # numbers that an eight-bit matrix unit multiplies at once
+
+#: (model, forward, shape) -> milliseconds
+Timer = Callable[["nn.Module", Callable[..., Any], tuple[int, int]], float]
+
+
+class W8A8(Pass):
+    """Query, key, value and up in int8: one scale a token for activations, one a row for weights.
+
+    Answers change by what eight bits lose, so `tolerance`, not the tolerance of exact passes, is its bound.
+    """
+
+    name: ClassVar[str] = "w8a8"
+    tolerance: ClassVar[float] = 5e-2
+
+    def __init__(self, fused: FusedEncoder, forced: bool = False, timer: Timer | None = None) -> None:
+        self.fused = fused
+        self._forced = forced
+        self._timer = timer
+
+    def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Decision:
+        """Taken for cost, on top of fused_encoder; for latency only where it is forced."""
+        below = self.fused.applies(facts, hardware, objective)
+        if not below.take:
+            return Decision(False, f"it builds on fused_encoder: {below.reason}")
+        if facts.hidden_size % _DEPTH:
+            return Decision(False, f"a hidden size of {facts.hidden_size} does not fit the eight-bit units' {_DEPTH}")
+        if objective != COST and not self._forced:
+            return Decision(False, "it changes answers a little and pays in large batches: for the objective cost")
+        return Decision(True, "products that follow a norm in int8, if that is faster here")
+
+    def apply(self, model: Any) -> Applied:
+        """Raises PassRefused, with both times, where eight bits are no faster."""
+        from scoring.encoder_narrow import narrow_layers
+        from scoring.inductor import milliseconds
+        from scoring.passes.checking import probes
+
+        stack, timer = self.fused.stack, self._timer or milliseconds
+        if stack is None:
+            raise PassRefused("the model has no fused encoder")
+        wide = stack.layers
+        alone = timer(model, model.forward, SHAPE)
+        stack.layers = narrow_layers(stack, probes(model, seed=_CALIBRATION))
+        beside = timer(model, model.forward, SHAPE)
+
+        def undo() -> None:
+            stack.layers = wide
+
+        if alone < beside * GAIN:
+            undo()
+            raise PassRefused(f"int8 takes {beside:.2f} ms against {alone:.2f} ms in 16 bits")
+        rows, length = SHAPE
+        detail = f"{alone:.2f} to {beside:.2f} ms for {rows} sequences of {length} tokens"
+        return Applied(2 * len(wide), detail, undo)
+
+    def verify(self, model: Any, reference: Callable[..., Any]) -> float:
+        from scoring.passes.checking import verify_encoder
+
+        return verify_encoder(model, reference)
