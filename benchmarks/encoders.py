@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import RESULTS, call_ms, ceilings, device_ms, encoder_floor_ms, provenance, table, write
+from scoring.encoder_narrow import FORMATS, narrow_layers
 from scoring.graphs import GraphedForward
 from scoring.kernels.encoder_triton import TritonOps
 from scoring.passes.base import TOLERANCE, PassRefused
@@ -61,7 +62,19 @@ WORK = (
     Work("BERT-base classification S=128", "BertForSequenceClassification", {}, "text-classification", 128, None, 1.3),
     Work("BERT-base classification S=384", "BertForSequenceClassification", {}, "text-classification", 384, None, 1.3),
 )
-COLUMNS = ("work", "eager", "graph", "compile", "freezing", "deepspeed", "ours", "floor", "ours/stock", "end to end")
+COLUMNS = (
+    "work",
+    "eager",
+    "graph",
+    "compile",
+    "freezing",
+    "deepspeed",
+    "ours",
+    "int8",
+    "floor",
+    "ours/stock",
+    "end to end",
+)
 
 
 def build(work: Work) -> Any:
@@ -134,6 +147,10 @@ class Row:
                 result["errors"][key] = verify_encoder(model, self.told)
                 if passes:
                     result["ours_device"] = self._replay_ms()
+        for kind in FORMATS:
+            with self._passes("fused_encoder", graph=True, narrow=kind):
+                result[kind] = call_ms(lambda: model(**batch))
+                result["errors"][kind] = verify_encoder(model, self.told)
         with self._passes("fused_encoder", graph=True):  # graphs anew: they belong to the service's own thread
             result["end to end"] = self._end_to_end()
         result["floor"] = encoder_floor_ms(model, 1, self.work.length, self.card)
@@ -155,7 +172,7 @@ class Row:
         return bars
 
     @contextmanager
-    def _passes(self, *names: str, graph: bool = False, **options: Any) -> Iterator[None]:
+    def _passes(self, *names: str, graph: bool = False, narrow: str = "", **options: Any) -> Iterator[None]:
         from scoring.passes.cuda_graph import CudaGraph
         from scoring.passes.deepspeed_kernels import DeepSpeedKernels
         from scoring.passes.fused_encoder import FusedEncoder
@@ -167,7 +184,11 @@ class Row:
             made.append(DeepSpeedKernels())
         if graph:
             made.append(CudaGraph())
-        undo = [each.apply(self.model).undo for each in made]
+        undo = []
+        for each in made:
+            undo.append(each.apply(self.model).undo)
+            if narrow and isinstance(each, FusedEncoder) and each.stack is not None:
+                each.stack.layers = narrow_layers(each.stack, probes(self.model, seed=1), narrow)
         try:
             yield
         finally:
@@ -190,6 +211,9 @@ class Row:
         for name, rows in (("triton", 1 << 30), ("cublas", 1)):
             with self._passes("fused_encoder", graph=True, ops=TritonOps(True, library_rows=rows)):
                 row[name] = call_ms(lambda: self.model(**batch), 30)
+        for kind in FORMATS:
+            with self._passes("fused_encoder", graph=True, narrow=kind):
+                row[kind] = call_ms(lambda: self.model(**batch), 30)
         row["floor"] = encoder_floor_ms(self.model, size, length, self.card)
         return row
 

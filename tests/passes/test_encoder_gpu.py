@@ -8,12 +8,14 @@ import torch
 
 from scoring.graphs import GraphedForward
 from scoring.injection import ROWS
+from scoring.kernels.encoder_ops import TorchOps
 from scoring.passes.base import TOLERANCE, PassRefused
 from scoring.passes.checking import probes, reference, verify_encoder
 from scoring.passes.compile import Compile
 from scoring.passes.cuda_graph import CudaGraph
 from scoring.passes.deepspeed_kernels import DeepSpeedKernels
 from scoring.passes.fused_encoder import FusedEncoder
+from scoring.passes.w8a8 import W8A8
 from tests.passes.encoder_models import COVERED, make
 
 pytestmark = [
@@ -111,3 +113,36 @@ def test_compile_keeps_only_what_is_faster() -> None:
     assert verify_encoder(model, told) < TOLERANCE
     applied.undo()
     assert "forward" not in vars(model)
+
+
+@pytest.mark.parametrize("name", COVERED)
+def test_eight_bits_are_those_of_plain_torch(name: str) -> None:
+    model = on_gpu(name)
+    told = reference(model, probes(model, LENGTHS))
+    fused = FusedEncoder()
+    fused.apply(model)
+    stack = fused.stack
+    assert stack is not None
+    exact = fused.verify(model, told)
+    times = iter((2.0, 1.0))
+    W8A8(fused, timer=lambda *_: next(times)).apply(model)
+    ours = verify_encoder(model, told)
+    graphed = CudaGraph().apply(model)
+    assert verify_encoder(model, told) == pytest.approx(ours, rel=0.2)
+    graphed.undo()
+    stack.ops = TorchOps()
+    assert verify_encoder(model, told) == pytest.approx(ours, rel=0.5)
+    assert exact < ours < W8A8.tolerance
+
+
+def test_eight_bits_are_kept_where_they_are_faster() -> None:
+    """At this size nothing is: the pass says so, with both times."""
+    model = on_gpu("bert embeddings")
+    fused = FusedEncoder()
+    fused.apply(model)
+    try:
+        applied = W8A8(fused).apply(model)
+    except PassRefused as refused:
+        assert "ms in 16 bits" in str(refused)
+        return
+    assert " ms for 32 sequences of 128 tokens" in applied.detail
