@@ -1,7 +1,7 @@
 """A static decoder over slices: rank 0's, whose calls the other ranks make too, each with its part of the heads."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -44,7 +44,8 @@ class SlicedDecoder(Decoder):
 
     def release(self, slot: int) -> None:
         super().release(slot)
-        self._ranks.send(("release", {"slot": slot}))
+        with suppress(RankLost):  # what has ended is let go of all the same
+            self._ranks.send(("release", {"slot": slot}))
 
     def prefill_many(self, parts: Sequence[tuple[int, Sequence[int]]]) -> Tensor:
         self._check_parts(parts)
