@@ -50,10 +50,6 @@ MEASURED_INT8 = {
     (128, 4096, 1024): Tile(128, 32, 256, stages=3, tma=True),
     (128, 2304, 768): Tile(64, 32, 256, stages=3, tma=True),
     (128, 3072, 768): Tile(64, 64, 256, stages=3, tma=True),
-    (384, 3072, 1024): Tile(128, 64, 128, stages=4, tma=True),
-    (384, 4096, 1024): Tile(128, 64, 128, stages=4, tma=True),
-    (384, 2304, 768): Tile(64, 128, 128, stages=4, tma=True),
-    (384, 3072, 768): Tile(128, 64, 128, stages=4, tma=True),
 }
 
 
@@ -88,8 +84,8 @@ def choose_narrow(rows: int, width: int, depth: int, hopper: bool) -> Tile:
     if tile is None:
         tile = _rule(rows, width, depth, False)
         tile = replace(tile, bk=_divisor(depth, 2 * tile.bk))
-        if rows >= LIBRARY_ROWS and width % 128 == depth % 128 == 0:
-            tile = Tile(128, 128, 128, warps=8, stages=3)
+        if rows >= 256 and rows % 128 == width % 128 == depth % 128 == 0:
+            tile = Tile(128, 128, 128, warps=8, stages=3) if rows >= 768 else Tile(128, 64, 128, stages=4)
     return tile if hopper else _without_copy_engine(tile, 128)
 
 
