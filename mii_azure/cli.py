@@ -86,6 +86,7 @@ def plan(
         "model": model,
         "revision": revision,
         "dtype": dtype,
+        "quantise": quantise,
         "instance_count": instance_count,
         "allow_pickle": allow_pickle,
         "trust_remote_code": trust_remote_code,
@@ -95,7 +96,6 @@ def plan(
         return
     made = make(
         **asked,
-        quantise=quantise,
         instance_type=instance_type,
         objective=objective,
         optimisations=optimisations,

@@ -12,6 +12,7 @@ from mii_azure.decisions import Decision
 from mii_azure.errors import NotAvailable
 from mii_azure.inspection import SETTINGS
 from mii_azure.profile import DTYPE_BYTES, Profile
+from mii_azure.spec import Spec
 from mii_azure.weights import INDEX, Model
 
 if TYPE_CHECKING:
@@ -38,6 +39,14 @@ class Quantisation(BaseModel):
         if self.output_error is None:
             return f"{told}; answers were not compared: {self.note}."
         return f"{told}, answers by {self.output_error:.2%} from the original in float32."
+
+
+def as_asked(spec: Spec, found: Model, facts: Profile) -> Profile:
+    """The facts of a model as it will be shipped; raises NotAvailable where it cannot be quantised as the spec asks."""
+    if spec.quantise == "none":
+        return facts
+    require(found, facts)
+    return as_shipped(found, facts)
 
 
 def require(found: Model, facts: Profile) -> None:

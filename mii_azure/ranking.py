@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from mii_azure import limits, sizing, timing
+from mii_azure import limits, quantising, sizing, timing
 from mii_azure.errors import MiiAzureError, SpecError
 from mii_azure.families import family_named, find_task
 from mii_azure.prices import Prices
@@ -70,10 +70,12 @@ def rank(
     """
     spec = make_spec(task=task, model=model, name=preferences.pop("name", "model"), **preferences)
     kind = find_task(spec.task)
-    facts = profile(resolve(spec.model, spec.revision, spec.allow_pickle))
+    found = resolve(spec.model, spec.revision, spec.allow_pickle)
+    facts = profile(found)
     if not facts.known:
         raise SpecError(f"{spec.model} is not opened, so its size is not known.", "Rank its folder or its hub id.")
     task_check(facts, kind)
+    facts = quantising.as_asked(spec, found, facts)
     return rank_profile(spec, facts, prices=prices, utilisation=utilisation, batch=batch)
 
 

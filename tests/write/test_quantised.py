@@ -17,6 +17,7 @@ from mii_azure.manifest import load_manifest
 from mii_azure.planning import plan
 from mii_azure.products import unpacked
 from mii_azure.quantising import told_by
+from mii_azure.ranking import rank
 from mii_azure.weights import resolve
 from tests.conftest import Tiny
 
@@ -107,6 +108,8 @@ def test_a_disk_that_cannot_hold_the_weights_may_hold_them_as_int8() -> None:
     with pytest.raises(errors.DoesNotFit, match="local disk"):
         plan("text-generation", "facebook/opt-30b", A100)
     assert plan("text-generation", "facebook/opt-30b", A100, quantise="int8").instance_type == A100
+    ranked = [rank("text-generation", "facebook/opt-30b", quantise=each).rows for each in ("none", "int8")]
+    assert [row.fits for rows in ranked for row in rows if row.instance_type == A100] == [False, True]
 
 
 def test_planning_it_imports_nothing_heavy(tiny: Tiny) -> None:
