@@ -83,20 +83,6 @@ def _linear(*modules: Any) -> Linear:
     )
 
 
-def _head(model: Any) -> Linear:
-    """The last product; of a sliced model, whose own is cut over its inputs, as it was before."""
-    if not hasattr(model, "whole_head"):
-        return _linear(model.get_output_embeddings())
-    weight, bias = model.whole_head
-    embedding = model.get_input_embeddings().weight.data
-    if weight is not None:
-        weight = weight.to(embedding.device)
-    if bias is not None:
-        bias = bias.to(embedding.device)
-    model.whole_head = weight, bias  # host memory keeps no copy
-    return Linear(embedding if weight is None else weight, bias)
-
-
 def _pack(parameters: list[nn.Parameter]) -> Tensor:
     packed = torch.cat([parameter.data for parameter in parameters])
     start = 0
@@ -147,7 +133,7 @@ def _gpt2(model: Any, positions: int) -> Form:
         body.wte.weight.data,
         layers,
         _layer_norm(body.ln_f),
-        _head(model),
+        _linear(model.lm_head),
         config.n_head,
         config.n_head,
         head_dim,
@@ -177,7 +163,7 @@ def _gpt_neo(model: Any, positions: int) -> Form:
         body.wte.weight.data,
         layers,
         _layer_norm(body.ln_f),
-        _head(model),
+        _linear(model.lm_head),
         config.num_heads,
         config.num_heads,
         config.hidden_size // config.num_heads,
@@ -203,7 +189,7 @@ def _gptj(model: Any, positions: int) -> Form:
         body.wte.weight.data,
         layers,
         _layer_norm(body.ln_f),
-        _head(model),
+        _linear(model.lm_head),
         config.n_head,
         config.n_head,
         head_dim,
@@ -234,7 +220,7 @@ def _gpt_neox(model: Any, positions: int) -> Form:
         body.embed_in.weight.data,
         layers,
         _layer_norm(body.final_layer_norm),
-        _head(model),
+        _linear(model.get_output_embeddings()),
         config.num_attention_heads,
         config.num_attention_heads,
         head_dim,
@@ -264,7 +250,7 @@ def _opt(model: Any, positions: int) -> Form:
         body.embed_tokens.weight.data,
         layers,
         _layer_norm(body.final_layer_norm),
-        _head(model),
+        _linear(model.lm_head),
         config.num_attention_heads,
         config.num_attention_heads,
         head_dim,
@@ -294,7 +280,7 @@ def _bloom(model: Any, positions: int) -> Form:
         body.word_embeddings.weight.data,
         layers,
         _layer_norm(body.ln_f),
-        _head(model),
+        _linear(model.lm_head),
         heads,
         heads,
         head_dim,
@@ -338,7 +324,7 @@ def _llama(model: Any, positions: int) -> Form:
         body.embed_tokens.weight.data,
         layers,
         _rms_norm(body.norm, float(gemma)),
-        _head(model),
+        _linear(model.lm_head),
         config.num_attention_heads,
         config.num_key_value_heads,
         head_dim,

@@ -18,12 +18,12 @@ from typing import Any
 
 from scoring.deepspeed_host import environment, free_port, join, leave
 from scoring.errors import RankLost
+from scoring.passes.static_decode import SLICED
 
 START_S = 600.0  # for a rank to load the model
 _REAP_S = 3.0  # between a rank's sockets closing and its status being known
 CALL_S = 60.0  # for one collective operation: less than a request may take
-#: Families whose slices the static decoder serves.
-STATIC = ("gpt_neo", "gpt_neox", "gptj", "llama", "mistral", "opt", "qwen2")
+_GRAIN = 16  # inner widths are cut at multiples of it, so that rows of weights stay aligned
 
 
 @dataclass(frozen=True)
@@ -39,27 +39,29 @@ class Plan:
     call_s: float
 
 
-_GRAIN = 16  # inner widths and head inputs are cut at multiples of it, so that rows of weights stay aligned
-
-
 def slice_model(model: Any, plan: Plan, rank: int) -> None:
     """Join the group and keep this rank's part of a loaded model, in place: DeepSpeed's AutoTP.
 
-    It cuts a decoder's head over its inputs; the static decoder reads it whole, so it is kept, in host memory.
+    It cuts a decoder's head over its inputs and sums the logits; of those that the static decoder serves, each rank has
+    the whole head instead, which is often the embedding anyway.
     """
     import torch
 
     deepspeed = join(rank, plan.degree, plan.port, plan.device, plan.call_s)
-    head = model.get_output_embeddings() if model.config.model_type in STATIC else None
-    if head is not None:
-        tied = head.weight is model.get_input_embeddings().weight
-        model.whole_head = None if tied else head.weight.data, None if head.bias is None else head.bias.data
+    head = model.get_output_embeddings() if model.config.model_type in SLICED else None
+    whole = {} if head is None else dict(head.named_parameters())
     deepspeed.init_inference(
         model,
         dtype=getattr(torch, plan.dtype),
         tensor_parallel={"tp_size": plan.degree, "tp_grain_size": _GRAIN},
         replace_with_kernel_inject=False,
     )
+    if head is not None:
+        device = model.get_input_embeddings().weight.device
+        for name, parameter in whole.items():
+            moved = parameter if parameter.device == device else torch.nn.Parameter(parameter.data.to(device), False)
+            setattr(head, name, moved)
+        model.set_output_embeddings(head)
 
 
 class Ranks:

@@ -9,10 +9,13 @@ from typing import Any, ClassVar
 
 from scoring.errors import RankLost
 from scoring.passes.base import Applied, Decision, Facts, Hardware, Pass, PassRefused
+from scoring.passes.tensor_slicing import FAMILIES as CUT
 from scoring.passes.tensor_slicing import TensorSlicing
 
 #: What `scoring.decoder_families` builds; a test holds the two together.
 FAMILIES = ("bloom", "gemma", "gpt2", "gpt_neo", "gpt_neox", "gptj", "llama", "mistral", "opt", "qwen2")
+#: Of these, the families whose slices it serves.
+SLICED = tuple(family for family in FAMILIES if family in CUT)
 _LONGEST_HEAD = 256
 _MEMORY_SHARE = 0.9  # of the card, for weights and cache; the rest is activations, graphs and the context
 _OWN_ERRORS = 1.25  # of the plain 16-bit model that another order of the same sums may cost

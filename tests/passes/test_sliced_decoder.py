@@ -21,10 +21,9 @@ from scoring.decoder_state import Sampling
 from scoring.decoder_team import Team
 from scoring.errors import PromptTooLong, RankLost
 from scoring.loader import load_with
-from scoring.passes import static_decode, tensor_slicing
 from scoring.passes.base import PassRefused
 from scoring.passes.catalogue import decoder_passes
-from scoring.ranks import STATIC
+from scoring.passes.static_decode import SLICED, StaticDecode
 from scoring.service import Service
 from scoring.sliced_decoder import SlicedDecoder
 from scoring.tasks import task_class
@@ -36,10 +35,6 @@ from tests.tiny_models import load_tiny
 pytestmark = pytest.mark.filterwarnings("ignore")  # DeepSpeed warns a lot
 TASK = "text-generation"
 NEW = 10
-
-
-def test_the_families_are_those_that_both_passes_serve() -> None:
-    assert set(STATIC) == set(static_decode.FAMILIES) & set(tensor_slicing.FAMILIES)
 
 
 class TestDecoder:
@@ -63,7 +58,7 @@ class TestDecoder:
         ranks.stop()
         patch.undo()
 
-    @pytest.mark.parametrize("family", STATIC)
+    @pytest.mark.parametrize("family", SLICED)
     def test_every_family_is_that_of_plain_transformers(self, family: str, many: Many, tiny: Tiny) -> None:
         folder = tiny(family, TASK)
         plain = load_tiny(folder, TASK)[0]
@@ -104,9 +99,9 @@ class TestDecoder:
     def test_a_rank_without_memory_for_its_part_refuses_the_pass(self, many: Many, tiny: Tiny) -> None:
         model = many.slice(tiny("llama", TASK))
         with pytest.raises(PassRefused, match="Rank 1 failed: no memory for its part"):
-            static_decode.StaticDecode(2**40, 32).apply(model)
+            StaticDecode(2**40, 32).apply(model)
         assert not model.ranks.lost
-        applied = static_decode.StaticDecode(2, 32).apply(model)
+        applied = StaticDecode(2, 32).apply(model)
         assert model.static_decoder.max_length == 32
         applied.undo()
         assert not hasattr(model, "static_decoder")
