@@ -22,7 +22,7 @@ from mii_azure.weights import INDEX, WEIGHTS
 from scoring import shipped_int8
 from scoring.int8_layout import PACKED, SCALE, SHAPE, WEIGHT, config_of
 
-_ROWS = 4096  # quantised at once: what is held in float32
+_AT_ONCE = 1 << 20  # numbers, in rows: what is held in float32 and float64
 _RENAMED = {"embed_out": "lm_head"}  # GPT-NeoX's, by transformers at load
 
 
@@ -152,18 +152,18 @@ class Writer:
         self.hashes[path.name] = digest.hexdigest()
 
     def _scales(self, weight: Tensor, name: str) -> Tensor:
-        for block in torch.split(weight, _ROWS):
+        for block in _blocks(weight):
             if not torch.isfinite(block.to(self.dtype)).all():
                 told = str(self.dtype).removeprefix("torch.")
                 raise WeightsCorrupt(
                     f"{name} holds a number that is not finite in {told}, which no scale can cover.",
                     "Copy the weights again, or generate without --quantise.",
                 )
-        return torch.cat([shipped_int8.scales(block, self.dtype) for block in torch.split(weight, _ROWS)])
+        return torch.cat([shipped_int8.scales(block, self.dtype) for block in _blocks(weight)])
 
     def _packed(self, weight: Tensor) -> Tensor:
         parts = []
-        for block in torch.split(weight, _ROWS):
+        for block in _blocks(weight):
             narrow, scale = shipped_int8.quantise(block, self.dtype)
             wide = block.double()
             self.losses.weights += float((wide**2).sum())
@@ -181,6 +181,10 @@ def _bytes_of(files: list[Path], count: int) -> tuple[int, int]:
     """Of the first `count` files, and of all."""
     sizes = [path.stat().st_size for path in files]
     return sum(sizes[:count]), sum(sizes)
+
+
+def _blocks(weight: Tensor) -> tuple[Tensor, ...]:
+    return torch.split(weight, max(1, _AT_ONCE // weight.shape[1]))
 
 
 def _may_be(tensor: headers.Tensor) -> bool:

@@ -17,7 +17,7 @@ from scoring.errors import WeightsUnreadable
 from scoring.int8_layout import PACKED, SCALE, SHAPE, WEIGHT, is_shipped, quantisation
 
 _LEAST = 1e-12  # of a row's largest number, as in `decoder_form.quantise`
-_ROWS = 4096  # widened at once: a float32 copy of more than that is never made
+_AT_ONCE = 1 << 22  # numbers that are widened at once: a float32 copy of more is never made
 
 
 def scales(weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -52,8 +52,9 @@ def unpack(packed: Tensor, columns: int) -> Tensor:
 def widen(narrow: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """The weight [N, K] in `dtype`, on the device of int8 [N, K] and its scales [N, 1]."""
     wide = torch.empty(narrow.shape, dtype=dtype, device=narrow.device)
-    for start in range(0, narrow.shape[0], _ROWS):
-        rows = slice(start, start + _ROWS)
+    count = max(1, _AT_ONCE // narrow.shape[1])
+    for start in range(0, narrow.shape[0], count):
+        rows = slice(start, start + count)
         wide[rows] = narrow[rows].float() * scale[rows].float()
     return wide
 
