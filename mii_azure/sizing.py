@@ -11,7 +11,7 @@ from mii_azure.families import Family
 from mii_azure.limits import GB
 from mii_azure.profile import DTYPE_BYTES, Profile
 from mii_azure.skus import Sku, all_skus
-from scoring.passes.static_decode import FAMILIES
+from scoring.passes.static_decode import FAMILIES, SLICED
 from scoring.passes.tensor_slicing import DEGREES
 
 
@@ -113,15 +113,16 @@ def fit(work: Work, sku: Sku, wanted: str = "auto", gpus: int = 1, headroom: flo
         place = f"each {sku.gpu.name}" if sku.gpu else "memory"
         problem = f"it needs {memory.needed / GB:.1f} GB and {place} has {available / GB:.1f} GB free"
     slots = 0
-    if gpus == 1 and held == 1.0 and sku.gpu and work.profile.kind == "decoder" and work.profile.family in FAMILIES:
-        slots, memory = _slots(memory, work.profile, dtype, tokens)
+    served = FAMILIES if gpus == 1 else SLICED
+    if held == 1.0 and sku.gpu and work.profile.kind == "decoder" and work.profile.family in served:
+        slots, memory = _slots(memory, work.profile, dtype, tokens, gpus)
     return Fit(sku, dtype, reason, tokens, slots, memory, gpus, problem or _disk_problem(work.profile, sku))
 
 
-def _slots(memory: Memory, profile: Profile, dtype: str, tokens: int) -> tuple[int, Memory]:
-    """The most slots of full length that fit with headroom beside a batch, and the memory with them."""
+def _slots(memory: Memory, profile: Profile, dtype: str, tokens: int, gpus: int) -> tuple[int, Memory]:
+    """The most slots of full length that fit with headroom beside a batch, and the memory with them on each GPU."""
     context = min(profile.context_length, tokens)
-    each = context * profile.kv_bytes_per_token * DTYPE_BYTES[dtype] // DTYPE_BYTES[profile.dtype]
+    each = context * profile.kv_bytes_per_token * DTYPE_BYTES[dtype] // DTYPE_BYTES[profile.dtype] // gpus
     for slots in limits.SLOTS:
         # What still runs in batches (beams, say) has the headroom.
         more = memory.model_copy(update={"kv_cache": max(memory.kv_cache, slots * each)})
@@ -141,12 +142,21 @@ def _budget(work: Work, sku: Sku, dtype: str, tokens: int, available: int, gpus:
     profile, item = work.profile, DTYPE_BYTES[dtype]
     kv_per_token = profile.kv_bytes_per_token * item // DTYPE_BYTES[profile.dtype]
     return Memory(
-        weights=int(profile.parameters * item // gpus * held),
+        weights=int(_own_parameters(profile, gpus) * item * held),
         kv_cache=kv_per_token * tokens // gpus,
         activations=_activations(work, tokens, item, device_of(sku)),
         context=limits.CUDA_CONTEXT_BYTES if sku.gpu else limits.PROCESS_BYTES,
         available=available,
     )
+
+
+def _own_parameters(profile: Profile, gpus: int) -> int:
+    """Parameters on each of so many GPUs: products are cut, the embedding never is, nor is a static decoder's head."""
+    if gpus == 1:
+        return profile.parameters
+    tables = 2 if profile.family in SLICED else 1  # a head that is the embedding counts twice, to be safe
+    whole = min(tables * profile.vocab_size * profile.hidden_size, profile.parameters)
+    return whole + (profile.parameters - whole) // gpus
 
 
 def image_tokens(profile: Profile) -> int:

@@ -5,6 +5,7 @@ import pytest
 from mii_azure import limits
 from mii_azure.errors import DoesNotFit, NotAvailable
 from mii_azure.planning import make_plan, plan
+from mii_azure.profile import DTYPE_BYTES
 from mii_azure.render import deployment_settings
 from mii_azure.spec import make_spec
 from scoring.errors import PassNotServed
@@ -21,7 +22,9 @@ def test_a_model_that_needs_two_gpus_is_sliced_and_its_bundle_says_so():
     made = plan(TASK, OPT_66B)
     assert (made.instance_type, made.tensor_parallel, made.fits) == (TWO_H100, 2, True)
     assert _pass(made, "tensor_slicing").value == "yes"
-    assert _pass(made, "static_decode").value == "no"
+    assert _pass(made, "static_decode").value == "yes"
+    assert "on each of 2 GPUs" in _pass(made, "static_decode").reason
+    assert _pass(made, "weight_only").value == "no"
     written = deployment_settings(make_spec(task=TASK, model=OPT_66B, name="opt"), made, OPT_66B)["optimisation"]
     assert written["tensor_parallel"] == 2
     assert written["on"] == ["tensor_slicing"]  # a server with one GPU must say so, not run out of memory
@@ -30,7 +33,25 @@ def test_a_model_that_needs_two_gpus_is_sliced_and_its_bundle_says_so():
 def test_a_degree_that_is_asked_for_is_taken_where_the_model_would_fit_one_gpu():
     made = plan(TASK, "facebook/opt-1.3b", TWO_H100, tensor_parallel=2)
     assert made.tensor_parallel == 2
-    assert made.memory.weights * 2 == pytest.approx(made.profile.parameters * 2, rel=0.01)
+    tables = 2 * 2 * made.profile.vocab_size * made.profile.hidden_size  # bytes of embedding and head, whole on each
+    assert made.memory.weights == pytest.approx(tables + (2 * made.profile.parameters - tables) / 2, rel=0.001)
+
+
+def test_slots_over_slices_take_a_share_of_their_memory_on_each_gpu():
+    one, two = (plan(TASK, "facebook/opt-1.3b", TWO_H100, tensor_parallel=degree) for degree in (0, 2))
+    profile = one.profile
+    each = profile.context_length * profile.kv_bytes_per_token * 2 // DTYPE_BYTES[profile.dtype]
+    assert one.memory.kv_cache == one.slots * each
+    assert two.slots >= one.slots
+    assert two.memory.kv_cache == two.slots * each // 2
+    assert _pass(two, "static_decode").value == "yes"
+
+
+def test_families_that_only_deepspeed_slices_have_no_slots():
+    facts = plan(TASK, OPT_66B).profile.model_copy(update={"family": "mixtral"})
+    made = make_plan(make_spec(task=TASK, model="x", name="big"), facts, {})
+    assert (made.tensor_parallel, made.slots) == (2, 0)
+    assert "ixtral is none of" in _pass(made, "static_decode").reason
 
 
 @pytest.mark.parametrize(("degree", "instance_type"), [(3, None), (2, ONE_H100), (16, TWO_H100)])

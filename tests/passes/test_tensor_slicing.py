@@ -15,11 +15,11 @@ import torch
 import transformers
 
 from scoring import ranks
-from scoring.config import Deployment, Optimisation
+from scoring.config import Deployment, Limits, Optimisation
 from scoring.errors import PassNotServed, RankLost
 from scoring.optimise import choose
 from scoring.passes.base import Applied, Facts, Hardware, PassRefused
-from scoring.passes.catalogue import reference_of
+from scoring.passes.catalogue import decoder_passes, reference_of
 from scoring.passes.tensor_slicing import TensorSlicing
 from scoring.service import Service
 from scoring.tasks import task_class
@@ -75,6 +75,32 @@ def test_decision(degree: int, facts: Facts, hardware: Hardware, reason: str) ->
 def test_forcing_what_cannot_be_is_an_error_with_the_reason() -> None:
     with pytest.raises(PassNotServed, match="32 attention heads cannot be divided over 3 ranks"):
         choose([TensorSlicing(3)], LLAMA, replace(TWO, gpus=4), Optimisation(on=("tensor_slicing",)))
+
+
+def _chosen(settings: Optimisation, facts: Facts = LLAMA, hardware: Hardware = SMALL) -> dict[str, str]:
+    limits = Limits(slots=4, context_length=1024)
+    chosen = choose(decoder_passes(limits, settings), facts, hardware, settings)
+    return {each.name: ("take: " if decision.take else "") + decision.reason for each, decision in chosen}
+
+
+def test_the_static_decoder_serves_slices_and_counts_its_share_of_their_memory() -> None:
+    told = _chosen(Optimisation())
+    assert told["tensor_slicing"] == "take: the weights need 2 GPUs"
+    assert told["static_decode"] == "take: 4 slots of 1024 tokens, one graph a batch size on each of 2 GPUs"
+    asked = _chosen(Optimisation(tensor_parallel=2), hardware=TWO)
+    assert asked["static_decode"].startswith("take")
+    assert asked["weight_only"] == "tensor_slicing serves the same layers faster"
+    few = _chosen(Optimisation(), replace(LLAMA, layers=320), replace(SMALL, memory_bytes=9 << 30, gpus=2))
+    assert "slots need 9.0 GiB on each of 2 GPUs" in few["static_decode"]
+    assert not few["static_decode"].startswith("take")
+
+
+def test_what_is_not_sliced_counts_the_whole_memory() -> None:
+    told = _chosen(Optimisation(off=("tensor_slicing",)))
+    assert "slots need 13.5 GiB; choose fewer" in told["static_decode"]
+    other = _chosen(Optimisation(), replace(LLAMA, family="mixtral"))
+    assert other["tensor_slicing"].startswith("take")
+    assert "mixtral is none of" in other["static_decode"]
 
 
 def _sliced(folder: Path, auto: str, task: str) -> tuple[Sliced, float]:
