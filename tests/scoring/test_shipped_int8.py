@@ -162,6 +162,23 @@ def test_others_read_the_same_model(auto: bool, family: str, task: str, shipped:
         assert torch.equal(theirs.eval()(ids).logits, ours(ids).logits)
 
 
+def test_what_others_write_is_read(shipped: Shipped, tmp_path: Path) -> None:
+    """Saved again by transformers, with compressed-tensors' own config and its scales in the model's type."""
+    import transformers
+
+    folder = shipped("llama")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    theirs.save_pretrained(tmp_path / "again")
+    for path in folder.glob("token*"):
+        shutil.copy(path, tmp_path / "again")
+    ours, before = (
+        load(Deployment("x", "text-generation"), each).model.state_dict() for each in (tmp_path / "again", folder)
+    )
+    assert ours.keys() == before.keys()
+    for name, tensor in before.items():
+        assert torch.allclose(ours[name], tensor, rtol=2**-8, atol=0), name
+
+
 def test_what_loads_a_folder_again_widens_it_too(shipped: Shipped) -> None:
     folder = shipped("llama")
     model = load(Deployment("x", "text-generation"), folder).model
