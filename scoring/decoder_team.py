@@ -1,6 +1,7 @@
 """The ranks that hold one decoder's slices: sums over them, one choice of tokens, and waiting that a lost rank ends."""
 
 import logging
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -69,10 +70,11 @@ class Team:
 def _staging(device: torch.device) -> Tensor | None:
     """Memory [SMALL bytes] that all GPUs of the group can read; None on a CPU, or where they reach no other's memory.
 
-    Without NVLink's multicast, which not every host allows. All ranks must call it, and come to the same.
+    All ranks must call it, and come to the same.
     """
     if device.type != "cuda" or not _linked(torch.cuda.device_count()):
         return None
+    os.environ["TORCH_SYMM_MEM_DISABLE_MULTICAST"] = "1"  # NVLink's, which is not used, and fails on some hosts
     staging = None
     try:
         import torch.distributed._symmetric_memory as symmetric
@@ -81,7 +83,7 @@ def _staging(device: torch.device) -> Tensor | None:
         symmetric.rendezvous(staging, _everyone())
     except (ImportError, RuntimeError) as error:
         staging = None
-        logger.warning("sums go over NCCL: %s", str(error).strip().splitlines()[0])
+        logger.warning("sums go over NCCL: %s", (str(error).strip().splitlines() or [type(error).__name__])[0])
     able = torch.tensor([int(staging is not None)], device=device)
     dist.all_reduce(able, dist.ReduceOp.MIN)
     return staging if able.item() else None
