@@ -63,6 +63,41 @@ def encoders(result: Result) -> str:
     return "\n".join([*rows, "", f"{where(result)}, fp16. {note} Largest relative error of ours: {worst:.1e}."])
 
 
+def eight_bits(result: Result) -> str:
+    """Encoders' products in int8 and FP8 against 16 bits: times, and errors against float32."""
+    rows = [
+        "| encoder | 16 bits ms | int8 ms | FP8 ms | error, 16 bits | int8 | FP8 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        errors = " | ".join(f"{row['errors'][kind]:.1e}" for kind in ("ours", "int8", "fp8"))
+        rows.append(f"| {row['work']}, batch 1 | {row['ours']:.2f} | {row['int8']:.2f} | {row['fp8']:.2f} | {errors} |")
+        for shape in row["shapes"]:
+            if shape["batch"] > 1:
+                wide = min(shape["triton"], shape["cublas"])
+                name = f"{row['work'].split()[0]}, batch {shape['batch']} x {shape['length']}"
+                rows.append(f"| {name} | {wide:.2f} | {shape['int8']:.2f} | {shape['fp8']:.2f} | | | |")
+    note = "In larger batches every second row is half padding; 16 bits: the faster of our products and cuBLAS's."
+    return "\n".join([*rows, "", f"{where(result)}, random weights. Query, key, value and up in eight bits. {note}"])
+
+
+def products(result: Result) -> str:
+    """One product of an encoder in every format, ours beside torch's."""
+    columns = ("cuBLAS 16", "ours 16", "ours int8", "ours fp8", "torch int8", "torch fp8, a scale a row")
+    heads = "16 bits, cuBLAS | 16 bits, ours | int8, ours | FP8, ours | int8, torch | FP8, torch"
+    rows = [f"| rows x outputs x inputs | {heads} | floor |", "|---" * 8 + "|"]
+    for row in result["rows"]:
+        cells = " | ".join(f"{row[name]:.1f}" for name in columns)
+        rows.append(f"| {row['rows']} x {row['outputs']} x {row['inputs']} | {cells} | {row['floor']:.1f} |")
+    worst = {name: max(row["errors"][f"ours {name}"] for row in result["rows"]) for name in ("int8", "fp8")}
+    note = (
+        "Microseconds in a graph, GELU included where there is one (3072 x 768, 4096 x 1024); torch's int8 product has "
+    )
+    note += "neither scales nor GELU. "
+    note += f"Relative errors of one product: int8 {worst['int8']:.1e}, FP8 {worst['fp8']:.1e}."
+    return "\n".join([*rows, "", f"{where(result)}. {note}"])
+
+
 def decoders(result: Result) -> str:
     """One decode step, all slots."""
     rows = [
@@ -118,6 +153,8 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "hosts": ("hosts.json", hosts),
     "peers": ("peers.json", peers),
     "encoders": ("encoders.json", encoders),
+    "eight-bits": ("encoders.json", eight_bits),
+    "products": ("products.json", products),
     "decoders": ("decoders-h100.json", decoders),
     "throughput": ("throughput.json", serving_tables.throughput),
     "diffusion": ("diffusion.json", serving_tables.diffusion),
