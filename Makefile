@@ -42,7 +42,7 @@ ray: $(STAMP)  ## install Ray Serve, and kill a node of a local cluster under lo
 	$(BIN)/pip install -qq -c constraints.txt -e '.[ray]'
 	MII_AZURE_RAY=1 $(BIN)/pytest tests/ray
 
-docs: $(STAMP)  ## regenerate docs/cli.md from the command line
+docs: $(STAMP)  ## regenerate docs/cli.md and docs/passes.md from the code
 	$(BIN)/python -m tools.docs
 
 golden: $(STAMP)  ## regenerate the golden bundles; refuses a dirty tree

@@ -13,7 +13,7 @@ from benchmarks import tables
 from benchmarks.tables import TABLES, shown
 from benchmarks.tables import render as render_table
 from tests.tiny_models import tiny_model
-from tools.docs import PAGE, render
+from tools.docs import PAGES
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -66,8 +66,9 @@ def test_readme_python_runs(number: int, folder: Path) -> None:
     assert "'answer'" in run([sys.executable, "-c", code], folder)
 
 
-def test_cli_reference_is_current() -> None:
-    assert PAGE.read_text(encoding="utf-8") == render(), "run `make docs`"
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.name))
+def test_pages_that_the_code_writes_are_current(page: Path) -> None:
+    assert page.read_text(encoding="utf-8") == PAGES[page](), "run `make docs`"
 
 
 @pytest.mark.parametrize("name", TABLES)

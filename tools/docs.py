@@ -1,13 +1,42 @@
-"""Writes docs/cli.md from the command line itself; a test compares the two."""
+"""Writes the pages that say what the code says: docs/cli.md and docs/passes.md; a test compares them."""
 
+import inspect
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "cli.md"
+from scoring.config import Limits
+from scoring.passes import catalogue, deepspeed_kernels, fused_encoder, static_decode, tensor_slicing
+from scoring.passes.base import TOLERANCE, Pass
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+
+KINDS = {
+    "encoders": catalogue.encoder_passes,
+    "decoders": lambda: catalogue.decoder_passes(Limits()),
+    "text to image": catalogue.diffusion_passes,
+}
+FAMILIES = (deepspeed_kernels, fused_encoder, static_decode, tensor_slicing)
+
+PASSES = f"""# The passes
+
+What may be done to a model before it serves. `mii-azure plan` says which would be taken on an instance type and
+why; at start each pass that is taken is applied, compared with plain transformers in float32 (padded batches;
+prompts and cached steps of decoders), and dropped, with its reason on record, beyond its bound of error. The record
+is in the log, in the metadata that `mii-azure query` and every host give, and in what `mii-azure parity` tells of
+two environments.
+
+Nothing has to be chosen: `--objective latency` (the default) or `cost` decides, with the model, the hardware and
+the batch. `--passes-on` and `--passes-off` force passes; one that cannot be served is then an error that names the
+reason. `--optimisations public` limits the choice to DeepSpeed's own open passes and torch's.
+
+A relative error of {TOLERANCE:g} is served where the table has no other bound. Decoders in 16 bits may differ by
+{static_decode.OWN_ERRORS:g} times what 16 bits cost plain transformers themselves.
+"""
 
 
-def render() -> str:
+def cli() -> str:
     """The reference of every verb as Markdown, by typer's own documentation command."""
     command = [sys.executable, "-m", "typer", "mii_azure.cli", "utils", "docs", "--name", "mii-azure"]
     return subprocess.run(command, check=True, capture_output=True, text=True, env=_environment()).stdout
@@ -19,7 +48,30 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
 
 
+def passes() -> str:
+    """Every pass, whom it serves, its bound and what it does; then the families, and those that are refused."""
+    found: dict[str, tuple[Pass, list[str]]] = {}
+    for kind, made in KINDS.items():
+        for each in made():
+            found.setdefault(each.name, (each, []))[1].append(kind)
+    lines = [PASSES, "| pass | of | public | bound | what it does |", "|---|---|---|---|---|"]
+    for name, (each, kinds) in found.items():
+        bound = "" if each.tolerance == TOLERANCE else f"{each.tolerance:g}"
+        what = inspect.cleandoc(type(each).__doc__ or "").split("\n\n")[0].replace("\n", " ")
+        lines.append(f"| `{name}` | {', '.join(kinds)} | {'yes' if each.public else ''} | {bound} | {what} |")
+    lines += ["", "## Families"]
+    for module in FAMILIES:
+        lines += ["", f"`{module.__name__.split('.')[-1]}`: {', '.join(sorted(module.FAMILIES))}."]
+        refused = getattr(module, "REFUSED", {})
+        lines += ["", *(f"- not {family}: {reason}" for family, reason in sorted(refused.items()))] if refused else []
+    return "\n".join(lines) + "\n"
+
+
+PAGES: dict[Path, Callable[[], str]] = {DOCS / "cli.md": cli, DOCS / "passes.md": passes}
+
+
 if __name__ == "__main__":
-    PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text(render(), encoding="utf-8")
-    print(f"wrote {PAGE}")
+    DOCS.mkdir(exist_ok=True)
+    for page, render in PAGES.items():
+        page.write_text(render(), encoding="utf-8")
+        print(f"wrote {page}")

@@ -20,7 +20,7 @@ _HEAD_DIMS = (16, 32, 64, 128)
 
 
 class FusedEncoder(Pass):
-    """Replaces embeddings and layers by a `FusedStack`; the heads stay as they are."""
+    """Our own kernels in the place of embeddings and layers, over tokens without padding; the heads stay as they are."""
 
     name = "fused_encoder"
     supersedes = ("deepspeed_kernels",)

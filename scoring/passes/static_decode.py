@@ -18,7 +18,7 @@ FAMILIES = ("bloom", "gemma", "gpt2", "gpt_neo", "gpt_neox", "gptj", "llama", "m
 SLICED = tuple(family for family in FAMILIES if family in CUT)
 _LONGEST_HEAD = 256
 _MEMORY_SHARE = 0.9  # of the card, for weights and cache; the rest is activations, graphs and the context
-_OWN_ERRORS = 1.25  # of the plain 16-bit model that another order of the same sums may cost
+OWN_ERRORS = 1.25  # of the plain 16-bit model that another order of the same sums may cost
 
 
 class StaticDecode(Pass):
@@ -108,7 +108,7 @@ class StaticDecode(Pass):
     def bound(self, reference: Callable[..., Any]) -> float:
         """At 7 B, 16 bits alone cost plain transformers more than the tolerance: then that is the measure."""
         own: float = reference().own_error
-        return max(self.tolerance, _OWN_ERRORS * own)
+        return max(self.tolerance, OWN_ERRORS * own)
 
 
 def _decoder(model: Any, slots: int, max_length: int) -> Any:
