@@ -116,3 +116,23 @@ def streams(result: Result) -> str:
         f"{result['model']}, {result['new_tokens']} new tokens each, {result['machine']}, {result['date']}, revision "
     )
     return "\n".join([*rows, "", f"{text}{result['revision']}."])
+
+
+def quantised(result: Result) -> str:
+    """What int8 weights save and cost."""
+    rows = [
+        "| model | weights MB | as int8 MB | of before | weights differ | answers differ |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        before, after = row["none bytes"], row["int8 bytes"]
+        rows.append(
+            f"| {row['model']} | {before / 1e6:.0f} | {after / 1e6:.0f} | {after / before:.0%} "
+            f"| {row['weight_error']:.2%} | {row['output_error']:.2%} |"
+        )
+    versions = result["versions"]
+    told = f"torch {versions['torch']}, transformers {versions['transformers']}, {result['date']}"
+    note = "Small models are half embeddings, which stay as they were."
+    return "\n".join(
+        [*rows, "", f"Relative, against the original in float32. {note} {told}, revision {result['revision']}."]
+    )
