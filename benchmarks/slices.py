@@ -4,12 +4,13 @@
 
 Random weights in fp16, written to a temporary folder that every rank loads. Each way runs in a process of its own: a
 prompt in every slot, then steps end to end, tokens read one step late. The sliced decoder is verified against what
-plain transformers answers on one GPU. Sums of one row of the residual stream are timed by themselves, in a graph, over
-memory that both GPUs read and over NCCL.
+plain transformers answers on one GPU, and measured over NCCL's sums as well. Sums of one row of the residual stream are
+timed by themselves, in a graph.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -29,8 +30,9 @@ from scoring.decoder_state import Sampling
 
 CASE = CASES["llama-6.7b"]
 DEGREE, SLOTS, BAR = 2, (1, 16), 1.6
-COLUMNS = ("GPUs", "slots", "ms a token", "floor", "floor share", "over one GPU")
+COLUMNS = ("GPUs", "sums", "slots", "ms a token", "floor", "floor share", "over one GPU")
 _SUMS = 64  # in one graph: what a step of 32 layers has
+_PART_S = 400.0
 
 
 def write_model(folder: Path) -> None:
@@ -107,8 +109,10 @@ def _measured(decoder: Decoder, gpus: int, error: dict[str, float]) -> dict[str,
         live = slots * (PROMPT + TOKENS // 2)
         floor = 1e3 * (form.step_bytes() + live * form.kv_bytes_per_token()) / DATASHEET
         took = step_ms(decoder, slots)
-        rows.append({"GPUs": gpus, "slots": slots, "ms a token": took, "floor": floor, "floor share": floor / took})
-    return {"error": error, "own_memory": form.team.direct if form.team else None, "rows": rows}
+        sums = None if form.team is None else "NCCL" if form.team.quick(torch.empty(1)) is None else "ours"
+        row = {"GPUs": gpus, "sums": sums, "slots": slots, "ms a token": took, "floor": floor}
+        rows.append(row | {"floor share": floor / took})
+    return {"error": error, "rows": rows}
 
 
 def sums() -> dict[str, Any]:
@@ -135,9 +139,9 @@ def _time_sums(rank: int, port: int, told: Any) -> None:
     dist.init_process_group("nccl", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=DEGREE)
     team = Team(rank, DEGREE, torch.device("cuda", rank), 60.0)
     x = torch.zeros(1, CASE.config["hidden_size"], device="cuda")
-    ways = {"NCCL": lambda: dist.all_reduce(x)}
-    if team.direct:
-        ways["memory that both read"] = lambda: team.sum(x)
+    ways = {"NCCL": lambda: team.sum(x)}
+    if (exchange := team.quick(x)) is not None:
+        ways["ours"] = lambda: exchange.sum(x)
     found = {}
     for name, way in ways.items():
         way()
@@ -153,12 +157,18 @@ def _time_sums(rank: int, port: int, told: Any) -> None:
     dist.destroy_process_group()
 
 
-def child(which: str, folder: Path) -> dict[str, Any]:
-    """One part in a process of its own; raises CalledProcessError."""
+def child(which: str, folder: Path, **environment: str) -> dict[str, Any]:
+    """One part in a process of its own; of one that fails or hangs, why."""
     command = [sys.executable, "-m", "benchmarks.slices", "--part", which, "--folder", str(folder)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    try:
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, text=True, check=True, timeout=_PART_S, env=os.environ | environment
+        )
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return found
+    except (subprocess.SubprocessError, ValueError, IndexError) as error:
+        print(f"{which}: {error}", file=sys.stderr, flush=True)
+        return {"failed": f"{type(error).__name__}: {error}", "rows": []}
 
 
 def main() -> None:
@@ -178,13 +188,14 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         child("model", Path(folder))
-        parts_told = {which: child(which, Path(folder)) for which in ("one", "two", "sums")}
-    rows = [row for which in ("one", "two") for row in parts_told[which].pop("rows")]
+        parts_told = {which: child(which, Path(folder)) for which in ("sums", "one", "two")}
+        parts_told["two over NCCL"] = child("two", Path(folder), MII_AZURE_SUMS="nccl")
+    rows = [row for told in parts_told.values() for row in told.pop("rows", [])]
     base = {row["slots"]: row["ms a token"] for row in rows if row["GPUs"] == 1}
     for row in rows:
-        row["over one GPU"] = base[row["slots"]] / row["ms a token"]
-    best = next(row["over one GPU"] for row in rows if row["GPUs"] == DEGREE and row["slots"] == 1)
-    bars = {f"two GPUs >= {BAR} x one, a token of one sequence": best >= BAR}
+        row["over one GPU"] = base[row["slots"]] / row["ms a token"] if base else None
+    gains = [row["over one GPU"] or 0.0 for row in rows if row["GPUs"] == DEGREE and row["slots"] == 1]
+    bars = {f"two GPUs >= {BAR} x one, a token of one sequence": max(gains, default=0.0) >= BAR}
     result = provenance() | {"case": asdict(CASE), **parts_told, "rows": rows, "bars": bars}
     path = write("slices", result, chosen.out)
     print(table(COLUMNS, rows))

@@ -78,12 +78,12 @@ class Launcher:
         self.precision = "ieee" if form.dtype == torch.float32 else "tf32"
         self._gains = {id(linear): _gains(norm, linear) for norm, linear in self._normed_products()}
         self.buffers = self._allocate()
-        self._summed = False  # the kernel before is one of a sum over ranks
+        self._summed = False  # the kernel before is NCCL's
         self._first = form.team is None or form.team.first
         self._both = {id(layer): _joint(layer) for layer in form.layers if layer.parallel}
 
     def _launch(self) -> dict[str, Any]:
-        """How the next kernel starts: early, but behind a sum over ranks, which gives no sign to start at.
+        """How the next kernel starts: early, but behind a kernel of NCCL's, which gives no sign to start at.
 
         So whatever was written two launches ago is there before a kernel waits, sums or not.
         """
@@ -93,8 +93,13 @@ class Launcher:
 
     def _sum(self, x: Tensor) -> None:
         """Add up the ranks' parts, in place."""
-        if self.form.team is not None:
-            self.form.team.sum(x)
+        team = self.form.team
+        if team is None:
+            return
+        if (exchange := team.quick(x)) is not None:
+            exchange.sum(x, pdl=self.pdl, options=self._launch())
+        else:
+            team.sum(x)
             self._summed = True
 
     def _normed_products(self) -> list[tuple[Norm, Linear]]:

@@ -4,6 +4,8 @@ TRITON_INTERPRET=1 pytest tests/passes/test_sliced_kernels.py     # with triton 
 """
 
 import os
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +19,7 @@ if torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1, and no GPU", allow_module_level=True)
 
 from scoring.decode import Decoder
+from scoring.decoder_exchange import CAPACITY, Exchange
 from scoring.decoder_families import build
 from scoring.decoder_launch import Launcher
 from scoring.decoder_prefill import Prefiller
@@ -108,7 +111,56 @@ def test_prompts_over_two_ranks_match_the_whole_form(family: str, tmp_path: Path
         assert (logits - wanted).abs().max() <= 1e-4
 
 
-def test_the_kernel_after_a_sum_waits_for_all_of_it(tmp_path: Path) -> None:
+def _exchanges(ranks: int) -> list[Exchange]:
+    """Of ranks whose memory is one."""
+    inboxes = [torch.zeros(2, ranks, CAPACITY, dtype=torch.int64) for _ in range(ranks)]
+    addresses = [inbox.data_ptr() for inbox in inboxes]
+    return [Exchange(rank, addresses, inbox) for rank, inbox in enumerate(inboxes)]
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_words_with_signs_add_up(ranks: int) -> None:
+    """Sums of several sizes, one after the other; each rank's sending and taking apart, as none can wait here."""
+    generator = torch.Generator().manual_seed(0)
+    exchanges = _exchanges(ranks)
+    for number in (32, 1000, 512, 1500, 32, 32, 1500):
+        parts = [torch.randn(number, generator=generator) for _ in exchanges]
+        wanted = parts[0].clone()
+        for part in parts[1:]:
+            wanted += part
+        for exchange, part in zip(exchanges, parts, strict=True):
+            exchange.sum(part, take=False)
+        for exchange, part in zip(exchanges, parts, strict=True):
+            exchange.sum(part, send=False)
+            assert torch.equal(part, wanted)
+    narrow = [torch.randn(64, generator=generator).half() for _ in exchanges]
+    expected = sum(part.float() for part in narrow).half()
+    for exchange, part in zip(exchanges, narrow, strict=True):
+        exchange.sum(part, take=False)
+    for exchange, part in zip(exchanges, narrow, strict=True):
+        exchange.sum(part, send=False)
+        assert torch.equal(part, expected)
+    assert not exchanges[0].takes(torch.empty(CAPACITY + 1))
+
+
+def test_words_that_are_late_are_waited_for() -> None:
+    one, _ = _exchanges(2)
+    words = torch.full((8,), 5.0).view(torch.int32).long() | (1 << 32)  # the other's, of the first sum
+
+    def send() -> None:
+        one._own[1, 1, :8] = words
+
+    x = torch.ones(8)
+    one._own[1, 1, :8] = words & 0xFFFFFFFF  # its numbers without their sign
+    late = threading.Timer(0.3, send)
+    began = time.monotonic()
+    late.start()
+    one.sum(x)
+    assert time.monotonic() - began >= 0.3
+    assert x.tolist() == [6.0] * 8
+
+
+def test_the_kernel_after_a_sum_waits_for_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     form = build(tiny("llama", tmp_path), 128)
 
     def work(team: Team) -> None:
@@ -117,6 +169,12 @@ def test_the_kernel_after_a_sum_waits_for_all_of_it(tmp_path: Path) -> None:
         assert launcher._launch() == {"launch_pdl": True}
         launcher._sum(launcher.buffers.x[:1])
         assert launcher._launch() == {}
+        assert launcher._launch() == {"launch_pdl": True}
+        told: list[Any] = []
+        spy = SimpleNamespace(sum=lambda x, pdl, options: told.append((pdl, options)))
+        monkeypatch.setattr(team, "quick", lambda x: spy)
+        launcher._sum(launcher.buffers.x[:1])
+        assert told == [(True, {"launch_pdl": True})]  # its own kernel starts early, and gives the sign to
         assert launcher._launch() == {"launch_pdl": True}
 
     Threads(2).run(work)

@@ -1,0 +1,66 @@
+"""A sum over the GPUs of one host in one kernel, by words that carry their own sign of having come.
+
+A word of 64 bits is a float32 and the number of the sum that it belongs to. A rank stores its words straight into every
+other's memory and reads its own until all have the number of this sum: one way over the link, and no barrier. Sums take
+turns in the two halves of an inbox. A half is free again by then: that a rank's words of the sum between have come says
+that it has ended the sum before.
+"""
+
+# mypy: ignore-errors
+# ruff: noqa: N803
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+
+@triton.jit
+def _inbox(addresses_ptr, rank):
+    return tl.multiple_of(tl.load(addresses_ptr + rank).to(tl.pointer_type(tl.int64)), 16)
+
+
+@triton.jit
+def _missing(word, number, inside):
+    return tl.sum((((word >> 32).to(tl.int32) != number) & inside).to(tl.int32), 0)
+
+
+@triton.jit
+def add_ranks(x_ptr, addresses_ptr, counts_ptr, N, SPINS, CAPACITY: tl.constexpr, BN: tl.constexpr, RANK: tl.constexpr,
+              WORLD: tl.constexpr, SEND: tl.constexpr, TAKE: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+    """x [N] becomes its sum over WORLD ranks, added in their order in float32. Grid (N / BN).
+
+    addresses [WORLD]: of every rank's inbox [2, WORLD, CAPACITY], which all can reach. counts [CAPACITY / BN]: how many
+    sums each program has taken part in. It looks SPINS times for what is late, without end where that is negative.
+    """
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    program = tl.program_id(0)
+    n = program * BN + tl.arange(0, BN)
+    inside = n < N
+    number = tl.load(counts_ptr + program) + 1
+    half = (number & 1) * (WORLD * CAPACITY)
+    own = tl.load(x_ptr + n, mask=inside, other=0.0).to(tl.float32)
+    if SEND:
+        word = (own.to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF) | (number.to(tl.int64) << 32)
+        for to in tl.static_range(WORLD):
+            if to != RANK:
+                place = _inbox(addresses_ptr, to) + half + RANK * CAPACITY + n
+                tl.store(place, word, mask=inside, cache_modifier=".wt")
+    if TAKE:
+        total = tl.zeros([BN], tl.float32)
+        for source in tl.static_range(WORLD):
+            if source == RANK:
+                total += own
+            else:
+                place = _inbox(addresses_ptr, RANK) + half + source * CAPACITY + n
+                word = tl.load(place, mask=inside, other=0, volatile=True)
+                missing = _missing(word, number, inside)
+                spins = 0
+                while (missing > 0) & (spins != SPINS):
+                    word = tl.load(place, mask=inside, other=0, volatile=True)
+                    missing = _missing(word, number, inside)
+                    spins += 1
+                total += (word & 0xFFFFFFFF).to(tl.int32).to(tl.float32, bitcast=True)
+        tl.store(x_ptr + n, total, mask=inside)
+        tl.store(counts_ptr + program, number)
