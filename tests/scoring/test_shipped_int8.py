@@ -27,7 +27,7 @@ from scoring.passes.plain import reload
 from scoring.passes.static_decode import StaticDecode
 from scoring.passes.weight_only import WeightOnly
 from scoring.ranks import Plan, _load
-from scoring.shipped_int8 import pack, unpack, widen
+from scoring.shipped_int8 import from_pretrained, pack, unpack, widen
 from scoring.shipped_int8 import quantise as ship
 from tests.conftest import Tiny
 
@@ -157,6 +157,34 @@ def test_others_read_the_same_model(auto: bool, family: str, task: str, shipped:
     theirs, report = cls.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
+    ids = torch.arange(5, 29)[None]
+    with torch.inference_mode():
+        assert torch.equal(theirs.eval()(ids).logits, ours(ids).logits)
+
+
+def test_weights_go_straight_to_the_device_that_is_named(shipped: Shipped) -> None:
+    """As the loader asks for on a GPU; the device gets int8, and a float32 copy only of what is widened at once."""
+    import transformers
+
+    folder = shipped("llama")
+    wanted = load(Deployment("x", "text-generation"), folder).model.state_dict()
+    where = {"device_map": {"": torch.device("cpu")}, "dtype": torch.float32, "local_files_only": True}
+    found = from_pretrained(transformers.AutoModelForCausalLM, folder, **where).state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+
+
+def test_names_without_the_prefix_of_the_body(tiny: Tiny, tmp_path: Path) -> None:
+    """As the published weights of BLOOM: saved from the body alone, loaded with its head."""
+    import transformers
+
+    source, target = (Path(shutil.copytree(tiny("bloom", "text-generation"), tmp_path / name)) for name in "ab")
+    stored = {name.removeprefix("transformer."): t for name, t in load_file(source / "model.safetensors").items()}
+    save_file(stored, source / "model.safetensors", metadata={"format": "pt"})
+    writer = Writer(source, target, torch.float32)
+    writer.write()
+    assert writer.losses.products == 8
+    ours = load(Deployment("x", "text-generation"), target).model
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)
     ids = torch.arange(5, 29)[None]
     with torch.inference_mode():
         assert torch.equal(theirs.eval()(ids).logits, ours(ids).logits)
