@@ -23,6 +23,7 @@ from scoring import shipped_int8
 from scoring.int8_layout import PACKED, SCALE, SHAPE, WEIGHT, config_of
 
 _AT_ONCE = 1 << 20  # numbers, in rows: what is held in float32 and float64
+_LEFT_OUT = "Leave out --quantise."
 _RENAMED = {"embed_out": "lm_head"}  # GPT-NeoX's, by transformers at load
 
 
@@ -58,23 +59,29 @@ class Products:
 
 def products_of(folder: Path) -> Products:
     """Read from the model's class, without weights; raises NotAvailable for one that cannot be quantised so."""
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-    name = (config.architectures or [""])[0]
-    cls = getattr(transformers, name, None)
-    if cls is None:
-        raise NotAvailable(f"transformers has no {name}, so its products are not known.", "Leave out --quantise.")
-    with torch.device("meta"):
-        model = cls(config)
+    model = _outline(folder)
     body = model.base_model
     if any(isinstance(module, Conv1D) for module in body.modules()):
         raise NotAvailable(
-            f"{name} keeps its products as Conv1D, which no shared format of int8 weights has.", "Leave out --quantise."
+            f"{type(model).__name__} keeps its products as Conv1D, which no shared format of int8 weights has.",
+            _LEFT_OUT,
         )
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     linear = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
     inside = {id(module) for module in body.modules()} | {id(_own_outputs(model))}
     names = {name for name, each in linear.items() if id(each) in inside and id(each.weight) not in tables}
     return Products(frozenset(names), frozenset(linear.keys() - names), model.base_model_prefix)
+
+
+def _outline(folder: Path) -> Any:
+    """The model without weights, of the class that config.json names."""
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        with torch.device("meta"):
+            return getattr(transformers, config.architectures[0])(config)
+    except Exception as error:
+        told = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise NotAvailable(f"The model's products are not known to transformers: {told}.", _LEFT_OUT) from error
 
 
 def _own_outputs(model: Any) -> Any:
@@ -119,7 +126,7 @@ class Writer:
             self._file(path, entries, able)
         self.progress(*_bytes_of(files, len(files)))
         if not found:
-            raise NotAvailable("The model has no product whose weights could be int8.", "Leave out --quantise.")
+            raise NotAvailable("The model has no product whose weights could be int8.", _LEFT_OUT)
         self.losses.products = len(found)
         if not (self.source / WEIGHTS).is_file():
             index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}

@@ -19,6 +19,7 @@ from mii_azure.products import unpacked
 from mii_azure.quantising import told_by
 from mii_azure.ranking import rank
 from mii_azure.weights import resolve
+from scoring.errors import HeadMissing
 from tests.conftest import Tiny
 
 QA = ("bert", "question-answering")
@@ -171,6 +172,13 @@ def beyond_float16(model: Path) -> None:
     save_file(stored, _weights(model), metadata={"format": "pt"})
 
 
+def headless(model: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    stored = {name: tensor for name, tensor in load_file(_weights(model)).items() if "qa_outputs" not in name}
+    save_file(stored, _weights(model), metadata={"format": "pt"})
+
+
 def awq(model: Path) -> None:
     _configure(model, quantization_config={"quant_method": "awq"})
 
@@ -197,8 +205,20 @@ def pickled(model: Path) -> None:
 REFUSED: dict[str, tuple[Callable[[Path], None] | None, dict[str, Any], type[errors.MiiAzureError], str]] = {
     "a scheme that there is not": (None, {"quantise": "int4"}, errors.SpecError, "quantise: "),
     "quantised in another way": (awq, {}, errors.NotAvailable, "quantised by awq"),
-    "a class that transformers has not": (unknown_class, {}, errors.NotAvailable, "has no NovelForQuestionAnswering"),
+    "a class that transformers has not": (
+        unknown_class,
+        {},
+        errors.NotAvailable,
+        "no attribute NovelForQuestionAnswering",
+    ),
     "code of its own": (own_code, {"trust_remote_code": True}, errors.NotAvailable, "runs its own code"),
+    "a model type that transformers has not": (
+        lambda model: _configure(model, model_type="novel"),
+        {},
+        errors.NotAvailable,
+        "not known to transformers",
+    ),
+    "a head that is missing": (headless, {}, HeadMissing, "qa_outputs.bias, qa_outputs.weight would be random"),
     "pickle": (pickled, {"allow_pickle": True}, errors.NotAvailable, "no product in safetensors"),
     "a weight that is no number": (not_finite, {}, errors.WeightsCorrupt, r"layer\.1\.output\.dense\.weight holds"),
     "a weight beyond the precision": (
