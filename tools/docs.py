@@ -62,6 +62,8 @@ def passes() -> str:
     lines += ["", "## Families"]
     for module in FAMILIES:
         lines += ["", f"`{module.__name__.split('.')[-1]}`: {', '.join(sorted(module.FAMILIES))}."]
+        if sliced := getattr(module, "SLICED", ()):
+            lines[-1] += f" Over slices: {', '.join(sorted(sliced))}."
         refused = getattr(module, "REFUSED", {})
         lines += ["", *(f"- not {family}: {reason}" for family, reason in sorted(refused.items()))] if refused else []
     return "\n".join(lines) + "\n"
