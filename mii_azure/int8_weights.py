@@ -18,12 +18,12 @@ from transformers.pytorch_utils import Conv1D
 
 from mii_azure import headers
 from mii_azure.errors import NotAvailable, WeightsCorrupt
+from mii_azure.quantising import LEFT_OUT
 from mii_azure.weights import INDEX, WEIGHTS
 from scoring import shipped_int8
 from scoring.int8_layout import PACKED, SCALE, SHAPE, WEIGHT, config_of
 
 _AT_ONCE = 1 << 20  # numbers, in rows: what is held in float32 and float64
-_LEFT_OUT = "Leave out --quantise."
 _RENAMED = {"embed_out": "lm_head"}  # GPT-NeoX's, by transformers at load
 
 
@@ -64,7 +64,7 @@ def products_of(folder: Path) -> Products:
     if any(isinstance(module, Conv1D) for module in body.modules()):
         raise NotAvailable(
             f"{type(model).__name__} keeps its products as Conv1D, which no shared format of int8 weights has.",
-            _LEFT_OUT,
+            LEFT_OUT,
         )
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     linear = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
@@ -81,7 +81,7 @@ def _outline(folder: Path) -> Any:
             return getattr(transformers, config.architectures[0])(config)
     except Exception as error:
         told = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise NotAvailable(f"The model's products are not known to transformers: {told}.", _LEFT_OUT) from error
+        raise NotAvailable(f"The model's products are not known to transformers: {told}.", LEFT_OUT) from error
 
 
 def _own_outputs(model: Any) -> Any:
@@ -126,7 +126,7 @@ class Writer:
             self._file(path, entries, able)
         self.progress(*_bytes_of(files, len(files)))
         if not found:
-            raise NotAvailable("The model has no product whose weights could be int8.", _LEFT_OUT)
+            raise NotAvailable("The model has no product whose weights could be int8.", LEFT_OUT)
         self.losses.products = len(found)
         if not (self.source / WEIGHTS).is_file():
             index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mii_azure.planning import Plan
 
 _CONV1D = ("gpt2", "openai-gpt")  # families whose products are no nn.Linear
-_LEFT_OUT = "Leave out --quantise."
+LEFT_OUT = "Leave out --quantise."
 
 
 class Quantisation(BaseModel):
@@ -54,17 +54,17 @@ def require(found: Model, facts: Profile) -> None:
     if not facts.known:
         raise NotAvailable(f"{facts.model} is not opened, so it cannot be quantised.", "Give its folder or hub id.")
     if facts.kind == "diffusion":
-        raise NotAvailable("The weights of text-to-image pipelines are not quantised.", _LEFT_OUT)
+        raise NotAvailable("The weights of text-to-image pipelines are not quantised.", LEFT_OUT)
     if facts.family in _CONV1D:
         raise NotAvailable(
-            f"{facts.family} keeps its products as Conv1D, which no shared format of int8 weights has.", _LEFT_OUT
+            f"{facts.family} keeps its products as Conv1D, which no shared format of int8 weights has.", LEFT_OUT
         )
     if facts.shipped:
         raise NotAvailable(
-            f"The weights of {facts.model} are int8 already.", "Leave out --quantise: it serves as it is."
+            f"The weights of {facts.model} are int8 already.", f"{LEFT_OUT} They are shipped as they are."
         )
     if "auto_map" in found.config:
-        raise NotAvailable(f"{facts.model} runs its own code, so its products are not known.", _LEFT_OUT)
+        raise NotAvailable(f"{facts.model} runs its own code, so its products are not known.", LEFT_OUT)
     if not found.weights.int8_bytes and found.source != "recorded":
         raise NotAvailable(
             f"{facts.model} has no product in safetensors whose weights could be int8.",
@@ -89,7 +89,7 @@ def decision(facts: Profile, dtype: str, told: Quantisation | None = None) -> De
 
 @dataclass
 class Job:
-    """Makes the files of a bundle's model folder that quantising changes; `told` is known once it was called."""
+    """Makes the files of a bundle's model folder that quantising changes; `told` is known once they are made."""
 
     folder: Path  # the original
     plan: "Plan"
