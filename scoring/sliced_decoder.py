@@ -67,6 +67,10 @@ class SlicedDecoder(Decoder):
             super().warm_up(sizes)
             self._ranks.hear("warm")
 
+    def use_int8(self, wanted: bool = True) -> None:
+        super().use_int8(wanted)  # here first: where memory is too short for it, the others need not know
+        self._ranks.send(("use_int8", {"wanted": wanted}))
+
     def drop(self) -> None:
         """Have the other ranks give up their parts."""
         if not self._ranks.lost:

@@ -55,7 +55,7 @@ class StaticDecode(Pass):
         if facts.head_dim > _LONGEST_HEAD:
             return Decision(False, f"heads of {facts.head_dim} exceed the attention kernel's {_LONGEST_HEAD}")
         cache = 4 * facts.layers * facts.kv_heads * facts.head_dim * self.slots * self.max_length
-        degree = self._degree(facts, hardware, objective)
+        degree = self.degree(facts, hardware, objective)
         needed = (facts.weight_bytes + cache) / degree
         each = f" on each of {degree} GPUs" if degree > 1 else ""
         if needed > _MEMORY_SHARE * hardware.memory_bytes:
@@ -63,7 +63,7 @@ class StaticDecode(Pass):
             return Decision(False, f"weights and {self.slots} slots need {size}; choose fewer or shorter slots")
         return Decision(True, f"{self.slots} slots of {self.max_length} tokens, one graph a batch size{each}")
 
-    def _degree(self, facts: Facts, hardware: Hardware, objective: str) -> int:
+    def degree(self, facts: Facts, hardware: Hardware, objective: str) -> int:
         """Ranks that weights and cache are divided over."""
         if self._slicing is None or not self._slicing.applies(facts, hardware, objective).take:
             return 1

@@ -39,7 +39,6 @@ class TensorSlicing(Pass):
     public: ClassVar[bool] = True
     places: ClassVar[bool] = True
     supersedes: ClassVar[tuple[str, ...]] = (
-        "weight_only",
         "fused_encoder",
         "w8a8",
         "deepspeed_kernels",

@@ -30,10 +30,12 @@ class WeightOnly(Pass):
             return Decision(False, "its kernels are for GPUs")
         if objective != LATENCY:
             return Decision(False, "it serves one or two sequences at a time; larger batches read 16-bit weights")
-        if facts.weight_bytes < _WORTH:
-            return Decision(False, f"{facts.weight_bytes / 1e9:.1f} GB of weights are read too fast for it to pay")
-        if 1.5 * facts.weight_bytes > 0.8 * hardware.memory_bytes:
-            return Decision(False, f"16-bit and int8 weights need {1.5 * facts.weight_bytes / 2**30:.1f} GiB together")
+        degree = self.decode.degree(facts, hardware, objective)
+        own, each = facts.weight_bytes / degree, f" on each of {degree} GPUs" if degree > 1 else ""
+        if own < _WORTH:
+            return Decision(False, f"{own / 1e9:.1f} GB of weights{each} are read too fast for it to pay")
+        if 1.5 * own > 0.8 * hardware.memory_bytes:
+            return Decision(False, f"16-bit and int8 weights need {1.5 * own / 2**30:.1f} GiB together{each}")
         shipped = " as shipped" if facts.shipped == "int8" else ""
         return Decision(True, f"int8 weights{shipped} beside the 16-bit ones, one scale a row")
 

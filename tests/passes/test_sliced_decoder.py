@@ -95,6 +95,12 @@ class TestDecoder:
         with pytest.raises(PromptTooLong):
             decoder.step([0])
         assert tokens == generated(plain, ids, 2)
+        decoder.use_int8()  # which a CPU does not read: the ranks make it, and go on
+        decoder.open(1, greedy(plain))
+        decoder.prefill(1, ids[:9])
+        again = decoder.sample([1]).tokens()
+        decoder.use_int8(False)
+        assert again + decoder.step([1]).tokens() == generated(plain, ids[:9], 2)
 
     def test_a_rank_without_memory_for_its_part_refuses_the_pass(self, many: Many, tiny: Tiny) -> None:
         model = many.slice(tiny("llama", TASK))

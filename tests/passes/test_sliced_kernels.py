@@ -21,6 +21,7 @@ if torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") != "1":
 from scoring.decode import Decoder
 from scoring.decoder_exchange import CAPACITY, Exchange
 from scoring.decoder_families import build
+from scoring.decoder_form import quantise
 from scoring.decoder_launch import Launcher
 from scoring.decoder_prefill import Prefiller
 from scoring.decoder_state import Sampling, State
@@ -86,6 +87,29 @@ def test_steps_over_two_ranks_match_the_whole_form(family: str, rows: list[int],
     for told in threads.run(work):
         for logits, expected in zip(told, wanted, strict=True):
             assert (logits - expected).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_int8_slices_match_their_widened_reference(family: str, tmp_path: Path) -> None:
+    model = tiny(family, tmp_path)
+    form = build(model, 128)
+
+    def work(team: Team) -> float:
+        part = cut(form, team)
+        quantise(part)
+        for product in part.products():  # the reference reads what the kernels read
+            assert product.scale is not None
+            product.wide = product.weight * product.scale[:, None]
+        state = _state(part, model)
+        slots = torch.tensor([2, 0])
+        wanted = TorchBackend(part, state).step(slots, 128)
+        launcher = Launcher(part, state, 2, pdl=False)
+        launcher.tiles = {name: Tile(64, 64, 1) for name in ("qkv", "out", "up", "gated", "down", "head")}
+        launcher.buffers.slots[:2] = slots.int()
+        launcher.step(2)
+        return float((launcher.buffers.logits[:2] - wanted).abs().max())
+
+    assert max(Threads(2).run(work)) <= 1e-4
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "gptj", "opt"])

@@ -89,7 +89,10 @@ def test_the_static_decoder_serves_slices_and_counts_its_share_of_their_memory()
     assert told["static_decode"] == "take: 4 slots of 1024 tokens, one graph a batch size on each of 2 GPUs"
     asked = _chosen(Optimisation(tensor_parallel=2), hardware=TWO)
     assert asked["static_decode"].startswith("take")
-    assert asked["weight_only"] == "tensor_slicing serves the same layers faster"
+    assert asked["weight_only"] == "take: int8 weights beside the 16-bit ones, one scale a row"
+    assert "16-bit and int8 weights need 9.8 GiB together on each of 2 GPUs" in told["weight_only"]
+    small = _chosen(Optimisation(tensor_parallel=2), replace(LLAMA, weight_bytes=5_000_000_000), TWO)
+    assert small["weight_only"] == "2.5 GB of weights on each of 2 GPUs are read too fast for it to pay"
     few = _chosen(Optimisation(), replace(LLAMA, layers=320), replace(SMALL, memory_bytes=9 << 30, gpus=2))
     assert "slots need 9.0 GiB on each of 2 GPUs" in few["static_decode"]
     assert not few["static_decode"].startswith("take")
