@@ -1,33 +1,50 @@
 """What int8 weights cost a model's answers: against the original, both in float32, on the probes of the passes."""
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mii_azure.errors import WeightsCorrupt
-from scoring import decoder_checking
+from mii_azure.int8_weights import blocks, products_of
+from mii_azure.profile import DTYPE_BYTES, Profile
+from scoring import decoder_checking, shipped_int8
 from scoring.config import Deployment
 from scoring.loader import load
 from scoring.passes import checking
 from scoring.tasks import task_schema
 
-_ROOM = 1.3  # of the weights in float32: what reading and answering take beside them
+_ROOM = 1.3  # of the weights: what reading and answering take beside them
+
+#: A module's name and module, a parameter's name and its numbers: what it computes with.
+Change = Callable[[str, str, Tensor], Tensor]
 
 
-def output_error(original: Path, shipped: Path, task: str, parameters: int) -> tuple[float | None, str]:
+def output_error(original: Path, shipped: Path, task: str, facts: Profile, served: str) -> tuple[float | None, str]:
     """Largest relative error (2-norms) over the outputs; or None, and why nothing was compared.
 
-    One model is in memory at a time. Raises LoadError for a folder that does not load, and WeightsCorrupt for answers
-    that are not numbers.
+    Both models are loaded, one after the other, where there is memory for one in float32; else the original alone, as
+    it is stored, whose layers then compute in float32 one at a time, as they are and as `served` is shipped. Raises
+    LoadError for a folder that does not load, and WeightsCorrupt for answers that are not numbers.
     """
-    needed, free = _ROOM * 4 * parameters, decoder_checking.free_bytes(torch.device("cpu"))
-    if needed > free:
-        return None, f"float32 needs {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free"
-    wanted = _answers(original, task)
-    error = checking.relative_error(_answers(shipped, task), wanted)
+    free = decoder_checking.free_bytes(torch.device("cpu"))
+    needed, least = (_ROOM * size * facts.parameters for size in (4, DTYPE_BYTES[facts.dtype]))
+    if needed <= free:
+        wanted = _answers(_load(original, task, "float32"), task)
+        found = _answers(_load(shipped, task, "float32"), task)
+    elif least <= free:
+        model = _load(original, task, facts.dtype)
+        with _layer_by_layer(model, lambda module, name, value: value.float()):
+            wanted = _answers(model, task)
+        with _layer_by_layer(model, _as_shipped(original, getattr(torch, served))):
+            found = _answers(model, task)
+    else:
+        return None, f"that needs {least / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free"
+    error = checking.relative_error(found, wanted)
     if not math.isfinite(error):
         raise WeightsCorrupt(
             "The model answers with numbers that are not finite, in float32, quantised or not.",
@@ -36,19 +53,62 @@ def output_error(original: Path, shipped: Path, task: str, parameters: int) -> t
     return error, ""
 
 
-def _answers(folder: Path, task: str) -> dict[str, Tensor]:
-    model = load(Deployment("measured", task), folder, on_host=True).model
-    if model.config.is_encoder_decoder:
-        return _translated(model)
-    if task_schema(task).generative:
-        return {"logits": torch.cat(decoder_checking.reference(model)().logits)}
-    told = checking.reference(model)()
-    return {f"{name} {number}": value for number, (_, found) in enumerate(told) for name, value in found.items()}
+def _load(folder: Path, task: str, dtype: str) -> Any:
+    return load(Deployment("measured", task, dtype=dtype), folder, on_host=True).model
 
 
-def _translated(model: Any) -> dict[str, Tensor]:
-    """Logits of an encoder-decoder that reads and is fed the same random tokens."""
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(5, model.config.vocab_size, (1, 24), generator=generator)
-    with torch.inference_mode():
-        return {"logits": model(input_ids=ids, decoder_input_ids=ids).logits}
+@contextmanager
+def _layer_by_layer(model: nn.Module, change: Change) -> Iterator[None]:
+    """Let each module compute in float32 with other numbers, which are in memory only while it does."""
+    kept: dict[int, list[Tensor]] = {}
+
+    def before(name: str) -> Callable[..., Any]:
+        def hook(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+            own = list(module.named_parameters(recurse=False))
+            kept[id(module)] = [parameter.data for _, parameter in own]
+            for key, parameter in own:
+                parameter.data = change(name, key, parameter.data)
+            # T5 rounds to the type of a product's weights before it.
+            return tuple(x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in given)
+
+        return hook
+
+    def after(module: nn.Module, *_: Any) -> None:
+        for parameter, data in zip(module.parameters(recurse=False), kept.pop(id(module)), strict=True):
+            parameter.data = data
+
+    able = [(name, module) for name, module in model.named_modules() if list(module.parameters(recurse=False))]
+    hooks = [module.register_forward_pre_hook(before(name)) for name, module in able]
+    hooks += [module.register_forward_hook(after) for _, module in able]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _as_shipped(original: Path, served: torch.dtype) -> Change:
+    """The weights of products as they are read from what is shipped, everything else as it was."""
+    products = products_of(original)
+
+    def change(module: str, name: str, value: Tensor) -> Tensor:
+        wide = value.float()
+        if products.module(f"{module}.{name}"):
+            for block in blocks(wide):
+                block.copy_(shipped_int8.widen(*shipped_int8.quantise(block, served), torch.float32))
+        return wide
+
+    return change
+
+
+def _answers(model: Any, task: str) -> dict[str, Tensor]:
+    if not task_schema(task).generative:
+        told = [checking.answers(model, batch) for batch in checking.probes(model)]
+        return {f"{name} {number}": value for number, found in enumerate(told) for name, value in found.items()}
+    logits = []
+    for ids in decoder_checking.probes(model.config):
+        fed = torch.tensor([ids])
+        more = {"decoder_input_ids": fed} if model.config.is_encoder_decoder else {}
+        with torch.inference_mode():
+            logits.append(model(fed, **more).logits[0].float())
+    return {"logits": torch.cat(logits)}

@@ -159,18 +159,18 @@ class Writer:
         self.hashes[path.name] = digest.hexdigest()
 
     def _scales(self, weight: Tensor, name: str) -> Tensor:
-        for block in _blocks(weight):
+        for block in blocks(weight):
             if not torch.isfinite(block.to(self.dtype)).all():
                 told = str(self.dtype).removeprefix("torch.")
                 raise WeightsCorrupt(
                     f"{name} holds a number that is not finite in {told}, which no scale can cover.",
                     "Copy the weights again, or generate without --quantise.",
                 )
-        return torch.cat([shipped_int8.scales(block, self.dtype) for block in _blocks(weight)])
+        return torch.cat([shipped_int8.scales(block, self.dtype) for block in blocks(weight)])
 
     def _packed(self, weight: Tensor) -> Tensor:
         parts = []
-        for block in _blocks(weight):
+        for block in blocks(weight):
             narrow, scale = shipped_int8.quantise(block, self.dtype)
             wide = block.double()
             self.losses.weights += float((wide**2).sum())
@@ -190,7 +190,8 @@ def _bytes_of(files: list[Path], count: int) -> tuple[int, int]:
     return sum(sizes[:count]), sum(sizes)
 
 
-def _blocks(weight: Tensor) -> tuple[Tensor, ...]:
+def blocks(weight: Tensor) -> tuple[Tensor, ...]:
+    """A weight in as many rows at once as are held in float32."""
     return torch.split(weight, max(1, _AT_ONCE // weight.shape[1]))
 
 

@@ -116,7 +116,7 @@ class Job:
 
         writer = Writer(self.folder, target, getattr(torch, self.plan.dtype), progress)
         writer.write()
-        error, note = output_error(self.folder, target, self.plan.task, self.plan.profile.parameters)
+        error, note = output_error(self.folder, target, self.plan.task, self.plan.profile, self.plan.dtype)
         self.told = Quantisation(
             products=writer.losses.products,
             weight_error=_rounded(writer.losses.relative),

@@ -28,10 +28,7 @@ class Told:
 
 def reference(model: Any) -> Callable[[], Told]:
     """What plain transformers answers in float32, computed now; in the model's own type where memory is short."""
-    generator = torch.Generator().manual_seed(0)
-    vocabulary, bound = model.config.vocab_size, getattr(model.config, "max_position_embeddings", None) or _PROBES[0]
-    lengths = [min(length, bound) for length in _PROBES]
-    ids = [torch.randint(min(5, vocabulary - 1), vocabulary, (n,), generator=generator).tolist() for n in lengths]
+    ids = probes(model.config)
     plain = model
     if model.dtype != torch.float32:
         needed = 4 * sum(parameter.numel() for parameter in model.parameters())
@@ -41,6 +38,14 @@ def reference(model: Any) -> Callable[[], Told]:
     own = 0.0 if plain is model else _relative(torch.cat(_logits(model, ids)), torch.cat(logits))
     told = Told(ids, logits, own)
     return lambda: told
+
+
+def probes(config: Any) -> list[list[int]]:
+    """Random token ids for a model, the longest first."""
+    generator = torch.Generator().manual_seed(0)
+    vocabulary, bound = config.vocab_size, getattr(config, "max_position_embeddings", None) or _PROBES[0]
+    lengths = [min(length, bound) for length in _PROBES]
+    return [torch.randint(min(5, vocabulary - 1), vocabulary, (n,), generator=generator).tolist() for n in lengths]
 
 
 def free_bytes(device: torch.device) -> int:
