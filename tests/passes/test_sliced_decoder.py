@@ -139,6 +139,7 @@ def _join_and_leave(decoder: SlicedDecoder, plain: Any) -> None:
     assert other == generated(plain, second, len(other))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on GPUs it is tests/passes/test_sliced_gpu.py that slices")
 class TestService:
     """One sliced service for all of it; the last test kills the other rank."""
 
