@@ -8,7 +8,7 @@ from pathlib import Path
 
 from scoring.config import Limits
 from scoring.passes import catalogue, deepspeed_kernels, fused_encoder, static_decode, tensor_slicing
-from scoring.passes.base import TOLERANCE, Pass
+from scoring.passes.base import OWN_ERRORS, TOLERANCE, Pass
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
@@ -32,7 +32,7 @@ the batch. `--passes-on` and `--passes-off` force passes; one that cannot be ser
 reason. `--optimisations public` limits the choice to DeepSpeed's own open passes and torch's.
 
 A relative error of {TOLERANCE:g} is served where the table has no other bound. Decoders in 16 bits may differ by
-{static_decode.OWN_ERRORS:g} times what 16 bits cost plain transformers themselves.
+{OWN_ERRORS:g} times what 16 bits cost plain transformers themselves.
 """
 
 

@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 
 #: Largest relative error against plain transformers in fp32 that is served.
 TOLERANCE = 5e-3
+#: Of the plain 16-bit model's own error: what another order of the same sums may cost.
+OWN_ERRORS = 1.25
 
 LATENCY, COST = "latency", "cost"
 
@@ -107,3 +109,10 @@ class Pass(ABC):
     def bound(self, reference: Callable[..., Any]) -> float:
         """The largest error that is served, given what plain transformers answers."""
         return self.tolerance
+
+    def own_bound(self, reference: Callable[..., Any]) -> float:
+        """A bound for passes that compute a decoder as it is.
+
+        At 7 B, 16 bits alone cost plain transformers more than the tolerance: then that is the measure.
+        """
+        return max(self.tolerance, OWN_ERRORS * float(getattr(reference(), "own_error", 0.0)))

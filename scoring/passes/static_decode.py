@@ -18,7 +18,6 @@ FAMILIES = ("bloom", "gemma", "gpt2", "gpt_neo", "gpt_neox", "gptj", "llama", "m
 SLICED = tuple(family for family in FAMILIES if family in CUT)
 _LONGEST_HEAD = 256
 _MEMORY_SHARE = 0.9  # of the card, for weights and cache; the rest is activations, graphs and the context
-OWN_ERRORS = 1.25  # of the plain 16-bit model that another order of the same sums may cost
 
 
 class StaticDecode(Pass):
@@ -106,9 +105,7 @@ class StaticDecode(Pass):
         return max(errors(model.static_decoder, reference()).values(), key=lambda e: float("inf") if e != e else e)
 
     def bound(self, reference: Callable[..., Any]) -> float:
-        """At 7 B, 16 bits alone cost plain transformers more than the tolerance: then that is the measure."""
-        own: float = reference().own_error
-        return max(self.tolerance, OWN_ERRORS * own)
+        return self.own_bound(reference)
 
 
 def _decoder(model: Any, slots: int, max_length: int) -> Any:

@@ -124,6 +124,9 @@ class TensorSlicing(Pass):
 
         return verify(model, reference)
 
+    def bound(self, reference: Callable[..., Any]) -> float:
+        return self.own_bound(reference)
+
 
 def impossible(degree: int, facts: Facts, hardware: Hardware) -> str:
     """Why a model cannot be cut over so many ranks; empty where it can."""

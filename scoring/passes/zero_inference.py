@@ -111,6 +111,9 @@ class ZeroInference(Pass):
 
         return verify(model, reference)
 
+    def bound(self, reference: Callable[..., Any]) -> float:
+        return self.own_bound(reference)
+
 
 class _Hidden:
     """Keeps an engine alive without becoming a submodule of the model that the engine holds."""

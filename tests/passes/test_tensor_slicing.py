@@ -16,11 +16,14 @@ import transformers
 
 from scoring import ranks
 from scoring.config import Deployment, Limits, Optimisation
+from scoring.decoder_checking import Told
 from scoring.errors import PassNotServed, RankLost
 from scoring.optimise import choose
-from scoring.passes.base import Applied, Facts, Hardware, PassRefused
+from scoring.passes.base import TOLERANCE, Applied, Facts, Hardware, PassRefused
 from scoring.passes.catalogue import decoder_passes, reference_of
+from scoring.passes.static_decode import StaticDecode
 from scoring.passes.tensor_slicing import TensorSlicing
+from scoring.passes.zero_inference import ZeroInference
 from scoring.service import Service
 from scoring.tasks import task_class
 from scoring.tasks.base import Loaded
@@ -215,6 +218,14 @@ def test_a_rank_that_cannot_start_is_refused(tiny: Tiny, monkeypatch: pytest.Mon
     ids = torch.randint(5, 60, (1, 9))
     with torch.inference_mode():
         assert model(input_ids=ids).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("each", [TensorSlicing(2), ZeroInference(), StaticDecode()])
+def test_what_16_bits_cost_by_themselves_is_no_fault_of_a_pass(each: Any) -> None:
+    assert each.bound(lambda: Told([], [], 0.008)) == pytest.approx(0.01)
+    assert each.bound(lambda: Told([], [], 0.0)) == TOLERANCE
+    if each.name != "static_decode":  # encoders are compared with answers that tell of no such error
+        assert each.bound(list) == TOLERANCE
 
 
 def test_lost_is_an_error_of_its_own() -> None:
