@@ -15,10 +15,12 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -33,6 +35,7 @@ DEGREE, SLOTS, BAR = 2, (1, 16), 1.6
 COLUMNS = ("GPUs", "sums", "slots", "ms a token", "floor", "floor share", "over one GPU")
 _SUMS = 64  # in one graph: what a step of 32 layers has
 _PART_S = 400.0
+OVER_NCCL = "two over NCCL"
 
 
 def write_model(folder: Path) -> None:
@@ -93,13 +96,9 @@ def two(folder: Path) -> dict[str, Any]:
 
     told = torch.load(folder / "told.pt", weights_only=False)
     model = load(folder, "cpu")
-    sliced = TensorSlicing(DEGREE).apply(model)
-    applied = StaticDecode(max(SLOTS), LENGTH).apply(model)
-    try:
-        return _measured(model.static_decoder, DEGREE, errors(model.static_decoder, told))
-    finally:
-        applied.undo()
-        sliced.undo()
+    TensorSlicing(DEGREE).apply(model)
+    StaticDecode(max(SLOTS), LENGTH).apply(model)
+    return _measured(model.static_decoder, DEGREE, errors(model.static_decoder, told))
 
 
 def _measured(decoder: Decoder, gpus: int, error: dict[str, float]) -> dict[str, Any]:
@@ -184,22 +183,39 @@ def main() -> None:
     if chosen.part:
         parts = {"model": lambda: write_model(chosen.folder) or {}, "sums": sums}
         parts |= {"one": lambda: one(chosen.folder), "two": lambda: two(chosen.folder)}
-        print(json.dumps(parts[chosen.part]()), flush=True)
-        return
+        _part(parts[chosen.part])
+    told: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         child("model", Path(folder))
-        parts_told = {which: child(which, Path(folder)) for which in ("sums", "one", "two")}
-        parts_told["two over NCCL"] = child("two", Path(folder), MII_AZURE_SUMS="nccl")
-    rows = [row for told in parts_told.values() for row in told.pop("rows", [])]
+        for name in ("sums", "one", "two", OVER_NCCL):
+            environment = {"MII_AZURE_SUMS": "nccl"} if name == OVER_NCCL else {}
+            told[name] = child(name.split()[0], Path(folder), **environment)
+            result = summary(told)
+            path = write("slices", provenance() | {"case": asdict(CASE)} | result, chosen.out)
+    print(table(COLUMNS, result["rows"]))
+    print(json.dumps(told["sums"]), result["bars"], path, sep="\n")
+
+
+def _part(measure: Callable[[], dict[str, Any]]) -> NoReturn:
+    """Print what a part measures, and end at once: nothing has to wait for ranks and their groups."""
+    try:
+        print(json.dumps(measure()), flush=True)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+def summary(told: dict[str, Any]) -> dict[str, Any]:
+    """The parts so far, their rows against one GPU, and the bar."""
+    rows = [dict(row) for part in told.values() for row in part.get("rows", [])]
     base = {row["slots"]: row["ms a token"] for row in rows if row["GPUs"] == 1}
     for row in rows:
         row["over one GPU"] = base[row["slots"]] / row["ms a token"] if base else None
     gains = [row["over one GPU"] or 0.0 for row in rows if row["GPUs"] == DEGREE and row["slots"] == 1]
     bars = {f"two GPUs >= {BAR} x one, a token of one sequence": max(gains, default=0.0) >= BAR}
-    result = provenance() | {"case": asdict(CASE), **parts_told, "rows": rows, "bars": bars}
-    path = write("slices", result, chosen.out)
-    print(table(COLUMNS, rows))
-    print(json.dumps(parts_told["sums"]), bars, path, sep="\n")
+    parts = {name: {key: value for key, value in part.items() if key != "rows"} for name, part in told.items()}
+    return {"parts": parts, "rows": rows, "bars": bars}
 
 
 if __name__ == "__main__":

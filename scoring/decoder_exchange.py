@@ -30,15 +30,23 @@ class Exchange:
         """Whether a sum of this size is one for it."""
         return x.numel() <= CAPACITY
 
-    def sum(self, x: Tensor, pdl: bool = False, options: Mapping[str, Any] | None = None, count: int = -1,
-            spins: int = -1, send: bool = True, take: bool = True) -> None:  # fmt: skip
-        """Enqueue the sum of the first `count` numbers of x (all, where negative), in place, over all ranks."""
+    def sum(self, x: Tensor, pdl: bool = False, options: Mapping[str, Any] | None = None, **how: Any) -> None:
+        """Enqueue the sum of x over all ranks, in place, in float32."""
+        self.launch(x, pdl, options, **how)
+
+    def agree(self, x: Tensor, pdl: bool = False, options: Mapping[str, Any] | None = None, **how: Any) -> None:
+        """Enqueue taking over rank 0's x, of numbers that float32 holds: integers up to 2^24."""
+        self.launch(x, pdl, options, first=True, **how)
+
+    def launch(self, x: Tensor, pdl: bool, options: Mapping[str, Any] | None, first: bool = False, count: int = -1,
+               spins: int = -1, send: bool = True, take: bool = True) -> None:  # fmt: skip
+        """Over the first `count` numbers of x, all where negative; sending and taking can be had apart."""
         from scoring.kernels.decode_sum import add_ranks
 
         count = x.numel() if count < 0 else count
         add_ranks[(max(1, -(-count // _BLOCK)),)](
             x, self._addresses, self._counts, count, spins, CAPACITY=CAPACITY, BN=_BLOCK, RANK=self._rank,
-            WORLD=self._degree, SEND=send, TAKE=take, PDL=pdl, num_warps=4, **(options or {}),
+            WORLD=self._degree, FIRST=first, SEND=send, TAKE=take, PDL=pdl, num_warps=4, **(options or {}),
         )  # fmt: skip
 
 

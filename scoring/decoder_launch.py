@@ -16,6 +16,7 @@ import torch
 import triton  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 
+from scoring.decoder_constants import gains_of, joint_bias
 from scoring.decoder_form import Form, Layer, Linear, Mlp, Norm
 from scoring.decoder_state import FORBIDDEN, State
 from scoring.decoder_tiles import Tile, choose_tile, tiling
@@ -76,11 +77,11 @@ class Launcher:
         self.breadth = fitting if fitting <= _BREADTH else _BREADTH // 2
         self.chunks = triton.cdiv(form.vocabulary, _CHUNK)
         self.precision = "ieee" if form.dtype == torch.float32 else "tf32"
-        self._gains = {id(linear): _gains(norm, linear) for norm, linear in self._normed_products()}
+        self._gains = {id(linear): gains_of(norm, linear) for norm, linear in self._normed_products()}
         self.buffers = self._allocate()
         self._summed = False  # the kernel before is NCCL's
         self._first = form.team is None or form.team.first
-        self._both = {id(layer): _joint(layer) for layer in form.layers if layer.parallel}
+        self._both = {id(layer): joint_bias(layer) for layer in form.layers if layer.parallel}
 
     def _launch(self) -> dict[str, Any]:
         """How the next kernel starts: early, but behind a kernel of NCCL's, which gives no sign to start at.
@@ -93,13 +94,22 @@ class Launcher:
 
     def _sum(self, x: Tensor) -> None:
         """Add up the ranks' parts, in place."""
-        team = self.form.team
-        if team is None:
+        if (team := self.form.team) is None:
             return
         if (exchange := team.quick(x)) is not None:
-            exchange.sum(x, pdl=self.pdl, options=self._launch())
+            exchange.sum(x, self.pdl, self._launch())
         else:
             team.sum(x)
+            self._summed = True
+
+    def _agree(self, tokens: Tensor) -> None:
+        """Take over rank 0's tokens: a last bit that differs between two GPUs must not make two sequences of one."""
+        if (team := self.form.team) is None:
+            return
+        if (exchange := team.quick(tokens)) is not None:
+            exchange.agree(tokens, self.pdl, self._launch())
+        else:
+            team.agree(tokens)
             self._summed = True
 
     def _normed_products(self) -> list[tuple[Norm, Linear]]:
@@ -321,9 +331,7 @@ class Launcher:
             ONCE=vocabulary <= self.breadth, CHUNKS=self.chunks, CP=triton.next_power_of_2(self.chunks),
             ADVANCE=int(advance), PDL=self.pdl, num_warps=32 if self.breadth >= 16384 else 4, **self._launch(),
         )  # fmt: skip
-        if self.form.team is not None:
-            self.form.team.agree(s.tokens)
-            self._summed = True
+        self._agree(s.tokens)
 
     def tile(self, name: str, linear: Linear, sets: int) -> Tile:
         """How to cut a product; `sets` row sets are read at once."""
@@ -357,24 +365,6 @@ class Launcher:
             "PER_HEAD": layer.attention.per_head,
             "ROTARY": rotary is not None,
         }
-
-
-def _gains(norm: Norm, linear: Linear) -> tuple[Tensor, Tensor]:
-    """(W g, W b + bias) of a LayerNorm and the product that follows it, float32 [N] each."""
-    if norm.kind != "layer" or norm.shift is None:
-        return norm.gain, norm.gain
-    blocks = torch.split(linear.weight, 8192)  # widened piece by piece
-    gain = torch.cat([block.float() @ norm.gain for block in blocks])
-    shift = torch.cat([block.float() @ norm.shift for block in blocks])
-    if linear.scale is not None:
-        gain, shift = gain * linear.scale, shift * linear.scale
-    return gain, shift if linear.bias is None else shift + linear.bias.float()
-
-
-def _joint(layer: Layer) -> Tensor | None:
-    """The bias of attention's and the MLP's outputs together."""
-    biases = [linear.bias for linear in (layer.attention.out, layer.mlp.down) if linear.bias is not None]
-    return sum(biases[1:], start=biases[0]) if biases else None
 
 
 def _or(tensor: Tensor | None, absent: Tensor) -> Tensor:

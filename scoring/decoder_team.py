@@ -39,7 +39,7 @@ class Team:
         dist.all_reduce(x)
 
     def agree(self, tokens: Tensor) -> None:
-        """Take over rank 0's tokens: a last bit that differs between two GPUs must not make two sequences of one."""
+        """Take over rank 0's tokens, whatever the last bits of this rank's logits are."""
         dist.broadcast(tokens, 0)
 
     def wait(self, event: Any, within_s: float = 0.0) -> None:

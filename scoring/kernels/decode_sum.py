@@ -26,8 +26,9 @@ def _missing(word, number, inside):
 
 @triton.jit
 def add_ranks(x_ptr, addresses_ptr, counts_ptr, N, SPINS, CAPACITY: tl.constexpr, BN: tl.constexpr, RANK: tl.constexpr,
-              WORLD: tl.constexpr, SEND: tl.constexpr, TAKE: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
-    """x [N] becomes its sum over WORLD ranks, added in their order in float32. Grid (N / BN).
+              WORLD: tl.constexpr, FIRST: tl.constexpr, SEND: tl.constexpr, TAKE: tl.constexpr,
+              PDL: tl.constexpr):  # fmt: skip
+    """x [N] becomes its sum over WORLD ranks, added in their order in float32, or with FIRST rank 0's. Grid (N / BN).
 
     addresses [WORLD]: of every rank's inbox [2, WORLD, CAPACITY], which all can reach. counts [CAPACITY / BN]: how many
     sums each program has taken part in. It looks SPINS times for what is late, without end where that is negative.
@@ -50,9 +51,8 @@ def add_ranks(x_ptr, addresses_ptr, counts_ptr, N, SPINS, CAPACITY: tl.constexpr
     if TAKE:
         total = tl.zeros([BN], tl.float32)
         for source in tl.static_range(WORLD):
-            if source == RANK:
-                total += own
-            else:
+            part = own
+            if source != RANK:
                 place = _inbox(addresses_ptr, RANK) + half + source * CAPACITY + n
                 word = tl.load(place, mask=inside, other=0, volatile=True)
                 missing = _missing(word, number, inside)
@@ -61,6 +61,8 @@ def add_ranks(x_ptr, addresses_ptr, counts_ptr, N, SPINS, CAPACITY: tl.constexpr
                     word = tl.load(place, mask=inside, other=0, volatile=True)
                     missing = _missing(word, number, inside)
                     spins += 1
-                total += (word & 0xFFFFFFFF).to(tl.int32).to(tl.float32, bitcast=True)
-        tl.store(x_ptr + n, total, mask=inside)
+                part = (word & 0xFFFFFFFF).to(tl.int32).to(tl.float32, bitcast=True)
+            if source == 0 or not FIRST:
+                total += part
+        tl.store(x_ptr + n, total.to(x_ptr.dtype.element_ty), mask=inside)
         tl.store(counts_ptr + program, number)

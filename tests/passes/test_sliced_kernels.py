@@ -164,6 +164,12 @@ def test_words_with_signs_add_up(ranks: int) -> None:
     for exchange, part in zip(exchanges, narrow, strict=True):
         exchange.sum(part, send=False)
         assert torch.equal(part, expected)
+    tokens = [torch.tensor([31999 + rank, 7, 128255]) for rank in range(ranks)]
+    for exchange, own in zip(exchanges, tokens, strict=True):
+        exchange.agree(own, take=False)
+    for exchange, own in zip(exchanges, tokens, strict=True):
+        exchange.agree(own, send=False)
+        assert own.tolist() == [31999, 7, 128255]
     assert not exchanges[0].takes(torch.empty(CAPACITY + 1))
 
 
@@ -196,9 +202,11 @@ def test_the_kernel_after_a_sum_waits_for_all_of_it(tmp_path: Path, monkeypatch:
         assert launcher._launch() == {"launch_pdl": True}
         told: list[Any] = []
         spy = SimpleNamespace(sum=lambda x, pdl, options: told.append((pdl, options)))
+        spy.agree = spy.sum
         monkeypatch.setattr(team, "quick", lambda x: spy)
         launcher._sum(launcher.buffers.x[:1])
-        assert told == [(True, {"launch_pdl": True})]  # its own kernel starts early, and gives the sign to
+        launcher._agree(launcher.state.tokens)
+        assert told == [(True, {"launch_pdl": True})] * 2  # its own kernel starts early, and gives the sign to
         assert launcher._launch() == {"launch_pdl": True}
 
     Threads(2).run(work)
