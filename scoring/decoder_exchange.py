@@ -20,9 +20,9 @@ _SPINS = 1 << 21  # that what is late in it is looked for: seconds
 class Exchange:
     """The inboxes of the ranks [2, ranks, CAPACITY] int64 by their addresses, this one's kept; all ranks make one."""
 
-    def __init__(self, rank: int, addresses: Sequence[int], own: Tensor) -> None:
+    def __init__(self, rank: int, addresses: Sequence[int], own: Tensor, handle: Any = None) -> None:
         self._rank, self._degree = rank, len(addresses)
-        self._own = own
+        self._own, self._handle = own, handle  # which keeps the others' inboxes within reach
         self._addresses = torch.tensor(addresses, dtype=torch.int64, device=own.device)
         self._counts = torch.zeros(CAPACITY // _BLOCK, dtype=torch.int32, device=own.device)
 
@@ -62,14 +62,23 @@ def connect(rank: int, degree: int, device: torch.device) -> Exchange | None:
     try:
         import torch.distributed._symmetric_memory as symmetric
 
-        own = symmetric.empty(2, degree, CAPACITY, dtype=torch.int64, device=device)
+        own = symmetric.empty(2, degree, CAPACITY, dtype=torch.int64, device=device).zero_()
         group: Any = dist.group.WORLD
-        exchange = Exchange(rank, symmetric.rendezvous(own, group).buffer_ptrs, own.zero_())
+        handle = symmetric.rendezvous(own, group)
+        exchange = Exchange(rank, _addresses(handle.buffer_ptrs, rank, own), own, handle)
     except (ImportError, RuntimeError) as error:
         logger.warning("no sums by own words: %s", (str(error).strip().splitlines() or [type(error).__name__])[0])
     if not _all(exchange is not None, device) or exchange is None:
         return None
     return exchange if _all(_adds_up(exchange, rank, degree, device), device) else None
+
+
+def _addresses(blocks: Sequence[int], rank: int, own: Tensor) -> list[int]:
+    """Where the ranks' inboxes are: each somewhere in the block of memory that the others see of it."""
+    offset = torch.tensor([own.data_ptr() - blocks[rank]], device=own.device)
+    offsets = [torch.empty_like(offset) for _ in blocks]
+    dist.all_gather(offsets, offset)
+    return [block + int(each) for block, each in zip(blocks, offsets, strict=True)]
 
 
 def _adds_up(exchange: Exchange, rank: int, degree: int, device: torch.device) -> bool:
