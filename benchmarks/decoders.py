@@ -218,7 +218,7 @@ def breakdown(decoder: Decoder, rows: int) -> dict[str, float]:
             "qkv": lambda i: launcher.product(b.normed, layers[i].attention.qkv, b.qkv, rows),
             "rotary+cache": lambda i: launcher.scatter(rows, i, layers[i]),
             "out": lambda i: launcher.product(b.attended, layers[i].attention.out, b.y, rows),
-            "residual+norm": lambda i: launcher.add_norm(rows, b.y, layers[i].attention.out, layers[i].norm2),
+            "residual+norm": lambda i: launcher.add_norm(rows, b.y, layers[i].attention.out.bias, layers[i].norm2),
             "up": lambda i: launcher.product(b.normed, layers[i].mlp.up, b.up, rows),
             "activation": lambda i: launcher.activate(rows, layers[i].mlp, layers[i].mlp.down.weight.shape[1]),
             "down": lambda i: launcher.product(b.inner, layers[i].mlp.down, b.y, rows),
