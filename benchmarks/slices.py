@@ -35,6 +35,7 @@ DEGREE, SLOTS, BAR = 2, (1, 16), 1.6
 COLUMNS = ("GPUs", "sums", "slots", "ms a token", "floor", "floor share", "over one GPU")
 _SUMS = 64  # in one graph: what a step of 32 layers has
 _PART_S = 400.0
+H200 = 4.8e12
 OVER_NCCL = "two over NCCL"
 
 
@@ -101,12 +102,17 @@ def two(folder: Path) -> dict[str, Any]:
     return _measured(model.static_decoder, DEGREE, errors(model.static_decoder, told))
 
 
+def bandwidth() -> float:
+    """Bytes a second of this card's memory, by its datasheet."""
+    return H200 if torch.cuda.is_available() and "H200" in torch.cuda.get_device_name(0) else DATASHEET
+
+
 def _measured(decoder: Decoder, gpus: int, error: dict[str, float]) -> dict[str, Any]:
     form = decoder.form
     rows = []
     for slots in SLOTS:
         live = slots * (PROMPT + TOKENS // 2)
-        floor = 1e3 * (form.step_bytes() + live * form.kv_bytes_per_token()) / DATASHEET
+        floor = 1e3 * (form.step_bytes() + live * form.kv_bytes_per_token()) / bandwidth()
         took = step_ms(decoder, slots)
         sums = None if form.team is None else "NCCL" if form.team.quick(torch.empty(1)) is None else "ours"
         row = {"GPUs": gpus, "sums": sums, "slots": slots, "ms a token": took, "floor": floor}
