@@ -20,7 +20,7 @@ _HEAD_DIMS = (16, 32, 64, 128)
 
 
 class FusedEncoder(Pass):
-    """Our own kernels in the place of embeddings and layers, over tokens without padding; the heads stay as they are."""
+    """Our own kernels in place of embeddings and layers, over tokens without padding; the heads stay as they are."""
 
     name = "fused_encoder"
     supersedes = ("deepspeed_kernels",)
