@@ -1,20 +1,16 @@
-"""One of two ranks that share one GPU: prints the tokens of the static decoder over its slice, as JSON.
+"""One of two ranks that share one GPU, each in a process: the static decoder over its slice.
 
-`TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES=1 python -m tests.passes.ranks_of_one_gpu RANK STORE FAMILY FOLDER`. Sums go
-through memory that both ranks read, as between two GPUs. NCCL wants a GPU for each rank, so both choose tokens by
-themselves here, and the tokens have to be equal for it.
+Sums go through inboxes that both can reach, by the kernel that two GPUs have; the GPU takes turns between the
+processes.
 """
 
-import json
-import sys
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch import Tensor
 
 from scoring import decode
+from scoring.decoder_exchange import CAPACITY, Exchange
 from scoring.decoder_families import build
 from scoring.decoder_form import Form
 from scoring.decoder_team import Team
@@ -23,24 +19,27 @@ from tests.passes.test_decoder_gpu import run
 from tests.passes.test_decoder_reference import PROMPTS, greedy, prompt, tiny
 
 DEGREE = 2
-UNABLE = "ranks cannot share this GPU's memory"
 
 
 class Sharing(Team):
-    """A rank that leaves the choice of tokens to itself."""
+    """A rank whose inbox the other has by way of the driver, where two GPUs have symmetric memory."""
 
-    def agree(self, tokens: Tensor) -> None:
-        pass
+    def __init__(self, rank: int, send: Any, take: Any) -> None:
+        device = torch.device("cuda", 0)
+        super().__init__(rank, 1, device, 60.0)
+        self.degree = DEGREE
+        own = torch.zeros(2, DEGREE, CAPACITY, dtype=torch.int64, device=device)
+        torch.cuda.synchronize()
+        send.put(own)
+        other = take.get(timeout=60)
+        addresses = [own.data_ptr(), other.data_ptr()]
+        self._exchange = Exchange(rank, addresses if rank == 0 else addresses[::-1], own, other)
 
 
-def main(arguments: Sequence[str]) -> None:
-    rank, store, family, folder = arguments
-    torch.cuda.set_device(0)
-    dist.init_process_group("gloo", store=dist.FileStore(store, DEGREE), rank=int(rank), world_size=DEGREE)
-    team = Sharing(int(rank), DEGREE, torch.device("cuda", 0), 60.0)
-    if not team.direct:
-        sys.exit(UNABLE)
-    model = tiny(family, Path(folder))
+def work(rank: int, family: str, folder: str, send: Any, take: Any, told: Any, met: Any) -> None:
+    """Put the tokens of one, two and three prompts at a time, then wait until both have."""
+    team = Sharing(rank, send, take)
+    model = tiny(family, Path(folder) / str(rank))
     held, prompts = greedy(model), [prompt(model, length) for length in PROMPTS]
 
     def part(model: object, positions: int, team: Team) -> Form:
@@ -48,9 +47,5 @@ def main(arguments: Sequence[str]) -> None:
 
     decode.build = part
     decoder = decode.Decoder(model.cuda(), 3, 128, team)
-    tokens = [run(decoder, prompts[:1], held), run(decoder, prompts[:2], held), run(decoder, prompts, held)]
-    print(json.dumps(tokens))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+    told.put((rank, [run(decoder, prompts[:count], held) for count in (1, 2, 3)]))
+    met.wait(60)  # an inbox that is gone cannot be written to

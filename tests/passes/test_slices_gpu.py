@@ -1,9 +1,5 @@
-"""Slices on a GPU: sums inside graphs, over NCCL for a world of one and over shared memory for two ranks of one GPU."""
+"""Slices on one GPU: sums inside graphs, over NCCL for a world of one and by the kernel of two ranks."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,8 +11,9 @@ if not torch.cuda.is_available():
     pytest.skip("needs a CUDA device", allow_module_level=True)
 
 from scoring.decode import Decoder
+from scoring.decoder_exchange import CAPACITY, Exchange
 from scoring.decoder_team import Team
-from tests.passes import ranks_of_one_gpu
+from tests.passes.ranks_of_one_gpu import DEGREE, work
 from tests.passes.test_decoder_gpu import run
 from tests.passes.test_decoder_reference import NEW, PROMPTS, generated, greedy, prompt, tiny
 
@@ -41,26 +38,57 @@ def test_a_world_of_one_is_the_plain_decoder(family: str, tmp_path: Path) -> Non
     assert checked
 
 
+@pytest.mark.parametrize("size", [1, 4096, CAPACITY])
+def test_sums_between_two_streams(size: int) -> None:
+    """Many sums one after another in a graph of each rank, from numbers that float32 adds exactly."""
+    many = 30
+    inboxes = [torch.zeros(2, DEGREE, CAPACITY, dtype=torch.int64, device="cuda") for _ in range(DEGREE)]
+    ranks = [Exchange(rank, [inbox.data_ptr() for inbox in inboxes], own) for rank, own in enumerate(inboxes)]
+    ours = [torch.empty(size, device="cuda") for _ in ranks]
+    ids = [torch.empty(7, dtype=torch.int32, device="cuda") for _ in ranks]
+    graphs, streams = [], [torch.cuda.Stream() for _ in ranks]
+    for rank, x, tokens in zip(ranks, ours, ids, strict=True):
+        rank.sum(x, count=0)
+        rank.agree(tokens, count=0)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for _ in range(many):
+                rank.sum(x)
+            rank.agree(tokens)
+        graphs.append(graph)
+    for turn in range(20):
+        start = torch.arange(size, device="cuda").float() % 1000 + turn
+        for number, (x, tokens) in enumerate(zip(ours, ids, strict=True)):
+            x.copy_(start * (number + 1))
+            tokens.copy_(torch.arange(7) + 100_000 * (number + 1) + turn)
+        torch.cuda.synchronize()
+        for stream, graph in zip(streams, graphs, strict=True):
+            with torch.cuda.stream(stream):
+                graph.replay()
+        torch.cuda.synchronize()
+        for x, tokens in zip(ours, ids, strict=True):
+            assert torch.equal(x, 3 * start * 2.0 ** (many - 1))
+            assert tokens.tolist() == [100_000 + turn + each for each in range(7)]
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "opt"])
 def test_two_ranks_of_one_gpu_decode_as_plain_transformers(family: str, tmp_path: Path) -> None:
-    model = tiny(family, tmp_path)
+    model = tiny(family, tmp_path / "whole")
     prompts = [prompt(model, length) for length in PROMPTS]
     expected = [generated(model, ids, NEW) for ids in prompts]
-    environment = os.environ | {"TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES": "1"}
-    command = [sys.executable, "-W", "ignore", "-m", ranks_of_one_gpu.__name__]
+    context = torch.multiprocessing.get_context("spawn")
+    boxes, told, met = [context.Queue() for _ in range(DEGREE)], context.Queue(), context.Barrier(DEGREE)
     ranks = [
-        subprocess.Popen(
-            [*command, str(rank), str(tmp_path / "store"), family, str(tmp_path / f"rank{rank}")],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(ranks_of_one_gpu.DEGREE)
+        context.Process(target=work, args=(rank, family, str(tmp_path), boxes[rank], boxes[1 - rank], told, met))
+        for rank in range(DEGREE)
     ]
-    told = [rank.communicate(timeout=200) for rank in ranks]
-    if any(ranks_of_one_gpu.UNABLE in errors for _, errors in told):
-        pytest.skip(ranks_of_one_gpu.UNABLE)
-    for rank, (output, errors) in zip(ranks, told, strict=True):
-        assert rank.returncode == 0, errors[-3000:]
-        assert json.loads(output.splitlines()[-1]) == [expected[:1], expected[:2], expected]
+    for rank in ranks:
+        rank.start()
+    try:
+        found = dict(told.get(timeout=100) for _ in ranks)
+    finally:
+        for rank in ranks:
+            rank.join(5)
+            rank.kill()
+    assert found == {rank: [expected[:1], expected[:2], expected] for rank in range(DEGREE)}
