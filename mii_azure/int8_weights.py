@@ -76,7 +76,7 @@ def products_of(folder: Path) -> Products:
 def _outline(folder: Path) -> Any:
     """The model without weights, of the class that config.json names."""
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
             return getattr(transformers, config.architectures[0])(config)
     except Exception as error:

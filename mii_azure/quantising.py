@@ -45,11 +45,11 @@ def as_asked(spec: Spec, found: Model, facts: Profile) -> Profile:
     """The facts of a model as it will be shipped; raises NotAvailable where it cannot be quantised as the spec asks."""
     if spec.quantise == "none":
         return facts
-    require(found, facts)
+    require(spec, found, facts)
     return as_shipped(found, facts)
 
 
-def require(found: Model, facts: Profile) -> None:
+def require(spec: Spec, found: Model, facts: Profile) -> None:
     """Raise NotAvailable for a model whose weights are not quantised, as far as it can be told without them."""
     if not facts.known:
         raise NotAvailable(f"{facts.model} is not opened, so it cannot be quantised.", "Give its folder or hub id.")
@@ -63,7 +63,7 @@ def require(found: Model, facts: Profile) -> None:
         raise NotAvailable(
             f"The weights of {facts.model} are int8 already.", f"{LEFT_OUT} They are shipped as they are."
         )
-    if "auto_map" in found.config:
+    if spec.trust_remote_code:
         raise NotAvailable(f"{facts.model} runs its own code, so its products are not known.", LEFT_OUT)
     if not found.weights.int8_bytes and found.source != "recorded":
         raise NotAvailable(

@@ -75,11 +75,12 @@ def from_pretrained(cls: Any, folder: Path, **options: Any) -> Any:
         )
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    trusted = bool(options.get("trust_remote_code"))
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trusted)
     del config.quantization_config
     if hasattr(cls, "from_config"):
         with torch.device("meta"):
-            cls = type(cls.from_config(config))
+            cls = type(cls.from_config(config, trust_remote_code=trusted))
     where = options.get("device_map", {}).get("", "cpu")
     weights = _weights(folder, torch.device(where), options["dtype"])
     loaded = cls.from_pretrained(None, config=config, state_dict=weights, **options)

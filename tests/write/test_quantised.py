@@ -275,6 +275,11 @@ def test_what_is_refused_leaves_nothing_behind(what: str, model: Path, tmp_path:
     assert not (tmp_path / "out").exists()
 
 
+def test_code_that_transformers_has_itself_is_no_reason_to_refuse(model: Path, tmp_path: Path) -> None:
+    own_code(model)
+    assert told_by(made(model, tmp_path / "b")) is not None
+
+
 @pytest.mark.parametrize(("family", "task"), [("gpt2", "text-generation"), ("stable-diffusion", "text-to-image")])
 def test_families_that_are_refused(family: str, task: str, tiny: Tiny, tmp_path: Path) -> None:
     with pytest.raises(errors.NotAvailable) as caught:
