@@ -136,3 +136,17 @@ def quantised(result: Result) -> str:
     return "\n".join(
         [*rows, "", f"Relative, against the original in float32. {note} {told}, revision {result['revision']}."]
     )
+
+
+def slice_alone(result: Result) -> str:
+    """What one GPU tells of a model cut over two."""
+    rows = [
+        "| slots | whole ms | a slice, its sums left out, ms | its floor ms | 1.6 x one GPU ms | left for a sum us |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        cells = " | ".join(f"{row[name]:.2f}" for name in ("whole ms", "a slice ms", "floor of a slice", "bar ms"))
+        rows.append(f"| {row['slots']} | {cells} | {row['left for a sum, us']:.1f} |")
+    took = result["sum_between_streams"]["us"]
+    note = f"The sum's kernel takes {took:.1f} us between two streams of this GPU, with no link between them."
+    return "\n".join([*rows, "", f"Llama 6.7 B in fp16. {note} {where(result)}."])

@@ -160,6 +160,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "diffusion": ("diffusion.json", serving_tables.diffusion),
     "memory": ("memory.json", serving_tables.memory),
     "offload": ("offload.json", serving_tables.offload),
+    "slice-alone": ("slice_alone.json", serving_tables.slice_alone),
     "quantised": ("quantised.json", serving_tables.quantised),
     "cpu": ("cpu.json", serving_tables.cpu),
     "streams": ("streams.json", serving_tables.streams),

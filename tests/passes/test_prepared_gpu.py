@@ -47,7 +47,7 @@ def test_a_second_start_verifies_and_compiles_nothing(tmp_path: Path) -> None:
     code, prepared = tmp_path / "code", tmp_path / "code" / "prepared"
     shutil.copytree(Path(scoring.__file__).parent, code / "scoring", ignore=shutil.ignore_patterns("__pycache__"))
     tiny_model("mpnet", "sentence-embeddings", tmp_path / "model")
-    told = {"schema": 1, "name": "tiny", "task": "sentence-embeddings", "dtype": "float16", "model": {}, "limits": {}}
+    told = {"schema": 1, "name": "tiny", "task": "sentence-embeddings", "dtype": "float32", "model": {}, "limits": {}}
     (code / "deployment.json").write_text(json.dumps(told), encoding="utf-8")
     (tmp_path / "new").mkdir()
     # A model this small gains nothing from being compiled; that it is kept all the same is what is wanted here.
