@@ -1,6 +1,7 @@
 """How a decoder is compared with plain transformers: prefill in pieces, and cached steps of one slot and several."""
 
 import sys
+import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
@@ -89,6 +90,25 @@ def errors(decoder: Decoder, told: Told) -> dict[str, float]:
         "prefill": _relative(torch.stack([a for a, _ in prefill]), torch.stack([b for _, b in prefill])),
         "decode": _relative(torch.stack(found), torch.stack(wanted)),
     }
+
+
+def step_ms(decoder: Decoder, steps: int = 40) -> float:
+    """Milliseconds a step of one sequence after a short prompt, tokens read one step late; takes slot 0."""
+    steps = max(1, min(steps, decoder.max_length - 4))
+    decoder.open(0)
+    decoder.prefill(0, [1])
+    decoder.sample([0]).tokens()
+    late = decoder.step([0])
+    late.tokens()  # captured and warm
+    began = time.perf_counter()
+    for _ in range(steps):
+        pending = decoder.step([0])
+        late.tokens()
+        late = pending
+    late.tokens()
+    seconds = time.perf_counter() - began
+    decoder.release(0)
+    return 1e3 * seconds / steps
 
 
 def _relative(found: Tensor, wanted: Tensor) -> float:

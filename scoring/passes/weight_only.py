@@ -1,25 +1,31 @@
 """int8 weights for decode steps of one or two sequences, which wait for nothing but the bytes of the weights."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from scoring.passes.base import LATENCY, Applied, Decision, Facts, Hardware, Pass, PassRefused
 from scoring.passes.static_decode import StaticDecode
 
+if TYPE_CHECKING:
+    from scoring.decode import Decoder
+
+GAIN = 1.03  # less is noise
 _WORTH = 3e9  # bytes of weights below which launches and latencies, not bandwidth, take most of a step
 
 
 class WeightOnly(Pass):
     """Adds int8 weights (symmetric, one scale a row) to a model's static decoder; prefill keeps the 16-bit ones.
 
-    Answers change by what eight bits lose, so `tolerance`, not the tolerance of exact passes, is its bound.
+    Kept only where a step is faster for it by measurement. Answers change by what eight bits lose, so `tolerance`, not
+    the tolerance of exact passes, is its bound.
     """
 
     name: ClassVar[str] = "weight_only"
     tolerance: ClassVar[float] = 5e-2
 
-    def __init__(self, decode: StaticDecode) -> None:
+    def __init__(self, decode: StaticDecode, timer: "Callable[[Decoder], float] | None" = None) -> None:
         self.decode = decode
+        self._timer = timer  # milliseconds a step of one sequence
 
     def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Decision:
         """Taken for latency, on top of static_decode, for models large enough and where half as much again fits."""
@@ -40,18 +46,29 @@ class WeightOnly(Pass):
         return Decision(True, f"int8 weights{shipped} beside the 16-bit ones, one scale a row")
 
     def apply(self, model: Any) -> Applied:
+        """Raises PassRefused where memory is short, or, with both times, where int8 weights are no faster."""
         import torch
+
+        from scoring.decoder_checking import step_ms
 
         decoder = getattr(model, "static_decoder", None)
         if decoder is None:
             raise PassRefused("the model has no static decoder")
+        timer = self._timer or step_ms
+        alone = timer(decoder)
         try:
             decoder.use_int8()
             decoder.warm_up()
         except torch.OutOfMemoryError as error:
             decoder.use_int8(False)
             raise PassRefused("no memory for int8 weights beside the 16-bit ones") from error
-        return Applied(len(decoder.form.products()), "int8, one scale a row", lambda: decoder.use_int8(False))
+        beside = timer(decoder)
+        if alone < beside * GAIN:
+            decoder.use_int8(False)
+            decoder.warm_up()
+            raise PassRefused(f"a step with int8 weights takes {beside:.2f} ms, with 16-bit ones {alone:.2f} ms")
+        detail = f"a step of one sequence {alone:.2f} to {beside:.2f} ms"
+        return Applied(len(decoder.form.products()), detail, lambda: decoder.use_int8(False))
 
     def verify(self, model: Any, reference: Callable[..., Any]) -> float:
         """Larger relative error of prefill and of cached steps against plain transformers in float32."""

@@ -131,8 +131,10 @@ def test_int8_weights_come_and_go(tmp_path: Path) -> None:
     decode.apply(model)
     products = model.static_decoder.form.products()
     before = [product.weight for product in products]
-    applied = WeightOnly(decode).apply(model)
+    told = iter((3.0, 2.0))
+    applied = WeightOnly(decode, lambda _: next(told)).apply(model)
     assert applied.count == len(products)
+    assert applied.detail == "a step of one sequence 3.00 to 2.00 ms"
     for product, wide in zip(products, before, strict=True):
         assert product.weight.dtype == torch.int8
         assert product.scale is not None
@@ -140,6 +142,20 @@ def test_int8_weights_come_and_go(tmp_path: Path) -> None:
         assert ((product.weight * step - wide).abs() <= 0.5001 * step).all()
     applied.undo()
     assert all(product.weight is wide and product.scale is None for product, wide in zip(products, before, strict=True))
+
+
+def test_int8_weights_that_are_no_faster_are_refused(tmp_path: Path) -> None:
+    model = tiny("llama", tmp_path)
+    decode = StaticDecode(slots=2, max_length=64)
+    decode.apply(model)
+    products = model.static_decoder.form.products()
+    wide, told = [product.weight for product in products], iter((2.0, 1.99))
+    with pytest.raises(PassRefused, match=r"takes 1\.99 ms, with 16-bit ones 2\.00 ms"):
+        WeightOnly(decode, lambda _: next(told)).apply(model)
+    assert all(product.weight is each for product, each in zip(products, wide, strict=True))
+    assert 0 < decoder_checking.step_ms(model.static_decoder, 5) < 10_000
+    model.static_decoder.open(0)
+    model.static_decoder.prefill(0, [5, 6])
 
 
 def test_the_pass_names_the_families_that_are_built() -> None:
