@@ -163,8 +163,11 @@ def test_limits_and_log_level_change(own_bundle: Callable[..., Path], tmp_path: 
         Runner(bundle, arguments=("--settings-file", str(file), "--drain-seconds", "5")) as runner,
         ThreadPoolExecutor(3) as pool,
     ):
-        held = [pool.submit(post, runner, {"inputs": f"until:{gate}"}) for _ in range(2)]
-        _until(lambda: post(runner, {"inputs": "a"})[0] == 429)
+        held = []
+        for rows in (1.0, 2.0):  # one runs, one waits: what comes next finds the queue full
+            held.append(pool.submit(post, runner, {"inputs": f"until:{gate}"}))
+            _until(lambda rows=rows: _active_rows(runner) == rows)
+        assert post(runner, {"inputs": "a"})[0] == 429
         file.write_text('{"queue_size": 5, "request_timeout_s": 7, "log_level": "info", "drain_seconds": 6}')
         told = hang_up(runner, "reloaded")
         assert told == "reloaded: log_level info, drain_seconds 6, queue_size 5, request_timeout_s 7"
@@ -179,6 +182,16 @@ def test_limits_and_log_level_change(own_bundle: Callable[..., Path], tmp_path: 
         assert post(runner, {"inputs": "a"})[0] == 429
         gate.touch()
         assert [future.result()[0] for future in held] == [200, 200]
+
+
+def _active_rows(runner: Runner) -> float:
+    connection = connection_to(runner)
+    try:
+        connection.request("GET", "/metrics")
+        lines = connection.getresponse().read().decode().splitlines()
+    finally:
+        connection.close()
+    return float(next(line.split()[-1] for line in lines if line.startswith("mii_azure_active_rows ")))
 
 
 def _until(fits: Callable[[], bool]) -> None:
