@@ -55,7 +55,13 @@ def render(
     environment = {
         "environment/Dockerfile": fill(
             "Dockerfile.j2",
-            context | {"image": image, "base_image": base_image(spec, plan), "image_variables": variables},
+            context
+            | {
+                "image": image,
+                "base_image": base_image(spec, plan),
+                "image_variables": variables,
+                "kernels": _kernels(plan, image),
+            },
         ),
         "environment/requirements.lock": _lock(spec, image["lock"]),
     }
@@ -172,6 +178,18 @@ def _gpu_variables(plan: Plan) -> dict[str, str]:
     """What DeepSpeed compiles its operators for: the architecture of the plan's GPU."""
     gpu = find_sku(plan.instance_type).gpu
     return {"TORCH_CUDA_ARCH_LIST": f"{gpu.compute_capability:.1f}"} if gpu and plan.device == "cuda" else {}
+
+
+def _kernels(plan: Plan, image: Mapping[str, Any]) -> dict[str, str]:
+    """What DeepSpeed's setup is told to compile its kernels for the plan's GPU; nothing where no pass uses them."""
+    if not any(each.what == "pass deepspeed_kernels" and each.value == "yes" for each in plan.decisions):
+        return {}
+    asked = {
+        "DS_BUILD_TRANSFORMER_INFERENCE": "1",
+        "DS_SKIP_CUDA_CHECK": "1",
+        "CUDA_HOME": image["environment"]["CUDA_HOME"],
+    }
+    return asked | {"DS_ACCELERATOR": image["environment"]["DS_ACCELERATOR"]} | _gpu_variables(plan)
 
 
 def base_image(spec: Spec, plan: Plan) -> str:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from mii_azure import render as rendering
 from mii_azure import servers
 from mii_azure.inspection import Inspected
+from mii_azure.lockfile import pins
 from mii_azure.planning import plan
 from mii_azure.render import TEMPLATES, content_hash, images, render
 from scoring.tasks import TASKS, schema
@@ -127,6 +128,47 @@ def test_the_image(device, capability):
     assert variables.get("TORCH_CUDA_ARCH_LIST") == capability
     assert variables["DS_ACCELERATOR"] == ("cpu" if device == "cpu" else "cuda")
     assert variables["WORKER_COUNT"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("task", "device", "asked", "capability"),
+    [
+        ("fill-mask", "t4", {}, "7.5"),
+        ("fill-mask", "a100", {"optimisations": "public"}, "8.0"),
+        ("fill-mask", "a100", {}, None),  # another pass has kernels of its own there
+        ("text-generation", "t4", {}, None),
+        ("fill-mask", "cpu", {}, None),
+    ],
+)
+def test_the_image_compiles_deepspeeds_kernels_where_the_plan_takes_them(task, device, asked, capability):
+    (install,) = (line for line in _runs(task, device, asked) if "venv/bin/pip" in line)
+    assert ("DS_BUILD_TRANSFORMER_INFERENCE" in install) == bool(capability)
+    if capability:
+        first, then = install.split("DS_BUILD_TRANSFORMER_INFERENCE")
+        assert "-r before.lock" in first
+        assert f'TORCH_CUDA_ARCH_LIST="{capability}"' in then
+        builder = rendered(task, device, **asked)["environment/Dockerfile"].rsplit("FROM ", 1)[0]
+        assert "g++" in builder  # beside the image's nvcc
+
+
+def test_torch_is_installed_before_what_is_compiled_against_it(tmp_path):
+    """The lock that the Dockerfile's own awk leaves for the first step is all of it but deepspeed."""
+    files = rendered("fill-mask", "t4")
+    (install,) = (line for line in _runs("fill-mask", "t4", {}) if "venv/bin/pip" in line)
+    (cut,) = (part for part in install.split("&&") if "before.lock" in part and "awk" in part)
+    (tmp_path / "requirements.lock").write_text(files["environment/requirements.lock"])
+    subprocess.run(["sh", "-c", cut], check=True, cwd=tmp_path)
+    whole, before = (
+        [pin.name for pin in pins(text)]
+        for text in (files["environment/requirements.lock"], (tmp_path / "before.lock").read_text())
+    )
+    assert before == [name for name in whole if name != "deepspeed"]
+    assert {"torch", "deepspeed"} <= set(whole)
+
+
+def _runs(task, device, asked):
+    dockerfile = rendered(task, device, **asked)["environment/Dockerfile"]
+    return [value for name, value in instructions(dockerfile) if name == "RUN"]
 
 
 def test_the_image_gives_the_server_the_script_that_azure_names(tmp_path):

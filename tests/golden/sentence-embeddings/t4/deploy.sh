@@ -89,8 +89,8 @@ if ! $dry_run; then
     }
 fi
 
-step "environment My-sentence-embeddings-env, version f75c72a1c2c3"
-exists environment show --name My-sentence-embeddings-env --version f75c72a1c2c3 ||
+step "environment My-sentence-embeddings-env, version 127813f06360"
+exists environment show --name My-sentence-embeddings-env --version 127813f06360 ||
     azml environment create --file environment.yml
 
 step "model My-sentence-embeddings-model, version 0123456789ab"
