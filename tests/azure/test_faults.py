@@ -22,6 +22,14 @@ def quick(monkeypatch):
     monkeypatch.setattr("mii_azure.azure.endpoints._POLL_S", 0.05)
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """Python's own answer to Ctrl-C, which a shell takes from what it starts in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 LIVENESS = {"code": "ResourceNotReady", "message": "Liveness probe failed: HTTP probe failed with statuscode: 502"}
 
 
