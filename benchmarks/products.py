@@ -16,8 +16,9 @@ from torch import Tensor
 
 from benchmarks.common import RESULTS, ceilings, provenance, table, write
 from mii_azure.roofline import forward_floor
+from scoring.eight_bits import narrowed
 from scoring.encoder_narrow import FORMATS
-from scoring.kernels.encoder_ops import GELU, NONE, Hidden, Narrow, Packing, narrowed
+from scoring.kernels.encoder_ops import GELU, NONE, Hidden, Narrow, Packing
 from scoring.kernels.encoder_triton import TritonOps
 
 SHAPES = ((3072, 1024, NONE), (4096, 1024, GELU), (2304, 768, NONE), (3072, 768, GELU))  # outputs, inputs, then

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from scoring.decoder_team import Team
+from scoring.eight_bits import narrowed
 
 NormKind = Literal["rms", "layer"]
 Activation = Literal["relu", "silu", "gelu", "gelu_tanh"]
@@ -151,10 +152,10 @@ def quantise(form: Form) -> None:
     """Give every product an int8 weight beside its 16-bit one: symmetric, one scale a row."""
     for product in form.products():
         wide = product.full
-        scale = wide.abs().amax(1).float().clamp(min=1e-12) / 127
-        blocks = zip(torch.split(wide, 8192), torch.split(scale, 8192), strict=True)
-        narrow = [(block.float() / part[:, None]).round().to(torch.int8) for block, part in blocks]
-        product.weight, product.scale, product.wide = torch.cat(narrow), scale, wide
+        blocks = [narrowed(block) for block in torch.split(wide, 8192)]  # float32 copies of a few rows at a time
+        product.weight = torch.cat([values for values, _ in blocks])
+        product.scale = torch.cat([scale[:, 0] for _, scale in blocks])
+        product.wide = wide
 
 
 def widen(form: Form) -> None:

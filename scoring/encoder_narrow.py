@@ -13,8 +13,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from scoring.eight_bits import narrowed
 from scoring.encoder_stack import FusedStack, Layer
-from scoring.kernels.encoder_ops import Hidden, Matrix, Narrow, Packing, TorchOps, narrowed
+from scoring.kernels.encoder_ops import Hidden, Matrix, Narrow, Packing, TorchOps
 
 FORMATS = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 _SMALLEST = 1e-5  # of a channel's peak, so that silent channels divide by something

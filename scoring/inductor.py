@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from scoring.graphs import GraphedForward
-from scoring.passes.base import PassRefused
-
-GAIN = 1.03  # less is noise
+from scoring.passes.base import GAIN, PassRefused
 
 
 def compile_forward(model: Any, shapes: Sequence[tuple[int, int]]) -> tuple[str, Callable[[], None]]:

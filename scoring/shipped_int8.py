@@ -13,17 +13,17 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from scoring.eight_bits import LEAST
 from scoring.errors import WeightsUnreadable
 from scoring.int8_layout import PACKED, SCALE, SHAPE, WEIGHT, is_shipped, quantisation
 
-_LEAST = 1e-12  # of a row's largest number, as in `decoder_form.quantise`
 _AT_ONCE = 1 << 22  # numbers that are widened at once: a float32 copy of more is never made
 
 
 def scales(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """float32 [N, 1]: one a row of a weight that will be widened to `dtype`."""
     largest = _told_apart(weight, dtype).abs().amax(1, keepdim=True).bfloat16().float()
-    return largest.clamp(min=_LEAST, max=torch.finfo(dtype).max) / 127
+    return largest.clamp(min=LEAST, max=torch.finfo(dtype).max) / 127
 
 
 def quantise(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

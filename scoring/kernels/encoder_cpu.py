@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from scoring.eight_bits import narrowed
 from scoring.encoder_stack import Layer
 from scoring.kernels.encoder_ops import (
     GELU,
@@ -66,9 +67,9 @@ class Product:
         self.bias = None if bias is None else bias.detach().to(self.dtype)
         laid = weight.detach().to(self.dtype).contiguous()
         if precision == INT8:
-            self.scale = laid.abs().amax(1).clamp_min(1e-8) / 127
+            whole, scale = narrowed(laid)
+            self.scale = scale[:, 0]
             self.zeros = torch.zeros(len(laid), dtype=torch.int64)
-            whole = (laid / self.scale[:, None]).round().to(torch.int8)
             self.weight: Tensor = torch.ops.onednn.qlinear_prepack(whole, [rows, laid.shape[1]])
         else:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(laid, rows)

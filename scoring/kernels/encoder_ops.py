@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from scoring.eight_bits import narrowed
+
 NONE, GELU, RELU = 0, 1, 2
 
 
@@ -167,14 +169,6 @@ class TorchOps(EncoderOps):
         out = torch.empty_like(y)
         out[packing.places.long()] = y
         return Hidden(out.view(packing.batch, packing.length, -1))
-
-
-def narrowed(x: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
-    """x [R, K] in an eight-bit type: values, and one float32 scale a row, [R, 1]."""
-    largest = 127.0 if kind == torch.int8 else torch.finfo(kind).max
-    scale = x.abs().amax(-1, keepdim=True).float().clamp_min(1e-12) / largest
-    values = x.float() / scale
-    return (values.round() if kind == torch.int8 else values).to(kind), scale
 
 
 def _norm(x: Tensor, norm: Norm) -> Tensor:

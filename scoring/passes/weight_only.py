@@ -3,13 +3,12 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from scoring.passes.base import LATENCY, Applied, Decision, Facts, Hardware, Pass, PassRefused
+from scoring.passes.base import GAIN, LATENCY, Applied, Decision, Facts, Hardware, Pass, PassRefused
 from scoring.passes.static_decode import StaticDecode
 
 if TYPE_CHECKING:
     from scoring.decode import Decoder
 
-GAIN = 1.03  # less is noise
 _WORTH = 3e9  # bytes of weights below which launches and latencies, not bandwidth, take most of a step
 
 

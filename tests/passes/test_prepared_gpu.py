@@ -51,7 +51,7 @@ def test_a_second_start_verifies_and_compiles_nothing(tmp_path: Path) -> None:
     (code / "deployment.json").write_text(json.dumps(told), encoding="utf-8")
     (tmp_path / "new").mkdir()
     # A model this small gains nothing from being compiled; that it is kept all the same is what is wanted here.
-    source = code / "scoring" / "inductor.py"
+    source = code / "scoring" / "passes" / "base.py"
     source.write_text(source.read_text(encoding="utf-8").replace("GAIN = 1.03", "GAIN = 0.0"), encoding="utf-8")
     first = start(code, tmp_path / "one", tmp_path / "new")
     shutil.copytree(tmp_path / "new", prepared)
