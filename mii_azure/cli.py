@@ -147,9 +147,7 @@ def generate(
 ) -> None:
     """Write the folder that Azure ML deploys: environment, scoring script, endpoint and deployment."""
     from mii_azure.generation import generate as write
-    from mii_azure.manifest import load_manifest
     from mii_azure.progress import copying
-    from mii_azure.quantising import told_by
 
     with copying(err, enabled=not as_json) as progress:
         folder = write(
@@ -183,6 +181,14 @@ def generate(
             force=force,
             progress=progress,
         )
+    _tell_written(folder, as_json)
+
+
+def _tell_written(folder: Path, as_json: bool) -> None:
+    """What was written, and what comes next."""
+    from mii_azure.manifest import load_manifest
+    from mii_azure.quantising import told_by
+
     manifest, quantised = load_manifest(folder), told_by(folder)
     if as_json:
         told = {"bundle": str(folder), "hash": manifest["bundle"], "files": len(manifest["files"])}

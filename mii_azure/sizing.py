@@ -266,7 +266,11 @@ def in_slices(work: Work, degree: int, wanted: str, only: Sku | None = None) -> 
     able = [sku for sku in skus if degree in _degrees(work.profile, sku)]
     if not able:
         heads = f"{work.profile.heads} heads and {work.profile.kv_heads} key-value heads"
-        place = f"{only.name} has {only.whole_gpus} GPUs" if only else "no instance type suits"
+        place = (
+            f"{only.name} has {only.whole_gpus} GPU{'' if only.whole_gpus == 1 else 's'}"
+            if only
+            else "no instance type suits"
+        )
         raise NotAvailable(
             f"{work.profile.model} cannot be sliced over {degree} GPUs: it has {heads}; {place}.",
             f"Choose {', '.join(map(str, DEGREES))}: one that divides both, and an instance type with as many GPUs.",
