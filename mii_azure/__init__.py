@@ -6,6 +6,8 @@ Names are imported when first used, so that `import mii_azure` is instant.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from mii_azure.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from mii_azure.benchmark import bench as bench
     from mii_azure.checks import check as check
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
     from mii_azure.spec import Spec as Spec
     from mii_azure.verdict import parity as parity
     from mii_azure.verifying import verify_bundle as verify  # noqa: F401  (named apart from manifest.verify)
-
-__version__ = "0.1.0"
 
 _NAMES = {
     "DeploymentType": "mii_azure.deployments:DeploymentType",

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mii_azure.errors import RunnerFailed, SpecError
 from mii_azure.manifest import load_manifest
-from mii_azure.verdict import KNOWN, TARGETS
+from mii_azure.parity_targets import KNOWN, TARGETS
 
 WARM_UP = 5
 ROUNDS = 20

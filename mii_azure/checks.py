@@ -2,11 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
-
-from local_runner.manifest import MANIFEST
 from mii_azure import (
     checks_azure,
     checks_code,
@@ -16,25 +13,9 @@ from mii_azure import (
     checks_serving,
     checks_yaml,
 )
-from mii_azure.inspection import Inspected, Problem
+from mii_azure.findings import Finding, Severity
+from mii_azure.inspection import Inspected, Problem, is_bundle
 from mii_azure.loose_yaml import views
-
-Severity = Literal["error", "warning", "info"]
-
-
-class Finding(BaseModel):
-    """What a check says."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    id: str
-    severity: Severity
-    message: str
-    remedy: str
-    file: str  # relative to the bundle or to the folder of YAML
-    line: int | None = None
-    limit: str  # what the rule goes by
-    fixable: bool  # whether `fix` can make the change
 
 
 class Rule(NamedTuple):
@@ -182,11 +163,6 @@ RULES: tuple[Rule, ...] = (
     Rule("MII704", "error", "Azure: warning, info or debug", checks_kinds.batch_logging, alone=True),
     Rule("MII501", "error", "azure-ai-ml: its loaders and conversions", checks_azure.refused_by_azure, alone=True),
 )
-
-
-def is_bundle(target: Path) -> bool:
-    """Whether all rules judge it; YAML files, and folders of them without a manifest, only those on YAML do."""
-    return not target.is_file() and ((target / MANIFEST).is_file() or not any(target.glob("*.y*ml")))
 
 
 def check(target: Path | str, *, ml_client: Any = None, slot: str | None = None) -> list[Finding]:

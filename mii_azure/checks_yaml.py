@@ -7,10 +7,10 @@ from typing import Any
 
 from mii_azure.inspection import DEPLOYMENT, ENDPOINT, ENVIRONMENT, MODEL, Fix, Inspected, Problem
 from mii_azure.render import content_hash, reference_version
+from mii_azure.resolving import names_files
 from mii_azure.servers import PORT
 from mii_azure.servers import routes as routes_of
 from mii_azure.spec import NAME_LENGTH, NAME_PATTERN
-from mii_azure.weights import names_files
 
 # Where a path stands in each file, and the folder it is relative to: the bundle, or what another key names.
 PATHS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (

@@ -217,8 +217,8 @@ def check(
 ) -> None:
     """Find what would stop a deployment. YAML of other origin is judged by the rules on YAML. Exit 1 on an error."""
     from mii_azure.checks import check as find
-    from mii_azure.checks import is_bundle
     from mii_azure.fixing import fix as repair
+    from mii_azure.inspection import is_bundle
     from mii_azure.report import show_findings
 
     if not is_bundle(target):

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mii_azure.errors import RunnerFailed, SpecError, UnknownDeployment
+from mii_azure.parity_targets import ENDPOINT
 from mii_azure.spec import check_name
-from mii_azure.verdict import ENDPOINT
 
 if TYPE_CHECKING:
     from local_runner.client import AsyncClient, Client

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import yaml
 
 from local_runner.manifest import MANIFEST, hash_files
-from mii_azure.checks import Finding, check, problems
+from mii_azure.checks import check, problems
+from mii_azure.findings import Finding
 from mii_azure.inspection import Fix
 from mii_azure.manifest import make_manifest
 from mii_azure.render import as_json

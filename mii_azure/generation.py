@@ -4,16 +4,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mii_azure import __version__
 from mii_azure.bundle import Progress, refuse_existing, write
 from mii_azure.inspection import LOCK
 from mii_azure.leaks import refuse_secrets
 from mii_azure.licences import model_licence, package_licences
-from mii_azure.planning import Plan, plan_spec
+from mii_azure.planning import plan_spec
+from mii_azure.plans import Plan
 from mii_azure.quantising import Job
 from mii_azure.render import base_image, content_hash, reference_version, render
 from mii_azure.sbom import SBOM, ModelFacts, make_sbom
 from mii_azure.spec import Spec, make_spec
+from mii_azure.version import __version__
 from mii_azure.weights import files_to_copy, require_vocabulary
 from scoring.tasks import schema
 

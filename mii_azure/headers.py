@@ -13,6 +13,8 @@ from mii_azure.errors import WeightsCorrupt, WeightsMissing
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 ITEM_BYTES |= {"U64": 8, "U32": 4, "U16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "C64": 8}
 FLOAT_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+#: Bytes of one element, by torch's name of the type.
+DTYPE_BYTES = {name: ITEM_BYTES[short] for short, name in FLOAT_NAMES.items()}
 # The limit of the safetensors library itself.
 MAX_HEADER_BYTES = 100_000_000
 LFS_POINTER = b"version https://git-lfs"

@@ -11,18 +11,8 @@ from typing import TYPE_CHECKING, Any
 from mii_azure import pipelines, seed_models
 from mii_azure.errors import ConfigMissing, ModelError, PickleRefused, UnknownModel, WeightsCorrupt, WeightsMissing
 from mii_azure.headers import Tensor
-from mii_azure.weights import (
-    INDEX,
-    SETTINGS,
-    WEIGHTS,
-    Model,
-    bundle_files,
-    is_pickle,
-    read_folder,
-    read_settings,
-    refuse_quantised,
-    weigh,
-)
+from mii_azure.model_files import INDEX, WEIGHTS, Model, is_pickle, read_settings
+from mii_azure.weights import SETTINGS, bundle_files, read_folder, refuse_quantised, weigh
 from scoring.config import DIFFUSERS_INDEX
 
 TIMEOUT_S = 20  # of one question to the hub
@@ -36,7 +26,7 @@ def read(model: str, revision: str | None, allow_pickle: bool, near_folder: str 
     """Read config.json and the weights' headers of a hub model, pinned to a commit; no weights are downloaded.
 
     Without a network the hub client's cache stands in, then the facts recorded for the seed's models. Raises as
-    `weights.resolve` does.
+    `resolving.resolve` does.
     """
     try:
         info = _info(model, revision, near_folder)

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
+from local_runner.manifest import MANIFEST
 from mii_azure.manifest import Mismatch, load_manifest, verify
 from mii_azure.servers import HOST_FOLDER, Server
 from scoring.config import Deployment
@@ -178,3 +179,8 @@ class Inspected:
             return yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader), ""
         except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
             return {}, None, " ".join(str(error).split()) or type(error).__name__
+
+
+def is_bundle(target: Path) -> bool:
+    """Whether all rules judge it; YAML files, and folders of them without a manifest, only those on YAML do."""
+    return not target.is_file() and ((target / MANIFEST).is_file() or not any(target.glob("*.y*ml")))

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from mii_azure.errors import WeightsCorrupt
+from mii_azure.headers import DTYPE_BYTES
 from mii_azure.int8_weights import blocks, products_of
-from mii_azure.profile import DTYPE_BYTES, Profile
+from mii_azure.profile import Profile
 from scoring import decoder_checking, shipped_int8
 from scoring.config import Deployment
 from scoring.loader import load

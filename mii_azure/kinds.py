@@ -7,7 +7,7 @@ from mii_azure import limits
 from mii_azure.checks_kinds import NAMES_LENGTH
 from mii_azure.decisions import Decision
 from mii_azure.errors import InvalidName
-from mii_azure.planning import Plan
+from mii_azure.plans import Plan
 from mii_azure.secrets import uses_connection
 from mii_azure.skus import find_sku
 from mii_azure.spec import Spec

@@ -5,10 +5,10 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from mii_azure import __version__
 from mii_azure.errors import NotWritten, SpecError
 from mii_azure.render import TEMPLATES, fill
 from mii_azure.spec import Spec
+from mii_azure.version import __version__
 
 #: Where each provider looks for the workflow of an endpoint.
 PROVIDERS = {"github": ".github/workflows/deploy-{name}.yml", "azure-devops": "azure-pipelines/deploy-{name}.yml"}

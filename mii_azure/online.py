@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mii_azure import online_access, online_capacity, online_endpoint
-from mii_azure.checks import Finding, Severity, is_bundle
 from mii_azure.errors import AccessDenied, AzureError, AzureUnavailable
-from mii_azure.inspection import DEPLOYMENT, Inspected
+from mii_azure.findings import Finding, Severity
+from mii_azure.inspection import DEPLOYMENT, Inspected, is_bundle
 from mii_azure.loose_yaml import views
 from mii_azure.online_scene import Answer, Scene, Verdict
 

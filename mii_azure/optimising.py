@@ -1,8 +1,9 @@
 """Which passes would be chosen for an instance type that this machine does not have; decided on paper."""
 
 from mii_azure.decisions import Decision
+from mii_azure.headers import DTYPE_BYTES
 from mii_azure.limits import GB
-from mii_azure.profile import DTYPE_BYTES, Profile
+from mii_azure.profile import Profile
 from mii_azure.sizing import Fit
 from mii_azure.skus import Sku
 from mii_azure.spec import Spec

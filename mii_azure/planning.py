@@ -2,64 +2,18 @@
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from mii_azure import decisions, limits, quantising, sizing, timing
-from mii_azure.decisions import Decision
-from mii_azure.errors import DoesNotFit, SpecError
+from mii_azure.errors import SpecError
 from mii_azure.families import Options, family_named, find_task
 from mii_azure.optimising import pass_decisions
+from mii_azure.plans import Plan
 from mii_azure.profile import Profile, profile, task_check, task_options
-from mii_azure.quantising import Quantisation
 from mii_azure.remote_code import check_remote_code
-from mii_azure.sizing import Fit, Memory, Work
+from mii_azure.resolving import resolve
+from mii_azure.sizing import Fit, Work
 from mii_azure.skus import find_sku
 from mii_azure.spec import Spec, make_spec
-from mii_azure.timing import Probe
-from mii_azure.weights import resolve
 from scoring.config import Limits
-
-__all__ = ["Decision", "Memory", "Plan", "Probe", "make_plan", "plan"]
-
-
-class Plan(BaseModel):
-    """Every setting of a deployment, each derived, each with its reason in `decisions`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    task: str
-    task_options: Options  # the task's own defaults, e.g. {"pooling": "mean"}
-    profile: Profile
-    instance_type: str
-    quota_family: str  # Azure's name of the family whose core quota the deployment draws on
-    quota_cores: int
-    device: str  # "cpu" or "cuda"
-    image: str  # key of templates/images.json, which is also the lock's name
-    dtype: str
-    tensor_parallel: int  # GPUs that share one copy of the weights; 1 on CPU
-    memory: Memory
-    fits: bool  # False when only tensor slicing could hold the model, and its family cannot be sliced
-    context_length: int  # tokens of one request, prompt and answer; 0 where the model's config is not known here
-    max_batch_tokens: int
-    max_batch_size: int
-    slots: int  # sequences that a decoder on a GPU advances at once; 0 where batches run
-    queue_size: int  # rows that may wait; one more is answered 429
-    max_payload_bytes: int
-    max_concurrent_requests: int
-    request_timeout_ms: int
-    readiness: Probe
-    liveness: Probe
-    decisions: tuple[Decision, ...]
-    quantisation: Quantisation | None = None  # known once the weights were quantised
-
-    def require_fit(self) -> None:
-        """Raise DoesNotFit where what the plan describes cannot be served."""
-        if not self.fits:
-            raise DoesNotFit(
-                f"{self.profile.model} fits {self.instance_type} only sliced over {self.tensor_parallel} GPUs,"
-                f" and DeepSpeed does not slice {self.profile.family} correctly.",
-                "Use a smaller model of the family.",
-            )
 
 
 def plan(task: str, model: str, instance_type: str | None = None, name: str = "model", **preferences: Any) -> Plan:

@@ -4,41 +4,18 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
-
-from pydantic import BaseModel, ConfigDict
 
 from mii_azure.decisions import Decision
 from mii_azure.errors import NotAvailable
+from mii_azure.headers import DTYPE_BYTES
 from mii_azure.inspection import SETTINGS
-from mii_azure.profile import DTYPE_BYTES, Profile
+from mii_azure.model_files import INDEX, Model
+from mii_azure.plans import Plan, Quantisation
+from mii_azure.products import LEFT_OUT
+from mii_azure.profile import Profile
 from mii_azure.spec import Spec
-from mii_azure.weights import INDEX, Model
-
-if TYPE_CHECKING:
-    from mii_azure.planning import Plan
 
 _CONV1D = ("gpt2", "openai-gpt")  # families whose products are no nn.Linear
-LEFT_OUT = "Leave out --quantise."
-
-
-class Quantisation(BaseModel):
-    """What quantising made of a model's weights, and what it cost."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    scheme: Literal["int8"] = "int8"
-    products: int  # matrices that are int8
-    weight_error: float  # relative, 2-norms over all of them
-    output_error: float | None  # relative, against the original in float32; None where it was not measured
-    note: str = ""  # why it was not
-
-    def sentence(self) -> str:
-        """What a person reads."""
-        told = f"{self.products} products: weights differ by {self.weight_error:.2%}"
-        if self.output_error is None:
-            return f"{told}; answers were not compared: {self.note}."
-        return f"{told}, answers by {self.output_error:.2%} from the original in float32."
 
 
 def as_asked(spec: Spec, found: Model, facts: Profile) -> Profile:
@@ -92,7 +69,7 @@ class Job:
     """Makes the files of a bundle's model folder that quantising changes; `told` is known once they are made."""
 
     folder: Path  # the original
-    plan: "Plan"
+    plan: Plan
     told: Quantisation | None = None
 
     def makes(self, path: str) -> bool:
@@ -125,7 +102,7 @@ class Job:
         )
         return writer.hashes
 
-    def settled(self) -> "Plan":
+    def settled(self) -> Plan:
         """The plan with what was measured."""
         plan, told = self.plan, self.told
         measured = decision(plan.profile, plan.dtype, told)

@@ -11,12 +11,13 @@ from pydantic import BaseModel, ConfigDict
 from mii_azure import limits, quantising, sizing, timing
 from mii_azure.errors import MiiAzureError, SpecError
 from mii_azure.families import family_named, find_task
+from mii_azure.headers import DTYPE_BYTES
 from mii_azure.prices import Prices
-from mii_azure.profile import DTYPE_BYTES, Profile, profile, task_check
+from mii_azure.profile import Profile, profile, task_check
+from mii_azure.resolving import resolve
 from mii_azure.sizing import Fit, Work
 from mii_azure.skus import Sku, all_skus
 from mii_azure.spec import Spec, make_spec
-from mii_azure.weights import resolve
 from scoring.passes.tensor_slicing import FAMILIES
 
 MILLION = 1_000_000

@@ -12,10 +12,11 @@ import yaml
 
 from local_runner.manifest import bundle_digest
 from mii_azure import kinds, openapi, servers
-from mii_azure.planning import Decision, Plan
+from mii_azure.decisions import Decision
+from mii_azure.plans import Plan
+from mii_azure.resolving import names_files
 from mii_azure.skus import find_sku
 from mii_azure.spec import Spec
-from mii_azure.weights import names_files
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 

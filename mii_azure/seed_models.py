@@ -5,10 +5,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from mii_azure.headers import Weights
-from mii_azure.profile import DTYPE_BYTES
+from mii_azure.headers import DTYPE_BYTES, Weights
+from mii_azure.model_files import Model
 from mii_azure.skus import load_data
-from mii_azure.weights import Model
 
 
 class SeedModel(BaseModel):
@@ -24,7 +23,7 @@ class SeedModel(BaseModel):
     config: dict[str, Any]
 
     def model(self) -> Model:
-        """The model as `weights.resolve` returns it, with facts instead of files."""
+        """The model as `resolving.resolve` returns it, with facts instead of files."""
         weights = Weights(self.parameters, self.parameters * DTYPE_BYTES[self.dtype], self.dtype)
         return Model(self.id, "recorded", self.config, weights)
 

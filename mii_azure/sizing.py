@@ -8,8 +8,9 @@ from pydantic import BaseModel, ConfigDict
 from mii_azure import limits
 from mii_azure.errors import DoesNotFit, NotAvailable
 from mii_azure.families import Family
+from mii_azure.headers import DTYPE_BYTES
 from mii_azure.limits import GB
-from mii_azure.profile import DTYPE_BYTES, Profile
+from mii_azure.profile import Profile
 from mii_azure.skus import Sku, all_skus
 from scoring.passes.static_decode import FAMILIES, SLICED
 from scoring.passes.tensor_slicing import DEGREES

@@ -10,14 +10,10 @@ from pydantic import BaseModel, ConfigDict
 from mii_azure.edge_requests import Request, edge_requests, read_requests
 from mii_azure.errors import SpecError
 from mii_azure.grading import TOLERANCES, Grade, environment_difference, grade
+from mii_azure.parity_targets import CONTAINER, ENDPOINT, KNOWN, TARGETS
 
 if TYPE_CHECKING:
     from local_runner.targets import Target
-
-ENDPOINT = "endpoint:"  # endpoint:NAME or endpoint:NAME/SLOT, live in Azure
-TARGETS = ("in-process", "grpc", "http", "azmlinfsrv")
-CONTAINER = "container"  # the server that the bundle's image starts
-KNOWN = (*TARGETS, CONTAINER)
 
 
 class Comparison(BaseModel):

@@ -8,12 +8,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from local_runner.manifest import hash_files
-from mii_azure import __version__
 from mii_azure.bundle import carried_code
 from mii_azure.inspection import LOCK, SETTINGS
 from mii_azure.lockfile import gaps, pins
 from mii_azure.manifest import load_manifest, verify, walk
 from mii_azure.sbom import SBOM
+from mii_azure.version import __version__
 
 _FOLDERS = ("code/scoring", "code/local_runner")
 

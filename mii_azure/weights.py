@@ -1,35 +1,29 @@
-"""Where a model comes from: a local folder, a Hugging Face hub id, or an azureml: reference.
+"""Model folders: the files that make a model, and what its settings and weight files add up to.
 
 Only `config.json`, the tokenizer's settings and safetensors headers are read; weights never are.
 """
 
-import json
-import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from mii_azure import headers
+from mii_azure import headers, pipelines
 from mii_azure.errors import (
     ConfigMissing,
     NotAvailable,
     PickleRefused,
     TokenizerMissing,
-    UnknownModel,
     WeightsCorrupt,
     WeightsMissing,
 )
 from mii_azure.families import find_family
 from mii_azure.headers import Tensor, Weights
+from mii_azure.model_files import INDEX, WEIGHTS, Model, is_pickle, read_settings
 from mii_azure.products import int8_bytes, unpacked
 from scoring.config import DIFFUSERS_INDEX
 from scoring.int8_layout import is_shipped
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # Small files read for planning; what is parsed is in `Model.settings` under the same name.
 SETTINGS = (
     "tokenizer_config.json",
@@ -45,91 +39,11 @@ _TEXTS = re.compile(r"(vocab|merges|dict|spiece|added_tokens).*\.txt$")
 _LEFTOVERS = re.compile(r"(\.index\.json$|_results\.json$|^train(er|ing)_|^model_index\.json$|^adapter_)")
 _LEGAL = re.compile(r"^(LICEN[CS]E|NOTICE)([._-][\w.-]*)?$")  # what a redistributor has to pass on
 _SHARD = re.compile(r"^model-\d+-of-\d+\.safetensors$")
-AZUREML = re.compile(
-    r"^azureml:(?://(?:registries/[\w.-]+/models/[\w.-]+/(?:versions|labels)/[\w.-]+"
-    r"|datastores/[\w.-]+/paths/.+|jobs/.+|subscriptions/.+)"
-    r"|[a-zA-Z0-9][\w-]{0,254}(?::\d[\w.]*|@latest)|/subscriptions/.+)$"
-)
-_FILES = re.compile(r"^azureml://(?:datastores/|jobs/|subscriptions/.+/datastores/)")
-# The hub's own rule: an optional owner, then a name, of letters, digits, hyphens, dots and underscores.
-HUB_ID = re.compile(r"^(?:[\w][\w.-]{0,95}/)?[\w][\w.-]{0,95}$", re.ASCII)
-
-
-Source = Literal["folder", "hub", "recorded", "reference"]
-
-
-@dataclass(frozen=True)
-class Model:
-    """A resolved model: its settings and what its weight files add up to."""
-
-    name: str  # what the user typed, or the hub id that it stands for
-    source: Source
-    config: dict[str, Any]
-    weights: Weights
-    revision: str | None = None  # hub commit
-    folder: Path | None = None
-    settings: dict[str, Any] = field(default_factory=dict)  # other small files, parsed, by relative path
-
-
-def resolve(model: str, revision: str | None = None, allow_pickle: bool = False) -> Model:
-    """Find a model and read what planning needs.
-
-    Raises UnknownModel, ConfigMissing, WeightsMissing, WeightsCorrupt, PickleRefused or NotAvailable.
-    """
-    if model.startswith("azureml:"):
-        return _reference(model)
-    # os.path answers False, not an error, for what can be no path at all.
-    path = Path(os.path.expanduser(model))  # noqa: PTH111
-    if model and os.path.isdir(path):  # noqa: PTH112
-        try:
-            return read_folder(path, model, allow_pickle)
-        except OSError as error:
-            raise UnknownModel(f"{model} cannot be read: {error.strerror}.", "Check its permissions.") from error
-    if model and os.path.exists(path):  # noqa: PTH110
-        raise UnknownModel(f"{model} is a file.", f"Give the folder that holds it: {path.parent}.")
-    if _looks_like_path(model):
-        near = _near_folder(path)
-        raise UnknownModel(
-            f"There is no folder {model!r}.", f"Did you mean {near}?" if near else "Check the path, or give a hub id."
-        )
-    from mii_azure import hub
-
-    return hub.read(model, revision, allow_pickle, near_folder=_near_folder(path))
-
-
-def names_files(reference: str) -> bool:
-    """Whether an azureml: reference is a place that holds files, and not yet a model that a deployment can name."""
-    return bool(_FILES.match(reference))
-
-
-def _reference(model: str) -> Model:
-    if not AZUREML.match(model):
-        raise UnknownModel(
-            f"{model!r} is not a reference that Azure ML reads.",
-            "Forms: azureml:NAME:VERSION, azureml:NAME@latest, azureml://registries/REGISTRY/models/NAME/versions/VERSION,"
-            " azureml://datastores/NAME/paths/PATH, azureml://jobs/JOB/outputs/artifacts/paths/PATH.",
-        )
-    return Model(model, "reference", {}, Weights(0, 0, ""))
-
-
-def _looks_like_path(model: str) -> bool:
-    return not HUB_ID.match(model) or model.startswith((".", "/", "~"))
-
-
-def _near_folder(path: Path) -> str:
-    """The folder beside the missing one whose name is nearest, or an empty string."""
-    if not os.path.isdir(path.parent):  # noqa: PTH112
-        return ""
-    names = [child.name for child in path.parent.iterdir() if child.is_dir() and not child.name.startswith(".")]
-    near = get_close_matches(path.name, names, n=1, cutoff=0.6)
-    return str(path.parent / near[0]) if near else ""
 
 
 def read_folder(folder: Path, name: str, allow_pickle: bool = False) -> Model:
-    """Read a local model folder; see `resolve` for what is refused."""
+    """Read a local model folder; see `resolving.resolve` for what is refused."""
     if (folder / DIFFUSERS_INDEX).is_file() and not (folder / "config.json").is_file():
-        from mii_azure import pipelines
-
         return pipelines.read_pipeline(pipelines.local_files(folder), name, "folder", allow_pickle, folder=folder)
     config = _read_config(folder)
     refuse_quantised(config)
@@ -167,15 +81,6 @@ def weigh(config: dict[str, Any], tensors: list[Tensor], size: int) -> Weights:
 
 def _stored_dtype(config: dict[str, Any]) -> str:
     return str(config.get("dtype") or config.get("torch_dtype") or "float32")
-
-
-def read_settings(path: Path) -> Any:
-    """Parse a small JSON file (or return another's text); raise ConfigMissing where it cannot be read."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        return json.loads(text) if path.suffix == ".json" else text
-    except (OSError, ValueError) as error:
-        raise ConfigMissing(f"{path.name} cannot be read: {error}.", "Copy the file again.", str(path)) from error
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -259,11 +164,6 @@ def pickle_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_file() and is_pickle(path.name))
 
 
-def is_pickle(name: str) -> bool:
-    """Whether a file of that name holds pickled weights (and not, say, a Trainer's arguments)."""
-    return name.endswith(PICKLES) and not name.startswith(("training_args", "optimizer", "scheduler", "rng_state"))
-
-
 def bundle_files(names: Iterable[str], allow_pickle: bool = False, code: bool = False) -> list[str]:
     """Of the relative file names of a model, those that belong in a bundle's model/ folder, in order.
 
@@ -272,9 +172,7 @@ def bundle_files(names: Iterable[str], allow_pickle: bool = False, code: bool = 
     """
     names = set(names)
     if DIFFUSERS_INDEX in names and "config.json" not in names:
-        from mii_azure.pipelines import pipeline_files
-
-        return sorted({*pipeline_files(names, allow_pickle), *filter(_LEGAL.match, names)})
+        return sorted({*pipelines.pipeline_files(names, allow_pickle), *filter(_LEGAL.match, names)})
     small = {name for name in names if _is_setting(name) or _LEGAL.match(name)}
     if code:
         small |= {name for name in names if "/" not in name and name.endswith(".py")}

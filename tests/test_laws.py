@@ -14,11 +14,6 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # What breaks a structural law today. An entry that is no longer needed fails its test: the lists only shrink.
 IN_CYCLES: list[list[str]] = [
-    ["mii_azure", "mii_azure.deployments", "mii_azure.generation", "mii_azure.verifying"],
-    ["mii_azure.azure.live", "mii_azure.verdict"],
-    ["mii_azure.checks", "mii_azure.online"],
-    ["mii_azure.hub", "mii_azure.pipelines", "mii_azure.profile", "mii_azure.seed_models", "mii_azure.weights"],
-    ["mii_azure.int8_accuracy", "mii_azure.int8_weights", "mii_azure.planning", "mii_azure.quantising"],
     [
         "scoring.continuous",
         "scoring.tasks.details",
@@ -154,7 +149,7 @@ def test_the_laws_see_what_breaks_them(tmp_path: Path) -> None:
         "scoring/__init__.py": "",
         "scoring/low.py": "def f() -> None:\n    from scoring.room.high import g\n",
         "scoring/room/__init__.py": "",
-        "scoring/room/high.py": "if TYPE_CHECKING:\n    from ..low import f\nclass C:\n    def m(self):\n        pass\n",
+        "scoring/room/high.py": "if TYPE_CHECKING:\n    from ..low import f\nclass C:\n    def m():\n        pass\n",
         "scoring/template/no_module.py": "import scoring.low\n",
     }
     for path, text in files.items():

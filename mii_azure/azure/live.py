@@ -9,7 +9,7 @@ from local_runner.load import Reply
 from local_runner.targets import Target
 from mii_azure.azure.translate import translated
 from mii_azure.errors import AzureUnavailable, SpecError
-from mii_azure.verdict import ENDPOINT
+from mii_azure.parity_targets import ENDPOINT
 
 SLOT_HEADER = "azureml-model-deployment"
 STATUS_HEADER = "ms-azureml-model-error-statuscode"

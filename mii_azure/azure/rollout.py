@@ -185,7 +185,8 @@ class _Run:
             time.sleep(min(5.0, left))
 
     def _parity(self) -> None:
-        from mii_azure.verdict import ENDPOINT, parity
+        from mii_azure.parity_targets import ENDPOINT
+        from mii_azure.verdict import parity
 
         verdict = parity(
             self.folder,

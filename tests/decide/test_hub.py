@@ -17,7 +17,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from mii_azure.profile import profile
-from mii_azure.weights import files_to_copy, resolve
+from mii_azure.resolving import resolve
+from mii_azure.weights import files_to_copy
 from tests.conftest import Tiny
 from tests.decide.conftest import BERT, LLAMA, Folder
 from tests.decide.fake_hub import COMMIT, FakeHub

@@ -15,7 +15,8 @@ from mii_azure.families import find_task
 from mii_azure.pipelines import pipeline_files
 from mii_azure.planning import plan
 from mii_azure.profile import profile, task_check
-from mii_azure.weights import files_to_copy, resolve
+from mii_azure.resolving import resolve
+from mii_azure.weights import files_to_copy
 from tests.conftest import Tiny
 from tests.tiny_pipelines import SIZE, tiny_pipeline
 

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from mii_azure import limits, seed_models, sizing, timing
 from mii_azure.errors import DoesNotFit, NotAvailable, SpecError, TaskUnsupported
 from mii_azure.families import all_families, family_named
-from mii_azure.planning import Plan, make_plan, plan
-from mii_azure.profile import DTYPE_BYTES, Profile
+from mii_azure.headers import DTYPE_BYTES
+from mii_azure.planning import make_plan, plan
+from mii_azure.plans import Plan
+from mii_azure.profile import Profile
 from mii_azure.sizing import Work
 from mii_azure.skus import Sku, all_skus, find_sku
 from mii_azure.spec import Spec

@@ -4,8 +4,8 @@ import pytest
 
 from mii_azure import limits
 from mii_azure.errors import DoesNotFit, NotAvailable
+from mii_azure.headers import DTYPE_BYTES
 from mii_azure.planning import make_plan, plan
-from mii_azure.profile import DTYPE_BYTES
 from mii_azure.render import deployment_settings
 from mii_azure.spec import make_spec
 from scoring.errors import PassNotServed

@@ -18,7 +18,8 @@ from mii_azure.errors import (
     WeightsCorrupt,
     WeightsMissing,
 )
-from mii_azure.weights import bundle_files, files_to_copy, resolve
+from mii_azure.resolving import resolve
+from mii_azure.weights import bundle_files, files_to_copy
 from tests.decide.conftest import BERT, Folder, tensors
 
 

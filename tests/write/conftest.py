@@ -8,7 +8,8 @@ import pytest
 
 from mii_azure.families import find_task
 from mii_azure.generation import generate
-from mii_azure.planning import Plan, make_plan
+from mii_azure.planning import make_plan
+from mii_azure.plans import Plan
 from mii_azure.profile import Profile
 from mii_azure.render import render
 from mii_azure.spec import Spec, make_spec

@@ -18,7 +18,7 @@ from mii_azure.planning import plan
 from mii_azure.products import unpacked
 from mii_azure.quantising import told_by
 from mii_azure.ranking import rank
-from mii_azure.weights import resolve
+from mii_azure.resolving import resolve
 from scoring.errors import HeadMissing
 from tests.conftest import Tiny
 

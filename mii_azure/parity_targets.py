@@ -1,0 +1,6 @@
+"""Targets of a parity run, by the names that a person gives."""
+
+ENDPOINT = "endpoint:"  # endpoint:NAME or endpoint:NAME/SLOT, live in Azure
+TARGETS = ("in-process", "grpc", "http", "azmlinfsrv")
+CONTAINER = "container"  # the server that the bundle's image starts
+KNOWN = (*TARGETS, CONTAINER)
