@@ -27,9 +27,9 @@ from benchmarks.onnx_models import sessions
 from mii_azure.roofline import flops
 from scoring.cpu_ways import cores, cpu_flags, missing, prepare
 from scoring.kernels.encoder_cpu import Product
-from scoring.passes.base import PassRefused
+from scoring.passes.base import BOUNDS, PassRefused
 from scoring.passes.checking import reference, relative_error
-from scoring.passes.cpu import BOUNDS, Cpu
+from scoring.passes.cpu import Cpu
 
 LENGTH = 128
 FORMATS = ("float32", "bfloat16", "int8")

@@ -20,11 +20,11 @@ from scoring.config import Deployment, Optimisation
 from scoring.diffusion import StableDiffusion
 from scoring.diffusion_checking import draw, reference, verify
 from scoring.facts import facts_of
+from scoring.loaded import Loaded
 from scoring.optimise import choose
 from scoring.passes.base import Hardware
 from scoring.passes.diffusion import Diffusion
 from scoring.service import Service
-from scoring.tasks.base import Loaded
 from scoring.tasks.text_to_image import TextToImage
 from tests.tiny_pipelines import clip_tokenizer
 

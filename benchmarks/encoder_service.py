@@ -12,9 +12,9 @@ from transformers import PreTrainedTokenizerFast
 from scoring.config import Deployment
 from scoring.dialects import parse, render
 from scoring.json_text import dumps, read_json
+from scoring.loaded import Loaded
 from scoring.service import Service
 from scoring.tasks import task_class
-from scoring.tasks.base import Loaded
 
 
 def tokenizer(vocabulary: int, pad: int, context: int) -> Any:

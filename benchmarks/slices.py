@@ -97,9 +97,10 @@ def two(folder: Path) -> dict[str, Any]:
 
     told = torch.load(folder / "told.pt", weights_only=False)
     model = load(folder, "cpu")
-    TensorSlicing(DEGREE).apply(model)
-    StaticDecode(max(SLOTS), LENGTH).apply(model)
-    return _measured(model.static_decoder, DEGREE, errors(model.static_decoder, told))
+    slicing = TensorSlicing(DEGREE)
+    slicing.apply(model)
+    decoder = StaticDecode(max(SLOTS), LENGTH, slicing=slicing).apply(model).made.decoder
+    return _measured(decoder, DEGREE, errors(decoder, told))
 
 
 def bandwidth() -> float:

@@ -35,9 +35,9 @@ from benchmarks.memory import WORK
 from scoring.config import Deployment, Limits
 from scoring.loader import load_with
 from scoring.passes.catalogue import catalogue
+from scoring.rows import Row
 from scoring.service import Service
 from scoring.tasks import task_class
-from scoring.tasks.base import Row
 
 TASK = "text-generation"
 #: Tokens per second to reach, and what vLLM 0.20.2 was measured to give for the same work on an H100: both quoted.
@@ -153,7 +153,7 @@ class Stamped:
 
 def latencies(service: Service, load: Load) -> dict[str, float]:
     """One more run: milliseconds to a request's first token, and between its tokens."""
-    decoder = service.loaded.model.static_decoder
+    decoder = service.loaded.runtime.decoder
     stamps: dict[int, list[float]] = defaultdict(list)
 
     def stamped(call: Callable[[Any], Any]) -> Callable[[Any], Stamped]:
@@ -239,7 +239,7 @@ class Phases:
 
 def phases(service: Service, load: Load) -> dict[str, dict[str, float]]:
     """One more run, each phase timed: what is in none of them is the slots' and the engine's own."""
-    decoder, slots = service.loaded.model.static_decoder, service.task.slots(service.deployment.limits)
+    decoder, slots = service.loaded.runtime.decoder, service.task.slots(service.deployment.limits)
     cuda = service.loaded.device.type == "cuda"
     timer = Phases(cuda)
     with (
@@ -270,7 +270,7 @@ def profile(service: Service, load: Load) -> str:
 
 def alone(service: Service, load: Load) -> dict[str, float]:
     """Milliseconds of 1,024 prompt tokens and of a step of all slots, with nothing beside them."""
-    decoder = service.loaded.model.static_decoder
+    decoder = service.loaded.runtime.decoder
     slots, piece = list(range(load.requests)), [7 + number % 1000 for number in range(128)]
 
     def prefill() -> None:
@@ -316,7 +316,7 @@ def stock(service: Service, load: Load) -> float:
 
 def floor(service: Service, load: Load, card: dict[str, float]) -> float:
     """Tokens per second that the card's measured ceilings allow: the prompts' arithmetic, then what each step reads."""
-    form = service.loaded.model.static_decoder.form
+    form = service.loaded.runtime.decoder.form
     prompt = sum(row.tokens for row in rows(service, load))
     matmul = sum(product.full.numel() for product in form.products())
     prefill = 2.0 * (matmul - form.head.full.numel()) * prompt / card["peak"]

@@ -1,9 +1,23 @@
-"""The errors of a host that did not start, went away, or refuses; a branch of the tree in `mii_azure.errors`.
+"""The errors of a folder that is no sound bundle, and of a host that did not start, went away, or refuses.
 
-Here, because a bundle with `--server http` carries this package without `mii_azure`.
+Two branches of the tree in `mii_azure.errors`. Here, because a bundle with `--server http` carries this package without
+`mii_azure`.
 """
 
 from scoring.errors import MiiAzureError
+
+
+class BundleError(MiiAzureError):
+    code = "bundle_error"
+    exit_code = 3
+
+
+class NotABundle(BundleError):
+    code = "not_a_bundle"
+
+
+class BundleEdited(BundleError):
+    code = "bundle_edited"
 
 
 class RunnerError(MiiAzureError):

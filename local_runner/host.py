@@ -19,8 +19,8 @@ from local_runner.script import Answer, ScoreScript
 from local_runner.tuning import Tuning, set_level
 from local_runner.wire import body_of
 from local_runner.workers import Workers
-from scoring.config import Deployment, Limits
 from scoring.errors import InternalError, MiiAzureError, NotReady, Overloaded
+from scoring.host_api import Deployment, Limits
 
 logger = logging.getLogger(__name__)
 access = logging.getLogger("local_runner.requests")

@@ -15,7 +15,7 @@ from local_runner import oip, openai, openapi_bodies
 from local_runner.host import Host, internal
 from local_runner.wire import body_of, failure_of
 from scoring.errors import InvalidInput, InvalidJson, InvalidParameter, MiiAzureError, PayloadTooLarge
-from scoring.json_text import read_json
+from scoring.host_api import read_json
 
 _SWAGGER = {
     "2": "swagger2.json",

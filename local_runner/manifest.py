@@ -1,10 +1,11 @@
 """Checks a bundle against its manifest before a line of it runs.
 
-Standard library only, on purpose: `mii_azure.errors` imports `scoring.errors`, and in a server process that has to be
-the bundle's copy, which may not be imported before it is checked. `enter` settles that order.
+Standard library only, on purpose: `local_runner.errors` imports `scoring.errors`, and in a server process that has to
+be the bundle's copy, which may not be imported before it is checked. `enter` settles that order.
 """
 
 import hashlib
+import importlib
 import json
 import os
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
+INTERFACE = 1  # the version of `scoring.host_api` that this package calls
 # Where a file that the manifest does not list could change what runs.
 _CLOSED = ("code", "model")
 _IGNORED = "__pycache__"
@@ -49,7 +51,7 @@ def read_manifest(bundle: Path) -> dict[str, Any]:
             raise ValueError("it lists no code/score.py")
         return manifest
     except (OSError, ValueError, KeyError, TypeError) as error:
-        from mii_azure.errors import NotABundle
+        from local_runner.errors import NotABundle
 
         why = "it has no manifest.json" if isinstance(error, OSError) else f"its manifest cannot be read: {error}"
         raise NotABundle(f"{bundle} is not a bundle: {why}.", "Write one with `mii-azure generate`.") from error
@@ -73,7 +75,7 @@ def verify(bundle: Path, weights: bool) -> None:
     """Raise BundleEdited, naming the files, if model/ (`weights`) or everything else is not as generated."""
     edited = edits(bundle, read_manifest(bundle), weights)
     if edited:
-        from mii_azure.errors import BundleEdited
+        from local_runner.errors import BundleEdited
 
         named = ", ".join(edited[:8]) + (f" and {len(edited) - 8} more" if len(edited) > 8 else "")
         raise BundleEdited(
@@ -86,7 +88,7 @@ def enter(bundle: Path) -> None:
     """Verify all but the weights, then make the bundle's code/ the first place that imports look at.
 
     The weights are hashed later (`ScoreScript.init`), while the ports already answer. Raises NotABundle, BundleEdited,
-    RunnerFailed when another `scoring` is imported already.
+    RunnerFailed when another `scoring` is imported already, or the bundle's has another interface for hosts.
     """
     verify(bundle, weights=False)
     code = str(bundle / "code")
@@ -101,6 +103,22 @@ def enter(bundle: Path) -> None:
     sys.path.insert(0, code)
     # Importing must not write into the bundle.
     sys.dont_write_bytecode = True
+    _require_interface(bundle)
+
+
+def _require_interface(bundle: Path) -> None:
+    """Raise RunnerFailed where this runner does not speak the interface of the bundle's scoring package."""
+    # Looked for as a file: an editable installation lends a package the modules that it lacks.
+    declared = (bundle / "code" / "scoring" / "host_api.py").is_file()
+    found = importlib.import_module("scoring.host_api").VERSION if declared else 0
+    if found != INTERFACE:
+        from local_runner.errors import RunnerFailed
+
+        raise RunnerFailed(
+            f"{bundle} was written by another version of mii-azure: its scoring package has the host interface"
+            f" {found or 'of old'}, and this runner speaks {INTERFACE}.",
+            "Generate the bundle again, or serve it with the version that wrote it, which its sbom.json names.",
+        )
 
 
 def _is_weight(path: str) -> bool:

@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from local_runner.errors import ModelNotServed
-from scoring.config import Deployment
 from scoring.errors import InternalError, InvalidInput, InvalidJson, InvalidParameter, MiiAzureError
-from scoring.json_text import read_json
+from scoring.host_api import Deployment, read_json
 
 PREFIX = "/v2"
 VERSION = "1"

@@ -8,8 +8,8 @@ import json
 from typing import Any
 
 from local_runner.errors import ModelNotServed
-from scoring.config import Deployment
 from scoring.errors import InvalidInput, InvalidParameter
+from scoring.host_api import Deployment
 
 MOST_LIKELIEST = 20  # tokens told in place of one, as OpenAI has it for chats
 COMPLETION_TOKENS = 16  # OpenAI's own default for /v1/completions

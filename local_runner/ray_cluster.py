@@ -17,7 +17,7 @@ from local_runner.errors import ClusterTooSmall, RayMissing, RunnerFailed
 from local_runner.ray_options import RayOptions
 from local_runner.ray_replica import Replica, failure
 from local_runner.wire import error_from_body
-from scoring.config import Deployment
+from scoring.host_api import Deployment
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ _METRICS_S = 2.0
 _CONSTRUCTOR_RETRIES = 2
 _TELL_TIMEOUT_S = 2.0
 _REACH_S = 5.0
+_GPU_SERIES = "Standard_N"  # how Azure names the instance types with GPUs
 
 
 @dataclass(frozen=True)
@@ -166,10 +167,7 @@ class Cluster:
     def _gpus(self, ray: Any) -> float:
         if self._options.gpus is not None:
             return self._options.gpus
-        from mii_azure.skus import all_skus
-
-        sku = all_skus().get(self._deployment.instance_type)
-        if sku is None or sku.gpu is None:
+        if not self._deployment.instance_type.startswith(_GPU_SERIES):
             return 0.0
         if not any(node["Resources"].get("GPU") for node in ray.nodes() if node["Alive"]):
             logger.warning("The bundle was planned for a GPU; the cluster has none, so replicas run on CPUs.")

@@ -13,12 +13,13 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from local_runner import manifest
 from local_runner.environment import LOCK
 from local_runner.errors import RunnerFailed
 from scoring.errors import LoadError, MiiAzureError
+from scoring.host_api import ScoringEntry
 
 HEADERS = "request_headers"
 
@@ -95,9 +96,9 @@ class ScoreScript:
         return Answer(result.status_code, sent, result.get_data())
 
     @property
-    def entry(self) -> Any:
-        """The bundle's `scoring.entry`: metadata(), ready(), drain()."""
-        return importlib.import_module("scoring.entry")
+    def entry(self) -> ScoringEntry:
+        """The bundle's `scoring.entry`."""
+        return cast(ScoringEntry, importlib.import_module("scoring.entry"))
 
     def _load(self) -> ModuleType:
         path = self.code / "score.py"

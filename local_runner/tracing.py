@@ -7,7 +7,6 @@ OTEL_EXPORTER_OTLP_HEADERS, OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES, OTEL_TR
 those of the batch processor. Prompts and answers are in no span.
 """
 
-import contextlib
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -86,10 +85,9 @@ class Trace:
         self._tracer, self._span = tracer, span
         self._stages: list[tuple[str, float, float]] = []
         self._clock = time.time_ns() - time.perf_counter_ns()
-        with contextlib.suppress(ImportError):  # the scoring package of an older bundle tells of no stages
-            from scoring import spans
+        from scoring.host_api import taken
 
-            spans.taken.set(self._stages)
+        taken.set(self._stages)
 
     def follow(self, answer: Answer) -> Answer:
         """The answer to give; of a stream, the span ends when it is closed."""

@@ -52,8 +52,11 @@ Exit codes: 0 done · 1 findings, or a verdict that says no · 2 usage or spec �
 
 from typing import Any
 
+from local_runner.errors import BundleEdited as BundleEdited
+from local_runner.errors import BundleError as BundleError
 from local_runner.errors import ClusterTooSmall as ClusterTooSmall
 from local_runner.errors import ModelNotServed as ModelNotServed
+from local_runner.errors import NotABundle as NotABundle
 from local_runner.errors import PortInUse as PortInUse
 from local_runner.errors import RayMissing as RayMissing
 from local_runner.errors import ReplicaLost as ReplicaLost
@@ -129,21 +132,8 @@ class DoesNotFit(ModelError):
     code = "does_not_fit"
 
 
-class BundleError(MiiAzureError):
-    code = "bundle_error"
-    exit_code = 3
-
-
-class NotABundle(BundleError):
-    code = "not_a_bundle"
-
-
 class BundleExists(BundleError):
     code = "bundle_exists"
-
-
-class BundleEdited(BundleError):
-    code = "bundle_edited"
 
 
 class SecretFound(BundleError):

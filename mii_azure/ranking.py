@@ -18,7 +18,7 @@ from mii_azure.resolving import resolve
 from mii_azure.sizing import Fit, Work
 from mii_azure.skus import Sku, all_skus
 from mii_azure.spec import Spec, make_spec
-from scoring.passes.tensor_slicing import FAMILIES
+from scoring.passes.families import TENSOR_SLICING
 
 MILLION = 1_000_000
 
@@ -160,7 +160,7 @@ def _placed(spec: Spec, work: Work, sku: Sku) -> tuple[Fit | None, str]:
     except MiiAzureError as error:
         return None, error.message.rstrip(".")
     if placed.problem and sku.whole_gpus > 1 and (spread := sizing.sliced(work, spec.dtype, only=sku)):
-        if work.profile.family in FAMILIES:
+        if work.profile.family in TENSOR_SLICING.served:
             return spread, ""
         return None, f"it fits only in slices over its {spread.gpus} GPUs, and {work.profile.family} cannot be sliced"
     return (None, placed.problem) if placed.problem else (placed, "")

@@ -12,7 +12,7 @@ from mii_azure.headers import DTYPE_BYTES
 from mii_azure.limits import GB
 from mii_azure.profile import Profile
 from mii_azure.skus import Sku, all_skus
-from scoring.passes.static_decode import FAMILIES, SLICED
+from scoring.passes.families import SLICED_DECODERS, STATIC_DECODE
 from scoring.passes.tensor_slicing import DEGREES
 
 
@@ -114,7 +114,7 @@ def fit(work: Work, sku: Sku, wanted: str = "auto", gpus: int = 1, headroom: flo
         place = f"each {sku.gpu.name}" if sku.gpu else "memory"
         problem = f"it needs {memory.needed / GB:.1f} GB and {place} has {available / GB:.1f} GB free"
     slots = 0
-    served = FAMILIES if gpus == 1 else SLICED
+    served = STATIC_DECODE.served if gpus == 1 else SLICED_DECODERS
     if held == 1.0 and sku.gpu and work.profile.kind == "decoder" and work.profile.family in served:
         slots, memory = _slots(memory, work.profile, dtype, tokens, gpus)
     return Fit(sku, dtype, reason, tokens, slots, memory, gpus, problem or _disk_problem(work.profile, sku))
@@ -155,7 +155,7 @@ def _own_parameters(profile: Profile, gpus: int) -> int:
     """Parameters on each of so many GPUs: products are cut, the embedding never is, nor is a static decoder's head."""
     if gpus == 1:
         return profile.parameters
-    tables = 2 if profile.family in SLICED else 1  # a head that is the embedding counts twice, to be safe
+    tables = 2 if profile.family in SLICED_DECODERS else 1  # a head that is the embedding counts twice, to be safe
     whole = min(tables * profile.vocab_size * profile.hidden_size, profile.parameters)
     return whole + (profile.parameters - whole) // gpus
 

@@ -25,16 +25,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scoring.chances import Chance, indices, later, measure, read
 from scoring.decode import Decoder, Pending
+from scoring.generating import TextGenerator
 from scoring.memory import give_back, is_short
 from scoring.prefixes import LEAST, Prefixes, common
+from scoring.rows import Done, Row
 from scoring.tasks.following import show_end
 from scoring.tasks.slotted import Running, running_row, take
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from scoring.tasks.base import Done, Row
-    from scoring.tasks.generation import Generative
 
 logger = logging.getLogger("mii_azure.continuous")
 
@@ -59,7 +58,7 @@ class Continuous:
     `reuse` every prompt is computed whole.
     """
 
-    def __init__(self, task: "Generative", decoder: Decoder, capacity: int, reuse: bool = True) -> None:
+    def __init__(self, task: TextGenerator, decoder: Decoder, capacity: int, reuse: bool = True) -> None:
         device = decoder.form.device.type
         self.decoder = decoder
         self.budget = _BUDGET[device]
@@ -88,7 +87,7 @@ class Continuous:
         held = sum(self.decoder.lengths[running.slot] for running in (*self._filling, *self._decoding))
         return {"kv_tokens": held, "kv_capacity": min(self._capacity, self.decoder.slots * self.decoder.max_length)}
 
-    def fits(self, row: "Row") -> bool:
+    def fits(self, row: Row) -> bool:
         """Whether a row can be added now; always true when there is none."""
         return not self._paused and self._has_room(row.tokens, row.new_tokens)
 
@@ -106,7 +105,7 @@ class Continuous:
         """Tokens of a row's slot after its next step."""
         return max(len(running.ids), self.decoder.lengths[running.slot]) + 1
 
-    def add(self, row: "Row", done: "Done") -> None:
+    def add(self, row: Row, done: Done) -> None:
         """Give a row that fits a slot; `done` is called when it ends, in a later `step`."""
         row.cached = 0
         try:
@@ -341,7 +340,7 @@ class Continuous:
         return most
 
 
-def run(task: "Generative", decoder: Decoder, rows: Sequence["Row"]) -> list[list[list[int]]]:
+def run(task: TextGenerator, decoder: Decoder, rows: Sequence[Row]) -> list[list[list[int]]]:
     """Generate for rows that nothing joins; per row its one answer's tokens, the end token included.
 
     Raises what the first row that failed raised.

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from scoring.graphs import longest_input
-from scoring.passes.base import Applied, PassRefused
+from scoring.loaded import Runtime
+from scoring.passes.base import BOUNDS, Applied, PassRefused
 from scoring.passes.checking import answers, probes, relative_error
-from scoring.passes.cpu import BOUNDS
 
 GAIN = 1.05  # less is noise
 _SMALLEST = 1 << 14  # elements of a weight worth preparing
@@ -67,15 +67,13 @@ def keep_fastest(model: Any, precisions: Sequence[str], shapes: Sequence[tuple[i
         undo_threads()
         raise PassRefused(f"nothing is faster than eager here: {told}")
     best.on()
-    model.product_precision = best.name
 
     def restore() -> None:
         best.off()
-        del model.product_precision
         undo_threads()
 
     what = f"{best.name}, {gain:.2f} times as fast as eager with {torch.get_num_threads()} threads"
-    return Applied(best.count, f"{what} ({told})", restore)
+    return Applied(best.count, f"{what} ({told})", restore, Runtime(precision=best.name))
 
 
 def _ways(model: Any, precisions: Sequence[str]) -> tuple[list["Way"], dict[str, str]]:

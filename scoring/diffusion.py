@@ -16,7 +16,7 @@ from torch import Tensor
 from scoring.config import DIFFUSERS_INDEX, Deployment
 from scoring.denoising import Denoiser
 from scoring.errors import HeadMissing, InternalError, LoadError, WeightsUnreadable
-from scoring.tasks.base import Loaded
+from scoring.loaded import Loaded
 
 logger = logging.getLogger("mii_azure.loader")
 

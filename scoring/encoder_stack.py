@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from scoring.kernels.encoder_ops import GELU, RELU, EncoderOps, Matrix, Norm, Tables, TorchOps
 from scoring.kernels.encoder_triton import TritonOps
 from scoring.passes.base import PassRefused
-from scoring.passes.fused_encoder import FAMILIES
+from scoring.passes.families import FUSED_ENCODER
 
 _ACTIVATIONS = {"gelu": GELU, "relu": RELU}
 _POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert")
@@ -88,7 +88,7 @@ def build(base: Any, ops: EncoderOps) -> FusedStack:
     config = base.config
     distil = config.model_type == "distilbert"
     act = _ACTIVATIONS.get(config.activation if distil else config.hidden_act)
-    if config.model_type not in FAMILIES:
+    if config.model_type not in FUSED_ENCODER.served:
         raise PassRefused(f"{config.model_type} is not covered")
     if act is None:
         raise PassRefused(f"the activation {config.hidden_act} is not covered; gelu and relu are")

@@ -19,9 +19,8 @@ from typing import Any
 from scoring.config import Limits
 from scoring.errors import NotReady, Overloaded
 from scoring.memory import Largest, give_back, is_short
+from scoring.rows import SLOTS, ModelRunner, Row, Slots
 from scoring.spans import note
-from scoring.statistics import Statistics
-from scoring.tasks.base import SLOTS, Row, Slots, Task
 from scoring.usage import generated
 
 logger = logging.getLogger("mii_azure.engine")
@@ -61,12 +60,12 @@ class Engine:
     All model calls happen on that one thread, because CUDA-graph state is thread-local.
     """
 
-    def __init__(self, task: Task, limits: Limits) -> None:
+    def __init__(self, task: ModelRunner, limits: Limits) -> None:
         self._task = task
         self._limits = limits
         self._waiting: deque[Waiting] = deque()
         self._changed = threading.Condition()
-        self.statistics = task.statistics = Statistics()
+        self.statistics = task.statistics
         self._largest = Largest(task.unit)
         self._running = 0  # rows of the batch
         self._on_slots = 0
@@ -131,7 +130,6 @@ class Engine:
         if (slots := self._slots()) is not None:
             self.statistics.cache = slots.cache
         self._started.set_result(None)
-        self._task.between = self._step_slots
         while True:
             batch = self._next_batch()
             if batch:
@@ -221,7 +219,7 @@ class Engine:
         try:
             self.statistics.batch.add(len(batch))
             with self.statistics.timed("forward"):
-                outputs = self._task.forward([row for _, _, row in batch])
+                outputs = self._task.forward([row for _, _, row in batch], self._step_slots)
             answered = list(zip(batch, outputs, strict=True))
         except Exception as error:
             failed = error

@@ -24,11 +24,6 @@ def facts_of(model: Any, generative: bool) -> Facts:
     )
 
 
-def precision(model: Any) -> str:
-    """The number format of a model's products, where a pass has chosen another than the weights'."""
-    return str(getattr(model, "product_precision", "") or str(model.dtype).removeprefix("torch."))
-
-
 def _kind(config: Any, generative: bool) -> str:
     if config.is_encoder_decoder:
         return "encoder-decoder"

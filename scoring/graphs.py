@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoring.passes.buckets import BATCHES, LENGTHS
 from scoring.passes.checking import PER_TOKEN
-from scoring.passes.cuda_graph import BATCHES, LENGTHS
 
 logger = logging.getLogger("mii_azure.passes")
 
@@ -39,8 +39,6 @@ class GraphedForward:
     call; calls from other threads run plainly, and so does every call once a capture has failed (`refused`).
     At most `limit` graphs are kept, the least recently used goes first.
     """
-
-    takes_host_inputs = True  # copied through pinned memory, which is faster than the caller's own copy
 
     def __init__(
         self,

@@ -14,11 +14,11 @@ import torch
 from scoring.config import Deployment
 from scoring.errors import HeadMissing, LoadError, OutOfMemory, WeightsUnreadable
 from scoring.facts import facts_of
+from scoring.loaded import Loaded
 from scoring.optimise import Chosen, choose
 from scoring.passes.base import Facts, Hardware, Pass
 from scoring.shipped_int8 import from_pretrained
 from scoring.tasks import task_class, task_schema
-from scoring.tasks.base import Loaded
 
 logger = logging.getLogger("mii_azure.loader")
 

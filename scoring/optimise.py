@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from scoring.config import Optimisation
 from scoring.errors import LoadError, PassNotServed
+from scoring.loaded import Runtime
 from scoring.passes.base import Decision, Facts, Hardware, Pass, PassRefused
 
 logger = logging.getLogger("mii_azure.optimise")
@@ -81,6 +82,7 @@ def _decide(each: Pass, facts: Facts, hardware: Hardware, settings: Optimisation
 
 def optimise(
     model: Any,
+    runtime: Runtime,
     chosen: Chosen,
     forced: Sequence[str],
     reference: Callable[[Any], Callable[..., Any]],
@@ -90,7 +92,7 @@ def optimise(
 
     `reference(model)` is what plain transformers answers; it is asked for once, before the first change, and not at all
     where the errors of all passes are `known` from a verification on such a machine. Raises PassNotServed when a forced
-    pass is refused or dropped.
+    pass is refused or dropped. What the passes made beside the model is added to `runtime`.
     """
     records = []
     unknown = [each for each, decision in chosen if decision.take and each.name not in known]
@@ -99,7 +101,7 @@ def optimise(
         if not decision.take:
             records.append(Record(each.name, "not taken", decision.reason))
             continue
-        record = _serve(each, model, told, decision, known.get(each.name))
+        record = _serve(each, model, runtime, told, decision, known.get(each.name))
         if record.state != "applied" and each.name in forced:
             raise _not_served(each.name, record.reason)
         records.append(record)
@@ -110,7 +112,14 @@ def optimise(
     return records
 
 
-def _serve(each: Pass, model: Any, told: Callable[..., Any] | None, decision: Decision, known: float | None) -> Record:
+def _serve(
+    each: Pass,
+    model: Any,
+    runtime: Runtime,
+    told: Callable[..., Any] | None,
+    decision: Decision,
+    known: float | None,
+) -> Record:
     began = time.perf_counter()
     try:
         applied = each.apply(model)
@@ -125,6 +134,7 @@ def _serve(each: Pass, model: Any, told: Callable[..., Any] | None, decision: De
             ) from failure
         return Record(each.name, "dropped", reason, seconds=time.perf_counter() - began)
     if known is not None or told is None:
+        runtime.add(applied.made)
         reason = f"{decision.reason}; {applied.detail}; verified when the bundle was prepared"
         return Record(each.name, "applied", reason, applied.count, known, time.perf_counter() - began)
     try:
@@ -139,6 +149,7 @@ def _serve(each: Pass, model: Any, told: Callable[..., Any] | None, decision: De
         applied.undo()
         reason = f"it differs from plain transformers by {error:.1e}, more than {bound:.1e}"
         return Record(each.name, "dropped", reason, applied.count, error, seconds)
+    runtime.add(applied.made)
     return Record(each.name, "applied", f"{decision.reason}; {applied.detail}", applied.count, error, seconds)
 
 

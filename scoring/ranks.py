@@ -1,7 +1,7 @@
 """Rank processes of a sliced model: rank 0 is the serving process, the others follow its calls.
 
 Rank 0 sends each call over a socket, and all run it side by side. A rank that dies, or does not answer in time, ends
-the call with `RankLost`; from then on the model is lost. `python -m scoring.ranks FD` is one of the others.
+the call with `RankLost`; from then on the model is lost. `scoring.rank_process` is what the others run.
 """
 
 import os
@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 from scoring.deepspeed_host import environment, free_port, join, leave
 from scoring.errors import RankLost
-from scoring.passes.static_decode import SLICED
+from scoring.passes.families import SLICED_DECODERS
 
 START_S = 600.0  # for a rank to load the model
 _REAP_S = 3.0  # between a rank's sockets closing and its status being known
@@ -48,7 +47,7 @@ def slice_model(model: Any, plan: Plan, rank: int) -> None:
     import torch
 
     deepspeed = join(rank, plan.degree, plan.port, plan.device, plan.call_s)
-    head = model.get_output_embeddings() if model.config.model_type in SLICED else None
+    head = model.get_output_embeddings() if model.config.model_type in SLICED_DECODERS else None
     whole = {} if head is None else dict(head.named_parameters())
     deepspeed.init_inference(
         model,
@@ -85,7 +84,7 @@ class Ranks:
         paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
         env = os.environ | environment(rank, plan.degree, plan.port, plan.device)
         env["PYTHONPATH"] = os.pathsep.join(paths)
-        command = [sys.executable, "-m", "scoring.ranks", str(theirs.fileno()), str(rank)]
+        command = [sys.executable, "-m", "scoring.rank_process", str(theirs.fileno()), str(rank)]
         self.processes.append(subprocess.Popen(command, env=env, pass_fds=[theirs.fileno()]))
         theirs.close()
         ours.send_bytes(pickle.dumps(asdict(plan)))
@@ -171,45 +170,3 @@ def new_plan(model: Any, degree: int, device: str, call_s: float = CALL_S) -> Pl
 def calls(model: Any) -> list[str]:
     """The methods that all ranks run."""
     return ["forward", "generate"] if model.can_generate() else ["forward"]
-
-
-def serve(pipe: Connection, rank: int) -> None:
-    """A rank other than 0: load, join, then follow calls until rank 0 closes the socket."""
-    plan = Plan(**pickle.loads(pipe.recv_bytes()))  # noqa: S301
-    try:
-        model = _load(plan, rank)
-        pipe.send_bytes(pickle.dumps("loaded"))
-        slice_model(model, plan, rank)
-    except Exception as error:
-        pipe.send_bytes(pickle.dumps((str(error).strip().splitlines() or [type(error).__name__])[0][:300]))
-        raise
-    pipe.send_bytes(pickle.dumps("ready"))
-    from scoring.sliced import Follower
-
-    Follower(pipe, model, plan, rank).run()
-
-
-def _load(plan: Plan, rank: int) -> Any:
-    import torch
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    if plan.device == "cuda":
-        torch.cuda.set_device(rank)
-    from scoring.shipped_int8 import from_pretrained
-
-    cls, dtype = getattr(transformers, plan.architecture), getattr(torch, plan.dtype)
-    return from_pretrained(cls, Path(plan.folder), dtype=dtype, local_files_only=True).eval()
-
-
-def main(arguments: Sequence[str]) -> None:
-    """`FD RANK`: the socket to rank 0, and which rank this is."""
-    descriptor, rank = map(int, arguments)
-    os.dup2(2, 1)  # what DeepSpeed prints belongs to the log
-    serve(Connection(descriptor), rank)
-    os._exit(0)  # the group's threads need not be waited for
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -22,13 +22,14 @@ from scoring.errors import (
     PayloadTooLarge,
     RequestTimeout,
 )
-from scoring.facts import precision
 from scoring.json_text import dumps, read_json
+from scoring.loaded import Loaded
 from scoring.optimise import Chosen, Record, optimise
 from scoring.passes.catalogue import reference_of
+from scoring.rows import Row
 from scoring.spans import noted
 from scoring.statistics import phase
-from scoring.tasks.base import Loaded, Row, Task
+from scoring.tasks.base import Task
 from scoring.usage import usage
 
 logger = logging.getLogger("mii_azure.service")
@@ -75,7 +76,9 @@ class Service:
     def _optimise(self, chosen: Chosen, known: Mapping[str, float]) -> None:
         # On the inference thread: CUDA graphs belong to the thread that captures them.
         reference = reference_of(self.deployment.task)
-        self.records = optimise(self.loaded.model, chosen, self.deployment.optimisation.on, reference, known)
+        self.records = optimise(
+            self.loaded.model, self.loaded.runtime, chosen, self.deployment.optimisation.on, reference, known
+        )
         if self.loaded.device.type == "cuda":
             import torch
 
@@ -85,7 +88,8 @@ class Service:
     @property
     def lost(self) -> str:
         """Why the model can answer no more: one of its ranks is gone; empty while it can."""
-        return str(getattr(getattr(self.loaded.model, "ranks", None), "lost", ""))
+        ranks = self.loaded.runtime.ranks
+        return ranks.lost if ranks else ""
 
     def change(self, **limits: Any) -> None:
         """Other values of `queue_size` and `request_timeout_s` for the requests to come."""
@@ -116,7 +120,7 @@ class Service:
             "context_length": self.loaded.context_length,
             "ready": self.ready and not self.lost,
             "limits": vars(d.limits),
-            "precision": precision(self.loaded.model),
+            "precision": self.loaded.precision,
             **({"quantisation": d.quantisation} if d.quantisation else {}),
             "optimisations": {record.name: record.state for record in self.records},
             "passes": [record.to_dict() for record in self.records],

@@ -11,7 +11,8 @@ from scoring.dialects import Call, render
 from scoring.engine import Engine, Job
 from scoring.errors import InternalError, MiiAzureError, RequestTimeout
 from scoring.json_text import dumps
-from scoring.tasks.base import Row, Task
+from scoring.rows import Row
+from scoring.tasks.base import Task
 from scoring.usage import usage
 
 logger = logging.getLogger("mii_azure.streams")

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from scoring.detokenize import stop_at
-from scoring.tasks.base import Row, Task
+from scoring.rows import Row
+from scoring.tasks.base import Task
 
 
 def usage(task: Task, rows: Sequence[Row], outputs: Sequence[Any]) -> dict[str, Any]:

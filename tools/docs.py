@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from scoring.config import Limits
-from scoring.passes import catalogue, deepspeed_kernels, fused_encoder, static_decode, tensor_slicing
+from scoring.passes import catalogue, families
 from scoring.passes.base import OWN_ERRORS, TOLERANCE, Pass
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -17,7 +17,13 @@ KINDS = {
     "decoders": lambda: catalogue.decoder_passes(Limits()),
     "text to image": catalogue.diffusion_passes,
 }
-FAMILIES = (deepspeed_kernels, fused_encoder, static_decode, tensor_slicing)
+FAMILIES = {
+    "deepspeed_kernels": families.DEEPSPEED_KERNELS,
+    "fused_encoder": families.FUSED_ENCODER,
+    "static_decode": families.STATIC_DECODE,
+    "tensor_slicing": families.TENSOR_SLICING,
+}
+SLICED = {"static_decode": families.SLICED_DECODERS}
 
 PASSES = f"""# The passes
 
@@ -60,11 +66,10 @@ def passes() -> str:
         what = inspect.cleandoc(type(each).__doc__ or "").split("\n\n")[0].replace("\n", " ")
         lines.append(f"| `{name}` | {', '.join(kinds)} | {'yes' if each.public else ''} | {bound} | {what} |")
     lines += ["", "## Families"]
-    for module in FAMILIES:
-        lines += ["", f"`{module.__name__.split('.')[-1]}`: {', '.join(sorted(module.FAMILIES))}."]
-        if sliced := getattr(module, "SLICED", ()):
-            lines[-1] += f" Over slices: {', '.join(sorted(sliced))}."
-        refused = getattr(module, "REFUSED", {})
+    for name, (served, refused) in FAMILIES.items():
+        lines += ["", f"`{name}`: {', '.join(sorted(served))}."]
+        if name in SLICED:
+            lines[-1] += f" Over slices: {', '.join(sorted(SLICED[name]))}."
         lines += ["", *(f"- not {family}: {reason}" for family, reason in sorted(refused.items()))] if refused else []
     return "\n".join(lines) + "\n"
 

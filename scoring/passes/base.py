@@ -2,8 +2,10 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
+
+from scoring.loaded import Runtime
 
 #: Largest relative error against plain transformers in fp32 that is served.
 TOLERANCE = 5e-3
@@ -12,6 +14,9 @@ OWN_ERRORS = 1.25
 
 #: How many times as fast a pass that is timed against what it replaces has to be; less is noise.
 GAIN = 1.03
+
+#: Largest relative error against float32 of each format: what its digits lose in a dozen layers.
+BOUNDS = {"float32": 1e-4, "bfloat16": 2e-2, "int8": 5e-2}
 
 LATENCY, COST = "latency", "cost"
 
@@ -78,6 +83,7 @@ class Applied:
     count: int
     detail: str
     undo: Callable[[], None]
+    made: Runtime = field(default_factory=Runtime)  # beside the model: what tasks use once the pass is verified
 
 
 class PassRefused(Exception):

@@ -3,10 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
-from scoring.passes.base import COST, Applied, Decision, Facts, Hardware, Pass, PassRefused
-
-#: Largest relative error against float32 of each format: what its digits lose in a dozen layers.
-BOUNDS = {"float32": 1e-4, "bfloat16": 2e-2, "int8": 5e-2}
+from scoring.passes.base import BOUNDS, COST, Applied, Decision, Facts, Hardware, Pass, PassRefused
 
 
 class Cpu(Pass):

@@ -3,12 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
+from scoring.loaded import Runtime
 from scoring.passes.base import Applied, Decision, Facts, Hardware, Pass
+from scoring.passes.buckets import BATCHES, LENGTHS
 
 WARM_LENGTH = 128  # of the larger batches captured at the start
-# Batches are padded to the next of these.
-LENGTHS = (16, 32, 64, 96, 128, 192, 256, 320, 384, 448, 512)
-BATCHES = (1, 2, 4, 8, 16, 32)
 
 
 class CudaGraph(Pass):
@@ -42,7 +41,9 @@ class CudaGraph(Pass):
                 del model.forward
 
         shapes = f"batches {BATCHES[0]} to {BATCHES[-1]}, lengths {LENGTHS[0]} to {LENGTHS[-1]}"
-        return Applied(1, f"forward graphed per bucket: {shapes}, at most {self._limit} graphs", undo)
+        return Applied(
+            1, f"forward graphed per bucket: {shapes}, at most {self._limit} graphs", undo, Runtime(host_inputs=True)
+        )
 
     def warm(self, model: Any) -> None:
         """Capture single requests of every length, and full batches of one."""

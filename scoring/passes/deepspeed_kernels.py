@@ -4,20 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from scoring.passes.base import Applied, Decision, Facts, Hardware, Pass
-
-FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert")
-#: Families that DeepSpeed 0.19.8 has a policy for and that stay wrong on transformers 5, with what goes wrong.
-REFUSED = {
-    "distilbert": "its injected layers give wrong results in every transformers version tried",
-    "gpt2": "transformers 5 hands a cache where the injected block expects a mask",
-    "gpt_neo": "the injected block keeps its own cache: cached decoding is silently wrong",
-    "gptj": "the injected block keeps its own cache, which transformers 5 does not see",
-    "gpt_neox": "the policy reads attention fields that transformers 5 no longer has",
-    "opt": "the injected layer returns a tuple, and its own cache is invisible to transformers 5",
-    "bloom": "DeepSpeed refuses it with transformers newer than 4.43.4",
-    "llama": "the injected layer returns a tuple; grouped heads and scaled rotary positions are not supported",
-    "clip": "DeepSpeed has a policy for it but no container",
-}
+from scoring.passes.families import DEEPSPEED_KERNELS
 
 
 class DeepSpeedKernels(Pass):
@@ -28,9 +15,9 @@ class DeepSpeedKernels(Pass):
     supersedes = ("compile",)
 
     def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Decision:
-        if facts.family in REFUSED:
-            return Decision(False, f"{facts.family} stays wrong: {REFUSED[facts.family]}")
-        if facts.family not in FAMILIES:
+        if facts.family in DEEPSPEED_KERNELS.refused:
+            return Decision(False, f"{facts.family} stays wrong: {DEEPSPEED_KERNELS.refused[facts.family]}")
+        if facts.family not in DEEPSPEED_KERNELS.served:
             return Decision(False, f"DeepSpeed has no kernels for {facts.family}")
         if hardware.device != "cuda":
             return Decision(False, "DeepSpeed's kernels need an NVIDIA GPU")

@@ -4,18 +4,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from scoring.passes.base import Applied, Decision, Facts, Hardware, Pass
+from scoring.passes.families import FUSED_ENCODER
 
 if TYPE_CHECKING:
     from scoring.encoder_stack import FusedStack
     from scoring.kernels.encoder_ops import EncoderOps
 
-FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert")
-REFUSED = {
-    "albert": "its layers share one set of weights and its embeddings are projected",
-    "deberta": "its attention adds relative positions (disentangled attention)",
-    "deberta-v2": "its attention adds relative positions (disentangled attention)",
-    "mpnet": "its attention adds a relative position bias",
-}
 _HEAD_DIMS = (16, 32, 64, 128)
 
 
@@ -32,10 +26,10 @@ class FusedEncoder(Pass):
     def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Decision:
         if facts.kind != "encoder":
             return Decision(False, "it replaces encoders; this model is not one")
-        if facts.family in REFUSED:
-            return Decision(False, f"{facts.family} is not covered: {REFUSED[facts.family]}")
-        if facts.family not in FAMILIES:
-            return Decision(False, f"{facts.family} is not covered; covered are {', '.join(FAMILIES)}")
+        if facts.family in FUSED_ENCODER.refused:
+            return Decision(False, f"{facts.family} is not covered: {FUSED_ENCODER.refused[facts.family]}")
+        if facts.family not in FUSED_ENCODER.served:
+            return Decision(False, f"{facts.family} is not covered; covered are {', '.join(FUSED_ENCODER.served)}")
         if facts.head_dim not in _HEAD_DIMS or facts.hidden_size % 16:
             return Decision(False, f"heads of {facts.head_dim} do not fit the matrix units' tiles")
         if hardware.device != "cuda":

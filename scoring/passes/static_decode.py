@@ -5,23 +5,24 @@ the weights once for all sequences, where `generate` reads them once for each (`
 """
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from scoring.errors import RankLost
+from scoring.loaded import Runtime
 from scoring.passes.base import Applied, Decision, Facts, Hardware, Pass, PassRefused
-from scoring.passes.tensor_slicing import FAMILIES as CUT
+from scoring.passes.families import STATIC_DECODE
 from scoring.passes.tensor_slicing import TensorSlicing
 
-#: What `scoring.decoder_families` builds; a test holds the two together.
-FAMILIES = ("bloom", "gemma", "gpt2", "gpt_neo", "gpt_neox", "gptj", "llama", "mistral", "opt", "qwen2")
-#: Of these, the families whose slices it serves.
-SLICED = tuple(family for family in FAMILIES if family in CUT)
+if TYPE_CHECKING:
+    from scoring.decode import Decoder
+    from scoring.ranks import Ranks
+
 _LONGEST_HEAD = 256
 _MEMORY_SHARE = 0.9  # of the card, for weights and cache; the rest is activations, graphs and the context
 
 
 class StaticDecode(Pass):
-    """Gives the model a `static_decoder`, which text generation uses; the model itself answers as before.
+    """Makes a static decoder, which text generation uses; the model itself answers as before.
 
     Of a model that `slicing` cuts, every rank has the decoder of its slice.
     """
@@ -39,13 +40,14 @@ class StaticDecode(Pass):
         self.max_length = max_length
         self.cpu_slots = cpu_slots or slots  # there a slot takes memory only for the tokens that it holds
         self._slicing = slicing
+        self.decoder: Decoder | None = None  # while it is applied
 
     def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Decision:
         """Taken for the ten families, on GPUs with bf16 matrix units and memory for the slots, on CPUs in float32."""
         if facts.kind != "decoder":
             return Decision(False, f"{facts.family} is not a decoder")
-        if facts.family not in FAMILIES:
-            return Decision(False, f"{facts.family} is none of {', '.join(FAMILIES)}")
+        if facts.family not in STATIC_DECODE.served:
+            return Decision(False, f"{facts.family} is none of {', '.join(STATIC_DECODE.served)}")
         if hardware.device != "cuda":
             return self._on_cpu(facts)
         if hardware.capability < (8, 0):
@@ -84,35 +86,36 @@ class StaticDecode(Pass):
             raise PassRefused(reason)
         slots = self.slots if model.device.type == "cuda" else self.cpu_slots
         try:
-            decoder = _decoder(model, slots, self.max_length)
+            decoder = _decoder(model, slots, self.max_length, self._slicing.ranks if self._slicing else None)
             decoder.warm_up()
         except (torch.OutOfMemoryError, OSError) as error:
             raise PassRefused(f"no memory for {slots} slots of {self.max_length} tokens") from error
-        model.static_decoder = decoder
+        self.decoder = decoder
         most = "up to " if model.device.type == "cpu" else ""
         detail = f"{slots} slots, {most}{decoder.state.bytes() / 2**20:.0f} MiB of keys and values"
 
         def undo() -> None:
             decoder.drop()
-            del model.static_decoder
+            self.decoder = None
 
-        return Applied(len(decoder.form.layers), detail, undo)
+        return Applied(len(decoder.form.layers), detail, undo, Runtime(decoder=decoder))
 
     def verify(self, model: Any, reference: Callable[..., Any]) -> float:
         """Larger relative error of prefill and of cached steps against `reference(model)` taken before."""
         from scoring.decoder_checking import errors
 
-        return max(errors(model.static_decoder, reference()).values(), key=lambda e: float("inf") if e != e else e)
+        if self.decoder is None:
+            return float("nan")
+        return max(errors(self.decoder, reference()).values(), key=lambda e: float("inf") if e != e else e)
 
     def bound(self, reference: Callable[..., Any]) -> float:
         return self.own_bound(reference)
 
 
-def _decoder(model: Any, slots: int, max_length: int) -> Any:
+def _decoder(model: Any, slots: int, max_length: int, ranks: "Ranks | None") -> "Decoder":
     """The decoder of a model that is whole, or cut over ranks; raises PassRefused where another rank has no memory."""
     from scoring.decode import Decoder
 
-    ranks = getattr(model, "ranks", None)
     if ranks is None:
         return Decoder(model, slots, max_length)
     from scoring.sliced_decoder import SlicedDecoder

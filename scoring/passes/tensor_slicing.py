@@ -1,33 +1,16 @@
 """Tensor slicing: DeepSpeed's AutoTP over rank processes that this pass starts and watches."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from scoring.errors import RankLost
+from scoring.loaded import Runtime
 from scoring.passes.base import Applied, Decision, Facts, Hardware, Pass, PassRefused
+from scoring.passes.families import TENSOR_SLICING
 
-#: Families whose sliced forward and cached decode were found to be those of transformers 5.
-FAMILIES = (
-    "llama",
-    "mistral",
-    "mixtral",
-    "qwen2",
-    "qwen3",
-    "gemma2",
-    "opt",
-    "gpt_neo",
-    "gptj",
-    "gpt_neox",
-    "bert",
-    "roberta",
-    "distilbert",
-)
-REFUSED = {
-    "gpt2": "DeepSpeed lists it as unsupported: its query, key and value are one Conv1D",
-    "bloom": "its sliced generation fails: alibi is built for all heads",
-    "phi3": "its gate and up projections are one matrix, which is cut in the wrong place",
-    "falcon": "its one key-value head cannot be cut",
-}
+if TYPE_CHECKING:
+    from scoring.ranks import Ranks
+
 DEGREES = (2, 4, 8, 16)
 _FITS = 0.8  # of a GPU's memory for weights
 
@@ -52,13 +35,14 @@ class TensorSlicing(Pass):
         self._asked = degree
         self.degree = degree  # as decided last
         self._call_s = call_s
+        self.ranks: Ranks | None = None  # while it is applied
 
     def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Decision:
         """Taken for weights that need several GPUs; a given degree is checked, and taken."""
-        if facts.family in REFUSED:
-            return Decision(False, f"{facts.family} cannot be sliced: {REFUSED[facts.family]}")
-        if facts.family not in FAMILIES:
-            return Decision(False, f"slicing {facts.family} is unproven; proven are {', '.join(FAMILIES)}")
+        if facts.family in TENSOR_SLICING.refused:
+            return Decision(False, f"{facts.family} cannot be sliced: {TENSOR_SLICING.refused[facts.family]}")
+        if facts.family not in TENSOR_SLICING.served:
+            return Decision(False, f"slicing {facts.family} is unproven; proven are {', '.join(TENSOR_SLICING.served)}")
         if self._asked == 1:
             return Decision(False, "one rank is no slicing")
         if self._asked > 1:
@@ -105,9 +89,10 @@ class TensorSlicing(Pass):
         inside = [False]
         for name in calls(model):
             setattr(model, name, Caller(name, getattr(model, name), ranks, inside))
-        model.ranks = ranks
+        self.ranks = ranks
 
         def undo() -> None:
+            self.ranks = None
             ranks.stop()
             reload(model)
 
@@ -116,7 +101,12 @@ class TensorSlicing(Pass):
         if not count:
             undo()
             raise PassRefused("DeepSpeed cut nothing")
-        return Applied(count, f"{count} products over {self.degree} ranks, {share:.0%} of the weights on each", undo)
+        return Applied(
+            count,
+            f"{count} products over {self.degree} ranks, {share:.0%} of the weights on each",
+            undo,
+            Runtime(ranks=ranks),
+        )
 
     def verify(self, model: Any, reference: Callable[..., Any]) -> float:
         """Prefill and cached decode for decoders, padded batches for encoders."""

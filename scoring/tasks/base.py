@@ -3,97 +3,22 @@
 import inspect
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 
 from scoring.config import Limits
 from scoring.errors import InvalidInput, LoadError, PromptTooLong
+from scoring.loaded import Loaded
+from scoring.rows import Between, Row, Slots, nothing
 from scoring.schemas import Strict, TaskSchema
 from scoring.statistics import Statistics
 from scoring.tasks import task_schema
 
-#: The key of rows that join and leave a batch between its steps.
-SLOTS = "slots"
-
-#: Takes a row's output, or the exception that it failed with.
-Done = Callable[[Any], None]
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A model ready to serve, with what tasks need to know of it."""
-
-    model: Any  # transformers.PreTrainedModel, eval mode
-    tokenizer: Any  # transformers.PreTrainedTokenizerBase
-    device: torch.device
-    context_length: int  # tokens, special ones included
-    options: dict[str, Any]  # the deployment's task options
-
-
-@dataclass
-class Row:
-    """One sequence for one forward."""
-
-    features: dict[str, list[int]]  # e.g. input_ids, token_type_ids: each [S]
-    item: int  # which input of the request it belongs to
-    key: Hashable = None  # only rows with equal keys share a batch
-    parameters: Any = None
-    extra: Any = None  # the task's own: offsets, spans
-    emit: Callable[[Any], None] | None = None  # takes partial results, for streams
-    cancelled: threading.Event = field(default_factory=threading.Event)
-    new_tokens: int = 0  # that the forward may add
-    copies: int = 1  # of the sequence that run at once: beams, answers
-    answer: int = 0  # which of its input's answers is its first
-    answers: int = 1  # of its input, its own and other rows'
-    cached: int = 0  # tokens that a slot held already
-    queued: float = 0.0  # when, by perf_counter; 0: it runs outside the engine
-    token_at: float = 0.0  # when its last token came
-
-    @property
-    def tokens(self) -> int:
-        return len(self.features["input_ids"])
-
-    @property
-    def footprint(self) -> int:
-        """Tokens that the row may take of a batch's budget."""
-        return (self.tokens + self.new_tokens) * self.copies
-
-
-class Slots(Protocol):
-    """Runs rows whose key is SLOTS, a step at a time; inference thread only."""
-
-    @property
-    def active(self) -> int:
-        """Rows on slots."""
-
-    @property
-    def cache(self) -> dict[str, int]:
-        """Tokens whose keys and values are held for rows, and most that may be: kv_tokens, kv_capacity."""
-
-    def fits(self, row: Row) -> bool:
-        """Whether a row can be added now; always true when there is none."""
-
-    def add(self, row: Row, done: Done) -> None:
-        """Give a row that fits a slot; `done` is called when it ends, in a later `step`."""
-
-    def step(self) -> None:
-        """Advance every row; never raises."""
-
-
-def _nothing() -> None:
-    pass
-
 
 class Task(ABC):
     """One task over one loaded model."""
-
-    #: What a forward of several steps does between them; the engine sets it.
-    between: Callable[[], None] = staticmethod(_nothing)
-    #: Where a task counts what only it can see; the engine's, once there is one.
-    statistics: Statistics = Statistics()
 
     unit: ClassVar[str] = "tokens"  # of a row's footprint
     name: ClassVar[str]
@@ -104,6 +29,7 @@ class Task(ABC):
         self.model = loaded.model
         self.tokenizer = loaded.tokenizer
         self.schema: TaskSchema = task_schema(name)
+        self.statistics = Statistics()  # the engine counts here too
         self._tokenizing = threading.Lock()
 
     def call_tokenizer(self, *texts: str, **options: Any) -> Any:
@@ -120,8 +46,11 @@ class Task(ABC):
         """Tokenise one checked input into one row or several."""
 
     @abstractmethod
-    def forward(self, rows: Sequence[Row]) -> list[Any]:
-        """Run the model over rows with equal keys; one output per row, on the CPU. Inference thread only."""
+    def forward(self, rows: Sequence[Row], between: Between = nothing) -> list[Any]:
+        """Run the model over rows with equal keys; one output per row, on the CPU. Inference thread only.
+
+        A forward of several steps calls `between` after each.
+        """
 
     def slots(self, limits: Limits) -> Slots | None:
         """What runs rows with the key SLOTS, where there is such a thing."""
@@ -191,7 +120,7 @@ class EncoderTask(Task):
         """A row of what the model takes of an encoding; some tokenizers give token types to models that have none."""
         return Row({name: encoded[name] for name in self._inputs if name in encoded}, item, **rest)
 
-    def forward(self, rows: Sequence[Row]) -> list[Any]:
+    def forward(self, rows: Sequence[Row], between: Between = nothing) -> list[Any]:
         with torch.inference_mode():
             output = self.model(**self.pad(rows))
             return self.split(output, rows)
@@ -208,7 +137,7 @@ class EncoderTask(Task):
             "attention_mask": 0,
             "token_type_ids": int(getattr(self.tokenizer, "pad_token_type_id", 0) or 0),
         }
-        device = "cpu" if getattr(self.model.forward, "takes_host_inputs", False) else self.loaded.device
+        device = "cpu" if self.loaded.runtime.host_inputs else self.loaded.device
         batch = {}
         for name in rows[0].features:
             padded = [row.features[name] + [fill[name]] * (longest - row.tokens) for row in rows]

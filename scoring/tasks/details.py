@@ -1,14 +1,12 @@
 """What an answer tells of its tokens when asked, in text-generation-inference's form."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from scoring.chances import Chance, Told
 from scoring.detokenize import Detokenizer, special_tokens, stop_at
-
-if TYPE_CHECKING:
-    from scoring.tasks.base import Row
-    from scoring.tasks.generation import Generative
+from scoring.generating import TextGenerator
+from scoring.rows import Row
 
 _CONTEXT = 8  # tokens before one that its text may depend on
 _REASONS = {"length": "length", "eos": "eos_token", "stop": "stop_sequence"}
@@ -60,7 +58,7 @@ class Details:
         return {"id": token, "text": text, "logprob": logprob, "special": token in self._special}
 
 
-def describe(task: "Generative", row: "Row", answer: Told) -> tuple[Details, int]:
+def describe(task: TextGenerator, row: Row, answer: Told) -> tuple[Details, int]:
     """The details of a whole answer, and how many of its tokens belong to it: those of a stop text do not."""
     details = Details(task.tokenizer, row.features["input_ids"] if not task.encoder_decoder else [])
     detokenizer = Detokenizer(task.tokenizer)
@@ -72,7 +70,7 @@ def describe(task: "Generative", row: "Row", answer: Told) -> tuple[Details, int
     return details, len(answer) if cut is None else details.within(cut)
 
 
-def told(task: "Generative", row: "Row", answer: Told) -> dict[str, Any]:
+def told(task: TextGenerator, row: Row, answer: Told) -> dict[str, Any]:
     """`details` of one answer."""
     details, count = describe(task, row, answer)
     cut = count < len(answer) or stop_at(task.tokenizer.decode(answer, skip_special_tokens=True), row.parameters.stop)

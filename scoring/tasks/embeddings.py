@@ -5,8 +5,10 @@ from typing import Any
 
 import torch
 
+from scoring.loaded import Loaded
+from scoring.rows import Row
 from scoring.schemas import EmbeddingParameters
-from scoring.tasks.base import EncoderTask, Loaded, Row
+from scoring.tasks.base import EncoderTask
 
 #: Pooling and normalize where the deployment says nothing.
 _DEFAULTS = {"feature-extraction": ("none", False), "sentence-embeddings": ("mean", True)}

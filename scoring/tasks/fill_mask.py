@@ -7,8 +7,10 @@ from typing import Any
 import torch
 
 from scoring.errors import InvalidInput, InvalidParameter, LoadError
+from scoring.loaded import Loaded
+from scoring.rows import Row
 from scoring.schemas import FillMaskParameters
-from scoring.tasks.base import EncoderTask, Loaded, Row
+from scoring.tasks.base import EncoderTask
 
 Filling = dict[str, Any]
 

@@ -1,17 +1,15 @@
 """Follows sequences as their tokens come: text for streams, stop texts, cancellation."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from scoring.chances import Chance, Told
 from scoring.detokenize import Detokenizer, Stops, stop_at
+from scoring.generating import TextGenerator
+from scoring.rows import Between, Row
 from scoring.tasks.details import Details, describe
-
-if TYPE_CHECKING:
-    from scoring.tasks.base import Row
-    from scoring.tasks.generation import Generative
 
 
 class Watch:
@@ -20,10 +18,11 @@ class Watch:
     Between the steps, the rows on slots have theirs.
     """
 
-    def __init__(self, task: "Generative", rows: Sequence["Row"], start: int, searching: bool) -> None:
+    def __init__(self, task: TextGenerator, rows: Sequence[Row], start: int, searching: bool, between: Between) -> None:
         self._task = task
         self._rows = rows
         self._start = start
+        self._between = between
         self._searching = searching  # beams change places from step to step: no text before the end
         wanted = not searching and any(row.emit or row.parameters.stop for row in rows)
         each = rows[0].parameters["num_return_sequences"]
@@ -31,7 +30,7 @@ class Watch:
         self._over = [False] * (len(rows) * each)  # sequences that met an end token
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        self._task.between()
+        self._between()
         each = input_ids.shape[0] // len(self._rows)
         done = [row.cancelled.is_set() for row in self._rows for _ in range(each)]
         self._time(input_ids[:, -1], each)
@@ -58,7 +57,7 @@ class Watch:
 class Follower:
     """Turns the tokens of one sequence into text as they come; `number` is its place among its row's."""
 
-    def __init__(self, task: "Generative", row: "Row", number: int = 0) -> None:
+    def __init__(self, task: TextGenerator, row: Row, number: int = 0) -> None:
         self.row = row
         self._number = number
         self._text = ""
@@ -84,7 +83,7 @@ class Follower:
         return self._stops.found
 
 
-def show(row: "Row", text: str, number: int = 0, details: Details | None = None, count: int = 0) -> None:
+def show(row: Row, text: str, number: int = 0, details: Details | None = None, count: int = 0) -> None:
     """Give a stream what it has not got of an answer's text so far, and the first `count` of its tokens' details.
 
     A row that is run again goes on where it was.
@@ -105,7 +104,7 @@ def show(row: "Row", text: str, number: int = 0, details: Details | None = None,
     row.emit(event)
 
 
-def show_end(task: "Generative", row: "Row", output: Sequence[list[int]]) -> None:
+def show_end(task: TextGenerator, row: Row, output: Sequence[list[int]]) -> None:
     """Give a stream what was held back until the end."""
     if row.emit is None:
         return

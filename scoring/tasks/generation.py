@@ -22,9 +22,11 @@ from scoring.config import Limits
 from scoring.continuous import Continuous
 from scoring.detokenize import stop_at
 from scoring.errors import InvalidInput, InvalidParameter, LoadError, PromptTooLong, RequestError
+from scoring.loaded import Loaded
+from scoring.rows import SLOTS, Between, Row, nothing
 from scoring.schemas import GenerationParameters
 from scoring.tasks import slotted
-from scoring.tasks.base import SLOTS, Loaded, Row, Task
+from scoring.tasks.base import Task
 from scoring.tasks.details import told
 from scoring.tasks.following import Watch, show_end
 
@@ -139,7 +141,7 @@ class Generative(Task):
         return object() if settings["do_sample"] else (settings.overrides, settings.length, settings.details)
 
     def _slotted(self, settings: Settings, length: int) -> bool:
-        decoder = getattr(self.model, "static_decoder", None)
+        decoder = self.loaded.runtime.decoder
         if decoder is None:
             return False
         config, _ = self.generation_config(settings)
@@ -239,33 +241,34 @@ class Generative(Task):
 
     # -- on the inference thread -------------------------------------------------------------------------------------
 
-    def forward(self, rows: Sequence[Row]) -> list[list[Tokens]]:
+    def forward(self, rows: Sequence[Row], between: Between = nothing) -> list[list[Tokens]]:
         """Generate for rows with equal keys; per row, the new tokens of each of its answers.
 
         What follows a stop text is cut off with the text, in `text`.
         """
-        if rows[0].key == SLOTS:
-            outputs = continuous.run(self, self.model.static_decoder, rows)
+        decoder = self.loaded.runtime.decoder
+        if rows[0].key == SLOTS and decoder is not None:
+            outputs = continuous.run(self, decoder, rows)
         else:
-            outputs = self._generated(rows)
+            outputs = self._generated(rows, between)
         for row, output in zip(rows, outputs, strict=True):
             show_end(self, row, output)
         return outputs
 
     def slots(self, limits: Limits) -> Continuous | None:
-        decoder = getattr(self.model, "static_decoder", None)
+        decoder = self.loaded.runtime.decoder
         if decoder is None:
             return None
         if self._continuous is None or self._continuous.decoder is not decoder:
             self._continuous = Continuous(self, decoder, _capacity(decoder, limits), limits.prefix_reuse)
         return self._continuous
 
-    def _generated(self, rows: Sequence[Row]) -> list[list[Tokens]]:
+    def _generated(self, rows: Sequence[Row], between: Between) -> list[list[Tokens]]:
         settings: Settings = rows[0].parameters
         config, seed = self.generation_config(settings)
         batch = self._pad(rows)
         start = 1 if self.encoder_decoder else batch["input_ids"].shape[1]
-        watch = Watch(self, rows, start, searching=settings["num_beams"] > 1)
+        watch = Watch(self, rows, start, searching=settings["num_beams"] > 1, between=between)
         with torch.inference_mode(), self._random_numbers(seed) if config.do_sample else nullcontext():
             if settings.details is not None:
                 config = copy.deepcopy(config)

@@ -14,8 +14,10 @@ import numpy as np
 import torch
 
 from scoring.errors import InvalidInput, InvalidParameter, PromptTooLong
+from scoring.loaded import Loaded
+from scoring.rows import Row
 from scoring.schemas import QuestionAnsweringParameters, QuestionContext
-from scoring.tasks.base import EncoderTask, Loaded, Row
+from scoring.tasks.base import EncoderTask
 
 Answer = dict[str, Any]
 

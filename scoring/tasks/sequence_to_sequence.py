@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from scoring.errors import InvalidParameter
+from scoring.loaded import Loaded
+from scoring.rows import Row
 from scoring.schemas import SummarizationParameters, TranslationParameters
-from scoring.tasks.base import Loaded, Row
 from scoring.tasks.generation import Generative, Tokens
 
 #: What T5 was trained to call its languages.

@@ -2,16 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from scoring.chances import Chance, Told
 from scoring.decode import Decoder
 from scoring.decoder_state import FORBIDDEN, Sampling
-
-if TYPE_CHECKING:
-    from scoring.tasks.base import Done, Row
-    from scoring.tasks.following import Follower
-    from scoring.tasks.generation import Generative
+from scoring.generating import TextGenerator
+from scoring.rows import Done, Row
+from scoring.tasks.following import Follower
 
 #: What a generation config may hold beside greedy search and plain sampling, with the values that mean nothing.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -46,10 +44,10 @@ class Running:
     """One row in its slot."""
 
     slot: int
-    row: "Row"
-    done: "Done"
+    row: Row
+    done: Done
     most: int  # tokens to generate
-    follower: "Follower | None"
+    follower: Follower | None
     sampling: Sampling
     number: int  # of its arrival
     ids: list[int]  # to prefill: the prompt; of a row that gave up its slot, with what was generated
@@ -78,10 +76,8 @@ class Running:
         return self.tokens if self.details is None else Told(self.tokens, self.chances)
 
 
-def running_row(task: "Generative", row: "Row", done: "Done", number: int) -> Running:
+def running_row(task: TextGenerator, row: Row, done: Done, number: int) -> Running:
     """A row that has no slot yet, with its way of picking tokens."""
-    from scoring.tasks.following import Follower
-
     config, seed = task.generation_config(row.parameters)
     sampling = Sampling(
         temperature=float(config.temperature or 1.0) if config.do_sample else 0.0,
@@ -97,7 +93,7 @@ def running_row(task: "Generative", row: "Row", done: "Done", number: int) -> Ru
     return Running(-1, row, done, int(config.max_new_tokens), follower, sampling, number, row.features["input_ids"])
 
 
-def take(task: "Generative", running: Running, token: int, chance: Chance | None) -> None:
+def take(task: TextGenerator, running: Running, token: int, chance: Chance | None) -> None:
     """Add a token that was computed, unless the row had ended by then."""
     if running.ended:
         return

@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 
+from scoring.rows import Row
 from scoring.schemas import TextClassificationParameters, TextPair
-from scoring.tasks.base import EncoderTask, Row
+from scoring.tasks.base import EncoderTask
 
 Label = dict[str, Any]
 

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from scoring.errors import InvalidInput, LoadError
+from scoring.loaded import Loaded
+from scoring.rows import Row
 from scoring.schemas import Message, TextGenerationParameters
-from scoring.tasks.base import Loaded, Row
 from scoring.tasks.generation import Generative, Tokens
 
 

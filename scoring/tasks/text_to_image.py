@@ -11,8 +11,9 @@ import torch
 
 from scoring.config import Limits
 from scoring.errors import InvalidParameter, PayloadTooLarge
+from scoring.rows import Between, Row, nothing
 from scoring.schemas import PromptPair, TextToImageParameters
-from scoring.tasks.base import Row, Task
+from scoring.tasks.base import Task
 
 #: Of a PNG beside its pixels, and of an image's JSON beside the PNG and the prompt.
 _PNG_BYTES, _JSON_BYTES = 256, 160
@@ -98,7 +99,7 @@ class TextToImage(Task):
         self.check_length(len(ids), item, 'Shorten it, or set "parameters": {"truncation": true}.')
         return ids + [self.tokenizer.pad_token_id] * (context - len(ids))
 
-    def forward(self, rows: Sequence[Row]) -> list[Any]:
+    def forward(self, rows: Sequence[Row], between: Between = nothing) -> list[Any]:
         """Per row the image, uint8 [H, W, 3], and whether the safety checker marked it (None without one)."""
         drawings: list[Drawing] = [row.extra for row in rows]
         first = drawings[0]

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from scoring.loaded import Loaded
+from scoring.rows import Row
 from scoring.schemas import TokenClassificationParameters
-from scoring.tasks.base import EncoderTask, Loaded, Row
+from scoring.tasks.base import EncoderTask
 
 Scores = np.ndarray[Any, np.dtype[np.float32]]
 Entity = dict[str, Any]

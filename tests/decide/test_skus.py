@@ -62,3 +62,9 @@ def test_only_the_families_that_azure_exempts_skip_the_reserve() -> None:
         "Standard_ND96isr_H100_v5",
         "Standard_ND40rs_v2",
     }
+
+
+def test_the_ray_host_knows_instance_types_with_gpus_by_their_names() -> None:
+    from local_runner.ray_cluster import _GPU_SERIES
+
+    assert all(name.startswith(_GPU_SERIES) == (sku.gpu is not None) for name, sku in all_skus().items())

@@ -30,7 +30,7 @@ def make_bundle(folder: Path, name: str = "echo", task: str = "text-classificati
     """A bundle in `folder` whose scoring package is the stub's, with the project's own errors and config."""
     bundle = folder / name
     shutil.copytree(STUB, bundle / "code", ignore=shutil.ignore_patterns("__pycache__"))
-    for file in ("errors.py", "config.py", "json_text.py", "__init__.py"):
+    for file in ("errors.py", "config.py", "host_api.py", "json_text.py", "spans.py", "__init__.py"):
         shutil.copy(PACKAGE / file, bundle / "code" / "scoring" / file)
     deployment = {
         "schema": 1,

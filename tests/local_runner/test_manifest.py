@@ -1,5 +1,6 @@
 """Nothing of a bundle runs before it is as generated."""
 
+import inspect
 import json
 import shutil
 import subprocess
@@ -11,6 +12,8 @@ import pytest
 
 from local_runner import manifest
 from mii_azure.errors import BundleEdited, NotABundle
+from scoring import entry, host_api
+from tests.local_runner.conftest import seal
 
 Own = Callable[..., Path]
 
@@ -92,3 +95,29 @@ def test_running_a_bundle_does_not_change_it(own_bundle: Own, tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     assert not list(bundle.rglob("__pycache__"))
     assert {p.relative_to(bundle) for p in bundle.rglob("*")} == {p.relative_to(before) for p in before.rglob("*")}
+
+
+@pytest.mark.parametrize("found", ["2", None])
+def test_a_bundle_of_another_interface_is_refused_in_a_sentence(
+    own_bundle: Callable[..., Path], found: str | None
+) -> None:
+    """By a process of its own, before anything of the bundle but the version is used."""
+    bundle = own_bundle()
+    declared = bundle / "code" / "scoring" / "host_api.py"
+    if found is None:
+        declared.unlink()
+    else:
+        declared.write_text(f"VERSION = {found}\n")
+    seal(bundle)
+    done = run_module("-m", "local_runner", bundle)
+    assert done.returncode == 4, done.stderr
+    assert "was written by another version of mii-azure" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_interface_that_the_runner_speaks_is_the_one_that_scoring_has() -> None:
+    assert manifest.INTERFACE == host_api.VERSION
+    for name in (name for name in vars(host_api.ScoringEntry) if not name.startswith("_")):
+        declared = inspect.signature(getattr(host_api.ScoringEntry, name))
+        own = inspect.signature(getattr(entry, name))
+        assert str(declared).replace("(self, ", "(").replace("(self)", "()") == str(own)

@@ -1,6 +1,6 @@
 """A rank that serves one model after another, so that a test of many families starts it once.
 
-`python -m tests.passes.many_ranks FD RANK` stands in for `scoring.ranks`; rank 0's side is `Many`.
+`python -m tests.passes.many_ranks FD RANK` stands in for `scoring.rank_process`; rank 0's side is `Many`.
 """
 
 import os
@@ -13,7 +13,8 @@ from typing import Any
 
 import transformers
 
-from scoring.ranks import Plan, Ranks, _load, new_plan, slice_model
+from scoring.rank_process import load
+from scoring.ranks import Plan, Ranks, new_plan, slice_model
 from scoring.sliced import Follower
 
 
@@ -25,7 +26,7 @@ class Many:
         self.ranks: Ranks | None = None
 
     def slice(self, folder: Path) -> Any:
-        """A model cut over the ranks, which follow it from now on."""
+        """A model cut over the ranks, which follow it from now on; they are `ranks`."""
         model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
         plan = new_plan(model, self._degree, "cpu", self._call_s)
         if self.ranks is None:
@@ -36,7 +37,6 @@ class Many:
         self.ranks.wait_loaded(60)
         slice_model(model, plan, 0)
         self.ranks.wait_ready(60)
-        model.ranks = self.ranks
         return model
 
     def stop(self) -> None:
@@ -62,7 +62,7 @@ def main(descriptor: int, rank: int) -> None:
     pipe = Connection(descriptor)
     plan = Plan(**pickle.loads(pipe.recv_bytes()))
     while True:
-        model = _load(plan, rank)
+        model = load(plan, rank)
         pipe.send_bytes(pickle.dumps("loaded"))
         slice_model(model, plan, rank)
         pipe.send_bytes(pickle.dumps("ready"))

@@ -15,7 +15,8 @@ from scoring.decoder_checking import errors, reference
 from scoring.decoder_families import FAMILIES as BUILT
 from scoring.passes.base import COST, LATENCY, TOLERANCE, Facts, Hardware, PassRefused
 from scoring.passes.catalogue import decoder_passes
-from scoring.passes.static_decode import FAMILIES, StaticDecode
+from scoring.passes.families import STATIC_DECODE
+from scoring.passes.static_decode import StaticDecode
 from scoring.passes.weight_only import WeightOnly
 from tests.passes.test_decoder_reference import plain_logits, prompt, tiny
 
@@ -42,7 +43,7 @@ def test_refusals_name_their_reason(facts: Facts, hardware: Hardware, reason: st
 
 
 def test_every_family_is_taken_on_an_h100() -> None:
-    for family in FAMILIES:
+    for family in STATIC_DECODE.served:
         assert StaticDecode().applies(replace(FACTS, family=family), H100, LATENCY).take, family
 
 
@@ -54,8 +55,7 @@ def test_in_float32_it_is_taken_on_a_cpu_with_a_slot_for_every_row(tmp_path: Pat
     assert "24 slots of 64 tokens" in decision.reason
     assert "for GPUs" in weight_only.applies(wide, CPU, LATENCY).reason
     model = tiny("llama", tmp_path)
-    decode.apply(model)
-    assert model.static_decoder.slots == 24
+    assert decode.apply(model).made.decoder.slots == 24
 
 
 def test_a_released_slot_gives_its_memory_back_and_is_used_again(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_a_released_slot_gives_its_memory_back_and_is_used_again(tmp_path: Path)
     assert torch.equal(decoder.prefill(1, ids), wanted[1])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", STATIC_DECODE.served)
 def test_a_pass_is_applied_verified_and_undone(family: str, tmp_path: Path) -> None:
     model = tiny(family, tmp_path)
     before = plain_logits(model, prompt(model, 9))
@@ -84,9 +84,10 @@ def test_a_pass_is_applied_verified_and_undone(family: str, tmp_path: Path) -> N
     chosen = StaticDecode(slots=2, max_length=64)
     applied = chosen.apply(model)
     assert applied.count == 2
+    assert applied.made.decoder is chosen.decoder
     assert chosen.verify(model, told) <= 1e-5
     applied.undo()
-    assert not hasattr(model, "static_decoder")
+    assert chosen.decoder is None
     assert torch.allclose(plain_logits(model, prompt(model, 9)), before, atol=1e-5)
 
 
@@ -95,11 +96,11 @@ def test_verification_fails_where_an_answer_is_wrong(tmp_path: Path) -> None:
     told = reference(model)
     chosen = StaticDecode(slots=2, max_length=64)
     chosen.apply(model)
-    for layer in model.static_decoder.form.layers:
+    for layer in chosen.decoder.form.layers:
         layer.attention.window = 0  # sees past the window: only sequences longer than it can tell
     assert chosen.verify(model, told) > TOLERANCE
-    model.static_decoder.form.layers[0].norm1.gain[0] = float("nan")
-    assert errors(model.static_decoder, told())["prefill"] != errors(model.static_decoder, told())["prefill"]
+    chosen.decoder.form.layers[0].norm1.gain[0] = float("nan")
+    assert errors(chosen.decoder, told())["prefill"] != errors(chosen.decoder, told())["prefill"]
     assert not chosen.verify(model, told) <= TOLERANCE
 
 
@@ -129,7 +130,7 @@ def test_int8_weights_come_and_go(tmp_path: Path) -> None:
         WeightOnly(StaticDecode()).apply(model)
     decode = StaticDecode(slots=2, max_length=64)
     decode.apply(model)
-    products = model.static_decoder.form.products()
+    products = decode.decoder.form.products()
     before = [product.weight for product in products]
     told = iter((3.0, 2.0))
     applied = WeightOnly(decode, lambda _: next(told)).apply(model)
@@ -148,18 +149,18 @@ def test_int8_weights_that_are_no_faster_are_refused(tmp_path: Path) -> None:
     model = tiny("llama", tmp_path)
     decode = StaticDecode(slots=2, max_length=64)
     decode.apply(model)
-    products = model.static_decoder.form.products()
+    products = decode.decoder.form.products()
     wide, told = [product.weight for product in products], iter((2.0, 1.99))
     with pytest.raises(PassRefused, match=r"takes 1\.99 ms, with 16-bit ones 2\.00 ms"):
         WeightOnly(decode, lambda _: next(told)).apply(model)
     assert all(product.weight is each for product, each in zip(products, wide, strict=True))
-    assert 0 < decoder_checking.step_ms(model.static_decoder, 5) < 10_000
-    model.static_decoder.open(0)
-    model.static_decoder.prefill(0, [5, 6])
+    assert 0 < decoder_checking.step_ms(decode.decoder, 5) < 10_000
+    decode.decoder.open(0)
+    decode.decoder.prefill(0, [5, 6])
 
 
 def test_the_pass_names_the_families_that_are_built() -> None:
-    assert sorted(FAMILIES) == sorted(BUILT)
+    assert sorted(STATIC_DECODE.served) == sorted(BUILT)
 
 
 def test_it_is_verified_where_slots_are_shorter_than_the_probes(tmp_path: Path) -> None:

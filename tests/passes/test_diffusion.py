@@ -11,6 +11,7 @@ import torch
 from scoring.config import Deployment, Optimisation
 from scoring.diffusion_checking import draw, reference, verify
 from scoring.errors import PassNotServed
+from scoring.loaded import Runtime
 from scoring.loader import load
 from scoring.optimise import choose, optimise
 from scoring.passes.base import Facts, Hardware, PassRefused
@@ -109,7 +110,7 @@ def test_it_is_chosen_verified_and_recorded(tiny: Tiny) -> None:
             return super().applies(facts, H100, objective)
 
     model = fresh(tiny("stable-diffusion", TASK))
-    records = optimise(model, choose([Anywhere()], SD, CPU, Optimisation()), (), reference)
+    records = optimise(model, Runtime(), choose([Anywhere()], SD, CPU, Optimisation()), (), reference)
     assert [(record.name, record.state, record.replaced) for record in records] == [("diffusion", "applied", 16)]
     assert records[0].error is not None
     assert records[0].error < CLOSE

@@ -23,7 +23,9 @@ from scoring.errors import PromptTooLong, RankLost
 from scoring.loader import load_with
 from scoring.passes.base import PassRefused
 from scoring.passes.catalogue import decoder_passes
-from scoring.passes.static_decode import SLICED, StaticDecode
+from scoring.passes.families import SLICED_DECODERS
+from scoring.passes.static_decode import StaticDecode
+from scoring.passes.tensor_slicing import TensorSlicing
 from scoring.service import Service
 from scoring.sliced_decoder import SlicedDecoder
 from scoring.tasks import task_class
@@ -58,12 +60,12 @@ class TestDecoder:
         ranks.stop()
         patch.undo()
 
-    @pytest.mark.parametrize("family", SLICED)
+    @pytest.mark.parametrize("family", SLICED_DECODERS)
     def test_every_family_is_that_of_plain_transformers(self, family: str, many: Many, tiny: Tiny) -> None:
         folder = tiny(family, TASK)
         plain = load_tiny(folder, TASK)[0]
         model = many.slice(folder)
-        decoder = SlicedDecoder(model, 3, 96, model.ranks)
+        decoder = SlicedDecoder(model, 3, 96, many.ranks)
         whole = Decoder(plain, 3, 96)
         assert decoder.form.heads * 2 == whole.form.heads
         assert decoder.state.bytes() * 2 == whole.state.bytes()
@@ -80,7 +82,7 @@ class TestDecoder:
     def test_what_is_refused_before_it_begins_leaves_the_ranks_in_step(self, many: Many, tiny: Tiny) -> None:
         folder = tiny("opt", TASK)
         model, plain = many.slice(folder), load_tiny(folder, TASK)[0]
-        decoder = SlicedDecoder(model, 2, 24, model.ranks)
+        decoder = SlicedDecoder(model, 2, 24, many.ranks)
         decoder.open(0, greedy(plain))
         with pytest.raises(PromptTooLong):
             decoder.prefill(0, [7] * 25)
@@ -104,13 +106,17 @@ class TestDecoder:
 
     def test_a_rank_without_memory_for_its_part_refuses_the_pass(self, many: Many, tiny: Tiny) -> None:
         model = many.slice(tiny("llama", TASK))
+        slicing = TensorSlicing(2)
+        slicing.ranks = many.ranks
         with pytest.raises(PassRefused, match="Rank 1 failed: no memory for its part"):
-            StaticDecode(2**40, 32).apply(model)
-        assert not model.ranks.lost
-        applied = StaticDecode(2, 32).apply(model)
-        assert model.static_decoder.max_length == 32
+            StaticDecode(2**40, 32, slicing=slicing).apply(model)
+        assert not many.ranks.lost
+        decode = StaticDecode(2, 32, slicing=slicing)
+        applied = decode.apply(model)
+        assert decode.decoder is applied.made.decoder
+        assert applied.made.decoder.max_length == 32
         applied.undo()
-        assert not hasattr(model, "static_decoder")
+        assert decode.decoder is None
 
 
 def _join_and_leave(decoder: SlicedDecoder, plain: Any) -> None:
@@ -152,7 +158,7 @@ class TestService:
         service.start(chosen)
         yield service
         service.drain(5)
-        loaded.model.ranks.stop()
+        loaded.runtime.ranks.stop()
 
     @pytest.fixture(scope="class")
     def plain(self, tiny: Tiny) -> Iterator[Service]:
@@ -191,7 +197,7 @@ class TestService:
         ]
 
     def test_a_rank_that_dies_ends_what_runs_at_once(self, service: Service) -> None:
-        victim = service.loaded.model.ranks.processes[0]
+        victim = service.loaded.runtime.ranks.processes[0]
         asked = {"inputs": "The", "parameters": {"max_new_tokens": 100, "ignore_eos": True}}
         ended: list[float] = []
 

@@ -41,21 +41,22 @@ def _load(folder: Path) -> Any:
 
 @pytest.fixture
 def sliced(folder: Path) -> Iterator[tuple[Any, float]]:
-    """A model of which each GPU holds a part, and the relative error of its static decoder."""
+    """The static decoder of a model of which each GPU holds a part, and its relative error."""
     model = _load(folder)
     told = reference(model)
-    slicing, decode = TensorSlicing(2, call_s=20), StaticDecode(SLOTS, 128)
+    slicing = TensorSlicing(2, call_s=20)
+    decode = StaticDecode(SLOTS, 128, slicing=slicing)
     applied = [slicing.apply(model), decode.apply(model)]
-    yield model, decode.verify(model, told)
+    yield decode.decoder, decode.verify(model, told)
     for each in reversed(applied):
         each.undo()
 
 
 def test_slices_over_two_gpus(sliced: tuple[Any, float], folder: Path) -> None:
     """One, two and six sequences at a time: products of single rows, and cuBLAS's; whole prompts and joining ones."""
-    (model, error), plain = sliced, _load(folder)
+    (decoder, error), plain = sliced, _load(folder)
     assert error < 1e-4
-    decoder, held = model.static_decoder, greedy(plain)
+    held = greedy(plain)
     prompts = [prompt(plain, length) for length in PROMPTS] + [prompt(plain, length, 5) for length in PROMPTS]
     expected = [generated(plain, ids, NEW) for ids in prompts]
     for count in (1, 2, 6):
@@ -68,10 +69,9 @@ def test_slices_over_two_gpus(sliced: tuple[Any, float], folder: Path) -> None:
             steps = [decoder.sample(slots)] + [decoder.step(slots) for _ in range(NEW - 1)]
             produced += [list(row) for row in zip(*(each.tokens() for each in steps), strict=True)]
         assert produced == expected, count
-    whole = _load(folder).cuda()
-    StaticDecode(SLOTS, 128).apply(whole)
+    whole = StaticDecode(SLOTS, 128).apply(_load(folder).cuda()).made.decoder
     told = []
-    for each in (decoder, whole.static_decoder):
+    for each in (decoder, whole):
         each.open(4, SAMPLED)
         each.prefill(4, prompts[0])
         told.append([each.sample([4]).tokens()] + [each.step([4]).tokens() for _ in range(NEW)])
@@ -89,13 +89,13 @@ def test_a_rank_that_is_gone_ends_a_step(tiny: Tiny) -> None:
 def lose_a_rank(folder: Path) -> None:
     """Print what a step says of a rank that is gone, and after how many seconds."""
     model = _load(folder)
-    TensorSlicing(2, call_s=20).apply(model)
-    StaticDecode(2, 128).apply(model)
-    decoder = model.static_decoder
+    slicing = TensorSlicing(2, call_s=20)
+    ranks = slicing.apply(model).made.ranks
+    decoder = StaticDecode(2, 128, slicing=slicing).apply(model).made.decoder
     decoder.open(0)
     decoder.prefill(0, [5, 6, 7])
     decoder.sample([0]).tokens()
-    os.kill(model.ranks.processes[0].pid, signal.SIGKILL)
+    os.kill(ranks.processes[0].pid, signal.SIGKILL)
     began = time.monotonic()
     try:
         for _ in range(100):

@@ -28,7 +28,7 @@ from scoring.decoder_state import Sampling, State
 from scoring.decoder_team import Team
 from scoring.decoder_tiles import Tile
 from scoring.decoder_torch import TorchBackend
-from scoring.passes.static_decode import SLICED
+from scoring.passes.families import SLICED_DECODERS
 from tests.passes.slices import Threads, cut
 from tests.passes.test_decoder_kernels import back_end
 from tests.passes.test_decoder_reference import prompt, tiny
@@ -53,7 +53,7 @@ def _state(form: Any, model: Any) -> State:
     return state
 
 
-@pytest.mark.parametrize("family", SLICED)
+@pytest.mark.parametrize("family", SLICED_DECODERS)
 @pytest.mark.parametrize("rows", [[1], [3, 0], [3, 2, 1, 0]], ids=["one", "two", "four"])
 def test_steps_over_two_ranks_match_the_whole_form(family: str, rows: list[int], tmp_path: Path) -> None:
     model = tiny(family, tmp_path)

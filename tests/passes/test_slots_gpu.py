@@ -10,7 +10,7 @@ import torch
 from scoring.config import Limits
 from scoring.continuous import Continuous
 from scoring.decode import Decoder
-from scoring.tasks.base import Row
+from scoring.rows import Row
 from tests.conftest import Tiny
 from tests.scoring.conftest import Served
 
@@ -26,7 +26,7 @@ SAMPLED = {"do_sample": True, "temperature": 1.4, "top_k": 30, "repetition_penal
 def on_gpu(folder: Path) -> Served:
     served = Served(folder, TASK, Limits())
     model = served.service.loaded.model.float()  # in 16 bits, another cut of a prompt may pick another token
-    model.static_decoder = Decoder(model, 4, served.service.loaded.context_length)
+    served.service.loaded.runtime.decoder = Decoder(model, 4, served.service.loaded.context_length)
     return served
 
 
@@ -51,7 +51,7 @@ def outputs(slots: Continuous, rows: list[Row]) -> list[Any]:
 def test_answers_are_the_same_whatever_slots_hold_and_give_up(tiny: Tiny, family: str) -> None:
     served = on_gpu(tiny(family, TASK))
     task: Any = served.service.task
-    model, decoder = served.service.loaded.model, served.service.loaded.model.static_decoder
+    model, decoder = served.service.loaded.model, served.service.loaded.runtime.decoder
     asked: list[dict[str, Any]] = [{}, {**SAMPLED, "seed": 3}, {}, {**SAMPLED, "seed": 4}]
     asked = [{"max_new_tokens": 24, "min_new_tokens": 20, "return_details": True, **how} for how in asked]
     texts = [LONG, LONG + " And", "The", LONG + " A fox"]

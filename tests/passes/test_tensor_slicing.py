@@ -18,6 +18,7 @@ from scoring import ranks
 from scoring.config import Deployment, Limits, Optimisation
 from scoring.decoder_checking import Told
 from scoring.errors import PassNotServed, RankLost
+from scoring.loaded import Loaded
 from scoring.optimise import choose
 from scoring.passes.base import TOLERANCE, Applied, Facts, Hardware, PassRefused
 from scoring.passes.catalogue import decoder_passes, reference_of
@@ -26,7 +27,6 @@ from scoring.passes.tensor_slicing import TensorSlicing
 from scoring.passes.zero_inference import ZeroInference
 from scoring.service import Service
 from scoring.tasks import task_class
-from scoring.tasks.base import Loaded
 from tests.conftest import Tiny
 from tests.local_runner.conftest import bundle
 
@@ -165,11 +165,11 @@ class TestDecoder:
     def test_a_rank_that_dies_ends_the_request(
         self, tiny: Tiny, llama: tuple[Sliced, float], bundle: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        (model, _, _, _), _ = llama
+        (model, _, applied, _), _ = llama
         folder = tiny("llama", "text-generation")
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         deployment = Deployment(name="t", task="text-generation")
-        loaded = Loaded(model, tokenizer, torch.device("cpu"), 128, {})
+        loaded = Loaded(model, tokenizer, torch.device("cpu"), 128, {}, applied.made)
         service = Service(deployment, loaded, task_class("text-generation")(loaded, "text-generation"), {})
         service.start()
         monkeypatch.setattr("scoring.entry._service", service)
@@ -177,7 +177,7 @@ class TestDecoder:
         with serving(bundle, service) as base, httpx.Client(base_url=base, trust_env=False, timeout=60) as http:
             assert http.post("/score", json={"inputs": "hello"}).status_code == 200
             assert http.get("/readyz").status_code == 200
-            victim = model.ranks.processes[0]
+            victim = applied.made.ranks.processes[0]
             threading.Timer(0.3, lambda: os.kill(victim.pid, signal.SIGKILL)).start()
             began, status = time.monotonic(), 200
             while status == 200 and time.monotonic() - began < 30:
@@ -199,7 +199,7 @@ def test_encoder_and_undo(tiny: Tiny) -> None:
     folder = tiny("bert", "text-classification")
     (model, plain, applied, _), error = _sliced(folder, "AutoModelForSequenceClassification", "text-classification")
     assert error < 1e-5
-    processes = model.ranks.processes
+    processes = applied.made.ranks.processes
     assert all(process.poll() is None for process in processes)
     applied.undo()
     assert all(process.poll() is not None for process in processes)

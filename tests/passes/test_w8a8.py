@@ -12,6 +12,7 @@ from scoring.config import Optimisation
 from scoring.encoder_narrow import FORMATS, narrow, narrow_layers
 from scoring.errors import PassNotServed
 from scoring.kernels.encoder_ops import Narrow, TorchOps
+from scoring.loaded import Runtime
 from scoring.optimise import choose, optimise
 from scoring.passes.base import TOLERANCE, Decision, Facts, Hardware, PassRefused
 from scoring.passes.catalogue import encoder_passes
@@ -137,7 +138,7 @@ def test_beyond_the_bound_it_is_dropped_and_the_stack_serves_on(monkeypatch: pyt
     told = reference(covered("bert fill-mask"))
     exact = verify_encoder(model, told)
     monkeypatch.setattr(W8A8, "tolerance", 1e-3)
-    (record,) = optimise(model, [(each, Decision(True, "asked for"))], (), lambda _: told)
+    (record,) = optimise(model, Runtime(), [(each, Decision(True, "asked for"))], (), lambda _: told)
     assert record.state == "dropped"
     assert "more than 1.0e-03" in record.reason
     assert verify_encoder(model, told) == exact

@@ -57,9 +57,9 @@ class Forwards:
         task = served.service.task
         forward = task.forward
 
-        def spy(rows: Any) -> Any:
+        def spy(rows: Any, between: Any) -> Any:
             self.sizes.append(len(rows))
-            return forward(rows)
+            return forward(rows, between)
 
         monkeypatch.setattr(task, "forward", spy)
 

@@ -17,7 +17,7 @@ from scoring.config import Limits
 from scoring.continuous import Continuous
 from scoring.decode import Decoder
 from scoring.errors import NotReady
-from scoring.tasks.base import Row
+from scoring.rows import Row
 from tests.conftest import Tiny
 from tests.scoring.conftest import Served
 from tests.scoring.generating import PROMPTS, continuation, until
@@ -31,8 +31,8 @@ Ask = dict[str, Any]
 
 def slotted(folder: Path, **limits: Any) -> Served:
     served = Served(folder, TASK, Limits(**limits))
-    model = served.service.loaded.model
-    model.static_decoder = Decoder(model, SLOTS, served.service.loaded.context_length)
+    loaded = served.service.loaded
+    loaded.runtime.decoder = Decoder(loaded.model, SLOTS, loaded.context_length)
     return served
 
 
@@ -52,7 +52,7 @@ class Steps:
         self.go = threading.Event()
         self.go.set()
         self.poison = -1  # a slot whose steps fail
-        decoder = served.service.loaded.model.static_decoder
+        decoder = served.service.loaded.runtime.decoder
         step, prefill = decoder.step, decoder.prefill_many
 
         def spy(slots: Any) -> Any:
@@ -233,7 +233,7 @@ def test_short_prompts_share_a_forward(gpt2: Served, monkeypatch: pytest.MonkeyP
 
 
 def test_capacity_in_tokens_bounds_what_runs_and_none_is_overtaken(gpt2: Served) -> None:
-    decoder = gpt2.service.loaded.model.static_decoder
+    decoder = gpt2.service.loaded.runtime.decoder
     task: Any = gpt2.service.task
     slots = Continuous(task, decoder, capacity=100)
     [small] = rows(gpt2, "The", max_new_tokens=10)
@@ -256,8 +256,8 @@ def test_capacity_in_tokens_bounds_what_runs_and_none_is_overtaken(gpt2: Served)
 
 def test_beams_and_slots_take_turns(gpt2: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     turns: list[str] = []
-    model = gpt2.service.loaded.model
-    forward, step = model.forward, model.static_decoder.step
+    model, decoder = gpt2.service.loaded.model, gpt2.service.loaded.runtime.decoder
+    forward, step = model.forward, decoder.step
 
     def spy(*args: Any, **kwargs: Any) -> Any:
         turns.append("generate")
@@ -268,7 +268,7 @@ def test_beams_and_slots_take_turns(gpt2: Served, monkeypatch: pytest.MonkeyPatc
         return step(slots)
 
     monkeypatch.setattr(model, "forward", spy)
-    monkeypatch.setattr(model.static_decoder, "step", spy_step)
+    monkeypatch.setattr(decoder, "step", spy_step)
     engine = gpt2.service.engine
     running = engine.submit([forever(gpt2)])
     beams = engine.submit(rows(gpt2, "Hello", num_beams=2, max_new_tokens=20, min_new_tokens=20))
@@ -306,7 +306,7 @@ def test_a_row_whose_step_fails_fails_alone(
 
 def test_a_prompt_that_fails_fails_alone(gpt2: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = [gpt2.ok(text, max_new_tokens=5) for text in ("Hello", "12")]
-    decoder = gpt2.service.loaded.model.static_decoder
+    decoder = gpt2.service.loaded.runtime.decoder
     poison = rows(gpt2, "The", max_new_tokens=5)[0].features["input_ids"]
     prefill = decoder.prefill_many
 
@@ -326,7 +326,7 @@ def test_a_prompt_that_fails_fails_alone(gpt2: Served, monkeypatch: pytest.Monke
 def test_a_step_that_runs_out_of_memory_is_halved(gpt2: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = [gpt2.ok(text, max_new_tokens=6) for text in ("Hello", "12", "The", "a")]
     steps = Steps(gpt2, monkeypatch)
-    decoder = gpt2.service.loaded.model.static_decoder
+    decoder = gpt2.service.loaded.runtime.decoder
     step, prefill = decoder.step, decoder.prefill_many
 
     def full(slots: Any) -> Any:
@@ -350,7 +350,7 @@ def test_a_prompt_too_large_for_the_memory_comes_in_smaller_pieces(
     gpt2: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = gpt2.ok(LONG, max_new_tokens=6)
-    decoder = gpt2.service.loaded.model.static_decoder
+    decoder = gpt2.service.loaded.runtime.decoder
     for slot in range(SLOTS):
         decoder.open(slot)  # what they hold is not used again
     prefill = decoder.prefill_many
@@ -375,7 +375,7 @@ def test_a_row_on_slots_that_does_not_fit_the_memory_fails_alone(
 ) -> None:
     wanted = gpt2.ok("Hello", max_new_tokens=12)
     [hello] = rows(gpt2, "Hello", max_new_tokens=12)
-    decoder = gpt2.service.loaded.model.static_decoder
+    decoder = gpt2.service.loaded.runtime.decoder
     prefill = decoder.prefill_many
     limit = hello.tokens
 
@@ -472,7 +472,7 @@ def test_tokens_held_on_slots_are_told(gpt2: Served, monkeypatch: pytest.MonkeyP
     job.future.result(20)
     until(lambda: gpt2.service.engine.depth() == 0)
     told = gpt2.service.statistics()
-    decoder = gpt2.service.loaded.model.static_decoder
+    decoder = gpt2.service.loaded.runtime.decoder
     assert told["kv_tokens"] == 0
     assert told["kv_capacity"] == min(Limits().max_batch_tokens, decoder.slots * decoder.max_length)
     slots: Any = gpt2.service.task.slots(gpt2.service.deployment.limits)

@@ -24,9 +24,9 @@ FAMILIES = ["gpt2", "bloom", "llama"]
 
 def served_on(folder: Path, task: str = TASK, slots: int = 3) -> Served:
     served = Served(folder, task, Limits())
-    model = served.service.loaded.model
+    loaded = served.service.loaded
     if slots:
-        model.static_decoder = Decoder(model, slots, served.service.loaded.context_length)
+        loaded.runtime.decoder = Decoder(loaded.model, slots, loaded.context_length)
     return served
 
 
@@ -182,7 +182,7 @@ def test_rows_of_a_step_that_was_split_are_told_their_own(tiny: Tiny, monkeypatc
     task, texts = served.service.task, ["The", "12", "Hello"]
     parameters = task.schema.parse_parameters({"max_new_tokens": 6, "ignore_eos": True, "return_details": True})
     wanted = [task.forward(task.encode(text, parameters, 0))[0][0] for text in texts]
-    decoder = served.service.loaded.model.static_decoder
+    decoder = served.service.loaded.runtime.decoder
     step, split = decoder.step, []
 
     def alone(slots: Any) -> Any:

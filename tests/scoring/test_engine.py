@@ -15,8 +15,10 @@ import torch
 from scoring.config import Limits
 from scoring.engine import Engine
 from scoring.errors import NotReady, Overloaded
+from scoring.rows import Between, Row, nothing
 from scoring.service import Reply
-from scoring.tasks.base import Row, Task
+from scoring.statistics import Statistics
+from scoring.tasks.base import Task
 from tests.conftest import Tiny
 from tests.scoring.conftest import Serve, Served
 from tests.scoring.generating import until
@@ -35,12 +37,12 @@ class Gate:
         self.before: Any = lambda rows: None
         forward = served.service.task.forward
 
-        def guarded(rows: Sequence[Row]) -> list[Any]:
+        def guarded(rows: Sequence[Row], between: Between) -> list[Any]:
             self.batches.append([row.tokens for row in rows])
             self.entered.set()
             assert self.open.wait(30)
             self.before(rows)
-            return forward(rows)
+            return forward(rows, between)
 
         monkeypatch.setattr(served.service.task, "forward", guarded)
 
@@ -234,7 +236,7 @@ def test_a_row_that_does_not_fit_the_memory_is_413_and_503_where_it_once_did(
 
 def test_numbers_that_are_not_finite_are_an_error(gated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = gated()
-    monkeypatch.setattr(gate.served.service.task, "forward", lambda rows: [torch.full((3,), torch.nan)] * len(rows))
+    monkeypatch.setattr(gate.served.service.task, "forward", lambda rows, _: [torch.full((3,), torch.nan)] * len(rows))
     reply = gate.send("a")
     assert reply.status == 500
     assert "--dtype" in body(reply)["error"]["hint"]
@@ -263,6 +265,7 @@ class Slow(Task):
     name = "slow"
 
     def __init__(self) -> None:
+        self.statistics = Statistics()
         self.go = threading.Event()
         self.go.set()
         self.outputs: Any = lambda rows: [row.tokens for row in rows]
@@ -273,7 +276,7 @@ class Slow(Task):
     def decode(self, value: Any, parameters: Any, rows: Sequence[Row], outputs: Sequence[Any]) -> Any:
         raise NotImplementedError
 
-    def forward(self, rows: Sequence[Row]) -> list[Any]:
+    def forward(self, rows: Sequence[Row], between: Between = nothing) -> list[Any]:
         assert self.go.wait(30)
         answers: list[Any] = self.outputs(rows)
         return answers

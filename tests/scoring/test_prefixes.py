@@ -13,7 +13,7 @@ from scoring.config import Limits
 from scoring.continuous import Continuous
 from scoring.decode import Decoder
 from scoring.prefixes import Prefixes, common
-from scoring.tasks.base import Row
+from scoring.rows import Row
 from tests.conftest import Tiny
 from tests.scoring.conftest import Served
 from tests.scoring.generating import continuation, plain
@@ -31,8 +31,8 @@ def family(request: pytest.FixtureRequest) -> str:
 def slotted(tiny: Tiny, family: str = "gpt2", slots: int = 4, **limits: Any) -> Served:
     folder = tiny(family, TASK)
     served = Served(folder, TASK, Limits(**limits))
-    model = served.service.loaded.model
-    model.static_decoder = Decoder(model, slots, served.service.loaded.context_length)
+    loaded = served.service.loaded
+    loaded.runtime.decoder = Decoder(loaded.model, slots, loaded.context_length)
     return served
 
 
@@ -48,7 +48,7 @@ class Prefilled:
 
     def __init__(self, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
         self.tokens = 0
-        decoder = served.service.loaded.model.static_decoder
+        decoder = served.service.loaded.runtime.decoder
         prefill = decoder.prefill_many
 
         def spy(parts: Any) -> Any:
@@ -157,7 +157,7 @@ def encoded(served: Served, text: str, **parameters: Any) -> list[Row]:
 def test_rows_that_gave_up_their_slot_lose_no_token(tiny: Tiny, family: str, late: bool) -> None:
     folder, served = tiny(family, TASK), slotted(tiny, family)
     task: Any = served.service.task
-    decoder = served.service.loaded.model.static_decoder
+    decoder = served.service.loaded.runtime.decoder
     kinds: list[dict[str, Any]] = [{}, {**SAMPLED, "seed": 3}, {"min_new_tokens": 22}, {**SAMPLED, "seed": 4}]
     asked = [{"max_new_tokens": 24, "min_new_tokens": 20, "return_details": True, **kind} for kind in kinds]
     texts = [LONG, "Hello there, how are you?", "The", "12"]
@@ -192,7 +192,7 @@ def test_rows_that_gave_up_their_slot_lose_no_token(tiny: Tiny, family: str, lat
 
 def test_a_row_that_waits_for_its_slot_can_be_cancelled(gpt2: Served) -> None:
     task: Any = gpt2.service.task
-    slots = Continuous(task, gpt2.service.loaded.model.static_decoder, capacity=60)
+    slots = Continuous(task, gpt2.service.loaded.runtime.decoder, capacity=60)
     rows = [encoded(gpt2, "The", max_new_tokens=50, ignore_eos=True)[0] for _ in range(2)]
     done: list[Any] = []
     for row in rows:
@@ -218,7 +218,7 @@ def test_common_counts_leading_tokens(gpt2: Served) -> None:
         assert common(a, b) == next(
             (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
         )
-    prefixes = Prefixes(gpt2.service.loaded.model.static_decoder)
+    prefixes = Prefixes(gpt2.service.loaded.runtime.decoder)
     assert not prefixes.note(0, range(15))
     assert prefixes.note(1, range(20))
     assert prefixes.note(2, [*range(18), 0, 0])

@@ -49,7 +49,9 @@ def test_a_batch_of_mixed_lengths_gives_what_transformers_gives_alone(
     served = serve(folder, task)
     sizes: list[int] = []
     forward = served.service.task.forward
-    monkeypatch.setattr(served.service.task, "forward", lambda rows: sizes.append(len(rows)) or forward(rows))
+    monkeypatch.setattr(
+        served.service.task, "forward", lambda rows, between: sizes.append(len(rows)) or forward(rows, between)
+    )
     for options in ({}, {"num_beams": 1}, {"num_beams": 3, "num_return_sequences": 2}):  # the model's own beams first
         sizes.clear()
         answers = served.ok(list(PROMPTS), max_new_tokens=12, **options)

@@ -26,7 +26,8 @@ from scoring.passes.base import LATENCY, Hardware
 from scoring.passes.plain import reload
 from scoring.passes.static_decode import StaticDecode
 from scoring.passes.weight_only import WeightOnly
-from scoring.ranks import Plan, _load
+from scoring.rank_process import load as load_rank
+from scoring.ranks import Plan
 from scoring.shipped_int8 import from_pretrained, pack, unpack, widen
 from scoring.shipped_int8 import quantise as ship
 from tests.conftest import Tiny
@@ -215,7 +216,7 @@ def test_what_loads_a_folder_again_widens_it_too(shipped: Shipped) -> None:
         for parameter in model.parameters():
             parameter.zero_()
     reload(model)
-    rank = _load(Plan("LlamaForCausalLM", str(folder), "float32", 2, "cpu", 0, 1.0), 1)
+    rank = load_rank(Plan("LlamaForCausalLM", str(folder), "float32", 2, "cpu", 0, 1.0), 1)
     for found in (model, rank):
         assert all(torch.equal(found.state_dict()[name], tensor) for name, tensor in wanted.items())
 

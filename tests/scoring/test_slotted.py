@@ -21,8 +21,8 @@ TASK = "text-generation"
 
 def slotted(folder: Path, slots: int = 4) -> Served:
     served = Served(folder, TASK, Limits(max_batch_size=8))
-    model = served.service.loaded.model
-    model.static_decoder = Decoder(model, slots, served.service.loaded.context_length)
+    loaded = served.service.loaded
+    loaded.runtime.decoder = Decoder(loaded.model, slots, loaded.context_length)
     return served
 
 

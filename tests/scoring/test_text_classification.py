@@ -90,9 +90,9 @@ def test_a_list_is_one_forward(tiny: Tiny, serve: Serve, monkeypatch: pytest.Mon
     task, sizes = served.service.task, []
     forward = task.forward
 
-    def counted(rows: Any) -> Any:
+    def counted(rows: Any, between: Any) -> Any:
         sizes.append(len(rows))
-        return forward(rows)
+        return forward(rows, between)
 
     monkeypatch.setattr(task, "forward", counted)
     served.ok(TEXTS)

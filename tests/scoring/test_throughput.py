@@ -26,7 +26,7 @@ def test_every_figure_comes_of_the_requests_asked_for(tmp_path: Path) -> None:
     write_folder("LlamaForCausalLM", CONFIG, torch.float32, "cpu", tmp_path)
     service = serve(tmp_path, load, "float32")
     row = measure(service, load, rounds=1)
-    decoder = service.loaded.model.static_decoder
+    decoder = service.loaded.runtime.decoder
     assert decoder.slots == load.requests
     assert row["tokens/s"] * row["runs s"][0] == pytest.approx(load.requests * load.new)
     assert row["with prompts"] * row["runs s"][0] == pytest.approx(load.requests * load.new + row["prompt tokens"])

@@ -1,0 +1,70 @@
+"""Which families each pass serves, by transformers' model_type, and why others are refused: told once, for all readers.
+
+Imports nothing, so that plans and documents read it without torch.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+
+class Families(NamedTuple):
+    """Families that a pass serves, and those that look as if it did, with the reason against each."""
+
+    served: tuple[str, ...]
+    refused: Mapping[str, str] = {}
+
+
+FUSED_ENCODER = Families(
+    ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert"),
+    {
+        "albert": "its layers share one set of weights and its embeddings are projected",
+        "deberta": "its attention adds relative positions (disentangled attention)",
+        "deberta-v2": "its attention adds relative positions (disentangled attention)",
+        "mpnet": "its attention adds a relative position bias",
+    },
+)
+#: Refused: families that DeepSpeed 0.19.8 has a policy for and that stay wrong on transformers 5, with what goes wrong.
+DEEPSPEED_KERNELS = Families(
+    ("bert", "roberta", "xlm-roberta", "camembert"),
+    {
+        "distilbert": "its injected layers give wrong results in every transformers version tried",
+        "gpt2": "transformers 5 hands a cache where the injected block expects a mask",
+        "gpt_neo": "the injected block keeps its own cache: cached decoding is silently wrong",
+        "gptj": "the injected block keeps its own cache, which transformers 5 does not see",
+        "gpt_neox": "the policy reads attention fields that transformers 5 no longer has",
+        "opt": "the injected layer returns a tuple, and its own cache is invisible to transformers 5",
+        "bloom": "DeepSpeed refuses it with transformers newer than 4.43.4",
+        "llama": "the injected layer returns a tuple; grouped heads and scaled rotary positions are not supported",
+        "clip": "DeepSpeed has a policy for it but no container",
+    },
+)
+#: What `scoring.decoder_families` builds; a test holds the two together.
+STATIC_DECODE = Families(
+    ("bloom", "gemma", "gpt2", "gpt_neo", "gpt_neox", "gptj", "llama", "mistral", "opt", "qwen2"),
+)
+#: Served: families whose sliced forward and cached decode were found to be those of transformers 5.
+TENSOR_SLICING = Families(
+    (
+        "llama",
+        "mistral",
+        "mixtral",
+        "qwen2",
+        "qwen3",
+        "gemma2",
+        "opt",
+        "gpt_neo",
+        "gptj",
+        "gpt_neox",
+        "bert",
+        "roberta",
+        "distilbert",
+    ),
+    {
+        "gpt2": "DeepSpeed lists it as unsupported: its query, key and value are one Conv1D",
+        "bloom": "its sliced generation fails: alibi is built for all heads",
+        "phi3": "its gate and up projections are one matrix, which is cut in the wrong place",
+        "falcon": "its one key-value head cannot be cut",
+    },
+)
+#: Families whose slices the static decoder serves.
+SLICED_DECODERS = tuple(family for family in STATIC_DECODE.served if family in TENSOR_SLICING.served)
