@@ -20,6 +20,12 @@ class Decision(BaseModel):
     what: str  # e.g. "precision", "instance type", "readiness probe"
     value: str
     reason: str
+    forecast: bool = False  # decided anew where it is served, and perhaps otherwise
+
+    @property
+    def shown(self) -> str:
+        """The value, marked where it is a forecast."""
+        return f"{self.value} (forecast)" if self.forecast else self.value
 
 
 SOURCES = {

@@ -1,5 +1,7 @@
 """Which passes would be chosen for an instance type that this machine does not have; decided on paper."""
 
+from collections.abc import Iterable
+
 from mii_azure.decisions import Decision
 from mii_azure.headers import DTYPE_BYTES
 from mii_azure.limits import GB
@@ -7,7 +9,7 @@ from mii_azure.profile import Profile
 from mii_azure.sizing import Fit
 from mii_azure.skus import Sku
 from mii_azure.spec import Spec
-from scoring.config import Deployment, Limits, Optimisation
+from scoring.config import Deployment, Limits, Optimisation, PassDecision
 from scoring.optimise import choose
 from scoring.passes.base import Facts, Hardware
 from scoring.passes.catalogue import catalogue
@@ -18,8 +20,8 @@ def settings(spec: Spec, gpus: int) -> Optimisation:
     return Optimisation(spec.objective, spec.optimisations, spec.passes_on, spec.passes_off, gpus if gpus > 1 else 0)
 
 
-def pass_decisions(spec: Spec, facts: Profile, placed: Fit, limits: Limits) -> list[Decision]:
-    """One decision per pass, taken or not, with its reason.
+def pass_decisions(spec: Spec, facts: Profile, placed: Fit, limits: Limits) -> tuple[PassDecision, ...]:
+    """One decision per pass, taken or not, with its reason; those that nobody forces are forecasts.
 
     Raises LoadError for a forced pass that does not exist, PassNotServed for one that cannot apply there.
     """
@@ -39,9 +41,23 @@ def pass_decisions(spec: Spec, facts: Profile, placed: Fit, limits: Limits) -> l
         shipped=facts.shipped,
     )
     chosen = choose(passes, on_paper, _hardware(placed.sku), asked)
-    return [
-        Decision(what=f"pass {each.name}", value="yes" if decision.take else "no", reason=_sentence(decision.reason))
+    forced = {*asked.on, *asked.off, *(["tensor_slicing"] if asked.tensor_parallel else [])}
+    return tuple(
+        PassDecision(each.name, decision.take, _sentence(decision.reason), forecast=each.name not in forced)
         for each, decision in chosen
+    )
+
+
+def lines(passes: Iterable[PassDecision]) -> list[Decision]:
+    """The same for people, as lines of the plan."""
+    return [
+        Decision(
+            what=f"pass {each.name}",
+            value="yes" if each.take else "no",
+            reason=each.reason,
+            forecast=each.forecast,
+        )
+        for each in passes
     ]
 
 

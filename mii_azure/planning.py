@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from mii_azure import decisions, limits, quantising, sizing, timing
+from mii_azure import decisions, limits, optimising, quantising, sizing, timing
 from mii_azure.errors import SpecError
 from mii_azure.families import Options, family_named, find_task
-from mii_azure.optimising import pass_decisions
 from mii_azure.plans import Plan
 from mii_azure.profile import Profile, profile, task_check, task_options
 from mii_azure.remote_code import check_remote_code
@@ -51,8 +50,8 @@ def make_plan(spec: Spec, facts: Profile, options: Options) -> Plan:
     quota = timing.quota_cores(sku.cores, spec.instance_count, sku.skip_20_percent)
     served = min(facts.context_length, placed.tokens)
     budget = Limits(max_batch_tokens=placed.tokens, max_batch_size=batch, context_length=served, slots=placed.slots)
-    passes = pass_decisions(spec, facts, placed, budget) if facts.known else []
-    sliced = any(each.what == "pass tensor_slicing" and each.value == "yes" for each in passes)
+    passes = optimising.pass_decisions(spec, facts, placed, budget) if facts.known else ()
+    sliced = any(each.name == "tensor_slicing" and each.take for each in passes)
     return Plan(
         task=spec.task,
         task_options=options,
@@ -76,13 +75,14 @@ def make_plan(spec: Spec, facts: Profile, options: Options) -> Plan:
         request_timeout_ms=timeout,
         readiness=begun.readiness,
         liveness=begun.liveness,
+        passes=passes,
         decisions=(
             *decisions.of_model(work, options),
             *decisions.of_place(spec, work, placed),
             *([quantising.decision(facts, placed.dtype)] if facts.shipped else []),
             *decisions.of_serving(facts, placed, batch),
             *decisions.of_time(facts, device, begun, seconds, timeout),
-            *passes,
+            *optimising.lines(passes),
             decisions.of_quota(spec, sku, quota),
         ),
     )

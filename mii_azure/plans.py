@@ -10,6 +10,7 @@ from mii_azure.families import Options
 from mii_azure.profile import Profile
 from mii_azure.sizing import Memory
 from mii_azure.timing import Probe
+from scoring.config import PassDecision
 
 
 class Quantisation(BaseModel):
@@ -58,8 +59,13 @@ class Plan(BaseModel):
     request_timeout_ms: int
     readiness: Probe
     liveness: Probe
+    passes: tuple[PassDecision, ...]  # empty where the model is not known here
     decisions: tuple[Decision, ...]
     quantisation: Quantisation | None = None  # known once the weights were quantised
+
+    def takes(self, name: str) -> bool:
+        """Whether a pass is counted on."""
+        return any(each.name == name and each.take for each in self.passes)
 
     def require_fit(self) -> None:
         """Raise DoesNotFit where what the plan describes cannot be served."""

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,7 @@ def deployment_settings(spec: Spec, plan: Plan, model_id: str) -> dict[str, Any]
             "on": sorted({*spec.passes_on, *(["tensor_slicing"] if sliced else [])}),
             "off": list(spec.passes_off),
             "tensor_parallel": plan.tensor_parallel if sliced else 0,
+            "planned": [asdict(each) for each in plan.passes],
         },
     }
 
@@ -183,7 +185,7 @@ def _gpu_variables(plan: Plan) -> dict[str, str]:
 
 def _kernels(plan: Plan, image: Mapping[str, Any]) -> dict[str, str]:
     """What DeepSpeed's setup is told to compile its kernels for the plan's GPU; nothing where no pass uses them."""
-    if not any(each.what == "pass deepspeed_kernels" and each.value == "yes" for each in plan.decisions):
+    if not plan.takes("deepspeed_kernels"):
         return {}
     asked = {
         "DS_BUILD_TRANSFORMER_INFERENCE": "1",

@@ -40,7 +40,7 @@ def show_plan(console: Console, plan: Any) -> None:
     )
     table = _table("what", "chosen", "why")
     for decision in plan.decisions:
-        table.add_row(decision.what, decision.value, decision.reason)
+        table.add_row(decision.what, decision.shown, decision.reason)
     console.print(table)
 
 

@@ -27,6 +27,16 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class PassDecision:
+    """Whether a pass is taken on the planned instance type, and the sentence that says why."""
+
+    name: str
+    take: bool
+    reason: str
+    forecast: bool = True  # start decides anew, by the model and the hardware that it finds; False: forced on or off
+
+
+@dataclass(frozen=True)
 class Optimisation:
     """What the passes are chosen for, and which are forced."""
 
@@ -35,6 +45,7 @@ class Optimisation:
     on: tuple[str, ...] = ()
     off: tuple[str, ...] = ()
     tensor_parallel: int = 0  # GPUs that share the weights; 0: as many as they need, or gain by
+    planned: tuple[PassDecision, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,7 +86,8 @@ class Deployment:
             raw["limits"] = Limits(**raw["limits"])
             asked = raw.get("optimisation", {})
             on, off = (tuple(asked.pop(key, ())) for key in ("on", "off"))
-            raw["optimisation"] = Optimisation(**asked, on=on, off=off)
+            planned = tuple(PassDecision(**each) for each in asked.pop("planned", ()))
+            raw["optimisation"] = Optimisation(**asked, on=on, off=off, planned=planned)
             return cls(**raw)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise LoadError(

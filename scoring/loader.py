@@ -15,7 +15,7 @@ from scoring.config import Deployment
 from scoring.errors import HeadMissing, LoadError, OutOfMemory, WeightsUnreadable
 from scoring.facts import facts_of
 from scoring.loaded import Loaded
-from scoring.optimise import Chosen, choose
+from scoring.optimise import Chosen, choose, tell_differences
 from scoring.passes.base import Facts, Hardware, Pass
 from scoring.shipped_int8 import from_pretrained
 from scoring.tasks import task_class, task_schema
@@ -35,8 +35,11 @@ def load_with(passes: Sequence[Pass], deployment: Deployment, folder: Path) -> t
     hardware, asked = Hardware.here(), deployment.optimisation
     if deployment.task == "text-to-image":
         loaded = load(deployment, folder)
-        return loaded, choose(passes, facts_of(loaded.model, True), hardware, asked)
+        chosen = choose(passes, facts_of(loaded.model, True), hardware, asked)
+        tell_differences(chosen, asked.planned)
+        return loaded, chosen
     chosen = choose(passes, survey(deployment, folder), hardware, asked)
+    tell_differences(chosen, asked.planned)
     return load(deployment, folder, on_host=any(each.places for each, decision in chosen if decision.take)), chosen
 
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
-from scoring.config import Optimisation
+from scoring.config import Optimisation, PassDecision
 from scoring.errors import LoadError, PassNotServed
 from scoring.loaded import Runtime
 from scoring.passes.base import Decision, Facts, Hardware, Pass, PassRefused
@@ -65,6 +65,15 @@ def choose(
                 loser, reason = stronger, f"{each.name} was forced on for the same layers"
             chosen = [(o, Decision(False, reason) if o is loser else d) for o, d in chosen]
     return chosen
+
+
+def tell_differences(chosen: Chosen, planned: Sequence[PassDecision]) -> None:
+    """Log each pass that is not taken here as it was planned, or is taken though it was not."""
+    forecast = {each.name: each.take for each in planned}
+    for each, decision in chosen:
+        if forecast.get(each.name, decision.take) != decision.take:
+            here, there = ("taken", "not") if decision.take else ("not taken", "taken")
+            logger.info("pass %s is %s here and was planned %s: %s", each.name, here, there, decision.reason)
 
 
 def _decide(each: Pass, facts: Facts, hardware: Hardware, settings: Optimisation) -> Decision:

@@ -74,8 +74,7 @@ def judge(made: Plan) -> None:
     assert made.memory.needed <= made.memory.available
     assert made.memory.available < (sku.gpu_memory_gb if sku.gpu else sku.ram_gb) * limits.GB
     assert (made.device, made.image) == (("cuda", "cuda13") if sku.gpu else ("cpu", "cpu"))
-    sliced = [each for each in made.decisions if each.what == "pass tensor_slicing"]
-    assert made.fits == (made.tensor_parallel == 1 or sliced[0].value == "yes")
+    assert made.fits == (made.tensor_parallel == 1 or made.takes("tensor_slicing"))
     assert 0 < made.context_length <= made.profile.context_length
     assert made.context_length <= made.max_batch_tokens
     assert made.request_timeout_ms <= limits.MAX_REQUEST_TIMEOUT_MS

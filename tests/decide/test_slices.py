@@ -8,6 +8,7 @@ from mii_azure.headers import DTYPE_BYTES
 from mii_azure.planning import make_plan, plan
 from mii_azure.render import deployment_settings
 from mii_azure.spec import make_spec
+from scoring.config import Optimisation, PassDecision
 from scoring.errors import PassNotServed
 
 OPT_66B, TWO_H100, ONE_H100 = "facebook/opt-66b", "Standard_NC80adis_H100_v5", "Standard_NC40ads_H100_v5"
@@ -27,6 +28,8 @@ def test_a_model_that_needs_two_gpus_is_sliced_and_its_bundle_says_so():
     assert "GiB together on each of 2 GPUs" in _pass(made, "weight_only").reason
     written = deployment_settings(make_spec(task=TASK, model=OPT_66B, name="opt"), made, OPT_66B)["optimisation"]
     assert written["tensor_parallel"] == 2
+    assert {each["name"]: each["forecast"] for each in written["planned"]}["tensor_slicing"] is False
+    assert Optimisation(planned=tuple(PassDecision(**each) for each in written["planned"])).planned == made.passes
     assert written["on"] == ["tensor_slicing"]  # a server with one GPU must say so, not run out of memory
 
 
@@ -84,3 +87,18 @@ def test_a_family_that_cannot_be_sliced_is_refused_by_name():
         made.require_fit()
     with pytest.raises(PassNotServed, match="alibi"):
         make_plan(make_spec(task=TASK, model="x", name="big", passes_on=("tensor_slicing",)), facts, {})
+
+
+def test_the_plan_says_which_passes_are_forecast_and_which_were_decided():
+    made = plan(TASK, "facebook/opt-1.3b", passes_off=("weight_only",))
+    assert {each.name: each.forecast for each in made.passes} == {
+        "tensor_slicing": True,
+        "zero_inference": True,
+        "static_decode": True,
+        "weight_only": False,
+    }
+    assert _pass(made, "static_decode").shown == f"{_pass(made, 'static_decode').value} (forecast)"
+    assert _pass(made, "weight_only").shown == "no"
+    assert [each.what for each in made.decisions if each.forecast] == [
+        f"pass {each.name}" for each in made.passes if each.forecast
+    ]

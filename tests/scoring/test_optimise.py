@@ -8,17 +8,19 @@ from typing import Any
 
 import pytest
 
-from scoring.config import Deployment, Limits, Optimisation
+from scoring.config import Deployment, Limits, Optimisation, PassDecision
 from scoring.errors import LoadError, PassNotServed
 from scoring.facts import facts_of
 from scoring.kernels.encoder_ops import TorchOps
 from scoring.loader import load
-from scoring.optimise import choose
+from scoring.optimise import choose, tell_differences
 from scoring.passes.base import Applied, Decision, Facts, Hardware, Pass, PassRefused
 from scoring.passes.catalogue import encoder_passes
 from scoring.passes.checking import verify_encoder
+from scoring.passes.compile import Compile
 from scoring.passes.fused_encoder import FusedEncoder
 from scoring.passes.static_decode import StaticDecode
+from scoring.passes.w8a8 import W8A8
 from scoring.service import Service
 from scoring.tasks import task_class, task_schema
 
@@ -208,3 +210,12 @@ def test_a_pass_runs_on_the_inference_thread(bert: Path) -> None:
 
     service(bert, "text-classification", [Watching(1.0)])
     assert seen == ["inference"]
+
+
+def test_start_tells_where_it_decides_otherwise_than_was_planned(caplog: pytest.LogCaptureFixture) -> None:
+    planned = [PassDecision("w8a8", True, "planned."), PassDecision("compile", False, "planned.")]
+    chosen = [(Compile(), Decision(False, "as planned")), (W8A8(FusedEncoder()), Decision(False, "no such GPU"))]
+    with caplog.at_level("INFO"):
+        tell_differences(chosen, planned)
+    (told,) = caplog.messages
+    assert told == "pass w8a8 is not taken here and was planned taken: no such GPU"

@@ -231,7 +231,7 @@ def test_the_summary_of_the_plan_gives_every_reason():
     rows = [line for line in written.splitlines() if line.startswith("| ")][1:]
     assert len(rows) == len(made.decisions)
     for row, decision in zip(rows, made.decisions, strict=True):
-        assert row == f"| {decision.what} | {decision.value} | {decision.reason} |"
+        assert row == f"| {decision.what} | {decision.shown} | {decision.reason} |"
 
 
 SERVER = """
