@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import uvloop
 
 from local_runner import http_app, http_server, logs, ready_file
-from local_runner.host import Host, State
+from local_runner.host import Host, ScriptHost, State
 from local_runner.script import ScoreScript
 from scoring.errors import LoadError, MiiAzureError
 
@@ -72,7 +72,7 @@ async def serve(settings: Settings) -> int:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    host = Host(CODE.parent, Mounted(CODE))
+    host = ScriptHost(CODE.parent, Mounted(CODE))
     listener = http_server.listen(settings.host, settings.port)
     port = listener.getsockname()[1]
     server = http_server.make(logs.Middleware(http_app.build(host)), settings.drain_s)

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from pathlib import Path
@@ -17,17 +18,16 @@ _CREDENTIALS = {"authorization", "x-api-key"}
 
 
 class Front(Host):
-    """The same interface as a Host in one process; `script` is only where the bundle is."""
+    """Requests in flight, streams and time limits of what replicas answer."""
 
     def __init__(self, bundle: Path, copies: int) -> None:
-        self._copies = copies
-        super().__init__(bundle)
+        super().__init__(bundle / "code", copies)
         self._busy = 0  # requests not answered yet
         self._asked_again = 0
 
+    @abstractmethod
     async def ask(self, raw: str, headers: dict[str, str]) -> Answer:
         """A replica's answer, whatever replicas are lost before it has begun; cancelled when the time is up."""
-        raise NotImplementedError
 
     async def pieces(self, answer: Answer) -> AsyncGenerator[bytes, None]:
         """What a streamed answer consists of."""

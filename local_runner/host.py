@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
@@ -39,37 +40,62 @@ class State(StrEnum):
     FAILED = "failed"
 
 
-class Host:
-    """The one scoring script of this process; every method but those of worker threads runs on the event loop."""
+class Host(ABC):
+    """What every protocol asks, wherever the model is; its methods run on the event loop.
 
-    _copies = 1  # of the model, which share what is asked
+    `code` is the bundle's code/; `copies` of the model share what is asked.
+    """
 
-    def __init__(self, bundle: Path, script: ScoreScript | None = None) -> None:
-        self.script = script or ScoreScript(bundle)
-        self.deployment = Deployment.read(self.script.code / "deployment.json")
+    def __init__(self, code: Path, copies: int = 1) -> None:
+        self.code = code
+        self._copies = copies
+        self.deployment = Deployment.read(code / "deployment.json")
         self.state = State.LOADING
         limits = self.deployment.limits
         self.max_body = limits.max_payload_bytes + PAYLOAD_SLACK
         self._planned, self._tuning = limits, Tuning()
         self._usual_level = logging.getLogger().level
         self._slots = self._slots_of(limits)
-        self._workers = Workers(_MAX_THREADS, "score")
         self._streams = 0  # streamed answers not yet at their end
         self._started = time.monotonic()
         self._tracing = tracing.of_environment(self.deployment.name)
         self.metrics = Metrics(self.statistics)
         self.metrics.in_flight.set_function(lambda: self._in_flight)
 
+    @abstractmethod
     async def load(self) -> None:
-        """Run init() on a thread of its own; raises what it raises and leaves the state at FAILED."""
-        try:
-            await asyncio.wrap_future(_in_thread(self.script.init))
-        except MiiAzureError:
-            self.change(State.FAILED)
-            raise
-        if self.state is State.LOADING:
-            await self.tune(self._tuning)
-            self.change(State.READY)
+        """Make it ready; raises what keeps it from that and leaves the state at FAILED."""
+
+    @abstractmethod
+    def statistics(self) -> dict[str, Any]:
+        """Phase, counts, times and queue; draining and failed are the host's own phases."""
+
+    @property
+    @abstractmethod
+    def ready(self) -> bool:
+        """Whether a request sent now would be scored."""
+
+    @property
+    @abstractmethod
+    def lost(self) -> bool:
+        """Whether only another process can score again."""
+
+    @abstractmethod
+    async def _score(self, raw: str, headers: Mapping[str, str]) -> Answer:
+        """One answer; raises MiiAzureError and its kinds."""
+
+    @abstractmethod
+    def chunks(self, answer: Answer) -> AsyncGenerator[bytes, None]:
+        """The pieces of a streamed answer; closing this stops the work on it."""
+
+    @abstractmethod
+    async def _end(self, left: float) -> None:
+        """Finish, within so many seconds, what was accepted."""
+
+    @property
+    @abstractmethod
+    def _in_flight(self) -> int:
+        """Requests and streams that are not at their end."""
 
     async def tune(self, tuning: Tuning) -> None:
         """Go by other settings for the requests to come; before there is a model they wait for it."""
@@ -78,9 +104,6 @@ class Host:
         limits = replace(self._planned, **tuning.limits)
         self.deployment = replace(self.deployment, limits=limits)
         self._slots = self._slots_of(limits)
-        entry = sys.modules.get("scoring.entry")
-        if entry is not None and hasattr(entry, "change"):
-            entry.change(queue_size=limits.queue_size, request_timeout_s=limits.request_timeout_s)
 
     def _slots_of(self, limits: Limits) -> int:
         return min(limits.queue_size + limits.max_batch_size, _MAX_THREADS) * self._copies
@@ -89,24 +112,6 @@ class Host:
         """Go on to another state."""
         self.state = state
         self._started = time.monotonic()
-
-    def statistics(self) -> dict[str, Any]:
-        """What the scoring package tells of itself; draining and failed are the host's own phases."""
-        phase = "importing" if self.state is State.LOADING else self.state.value
-        own = {"phase": phase, "phase_seconds": round(time.monotonic() - self._started, 3)}
-        entry = sys.modules.get("scoring.entry")  # asking for it here would import it, on the event loop
-        told: dict[str, Any] = entry.statistics() if entry is not None and hasattr(entry, "statistics") else own
-        return {**told, **own} if self.state in (State.DRAINING, State.FAILED) else told
-
-    @property
-    def ready(self) -> bool:
-        """Whether a request sent now would be scored."""
-        return self.state is State.READY and bool(self.script.entry.ready())
-
-    @property
-    def lost(self) -> bool:
-        """Whether only another process can score again: the engine, or a rank of it, is gone after it was ready."""
-        return self.state is State.READY and not self.script.entry.ready()
 
     def unready(self) -> NotReady:
         """The error that says why not."""
@@ -140,6 +145,63 @@ class Host:
                 trace.end(code)
             self.metrics.answered(code, seconds)
             access.info("answered", extra={"code": code, "ms": round(seconds * 1e3, 2), "bytes": len(raw)})
+
+    async def finish(self, budget_s: float) -> int:
+        """Take no more work, finish what is in flight and queued; return how many requests were abandoned."""
+        self.change(State.DRAINING)
+        deadline = time.monotonic() + budget_s
+        while self._in_flight and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        abandoned = self._in_flight
+        await self._end(max(0.0, deadline - time.monotonic()))
+        if self._tracing:
+            await asyncio.wait([asyncio.wrap_future(_in_thread(self._tracing.close))], timeout=_FLUSH_S)
+        return abandoned
+
+
+class ScriptHost(Host):
+    """The one scoring script of this process, in worker threads."""
+
+    def __init__(self, bundle: Path, script: ScoreScript | None = None) -> None:
+        self.script = script or ScoreScript(bundle)
+        super().__init__(self.script.code)
+        self._workers = Workers(_MAX_THREADS, "score")
+
+    async def load(self) -> None:
+        """Run init() on a thread of its own; raises what it raises and leaves the state at FAILED."""
+        try:
+            await asyncio.wrap_future(_in_thread(self.script.init))
+        except MiiAzureError:
+            self.change(State.FAILED)
+            raise
+        if self.state is State.LOADING:
+            await self.tune(self._tuning)
+            self.change(State.READY)
+
+    async def tune(self, tuning: Tuning) -> None:
+        """Go by other settings for the requests to come; before there is a model they wait for it."""
+        await super().tune(tuning)
+        limits, entry = self.deployment.limits, sys.modules.get("scoring.entry")
+        if entry is not None and hasattr(entry, "change"):
+            entry.change(queue_size=limits.queue_size, request_timeout_s=limits.request_timeout_s)
+
+    def statistics(self) -> dict[str, Any]:
+        """What the scoring package tells of itself; draining and failed are the host's own phases."""
+        phase = "importing" if self.state is State.LOADING else self.state.value
+        own = {"phase": phase, "phase_seconds": round(time.monotonic() - self._started, 3)}
+        entry = sys.modules.get("scoring.entry")  # asking for it here would import it, on the event loop
+        told: dict[str, Any] = entry.statistics() if entry is not None and hasattr(entry, "statistics") else own
+        return {**told, **own} if self.state in (State.DRAINING, State.FAILED) else told
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request sent now would be scored."""
+        return self.state is State.READY and bool(self.script.entry.ready())
+
+    @property
+    def lost(self) -> bool:
+        """Whether only another process can score again: the engine, or a rank of it, is gone after it was ready."""
+        return self.state is State.READY and not self.script.entry.ready()
 
     async def _score(self, raw: str, headers: Mapping[str, str]) -> Answer:
         if self.state is not State.READY:
@@ -176,18 +238,6 @@ class Host:
             self._streams -= 1
             if pending is not None and not pending.cancelled():
                 answer.close()
-
-    async def finish(self, budget_s: float) -> int:
-        """Take no more work, finish what is in flight and queued; return how many requests were abandoned."""
-        self.change(State.DRAINING)
-        deadline = time.monotonic() + budget_s
-        while self._in_flight and time.monotonic() < deadline:
-            await asyncio.sleep(0.02)
-        abandoned = self._in_flight
-        await self._end(max(0.0, deadline - time.monotonic()))
-        if self._tracing:
-            await asyncio.wait([asyncio.wrap_future(_in_thread(self._tracing.close))], timeout=_FLUSH_S)
-        return abandoned
 
     async def _end(self, left: float) -> None:
         """Let the engine finish what it holds."""

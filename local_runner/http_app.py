@@ -122,7 +122,7 @@ def _add_protocol(app: FastAPI, host: Host) -> None:
 
 
 def _add_schemas(app: FastAPI, host: Host) -> None:
-    code = host.script.code
+    code = host.code
 
     @app.get("/swagger.json", summary="The scoring schema, in the version asked for")
     async def swagger(version: str = "2") -> Response:

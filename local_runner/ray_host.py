@@ -34,7 +34,7 @@ _ELSEWHERE = {"not_ready", "rank_lost"}
 
 
 class RayHost(Front):
-    """The same interface as a Host in one process; `script` is only where the bundle is."""
+    """Answers by replicas on Ray Serve."""
 
     def __init__(self, bundle: Path, options: RayOptions) -> None:
         super().__init__(bundle, options.max_replicas)

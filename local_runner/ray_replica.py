@@ -34,9 +34,9 @@ class Replica:
             folder = ray_bundle.locate(bundle, namespace)
             manifest.enter(folder)
             # Only now: this imports `scoring`, and the bundle's own has to be the one found.
-            from local_runner.host import Host
+            from local_runner.host import ScriptHost
 
-            self._host = Host(folder)
+            self._host = ScriptHost(folder)
             await self._host.load()
             self._telling = asyncio.create_task(self._tell(bundle.desk, namespace))
         except Exception as error:

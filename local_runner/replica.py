@@ -93,14 +93,14 @@ class Replica:
 
 
 async def _serve(bundle: Path, path: Path) -> None:
-    from local_runner.host import Host
+    from local_runner.host import ScriptHost
     from local_runner.replica_wire import BUFFER
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.add_reader(sys.stdin.fileno(), lambda: os._exit(1))  # nothing is ever written there: it has ended
-    host = Host(bundle)
+    host = ScriptHost(bundle)
     server = await asyncio.start_unix_server(Replica(host).accept, path, limit=BUFFER)
     loading, stopping = asyncio.ensure_future(host.load()), asyncio.ensure_future(stop.wait())
     await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)

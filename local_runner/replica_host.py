@@ -34,7 +34,7 @@ _LONGEST_FOLDER = 80
 
 
 class ReplicaHost(Front):
-    """The same interface as a Host in one process; `script` is only where the bundle is."""
+    """Answers by processes on this machine."""
 
     def __init__(self, bundle: Path, options: ReplicaOptions) -> None:
         super().__init__(bundle, options.count)

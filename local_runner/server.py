@@ -16,7 +16,7 @@ import uvloop
 
 from local_runner import environment, grpc_services, http_app, http_server, logs, ray_cluster, ready_file, tuning
 from local_runner.errors import PortInUse, RunnerFailed
-from local_runner.host import Host, State
+from local_runner.host import Host, ScriptHost, State
 from local_runner.ray_host import RayHost
 from local_runner.ray_options import RayOptions
 from local_runner.replica_host import ReplicaHost
@@ -173,7 +173,7 @@ class _Runner:
 def _host(settings: Settings) -> Host:
     if settings.ray:
         return RayHost(settings.bundle, settings.ray)
-    return ReplicaHost(settings.bundle, settings.replicas) if settings.replicas else Host(settings.bundle)
+    return ReplicaHost(settings.bundle, settings.replicas) if settings.replicas else ScriptHost(settings.bundle)
 
 
 def _bind_grpc(server: Any, host: str, port: int, credentials: Any) -> int:

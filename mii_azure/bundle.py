@@ -13,7 +13,7 @@ from local_runner.manifest import MANIFEST
 from mii_azure.errors import BundleExists, NotWritten
 from mii_azure.manifest import make_manifest
 from mii_azure.render import as_json
-from mii_azure.servers import HOST, HOST_FOLDER, Server, host_files
+from mii_azure.servers import HOST, HOST_FILES, HOST_FOLDER, Server
 
 Progress = Callable[[int, int], None]  # bytes done so far, bytes in all
 
@@ -140,7 +140,7 @@ def _copy_weights(weights: Mapping[str, Path], folder: Path, progress: Progress 
 def carried_code(server: Server) -> dict[str, Path]:
     """{path in the bundle: file of this installation} of all Python that every bundle with that server carries."""
     found = {f"code/scoring/{relative}": SCORING / relative for relative in scoring_files()}
-    return found | ({HOST_FOLDER + name: HOST / name for name in host_files()} if server == "http" else {})
+    return found | ({HOST_FOLDER + name: HOST / name for name in HOST_FILES} if server == "http" else {})
 
 
 def _copy_code(folder: Path, server: Server) -> dict[str, str]:

@@ -1,8 +1,5 @@
 """What differs between bundles that Azure's inference server serves and those that bring the runner's HTTP host."""
 
-import ast
-from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -16,6 +13,32 @@ DRAIN_S = 25  # within the 30 s that Kubernetes by default leaves a container be
 HOST = Path(__file__).resolve().parent.parent / "local_runner"
 HOST_FOLDER = "code/local_runner/"
 HOST_MODULE = "local_runner.container"
+# Of `local_runner`, all that `container` imports, sorted; a test holds the list to that.
+HOST_FILES = (
+    "__init__.py",
+    "container.py",
+    "environment.py",
+    "errors.py",
+    "host.py",
+    "http_app.py",
+    "http_protocol.py",
+    "http_server.py",
+    "logs.py",
+    "manifest.py",
+    "metrics.py",
+    "oip.py",
+    "openai.py",
+    "openai_logprobs.py",
+    "openai_requests.py",
+    "openapi_bodies.py",
+    "otlp.py",
+    "ready_file.py",
+    "script.py",
+    "tracing.py",
+    "tuning.py",
+    "wire.py",
+    "workers.py",
+)
 HOST_PACKAGES = ("fastapi", "httptools", "prometheus-client", "starlette", "uvicorn", "uvloop")
 HTTP_LOCK = "http.lock"
 
@@ -37,27 +60,6 @@ _COMMAND: dict[Server, str] = {
     "azmlinfsrv": 'azmlinfsrv --port 5001 --entry_script "$AZUREML_ENTRY_SCRIPT"',
     "http": f"python -m {HOST_MODULE}",
 }
-
-
-@cache
-def host_files() -> tuple[str, ...]:
-    """The files of `local_runner` that such a bundle carries, sorted: `container` and all of it that it imports."""
-    wanted, found = [HOST_MODULE.rpartition(".")[2]], {"__init__"}
-    while wanted:
-        name = wanted.pop()
-        if name not in found and (HOST / f"{name}.py").is_file():
-            found.add(name)
-            wanted += _imports(ast.parse((HOST / f"{name}.py").read_text(encoding="utf-8")))
-    return tuple(sorted(f"{name}.py" for name in found))
-
-
-def _imports(tree: ast.Module) -> Iterator[str]:
-    """Modules of `local_runner` that a file imports, wherever it does."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module == HOST.name:
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{HOST.name}."):
-            yield str(node.module).split(".")[1]
 
 
 def routes(server: Server) -> Routes:

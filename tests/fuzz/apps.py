@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from local_runner import http_app, http_server, logs
-from local_runner.host import Host
+from local_runner.host import ScriptHost
 from local_runner.script import Answer, ScoreScript
 from scoring.service import Service
 
@@ -44,7 +44,7 @@ class ServiceScript(ScoreScript):
 def serving(bundle: Path, service: Service) -> Iterator[str]:
     """Serve until the block ends; gives the base URL."""
     listener = http_server.listen("127.0.0.1", 0)
-    host = Host(bundle, ServiceScript(bundle, service))
+    host = ScriptHost(bundle, ServiceScript(bundle, service))
     server = http_server.make(logs.Middleware(http_app.build(host)), 2)
 
     async def run() -> None:

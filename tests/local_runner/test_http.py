@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from local_runner import http_app
-from local_runner.host import PAYLOAD_SLACK, Host, State
+from local_runner.host import PAYLOAD_SLACK, ScriptHost, State
 from local_runner.process import Azmlinfsrv, Runner
 from tests.local_runner.conftest import MAX_PAYLOAD
 
@@ -172,7 +172,7 @@ def test_another_model_is_not_served(http: httpx.Client) -> None:
 
 
 async def test_liveness_ends_with_an_engine_that_only_a_new_process_brings_back(bundle: Path) -> None:
-    host = Host(bundle)  # over this process's own scoring package, which has loaded nothing: not ready
+    host = ScriptHost(bundle)  # over this process's own scoring package, which has loaded nothing: not ready
     transport = httpx.ASGITransport(http_app.build(host))
     async with httpx.AsyncClient(transport=transport, base_url="http://runner") as client:
         assert (await client.get("/healthz")).status_code == 200

@@ -16,6 +16,7 @@ from mii_azure.generation import generate
 from mii_azure.inspection import Inspected
 from mii_azure.lockfile import pins
 from mii_azure.verifying import verify_bundle
+from tests.module_graph import module_graph
 from tests.write.conftest import rendered
 from tests.write.mutations import DOCKERFILE, ENVIRONMENT, LOCK, edit
 from tests.write.test_azure_yaml import submit
@@ -62,7 +63,7 @@ def test_the_host_it_carries_runs_without_the_packages_that_its_image_lacks(http
 
 def test_it_carries_the_installed_files_byte_for_byte_and_not_one_more(http_bundle):
     carried = {path.name: path.read_bytes() for path in (http_bundle / "code/local_runner").iterdir()}
-    assert carried == {name: (servers.HOST / name).read_bytes() for name in servers.host_files()}
+    assert carried == {name: (servers.HOST / name).read_bytes() for name in servers.HOST_FILES}
     assert not {"server.py", "grpc_services.py", "security.py", "client.py"} & carried.keys()
 
 
@@ -130,7 +131,7 @@ def test_a_lock_without_the_servers_packages_is_found(http_bundle, tmp_path):
 
 def test_a_host_of_another_version_is_named(http_bundle, tmp_path):
     bundle = own(http_bundle, tmp_path)
-    edit("code/local_runner/host.py", "^class Host:", "class Host:  # patched").apply(bundle)
+    edit("code/local_runner/host.py", r"^class Host\(ABC\):", "class Host(ABC):  # patched").apply(bundle)
     (problem,) = checks_files.scoring_of_another_version(Inspected(bundle))
     assert problem.file == "code/local_runner/host.py"
     assert "HTTP host" in problem.message
@@ -141,3 +142,18 @@ def test_the_command_of_the_image_is_json(http_bundle):
     line = (http_bundle / DOCKERFILE).read_text().rstrip().splitlines()[-1]
     assert json.loads(line.removeprefix("CMD "))[-1].endswith(f"exec python -m {servers.HOST_MODULE}")
     assert yaml.safe_load((http_bundle / ENVIRONMENT).read_text())["inference_config"]["scoring_route"]["path"] == "/"
+
+
+def test_what_ships_of_the_host_is_all_that_it_imports_and_no_more():
+    """Declared, not found: whoever lets the host import another module sees here that it is to ship."""
+    shipped = {f"local_runner.{name.removesuffix('.py').replace('/', '.')}" for name in servers.HOST_FILES}
+    shipped = {name.removesuffix(".__init__") for name in shipped}
+    graph = module_graph()
+    wanted, left = {"local_runner"}, [servers.HOST_MODULE]
+    while left:
+        name = left.pop()
+        if name not in wanted:
+            wanted.add(name)
+            left += [each for each in graph[name] if each.startswith("local_runner.")]
+    assert shipped == wanted
+    assert list(servers.HOST_FILES) == sorted(servers.HOST_FILES)
