@@ -16,10 +16,9 @@ from mii_azure.profile import Profile
 from scoring import decoder_checking, shipped_int8
 from scoring.config import Deployment
 from scoring.loader import load
+from scoring.memory_shares import LOADED
 from scoring.passes import checking
 from scoring.tasks import task_schema
-
-_ROOM = 1.3  # of the weights: what reading and answering take beside them
 
 #: A module's name and module, a parameter's name and its numbers: what it computes with.
 Change = Callable[[str, str, Tensor], Tensor]
@@ -33,7 +32,7 @@ def output_error(original: Path, shipped: Path, task: str, facts: Profile, serve
     LoadError for a folder that does not load, and WeightsCorrupt for answers that are not numbers.
     """
     free = decoder_checking.free_bytes(torch.device("cpu"))
-    needed, least = (_ROOM * size * facts.parameters for size in (4, DTYPE_BYTES[facts.dtype]))
+    needed, least = (LOADED * size * facts.parameters for size in (4, DTYPE_BYTES[facts.dtype]))
     if needed <= free:
         wanted = _answers(_load(original, task, "float32"), task)
         found = _answers(_load(shipped, task, "float32"), task)

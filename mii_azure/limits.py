@@ -19,7 +19,6 @@ IN_FLIGHT_FACTOR = 2  # 429 past this times max_concurrent_requests_per_instance
 MIN_COMPUTE_CAPABILITY = 7.5  # the lowest that torch's CUDA 13 wheels are built for
 BF16_COMPUTE_CAPABILITY = 8.0
 GPU_USABLE = 0.9  # of the nominal memory, after ECC and the driver's share
-LIVE_LAYERS = 4  # whose weights are on the GPU at once where they wait in host memory: in use, and fetched ahead
 CUDA_CONTEXT_BYTES = int(0.8 * GB)  # context, cuBLAS and cuDNN workspaces of one process
 HOST_BYTES = int(1.5 * GB)  # operating system and Azure's agents
 PROCESS_BYTES = int(0.9 * GB)  # Python with torch and transformers imported

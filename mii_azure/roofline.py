@@ -25,23 +25,3 @@ def forward_floor(weight_bytes: float, work_flops: float, bandwidth: float, peak
 def decode_floor(weight_bytes: float, kv_bytes: float, bandwidth: float, gpus: int = 1) -> float:
     """One decode step: every weight and every live key and value is read once, split over the GPUs."""
     return (weight_bytes + kv_bytes) / (bandwidth * gpus)
-
-
-def bandwidth_bound_batch(peak: float, bandwidth: float, item_bytes: int) -> float:
-    """Batch below which decode is bound by bandwidth: peak x bytes per parameter / (2 x bandwidth)."""
-    return peak * item_bytes / (2.0 * bandwidth)
-
-
-def launch_floor(kernels: int, seconds_each: float = 2e-6) -> float:
-    """Time to start `kernels` kernels inside a CUDA graph (about 2 microseconds each)."""
-    return kernels * seconds_each
-
-
-def memory_utilisation(moved_bytes: float, seconds: float, bandwidth: float) -> float:
-    """MBU: bytes moved per second over the bandwidth; above 1 the measurement is wrong."""
-    return moved_bytes / seconds / bandwidth
-
-
-def compute_utilisation(work_flops: float, seconds: float, peak: float) -> float:
-    """MFU: FLOPs per second over the peak; above 1 the measurement is wrong."""
-    return work_flops / seconds / peak

@@ -12,6 +12,7 @@ from mii_azure.headers import DTYPE_BYTES
 from mii_azure.limits import GB
 from mii_azure.profile import Profile
 from mii_azure.skus import Sku, all_skus
+from scoring.memory_shares import FETCHED_LAYERS, LIVE_LAYERS
 from scoring.passes.families import SLICED_DECODERS, STATIC_DECODE
 from scoring.passes.tensor_slicing import DEGREES
 
@@ -288,7 +289,7 @@ def in_slices(work: Work, degree: int, wanted: str, only: Sku | None = None) -> 
 
 def offloaded(work: Work, sku: Sku, wanted: str) -> Fit:
     """The model on one GPU whose weights wait in host memory; raises DoesNotFit where that is too small."""
-    found = fit(work, sku, wanted, held=min(1.0, limits.LIVE_LAYERS / max(1, work.profile.layers)))
+    found = fit(work, sku, wanted, held=min(1.0, (LIVE_LAYERS + FETCHED_LAYERS) / max(1, work.profile.layers)))
     weights = work.profile.parameters * DTYPE_BYTES[found.dtype]
     room = int(sku.ram_gb * GB) - limits.HOST_BYTES - limits.PROCESS_BYTES
     problem = found.problem

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from scoring.kernels.encoder_ops import GELU, RELU, EncoderOps, Matrix, Norm, Tables, TorchOps
 from scoring.kernels.encoder_triton import TritonOps
 from scoring.passes.base import PassRefused
-from scoring.passes.families import FUSED_ENCODER
+from scoring.passes.families import FUSED_ENCODER, POSITIONS_AFTER_PADDING
 
 _ACTIVATIONS = {"gelu": GELU, "relu": RELU}
-_POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert")
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ def build(base: Any, ops: EncoderOps) -> FusedStack:
         positions=embeddings.position_embeddings.weight.detach(),
         types=None if distil else embeddings.token_type_embeddings.weight.detach(),
         norm=_norm(embeddings.LayerNorm),
-        pad=config.pad_token_id if config.model_type in _POSITIONS_AFTER_PADDING else -1,
+        pad=config.pad_token_id if config.model_type in POSITIONS_AFTER_PADDING else -1,
     )
     return FusedStack(tables, [read(module) for module in modules], config.num_attention_heads, act, ops)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from scoring.passes.buckets import BATCHES, LENGTHS
 from scoring.passes.checking import PER_TOKEN
+from scoring.passes.families import POSITIONS_AFTER_PADDING
 
 logger = logging.getLogger("mii_azure.passes")
 
@@ -170,7 +171,7 @@ class GraphedForward:
 def longest_input(config: Any) -> int:
     """Tokens that the position table holds, RoBERTa's offset taken off."""
     length = int(getattr(config, "max_position_embeddings", 0) or 512)
-    if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
+    if config.model_type in POSITIONS_AFTER_PADDING:
         length -= config.pad_token_id + 1
     return length
 

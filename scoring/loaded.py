@@ -17,6 +17,7 @@ class Runtime:
     decoder: "Decoder | None" = None  # generates text on slots
     ranks: "Ranks | None" = None  # the other processes of a sliced model
     precision: str = ""  # of the products, where it is not that of the weights
+    zero_engine: Any = None  # DeepSpeed's, which has to live as long as the model
     host_inputs: bool = False  # the forward takes its inputs from host memory, which is faster than the caller's copy
 
     def add(self, made: "Runtime") -> None:

@@ -15,14 +15,13 @@ from scoring.config import Deployment
 from scoring.errors import HeadMissing, LoadError, OutOfMemory, WeightsUnreadable
 from scoring.facts import facts_of
 from scoring.loaded import Loaded
+from scoring.memory_shares import LOADED
 from scoring.optimise import Chosen, choose, tell_differences
 from scoring.passes.base import Facts, Hardware, Pass
 from scoring.shipped_int8 import from_pretrained
 from scoring.tasks import task_class, task_schema
 
 logger = logging.getLogger("mii_azure.loader")
-
-_ROOM = 1.3  # of the weights' size: activations, keys and values, the context
 
 
 def pick_device() -> torch.device:
@@ -172,7 +171,7 @@ def _too_large(deployment: Deployment, folder: Path, device: torch.device) -> Ou
     free, total = (each / 1e9 for each in torch.cuda.mem_get_info(device))
     return OutOfMemory(
         f"The weights take {needed:.1f} GB as {deployment.dtype}; the GPU has {free:.1f} of {total:.1f} GB free.",
-        f"Serve it on a GPU with {_ROOM * needed:.0f} GB or more, or force the pass zero_inference on.",
+        f"Serve it on a GPU with {LOADED * needed:.0f} GB or more, or force the pass zero_inference on.",
     )
 
 

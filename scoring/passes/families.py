@@ -68,3 +68,5 @@ TENSOR_SLICING = Families(
 )
 #: Families whose slices the static decoder serves.
 SLICED_DECODERS = tuple(family for family in STATIC_DECODE.served if family in TENSOR_SLICING.served)
+#: Encoders whose learned positions begin after the padding token's.
+POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet")

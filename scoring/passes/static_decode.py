@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from scoring.errors import RankLost
 from scoring.loaded import Runtime
+from scoring.memory_shares import WEIGHTS_AND_SLOTS
 from scoring.passes.base import Applied, Decision, Facts, Hardware, Pass, PassRefused
 from scoring.passes.families import STATIC_DECODE
 from scoring.passes.tensor_slicing import TensorSlicing
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from scoring.ranks import Ranks
 
 _LONGEST_HEAD = 256
-_MEMORY_SHARE = 0.9  # of the card, for weights and cache; the rest is activations, graphs and the context
 
 
 class StaticDecode(Pass):
@@ -59,7 +59,7 @@ class StaticDecode(Pass):
         degree = self.degree(facts, hardware, objective)
         needed = (facts.weight_bytes + cache) / degree
         each = f" on each of {degree} GPUs" if degree > 1 else ""
-        if needed > _MEMORY_SHARE * hardware.memory_bytes:
+        if needed > WEIGHTS_AND_SLOTS * hardware.memory_bytes:
             size = f"{needed / 2**30:.1f} GiB{each}"
             return Decision(False, f"weights and {self.slots} slots need {size}; choose fewer or shorter slots")
         return Decision(True, f"{self.slots} slots of {self.max_length} tokens, one graph a batch size{each}")

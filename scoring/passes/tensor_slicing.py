@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from scoring.errors import RankLost
 from scoring.loaded import Runtime
+from scoring.memory_shares import WEIGHTS
 from scoring.passes.base import Applied, Decision, Facts, Hardware, Pass, PassRefused
 from scoring.passes.families import TENSOR_SLICING
 
@@ -12,7 +13,6 @@ if TYPE_CHECKING:
     from scoring.ranks import Ranks
 
 DEGREES = (2, 4, 8, 16)
-_FITS = 0.8  # of a GPU's memory for weights
 
 
 class TensorSlicing(Pass):
@@ -56,7 +56,7 @@ class TensorSlicing(Pass):
         return self._choose(degrees, facts, hardware)
 
     def _choose(self, degrees: list[int], facts: Facts, hardware: Hardware) -> Decision:
-        room = _FITS * hardware.memory_bytes
+        room = WEIGHTS * hardware.memory_bytes
         if facts.weight_bytes <= room:
             return Decision(False, "one GPU holds the weights, and its own passes are faster than slices")
         enough = next((n for n in degrees if facts.weight_bytes <= n * room), None)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from scoring.memory_shares import WEIGHTS
 from scoring.passes.base import GAIN, LATENCY, Applied, Decision, Facts, Hardware, Pass, PassRefused
 from scoring.passes.static_decode import StaticDecode
 
@@ -39,7 +40,7 @@ class WeightOnly(Pass):
         own, each = facts.weight_bytes / degree, f" on each of {degree} GPUs" if degree > 1 else ""
         if own < _WORTH:
             return Decision(False, f"{own / 1e9:.1f} GB of weights{each} are read too fast for it to pay")
-        if 1.5 * own > 0.8 * hardware.memory_bytes:
+        if 1.5 * own > WEIGHTS * hardware.memory_bytes:
             return Decision(False, f"16-bit and int8 weights need {1.5 * own / 2**30:.1f} GiB together{each}")
         shipped = " as shipped" if facts.shipped == "int8" else ""
         return Decision(True, f"int8 weights{shipped} beside the 16-bit ones, one scale a row")

@@ -1,26 +1,18 @@
 """ZeRO-Inference: weights wait in host memory and visit the GPU layer by layer, so that a larger model runs."""
 
-import ctypes.util
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, ClassVar
 
 from scoring.deepspeed_host import free_port, join, leave
+from scoring.loaded import Runtime
+from scoring.memory_shares import FETCHED_LAYERS, LIVE_LAYERS, WEIGHTS
 from scoring.passes.base import Applied, Decision, Facts, Hardware, Pass, PassRefused
 
-_FITS = 0.8  # of a GPU's memory for weights; the rest is activations, cache and the context
-_LIVE_LAYERS = 3
 _TIMEOUT_S = 120.0
 
 
-def host_bytes() -> int:
-    """Memory of this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 class ZeroInference(Pass):
-    """DeepSpeed's stage 3 with the parameters offloaded to the CPU, or to a disk at `nvme`."""
+    """DeepSpeed's stage 3 with the parameters offloaded to the CPU."""
 
     name: ClassVar[str] = "zero_inference"
     public: ClassVar[bool] = True
@@ -36,23 +28,20 @@ class ZeroInference(Pass):
         "cpu",
     )
 
-    def __init__(self, forced: bool = False, nvme: Path | None = None) -> None:
+    def __init__(self, forced: bool = False) -> None:
         self._forced = forced
-        self._nvme = nvme
 
     def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Decision:
         """Taken where the weights do not fit one GPU, or when forced."""
-        if self._nvme is not None and (reason := no_async_io()):
-            return Decision(False, reason)
         if self._forced:
             return Decision(True, "forced on: parameters wait in host memory")
         if hardware.device != "cuda":
             return Decision(False, "the weights are in the CPU's memory already")
-        if facts.weight_bytes <= _FITS * hardware.memory_bytes:
+        if facts.weight_bytes <= WEIGHTS * hardware.memory_bytes:
             return Decision(False, f"the weights fit {hardware.name}'s memory, where they are read much faster")
         size, room = facts.weight_bytes / 2**30, hardware.memory_bytes / 2**30
         return Decision(
-            True, f"{size:.0f} GiB of weights exceed {_FITS:.0%} of {room:.0f} GiB: they wait in host memory"
+            True, f"{size:.0f} GiB of weights exceed {WEIGHTS:.0%} of {room:.0f} GiB: they wait in host memory"
         )
 
     def apply(self, model: Any) -> Applied:
@@ -75,23 +64,17 @@ class ZeroInference(Pass):
         engine.module.eval()
         offloaded = [p for p in model.parameters() if getattr(p, "ds_id", None) is not None]
         size = sum(p.ds_numel * p.element_size() for p in offloaded)
-        model.zero_engine = _Hidden(engine)
 
         def undo() -> None:
             engine.destroy()
-            del model.zero_engine
             leave()
             reload(model)
 
-        where = "on disk" if self._nvme else "in host memory"
-        return Applied(
-            len(offloaded), f"{len(offloaded)} of {len(names)} parameters, {size / 2**20:.0f} MiB {where}", undo
-        )
+        detail = f"{len(offloaded)} of {len(names)} parameters, {size / 2**20:.0f} MiB in host memory"
+        return Applied(len(offloaded), detail, undo, Runtime(zero_engine=engine))
 
     def _config(self, model: Any, device: str) -> dict[str, Any]:
         offload: dict[str, Any] = {"device": "cpu", "pin_memory": device == "cuda"}
-        if self._nvme is not None:
-            offload = {"device": "nvme", "nvme_path": str(self._nvme), "pin_memory": device == "cuda"}
         kinds = {"torch.float16": {"fp16": {"enabled": True}}, "torch.bfloat16": {"bf16": {"enabled": True}}}
         layer = sum(parameter.numel() for parameter in model.parameters()) // max(1, model.config.num_hidden_layers)
         zero = {
@@ -99,8 +82,8 @@ class ZeroInference(Pass):
             "offload_param": offload,
             "memory_efficient_linear": False,  # it would replace torch's own for the whole process
             # A layer is fetched while the one before computes; no weight is kept for the next token.
-            "stage3_prefetch_bucket_size": layer,
-            "stage3_max_live_parameters": _LIVE_LAYERS * layer,
+            "stage3_prefetch_bucket_size": FETCHED_LAYERS * layer,
+            "stage3_max_live_parameters": LIVE_LAYERS * layer,
             "stage3_max_reuse_distance": layer,
         }
         return {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero} | kinds.get(str(model.dtype), {})
@@ -113,17 +96,3 @@ class ZeroInference(Pass):
 
     def bound(self, reference: Callable[..., Any]) -> float:
         return self.own_bound(reference)
-
-
-class _Hidden:
-    """Keeps an engine alive without becoming a submodule of the model that the engine holds."""
-
-    def __init__(self, engine: Any) -> None:
-        self.engine = engine
-
-
-def no_async_io() -> str:
-    """Why parameters cannot be offloaded to disk here; empty where they can."""
-    if ctypes.util.find_library("aio") is None:
-        return "offload to NVMe needs DeepSpeed's async_io, which needs libaio, which is not installed"
-    return ""

@@ -40,15 +40,3 @@ def test_flops_are_those_that_torch_counts() -> None:
 
 def test_kv_bytes_of_llama_2_7b() -> None:
     assert roofline.kv_bytes_per_token(32, 32, 128, 2) == 524_288
-
-
-def test_the_batch_at_which_decode_stops_being_bound_by_bandwidth() -> None:
-    assert roofline.bandwidth_bound_batch(989e12, 3.35e12, 2) == pytest.approx(295, abs=1)
-    assert roofline.bandwidth_bound_batch(312e12, 2.039e12, 2) == pytest.approx(153, abs=1)
-
-
-def test_utilisation_of_a_floor_is_one() -> None:
-    seconds = roofline.decode_floor(13e9, 1e9, 2e12)
-    assert roofline.memory_utilisation(14e9, seconds, 2e12) == pytest.approx(1)
-    assert roofline.compute_utilisation(1e12, roofline.forward_floor(0, 1e12, 1, 1e15), 1e15) == pytest.approx(1)
-    assert roofline.launch_floor(500) == pytest.approx(1e-3)

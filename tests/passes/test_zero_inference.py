@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +10,6 @@ import transformers
 from scoring.config import Deployment, Optimisation
 from scoring.deepspeed_host import leave
 from scoring.loader import load_with
-from scoring.passes import zero_inference
 from scoring.passes.base import Facts, Hardware, PassRefused
 from scoring.passes.catalogue import catalogue, reference_of
 from scoring.passes.zero_inference import ZeroInference
@@ -76,7 +74,7 @@ def test_served_through_the_loader(tiny: Tiny) -> None:
     wanted = plain.generate(**ids, max_new_tokens=5, do_sample=False)[0, ids["input_ids"].shape[1] :]
     reply = service.answer('{"inputs": "hello", "parameters": {"max_new_tokens": 5, "return_full_text": false}}')
     assert json.loads(reply.body)[0]["generated_text"] == loaded.tokenizer.decode(wanted, skip_special_tokens=True)  # type: ignore[arg-type]
-    loaded.model.zero_engine.engine.destroy()
+    loaded.runtime.zero_engine.destroy()
     leave()
 
 
@@ -88,14 +86,10 @@ def test_failure_inside_deepspeed_is_a_refusal(tiny: Tiny, monkeypatch: pytest.M
     assert not torch.distributed.is_initialized()
 
 
-def test_decisions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decisions() -> None:
     each = ZeroInference()
     assert each.applies(OPT, H100, "latency").take
     assert "123 GiB" in each.applies(OPT, H100, "latency").reason
     assert "much faster" in each.applies(replace(OPT, weight_bytes=1 << 30), H100, "latency").reason
     assert not each.applies(OPT, CPU, "latency").take
     assert ZeroInference(forced=True).applies(OPT, CPU, "latency").take
-    monkeypatch.setattr(zero_inference.ctypes.util, "find_library", lambda name: None)
-    decision = ZeroInference(nvme=Path("/tmp")).applies(OPT, H100, "latency")
-    assert not decision.take
-    assert "libaio" in decision.reason
