@@ -125,6 +125,21 @@ def test_no_two_public_classes_have_one_name() -> None:
     assert {name for name in names if names.count(name) > 1} == SAME_NAMES
 
 
+def test_nothing_is_planted_on_a_model_for_others_to_find() -> None:
+    """What passes make beside a model is in `Loaded.runtime`; on the model they only replace what it has already."""
+    own = {"forward", "denoise", "decode", "embed", "name_or_path", "generation_config"}
+    planted = {
+        f"{name}: model.{target.attr}"
+        for name, path in module_graph.sources().items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for target in (node.targets if isinstance(node, ast.Assign) else [])
+        for target in (target.elts if isinstance(target, ast.Tuple) else [target])
+        if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id == "model"
+        if target.attr not in own
+    }
+    assert planted == set()
+
+
 def test_the_laws_see_what_breaks_them(tmp_path: Path) -> None:
     """Lazy imports, imports for types alone, relative ones, and a room that looks up."""
     files = {
