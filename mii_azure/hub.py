@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mii_azure import pipelines, seed_models
 from mii_azure.errors import ConfigMissing, ModelError, PickleRefused, UnknownModel, WeightsCorrupt, WeightsMissing
 from mii_azure.headers import Tensor
-from mii_azure.model_files import INDEX, WEIGHTS, Model, is_pickle, read_settings
+from mii_azure.resolved import INDEX, WEIGHTS, Model, is_pickle, read_settings
 from mii_azure.weights import SETTINGS, bundle_files, read_folder, refuse_quantised, weigh
 from scoring.config import DIFFUSERS_INDEX
 

@@ -18,8 +18,8 @@ from transformers.pytorch_utils import Conv1D
 
 from mii_azure import headers
 from mii_azure.errors import NotAvailable, WeightsCorrupt
-from mii_azure.model_files import INDEX, WEIGHTS
 from mii_azure.products import LEFT_OUT
+from mii_azure.resolved import INDEX, WEIGHTS
 from scoring import shipped_int8
 from scoring.int8_layout import PACKED, SCALE, SHAPE, WEIGHT, config_of
 

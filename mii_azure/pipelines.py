@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from mii_azure import headers
 from mii_azure.errors import ConfigMissing, PickleRefused, WeightsMissing
 from mii_azure.headers import Tensor, Weights
-from mii_azure.model_files import Model, Source, is_pickle, read_settings
+from mii_azure.resolved import Model, Source, is_pickle, read_settings
 from scoring.config import DIFFUSERS_INDEX
 
 #: Parts with weights and the stem of their files; the last one is there in some folders only.

@@ -8,7 +8,7 @@ from mii_azure import roofline
 from mii_azure.errors import ConfigMissing, TaskUnsupported
 from mii_azure.families import Family, Options, Task, all_tasks, fact, find_family, first_architecture
 from mii_azure.headers import DTYPE_BYTES
-from mii_azure.model_files import Model, Source
+from mii_azure.resolved import Model, Source
 
 # A tokenizer without a limit records a number of this size (transformers' VERY_LARGE_INTEGER is 1e30).
 _NO_LIMIT = 1_000_000

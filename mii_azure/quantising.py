@@ -9,10 +9,10 @@ from mii_azure.decisions import Decision
 from mii_azure.errors import NotAvailable
 from mii_azure.headers import DTYPE_BYTES
 from mii_azure.inspection import SETTINGS
-from mii_azure.model_files import INDEX, Model
 from mii_azure.plans import Plan, Quantisation
 from mii_azure.products import LEFT_OUT
 from mii_azure.profile import Profile
+from mii_azure.resolved import INDEX, Model
 from mii_azure.spec import Spec
 
 _CONV1D = ("gpt2", "openai-gpt")  # families whose products are no nn.Linear

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mii_azure.errors import RemoteCodeRefused
-from mii_azure.model_files import Model
+from mii_azure.resolved import Model
 
 FLAG = "--trust-remote-code"
 _COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from mii_azure import hub
 from mii_azure.errors import UnknownModel
 from mii_azure.headers import Weights
-from mii_azure.model_files import Model
+from mii_azure.resolved import Model
 from mii_azure.weights import read_folder
 
 AZUREML = re.compile(

@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from mii_azure.headers import DTYPE_BYTES, Weights
-from mii_azure.model_files import Model
+from mii_azure.resolved import Model
 from mii_azure.skus import load_data
 
 

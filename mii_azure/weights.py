@@ -19,8 +19,8 @@ from mii_azure.errors import (
 )
 from mii_azure.families import find_family
 from mii_azure.headers import Tensor, Weights
-from mii_azure.model_files import INDEX, WEIGHTS, Model, is_pickle, read_settings
 from mii_azure.products import int8_bytes, unpacked
+from mii_azure.resolved import INDEX, WEIGHTS, Model, is_pickle, read_settings
 from scoring.config import DIFFUSERS_INDEX
 from scoring.int8_layout import is_shipped
 

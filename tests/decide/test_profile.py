@@ -11,8 +11,8 @@ import transformers
 from mii_azure.errors import ConfigMissing, TaskUnsupported, UnknownTask
 from mii_azure.families import all_families, all_tasks, find_task
 from mii_azure.headers import Weights
-from mii_azure.model_files import Model
 from mii_azure.profile import profile, supported_tasks, task_check, task_options
+from mii_azure.resolved import Model
 from mii_azure.resolving import resolve
 from tests.conftest import Packaged, Tiny
 from tests.decide.conftest import BERT, LLAMA, Folder

@@ -12,8 +12,8 @@ import mii_azure
 from mii_azure.errors import RemoteCodeRefused
 from mii_azure.headers import Weights
 from mii_azure.manifest import load_manifest
-from mii_azure.model_files import Model
 from mii_azure.remote_code import check_remote_code, needs_code
+from mii_azure.resolved import Model
 
 COMMIT = "c" * 40
 GOOD = {"task": "question-answering", "deployment_name": "my-qa"}
