@@ -16,6 +16,7 @@ from scoring.errors import HeadMissing, LoadError, OutOfMemory, WeightsUnreadabl
 from scoring.facts import facts_of
 from scoring.optimise import Chosen, choose
 from scoring.passes.base import Facts, Hardware, Pass
+from scoring.shards import refuse_outside
 from scoring.shipped_int8 import from_pretrained
 from scoring.tasks import task_class, task_schema
 from scoring.tasks.base import Loaded
@@ -116,6 +117,7 @@ def _tokenizer(transformers: Any, folder: Path, trust_remote_code: bool) -> Any:
 def _weights(deployment: Deployment, folder: Path, device: torch.device) -> Any:
     """The model on a device, in eval mode; on a GPU each tensor is copied there straight from the file."""
     where: dict[str, Any] = {"device_map": {"": device}} if device.type == "cuda" else {}
+    refuse_outside(folder)
     try:
         model, report = _made(
             "from_pretrained",
