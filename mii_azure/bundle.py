@@ -5,15 +5,18 @@ import errno
 import hashlib
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from local_runner.manifest import MANIFEST
-from mii_azure.errors import BundleExists, NotWritten
+from local_runner.manifest import MANIFEST, entries, is_plain_path
+from mii_azure.errors import NotWritten
+from mii_azure.folders import refuse_existing, remove_empty
 from mii_azure.manifest import make_manifest
 from mii_azure.render import as_json
 from mii_azure.servers import HOST, HOST_FILES, HOST_FOLDER, Server
+from mii_azure.stopping import unwinding
 
 Progress = Callable[[int, int], None]  # bytes done so far, bytes in all
 
@@ -32,6 +35,7 @@ class Making(Protocol):
 SCORING = Path(__file__).resolve().parent.parent / "scoring"
 _CHUNK = 4 << 20
 _EXECUTABLE = {"deploy.sh", "autoscale.sh"}
+_NAMES = "Rename that file in the model's folder."
 # Room for everything but the weights.
 _OTHER_BYTES = 2 << 20
 
@@ -55,17 +59,19 @@ def write(
     target = target.expanduser().resolve()
     try:
         refuse_existing(target, force)
-        with _staging(target) as folder:
+        with unwinding(), _staging(target) as folder:
             _check_space(folder, weights, making.bytes if making else 0)
             copied = _copy_weights(weights, folder, None if making else progress)
             if making:
-                (folder / "model").mkdir(exist_ok=True)
+                _in_staging(folder, "model/config.json")
                 made = making.make(folder / "model", progress or (lambda done, total: None))
                 copied |= {f"model/{name}": digest for name, digest in made.items()}
             hashes = copied | _copy_code(folder, server)
             for path, text in render_files(copied).items():
-                hashes[path] = _write_text(folder / path, text)
-            _write_text(folder / MANIFEST, as_json(make_manifest(hashes)))
+                hashes[path] = _write_text(_in_staging(folder, path), text)
+            _write_text(_in_staging(folder, MANIFEST), as_json(make_manifest(hashes)))
+            _refuse_strays(folder, hashes.keys() | {MANIFEST})
+            refuse_existing(target, force)
             _put_in_place(folder, target)
     except OSError as error:
         reason = f"{target} could not be written: {error.strerror or error}."
@@ -79,23 +85,6 @@ def scoring_files() -> list[str]:
     return sorted(path.relative_to(SCORING).as_posix() for path in found)
 
 
-def refuse_existing(target: Path, force: bool) -> None:
-    """Raise BundleExists unless `target` may be written: absent, empty, or a bundle and `force`."""
-    if not target.exists():
-        return
-    if not target.is_dir():
-        raise BundleExists(f"{target} is a file.", "Choose another --output.")
-    if not any(target.iterdir()):
-        return
-    if not force:
-        raise BundleExists(f"{target} exists.", "Choose another --output, or pass --force to replace it.")
-    if not (target / MANIFEST).is_file():
-        raise BundleExists(
-            f"{target} is not a bundle, and --force only replaces bundles.",
-            "Remove it yourself, or choose another --output.",
-        )
-
-
 @contextlib.contextmanager
 def _staging(target: Path) -> Iterator[Path]:
     """A folder beside `target`, gone afterwards whatever happens; so are the parents made for it, if left empty."""
@@ -106,9 +95,10 @@ def _staging(target: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        if target.exists():
+            shutil.rmtree(_replaced(folder), ignore_errors=True)
         for parent in missing:
-            with contextlib.suppress(OSError):
-                parent.rmdir()
+            remove_empty(parent)
 
 
 def _check_space(folder: Path, weights: Mapping[str, Path], made: int) -> None:
@@ -123,10 +113,9 @@ def _copy_weights(weights: Mapping[str, Path], folder: Path, progress: Progress 
     done = 0
     hashes: dict[str, str] = {}
     for relative, source in sorted(weights.items()):
-        target = folder / relative
-        target.parent.mkdir(parents=True, exist_ok=True)
+        target = _in_staging(folder, relative)
         digest = hashlib.sha256()
-        with source.open("rb") as reader, target.open("wb") as writer:
+        with source.open("rb") as reader, target.open("xb") as writer:
             while chunk := reader.read(_CHUNK):
                 digest.update(chunk)
                 writer.write(chunk)
@@ -147,34 +136,57 @@ def _copy_code(folder: Path, server: Server) -> dict[str, str]:
     hashes = {}
     for relative, source in carried_code(server).items():
         content = source.read_bytes()
-        (folder / relative).parent.mkdir(parents=True, exist_ok=True)
-        (folder / relative).write_bytes(content)
+        _in_staging(folder, relative).write_bytes(content)
         hashes[relative] = hashlib.sha256(content).hexdigest()
     return hashes
 
 
 def _write_text(path: Path, text: str) -> str:
     content = text.encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     if path.name in _EXECUTABLE:
         path.chmod(path.stat().st_mode | 0o111)
     return hashlib.sha256(content).hexdigest()
 
 
+def _in_staging(folder: Path, path: str) -> Path:
+    """Where a new file of the bundle goes, with its folder made; raises NotWritten for one that would be elsewhere."""
+    target = folder / path
+    if not is_plain_path(path):
+        raise NotWritten(f"{path!a} would be written outside the bundle.", _NAMES)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.parent.resolve() != target.parent or target.exists() or target.is_symlink():
+        raise NotWritten(f"{path} would be written twice, or through a link.", _NAMES)
+    return target
+
+
+def _refuse_strays(folder: Path, paths: Iterable[str]) -> None:
+    """Raise NotWritten unless `folder` holds regular files at `paths`, apart on every file system, and nothing else."""
+    if dict(entries(folder)) != dict.fromkeys(paths, True):
+        raise NotWritten("What was written is not what the manifest lists.", "Nothing was left behind; try again.")
+    folded: dict[str, str] = {}
+    for path in sorted(paths):
+        twin = folded.setdefault(unicodedata.normalize("NFC", path).casefold(), path)
+        if twin != path:
+            raise NotWritten(f"{twin} and {path} are one file where capitals do not count.", _NAMES)
+
+
+def _replaced(folder: Path) -> Path:
+    return folder.with_suffix(".replaced")
+
+
 def _put_in_place(folder: Path, target: Path) -> None:
     """Rename `folder` to `target`; a bundle that was there comes back if that fails."""
-    if not target.exists():
-        folder.rename(target)
+    if not target.exists() or not any(target.iterdir()):
+        folder.rename(target)  # an empty folder gives way
         return
-    old = folder.with_suffix(".replaced")
+    old = _replaced(folder)
     target.rename(old)
     try:
         folder.rename(target)
     except BaseException:
         old.rename(target)
         raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _remedy(error: OSError) -> str:

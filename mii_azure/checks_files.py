@@ -29,6 +29,11 @@ def edited(bundle: Inspected) -> Iterator[Problem]:
     for mismatch in bundle.mismatches:
         if mismatch.kind == "edited":
             yield Problem("The file is not as it was generated.", _AGAIN, mismatch.path)
+        if mismatch.kind == "no regular file":
+            message = "This is a link, a device or a pipe, or a folder that cannot be read; a bundle has files only."
+            yield Problem(
+                message, "Remove it, and generate the bundle again where it took a file's place.", mismatch.path
+            )
 
 
 def missing(bundle: Inspected) -> Iterator[Problem]:

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mii_azure import folders
 from mii_azure.errors import RunnerFailed, SpecError, UnknownDeployment
 from mii_azure.parity_targets import ENDPOINT
 from mii_azure.spec import check_name
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from mii_azure.endpoint_client import EndpointClient
 
 ADDRESS = re.compile(r"^[\w.\-\[\]:]+:\d+$")
+# What a deployment leaves in its folder beside its bundle.
+_FILES = ("ready.json", "runner.log", "state.json")
 SCHEMES = (ENDPOINT, "http://", "https://")
 START_TIMEOUT_S = 600.0
 # Runners that this process started; they outlive it, and until then it must reap them.
@@ -233,7 +235,7 @@ def _address(name: str) -> str:
 
 
 def terminate(name: str) -> None:
-    """Stop a deployment, letting it finish what it accepted, and remove its files; raises UnknownDeployment."""
+    """Stop a deployment, letting it finish what it accepted, and remove its own files; raises UnknownDeployment."""
     deployment = find(name)
     os.kill(deployment.pid, signal.SIGTERM)
     deadline = time.monotonic() + STOP_TIMEOUT_S
@@ -242,4 +244,7 @@ def terminate(name: str) -> None:
             os.kill(deployment.pid, signal.SIGKILL)
             deadline = float("inf")
         time.sleep(0.05)
-    shutil.rmtree(home() / name, ignore_errors=True)
+    for file in _FILES:
+        (home() / name / file).unlink(missing_ok=True)
+    folders.remove(home() / name / "bundle")
+    folders.remove_empty(home() / name)

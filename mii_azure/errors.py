@@ -14,6 +14,7 @@
     │   ├── TokenizerMissing
     │   ├── PickleRefused
     │   ├── RemoteCodeRefused
+    │   ├── OutsideFolder            a name or a link that leads out of the model's folder
     │   ├── TaskUnsupported
     │   └── DoesNotFit
     ├── BundleError             exit 3   the folder is not a bundle, not as generated, or was not written
@@ -122,6 +123,10 @@ class PickleRefused(ModelError):
 
 class RemoteCodeRefused(ModelError):
     code = "remote_code_refused"
+
+
+class OutsideFolder(ModelError):
+    code = "outside_folder"
 
 
 class TaskUnsupported(ModelError):

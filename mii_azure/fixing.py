@@ -55,7 +55,7 @@ def _apply(root: Path) -> tuple[dict[Path, bytes], list[str]]:
     for inspected, rule, problem in problems(root):
         for change in problem.fixes:
             path = inspected.path(change.file)
-            if not path.is_file():
+            if not path.is_file() or (inspected.loose is None and inspected.text(change.file) is None):
                 continue
             content = path.read_bytes()
             text = content.decode()

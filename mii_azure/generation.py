@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mii_azure.bundle import Progress, refuse_existing, write
+from mii_azure.bundle import Progress, write
+from mii_azure.folders import refuse_existing, refuse_overlap, refuse_place
 from mii_azure.inspection import LOCK
 from mii_azure.leaks import refuse_secrets
 from mii_azure.licences import model_licence, package_licences
@@ -35,10 +36,13 @@ def generate(
     """
     spec = make_spec(task=task, model=model, name=deployment_name, **preferences)
     target = Path(output or spec.name).expanduser().resolve()
+    refuse_place(target)
     refuse_existing(target, force)
     plan = plan_spec(spec)
     plan.require_fit()
     folder = _model_folder(spec, plan)
+    if folder:
+        refuse_overlap(target, folder)
     files = files_to_copy(folder, spec.allow_pickle, spec.trust_remote_code) if folder else []
     if folder:
         require_vocabulary(files, spec.model)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mii_azure import pipelines, seed_models
 from mii_azure.errors import ConfigMissing, ModelError, PickleRefused, UnknownModel, WeightsCorrupt, WeightsMissing
 from mii_azure.headers import Tensor
+from mii_azure.model_files import shards
 from mii_azure.resolved import INDEX, WEIGHTS, Model, is_pickle, read_settings
 from mii_azure.weights import SETTINGS, bundle_files, read_folder, refuse_quantised, weigh
 from scoring.config import DIFFUSERS_INDEX
@@ -171,12 +172,12 @@ def _weights(info: "ModelInfo", allow_pickle: bool) -> tuple[list[Tensor], int]:
         files = [WEIGHTS]
     elif INDEX in sizes:
         index = _small_file(info.id, INDEX, str(info.sha))
-        files = sorted(set(index.get("weight_map", {}).values()))
+        files = shards(index, INDEX)
     else:
         return [], _pickle_bytes(info.id, sizes, allow_pickle)
     lost = [name for name in files if name not in sizes]
-    if lost or not files:
-        raise WeightsMissing(f"{INDEX} of {info.id} names {lost or 'no files'}, not in it.", "Ask its owner.")
+    if lost:
+        raise WeightsMissing(f"{INDEX} of {info.id} names {lost}, not in it.", "Ask its owner.")
     tensors = [tensor for name in files for tensor in _header(info, name, sizes[name])]
     return tensors, sum(sizes[name] for name in files)
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import yaml
 
 from local_runner.manifest import MANIFEST
-from mii_azure.manifest import Mismatch, load_manifest, verify
+from mii_azure.manifest import Mismatch, load_manifest, read_text, verify
 from mii_azure.servers import HOST_FOLDER, Server
 from scoring.config import Deployment
 from scoring.errors import LoadError
@@ -43,6 +43,12 @@ class Problem(NamedTuple):
     keys: tuple[str, ...] = ()  # place in a YAML file
     line: int | None = None
     fixes: tuple[Fix, ...] = ()
+
+
+def _place(path: Path) -> tuple[Path, str]:
+    """The folder and the name of what a path leads to."""
+    found = path.resolve()
+    return found.parent, found.name
 
 
 class Inspected:
@@ -96,6 +102,8 @@ class Inspected:
     @cached_property
     def settings(self) -> Deployment | None:
         """code/deployment.json as the scoring code reads it; None if it cannot."""
+        if self.text(SETTINGS) is None:
+            return None
         try:
             return Deployment.read(self.root / SETTINGS)
         except LoadError:
@@ -107,12 +115,11 @@ class Inspected:
         return [file for file in YAMLS if self.path(file).is_file() and (self.loose is None or file in self.loose)]
 
     def text(self, file: str) -> str | None:
-        """A file's text; None if it is missing or not UTF-8."""
+        """A file's text; None if it is missing, no regular file or not UTF-8."""
         if file not in self._texts:
-            try:
-                self._texts[file] = self.path(file).read_text(encoding="utf-8")
-            except (OSError, ValueError):
-                self._texts[file] = None
+            # YAML that stands alone may be reached through links.
+            place = (self.root, file) if self.loose is None else _place(self.path(file))
+            self._texts[file] = read_text(*place)
         return self._texts[file]
 
     def malformed(self, file: str) -> tuple[str, int | None] | None:

@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from mii_azure import headers
 from mii_azure.errors import NotAvailable, WeightsCorrupt
+from mii_azure.model_files import contained, shards
 from mii_azure.products import LEFT_OUT
 from mii_azure.resolved import INDEX, WEIGHTS
 from scoring import shipped_int8
@@ -92,9 +93,9 @@ def _own_outputs(model: Any) -> Any:
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder, in name order."""
     if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    return [folder / name for name in sorted(set(index["weight_map"].values()))]
+        return [contained(folder, WEIGHTS)]
+    index = json.loads(contained(folder, INDEX).read_text(encoding="utf-8"))
+    return [contained(folder, name) for name in shards(index, INDEX)]
 
 
 @dataclass

@@ -32,6 +32,8 @@ def model_licence(folder: Path) -> str | None:
 
 
 def _front_matter(path: Path) -> dict[str, Any]:
+    if not path.is_file():  # a pipe would be waited for
+        return {}
     try:
         match = _FRONT_MATTER.match(path.read_text(encoding="utf-8"))
         found = yaml.safe_load(match[1]) if match else None

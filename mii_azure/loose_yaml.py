@@ -20,7 +20,9 @@ def views(target: Path) -> list[Inspected]:
 
     Raises NotABundle where there is no Azure ML YAML.
     """
-    paths = [target] if target.is_file() else sorted(p for p in target.iterdir() if p.suffix in _SUFFIXES)
+    paths = (
+        [target] if target.is_file() else sorted(p for p in target.iterdir() if p.suffix in _SUFFIXES and p.is_file())
+    )
     roles = {path: role for path in paths if (role := _role(path))}
     if not roles:
         raise NotABundle(

@@ -1,27 +1,18 @@
 """The manifest: the SHA-256 of every file of a bundle, and what differs from it.
 
-How files are hashed is the local runner's (`local_runner.manifest`), which needs nothing but the standard library.
+How files are found, hashed and compared is the local runner's (`local_runner.manifest`), which needs nothing but the
+standard library.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from local_runner.manifest import MANIFEST, bundle_digest, hash_files, read_manifest
+from local_runner.manifest import MANIFEST, bundle_digest, compare, entries, open_file, read_manifest
+from local_runner.manifest import Mismatch as Mismatch
 from mii_azure.errors import NotABundle
 
 SCHEMA = 1
-# What running a bundle leaves behind; part of no manifest and no difference.
-_IGNORED = "__pycache__"
-
-
-@dataclass(frozen=True)
-class Mismatch:
-    """One file that is not as generated."""
-
-    path: str
-    kind: Literal["edited", "missing", "extra"]
 
 
 def make_manifest(files: Mapping[str, str]) -> dict[str, Any]:
@@ -43,22 +34,19 @@ def load_manifest(bundle: Path) -> dict[str, Any]:
 
 
 def verify(bundle: Path) -> list[Mismatch]:
-    """Hash every file and return what was edited, is missing or was added, by path; raises NotABundle."""
-    manifest = load_manifest(bundle)
-    listed: dict[str, str] = manifest["files"]
-    present = {path for path in walk(bundle) if path != MANIFEST}
-    found = [Mismatch(path, "missing") for path in listed.keys() - present]
-    found += [Mismatch(path, "extra") for path in present - listed.keys()]
-    hashes = hash_files(bundle, listed.keys() & present)
-    found += [Mismatch(path, "edited") for path, digest in hashes.items() if digest != listed[path]]
-    if bundle_digest(listed) != manifest.get("bundle"):
-        found.append(Mismatch(MANIFEST, "edited"))
-    return sorted(found, key=lambda mismatch: mismatch.path)
+    """What was edited, is missing, was added or is no regular file, by path; raises NotABundle."""
+    return compare(bundle, load_manifest(bundle))
 
 
-def walk(bundle: Path) -> Iterator[str]:
-    """Every file below `bundle`, as a relative path with slashes, sorted; leaves out what running it creates."""
-    for path in sorted(bundle.rglob("*")):
-        relative = path.relative_to(bundle)
-        if _IGNORED not in relative.parts and (path.is_file() or path.is_symlink()):
-            yield relative.as_posix()
+def read_text(bundle: Path, path: str) -> str | None:
+    """The text of a regular file of the bundle, reached through no link; None for anything else, or no UTF-8."""
+    try:
+        with open_file(bundle, path) as file:
+            return file.read().decode()
+    except (OSError, ValueError):
+        return None
+
+
+def walk(bundle: Path) -> list[str]:
+    """Every regular file below `bundle`, reached through no link, as a relative path with slashes, sorted."""
+    return sorted(path for path, regular in entries(bundle) if regular)

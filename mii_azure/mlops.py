@@ -48,7 +48,9 @@ def write_files(files: Mapping[str, str], folder: Path, force: bool = False) -> 
     """Write files below a folder and return their paths; raises NotWritten rather than replace one that differs."""
     targets = {folder / path: text for path, text in files.items()}
     for target, text in targets.items():
-        if not force and target.exists() and target.read_text(encoding="utf-8") != text:
+        if target.is_symlink() or (target.exists() and not target.is_file()):
+            raise NotWritten(f"{target} is no regular file.", "Remove it yourself, or choose another --output.")
+        if not force and target.exists() and target.read_bytes() != text.encode():
             raise NotWritten(f"{target} exists and differs.", "Pass --force to replace it, or another --output.")
     try:
         for target, text in targets.items():

@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 from mii_azure import headers
 from mii_azure.errors import ConfigMissing, PickleRefused, WeightsMissing
 from mii_azure.headers import Tensor, Weights
+from mii_azure.model_files import contained, shards
 from mii_azure.resolved import Model, Source, is_pickle, read_settings
 from scoring.config import DIFFUSERS_INDEX
+from scoring.shards import INDEX
 
 #: Parts with weights and the stem of their files; the last one is there in some folders only.
 PARTS = {
@@ -47,7 +49,11 @@ def local_files(folder: Path) -> Files:
     """A folder on this disk, its parts one level down."""
     paths = [path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.is_file()]
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
-    return Files(sizes, lambda name: read_settings(folder / name), lambda name: headers.read_header(folder / name))
+    return Files(
+        sizes,
+        lambda name: read_settings(contained(folder, name)),
+        lambda name: headers.read_header(contained(folder, name)),
+    )
 
 
 def read_pipeline(
@@ -118,6 +124,11 @@ def _config(files: Files, part: str, name: str) -> dict[str, Any]:
 def _weight_files(files: Files, part: str, name: str, allow_pickle: bool) -> list[str]:
     """The weight files of a part that diffusers would load, in order."""
     found = _chosen(files.sizes, part, allow_pickle)
+    index = f"{part}/{PARTS[part]}.safetensors{INDEX}"
+    if index in files.sizes and f"{part}/{PARTS[part]}.safetensors" not in files.sizes:
+        lost = {f"{part}/{shard}" for shard in shards(files.small(index), index)} - set(found)
+        if lost:
+            raise WeightsMissing(f"{index} of {name} names {min(lost)}, which is not there.", "Copy that file too.")
     if found or (part == _OPTIONAL and f"{part}/config.json" not in files.sizes):
         return found
     pickles = [path for path in files.sizes if path.startswith(f"{part}/") and is_pickle(path)]

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from local_runner.manifest import MANIFEST, hash_files
 from mii_azure.manifest import load_manifest, make_manifest, walk
 from mii_azure.render import as_json
+from mii_azure.stopping import unwinding
 
 FOLDER = "code/prepared"
 
@@ -37,7 +38,7 @@ def prepare(bundle: str | Path) -> Prepared:
 
     root = Path(bundle).expanduser().resolve()
     load_manifest(root)
-    with tempfile.TemporaryDirectory() as place:
+    with unwinding(), tempfile.TemporaryDirectory() as place:
         target = InProcess(root)
         target.environment = {"MII_AZURE_PREPARE": place}
         with target:

@@ -8,6 +8,7 @@ from pathlib import Path
 from mii_azure import hub
 from mii_azure.errors import UnknownModel
 from mii_azure.headers import Weights
+from mii_azure.model_files import refuse_odd_names
 from mii_azure.resolved import Model
 from mii_azure.weights import read_folder
 
@@ -24,7 +25,7 @@ HUB_ID = re.compile(r"^(?:[\w][\w.-]{0,95}/)?[\w][\w.-]{0,95}$", re.ASCII)
 def resolve(model: str, revision: str | None = None, allow_pickle: bool = False) -> Model:
     """Find a model and read what planning needs.
 
-    Raises UnknownModel, ConfigMissing, WeightsMissing, WeightsCorrupt, PickleRefused or NotAvailable.
+    Raises UnknownModel, ConfigMissing, WeightsMissing, WeightsCorrupt, PickleRefused, OutsideFolder or NotAvailable.
     """
     if model.startswith("azureml:"):
         return _reference(model)
@@ -32,7 +33,7 @@ def resolve(model: str, revision: str | None = None, allow_pickle: bool = False)
     path = Path(os.path.expanduser(model))  # noqa: PTH111
     if model and os.path.isdir(path):  # noqa: PTH112
         try:
-            return read_folder(path, model, allow_pickle)
+            return _with_plain_names(read_folder(path, model, allow_pickle))
         except OSError as error:
             raise UnknownModel(f"{model} cannot be read: {error.strerror}.", "Check its permissions.") from error
     if model and os.path.exists(path):  # noqa: PTH110
@@ -42,7 +43,12 @@ def resolve(model: str, revision: str | None = None, allow_pickle: bool = False)
         raise UnknownModel(
             f"There is no folder {model!r}.", f"Did you mean {near}?" if near else "Check the path, or give a hub id."
         )
-    return hub.read(model, revision, allow_pickle, near_folder=_near_folder(path))
+    return _with_plain_names(hub.read(model, revision, allow_pickle, near_folder=_near_folder(path)))
+
+
+def _with_plain_names(model: Model) -> Model:
+    refuse_odd_names(model.config, model.settings)
+    return model
 
 
 def names_files(reference: str) -> bool:

@@ -11,7 +11,7 @@ from local_runner.manifest import hash_files
 from mii_azure.bundle import carried_code
 from mii_azure.inspection import LOCK, SETTINGS
 from mii_azure.lockfile import gaps, pins
-from mii_azure.manifest import load_manifest, verify, walk
+from mii_azure.manifest import load_manifest, read_text, verify, walk
 from mii_azure.sbom import SBOM
 from mii_azure.version import __version__
 
@@ -57,8 +57,8 @@ def verify_bundle(bundle: Path | str) -> Verification:
     """
     root = Path(bundle)
     manifest = load_manifest(root)
-    bill, settings = _json(root / SBOM), _json(root / SETTINGS)
-    lock = _text(root / LOCK)
+    bill, settings = _json(root, SBOM), _json(root, SETTINGS)
+    lock = read_text(root, LOCK) or ""
     generator = _generator(bill)
     scoring = _scoring(root)
     problems = [f"{mismatch.path} is {_WORDS[mismatch.kind]}." for mismatch in verify(root)]
@@ -80,7 +80,12 @@ def verify_bundle(bundle: Path | str) -> Verification:
     )
 
 
-_WORDS = {"edited": "edited", "missing": "missing", "extra": "not in the manifest"}
+_WORDS = {
+    "edited": "edited",
+    "missing": "missing",
+    "extra": "not in the manifest",
+    "no regular file": "no regular file",
+}
 
 
 def _scoring(root: Path) -> list[str]:
@@ -113,16 +118,9 @@ def _generator(bill: dict[str, Any]) -> str:
     return next((str(tool["version"]) for tool in tools if tool.get("name") == "mii-azure"), "")
 
 
-def _text(path: Path) -> str:
+def _json(root: Path, path: str) -> dict[str, Any]:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return ""
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(_text(path))
+        found = json.loads(read_text(root, path) or "")
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}

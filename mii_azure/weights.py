@@ -19,11 +19,13 @@ from mii_azure.errors import (
 )
 from mii_azure.families import find_family
 from mii_azure.headers import Tensor, Weights
+from mii_azure.model_files import contained, shards
 from mii_azure.products import int8_bytes, unpacked
 from mii_azure.resolved import INDEX, WEIGHTS, Model, is_pickle, read_settings
 from scoring.config import DIFFUSERS_INDEX
 from scoring.int8_layout import is_shipped
 
+PICKLE_INDEX = "pytorch_model.bin.index.json"
 # Small files read for planning; what is parsed is in `Model.settings` under the same name.
 SETTINGS = (
     "tokenizer_config.json",
@@ -48,7 +50,7 @@ def read_folder(folder: Path, name: str, allow_pickle: bool = False) -> Model:
     config = _read_config(folder)
     refuse_quantised(config)
     tensors, size = _read_weights(folder, allow_pickle)
-    settings = {name: read_settings(folder / name) for name in SETTINGS if (folder / name).is_file()}
+    settings = {name: read_settings(contained(folder, name)) for name in SETTINGS if (folder / name).is_file()}
     return Model(name, "folder", config, weigh(config, tensors, size), folder=folder, settings=settings)
 
 
@@ -87,7 +89,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise ConfigMissing(f"{folder} has no config.json, which says what the model is.", _config_remedy(folder))
-    config = read_settings(path)
+    config = read_settings(contained(folder, "config.json"))
     if not isinstance(config, dict):
         raise ConfigMissing("config.json is not a JSON object.", "Copy the file again.", str(path))
     return config
@@ -111,11 +113,14 @@ def _config_remedy(folder: Path) -> str:
 def _read_weights(folder: Path, allow_pickle: bool) -> tuple[list[Tensor], int]:
     """Return the tensors of the weight files that transformers would load, and the files' size in bytes."""
     if (folder / WEIGHTS).is_file():
-        return headers.read_header(folder / WEIGHTS), (folder / WEIGHTS).stat().st_size
+        path = contained(folder, WEIGHTS)
+        return headers.read_header(path), path.stat().st_size
     if (folder / INDEX).is_file():
         return _read_shards(folder)
     pickles = pickle_files(folder)
     if pickles and allow_pickle:
+        if (folder / PICKLE_INDEX).is_file() and not (folder / "pytorch_model.bin").is_file():
+            shards(read_settings(contained(folder, PICKLE_INDEX)), PICKLE_INDEX)
         return [], sum(path.stat().st_size for path in pickles)
     if pickles:
         raise PickleRefused(
@@ -137,19 +142,16 @@ def _weights_remedy(folder: Path) -> str:
 
 
 def _read_shards(folder: Path) -> tuple[list[Tensor], int]:
-    index = read_settings(folder / INDEX)
-    try:
-        where = {str(tensor): str(file) for tensor, file in index["weight_map"].items()}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise WeightsCorrupt(f"{INDEX} has no weight_map.", "Copy the file again.", str(folder / INDEX)) from error
+    index = read_settings(contained(folder, INDEX))
     tensors: list[Tensor] = []
     size = 0
-    for name in sorted(set(where.values())):
-        path = folder / Path(name).name
+    for name in shards(index, INDEX):
+        path = folder / name
         if not path.is_file():
             raise WeightsMissing(f"{INDEX} names {name}, which is not there.", "Copy that file too.", str(path))
-        tensors += headers.read_header(path)
+        tensors += headers.read_header(contained(folder, name))
         size += path.stat().st_size
+    where = index["weight_map"]
     lost = sorted(set(where) - {tensor.name for tensor in tensors})
     if lost:
         raise WeightsCorrupt(
@@ -182,7 +184,7 @@ def bundle_files(names: Iterable[str], allow_pickle: bool = False, code: bool = 
         weights = {INDEX, *filter(_SHARD.match, names)}
     else:
         pickles = {name for name in names if "/" not in name and is_pickle(name)} if allow_pickle else set()
-        weights = pickles | {f"{name}.index.json" for name in ("pytorch_model.bin",) if pickles} & names
+        weights = pickles | ({PICKLE_INDEX} & names if pickles else set())
     return sorted(small | weights)
 
 
@@ -193,15 +195,25 @@ def _is_setting(name: str) -> bool:
 
 
 def files_to_copy(folder: Path, allow_pickle: bool = False, code: bool = False) -> list[Path]:
-    """The files of a model folder that belong in a bundle's model/, relative to it; see `bundle_files`."""
+    """The files of a model folder that belong in a bundle's model/, relative to it; see `bundle_files`.
+
+    Raises OutsideFolder for one whose name or link leads elsewhere.
+    """
+    chosen = _chosen(folder, allow_pickle, code)
+    for name in chosen:
+        contained(folder, name)
+    return [Path(name) for name in chosen]
+
+
+def _chosen(folder: Path, allow_pickle: bool, code: bool) -> list[str]:
     names = {path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")}
     names |= {name for name in _NESTED if (folder / name).is_file()}
     if DIFFUSERS_INDEX in names and "config.json" not in names:
         names |= {path.relative_to(folder).as_posix() for path in folder.glob("*/*") if path.is_file()}
     if WEIGHTS not in names and INDEX in names:
-        shards = set(read_settings(folder / INDEX)["weight_map"].values())
-        return sorted({Path(name) for name in (*bundle_files(names, allow_pickle, code), *shards)})
-    return [Path(name) for name in bundle_files(names, allow_pickle, code)]
+        named = shards(read_settings(contained(folder, INDEX)), INDEX)
+        return sorted({*bundle_files(names, allow_pickle, code), *named})
+    return bundle_files(names, allow_pickle, code)
 
 
 def require_vocabulary(files: Iterable[Path], model: str) -> None:

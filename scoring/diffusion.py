@@ -17,6 +17,7 @@ from scoring.config import DIFFUSERS_INDEX, Deployment
 from scoring.denoising import Denoiser
 from scoring.errors import HeadMissing, InternalError, LoadError, WeightsUnreadable
 from scoring.loaded import Loaded
+from scoring.shards import refuse_outside
 
 logger = logging.getLogger("mii_azure.loader")
 
@@ -209,6 +210,7 @@ def _part(name: str, module: str, attribute: str, deployment: Deployment, folder
     """One part with weights; none of them made up."""
     cls = getattr(importlib.import_module(module), attribute)
     dtype = "dtype" if module == "transformers" or name == "safety_checker" else "torch_dtype"
+    refuse_outside(folder / name)
     try:
         model, report = cls.from_pretrained(
             folder / name,

@@ -18,6 +18,7 @@ from scoring.loaded import Loaded
 from scoring.memory_shares import LOADED
 from scoring.optimise import Chosen, choose, tell_differences
 from scoring.passes.base import Facts, Hardware, Pass
+from scoring.shards import refuse_outside
 from scoring.shipped_int8 import from_pretrained
 from scoring.tasks import task_class, task_schema
 
@@ -118,6 +119,7 @@ def _tokenizer(transformers: Any, folder: Path, trust_remote_code: bool) -> Any:
 def _weights(deployment: Deployment, folder: Path, device: torch.device) -> Any:
     """The model on a device, in eval mode; on a GPU each tensor is copied there straight from the file."""
     where: dict[str, Any] = {"device_map": {"": device}} if device.type == "cuda" else {}
+    refuse_outside(folder)
     try:
         model, report = _made(
             "from_pretrained",

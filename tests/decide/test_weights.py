@@ -192,10 +192,11 @@ def test_an_index_without_a_map(folder: Folder, index: object) -> None:
 
 def test_an_index_cannot_name_a_file_outside_the_folder(folder: Folder, tmp_path: Path) -> None:
     save_file(tensors(), tmp_path / "outside.safetensors")
-    index = {"weight_map": {"bert.embeddings.word_embeddings.weight": "../outside.safetensors"}}
-    path = folder(weights=False, **{"model.safetensors.index.json": index})
-    with pytest.raises(WeightsMissing, match="outside"):
-        resolve(str(path))
+    for name in ("../outside.safetensors", str(tmp_path / "outside.safetensors")):
+        index = {"weight_map": {"bert.embeddings.word_embeddings.weight": name}}
+        path = folder(weights=False, **{"model.safetensors.index.json": index})
+        with pytest.raises(WeightsCorrupt, match=r"outside\.safetensors', which is no \.safetensors file beside it"):
+            resolve(str(path))
 
 
 def test_quantised_weights_are_refused(folder: Folder) -> None:

@@ -6,11 +6,14 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+import mii_azure
 import scoring
 from mii_azure import bundle as bundles
 from mii_azure.errors import BundleExists, NotABundle, NotWritten
@@ -180,8 +183,34 @@ def test_verify_tells_edited_missing_and_extra_apart(make_bundle):
     assert verify(bundle) == [
         Mismatch("code/extra.py", "extra"),
         Mismatch("code/score.py", "edited"),
+        Mismatch("code/scoring/__pycache__/entry.cpython-311.pyc", "extra"),
         Mismatch("model/config.json", "missing"),
     ]
+
+
+@pytest.mark.parametrize("path", ["README.md", "code/scoring", "code/link", "model", "requests/sample.json"])
+def test_links_and_pipes_anywhere_are_told_by_verify_and_check(make_bundle, tmp_path, path):
+    bundle = make_bundle()
+    if (bundle / path).exists():
+        (bundle / path).rename(tmp_path / "moved")
+    (bundle / path).symlink_to(tmp_path / "moved")
+    os.mkfifo(bundle / "code" / "pipe")
+    assert {Mismatch(path, "no regular file"), Mismatch("code/pipe", "no regular file")} <= set(verify(bundle))
+    told = [finding for finding in mii_azure.check(bundle) if "a link, a device or a pipe" in finding.message]
+    assert {(finding.file, finding.severity) for finding in told} == {(path, "error"), ("code/pipe", "error")}
+    assert any("no regular file" in problem for problem in mii_azure.verify(bundle).problems)
+
+
+@pytest.mark.parametrize("path", ["code/deployment.json", "code/score.py", "deployment.yml", "environment/Dockerfile"])
+@pytest.mark.parametrize("made", ["pipe", "zero"])
+def test_a_manifest_whose_file_is_a_pipe_or_a_device_hangs_nothing(make_bundle, path, made):
+    bundle = make_bundle()
+    (bundle / path).unlink()
+    os.mkfifo(bundle / path) if made == "pipe" else (bundle / path).symlink_to("/dev/zero")
+    code = f"import sys, mii_azure; sys.exit(not mii_azure.verify({str(bundle)!r}).problems)"
+    command = [sys.executable, "-c", code + f" or not mii_azure.check({str(bundle)!r})"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_edited_manifest_is_noticed(make_bundle):

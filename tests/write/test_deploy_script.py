@@ -159,3 +159,79 @@ def test_help(cloud):
     done = cloud.run("--help")
     assert done.returncode == 0
     assert "--dry-run" in done.stdout
+
+
+def edited(bundle: Path, change: str, tmp_path: Path) -> None:
+    """One change to a bundle, each of another kind."""
+    if change == "edited":
+        (bundle / "code" / "score.py").write_text("import evil")
+    elif change == "edited weights":
+        with (bundle / "model" / "model.safetensors").open("r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            file.write(b"\x7f")
+    elif change == "missing":
+        (bundle / "requests" / "sample.json").unlink()
+    elif change == "cache":
+        (bundle / "code" / "scoring" / "__pycache__").mkdir()
+        (bundle / "code" / "scoring" / "__pycache__" / "entry.cpython-311.pyc").write_bytes(b"x")
+    elif change == "added":
+        (bundle / "model" / "a\nb c").write_text("x")
+    elif change == "link":
+        (bundle / "code" / "scoring").rename(tmp_path / "moved")
+        (bundle / "code" / "scoring").symlink_to(tmp_path / "moved")
+    elif change == "pipe":
+        os.mkfifo(bundle / "environment" / "pipe")
+    else:
+        manifest = json.loads((bundle / "manifest.json").read_text())
+        manifest["files"]["code/score.py"] = "0" * 64
+        (bundle / "manifest.json").write_text(json.dumps(manifest, indent=2))
+
+
+CHANGES = {
+    "edited": "a file was edited: code/score.py",
+    "edited weights": "a file was edited: model/model.safetensors",
+    "missing": "a file is missing: requests/sample.json",
+    "cache": "a file was added: code/scoring/__pycache__/entry.cpython-311.pyc",
+    "added": "a file was added: model/a",
+    "link": "no links, devices or pipes: ./code/scoring",
+    "pipe": "no links, devices or pipes: ./environment/pipe",
+    "manifest": "manifest.json is not as it was generated",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_bundle_that_was_changed_is_not_uploaded(cloud, change, tmp_path):
+    edited(cloud.bundle, change, tmp_path)
+    for arguments in (SCOPE, ["--dry-run"]):
+        done = cloud.run(*arguments)
+        assert done.returncode == 1
+        assert CHANGES[change] in done.stderr
+        assert "nothing was uploaded" in done.stderr
+        assert cloud.calls() == []
+
+
+def test_files_beside_what_is_uploaded_and_odd_names_in_it_are_fine(tiny, tmp_path):
+    model = Path(shutil.copytree(tiny("bert", "question-answering"), tmp_path / "model"))
+    (model / "vocab é'$(id)\"`; x.json").write_text("{}")
+    (model / " b.json").write_text("{}")
+    cloud = Cloud(tmp_path / "cloud", generate("question-answering", str(model), "My-qa", output=tmp_path / "a b"))
+    (cloud.bundle / "notes.txt").write_text("x")
+    (cloud.bundle / "requests" / "mine.json").write_text("{}")
+    done = cloud.run(*SCOPE)
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_gnu_coreutils_shasum_is_asked(cloud, tmp_path):
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("bash", "cat", "comm", "cut", "dirname", "find", "grep", "sed", "sort", "tr", "xargs"):
+        (tools / name).symlink_to(str(shutil.which(name)))
+    (tools / "shasum").write_text(f'#!{shutil.which("sh")}\nshift 2\nexec {shutil.which("sha256sum")} "$@"\n')
+    (tools / "shasum").chmod(0o755)
+    command = [str(tools / "bash"), str(cloud.bundle / "deploy.sh"), "--dry-run"]
+    done = subprocess.run(command, env={"PATH": str(tools)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (cloud.bundle / "code" / "score.py").write_text("import evil")
+    done = subprocess.run(command, env={"PATH": str(tools)}, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert CHANGES["edited"] in done.stderr

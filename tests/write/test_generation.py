@@ -124,13 +124,6 @@ def test_a_bundle_can_be_made_again_from_its_own_model(make_bundle):
     assert load_manifest(bundle)["files"]["model/model.safetensors"] == before
 
 
-def test_a_symbolic_link_to_weights_is_copied_as_a_file(model, tmp_path):
-    (model / "model.safetensors").rename(tmp_path / "blob")
-    (model / "model.safetensors").symlink_to(tmp_path / "blob")
-    bundle = mii_azure.generate(**GOOD, model=str(model), output=tmp_path / "b")
-    assert not (bundle / "model/model.safetensors").is_symlink()
-
-
 def test_generation_imports_nothing_heavy_and_stays_off_the_network(model, tmp_path):
     code = (
         "import socket, sys, mii_azure\n"

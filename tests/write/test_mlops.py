@@ -99,6 +99,26 @@ def test_a_model_that_yaml_would_misread_stays_one_argument():
     assert shlex.split(step["run"])[5] == model
 
 
+@pytest.mark.parametrize("there", ["folder", "bytes", "link"])
+def test_what_is_in_a_files_place_is_told_and_never_written_through(there, tmp_path):
+    path = tmp_path / "out" / "component.yml"
+    path.parent.mkdir()
+    (tmp_path / "other").write_text("mine")
+    if there == "folder":
+        path.mkdir()
+    elif there == "bytes":
+        path.write_bytes(b"\xff")
+    else:
+        path.symlink_to(tmp_path / "other")
+    with pytest.raises(NotWritten):
+        write_files(component(), path.parent)
+    if there != "bytes":
+        with pytest.raises(NotWritten):
+            write_files(component(), path.parent, force=True)
+    assert (tmp_path / "other").read_text() == "mine"
+    assert sorted(each.name for each in path.parent.iterdir()) == ["component.yml"]
+
+
 def test_an_unknown_provider_is_refused():
     with pytest.raises(SpecError, match="jenkins"):
         workflow("jenkins", SPEC)
@@ -126,9 +146,64 @@ def command_of(folder, optional=True, **given):
         warnings.simplefilter("ignore")
         text = load_component(folder / "component.yml").command
     text = re.sub(r"\$\[\[(.*?)\]\]", lambda found: found[1] if optional else "", text)
-    command = re.sub(r"\$\{\{(?:in|out)puts\.(\w+)\}\}", lambda found: shlex.quote(str(given.pop(found[1]))), text)
+    command = re.sub(r"\$\{\{(?:in|out)puts\.(\w+)\}\}", lambda found: str(given.pop(found[1])), text)
     assert not given
     return command
+
+
+ODD = [
+    "a b",
+    "a'b",
+    'a"b',
+    "$(touch ran)",
+    "`touch ran`",
+    "; touch ran",
+    "a & touch ran",
+    "${HOME}",
+    "$HOME",
+    "*",
+    "a\\b",
+]
+ODD += [
+    "'; touch ran; '",
+    '"; touch ran; "',
+    "x\nEND_OF_INPUTS\ntouch ran",
+    "a | tee ran",
+    "> ran",
+    "<(touch ran)",
+    "#",
+    "!!",
+]
+
+
+@pytest.mark.parametrize("shell", ["bash", "sh"])
+@pytest.mark.parametrize("value", ODD)
+def test_no_value_of_an_input_is_read_by_a_shell(value, shell, tmp_path):
+    write_files(component(), tmp_path)
+    fake = tmp_path / "bin" / "python"
+    fake.parent.mkdir()
+    keep = f"json.dump(sys.stdin.read(), open({str(tmp_path / 'got')!r}, 'w'))"
+    fake.write_text(f"#!{sys.executable}\nimport json, sys\n{keep}\n")
+    fake.chmod(0o755)
+    given = dict.fromkeys(("model", "task", "name", "instance_type", "rollout", "bundle"), value)
+    path = f"{fake.parent}{os.pathsep}{os.environ['PATH']}"
+    command = [shell, "-c", command_of(tmp_path, **given)]
+    done = subprocess.run(
+        command, cwd=tmp_path / "src", env=os.environ | {"PATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.rglob("ran"))
+    first, *more = value.split("\n")
+    options = ("model",) if more else ("model", "task", "name", "instance-type", "rollout", "output")
+    assert json.loads((tmp_path / "got").read_text()) == "".join(f"--{name}={first}\n" for name in options)
+
+
+def test_a_value_of_several_lines_is_refused(tmp_path):
+    write_files(component(), tmp_path)
+    command = [sys.executable, tmp_path / "src" / "generate_and_deploy.py"]
+    done = subprocess.run(command, input="--name=a\n--rollout=true\n--rollout=false\n", capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "more than one line" in done.stderr
 
 
 @pytest.mark.parametrize("kind", [None, "Standard_F8s_v2"])

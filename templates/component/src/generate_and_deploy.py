@@ -1,5 +1,6 @@
 """The pipeline step: writes a bundle, checks it, and rolls it out where that is asked for.
 
+Its arguments come on standard input, one a line, where no shell has read them.
 In a job Azure ML names the workspace in AZUREML_ARM_*; the job's identity needs the role AzureML Data Scientist there.
 """
 
@@ -13,9 +14,19 @@ from pathlib import Path
 import mii_azure
 
 
+def read(text: str) -> list[str]:
+    """The arguments in `--name=value` lines; exits with 2 where a name comes twice: a value has more than one line."""
+    lines = [line for line in text.split("\n") if line.strip()]
+    names = [line.partition("=")[0] for line in lines]
+    if len(set(names)) < len(names):
+        sys.stderr.write("error: a value of an input has more than one line\n")
+        sys.exit(2)
+    return lines
+
+
 def main(arguments: list[str]) -> int:
     """Exit status 1 where the check finds an error: nothing is deployed then."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(allow_abbrev=False)
     for name in ("model", "task", "name", "output"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--instance-type")
@@ -45,4 +56,4 @@ def _roll_out(bundle: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(read(sys.stdin.read())))
