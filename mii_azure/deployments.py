@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +14,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from local_runner.addresses import read_host_port
 from mii_azure.errors import RunnerFailed, SpecError, UnknownDeployment
 from mii_azure.spec import check_name
 from mii_azure.verdict import ENDPOINT
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from mii_azure.azure.deploy import AzureDeployment
     from mii_azure.endpoint_client import EndpointClient
 
-ADDRESS = re.compile(r"^[\w.\-\[\]:]+:\d+$")
 SCHEMES = (ENDPOINT, "http://", "https://")
 START_TIMEOUT_S = 600.0
 # Runners that this process started; they outlive it, and until then it must reap them.
@@ -226,7 +225,8 @@ def async_client(name: str, credentials: "Credentials | None" = None) -> "AsyncC
 
 def _address(name: str) -> str:
     """Of a gRPC server, told as HOST:PORT or by a deployment's name; raises UnknownDeployment."""
-    if ADDRESS.match(name):
+    with contextlib.suppress(ValueError):
+        read_host_port(name)
         return name
     deployment = find(name)
     return f"{deployment.host}:{deployment.grpc_port}"
