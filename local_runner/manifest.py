@@ -48,7 +48,7 @@ def read_manifest(bundle: Path) -> dict[str, Any]:
         if not isinstance(files, dict) or "code/score.py" not in files:
             raise ValueError("it lists no code/score.py")
         return manifest
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         from mii_azure.errors import NotABundle
 
         why = "it has no manifest.json" if isinstance(error, OSError) else f"its manifest cannot be read: {error}"

@@ -3,7 +3,6 @@
 Only `config.json`, the tokenizer's settings and safetensors headers are read; weights never are.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterable
@@ -12,7 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-from mii_azure import headers
+from mii_azure import configs, headers
 from mii_azure.errors import (
     ConfigMissing,
     NotAvailable,
@@ -27,6 +26,7 @@ from mii_azure.headers import Tensor, Weights
 from mii_azure.products import int8_bytes, unpacked
 from scoring.config import DIFFUSERS_INDEX
 from scoring.int8_layout import is_shipped
+from scoring.json_files import LARGEST_FILE, read_file, read_object
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -146,7 +146,7 @@ def _quantised(how: str) -> NotAvailable:
 
 def refuse_quantised(config: dict[str, Any]) -> None:
     """Raise NotAvailable for a config.json that says the weights are quantised, other than as bundles ship them."""
-    told = config.get("quantization_config")
+    told = configs.value(config, "quantization_config", dict)
     if told is not None and not is_shipped(told):
         raise _quantised(f"by {told.get('quant_method', 'an unnamed method')}")
 
@@ -166,14 +166,30 @@ def weigh(config: dict[str, Any], tensors: list[Tensor], size: int) -> Weights:
 
 
 def _stored_dtype(config: dict[str, Any]) -> str:
-    return str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    told = configs.value(config, "dtype", str) or configs.value(config, "torch_dtype", str) or "float32"
+    name = told.removeprefix("torch.")
+    if name not in headers.FLOAT_NAMES.values():
+        raise _quantised(f"in the type {told}")
+    return name
 
 
 def read_settings(path: Path) -> Any:
-    """Parse a small JSON file (or return another's text); raise ConfigMissing where it cannot be read."""
+    """Parse a small JSON file (or return another's text).
+
+    Raises ConfigMissing, or WeightsCorrupt for an index, where it cannot be read or is no object; modules.json may be a
+    list.
+    """
+    if path.suffix != ".json":
+        return _read_text(path)
+    if path.name == "modules.json":
+        return read_file(path, ConfigMissing)
+    return read_object(path, WeightsCorrupt if path.name == INDEX else ConfigMissing)
+
+
+def _read_text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
-        return json.loads(text) if path.suffix == ".json" else text
+        with path.open("rb") as file:
+            return file.read(LARGEST_FILE).decode()
     except (OSError, ValueError) as error:
         raise ConfigMissing(f"{path.name} cannot be read: {error}.", "Copy the file again.", str(path)) from error
 
@@ -182,10 +198,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise ConfigMissing(f"{folder} has no config.json, which says what the model is.", _config_remedy(folder))
-    config = read_settings(path)
-    if not isinstance(config, dict):
-        raise ConfigMissing("config.json is not a JSON object.", "Copy the file again.", str(path))
-    return config
+    return read_object(path, ConfigMissing)
 
 
 def _config_remedy(folder: Path) -> str:

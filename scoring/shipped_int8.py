@@ -4,7 +4,6 @@ Quantising what was widened gives the same int8 numbers again, in every type tha
 one of bfloat16's, so that 127 times its scale is read back as it was, and nothing else is off by half a step.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor
 from scoring.eight_bits import LEAST
 from scoring.errors import WeightsUnreadable
 from scoring.int8_layout import PACKED, SCALE, SHAPE, WEIGHT, is_shipped, quantisation
+from scoring.json_files import read_object, typed
 
 _AT_ONCE = 1 << 22  # numbers that are widened at once: a float32 copy of more is never made
 
@@ -136,5 +136,5 @@ def _files(folder: Path) -> Iterator[Path]:
     if (folder / "model.safetensors").is_file() or not index.is_file():
         yield folder / "model.safetensors"
         return
-    names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+    names = typed(read_object(index).get("weight_map"), dict, "weight_map").values()
     yield from (folder / name for name in sorted(set(names)))
