@@ -13,7 +13,9 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from local_runner import wire
+from local_runner.addresses import read_host_port
 from local_runner.credentials import Credentials
+from local_runner.errors import RunnerFailed
 from local_runner.protos import scoring_pb2, scoring_pb2_grpc
 from scoring.errors import InvalidInput
 
@@ -54,12 +56,22 @@ def channel_options(address: str, retry: bool = True) -> list[tuple[str, Any]]:
     return options
 
 
+def _check(address: str) -> None:
+    """Raise RunnerFailed for an address that gRPC may read as another host than a person does."""
+    try:
+        read_host_port(address)
+    except ValueError as error:
+        raise RunnerFailed(f"{address!r} gets no key: {error}.", "Give HOST:PORT of the runner's gRPC side.") from None
+
+
 class _Calls:
     """What both clients share: requests, stubs, and how failures are told."""
 
     def __init__(self, address: str, credentials: Credentials | None, asynchronous: bool) -> None:
         self.address = address
         credentials = credentials or Credentials()
+        if credentials.api_key:
+            _check(address)
         channel = credentials.channel(address, channel_options(address), asynchronous)
         self._metadata = credentials.metadata()
         self._channel = channel
@@ -73,6 +85,7 @@ class _Calls:
             raise InvalidInput(f"The payload is not JSON: {error}.", "Send plain values, and no NaN.") from error
 
     def _stream_request(self, payload: dict[str, Any]) -> Any:
+        wire.check_streamed(payload)
         return self._request({**payload, "stream": True})
 
     @contextmanager
@@ -92,7 +105,9 @@ class Client(_Calls):
     def query(self, payload: Any, timeout: float = TIMEOUT_S) -> Any:
         """The answer to one request; `timeout` in seconds covers the retries."""
         with self._translated(timeout):
-            return json.loads(self._stub.Score(self._request(payload), timeout, self._metadata).json)
+            return wire.read_answer(
+                self._stub.Score(self._request(payload), timeout, self._metadata).json, self.address
+            )
 
     def stream(self, payload: dict[str, Any], timeout: float = TIMEOUT_S) -> Iterator[dict[str, Any]]:
         """The events of a streamed answer as they come; leaving the iterator early cancels the work."""
@@ -100,7 +115,7 @@ class Client(_Calls):
             call = self._stub.ScoreStream(self._stream_request(payload), timeout=timeout, metadata=self._metadata)
             try:
                 for event in call:
-                    yield json.loads(event.json)
+                    yield wire.read_answer(event.json, self.address)
             finally:
                 call.cancel()
 
@@ -108,7 +123,7 @@ class Client(_Calls):
         """Facts of what is served: name, task, model, versions, device, limits."""
         with self._translated(timeout):
             reply = self._stub.Metadata(scoring_pb2.MetadataRequest(), timeout=timeout, metadata=self._metadata)
-            facts: dict[str, Any] = json.loads(reply.json)
+            facts: dict[str, Any] = wire.read_answer(reply.json, self.address)
             return facts
 
     def ready(self, timeout: float = _READY_TIMEOUT_S) -> bool:
@@ -140,7 +155,7 @@ class AsyncClient(_Calls):
         """The answer to one request; `timeout` in seconds covers the retries."""
         with self._translated(timeout):
             call = self._stub.Score(self._request(payload), timeout=timeout, metadata=self._metadata)
-            return json.loads((await call).json)
+            return wire.read_answer((await call).json, self.address)
 
     async def stream(self, payload: dict[str, Any], timeout: float = TIMEOUT_S) -> AsyncIterator[dict[str, Any]]:
         """The events of a streamed answer as they come; leaving the iterator early cancels the work."""
@@ -148,7 +163,7 @@ class AsyncClient(_Calls):
             call = self._stub.ScoreStream(self._stream_request(payload), timeout=timeout, metadata=self._metadata)
             try:
                 async for event in call:
-                    yield json.loads(event.json)
+                    yield wire.read_answer(event.json, self.address)
             finally:
                 call.cancel()
 
@@ -156,7 +171,7 @@ class AsyncClient(_Calls):
         """Facts of what is served: name, task, model, versions, device, limits."""
         with self._translated(timeout):
             reply = await self._stub.Metadata(scoring_pb2.MetadataRequest(), timeout=timeout, metadata=self._metadata)
-            facts: dict[str, Any] = json.loads(reply.json)
+            facts: dict[str, Any] = wire.read_answer(reply.json, self.address)
             return facts
 
     async def ready(self, timeout: float = _READY_TIMEOUT_S) -> bool:

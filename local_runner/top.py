@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from local_runner.addresses import opener, read_host_port
 from local_runner.errors import RunnerFailed, Unauthenticated
 from local_runner.security import check_certificates, read_keys
 
@@ -26,21 +27,27 @@ class Source:
     """The /metrics of the runner whose HTTP port is `address`."""
 
     def __init__(self, address: str, tls: bool, ca: Path | None, api_key_file: Path | None) -> None:
+        try:
+            read_host_port(address)
+        except ValueError as error:
+            raise RunnerFailed(
+                f"{address!r} is no address: {error}.", "Give HOST:PORT of the runner's HTTP side."
+            ) from None
         self._url = f"{'https' if tls or ca else 'http'}://{address}/metrics"
         self._headers = {"Authorization": f"Bearer {read_keys(api_key_file)[0]}"} if api_key_file else {}
         if ca:
             check_certificates(ca)
         context = ssl.create_default_context(cafile=ca)
         # A proxy is never asked for a runner.
-        self._open = urllib.request.build_opener(
-            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
-        ).open
+        handlers = (urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
+        self._open = opener(*handlers).open
 
     def read(self) -> Samples:
         """Samples by name, a comma and label; raises RunnerFailed or Unauthenticated."""
         try:
             with self._open(urllib.request.Request(self._url, headers=self._headers), timeout=_TIMEOUT_S) as answer:  # noqa: S310
                 text = answer.read().decode()
+            families = list(text_string_to_metric_families(text))
         except urllib.error.HTTPError as error:
             with error:
                 if error.code == Unauthenticated.http_status:
@@ -53,7 +60,7 @@ class Source:
             raise RunnerFailed(f"{self._url} cannot be read: {why}.", "Give the runner's HTTP port.") from error
         return {
             ",".join((sample.name, *sample.labels.values())): sample.value
-            for family in text_string_to_metric_families(text)
+            for family in families
             for sample in family.samples
         }
 

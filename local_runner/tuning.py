@@ -51,7 +51,7 @@ def read(path: Path | None) -> Tuning:
         given = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RunnerFailed(f"{path} cannot be read: {error.strerror}.", "Check --settings-file.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunnerFailed(f"{path} is not JSON: {error}.", _HINT) from error
     if not isinstance(given, dict):
         raise RunnerFailed(f"{path} holds no JSON object.", _HINT)

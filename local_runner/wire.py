@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from local_runner.errors import ModelNotServed, RunnerFailed, Unauthenticated
 from scoring.errors import (
     InternalError,
+    InvalidInput,
     MiiAzureError,
     NotReady,
     Overloaded,
@@ -128,6 +129,20 @@ def failure_of(answer: Any) -> MiiAzureError:
     return error_from_body(answer.read(), answer.status, retry)
 
 
+def check_streamed(payload: Any) -> None:
+    """Raise InvalidInput for a request that has no room for `stream`."""
+    if not isinstance(payload, dict):
+        raise InvalidInput("A request for a stream is an object.", 'It looks like {"inputs": "..."}.')
+
+
+def read_answer(text: str | bytes, address: str) -> Any:
+    """The JSON of an answer; raises RunnerFailed where it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise RunnerFailed(f"What {address} answered is not JSON.", "Check that a scoring server is there.") from None
+
+
 class EventParser:
     """Splits server-sent events into the data of each, however the bytes arrive; the closing `[DONE]` is dropped."""
 
@@ -138,7 +153,7 @@ class EventParser:
         """The events that `chunk` completes; raises the error that one of them reports."""
         *whole, self._rest = (self._rest + chunk).split(b"\n\n")
         for event in whole:
-            data = event.removeprefix(b"data: ").decode()
+            data = event.removeprefix(b"data: ").decode(errors="replace")
             if data.startswith('{"error"'):
                 raise error_from_body(data.encode(), 500)
             if data != DONE:
@@ -149,7 +164,7 @@ def _fields(body: bytes) -> dict[str, str]:
     try:
         fields = json.loads(body)["error"]
         return {key: str(value) for key, value in fields.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {"code": "internal", "message": body.decode(errors="replace")[:_MAX_SENTENCE]}
 
 

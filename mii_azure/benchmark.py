@@ -10,9 +10,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from mii_azure.errors import RunnerFailed, SpecError
+from mii_azure.errors import NotABundle, RunnerFailed, SpecError
 from mii_azure.manifest import load_manifest
 from mii_azure.parity_targets import KNOWN, TARGETS
+from scoring.json_files import read_file
 
 WARM_UP = 5
 ROUNDS = 20
@@ -65,7 +66,7 @@ def bench(
         raise SpecError(f"Unknown target {unknown[0]!r}.", f"Targets: {', '.join(KNOWN)}.")
     folder = Path(bundle)
     load_manifest(folder)
-    body = (folder / "requests" / "sample.json").read_text(encoding="utf-8")
+    body = json.dumps(read_file(folder / "requests" / "sample.json", NotABundle, "Generate the bundle again."))
     with ExitStack() as stack:
         hosts = {}
         for target in (*(make_target(name, folder) for name in targets), *beside):

@@ -10,6 +10,7 @@ from importlib.metadata import packages_distributions
 from mii_azure.inspection import DEPLOYMENT, LOCK, MODEL, SCORE, SETTINGS, Inspected, Problem
 from scoring import dialects
 from scoring.errors import MiiAzureError
+from scoring.json_files import parse
 from scoring.json_text import read_json
 from scoring.tasks import task_schema
 
@@ -17,6 +18,7 @@ SAMPLE = "requests/sample.json"
 OPENAPI = ("code/swagger2.json", "code/swagger3.json", "code/swagger3.1.json")
 # Read by the inference server as its own settings, and not meant for it.
 SERVER_FILES = ("code/config.json", "code/logging.json", "code/swagger.json")
+_CONFIG = "model/config.json"
 _AGAIN = "Generate the bundle again."
 
 
@@ -122,13 +124,14 @@ def model_layout(bundle: Inspected) -> Iterator[Problem]:
 
 def own_code(bundle: Inspected) -> Iterator[Problem]:
     try:
-        config = json.loads(bundle.text("model/config.json") or "{}")
-    except ValueError:
+        config = parse((bundle.text("model/config.json") or "{}").encode())
+    except ValueError as error:
+        yield Problem(f"The model's config.json cannot be read: {error}.", _AGAIN, _CONFIG)
         return
     trusted = getattr(bundle.settings, "trust_remote_code", False)
     if isinstance(config, dict) and config.get("auto_map") and not trusted:
         message = "The model is loaded by code of its own (trust_remote_code), which nobody said to trust."
-        yield Problem(message, "Use a model whose architecture transformers has.", "model/config.json")
+        yield Problem(message, "Use a model whose architecture transformers has.", _CONFIG)
 
 
 def imports_past_the_lock(bundle: Inspected) -> Iterator[Problem]:

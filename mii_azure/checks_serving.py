@@ -57,6 +57,7 @@ def model_does_not_fit(bundle: Inspected) -> Iterator[Problem]:
             instance_type=sku.name,
             dtype=settings.dtype,
             allow_pickle=settings.allow_pickle,
+            trust_remote_code=settings.trust_remote_code,
         ).require_fit()
     except MiiAzureError as error:
         yield Problem(error.message, error.hint, DEPLOYMENT, ("instance_type",))

@@ -29,9 +29,10 @@ Workspace = Annotated[str | None, flag("workspace", "Azure ML workspace.")]
 
 def read_request(request: str) -> Any:
     """The JSON of a request given as text, or `-` for standard input; raises SpecError."""
-    text = sys.stdin.read() if request == "-" else request
     try:
-        return json.loads(text)
+        return json.loads(sys.stdin.read() if request == "-" else request)
+    except RecursionError:
+        raise SpecError("The request is nested too deeply.", 'It looks like \'{"inputs": "..."}\'.') from None
     except ValueError as error:
         raise SpecError(f"The request is not JSON: {error}.", 'It looks like \'{"inputs": "..."}\'.') from None
 

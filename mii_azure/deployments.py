@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from local_runner.addresses import read_host_port
 from mii_azure import folders
 from mii_azure.errors import RunnerFailed, SpecError, UnknownDeployment
 from mii_azure.parity_targets import ENDPOINT
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from mii_azure.azure.deploy import AzureDeployment
     from mii_azure.endpoint_client import EndpointClient
 
-ADDRESS = re.compile(r"^[\w.\-\[\]:]+:\d+$")
 # What a deployment leaves in its folder beside its bundle.
 _FILES = ("ready.json", "runner.log", "state.json")
 SCHEMES = (ENDPOINT, "http://", "https://")
@@ -228,7 +227,8 @@ def async_client(name: str, credentials: "Credentials | None" = None) -> "AsyncC
 
 def _address(name: str) -> str:
     """Of a gRPC server, told as HOST:PORT or by a deployment's name; raises UnknownDeployment."""
-    if ADDRESS.match(name):
+    with contextlib.suppress(ValueError):
+        read_host_port(name)
         return name
     deployment = find(name)
     return f"{deployment.host}:{deployment.grpc_port}"

@@ -12,6 +12,7 @@ from local_runner.manifest import MANIFEST, hash_files
 from mii_azure.inspection import DOCKERFILE, LOCK, SETTINGS, YAMLS
 from mii_azure.lockfile import pins
 from mii_azure.manifest import load_manifest, walk
+from mii_azure.yaml_text import parse_yaml
 
 Group = Literal["model", "scoring", "environment", "settings", "documents"]
 GROUPS: tuple[Group, ...] = ("model", "scoring", "environment", "settings", "documents")
@@ -105,8 +106,8 @@ def _instructions(text: str) -> dict[str, str]:
 def _structured(text: str) -> dict[str, str] | None:
     """Dotted places of a YAML or JSON mapping; None if it is none."""
     try:
-        document = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError):
+        document = parse_yaml(text)
+    except yaml.YAMLError:
         return None
     return dict(_flatten(document, "")) if isinstance(document, dict) else None
 

@@ -95,7 +95,12 @@ def _with_text(value: Any, text: str, task: TaskSchema) -> Any:
 
 
 def _body(payload: Any) -> str:
-    return json.dumps(payload, ensure_ascii=False)
+    text = json.dumps(payload, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair has no form but its escape
+        return json.dumps(payload)
+    return text
 
 
 def read_requests(path: Path) -> list[Request]:
@@ -107,7 +112,7 @@ def read_requests(path: Path) -> list[Request]:
     try:
         document = json.loads(text)
         bodies = [_body(entry) for entry in (document if isinstance(document, list) else [document])]
-    except ValueError:
+    except (ValueError, RecursionError):
         bodies = [line for line in text.splitlines() if line.strip()]
     if not bodies:
         raise SpecError(f"The requests file {path} holds no request.", "Write one JSON body per line.")

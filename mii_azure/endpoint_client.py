@@ -7,29 +7,28 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Self
-from urllib.parse import urlsplit
 
 from local_runner import wire
 from local_runner.client import TIMEOUT_S
 from local_runner.credentials import Credentials
-from mii_azure.azure.live import SLOT_HEADER, STATUS_HEADER, fresh_key, split_address
+from mii_azure.azure.live import SLOT_HEADER, fresh_key, model_status, split_address
 from mii_azure.azure.translate import translated
-from mii_azure.errors import AzureUnavailable, NotSignedIn, SpecError
+from mii_azure.errors import AzureUnavailable, NotSignedIn
+from mii_azure.sending import in_azure, post, scoring_address
 from scoring.errors import InvalidInput, MiiAzureError, RequestTimeout
 
 AUDIENCE = "https://ml.azure.com/.default"
-# Tokens of a person or an identity are sent to no other host.
-_AZURE = (".inference.ml.azure.com", ".inference.ml.azure.us", ".inference.ml.azure.cn")
 
 Token = Callable[[], str]
 
 
 class EndpointClient:
-    """Asks one URL; a context manager, safe to share by threads."""
+    """Asks one URL; a context manager, safe to share by threads. Raises SpecError for a URL that is none."""
 
     def __init__(self, url: str, token: Token, slot: str | None = None, credentials: Credentials | None = None) -> None:
         import requests
 
+        scoring_address(url)
         self.url, self._token, self._slot = url, token, slot
         self._key = token()
         self._session = requests.Session()  # takes REQUESTS_CA_BUNDLE and proxies from the environment
@@ -43,15 +42,16 @@ class EndpointClient:
     def query(self, payload: Any, timeout: float = TIMEOUT_S) -> Any:
         """The answer to one request; raises the error that the model's own reply names, whatever Azure makes of it."""
         with self._asked(payload, timeout) as response:
-            return response.json()
+            return wire.read_answer(response.content, self.url)
 
     def stream(self, payload: dict[str, Any], timeout: float = TIMEOUT_S) -> Iterator[dict[str, Any]]:
         """The events of a streamed answer as they come; leaving the iterator early closes the connection."""
+        wire.check_streamed(payload)
         parser = wire.EventParser()
         with self._asked({**payload, "stream": True}, timeout) as response:
             for chunk in response.iter_content(None):
                 for event in parser.feed(chunk):
-                    yield json.loads(event)
+                    yield wire.read_answer(event, self.url)
 
     def metadata(self, timeout: float = TIMEOUT_S) -> dict[str, Any]:
         """Facts of what is served: name, task, model, versions, device, limits."""
@@ -91,7 +91,7 @@ class EndpointClient:
                 response = self._post(body, timeout)
             with response:
                 if response.status_code != 200:
-                    status = int(response.headers.get(STATUS_HEADER, response.status_code))
+                    status = model_status(response)
                     raise wire.error_from_body(response.content, status, response.headers.get(wire.RETRY_KEY, "1"))
                 yield response
         except requests.Timeout as error:
@@ -100,12 +100,8 @@ class EndpointClient:
             raise AzureUnavailable(f"{self.url} was not reached: {error}.", "Check network and proxy.") from error
 
     def _post(self, body: bytes, timeout: float) -> Any:
-        headers = {"Content-Type": "application/json"}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
-        if self._slot:
-            headers[SLOT_HEADER] = self._slot
-        return self._session.post(self.url, body, headers=headers, timeout=timeout, stream=True, **self._files)
+        headers = {SLOT_HEADER: self._slot} if self._slot else {}
+        return post(self._session, self.url, body, self._key, headers, timeout=timeout, stream=True, **self._files)
 
 
 def of_endpoint(address: str, ml_client: Any) -> EndpointClient:
@@ -122,13 +118,9 @@ def of_url(url: str, credentials: Credentials | None = None) -> EndpointClient:
     With a key in `credentials` that is sent; without, an endpoint in Azure gets a token of whoever azure-identity finds
     signed in, and any other host gets none.
     """
-    parts = urlsplit(url)
-    if not parts.hostname or not parts.path.strip("/"):
-        raise SpecError(
-            f"{url!r} is no scoring URL.", "It looks like https://NAME.REGION.inference.ml.azure.com/score."
-        )
+    address = scoring_address(url)
     key = credentials.api_key if credentials else ""
-    if key or not (parts.scheme == "https" and parts.hostname.endswith(_AZURE)):
+    if key or not (address.scheme == "https" and in_azure(address)):
         return EndpointClient(url, lambda: key, credentials=credentials)
     return EndpointClient(url, _identity(), credentials=credentials)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from mii_azure import configs
 from mii_azure.errors import UnknownTask
 from mii_azure.skus import load_data
 
@@ -77,7 +78,7 @@ def find_family(config: dict[str, Any]) -> Family:
         kind = "decoder"
     else:
         kind = "encoder"
-    return family_named(str(config.get("model_type", "")), kind)
+    return family_named(configs.value(config, "model_type", str) or "", kind)
 
 
 def family_named(name: str, kind: str) -> Family:
@@ -87,15 +88,19 @@ def family_named(name: str, kind: str) -> Family:
 
 def first_architecture(config: dict[str, Any]) -> str:
     """The model class that config.json names, or an empty string."""
-    names = config.get("architectures") or [""]
-    return str(names[0])
+    return next(iter(configs.names(config, "architectures")), "")
 
 
 def fact(config: dict[str, Any], family: Family, name: str) -> int | None:
-    """Look a fact up in a config.json (or in its text_config) under the family's names, then the common ones."""
+    """Look a fact up in a config.json (or in its text_config) under the family's names, then the common ones.
+
+    Raises ConfigMissing for a number that no model has.
+    """
     common: dict[str, list[str]] = load_data("families")["common"]
+    nested = configs.value(config, "text_config", dict) or {}
     for key in [*family.keys.get(name, []), *common.get(name, [])]:
-        for place in (config, config.get("text_config") or {}):
-            if isinstance(place.get(key), int):
-                return int(place[key])
+        for place in (config, nested):
+            found = place.get(key)
+            if isinstance(found, int) and not isinstance(found, bool):
+                return configs.bounded(found, key)
     return family.defaults.get(name)

@@ -10,7 +10,7 @@ from local_runner.manifest import MANIFEST, hash_files
 from mii_azure.checks import check, problems
 from mii_azure.findings import Finding
 from mii_azure.inspection import Fix
-from mii_azure.manifest import make_manifest
+from mii_azure.manifest import load_manifest, make_manifest
 from mii_azure.render import as_json
 
 _ROUNDS = 3  # a change may bring out what an earlier finding hid
@@ -78,7 +78,7 @@ def _base(root: Path) -> Path:
 
 def _adopt(bundle: Path, changed: list[str]) -> list[str]:
     """Give the manifest the hashes of the changed files; those of other files stay, edited by hand or not."""
-    hashes: dict[str, str] = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))["files"]
+    hashes: dict[str, str] = load_manifest(bundle)["files"]
     (bundle / MANIFEST).write_text(as_json(make_manifest(hashes | hash_files(bundle, changed))), encoding="utf-8")
     return [f"{MANIFEST}: {', '.join(sorted(changed))} taken as it is now."]
 

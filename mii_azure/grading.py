@@ -22,7 +22,7 @@ def grade(reference: tuple[int, bytes], other: tuple[int, bytes], tolerance: flo
         return "different", f"status {reference[0]} against {other[0]}"
     try:
         left, right = json.loads(reference[1]), json.loads(other[1])
-    except ValueError:
+    except (ValueError, RecursionError):
         return "different", "the bodies differ and are not JSON"
     worst = _Worst(tolerance)
     place = _walk(left, right, "$", worst)

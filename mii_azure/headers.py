@@ -1,6 +1,5 @@
 """Safetensors headers: what a weight file holds, and whether it is whole, without reading a weight."""
 
-import json
 import math
 import re
 from collections.abc import Iterable
@@ -8,15 +7,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mii_azure.errors import WeightsCorrupt, WeightsMissing
+from scoring.json_files import parse, typed
 
 # Bytes of one element, by safetensors' name of the type.
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 ITEM_BYTES |= {"U64": 8, "U32": 4, "U16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "C64": 8}
+ITEM_BYTES |= {"F8_E8M0": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1}
+_ITEM_BITS = {dtype: 8 * size for dtype, size in ITEM_BYTES.items()} | {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
 FLOAT_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 #: Bytes of one element, by torch's name of the type.
 DTYPE_BYTES = {name: ITEM_BYTES[short] for short, name in FLOAT_NAMES.items()}
 # The limit of the safetensors library itself.
 MAX_HEADER_BYTES = 100_000_000
+_MAX_ELEMENTS, _MAX_DIMENSIONS = 2**63 - 1, 64  # torch and numpy have no more
 LFS_POINTER = b"version https://git-lfs"
 
 # Tensors that checkpoints carry but that are no parameters, and matrices that may be stored twice.
@@ -40,7 +43,7 @@ class Tensor(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        return self.elements * ITEM_BYTES.get(self.dtype, 1)
+        return self.elements * _ITEM_BITS.get(self.dtype, 8) // 8
 
 
 class Weights(NamedTuple):
@@ -71,9 +74,8 @@ def read_header(path: Path) -> list[Tensor]:
             raise _corrupt(path, f"its header should be {length} bytes long and the file has {size}")
         raw = file.read(length)
     try:
-        header = json.loads(raw)
-        tensors, end = _parse(header)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        tensors, end = _parse(typed(parse(raw), dict, "it"))
+    except (ValueError, TypeError) as error:
         raise _corrupt(path, f"its header cannot be read: {error}") from error
     if 8 + length + end != size:
         raise _corrupt(path, f"its header describes {8 + length + end} bytes and the file has {size}")
@@ -85,22 +87,40 @@ def _corrupt(path: Path, what: str) -> WeightsCorrupt:
 
 
 def _parse(header: dict[str, Any]) -> tuple[list[Tensor], int]:
-    """Return the tensors of a header in file order and the bytes they take together; raise ValueError on a gap."""
-    entries = sorted(
-        ((fields["data_offsets"], name, fields) for name, fields in header.items() if name != "__metadata__"),
-        key=lambda entry: (*entry[0], entry[1]),
-    )
-    tensors: list[Tensor] = []
+    """Return the tensors of a header in file order and the bytes they take together; raise ValueError or TypeError."""
+    for key, value in typed(header.pop("__metadata__", {}), dict, "__metadata__").items():
+        typed(value, str, f"__metadata__.{key}")
+    entries = sorted((_span(name, fields), checked(name, fields)) for name, fields in header.items())
     end = 0
-    for (start, stop), name, fields in entries:
-        tensor = Tensor(name, fields["dtype"], tuple(fields["shape"]))
-        if start != end or stop < start:
-            raise ValueError(f"{name} does not start where the tensor before it ends")
-        if tensor.dtype in ITEM_BYTES and stop - start != tensor.bytes:
-            raise ValueError(f"{name} has {stop - start} bytes for {tensor.elements} of {tensor.dtype}")
-        tensors.append(tensor)
+    for (start, stop), tensor in entries:
+        if start != end:
+            raise ValueError(f"{tensor.name} does not start where the tensor before it ends")
+        if stop - start != tensor.bytes:
+            raise ValueError(f"{tensor.name} has {stop - start} bytes for {tensor.elements} of {tensor.dtype}")
         end = stop
-    return tensors, end
+    return [tensor for _, tensor in entries], end
+
+
+def checked(name: str, fields: Any) -> Tensor:
+    """The tensor that an entry of a header describes; raises ValueError or TypeError with the tensor's name."""
+    told = typed(fields, dict, name)
+    dtype = typed(told.get("dtype"), str, f"dtype of {name}")
+    if dtype not in _ITEM_BITS:
+        raise ValueError(f"{name} is of the type {dtype!r}, which safetensors has not")
+    shape = tuple(typed(each, int, f"shape of {name}") for each in typed(told.get("shape"), list, f"shape of {name}"))
+    sizes = len(shape) <= _MAX_DIMENSIONS and all(0 <= each <= _MAX_ELEMENTS for each in shape)
+    if not sizes or math.prod(shape) > _MAX_ELEMENTS:
+        raise ValueError(f"{name} has the shape {list(shape)}, which no file can hold")
+    return Tensor(name, dtype, shape)
+
+
+def _span(name: str, fields: Any) -> tuple[int, int]:
+    """Where a tensor's bytes begin and end."""
+    offsets = typed(typed(fields, dict, name).get("data_offsets"), list, f"data_offsets of {name}")
+    whole = [typed(each, int, f"data_offsets of {name}") for each in offsets]
+    if len(whole) != 2 or not 0 <= whole[0] <= whole[1]:
+        raise ValueError(f"{name} begins and ends nowhere in the file: {whole}")
+    return whole[0], whole[1]
 
 
 def count(tensors: Iterable[Tensor], file_bytes: int, tied: bool) -> Weights:

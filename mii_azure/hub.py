@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mii_azure import pipelines, seed_models
+from mii_azure import headers, pipelines, seed_models
 from mii_azure.errors import ConfigMissing, ModelError, PickleRefused, UnknownModel, WeightsCorrupt, WeightsMissing
 from mii_azure.headers import Tensor
 from mii_azure.model_files import shards
@@ -194,7 +194,13 @@ def _header(info: "ModelInfo", name: str, size: int) -> list[Tensor]:
     end = max((tensor.data_offsets[1] for tensor in header.tensors.values()), default=0)
     if size and end + 8 > size:
         raise WeightsCorrupt(f"{name} of {info.id} is cut short.", "Ask its owner, or pin another revision.")
-    return [Tensor(key, tensor.dtype, tuple(tensor.shape)) for key, tensor in header.tensors.items()]
+    try:
+        return [
+            headers.checked(key, {"dtype": tensor.dtype, "shape": list(tensor.shape)})
+            for key, tensor in header.tensors.items()
+        ]
+    except (TypeError, ValueError) as error:
+        raise WeightsCorrupt(f"{name} of {info.id} is damaged: {error}.", "Ask its owner.") from error
 
 
 def _pickle_bytes(repo: str, sizes: dict[str, int], allow_pickle: bool) -> int:

@@ -11,6 +11,7 @@ import yaml
 from local_runner.manifest import MANIFEST
 from mii_azure.manifest import Mismatch, load_manifest, read_text, verify
 from mii_azure.servers import HOST_FOLDER, Server
+from mii_azure.yaml_text import compose_yaml, parse_yaml
 from scoring.config import Deployment
 from scoring.errors import LoadError
 
@@ -183,8 +184,8 @@ class Inspected:
             missing = not self.path(file).exists()
             return {}, None, "" if missing else "it is not UTF-8 text"
         try:
-            return yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader), ""
-        except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+            return parse_yaml(text), compose_yaml(text), ""
+        except yaml.YAMLError as error:
             return {}, None, " ".join(str(error).split()) or type(error).__name__
 
 

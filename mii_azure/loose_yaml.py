@@ -7,6 +7,7 @@ import yaml
 
 from mii_azure.errors import NotABundle
 from mii_azure.inspection import DEPLOYMENT, ENDPOINT, ENVIRONMENT, MODEL, Inspected
+from mii_azure.yaml_text import parse_yaml
 
 _SUFFIXES = {".yml", ".yaml"}
 # By the end of `$schema`, in lower case, then by keys that only one kind of file has.
@@ -49,8 +50,8 @@ def views(target: Path) -> list[Inspected]:
 
 def _value(path: Path) -> dict[str, Any]:
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, ValueError, TypeError, RecursionError):
+        value = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mii_azure import headers
+from mii_azure import configs, headers
 from mii_azure.errors import ConfigMissing, PickleRefused, WeightsMissing
 from mii_azure.headers import Tensor, Weights
 from mii_azure.model_files import contained, shards
@@ -23,6 +23,7 @@ PARTS = {
     "safety_checker": "model",
 }
 _OPTIONAL = "safety_checker"
+_MOST_BLOCKS = 16  # of a UNet or VAE, each at half the size of the one before
 _SMALL = {
     "tokenizer": ("tokenizer_config.json", "tokenizer.json", "vocab.json", "merges.txt", "special_tokens_map.json"),
     "scheduler": ("scheduler_config.json",),
@@ -66,8 +67,8 @@ def read_pipeline(
 ) -> Model:
     """Describe a pipeline; raises ConfigMissing, WeightsMissing, WeightsCorrupt and PickleRefused."""
     index = files.small(DIFFUSERS_INDEX)
-    architecture = index.get("_class_name") if isinstance(index, dict) else None
-    if not isinstance(architecture, str):
+    architecture = configs.value(index, "_class_name", str, DIFFUSERS_INDEX)
+    if not architecture:
         raise ConfigMissing(
             f"{DIFFUSERS_INDEX} of {name} does not say what pipeline it is.",
             "Copy the folder again, as diffusers' save_pretrained wrote it.",
@@ -89,36 +90,40 @@ def read_pipeline(
 
 def _facts(files: Files, name: str) -> dict[str, int]:
     unet, text, vae = (_config(files, part, name) for part in ("unet", "text_encoder", "vae"))
-    try:
-        channels, per_block = unet["block_out_channels"], unet["layers_per_block"]
-        blocks = [*unet["down_block_types"], *unet["up_block_types"]]
-        down, up = per_block * len(channels), (per_block + 1) * len(channels)
-        attentions = 1 + sum(
-            (per_block if kind.startswith("CrossAttnDown") else per_block + 1)
-            for kind in blocks
-            if kind.startswith("CrossAttn")
-        )
-        heads, size = unet["attention_head_dim"], unet["sample_size"]  # diffusers' name for the number of heads
-        return {
-            "num_hidden_layers": down + 2 + up + attentions,  # residual blocks and attention blocks, two in the middle
-            "hidden_size": channels[0],
-            "num_attention_heads": heads if isinstance(heads, int) else heads[0],
-            "vocab_size": text["vocab_size"],
-            "max_position_embeddings": text["max_position_embeddings"],
-            "image_size": (size if isinstance(size, int) else max(size)) * 2 ** (len(vae["block_out_channels"]) - 1),
-        }
-    except (KeyError, TypeError) as error:
-        raise ConfigMissing(
-            f"The configs of {name} do not say the pipeline's sizes: {error}.", "Served are Stable Diffusion 1 and 2."
-        ) from error
+    where = {part: f"{part}/config.json" for part in ("unet", "text_encoder", "vae")}
+    channels = _sizes(unet, "block_out_channels", where["unet"])
+    per_block = configs.whole(unet, "layers_per_block", where["unet"])
+    blocks = [each for side in ("down", "up") for each in configs.names(unet, f"{side}_block_types", where["unet"])]
+    down, up = per_block * len(channels), (per_block + 1) * len(channels)
+    attentions = 1 + sum(
+        (per_block if kind.startswith("CrossAttnDown") else per_block + 1)
+        for kind in blocks
+        if kind.startswith("CrossAttn")
+    )
+    scale = 2 ** (len(_sizes(vae, "block_out_channels", where["vae"])) - 1)
+    return {
+        "num_hidden_layers": down + 2 + up + attentions,  # residual blocks and attention blocks, two in the middle
+        "hidden_size": channels[0],
+        "num_attention_heads": _sizes(unet, "attention_head_dim", where["unet"])[0],  # diffusers' name for their number
+        "vocab_size": configs.whole(text, "vocab_size", where["text_encoder"]),
+        "max_position_embeddings": configs.whole(text, "max_position_embeddings", where["text_encoder"]),
+        "image_size": max(_sizes(unet, "sample_size", where["unet"])) * scale,
+    }
+
+
+def _sizes(settings: Mapping[str, Any], key: str, file: str) -> list[int]:
+    """One size, or a list of up to sixteen; raises ConfigMissing for anything else."""
+    told = settings.get(key)
+    listed = told if isinstance(told, list) and 1 <= len(told) <= _MOST_BLOCKS else [told]
+    return [configs.whole({key: each}, key, file) for each in listed]
 
 
 def _config(files: Files, part: str, name: str) -> dict[str, Any]:
     path = f"{part}/config.json"
     if path not in files.sizes:
         raise ConfigMissing(f"{name} has no {path}.", "Copy that folder of the pipeline too.")
-    config = files.small(path)
-    return config if isinstance(config, dict) else {}
+    found: dict[str, Any] = files.small(path)
+    return found
 
 
 def _weight_files(files: Files, part: str, name: str, allow_pickle: bool) -> list[str]:

@@ -1,17 +1,20 @@
 """The verb prepare: verify a bundle's passes on this machine once, instead of at every start of the endpoint."""
 
-import json
+import contextlib
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from local_runner.manifest import MANIFEST, hash_files
+from mii_azure.errors import NotABundle, NotWritten
 from mii_azure.manifest import load_manifest, make_manifest, walk
 from mii_azure.render import as_json
 from mii_azure.stopping import unwinding
+from scoring.json_files import read_object
 
 FOLDER = "code/prepared"
 
@@ -32,27 +35,43 @@ def prepare(bundle: str | Path) -> Prepared:
     """Start the bundle's score.py here, and keep in the bundle what it verified and compiled.
 
     Serving uses it on machines with this device, these versions and this model, and verifies as usual on others. Raises
-    NotABundle, BundleEdited, and RunnerFailed or the script's own error when it does not start.
+    NotABundle, BundleEdited, NotWritten, and RunnerFailed or the script's own error when it does not start.
     """
     from local_runner.targets import InProcess
 
     root = Path(bundle).expanduser().resolve()
     load_manifest(root)
+    with _writing(root):  # known before a minute is spent on what could not be kept
+        (root / FOLDER).mkdir(exist_ok=True)
+        tempfile.TemporaryFile(dir=root / FOLDER).close()
+        (root / MANIFEST).open("ab").close()
     with unwinding(), tempfile.TemporaryDirectory() as place:
         target = InProcess(root)
         target.environment = {"MII_AZURE_PREPARE": place}
         with target:
             metadata = target.metadata()
-        _put(Path(place), root / FOLDER)
-    told = json.loads((root / FOLDER / "verified.json").read_text(encoding="utf-8"))
+        with _writing(root):
+            _put(Path(place), root / FOLDER)
+            digest = _sign(root)
+    told = read_object(root / FOLDER / "verified.json", NotABundle)
     compiled = root / FOLDER / "compiled.inductor"
     return Prepared(
-        bundle=_sign(root),
+        bundle=digest,
         device=metadata["device"],
         errors=told["errors"],
         seconds=told["seconds"],
         compiled_bytes=compiled.stat().st_size if compiled.is_file() else 0,
     )
+
+
+@contextlib.contextmanager
+def _writing(root: Path) -> Iterator[None]:
+    """Turn a failure to write into NotWritten."""
+    try:
+        yield
+    except OSError as error:
+        told = f"{root} cannot be written to: {error.strerror or error}."
+        raise NotWritten(told, "Prepare a copy of the bundle in a folder that you may write to.") from error
 
 
 def _put(source: Path, folder: Path) -> None:

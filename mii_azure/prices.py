@@ -52,7 +52,7 @@ def read_prices(path: Path) -> Prices:
         detail = error.errors(include_url=False, include_context=False, include_input=False)[0]
         place = ".".join(str(part) for part in detail["loc"])
         raise SpecError(f"{path} is not a price file: {place}: {detail['msg']}.", _FORM) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error) as error:
         raise SpecError(f"{path} is not a price file: {error}.", _FORM) from None
     wrong = [name for name, price in found.prices.items() if not 0 < price < 1e6]
     if wrong:

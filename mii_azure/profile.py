@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from mii_azure import roofline
+from mii_azure import configs, roofline
 from mii_azure.errors import ConfigMissing, TaskUnsupported
 from mii_azure.families import Family, Options, Task, all_tasks, fact, find_family, first_architecture
 from mii_azure.headers import DTYPE_BYTES
@@ -91,7 +91,7 @@ def _unknown(model: Model) -> Profile:
 
 def _required(config: dict[str, Any], family: Family, name: str) -> int:
     value = fact(config, family, name)
-    if not value or value < 0:
+    if not value:
         raise ConfigMissing(
             f"config.json does not say the model's {name.replace('_', ' ')}.",
             f"The model type is {family.name or 'not given'}; check that config.json is the model's own.",
@@ -118,7 +118,8 @@ def _context_length(model: Model, family: Family) -> int:
         positions -= family.context_offset
     tokenizer = model.settings.get("tokenizer_config.json") or {}
     limit = tokenizer.get("model_max_length")
-    limits = [n for n in (positions, limit) if isinstance(n, int | float) and 0 < n < _NO_LIMIT]
+    numbers = [n for n in (positions, limit) if isinstance(n, int | float) and not isinstance(n, bool)]
+    limits = [n for n in numbers if 1 <= n < _NO_LIMIT]
     return int(min(limits, default=512))
 
 
@@ -163,7 +164,8 @@ def _check_chat_template(model: Model) -> None:
 
 
 def _sentence_options(model: Model) -> Options:
-    modules = [str(module.get("type", "")).rsplit(".", 1)[-1] for module in model.settings["modules.json"]]
+    listed = configs.objects(model.settings["modules.json"], "modules.json")
+    modules = [(configs.value(each, "type", str, "modules.json") or "").rsplit(".", 1)[-1] for each in listed]
     extra = [module for module in modules if module not in ("Transformer", "Pooling", "Normalize")]
     if extra:
         raise TaskUnsupported(

@@ -1,6 +1,5 @@
 """Weights that are quantised once, when a bundle is generated: refused or planned on paper, then made and measured."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from mii_azure.products import LEFT_OUT
 from mii_azure.profile import Profile
 from mii_azure.resolved import INDEX, Model
 from mii_azure.spec import Spec
+from scoring.config import Deployment
 
 _CONV1D = ("gpt2", "openai-gpt")  # families whose products are no nn.Linear
 
@@ -117,5 +117,5 @@ def _rounded(error: float) -> float:
 
 def told_by(bundle: Path) -> Quantisation | None:
     """What a bundle says of its weights; None where they are as the model's author stored them."""
-    told = json.loads((bundle / SETTINGS).read_text(encoding="utf-8")).get("quantisation")
+    told = Deployment.read(bundle / SETTINGS).quantisation
     return Quantisation.model_validate(told) if told else None

@@ -55,6 +55,7 @@ def _ask(
             yield client.query(payload, timeout=timeout)
             return
         for event in client.stream(payload, timeout=timeout):
-            if "token" in event:
-                yield event["token"]["text"]
+            token = event.get("token") if isinstance(event, dict) else None
+            if isinstance(token, dict):
+                yield str(token.get("text", ""))
         yield "\n"

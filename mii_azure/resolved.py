@@ -1,12 +1,12 @@
 """A resolved model, and the names and kinds of its files: what every source of models shares."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mii_azure.errors import ConfigMissing
+from mii_azure.errors import ConfigMissing, WeightsCorrupt
 from mii_azure.headers import Weights
+from scoring.json_files import LARGEST_FILE, read_file, read_object
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -33,9 +33,21 @@ def is_pickle(name: str) -> bool:
 
 
 def read_settings(path: Path) -> Any:
-    """Parse a small JSON file (or return another's text); raise ConfigMissing where it cannot be read."""
+    """Parse a small JSON file (or return another's text).
+
+    Raises ConfigMissing, or WeightsCorrupt for an index, where it cannot be read or is no object; modules.json may be a
+    list.
+    """
+    if path.suffix != ".json":
+        return _read_text(path)
+    if path.name == "modules.json":
+        return read_file(path, ConfigMissing)
+    return read_object(path, WeightsCorrupt if path.name == INDEX else ConfigMissing)
+
+
+def _read_text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
-        return json.loads(text) if path.suffix == ".json" else text
+        with path.open("rb") as file:
+            return file.read(LARGEST_FILE).decode()
     except (OSError, ValueError) as error:
         raise ConfigMissing(f"{path.name} cannot be read: {error}.", "Copy the file again.", str(path)) from error

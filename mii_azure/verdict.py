@@ -1,7 +1,7 @@
 """The parity run: the same requests to every target, replies graded, differences explained."""
 
-import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from mii_azure.edge_requests import Request, edge_requests, read_requests
 from mii_azure.errors import SpecError
 from mii_azure.grading import TOLERANCES, Grade, environment_difference, grade
 from mii_azure.parity_targets import CONTAINER, ENDPOINT, KNOWN, TARGETS
+from scoring.config import Deployment
 
 if TYPE_CHECKING:
     from local_runner.targets import Target
@@ -95,7 +96,7 @@ def _identity(folder: Path) -> tuple[str, dict[str, Any]]:
     from mii_azure.manifest import load_manifest
 
     digest = str(load_manifest(folder)["bundle"])
-    return digest, json.loads((folder / "code" / "deployment.json").read_text(encoding="utf-8"))
+    return digest, asdict(Deployment.read(folder / "code" / "deployment.json"))
 
 
 def _targets_of(folder: Path) -> tuple[str, ...]:

@@ -67,13 +67,13 @@ def verify_bundle(bundle: Path | str) -> Verification:
         problems.append(f"The scoring package says it is of {generator}, which is installed, and differs: {named}.")
     problems += [f"{LOCK}: {gap}" for gap in gaps(lock)]
     problems += _bill_problems(bill, lock, manifest["files"])
-    model = settings.get("model") or {}
+    model = _part(settings, "model")
     return Verification(
         bundle=str(manifest.get("bundle")),
         files=len(manifest["files"]),
         generator=generator,
-        model=str(model.get("id", "")),
-        revision=model.get("revision"),
+        model=_text_of(model, "id"),
+        revision=_text_of(model, "revision") or None,
         packages=len(list(pins(lock))),
         scoring=scoring,
         problems=problems,
@@ -100,27 +100,49 @@ def _scoring(root: Path) -> list[str]:
 
 def _bill_problems(bill: dict[str, Any], lock: str, files: dict[str, str]) -> list[str]:
     """Where the SBOM and the bundle disagree: packages against the lock, model files against the manifest."""
-    components = {each.get("bom-ref"): each for each in bill.get("components", []) if isinstance(each, dict)}
+    components = {_text_of(each, "bom-ref"): each for each in _entries(bill, "components")}
     if "model" not in components:
         return [f"{SBOM} is missing, or names no model."]
-    billed = {(each["name"], each["version"]) for each in components.values() if each.get("type") == "library"}
+    libraries = [each for each in components.values() if each.get("type") == "library"]
+    billed = {(_text_of(each, "name"), _text_of(each, "version")) for each in libraries}
     locked = {(pin.name, pin.version) for pin in pins(lock)}
     found = [f"{SBOM} and {LOCK} disagree about {name} {version}." for name, version in sorted(billed ^ locked)]
-    nested = components["model"].get("components", [])
-    weights = {each["name"]: each["hashes"][0]["content"] for each in nested}
+    nested = _entries(components["model"], "components")
+    weights = {_text_of(each, "name"): _hash_of(each) for each in nested}
     listed = {path: digest for path, digest in files.items() if path.startswith("model/")}
     wrong = sorted(path for path in weights.keys() | listed.keys() if weights.get(path) != listed.get(path))
     return found + [f"{SBOM} and the manifest disagree about {path}." for path in wrong]
 
 
 def _generator(bill: dict[str, Any]) -> str:
-    tools = bill.get("metadata", {}).get("tools", {}).get("components", [])
-    return next((str(tool["version"]) for tool in tools if tool.get("name") == "mii-azure"), "")
+    tools = _entries(_part(_part(bill, "metadata"), "tools"), "components")
+    return next((_text_of(tool, "version") for tool in tools if tool.get("name") == "mii-azure"), "")
+
+
+def _hash_of(component: dict[str, Any]) -> str:
+    return next((_text_of(each, "content") for each in _entries(component, "hashes")), "")
+
+
+def _part(settings: dict[str, Any], key: str) -> dict[str, Any]:
+    """An object within another; empty where it is none."""
+    found = settings.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def _entries(settings: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    """The objects of a list within an object."""
+    found = settings.get(key)
+    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+
+
+def _text_of(settings: dict[str, Any], key: str) -> str:
+    found = settings.get(key)
+    return found if isinstance(found, str) else ""
 
 
 def _json(root: Path, path: str) -> dict[str, Any]:
     try:
         found = json.loads(read_text(root, path) or "")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mii_azure import headers, pipelines
+from mii_azure import configs, headers, pipelines
 from mii_azure.errors import (
     ConfigMissing,
     NotAvailable,
@@ -24,6 +24,7 @@ from mii_azure.products import int8_bytes, unpacked
 from mii_azure.resolved import INDEX, WEIGHTS, Model, is_pickle, read_settings
 from scoring.config import DIFFUSERS_INDEX
 from scoring.int8_layout import is_shipped
+from scoring.json_files import read_object
 
 PICKLE_INDEX = "pytorch_model.bin.index.json"
 # Small files read for planning; what is parsed is in `Model.settings` under the same name.
@@ -62,7 +63,7 @@ def _quantised(how: str) -> NotAvailable:
 
 def refuse_quantised(config: dict[str, Any]) -> None:
     """Raise NotAvailable for a config.json that says the weights are quantised, other than as bundles ship them."""
-    told = config.get("quantization_config")
+    told = configs.value(config, "quantization_config", dict)
     if told is not None and not is_shipped(told):
         raise _quantised(f"by {told.get('quant_method', 'an unnamed method')}")
 
@@ -82,17 +83,18 @@ def weigh(config: dict[str, Any], tensors: list[Tensor], size: int) -> Weights:
 
 
 def _stored_dtype(config: dict[str, Any]) -> str:
-    return str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    told = configs.value(config, "dtype", str) or configs.value(config, "torch_dtype", str) or "float32"
+    name = told.removeprefix("torch.")
+    if name not in headers.FLOAT_NAMES.values():
+        raise _quantised(f"in the type {told}")
+    return name
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise ConfigMissing(f"{folder} has no config.json, which says what the model is.", _config_remedy(folder))
-    config = read_settings(contained(folder, "config.json"))
-    if not isinstance(config, dict):
-        raise ConfigMissing("config.json is not a JSON object.", "Copy the file again.", str(path))
-    return config
+    return read_object(contained(folder, "config.json"), ConfigMissing)
 
 
 def _config_remedy(folder: Path) -> str:

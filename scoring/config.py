@@ -1,15 +1,21 @@
 """Reads `deployment.json`, the settings that generation wrote beside score.py."""
 
-import json
+import math
 import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
 from scoring.errors import LoadError, ModelNotFound
+from scoring.json_files import read_object, typed
 
 SCHEMA = 1
 DIFFUSERS_INDEX = "model_index.json"  # what a diffusers folder has in place of config.json
+_LARGEST_NUMBER = 2**53  # past it a float, as JSON of other hosts has it, is no longer exact
+
+_PLAIN = (str, bool, dict[str, Any])
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -77,23 +83,40 @@ class Deployment:
     @classmethod
     def read(cls, path: Path) -> "Deployment":
         """Parse the file at `path`; raise LoadError if it is not what generation writes."""
+        again = f"Generate the bundle again; known fields are {', '.join(f.name for f in fields(cls))}."
+        raw = read_object(path, LoadError, again)
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
             schema = raw.pop("schema")
             if schema != SCHEMA:
                 raise LoadError(f"{path.name} has schema {schema}; this scoring package reads {SCHEMA}.")
-            raw["model"] = ModelRef(**raw["model"])
-            raw["limits"] = Limits(**raw["limits"])
-            asked = raw.get("optimisation", {})
-            on, off = (tuple(asked.pop(key, ())) for key in ("on", "off"))
-            planned = tuple(PassDecision(**each) for each in asked.pop("planned", ()))
-            raw["optimisation"] = Optimisation(**asked, on=on, off=off, planned=planned)
-            return cls(**raw)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise LoadError(
-                f"{path.name} beside score.py cannot be read: {error}.",
-                f"Generate the bundle again; known fields are {', '.join(f.name for f in fields(cls))}.",
-            ) from error
+            raw["model"] = _made(ModelRef, raw["model"], "model")
+            raw["limits"] = _made(Limits, raw["limits"], "limits")
+            raw["optimisation"] = _made(Optimisation, raw.get("optimisation", {}), "optimisation")
+            return _made(cls, raw, "it")
+        except (ValueError, KeyError, TypeError) as error:
+            raise LoadError(f"{path.name} beside score.py cannot be read: {error}.", again) from error
+
+
+def _made(kind: type[T], raw: Any, what: str) -> T:
+    """The settings that a JSON object holds; raises TypeError or ValueError for a value that is not of its field."""
+    kinds = get_type_hints(kind)
+    values = typed(raw, dict, what)
+    return kind(**{name: _field(values[name], kinds.get(name), f"{what}.{name}") for name in values})
+
+
+def _field(value: Any, kind: Any, what: str) -> Any:
+    if kind == tuple[str, ...]:
+        return tuple(typed(each, str, what) for each in typed(value, list, what))
+    if kind == tuple[PassDecision, ...]:
+        return tuple(_made(PassDecision, each, what) for each in typed(value, list, what))
+    if kind == str | None:
+        return value if value is None else typed(value, str, what)
+    if kind in (int, float):
+        number = typed(value, kind, what)
+        if not (0 <= number <= _LARGEST_NUMBER and math.isfinite(number)):
+            raise ValueError(f"{what} is no number from 0 to {_LARGEST_NUMBER}")
+        return number
+    return typed(value, dict if kind == dict[str, Any] else kind, what) if kind in _PLAIN else value
 
 
 def find_model_dir(code_dir: Path) -> Path:

@@ -1,7 +1,6 @@
 """Loads a diffusers folder (model_index.json, a sub-folder per part) and holds its parts as one model."""
 
 import importlib
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ from torch import Tensor
 from scoring.config import DIFFUSERS_INDEX, Deployment
 from scoring.denoising import Denoiser
 from scoring.errors import HeadMissing, InternalError, LoadError, WeightsUnreadable
+from scoring.json_files import read_object
 from scoring.loaded import Loaded
 from scoring.shards import refuse_outside
 
@@ -194,11 +194,8 @@ def _index(folder: Path) -> dict[str, Any]:
             f"The model folder has no {DIFFUSERS_INDEX}, so it is no diffusers pipeline and makes no images.",
             "Choose the task that the model was trained for.",
         )
-    try:
-        index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        name = index["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise LoadError(f"{DIFFUSERS_INDEX} cannot be read: {error}.", "Copy the file again.") from error
+    index = read_object(path)
+    name = index.get("_class_name")
     if name not in PIPELINES:
         raise HeadMissing(
             f"{name} is not served; served are: {', '.join(PIPELINES)}.", "Use a Stable Diffusion 1 or 2."

@@ -5,10 +5,12 @@ A product's int8 weight [N, K] is `X.weight_packed`, int32 [N, K/4]: four number
 int8 weights beside 16-bit activations in this layout.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from scoring.errors import LoadError
+from scoring.json_files import read_object
 
 METHOD, FORMAT = "compressed-tensors", "pack-quantized"
 WEIGHT, PACKED, SCALE, SHAPE = ".weight", ".weight_packed", ".weight_scale", ".weight_shape"
@@ -17,10 +19,9 @@ WEIGHT, PACKED, SCALE, SHAPE = ".weight", ".weight_packed", ".weight_scale", ".w
 def quantisation(folder: Path) -> dict[str, Any]:
     """What config.json says of a folder's quantisation; empty where there is none, or no config."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        told = read_object(folder / "config.json").get("quantization_config")
+    except LoadError:
         return {}
-    told = config.get("quantization_config") if isinstance(config, dict) else None
     return told if isinstance(told, dict) else {}
 
 

@@ -19,22 +19,34 @@ def read_json(raw: str) -> Any:
         raise InvalidJson("The body is empty.", 'Send JSON with the header "Content-Type: application/json".')
     try:
         value = json.loads(raw, parse_constant=_refuse_constant)
-        if _SURROGATE.search(raw):
-            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise _too_deep() from None
-    except UnicodeEncodeError:
-        raise InvalidJson("The text holds half of a surrogate pair.", "Send valid Unicode.") from None
     except ValueError as error:
         if isinstance(error, InvalidJson):
             raise
         raise InvalidJson(f"The body is not JSON: {error}.", 'It looks like {"inputs": ...}.') from None
-    if raw.count("[") + raw.count("{") > _DEEPEST and _deep(value):
+    if is_too_deep(raw, value):
         raise _too_deep()
+    if has_lone_surrogates(raw, value):
+        raise InvalidJson("The text holds half of a surrogate pair.", "Send valid Unicode.")
     return value
 
 
-def _deep(value: Any) -> bool:
+def has_lone_surrogates(raw: str, value: Any) -> bool:
+    """Whether a value, parsed from `raw` and not too deep, has a text without a UTF-8 form."""
+    if not _SURROGATE.search(raw):
+        return False
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def is_too_deep(raw: str, value: Any) -> bool:
+    """Whether a value, parsed from `raw`, has more levels than any that is read here."""
+    if raw.count("[") + raw.count("{") <= _DEEPEST:
+        return False
     level = [value]
     for _ in range(_DEEPEST):
         inside = (parent.values() if isinstance(parent, dict) else parent for parent in level)

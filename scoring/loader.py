@@ -1,6 +1,5 @@
 """Loads a model folder with transformers, checks that nothing in it was made up, and moves it to the device."""
 
-import json
 import logging
 import os
 import time
@@ -14,6 +13,7 @@ import torch
 from scoring.config import Deployment
 from scoring.errors import HeadMissing, LoadError, OutOfMemory, WeightsUnreadable
 from scoring.facts import facts_of
+from scoring.json_files import read_object
 from scoring.loaded import Loaded
 from scoring.memory_shares import LOADED
 from scoring.optimise import Chosen, choose, tell_differences
@@ -193,7 +193,7 @@ def _refuse_random_weights(model: Any, absent: Collection[str], deployment: Depl
 
 
 def _architecture(folder: Path) -> str:
-    return _named(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    return _named(read_object(folder / "config.json"))
 
 
 def _named(config: dict[str, Any]) -> str:

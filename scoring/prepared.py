@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from scoring.json_files import read_object
 from scoring.loader import versions
 from scoring.optimise import Record
 from scoring.passes.base import Hardware
@@ -43,7 +44,7 @@ def known_errors(folder: Path, model: Any) -> dict[str, float]:
     """The relative errors of passes that were verified on such a machine; none while a bundle is being prepared."""
     if TARGET in os.environ or not (folder / VERIFIED).is_file():
         return {}
-    told = json.loads((folder / VERIFIED).read_text(encoding="utf-8"))
+    told = read_object(folder / VERIFIED)
     if told["key"] != key(model):
         logger.info("the passes were verified on another machine (%s): they are verified here", told["key"]["device"])
         return {}

@@ -1,15 +1,17 @@
 """Requests to a live endpoint: any slot, any auth mode, and the model's own status behind Azure's 424."""
 
-import json
+import re
 import time
 from pathlib import Path
 from typing import Any, ClassVar
 
 from local_runner.load import Reply
 from local_runner.targets import Target
+from local_runner.wire import read_answer
 from mii_azure.azure.translate import translated
 from mii_azure.errors import AzureUnavailable, SpecError
 from mii_azure.parity_targets import ENDPOINT
+from mii_azure.sending import post
 
 SLOT_HEADER = "azureml-model-deployment"
 STATUS_HEADER = "ms-azureml-model-error-statuscode"
@@ -47,18 +49,21 @@ class Live:
             raise AzureUnavailable(
                 f"The endpoint {self.endpoint} was not reached: {error}.", "Check network and proxy."
             ) from error
-        status = int(response.headers.get(STATUS_HEADER, response.status_code))
-        return Reply(status, response.content, time.perf_counter() - began)
+        return Reply(model_status(response), response.content, time.perf_counter() - began)
 
     def close(self) -> None:
         """Close its connections."""
         self._session.close()
 
     def _post(self, raw: str) -> Any:
-        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"}
-        if self.slot:
-            headers[SLOT_HEADER] = self.slot
-        return self._session.post(self.uri, data=raw.encode(), headers=headers, timeout=_TIMEOUT_S)
+        headers = {SLOT_HEADER: self.slot} if self.slot else {}
+        return post(self._session, self.uri, raw.encode(), self._key, headers, timeout=_TIMEOUT_S)
+
+
+def model_status(response: Any) -> int:
+    """The model's own status, which Azure hides behind 424; that of the response where no number is told."""
+    told = str(response.headers.get(STATUS_HEADER, ""))
+    return int(told) if re.fullmatch("[1-5][0-9][0-9]", told) else int(response.status_code)
 
 
 def fresh_key(client: Any, endpoint: str) -> str:
@@ -100,7 +105,7 @@ def smoke(live: Live, bundle: Path, attempts: int = 3) -> Any:
     for attempt in range(attempts):
         reply = live.send(raw)
         if reply.status == 200:
-            return json.loads(reply.body)
+            return read_answer(reply.body, live.uri)
         if reply.status < 500 and reply.status not in (404, 424, 429):
             break
         if attempt + 1 < attempts:

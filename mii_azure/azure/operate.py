@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from local_runner.wire import error_from_body
+from local_runner.wire import error_from_body, read_answer
 from mii_azure.azure import batch, endpoints
 from mii_azure.azure.assets import exists
 from mii_azure.azure.autoscale import drop_autoscale
@@ -116,7 +116,7 @@ def invoke(client: Any, endpoint: str, payload: Any, slot: str | None = None) ->
         live.close()
     if reply.status != 200:
         raise error_from_body(reply.body, reply.status)
-    return json.loads(reply.body)
+    return read_answer(reply.body, live.uri)
 
 
 def delete(client: Any, endpoint: str, slot: str | None = None, say: Say = silent) -> None:

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
+from mii_azure.errors import AzureUnavailable
+
 _RETRIES = 2
 RETRY_WAIT_S = 0.8  # before the second attempt; doubled for each further one
 
@@ -38,6 +40,10 @@ class Arm:
         page = self.get(path, version, **query)
         found = list(page.get("value", []))
         while link := page.get("nextLink"):
+            if not str(link).startswith(f"{self._base}/"):
+                raise AzureUnavailable(
+                    f"The next page of {path} is elsewhere: {link}; no token goes there.", "Run the same command again."
+                )
             page = self._send("GET", link.removeprefix(self._base), {})
             found += page.get("value", [])
         return found

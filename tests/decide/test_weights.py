@@ -186,7 +186,7 @@ def test_a_tensor_of_the_index_is_in_no_shard(folder: Folder) -> None:
 @pytest.mark.parametrize("index", [{}, {"weight_map": []}, []])
 def test_an_index_without_a_map(folder: Folder, index: object) -> None:
     path = folder(weights=False, **{"model.safetensors.index.json": index})
-    with pytest.raises(WeightsCorrupt, match="weight_map"):
+    with pytest.raises(WeightsCorrupt, match=r"weight_map|not a JSON object"):
         resolve(str(path))
 
 

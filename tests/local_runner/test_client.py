@@ -12,6 +12,7 @@ import pytest
 from local_runner.client import AsyncClient, Client
 from local_runner.process import Runner
 from local_runner.protos import scoring_pb2, scoring_pb2_grpc
+from mii_azure.endpoint_client import EndpointClient
 from mii_azure.errors import RunnerFailed
 from scoring.errors import InternalError, InvalidInput, MiiAzureError, Overloaded, PayloadTooLarge, RequestTimeout
 
@@ -142,3 +143,11 @@ def test_nobody_there() -> None:
         assert not client.ready()
         with pytest.raises(RunnerFailed, match=f"No runner answers at {address}"):
             client.query({})
+
+
+@pytest.mark.parametrize("payload", ["a bare string", ["a"], 5, None])
+def test_only_an_object_asks_for_a_stream(address: str, payload: Any) -> None:
+    with Client(address) as client, pytest.raises(InvalidInput, match="is an object"):
+        list(client.stream(payload))
+    with pytest.raises(InvalidInput, match="is an object"):
+        list(EndpointClient("http://localhost:1/score", lambda: "").stream(payload))

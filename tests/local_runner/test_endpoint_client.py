@@ -110,18 +110,20 @@ def signed_in(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def sent(client: EndpointClient, answers: list[int]) -> list[str | None]:
     """The authorization of every request, answered with these statuses in turn."""
+    import requests
+
     seen: list[str | None] = []
 
-    def post(url: str, data: bytes, headers: dict[str, str], **_: Any) -> Any:
-        import requests
+    class Answers(requests.adapters.HTTPAdapter):
+        def send(self, request: Any, **_: Any) -> Any:  # type: ignore[override]
+            seen.append(request.headers.get("Authorization"))
+            response = requests.Response()
+            response.status_code = answers[len(seen) - 1]
+            response._content, response._content_consumed = b"{}", True
+            return response
 
-        seen.append(headers.get("Authorization"))
-        response = requests.Response()
-        response.status_code = answers[len(seen) - 1]
-        response._content, response._content_consumed = b"{}", True
-        return response
-
-    client._session.post = post  # type: ignore[method-assign]
+    for scheme in ("http://", "https://"):
+        client._session.mount(scheme, Answers())
     client.query({"inputs": "hello"})
     return seen
 

@@ -7,7 +7,7 @@ import pytest
 
 from local_runner.targets import InProcess
 from mii_azure import generate, prepare, verify
-from mii_azure.errors import BundleEdited
+from mii_azure.errors import BundleEdited, NotWritten
 from mii_azure.preparing import FOLDER, _sign
 from tests.conftest import Tiny
 
@@ -56,3 +56,16 @@ def test_an_edited_verification_is_an_edited_bundle(bundle: Path) -> None:
     (bundle / FOLDER / "verified.json").write_text("{}", encoding="utf-8")
     with pytest.raises(BundleEdited):
         prepare(bundle)
+
+
+def test_a_bundle_that_cannot_be_written_to_is_told_before_anything_starts(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(*_: object) -> None:
+        raise AssertionError("it was started")
+
+    monkeypatch.setattr(InProcess, "_start", start)
+    (bundle / FOLDER).write_text("no folder")  # holds for root too, whom a folder's permissions do not stop
+    with pytest.raises(NotWritten, match="cannot be written to") as caught:
+        prepare(bundle)
+    assert "copy" in caught.value.hint

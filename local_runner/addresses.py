@@ -1,0 +1,74 @@
+"""Where a key or token goes: addresses are read in one way, and what could be read in two is refused."""
+
+import ipaddress
+import re
+import urllib.request
+from typing import Any, NamedTuple
+
+_PORTS = {"http": 80, "https": 443}
+_LABEL = r"(?!-)[a-z0-9_-]{1,63}(?<!-)"
+_PLACE = rf"(?P<host>{_LABEL}(?:\.{_LABEL})*\.?|\[[0-9a-f:.]{{2,45}}\])"
+_URL = re.compile(rf"(?P<scheme>https?)://{_PLACE}(?::(?P<port>[0-9]{{1,5}}))?(?P<path>/[!-\[\]-~]*)?", re.IGNORECASE)
+_HOST_PORT = re.compile(rf"{_PLACE}:(?P<port>[0-9]{{1,5}})", re.IGNORECASE)
+_ODD = (
+    (re.compile(r"[\x00-\x20\x7f]"), "white space or a control character"),
+    (re.compile(r"[^\x00-\x7f]"), "a character that is not ASCII"),
+    (re.compile(r"\\"), "a backslash"),
+    (re.compile(r"^[^/]*//[^/]*@"), "a name or password before its host"),
+    (re.compile(r"^[^/]*//[^/]*%"), "a percent sign in its host"),
+    (re.compile(r"#"), "a fragment"),
+)
+
+
+class Address(NamedTuple):
+    """Where a request goes."""
+
+    scheme: str  # http or https
+    host: str  # in lower case; IPv6 in brackets
+    port: int
+    path: str  # with the query; empty, or it begins with a slash
+
+
+def read_url(url: str) -> Address:
+    """The address that a URL names; raises ValueError, whose text says what is odd about it.
+
+    No two parsers may disagree about its host: that is letters, digits, hyphens and dots, or IPv6 in brackets, and ends
+    at a colon, at a slash or with the text.
+    """
+    for pattern, what in _ODD:
+        if pattern.search(url):
+            raise ValueError(f"it has {what}")
+    found = _URL.fullmatch(url)
+    if not found:
+        raise ValueError("it is not http or https, a host, perhaps a port, and a path")
+    scheme = found["scheme"].lower()
+    return Address(scheme, *_place(found, _PORTS[scheme]), found["path"] or "")
+
+
+def read_host_port(address: str) -> tuple[str, int]:
+    """Host and port of HOST:PORT, IPv6 in brackets; raises ValueError."""
+    found = _HOST_PORT.fullmatch(address)
+    if not found:
+        raise ValueError("it is not HOST:PORT")
+    return _place(found, 0)
+
+
+def _place(found: re.Match[str], default: int) -> tuple[str, int]:
+    host, port = found["host"].lower(), int(found["port"] or default)
+    if host.startswith("["):
+        ipaddress.IPv6Address(host[1:-1])  # its ValueError says what is wrong
+    if not 0 < port < 1 << 16:
+        raise ValueError(f"{port} is no port")
+    return host, port
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """An answer that sends elsewhere stays an answer: urllib would send the headers along, keys too."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+def opener(*handlers: urllib.request.BaseHandler) -> urllib.request.OpenerDirector:
+    """urllib's opener with these handlers, which asks no other address than the one that it is given."""
+    return urllib.request.build_opener(_NoRedirects(), *handlers)

@@ -1,0 +1,40 @@
+"""YAML that other people wrote: parsed without code, and without values that only grow when they are read."""
+
+from typing import Any
+
+import yaml
+
+#: Values of one file, each counted as often as its aliases name it; the bundles of the largest models have hundreds.
+MOST_VALUES = 100_000
+_BROKEN = (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError)
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text; raises yaml.YAMLError for anything that has none, or more than MOST_VALUES."""
+    try:
+        value = yaml.safe_load(text)
+    except _BROKEN as error:  # what PyYAML's constructors raise for odd dates, numbers, keys and depths
+        raise yaml.YAMLError(str(error) or type(error).__name__) from error
+    _count(value)
+    return value
+
+
+def compose_yaml(text: str) -> yaml.Node | None:
+    """The nodes of a text that `parse_yaml` has a value for; raises yaml.YAMLError."""
+    try:
+        return yaml.compose(text, yaml.SafeLoader)
+    except _BROKEN as error:
+        raise yaml.YAMLError(str(error) or type(error).__name__) from error
+
+
+def _count(value: Any) -> None:
+    left, seen = [value], 0
+    while left:
+        inner = left.pop()
+        seen += 1
+        if seen + len(left) > MOST_VALUES:
+            raise yaml.YAMLError(f"it has more than {MOST_VALUES:,} values")
+        if isinstance(inner, dict):
+            left += [*inner.keys(), *inner.values()]
+        elif isinstance(inner, list | tuple | set):
+            left += inner
