@@ -29,7 +29,8 @@
     │   ├── ClusterTooSmall          no node of the Ray cluster can hold a replica
     │   ├── ReplicaLost         503  a replica ended with a stream that had begun, or over the request itself
     │   ├── ModelNotServed      404  the runner serves a model of another name
-    │   ├── RequestStalled      408  half a request came, and no more of it
+    │   ├── RequestStalled      408  half a request came, and no more of it, or too slowly
+    │   ├── HeadTooLarge        431  a request's line and headers are more than any client's
     │   ├── Unauthenticated     401  the runner wants a key
     │   └── UnknownDeployment
     └── AzureError              exit 5   Azure said no; carries Azure's own code and the request id
@@ -53,6 +54,7 @@ Exit codes: 0 done · 1 findings, or a verdict that says no · 2 usage or spec �
 from typing import Any
 
 from local_runner.errors import ClusterTooSmall as ClusterTooSmall
+from local_runner.errors import HeadTooLarge as HeadTooLarge
 from local_runner.errors import ModelNotServed as ModelNotServed
 from local_runner.errors import PortInUse as PortInUse
 from local_runner.errors import RayMissing as RayMissing
