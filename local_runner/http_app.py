@@ -73,7 +73,7 @@ def _add_health(app: FastAPI, host: Host) -> None:
     @app.get("/readyz", summary="Ready to score, and how far the start is")
     async def readyz() -> JSONResponse:
         told = host.statistics()
-        where = {"state": host.state, "phase": told["phase"], "seconds": told["phase_seconds"]}
+        where = {"state": host.condition, "phase": told["phase"], "seconds": told["phase_seconds"]}
         where |= {name: told[name] for name in ("replicas", "replica") if name in told}
         if host.ready:
             return JSONResponse(where)

@@ -1,19 +1,26 @@
 """Clients that send without an end, ahead of their answers, or drop by drop: each is bounded, and told."""
 
+import asyncio
 import json
 import logging
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
+import grpc
 import httpx
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from local_runner import http_protocol
+from local_runner import grpc_services, http_protocol
+from local_runner.host import Host
+from local_runner.protos import scoring_pb2, scoring_pb2_grpc
 from tests.faults.conftest import connect, until
 from tests.faults.test_connections import Talker, heard
-from tests.fuzz.apps import serving
+from tests.fuzz.apps import ServiceScript, serving
 
 GET = b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n"
 POST = b"POST /score HTTP/1.1\r\nhost: a\r\n"
@@ -169,6 +176,67 @@ def test_what_is_sent_as_a_websocket_is_answered_over_http(
         assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200 OK")
         time.sleep(0.5)  # past the end of every wait for that request
     assert not [record for record in caplog.records if record.exc_info or record.levelno >= logging.WARNING]
+
+
+async def test_a_grpc_stream_that_is_not_read_is_let_go(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "READER_S", 0.5)
+    talker = Talker()
+    async with serving_grpc(bundle, talker) as address, grpc.aio.insecure_channel(address) as channel:
+        stub = scoring_pb2_grpc.ScoringStub(channel)
+        call = stub.ScoreStream(scoring_pb2.ScoreRequest(json='{"stream": true}'))
+        await call.read()
+        async with asyncio.timeout(20):
+            while not talker.closed:
+                await asyncio.sleep(0.05)
+            with pytest.raises(grpc.aio.AioRpcError) as raised:  # and whoever reads on is told
+                while await call.read() is not grpc.aio.EOF:
+                    pass
+        assert (raised.value.code().name, raised.value.details()) == ("CANCELLED", "The answer was not read on.")
+        reply = await stub.Score(scoring_pb2.ScoreRequest(json="{}"))
+        assert reply.json == '"here"'
+
+
+async def test_watches_of_health_are_counted(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grpc_services, "MOST_WATCHES", 3)
+    async with serving_grpc(bundle, Talker()) as address, grpc.aio.insecure_channel(address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        watches = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(3)]
+        assert [(await watch.read()).status for watch in watches] == [1, 1, 1]
+        assert await refusal(stub) == "RESOURCE_EXHAUSTED"
+        assert (await stub.Check(health_pb2.HealthCheckRequest())).status == 1
+        for watch in watches:
+            watch.cancel()
+        async with asyncio.timeout(20):  # those that end make room
+            while await refusal(stub) != "OK":
+                await asyncio.sleep(0.01)
+        assert await refusal(stub, "a" * 300) == "INVALID_ARGUMENT"
+
+
+async def refusal(stub: Any, service: str = "") -> str:
+    """The status of a watch, OK once it is told something."""
+    watch = stub.Watch(health_pb2.HealthCheckRequest(service=service))
+    try:
+        await watch.read()
+    except grpc.aio.AioRpcError as error:
+        return str(error.code().name)
+    watch.cancel()
+    return "OK"
+
+
+@asynccontextmanager
+async def serving_grpc(bundle: Path, talker: Talker) -> AsyncIterator[str]:
+    """The gRPC services over a service of this process."""
+    host = Host(bundle, ServiceScript(bundle, talker))  # type: ignore[arg-type]
+    watched = grpc_services.Health(host)
+    server = grpc_services.build(host, watched)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await host.load()
+    await watched.update()
+    await server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await server.stop(0)
 
 
 def test_trailers_are_no_headers(port: int) -> None:
