@@ -83,7 +83,7 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    def env(name: str, default: str) -> str:
+    def env(name: str, default: str | None = None) -> str | None:
         return os.environ.get(f"MII_AZURE_{name}", default)
 
     parser = argparse.ArgumentParser(
@@ -93,7 +93,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("bundle", type=Path, help="the folder that `mii-azure generate` wrote")
-    parser.add_argument("--host", default=env("HOST", "127.0.0.1"), help="address to listen on (%(default)s)")
+    parser.add_argument(
+        "--host", type=_named, default=env("HOST", "127.0.0.1"), help="address to listen on (%(default)s)"
+    )
     for name, default in (("grpc", "50051"), ("http", "5001")):
         parser.add_argument(
             f"--{name}-port",
@@ -109,13 +111,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--ready-file",
-        type=Path,
-        default=os.environ.get("MII_AZURE_READY_FILE"),
+        type=_file,
+        default=env("READY_FILE"),
         help="where to write pid, ports and state as JSON",
     )
     for name, text in _SECURITY.items():
-        twin = os.environ.get(f"MII_AZURE_{name.upper().replace('-', '_')}")
-        parser.add_argument(f"--{name}", type=Path, default=twin or None, help=text)
+        parser.add_argument(f"--{name}", type=_file, default=env(name.upper().replace("-", "_")), help=text)
     parser.add_argument(
         "--log-format",
         choices=logs.FORMATS,
@@ -129,8 +130,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--settings-file",
-        type=Path,
-        default=os.environ.get("MII_AZURE_SETTINGS_FILE"),
+        type=_file,
+        default=env("SETTINGS_FILE"),
         help="JSON of log_level, drain_seconds, queue_size, request_timeout_s; read again, like keys and certificates, "
         "on SIGHUP",
     )
@@ -138,6 +139,17 @@ def _parser() -> argparse.ArgumentParser:
     ray_options.add(parser)
     parser.add_argument("--verbose", action="store_true", help="log requests, and tracebacks of failures")
     return parser
+
+
+def _named(text: str) -> str:
+    """What is named; a blank, which would mean every address, or no guard at all, is refused."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is blank; give a value, or unset its variable in the environment")
+    return text
+
+
+def _file(text: str) -> Path:
+    return Path(_named(text))
 
 
 def _port(text: str) -> int:

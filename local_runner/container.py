@@ -3,6 +3,7 @@
 It runs from the bundle's code/, which carries this package beside score.py; Azure ML mounts that folder alone, and the
 model where AZUREML_MODEL_DIR says, so there is no manifest to check here. The environment sets it:
 MII_AZURE_HTTP_PORT (5001), MII_AZURE_HOST (0.0.0.0), MII_AZURE_DRAIN_SECONDS (30), MII_AZURE_LOG_FORMAT (json).
+Keys and TLS are the endpoint's, before it: who sets a variable of the runner's for them is told so, not served open.
 Exit codes: 0 stopped by a signal, every request answered; 1 some abandoned; 3 a model that does not load; 4 the port.
 """
 
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 CODE = Path(__file__).resolve().parent.parent
 EXIT_ABANDONED = 1
+_GUARDS = ("API_KEY_FILE", "TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA")
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,11 @@ class Settings:
         def env(name: str, default: str) -> str:
             return os.environ.get(f"MII_AZURE_{name}") or default
 
+        if guards := [f"MII_AZURE_{name}" for name in _GUARDS if f"MII_AZURE_{name}" in os.environ]:
+            raise LoadError(
+                f"The container's host has no keys or TLS of its own, and {guards[0]} is set.",
+                "Unset it: the endpoint before the container asks for keys. `mii-azure serve` has both.",
+            )
         try:
             port, drain_s = int(env("HTTP_PORT", "5001")), float(env("DRAIN_SECONDS", "30"))
             log_format = logs.FORMATS[logs.FORMATS.index(env("LOG_FORMAT", "json"))]

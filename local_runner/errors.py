@@ -59,6 +59,12 @@ class RequestStalled(RunnerError):
     grpc_status = "CANCELLED"
 
 
+class HeadTooLarge(RunnerError):
+    code = "head_too_large"
+    http_status = 431
+    grpc_status = "RESOURCE_EXHAUSTED"
+
+
 class Unauthenticated(RunnerError):
     code = "unauthenticated"
     http_status = 401

@@ -3,7 +3,6 @@
 gRPC itself would answer INTERNAL, and write a traceback into the log.
 """
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -31,17 +30,10 @@ class Registry:
         self._server.add_registered_method_handlers(service, forgiving)
 
 
-def check(request: Any) -> None:
-    """Raise InvalidInput for a request that did not parse; for generators, which `Registry` does not wrap."""
-    if request is _MALFORMED:
-        raise InvalidInput("The message is not what this call takes.", "Build the client from the server's protos.")
-
-
 def _forgiving(handler: Any) -> Any:
     handler = handler._replace(request_deserializer=_or_malformed(handler.request_deserializer))
     kind = "unary_stream" if handler.response_streaming else "unary_unary"
-    inner = getattr(handler, kind)
-    return handler if inspect.isasyncgenfunction(inner) else handler._replace(**{kind: _checked(inner)})
+    return handler._replace(**{kind: _checked(getattr(handler, kind))})
 
 
 def _or_malformed(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
@@ -56,9 +48,10 @@ def _or_malformed(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
 
 def _checked(inner: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     async def call(request: Any, context: Any) -> Any:
-        try:
-            check(request)
-        except InvalidInput as error:
+        if request is _MALFORMED:
+            error = InvalidInput(
+                "The message is not what this call takes.", "Build the client from the server's protos."
+            )
             sentence, trailing = wire.trailers(error.http_status, error.headers, wire.body_of(error))
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, sentence, trailing)
         return await inner(request, context)

@@ -1,5 +1,6 @@
 """The gRPC services: our own Scoring, the Open Inference Protocol, health and reflection, over one Host."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from importlib import metadata
@@ -9,11 +10,12 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from local_runner import grpc_requests, logs, oip, wire
+from local_runner import grpc_requests, http_protocol, logs, oip, wire
+from local_runner.errors import RequestStalled
 from local_runner.host import Host, internal
 from local_runner.protos import inference_pb2, inference_pb2_grpc, scoring_pb2, scoring_pb2_grpc
 from local_runner.script import Answer
-from scoring.errors import InvalidParameter, MiiAzureError
+from scoring.errors import InvalidParameter, MiiAzureError, Overloaded
 
 SERVICES = (
     scoring_pb2.DESCRIPTOR.services_by_name["Scoring"].full_name,
@@ -29,13 +31,37 @@ _OPTIONS = (
 )
 
 
+MOST_WATCHES = 512  # of health at once, 12 KB each; a client has one
+LONGEST_SERVICE = 256  # of a name whose health is asked for
+
+
+class _Servicer(health.aio.HealthServicer):  # type: ignore[misc]
+    """gRPC's own, with an end to how many may watch: nobody needs a key for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._watches = 0
+
+    async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802
+        async with _reporting(context):
+            if len(request.service) > LONGEST_SERVICE:
+                raise InvalidParameter("No service has so long a name.", "Leave it empty for the server as a whole.")
+            if self._watches >= MOST_WATCHES:
+                raise Overloaded(f"{self._watches} watch health already.", "Ask with Check.")
+            self._watches += 1
+            try:
+                await super().Watch(request, context)
+            finally:
+                self._watches -= 1
+
+
 class Health:
     """grpc.health.v1, told what the host's readiness is."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
         self._known: bool | None = None
-        self.servicer: Any = health.aio.HealthServicer()
+        self.servicer: Any = _Servicer()
 
     async def update(self) -> None:
         """Publish the readiness if it changed, for the server as a whole and for each service."""
@@ -59,19 +85,18 @@ class Scoring(scoring_pb2_grpc.ScoringServicer):  # type: ignore[misc]  # genera
             body = await _whole(self._host, request.json, context)
             return scoring_pb2.ScoreReply(json=body.decode())
 
-    async def ScoreStream(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+    async def ScoreStream(self, request: Any, context: Any) -> None:  # noqa: N802
         async with _reporting(context):
-            grpc_requests.check(request)
             answer = await self._host.score(request.json, dict(context.invocation_metadata()))
             await _refuse_failure(answer, context)
             if answer.chunks is None:
-                yield scoring_pb2.ScoreEvent(json=answer.body.decode())
+                await _write(context, scoring_pb2.ScoreEvent(json=answer.body.decode()))
                 return
             parser = wire.EventParser()
             async with aclosing(self._host.chunks(answer)) as chunks:
                 async for chunk in chunks:
                     for event in parser.feed(chunk):
-                        yield scoring_pb2.ScoreEvent(json=event)
+                        await _write(context, scoring_pb2.ScoreEvent(json=event))
 
     async def Metadata(self, request: Any, context: Any) -> Any:  # noqa: N802
         async with _reporting(context):
@@ -140,6 +165,15 @@ async def _reporting(context: Any) -> AsyncIterator[None]:
         error = unforeseen if isinstance(unforeseen, MiiAzureError) else internal(unforeseen)
         code = grpc.StatusCode[error.grpc_status]
         await _abort(context, code, error.http_status, error.headers, wire.body_of(error))
+
+
+async def _write(context: Any, event: Any) -> None:
+    """Send an event of a stream; raises RequestStalled where the client does not read on."""
+    try:
+        async with asyncio.timeout(http_protocol.READER_S):
+            await context.write(event)
+    except TimeoutError:
+        raise RequestStalled("The answer was not read on.", "Read what is streamed as it comes.") from None
 
 
 async def _abort(context: Any, code: Any, status: int, headers: dict[str, str], body: bytes) -> None:

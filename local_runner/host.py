@@ -57,7 +57,7 @@ class Host(ABC):
         self._usual_level = logging.getLogger().level
         self._slots = self._slots_of(limits)
         self._streams = 0  # streamed answers not yet at their end
-        self._started = time.monotonic()
+        self._told, self._started = self.state, time.monotonic()
         self._tracing = tracing.of_environment(self.deployment.name)
         self.metrics = Metrics(self.statistics)
         self.metrics.in_flight.set_function(lambda: self._in_flight)
@@ -110,8 +110,21 @@ class Host(ABC):
 
     def change(self, state: State) -> None:
         """Go on to another state."""
-        self.state = state
+        self.state = self._told = state
         self._started = time.monotonic()
+
+    @property
+    def condition(self) -> State:
+        """The state as it is told: what cannot score is not called ready, and failed where it never will again."""
+        if self.state is not State.READY or self.ready:
+            return self.state
+        return State.FAILED if self.lost else State.LOADING
+
+    def own_phase(self) -> dict[str, Any]:
+        """The condition as a phase, and since when it has been told."""
+        if (condition := self.condition) is not self._told:
+            self._told, self._started = condition, time.monotonic()
+        return {"phase": condition.value, "phase_seconds": round(time.monotonic() - self._started, 3)}
 
     def unready(self) -> NotReady:
         """The error that says why not."""
@@ -166,6 +179,7 @@ class ScriptHost(Host):
         self.script = script or ScoreScript(bundle)
         super().__init__(self.script.code)
         self._workers = Workers(_MAX_THREADS, "score")
+        self._pullers = Workers(_MAX_THREADS, "stream")  # of the pieces of streams
 
     async def load(self) -> None:
         """Run init() on a thread of its own; raises what it raises and leaves the state at FAILED."""
@@ -187,11 +201,13 @@ class ScriptHost(Host):
 
     def statistics(self) -> dict[str, Any]:
         """What the scoring package tells of itself; draining and failed are the host's own phases."""
-        phase = "importing" if self.state is State.LOADING else self.state.value
-        own = {"phase": phase, "phase_seconds": round(time.monotonic() - self._started, 3)}
+        own = self.own_phase()
+        failed = own["phase"] in (State.DRAINING, State.FAILED)
+        if own["phase"] == State.LOADING:
+            own["phase"] = "importing"
         entry = sys.modules.get("scoring.entry")  # asking for it here would import it, on the event loop
         told: dict[str, Any] = entry.statistics() if entry is not None and hasattr(entry, "statistics") else own
-        return {**told, **own} if self.state in (State.DRAINING, State.FAILED) else told
+        return {**told, **own} if failed else told
 
     @property
     def ready(self) -> bool:
@@ -206,8 +222,8 @@ class ScriptHost(Host):
     async def _score(self, raw: str, headers: Mapping[str, str]) -> Answer:
         if self.state is not State.READY:
             raise self.unready()
-        if self._workers.busy >= self._slots:
-            raise Overloaded(f"{self._workers.busy} requests are in flight already.", "Ask again later.")
+        if (busy := self._workers.busy + self._pullers.busy) >= self._slots:
+            raise Overloaded(f"{busy} requests are in flight already.", "Ask again later.")
         try:
             answer: Answer = await self._workers.submit(self.script.run, raw, headers, abandoned=_discard)
             return answer
@@ -224,7 +240,7 @@ class ScriptHost(Host):
         try:
             while True:
                 # A generator cannot be closed while a thread is inside it.
-                pending = self._workers.submit(next, answer.chunks, None, abandoned=lambda _: answer.close())
+                pending = self._pullers.submit(next, answer.chunks, None, abandoned=lambda _: answer.close())
                 chunk = await pending
                 if chunk is None:
                     return

@@ -56,21 +56,24 @@ def _add_health(app: FastAPI, host: Host) -> None:
         if not host.ready:
             raise host.unready()
 
+    @app.head("/", include_in_schema=False)
     @app.get("/", summary="Ready to score, as the Azure inference server says it")
     async def root() -> PlainTextResponse:
         readiness()
         return PlainTextResponse("Healthy")
 
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", summary="The process answers, and need not be started again")
     async def healthz() -> dict[str, str]:
         if host.lost:
             raise host.unready()
         return {"state": host.state}
 
+    @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz", summary="Ready to score, and how far the start is")
     async def readyz() -> JSONResponse:
         told = host.statistics()
-        where = {"state": host.state, "phase": told["phase"], "seconds": told["phase_seconds"]}
+        where = {"state": host.condition, "phase": told["phase"], "seconds": told["phase_seconds"]}
         where |= {name: told[name] for name in ("replicas", "replica") if name in told}
         if host.ready:
             return JSONResponse(where)
@@ -89,10 +92,12 @@ def _add_protocol(app: FastAPI, host: Host) -> None:
     async def server_metadata() -> dict[str, Any]:
         return {"name": "mii-azure", "version": _version(), "extensions": []}
 
+    @app.head("/v2/health/live", include_in_schema=False)
     @app.get("/v2/health/live", summary="Server live")
     async def live() -> dict[str, bool]:
         return {"live": True}
 
+    @app.head("/v2/health/ready", include_in_schema=False)
     @app.get("/v2/health/ready", summary="Server ready")
     async def ready() -> JSONResponse:
         return JSONResponse({"ready": host.ready}, 200 if host.ready else 503)

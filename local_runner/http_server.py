@@ -31,6 +31,7 @@ def make(app: Any, drain_s: float, **options: Any) -> HttpServer:
     config = uvicorn.Config(
         app,
         http=Protocol,
+        ws="none",  # no route is a websocket's, and that protocol has none of ours' limits
         lifespan="off",
         log_config=None,
         access_log=logger.isEnabledFor(logging.DEBUG),

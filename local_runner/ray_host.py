@@ -103,12 +103,10 @@ class RayHost(Front):
 
     def statistics(self) -> dict[str, Any]:
         """The front's own phase, the sums over the replicas, and how many there are."""
-        phase = "loading" if self.state is State.LOADING else self.state.value
         states = {state.lower(): count for state, count in (self._replicas.states or {}).items()}
         return {
             **self._replicas.told,
-            "phase": phase,
-            "phase_seconds": round(time.monotonic() - self._started, 3),
+            **self.own_phase(),
             "replicas": {"running": self._replicas.running, **states},
             "asked_again": self._asked_again,
         }

@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import tempfile
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -89,15 +88,15 @@ class ReplicaHost(Front):
 
     def statistics(self) -> dict[str, Any]:
         """The front's own phase, the sums over the replicas, and how each of them is."""
-        loading = [replica.facts()["phase"] for replica in self.replicas]
-        phase = loading[0] if self.state is State.LOADING else self.state.value
+        own = self.own_phase()
+        if self.state is State.LOADING:
+            own["phase"] = self.replicas[0].facts()["phase"]
         states = {condition.value: 0 for condition in Condition if condition is not Condition.STOPPED}
         for replica in self.replicas:
             states[replica.condition.value] = states.get(replica.condition.value, 0) + 1
         return {
             **merged([replica.told for replica in self.replicas if replica.told]),
-            "phase": phase,
-            "phase_seconds": round(time.monotonic() - self._started, 3),
+            **own,
             "replicas": states,
             "replica": [replica.facts() for replica in self.replicas],
             "asked_again": self._asked_again,

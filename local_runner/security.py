@@ -1,7 +1,8 @@
 """Who may talk to a runner: certificates for both ports, client certificates, and keys read from a file.
 
-A key is sent as `Authorization: Bearer KEY` or `x-api-key: KEY`, over HTTP and as gRPC metadata alike. Health probes
-need no key, so that an orchestrator needs no secret; with a client CA every connection needs a certificate.
+A key is sent as `Authorization: Bearer KEY` or `x-api-key: KEY`, over HTTP and as gRPC metadata alike. Everything needs
+one but what is named here: health probes, so that an orchestrator needs no secret. With a client CA every connection
+needs a certificate.
 """
 
 import hashlib
@@ -18,9 +19,17 @@ import grpc
 from local_runner import wire
 from local_runner.errors import RunnerFailed, Unauthenticated
 
-OPEN_PATHS = frozenset(("/", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"))
-_OPEN_CALLS = ("/grpc.health.v1.Health/", "/inference.GRPCInferenceService/Server")
-_SERVER_METADATA = "/inference.GRPCInferenceService/ServerMetadata"
+_PROBES = ("/", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready")
+OPEN_ROUTES = frozenset((method, path) for method in ("GET", "HEAD") for path in _PROBES)
+OPEN_CALLS = frozenset(
+    (
+        "/grpc.health.v1.Health/Check",
+        "/grpc.health.v1.Health/List",
+        "/grpc.health.v1.Health/Watch",
+        "/inference.GRPCInferenceService/ServerLive",
+        "/inference.GRPCInferenceService/ServerReady",
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -216,10 +225,9 @@ class _Guard:
         self._security = security
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
-            headers = _text(scope["headers"])
+        if not _is_open(scope):
             try:
-                self._security.check(headers)
+                self._security.check(_text(scope["headers"]))
             except Unauthenticated as error:
                 await self._refuse(error, scope, receive, send)
                 return
@@ -231,6 +239,12 @@ class _Guard:
         await error_response(scope["path"], error)(scope, receive, send)
 
 
+def _is_open(scope: Any) -> bool:
+    """Whether it is a named route, by its method and by its path as it was sent: no other spelling of one is."""
+    path = scope["path"]
+    return scope["type"] == "http" and (scope["method"], path) in OPEN_ROUTES and scope["raw_path"] == path.encode()
+
+
 def _text(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in headers}
 
@@ -240,7 +254,7 @@ class _Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc is
         self._security = security
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
-        if details.method.startswith(_OPEN_CALLS) and details.method != _SERVER_METADATA:
+        if details.method in OPEN_CALLS:
             return await continuation(details)
         headers = {key: value for key, value in details.invocation_metadata if isinstance(value, str)}
         try:

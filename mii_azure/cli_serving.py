@@ -1,7 +1,8 @@
 """What serve and query take to be sure of each other, by file and never on the command line; and the verb top."""
 
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,13 +11,26 @@ from mii_azure.cli_shared import flag, out
 if TYPE_CHECKING:
     from local_runner.credentials import Credentials
 
-TlsCert = Annotated[Path | None, flag("tls-cert", "PEM certificate that this side presents.")]
-TlsKey = Annotated[Path | None, flag("tls-key", "PEM key of the certificate.")]
-TlsClientCa = Annotated[Path | None, flag("tls-client-ca", "PEM authorities that clients' certificates must be of.")]
-TlsCa = Annotated[Path | None, flag("tls-ca", "PEM authorities that the server's certificate must be of.")]
-Tls = Annotated[bool, flag("tls", "Use TLS, trusting the authorities that gRPC comes with.")]
-ApiKeyFile = Annotated[Path | None, flag("api-key-file", "File of API keys, one a line; a client sends the first.")]
 
+def _guard(name: str, text: str) -> Any:
+    """A flag of keys or TLS: its variable, set and blank, is an error and not the same as one that is not there."""
+    option = flag(name, text)
+
+    def not_blank(value: Path | bool | None) -> Path | bool | None:
+        if not os.environ.get(option.envvar, "set").strip():
+            raise typer.BadParameter(f"{option.envvar} is blank; give it a value, or unset it")
+        return value
+
+    option.callback = not_blank
+    return option
+
+
+TlsCert = Annotated[Path | None, _guard("tls-cert", "PEM certificate that this side presents.")]
+TlsKey = Annotated[Path | None, _guard("tls-key", "PEM key of the certificate.")]
+TlsClientCa = Annotated[Path | None, _guard("tls-client-ca", "PEM authorities that clients' certificates must be of.")]
+TlsCa = Annotated[Path | None, _guard("tls-ca", "PEM authorities that the server's certificate must be of.")]
+Tls = Annotated[bool, _guard("tls", "Use TLS, trusting the authorities that gRPC comes with.")]
+ApiKeyFile = Annotated[Path | None, _guard("api-key-file", "File of API keys, one a line; a client sends the first.")]
 
 SettingsFile = Annotated[
     Path | None, flag("settings-file", "JSON of log level, limits and drain; read again on SIGHUP, like keys.")

@@ -30,7 +30,8 @@
     │   ├── ClusterTooSmall          no node of the Ray cluster can hold a replica
     │   ├── ReplicaLost         503  a replica ended with a stream that had begun, or over the request itself
     │   ├── ModelNotServed      404  the runner serves a model of another name
-    │   ├── RequestStalled      408  half a request came, and no more of it
+    │   ├── RequestStalled      408  half a request came, and no more of it, or too slowly
+    │   ├── HeadTooLarge        431  a request's line and headers are more than any client's
     │   ├── Unauthenticated     401  the runner wants a key
     │   └── UnknownDeployment
     └── AzureError              exit 5   Azure said no; carries Azure's own code and the request id
@@ -56,6 +57,7 @@ from typing import Any
 from local_runner.errors import BundleEdited as BundleEdited
 from local_runner.errors import BundleError as BundleError
 from local_runner.errors import ClusterTooSmall as ClusterTooSmall
+from local_runner.errors import HeadTooLarge as HeadTooLarge
 from local_runner.errors import ModelNotServed as ModelNotServed
 from local_runner.errors import NotABundle as NotABundle
 from local_runner.errors import PortInUse as PortInUse

@@ -87,6 +87,7 @@ def test_half_a_request_is_ended_in_time(sent: bytes, bundle: Path, monkeypatch:
 
 def test_a_slow_body_that_goes_on_is_read(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_protocol, "BODY_S", 2.0)
+    monkeypatch.setattr(http_protocol, "LEAST_RATE", 1.0)
     with serving(bundle, Talker()) as base, connect(httpx.URL(base).port or 0) as connection:
         connection.sendall(b"POST /score HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 8\r\n\r\n")
         for byte in b'{"a": 1}':

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -181,3 +182,31 @@ async def test_liveness_ends_with_an_engine_that_only_a_new_process_brings_back(
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "not_ready")
         host.change(State.DRAINING)
         assert (await client.get("/healthz")).status_code == 200
+
+
+async def test_what_can_score_no_more_is_not_called_ready(bundle: Path) -> None:
+    host = Host(bundle)  # its engine is not ready, as one that lost a rank is not
+    transport = httpx.ASGITransport(http_app.build(host))
+    async with httpx.AsyncClient(transport=transport, base_url="http://runner") as client:
+        host.change(State.READY)
+        answer = await client.get("/readyz")
+        assert (answer.status_code, answer.json()["state"], answer.json()["phase"]) == (503, "failed", "failed")
+        metrics = (await client.get("/metrics")).text
+        assert 'mii_azure_phase{phase="failed"} 1.0' in metrics and 'mii_azure_phase{phase="ready"} 0.0' in metrics
+
+
+def test_a_stream_is_one_request_in_flight(http: httpx.Client, tmp_path: Path) -> None:
+    def in_flight() -> str:
+        return next(line for line in http.get("/metrics").text.splitlines() if line.startswith("mii_azure_in_flight "))
+
+    gate = tmp_path / "gate"
+    with http.stream("POST", "/score", json={"inputs": f"a until:{gate}", "stream": True}) as response:
+        chunks = response.iter_raw()
+        next(chunks)  # the next is asked for, and held
+        deadline = time.monotonic() + 20
+        while (found := in_flight()) != "mii_azure_in_flight 1.0":
+            assert time.monotonic() < deadline, found
+        gate.touch()
+        assert b"[DONE]" in b"".join(chunks)
+    while (found := in_flight()) != "mii_azure_in_flight 0.0":
+        assert time.monotonic() < deadline, found

@@ -115,6 +115,13 @@ async def test_a_replica_that_is_not_reached_does_not_count_as_ended(
     assert (await front(bundle, monkeypatch, unary).score("a", {})).status == 200
 
 
+def test_a_front_without_a_replica_is_not_called_ready(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = front(bundle, monkeypatch, Handle())
+    assert (host.condition, host.statistics()["phase"]) == (State.READY, "ready")
+    host._replicas = Replicas()
+    assert (host.condition, host.statistics()["phase"]) == (State.LOADING, "loading")
+
+
 @pytest.mark.parametrize("code", ["not_ready", "rank_lost"])
 async def test_a_replica_that_stops_or_broke_leaves_the_request_to_another(
     code: str, bundle: Path, monkeypatch: pytest.MonkeyPatch

@@ -188,7 +188,7 @@ class TestDecoder:
             assert "rank 1 of 2 ended" in reply.json()["error"]["message"]
             assert time.monotonic() - began < 25
             unready = http.get("/readyz")
-            assert unready.status_code == 503
+            assert (unready.status_code, unready.json()["state"], unready.json()["phase"]) == (503, "failed", "failed")
             assert "The model can answer no more: rank 1 of 2 ended" in unready.json()["error"]["message"]
             assert http.post("/score", json={"inputs": "again"}).status_code == 503
         assert service.lost

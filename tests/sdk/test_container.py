@@ -136,6 +136,16 @@ def test_an_environment_that_is_wrong_ends_it_with_a_sentence(bundle: Path) -> N
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("value", ["/keys", ""])
+@pytest.mark.parametrize("name", ["API_KEY_FILE", "TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA"])
+def test_keys_that_it_would_not_ask_for_end_it_with_a_sentence(bundle: Path, name: str, value: str) -> None:
+    env = {**os.environ, "MII_AZURE_HOST": LOOPBACK, "MII_AZURE_HTTP_PORT": "0", f"MII_AZURE_{name}": value}
+    command = [sys.executable, "-B", "-m", "local_runner.container"]
+    done = subprocess.run(command, cwd=bundle / "code", env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 3
+    assert f"has no keys or TLS of its own, and MII_AZURE_{name} is set. Unset it" in done.stderr
+
+
 def test_a_port_in_use_is_told(bundle: Path, container: Container) -> None:
     env = {**os.environ, "MII_AZURE_HOST": LOOPBACK, "MII_AZURE_HTTP_PORT": str(container.port)}
     command = [sys.executable, "-B", "-m", "local_runner.container"]
