@@ -185,7 +185,7 @@ async def test_liveness_ends_with_an_engine_that_only_a_new_process_brings_back(
 
 
 async def test_what_can_score_no_more_is_not_called_ready(bundle: Path) -> None:
-    host = Host(bundle)  # its engine is not ready, as one that lost a rank is not
+    host = ScriptHost(bundle)  # its engine is not ready, as one that lost a rank is not
     transport = httpx.ASGITransport(http_app.build(host))
     async with httpx.AsyncClient(transport=transport, base_url="http://runner") as client:
         host.change(State.READY)
