@@ -132,10 +132,10 @@ def _extras(rows, inside, scale_ptr, gains_ptr, bias_ptr, SCALE: tl.constexpr, N
 
 
 @triton.jit
-def gemv(x_ptr, gain_ptr, w_ptr, scale_ptr, gains_ptr, bias_ptr, out_ptr, N, K, eps, BN: tl.constexpr,
+def gemv(x_ptr, gain_ptr, w_ptr, scale_ptr, gains_ptr, bias_ptr, out_ptr, N, K, eps, factor, BN: tl.constexpr,
          BK: tl.constexpr, ONCE: tl.constexpr, NORM: tl.constexpr, ACT: tl.constexpr, BIAS: tl.constexpr,
          SCALE: tl.constexpr, ADD: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
-    """out [B, N] = act(norm(x) W^T + bias), or out += that with ADD. Grid (B, N / BN)."""
+    """out [B, N] = factor act(norm(x) W^T + bias), or out += that with ADD. Grid (B, N / BN)."""
     row = tl.program_id(0).to(tl.int64)
     rows = tl.program_id(1).to(tl.int64) * BN + tl.arange(0, BN)
     inside = rows < N
@@ -149,7 +149,7 @@ def gemv(x_ptr, gain_ptr, w_ptr, scale_ptr, gains_ptr, bias_ptr, out_ptr, N, K, 
         old = tl.load(out_ptr + row * N + rows, mask=inside, other=0.0)
     sums, inverse, mean = _one(x_ptr + row * K, gain_ptr, w_ptr, w, rows, inside, K, eps, BN, BK, ONCE, NORM)
     y = activation((sums * scale - mean * gains) * inverse + bias, ACT)
-    tl.store(out_ptr + row * N + rows, old + y, mask=inside)
+    tl.store(out_ptr + row * N + rows, old + factor * y, mask=inside)
 
 
 @triton.jit

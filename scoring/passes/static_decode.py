@@ -13,7 +13,10 @@ from scoring.passes.tensor_slicing import FAMILIES as CUT
 from scoring.passes.tensor_slicing import TensorSlicing
 
 #: What `scoring.decoder_families` builds; a test holds the two together.
-FAMILIES = ("bloom", "gemma", "gpt2", "gpt_neo", "gpt_neox", "gptj", "llama", "mistral", "opt", "qwen2")
+FAMILIES = (
+    "bloom", "cohere2", "gemma", "gemma2", "gemma3_text", "glm4", "gpt2", "gpt_neo", "gpt_neox", "gptj", "granite",
+    "llama", "mistral", "opt", "phi3", "qwen2", "qwen3", "smollm3", "starcoder2",
+)  # fmt: skip
 #: Of these, the families whose slices it serves.
 SLICED = tuple(family for family in FAMILIES if family in CUT)
 _LONGEST_HEAD = 256
@@ -41,7 +44,7 @@ class StaticDecode(Pass):
         self._slicing = slicing
 
     def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Decision:
-        """Taken for the ten families, on GPUs with bf16 matrix units and memory for the slots, on CPUs in float32."""
+        """Taken for the families above, on GPUs with bf16 matrix units and memory for the slots, on CPUs in float32."""
         if facts.kind != "decoder":
             return Decision(False, f"{facts.family} is not a decoder")
         if facts.family not in FAMILIES:
