@@ -202,11 +202,11 @@ class Launcher:
         pairs, inputs = linear.weight.shape[0] // 2, linear.weight.shape[1]
         tile = self.tile("qkv", linear, 2)
         gains, bias = self._bias(norm, linear)
-        decode_gemv.gemv_qkv[(rows, triton.cdiv(pairs, tile.rows))](
+        decode_gemv.gemv_qkv[(rows * triton.cdiv(pairs, tile.rows),)](
             b.x, norm.gain, linear.weight, _or(linear.scale, b.x), gains, bias, b.q, self.state.keys[index],
             self.state.values[index], *self._tables(layer), b.slots, self.state.lengths, inputs, self.state.max_length,
             norm.eps, **tiling(tile, inputs), NORM=norm.kind, BIAS=bias is not b.x, SCALE=linear.scale is not None,
-            **self._heads(layer), PER_HEAD=layer.attention.per_head, PDL=self.pdl, **self._launch(),
+            **self._heads(layer), PER_HEAD=layer.attention.per_head, ROWS=rows, PDL=self.pdl, **self._launch(),
         )  # fmt: skip
 
     def up(self, rows: int, layer: Layer) -> None:
@@ -217,10 +217,10 @@ class Launcher:
         outputs, inputs = mlp.up.weight.shape[0] // 2, mlp.up.weight.shape[1]
         tile = self.tile("gated", mlp.up, 2)
         gains, bias = self._bias(norm, mlp.up)
-        decode_gemv.gemv_gated[(rows, triton.cdiv(outputs, tile.rows))](
+        decode_gemv.gemv_gated[(rows * triton.cdiv(outputs, tile.rows),)](
             b.x, norm.gain, mlp.up.weight, _or(mlp.up.scale, b.x), gains, bias, b.inner, outputs, inputs, norm.eps,
             **tiling(tile, inputs), NORM=norm.kind, ACT=mlp.activation, BIAS=bias is not b.x,
-            SCALE=mlp.up.scale is not None, PDL=self.pdl, **self._launch(),
+            SCALE=mlp.up.scale is not None, ROWS=rows, PDL=self.pdl, **self._launch(),
         )  # fmt: skip
 
     def gemv(self, name: str, x: Tensor, linear: Linear, out: Tensor, rows: int, *, norm: Norm | None = None,
@@ -230,10 +230,11 @@ class Launcher:
         tile = self.tile(name, linear, 1)
         gains, bias = self._bias(norm, linear)
         absent = self.buffers.x
-        decode_gemv.gemv[(rows, triton.cdiv(outputs, tile.rows))](
+        decode_gemv.gemv[(rows * triton.cdiv(outputs, tile.rows),)](
             x, absent if norm is None else norm.gain, linear.weight, _or(linear.scale, absent), gains, bias, out,
             outputs, inputs, _eps(norm), factor, **tiling(tile, inputs), NORM=_kind(norm), ACT=act,
-            BIAS=biased and bias is not absent, SCALE=linear.scale is not None, ADD=add, PDL=self.pdl, **self._launch(),
+            BIAS=biased and bias is not absent, SCALE=linear.scale is not None, ADD=add, ROWS=rows, PDL=self.pdl,
+            **self._launch(),
         )  # fmt: skip
 
     def attention(self, rows: int, index: int, layer: Layer) -> None:

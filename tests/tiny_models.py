@@ -205,7 +205,7 @@ FAMILIES: dict[str, Family] = {
         sliding_window=32,
         query_pre_attn_scalar=16,
         attn_logit_softcapping=3.0,
-        final_logit_softcapping=5.0,
+        final_logit_softcapping=30.0,
     ),
     "gemma3_text": _llama_like(
         tiny_tokenizers.gemma,

@@ -34,28 +34,40 @@ def _partners(d, HALF: tl.constexpr, INTERLEAVED: tl.constexpr):
 
 
 @triton.jit
-def normed_heads(x_ptr, bias_ptr, base, shown, gain_ptr, cos_ptr, sin_ptr, at, d, eps, D: tl.constexpr,
-                 HALF: tl.constexpr, INTERLEAVED: tl.constexpr, ROTARY: tl.constexpr, BIAS: tl.constexpr):  # fmt: skip
-    """Heads [R, DP] of a product's row, each RMS-normed, then rotated for position `at`; float32.
+def constants_of_heads(gain_ptr, cos_ptr, sin_ptr, at, d, D: tl.constexpr, HALF: tl.constexpr,
+                       INTERLEAVED: tl.constexpr, ROTARY: tl.constexpr):  # fmt: skip
+    """Partner, gain, gain of the partner, cosine and signed sine of a head's places at a position, each [DP]."""
+    other, pair, sign = _partners(d, HALF, INTERLEAVED)
+    gain = tl.load(gain_ptr + d, mask=d < D, other=0.0)
+    gain_other = tl.load(gain_ptr + other, mask=d < D, other=0.0)
+    cos = 1.0
+    sin = 0.0
+    if ROTARY:
+        place = at.to(tl.int64) * (D // 2) + pair
+        cos = tl.load(cos_ptr + place, mask=d < D, other=1.0)
+        sin = sign * tl.load(sin_ptr + place, mask=d < D, other=0.0)
+    return other, gain, gain_other, cos, sin
+
+
+@triton.jit
+def normed_heads(x_ptr, bias_ptr, base, shown, d, other, gain, gain_other, cos, sin, eps, D: tl.constexpr,
+                 ROTARY: tl.constexpr, BIAS: tl.constexpr):  # fmt: skip
+    """Heads [R, DP] of a product's row, each RMS-normed, then rotated; float32.
 
     base [R] is where a head begins in the row x, and in bias, which is added first; `shown` [R] says which there are.
     """
-    other, pair, sign = _partners(d, HALF, INTERLEAVED)
     here = shown[:, None] & (d < D)[None, :]
     a = tl.load(x_ptr + base[:, None] + d[None, :], mask=here, other=0.0).to(tl.float32)
-    b = tl.load(x_ptr + base[:, None] + other[None, :], mask=here, other=0.0).to(tl.float32)
     if BIAS:
         a += tl.load(bias_ptr + base[:, None] + d[None, :], mask=here, other=0.0).to(tl.float32)
-        b += tl.load(bias_ptr + base[:, None] + other[None, :], mask=here, other=0.0).to(tl.float32)
     inverse = tl.rsqrt(tl.sum(a * a, 1) / D + eps)[:, None]
-    a *= inverse * tl.load(gain_ptr + d, mask=d < D, other=0.0)[None, :]
+    turned = a * gain[None, :]
     if ROTARY:
-        b *= inverse * tl.load(gain_ptr + other, mask=d < D, other=0.0)[None, :]
-        place = at.to(tl.int64) * (D // 2) + pair
-        cos = tl.load(cos_ptr + place, mask=d < D, other=1.0)
-        sin = tl.load(sin_ptr + place, mask=d < D, other=0.0)
-        a = a * cos[None, :] + b * (sign * sin)[None, :]
-    return a
+        b = tl.load(x_ptr + base[:, None] + other[None, :], mask=here, other=0.0).to(tl.float32)
+        if BIAS:
+            b += tl.load(bias_ptr + base[:, None] + other[None, :], mask=here, other=0.0).to(tl.float32)
+        turned = turned * cos[None, :] + b * (gain_other * sin)[None, :]
+    return turned * inverse
 
 
 @triton.jit
@@ -96,6 +108,11 @@ def attend(q_ptr, keys_ptr, values_ptr, out_ptr, part_ptr, stats_ptr, arrived_pt
     base = (slot * KV + head) * LENGTH * D
     at = low + t
     k, v = _keys_values(keys_ptr, values_ptr, base, at, (at < high) & (at < end - 1), d, D)
+    if NORMED:  # constants of the model are read before waiting too
+        other, q_gain, q_gain_other, cos, sin = constants_of_heads(q_gain_ptr, cos_ptr, sin_ptr, end - 1, d, D, HALF,
+                                                                   INTERLEAVED, ROTARY)  # fmt: skip
+        k_gain = tl.load(k_gain_ptr + d, mask=d < D, other=0.0)
+        k_gain_other = tl.load(k_gain_ptr + other, mask=d < D, other=0.0)
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
@@ -105,11 +122,11 @@ def attend(q_ptr, keys_ptr, values_ptr, out_ptr, part_ptr, stats_ptr, arrived_pt
         newest = (at == end - 1)[:, None]
         if NORMED:
             product = q_ptr + row * (H + 2 * KV) * D
-            q = normed_heads(product, bias_ptr, (head * G + g) * D, g < G, q_gain_ptr, cos_ptr, sin_ptr, end - 1, d,
-                             eps, D, HALF, INTERLEAVED, ROTARY, BIAS).to(k.dtype)  # fmt: skip
+            q = normed_heads(product, bias_ptr, (head * G + g) * D, g < G, d, other, q_gain, q_gain_other, cos, sin,
+                             eps, D, ROTARY, BIAS).to(k.dtype)  # fmt: skip
             one = tl.arange(0, 1)
-            new_k = normed_heads(product, bias_ptr, (H + head + one) * D, one == 0, k_gain_ptr, cos_ptr, sin_ptr,
-                                 end - 1, d, eps, D, HALF, INTERLEAVED, ROTARY, BIAS).to(k.dtype)  # fmt: skip
+            new_k = normed_heads(product, bias_ptr, (H + head + one) * D, one == 0, d, other, k_gain, k_gain_other,
+                                 cos, sin, eps, D, ROTARY, BIAS).to(k.dtype)  # fmt: skip
             value = (H + KV + head + one[:, None]) * D + d[None, :]
             new_v = tl.load(product + value, mask=(d < D)[None, :], other=0.0)
             if BIAS:

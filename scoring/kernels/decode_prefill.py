@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from scoring.kernels.decode_attention import _keys_values, cap, normed_heads
+from scoring.kernels.decode_attention import _keys_values, cap, constants_of_heads, normed_heads
 from scoring.kernels.decode_gemv import split_heads
 
 
@@ -104,8 +104,10 @@ def scatter_normed(qkv_ptr, bias_ptr, q_ptr, keys_ptr, values_ptr, q_gain_ptr, k
         gain_ptr = q_gain_ptr
         if part == 1:
             gain_ptr = k_gain_ptr
-        x = normed_heads(product, bias_ptr, base, heads >= 0, gain_ptr, cos_ptr, sin_ptr, position, d, eps, D, HALF,
-                         INTERLEAVED, ROTARY, BIAS)  # fmt: skip
+        other, gain, gain_other, cos, sin = constants_of_heads(gain_ptr, cos_ptr, sin_ptr, position, d, D, HALF,
+                                                               INTERLEAVED, ROTARY)  # fmt: skip
+        x = normed_heads(product, bias_ptr, base, heads >= 0, d, other, gain, gain_other, cos, sin, eps, D, ROTARY,
+                         BIAS)  # fmt: skip
         if part == 1:
             tl.store(keys_ptr + to_cache, x, mask=here)
         else:
