@@ -308,7 +308,7 @@ class Launcher:
 
     def tile(self, name: str, linear: Linear, sets: int) -> Tile:
         """How to cut a product; `sets` row sets are read at once."""
-        return self.tiles.get(name) or choose_tile(linear.weight.shape[1], sets, linear.scale is not None)
+        return self.tiles.get(name) or choose_tile(*linear.weight.shape, sets, linear.scale is not None)
 
     def _bias(self, norm: Norm | None, linear: Linear) -> tuple[Tensor, Tensor]:
         """(row sums of W g, bias) that a kernel adds; the residual buffer stands for what is absent."""
