@@ -2,8 +2,8 @@
 
     python -m benchmarks.decoders [--only NAME ...] [--out FOLDER] [--revision SHA]
 
-Random weights of the real shapes, fp16. Every row runs in a process of its own: all of them build and compile at the
-same time, then measure one after the other. Stock options are a forward over transformers' StaticCache inside a CUDA
+Random weights of the real shapes, in 16 bits. Every row runs in a process of its own: all of them build and compile at
+the same time, then measure one after the other. Stock options are a forward over transformers' StaticCache inside a CUDA
 graph, once plain and once through torch.compile, each with its greedy pick, and where asked generate() with
 cache_implementation="static". `ours` is a step end to end: host call, graph, sampling, token read one step late.
 """
@@ -45,6 +45,7 @@ class Case:
     big: bool = False
     generate_static: bool = False
     int8: bool = False
+    dtype: str = "float16"
 
 
 _LLAMA_1B = {
@@ -62,6 +63,27 @@ _LLAMA_7B = _LLAMA_1B | {
     "num_hidden_layers": 32,
     "num_key_value_heads": 32,
 }
+_QWEN3_600M = {
+    "vocab_size": 151936, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
+    "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": True,
+}  # fmt: skip
+_QWEN3_8B = _QWEN3_600M | {
+    "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32,
+    "tie_word_embeddings": False,
+}  # fmt: skip
+_MISTRAL_7B = {
+    "vocab_size": 32768, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "sliding_window": None,
+}  # fmt: skip
+_GEMMA3_4B = {
+    "vocab_size": 262208, "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34,
+    "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "sliding_window": 1024,
+}  # fmt: skip
+_PHI4_MINI = {  # with rotary positions that are the same at every length
+    "vocab_size": 200064, "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32,
+    "num_attention_heads": 24, "num_key_value_heads": 8, "partial_rotary_factor": 0.75, "tie_word_embeddings": True,
+    "pad_token_id": 0,
+}  # fmt: skip
 _OPT = {
     "hidden_size": 2048,
     "word_embed_proj_dim": 2048,
@@ -80,16 +102,23 @@ CASES = {
     "llama-1.1b-256": Case("llama", _LLAMA_1B, slots=256),
     "llama-6.7b": Case("llama", _LLAMA_7B, big=True),
     "llama-6.7b-int8": Case("llama", _LLAMA_7B, big=True, int8=True),
+    "qwen3-0.6b": Case("qwen3", _QWEN3_600M, dtype="bfloat16"),
+    "qwen3-0.6b-256": Case("qwen3", _QWEN3_600M, slots=256, dtype="bfloat16"),
+    "qwen3-8b": Case("qwen3", _QWEN3_8B, big=True, dtype="bfloat16"),
+    "mistral-7b": Case("mistral", _MISTRAL_7B, big=True, dtype="bfloat16"),
+    "gemma3-4b": Case("gemma3_text", _GEMMA3_4B, big=True, dtype="bfloat16"),
+    "phi4-mini": Case("phi3", _PHI4_MINI, big=True, dtype="bfloat16"),
 }
 
 
 def make(case: Case) -> Any:
-    """A model with random weights on the GPU, fp16."""
+    """A model with random weights on the GPU, in the case's type."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
+    config = AutoConfig.for_model(case.family, **case.config)
     with torch.device("cuda"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(case.family, **case.config), dtype=torch.float16)
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, case.dtype))
     return model.eval()
 
 

@@ -5,22 +5,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from scoring.decoder_form import Activation, Attention, Form, Layer, Linear, Mlp, Norm, Rotary
+from scoring import decoder_llama
+from scoring.decoder_form import Attention, Form, Layer, Mlp
+from scoring.decoder_parts import ACTIVATIONS, activation_name, layer_norm, linear, rotary_tables
 from scoring.decoder_team import Team
 from scoring.errors import LoadError
 
-_ACTIVATIONS: dict[str, Activation] = {
-    "relu": "relu",
-    "silu": "silu",
-    "swish": "silu",
-    "gelu": "gelu",
-    "gelu_python": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-}
+_FIXED_ROTARY = ("default", "linear", "llama3", "yarn")  # the same at every length of the sequence
 
 
 def build(model: Any, positions: int, team: Team | None = None) -> Form:
@@ -51,70 +44,27 @@ def unsupported(config: Any) -> str:
         return "BLOOM with its residual after the norm"
     if family == "gpt2" and config.add_cross_attention:
         return "GPT-2 with cross-attention"
-    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if rope not in ("default", "linear", "llama3", "yarn"):
-        return f"{rope} rotary positions change with the length"
-    activation = _activation_name(config)
-    if activation not in _ACTIVATIONS:
+    if getattr(config, "use_bidirectional_attention", False):
+        return "attention in both directions"
+    for rope in _rotary_types(config):
+        if rope not in _FIXED_ROTARY:
+            return f"{rope} rotary positions change with the length"
+    activation = activation_name(config)
+    if activation not in ACTIVATIONS:
         return f"activation {activation}"
     return ""
 
 
-def _activation_name(config: Any) -> str:
-    for name in ("activation_function", "hidden_activation", "hidden_act"):
-        if getattr(config, name, None):
-            return str(getattr(config, name))
-    return "gelu_new"  # BLOOM has no key for it
-
-
-def _linear(*modules: Any) -> Linear:
-    """One product out of one or more modules over the same input; packed once, the modules then view the pack."""
-    if type(modules[0]).__name__ == "Conv1D":  # GPT-2's keeps [K, N]
-        (module,) = modules
-        packed = module.weight.data.t().contiguous()
-        module.weight.data = packed.t()
-        return Linear(packed, module.bias.data)
-    if len(modules) == 1:
-        (module,) = modules
-        module.weight.data = module.weight.data.contiguous()  # a slice of the inputs may not be
-        return Linear(module.weight.data, None if module.bias is None else module.bias.data)
-    return Linear(
-        _pack([m.weight for m in modules]), None if modules[0].bias is None else _pack([m.bias for m in modules])
-    )
-
-
-def _pack(parameters: list[nn.Parameter]) -> Tensor:
-    packed = torch.cat([parameter.data for parameter in parameters])
-    start = 0
-    for parameter in parameters:
-        size = parameter.shape[0]
-        parameter.data = packed[start : start + size]
-        start += size
-    return packed
-
-
-def _layer_norm(module: Any) -> Norm:
-    return Norm("layer", module.weight.data.float(), module.bias.data.float(), float(module.eps))
-
-
-def _rms_norm(module: Any, offset: float = 0.0) -> Norm:
-    eps = module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
-    return Norm("rms", module.weight.data.float() + offset, None, float(eps))
-
-
-def _tables(inv_freq: Tensor, positions: int, head_dim: int, interleaved: bool, factor: float = 1.0) -> Rotary:
-    angles = torch.arange(positions, device=inv_freq.device).float()[:, None] * inv_freq.float()[None, :]
-    half = angles.shape[1]
-    cos = torch.ones(positions, head_dim // 2, device=inv_freq.device)
-    sin = torch.zeros_like(cos)
-    cos[:, :half] = angles.cos() * factor
-    sin[:, :half] = angles.sin() * factor
-    return Rotary(cos, sin, half, interleaved)
+def _rotary_types(config: Any) -> list[str]:
+    """Kinds of rotary positions in a config, of every type of layer where they differ."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    each = [parameters] if "rope_type" in parameters else [p for p in parameters.values() if isinstance(p, dict)]
+    return [str(found.get("rope_type", "default")) for found in each]
 
 
 def _gpt2(model: Any, positions: int) -> Form:
     body, config = model.transformer, model.config
-    activation = _ACTIVATIONS[config.activation_function]
+    activation = ACTIVATIONS[config.activation_function]
     head_dim = config.n_embd // config.n_head
     layers = []
     for index, block in enumerate(body.h):
@@ -122,18 +72,18 @@ def _gpt2(model: Any, positions: int) -> Form:
         scale /= index + 1 if config.scale_attn_by_inverse_layer_idx else 1
         layers.append(
             Layer(
-                _layer_norm(block.ln_1),
-                Attention(_linear(block.attn.c_attn), _linear(block.attn.c_proj), scale),
-                _layer_norm(block.ln_2),
-                Mlp(_linear(block.mlp.c_fc), _linear(block.mlp.c_proj), activation),
+                layer_norm(block.ln_1),
+                Attention(linear(block.attn.c_attn), linear(block.attn.c_proj), scale),
+                layer_norm(block.ln_2),
+                Mlp(linear(block.mlp.c_fc), linear(block.mlp.c_proj), activation),
             )
         )
     return Form(
         "gpt2",
         body.wte.weight.data,
         layers,
-        _layer_norm(body.ln_f),
-        _linear(model.lm_head),
+        layer_norm(body.ln_f),
+        linear(model.lm_head),
         config.n_head,
         config.n_head,
         head_dim,
@@ -144,26 +94,26 @@ def _gpt2(model: Any, positions: int) -> Form:
 
 def _gpt_neo(model: Any, positions: int) -> Form:
     body, config = model.transformer, model.config
-    activation = _ACTIVATIONS[config.activation_function]
+    activation = ACTIVATIONS[config.activation_function]
     layers = []
     for index, block in enumerate(body.h):
         attention = block.attn.attention
         window = config.window_size if config.attention_layers[index] == "local" else 0
-        qkv = _linear(attention.q_proj, attention.k_proj, attention.v_proj)
+        qkv = linear(attention.q_proj, attention.k_proj, attention.v_proj)
         layers.append(
             Layer(
-                _layer_norm(block.ln_1),
-                Attention(qkv, _linear(attention.out_proj), 1.0, window),  # the family divides nothing
-                _layer_norm(block.ln_2),
-                Mlp(_linear(block.mlp.c_fc), _linear(block.mlp.c_proj), activation),
+                layer_norm(block.ln_1),
+                Attention(qkv, linear(attention.out_proj), 1.0, window),  # the family divides nothing
+                layer_norm(block.ln_2),
+                Mlp(linear(block.mlp.c_fc), linear(block.mlp.c_proj), activation),
             )
         )
     return Form(
         "gpt_neo",
         body.wte.weight.data,
         layers,
-        _layer_norm(body.ln_f),
-        _linear(model.lm_head),
+        layer_norm(body.ln_f),
+        linear(model.lm_head),
         config.num_heads,
         config.num_heads,
         config.hidden_size // config.num_heads,
@@ -175,25 +125,26 @@ def _gpt_neo(model: Any, positions: int) -> Form:
 def _gptj(model: Any, positions: int) -> Form:
     body, config = model.transformer, model.config
     head_dim = config.n_embd // config.n_head
-    activation = _ACTIVATIONS[config.activation_function]
-    layers = []
-    for block in body.h:
-        norm, attention = _layer_norm(block.ln_1), block.attn
-        qkv = _linear(attention.q_proj, attention.k_proj, attention.v_proj)
-        mlp = Mlp(_linear(block.mlp.fc_in), _linear(block.mlp.fc_out), activation)
-        layers.append(Layer(norm, Attention(qkv, _linear(attention.out_proj), head_dim**-0.5), norm, mlp, True))
+    activation = ACTIVATIONS[config.activation_function]
     size = config.rotary_dim or head_dim
     steps = torch.arange(0, size, 2, dtype=torch.int64, device=body.wte.weight.device)
+    rotary = rotary_tables(1.0 / 10000 ** (steps / size), positions, head_dim, True)
+    layers = []
+    for block in body.h:
+        norm, attention = layer_norm(block.ln_1), block.attn
+        qkv = linear(attention.q_proj, attention.k_proj, attention.v_proj)
+        own = Attention(qkv, linear(attention.out_proj), head_dim**-0.5, rotary=rotary)
+        mlp = Mlp(linear(block.mlp.fc_in), linear(block.mlp.fc_out), activation)
+        layers.append(Layer(norm, own, norm, mlp, True))
     return Form(
         "gptj",
         body.wte.weight.data,
         layers,
-        _layer_norm(body.ln_f),
-        _linear(model.lm_head),
+        layer_norm(body.ln_f),
+        linear(model.lm_head),
         config.n_head,
         config.n_head,
         head_dim,
-        rotary=_tables(1.0 / 10000 ** (steps / size), positions, head_dim, True),
         max_positions=config.n_positions,
     )
 
@@ -201,30 +152,30 @@ def _gptj(model: Any, positions: int) -> Form:
 def _gpt_neox(model: Any, positions: int) -> Form:
     body, config = model.gpt_neox, model.config
     head_dim = config.hidden_size // config.num_attention_heads
-    activation = _ACTIVATIONS[config.hidden_act]
+    activation = ACTIVATIONS[config.hidden_act]
+    module = body.rotary_emb
+    rotary = rotary_tables(module.inv_freq, positions, head_dim, False, float(module.attention_scaling))
     layers = []
     for block in body.layers:
-        products = _linear(block.attention.query_key_value), _linear(block.attention.dense)
+        products = linear(block.attention.query_key_value), linear(block.attention.dense)
         layers.append(
             Layer(
-                _layer_norm(block.input_layernorm),
-                Attention(*products, head_dim**-0.5, per_head=True),
-                _layer_norm(block.post_attention_layernorm),
-                Mlp(_linear(block.mlp.dense_h_to_4h), _linear(block.mlp.dense_4h_to_h), activation),
+                layer_norm(block.input_layernorm),
+                Attention(*products, head_dim**-0.5, per_head=True, rotary=rotary),
+                layer_norm(block.post_attention_layernorm),
+                Mlp(linear(block.mlp.dense_h_to_4h), linear(block.mlp.dense_4h_to_h), activation),
                 bool(config.use_parallel_residual),
             )
         )
-    rotary = body.rotary_emb
     return Form(
         "gpt_neox",
         body.embed_in.weight.data,
         layers,
-        _layer_norm(body.final_layer_norm),
-        _linear(model.get_output_embeddings()),
+        layer_norm(body.final_layer_norm),
+        linear(model.get_output_embeddings()),
         config.num_attention_heads,
         config.num_attention_heads,
         head_dim,
-        rotary=_tables(rotary.inv_freq, positions, head_dim, False, float(rotary.attention_scaling)),
         max_positions=config.max_position_embeddings,
     )
 
@@ -232,25 +183,25 @@ def _gpt_neox(model: Any, positions: int) -> Form:
 def _opt(model: Any, positions: int) -> Form:
     body, config = model.model.decoder, model.config
     head_dim = config.hidden_size // config.num_attention_heads
-    activation = _ACTIVATIONS[config.activation_function]
+    activation = ACTIVATIONS[config.activation_function]
     layers = []
     for block in body.layers:
         attention = block.self_attn
-        qkv = _linear(attention.q_proj, attention.k_proj, attention.v_proj)
+        qkv = linear(attention.q_proj, attention.k_proj, attention.v_proj)
         layers.append(
             Layer(
-                _layer_norm(block.self_attn_layer_norm),
-                Attention(qkv, _linear(attention.out_proj), head_dim**-0.5),
-                _layer_norm(block.final_layer_norm),
-                Mlp(_linear(block.fc1), _linear(block.fc2), activation),
+                layer_norm(block.self_attn_layer_norm),
+                Attention(qkv, linear(attention.out_proj), head_dim**-0.5),
+                layer_norm(block.final_layer_norm),
+                Mlp(linear(block.fc1), linear(block.fc2), activation),
             )
         )
     return Form(
         "opt",
         body.embed_tokens.weight.data,
         layers,
-        _layer_norm(body.final_layer_norm),
-        _linear(model.lm_head),
+        layer_norm(body.final_layer_norm),
+        linear(model.lm_head),
         config.num_attention_heads,
         config.num_attention_heads,
         head_dim,
@@ -266,25 +217,25 @@ def _bloom(model: Any, positions: int) -> Form:
     head_dim = config.hidden_size // heads
     layers = []
     for block in body.h:
-        products = _linear(block.self_attention.query_key_value), _linear(block.self_attention.dense)
+        products = linear(block.self_attention.query_key_value), linear(block.self_attention.dense)
         layers.append(
             Layer(
-                _layer_norm(block.input_layernorm),
+                layer_norm(block.input_layernorm),
                 Attention(*products, head_dim**-0.5, per_head=True),
-                _layer_norm(block.post_attention_layernorm),
-                Mlp(_linear(block.mlp.dense_h_to_4h), _linear(block.mlp.dense_4h_to_h), "gelu_tanh"),
+                layer_norm(block.post_attention_layernorm),
+                Mlp(linear(block.mlp.dense_h_to_4h), linear(block.mlp.dense_4h_to_h), "gelu_tanh"),
             )
         )
     return Form(
         "bloom",
         body.word_embeddings.weight.data,
         layers,
-        _layer_norm(body.ln_f),
-        _linear(model.lm_head),
+        layer_norm(body.ln_f),
+        linear(model.lm_head),
         heads,
         heads,
         head_dim,
-        embedding_norm=_layer_norm(body.word_embeddings_layernorm),
+        embedding_norm=layer_norm(body.word_embeddings_layernorm),
         alibi=_alibi_slopes(heads).to(body.word_embeddings.weight.device),
     )
 
@@ -297,53 +248,13 @@ def _alibi_slopes(heads: int) -> Tensor:
     return torch.tensor(slopes, dtype=torch.float32)
 
 
-def _llama(model: Any, positions: int) -> Form:
-    """Llama, Mistral, Qwen2 and Gemma."""
-    body, config = model.model, model.config
-    gemma = config.model_type == "gemma"
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    activation = _ACTIVATIONS[_activation_name(config)]
-    layers = []
-    for block in body.layers:
-        attention, mlp = block.self_attn, block.mlp
-        qkv = _linear(attention.q_proj, attention.k_proj, attention.v_proj)
-        window = int(getattr(attention, "sliding_window", None) or 0)
-        if config.model_type == "mistral":
-            window = int(config.sliding_window or 0)
-        layers.append(
-            Layer(
-                _rms_norm(block.input_layernorm, float(gemma)),
-                Attention(qkv, _linear(attention.o_proj), float(attention.scaling), window),
-                _rms_norm(block.post_attention_layernorm, float(gemma)),
-                Mlp(_linear(mlp.gate_proj, mlp.up_proj), _linear(mlp.down_proj), activation, gated=True),
-            )
-        )
-    rotary = body.rotary_emb
-    return Form(
-        config.model_type,
-        body.embed_tokens.weight.data,
-        layers,
-        _rms_norm(body.norm, float(gemma)),
-        _linear(model.lm_head),
-        config.num_attention_heads,
-        config.num_key_value_heads,
-        head_dim,
-        embedding_scale=float(torch.tensor(config.hidden_size**0.5).to(model.dtype)) if gemma else 1.0,
-        rotary=_tables(rotary.inv_freq, positions, head_dim, False, float(rotary.attention_scaling)),
-        max_positions=config.max_position_embeddings,
-    )
-
-
 _BUILDERS: dict[str, Callable[[Any, int], Form]] = {
     "bloom": _bloom,
-    "gemma": _llama,
     "gpt2": _gpt2,
     "gpt_neo": _gpt_neo,
     "gpt_neox": _gpt_neox,
     "gptj": _gptj,
-    "llama": _llama,
-    "mistral": _llama,
     "opt": _opt,
-    "qwen2": _llama,
+    **dict.fromkeys(decoder_llama.FAMILIES, decoder_llama.build),
 }
 FAMILIES = tuple(sorted(_BUILDERS))

@@ -47,14 +47,34 @@ class Norm:
 
 
 @dataclass
+class Rotary:
+    """Rotation tables [positions, D/2] in float32; pairs past `half` are not rotated (cosine 1, sine 0).
+
+    A pair is (p, p + half), or (2p, 2p + 1) when interleaved.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    half: int
+    interleaved: bool
+
+
+@dataclass
 class Attention:
-    """Fused QKV and output products; `per_head` says rows go head by head (q, k, v of head 0, then of head 1)."""
+    """Fused QKV and output products; `per_head` says rows go head by head (q, k, v of head 0, then of head 1).
+
+    `q_norm` and `k_norm`, both or neither, are over D and come before the rotation; such rows never go head by head.
+    """
 
     qkv: Linear
     out: Linear
     scale: float
     window: int = 0  # keys that a query sees, itself included; 0 is all
     per_head: bool = False
+    q_norm: Norm | None = None
+    k_norm: Norm | None = None
+    rotary: Rotary | None = None
+    cap: float = 0.0  # scores become cap * tanh(score / cap); 0 is none
 
 
 @dataclass
@@ -69,26 +89,18 @@ class Mlp:
 
 @dataclass
 class Layer:
-    """One block; `parallel` adds attention and MLP of the same input to the residual stream."""
+    """One block; `parallel` adds attention and MLP of the same input to the residual stream.
+
+    `post1` and `post2` norm what attention and MLP give before it is added; a parallel block has neither.
+    """
 
     norm1: Norm
     attention: Attention
     norm2: Norm
     mlp: Mlp
     parallel: bool = False
-
-
-@dataclass
-class Rotary:
-    """Rotation tables [positions, D/2] in float32; pairs past `half` are not rotated (cosine 1, sine 0).
-
-    A pair is (p, p + half), or (2p, 2p + 1) when interleaved.
-    """
-
-    cos: Tensor
-    sin: Tensor
-    half: int
-    interleaved: bool
+    post1: Norm | None = None
+    post2: Norm | None = None
 
 
 @dataclass
@@ -110,7 +122,9 @@ class Form:
     embedding_norm: Norm | None = None
     positions: Tensor | None = None  # learned, [positions, E]
     position_offset: int = 0
-    rotary: Rotary | None = None
+    residual_scale: float = 1.0  # of what attention and MLP add to the residual stream
+    logits_scale: float = 1.0
+    logits_cap: float = 0.0  # logits become cap * tanh(logit / cap), after the scale; 0 is none
     alibi: Tensor | None = None  # slopes [heads], float32
     max_positions: int = 0  # 0: no bound
     team: Team | None = None  # the ranks that hold the other parts
@@ -137,6 +151,14 @@ class Form:
         for layer in self.layers:
             found += [layer.attention.qkv, layer.attention.out, layer.mlp.up, layer.mlp.down]
         return [*found, self.head]
+
+    def finish(self, logits: Tensor) -> Tensor:
+        """Scale and cap logits, in place."""
+        if self.logits_scale != 1.0:
+            logits.mul_(self.logits_scale)
+        if self.logits_cap:
+            logits.div_(self.logits_cap).tanh_().mul_(self.logits_cap)
+        return logits
 
     def step_bytes(self) -> int:
         """Bytes of weights that one decode step must read."""

@@ -16,8 +16,9 @@ import torch
 import triton  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 
+from scoring.decoder_buffers import allocate
 from scoring.decoder_constants import gains_of, joint_bias
-from scoring.decoder_form import Form, Layer, Linear, Mlp, Norm
+from scoring.decoder_form import Attention, Form, Layer, Linear, Mlp, Norm
 from scoring.decoder_state import FORBIDDEN, State
 from scoring.decoder_tiles import Tile, choose_tile, tiling
 from scoring.kernels import decode_attention, decode_gemv, decode_glue, decode_sampling
@@ -28,30 +29,6 @@ _SPAN = 64  # keys that one pass of the attention kernel reads
 _LEAST = 64  # keys below which a span is not split
 _BREADTH = 32768  # logits that the choice holds in registers; of more, it reads half as many at a time
 _CHUNK = 2048  # logits that one program of the sampling scan reads
-
-
-@dataclass
-class Buffers:
-    """Scratch of steps of up to `rows` rows, shared by all batch sizes: one step runs at a time."""
-
-    slots: Tensor  # [rows] int32, the slot of each row
-    x: Tensor  # [rows, E] float32, the residual stream
-    normed: Tensor  # [rows, E]
-    qkv: Tensor  # [rows, (heads + 2 kv_heads) * D]
-    q: Tensor  # [rows, heads * D]
-    attended: Tensor  # [rows, heads * D]
-    y: Tensor  # [rows, E]
-    up: Tensor  # [rows, up outputs]
-    inner: Tensor  # [rows, F]
-    logits: Tensor  # [rows, vocabulary] float32
-    narrow: Tensor  # [rows, vocabulary] in the form's type: cuBLAS's logits
-    scores: Tensor  # [rows, vocabulary] float32
-    best: Tensor
-    where: Tensor
-    out: Tensor  # [rows] int64, the tokens
-    part: Tensor
-    stats: Tensor
-    arrived: Tensor
 
 
 @dataclass
@@ -78,7 +55,9 @@ class Launcher:
         self.chunks = triton.cdiv(form.vocabulary, _CHUNK)
         self.precision = "ieee" if form.dtype == torch.float32 else "tf32"
         self._gains = {id(linear): gains_of(norm, linear) for norm, linear in self._normed_products()}
-        self.buffers = self._allocate()
+        picked = self.picked or self.rows
+        work = max(size * form.kv_heads * self.splits(size) for size in range(1, picked + 1))
+        self.buffers = allocate(form, self.rows, picked, work, self.chunks, self.group, self.wide)
         self._summed = False  # the kernel before is NCCL's
         self._first = form.team is None or form.team.first
         self._both = {id(layer): joint_bias(layer) for layer in form.layers if layer.parallel}
@@ -118,38 +97,6 @@ class Launcher:
             pairs += [(layer.norm1, layer.attention.qkv), (layer.norm2, layer.mlp.up)]
         return pairs if self.form.norm is None else [*pairs, (self.form.norm, self.form.head)]
 
-    def _allocate(self) -> Buffers:
-        form, rows, picked = self.form, self.rows, self.picked or self.rows
-        up = max(layer.mlp.up.weight.shape[0] for layer in form.layers)
-        inner = max(layer.mlp.down.weight.shape[1] for layer in form.layers)
-        qkv = (form.heads + 2 * form.kv_heads) * form.head_dim
-        work = max(size * form.kv_heads * self.splits(size) for size in range(1, picked + 1))
-
-        def empty(*shape: int, dtype: torch.dtype = form.dtype) -> Tensor:
-            return torch.zeros(shape, dtype=dtype, device=form.device)
-
-        f32, width = torch.float32, form.heads * form.head_dim
-        return Buffers(
-            slots=empty(rows, dtype=torch.int32),
-            x=empty(rows, form.hidden, dtype=f32),
-            normed=empty(rows, form.hidden),
-            qkv=empty(rows, qkv),
-            q=empty(rows, width),
-            attended=empty(rows, width),
-            y=empty(rows, form.hidden),
-            up=empty(rows, up),
-            inner=empty(rows, inner),
-            logits=empty(picked, form.vocabulary, dtype=f32),
-            narrow=empty(picked, form.vocabulary),
-            scores=empty(picked, form.vocabulary, dtype=f32),
-            best=empty(picked, self.chunks, dtype=f32),
-            where=empty(picked, self.chunks, dtype=torch.int32),
-            out=empty(picked, dtype=torch.int64),
-            part=empty(work, self.group, self.wide, dtype=f32),
-            stats=empty(work, 2, self.group, dtype=f32),
-            arrived=empty(picked * form.kv_heads, dtype=torch.int32),
-        )
-
     def splits(self, rows: int) -> int:
         """Programs that share one key head of one row: enough to fill the GPU, no more than there are spans."""
         wanted = triton.cdiv(2 * _MULTIPROCESSORS, rows * self.form.kv_heads)
@@ -178,17 +125,29 @@ class Launcher:
         )  # fmt: skip
 
     def _layer_gemv(self, rows: int, index: int, layer: Layer) -> None:
-        b, first = self.buffers, self._first
+        b, first, factor = self.buffers, self._first, self.form.residual_scale
         self.qkv(rows, index, layer)
         self.attention(rows, index, layer)
         if layer.parallel:
             self.up(rows, layer)
-        self.gemv("out", b.attended, layer.attention.out, b.x, rows, add=first, biased=first)
-        if not layer.parallel:
+            self.gemv("out", b.attended, layer.attention.out, b.x, rows, add=first, biased=first, factor=factor)
+            self.gemv("down", b.inner, layer.mlp.down, b.x, rows, add=True, biased=first, factor=factor)
             self._sum(b.x[:rows])
-            self.up(rows, layer)
-        self.gemv("down", b.inner, layer.mlp.down, b.x, rows, add=first or layer.parallel, biased=first)
-        self._sum(b.x[:rows])
+            return
+        self._residual(rows, "out", b.attended, layer.attention.out, layer.post1)
+        self.up(rows, layer)
+        self._residual(rows, "down", b.inner, layer.mlp.down, layer.post2)
+
+    def _residual(self, rows: int, name: str, x: Tensor, linear: Linear, post: Norm | None) -> None:
+        """Add x through a product to the residual stream; one that is normed first takes a kernel of its own."""
+        b, first = self.buffers, self._first
+        if post is None:
+            self.gemv(name, x, linear, b.x, rows, add=first, biased=first, factor=self.form.residual_scale)
+            self._sum(b.x[:rows])
+            return
+        self.gemv(name, x, linear, b.y, rows, biased=first)
+        self._sum(b.y[:rows])
+        self.add_norm(rows, b.y, None, None, post)
 
     def _layer_blas(self, rows: int, index: int, layer: Layer) -> None:
         b = self.buffers
@@ -203,11 +162,11 @@ class Launcher:
                 self.add_norm(rows, None, None, layer.norm2)
         else:
             self._sum(b.y[:rows])
-            self.add_norm(rows, b.y, layer.attention.out.bias, layer.norm2)
+            self.add_norm(rows, b.y, layer.attention.out.bias, layer.norm2, layer.post1)
         bias = self._mlp_blas(rows, layer)
         self._sum(b.y[:rows])
         following = self.form.layers[index + 1].norm1 if index + 1 < len(self.form.layers) else self.form.norm
-        self.add_norm(rows, b.y, bias, following)
+        self.add_norm(rows, b.y, bias, following, layer.post2)
 
     def _mlp_blas(self, rows: int, layer: Layer) -> Tensor | None:
         """Up and down, to y; gives the bias that y still lacks.
@@ -228,21 +187,26 @@ class Launcher:
         b, form = self.buffers, self.form
         if rows <= GEMV_ROWS:
             self.gemv("head", b.x, form.head, b.logits, rows, norm=form.norm)
+            form.finish(b.logits[:rows])
             return
         self.product(b.normed, form.head, b.narrow, rows)
         if form.head.bias is not None:
             b.narrow[:rows] += form.head.bias
+        form.finish(b.narrow[:rows])
 
     def qkv(self, rows: int, index: int, layer: Layer) -> None:
         b, linear, norm = self.buffers, layer.attention.qkv, layer.norm1
+        if layer.attention.q_norm is not None:  # heads are normed over all of their pairs: by attention
+            self.gemv("qkv", b.x, linear, b.qkv, rows, norm=norm)
+            return
         pairs, inputs = linear.weight.shape[0] // 2, linear.weight.shape[1]
         tile = self.tile("qkv", linear, 2)
         gains, bias = self._bias(norm, linear)
-        decode_gemv.gemv_qkv[(rows, triton.cdiv(pairs, tile.rows))](
+        decode_gemv.gemv_qkv[(rows * triton.cdiv(pairs, tile.rows),)](
             b.x, norm.gain, linear.weight, _or(linear.scale, b.x), gains, bias, b.q, self.state.keys[index],
-            self.state.values[index], *self._tables(), b.slots, self.state.lengths, inputs, self.state.max_length,
+            self.state.values[index], *self._tables(layer), b.slots, self.state.lengths, inputs, self.state.max_length,
             norm.eps, **tiling(tile, inputs), NORM=norm.kind, BIAS=bias is not b.x, SCALE=linear.scale is not None,
-            **self._heads(layer), PDL=self.pdl, **self._launch(),
+            **self._heads(layer), PER_HEAD=layer.attention.per_head, ROWS=rows, PDL=self.pdl, **self._launch(),
         )  # fmt: skip
 
     def up(self, rows: int, layer: Layer) -> None:
@@ -253,33 +217,37 @@ class Launcher:
         outputs, inputs = mlp.up.weight.shape[0] // 2, mlp.up.weight.shape[1]
         tile = self.tile("gated", mlp.up, 2)
         gains, bias = self._bias(norm, mlp.up)
-        decode_gemv.gemv_gated[(rows, triton.cdiv(outputs, tile.rows))](
+        decode_gemv.gemv_gated[(rows * triton.cdiv(outputs, tile.rows),)](
             b.x, norm.gain, mlp.up.weight, _or(mlp.up.scale, b.x), gains, bias, b.inner, outputs, inputs, norm.eps,
             **tiling(tile, inputs), NORM=norm.kind, ACT=mlp.activation, BIAS=bias is not b.x,
-            SCALE=mlp.up.scale is not None, PDL=self.pdl, **self._launch(),
+            SCALE=mlp.up.scale is not None, ROWS=rows, PDL=self.pdl, **self._launch(),
         )  # fmt: skip
 
     def gemv(self, name: str, x: Tensor, linear: Linear, out: Tensor, rows: int, *, norm: Norm | None = None,
-             act: str = "none", add: bool = False, biased: bool = True) -> None:  # fmt: skip
-        """out [rows, N] = act(norm(x) W^T + bias), or += with `add`; the bias may be another rank's to add."""
+             act: str = "none", add: bool = False, biased: bool = True, factor: float = 1.0) -> None:  # fmt: skip
+        """out [rows, N] = factor act(norm(x) W^T + bias), or += with `add`; the bias may be another rank's to add."""
         outputs, inputs = linear.weight.shape
         tile = self.tile(name, linear, 1)
         gains, bias = self._bias(norm, linear)
         absent = self.buffers.x
-        decode_gemv.gemv[(rows, triton.cdiv(outputs, tile.rows))](
+        decode_gemv.gemv[(rows * triton.cdiv(outputs, tile.rows),)](
             x, absent if norm is None else norm.gain, linear.weight, _or(linear.scale, absent), gains, bias, out,
-            outputs, inputs, _eps(norm), **tiling(tile, inputs), NORM=_kind(norm), ACT=act,
-            BIAS=biased and bias is not absent, SCALE=linear.scale is not None, ADD=add, PDL=self.pdl, **self._launch(),
+            outputs, inputs, _eps(norm), factor, **tiling(tile, inputs), NORM=_kind(norm), ACT=act,
+            BIAS=biased and bias is not absent, SCALE=linear.scale is not None, ADD=add, ROWS=rows, PDL=self.pdl,
+            **self._launch(),
         )  # fmt: skip
 
     def attention(self, rows: int, index: int, layer: Layer) -> None:
-        form, b, state = self.form, self.buffers, self.state
-        splits = self.splits(rows)
+        form, b, state, own = self.form, self.buffers, self.state, layer.attention
+        splits, normed = self.splits(rows), own.q_norm is not None
+        bias = own.qkv.bias if normed and rows > GEMV_ROWS else None  # that the product still lacks
         decode_attention.attend[(rows * form.kv_heads, splits)](
-            b.q, state.keys[index], state.values[index], b.attended, b.part, b.stats, b.arrived, _or(form.alibi, b.x),
-            b.slots, state.lengths, state.max_length, layer.attention.scale, H=form.heads, KV=form.kv_heads,
-            D=form.head_dim, DP=self.wide, GP=self.group, BT=self.span, LEAST=self.least, SPLITS=splits,
-            WINDOW=layer.attention.window, ALIBI=form.alibi is not None, PRECISION=self.precision, PDL=self.pdl,
+            b.qkv if normed else b.q, state.keys[index], state.values[index], b.attended, b.part, b.stats, b.arrived,
+            _or(form.alibi, b.x), b.slots, state.lengths, _or(bias, b.x), *self._gains_of_heads(own),
+            *self._tables(layer), state.max_length, own.scale, own.cap, _eps(own.q_norm), **self._heads(layer),
+            DP=self.wide, GP=self.group, BT=self.span, LEAST=self.least, SPLITS=splits, WINDOW=own.window,
+            ALIBI=form.alibi is not None, CAP=own.cap > 0, NORMED=normed, BIAS=bias is not None,
+            PRECISION=self.precision, PDL=self.pdl,
             num_warps=self.warps, **self._launch(),
         )  # fmt: skip
 
@@ -293,20 +261,25 @@ class Launcher:
             torch.mm(source, linear.full.t(), out=target)
 
     def scatter(self, rows: int, index: int, layer: Layer) -> None:
+        """Queries out of the fused product, keys and values into the cache; normed heads are attention's to write."""
         b, linear = self.buffers, layer.attention.qkv
+        if layer.attention.q_norm is not None:
+            return
         pairs = linear.weight.shape[0] // 2
         decode_glue.scatter_qkv[(rows, triton.cdiv(pairs, 512))](
-            b.qkv, _or(linear.bias, b.x), b.q, self.state.keys[index], self.state.values[index], *self._tables(),
+            b.qkv, _or(linear.bias, b.x), b.q, self.state.keys[index], self.state.values[index], *self._tables(layer),
             b.slots, self._fed()[2], self.state.max_length, BN=512, BIAS=linear.bias is not None, OWN=self.own,
-            **self._heads(layer), PDL=self.pdl, num_warps=4, **self._launch(),
+            **self._heads(layer), PER_HEAD=layer.attention.per_head, PDL=self.pdl, num_warps=4, **self._launch(),
         )  # fmt: skip
 
-    def add_norm(self, rows: int, y: Tensor | None, bias: Tensor | None, norm: Norm | None) -> None:
-        """x += y + bias where there is a y; normed = norm(x) where there is a norm."""
+    def add_norm(self, rows: int, y: Tensor | None, bias: Tensor | None, norm: Norm | None,
+                 post: Norm | None = None) -> None:  # fmt: skip
+        """x += y + bias where there is a y, normed by `post` first; normed = norm(x) where there is a norm."""
         b = self.buffers
         decode_glue.add_norm[(rows,)](
-            b.x, _or(y, b.x), _or(bias, b.x), *_affine(norm, b.x), b.normed, self.form.hidden, _eps(norm),
-            BE=triton.next_power_of_2(self.form.hidden), ADD=y is not None, BIAS=bias is not None,
+            b.x, _or(y, b.x), _or(bias, b.x), _affine(post, b.x)[0], *_affine(norm, b.x), b.normed, self.form.hidden,
+            _eps(norm), _eps(post), self.form.residual_scale, BE=triton.next_power_of_2(self.form.hidden),
+            ADD=y is not None, BIAS=bias is not None, POST=post is not None,
             NORM="skip" if norm is None else norm.kind, PDL=self.pdl, num_warps=4, **self._launch(),
         )  # fmt: skip
 
@@ -335,7 +308,7 @@ class Launcher:
 
     def tile(self, name: str, linear: Linear, sets: int) -> Tile:
         """How to cut a product; `sets` row sets are read at once."""
-        return self.tiles.get(name) or choose_tile(linear.weight.shape[1], sets, linear.scale is not None)
+        return self.tiles.get(name) or choose_tile(*linear.weight.shape, sets, linear.scale is not None)
 
     def _bias(self, norm: Norm | None, linear: Linear) -> tuple[Tensor, Tensor]:
         """(row sums of W g, bias) that a kernel adds; the residual buffer stands for what is absent."""
@@ -350,19 +323,21 @@ class Launcher:
         """(which, tokens, positions): row r is fed tokens[which[r]] at positions[which[r]]."""
         return self.buffers.slots, self.state.tokens, self.state.lengths
 
-    def _tables(self) -> tuple[Tensor, Tensor]:
-        rotary = self.form.rotary
+    def _tables(self, layer: Layer) -> tuple[Tensor, Tensor]:
+        rotary = layer.attention.rotary
         return (self.buffers.x, self.buffers.x) if rotary is None else (rotary.cos, rotary.sin)
 
+    def _gains_of_heads(self, own: Attention) -> tuple[Tensor, Tensor]:
+        return _affine(own.q_norm, self.buffers.x)[0], _affine(own.k_norm, self.buffers.x)[0]
+
     def _heads(self, layer: Layer) -> dict[str, Any]:
-        form, rotary = self.form, self.form.rotary
+        form, rotary = self.form, layer.attention.rotary
         return {
             "H": form.heads,
             "KV": form.kv_heads,
             "D": form.head_dim,
             "HALF": form.head_dim // 2 if rotary is None else rotary.half,
             "INTERLEAVED": rotary is not None and rotary.interleaved,
-            "PER_HEAD": layer.attention.per_head,
             "ROTARY": rotary is not None,
         }
 

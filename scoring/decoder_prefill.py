@@ -1,5 +1,6 @@
 """Prompts on a GPU: pieces of several slots' prompts in one forward, of a fixed shape so that a graph can hold it."""
 
+import math
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -109,14 +110,29 @@ class Prefiller(Launcher):
         torch.mm(self.last, linear.full.t(), out=self.logits)
         if linear.bias is not None:
             self.logits += linear.bias
+        self.form.finish(self.logits)
+
+    def scatter(self, rows: int, index: int, layer: Layer) -> None:
+        own, form, b = layer.attention, self.form, self.buffers
+        if own.q_norm is None:
+            super().scatter(rows, index, layer)
+            return
+        together = math.gcd(form.heads, form.kv_heads, 8)
+        decode_prefill.scatter_normed[(rows, (form.heads + 2 * form.kv_heads) // together)](
+            b.qkv, _or(own.qkv.bias, b.x), b.q, self.state.keys[index], self.state.values[index],
+            *self._gains_of_heads(own), *self._tables(layer), b.slots, self.positions, self.state.max_length,
+            own.q_norm.eps, **self._heads(layer), DP=self.wide, BH=together, BIAS=own.qkv.bias is not None,
+            PDL=self.pdl, num_warps=4, **self._launch(),
+        )  # fmt: skip
 
     def attention(self, rows: int, index: int, layer: Layer) -> None:
         form, b, state = self.form, self.buffers, self.state
         decode_prefill.attend_prompt[(rows // self.layout.block + self.layout.parts, form.kv_heads)](
             b.q, state.keys[index], state.values[index], b.attended, _or(form.alibi, b.x), self.blocks,
-            self.layout.blocks, state.max_length, layer.attention.scale, H=form.heads, KV=form.kv_heads,
-            D=form.head_dim, DP=self.wide, GP=self.heads, BM=self.layout.block, BN=self.keys,
-            WINDOW=layer.attention.window, ALIBI=form.alibi is not None, PRECISION=self.precision, PDL=self.pdl,
+            self.layout.blocks, state.max_length, layer.attention.scale, layer.attention.cap, H=form.heads,
+            KV=form.kv_heads, D=form.head_dim, DP=self.wide, GP=self.heads, BM=self.layout.block, BN=self.keys,
+            WINDOW=layer.attention.window, ALIBI=form.alibi is not None, CAP=layer.attention.cap > 0,
+            PRECISION=self.precision, PDL=self.pdl,
             num_warps=4, num_stages=self.stages, **self._launch(),
         )  # fmt: skip
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from scoring.decoder_form import Activation, Attention, Form, Linear, Norm
+from scoring.decoder_form import Activation, Attention, Form, Linear, Norm, Rotary
 from scoring.decoder_state import State
 
 #: (layer, q [T, heads, D], k and v [T, kv_heads, D]) -> [T, heads * D]
@@ -42,7 +42,7 @@ class TorchBackend:
                 if (slot, layer.window) not in masks:
                     masks[slot, layer.window] = self._mask(where[None], end, layer.window)
                 live = keys[None, :, :end], values[None, :, :end]
-                seen = self._attention(layer, own_q.transpose(0, 1)[None], *live, masks[slot, layer.window])
+                seen = attention(layer, own_q.transpose(0, 1)[None], *live, masks[slot, layer.window])
                 out.append(seen[0].transpose(0, 1).flatten(1))
             return torch.cat(out)
 
@@ -66,28 +66,31 @@ class TorchBackend:
             # The queries that share keys are the rows of one product: nothing is repeated for them.
             shared = q.view(len(q), self.form.kv_heads, -1, self.form.head_dim)
             live = keys[rows, :, :longest], values[rows, :, :longest]
-            out = functional.scaled_dot_product_attention(
-                shared, *live, attn_mask=masks[layer.window], scale=layer.scale
-            )
-            return out.flatten(1)
+            return attention(layer, shared, *live, masks[layer.window]).flatten(1)
 
         return self.head(self._run(self.state.tokens[slots], positions, attend))
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [T, vocabulary] of hidden states [T, E]."""
-        return product(hidden if self.form.norm is None else normalize(hidden, self.form.norm), self.form.head)
+        normed = hidden if self.form.norm is None else normalize(hidden, self.form.norm)
+        return self.form.finish(product(normed, self.form.head))
 
     def _run(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         hidden = self._embed(tokens, positions)
         for index, layer in enumerate(self.form.layers):
             terms = [(self._attend(index, normalize(hidden, layer.norm1), positions, attend), layer.attention.out)]
             if not layer.parallel:
-                hidden = hidden + self._total(terms)
+                hidden = self._add(hidden, self._total(terms), layer.post1)
                 terms = []
             up = product(normalize(hidden, layer.norm2), layer.mlp.up)
             terms.append((activate(up, layer.mlp.activation, layer.mlp.gated), layer.mlp.down))
-            hidden = hidden + self._total(terms)
+            hidden = self._add(hidden, self._total(terms), layer.post2)
         return hidden
+
+    def _add(self, hidden: Tensor, found: Tensor, norm: Norm | None) -> Tensor:
+        """The residual stream with what a block found: normed where the block does, and scaled."""
+        found = found if norm is None else normalize(found, norm)
+        return hidden + (found if self.form.residual_scale == 1.0 else found * self.form.residual_scale)
 
     def _total(self, terms: Sequence[tuple[Tensor, Linear]]) -> Tensor:
         """Inputs [T, K] through their products, added up: [T, E], over all ranks where each has a part of K."""
@@ -116,13 +119,13 @@ class TorchBackend:
         else:
             sizes = [form.heads, form.kv_heads, form.kv_heads]
             q, k, v = torch.split(qkv.view(-1, sum(sizes), form.head_dim), sizes, 1)
-        if form.rotary is not None:
-            q, k = self._rotate(q, positions), self._rotate(k, positions)
+        if layer.q_norm is not None and layer.k_norm is not None:
+            q, k = normalize(q, layer.q_norm), normalize(k, layer.k_norm)
+        if layer.rotary is not None:
+            q, k = self._rotate(q, positions, layer.rotary), self._rotate(k, positions, layer.rotary)
         return attend(index, q, k, v)
 
-    def _rotate(self, x: Tensor, positions: Tensor) -> Tensor:
-        rotary = self.form.rotary
-        assert rotary is not None
+    def _rotate(self, x: Tensor, positions: Tensor, rotary: Rotary) -> Tensor:
         half = rotary.half
         cos = rotary.cos[positions, None, :half].to(x.dtype)
         sin = rotary.sin[positions, None, :half].to(x.dtype)
@@ -158,12 +161,6 @@ class TorchBackend:
             return mask.expand(-1, -1, self.form.heads // self.form.kv_heads, -1)
         return mask.view(len(mask), self.form.kv_heads, -1, length)
 
-    def _attention(self, layer: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        grouped = self.form.heads != self.form.kv_heads
-        return functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, scale=layer.scale, enable_gqa=grouped
-        )
-
 
 def _rows(slots: Tensor) -> Tensor | slice:
     """Slots that follow each other as a slice, which reads the cache where it is; the others as they are."""
@@ -184,6 +181,21 @@ def normalize(x: Tensor, norm: Norm) -> Tensor:
     if norm.kind == "layer":
         return functional.layer_norm(wide, (wide.shape[-1],), norm.gain, norm.shift, norm.eps).to(x.dtype)
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + norm.eps) * norm.gain).to(x.dtype)
+
+
+def attention(layer: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """q [B, H, T, D] over k and v [B, KV, L, D], causal where there is no mask: [B, H, T, D]."""
+    grouped = q.shape[1] != k.shape[1]
+    if not layer.cap:
+        return functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=layer.scale, enable_gqa=grouped
+        )
+    if grouped:
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    scores = layer.cap * torch.tanh(q @ k.transpose(-1, -2) * (layer.scale / layer.cap))
+    if mask is None:
+        mask = torch.full(scores.shape[-2:], -math.inf, dtype=q.dtype, device=q.device).triu(1)
+    return torch.softmax((scores + mask).float(), -1).to(q.dtype) @ v
 
 
 def activate(x: Tensor, activation: Activation, gated: bool) -> Tensor:

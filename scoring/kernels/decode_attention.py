@@ -17,11 +17,70 @@ def _keys_values(keys_ptr, values_ptr, base, at, wanted, d, D: tl.constexpr):
 
 
 @triton.jit
+def cap(scores, limit, CAP: tl.constexpr):
+    """limit * tanh(scores / limit) with CAP."""
+    if CAP:
+        scores = limit * (2.0 * tl.sigmoid(2.0 * scores / limit) - 1.0)
+    return scores
+
+
+@triton.jit
+def _partners(d, HALF: tl.constexpr, INTERLEAVED: tl.constexpr):
+    """(partner, pair, sign) of a head's places: x[d] turns to x[d] cos + sign x[partner] sin; past HALF sin is 0."""
+    if INTERLEAVED:
+        return d ^ 1, d // 2, tl.where(d % 2 == 0, -1.0, 1.0)
+    other = tl.where(d < HALF, d + HALF, tl.where(d < 2 * HALF, d - HALF, d))
+    return other, tl.where(d < HALF, d, tl.where(d < 2 * HALF, d - HALF, HALF)), tl.where(d < HALF, -1.0, 1.0)
+
+
+@triton.jit
+def constants_of_heads(gain_ptr, cos_ptr, sin_ptr, at, d, D: tl.constexpr, HALF: tl.constexpr,
+                       INTERLEAVED: tl.constexpr, ROTARY: tl.constexpr):  # fmt: skip
+    """Partner, gain, gain of the partner, cosine and signed sine of a head's places at a position, each [DP]."""
+    other, pair, sign = _partners(d, HALF, INTERLEAVED)
+    gain = tl.load(gain_ptr + d, mask=d < D, other=0.0)
+    gain_other = tl.load(gain_ptr + other, mask=d < D, other=0.0)
+    cos = 1.0
+    sin = 0.0
+    if ROTARY:
+        place = at.to(tl.int64) * (D // 2) + pair
+        cos = tl.load(cos_ptr + place, mask=d < D, other=1.0)
+        sin = sign * tl.load(sin_ptr + place, mask=d < D, other=0.0)
+    return other, gain, gain_other, cos, sin
+
+
+@triton.jit
+def normed_heads(x_ptr, bias_ptr, base, shown, d, other, gain, gain_other, cos, sin, eps, D: tl.constexpr,
+                 ROTARY: tl.constexpr, BIAS: tl.constexpr):  # fmt: skip
+    """Heads [R, DP] of a product's row, each RMS-normed, then rotated; float32.
+
+    base [R] is where a head begins in the row x, and in bias, which is added first; `shown` [R] says which there are.
+    """
+    here = shown[:, None] & (d < D)[None, :]
+    a = tl.load(x_ptr + base[:, None] + d[None, :], mask=here, other=0.0).to(tl.float32)
+    if BIAS:
+        a += tl.load(bias_ptr + base[:, None] + d[None, :], mask=here, other=0.0).to(tl.float32)
+    inverse = tl.rsqrt(tl.sum(a * a, 1) / D + eps)[:, None]
+    turned = a * gain[None, :]
+    if ROTARY:
+        b = tl.load(x_ptr + base[:, None] + other[None, :], mask=here, other=0.0).to(tl.float32)
+        if BIAS:
+            b += tl.load(bias_ptr + base[:, None] + other[None, :], mask=here, other=0.0).to(tl.float32)
+        turned = turned * cos[None, :] + b * (gain_other * sin)[None, :]
+    return turned * inverse
+
+
+@triton.jit
 def attend(q_ptr, keys_ptr, values_ptr, out_ptr, part_ptr, stats_ptr, arrived_ptr, slopes_ptr, slots_ptr,
-           lengths_ptr, LENGTH, scale, H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
-           GP: tl.constexpr, BT: tl.constexpr, LEAST: tl.constexpr, SPLITS: tl.constexpr, WINDOW: tl.constexpr,
-           ALIBI: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+           lengths_ptr, bias_ptr, q_gain_ptr, k_gain_ptr, cos_ptr, sin_ptr, LENGTH, scale, limit, eps,
+           H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GP: tl.constexpr, BT: tl.constexpr,
+           LEAST: tl.constexpr, SPLITS: tl.constexpr, WINDOW: tl.constexpr, ALIBI: tl.constexpr, CAP: tl.constexpr,
+           NORMED: tl.constexpr, BIAS: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr,
+           ROTARY: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """out [B, H, D] of q [B, H, D] over keys and values [slots, KV, LENGTH, D]. Grid (B * KV, SPLITS).
+
+    With NORMED, q is the fused product [B, (H + 2 KV) D] as it came: a program norms and rotates the queries it reads,
+    and the one whose span ends with the new token writes that token's key and value, so that no kernel stands between.
 
     A program reads a span of one key head for its whole group of queries, at least LEAST keys. The lengths come from
     device memory: a slot's live tokens are lengths + 1, the new one included. They change only between steps, and so
@@ -49,16 +108,38 @@ def attend(q_ptr, keys_ptr, values_ptr, out_ptr, part_ptr, stats_ptr, arrived_pt
     base = (slot * KV + head) * LENGTH * D
     at = low + t
     k, v = _keys_values(keys_ptr, values_ptr, base, at, (at < high) & (at < end - 1), d, D)
+    if NORMED:  # constants of the model are read before waiting too
+        other, q_gain, q_gain_other, cos, sin = constants_of_heads(q_gain_ptr, cos_ptr, sin_ptr, end - 1, d, D, HALF,
+                                                                   INTERLEAVED, ROTARY)  # fmt: skip
+        k_gain = tl.load(k_gain_ptr + d, mask=d < D, other=0.0)
+        k_gain_other = tl.load(k_gain_ptr + other, mask=d < D, other=0.0)
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
     if split < live:
         queries = (row * H + head * G + g[:, None]) * D + d[None, :]
         shown = (g < G)[:, None] & (d < D)[None, :]
-        q = tl.load(q_ptr + queries, mask=shown, other=0.0)
-        new_k, new_v = _keys_values(keys_ptr, values_ptr, base, at, at == end - 1, d, D)
-        k = tl.where((at == end - 1)[:, None], new_k, k)
-        v = tl.where((at == end - 1)[:, None], new_v, v)
+        newest = (at == end - 1)[:, None]
+        if NORMED:
+            product = q_ptr + row * (H + 2 * KV) * D
+            q = normed_heads(product, bias_ptr, (head * G + g) * D, g < G, d, other, q_gain, q_gain_other, cos, sin,
+                             eps, D, ROTARY, BIAS).to(k.dtype)  # fmt: skip
+            one = tl.arange(0, 1)
+            new_k = normed_heads(product, bias_ptr, (H + head + one) * D, one == 0, d, other, k_gain, k_gain_other,
+                                 cos, sin, eps, D, ROTARY, BIAS).to(k.dtype)  # fmt: skip
+            value = (H + KV + head + one[:, None]) * D + d[None, :]
+            new_v = tl.load(product + value, mask=(d < D)[None, :], other=0.0)
+            if BIAS:
+                new_v += tl.load(bias_ptr + value, mask=(d < D)[None, :], other=0.0)
+            last = (d < D)[None, :] & (split == live - 1)
+            tl.store(keys_ptr + base + (end - 1 + one[:, None]) * D + d[None, :], new_k, mask=last)
+            tl.store(values_ptr + base + (end - 1 + one[:, None]) * D + d[None, :], new_v, mask=last)
+            tl.debug_barrier()  # spans of several tiles read them back
+        else:
+            q = tl.load(q_ptr + queries, mask=shown, other=0.0)
+            new_k, new_v = _keys_values(keys_ptr, values_ptr, base, at, at == end - 1, d, D)
+        k = tl.where(newest, new_k, k)
+        v = tl.where(newest, new_v, v)
         if ALIBI:
             slopes = tl.load(slopes_ptr + head * G + g, mask=g < G, other=0.0)
         top = tl.full([GP], -1e30, tl.float32)
@@ -67,7 +148,7 @@ def attend(q_ptr, keys_ptr, values_ptr, out_ptr, part_ptr, stats_ptr, arrived_pt
         for start in range(low, high, BT):
             at = start + t
             next_k, next_v = _keys_values(keys_ptr, values_ptr, base, at + BT, at + BT < high, d, D)
-            scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+            scores = cap(tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale, limit, CAP)
             if ALIBI:
                 scores += slopes[:, None] * (at - end + 1).to(tl.float32)[None, :]
             scores = tl.where((at < high)[None, :], scores, -1e30)

@@ -31,6 +31,13 @@ def activation(x, ACT: tl.constexpr):
 
 
 @triton.jit
+def _place(ROWS: tl.constexpr):
+    """(row, tile) of a program: rows that read the same weights stand side by side."""
+    program = tl.program_id(0).to(tl.int64)
+    return program % ROWS, program // ROWS
+
+
+@triton.jit
 def _tile(w_ptr, rows, inside, k, K):
     return tl.load(w_ptr + rows[:, None] * K + k[None, :], mask=inside[:, None] & (k < K)[None, :], other=0.0)
 
@@ -132,12 +139,12 @@ def _extras(rows, inside, scale_ptr, gains_ptr, bias_ptr, SCALE: tl.constexpr, N
 
 
 @triton.jit
-def gemv(x_ptr, gain_ptr, w_ptr, scale_ptr, gains_ptr, bias_ptr, out_ptr, N, K, eps, BN: tl.constexpr,
+def gemv(x_ptr, gain_ptr, w_ptr, scale_ptr, gains_ptr, bias_ptr, out_ptr, N, K, eps, factor, BN: tl.constexpr,
          BK: tl.constexpr, ONCE: tl.constexpr, NORM: tl.constexpr, ACT: tl.constexpr, BIAS: tl.constexpr,
-         SCALE: tl.constexpr, ADD: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
-    """out [B, N] = act(norm(x) W^T + bias), or out += that with ADD. Grid (B, N / BN)."""
-    row = tl.program_id(0).to(tl.int64)
-    rows = tl.program_id(1).to(tl.int64) * BN + tl.arange(0, BN)
+         SCALE: tl.constexpr, ADD: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+    """out [B, N] = factor act(norm(x) W^T + bias), or out += that with ADD. Grid (B N / BN,)."""
+    row, tile = _place(ROWS)
+    rows = tile * BN + tl.arange(0, BN)
     inside = rows < N
     w = _tile(w_ptr, rows, inside, tl.arange(0, BK), K)
     scale, gains, bias = _extras(rows, inside, scale_ptr, gains_ptr, bias_ptr, SCALE, NORM, BIAS)
@@ -149,16 +156,16 @@ def gemv(x_ptr, gain_ptr, w_ptr, scale_ptr, gains_ptr, bias_ptr, out_ptr, N, K, 
         old = tl.load(out_ptr + row * N + rows, mask=inside, other=0.0)
     sums, inverse, mean = _one(x_ptr + row * K, gain_ptr, w_ptr, w, rows, inside, K, eps, BN, BK, ONCE, NORM)
     y = activation((sums * scale - mean * gains) * inverse + bias, ACT)
-    tl.store(out_ptr + row * N + rows, old + y, mask=inside)
+    tl.store(out_ptr + row * N + rows, old + factor * y, mask=inside)
 
 
 @triton.jit
 def gemv_gated(x_ptr, gain_ptr, w_ptr, scale_ptr, gains_ptr, bias_ptr, out_ptr, N, K, eps, BN: tl.constexpr,
                BK: tl.constexpr, ONCE: tl.constexpr, NORM: tl.constexpr, ACT: tl.constexpr, BIAS: tl.constexpr,
-               SCALE: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
-    """out [B, N] = act(gate) * up over weights [2N, K], the gate's rows first. Grid (B, N / BN)."""
-    row = tl.program_id(0).to(tl.int64)
-    gate = tl.program_id(1).to(tl.int64) * BN + tl.arange(0, BN)
+               SCALE: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+    """out [B, N] = act(gate) * up over weights [2N, K], the gate's rows first. Grid (B N / BN,)."""
+    row, tile = _place(ROWS)
+    gate = tile * BN + tl.arange(0, BN)
     inside = gate < N
     up = gate + N
     a = _tile(w_ptr, gate, inside, tl.arange(0, BK), K)
@@ -227,13 +234,13 @@ def gemv_qkv(x_ptr, gain_ptr, w_ptr, scale_ptr, gains_ptr, bias_ptr, q_ptr, keys
              slots_ptr, lengths_ptr, K, LENGTH, eps, BN: tl.constexpr, BK: tl.constexpr, ONCE: tl.constexpr,
              NORM: tl.constexpr, BIAS: tl.constexpr, SCALE: tl.constexpr, H: tl.constexpr, KV: tl.constexpr,
              D: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr, PER_HEAD: tl.constexpr,
-             ROTARY: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+             ROTARY: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """Query, key and value of one token: norm, product, bias, rotation, and the write into the cache.
 
-    Grid (B, pairs / BN); a program owns BN pairs of rows.
+    Grid (B pairs / BN,); a program owns BN pairs of rows.
     """
-    row = tl.program_id(0).to(tl.int64)
-    index = tl.program_id(1).to(tl.int64) * BN + tl.arange(0, BN)
+    row, tile = _place(ROWS)
+    index = tile * BN + tl.arange(0, BN)
     pair = index % (D // 2)
     part, head = split_heads(index // (D // 2), H, KV)
     inside = index < (H + 2 * KV) * (D // 2)

@@ -46,9 +46,13 @@ def embed(table_ptr, positions_ptr, gain_ptr, shift_ptr, x_ptr, slots_ptr, token
 
 
 @triton.jit
-def add_norm(x_ptr, y_ptr, bias_ptr, gain_ptr, shift_ptr, out_ptr, E, eps, BE: tl.constexpr, ADD: tl.constexpr,
-             BIAS: tl.constexpr, NORM: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
-    """x [B, E] float32 += y + bias with ADD; out = norm(x) unless NORM is "skip". Grid (B,)."""
+def add_norm(x_ptr, y_ptr, bias_ptr, post_ptr, gain_ptr, shift_ptr, out_ptr, E, eps, post_eps, factor,
+             BE: tl.constexpr, ADD: tl.constexpr, BIAS: tl.constexpr, POST: tl.constexpr, NORM: tl.constexpr,
+             PDL: tl.constexpr):  # fmt: skip
+    """x [B, E] float32 += factor (y + bias) with ADD, RMS-normed first with POST; out = norm(x) unless NORM is "skip".
+
+    Grid (B,).
+    """
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
@@ -57,9 +61,12 @@ def add_norm(x_ptr, y_ptr, bias_ptr, gain_ptr, shift_ptr, out_ptr, E, eps, BE: t
     inside = e < E
     x = tl.load(x_ptr + row * E + e, mask=inside, other=0.0)
     if ADD:
-        x += tl.load(y_ptr + row * E + e, mask=inside, other=0.0).to(tl.float32)
+        y = tl.load(y_ptr + row * E + e, mask=inside, other=0.0).to(tl.float32)
         if BIAS:
-            x += tl.load(bias_ptr + e, mask=inside, other=0.0).to(tl.float32)
+            y += tl.load(bias_ptr + e, mask=inside, other=0.0).to(tl.float32)
+        if POST:
+            y = _normed(y, inside, post_ptr, post_ptr, e, E, post_eps, "rms")
+        x += factor * y
         tl.store(x_ptr + row * E + e, x, mask=inside)
     if NORM != "skip":
         tl.store(out_ptr + row * E + e, _normed(x, inside, gain_ptr, shift_ptr, e, E, eps, NORM), mask=inside)

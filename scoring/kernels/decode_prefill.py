@@ -7,13 +7,14 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from scoring.kernels.decode_attention import _keys_values
+from scoring.kernels.decode_attention import _keys_values, cap, constants_of_heads, normed_heads
+from scoring.kernels.decode_gemv import split_heads
 
 
 @triton.jit
-def attend_prompt(q_ptr, keys_ptr, values_ptr, out_ptr, slopes_ptr, blocks_ptr, BLOCKS, LENGTH, scale,
+def attend_prompt(q_ptr, keys_ptr, values_ptr, out_ptr, slopes_ptr, blocks_ptr, BLOCKS, LENGTH, scale, limit,
                   H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GP: tl.constexpr,
-                  BM: tl.constexpr, BN: tl.constexpr, WINDOW: tl.constexpr, ALIBI: tl.constexpr,
+                  BM: tl.constexpr, BN: tl.constexpr, WINDOW: tl.constexpr, ALIBI: tl.constexpr, CAP: tl.constexpr,
                   PRECISION: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """out [T, H, D] of q [T, H, D] over keys and values [slots, KV, LENGTH, D]. Grid (blocks, KV).
 
@@ -54,7 +55,7 @@ def attend_prompt(q_ptr, keys_ptr, values_ptr, out_ptr, slopes_ptr, blocks_ptr, 
         for start in range(low, end, BN):
             at = start + t
             k, v = _keys_values(keys_ptr, values_ptr, base, at, at < end, d, D)
-            scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+            scores = cap(tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale, limit, CAP)
             distance = own[:, None] - at[None, :]
             if ALIBI:
                 scores -= slopes[:, None] * distance.to(tl.float32)
@@ -69,6 +70,48 @@ def attend_prompt(q_ptr, keys_ptr, values_ptr, out_ptr, slopes_ptr, blocks_ptr, 
             acc = acc * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
             top = higher
         tl.store(out_ptr + queries, acc / mass[:, None], mask=shown)
+
+
+@triton.jit
+def scatter_normed(qkv_ptr, bias_ptr, q_ptr, keys_ptr, values_ptr, q_gain_ptr, k_gain_ptr, cos_ptr, sin_ptr,
+                   slots_ptr, positions_ptr, LENGTH, eps, H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr,
+                   DP: tl.constexpr, BH: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr,
+                   ROTARY: tl.constexpr, BIAS: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+    """From the fused product [T, (H + 2 KV) D]: queries and keys normed and rotated, to q and the cache.
+
+    A program takes BH heads of a token, all queries, all keys or all values: BH divides H and KV. Grid (T, heads / BH).
+    """
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    row = tl.program_id(0).to(tl.int64)
+    first = tl.program_id(1) * BH
+    part, head = split_heads(first, H, KV)
+    d = tl.arange(0, DP)
+    heads = tl.arange(0, BH)
+    slot = tl.load(slots_ptr + row).to(tl.int64)
+    position = tl.load(positions_ptr + row)
+    product = qkv_ptr + row * (H + 2 * KV) * D
+    base = (first + heads) * D
+    here = (d < D)[None, :]
+    to_cache = ((slot * KV + head + heads)[:, None] * LENGTH + position) * D + d[None, :]
+    if part == 2:
+        value = tl.load(product + base[:, None] + d[None, :], mask=here, other=0.0)
+        if BIAS:
+            value += tl.load(bias_ptr + base[:, None] + d[None, :], mask=here, other=0.0)
+        tl.store(values_ptr + to_cache, value, mask=here)
+    else:
+        gain_ptr = q_gain_ptr
+        if part == 1:
+            gain_ptr = k_gain_ptr
+        other, gain, gain_other, cos, sin = constants_of_heads(gain_ptr, cos_ptr, sin_ptr, position, d, D, HALF,
+                                                               INTERLEAVED, ROTARY)  # fmt: skip
+        x = normed_heads(product, bias_ptr, base, heads >= 0, d, other, gain, gain_other, cos, sin, eps, D, ROTARY,
+                         BIAS)  # fmt: skip
+        if part == 1:
+            tl.store(keys_ptr + to_cache, x, mask=here)
+        else:
+            tl.store(q_ptr + (row * H + head + heads)[:, None] * D + d[None, :], x, mask=here)
 
 
 @triton.jit

@@ -40,7 +40,27 @@ DEEPSPEED_KERNELS = Families(
 )
 #: What `scoring.decoder_families` builds; a test holds the two together.
 STATIC_DECODE = Families(
-    ("bloom", "gemma", "gpt2", "gpt_neo", "gpt_neox", "gptj", "llama", "mistral", "opt", "qwen2"),
+    (
+        "bloom",
+        "cohere2",
+        "gemma",
+        "gemma2",
+        "gemma3_text",
+        "glm4",
+        "gpt2",
+        "gpt_neo",
+        "gpt_neox",
+        "gptj",
+        "granite",
+        "llama",
+        "mistral",
+        "opt",
+        "phi3",
+        "qwen2",
+        "qwen3",
+        "smollm3",
+        "starcoder2",
+    ),  # fmt: skip
 )
 #: Served: families whose sliced forward and cached decode were found to be those of transformers 5.
 TENSOR_SLICING = Families(

@@ -24,8 +24,14 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def tiny(family: str, folder: Path) -> Any:
+    """A tiny model whose norms have gains and shifts of their own, as a trained model's do."""
     torch.set_num_threads(1)
-    return load_tiny(tiny_model(family, "text-generation", folder), "text-generation")[0]
+    model = load_tiny(tiny_model(family, "text-generation", folder), "text-generation")[0]
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1 and "norm" in name:
+            parameter.data += 0.5 * torch.rand(parameter.shape, generator=generator) - 0.25
+    return model
 
 
 def prompt(model: Any, length: int, seed: int = 0) -> list[int]:
