@@ -2,9 +2,9 @@
 
     python -m benchmarks.decoders [--only NAME ...] [--out FOLDER] [--revision SHA]
 
-Random weights of the real shapes, in 16 bits. Every row runs in a process of its own: all of them build and compile at
-the same time, then measure one after the other. Stock options are a forward over transformers' StaticCache inside a CUDA
-graph, once plain and once through torch.compile, each with its greedy pick, and where asked generate() with
+Random weights of the real shapes, in 16 bits. Every row runs in a process of its own: all of them build and compile
+at the same time, then measure one after the other. Stock options are a forward over transformers' StaticCache inside
+a CUDA graph, once plain and once through torch.compile, each with its greedy pick, and where asked generate() with
 cache_implementation="static". `ours` is a step end to end: host call, graph, sampling, token read one step late.
 """
 

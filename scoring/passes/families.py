@@ -60,7 +60,7 @@ STATIC_DECODE = Families(
         "qwen3",
         "smollm3",
         "starcoder2",
-    ),  # fmt: skip
+    ),
 )
 #: Served: families whose sliced forward and cached decode were found to be those of transformers 5.
 TENSOR_SLICING = Families(

@@ -43,7 +43,7 @@ class StaticDecode(Pass):
         self.decoder: Decoder | None = None  # while it is applied
 
     def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Decision:
-        """Taken for the families it is built for, on GPUs with bf16 matrix units and memory for the slots, on CPUs in float32."""
+        """Taken for its families: on GPUs with bf16 matrix units and memory for the slots, on CPUs in float32."""
         if facts.kind != "decoder":
             return Decision(False, f"{facts.family} is not a decoder")
         if facts.family not in STATIC_DECODE.served:
