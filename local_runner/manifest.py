@@ -6,6 +6,7 @@ the bundle's copy, which may not be imported before it is checked. `enter` settl
 
 import errno
 import hashlib
+import io
 import json
 import os
 import stat
@@ -13,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 MANIFEST = "manifest.json"
 # Where a file that the manifest does not list could change what runs.
@@ -40,7 +41,7 @@ def is_plain_path(path: object) -> bool:
     return isinstance(path, str) and all(map(is_plain, path.split("/")))
 
 
-def open_file(root: Path, path: str) -> BinaryIO:
+def open_file(root: Path, path: str) -> io.BufferedReader:
     """Open a regular file below `root`, reached through no link; raises OSError for anything else, and never waits."""
     if not is_plain_path(path):
         raise OSError(errno.EINVAL, "is no relative path", path)
