@@ -7,6 +7,7 @@ be the bundle's copy, which may not be imported before it is checked. `enter` se
 import errno
 import hashlib
 import importlib
+import io
 import json
 import os
 import stat
@@ -14,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 MANIFEST = "manifest.json"
 INTERFACE = 1  # the version of `scoring.host_api` that this package calls
@@ -42,7 +43,7 @@ def is_plain_path(path: object) -> bool:
     return isinstance(path, str) and all(map(is_plain, path.split("/")))
 
 
-def open_file(root: Path, path: str) -> BinaryIO:
+def open_file(root: Path, path: str) -> io.BufferedReader:
     """Open a regular file below `root`, reached through no link; raises OSError for anything else, and never waits."""
     if not is_plain_path(path):
         raise OSError(errno.EINVAL, "is no relative path", path)

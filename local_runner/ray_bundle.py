@@ -62,6 +62,8 @@ def fetch(digest: str, sizes: dict[str, int], read: Read, root: Path | None = No
     """Copy a bundle into this node's folder of bundles, once; `read` yields (path, offset, size) in order."""
     root = root or Path(tempfile.gettempdir()) / f"mii-azure-bundles-{os.getuid()}"
     _own(root)
+    if not manifest.is_plain(digest):
+        raise _failed(f"{digest[:80]!a} is no hash of a bundle.")
     folder, partial = root / digest, root / f".{digest}.partial"
     with _locked(root / f".{digest}.lock"):
         if _is(folder, digest):
@@ -80,7 +82,7 @@ def _write(folder: Path, sizes: dict[str, int], read: Read) -> None:
     pieces = [(path, at, PIECE) for path, size in sizes.items() for at in range(0, max(size, 1), PIECE)]
     for (path, at, _), data in zip(pieces, read(pieces), strict=True):
         target = folder / path
-        if ".." in Path(path).parts or Path(path).is_absolute():
+        if not manifest.is_plain_path(path):
             raise _failed(f"The bundle names a file outside itself: {path}.")
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("wb" if at == 0 else "ab") as file:

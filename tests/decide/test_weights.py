@@ -190,13 +190,14 @@ def test_an_index_without_a_map(folder: Folder, index: object) -> None:
         resolve(str(path))
 
 
-def test_an_index_cannot_name_a_file_outside_the_folder(folder: Folder, tmp_path: Path) -> None:
+@pytest.mark.parametrize("absolute", [False, True])
+def test_an_index_cannot_name_a_file_outside_the_folder(folder: Folder, tmp_path: Path, absolute: bool) -> None:
     save_file(tensors(), tmp_path / "outside.safetensors")
-    for name in ("../outside.safetensors", str(tmp_path / "outside.safetensors")):
-        index = {"weight_map": {"bert.embeddings.word_embeddings.weight": name}}
-        path = folder(weights=False, **{"model.safetensors.index.json": index})
-        with pytest.raises(WeightsCorrupt, match=r"outside\.safetensors', which is no \.safetensors file beside it"):
-            resolve(str(path))
+    name = str(tmp_path / "outside.safetensors") if absolute else "../outside.safetensors"
+    index = {"weight_map": {"bert.embeddings.word_embeddings.weight": name}}
+    path = folder(weights=False, **{"model.safetensors.index.json": index})
+    with pytest.raises(WeightsCorrupt, match=r"which is no \.safetensors file beside it"):
+        resolve(str(path))
 
 
 def test_quantised_weights_are_refused(folder: Folder) -> None:

@@ -23,7 +23,8 @@ PORTS = ["--grpc-port", "0", "--http-port", "0"]
 
 def run_module(*arguments: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60, check=False)
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return subprocess.run(command, input=stdin, env=kept, capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_an_untouched_bundle_passes(bundle: Path) -> None:

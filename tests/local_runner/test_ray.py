@@ -251,6 +251,16 @@ def test_a_copy_that_is_not_the_bundle_is_not_kept(own_bundle: Callable[..., Pat
         ray_bundle.fetch("x", {"a": 10**18}, reader(bundle, []), tmp_path / "nodes")
 
 
+@pytest.mark.parametrize("digest", ["../victim", "ABSOLUTE"])
+def test_a_hash_that_is_a_path_removes_nothing(tmp_path: Path, digest: str) -> None:
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "victim" / "thesis.tex").write_text("years")
+    named = str(tmp_path / "victim") if digest == "ABSOLUTE" else digest
+    with pytest.raises(RunnerFailed, match="no hash of a bundle"):
+        ray_bundle.fetch(named, {}, lambda pieces: [], tmp_path / "nodes")
+    assert (tmp_path / "victim" / "thesis.tex").read_text() == "years"
+
+
 def test_a_folder_that_others_may_write_in_holds_no_bundles(tmp_path: Path) -> None:
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)

@@ -43,6 +43,23 @@ def test_weights_cut_short(tiny: Tiny, tmp_path: Path) -> None:
         load(Deployment(name="x", task="fill-mask"), folder)
 
 
+@pytest.mark.parametrize("name", ["../model.safetensors", "/model.safetensors", "..\\a.safetensors", "pickle.bin", 5])
+def test_an_index_that_names_a_file_elsewhere(name: object, tiny: Tiny, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny("bert", "fill-mask"), tmp_path / "model"))
+    (folder / "model.safetensors").rename(tmp_path / "model.safetensors")
+    index = {"metadata": {}, "weight_map": {"bert.embeddings.word_embeddings.weight": name}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(WeightsUnreadable, match=r"which is no \.safetensors file beside it"):
+        load(Deployment(name="x", task="fill-mask"), folder)
+
+
+def test_an_index_that_no_loader_reads_is_left_alone(tiny: Tiny, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny("bert", "fill-mask"), tmp_path / "model"))
+    for name in ("model.safetensors.index.json", "tf_model.h5.index.json"):
+        (folder / name).write_text(json.dumps({"weight_map": {"a": "../x"}}))
+    load(Deployment(name="x", task="fill-mask"), folder)
+
+
 def test_no_tokenizer(tiny: Tiny, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny("bert", "fill-mask"), tmp_path / "model"))
     for path in folder.glob("*token*"):
