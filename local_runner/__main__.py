@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from local_runner import logs, manifest, ray_options, ready_file, replica_options
+from local_runner import logs, manifest, ray_options, ready_file, replica_options, terminal
 
 _EXIT_CODES = """exit codes:
   0  stopped by a signal, every request answered
@@ -77,7 +77,7 @@ def _serve(options: argparse.Namespace) -> int:
             logging.getLogger(__name__).critical("The runner failed.", exc_info=True)
             return 1
         logging.getLogger(__name__).debug("why:", exc_info=True)
-        sys.stderr.write(f"error: {error}\n")
+        terminal.say(f"error: {error}")
         ready_file.write(options.ready_file, "failed", **error.to_dict(), exit_code=error.exit_code)
         return error.exit_code
 

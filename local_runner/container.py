@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 import uvloop
 
-from local_runner import http_app, http_server, logs, ready_file
+from local_runner import http_app, http_server, logs, ready_file, terminal
 from local_runner.host import Host, ScriptHost, State
 from local_runner.script import ScoreScript
 from scoring.errors import LoadError, MiiAzureError
@@ -100,7 +100,7 @@ async def _drain(host: Host, server: Any, serving: asyncio.Task[None], budget_s:
     abandoned = await host.finish(budget_s)
     await asyncio.wait({serving}, timeout=max(1.0, deadline - time.monotonic()))
     if abandoned:
-        sys.stderr.write(f"{abandoned} requests were abandoned after {budget_s:g} s of draining.\n")
+        terminal.say(f"{abandoned} requests were abandoned after {budget_s:g} s of draining.")
     return EXIT_ABANDONED if abandoned else 0
 
 
@@ -117,7 +117,7 @@ def main() -> NoReturn:
         code = uvloop.run(serve(settings))
     except MiiAzureError as error:
         logger.debug("why:", exc_info=True)
-        sys.stderr.write(f"error: {error}\n")
+        terminal.say(f"error: {error}")
         file = os.environ.get("MII_AZURE_READY_FILE")
         ready_file.write(Path(file) if file else None, "failed", **error.to_dict(), exit_code=error.exit_code)
         code = error.exit_code

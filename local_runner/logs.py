@@ -15,6 +15,8 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
 
+from local_runner.terminal import escaped, escaped_json
+
 HEADER = "x-request-id"
 FORMATS = ("text", "json")
 _SENSIBLE = re.compile(r"[\x21-\x7e]{1,128}")
@@ -34,7 +36,7 @@ def set_up(form: str, verbose: bool) -> None:
     _go_on_without_a_disk()
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(_with_id)
-    handler.setFormatter(_Json() if form == "json" else logging.Formatter(_TEXT))
+    handler.setFormatter(_Json() if form == "json" else _Text(_TEXT))
     level = logging.DEBUG if verbose else logging.INFO if form == "json" else logging.WARNING
     logging.basicConfig(level=level, handlers=[handler])
 
@@ -80,7 +82,12 @@ class _Json(logging.Formatter):
         line |= {name: getattr(record, name) for name in ("request_id", *_EXTRA) if getattr(record, name, "") != ""}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
+        return escaped_json(json.dumps(line, ensure_ascii=False))
+
+
+class _Text(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return escaped(super().format(record))
 
 
 class Middleware:

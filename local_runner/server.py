@@ -14,7 +14,17 @@ from typing import Any
 
 import uvloop
 
-from local_runner import environment, grpc_services, http_app, http_server, logs, ray_cluster, ready_file, tuning
+from local_runner import (
+    environment,
+    grpc_services,
+    http_app,
+    http_server,
+    logs,
+    ray_cluster,
+    ready_file,
+    terminal,
+    tuning,
+)
 from local_runner.errors import PortInUse, RunnerFailed
 from local_runner.host import Host, ScriptHost, State
 from local_runner.ray_host import RayHost
@@ -47,7 +57,7 @@ class Settings:
 def serve(settings: Settings) -> int:
     """Serve until a signal; return the exit code. Raises what keeps the runner from serving."""
     if differing := environment.report(environment.differences(settings.bundle)):
-        _say(differing)
+        terminal.say(differing)
     if settings.ray:
         ray_cluster.connect(settings.ray.address)
     return uvloop.run(_Runner(settings).run())
@@ -121,7 +131,7 @@ class _Runner:
         await self._grpc.stop(min(1.0, max(0.0, deadline - time.monotonic())))
         await asyncio.wait({stopping, self._serving}, timeout=max(1.0, deadline - time.monotonic()))
         if abandoned:
-            _say(f"{abandoned} requests were abandoned after {budget_s:g} s of draining.")
+            terminal.say(f"{abandoned} requests were abandoned after {budget_s:g} s of draining.")
         return EXIT_ABANDONED if abandoned else 0
 
     def _on_hangup(self) -> None:
@@ -135,11 +145,11 @@ class _Runner:
             self._check(tuned)
             security.reload()
         except MiiAzureError as error:
-            _say(f"not reloaded: {error}")
+            terminal.say(f"not reloaded: {error}")
             return
         await self._tune(tuned)
         parts = [part for part in (security.summary(), tuned.told()) if part]
-        _say("reloaded: " + (", ".join(parts) or "the settings of the command line"))
+        terminal.say("reloaded: " + (", ".join(parts) or "the settings of the command line"))
 
     async def _tune(self, tuned: tuning.Tuning) -> None:
         self._check(tuned)
@@ -164,10 +174,9 @@ class _Runner:
         s = "s" if self._settings.security.tls else ""
         where = f"grpc{s}://{self._settings.host}:{grpc_port} http{s}://{self._settings.host}:{http_port}"
         if state is State.READY:
-            sys.stdout.write(f"ready: {deployment.name} ({deployment.task}) at {where}, pid {os.getpid()}\n")
-            sys.stdout.flush()
+            terminal.say(f"ready: {deployment.name} ({deployment.task}) at {where}, pid {os.getpid()}", sys.stdout)
         else:
-            _say(f"{state}: {deployment.name} ({deployment.task}) at {where}")
+            terminal.say(f"{state}: {deployment.name} ({deployment.task}) at {where}")
 
 
 def _host(settings: Settings) -> Host:
@@ -185,8 +194,3 @@ def _bind_grpc(server: Any, host: str, port: int, credentials: Any) -> int:
         return int(bound)
     except RuntimeError as error:
         raise PortInUse(f"Port {port} of {host} is in use.", "Choose another, or 0 for any free one.") from error
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()

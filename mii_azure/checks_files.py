@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from mii_azure.bundle import carried_code
 from mii_azure.inspection import (
@@ -15,7 +16,7 @@ from mii_azure.inspection import (
     Inspected,
     Problem,
 )
-from mii_azure.leaks import LARGEST_TEXT, leaks
+from mii_azure.leaks import Leak, leaks_of
 from mii_azure.lockfile import pins
 from mii_azure.manifest import walk
 from mii_azure.servers import HOST, HOST_FOLDER, HOST_MODULE, HOST_PACKAGES
@@ -77,11 +78,16 @@ def scoring_of_another_version(bundle: Inspected) -> Iterator[Problem]:
 
 def secrets(bundle: Inspected) -> Iterator[Problem]:
     for path in walk(bundle.root):
-        if (bundle.root / path).stat().st_size > LARGEST_TEXT:
-            continue
-        for leak in leaks(bundle.text(path) or ""):
+        for leak in _leaks(bundle.root / path):
             remedy = "Revoke it, and take it out of the file."
             yield Problem(f"This looks like {leak.kind}.", remedy, path, line=leak.line)
+
+
+def _leaks(path: Path) -> list[Leak]:
+    try:
+        return list(leaks_of(path))
+    except OSError:  # that it cannot be read is for the rule on the manifest to say
+        return []
 
 
 def lock_without_hashes(bundle: Inspected) -> Iterator[Problem]:

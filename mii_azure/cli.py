@@ -1,6 +1,5 @@
 """The command line: one thin function per verb; every flag has an environment twin, MII_AZURE_<FLAG>."""
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ import typer
 from rich.text import Text
 
 from mii_azure import cli_azure, cli_handover, cli_kinds, cli_mlops, cli_prices, cli_ray, cli_serving
-from mii_azure.cli_shared import AsJson, Bundle, ResourceGroup, Subscription, Workspace, err, out
+from mii_azure.cli_shared import AsJson, Bundle, ResourceGroup, Subscription, Workspace, err, out, print_text
 from mii_azure.cli_shared import flag as _flag
 from mii_azure.cli_shared import print_json as _print_json
 from mii_azure.cli_shared import read_request as _read_request
@@ -304,11 +303,7 @@ def query(
     payload = _read_request(request)
     proof = cli_serving.credentials(tls, tls_ca, tls_cert, tls_key, api_key_file)
     for piece in send(target, payload, stream=stream, timeout=timeout, credentials=proof):
-        if isinstance(piece, str):
-            sys.stdout.write(piece)
-            sys.stdout.flush()
-        else:
-            sys.stdout.write(json.dumps(piece, ensure_ascii=False, indent=2) + "\n")
+        print_text(piece) if isinstance(piece, str) else _print_json(piece)
 
 
 @app.command()

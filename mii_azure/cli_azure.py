@@ -1,7 +1,6 @@
 """The verbs that talk to Azure: deploy, rollout, status, logs, invoke, delete."""
 
 import contextlib
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from mii_azure.cli_shared import (
     flag,
     out,
     print_json,
+    print_text,
     read_request,
 )
 
@@ -157,7 +157,7 @@ def logs(
 
     with _azure(subscription, resource_group, workspace) as client:
         text = read(client, endpoint, slot, lines, container)
-    sys.stdout.write(text.rstrip("\n") + "\n")
+    print_text(text.rstrip("\n") + "\n")
 
 
 def invoke(
@@ -174,7 +174,7 @@ def invoke(
     payload = read_request(request)
     with _azure(subscription, resource_group, workspace) as client:
         answer = send(client, endpoint, payload, slot or None)
-    sys.stdout.write(json.dumps(answer, ensure_ascii=False, indent=2) + "\n")
+    print_json(answer)
 
 
 def delete(

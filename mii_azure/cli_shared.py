@@ -2,17 +2,34 @@
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 
+from local_runner.terminal import escaped, escaped_json
 from mii_azure.errors import SpecError
 
-# Messages hold brackets of their own, which markup would swallow.
-out = Console(markup=False, highlight=False)
-err = Console(stderr=True, markup=False, highlight=False)
+
+class Plain(Console):
+    """A console whose texts are shown as they are: neither markup nor emoji codes, and no sequence for the terminal.
+
+    Everything that is printed is rendered first, here; the colours are rich's own and come after it.
+    """
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, markup=False, highlight=False, emoji=False)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """What rich makes of a renderable, its texts escaped."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(escaped(segment.text), segment.style)
+
+
+out, err = Plain(), Plain(stderr=True)
 
 
 def flag(name: str, text: str) -> Any:
@@ -40,4 +57,10 @@ def read_request(request: str) -> Any:
 def print_json(value: Any) -> None:
     """A value, or a pydantic model, on standard output."""
     plain = value.model_dump(mode="json") if hasattr(value, "model_dump") else value
-    sys.stdout.write(json.dumps(plain, ensure_ascii=False, indent=2) + "\n")
+    sys.stdout.write(escaped_json(json.dumps(plain, ensure_ascii=False, indent=2)) + "\n")
+
+
+def print_text(text: str) -> None:
+    """Text as it comes, on standard output: a piece of an answer, or lines of a log."""
+    sys.stdout.write(escaped(text))
+    sys.stdout.flush()

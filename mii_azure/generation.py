@@ -12,6 +12,7 @@ from mii_azure.licences import model_licence, package_licences
 from mii_azure.planning import plan_spec
 from mii_azure.plans import Plan
 from mii_azure.quantising import Job
+from mii_azure.remote_code import refuse_foreign_code
 from mii_azure.render import base_image, content_hash, reference_version, render
 from mii_azure.sbom import SBOM, ModelFacts, make_sbom
 from mii_azure.spec import Spec, make_spec
@@ -46,6 +47,8 @@ def generate(
     files = files_to_copy(folder, spec.allow_pickle, spec.trust_remote_code) if folder else []
     if folder:
         require_vocabulary(files, spec.model)
+    if folder and spec.trust_remote_code:
+        refuse_foreign_code(folder)
     model_id = folder.resolve().name if plan.profile.source == "folder" and folder else plan.profile.model
     sources = {f"model/{path.as_posix()}": folder / path for path in files} if folder else {}
     job = Job(folder, plan) if folder and spec.quantise == "int8" else None

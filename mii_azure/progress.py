@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.text import Text
 
 
 @contextmanager
@@ -16,7 +17,7 @@ def status(console: Console, enabled: bool) -> Iterator[Callable[[str], None]]:
         yield lambda text: console.print(text, highlight=False)
     else:
         with console.status("") as line:
-            yield line.update
+            yield lambda text: line.update(Text(text))
 
 
 @contextmanager

@@ -22,7 +22,7 @@ def init() -> None:
     global _service
     _logging()
     # Chosen before anything imports torch: no hub at serving time, no tokenizer fork warnings.
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     deployment = Deployment.read(CODE_DIR / "deployment.json")
     from scoring import prepared

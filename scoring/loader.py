@@ -17,6 +17,7 @@ from scoring.json_files import read_object
 from scoring.loaded import Loaded
 from scoring.memory_shares import LOADED
 from scoring.optimise import Chosen, choose, tell_differences
+from scoring.own_code import fault_of
 from scoring.passes.base import Facts, Hardware, Pass
 from scoring.shards import refuse_outside
 from scoring.shipped_int8 import from_pretrained
@@ -43,11 +44,18 @@ def load_with(passes: Sequence[Pass], deployment: Deployment, folder: Path) -> t
     return load(deployment, folder, on_host=any(each.places for each, decision in chosen if decision.take)), chosen
 
 
+def _refuse_foreign_code(deployment: Deployment, folder: Path) -> None:
+    """Raise LoadError where transformers would run code that is not among the model's files, or fetch it."""
+    if deployment.trust_remote_code and (fault := fault_of(folder)):
+        raise LoadError(fault, "Copy that code beside config.json, name it there, and generate the bundle again.")
+
+
 def survey(deployment: Deployment, folder: Path) -> Facts:
     """Facts of a model from its config alone, before any weight is read; raises LoadError and its kinds."""
     import transformers
 
     _refuse_pipeline(deployment, folder)
+    _refuse_foreign_code(deployment, folder)
     try:
         config = transformers.AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=deployment.trust_remote_code
@@ -77,6 +85,7 @@ def load(deployment: Deployment, folder: Path, on_host: bool = False) -> Loaded:
 
         return load_diffusion(deployment, folder, device)
     _refuse_pipeline(deployment, folder)
+    _refuse_foreign_code(deployment, folder)
     tokenizer = _tokenizer(transformers, folder, deployment.trust_remote_code)
     model = _weights(deployment, folder, torch.device("cpu") if on_host else device)
     context = deployment.limits.context_length or _context_length(model, tokenizer)
