@@ -1,15 +1,17 @@
 """Messages that are none: bytes that do not parse as a call's request are answered INVALID_ARGUMENT, with a sentence.
 
-gRPC itself would answer INTERNAL, and write a traceback into the log.
+gRPC itself would answer INTERNAL, and write a traceback into the log. One that does not come whole ends like a body.
 """
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
 import grpc
 
-from local_runner import wire
-from scoring.errors import InvalidInput
+from local_runner import http_protocol, wire
+from local_runner.errors import RequestStalled
+from scoring.errors import InvalidInput, MiiAzureError
 
 _MALFORMED = object()  # stands for a request that did not parse
 
@@ -31,9 +33,10 @@ class Registry:
 
 
 def _forgiving(handler: Any) -> Any:
-    handler = handler._replace(request_deserializer=_or_malformed(handler.request_deserializer))
-    kind = "unary_stream" if handler.response_streaming else "unary_unary"
-    return handler._replace(**{kind: _checked(getattr(handler, kind))})
+    """The handler of a call of one message, which reads it itself: gRPC would wait for its end without one."""
+    make = grpc.stream_stream_rpc_method_handler if handler.response_streaming else grpc.stream_unary_rpc_method_handler
+    inner = handler.unary_stream if handler.response_streaming else handler.unary_unary
+    return make(_checked(inner), _or_malformed(handler.request_deserializer), handler.response_serializer)
 
 
 def _or_malformed(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
@@ -47,13 +50,23 @@ def _or_malformed(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
 
 
 def _checked(inner: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    async def call(request: Any, context: Any) -> Any:
-        if request is _MALFORMED:
-            error = InvalidInput(
-                "The message is not what this call takes.", "Build the client from the server's protos."
-            )
-            sentence, trailing = wire.trailers(error.http_status, error.headers, wire.body_of(error))
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, sentence, trailing)
+    async def call(requests: Any, context: Any) -> Any:
+        try:
+            async with asyncio.timeout(http_protocol.BODY_TOTAL_S):
+                request = await context.read()
+            if request is _MALFORMED or request is grpc.aio.EOF:
+                raise InvalidInput(
+                    "The message is not what this call takes.", "Build the client from the server's protos."
+                )
+        except TimeoutError:
+            await _refuse(context, RequestStalled("The message stopped half-way.", "Send all of it."))
+        except InvalidInput as error:
+            await _refuse(context, error)
         return await inner(request, context)
 
     return call
+
+
+async def _refuse(context: Any, error: MiiAzureError) -> None:
+    sentence, trailing = wire.trailers(error.http_status, error.headers, wire.body_of(error))
+    await context.abort(grpc.StatusCode[error.grpc_status], sentence, trailing)

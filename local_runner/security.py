@@ -267,8 +267,8 @@ class _Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc is
 def _refusal(error: Unauthenticated) -> Any:
     sentence, trailing = wire.trailers(error.http_status, error.headers, wire.body_of(error))
 
-    async def refuse(request: Any, context: Any) -> None:
+    async def refuse(requests: Any, context: Any) -> None:
         await context.abort(grpc.StatusCode.UNAUTHENTICATED, sentence, trailing)
 
-    # Whatever the call's kind is, it ends before its first message.
-    return grpc.unary_unary_rpc_method_handler(refuse)
+    # Whatever the call's kind is, it ends before its first message is read.
+    return grpc.stream_unary_rpc_method_handler(refuse)

@@ -196,6 +196,23 @@ async def test_a_grpc_stream_that_is_not_read_is_let_go(bundle: Path, monkeypatc
         assert reply.json == '"here"'
 
 
+@pytest.mark.parametrize("method", ["/mii_azure.v1.Scoring/Score", "/mii_azure.v1.Scoring/ScoreStream"])
+async def test_a_grpc_message_that_does_not_come_is_ended(
+    method: str, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_protocol, "BODY_TOTAL_S", 0.3)
+    async with serving_grpc(bundle, Talker()) as address, grpc.aio.insecure_channel(address) as channel:
+        call = channel.stream_stream(method)(timeout=20)  # nothing is written
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await call.read()
+        assert (raised.value.code().name, raised.value.details()) == ("CANCELLED", "The message stopped half-way.")
+        call = channel.stream_stream(method)(timeout=20)
+        await call.done_writing()
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await call.read()
+        assert raised.value.code().name == "INVALID_ARGUMENT"
+
+
 async def test_watches_of_health_are_counted(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grpc_services, "MOST_WATCHES", 3)
     async with serving_grpc(bundle, Talker()) as address, grpc.aio.insecure_channel(address) as channel:

@@ -220,6 +220,13 @@ def _code(channel: grpc.Channel, method: str, key: str) -> str:
     return "OK"
 
 
+async def test_a_call_without_a_key_is_refused_before_its_message(guarded: Runner) -> None:
+    async with grpc.aio.insecure_channel(f"{LOOPBACK}:{guarded.grpc_port}") as channel:
+        for method in ("Score", "ScoreStream", "Metadata"):
+            call = channel.stream_stream(f"/mii_azure.v1.Scoring/{method}")(timeout=20)  # nothing is written
+            assert await call.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
 GUARDS = ("API_KEY_FILE", "TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA", "HOST")
 
 
