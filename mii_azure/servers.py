@@ -16,6 +16,7 @@ HOST_MODULE = "local_runner.container"
 # Of `local_runner`, all that `container` imports, sorted; a test holds the list to that.
 HOST_FILES = (
     "__init__.py",
+    "addresses.py",
     "container.py",
     "environment.py",
     "errors.py",
@@ -34,6 +35,7 @@ HOST_FILES = (
     "otlp.py",
     "ready_file.py",
     "script.py",
+    "terminal.py",
     "tracing.py",
     "tuning.py",
     "wire.py",
