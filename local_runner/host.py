@@ -13,7 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from local_runner import tracing
+from local_runner import callers, tracing
 from local_runner.metrics import Metrics
 from local_runner.script import Answer, ScoreScript
 from local_runner.tuning import Tuning, set_level
@@ -54,6 +54,7 @@ class Host:
         self._usual_level = logging.getLogger().level
         self._slots = self._slots_of(limits)
         self._workers = Workers(_MAX_THREADS, "score")
+        self._by_key = callers.told_apart()
         self._streams = 0  # streamed answers not yet at their end
         self._started = time.monotonic()
         self._tracing = tracing.of_environment(self.deployment.name)
@@ -146,6 +147,8 @@ class Host:
             raise self.unready()
         if self._workers.busy >= self._slots:
             raise Overloaded(f"{self._workers.busy} requests are in flight already.", "Ask again later.")
+        if self._by_key:
+            callers.tell(headers)
         try:
             answer: Answer = await self._workers.submit(self.script.run, raw, headers, abandoned=_discard)
             return answer

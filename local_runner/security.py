@@ -100,8 +100,7 @@ class Security:
         """Raise Unauthenticated unless the headers carry one of the keys, or none are wanted."""
         if not self._keys:
             return
-        kind, _, bearer = headers.get("authorization", "").partition(" ")
-        sent = bearer.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
+        sent = key_of(headers)
         digest = _digest(sent)
         # All are compared, and digests of one length, so that time tells nothing of a key.
         if not sum(hmac.compare_digest(digest, known) for known in self._keys):
@@ -115,6 +114,12 @@ class Security:
     def interceptors(self) -> tuple[Any, ...]:
         """gRPC's interceptors that check the keys; probes stay open."""
         return (_Interceptor(self),) if self.files.api_keys else ()
+
+
+def key_of(headers: Mapping[str, str]) -> str:
+    """The key that a request carries, whether it is a good one or not; empty without one."""
+    kind, _, bearer = headers.get("authorization", "").partition(" ")
+    return bearer.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
 
 
 def load(files: Files) -> Security:
