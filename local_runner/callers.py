@@ -8,7 +8,6 @@ import os
 from collections.abc import Mapping
 
 from local_runner.errors import RunnerFailed
-from local_runner.security import key_of
 
 VARIABLE = "MII_AZURE_PREFIX_SALT"
 _BY_KEY = "api-key"
@@ -20,6 +19,12 @@ def told_apart() -> bool:
     if wanted not in ("", _BY_KEY):
         raise RunnerFailed(f"{VARIABLE} is {wanted[:40]!r}.", f"It may be {_BY_KEY}, or not be there.")
     return wanted == _BY_KEY
+
+
+def key_of(headers: Mapping[str, str]) -> str:
+    """The key that a request carries, whether it is a good one or not; empty without one."""
+    kind, _, bearer = headers.get("authorization", "").partition(" ")
+    return bearer.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
 
 
 def tell(headers: Mapping[str, str]) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 
 from local_runner import wire
+from local_runner.callers import key_of
 from local_runner.errors import RunnerFailed, Unauthenticated
 
 OPEN_PATHS = frozenset(("/", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"))
@@ -114,12 +115,6 @@ class Security:
     def interceptors(self) -> tuple[Any, ...]:
         """gRPC's interceptors that check the keys; probes stay open."""
         return (_Interceptor(self),) if self.files.api_keys else ()
-
-
-def key_of(headers: Mapping[str, str]) -> str:
-    """The key that a request carries, whether it is a good one or not; empty without one."""
-    kind, _, bearer = headers.get("authorization", "").partition(" ")
-    return bearer.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
 
 
 def load(files: Files) -> Security:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 
 import mii_azure
 from local_runner.process import LOOPBACK, Runner
+from tests.faults.conftest import peak
 
 Tiny = Callable[[str, str], Path]
 
@@ -34,13 +34,6 @@ REQUESTS: dict[str, tuple[str, str, Any, dict[str, Any]]] = {
     "a hundred masks": ("bert", "fill-mask", ["[MASK] " * 120] * 60, {"top_k": 10**6}),
     "half a million stops": ("gpt2", "text-generation", "Hi", {"stop": [str(n) for n in range(430_000)]}),
 }
-
-
-def peak(pid: int) -> int:
-    """Most bytes of memory that a process has held."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    assert found
-    return int(found[1]) * 1024
 
 
 @pytest.mark.timeout(300)
