@@ -12,8 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from scoring.errors import InvalidInput, InvalidParameter
 
 #: What any one request may hold: more than a model can make use of, and little enough to be read at once.
-MOST_TOKENS = 2**24  # of any context
-MOST_CHOICES = 2**20  # of any vocabulary, of a head's labels, or of a context's spans
+MOST = 2**31 - 1  # of any count; the model's context, its labels and its vocabulary bound it further
 MOST_STOPS, MOST_STOP_CHARACTERS = 16, 256
 MOST_WORDS, MOST_WORD_CHARACTERS = 4096, 256  # labels, targets, names
 MOST_PROMPT_CHARACTERS = 2**16  # of a negative prompt
@@ -35,7 +34,7 @@ class Strict(BaseModel):
 
 
 class TextClassificationParameters(Strict):
-    top_k: int | None = Field(1, ge=1, le=MOST_CHOICES, description="How many labels to return; null for all.")
+    top_k: int | None = Field(1, ge=1, le=MOST, description="How many labels to return; null for all.")
     function_to_apply: Literal["sigmoid", "softmax", "none"] | None = Field(
         None,
         description="What turns logits into scores; null: by the model's problem type, as the pipeline does.",
@@ -52,7 +51,7 @@ class TokenClassificationParameters(Strict):
 
 
 class FillMaskParameters(Strict):
-    top_k: int = Field(5, ge=1, le=MOST_CHOICES, description="How many fillings per mask.")
+    top_k: int = Field(5, ge=1, le=MOST, description="How many fillings per mask.")
     targets: Words | Word | None = Field(
         None, description="Only score these words; one that is no token of its own stands for its first sub-word."
     )
@@ -68,20 +67,20 @@ class EmbeddingParameters(Strict):
 
 
 class QuestionAnsweringParameters(Strict):
-    top_k: int = Field(1, ge=1, le=MOST_CHOICES, description="How many answers to return.")
+    top_k: int = Field(1, ge=1, le=MOST, description="How many answers to return.")
     doc_stride: int = Field(
         128,
         ge=0,
-        le=MOST_TOKENS,
+        le=MOST,
         description="Overlap of windows over a long context, tokens; unless given, at most half a window.",
     )
     max_seq_len: int = Field(
         384,
         ge=8,
-        le=MOST_TOKENS,
+        le=MOST,
         description="Length of a window, question included, tokens; at most the model's context.",
     )
-    max_question_len: int = Field(64, ge=1, le=MOST_TOKENS, description="A longer question is cut here, tokens.")
+    max_question_len: int = Field(64, ge=1, le=MOST, description="A longer question is cut here, tokens.")
     max_answer_len: int = Field(15, ge=1, le=512, description="Longest answer, tokens.")
     handle_impossible_answer: bool = Field(False, description="Allow the empty answer.")
     align_to_words: bool = Field(True, description="Widen answers to whole words.")
@@ -91,19 +90,17 @@ class GenerationParameters(Strict):
     max_new_tokens: int | None = Field(
         None,
         ge=1,
-        le=MOST_TOKENS,
+        le=MOST,
         description="Most tokens to generate; default: the model's own, else 128, as far as they fit.",
     )
     max_length: int | None = Field(
         None,
         ge=1,
-        le=MOST_TOKENS,
+        le=MOST,
         description="Most tokens, a decoder's prompt included; max_new_tokens goes before it.",
     )
-    min_new_tokens: int | None = Field(None, ge=0, le=MOST_TOKENS, description="Fewest tokens to generate.")
-    min_length: int | None = Field(
-        None, ge=0, le=MOST_TOKENS, description="Fewest tokens, a decoder's prompt included."
-    )
+    min_new_tokens: int | None = Field(None, ge=0, le=MOST, description="Fewest tokens to generate.")
+    min_length: int | None = Field(None, ge=0, le=MOST, description="Fewest tokens, a decoder's prompt included.")
     ignore_eos: bool = Field(False, description="Go on to the most tokens; the model cannot end earlier.")
     do_sample: bool | None = Field(
         None,
@@ -111,16 +108,14 @@ class GenerationParameters(Strict):
         "top_k, top_p, min_p, typical_p is given. false: those have no effect.",
     )
     temperature: float | None = Field(None, ge=0, le=100, description="0 takes the most likely token.")
-    top_k: int | None = Field(
-        None, ge=0, le=MOST_CHOICES, description="Sample from the k most likely tokens; 0: from all."
-    )
+    top_k: int | None = Field(None, ge=0, le=MOST, description="Sample from the k most likely tokens; 0: from all.")
     top_p: float | None = Field(None, gt=0, le=1, description="Sample from the likeliest tokens of this mass.")
     min_p: float | None = Field(None, ge=0, le=1, description="Sample from tokens this likely, relative to the first.")
     typical_p: float | None = Field(None, gt=0, le=1, description="Sample from locally typical tokens of this mass.")
     seed: int | None = Field(None, ge=0, lt=2**63, description="Makes sampling repeatable.")
     repetition_penalty: float | None = Field(None, ge=0.01, le=100, description="Above 1 discourages repetition.")
     no_repeat_ngram_size: int | None = Field(
-        None, ge=0, le=MOST_TOKENS, description="No run of this many tokens twice; 0: off."
+        None, ge=0, le=MOST, description="No run of this many tokens twice; 0: off."
     )
     num_beams: int | None = Field(None, ge=1, le=16, description="Beams to search with; default: the model's own.")
     length_penalty: float | None = Field(None, ge=-10, le=10, description="Above 0 favours long beams.")

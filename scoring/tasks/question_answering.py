@@ -25,6 +25,7 @@ Answer = dict[str, Any]
 
 #: More windows than this over one context are refused before they are built.
 _MAX_WINDOWS = 1024
+_MAX_TOKENS = 1 << 19  # of one context, whatever the windows' length
 _ANSWER_BYTES = 96  # of an answer's JSON beside its text
 
 
@@ -57,7 +58,7 @@ class QuestionAnswering(EncoderTask):
 
     def encode(self, value: QuestionContext, parameters: QuestionAnsweringParameters, item: int) -> list[Row]:
         question = self._cut_question(value.question, parameters.max_question_len)
-        most = _MAX_WINDOWS * min(parameters.max_seq_len, self.loaded.context_length)
+        most = min(_MAX_TOKENS, _MAX_WINDOWS * min(parameters.max_seq_len, self.loaded.context_length))
         texts = (question, value.context) if self._question_first else (value.context, question)
         # Token types by name: ALBERT was trained with them, and its tokenizer no longer gives them unasked.
         encoded = self.call_tokenizer(*texts, most=most, return_offsets_mapping=True, return_token_type_ids=True)
@@ -80,7 +81,8 @@ class QuestionAnswering(EncoderTask):
 
     def _cut_question(self, question: str, length: int) -> str:
         options = {"add_special_tokens": False, "return_offsets_mapping": True}
-        (question,) = self.call_tokenizer.bounded((question,), length, {"truncation": True, **options})
+        most = min(length, self.loaded.context_length)  # more leave a context no room
+        (question,) = self.call_tokenizer.bounded((question,), most, {"truncation": True, **options})
         with self.call_tokenizer.turn():
             offsets = self.tokenizer(question, **options)["offset_mapping"]
         return question if len(offsets) <= length else question[: offsets[length - 1][1]]

@@ -83,6 +83,16 @@ def test_a_long_text_is_cut_for_little(task: str, tiny: Tiny, serve: Serve, monk
     assert tokenised.characters < AFFORDABLE
 
 
+def test_a_question_that_leaves_no_room_is_refused_for_little(
+    tiny: Tiny, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve(tiny("bert", "question-answering"), "question-answering", ROOM)
+    tokenised = Tokenised(served.service.loaded.tokenizer, monkeypatch)
+    error = served.refused({"question": HUGE, "context": "Anna lives in Bern."}, max_question_len=10**9)
+    assert (error["code"], error["where"]) == ("prompt_too_long", "inputs[0].question")
+    assert tokenised.characters < AFFORDABLE
+
+
 def test_a_long_question_is_cut_for_little(tiny: Tiny, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     served = serve(tiny("bert", "question-answering"), "question-answering", ROOM)
     context = "Anna lives in Bern."
