@@ -14,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from local_runner import tracing
+from local_runner import callers, tracing
 from local_runner.metrics import Metrics
 from local_runner.script import Answer, ScoreScript
 from local_runner.tuning import Tuning, set_level
@@ -56,6 +56,7 @@ class Host(ABC):
         self._planned, self._tuning = limits, Tuning()
         self._usual_level = logging.getLogger().level
         self._slots = self._slots_of(limits)
+        self._by_key = callers.told_apart()
         self._streams = 0  # streamed answers not yet at their end
         self._told, self._started = self.state, time.monotonic()
         self._tracing = tracing.of_environment(self.deployment.name)
@@ -224,6 +225,8 @@ class ScriptHost(Host):
             raise self.unready()
         if (busy := self._workers.busy + self._pullers.busy) >= self._slots:
             raise Overloaded(f"{busy} requests are in flight already.", "Ask again later.")
+        if self._by_key:
+            callers.tell(headers)
         try:
             answer: Answer = await self._workers.submit(self.script.run, raw, headers, abandoned=_discard)
             return answer

@@ -17,6 +17,7 @@ from typing import Any
 import grpc
 
 from local_runner import wire
+from local_runner.callers import key_of
 from local_runner.errors import RunnerFailed, Unauthenticated
 
 _PROBES = ("/", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready")
@@ -109,8 +110,7 @@ class Security:
         """Raise Unauthenticated unless the headers carry one of the keys, or none are wanted."""
         if not self._keys:
             return
-        kind, _, bearer = headers.get("authorization", "").partition(" ")
-        sent = bearer.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
+        sent = key_of(headers)
         digest = _digest(sent)
         # All are compared, and digests of one length, so that time tells nothing of a key.
         if not sum(hmac.compare_digest(digest, known) for known in self._keys):

@@ -28,6 +28,7 @@ class Limits:
     prefix_reuse: bool = True  # prompts begin with what slots hold of them; false: no timing tells of others' prompts
     queue_size: int = 256  # rows waiting; past it requests are answered 429
     max_payload_bytes: int = 4 << 20
+    max_answer_bytes: int = 32 << 20  # of one reply, by what its answers may take at most
     request_timeout_s: float = 90.0
     context_length: int = 0  # tokens; 0: what the model's config says
 

@@ -27,7 +27,7 @@ from scoring.chances import Chance, indices, later, measure, read
 from scoring.decode import Decoder, Pending
 from scoring.generating import TextGenerator
 from scoring.memory import give_back, is_short
-from scoring.prefixes import LEAST, Prefixes, common
+from scoring.prefixes import LEAST, Begin, Prefixes, begin, common
 from scoring.rows import Done, Row
 from scoring.tasks.following import show_end
 from scoring.tasks.slotted import Running, running_row, take
@@ -121,7 +121,7 @@ class Continuous:
 
     def _seat(self, running: Running) -> None:
         """Open a slot for a row: the one that holds most of what it begins with, else an empty one, else the oldest."""
-        slot, count = self._prefixes.match(running.ids, lambda slot: slot in self._kept)
+        slot, count = self._prefixes.match(running.ids, lambda slot: slot in self._kept, running.salt)
         if not count:
             slot = self._free[0] if self._free else next(iter(self._kept))
         self.decoder.open(slot, running.sampling, running.ids[:count])
@@ -140,7 +140,7 @@ class Continuous:
         """Take a row off its slot, which keeps what it holds unless that may be wrong."""
         slot, running.slot = running.slot, -1
         held = [] if running.failure or not self._reuse else running.sequence[: self.decoder.lengths[slot]]
-        if self._prefixes.note(slot, held):
+        if self._prefixes.note(slot, held, running.salt):
             self._kept[slot] = len(held)
         else:
             self._empty(slot)
@@ -177,11 +177,11 @@ class Continuous:
 
     def _fill(self, budget: int) -> list[Enqueued]:
         parts: list[tuple[Running, list[int]]] = []
-        leaders: dict[tuple[int, ...], Running] = {}
+        leaders: dict[Begin, Running] = {}
         for running in self._filling:
             if budget <= 0:
                 break
-            leader = leaders.setdefault(tuple(running.ids[:LEAST]), running)
+            leader = leaders.setdefault(begin(running.salt, running.ids), running)
             if not running.begun and not self._begin(running, leader):
                 continue
             ids = running.ids[running.filled : running.filled + budget]
@@ -195,7 +195,7 @@ class Continuous:
         for running in [running for batch, _ in filled for running in batch]:
             running.filled += len(pieces[running])
             if self._reuse:
-                self._prefixes.note(running.slot, running.ids[: running.filled])
+                self._prefixes.note(running.slot, running.ids[: running.filled], running.salt)
         for running, ids in parts:
             if is_short(running.failure) and len(ids) > _LEAST_PROMPT:
                 self._take_smaller_pieces(running, len(ids))
@@ -211,7 +211,7 @@ class Continuous:
         shared = common(leader.ids, running.ids) if leader is not running else 0
         if self._reuse and leader.filled < shared and shared >= running.filled + LEAST:
             return False
-        source, count = self._prefixes.match(running.ids, lambda slot: slot != running.slot)
+        source, count = self._prefixes.match(running.ids, lambda slot: slot != running.slot, running.salt)
         if count >= running.filled + LEAST:
             self.decoder.copy(source, running.slot, count)
             self.decoder.open(running.slot, running.sampling, running.ids[:count])

@@ -308,7 +308,8 @@ class Launcher:
 
     def tile(self, name: str, linear: Linear, sets: int) -> Tile:
         """How to cut a product; `sets` row sets are read at once."""
-        return self.tiles.get(name) or choose_tile(*linear.weight.shape, sets, linear.scale is not None)
+        outputs, inputs = linear.weight.shape
+        return self.tiles.get(name) or choose_tile(outputs, inputs, sets, linear.scale is not None)
 
     def _bias(self, norm: Norm | None, linear: Linear) -> tuple[Tensor, Tensor]:
         """(row sums of W g, bias) that a kernel adds; the residual buffer stands for what is absent."""

@@ -84,34 +84,74 @@ def _cleans_up(tokenizer: Any) -> bool:
 
 
 class Stops:
-    """Lets text through up to the first stop text, holding back what may be the beginning of one."""
+    """Lets text through up to the first stop text, holding back what may be the beginning of one.
+
+    Each character is looked at once, however many stop texts there are.
+    """
 
     def __init__(self, stops: Sequence[str]) -> None:
         self.found = False
-        self._stops = stops
+        self._machine = _machine(tuple(stops)) if stops else None
+        self._state = 0
         self._held = ""
 
     def push(self, text: str) -> str:
         """Take the next piece; return what can be shown."""
-        if self.found or not self._stops:
+        machine = self._machine
+        if self.found or machine is None:
             return "" if self.found else text
+        first = len(self._held) + 1
         self._held += text
-        end = stop_at(self._held, self._stops)
-        if end is not None:
-            self.found = True
-            return self._held[:end]
-        keep = max(_overlap(self._held, stop) for stop in self._stops)
-        shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
-        return shown
+        for end, character in enumerate(text, first):
+            self._state = machine.after(self._state, character)
+            if length := machine.complete[self._state]:
+                self.found = True
+                return self._held[: end - length]
+        shown = len(self._held) - machine.depth[self._state]
+        text, self._held = self._held[:shown], self._held[shown:]
+        return text
+
+
+class Machine:
+    """Aho and Corasick's automaton: a state is the longest end of the text so far that is a beginning of a word."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self._next: list[dict[str, int]] = [{}]
+        self._shorter = [0]  # the next longest such end of the text
+        self.depth = [0]  # characters of the state
+        self.complete = [0]  # characters of the longest word that the state ends with
+        for word in words:
+            self._add(word)
+        queue = list(self._next[0].values())
+        for state in queue:
+            for character, child in self._next[state].items():
+                self._shorter[child] = self.after(self._shorter[state], character)
+                self.complete[child] = self.complete[child] or self.complete[self._shorter[child]]
+                queue.append(child)
+
+    def _add(self, word: str) -> None:
+        state = 0
+        for character in word:
+            if character not in self._next[state]:
+                self._next[state][character] = len(self._next)
+                self._next.append({})
+                self._shorter.append(0)
+                self.depth.append(self.depth[state] + 1)
+                self.complete.append(0)
+            state = self._next[state][character]
+        self.complete[state] = len(word)
+
+    def after(self, state: int, character: str) -> int:
+        """The state after one more character."""
+        while state and character not in self._next[state]:
+            state = self._shorter[state]
+        return self._next[state].get(character, 0)
+
+
+_machine = lru_cache(maxsize=64)(Machine)  # of a request's rows, and of a client's requests, it is the same
 
 
 def stop_at(text: str, stops: Sequence[str]) -> int | None:
     """Where the stop text that is complete first begins; None without one."""
     found = [(at + len(stop), at) for stop in stops if (at := text.find(stop)) >= 0]
     return min(found)[1] if found else None
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of the text that is a beginning of the stop text."""
-    longest = min(len(text), len(stop) - 1)
-    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

@@ -6,6 +6,7 @@
     │   ├── InvalidInput
     │   ├── InvalidParameter
     │   ├── PromptTooLong
+    │   │   └── TextTooLong     413  so long that its tokens are not even counted
     │   └── PayloadTooLarge     413
     ├── Overloaded              429  with Retry-After
     ├── NotReady                503
@@ -77,6 +78,12 @@ class InvalidParameter(RequestError):
 
 class PromptTooLong(RequestError):
     code = "prompt_too_long"
+
+
+class TextTooLong(PromptTooLong):
+    code = "text_too_long"
+    http_status = 413
+    grpc_status = "RESOURCE_EXHAUSTED"
 
 
 class PayloadTooLarge(RequestError):

@@ -9,6 +9,8 @@ import pydantic_core
 from scoring.errors import InvalidJson
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")  # JSON can spell half a pair, which has no UTF-8 form
+#: Most bytes of JSON that a character has, as an escape, and a number of 64 bits with what parts it from the next.
+CHARACTER_BYTES, NUMBER_BYTES = 6, 25
 #: Levels of a request; no form of one has half as many, and a parser that goes further runs out of its stack.
 _DEEPEST = 64
 
@@ -62,6 +64,11 @@ def _too_deep() -> InvalidJson:
 
 def _refuse_constant(name: str) -> float:
     raise InvalidJson(f"{name} is not JSON.", "Send a number or null.")
+
+
+def text_bytes(text: str) -> int:
+    """Bytes that a text takes of JSON."""
+    return len(pydantic_core.to_json(text))
 
 
 def dumps(value: Any) -> bytes:

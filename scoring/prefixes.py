@@ -1,7 +1,8 @@
 """Which tokens' keys and values a decoder's slots hold: a prompt that begins with them need not compute them again.
 
 Tokens are compared exactly. A match is a slot and how many leading tokens it shares; the last token of a prompt is
-never among them, because its logits have to be computed.
+never among them, because its logits have to be computed. Sequences share only where their salts are equal, which
+keeps the prompts of callers apart: how fast an answer comes tells whether somebody else's prompt began alike.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,43 +11,50 @@ from scoring.decode import Decoder
 
 LEAST = 16  # tokens that are worth it
 
+Begin = tuple[str, tuple[int, ...]]  # a salt and first tokens
+
 
 class Prefixes:
     """Slots by the tokens they hold; a slot that has been opened since holds nothing that is known here."""
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
-        self._held: dict[int, tuple[int, list[int]]] = {}  # how often the slot had been opened, and its tokens
-        self._alike: dict[tuple[int, ...], dict[int, None]] = {}  # slots by their first tokens
+        self._held: dict[int, tuple[int, str, list[int]]] = {}  # how often the slot had been opened, salt and tokens
+        self._alike: dict[Begin, dict[int, None]] = {}  # slots by how they begin
 
-    def note(self, slot: int, tokens: Sequence[int]) -> bool:
+    def note(self, slot: int, tokens: Sequence[int], salt: str = "") -> bool:
         """A slot holds these tokens now; False where they are too few to be of use."""
         self.forget(slot)
         if len(tokens) < LEAST:
             return False
-        self._held[slot] = (self._decoder.opened[slot], list(tokens))
-        self._alike.setdefault(tuple(tokens[:LEAST]), {})[slot] = None
+        self._held[slot] = (self._decoder.opened[slot], salt, list(tokens))
+        self._alike.setdefault(begin(salt, tokens), {})[slot] = None
         return True
 
     def forget(self, slot: int) -> None:
         """A slot's tokens are given up."""
-        _, tokens = self._held.pop(slot, (0, []))
-        key = tuple(tokens[:LEAST])
+        _, salt, tokens = self._held.pop(slot, (0, "", []))
+        key = begin(salt, tokens)
         if key in self._alike:
             self._alike[key].pop(slot, None)
             if not self._alike[key]:
                 del self._alike[key]
 
-    def match(self, ids: Sequence[int], usable: Callable[[int], bool]) -> tuple[int, int]:
+    def match(self, ids: Sequence[int], usable: Callable[[int], bool], salt: str = "") -> tuple[int, int]:
         """The usable slot that holds most of the first of these tokens, and how many; (-1, 0) without one."""
         best, most = -1, LEAST - 1
         if len(ids) <= LEAST:
             return -1, 0
-        for slot in self._alike.get(tuple(ids[:LEAST]), ()):
-            opened, tokens = self._held[slot]
+        for slot in self._alike.get(begin(salt, ids), ()):
+            opened, _, tokens = self._held[slot]
             if usable(slot) and opened == self._decoder.opened[slot] and (found := common(tokens, ids)) > most:
                 best, most = slot, found
         return (best, min(most, len(ids) - 1)) if best >= 0 else (-1, 0)
+
+
+def begin(salt: str, tokens: Sequence[int]) -> Begin:
+    """What sequences that share a prefix have in common."""
+    return salt, tuple(tokens[:LEAST])
 
 
 def common(a: Sequence[int], b: Sequence[int]) -> int:

@@ -11,7 +11,20 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from scoring.errors import InvalidInput, InvalidParameter
 
+#: What any one request may hold: more than a model can make use of, and little enough to be read at once.
+MOST = 2**31 - 1  # of any count; the model's context, its labels and its vocabulary bound it further
+MOST_STOPS, MOST_STOP_CHARACTERS = 16, 256
+MOST_WORDS, MOST_WORD_CHARACTERS = 4096, 256  # labels, targets, names
+MOST_PROMPT_CHARACTERS = 2**16  # of a negative prompt
+MOST_MESSAGES = 2**14
+
 Text = Annotated[str, Field(min_length=1)]
+Word = Annotated[str, Field(min_length=1, max_length=MOST_WORD_CHARACTERS)]
+StopText = Annotated[str, Field(min_length=1, max_length=MOST_STOP_CHARACTERS)]
+Stops = Annotated[list[StopText], Field(max_length=MOST_STOPS)]
+Words = Annotated[list[Word], Field(max_length=MOST_WORDS)]
+Labels = Annotated[list[Annotated[str, Field(max_length=MOST_WORD_CHARACTERS)]], Field(max_length=MOST_WORDS)]
+NegativePrompt = Annotated[str, Field(max_length=MOST_PROMPT_CHARACTERS)]
 
 
 class Strict(BaseModel):
@@ -21,7 +34,7 @@ class Strict(BaseModel):
 
 
 class TextClassificationParameters(Strict):
-    top_k: int | None = Field(1, ge=1, description="How many labels to return; null for all.")
+    top_k: int | None = Field(1, ge=1, le=MOST, description="How many labels to return; null for all.")
     function_to_apply: Literal["sigmoid", "softmax", "none"] | None = Field(
         None,
         description="What turns logits into scores; null: by the model's problem type, as the pipeline does.",
@@ -33,13 +46,13 @@ class TokenClassificationParameters(Strict):
     aggregation_strategy: Literal["none", "simple", "first", "average", "max"] = Field(
         "none", description="How sub-word tags become entities."
     )
-    ignore_labels: list[str] = Field(["O"], description="Labels left out of the answer.")
+    ignore_labels: Labels = Field(["O"], description="Labels left out of the answer.")
     truncation: bool = Field(False, description="Cut texts at the context length instead of refusing them.")
 
 
 class FillMaskParameters(Strict):
-    top_k: int = Field(5, ge=1, description="How many fillings per mask.")
-    targets: list[Text] | Text | None = Field(
+    top_k: int = Field(5, ge=1, le=MOST, description="How many fillings per mask.")
+    targets: Words | Word | None = Field(
         None, description="Only score these words; one that is no token of its own stands for its first sub-word."
     )
     truncation: bool = Field(False, description="Cut texts at the context length instead of refusing them.")
@@ -54,14 +67,20 @@ class EmbeddingParameters(Strict):
 
 
 class QuestionAnsweringParameters(Strict):
-    top_k: int = Field(1, ge=1, description="How many answers to return.")
+    top_k: int = Field(1, ge=1, le=MOST, description="How many answers to return.")
     doc_stride: int = Field(
-        128, ge=0, description="Overlap of windows over a long context, tokens; unless given, at most half a window."
+        128,
+        ge=0,
+        le=MOST,
+        description="Overlap of windows over a long context, tokens; unless given, at most half a window.",
     )
     max_seq_len: int = Field(
-        384, ge=8, description="Length of a window, question included, tokens; at most the model's context."
+        384,
+        ge=8,
+        le=MOST,
+        description="Length of a window, question included, tokens; at most the model's context.",
     )
-    max_question_len: int = Field(64, ge=1, description="A longer question is cut here, tokens.")
+    max_question_len: int = Field(64, ge=1, le=MOST, description="A longer question is cut here, tokens.")
     max_answer_len: int = Field(15, ge=1, le=512, description="Longest answer, tokens.")
     handle_impossible_answer: bool = Field(False, description="Allow the empty answer.")
     align_to_words: bool = Field(True, description="Widen answers to whole words.")
@@ -69,13 +88,19 @@ class QuestionAnsweringParameters(Strict):
 
 class GenerationParameters(Strict):
     max_new_tokens: int | None = Field(
-        None, ge=1, description="Most tokens to generate; default: the model's own, else 128, as far as they fit."
+        None,
+        ge=1,
+        le=MOST,
+        description="Most tokens to generate; default: the model's own, else 128, as far as they fit.",
     )
     max_length: int | None = Field(
-        None, ge=1, description="Most tokens, a decoder's prompt included; max_new_tokens goes before it."
+        None,
+        ge=1,
+        le=MOST,
+        description="Most tokens, a decoder's prompt included; max_new_tokens goes before it.",
     )
-    min_new_tokens: int | None = Field(None, ge=0, description="Fewest tokens to generate.")
-    min_length: int | None = Field(None, ge=0, description="Fewest tokens, a decoder's prompt included.")
+    min_new_tokens: int | None = Field(None, ge=0, le=MOST, description="Fewest tokens to generate.")
+    min_length: int | None = Field(None, ge=0, le=MOST, description="Fewest tokens, a decoder's prompt included.")
     ignore_eos: bool = Field(False, description="Go on to the most tokens; the model cannot end earlier.")
     do_sample: bool | None = Field(
         None,
@@ -83,18 +108,22 @@ class GenerationParameters(Strict):
         "top_k, top_p, min_p, typical_p is given. false: those have no effect.",
     )
     temperature: float | None = Field(None, ge=0, le=100, description="0 takes the most likely token.")
-    top_k: int | None = Field(None, ge=0, description="Sample from the k most likely tokens; 0: from all.")
+    top_k: int | None = Field(None, ge=0, le=MOST, description="Sample from the k most likely tokens; 0: from all.")
     top_p: float | None = Field(None, gt=0, le=1, description="Sample from the likeliest tokens of this mass.")
     min_p: float | None = Field(None, ge=0, le=1, description="Sample from tokens this likely, relative to the first.")
     typical_p: float | None = Field(None, gt=0, le=1, description="Sample from locally typical tokens of this mass.")
     seed: int | None = Field(None, ge=0, lt=2**63, description="Makes sampling repeatable.")
     repetition_penalty: float | None = Field(None, ge=0.01, le=100, description="Above 1 discourages repetition.")
-    no_repeat_ngram_size: int | None = Field(None, ge=0, description="No run of this many tokens twice; 0: off.")
+    no_repeat_ngram_size: int | None = Field(
+        None, ge=0, le=MOST, description="No run of this many tokens twice; 0: off."
+    )
     num_beams: int | None = Field(None, ge=1, le=16, description="Beams to search with; default: the model's own.")
     length_penalty: float | None = Field(None, ge=-10, le=10, description="Above 0 favours long beams.")
     early_stopping: bool | Literal["never"] | None = Field(None, description="When a search with beams ends.")
     num_return_sequences: int = Field(1, ge=1, le=16, description="Answers per input; sampled, or one per beam.")
-    stop: list[Text] | Text | None = Field(None, description="Texts that end the generation; not part of the answer.")
+    stop: Stops | StopText | None = Field(
+        None, description="Texts that end the generation, up to 16 of 256 characters; not part of the answer."
+    )
     return_details: bool = Field(
         False, description="Answer with `details`: each token with its log-probability, and why the answer ended."
     )
@@ -102,6 +131,10 @@ class GenerationParameters(Strict):
         0, ge=0, le=20, description="With return_details: so many of the likeliest tokens in place of each."
     )
     use_cache: bool | None = Field(None, description="false computes every step anew: same tokens, slower.")
+    cache_salt: Word | None = Field(
+        None,
+        description="Only prompts with the same one share what is held of their beginning; the caller's secret.",
+    )
 
 
 class TextGenerationParameters(GenerationParameters):
@@ -114,17 +147,20 @@ class SummarizationParameters(GenerationParameters):
 
 class TranslationParameters(GenerationParameters):
     truncation: bool = Field(False, description="Cut texts at the context length instead of refusing them.")
-    src_lang: Text | None = Field(None, description="Language of the text, e.g. en; for models that take one.")
-    tgt_lang: Text | None = Field(None, description="Language to translate to, e.g. de.")
+    src_lang: Word | None = Field(None, description="Language of the text, e.g. en; for models that take one.")
+    tgt_lang: Word | None = Field(None, description="Language to translate to, e.g. de.")
     task_type: str | None = Field(
         None,
+        max_length=MOST_WORD_CHARACTERS,
         pattern=r"^translation_[A-Za-z_-]+_to_[A-Za-z_-]+$",
         description="Azure's form: translation_en_to_de.",
     )
 
 
 class TextToImageParameters(Strict):
-    negative_prompt: str | None = Field(None, description="What the image should not show; of prompts without one.")
+    negative_prompt: NegativePrompt | None = Field(
+        None, description="What the image should not show; of prompts without one."
+    )
     num_inference_steps: int = Field(50, ge=1, le=500, description="Steps from noise to image; time grows with them.")
     guidance_scale: float = Field(
         7.5, ge=0, le=50, description="How closely to follow the prompt; up to 1: not at all."
@@ -143,7 +179,7 @@ class TextToImageParameters(Strict):
 
 class PromptPair(Strict):
     prompt: Text
-    negative_prompt: str | None = None
+    negative_prompt: NegativePrompt | None = None
 
 
 class TextPair(Strict):
@@ -161,7 +197,7 @@ class Message(Strict):
     content: str
 
 
-Conversation = Annotated[list[Message], Field(min_length=1)]
+Conversation = Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES)]
 
 
 @dataclass(frozen=True)
@@ -199,7 +235,7 @@ class TaskSchema:
         known = list(self.parameters.model_fields)
         for name in values:
             if name not in known:
-                near = difflib.get_close_matches(str(name), known, 1)
+                near = difflib.get_close_matches(str(name)[:80], known, 1)
                 hint = f"Did you mean {near[0]!r}?" if near else f"{self.name} takes {', '.join(known)}."
                 raise InvalidParameter(f"Unknown parameter {str(name)[:80]!r}.", hint, where="parameters")
         try:

@@ -1,7 +1,7 @@
 """From a raw body to a reply: parse, encode, queue, decode; every error becomes a status and a JSON body."""
 
 import logging
-import time
+import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import CancelledError
@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from scoring.config import Deployment
+from scoring.deadline import Deadline, check, held, left, within
 from scoring.dialects import Call, parse, render
 from scoring.engine import Engine, Job
 from scoring.errors import (
@@ -20,6 +21,7 @@ from scoring.errors import (
     MiiAzureError,
     NotReady,
     PayloadTooLarge,
+    PromptTooLong,
     RequestTimeout,
 )
 from scoring.json_text import dumps, read_json
@@ -30,10 +32,12 @@ from scoring.rows import Row
 from scoring.spans import noted
 from scoring.statistics import phase
 from scoring.tasks.base import Task
-from scoring.usage import usage
+from scoring.usage import tells_cached_tokens, usage
 
 logger = logging.getLogger("mii_azure.service")
 
+#: Requests that are encoded or decoded at once: each may take the memory that the largest takes.
+_SEATS = 4
 METADATA_REQUEST = {"mii_azure": "metadata"}
 
 
@@ -62,6 +66,7 @@ class Service:
         self.environment = environment
         self.records: list[Record] = []
         self.ready = False
+        self._seats = threading.BoundedSemaphore(_SEATS)
 
     def start(self, chosen: Chosen = (), known: Mapping[str, float] = MappingProxyType({})) -> None:
         """Apply the passes that were taken, warm up, and take requests; raises LoadError and its kinds.
@@ -110,7 +115,7 @@ class Service:
 
     def metadata(self) -> dict[str, Any]:
         """What this deployment is and what it runs on."""
-        d = self.deployment
+        d, tells = self.deployment, tells_cached_tokens()
         return {
             "name": d.name,
             "task": d.task,
@@ -124,14 +129,16 @@ class Service:
             **({"quantisation": d.quantisation} if d.quantisation else {}),
             "optimisations": {record.name: record.state for record in self.records},
             "passes": [record.to_dict() for record in self.records],
-            "statistics": self.statistics(),
+            "statistics": {name: told for name, told in self.statistics().items() if tells or name != "cached_tokens"},
             **self.environment,
         }
 
     def answer(self, raw: str) -> Reply:
         """Answer one body; never raises."""
+        deadline = Deadline.after(self.deployment.limits.request_timeout_s)
         try:
-            return self._answer(raw)
+            with within(deadline):
+                return self._answer(raw, deadline)
         except MiiAzureError as error:
             return error_reply(error)
         except Exception:
@@ -141,7 +148,7 @@ class Service:
                 InternalError(f"Scoring failed; incident {incident}.", "The log of the server has the details.")
             )
 
-    def _answer(self, raw: str) -> Reply:
+    def _answer(self, raw: str, deadline: Deadline) -> Reply:
         limit = self.deployment.limits.max_payload_bytes
         if len(raw) > limit or len(raw.encode("utf-8", "surrogatepass")) > limit:
             raise PayloadTooLarge(f"The body is larger than {limit:,} bytes.", "Send fewer or shorter inputs at once.")
@@ -152,23 +159,27 @@ class Service:
         if not self.ready:
             raise NotReady("The model is not ready.", "Try again shortly.")
         call = parse(payload, self.task.schema)
-        self.task.admit(call.inputs, call.parameters, self.deployment.limits)
-        with self._stage("encode"):
+        with held(self._seats), self._stage("encode"):
             rows = self._encode(call)
         if call.stream:
-            return self._stream(call, rows)
+            return self._stream(call, rows, deadline)
         job = self.engine.submit([row for group in rows for row in group])
         results = self._wait(job)
+        with held(self._seats):
+            return Reply(200, self._body(call, rows, job, results))
+
+    def _body(self, call: Call, rows: list[list[Row]], job: Job, results: list[Any]) -> bytes:
         outputs = iter(results)
+        answers = []
         with self._stage("decode"):
-            answers = [
-                self.task.decode(value, call.parameters, group, [next(outputs) for _ in group])
-                for value, group in zip(call.inputs, rows, strict=True)
-            ]
+            for value, group in zip(call.inputs, rows, strict=True):
+                check()
+                answers.append(self.task.decode(value, call.parameters, group, [next(outputs) for _ in group]))
         answer = render(call, answers, self.task.collect, self.task.table)
         if call.usage:
             answer = {"answer": answer, "usage": usage(self.task, job.rows, results)}
-        return Reply(200, self._serialise(answer))
+        check()
+        return self._serialise(answer)
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
@@ -177,11 +188,15 @@ class Service:
 
     def _encode(self, call: Call) -> list[list[Row]]:
         rows: list[list[Row]] = []
-        left = budget = self.deployment.limits.queue_size
+        left_over = budget = self.deployment.limits.queue_size
+        answers = 0
         for item, value in enumerate(call.inputs):
-            rows.append(self.task.encode(value, call.parameters, item))
-            left -= len(rows[-1])
-            if left < 0:  # seen early: one long context may be a thousand windows
+            check()
+            rows.append(self._encode_one(value, call.parameters, item))
+            answers += self.task.answer_bytes(value, call.parameters, rows[-1])
+            self._check_answer(answers)
+            left_over -= len(rows[-1])
+            if left_over < 0:  # seen early: one long context may be a thousand windows
                 raise InvalidInput(
                     f"The request needs more sequences than the {budget} that the queue holds.",
                     "Send it in smaller parts.",
@@ -189,12 +204,26 @@ class Service:
                 )
         return rows
 
-    def _wait(self, job: Job) -> list[Any]:
-        limit = self.deployment.limits.request_timeout_s
+    def _encode_one(self, value: Any, parameters: Any, item: int) -> list[Row]:
         try:
-            return job.finished(limit)
-        except (FutureTimeout, CancelledError):
+            return self.task.encode(value, parameters, item)
+        except PromptTooLong as error:
+            error.where = error.where or f"inputs[{item}]"
+            raise
+
+    def _check_answer(self, answers: int) -> None:
+        most = self.task.most_bytes(self.deployment.limits)
+        if answers > most:
+            raise PayloadTooLarge(
+                f"The answer may take {answers:,} bytes, and a reply has at most {most:,}.", self.task.smaller
+            )
+
+    def _wait(self, job: Job) -> list[Any]:
+        try:
+            return job.finished(left())
+        except (FutureTimeout, CancelledError, RequestTimeout):
             job.cancel()
+            limit = self.deployment.limits.request_timeout_s
             raise RequestTimeout(
                 f"No answer within {limit:g} s.", "Ask for fewer tokens, or raise the timeout."
             ) from None
@@ -208,10 +237,8 @@ class Service:
                 "Serve it in a wider precision: generate with --dtype float32 or bfloat16.",
             ) from None
 
-    def _stream(self, call: Call, rows: list[list[Row]]) -> Reply:
+    def _stream(self, call: Call, rows: list[list[Row]], deadline: Deadline) -> Reply:
         from scoring.streams import events
 
-        began = time.monotonic()
-        deadline = began + self.deployment.limits.request_timeout_s
         body = events(self.engine, self.task, call, rows[0], deadline)
         return Reply(200, body, {"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})

@@ -2,11 +2,11 @@
 
 import logging
 import queue
-import time
 import uuid
 from collections.abc import Iterator
 from typing import Any
 
+from scoring.deadline import Deadline, within
 from scoring.dialects import Call, render
 from scoring.engine import Engine, Job
 from scoring.errors import InternalError, MiiAzureError, RequestTimeout
@@ -45,7 +45,7 @@ class Events:
         self.close()
 
 
-def events(engine: Engine, task: Task, call: Call, rows: list[Row], deadline: float) -> Events:
+def events(engine: Engine, task: Task, call: Call, rows: list[Row], deadline: Deadline) -> Events:
     """Submit the rows now, so that a full queue is still a status code, and return the iterator of events.
 
     Events: `{"token": {"text": str}}` while text appears, with the `index` of the answer where there are several, and
@@ -61,16 +61,17 @@ def events(engine: Engine, task: Task, call: Call, rows: list[Row], deadline: fl
     return Events(_events(task, call, job, pieces, deadline), job)
 
 
-def _events(task: Task, call: Call, job: Job, pieces: Pieces, deadline: float) -> Iterator[bytes]:
+def _events(task: Task, call: Call, job: Job, pieces: Pieces, deadline: Deadline) -> Iterator[bytes]:
     try:
-        while (piece := pieces.get(timeout=max(0.0, deadline - time.monotonic()))) is not _END:
+        while (piece := pieces.get(timeout=deadline.left())) is not _END:
             yield _event(piece)
         outputs = job.finished()
-        answer = task.decode(call.inputs[0], call.parameters, job.rows, outputs)
+        with within(deadline):
+            answer = task.decode(call.inputs[0], call.parameters, job.rows, outputs)
         last = {"answer": render(call, [answer], task.collect, task.table)}
         yield _event({**last, "usage": usage(task, job.rows, outputs)} if call.usage else last)
         yield b"data: [DONE]\n\n"
-    except queue.Empty:
+    except (queue.Empty, RequestTimeout):
         yield _event(RequestTimeout("The stream ran past the request timeout.", "Ask for fewer tokens.").to_dict())
     except MiiAzureError as error:
         yield _event(error.to_dict())

@@ -1,11 +1,19 @@
 """What a request used: tokens in and out, and why each answer ended; told to `{"options": {"usage": true}}`."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
 from scoring.detokenize import stop_at
 from scoring.rows import Row
 from scoring.tasks.base import Task
+
+TELL_VARIABLE = "MII_AZURE_TELL_CACHED_TOKENS"
+
+
+def tells_cached_tokens() -> bool:
+    """Whether the operator lets callers know how many of their tokens were held already, maybe for somebody else."""
+    return os.environ.get(TELL_VARIABLE, "").lower() in ("1", "true", "yes", "on")
 
 
 def usage(task: Task, rows: Sequence[Row], outputs: Sequence[Any]) -> dict[str, Any]:
@@ -14,7 +22,8 @@ def usage(task: Task, rows: Sequence[Row], outputs: Sequence[Any]) -> dict[str, 
     if task.schema.generative:
         ended = [_end(task, row, tokens) for row, output in zip(rows, outputs, strict=True) for tokens in output]
         counted["completion_tokens"] = sum(count for count, _ in ended)
-        counted["cached_tokens"] = sum(row.cached for row in rows if not row.answer)
+        if tells_cached_tokens():
+            counted["cached_tokens"] = sum(row.cached for row in rows if not row.answer)
         counted["finish_reasons"] = [reason for _, reason in ended]
     return counted
 

@@ -1,7 +1,6 @@
 """What every task is: encode on the caller's thread, forward on the inference thread, decode on the caller's."""
 
 import inspect
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -15,12 +14,14 @@ from scoring.rows import Between, Row, Slots, nothing
 from scoring.schemas import Strict, TaskSchema
 from scoring.statistics import Statistics
 from scoring.tasks import task_schema
+from scoring.tokenizing import Tokenizing
 
 
 class Task(ABC):
     """One task over one loaded model."""
 
     unit: ClassVar[str] = "tokens"  # of a row's footprint
+    smaller: ClassVar[str] = "Send fewer inputs at once."  # what makes a reply smaller
     name: ClassVar[str]
     auto_class: ClassVar[str]  # of transformers
 
@@ -30,16 +31,8 @@ class Task(ABC):
         self.tokenizer = loaded.tokenizer
         self.schema: TaskSchema = task_schema(name)
         self.statistics = Statistics()  # the engine counts here too
-        self._tokenizing = threading.Lock()
-
-    def call_tokenizer(self, *texts: str, **options: Any) -> Any:
-        """Tokenise one text or a pair into a BatchEncoding.
-
-        One thread at a time: a fast tokenizer keeps the truncation of the last call as its own state, so that two
-        threads with different options silently get each other's.
-        """
-        with self._tokenizing:
-            return self.tokenizer(*texts, **options)
+        #: Tokenises one text or a pair into a BatchEncoding, within bounds.
+        self.call_tokenizer = Tokenizing(self.tokenizer, loaded.context_length)
 
     @abstractmethod
     def encode(self, value: Any, parameters: Any, item: int) -> list[Row]:
@@ -72,8 +65,13 @@ class Task(ABC):
         """A request's answers as Azure ML's own model images list them."""
         return [self.plain(answer) for answer in answers]
 
-    def admit(self, inputs: Sequence[Any], parameters: Any, limits: Limits) -> None:  # noqa: B027
-        """Refuse a request as a whole, before any of it is encoded, by raising a RequestError."""
+    def answer_bytes(self, value: Any, parameters: Any, rows: Sequence[Row]) -> int:
+        """Most bytes that the answer to one encoded input takes of a reply."""
+        return 0
+
+    def most_bytes(self, limits: Limits) -> int:
+        """Most bytes that a reply may take; a request whose answers may take more is refused before it runs."""
+        return limits.max_answer_bytes
 
     def warm_up(self) -> None:
         """Run the sample once, so that the first request does not pay for lazy initialisation."""

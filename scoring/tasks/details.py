@@ -1,9 +1,11 @@
 """What an answer tells of its tokens when asked, in text-generation-inference's form."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
 
 from scoring.chances import Chance, Told
+from scoring.deadline import check
 from scoring.detokenize import Detokenizer, special_tokens, stop_at
 from scoring.generating import TextGenerator
 from scoring.rows import Row
@@ -42,7 +44,7 @@ class Details:
 
     def within(self, length: int) -> int:
         """How many tokens begin before a length of the text."""
-        return next((at for at, start in enumerate(self.starts) if start >= length), len(self.starts))
+        return bisect_left(self.starts, length)
 
     def to_dict(self, first: int, last: int) -> dict[str, Any]:
         """These of the tokens; `top_tokens` only where they were asked for."""
@@ -63,6 +65,7 @@ def describe(task: TextGenerator, row: Row, answer: Told) -> tuple[Details, int]
     details = Details(task.tokenizer, row.features["input_ids"] if not task.encoder_decoder else [])
     detokenizer = Detokenizer(task.tokenizer)
     for token, chance in zip(answer, answer.chances, strict=True):
+        check()
         details.push(token, detokenizer.push(token), chance)
     text = task.tokenizer.decode(answer, skip_special_tokens=True)
     details.close(text)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from scoring.json_text import NUMBER_BYTES
 from scoring.loaded import Loaded
 from scoring.rows import Row
 from scoring.schemas import EmbeddingParameters
@@ -19,6 +20,7 @@ class Embeddings(EncoderTask):
 
     name = "sentence-embeddings"
     auto_class = "AutoModel"
+    smaller = "Send fewer or shorter inputs at once, or have token vectors pooled into one."
 
     def __init__(self, loaded: Loaded, name: str) -> None:
         super().__init__(loaded, name)
@@ -29,6 +31,10 @@ class Embeddings(EncoderTask):
     def encode(self, value: str, parameters: EmbeddingParameters, item: int) -> list[Row]:
         encoded = self.tokenize([value], parameters.truncation, item)
         return [self.row(encoded, item, parameters=parameters)]
+
+    def answer_bytes(self, value: str, parameters: EmbeddingParameters, rows: Sequence[Row]) -> int:
+        vectors = rows[0].tokens if (parameters.pooling or self._pooling) == "none" else 1
+        return vectors * int(self.model.config.hidden_size) * NUMBER_BYTES
 
     def split(self, output: Any, rows: Sequence[Row]) -> list[torch.Tensor]:
         hidden = output[0].float()  # [B, S, H]

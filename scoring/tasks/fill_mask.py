@@ -2,11 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 
+from scoring.deadline import check
 from scoring.errors import InvalidInput, InvalidParameter, LoadError
+from scoring.json_text import text_bytes
 from scoring.loaded import Loaded
 from scoring.rows import Row
 from scoring.schemas import FillMaskParameters
@@ -16,6 +19,8 @@ Filling = dict[str, Any]
 
 #: Accepted in a text whatever the tokenizer's own mask token is.
 _MASKS = ("[MASK]", "<mask>")
+#: Of a filling's JSON beside its sequence; and how much longer than the text that may be, with a space between tokens.
+_FILLING_BYTES, _SPACED = 128, 2
 
 
 @dataclass(frozen=True)
@@ -32,12 +37,14 @@ class FillMask(EncoderTask):
 
     name = "fill-mask"
     auto_class = "AutoModelForMaskedLM"
+    smaller = "Lower top_k, or send fewer inputs at once or fewer masks in each."
 
     def __init__(self, loaded: Loaded, name: str) -> None:
         super().__init__(loaded, name)
         # Properties of a tokenizer are slow.
         self._mask, self._mask_id = self.tokenizer.mask_token, self.tokenizer.mask_token_id
         self._pad_id = self.tokenizer.pad_token_id
+        self._target_ids = lru_cache(8)(self._find_targets)  # of a request's inputs they are all the same
         if self._mask_id is None:
             raise LoadError("The tokenizer has no mask token.", "Choose a model that was trained to fill masks.")
 
@@ -56,12 +63,18 @@ class FillMask(EncoderTask):
                 f"Put {mask} where a word is wanted.",
                 where=f"inputs[{item}]",
             )
-        targets = None if parameters.targets is None else self._target_ids(parameters.targets)
+        words = parameters.targets
+        targets = None if words is None else self._target_ids((words,) if isinstance(words, str) else tuple(words))
         return [self.row(encoded, item, extra=Wanted(masks, targets, parameters.top_k))]
 
-    def _target_ids(self, targets: str | list[str]) -> list[int]:
+    def answer_bytes(self, value: str, parameters: FillMaskParameters, rows: Sequence[Row]) -> int:
+        wanted: Wanted = rows[0].extra
+        choices = len(self.tokenizer) if wanted.targets is None else len(wanted.targets)
+        each = _FILLING_BYTES + _SPACED * text_bytes(value)  # which a filling repeats
+        return len(wanted.masks) * min(wanted.top_k, choices) * each
+
+    def _find_targets(self, words: tuple[str, ...]) -> list[int]:
         """Token ids of the words; one that is no token of its own stands for its first sub-word."""
-        words = [targets] if isinstance(targets, str) else targets
         ids = dict.fromkeys(token for word in words for token in self._first_piece(word))
         if not ids:
             raise InvalidParameter("The tokenizer finds nothing in the targets.", where="parameters.targets")
@@ -106,6 +119,7 @@ class FillMask(EncoderTask):
         return answer[0] if len(masks) == 1 else answer
 
     def _filling(self, ids: list[int], at: int, token: int, score: float, single: bool) -> Filling:
+        check()
         filled = [token if i == at else old for i, old in enumerate(ids)]
         filled = [each for each in filled if each != self._pad_id]
         return {

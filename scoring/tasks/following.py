@@ -27,6 +27,8 @@ class Watch:
         wanted = not searching and any(row.emit or row.parameters.stop for row in rows)
         each = rows[0].parameters["num_return_sequences"]
         self._followers = [Follower(task, row, number) for row in rows for number in range(each)] if wanted else []
+        # Any stop text that the newest token ends is in the text of these: a character has four tokens at most.
+        self._tail = 32 + 4 * max((len(stop) for row in rows for stop in row.parameters.stop), default=0)
         self._over = [False] * (len(rows) * each)  # sequences that met an end token
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
@@ -38,7 +40,7 @@ class Watch:
             for index, token in enumerate(input_ids[:, -1].tolist()):
                 done[index] |= self._followers[index].push(token)
         elif self._searching and any(row.parameters.stop for row in self._rows):
-            for index, tokens in enumerate(input_ids[:, self._start :].tolist()):
+            for index, tokens in enumerate(input_ids[:, max(self._start, input_ids.shape[1] - self._tail) :].tolist()):
                 stop = self._rows[index // each].parameters.stop
                 text = self._task.tokenizer.decode(tokens, skip_special_tokens=True)
                 done[index] |= stop_at(text, stop) is not None

@@ -17,6 +17,7 @@ import torch
 from transformers import GenerationConfig, StoppingCriteriaList
 
 from scoring import continuous
+from scoring.callers import salt_of
 from scoring.chances import Chance, Told, indices, measure, read
 from scoring.config import Limits
 from scoring.continuous import Continuous
@@ -46,6 +47,8 @@ _PASSED = (
 )
 #: Given without do_sample, one of these means sampling.
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+#: Of a reply: what a generated token takes as text, and what it takes when it is told with its log-probability.
+_TOKEN_BYTES, _TOLD_BYTES = 16, 96
 _COOLEST = 1e-3  # a temperature below this overflows logits and picks the same token anyway
 
 Tokens = list[int]
@@ -59,6 +62,7 @@ class Settings:
     stop: tuple[str, ...] = ()
     length: int | None = None  # of the prompt, where padding would change the answer
     details: int | None = None  # of each token with so many of the likeliest in its place; None: of none
+    salt: str = ""  # rows with another one share no prefix with it
 
     def __getitem__(self, name: str) -> Any:
         return dict(self.overrides)[name]
@@ -66,6 +70,8 @@ class Settings:
 
 class Generative(Task):
     """A task that generates text with the model's own `generate`."""
+
+    smaller = "Ask for fewer tokens or fewer details of them, for fewer answers, or send fewer inputs at once."
 
     def __init__(self, loaded: Loaded, name: str) -> None:
         super().__init__(loaded, name)
@@ -132,6 +138,7 @@ class Generative(Task):
             (stop,) if isinstance(stop, str) else tuple(stop),
             len(tokens) if self._padding_matters(asked) else None,
             parameters.top_n_tokens if parameters.return_details else None,
+            salt_of(parameters.cache_salt),
         )
 
     def _key(self, settings: Settings, length: int) -> Hashable:
@@ -238,6 +245,15 @@ class Generative(Task):
         own = self.defaults
         penalty = asked.get("repetition_penalty", own.repetition_penalty)
         return (penalty or 1.0) != 1.0 or bool(asked.get("no_repeat_ngram_size", own.no_repeat_ngram_size))
+
+    def answer_bytes(self, value: Any, parameters: Any, rows: Sequence[Row]) -> int:
+        told = 1 + parameters.top_n_tokens if parameters.return_details else 0
+        own = rows[0].new_tokens * (_TOKEN_BYTES + told * _TOLD_BYTES)
+        return rows[0].answers * (own + self.repeated_bytes(value, parameters))
+
+    def repeated_bytes(self, value: Any, parameters: Any) -> int:
+        """Bytes that each answer repeats of its input."""
+        return 0
 
     # -- on the inference thread -------------------------------------------------------------------------------------
 

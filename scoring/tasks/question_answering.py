@@ -6,14 +6,18 @@ through overlapping windows. A span found in several windows is one answer, with
 pipelines added the scores of equal texts up, past 1).
 """
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import torch
 
+from scoring.deadline import check
 from scoring.errors import InvalidInput, InvalidParameter, PromptTooLong
+from scoring.json_text import CHARACTER_BYTES, text_bytes
 from scoring.loaded import Loaded
 from scoring.rows import Row
 from scoring.schemas import QuestionAnsweringParameters, QuestionContext
@@ -23,6 +27,8 @@ Answer = dict[str, Any]
 
 #: More windows than this over one context are refused before they are built.
 _MAX_WINDOWS = 1024
+_MAX_TOKENS = 1 << 19  # of one context, whatever the windows' length
+_ANSWER_BYTES = 96  # of an answer's JSON beside its text
 
 
 @dataclass(frozen=True)
@@ -33,12 +39,18 @@ class Window:
     starts: list[int]  # per context token, the character where an answer from it on begins
     ends: list[int]  # per context token, the character where an answer up to it ends
 
+    def longest(self, tokens: int) -> int:
+        """Characters of the longest answer of so many tokens."""
+        last = len(self.ends) - 1
+        return max(self.ends[min(at + tokens - 1, last)] - start for at, start in enumerate(self.starts))
+
 
 class QuestionAnswering(EncoderTask):
     """Extractive question answering."""
 
     name = "question-answering"
     auto_class = "AutoModelForQuestionAnswering"
+    smaller = "Lower top_k or max_answer_len, or send fewer inputs at once."
 
     def __init__(self, loaded: Loaded, name: str) -> None:
         super().__init__(loaded, name)
@@ -48,9 +60,10 @@ class QuestionAnswering(EncoderTask):
 
     def encode(self, value: QuestionContext, parameters: QuestionAnsweringParameters, item: int) -> list[Row]:
         question = self._cut_question(value.question, parameters.max_question_len)
+        most = min(_MAX_TOKENS, _MAX_WINDOWS * min(parameters.max_seq_len, self.loaded.context_length))
         texts = (question, value.context) if self._question_first else (value.context, question)
         # Token types by name: ALBERT was trained with them, and its tokenizer no longer gives them unasked.
-        encoded = self.call_tokenizer(*texts, return_offsets_mapping=True, return_token_type_ids=True)
+        encoded = self.call_tokenizer(*texts, most=most, return_offsets_mapping=True, return_token_type_ids=True)
         of_context = int(self._question_first)
         positions = [i for i, sequence in enumerate(encoded.sequence_ids(0)) if sequence == of_context]
         starts, ends = _characters(encoded, positions, parameters.align_to_words)
@@ -69,7 +82,11 @@ class QuestionAnswering(EncoderTask):
         return rows
 
     def _cut_question(self, question: str, length: int) -> str:
-        offsets = self.call_tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        options = {"add_special_tokens": False, "return_offsets_mapping": True}
+        most = min(length, self.loaded.context_length)  # more leave a context no room
+        (question,) = self.call_tokenizer.bounded((question,), most, {"truncation": True, **options})
+        with self.call_tokenizer.turn():
+            offsets = self.tokenizer(question, **options)["offset_mapping"]
         return question if len(offsets) <= length else question[: offsets[length - 1][1]]
 
     def _windows(
@@ -106,6 +123,15 @@ class QuestionAnswering(EncoderTask):
         begins = (window * (room - stride) for window in range(count))
         return [(begin, min(begin + room, tokens)) for begin in begins]
 
+    def answer_bytes(self, value: QuestionContext, parameters: QuestionAnsweringParameters, rows: Sequence[Row]) -> int:
+        whole = text_bytes(value.context) + _ANSWER_BYTES
+        if parameters.top_k == 1:
+            return whole
+        windows: list[Window] = [row.extra for row in rows]
+        longest = max(window.longest(parameters.max_answer_len) for window in windows)
+        spans = sum(len(window.starts) for window in windows) * parameters.max_answer_len + 1
+        return min(parameters.top_k, spans) * min(whole, CHARACTER_BYTES * longest + _ANSWER_BYTES)
+
     def split(self, output: Any, rows: Sequence[Row]) -> list[torch.Tensor]:
         # each [2, S], padding included: only the positions of the context are read
         return list(torch.stack([output.start_logits, output.end_logits], 1).float().cpu())
@@ -120,10 +146,13 @@ class QuestionAnswering(EncoderTask):
         best: dict[tuple[int, int], float] = {}
         null = 1.0
         for row, logits in zip(rows, outputs, strict=True):
+            check()
             start, end, null_score = self._probabilities(row, logits)
             null = min(null, null_score)
             for span, score in _spans(row.extra, start, end, parameters):
                 best[span] = max(score, best.get(span, 0.0))
+            if len(best) > 2 * parameters.top_k:  # a thousand windows have many millions
+                best = dict(heapq.nlargest(parameters.top_k, best.items(), key=itemgetter(1)))
         answers: list[Answer] = [
             {"score": score, "start": start, "end": end, "answer": value.context[start:end]}
             for (start, end), score in best.items()

@@ -140,7 +140,8 @@ class Translation(SequenceToSequence):
         own = getattr(self.tokenizer, "src_lang", None), getattr(self.tokenizer, "tgt_lang", None)
         src, tgt = (a or d or o for a, d, o in zip(asked, self._default, own, strict=True))
         src, tgt = self._code(src, "src_lang"), self._code(tgt, "tgt_lang")
-        with self._tokenizing:  # the tokenizer keeps the languages as its state
+        (value,) = self.call_tokenizer.bounded((value,), 0, options)
+        with self.call_tokenizer.turn():  # the tokenizer keeps the languages as its state
             inputs = self.tokenizer._build_translation_inputs(
                 value, return_tensors=None, src_lang=src, tgt_lang=tgt, **options
             )

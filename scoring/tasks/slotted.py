@@ -71,6 +71,12 @@ class Running:
         return asked
 
     @property
+    def salt(self) -> str:
+        """Rows with another one share no prefix with this one."""
+        own: str = self.row.parameters.salt
+        return own
+
+    @property
     def output(self) -> list[int]:
         """The tokens, with their chances where they are asked for."""
         return self.tokens if self.details is None else Told(self.tokens, self.chances)

@@ -1,15 +1,19 @@
 """text-classification: label and score of a text or a pair; the answer's shape is the pipeline's."""
 
 from collections.abc import Hashable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 
+from scoring.json_text import text_bytes
 from scoring.rows import Row
 from scoring.schemas import TextClassificationParameters, TextPair
 from scoring.tasks.base import EncoderTask
 
 Label = dict[str, Any]
+
+_LABEL_BYTES = 48  # of an entry's JSON beside its label
 
 
 class TextClassification(EncoderTask):
@@ -34,6 +38,15 @@ class TextClassification(EncoderTask):
         if getattr(config, "pad_token_id", None) is None:  # a decoder's head finds the end of a row by its padding
             return object()
         return None
+
+    def answer_bytes(self, value: Any, parameters: TextClassificationParameters, rows: Sequence[Row]) -> int:
+        labels = len(self.model.config.id2label)
+        return min(parameters.top_k or labels, labels) * self._label_bytes
+
+    @cached_property
+    def _label_bytes(self) -> int:
+        """Most that one label's entry takes of a reply."""
+        return max(map(text_bytes, self.model.config.id2label.values())) + _LABEL_BYTES
 
     def split(self, output: Any, rows: Sequence[Row]) -> list[torch.Tensor]:
         return list(output.logits.float().cpu())  # each [L]

@@ -3,11 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
-from scoring.errors import InvalidInput, LoadError
+from scoring.deadline import interrupting
+from scoring.errors import InvalidInput, LoadError, RequestTimeout
+from scoring.json_text import text_bytes
 from scoring.loaded import Loaded
 from scoring.rows import Row
 from scoring.schemas import Message, TextGenerationParameters
 from scoring.tasks.generation import Generative, Tokens
+
+_MESSAGE_BYTES = 40  # of a message's JSON beside its content
 
 
 class TextGeneration(Generative):
@@ -15,6 +19,9 @@ class TextGeneration(Generative):
 
     name = "text-generation"
     auto_class = "AutoModelForCausalLM"
+
+    def repeated_bytes(self, value: str, parameters: TextGenerationParameters) -> int:
+        return text_bytes(value) if parameters.return_full_text else 0
 
     def encode(self, value: str, parameters: TextGenerationParameters, item: int) -> list[Row]:
         return self.generation_rows(self.call_tokenizer(value)["input_ids"], parameters, item)
@@ -54,12 +61,20 @@ class Conversational(Generative):
         tokens = self.call_tokenizer(prompt, add_special_tokens=False)["input_ids"]
         return self.generation_rows(tokens, parameters, item)
 
+    def repeated_bytes(self, value: list[Message], parameters: TextGenerationParameters) -> int:
+        if not parameters.return_full_text:
+            return 0
+        return sum(text_bytes(message.content) + _MESSAGE_BYTES for message in value)
+
     def _prompt(self, messages: list[dict[str, str]], item: int) -> str:
         going_on = messages[-1]["role"] == "assistant"
         try:
-            prompt: str = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=not going_on, continue_final_message=going_on
-            )
+            with interrupting():
+                prompt: str = self.tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=not going_on, continue_final_message=going_on
+                )
+        except RequestTimeout:
+            raise
         except Exception as error:  # whatever a template raises is its way of refusing the messages
             reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
             raise InvalidInput(

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from scoring.config import Limits
-from scoring.errors import InvalidParameter, PayloadTooLarge
+from scoring.errors import InvalidParameter
+from scoring.json_text import text_bytes
 from scoring.rows import Between, Row, nothing
 from scoring.schemas import PromptPair, TextToImageParameters
 from scoring.tasks.base import Task
@@ -39,26 +40,20 @@ class TextToImage(Task):
     """Prompts with equal sizes and steps share a batch; guidance, seed and negative prompt are each row's own."""
 
     unit = "positions of text and image"
+    smaller = "Ask for fewer images at once, or smaller ones."
 
     def size(self, parameters: TextToImageParameters) -> tuple[int, int]:
         """Height and width, pixels: the request's, else the model's own."""
         height, width = self.model.native_size
         return parameters.height or height, parameters.width or width
 
-    def admit(self, inputs: Sequence[Any], parameters: Any, limits: Limits) -> None:
-        """Raise PayloadTooLarge where the images, should none of them compress, would not fit one reply."""
+    def answer_bytes(self, value: Any, parameters: Any, rows: Sequence[Row]) -> int:
+        """Of images none of which compress."""
         height, width = self.size(parameters)
-        count = len(inputs) * parameters.num_images_per_prompt
-        text = max(len(prompt(value)) for value in inputs) * 4
-        each = reply_bytes(height, width) + text
-        if count * each > limits.max_payload_bytes:
-            most = limits.max_payload_bytes // each
-            raise PayloadTooLarge(
-                f"{count} image{'s' if count > 1 else ''} of {height} x {width} may take {count * each:,} bytes, and a "
-                f"reply has at most {limits.max_payload_bytes:,}.",
-                f"At most {most} of this size fit one reply." if most else "Ask for a smaller size.",
-                where="parameters",
-            )
+        return len(rows) * (reply_bytes(height, width) + text_bytes(prompt(value)))
+
+    def most_bytes(self, limits: Limits) -> int:
+        return limits.max_payload_bytes
 
     def encode(self, value: Any, parameters: Any, item: int) -> list[Row]:
         if parameters.num_inference_steps > self.model.most_steps:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from scoring.json_text import text_bytes
 from scoring.loaded import Loaded
 from scoring.rows import Row
 from scoring.schemas import TokenClassificationParameters
@@ -14,6 +15,8 @@ from scoring.tasks.base import EncoderTask
 
 Scores = np.ndarray[Any, np.dtype[np.float32]]
 Entity = dict[str, Any]
+
+_ENTITY_BYTES = 96  # of an entity's JSON beside its label and its text
 
 
 class Token(NamedTuple):
@@ -41,11 +44,13 @@ class TokenClassification(EncoderTask):
 
     name = "token-classification"
     auto_class = "AutoModelForTokenClassification"
+    smaller = "Send fewer or shorter inputs at once."
 
     def __init__(self, loaded: Loaded, name: str) -> None:
         super().__init__(loaded, name)
         self.require_offsets()
         self._labels: dict[int, str] = self.model.config.id2label
+        self._longest_label = max(map(text_bytes, self._labels.values()))
         self._unknown = self.tokenizer.unk_token_id
         backend = self.tokenizer.backend_tokenizer.model
         # WordPiece marks what continues a word; elsewhere white space before the token must tell.
@@ -56,6 +61,9 @@ class TokenClassification(EncoderTask):
             [value], parameters.truncation, item, return_offsets_mapping=True, return_special_tokens_mask=True
         )
         return [self.row(encoded, item, extra=(encoded["offset_mapping"], encoded["special_tokens_mask"]))]
+
+    def answer_bytes(self, value: str, parameters: TokenClassificationParameters, rows: Sequence[Row]) -> int:
+        return rows[0].tokens * (_ENTITY_BYTES + self._longest_label) + text_bytes(value)
 
     def split(self, output: Any, rows: Sequence[Row]) -> list[torch.Tensor]:
         scores = torch.softmax(output.logits.float(), -1).cpu()

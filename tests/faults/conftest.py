@@ -1,6 +1,7 @@
 """Real servers of the stub bundle, and small tools to break what is around them."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -90,3 +91,10 @@ def connect(port: int, receive_buffer: int = 0) -> socket.socket:
 def resident(pid: int) -> int:
     """Bytes of memory that a process holds."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak(pid: int) -> int:
+    """Most bytes of memory that a process has held."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert found
+    return int(found[1]) * 1024

@@ -320,7 +320,7 @@ def test_a_drained_service_answers_503(tiny: Tiny) -> None:
     assert (status, answer["error"]["code"]) == (503, "not_ready")
     status, facts = served({"mii_azure": "metadata"})
     assert (status, facts["ready"]) == (200, False)
-    assert facts["statistics"] == served.service.statistics()
+    assert facts["statistics"].items() < served.service.statistics().items()
     assert facts["statistics"]["first_token"]["buckets"][-1] == ["+Inf", 0]
 
 

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scoring.config import Limits
+from scoring.schemas import MOST
 from tests.conftest import Tiny
 from tests.scoring.conftest import Serve, Served
 from tests.scoring.generating import Steps
@@ -118,6 +119,9 @@ def test_a_text_without_tokens_is_refused(gpt2: Served) -> None:
         ("top_k", -1),
         ("num_beams", 17),
         ("stop", ""),
+        ("top_k", 10**30),
+        ("no_repeat_ngram_size", 10**30),
+        ("cache_salt", ""),
         ("stop", ["a", 1]),
         ("seed", -1),
         ("length_penalty", 1e300),
@@ -142,13 +146,13 @@ PARAMETERS = st.fixed_dictionaries(
         "ignore_eos": st.booleans(),
         "do_sample": st.booleans(),
         "temperature": st.sampled_from([0, 1e-300, 0.7, 1, 100]),
-        "top_k": st.sampled_from([0, 1, 50, 10**30]),
+        "top_k": st.sampled_from([0, 1, 50, MOST]),
         "top_p": st.sampled_from([1e-300, 0.5, 1]),
         "min_p": st.sampled_from([0, 0.5, 1]),
         "typical_p": st.sampled_from([1e-300, 0.5, 1]),
         "seed": st.sampled_from([0, 2**63 - 1]),
         "repetition_penalty": st.sampled_from([0.01, 1.0, 1.3, 100]),
-        "no_repeat_ngram_size": st.sampled_from([0, 1, 2, 10**30]),
+        "no_repeat_ngram_size": st.sampled_from([0, 1, 2, MOST]),
         "num_beams": st.integers(1, 3),
         "length_penalty": st.sampled_from([-10, 0, 1, 10]),
         "early_stopping": st.sampled_from([True, False, "never"]),

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
+import mii_azure
+from local_runner.callers import told_apart
+from local_runner.errors import RunnerFailed
 from scoring.config import Limits
 from scoring.continuous import Continuous
 from scoring.decode import Decoder
 from scoring.prefixes import Prefixes, common
 from scoring.rows import Row
 from tests.conftest import Tiny
+from tests.fuzz.apps import serving
 from tests.scoring.conftest import Served
 from tests.scoring.generating import continuation, plain
 
@@ -26,6 +33,12 @@ SAMPLED = {"do_sample": True, "temperature": 1.4, "top_k": 30, "repetition_penal
 @pytest.fixture(params=["gpt2", "bloom", "llama"])
 def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+@pytest.fixture(autouse=True)
+def telling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operator wants callers told how much was held."""
+    monkeypatch.setenv("MII_AZURE_TELL_CACHED_TOKENS", "1")
 
 
 def slotted(tiny: Tiny, family: str = "gpt2", slots: int = 4, **limits: Any) -> Served:
@@ -239,3 +252,76 @@ def test_it_can_be_switched_off(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> 
     assert prefilled.take() == 3 * length(served, LONG)
     assert served.service.statistics()["cached_tokens"] == 0
     assert served.service.drain(20)
+
+
+def test_callers_are_not_told_what_was_held_unless_the_operator_wants_it(
+    gpt2: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told(gpt2, LONG, max_new_tokens=2)
+    metadata = '{"mii_azure": "metadata"}'
+    assert "cached_tokens" in gpt2(metadata)[1]["statistics"]
+    monkeypatch.delenv("MII_AZURE_TELL_CACHED_TOKENS")
+    body = {"inputs": LONG, "parameters": {"max_new_tokens": 2}, "options": {"usage": True}}
+    assert sorted(gpt2(body)[1]["usage"]) == ["completion_tokens", "finish_reasons", "prompt_tokens"]
+    assert "cached_tokens" not in json.dumps(gpt2({**body, "stream": True})[1])
+    assert "cached_tokens" not in gpt2(metadata)[1]["statistics"]
+
+
+def test_only_prompts_of_one_salt_share_their_beginning(gpt2: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    prefilled = Prefilled(gpt2, monkeypatch)
+    whole = length(gpt2, LONG)
+    texts = [told(gpt2, LONG, max_new_tokens=4, **salt) for salt in ({}, {"cache_salt": "a"}, {"cache_salt": "b"})]
+    assert {tuple(text) for text, _ in texts} == {tuple(texts[0][0])}
+    assert [cached for _, cached in texts] == [0, 0, 0]
+    assert prefilled.take() == 3 * whole
+    for salt in ({}, {"cache_salt": "a"}, {"cache_salt": "b"}):
+        assert told(gpt2, LONG, max_new_tokens=4, **salt)[1] == whole - 1
+    assert told(gpt2, LONG, max_new_tokens=4, cache_salt="c")[1] == 0
+
+
+def test_rows_of_other_salts_do_not_wait_for_each_other(gpt2: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts that came together: whoever waited for a leader would tell by it that there is one."""
+    task = gpt2.service.task
+    slots = task.slots(Limits())
+    done: list[Any] = []
+    for salt in ("a", "b"):
+        parameters = task.schema.parse_parameters({"max_new_tokens": 2, "cache_salt": salt})
+        (row,) = task.encode(LONG, parameters, 0)
+        slots.add(row, done.append)
+    slots.budget = 8
+    prefilled = Prefilled(gpt2, monkeypatch)
+    while slots.active:
+        slots.step()
+    assert prefilled.take() == 2 * length(gpt2, LONG)
+    assert len(done) == 2
+
+
+@pytest.mark.parametrize("kept_apart", [True, False])
+def test_callers_of_other_keys_share_nothing_where_the_operator_wants_it(
+    kept_apart: bool, gpt2: Served, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kept_apart:
+        monkeypatch.setenv("MII_AZURE_PREFIX_SALT", "api-key")
+    bundle = mii_azure.generate(
+        task=TASK, model=str(tiny("gpt2", TASK)), deployment_name="salted", output=tmp_path / "bundle"
+    )
+    body = {"inputs": LONG, "parameters": {"max_new_tokens": 2}, "options": {"usage": True}}
+    completion = {"prompt": LONG, "max_tokens": 2}
+    with serving(bundle, gpt2.service) as base, httpx.Client(base_url=base, trust_env=False, timeout=60) as http:
+
+        def held(**headers: str) -> int:
+            return int(http.post("/score", json=body, headers=headers).json()["usage"]["cached_tokens"])
+
+        assert held(**{"x-api-key": "one"}) == 0
+        whole = held(authorization="Bearer one")
+        assert whole > 0
+        assert held(**{"x-api-key": "two"}) == (0 if kept_apart else whole)
+        assert held() == (0 if kept_apart else whole)
+        told = http.post("/v1/completions", json={**completion, "cache_salt": "mine"}).json()["usage"]
+        assert told["prompt_tokens_details"]["cached_tokens"] == 0
+
+
+def test_a_word_that_no_salt_goes_by_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MII_AZURE_PREFIX_SALT", "apikey")
+    with pytest.raises(RunnerFailed, match="MII_AZURE_PREFIX_SALT is 'apikey'"):
+        told_apart()

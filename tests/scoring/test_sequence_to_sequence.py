@@ -284,6 +284,14 @@ def test_callers_do_not_get_each_others_languages(mbart: Path, serve: Serve) -> 
         sys.setswitchinterval(interval)
 
 
+def test_a_huge_text_is_refused_or_cut_by_mbart_too(mbart: Path, serve: Serve) -> None:
+    served = serve(mbart, "translation", src_lang="en", tgt_lang="de")
+    status, answer = served({"inputs": "The house is old. " * 200_000})
+    assert (status, answer["error"]["code"], answer["error"]["where"]) == (413, "text_too_long", "inputs[0]")
+    whole, cut = (served.ok("The house is old. " * n, truncation=True, max_new_tokens=4) for n in (200_000, 500))
+    assert whole == cut
+
+
 def test_languages_that_mbart_does_not_know(mbart: Path, serve: Serve) -> None:
     served = serve(mbart, "translation", src_lang="en", tgt_lang="de")
     error = served.refused("The house", tgt_lang="tlh")
