@@ -30,7 +30,7 @@ READER_S = 60.0  # after which a client that has been slow to take its answer is
 LEAST_RATE = 512.0  # bytes a second of a body past its first BODY_S, and of an answer that waits to be taken
 HELD_BYTES = 64 << 10  # sent ahead of an answer; past them no more is read
 
-_PIECE = 1 << 10  # parsed at once; bounds how many requests can be found in it
+_PIECE = 1 << 10  # parsed at once past a body's end; bounds how many requests can be found in it
 
 
 class _Flow(FlowControl):
@@ -49,6 +49,7 @@ class Protocol(HttpToolsProtocol):
     _flow: _Flow
     _running: RequestResponseCycle | None = None  # what is answered now, or was last
     _part = "none"  # of a request, that comes now: none, head or body
+    _left = 0  # bytes of a body whose length was told
     _overhead = 0  # bytes since a head's first, or since the last piece of a body
     _began = 0.0  # to wait for what the client sends now
     _latest = 0.0  # something of it came
@@ -101,6 +102,7 @@ class Protocol(HttpToolsProtocol):
             raise _fields_too_many()
         super().on_headers_complete()
         self._part, self._overhead = "body", 0
+        self._left = next((int(value) for name, value in self.headers if name == b"content-length"), 0)
         self._wait(self._body_due, self._stalled)
 
     def on_body(self, body: bytes) -> None:
@@ -108,10 +110,11 @@ class Protocol(HttpToolsProtocol):
         self._overhead = 0
         self._latest = self.loop.time()
         self._received += len(body)
+        self._left -= len(body)
 
     def on_message_complete(self) -> None:
         self._stop_waiting()
-        self._part, self._overhead = "none", 0
+        self._part, self._overhead, self._left = "none", 0, 0
         super().on_message_complete()
 
     def pause_writing(self) -> None:
@@ -132,10 +135,11 @@ class Protocol(HttpToolsProtocol):
     def _parse(self) -> None:
         """Parse, a little at a time, until a request is whole."""
         while self._held and not self._answering() and not self.transport.is_closing():
-            piece = bytes(self._held[:_PIECE])
-            del self._held[:_PIECE]
-            super().data_received(piece)
+            size = max(_PIECE, self._left)
+            piece = bytes(self._held[:size])
+            del self._held[:size]
             self._overhead += len(piece)
+            super().data_received(piece)
             if self._overhead > HEAD_BYTES:
                 self._refuse(HeadTooLarge(f"The head is larger than {HEAD_BYTES} bytes.", "Send fewer headers."))
         self._bound_what_is_held()
