@@ -75,7 +75,13 @@ class Service:
     def _optimise(self, chosen: Chosen, known: Mapping[str, float]) -> None:
         # On the inference thread: CUDA graphs belong to the thread that captures them.
         reference = reference_of(self.deployment.task)
+        # A model that a pass places is asked when it lies there: nothing else can run it.
+        placed = any(each.places for each, decision in chosen if decision.take)
+        if not placed:
+            self.task.examine()
         self.records = optimise(self.loaded.model, chosen, self.deployment.optimisation.on, reference, known)
+        if placed:
+            self.task.examine()
         if self.loaded.device.type == "cuda":
             import torch
 
@@ -117,6 +123,7 @@ class Service:
             "ready": self.ready and not self.lost,
             "limits": vars(d.limits),
             "precision": precision(self.loaded.model),
+            "batching": self.task.company.to_dict(),
             **({"quantisation": d.quantisation} if d.quantisation else {}),
             "optimisations": {record.name: record.state for record in self.records},
             "passes": [record.to_dict() for record in self.records],

@@ -1,6 +1,7 @@
 """What every task is: encode on the caller's thread, forward on the inference thread, decode on the caller's."""
 
 import inspect
+import logging
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
@@ -9,11 +10,20 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 
+from scoring import rotary
+from scoring.company import Company, judge
 from scoring.config import Limits
 from scoring.errors import InvalidInput, LoadError, PromptTooLong
 from scoring.schemas import Strict, TaskSchema
 from scoring.statistics import Statistics
 from scoring.tasks import task_schema
+
+logger = logging.getLogger("mii_azure.tasks")
+
+#: Texts of different lengths, whose answers alone and together tell whether padding changes any; in English and the
+#: shorter for models of few positions.
+_RAGGED = ("Rain.", "It rained on Monday, and the old bridge over the river was closed until noon.")
+_PROBED = 24  # tokens of the longest of them
 
 #: The key of rows that join and leave a batch between its steps.
 SLOTS = "slots"
@@ -105,6 +115,8 @@ class Task(ABC):
         self.tokenizer = loaded.tokenizer
         self.schema: TaskSchema = task_schema(name)
         self._tokenizing = threading.Lock()
+        self.company = Company()
+        self.rotary = rotary.changes(self.model.config)
 
     def call_tokenizer(self, *texts: str, **options: Any) -> Any:
         """Tokenise one text or a pair into a BatchEncoding.
@@ -122,6 +134,40 @@ class Task(ABC):
     @abstractmethod
     def forward(self, rows: Sequence[Row]) -> list[Any]:
         """Run the model over rows with equal keys; one output per row, on the CPU. Inference thread only."""
+
+    def examine(self) -> None:
+        """Find out which rows may share a forward, from the model in its plain form. Inference thread only."""
+        rows, twins = self._probes()
+        if rows:
+            with torch.inference_mode():
+                self.company = self.judge(rows, twins)
+            logger.info("batches hold rows of %(rows)s: %(reason)s", self.company.to_dict())
+
+    def judge(self, rows: Sequence[Row], twins: Sequence[Row]) -> Company:
+        """What rows of different lengths, and others of one length, tell of the company that a row may have."""
+        return judge(self.model, rows, twins, self.measure)
+
+    def measure(self, model: Any, rows: Sequence[Row]) -> list[torch.Tensor]:
+        """Per row the numbers that its answer is made from, float32 on the CPU, of the rows as one batch."""
+        raise NotImplementedError
+
+    def probe(self, text: str) -> dict[str, list[int]]:
+        """A text as the features of a row of this task; empty for tasks whose rows are no tokens."""
+        return {}
+
+    def _probes(self) -> tuple[list[Row], list[Row]]:
+        """Rows of different lengths, and rows of one length: the longest, and the same with its tokens in reverse."""
+        # Two tokens may follow, and where positions change with the length they are not to change here.
+        most = min(_PROBED, self.loaded.context_length // 2, *(change.tokens - 2 for change in self.rotary))
+        ragged = [self.probe(text) for text in _RAGGED]
+        if most < 2 or not all(features.get("input_ids") for features in ragged):
+            return [], []
+        short, long = ({name: ids[:most] for name, ids in features.items()} for features in ragged)
+        if len(short["input_ids"]) == len(long["input_ids"]):  # a vocabulary of few words, or of whole texts
+            long = {name: ids[:1] + (ids * most)[: most - 1] for name, ids in long.items()}
+        ids = long["input_ids"]
+        twin = {**long, "input_ids": [ids[0], *reversed(ids[1:-1]), *ids[1:][-1:]]}
+        return [Row(short, 0), Row(long, 0)], [Row(long, 0), Row(twin, 0)]
 
     def slots(self, limits: Limits) -> Slots | None:
         """What runs rows with the key SLOTS, where there is such a thing."""
@@ -166,7 +212,10 @@ class Task(ABC):
 
 
 class EncoderTask(Task):
-    """A task whose forward is one pass of an encoder over right-padded rows."""
+    """A task whose forward is one pass of an encoder over padded rows."""
+
+    #: What answers are read from, by the names of transformers' outputs.
+    _read = ("logits", "start_logits", "end_logits", "last_hidden_state")
 
     def __init__(self, loaded: Loaded, name: str) -> None:
         super().__init__(loaded, name)
@@ -175,6 +224,10 @@ class EncoderTask(Task):
         if getattr(config, "type_vocab_size", 2) < 2:
             accepted.discard("token_type_ids")  # the one type there is, is the model's own default
         self._inputs = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in accepted]
+        self.side: str = self.tokenizer.padding_side
+        # A model that looks for its padding looks for what its config names.
+        pads = (getattr(config, "pad_token_id", None), self.tokenizer.pad_token_id, 0)
+        self.pad_id: int = next(pad for pad in pads if pad is not None and 0 <= pad < vocabulary(config))
 
     def tokenize(self, texts: Sequence[str], truncation: bool, item: int, **options: Any) -> Any:
         """Tokenise one text or a pair into a BatchEncoding; refuse or cut what exceeds the context length."""
@@ -189,31 +242,80 @@ class EncoderTask(Task):
 
     def row(self, encoded: Any, item: int, **rest: Any) -> Row:
         """A row of what the model takes of an encoding; some tokenizers give token types to models that have none."""
-        return Row({name: encoded[name] for name in self._inputs if name in encoded}, item, **rest)
+        row = Row({name: encoded[name] for name in self._inputs if name in encoded}, item, **rest)
+        row.key = self.company.key(row.tokens), rotary.length_class(self.rotary, row.tokens, row.tokens), self.kin(row)
+        return row
+
+    def kin(self, row: Row) -> Hashable:
+        """What the task itself wants equal among the rows of a batch."""
+        return None
 
     def forward(self, rows: Sequence[Row]) -> list[Any]:
         with torch.inference_mode():
-            output = self.model(**self.pad(rows))
-            return self.split(output, rows)
+            return self.split(self.run(rows), rows)
+
+    def run(self, rows: Sequence[Row]) -> Any:
+        """The model's output for rows as one batch."""
+        if self.rotary:
+            rotary.forget(self.model)
+        return self.model(**self.pad(rows))
 
     @abstractmethod
     def split(self, output: Any, rows: Sequence[Row]) -> list[Any]:
         """Cut the model's output into one float32 CPU tensor (or tuple) per row, padding removed."""
 
+    def live(self, values: torch.Tensor, rows: Sequence[Row]) -> list[torch.Tensor]:
+        """Each row's own positions of an output [B, S, ...], padding cut off."""
+        if self.side == "right":
+            return [each[: row.tokens] for each, row in zip(values, rows, strict=True)]
+        return [each[max(0, len(each) - row.tokens) :] for each, row in zip(values, rows, strict=True)]
+
     def pad(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
-        """Right-pad rows into model inputs, each [B, S] int64."""
+        """Pad rows on the model's side into model inputs, each [B, S] int64."""
         longest = max(row.tokens for row in rows)
         fill = {
-            "input_ids": self.tokenizer.pad_token_id or 0,  # any id does where there is none: it is masked
+            "input_ids": self.pad_id,
             "attention_mask": 0,
             "token_type_ids": int(getattr(self.tokenizer, "pad_token_type_id", 0) or 0),
         }
         device = "cpu" if getattr(self.model.forward, "takes_host_inputs", False) else self.loaded.device
         batch = {}
         for name in rows[0].features:
-            padded = [row.features[name] + [fill[name]] * (longest - row.tokens) for row in rows]
+            padded = []
+            for row in rows:
+                padding = [fill[name]] * (longest - row.tokens)
+                ids = row.features[name]
+                padded.append(ids + padding if self.side == "right" else padding + ids)
             batch[name] = torch.tensor(padded, device=device)
         return batch
+
+    def probe(self, text: str) -> dict[str, list[int]]:
+        return self.row(self.call_tokenizer(text), 0).features
+
+    def judge(self, rows: Sequence[Row], twins: Sequence[Row]) -> Company:
+        """As ever; padding may also stand on the other side than the tokenizer's, where only that changes nothing."""
+        own = self.side
+        found = super().judge(rows, twins)
+        if found.mates == "equal":
+            self.side = "left" if own == "right" else "right"
+            other = super().judge(rows, twins)
+            if other.mates == "any":
+                return Company("any", f"padding on the {self.side} changes no answer")
+            self.side = own
+        return found
+
+    def measure(self, model: Any, rows: Sequence[Row]) -> list[torch.Tensor]:
+        batch = {name: ids.to(model.device) for name, ids in self.pad(rows).items()}
+        if self.rotary:
+            rotary.forget(model)
+        output = model(**batch)
+        read = [(name, output[name]) for name in self._read if name in output] if isinstance(output, dict) else []
+        found: list[list[torch.Tensor]] = [[] for _ in rows]
+        for name, value in read or [("", output[0])]:
+            spans = name in ("start_logits", "end_logits")
+            for own, part in zip(found, self.live(value, rows) if spans or value.dim() > 2 else value, strict=True):
+                own.append(part.float().cpu().flatten())
+        return [torch.cat(own) for own in found]
 
     def require_offsets(self) -> None:
         """Raise LoadError for a tokenizer that cannot say where its tokens lie in the text."""
@@ -222,3 +324,9 @@ class EncoderTask(Task):
                 f"{type(self.tokenizer).__name__} gives no character offsets, which {self.schema.name} needs.",
                 "Save the model with a fast tokenizer: the folder then has tokenizer.json.",
             )
+
+
+def vocabulary(config: Any) -> int:
+    """Token ids that a model has embeddings for; without bound where its config does not say."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return int(getattr(text, "vocab_size", 0) or 0) or 1 << 62

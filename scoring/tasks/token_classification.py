@@ -56,8 +56,7 @@ class TokenClassification(EncoderTask):
         return [self.row(encoded, item, extra=(encoded["offset_mapping"], encoded["special_tokens_mask"]))]
 
     def split(self, output: Any, rows: Sequence[Row]) -> list[torch.Tensor]:
-        scores = torch.softmax(output.logits.float(), -1).cpu()
-        return [each[: row.tokens] for each, row in zip(scores, rows, strict=True)]  # each [S, labels]
+        return self.live(torch.softmax(output.logits.float(), -1).cpu(), rows)  # each [S, labels]
 
     def decode(
         self,

@@ -100,7 +100,7 @@ def test_a_right_pass_is_applied_and_told(bert: Path) -> None:
     facts = made.metadata()
     assert facts["optimisations"] == {"scaled": "applied"}
     record = facts["passes"][0]
-    assert record["error"] == 0.0
+    assert record["error"] < 1e-5
     assert record["replaced"] == 1
     assert record["seconds"] > 0
 
