@@ -63,8 +63,8 @@ def reference(model: Any, batches: list[Batch] | None = None) -> Callable[[], li
     for batch in batches or probes(model):
         rows = [_row(batch, index) for index in range(len(batch["input_ids"]))]
         alone = [answers(plain, row) for row in rows]
-        whole = _padded(alone, batch) if len(rows) > 1 else alone[0]
-        if len(rows) == 1 or _same_together(plain, batch, whole):
+        whole = _padded(alone, batch)
+        if _same_together(plain, batch, whole):
             told.append((batch, whole))
         else:
             told += zip(rows, alone, strict=True)
@@ -72,8 +72,8 @@ def reference(model: Any, batches: list[Batch] | None = None) -> Callable[[], li
 
 
 def _row(batch: Batch, index: int) -> Batch:
-    """One row without its padding."""
-    length = int(batch["attention_mask"][index].sum())
+    """One row without the padding at its end."""
+    length = int(batch["attention_mask"][index].nonzero().max()) + 1
     return {name: value[index : index + 1, :length] for name, value in batch.items()}
 
 
