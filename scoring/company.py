@@ -99,3 +99,10 @@ def _copy_fits(model: Any) -> bool:
     from scoring.decoder_checking import free_bytes
 
     return free_bytes(model.device) > 1.2 * 4 * sum(parameter.numel() for parameter in model.parameters())
+
+
+def lend(config: Any, pad: int | None) -> None:
+    """Give a config a padding token; of a model of several parts, that of its text too."""
+    config.pad_token_id = pad
+    if (text := config.get_text_config()) is not config:
+        text.pad_token_id = pad

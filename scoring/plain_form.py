@@ -5,11 +5,13 @@ they are still the same. Where they are not, the model is loaded again.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from scoring.errors import PassNotServed
 
 logger = logging.getLogger("mii_azure.optimise")
 
@@ -27,7 +29,24 @@ class PlainForm:
     def intact(self) -> bool:
         """Whether the model has the weights that it had, where they were."""
         now = _samples(self._model)
-        return now.keys() == self._weights.keys() and all(_same(now[name], kept) for name, kept in self._weights.items())
+        return now.keys() == self._weights.keys() and all(
+            _same(now[name], kept) for name, kept in self._weights.items()
+        )
+
+    def kept(self) -> bool:
+        """Make sure of what a pass left that undid itself; False where the model has been loaded again."""
+        before = {id(part) for part, _ in self._states if part is not self._model}
+        loaded_again = before.isdisjoint(id(part) for part in _parts(self._model))
+        return False if loaded_again and self.intact() else self.restore()
+
+    def kept_after(self, undo: Callable[[], None]) -> bool:
+        """Undo what a pass did, by force where it cannot; False where the model had to be loaded again."""
+        try:
+            undo()
+        except Exception:
+            logger.exception("what was applied cannot be undone: the model is put back")
+            return self.restore()
+        return self.kept()
 
     def restore(self) -> bool:
         """Put everything back; False where weights were changed, so that the model had to be loaded again."""
@@ -36,11 +55,22 @@ class PlainForm:
             vars(part).update(_shallow(state))
         if self.intact():
             return True
-        from scoring.passes.plain import reload
-
-        logger.warning("the weights were changed: the model is loaded again")
-        reload(self._model)
+        logger.warning("weights were changed: the model is loaded again")
+        reload_whole(self._model)
         return False
+
+
+def reload_whole(model: Any) -> None:
+    """Load a model again; raises PassNotServed where that is not possible."""
+    from scoring.passes.plain import reload
+
+    try:
+        reload(model)
+    except Exception as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+        raise PassNotServed(
+            f"A pass broke the model, which cannot be loaded again: {said}.", "Switch the pass off; the log names it."
+        ) from error
 
 
 def _parts(model: Any) -> Iterator[Any]:

@@ -19,12 +19,15 @@ from scoring.errors import (
     InvalidInput,
     MiiAzureError,
     NotReady,
+    OutOfMemory,
     PayloadTooLarge,
     RequestTimeout,
 )
 from scoring.facts import precision
 from scoring.json_text import dumps, read_json
-from scoring.optimise import Chosen, Record, optimise
+from scoring.memory import is_short
+from scoring.optimise import Chosen, Record, not_served, optimise, withdraw
+from scoring.passes.base import Decision
 from scoring.passes.catalogue import reference_of
 from scoring.spans import noted
 from scoring.statistics import phase
@@ -61,6 +64,9 @@ class Service:
         self.environment = environment
         self.records: list[Record] = []
         self.ready = False
+        self._chosen: Chosen = ()
+        self._before: list[Record] = []  # of passes that were withdrawn for a request, while it is tried without
+        self._acquitted = False
 
     def start(self, chosen: Chosen = (), known: Mapping[str, float] = MappingProxyType({})) -> None:
         """Apply the passes that were taken, warm up, and take requests; raises LoadError and its kinds.
@@ -68,11 +74,12 @@ class Service:
         `known` holds the relative errors of passes that need no verification here.
         """
         phase.enter("optimising")
-        self.engine.start(lambda: self._optimise(chosen, known))
+        self.engine.start(lambda: self._optimise(chosen, known), self)
         self.ready = True
         phase.enter("ready")
 
     def _optimise(self, chosen: Chosen, known: Mapping[str, float]) -> None:
+        self._chosen = chosen
         # On the inference thread: CUDA graphs belong to the thread that captures them.
         reference = reference_of(self.deployment.task)
         # A model that a pass places is asked when it lies there: nothing else can run it.
@@ -81,12 +88,58 @@ class Service:
             self.task.examine()
         self.records = optimise(self.loaded.model, chosen, self.deployment.optimisation.on, reference, known)
         if placed:
+            self._bring(chosen)
             self.task.examine()
         if self.loaded.device.type == "cuda":
             import torch
 
             torch.cuda.empty_cache()  # what the passes' verification took is free for requests
         phase.enter("warming")
+
+    def _bring(self, chosen: Chosen) -> None:
+        """Move a model to its device that was loaded for a pass to place it, where no such pass is served."""
+        placing = {each.name for each, _ in chosen if each.places}
+        if any(record.state == "applied" and record.name in placing for record in self.records):
+            return
+        try:
+            self.loaded.model.to(self.loaded.device)
+        except Exception as error:
+            if not is_short(error):
+                raise
+            told = "; ".join(record.reason for record in self.records if record.name in placing)
+            raise OutOfMemory(
+                f"The model does not fit the device, and no pass places it elsewhere: {told}.",
+                "Serve it on hardware with more memory.",
+            ) from error
+
+    def withdraw(self, failure: Exception, again: bool = False) -> bool:
+        """Undo the pass that was applied last; False where none is left, or where no pass can be to blame.
+
+        Inference thread only. Raises PassNotServed at the start for a pass that was forced on.
+        """
+        placed = any(each.places for each, decision in self._chosen if decision.take)
+        if isinstance(failure, MiiAzureError) or self._acquitted or (self.ready and placed):
+            return False
+        said = (str(failure).strip().splitlines() or [""])[0][:200].rstrip(".")
+        reason = f"the model failed on it: {type(failure).__name__}: {said}"
+        records = withdraw(self.loaded.model, self.records, reason)
+        if records is None:
+            return False
+        forced = () if self.ready else self.deployment.optimisation.on
+        for before, after in zip(self.records, records, strict=True):
+            if before.state != after.state and after.name in forced:
+                raise not_served(after.name, after.reason)
+        self._before = self._before if again else self.records
+        self.records = records
+        return True
+
+    def reinstate(self) -> None:
+        """Apply again what was withdrawn for a request that failed without it too, and blame no pass any more."""
+        self._acquitted = True
+        known = {each.name: each.error or 0.0 for each in self._before if each.state == "applied"}
+        chosen = [(each, decision if each.name in known else Decision(False, "")) for each, decision in self._chosen]
+        anew = optimise(self.loaded.model, chosen, (), lambda _: lambda: None, known)
+        self.records = [old if old.state != "applied" else new for old, new in zip(self._before, anew, strict=True)]
 
     @property
     def lost(self) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from scoring.company import lend
 from scoring.schemas import TextClassificationParameters, TextPair
 from scoring.tasks.base import EncoderTask, Loaded, Row, vocabulary
 
@@ -99,10 +100,3 @@ class TextClassification(EncoderTask):
         if function == "sigmoid":
             return torch.sigmoid(logits)
         return torch.softmax(logits, -1) if function == "softmax" else logits
-
-
-def lend(config: Any, pad: int | None) -> None:
-    """Give a config a padding token; of a model of several parts, that of its text too."""
-    config.pad_token_id = pad
-    if (text := config.get_text_config()) is not config:
-        text.pad_token_id = pad
