@@ -17,6 +17,7 @@ from scoring.engine import Engine, Job
 from scoring.errors import (
     InternalError,
     InvalidInput,
+    LoadError,
     MiiAzureError,
     NotReady,
     OutOfMemory,
@@ -53,6 +54,17 @@ def error_reply(error: MiiAzureError) -> Reply:
     return Reply(error.http_status, dumps(error.to_dict()), error.headers)
 
 
+def _failed(error: Exception) -> LoadError:
+    """What a start fails with, where the model itself raised it."""
+    said = (str(error).strip().splitlines() or [""])[0][:300].rstrip(".")
+    if is_short(error):
+        return OutOfMemory(f"Memory ran out before the first request: {said}.", "Serve it on hardware with more.")
+    return LoadError(
+        f"The model fails on the sample request: {type(error).__name__}: {said}.",
+        "See that plain transformers of the bundle's version runs it; the log has the traceback.",
+    )
+
+
 class Service:
     """One loaded task behind one engine."""
 
@@ -74,7 +86,13 @@ class Service:
         `known` holds the relative errors of passes that need no verification here.
         """
         phase.enter("optimising")
-        self.engine.start(lambda: self._optimise(chosen, known), self)
+        try:
+            self.engine.start(lambda: self._optimise(chosen, known), self)
+        except MiiAzureError:
+            raise
+        except Exception as error:
+            logger.exception("the model fails before its first request")
+            raise _failed(error) from error
         self.ready = True
         phase.enter("ready")
 

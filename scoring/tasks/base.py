@@ -4,7 +4,7 @@ import inspect
 import logging
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -13,7 +13,7 @@ import torch
 from scoring import rotary
 from scoring.company import Company, judge
 from scoring.config import Limits
-from scoring.errors import InvalidInput, LoadError, PromptTooLong
+from scoring.errors import InvalidInput, LoadError, PromptTooLong, RequestError
 from scoring.schemas import Strict, TaskSchema
 from scoring.statistics import Statistics
 from scoring.tasks import task_schema
@@ -137,11 +137,16 @@ class Task(ABC):
 
     def examine(self) -> None:
         """Find out which rows may share a forward, from the model in its plain form. Inference thread only."""
-        rows, twins = self._probes()
-        if rows:
+        try:
+            rows, twins = self._probes()
+        except Exception as error:  # the sample will tell whether that is a defect
+            self.company = Company("none", f"no rows could be made to try: {type(error).__name__}")
+        else:
+            if not rows:
+                return
             with torch.inference_mode():
                 self.company = self.judge(rows, twins)
-            logger.info("batches hold rows of %(rows)s: %(reason)s", self.company.to_dict())
+        logger.info("batches hold rows of %(rows)s: %(reason)s", self.company.to_dict())
 
     def judge(self, rows: Sequence[Row], twins: Sequence[Row]) -> Company:
         """What rows of different lengths, and others of one length, tell of the company that a row may have."""
@@ -158,13 +163,13 @@ class Task(ABC):
     def _probes(self) -> tuple[list[Row], list[Row]]:
         """Rows of different lengths, and rows of one length: the longest, and the same with its tokens in reverse."""
         # Two tokens may follow, and where positions change with the length they are not to change here.
-        most = min(_PROBED, self.loaded.context_length // 2, *(change.tokens - 2 for change in self.rotary))
-        ragged = [self.probe(text) for text in _RAGGED]
-        if most < 2 or not all(features.get("input_ids") for features in ragged):
+        bounds = [self.loaded.context_length, *(change.tokens for change in self.rotary)]
+        most = max(2, min(_PROBED, *(bound - 2 for bound in bounds)))
+        short, long = (self.probe(text) for text in _RAGGED)
+        if not short.get("input_ids") or not long.get("input_ids"):
             return [], []
-        short, long = ({name: ids[:most] for name, ids in features.items()} for features in ragged)
-        if len(short["input_ids"]) == len(long["input_ids"]):  # a vocabulary of few words, or of whole texts
-            long = {name: ids[:1] + (ids * most)[: most - 1] for name, ids in long.items()}
+        long = {name: _of_length(ids, most) for name, ids in long.items()}
+        short = {name: _of_length(ids, min(len(ids), most // 2)) for name, ids in short.items()}
         ids = long["input_ids"]
         twin = {**long, "input_ids": [ids[0], *reversed(ids[1:-1]), *ids[1:][-1:]]}
         return [Row(short, 0), Row(long, 0)], [Row(long, 0), Row(twin, 0)]
@@ -193,13 +198,39 @@ class Task(ABC):
         """Refuse a request as a whole, before any of it is encoded, by raising a RequestError."""
 
     def warm_up(self) -> None:
-        """Run the sample once, so that the first request does not pay for lazy initialisation."""
+        """Run the sample once, so that the first request does not pay for lazy initialisation.
+
+        Raises LoadError where the model refuses every form of it.
+        """
+        refusals: list[RequestError] = []
+        for inputs, parameters in self.samples():
+            try:
+                value = self.schema.parse_input(inputs, "")
+                rows = self.encode(value, self.schema.parse_parameters(parameters), 0)
+            except RequestError as refusal:
+                refusals.append(refusal)
+                continue
+            self.forward(rows)
+            return
+        raise self._unanswerable(next((each for each in refusals if isinstance(each, PromptTooLong)), refusals[0]))
+
+    def samples(self) -> Iterator[tuple[Any, dict[str, Any]]]:
+        """Inputs with their parameters to warm up on, the usual one first, then what takes less of a context."""
         sample = self.schema.sample
-        value = sample["inputs"]
-        if isinstance(value, list) and self.schema.name != "conversational":
-            value = value[0]
-        parameters = self.schema.parse_parameters(sample.get("parameters", {}))
-        self.forward(self.encode(self.schema.parse_input(value, ""), parameters, 0))
+        inputs = sample["inputs"]
+        value = inputs[0] if isinstance(inputs, list) and self.schema.name != "conversational" else inputs
+        parameters = sample.get("parameters", {})
+        cut = {"truncation": True} if "truncation" in self.schema.parameters.model_fields else {}
+        for each in (value, shorter(value)):
+            yield each, parameters
+            if cut:
+                yield each, {**parameters, **cut}
+
+    def _unanswerable(self, refusal: RequestError) -> LoadError:
+        remedy = "No request could be answered: correct what the sentence names in the model's folder."
+        if isinstance(refusal, PromptTooLong):
+            remedy = "Serve it with the context length that it was trained for."
+        return LoadError(f"The model cannot answer any sample of {self.schema.name}: {refusal.message}", remedy)
 
     def check_length(self, length: int, item: int, remedy: str) -> None:
         """Raise PromptTooLong when a row has more tokens than the model's context."""
@@ -324,6 +355,21 @@ class EncoderTask(Task):
                 f"{type(self.tokenizer).__name__} gives no character offsets, which {self.schema.name} needs.",
                 "Save the model with a fast tokenizer: the folder then has tokenizer.json.",
             )
+
+
+def _of_length(ids: list[int], length: int) -> list[int]:
+    """Tokens cut or repeated to a length, the last of them kept at the end: heads may look for it."""
+    body = ids[:-1] or ids
+    return [*(body * length)[: length - 1], ids[-1]]
+
+
+def shorter(value: Any) -> Any:
+    """A sample's inputs cut to a word each; of a text with a mask, to the mask."""
+    if isinstance(value, dict):
+        return {name: text if name == "role" else shorter(text) for name, text in value.items()}
+    if isinstance(value, list):
+        return [shorter(each) for each in value]
+    return "[MASK]" if "[MASK]" in value else value.split()[0]
 
 
 def vocabulary(config: Any) -> int:

@@ -21,7 +21,7 @@ from scoring.chances import Chance, Told, indices, measure, read
 from scoring.config import Limits
 from scoring.continuous import Continuous
 from scoring.detokenize import stop_at
-from scoring.errors import InvalidInput, InvalidParameter, LoadError, PromptTooLong, RequestError
+from scoring.errors import InvalidInput, InvalidParameter, PromptTooLong
 from scoring.schemas import GenerationParameters
 from scoring.tasks import slotted
 from scoring.tasks.base import SLOTS, Loaded, Row, Task
@@ -69,6 +69,7 @@ class Generative(Task):
     def __init__(self, loaded: Loaded, name: str) -> None:
         super().__init__(loaded, name)
         self.defaults: GenerationConfig = copy.deepcopy(loaded.model.generation_config)
+        loaded.model.generation_config.stop_strings = None  # `generate` wants the tokenizer for them, and gets it here
         self.encoder_decoder = bool(loaded.model.config.is_encoder_decoder)
         eos = self.defaults.eos_token_id
         eos = self.tokenizer.eos_token_id if eos is None else eos
@@ -78,17 +79,12 @@ class Generative(Task):
         self._continuous: Continuous | None = None
         self._config = lru_cache(64)(self._make_config)  # copying the defaults costs as much as a step of one slot
 
-    def warm_up(self) -> None:
-        """Generate twice from the sample: the step on the prompt, and one on the cache."""
-        parameters = self.schema.parse_parameters({"max_new_tokens": 2})
-        try:
-            rows = self.encode(self.schema.parse_input(self.schema.sample["inputs"], ""), parameters, 0)
-        except RequestError as error:
-            raise LoadError(
-                f"The model cannot answer the sample of {self.schema.name}: {error.message}",
-                "Serve it with the context length that it was trained for.",
-            ) from error
-        self.forward(rows)
+    def samples(self) -> Iterator[tuple[Any, dict[str, Any]]]:
+        """Two tokens each: the step on the prompt, and one on the cache; of a tiny context one."""
+        for inputs, parameters in super().samples():
+            yield inputs, {**parameters, "max_new_tokens": 2}
+        for inputs, parameters in super().samples():
+            yield inputs, {**parameters, "max_new_tokens": 1}
 
     # -- on the caller's thread --------------------------------------------------------------------------------------
 

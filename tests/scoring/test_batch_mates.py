@@ -14,9 +14,9 @@ from transformers import AutoTokenizer
 from scoring.tasks.base import Row
 from tests.conftest import Tiny
 from tests.scoring.conftest import Serve, Served
-from tests.scoring.encoders import TEXTS, assert_agree, oracle
+from tests.scoring.encoders import TEXTS, assert_agree, oracle, random_model
 from tests.scoring.generating import PROMPTS, Forwards, continuation
-from tests.tiny_models import CONTEXT, LABELS, auto_class
+from tests.tiny_models import CONTEXT, FAMILIES, LABELS, auto_class
 
 CLASSIFY = "text-classification"
 SMALL = {
@@ -167,6 +167,23 @@ def test_a_decoder_classifies_by_its_configs_padding(
     forwards = Forwards(served, monkeypatch)
     assert_agree(served.ok(texts, top_k=None), [pipe(text, top_k=None) for text in texts])
     assert max(forwards.sizes) >= len(TEXTS)  # and they still share a forward
+
+
+@pytest.mark.parametrize(("family", "source"), [("bart", "summarization"), ("t5", "summarization")])
+def test_an_encoder_decoder_classifies_in_company_as_alone(
+    family: str, source: str, tiny: Tiny, serve: Serve, tmp_path: Path
+) -> None:
+    folder = random_model(tiny(family, source), CLASSIFY, tmp_path / "model", num_labels=3)
+    served = serve(folder, CLASSIFY)
+    assert_alone(served, folder, top_k=None)
+    assert batching(served)["rows"] == "any length"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_is_harmless_to_every_family_that_is_tested(family: str, tiny: Tiny, serve: Serve) -> None:
+    """So that all of them are batched as ever."""
+    task = FAMILIES[family].tasks[0]
+    assert batching(serve(tiny(family, task), task))["rows"] == "any length"
 
 
 def test_harmless_padding_is_batched_as_ever(tiny: Tiny, serve: Serve) -> None:
