@@ -98,7 +98,8 @@ def movement(alone: Sequence[Tensor], together: Sequence[Tensor]) -> float:
 def _copy_fits(model: Any) -> bool:
     from scoring.decoder_checking import free_bytes
 
-    return free_bytes(model.device) > 1.2 * 4 * sum(parameter.numel() for parameter in model.parameters())
+    needed = int(1.2 * 4.0 * sum(parameter.numel() for parameter in model.parameters()))
+    return free_bytes(model.device) > needed
 
 
 def lend(config: Any, pad: int | None) -> None:

@@ -15,7 +15,6 @@ from typing import Any, Literal
 from scoring.config import Optimisation
 from scoring.errors import LoadError, PassNotServed
 from scoring.passes.base import Applied, Decision, Facts, Hardware, Pass, PassRefused
-from scoring.plain_form import PlainForm, reload_whole
 
 logger = logging.getLogger("mii_azure.optimise")
 
@@ -146,6 +145,8 @@ def _serve(
     each: Pass, model: Any, told: Callable[..., Any] | None, decision: Decision, known: float | None
 ) -> tuple[Record, bool]:
     """What became of a pass, and whether what was applied before it still is."""
+    from scoring.plain_form import PlainForm  # imports torch, which deciding on paper does without
+
     began, before = time.perf_counter(), PlainForm(model)
     try:
         applied = each.apply(model)
@@ -200,6 +201,8 @@ def _undone(model: Any, applied: Applied) -> bool:
     try:
         applied.undo()
     except Exception:
+        from scoring.plain_form import reload_whole
+
         logger.exception("what was applied cannot be undone: the model is loaded again")
         reload_whole(model)
         return False

@@ -37,7 +37,7 @@ class TextClassification(EncoderTask):
         end = self.call_tokenizer("a")["input_ids"][-1:]
         unused = range(len(self.tokenizer), min(vocabulary(self.model.config), len(self.tokenizer) + 1))
         ids = (*unused, self.tokenizer.pad_token_id, self.tokenizer.unk_token_id, 0, 1)
-        return next(each for each in ids if each is not None and each not in end)
+        return next(int(each) for each in ids if each is not None and each not in end)
 
     def encode(self, value: str | TextPair, parameters: TextClassificationParameters, item: int) -> list[Row]:
         if isinstance(value, str):
@@ -53,7 +53,7 @@ class TextClassification(EncoderTask):
         return Mistaken() if self._lent and ids[-1] == self.pad_id else None
 
     def run(self, rows: Sequence[Row]) -> Any:
-        if not isinstance(rows[0].key[-1], Mistaken):
+        if not isinstance(self.kin(rows[0]), Mistaken):
             return super().run(rows)
         lend(self.model.config, self._own_pad)
         try:  # not through what passes put before the forward: graphs keep the padding that they were captured with
