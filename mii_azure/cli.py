@@ -131,9 +131,9 @@ def generate(
     passes_on: PassesOn = "",
     passes_off: PassesOff = "",
     tensor_parallel: TensorParallel = 0,
-    no_prefix_reuse: Annotated[
-        bool, _flag("no-prefix-reuse", "Compute every prompt whole: nothing of another caller's is reused.")
-    ] = False,
+    no_prefix_reuse: cli_kinds.NoPrefixReuse = False,
+    src_lang: cli_kinds.SourceLanguage = None,
+    tgt_lang: cli_kinds.TargetLanguage = None,
     kind: cli_kinds.Kind = "managed",
     compute: cli_kinds.Compute = None,
     public_network_access: cli_kinds.PublicAccess = "enabled",
@@ -169,6 +169,8 @@ def generate(
             passes_off=_split(passes_off),
             tensor_parallel=tensor_parallel,
             prefix_reuse=not no_prefix_reuse,
+            src_lang=src_lang,
+            tgt_lang=tgt_lang,
             kind=kind,
             compute=compute,
             public_network_access=public_network_access,

@@ -1,4 +1,4 @@
-"""The flags of `generate` that only Azure reads."""
+"""The flags of `generate` that only Azure or the scoring script reads."""
 
 from typing import Annotated
 
@@ -13,6 +13,13 @@ Identities = Annotated[str, flag("identities", "Comma-separated resource ids of 
 Secrets = Annotated[str, flag("secrets", "Comma-separated NAME=REFERENCE of secrets in the environment.")]
 Server = Annotated[str, flag("server", "azmlinfsrv: Azure's; http: our own in the container, with streams and /v1/*.")]
 MaxInstances = Annotated[int | None, flag("max-instances", "Write autoscale rules, up to so many instances.")]
+NoPrefixReuse = Annotated[
+    bool, flag("no-prefix-reuse", "Compute every prompt whole: nothing of another caller's is reused.")
+]
+SourceLanguage = Annotated[str | None, flag("src-lang", "Of translation: the texts' language, unless a request says.")]
+TargetLanguage = Annotated[
+    str | None, flag("tgt-lang", "Of translation: the answers' language, unless a request says.")
+]
 
 
 def read_secrets(pairs: list[str]) -> dict[str, str]:

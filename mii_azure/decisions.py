@@ -46,7 +46,9 @@ def of_model(work: Work, options: Options) -> list[Decision]:
         decisions.append(Decision(what="family", value=facts.family or "unknown", reason=reason))
     if options:
         value = ", ".join(f"{key} {str(value).lower()}" for key, value in options.items())
-        decisions.append(Decision(what="task options", value=value, reason="The model's own, or the task's default."))
+        asked = "As asked for." if "tgt_lang" in options or "src_lang" in options else ""
+        reason = asked or "The model's own, or the task's default."
+        decisions.append(Decision(what="task options", value=value, reason=reason))
     return decisions
 
 

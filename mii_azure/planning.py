@@ -34,7 +34,7 @@ def plan_spec(spec: Spec) -> Plan:
     if not facts.known:
         facts = facts.model_copy(update={"kind": task.kinds[0]})
     task_check(facts, task)
-    return make_plan(spec, quantising.as_asked(spec, found, facts), task_options(found, task))
+    return make_plan(spec, quantising.as_asked(spec, found, facts), {**task_options(found, task), **spec.languages})
 
 
 def make_plan(spec: Spec, facts: Profile, options: Options) -> Plan:

@@ -68,6 +68,12 @@ class Spec(AzureOptions):
     passes_on: tuple[str, ...] = Field((), description="Passes to force on; one that cannot be served is an error.")
     passes_off: tuple[str, ...] = Field((), description="Passes to leave out.")
     prefix_reuse: bool = Field(True, description="Compute the beginning that prompts share once.")
+    src_lang: str | None = Field(
+        None, min_length=1, description="Of translation: language of texts whose request names none, e.g. eng_Latn."
+    )
+    tgt_lang: str | None = Field(
+        None, min_length=1, description="Of translation: language to translate to where a request names none."
+    )
     tensor_parallel: int = Field(
         0, ge=0, le=16, description="GPUs that share one copy of the weights; 0: as many as they need."
     )
@@ -85,6 +91,18 @@ class Spec(AzureOptions):
     @classmethod
     def _name(cls, name: str) -> str:
         return check_name(name)
+
+    @model_validator(mode="after")
+    def _languages(self) -> Self:
+        if self.task != "translation" and (self.src_lang or self.tgt_lang):
+            raise ValueError("only translation has languages; leave out src_lang and tgt_lang")
+        return self
+
+    @property
+    def languages(self) -> dict[str, str]:
+        """Those that were given, by the names of the request's parameters."""
+        given = {"src_lang": self.src_lang, "tgt_lang": self.tgt_lang}
+        return {name: language for name, language in given.items() if language}
 
     @model_validator(mode="after")
     def _server(self) -> Self:

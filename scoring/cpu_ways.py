@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from scoring.graphs import longest_input
 from scoring.loaded import Runtime
 from scoring.passes.base import BOUNDS, Applied, PassRefused
-from scoring.passes.checking import answers, probes, relative_error
+from scoring.passes.checking import answers, reference, relative_error
 
 GAIN = 1.05  # less is noise
 _SMALLEST = 1 << 14  # elements of a weight worth preparing
@@ -78,8 +78,7 @@ def keep_fastest(model: Any, precisions: Sequence[str], shapes: Sequence[tuple[i
 
 def _ways(model: Any, precisions: Sequence[str]) -> tuple[list["Way"], dict[str, str]]:
     """Eager and each format that the CPU has; and by name why a format is not to be used."""
-    checks = probes(model)
-    wanted = [answers(model, batch) for batch in checks]
+    told = reference(model)()
     ways, refusals = [Way("eager", [])], {}
     for name in precisions:
         reason = missing(name, cpu_flags())
@@ -87,7 +86,7 @@ def _ways(model: Any, precisions: Sequence[str]) -> tuple[list["Way"], dict[str,
             way = prepare(model, name)
             ways.append(way)
             way.on()
-            error = max(relative_error(answers(model, b), w) for b, w in zip(checks, wanted, strict=True))
+            error = max(relative_error(answers(model, batch), wanted) for batch, wanted in told)
             way.off()
             reason = "" if error <= BOUNDS[name] else f"its relative error is {error:.1e}"
         if reason:

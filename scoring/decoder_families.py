@@ -38,8 +38,10 @@ def unsupported(config: Any) -> str:
         return f"{family} is none of {', '.join(sorted(_BUILDERS))}"
     if family == "opt" and not (config.do_layer_norm_before and config.word_embed_proj_dim == config.hidden_size):
         return "OPT with norms after the blocks or projected embeddings"
-    if family == "opt" and config._remove_final_layer_norm:
+    if family == "opt" and getattr(config, "_remove_final_layer_norm", False):
         return "OPT without a final norm"
+    if family == "opt" and not config.layer_norm_elementwise_affine:
+        return "OPT whose norms have neither weight nor bias"
     if family == "bloom" and config.apply_residual_connection_post_layernorm:
         return "BLOOM with its residual after the norm"
     if family == "gpt2" and config.add_cross_attention:

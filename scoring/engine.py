@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from scoring.config import Limits
 from scoring.errors import NotReady, Overloaded
@@ -54,6 +54,19 @@ class Job:
 Waiting = tuple[Job, int, Row]
 
 
+class Fallback(Protocol):
+    """Takes parts of what was prepared away, where the model fails with them."""
+
+    def withdraw(self, failure: Exception, again: bool = False) -> bool:
+        """Take the last part away; False where there is none, or none that could be to blame.
+
+        `again`: the same rows failed after the last call too.
+        """
+
+    def reinstate(self) -> None:
+        """Put back what was taken away for the rows that failed last: it was not to blame."""
+
+
 class Engine:
     """Batches rows by a budget of padded tokens and runs them on its own thread.
 
@@ -77,9 +90,9 @@ class Engine:
         """Admit by other limits from now on."""
         self._limits = limits
 
-    def start(self, prepare: Callable[[], None] = lambda: None) -> None:
+    def start(self, prepare: Callable[[], None] = lambda: None, fallback: "Fallback | None" = None) -> None:
         """Start the thread, and on it prepare the model and warm it up; raises what either raised."""
-        self._prepare = prepare
+        self._prepare, self._fallback = prepare, fallback
         self._thread.start()
         self._started.result()
 
@@ -123,7 +136,7 @@ class Engine:
     def _run(self) -> None:
         try:
             self._prepare()
-            self._task.warm_up()
+            self._warm_up()
         except BaseException as error:
             self._started.set_exception(error)
             return
@@ -138,6 +151,16 @@ class Engine:
                     self._running = 0
                     self._changed.notify_all()
             self._step_slots()
+
+    def _warm_up(self) -> None:
+        while True:
+            try:
+                self._task.warm_up()
+            except Exception as failure:
+                if self._fallback is None or not self._fallback.withdraw(failure):
+                    raise
+            else:
+                return
 
     def _next_batch(self) -> list[Waiting]:
         """The oldest row and every waiting row that may share its forward, within the budget of padded tokens.
@@ -263,5 +286,24 @@ class Engine:
             )
             for job in jobs:
                 self._execute([entry for entry in batch if entry[0] is job])
-        else:
+        elif short or not self._answered_without(batch, error):
             self._deliver(*batch[0][:2], error)
+
+    def _answered_without(self, batch: list[Waiting], error: Exception) -> bool:
+        """Whether rows that failed are answered once passes are withdrawn; where not, the rows are to blame."""
+        if self._fallback is None or self._slots() is not None:  # what runs on slots depends on what is applied
+            return False
+        withdrawn = False
+        while self._fallback.withdraw(error, again=withdrawn):
+            withdrawn = True
+            try:
+                outputs = self._task.forward([row for _, _, row in batch], self._step_slots)
+            except Exception as again:
+                error = again
+                continue
+            for (job, position, _), output in zip(batch, outputs, strict=True):
+                self._deliver(job, position, output)
+            return True
+        if withdrawn:
+            self._fallback.reinstate()
+        return False

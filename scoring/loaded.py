@@ -1,5 +1,6 @@
 """A loaded model, and what passes made beside it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +21,11 @@ class Runtime:
     zero_engine: Any = None  # DeepSpeed's, which has to live as long as the model
     host_inputs: bool = False  # the forward takes its inputs from host memory, which is faster than the caller's copy
 
-    def add(self, made: "Runtime") -> None:
-        """Take over what one more pass made."""
-        for name, value in vars(made).items():
-            if value:
-                setattr(self, name, value)
+    def become(self, parts: "Iterable[Runtime]") -> None:
+        """Hold what these passes made, the later before the earlier, and nothing of what was held before."""
+        vars(self).update(vars(Runtime()))
+        for made in parts:
+            vars(self).update({name: value for name, value in vars(made).items() if value})
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,21 @@
 """Chooses passes, applies them, verifies each against plain transformers, and keeps a record of all of it.
 
-A pass that differs beyond its tolerance is undone and named; the model serves without it. A pass that was forced on
-and cannot be served is an error.
+A pass that differs beyond its tolerance, or raises whatever it raises, is undone and named; the model serves without
+it. A pass that was forced on and cannot be served is an error.
 """
 
 import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
 from scoring.config import Optimisation, PassDecision
 from scoring.errors import LoadError, PassNotServed
 from scoring.loaded import Runtime
-from scoring.passes.base import Decision, Facts, Hardware, Pass, PassRefused
+from scoring.passes.base import Applied, Decision, Facts, Hardware, Pass, PassRefused
 
 logger = logging.getLogger("mii_azure.optimise")
 
@@ -35,10 +35,11 @@ class Record:
     replaced: int = 0  # modules
     error: float | None = None  # relative, against plain transformers in fp32
     seconds: float = 0.0  # to apply and verify
+    applied: Applied | None = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """For metadata and logs; an error that is not a number is told as text."""
-        fields = asdict(self)
+        fields = {name: value for name, value in vars(self).items() if name != "applied"}
         if self.error is not None and not math.isfinite(self.error):
             fields["error"] = str(self.error)
         return fields
@@ -79,10 +80,14 @@ def tell_differences(chosen: Chosen, planned: Sequence[PassDecision]) -> None:
 def _decide(each: Pass, facts: Facts, hardware: Hardware, settings: Optimisation) -> Decision:
     if each.name in settings.off:
         return Decision(False, "switched off")
-    decision = each.applies(facts, hardware, settings.objective)
+    try:
+        decision = each.applies(facts, hardware, settings.objective)
+    except Exception as failure:
+        logger.exception("pass %s failed while it was decided on", each.name)
+        decision = Decision(False, f"it failed while it was decided on: {_brief(failure)}")
     if each.name in settings.on:
         if not decision.take:
-            raise _not_served(each.name, decision.reason)
+            raise not_served(each.name, decision.reason)
         return decision
     if decision.take and settings.profile == "public" and not each.public:
         return Decision(False, "not among DeepSpeed's own open passes, which the profile is limited to")
@@ -101,68 +106,144 @@ def optimise(
 
     `reference(model)` is what plain transformers answers; it is asked for once, before the first change, and not at all
     where the errors of all passes are `known` from a verification on such a machine. Raises PassNotServed when a forced
-    pass is refused or dropped. What the passes made beside the model is added to `runtime`.
+    pass is refused or dropped, or when a pass broke a model that cannot be loaded again. `runtime` then holds what the
+    passes that are applied made beside the model.
     """
-    records = []
+    records: list[Record] = []
     unknown = [each for each, decision in chosen if decision.take and each.name not in known]
-    told = reference(model) if unknown else None
+    told, silence = _told(reference, model) if unknown else (None, "")
     for each, decision in chosen:
         if not decision.take:
             records.append(Record(each.name, "not taken", decision.reason))
             continue
-        record = _serve(each, model, runtime, told, decision, known.get(each.name))
-        if record.state != "applied" and each.name in forced:
-            raise _not_served(each.name, record.reason)
+        if silence and each.name not in known:
+            record, kept = Record(each.name, "dropped", silence), True
+        else:
+            record, kept = _serve(each, model, told, decision, known.get(each.name))
+        if not kept:
+            records = _lost(records, f"the model was loaded again after {each.name}")
         records.append(record)
-    for record, (each, _) in zip(records, chosen, strict=True):
-        if record.state == "applied":
-            each.warm(model)
+    _settle(runtime, records)
+    records = _warmed(model, runtime, records, [each for each, _ in chosen])
+    for record in records:
         logger.info("pass %s: %s, %s", record.name, record.state, record.reason)
+        if record.name in forced and record.state != "applied":
+            raise not_served(record.name, record.reason)
     return records
 
 
+def withdraw(model: Any, runtime: Runtime, records: Sequence[Record], reason: str) -> list[Record] | None:
+    """Undo the pass that was applied last, for a reason; None where no pass is left."""
+    last = next((record for record in reversed(records) if record.applied is not None), None)
+    if last is None or last.applied is None:
+        return None
+    logger.warning("pass %s: withdrawn, %s", last.name, reason)
+    kept = _undone(model, last.applied)
+    without = [
+        replace(each, state="dropped", reason=reason, applied=None) if each is last else each for each in records
+    ]
+    without = without if kept else _lost(without, f"the model was loaded again after {last.name}")
+    _settle(runtime, without)
+    return without
+
+
+def _settle(runtime: Runtime, records: Sequence[Record]) -> None:
+    """Leave in the runtime what the passes made that are applied, and nothing else."""
+    runtime.become(record.applied.made for record in records if record.applied is not None)
+
+
+def _told(reference: Callable[[Any], Callable[..., Any]], model: Any) -> tuple[Callable[..., Any] | None, str]:
+    """What plain transformers answers, or why it does not tell."""
+    try:
+        return reference(model), ""
+    except Exception as failure:
+        logger.exception("plain transformers does not answer what passes are compared with")
+        return None, f"plain transformers does not answer what it would be compared with: {_brief(failure)}"
+
+
 def _serve(
-    each: Pass,
-    model: Any,
-    runtime: Runtime,
-    told: Callable[..., Any] | None,
-    decision: Decision,
-    known: float | None,
-) -> Record:
-    began = time.perf_counter()
+    each: Pass, model: Any, told: Callable[..., Any] | None, decision: Decision, known: float | None
+) -> tuple[Record, bool]:
+    """What became of a pass, and whether what was applied before it still is."""
+    from scoring.plain_form import PlainForm  # imports torch, which deciding on paper does without
+
+    began, before = time.perf_counter(), PlainForm(model)
     try:
         applied = each.apply(model)
     except PassRefused as refused:
-        return Record(each.name, "refused", str(refused), seconds=time.perf_counter() - began)
-    except Exception as failure:  # a defect of the pass: go on only if it left the model as it was
+        return Record(each.name, "refused", str(refused), seconds=time.perf_counter() - began), before.kept()
+    except Exception as failure:
         logger.exception("pass %s failed while it was applied", each.name)
-        reason = f"it failed while it was applied: {type(failure).__name__}"
-        if told is None or not each.verify(model, told) <= each.bound(told):
-            raise PassNotServed(
-                f"The pass {each.name} broke the model: {reason}.", f"Switch it off: {each.name}."
-            ) from failure
-        return Record(each.name, "dropped", reason, seconds=time.perf_counter() - began)
+        reason = f"it failed while it was applied: {_brief(failure)}"
+        return Record(each.name, "dropped", reason, seconds=time.perf_counter() - began), before.restore()
     if known is not None or told is None:
-        runtime.add(applied.made)
         reason = f"{decision.reason}; {applied.detail}; verified when the bundle was prepared"
-        return Record(each.name, "applied", reason, applied.count, known, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        return Record(each.name, "applied", reason, applied.count, known, seconds, applied), True
+    record = _verified(each, model, told, f"{decision.reason}; {applied.detail}", applied)
+    record = replace(record, seconds=time.perf_counter() - began)
+    return record, record.applied is not None or before.kept_after(applied.undo)
+
+
+def _verified(each: Pass, model: Any, told: Callable[..., Any], reason: str, applied: Applied) -> Record:
+    """An applied pass compared with plain transformers; without `applied` where it is to be undone."""
     try:
         error, bound = each.verify(model, told), each.bound(told)
     except Exception as failure:  # a pass that cannot even be verified is not served
-        applied.undo()
         logger.exception("pass %s failed while it was verified", each.name)
-        reason = f"it failed while it was verified: {type(failure).__name__}"
-        return Record(each.name, "dropped", reason, applied.count, seconds=time.perf_counter() - began)
-    seconds = time.perf_counter() - began
+        reason = f"it failed while it was verified: {_brief(failure)}"
+        return Record(each.name, "dropped", reason, applied.count)
     if not error <= bound:  # also where it is not a number
-        applied.undo()
         reason = f"it differs from plain transformers by {error:.1e}, more than {bound:.1e}"
-        return Record(each.name, "dropped", reason, applied.count, error, seconds)
-    runtime.add(applied.made)
-    return Record(each.name, "applied", f"{decision.reason}; {applied.detail}", applied.count, error, seconds)
+        return Record(each.name, "dropped", reason, applied.count, error)
+    return Record(each.name, "applied", reason, applied.count, error, applied=applied)
 
 
-def _not_served(name: str, reason: str) -> PassNotServed:
+def _warmed(model: Any, runtime: Runtime, records: list[Record], passes: Sequence[Pass]) -> list[Record]:
+    """Warm every pass that is applied; one that fails goes, and those that stand on it."""
+    for number, each in enumerate(passes):
+        if records[number].state != "applied":
+            continue
+        try:
+            each.warm(model)
+        except Exception as failure:
+            logger.exception("pass %s failed while it was warmed", each.name)
+            reason = f"it failed while it was warmed: {_brief(failure)}"
+            while records[number].applied is not None:
+                top = next(record for record in reversed(records) if record.applied is not None)
+                why = reason if top is records[number] else f"it stood on {each.name}, which failed"
+                records = withdraw(model, runtime, records, why) or records
+    return records
+
+
+def _undone(model: Any, applied: Applied) -> bool:
+    """Undo a pass; False where that failed, so that the model had to be loaded again."""
+    try:
+        applied.undo()
+    except Exception:
+        from scoring.plain_form import reload_whole
+
+        logger.exception("what was applied cannot be undone: the model is loaded again")
+        reload_whole(model)
+        return False
+    return True
+
+
+def _lost(records: Sequence[Record], reason: str) -> list[Record]:
+    """The records of a model that was loaded again: nothing is applied any more."""
+    return [
+        replace(each, state="dropped", reason=reason, applied=None) if each.state == "applied" else each
+        for each in records
+    ]
+
+
+def _brief(failure: Exception) -> str:
+    said = (str(failure).strip().splitlines() or [""])[0][:200].rstrip(".")
+    return f"{type(failure).__name__}: {said}" if said else type(failure).__name__
+
+
+def not_served(name: str, reason: str) -> PassNotServed:
+    """The error of a pass that was forced on and is not served, for a reason."""
     return PassNotServed(
         f"The pass {name} was forced on and cannot be served: {reason}.", "Leave it out, or choose other hardware."
     )

@@ -18,15 +18,19 @@ from scoring.engine import Engine, Job
 from scoring.errors import (
     InternalError,
     InvalidInput,
+    LoadError,
     MiiAzureError,
     NotReady,
+    OutOfMemory,
     PayloadTooLarge,
     PromptTooLong,
     RequestTimeout,
 )
 from scoring.json_text import dumps, read_json
 from scoring.loaded import Loaded
-from scoring.optimise import Chosen, Record, optimise
+from scoring.memory import is_short
+from scoring.optimise import Chosen, Record, not_served, optimise, withdraw
+from scoring.passes.base import Decision
 from scoring.passes.catalogue import reference_of
 from scoring.rows import Row
 from scoring.spans import noted
@@ -55,6 +59,17 @@ def error_reply(error: MiiAzureError) -> Reply:
     return Reply(error.http_status, dumps(error.to_dict()), error.headers)
 
 
+def _failed(error: Exception) -> LoadError:
+    """What a start fails with, where the model itself raised it."""
+    said = (str(error).strip().splitlines() or [""])[0][:300].rstrip(".")
+    if is_short(error):
+        return OutOfMemory(f"Memory ran out before the first request: {said}.", "Serve it on hardware with more.")
+    return LoadError(
+        f"The model fails on the sample request: {type(error).__name__}: {said}.",
+        "See that plain transformers of the bundle's version runs it; the log has the traceback.",
+    )
+
+
 class Service:
     """One loaded task behind one engine."""
 
@@ -67,6 +82,9 @@ class Service:
         self.records: list[Record] = []
         self.ready = False
         self._seats = threading.BoundedSemaphore(_SEATS)
+        self._chosen: Chosen = ()
+        self._before: list[Record] = []  # of passes that were withdrawn for a request, while it is tried without
+        self._acquitted = False
 
     def start(self, chosen: Chosen = (), known: Mapping[str, float] = MappingProxyType({})) -> None:
         """Apply the passes that were taken, warm up, and take requests; raises LoadError and its kinds.
@@ -74,21 +92,79 @@ class Service:
         `known` holds the relative errors of passes that need no verification here.
         """
         phase.enter("optimising")
-        self.engine.start(lambda: self._optimise(chosen, known))
+        try:
+            self.engine.start(lambda: self._optimise(chosen, known), self)
+        except MiiAzureError:
+            raise
+        except Exception as error:
+            logger.exception("the model fails before its first request")
+            raise _failed(error) from error
         self.ready = True
         phase.enter("ready")
 
     def _optimise(self, chosen: Chosen, known: Mapping[str, float]) -> None:
+        self._chosen = chosen
         # On the inference thread: CUDA graphs belong to the thread that captures them.
         reference = reference_of(self.deployment.task)
-        self.records = optimise(
-            self.loaded.model, self.loaded.runtime, chosen, self.deployment.optimisation.on, reference, known
-        )
+        # A model that a pass places is asked when it lies there: nothing else can run it.
+        placed = any(each.places for each, decision in chosen if decision.take)
+        if not placed:
+            self.task.examine()
+        forced = self.deployment.optimisation.on
+        self.records = optimise(self.loaded.model, self.loaded.runtime, chosen, forced, reference, known)
+        if placed:
+            self._bring(chosen)
+            self.task.examine()
         if self.loaded.device.type == "cuda":
             import torch
 
             torch.cuda.empty_cache()  # what the passes' verification took is free for requests
         phase.enter("warming")
+
+    def _bring(self, chosen: Chosen) -> None:
+        """Move a model to its device that was loaded for a pass to place it, where no such pass is served."""
+        placing = {each.name for each, _ in chosen if each.places}
+        if any(record.state == "applied" and record.name in placing for record in self.records):
+            return
+        try:
+            self.loaded.model.to(self.loaded.device)
+        except Exception as error:
+            if not is_short(error):
+                raise
+            told = "; ".join(record.reason for record in self.records if record.name in placing)
+            raise OutOfMemory(
+                f"The model does not fit the device, and no pass places it elsewhere: {told}.",
+                "Serve it on hardware with more memory.",
+            ) from error
+
+    def withdraw(self, failure: Exception, again: bool = False) -> bool:
+        """Undo the pass that was applied last; False where none is left, or where no pass can be to blame.
+
+        Inference thread only. Raises PassNotServed at the start for a pass that was forced on.
+        """
+        placed = any(each.places for each, decision in self._chosen if decision.take)
+        if isinstance(failure, MiiAzureError) or self._acquitted or (self.ready and placed):
+            return False
+        said = (str(failure).strip().splitlines() or [""])[0][:200].rstrip(".")
+        reason = f"the model failed on it: {type(failure).__name__}: {said}"
+        records = withdraw(self.loaded.model, self.loaded.runtime, self.records, reason)
+        if records is None:
+            return False
+        forced = () if self.ready else self.deployment.optimisation.on
+        for before, after in zip(self.records, records, strict=True):
+            if before.state != after.state and after.name in forced:
+                raise not_served(after.name, after.reason)
+        self._before = self._before if again else self.records
+        self.records = records
+        return True
+
+    def reinstate(self) -> None:
+        """Apply again what was withdrawn for a request that failed without it too, and blame no pass any more."""
+        self._acquitted = True
+        known = {each.name: each.error or 0.0 for each in self._before if each.state == "applied"}
+        chosen = [(each, decision if each.name in known else Decision(False, "")) for each, decision in self._chosen]
+        anew = optimise(self.loaded.model, self.loaded.runtime, chosen, (), lambda _: lambda: None, known)
+        self.records = [old if old.state != "applied" else new for old, new in zip(self._before, anew, strict=True)]
 
     @property
     def lost(self) -> str:
@@ -126,6 +202,7 @@ class Service:
             "ready": self.ready and not self.lost,
             "limits": vars(d.limits),
             "precision": self.loaded.precision,
+            "batching": self.task.company.to_dict(),
             **({"quantisation": d.quantisation} if d.quantisation else {}),
             "optimisations": {record.name: record.state for record in self.records},
             "passes": [record.to_dict() for record in self.records],

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from scoring.company import lend
 from scoring.decoder_checking import Told
 from scoring.passes.checking import verify_encoder
 from scoring.shipped_int8 import from_pretrained
@@ -70,5 +71,6 @@ def reload(model: Any) -> None:
     """Make a model what its folder holds again, in place, on the device that it was on."""
     fresh = from_pretrained(type(model), Path(model.name_or_path), dtype=model.dtype, local_files_only=True)
     fresh.to(_device(model)).eval()
+    lend(fresh.config, getattr(model.config, "pad_token_id", None))
     vars(model).clear()
     vars(model).update(vars(fresh))

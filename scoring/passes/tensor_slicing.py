@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from scoring.errors import RankLost
 from scoring.loaded import Runtime
 from scoring.memory_shares import WEIGHTS
 from scoring.passes.base import Applied, Decision, Facts, Hardware, Pass, PassRefused
@@ -82,10 +81,12 @@ class TensorSlicing(Pass):
             ranks.wait_loaded()
             slice_model(model, ranks.plan, 0)
             ranks.wait_ready()
-        except (RankLost, RuntimeError, ValueError) as error:
+        except Exception as error:
             ranks.stop()
             reload(model)
-            raise PassRefused(f"the ranks did not start: {str(error).strip().splitlines()[0][:300]}") from error
+            raise PassRefused(
+                f"the ranks did not start: {(str(error).strip().splitlines() or [''])[0][:300]}"
+            ) from error
         inside = [False]
         for name in calls(model):
             setattr(model, name, Caller(name, getattr(model, name), ranks, inside))

@@ -1,20 +1,30 @@
 """What every task is: encode on the caller's thread, forward on the inference thread, decode on the caller's."""
 
 import inspect
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
 
+from scoring import rotary
+from scoring.company import Company, judge
 from scoring.config import Limits
-from scoring.errors import InvalidInput, LoadError, PromptTooLong
+from scoring.errors import InvalidInput, LoadError, PromptTooLong, RequestError
 from scoring.loaded import Loaded
 from scoring.rows import Between, Row, Slots, nothing
 from scoring.schemas import Strict, TaskSchema
 from scoring.statistics import Statistics
 from scoring.tasks import task_schema
 from scoring.tokenizing import Tokenizing
+
+logger = logging.getLogger("mii_azure.tasks")
+
+#: Texts of different lengths, whose answers alone and together tell whether padding changes any; in English and the
+#: shorter for models of few positions.
+_RAGGED = ("Rain.", "It rained on Monday, and the old bridge over the river was closed until noon.")
+_PROBED = 24  # tokens of the longest of them
 
 
 class Task(ABC):
@@ -33,6 +43,8 @@ class Task(ABC):
         self.statistics = Statistics()  # the engine counts here too
         #: Tokenises one text or a pair into a BatchEncoding, within bounds.
         self.call_tokenizer = Tokenizing(self.tokenizer, loaded.context_length)
+        self.company = Company()
+        self.rotary = rotary.changes(self.model.config)
 
     @abstractmethod
     def encode(self, value: Any, parameters: Any, item: int) -> list[Row]:
@@ -44,6 +56,45 @@ class Task(ABC):
 
         A forward of several steps calls `between` after each.
         """
+
+    def examine(self) -> None:
+        """Find out which rows may share a forward, from the model in its plain form. Inference thread only."""
+        try:
+            rows, twins = self._probes()
+        except Exception as error:  # the sample will tell whether that is a defect
+            self.company = Company("none", f"no rows could be made to try: {type(error).__name__}")
+        else:
+            if not rows:
+                return
+            with torch.inference_mode():
+                self.company = self.judge(rows, twins)
+        logger.info("batches hold rows of %(rows)s: %(reason)s", self.company.to_dict())
+
+    def judge(self, rows: Sequence[Row], twins: Sequence[Row]) -> Company:
+        """What rows of different lengths, and others of one length, tell of the company that a row may have."""
+        return judge(self.model, rows, twins, self.measure)
+
+    def measure(self, model: Any, rows: Sequence[Row]) -> list[torch.Tensor]:
+        """Per row the numbers that its answer is made from, float32 on the CPU, of the rows as one batch."""
+        raise NotImplementedError
+
+    def probe(self, text: str) -> dict[str, list[int]]:
+        """A text as the features of a row of this task; empty for tasks whose rows are no tokens."""
+        return {}
+
+    def _probes(self) -> tuple[list[Row], list[Row]]:
+        """Rows of different lengths, and rows of one length: the longest, and the same with its tokens in reverse."""
+        # Two tokens may follow, and where positions change with the length they are not to change here.
+        bounds = [self.loaded.context_length, *(change.tokens for change in self.rotary)]
+        most = max(2, min(_PROBED, *(bound - 2 for bound in bounds)))
+        short, long = (self.probe(text) for text in _RAGGED)
+        if not short.get("input_ids") or not long.get("input_ids"):
+            return [], []
+        long = {name: _of_length(ids, most) for name, ids in long.items()}
+        short = {name: _of_length(ids, min(len(ids), most // 2)) for name, ids in short.items()}
+        ids = long["input_ids"]
+        twin = {**long, "input_ids": [ids[0], *reversed(ids[1:-1]), *ids[1:][-1:]]}
+        return [Row(short, 0), Row(long, 0)], [Row(long, 0), Row(twin, 0)]
 
     def slots(self, limits: Limits) -> Slots | None:
         """What runs rows with the key SLOTS, where there is such a thing."""
@@ -74,13 +125,39 @@ class Task(ABC):
         return limits.max_answer_bytes
 
     def warm_up(self) -> None:
-        """Run the sample once, so that the first request does not pay for lazy initialisation."""
+        """Run the sample once, so that the first request does not pay for lazy initialisation.
+
+        Raises LoadError where the model refuses every form of it.
+        """
+        refusals: list[RequestError] = []
+        for inputs, parameters in self.samples():
+            try:
+                value = self.schema.parse_input(inputs, "")
+                rows = self.encode(value, self.schema.parse_parameters(parameters), 0)
+            except RequestError as refusal:
+                refusals.append(refusal)
+                continue
+            self.forward(rows)
+            return
+        raise self._unanswerable(next((each for each in refusals if isinstance(each, PromptTooLong)), refusals[0]))
+
+    def samples(self) -> Iterator[tuple[Any, dict[str, Any]]]:
+        """Inputs with their parameters to warm up on, the usual one first, then what takes less of a context."""
         sample = self.schema.sample
-        value = sample["inputs"]
-        if isinstance(value, list) and self.schema.name != "conversational":
-            value = value[0]
-        parameters = self.schema.parse_parameters(sample.get("parameters", {}))
-        self.forward(self.encode(self.schema.parse_input(value, ""), parameters, 0))
+        inputs = sample["inputs"]
+        value = inputs[0] if isinstance(inputs, list) and self.schema.name != "conversational" else inputs
+        parameters = sample.get("parameters", {})
+        cut = {"truncation": True} if "truncation" in self.schema.parameters.model_fields else {}
+        for each in (value, shorter(value)):
+            yield each, parameters
+            if cut:
+                yield each, {**parameters, **cut}
+
+    def _unanswerable(self, refusal: RequestError) -> LoadError:
+        remedy = "No request could be answered: correct what the sentence names in the model's folder."
+        if isinstance(refusal, PromptTooLong):
+            remedy = "Serve it with the context length that it was trained for."
+        return LoadError(f"The model cannot answer any sample of {self.schema.name}: {refusal.message}", remedy)
 
     def check_length(self, length: int, item: int, remedy: str) -> None:
         """Raise PromptTooLong when a row has more tokens than the model's context."""
@@ -93,7 +170,10 @@ class Task(ABC):
 
 
 class EncoderTask(Task):
-    """A task whose forward is one pass of an encoder over right-padded rows."""
+    """A task whose forward is one pass of an encoder over padded rows."""
+
+    #: What answers are read from, by the names of transformers' outputs.
+    _read = ("logits", "start_logits", "end_logits", "last_hidden_state")
 
     def __init__(self, loaded: Loaded, name: str) -> None:
         super().__init__(loaded, name)
@@ -102,6 +182,10 @@ class EncoderTask(Task):
         if getattr(config, "type_vocab_size", 2) < 2:
             accepted.discard("token_type_ids")  # the one type there is, is the model's own default
         self._inputs = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in accepted]
+        self.side: str = self.tokenizer.padding_side
+        # A model that looks for its padding looks for what its config names.
+        pads = (getattr(config, "pad_token_id", None), self.tokenizer.pad_token_id, 0)
+        self.pad_id: int = next(pad for pad in pads if pad is not None and 0 <= pad < vocabulary(config))
 
     def tokenize(self, texts: Sequence[str], truncation: bool, item: int, **options: Any) -> Any:
         """Tokenise one text or a pair into a BatchEncoding; refuse or cut what exceeds the context length."""
@@ -116,31 +200,80 @@ class EncoderTask(Task):
 
     def row(self, encoded: Any, item: int, **rest: Any) -> Row:
         """A row of what the model takes of an encoding; some tokenizers give token types to models that have none."""
-        return Row({name: encoded[name] for name in self._inputs if name in encoded}, item, **rest)
+        row = Row({name: encoded[name] for name in self._inputs if name in encoded}, item, **rest)
+        row.key = self.company.key(row.tokens), rotary.length_class(self.rotary, row.tokens, row.tokens), self.kin(row)
+        return row
+
+    def kin(self, row: Row) -> Hashable:
+        """What the task itself wants equal among the rows of a batch."""
+        return None
 
     def forward(self, rows: Sequence[Row], between: Between = nothing) -> list[Any]:
         with torch.inference_mode():
-            output = self.model(**self.pad(rows))
-            return self.split(output, rows)
+            return self.split(self.run(rows), rows)
+
+    def run(self, rows: Sequence[Row]) -> Any:
+        """The model's output for rows as one batch."""
+        if self.rotary:
+            rotary.forget(self.model)
+        return self.model(**self.pad(rows))
 
     @abstractmethod
     def split(self, output: Any, rows: Sequence[Row]) -> list[Any]:
         """Cut the model's output into one float32 CPU tensor (or tuple) per row, padding removed."""
 
+    def live(self, values: torch.Tensor, rows: Sequence[Row]) -> list[torch.Tensor]:
+        """Each row's own positions of an output [B, S, ...], padding cut off."""
+        if self.side == "right":
+            return [each[: row.tokens] for each, row in zip(values, rows, strict=True)]
+        return [each[max(0, len(each) - row.tokens) :] for each, row in zip(values, rows, strict=True)]
+
     def pad(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
-        """Right-pad rows into model inputs, each [B, S] int64."""
+        """Pad rows on the model's side into model inputs, each [B, S] int64."""
         longest = max(row.tokens for row in rows)
         fill = {
-            "input_ids": self.tokenizer.pad_token_id or 0,  # any id does where there is none: it is masked
+            "input_ids": self.pad_id,
             "attention_mask": 0,
             "token_type_ids": int(getattr(self.tokenizer, "pad_token_type_id", 0) or 0),
         }
         device = "cpu" if self.loaded.runtime.host_inputs else self.loaded.device
         batch = {}
         for name in rows[0].features:
-            padded = [row.features[name] + [fill[name]] * (longest - row.tokens) for row in rows]
+            padded = []
+            for row in rows:
+                padding = [fill[name]] * (longest - row.tokens)
+                ids = row.features[name]
+                padded.append(ids + padding if self.side == "right" else padding + ids)
             batch[name] = torch.tensor(padded, device=device)
         return batch
+
+    def probe(self, text: str) -> dict[str, list[int]]:
+        return self.row(self.call_tokenizer(text), 0).features
+
+    def judge(self, rows: Sequence[Row], twins: Sequence[Row]) -> Company:
+        """As ever; padding may also stand on the other side than the tokenizer's, where only that changes nothing."""
+        own = self.side
+        found = super().judge(rows, twins)
+        if found.mates == "equal":
+            self.side = "left" if own == "right" else "right"
+            other = super().judge(rows, twins)
+            if other.mates == "any":
+                return Company("any", f"padding on the {self.side} changes no answer")
+            self.side = own
+        return found
+
+    def measure(self, model: Any, rows: Sequence[Row]) -> list[torch.Tensor]:
+        batch = {name: ids.to(model.device) for name, ids in self.pad(rows).items()}
+        if self.rotary:
+            rotary.forget(model)
+        output = model(**batch)
+        read = [(name, output[name]) for name in self._read if name in output] if isinstance(output, dict) else []
+        found: list[list[torch.Tensor]] = [[] for _ in rows]
+        for name, value in read or [("", output[0])]:
+            spans = name in ("start_logits", "end_logits")
+            for own, part in zip(found, self.live(value, rows) if spans or value.dim() > 2 else value, strict=True):
+                own.append(part.float().cpu().flatten())
+        return [torch.cat(own) for own in found]
 
     def require_offsets(self) -> None:
         """Raise LoadError for a tokenizer that cannot say where its tokens lie in the text."""
@@ -149,3 +282,24 @@ class EncoderTask(Task):
                 f"{type(self.tokenizer).__name__} gives no character offsets, which {self.schema.name} needs.",
                 "Save the model with a fast tokenizer: the folder then has tokenizer.json.",
             )
+
+
+def _of_length(ids: list[int], length: int) -> list[int]:
+    """Tokens cut or repeated to a length, the last of them kept at the end: heads may look for it."""
+    body = ids[:-1] or ids
+    return [*(body * length)[: length - 1], ids[-1]]
+
+
+def shorter(value: Any) -> Any:
+    """A sample's inputs cut to a word each; of a text with a mask, to the mask."""
+    if isinstance(value, dict):
+        return {name: text if name == "role" else shorter(text) for name, text in value.items()}
+    if isinstance(value, list):
+        return [shorter(each) for each in value]
+    return "[MASK]" if "[MASK]" in value else value.split()[0]
+
+
+def vocabulary(config: Any) -> int:
+    """Token ids that a model has embeddings for; without bound where its config does not say."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return int(getattr(text, "vocab_size", 0) or 0) or 1 << 62

@@ -38,7 +38,8 @@ class Embeddings(EncoderTask):
 
     def split(self, output: Any, rows: Sequence[Row]) -> list[torch.Tensor]:
         hidden = output[0].float()  # [B, S, H]
-        vectors = [self._pool(states[: row.tokens], row.parameters) for states, row in zip(hidden, rows, strict=True)]
+        live = zip(self.live(hidden, rows), rows, strict=True)
+        vectors = [self._pool(states, row.parameters) for states, row in live]
         return [vector.cpu() for vector in vectors]
 
     def _pool(self, states: torch.Tensor, parameters: EmbeddingParameters) -> torch.Tensor:

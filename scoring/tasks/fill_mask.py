@@ -90,7 +90,7 @@ class FillMask(EncoderTask):
 
     def split(self, output: Any, rows: Sequence[Row]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         # The top-k is taken here, on the device: a whole vocabulary per mask is large.
-        return [self._best(logits, row.extra) for logits, row in zip(output.logits, rows, strict=True)]
+        return [self._best(logits, row.extra) for logits, row in zip(self.live(output.logits, rows), rows, strict=True)]
 
     def _best(self, logits: torch.Tensor, wanted: Wanted) -> tuple[torch.Tensor, torch.Tensor]:
         """Probabilities and token ids, best first: each [masks, k]."""

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, StoppingCriteriaList
 
-from scoring import continuous
+from scoring import continuous, rotary
 from scoring.callers import salt_of
 from scoring.chances import Chance, Told, indices, measure, read
 from scoring.config import Limits
 from scoring.continuous import Continuous
 from scoring.detokenize import stop_at
-from scoring.errors import InvalidInput, InvalidParameter, LoadError, PromptTooLong, RequestError
+from scoring.errors import InvalidInput, InvalidParameter, PromptTooLong
 from scoring.loaded import Loaded
 from scoring.rows import SLOTS, Between, Row, nothing
 from scoring.schemas import GenerationParameters
@@ -30,6 +30,7 @@ from scoring.tasks import slotted
 from scoring.tasks.base import Task
 from scoring.tasks.details import told
 from scoring.tasks.following import Watch, show_end
+from scoring.tasks.measuring import two_logits
 
 DEFAULT_NEW_TOKENS = 128
 #: Parameters that go to `generate` as they are, where they are given.
@@ -76,6 +77,7 @@ class Generative(Task):
     def __init__(self, loaded: Loaded, name: str) -> None:
         super().__init__(loaded, name)
         self.defaults: GenerationConfig = copy.deepcopy(loaded.model.generation_config)
+        loaded.model.generation_config.stop_strings = None  # `generate` wants the tokenizer for them, and gets it here
         self.encoder_decoder = bool(loaded.model.config.is_encoder_decoder)
         eos = self.defaults.eos_token_id
         eos = self.tokenizer.eos_token_id if eos is None else eos
@@ -85,17 +87,12 @@ class Generative(Task):
         self._continuous: Continuous | None = None
         self._config = lru_cache(64)(self._make_config)  # copying the defaults costs as much as a step of one slot
 
-    def warm_up(self) -> None:
-        """Generate twice from the sample: the step on the prompt, and one on the cache."""
-        parameters = self.schema.parse_parameters({"max_new_tokens": 2})
-        try:
-            rows = self.encode(self.schema.parse_input(self.schema.sample["inputs"], ""), parameters, 0)
-        except RequestError as error:
-            raise LoadError(
-                f"The model cannot answer the sample of {self.schema.name}: {error.message}",
-                "Serve it with the context length that it was trained for.",
-            ) from error
-        self.forward(rows)
+    def samples(self) -> Iterator[tuple[Any, dict[str, Any]]]:
+        """Two tokens each: the step on the prompt, and one on the cache; of a tiny context one."""
+        for inputs, parameters in super().samples():
+            yield inputs, {**parameters, "max_new_tokens": 2}
+        for inputs, parameters in super().samples():
+            yield inputs, {**parameters, "max_new_tokens": 1}
 
     # -- on the caller's thread --------------------------------------------------------------------------------------
 
@@ -145,7 +142,12 @@ class Generative(Task):
         """On slots any rows share a batch; `generate` takes one config, and one stream of random numbers."""
         if self._slotted(settings, length):
             return SLOTS
-        return object() if settings["do_sample"] else (settings.overrides, settings.length, settings.details)
+        # What the model's own stop texts end goes on as padding beside others, which need be no special token.
+        if settings["do_sample"] or self.defaults.stop_strings:
+            return object()
+        total = length if self.encoder_decoder else length + settings["max_new_tokens"]
+        mates = self.company.key(length), rotary.length_class(self.rotary, length, total)
+        return settings.overrides, settings.length, settings.details, mates
 
     def _slotted(self, settings: Settings, length: int) -> bool:
         decoder = self.loaded.runtime.decoder
@@ -239,10 +241,12 @@ class Generative(Task):
         return int(own.max_new_tokens or DEFAULT_NEW_TOKENS)
 
     def _padding_matters(self, asked: dict[str, Any]) -> bool:
-        """Penalties look at all tokens before, the padding on the left included."""
+        """Penalties look at all tokens before, the padding included: a decoder's prompt, and what an encoder read."""
+        own = self.defaults
+        if (own.encoder_repetition_penalty or 1.0) != 1.0 or own.encoder_no_repeat_ngram_size:
+            return True
         if self.encoder_decoder:
             return False
-        own = self.defaults
         penalty = asked.get("repetition_penalty", own.repetition_penalty)
         return (penalty or 1.0) != 1.0 or bool(asked.get("no_repeat_ngram_size", own.no_repeat_ngram_size))
 
@@ -282,7 +286,9 @@ class Generative(Task):
     def _generated(self, rows: Sequence[Row], between: Between) -> list[list[Tokens]]:
         settings: Settings = rows[0].parameters
         config, seed = self.generation_config(settings)
-        batch = self._pad(rows)
+        batch = self._pad(rows, self.loaded.device)
+        if self.rotary:
+            rotary.forget(self.model)
         start = 1 if self.encoder_decoder else batch["input_ids"].shape[1]
         watch = Watch(self, rows, start, searching=settings["num_beams"] > 1, between=between)
         with torch.inference_mode(), self._random_numbers(seed) if config.do_sample else nullcontext():
@@ -290,7 +296,10 @@ class Generative(Task):
                 config = copy.deepcopy(config)
                 config.update(return_dict_in_generate=True, output_logits=True)
             made = self.model.generate(
-                **batch, generation_config=config, stopping_criteria=StoppingCriteriaList([watch])
+                **batch,
+                generation_config=config,
+                stopping_criteria=StoppingCriteriaList([watch]),
+                **({"tokenizer": self.tokenizer} if config.stop_strings else {}),
             )
         sequences = made if settings.details is None else made.sequences
         answers = [_until(tokens, self.eos) for tokens in sequences[:, start:].tolist()]
@@ -310,7 +319,14 @@ class Generative(Task):
         config.update(**dict(overrides), pad_token_id=self.pad_id, eos_token_id=self.eos or None)
         return config
 
-    def _pad(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+    def probe(self, text: str) -> dict[str, list[int]]:
+        ids = self.call_tokenizer(text)["input_ids"]
+        return {"input_ids": ids, "attention_mask": [1] * len(ids)}
+
+    def measure(self, model: Any, rows: Sequence[Row]) -> list[torch.Tensor]:
+        return two_logits(self, model, self._pad(rows, model.device))
+
+    def _pad(self, rows: Sequence[Row], device: Any) -> dict[str, torch.Tensor]:
         """Model inputs, each [B, S] int64: decoders are padded on the left, where nothing follows."""
         longest = max(row.tokens for row in rows)
         batch = {}
@@ -319,7 +335,7 @@ class Generative(Task):
             for row in rows:
                 padding = [fill] * (longest - row.tokens)
                 padded.append(row.features[name] + padding if self.encoder_decoder else padding + row.features[name])
-            batch[name] = torch.tensor(padded, device=self.loaded.device)
+            batch[name] = torch.tensor(padded, device=device)
         return batch
 
     @contextmanager

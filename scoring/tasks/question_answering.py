@@ -73,12 +73,12 @@ class QuestionAnswering(EncoderTask):
         rows = []
         for begin, end in self._windows(count, len(encoded["input_ids"]) - count, parameters, item):
             window = Window(first, starts[begin:end], ends[begin:end])
-            row = self.row(encoded, item, extra=window)
-            row.features = {
+            shown = {
                 name: ids[:first] + ids[first + begin : first + end] + ids[first + count :]
-                for name, ids in row.features.items()
+                for name, ids in encoded.items()
+                if name in self._inputs
             }
-            rows.append(row)
+            rows.append(self.row(shown, item, extra=window))
         return rows
 
     def _cut_question(self, question: str, length: int) -> str:
@@ -133,8 +133,8 @@ class QuestionAnswering(EncoderTask):
         return min(parameters.top_k, spans) * min(whole, CHARACTER_BYTES * longest + _ANSWER_BYTES)
 
     def split(self, output: Any, rows: Sequence[Row]) -> list[torch.Tensor]:
-        # each [2, S], padding included: only the positions of the context are read
-        return list(torch.stack([output.start_logits, output.end_logits], 1).float().cpu())
+        logits = torch.stack([output.start_logits, output.end_logits], -1).float().cpu()
+        return [each.T for each in self.live(logits, rows)]  # each [2, S]
 
     def decode(
         self,

@@ -6,10 +6,10 @@ those pipelines had it.
 
 import re
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
-from scoring.errors import InvalidParameter
+from scoring.errors import InvalidParameter, LoadError
 from scoring.loaded import Loaded
 from scoring.rows import Row
 from scoring.schemas import SummarizationParameters, TranslationParameters
@@ -92,6 +92,28 @@ class Translation(SequenceToSequence):
         self._prefixed = bool(self._known) or loaded.model.config.model_type in _T5_TYPES
         if self._known:
             self.adopt(self._known[0])
+        try:
+            self._check_default()
+        except InvalidParameter as error:
+            raise LoadError(f"The deployment's languages cannot be had: {error.message}", error.hint) from error
+
+    def _check_default(self) -> None:
+        if self._many:
+            for language, name in zip(self._default, ("src_lang", "tgt_lang"), strict=True):
+                if language:
+                    self._code(language, name)
+        elif self._prefixed and self._default[1]:
+            self._t5_prefix(self._default)
+        elif not self._prefixed:
+            self._check_fixed(self._default)
+
+    def samples(self) -> Iterator[tuple[Any, dict[str, Any]]]:
+        """Between two of the model's languages, where it has to be told and the deployment says none."""
+        usual = list(super().samples())
+        yield from usual
+        codes = self._codes() if self._many else []
+        for inputs, parameters in usual:
+            yield from ((inputs, {**parameters, "src_lang": codes[0], "tgt_lang": code}) for code in codes[-1:])
 
     def tokens(
         self, value: str, parameters: TranslationParameters, options: dict[str, Any]
@@ -147,15 +169,20 @@ class Translation(SequenceToSequence):
             )
         return inputs["input_ids"], {"forced_bos_token_id": int(inputs["forced_bos_token_id"])}
 
+    def _codes(self) -> list[str]:
+        return list(getattr(self.tokenizer, "lang_code_to_id", None) or self.tokenizer.extra_special_tokens)
+
     def _code(self, language: str | None, name: str) -> str:
         """The model's own code of a language: the name itself, or the one code that it abbreviates (en: en_XX)."""
-        codes: list[str] = list(getattr(self.tokenizer, "lang_code_to_id", None) or self.tokenizer.extra_special_tokens)
+        codes = self._codes()
         matching = [code for code in codes if code == language] or [
             code for code in codes if language and code.split("_")[0] == language
         ]
         if len(matching) != 1:
             said = f"knows no language {language[:20]!r}" if language else "has to be told the language"
-            shown = ", ".join(sorted(codes)[:12])
+            if matching:
+                said = f"has several languages {language[:20]!r}" if language else said
+            shown = ", ".join(sorted(matching or codes)[:12])
             raise InvalidParameter(f"This model {said}.", f"Its codes: {shown}, …", where=f"parameters.{name}")
         return matching[0]
 

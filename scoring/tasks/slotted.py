@@ -30,6 +30,9 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "sequence_bias": (None,),
     "exponential_decay_length_penalty": (None,),
     "prompt_lookup_num_tokens": (None,),
+    "stop_strings": (None,),
+    "encoder_repetition_penalty": (None, 1.0),
+    "encoder_no_repeat_ngram_size": (None, 0),
 }
 
 

@@ -6,14 +6,20 @@ from typing import Any
 
 import torch
 
+from scoring.company import lend
 from scoring.json_text import text_bytes
+from scoring.loaded import Loaded
 from scoring.rows import Row
 from scoring.schemas import TextClassificationParameters, TextPair
-from scoring.tasks.base import EncoderTask
+from scoring.tasks.base import EncoderTask, vocabulary
 
 Label = dict[str, Any]
 
 _LABEL_BYTES = 48  # of an entry's JSON beside its label
+
+
+class Mistaken:
+    """The key of a row that ends in what its model was lent as padding: no other row has it."""
 
 
 class TextClassification(EncoderTask):
@@ -22,22 +28,44 @@ class TextClassification(EncoderTask):
     name = "text-classification"
     auto_class = "AutoModelForSequenceClassification"
 
+    def __init__(self, loaded: Loaded, name: str) -> None:
+        super().__init__(loaded, name)
+        config = loaded.model.config
+        self._own_pad = getattr(config, "pad_token_id", None)
+        # A decoder's head reads the last token that is not its config's padding, and takes one row where that has none.
+        self._lent = not config.is_encoder_decoder and self.pad_id != self._own_pad
+        if self._lent:
+            self.pad_id = self._unmistakable()
+            lend(config, self.pad_id)
+
+    def _unmistakable(self) -> int:
+        """A token id to pad with that ends no text: one that the tokenizer has no token for, else its padding."""
+        end = self.call_tokenizer("a")["input_ids"][-1:]
+        unused = range(len(self.tokenizer), min(vocabulary(self.model.config), len(self.tokenizer) + 1))
+        ids = (*unused, self.tokenizer.pad_token_id, self.tokenizer.unk_token_id, 0, 1)
+        return next(int(each) for each in ids if each is not None and each not in end)
+
     def encode(self, value: str | TextPair, parameters: TextClassificationParameters, item: int) -> list[Row]:
         if isinstance(value, str):
             texts = [value]
         else:
             texts = [value.text] if value.text_pair is None else [value.text, value.text_pair]
-        row = self.row(self.tokenize(texts, parameters.truncation, item), item)
-        row.key = self._key(row)
-        return [row]
+        return [self.row(self.tokenize(texts, parameters.truncation, item), item)]
 
-    def _key(self, row: Row) -> Hashable:
-        config = self.model.config
+    def kin(self, row: Row) -> Hashable:
+        config, ids = self.model.config, row.features["input_ids"]
         if config.is_encoder_decoder:  # the heads of BART and T5 take one number of end tokens per batch
-            return row.features["input_ids"].count(config.eos_token_id)
-        if getattr(config, "pad_token_id", None) is None:  # a decoder's head finds the end of a row by its padding
-            return object()
-        return None
+            return ids.count(config.eos_token_id)
+        return Mistaken() if self._lent and ids[-1] == self.pad_id else None
+
+    def run(self, rows: Sequence[Row]) -> Any:
+        if not isinstance(self.kin(rows[0]), Mistaken):
+            return super().run(rows)
+        lend(self.model.config, self._own_pad)
+        try:  # not through what passes put before the forward: graphs keep the padding that they were captured with
+            return type(self.model).forward(self.model, **self.pad(rows))
+        finally:
+            lend(self.model.config, self.pad_id)
 
     def answer_bytes(self, value: Any, parameters: TextClassificationParameters, rows: Sequence[Row]) -> int:
         labels = len(self.model.config.id2label)

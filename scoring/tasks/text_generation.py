@@ -1,6 +1,6 @@
 """text-generation and conversational: a decoder continues a prompt, or answers the last message."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from scoring.deadline import interrupting
@@ -54,6 +54,13 @@ class Conversational(Generative):
                 "The model's tokenizer has no chat template, so messages cannot become a prompt.",
                 "Serve it as text-generation, or put its chat_template.jinja into the model folder.",
             )
+
+    def samples(self) -> Iterator[tuple[Any, dict[str, Any]]]:
+        """With a system message too: some templates demand one, some refuse it."""
+        usual = list(super().samples())
+        yield from usual
+        for messages, parameters in usual:
+            yield [{"role": "system", "content": "Be brief."}, *messages], parameters
 
     def encode(self, value: list[Message], parameters: TextGenerationParameters, item: int) -> list[Row]:
         prompt = self._prompt([message.model_dump() for message in value], item)

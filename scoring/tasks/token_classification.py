@@ -66,8 +66,7 @@ class TokenClassification(EncoderTask):
         return rows[0].tokens * (_ENTITY_BYTES + self._longest_label) + text_bytes(value)
 
     def split(self, output: Any, rows: Sequence[Row]) -> list[torch.Tensor]:
-        scores = torch.softmax(output.logits.float(), -1).cpu()
-        return [each[: row.tokens] for each, row in zip(scores, rows, strict=True)]  # each [S, labels]
+        return self.live(torch.softmax(output.logits.float(), -1).cpu(), rows)  # each [S, labels]
 
     def decode(
         self,

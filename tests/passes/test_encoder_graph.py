@@ -121,7 +121,7 @@ def test_a_forward_that_cannot_be_captured_runs_plainly(monkeypatch: pytest.Monk
     model = covered("bert embeddings")
     told = reference(model)
     model.forward = Refuses(model, model.forward)
-    assert verify_encoder(model, told) == 0
+    assert verify_encoder(model, told) < 1e-6
     assert model.forward.refused == "Cannot copy between CPU and CUDA tensors during CUDA graph capture"
 
 

@@ -56,6 +56,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None] | None, dict[str, object], type[
     "pickle only": (pickled, {}, errors.PickleRefused),
     "half of the weights": (truncated, {}, errors.WeightsCorrupt),
     "a model for another task": (headless, {}, errors.TaskUnsupported),
+    "a language of a task that has none": (None, {"tgt_lang": "de"}, errors.SpecError),
     "a reference without an instance type": (None, {"model": "azureml:bert:1"}, errors.SpecError),
 }
 
@@ -140,3 +141,24 @@ def test_generation_imports_nothing_heavy_and_stays_off_the_network(model, tmp_p
 def test_a_bundle_may_be_written_without_weights(tmp_path):
     bundle = write(tmp_path / "b", render_files=lambda hashes: {"code/score.py": "x"}, weights={})
     assert "code/score.py" in load_manifest(bundle)["files"]
+
+
+@pytest.mark.parametrize("told", [{"src_lang": "en", "tgt_lang": "fr"}, {"tgt_lang": "ro"}, {}], ids=str)
+def test_languages_reach_the_scoring_script(told: dict[str, str], tiny, tmp_path) -> None:
+    source = tiny("t5", "translation")
+    folder = mii_azure.generate("translation", str(source), "translate", output=tmp_path / "bundle", **told)
+    deployment = json.loads((folder / "code" / "deployment.json").read_text(encoding="utf-8"))
+    assert deployment["task_options"] == told
+
+
+def test_languages_are_flags_with_environment_twins(tiny, tmp_path) -> None:
+    from typer.testing import CliRunner
+
+    from mii_azure.cli import app
+
+    arguments = ["generate", "--task", "translation", "--model", str(tiny("t5", "translation")), "--name", "translate"]
+    arguments += ["--output", str(tmp_path / "bundle"), "--src-lang", "en"]
+    done = CliRunner().invoke(app, arguments, env={"MII_AZURE_TGT_LANG": "fr"})
+    assert done.exit_code == 0, done.output
+    deployment = json.loads((tmp_path / "bundle" / "code" / "deployment.json").read_text(encoding="utf-8"))
+    assert deployment["task_options"] == {"src_lang": "en", "tgt_lang": "fr"}

@@ -1,0 +1,67 @@
+"""Rotary positions that change with the length of the longest sequence in a forward: longrope and dynamic NTK."""
+
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+_CHANGING = ("longrope", "su", "dynamic")  # "su" is what the first Phi-3 called longrope
+
+
+class Change(NamedTuple):
+    """One kind of positions, and the most tokens of a sequence at which they are what they were trained as."""
+
+    kind: str
+    tokens: int
+
+
+def changes(config: Any) -> list[Change]:
+    """The rotary positions of a config that change with the length; most models have none."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    found = []
+    for rope in _ropes(text):
+        kind = str(rope.get("rope_type", rope.get("type", "default")))
+        if any(name in kind for name in _CHANGING):
+            found.append(Change("dynamic" if "dynamic" in kind else "longrope", _trained(text, rope)))
+    return found
+
+
+def _ropes(config: Any) -> Iterator[dict[str, Any]]:
+    """The parameters of every kind of layer: some configs have one set, some one for each kind."""
+    told = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if not isinstance(told, dict):
+        return
+    nested = [each for each in told.values() if isinstance(each, dict)]
+    yield from nested or [told]
+
+
+def _trained(config: Any, rope: dict[str, Any]) -> int:
+    own = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+    return int(own or getattr(config, "max_position_embeddings", 0) or 0)
+
+
+def length_class(known: Sequence[Change], prompt: int, total: int) -> Hashable:
+    """What rows must have in common to share a forward, of a row with so many tokens before and after generation.
+
+    Rows that never reach the change go together, and of longrope those that begin past it; any other row changes at
+    a step of its own, which only rows with equally many tokens share.
+    """
+    found: list[Hashable] = []
+    for kind, tokens in known:
+        if total <= tokens:
+            found.append("short")
+        else:
+            found.append("long" if kind == "longrope" and prompt > tokens else prompt)
+    return tuple(found)
+
+
+def forget(model: Any) -> None:
+    """Undo what an earlier, longer sequence left in a model's dynamic positions: they grow, and shrink only later."""
+    for module in model.modules():
+        longest = getattr(module, "original_max_seq_len", None)
+        if longest is None or "dynamic" not in str(getattr(module, "rope_type", "")):
+            continue
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            original = getattr(module, f"{name.removesuffix('inv_freq')}original_inv_freq", None)
+            if name.endswith("inv_freq") and "original" not in name and original is not None:
+                module.register_buffer(name, original.to(buffer.device, copy=True), persistent=False)
+        for name in [name for name in vars(module) if name.endswith("max_seq_len_cached")]:
+            setattr(module, name, longest)

@@ -1,0 +1,40 @@
+"""What a generative model computes for a batch, in numbers: the logits of its first tokens."""
+
+import copy
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from scoring import rotary
+
+if TYPE_CHECKING:
+    from scoring.tasks.generation import Generative
+
+_PLAIN = {"max_new_tokens": 2, "min_new_tokens": 2, "do_sample": False, "num_beams": 1, "num_return_sequences": 1}
+
+
+class Always(LogitsProcessor):  # type: ignore[misc]
+    """Has `generate` take one token, whatever the model would choose."""
+
+    def __init__(self, token: int) -> None:
+        self._token = token
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        chosen = torch.full_like(scores, -torch.inf)
+        chosen[:, self._token] = 0.0
+        return chosen
+
+
+def two_logits(task: "Generative", model: Any, batch: dict[str, Tensor]) -> list[Tensor]:
+    """Per row of a padded batch the logits of two tokens, [2, vocabulary]: after the prompt, and on the cache."""
+    if task.rotary:
+        rotary.forget(model)
+    config = copy.deepcopy(task.defaults)
+    config.update(**_PLAIN, min_length=0, pad_token_id=task.pad_id, eos_token_id=task.eos or None, stop_strings=None)
+    config.update(return_dict_in_generate=True, output_logits=True)
+    token = next(number for number in count(1) if number not in task.eos)
+    made = model.generate(**batch, generation_config=config, logits_processor=LogitsProcessorList([Always(token)]))
+    return list(torch.stack(made.logits, 1).float().cpu())
