@@ -29,6 +29,6 @@ def key_of(headers: Mapping[str, str]) -> str:
 
 def tell(headers: Mapping[str, str]) -> None:
     """Say in this context which key asks, by a digest; all callers without one count as one."""
-    from scoring.callers import caller  # which a bundle of an earlier version has not
+    from scoring.host_api import caller
 
     caller.set(hashlib.sha256(key_of(headers).encode()).hexdigest())

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoring.passes.buckets import BATCHES, LENGTHS
+from scoring.passes.buckets import BATCHES, LENGTHS, longest_input
 from scoring.passes.checking import PER_TOKEN
-from scoring.passes.families import POSITIONS_AFTER_PADDING
 
 logger = logging.getLogger("mii_azure.passes")
 
@@ -166,14 +165,6 @@ class GraphedForward:
         if not on_device:
             captured.static.copy_(captured.staging, non_blocking=True)
             captured.copied.record()
-
-
-def longest_input(config: Any) -> int:
-    """Tokens that the position table holds, RoBERTa's offset taken off."""
-    length = int(getattr(config, "max_position_embeddings", 0) or 512)
-    if config.model_type in POSITIONS_AFTER_PADDING:
-        length -= config.pad_token_id + 1
-    return length
 
 
 def _to(value: Any, device: Any) -> Any:

@@ -6,6 +6,7 @@ mean the same. It grows whenever a host that knows the old one would fail, or wo
 
 from typing import Any, Protocol
 
+from scoring.callers import caller as caller
 from scoring.config import Deployment as Deployment
 from scoring.config import Limits as Limits
 from scoring.json_text import read_json as read_json

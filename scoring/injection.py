@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoring.graphs import longest_input
 from scoring.passes.base import PassRefused
+from scoring.passes.buckets import longest_input
 
 ROWS = 16  # of one batch; DeepSpeed's workspace is sized for them
 

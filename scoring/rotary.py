@@ -6,21 +6,21 @@ from typing import Any, NamedTuple
 _CHANGING = ("longrope", "su", "dynamic")  # "su" is what the first Phi-3 called longrope
 
 
-class Change(NamedTuple):
+class RotaryChange(NamedTuple):
     """One kind of positions, and the most tokens of a sequence at which they are what they were trained as."""
 
     kind: str
     tokens: int
 
 
-def changes(config: Any) -> list[Change]:
+def changes(config: Any) -> list[RotaryChange]:
     """The rotary positions of a config that change with the length; most models have none."""
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     found = []
     for rope in _ropes(text):
         kind = str(rope.get("rope_type", rope.get("type", "default")))
         if any(name in kind for name in _CHANGING):
-            found.append(Change("dynamic" if "dynamic" in kind else "longrope", _trained(text, rope)))
+            found.append(RotaryChange("dynamic" if "dynamic" in kind else "longrope", _trained(text, rope)))
     return found
 
 
@@ -38,7 +38,7 @@ def _trained(config: Any, rope: dict[str, Any]) -> int:
     return int(own or getattr(config, "max_position_embeddings", 0) or 0)
 
 
-def length_class(known: Sequence[Change], prompt: int, total: int) -> Hashable:
+def length_class(known: Sequence[RotaryChange], prompt: int, total: int) -> Hashable:
     """What rows must have in common to share a forward, of a row with so many tokens before and after generation.
 
     Rows that never reach the change go together, and of longrope those that begin past it; any other row changes at

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from scoring.company import ROUNDING
+from scoring.passes.buckets import longest_input
 
 Batch = dict[str, Tensor]
 #: Outputs with a position per token; the others have one answer per row.
@@ -23,8 +24,6 @@ def probes(model: Any, lengths: tuple[int, ...] = (23, 9, 1), seed: int = 0) -> 
 
     A model of few positions gets rows that fit them.
     """
-    from scoring.graphs import longest_input
-
     config = model.config
     lengths = tuple(min(length, max(1, longest_input(config))) for length in lengths)
     pad = config.pad_token_id or 0

@@ -280,7 +280,7 @@ class Generative(Task):
         if decoder is None:
             return None
         if self._continuous is None or self._continuous.decoder is not decoder:
-            self._continuous = Continuous(self, decoder, _capacity(decoder, limits), limits.prefix_reuse)
+            self._continuous = Continuous(self, decoder, slotted.capacity(decoder, limits), limits.prefix_reuse)
         return self._continuous
 
     def _generated(self, rows: Sequence[Row], between: Between) -> list[list[Tokens]]:
@@ -324,7 +324,9 @@ class Generative(Task):
         return {"input_ids": ids, "attention_mask": [1] * len(ids)}
 
     def measure(self, model: Any, rows: Sequence[Row]) -> list[torch.Tensor]:
-        return two_logits(self, model, self._pad(rows, model.device))
+        if self.rotary:
+            rotary.forget(model)
+        return two_logits(model, self._pad(rows, model.device), self.defaults, self.pad_id, self.eos)
 
     def _pad(self, rows: Sequence[Row], device: Any) -> dict[str, torch.Tensor]:
         """Model inputs, each [B, S] int64: decoders are padded on the left, where nothing follows."""
@@ -394,9 +396,3 @@ def _chances(made: Any, start: int, most: int) -> list[list[Chance]]:
         for own, chance in zip(found, read(measured, [most] * len(found)), strict=True):
             own.append(chance)
     return found
-
-
-def _capacity(decoder: Any, limits: Limits) -> int:
-    """Tokens that slots may hold at once: on a GPU all that they have memory for, on a CPU a batch's budget."""
-    whole: int = decoder.slots * decoder.max_length
-    return whole if decoder.form.device.type == "cuda" else min(whole, limits.max_batch_tokens)

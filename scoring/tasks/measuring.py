@@ -1,17 +1,13 @@
 """What a generative model computes for a batch, in numbers: the logits of its first tokens."""
 
 import copy
+from collections.abc import Sequence
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
-
-from scoring import rotary
-
-if TYPE_CHECKING:
-    from scoring.tasks.generation import Generative
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 _PLAIN = {"max_new_tokens": 2, "min_new_tokens": 2, "do_sample": False, "num_beams": 1, "num_return_sequences": 1}
 
@@ -28,13 +24,16 @@ class Always(LogitsProcessor):  # type: ignore[misc]
         return chosen
 
 
-def two_logits(task: "Generative", model: Any, batch: dict[str, Tensor]) -> list[Tensor]:
-    """Per row of a padded batch the logits of two tokens, [2, vocabulary]: after the prompt, and on the cache."""
-    if task.rotary:
-        rotary.forget(model)
-    config = copy.deepcopy(task.defaults)
-    config.update(**_PLAIN, min_length=0, pad_token_id=task.pad_id, eos_token_id=task.eos or None, stop_strings=None)
+def two_logits(
+    model: Any, batch: dict[str, Tensor], defaults: GenerationConfig, pad_id: int, eos: Sequence[int]
+) -> list[Tensor]:
+    """Per row of a padded batch the logits of two tokens, [2, vocabulary]: after the prompt, and on the cache.
+
+    `defaults` is the model's own config of generation; of `eos` none is taken.
+    """
+    config = copy.deepcopy(defaults)
+    config.update(**_PLAIN, min_length=0, pad_token_id=pad_id, eos_token_id=list(eos) or None, stop_strings=None)
     config.update(return_dict_in_generate=True, output_logits=True)
-    token = next(number for number in count(1) if number not in task.eos)
+    token = next(number for number in count(1) if number not in eos)
     made = model.generate(**batch, generation_config=config, logits_processor=LogitsProcessorList([Always(token)]))
     return list(torch.stack(made.logits, 1).float().cpu())

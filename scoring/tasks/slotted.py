@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scoring.chances import Chance, Told
+from scoring.config import Limits
 from scoring.decode import Decoder
 from scoring.decoder_state import FORBIDDEN, Sampling
 from scoring.generating import TextGenerator
@@ -111,3 +112,9 @@ def take(task: TextGenerator, running: Running, token: int, chance: Chance | Non
         running.chances.append(chance)
     stopped = running.follower.push(token, chance) if running.follower else False
     running.ended = stopped or token in task.eos or len(running.tokens) == running.most
+
+
+def capacity(decoder: Decoder, limits: Limits) -> int:
+    """Tokens that slots may hold at once: on a GPU all that they have memory for, on a CPU a batch's budget."""
+    whole = decoder.slots * decoder.max_length
+    return whole if decoder.form.device.type == "cuda" else min(whole, limits.max_batch_tokens)

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from scoring.graphs import Captured, GraphedForward, longest_input
+from scoring.graphs import Captured, GraphedForward
+from scoring.passes.buckets import longest_input
 from scoring.passes.checking import probes, reference, verify_encoder
 from scoring.passes.cuda_graph import CudaGraph
 from tests.passes.encoder_models import COVERED, covered
