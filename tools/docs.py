@@ -24,8 +24,8 @@ PASSES = f"""# The passes
 What may be done to a model before it serves. `mii-azure plan` says which would be taken on an instance type and
 why; at start each pass that is taken is applied, compared with plain transformers in float32 (rows as they are alone;
 prompts and cached steps of decoders), and dropped, with its reason on record, beyond its bound of error; one that
-raises anything is left out the same way. The record is in the log, in the metadata that `mii-azure query` and every host give, and in what `mii-azure parity` tells of
-two environments.
+raises anything is left out the same way. The record is in the log, in the metadata that `mii-azure query` and every
+host give, and in what `mii-azure parity` tells of two environments.
 
 Nothing has to be chosen: `--objective latency` (the default) or `cost` decides, with the model, the hardware and
 the batch. `--passes-on` and `--passes-off` force passes; one that cannot be served is then an error that names the
