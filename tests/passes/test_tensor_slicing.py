@@ -169,9 +169,10 @@ class TestDecoder:
         folder = tiny("llama", "text-generation")
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         deployment = Deployment(name="t", task="text-generation")
-        loaded = Loaded(model, tokenizer, torch.device("cpu"), 128, {}, applied.made)
+        loaded = Loaded(model, tokenizer, torch.device("cpu"), 128, {})
         service = Service(deployment, loaded, task_class("text-generation")(loaded, "text-generation"), {})
         service.start()
+        loaded.runtime.become([applied.made])
         monkeypatch.setattr("scoring.entry._service", service)
         serving = pytest.importorskip("tests.fuzz.apps", reason="fastapi is not installed").serving
         with serving(bundle, service) as base, httpx.Client(base_url=base, trust_env=False, timeout=60) as http:

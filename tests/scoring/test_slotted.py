@@ -10,7 +10,7 @@ import torch
 
 from scoring.config import Limits
 from scoring.decode import Decoder
-from scoring.tasks import generation
+from scoring.tasks.slotted import capacity
 from tests.scoring.conftest import Served
 from tests.scoring.generating import PROMPTS, Forwards, continuation
 
@@ -141,4 +141,4 @@ def test_a_cancelled_row_frees_its_slot(gpt2: tuple[Served, Path]) -> None:
 @pytest.mark.parametrize(("device", "tokens"), [("cuda", 128 * 2048), ("cpu", 16_384)])
 def test_slots_may_be_full_where_their_memory_is_taken_already(device: str, tokens: int) -> None:
     decoder = SimpleNamespace(slots=128, max_length=2048, form=SimpleNamespace(device=torch.device(device)))
-    assert generation._capacity(decoder, Limits(max_batch_tokens=16_384, slots=128)) == tokens
+    assert capacity(decoder, Limits(max_batch_tokens=16_384, slots=128)) == tokens
