@@ -4,6 +4,7 @@ Import this only after `manifest.enter`: it imports `scoring`, which has to be t
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -22,6 +23,7 @@ from local_runner.ray_options import RayOptions
 from local_runner.replica_host import ReplicaHost
 from local_runner.replica_options import ReplicaOptions
 from local_runner.security import Security
+from local_runner.terminal import Terminal
 from scoring.errors import MiiAzureError
 
 EXIT_ABANDONED = 1
@@ -56,6 +58,7 @@ def serve(settings: Settings) -> int:
 class _Runner:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._terminal = Terminal()
         self._host = _host(settings)
         self._health = grpc_services.Health(self._host)
         self._ports = (0, 0)
@@ -125,7 +128,15 @@ class _Runner:
         return EXIT_ABANDONED if abandoned else 0
 
     def _on_hangup(self) -> None:
-        self._reloading = asyncio.create_task(self._reload())
+        self._hanging_up = asyncio.create_task(self._hang_up())
+
+    async def _hang_up(self) -> None:
+        """Read again what an operator may have changed; but end where the terminal of this process was closed."""
+        if not self._terminal.gone():
+            await self._reload()
+        if await self._terminal.goes():
+            self._terminal.leave()
+            self._stop.set()
 
     async def _reload(self) -> None:
         """Read keys, certificates and settings again; one that is wrong leaves all of them as they were."""
@@ -188,5 +199,6 @@ def _bind_grpc(server: Any, host: str, port: int, credentials: Any) -> int:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # whoever would read it may have closed the terminal
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()

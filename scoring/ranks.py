@@ -1,13 +1,17 @@
 """Rank processes of a sliced model: rank 0 is the serving process, the others follow its calls.
 
 Rank 0 sends each call over a socket, and all run it side by side. A rank that dies, or does not answer in time, ends
-the call with `RankLost`; from then on the model is lost. `python -m scoring.ranks FD` is one of the others.
+the call with `RankLost`; from then on the model is lost. `python -m scoring.ranks FD` is one of the others. They
+end with rank 0, however that ends. Nothing listens outside loopback, and ranks meet in a folder of this user's alone.
 """
 
 import os
 import pickle
+import select
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -16,13 +20,14 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
 
-from scoring.deepspeed_host import environment, free_port, join, leave
+from scoring.deepspeed_host import environment, join, leave
 from scoring.errors import RankLost
 from scoring.passes.static_decode import SLICED
 
 START_S = 600.0  # for a rank to load the model
 _REAP_S = 3.0  # between a rank's sockets closing and its status being known
 CALL_S = 60.0  # for one collective operation: less than a request may take
+_ORDERLY_S = 1.0  # for a rank to end by itself when rank 0 is gone
 _GRAIN = 16  # inner widths are cut at multiples of it, so that rows of weights stay aligned
 
 
@@ -35,7 +40,7 @@ class Plan:
     dtype: str
     degree: int
     device: str  # "cuda" or "cpu"
-    port: int
+    meeting: str  # folder in which the ranks find each other, 0700; whoever ends last removes it
     call_s: float
 
 
@@ -47,7 +52,7 @@ def slice_model(model: Any, plan: Plan, rank: int) -> None:
     """
     import torch
 
-    deepspeed = join(rank, plan.degree, plan.port, plan.device, plan.call_s)
+    deepspeed = join(rank, plan.degree, plan.meeting, plan.device, plan.call_s)
     head = model.get_output_embeddings() if model.config.model_type in SLICED else None
     whole = {} if head is None else dict(head.named_parameters())
     deepspeed.init_inference(
@@ -83,10 +88,11 @@ class Ranks:
         plan = self.plan
         here = str(Path(__file__).resolve().parent.parent)
         paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
-        env = os.environ | environment(rank, plan.degree, plan.port, plan.device)
+        env = os.environ | environment(rank, plan.degree, plan.device)
         env["PYTHONPATH"] = os.pathsep.join(paths)
         command = [sys.executable, "-m", "scoring.ranks", str(theirs.fileno()), str(rank)]
-        self.processes.append(subprocess.Popen(command, env=env, pass_fds=[theirs.fileno()]))
+        # A session of its own: Ctrl-C and a terminal's end are for rank 0, which then drains.
+        self.processes.append(subprocess.Popen(command, env=env, pass_fds=[theirs.fileno()], start_new_session=True))
         theirs.close()
         ours.send_bytes(pickle.dumps(asdict(plan)))
         self._pipes.append(ours)
@@ -160,12 +166,14 @@ class Ranks:
                 process.kill()
                 process.wait()
         leave()
+        _leave_nothing(self.plan)
 
 
 def new_plan(model: Any, degree: int, device: str, call_s: float = CALL_S) -> Plan:
     """A plan for a model that was loaded from a folder."""
     dtype = str(model.dtype).removeprefix("torch.")
-    return Plan(type(model).__name__, model.name_or_path, dtype, degree, device, free_port(), call_s)
+    meeting = tempfile.mkdtemp(prefix="mii-azure-ranks-")
+    return Plan(type(model).__name__, model.name_or_path, dtype, degree, device, meeting, call_s)
 
 
 def calls(model: Any) -> list[str]:
@@ -176,6 +184,7 @@ def calls(model: Any) -> list[str]:
 def serve(pipe: Connection, rank: int) -> None:
     """A rank other than 0: load, join, then follow calls until rank 0 closes the socket."""
     plan = Plan(**pickle.loads(pipe.recv_bytes()))  # noqa: S301
+    threading.Thread(target=_end_with, args=(pipe.fileno(), plan), name="rank 0", daemon=True).start()
     try:
         model = _load(plan, rank)
         pipe.send_bytes(pickle.dumps("loaded"))
@@ -187,6 +196,22 @@ def serve(pipe: Connection, rank: int) -> None:
     from scoring.sliced import Follower
 
     Follower(pipe, model, plan, rank).run()
+    _leave_nothing(plan)
+
+
+def _end_with(descriptor: int, plan: Plan) -> None:
+    """End this process once rank 0 has closed the socket, also inside a collective operation."""
+    poll = select.poll()
+    poll.register(descriptor, 0)  # the other end's closing is told without being asked for; nothing is read
+    poll.poll()
+    time.sleep(_ORDERLY_S)
+    _leave_nothing(plan)
+    os._exit(1)
+
+
+def _leave_nothing(plan: Plan) -> None:
+    """Remove the folder in which ranks met: rank 0 does so only where it takes the model back."""
+    shutil.rmtree(plan.meeting, ignore_errors=True)
 
 
 def _load(plan: Plan, rank: int) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
-from scoring.deepspeed_host import free_port, join, leave
+from scoring.deepspeed_host import join, leave
 from scoring.passes.base import Applied, Decision, Facts, Hardware, Pass, PassRefused
 
 _FITS = 0.8  # of a GPU's memory for weights; the rest is activations, cache and the context
@@ -64,7 +64,7 @@ class ZeroInference(Pass):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         names = [name for name, _ in model.named_parameters()]
         try:
-            deepspeed = join(0, 1, free_port(), device, _TIMEOUT_S)
+            deepspeed = join(0, 1, "", device, _TIMEOUT_S)
             config = self._config(model, device)
             # One parameter at a time: `initialize` alone moves the whole model to the GPU first, which cannot hold it.
             deepspeed.zero.Init(module=model, config_dict_or_path=config, dtype=model.dtype)
