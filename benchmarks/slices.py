@@ -123,7 +123,7 @@ def _measured(decoder: Decoder, gpus: int, error: dict[str, float]) -> dict[str,
 
 def sums() -> dict[str, Any]:
     """Microseconds of one sum of a row of the residual stream over both GPUs, by each way that there is."""
-    from scoring.deepspeed_host import free_port
+    from benchmarks.peers.servers import free_port
 
     context = torch.multiprocessing.get_context("spawn")
     told = context.Queue()

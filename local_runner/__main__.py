@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from local_runner import logs, manifest, ray_options, ready_file, replica_options, terminal
+from local_runner import leash, logs, manifest, ray_options, ready_file, replica_options, terminal
 
 _EXIT_CODES = """exit codes:
   0  stopped by a signal, every request answered
@@ -29,6 +29,7 @@ _SECURITY = {
 
 def main(argv: list[str] | None = None) -> NoReturn:
     """Serve, then end the process."""
+    leash.hold_if_asked()
     parser = _parser()
     options = parser.parse_args(argv)
     options.ray = ray_options.read(parser, options)

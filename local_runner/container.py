@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 import uvloop
 
-from local_runner import http_app, http_server, logs, ready_file, terminal
+from local_runner import http_app, http_server, leash, logs, ready_file, terminal
 from local_runner.host import Host, ScriptHost, State
 from local_runner.script import ScoreScript
 from scoring.errors import LoadError, MiiAzureError
@@ -111,6 +111,7 @@ def _announce(settings: Settings, state: State, port: int) -> None:
 
 def main() -> NoReturn:
     """Serve, then end the process."""
+    leash.hold_if_asked()
     try:
         settings = Settings.read()
         logs.set_up(settings.log_format, verbose=False)

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from local_runner import manifest
+from local_runner import leash, manifest
 from local_runner.load import Reply, measure
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 def main() -> int:
     """Serve standard input until it ends; return the exit code."""
+    leash.hold()  # also while the model loads or a load runs
     out = _own_stdout()
     try:
         script = _load(Path(sys.argv[1]).resolve())

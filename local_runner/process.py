@@ -11,15 +11,15 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from local_runner import manifest, ready_file
+from local_runner import leash, manifest, ready_file
 from local_runner.errors import RunnerFailed
+from local_runner.scratch import Scratch
 from local_runner.wire import error_from_body
 
 LOOPBACK = "127.0.0.1"
@@ -37,7 +37,10 @@ _EXCEPTION = re.compile(r"[\w.]+(: |$)")
 
 
 class HostProcess:
-    """A host as a child process on loopback, with a scratch folder for its log; use as a context manager."""
+    """A host as a child process on loopback, with a scratch folder for its log; use as a context manager.
+
+    It ends with this process, however that ends.
+    """
 
     port = 0  # of HTTP, once it is up
 
@@ -47,8 +50,8 @@ class HostProcess:
         self.process: subprocess.Popen[bytes]
 
     def __enter__(self) -> Self:
-        self._scratch = tempfile.TemporaryDirectory(prefix="mii-azure-")
-        self.folder = Path(self._scratch.name)
+        self._scratch = Scratch()
+        self.folder = self._scratch.path
         try:
             self._start()
             self._wait()
@@ -78,7 +81,9 @@ class HostProcess:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        self._scratch.cleanup()
+            if process.stdin:
+                process.stdin.close()
+        self._scratch.remove()
         return process.returncode if process else None
 
     def _start(self) -> None:
@@ -91,7 +96,13 @@ class HostProcess:
     def _spawn(self, command: list[str], env: dict[str, str], **options: Any) -> None:
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder, **options
+                command,
+                env={**env, **leash.ENVIRONMENT},
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+                **options,
             )
 
     def _wait(self) -> None:
@@ -160,7 +171,7 @@ class Azmlinfsrv(HostProcess):
             # Inheriting the socket leaves no moment in which another process could take the port.
             command = [sys.executable, "-m", "gunicorn", "--bind", f"fd://{listener.fileno()}"]
             command += ["--worker-class", "gthread", "--workers", "1", "--threads", str(self.threads)]
-            command += ["--timeout", "300", "--keep-alive", "75", "--no-control-socket"]
+            command += ["--timeout", "300", "--keep-alive", "75", "--no-control-socket", "--config", leash.__file__]
             command.append("azureml_inference_server_http.server.entry:app")
             self._spawn(command, env, pass_fds=(listener.fileno(),))
 

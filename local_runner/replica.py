@@ -13,7 +13,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from local_runner import logs, manifest, ready_file
+from local_runner import leash, logs, manifest, ready_file
 
 if TYPE_CHECKING:
     from local_runner.host import Host
@@ -99,7 +99,6 @@ async def _serve(bundle: Path, path: Path) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
-    loop.add_reader(sys.stdin.fileno(), lambda: os._exit(1))  # nothing is ever written there: it has ended
     host = ScriptHost(bundle)
     server = await asyncio.start_unix_server(Replica(host).accept, path, limit=BUFFER)
     loading, stopping = asyncio.ensure_future(host.load()), asyncio.ensure_future(stop.wait())
@@ -114,6 +113,7 @@ async def _serve(bundle: Path, path: Path) -> None:
 
 def main() -> NoReturn:
     """Serve one front, then end the process."""
+    leash.hold()
     bundle, path, form, verbose = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4] == "verbose"
     logs.set_up(form, verbose)
     # The front tells every request.

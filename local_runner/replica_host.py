@@ -5,11 +5,9 @@ replica is lost before a byte came back is asked of another once, because scorin
 """
 
 import asyncio
-import contextlib
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +20,7 @@ from local_runner.host import State
 from local_runner.replica_metrics import ReplicaMetrics, merged
 from local_runner.replica_options import ReplicaOptions
 from local_runner.replicas import Condition, Lost, Replica
+from local_runner.scratch import Scratch
 from local_runner.script import Answer
 from local_runner.tuning import Tuning
 from scoring.errors import InternalError, NotReady
@@ -41,10 +40,10 @@ class ReplicaHost(Front):
         self._turn = 0
         # The path of a Unix socket has 107 bytes at most.
         short = len(tempfile.gettempdir()) < _LONGEST_FOLDER
-        self._folder = Path(tempfile.mkdtemp(prefix="mii-azure-", dir=None if short else "/tmp"))  # noqa: S108
+        self._scratch = Scratch(None if short else Path("/tmp"))  # noqa: S108
         arguments = [options.log_format, "verbose" if options.verbose else "quiet"]
         self.replicas = [
-            Replica(index, bundle, self._folder, environment, arguments)
+            Replica(index, bundle, self._scratch.path, environment, arguments)
             for index, environment in enumerate(self._shares(options.count))
         ]
         self.metrics.add(ReplicaMetrics(lambda: self.replicas))
@@ -145,8 +144,7 @@ class ReplicaHost(Front):
 
     async def _end(self, left: float) -> None:
         await asyncio.gather(*(replica.stop(left) for replica in self.replicas))
-        with contextlib.suppress(OSError):
-            shutil.rmtree(self._folder)
+        self._scratch.remove()
 
 
 def _asks_for_metadata(raw: str) -> bool:

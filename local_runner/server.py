@@ -26,6 +26,7 @@ from local_runner import (
     tuning,
 )
 from local_runner.errors import PortInUse, RunnerFailed
+from local_runner.hangup import Terminal
 from local_runner.host import Host, ScriptHost, State
 from local_runner.ray_host import RayHost
 from local_runner.ray_options import RayOptions
@@ -66,6 +67,7 @@ def serve(settings: Settings) -> int:
 class _Runner:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._terminal = Terminal()
         self._host = _host(settings)
         self._health = grpc_services.Health(self._host)
         self._ports = (0, 0)
@@ -135,7 +137,15 @@ class _Runner:
         return EXIT_ABANDONED if abandoned else 0
 
     def _on_hangup(self) -> None:
-        self._reloading = asyncio.create_task(self._reload())
+        self._hanging_up = asyncio.create_task(self._hang_up())
+
+    async def _hang_up(self) -> None:
+        """Read again what an operator may have changed; but end where the terminal of this process was closed."""
+        if not self._terminal.gone():
+            await self._reload()
+        if await self._terminal.goes():
+            self._terminal.leave()
+            self._stop.set()
 
     async def _reload(self) -> None:
         """Read keys, certificates and settings again; one that is wrong leaves all of them as they were."""

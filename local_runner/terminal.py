@@ -1,5 +1,6 @@
 """Text of other people on its way to a terminal: names, errors, logs and answers say what they hold, and do nothing."""
 
+import contextlib
 import re
 import sys
 from typing import TextIO
@@ -22,5 +23,6 @@ def escaped_json(text: str) -> str:
 def say(text: str, stream: TextIO | None = None) -> None:
     """Write a line to standard error, or to `stream`, escaped."""
     stream = stream or sys.stderr
-    stream.write(escaped(text) + "\n")
-    stream.flush()
+    with contextlib.suppress(OSError):  # whoever would read it may have closed the terminal
+        stream.write(escaped(text) + "\n")
+        stream.flush()

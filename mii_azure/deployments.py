@@ -1,20 +1,19 @@
 """MII's deploy, client and terminate: local deployments by name, and the way to those in Azure."""
 
 import contextlib
-import json
+import logging
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from local_runner.addresses import read_host_port
-from mii_azure import folders
+from mii_azure import deployment_records, folders, processes
+from mii_azure.deployment_records import LocalDeployment, home, locked
 from mii_azure.errors import RunnerFailed, SpecError, UnknownDeployment
 from mii_azure.parity_targets import ENDPOINT
 from mii_azure.spec import check_name
@@ -25,13 +24,16 @@ if TYPE_CHECKING:
     from mii_azure.azure.deploy import AzureDeployment
     from mii_azure.endpoint_client import EndpointClient
 
+logger = logging.getLogger(__name__)
+
 # What a deployment leaves in its folder beside its bundle.
-_FILES = ("ready.json", "runner.log", "state.json")
+_FILES = ("ready.json", "runner.log", deployment_records.STATE)
 SCHEMES = (ENDPOINT, "http://", "https://")
 START_TIMEOUT_S = 600.0
 # Runners that this process started; they outlive it, and until then it must reap them.
 _children: dict[int, "subprocess.Popen[bytes]"] = {}
 STOP_TIMEOUT_S = 40.0  # longer than the runner's own drain budget
+_GIVE_UP_S = 10.0  # longer than a runner takes that is let down while it starts
 
 
 class DeploymentType(Enum):
@@ -39,24 +41,6 @@ class DeploymentType(Enum):
 
     LOCAL = "local"
     AML = "aml"
-
-
-@dataclass(frozen=True)
-class LocalDeployment:
-    """A running local runner."""
-
-    name: str
-    bundle: str
-    pid: int
-    host: str
-    grpc_port: int
-    http_port: int
-
-
-def home() -> Path:
-    """Where local deployments live; MII_AZURE_HOME overrides the user's cache folder."""
-    base = os.environ.get("MII_AZURE_HOME")
-    return Path(base) if base else Path.home() / ".cache" / "mii_azure" / "deployments"
 
 
 def deploy(
@@ -105,13 +89,20 @@ def deploy(
 
 
 def _deploy_here(task: str, model: str, name: str, timeout_s: float, preferences: dict[str, Any]) -> LocalDeployment:
-    if _read(name) is not None:
-        raise RunnerFailed(
-            f"The deployment {name!r} is running already.",
-            f"Call mii_azure.terminate({name!r}) first.",
-        )
-    bundle = _generate(task, model, name, preferences)
-    return _start(name, bundle, home() / name, timeout_s)
+    with locked(check_name(name)):
+        try:
+            running = _running(name)
+        except UnknownDeployment as error:
+            logger.warning("%s It has been removed, and nothing was signalled.", error.message)
+            deployment_records.remove(name)
+            running = None
+        if running is not None:
+            raise RunnerFailed(
+                f"The deployment {name!r} is running already.",
+                f"Call mii_azure.terminate({name!r}) first.",
+            )
+        bundle = _generate(task, model, name, preferences)
+        return _start(name, bundle, home() / name, timeout_s)
 
 
 def _generate(task: str, model: str, name: str, preferences: dict[str, Any]) -> Path:
@@ -122,22 +113,52 @@ def _generate(task: str, model: str, name: str, preferences: dict[str, Any]) -> 
 
 
 def _start(name: str, bundle: Path, folder: Path, timeout_s: float) -> LocalDeployment:
+    """A recorded runner; one that does not get so far ends, also where this process ends before it does."""
+    from local_runner import leash
+
     ready, log = folder / "ready.json", folder / "runner.log"
     ready.unlink(missing_ok=True)
     command = [sys.executable, "-m", "local_runner", str(bundle), "--grpc-port", "0", "--http-port", "0"]
     with log.open("wb") as output:
         process = subprocess.Popen(
             [*command, "--ready-file", str(ready)],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
+            env={**os.environ, **leash.ENVIRONMENT},
             start_new_session=True,  # survives the caller's Ctrl-C
         )
+    try:
+        state = _wait_until_ready(process, ready, log, timeout_s)
+        deployment = _record(name, bundle, process.pid, state)
+        leash.let_go(process)
+    except BaseException:
+        _give_up(process)
+        deployment_records.remove(name)
+        raise
     _children[process.pid] = process
-    state = _wait_until_ready(process, ready, log, timeout_s)
-    deployment = LocalDeployment(name, str(bundle), process.pid, "127.0.0.1", state["grpc_port"], state["http_port"])
-    (folder / "state.json").write_text(json.dumps(asdict(deployment)), encoding="utf-8")
     return deployment
+
+
+def _record(name: str, bundle: Path, pid: int, state: dict[str, Any]) -> LocalDeployment:
+    known = processes.look(pid)
+    if known is None:
+        raise RunnerFailed("The local runner ended as soon as it was ready.")
+    ports = state["grpc_port"], state["http_port"]
+    deployment = LocalDeployment(name, str(bundle), pid, "127.0.0.1", *ports, known.started, known.command)
+    deployment_records.write(deployment)
+    return deployment
+
+
+def _give_up(process: subprocess.Popen[bytes]) -> None:
+    """End a runner that was never recorded; interrupted here, it ends all the same, since nothing holds it now."""
+    assert process.stdin is not None
+    process.stdin.close()
+    try:
+        process.wait(_GIVE_UP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], ready: Path, log: Path, timeout_s: float) -> dict[str, Any]:
@@ -153,38 +174,40 @@ def _wait_until_ready(process: subprocess.Popen[bytes], ready: Path, log: Path, 
             why = tail(log.read_text(encoding="utf-8", errors="replace"))
             raise RunnerFailed(f"The local runner ended with exit code {ended}: {why}")
         if time.monotonic() > deadline:
-            process.terminate()
             raise RunnerFailed(f"The local runner was not ready after {timeout_s:g} s.", f"Its log is {log}.")
         time.sleep(0.05)
     return state
 
 
-def _read(name: str) -> LocalDeployment | None:
-    """The deployment, if its process is alive."""
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        deployment = LocalDeployment(**json.loads((home() / name / "state.json").read_text(encoding="utf-8")))
-        if _alive(deployment.pid):
-            return deployment
-    return None
+def _running(name: str) -> LocalDeployment | None:
+    """The deployment, if its process runs; raises UnknownDeployment where the record cannot be read."""
+    deployment = deployment_records.read(name)
+    return deployment if deployment and _alive(deployment) else None
 
 
-def _alive(pid: int) -> bool:
-    """Whether the process runs; reaps it when it is a finished child of ours."""
-    if pid in _children and _children[pid].poll() is not None:
-        del _children[pid]
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+def _alive(deployment: LocalDeployment) -> bool:
+    """Whether the process that was started runs; reaps it when it is a finished child of ours."""
+    alive = processes.running(deployment.process)
+    child = _children.get(deployment.pid)
+    if not alive and child is not None and child.poll() is not None:
+        del _children[deployment.pid]
+    return alive
+
+
+def _names() -> list[str]:
+    """Of all deployments that run here."""
+    found = []
+    for entry in home().glob("*"):
+        with contextlib.suppress(UnknownDeployment):
+            found += [entry.name] if _running(entry.name) else []
+    return sorted(found)
 
 
 def find(name: str) -> LocalDeployment:
     """The running deployment of that name; raises UnknownDeployment."""
-    deployment = _read(check_name(name))
+    deployment = _running(check_name(name))
     if deployment is None:
-        running = sorted(entry.name for entry in home().glob("*") if _read(entry.name)) if home().is_dir() else []
+        running = _names()
         hint = f"Running: {', '.join(running)}." if running else "Nothing is deployed on this machine."
         raise UnknownDeployment(f"There is no running deployment {name!r}.", hint)
     return deployment
@@ -235,16 +258,35 @@ def _address(name: str) -> str:
 
 
 def terminate(name: str) -> None:
-    """Stop a deployment, letting it finish what it accepted, and remove its own files; raises UnknownDeployment."""
-    deployment = find(name)
-    os.kill(deployment.pid, signal.SIGTERM)
-    deadline = time.monotonic() + STOP_TIMEOUT_S
-    while _alive(deployment.pid):
-        if time.monotonic() > deadline:
-            os.kill(deployment.pid, signal.SIGKILL)
-            deadline = float("inf")
-        time.sleep(0.05)
+    """Stop a deployment, letting it finish what it accepted, and remove its own files.
+
+    Only the process that was started is ever signalled. Raises UnknownDeployment for one that does not run, whose files
+    are removed all the same, and RunnerFailed where another call starts or stops it, or where even SIGKILL does not end
+    it within 10 s.
+    """
+    with locked(check_name(name)):
+        try:
+            recorded = deployment_records.read(name)
+        except UnknownDeployment as error:
+            deployment_records.remove(name)
+            raise UnknownDeployment(
+                error.message, "The record has been removed, and nothing was signalled; see `ps` for a runner."
+            ) from error
+        deployment = find(name) if recorded is None or _alive(recorded) else None
+        if deployment and not processes.end(deployment.process, STOP_TIMEOUT_S):
+            raise RunnerFailed(
+                f"The runner of {name!r}, pid {deployment.pid}, has not ended after SIGKILL.",
+                "It waits for the system or a device; its files are kept. Call terminate again later.",
+            )
+        _remove_files(home() / name)
+    if deployment is None:
+        raise UnknownDeployment(f"The deployment {name!r} had ended by itself.", "Its files have been removed.")
+    _alive(deployment)  # reaps a child of ours
+
+
+def _remove_files(folder: Path) -> None:
+    """Remove what a deployment left, and its bundle; nothing else that may lie in the folder."""
     for file in _FILES:
-        (home() / name / file).unlink(missing_ok=True)
-    folders.remove(home() / name / "bundle")
-    folders.remove_empty(home() / name)
+        (folder / file).unlink(missing_ok=True)
+    folders.remove(folder / "bundle")
+    folders.remove_empty(folder)

@@ -17,6 +17,7 @@ HOST_MODULE = "local_runner.container"
 HOST_FILES = (
     "__init__.py",
     "addresses.py",
+    "callers.py",
     "container.py",
     "environment.py",
     "errors.py",
@@ -24,6 +25,7 @@ HOST_FILES = (
     "http_app.py",
     "http_protocol.py",
     "http_server.py",
+    "leash.py",
     "logs.py",
     "manifest.py",
     "metrics.py",

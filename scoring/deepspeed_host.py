@@ -1,50 +1,64 @@
 """DeepSpeed inside a serving process: its process group, without what may hang or crash there."""
 
 import os
-import socket
+import sys
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
-
-def free_port() -> int:
-    """A TCP port on loopback that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+_LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"  # interfaces by their names, as gloo and NCCL want them
 
 
-def environment(rank: int, degree: int, port: int, device: str) -> dict[str, str]:
-    """What DeepSpeed reads of a rank's place; without LOCAL_SIZE its shared memory is used uninitialised."""
+def environment(rank: int, degree: int, device: str) -> dict[str, str]:
+    """What DeepSpeed reads of a rank's place; without LOCAL_SIZE its shared memory is used uninitialised.
+
+    All ranks are on this machine: gloo and NCCL listen on loopback alone.
+    """
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(degree),
         "LOCAL_SIZE": str(degree),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
         "DS_ACCELERATOR": device,
+        "GLOO_SOCKET_IFNAME": _LOOPBACK,
+        "NCCL_SOCKET_IFNAME": f"={_LOOPBACK}",  # without = every name that begins so
     }
 
 
-def join(rank: int, degree: int, port: int, device: str, timeout_s: float) -> Any:
+def join(rank: int, degree: int, folder: str, device: str, timeout_s: float) -> Any:
     """Join the process group, once per process, over NCCL or gloo; returns the deepspeed module.
+
+    Ranks meet in a file in `folder`, which must be this user's alone: torch's TCP store listens on all interfaces and
+    takes keys from anybody. One rank by itself meets nobody, and needs no folder.
 
     DeepSpeed's shared-memory reduction is left out: it is built at first use, and a build that was ever interrupted
     leaves a lock for which every later process waits for ever.
     """
-    os.environ.update(environment(rank, degree, port, device))
+    os.environ.update(environment(rank, degree, device))
     import deepspeed
+    import torch.distributed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.utils.logger.setLevel("WARNING")
-    if not deepspeed.comm.is_initialized():
-        deepspeed.init_distributed(
-            dist_backend="nccl" if device == "cuda" else "gloo",
-            timeout=timedelta(seconds=timeout_s),
-            verbose=False,
-            auto_mpi_discovery=False,
+    backend, timeout = "nccl" if device == "cuda" else "gloo", timedelta(seconds=timeout_s)
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group(
+            backend,
+            store=_store(degree, folder),
+            rank=rank,
+            world_size=degree,
+            timeout=timeout,
+            device_id=torch.device("cuda", rank) if device == "cuda" and degree > 1 else None,
         )
+    if not deepspeed.comm.is_initialized():
+        deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False, auto_mpi_discovery=False)
     return deepspeed
+
+
+def _store(degree: int, folder: str) -> Any:
+    from torch.distributed import FileStore, HashStore  # type: ignore[attr-defined]
+
+    return HashStore() if degree == 1 else FileStore(str(Path(folder) / "store"), degree)
 
 
 def leave() -> None:

@@ -25,12 +25,13 @@ def init() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     deployment = Deployment.read(CODE_DIR / "deployment.json")
-    from scoring import prepared
+    from scoring import caches, prepared
     from scoring.loader import environment, load_with
     from scoring.passes.catalogue import catalogue
     from scoring.service import Service
     from scoring.tasks import task_class
 
+    caches.use_private()
     phase.enter("loading")
     loaded, chosen = load_with(catalogue(deployment), deployment, find_model_dir(CODE_DIR))
     task = task_class(deployment.task)(loaded, deployment.task)

@@ -2,20 +2,26 @@
 
 import os
 import pickle
+import select
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from scoring.ranks import Plan, slice_model
+from scoring.ranks import Plan, leave_nothing, slice_model
 from scoring.shipped_int8 import from_pretrained
 from scoring.sliced import Follower
+
+_ORDERLY_S = 1.0  # for a rank to end by itself when rank 0 is gone
 
 
 def serve(pipe: Connection, rank: int) -> None:
     """A rank other than 0: load, join, then follow calls until rank 0 closes the socket."""
     plan = Plan(**pickle.loads(pipe.recv_bytes()))  # noqa: S301
+    threading.Thread(target=_end_with, args=(pipe.fileno(), plan), name="rank 0", daemon=True).start()
     try:
         model = load(plan, rank)
         pipe.send_bytes(pickle.dumps("loaded"))
@@ -25,6 +31,17 @@ def serve(pipe: Connection, rank: int) -> None:
         raise
     pipe.send_bytes(pickle.dumps("ready"))
     Follower(pipe, model, plan, rank).run()
+    leave_nothing(plan)
+
+
+def _end_with(descriptor: int, plan: Plan) -> None:
+    """End this process once rank 0 has closed the socket, also inside a collective operation."""
+    poll = select.poll()
+    poll.register(descriptor, 0)  # the other end's closing is told without being asked for; nothing is read
+    poll.poll()
+    time.sleep(_ORDERLY_S)
+    leave_nothing(plan)
+    os._exit(1)
 
 
 def load(plan: Plan, rank: int) -> Any:

@@ -1,13 +1,16 @@
 """Rank processes of a sliced model: rank 0 is the serving process, the others follow its calls.
 
 Rank 0 sends each call over a socket, and all run it side by side. A rank that dies, or does not answer in time, ends
-the call with `RankLost`; from then on the model is lost. `scoring.rank_process` is what the others run.
+the call with `RankLost`; from then on the model is lost. `scoring.rank_process` is what the others run. They end with
+rank 0, however that ends. Nothing listens outside loopback, and ranks meet in a folder of this user's alone.
 """
 
 import os
 import pickle
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from dataclasses import asdict, dataclass
@@ -15,7 +18,7 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
 
-from scoring.deepspeed_host import environment, free_port, join, leave
+from scoring.deepspeed_host import environment, join, leave
 from scoring.errors import RankLost
 from scoring.passes.families import SLICED_DECODERS
 
@@ -34,7 +37,7 @@ class Plan:
     dtype: str
     degree: int
     device: str  # "cuda" or "cpu"
-    port: int
+    meeting: str  # folder in which the ranks find each other, 0700; whoever ends last removes it
     call_s: float
 
 
@@ -46,7 +49,7 @@ def slice_model(model: Any, plan: Plan, rank: int) -> None:
     """
     import torch
 
-    deepspeed = join(rank, plan.degree, plan.port, plan.device, plan.call_s)
+    deepspeed = join(rank, plan.degree, plan.meeting, plan.device, plan.call_s)
     head = model.get_output_embeddings() if model.config.model_type in SLICED_DECODERS else None
     whole = {} if head is None else dict(head.named_parameters())
     deepspeed.init_inference(
@@ -82,10 +85,11 @@ class Ranks:
         plan = self.plan
         here = str(Path(__file__).resolve().parent.parent)
         paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
-        env = os.environ | environment(rank, plan.degree, plan.port, plan.device)
+        env = os.environ | environment(rank, plan.degree, plan.device)
         env["PYTHONPATH"] = os.pathsep.join(paths)
         command = [sys.executable, "-m", "scoring.rank_process", str(theirs.fileno()), str(rank)]
-        self.processes.append(subprocess.Popen(command, env=env, pass_fds=[theirs.fileno()]))
+        # A session of its own: Ctrl-C and a terminal's end are for rank 0, which then drains.
+        self.processes.append(subprocess.Popen(command, env=env, pass_fds=[theirs.fileno()], start_new_session=True))
         theirs.close()
         ours.send_bytes(pickle.dumps(asdict(plan)))
         self._pipes.append(ours)
@@ -159,14 +163,21 @@ class Ranks:
                 process.kill()
                 process.wait()
         leave()
+        leave_nothing(self.plan)
 
 
 def new_plan(model: Any, degree: int, device: str, call_s: float = CALL_S) -> Plan:
     """A plan for a model that was loaded from a folder."""
     dtype = str(model.dtype).removeprefix("torch.")
-    return Plan(type(model).__name__, model.name_or_path, dtype, degree, device, free_port(), call_s)
+    meeting = tempfile.mkdtemp(prefix="mii-azure-ranks-")
+    return Plan(type(model).__name__, model.name_or_path, dtype, degree, device, meeting, call_s)
 
 
 def calls(model: Any) -> list[str]:
     """The methods that all ranks run."""
     return ["forward", "generate"] if model.can_generate() else ["forward"]
+
+
+def leave_nothing(plan: Plan) -> None:
+    """Remove the folder in which ranks met: rank 0 does so only where it takes the model back."""
+    shutil.rmtree(plan.meeting, ignore_errors=True)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from scoring.deepspeed_host import free_port, join, leave
+from scoring.deepspeed_host import join, leave
 from scoring.loaded import Runtime
 from scoring.memory_shares import FETCHED_LAYERS, LIVE_LAYERS, WEIGHTS
 from scoring.passes.base import Applied, Decision, Facts, Hardware, Pass, PassRefused
@@ -53,7 +53,7 @@ class ZeroInference(Pass):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         names = [name for name, _ in model.named_parameters()]
         try:
-            deepspeed = join(0, 1, free_port(), device, _TIMEOUT_S)
+            deepspeed = join(0, 1, "", device, _TIMEOUT_S)
             config = self._config(model, device)
             # One parameter at a time: `initialize` alone moves the whole model to the GPU first, which cannot hold it.
             deepspeed.zero.Init(module=model, config_dict_or_path=config, dtype=model.dtype)

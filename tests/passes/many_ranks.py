@@ -5,8 +5,9 @@
 
 import os
 import pickle
+import shutil
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ class Many:
         if self.ranks is None:
             self.ranks = Ranks(plan)
         else:
-            plan = replace(plan, port=self.ranks.plan.port)
+            shutil.rmtree(plan.meeting)  # they have met already
             self.ranks.send(("next", asdict(plan)))
         self.ranks.wait_loaded(60)
         slice_model(model, plan, 0)

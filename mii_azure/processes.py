@@ -1,0 +1,113 @@
+"""Processes that other calls started, known by more than a number: a pid is given again once its process is gone."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+HIGHEST_PID = 1 << 22  # Linux' own limit; others stay below it
+KILL_TIMEOUT_S = 10.0  # for a process to be gone after SIGKILL; one that waits for a device may never be
+_PROC = Path("/proc")
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+_ENDED = ("Z", "X")  # states of processes that have ended and that nobody has reaped
+_LOOK_S = 0.05
+_PS_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True)
+class Known:
+    """A process: its pid, when it started, as the system tells it, and its command line."""
+
+    pid: int
+    started: str
+    command: str
+
+
+def look(pid: int) -> Known | None:
+    """The process of that pid, if it is this user's and has not ended; 0, 1 and negative pids are nobody's."""
+    if not 1 < pid <= HIGHEST_PID:
+        return None
+    return _from_proc(pid) if (_PROC / "self" / "stat").exists() else from_ps(pid)
+
+
+def running(known: Known) -> bool:
+    """Whether that very process runs still."""
+    return look(known.pid) == known
+
+
+def end(known: Known, patience_s: float, kill_s: float = KILL_TIMEOUT_S) -> bool:
+    """Send SIGTERM and, after `patience_s`, SIGKILL; False where it is there still `kill_s` after that.
+
+    Whatever else has its pid by now is left alone.
+    """
+    for number, wait_s in ((signal.SIGTERM, patience_s), (signal.SIGKILL, kill_s)):
+        _signal(known, number)
+        deadline = time.monotonic() + wait_s
+        while running(known):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(_LOOK_S)
+        else:
+            return True
+    return False
+
+
+def _signal(known: Known, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError), _descriptor(known.pid) as descriptor:
+        if not running(known):
+            return
+        if descriptor is None:
+            os.kill(known.pid, number)
+        else:
+            signal.pidfd_send_signal(descriptor, number)
+
+
+@contextlib.contextmanager
+def _descriptor(pid: int) -> Iterator[int | None]:
+    """Of whichever process has the pid now, and of no later one; None where the system has no such thing."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        raise
+    except (AttributeError, OSError):
+        yield None
+        return
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _from_proc(pid: int) -> Known | None:
+    folder = _PROC / str(pid)
+    try:
+        owner = folder.stat().st_uid
+        # After the name, which may hold anything: state is field 3, threads 20, the start in ticks since boot 22.
+        fields = (folder / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        words = (folder / "cmdline").read_bytes().decode(errors="replace").rstrip("\0").split("\0")
+        boot = _BOOT.read_text(encoding="utf-8").strip() if _BOOT.exists() else ""
+    except OSError:
+        return None
+    ended = fields[0] in _ENDED and int(fields[17]) <= 1  # or else its other threads are still ending
+    if owner != os.geteuid() or ended:
+        return None
+    return Known(pid, f"{boot} {fields[19]}", " ".join(words))
+
+
+def from_ps(pid: int) -> Known | None:
+    """The same where there is no /proc, as on macOS: by `ps`."""
+    command = ["ps", "-o", "uid=,stat=,lstart=,command=", "-ww", "-p", str(pid)]
+    try:
+        told = subprocess.run(
+            command, capture_output=True, text=True, timeout=_PS_TIMEOUT_S, env={**os.environ, "LC_ALL": "C"}
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    fields = told.split(None, 7)  # a start is five words: Mon Jan 2 15:04:05 2026
+    if len(fields) < 8 or int(fields[0]) != os.geteuid() or fields[1][0] in _ENDED:
+        return None
+    return Known(pid, " ".join(fields[2:7]), fields[7].rstrip("\n"))
