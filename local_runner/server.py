@@ -17,13 +17,13 @@ import uvloop
 
 from local_runner import environment, grpc_services, http_app, http_server, logs, ray_cluster, ready_file, tuning
 from local_runner.errors import PortInUse, RunnerFailed
+from local_runner.hangup import Terminal
 from local_runner.host import Host, State
 from local_runner.ray_host import RayHost
 from local_runner.ray_options import RayOptions
 from local_runner.replica_host import ReplicaHost
 from local_runner.replica_options import ReplicaOptions
 from local_runner.security import Security
-from local_runner.terminal import Terminal
 from scoring.errors import MiiAzureError
 
 EXIT_ABANDONED = 1

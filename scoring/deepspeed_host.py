@@ -56,7 +56,7 @@ def join(rank: int, degree: int, folder: str, device: str, timeout_s: float) -> 
 
 
 def _store(degree: int, folder: str) -> Any:
-    from torch.distributed import FileStore, HashStore
+    from torch.distributed import FileStore, HashStore  # type: ignore[attr-defined]
 
     return HashStore() if degree == 1 else FileStore(str(Path(folder) / "store"), degree)
 
