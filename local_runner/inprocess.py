@@ -19,10 +19,12 @@ from local_runner.load import Reply, measure
 if TYPE_CHECKING:
     from local_runner.script import ScoreScript
 
+_PATIENCE_S = 10.0  # standard input that has ended is an end of its own, which comes first where nothing runs
+
 
 def main() -> int:
     """Serve standard input until it ends; return the exit code."""
-    leash.hold()  # also while the model loads or a load runs
+    leash.hold(_PATIENCE_S)  # also while the model loads or a load runs
     out = _own_stdout()
     try:
         script = _load(Path(sys.argv[1]).resolve())

@@ -22,9 +22,9 @@ ENVIRONMENT = MappingProxyType({_NAME: "stdin"})
 _LET_GO = b"\n"
 
 
-def hold() -> None:
-    """End this process once the other end of its standard input is gone."""
-    threading.Thread(target=_hold, name="leash", daemon=True).start()
+def hold(patience_s: float = 0.0) -> None:
+    """End this process once the other end of its standard input is gone, if by then it has not ended by itself."""
+    threading.Thread(target=_hold, args=(patience_s,), name="leash", daemon=True).start()
 
 
 def hold_if_asked() -> None:
@@ -41,8 +41,9 @@ def let_go(process: "subprocess.Popen[bytes]") -> None:
             process.stdin.close()
 
 
-def _hold() -> None:
+def _hold(patience_s: float) -> None:
     _wait()
+    time.sleep(patience_s)
     _end()
 
 

@@ -79,6 +79,18 @@ def test_benchmark_tables_are_generated_from_their_results(name: str) -> None:
     assert shown(name, places[0]) == render_table(name), "run `python -m benchmarks.tables`"
 
 
+def test_every_promise_of_security_names_a_test_that_exists() -> None:
+    text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    promises = text.partition("## What is promised")[2].partition("## What is not promised")[0]
+    rows = [line for line in promises.splitlines() if line.startswith("| ") and not line.startswith("| promise")]
+    assert len(rows) > 15
+    for row in rows:
+        named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", row)
+        assert named, row
+        for path, function in named:
+            assert f"def {function}" in (ROOT / path).read_text(encoding="utf-8"), (path, function)
+
+
 def test_design_names_files_that_exist() -> None:
     text = (ROOT / "DESIGN.md").read_text(encoding="utf-8")
     for path in re.findall(r"`((?:mii_azure|scoring|templates|local_runner)/[\w./*]+)`", text):

@@ -16,7 +16,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from local_runner import grpc_services, http_protocol
-from local_runner.host import Host
+from local_runner.host import ScriptHost
 from local_runner.protos import scoring_pb2, scoring_pb2_grpc
 from tests.faults.conftest import connect, until
 from tests.faults.test_connections import Talker, heard
@@ -243,7 +243,7 @@ async def refusal(stub: Any, service: str = "") -> str:
 @asynccontextmanager
 async def serving_grpc(bundle: Path, talker: Talker) -> AsyncIterator[str]:
     """The gRPC services over a service of this process."""
-    host = Host(bundle, ServiceScript(bundle, talker))  # type: ignore[arg-type]
+    host = ScriptHost(bundle, ServiceScript(bundle, talker))  # type: ignore[arg-type]
     watched = grpc_services.Health(host)
     server = grpc_services.build(host, watched)
     port = server.add_insecure_port("127.0.0.1:0")

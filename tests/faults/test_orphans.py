@@ -8,14 +8,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 import mii_azure
 from tests.faults.conftest import until
-from tests.processes import Seen, alive, below, command, none_left, seen
+from tests.processes import Seen, alive, below, command, none_left
 
 HOLDER = """
 import sys, time
@@ -210,20 +210,19 @@ def test_what_a_killed_front_left_is_removed_by_the_next(
     def start() -> tuple["subprocess.Popen[bytes]", set[Path]]:
         before = set(place.iterdir())
         process = subprocess.Popen([*arguments, "--replicas", "2"], stderr=subprocess.DEVNULL)
+        stack.callback(process.wait)
+        stack.callback(process.kill)
         until(lambda: any((folder / "0").exists() for folder in set(place.iterdir()) - before), 60)
         return process, set(place.iterdir()) - before
 
-    with none_left() as noted:
+    with ExitStack() as stack:
         living, first = start()
-        noted.append(seen(living.pid) or (0, ""))
         killed, second = start()
-        noted.append(seen(killed.pid) or (0, ""))
         assert all(folder.stat().st_mode & 0o077 == 0 for folder in first | second)
         killed.kill()
         killed.wait()
         assert second <= set(place.iterdir())
         third, _ = start()
-        noted.append(seen(third.pid) or (0, ""))
         assert not second & set(place.iterdir())
         assert first <= set(place.iterdir())  # its front lives
         for process in (living, third):

@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hypothesis import strategies as st
 
 from local_runner import grpc_services, http_app, http_protocol
-from local_runner.host import Host
+from local_runner.host import ScriptHost
 from local_runner.process import LOOPBACK, Runner
 from tests.faults.conftest import connect, resident
 from tests.faults.test_limits import GET, LONG, POST, flood, heard_until_reset
@@ -61,7 +61,7 @@ def held(runner: Runner, before: int) -> None:
 
 @sizes(60, 4000)
 def test_any_route_and_method_without_a_key(guarded: Runner, bundle: Path, tally: Tally, count: int) -> None:
-    known = sorted(set(paths(http_app.build(Host(bundle)).routes)))
+    known = sorted(set(paths(http_app.build(ScriptHost(bundle)).routes)))
     targets = [*known, *(spelt for path in known for spelt in odd(path)), *(f"http://a{path}" for path in known)]
     words = st.text(st.characters(codec="ascii", categories=["L", "N", "P"]), max_size=8)
     strange = st.lists(words, min_size=1, max_size=4).map(lambda parts: "/" + "/".join(parts))

@@ -20,7 +20,7 @@ import pytest
 from starlette.routing import BaseRoute
 
 from local_runner import grpc_services, http_app
-from local_runner.host import Host
+from local_runner.host import ScriptHost
 from local_runner.process import LOOPBACK, Runner
 from tests.faults.conftest import connect
 
@@ -64,7 +64,7 @@ def odd(path: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def known(bundle: Path) -> list[str]:
-    return sorted(set(paths(http_app.build(Host(bundle)).routes)))
+    return sorted(set(paths(http_app.build(ScriptHost(bundle)).routes)))
 
 
 @pytest.fixture(scope="module", params=["one process", "replicas"])
@@ -192,7 +192,7 @@ async def calls(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> set[str]:
         return recorders[-1]
 
     monkeypatch.setattr(grpc.aio, "server", server)
-    host = Host(bundle)
+    host = ScriptHost(bundle)
     grpc_services.build(host, grpc_services.Health(host))
     return recorders[0].methods
 
