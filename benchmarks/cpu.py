@@ -24,11 +24,11 @@ from torch import Tensor, nn
 
 from benchmarks.common import RESULTS, revision, table, write
 from benchmarks.onnx_models import sessions
-from mii_azure.roofline import flops
-from scoring.cpu_ways import cores, cpu_flags, missing, prepare
-from scoring.kernels.encoder_cpu import Product
+from mii_azure.hardware.roofline import flops
+from scoring.encoder.cpu_autotune import cores, cpu_flags, missing, prepare
+from scoring.encoder.cpu_ops import Product
+from scoring.encoder.verify import reference, relative_error
 from scoring.passes.base import BOUNDS, PassRefused
-from scoring.passes.checking import reference, relative_error
 from scoring.passes.cpu import Cpu
 
 LENGTH = 128

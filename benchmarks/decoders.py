@@ -23,9 +23,9 @@ from typing import Any
 import torch
 
 from benchmarks.common import RESULTS, ceilings, device_ms, provenance, table, write
-from scoring.decode import Decoder
-from scoring.decoder_checking import errors, reference
-from scoring.decoder_state import Sampling
+from scoring.decoder.decoder import Decoder
+from scoring.decoder.kv_cache import SamplingParams
+from scoring.decoder.verify import errors, reference
 
 DATASHEET = 3.35e12  # bytes a second of an H100's memory; what the floors are over
 PROMPT, TOKENS, LENGTH = 128, 64, 384
@@ -203,7 +203,7 @@ def fill(decoder: Decoder, rows: int) -> list[int]:
     decoder.state.keys.normal_()
     decoder.state.values.normal_()
     for slot, length in enumerate(live):
-        decoder.open(slot, Sampling())
+        decoder.open(slot, SamplingParams())
         decoder.lengths[slot] = length
         decoder.state.lengths[slot] = length
         decoder.state.tokens[slot] = 7

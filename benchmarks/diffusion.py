@@ -16,15 +16,15 @@ from typing import Any
 import torch
 
 from benchmarks.common import RESULTS, call_ms, ceilings, provenance, table, write
+from scoring.api.service import Service
 from scoring.config import Deployment, Optimisation
-from scoring.diffusion import StableDiffusion
-from scoring.diffusion_checking import draw, reference, verify
-from scoring.facts import facts_of
-from scoring.loaded import Loaded
-from scoring.optimise import choose
+from scoring.diffusion.pipeline import StableDiffusion
+from scoring.diffusion.verify import draw, reference, verify_images
+from scoring.model.info import facts_of
+from scoring.model.loaded import Loaded
 from scoring.passes.base import Hardware
 from scoring.passes.diffusion import Diffusion
-from scoring.service import Service
+from scoring.passes.runner import choose
 from scoring.tasks.text_to_image import TextToImage
 from tests.tiny_pipelines import clip_tokenizer
 
@@ -126,7 +126,7 @@ def run() -> dict[str, Any]:
     _compiled(made, row)
     applied = Diffusion().apply(model)  # on this thread, for the step and the error
     row["detail"] = applied.detail
-    row["errors"]["ours"] = verify(model, told())
+    row["errors"]["ours"] = verify_images(model, told())
     row["step"] = _step_ms(model)
     latents = torch.zeros(1, 4, SIZE // 8, SIZE // 8, device="cuda")
     with torch.inference_mode():

@@ -12,9 +12,9 @@ from typing import Any
 import grpc
 import uvloop
 
-from local_runner.process import LOOPBACK
+from local_runner.process.launch import LOOPBACK
 from local_runner.protos import scoring_pb2, scoring_pb2_grpc
-from local_runner.targets import Grpc, InProcess
+from local_runner.targets.targets import Grpc, InProcess
 
 
 class Echo(Grpc):

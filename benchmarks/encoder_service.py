@@ -9,12 +9,12 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from scoring.api.dialects import parse, render
+from scoring.api.service import Service
 from scoring.config import Deployment
-from scoring.dialects import parse, render
-from scoring.json_text import dumps, read_json
-from scoring.loaded import Loaded
-from scoring.service import Service
-from scoring.tasks import task_class
+from scoring.model.loaded import Loaded
+from scoring.schema.registry import task_class
+from scoring.strict_json.body import dumps, read_json
 
 
 def tokenizer(vocabulary: int, pad: int, context: int) -> Any:

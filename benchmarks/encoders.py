@@ -18,11 +18,11 @@ from typing import Any
 import torch
 
 from benchmarks.common import RESULTS, call_ms, ceilings, device_ms, encoder_floor_ms, provenance, table, write
-from scoring.encoder_narrow import FORMATS, narrow_layers
-from scoring.graphs import GraphedForward
-from scoring.kernels.encoder_triton import TritonOps
+from scoring.encoder.cuda_graphs import GraphedForward
+from scoring.encoder.smoothquant import FORMATS, narrow_layers
+from scoring.encoder.triton_ops import TritonOps
+from scoring.encoder.verify import probes, reference, relative_error, verify_encoder
 from scoring.passes.base import TOLERANCE, PassRefused
-from scoring.passes.checking import probes, reference, relative_error, verify_encoder
 
 LARGE = {
     "hidden_size": 1024,

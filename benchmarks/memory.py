@@ -89,7 +89,7 @@ def sparse_folder(work: Work, folder: Path) -> None:
 
 def replan(row: Mapping[str, Any]) -> dict[str, Any]:
     """A measured row with what `plan` says of that model today."""
-    from mii_azure.planning import plan
+    from mii_azure.planning.planner import plan
 
     work = WORK[row["model"]]
     with tempfile.TemporaryDirectory() as place:
@@ -142,12 +142,12 @@ def bodies(task: str, limits: Any, context: int) -> list[str]:
 
 def measure(name: str) -> dict[str, Any]:
     """One row."""
-    from mii_azure.planning import plan
+    from mii_azure.planning.planner import plan
+    from scoring.api.service import Service
     from scoring.config import Deployment, Limits
-    from scoring.loader import load_with
-    from scoring.passes.catalogue import catalogue
-    from scoring.service import Service
-    from scoring.tasks import task_class
+    from scoring.model.loader import load_with
+    from scoring.passes.registry import catalogue
+    from scoring.schema.registry import task_class
 
     work = WORK[name]
     with tempfile.TemporaryDirectory() as place:

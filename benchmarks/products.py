@@ -15,11 +15,11 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from benchmarks.common import RESULTS, ceilings, provenance, table, write
-from mii_azure.roofline import forward_floor
-from scoring.eight_bits import narrowed
-from scoring.encoder_narrow import FORMATS
-from scoring.kernels.encoder_ops import GELU, NONE, Hidden, Narrow, Packing
-from scoring.kernels.encoder_triton import TritonOps
+from mii_azure.hardware.roofline import forward_floor
+from scoring.encoder.ops import GELU, NONE, Hidden, Narrow, Packing
+from scoring.encoder.smoothquant import FORMATS
+from scoring.encoder.triton_ops import TritonOps
+from scoring.quantization.int8 import quantize_per_row
 
 SHAPES = ((3072, 1024, NONE), (4096, 1024, GELU), (2304, 768, NONE), (3072, 768, GELU))  # outputs, inputs, then
 ROWS = (128, 384, 512, 1024, 4096)
@@ -72,21 +72,24 @@ class Product:
         ops = TritonOps(hopper=torch.cuda.get_device_capability() >= (9, 0), library_rows=1 << 30)
         if not kind:
             return lambda: ops.linear(Hidden(self.x), self.weight, self.bias, self.act, self.packing)
-        weight, scale = narrowed(self.weight.float(), FORMATS[kind])
+        weight, scale = quantize_per_row(self.weight.float(), FORMATS[kind])
         matrix = Narrow(weight, scale[:, 0].contiguous(), torch.ones(weight.shape[1], device="cuda"))
-        values, scales = narrowed(self.x.float(), FORMATS[kind])
+        values, scales = quantize_per_row(self.x.float(), FORMATS[kind])
         hidden = Hidden(self.x, values, scales[:, 0].contiguous())
         return lambda: ops.linear(hidden, matrix, self.bias, self.act, self.packing)
 
     def torch_int8(self) -> Callable[[], Tensor]:
         """Without scales and activation, which it leaves to another kernel."""
-        (x, _), (weight, _) = narrowed(self.x.float(), torch.int8), narrowed(self.weight.float(), torch.int8)
+        (x, _), (weight, _) = (
+            quantize_per_row(self.x.float(), torch.int8),
+            quantize_per_row(self.weight.float(), torch.int8),
+        )
         return lambda: torch._int_mm(x, weight.t())
 
     def torch_fp8(self, a_row: bool) -> Callable[[], Tensor]:
         """With its scales, then the activation."""
         kind = FORMATS["fp8"]
-        (x, xs), (weight, ws) = narrowed(self.x.float(), kind), narrowed(self.weight.float(), kind)
+        (x, xs), (weight, ws) = quantize_per_row(self.x.float(), kind), quantize_per_row(self.weight.float(), kind)
         one = torch.ones((), device="cuda")
         scales = {"scale_a": xs, "scale_b": ws.t().contiguous()} if a_row else {"scale_a": one, "scale_b": one}
         out = torch.bfloat16 if a_row else torch.float16

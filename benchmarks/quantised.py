@@ -29,7 +29,7 @@ def measure(name: str, package: str, task: str, folder: Path) -> dict[str, Any]:
     row: dict[str, Any] = {"model": name}
     for scheme in ("none", "int8"):
         bundle = folder / f"{package}-{scheme}"
-        command = [sys.executable, "-m", "mii_azure.cli", "generate", "--task", task, "--model", str(source)]
+        command = [sys.executable, "-m", "mii_azure.cli.app", "generate", "--task", task, "--model", str(source)]
         command += ["--name", "measured", "--output", str(bundle), "--quantise", scheme, "--json"]
         began = time.perf_counter()
         told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
@@ -42,7 +42,7 @@ def main() -> None:
     """Measure, write and print."""
     with tempfile.TemporaryDirectory() as folder:
         rows = [measure(*model, Path(folder)) for model in MODELS]
-    from scoring.loader import versions
+    from scoring.telemetry.versions import versions
 
     result = {
         "rows": rows,

@@ -15,8 +15,8 @@ import torch
 from benchmarks.common import RESULTS, provenance, table, write
 from benchmarks.decoders import LENGTH
 from benchmarks.slices import BAR, CASE, DEGREE, SLOTS, bandwidth, step_ms
-from scoring.decode import Decoder
-from scoring.decoder_exchange import CAPACITY, Exchange
+from scoring.decoder.decoder import Decoder
+from scoring.distributed.all_reduce import CAPACITY, AllReduce
 
 SUMS = 64  # in one graph
 COLUMNS = ("slots", "whole ms", "a slice ms", "floor of a slice", "bar ms", "left for a sum, us")
@@ -50,7 +50,7 @@ def sum_microseconds() -> dict[str, Any]:
     size = CASE.config["hidden_size"]
     inboxes = [torch.zeros(DEGREE, DEGREE, CAPACITY, dtype=torch.int64, device="cuda") for _ in range(DEGREE)]
     addresses = [inbox.data_ptr() for inbox in inboxes]
-    ranks = [Exchange(rank, addresses, inbox) for rank, inbox in enumerate(inboxes)]
+    ranks = [AllReduce(rank, addresses, inbox) for rank, inbox in enumerate(inboxes)]
     rows = [torch.zeros(1, size, device="cuda") for _ in ranks]
     graphs = []
     for rank, row in zip(ranks, rows, strict=True):

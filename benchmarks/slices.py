@@ -26,9 +26,9 @@ import torch
 
 from benchmarks.common import RESULTS, device_ms, provenance, table, write
 from benchmarks.decoders import CASES, DATASHEET, LENGTH, PROMPT, TOKENS
-from scoring.decode import Decoder
-from scoring.decoder_checking import errors, reference
-from scoring.decoder_state import Sampling
+from scoring.decoder.decoder import Decoder
+from scoring.decoder.kv_cache import SamplingParams
+from scoring.decoder.verify import errors, reference
 
 CASE = CASES["llama-6.7b"]
 DEGREE, SLOTS, BAR = 2, (1, 16), 1.6
@@ -63,7 +63,7 @@ def step_ms(decoder: Decoder, rows: int) -> float:
     for _ in range(5):
         parts = []
         for slot in slots:
-            decoder.open(slot, Sampling())
+            decoder.open(slot, SamplingParams())
             parts.append((slot, torch.randint(5, 32000, (PROMPT,), generator=generator).tolist()))
         decoder.prefill_many(parts)
         decoder.sample(slots).tokens()
@@ -93,11 +93,11 @@ def one(folder: Path) -> dict[str, Any]:
 def two(folder: Path) -> dict[str, Any]:
     """A slice on each GPU, this process being rank 0."""
     from scoring.passes.static_decode import StaticDecode
-    from scoring.passes.tensor_slicing import TensorSlicing
+    from scoring.passes.tensor_parallel import TensorParallel
 
     told = torch.load(folder / "told.pt", weights_only=False)
     model = load(folder, "cpu")
-    slicing = TensorSlicing(DEGREE)
+    slicing = TensorParallel(DEGREE)
     slicing.apply(model)
     decoder = StaticDecode(max(SLOTS), LENGTH, slicing=slicing).apply(model).made.decoder
     return _measured(decoder, DEGREE, errors(decoder, told))
@@ -139,11 +139,11 @@ def sums() -> dict[str, Any]:
 def _time_sums(rank: int, port: int, told: Any) -> None:
     import torch.distributed as dist
 
-    from scoring.decoder_team import Team
+    from scoring.distributed.tp_group import TensorParallelGroup
 
     torch.cuda.set_device(rank)
     dist.init_process_group("nccl", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=DEGREE)
-    team = Team(rank, DEGREE, torch.device("cuda", rank), 60.0)
+    team = TensorParallelGroup(rank, DEGREE, torch.device("cuda", rank), 60.0)
     x = torch.zeros(1, CASE.config["hidden_size"], device="cuda")
     ways = {"NCCL": lambda: team.sum(x)}
     if (exchange := team.quick(x)) is not None:

@@ -34,14 +34,14 @@ def main() -> None:
     python = [sys.executable, "-c"]
     bare = median_seconds([*python, "pass"])
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "mii_azure.cli", "generate", "--task", "sentence-embeddings"]
+        command = [sys.executable, "-m", "mii_azure.cli.app", "generate", "--task", "sentence-embeddings"]
         command += ["--model", str(model), "--name", "startup", "--output", f"{folder}/bundle", "--force"]
         generate = median_seconds(command)
         began = time.perf_counter()
         shutil.copytree(model, Path(folder) / "copy")
         copying = time.perf_counter() - began
     imports = median_seconds([*python, "import mii_azure"]) - bare
-    helped = median_seconds([sys.executable, "-m", "mii_azure.cli", "--help"])
+    helped = median_seconds([sys.executable, "-m", "mii_azure.cli.app", "--help"])
     show("import mii_azure", imports, f"budget {IMPORT_BUDGET_S * 1e3:.0f} ms, over a bare interpreter")
     show("mii-azure --help", helped)
     show(

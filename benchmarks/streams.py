@@ -18,11 +18,12 @@ from typing import Any
 import torch
 
 from benchmarks.common import revision, table, write
+from scoring.api.service import Service
 from scoring.config import Deployment, Limits
-from scoring.loader import load_with, versions
-from scoring.passes.catalogue import decoder_passes
-from scoring.service import Service
-from scoring.tasks import task_class
+from scoring.model.loader import load_with
+from scoring.passes.registry import decoder_passes
+from scoring.schema.registry import task_class
+from scoring.telemetry.versions import versions
 from tools.packaged_models import packaged_model
 
 STREAMS = 64

@@ -32,12 +32,12 @@ from benchmarks.common import RESULTS, ceilings, device_ms, provenance, table, w
 from benchmarks.decoders import CASES
 from benchmarks.encoder_service import tokenizer
 from benchmarks.memory import WORK
+from scoring.api.service import Service
 from scoring.config import Deployment, Limits
-from scoring.loader import load_with
-from scoring.passes.catalogue import catalogue
-from scoring.rows import Row
-from scoring.service import Service
-from scoring.tasks import task_class
+from scoring.engine.row import Row
+from scoring.model.loader import load_with
+from scoring.passes.registry import catalogue
+from scoring.schema.registry import task_class
 
 TASK = "text-generation"
 #: Tokens per second to reach, and what vLLM 0.20.2 was measured to give for the same work on an H100: both quoted.

@@ -7,7 +7,11 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from local_runner import leash, logs, manifest, ray_options, ready_file, replica_options, terminal
+from local_runner.bundle import manifest
+from local_runner.process import leash, ready_file
+from local_runner.replicas.local import options as local_options
+from local_runner.replicas.ray import options as ray_options
+from local_runner.telemetry import logs, terminal
 
 _EXIT_CODES = """exit codes:
   0  stopped by a signal, every request answered
@@ -33,7 +37,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     parser = _parser()
     options = parser.parse_args(argv)
     options.ray = ray_options.read(parser, options)
-    options.several = replica_options.read(parser, options)
+    options.several = local_options.read(parser, options)
     logs.set_up(options.log_format, options.verbose)
     if options.otlp_endpoint:  # in the environment, so that replicas have it too
         os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = options.otlp_endpoint
@@ -51,12 +55,12 @@ def _serve(options: argparse.Namespace) -> int:
         if options.several:  # gRPC does not outlive a fork, and replicas are started by one: it need not say so
             os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
         # Only now: these import `scoring`, and the bundle's own has to be the one found.
-        from local_runner import security
-        from local_runner.server import Settings, serve
+        from local_runner.access import security
+        from local_runner.server import ServerSettings, serve
 
-        files = security.Files(options.tls_cert, options.tls_key, options.tls_client_ca, options.api_key_file)
+        files = security.SecurityFiles(options.tls_cert, options.tls_key, options.tls_client_ca, options.api_key_file)
         return serve(
-            Settings(
+            ServerSettings(
                 bundle,
                 options.host,
                 options.grpc_port,
@@ -136,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
         help="JSON of log_level, drain_seconds, queue_size, request_timeout_s; read again, like keys and certificates, "
         "on SIGHUP",
     )
-    replica_options.add(parser)
+    local_options.add(parser)
     ray_options.add(parser)
     parser.add_argument("--verbose", action="store_true", help="log requests, and tracebacks of failures")
     return parser

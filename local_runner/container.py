@@ -19,9 +19,12 @@ from typing import Any, NoReturn
 
 import uvloop
 
-from local_runner import http_app, http_server, leash, logs, ready_file, terminal
-from local_runner.host import Host, ScriptHost, State
-from local_runner.script import ScoreScript
+from local_runner.bundle.script import ScoreScript
+from local_runner.host.host import Host, HostState, ScriptHost
+from local_runner.http import app
+from local_runner.http import server as http_server
+from local_runner.process import leash, ready_file
+from local_runner.telemetry import logs, terminal
 from scoring.errors import LoadError, MiiAzureError
 
 logger = logging.getLogger(__name__)
@@ -32,7 +35,7 @@ _GUARDS = ("API_KEY_FILE", "TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA")
 
 
 @dataclass(frozen=True)
-class Settings:
+class ContainerSettings:
     """What the environment says; a port of 0 picks a free one."""
 
     host: str
@@ -42,7 +45,7 @@ class Settings:
     ready_file: Path | None
 
     @classmethod
-    def read(cls) -> "Settings":
+    def read(cls) -> "ContainerSettings":
         """The settings in the environment; raises LoadError for a value that is none."""
 
         def env(name: str, default: str) -> str:
@@ -74,7 +77,7 @@ class Mounted(ScoreScript):
         self.start()
 
 
-async def serve(settings: Settings) -> int:
+async def serve(settings: ContainerSettings) -> int:
     """Answer probes at once, load, score until a signal, drain; return the exit code. Raises what keeps it from it."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -82,7 +85,7 @@ async def serve(settings: Settings) -> int:
     host = ScriptHost(CODE.parent, Mounted(CODE))
     listener = http_server.listen(settings.host, settings.port)
     port = listener.getsockname()[1]
-    server = http_server.make(logs.Middleware(http_app.build(host)), settings.drain_s)
+    server = http_server.make(logs.Middleware(app.build(host)), settings.drain_s)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     _announce(settings, host.state, port)
     loading, stopping = asyncio.create_task(host.load()), asyncio.create_task(stop.wait())
@@ -104,7 +107,7 @@ async def _drain(host: Host, server: Any, serving: asyncio.Task[None], budget_s:
     return EXIT_ABANDONED if abandoned else 0
 
 
-def _announce(settings: Settings, state: State, port: int) -> None:
+def _announce(settings: ContainerSettings, state: HostState, port: int) -> None:
     ready_file.write(settings.ready_file, state, http_port=port)
     logger.warning("%s: HTTP on %s:%d", state, settings.host, port)
 
@@ -113,7 +116,7 @@ def main() -> NoReturn:
     """Serve, then end the process."""
     leash.hold_if_asked()
     try:
-        settings = Settings.read()
+        settings = ContainerSettings.read()
         logs.set_up(settings.log_format, verbose=False)
         code = uvloop.run(serve(settings))
     except MiiAzureError as error:

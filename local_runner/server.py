@@ -14,25 +14,22 @@ from typing import Any
 
 import uvloop
 
-from local_runner import (
-    environment,
-    grpc_services,
-    http_app,
-    http_server,
-    logs,
-    ray_cluster,
-    ready_file,
-    terminal,
-    tuning,
-)
+from local_runner.access.security import Security
+from local_runner.bundle import environment
 from local_runner.errors import PortInUse, RunnerFailed
-from local_runner.hangup import Terminal
-from local_runner.host import Host, ScriptHost, State
-from local_runner.ray_host import RayHost
-from local_runner.ray_options import RayOptions
-from local_runner.replica_host import ReplicaHost
-from local_runner.replica_options import ReplicaOptions
-from local_runner.security import Security
+from local_runner.grpc import services
+from local_runner.host import reload
+from local_runner.host.host import Host, HostState, ScriptHost
+from local_runner.http import app as http_app
+from local_runner.http import server as http_server
+from local_runner.process import ready_file
+from local_runner.process.hangup import Terminal
+from local_runner.replicas.local.options import ReplicaOptions
+from local_runner.replicas.local.router import ReplicaRouter
+from local_runner.replicas.ray import cluster
+from local_runner.replicas.ray.options import RayOptions
+from local_runner.replicas.ray.router import RayRouter
+from local_runner.telemetry import logs, terminal
 from scoring.errors import MiiAzureError
 
 EXIT_ABANDONED = 1
@@ -40,7 +37,7 @@ _HEALTH_PERIOD_S = 0.25
 
 
 @dataclass(frozen=True)
-class Settings:
+class ServerSettings:
     """How to serve; a port of 0 picks a free one."""
 
     bundle: Path
@@ -55,21 +52,21 @@ class Settings:
     settings_file: Path | None = None
 
 
-def serve(settings: Settings) -> int:
+def serve(settings: ServerSettings) -> int:
     """Serve until a signal; return the exit code. Raises what keeps the runner from serving."""
     if differing := environment.report(environment.differences(settings.bundle)):
         terminal.say(differing)
     if settings.ray:
-        ray_cluster.connect(settings.ray.address)
+        cluster.connect(settings.ray.address)
     return uvloop.run(_Runner(settings).run())
 
 
 class _Runner:
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
         self._terminal = Terminal()
         self._host = _host(settings)
-        self._health = grpc_services.Health(self._host)
+        self._health = services.Health(self._host)
         self._ports = (0, 0)
 
     async def run(self) -> int:
@@ -78,7 +75,7 @@ class _Runner:
         self._stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
-        await self._tune(tuning.read(settings.settings_file))
+        await self._tune(reload.read_settings(settings.settings_file))
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._on_hangup)
         await self._open()
         await self._announce()
@@ -105,7 +102,7 @@ class _Runner:
         settings = self._settings
         listener = http_server.listen(settings.host, settings.http_port)
         security = settings.security
-        self._grpc = grpc_services.build(self._host, self._health, security.interceptors())
+        self._grpc = services.build(self._host, self._health, security.interceptors())
         await self._health.update()
         grpc_port = _bind_grpc(self._grpc, settings.host, settings.grpc_port, security.grpc_credentials())
         self._ports = (grpc_port, listener.getsockname()[1])
@@ -123,8 +120,8 @@ class _Runner:
     async def _close(self, budget_s: float) -> int:
         """Stop accepting, finish what is in flight within the budget; return the exit code."""
         deadline = time.monotonic() + budget_s
-        if self._host.state is not State.FAILED:
-            self._host.change(State.DRAINING)
+        if self._host.state is not HostState.FAILED:
+            self._host.change(HostState.DRAINING)
         await self._health.update()
         self._http.should_exit = True
         stopping = asyncio.create_task(self._grpc.stop(budget_s))
@@ -151,7 +148,7 @@ class _Runner:
         """Read keys, certificates and settings again; one that is wrong leaves all of them as they were."""
         security = self._settings.security
         try:
-            tuned = tuning.read(self._settings.settings_file)
+            tuned = reload.read_settings(self._settings.settings_file)
             self._check(tuned)
             security.reload()
         except MiiAzureError as error:
@@ -161,12 +158,12 @@ class _Runner:
         parts = [part for part in (security.summary(), tuned.told()) if part]
         terminal.say("reloaded: " + (", ".join(parts) or "the settings of the command line"))
 
-    async def _tune(self, tuned: tuning.Tuning) -> None:
+    async def _tune(self, tuned: reload.Tuning) -> None:
         self._check(tuned)
         self._drain_s = self._settings.drain_s if tuned.drain_seconds is None else tuned.drain_seconds
         await self._host.tune(tuned)
 
-    def _check(self, tuned: tuning.Tuning) -> None:
+    def _check(self, tuned: reload.Tuning) -> None:
         if self._settings.ray and tuned.limits:
             names = " and ".join(tuned.limits)
             raise RunnerFailed(f"{names} cannot change in a Ray cluster.", "Its replicas go by the bundle.")
@@ -183,16 +180,16 @@ class _Runner:
         ready_file.write(self._settings.ready_file, state, grpc_port, http_port)
         s = "s" if self._settings.security.tls else ""
         where = f"grpc{s}://{self._settings.host}:{grpc_port} http{s}://{self._settings.host}:{http_port}"
-        if state is State.READY:
+        if state is HostState.READY:
             terminal.say(f"ready: {deployment.name} ({deployment.task}) at {where}, pid {os.getpid()}", sys.stdout)
         else:
             terminal.say(f"{state}: {deployment.name} ({deployment.task}) at {where}")
 
 
-def _host(settings: Settings) -> Host:
+def _host(settings: ServerSettings) -> Host:
     if settings.ray:
-        return RayHost(settings.bundle, settings.ray)
-    return ReplicaHost(settings.bundle, settings.replicas) if settings.replicas else ScriptHost(settings.bundle)
+        return RayRouter(settings.bundle, settings.ray)
+    return ReplicaRouter(settings.bundle, settings.replicas) if settings.replicas else ScriptHost(settings.bundle)
 
 
 def _bind_grpc(server: Any, host: str, port: int, credentials: Any) -> int:

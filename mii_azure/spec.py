@@ -5,9 +5,9 @@ from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from mii_azure.azure_options import AzureOptions
 from mii_azure.errors import InvalidName, SpecError
-from mii_azure.servers import Server
+from mii_azure.platform.options import AzureOptions
+from mii_azure.platform.servers import Server
 
 # Azure's rule for endpoint and deployment names (managed online endpoints reference, azure-ai-ml's validators).
 # Names of two characters, which MII's users have, get a suffix in Azure: see `azure_name`.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from scoring.errors import LoadError, ModelNotFound
-from scoring.json_files import read_object, typed
+from scoring.strict_json.files import read_object, typed
 
 SCHEMA = 1
 DIFFUSERS_INDEX = "model_index.json"  # what a diffusers folder has in place of config.json

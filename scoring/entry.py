@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scoring.config import Deployment, find_model_dir
-from scoring.statistics import phase
+from scoring.telemetry.statistics import phase
 
 CODE_DIR = Path(__file__).resolve().parent.parent
 
@@ -25,19 +25,20 @@ def init() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     deployment = Deployment.read(CODE_DIR / "deployment.json")
-    from scoring import caches, prepared
-    from scoring.loader import environment, load_with
-    from scoring.passes.catalogue import catalogue
-    from scoring.service import Service
-    from scoring.tasks import task_class
+    from scoring.api.service import Service
+    from scoring.model import caches
+    from scoring.model.loader import environment, load_with
+    from scoring.passes import verification_cache
+    from scoring.passes.registry import catalogue
+    from scoring.schema.registry import task_class
 
     caches.use_private()
     phase.enter("loading")
     loaded, chosen = load_with(catalogue(deployment), deployment, find_model_dir(CODE_DIR))
     task = task_class(deployment.task)(loaded, deployment.task)
     service = Service(deployment, loaded, task, environment(loaded))
-    service.start(chosen, prepared.known_errors(CODE_DIR / "prepared", loaded.model))
-    prepared.save(loaded.model, service.records)
+    service.start(chosen, verification_cache.known_errors(CODE_DIR / "prepared", loaded.model))
+    verification_cache.save(loaded.model, service.records)
     _service = service
 
 
@@ -45,8 +46,8 @@ def run(raw: str) -> Any:
     """Answer one JSON body with an AMLResponse; bad input gets its status, never an exception."""
     from azureml_inference_server_http.api.aml_response import AMLResponse
 
+    from scoring.api.service import error_reply
     from scoring.errors import NotReady
-    from scoring.service import error_reply
 
     if _service is None:
         reply = error_reply(NotReady("The model is still loading.", "Try again shortly."))

@@ -6,12 +6,12 @@ mean the same. It grows whenever a host that knows the old one would fail, or wo
 
 from typing import Any, Protocol
 
-from scoring.callers import caller as caller
 from scoring.config import Deployment as Deployment
 from scoring.config import Limits as Limits
-from scoring.json_text import read_json as read_json
-from scoring.spans import Span as Span
-from scoring.spans import taken as taken
+from scoring.generation.cache_salt import caller as caller
+from scoring.strict_json.body import read_json as read_json
+from scoring.telemetry.spans import Span as Span
+from scoring.telemetry.spans import taken as taken
 
 VERSION = 1
 

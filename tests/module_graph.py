@@ -39,7 +39,7 @@ def _imports(name: str, path: Path, known: Collection[str]) -> Iterator[str]:
             wanted = [f"{base}.{alias.name}" for alias in node.names]
         else:
             continue
-        found = (_known(module, known) for module in wanted)
+        found = (_known(module, known) for module in wanted if ".protos" not in module)
         yield from (module for module in found if module and module != name)
 
 

@@ -7,15 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from scoring.config import Limits
-from scoring.passes import catalogue, families
+from scoring.passes import families, registry
 from scoring.passes.base import OWN_ERRORS, TOLERANCE, Pass
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 KINDS = {
-    "encoders": catalogue.encoder_passes,
-    "decoders": lambda: catalogue.decoder_passes(Limits()),
-    "text to image": catalogue.diffusion_passes,
+    "encoders": registry.encoder_passes,
+    "decoders": lambda: registry.decoder_passes(Limits()),
+    "text to image": registry.diffusion_passes,
 }
 FAMILIES = {
     "deepspeed_kernels": families.DEEPSPEED_KERNELS,
@@ -44,7 +44,7 @@ A relative error of {TOLERANCE:g} is served where the table has no other bound. 
 
 def cli() -> str:
     """The reference of every verb as Markdown, by typer's own documentation command."""
-    command = [sys.executable, "-m", "typer", "mii_azure.cli", "utils", "docs", "--name", "mii-azure"]
+    command = [sys.executable, "-m", "typer", "mii_azure.cli.app", "utils", "docs", "--name", "mii-azure"]
     return subprocess.run(command, check=True, capture_output=True, text=True, env=_environment()).stdout
 
 

@@ -8,7 +8,7 @@ import json
 from importlib import metadata
 from pathlib import Path
 
-from mii_azure.lockfile import pins
+from mii_azure.bundle.lockfile import pins
 
 LOCKS = Path(__file__).resolve().parent.parent / "templates" / "locks"
 RECORDED = LOCKS / "licences.json"

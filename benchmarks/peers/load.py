@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 import uvloop
 
-from local_runner.process import LOOPBACK
+from local_runner.process.launch import LOOPBACK
 from local_runner.protos import scoring_pb2, scoring_pb2_grpc
 
 Send = Callable[[str], Awaitable[str]]

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from local_runner.process import LOOPBACK, Azmlinfsrv
+from local_runner.process.launch import LOOPBACK, Azmlinfsrv
 
 START_S = 240.0
 HERE = Path(__file__).resolve().parent

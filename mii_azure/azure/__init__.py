@@ -1,1 +1,1 @@
-"""Azure ML through Microsoft's own client: deploy, roll out, operate. Imported when first used."""
+"""Calls to Azure ML and its resource manager, with their errors. Imported when first used."""

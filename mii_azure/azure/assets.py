@@ -61,7 +61,7 @@ def _ensure(client: Any, operations: Any, asset: Any, folder: Path) -> None:
 
 
 def _upload_failed(folder: Path, error: Any) -> Exception:
-    from mii_azure.azure.translate import translate
+    from mii_azure.azure.errors import translate
 
     told = translate(error)
     return UploadFailed(

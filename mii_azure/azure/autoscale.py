@@ -18,8 +18,8 @@ def setting(bundle: Path, deployment_id: str, location: str, name: str) -> dict[
 
 def ensure_autoscale(client: Any, bundle: Path, endpoint: str, slot: str) -> bool:
     """Give the slot the bundle's rules, unless it has them; False where the bundle has none."""
+    from mii_azure.azure.arm import Arm
     from mii_azure.azure.assets import exists
-    from mii_azure.azure.reader import Arm
 
     if not (bundle / FILE).is_file():
         return False
@@ -43,8 +43,8 @@ def drop_autoscale(client: Any, endpoint: str, slot: str) -> None:
     """
     from azure.core.exceptions import HttpResponseError
 
+    from mii_azure.azure.arm import Arm
     from mii_azure.azure.assets import exists
-    from mii_azure.azure.reader import Arm
 
     arm = Arm(client)
     path = _path(client, rules_name(endpoint, slot))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from mii_azure.azure.translate import translated
+from mii_azure.azure.errors import translated
 from mii_azure.errors import NotSignedIn, SpecError
 
 if TYPE_CHECKING:

@@ -92,11 +92,11 @@ def log_tail(client: Any, endpoint: str, slot: str, lines: int = _LOG_LINES) -> 
 
 def _with_log(client: Any, endpoint: str, slot: str, error: Exception) -> Exception:
     """The translated error; where the container is at fault, with what it last said."""
-    from mii_azure.azure.translate import translate
+    from mii_azure.azure.errors import translate
 
     told = translate(error)
     if isinstance(told, ContainerNotReady) and (log := log_tail(client, endpoint, slot)):
-        from local_runner.process import tail
+        from local_runner.process.launch import tail
 
         told.message = f"{told.message} The container's last words: {tail(log)}"
         told.args = (told.message,)

@@ -5,13 +5,13 @@ import time
 from pathlib import Path
 from typing import Any, ClassVar
 
-from local_runner.load import Reply
-from local_runner.targets import Target
-from local_runner.wire import read_answer
-from mii_azure.azure.translate import translated
+from local_runner.protocol.errors import read_answer
+from local_runner.targets.load import TargetReply
+from local_runner.targets.targets import Target
+from mii_azure.azure.errors import translated
+from mii_azure.azure.sending import post
 from mii_azure.errors import AzureUnavailable, SpecError
-from mii_azure.parity_targets import ENDPOINT
-from mii_azure.sending import post
+from mii_azure.platform.targets import ENDPOINT
 
 SLOT_HEADER = "azureml-model-deployment"
 STATUS_HEADER = "ms-azureml-model-error-statuscode"
@@ -35,7 +35,7 @@ class Live:
         self._key = fresh_key(client, endpoint)
         self._session = requests.Session()  # takes REQUESTS_CA_BUNDLE and proxies from the environment, as the client
 
-    def send(self, raw: str) -> Reply:
+    def send(self, raw: str) -> TargetReply:
         """Post a body as it is; an expired token is renewed once. Raises AzureUnavailable if nothing answers."""
         import requests
 
@@ -49,7 +49,7 @@ class Live:
             raise AzureUnavailable(
                 f"The endpoint {self.endpoint} was not reached: {error}.", "Check network and proxy."
             ) from error
-        return Reply(model_status(response), response.content, time.perf_counter() - began)
+        return TargetReply(model_status(response), response.content, time.perf_counter() - began)
 
     def close(self) -> None:
         """Close its connections."""
@@ -87,7 +87,7 @@ class EndpointTarget(Target):
         self._live = Live(self._client, endpoint, slot)
         self._open.callback(self._live.close)
 
-    def send(self, raw: str) -> Reply:
+    def send(self, raw: str) -> TargetReply:
         return self._live.send(raw)
 
 

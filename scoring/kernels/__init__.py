@@ -1,1 +1,1 @@
-"""GPU kernels of the passes; Triton is imported only by the modules that hold kernels."""
+"""Triton kernels, one file a family; imported only where they are launched."""

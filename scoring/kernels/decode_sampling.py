@@ -1,4 +1,4 @@
-"""The next token of every row, picked on the device; the same numbers as `scoring.decoder_sampling`."""
+"""The next token of every row, picked on the device; the same numbers as `scoring.decoder.sampler`."""
 
 # mypy: ignore-errors
 # ruff: noqa: N803, SIM108

@@ -1,1 +1,1 @@
-"""Optimisation passes, one file each; imported without torch, triton or a GPU."""
+"""Optimization passes, one file each; imported without torch, triton or a GPU."""

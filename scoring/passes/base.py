@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from scoring.loaded import Runtime
+from scoring.model.loaded import Runtime
 
 #: Largest relative error against plain transformers in fp32 that is served.
 TOLERANCE = 5e-3
@@ -69,7 +69,7 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Decision:
+class Applicability:
     """Whether a pass is taken, and the sentence that says why."""
 
     take: bool
@@ -100,7 +100,7 @@ class Pass(ABC):
     places: ClassVar[bool] = False  # brings the weights to the devices itself: they are loaded into host memory
 
     @abstractmethod
-    def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Decision:
+    def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Applicability:
         """Decide from facts alone, for hardware that need not be here; objective is "latency" or "cost"."""
 
     @abstractmethod

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
-from scoring.passes.base import BOUNDS, COST, Applied, Decision, Facts, Hardware, Pass, PassRefused
+from scoring.passes.base import BOUNDS, COST, Applicability, Applied, Facts, Hardware, Pass, PassRefused
 
 
 class Cpu(Pass):
@@ -23,24 +23,26 @@ class Cpu(Pass):
         self._shapes = tuple(shapes)
         self._seconds = seconds
 
-    def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Decision:
+    def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Applicability:
         if hardware.device != "cpu":
-            return Decision(False, "the model runs on a GPU")
+            return Applicability(False, "the model runs on a GPU")
         if facts.kind != "encoder":
-            return Decision(False, "it covers encoders")
-        return Decision(True, f"{', '.join(self.precisions)} are timed at start; the fastest is kept if it beats eager")
+            return Applicability(False, "it covers encoders")
+        return Applicability(
+            True, f"{', '.join(self.precisions)} are timed at start; the fastest is kept if it beats eager"
+        )
 
     def apply(self, model: Any) -> Applied:
         """Raises PassRefused, with the times, where nothing is faster than plain transformers."""
         import torch
 
-        from scoring.cpu_ways import keep_fastest
+        from scoring.encoder.cpu_autotune import keep_fastest
 
         if model.dtype != torch.float32:
             raise PassRefused(f"the weights are {str(model.dtype)[6:]} already; it starts from float32")
         return keep_fastest(model, self.precisions, self._shapes, self._seconds)
 
     def verify(self, model: Any, reference: Callable[..., Any]) -> float:
-        from scoring.passes.checking import verify_encoder
+        from scoring.encoder.verify import verify_encoder
 
         return verify_encoder(model, reference)

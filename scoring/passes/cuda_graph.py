@@ -1,11 +1,11 @@
-"""The whole forward of an encoder as one CUDA graph a shape; `scoring.graphs` captures and replays."""
+"""The whole forward of an encoder as one CUDA graph a shape; `scoring.encoder.cuda_graphs` captures and replays."""
 
 from collections.abc import Callable
 from typing import Any
 
-from scoring.loaded import Runtime
-from scoring.passes.base import Applied, Decision, Facts, Hardware, Pass
-from scoring.passes.buckets import BATCHES, LENGTHS
+from scoring.encoder.buckets import BATCHES, LENGTHS
+from scoring.model.loaded import Runtime
+from scoring.passes.base import Applicability, Applied, Facts, Hardware, Pass
 
 WARM_LENGTH = 128  # of the larger batches captured at the start
 
@@ -19,15 +19,15 @@ class CudaGraph(Pass):
     def __init__(self, limit: int = 32) -> None:
         self._limit = limit
 
-    def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Decision:
+    def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Applicability:
         if hardware.device != "cuda":
-            return Decision(False, "CUDA graphs need an NVIDIA GPU")
+            return Applicability(False, "CUDA graphs need an NVIDIA GPU")
         if facts.kind != "encoder":
-            return Decision(False, "one graph per whole forward suits encoders; decoders graph their step")
-        return Decision(True, f"one launch per forward instead of hundreds; at most {self._limit} shapes are kept")
+            return Applicability(False, "one graph per whole forward suits encoders; decoders graph their step")
+        return Applicability(True, f"one launch per forward instead of hundreds; at most {self._limit} shapes are kept")
 
     def apply(self, model: Any) -> Applied:
-        from scoring.graphs import GraphedForward
+        from scoring.encoder.cuda_graphs import GraphedForward
 
         graphed = GraphedForward(model, model.forward, limit=self._limit)
         had = "forward" in vars(model)
@@ -52,6 +52,6 @@ class CudaGraph(Pass):
         model.forward.warm([*shapes, *((batch, min(WARM_LENGTH, longest)) for batch in BATCHES[1:])])
 
     def verify(self, model: Any, reference: Callable[..., Any]) -> float:
-        from scoring.passes.checking import verify_encoder
+        from scoring.encoder.verify import verify_encoder
 
         return verify_encoder(model, reference)

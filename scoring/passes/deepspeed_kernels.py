@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from scoring.passes.base import Applied, Decision, Facts, Hardware, Pass
+from scoring.passes.base import Applicability, Applied, Facts, Hardware, Pass
 from scoring.passes.families import DEEPSPEED_KERNELS
 
 
@@ -14,26 +14,26 @@ class DeepSpeedKernels(Pass):
     public = True
     supersedes = ("compile",)
 
-    def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Decision:
+    def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Applicability:
         if facts.family in DEEPSPEED_KERNELS.refused:
-            return Decision(False, f"{facts.family} stays wrong: {DEEPSPEED_KERNELS.refused[facts.family]}")
+            return Applicability(False, f"{facts.family} stays wrong: {DEEPSPEED_KERNELS.refused[facts.family]}")
         if facts.family not in DEEPSPEED_KERNELS.served:
-            return Decision(False, f"DeepSpeed has no kernels for {facts.family}")
+            return Applicability(False, f"DeepSpeed has no kernels for {facts.family}")
         if hardware.device != "cuda":
-            return Decision(False, "DeepSpeed's kernels need an NVIDIA GPU")
+            return Applicability(False, "DeepSpeed's kernels need an NVIDIA GPU")
         if hardware.capability < (7, 0):
-            return Decision(False, f"DeepSpeed's kernels need compute capability 7.0; {hardware.name} is older")
+            return Applicability(False, f"DeepSpeed's kernels need compute capability 7.0; {hardware.name} is older")
         if not hardware.nvcc:
-            return Decision(False, "DeepSpeed builds its kernels with nvcc, which is not installed")
-        return Decision(True, "fused fp16 kernels for each layer")
+            return Applicability(False, "DeepSpeed builds its kernels with nvcc, which is not installed")
+        return Applicability(True, "fused fp16 kernels for each layer")
 
     def apply(self, model: Any) -> Applied:
-        from scoring.injection import inject
+        from scoring.encoder.deepspeed import inject
 
         count, undo = inject(model)
         return Applied(count, f"{count} layers", undo)
 
     def verify(self, model: Any, reference: Callable[..., Any]) -> float:
-        from scoring.passes.checking import verify_encoder
+        from scoring.encoder.verify import verify_encoder
 
         return verify_encoder(model, reference)

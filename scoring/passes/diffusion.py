@@ -1,9 +1,9 @@
-"""The loop of a diffusion model on the device alone; `scoring.diffusion_graphs` has the arithmetic."""
+"""The loop of a diffusion model on the device alone; `scoring.diffusion.cuda_graphs` has the arithmetic."""
 
 from collections.abc import Callable
 from typing import Any
 
-from scoring.passes.base import Applied, Decision, Facts, Hardware, Pass
+from scoring.passes.base import Applicability, Applied, Facts, Hardware, Pass
 
 _SLACK = 1.5  # times plain half precision's own distance from float32
 
@@ -16,21 +16,23 @@ class Diffusion(Pass):
     def __init__(self, compiled: bool = True) -> None:
         self._compiled = compiled
 
-    def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Decision:
+    def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Applicability:
         if facts.kind != "diffusion":
-            return Decision(False, "it replaces the loop of diffusion models; this model is not one")
+            return Applicability(False, "it replaces the loop of diffusion models; this model is not one")
         if hardware.device != "cuda":
-            return Decision(
+            return Applicability(
                 False, "its gain is in CUDA graphs and tensor cores; a CPU would run the same sums as before"
             )
         if hardware.capability < (7, 0):
             major, minor = hardware.capability
-            return Decision(False, f"tensor cores start at compute capability 7.0; {hardware.name} has {major}.{minor}")
-        return Decision(True, "one launch a step, guidance in the same batch, nothing waits for the host")
+            return Applicability(
+                False, f"tensor cores start at compute capability 7.0; {hardware.name} has {major}.{minor}"
+            )
+        return Applicability(True, "one launch a step, guidance in the same batch, nothing waits for the host")
 
     def apply(self, model: Any) -> Applied:
         """Raises PassRefused for a UNet with parts that it does not know, or a scheduler that is no table."""
-        from scoring.diffusion_graphs import Fast
+        from scoring.diffusion.cuda_graphs import Fast
 
         fast = Fast(model)
         try:
@@ -45,9 +47,9 @@ class Diffusion(Pass):
         """Nothing: the task's own first image captures the graphs of the model's size."""
 
     def verify(self, model: Any, reference: Callable[..., Any]) -> float:
-        from scoring.diffusion_checking import verify
+        from scoring.diffusion.verify import verify_images
 
-        return verify(model, reference())
+        return verify_images(model, reference())
 
     def bound(self, reference: Callable[..., Any]) -> float:
         """Half precision is off by itself: no further from float32 than half as much again as plain diffusers is."""

@@ -38,7 +38,7 @@ DEEPSPEED_KERNELS = Families(
         "clip": "DeepSpeed has a policy for it but no container",
     },
 )
-#: What `scoring.decoder_families` builds; a test holds the two together.
+#: What `scoring.decoder.adapters.families` builds; a test holds the two together.
 STATIC_DECODE = Families(
     (
         "bloom",

@@ -1,14 +1,14 @@
-"""Our own encoder stack in the place of BERT's and its kin's; the arithmetic is in `scoring.encoder_stack`."""
+"""Our own encoder stack in the place of BERT's and its kin's; the arithmetic is in `scoring.encoder.fused_model`."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from scoring.passes.base import Applied, Decision, Facts, Hardware, Pass
+from scoring.passes.base import Applicability, Applied, Facts, Hardware, Pass
 from scoring.passes.families import FUSED_ENCODER
 
 if TYPE_CHECKING:
-    from scoring.encoder_stack import FusedStack
-    from scoring.kernels.encoder_ops import EncoderOps
+    from scoring.encoder.fused_model import FusedStack
+    from scoring.encoder.ops import EncoderOps
 
 _HEAD_DIMS = (16, 32, 64, 128)
 
@@ -23,24 +23,26 @@ class FusedEncoder(Pass):
         self._ops = ops
         self.stack: FusedStack | None = None  # while it is applied
 
-    def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Decision:
+    def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Applicability:
         if facts.kind != "encoder":
-            return Decision(False, "it replaces encoders; this model is not one")
+            return Applicability(False, "it replaces encoders; this model is not one")
         if facts.family in FUSED_ENCODER.refused:
-            return Decision(False, f"{facts.family} is not covered: {FUSED_ENCODER.refused[facts.family]}")
+            return Applicability(False, f"{facts.family} is not covered: {FUSED_ENCODER.refused[facts.family]}")
         if facts.family not in FUSED_ENCODER.served:
-            return Decision(False, f"{facts.family} is not covered; covered are {', '.join(FUSED_ENCODER.served)}")
+            return Applicability(False, f"{facts.family} is not covered; covered are {', '.join(FUSED_ENCODER.served)}")
         if facts.head_dim not in _HEAD_DIMS or facts.hidden_size % 16:
-            return Decision(False, f"heads of {facts.head_dim} do not fit the matrix units' tiles")
+            return Applicability(False, f"heads of {facts.head_dim} do not fit the matrix units' tiles")
         if hardware.device != "cuda":
-            return Decision(False, "its kernels need an NVIDIA GPU")
+            return Applicability(False, "its kernels need an NVIDIA GPU")
         if hardware.capability < (8, 0):
-            return Decision(False, f"its kernels need compute capability 8.0; {hardware.name} has {_dotted(hardware)}")
+            return Applicability(
+                False, f"its kernels need compute capability 8.0; {hardware.name} has {_dotted(hardware)}"
+            )
         how = "with programmatic launch" if hardware.capability >= (9, 0) else "without programmatic launch"
-        return Decision(True, f"seven kernels a layer instead of about twenty, no work on padding, {how}")
+        return Applicability(True, f"seven kernels a layer instead of about twenty, no work on padding, {how}")
 
     def apply(self, model: Any) -> Applied:
-        from scoring.encoder_stack import replace
+        from scoring.encoder.fused_model import replace
 
         stack, put_back = replace(model, self._ops)
         self.stack = stack
@@ -52,7 +54,7 @@ class FusedEncoder(Pass):
         return Applied(len(stack.layers), f"embeddings and {len(stack.layers)} layers", undo)
 
     def verify(self, model: Any, reference: Callable[..., Any]) -> float:
-        from scoring.passes.checking import verify_encoder
+        from scoring.encoder.verify import verify_encoder
 
         return verify_encoder(model, reference)
 

@@ -8,15 +8,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from scoring.errors import RankLost
-from scoring.loaded import Runtime
-from scoring.memory_shares import WEIGHTS_AND_SLOTS
-from scoring.passes.base import Applied, Decision, Facts, Hardware, Pass, PassRefused
+from scoring.limits.memory_shares import WEIGHTS_AND_SLOTS
+from scoring.model.loaded import Runtime
+from scoring.passes.base import Applicability, Applied, Facts, Hardware, Pass, PassRefused
 from scoring.passes.families import STATIC_DECODE
-from scoring.passes.tensor_slicing import TensorSlicing
+from scoring.passes.tensor_parallel import TensorParallel
 
 if TYPE_CHECKING:
-    from scoring.decode import Decoder
-    from scoring.ranks import Ranks
+    from scoring.decoder.decoder import Decoder
+    from scoring.tensor_parallel.workers import Workers
 
 _LONGEST_HEAD = 256
 
@@ -34,7 +34,7 @@ class StaticDecode(Pass):
         slots: int = 16,
         max_length: int = 2048,
         cpu_slots: int | None = None,
-        slicing: TensorSlicing | None = None,
+        slicing: TensorParallel | None = None,
     ) -> None:
         self.slots = slots
         self.max_length = max_length
@@ -42,27 +42,27 @@ class StaticDecode(Pass):
         self._slicing = slicing
         self.decoder: Decoder | None = None  # while it is applied
 
-    def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Decision:
+    def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Applicability:
         """Taken for its families: on GPUs with bf16 matrix units and memory for the slots, on CPUs in float32."""
         if facts.kind != "decoder":
-            return Decision(False, f"{facts.family} is not a decoder")
+            return Applicability(False, f"{facts.family} is not a decoder")
         if facts.family not in STATIC_DECODE.served:
-            return Decision(False, f"{facts.family} is none of {', '.join(STATIC_DECODE.served)}")
+            return Applicability(False, f"{facts.family} is none of {', '.join(STATIC_DECODE.served)}")
         if hardware.device != "cuda":
             return self._on_cpu(facts)
         if hardware.capability < (8, 0):
             major, minor = hardware.capability
-            return Decision(False, f"its kernels need compute capability 8.0; {hardware.name} has {major}.{minor}")
+            return Applicability(False, f"its kernels need compute capability 8.0; {hardware.name} has {major}.{minor}")
         if facts.head_dim > _LONGEST_HEAD:
-            return Decision(False, f"heads of {facts.head_dim} exceed the attention kernel's {_LONGEST_HEAD}")
+            return Applicability(False, f"heads of {facts.head_dim} exceed the attention kernel's {_LONGEST_HEAD}")
         cache = 4 * facts.layers * facts.kv_heads * facts.head_dim * self.slots * self.max_length
         degree = self.degree(facts, hardware, objective)
         needed = (facts.weight_bytes + cache) / degree
         each = f" on each of {degree} GPUs" if degree > 1 else ""
         if needed > WEIGHTS_AND_SLOTS * hardware.memory_bytes:
             size = f"{needed / 2**30:.1f} GiB{each}"
-            return Decision(False, f"weights and {self.slots} slots need {size}; choose fewer or shorter slots")
-        return Decision(True, f"{self.slots} slots of {self.max_length} tokens, one graph a batch size{each}")
+            return Applicability(False, f"weights and {self.slots} slots need {size}; choose fewer or shorter slots")
+        return Applicability(True, f"{self.slots} slots of {self.max_length} tokens, one graph a batch size{each}")
 
     def degree(self, facts: Facts, hardware: Hardware, objective: str) -> int:
         """Ranks that weights and cache are divided over."""
@@ -70,16 +70,16 @@ class StaticDecode(Pass):
             return 1
         return self._slicing.degree
 
-    def _on_cpu(self, facts: Facts) -> Decision:
+    def _on_cpu(self, facts: Facts) -> Applicability:
         if facts.weight_bytes < 4 * facts.parameters:
-            return Decision(False, "on a CPU it is measured and taken in float32 only")
+            return Applicability(False, "on a CPU it is measured and taken in float32 only")
         slots = f"{self.cpu_slots} slots of {self.max_length} tokens"
-        return Decision(True, f"{slots}; one reading of the weights a step serves them all")
+        return Applicability(True, f"{slots}; one reading of the weights a step serves them all")
 
     def apply(self, model: Any) -> Applied:
         import torch
 
-        from scoring.decoder_families import unsupported
+        from scoring.decoder.adapters.families import unsupported
 
         reason = unsupported(model.config)
         if reason:
@@ -102,7 +102,7 @@ class StaticDecode(Pass):
 
     def verify(self, model: Any, reference: Callable[..., Any]) -> float:
         """Larger relative error of prefill and of cached steps against `reference(model)` taken before."""
-        from scoring.decoder_checking import errors
+        from scoring.decoder.verify import errors
 
         if self.decoder is None:
             return float("nan")
@@ -112,13 +112,13 @@ class StaticDecode(Pass):
         return self.own_bound(reference)
 
 
-def _decoder(model: Any, slots: int, max_length: int, ranks: "Ranks | None") -> "Decoder":
+def _decoder(model: Any, slots: int, max_length: int, ranks: "Workers | None") -> "Decoder":
     """The decoder of a model that is whole, or cut over ranks; raises PassRefused where another rank has no memory."""
-    from scoring.decode import Decoder
+    from scoring.decoder.decoder import Decoder
 
     if ranks is None:
         return Decoder(model, slots, max_length)
-    from scoring.sliced_decoder import SlicedDecoder
+    from scoring.tensor_parallel.decoder import SlicedDecoder
 
     try:
         return SlicedDecoder(model, slots, max_length, ranks)

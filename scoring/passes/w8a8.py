@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from scoring.passes.base import COST, GAIN, Applied, Decision, Facts, Hardware, Pass, PassRefused
+from scoring.passes.base import COST, GAIN, Applicability, Applied, Facts, Hardware, Pass, PassRefused
 from scoring.passes.fused_encoder import FusedEncoder
 
 if TYPE_CHECKING:
@@ -31,22 +31,24 @@ class W8A8(Pass):
         self._forced = forced
         self._timer = timer
 
-    def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Decision:
+    def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Applicability:
         """Taken for cost, on top of fused_encoder; for latency only where it is forced."""
         below = self.fused.applies(facts, hardware, objective)
         if not below.take:
-            return Decision(False, f"it builds on fused_encoder: {below.reason}")
+            return Applicability(False, f"it builds on fused_encoder: {below.reason}")
         if facts.hidden_size % _DEPTH:
-            return Decision(False, f"a hidden size of {facts.hidden_size} does not fit the eight-bit units' {_DEPTH}")
+            return Applicability(
+                False, f"a hidden size of {facts.hidden_size} does not fit the eight-bit units' {_DEPTH}"
+            )
         if objective != COST and not self._forced:
-            return Decision(False, "it changes answers a little and pays in large batches: for the objective cost")
-        return Decision(True, "products that follow a norm in int8, if that is faster here")
+            return Applicability(False, "it changes answers a little and pays in large batches: for the objective cost")
+        return Applicability(True, "products that follow a norm in int8, if that is faster here")
 
     def apply(self, model: Any) -> Applied:
         """Raises PassRefused, with both times, where eight bits are no faster."""
-        from scoring.encoder_narrow import narrow_layers
-        from scoring.inductor import milliseconds
-        from scoring.passes.checking import probes
+        from scoring.encoder.inductor import milliseconds
+        from scoring.encoder.smoothquant import narrow_layers
+        from scoring.encoder.verify import probes
 
         stack, timer = self.fused.stack, self._timer or milliseconds
         if stack is None:
@@ -67,6 +69,6 @@ class W8A8(Pass):
         return Applied(2 * len(wide), detail, undo)
 
     def verify(self, model: Any, reference: Callable[..., Any]) -> float:
-        from scoring.passes.checking import verify_encoder
+        from scoring.encoder.verify import verify_encoder
 
         return verify_encoder(model, reference)

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from scoring.memory_shares import WEIGHTS
-from scoring.passes.base import GAIN, LATENCY, Applied, Decision, Facts, Hardware, Pass, PassRefused
+from scoring.limits.memory_shares import WEIGHTS
+from scoring.passes.base import GAIN, LATENCY, Applicability, Applied, Facts, Hardware, Pass, PassRefused
 from scoring.passes.static_decode import StaticDecode
 
 if TYPE_CHECKING:
-    from scoring.decode import Decoder
+    from scoring.decoder.decoder import Decoder
 
 _WORTH = 3e9  # bytes of weights below which launches and latencies, not bandwidth, take most of a step
 
@@ -27,29 +27,29 @@ class WeightOnly(Pass):
         self.decode = decode
         self._timer = timer  # milliseconds a step of one sequence
 
-    def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Decision:
+    def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Applicability:
         """Taken for latency, on top of static_decode, for models large enough and where half as much again fits."""
         below = self.decode.applies(facts, hardware, objective)
         if not below.take:
-            return Decision(False, f"it builds on static_decode: {below.reason}")
+            return Applicability(False, f"it builds on static_decode: {below.reason}")
         if hardware.device != "cuda":
-            return Decision(False, "its kernels are for GPUs")
+            return Applicability(False, "its kernels are for GPUs")
         if objective != LATENCY:
-            return Decision(False, "it serves one or two sequences at a time; larger batches read 16-bit weights")
+            return Applicability(False, "it serves one or two sequences at a time; larger batches read 16-bit weights")
         degree = self.decode.degree(facts, hardware, objective)
         own, each = facts.weight_bytes / degree, f" on each of {degree} GPUs" if degree > 1 else ""
         if own < _WORTH:
-            return Decision(False, f"{own / 1e9:.1f} GB of weights{each} are read too fast for it to pay")
+            return Applicability(False, f"{own / 1e9:.1f} GB of weights{each} are read too fast for it to pay")
         if 1.5 * own > WEIGHTS * hardware.memory_bytes:
-            return Decision(False, f"16-bit and int8 weights need {1.5 * own / 2**30:.1f} GiB together{each}")
+            return Applicability(False, f"16-bit and int8 weights need {1.5 * own / 2**30:.1f} GiB together{each}")
         shipped = " as shipped" if facts.shipped == "int8" else ""
-        return Decision(True, f"int8 weights{shipped} beside the 16-bit ones, one scale a row")
+        return Applicability(True, f"int8 weights{shipped} beside the 16-bit ones, one scale a row")
 
     def apply(self, model: Any) -> Applied:
         """Raises PassRefused where memory is short, or, with both times, where int8 weights are no faster."""
         import torch
 
-        from scoring.decoder_checking import step_ms
+        from scoring.decoder.verify import step_ms
 
         decoder = self.decode.decoder
         if decoder is None:

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from scoring.deepspeed_host import join, leave
-from scoring.loaded import Runtime
-from scoring.memory_shares import FETCHED_LAYERS, LIVE_LAYERS, WEIGHTS
-from scoring.passes.base import Applied, Decision, Facts, Hardware, Pass, PassRefused
+from scoring.distributed.process_group import join, leave
+from scoring.limits.memory_shares import FETCHED_LAYERS, LIVE_LAYERS, WEIGHTS
+from scoring.model.loaded import Runtime
+from scoring.passes.base import Applicability, Applied, Facts, Hardware, Pass, PassRefused
 
 _TIMEOUT_S = 120.0
 
@@ -31,16 +31,16 @@ class ZeroInference(Pass):
     def __init__(self, forced: bool = False) -> None:
         self._forced = forced
 
-    def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Decision:
+    def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Applicability:
         """Taken where the weights do not fit one GPU, or when forced."""
         if self._forced:
-            return Decision(True, "forced on: parameters wait in host memory")
+            return Applicability(True, "forced on: parameters wait in host memory")
         if hardware.device != "cuda":
-            return Decision(False, "the weights are in the CPU's memory already")
+            return Applicability(False, "the weights are in the CPU's memory already")
         if facts.weight_bytes <= WEIGHTS * hardware.memory_bytes:
-            return Decision(False, f"the weights fit {hardware.name}'s memory, where they are read much faster")
+            return Applicability(False, f"the weights fit {hardware.name}'s memory, where they are read much faster")
         size, room = facts.weight_bytes / 2**30, hardware.memory_bytes / 2**30
-        return Decision(
+        return Applicability(
             True, f"{size:.0f} GiB of weights exceed {WEIGHTS:.0%} of {room:.0f} GiB: they wait in host memory"
         )
 
@@ -48,7 +48,7 @@ class ZeroInference(Pass):
         """Raises PassRefused where DeepSpeed cannot take the model over; the model must be on the CPU, or fit."""
         import torch
 
-        from scoring.passes.plain import reload
+        from scoring.passes.hf_verify import reload
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         names = [name for name, _ in model.named_parameters()]
@@ -90,9 +90,9 @@ class ZeroInference(Pass):
 
     def verify(self, model: Any, reference: Callable[..., Any]) -> float:
         """Prefill and cached decode for decoders, padded batches for encoders."""
-        from scoring.passes.plain import verify
+        from scoring.passes.hf_verify import verify_model
 
-        return verify(model, reference)
+        return verify_model(model, reference)
 
     def bound(self, reference: Callable[..., Any]) -> float:
         return self.own_bound(reference)

@@ -8,16 +8,16 @@ from typing import Any, ClassVar
 
 import torch
 
-from scoring import rotary
-from scoring.company import Company, judge
 from scoring.config import Limits
+from scoring.engine import dynamic_rotary
+from scoring.engine.batch_invariance import Company, judge
+from scoring.engine.row import Between, Row, Slots, nothing
 from scoring.errors import InvalidInput, LoadError, PromptTooLong, RequestError
-from scoring.loaded import Loaded
-from scoring.rows import Between, Row, Slots, nothing
-from scoring.schemas import Strict, TaskSchema
-from scoring.statistics import Statistics
-from scoring.tasks import task_schema
-from scoring.tokenizing import Tokenizing
+from scoring.limits.bounded_tokenizer import Tokenizing
+from scoring.model.loaded import Loaded
+from scoring.schema.registry import task_schema
+from scoring.schema.requests import Strict, TaskSchema
+from scoring.telemetry.statistics import Statistics
 
 logger = logging.getLogger("mii_azure.tasks")
 
@@ -44,7 +44,7 @@ class Task(ABC):
         #: Tokenises one text or a pair into a BatchEncoding, within bounds.
         self.call_tokenizer = Tokenizing(self.tokenizer, loaded.context_length)
         self.company = Company()
-        self.rotary = rotary.changes(self.model.config)
+        self.rotary = dynamic_rotary.changes(self.model.config)
 
     @abstractmethod
     def encode(self, value: Any, parameters: Any, item: int) -> list[Row]:
@@ -201,7 +201,11 @@ class EncoderTask(Task):
     def row(self, encoded: Any, item: int, **rest: Any) -> Row:
         """A row of what the model takes of an encoding; some tokenizers give token types to models that have none."""
         row = Row({name: encoded[name] for name in self._inputs if name in encoded}, item, **rest)
-        row.key = self.company.key(row.tokens), rotary.length_class(self.rotary, row.tokens, row.tokens), self.kin(row)
+        row.key = (
+            self.company.key(row.tokens),
+            dynamic_rotary.length_class(self.rotary, row.tokens, row.tokens),
+            self.kin(row),
+        )
         return row
 
     def kin(self, row: Row) -> Hashable:
@@ -215,7 +219,7 @@ class EncoderTask(Task):
     def run(self, rows: Sequence[Row]) -> Any:
         """The model's output for rows as one batch."""
         if self.rotary:
-            rotary.forget(self.model)
+            dynamic_rotary.forget(self.model)
         return self.model(**self.pad(rows))
 
     @abstractmethod
@@ -265,7 +269,7 @@ class EncoderTask(Task):
     def measure(self, model: Any, rows: Sequence[Row]) -> list[torch.Tensor]:
         batch = {name: ids.to(model.device) for name, ids in self.pad(rows).items()}
         if self.rotary:
-            rotary.forget(model)
+            dynamic_rotary.forget(model)
         output = model(**batch)
         read = [(name, output[name]) for name in self._read if name in output] if isinstance(output, dict) else []
         found: list[list[torch.Tensor]] = [[] for _ in rows]

@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from scoring.json_text import NUMBER_BYTES
-from scoring.loaded import Loaded
-from scoring.rows import Row
-from scoring.schemas import EmbeddingParameters
+from scoring.engine.row import Row
+from scoring.model.loaded import Loaded
+from scoring.schema.requests import EmbeddingParameters
+from scoring.strict_json.body import NUMBER_BYTES
 from scoring.tasks.base import EncoderTask
 
 #: Pooling and normalize where the deployment says nothing.

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from scoring.deadline import check
+from scoring.engine.row import Row
 from scoring.errors import InvalidInput, InvalidParameter, LoadError
-from scoring.json_text import text_bytes
-from scoring.loaded import Loaded
-from scoring.rows import Row
-from scoring.schemas import FillMaskParameters
+from scoring.limits.deadline import check
+from scoring.model.loaded import Loaded
+from scoring.schema.requests import FillMaskParameters
+from scoring.strict_json.body import text_bytes
 from scoring.tasks.base import EncoderTask
 
 Filling = dict[str, Any]

@@ -16,20 +16,20 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, StoppingCriteriaList
 
-from scoring import continuous, rotary
-from scoring.callers import salt_of
-from scoring.chances import Chance, Told, indices, measure, read
 from scoring.config import Limits
-from scoring.continuous import Continuous
-from scoring.detokenize import stop_at
+from scoring.decoder.logprobs import ScoredTokens, TokenLogprob, indices, measure_logprobs, read_logprobs
+from scoring.engine import dynamic_rotary
+from scoring.engine.row import SLOTS, Between, Row, nothing
 from scoring.errors import InvalidInput, InvalidParameter, PromptTooLong
-from scoring.loaded import Loaded
-from scoring.rows import SLOTS, Between, Row, nothing
-from scoring.schemas import GenerationParameters
-from scoring.tasks import slotted
+from scoring.generation import scheduler, sequence
+from scoring.generation.cache_salt import salt_of
+from scoring.generation.details import token_details
+from scoring.generation.detokenizer import stop_at
+from scoring.generation.scheduler import Scheduler
+from scoring.generation.streaming import BatchStreamer, show_end
+from scoring.model.loaded import Loaded
+from scoring.schema.requests import GenerationParameters
 from scoring.tasks.base import Task
-from scoring.tasks.details import told
-from scoring.tasks.following import Watch, show_end
 from scoring.tasks.measuring import two_logits
 
 DEFAULT_NEW_TOKENS = 128
@@ -56,7 +56,7 @@ Tokens = list[int]
 
 
 @dataclass(frozen=True)
-class Settings:
+class GenerationSettings:
     """What one row asks of `generate`; rows with equal settings may share a batch."""
 
     overrides: tuple[tuple[str, Any], ...]  # of the model's generation config
@@ -84,7 +84,7 @@ class Generative(Task):
         self.eos: list[int] = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
         pads = [self.defaults.pad_token_id, self.tokenizer.pad_token_id, *self.eos, 0]
         self.pad_id: int = next(pad for pad in pads if pad is not None and pad >= 0)
-        self._continuous: Continuous | None = None
+        self._continuous: Scheduler | None = None
         self._config = lru_cache(64)(self._make_config)  # copying the defaults costs as much as a step of one slot
 
     def samples(self) -> Iterator[tuple[Any, dict[str, Any]]]:
@@ -128,9 +128,9 @@ class Generative(Task):
             answers=answers,
         )
 
-    def _settings(self, asked: dict[str, Any], parameters: Any, tokens: Tokens) -> Settings:
+    def _settings(self, asked: dict[str, Any], parameters: Any, tokens: Tokens) -> GenerationSettings:
         stop = parameters.stop or ()
-        return Settings(
+        return GenerationSettings(
             tuple(sorted(asked.items())),
             (stop,) if isinstance(stop, str) else tuple(stop),
             len(tokens) if self._padding_matters(asked) else None,
@@ -138,7 +138,7 @@ class Generative(Task):
             salt_of(parameters.cache_salt),
         )
 
-    def _key(self, settings: Settings, length: int) -> Hashable:
+    def _key(self, settings: GenerationSettings, length: int) -> Hashable:
         """On slots any rows share a batch; `generate` takes one config, and one stream of random numbers."""
         if self._slotted(settings, length):
             return SLOTS
@@ -146,15 +146,15 @@ class Generative(Task):
         if settings["do_sample"] or self.defaults.stop_strings:
             return object()
         total = length if self.encoder_decoder else length + settings["max_new_tokens"]
-        mates = self.company.key(length), rotary.length_class(self.rotary, length, total)
+        mates = self.company.key(length), dynamic_rotary.length_class(self.rotary, length, total)
         return settings.overrides, settings.length, settings.details, mates
 
-    def _slotted(self, settings: Settings, length: int) -> bool:
+    def _slotted(self, settings: GenerationSettings, length: int) -> bool:
         decoder = self.loaded.runtime.decoder
         if decoder is None:
             return False
         config, _ = self.generation_config(settings)
-        return slotted.covers(config, self.eos, length + settings["max_new_tokens"], decoder)
+        return sequence.supports(config, self.eos, length + settings["max_new_tokens"], decoder)
 
     def _asked(self, p: GenerationParameters) -> dict[str, Any]:
         asked = {name: value for name in _PASSED if (value := getattr(p, name)) is not None}
@@ -268,29 +268,29 @@ class Generative(Task):
         """
         decoder = self.loaded.runtime.decoder
         if rows[0].key == SLOTS and decoder is not None:
-            outputs = continuous.run(self, decoder, rows)
+            outputs = scheduler.generate_on_slots(self, decoder, rows)
         else:
             outputs = self._generated(rows, between)
         for row, output in zip(rows, outputs, strict=True):
             show_end(self, row, output)
         return outputs
 
-    def slots(self, limits: Limits) -> Continuous | None:
+    def slots(self, limits: Limits) -> Scheduler | None:
         decoder = self.loaded.runtime.decoder
         if decoder is None:
             return None
         if self._continuous is None or self._continuous.decoder is not decoder:
-            self._continuous = Continuous(self, decoder, slotted.capacity(decoder, limits), limits.prefix_reuse)
+            self._continuous = Scheduler(self, decoder, sequence.capacity(decoder, limits), limits.prefix_reuse)
         return self._continuous
 
     def _generated(self, rows: Sequence[Row], between: Between) -> list[list[Tokens]]:
-        settings: Settings = rows[0].parameters
+        settings: GenerationSettings = rows[0].parameters
         config, seed = self.generation_config(settings)
         batch = self._pad(rows, self.loaded.device)
         if self.rotary:
-            rotary.forget(self.model)
+            dynamic_rotary.forget(self.model)
         start = 1 if self.encoder_decoder else batch["input_ids"].shape[1]
-        watch = Watch(self, rows, start, searching=settings["num_beams"] > 1, between=between)
+        watch = BatchStreamer(self, rows, start, searching=settings["num_beams"] > 1, between=between)
         with torch.inference_mode(), self._random_numbers(seed) if config.do_sample else nullcontext():
             if settings.details is not None:
                 config = copy.deepcopy(config)
@@ -305,11 +305,11 @@ class Generative(Task):
         answers = [_until(tokens, self.eos) for tokens in sequences[:, start:].tolist()]
         if settings.details is not None:
             chances = _chances(made, start, settings.details)
-            answers = [Told(tokens, own[: len(tokens)]) for tokens, own in zip(answers, chances, strict=True)]
+            answers = [ScoredTokens(tokens, own[: len(tokens)]) for tokens, own in zip(answers, chances, strict=True)]
         each = len(answers) // len(rows)
         return [answers[i : i + each] for i in range(0, len(answers), each)]
 
-    def generation_config(self, settings: Settings) -> tuple[GenerationConfig, int | None]:
+    def generation_config(self, settings: GenerationSettings) -> tuple[GenerationConfig, int | None]:
         """The model's generation config with a row's settings, not to be changed, and the seed of a sampled row."""
         seed = next((value for name, value in settings.overrides if name == "seed"), None)
         return self._config(tuple(pair for pair in settings.overrides if pair[0] != "seed")), seed
@@ -325,7 +325,7 @@ class Generative(Task):
 
     def measure(self, model: Any, rows: Sequence[Row]) -> list[torch.Tensor]:
         if self.rotary:
-            rotary.forget(model)
+            dynamic_rotary.forget(model)
         return two_logits(model, self._pad(rows, model.device), self.defaults, self.pad_id, self.eos)
 
     def _pad(self, rows: Sequence[Row], device: Any) -> dict[str, torch.Tensor]:
@@ -364,10 +364,10 @@ class Generative(Task):
         if rows[0].parameters.details is None:
             return entries
         details = [
-            told(self, row, tokens)
+            token_details(self, row, tokens)
             for row, output in zip(rows, outputs, strict=True)
             for tokens in output
-            if isinstance(tokens, Told)
+            if isinstance(tokens, ScoredTokens)
         ]
         return [{**entry, "details": own} for entry, own in zip(entries, details, strict=True)]
 
@@ -385,14 +385,14 @@ def _until(tokens: Tokens, ends: Sequence[int]) -> Tokens:
     return next((tokens[: i + 1] for i, token in enumerate(tokens) if token in ends), tokens)
 
 
-def _chances(made: Any, start: int, most: int) -> list[list[Chance]]:
+def _chances(made: Any, start: int, most: int) -> list[list[TokenLogprob]]:
     """Of each sequence that `generate` made, the chances of its tokens; beams change places from step to step."""
     beams = getattr(made, "beam_indices", None)
-    found: list[list[Chance]] = [[] for _ in made.sequences]
+    found: list[list[TokenLogprob]] = [[] for _ in made.sequences]
     for step, logits in enumerate(made.logits[: made.sequences.shape[1] - start]):
         tokens = made.sequences[:, start + step]
         rows = indices(range(len(tokens)), logits.device) if beams is None else beams[:, step].clamp(min=0)
-        measured = measure(logits[rows], tokens, most).tolist()
-        for own, chance in zip(found, read(measured, [most] * len(found)), strict=True):
+        measured = measure_logprobs(logits[rows], tokens, most).tolist()
+        for own, chance in zip(found, read_logprobs(measured, [most] * len(found)), strict=True):
             own.append(chance)
     return found

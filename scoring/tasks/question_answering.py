@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from scoring.deadline import check
+from scoring.engine.row import Row
 from scoring.errors import InvalidInput, InvalidParameter, PromptTooLong
-from scoring.json_text import CHARACTER_BYTES, text_bytes
-from scoring.loaded import Loaded
-from scoring.rows import Row
-from scoring.schemas import QuestionAnsweringParameters, QuestionContext
+from scoring.limits.deadline import check
+from scoring.model.loaded import Loaded
+from scoring.schema.requests import QuestionAnsweringParameters, QuestionContext
+from scoring.strict_json.body import CHARACTER_BYTES, text_bytes
 from scoring.tasks.base import EncoderTask
 
 Answer = dict[str, Any]

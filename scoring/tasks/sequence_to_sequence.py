@@ -9,10 +9,10 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
+from scoring.engine.row import Row
 from scoring.errors import InvalidParameter, LoadError
-from scoring.loaded import Loaded
-from scoring.rows import Row
-from scoring.schemas import SummarizationParameters, TranslationParameters
+from scoring.model.loaded import Loaded
+from scoring.schema.requests import SummarizationParameters, TranslationParameters
 from scoring.tasks.generation import Generative, Tokens
 
 #: What T5 was trained to call its languages.

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from scoring.company import lend
-from scoring.json_text import text_bytes
-from scoring.loaded import Loaded
-from scoring.rows import Row
-from scoring.schemas import TextClassificationParameters, TextPair
+from scoring.engine.batch_invariance import lend
+from scoring.engine.row import Row
+from scoring.model.loaded import Loaded
+from scoring.schema.requests import TextClassificationParameters, TextPair
+from scoring.strict_json.body import text_bytes
 from scoring.tasks.base import EncoderTask, vocabulary
 
 Label = dict[str, Any]

@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from scoring.deadline import interrupting
+from scoring.engine.row import Row
 from scoring.errors import InvalidInput, LoadError, RequestTimeout
-from scoring.json_text import text_bytes
-from scoring.loaded import Loaded
-from scoring.rows import Row
-from scoring.schemas import Message, TextGenerationParameters
+from scoring.limits.deadline import interrupting
+from scoring.model.loaded import Loaded
+from scoring.schema.requests import Message, TextGenerationParameters
+from scoring.strict_json.body import text_bytes
 from scoring.tasks.generation import Generative, Tokens
 
 _MESSAGE_BYTES = 40  # of a message's JSON beside its content

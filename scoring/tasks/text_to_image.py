@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from scoring.config import Limits
+from scoring.engine.row import Between, Row, nothing
 from scoring.errors import InvalidParameter
-from scoring.json_text import text_bytes
-from scoring.rows import Between, Row, nothing
-from scoring.schemas import PromptPair, TextToImageParameters
+from scoring.schema.requests import PromptPair, TextToImageParameters
+from scoring.strict_json.body import text_bytes
 from scoring.tasks.base import Task
 
 #: Of a PNG beside its pixels, and of an image's JSON beside the PNG and the prompt.

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from scoring.json_text import text_bytes
-from scoring.loaded import Loaded
-from scoring.rows import Row
-from scoring.schemas import TokenClassificationParameters
+from scoring.engine.row import Row
+from scoring.model.loaded import Loaded
+from scoring.schema.requests import TokenClassificationParameters
+from scoring.strict_json.body import text_bytes
 from scoring.tasks.base import EncoderTask
 
 Scores = np.ndarray[Any, np.dtype[np.float32]]

@@ -10,8 +10,8 @@ import pytest
 
 import mii_azure
 import scoring
-from local_runner.manifest import bundle_digest, hash_files
-from local_runner.process import Azmlinfsrv, Runner
+from local_runner.bundle.manifest import bundle_digest, hash_files
+from local_runner.process.launch import Azmlinfsrv, Runner
 
 STUB = Path(__file__).parent / "stub"
 PACKAGE = Path(scoring.__file__).parent
@@ -30,8 +30,22 @@ def make_bundle(folder: Path, name: str = "echo", task: str = "text-classificati
     """A bundle in `folder` whose scoring package is the stub's, with the project's own errors and config."""
     bundle = folder / name
     shutil.copytree(STUB, bundle / "code", ignore=shutil.ignore_patterns("__pycache__"))
-    for file in ("errors.py", "config.py", "host_api.py", "json_text.py", "spans.py", "__init__.py"):
-        shutil.copy(PACKAGE / file, bundle / "code" / "scoring" / file)
+    for file in (
+        "__init__.py",
+        "config.py",
+        "errors.py",
+        "generation/__init__.py",
+        "generation/cache_salt.py",
+        "host_api.py",
+        "strict_json/__init__.py",
+        "strict_json/body.py",
+        "strict_json/files.py",
+        "telemetry/__init__.py",
+        "telemetry/spans.py",
+    ):
+        target = bundle / "code" / "scoring" / file
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy(PACKAGE / file, target)
     deployment = {
         "schema": 1,
         "name": name,

@@ -17,8 +17,8 @@ import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from local_runner import ready_file
-from local_runner.process import Azmlinfsrv, Runner
+from local_runner.process import ready_file
+from local_runner.process.launch import Azmlinfsrv, Runner
 from local_runner.protos import scoring_pb2, scoring_pb2_grpc
 from mii_azure.errors import BundleEdited, RunnerFailed
 from scoring.errors import LoadError

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
+from scoring.api.service import Service
 from scoring.config import Deployment, Limits
-from scoring.loader import load
-from scoring.service import Service
-from scoring.tasks import schema, task_class
+from scoring.model.loader import load
+from scoring.schema.registry import schema, task_class
+from tests.scoring.gpu_guard import random_numbers_still_work as random_numbers_still_work
 
 
 class Served:

@@ -7,4 +7,4 @@ command -v buildah >/dev/null && command -v debootstrap >/dev/null || {
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
         buildah debootstrap iproute2 util-linux curl >/dev/null
 }
-MII_AZURE_IMAGE=1 exec .venv/bin/pytest -m image tests/image "$@"
+MII_AZURE_IMAGE=1 exec .venv/bin/pytest -m image tests/scenarios/image "$@"

@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
 
 def _roll_out(bundle: Path) -> None:
     from mii_azure.azure.client import connect
-    from mii_azure.azure.rollout import rollout
+    from mii_azure.operations.rollout import rollout
 
     names = ("SUBSCRIPTION", "RESOURCEGROUP", "WORKSPACE_NAME")
     rollout(bundle, connect(*(os.environ[f"AZUREML_ARM_{name}"] for name in names)))

@@ -1,0 +1,1 @@
+"""Who may talk to a runner, and as whom a client does: certificates and keys."""

@@ -1,0 +1,1 @@
+"""The gRPC side: services over one host, and messages that are none."""

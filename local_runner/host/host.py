@@ -1,0 +1,302 @@
+"""Holds one scoring script for every protocol: its state, its threads, its admission and its drain."""
+
+import asyncio
+import logging
+import sys
+import threading
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from local_runner.bundle.script import Answer, ScoreScript
+from local_runner.host import callers
+from local_runner.host.reload import Tuning, set_level
+from local_runner.host.thread_pool import ThreadPool
+from local_runner.protocol.errors import body_of
+from local_runner.telemetry import tracing
+from local_runner.telemetry.metrics import Metrics
+from scoring.errors import InternalError, MiiAzureError, NotReady, Overloaded
+from scoring.host_api import Deployment, Limits
+
+logger = logging.getLogger(__name__)
+access = logging.getLogger("local_runner.requests")
+
+# A request waits in run() on a thread of its own, so that the scoring queue, not the host, decides when it is full.
+_MAX_THREADS = 1024
+# Requests this much over the limit still reach the scoring script, which refuses them in its own words.
+PAYLOAD_SLACK = 1 << 20
+_FLUSH_S = 6.0  # a little longer than the traces that are left may take
+
+
+class HostState(StrEnum):
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+class Host(ABC):
+    """What every protocol asks, wherever the model is; its methods run on the event loop.
+
+    `code` is the bundle's code/; `copies` of the model share what is asked.
+    """
+
+    def __init__(self, code: Path, copies: int = 1) -> None:
+        self.code = code
+        self._copies = copies
+        self.deployment = Deployment.read(code / "deployment.json")
+        self.state = HostState.LOADING
+        limits = self.deployment.limits
+        self.max_body = limits.max_payload_bytes + PAYLOAD_SLACK
+        self._planned, self._tuning = limits, Tuning()
+        self._usual_level = logging.getLogger().level
+        self._slots = self._slots_of(limits)
+        self._by_key = callers.told_apart()
+        self._streams = 0  # streamed answers not yet at their end
+        self._told, self._started = self.state, time.monotonic()
+        self._tracing = tracing.of_environment(self.deployment.name)
+        self.metrics = Metrics(self.statistics)
+        self.metrics.in_flight.set_function(lambda: self._in_flight)
+
+    @abstractmethod
+    async def load(self) -> None:
+        """Make it ready; raises what keeps it from that and leaves the state at FAILED."""
+
+    @abstractmethod
+    def statistics(self) -> dict[str, Any]:
+        """Phase, counts, times and queue; draining and failed are the host's own phases."""
+
+    @property
+    @abstractmethod
+    def ready(self) -> bool:
+        """Whether a request sent now would be scored."""
+
+    @property
+    @abstractmethod
+    def lost(self) -> bool:
+        """Whether only another process can score again."""
+
+    @abstractmethod
+    async def _score(self, raw: str, headers: Mapping[str, str]) -> Answer:
+        """One answer; raises MiiAzureError and its kinds."""
+
+    @abstractmethod
+    def chunks(self, answer: Answer) -> AsyncGenerator[bytes, None]:
+        """The pieces of a streamed answer; closing this stops the work on it."""
+
+    @abstractmethod
+    async def _end(self, left: float) -> None:
+        """Finish, within so many seconds, what was accepted."""
+
+    @property
+    @abstractmethod
+    def _in_flight(self) -> int:
+        """Requests and streams that are not at their end."""
+
+    async def tune(self, tuning: Tuning) -> None:
+        """Go by other settings for the requests to come; before there is a model they wait for it."""
+        self._tuning = tuning
+        set_level(tuning.log_level, self._usual_level)
+        limits = replace(self._planned, **tuning.limits)
+        self.deployment = replace(self.deployment, limits=limits)
+        self._slots = self._slots_of(limits)
+
+    def _slots_of(self, limits: Limits) -> int:
+        return min(limits.queue_size + limits.max_batch_size, _MAX_THREADS) * self._copies
+
+    def change(self, state: HostState) -> None:
+        """Go on to another state."""
+        self.state = self._told = state
+        self._started = time.monotonic()
+
+    @property
+    def condition(self) -> HostState:
+        """The state as it is told: what cannot score is not called ready, and failed where it never will again."""
+        if self.state is not HostState.READY or self.ready:
+            return self.state
+        return HostState.FAILED if self.lost else HostState.LOADING
+
+    def own_phase(self) -> dict[str, Any]:
+        """The condition as a phase, and since when it has been told."""
+        if (condition := self.condition) is not self._told:
+            self._told, self._started = condition, time.monotonic()
+        return {"phase": condition.value, "phase_seconds": round(time.monotonic() - self._started, 3)}
+
+    def unready(self) -> NotReady:
+        """The error that says why not."""
+        if self.state is HostState.LOADING:
+            told = self.statistics()
+            phase, seconds = told["phase"], told["phase_seconds"]
+            return NotReady(f"The model is loading ({phase}, {seconds:.0f} s so far).", "Ask again shortly.")
+        if self.state is HostState.DRAINING:
+            return NotReady("This runner is stopping and takes no more work.")
+        if lost := self.statistics().get("lost"):
+            return NotReady(f"The model can answer no more: {lost}.", "The server has to be started again.")
+        return NotReady("The scoring engine is not ready.", "See the runner's log.")
+
+    async def score(self, raw: str, headers: Mapping[str, str]) -> Answer:
+        """Answer one request; raises NotReady, Overloaded, or InternalError where the script itself broke."""
+        began = time.perf_counter()
+        code = 499  # the client went away
+        trace = self._tracing.begin("score", headers, request_bytes=len(raw)) if self._tracing else None
+        try:
+            answer = await self._score(raw, headers)
+            code = answer.status
+            if trace is not None:
+                answer, trace = trace.follow(answer), None
+            return answer
+        except MiiAzureError as error:
+            code = error.http_status
+            raise
+        finally:
+            seconds = time.perf_counter() - began
+            if trace is not None:
+                trace.end(code)
+            self.metrics.answered(code, seconds)
+            access.info("answered", extra={"code": code, "ms": round(seconds * 1e3, 2), "bytes": len(raw)})
+
+    async def finish(self, budget_s: float) -> int:
+        """Take no more work, finish what is in flight and queued; return how many requests were abandoned."""
+        self.change(HostState.DRAINING)
+        deadline = time.monotonic() + budget_s
+        while self._in_flight and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        abandoned = self._in_flight
+        await self._end(max(0.0, deadline - time.monotonic()))
+        if self._tracing:
+            await asyncio.wait([asyncio.wrap_future(_in_thread(self._tracing.close))], timeout=_FLUSH_S)
+        return abandoned
+
+
+class ScriptHost(Host):
+    """The one scoring script of this process, in worker threads."""
+
+    def __init__(self, bundle: Path, script: ScoreScript | None = None) -> None:
+        self.script = script or ScoreScript(bundle)
+        super().__init__(self.script.code)
+        self._workers = ThreadPool(_MAX_THREADS, "score")
+        self._pullers = ThreadPool(_MAX_THREADS, "stream")  # of the pieces of streams
+
+    async def load(self) -> None:
+        """Run init() on a thread of its own; raises what it raises and leaves the state at FAILED."""
+        try:
+            await asyncio.wrap_future(_in_thread(self.script.init))
+        except MiiAzureError:
+            self.change(HostState.FAILED)
+            raise
+        if self.state is HostState.LOADING:
+            await self.tune(self._tuning)
+            self.change(HostState.READY)
+
+    async def tune(self, tuning: Tuning) -> None:
+        """Go by other settings for the requests to come; before there is a model they wait for it."""
+        await super().tune(tuning)
+        limits, entry = self.deployment.limits, sys.modules.get("scoring.entry")
+        if entry is not None and hasattr(entry, "change"):
+            entry.change(queue_size=limits.queue_size, request_timeout_s=limits.request_timeout_s)
+
+    def statistics(self) -> dict[str, Any]:
+        """What the scoring package tells of itself; draining and failed are the host's own phases."""
+        own = self.own_phase()
+        failed = own["phase"] in (HostState.DRAINING, HostState.FAILED)
+        if own["phase"] == HostState.LOADING:
+            own["phase"] = "importing"
+        entry = sys.modules.get("scoring.entry")  # asking for it here would import it, on the event loop
+        told: dict[str, Any] = entry.statistics() if entry is not None and hasattr(entry, "statistics") else own
+        return {**told, **own} if failed else told
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request sent now would be scored."""
+        return self.state is HostState.READY and bool(self.script.entry.ready())
+
+    @property
+    def lost(self) -> bool:
+        """Whether only another process can score again: the engine, or a rank of it, is gone after it was ready."""
+        return self.state is HostState.READY and not self.script.entry.ready()
+
+    async def _score(self, raw: str, headers: Mapping[str, str]) -> Answer:
+        if self.state is not HostState.READY:
+            raise self.unready()
+        if (busy := self._workers.busy + self._pullers.busy) >= self._slots:
+            raise Overloaded(f"{busy} requests are in flight already.", "Ask again later.")
+        if self._by_key:
+            callers.tell(headers)
+        try:
+            answer: Answer = await self._workers.submit(self.script.run, raw, headers, abandoned=_discard)
+            return answer
+        except MiiAzureError:
+            raise
+        except Exception as error:
+            raise internal(error) from error
+
+    async def chunks(self, answer: Answer) -> AsyncGenerator[bytes, None]:
+        """The pieces of a streamed answer; closing this closes the script's generator, which stops its work."""
+        pending: asyncio.Future[Any] | None = None
+        began: float | None = time.perf_counter()
+        self._streams += 1
+        try:
+            while True:
+                # A generator cannot be closed while a thread is inside it.
+                pending = self._pullers.submit(next, answer.chunks, None, abandoned=lambda _: answer.close())
+                chunk = await pending
+                if chunk is None:
+                    return
+                if began is not None:
+                    self.metrics.first_event(time.perf_counter() - began)
+                    began = None
+                yield chunk
+        except Exception as error:
+            yield b"data: " + body_of(internal(error)) + b"\n\n"
+        finally:
+            self._streams -= 1
+            if pending is not None and not pending.cancelled():
+                answer.close()
+
+    async def _end(self, left: float) -> None:
+        """Let the engine finish what it holds."""
+        if self.script.loaded:
+            draining = asyncio.wrap_future(_in_thread(lambda: self.script.entry.drain(left)))
+            done, _ = await asyncio.wait([draining], timeout=left + 1)
+            for future in done:
+                if error := future.exception():
+                    logger.error("the engine did not drain", exc_info=error)
+
+    @property
+    def _in_flight(self) -> int:
+        return self._workers.busy + self._streams
+
+
+def _discard(answer: Answer | None) -> None:
+    """Close the answer that nobody waits for any more."""
+    if answer is not None:
+        answer.close()
+
+
+def _in_thread(call: Callable[[], Any]) -> Future[Any]:
+    """Run `call` on a daemon thread, which no exit waits for."""
+    future: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return future
+
+
+def internal(error: Exception) -> InternalError:
+    """What a client may know of an unforeseen failure: an id, under which the log has the rest."""
+    number = uuid.uuid4().hex[:12]
+    logger.error("request %s failed", number, exc_info=error)
+    return InternalError(
+        f"The request failed here, not because of what it asks (id {number}).", "The runner's log has the details."
+    )

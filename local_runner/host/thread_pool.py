@@ -1,0 +1,73 @@
+"""Threads that run blocking calls for an event loop."""
+
+import asyncio
+import contextlib
+import contextvars
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    run: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    context: contextvars.Context
+    future: "asyncio.Future[Any]"
+    abandoned: Callable[[Any], None]
+
+
+class ThreadPool:
+    """Up to `limit` daemon threads, started as they are needed. Everything but the calls runs on the event loop.
+
+    An executor would do, but with two futures, each with a lock of its own, and three callbacks for every call.
+    """
+
+    def __init__(self, limit: int, name: str) -> None:
+        self.busy = 0  # calls that occupy or await a thread
+        self._limit = limit
+        self._name = name
+        self._threads = 0
+        self._calls: queue.SimpleQueue[_Call] = queue.SimpleQueue()
+
+    def submit(
+        self, run: Callable[..., Any], *arguments: Any, abandoned: Callable[[Any], None] = lambda result: None
+    ) -> "asyncio.Future[Any]":
+        """Run a call in this context on a thread.
+
+        A call whose future is cancelled runs to its end all the same if it has begun; `abandoned` then takes its
+        result, or None where there is none.
+        """
+        future = asyncio.get_running_loop().create_future()
+        if self.busy == self._threads < self._limit:
+            self._threads += 1
+            threading.Thread(target=self._work, name=f"{self._name}-{self._threads}", daemon=True).start()
+        self.busy += 1
+        # In the caller's context, so that what the call logs carries the request's id.
+        self._calls.put(_Call(run, arguments, contextvars.copy_context(), future, abandoned))
+        return future
+
+    def _work(self) -> None:
+        while True:
+            call = self._calls.get()
+            result: Any = None
+            error: BaseException | None = None
+            if not call.future.cancelled():
+                try:
+                    result = call.context.run(call.run, *call.arguments)
+                except BaseException as raised:
+                    error = raised
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                call.future.get_loop().call_soon_threadsafe(self._ended, call, result, error)
+            del call, result, error  # or they would live until the next call
+
+    def _ended(self, call: _Call, result: Any, error: BaseException | None) -> None:
+        self.busy -= 1
+        if call.future.cancelled():
+            call.abandoned(result)
+        elif error is None:
+            call.future.set_result(result)
+        else:
+            call.future.set_exception(error)

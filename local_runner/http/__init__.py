@@ -1,0 +1,1 @@
+"""The HTTP side: routes, OpenAI's interface, and uvicorn with an end to waiting."""

@@ -1,0 +1,261 @@
+"""The HTTP side: /score as the Azure inference server has it, health, the protocol's REST form, and the schemas."""
+
+import json
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from local_runner.host.host import Host, internal
+from local_runner.http import openai, openapi_bodies
+from local_runner.protocol import oip
+from local_runner.protocol.errors import body_of, failure_of
+from scoring.errors import InvalidInput, InvalidJson, InvalidParameter, MiiAzureError, PayloadTooLarge
+from scoring.host_api import read_json
+
+_SWAGGER = {
+    "2": "swagger2.json",
+    "2.0": "swagger2.json",
+    "3": "swagger3.json",
+    "3.0": "swagger3.json",
+    "3.1": "swagger3.1.json",
+}
+
+
+def build(host: Host) -> FastAPI:
+    """The application over `host`."""
+    app = FastAPI(title=host.deployment.name, docs_url=None, redoc_url=None)
+    app.add_exception_handler(MiiAzureError, _on_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(Exception, _on_crash)
+    _add_scoring(app, host)
+    _add_health(app, host)
+    _add_protocol(app, host)
+    openai.add(app, host, lambda request: _sent(request, host.max_body))
+    _add_schemas(app, host)
+    return app
+
+
+def _add_scoring(app: FastAPI, host: Host) -> None:
+    # Azure's scoring route is / where the container serves other paths too: what is sent there is scored.
+    @app.post("/", include_in_schema=False)
+    @app.post("/score", summary="Score one request")
+    async def score(request: Request) -> Response:
+        answer = await host.score(await _body(request, host.max_body), request.headers)
+        if answer.chunks is not None:
+            return StreamingResponse(host.chunks(answer), answer.status, answer.headers)
+        return Response(answer.body, answer.status, answer.headers)
+
+
+def _add_health(app: FastAPI, host: Host) -> None:
+    def readiness() -> None:
+        if not host.ready:
+            raise host.unready()
+
+    @app.head("/", include_in_schema=False)
+    @app.get("/", summary="Ready to score, as the Azure inference server says it")
+    async def root() -> PlainTextResponse:
+        readiness()
+        return PlainTextResponse("Healthy")
+
+    @app.head("/healthz", include_in_schema=False)
+    @app.get("/healthz", summary="The process answers, and need not be started again")
+    async def healthz() -> dict[str, str]:
+        if host.lost:
+            raise host.unready()
+        return {"state": host.state}
+
+    @app.head("/readyz", include_in_schema=False)
+    @app.get("/readyz", summary="Ready to score, and how far the start is")
+    async def readyz() -> JSONResponse:
+        told = host.statistics()
+        where = {"state": host.condition, "phase": told["phase"], "seconds": told["phase_seconds"]}
+        where |= {name: told[name] for name in ("replicas", "replica") if name in told}
+        if host.ready:
+            return JSONResponse(where)
+        error = host.unready()
+        return JSONResponse({**error.to_dict(), **where}, error.http_status, error.headers)
+
+    @app.get("/metrics", summary="Prometheus metrics")
+    async def metrics() -> Response:
+        return Response(host.metrics.expose(), media_type=host.metrics.content_type)
+
+
+def _add_protocol(app: FastAPI, host: Host) -> None:
+    name = host.deployment.name
+
+    @app.get("/v2", summary="Server metadata")
+    async def server_metadata() -> dict[str, Any]:
+        return {"name": "mii-azure", "version": _version(), "extensions": []}
+
+    @app.head("/v2/health/live", include_in_schema=False)
+    @app.get("/v2/health/live", summary="Server live")
+    async def live() -> dict[str, bool]:
+        return {"live": True}
+
+    @app.head("/v2/health/ready", include_in_schema=False)
+    @app.get("/v2/health/ready", summary="Server ready")
+    async def ready() -> JSONResponse:
+        return JSONResponse({"ready": host.ready}, 200 if host.ready else 503)
+
+    @app.get("/v2/models/{model}", summary="Model metadata")
+    async def model_metadata(model: str) -> dict[str, Any]:
+        oip.check_model(model, "", name)
+        return oip.model_metadata(host.deployment)
+
+    @app.get("/v2/models/{model}/ready", summary="Model ready")
+    async def model_ready(model: str) -> JSONResponse:
+        oip.check_model(model, "", name)
+        return JSONResponse({"name": name, "ready": host.ready}, 200 if host.ready else 503)
+
+    @app.post("/v2/models/{model}/infer", summary="Infer")
+    async def infer(model: str, request: Request) -> Response:
+        oip.check_model(model, "", name)
+        sent = await _sent(request, host.max_body)
+        call = _inference(sent)
+        answer = await host.score(oip.to_raw(call, host.deployment.task), request.headers)
+        if answer.status >= 400:
+            raise failure_of(answer)
+        if answer.chunks is not None:
+            answer.close()
+            raise InvalidParameter("Infer cannot stream its answer.", "Use /score.", "stream")
+        return JSONResponse(_infer_response(name, sent, *oip.from_answer(call, answer.body)))
+
+
+def _add_schemas(app: FastAPI, host: Host) -> None:
+    code = host.code
+
+    @app.get("/swagger.json", summary="The scoring schema, in the version asked for")
+    async def swagger(version: str = "2") -> Response:
+        path = code / _SWAGGER.get(version, "")
+        if not path.is_file():
+            raise HTTPException(404, f"No swagger of version {version!r}; there are {', '.join(_SWAGGER)}.")
+        return Response(path.read_bytes(), media_type="application/json")
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = get_openapi(title=app.title, version=_version(), routes=app.routes)
+            app.openapi_schema = _with_task(openapi_bodies.describe(schema), code / _SWAGGER["3.1"])
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the document
+
+
+def _version() -> str:
+    """Of mii-azure; a container carries its files and not the installed package that knows."""
+    try:
+        return metadata.version("mii-azure")
+    except metadata.PackageNotFoundError:
+        return "bundled"
+
+
+def _with_task(schema: dict[str, Any], swagger: Path) -> dict[str, Any]:
+    """`schema` with /score and its components as the bundle's own document describes them."""
+    if swagger.is_file():
+        task = json.loads(swagger.read_text(encoding="utf-8"))
+        schema["paths"]["/score"] = task["paths"]["/score"]
+        for kind, parts in task.get("components", {}).items():
+            schema.setdefault("components", {}).setdefault(kind, {}).update(parts)
+    return schema
+
+
+async def _body(request: Request, limit: int) -> str:
+    """The request's body as text, refused as soon as it is known to be too long."""
+    announced = request.headers.get("content-length", "0")
+    if announced.isdigit() and int(announced) > limit:
+        raise _too_large(limit)
+    parts, size = [], 0
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size > limit:
+                raise _too_large(limit)
+            parts.append(part)
+    except ClientDisconnect:  # nobody is there to be told, but the log need not be alarmed
+        raise InvalidJson("The body ended before its length.") from None
+    try:
+        return b"".join(parts).decode()
+    except UnicodeDecodeError as error:
+        raise InvalidJson(f"The body is not UTF-8: {error}.") from error
+
+
+async def _sent(request: Request, limit: int) -> dict[str, Any]:
+    """The request's JSON object."""
+    return _json_object(await _body(request, limit))
+
+
+def _too_large(limit: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"The body is larger than {limit} bytes.", "Send it in parts.")
+
+
+def _json_object(raw: str) -> dict[str, Any]:
+    sent = read_json(raw)
+    if not isinstance(sent, dict):
+        raise InvalidInput("The body is not a JSON object.", 'Send {"inputs": [...]}.')
+    return sent
+
+
+def _inference(sent: dict[str, Any]) -> oip.Inference:
+    tensors: dict[str, list[bytes]] = {}
+    try:
+        for tensor in sent["inputs"]:
+            elements = [text.encode() for text in _typed(tensor["data"], list)]
+            name = _typed(tensor["name"], str)
+            oip.check_tensor(name, _typed(tensor["datatype"], str), _typed(tensor["shape"], list), elements)
+            tensors[name] = elements
+        parameters = dict(_typed(sent.get("parameters") or {}, dict))
+        wanted = tuple(_typed(output["name"], str) for output in sent.get("outputs") or ())
+        _typed(sent.get("id", ""), str)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InvalidInput(
+            "The body is not an inference request.",
+            'Send {"inputs": [{"name": "inputs", "datatype": "BYTES", "shape": [1], "data": ["text"]}]}.',
+            "inputs",
+        ) from error
+    return oip.Inference(tensors, parameters, wanted)
+
+
+def _typed(value: Any, kind: type) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(kind.__name__)
+    return value
+
+
+def _infer_response(model: str, sent: dict[str, Any], name: str, elements: list[bytes]) -> dict[str, Any]:
+    data = [element.decode() for element in elements]
+    output = {"name": name, "datatype": oip.DATATYPE, "shape": [len(data)], "data": data}
+    response = {"model_name": model, "model_version": oip.VERSION, "outputs": [output]}
+    return {**response, "id": sent["id"]} if "id" in sent else response
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    """Our errors, as their JSON body."""
+    if not isinstance(error, MiiAzureError):
+        raise error
+    return error_response(request.url.path, error)
+
+
+def error_response(path: str, error: MiiAzureError) -> Response:
+    """The error's JSON body, in the shape that the clients of `path` read."""
+    if path.startswith(openai.PREFIX):
+        return JSONResponse(openai.error_body(error), error.http_status, error.headers)
+    if path.startswith(oip.PREFIX):
+        return JSONResponse(oip.error_body(error), error.http_status, error.headers)
+    return Response(body_of(error), error.http_status, error.headers, "application/json")
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    """No such path, wrong method: the framework's errors in our shape."""
+    if not isinstance(error, HTTPException):
+        raise error
+    body = {"error": {"code": "not_found" if error.status_code == 404 else "http", "message": error.detail}}
+    return JSONResponse(body, error.status_code, error.headers)
+
+
+async def _on_crash(request: Request, error: Exception) -> Response:
+    return await _on_error(request, internal(error))

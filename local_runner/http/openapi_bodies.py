@@ -1,0 +1,87 @@
+"""What the OpenAPI document says of requests that the routes read themselves, and of refusals."""
+
+from typing import Any
+
+from local_runner.protocol.oip import INPUTS
+
+_TEXT = {"type": "string"}
+_TEXTS = {"anyOf": [_TEXT, {"type": "array", "items": _TEXT, "minItems": 1}]}
+_GENERATION: dict[str, Any] = {
+    "model": _TEXT,
+    "stream": {"type": "boolean"},
+    "stream_options": {"type": "object", "properties": {"include_usage": {"type": "boolean"}}},
+    "max_tokens": {"type": "integer", "minimum": 1},
+    "n": {"type": "integer", "minimum": 1, "maximum": 16},
+    "temperature": {"type": "number", "minimum": 0, "maximum": 100},
+    "top_p": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+    "seed": {"type": "integer", "minimum": 0},
+    "stop": _TEXTS,
+    "user": _TEXT,
+}
+
+
+def _object(required: list[str], **properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": required}
+
+
+_MESSAGE = _object(
+    ["role", "content"],
+    role={"type": "string", "enum": ["system", "developer", "user", "assistant", "tool"]},
+    content={
+        "anyOf": [_TEXT, {"type": "array", "items": _object(["type", "text"], type={"const": "text"}, text=_TEXT)}]
+    },
+)
+_TENSOR = _object(
+    ["name", "datatype", "shape", "data"],
+    name={"type": "string", "enum": [name for name, _ in INPUTS]},
+    datatype={"const": "BYTES"},
+    shape={"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 1, "maxItems": 1},
+    data={"type": "array", "items": _TEXT, "minItems": 1},
+)
+#: JSON schemas of the bodies, by path.
+BODIES: dict[str, dict[str, Any]] = {
+    "/v2/models/{model}/infer": _object(
+        ["inputs"],
+        id=_TEXT,
+        inputs={"type": "array", "items": _TENSOR, "minItems": 1, "maxItems": 1},
+        outputs={"type": "array", "items": _object(["name"], name=_TEXT)},
+        parameters={"type": "object"},
+    ),
+    "/v1/completions": _object(["prompt"], prompt=_TEXTS, echo={"type": "boolean"}, **_GENERATION),
+    "/v1/chat/completions": _object(
+        ["messages"], messages={"type": "array", "items": _MESSAGE, "minItems": 1}, **_GENERATION
+    ),
+    "/v1/embeddings": _object(
+        ["input"], model=_TEXT, input=_TEXTS, encoding_format={"type": "string", "enum": ["float", "base64"]}
+    ),
+}
+_REFUSALS = {
+    "400": "The request is wrong; the message says where.",
+    "404": "Another model's name.",
+    "413": "The request is too large.",
+    "429": "The queue is full; Retry-After says when to come back.",
+    "503": "The model is loading, or the service is stopping.",
+    "504": "The request was not answered in time.",
+}
+
+
+def describe(document: dict[str, Any]) -> dict[str, Any]:
+    """`document` with the bodies, and with what is refused in place of the framework's own 422, which never comes."""
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)
+            if path in BODIES:
+                operation["requestBody"] = {"required": True, "content": _json(BODIES[path])}
+                told = {status: {"description": text, "content": _json(_ERROR)} for status, text in _REFUSALS.items()}
+                operation["responses"] |= told
+    schemas = document.get("components", {}).get("schemas", {})
+    for unused in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(unused, None)
+    return document
+
+
+_ERROR = _object(["error"], error=_object(["code", "message"], code=_TEXT, message=_TEXT))
+
+
+def _json(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"application/json": {"schema": schema}}

@@ -1,0 +1,1 @@
+"""Hosts in processes of their own: started, watched until ready, ended."""

@@ -1,0 +1,89 @@
+"""What every front is: a Host whose requests are answered by replicas elsewhere, counted and timed here."""
+
+import asyncio
+import time
+from abc import abstractmethod
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
+from pathlib import Path
+
+from local_runner.bundle.script import Answer
+from local_runner.host.host import Host, internal
+from local_runner.protocol import errors
+from scoring.errors import InternalError, MiiAzureError, Overloaded, RequestTimeout
+
+_GRACE_S = 2.0  # a replica's own timeout speaks first
+# They are for the front.
+_CREDENTIALS = {"authorization", "x-api-key"}
+
+
+class Frontend(Host):
+    """Requests in flight, streams and time limits of what replicas answer."""
+
+    def __init__(self, bundle: Path, copies: int) -> None:
+        super().__init__(bundle / "code", copies)
+        self._busy = 0  # requests not answered yet
+        self._asked_again = 0
+
+    @abstractmethod
+    async def ask(self, raw: str, headers: dict[str, str]) -> Answer:
+        """A replica's answer, whatever replicas are lost before it has begun; cancelled when the time is up."""
+
+    async def pieces(self, answer: Answer) -> AsyncGenerator[bytes, None]:
+        """What a streamed answer consists of."""
+        if not isinstance(answer.chunks, AsyncIterator):
+            raise InternalError("The answer is not a stream of this front's.")
+        async for piece in answer.chunks:
+            yield piece
+
+    async def ask_in_time(self, raw: str, headers: dict[str, str]) -> Answer:
+        """`ask` within the bundle's timeout; raises RequestTimeout past it, InternalError for what is unforeseen."""
+        limit = self.deployment.limits.request_timeout_s
+        try:
+            async with asyncio.timeout(limit + _GRACE_S):
+                return await self.ask(raw, headers)
+        except TimeoutError:
+            raise RequestTimeout(f"No answer within {limit:g} s.", "Ask for less at once.") from None
+        except MiiAzureError:
+            raise
+        except Exception as error:
+            raise internal(error) from error
+
+    async def chunks(self, answer: Answer) -> AsyncGenerator[bytes, None]:
+        """The pieces of a streamed answer; closing this cancels the stream in its replica."""
+        began: float | None = time.perf_counter()
+        self._streams += 1
+        try:
+            async with aclosing(self.pieces(answer)) as pieces:
+                async for piece in pieces:
+                    if began is not None:
+                        self.metrics.first_event(time.perf_counter() - began)
+                        began = None
+                    yield piece
+        except Exception as error:
+            known = error if isinstance(error, MiiAzureError) else internal(error)
+            yield b"data: " + errors.body_of(known) + b"\n\n"
+        finally:
+            self._streams -= 1
+            answer.close()
+
+    @property
+    def lost(self) -> bool:
+        """Never: replicas are started again behind a front that stays."""
+        return False
+
+    async def _score(self, raw: str, headers: Mapping[str, str]) -> Answer:
+        if not self.ready:
+            raise self.unready()
+        if self._busy >= self._slots:
+            raise Overloaded(f"{self._busy} requests are in flight already.", "Ask again later.")
+        self._busy += 1
+        sent = {key.lower(): headers[key] for key in headers if isinstance(headers[key], str)}
+        try:
+            return await self.ask_in_time(raw, {key: sent[key] for key in sent if key not in _CREDENTIALS})
+        finally:
+            self._busy -= 1
+
+    @property
+    def _in_flight(self) -> int:
+        return self._busy + self._streams

@@ -1,0 +1,143 @@
+"""One replica, a Host behind a Unix socket: `python -m local_runner.replicas.local.worker BUNDLE SOCKET`.
+
+Its front starts it. It ends when the front says so by SIGTERM, or is gone: then standard input ends. A failure to load is left as JSON in
+SOCKET.failed.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from contextlib import aclosing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from local_runner.bundle import manifest
+from local_runner.process import leash, ready_file
+from local_runner.telemetry import logs
+
+if TYPE_CHECKING:
+    from local_runner.bundle.script import Answer
+    from local_runner.host.host import Host
+    from local_runner.replicas.local.framing import Connection
+
+FAILED = ".failed"
+
+
+class ReplicaWorker:
+    """Answers a front: `score` with what the scoring script says, `statistics` with how it is."""
+
+    def __init__(self, host: "Host") -> None:
+        self._host = host
+
+    async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection, to its end."""
+        from local_runner.replicas.local.framing import GONE, Connection
+
+        connection = Connection(reader, writer)
+        try:
+            while True:
+                request = await connection.receive_head()
+                await self._while_open(connection, self._answer(connection, request, await connection.receive()))
+        except (*GONE, asyncio.CancelledError):  # the front has gone, or this replica goes
+            pass
+        finally:
+            connection.close()
+
+    async def _while_open(self, connection: "Connection", work: Any) -> None:
+        """Do `work`, unless the front closes the connection: then its client went away, and it is cancelled."""
+        task, closed = asyncio.ensure_future(work), asyncio.ensure_future(connection.closed())
+        await asyncio.wait({task, closed}, return_when=asyncio.FIRST_COMPLETED)
+        for each in (task, closed):
+            each.cancel()
+        await asyncio.gather(task, closed, return_exceptions=True)
+        if task.cancelled():
+            raise ConnectionResetError
+        task.result()
+
+    async def _answer(self, connection: "Connection", request: dict[str, Any], body: bytes) -> None:
+        from local_runner.host.reload import Tuning
+        from local_runner.replicas.local.framing import frame, head
+
+        if request["op"] == "statistics":
+            told = {"ready": self._host.ready, "state": self._host.state, "statistics": self._host.statistics()}
+            await connection.send(head(told), frame(b""))
+            return
+        if request["op"] == "tune":
+            await self._host.tune(Tuning(**request["tuning"]))
+            await connection.send(head({}), frame(b""))
+            return
+        headers = request["headers"]
+        logs.take(headers.get(logs.HEADER))
+        answer = await self._score(body.decode(), headers)
+        facts = {"status": answer.status, "headers": answer.headers, "stream": answer.chunks is not None}
+        if answer.chunks is None:
+            await connection.send(head(facts), frame(answer.body))
+            return
+        async with aclosing(self._host.chunks(answer)) as chunks:
+            await connection.send(head(facts))
+            async for chunk in chunks:
+                if chunk:
+                    await connection.send(frame(chunk))
+        await connection.send(frame(b""))
+
+    async def _score(self, raw: str, headers: dict[str, str]) -> "Answer":
+        from local_runner.bundle.script import Answer
+        from local_runner.protocol.errors import body_of
+        from scoring.errors import MiiAzureError
+
+        try:
+            return await self._host.score(raw, headers)
+        except MiiAzureError as error:
+            sent = {"Content-Type": "application/json", **error.headers}
+            return Answer(error.http_status, sent, body_of(error))
+
+
+async def _serve(bundle: Path, path: Path) -> None:
+    from local_runner.host.host import ScriptHost
+    from local_runner.replicas.local.framing import BUFFER
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    host = ScriptHost(bundle)
+    server = await asyncio.start_unix_server(ReplicaWorker(host).accept, path, limit=BUFFER)
+    loading, stopping = asyncio.ensure_future(host.load()), asyncio.ensure_future(stop.wait())
+    await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if loading.done():
+        loading.result()
+    await stopping
+    # The front has had every answer, or gives up on those that are left: it holds the only clock of the drain.
+    server.close()
+    await host.finish(0.0)
+
+
+def main() -> NoReturn:
+    """Serve one front, then end the process."""
+    leash.hold()
+    bundle, path, form, verbose = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4] == "verbose"
+    logs.set_up(form, verbose)
+    # The front tells every request.
+    logging.getLogger("local_runner.requests").setLevel(logging.WARNING)
+    code = 0
+    try:
+        manifest.enter(bundle)
+        import uvloop
+
+        uvloop.run(_serve(bundle, path))
+    except Exception as error:
+        code = 1
+        if hasattr(error, "to_dict") and hasattr(error, "exit_code"):
+            code = error.exit_code
+            ready_file.write(path.with_name(path.name + FAILED), "failed", **error.to_dict(), exit_code=code)
+        else:
+            logging.getLogger(__name__).critical("The replica failed.", exc_info=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # The scoring script may own threads that never end.
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

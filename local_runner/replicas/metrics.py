@@ -1,0 +1,61 @@
+"""Metrics over several replicas: sums under the names that one process uses, and what each has under its own label."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+if TYPE_CHECKING:
+    from local_runner.replicas.local.supervisor import ReplicaProcess
+
+_GAUGES = {
+    "in_flight": "Requests and streams that the replica holds.",
+    "waiting": "Rows that wait for a batch in the replica.",
+    "active": "Rows that wait or run in the replica.",
+}
+_COUNTERS = {
+    "restarts": "Times that the replica was started again.",
+    "prompt_tokens": "Tokens that the replica took in.",
+    "generated_tokens": "Tokens that the replica generated.",
+}
+
+
+class ReplicaMetrics:
+    """Tells the replicas when scraped."""
+
+    def __init__(self, replicas: "Callable[[], Sequence[ReplicaProcess]]") -> None:
+        self._replicas = replicas
+
+    def describe(self) -> list[Metric]:
+        """Nothing, as in `metrics`."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """One family a fact, one sample a replica."""
+        facts = {str(each.index): {**each.told, **each.facts()} for each in self._replicas()}
+        ready = GaugeMetricFamily("mii_azure_replica_ready", "1 while the replica takes requests.", labels=["replica"])
+        for index, told in facts.items():
+            ready.add_metric([index], float(told["state"] == "ready"))
+        yield ready
+        families: list[tuple[Any, dict[str, str]]] = [(GaugeMetricFamily, _GAUGES), (CounterMetricFamily, _COUNTERS)]
+        for kind, named in families:
+            for name, text in named.items():
+                family = kind(f"mii_azure_replica_{name}", text, labels=["replica"])
+                for index, told in facts.items():
+                    family.add_metric([index], float(told.get(name, 0)))
+                yield family
+
+
+def merged(told: Sequence[Any]) -> Any:
+    """The sum of what replicas tell: numbers and the counts of histograms added, and of other values the first's."""
+    first = told[0] if told else {}
+    if isinstance(first, bool):
+        return first
+    if isinstance(first, int | float):
+        return sum(each for each in told if isinstance(each, int | float))
+    if isinstance(first, dict):
+        names = dict.fromkeys(name for each in told for name in each)
+        return {name: merged([each[name] for each in told if name in each]) for name in names}
+    if isinstance(first, list) and all(isinstance(each, list) and len(each) == len(first) for each in told):
+        return [merged(parts) for parts in zip(*told, strict=True)]
+    return first

@@ -1,0 +1,1 @@
+"""Hosts that parity and bench compare, behind one interface."""

@@ -1,0 +1,111 @@
+"""Logs for people or, as one JSON object a line, for machines; each with the id of its request. Never a prompt.
+
+An id comes with the request (`x-request-id`) or is made; it is echoed, and what runs on the scoring threads for that
+request logs it too.
+"""
+
+import contextlib
+import io
+import json
+import logging
+import re
+import sys
+import uuid
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Any
+
+from local_runner.telemetry.terminal import escaped, escaped_json
+
+HEADER = "x-request-id"
+FORMATS = ("text", "json")
+_SENSIBLE = re.compile(r"[\x21-\x7e]{1,128}")
+_EXTRA = ("code", "ms", "bytes", "phase")
+current: ContextVar[str] = ContextVar("request_id", default="")
+
+
+def take(sent: str | None) -> str:
+    """Make `sent`, or a fresh id where it is none, the id of what runs from here on; return it."""
+    number = sent if sent and _SENSIBLE.fullmatch(sent) else uuid.uuid4().hex
+    current.set(number)
+    return number
+
+
+def set_up(form: str, verbose: bool) -> None:
+    """Log to standard error, as text from warnings on, as JSON from each request on; for a process's own main."""
+    _go_on_without_a_disk()
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_with_id)
+    handler.setFormatter(_Json() if form == "json" else _Text(_TEXT))
+    level = logging.DEBUG if verbose else logging.INFO if form == "json" else logging.WARNING
+    logging.basicConfig(level=level, handlers=[handler])
+
+
+class _Unfailing(io.FileIO):
+    """A full disk, or a reader of the log that went away, costs what would have been written and nothing else."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
+def _go_on_without_a_disk() -> None:
+    """Let no write to standard output or error fail: also a library's stray print would fail its request."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+            buffer = io.BufferedWriter(_Unfailing(stream.fileno(), "wb", closefd=False))
+            text = io.TextIOWrapper(buffer, stream.encoding, "backslashreplace", line_buffering=True)
+            setattr(sys, name, text)
+
+
+_TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s%(shown_id)s"
+
+
+def _with_id(record: logging.LogRecord) -> bool:
+    number = current.get()
+    vars(record).update(request_id=number, shown_id=f" [{number}]" if number else "")
+    return True
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= {name: getattr(record, name) for name in ("request_id", *_EXTRA) if getattr(record, name, "") != ""}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return escaped_json(json.dumps(line, ensure_ascii=False))
+
+
+class _Text(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return escaped(super().format(record))
+
+
+class Middleware:
+    """Gives every HTTP request its id and echoes it."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        number = take(headers.get(HEADER.encode(), b"").decode("latin-1"))
+
+        async def echo(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (HEADER.encode(), number.encode())]
+            await send(message)
+
+        await self._app(scope, receive, echo)

@@ -1,0 +1,128 @@
+"""OpenTelemetry traces of requests, where the environment asks for them; otherwise OpenTelemetry is not even imported.
+
+A request is one span, a child of the caller's where a W3C `traceparent` comes with it as an HTTP header or as gRPC
+metadata, with the request's id; below it a span for each stage that the scoring package tells of. The standard
+variables hold: OTEL_EXPORTER_OTLP_ENDPOINT (of a collector's OTLP/HTTP port) or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT,
+OTEL_EXPORTER_OTLP_HEADERS, OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES, OTEL_TRACES_SAMPLER, OTEL_SDK_DISABLED and
+those of the batch processor. Prompts and answers are in no span.
+"""
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from local_runner.bundle.script import Answer
+from local_runner.errors import RunnerFailed
+from local_runner.telemetry import logs
+
+ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
+_TRACES_ENDPOINT = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
+
+
+def of_environment(service: str) -> "Tracing | None":
+    """What the environment asks for, under that name where it gives none. Raises RunnerFailed."""
+    url = endpoint()
+    if not url:
+        return None
+    try:
+        from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ModuleNotFoundError as error:
+        raise RunnerFailed(
+            f"Traces need the package {error.name!r}.", "pip install 'mii-azure[otel]', or unset the endpoint."
+        ) from error
+    from local_runner.telemetry.otlp import Exporter
+
+    resource = Resource.create({} if os.environ.get("OTEL_SERVICE_NAME") else {SERVICE_NAME: service})
+    provider = TracerProvider(resource=resource)
+    provider.add_span_processor(BatchSpanProcessor(Exporter(url)))
+    return Tracing(provider)
+
+
+def endpoint() -> str:
+    """Where traces go; empty where nobody asks for them. Raises RunnerFailed for a protocol that is not spoken."""
+    if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or os.environ.get("OTEL_TRACES_EXPORTER") == "none":
+        return ""
+    base = os.environ.get(ENDPOINT, "")
+    url = os.environ.get(_TRACES_ENDPOINT, "") or (f"{base.rstrip('/')}/v1/traces" if base else "")
+    if url and not url.startswith(("http://", "https://")):
+        raise RunnerFailed(f"{url!r} is no address for traces.", "It looks like http://collector:4318.")
+    if url and os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") == "grpc":
+        raise RunnerFailed("Traces are sent as OTLP over HTTP, not over gRPC.", "Name the collector's port 4318.")
+    return url
+
+
+class Tracing:
+    """Makes spans through a provider of the SDK."""
+
+    def __init__(self, provider: Any) -> None:
+        self._provider = provider
+        self._tracer = provider.get_tracer("mii_azure.local_runner")
+
+    def begin(self, name: str, headers: Mapping[str, str], **attributes: Any) -> "Trace":
+        """The span of a request that came with these headers."""
+        from opentelemetry.trace import SpanKind
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        parent = TraceContextTextMapPropagator().extract(headers)
+        told = {f"mii_azure.{key}": value for key, value in attributes.items()}
+        told["mii_azure.request_id"] = logs.current.get()
+        return Trace(self._tracer, self._tracer.start_span(name, parent, SpanKind.SERVER, told))
+
+    def close(self) -> None:
+        """Send what is left, within five seconds."""
+        self._provider.force_flush(5_000)
+        self._provider.shutdown()
+
+
+class Trace:
+    """One request's span while it is open; the stages that are told of while it is in `telemetry.spans.taken`."""
+
+    def __init__(self, tracer: Any, span: Any) -> None:
+        self._tracer, self._span = tracer, span
+        self._stages: list[tuple[str, float, float]] = []
+        self._clock = time.time_ns() - time.perf_counter_ns()
+        from scoring.host_api import taken
+
+        taken.set(self._stages)
+
+    def follow(self, answer: Answer) -> Answer:
+        """The answer to give; of a stream, the span ends when it is closed."""
+        if answer.chunks is None:
+            self.end(answer.status)
+            return answer
+
+        def close() -> None:
+            answer.close()
+            self.end(answer.status)
+
+        chunks = answer.chunks
+        return replace(answer, chunks=self._watched(chunks) if isinstance(chunks, Iterator) else chunks, close=close)
+
+    def end(self, code: int) -> None:
+        """The request ended with that HTTP status."""
+        from opentelemetry.trace import Status, StatusCode, set_span_in_context
+
+        if not self._span.is_recording():
+            return
+        inside = set_span_in_context(self._span)
+        for stage, began, ended in self._stages:
+            span = self._tracer.start_span(stage, inside, start_time=self._at(began))
+            span.end(self._at(ended))
+        self._span.set_attribute("http.response.status_code", code)
+        if code >= 500:
+            self._span.set_status(Status(StatusCode.ERROR))
+        self._span.end()
+
+    def _watched(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        for chunk in chunks:
+            self._span.add_event("first event")
+            yield chunk
+            break
+        yield from chunks
+
+    def _at(self, counter: float) -> int:
+        return int(counter * 1e9) + self._clock

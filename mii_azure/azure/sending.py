@@ -1,0 +1,66 @@
+"""One POST with a key or token, which goes to the host that was asked for and to no other."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from local_runner.protocol.addresses import Address, read_url
+from mii_azure.errors import AzureUnavailable, SpecError
+
+#: Azure's own hosts of online endpoints: a token of a person or an identity is sent to no other, and by TLS only.
+_AZURE = (".inference.ml.azure.com", ".inference.ml.azure.us", ".inference.ml.azure.cn")
+
+
+def scoring_address(url: str) -> Address:
+    """The address of a scoring URL; raises SpecError for one that is odd or has no path."""
+    try:
+        address = read_url(url)
+        if not address.path.strip("/"):
+            raise ValueError("it has no path")
+        return address
+    except ValueError as error:
+        raise SpecError(
+            f"{url!r} is no scoring URL: {error}.", "It looks like https://NAME.REGION.inference.ml.azure.com/score."
+        ) from None
+
+
+def in_azure(address: Address) -> bool:
+    """Whether the host is of an online endpoint in Azure."""
+    return address.host.rstrip(".").endswith(_AZURE)
+
+
+class Bearer:
+    """Puts a key or token on a prepared request of `requests`, if that goes where it was meant to go.
+
+    It also keeps `requests` from taking other credentials for that host out of a .netrc file.
+    """
+
+    def __init__(self, address: Address, key: str) -> None:
+        self._address, self._key = address, key
+
+    def __call__(self, prepared: Any) -> Any:
+        try:
+            goes = read_url(str(prepared.url))
+        except ValueError as error:
+            raise SpecError(f"{prepared.url!r} gets no key: {error}.", "Check the URL.") from None
+        if goes[:3] != self._address[:3]:
+            raise SpecError(
+                f"The key is for {self._address.host}, and the request goes to {goes.host}.", "Check the URL."
+            )
+        if goes.scheme != "https" and in_azure(goes):
+            raise SpecError(f"{goes.host} is asked without TLS, so it gets no key.", "Write https:// in its URL.")
+        prepared.headers["Authorization"] = f"Bearer {self._key}"
+        return prepared
+
+
+def post(session: Any, url: str, body: bytes, key: str, headers: Mapping[str, str], **options: Any) -> Any:
+    """The response to a JSON body; raises SpecError for a URL that no key goes to, AzureUnavailable for a redirect."""
+    auth = Bearer(scoring_address(url), key) if key else None
+    told = {"Content-Type": "application/json", **headers}
+    response = session.post(url, body, headers=told, auth=auth, allow_redirects=False, **options)
+    if response.is_redirect:
+        response.close()
+        raise AzureUnavailable(
+            f"{url} sends elsewhere, to {response.headers.get('Location')}; neither request nor key went there.",
+            "Ask that address itself, if you trust it.",
+        )
+    return response

@@ -1,0 +1,1 @@
+"""Bundles: rendered, written, described, read and compared."""

@@ -1,0 +1,201 @@
+"""A bundle as checks read it: files parsed once, and never an exception for what is in them."""
+
+import re
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import yaml
+
+from local_runner.bundle.manifest import MANIFEST
+from mii_azure.bundle.manifest import Mismatch, find_mismatches, load_manifest, read_text
+from mii_azure.bundle.yaml_text import compose_yaml, parse_yaml
+from mii_azure.planning.plan import Quantization
+from mii_azure.platform.servers import HOST_FOLDER, Server
+from scoring.config import Deployment
+from scoring.errors import LoadError
+
+ENDPOINT, DEPLOYMENT, ENVIRONMENT, MODEL = "endpoint.yml", "deployment.yml", "environment.yml", "model.yml"
+YAMLS = (ENDPOINT, DEPLOYMENT, ENVIRONMENT, MODEL)
+SETTINGS, SCORE, DOCKERFILE = "code/deployment.json", "code/score.py", "environment/Dockerfile"
+LOCK = "environment/requirements.lock"
+SERVER_DEFAULTS = {"WORKER_COUNT": "1", "WORKER_TIMEOUT": "300"}  # azureml-inference-server-http 1.5.1
+_ENV_LINE = re.compile(r'^ENV +([A-Za-z_]\w*)=(?:"((?:[^"\\]|\\.)*)"|(\S*)) *$', re.MULTILINE)
+
+
+Kind = Literal["managed", "kubernetes", "batch"]
+
+
+class Fix(NamedTuple):
+    """A change that is safe to make: a value in a YAML file, or, where `old` is given, a text for another."""
+
+    file: str
+    keys: tuple[str, ...]
+    value: str | int
+    old: str = ""
+
+
+class Problem(NamedTuple):
+    """What a rule found: a sentence, what to do, where, and the changes that would do it."""
+
+    message: str
+    remedy: str
+    file: str
+    keys: tuple[str, ...] = ()  # place in a YAML file
+    line: int | None = None
+    fixes: tuple[Fix, ...] = ()
+
+
+def _place(path: Path) -> tuple[Path, str]:
+    """The folder and the name of what a path leads to."""
+    found = path.resolve()
+    return found.parent, found.name
+
+
+class Inspected:
+    """The bundle at `root`, or, with `loose`, YAML that stands alone: {role, e.g. DEPLOYMENT: the file in that role}.
+
+    Raises NotABundle for a bundle without a manifest.
+    """
+
+    def __init__(self, root: Path, loose: Mapping[str, Path] | None = None) -> None:
+        self.root = root
+        self.loose = loose
+        self.manifest = load_manifest(root) if loose is None else {"files": {}}
+        self._texts: dict[str, str | None] = {}
+        self._yamls: dict[str, tuple[Any, yaml.Node | None, str]] = {}
+
+    def path(self, file: str) -> Path:
+        """Where a file of the bundle, or the file in that role, is."""
+        return self.root / file if self.loose is None else self.loose.get(file, self.root / file)
+
+    @cached_property
+    def kind(self) -> Kind:
+        """What the YAML deploys to: by its `type`, its `$schema`, or the endpoint's `compute`."""
+        schemas = " ".join(str(self.get(file, "$schema")).lower() for file in (DEPLOYMENT, ENDPOINT))
+        batch = self.get(DEPLOYMENT, "mini_batch_size") or self.get(DEPLOYMENT, "settings")
+        if "batch" in schemas or batch:
+            return "batch"
+        kubernetes = self.get(DEPLOYMENT, "type") == "kubernetes" or self.get(ENDPOINT, "compute")
+        return "kubernetes" if kubernetes or "kubernetes" in schemas else "managed"
+
+    @cached_property
+    def server_kind(self) -> Server:
+        """What serves in the container: the HTTP host where the bundle carries it, else Azure's inference server."""
+        return "http" if any(path.startswith(HOST_FOLDER) for path in self.manifest["files"]) else "azmlinfsrv"
+
+    @cached_property
+    def model_folder(self) -> Path | None:
+        """The folder of weights that is uploaded; None where the model is a reference."""
+        if self.loose is None:
+            return self.root / "model" if (self.root / "model").is_dir() else None
+        for file, keys in ((MODEL, ("path",)), (DEPLOYMENT, ("model", "path"))):
+            given = self.get(file, *keys)
+            if isinstance(given, str) and (self.path(file).parent / given).is_dir():
+                return self.path(file).parent / given
+        return None
+
+    @cached_property
+    def mismatches(self) -> list[Mismatch]:
+        """What differs from the manifest."""
+        return find_mismatches(self.root)
+
+    @cached_property
+    def settings(self) -> Deployment | None:
+        """code/deployment.json as the scoring code reads it; None if it cannot."""
+        if self.text(SETTINGS) is None:
+            return None
+        try:
+            return Deployment.read(self.root / SETTINGS)
+        except LoadError:
+            return None
+
+    @cached_property
+    def yamls(self) -> list[str]:
+        """The YAML files that are there."""
+        return [file for file in YAMLS if self.path(file).is_file() and (self.loose is None or file in self.loose)]
+
+    def text(self, file: str) -> str | None:
+        """A file's text; None if it is missing, no regular file or not UTF-8."""
+        if file not in self._texts:
+            # YAML that stands alone may be reached through links.
+            place = (self.root, file) if self.loose is None else _place(self.path(file))
+            self._texts[file] = read_text(*place)
+        return self._texts[file]
+
+    def malformed(self, file: str) -> tuple[str, int | None] | None:
+        """Why a YAML file cannot be read as a mapping, and the line."""
+        value, _, reason = self._parsed(file)
+        if reason:
+            found = re.search(r"line (\d+)", reason)
+            return reason, int(found[1]) if found else None
+        return None if isinstance(value, dict) else ("it is not a mapping", None)
+
+    def readable(self, *files: str) -> bool:
+        """Whether these YAML files are there and are mappings."""
+        return all(file in self.yamls and not self.malformed(file) for file in files)
+
+    def get(self, file: str, *keys: str) -> Any:
+        """A value in a YAML file, or None; `get(file)` is all of it, {} where malformed."""
+        value = self._parsed(file)[0]
+        value = value if isinstance(value, dict) else {}
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+    def section(self, file: str, *keys: str) -> Mapping[Any, Any]:
+        """A mapping in a YAML file; {} for anything else."""
+        value = self.get(file, *keys)
+        return value if isinstance(value, dict) else {}
+
+    def number(self, file: str, *keys: str) -> int | None:
+        """An integer in a YAML file; None for anything else, a boolean included."""
+        value = self.get(file, *keys)
+        return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+    def line(self, file: str, keys: tuple[str, ...]) -> int | None:
+        """The line of a key, or of the deepest key above it that exists; None for none at all."""
+        node, line = self._parsed(file)[1], None
+        for key in keys:
+            pairs = node.value if isinstance(node, yaml.MappingNode) else []
+            pair = next((pair for pair in pairs if pair[0].value == key), None)
+            if pair is None:
+                break
+            line, node = pair[0].start_mark.line + 1, pair[1]
+        return line
+
+    @cached_property
+    def server(self) -> dict[str, str]:
+        """Environment of the inference server: its defaults, the image's, the deployment's."""
+        image = {
+            name: quoted if quoted else plain for name, quoted, plain in _ENV_LINE.findall(self.text(DOCKERFILE) or "")
+        }
+        given = self.section(DEPLOYMENT, "environment_variables")
+        return SERVER_DEFAULTS | image | {str(name): str(value) for name, value in given.items()}
+
+    def _parsed(self, file: str) -> tuple[Any, yaml.Node | None, str]:
+        if file not in self._yamls:
+            self._yamls[file] = self._parse(file)
+        return self._yamls[file]
+
+    def _parse(self, file: str) -> tuple[Any, yaml.Node | None, str]:
+        text = self.text(file)
+        if text is None:
+            missing = not self.path(file).exists()
+            return {}, None, "" if missing else "it is not UTF-8 text"
+        try:
+            return parse_yaml(text), compose_yaml(text), ""
+        except yaml.YAMLError as error:
+            return {}, None, " ".join(str(error).split()) or type(error).__name__
+
+
+def is_bundle(target: Path) -> bool:
+    """Whether all rules judge it; YAML files, and folders of them without a manifest, only those on YAML do."""
+    return not target.is_file() and ((target / MANIFEST).is_file() or not any(target.glob("*.y*ml")))
+
+
+def told_by(bundle: Path) -> Quantization | None:
+    """What a bundle says of its weights; None where they are as the model's author stored them."""
+    told = Deployment.read(bundle / SETTINGS).quantisation
+    return Quantization.model_validate(told) if told else None

@@ -1,0 +1,251 @@
+"""From a spec and a plan to the text of every file that is written, not copied: pure, no I/O but the templates."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from local_runner.bundle.manifest import bundle_digest
+from mii_azure.bundle import endpoint_kinds, openapi
+from mii_azure.hardware.skus import find_sku
+from mii_azure.model.source import names_files
+from mii_azure.planning.plan import Plan
+from mii_azure.planning.rationale import Decision
+from mii_azure.platform import servers
+from mii_azure.spec import Spec
+
+TEMPLATES = Path(__file__).resolve().parents[2] / "templates"
+
+_TEXTS = {
+    "endpoint.yml": "endpoint.yml.j2",
+    "deployment.yml": "deployment.yml.j2",
+    "environment.yml": "environment.yml.j2",
+    "code/score.py": "score.py.j2",
+    "deploy.sh": "deploy.sh.j2",
+    "README.md": "README.md.j2",
+    "plan.md": "plan.md.j2",
+}
+
+
+def render(
+    spec: Spec,
+    plan: Plan,
+    schema: Mapping[str, Any],
+    *,
+    model_id: str,
+    model_version: str | None,
+) -> dict[str, str]:
+    """Return {path in the bundle: text}, sorted by path.
+
+    `schema` is the task's `{"request", "response", "sample", "summary"}`. `model_version` is the content hash of the
+    copied weights, that of a reference to files, or None for a registered model, which needs neither model.yml nor a
+    folder.
+    """
+    plan = endpoint_kinds.adapt(spec, plan)
+    if reason := servers.why(spec.server):
+        chosen = Decision(what="server", value=spec.server, reason=reason)
+        plan = plan.model_copy(update={"decisions": (*plan.decisions, chosen)})
+    image = images()[plan.image]
+    context = _context(spec, plan, schema, model_id, model_version) | endpoint_kinds.context(spec, plan)
+    context |= servers.context(spec.server)
+    variables = image["environment"] | _gpu_variables(plan)
+    environment = {
+        "environment/Dockerfile": fill(
+            "Dockerfile.j2",
+            context
+            | {
+                "image": image,
+                "base_image": base_image(spec, plan),
+                "image_variables": variables,
+                "kernels": _kernels(plan, image),
+            },
+        ),
+        "environment/requirements.lock": _lock(spec, image["lock"]),
+    }
+    version = content_hash({path: _sha256(text) for path, text in environment.items()})
+    context |= {
+        "environment_version": version,
+        "environment_reference": f"azureml:{context['environment_name']}:{version}",
+    }
+    files = environment | {
+        path: fill(template, context) for path, template in (_TEXTS | endpoint_kinds.texts(spec)).items()
+    }
+    if model_version:
+        files["model.yml"] = fill("model.yml.j2", context)
+    files["code/deployment.json"] = as_json(deployment_settings(spec, plan, model_id))
+    files["requests/sample.json"] = as_json(schema["sample"])
+    for name, document in openapi.documents(schema, title=spec.name, model=model_id).items():
+        files[f"code/{name}"] = as_json(document)
+    return dict(sorted(files.items()))
+
+
+def content_hash(hashes: Mapping[str, str]) -> str:
+    """First 12 hex digits over {path: SHA-256}: an asset version that changes when, and only when, the content does."""
+    return bundle_digest(dict(hashes))[:12]
+
+
+def reference_version(model: str) -> str | None:
+    """The version to register the files under that an azureml: reference names; None for a model that is registered."""
+    return content_hash({"reference": _sha256(model)}) if names_files(model) else None
+
+
+def deployment_settings(spec: Spec, plan: Plan, model_id: str) -> dict[str, Any]:
+    """What code/deployment.json says; `scoring.config.Deployment` reads it."""
+    sliced = plan.tensor_parallel > 1
+    quantised = {"quantisation": plan.quantisation.model_dump()} if plan.quantisation else {}
+    return {
+        "schema": 1,
+        "name": spec.name,
+        "task": plan.task,
+        "task_options": plan.task_options,
+        "model": {
+            "id": model_id,
+            "revision": plan.profile.revision,
+            "architecture": plan.profile.architecture,
+            "family": plan.profile.family,
+        },
+        "dtype": plan.dtype,
+        **quantised,
+        "allow_pickle": spec.allow_pickle,
+        "trust_remote_code": spec.trust_remote_code,
+        "instance_type": plan.instance_type,
+        "limits": {
+            "max_batch_tokens": plan.max_batch_tokens,
+            "max_batch_size": plan.max_batch_size,
+            "slots": plan.slots,
+            "queue_size": plan.queue_size,
+            "max_payload_bytes": plan.max_payload_bytes,
+            "request_timeout_s": plan.request_timeout_ms / 1000,
+            "context_length": plan.context_length,
+            "prefix_reuse": spec.prefix_reuse,
+        },
+        "optimisation": {
+            "objective": spec.objective,
+            "profile": spec.optimisations,
+            # What the plan counts on is forced: a server without its GPUs says so instead of running out of memory.
+            "on": sorted({*spec.passes_on, *(["tensor_slicing"] if sliced else [])}),
+            "off": list(spec.passes_off),
+            "tensor_parallel": plan.tensor_parallel if sliced else 0,
+            "planned": [asdict(each) for each in plan.passes],
+        },
+    }
+
+
+def _lock(spec: Spec, device_line: str) -> str:
+    """All that the image installs; the packages of the HTTP host follow those of the device line."""
+    names = [device_line, *([servers.HTTP_LOCK] if spec.server == "http" else [])]
+    return "".join((TEMPLATES / "locks" / name).read_text(encoding="utf-8") for name in names)
+
+
+@cache
+def images() -> dict[str, Any]:
+    """Base images by device line, as templates/images.json records them."""
+    data: dict[str, Any] = json.loads((TEMPLATES / "images.json").read_text(encoding="utf-8"))
+    return data
+
+
+def as_json(value: Any) -> str:
+    """JSON for a file: indented, keys in the order given, text as it is."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def _context(
+    spec: Spec, plan: Plan, schema: Mapping[str, Any], model_id: str, model_version: str | None
+) -> dict[str, Any]:
+    model_name = f"{spec.azure_name}-model"
+    return {
+        "name": spec.azure_name,
+        "deployment": spec.azure_name.lower(),  # Azure lower-cases deployment names without saying so
+        "title": f"{plan.task} with {model_id}.",
+        "task": plan.task,
+        "summary": schema["summary"],
+        "sample": json.dumps(schema["sample"], indent=2, ensure_ascii=False),
+        "plan": plan,
+        "auth_mode": spec.auth_mode,
+        "instance_count": spec.instance_count,
+        "server": servers.settings(spec.server, plan.max_concurrent_requests),
+        "probes": {"liveness_probe": plan.liveness, "readiness_probe": plan.readiness},
+        "model_id": model_id,
+        "model_name": model_name,
+        "model_version": model_version,
+        "model_path": spec.model if names_files(spec.model) else "model",
+        "model_reference": f"azureml:{model_name}:{model_version}" if model_version else spec.model,
+        "environment_name": f"{spec.azure_name}-env",
+    }
+
+
+def _gpu_variables(plan: Plan) -> dict[str, str]:
+    """What DeepSpeed compiles its operators for: the architecture of the plan's GPU."""
+    gpu = find_sku(plan.instance_type).gpu
+    return {"TORCH_CUDA_ARCH_LIST": f"{gpu.compute_capability:.1f}"} if gpu and plan.device == "cuda" else {}
+
+
+def _kernels(plan: Plan, image: Mapping[str, Any]) -> dict[str, str]:
+    """What DeepSpeed's setup is told to compile its kernels for the plan's GPU; nothing where no pass uses them."""
+    if not plan.takes("deepspeed_kernels"):
+        return {}
+    asked = {
+        "DS_BUILD_TRANSFORMER_INFERENCE": "1",
+        "DS_SKIP_CUDA_CHECK": "1",
+        "CUDA_HOME": image["environment"]["CUDA_HOME"],
+    }
+    return asked | {"DS_ACCELERATOR": image["environment"]["DS_ACCELERATOR"]} | _gpu_variables(plan)
+
+
+def base_image(spec: Spec, plan: Plan) -> str:
+    """The base image as the Dockerfile names it, by digest where the spec, or else images.json, gives one."""
+    image = images()[plan.image]
+    digest = spec.image_digest or image["digest"]
+    return f"{image['image']}@{digest}" if digest else str(image["image"])
+
+
+def fill(template: str, context: Mapping[str, Any]) -> str:
+    """A template's text; a variable that the context lacks is an error."""
+    return _environment().get_template(template).render(context)
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,  # noqa: S701  (YAML, shell and Python, not HTML: each has its own filter)
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(yaml=_yaml, docker=_docker, docstring=_docstring, cell=_cell, json=json.dumps)
+    return environment
+
+
+def _yaml(value: str | int | float | bool) -> str:
+    """One YAML scalar; a string is always quoted, so that no version or name turns into a number."""
+    if not isinstance(value, str):
+        return json.dumps(value)
+    return yaml.dump(value, default_style='"', allow_unicode=True, width=float("inf")).rstrip("\n")
+
+
+def _docker(value: str) -> str:
+    """A quoted value of a Dockerfile's ENV, in which nothing is expanded."""
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$")
+    return f'"{escaped}"'
+
+
+def _docstring(value: str) -> str:
+    """Text inside a triple-quoted string."""
+    return value.replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
+
+
+def _cell(value: str) -> str:
+    """Text inside a Markdown table."""
+    return " ".join(value.split()).replace("|", "\\|")
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

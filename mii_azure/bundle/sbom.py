@@ -1,0 +1,124 @@
+"""The bundle's software bill of materials: CycloneDX 1.6, from the lock, the base image and the model; no clock.
+
+The maintained library writes it. Its time stamp is left out, and the serial number is a UUID of the content, so that
+the same bundle has the same bill. CycloneDX specification: https://cyclonedx.org/docs/1.6/json/.
+"""
+
+import json
+import uuid
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, NamedTuple
+
+from mii_azure.bundle.lockfile import pins
+
+if TYPE_CHECKING:
+    from cyclonedx.model import HashType
+    from cyclonedx.model.component import Component
+    from cyclonedx.model.license import License
+
+SBOM = "sbom.json"
+_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://cyclonedx.org/schema/bom-1.6.schema.json")
+
+
+class ModelFacts(NamedTuple):
+    """What is known of where a model comes from."""
+
+    id: str
+    on_hub: bool
+    revision: str | None  # hub commit
+    version: str | None  # content hash of its files; None for a reference
+    licence: str | None
+    files: Mapping[str, str]  # {path in the bundle: SHA-256}
+
+
+def make_sbom(
+    name: str, version: str, lock: str, base_image: str, model: ModelFacts, licences: Mapping[str, str]
+) -> str:
+    """The text of sbom.json for a bundle called `name`, written by `version` of mii-azure."""
+    from cyclonedx.model.bom import Bom, BomMetaData
+    from cyclonedx.model.component import Component, ComponentType
+    from cyclonedx.output.json import JsonV1Dot6
+
+    bundle = Component(name=name, type=ComponentType.APPLICATION, bom_ref="bundle", version=model.version)
+    tool = Component(name="mii-azure", type=ComponentType.APPLICATION, bom_ref="generator", version=version)
+    components = [_model(model), _base(base_image), *_packages(lock, licences)]
+    fixed = datetime.fromtimestamp(0, UTC)
+    bom = Bom(components=components, serial_number=uuid.UUID(int=0), metadata=BomMetaData(timestamp=fixed))
+    bom.metadata.component = bundle
+    bom.metadata.tools.components.add(tool)
+    bom.register_dependency(bundle, components)
+    document = json.loads(JsonV1Dot6(bom).output_as_string())
+    del document["metadata"]["timestamp"], document["serialNumber"]
+    content = json.dumps(document, sort_keys=True, ensure_ascii=False)
+    document["serialNumber"] = uuid.uuid5(_NAMESPACE, content).urn
+    return json.dumps(document, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+def _model(model: ModelFacts) -> "Component":
+    from cyclonedx.model.component import Component, ComponentType
+    from packageurl import PackageURL
+
+    owner, _, name = model.id.rpartition("/")
+    purl = PackageURL("huggingface", owner or None, name, model.revision) if model.on_hub else None
+    files = [
+        Component(name=path, type=ComponentType.FILE, bom_ref=f"model:{path}", hashes=[_sha256(digest)])
+        for path, digest in sorted(model.files.items())
+    ]
+    return Component(
+        name=model.id,
+        type=ComponentType.MACHINE_LEARNING_MODEL,
+        bom_ref="model",
+        version=model.revision or model.version,
+        licenses=_licences(model.licence),
+        purl=purl,
+        components=files,
+    )
+
+
+def _base(image: str) -> "Component":
+    from cyclonedx.model.component import Component, ComponentType
+
+    name, _, digest = image.partition("@sha256:")
+    path, _, tag = name.rpartition(":")
+    hashes = [_sha256(digest)] if digest else []
+    return Component(name=path, type=ComponentType.CONTAINER, bom_ref="base-image", version=tag, hashes=hashes)
+
+
+def _packages(lock: str, licences: Mapping[str, str]) -> list["Component"]:
+    from cyclonedx.model import ExternalReference, ExternalReferenceType, XsUri
+    from cyclonedx.model.component import Component
+    from packageurl import PackageURL
+
+    found = []
+    for pin in pins(lock):
+        purl = PackageURL("pypi", None, pin.name, pin.version)
+        # The lock allows any of these files, for one Python and platform or another: they are not hashes of one file.
+        page = ExternalReference(
+            type=ExternalReferenceType.DISTRIBUTION,
+            url=XsUri(f"https://pypi.org/project/{pin.name}/{pin.version}/"),
+            hashes=[_sha256(digest.removeprefix("sha256:")) for digest in pin.hashes],
+        )
+        component = Component(
+            name=pin.name,
+            version=pin.version,
+            bom_ref=purl.to_string(),
+            purl=purl,
+            licenses=_licences(licences.get(pin.name)),
+            external_references=[page],
+        )
+        found.append(component)
+    return found
+
+
+def _licences(told: str | None) -> list["License"]:
+    """An SPDX id or expression where it is one in any spelling of case, else a licence of that name."""
+    from cyclonedx.contrib.license.factories import LicenseFactory
+
+    return [LicenseFactory().make_from_string(told)] if told else []
+
+
+def _sha256(digest: str) -> "HashType":
+    from cyclonedx.model import HashAlgorithm, HashType
+
+    return HashType(alg=HashAlgorithm.SHA_256, content=digest)

@@ -1,0 +1,89 @@
+"""The rule whose judge is azure-ai-ml: its own loaders and conversions, with what they say made readable."""
+
+import contextlib
+import io
+import logging
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mii_azure.bundle.bundle_view import DEPLOYMENT, ENDPOINT, ENVIRONMENT, MODEL, Inspected, Kind, Problem
+
+
+def refused_by_azure(bundle: Inspected) -> Iterator[Problem]:
+    """What azure-ai-ml's own loaders and conversions say, in a sentence and with the place."""
+    for file in bundle.yamls:
+        if not bundle.malformed(file):
+            for keys, reason in _refusals(bundle.path(file), _submission(file, bundle.kind)):
+                place = ".".join(keys) or file
+                message = f"azure-ai-ml refuses {place}: {reason.rstrip('.')}."
+                yield Problem(message, "Correct it, or generate the bundle again.", file, keys)
+
+
+def _refusals(path: Path, submit: Callable[[Path], Any]) -> list[tuple[tuple[str, ...], str]]:
+    """Load and convert one file as `az ml` would; (place, reason) for everything that it refuses."""
+    quiet = io.StringIO()
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
+            warnings.simplefilter("ignore")
+            submit(path)
+    except Exception as error:  # whatever it raises is its verdict on the file; its classes share no base
+        return _explain(error)
+    finally:
+        logging.disable(logging.NOTSET)
+    return []
+
+
+def _submission(file: str, kind: Kind) -> Callable[[Path], Any]:
+    """What `az ml` does with a file before it is sent."""
+
+    def environment(ml: Any, path: Path) -> None:
+        loaded = ml.load_environment(path)
+        loaded.validate()
+        loaded._to_rest_object()
+
+    submissions: dict[tuple[str, bool], Callable[[Any, Path], Any]] = {
+        (ENDPOINT, False): lambda ml, path: ml.load_online_endpoint(path)._to_rest_online_endpoint(location="any"),
+        (ENDPOINT, True): lambda ml, path: ml.load_batch_endpoint(path)._to_rest_batch_endpoint(location="any"),
+        (DEPLOYMENT, False): lambda ml, path: ml.load_online_deployment(path)._to_rest_object(location="any"),
+        (DEPLOYMENT, True): lambda ml, path: ml.load_batch_deployment(path)._to_rest_object(location="any"),
+        (ENVIRONMENT, False): environment,
+        (MODEL, False): lambda ml, path: ml.load_model(path)._to_rest_object(),
+    }
+    chosen = submissions[file, kind == "batch" and file in (ENDPOINT, DEPLOYMENT)]
+
+    def submit(path: Path) -> None:
+        from azure.ai import ml
+
+        chosen(ml, path)
+
+    return submit
+
+
+def _explain(error: BaseException) -> list[tuple[tuple[str, ...], str]]:
+    """Places and reasons of an azure-ai-ml error; the outermost only wraps the marshmallow error that knows them."""
+    inner: BaseException | None = error
+    while inner is not None:
+        messages = getattr(inner, "messages", None)
+        if isinstance(messages, dict):
+            return list(_flatten(messages))
+        inner = inner.__cause__ or inner.__context__
+    text = re.sub(r"\x1b\[\d+m", "", str(error))
+    details = re.findall(r"\(x\) (.+)", text) or [" ".join(text.split()) or type(error).__name__]
+    about_name = details[0].startswith("The name for")
+    return [(("name",) if about_name else (), detail) for detail in details]
+
+
+def _flatten(messages: dict[Any, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    for key, value in messages.items():
+        keys = above if key == "_schema" else (*above, str(key))
+        if isinstance(value, dict):
+            yield from _flatten(value, keys)
+        elif all(isinstance(item, str) for item in value):
+            yield keys, " ".join(value)
+        else:
+            # One message for each form that was tried; for a reference they only describe each form.
+            yield keys, "it is none of the forms that Azure ML reads there."

@@ -1,0 +1,204 @@
+"""Checks a bundle, or YAML alone, for what Azure ML would refuse, or accept and then fail on: rules in their order."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mii_azure.bundle.bundle_view import Inspected, Problem, is_bundle
+from mii_azure.bundle.findings import Finding, Severity
+from mii_azure.bundle.standalone_yaml import views
+from mii_azure.checks import (
+    azure_loaders,
+    code,
+    files,
+    kinds,
+    safety,
+    serving,
+    yaml_rules,
+)
+
+
+class Rule(NamedTuple):
+    """One check; `find` yields a problem for each place that breaks it."""
+
+    id: str
+    severity: Severity
+    limit: str  # the limit or contract that it goes by, and whose it is
+    find: Callable[[Inspected], Iterator[Problem]]
+    alone: bool = False  # whether it can judge YAML that no bundle surrounds
+
+
+# In order: what a later rule says about a place where an earlier one has spoken is left out.
+RULES: tuple[Rule, ...] = (
+    Rule("MII001", "error", "The manifest: SHA-256 of every file", files.edited),
+    Rule("MII002", "error", "The manifest, and what a bundle must hold", files.missing),
+    Rule("MII003", "error", "az ml uploads the whole folder", files.added_to_what_is_uploaded),
+    Rule("MII004", "warning", "The manifest", files.added_elsewhere),
+    Rule("MII005", "warning", "One scoring package on every host", files.scoring_of_another_version),
+    Rule("MII006", "error", "No secret in a file", files.secrets),
+    Rule("MII101", "error", "YAML 1.1, a mapping", yaml_rules.malformed, alone=True),
+    Rule("MII102", "error", "Azure: names of 3 to 32 characters", yaml_rules.names, alone=True),
+    Rule("MII103", "warning", "Azure lower-cases deployment names", yaml_rules.deployment_name_in_capitals, alone=True),
+    Rule("MII104", "error", "A deployment belongs to one endpoint", yaml_rules.another_endpoint, alone=True),
+    Rule("MII105", "error", "The folder's own assets", yaml_rules.references),
+    Rule("MII106", "error", "A registered version never changes", yaml_rules.stale_versions),
+    Rule(
+        "MII107",
+        "error",
+        "ARM: environmentVariables are strings",
+        yaml_rules.variables_that_are_not_strings,
+        alone=True,
+    ),
+    Rule("MII108", "error", "Paths are relative to the file", yaml_rules.paths, alone=True),
+    Rule("MII109", "error", "Where the server in the image answers, on 5001", yaml_rules.routes),
+    Rule("MII110", "error", "Azure: traffic 0 or 100 %, one mirror of at most 50 %", yaml_rules.traffic, alone=True),
+    Rule(
+        "MII111",
+        "error",
+        "Azure: a conda file is installed into an image",
+        safety.conda_without_image,
+        alone=True,
+    ),
+    Rule("MII112", "error", "ARM: asset names of 1 to 255 characters", safety.asset_names, alone=True),
+    Rule("MII113", "warning", "azure-ai-ml: REGISTRY_VERSION_PATTERN", safety.registry_labels, alone=True),
+    Rule("MII114", "error", "Azure lower-cases deployment names", safety.traffic_in_capitals, alone=True),
+    Rule("MII115", "error", "Azure ML secret injection: secrets by reference", safety.literal_secrets, alone=True),
+    Rule("MII116", "error", "ARM: userAssignedIdentities by resource id", safety.identity, alone=True),
+    Rule(
+        "MII117",
+        "error",
+        "Azure ML secret injection: enforce_access_to_default_secret_stores",
+        safety.unreadable_connections,
+        alone=True,
+    ),
+    Rule("MII118", "info", "Files that deploy to more than one workspace", safety.tied_to_a_workspace, alone=True),
+    Rule(
+        "MII119",
+        "error",
+        "azure-ai-ml: a model by name and version",
+        yaml_rules.model_by_its_files,
+        alone=True,
+    ),
+    Rule(
+        "MII201",
+        "error",
+        "Azure ML: managed inference instance types",
+        serving.unknown_instance_type,
+        alone=True,
+    ),
+    Rule("MII202", "error", "Azure ML: retired series", serving.retired_instance_type, alone=True),
+    Rule("MII203", "error", "Memory and local disk of the instance type", serving.model_does_not_fit),
+    Rule("MII204", "error", "Azure: 1 to 50 instances", serving.instance_count, alone=True),
+    Rule(
+        "MII205",
+        "error",
+        "Azure: probe numbers from 1, one success of liveness",
+        serving.probe_numbers,
+        alone=True,
+    ),
+    Rule(
+        "MII212",
+        "warning",
+        "ARM's default probes: 10 s, then 30 failures every 10 s",
+        serving.missing_probes,
+        alone=True,
+    ),
+    Rule("MII206", "error", "The probes outlast the start", serving.probes_before_the_model_is_loaded, alone=True),
+    Rule("MII207", "error", "Azure: 180 s a request, 150 s on Kubernetes", serving.request_timeout, alone=True),
+    Rule("MII208", "error", "ARM's default: one request at a time", serving.concurrency, alone=True),
+    Rule("MII209", "error", "gunicorn: WORKER_TIMEOUT", serving.worker_timeout, alone=True),
+    Rule("MII210", "error", "gunicorn: every worker is a process", serving.workers),
+    Rule("MII211", "warning", "gunicorn: a thread for each request and probe", serving.threads),
+    Rule(
+        "MII213",
+        "warning",
+        "ARM: maxQueueWait, deprecated for managed endpoints",
+        serving.queue_wait,
+        alone=True,
+    ),
+    Rule("MII214", "warning", "Azure: 5 MB/s an endpoint", serving.payload),
+    Rule("MII215", "warning", "Uploads by the client: azure-cli#12651", serving.large_upload, alone=True),
+    Rule("MII301", "error", "Python", code.script_does_not_compile),
+    Rule("MII302", "error", "azureml-inference-server-http: init() and run(data)", code.entry_points),
+    Rule(
+        "MII303",
+        "error",
+        "azureml-inference-server-http: its own settings files",
+        code.server_settings_beside_the_script,
+    ),
+    Rule("MII304", "error", "The plan", code.deployment_settings),
+    Rule("MII305", "error", "The task's request", code.sample),
+    Rule("MII306", "error", "azureml-inference-server-http: swagger files", code.openapi),
+    Rule("MII307", "error", "AZUREML_MODEL_DIR: the folder or its parent", code.model_layout),
+    Rule("MII308", "error", "The lock: all that the image installs", code.imports_past_the_lock),
+    Rule("MII309", "error", "Only transformers' own model code", code.own_code),
+    Rule("MII401", "error", "pip --require-hashes", files.lock_without_hashes),
+    Rule("MII402", "error", "pip --require-hashes", files.image_without_the_lock),
+    Rule("MII406", "error", "The image starts the bundle's own server", files.image_without_the_host),
+    Rule("MII403", "warning", "Tags move", safety.floating_image, alone=True),
+    Rule("MII404", "warning", "Azure ML: image builds time out", safety.conda, alone=True),
+    Rule("MII405", "error", "NVIDIA: CUDA 13 on older drivers needs cuda-compat", safety.newer_than_the_driver),
+    Rule("MII601", "error", "Kubernetes quantities, as text", kinds.quantities, alone=True),
+    Rule(
+        "MII602",
+        "error",
+        "Kubernetes: requests no higher than limits, GPUs equal",
+        kinds.requests_above_limits,
+        alone=True,
+    ),
+    Rule("MII603", "error", "Azure: both names 6 to 62 characters", kinds.names_together, alone=True),
+    Rule("MII604", "error", "Azure: a Kubernetes endpoint names its cluster", kinds.cluster, alone=True),
+    Rule("MII605", "error", "Azure: scale settings", kinds.scale, alone=True),
+    Rule("MII701", "error", "ARM: ranges of a batch deployment", kinds.batch_numbers, alone=True),
+    Rule("MII702", "error", "Azure: a batch deployment runs on a cluster", kinds.batch_compute, alone=True),
+    Rule("MII703", "error", "An endpoint's default is one of its deployments", kinds.batch_default),
+    Rule("MII704", "error", "Azure: warning, info or debug", kinds.batch_logging, alone=True),
+    Rule("MII501", "error", "azure-ai-ml: its loaders and conversions", azure_loaders.refused_by_azure, alone=True),
+)
+
+
+def check(target: Path | str, *, ml_client: Any = None, slot: str | None = None) -> list[Finding]:
+    """Return every finding on a bundle, a YAML file or a folder of those, in the order of the rules.
+
+    With `ml_client` what only its workspace knows follows, as `OnlineFinding`s; `slot` is the deployment to be made.
+    Raises NotABundle for anything else.
+    """
+    root = Path(target)
+    folder = root if root.is_dir() else root.parent
+    found: dict[tuple[str, str, int | None, str], Finding] = {}
+    for inspected, rule, problem in problems(root):
+        file = inspected.path(problem.file).relative_to(folder).as_posix()
+        line = problem.line or inspected.line(problem.file, problem.keys)
+        finding = Finding(
+            id=rule.id,
+            severity=rule.severity,
+            message=problem.message,
+            remedy=problem.remedy,
+            file=file,
+            line=line,
+            limit=rule.limit,
+            fixable=bool(problem.fixes),
+        )
+        # An endpoint is judged with each of its deployments; what is said twice is said once.
+        found.setdefault((finding.id, finding.file, finding.line, finding.message), finding)
+    if ml_client is None:
+        return list(found.values())
+    from mii_azure.preflight.preflight import online
+
+    return [*found.values(), *online(root, ml_client, slot)]
+
+
+def problems(target: Path) -> Iterator[tuple[Inspected, Rule, Problem]]:
+    """Each problem with the rule that found it and what it was found in; raises NotABundle."""
+    bundled = is_bundle(target)
+    for inspected in [Inspected(target)] if bundled else views(target):
+        places: set[tuple[str, tuple[str, ...]]] = set()
+        for rule in RULES:
+            if not bundled and not rule.alone:
+                continue
+            for problem in list(rule.find(inspected)):
+                place = (problem.file, problem.keys)
+                if problem.keys and place in places:
+                    continue
+                places.add(place)
+                yield inspected, rule, problem

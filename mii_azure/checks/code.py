@@ -1,0 +1,182 @@
+"""Rules about code/ and the sample: what the inference server would not start with, or not answer."""
+
+import ast
+import json
+import re
+import sys
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+
+from mii_azure.bundle.bundle_view import DEPLOYMENT, LOCK, MODEL, SCORE, SETTINGS, Inspected, Problem
+from scoring.api import dialects
+from scoring.errors import MiiAzureError
+from scoring.schema.registry import task_schema
+from scoring.strict_json.body import read_json
+from scoring.strict_json.files import parse
+
+SAMPLE = "requests/sample.json"
+OPENAPI = ("code/swagger2.json", "code/swagger3.json", "code/swagger3.1.json")
+# Read by the inference server as its own settings, and not meant for it.
+SERVER_FILES = ("code/config.json", "code/logging.json", "code/swagger.json")
+_CONFIG = "model/config.json"
+_AGAIN = "Generate the bundle again."
+
+
+def _tree(bundle: Inspected) -> ast.Module | None:
+    try:
+        return ast.parse(bundle.text(SCORE) or "")
+    except (SyntaxError, ValueError):
+        return None
+
+
+def script_does_not_compile(bundle: Inspected) -> Iterator[Problem]:
+    text = bundle.text(SCORE)
+    if text is None:
+        if (bundle.root / SCORE).exists():
+            yield Problem("score.py is not UTF-8 text.", _AGAIN, SCORE)
+        return
+    try:
+        compile(text, SCORE, "exec", dont_inherit=True)
+    except (SyntaxError, ValueError) as error:
+        yield Problem(f"score.py is not Python: {error.args[0]}.", _AGAIN, SCORE, line=getattr(error, "lineno", None))
+
+
+def entry_points(bundle: Inspected) -> Iterator[Problem]:
+    """The server wants init() and run(data), the latter without positional-only, * or ** arguments."""
+    tree = _tree(bundle)
+    if tree is None or bundle.text(SCORE) is None:
+        return
+    bound = {name: node for node in tree.body for name in _names(node)}
+    for name in ("init", "run"):
+        if name not in bound:
+            yield Problem(f"score.py defines no {name}(); the inference server does not start.", _AGAIN, SCORE)
+    for name, judge in (("init", _init_reason), ("run", _run_reason)):
+        node = bound.get(name)
+        if isinstance(node, ast.AsyncFunctionDef):
+            yield Problem(
+                f"{name}() is async, and the inference server does not await it.",
+                _AGAIN,
+                SCORE,
+                line=node.lineno,
+            )
+        elif isinstance(node, ast.FunctionDef) and judge(node.args):
+            yield Problem(f"{name}() {judge(node.args)}.", _AGAIN, SCORE, line=node.lineno)
+
+
+def _names(node: ast.stmt) -> list[str]:
+    """What a top-level statement binds, as far as functions can come from it."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        return [node.name]
+    if isinstance(node, ast.ImportFrom | ast.Import):
+        return [alias.asname or alias.name for alias in node.names]
+    if isinstance(node, ast.Assign):
+        return [target.id for target in node.targets if isinstance(target, ast.Name)]
+    return []
+
+
+def _init_reason(args: ast.arguments) -> str:
+    required = len(args.posonlyargs) + len(args.args) - len(args.defaults)
+    required += sum(default is None for default in args.kw_defaults)
+    return "takes arguments, and the inference server gives it none" if required else ""
+
+
+def _run_reason(args: ast.arguments) -> str:
+    if args.posonlyargs or args.vararg or args.kwarg:
+        return "has positional-only, * or ** arguments, which the inference server refuses"
+    names = [arg.arg for arg in (*args.args, *args.kwonlyargs) if arg.arg != "request_headers"]
+    return "" if names else "takes no argument for the request"
+
+
+def server_settings_beside_the_script(bundle: Inspected) -> Iterator[Problem]:
+    for file in SERVER_FILES:
+        if (bundle.root / file).exists():
+            yield Problem(
+                "The inference server reads this file as its own settings.",
+                "Move it away; the model's config.json belongs into model/.",
+                file,
+            )
+
+
+def deployment_settings(bundle: Inspected) -> Iterator[Problem]:
+    """deployment.json must be what scoring reads, and agree with deployment.yml."""
+    if bundle.settings is None:
+        if (bundle.root / SETTINGS).exists():
+            yield Problem("The scoring code cannot read its settings.", _AGAIN, SETTINGS)
+        return
+    instance = bundle.get(DEPLOYMENT, "instance_type")
+    if isinstance(instance, str) and instance.lower() != bundle.settings.instance_type.lower():
+        yield Problem(
+            f"Planned for {bundle.settings.instance_type} and deployed on {instance}, with the former's batches.",
+            f"Generate the bundle again with --instance-type {instance}.",
+            DEPLOYMENT,
+            ("instance_type",),
+        )
+
+
+def model_layout(bundle: Inspected) -> Iterator[Problem]:
+    """AZUREML_MODEL_DIR is the registered folder or its parent; config.json is looked for there and one level below."""
+    given = bundle.get(MODEL, "path")
+    folder = bundle.path(MODEL).parent / given if isinstance(given, str) else None
+    if folder and folder.is_dir() and not any(folder.glob("config.json")) and not any(folder.glob("*/config.json")):
+        message = f"There is no config.json in {given} or one level below it; the scoring code would find no model."
+        yield Problem(message, "Register the folder that holds config.json and the weights.", MODEL, ("path",))
+
+
+def own_code(bundle: Inspected) -> Iterator[Problem]:
+    try:
+        config = parse((bundle.text("model/config.json") or "{}").encode())
+    except ValueError as error:
+        yield Problem(f"The model's config.json cannot be read: {error}.", _AGAIN, _CONFIG)
+        return
+    trusted = getattr(bundle.settings, "trust_remote_code", False)
+    if isinstance(config, dict) and config.get("auto_map") and not trusted:
+        message = "The model is loaded by code of its own (trust_remote_code), which nobody said to trust."
+        yield Problem(message, "Use a model whose architecture transformers has.", _CONFIG)
+
+
+def imports_past_the_lock(bundle: Inspected) -> Iterator[Problem]:
+    """What score.py imports at its top must be in Python, beside it, or in the lock."""
+    tree, lock = _tree(bundle), bundle.text(LOCK)
+    if tree is None or lock is None or bundle.text(SCORE) is None:
+        return
+    locked = {_normal(name) for name in re.findall(r"^([A-Za-z0-9][\w.-]*)==", lock, re.MULTILINE)}
+    for node in tree.body:
+        for name in _imported(node):
+            beside = any((bundle.root / "code" / found).exists() for found in (name, f"{name}.py"))
+            names = {name, *packages_distributions().get(name, ())}
+            if not beside and name not in sys.stdlib_module_names and not {_normal(n) for n in names} & locked:
+                message = f"score.py imports {name}, which the image does not install."
+                yield Problem(message, _AGAIN, SCORE, line=node.lineno)
+
+
+def _imported(node: ast.stmt) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name.split(".")[0] for alias in node.names]
+    if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        return [node.module.split(".")[0]]
+    return []
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def sample(bundle: Inspected) -> Iterator[Problem]:
+    text = bundle.text(SAMPLE)
+    if text is None or bundle.settings is None:
+        return
+    try:
+        dialects.parse(read_json(text), task_schema(bundle.settings.task))
+    except MiiAzureError as error:
+        yield Problem(f"The sample would be answered with an error: {error.message}", error.hint or _AGAIN, SAMPLE)
+
+
+def openapi(bundle: Inspected) -> Iterator[Problem]:
+    for file in OPENAPI:
+        text = bundle.text(file)
+        try:
+            paths = json.loads(text)["paths"] if text is not None else {}
+        except (ValueError, TypeError, KeyError, RecursionError):
+            paths = {}
+        if not {"/", "/score"} <= set(paths):
+            yield Problem("The inference server could not serve it at /swagger.json.", _AGAIN, file)

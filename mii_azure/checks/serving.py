@@ -1,0 +1,269 @@
+"""Rules about serving: whether the model fits, is waited for while it loads, and is asked within the limits."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from mii_azure.bundle.bundle_view import DEPLOYMENT, MODEL, SERVER_DEFAULTS, SETTINGS, Fix, Inspected, Problem
+from mii_azure.errors import UnknownInstanceType
+from mii_azure.hardware.skus import Sku, find_sku
+from mii_azure.planning.latency import start
+from mii_azure.planning.memory import device_of
+from mii_azure.platform import limits
+from mii_azure.platform.servers import PROBE_THREADS
+from scoring.errors import MiiAzureError
+
+PROBES = ("liveness_probe", "readiness_probe")
+_PROBE_FIELDS = ("initial_delay", "period", "timeout", "success_threshold", "failure_threshold")
+ARM_PROBE = {"initial_delay": 10, "period": 10, "timeout": 2, "success_threshold": 1, "failure_threshold": 30}
+_AGAIN = "Generate the bundle again, which derives it from the model."
+
+
+def _sku(bundle: Inspected) -> Sku | None:
+    """The deployment's instance type; elsewhere than on managed endpoints the name means something else."""
+    name = bundle.get(DEPLOYMENT, "instance_type") if bundle.kind == "managed" else None
+    try:
+        return find_sku(name) if isinstance(name, str) else None
+    except UnknownInstanceType:
+        return None
+
+
+def unknown_instance_type(bundle: Inspected) -> Iterator[Problem]:
+    name = bundle.get(DEPLOYMENT, "instance_type")
+    if isinstance(name, str) and bundle.kind == "managed":
+        try:
+            find_sku(name)
+        except UnknownInstanceType as error:
+            yield Problem(error.message, error.hint, DEPLOYMENT, ("instance_type",))
+
+
+def retired_instance_type(bundle: Inspected) -> Iterator[Problem]:
+    sku = _sku(bundle)
+    if sku and sku.retired:
+        yield Problem(f"Azure retired {sku.name} on {sku.retired}.", "Choose another.", DEPLOYMENT, ("instance_type",))
+
+
+def model_does_not_fit(bundle: Inspected) -> Iterator[Problem]:
+    """Plans the model in the bundle for the deployment's instance type again."""
+    from mii_azure.planning.planner import plan
+
+    sku, settings = _sku(bundle), bundle.settings
+    if not sku or sku.retired or not settings or not (bundle.root / "model").is_dir():
+        return
+    try:
+        plan(
+            task=settings.task,
+            model=str(bundle.root / "model"),
+            instance_type=sku.name,
+            dtype=settings.dtype,
+            allow_pickle=settings.allow_pickle,
+            trust_remote_code=settings.trust_remote_code,
+        ).require_fit()
+    except MiiAzureError as error:
+        yield Problem(error.message, error.hint, DEPLOYMENT, ("instance_type",))
+
+
+def instance_count(bundle: Inspected) -> Iterator[Problem]:
+    count = bundle.number(DEPLOYMENT, "instance_count")
+    if count is not None and not 1 <= count <= limits.MAX_INSTANCES:
+        yield Problem(
+            f"instance_count is {count}.",
+            f"Azure takes 1 to {limits.MAX_INSTANCES}.",
+            DEPLOYMENT,
+            ("instance_count",),
+        )
+
+
+def missing_probes(bundle: Inspected) -> Iterator[Problem]:
+    for probe in PROBES if _online(bundle) else ():
+        if not bundle.section(DEPLOYMENT, probe):
+            patience = ARM_PROBE["initial_delay"] + ARM_PROBE["period"] * ARM_PROBE["failure_threshold"]
+            yield Problem(
+                f"{probe} is missing; Azure's default gives up after {patience} s, however large the model.",
+                _AGAIN,
+                DEPLOYMENT,
+                (probe,),
+                fixes=_derived(bundle, probe),
+            )
+
+
+def _online(bundle: Inspected) -> bool:
+    return bundle.readable(DEPLOYMENT) and bundle.kind != "batch"
+
+
+def _derived(bundle: Inspected, probe: str, *fields: str) -> tuple[Fix, ...]:
+    """The probe as the plan would cut it; nothing where the model's size or the machine is not known."""
+    sku, folder = _sku(bundle), bundle.model_folder
+    if sku is None or folder is None:
+        return ()
+    begun = start(weigh(folder), device_of(sku))
+    wanted = (begun.liveness if probe == PROBES[0] else begun.readiness).model_dump()
+    return tuple(Fix(DEPLOYMENT, (probe, field), wanted[field]) for field in fields or _PROBE_FIELDS)
+
+
+def weigh(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def probe_numbers(bundle: Inspected) -> Iterator[Problem]:
+    """Zero means at once, always or never; success_threshold of a liveness probe must be 1."""
+    for probe in PROBES if _online(bundle) else ():
+        given = bundle.section(DEPLOYMENT, probe)
+        for field in (field for field in _PROBE_FIELDS if field in given):
+            value = bundle.number(DEPLOYMENT, probe, field)
+            if value is None or value < 1:
+                yield Problem(
+                    f"{probe}.{field} is {given[field]!r}.",
+                    "Give a whole number from 1.",
+                    DEPLOYMENT,
+                    (probe, field),
+                    fixes=_derived(bundle, probe, field),
+                )
+    successes = bundle.number(DEPLOYMENT, "liveness_probe", "success_threshold")
+    if successes is not None and successes > 1:
+        yield Problem(
+            f"liveness_probe.success_threshold is {successes}; Azure takes only 1.",
+            "Write 1.",
+            DEPLOYMENT,
+            ("liveness_probe", "success_threshold"),
+            fixes=(Fix(DEPLOYMENT, ("liveness_probe", "success_threshold"), 1),),
+        )
+
+
+def probes_before_the_model_is_loaded(bundle: Inspected) -> Iterator[Problem]:
+    sku, folder = _sku(bundle), bundle.model_folder
+    if sku is None or folder is None:
+        return
+    seconds = start(weigh(folder), device_of(sku)).seconds
+    for probe in PROBES:
+        given = ARM_PROBE | dict(bundle.section(DEPLOYMENT, probe))
+        delay, period, failures = given["initial_delay"], given["period"], given["failure_threshold"]
+        known = all(type(number) is int and number > 0 for number in (delay, period, failures))
+        if known and delay + period * failures < seconds:
+            yield Problem(
+                f"{probe} gives up after {delay + period * failures} s; loading the model takes about {seconds} s.",
+                "Raise its failure_threshold or initial_delay.",
+                DEPLOYMENT,
+                (probe,),
+                fixes=_derived(bundle, probe, "initial_delay", "period", "failure_threshold"),
+            )
+
+
+def request_timeout(bundle: Inspected) -> Iterator[Problem]:
+    if not _online(bundle):
+        return
+    place = ("request_settings", "request_timeout_ms")
+    timeout = bundle.number(DEPLOYMENT, *place)
+    cap = limits.KUBERNETES_TIMEOUT_MS if bundle.kind == "kubernetes" else limits.MAX_REQUEST_TIMEOUT_MS
+    planned = bundle.settings and min(int(bundle.settings.limits.request_timeout_s * 1000), cap)
+    if bundle.get(DEPLOYMENT, *place) is None:
+        fixes = (Fix(DEPLOYMENT, place, planned),) if planned else ()
+        yield Problem("request_timeout_ms is missing; Azure's default is 5 s.", _AGAIN, DEPLOYMENT, place, fixes=fixes)
+    if timeout is not None and not 1 <= timeout <= cap:
+        yield Problem(
+            f"request_timeout_ms is {timeout}.",
+            f"Azure takes at most {cap} for a {bundle.kind} endpoint.",
+            DEPLOYMENT,
+            place,
+            fixes=(Fix(DEPLOYMENT, place, planned or cap),),
+        )
+
+
+def queue_wait(bundle: Inspected) -> Iterator[Problem]:
+    place = ("request_settings", "max_queue_wait_ms")
+    if bundle.kind == "managed" and bundle.get(DEPLOYMENT, *place) is not None:
+        yield Problem(
+            "max_queue_wait_ms is deprecated for managed endpoints.",
+            "Leave it out; raise request_timeout_ms if requests must wait longer.",
+            DEPLOYMENT,
+            place,
+        )
+
+
+def large_upload(bundle: Inspected) -> Iterator[Problem]:
+    folder = bundle.model_folder
+    size = weigh(folder) if folder else 0
+    if size > limits.UPLOAD_BYTES:
+        yield Problem(
+            f"{size / limits.GB:.0f} GB of weights are uploaded by the client; such uploads are known to stall.",
+            "Copy them with AzCopy, and write path: azureml://datastores/NAME/paths/PATH.",
+            MODEL if bundle.readable(MODEL) else DEPLOYMENT,
+            ("path",),
+        )
+
+
+def payload(bundle: Inspected) -> Iterator[Problem]:
+    size = bundle.settings.limits.max_payload_bytes if bundle.settings and bundle.kind == "managed" else 0
+    if size > limits.ENDPOINT_BYTES_PER_S:
+        yield Problem(
+            f"Requests of {size / 1e6:g} MB are allowed, and an endpoint carries"
+            f" {limits.ENDPOINT_BYTES_PER_S / 1e6:g} MB a second for all its callers.",
+            _AGAIN,
+            SETTINGS,
+        )
+
+
+def concurrency(bundle: Inspected) -> Iterator[Problem]:
+    place = ("request_settings", "max_concurrent_requests_per_instance")
+    allowed = bundle.number(DEPLOYMENT, *place)
+    limits_of = bundle.settings.limits if bundle.settings else None
+    wanted = (limits_of.slots or limits_of.max_batch_size) if limits_of else 0
+    if _online(bundle) and (allowed is None or allowed < 1):
+        yield Problem(
+            f"{place[1]} is {bundle.get(DEPLOYMENT, *place)!r}; Azure's default is 1, which leaves nothing to batch.",
+            _AGAIN,
+            DEPLOYMENT,
+            place,
+            fixes=(Fix(DEPLOYMENT, place, wanted),) if wanted else (),
+        )
+
+
+def worker_timeout(bundle: Inspected) -> Iterator[Problem]:
+    timeout = bundle.number(DEPLOYMENT, "request_settings", "request_timeout_ms")
+    given = bundle.server["WORKER_TIMEOUT"]
+    if not bundle.get(DEPLOYMENT, "code_configuration") or bundle.kind == "batch" or bundle.server_kind == "http":
+        return  # a container of its own, which need not run the inference server
+    timeout = timeout and min(timeout, limits.MAX_REQUEST_TIMEOUT_MS)  # what is above, another rule refuses
+    if timeout is not None and not (given.isdecimal() and int(given) * 1000 > timeout):
+        yield Problem(
+            f"WORKER_TIMEOUT is {given} s and a request may take {timeout / 1000:g} s:"
+            " the server would kill its worker, which loads the model again.",
+            "Raise WORKER_TIMEOUT above request_timeout_ms.",
+            DEPLOYMENT,
+            ("environment_variables", "WORKER_TIMEOUT"),
+            fixes=(Fix(DEPLOYMENT, ("environment_variables", "WORKER_TIMEOUT"), _above(timeout)),),
+        )
+
+
+def _above(timeout_ms: int) -> str:
+    """Seconds for WORKER_TIMEOUT: the inference server's default, or a margin above the request's time."""
+    return str(max(int(SERVER_DEFAULTS["WORKER_TIMEOUT"]), timeout_ms // 1000 + 30))
+
+
+def workers(bundle: Inspected) -> Iterator[Problem]:
+    count = bundle.server["WORKER_COUNT"]
+    if count != "1":
+        yield Problem(
+            f"WORKER_COUNT is {count}: every worker is a process that loads the model again.",
+            'Write "1"; threads take the requests, and batching uses the device.',
+            DEPLOYMENT,
+            ("environment_variables", "WORKER_COUNT"),
+            fixes=(Fix(DEPLOYMENT, ("environment_variables", "WORKER_COUNT"), "1"),),
+        )
+
+
+def threads(bundle: Inspected) -> Iterator[Problem]:
+    given = bundle.server.get("GUNICORN_CMD_ARGS", "")
+    allowed = bundle.number(DEPLOYMENT, "request_settings", "max_concurrent_requests_per_instance") or 1
+    found = re.search(r"--threads[ =](\d+)", given)
+    count = int(found[1]) if found and "gthread" in given else 1
+    arguments = f"--worker-class gthread --threads {allowed + PROBE_THREADS}"
+    if count <= allowed and bundle.kind != "batch" and bundle.server_kind != "http":
+        yield Problem(
+            f"The server has {count} threads for {allowed} concurrent requests: probes would wait behind them.",
+            f'Set GUNICORN_CMD_ARGS to "{arguments}".',
+            DEPLOYMENT,
+            ("environment_variables", "GUNICORN_CMD_ARGS"),
+            fixes=(Fix(DEPLOYMENT, ("environment_variables", "GUNICORN_CMD_ARGS"), arguments),),
+        )

@@ -1,0 +1,394 @@
+"""The command line: one thin function per verb; every flag has an environment twin, MII_AZURE_<FLAG>."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from mii_azure.cli import azure_verbs, handover, kind_flags, mlops_verbs, price_verbs, ray_flags, serving
+from mii_azure.cli.shared import AsJson, Bundle, ResourceGroup, Subscription, Workspace, err, out, print_text
+from mii_azure.cli.shared import flag as _flag
+from mii_azure.cli.shared import print_json as _print_json
+from mii_azure.cli.shared import read_request as _read_request
+from mii_azure.errors import MiiAzureError
+
+app = typer.Typer(
+    name="mii-azure",
+    help="From a model and a task to a folder that Azure ML deploys as it stands, served and proven locally.",
+    epilog="Exit codes: 0 done, 1 findings or a verdict of no, 2 usage, 3 model or bundle, 4 host, 5 Azure, 70 defect.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+)
+
+Task = Annotated[str, _flag("task", "What the endpoint does, e.g. question-answering.")]
+Model = Annotated[str, _flag("model", "A folder, a Hugging Face hub id, or an azureml: reference.")]
+InstanceType = Annotated[str | None, _flag("instance-type", "Azure instance type; the plan chooses one when absent.")]
+Revision = Annotated[str | None, _flag("revision", "Hub commit, branch or tag; pinned to a commit.")]
+DType = Annotated[str, _flag("dtype", "auto, float32, float16 or bfloat16.")]
+Quantise = Annotated[str, _flag("quantise", "none, or int8: weights quantised once, at generation, and shipped so.")]
+AllowPickle = Annotated[bool, _flag("allow-pickle", "Accept weights that exist only as pickle files.")]
+TrustRemoteCode = Annotated[
+    bool, _flag("trust-remote-code", "Run the model's own Python code; a hub model's only at a pinned commit.")
+]
+InstanceCount = Annotated[int, _flag("instance-count", "Instances of the deployment, 1 to 50.")]
+Objective = Annotated[str, _flag("objective", "What optimisations are chosen for: latency or cost.")]
+Optimisations = Annotated[str, _flag("optimisations", "azure: every pass; public: DeepSpeed's own open ones.")]
+PassesOn = Annotated[str, _flag("passes-on", "Comma-separated passes to force on.")]
+PassesOff = Annotated[str, _flag("passes-off", "Comma-separated passes to leave out.")]
+TensorParallel = Annotated[
+    int, _flag("tensor-parallel", "GPUs that share one copy of the weights; 0: as many as they need.")
+]
+Targets = Annotated[
+    str, _flag("targets", "Comma-separated: in-process, grpc, http, azmlinfsrv, container; parity also endpoint:NAME.")
+]
+
+ALL_TARGETS = "in-process,grpc,http,azmlinfsrv"
+
+
+@app.command()
+def plan(
+    task: Task,
+    model: Model,
+    instance_type: InstanceType = None,
+    revision: Revision = None,
+    dtype: DType = "auto",
+    quantise: Quantise = "none",
+    instance_count: InstanceCount = 1,
+    allow_pickle: AllowPickle = False,
+    trust_remote_code: TrustRemoteCode = False,
+    objective: Objective = "latency",
+    optimisations: Optimisations = "azure",
+    passes_on: PassesOn = "",
+    passes_off: PassesOff = "",
+    tensor_parallel: TensorParallel = 0,
+    rank: Annotated[bool, _flag("rank", "Rank every instance type: fit, speed, quota and cost.")] = False,
+    prices: price_verbs.PriceFile = None,
+    utilisation: price_verbs.Utilisation = 0.5,
+    batch: price_verbs.BatchSize = 0,
+    online: azure_verbs.Online = False,
+    subscription: Subscription = None,
+    resource_group: ResourceGroup = None,
+    workspace: Workspace = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether a model fits, where, and with which settings, before anything starts. Downloads no weights."""
+    from mii_azure.cli.report import show_plan
+    from mii_azure.planning.planner import plan as make
+
+    asked: dict[str, Any] = {
+        "task": task,
+        "model": model,
+        "revision": revision,
+        "dtype": dtype,
+        "quantise": quantise,
+        "instance_count": instance_count,
+        "allow_pickle": allow_pickle,
+        "trust_remote_code": trust_remote_code,
+    }
+    if rank:
+        price_verbs.show_ranked(prices=prices, as_json=as_json, utilisation=utilisation, batch=batch, **asked)
+        return
+    made = make(
+        **asked,
+        instance_type=instance_type,
+        objective=objective,
+        optimisations=optimisations,
+        passes_on=_split(passes_on),
+        passes_off=_split(passes_off),
+        tensor_parallel=tensor_parallel,
+    )
+    if online:
+        azure_verbs.show_afforded(made, instance_count, (subscription, resource_group, workspace), as_json)
+        return
+    _print_json(made) if as_json else show_plan(out, made)
+
+
+@app.command()
+def generate(
+    task: Task,
+    model: Model,
+    name: Annotated[str, _flag("name", "Name of endpoint and deployment: 3 to 32 letters, digits and hyphens.")],
+    instance_type: InstanceType = None,
+    output: Annotated[Path | None, _flag("output", "Folder to write; ./NAME when absent.")] = None,
+    revision: Revision = None,
+    auth_mode: Annotated[str, _flag("auth-mode", "key, aml_token or aad_token.")] = "key",
+    dtype: DType = "auto",
+    quantise: Quantise = "none",
+    instance_count: InstanceCount = 1,
+    allow_pickle: AllowPickle = False,
+    trust_remote_code: TrustRemoteCode = False,
+    image_digest: Annotated[
+        str | None, _flag("image-digest", "Digest that pins the base image: sha256: and 64 hex digits.")
+    ] = None,
+    force: Annotated[bool, _flag("force", "Replace an existing bundle.")] = False,
+    objective: Objective = "latency",
+    optimisations: Optimisations = "azure",
+    passes_on: PassesOn = "",
+    passes_off: PassesOff = "",
+    tensor_parallel: TensorParallel = 0,
+    no_prefix_reuse: kind_flags.NoPrefixReuse = False,
+    src_lang: kind_flags.SourceLanguage = None,
+    tgt_lang: kind_flags.TargetLanguage = None,
+    kind: kind_flags.Kind = "managed",
+    compute: kind_flags.Compute = None,
+    public_network_access: kind_flags.PublicAccess = "enabled",
+    egress: kind_flags.Egress = "enabled",
+    identities: kind_flags.Identities = "",
+    secrets: kind_flags.Secrets = "",
+    max_instances: kind_flags.MaxInstances = None,
+    server: kind_flags.Server = "azmlinfsrv",
+    as_json: AsJson = False,
+) -> None:
+    """Write the folder that Azure ML deploys: environment, scoring script, endpoint and deployment."""
+    from mii_azure.cli.progress import copying
+    from mii_azure.sdk.generate import generate as write
+
+    with copying(err, enabled=not as_json) as progress:
+        folder = write(
+            task=task,
+            model=model,
+            deployment_name=name,
+            instance_type=instance_type,
+            output=output,
+            revision=revision,
+            auth_mode=auth_mode,
+            dtype=dtype,
+            quantise=quantise,
+            instance_count=instance_count,
+            allow_pickle=allow_pickle,
+            trust_remote_code=trust_remote_code,
+            image_digest=image_digest,
+            objective=objective,
+            optimisations=optimisations,
+            passes_on=_split(passes_on),
+            passes_off=_split(passes_off),
+            tensor_parallel=tensor_parallel,
+            prefix_reuse=not no_prefix_reuse,
+            src_lang=src_lang,
+            tgt_lang=tgt_lang,
+            kind=kind,
+            compute=compute,
+            public_network_access=public_network_access,
+            egress=egress,
+            identities=_split(identities),
+            secrets=kind_flags.read_secrets(_split(secrets)),
+            max_instances=max_instances,
+            server=server,
+            force=force,
+            progress=progress,
+        )
+    _tell_written(folder, as_json)
+
+
+def _tell_written(folder: Path, as_json: bool) -> None:
+    """What was written, and what comes next."""
+    from mii_azure.bundle.bundle_view import told_by
+    from mii_azure.bundle.manifest import load_manifest
+
+    manifest, quantised = load_manifest(folder), told_by(folder)
+    if as_json:
+        told = {"bundle": str(folder), "hash": manifest["bundle"], "files": len(manifest["files"])}
+        _print_json(told | ({"quantisation": quantised.model_dump()} if quantised else {}))
+        return
+    shown = _short(folder)
+    out.print(f"wrote {shown} ({len(manifest['files'])} files, bundle {manifest['bundle'][:12]})", soft_wrap=True)
+    if quantised:
+        out.print(f"int8: {quantised.sentence()}", soft_wrap=True)
+    out.print(f"next: mii-azure serve {shown}    or    {shown}/deploy.sh --dry-run", soft_wrap=True)
+
+
+@app.command()
+def check(
+    target: Annotated[
+        Path,
+        typer.Argument(envvar="MII_AZURE_BUNDLE", help="A generated folder, or Azure ML YAML: a file or a folder."),
+    ],
+    fix: Annotated[bool, _flag("fix", "Make the changes that are safe, then check again.")] = False,
+    online: azure_verbs.Online = False,
+    subscription: Subscription = None,
+    resource_group: ResourceGroup = None,
+    workspace: Workspace = None,
+    slot: Annotated[str, _flag("slot", "With --online: the slot to deploy to; the deployment's name if empty.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Find what would stop a deployment. YAML of other origin is judged by the rules on YAML. Exit 1 on an error."""
+    from mii_azure.bundle.bundle_view import is_bundle
+    from mii_azure.checks.autofix import fix as repair
+    from mii_azure.checks.check import check as find
+    from mii_azure.cli.report import show_findings
+
+    if not is_bundle(target):
+        err.print("no manifest.json: only the rules on YAML apply", soft_wrap=True)
+    changes, findings = repair(target) if fix else ([], find(target))
+    if online:
+        findings = [*findings, *azure_verbs.asked_online(target, slot, subscription, resource_group, workspace)]
+    for change in changes:
+        (err if as_json else out).print(f"changed {change}", soft_wrap=True)
+    _print_json([finding.model_dump() for finding in findings]) if as_json else show_findings(out, findings)
+    if any(finding.severity == "error" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def serve(
+    bundle: Bundle,
+    host: Annotated[str, _flag("host", "Address to listen on.")] = "127.0.0.1",
+    grpc_port: Annotated[int, _flag("grpc-port", "Port of gRPC; 0 picks a free one.")] = 50051,
+    http_port: Annotated[int, _flag("http-port", "Port of HTTP; 0 picks a free one.")] = 5001,
+    tls_cert: serving.TlsCert = None,
+    tls_key: serving.TlsKey = None,
+    tls_client_ca: serving.TlsClientCa = None,
+    api_key_file: serving.ApiKeyFile = None,
+    log_format: serving.LogFormat = "text",
+    otlp_endpoint: serving.OtlpEndpoint = None,
+    settings_file: serving.SettingsFile = None,
+    replicas: serving.Replicas = 1,
+    sticky: serving.Sticky = None,
+    engine: ray_flags.Engine = "local",
+    min_replicas: ray_flags.MinReplicas = None,
+    max_replicas: ray_flags.MaxReplicas = None,
+    target_ongoing: ray_flags.TargetOngoing = None,
+    replica_cpus: ray_flags.ReplicaCpus = None,
+    replica_gpus: ray_flags.ReplicaGpus = None,
+    ray_address: ray_flags.RayAddress = None,
+    start_seconds: ray_flags.StartSeconds = None,
+) -> None:
+    """Serve a bundle over gRPC and HTTP until SIGTERM or Ctrl-C, on this machine or on a Ray cluster."""
+    command = [sys.executable, "-m", "local_runner", str(bundle), "--host", host]
+    # The runner replaces this process: the bundle's own scoring package must be the only one ever imported there.
+    command += ["--grpc-port", str(grpc_port), "--http-port", str(http_port)]
+    command += serving.runner_options(
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        tls_client_ca=tls_client_ca,
+        api_key_file=api_key_file,
+        log_format=log_format,
+        otlp_endpoint=otlp_endpoint,
+        settings_file=settings_file,
+        replicas=replicas,
+        sticky=sticky,
+        engine=engine,
+        min_replicas=min_replicas,
+        max_replicas=max_replicas,
+        target_ongoing=target_ongoing,
+        replica_cpus=replica_cpus,
+        replica_gpus=replica_gpus,
+        ray_address=ray_address,
+        start_seconds=start_seconds,
+    )
+    os.execv(sys.executable, command)  # noqa: S606
+
+
+@app.command()
+def query(
+    target: Annotated[
+        str,
+        typer.Argument(help="A bundle, HOST:PORT of gRPC, a local deployment, endpoint:NAME, or a scoring URL."),
+    ],
+    request: Annotated[str, typer.Argument(help="The request as JSON, or - to read it from standard input.")],
+    stream: Annotated[bool, _flag("stream", "Print text as it is generated.")] = False,
+    timeout: Annotated[float, _flag("timeout", "Deadline in seconds.")] = 120.0,
+    tls: serving.Tls = False,
+    tls_ca: serving.TlsCa = None,
+    tls_cert: serving.TlsCert = None,
+    tls_key: serving.TlsKey = None,
+    api_key_file: serving.ApiKeyFile = None,
+) -> None:
+    """Send one request and print the answer."""
+    from mii_azure.sdk.query import query as send
+
+    payload = _read_request(request)
+    proof = serving.credentials(tls, tls_ca, tls_cert, tls_key, api_key_file)
+    for piece in send(target, payload, stream=stream, timeout=timeout, credentials=proof):
+        print_text(piece) if isinstance(piece, str) else _print_json(piece)
+
+
+@app.command()
+def parity(
+    bundle: Bundle,
+    targets: Targets = "",
+    requests: Annotated[
+        Path | None, _flag("requests", "File of request bodies, one per line, instead of our own.")
+    ] = None,
+    subscription: Subscription = None,
+    resource_group: ResourceGroup = None,
+    workspace: Workspace = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prove that hosts answer alike: same requests, graded replies. Exit 0 only when every target agrees."""
+    from mii_azure.cli.report import show_verdict
+    from mii_azure.verdict.parity import parity as compare
+
+    live = any(name.startswith("endpoint:") for name in _split(targets))
+    client = azure_verbs.workspace_client(subscription, resource_group, workspace) if live else None
+    with _status(as_json) as status:
+        verdict = compare(bundle, targets=_split(targets), requests=requests, on_progress=status, ml_client=client)
+    _print_json(verdict) if as_json else show_verdict(out, verdict)
+    if not verdict.agree:
+        raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    bundle: Bundle,
+    targets: Targets = ALL_TARGETS,
+    count: Annotated[int, _flag("count", "Requests per target.")] = 100,
+    clients: Annotated[int, _flag("clients", "Concurrent clients for the throughput column.")] = 8,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what each host adds: percentiles and requests per second, side by side."""
+    from mii_azure.cli.report import show_bench
+    from mii_azure.verdict.benchmark import bench as measure
+
+    with _status(as_json) as status:
+        report = measure(bundle, targets=_split(targets), requests=count, clients=clients, on_progress=status)
+    _print_json(report) if as_json else show_bench(out, report)
+
+
+def _short(folder: Path) -> Path:
+    """The path as one would type it here."""
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+
+
+def _split(targets: str) -> list[str]:
+    return [name.strip() for name in targets.split(",") if name.strip()]
+
+
+def _status(quiet: bool) -> Any:
+    from mii_azure.cli.progress import status
+
+    return status(err, enabled=not quiet)
+
+
+azure_verbs.register(app)
+handover.register(app)
+price_verbs.register(app)
+serving.register(app)
+mlops_verbs.register(app)
+
+
+def main() -> None:
+    """Run the command line; errors of the interface become one line and an exit code, never a traceback."""
+    try:
+        app()
+    except MiiAzureError as error:
+        err.print(Text.assemble(("error", "red"), f" [{error.code}]: {error}"), soft_wrap=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        err.print("interrupted")
+        sys.exit(130)
+    except Exception as error:
+        if os.environ.get("MII_AZURE_DEBUG"):
+            raise
+        told = f" [internal]: {type(error).__name__}: {error}. This is a defect; MII_AZURE_DEBUG=1 shows where."
+        err.print(Text.assemble(("error", "red"), told), soft_wrap=True)
+        sys.exit(70)  # EX_SOFTWARE of sysexits.h
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""What the modules of the command line share: the consoles, flags with their environment twins, JSON in and out."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+from local_runner.telemetry.terminal import escaped, escaped_json
+from mii_azure.errors import SpecError
+
+
+class Plain(Console):
+    """A console whose texts are shown as they are: neither markup nor emoji codes, and no sequence for the terminal.
+
+    Everything that is printed is rendered first, here; the colours are rich's own and come after it.
+    """
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, markup=False, highlight=False, emoji=False)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """What rich makes of a renderable, its texts escaped."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(escaped(segment.text), segment.style)
+
+
+out, err = Plain(), Plain(stderr=True)
+
+
+def flag(name: str, text: str) -> Any:
+    """An option and its twin in the environment, MII_AZURE_<NAME>."""
+    return typer.Option(f"--{name}", envvar=f"MII_AZURE_{name.upper().replace('-', '_')}", help=text)
+
+
+AsJson = Annotated[bool, flag("json", "Print JSON instead of tables.")]
+Bundle = Annotated[Path, typer.Argument(envvar="MII_AZURE_BUNDLE", help="A generated folder.")]
+Subscription = Annotated[str | None, flag("subscription", "Id of the Azure subscription.")]
+ResourceGroup = Annotated[str | None, flag("resource-group", "Resource group of the workspace.")]
+Workspace = Annotated[str | None, flag("workspace", "Azure ML workspace.")]
+
+
+def read_request(request: str) -> Any:
+    """The JSON of a request given as text, or `-` for standard input; raises SpecError."""
+    try:
+        return json.loads(sys.stdin.read() if request == "-" else request)
+    except RecursionError:
+        raise SpecError("The request is nested too deeply.", 'It looks like \'{"inputs": "..."}\'.') from None
+    except ValueError as error:
+        raise SpecError(f"The request is not JSON: {error}.", 'It looks like \'{"inputs": "..."}\'.') from None
+
+
+def print_json(value: Any) -> None:
+    """A value, or a pydantic model, on standard output."""
+    plain = value.model_dump(mode="json") if hasattr(value, "model_dump") else value
+    sys.stdout.write(escaped_json(json.dumps(plain, ensure_ascii=False, indent=2)) + "\n")
+
+
+def print_text(text: str) -> None:
+    """Text as it comes, on standard output: a piece of an answer, or lines of a log."""
+    sys.stdout.write(escaped(text))
+    sys.stdout.flush()

@@ -1,0 +1,1 @@
+"""Instance types, their prices, and the floors that their ceilings set."""

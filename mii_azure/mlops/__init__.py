@@ -1,0 +1,1 @@
+"""Files for MLOps: workflows, a pipeline component, Bicep and Terraform."""

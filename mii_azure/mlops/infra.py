@@ -1,0 +1,170 @@
+"""Bicep and Terraform (its JSON syntax, with the azapi provider) of a bundle's endpoint and deployment.
+
+The bodies are those that azure-ai-ml makes of the YAML. Model, environment and code are assets with files, which no
+template uploads: `mii-azure deploy` or `az ml` registers them; their ids are what the template takes.
+"""
+
+import contextlib
+import io
+import json
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+from mii_azure.azure import autoscale as autoscaling
+from mii_azure.bundle.bundle_view import DEPLOYMENT, ENDPOINT, Inspected
+from mii_azure.errors import SpecError
+
+API = "2024-10-01"
+_TYPE = "Microsoft.MachineLearningServices/workspaces/onlineEndpoints"
+_SCALING = "Microsoft.Insights/autoscaleSettings"
+_DEPLOYED_ID = "azapi_resource.deployment.id"
+_WORKSPACE = "\0workspace\0"  # stands for the workspace's id until a language's own expression takes its place
+_CODE = "\0code\0"
+_DEPLOYED = "\0deployment\0"
+FORMATS = {"bicep": "main.bicep", "terraform": "main.tf.json"}
+
+
+def infra(bundle: Path, form: str) -> dict[str, str]:
+    """{file name: text} of the bundle's endpoint and deployment; raises SpecError, NotABundle."""
+    if form not in FORMATS:
+        raise SpecError(f"There is no format {form!r}.", f"Formats: {', '.join(FORMATS)}.")
+    if Inspected(bundle).kind == "batch":
+        raise SpecError("Templates are written of online endpoints only.", "Use the batch bundle's deploy.sh.")
+    write = _bicep if form == "bicep" else _terraform
+    return {FORMATS[form]: write(*bodies(bundle), autoscale(bundle))}
+
+
+def bodies(bundle: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The requests that azure-ai-ml would send, each with its name, less the location."""
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        from azure.ai.ml import load_online_deployment, load_online_endpoint
+
+        endpoint = load_online_endpoint(bundle / ENDPOINT)
+        deployment = load_online_deployment(bundle / DEPLOYMENT)
+        first = endpoint._to_rest_online_endpoint(location="").as_dict()
+        second = deployment._to_rest_object(location="").as_dict()
+    properties = second["properties"]
+    properties["codeConfiguration"]["codeId"] = _CODE
+    properties["model"] = _asset("models", properties["model"])
+    properties["environmentId"] = _asset("environments", properties["environmentId"])
+    for body, name in ((first, endpoint.name), (second, deployment.name)):
+        del body["location"]
+        body["name"] = name
+    return first, second
+
+
+def autoscale(bundle: Path) -> dict[str, Any] | None:
+    """Azure Monitor's setting on the deployment, with its name; None where the bundle has none."""
+    if not (bundle / autoscaling.FILE).is_file():
+        return None
+    endpoint, deployment = (Inspected(bundle).get(file, "name") for file in (ENDPOINT, DEPLOYMENT))
+    name = autoscaling.rules_name(str(endpoint), str(deployment).lower())
+    body = autoscaling.setting(bundle, _DEPLOYED, "", name)
+    return {"properties": body["properties"], "name": name}
+
+
+def _asset(kind: str, reference: str) -> str:
+    found = re.fullmatch(r"([\w-]+):([\w.-]+)", reference)
+    return f"{_WORKSPACE}/{kind}/{found[1]}/versions/{found[2]}" if found else reference
+
+
+def _terraform(endpoint: dict[str, Any], deployment: dict[str, Any], scaling: dict[str, Any] | None) -> str:
+    def resource(kind: str, body: dict[str, Any], parent: str) -> dict[str, Any]:
+        block = {
+            "type": kind,
+            "name": body["name"],
+            "parent_id": parent,
+            "location": "${var.location}",
+            **({"tags": _hcl(body["tags"])} if "tags" in body else {}),
+            "body": _hcl({key: value for key, value in body.items() if key not in ("name", "tags", "identity")}),
+        }
+        if "identity" in body:
+            block["identity"] = _identity(body["identity"])
+        return block
+
+    names = {"workspace_id": "Resource id of the workspace.", "code_id": "Resource id of the registered code."}
+    names["location"] = "Region of the workspace."
+    blocks = {
+        "endpoint": resource(f"{_TYPE}@{API}", endpoint, "${var.workspace_id}"),
+        "deployment": resource(f"{_TYPE}/deployments@{API}", deployment, "${azapi_resource.endpoint.id}"),
+    }
+    if scaling:
+        group = '${regex("^/subscriptions/[^/]+/resource[gG]roups/[^/]+", var.workspace_id)}'
+        blocks["autoscale"] = resource(f"{_SCALING}@{autoscaling.API}", scaling, group)
+    document = {
+        "terraform": {"required_providers": {"azapi": {"source": "Azure/azapi", "version": "~> 2.0"}}},
+        "variable": {name: {"type": "string", "description": text} for name, text in names.items()},
+        "resource": {"azapi_resource": blocks},
+    }
+    return json.dumps(document, indent=2) + "\n"
+
+
+def _identity(identity: dict[str, Any]) -> dict[str, Any]:
+    ids = list(identity.get("userAssignedIdentities", {}))
+    return {"type": identity["type"]} | ({"identity_ids": ids} if ids else {})
+
+
+def _hcl(value: Any) -> Any:
+    """A value whose text Terraform reads as it is, but for the ids that it is given."""
+    if isinstance(value, dict):
+        return {key: _hcl(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_hcl(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    escaped = value.replace("${", "$${").replace("%{", "%%{")
+    for marker, name in ((_WORKSPACE, "var.workspace_id"), (_CODE, "var.code_id"), (_DEPLOYED, _DEPLOYED_ID)):
+        escaped = escaped.replace(marker, f"${{{name}}}")
+    return escaped
+
+
+def _bicep(endpoint: dict[str, Any], deployment: dict[str, Any], scaling: dict[str, Any] | None) -> str:
+    kind = f"{_TYPE}@{API}"
+    child = f"{_TYPE}/deployments@{API}"
+    rules = f"\nresource autoscale '{_SCALING}@{autoscaling.API}' = {_resource(scaling)}\n" if scaling else ""
+    return f"""@description('Name of the workspace.')
+param workspaceName string
+
+@description('Resource id of the registered code.')
+param codeId string
+
+param location string = resourceGroup().location
+
+resource workspace 'Microsoft.MachineLearningServices/workspaces@{API}' existing = {{
+  name: workspaceName
+}}
+
+resource endpoint '{kind}' = {_resource(endpoint, "workspace")}
+
+resource deployment '{child}' = {_resource(deployment, "endpoint")}
+{rules}"""
+
+
+def _resource(body: dict[str, Any], parent: str = "") -> str:
+    fields = [f"  parent: {parent}"] if parent else []
+    fields += ["  location: location", *(f"  {key}: {_literal(value, 1)}" for key, value in body.items())]
+    return "\n".join(["{", *fields, "}"])
+
+
+def _literal(value: Any, depth: int) -> str:
+    """A Bicep expression; strings in single quotes, in which nothing but the given ids is expanded."""
+    pad = "  " * (depth + 1)
+    if isinstance(value, dict):
+        rows = [f"{pad}{_key(key)}: {_literal(item, depth + 1)}" for key, item in value.items()]
+        return "{\n" + "\n".join([*rows, "  " * depth + "}"]) if rows else "{}"
+    if isinstance(value, list):
+        rows = [f"{pad}{_literal(item, depth + 1)}" for item in value]
+        return "[\n" + "\n".join([*rows, "  " * depth + "]"]) if rows else "[]"
+    if not isinstance(value, str):
+        return json.dumps(value)
+    if value in (_CODE, _DEPLOYED):
+        return {_CODE: "codeId", _DEPLOYED: "deployment.id"}[value]
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'").replace("${", "\\${").replace("\n", "\\n")
+    return "'" + escaped.replace(_WORKSPACE, "${workspace.id}") + "'"
+
+
+def _key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z_]\w*", key) else _literal(key, 0)

@@ -1,0 +1,1 @@
+"""Models before they are loaded: folders, the hub, safetensors headers, families and profiles."""

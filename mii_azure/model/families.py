@@ -1,0 +1,106 @@
+"""The tables of tasks and of model families, and which family can do which task."""
+
+from difflib import get_close_matches
+from functools import cache
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from mii_azure.errors import UnknownTask
+from mii_azure.hardware.skus import load_data
+from mii_azure.model import configs
+
+Options = dict[str, str | bool | int]
+
+
+class TaskFacts(BaseModel):
+    """One task: what it does, which architectures can do it, and its default options."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    summary: str
+    kinds: tuple[str, ...]
+    heads: tuple[str, ...]  # ends of architecture names; "" is any
+    options: Options
+
+    def accepts(self, architecture: str, kind: str) -> bool:
+        """Whether a model class of that name and kind can do this task."""
+        return kind in self.kinds and any(architecture.endswith(head) for head in self.heads)
+
+
+class Family(BaseModel):
+    """How a model family names its facts, and what is known of its numerics."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    tested: bool = True
+    kind: str
+    half: str = "float16"  # the 16-bit type it is safe to serve in
+    sdpa: bool = True  # attention without a heads x length x length matrix in memory
+    tied: bool = True  # output embeddings are the input embeddings unless the config says otherwise
+    context_offset: int = 0
+    keys: dict[str, list[str]] = {}
+    defaults: dict[str, int] = {}
+
+
+@cache
+def all_tasks() -> dict[str, TaskFacts]:
+    """Every task that can be served, by name."""
+    return {name: TaskFacts(name=name, **fields) for name, fields in load_data("tasks")["tasks"].items()}
+
+
+def find_task(name: str) -> TaskFacts:
+    """Return the task called `name`; raise UnknownTask with the nearest names."""
+    tasks = all_tasks()
+    if name in tasks:
+        return tasks[name]
+    near = get_close_matches(name.lower().replace("_", "-"), tasks, n=1, cutoff=0.5)
+    nearest = f"Did you mean {near[0]}? " if near else ""
+    raise UnknownTask(f"There is no task {name!r}.", f"{nearest}Tasks: {', '.join(tasks)}.")
+
+
+@cache
+def all_families() -> dict[str, Family]:
+    """Every family that is tested, by config.json's model_type."""
+    return {name: Family(name=name, **fields) for name, fields in load_data("families")["families"].items()}
+
+
+def find_family(config: dict[str, Any]) -> Family:
+    """Return the family of a config.json; one that is not in the table is described by its architecture's name."""
+    architecture = first_architecture(config)
+    if config.get("is_encoder_decoder"):
+        kind = "encoder-decoder"
+    elif architecture.endswith("Pipeline"):
+        kind = "diffusion"
+    elif architecture.endswith(("ForCausalLM", "LMHeadModel")):
+        kind = "decoder"
+    else:
+        kind = "encoder"
+    return family_named(configs.value(config, "model_type", str) or "", kind)
+
+
+def family_named(name: str, kind: str) -> Family:
+    """Return the family of that name, or an untested one of that kind."""
+    return all_families().get(name) or Family(name=name, tested=False, kind=kind)
+
+
+def first_architecture(config: dict[str, Any]) -> str:
+    """The model class that config.json names, or an empty string."""
+    return next(iter(configs.names(config, "architectures")), "")
+
+
+def fact(config: dict[str, Any], family: Family, name: str) -> int | None:
+    """Look a fact up in a config.json (or in its text_config) under the family's names, then the common ones.
+
+    Raises ConfigMissing for a number that no model has.
+    """
+    common: dict[str, list[str]] = load_data("families")["common"]
+    nested = configs.value(config, "text_config", dict) or {}
+    for key in [*family.keys.get(name, []), *common.get(name, [])]:
+        for place in (config, nested):
+            found = place.get(key)
+            if isinstance(found, int) and not isinstance(found, bool):
+                return configs.bounded(found, key)
+    return family.defaults.get(name)

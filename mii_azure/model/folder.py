@@ -1,0 +1,229 @@
+"""Model folders: the files that make a model, and what its settings and weight files add up to.
+
+Only `config.json`, the tokenizer's settings and safetensors headers are read; weights never are.
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from mii_azure.errors import (
+    ConfigMissing,
+    NotAvailable,
+    PickleRefused,
+    TokenizerMissing,
+    WeightsCorrupt,
+    WeightsMissing,
+)
+from mii_azure.model import configs, diffusers, safetensors
+from mii_azure.model.families import find_family
+from mii_azure.model.files import contained, shards
+from mii_azure.model.quantizable import int8_bytes, unpacked
+from mii_azure.model.resolved import INDEX, WEIGHTS, Model, is_pickle, read_settings
+from mii_azure.model.safetensors import Tensor, Weights
+from scoring.config import DIFFUSERS_INDEX
+from scoring.quantization.layout import is_shipped
+from scoring.strict_json.files import read_object
+
+PICKLE_INDEX = "pytorch_model.bin.index.json"
+# Small files read for planning; what is parsed is in `Model.settings` under the same name.
+SETTINGS = (
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "modules.json",
+    "sentence_bert_config.json",
+    "1_Pooling/config.json",
+)
+_NESTED = ("1_Pooling/config.json", "2_Normalize/config.json")
+_SUFFIXES = (".json", ".model", ".spm", ".jinja", ".tiktoken", ".codes")
+_TEXTS = re.compile(r"(vocab|merges|dict|spiece|added_tokens).*\.txt$")
+# Records of a training run, and indexes of weights in formats that are not loaded.
+_LEFTOVERS = re.compile(r"(\.index\.json$|_results\.json$|^train(er|ing)_|^model_index\.json$|^adapter_)")
+_LEGAL = re.compile(r"^(LICEN[CS]E|NOTICE)([._-][\w.-]*)?$")  # what a redistributor has to pass on
+_SHARD = re.compile(r"^model-\d+-of-\d+\.safetensors$")
+
+
+def read_folder(folder: Path, name: str, allow_pickle: bool = False) -> Model:
+    """Read a local model folder; see `resolving.resolve` for what is refused."""
+    if (folder / DIFFUSERS_INDEX).is_file() and not (folder / "config.json").is_file():
+        return diffusers.read_pipeline(diffusers.local_files(folder), name, "folder", allow_pickle, folder=folder)
+    config = _read_config(folder)
+    refuse_quantised(config)
+    tensors, size = _read_weights(folder, allow_pickle)
+    settings = {name: read_settings(contained(folder, name)) for name in SETTINGS if (folder / name).is_file()}
+    return Model(name, "folder", config, weigh(config, tensors, size), folder=folder, settings=settings)
+
+
+def _quantised(how: str) -> NotAvailable:
+    return NotAvailable(
+        f"The weights are quantised {how}, which this version does not load.", "Use the unquantised model."
+    )
+
+
+def refuse_quantised(config: dict[str, Any]) -> None:
+    """Raise NotAvailable for a config.json that says the weights are quantised, other than as bundles ship them."""
+    told = configs.value(config, "quantization_config", dict)
+    if told is not None and not is_shipped(told):
+        raise _quantised(f"by {told.get('quant_method', 'an unnamed method')}")
+
+
+def weigh(config: dict[str, Any], tensors: list[Tensor], size: int) -> Weights:
+    """Add up the weight files of a model; from their size alone where they are pickle (no tensors known)."""
+    if tensors:
+        if "quantization_config" in config:
+            return safetensors.count(unpacked(tensors), size, False)._replace(dtype=_stored_dtype(config))
+        tied = bool(config.get("tie_word_embeddings", find_family(config).tied))
+        weights = safetensors.count(tensors, size, tied)
+        if not weights.dtype:
+            raise _quantised("in a type other than float32, float16 and bfloat16")
+        return weights._replace(int8_bytes=int8_bytes(tensors, size, tied))
+    dtype = _stored_dtype(config)
+    return Weights(size // (4 if dtype == "float32" else 2), size, dtype)
+
+
+def _stored_dtype(config: dict[str, Any]) -> str:
+    told = configs.value(config, "dtype", str) or configs.value(config, "torch_dtype", str) or "float32"
+    name = told.removeprefix("torch.")
+    if name not in safetensors.FLOAT_NAMES.values():
+        raise _quantised(f"in the type {told}")
+    return name
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ConfigMissing(f"{folder} has no config.json, which says what the model is.", _config_remedy(folder))
+    return read_object(contained(folder, "config.json"), ConfigMissing)
+
+
+def _config_remedy(folder: Path) -> str:
+    """What to do about a folder without config.json, by what it holds instead."""
+    if (folder / "adapter_config.json").is_file():
+        return "It is an adapter: merge it into its base model (peft's merge_and_unload, then save_pretrained)."
+    nested = sorted(path.parent for path in folder.glob("*/config.json") if (path.parent / WEIGHTS).is_file())
+    nested += sorted(path.parent for path in folder.glob("*/*/config.json") if (path.parent / WEIGHTS).is_file())
+    if nested:
+        return f"There is a model one level down: give {nested[0]}."
+    if (folder / "modules.json").is_file():
+        return "It is a sentence-transformers folder: give the folder of its transformer, such as 0_Transformer."
+    if any(folder.glob("*.gguf")):
+        return "It holds GGUF weights only: give the original model's folder, or convert it with transformers."
+    return "Give the folder that save_pretrained wrote: config.json, model.safetensors and the tokenizer's files."
+
+
+def _read_weights(folder: Path, allow_pickle: bool) -> tuple[list[Tensor], int]:
+    """Return the tensors of the weight files that transformers would load, and the files' size in bytes."""
+    if (folder / WEIGHTS).is_file():
+        path = contained(folder, WEIGHTS)
+        return safetensors.read_header(path), path.stat().st_size
+    if (folder / INDEX).is_file():
+        return _read_shards(folder)
+    pickles = pickle_files(folder)
+    if pickles and allow_pickle:
+        if (folder / PICKLE_INDEX).is_file() and not (folder / "pytorch_model.bin").is_file():
+            shards(read_settings(contained(folder, PICKLE_INDEX)), PICKLE_INDEX)
+        return [], sum(path.stat().st_size for path in pickles)
+    if pickles:
+        raise PickleRefused(
+            f"{folder} has pickle weights only ({pickles[0].name}); loading a pickle can run any code it holds.",
+            "Save it as safetensors (save_pretrained), or pass --allow-pickle if you trust its author.",
+        )
+    raise WeightsMissing(f"{folder} has a config.json and no weights.", _weights_remedy(folder))
+
+
+def _weights_remedy(folder: Path) -> str:
+    others = [
+        p.name for p in sorted(folder.iterdir()) if p.suffix in (".safetensors", ".gguf", ".h5", ".msgpack", ".onnx")
+    ]
+    if others and others[0].endswith(".safetensors"):
+        return f"Looked for {WEIGHTS} or {INDEX}; {others[0]} alone is not loaded: restore the index, or save again."
+    if others:
+        return f"Looked for {WEIGHTS} or {INDEX}; {others[0]} is another runtime's format: save it from PyTorch."
+    return f"Looked for {WEIGHTS} or {INDEX}: copy the weights there."
+
+
+def _read_shards(folder: Path) -> tuple[list[Tensor], int]:
+    index = read_settings(contained(folder, INDEX))
+    tensors: list[Tensor] = []
+    size = 0
+    for name in shards(index, INDEX):
+        path = folder / name
+        if not path.is_file():
+            raise WeightsMissing(f"{INDEX} names {name}, which is not there.", "Copy that file too.", str(path))
+        tensors += safetensors.read_header(contained(folder, name))
+        size += path.stat().st_size
+    where = index["weight_map"]
+    lost = sorted(set(where) - {tensor.name for tensor in tensors})
+    if lost:
+        raise WeightsCorrupt(
+            f"{len(lost)} of {len(where)} tensors that {INDEX} names are in no file, {lost[0]} first.",
+            "Copy index and weights from the same place again.",
+        )
+    return tensors, size
+
+
+def pickle_files(folder: Path) -> list[Path]:
+    """Weight files in pickle form at the top of a folder, in name order."""
+    return sorted(path for path in folder.iterdir() if path.is_file() and is_pickle(path.name))
+
+
+def bundle_files(names: Iterable[str], allow_pickle: bool = False, code: bool = False) -> list[str]:
+    """Of the relative file names of a model, those that belong in a bundle's model/ folder, in order.
+
+    Settings, tokenizer and safetensors; pickle only where nothing else exists and `allow_pickle` says so; the model's
+    own Python only where `code` says so; its licence; never other runtimes' weights, or a training run's records.
+    """
+    names = set(names)
+    if DIFFUSERS_INDEX in names and "config.json" not in names:
+        return sorted({*diffusers.pipeline_files(names, allow_pickle), *filter(_LEGAL.match, names)})
+    small = {name for name in names if _is_setting(name) or _LEGAL.match(name)}
+    if code:
+        small |= {name for name in names if "/" not in name and name.endswith(".py")}
+    if WEIGHTS in names:
+        weights = {WEIGHTS}
+    elif INDEX in names:
+        weights = {INDEX, *filter(_SHARD.match, names)}
+    else:
+        pickles = {name for name in names if "/" not in name and is_pickle(name)} if allow_pickle else set()
+        weights = pickles | ({PICKLE_INDEX} & names if pickles else set())
+    return sorted(small | weights)
+
+
+def _is_setting(name: str) -> bool:
+    if "/" in name:
+        return name in _NESTED
+    return (name.endswith(_SUFFIXES) or bool(_TEXTS.match(name))) and not _LEFTOVERS.search(name)
+
+
+def files_to_copy(folder: Path, allow_pickle: bool = False, code: bool = False) -> list[Path]:
+    """The files of a model folder that belong in a bundle's model/, relative to it; see `bundle_files`.
+
+    Raises OutsideFolder for one whose name or link leads elsewhere.
+    """
+    chosen = _chosen(folder, allow_pickle, code)
+    for name in chosen:
+        contained(folder, name)
+    return [Path(name) for name in chosen]
+
+
+def _chosen(folder: Path, allow_pickle: bool, code: bool) -> list[str]:
+    names = {path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")}
+    names |= {name for name in _NESTED if (folder / name).is_file()}
+    if DIFFUSERS_INDEX in names and "config.json" not in names:
+        names |= {path.relative_to(folder).as_posix() for path in folder.glob("*/*") if path.is_file()}
+    if WEIGHTS not in names and INDEX in names:
+        named = shards(read_settings(contained(folder, INDEX)), INDEX)
+        return sorted({*bundle_files(names, allow_pickle, code), *named})
+    return bundle_files(names, allow_pickle, code)
+
+
+def require_vocabulary(files: Iterable[Path], model: str) -> None:
+    """Raise TokenizerMissing when none of the files to copy holds a vocabulary: every word would be unknown."""
+    named = {"tokenizer.json", "vocab.json"}
+    endings = (".model", ".spm", ".tiktoken", ".codes")
+    if not any(path.name in named or path.name.endswith(endings) or _TEXTS.match(path.name) for path in files):
+        raise TokenizerMissing(
+            f"{model} has no tokenizer: neither tokenizer.json nor a vocabulary file.",
+            "Save it beside the model: AutoTokenizer.from_pretrained(...).save_pretrained(FOLDER).",
+        )

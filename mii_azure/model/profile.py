@@ -1,0 +1,187 @@
+"""Facts of a model, read from `config.json` and safetensors headers, never from weights."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from mii_azure.errors import ConfigMissing, TaskUnsupported
+from mii_azure.hardware import roofline
+from mii_azure.model import configs
+from mii_azure.model.families import Family, Options, TaskFacts, all_tasks, fact, find_family, first_architecture
+from mii_azure.model.resolved import Model, Source
+from mii_azure.model.safetensors import DTYPE_BYTES
+
+# A tokenizer without a limit records a number of this size (transformers' VERY_LARGE_INTEGER is 1e30).
+_NO_LIMIT = 1_000_000
+
+
+class Profile(BaseModel):
+    """What is known of a model before any weight is loaded."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str  # what the user typed: a folder, a hub id, an azureml: reference
+    revision: str | None  # hub commit, 40 hex digits
+    architecture: str  # first entry of config.json's "architectures", e.g. "BertForQuestionAnswering"
+    family: str  # config.json's "model_type", e.g. "bert"
+    kind: str  # "encoder", "decoder", "encoder-decoder" or "diffusion"
+    parameters: int
+    weight_bytes: int  # of the weight files
+    dtype: str  # as stored: float32, float16, bfloat16
+    layers: int  # encoder and decoder together; of a UNet its residual and attention blocks
+    hidden_size: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab_size: int
+    context_length: int  # tokens
+    image_size: int = 0  # pixels each way of what the model was trained to draw; 0 where it draws nothing
+    kv_bytes_per_token: int  # at the stored dtype; 0 for encoders
+    shipped: str = ""  # "int8" where the weight files hold products so
+    source: Source  # where the facts come from
+
+    @property
+    def known(self) -> bool:
+        """Whether there are facts at all; an azureml: reference is not opened."""
+        return self.source != "reference"
+
+
+def profile(model: Model) -> Profile:
+    """Describe a resolved model; raise ConfigMissing where config.json lacks a fact that planning needs."""
+    config = model.config
+    family = find_family(config)
+    if model.source == "reference":
+        return _unknown(model)
+    layers, kv_layers = _layers(config, family)
+    hidden = _required(config, family, "hidden_size")
+    heads = _required(config, family, "heads")
+    kv_heads = fact(config, family, "kv_heads") or heads
+    head_dim = fact(config, family, "head_dim") or hidden // heads
+    dtype = model.weights.dtype or "float32"
+    kv_bytes = roofline.kv_bytes_per_token(kv_layers, kv_heads, head_dim, DTYPE_BYTES[dtype])
+    return Profile(
+        model=model.name,
+        revision=model.revision,
+        architecture=first_architecture(config),
+        family=family.name,
+        kind=family.kind,
+        parameters=model.weights.parameters,
+        weight_bytes=model.weights.bytes,
+        dtype=dtype,
+        layers=layers,
+        hidden_size=hidden,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        vocab_size=_required(config, family, "vocab_size"),
+        context_length=_context_length(model, family),
+        image_size=fact(config, family, "image_size") or 0 if family.kind == "diffusion" else 0,
+        kv_bytes_per_token=0 if family.kind in ("encoder", "diffusion") else kv_bytes,
+        shipped="int8" if "quantization_config" in config else "",
+        source=model.source,
+    )
+
+
+def _unknown(model: Model) -> Profile:
+    """The profile of an azureml: reference: a name and no facts."""
+    text = {"architecture": "", "family": "", "kind": "encoder", "dtype": "float32"}
+    numbers = dict.fromkeys(("parameters", "weight_bytes", "layers", "hidden_size", "heads", "kv_heads", "head_dim"), 0)
+    more = dict.fromkeys(("vocab_size", "context_length", "kv_bytes_per_token"), 0)
+    return Profile(model=model.name, revision=None, source="reference", **text, **numbers, **more)  # type: ignore[arg-type]
+
+
+def _required(config: dict[str, Any], family: Family, name: str) -> int:
+    value = fact(config, family, name)
+    if not value:
+        raise ConfigMissing(
+            f"config.json does not say the model's {name.replace('_', ' ')}.",
+            f"The model type is {family.name or 'not given'}; check that config.json is the model's own.",
+        )
+    return value
+
+
+def _layers(config: dict[str, Any], family: Family) -> tuple[int, int]:
+    """Layers in all, and layers that keep keys and values."""
+    if family.kind != "encoder-decoder":
+        layers = _required(config, family, "layers")
+        return layers, layers
+    encoder, decoder = (fact(config, family, f"{side}_layers") for side in ("encoder", "decoder"))
+    if not encoder or not decoder:
+        encoder = decoder = _required(config, family, "layers")
+    # Each decoder layer keeps self-attention's keys per answer token and cross-attention's per source token.
+    return encoder + decoder, decoder
+
+
+def _context_length(model: Model, family: Family) -> int:
+    """Tokens that one request may have: the position table's length, or less where the tokenizer says so."""
+    positions = fact(model.config, family, "context_length")
+    if positions is not None:
+        positions -= family.context_offset
+    tokenizer = model.settings.get("tokenizer_config.json") or {}
+    limit = tokenizer.get("model_max_length")
+    numbers = [n for n in (positions, limit) if isinstance(n, int | float) and not isinstance(n, bool)]
+    limits = [n for n in numbers if 1 <= n < _NO_LIMIT]
+    return int(min(limits, default=512))
+
+
+def supported_tasks(profile: Profile) -> list[str]:
+    """The names of the tasks that the model's architecture can do."""
+    return [name for name, task in all_tasks().items() if task.accepts(profile.architecture, profile.kind)]
+
+
+def task_check(profile: Profile, task: TaskFacts) -> None:
+    """Raise TaskUnsupported, with the tasks it can do, where the model's architecture cannot do the task."""
+    if not profile.known:
+        return
+    if not profile.architecture:
+        raise TaskUnsupported(
+            f"config.json of {profile.model} names no architecture, so its head is not known.",
+            'Add it, e.g. "architectures": ["BertForMaskedLM"].',
+        )
+    if not task.accepts(profile.architecture, profile.kind):
+        can = ", ".join(supported_tasks(profile)) or "none of the tasks served here"
+        raise TaskUnsupported(f"{profile.architecture} ({profile.model}) cannot do {task.name}.", f"It can do: {can}.")
+
+
+def task_options(model: Model, task: TaskFacts) -> Options:
+    """The task's options for this model: its defaults, or what sentence-transformers' files say.
+
+    Raises TaskUnsupported where the model lacks what the task needs: a chat template, a pooling that is served.
+    """
+    if task.name == "conversational" and model.source in ("folder", "hub"):
+        _check_chat_template(model)
+    if task.name == "sentence-embeddings" and "modules.json" in model.settings:
+        return _sentence_options(model)
+    return dict(task.options)
+
+
+def _check_chat_template(model: Model) -> None:
+    tokenizer = model.settings.get("tokenizer_config.json") or {}
+    if not tokenizer.get("chat_template") and "chat_template.jinja" not in model.settings:
+        raise TaskUnsupported(
+            f"The tokenizer of {model.name} has no chat template, so messages cannot be turned into a prompt.",
+            "Use the task text-generation, or the model's instruct or chat variant.",
+        )
+
+
+def _sentence_options(model: Model) -> Options:
+    listed = configs.objects(model.settings["modules.json"], "modules.json")
+    modules = [(configs.value(each, "type", str, "modules.json") or "").rsplit(".", 1)[-1] for each in listed]
+    extra = [module for module in modules if module not in ("Transformer", "Pooling", "Normalize")]
+    if extra:
+        raise TaskUnsupported(
+            f"{model.name} has a {extra[0]} module after its encoder, which is not served.",
+            "Use a model whose modules.json has Transformer, Pooling and Normalize only.",
+        )
+    pooling = model.settings.get("1_Pooling/config.json") or {"pooling_mode_mean_tokens": True}
+    names = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens", "max": "pooling_mode_max_tokens"}
+    modes = [key for key, value in pooling.items() if key.startswith("pooling_mode_") and value is True]
+    if isinstance(pooling.get("pooling_mode"), str):  # how newer versions write it
+        modes = [names.get(pooling["pooling_mode"], pooling["pooling_mode"])]
+    chosen = [name for name, key in names.items() if key in modes]
+    if len(modes) != 1 or len(chosen) != 1:
+        raise TaskUnsupported(
+            f"{model.name} pools by {', '.join(modes) or 'nothing'}; served are cls, mean and max, one at a time.",
+            "Use the task feature-extraction and pool on your side.",
+        )
+    return {"pooling": chosen[0], "normalize": "Normalize" in modules}

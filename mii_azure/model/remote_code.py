@@ -1,0 +1,72 @@
+"""A model's own Python code: refused, unless asked for by a flag and pinned to a commit."""
+
+import re
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from mii_azure.errors import RemoteCodeRefused
+from mii_azure.model.resolved import Model
+from scoring.model_files import own_code
+
+FLAG = "--trust-remote-code"
+_COPY = "Copy that code beside config.json and name it there, so that it is pinned and hashed with the model."
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def needs_code(config: Mapping[str, Any]) -> bool:
+    """Whether only code of the model's author can load it: config.json names it, and transformers has none."""
+    return bool(config.get("auto_map")) and not _in_transformers(str(config.get("model_type", "")))
+
+
+def check_remote_code(model: Model, revision: str | None, trust: bool) -> None:
+    """Raise RemoteCodeRefused unless the model loads without code of its own, or `trust` and its commit allow that.
+
+    A folder is pinned by its files' hashes in the manifest; a hub model only by a `revision` of 40 hex digits. Code is
+    named by any JSON file of the model, and refused where it is not the model's own.
+    """
+    if not trust:
+        if needs_code(model.config):
+            raise RemoteCodeRefused(
+                f"{model.name} is loaded by Python code of its own: auto_map in config.json names "
+                f"{_first(model.config)}.",
+                f"Read that code; then pass {FLAG}, and for a hub model the commit you read as --revision.",
+            )
+        return
+    if model.folder:
+        refuse_foreign_code(model.folder)
+    if not _references(model):
+        raise RemoteCodeRefused(f"{model.name} has no code of its own to trust.", f"Leave {FLAG} out.")
+    if model.source != "folder" and not _COMMIT.fullmatch(revision or ""):
+        raise RemoteCodeRefused(
+            f"{FLAG} needs the commit whose code you trust.",
+            f"Pass --revision {model.revision}." if model.revision else "Pass --revision with its 40 hex digits.",
+        )
+    elsewhere = [name for name in _references(model) if own_code.FOREIGN in name]
+    if elsewhere:  # of a hub model's files that planning reads; generation looks at all of them
+        other = elsewhere[0].partition(own_code.FOREIGN)[0]
+        raise RemoteCodeRefused(f"auto_map takes code from another repository: {other}.", _COPY)
+
+
+def refuse_foreign_code(folder: Path) -> None:
+    """Raise RemoteCodeRefused where a JSON file of the model names code that does not lie in its folder."""
+    if fault := own_code.fault_of(folder):
+        raise RemoteCodeRefused(fault, _COPY)
+
+
+def _in_transformers(model_type: str) -> bool:
+    """Whether the installed transformers has a module for the type; it is not imported."""
+    spec = find_spec("transformers")
+    name = model_type.replace("-", "_")
+    return bool(spec and spec.origin and name and (Path(spec.origin).parent / "models" / name).is_dir())
+
+
+def _references(model: Model) -> list[str]:
+    if model.folder:
+        return [named.reference for named in own_code.named_by(model.folder)]
+    return [name for value in (model.config, *model.settings.values()) for name in own_code.named_in(value)]
+
+
+def _first(config: Mapping[str, Any]) -> str:
+    return next(own_code.named_in(config), "nothing")

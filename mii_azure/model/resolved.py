@@ -1,0 +1,53 @@
+"""A resolved model, and the names and kinds of its files: what every source of models shares."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from mii_azure.errors import ConfigMissing, WeightsCorrupt
+from mii_azure.model.safetensors import Weights
+from scoring.strict_json.files import LARGEST_FILE, read_file, read_object
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+Source = Literal["folder", "hub", "recorded", "reference"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A resolved model: its settings and what its weight files add up to."""
+
+    name: str  # what the user typed, or the hub id that it stands for
+    source: Source
+    config: dict[str, Any]
+    weights: Weights
+    revision: str | None = None  # hub commit
+    folder: Path | None = None
+    settings: dict[str, Any] = field(default_factory=dict)  # other small files, parsed, by relative path
+
+
+def is_pickle(name: str) -> bool:
+    """Whether a file of that name holds pickled weights (and not, say, a Trainer's arguments)."""
+    return name.endswith(PICKLES) and not name.startswith(("training_args", "optimizer", "scheduler", "rng_state"))
+
+
+def read_settings(path: Path) -> Any:
+    """Parse a small JSON file (or return another's text).
+
+    Raises ConfigMissing, or WeightsCorrupt for an index, where it cannot be read or is no object; modules.json may be a
+    list.
+    """
+    if path.suffix != ".json":
+        return _read_text(path)
+    if path.name == "modules.json":
+        return read_file(path, ConfigMissing)
+    return read_object(path, WeightsCorrupt if path.name == INDEX else ConfigMissing)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return file.read(LARGEST_FILE).decode()
+    except (OSError, ValueError) as error:
+        raise ConfigMissing(f"{path.name} cannot be read: {error}.", "Copy the file again.", str(path)) from error

@@ -1,0 +1,79 @@
+"""Where a model comes from: a local folder, a Hugging Face hub id, or an azureml: reference."""
+
+import os
+import re
+from difflib import get_close_matches
+from pathlib import Path
+
+from mii_azure.errors import UnknownModel
+from mii_azure.model import hub
+from mii_azure.model.files import refuse_odd_names
+from mii_azure.model.folder import read_folder
+from mii_azure.model.resolved import Model
+from mii_azure.model.safetensors import Weights
+
+AZUREML = re.compile(
+    r"^azureml:(?://(?:registries/[\w.-]+/models/[\w.-]+/(?:versions|labels)/[\w.-]+"
+    r"|datastores/[\w.-]+/paths/.+|jobs/.+|subscriptions/.+)"
+    r"|[a-zA-Z0-9][\w-]{0,254}(?::\d[\w.]*|@latest)|/subscriptions/.+)$"
+)
+_FILES = re.compile(r"^azureml://(?:datastores/|jobs/|subscriptions/.+/datastores/)")
+# The hub's own rule: an optional owner, then a name, of letters, digits, hyphens, dots and underscores.
+HUB_ID = re.compile(r"^(?:[\w][\w.-]{0,95}/)?[\w][\w.-]{0,95}$", re.ASCII)
+
+
+def resolve(model: str, revision: str | None = None, allow_pickle: bool = False) -> Model:
+    """Find a model and read what planning needs.
+
+    Raises UnknownModel, ConfigMissing, WeightsMissing, WeightsCorrupt, PickleRefused, OutsideFolder or NotAvailable.
+    """
+    if model.startswith("azureml:"):
+        return _reference(model)
+    # os.path answers False, not an error, for what can be no path at all.
+    path = Path(os.path.expanduser(model))  # noqa: PTH111
+    if model and os.path.isdir(path):  # noqa: PTH112
+        try:
+            return _with_plain_names(read_folder(path, model, allow_pickle))
+        except OSError as error:
+            raise UnknownModel(f"{model} cannot be read: {error.strerror}.", "Check its permissions.") from error
+    if model and os.path.exists(path):  # noqa: PTH110
+        raise UnknownModel(f"{model} is a file.", f"Give the folder that holds it: {path.parent}.")
+    if _looks_like_path(model):
+        near = _near_folder(path)
+        raise UnknownModel(
+            f"There is no folder {model!r}.", f"Did you mean {near}?" if near else "Check the path, or give a hub id."
+        )
+    return _with_plain_names(hub.read_model(model, revision, allow_pickle, near_folder=_near_folder(path)))
+
+
+def _with_plain_names(model: Model) -> Model:
+    refuse_odd_names(model.config, model.settings)
+    return model
+
+
+def names_files(reference: str) -> bool:
+    """Whether an azureml: reference is a place that holds files, and not yet a model that a deployment can name."""
+    return bool(_FILES.match(reference))
+
+
+def _reference(model: str) -> Model:
+    if not AZUREML.match(model):
+        raise UnknownModel(
+            f"{model!r} is not a reference that Azure ML reads.",
+            "Forms: azureml:NAME:VERSION, azureml:NAME@latest, azureml://registries/REGISTRY/models/NAME/versions/VERSION,"
+            " azureml://datastores/NAME/paths/PATH, azureml://jobs/JOB/outputs/artifacts/paths/PATH.",
+        )
+    return Model(model, "reference", {}, Weights(0, 0, ""))
+
+
+def _looks_like_path(model: str) -> bool:
+    return not HUB_ID.match(model) or model.startswith((".", "/", "~"))
+
+
+def _near_folder(path: Path) -> str:
+    """The folder beside the missing one whose name is nearest, or an empty string."""
+    if not os.path.isdir(path.parent):  # noqa: PTH112
+        return ""
+    names = [child.name for child in path.parent.iterdir() if child.is_dir() and not child.name.startswith(".")]
+    near = get_close_matches(path.name, names, n=1, cutoff=0.6)
+    return str(path.parent / near[0]) if near else ""

@@ -1,0 +1,234 @@
+"""The verb rollout: the new bundle beside the old one, gate by gate; a gate that fails sends the traffic back."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mii_azure.azure import batch, endpoints
+from mii_azure.azure.autoscale import FILE, drop_autoscale, ensure_autoscale
+from mii_azure.azure.client import Say, wait
+from mii_azure.azure.errors import translate
+from mii_azure.azure.live import Live, smoke
+from mii_azure.errors import AzureError, MiiAzureError, NotAvailable, RolloutFailed
+from mii_azure.operations.deploy import AGAIN, deploy, intact, place, silent
+from mii_azure.operations.metrics_gate import Allowed, MetricsGate, worse
+from mii_azure.operations.steps import Journal
+
+SHARES = (10, 50, 100)
+MIRROR_PERCENT = 10  # Azure allows up to 50
+SLOTS = ("blue", "green")
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What a rollout did."""
+
+    endpoint: str
+    slot: str
+    replaced: str | None
+    gates: tuple[str, ...]
+    bundle_hash: str
+
+
+def rollout(
+    bundle: Path | str,
+    client: Any,
+    *,
+    hold_s: float = 60.0,
+    shares: tuple[int, ...] = SHARES,
+    parity: bool = True,
+    keep_old: bool = False,
+    watch: Allowed | None = None,
+    say: Say = silent,
+) -> Rollout:
+    """Replace what an endpoint serves by this bundle: 0 %, smoke, parity, mirror, then `shares`; remove the old slot.
+
+    Each stage is held for `hold_s` seconds while the new slot is asked; with `watch`, its numbers in Azure Monitor must
+    also be no worse than the old slot's by more than that. Runs on from where an interrupted one stopped.
+    Raises RolloutFailed naming the gate, once the traffic is back where it was.
+    """
+    folder, digest = Path(bundle).expanduser().resolve(), intact(bundle)
+    if batch.is_batch(folder):
+        raise NotAvailable("A batch endpoint has no traffic to roll over.", "Run `deploy --slot green --traffic 100`.")
+    name = _endpoint_name(folder)
+    journal = Journal(say, AGAIN)
+    with journal.step("looking at the endpoint"):
+        old, new = _slots(client, name, digest)
+    if old is None:
+        done = deploy(folder, client, new, 100, say)
+        return Rollout(name, done.slot, None, ("deployment", "smoke"), digest)
+    run = _Run(client, folder, name, old, new, hold_s, journal)
+    with run.watching(watch):
+        run.go(digest, shares, parity)
+    run.settle(keep_old)
+    return Rollout(name, new, old, tuple(run.passed), digest)
+
+
+class _Run:
+    """One rollout from `old` to `new`."""
+
+    def __init__(
+        self, client: Any, folder: Path, name: str, old: str, new: str, hold_s: float, journal: Journal
+    ) -> None:
+        self.client, self.folder, self.name, self.old, self.new = client, folder, name, old, new
+        self.hold_s, self.journal = hold_s, journal
+        self.passed: list[str] = []
+        self.watch: MetricsGate | None = None
+
+    @contextmanager
+    def watching(self, allowed: Allowed | None) -> Iterator[None]:
+        """Within, gates also read Azure Monitor; that it may be read is known before anything is begun."""
+        if allowed:
+            with self.journal.step("reading Azure Monitor"):
+                self.watch = MetricsGate(self.client, self.name, allowed)
+        try:
+            yield
+        finally:
+            if self.watch:
+                self.watch.close()
+
+    def settle(self, keep_old: bool) -> None:
+        """Once the new slot has all traffic: its autoscale rules, and the end of the old slot."""
+        if (self.folder / FILE).is_file():
+            with self.journal.step("autoscale"):
+                ensure_autoscale(self.client, self.folder, self.name, self.new)
+        if not keep_old:
+            with self.journal.step(f"removing {self.old}"):
+                drop_autoscale(self.client, self.name, self.old)
+                poller = self.client.online_deployments.begin_delete(self.old, self.name)
+                wait(poller, self.journal.say, f"deployment {self.old}")
+
+    def go(self, digest: str, shares: tuple[int, ...], parity: bool) -> None:
+        """Every gate in order."""
+        endpoint = self.client.online_endpoints.get(self.name)
+        share = endpoints.nonzero(endpoint.traffic).get(self.new, 0)
+        with self._gate("deployment"):
+            place(self.folder, self.client, self.new, digest, self.journal)
+        with self._gate("smoke"):
+            self._ask(self.new)
+        if parity:
+            with self._gate("parity"):
+                self._parity()
+        if not share and not getattr(endpoint, "compute", None):  # Kubernetes endpoints mirror nothing
+            with self._gate("mirror"):
+                self._set({self.old: 100}, {self.new: MIRROR_PERCENT})
+                self._hold()
+        for step in shares:
+            if step < share:
+                continue  # an interrupted run was past it
+            with self._gate(f"{step} %"):
+                self._set({self.old: 100 - step, self.new: step}, {})
+                self._hold()
+            if self.watch and step < 100:  # at 100 % the old slot has no traffic to compare with
+                with self._gate(f"metrics at {step} %"):
+                    self._compare(self.watch)
+
+    @contextmanager
+    def _gate(self, gate: str) -> Iterator[None]:
+        try:
+            with self.journal.step(f"gate {gate}"):
+                yield
+        except (AzureError, MiiAzureError) as error:
+            if error.exit_code == 130:
+                raise
+            raise self._rolled_back(gate, error) from error
+        self.passed.append(gate)
+
+    def _rolled_back(self, gate: str, error: MiiAzureError) -> RolloutFailed:
+        from azure.core import exceptions
+
+        try:
+            self._set({self.old: 100}, {})
+            where = f"All traffic is with {self.old} again; {self.new} is kept at 0 % for its log."
+        except Exception as second:  # the first reason is the one to tell, whatever else went wrong
+            told = translate(second).message if isinstance(second, exceptions.AzureError) else str(second)
+            where = f"ROLLING BACK FAILED TOO ({told}): give {self.old} 100 % by hand."
+        return RolloutFailed(
+            f"The gate {gate!r} failed: {error.message.rstrip('.')}. {where}",
+            f"{error.hint} `mii-azure logs {self.name} --slot {self.new}` tells more.".strip(),
+            azure_code=getattr(error, "azure_code", ""),
+            request_id=getattr(error, "request_id", ""),
+        )
+
+    def _set(self, shares: dict[str, int], mirror: dict[str, int]) -> None:
+        endpoints.set_traffic(self.client, self.name, shares, mirror, self.journal.say)
+
+    def _ask(self, slot: str | None) -> None:
+        live = Live(self.client, self.name, slot)
+        try:
+            smoke(live, self.folder)
+        finally:
+            live.close()
+
+    def _compare(self, watch: MetricsGate) -> None:
+        """Azure Monitor is minutes behind: numbers of a stage that are not there yet judge nothing."""
+        new, old = watch.numbers(self.new), watch.numbers(self.old)
+        if not new.requests:
+            self.journal.say(f"Azure Monitor knows of no requests to {self.new} yet; a longer --hold lets it judge")
+        elif reason := worse(new, old, watch.allowed):
+            raise RolloutFailed(f"{self.new} does worse than {self.old}: {reason}")
+
+    def _hold(self) -> None:
+        """Ask the new slot by its header, and the endpoint by its traffic, until the stage has lasted."""
+        if self.watch:
+            self.watch.restart()
+        until = time.monotonic() + self.hold_s
+        while True:
+            self._ask(self.new)
+            self._ask(None)
+            left = until - time.monotonic()
+            if left <= 0:
+                return
+            time.sleep(min(5.0, left))
+
+    def _parity(self) -> None:
+        from mii_azure.platform.targets import ENDPOINT
+        from mii_azure.verdict.parity import parity
+
+        verdict = parity(
+            self.folder,
+            ["grpc", f"{ENDPOINT}{self.name}/{self.new}"],
+            on_progress=self.journal.say,
+            ml_client=self.client,
+        )
+        if not verdict.agree:
+            bad = next(entry for entry in verdict.comparisons if entry.grade in ("scores", "different"))
+            raise RolloutFailed(f"{self.new} answers {bad.request} unlike the local runner: {bad.difference}.")
+
+
+def _endpoint_name(folder: Path) -> str:
+    from azure.ai.ml import load_online_endpoint
+
+    return str(load_online_endpoint(folder / "endpoint.yml").name)
+
+
+def _slots(client: Any, name: str, digest: str) -> tuple[str | None, str]:
+    """The slot to replace, None on a first deployment, and the slot to fill."""
+    from mii_azure.azure.assets import exists
+
+    endpoint = exists(lambda: client.online_endpoints.get(name))
+    traffic = endpoints.nonzero(endpoint.traffic) if endpoint else {}
+    if not traffic:
+        return None, SLOTS[0]
+    tags = {slot: _digest(client, name, slot) for slot in traffic}
+    behind = {slot: share for slot, share in traffic.items() if tags[slot] != digest}
+    if not behind:
+        return _leftover(client, name, max(traffic, key=lambda slot: traffic[slot]), digest)
+    old = max(behind, key=lambda slot: behind[slot])
+    begun = [slot for slot in traffic if tags[slot] == digest]
+    return old, begun[0] if begun else next(slot for slot in SLOTS if slot != old)
+
+
+def _leftover(client: Any, name: str, live: str, digest: str) -> tuple[str | None, str]:
+    """Where the bundle has all traffic: the old slot that an interrupted run did not come to remove, if any."""
+    others = [
+        entry.name for entry in client.online_deployments.list(name) if entry.name in SLOTS and entry.name != live
+    ]
+    return (others[0] if others else None), live
+
+
+def _digest(client: Any, name: str, slot: str) -> str:
+    return str((client.online_deployments.get(slot, name).tags or {}).get(endpoints.TAG, ""))

@@ -1,0 +1,1 @@
+"""Plans: every setting of a deployment, derived and explained."""

@@ -1,0 +1,123 @@
+"""How long things take: starting, answering; and the probes and timeouts that follow."""
+
+import math
+from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+from mii_azure.hardware import roofline
+from mii_azure.planning.memory import Fit, Work, device_of
+from mii_azure.platform import limits
+
+
+class Probe(BaseModel):
+    """An Azure ML probe; seconds and counts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    initial_delay: int
+    period: int
+    timeout: int
+    success_threshold: int
+    failure_threshold: int
+
+
+class Start(NamedTuple):
+    """The predicted start and the probes that allow for it."""
+
+    seconds: int
+    liveness: Probe
+    readiness: Probe
+
+
+def start(weight_bytes: int, device: str) -> Start:
+    """Predict the start from the weights' size, and cut the probes so that three times as long is no failure.
+
+    The inference server answers nothing until the model is loaded, so liveness must wait for it; readiness asks early
+    and often, which costs nothing and finds a fast start fast.
+    """
+    seconds = math.ceil(limits.START_S[device] + weight_bytes / limits.LOAD_BYTES_PER_S)
+    delay = math.ceil(seconds / limits.PROBE_PERIOD_S) * limits.PROBE_PERIOD_S
+    liveness = _probe(delay, max(math.ceil(2 * seconds / limits.PROBE_PERIOD_S), limits.MIN_PROBE_FAILURES))
+    patience = liveness.initial_delay + liveness.failure_threshold * limits.PROBE_PERIOD_S
+    readiness = _probe(limits.PROBE_PERIOD_S, math.ceil(patience / limits.PROBE_PERIOD_S))
+    return Start(seconds, liveness, readiness)
+
+
+def _probe(initial_delay: int, failures: int) -> Probe:
+    # Azure requires success_threshold 1 of liveness probes.
+    return Probe(
+        initial_delay=initial_delay,
+        period=limits.PROBE_PERIOD_S,
+        timeout=limits.PROBE_TIMEOUT_S,
+        success_threshold=1,
+        failure_threshold=failures,
+    )
+
+
+def batch_seconds(work: Work, placed: Fit) -> float:
+    """Seconds for one full batch: floor over the efficiency counted on, and for generation the answer's tokens."""
+    if work.profile.kind == "diffusion":
+        return _drawing_seconds(work, placed)
+    length = min(work.profile.context_length, placed.tokens)
+    seconds = prefill_seconds(work, placed, max(placed.tokens, placed.slots * length), length)
+    if work.profile.kind == "encoder":
+        return seconds
+    return seconds + limits.NEW_TOKENS * step_seconds(work, placed, placed.memory.kv_cache)
+
+
+def _drawing_seconds(work: Work, placed: Fit) -> float:
+    """Seconds for a batch of images: the UNet twice a step, once with the prompt, and the VAE once."""
+    (peak, bandwidth), efficiency = _ceilings(placed), limits.EFFICIENCY[device_of(placed.sku)]
+    one_pass = 2.0 * work.profile.parameters * limits.LATENT_SHARE * placed.tokens
+    step = roofline.forward_floor(placed.memory.weights, 2 * one_pass, bandwidth, peak) / efficiency
+    vae = limits.VAE_PASSES * one_pass / peak / efficiency
+    return limits.IMAGE_STEPS * (step + _overhead(work, placed)) + vae
+
+
+def prefill_seconds(work: Work, placed: Fit, tokens: int, length: int) -> float:
+    """Seconds for a forward over `tokens` tokens in sequences of `length`."""
+    profile, (peak, bandwidth) = work.profile, _ceilings(placed)
+    work_flops = roofline.flops(_matmul(work), profile.layers, profile.hidden_size, tokens, length)
+    floor = roofline.forward_floor(placed.memory.weights, work_flops / placed.gpus, bandwidth, peak)
+    return floor / limits.EFFICIENCY[device_of(placed.sku)] + _overhead(work, placed)
+
+
+def step_seconds(work: Work, placed: Fit, kv_bytes: int, rows: int = 1) -> float:
+    """Seconds for the next token of `rows` sequences whose keys and values take `kv_bytes`."""
+    peak, bandwidth = _ceilings(placed)
+    floor = roofline.decode_floor(placed.memory.weights, kv_bytes, bandwidth)
+    floor = max(floor, 2.0 * _matmul(work) * rows / placed.gpus / peak if rows > 1 else 0.0)
+    return floor / limits.EFFICIENCY[device_of(placed.sku)] + _overhead(work, placed)
+
+
+def _ceilings(placed: Fit) -> tuple[float, float]:
+    """FLOP and bytes per second that the instance's device can do, at most."""
+    sku = placed.sku
+    if sku.gpu:
+        peak = (sku.gpu.single_tflops if placed.dtype == "float32" else sku.gpu.half_tflops) * 1e12
+        return peak, sku.gpu.bandwidth_gb_s * 1e9
+    return sku.cores * limits.CPU_FLOPS, sku.cores * limits.CPU_BYTES_PER_S
+
+
+def _matmul(work: Work) -> int:
+    """Parameters that are multiplied: tables are looked up; the output matrix only counts where masks are filled."""
+    table = 0 if work.task == "fill-mask" else work.profile.vocab_size * work.profile.hidden_size
+    return max(work.profile.parameters - table, 0)
+
+
+def _overhead(work: Work, placed: Fit) -> float:
+    return work.profile.layers * limits.LAYER_OVERHEAD_S[device_of(placed.sku)]
+
+
+def request_timeout_ms(seconds: float) -> int:
+    """Three batches (two admitted before it, and its own) and five seconds, between 30 s and Azure's 180 s."""
+    wanted = math.ceil(3 * seconds + 5) * 1000
+    return min(max(wanted, limits.MIN_TIMEOUT_MS), limits.MAX_REQUEST_TIMEOUT_MS)
+
+
+def quota_cores(cores: int, instances: int, skip_reserve: bool) -> int:
+    """Cores of quota that a deployment takes: ceil(1.2 x instances) x cores, or instances x cores without reserve."""
+    if skip_reserve:
+        return instances * cores
+    return -(-instances * (100 + limits.UPGRADE_RESERVE_PERCENT) // 100) * cores

@@ -1,0 +1,76 @@
+"""Which passes would be chosen for an instance type that this machine does not have; decided on paper."""
+
+from collections.abc import Iterable
+
+from mii_azure.hardware.skus import Sku
+from mii_azure.model.profile import Profile
+from mii_azure.model.safetensors import DTYPE_BYTES
+from mii_azure.planning.memory import Fit
+from mii_azure.planning.rationale import Decision
+from mii_azure.platform.limits import GB
+from mii_azure.spec import Spec
+from scoring.config import Deployment, Limits, Optimisation, PassDecision
+from scoring.passes.base import Facts, Hardware
+from scoring.passes.registry import catalogue
+from scoring.passes.runner import choose
+
+
+def settings(spec: Spec, gpus: int) -> Optimisation:
+    """What a spec asks of the passes, on a plan whose weights are shared by so many GPUs."""
+    return Optimisation(spec.objective, spec.optimisations, spec.passes_on, spec.passes_off, gpus if gpus > 1 else 0)
+
+
+def pass_decisions(spec: Spec, facts: Profile, placed: Fit, limits: Limits) -> tuple[PassDecision, ...]:
+    """One decision per pass, taken or not, with its reason; those that nobody forces are forecasts.
+
+    Raises LoadError for a forced pass that does not exist, PassNotServed for one that cannot apply there.
+    """
+    asked = settings(spec, placed.gpus)
+    passes = catalogue(Deployment(spec.name, spec.task, limits=limits, optimisation=asked))
+    bytes_each = DTYPE_BYTES[placed.dtype]
+    on_paper = Facts(
+        family=facts.family,
+        architecture=facts.architecture,
+        kind=facts.kind,
+        parameters=facts.parameters,
+        weight_bytes=facts.parameters * bytes_each,
+        layers=facts.layers,
+        heads=facts.heads,
+        kv_heads=facts.kv_heads,
+        hidden_size=facts.hidden_size,
+        shipped=facts.shipped,
+    )
+    chosen = choose(passes, on_paper, _hardware(placed.sku), asked)
+    forced = {*asked.on, *asked.off, *(["tensor_slicing"] if asked.tensor_parallel else [])}
+    return tuple(
+        PassDecision(each.name, decision.take, _sentence(decision.reason), forecast=each.name not in forced)
+        for each, decision in chosen
+    )
+
+
+def lines(passes: Iterable[PassDecision]) -> list[Decision]:
+    """The same for people, as lines of the plan."""
+    return [
+        Decision(
+            what=f"pass {each.name}",
+            value="yes" if each.take else "no",
+            reason=each.reason,
+            forecast=each.forecast,
+        )
+        for each in passes
+    ]
+
+
+def _hardware(sku: Sku) -> Hardware:
+    if sku.gpu is None:
+        return Hardware("cpu", "cpu", (0, 0), 0, 0, nvcc=False)
+    major, minor = str(sku.gpu.compute_capability).split(".")
+    # The CUDA image is built on NVIDIA's development image, which has nvcc.
+    return Hardware(
+        "cuda", sku.gpu.name, (int(major), int(minor)), int(sku.gpu_memory_gb * GB), sku.whole_gpus, nvcc=True
+    )
+
+
+def _sentence(reason: str) -> str:
+    named = "_" in reason.split(" ", 1)[0]  # a pass's own name stays as it is written
+    return f"{reason if named else reason[0].upper() + reason[1:]}."

@@ -1,0 +1,106 @@
+"""What will be done and why."""
+
+from typing import Any
+
+from mii_azure.errors import SpecError
+from mii_azure.hardware.skus import find_sku
+from mii_azure.model.families import Options, family_named, find_task
+from mii_azure.model.profile import Profile, profile, task_check, task_options
+from mii_azure.model.remote_code import check_remote_code
+from mii_azure.model.source import resolve
+from mii_azure.planning import latency, memory, quantization, rationale
+from mii_azure.planning import passes as planning_passes
+from mii_azure.planning.memory import Fit, Work
+from mii_azure.planning.plan import Plan
+from mii_azure.platform import limits
+from mii_azure.spec import Spec, make_spec
+from scoring.config import Limits
+
+
+def plan(task: str, model: str, instance_type: str | None = None, name: str = "model", **preferences: Any) -> Plan:
+    """Plan the deployment of a model; `preferences` are the other fields of `Spec`.
+
+    Reads config.json and safetensors headers only. Raises the SpecError and ModelError branches of the error tree.
+    """
+    return plan_spec(make_spec(task=task, model=model, name=name, instance_type=instance_type, **preferences))
+
+
+def plan_spec(spec: Spec) -> Plan:
+    """Resolve the spec's model, check that it can do the task, and plan."""
+    task = find_task(spec.task)
+    if spec.instance_type:
+        find_sku(spec.instance_type)
+    found = resolve(spec.model, spec.revision, spec.allow_pickle)
+    check_remote_code(found, spec.revision, spec.trust_remote_code)
+    facts = profile(found)
+    if not facts.known:
+        facts = facts.model_copy(update={"kind": task.kinds[0]})
+    task_check(facts, task)
+    return make_plan(spec, quantization.as_asked(spec, found, facts), {**task_options(found, task), **spec.languages})
+
+
+def make_plan(spec: Spec, facts: Profile, options: Options) -> Plan:
+    """Derive every setting from the spec and the model's facts; does no I/O."""
+    work = Work(facts, family_named(facts.family, facts.kind), spec.task)
+    placed = _place(spec, work)
+    sku, device = placed.sku, memory.device_of(placed.sku)
+    # Of an azureml: reference the size is not known: allow for the largest that the device holds.
+    begun = latency.start(facts.weight_bytes if facts.known else placed.memory.available, device)
+    seconds = latency.batch_seconds(work, placed)
+    timeout = latency.request_timeout_ms(seconds) if facts.known else limits.MAX_REQUEST_TIMEOUT_MS
+    batch = memory.batch_rows(facts, device, placed.tokens)
+    quota = latency.quota_cores(sku.cores, spec.instance_count, sku.skip_20_percent)
+    served = min(facts.context_length, placed.tokens)
+    budget = Limits(max_batch_tokens=placed.tokens, max_batch_size=batch, context_length=served, slots=placed.slots)
+    passes = planning_passes.pass_decisions(spec, facts, placed, budget) if facts.known else ()
+    sliced = any(each.name == "tensor_slicing" and each.take for each in passes)
+    return Plan(
+        task=spec.task,
+        task_options=options,
+        profile=facts,
+        instance_type=sku.name,
+        quota_family=sku.quota_family,
+        quota_cores=quota,
+        device=device,
+        image="cuda13" if sku.gpu else "cpu",
+        dtype=placed.dtype,
+        tensor_parallel=placed.gpus,
+        memory=placed.memory,
+        fits=placed.gpus == 1 or sliced,
+        context_length=served,
+        max_batch_tokens=placed.tokens,
+        max_batch_size=batch,
+        slots=placed.slots,
+        queue_size=limits.QUEUE_ROWS,
+        max_payload_bytes=limits.ENDPOINT_BYTES_PER_S,
+        max_concurrent_requests=placed.slots or batch,
+        request_timeout_ms=timeout,
+        readiness=begun.readiness,
+        liveness=begun.liveness,
+        passes=passes,
+        decisions=(
+            *rationale.of_model(work, options),
+            *rationale.of_place(spec, work, placed),
+            *([quantization.decision(facts, placed.dtype)] if facts.shipped else []),
+            *rationale.of_serving(facts, placed, batch),
+            *rationale.of_time(facts, device, begun, seconds, timeout),
+            *planning_passes.lines(passes),
+            rationale.of_quota(spec, sku, quota),
+        ),
+    )
+
+
+def _place(spec: Spec, work: Work) -> Fit:
+    sku = find_sku(spec.instance_type) if spec.instance_type else None
+    if spec.tensor_parallel > 1 and work.profile.known:
+        return memory.in_slices(work, spec.tensor_parallel, spec.dtype, sku)
+    if sku and sku.gpu and "zero_inference" in spec.passes_on:
+        return memory.offloaded(work, sku, spec.dtype)
+    if sku:
+        return memory.place(work, sku, spec.dtype)
+    if not work.profile.known:
+        raise SpecError(
+            f"{spec.model} is not opened, so its size is not known and no instance type can be chosen.",
+            "Give --instance-type, or plan with the model's folder or hub id.",
+        )
+    return memory.choose(work, spec.dtype)

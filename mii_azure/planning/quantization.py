@@ -1,0 +1,113 @@
+"""Weights that are quantised once, when a bundle is generated: refused or planned on paper, then made and measured."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mii_azure.errors import NotAvailable
+from mii_azure.model.profile import Profile
+from mii_azure.model.quantizable import LEFT_OUT
+from mii_azure.model.resolved import INDEX, Model
+from mii_azure.model.safetensors import DTYPE_BYTES
+from mii_azure.planning.plan import Plan, Quantization
+from mii_azure.planning.rationale import Decision
+from mii_azure.spec import Spec
+
+_CONV1D = ("gpt2", "openai-gpt")  # families whose products are no nn.Linear
+
+
+def as_asked(spec: Spec, found: Model, facts: Profile) -> Profile:
+    """The facts of a model as it will be shipped; raises NotAvailable where it cannot be quantised as the spec asks."""
+    if spec.quantise == "none":
+        return facts
+    require(spec, found, facts)
+    return as_shipped(found, facts)
+
+
+def require(spec: Spec, found: Model, facts: Profile) -> None:
+    """Raise NotAvailable for a model whose weights are not quantised, as far as it can be told without them."""
+    if not facts.known:
+        raise NotAvailable(f"{facts.model} is not opened, so it cannot be quantised.", "Give its folder or hub id.")
+    if facts.kind == "diffusion":
+        raise NotAvailable("The weights of text-to-image pipelines are not quantised.", LEFT_OUT)
+    if facts.family in _CONV1D:
+        raise NotAvailable(
+            f"{facts.family} keeps its products as Conv1D, which no shared format of int8 weights has.", LEFT_OUT
+        )
+    if facts.shipped:
+        raise NotAvailable(
+            f"The weights of {facts.model} are int8 already.", f"{LEFT_OUT} They are shipped as they are."
+        )
+    if spec.trust_remote_code:
+        raise NotAvailable(f"{facts.model} runs its own code, so its products are not known.", LEFT_OUT)
+    if not found.weights.int8_bytes and found.source != "recorded":
+        raise NotAvailable(
+            f"{facts.model} has no product in safetensors whose weights could be int8.",
+            "Save it as safetensors (save_pretrained), or leave out --quantise.",
+        )
+
+
+def as_shipped(found: Model, facts: Profile) -> Profile:
+    """The facts of a model with the bytes of its weight files once they are int8."""
+    table = facts.vocab_size * facts.hidden_size  # where no header is known: all but the table of inputs
+    guess = facts.parameters + table * (DTYPE_BYTES[facts.dtype] - 1)
+    return facts.model_copy(update={"weight_bytes": found.weights.int8_bytes or guess, "shipped": "int8"})
+
+
+def decision(facts: Profile, dtype: str, told: Quantization | None = None) -> Decision:
+    """What the plan says of it; with what was measured, once it was."""
+    reason = f"Shipped so, one scale a row of each product, and widened to {dtype} where it is served."
+    if told:
+        reason += f" {told.sentence()}"
+    return Decision(what="weights", value=f"int8, {facts.weight_bytes / 1e6:,.1f} MB", reason=reason)
+
+
+@dataclass
+class QuantizationJob:
+    """Makes the files of a bundle's model folder that quantising changes; `told` is known once they are made."""
+
+    folder: Path  # the original
+    plan: Plan
+    told: Quantization | None = None
+
+    def makes(self, path: str) -> bool:
+        """Whether a file of the bundle is made here, not copied."""
+        return path.endswith(".safetensors") or path in ("model/config.json", f"model/{INDEX}")
+
+    @property
+    def bytes(self) -> int:
+        """What the files that it makes will take on disk, as planned."""
+        return self.plan.profile.weight_bytes
+
+    def make(self, target: Path, progress: Callable[[int, int], None]) -> dict[str, str]:
+        """Write the files into `target`, which has the others; return {name: SHA-256}.
+
+        Raises NotAvailable, WeightsCorrupt, OSError.
+        """
+        import torch
+
+        from mii_azure.quantize.accuracy import output_error
+        from mii_azure.quantize.int8_writer import Writer
+
+        writer = Writer(self.folder, target, getattr(torch, self.plan.dtype), progress)
+        writer.write()
+        error, note = output_error(self.folder, target, self.plan.task, self.plan.profile, self.plan.dtype)
+        self.told = Quantization(
+            products=writer.losses.products,
+            weight_error=_rounded(writer.losses.relative),
+            output_error=None if error is None else _rounded(error),
+            note=note,
+        )
+        return writer.hashes
+
+    def settled(self) -> Plan:
+        """The plan with what was measured."""
+        plan, told = self.plan, self.told
+        measured = decision(plan.profile, plan.dtype, told)
+        decisions = tuple(measured if each.what == measured.what else each for each in plan.decisions)
+        return plan.model_copy(update={"quantisation": told, "decisions": decisions})
+
+
+def _rounded(error: float) -> float:
+    """To what is told of it, so that the last digits of a sum change no bundle."""
+    return float(f"{error:.2g}")

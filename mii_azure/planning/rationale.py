@@ -1,0 +1,185 @@
+"""The reasons of a plan, in sentences."""
+
+from pydantic import BaseModel, ConfigDict
+
+from mii_azure.hardware.skus import Sku
+from mii_azure.model.families import Options
+from mii_azure.model.profile import Profile
+from mii_azure.planning import memory as plan_memory
+from mii_azure.planning.latency import Start
+from mii_azure.planning.memory import Fit, Work
+from mii_azure.platform import limits
+from mii_azure.platform.limits import GB
+from mii_azure.spec import Spec
+
+
+class Decision(BaseModel):
+    """One choice with its reason."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    what: str  # e.g. "precision", "instance type", "readiness probe"
+    value: str
+    reason: str
+    forecast: bool = False  # decided anew where it is served, and perhaps otherwise
+
+    @property
+    def shown(self) -> str:
+        """The value, marked where it is a forecast."""
+        return f"{self.value} (forecast)" if self.forecast else self.value
+
+
+SOURCES = {
+    "folder": "From config.json and safetensors headers of the folder",
+    "hub": "From config.json and safetensors headers read from the hub",
+    "recorded": "From facts recorded by hand, since the hub could not be asked",
+    "reference": "The reference is not opened, so nothing about the model was checked",
+}
+
+
+def of_model(work: Work, options: Options) -> list[Decision]:
+    """What the model is and how its task is set."""
+    facts = work.profile
+    size = f"{facts.parameters:,} parameters" if facts.known else facts.model
+    decisions = [Decision(what="model", value=size, reason=f"{SOURCES[facts.source]}.")]
+    if facts.known and not work.family.tested:
+        reason = "Facts were read under their usual names; this family is not among those tested here."
+        decisions.append(Decision(what="family", value=facts.family or "unknown", reason=reason))
+    if options:
+        value = ", ".join(f"{key} {str(value).lower()}" for key, value in options.items())
+        asked = "As asked for." if "tgt_lang" in options or "src_lang" in options else ""
+        reason = asked or "The model's own, or the task's default."
+        decisions.append(Decision(what="task options", value=value, reason=reason))
+    return decisions
+
+
+def of_place(spec: Spec, work: Work, placed: Fit) -> list[Decision]:
+    """Where the model runs, in which precision, and what it takes there."""
+    sku, memory = placed.sku, placed.memory
+    decisions = [
+        Decision(what="instance type", value=sku.name, reason=_why_sku(spec, work, placed)),
+        Decision(
+            what="precision", value=placed.dtype, reason=placed.dtype_reason[:1].upper() + placed.dtype_reason[1:] + "."
+        ),
+        Decision(what="image", value="cuda13" if sku.gpu else "cpu", reason=_why_image(sku)),
+    ]
+    if not work.profile.known:
+        return decisions
+    parts = f"weights {memory.weights / GB:.2f}, keys and values {memory.kv_cache / GB:.2f}"
+    parts += f", activations {memory.activations / GB:.2f}, context {memory.context / GB:.2f}"
+    share = "On each GPU" if placed.gpus > 1 else "On the GPU" if sku.gpu else "In RAM"
+    decisions.append(
+        Decision(
+            what="memory",
+            value=f"{memory.needed / GB:.2f} of {memory.available / GB:.2f} GB",
+            reason=f"{share}, in GB: {parts}.",
+        )
+    )
+    if placed.gpus > 1:
+        reason = "Asked for." if spec.tensor_parallel else "No single GPU holds it."
+        decisions.append(Decision(what="tensor parallel", value=str(placed.gpus), reason=reason))
+    return decisions
+
+
+def _why_sku(spec: Spec, work: Work, placed: Fit) -> str:
+    sku = placed.sku
+    what = f"{sku.cores} cores, {sku.ram_gb:g} GB"
+    if sku.gpu:
+        what = f"{sku.gpus:g} x {sku.gpu.name}, {what}"
+    if spec.instance_type:
+        shared = " It is a share of a GPU, which others use too." if sku.gpu and not sku.whole_gpus else ""
+        return f"Asked for; {what}.{shared}"
+    if sku.gpu is None:
+        limit = limits.CPU_ENCODER_PARAMETERS // 1_000_000
+        return f"Encoder below {limit} M parameters: fewest cores that hold it with headroom; {what}."
+    if placed.gpus > 1:
+        return f"Least GPU memory that holds it in slices; {what}."
+    kind = work.profile.kind
+    return f"{kind.capitalize()}: the smallest GPU that holds it, then fewest cores; {what}."
+
+
+def _why_image(sku: Sku) -> str:
+    if sku.gpu is None:
+        return "No GPU."
+    return f"{sku.gpu.name} has compute capability {sku.gpu.compute_capability}; torch's CUDA 13 builds start at 7.5."
+
+
+def of_serving(facts: Profile, placed: Fit, batch: int) -> list[Decision]:
+    """Batches, context, concurrency and payload."""
+    served = min(facts.context_length, placed.tokens)
+    short = served < facts.context_length
+    context = f"Memory does not hold the model's {facts.context_length} tokens." if short else "The model's own."
+    factor = limits.IN_FLIGHT_FACTOR
+    full = "As many as the decoder has slots of full length, which memory bounds" if placed.slots else "One full batch"
+    decisions = [
+        Decision(
+            what="batch",
+            value=_batch(facts, batch, placed),
+            reason=_why_batch(facts, plan_memory.device_of(placed.sku)),
+        ),
+        Decision(
+            what="concurrency",
+            value=f"{placed.slots or batch} requests per instance",
+            reason=f"{full}; Azure answers 429 past {factor} times that.",
+        ),
+        Decision(
+            what="payload",
+            value=f"{limits.ENDPOINT_BYTES_PER_S / 1e6:g} MB",
+            reason="What an Azure endpoint's bandwidth carries in a second.",
+        ),
+    ]
+    if facts.known:
+        decisions.insert(0, Decision(what="context length", value=f"{served} tokens", reason=context))
+    return decisions
+
+
+def _batch(facts: Profile, batch: int, placed: Fit) -> str:
+    if facts.kind == "diffusion":
+        return f"{batch} image{'s' if batch > 1 else ''}, {placed.tokens} latent positions and tokens"
+    return f"{batch} rows, {placed.tokens} tokens"
+
+
+def _why_batch(facts: Profile, device: str) -> str:
+    if facts.kind == "diffusion":
+        most = limits.MAX_BATCH_IMAGES[device]
+        return f"The largest that memory holds, at most {most} of the model's own size; more gain nothing in speed."
+    most = limits.MAX_BATCH_TOKENS[device]
+    return f"The largest that memory holds, at most {most} tokens or one request of full length."
+
+
+def of_time(facts: Profile, device: str, begun: Start, seconds: float, timeout_ms: int) -> list[Decision]:
+    """Probes and the request timeout."""
+    cap = limits.MAX_REQUEST_TIMEOUT_MS
+    answer = "" if facts.kind == "encoder" else f" with {limits.NEW_TOKENS} new tokens each"
+    answer = f" of {limits.IMAGE_STEPS} steps" if facts.kind == "diffusion" else answer
+    counted = f"{limits.EFFICIENCY[device]:.0%} of the hardware's floor"
+    reason = f"Three full batches{answer}, at {counted}, take {3 * seconds:.1f} s; never below 30 s."
+    if 3000 * seconds > cap:
+        reason += f" Azure's cap is {cap // 1000} s: send shorter requests, or take a faster instance type."
+    if not facts.known:
+        reason = "The size is not known, so Azure's cap."
+    rate = limits.LOAD_BYTES_PER_S // 1_000_000
+    started = f"Start predicted at {begun.seconds} s: imports and warm-up, then weights at {rate} MB/s"
+    alive = begun.liveness.initial_delay + begun.liveness.failure_threshold * begun.liveness.period
+    return [
+        Decision(what="request timeout", value=f"{timeout_ms // 1000} s", reason=reason),
+        Decision(
+            what="liveness probe",
+            value=f"after {begun.liveness.initial_delay} s, {begun.liveness.failure_threshold} failures",
+            reason=f"{started}; a start of {alive} s is no failure yet.",
+        ),
+        Decision(
+            what="readiness probe",
+            value=f"after {begun.readiness.initial_delay} s, {begun.readiness.failure_threshold} failures",
+            reason="Early and often, so that a fast start takes traffic at once.",
+        ),
+    ]
+
+
+def of_quota(spec: Spec, sku: Sku, cores: int) -> Decision:
+    """Cores of quota and the family they come from."""
+    n = spec.instance_count
+    rule = f"{n} x {sku.cores} cores; this family skips Azure's 20 % reserve for upgrades."
+    if not sku.skip_20_percent:
+        rule = f"ceil(1.2 x {n}) x {sku.cores} cores: Azure reserves 20 % for upgrades."
+    return Decision(what="quota", value=f"{cores} cores of {sku.quota_family}", reason=rule)

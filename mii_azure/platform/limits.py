@@ -1,0 +1,60 @@
+"""What Azure allows, and the allowances that planning makes, in one place.
+
+Azure's numbers: MicrosoftDocs/azure-ai-docs, how-to-manage-quotas.md ("Azure Machine Learning online endpoints") and
+reference-yaml-deployment-managed-online.md. Allowances are estimates, stated in the plan where they decide something.
+"""
+
+GB = 1024**3
+
+# Azure
+MAX_REQUEST_TIMEOUT_MS = 180_000  # managed online deployment
+KUBERNETES_TIMEOUT_MS = 150_000  # above it Azure makes a probe that Kubernetes refuses: azure-sdk-for-python#33660
+MAX_INSTANCES = 50  # per deployment
+UPGRADE_RESERVE_PERCENT = 20  # quota held back for rolling upgrades, except for families that skip it
+ENDPOINT_BYTES_PER_S = 5_000_000  # bandwidth of one endpoint
+UPLOAD_BYTES = 20 * GB  # above it an upload by the client is warned about: azure-cli#12651
+IN_FLIGHT_FACTOR = 2  # 429 past this times max_concurrent_requests_per_instance times instances
+
+# Hardware
+MIN_COMPUTE_CAPABILITY = 7.5  # the lowest that torch's CUDA 13 wheels are built for
+BF16_COMPUTE_CAPABILITY = 8.0
+GPU_USABLE = 0.9  # of the nominal memory, after ECC and the driver's share
+CUDA_CONTEXT_BYTES = int(0.8 * GB)  # context, cuBLAS and cuDNN workspaces of one process
+HOST_BYTES = int(1.5 * GB)  # operating system and Azure's agents
+PROCESS_BYTES = int(0.9 * GB)  # Python with torch and transformers imported
+IMAGE_BYTES = {"cpu": 5 * GB, "cuda": 14 * GB}  # unpacked container image, on the local disk
+# One vCPU: half a core with AVX-512 or one with AVX2, float32, and its share of the socket's memory bandwidth.
+CPU_FLOPS, CPU_BYTES_PER_S = 60e9, 5e9
+
+# Choosing
+CPU_ENCODER_PARAMETERS = 400_000_000  # encoders below this size are planned on CPU by default
+HEADROOM = {"cpu": 1.25, "cuda": 1.1}  # on memory, where the plan chooses the instance type
+MIN_CPU_CORES = 4  # Azure's own caution: smaller ones fail by memory, disk or probe
+MIN_CONTEXT = 2048  # tokens; a model that cannot be given this much of its context is not called fitting
+
+# Serving
+ACTIVATION_WIDTHS = 18  # live values per token, in hidden sizes: projections, feed-forward (4 wide, twice), residuals
+GRAPHED_BUFFERS = 1  # times a batch's values again: CUDA graphs keep theirs, benchmarks/results/memory.json
+MAX_BATCH_SIZE = {"cpu": 8, "cuda": 32}
+SLOTS = (128, 64, 32, 16)  # sequences that a decoder on a GPU advances at once, the most that memory holds
+MAX_BATCH_TOKENS = {"cpu": 2048, "cuda": 16_384}
+MAX_BATCH_IMAGES = {"cpu": 1, "cuda": 4}  # past four images a GPU is busy already
+IMAGE_SIZE, LATENT_SCALE, PROMPT_TOKENS = 512, 8, 77  # Stable Diffusion's own, where a model's are not known
+UNET_WIDTHS = 40  # live values per latent position, in the UNet's first width: skips, feed-forward, attention
+VAE_CHANNELS, VAE_MAPS = 256, 5  # of the decoder's last block, at full size; maps alive at once
+IMAGE_STEPS = 50  # default of a request
+LATENT_SHARE = 0.08  # of the UNet's weights that a latent position meets: most sit where the grid is coarser
+VAE_PASSES = 4  # passes of the UNet that decoding an image costs
+QUEUE_ROWS = 256
+NEW_TOKENS = 512  # answer length that the request timeout provides for
+RANKED_PROMPT_TOKENS, RANKED_ANSWER_TOKENS = 128, 128  # of the request that instance types are ranked by
+EFFICIENCY = {"cpu": 0.5, "cuda": 0.3}  # share of the floor's speed that timeouts count on
+LAYER_OVERHEAD_S = {"cpu": 0.0003, "cuda": 0.001}  # launching one layer's kernels without CUDA graphs
+MIN_TIMEOUT_MS = 30_000
+
+# Starting
+LOAD_BYTES_PER_S = 100_000_000  # weights from a cold disk to memory
+START_S = {"cpu": 40, "cuda": 70}  # imports, CUDA start, warm-up
+PROBE_PERIOD_S, PROBE_TIMEOUT_S = 10, 5
+MIN_PROBE_FAILURES = 30  # ARM's own default
+NAMES_LENGTH = (6, 62)

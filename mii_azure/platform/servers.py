@@ -1,0 +1,110 @@
+"""What differs between bundles that Azure's inference server serves and those that bring the runner's HTTP host."""
+
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+Server = Literal["azmlinfsrv", "http"]
+
+PORT = 5001
+WORKER_TIMEOUT_S = 300  # above Azure's cap of 180 s on a request: the server never kills a worker that still may answer
+PROBE_THREADS = 2  # one each for the liveness and the readiness probe, beside the requests in flight
+DRAIN_S = 25  # within the 30 s that Kubernetes by default leaves a container between SIGTERM and SIGKILL
+
+HOST = Path(__file__).resolve().parents[2] / "local_runner"
+HOST_FOLDER = "code/local_runner/"
+HOST_MODULE = "local_runner.container"
+# Of `local_runner`, all that `container` imports, sorted; a test holds the list to that.
+HOST_FILES = (
+    "__init__.py",
+    "bundle/__init__.py",
+    "bundle/environment.py",
+    "bundle/manifest.py",
+    "bundle/script.py",
+    "container.py",
+    "errors.py",
+    "host/__init__.py",
+    "host/callers.py",
+    "host/host.py",
+    "host/reload.py",
+    "host/thread_pool.py",
+    "http/__init__.py",
+    "http/app.py",
+    "http/openai.py",
+    "http/openapi_bodies.py",
+    "http/server.py",
+    "http/uvicorn_protocol.py",
+    "process/__init__.py",
+    "process/leash.py",
+    "process/ready_file.py",
+    "protocol/__init__.py",
+    "protocol/addresses.py",
+    "protocol/errors.py",
+    "protocol/oip.py",
+    "protocol/openai_logprobs.py",
+    "protocol/openai_requests.py",
+    "telemetry/__init__.py",
+    "telemetry/logs.py",
+    "telemetry/metrics.py",
+    "telemetry/otlp.py",
+    "telemetry/terminal.py",
+    "telemetry/tracing.py",
+)
+HOST_PACKAGES = ("fastapi", "httptools", "prometheus-client", "starlette", "uvicorn", "uvloop")
+HTTP_LOCK = "http.lock"
+
+
+class Routes(NamedTuple):
+    """Where Azure ML probes the container and sends requests, all on PORT."""
+
+    liveness_route: str
+    readiness_route: str
+    scoring_route: str
+
+
+_ROUTES: dict[Server, Routes] = {
+    "azmlinfsrv": Routes("/", "/", "/score"),
+    # A scoring route of / lets every path through, /v1/* included; what is posted to / itself is scored.
+    "http": Routes("/healthz", "/readyz", "/"),
+}
+_COMMAND: dict[Server, str] = {
+    "azmlinfsrv": 'azmlinfsrv --port 5001 --entry_script "$AZUREML_ENTRY_SCRIPT"',
+    "http": f"python -m {HOST_MODULE}",
+}
+
+
+def routes(server: Server) -> Routes:
+    """The three routes of environment.yml."""
+    return _ROUTES[server]
+
+
+def settings(server: Server, concurrent_requests: int) -> dict[str, str]:
+    """Environment variables of the server.
+
+    Azure's takes one worker, which would load the model again, and a thread per request in flight and per probe.
+    """
+    if server == "http":
+        return {
+            "MII_AZURE_DRAIN_SECONDS": str(DRAIN_S),
+            "MII_AZURE_HTTP_PORT": str(PORT),
+            "MII_AZURE_LOG_FORMAT": "json",
+        }
+    return {
+        "GUNICORN_CMD_ARGS": f"--worker-class gthread --threads {concurrent_requests + PROBE_THREADS}",
+        "WORKER_COUNT": "1",
+        "WORKER_TIMEOUT": str(WORKER_TIMEOUT_S),
+    }
+
+
+def context(server: Server) -> dict[str, Any]:
+    """What the templates read."""
+    return {"own_server": server == "http", "routes": routes(server)._asdict(), "command": _COMMAND[server]}
+
+
+def why(server: Server) -> str:
+    """The reason that plan.md gives; "" for Azure's own, which needs none."""
+    if server == "azmlinfsrv":
+        return ""
+    return (
+        "Asked for: event streams, /v1/* as OpenAI has it, /v2/*, /metrics, and readiness that says how far the start"
+        f" is. A stop drains for {DRAIN_S} s, then ends. Application Insights is not written to."
+    )

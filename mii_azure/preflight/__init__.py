@@ -1,0 +1,1 @@
+"""Questions that only Azure can answer, asked before a deployment."""

@@ -1,0 +1,1 @@
+"""int8 weights: written tensor by tensor, and measured against the original."""

@@ -1,0 +1,115 @@
+"""What int8 weights cost a model's answers: against the original, both in float32, on the probes of the passes."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mii_azure.errors import WeightsCorrupt
+from mii_azure.model.profile import Profile
+from mii_azure.model.safetensors import DTYPE_BYTES
+from mii_azure.quantize.int8_writer import blocks, products_of
+from scoring.config import Deployment
+from scoring.decoder import verify as decoder_verify
+from scoring.encoder import verify as encoder_verify
+from scoring.limits.memory_shares import LOADED
+from scoring.model.loader import load
+from scoring.quantization import compressed_tensors
+from scoring.schema.registry import task_schema
+
+#: A module's name and module, a parameter's name and its numbers: what it computes with.
+Change = Callable[[str, str, Tensor], Tensor]
+
+
+def output_error(original: Path, shipped: Path, task: str, facts: Profile, served: str) -> tuple[float | None, str]:
+    """Largest relative error (2-norms) over the outputs; or None, and why nothing was compared.
+
+    Both models are loaded, one after the other, where there is memory for one in float32; else the original alone, as
+    it is stored, whose layers then compute in float32 one at a time, as they are and as `served` is shipped. Raises
+    LoadError for a folder that does not load, and WeightsCorrupt for answers that are not numbers.
+    """
+    free = decoder_verify.free_bytes(torch.device("cpu"))
+    needed, least = (LOADED * size * facts.parameters for size in (4, DTYPE_BYTES[facts.dtype]))
+    if needed <= free:
+        wanted = _answers(_load(original, task, "float32"), task)
+        found = _answers(_load(shipped, task, "float32"), task)
+    elif least <= free:
+        model = _load(original, task, facts.dtype)
+        with _layer_by_layer(model, lambda module, name, value: value.float()):
+            wanted = _answers(model, task)
+        with _layer_by_layer(model, _as_shipped(original, getattr(torch, served))):
+            found = _answers(model, task)
+    else:
+        return None, f"that needs {least / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free"
+    error = encoder_verify.relative_error(found, wanted)
+    if not math.isfinite(error):
+        raise WeightsCorrupt(
+            "The model answers with numbers that are not finite, in float32, quantised or not.",
+            "Copy the weights again, or use another revision.",
+        )
+    return error, ""
+
+
+def _load(folder: Path, task: str, dtype: str) -> Any:
+    return load(Deployment("measured", task, dtype=dtype), folder, on_host=True).model
+
+
+@contextmanager
+def _layer_by_layer(model: nn.Module, change: Change) -> Iterator[None]:
+    """Let each module compute in float32 with other numbers, which are in memory only while it does."""
+    kept: dict[int, list[Tensor]] = {}
+
+    def before(name: str) -> Callable[..., Any]:
+        def hook(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+            own = list(module.named_parameters(recurse=False))
+            kept[id(module)] = [parameter.data for _, parameter in own]
+            for key, parameter in own:
+                parameter.data = change(name, key, parameter.data)
+            # T5 rounds to the type of a product's weights before it.
+            return tuple(x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in given)
+
+        return hook
+
+    def after(module: nn.Module, *_: Any) -> None:
+        for parameter, data in zip(module.parameters(recurse=False), kept.pop(id(module)), strict=True):
+            parameter.data = data
+
+    able = [(name, module) for name, module in model.named_modules() if list(module.parameters(recurse=False))]
+    hooks = [module.register_forward_pre_hook(before(name)) for name, module in able]
+    hooks += [module.register_forward_hook(after) for _, module in able]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _as_shipped(original: Path, served: torch.dtype) -> Change:
+    """The weights of products as they are read from what is shipped, everything else as it was."""
+    products = products_of(original)
+
+    def change(module: str, name: str, value: Tensor) -> Tensor:
+        wide = value.float()
+        if products.module(f"{module}.{name}"):
+            for block in blocks(wide):
+                block.copy_(compressed_tensors.widen(*compressed_tensors.quantize(block, served), torch.float32))
+        return wide
+
+    return change
+
+
+def _answers(model: Any, task: str) -> dict[str, Tensor]:
+    if not task_schema(task).generative:
+        told = [encoder_verify.answers(model, batch) for batch in encoder_verify.probes(model)]
+        return {f"{name} {number}": value for number, found in enumerate(told) for name, value in found.items()}
+    logits = []
+    for ids in decoder_verify.probes(model.config):
+        fed = torch.tensor([ids])
+        more = {"decoder_input_ids": fed} if model.config.is_encoder_decoder else {}
+        with torch.inference_mode():
+            logits.append(model(fed, **more).logits[0].float())
+    return {"logits": torch.cat(logits)}

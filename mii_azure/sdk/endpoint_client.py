@@ -1,0 +1,142 @@
+"""A client of a deployed endpoint, or of any of our hosts over HTTP, with the methods of the runner's own client.
+
+What it proves itself with is a function that gives a token and is asked again once, when the last one is refused.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Self
+
+from local_runner.access.credentials import Credentials
+from local_runner.client.client import TIMEOUT_S
+from local_runner.protocol import errors
+from mii_azure.azure.errors import translated
+from mii_azure.azure.live import SLOT_HEADER, fresh_key, model_status, split_address
+from mii_azure.azure.sending import in_azure, post, scoring_address
+from mii_azure.errors import AzureUnavailable, NotSignedIn
+from scoring.errors import InvalidInput, MiiAzureError, RequestTimeout
+
+AUDIENCE = "https://ml.azure.com/.default"
+
+Token = Callable[[], str]
+
+
+class EndpointClient:
+    """Asks one URL; a context manager, safe to share by threads. Raises SpecError for a URL that is none."""
+
+    def __init__(self, url: str, token: Token, slot: str | None = None, credentials: Credentials | None = None) -> None:
+        import requests
+
+        scoring_address(url)
+        self.url, self._token, self._slot = url, token, slot
+        self._key = token()
+        self._session = requests.Session()  # takes REQUESTS_CA_BUNDLE and proxies from the environment
+        files = credentials or Credentials()
+        # With each request, because of a session's own the environment would have the last word.
+        self._files: dict[str, Any] = {
+            "verify": str(files.ca) if files.ca else None,
+            "cert": (str(files.cert), str(files.key)) if files.cert and files.key else None,
+        }
+
+    def query(self, payload: Any, timeout: float = TIMEOUT_S) -> Any:
+        """The answer to one request; raises the error that the model's own reply names, whatever Azure makes of it."""
+        with self._asked(payload, timeout) as response:
+            return errors.read_answer(response.content, self.url)
+
+    def stream(self, payload: dict[str, Any], timeout: float = TIMEOUT_S) -> Iterator[dict[str, Any]]:
+        """The events of a streamed answer as they come; leaving the iterator early closes the connection."""
+        errors.check_streamed(payload)
+        parser = errors.EventParser()
+        with self._asked({**payload, "stream": True}, timeout) as response:
+            for chunk in response.iter_content(None):
+                for event in parser.feed(chunk):
+                    yield errors.read_answer(event, self.url)
+
+    def metadata(self, timeout: float = TIMEOUT_S) -> dict[str, Any]:
+        """Facts of what is served: name, task, model, versions, device, limits."""
+        facts: dict[str, Any] = self.query(json.loads(errors.METADATA_BODY), timeout)
+        return facts
+
+    def ready(self, timeout: float = 5.0) -> bool:
+        """Whether a request sent now would be scored; False also when nothing answers."""
+        try:
+            return bool(self.metadata(timeout).get("ready"))
+        except MiiAzureError:
+            return False
+
+    def close(self) -> None:
+        """Close its connections."""
+        self._session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @contextmanager
+    def _asked(self, payload: Any, timeout: float) -> Iterator[Any]:
+        import requests
+
+        try:
+            body = json.dumps(payload, ensure_ascii=False, allow_nan=False).encode()
+        except (TypeError, ValueError) as error:
+            raise InvalidInput(f"The payload is not JSON: {error}.", "Send plain values, and no NaN.") from error
+        try:
+            response = self._post(body, timeout)
+            if response.status_code == 401:
+                response.close()
+                self._key = self._token()
+                response = self._post(body, timeout)
+            with response:
+                if response.status_code != 200:
+                    status = model_status(response)
+                    raise errors.error_from_body(response.content, status, response.headers.get(errors.RETRY_KEY, "1"))
+                yield response
+        except requests.Timeout as error:
+            raise RequestTimeout(f"No answer from {self.url} within {timeout} s.", "Ask with more time.") from error
+        except requests.RequestException as error:
+            raise AzureUnavailable(f"{self.url} was not reached: {error}.", "Check network and proxy.") from error
+
+    def _post(self, body: bytes, timeout: float) -> Any:
+        headers = {SLOT_HEADER: self._slot} if self._slot else {}
+        return post(self._session, self.url, body, self._key, headers, timeout=timeout, stream=True, **self._files)
+
+
+def of_endpoint(address: str, ml_client: Any) -> EndpointClient:
+    """A client of `endpoint:NAME[/SLOT]`: by key, aml_token or aad_token, whichever the endpoint asks for."""
+    endpoint, slot = split_address(address)
+    with translated():
+        url = str(ml_client.online_endpoints.get(endpoint).scoring_uri)
+    return EndpointClient(url, lambda: fresh_key(ml_client, endpoint), slot)
+
+
+def of_url(url: str, credentials: Credentials | None = None) -> EndpointClient:
+    """A client of a scoring URL, without a look at the workspace.
+
+    With a key in `credentials` that is sent; without, an endpoint in Azure gets a token of whoever azure-identity finds
+    signed in, and any other host gets none.
+    """
+    address = scoring_address(url)
+    key = credentials.api_key if credentials else ""
+    if key or not (address.scheme == "https" and in_azure(address)):
+        return EndpointClient(url, lambda: key, credentials=credentials)
+    return EndpointClient(url, _identity(), credentials=credentials)
+
+
+def _identity() -> Token:
+    """Tokens of whoever is signed in, kept by azure-identity until they are about to expire."""
+    from azure.core.exceptions import ClientAuthenticationError
+    from azure.identity import DefaultAzureCredential
+
+    credential = DefaultAzureCredential()
+
+    def token() -> str:
+        try:
+            return str(credential.get_token(AUDIENCE).token)
+        except ClientAuthenticationError as error:
+            said = str(error).strip().splitlines()[0]
+            raise NotSignedIn(f"Nobody is signed in: {said}", "Run `az login`, or send a key.") from error
+
+    return token

@@ -1,0 +1,119 @@
+"""The requests that parity sends beside the sample: the corners where hosts are known to differ."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mii_azure.errors import SpecError
+from scoring.schema.registry import task_schema
+from scoring.schema.requests import TaskSchema
+
+_UNICODE = "Zoë paid 5 € for a naïve 名前 and a 😀, \u200btwice."
+
+#: Long enough for padding and windows to matter, short enough for a decoder on two cores.
+_LONG_WORDS = 64
+
+#: Parameter variants per task; each must be answered alike everywhere.
+_VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "text-generation": [
+        {"max_new_tokens": 4, "return_full_text": False},
+        {"max_new_tokens": 6, "do_sample": True, "seed": 7, "temperature": 0.8, "top_p": 0.9},
+    ],
+    "conversational": [
+        {"max_new_tokens": 4, "return_full_text": False},
+        {"max_new_tokens": 6, "do_sample": True, "seed": 7, "temperature": 0.8, "top_p": 0.9},
+    ],
+    "question-answering": [{"top_k": 3}, {"handle_impossible_answer": True}],
+    "text-classification": [{"top_k": None}, {"function_to_apply": "none"}],
+    "token-classification": [{"aggregation_strategy": "simple"}, {"aggregation_strategy": "average"}],
+    "fill-mask": [{"top_k": 2}],
+    "feature-extraction": [{"pooling": "mean", "normalize": True}],
+    "sentence-embeddings": [{"pooling": "cls"}],
+    "summarization": [{"max_new_tokens": 4}],
+    "translation": [{"max_new_tokens": 4}],
+    "text-to-image": [
+        {"num_inference_steps": 4, "seed": 3, "height": 64, "width": 128, "negative_prompt": "blurry"},
+        {"num_inference_steps": 4, "seed": 3, "guidance_scale": 1.0, "num_images_per_prompt": 2},
+        {"height": 2048, "width": 2048},
+    ],
+}
+
+
+class Request(NamedTuple):
+    """One body to send, with a name for the report."""
+
+    name: str
+    body: str
+
+
+def edge_requests(task_name: str, context_length: int) -> list[Request]:
+    """The sample and its edges for a task; `context_length` in tokens sizes the long ones."""
+    return list(_generate(task_schema(task_name), context_length))
+
+
+def _generate(task: TaskSchema, context_length: int) -> Iterator[Request]:
+    sample = task.sample
+    parameters = sample.get("parameters", {})
+    value = sample["inputs"]
+    if isinstance(value, list) and task.name != "conversational":
+        value = value[0]
+    unicode_value = _with_text(value, _UNICODE, task)
+    yield Request("sample", _body(sample))
+    yield Request("unicode", _body({"inputs": unicode_value, "parameters": parameters}))
+    yield Request("list of one", _body({"inputs": [value], "parameters": parameters}))
+    yield Request("list of three", _body({"inputs": [value, unicode_value, value], "parameters": parameters}))
+    yield Request(
+        "azure input_data", _body({"input_data": value if isinstance(value, dict) else [value], "params": parameters})
+    )
+    for variant in _VARIANTS[task.name]:
+        yield Request(f"parameters {json.dumps(variant)}", _body({"inputs": value, "parameters": variant}))
+    long = "long words " * min(context_length // 8, _LONG_WORDS)
+    endless = "long words " * context_length
+    yield Request("long", _body({"inputs": _with_text(value, long, task), "parameters": parameters}))
+    yield Request("past the context", _body({"inputs": _with_text(value, endless, task), "parameters": parameters}))
+    yield from _bad(value)
+
+
+def _bad(value: Any) -> Iterator[Request]:
+    yield Request("empty body", "")
+    yield Request("empty object", "{}")
+    yield Request("empty list", '{"inputs": []}')
+    yield Request("not JSON", '{"inputs": ')
+    yield Request("wrong type", '{"inputs": 5}')
+    yield Request("NaN", '{"inputs": NaN}')
+    yield Request("unknown parameter", _body({"inputs": value, "parameters": {"temprature": 1}}))
+
+
+def _with_text(value: Any, text: str, task: TaskSchema) -> Any:
+    """The sample's input with its longest text replaced."""
+    if task.name == "conversational":
+        return [*value[:-1], {**value[-1], "content": text}]
+    if isinstance(value, dict):
+        return {**value, "context": text} if "context" in value else {**value, "text": text}
+    return f"{text} [MASK]" if task.name == "fill-mask" else text
+
+
+def _body(payload: Any) -> str:
+    text = json.dumps(payload, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair has no form but its escape
+        return json.dumps(payload)
+    return text
+
+
+def read_requests(path: Path) -> list[Request]:
+    """Requests from a file: one JSON body per line, or one JSON document that is a list of bodies."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"The requests file {path} cannot be read: {error}.") from None
+    try:
+        document = json.loads(text)
+        bodies = [_body(entry) for entry in (document if isinstance(document, list) else [document])]
+    except (ValueError, RecursionError):
+        bodies = [line for line in text.splitlines() if line.strip()]
+    if not bodies:
+        raise SpecError(f"The requests file {path} holds no request.", "Write one JSON body per line.")
+    return [Request(f"{path.name}:{number}", body) for number, body in enumerate(bodies, 1)]

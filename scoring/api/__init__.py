@@ -1,0 +1,1 @@
+"""Request and reply: dialects, the service, event streams and usage."""

@@ -1,0 +1,38 @@
+"""What a request used: tokens in and out, and why each answer ended; told to `{"options": {"usage": true}}`."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from scoring.engine.row import Row
+from scoring.generation.detokenizer import stop_at
+from scoring.tasks.base import Task
+
+TELL_VARIABLE = "MII_AZURE_TELL_CACHED_TOKENS"
+
+
+def tells_cached_tokens() -> bool:
+    """Whether the operator lets callers know how many of their tokens were held already, maybe for somebody else."""
+    return os.environ.get(TELL_VARIABLE, "").lower() in ("1", "true", "yes", "on")
+
+
+def usage(task: Task, rows: Sequence[Row], outputs: Sequence[Any]) -> dict[str, Any]:
+    """Tokens of all rows, and for generative tasks what was generated, with one finish reason per answer in order."""
+    counted: dict[str, Any] = {"prompt_tokens": sum(row.tokens for row in rows if not row.answer)}
+    if task.schema.generative:
+        ended = [_end(task, row, tokens) for row, output in zip(rows, outputs, strict=True) for tokens in output]
+        counted["completion_tokens"] = sum(count for count, _ in ended)
+        if tells_cached_tokens():
+            counted["cached_tokens"] = sum(row.cached for row in rows if not row.answer)
+        counted["finish_reasons"] = [reason for _, reason in ended]
+    return counted
+
+
+def _end(task: Any, row: Row, tokens: list[int]) -> tuple[int, str]:
+    """How many tokens, and "stop" for an end token or a stop text, "length" where there was no room for more."""
+    stop = row.parameters.stop
+    if tokens and tokens[-1] in task.eos:
+        return len(tokens), "stop"
+    if stop and stop_at(task.tokenizer.decode(tokens, skip_special_tokens=True), stop) is not None:
+        return len(tokens), "stop"
+    return len(tokens), "length" if len(tokens) >= row.new_tokens else "stop"

@@ -1,0 +1,135 @@
+"""Brings decoders whose blocks are laid out as Llama's into a `DecoderModel`.
+
+They differ in what a block adds to that layout, which is read off its modules: norms of queries and keys, norms behind
+attention and MLP, fused products, windows, layers without rotary positions, and factors on embedding, residual and
+logits. Queries and keys are normed head by head, before they are rotated.
+"""
+
+from typing import Any
+
+import torch
+
+from scoring.decoder.adapters.parts import ACTIVATIONS, activation_name, layer_norm, linear, rms_norm, rotary_tables
+from scoring.decoder.model import Attention, DecoderLayer, DecoderModel, Mlp, Norm, Rotary
+
+#: model_type of the families.
+FAMILIES = (
+    "cohere2", "gemma", "gemma2", "gemma3_text", "glm4", "granite", "llama", "mistral", "phi3", "qwen2", "qwen3",
+    "smollm3", "starcoder2",
+)  # fmt: skip
+_OFFSET = ("gemma", "gemma2", "gemma3_text")  # their RMSNorm's gain is one plus its weight
+_ROOT_SCALED = _OFFSET  # their embedding is multiplied by the square root of the hidden size, in the model's type
+_SAME_WINDOW = ("mistral", "phi3", "starcoder2")  # one window for all layers, in the config
+_INTERLEAVED = ("cohere2", "glm4")  # neighbours are rotated together
+_POST_NORMS = {
+    "gemma2": ("post_attention_layernorm", "post_feedforward_layernorm"),
+    "gemma3_text": ("post_attention_layernorm", "post_feedforward_layernorm"),
+    "glm4": ("post_self_attn_layernorm", "post_mlp_layernorm"),
+}
+
+
+def build(model: Any, positions: int) -> DecoderModel:
+    """The model's form, with rotary tables for `positions` tokens."""
+    body, config = model.model, model.config
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    rotary = _rotaries(model, positions, head_dim)
+    return DecoderModel(
+        config.model_type,
+        body.embed_tokens.weight.data,
+        [_layer(block, index, config, rotary) for index, block in enumerate(body.layers)],
+        _norm(body.norm, config),
+        linear(model.lm_head),
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        head_dim,
+        embedding_scale=_embedding_scale(model),
+        residual_scale=float(getattr(config, "residual_multiplier", 1.0)),
+        logits_scale=float(getattr(config, "logit_scale", None) or 1 / getattr(config, "logits_scaling", 1.0)),
+        logits_cap=float(getattr(config, "final_logit_softcapping", None) or 0),
+        max_positions=config.max_position_embeddings,
+    )
+
+
+def _layer(block: Any, index: int, config: Any, rotary: dict[str, Rotary]) -> DecoderLayer:
+    norm1 = _norm(block.input_layernorm, config)
+    posts = [_norm(getattr(block, name), config) for name in _POST_NORMS.get(config.model_type, ())]
+    if config.model_type == "cohere2":
+        return DecoderLayer(
+            norm1, _attention(block.self_attn, index, config, rotary), norm1, _mlp(block.mlp, config), True
+        )
+    before_mlp = getattr(block, "pre_feedforward_layernorm", None) or block.post_attention_layernorm
+    return DecoderLayer(
+        norm1,
+        _attention(block.self_attn, index, config, rotary),
+        _norm(before_mlp, config),
+        _mlp(block.mlp, config),
+        post1=posts[0] if posts else None,
+        post2=posts[1] if posts else None,
+    )
+
+
+def _attention(module: Any, index: int, config: Any, rotary: dict[str, Rotary]) -> Attention:
+    fused = getattr(module, "qkv_proj", None)
+    qkv = linear(fused) if fused is not None else linear(module.q_proj, module.k_proj, module.v_proj)
+    normed = getattr(module, "q_norm", None) is not None
+    return Attention(
+        qkv,
+        linear(module.o_proj),
+        float(module.scaling),
+        _window(module, config),
+        q_norm=_norm(module.q_norm, config) if normed else None,
+        k_norm=_norm(module.k_norm, config) if normed else None,
+        rotary=_rotary_of(module, index, config, rotary),
+        cap=float(getattr(config, "attn_logit_softcapping", None) or 0),
+    )
+
+
+def _mlp(module: Any, config: Any) -> Mlp:
+    activation = ACTIVATIONS[activation_name(config)]
+    if hasattr(module, "c_fc"):  # Starcoder 2
+        return Mlp(linear(module.c_fc), linear(module.c_proj), activation)
+    fused = getattr(module, "gate_up_proj", None)
+    up = linear(fused) if fused is not None else linear(module.gate_proj, module.up_proj)
+    return Mlp(up, linear(module.down_proj), activation, gated=True)
+
+
+def _norm(module: Any, config: Any) -> Norm:
+    if "LayerNorm" in type(module).__name__:
+        return layer_norm(module)
+    return rms_norm(module, float(config.model_type in _OFFSET))
+
+
+def _window(module: Any, config: Any) -> int:
+    source = config if config.model_type in _SAME_WINDOW else module
+    return int(getattr(source, "sliding_window", None) or 0)
+
+
+def _rotaries(model: Any, positions: int, head_dim: int) -> dict[str, Rotary]:
+    """Tables by type of layer; "" where one serves all."""
+    module, interleaved = model.model.rotary_emb, model.config.model_type in _INTERLEAVED
+    kinds = getattr(module, "layer_types", None)
+    prefixes = {"": ""} if kinds is None else {kind: f"{kind}_" for kind in kinds}
+    return {
+        kind: rotary_tables(
+            getattr(module, f"{prefix}inv_freq"),
+            positions,
+            head_dim,
+            interleaved,
+            float(getattr(module, f"{prefix}attention_scaling")),
+        )
+        for kind, prefix in prefixes.items()
+    }
+
+
+def _rotary_of(module: Any, index: int, config: Any, rotary: dict[str, Rotary]) -> Rotary | None:
+    if not getattr(module, "use_rope", True):  # SmolLM3
+        return None
+    if config.model_type == "cohere2" and module.sliding_window is None:
+        return None
+    return rotary[""] if "" in rotary else rotary[config.layer_types[index]]
+
+
+def _embedding_scale(model: Any) -> float:
+    if model.config.model_type in _ROOT_SCALED:
+        return float(torch.tensor(model.config.hidden_size**0.5).to(model.dtype))
+    return float(getattr(model.config, "embedding_multiplier", 1.0))

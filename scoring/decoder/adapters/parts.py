@@ -1,0 +1,81 @@
+"""Parts of transformers' decoders as data: products, norms, activations and rotary tables, weights shared."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scoring.decoder.model import Activation, Linear, Norm, Rotary
+
+ACTIVATIONS: dict[str, Activation] = {
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+
+
+def activation_name(config: Any) -> str:
+    """Name of the MLP's function in a config; families call the key differently."""
+    for name in ("activation_function", "hidden_activation", "hidden_act"):
+        if getattr(config, name, None):
+            return str(getattr(config, name))
+    return "gelu_new"  # BLOOM has no key for it
+
+
+def linear(*modules: Any) -> Linear:
+    """One product out of one or more modules over the same input; packed once, the modules then view the pack."""
+    if type(modules[0]).__name__ == "Conv1D":  # GPT-2's keeps [K, N]
+        (module,) = modules
+        packed = module.weight.data.t().contiguous()
+        module.weight.data = packed.t()
+        return Linear(packed, module.bias.data)
+    if len(modules) == 1:
+        (module,) = modules
+        module.weight.data = module.weight.data.contiguous()  # a slice of the inputs may not be
+        return Linear(module.weight.data, None if module.bias is None else module.bias.data)
+    return Linear(
+        _pack([m.weight for m in modules]), None if modules[0].bias is None else _pack([m.bias for m in modules])
+    )
+
+
+def _pack(parameters: list[nn.Parameter]) -> Tensor:
+    packed = torch.cat([parameter.data for parameter in parameters])
+    start = 0
+    for parameter in parameters:
+        size = parameter.shape[0]
+        parameter.data = packed[start : start + size]
+        start += size
+    return packed
+
+
+def layer_norm(module: Any) -> Norm:
+    """A LayerNorm; one that has no shift gets zeros."""
+    gain = module.weight.data.float()
+    shift = getattr(module, "bias", None)
+    return Norm("layer", gain, torch.zeros_like(gain) if shift is None else shift.data.float(), epsilon(module))
+
+
+def rms_norm(module: Any, offset: float = 0.0) -> Norm:
+    """An RMSNorm whose gain is its weight plus an offset, as Gemma's is."""
+    return Norm("rms", module.weight.data.float() + offset, None, epsilon(module))
+
+
+def epsilon(module: Any) -> float:
+    """What a norm adds to the variance."""
+    return float(module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps)
+
+
+def rotary_tables(inv_freq: Tensor, positions: int, head_dim: int, interleaved: bool, factor: float = 1.0) -> Rotary:
+    """Tables for positions from 0 on, of a module's inverse frequencies [pairs] and the factor on cosine and sine."""
+    angles = torch.arange(positions, device=inv_freq.device).float()[:, None] * inv_freq.float()[None, :]
+    half = angles.shape[1]
+    cos = torch.ones(positions, head_dim // 2, device=inv_freq.device)
+    sin = torch.zeros_like(cos)
+    cos[:, :half] = angles.cos() * factor
+    sin[:, :half] = angles.sin() * factor
+    return Rotary(cos, sin, half, interleaved)

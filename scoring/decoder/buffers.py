@@ -1,0 +1,68 @@
+"""Scratch memory of decode steps and of pieces of prompts."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scoring.decoder.model import DecoderModel
+
+
+@dataclass
+class Buffers:
+    """Scratch of steps of up to `rows` rows, shared by all batch sizes: one step runs at a time."""
+
+    slots: Tensor  # [rows] int32, the slot of each row
+    x: Tensor  # [rows, E] float32, the residual stream
+    normed: Tensor  # [rows, E]
+    qkv: Tensor  # [rows, (heads + 2 kv_heads) * D]
+    q: Tensor  # [rows, heads * D]
+    attended: Tensor  # [rows, heads * D]
+    y: Tensor  # [rows, E]
+    up: Tensor  # [rows, up outputs]
+    inner: Tensor  # [rows, F]
+    logits: Tensor  # [rows, vocabulary] float32
+    narrow: Tensor  # [rows, vocabulary] in the form's type: cuBLAS's logits
+    scores: Tensor  # [rows, vocabulary] float32
+    best: Tensor
+    where: Tensor
+    out: Tensor  # [rows] int64, the tokens
+    part: Tensor
+    stats: Tensor
+    arrived: Tensor
+
+
+def allocate(form: DecoderModel, rows: int, picked: int, work: int, chunks: int, group: int, wide: int) -> Buffers:
+    """Buffers for `rows` rows, of which `picked` get logits.
+
+    `work` counts the spans that attention splits over programs, each with parts of `group` queries by `wide` numbers;
+    `chunks` the programs that scan a row of logits.
+    """
+    up = max(layer.mlp.up.weight.shape[0] for layer in form.layers)
+    inner = max(layer.mlp.down.weight.shape[1] for layer in form.layers)
+    qkv = (form.heads + 2 * form.kv_heads) * form.head_dim
+
+    def empty(*shape: int, dtype: torch.dtype = form.dtype) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=form.device)
+
+    f32, width = torch.float32, form.heads * form.head_dim
+    return Buffers(
+        slots=empty(rows, dtype=torch.int32),
+        x=empty(rows, form.hidden, dtype=f32),
+        normed=empty(rows, form.hidden),
+        qkv=empty(rows, qkv),
+        q=empty(rows, width),
+        attended=empty(rows, width),
+        y=empty(rows, form.hidden),
+        up=empty(rows, up),
+        inner=empty(rows, inner),
+        logits=empty(picked, form.vocabulary, dtype=f32),
+        narrow=empty(picked, form.vocabulary),
+        scores=empty(picked, form.vocabulary, dtype=f32),
+        best=empty(picked, chunks, dtype=f32),
+        where=empty(picked, chunks, dtype=torch.int32),
+        out=empty(picked, dtype=torch.int64),
+        part=empty(work, group, wide, dtype=f32),
+        stats=empty(work, 2, group, dtype=f32),
+        arrived=empty(picked * form.kv_heads, dtype=torch.int32),
+    )

@@ -1,0 +1,218 @@
+"""Runs decode steps and prompts on a GPU: one CUDA graph per batch size, replayed without waiting for the host."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoring.decoder.decode_step import GEMV_ROWS, Launcher
+from scoring.decoder.kv_cache import KVCache, SamplingParams
+from scoring.decoder.model import DecoderModel
+from scoring.decoder.prefill import LONGEST, Part, Prefiller, admit, pieces, record
+
+_ROUND = 8  # copies to the device that may be under way before one has to be waited for
+_COMPILING_S = 600.0  # that another rank may take to compile the kernels of one graph
+
+#: Tokens of a piece that get a graph: a piece is padded up to the next.
+PIECES = [16, 32, 64, *range(128, LONGEST + 1, 128)]
+
+
+#: How to wait for a CUDA event.
+Wait = Callable[[Any], None]
+
+
+class PinnedUpload:
+    """Page-locked buffers used in turn: each is written again only when the copy out of it is over."""
+
+    def __init__(self, wait: Wait, *shape: int) -> None:
+        self._wait = wait
+        self._turns = [
+            (torch.zeros(shape, dtype=torch.int32, pin_memory=True), torch.cuda.Event())  # type: ignore[no-untyped-call,unused-ignore]
+            for _ in range(_ROUND)
+        ]
+        self._turn = 0
+
+    def send(self, target: Tensor, fill: Callable[[Tensor], None]) -> None:
+        """Have the next buffer filled from its beginning, and copy as much as the target takes."""
+        self._turn = (self._turn + 1) % _ROUND
+        buffer, copied = self._turns[self._turn]
+        self._wait(copied)
+        fill(buffer)
+        target.copy_(buffer[: target.shape[0]], non_blocking=True)
+        copied.record()
+
+
+class PendingTokens:
+    """Tokens being copied to the host, into a buffer of `spare` ones that goes back there when they are read."""
+
+    def __init__(self, source: Tensor, spare: list[Tensor], rows: int, wait: Wait) -> None:
+        self._wait = wait
+        self._host = spare.pop() if spare else torch.empty(rows, dtype=source.dtype, pin_memory=True)
+        self._spare, self._count = spare, source.shape[0]
+        self._values: list[int] | None = None
+        self._host[: self._count].copy_(source, non_blocking=True)
+        self._event = torch.cuda.Event()  # type: ignore[no-untyped-call,unused-ignore]
+        self._event.record()
+
+    def tokens(self) -> list[int]:
+        """One token a row; waits for the copy, and for nothing enqueued after it."""
+        if self._values is None:
+            self._wait(self._event)
+            self._values = self._host[: self._count].tolist()
+            self._spare.append(self._host)
+        return self._values
+
+
+class CudaBackend:
+    """Steps of up to `state.slots` rows. A batch is padded up to the next captured size with the scratch slot."""
+
+    def __init__(self, form: DecoderModel, state: KVCache, pdl: bool = True) -> None:
+        capable = torch.cuda.get_device_capability(form.device) >= (9, 0)
+        self.launcher = Launcher(form, state, state.slots, pdl=pdl and capable)
+        self.prefiller = Prefiller(form, state, pdl=pdl and capable)
+        self.sizes = batch_sizes(state.slots)
+        self._team = form.team
+        self._wait: Wait = _synchronize if form.team is None else form.team.wait
+        self._scratch = state.slots
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._prompts: dict[int, torch.cuda.CUDAGraph] = {}  # by tokens of a piece
+        self._pool: Any = None
+        self._placed: list[int] = []  # slots that the device's rows hold now
+        self._last = 0
+        self._opened: dict[int, list[int]] = {}  # records of slots that the device does not know of yet
+        self._records = torch.zeros(
+            state.slots, len(record(0, SamplingParams())), dtype=torch.int32, device=form.device
+        )
+        self._sent = {
+            "slots": PinnedUpload(self._wait, state.slots),
+            "records": PinnedUpload(self._wait, *self._records.shape),
+            "numbers": PinnedUpload(self._wait, self.prefiller.layout.size),
+        }
+        self._spare: list[Tensor] = []
+
+    def open(self, slot: int, sampling: SamplingParams) -> None:
+        """Empty a slot: told to the device with the others that are opened before a prompt or a step."""
+        self._opened[slot] = record(slot, sampling)
+
+    def prefill(self, parts: Sequence[Part]) -> Tensor:
+        """Append prompt tokens to slots; logits [parts, vocabulary] after the last of each."""
+        self.settle()
+        told = self.prefiller
+        logits = torch.empty(
+            len(parts), self.prefiller.form.vocabulary, dtype=told.logits.dtype, device=told.logits.device
+        )
+        for piece in pieces(parts, LONGEST, told.layout.parts):
+            rows = sum(len(ids) for _, (_, _, ids) in piece)
+            size = next(size for size in PIECES if size >= rows)
+            graph = self._prompts.get(size) or self._capture_prompt(size)
+            self._tell([part for _, part in piece])
+            graph.replay()
+            first = piece[0][0]
+            logits[first : first + len(piece)].copy_(told.logits[: len(piece)])
+        return logits
+
+    def settle(self) -> None:
+        """Enqueue the news of slots that were opened."""
+        if not self._opened:
+            return
+        records = list(self._opened.values())
+
+        def fill(buffer: Tensor) -> None:
+            buffer.numpy()[: len(records)] = records
+
+        target = self._records[: len(records)]
+        self._sent["records"].send(target, fill)
+        admit(self.prefiller.form, self.prefiller.state, target, len(records))
+        self._opened = {}
+
+    def step(self, slots: Sequence[int]) -> PendingTokens:
+        """One step of these slots: feed each its last token, pick the next."""
+        self.settle()
+        size = next(size for size in self.sizes if size >= len(slots))
+        graph = self._graphs.get(size) or self._capture(size)
+        self._place([*slots, *[self._scratch] * (size - len(slots))])
+        graph.replay()
+        self._last = size
+        return self._read(len(slots))
+
+    def sample(self, slots: Sequence[int], logits: Tensor) -> PendingTokens:
+        """Pick a token for each slot from logits [len(slots), vocabulary]."""
+        self._place(list(slots))
+        self.launcher.sample(len(slots), logits.contiguous(), advance=False)
+        return self._read(len(slots))
+
+    def logits(self, count: int) -> Tensor:
+        """Logits of the last step's first rows, [count, vocabulary]."""
+        b = self.launcher.buffers
+        return (b.logits if self._last <= GEMV_ROWS else b.narrow)[:count]
+
+    def warm_up(self, sizes: Sequence[int] | None = None) -> None:
+        """Compile and capture batch sizes, largest first, so that the graphs share one pool; without sizes, all."""
+        for size in sorted(sizes or self.sizes, reverse=True):
+            fitting = next(known for known in self.sizes if known >= size)
+            if fitting not in self._graphs:
+                self._capture(fitting)
+        for size in PIECES if sizes is None else ():
+            if size not in self._prompts:
+                self._capture_prompt(size)
+
+    def _read(self, count: int) -> PendingTokens:
+        return PendingTokens(self.launcher.buffers.out[:count], self._spare, self.launcher.rows, self._wait)
+
+    def _place(self, slots: list[int]) -> None:
+        if slots == self._placed[: len(slots)]:
+            return
+
+        def fill(buffer: Tensor) -> None:
+            buffer.numpy()[: len(slots)] = slots
+
+        self._sent["slots"].send(self.launcher.buffers.slots[: len(slots)], fill)
+        self._placed = slots + self._placed[len(slots) :]
+
+    def _tell(self, parts: Sequence[Part]) -> None:
+        layout = self.prefiller.layout
+        self._sent["numbers"].send(self.prefiller.numbers, lambda buffer: layout.fill(buffer, parts, self._scratch))
+
+    def _capture_prompt(self, size: int) -> torch.cuda.CUDAGraph:
+        self._tell([])
+        self._prompts[size] = self._captured(lambda: self.prefiller.piece(size))
+        return self._prompts[size]
+
+    def _capture(self, size: int) -> torch.cuda.CUDAGraph:
+        self._place([self._scratch] * size)
+        self._graphs[size] = self._captured(lambda: self.launcher.step(size))
+        return self._graphs[size]
+
+    def _captured(self, launch: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        """Run it once on scratch rows, which compiles its kernels, then record it."""
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call,unused-ignore]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            launch()
+        torch.cuda.current_stream().wait_stream(side)
+        self._settle_ranks()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            launch()
+        self._pool = self._pool or graph.pool()
+        return graph
+
+    def _settle_ranks(self) -> None:
+        """Wait for what is enqueued, with patience while ranks compile: a capture begins by waiting blindly."""
+        if self._team is not None:
+            enqueued = torch.cuda.Event()  # type: ignore[no-untyped-call,unused-ignore]
+            enqueued.record()
+            self._team.wait(enqueued, _COMPILING_S)
+
+
+def _synchronize(event: Any) -> None:
+    event.synchronize()
+
+
+def batch_sizes(slots: int) -> list[int]:
+    """Batch sizes that get a graph: powers of two below the number of slots, and that number."""
+    sizes = [1]
+    while sizes[-1] * 2 < slots:
+        sizes.append(sizes[-1] * 2)
+    return sizes if sizes[-1] == slots else [*sizes, slots]

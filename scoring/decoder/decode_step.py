@@ -1,0 +1,365 @@
+"""Launches one decode step's kernels for a batch of a fixed size; enqueues only, so a CUDA graph can hold it.
+
+Two ways through a layer. Up to `GEMV_ROWS` rows, every product is a Triton kernel that streams the weights once a row
+and does what surrounds it: five launches a layer. Above, products are cuBLAS's, which reads the weights once for all
+rows, and small kernels stand between them.
+
+Over slices, the outputs of `out` and `down` are parts. Where products are Triton's, rank 0 adds its part to the
+residual stream and the others put theirs in its place, so that the sum over ranks is the stream, with no kernel but the
+sum's. Where they are cuBLAS's, their outputs are summed in the form's type. A parallel layer has one sum.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+import triton  # type: ignore[import-not-found,unused-ignore]
+from torch import Tensor
+
+from scoring.decoder.buffers import allocate
+from scoring.decoder.fold_norm import gains_of, joint_bias
+from scoring.decoder.gemv_config import GemvTile, choose_tile, tiling
+from scoring.decoder.kv_cache import FORBIDDEN, KVCache
+from scoring.decoder.model import Attention, DecoderLayer, DecoderModel, Linear, Mlp, Norm
+from scoring.kernels import decode_attention, decode_elementwise, decode_gemv, decode_sampling
+
+GEMV_ROWS = 2
+_MULTIPROCESSORS = 132
+_SPAN = 64  # keys that one pass of the attention kernel reads
+_LEAST = 64  # keys below which a span is not split
+_BREADTH = 32768  # logits that the choice holds in registers; of more, it reads half as many at a time
+_CHUNK = 2048  # logits that one program of the sampling scan reads
+
+
+@dataclass
+class Launcher:
+    """The step over one form and state. `pdl` overlaps each kernel's start with the end of the one before.
+
+    `rows` bounds the rows of a step, `picked` those that get logits and a token (0: all of them).
+    """
+
+    form: DecoderModel
+    state: KVCache
+    rows: int
+    pdl: bool = True
+    picked: int = 0
+    tiles: dict[str, GemvTile] = field(default_factory=dict)  # by kernel name, for measurements
+
+    def __post_init__(self) -> None:
+        form = self.form
+        self.group = triton.next_power_of_2(max(16, form.heads // form.kv_heads))
+        self.wide = triton.next_power_of_2(max(16, form.head_dim))
+        self.span, self.least, self.warps = _SPAN, _LEAST, 4
+        fitting = triton.next_power_of_2(form.vocabulary)
+        self.breadth = fitting if fitting <= _BREADTH else _BREADTH // 2
+        self.chunks = triton.cdiv(form.vocabulary, _CHUNK)
+        self.precision = "ieee" if form.dtype == torch.float32 else "tf32"
+        self._gains = {id(linear): gains_of(norm, linear) for norm, linear in self._normed_products()}
+        picked = self.picked or self.rows
+        work = max(size * form.kv_heads * self.splits(size) for size in range(1, picked + 1))
+        self.buffers = allocate(form, self.rows, picked, work, self.chunks, self.group, self.wide)
+        self._summed = False  # the kernel before is NCCL's
+        self._first = form.team is None or form.team.first
+        self._both = {id(layer): joint_bias(layer) for layer in form.layers if layer.parallel}
+
+    def _launch(self) -> dict[str, Any]:
+        """How the next kernel starts: early, but behind a kernel of NCCL's, which gives no sign to start at.
+
+        So whatever was written two launches ago is there before a kernel waits, sums or not.
+        """
+        early = self.pdl and not self._summed
+        self._summed = False
+        return {"launch_pdl": True} if early else {}
+
+    def _sum(self, x: Tensor) -> None:
+        """Add up the ranks' parts, in place."""
+        if (team := self.form.team) is None:
+            return
+        if (exchange := team.quick(x)) is not None:
+            exchange.sum(x, self.pdl, self._launch())
+        else:
+            team.sum(x)
+            self._summed = True
+
+    def _agree(self, tokens: Tensor) -> None:
+        """Take over rank 0's tokens: a last bit that differs between two GPUs must not make two sequences of one."""
+        if (team := self.form.team) is None:
+            return
+        if (exchange := team.quick(tokens)) is not None:
+            exchange.agree(tokens, self.pdl, self._launch())
+        else:
+            team.agree(tokens)
+            self._summed = True
+
+    def _normed_products(self) -> list[tuple[Norm, Linear]]:
+        pairs: list[tuple[Norm, Linear]] = []
+        for layer in self.form.layers:
+            pairs += [(layer.norm1, layer.attention.qkv), (layer.norm2, layer.mlp.up)]
+        return pairs if self.form.norm is None else [*pairs, (self.form.norm, self.form.head)]
+
+    def splits(self, rows: int) -> int:
+        """Programs that share one key head of one row: enough to fill the GPU, no more than there are spans."""
+        wanted = triton.cdiv(2 * _MULTIPROCESSORS, rows * self.form.kv_heads)
+        return int(max(1, min(wanted, 32, triton.cdiv(self.state.max_length, _SPAN))))
+
+    def step(self, rows: int) -> None:
+        """Enqueue one step of the first `rows` rows."""
+        self.embed(rows)
+        for index, layer in enumerate(self.form.layers):
+            if rows <= GEMV_ROWS:
+                self._layer_gemv(rows, index, layer)
+            else:
+                self._layer_blas(rows, index, layer)
+        self.head(rows)
+        logits = self.buffers.logits if rows <= GEMV_ROWS else self.buffers.narrow
+        self.sample(rows, logits, advance=True)
+
+    def embed(self, rows: int) -> None:
+        form, b = self.form, self.buffers
+        norm = form.embedding_norm
+        decode_elementwise.embed[(rows,)](
+            form.embedding, _or(form.positions, b.x), *_affine(norm, b.x), b.x, *self._fed(), form.embedding_scale,
+            form.position_offset, form.hidden, _eps(norm),
+            BE=triton.next_power_of_2(form.hidden), LEARNED=form.positions is not None, NORM=_kind(norm), PDL=self.pdl,
+            num_warps=8, **self._launch(),
+        )  # fmt: skip
+
+    def _layer_gemv(self, rows: int, index: int, layer: DecoderLayer) -> None:
+        b, first, factor = self.buffers, self._first, self.form.residual_scale
+        self.qkv(rows, index, layer)
+        self.attention(rows, index, layer)
+        if layer.parallel:
+            self.up(rows, layer)
+            self.gemv("out", b.attended, layer.attention.out, b.x, rows, add=first, biased=first, factor=factor)
+            self.gemv("down", b.inner, layer.mlp.down, b.x, rows, add=True, biased=first, factor=factor)
+            self._sum(b.x[:rows])
+            return
+        self._residual(rows, "out", b.attended, layer.attention.out, layer.post1)
+        self.up(rows, layer)
+        self._residual(rows, "down", b.inner, layer.mlp.down, layer.post2)
+
+    def _residual(self, rows: int, name: str, x: Tensor, linear: Linear, post: Norm | None) -> None:
+        """Add x through a product to the residual stream; one that is normed first takes a kernel of its own."""
+        b, first = self.buffers, self._first
+        if post is None:
+            self.gemv(name, x, linear, b.x, rows, add=first, biased=first, factor=self.form.residual_scale)
+            self._sum(b.x[:rows])
+            return
+        self.gemv(name, x, linear, b.y, rows, biased=first)
+        self._sum(b.y[:rows])
+        self.add_norm(rows, b.y, None, None, post)
+
+    def _layer_blas(self, rows: int, index: int, layer: DecoderLayer) -> None:
+        b = self.buffers
+        if index == 0:
+            self.add_norm(rows, None, None, layer.norm1)
+        self.product(b.normed, layer.attention.qkv, b.qkv, rows)
+        self.scatter(rows, index, layer)
+        self.attention(rows, index, layer)
+        self.product(b.attended, layer.attention.out, b.y, rows)
+        if layer.parallel:
+            if layer.norm2 is not layer.norm1:
+                self.add_norm(rows, None, None, layer.norm2)
+        else:
+            self._sum(b.y[:rows])
+            self.add_norm(rows, b.y, layer.attention.out.bias, layer.norm2, layer.post1)
+        bias = self._mlp_blas(rows, layer)
+        self._sum(b.y[:rows])
+        following = self.form.layers[index + 1].norm1 if index + 1 < len(self.form.layers) else self.form.norm
+        self.add_norm(rows, b.y, bias, following, layer.post2)
+
+    def _mlp_blas(self, rows: int, layer: DecoderLayer) -> Tensor | None:
+        """Up and down, to y; gives the bias that y still lacks.
+
+        A parallel layer's attention output waits in y: it is added to x before down overwrites it, or down to it where
+        both are parts.
+        """
+        b, mlp = self.buffers, layer.mlp
+        self.product(b.normed, mlp.up, b.up, rows)
+        self.activate(rows, mlp, mlp.down.weight.shape[1])
+        joint = layer.parallel and self.form.team is not None
+        if layer.parallel and not joint:
+            self.add_norm(rows, b.y, layer.attention.out.bias, None)
+        self.product(b.inner, mlp.down, b.y, rows, add=joint)
+        return self._both[id(layer)] if joint else mlp.down.bias
+
+    def head(self, rows: int) -> None:
+        b, form = self.buffers, self.form
+        if rows <= GEMV_ROWS:
+            self.gemv("head", b.x, form.head, b.logits, rows, norm=form.norm)
+            form.finish(b.logits[:rows])
+            return
+        self.product(b.normed, form.head, b.narrow, rows)
+        if form.head.bias is not None:
+            b.narrow[:rows] += form.head.bias
+        form.finish(b.narrow[:rows])
+
+    def qkv(self, rows: int, index: int, layer: DecoderLayer) -> None:
+        b, linear, norm = self.buffers, layer.attention.qkv, layer.norm1
+        if layer.attention.q_norm is not None:  # heads are normed over all of their pairs: by attention
+            self.gemv("qkv", b.x, linear, b.qkv, rows, norm=norm)
+            return
+        pairs, inputs = linear.weight.shape[0] // 2, linear.weight.shape[1]
+        tile = self.tile("qkv", linear, 2)
+        gains, bias = self._bias(norm, linear)
+        decode_gemv.gemv_qkv[(rows * triton.cdiv(pairs, tile.rows),)](
+            b.x, norm.gain, linear.weight, _or(linear.scale, b.x), gains, bias, b.q, self.state.keys[index],
+            self.state.values[index], *self._tables(layer), b.slots, self.state.lengths, inputs, self.state.max_length,
+            norm.eps, **tiling(tile, inputs), NORM=norm.kind, BIAS=bias is not b.x, SCALE=linear.scale is not None,
+            **self._heads(layer), PER_HEAD=layer.attention.per_head, ROWS=rows, PDL=self.pdl, **self._launch(),
+        )  # fmt: skip
+
+    def up(self, rows: int, layer: DecoderLayer) -> None:
+        mlp, b, norm = layer.mlp, self.buffers, layer.norm2
+        if not mlp.gated:
+            self.gemv("up", b.x, mlp.up, b.inner, rows, norm=norm, act=mlp.activation)
+            return
+        outputs, inputs = mlp.up.weight.shape[0] // 2, mlp.up.weight.shape[1]
+        tile = self.tile("gated", mlp.up, 2)
+        gains, bias = self._bias(norm, mlp.up)
+        decode_gemv.gemv_gated[(rows * triton.cdiv(outputs, tile.rows),)](
+            b.x, norm.gain, mlp.up.weight, _or(mlp.up.scale, b.x), gains, bias, b.inner, outputs, inputs, norm.eps,
+            **tiling(tile, inputs), NORM=norm.kind, ACT=mlp.activation, BIAS=bias is not b.x,
+            SCALE=mlp.up.scale is not None, ROWS=rows, PDL=self.pdl, **self._launch(),
+        )  # fmt: skip
+
+    def gemv(self, name: str, x: Tensor, linear: Linear, out: Tensor, rows: int, *, norm: Norm | None = None,
+             act: str = "none", add: bool = False, biased: bool = True, factor: float = 1.0) -> None:  # fmt: skip
+        """out [rows, N] = factor act(norm(x) W^T + bias), or += with `add`; the bias may be another rank's to add."""
+        outputs, inputs = linear.weight.shape
+        tile = self.tile(name, linear, 1)
+        gains, bias = self._bias(norm, linear)
+        absent = self.buffers.x
+        decode_gemv.gemv[(rows * triton.cdiv(outputs, tile.rows),)](
+            x, absent if norm is None else norm.gain, linear.weight, _or(linear.scale, absent), gains, bias, out,
+            outputs, inputs, _eps(norm), factor, **tiling(tile, inputs), NORM=_kind(norm), ACT=act,
+            BIAS=biased and bias is not absent, SCALE=linear.scale is not None, ADD=add, ROWS=rows, PDL=self.pdl,
+            **self._launch(),
+        )  # fmt: skip
+
+    def attention(self, rows: int, index: int, layer: DecoderLayer) -> None:
+        form, b, state, own = self.form, self.buffers, self.state, layer.attention
+        splits, normed = self.splits(rows), own.q_norm is not None
+        bias = own.qkv.bias if normed and rows > GEMV_ROWS else None  # that the product still lacks
+        decode_attention.attend[(rows * form.kv_heads, splits)](
+            b.qkv if normed else b.q, state.keys[index], state.values[index], b.attended, b.part, b.stats, b.arrived,
+            _or(form.alibi, b.x), b.slots, state.lengths, _or(bias, b.x), *self._gains_of_heads(own),
+            *self._tables(layer), state.max_length, own.scale, own.cap, _eps(own.q_norm), **self._heads(layer),
+            DP=self.wide, GP=self.group, BT=self.span, LEAST=self.least, SPLITS=splits, WINDOW=own.window,
+            ALIBI=form.alibi is not None, CAP=own.cap > 0, NORMED=normed, BIAS=bias is not None,
+            PRECISION=self.precision, PDL=self.pdl,
+            num_warps=self.warps, **self._launch(),
+        )  # fmt: skip
+
+    def product(self, x: Tensor, linear: Linear, out: Tensor, rows: int, add: bool = False) -> None:
+        """out [rows, N] = x W^T by cuBLAS, or += with `add`; the bias is left to the kernel that follows."""
+        outputs, inputs = linear.full.shape
+        source, target = _rows(x, rows, inputs), _rows(out, rows, outputs)
+        if add:
+            target.addmm_(source, linear.full.t())
+        else:
+            torch.mm(source, linear.full.t(), out=target)
+
+    def scatter(self, rows: int, index: int, layer: DecoderLayer) -> None:
+        """Queries out of the fused product, keys and values into the cache; normed heads are attention's to write."""
+        b, linear = self.buffers, layer.attention.qkv
+        if layer.attention.q_norm is not None:
+            return
+        pairs = linear.weight.shape[0] // 2
+        decode_elementwise.scatter_qkv[(rows, triton.cdiv(pairs, 512))](
+            b.qkv, _or(linear.bias, b.x), b.q, self.state.keys[index], self.state.values[index], *self._tables(layer),
+            b.slots, self._fed()[2], self.state.max_length, BN=512, BIAS=linear.bias is not None, OWN=self.own,
+            **self._heads(layer), PER_HEAD=layer.attention.per_head, PDL=self.pdl, num_warps=4, **self._launch(),
+        )  # fmt: skip
+
+    def add_norm(self, rows: int, y: Tensor | None, bias: Tensor | None, norm: Norm | None,
+                 post: Norm | None = None) -> None:  # fmt: skip
+        """x += y + bias where there is a y, normed by `post` first; normed = norm(x) where there is a norm."""
+        b = self.buffers
+        decode_elementwise.add_norm[(rows,)](
+            b.x, _or(y, b.x), _or(bias, b.x), _affine(post, b.x)[0], *_affine(norm, b.x), b.normed, self.form.hidden,
+            _eps(norm), _eps(post), self.form.residual_scale, BE=triton.next_power_of_2(self.form.hidden),
+            ADD=y is not None, BIAS=bias is not None, POST=post is not None,
+            NORM="skip" if norm is None else norm.kind, PDL=self.pdl, num_warps=4, **self._launch(),
+        )  # fmt: skip
+
+    def activate(self, rows: int, mlp: Mlp, width: int) -> None:
+        b, bias = self.buffers, mlp.up.bias
+        decode_elementwise.activate[(rows, triton.cdiv(width, 1024))](
+            b.up, _or(bias, b.x), b.inner, width, BN=1024, ACT=mlp.activation, GATED=mlp.gated, BIAS=bias is not None,
+            PDL=self.pdl, num_warps=4, **self._launch(),
+        )  # fmt: skip
+
+    def sample(self, rows: int, logits: Tensor, advance: bool) -> None:
+        """Pick each row's token from logits [rows, vocabulary]; `advance` counts the step's input as live."""
+        b, s, vocabulary = self.buffers, self.state, self.form.vocabulary
+        decode_sampling.scan[(rows, self.chunks)](
+            logits, b.scores, b.best, b.where, b.slots, s.lengths, s.seen, s.temperature, s.penalty, s.seed,
+            s.forbidden, s.forbidden_until, vocabulary, BV=_CHUNK, CHUNKS=self.chunks, HELD=FORBIDDEN,
+            ADVANCE=int(advance), PDL=self.pdl, num_warps=8, **self._launch(),
+        )  # fmt: skip
+        decode_sampling.choose[(rows,)](
+            b.scores, b.best, b.where, b.out, b.slots, s.lengths, s.tokens, s.seen, s.temperature, s.top_k, s.top_p,
+            s.seed, vocabulary, s.slots, BV=self.breadth, BD=min(self.breadth, 8192),
+            ONCE=vocabulary <= self.breadth, CHUNKS=self.chunks, CP=triton.next_power_of_2(self.chunks),
+            ADVANCE=int(advance), PDL=self.pdl, num_warps=32 if self.breadth >= 16384 else 4, **self._launch(),
+        )  # fmt: skip
+        self._agree(s.tokens)
+
+    def tile(self, name: str, linear: Linear, sets: int) -> GemvTile:
+        """How to cut a product; `sets` row sets are read at once."""
+        outputs, inputs = linear.weight.shape
+        return self.tiles.get(name) or choose_tile(outputs, inputs, sets, linear.scale is not None)
+
+    def _bias(self, norm: Norm | None, linear: Linear) -> tuple[Tensor, Tensor]:
+        """(row sums of W g, bias) that a kernel adds; the residual buffer stands for what is absent."""
+        if norm is not None and norm.kind == "layer":
+            return self._gains[id(linear)]
+        return self.buffers.x, _or(linear.bias, self.buffers.x)
+
+    #: Whether every row has a position of its own, where a step's is its slot's length.
+    own: ClassVar[bool] = False
+
+    def _fed(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(which, tokens, positions): row r is fed tokens[which[r]] at positions[which[r]]."""
+        return self.buffers.slots, self.state.tokens, self.state.lengths
+
+    def _tables(self, layer: DecoderLayer) -> tuple[Tensor, Tensor]:
+        rotary = layer.attention.rotary
+        return (self.buffers.x, self.buffers.x) if rotary is None else (rotary.cos, rotary.sin)
+
+    def _gains_of_heads(self, own: Attention) -> tuple[Tensor, Tensor]:
+        return _affine(own.q_norm, self.buffers.x)[0], _affine(own.k_norm, self.buffers.x)[0]
+
+    def _heads(self, layer: DecoderLayer) -> dict[str, Any]:
+        form, rotary = self.form, layer.attention.rotary
+        return {
+            "H": form.heads,
+            "KV": form.kv_heads,
+            "D": form.head_dim,
+            "HALF": form.head_dim // 2 if rotary is None else rotary.half,
+            "INTERLEAVED": rotary is not None and rotary.interleaved,
+            "ROTARY": rotary is not None,
+        }
+
+
+def _or(tensor: Tensor | None, absent: Tensor) -> Tensor:
+    """A pointer to hand to a kernel that will not read it."""
+    return absent if tensor is None else tensor
+
+
+def _affine(norm: Norm | None, absent: Tensor) -> tuple[Tensor, Tensor]:
+    return (absent, absent) if norm is None else (norm.gain, _or(norm.shift, absent))
+
+
+def _kind(norm: Norm | None) -> str:
+    return "none" if norm is None else norm.kind
+
+
+def _eps(norm: Norm | None) -> float:
+    return 0.0 if norm is None else norm.eps
+
+
+def _rows(buffer: Tensor, rows: int, width: int) -> Tensor:
+    """The first rows of a buffer whose rows are packed at this width."""
+    return buffer.view(-1)[: rows * width].view(rows, width)

@@ -1,0 +1,208 @@
+"""A decoder over slots: static memory for keys and values, one step for many sequences, sampling on the device.
+
+    decoder = Decoder(model, slots=8, max_length=1024)
+    decoder.open(3, Sampling())            # a slot joins between steps
+    decoder.prefill(3, prompt_ids)         # in one piece or several
+    first = decoder.sample([3])            # from the prefill's logits
+    later = decoder.step([3, 5])           # feeds each slot's last token, picks the next
+    later.tokens()                         # waits for this step only; read it one step late
+
+A slot needs no closing: leave it out of `step`, and open it again; `release` gives its memory back on a CPU. There
+every call is complete when it returns. On a GPU `sample` and `step` only enqueue; tokens stay on the device between
+steps, so a step needs no answer of the one before. All calls must come from one thread.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from scoring.decoder.adapters.families import build
+from scoring.decoder.kv_cache import KVCache, SamplingParams
+from scoring.decoder.logprobs import indices
+from scoring.decoder.model import DecoderModel, dequantize_weights, quantize_weights
+from scoring.decoder.sampler import pick_all
+from scoring.decoder.torch_backend import TorchBackend
+from scoring.distributed.tp_group import TensorParallelGroup
+from scoring.errors import PromptTooLong
+
+
+class Pending(Protocol):
+    """Tokens that are being computed."""
+
+    def tokens(self) -> list[int]:
+        """One token per slot asked for, in their order; waits for them."""
+
+
+class _Ready:
+    def __init__(self, tokens: list[int]) -> None:
+        self._tokens = tokens
+
+    def tokens(self) -> list[int]:
+        return self._tokens
+
+
+class Decoder:
+    """A loaded transformers decoder served slot by slot; shares the model's weights.
+
+    Raises LoadError for a model that the form does not cover. `max_length` bounds prompt and generated tokens of a
+    slot, and is cut to the model's own positions. With a `team` the model is this rank's slice, and all ranks have to
+    make the same calls in the same order.
+    """
+
+    def __init__(self, model: Any, slots: int, max_length: int, team: TensorParallelGroup | None = None) -> None:
+        bound = int(getattr(model.config, "max_position_embeddings", 0) or 0)
+        self.max_length = min(max_length, bound) if bound and model.config.model_type != "bloom" else max_length
+        self.form: DecoderModel = build(model, self.max_length, team)
+        self.slots = slots
+        self.state = KVCache(self.form, slots, self.max_length)
+        self.lengths = [0] * slots  # the host's copy: known without asking the device
+        self.opened = [0] * slots  # how often each was
+        self._torch = TorchBackend(self.form, self.state)
+        self._logits: dict[int, Tensor] = {}  # of prefills not sampled yet
+        self._last = torch.empty(0)
+        self._cuda: Any = None
+        self._start()
+
+    @torch.inference_mode()
+    def open(self, slot: int, sampling: SamplingParams | None = None, held: Sequence[int] = ()) -> None:
+        """Empty a slot for a new sequence, but for its first tokens where the slot holds their keys and values."""
+        (self.state if self._cuda is None else self._cuda).open(slot, sampling or SamplingParams())
+        self.lengths[slot] = len(held)
+        self.opened[slot] += 1
+        self._logits.pop(slot, None)
+        if held:
+            if self._cuda is not None:
+                self._cuda.settle()
+            self.state.seen[slot, indices(held, self.form.device)] = 1
+
+    @torch.inference_mode()
+    def copy(self, source: int, target: int, count: int) -> None:
+        """Give a slot the keys and values of another's first tokens."""
+        for cache in (self.state.keys, self.state.values):
+            cache[:, target, :, :count] = cache[:, source, :, :count]
+
+    def prefill(self, slot: int, ids: Sequence[int]) -> Tensor:
+        """Append prompt tokens to a slot; logits [vocabulary] after the last one, which `sample` then uses.
+
+        A long prompt can come in pieces. Raises PromptTooLong beyond `max_length`, ValueError for no tokens.
+        """
+        return self.prefill_many([(slot, ids)])[0]
+
+    @torch.inference_mode()
+    def prefill_many(self, parts: Sequence[tuple[int, Sequence[int]]]) -> Tensor:
+        """Append prompt tokens to distinct slots in one forward; logits [slots, vocabulary] after the last of each.
+
+        When it raises, no slot has changed, and each may be tried again.
+        """
+        self._check_parts(parts)
+        placed = [(slot, self.lengths[slot], ids) for slot, ids in parts]
+        logits: Tensor = self._prefill(placed) if self._cuda is None else self._cuda.prefill(placed)
+        for (slot, ids), after in zip(parts, logits, strict=True):
+            self.lengths[slot] += len(ids)
+            self._logits[slot] = after
+        return logits
+
+    def _prefill(self, parts: Sequence[tuple[int, int, Sequence[int]]]) -> Tensor:
+        rows = [slot for slot, _, ids in parts for _ in ids]
+        tokens = torch.tensor([token for _, _, ids in parts for token in ids], dtype=torch.int64)
+        self.state.seen[torch.tensor(rows), tokens] = 1
+        logits = self._torch.prefill([(slot, start, len(ids)) for slot, start, ids in parts], tokens)
+        for slot, start, ids in parts:
+            self.state.lengths[slot] = start + len(ids)
+        return logits
+
+    @torch.inference_mode()
+    def sample(self, slots: Sequence[int]) -> Pending:
+        """Pick the first token of slots whose prompt was just prefilled, and make it their next input."""
+        logits = torch.stack([self._logits[slot] for slot in slots])
+        pending: Pending
+        pending = self._cuda.sample(list(slots), logits) if self._cuda is not None else self._pick(slots, logits)
+        for slot in slots:
+            del self._logits[slot]
+        return pending
+
+    @torch.inference_mode()
+    def step(self, slots: Sequence[int]) -> Pending:
+        """Feed each slot its last token and pick the next one; slots are distinct and were sampled before.
+
+        Raises PromptTooLong, before anything is computed, when a slot has no room. When it raises, no slot has changed.
+        """
+        self._check_room(max(slots, key=self.lengths.__getitem__), 1)
+        pending: Pending = self._cuda.step(list(slots)) if self._cuda is not None else self._step(slots)
+        for slot in slots:
+            self.lengths[slot] += 1
+        return pending
+
+    def _step(self, slots: Sequence[int]) -> Pending:
+        rows = torch.tensor(list(slots), dtype=torch.int64, device=self.form.device)
+        logits = self._torch.step(rows, 1 + max(self.lengths[slot] for slot in slots))
+        self.state.lengths[rows] += 1
+        self._last = logits
+        return self._pick(slots, logits)
+
+    def release(self, slot: int) -> None:
+        """Say that a slot will not be used before it is opened again."""
+        self.state.release(slot)
+
+    @torch.inference_mode()
+    def feed(self, slot: int, token: int) -> None:
+        """Replace a slot's next input, for teacher forcing."""
+        if self._cuda is not None:
+            self._cuda.settle()
+        self.state.tokens[slot] = token
+        self.state.seen[slot, token] = 1
+
+    def last_logits(self, count: int) -> Tensor:
+        """Logits [count, vocabulary] of the last step's rows, as its sampling left them."""
+        logits: Tensor = self._cuda.logits(count) if self._cuda is not None else self._last
+        return logits
+
+    def prompt_logits(self, slots: Sequence[int]) -> Tensor:
+        """Logits [slots, vocabulary] after the prompts of slots that were not sampled since."""
+        return torch.stack([self._logits[slot] for slot in slots])
+
+    def warm_up(self, sizes: Sequence[int] | None = None) -> None:
+        """Compile and capture the step for batches of these sizes (default: every size up to the slots)."""
+        if self._cuda is not None:
+            self._cuda.warm_up(sizes)
+
+    def drop(self) -> None:
+        """Say that the decoder will not be used any more."""
+
+    def use_int8(self, wanted: bool = True) -> None:
+        """Let steps of one or two slots on a GPU read int8 weights, made now and kept beside the others; or stop it."""
+        quantize_weights(self.form) if wanted else dequantize_weights(self.form)
+        self._start()
+
+    def _start(self) -> None:
+        """Bring up the GPU's back end over the form as it is; its graphs are captured on use or by `warm_up`."""
+        if self.form.device.type == "cuda":
+            from scoring.decoder.cuda_backend import CudaBackend
+
+            self._cuda = None  # what there was gives its memory back first
+            self._cuda = CudaBackend(self.form, self.state)
+
+    def _pick(self, slots: Sequence[int], logits: Tensor) -> Pending:
+        rows = torch.tensor(list(slots), dtype=torch.int64, device=self.form.device)
+        tokens = pick_all(logits, self.state, rows)
+        chosen = torch.tensor(tokens, dtype=torch.int64, device=self.form.device)
+        if self.form.team is not None:
+            self.form.team.agree(chosen)
+        self.state.tokens[rows] = chosen
+        self.state.seen[rows, chosen] = 1
+        return _Ready(tokens)
+
+    def _check_parts(self, parts: Sequence[tuple[int, Sequence[int]]]) -> None:
+        for slot, ids in parts:
+            if not ids:
+                raise ValueError("a prefill needs at least one token")
+            self._check_room(slot, len(ids))
+
+    def _check_room(self, slot: int, count: int) -> None:
+        if self.lengths[slot] + count > self.max_length:
+            raise PromptTooLong(
+                f"The sequence would have {self.lengths[slot] + count} tokens; a slot holds {self.max_length}.",
+                "Send a shorter prompt, or ask for fewer new tokens.",
+            )

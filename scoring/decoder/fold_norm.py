@@ -1,0 +1,24 @@
+"""What the kernels of a step need of a form, computed once."""
+
+import torch
+from torch import Tensor
+
+from scoring.decoder.model import DecoderLayer, Linear, Norm
+
+
+def gains_of(norm: Norm, linear: Linear) -> tuple[Tensor, Tensor]:
+    """(W g, W b + bias) of a LayerNorm and the product that follows it, float32 [N] each."""
+    if norm.kind != "layer" or norm.shift is None:
+        return norm.gain, norm.gain
+    blocks = torch.split(linear.weight, 8192)  # widened piece by piece
+    gain = torch.cat([block.float() @ norm.gain for block in blocks])
+    shift = torch.cat([block.float() @ norm.shift for block in blocks])
+    if linear.scale is not None:
+        gain, shift = gain * linear.scale, shift * linear.scale
+    return gain, shift if linear.bias is None else shift + linear.bias.float()
+
+
+def joint_bias(layer: DecoderLayer) -> Tensor | None:
+    """The bias of attention's and the MLP's outputs together."""
+    biases = [linear.bias for linear in (layer.attention.out, layer.mlp.down) if linear.bias is not None]
+    return sum(biases[1:], start=biases[0]) if biases else None

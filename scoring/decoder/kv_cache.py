@@ -1,0 +1,97 @@
+"""What a decoder keeps on the device: the cache of keys and values, and one row of numbers a slot.
+
+There is one slot more than asked for: the last is scratch, which rows that pad a batch write to. On a CPU the cache is
+address space: it takes memory where tokens are written, and gives it back when a slot is released.
+"""
+
+import math
+import mmap
+import sys
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scoring.decoder.model import DecoderModel
+
+_NO_RESERVE = 0x4000  # Linux's MAP_NORESERVE, which Python names from 3.13 on
+FORBIDDEN = 4  # tokens a slot can hold back until a length is reached: its end tokens
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How a slot picks its tokens; temperature 0 takes the likeliest.
+
+    `forbidden` (at most 4 tokens) are held back while the slot holds fewer than `forbidden_until` tokens, prompt
+    included. The same seed gives the same tokens, whatever shares the batch.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0  # 0: all
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    forbidden: tuple[int, ...] = ()
+    forbidden_until: int = 0
+
+
+class KVCache:
+    """Tensors over slots; `lengths` counts the tokens in the cache, `tokens` is each slot's next input."""
+
+    def __init__(self, form: DecoderModel, slots: int, max_length: int) -> None:
+        device = form.device
+        rows = slots + 1
+        self.slots = slots
+        self.max_length = max_length
+        shape = (len(form.layers), rows, form.kv_heads, max_length, form.head_dim)
+        self._mapped: list[mmap.mmap] = []
+        self.keys = self._cache(shape, form.dtype, device)
+        self.values = self._cache(shape, form.dtype, device)
+        self.lengths = torch.zeros(rows, dtype=torch.int32, device=device)
+        self.tokens = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.seen = torch.zeros(rows, form.vocabulary, dtype=torch.uint8, device=device)
+        self.temperature = torch.zeros(rows, dtype=torch.float32, device=device)
+        self.top_k = torch.zeros(rows, dtype=torch.int32, device=device)
+        self.top_p = torch.ones(rows, dtype=torch.float32, device=device)
+        self.penalty = torch.ones(rows, dtype=torch.float32, device=device)
+        self.seed = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.forbidden = torch.full((rows, FORBIDDEN), -1, dtype=torch.int32, device=device)
+        self.forbidden_until = torch.zeros(rows, dtype=torch.int32, device=device)
+
+    def open(self, slot: int, sampling: SamplingParams) -> None:
+        """Empty a slot and set how it samples; raises ValueError for more than 4 forbidden tokens."""
+        if len(sampling.forbidden) > FORBIDDEN:
+            raise ValueError(f"{len(sampling.forbidden)} forbidden tokens; a slot holds {FORBIDDEN}")
+        self.lengths[slot] = 0
+        self.tokens[slot] = 0
+        self.seen[slot].zero_()
+        self.temperature[slot] = sampling.temperature
+        self.top_k[slot] = sampling.top_k
+        self.top_p[slot] = sampling.top_p
+        self.penalty[slot] = sampling.repetition_penalty
+        self.seed[slot] = sampling.seed
+        padded = [*sampling.forbidden, *[-1] * (FORBIDDEN - len(sampling.forbidden))]
+        self.forbidden[slot] = torch.tensor(padded, dtype=torch.int32, device=self.forbidden.device)
+        self.forbidden_until[slot] = sampling.forbidden_until
+
+    def release(self, slot: int) -> None:
+        """Give back the memory of a slot's tokens, where it can be given back; the slot must be opened again."""
+        block = self.keys[0, 0].nbytes
+        for mapped in self._mapped:
+            for layer in range(self.keys.shape[0]):
+                begin = (layer * self.keys.shape[1] + slot) * block
+                first, last = -(-begin // mmap.PAGESIZE), (begin + block) // mmap.PAGESIZE
+                if first < last:
+                    mapped.madvise(mmap.MADV_DONTNEED, first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE)
+
+    def _cache(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Zeros."""
+        if device.type != "cpu" or sys.platform != "linux":
+            return torch.zeros(shape, dtype=dtype, device=device)
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE
+        self._mapped.append(mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=flags))
+        return torch.frombuffer(self._mapped[-1], dtype=dtype).view(shape)
+
+    def bytes(self) -> int:
+        """Bytes of the cache."""
+        return 2 * self.keys.numel() * self.keys.element_size()

@@ -1,0 +1,188 @@
+"""The form that a decoder is brought into: layers as plain data, which both back ends of `decoder.decoder` execute.
+
+Tensors are the model's own, or views of one packed tensor that the model's modules then point into, so that a model
+and its form share their memory. N is a product's outputs, K its inputs, E the hidden size, D a head's size.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from scoring.distributed.tp_group import TensorParallelGroup
+from scoring.quantization.int8 import quantize_per_row
+
+NormKind = Literal["rms", "layer"]
+Activation = Literal["relu", "silu", "gelu", "gelu_tanh"]
+
+
+@dataclass
+class Linear:
+    """A product: weight [N, K] row-major, bias [N].
+
+    An int8 weight has scale [N] (float32), one number a row, and `wide`, the 16-bit weight that prefill and larger
+    batches read, for which the bytes of a weight are not what they wait for.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: Tensor | None = None
+    wide: Tensor | None = None
+
+    @property
+    def full(self) -> Tensor:
+        """The weight [N, K] in the model's type."""
+        return self.weight if self.wide is None else self.wide
+
+
+@dataclass
+class Norm:
+    """RMSNorm or LayerNorm over E: gain and shift in float32; RMSNorm has no shift."""
+
+    kind: NormKind
+    gain: Tensor
+    shift: Tensor | None
+    eps: float
+
+
+@dataclass
+class Rotary:
+    """Rotation tables [positions, D/2] in float32; pairs past `half` are not rotated (cosine 1, sine 0).
+
+    A pair is (p, p + half), or (2p, 2p + 1) when interleaved.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    half: int
+    interleaved: bool
+
+
+@dataclass
+class Attention:
+    """Fused QKV and output products; `per_head` says rows go head by head (q, k, v of head 0, then of head 1).
+
+    `q_norm` and `k_norm`, both or neither, are over D and come before the rotation; such rows never go head by head.
+    """
+
+    qkv: Linear
+    out: Linear
+    scale: float
+    window: int = 0  # keys that a query sees, itself included; 0 is all
+    per_head: bool = False
+    q_norm: Norm | None = None
+    k_norm: Norm | None = None
+    rotary: Rotary | None = None
+    cap: float = 0.0  # scores become cap * tanh(score / cap); 0 is none
+
+
+@dataclass
+class Mlp:
+    """Up and down products; a gated one has the gate's rows first, then up's: act(gate) * up."""
+
+    up: Linear
+    down: Linear
+    activation: Activation
+    gated: bool = False
+
+
+@dataclass
+class DecoderLayer:
+    """One block; `parallel` adds attention and MLP of the same input to the residual stream.
+
+    `post1` and `post2` norm what attention and MLP give before it is added; a parallel block has neither.
+    """
+
+    norm1: Norm
+    attention: Attention
+    norm2: Norm
+    mlp: Mlp
+    parallel: bool = False
+    post1: Norm | None = None
+    post2: Norm | None = None
+
+
+@dataclass
+class DecoderModel:
+    """A whole decoder, or one rank's part of it: its heads and its inputs of `out` and `down`, whose sums have no bias.
+
+    Embedding, norms and head are whole on every rank.
+    """
+
+    family: str
+    embedding: Tensor  # [vocabulary, E]
+    layers: list[DecoderLayer]
+    norm: Norm | None
+    head: Linear
+    heads: int
+    kv_heads: int
+    head_dim: int
+    embedding_scale: float = 1.0
+    embedding_norm: Norm | None = None
+    positions: Tensor | None = None  # learned, [positions, E]
+    position_offset: int = 0
+    residual_scale: float = 1.0  # of what attention and MLP add to the residual stream
+    logits_scale: float = 1.0
+    logits_cap: float = 0.0  # logits become cap * tanh(logit / cap), after the scale; 0 is none
+    alibi: Tensor | None = None  # slopes [heads], float32
+    max_positions: int = 0  # 0: no bound
+    team: TensorParallelGroup | None = None  # the ranks that hold the other parts
+
+    @property
+    def hidden(self) -> int:
+        return int(self.embedding.shape[1])
+
+    @property
+    def vocabulary(self) -> int:
+        return int(self.head.weight.shape[0])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embedding.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.device
+
+    def products(self) -> list[Linear]:
+        """Every product of a step, in order."""
+        found: list[Linear] = []
+        for layer in self.layers:
+            found += [layer.attention.qkv, layer.attention.out, layer.mlp.up, layer.mlp.down]
+        return [*found, self.head]
+
+    def finish(self, logits: Tensor) -> Tensor:
+        """Scale and cap logits, in place."""
+        if self.logits_scale != 1.0:
+            logits.mul_(self.logits_scale)
+        if self.logits_cap:
+            logits.div_(self.logits_cap).tanh_().mul_(self.logits_cap)
+        return logits
+
+    def step_bytes(self) -> int:
+        """Bytes of weights that one decode step must read."""
+        return sum(product.weight.numel() * product.weight.element_size() for product in self.products())
+
+    def kv_bytes_per_token(self) -> int:
+        """Bytes that one live token takes in the cache."""
+        size = torch.empty((), dtype=self.dtype).element_size()
+        return 2 * len(self.layers) * self.kv_heads * self.head_dim * size
+
+
+def quantize_weights(form: DecoderModel) -> None:
+    """Give every product an int8 weight beside its 16-bit one: symmetric, one scale a row."""
+    for product in form.products():
+        wide = product.full
+        blocks = [
+            quantize_per_row(block) for block in torch.split(wide, 8192)
+        ]  # float32 copies of a few rows at a time
+        product.weight = torch.cat([values for values, _ in blocks])
+        product.scale = torch.cat([scale[:, 0] for _, scale in blocks])
+        product.wide = wide
+
+
+def dequantize_weights(form: DecoderModel) -> None:
+    """Drop the int8 weights."""
+    for product in form.products():
+        product.weight, product.scale, product.wide = product.full, None, None

@@ -1,0 +1,162 @@
+"""Prompts on a GPU: pieces of several slots' prompts in one forward, of a fixed shape so that a graph can hold it."""
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+import torch
+import triton  # type: ignore[import-not-found,unused-ignore]
+from torch import Tensor
+
+from scoring.decoder.decode_step import Launcher, _or
+from scoring.decoder.kv_cache import FORBIDDEN, KVCache, SamplingParams
+from scoring.decoder.model import DecoderLayer, DecoderModel, Linear, Norm
+from scoring.kernels import decode_prefill
+
+LONGEST = 1024  # tokens of a piece
+_PARTS = 64  # slots whose prompts a piece may hold
+_QUERIES = {2: 64, 4: 16}  # that a program of the attention kernel holds, over a group's heads, by bytes of a number
+_RECORD = 8 + FORBIDDEN  # numbers that say how a slot samples
+
+Part = tuple[int, int, Sequence[int]]  # slot, position of the first token, tokens
+
+
+class Layout:
+    """Where a piece's numbers lie in one tensor of int32, so that one copy brings them all.
+
+    Rows: token, slot and position of each. Parts: row of the last token, slot, length after it. Blocks [4, blocks], for
+    the attention kernel: first row, tokens, slot, position.
+    """
+
+    def __init__(self, rows: int, parts: int, block: int) -> None:
+        self.rows, self.parts, self.block = rows, parts, block
+        self.blocks = rows // block + parts
+        self.size = 3 * rows + 3 * parts + 4 * self.blocks
+
+    def cut(self, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(rows [3, rows], parts [3, parts], blocks [4, blocks])."""
+        rows, parts, blocks = torch.split(numbers, [3 * self.rows, 3 * self.parts, 4 * self.blocks])
+        return rows.view(3, -1), parts.view(3, -1), blocks.view(4, -1)
+
+    def fill(self, numbers: Tensor, parts: Sequence[Part], scratch: int) -> None:
+        """Write a piece, part after part; rows and parts that are left over go to the scratch slot, of length 0."""
+        tokens, ends, blocks = (view.numpy() for view in self.cut(numbers))
+        row = block = 0
+        for number, (slot, position, ids) in enumerate(parts):
+            count = len(ids)
+            tokens[0, row : row + count] = ids
+            tokens[1, row : row + count] = slot
+            tokens[2, row : row + count] = np.arange(position, position + count)
+            ends[:, number] = row + count - 1, slot, position + count
+            offsets = np.arange(0, count, self.block)
+            taken = blocks[:, block : block + len(offsets)]
+            taken[0], taken[1] = row + offsets, np.minimum(count - offsets, self.block)
+            taken[2], taken[3] = slot, position + offsets
+            row, block = row + count, block + len(offsets)
+        tokens[:, row:] = [[0], [scratch], [0]]
+        ends[:, len(parts) :] = [[0], [scratch], [0]]
+        blocks[1, block:] = 0
+
+
+def pieces(parts: Sequence[Part], rows: int, most: int) -> list[list[tuple[int, Part]]]:
+    """Cut parts into pieces of up to `rows` tokens and `most` parts, each part with its place among those given."""
+    found: list[list[tuple[int, Part]]] = [[]]
+    room = rows
+    for place, (slot, position, ids) in enumerate(parts):
+        done = 0
+        while done < len(ids):
+            if not room or len(found[-1]) == most:
+                found.append([])
+                room = rows
+            some = ids[done : done + room]
+            found[-1].append((place, (slot, position + done, some)))
+            done, room = done + len(some), room - len(some)
+    return found
+
+
+class Prefiller(Launcher):
+    """Launches the kernels of one piece; a row is a prompt's token, and a part's last row gets logits."""
+
+    own: ClassVar[bool] = True
+
+    def __init__(self, form: DecoderModel, state: KVCache, pdl: bool = True) -> None:
+        super().__init__(form, state, LONGEST, pdl=pdl, picked=1)
+        self.heads = triton.next_power_of_2(form.heads // form.kv_heads)
+        parts = min(_PARTS, state.slots)
+        self.layout = Layout(LONGEST, parts, max(1, _QUERIES[form.dtype.itemsize] // self.heads))
+        self.numbers = torch.zeros(self.layout.size, dtype=torch.int32, device=form.device)
+        rows, self.ends, self.blocks = self.layout.cut(self.numbers)
+        self.tokens, self.positions = rows[0], rows[2]
+        self.buffers.slots = rows[1]
+        self.order = torch.arange(LONGEST, dtype=torch.int32, device=form.device)
+        self.last = torch.zeros(parts, form.hidden, dtype=form.dtype, device=form.device)
+        self.logits = torch.zeros(parts, form.vocabulary, dtype=form.dtype, device=form.device)
+        narrow = form.dtype.itemsize < 4 and self.wide <= 128
+        self.keys, self.stages = (64, 2) if narrow else (32, 2 if form.dtype.itemsize < 4 else 1)
+
+    def piece(self, rows: int) -> None:
+        """Enqueue the piece that `numbers` tells, of at most `rows` tokens; `logits` are those of its parts."""
+        b, s, linear = self.buffers, self.state, self.form.head
+        decode_prefill.mark[(triton.cdiv(rows, 256),)](
+            self.tokens, b.slots, self.ends[1], self.ends[2], s.seen, s.lengths, rows, self.form.vocabulary,
+            self.layout.parts, BT=256, BP=triton.next_power_of_2(self.layout.parts), PDL=self.pdl, num_warps=4,
+            **self._launch(),
+        )  # fmt: skip
+        self.embed(rows)
+        for index, layer in enumerate(self.form.layers):
+            self._layer_blas(rows, index, layer)
+        torch.index_select(b.normed, 0, self.ends[0], out=self.last)
+        torch.mm(self.last, linear.full.t(), out=self.logits)
+        if linear.bias is not None:
+            self.logits += linear.bias
+        self.form.finish(self.logits)
+
+    def scatter(self, rows: int, index: int, layer: DecoderLayer) -> None:
+        own, form, b = layer.attention, self.form, self.buffers
+        if own.q_norm is None:
+            super().scatter(rows, index, layer)
+            return
+        together = math.gcd(form.heads, form.kv_heads, 8)
+        decode_prefill.scatter_normed[(rows, (form.heads + 2 * form.kv_heads) // together)](
+            b.qkv, _or(own.qkv.bias, b.x), b.q, self.state.keys[index], self.state.values[index],
+            *self._gains_of_heads(own), *self._tables(layer), b.slots, self.positions, self.state.max_length,
+            own.q_norm.eps, **self._heads(layer), DP=self.wide, BH=together, BIAS=own.qkv.bias is not None,
+            PDL=self.pdl, num_warps=4, **self._launch(),
+        )  # fmt: skip
+
+    def attention(self, rows: int, index: int, layer: DecoderLayer) -> None:
+        form, b, state = self.form, self.buffers, self.state
+        decode_prefill.attend_prompt[(rows // self.layout.block + self.layout.parts, form.kv_heads)](
+            b.q, state.keys[index], state.values[index], b.attended, _or(form.alibi, b.x), self.blocks,
+            self.layout.blocks, state.max_length, layer.attention.scale, layer.attention.cap, H=form.heads,
+            KV=form.kv_heads, D=form.head_dim, DP=self.wide, GP=self.heads, BM=self.layout.block, BN=self.keys,
+            WINDOW=layer.attention.window, ALIBI=form.alibi is not None, CAP=layer.attention.cap > 0,
+            PRECISION=self.precision, PDL=self.pdl,
+            num_warps=4, num_stages=self.stages, **self._launch(),
+        )  # fmt: skip
+
+    def _fed(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.order, self.tokens, self.positions
+
+    def _normed_products(self) -> list[tuple[Norm, Linear]]:
+        return []  # only the products of single rows have their norms folded in
+
+
+def record(slot: int, sampling: SamplingParams) -> list[int]:
+    """A slot's record for `admit`; raises ValueError for more than 4 tokens held back."""
+    if len(sampling.forbidden) > FORBIDDEN:
+        raise ValueError(f"{len(sampling.forbidden)} forbidden tokens; a slot holds {FORBIDDEN}")
+    wide = np.array([sampling.temperature, sampling.top_p, sampling.repetition_penalty], dtype=np.float32)
+    seed = np.array([sampling.seed], dtype=np.int64)
+    held = [*sampling.forbidden, *[-1] * (FORBIDDEN - len(sampling.forbidden))]
+    numbers = [*wide.view(np.int32).tolist(), *seed.view(np.int32).tolist(), *held]
+    return [slot, sampling.top_k, sampling.forbidden_until, *numbers]
+
+
+def admit(form: DecoderModel, state: KVCache, records: Tensor, count: int) -> None:
+    """Enqueue what `KVCache.open` does, of records [.., 12] int32, but for lengths: a prompt's first piece sets them."""
+    decode_prefill.admit[(count, triton.cdiv(form.vocabulary, 4096))](
+        records, state.seen, state.temperature, state.top_k, state.top_p, state.penalty, state.seed, state.forbidden,
+        state.forbidden_until, form.vocabulary, WIDTH=_RECORD, HELD=FORBIDDEN, BV=4096, num_warps=4,
+    )  # fmt: skip

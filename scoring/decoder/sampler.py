@@ -1,0 +1,92 @@
+"""Sampling in plain torch and numpy: what the GPU's sampling kernel must agree with, and what a CPU runs.
+
+The order is that of transformers: repetition penalty, held-back tokens, temperature, top-k, top-p. The draw is the
+Gumbel-max trick over Philox-4x32-10 numbers, keyed by the slot's seed, the sequence's length and the token, so it
+depends on nothing else in the batch.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scoring.decoder.kv_cache import KVCache
+
+_ROUND_A, _ROUND_B = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
+_KEY_A, _KEY_B = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
+_LOW = np.uint64(0xFFFFFFFF)
+
+
+Words = np.ndarray[tuple[int], np.dtype[np.uint64]]
+
+
+def philox(seed: int, count: int, length: int, tokens: Words | None = None) -> Words:
+    """First words of Philox-4x32-10 for counters (token, length, 0, 0), as unsigned 32-bit values, [count].
+
+    The tokens are 0..count-1 unless told.
+    """
+    c0 = np.arange(count, dtype=np.uint64) if tokens is None else tokens
+    c1 = np.full(count, length, dtype=np.uint64)
+    c2, c3 = np.zeros(count, dtype=np.uint64), np.zeros(count, dtype=np.uint64)
+    k0, k1 = np.uint64(seed & 0xFFFFFFFF), np.uint64((seed >> 32) & 0xFFFFFFFF)
+    for _ in range(10):
+        product_a, product_b = _ROUND_A * c0, _ROUND_B * c2
+        c0, c2 = (product_b >> np.uint64(32)) ^ c1 ^ k0, (product_a >> np.uint64(32)) ^ c3 ^ k1
+        c1, c3 = product_b & _LOW, product_a & _LOW
+        k0, k1 = (k0 + _KEY_A) & _LOW, (k1 + _KEY_B) & _LOW
+    return c0
+
+
+def gumbel(seed: int, count: int, length: int, tokens: Words | None = None) -> Tensor:
+    """Gumbel noise [count], float32, for one draw; of all tokens, or of those told."""
+    uniform = ((philox(seed, count, length, tokens) >> np.uint64(8)).astype(np.float32) + 0.5) * np.float32(2**-24)
+    return torch.from_numpy(-np.log(-np.log(uniform)))
+
+
+def adjust(logits: Tensor, state: KVCache, slot: int) -> Tensor:
+    """One slot's logits [vocabulary] with its repetition penalty and held-back tokens applied, float32."""
+    scores = logits.float().clone()
+    penalty = float(state.penalty[slot])
+    if penalty != 1.0:
+        seen = state.seen[slot].bool()
+        scores[seen] = torch.where(scores[seen] < 0, scores[seen] * penalty, scores[seen] / penalty)
+    if int(state.lengths[slot]) < int(state.forbidden_until[slot]):
+        held = state.forbidden[slot]
+        scores[held[held >= 0].long()] = -torch.inf
+    return scores
+
+
+def restrict(scores: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
+    """Scores divided by the temperature, -inf outside the k likeliest and outside the nucleus; ties stay in."""
+    scores = scores / temperature
+    if 0 < top_k < scores.shape[0]:
+        scores = scores.masked_fill(scores < scores.topk(top_k).values[-1], -torch.inf)
+    if top_p < 1.0:
+        ordered, _ = scores.sort(descending=True)
+        before = torch.softmax(ordered, 0).cumsum(0) - torch.softmax(ordered, 0)  # mass of what is likelier
+        kept = int((before < top_p).sum().clamp(min=1))
+        scores = scores.masked_fill(scores < ordered[kept - 1], -torch.inf)
+    return scores
+
+
+def pick(logits: Tensor, state: KVCache, slot: int) -> int:
+    """The slot's next token from its logits [vocabulary]."""
+    scores = adjust(logits, state, slot).cpu()
+    temperature = float(state.temperature[slot])
+    if temperature == 0.0:
+        return int(scores.argmax())
+    scores = restrict(scores, temperature, int(state.top_k[slot]), float(state.top_p[slot]))
+    open_to = (scores > -torch.inf).nonzero()[:, 0]  # usually few: only they need random numbers
+    words = open_to.numpy().astype(np.uint64)
+    noise = gumbel(int(state.seed[slot]), len(words), int(state.lengths[slot]), words)
+    return int(open_to[(scores[open_to] + noise).argmax()])
+
+
+def pick_all(logits: Tensor, state: KVCache, slots: Tensor) -> list[int]:
+    """The next token of each of slots [B] from logits [B, vocabulary]; plain greedy ones in one operation."""
+    held = state.lengths[slots] < state.forbidden_until[slots]
+    plain = (state.temperature[slots] == 0) & (state.penalty[slots] == 1) & ~held
+    likeliest: list[int] = logits.argmax(-1).tolist()
+    return [
+        token if simple else pick(logits[row], state, slot)
+        for row, (slot, token, simple) in enumerate(zip(slots.tolist(), likeliest, plain.tolist(), strict=True))
+    ]

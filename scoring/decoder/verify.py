@@ -1,0 +1,115 @@
+"""How a decoder is compared with plain transformers: prefill in pieces, and cached steps of one slot and several."""
+
+import sys
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoring.decoder.decoder import Decoder
+
+_PROBES = (48, 30, 17)  # tokens of the sequences decoded at once, so that steps of 3, 2 and 1 slots are verified
+_PREFILLED = 12  # of each at least, in two pieces; the rest goes through cached steps
+_ON_CPU = (6, 4, 2)  # steps of each: there one takes as long as dozens on a GPU
+
+
+@dataclass(frozen=True)
+class DecoderReference:
+    """What plain transformers answers: token ids and float32 logits [T, vocabulary] of each probe, on the CPU."""
+
+    ids: list[list[int]]
+    logits: list[Tensor]
+    own_error: float  # of the model in its own type against the same in float32: what 16 bits cost by themselves
+
+
+def reference(model: Any) -> Callable[[], DecoderReference]:
+    """What plain transformers answers in float32, computed now; in the model's own type where memory is short."""
+    ids = probes(model.config)
+    plain = model
+    if model.dtype != torch.float32:
+        needed = 4 * sum(parameter.numel() for parameter in model.parameters())
+        if free_bytes(model.device) > 1.2 * needed:
+            plain = deepcopy(model).float()
+    logits = _logits(plain, ids)
+    own = 0.0 if plain is model else _relative(torch.cat(_logits(model, ids)), torch.cat(logits))
+    told = DecoderReference(ids, logits, own)
+    return lambda: told
+
+
+def probes(config: Any) -> list[list[int]]:
+    """Random token ids for a model, the longest first."""
+    generator = torch.Generator().manual_seed(0)
+    vocabulary, bound = config.vocab_size, getattr(config, "max_position_embeddings", None) or _PROBES[0]
+    lengths = [min(length, bound) for length in _PROBES]
+    return [torch.randint(min(5, vocabulary - 1), vocabulary, (n,), generator=generator).tolist() for n in lengths]
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that may be had on a device; of the host as Linux estimates it, and without bound elsewhere."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return sys.maxsize
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), sys.maxsize)
+
+
+@torch.inference_mode()
+def _logits(model: Any, ids: list[list[int]]) -> list[Tensor]:
+    return [model(torch.tensor([row], device=model.device)).logits[0].float().cpu() for row in ids]
+
+
+def errors(decoder: Decoder, told: DecoderReference) -> dict[str, float]:
+    """Relative errors (2-norms over all positions) of "prefill" and "decode", sequences fed as they are."""
+    slots = list(range(min(decoder.slots, len(told.ids))))
+    on_cpu = decoder.form.device.type == "cpu"
+    probes = [ids[: decoder.max_length] for ids in told.ids]
+    steps = [min(max(1, len(ids) - _PREFILLED), _ON_CPU[i] if on_cpu else len(ids)) for i, ids in enumerate(probes)]
+    starts = [len(ids) - count for ids, count in zip(probes, steps, strict=True)]
+    prefill, found, wanted = [], [], []
+    for slot in slots:
+        start = starts[slot]
+        decoder.open(slot)
+        decoder.prefill(slot, told.ids[slot][: start // 2])
+        logits = decoder.prefill(slot, told.ids[slot][start // 2 : start])
+        prefill.append((logits.float().cpu(), told.logits[slot][start - 1]))
+    for number in range(max(steps[: len(slots)])):
+        live = [slot for slot in slots if number < steps[slot]]
+        for slot in live:
+            decoder.feed(slot, told.ids[slot][starts[slot] + number])
+        decoder.step(live)
+        found += list(decoder.last_logits(len(live)).float().cpu())
+        wanted += [told.logits[slot][starts[slot] + number] for slot in live]
+    return {
+        "prefill": _relative(torch.stack([a for a, _ in prefill]), torch.stack([b for _, b in prefill])),
+        "decode": _relative(torch.stack(found), torch.stack(wanted)),
+    }
+
+
+def step_ms(decoder: Decoder, steps: int = 40) -> float:
+    """Milliseconds a step of one sequence after a short prompt, tokens read one step late; takes slot 0."""
+    steps = max(1, min(steps, decoder.max_length - 4))
+    decoder.open(0)
+    decoder.prefill(0, [1])
+    decoder.sample([0]).tokens()
+    late = decoder.step([0])
+    late.tokens()  # captured and warm
+    began = time.perf_counter()
+    for _ in range(steps):
+        pending = decoder.step([0])
+        late.tokens()
+        late = pending
+    late.tokens()
+    seconds = time.perf_counter() - began
+    decoder.release(0)
+    return 1e3 * seconds / steps
+
+
+def _relative(found: Tensor, wanted: Tensor) -> float:
+    return float((found - wanted).norm() / wanted.norm().clamp_min(1e-12))

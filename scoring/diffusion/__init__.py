@@ -1,0 +1,1 @@
+"""Stable Diffusion: the pipeline, its loop as CUDA graphs, and its verification."""

@@ -1,0 +1,72 @@
+"""How a diffusion model is compared with plain diffusers: a few steps on fixed noise, images in float32."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: Token ids, steps, height and width, guidance of each row.
+Probe = tuple[Tensor, int, tuple[int, int], Tensor | None]
+
+
+@dataclass(frozen=True)
+class DiffusionReference:
+    """What plain diffusers draws in float32, and how far the model's own precision is from it."""
+
+    probes: list[Probe]
+    wanted: list[Tensor]
+    plain_error: float
+
+
+def _probes(model: Any) -> list[Probe]:
+    """A guided image of the model's size; a small batch of two that differ in guidance; one without guidance."""
+    generator = torch.Generator().manual_seed(0)
+    config = model.text_encoder.config
+    ids = torch.randint(0, config.vocab_size, (4, config.max_position_embeddings), generator=generator)
+    small = (8 * model.scale, 8 * model.scale)
+    scales = torch.tensor([7.5, 3.0])
+    return [
+        (ids[:2], 4, model.native_size, scales[:1]),
+        (ids, 6, small, scales),
+        (ids[:1], 4, small, None),
+    ]
+
+
+def draw(model: Any, probe: Probe) -> Tensor:
+    ids, steps, (height, width), guidance = probe
+    rows = len(ids) // (1 if guidance is None else 2)
+    generators = [torch.Generator().manual_seed(row) for row in range(rows)]
+    with torch.inference_mode():
+        noise = model.noise(generators, height, width)
+        scales = None if guidance is None else guidance.to(noise.device)
+        latents = model.denoise(model.embed(ids), noise, scales, steps, generators)
+        return torch.cat([model.decode(each[None]) for each in latents]).float().cpu()
+
+
+def reference(model: Any) -> Callable[[], DiffusionReference]:
+    """Draw the probes plainly, now, in float32 where memory allows and in the model's own precision."""
+    probes = _probes(model)
+    wanted = plain = [draw(model, probe) for probe in probes]
+    if model.dtype != torch.float32 and _room(model):
+        wanted = [draw(model.widened(), probe) for probe in probes]
+    told = DiffusionReference(probes, wanted, max(_error(a, b) for a, b in zip(plain, wanted, strict=True)))
+    return lambda: told
+
+
+def _room(model: Any) -> bool:
+    if model.device.type != "cuda":
+        return True
+    needed = 4 * sum(parameter.numel() for parameter in model.parameters())
+    return bool(torch.cuda.mem_get_info(model.device)[0] > 1.5 * needed)
+
+
+def _error(found: Tensor, wanted: Tensor) -> float:
+    return float((found - wanted).norm() / wanted.norm().clamp_min(1e-12))
+
+
+def verify_images(model: Any, told: DiffusionReference) -> float:
+    """Largest relative error (2-norm) of the images; NaN where one is not finite."""
+    errors = [_error(draw(model, probe), want) for probe, want in zip(told.probes, told.wanted, strict=True)]
+    return max(errors, key=lambda error: float("inf") if error != error else error)

@@ -1,0 +1,1 @@
+"""Encoders: the fused model with its steps, CUDA graphs, Inductor, DeepSpeed, CPUs, and their verification."""

@@ -1,0 +1,200 @@
+"""Encoder steps on CPUs: no work on padding, weights laid out once by oneDNN, in float32, bfloat16 or int8.
+
+What is added up stays in float32: the residual stream, norms, and the sums inside products. H is the hidden size, T the
+live tokens. Weights are [N, K].
+"""
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+from itertools import pairwise
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from scoring.encoder.fused_model import EncoderLayer
+from scoring.encoder.ops import (
+    GELU,
+    NONE,
+    RELU,
+    EncoderOps,
+    Hidden,
+    LayerNorm,
+    Matrix,
+    Packing,
+    Tables,
+    TorchOps,
+)
+from scoring.quantization.int8 import quantize_per_row
+
+FLOAT32, BFLOAT16, INT8 = "float32", "bfloat16", "int8"
+
+_POST = {NONE: ("none", ""), GELU: ("gelu", "none"), RELU: ("relu", "")}  # oneDNN's name, and its variant
+_SCORES = 1 << 22  # attention scores held at once: about what stays in the last cache
+
+#: oneDNN compiles a product anew for each number of rows that comes, and keeps hundreds of them, 0.3 MB each.
+_ROWS = 16
+
+Quantise = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def has_compiler() -> bool:
+    """Whether Inductor can build C++ here."""
+    return any(shutil.which(name) for name in ("g++", "clang++"))
+
+
+def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Per token: uint8 values around 128, [T, K], and their scale, [T, 1] float32."""
+    scale = x.abs().amax(-1, keepdim=True).float().clamp_min(1e-8) / 127
+    return (x / scale).round().add(128).to(torch.uint8), scale
+
+
+@cache
+def _quantiser() -> Quantise:
+    """One pass over the memory where Inductor can build it, else four."""
+    return cast(Quantise, torch.compile(quantize, dynamic=True)) if has_compiler() else quantize
+
+
+class Product:
+    """act(x w^T + b) for one weight, prepared once; x is [T, K] of any float type, the result [T, N]."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, precision: str, rows: int = 128) -> None:
+        self.precision = precision
+        self.dtype = torch.float32 if precision == INT8 else getattr(torch, precision)
+        self.bias = None if bias is None else bias.detach().to(self.dtype)
+        laid = weight.detach().to(self.dtype).contiguous()
+        if precision == INT8:
+            whole, scale = quantize_per_row(laid)
+            self.scale = scale[:, 0]
+            self.zeros = torch.zeros(len(laid), dtype=torch.int64)
+            self.weight: Tensor = torch.ops.onednn.qlinear_prepack(whole, [rows, laid.shape[1]])
+        else:
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(laid, rows)
+
+    def __call__(self, x: Tensor, act: int = NONE) -> Tensor:
+        rows = len(x)
+        if more := -rows % _ROWS:
+            return self._product(F.pad(x, (0, 0, 0, more)), act)[:rows]
+        return self._product(x, act)
+
+    def _product(self, x: Tensor, act: int) -> Tensor:
+        if self.precision == INT8:
+            return self._int8(x, act)
+        post, variant = _POST[act]
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.weight, self.bias, post, [], variant)
+        return y
+
+    def _int8(self, x: Tensor, act: int) -> Tensor:
+        values, scale = _quantiser()(x)
+        y: Tensor = torch.ops.onednn.qlinear_pointwise(
+            values, 1.0, 128, self.weight, self.scale, self.zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        y = y * scale if self.bias is None else torch.addcmul(self.bias, y, scale)
+        return F.gelu(y) if act == GELU else F.relu(y) if act == RELU else y
+
+
+class CpuOps(EncoderOps):
+    """The steps of a `FusedStack` on a CPU; `prepare` its layers first."""
+
+    def __init__(self, precision: str) -> None:
+        self.precision = precision
+        self._products: dict[int, Product] = {}  # by the id of the weight that the layer holds
+        self._plain = TorchOps()
+
+    def prepare(self, layers: Sequence[EncoderLayer]) -> list[EncoderLayer]:
+        """The layers with their weights in this precision and oneDNN's own layout."""
+        return [
+            replace(
+                layer,
+                qkv=self._take(cast(Tensor, layer.qkv), layer.qkv_bias),
+                out=self._take(layer.out, layer.out_bias),
+                up=self._take(cast(Tensor, layer.up), layer.up_bias),
+                down=self._take(layer.down, layer.down_bias),
+            )
+            for layer in layers
+        ]
+
+    def _take(self, weight: Tensor, bias: Tensor) -> Tensor:
+        product = Product(weight, bias, self.precision)
+        self._products[id(product.weight)] = product
+        return product.weight
+
+    def pack(self, ids: Tensor, mask: Tensor | None, pad: int) -> Packing:
+        whole = self._plain.pack(ids, mask, pad)
+        live = int(whole.bounds[-1])
+        return replace(whole, rows=live, places=whole.places[:live], positions=whole.positions[:live])
+
+    def embed(
+        self, ids: Tensor, types: Tensor | None, packing: Packing, tables: Tables, then: Matrix | None = None
+    ) -> Hidden:
+        return self._plain.embed(ids, types, packing, tables)
+
+    def linear(self, x: Hidden, weight: Matrix, bias: Tensor, act: int, packing: Packing) -> Tensor:
+        return self._products[id(weight)](x.wide, act)
+
+    def attention(self, qkv: Tensor, heads: int, packing: Packing) -> Tensor:
+        rows, width = qkv.shape[0], qkv.shape[1] // 3
+        if self.precision != FLOAT32:
+            qkv = qkv.to(torch.bfloat16)
+        attend = F.scaled_dot_product_attention if self.precision == FLOAT32 else _attend
+        out = torch.empty(rows, width, dtype=qkv.dtype)
+        for start, end, count in _groups(packing.bounds.tolist(), heads):
+            shape = (count, (end - start) // count, 3, heads, width // heads)
+            q, k, v = qkv[start:end].view(shape).permute(2, 0, 3, 1, 4)
+            out[start:end] = attend(q, k, v).transpose(1, 2).reshape(end - start, width)
+        return out
+
+    def project_add_norm(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        residual: Hidden,
+        norm: LayerNorm,
+        packing: Packing,
+        then: Matrix | None = None,
+    ) -> Hidden:
+        y = self._products[id(weight)](x) + residual.wide
+        y = F.layer_norm(y, y.shape[-1:], norm.gamma, norm.beta, norm.eps)
+        if then is not None:
+            return Hidden(y)
+        if packing.rows == packing.batch * packing.length:
+            return Hidden(y.view(packing.batch, packing.length, -1))
+        out = y.new_zeros(packing.batch * packing.length, y.shape[1])
+        out[packing.places.long()] = y
+        return Hidden(out.view(packing.batch, packing.length, -1))
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Two bfloat16 products around a softmax, twice as fast as torch's flash attention; each [B, heads, S, D]."""
+    scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2))
+    return torch.matmul(torch.softmax(scores, -1), v)
+
+
+def _groups(bounds: Sequence[int], heads: int) -> list[tuple[int, int, int]]:
+    """Neighbouring sequences of equal length that run as one: (first token, end, sequences)."""
+    groups: list[tuple[int, int, int]] = []
+    for start, end in pairwise(bounds):
+        length = end - start
+        if length == 0:
+            continue
+        if groups:
+            first, last, count = groups[-1]
+            if (last - first) == count * length and (count + 1) * heads * length**2 <= _SCORES:
+                groups[-1] = (first, end, count + 1)
+                continue
+        groups.append((start, end, 1))
+    return groups
+
+
+def prepared_linear(module: Any, precision: str) -> Callable[[Tensor], Tensor]:
+    """A forward for one nn.Linear over a prepared product, its answers in float32."""
+    product = Product(module.weight, module.bias, precision)
+
+    def forward(x: Tensor) -> Tensor:
+        return product(x.reshape(-1, x.shape[-1])).float().view(*x.shape[:-1], -1)
+
+    return forward

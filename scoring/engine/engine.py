@@ -1,0 +1,308 @@
+"""One inference thread behind a bounded queue; rows that wait together run together.
+
+Rows with the key SLOTS join and leave a running batch between its steps; other rows run in batches of their own, each
+to its end. Both have their turn: after every batch, and between the steps of a batch that generates, the slots have
+one step; and after every step of the slots the oldest waiting batch starts. So neither waits for more than one batch
+step or one slot step of the other kind.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+from scoring.config import Limits
+from scoring.engine.oom import LargestServed, free_memory, is_out_of_memory
+from scoring.engine.row import SLOTS, ModelRunner, Row, Slots, generated
+from scoring.errors import NotReady, Overloaded
+from scoring.telemetry.spans import note
+
+logger = logging.getLogger("mii_azure.engine")
+
+
+@dataclass(eq=False)
+class Job:
+    """The rows of one request and where their outputs go."""
+
+    rows: Sequence[Row]
+    future: "Future[list[Any]]" = field(default_factory=Future)
+    outputs: dict[int, Any] = field(default_factory=dict)  # by position in rows
+    since: float = field(default_factory=time.perf_counter)
+    began: float = 0.0  # its first row left the queue
+    ended: float = 0.0
+
+    def finished(self, timeout_s: float | None = None) -> list[Any]:
+        """Wait for the outputs; raises what the job failed with, CancelledError, or TimeoutError."""
+        try:
+            return self.future.result(timeout_s)
+        finally:
+            note("queue", self.since, self.began)
+            note("forward", self.began, self.ended)
+
+    def cancel(self) -> None:
+        """Nobody waits for this job any more: drop its waiting rows, stop its running ones at their next step."""
+        for row in self.rows:
+            row.cancelled.set()
+
+
+Waiting = tuple[Job, int, Row]
+
+
+class Fallback(Protocol):
+    """Takes parts of what was prepared away, where the model fails with them."""
+
+    def withdraw(self, failure: Exception, again: bool = False) -> bool:
+        """Take the last part away; False where there is none, or none that could be to blame.
+
+        `again`: the same rows failed after the last call too.
+        """
+
+    def reinstate(self) -> None:
+        """Put back what was taken away for the rows that failed last: it was not to blame."""
+
+
+class Engine:
+    """Batches rows by a budget of padded tokens and runs them on its own thread.
+
+    All model calls happen on that one thread, because CUDA-graph state is thread-local.
+    """
+
+    def __init__(self, task: ModelRunner, limits: Limits) -> None:
+        self._task = task
+        self._limits = limits
+        self._waiting: deque[Waiting] = deque()
+        self._changed = threading.Condition()
+        self.statistics = task.statistics
+        self._largest = LargestServed(task.unit)
+        self._running = 0  # rows of the batch
+        self._on_slots = 0
+        self._draining = False
+        self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
+        self._started: Future[None] = Future()
+
+    def change(self, limits: Limits) -> None:
+        """Admit by other limits from now on."""
+        self._limits = limits
+
+    def start(self, prepare: Callable[[], None] = lambda: None, fallback: "Fallback | None" = None) -> None:
+        """Start the thread, and on it prepare the model and warm it up; raises what either raised."""
+        self._prepare, self._fallback = prepare, fallback
+        self._thread.start()
+        self._started.result()
+
+    def submit(self, rows: Sequence[Row]) -> Job:
+        """Queue the rows of one request; raises Overloaded when the queue is full, NotReady while draining."""
+        job = Job(rows)
+        for row in rows:
+            row.queued = job.since
+        with self._changed:
+            if self._draining:
+                raise NotReady("The server is shutting down.", "Send the request again; another instance will take it.")
+            self._drop_cancelled()
+            if self._waiting and len(self._waiting) + len(rows) > self._limits.queue_size:
+                raise Overloaded(
+                    f"{len(self._waiting)} rows are waiting already.",
+                    "Try again in a second, or send less at once.",
+                )
+            self._waiting.extend((job, position, row) for position, row in enumerate(rows))
+            self.statistics.count("prompt_tokens", sum(row.tokens for row in rows if not row.answer))
+            self._changed.notify_all()
+        return job
+
+    def depth(self) -> int:
+        """Rows waiting or running."""
+        with self._changed:
+            return len(self._waiting) + self._running + self._on_slots
+
+    def waiting(self) -> int:
+        """Rows that no batch has taken yet."""
+        return len(self._waiting)
+
+    def drain(self, timeout_s: float) -> bool:
+        """Take no more work and wait until what was accepted is done; False when the time ran out."""
+        with self._changed:
+            self._draining = True
+            self._changed.notify_all()
+            return self._changed.wait_for(
+                lambda: not self._waiting and not self._running and not self._on_slots, timeout_s
+            )
+
+    def _run(self) -> None:
+        try:
+            self._prepare()
+            self._warm_up()
+        except BaseException as error:
+            self._started.set_exception(error)
+            return
+        if (slots := self._slots()) is not None:
+            self.statistics.cache = slots.cache
+        self._started.set_result(None)
+        while True:
+            batch = self._next_batch()
+            if batch:
+                self._execute(batch)
+                with self._changed:
+                    self._running = 0
+                    self._changed.notify_all()
+            self._step_slots()
+
+    def _warm_up(self) -> None:
+        while True:
+            try:
+                self._task.warm_up()
+            except Exception as failure:
+                if self._fallback is None or not self._fallback.withdraw(failure):
+                    raise
+            else:
+                return
+
+    def _next_batch(self) -> list[Waiting]:
+        """The oldest row and every waiting row that may share its forward, within the budget of padded tokens.
+
+        Waits for work; rows for slots are left where they are, and with nothing but those there is no batch.
+        """
+        with self._changed:
+            while True:
+                self._changed.wait_for(lambda: self._waiting or self._on_slots)
+                self._drop_cancelled()
+                if self._waiting or self._on_slots:
+                    break
+                self._changed.notify_all()
+            slots = self._slots()
+            batch: list[Waiting] = []
+            left, longest = deque[Waiting](), 0
+            while self._waiting:
+                entry = self._waiting.popleft()
+                row = entry[2]
+                width = max(longest, row.footprint)
+                fits = width * (len(batch) + 1) <= self._limits.max_batch_tokens
+                if slots is not None and row.key == SLOTS:
+                    left.append(entry)
+                elif not batch or (row.key == batch[0][2].key and fits and len(batch) < self._limits.max_batch_size):
+                    batch.append(entry)
+                    longest = width
+                else:
+                    left.append(entry)
+            self._waiting = left
+            self._running = len(batch)
+        self._left_queue(batch)
+        return batch
+
+    def _left_queue(self, entries: Sequence[Waiting]) -> None:
+        now = time.perf_counter()
+        for job, _, _ in entries:
+            job.began = job.began or now
+            self.statistics.stages["queue"].add(now - job.since)
+
+    def _slots(self) -> Slots | None:
+        return self._task.slots(self._limits)
+
+    def _step_slots(self) -> None:
+        """Let the rows that wait for slots have those that are free, and advance all that are on one."""
+        slots = self._slots()
+        if slots is None:
+            return
+        with self._changed:
+            self._drop_cancelled()
+            while (entry := self._first_for(slots)) is not None:
+                self._waiting.remove(entry)
+                self._left_queue([entry])
+                job, position, row = entry
+                slots.add(row, partial(self._deliver, job, position))
+            self._on_slots = slots.active
+            self._changed.notify_all()
+        if slots.active:
+            self.statistics.batch.add(slots.active)
+            with self.statistics.timed("forward"):
+                slots.step()
+            self.statistics.cache = slots.cache
+            with self._changed:
+                self._on_slots = slots.active
+                self._changed.notify_all()
+
+    def _first_for(self, slots: Slots) -> Waiting | None:
+        """The oldest row that waits for a slot, when it fits: a longer one is not overtaken."""
+        first = next((entry for entry in self._waiting if entry[2].key == SLOTS), None)
+        return first if first is not None and slots.fits(first[2]) else None
+
+    def _drop_cancelled(self) -> None:
+        for job, _, row in self._waiting:
+            if row.cancelled.is_set():
+                job.future.cancel()
+        self._waiting = deque(entry for entry in self._waiting if not entry[2].cancelled.is_set())
+
+    def _execute(self, batch: list[Waiting]) -> None:
+        failed: Exception | None = None
+        try:
+            self.statistics.batch.add(len(batch))
+            with self.statistics.timed("forward"):
+                outputs = self._task.forward([row for _, _, row in batch], self._step_slots)
+            answered = list(zip(batch, outputs, strict=True))
+        except Exception as error:
+            failed = error
+        if failed is not None:  # not within the handler, which would keep the memory of the failed call
+            self._isolate(batch, failed)
+            return
+        for (job, position, _), output in answered:
+            self._deliver(job, position, output)
+
+    def _deliver(self, job: Job, position: int, output: Any) -> None:
+        """Take a row's output, or what it failed with; the last output of a request answers it."""
+        job.ended = time.perf_counter()
+        row = job.rows[position]
+        if isinstance(output, Exception):
+            job.cancel()  # its other rows need not run
+            if not job.future.done():
+                job.future.set_exception(self._largest.refusal(row.footprint) if is_out_of_memory(output) else output)
+            return
+        if not row.cancelled.is_set():
+            self._largest.note(row.footprint)
+        if row.new_tokens:
+            self.statistics.count("generated_tokens", generated(output))
+        job.outputs[position] = output
+        if len(job.outputs) == len(job.rows) and not job.future.done():
+            job.future.set_result([job.outputs[i] for i in range(len(job.rows))])
+
+    def _isolate(self, batch: list[Waiting], error: Exception) -> None:
+        """A batch failed: find the requests that fail on their own, so that the others are still answered."""
+        jobs = list(dict.fromkeys(job for job, _, _ in batch))
+        short = is_out_of_memory(error)
+        if short:
+            free_memory(error)
+        if short and len(batch) > 1:
+            logger.warning("a batch of %d rows ran out of memory; running its halves", len(batch))
+            half = len(batch) // 2
+            self._execute(batch[:half])
+            self._execute(batch[half:])
+        elif len(jobs) > 1:
+            logger.warning(
+                "a batch of %d requests failed (%s); running them one by one", len(jobs), type(error).__name__
+            )
+            for job in jobs:
+                self._execute([entry for entry in batch if entry[0] is job])
+        elif short or not self._answered_without(batch, error):
+            self._deliver(*batch[0][:2], error)
+
+    def _answered_without(self, batch: list[Waiting], error: Exception) -> bool:
+        """Whether rows that failed are answered once passes are withdrawn; where not, the rows are to blame."""
+        if self._fallback is None or self._slots() is not None:  # what runs on slots depends on what is applied
+            return False
+        withdrawn = False
+        while self._fallback.withdraw(error, again=withdrawn):
+            withdrawn = True
+            try:
+                outputs = self._task.forward([row for _, _, row in batch], self._step_slots)
+            except Exception as again:
+                error = again
+                continue
+            for (job, position, _), output in zip(batch, outputs, strict=True):
+                self._deliver(job, position, output)
+            return True
+        if withdrawn:
+            self._fallback.reinstate()
+        return False

@@ -1,0 +1,1 @@
+"""Generated text: continuous batching, sequences, prefix cache, streaming and stop texts."""

@@ -1,0 +1,87 @@
+"""What an answer tells of its tokens when asked, in text-generation-inference's form."""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import Any
+
+from scoring.decoder.logprobs import ScoredTokens, TokenLogprob
+from scoring.engine.row import Row
+from scoring.generation.detokenizer import Detokenizer, special_tokens, stop_at
+from scoring.generation.text_generator import TextGenerator
+from scoring.limits.deadline import check
+
+_CONTEXT = 8  # tokens before one that its text may depend on
+_REASONS = {"length": "length", "eos": "eos_token", "stop": "stop_sequence"}
+
+
+class Details:
+    """Collects the tokens of one answer as they come."""
+
+    def __init__(self, tokenizer: Any, prompt: Sequence[int]) -> None:
+        self.tokens: list[dict[str, Any]] = []
+        self.tops: list[list[dict[str, Any]]] = []
+        self.starts: list[int] = []  # where in the answer each token's text begins, characters
+        self._tokenizer = tokenizer
+        self._special = special_tokens(tokenizer)
+        self._before = list(prompt[-_CONTEXT:])
+        self._length = 0
+
+    def push(self, token: int, text: str, chance: TokenLogprob) -> None:
+        """Take the next token and what it added to the text."""
+        own = self._entry(token, text, chance.logprob)
+        self.tokens.append(own)
+        self.tops.append([own if other == token else self._other(other, value) for other, value in chance.top])
+        self.starts.append(self._length)
+        self._length += len(text)
+        self._before = [*self._before[1 - _CONTEXT :], token]
+
+    def close(self, text: str) -> None:
+        """Give the last token with a text what the end of the answer has brought to light."""
+        rest = text[self._length :]
+        if rest and self.tokens:
+            spoken = [entry for entry in self.tokens if not entry["special"]]
+            (spoken or self.tokens)[-1]["text"] += rest
+
+    def within(self, length: int) -> int:
+        """How many tokens begin before a length of the text."""
+        return bisect_left(self.starts, length)
+
+    def to_dict(self, first: int, last: int) -> dict[str, Any]:
+        """These of the tokens; `top_tokens` only where they were asked for."""
+        tops = self.tops[first:last]
+        return {"tokens": self.tokens[first:last], **({"top_tokens": tops} if any(self.tops) else {})}
+
+    def _other(self, token: int, logprob: float) -> dict[str, Any]:
+        before = self._tokenizer.decode(self._before)
+        text = self._tokenizer.decode([*self._before, token])[len(before) :]
+        return self._entry(token, text, logprob)
+
+    def _entry(self, token: int, text: str, logprob: float) -> dict[str, Any]:
+        return {"id": token, "text": text, "logprob": logprob, "special": token in self._special}
+
+
+def describe(task: TextGenerator, row: Row, answer: ScoredTokens) -> tuple[Details, int]:
+    """The details of a whole answer, and how many of its tokens belong to it: those of a stop text do not."""
+    details = Details(task.tokenizer, row.features["input_ids"] if not task.encoder_decoder else [])
+    detokenizer = Detokenizer(task.tokenizer)
+    for token, chance in zip(answer, answer.logprobs, strict=True):
+        check()
+        details.push(token, detokenizer.push(token), chance)
+    text = task.tokenizer.decode(answer, skip_special_tokens=True)
+    details.close(text)
+    cut = stop_at(text, row.parameters.stop)
+    return details, len(answer) if cut is None else details.within(cut)
+
+
+def token_details(task: TextGenerator, row: Row, answer: ScoredTokens) -> dict[str, Any]:
+    """`details` of one answer."""
+    details, count = describe(task, row, answer)
+    cut = count < len(answer) or stop_at(task.tokenizer.decode(answer, skip_special_tokens=True), row.parameters.stop)
+    reason = "eos" if answer and answer[-1] in task.eos else "stop" if cut else "length"
+    return {
+        "finish_reason": _REASONS[reason],
+        "generated_tokens": len(answer),
+        "seed": dict(row.parameters.overrides).get("seed"),
+        "prefill": [],
+        **details.to_dict(0, count),
+    }

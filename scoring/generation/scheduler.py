@@ -1,0 +1,361 @@
+"""Continuous batching: rows join and leave a decoder's slots between steps.
+
+A step decodes first: one token for every row that is past its prompt. What is left of the step's budget of tokens is
+filled with prompts, in pieces where they are long, several in one forward where they are short; so a long prompt
+delays the rows beside it by no more than the budget. A row that has ended, failed or been cancelled leaves its slot at
+the end of the step. Rows are taken in the order in which they came.
+
+A slot that is left keeps its keys and values until another row needs it. A row whose prompt begins as what a slot
+holds takes that slot over, or copies from it where it is in use, and computes the rest; rows that came together with
+one beginning wait for the first of them. Rows are taken in with room for half of what they may generate. Where that
+proves too little, the youngest gives up its slot, and goes on from its prompt and its tokens when there is room again;
+random numbers depend on seed and position only, so its tokens are the same.
+
+On a GPU a step is enqueued before the tokens of the one before are read: nothing waits on the host, and a row that
+turns out to have ended costs one unused step of its slot.
+"""
+
+import heapq
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import ceil
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from scoring.decoder.decoder import Decoder, Pending
+from scoring.decoder.logprobs import TokenLogprob, copy_to_host, indices, measure_logprobs, read_logprobs
+from scoring.engine.oom import free_memory, is_out_of_memory
+from scoring.engine.row import Done, Row
+from scoring.generation.prefix_cache import MIN_PREFIX_TOKENS, Begin, PrefixCache, begin, common_prefix
+from scoring.generation.sequence import RunningSequence, append_token, make_sequence
+from scoring.generation.streaming import show_end
+from scoring.generation.text_generator import TextGenerator
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+logger = logging.getLogger("mii_azure.scheduler")
+
+#: Tokens of one step: about what a device computes in the time in which it reads the weights a few times.
+_BUDGET = {"cpu": 128, "cuda": 1024}
+_LEAST_PROMPT = 16  # of a step's tokens, however many rows decode
+_SHARE = 0.5  # of the tokens that a row may generate, for which there is room when it is taken in
+
+
+class Enqueued(NamedTuple):
+    """Tokens on their way, with the chances of those whose rows ask for them."""
+
+    batch: list[RunningSequence]
+    tokens: Pending
+    logprobs: Callable[[], dict[RunningSequence, TokenLogprob]]
+
+
+class Scheduler:
+    """The rows on one decoder's slots; all calls from one thread.
+
+    `capacity` bounds the tokens, prompts and answers, that slots hold at once; a single row may have more. Without
+    `reuse` every prompt is computed whole.
+    """
+
+    def __init__(self, task: TextGenerator, decoder: Decoder, capacity: int, reuse: bool = True) -> None:
+        device = decoder.form.device.type
+        self.decoder = decoder
+        self.budget = _BUDGET[device]
+        self._task = task
+        self._capacity = capacity
+        self._bounded = capacity < decoder.slots * decoder.max_length
+        self._late = device == "cuda"
+        self._free_slots = list(range(decoder.slots))  # a heap: low slots first, so that those in use lie together
+        self._cached: dict[int, int] = {}  # slots that were left, the longest ago first, and how many tokens they hold
+        self._reuse = reuse
+        self._prefix_cache = PrefixCache(decoder)
+        self._preempted: deque[RunningSequence] = deque()  # rows that gave up their slots, the oldest first
+        self._added = 0
+        self._prefilling: list[RunningSequence] = []
+        self._decoding: list[RunningSequence] = []
+        self._pending: list[Enqueued] = []
+
+    @property
+    def active(self) -> int:
+        """Rows on slots, and those that wait to get theirs back."""
+        return len(self._prefilling) + len(self._decoding) + len(self._preempted)
+
+    @property
+    def cache(self) -> dict[str, int]:
+        """Tokens whose keys and values rows hold on slots now, and most that may."""
+        held = sum(self.decoder.lengths[running.slot] for running in (*self._prefilling, *self._decoding))
+        return {"kv_tokens": held, "kv_capacity": min(self._capacity, self.decoder.slots * self.decoder.max_length)}
+
+    def fits(self, row: Row) -> bool:
+        """Whether a row can be added now; always true when there is none."""
+        return not self._preempted and self._has_room(row.tokens, row.new_tokens)
+
+    def _has_room(self, tokens: int, more: int) -> bool:
+        """Whether a slot is free, and so many tokens with half of those that may follow fit beside what runs."""
+        if not self._free_slots and not self._cached:
+            return False
+        running = [*self._prefilling, *self._decoding]
+        if not self._bounded:
+            return True
+        expected = sum(max(self._holds(r), r.row.tokens + ceil(_SHARE * r.most)) for r in running)
+        return not running or expected + tokens + ceil(_SHARE * more) <= self._capacity
+
+    def _holds(self, running: RunningSequence) -> int:
+        """Tokens of a row's slot after its next step."""
+        return max(len(running.ids), self.decoder.lengths[running.slot]) + 1
+
+    def add(self, row: Row, done: Done) -> None:
+        """Give a row that fits a slot; `done` is called when it ends, in a later `step`."""
+        row.cached = 0
+        try:
+            running = make_sequence(self._task, row, done, self._added)
+            self._allocate(running)
+        except Exception as error:
+            done(error)
+        else:
+            self._added += 1
+            self._prefilling.append(running)
+            self._reused(running, running.filled)
+            self._evict()
+
+    def _allocate(self, running: RunningSequence) -> None:
+        """Open a slot for a row: the one that holds most of what it begins with, else an empty one, else the oldest."""
+        slot, count = self._prefix_cache.match(running.ids, lambda slot: slot in self._cached, running.salt)
+        if not count:
+            slot = self._free_slots[0] if self._free_slots else next(iter(self._cached))
+        self.decoder.open(slot, running.sampling, running.ids[:count])
+        if self._cached.pop(slot, None) is None:
+            heapq.heappop(self._free_slots)
+        self._prefix_cache.evict(slot)
+        running.slot, running.filled, running.begun = slot, count, False
+
+    def _reused(self, running: RunningSequence, count: int) -> None:
+        """Count tokens of a prompt that need not be computed."""
+        if not running.tokens:
+            self._task.statistics.count("cached_tokens", count - running.row.cached)
+            running.row.cached = count
+
+    def _free(self, running: RunningSequence) -> None:
+        """Take a row off its slot, which keeps what it holds unless that may be wrong."""
+        slot, running.slot = running.slot, -1
+        held = [] if running.failure or not self._reuse else running.token_ids[: self.decoder.lengths[slot]]
+        if self._prefix_cache.insert(slot, held, running.salt):
+            self._cached[slot] = len(held)
+        else:
+            self._empty(slot)
+
+    def _empty(self, slot: int) -> None:
+        self._prefix_cache.evict(slot)
+        self._cached.pop(slot, None)
+        self.decoder.release(slot)
+        heapq.heappush(self._free_slots, slot)
+
+    def step(self) -> None:
+        """Advance every row by one token, and prompts by what the budget leaves; never raises."""
+        enqueued = self._decode()
+        enqueued += self._prefill(max(_LEAST_PROMPT, self.budget - len(self._decoding)))
+        due = self._pending if self._late else enqueued
+        self._pending = enqueued if self._late else []
+        for each in due:
+            self._read(each)
+        self._sweep()
+
+    def _decode(self) -> list[Enqueued]:
+        going = [running for running in self._decoding if running.enqueued < running.most]
+        going.sort(key=lambda running: running.slot)
+        stepped = [each for _, each in self._isolate_failures(going, self._step)]
+        for running in going:
+            running.enqueued += 1
+        return stepped
+
+    def _step(self, batch: list[RunningSequence]) -> Enqueued:
+        """The next tokens of rows; the next step, of the rest of a batch that was split, has other logits."""
+        pending = self.decoder.step([running.slot for running in batch])
+        rows = [row for row, running in enumerate(batch) if running.details is not None]
+        return self._enqueued(batch, pending, self.decoder.last_logits(len(batch)) if rows else None, rows)
+
+    def _prefill(self, budget: int) -> list[Enqueued]:
+        parts: list[tuple[RunningSequence, list[int]]] = []
+        leaders: dict[Begin, RunningSequence] = {}
+        for running in self._prefilling:
+            if budget <= 0:
+                break
+            leader = leaders.setdefault(begin(running.salt, running.ids), running)
+            if not running.begun and not self._begin(running, leader):
+                continue
+            ids = running.ids[running.filled : running.filled + budget]
+            budget -= len(ids)
+            parts.append((running, ids))
+        pieces = dict(parts)
+        chosen = [running for running, _ in parts]
+        filled = self._isolate_failures(
+            chosen, lambda batch: self.decoder.prefill_many([(running.slot, pieces[running]) for running in batch])
+        )
+        for running in [running for batch, _ in filled for running in batch]:
+            running.filled += len(pieces[running])
+            if self._reuse:
+                self._prefix_cache.insert(running.slot, running.ids[: running.filled], running.salt)
+        for running, ids in parts:
+            if is_out_of_memory(running.failure) and len(ids) > _LEAST_PROMPT:
+                self._take_smaller_pieces(running, len(ids))
+        whole = [running for running in chosen if running.filled == len(running.ids) and not running.failure]
+        self._prefilling = [running for running in self._prefilling if running not in whole]
+        self._decoding += whole
+        for running in whole:
+            running.enqueued = len(running.tokens) + 1
+        return [each for _, each in self._isolate_failures(whole, self._sample)]
+
+    def _begin(self, running: RunningSequence, leader: RunningSequence) -> bool:
+        """Copy what another slot holds of a prompt; False to wait for a row that is computing the same beginning."""
+        shared = common_prefix(leader.ids, running.ids) if leader is not running else 0
+        if self._reuse and leader.filled < shared and shared >= running.filled + MIN_PREFIX_TOKENS:
+            return False
+        source, count = self._prefix_cache.match(running.ids, lambda slot: slot != running.slot, running.salt)
+        if count >= running.filled + MIN_PREFIX_TOKENS:
+            self.decoder.copy(source, running.slot, count)
+            self.decoder.open(running.slot, running.sampling, running.ids[:count])
+            running.filled = count
+            self._reused(running, count)
+        running.begun = True
+        return True
+
+    def _sample(self, batch: list[RunningSequence]) -> Enqueued:
+        """The first tokens of rows whose prompts are whole."""
+        asking = [running.slot for running in batch if running.details is not None]
+        logits = self.decoder.prompt_logits(asking) if asking else None
+        pending = self.decoder.sample([running.slot for running in batch])
+        return self._enqueued(batch, pending, logits, range(len(asking)))
+
+    def _enqueued(
+        self, batch: list[RunningSequence], pending: Pending, logits: "Tensor | None", rows: Sequence[int]
+    ) -> Enqueued:
+        """Tokens just picked; with them the chances of those whose rows ask, from these rows of the logits."""
+        if logits is None:
+            return Enqueued(batch, pending, dict)
+        asking = [running for running in batch if running.details is not None]
+        most = [running.details or 0 for running in asking]
+        try:
+            chosen = self.decoder.state.tokens[indices([running.slot for running in asking], logits.device)]
+            numbers = copy_to_host(measure_logprobs(logits[indices(rows, logits.device)], chosen, max(most)))
+        except Exception as error:  # the tokens are there all the same: only these rows fail
+            for running in asking:
+                running.failure = error
+            return Enqueued(batch, pending, dict)
+        return Enqueued(batch, pending, lambda: dict(zip(asking, read_logprobs(numbers(), most), strict=True)))
+
+    def _take_smaller_pieces(self, running: RunningSequence, tokens: int) -> None:
+        """A piece of a prompt ran out of memory by itself: try again with half of it, from now on for all."""
+        running.failure = None
+        self.budget = max(_LEAST_PROMPT, tokens // 2)
+        logger.warning("%d tokens of a prompt ran out of memory; a step takes at most %d now", tokens, self.budget)
+
+    def _isolate_failures(
+        self, batch: list[RunningSequence], call: Callable[[list[RunningSequence]], Any]
+    ) -> list[tuple[list[RunningSequence], Any]]:
+        """Call with all rows; if that fails, with each alone, so that only those that cannot be computed fail.
+
+        Where memory was short, with half of them.
+        """
+        if not batch:
+            return []
+        try:
+            return [(batch, call(batch))]
+        except Exception as error:
+            failed = error
+        if is_out_of_memory(failed):  # not within the handler, which would keep the memory of the failed call
+            free_memory(failed)
+        if len(batch) == 1:
+            batch[0].failure = failed
+            return []
+        size = len(batch) // 2 if is_out_of_memory(failed) else 1
+        logger.warning("a step of %d rows failed (%s); trying %d at once", len(batch), type(failed).__name__, size)
+        parts = [batch[at : at + size] for at in range(0, len(batch), size)]
+        return [found for part in parts for found in self._isolate_failures(part, call)]
+
+    def _read(self, enqueued: Enqueued) -> None:
+        batch = enqueued.batch
+        try:
+            tokens, chances = enqueued.tokens.tokens(), enqueued.logprobs()
+        except Exception as error:
+            for running in batch:
+                running.failure = error
+            return
+        self._task.statistics.tokens(running.row for running in batch if not running.ended)
+        for running, token in zip(batch, tokens, strict=True):
+            try:
+                append_token(self._task, running, token, chances.get(running))
+            except Exception as error:
+                running.failure = error
+
+    def _sweep(self) -> None:
+        """Answer the rows that are done, free their slots, and see to it that the others have room."""
+        everyone = [*self._decoding, *self._prefilling, *self._preempted]
+        over = {r for r in everyone if r.ended or r.failure or r.row.cancelled.is_set()}
+        self._decoding = [running for running in self._decoding if running not in over]
+        self._prefilling = [running for running in self._prefilling if running not in over]
+        self._preempted = deque(running for running in self._preempted if running not in over)
+        for running in (running for running in everyone if running in over):
+            if running.slot >= 0:
+                self._free(running)
+            if not running.failure:
+                show_end(self._task, running.row, [running.output])
+            running.done(running.failure or [running.output])
+        self._resume()
+        self._preempt()
+
+    def _resume(self) -> None:
+        """Give rows that gave up their slots new ones; what was on its way to them then has been read by now."""
+        while self._preempted:
+            running = self._preempted[0]
+            if not self._has_room(len(running.token_ids), running.most - len(running.tokens)):
+                return
+            running.ids = running.token_ids
+            self._preempted.popleft()
+            try:
+                self._allocate(running)
+            except Exception as error:
+                running.done(error)
+            else:
+                self._prefilling.insert(0, running)
+
+    def _preempt(self) -> None:
+        """Keep what slots hold within the capacity: first by what nobody uses, then by what the youngest row does."""
+        while self._evict() < 0:
+            running = [*self._prefilling, *self._decoding]
+            if len(running) <= 1:
+                return
+            youngest = max(running, key=lambda each: each.number)
+            self._prefilling = [each for each in self._prefilling if each is not youngest]
+            self._decoding = [each for each in self._decoding if each is not youngest]
+            self._free(youngest)
+            self._preempted.appendleft(youngest)
+            self._task.statistics.count("preemptions", 1)
+
+    def _evict(self) -> int:
+        """Empty slots that were left, until the rest fits; gives how many tokens rows leave of the capacity."""
+        if not self._bounded:
+            return 0
+        most = self._capacity - sum(self._holds(each) for each in (*self._prefilling, *self._decoding))
+        while self._cached and sum(self._cached.values()) > most:
+            self._empty(next(iter(self._cached)))
+        return most
+
+
+def generate_on_slots(task: TextGenerator, decoder: Decoder, rows: Sequence[Row]) -> list[list[list[int]]]:
+    """Generate for rows that nothing joins; per row its one answer's tokens, the end token included.
+
+    Raises what the first row that failed raised.
+    """
+    slots = Scheduler(task, decoder, decoder.slots * decoder.max_length)
+    outputs: dict[int, Any] = {}
+    waiting = deque(enumerate(rows))
+    while waiting or slots.active:
+        while waiting and slots.fits(waiting[0][1]):
+            position, row = waiting.popleft()
+            slots.add(row, partial(outputs.__setitem__, position))
+        slots.step()
+    for output in outputs.values():
+        if isinstance(output, Exception):
+            raise output
+    return [outputs[position] for position in range(len(rows))]

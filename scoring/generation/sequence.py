@@ -1,0 +1,122 @@
+"""One row of text generation on a `Decoder`'s slot: which rows may have one, and what a token means to its row."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from scoring.config import Limits
+from scoring.decoder.decoder import Decoder
+from scoring.decoder.kv_cache import FORBIDDEN, SamplingParams
+from scoring.decoder.logprobs import ScoredTokens, TokenLogprob
+from scoring.engine.row import Done, Row
+from scoring.generation.streaming import SequenceStreamer
+from scoring.generation.text_generator import TextGenerator
+
+#: What a generation config may hold beside greedy search and plain sampling, with the values that mean nothing.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "num_beams": (None, 1),
+    "num_return_sequences": (None, 1),
+    "no_repeat_ngram_size": (None, 0),
+    "min_p": (None, 0, 0.0),
+    "typical_p": (None, 1.0),
+    "epsilon_cutoff": (None, 0.0),
+    "eta_cutoff": (None, 0.0),
+    "guidance_scale": (None, 1.0),
+    "use_cache": (None, True),
+    "bad_words_ids": (None,),
+    "suppress_tokens": (None,),
+    "begin_suppress_tokens": (None,),
+    "forced_bos_token_id": (None,),
+    "forced_eos_token_id": (None,),
+    "sequence_bias": (None,),
+    "exponential_decay_length_penalty": (None,),
+    "prompt_lookup_num_tokens": (None,),
+    "stop_strings": (None,),
+    "encoder_repetition_penalty": (None, 1.0),
+    "encoder_no_repeat_ngram_size": (None, 0),
+}
+
+
+def supports(config: Any, ends: Sequence[int], tokens: int, decoder: Decoder) -> bool:
+    """Whether slots give what `generate` would under a generation config, for a row of at most `tokens` tokens."""
+    neutral = all(getattr(config, name, None) in values for name, values in _NEUTRAL.items())
+    return neutral and len(ends) <= FORBIDDEN and tokens <= decoder.max_length
+
+
+@dataclass(eq=False)
+class RunningSequence:
+    """One row in its slot."""
+
+    slot: int
+    row: Row
+    done: Done
+    most: int  # tokens to generate
+    follower: SequenceStreamer | None
+    sampling: SamplingParams
+    number: int  # of its arrival
+    ids: list[int]  # to prefill: the prompt; of a row that gave up its slot, with what was generated
+    filled: int = 0  # tokens of these that the slot holds
+    begun: bool = False
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)  # of the tokens, where the row asks for details
+    enqueued: int = 0  # tokens that are generated or under way
+    ended: bool = False
+    failure: Exception | None = None
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The prompt and what was generated."""
+        return [*self.row.features["input_ids"], *self.tokens]
+
+    @property
+    def details(self) -> int | None:
+        """How many of the likeliest tokens the row wants told in place of each; None: no details at all."""
+        asked: int | None = self.row.parameters.details
+        return asked
+
+    @property
+    def salt(self) -> str:
+        """Rows with another one share no prefix with this one."""
+        own: str = self.row.parameters.salt
+        return own
+
+    @property
+    def output(self) -> list[int]:
+        """The tokens, with their chances where they are asked for."""
+        return self.tokens if self.details is None else ScoredTokens(self.tokens, self.logprobs)
+
+
+def make_sequence(task: TextGenerator, row: Row, done: Done, number: int) -> RunningSequence:
+    """A row that has no slot yet, with its way of picking tokens."""
+    config, seed = task.generation_config(row.parameters)
+    sampling = SamplingParams(
+        temperature=float(config.temperature or 1.0) if config.do_sample else 0.0,
+        # Without sampling, `generate` leaves both out of account.
+        top_k=int(config.top_k or 0) if config.do_sample else 0,
+        top_p=float(config.top_p or 1.0) if config.do_sample else 1.0,
+        repetition_penalty=float(config.repetition_penalty or 1.0),
+        seed=seed or 0,
+        forbidden=tuple(task.eos),
+        forbidden_until=row.tokens + int(config.min_new_tokens or 0),
+    )
+    follower = SequenceStreamer(task, row) if row.emit is not None or row.parameters.stop else None
+    return RunningSequence(
+        -1, row, done, int(config.max_new_tokens), follower, sampling, number, row.features["input_ids"]
+    )
+
+
+def append_token(task: TextGenerator, running: RunningSequence, token: int, chance: TokenLogprob | None) -> None:
+    """Add a token that was computed, unless the row had ended by then."""
+    if running.ended:
+        return
+    running.tokens.append(token)
+    if chance is not None:
+        running.logprobs.append(chance)
+    stopped = running.follower.push(token, chance) if running.follower else False
+    running.ended = stopped or token in task.eos or len(running.tokens) == running.most
+
+
+def capacity(decoder: Decoder, limits: Limits) -> int:
+    """Tokens that slots may hold at once: on a GPU all that they have memory for, on a CPU a batch's budget."""
+    whole = decoder.slots * decoder.max_length
+    return whole if decoder.form.device.type == "cuda" else min(whole, limits.max_batch_tokens)

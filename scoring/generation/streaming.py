@@ -1,0 +1,117 @@
+"""Follows sequences as their tokens come: text for streams, stop texts, cancellation."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from scoring.decoder.logprobs import ScoredTokens, TokenLogprob
+from scoring.engine.row import Between, Row
+from scoring.generation.details import Details, describe
+from scoring.generation.detokenizer import Detokenizer, Stops, stop_at
+from scoring.generation.text_generator import TextGenerator
+
+
+class BatchStreamer:
+    """Looks at a batch after every step: passes text on, and ends rows that met a stop text or were cancelled.
+
+    Between the steps, the rows on slots have theirs.
+    """
+
+    def __init__(self, task: TextGenerator, rows: Sequence[Row], start: int, searching: bool, between: Between) -> None:
+        self._task = task
+        self._rows = rows
+        self._start = start
+        self._between = between
+        self._searching = searching  # beams change places from step to step: no text before the end
+        wanted = not searching and any(row.emit or row.parameters.stop for row in rows)
+        each = rows[0].parameters["num_return_sequences"]
+        self._followers = (
+            [SequenceStreamer(task, row, number) for row in rows for number in range(each)] if wanted else []
+        )
+        # Any stop text that the newest token ends is in the text of these: a character has four tokens at most.
+        self._tail = 32 + 4 * max((len(stop) for row in rows for stop in row.parameters.stop), default=0)
+        self._over = [False] * (len(rows) * each)  # sequences that met an end token
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        self._between()
+        each = input_ids.shape[0] // len(self._rows)
+        done = [row.cancelled.is_set() for row in self._rows for _ in range(each)]
+        self._time(input_ids[:, -1], each)
+        if self._followers:
+            for index, token in enumerate(input_ids[:, -1].tolist()):
+                done[index] |= self._followers[index].push(token)
+        elif self._searching and any(row.parameters.stop for row in self._rows):
+            for index, tokens in enumerate(input_ids[:, max(self._start, input_ids.shape[1] - self._tail) :].tolist()):
+                stop = self._rows[index // each].parameters.stop
+                text = self._task.tokenizer.decode(tokens, skip_special_tokens=True)
+                done[index] |= stop_at(text, stop) is not None
+        return torch.tensor(done, device=input_ids.device)
+
+    def _time(self, tokens: torch.Tensor, each: int) -> None:
+        """A row is given a token a step, until none of its sequences goes on; beams end all at once."""
+        live = [self._searching or not all(self._over[i * each : (i + 1) * each]) for i in range(len(self._rows))]
+        self._task.statistics.tokens(row for row, going in zip(self._rows, live, strict=True) if going)
+        if not self._searching:
+            self._over = [
+                over or token in self._task.eos for over, token in zip(self._over, tokens.tolist(), strict=True)
+            ]
+
+
+class SequenceStreamer:
+    """Turns the tokens of one sequence into text as they come; `number` is its place among its row's."""
+
+    def __init__(self, task: TextGenerator, row: Row, number: int = 0) -> None:
+        self.row = row
+        self._number = number
+        self._text = ""
+        self._eos = task.eos
+        self._ended = False
+        self._detokenizer = Detokenizer(task.tokenizer)
+        self._stops = Stops(row.parameters.stop)
+        prompt = [] if task.encoder_decoder else row.features["input_ids"]
+        self._details = Details(task.tokenizer, prompt) if row.parameters.details is not None else None
+
+    def push(self, token: int, chance: TokenLogprob | None = None) -> bool:
+        """Take the next token; True when the sequence ends."""
+        if self._ended:  # padding, while other rows go on
+            return True
+        piece = self._detokenizer.push(token)
+        self._text += self._stops.push(piece)
+        if self._details is not None and chance is not None:
+            self._details.push(token, piece, chance)
+            show(self.row, self._text, self._number, self._details, self._details.within(len(self._text)))
+        else:
+            show(self.row, self._text, self._number)
+        self._ended = self._stops.found or token in self._eos
+        return self._stops.found
+
+
+def show(row: Row, text: str, number: int = 0, details: Details | None = None, count: int = 0) -> None:
+    """Give a stream what it has not got of an answer's text so far, and the first `count` of its tokens' details.
+
+    A row that is run again goes on where it was.
+    """
+    if row.emit is None:
+        return
+    row.extra = row.extra or {}
+    shown, tokens = row.extra.get(number, ("", 0))
+    grown = text[len(shown) :] if len(text) > len(shown) and text.startswith(shown) else ""
+    if not grown and count <= tokens:
+        return
+    event: dict[str, Any] = {"token": {"text": grown}}
+    if row.answers > 1:
+        event["token"]["index"] = row.answer + number
+    if details is not None:
+        event["details"] = details.to_dict(tokens, max(tokens, count))
+    row.extra[number] = (shown + grown, max(tokens, count))
+    row.emit(event)
+
+
+def show_end(task: TextGenerator, row: Row, output: Sequence[list[int]]) -> None:
+    """Give a stream what was held back until the end."""
+    if row.emit is None:
+        return
+    for number, tokens in enumerate(output):
+        details, count = describe(task, row, tokens) if isinstance(tokens, ScoredTokens) else (None, 0)
+        show(row, task.text(tokens, row.parameters.stop), number, details, count)

@@ -1,0 +1,93 @@
+"""A tokenizer behind bounds: what a text may cost before it is refused depends on the model's context, not on the text.
+
+A text longer than one piece is tokenised piece by piece first, only to count. Where the count passes what the model
+takes, the text is refused, or cut there where cutting is asked for: the tokens that are kept are the same.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+from scoring.errors import PromptTooLong, TextTooLong
+from scoring.limits.deadline import check, held
+
+_PIECE = 1 << 14  # characters that are tokenised at once to count
+_SEAM = 128  # tokens that a cut through a word may add: WordPiece gives up on words of over 100 characters, not of less
+_LEAST_LIMIT = 1 << 16  # characters that any text may have
+_SHRINKING = 4  # times the characters of the longest token: normalisers drop spaces, accents and control characters
+
+
+class Tokenizing:
+    """Calls a tokenizer, one thread at a time.
+
+    A fast tokenizer keeps the truncation of the last call, and some the languages, as their own state, so that two
+    threads with different options silently get each other's.
+    """
+
+    def __init__(self, tokenizer: Any, context: int) -> None:
+        self._tokenizer = tokenizer
+        self._context = context
+        self._lock = threading.Lock()
+
+    def __call__(self, *texts: str, most: int = 0, **options: Any) -> Any:
+        """Tokenise one text or a pair into a BatchEncoding; `most` bounds each one's tokens, by default the context.
+
+        Raises PromptTooLong and TextTooLong for a text that is longer, unless truncation is asked for.
+        """
+        bounded = self.bounded(texts, most, options)
+        with self.turn():
+            return self._tokenizer(*bounded, **options)
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Have the tokenizer to oneself; raises RequestTimeout."""
+        with held(self._lock):
+            yield
+
+    def bounded(self, texts: tuple[str, ...], most: int, options: dict[str, Any]) -> tuple[str, ...]:
+        """The texts, or as much of each as the options' truncation leaves of it, and a little more."""
+        cut = bool(options.get("truncation"))
+        # Cut on the left, what is left begins elsewhere, which characters' positions would have to be told.
+        left = cut and self._tokenizer.truncation_side == "left"
+        cut = cut and not (left and options.get("return_offsets_mapping"))
+        return tuple(self._bounded(text, most or self._context, cut, left) for text in texts)
+
+    def _bounded(self, text: str, most: int, cut: bool, left: bool) -> str:
+        if len(text) <= _PIECE:
+            return text
+        limit = max(_LEAST_LIMIT, _SHRINKING * most * self._longest)
+        if len(text) > limit and not cut:
+            raise _too_long(text, limit)
+        tokens = 0
+        for at in range(0, min(len(text), limit), _PIECE):
+            start, stop = (len(text) - at - _PIECE, len(text) - at) if left else (at, at + _PIECE)
+            tokens += max(0, self._count(text[max(0, start) : stop]) - _SEAM)
+            if tokens > most and cut:
+                return text[start:] if left else text[:stop]
+            if tokens > most:
+                raise PromptTooLong(
+                    f"The text of {len(text):,} characters has more than {tokens:,} tokens; the model takes {most:,}.",
+                    "Shorten it.",
+                )
+        if len(text) > limit:
+            raise _too_long(text, limit)
+        return text
+
+    def _count(self, piece: str) -> int:
+        check()
+        plain = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
+        with self.turn():
+            return len(self._tokenizer(piece, verbose=False, **plain)["input_ids"])
+
+    @cached_property
+    def _longest(self) -> int:
+        """Characters of the longest token."""
+        return max(map(len, self._tokenizer.get_vocab()))
+
+
+def _too_long(text: str, limit: int) -> TextTooLong:
+    return TextTooLong(
+        f"The text has {len(text):,} characters; what the model takes has at most {limit:,}.", "Shorten it."
+    )

@@ -1,0 +1,1 @@
+"""Model folders: loaded with nothing made up, and described for passes."""

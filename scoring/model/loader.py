@@ -1,0 +1,250 @@
+"""Loads a model folder with transformers, checks that nothing in it was made up, and moves it to the device."""
+
+import logging
+import os
+import time
+from collections.abc import Collection, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scoring.config import Deployment
+from scoring.errors import HeadMissing, LoadError, OutOfMemory, WeightsUnreadable
+from scoring.limits.memory_shares import LOADED
+from scoring.model.info import facts_of
+from scoring.model.loaded import Loaded
+from scoring.model_files.own_code import fault_of
+from scoring.model_files.shards import refuse_outside
+from scoring.passes.base import Facts, Hardware, Pass
+from scoring.passes.runner import Chosen, choose, tell_differences
+from scoring.quantization.compressed_tensors import from_pretrained
+from scoring.schema.registry import task_class, task_schema
+from scoring.strict_json.files import read_object
+from scoring.telemetry.versions import versions
+
+logger = logging.getLogger("mii_azure.loader")
+
+
+def pick_device() -> torch.device:
+    """The first CUDA device when there is one, else the CPU."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def load_with(passes: Sequence[Pass], deployment: Deployment, folder: Path) -> tuple[Loaded, Chosen]:
+    """Decide on the passes, then load the model to where they want its weights; raises LoadError and its kinds."""
+    hardware, asked = Hardware.here(), deployment.optimisation
+    if deployment.task == "text-to-image":
+        loaded = load(deployment, folder)
+        chosen = choose(passes, facts_of(loaded.model, True), hardware, asked)
+        tell_differences(chosen, asked.planned)
+        return loaded, chosen
+    chosen = choose(passes, survey(deployment, folder), hardware, asked)
+    tell_differences(chosen, asked.planned)
+    return load(deployment, folder, on_host=any(each.places for each, decision in chosen if decision.take)), chosen
+
+
+def _refuse_foreign_code(deployment: Deployment, folder: Path) -> None:
+    """Raise LoadError where transformers would run code that is not among the model's files, or fetch it."""
+    if deployment.trust_remote_code and (fault := fault_of(folder)):
+        raise LoadError(fault, "Copy that code beside config.json, name it there, and generate the bundle again.")
+
+
+def survey(deployment: Deployment, folder: Path) -> Facts:
+    """Facts of a model from its config alone, before any weight is read; raises LoadError and its kinds."""
+    import transformers
+
+    _refuse_pipeline(deployment, folder)
+    _refuse_foreign_code(deployment, folder)
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=deployment.trust_remote_code
+        )
+        with torch.device("meta"):
+            model = _made("from_config", deployment, config)
+    except LoadError:
+        raise
+    except Exception as error:
+        raise LoadError(f"The model's config cannot be read: {_reason(error)}.", "Copy config.json again.") from error
+    return facts_of(model, task_schema(deployment.task).generative)
+
+
+def load(deployment: Deployment, folder: Path, on_host: bool = False) -> Loaded:
+    """Load tokenizer and model in the deployment's precision, on the device or in host memory.
+
+    Raises LoadError and its kinds.
+    """
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    began = time.perf_counter()
+    device = pick_device()
+    if deployment.task == "text-to-image":
+        from scoring.diffusion.pipeline import load_diffusion
+
+        return load_diffusion(deployment, folder, device)
+    _refuse_pipeline(deployment, folder)
+    _refuse_foreign_code(deployment, folder)
+    tokenizer = _tokenizer(transformers, folder, deployment.trust_remote_code)
+    model = _weights(deployment, folder, torch.device("cpu") if on_host else device)
+    context = deployment.limits.context_length or _context_length(model, tokenizer)
+    seconds = time.perf_counter() - began
+    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    logger.info(
+        "loaded %s as %s on %s: %.2f GB in %.1f s",
+        type(model).__name__,
+        deployment.dtype,
+        model.device,
+        size / 1e9,
+        seconds,
+    )
+    return Loaded(model, tokenizer, device, context, deployment.task_options)
+
+
+def _refuse_pipeline(deployment: Deployment, folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise HeadMissing(
+            f"The model folder holds a diffusers pipeline, which cannot do {deployment.task}.",
+            "Its task is text-to-image.",
+        )
+
+
+def _tokenizer(transformers: Any, folder: Path, trust_remote_code: bool) -> Any:
+    hint = "The folder needs tokenizer.json, or the vocabulary files of the model's own tokenizer."
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    except Exception as error:
+        raise LoadError(f"The tokenizer in the model folder cannot be loaded: {_reason(error)}.", hint) from error
+    names = {"tokenizer.json", *type(tokenizer).vocab_files_names.values()}
+    if not any((folder / name).is_file() for name in names):
+        # transformers would go on with an empty vocabulary, in which every word is unknown.
+        raise LoadError(f"The model folder has no vocabulary for its {type(tokenizer).__name__} tokenizer.", hint)
+    return tokenizer
+
+
+def _weights(deployment: Deployment, folder: Path, device: torch.device) -> Any:
+    """The model on a device, in eval mode; on a GPU each tensor is copied there straight from the file."""
+    where: dict[str, Any] = {"device_map": {"": device}} if device.type == "cuda" else {}
+    refuse_outside(folder)
+    try:
+        model, report = _made(
+            "from_pretrained",
+            deployment,
+            folder,
+            local_files_only=True,
+            use_safetensors=None if deployment.allow_pickle else True,
+            output_loading_info=True,
+            **where,
+        )
+    except torch.OutOfMemoryError as error:
+        raise _too_large(deployment, folder, device) from error
+    except LoadError:
+        raise
+    except ValueError as error:
+        raise WeightsUnreadable(f"The model cannot be loaded: {_reason(error)}.") from error
+    except Exception as error:
+        raise WeightsUnreadable(
+            f"The weights cannot be loaded: {_reason(error)}.",
+            "Copy the model again; the file may be cut short.",
+        ) from error
+    _refuse_random_weights(model, report["missing_keys"], deployment, folder)
+    return model.eval()
+
+
+def _made(how: str, deployment: Deployment, source: Any, **options: Any) -> Any:
+    """The task's auto class `from_pretrained` or `from_config`; raises HeadMissing where it has no such model."""
+    import transformers
+
+    name = task_class(deployment.task).auto_class
+    auto = getattr(transformers, name)
+    try:
+        return (auto.from_config if how == "from_config" else partial(from_pretrained, auto))(
+            source,
+            dtype=getattr(torch, deployment.dtype),
+            trust_remote_code=deployment.trust_remote_code,
+            **options,
+        )
+    except ValueError as error:
+        if "Unrecognized configuration class" not in str(error):
+            raise
+        architecture = _architecture(source) if isinstance(source, Path) else _named(source.to_dict())
+        raise HeadMissing(
+            f"{architecture} cannot do {deployment.task}: transformers has no {name} for it.",
+            "Choose the task that the model was trained for.",
+        ) from error
+
+
+def _too_large(deployment: Deployment, folder: Path, device: torch.device) -> OutOfMemory:
+    needed = survey(deployment, folder).weight_bytes / 1e9
+    free, total = (each / 1e9 for each in torch.cuda.mem_get_info(device))
+    return OutOfMemory(
+        f"The weights take {needed:.1f} GB as {deployment.dtype}; the GPU has {free:.1f} of {total:.1f} GB free.",
+        f"Serve it on a GPU with {LOADED * needed:.0f} GB or more, or force the pass zero_inference on.",
+    )
+
+
+def _refuse_random_weights(model: Any, absent: Collection[str], deployment: Deployment, folder: Path) -> None:
+    """transformers fills absent weights with random numbers; a head made that way would serve noise.
+
+    Buffers are computed, not learned, and tied weights are not reported; embeddings never read a pooler.
+    """
+    learned = {name for name, _ in model.named_parameters()}
+    embeds = task_class(deployment.task).auto_class == "AutoModel"
+    missing = sorted(key for key in absent if key in learned and not (embeds and "pooler." in key))
+    if missing:
+        raise HeadMissing(
+            f"{_architecture(folder)} has no weights for {deployment.task}: {', '.join(missing[:3])} would be random.",
+            "Choose the task that the model was trained for, or a checkpoint with that head.",
+        )
+
+
+def _architecture(folder: Path) -> str:
+    return _named(read_object(folder / "config.json"))
+
+
+def _named(config: dict[str, Any]) -> str:
+    return str((config.get("architectures") or [config.get("model_type", "The model")])[0])
+
+
+def _context_length(model: Any, tokenizer: Any) -> int:
+    """Tokens that the model takes: the smaller of what config and tokenizer say; position offsets subtracted."""
+    length = 0
+    for name in (
+        "max_position_embeddings",
+        "n_positions",
+        "max_sequence_length",
+        "seq_length",
+        "max_seq_len",
+    ):
+        length = length or int(getattr(model.config, name, 0) or 0)
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            length = module.num_embeddings - module.padding_idx - 1  # RoBERTa's and MPNet's start after the padding
+    told = int(min(tokenizer.model_max_length, 10**9))  # transformers' own "unknown" is 1e30
+    if length <= 0:  # relative positions (T5, BLOOM): bounded by memory; take the tokenizer's word
+        length = told if told < 10**9 else 2048
+    elif told < 10**9:
+        length = min(length, told)
+    return length
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return (text[0] if text else type(error).__name__).rstrip(".")[:300]
+
+
+def environment(loaded: Loaded) -> dict[str, Any]:
+    """What may explain a different answer elsewhere: versions, device, precision, threads."""
+    model = loaded.model
+    return {
+        "device": torch.cuda.get_device_name(loaded.device) if loaded.device.type == "cuda" else "cpu",
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attention": str(getattr(model.config, "_attn_implementation", "")),
+        "threads": torch.get_num_threads(),
+        "omp_num_threads": os.environ.get("OMP_NUM_THREADS", ""),
+        "versions": versions(),
+    }

@@ -1,0 +1,110 @@
+"""Python code of a model's own: what the JSON files of its folder name as `auto_map`, and where that code lies.
+
+transformers imports it under trust_remote_code, and fetches what is named as `OWNER/NAME--module.Class` from that
+repository, at no commit: such names are refused, wherever they stand.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from scoring.strict_json.files import LARGEST_FILE
+
+KEY, FOREIGN = "auto_map", "--"
+_NAME = re.compile(r"[^\W\d][\w-]*\.[^\W\d]\w*")
+
+
+class Named(NamedTuple):
+    """One class that a file names."""
+
+    file: str  # relative to the model's folder
+    reference: str  # module.Class, or OWNER/NAME--module.Class
+
+    @property
+    def repository(self) -> str:
+        """Another repository that it is taken from; empty where it is the model's own."""
+        return self.reference.partition(FOREIGN)[0] if FOREIGN in self.reference else ""
+
+
+def named_in(value: Any) -> Iterator[str]:
+    """The classes that a parsed file names, at any depth."""
+    left = [value]
+    while left:
+        inner = left.pop()
+        if isinstance(inner, dict):
+            yield from _texts(inner.get(KEY))
+            left += inner.values()
+        elif isinstance(inner, list):
+            left += inner
+
+
+def named_by(folder: Path) -> list[Named]:
+    """The classes that the JSON files below a folder name, each as often as it is; raises OSError, ValueError.
+
+    A file that is not JSON names none: what reads it later reads it with the same parser.
+    """
+    found = []
+    for path in sorted(folder.rglob("*.json")):
+        if path.is_file():
+            file = path.relative_to(folder).as_posix()
+            found += [Named(file, reference) for reference in _read(path)]
+    return found
+
+
+def lies_in(named: Named, folder: Path) -> bool:
+    """Whether the module of a class is a file beside the one that names it, or at the top of the folder."""
+    if not _NAME.fullmatch(named.reference):
+        return False
+    module = named.reference.partition(".")[0] + ".py"
+    return any((place / module).is_file() for place in (folder, (folder / named.file).parent))
+
+
+def fault_of(folder: Path) -> str:
+    """A sentence about the first class whose code is not the folder's own; empty where there is none."""
+    try:
+        found = named_by(folder)
+    except (OSError, ValueError) as error:
+        return f"The model's files cannot be searched for {KEY}: {error}."
+    for named in found:
+        if named.repository:
+            return f"{KEY} in {named.file} takes code from another repository: {named.repository}."
+        if not lies_in(named, folder):
+            return f"{KEY} in {named.file} names {named.reference!r}, whose code does not lie in the model's folder."
+    return ""
+
+
+def _read(path: Path) -> list[str]:
+    found: list[str] = []
+
+    def look(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        # A name that stands twice is heard twice.
+        for key, value in pairs:
+            if key == KEY:
+                found.extend(_texts(value))
+        return dict(pairs)
+
+    with path.open("rb") as file:
+        raw = file.read(LARGEST_FILE + 1)
+    if len(raw) > LARGEST_FILE:
+        raise ValueError(f"{path.name} has more than {LARGEST_FILE >> 20} MiB")
+    try:
+        json.loads(raw.decode(), object_pairs_hook=look)
+    except (ValueError, RecursionError):
+        return found
+    return found
+
+
+def _texts(value: Any) -> list[str]:
+    """Every text in a value, however it is nested."""
+    found, left = [], [value]
+    while left:
+        inner = left.pop()
+        if isinstance(inner, dict):
+            left += reversed(inner.values())
+        elif isinstance(inner, list):
+            left += reversed(inner)
+        elif isinstance(inner, str) and inner:
+            found.append(inner)
+    return found

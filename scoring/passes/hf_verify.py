@@ -1,0 +1,76 @@
+"""For passes under which a model keeps the interface of transformers: verified through it, undone by loading again."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from scoring.decoder.verify import DecoderReference
+from scoring.encoder.verify import verify_encoder
+from scoring.engine.batch_invariance import lend
+from scoring.quantization.compressed_tensors import from_pretrained
+
+_PREFILLED = 12  # tokens of each probe; the rest goes through cached steps
+
+
+class Forced(LogitsProcessor):  # type: ignore[misc]
+    """Has `generate` follow given tokens, [T], whatever the model would choose."""
+
+    def __init__(self, tokens: list[int]) -> None:
+        self.tokens = tokens
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        chosen = torch.full_like(scores, -math.inf)
+        chosen[:, self.tokens[input_ids.shape[1]]] = 0.0
+        return chosen
+
+
+def verify_model(model: Any, reference: Callable[..., Any]) -> float:
+    """Largest relative error (2-norms): of padded batches for encoders, of prefill and cached steps for decoders."""
+    told = reference()
+    if not isinstance(told, DecoderReference):
+        return verify_encoder(model, reference)
+    return max((_decoder_error(model, *probe) for probe in zip(told.ids, told.logits, strict=True)), key=_nan_first)
+
+
+def _decoder_error(model: Any, ids: list[int], wanted: Tensor) -> float:
+    first = min(_PREFILLED, len(ids) - 1)
+    prompt = torch.tensor([ids[:first]], device=_device(model))
+    with torch.inference_mode():
+        output = model.generate(
+            input_ids=prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=len(ids) - first,
+            min_new_tokens=len(ids) - first,
+            do_sample=False,
+            pad_token_id=0,
+            eos_token_id=None,
+            logits_processor=LogitsProcessorList([Forced(ids)]),
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+    found = torch.cat(list(output.logits)).float().cpu()
+    want = wanted[first - 1 : len(ids) - 1]
+    errors = [float((f - w).norm() / w.norm().clamp_min(1e-12)) for f, w in ((found[:1], want[:1]), (found, want))]
+    return max(errors, key=_nan_first)
+
+
+def _nan_first(error: float) -> float:
+    return math.inf if error != error else error
+
+
+def _device(model: Any) -> torch.device:
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def reload(model: Any) -> None:
+    """Make a model what its folder holds again, in place, on the device that it was on."""
+    fresh = from_pretrained(type(model), Path(model.name_or_path), dtype=model.dtype, local_files_only=True)
+    fresh.to(_device(model)).eval()
+    lend(fresh.config, getattr(model.config, "pad_token_id", None))
+    vars(model).clear()
+    vars(model).update(vars(fresh))

@@ -1,0 +1,249 @@
+"""Chooses passes, applies them, verifies each against plain transformers, and keeps a record of all of it.
+
+A pass that differs beyond its tolerance, or raises whatever it raises, is undone and named; the model serves without
+it. A pass that was forced on and cannot be served is an error.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, Literal
+
+from scoring.config import Optimisation, PassDecision
+from scoring.errors import LoadError, PassNotServed
+from scoring.model.loaded import Runtime
+from scoring.passes.base import Applicability, Applied, Facts, Hardware, Pass, PassRefused
+
+logger = logging.getLogger("mii_azure.passes")
+
+#: Passes in order, each with whether it is taken.
+Chosen = Sequence[tuple[Pass, Applicability]]
+
+State = Literal["applied", "not taken", "refused", "dropped"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What became of one pass."""
+
+    name: str
+    state: State  # refused: by the pass, on the loaded model; dropped: applied, and found to differ
+    reason: str
+    replaced: int = 0  # modules
+    error: float | None = None  # relative, against plain transformers in fp32
+    seconds: float = 0.0  # to apply and verify
+    applied: Applied | None = field(default=None, repr=False, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For metadata and logs; an error that is not a number is told as text."""
+        fields = {name: value for name, value in vars(self).items() if name != "applied"}
+        if self.error is not None and not math.isfinite(self.error):
+            fields["error"] = str(self.error)
+        return fields
+
+
+def choose(
+    passes: Sequence[Pass], facts: Facts, hardware: Hardware, settings: Optimisation
+) -> list[tuple[Pass, Applicability]]:
+    """Decide on every pass, on paper: nothing is loaded, and the hardware need not be here.
+
+    Raises LoadError for a forced pass that does not exist, PassNotServed for one that cannot apply.
+    """
+    known = [each.name for each in passes]
+    for name in (*settings.on, *settings.off):
+        if name not in known:
+            raise LoadError(f"There is no pass {name!r} for this model.", f"Passes: {', '.join(known)}.")
+    chosen = [(each, _decide(each, facts, hardware, settings)) for each in passes]
+    for each, decision in list(chosen):
+        # Forcing the weaker of two passes on the same layers means not to have the other.
+        stronger = next((o for o, d in chosen if d.take and each.name in o.supersedes), None)
+        if decision.take and stronger is not None:
+            loser, reason = each, f"{stronger.name} serves the same layers faster"
+            if each.name in settings.on and stronger.name not in settings.on:
+                loser, reason = stronger, f"{each.name} was forced on for the same layers"
+            chosen = [(o, Applicability(False, reason) if o is loser else d) for o, d in chosen]
+    return chosen
+
+
+def tell_differences(chosen: Chosen, planned: Sequence[PassDecision]) -> None:
+    """Log each pass that is not taken here as it was planned, or is taken though it was not."""
+    forecast = {each.name: each.take for each in planned}
+    for each, decision in chosen:
+        if forecast.get(each.name, decision.take) != decision.take:
+            here, there = ("taken", "not") if decision.take else ("not taken", "taken")
+            logger.info("pass %s is %s here and was planned %s: %s", each.name, here, there, decision.reason)
+
+
+def _decide(each: Pass, facts: Facts, hardware: Hardware, settings: Optimisation) -> Applicability:
+    if each.name in settings.off:
+        return Applicability(False, "switched off")
+    try:
+        decision = each.applies(facts, hardware, settings.objective)
+    except Exception as failure:
+        logger.exception("pass %s failed while it was decided on", each.name)
+        decision = Applicability(False, f"it failed while it was decided on: {_brief(failure)}")
+    if each.name in settings.on:
+        if not decision.take:
+            raise not_served(each.name, decision.reason)
+        return decision
+    if decision.take and settings.profile == "public" and not each.public:
+        return Applicability(False, "not among DeepSpeed's own open passes, which the profile is limited to")
+    return decision
+
+
+def run_passes(
+    model: Any,
+    runtime: Runtime,
+    chosen: Chosen,
+    forced: Sequence[str],
+    reference: Callable[[Any], Callable[..., Any]],
+    known: Mapping[str, float] = MappingProxyType({}),
+) -> list[Record]:
+    """Apply the passes that were taken to a loaded model, in order; call it on the thread that will run the model.
+
+    `reference(model)` is what plain transformers answers; it is asked for once, before the first change, and not at all
+    where the errors of all passes are `known` from a verification on such a machine. Raises PassNotServed when a forced
+    pass is refused or dropped, or when a pass broke a model that cannot be loaded again. `runtime` then holds what the
+    passes that are applied made beside the model.
+    """
+    records: list[Record] = []
+    unknown = [each for each, decision in chosen if decision.take and each.name not in known]
+    told, silence = _told(reference, model) if unknown else (None, "")
+    for each, decision in chosen:
+        if not decision.take:
+            records.append(Record(each.name, "not taken", decision.reason))
+            continue
+        if silence and each.name not in known:
+            record, kept = Record(each.name, "dropped", silence), True
+        else:
+            record, kept = _serve(each, model, told, decision, known.get(each.name))
+        if not kept:
+            records = _lost(records, f"the model was loaded again after {each.name}")
+        records.append(record)
+    _settle(runtime, records)
+    records = _warmed(model, runtime, records, [each for each, _ in chosen])
+    for record in records:
+        logger.info("pass %s: %s, %s", record.name, record.state, record.reason)
+        if record.name in forced and record.state != "applied":
+            raise not_served(record.name, record.reason)
+    return records
+
+
+def withdraw(model: Any, runtime: Runtime, records: Sequence[Record], reason: str) -> list[Record] | None:
+    """Undo the pass that was applied last, for a reason; None where no pass is left."""
+    last = next((record for record in reversed(records) if record.applied is not None), None)
+    if last is None or last.applied is None:
+        return None
+    logger.warning("pass %s: withdrawn, %s", last.name, reason)
+    kept = _undone(model, last.applied)
+    without = [
+        replace(each, state="dropped", reason=reason, applied=None) if each is last else each for each in records
+    ]
+    without = without if kept else _lost(without, f"the model was loaded again after {last.name}")
+    _settle(runtime, without)
+    return without
+
+
+def _settle(runtime: Runtime, records: Sequence[Record]) -> None:
+    """Leave in the runtime what the passes made that are applied, and nothing else."""
+    runtime.become(record.applied.made for record in records if record.applied is not None)
+
+
+def _told(reference: Callable[[Any], Callable[..., Any]], model: Any) -> tuple[Callable[..., Any] | None, str]:
+    """What plain transformers answers, or why it does not tell."""
+    try:
+        return reference(model), ""
+    except Exception as failure:
+        logger.exception("plain transformers does not answer what passes are compared with")
+        return None, f"plain transformers does not answer what it would be compared with: {_brief(failure)}"
+
+
+def _serve(
+    each: Pass, model: Any, told: Callable[..., Any] | None, decision: Applicability, known: float | None
+) -> tuple[Record, bool]:
+    """What became of a pass, and whether what was applied before it still is."""
+    from scoring.passes.model_snapshot import PlainForm  # imports torch, which deciding on paper does without
+
+    began, before = time.perf_counter(), PlainForm(model)
+    try:
+        applied = each.apply(model)
+    except PassRefused as refused:
+        return Record(each.name, "refused", str(refused), seconds=time.perf_counter() - began), before.kept()
+    except Exception as failure:
+        logger.exception("pass %s failed while it was applied", each.name)
+        reason = f"it failed while it was applied: {_brief(failure)}"
+        return Record(each.name, "dropped", reason, seconds=time.perf_counter() - began), before.restore()
+    if known is not None or told is None:
+        reason = f"{decision.reason}; {applied.detail}; verified when the bundle was prepared"
+        seconds = time.perf_counter() - began
+        return Record(each.name, "applied", reason, applied.count, known, seconds, applied), True
+    record = _verified(each, model, told, f"{decision.reason}; {applied.detail}", applied)
+    record = replace(record, seconds=time.perf_counter() - began)
+    return record, record.applied is not None or before.kept_after(applied.undo)
+
+
+def _verified(each: Pass, model: Any, told: Callable[..., Any], reason: str, applied: Applied) -> Record:
+    """An applied pass compared with plain transformers; without `applied` where it is to be undone."""
+    try:
+        error, bound = each.verify(model, told), each.bound(told)
+    except Exception as failure:  # a pass that cannot even be verified is not served
+        logger.exception("pass %s failed while it was verified", each.name)
+        reason = f"it failed while it was verified: {_brief(failure)}"
+        return Record(each.name, "dropped", reason, applied.count)
+    if not error <= bound:  # also where it is not a number
+        reason = f"it differs from plain transformers by {error:.1e}, more than {bound:.1e}"
+        return Record(each.name, "dropped", reason, applied.count, error)
+    return Record(each.name, "applied", reason, applied.count, error, applied=applied)
+
+
+def _warmed(model: Any, runtime: Runtime, records: list[Record], passes: Sequence[Pass]) -> list[Record]:
+    """Warm every pass that is applied; one that fails goes, and those that stand on it."""
+    for number, each in enumerate(passes):
+        if records[number].state != "applied":
+            continue
+        try:
+            each.warm(model)
+        except Exception as failure:
+            logger.exception("pass %s failed while it was warmed", each.name)
+            reason = f"it failed while it was warmed: {_brief(failure)}"
+            while records[number].applied is not None:
+                top = next(record for record in reversed(records) if record.applied is not None)
+                why = reason if top is records[number] else f"it stood on {each.name}, which failed"
+                records = withdraw(model, runtime, records, why) or records
+    return records
+
+
+def _undone(model: Any, applied: Applied) -> bool:
+    """Undo a pass; False where that failed, so that the model had to be loaded again."""
+    try:
+        applied.undo()
+    except Exception:
+        from scoring.passes.model_snapshot import reload_whole
+
+        logger.exception("what was applied cannot be undone: the model is loaded again")
+        reload_whole(model)
+        return False
+    return True
+
+
+def _lost(records: Sequence[Record], reason: str) -> list[Record]:
+    """The records of a model that was loaded again: nothing is applied any more."""
+    return [
+        replace(each, state="dropped", reason=reason, applied=None) if each.state == "applied" else each
+        for each in records
+    ]
+
+
+def _brief(failure: Exception) -> str:
+    said = (str(failure).strip().splitlines() or [""])[0][:200].rstrip(".")
+    return f"{type(failure).__name__}: {said}" if said else type(failure).__name__
+
+
+def not_served(name: str, reason: str) -> PassNotServed:
+    """The error of a pass that was forced on and is not served, for a reason."""
+    return PassNotServed(
+        f"The pass {name} was forced on and cannot be served: {reason}.", "Leave it out, or choose other hardware."
+    )

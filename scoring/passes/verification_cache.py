@@ -1,0 +1,67 @@
+"""What a run ahead of deployment left in the bundle: verified passes, and code that Inductor compiled.
+
+Both hold for the machine that they name, its versions and the model, and are left alone anywhere else: there the
+passes are verified at start, as without them. `mii-azure prepare` writes them; serving only reads.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scoring.passes.base import Hardware
+from scoring.passes.runner import Record
+from scoring.strict_json.files import read_object
+from scoring.telemetry.versions import versions
+
+logger = logging.getLogger("mii_azure.verification_cache")
+
+#: Names the folder to write to, in the process that `mii-azure prepare` starts.
+TARGET = "MII_AZURE_PREPARE"
+VERIFIED, COMPILED = "verified.json", "compiled.inductor"
+_MATTERS = ("python", "torch", "transformers", "deepspeed", "diffusers")
+
+
+def key(model: Any) -> dict[str, Any]:
+    """What a verification or compiled code holds for."""
+    hardware, found = Hardware.here(), versions()
+    return {
+        "device": hardware.name,
+        "capability": list(hardware.capability),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "versions": {name: found[name] for name in _MATTERS},
+        "architecture": type(model).__name__,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
+
+
+def known_errors(folder: Path, model: Any) -> dict[str, float]:
+    """The relative errors of passes that were verified on such a machine; none while a bundle is being prepared."""
+    if TARGET in os.environ or not (folder / VERIFIED).is_file():
+        return {}
+    told = read_object(folder / VERIFIED)
+    if told["key"] != key(model):
+        logger.info("the passes were verified on another machine (%s): they are verified here", told["key"]["device"])
+        return {}
+    if (folder / COMPILED).is_file():
+        torch.compiler.load_cache_artifacts((folder / COMPILED).read_bytes())
+    errors: dict[str, float] = told["errors"]
+    return errors
+
+
+def save(model: Any, records: Sequence[Record]) -> None:
+    """Write what this process verified and compiled, where it was started for that."""
+    if TARGET not in os.environ:
+        return
+    folder = Path(os.environ[TARGET])
+    errors = {record.name: record.error for record in records if record.state == "applied"}
+    told = {"key": key(model), "errors": errors, "seconds": {r.name: round(r.seconds, 2) for r in records}}
+    (folder / VERIFIED).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    compiled = torch.compiler.save_cache_artifacts()
+    if compiled is not None:
+        (folder / COMPILED).write_bytes(compiled[0])

@@ -1,0 +1,52 @@
+"""How int8 weights lie in a model folder: compressed-tensors' own layout, told without torch.
+
+A product's int8 weight [N, K] is `X.weight_packed`, int32 [N, K/4]: four numbers in each, plus 128, the first lowest.
+`X.weight_scale` [N, 1] is float32, `X.weight_shape` N and K; row n is what it holds times its scale. Other servers read
+int8 weights beside 16-bit activations in this layout.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from scoring.errors import LoadError
+from scoring.strict_json.files import read_object
+
+METHOD, FORMAT = "compressed-tensors", "pack-quantized"
+WEIGHT, PACKED, SCALE, SHAPE = ".weight", ".weight_packed", ".weight_scale", ".weight_shape"
+
+
+def quantization_of(folder: Path) -> dict[str, Any]:
+    """What config.json says of a folder's quantisation; empty where there is none, or no config."""
+    try:
+        told = read_object(folder / "config.json").get("quantization_config")
+    except LoadError:
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+def config_of() -> dict[str, Any]:
+    """The `quantization_config` of such a folder, but for its `ignore`."""
+    weights = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel", "dynamic": False}
+    group = {"targets": ["Linear"], "weights": weights, "format": FORMAT}
+    return {
+        "quant_method": METHOD,
+        "format": FORMAT,
+        "quantization_status": "compressed",
+        "config_groups": {"group_0": group},
+    }
+
+
+def is_shipped(told: Mapping[str, Any]) -> bool:
+    """Whether a `quantization_config` is of the kind that is read here: int8 weights, one scale a row, no more."""
+    groups = told.get("config_groups")
+    if told.get("quant_method") != METHOD or told.get("format") != FORMAT or not isinstance(groups, dict):
+        return False
+    return bool(groups) and all(_is_rows(group) for group in groups.values())
+
+
+def _is_rows(group: Any) -> bool:
+    weights = group.get("weights") if isinstance(group, dict) else None
+    wanted = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
+    told = isinstance(weights, dict) and all(weights.get(name) == value for name, value in wanted.items())
+    return told and not group.get("input_activations") and not group.get("output_activations")

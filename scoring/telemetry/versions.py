@@ -1,0 +1,15 @@
+"""Versions of what computes the answers."""
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes the answers."""
+    import platform
+    from importlib import metadata
+
+    found = {"python": platform.python_version()}
+    for package in ("torch", "transformers", "tokenizers", "safetensors", "deepspeed", "diffusers", "pillow"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "absent"
+    return found

@@ -1,0 +1,104 @@
+"""A static decoder over slices: rank 0's, whose calls the other ranks make too, each with its part of the heads."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoring.decoder.decoder import Decoder, Pending
+from scoring.decoder.kv_cache import SamplingParams
+from scoring.distributed.tp_group import TensorParallelGroup
+from scoring.errors import RankLost
+from scoring.tensor_parallel.workers import Workers
+
+
+class SlicedDecoder(Decoder):
+    """A `Decoder` of a sliced model; the same calls, from one thread, which tells the others of each and goes on.
+
+    A call that fails once the others were told of it ends with RankLost, and so does every later one.
+    """
+
+    def __init__(self, model: Any, slots: int, max_length: int, ranks: Workers) -> None:
+        self._ranks = ranks
+        plan = ranks.plan
+        ranks.send(("build", {"slots": slots, "max_length": max_length}))
+        device = torch.device("cuda", 0) if plan.device == "cuda" else torch.device("cpu")
+        try:
+            super().__init__(
+                model, slots, max_length, TensorParallelGroup(0, plan.degree, device, plan.call_s, ranks.check)
+            )
+        finally:
+            ranks.hear("built")
+
+    def open(self, slot: int, sampling: SamplingParams | None = None, held: Sequence[int] = ()) -> None:
+        super().open(slot, sampling, held)
+        self._ranks.send(("open", {"slot": slot, "sampling": sampling, "held": list(held)}))
+
+    def copy(self, source: int, target: int, count: int) -> None:
+        super().copy(source, target, count)
+        self._ranks.send(("copy", {"source": source, "target": target, "count": count}))
+
+    def feed(self, slot: int, token: int) -> None:
+        super().feed(slot, token)
+        self._ranks.send(("feed", {"slot": slot, "token": token}))
+
+    def release(self, slot: int) -> None:
+        super().release(slot)
+        with suppress(RankLost):  # what has ended is let go of all the same
+            self._ranks.send(("release", {"slot": slot}))
+
+    def prefill_many(self, parts: Sequence[tuple[int, Sequence[int]]]) -> Tensor:
+        self._check_parts(parts)
+        with self._together("prefill_many", parts=[(slot, list(ids)) for slot, ids in parts]):
+            return super().prefill_many(parts)
+
+    def sample(self, slots: Sequence[int]) -> Pending:
+        self.prompt_logits(slots)
+        with self._together("sample", slots=list(slots)):
+            return _Watched(super().sample(slots), self._ranks)
+
+    def step(self, slots: Sequence[int]) -> Pending:
+        self._check_room(max(slots, key=self.lengths.__getitem__), 1)
+        with self._together("step", slots=list(slots)):
+            return _Watched(super().step(slots), self._ranks)
+
+    def warm_up(self, sizes: Sequence[int] | None = None) -> None:
+        with self._together("warm_up", sizes=None if sizes is None else list(sizes)):
+            super().warm_up(sizes)
+            self._ranks.hear("warm")
+
+    def use_int8(self, wanted: bool = True) -> None:
+        super().use_int8(wanted)  # here first: where memory is too short for it, the others need not know
+        self._ranks.send(("use_int8", {"wanted": wanted}))
+
+    def drop(self) -> None:
+        """Have the other ranks give up their parts."""
+        if not self._ranks.lost:
+            self._ranks.send(("drop", {}))
+
+    @contextmanager
+    def _together(self, name: str, **arguments: Any) -> Iterator[None]:
+        """Have the others begin a call that adds over the ranks, which all have to make to its end."""
+        self._ranks.send((name, arguments))
+        try:
+            yield
+        except RankLost:
+            raise
+        except Exception as error:
+            raise self._ranks.fail(error) from error
+
+
+class _Watched:
+    """Tokens that may not come: then a rank is lost."""
+
+    def __init__(self, pending: Pending, ranks: Workers) -> None:
+        self._pending = pending
+        self._ranks = ranks
+
+    def tokens(self) -> list[int]:
+        try:
+            return self._pending.tokens()
+        except (RuntimeError, TimeoutError) as error:
+            raise self._ranks.fail(error) from error

@@ -1,0 +1,286 @@
+"""The official OpenAI client, unmodified, against real bundles of tiny models."""
+
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from transformers import AutoTokenizer
+
+from local_runner.process.launch import LOOPBACK, Runner
+
+Base = Callable[[str], str]
+HELLO: Any = [{"role": "user", "content": "the quick brown fox"}]
+
+
+@pytest.fixture
+def base(real: Callable[[str], Runner]) -> Base:
+    """`base(name)` gives the base URL of the runner of that name."""
+    return lambda name: f"http://{LOOPBACK}:{real(name).http_port}"
+
+
+@pytest.fixture
+def client(base: Base) -> Iterator[Callable[[str], openai.OpenAI]]:
+    with ExitStack() as stack:
+        yield lambda name: stack.enter_context(
+            openai.OpenAI(base_url=base(name) + "/v1", api_key="none", max_retries=0, timeout=60)
+        )
+
+
+@pytest.fixture
+async def chat(base: Base) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai.AsyncOpenAI(base_url=base("chat") + "/v1", api_key="none", max_retries=0) as opened:
+        yield opened
+
+
+def score(url: str, body: dict[str, Any]) -> Any:
+    return httpx.post(f"{url}/score", json=body, trust_env=False, timeout=60).json()
+
+
+Client = Callable[[str], openai.OpenAI]
+
+
+def test_models(client: Client) -> None:
+    assert [model.id for model in client("gpt2").models.list()] == ["gpt2"]
+    assert client("gpt2").models.retrieve("gpt2").owned_by == "mii-azure"
+    with pytest.raises(openai.NotFoundError, match="No model 'other' here"):
+        client("gpt2").models.retrieve("other")
+
+
+def test_a_completion_is_what_score_answers(client: Client, base: Base, real: Callable[[str], Runner]) -> None:
+    prompts = ["the quick brown", "a fine day and"]
+    got = client("gpt2").completions.create(model="gpt2", prompt=prompts, max_tokens=7)
+    parameters = {"max_new_tokens": 7, "return_full_text": False}
+    expected = score(base("gpt2"), {"inputs": prompts, "parameters": parameters})
+    assert [choice.text for choice in got.choices] == [answers[0]["generated_text"] for answers in expected]
+    assert [choice.index for choice in got.choices] == [0, 1]
+    tokenizer = AutoTokenizer.from_pretrained(real("gpt2").bundle / "model")
+    assert got.usage is not None
+    assert got.usage.prompt_tokens == sum(len(tokenizer(text)["input_ids"]) for text in prompts)
+    assert got.usage.total_tokens == got.usage.prompt_tokens + got.usage.completion_tokens
+    for choice in got.choices:
+        assert choice.finish_reason in ("length", "stop")
+    if all(choice.finish_reason == "length" for choice in got.choices):
+        assert got.usage.completion_tokens == 14
+
+
+def test_echo_stop_and_several_samples(client: Client) -> None:
+    completions = client("gpt2").completions
+    plain = completions.create(model="gpt2", prompt="the quick", max_tokens=12).choices[0]
+    assert completions.create(model="gpt2", prompt="the quick", max_tokens=12, echo=True).choices[0].text == (
+        "the quick" + plain.text
+    )
+    stop = plain.text[3:6]
+    cut = completions.create(model="gpt2", prompt="the quick", max_tokens=12, stop=stop).choices[0]
+    assert (cut.text, cut.finish_reason) == (plain.text[: plain.text.index(stop)], "stop")
+    many = completions.create(model="gpt2", prompt="the quick", max_tokens=12, n=3, seed=1)
+    assert len({choice.text for choice in many.choices}) > 1
+    assert [choice.index for choice in many.choices] == [0, 1, 2]
+    again = completions.create(model="gpt2", prompt="the quick", max_tokens=12, n=3, seed=1)
+    assert [choice.text for choice in again.choices] == [choice.text for choice in many.choices]
+
+
+def test_a_streamed_completion(client: Client) -> None:
+    whole = client("gpt2").completions.create(model="gpt2", prompt="the quick", max_tokens=9)
+    stream = client("gpt2").completions.create(model="gpt2", prompt="the quick", max_tokens=9, stream=True)
+    choices = [chunk.choices[0] for chunk in stream]
+    assert "".join(choice.text for choice in choices) == whole.choices[0].text
+    assert [choice.finish_reason for choice in choices if choice.finish_reason] == [whole.choices[0].finish_reason]
+
+
+def test_a_chat_whole_and_streamed(client: Client, base: Base) -> None:
+    asked: Any = {"model": "chat", "messages": HELLO, "max_completion_tokens": 10}
+    whole = client("chat").chat.completions.create(**asked)
+    parameters = {"max_new_tokens": 10, "return_full_text": False}
+    expected = score(base("chat"), {"inputs": HELLO, "parameters": parameters})[0]["generated_text"]
+    assert (whole.choices[0].message.role, whole.choices[0].message.content) == ("assistant", expected)
+    stream = client("chat").chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
+    chunks = list(stream)
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1]) == expected
+    assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
+    assert (chunks[-1].choices, chunks[-1].usage) == ([], whole.usage)
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_log_probabilities_of_a_completion(client: Client, base: Base) -> None:
+    asked: Any = {"model": "gpt2", "prompt": "the quick", "max_tokens": 7}
+    parameters = {"max_new_tokens": 7, "return_full_text": False, "return_details": True, "top_n_tokens": 3}
+    [answer] = score(base("gpt2"), {"inputs": "the quick", "parameters": parameters})
+    tokens = [token for token in answer["details"]["tokens"] if not token["special"]]
+    choice = client("gpt2").completions.create(**asked, logprobs=3).choices[0]
+    assert choice.logprobs is not None
+    assert choice.text == answer["generated_text"] == "".join(choice.logprobs.tokens or [])
+    assert choice.logprobs.token_logprobs == [token["logprob"] for token in tokens]
+    told, tops = choice.logprobs.text_offset or [], choice.logprobs.top_logprobs or []
+    assert [choice.text[start:].startswith(token["text"]) for start, token in zip(told, tokens, strict=True)] == (
+        [True] * len(tokens)
+    )
+    for token, top, wanted in zip(tokens, tops, answer["details"]["top_tokens"], strict=False):
+        assert top[token["text"]] == token["logprob"]
+        assert max(top.values()) == wanted[0]["logprob"]
+    bare = client("gpt2").completions.create(**asked, logprobs=0).choices[0].logprobs
+    assert bare is not None
+    assert (bare.token_logprobs, bare.top_logprobs) == (choice.logprobs.token_logprobs, None)
+    chunks = list(client("gpt2").completions.create(**asked, logprobs=3, stream=True))
+    parts = [chunk.choices[0].logprobs for chunk in chunks if chunk.choices[0].logprobs]
+    for name in ("tokens", "token_logprobs", "text_offset", "top_logprobs"):
+        found = [value for part in parts for value in getattr(part, name)]
+        assert found == getattr(choice.logprobs, name)
+
+
+def test_log_probabilities_of_a_chat(client: Client) -> None:
+    asked: Any = {"model": "chat", "messages": HELLO, "max_tokens": 6, "logprobs": True, "top_logprobs": 2}
+    choice = client("chat").chat.completions.create(**asked).choices[0]
+    assert choice.logprobs is not None
+    content = choice.logprobs.content or []
+    assert "".join(token.token for token in content) == choice.message.content
+    for token in content:
+        assert bytes(token.bytes or []).decode() == token.token
+        assert [top.logprob for top in token.top_logprobs] == sorted(
+            (top.logprob for top in token.top_logprobs), reverse=True
+        )
+        assert token.top_logprobs[0].logprob >= token.logprob
+        assert len(token.top_logprobs) == 2
+    chunks = list(client("chat").chat.completions.create(**asked, stream=True))
+    parts = [chunk.choices[0].logprobs for chunk in chunks]
+    assert [token for part in parts if part for token in part.content or []] == content
+
+
+def test_several_answers_streamed(client: Client) -> None:
+    asked: Any = {"model": "chat", "messages": HELLO, "max_tokens": 8, "n": 3, "seed": 5, "temperature": 1.4}
+    whole = client("chat").chat.completions.create(**asked).choices
+    choices = [
+        choice for chunk in client("chat").chat.completions.create(**asked, stream=True) for choice in chunk.choices
+    ]
+    for index in range(3):
+        own = [choice for choice in choices if choice.index == index]
+        assert own[0].delta.role == "assistant"
+        assert "".join(choice.delta.content or "" for choice in own) == whole[index].message.content
+        assert [choice.finish_reason for choice in own if choice.finish_reason] == [whole[index].finish_reason]
+    assert len({choice.message.content for choice in whole}) > 1
+
+
+def test_parts_and_the_developers_role(client: Client) -> None:
+    parts: Any = [
+        {"role": "user", "content": [{"type": "text", "text": "the quick "}, {"type": "text", "text": "brown fox"}]}
+    ]
+    texts = {
+        client("chat").chat.completions.create(model="chat", messages=messages, max_tokens=8).choices[0].message.content
+        for messages in (HELLO, parts)
+    }
+    assert len(texts) == 1
+    told = [
+        client("chat").chat.completions.create(
+            model="chat", messages=[{"role": role, "content": "be brief"}, *HELLO], max_tokens=8
+        )
+        for role in ("developer", "system")
+    ]
+    assert told[0].choices[0].message.content == told[1].choices[0].message.content
+
+
+async def test_the_asynchronous_client(chat: openai.AsyncOpenAI) -> None:
+    stream = await chat.chat.completions.create(model="chat", messages=HELLO, max_tokens=5, stream=True)
+    chunks = [chunk async for chunk in stream]
+    assert chunks[-1].choices[0].finish_reason in ("length", "stop")
+
+
+def test_leaving_a_stream_early_leaves_the_engine_free(client: Client) -> None:
+    for _ in range(3):
+        with client("chat").chat.completions.create(model="chat", messages=HELLO, max_tokens=90, stream=True) as stream:
+            next(iter(stream))
+    assert client("chat").chat.completions.create(model="chat", messages=HELLO, max_tokens=2).choices
+
+
+def test_embeddings(client: Client, base: Base) -> None:
+    texts = ["a man is eating", "a fine day"]
+    expected = score(base("embed"), {"inputs": texts})
+    for form in ({}, {"encoding_format": "float"}, {"encoding_format": "base64"}):
+        got = client("embed").embeddings.create(model="embed", input=texts, **form)  # type: ignore[arg-type]
+        assert [entry.index for entry in got.data] == [0, 1]
+        if form.get("encoding_format") != "base64":
+            for entry, vector in zip(got.data, expected, strict=True):
+                assert entry.embedding == pytest.approx(vector, rel=1e-6)
+        assert got.usage.prompt_tokens == got.usage.total_tokens > 0
+    assert len(client("embed").embeddings.create(model="embed", input="one").data) == 1
+
+
+REFUSED: list[tuple[str, dict[str, Any], str, str | None]] = [
+    ("gpt2", {"prompt": [1, 2, 3]}, "Token ids are not taken.", "prompt"),
+    ("gpt2", {}, "The prompt must be a text", "prompt"),
+    ("gpt2", {"prompt": "a", "temperature": 900}, "less than or equal to 100", "parameters.temperature"),
+    ("gpt2", {"prompt": "a", "logprobs": 21}, "logprobs is a number from 0 to 20.", "logprobs"),
+    ("gpt2", {"prompt": "a", "logprobs": 1, "echo": True}, "The prompt's own log-probabilities are not told.", "echo"),
+    ("chat", {"messages": HELLO, "top_logprobs": 2}, "top_logprobs needs logprobs.", "top_logprobs"),
+    ("chat", {"messages": HELLO, "logprobs": "yes"}, '"logprobs" must be true or false.', "logprobs"),
+    ("gpt2", {"prompt": "a", "presence_penalty": 0.5}, "presence_penalty is not served here.", "presence_penalty"),
+    ("gpt2", {"prompt": "a", "best_off": 1}, "Unknown parameter 'best_off'.", "parameters"),
+    ("gpt2", {"prompt": "a", "max_tokens": 10**6}, "fit the model's context", None),
+    ("gpt2", {"prompt": "a", "stream": "yes"}, '"stream" must be true or false.', "stream"),
+    ("gpt2", {"prompt": ["a", "b"], "stream": True}, "A stream answers one input.", "inputs"),
+    ("chat", {"messages": []}, "The messages are missing.", "messages"),
+    ("chat", {"messages": ["a"]}, "A message is a JSON object.", "messages[0]"),
+    ("chat", {"messages": [{"role": "user"}]}, 'A message needs the texts "role" and "content".', "messages[0]"),
+    ("chat", {"messages": [{"role": "robot", "content": "a"}]}, "Input should be", None),
+    ("chat", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "Only parts of text", None),
+    ("chat", {"messages": HELLO, "tools": [{"type": "function"}]}, "tools is not served here.", "tools"),
+    ("chat", {"messages": HELLO, "response_format": {"type": "json_object"}}, "response_format is not", None),
+    ("embed", {"input": [[1, 2]]}, "Token ids are not taken.", "input"),
+    ("embed", {"input": "a", "dimensions": 8}, "The model's vectors have one length.", "dimensions"),
+    ("embed", {"input": ""}, "at least 1 character", None),
+]
+PATHS = {"gpt2": "completions", "chat": "chat/completions", "embed": "embeddings"}
+
+
+@pytest.mark.parametrize(("name", "body", "says", "place"), REFUSED)
+def test_what_cannot_be_answered_is_a_bad_request(
+    client: Client, name: str, body: dict[str, Any], says: str, place: str | None
+) -> None:
+    with pytest.raises(openai.BadRequestError) as raised:
+        client(name).post(f"/{PATHS[name]}", cast_to=object, body=body)
+    told: Any = raised.value.body
+    assert says in told["message"]
+    assert told["type"] == "invalid_request_error"
+    assert place is None or told["param"] == place
+
+
+def test_fields_that_ask_for_nothing_are_taken(client: Client) -> None:
+    got = client("chat").chat.completions.create(
+        model="chat",
+        messages=HELLO,
+        max_tokens=3,
+        temperature=0,
+        top_p=1,
+        n=1,
+        presence_penalty=0,
+        frequency_penalty=0.0,
+        logprobs=False,
+        response_format={"type": "text"},
+        user="someone",
+        tool_choice="none",
+        extra_body={"repetition_penalty": 1.5},
+    )
+    assert got.choices[0].message.content is not None
+
+
+def test_other_paths_tasks_and_models(client: Client, base: Base) -> None:
+    with pytest.raises(openai.BadRequestError, match="This deployment serves text-generation"):
+        client("gpt2").chat.completions.create(model="gpt2", messages=HELLO)
+    with pytest.raises(openai.NotFoundError, match="No model 'gpt-4' here"):
+        client("gpt2").completions.create(model="gpt-4", prompt="a")
+    for content in (b"{", b"[]", b"\xff"):
+        answer = httpx.post(f"{base('gpt2')}/v1/completions", content=content, trust_env=False)
+        assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
+    assert "/v1/chat/completions" in httpx.get(f"{base('gpt2')}/openapi.json", trust_env=False).json()["paths"]
+
+
+def test_usage_is_told_to_whoever_asks_for_it(base: Base) -> None:
+    body = {"inputs": "the quick", "parameters": {"max_new_tokens": 4}, "options": {"usage": True}}
+    told = score(base("gpt2"), body)
+    assert told["answer"] == score(base("gpt2"), {**body, "options": {}})
+    assert len(told["usage"]["finish_reasons"]) == 1
+    text = httpx.post(f"{base('gpt2')}/score", json={**body, "stream": True}, trust_env=False).text
+    assert json.loads(text.split("\n\n")[-3].removeprefix("data: ")) == told

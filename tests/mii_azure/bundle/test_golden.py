@@ -1,0 +1,99 @@
+"""The rendered files of every task on CPU, T4 and A100, byte for byte; the diff of a golden tree is the review.
+
+`make golden` writes them anew, and refuses while the trees have changes that are not committed. A file that is the same
+on all three is kept once, under `any/`. The lock is not kept: it is a copy, compared with its source. One more tree is
+that of a bundle with `--server http`.
+"""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from mii_azure.bundle.render import TEMPLATES
+from scoring.schema.registry import TASKS
+from tests.mii_azure.bundles import SKUS, rendered
+
+GOLDEN = Path(__file__).resolve().parents[2] / "golden"
+UPDATE = os.environ.get("MII_AZURE_UPDATE_GOLDEN") == "1"
+LOCK = "environment/requirements.lock"
+HTTP = "text-generation-http"
+LOCKS = {"cpu": "cpu.lock", "t4": "cuda13.lock", "a100": "cuda13.lock"}
+
+
+def uncommitted(folder: Path) -> str:
+    """What git would lose if `folder` were written anew; "" if nothing."""
+    command = ["git", "status", "--porcelain", "--", str(folder)]
+    return subprocess.run(command, cwd=folder.parent, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture(scope="module", autouse=True)
+def start_from_committed_trees():
+    if not UPDATE:
+        return
+    changes = uncommitted(GOLDEN)
+    if changes:
+        pytest.exit(f"commit or drop these first:\n{changes}", returncode=2)
+    shutil.rmtree(GOLDEN, ignore_errors=True)
+
+
+def write(task: str, trees: dict[str, dict[str, str]]) -> None:
+    first = next(iter(trees.values()))
+    for device, files in trees.items():
+        for path, text in files.items():
+            shared = all(tree[path] == text for tree in trees.values())
+            if shared and files is not first:
+                continue
+            target = GOLDEN / task / ("any" if shared else device) / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(text.encode())
+
+
+def read(task: str, device: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for folder in (GOLDEN / task / "any", GOLDEN / task / device):
+        found |= {
+            path.relative_to(folder).as_posix(): path.read_bytes().decode()
+            for path in folder.rglob("*")
+            if path.is_file()
+        }
+    return found
+
+
+@pytest.mark.parametrize("task", [*TASKS, HTTP])
+def test_rendered_files_are_the_golden_ones(task):
+    preferences = {"server": "http"} if task == HTTP else {}
+    trees = {device: rendered(task.removesuffix("-http"), device, **preferences) for device in SKUS}
+    for device, files in trees.items():
+        locks = [LOCKS[device], *(["http.lock"] if task == HTTP else [])]
+        assert files.pop(LOCK) == "".join((TEMPLATES / "locks" / lock).read_text() for lock in locks)
+    if UPDATE:
+        write(task, trees)
+    for device, files in trees.items():
+        expected = read(task, device)
+        assert files.keys() == expected.keys()
+        for path, text in files.items():
+            assert text == expected[path], f"{task}, {device}, {path}: `make golden` shows the difference"
+
+
+def test_every_golden_tree_belongs_to_a_task():
+    assert {path.name for path in GOLDEN.iterdir()} == {*TASKS, HTTP}
+
+
+def test_an_update_would_lose_nothing_that_is_not_committed(tmp_path):
+    def git(*arguments: str) -> None:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    golden = tmp_path / "golden"
+    golden.mkdir()
+    (golden / "a").write_text("1")
+    git("init")
+    assert uncommitted(golden)
+    git("add", ".")
+    git("commit", "-m", "a")
+    assert not uncommitted(golden)
+    (golden / "a").write_text("2")
+    assert uncommitted(golden)

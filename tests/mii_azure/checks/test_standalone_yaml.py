@@ -1,0 +1,105 @@
+"""Rules on YAML that we did not write: azure-ai-ml accepts it, and one rule each says what is wrong."""
+
+import json
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from mii_azure.checks.autofix import fix
+from mii_azure.checks.check import check
+from mii_azure.cli.app import app
+from mii_azure.errors import NotABundle
+from tests.mii_azure.checks.loose import KINDS, LOOSE, change, write
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_as_the_examples_have_them_have_no_findings(kind, tmp_path):
+    write(tmp_path, kind)
+    assert check(tmp_path) == []
+
+
+@pytest.mark.parametrize("what", LOOSE)
+def test_what_azure_ai_ml_accepts_is_rejected_by_one_rule(what, tmp_path):
+    case = LOOSE[what]
+    write(tmp_path, case.kind, change(case))
+    findings = check(tmp_path)
+    # MII501 is azure-ai-ml's own verdict, and it is not among them.
+    assert [(finding.id, finding.file) for finding in findings] == [(case.rule, case.file)], findings
+
+
+def test_names_too_long_together_on_kubernetes(tmp_path):
+    def rename(files):
+        files["endpoint.yml"]["name"] = files["blue.yml"]["endpoint_name"] = "e" * 32
+        files["blue.yml"]["name"] = "d" * 31
+
+    write(tmp_path, "kubernetes", rename)
+    assert [finding.id for finding in check(tmp_path)] == ["MII603"]
+
+
+def test_a_managed_deployment_on_a_cluster(tmp_path):
+    write(tmp_path, "managed", lambda files: files["endpoint.yml"].update(compute="azureml:cluster"))
+    assert "MII604" in [finding.id for finding in check(tmp_path)]
+
+
+def test_secrets_from_a_connection_need_the_endpoint_to_ask(tmp_path):
+    def connect(files):
+        files["blue.yml"]["environment_variables"] = {"KEY": "${{azureml://connections/hub/credentials/token}}"}
+
+    write(tmp_path, "managed", connect)
+    assert [finding.id for finding in check(tmp_path)] == ["MII117"]
+    endpoint = {"name": "my-endpoint", "properties": {"enforce_access_to_default_secret_stores": "enabled"}}
+    (tmp_path / "endpoint.yml").write_text(yaml.safe_dump(endpoint | {"auth_mode": "key"}))
+    assert check(tmp_path) == []
+
+
+def test_one_file_alone_is_judged(tmp_path):
+    write(tmp_path, "managed", change(LOOSE["no instances"]))
+    assert [finding.id for finding in check(tmp_path / "blue.yml")] == ["MII204"]
+    assert check(tmp_path / "endpoint.yml") == []
+
+
+def test_an_endpoint_with_two_deployments_is_judged_once(tmp_path):
+    write(tmp_path, "managed", change(LOOSE["half of the traffic"]))
+    (tmp_path / "green.yml").write_text((tmp_path / "blue.yml").read_text().replace("blue", "green"))
+    assert [finding.id for finding in check(tmp_path)] == ["MII110"]
+
+
+def test_other_yaml_is_left_alone_and_named_when_there_is_nothing_else(tmp_path):
+    job = {"$schema": "https://azuremlschemas.azureedge.net/latest/commandJob.schema.json", "command": "true"}
+    (tmp_path / "job.yml").write_text(yaml.safe_dump(job))
+    with pytest.raises(NotABundle):
+        check(tmp_path)
+    write(tmp_path, "managed")
+    assert check(tmp_path) == []
+
+
+def test_yaml_that_cannot_be_read_is_a_finding(tmp_path):
+    (tmp_path / "broken.yml").write_text("a: [")
+    assert [finding.id for finding in check(tmp_path)] == ["MII101"]
+
+
+def test_fixing_keeps_comments_and_other_values(tmp_path):
+    write(tmp_path, "managed", change(LOOSE["a request of 900 s"]))
+    path = tmp_path / "blue.yml"
+    path.write_text("# ours\n" + path.read_text())
+    before = yaml.safe_load(path.read_text())
+    fixed = fix(tmp_path)
+    assert fixed.findings == []
+    assert fixed.changes == ["MII207: blue.yml: request_settings.request_timeout_ms is now 180000."]
+    before["request_settings"]["request_timeout_ms"] = 180000
+    assert yaml.safe_load(path.read_text()) == before
+    assert path.read_text().startswith("# ours\n")
+
+
+def test_the_command_says_what_applies(tmp_path):
+    write(tmp_path, "managed", change(LOOSE["a name in capitals"]))
+    done = CliRunner().invoke(app, ["check", str(tmp_path), "--json"])
+    assert done.exit_code == 0
+    (finding,) = json.loads(done.stdout)
+    assert (finding["id"], finding["severity"], finding["fixable"]) == ("MII103", "warning", True)
+    assert finding["limit"]
+    assert "only the rules on YAML" in done.stderr
+    done = CliRunner().invoke(app, ["check", str(tmp_path), "--fix"])
+    assert "changed MII103" in done.stdout
+    assert yaml.safe_load((tmp_path / "blue.yml").read_text())["name"] == "blue"

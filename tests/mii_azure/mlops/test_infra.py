@@ -1,0 +1,134 @@
+"""Bicep and Terraform hold the bodies that azure-ai-ml would send, with nothing expanded but the ids given."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+
+import pytest
+from pycep import BicepParser
+from typer.testing import CliRunner
+
+from mii_azure.cli.app import app
+from mii_azure.errors import SpecError
+from mii_azure.mlops.infra import autoscale, bodies, infra
+
+SECRET = "${{azureml://connections/hub/credentials/token}}"
+
+
+IDS = {"workspace_id": "/subscriptions/s/resourceGroups/g/providers/P/workspaces/w", "code_id": "/code/1"}
+EVALUATED = {"workspace.id": IDS["workspace_id"], "codeId": IDS["code_id"], "deployment.id": "/deployment"}
+
+
+@pytest.fixture
+def bundle(make_bundle):
+    return make_bundle(secrets={"HF_TOKEN": SECRET}, max_instances=4)
+
+
+def wanted(bundle) -> dict:
+    """What each resource must come to once the ids are known, by name in the templates."""
+    endpoint, deployment = bodies(bundle)
+    text = json.dumps({"endpoint": endpoint, "deployment": deployment, "autoscale": autoscale(bundle)})
+    for marker, value in (("workspace", EVALUATED["workspace.id"]), ("code", "/code/1"), ("deployment", "/deployment")):
+        text = text.replace(f"\\u0000{marker}\\u0000", value)
+    return json.loads(text)
+
+
+def test_bicep_read_by_a_parser_of_its_own_is_what_the_client_sends(bundle):
+    found = BicepParser().parse(text=infra(bundle, "bicep")["main.bicep"])
+    assert set(found["parameters"]) == {"workspaceName", "codeId", "location"}
+
+    def value(node):
+        if isinstance(node, dict) and isinstance(node.get("operator"), dict):  # deployment.id
+            return EVALUATED[".".join(node["operator"]["operands"].values())]
+        if isinstance(node, dict):
+            return {key.strip("'"): value(entry) for key, entry in node.items()}
+        if isinstance(node, list):
+            return [value(entry) for entry in node]
+        if not isinstance(node, str):
+            return node
+        node = EVALUATED.get(node, node)
+        return node.replace("${workspace.id}", IDS["workspace_id"]).replace("\\$", "$").replace("\\'", "'")
+
+    for name, body in wanted(bundle).items():
+        resource = found["resources"][name]
+        config = value(resource["config"])
+        assert config.pop("location") == "location"
+        assert config.pop("parent", None) == {"endpoint": "workspace", "deployment": "endpoint"}.get(name)
+        assert config == body
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d", resource["api_version"])
+
+
+def test_terraform_itself_evaluates_it_to_what_the_client_sends(bundle, tmp_path):
+    """The provider is in no registry of packages: its resources become outputs, which need none."""
+    if not shutil.which("terraform"):
+        pytest.skip("needs terraform")
+    text = infra(bundle, "terraform")["main.tf.json"].replace("${azapi_resource.deployment.id}", "/deployment")
+    document = json.loads(text.replace("${azapi_resource.endpoint.id}", "/endpoint"))
+    blocks = document.pop("resource")["azapi_resource"]
+    del document["terraform"]
+    document["output"] = {name: {"value": block} for name, block in blocks.items()}
+    (tmp_path / "main.tf.json").write_text(json.dumps(document))
+    environment = {
+        **os.environ,
+        "CHECKPOINT_DISABLE": "1",
+        **{f"TF_VAR_{name}": value for name, value in {**IDS, "location": "eastus"}.items()},
+    }
+    for command in (["init", "-input=false"], ["validate"], ["plan", "-input=false", "-out=plan"]):
+        done = subprocess.run(["terraform", *command], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    shown = subprocess.run(["terraform", "show", "-json", "plan"], cwd=tmp_path, env=environment, capture_output=True)
+    outputs = json.loads(shown.stdout)["planned_values"]["outputs"]
+    parents = {
+        "endpoint": IDS["workspace_id"],
+        "deployment": "/endpoint",
+        "autoscale": "/subscriptions/s/resourceGroups/g",
+    }
+    for name, body in wanted(bundle).items():
+        value = outputs[name]["value"]
+        assert (value["name"], value["location"], value["parent_id"]) == (body["name"], "eastus", parents[name])
+        assert value["body"] == {key: item for key, item in body.items() if key not in ("name", "tags", "identity")}
+        assert value.get("tags") == body.get("tags")
+
+
+def test_terraform_holds_what_the_client_sends(bundle):
+    document = json.loads(infra(bundle, "terraform")["main.tf.json"])
+    endpoint, deployment = bodies(bundle)
+    found = document["resource"]["azapi_resource"]
+    assert found["endpoint"]["name"] == endpoint["name"] == "my-qa"  # the client lower-cases it
+    assert found["endpoint"]["parent_id"] == "${var.workspace_id}"
+    assert found["deployment"]["parent_id"] == "${azapi_resource.endpoint.id}"
+    properties = found["deployment"]["body"]["properties"]
+    assert properties.keys() == deployment["properties"].keys()
+    assert properties["livenessProbe"] == deployment["properties"]["livenessProbe"]
+    assert properties["model"].startswith("${var.workspace_id}/models/My-qa-model/versions/")
+    assert properties["environmentVariables"]["HF_TOKEN"] == "$" + SECRET
+    assert found["deployment"]["body"]["sku"]["capacity"] == 1
+    used = set(re.findall(r"(?<!\$)\$\{var\.(\w+)\}", json.dumps(document)))
+    assert used == set(document["variable"])
+
+
+def test_bicep_is_balanced_and_expands_only_the_workspace(bundle):
+    text = infra(bundle, "bicep")["main.bicep"]
+    outside = re.sub(r"'(?:[^'\\\n]|\\.)*'", "''", text)
+    assert "'" not in outside.replace("''", "")
+    for pair in ("{}", "[]", "()"):
+        assert outside.count(pair[0]) == outside.count(pair[1])
+    assert set(re.findall(r"(?<!\\)\$\{([\w.]+)\}", text)) == {"workspace.id"}
+    assert "codeId: codeId" in text
+    assert "HF_TOKEN: '\\" + SECRET + "'" in text
+    assert text.index("resource endpoint") < text.index("parent: endpoint")
+
+
+def test_what_has_no_template_is_refused(make_bundle, bundle):
+    with pytest.raises(SpecError):
+        infra(bundle, "pulumi")
+    with pytest.raises(SpecError):
+        infra(make_bundle("batch", kind="batch", compute="cluster"), "bicep")
+
+
+def test_the_command_writes_the_file(bundle, tmp_path):
+    done = CliRunner().invoke(app, ["infra", str(bundle), "--format", "terraform", "--output", str(tmp_path / "i")])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "i" / "main.tf.json").is_file()

@@ -1,0 +1,84 @@
+"""Grades, and the environment that explains them."""
+
+import json
+from typing import Any
+
+import pytest
+
+from mii_azure.verdict.grade import environment_difference, grade
+
+TOLERANCE = 1e-4
+
+
+def reply(value: Any, status: int = 200) -> tuple[int, bytes]:
+    return status, json.dumps(value).encode()
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "expected"),
+    [
+        (reply([{"label": "A", "score": 0.5}]), reply([{"label": "A", "score": 0.5}]), "bytes"),
+        (reply([{"label": "A", "score": 0.5}]), reply([{"label": "A", "score": 0.50005}]), "values"),
+        (reply([{"label": "A", "score": 0.5}]), reply([{"label": "A", "score": 0.6}]), "scores"),
+        (reply([{"label": "A", "score": 0.5}]), reply([{"label": "B", "score": 0.5}]), "different"),
+        (reply({"start": 1, "score": 0.5}), reply({"start": 2, "score": 0.5}), "different"),
+        (reply([1.0, 2.0]), reply([1.0]), "different"),
+        (reply({"a": 1.0}), reply({"b": 1.0}), "different"),
+        (reply([{"generated_text": "a b"}]), reply([{"generated_text": "a c"}]), "different"),
+        (reply({"error": {}}, 400), reply({"error": {}}, 500), "different"),
+        (reply({"a": True}), reply({"a": 1}), "different"),
+        ((200, b"<html>"), (200, b"<p>"), "different"),
+        # A whole number may be written either way.
+        (reply([1.0]), reply([1]), "values"),
+    ],
+)
+def test_grades(left: tuple[int, bytes], right: tuple[int, bytes], expected: str) -> None:
+    given, difference = grade(left, right, TOLERANCE)
+    assert given == expected
+    assert bool(difference) == (expected in ("scores", "different"))
+
+
+def test_large_values_are_compared_relatively() -> None:
+    assert grade(reply([1000.0]), reply([1000.05]), TOLERANCE)[0] == "values"
+    assert grade(reply([1000.0]), reply([1000.5]), TOLERANCE)[0] == "scores"
+
+
+def test_the_worst_score_is_the_one_named() -> None:
+    left, right = reply({"a": 0.1, "b": [0.2, 0.9]}), reply({"a": 0.11, "b": [0.2, 0.5]})
+    assert "$.b[1] is off by 4.00e-01" in grade(left, right, TOLERANCE)[1]
+
+
+def picture(*colours: int) -> str:
+    import base64
+    import io
+
+    from PIL import Image
+
+    image = Image.new("RGB", (len(colours), 1))
+    image.putdata([(colour, 0, 0) for colour in colours])
+    target = io.BytesIO()
+    image.save(target, "PNG", compress_level=colours[0] % 9)
+    return base64.b64encode(target.getvalue()).decode()
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "expected", "told"),
+    [
+        ([10, 20], [10, 20], "bytes", ""),
+        ([10, 20], [11, 20], "values", ""),
+        ([10, 20], [10, 200], "scores", "$[0].generated_image is off by 7.02e-01"),
+        ([10, 20], [10], "different", "2 x 1 pixels against 1 x 1"),
+    ],
+)
+def test_images_are_compared_by_their_pixels(left: list[int], right: list[int], expected: str, told: str) -> None:
+    one, two = (reply([{"generated_image": picture(*colours)}]) for colours in (left, right))
+    given, difference = grade(one, two, TOLERANCE)
+    assert (given, told in difference) == (expected, True)
+    assert grade(one, reply([{"generated_image": "no image"}]), TOLERANCE)[0] == "different"
+
+
+def test_environment_difference_names_the_likeliest_cause_first() -> None:
+    here = {"versions": {"torch": "2.13.0", "python": "3.11"}, "dtype": "float32", "device": "cpu", "threads": 2}
+    there = {"versions": {"torch": "2.12.0", "python": "3.11"}, "dtype": "float32", "device": "cpu", "threads": 8}
+    assert environment_difference(here, there) == ["torch 2.13.0 against 2.12.0", "threads 2 against 8"]
+    assert environment_difference(here, here) == []

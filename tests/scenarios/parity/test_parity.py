@@ -1,0 +1,108 @@
+"""Parity over real hosts, and verdicts that must say no."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mii_azure
+from local_runner.targets.load import TargetReply
+from mii_azure.errors import SpecError
+from mii_azure.verdict.parity import TARGETS, Verdict, parity
+
+Tiny = Callable[[str, str], Path]
+
+
+def bundle(tiny: Tiny, family: str, task: str, folder: Path) -> Path:
+    """Without the pass for encoders on CPUs: each process times it, and for one of this size may choose otherwise."""
+    return mii_azure.generate(
+        task=task,
+        model=str(tiny(family, task)),
+        deployment_name="under-test",
+        output=folder / "bundle",
+        passes_off=("cpu",) if family in ("bert", "roberta") else (),
+    )
+
+
+@pytest.mark.parametrize(
+    ("family", "task"),
+    [("roberta", "question-answering"), ("gpt2", "text-generation"), ("marian", "translation")],
+)
+def test_every_host_answers_alike(family: str, task: str, tiny: Tiny, tmp_path: Path) -> None:
+    verdict = parity(bundle(tiny, family, task, tmp_path))
+    assert verdict.agree, [entry for entry in verdict.comparisons if entry.grade not in ("bytes", "values")]
+    assert verdict.targets == TARGETS
+    # One script and one engine: not a byte may differ between hosts of one machine.
+    assert {entry.grade for entry in verdict.comparisons} == {"bytes"}
+    statuses = {entry.request: entry.status for entry in verdict.comparisons}
+    assert statuses["sample"] == statuses["unicode"] == statuses["list of three"] == 200
+    assert statuses["empty body"] == statuses["NaN"] == statuses["unknown parameter"] == 400
+    assert not any(verdict.environment.values())
+
+
+def test_the_command_exits_0_when_hosts_agree(tiny: Tiny, tmp_path: Path) -> None:
+    folder = bundle(tiny, "bert", "fill-mask", tmp_path)
+    requests = tmp_path / "requests.jsonl"
+    requests.write_text('{"inputs": "a [MASK] b"}\n{"inputs": 1}\n', encoding="utf-8")
+    command = [sys.executable, "-m", "mii_azure.cli.app", "parity", str(folder), "--targets", "in-process,azmlinfsrv"]
+    done = subprocess.run([*command, "--requests", str(requests), "--json"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["requests"] == 2
+
+
+class FakeTarget:
+    """A target that answers what it is told to."""
+
+    def __init__(self, body: bytes, facts: dict[str, Any]) -> None:
+        self.body, self.facts = body, facts
+
+    def __enter__(self) -> "FakeTarget":
+        return self
+
+    def __exit__(self, *exception: object) -> None: ...
+
+    def send(self, raw: str) -> TargetReply:
+        return TargetReply(200, self.body, 0.0)
+
+    def metadata(self) -> dict[str, Any]:
+        return {"context_length": 64, **self.facts}
+
+
+@pytest.fixture
+def disagreement(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Verdict:
+    fakes = {
+        "in-process": FakeTarget(b'[{"label":"A","score":0.9}]', {"versions": {"torch": "2.13.0"}, "threads": 2}),
+        "grpc": FakeTarget(b'[{"label":"B","score":0.9}]', {"versions": {"torch": "2.12.0"}, "threads": 8}),
+        "http": FakeTarget(b'[{"label":"A","score":0.9000001}]', {"versions": {"torch": "2.13.0"}, "threads": 2}),
+    }
+    monkeypatch.setattr("local_runner.targets.targets.make_target", lambda name, folder: fakes[name])
+    return parity(bundle(tiny, "bert", "text-classification", tmp_path), targets=("in-process", "grpc", "http"))
+
+
+def test_a_disagreement_is_graded_and_explained(disagreement: Verdict) -> None:
+    assert not disagreement.agree
+    assert set(disagreement.counts["grpc"]) == {"different"}
+    assert set(disagreement.counts["http"]) == {"values"}
+    assert disagreement.environment["grpc"][0] == "torch 2.13.0 against 2.12.0"
+    assert disagreement.environment["http"] == []
+
+
+def test_a_disagreement_is_told_with_its_cause(disagreement: Verdict, capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    from mii_azure.cli.report import show_verdict
+
+    show_verdict(Console(width=200, markup=False), disagreement)
+    shown = capsys.readouterr().out
+    assert '$[0].label is "A" against "B" (torch 2.13.0 against 2.12.0)' in shown
+    assert "disagree: in-process, grpc, http" in shown
+
+
+@pytest.mark.parametrize("targets", [("grpc",), ("grpc", "grpc"), ("grpc", "carrier-pigeon")])
+def test_targets_that_cannot_be_compared(targets: tuple[str, ...], tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(SpecError):
+        parity(bundle(tiny, "bert", "fill-mask", tmp_path), targets=targets)

@@ -1,0 +1,180 @@
+"""The CPU pass: every format answers as plain transformers does, padding or not, and only what is faster is kept."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from scoring.encoder import cpu_autotune, cpu_ops
+from scoring.encoder.verify import answers, probes, reference, relative_error, verify_encoder
+from scoring.passes import cpu
+from scoring.passes.base import Facts, Hardware, PassRefused
+from tests.scoring.encoder.encoder_models import COVERED, SIZES, covered, make
+
+BERT = Facts("bert", "BertModel", "encoder", 110_000_000, 440_000_000, 12, 12, 12, 768)
+HERE = Hardware("cpu", "cpu", (0, 0), 0, 0, False)
+OTHERS = {
+    "albert": ("AlbertForMaskedLM", SIZES | {"embedding_size": 64}),
+    "mpnet": ("MPNetForSequenceClassification", SIZES | {"pad_token_id": 1}),
+    "deberta-v2": ("DebertaV2ForTokenClassification", SIZES),
+}
+#: Largest relative error of the tiny models, whose initial weights are larger than a trained model's.
+ALLOWED = {"float32": 1e-5, "bfloat16": 2e-2, "int8": 5e-2}
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """int8 rounds in plain torch here; the compiled form has a test of its own."""
+    monkeypatch.setattr(cpu_ops, "_quantiser", lambda: cpu_ops.quantize)
+    monkeypatch.setattr(cpu_autotune, "_SMALLEST", 64)  # tiny models have tiny weights
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("name", [*COVERED, *OTHERS])
+def test_answers_as_plain_transformers(name: str, precision: str) -> None:
+    architecture, config = (COVERED | OTHERS)[name]
+    model = make(architecture, config | {"initializer_range": 0.1})  # weights as wide as the rounding of trained ones
+    told = reference(model)
+    way = cpu_autotune.prepare(model, precision)
+    assert verify_encoder(model, told) < 1e-6  # nothing is changed before the way is on
+    way.on()
+    error = verify_encoder(model, told)
+    assert error < ALLOWED[precision]
+    assert error > 0.0 or precision == "float32"
+    assert way.count >= 2
+    way.off()
+    assert verify_encoder(model, told) < 1e-6
+
+
+def test_rows_of_many_lengths() -> None:
+    """Neighbours of equal length run together, rows without a single live token run not at all."""
+    model = covered("bert embeddings")
+    batches = [probes(model, lengths, seed=3)[1] for lengths in ((7, 7, 3, 3, 3, 7), (5,) * 6, (9, 1, 9))]
+    wanted = [answers(model, batch) for batch in batches]
+    way = cpu_autotune.prepare(model, "float32")
+    way.on()
+    for batch, want in zip(batches, wanted, strict=True):
+        assert relative_error(answers(model, batch), want) < 1e-5
+
+
+def test_groups() -> None:
+    assert cpu_ops._groups([0, 4, 8, 11, 11, 14], 2) == [(0, 8, 2), (8, 14, 2)]
+    assert len(cpu_ops._groups(range(0, 512 * 9, 512), 16)) == 8  # a row's scores fill the cache already
+
+
+def test_the_fastest_way_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_autotune, "missing", lambda precision, flags: "")
+    monkeypatch.setattr(cpu_autotune, "_race", _times(eager=2.0, bfloat16=1.0, float32=1.5))
+    model = covered("bert classification")
+    told = reference(model)
+    each = cpu.Cpu()
+    applied = each.apply(model)
+    assert applied.detail.startswith("bfloat16, 2.00 times as fast as eager")
+    assert 1e-4 < each.verify(model, told) < each.tolerance
+    applied.undo()
+    assert each.verify(model, told) < 1e-6
+
+
+def test_nothing_faster_is_refused_with_the_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        cpu_autotune, "missing", lambda precision, flags: "no such units" if precision == "bfloat16" else ""
+    )
+    monkeypatch.setattr(cpu_autotune, "_race", _times(eager=1.0, float32=0.99))
+    model = covered("bert classification")
+    with pytest.raises(PassRefused, match=r"eager 1\.0, float32 1\.0 ms; no bfloat16: no such units"):
+        cpu.Cpu().apply(model)
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_an_inaccurate_format_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_autotune, "missing", lambda precision, flags: "")
+    monkeypatch.setattr(cpu_autotune, "_race", _times(eager=9.0, int8=1.0, bfloat16=3.0, float32=5.0))
+    monkeypatch.setitem(cpu_autotune.BOUNDS, "int8", 1e-9)
+    applied = cpu.Cpu("cost").apply(covered("bert classification"))
+    assert applied.detail.startswith("bfloat16")
+    assert "no int8: its relative error is" in applied.detail
+
+
+def test_timing_is_real() -> None:
+    """Without any stand-in: whatever this machine finds fastest, the answers hold."""
+    model = covered("bert embeddings")
+    told = reference(model)
+    try:
+        cpu.Cpu(seconds=0.2).apply(model)
+    except PassRefused as refused:
+        assert "nothing is faster than eager" in str(refused)
+    assert verify_encoder(model, told) < cpu.BOUNDS["bfloat16"] * 1.5
+
+
+def test_weights_of_another_type_are_refused() -> None:
+    with pytest.raises(PassRefused, match="bfloat16 already"):
+        cpu.Cpu().apply(covered("bert embeddings").bfloat16())
+
+
+def test_decisions() -> None:
+    assert cpu.Cpu().applies(BERT, HERE, "latency").take
+    assert "int8" in cpu.Cpu("cost").applies(BERT, HERE, "cost").reason
+    assert "int8" not in cpu.Cpu().applies(BERT, HERE, "latency").reason
+    assert not cpu.Cpu().applies(BERT, replace(HERE, device="cuda"), "latency").take
+    assert not cpu.Cpu().applies(replace(BERT, kind="decoder"), HERE, "latency").take
+
+
+def test_flags_decide_the_format() -> None:
+    assert cpu_autotune.missing("float32", frozenset()) == ""
+    assert "avx512_bf16" in cpu_autotune.missing("bfloat16", frozenset({"avx512f"}))
+    assert cpu_autotune.missing("bfloat16", frozenset({"amx_bf16"})) == ""
+    assert "vnni" in cpu_autotune.missing("int8", frozenset({"avx2"}))
+    assert cpu_autotune.missing("int8", frozenset({"avx512_vnni"})) == ""
+
+
+def test_threads_are_left_to_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    before = torch.get_num_threads()
+    cpu_autotune._use_best_threads(covered("bert embeddings"), {})()
+    assert torch.get_num_threads() == before
+    assert cpu_autotune.cores() >= 1
+
+
+def test_threads_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(cpu_autotune, "cores", lambda: 2)
+    monkeypatch.setattr(cpu_autotune, "_race", lambda *_: [[1.0 if torch.get_num_threads() == 2 else 5.0]])
+    before = torch.get_num_threads()
+    undo = cpu_autotune._use_best_threads(None, {})
+    assert torch.get_num_threads() == 2
+    undo()
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # inside Inductor
+@pytest.mark.skipif(not cpu_ops.has_compiler(), reason="Inductor needs a C++ compiler")
+def test_rounding_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    cpu_ops._quantiser.cache_clear()
+    x = torch.randn(5, 48)
+    values, scale = cpu_ops._quantiser()(x)
+    assert values.dtype == torch.uint8
+    assert ((values.float() - 128) * scale - x).abs().max() <= 0.51 * scale.max()
+
+
+def _times(**milliseconds: float) -> Callable[..., list[list[float]]]:
+    return lambda model, ways, batches, seconds: [[milliseconds[way.name]] for way in ways]
+
+
+def test_products_come_in_few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN compiles, and keeps, a product for each number of rows: a server that saw them all held 400 MB more."""
+    generator = torch.Generator().manual_seed(0)
+    weight, bias = torch.randn(24, 40, generator=generator), torch.randn(24, generator=generator)
+    product = cpu_ops.Product(weight, bias, "float32")
+    inner, seen = product._product, set()
+
+    def spy(x: torch.Tensor, act: int) -> torch.Tensor:
+        seen.add(len(x))
+        return inner(x, act)
+
+    monkeypatch.setattr(product, "_product", spy)
+    for rows in range(1, 50):
+        x = torch.randn(rows, 40, generator=generator)
+        assert torch.allclose(product(x), torch.nn.functional.linear(x, weight, bias), atol=1e-5)
+    assert seen == {16, 32, 48, 64}

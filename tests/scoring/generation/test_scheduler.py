@@ -1,0 +1,486 @@
+"""Rows join and leave the slots between steps, and each is answered as if it were alone."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from scoring.config import Limits
+from scoring.decoder.decoder import Decoder
+from scoring.engine.row import Row
+from scoring.errors import NotReady
+from scoring.generation.scheduler import Scheduler
+from tests.conftest import Tiny
+from tests.scoring.conftest import Served
+from tests.scoring.generating import PROMPTS, continuation, until
+
+TASK = "text-generation"
+SLOTS = 4
+LONG = "Once upon a time there was a king who wanted to know everything about stars. " * 2
+
+Ask = dict[str, Any]
+
+
+def slotted(folder: Path, **limits: Any) -> Served:
+    served = Served(folder, TASK, Limits(**limits))
+    loaded = served.service.loaded
+    loaded.runtime.decoder = Decoder(loaded.model, SLOTS, loaded.context_length)
+    return served
+
+
+@pytest.fixture
+def gpt2(tiny: Tiny) -> Iterator[Served]:
+    served = slotted(tiny("gpt2", TASK))
+    yield served
+    assert served.service.drain(20)
+
+
+class Steps:
+    """Counts the decoder's steps and notes which slots each advanced; `hold` keeps the thread before a step."""
+
+    def __init__(self, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.batches: list[list[int]] = []
+        self.prompts: list[list[int]] = []  # per prefill, the tokens of each slot
+        self.go = threading.Event()
+        self.go.set()
+        self.poison = -1  # a slot whose steps fail
+        decoder = served.service.loaded.runtime.decoder
+        step, prefill = decoder.step, decoder.prefill_many
+
+        def spy(slots: Any) -> Any:
+            self.batches.append(list(slots))
+            assert self.go.wait(30)
+            if self.poison in slots:
+                raise RuntimeError("secret of the house")
+            return step(slots)
+
+        def spy_prefill(parts: Any) -> Any:
+            self.prompts.append([len(ids) for _, ids in parts])
+            return prefill(parts)
+
+        monkeypatch.setattr(decoder, "step", spy)
+        monkeypatch.setattr(decoder, "prefill_many", spy_prefill)
+
+
+def rows(served: Served, text: str, **parameters: Any) -> list[Row]:
+    task = served.service.task
+    return task.encode(text, task.schema.parse_parameters(parameters), 0)
+
+
+def forever(served: Served) -> Row:
+    """A row that generates a hundred tokens."""
+    [row] = rows(served, "The", max_new_tokens=100, ignore_eos=True)
+    return row
+
+
+# -- answers -------------------------------------------------------------------------------------------------------
+
+
+def asks(rng: random.Random) -> list[Ask]:
+    """64 requests of every kind: on slots and not, sampled, stopped, streamed, cancelled."""
+    kinds: list[Callable[[], Ask]] = [
+        dict,
+        lambda: {"repetition_penalty": 1.4},
+        lambda: {"min_new_tokens": 6},
+        lambda: {"ignore_eos": True},
+        lambda: {"do_sample": True, "seed": rng.randrange(1000), "temperature": 1.2, "top_k": 20},
+        lambda: {"do_sample": True, "seed": rng.randrange(1000), "top_p": 0.8},
+        lambda: {"num_beams": 2},
+        lambda: {"no_repeat_ngram_size": 2},
+    ]
+    found = []
+    for number in range(64):
+        parameters = kinds[number % len(kinds)]() | {"max_new_tokens": rng.randint(6, 24), "return_full_text": False}
+        text = rng.choice((*PROMPTS, LONG))
+        how = ("plain", "plain", "stream", "stop", "cancel")[number % 5]
+        if how == "stop" and "num_beams" in parameters:  # a stop text changes which beams are looked at
+            how = "plain"
+        found.append({"inputs": text, "parameters": parameters, "how": how})
+    rng.shuffle(found)
+    return found
+
+
+def alone(served: Served, ask: Ask) -> str:
+    text: str = served.ok(ask["inputs"], **ask["parameters"])[0]["generated_text"]
+    return text
+
+
+def together(served: Served, ask: Ask, stop: str) -> str:
+    """Send it in its own way; a stream is checked to add up, a cancelled one answers what it gave until then."""
+    parameters = ask["parameters"] | ({"stop": [stop]} if ask["how"] == "stop" and stop else {})
+    payload = {"inputs": ask["inputs"], "parameters": parameters}
+    if ask["how"] in ("stream", "cancel"):
+        body: Any = served.service.answer(json.dumps(payload | {"stream": True})).body
+        pieces = []
+        for event in body:
+            found = json.loads(event.removeprefix(b"data: ")) if b"[DONE]" not in event else {}
+            assert "error" not in found, found
+            pieces.append(found.get("token", {}).get("text", ""))
+            if ask["how"] == "cancel" and len(pieces) == 2:
+                body.close()
+                break
+            if "answer" in found:
+                assert "".join(pieces) == found["answer"][0]["generated_text"]
+        return "".join(pieces)
+    return alone(served, ask | {"parameters": parameters})
+
+
+@pytest.mark.parametrize(
+    ("family", "tokens"), [("gpt2", 16_384), ("bloom", 16_384), ("llama", 16_384), ("gpt2", 60), ("llama", 60)]
+)
+def test_64_mixed_requests_are_each_answered_as_alone(family: str, tokens: int, tiny: Tiny) -> None:
+    folder = tiny(family, TASK)
+    served = slotted(folder, max_batch_tokens=tokens)
+    shuffled = asks(random.Random(family))
+    wanted = [alone(served, ask) for ask in shuffled]
+    stops = [text[2:5] for text in wanted]
+    with ThreadPoolExecutor(24) as pool:
+        answers = list(pool.map(lambda pair: together(served, *pair), zip(shuffled, stops, strict=True)))
+    for ask, stop, whole, answer in zip(shuffled, stops, wanted, answers, strict=True):
+        if ask["how"] == "cancel":
+            assert whole.startswith(answer), ask
+        elif ask["how"] == "stop" and stop:
+            assert answer == whole[: whole.index(stop)], ask
+        else:
+            assert answer == whole, ask
+        plain = dict(ask["parameters"])
+        plain.pop("return_full_text")
+        if plain.pop("ignore_eos", False):
+            plain["min_new_tokens"] = plain["max_new_tokens"]
+        if not plain.get("do_sample"):
+            assert whole == continuation(folder, TASK, ask["inputs"], **plain)[0], ask
+    until(lambda: served.service.engine.depth() == 0)
+    assert (served.service.statistics()["preemptions"] > 0) is (tokens < 16_384)
+    assert served.service.drain(20)
+
+
+# -- joining and leaving -------------------------------------------------------------------------------------------
+
+
+def test_a_row_joins_while_others_run_and_is_answered_before_them(
+    gpt2: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = Steps(gpt2, monkeypatch)
+    engine = gpt2.service.engine
+    steps.go.clear()
+    long = engine.submit([forever(gpt2)])
+    until(lambda: len(steps.batches) == 1)
+    short = engine.submit(rows(gpt2, "Hello", max_new_tokens=3, ignore_eos=True))
+    steps.go.set()
+    assert len(short.future.result(20)[0][0]) == 3
+    assert not long.future.done()
+    assert len(long.future.result(20)[0][0]) == 100
+    # Its prompt is computed beside the second step, which gives its first token.
+    assert [len(batch) for batch in steps.batches[:5]] == [1, 1, 2, 2, 1]
+
+
+def test_a_cancelled_row_leaves_its_slot_within_one_step(gpt2: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = Steps(gpt2, monkeypatch)
+    engine = gpt2.service.engine
+    steps.go.clear()
+    gone, stays = engine.submit([forever(gpt2)]), engine.submit([forever(gpt2)])
+    until(lambda: len(steps.batches) == 1)
+    begun = len(steps.batches)
+    gone.cancel()
+    steps.go.set()
+    assert len(stays.future.result(20)[0][0]) == 100
+    assert all(len(batch) == 1 for batch in steps.batches[begun + 1 :])
+
+
+def test_more_rows_than_slots_wait_their_turn(gpt2: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = Steps(gpt2, monkeypatch)
+    texts = [f"{number}" for number in range(3 * SLOTS)]
+    answers = gpt2.ok(texts, max_new_tokens=5, ignore_eos=True)
+    assert len(answers) == len(texts)
+    assert max(len(batch) for batch in steps.batches) == SLOTS
+    assert len(steps.batches) == 3 * 4  # the first token of each comes from its prompt
+
+
+def test_a_long_prompt_comes_in_pieces_beside_the_steps_of_others(
+    gpt2: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = Steps(gpt2, monkeypatch)
+    slots: Any = gpt2.service.task.slots(gpt2.service.deployment.limits)
+    monkeypatch.setattr(slots, "budget", 17)
+    engine = gpt2.service.engine
+    steps.go.clear()
+    running = engine.submit([forever(gpt2)])
+    until(lambda: len(steps.batches) == 1)
+    [row] = rows(gpt2, LONG, max_new_tokens=2)
+    assert row.tokens > 32
+    late = engine.submit([row])
+    steps.go.set()
+    assert late.future.result(20)
+    running.future.result(20)
+    pieces = steps.prompts[1:]
+    assert [len(parts) for parts in pieces] == [1] * len(pieces)
+    assert [parts[0] for parts in pieces[:-1]] == [16] * (len(pieces) - 1)
+    assert sum(parts[0] for parts in pieces) == row.tokens
+
+
+def test_short_prompts_share_a_forward(gpt2: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = Steps(gpt2, monkeypatch)
+    gpt2.ok(["The", "Hello", "12"], max_new_tokens=2)
+    assert [len(parts) for parts in steps.prompts] == [3]
+
+
+def test_capacity_in_tokens_bounds_what_runs_and_none_is_overtaken(gpt2: Served) -> None:
+    decoder = gpt2.service.loaded.runtime.decoder
+    task: Any = gpt2.service.task
+    slots = Scheduler(task, decoder, capacity=100)
+    [small] = rows(gpt2, "The", max_new_tokens=10)
+    large = forever(gpt2)
+    assert slots.fits(large)
+    slots.add(small, lambda output: None)
+    assert slots.fits(small)
+    assert slots.fits(large)  # half of what it may generate is enough to begin with
+    slots.add(large, lambda output: None)
+    assert slots.fits(small)
+    assert not slots.fits(large)
+    slots.step()
+    while slots.active:
+        slots.step()
+    assert slots.fits(large)
+
+
+# -- beside other rows, failures, bounds ------------------------------------------------------------------------------
+
+
+def test_beams_and_slots_take_turns(gpt2: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns: list[str] = []
+    model, decoder = gpt2.service.loaded.model, gpt2.service.loaded.runtime.decoder
+    forward, step = model.forward, decoder.step
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        turns.append("generate")
+        return forward(*args, **kwargs)
+
+    def spy_step(slots: Any) -> Any:
+        turns.append("slots")
+        return step(slots)
+
+    monkeypatch.setattr(model, "forward", spy)
+    monkeypatch.setattr(decoder, "step", spy_step)
+    engine = gpt2.service.engine
+    running = engine.submit([forever(gpt2)])
+    beams = engine.submit(rows(gpt2, "Hello", num_beams=2, max_new_tokens=20, min_new_tokens=20))
+    assert beams.future.result(20)
+    assert not running.future.done()
+    running.future.result(20)
+    first, last = turns.index("generate"), len(turns) - turns[::-1].index("generate")
+    during = turns[first:last]
+    assert "".join(turn[0] for turn in during).count("gg") <= 1
+    assert "".join(turn[0] for turn in during).count("ss") == 0
+
+
+def test_a_row_whose_step_fails_fails_alone(
+    gpt2: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    steps = Steps(gpt2, monkeypatch)
+    wanted = gpt2.ok("Hello", max_new_tokens=12)
+    steps.poison = 1
+    steps.go.clear()
+    seen = len(steps.batches)
+    with ThreadPoolExecutor(3) as pool:
+        first: Future[Any] = pool.submit(gpt2, {"inputs": "Hello", "parameters": {"max_new_tokens": 12}})
+        until(lambda: len(steps.batches) > seen)
+        second = pool.submit(gpt2, {"inputs": "The", "parameters": {"max_new_tokens": 12}})
+        until(lambda: len(gpt2.service.engine._waiting) == 1)
+        steps.go.set()
+        assert first.result(20) == (200, wanted)
+        status, answer = second.result(20)
+    assert (status, answer["error"]["code"]) == (500, "internal")
+    assert "secret" not in json.dumps(answer)
+    assert "secret of the house" in caplog.text
+    steps.poison = -1
+    assert gpt2.ok(["Hello"] * SLOTS, max_new_tokens=12) == [wanted] * SLOTS
+
+
+def test_a_prompt_that_fails_fails_alone(gpt2: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = [gpt2.ok(text, max_new_tokens=5) for text in ("Hello", "12")]
+    decoder = gpt2.service.loaded.runtime.decoder
+    poison = rows(gpt2, "The", max_new_tokens=5)[0].features["input_ids"]
+    prefill = decoder.prefill_many
+
+    def failing(parts: Any) -> Any:
+        if any(list(ids) == poison for _, ids in parts):
+            raise ValueError("no number")
+        return prefill(parts)
+
+    monkeypatch.setattr(decoder, "prefill_many", failing)
+    with ThreadPoolExecutor(3) as pool:
+        ask: list[Ask] = [{"inputs": text, "parameters": {"max_new_tokens": 5}} for text in ("Hello", "The", "12")]
+        statuses = list(pool.map(gpt2, ask))
+    assert [status for status, _ in statuses] == [200, 500, 200]
+    assert [statuses[0][1], statuses[2][1]] == wanted
+
+
+def test_a_step_that_runs_out_of_memory_is_halved(gpt2: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = [gpt2.ok(text, max_new_tokens=6) for text in ("Hello", "12", "The", "a")]
+    steps = Steps(gpt2, monkeypatch)
+    decoder = gpt2.service.loaded.runtime.decoder
+    step, prefill = decoder.step, decoder.prefill_many
+
+    def full(slots: Any) -> Any:
+        if len(slots) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return step(slots)
+
+    def full_prefill(parts: Any) -> Any:
+        if len(parts) > 3:
+            raise MemoryError
+        return prefill(parts)
+
+    monkeypatch.setattr(decoder, "step", full)
+    monkeypatch.setattr(decoder, "prefill_many", full_prefill)
+    assert gpt2.ok(["Hello", "12", "The", "a"], max_new_tokens=6) == wanted
+    assert {len(batch) for batch in steps.batches} == {2}
+    assert [len(parts) for parts in steps.prompts] == [2, 2]
+
+
+def test_a_prompt_too_large_for_the_memory_comes_in_smaller_pieces(
+    gpt2: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = gpt2.ok(LONG, max_new_tokens=6)
+    decoder = gpt2.service.loaded.runtime.decoder
+    for slot in range(SLOTS):
+        decoder.open(slot)  # what they hold is not used again
+    prefill = decoder.prefill_many
+    taken: list[int] = []
+
+    def full(parts: Any) -> Any:
+        if (tokens := sum(len(ids) for _, ids in parts)) > 20:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        taken.append(tokens)
+        return prefill(parts)
+
+    monkeypatch.setattr(decoder, "prefill_many", full)
+    [row] = rows(gpt2, LONG, max_new_tokens=6)
+    assert gpt2.ok(LONG, max_new_tokens=6) == wanted
+    assert sum(taken) == row.tokens
+    assert len(taken) > 1
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_a_row_on_slots_that_does_not_fit_the_memory_fails_alone(
+    gpt2: Served, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    wanted = gpt2.ok("Hello", max_new_tokens=12)
+    [hello] = rows(gpt2, "Hello", max_new_tokens=12)
+    decoder = gpt2.service.loaded.runtime.decoder
+    prefill = decoder.prefill_many
+    limit = hello.tokens
+
+    def full(parts: Any) -> Any:
+        if any(len(ids) > limit for _, ids in parts):
+            raise error
+        return prefill(parts)
+
+    monkeypatch.setattr(decoder, "prefill_many", full)
+    monkeypatch.setattr("scoring.generation.scheduler._LEAST_PROMPT", 10**6)
+    [large] = rows(gpt2, LONG, max_new_tokens=12)
+    with ThreadPoolExecutor(2) as pool:
+        ask: list[Ask] = [{"inputs": text, "parameters": {"max_new_tokens": 12}} for text in ("Hello", LONG)]
+        fits, refused = pool.map(gpt2, ask)
+    assert fits == (200, wanted)
+    status, answer = refused
+    assert (status, answer["error"]["code"]) == (413, "payload_too_large")
+    assert f"{large.footprint} tokens do not fit" in answer["error"]["message"]
+    assert f"up to {hello.footprint} tokens have been served" in answer["error"]["message"]
+    limit = 0
+    reply = gpt2.service.answer(json.dumps({"inputs": "Hello", "parameters": {"max_new_tokens": 12}}))
+    assert (reply.status, reply.headers) == (503, {"Retry-After": "1"})
+    assert b"device_full" in reply.body  # type: ignore[operator]
+    limit = hello.tokens
+    assert gpt2.ok("Hello", max_new_tokens=12) == wanted
+
+
+def test_a_full_queue_is_429_while_the_slots_run(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = slotted(tiny("gpt2", TASK), queue_size=3)
+    steps = Steps(served, monkeypatch)
+    steps.go.clear()
+    running = served.service.engine.submit([forever(served) for _ in range(SLOTS)])
+    until(lambda: len(steps.batches) == 1)
+    waiting = served.service.engine.submit([forever(served) for _ in range(3)])
+    status, answer = served({"inputs": "a"})
+    assert (status, answer["error"]["code"]) == (429, "overloaded")
+    assert served.service.engine.depth() == SLOTS + 3
+    steps.go.set()
+    assert [len(job.future.result(30)) for job in (running, waiting)] == [SLOTS, 3]
+    assert served.service.drain(20)
+
+
+def test_a_timeout_frees_the_slot(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = slotted(tiny("gpt2", TASK), request_timeout_s=0.2)
+    steps = Steps(served, monkeypatch)
+    steps.go.clear()
+    status, answer = served({"inputs": "The", "parameters": {"max_new_tokens": 100, "ignore_eos": True}})
+    assert (status, answer["error"]["code"]) == (504, "request_timeout")
+    steps.go.set()
+    until(lambda: served.service.engine.depth() == 0)
+    assert len(steps.batches) <= 2
+
+
+def test_draining_finishes_what_is_on_slots(gpt2: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = Steps(gpt2, monkeypatch)
+    engine = gpt2.service.engine
+    steps.go.clear()
+    job = engine.submit([forever(gpt2) for _ in range(SLOTS + 1)])
+    until(lambda: len(steps.batches) == 1)
+    assert not engine.drain(0.05)
+    with pytest.raises(NotReady):
+        engine.submit([forever(gpt2)])
+    steps.go.set()
+    assert engine.drain(20)
+    assert [len(output[0]) for output in job.future.result(0)] == [100] * (SLOTS + 1)
+
+
+# -- what is told ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parameters", [{}, {"num_beams": 2}, {"no_repeat_ngram_size": 2}])
+def test_every_token_is_timed(gpt2: Served, parameters: Ask) -> None:
+    before = gpt2.service.statistics()
+    gpt2.ok(["The", "Hello"], max_new_tokens=5, min_new_tokens=5, **parameters)
+    after = gpt2.service.statistics()
+
+    def grown(name: str) -> int:
+        return int(after[name]["buckets"][-1][1] - before[name]["buckets"][-1][1])
+
+    assert (grown("first_token"), grown("next_token")) == (2, 2 * 4)
+    assert 0 < after["first_token"]["sum"] < 20
+    assert 0 < after["next_token"]["sum"] < 20
+
+
+def test_tokens_held_on_slots_are_told(gpt2: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = Steps(gpt2, monkeypatch)
+    steps.go.clear()
+    rows_ = [forever(gpt2), forever(gpt2)]
+    job = gpt2.service.engine.submit(rows_)
+    until(lambda: len(steps.batches) == 1)
+    gone = gpt2.service.engine.submit([forever(gpt2)])
+    gone.cancel()
+    steps.go.set()
+    job.future.result(20)
+    until(lambda: gpt2.service.engine.depth() == 0)
+    told = gpt2.service.statistics()
+    decoder = gpt2.service.loaded.runtime.decoder
+    assert told["kv_tokens"] == 0
+    assert told["kv_capacity"] == min(Limits().max_batch_tokens, decoder.slots * decoder.max_length)
+    slots: Any = gpt2.service.task.slots(gpt2.service.deployment.limits)
+    slots.add(rows_[0], lambda output: None)
+    slots.step()
+    assert slots.cache["kv_tokens"] == rows_[0].tokens
+    slots.step()
+    assert slots.cache["kv_tokens"] == rows_[0].tokens + 1
+    rows_[0].cancelled.set()
+    slots.step()
+    assert slots.cache["kv_tokens"] == 0

@@ -1,0 +1,76 @@
+"""On a GPU, where tokens are read a step late: log-probabilities, prompts that begin alike, lost slots."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from scoring.config import Limits
+from scoring.decoder.decoder import Decoder
+from scoring.engine.row import Row
+from scoring.generation.scheduler import Scheduler
+from tests.conftest import Tiny
+from tests.scoring.conftest import Served
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+]
+TASK = "text-generation"
+LONG = "Once upon a time there was a king who wanted to know everything about stars."
+SAMPLED = {"do_sample": True, "temperature": 1.4, "top_k": 30, "repetition_penalty": 1.2}
+
+
+def on_gpu(folder: Path) -> Served:
+    served = Served(folder, TASK, Limits())
+    model = served.service.loaded.model.float()  # in 16 bits, another cut of a prompt may pick another token
+    served.service.loaded.runtime.decoder = Decoder(model, 4, served.service.loaded.context_length)
+    return served
+
+
+def encoded(served: Served, text: str, **parameters: Any) -> Row:
+    task = served.service.task
+    [row] = task.encode(text, task.schema.parse_parameters(parameters), 0)
+    return row
+
+
+def outputs(slots: Scheduler, rows: list[Row]) -> list[Any]:
+    done: dict[int, Any] = {}
+    waiting = list(enumerate(rows))
+    while waiting or slots.active:
+        while waiting and slots.fits(waiting[0][1]):
+            number, row = waiting.pop(0)
+            slots.add(row, partial(done.__setitem__, number))
+        slots.step()
+    return [done[number][0] for number in range(len(rows))]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_answers_are_the_same_whatever_slots_hold_and_give_up(tiny: Tiny, family: str) -> None:
+    served = on_gpu(tiny(family, TASK))
+    task: Any = served.service.task
+    model, decoder = served.service.loaded.model, served.service.loaded.runtime.decoder
+    asked: list[dict[str, Any]] = [{}, {**SAMPLED, "seed": 3}, {}, {**SAMPLED, "seed": 4}]
+    asked = [{"max_new_tokens": 24, "min_new_tokens": 20, "return_details": True, **how} for how in asked]
+    texts = [LONG, LONG + " And", "The", LONG + " A fox"]
+
+    def rows() -> list[Row]:
+        return [encoded(served, text, **how) for text, how in zip(texts, asked, strict=True)]
+
+    alone = [outputs(Scheduler(task, decoder, 10**6), [row])[0] for row in rows()]
+    for row, answer in zip(rows(), alone, strict=True):
+        ids = row.features["input_ids"]
+        with torch.inference_mode():
+            logits = model(torch.tensor([ids + answer], device=model.device)).logits[0, len(ids) - 1 : -1]
+        wanted = torch.log_softmax(logits.float(), -1).cpu()[range(len(answer)), answer]
+        found = torch.tensor([chance.logprob for chance in answer.logprobs])
+        torch.testing.assert_close(found, wanted, atol=2e-3, rtol=1e-3)
+    cached, given_up = (served.service.statistics()[name] for name in ("cached_tokens", "preemptions"))
+    assert outputs(Scheduler(task, decoder, 10**6), rows()) == alone
+    assert served.service.statistics()["cached_tokens"] > cached
+    short = Scheduler(task, decoder, sum(row.tokens + 12 for row in rows()) + 3)
+    assert outputs(short, rows()) == alone
+    assert served.service.statistics()["preemptions"] > given_up
+    assert served.service.drain(20)

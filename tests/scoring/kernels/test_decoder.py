@@ -1,0 +1,227 @@
+"""The decoder's Triton kernels against its plain torch back end: interpreted on a CPU, compiled on a GPU.
+
+TRITON_INTERPRET=1 pytest tests/scoring/kernels/test_decoder.py     # with triton installed, no GPU
+"""
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="triton is not installed")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("needs a GPU, or TRITON_INTERPRET=1", allow_module_level=True)
+
+from scoring.decoder import cuda_backend  # noqa: E402
+from scoring.decoder.adapters.families import FAMILIES, build  # noqa: E402
+from scoring.decoder.decode_step import Launcher  # noqa: E402
+from scoring.decoder.decoder import Decoder  # noqa: E402
+from scoring.decoder.gemv_config import GemvTile  # noqa: E402
+from scoring.decoder.kv_cache import KVCache, SamplingParams  # noqa: E402
+from scoring.decoder.model import quantize_weights  # noqa: E402
+from scoring.decoder.prefill import Prefiller, admit, pieces, record  # noqa: E402
+from scoring.decoder.sampler import pick  # noqa: E402
+from scoring.decoder.torch_backend import TorchBackend  # noqa: E402
+from tests.scoring.decoder.test_adapters import prompt, tiny  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::DeprecationWarning")
+LENGTHS = (40, 70, 3, 90, 65)  # within a span of 64 keys and across; past the windows
+
+
+def prepared(model: Any, slots: int, quantised: bool = False) -> tuple[KVCache, TorchBackend, Launcher]:
+    """A state whose slots hold prompts of LENGTHS and a next token, and both back ends over it."""
+    form = build(model, 128)
+    if quantised:
+        quantize_weights(form)
+        for product in form.products():  # the reference reads what the kernels read
+            product.wide = product.weight * product.scale[:, None]
+    state = KVCache(form, slots, 128)
+    reference = TorchBackend(form, state)
+    for slot in range(slots):
+        state.open(slot, SamplingParams())
+        ids = torch.tensor(prompt(model, LENGTHS[slot]), device=DEVICE)
+        reference.prefill([(slot, 0, len(ids))], ids)
+        state.lengths[slot] = LENGTHS[slot]
+        state.seen[slot, ids] = 1
+        state.tokens[slot] = 7 + slot
+    launcher = Launcher(form, state, max(slots, 4), pdl=DEVICE == "cuda")
+    if DEVICE == "cpu":  # the interpreter runs programs one by one: let there be few
+        launcher.tiles = {name: GemvTile(64, 64, 1) for name in ("qkv", "out", "up", "gated", "down", "head")}
+    return state, reference, launcher
+
+
+@torch.inference_mode()
+def compare(model: Any, rows: list[int], quantised: bool = False, steps: int = 2) -> None:
+    """Several steps by the kernels, each against the torch step of the same state."""
+    state, reference, launcher = prepared(model, 5, quantised)
+    slots = torch.tensor(rows, device=DEVICE)
+    launcher.buffers.slots[: len(rows)] = slots.int()
+    for _ in range(steps):
+        saved = state.keys.clone(), state.values.clone(), state.tokens.clone()
+        expected = reference.step(slots, 128)
+        written = state.keys.clone(), state.values.clone()
+        state.keys.copy_(saved[0]), state.values.copy_(saved[1])
+        before = state.lengths.clone()
+        launcher.step(len(rows))
+        logits = (launcher.buffers.logits if len(rows) <= 2 else launcher.buffers.narrow)[: len(rows)]
+        assert (logits - expected).abs().max() <= 1e-4
+        assert (state.keys - written[0]).abs().max() <= 1e-4
+        assert (state.values - written[1]).abs().max() <= 1e-4
+        assert torch.equal(state.lengths[slots], before[slots] + 1)
+        assert torch.equal(state.tokens[slots], expected.argmax(1))
+        assert state.seen[slots, state.tokens[slots]].all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("rows", [[1], [3, 0], [4, 2, 1, 3]], ids=["one", "two", "four"])
+def test_steps_match_the_reference(family: str, rows: list[int], tmp_path: Path) -> None:
+    compare(tiny(family, tmp_path).to(DEVICE), rows)
+
+
+def by_torch(reference: TorchBackend, parts: list[tuple[int, int, list[int]]]) -> torch.Tensor:
+    """Logits by the plain back end, which writes keys and values."""
+    tokens = torch.tensor([token for _, _, ids in parts for token in ids], device=DEVICE)
+    return reference.prefill([(slot, start, len(ids)) for slot, start, ids in parts], tokens)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.inference_mode()
+def test_prompts_match_the_reference(family: str, tmp_path: Path) -> None:
+    """Two pieces: prompts of several slots at once, then the rest of one beside a whole other one."""
+    model = tiny(family, tmp_path).to(DEVICE)
+    form = build(model, 128)
+    state, plain = KVCache(form, 5, 128), KVCache(form, 5, 128)
+    reference, prefiller = TorchBackend(form, plain), Prefiller(form, state, pdl=DEVICE == "cuda")
+    one, two, three = prompt(model, 90), prompt(model, 70, 3), prompt(model, 3, 7)
+    for parts in ([(4, 0, one[:20]), (2, 0, two)], [(4, 20, one[20:]), (0, 0, three)]):
+        rows = sum(len(ids) for _, _, ids in parts) + 5  # padded, as up to a captured size
+        numbers = torch.empty(prefiller.layout.size, dtype=torch.int32)
+        prefiller.layout.fill(numbers, parts, 5)
+        prefiller.numbers.copy_(numbers)
+        prefiller.piece(rows)
+        expected = by_torch(reference, parts)
+        assert (prefiller.logits[: len(parts)] - expected).abs().max() <= 1e-4
+    for slot, ids in ((4, one), (2, two), (0, three)):
+        assert (state.keys[:, slot] - plain.keys[:, slot]).abs().max() <= 1e-4
+        assert (state.values[:, slot] - plain.values[:, slot]).abs().max() <= 1e-4
+        assert state.lengths[slot] == len(ids)
+        assert state.seen[slot].nonzero()[:, 0].tolist() == sorted(set(ids))
+    assert state.lengths[5] == 0
+
+
+@pytest.fixture
+def back_end(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The GPU's back end on a CPU: interpreted kernels, graphs that are the launches themselves, memory as it is."""
+    if DEVICE == "cuda":
+        pytest.skip("tests/scoring/decoder/test_decoder_gpu.py has the real one")
+    for name in ("zeros", "empty"):
+        made = getattr(torch, name)
+        monkeypatch.setattr(torch, name, lambda *shape, made=made, pin_memory=False, **options: made(*shape, **options))
+    monkeypatch.setattr(torch.cuda, "Event", lambda: SimpleNamespace(record=lambda: None, synchronize=lambda: None))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(cuda_backend, "pieces", lambda parts, rows, most: pieces(parts, 48, 2))
+
+    class Uncaptured(cuda_backend.CudaBackend):
+        def _captured(self, launch: Any) -> Any:
+            return SimpleNamespace(replay=launch)
+
+    return Uncaptured
+
+
+def test_slots_join_and_go_on_as_on_a_cpu(back_end: Any, tmp_path: Path) -> None:
+    model = tiny("llama", tmp_path)
+    plain, ours = Decoder(model, 6, 128), Decoder(model, 6, 128)
+    ours._cuda = back_end(ours.form, ours.state)
+    ours._cuda.launcher.tiles = {name: GemvTile(64, 64, 1) for name in ("qkv", "out", "gated", "down", "head")}
+    told = []
+    for decoder in (plain, ours):
+        for slot, sampling in zip((5, 0, 3), (SAMPLINGS[0], SAMPLINGS[5], SAMPLINGS[1]), strict=True):
+            decoder.open(slot, sampling)
+        decoder.prefill_many([(5, prompt(model, 30)), (0, prompt(model, 50, 3))])
+        decoder.prefill_many([(5, prompt(model, 9, 2)), (3, prompt(model, 5, 4))])
+        pending = [decoder.sample([5, 0, 3]), decoder.step([5, 0, 3]), decoder.step([5, 0, 3])]
+        decoder.open(1)
+        decoder.prefill(1, prompt(model, 20))
+        pending += [decoder.sample([1]), decoder.step([0, 1, 3, 5]), decoder.step([0, 1, 3, 5])]
+        told.append([each.tokens() for each in pending])
+        told[-1] += [getattr(decoder.state, name)[:6].tolist() for name in ("lengths", "tokens", "seen")]
+    assert told[0] == told[1]
+
+
+def test_prompts_are_cut_into_pieces() -> None:
+    parts = [(3, 5, list(range(10))), (1, 0, [7]), (2, 0, list(range(20, 45)))]
+    cut = pieces(parts, rows=16, most=2)
+    assert cut == [
+        [(0, (3, 5, list(range(10)))), (1, (1, 0, [7]))],
+        [(2, (2, 0, list(range(20, 36))))],
+        [(2, (2, 16, list(range(36, 45))))],
+    ]
+
+
+@torch.inference_mode()
+def test_slots_are_opened_together_as_one_by_one(tmp_path: Path) -> None:
+    form = build(tiny("gpt2", tmp_path).to(DEVICE), 128)
+    together, single = KVCache(form, 6, 128), KVCache(form, 6, 128)
+    for state in (together, single):
+        state.seen.fill_(1)
+    for slot, sampling in enumerate(SAMPLINGS):
+        single.open(slot, sampling)
+    records = torch.tensor([record(slot, sampling) for slot, sampling in enumerate(SAMPLINGS)], dtype=torch.int32)
+    admit(form, together, records.to(DEVICE), len(SAMPLINGS))
+    for name in ("seen", "temperature", "top_k", "top_p", "penalty", "seed", "forbidden", "forbidden_until"):
+        assert torch.equal(getattr(together, name), getattr(single, name)), name
+    with pytest.raises(ValueError, match="5 forbidden"):
+        record(0, SamplingParams(forbidden=(1, 2, 3, 4, 5)))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bloom"])
+def test_int8_weights_match_their_widened_reference(family: str, tmp_path: Path) -> None:
+    compare(tiny(family, tmp_path).to(DEVICE), [3, 1], quantised=True)
+
+
+def test_products_cut_in_several_passes(tmp_path: Path) -> None:
+    model = tiny("qwen2", tmp_path).to(DEVICE)
+    _, reference, launcher = prepared(model, 2)
+    launcher.tiles = {name: GemvTile(32, 16, 1) for name in ("qkv", "out", "gated", "down", "head")}
+    slots = torch.tensor([1, 0], device=DEVICE)
+    launcher.buffers.slots[:2] = slots.int()
+    with torch.inference_mode():
+        expected = reference.step(slots, 128)
+        launcher.step(2)
+    assert (launcher.buffers.logits[:2] - expected).abs().max() <= 1e-4
+
+
+SAMPLINGS = (
+    SamplingParams(),
+    SamplingParams(repetition_penalty=1.7, forbidden=(3, 9), forbidden_until=1000),
+    SamplingParams(0.8, seed=11),
+    SamplingParams(1.3, top_k=7, seed=2**40 + 5),
+    SamplingParams(1.1, top_p=0.6, repetition_penalty=1.2, seed=3),
+    SamplingParams(0.9, 30, 0.8, seed=4, forbidden=(5,), forbidden_until=1000),
+)
+
+
+@pytest.mark.parametrize("breadth", [128, 1024], ids=["tiles", "once"])
+@torch.inference_mode()
+def test_the_sampler_picks_what_the_reference_picks(breadth: int, tmp_path: Path) -> None:
+    model = tiny("gpt2", tmp_path).to(DEVICE)
+    form = build(model, 128)
+    state = KVCache(form, len(SAMPLINGS), 128)
+    launcher = Launcher(form, state, len(SAMPLINGS), pdl=DEVICE == "cuda")
+    launcher.breadth = breadth
+    assert 128 < form.vocabulary <= 1024
+    for slot, sampling in enumerate(SAMPLINGS):
+        state.open(slot, sampling)
+        state.seen[slot, ::3] = 1
+    launcher.buffers.slots[:] = torch.arange(len(SAMPLINGS), device=DEVICE).int()
+    generator = torch.Generator().manual_seed(1)
+    for length in range(12):
+        state.lengths.fill_(length)
+        logits = 2 * torch.randn(len(SAMPLINGS), form.vocabulary, generator=generator)
+        expected = [pick(logits[slot].to(DEVICE), state, slot) for slot in range(len(SAMPLINGS))]
+        launcher.sample(len(SAMPLINGS), logits.to(DEVICE), advance=False)
+        assert launcher.buffers.out.tolist() == expected, length

@@ -1,0 +1,187 @@
+"""The static_decode pass: what it decides on paper, what it changes, and that its verification can fail."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from scoring.config import Limits
+from scoring.decoder import verify
+from scoring.decoder.adapters.families import FAMILIES as BUILT
+from scoring.decoder.decoder import Decoder
+from scoring.decoder.verify import errors, reference
+from scoring.passes.base import COST, LATENCY, TOLERANCE, Facts, Hardware, PassRefused
+from scoring.passes.families import STATIC_DECODE
+from scoring.passes.registry import decoder_passes
+from scoring.passes.static_decode import StaticDecode
+from scoring.passes.weight_only import WeightOnly
+from tests.scoring.decoder.test_adapters import plain_logits, prompt, tiny
+
+FACTS = Facts("llama", "LlamaForCausalLM", "decoder", 1_100_000_000, 2_200_000_000, 22, 32, 4, 2048)
+H100 = Hardware("cuda", "NVIDIA H100 80GB HBM3", (9, 0), 80 * 2**30, 1, True)
+CPU = Hardware("cpu", "cpu", (0, 0), 0, 0, False)
+
+
+@pytest.mark.parametrize(
+    ("facts", "hardware", "reason"),
+    [
+        (replace(FACTS, family="bert", kind="encoder"), H100, "bert is not a decoder"),
+        (replace(FACTS, family="codegen"), H100, "codegen is none of bloom"),
+        (FACTS, CPU, "in float32 only"),
+        (FACTS, replace(H100, name="Tesla V100", capability=(7, 0)), "Tesla V100 has 7.0"),
+        (replace(FACTS, heads=4), H100, "heads of 512"),
+        (FACTS, replace(H100, memory_bytes=2**31), "weights and 16 slots need 2.7 GiB"),
+    ],
+)
+def test_refusals_name_their_reason(facts: Facts, hardware: Hardware, reason: str) -> None:
+    decision = StaticDecode().applies(facts, hardware, LATENCY)
+    assert not decision.take
+    assert reason in decision.reason
+
+
+def test_every_family_is_taken_on_an_h100() -> None:
+    for family in STATIC_DECODE.served:
+        assert StaticDecode().applies(replace(FACTS, family=family), H100, LATENCY).take, family
+
+
+def test_in_float32_it_is_taken_on_a_cpu_with_a_slot_for_every_row(tmp_path: Path) -> None:
+    wide = replace(FACTS, weight_bytes=4_400_000_000)
+    *_, decode, weight_only = decoder_passes(Limits(max_batch_size=24, max_batch_tokens=100, context_length=64))
+    decision = decode.applies(wide, CPU, LATENCY)
+    assert decision.take
+    assert "24 slots of 64 tokens" in decision.reason
+    assert "for GPUs" in weight_only.applies(wide, CPU, LATENCY).reason
+    model = tiny("llama", tmp_path)
+    assert decode.apply(model).made.decoder.slots == 24
+
+
+def test_a_released_slot_gives_its_memory_back_and_is_used_again(tmp_path: Path) -> None:
+    model = tiny("llama", tmp_path)
+    model.config.max_position_embeddings = 4096
+    decoder = Decoder(model, 3, 4096)
+    ids = prompt(model, 20)
+    wanted = []
+    for slot in range(3):
+        decoder.open(slot)
+        wanted.append(decoder.prefill(slot, ids).clone())
+    kept = decoder.state.keys[:, [0, 2]].clone()
+    decoder.release(1)
+    assert torch.equal(decoder.state.keys[:, [0, 2]], kept)
+    if sys.platform == "linux":
+        assert not decoder.state.keys[:, 1].any()
+    decoder.open(1)
+    assert torch.equal(decoder.prefill(1, ids), wanted[1])
+
+
+@pytest.mark.parametrize("family", STATIC_DECODE.served)
+def test_a_pass_is_applied_verified_and_undone(family: str, tmp_path: Path) -> None:
+    model = tiny(family, tmp_path)
+    before = plain_logits(model, prompt(model, 9))
+    told = reference(model)
+    chosen = StaticDecode(slots=2, max_length=64)
+    applied = chosen.apply(model)
+    assert applied.count == 2
+    assert applied.made.decoder is chosen.decoder
+    assert chosen.verify(model, told) <= 1e-5
+    applied.undo()
+    assert chosen.decoder is None
+    assert torch.allclose(plain_logits(model, prompt(model, 9)), before, atol=1e-5)
+
+
+def test_verification_fails_where_an_answer_is_wrong(tmp_path: Path) -> None:
+    model = tiny("mistral", tmp_path)
+    told = reference(model)
+    chosen = StaticDecode(slots=2, max_length=64)
+    chosen.apply(model)
+    for layer in chosen.decoder.form.layers:
+        layer.attention.window = 0  # sees past the window: only sequences longer than it can tell
+    assert chosen.verify(model, told) > TOLERANCE
+    chosen.decoder.form.layers[0].norm1.gain[0] = float("nan")
+    assert errors(chosen.decoder, told())["prefill"] != errors(chosen.decoder, told())["prefill"]
+    assert not chosen.verify(model, told) <= TOLERANCE
+
+
+def test_a_configuration_that_is_not_covered_is_refused(tmp_path: Path) -> None:
+    model = tiny("bloom", tmp_path)
+    model.config.apply_residual_connection_post_layernorm = True
+    with pytest.raises(PassRefused, match="residual after the norm"):
+        StaticDecode(slots=1, max_length=16).apply(model)
+
+
+def test_int8_is_for_large_models_and_latency() -> None:
+    chosen = WeightOnly(StaticDecode())
+    large = replace(FACTS, weight_bytes=13_400_000_000)
+    assert chosen.applies(large, H100, LATENCY).take
+    assert "too fast for it to pay" in chosen.applies(FACTS, H100, LATENCY).reason
+    assert "larger batches" in chosen.applies(large, H100, COST).reason
+    assert "need 69.8 GiB together" in chosen.applies(replace(FACTS, weight_bytes=50 * 10**9), H100, LATENCY).reason
+    assert (
+        "static_decode: bert is not"
+        in chosen.applies(replace(large, family="bert", kind="encoder"), H100, LATENCY).reason
+    )
+
+
+def test_int8_weights_come_and_go(tmp_path: Path) -> None:
+    model = tiny("opt", tmp_path)
+    with pytest.raises(PassRefused, match="no static decoder"):
+        WeightOnly(StaticDecode()).apply(model)
+    decode = StaticDecode(slots=2, max_length=64)
+    decode.apply(model)
+    products = decode.decoder.form.products()
+    before = [product.weight for product in products]
+    told = iter((3.0, 2.0))
+    applied = WeightOnly(decode, lambda _: next(told)).apply(model)
+    assert applied.count == len(products)
+    assert applied.detail == "a step of one sequence 3.00 to 2.00 ms"
+    for product, wide in zip(products, before, strict=True):
+        assert product.weight.dtype == torch.int8
+        assert product.scale is not None
+        step = product.scale[:, None]
+        assert ((product.weight * step - wide).abs() <= 0.5001 * step).all()
+    applied.undo()
+    assert all(product.weight is wide and product.scale is None for product, wide in zip(products, before, strict=True))
+
+
+def test_int8_weights_that_are_no_faster_are_refused(tmp_path: Path) -> None:
+    model = tiny("llama", tmp_path)
+    decode = StaticDecode(slots=2, max_length=64)
+    decode.apply(model)
+    products = decode.decoder.form.products()
+    wide, told = [product.weight for product in products], iter((2.0, 1.99))
+    with pytest.raises(PassRefused, match=r"takes 1\.99 ms, with 16-bit ones 2\.00 ms"):
+        WeightOnly(decode, lambda _: next(told)).apply(model)
+    assert all(product.weight is each for product, each in zip(products, wide, strict=True))
+    assert 0 < verify.step_ms(decode.decoder, 5) < 10_000
+    decode.decoder.open(0)
+    decode.decoder.prefill(0, [5, 6])
+
+
+def test_the_pass_names_the_families_that_are_built() -> None:
+    assert sorted(STATIC_DECODE.served) == sorted(BUILT)
+
+
+def test_it_is_verified_where_slots_are_shorter_than_the_probes(tmp_path: Path) -> None:
+    model = tiny("llama", tmp_path)
+    told = reference(model)
+    for length in (8, 20):
+        decode = StaticDecode(2, length)
+        decode.apply(model)
+        assert 0 <= decode.verify(model, told) <= 1e-4
+
+
+@pytest.mark.parametrize(("free", "exact"), [(1 << 40, True), (1, False)])
+def test_where_memory_is_short_the_model_is_its_own_measure(
+    free: int, exact: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second copy in float32 is made only where there is room for it, in host memory as well."""
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=99))
+    model = model.half().eval()
+    monkeypatch.setattr(verify, "free_bytes", lambda device: free)
+    assert (verify.reference(model)().own_error > 0) == exact
+
+
+def test_free_memory_of_the_host_is_read() -> None:
+    assert 0 < verify.free_bytes(torch.device("cpu")) < 1 << 50
