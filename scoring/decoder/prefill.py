@@ -155,7 +155,7 @@ def record(slot: int, sampling: SamplingParams) -> list[int]:
 
 
 def admit(form: DecoderModel, state: KVCache, records: Tensor, count: int) -> None:
-    """Enqueue what `KVCache.open` does, of records [.., 12] int32, but for lengths: a prompt's first piece sets them."""
+    """Enqueue what `KVCache.open` does, of records [.., 12] int32; a prompt's first piece sets its length."""
     decode_prefill.admit[(count, triton.cdiv(form.vocabulary, 4096))](
         records, state.seen, state.temperature, state.top_k, state.top_p, state.penalty, state.seed, state.forbidden,
         state.forbidden_until, form.vocabulary, WIDTH=_RECORD, HELD=FORBIDDEN, BV=4096, num_warps=4,

@@ -1,7 +1,7 @@
 """One replica, a Host behind a Unix socket: `python -m local_runner.replicas.local.worker BUNDLE SOCKET`.
 
-Its front starts it. It ends when the front says so by SIGTERM, or is gone: then standard input ends. A failure to load is left as JSON in
-SOCKET.failed.
+Its front starts it. It ends when the front says so by SIGTERM, or is gone: then standard input ends. A failure to
+load is left as JSON in SOCKET.failed.
 """
 
 import asyncio

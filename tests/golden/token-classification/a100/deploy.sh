@@ -74,6 +74,42 @@ exists() {
 
 step() { printf '# %s\n' "$*"; }
 
+refuse() {
+    printf 'deploy.sh: %s; nothing was uploaded. Generate the bundle again, or restore its files.\n' "$*" >&2
+    exit 1
+}
+
+# SHA-256 of standard input or of files, as `hash  path`.
+sha256() {
+    if command -v sha256sum >/dev/null; then
+        sha256sum "$@"
+    else
+        shasum -a 256 "$@"
+    fi
+}
+
+# Refuses unless every file is as manifest.json lists it, and nothing else is in the folders that are uploaded.
+verify() {
+    local LC_ALL=C listed known found other
+    export LC_ALL
+    listed=$(sed -n 's/^    "\(.*\)": "\([0-9a-f]\{64\}\)",\{0,1\}$/\2  \1/p' manifest.json | sed 's/\\"/"/g' | sort)
+    grep -qF "\"bundle\": \"$(printf '%s\n' "$listed" | sha256 | cut -c 1-64)\"" manifest.json ||
+        refuse "manifest.json is not as it was generated"
+    other=$(find . ! -type d ! -type f)
+    [[ -z $other ]] || refuse "a bundle holds no links, devices or pipes: ${other%%$'\n'*}"
+    known=$(printf '%s\n' "$listed" | cut -c 67- | sort)
+    found=$(find . -type f | sed 's|^\./||' | sort)
+    other=$(comm -13 <(printf '%s\n' "$found") <(printf '%s\n' "$known"))
+    [[ -z $other ]] || refuse "a file is missing: ${other%%$'\n'*}"
+    other=$(comm -23 <(printf '%s\n' "$found") <(printf '%s\n' "$known") | sed -n '/^code\//p;/^model\//p;/^environment\//p')
+    [[ -z $other ]] || refuse "a file was added: ${other%%$'\n'*}"
+    found=$(printf '%s\n' "$known" | tr '\n' '\0' | (export -f sha256; xargs -0 bash -c 'sha256 -- "$@"' sha256) | sort)
+    other=$(comm -13 <(printf '%s\n' "$found") <(printf '%s\n' "$listed") | cut -c 67-)
+    [[ -z $other ]] || refuse "a file was edited: ${other%%$'\n'*}"
+}
+
+verify
+
 if ! $dry_run; then
     command -v az >/dev/null || {
         echo "deploy.sh: the Azure CLI is missing; see https://aka.ms/azure-cli" >&2
