@@ -15,7 +15,7 @@ for _name, _value in {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    "DS_ACCELERATOR": "cpu",
+    "DS_ACCELERATOR": "cuda" if Path("/dev/nvidiactl").exists() else "cpu",  # asked of the system: torch comes later
     "OMP_NUM_THREADS": "1",
 }.items():
     os.environ.setdefault(_name, _value)

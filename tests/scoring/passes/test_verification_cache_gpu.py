@@ -62,5 +62,6 @@ def test_a_second_start_verifies_and_compiles_nothing(tmp_path: Path) -> None:
     assert "verified when the bundle was prepared" in compiled[1]["reason"]
     assert compiled[1]["error"] == compiled[0]["error"]
     assert first["cache"].get("fxgraph_cache_miss")
-    assert second["cache"].get("fxgraph_cache_hit") == first["cache"]["fxgraph_cache_miss"]
+    # Looked up once where it is compiled, and in some versions of torch again where it is loaded.
+    assert second["cache"].get("fxgraph_cache_hit", 0) >= first["cache"]["fxgraph_cache_miss"]
     assert not second["cache"].get("fxgraph_cache_miss")
