@@ -19,13 +19,13 @@ def choose_tile(outputs: int, inputs: int, sets: int, byte: bool) -> GemvTile:
     """The cut that was fastest on an H100 over shapes of 0.1 to 8 billion parameters, or near it.
 
     A thread holds 64 weights, so that 8 loads of 16 bytes are under way, and a row is read in one pass where it fits;
-    int8 weights (`byte`) take more instructions a byte and do better in small tiles, and so do rows of which a pass
-    would leave a fifth or more of its lanes empty, where there are enough rows to fill the GPU.
+    int8 weights (`byte`) take more instructions a byte and do better in small tiles, and so do rows of up to 4,096
+    inputs of which a pass would leave a fifth or more of its lanes empty, where there are enough rows to fill the GPU.
     """
     if byte:
         return GemvTile(4, 512, 2)
     wide = triton.next_power_of_2(inputs)
-    if 5 * inputs <= 4 * wide and outputs >= 2048:
+    if 5 * inputs <= 4 * wide <= 4 * 4096 and outputs >= 2048:
         return GemvTile(4 // sets, 512, 2)
     if wide > 8192:
         return GemvTile(1, 4096, 4)
