@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 TORCH := $(shell sed -n 's/^torch==//p' templates/locks/scoring.in)
 
-.PHONY: demo test lint unit bench peers image docs golden lock protos ray fuzz soak azure-npm clean
+.PHONY: help demo test quick lint unit bench peers image docs golden lock protos ray fuzz soak azure-npm clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -14,17 +14,23 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install -qq -c constraints.txt -e '.[dev]'
 	@touch $@
 
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
 demo: $(STAMP)  ## one real model: fetch, generate, serve, ask, prove parity
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash tools/demo.sh
 
 test: lint unit  ## everything CI runs
 
-lint: $(STAMP)
+quick: lint  ## lint, the laws, and the tests of what differs from main; no other test
+	$(BIN)/python -m tools.quick
+
+lint: $(STAMP)  ## ruff, its formatting, and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-unit: $(STAMP)
+unit: $(STAMP)  ## the whole test suite, two tests at once
 	$(BIN)/pytest -n 2 --dist worksteal
 
 bench: $(STAMP)  ## what gRPC, HTTP and azmlinfsrv add over in-process
@@ -64,5 +70,5 @@ soak: $(STAMP)  ## ten minutes of mixed load, cancellations and bad input; write
 protos: $(STAMP)  ## regenerate the gRPC messages
 	PATH="$(CURDIR)/$(BIN):$$PATH" tools/protos.sh
 
-clean:
+clean:  ## remove what make and the tests have installed and cached
 	rm -rf .venv .cache build *.egg-info

@@ -89,9 +89,3 @@ def test_every_promise_of_security_names_a_test_that_exists() -> None:
         assert named, row
         for path, function in named:
             assert f"def {function}" in (ROOT / path).read_text(encoding="utf-8"), (path, function)
-
-
-def test_design_names_files_that_exist() -> None:
-    text = (ROOT / "DESIGN.md").read_text(encoding="utf-8")
-    for path in re.findall(r"`((?:mii_azure|scoring|templates|local_runner)/[\w./*]+)`", text):
-        assert list(ROOT.glob(path)), path

@@ -49,7 +49,6 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "model_files",
         "kernels",
         "quantization",
-        "passes.outcome",
         "passes.families",
         "distributed",
         "decoder",
