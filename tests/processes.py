@@ -41,6 +41,12 @@ def command(pid: int) -> str:
         return ""
 
 
+def mentioning(text: str) -> list[Seen]:
+    """All processes whose command line has a text."""
+    pids = [int(each.name) for each in Path("/proc").iterdir() if each.name.isdigit()]
+    return [found for pid in pids if text in command(pid) and (found := seen(pid))]
+
+
 @contextmanager
 def none_left() -> Iterator[list[Seen]]:
     """A list of processes that are killed when the block ends, as far as they live then."""

@@ -34,6 +34,7 @@ START_TIMEOUT_S = 600.0
 # Runners that this process started; they outlive it, and until then it must reap them.
 _children: dict[int, "subprocess.Popen[bytes]"] = {}
 STOP_TIMEOUT_S = 40.0  # longer than the runner's own drain budget
+_REAP_S = 1.0  # for a child that is ending to have ended
 _GIVE_UP_S = 10.0  # longer than a runner takes that is let down while it starts
 
 
@@ -190,8 +191,10 @@ def _alive(deployment: LocalDeployment) -> bool:
     """Whether the process that was started runs; reaps it when it is a finished child of ours."""
     alive = processes.running(deployment.process)
     child = _children.get(deployment.pid)
-    if not alive and child is not None and child.poll() is not None:
-        del _children[deployment.pid]
+    if not alive and child is not None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(_REAP_S)
+            _children.pop(deployment.pid, None)
     return alive
 
 

@@ -39,6 +39,12 @@ def running(known: Known) -> bool:
     return look(known.pid) == known
 
 
+def _there(known: Known) -> bool:
+    """The same, also of one that is ending: its command line goes first."""
+    found = look(known.pid)
+    return found is not None and found.started == known.started
+
+
 def end(known: Known, patience_s: float, kill_s: float = KILL_TIMEOUT_S) -> bool:
     """Send SIGTERM and, after `patience_s`, SIGKILL; False where it is there still `kill_s` after that.
 
@@ -47,7 +53,7 @@ def end(known: Known, patience_s: float, kill_s: float = KILL_TIMEOUT_S) -> bool
     for number, wait_s in ((signal.SIGTERM, patience_s), (signal.SIGKILL, kill_s)):
         _signal(known, number)
         deadline = time.monotonic() + wait_s
-        while running(known):
+        while _there(known):
             if time.monotonic() > deadline:
                 break
             time.sleep(_LOOK_S)

@@ -15,9 +15,14 @@ import pytest
 
 import mii_azure
 from mii_azure.errors import RunnerFailed, UnknownDeployment
+<<<<<<< HEAD:tests/mii_azure/sdk/test_deployment_processes.py
 from mii_azure.sdk import deployments, processes
 from tests.processes import Seen, alive, below, command, none_left, seen
 from tests.scenarios.faults.conftest import until
+=======
+from tests.faults.conftest import until
+from tests.processes import Seen, alive, below, command, mentioning, none_left, seen
+>>>>>>> processes:tests/sdk/test_deployment_processes.py
 
 Tiny = Callable[[str, str], Path]
 TASK = "question-answering"
@@ -28,6 +33,8 @@ DEPLOY = "import sys, time, mii_azure; mii_azure.deploy(*sys.argv[1:4]); print('
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("MII_AZURE_HOME", str(tmp_path / "home"))
     yield tmp_path / "home"
+    for pid, _ in mentioning(str(tmp_path / "home")):  # runners that nobody holds, where a test has failed
+        os.kill(pid, signal.SIGKILL)
     while deployments._children:
         _, child = deployments._children.popitem()
         child.kill()
