@@ -1,1 +1,1 @@
-"""What runs inside the endpoint and behind the local runner; copied byte for byte into every bundle."""
+"""Code that runs inside the endpoint and behind the local runner; copied byte for byte into every bundle."""

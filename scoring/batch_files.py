@@ -1,8 +1,8 @@
 """Batch endpoints: files of requests in, one row of JSON per request out.
 
 A file is `.jsonl` (a request body a line), `.json` (one body) or `.txt` (an input a line). Rows name their file and
-line, so that they can be joined with the requests whatever order Azure appends them in. What is wrong with a request
-becomes its row; what trying again may mend is raised, and Azure runs the whole mini-batch anew.
+line, so that they can be joined with the requests whatever order Azure appends them in. An error in a request
+becomes its row; an error that a retry may mend is raised, and Azure runs the whole mini-batch again.
 """
 
 import json
@@ -18,7 +18,7 @@ SUFFIXES = (".jsonl", ".json", ".txt")
 
 
 class Item(NamedTuple):
-    """One request, or why there is none."""
+    """One request, or the error that stands in its place."""
 
     file: str
     line: int
@@ -38,7 +38,7 @@ def run(mini_batch: Sequence[str]) -> list[str]:
 
 
 def score(paths: Sequence[str], answer: Callable[[str], Any], workers: int) -> list[str]:
-    """Answer each request through `answer`, which returns an HTTP response, with as many at once as a batch holds."""
+    """Answer each request through `answer`, which returns an HTTP response; as many run at once as a batch holds."""
     items = [item for path in paths for item in _items(Path(path))]
     with ThreadPoolExecutor(max_workers=workers) as pool:
         return list(pool.map(lambda item: _row(item, answer), items))
@@ -65,7 +65,7 @@ def _items(path: Path) -> Iterator[Item]:
 
 
 def _unstreamed(body: str) -> str:
-    """The body without a wish for a stream, which a row could not hold."""
+    """The body with streaming turned off: a row cannot hold a stream."""
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Reads `deployment.json`, the settings that generation wrote beside score.py."""
+"""Reads `deployment.json`, the settings written beside score.py when the bundle was generated."""
 
 import math
 import os
@@ -10,8 +10,8 @@ from scoring.errors import LoadError, ModelNotFound
 from scoring.strict_json.files import read_object, typed
 
 SCHEMA = 1
-DIFFUSERS_INDEX = "model_index.json"  # what a diffusers folder has in place of config.json
-_LARGEST_NUMBER = 2**53  # past it a float, as JSON of other hosts has it, is no longer exact
+DIFFUSERS_INDEX = "model_index.json"  # a diffusers folder has it in place of config.json
+_LARGEST_NUMBER = 2**53  # beyond it a float, which other hosts' JSON uses, is not exact
 
 _PLAIN = (str, bool, dict[str, Any])
 
@@ -24,40 +24,40 @@ class Limits:
 
     max_batch_tokens: int = 16_384  # padded tokens in one forward
     max_batch_size: int = 32  # rows in one forward
-    slots: int = 0  # sequences that a decoder on a GPU advances at once; 0: what a batch holds at full length
-    prefix_reuse: bool = True  # prompts begin with what slots hold of them; false: no timing tells of others' prompts
+    slots: int = 0  # sequences that a decoder on a GPU advances at once; 0: as many as a batch holds at full length
+    prefix_reuse: bool = True  # reuse cached prefixes of prompts; false: no timing reveals other callers' prompts
     queue_size: int = 256  # rows waiting; past it requests are answered 429
     max_payload_bytes: int = 4 << 20
-    max_answer_bytes: int = 32 << 20  # of one reply, by what its answers may take at most
+    max_answer_bytes: int = 32 << 20  # of one reply, by the upper bound of its answers
     request_timeout_s: float = 90.0
-    context_length: int = 0  # tokens; 0: what the model's config says
+    context_length: int = 0  # tokens; 0: taken from the model's config
 
 
 @dataclass(frozen=True)
 class PassDecision:
-    """Whether a pass is taken on the planned instance type, and the sentence that says why."""
+    """Decision to take a pass on the planned instance type or not, and the sentence that says why."""
 
     name: str
     take: bool
     reason: str
-    forecast: bool = True  # start decides anew, by the model and the hardware that it finds; False: forced on or off
+    forecast: bool = True  # start-up decides again, by the model and hardware it finds; False: forced on or off
 
 
 @dataclass(frozen=True)
 class Optimisation:
-    """What the passes are chosen for, and which are forced."""
+    """Objective for which passes are chosen, and passes that are forced on or off."""
 
     objective: str = "latency"  # or "cost": throughput first
     profile: str = "azure"  # every pass; "public": only DeepSpeed's own open ones and torch's
     on: tuple[str, ...] = ()
     off: tuple[str, ...] = ()
-    tensor_parallel: int = 0  # GPUs that share the weights; 0: as many as they need, or gain by
+    tensor_parallel: int = 0  # GPUs that share the weights; 0: as many as the weights need, or as make decode faster
     planned: tuple[PassDecision, ...] = ()
 
 
 @dataclass(frozen=True)
 class ModelRef:
-    """Which model this is; facts for people, not for loading."""
+    """Identity of the model, for people; not used for loading."""
 
     id: str = ""
     revision: str | None = None
@@ -74,7 +74,7 @@ class Deployment:
     model: ModelRef = ModelRef()
     task_options: dict[str, Any] = field(default_factory=dict)
     dtype: str = "float32"
-    quantisation: dict[str, Any] = field(default_factory=dict)  # of the shipped weights, and what it cost; empty: none
+    quantisation: dict[str, Any] = field(default_factory=dict)  # of the shipped weights, with its error; empty: none
     allow_pickle: bool = False
     trust_remote_code: bool = False  # run the Python files in the model folder
     instance_type: str = ""
@@ -83,7 +83,7 @@ class Deployment:
 
     @classmethod
     def read(cls, path: Path) -> "Deployment":
-        """Parse the file at `path`; raise LoadError if it is not what generation writes."""
+        """Parse the file at `path`; raise LoadError if it is not a deployment.json as the generator writes it."""
         again = f"Generate the bundle again; known fields are {', '.join(f.name for f in fields(cls))}."
         raw = read_object(path, LoadError, again)
         try:
@@ -99,7 +99,7 @@ class Deployment:
 
 
 def _made(kind: type[T], raw: Any, what: str) -> T:
-    """The settings that a JSON object holds; raises TypeError or ValueError for a value that is not of its field."""
+    """Settings from a JSON object; raises TypeError or ValueError for a value that does not fit its field."""
     kinds = get_type_hints(kind)
     values = typed(raw, dict, what)
     return kind(**{name: _field(values[name], kinds.get(name), f"{what}.{name}") for name in values})

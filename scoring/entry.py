@@ -21,7 +21,7 @@ def init() -> None:
     """Load the model and warm it up; raises LoadError and its kinds, with a sentence and a remedy."""
     global _service
     _logging()
-    # Chosen before anything imports torch: no hub at serving time, no tokenizer fork warnings.
+    # Set before anything imports torch: no hub access while serving, no tokenizer fork warnings.
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     deployment = Deployment.read(CODE_DIR / "deployment.json")
@@ -58,40 +58,40 @@ def run(raw: str) -> Any:
 
 
 def metadata() -> dict[str, Any]:
-    """What the deployment is and runs on; only {"ready": False} before init."""
+    """Metadata of the deployment and of what it runs on; only {"ready": False} before init."""
     return _service.metadata() if _service else {"ready": False}
 
 
 def ready() -> bool:
-    """Whether requests are answered."""
+    """Return True if requests are answered."""
     return bool(_service and _service.ready and not _service.lost)
 
 
 def statistics() -> dict[str, Any]:
-    """Phase and its seconds; after init also counts, times and queue of the engine."""
+    """Phase and its seconds; after init also the engine's counts, times and queue."""
     told = {"phase": phase.name, "phase_seconds": round(phase.seconds(), 3)}
     return {**told, **_service.statistics()} if _service else told
 
 
 def change(**limits: Any) -> None:
-    """Other values of `queue_size` and `request_timeout_s`, for the requests to come; nothing before init."""
+    """Change `queue_size` and `request_timeout_s` for later requests; does nothing before init."""
     if _service:
         _service.change(**limits)
 
 
 def drain(timeout_s: float) -> bool:
-    """Finish what was accepted and take no more; False when the time ran out."""
+    """Finish accepted requests and take no more; False if the time ran out."""
     return _service.drain(timeout_s) if _service else True
 
 
 def _logging() -> None:
-    """Log to stderr unless the host has set handlers up."""
+    """Log to stderr unless the host has set up handlers."""
     root = logging.getLogger("mii_azure")
     if not root.handlers and not logging.getLogger().handlers:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
         root.addHandler(handler)
-    # Application Insights, where Azure's server writes to it, takes only what goes through that server's own loggers.
+    # If Azure's server writes to Application Insights, only records of that server's own loggers get there.
     for watcher in logging.getLogger("azmlinfsrv.print").handlers:
         root.addHandler(watcher)
     root.setLevel(os.environ.get("AZUREML_LOG_LEVEL", "INFO").upper())

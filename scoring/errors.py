@@ -1,4 +1,4 @@
-"""Every error a user can meet, one tree; `mii_azure.errors` adds the branches that exist before a bundle does.
+"""Tree of every error a user can meet; `mii_azure.errors` adds the branches that exist before a bundle does.
 
     MiiAzureError
     ├── RequestError            400  what was sent cannot be answered

@@ -1,7 +1,7 @@
-"""The interface between a host and a bundle's scoring: all that a host may import of this package, beside its errors.
+"""The interface between a host and a bundle's scoring: all that a host may import from this package, beside its errors.
 
-A host finds the scoring package in the bundle, which another version may have written: `VERSION` says whether both
-mean the same. It grows whenever a host that knows the old one would fail, or would be told something else.
+A host finds the scoring package in the bundle, which another version may have written; `VERSION` tells it whether
+both agree. It grows whenever a host that knows the old interface would fail or get another answer.
 """
 
 from typing import Any, Protocol
@@ -20,16 +20,16 @@ class ScoringEntry(Protocol):
     """The module `scoring.entry`; `init` and `run` are called through the bundle's score.py."""
 
     def metadata(self) -> dict[str, Any]:
-        """What the deployment is and runs on; only {"ready": False} before init."""
+        """Metadata of the deployment and of what it runs on; only {"ready": False} before init."""
 
     def ready(self) -> bool:
-        """Whether requests are answered."""
+        """Return True if requests are answered."""
 
     def statistics(self) -> dict[str, Any]:
-        """Phase and its seconds; after init also counts, times and queue of the engine."""
+        """Phase and its seconds; after init also the engine's counts, times and queue."""
 
     def change(self, **limits: Any) -> None:
-        """Other values of `queue_size` and `request_timeout_s`, for the requests to come; nothing before init."""
+        """Change `queue_size` and `request_timeout_s` for later requests; does nothing before init."""
 
     def drain(self, timeout_s: float) -> bool:
-        """Finish what was accepted and take no more; False when the time ran out."""
+        """Finish accepted requests and take no more; False if the time ran out."""

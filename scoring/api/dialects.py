@@ -32,13 +32,13 @@ class Call:
     parameters: Strict
     single: bool
     stream: bool
-    style: str  # which form it came in
-    usage: bool = False  # the answer comes with what it used
+    style: str  # the form it came in
+    usage: bool = False  # the answer reports token usage
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a form holds, unchecked."""
+    """Contents of a request form, unchecked."""
 
     values: list[Any]
     style: str
@@ -117,7 +117,7 @@ def _unwrap(payload: dict[str, Any], task: TaskSchema) -> Found:
 
 
 def _is_conversation(data: Any, task: TaskSchema) -> bool:
-    """A conversation is itself a list; everywhere else a list means several inputs."""
+    """Return True for a conversation, which is itself a list; everywhere else a list means several inputs."""
     return (
         task.name == "conversational"
         and isinstance(data, list)
@@ -127,7 +127,7 @@ def _is_conversation(data: Any, task: TaskSchema) -> bool:
 
 
 def _columnar(data: dict[str, Any]) -> bool:
-    """{"question": [..], "context": [..]}: columns of one length."""
+    """Columns of equal length, as in {"question": [..], "context": [..]}."""
     columns = list(data.values())
     return bool(columns) and all(isinstance(c, list) for c in columns) and len({len(c) for c in columns}) == 1
 

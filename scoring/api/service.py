@@ -1,4 +1,4 @@
-"""From a raw body to a reply: parse, encode, queue, decode; every error becomes a status and a JSON body."""
+"""Service from a raw body to a reply: parse, encode, queue, decode; an error becomes a status and a JSON body."""
 
 import logging
 import threading
@@ -60,7 +60,7 @@ def error_reply(error: MiiAzureError) -> Reply:
 
 
 def _failed(error: Exception) -> LoadError:
-    """What a start fails with, where the model itself raised it."""
+    """The LoadError for a start that failed because the model itself raised `error`."""
     said = (str(error).strip().splitlines() or [""])[0][:300].rstrip(".")
     if is_out_of_memory(error):
         return OutOfMemory(f"Memory ran out before the first request: {said}.", "Serve it on hardware with more.")
@@ -83,7 +83,7 @@ class Service:
         self.ready = False
         self._seats = threading.BoundedSemaphore(_SEATS)
         self._chosen: Chosen = ()
-        self._before: list[Record] = []  # of passes that were withdrawn for a request, while it is tried without
+        self._before: list[Record] = []  # records of passes withdrawn while a request is retried without them
         self._acquitted = False
 
     def start(self, chosen: Chosen = (), known: Mapping[str, float] = MappingProxyType({})) -> None:
@@ -106,7 +106,7 @@ class Service:
         self._chosen = chosen
         # On the inference thread: CUDA graphs belong to the thread that captures them.
         reference = reference_of(self.deployment.task)
-        # A model that a pass places is asked when it lies there: nothing else can run it.
+        # A model that a pass places is examined only once it is placed: nothing else can run it.
         placed = any(each.places for each, decision in chosen if decision.take)
         if not placed:
             self.task.examine()
@@ -118,11 +118,11 @@ class Service:
         if self.loaded.device.type == "cuda":
             import torch
 
-            torch.cuda.empty_cache()  # what the passes' verification took is free for requests
+            torch.cuda.empty_cache()  # memory used by verification becomes free for requests
         phase.enter("warming")
 
     def _bring(self, chosen: Chosen) -> None:
-        """Move a model to its device that was loaded for a pass to place it, where no such pass is served."""
+        """Move a model that was loaded for a pass to place to its device, if no such pass is served."""
         placing = {each.name for each, _ in chosen if each.places}
         if any(record.state == "applied" and record.name in placing for record in self.records):
             return
@@ -138,9 +138,9 @@ class Service:
             ) from error
 
     def withdraw(self, failure: Exception, again: bool = False) -> bool:
-        """Undo the pass that was applied last; False where none is left, or where no pass can be to blame.
+        """Undo the pass that was applied last; False if none is left, or if no pass can be to blame.
 
-        Inference thread only. Raises PassNotServed at the start for a pass that was forced on.
+        Inference thread only. Raises PassNotServed during start-up for a pass that was forced on.
         """
         placed = any(each.places for each, decision in self._chosen if decision.take)
         if isinstance(failure, MiiAzureError) or self._acquitted or (self.ready and placed):
@@ -159,7 +159,7 @@ class Service:
         return True
 
     def reinstate(self) -> None:
-        """Apply again what was withdrawn for a request that failed without it too, and blame no pass any more."""
+        """Reapply passes withdrawn for a request that failed without them too, and stop blaming passes."""
         self._acquitted = True
         known = {each.name: each.error or 0.0 for each in self._before if each.state == "applied"}
         chosen = [
@@ -170,12 +170,12 @@ class Service:
 
     @property
     def lost(self) -> str:
-        """Why the model can answer no more: one of its ranks is gone; empty while it can."""
+        """Reason why the model can no longer answer (one of its ranks is gone); empty while it can."""
         ranks = self.loaded.runtime.ranks
         return ranks.lost if ranks else ""
 
     def change(self, **limits: Any) -> None:
-        """Other values of `queue_size` and `request_timeout_s` for the requests to come."""
+        """Change `queue_size` and `request_timeout_s` for later requests."""
         self.deployment = replace(self.deployment, limits=replace(self.deployment.limits, **limits))
         self.engine.change(self.deployment.limits)
 
@@ -186,13 +186,13 @@ class Service:
         return self.engine.drain(timeout_s)
 
     def statistics(self) -> dict[str, Any]:
-        """The engine's counts, with the rows that wait and those that wait or run, and why it can answer no more."""
+        """Counts of the engine, with queue depth, rows waiting or running, and the reason if the model is lost."""
         lost = {"lost": self.lost} if self.lost else {}
         counts = {"waiting": self.engine.waiting(), "active": self.engine.depth(), **lost}
         return {**self.engine.statistics.to_dict(), **counts}
 
     def metadata(self) -> dict[str, Any]:
-        """What this deployment is and what it runs on."""
+        """Metadata of this deployment and of what it runs on."""
         d, tells = self.deployment, tells_cached_tokens()
         return {
             "name": d.name,
@@ -275,7 +275,7 @@ class Service:
             answers += self.task.answer_bytes(value, call.parameters, rows[-1])
             self._check_answer(answers)
             left_over -= len(rows[-1])
-            if left_over < 0:  # seen early: one long context may be a thousand windows
+            if left_over < 0:  # checked early: one long context may be a thousand windows
                 raise InvalidInput(
                     f"The request needs more sequences than the {budget} that the queue holds.",
                     "Send it in smaller parts.",

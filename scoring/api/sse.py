@@ -22,9 +22,9 @@ Pieces = queue.SimpleQueue[Any]  # events, then _END
 
 
 class Events:
-    """Iterator over the events of one stream; closing it, or letting go of it, frees the engine within a step.
+    """Iterator over the events of one stream; closing or dropping it frees the engine within a step.
 
-    A bare generator would not do: one that was never started has no `finally` to run when it is closed.
+    A plain generator would not do: one that was never started runs no `finally` when it is closed.
     """
 
     def __init__(self, events: Iterator[bytes], job: Job) -> None:
@@ -38,7 +38,7 @@ class Events:
         return next(self._events)
 
     def close(self) -> None:
-        """Nobody listens any more."""
+        """Cancel the request: nobody listens any more."""
         self._job.cancel()
 
     def __del__(self) -> None:
@@ -46,10 +46,10 @@ class Events:
 
 
 def events(engine: Engine, task: Task, call: Call, rows: list[Row], deadline: Deadline) -> Events:
-    """Submit the rows now, so that a full queue is still a status code, and return the iterator of events.
+    """Submit the rows now, so that a full queue still gets a status code, and return the iterator of events.
 
     Events: `{"token": {"text": str}}` while text appears, with the `index` of the answer where there are several, and
-    `details` of its tokens where they are asked for (without slots, of all tokens at the end); `{"answer": ...}` with
+    `details` of its tokens if asked for (without slots, of all tokens at the end); `{"answer": ...}` with
     the same answer as without streaming, then `[DONE]`; an error after the start is `{"error": {...}}`, and then the
     stream ends.
     """

@@ -1,4 +1,4 @@
-"""What a request used: tokens in and out, and why each answer ended; told to `{"options": {"usage": true}}`."""
+"""Usage of a request: tokens in and out, and each answer's finish reason, for `{"options": {"usage": true}}`."""
 
 import os
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ TELL_VARIABLE = "MII_AZURE_TELL_CACHED_TOKENS"
 
 
 def tells_cached_tokens() -> bool:
-    """Whether the operator lets callers know how many of their tokens were held already, maybe for somebody else."""
+    """Return True if the operator lets callers see how many tokens were cached, perhaps by somebody else's prompt."""
     return os.environ.get(TELL_VARIABLE, "").lower() in ("1", "true", "yes", "on")
 
 
 def usage(task: Task, rows: Sequence[Row], outputs: Sequence[Any]) -> dict[str, Any]:
-    """Tokens of all rows, and for generative tasks what was generated, with one finish reason per answer in order."""
+    """Prompt tokens of all rows; for generative tasks also completion tokens and each answer's finish reason."""
     counted: dict[str, Any] = {"prompt_tokens": sum(row.tokens for row in rows if not row.answer)}
     if task.schema.generative:
         ended = [_end(task, row, tokens) for row, output in zip(rows, outputs, strict=True) for tokens in output]
@@ -29,7 +29,7 @@ def usage(task: Task, rows: Sequence[Row], outputs: Sequence[Any]) -> dict[str, 
 
 
 def _end(task: Any, row: Row, tokens: list[int]) -> tuple[int, str]:
-    """How many tokens, and "stop" for an end token or a stop text, "length" where there was no room for more."""
+    """Token count and finish reason: "stop" for an end token or a stop text, "length" if there was no room for more."""
     stop = row.parameters.stop
     if tokens and tokens[-1] in task.eos:
         return len(tokens), "stop"

@@ -1,4 +1,4 @@
-"""Scratch memory of decode steps and of pieces of prompts."""
+"""Scratch memory of decode steps and prompt chunks."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from scoring.decoder.model import DecoderModel
 
 @dataclass
 class Buffers:
-    """Scratch of steps of up to `rows` rows, shared by all batch sizes: one step runs at a time."""
+    """Scratch tensors for steps of up to `rows` rows, shared by all batch sizes: one step runs at a time."""
 
     slots: Tensor  # [rows] int32, the slot of each row
     x: Tensor  # [rows, E] float32, the residual stream
@@ -22,7 +22,7 @@ class Buffers:
     up: Tensor  # [rows, up outputs]
     inner: Tensor  # [rows, F]
     logits: Tensor  # [rows, vocabulary] float32
-    narrow: Tensor  # [rows, vocabulary] in the form's type: cuBLAS's logits
+    narrow: Tensor  # [rows, vocabulary] in the form's dtype: logits as cuBLAS writes them
     scores: Tensor  # [rows, vocabulary] float32
     best: Tensor
     where: Tensor
@@ -33,9 +33,9 @@ class Buffers:
 
 
 def allocate(form: DecoderModel, rows: int, picked: int, work: int, chunks: int, group: int, wide: int) -> Buffers:
-    """Buffers for `rows` rows, of which `picked` get logits.
+    """Allocate buffers for `rows` rows, of which `picked` get logits.
 
-    `work` counts the spans that attention splits over programs, each with parts of `group` queries by `wide` numbers;
+    `work` counts the spans into which attention is split over programs, each with partial results [`group`, `wide`];
     `chunks` the programs that scan a row of logits.
     """
     up = max(layer.mlp.up.weight.shape[0] for layer in form.layers)

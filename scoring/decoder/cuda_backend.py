@@ -12,18 +12,18 @@ from scoring.decoder.model import DecoderModel
 from scoring.decoder.prefill import LONGEST, Part, Prefiller, admit, pieces, record
 
 _ROUND = 8  # copies to the device that may be under way before one has to be waited for
-_COMPILING_S = 600.0  # that another rank may take to compile the kernels of one graph
+_COMPILING_S = 600.0  # most time that another rank may take to compile the kernels of one graph
 
-#: Tokens of a piece that get a graph: a piece is padded up to the next.
+#: Chunk sizes, in tokens, that get a graph; a chunk is padded up to the next.
 PIECES = [16, 32, 64, *range(128, LONGEST + 1, 128)]
 
 
-#: How to wait for a CUDA event.
+#: Waits for a CUDA event.
 Wait = Callable[[Any], None]
 
 
 class PinnedUpload:
-    """Page-locked buffers used in turn: each is written again only when the copy out of it is over."""
+    """Page-locked buffers used in turn: each is rewritten only once the copy out of it is complete."""
 
     def __init__(self, wait: Wait, *shape: int) -> None:
         self._wait = wait
@@ -34,7 +34,7 @@ class PinnedUpload:
         self._turn = 0
 
     def send(self, target: Tensor, fill: Callable[[Tensor], None]) -> None:
-        """Have the next buffer filled from its beginning, and copy as much as the target takes."""
+        """Have `fill` write the next buffer from its start, and copy as much as the target holds."""
         self._turn = (self._turn + 1) % _ROUND
         buffer, copied = self._turns[self._turn]
         self._wait(copied)
@@ -44,7 +44,7 @@ class PinnedUpload:
 
 
 class PendingTokens:
-    """Tokens being copied to the host, into a buffer of `spare` ones that goes back there when they are read."""
+    """Tokens being copied to the host, into a buffer from `spare` that is returned there when they are read."""
 
     def __init__(self, source: Tensor, spare: list[Tensor], rows: int, wait: Wait) -> None:
         self._wait = wait
@@ -56,7 +56,7 @@ class PendingTokens:
         self._event.record()
 
     def tokens(self) -> list[int]:
-        """One token a row; waits for the copy, and for nothing enqueued after it."""
+        """One token per row; waits for the copy, but for nothing enqueued after it."""
         if self._values is None:
             self._wait(self._event)
             self._values = self._host[: self._count].tolist()
@@ -76,11 +76,11 @@ class CudaBackend:
         self._wait: Wait = _synchronize if form.team is None else form.team.wait
         self._scratch = state.slots
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        self._prompts: dict[int, torch.cuda.CUDAGraph] = {}  # by tokens of a piece
+        self._prompts: dict[int, torch.cuda.CUDAGraph] = {}  # by tokens of a chunk
         self._pool: Any = None
-        self._placed: list[int] = []  # slots that the device's rows hold now
+        self._placed: list[int] = []  # slots that the rows on the device stand for now
         self._last = 0
-        self._opened: dict[int, list[int]] = {}  # records of slots that the device does not know of yet
+        self._opened: dict[int, list[int]] = {}  # records of opened slots, not yet sent to the device
         self._records = torch.zeros(
             state.slots, len(record(0, SamplingParams())), dtype=torch.int32, device=form.device
         )
@@ -92,7 +92,7 @@ class CudaBackend:
         self._spare: list[Tensor] = []
 
     def open(self, slot: int, sampling: SamplingParams) -> None:
-        """Empty a slot: told to the device with the others that are opened before a prompt or a step."""
+        """Empty a slot; sent to the device, with others opened meanwhile, before the next prefill or step."""
         self._opened[slot] = record(slot, sampling)
 
     def prefill(self, parts: Sequence[Part]) -> Tensor:
@@ -113,7 +113,7 @@ class CudaBackend:
         return logits
 
     def settle(self) -> None:
-        """Enqueue the news of slots that were opened."""
+        """Enqueue the records of slots that were opened."""
         if not self._opened:
             return
         records = list(self._opened.values())
@@ -185,7 +185,7 @@ class CudaBackend:
         return self._graphs[size]
 
     def _captured(self, launch: Callable[[], None]) -> torch.cuda.CUDAGraph:
-        """Run it once on scratch rows, which compiles its kernels, then record it."""
+        """Run the function once on scratch rows, which compiles its kernels, then capture it."""
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call,unused-ignore]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -199,7 +199,7 @@ class CudaBackend:
         return graph
 
     def _settle_ranks(self) -> None:
-        """Wait for what is enqueued, with patience while ranks compile: a capture begins by waiting blindly."""
+        """Wait for enqueued work, with a long timeout while ranks compile: a capture begins by waiting without any."""
         if self._team is not None:
             enqueued = torch.cuda.Event()  # type: ignore[no-untyped-call,unused-ignore]
             enqueued.record()

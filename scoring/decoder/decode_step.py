@@ -1,12 +1,12 @@
-"""Launches one decode step's kernels for a batch of a fixed size; enqueues only, so a CUDA graph can hold it.
+"""Launches one decode step's kernels for a batch of a fixed size; only enqueues, so a CUDA graph can hold it.
 
-Two ways through a layer. Up to `GEMV_ROWS` rows, every product is a Triton kernel that streams the weights once a row
-and does what surrounds it: five launches a layer. Above, products are cuBLAS's, which reads the weights once for all
-rows, and small kernels stand between them.
+A layer runs in one of two forms. Up to `GEMV_ROWS` rows, every product is a Triton kernel that streams the weights
+once per row and fuses the operations around it: five launches per layer. Above, products are cuBLAS's, which reads the
+weights once for all rows, with small kernels between them.
 
-Over slices, the outputs of `out` and `down` are parts. Where products are Triton's, rank 0 adds its part to the
-residual stream and the others put theirs in its place, so that the sum over ranks is the stream, with no kernel but the
-sum's. Where they are cuBLAS's, their outputs are summed in the form's type. A parallel layer has one sum.
+With tensor parallelism, the outputs of `out` and `down` are partial sums. In Triton's products, rank 0 adds its part to
+the residual stream and the other ranks replace the stream with theirs, so that the all-reduce yields it in no further
+kernel. Outputs of cuBLAS's products are all-reduced in the form's dtype. A parallel layer has one all-reduce.
 """
 
 from dataclasses import dataclass, field
@@ -25,15 +25,15 @@ from scoring.kernels import decode_attention, decode_elementwise, decode_gemv, d
 
 GEMV_ROWS = 2
 _MULTIPROCESSORS = 132
-_SPAN = 64  # keys that one pass of the attention kernel reads
+_SPAN = 64  # keys that one iteration of the attention kernel reads
 _LEAST = 64  # keys below which a span is not split
-_BREADTH = 32768  # logits that the choice holds in registers; of more, it reads half as many at a time
+_BREADTH = 32768  # logits that `choose` holds in registers; of more, it reads half as many at a time
 _CHUNK = 2048  # logits that one program of the sampling scan reads
 
 
 @dataclass
 class Launcher:
-    """The step over one form and state. `pdl` overlaps each kernel's start with the end of the one before.
+    """One decode step over a form and its state. `pdl` overlaps each kernel's start with the end of the one before.
 
     `rows` bounds the rows of a step, `picked` those that get logits and a token (0: all of them).
     """
@@ -58,21 +58,21 @@ class Launcher:
         picked = self.picked or self.rows
         work = max(size * form.kv_heads * self.splits(size) for size in range(1, picked + 1))
         self.buffers = allocate(form, self.rows, picked, work, self.chunks, self.group, self.wide)
-        self._summed = False  # the kernel before is NCCL's
+        self._summed = False  # the previous kernel is NCCL's
         self._first = form.team is None or form.team.first
         self._both = {id(layer): joint_bias(layer) for layer in form.layers if layer.parallel}
 
     def _launch(self) -> dict[str, Any]:
-        """How the next kernel starts: early, but behind a kernel of NCCL's, which gives no sign to start at.
+        """Launch options of the next kernel: an early start, except after a kernel of NCCL's, which never triggers one.
 
-        So whatever was written two launches ago is there before a kernel waits, sums or not.
+        So whatever was written two launches ago is visible before a kernel waits, with or without all-reduces.
         """
         early = self.pdl and not self._summed
         self._summed = False
         return {"launch_pdl": True} if early else {}
 
     def _sum(self, x: Tensor) -> None:
-        """Add up the ranks' parts, in place."""
+        """All-reduce the ranks' parts, in place."""
         if (team := self.form.team) is None:
             return
         if (exchange := team.quick(x)) is not None:
@@ -82,7 +82,7 @@ class Launcher:
             self._summed = True
 
     def _agree(self, tokens: Tensor) -> None:
-        """Take over rank 0's tokens: a last bit that differs between two GPUs must not make two sequences of one."""
+        """Take rank 0's tokens on all ranks: a last bit that differs between GPUs must not make sequences diverge."""
         if (team := self.form.team) is None:
             return
         if (exchange := team.quick(tokens)) is not None:
@@ -98,7 +98,7 @@ class Launcher:
         return pairs if self.form.norm is None else [*pairs, (self.form.norm, self.form.head)]
 
     def splits(self, rows: int) -> int:
-        """Programs that share one key head of one row: enough to fill the GPU, no more than there are spans."""
+        """Programs that share one key head of one row: enough to fill the GPU, at most one per span."""
         wanted = triton.cdiv(2 * _MULTIPROCESSORS, rows * self.form.kv_heads)
         return int(max(1, min(wanted, 32, triton.cdiv(self.state.max_length, _SPAN))))
 
@@ -139,7 +139,7 @@ class Launcher:
         self._residual(rows, "down", b.inner, layer.mlp.down, layer.post2)
 
     def _residual(self, rows: int, name: str, x: Tensor, linear: Linear, post: Norm | None) -> None:
-        """Add x through a product to the residual stream; one that is normed first takes a kernel of its own."""
+        """Add the product of x to the residual stream; if it is normalised first, in a kernel of its own."""
         b, first = self.buffers, self._first
         if post is None:
             self.gemv(name, x, linear, b.x, rows, add=first, biased=first, factor=self.form.residual_scale)
@@ -169,9 +169,9 @@ class Launcher:
         self.add_norm(rows, b.y, bias, following, layer.post2)
 
     def _mlp_blas(self, rows: int, layer: DecoderLayer) -> Tensor | None:
-        """Up and down, to y; gives the bias that y still lacks.
+        """Compute up and down products into y; return the bias that y still lacks.
 
-        A parallel layer's attention output waits in y: it is added to x before down overwrites it, or down to it where
+        A parallel layer's attention output is still in y: it is added to x before down overwrites it, or down to it if
         both are parts.
         """
         b, mlp = self.buffers, layer.mlp
@@ -196,7 +196,7 @@ class Launcher:
 
     def qkv(self, rows: int, index: int, layer: DecoderLayer) -> None:
         b, linear, norm = self.buffers, layer.attention.qkv, layer.norm1
-        if layer.attention.q_norm is not None:  # heads are normed over all of their pairs: by attention
+        if layer.attention.q_norm is not None:  # norms over whole heads are left to the attention kernel
             self.gemv("qkv", b.x, linear, b.qkv, rows, norm=norm)
             return
         pairs, inputs = linear.weight.shape[0] // 2, linear.weight.shape[1]
@@ -225,7 +225,7 @@ class Launcher:
 
     def gemv(self, name: str, x: Tensor, linear: Linear, out: Tensor, rows: int, *, norm: Norm | None = None,
              act: str = "none", add: bool = False, biased: bool = True, factor: float = 1.0) -> None:  # fmt: skip
-        """out [rows, N] = factor act(norm(x) W^T + bias), or += with `add`; the bias may be another rank's to add."""
+        """Compute out [rows, N] = factor act(norm(x) W^T + bias), or += with `add`; another rank may add the bias."""
         outputs, inputs = linear.weight.shape
         tile = self.tile(name, linear, 1)
         gains, bias = self._bias(norm, linear)
@@ -240,7 +240,7 @@ class Launcher:
     def attention(self, rows: int, index: int, layer: DecoderLayer) -> None:
         form, b, state, own = self.form, self.buffers, self.state, layer.attention
         splits, normed = self.splits(rows), own.q_norm is not None
-        bias = own.qkv.bias if normed and rows > GEMV_ROWS else None  # that the product still lacks
+        bias = own.qkv.bias if normed and rows > GEMV_ROWS else None  # the product still lacks it
         decode_attention.attend[(rows * form.kv_heads, splits)](
             b.qkv if normed else b.q, state.keys[index], state.values[index], b.attended, b.part, b.stats, b.arrived,
             _or(form.alibi, b.x), b.slots, state.lengths, _or(bias, b.x), *self._gains_of_heads(own),
@@ -252,7 +252,7 @@ class Launcher:
         )  # fmt: skip
 
     def product(self, x: Tensor, linear: Linear, out: Tensor, rows: int, add: bool = False) -> None:
-        """out [rows, N] = x W^T by cuBLAS, or += with `add`; the bias is left to the kernel that follows."""
+        """Compute out [rows, N] = x W^T by cuBLAS, or += with `add`; the bias is left to the next kernel."""
         outputs, inputs = linear.full.shape
         source, target = _rows(x, rows, inputs), _rows(out, rows, outputs)
         if add:
@@ -261,7 +261,7 @@ class Launcher:
             torch.mm(source, linear.full.t(), out=target)
 
     def scatter(self, rows: int, index: int, layer: DecoderLayer) -> None:
-        """Queries out of the fused product, keys and values into the cache; normed heads are attention's to write."""
+        """Copy queries out of the fused product, keys and values into the cache; normed heads are left to attention."""
         b, linear = self.buffers, layer.attention.qkv
         if layer.attention.q_norm is not None:
             return
@@ -274,7 +274,7 @@ class Launcher:
 
     def add_norm(self, rows: int, y: Tensor | None, bias: Tensor | None, norm: Norm | None,
                  post: Norm | None = None) -> None:  # fmt: skip
-        """x += y + bias where there is a y, normed by `post` first; normed = norm(x) where there is a norm."""
+        """Compute x += y + bias if there is a y, normed by `post` first, and normed = norm(x) if there is a norm."""
         b = self.buffers
         decode_elementwise.add_norm[(rows,)](
             b.x, _or(y, b.x), _or(bias, b.x), _affine(post, b.x)[0], *_affine(norm, b.x), b.normed, self.form.hidden,
@@ -291,7 +291,7 @@ class Launcher:
         )  # fmt: skip
 
     def sample(self, rows: int, logits: Tensor, advance: bool) -> None:
-        """Pick each row's token from logits [rows, vocabulary]; `advance` counts the step's input as live."""
+        """Sample each row's token from logits [rows, vocabulary]; `advance` counts the step's input as live."""
         b, s, vocabulary = self.buffers, self.state, self.form.vocabulary
         decode_sampling.scan[(rows, self.chunks)](
             logits, b.scores, b.best, b.where, b.slots, s.lengths, s.seen, s.temperature, s.penalty, s.seed,
@@ -307,21 +307,21 @@ class Launcher:
         self._agree(s.tokens)
 
     def tile(self, name: str, linear: Linear, sets: int) -> GemvTile:
-        """How to cut a product; `sets` row sets are read at once."""
+        """Tile of a product; `sets` row sets are read at once."""
         outputs, inputs = linear.weight.shape
         return self.tiles.get(name) or choose_tile(outputs, inputs, sets, linear.scale is not None)
 
     def _bias(self, norm: Norm | None, linear: Linear) -> tuple[Tensor, Tensor]:
-        """(row sums of W g, bias) that a kernel adds; the residual buffer stands for what is absent."""
+        """Return (row sums of W g, bias) for a kernel to add; the residual buffer stands in for an absent one."""
         if norm is not None and norm.kind == "layer":
             return self._gains[id(linear)]
         return self.buffers.x, _or(linear.bias, self.buffers.x)
 
-    #: Whether every row has a position of its own, where a step's is its slot's length.
+    #: True if each row has its own position; a decode step's rows are at their slots' lengths.
     own: ClassVar[bool] = False
 
     def _fed(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(which, tokens, positions): row r is fed tokens[which[r]] at positions[which[r]]."""
+        """Return (which, tokens, positions): row r is fed tokens[which[r]] at positions[which[r]]."""
         return self.buffers.slots, self.state.tokens, self.state.lengths
 
     def _tables(self, layer: DecoderLayer) -> tuple[Tensor, Tensor]:
@@ -344,7 +344,7 @@ class Launcher:
 
 
 def _or(tensor: Tensor | None, absent: Tensor) -> Tensor:
-    """A pointer to hand to a kernel that will not read it."""
+    """The tensor, or if there is none a placeholder for a kernel that will not read it."""
     return absent if tensor is None else tensor
 
 
@@ -361,5 +361,5 @@ def _eps(norm: Norm | None) -> float:
 
 
 def _rows(buffer: Tensor, rows: int, width: int) -> Tensor:
-    """The first rows of a buffer whose rows are packed at this width."""
+    """View of the first rows of a buffer, packed at this width."""
     return buffer.view(-1)[: rows * width].view(rows, width)

@@ -7,9 +7,9 @@
     later = decoder.step([3, 5])           # feeds each slot's last token, picks the next
     later.tokens()                         # waits for this step only; read it one step late
 
-A slot needs no closing: leave it out of `step`, and open it again; `release` gives its memory back on a CPU. There
-every call is complete when it returns. On a GPU `sample` and `step` only enqueue; tokens stay on the device between
-steps, so a step needs no answer of the one before. All calls must come from one thread.
+A slot needs no closing: leave it out of `step`, and open it again; `release` gives its memory back on a CPU, where
+every call is complete when it returns. On a GPU, `sample` and `step` only enqueue; tokens stay on the device between
+steps, so a step need not wait for the tokens of the one before. All calls must come from one thread.
 """
 
 from collections.abc import Sequence
@@ -46,8 +46,8 @@ class _Ready:
 class Decoder:
     """A loaded transformers decoder served slot by slot; shares the model's weights.
 
-    Raises LoadError for a model that the form does not cover. `max_length` bounds prompt and generated tokens of a
-    slot, and is cut to the model's own positions. With a `team` the model is this rank's slice, and all ranks have to
+    Raises LoadError for an unsupported model. `max_length` bounds prompt and generated tokens of a slot,
+    and is reduced to the model's own positions. With a `team`, the model is this rank's slice, and all ranks must
     make the same calls in the same order.
     """
 
@@ -58,16 +58,16 @@ class Decoder:
         self.slots = slots
         self.state = KVCache(self.form, slots, self.max_length)
         self.lengths = [0] * slots  # the host's copy: known without asking the device
-        self.opened = [0] * slots  # how often each was
+        self.opened = [0] * slots  # times that each slot was opened
         self._torch = TorchBackend(self.form, self.state)
-        self._logits: dict[int, Tensor] = {}  # of prefills not sampled yet
+        self._logits: dict[int, Tensor] = {}  # of prefilled prompts not sampled yet
         self._last = torch.empty(0)
         self._cuda: Any = None
         self._start()
 
     @torch.inference_mode()
     def open(self, slot: int, sampling: SamplingParams | None = None, held: Sequence[int] = ()) -> None:
-        """Empty a slot for a new sequence, but for its first tokens where the slot holds their keys and values."""
+        """Empty a slot for a new sequence, keeping the first tokens whose keys and values the slot already holds."""
         (self.state if self._cuda is None else self._cuda).open(slot, sampling or SamplingParams())
         self.lengths[slot] = len(held)
         self.opened[slot] += 1
@@ -79,7 +79,7 @@ class Decoder:
 
     @torch.inference_mode()
     def copy(self, source: int, target: int, count: int) -> None:
-        """Give a slot the keys and values of another's first tokens."""
+        """Copy the keys and values of another slot's first tokens to a slot."""
         for cache in (self.state.keys, self.state.values):
             cache[:, target, :, :count] = cache[:, source, :, :count]
 
@@ -143,7 +143,7 @@ class Decoder:
         return self._pick(slots, logits)
 
     def release(self, slot: int) -> None:
-        """Say that a slot will not be used before it is opened again."""
+        """Release a slot that will not be used before it is opened again."""
         self.state.release(slot)
 
     @torch.inference_mode()
@@ -169,19 +169,19 @@ class Decoder:
             self._cuda.warm_up(sizes)
 
     def drop(self) -> None:
-        """Say that the decoder will not be used any more."""
+        """Release what the decoder holds; it must not be used any more."""
 
     def use_int8(self, wanted: bool = True) -> None:
-        """Let steps of one or two slots on a GPU read int8 weights, made now and kept beside the others; or stop it."""
+        """Make steps of one or two slots on a GPU read int8 weights, quantized now beside the others; or stop it."""
         quantize_weights(self.form) if wanted else dequantize_weights(self.form)
         self._start()
 
     def _start(self) -> None:
-        """Bring up the GPU's back end over the form as it is; its graphs are captured on use or by `warm_up`."""
+        """Start the GPU back end over the form as it is; its graphs are captured on use or by `warm_up`."""
         if self.form.device.type == "cuda":
             from scoring.decoder.cuda_backend import CudaBackend
 
-            self._cuda = None  # what there was gives its memory back first
+            self._cuda = None  # frees the previous back end's memory first
             self._cuda = CudaBackend(self.form, self.state)
 
     def _pick(self, slots: Sequence[int], logits: Tensor) -> Pending:

@@ -1,4 +1,4 @@
-"""What the kernels of a step need of a form, computed once."""
+"""Constants of a form that the kernels of a step need, computed once."""
 
 import torch
 from torch import Tensor
@@ -7,10 +7,10 @@ from scoring.decoder.model import DecoderLayer, Linear, Norm
 
 
 def gains_of(norm: Norm, linear: Linear) -> tuple[Tensor, Tensor]:
-    """(W g, W b + bias) of a LayerNorm and the product that follows it, float32 [N] each."""
+    """Return (W g, W b + bias) of a LayerNorm and the product that follows it, float32 [N] each."""
     if norm.kind != "layer" or norm.shift is None:
         return norm.gain, norm.gain
-    blocks = torch.split(linear.weight, 8192)  # widened piece by piece
+    blocks = torch.split(linear.weight, 8192)  # widened block by block
     gain = torch.cat([block.float() @ norm.gain for block in blocks])
     shift = torch.cat([block.float() @ norm.shift for block in blocks])
     if linear.scale is not None:
@@ -19,6 +19,6 @@ def gains_of(norm: Norm, linear: Linear) -> tuple[Tensor, Tensor]:
 
 
 def joint_bias(layer: DecoderLayer) -> Tensor | None:
-    """The bias of attention's and the MLP's outputs together."""
+    """Sum of the biases of attention's and the MLP's outputs."""
     biases = [linear.bias for linear in (layer.attention.out, layer.mlp.down) if linear.bias is not None]
     return sum(biases[1:], start=biases[0]) if biases else None

@@ -1,4 +1,4 @@
-"""How the products of single rows are cut into tiles."""
+"""Tiles for the products of single rows."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +8,7 @@ import triton  # type: ignore[import-not-found,unused-ignore]
 
 @dataclass(frozen=True)
 class GemvTile:
-    """How a GEMV is cut: rows and inputs a program takes at once, and its warps."""
+    """Tile of a GEMV: rows and inputs that a program takes at once, and its warps."""
 
     rows: int
     inputs: int
@@ -16,11 +16,11 @@ class GemvTile:
 
 
 def choose_tile(outputs: int, inputs: int, sets: int, byte: bool) -> GemvTile:
-    """The cut that was fastest on an H100 over shapes of 0.1 to 8 billion parameters, or near it.
+    """Choose the tile that was fastest, or nearly, on an H100 over shapes of 0.1 to 8 billion parameters.
 
-    A thread holds 64 weights, so that 8 loads of 16 bytes are under way, and a row is read in one pass where it fits;
-    int8 weights (`byte`) take more instructions a byte and do better in small tiles, and so do rows of up to 4,096
-    inputs of which a pass would leave a fifth or more of its lanes empty, where there are enough rows to fill the GPU.
+    A thread holds 64 weights, so that 8 loads of 16 bytes are in flight, and a row that fits is read in one pass.
+    int8 weights (`byte`) take more instructions per byte and do better in small tiles; so do rows of up to 4,096
+    inputs of which a pass would leave a fifth or more of its lanes empty, if there are enough rows to fill the GPU.
     """
     if byte:
         return GemvTile(4, 512, 2)

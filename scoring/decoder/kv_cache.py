@@ -1,7 +1,7 @@
-"""What a decoder keeps on the device: the cache of keys and values, and one row of numbers a slot.
+"""State that a decoder keeps on the device: the KV cache, and one row of numbers per slot.
 
-There is one slot more than asked for: the last is scratch, which rows that pad a batch write to. On a CPU the cache is
-address space: it takes memory where tokens are written, and gives it back when a slot is released.
+There is one slot more than asked for: the last is scratch, written by rows that pad a batch. On a CPU the cache is only
+address space: it takes memory as tokens are written, and gives it back when a slot is released.
 """
 
 import math
@@ -15,14 +15,14 @@ from torch import Tensor
 from scoring.decoder.model import DecoderModel
 
 _NO_RESERVE = 0x4000  # Linux's MAP_NORESERVE, which Python names from 3.13 on
-FORBIDDEN = 4  # tokens a slot can hold back until a length is reached: its end tokens
+FORBIDDEN = 4  # tokens that a slot can suppress until a length is reached: its end tokens
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How a slot picks its tokens; temperature 0 takes the likeliest.
+    """Sampling parameters of a slot; temperature 0 takes the likeliest token.
 
-    `forbidden` (at most 4 tokens) are held back while the slot holds fewer than `forbidden_until` tokens, prompt
+    `forbidden` tokens (at most 4) are suppressed while the slot holds fewer than `forbidden_until` tokens, prompt
     included. The same seed gives the same tokens, whatever shares the batch.
     """
 
@@ -59,7 +59,7 @@ class KVCache:
         self.forbidden_until = torch.zeros(rows, dtype=torch.int32, device=device)
 
     def open(self, slot: int, sampling: SamplingParams) -> None:
-        """Empty a slot and set how it samples; raises ValueError for more than 4 forbidden tokens."""
+        """Empty a slot and set its sampling parameters; raises ValueError for more than 4 forbidden tokens."""
         if len(sampling.forbidden) > FORBIDDEN:
             raise ValueError(f"{len(sampling.forbidden)} forbidden tokens; a slot holds {FORBIDDEN}")
         self.lengths[slot] = 0
@@ -75,7 +75,7 @@ class KVCache:
         self.forbidden_until[slot] = sampling.forbidden_until
 
     def release(self, slot: int) -> None:
-        """Give back the memory of a slot's tokens, where it can be given back; the slot must be opened again."""
+        """Give back the memory of a slot's tokens, if the platform can; the slot must be opened again."""
         block = self.keys[0, 0].nbytes
         for mapped in self._mapped:
             for layer in range(self.keys.shape[0]):
@@ -85,7 +85,7 @@ class KVCache:
                     mapped.madvise(mmap.MADV_DONTNEED, first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE)
 
     def _cache(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Zeros."""
+        """Cache tensor of zeros."""
         if device.type != "cpu" or sys.platform != "linux":
             return torch.zeros(shape, dtype=dtype, device=device)
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE
@@ -93,5 +93,5 @@ class KVCache:
         return torch.frombuffer(self._mapped[-1], dtype=dtype).view(shape)
 
     def bytes(self) -> int:
-        """Bytes of the cache."""
+        """Size of the cache in bytes."""
         return 2 * self.keys.numel() * self.keys.element_size()

@@ -10,14 +10,14 @@ _LEAST = -9999.0  # stands for minus infinity, which JSON has not
 
 
 class TokenLogprob(NamedTuple):
-    """How likely one token was, and which were likeliest in its place."""
+    """Logprob of one token, and the likeliest tokens in its place."""
 
     logprob: float
     top: list[tuple[int, float]]  # token and log-probability, likeliest first
 
 
 class ScoredTokens(list[int]):
-    """The tokens of one answer, with the chance of each."""
+    """The tokens of one answer, with the logprob of each."""
 
     def __init__(self, tokens: Sequence[int], chances: Sequence[TokenLogprob]) -> None:
         super().__init__(tokens)
@@ -26,7 +26,7 @@ class ScoredTokens(list[int]):
 
 @torch.inference_mode()
 def measure_logprobs(logits: Tensor, chosen: Tensor, most: int) -> Tensor:
-    """From logits [B, vocabulary] and tokens [B]: float64 [B, 1 + 2 most] on their device, for `read_logprobs`."""
+    """Logprobs float64 [B, 1 + 2 most] of logits [B, vocabulary] and tokens [B], on the device, for `read_logprobs`."""
     every = torch.log_softmax(logits.float(), -1)
     own = every.gather(1, chosen[:, None])
     values, tokens = every.topk(min(most, every.shape[1]), -1)
@@ -34,7 +34,7 @@ def measure_logprobs(logits: Tensor, chosen: Tensor, most: int) -> Tensor:
 
 
 def read_logprobs(measured: Sequence[Sequence[float]], most: Sequence[int]) -> list[TokenLogprob]:
-    """The chances in rows that `measure_logprobs` made, with so many of the likeliest tokens for each row."""
+    """Logprobs in rows made by `measure_logprobs`, with the given number of likeliest tokens for each row."""
     found = []
     for row, count in zip(measured, most, strict=True):
         width = (len(row) - 1) // 2
@@ -45,7 +45,7 @@ def read_logprobs(measured: Sequence[Sequence[float]], most: Sequence[int]) -> l
 
 
 def copy_to_host(measured: Tensor) -> Callable[[], list[list[float]]]:
-    """The numbers of a tensor, once they have come from its device; nothing that is enqueued after it is waited for."""
+    """Copy a tensor's numbers from its device; waits for the copy, but for nothing enqueued after it."""
     if measured.device.type == "cpu":
         values: list[list[float]] = measured.tolist()
         return lambda: values
@@ -63,6 +63,6 @@ def copy_to_host(measured: Tensor) -> Callable[[], list[list[float]]]:
 
 
 def indices(numbers: Sequence[int], device: torch.device) -> Tensor:
-    """Integers [N] on a device, without waiting for what it does."""
+    """Copy integers [N] to a device without waiting for its work."""
     host = torch.tensor(numbers, dtype=torch.int64)
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host

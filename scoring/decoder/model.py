@@ -1,6 +1,6 @@
-"""The form that a decoder is brought into: layers as plain data, which both back ends of `decoder.decoder` execute.
+"""The form to which a decoder is converted: layers as plain data, which both back ends of `decoder.decoder` execute.
 
-Tensors are the model's own, or views of one packed tensor that the model's modules then point into, so that a model
+Tensors are the model's own, or views of a packed tensor that the model's modules then view too, so that a model
 and its form share their memory. N is a product's outputs, K its inputs, E the hidden size, D a head's size.
 """
 
@@ -21,8 +21,8 @@ Activation = Literal["relu", "silu", "gelu", "gelu_tanh"]
 class Linear:
     """A product: weight [N, K] row-major, bias [N].
 
-    An int8 weight has scale [N] (float32), one number a row, and `wide`, the 16-bit weight that prefill and larger
-    batches read, for which the bytes of a weight are not what they wait for.
+    An int8 weight has scale [N] (float32), one number per row, and `wide`, the 16-bit weight that prefill and larger
+    batches read, which are not bound by the bytes of the weights.
     """
 
     weight: Tensor
@@ -32,7 +32,7 @@ class Linear:
 
     @property
     def full(self) -> Tensor:
-        """The weight [N, K] in the model's type."""
+        """The weight [N, K] in the model's dtype."""
         return self.weight if self.wide is None else self.wide
 
 
@@ -61,9 +61,9 @@ class Rotary:
 
 @dataclass
 class Attention:
-    """Fused QKV and output products; `per_head` says rows go head by head (q, k, v of head 0, then of head 1).
+    """Fused QKV and output products; `per_head`: rows are ordered by head (q, k, v of head 0, then of head 1).
 
-    `q_norm` and `k_norm`, both or neither, are over D and come before the rotation; such rows never go head by head.
+    `q_norm` and `k_norm`, both or neither, are over D and come before the rotation; such rows are never `per_head`.
     """
 
     qkv: Linear
@@ -79,7 +79,7 @@ class Attention:
 
 @dataclass
 class Mlp:
-    """Up and down products; a gated one has the gate's rows first, then up's: act(gate) * up."""
+    """Up and down products; if gated, the gate's rows come first, then up's: act(gate) * up."""
 
     up: Linear
     down: Linear
@@ -89,9 +89,9 @@ class Mlp:
 
 @dataclass
 class DecoderLayer:
-    """One block; `parallel` adds attention and MLP of the same input to the residual stream.
+    """One block; `parallel` computes attention and MLP from the same input and adds both to the residual stream.
 
-    `post1` and `post2` norm what attention and MLP give before it is added; a parallel block has neither.
+    `post1` and `post2` normalise the outputs of attention and MLP before they are added; a parallel block has neither.
     """
 
     norm1: Norm
@@ -105,7 +105,7 @@ class DecoderLayer:
 
 @dataclass
 class DecoderModel:
-    """A whole decoder, or one rank's part of it: its heads and its inputs of `out` and `down`, whose sums have no bias.
+    """A whole decoder, or a rank's slice: its heads and inputs of `out` and `down`, whose partial sums have no bias.
 
     Embedding, norms and head are whole on every rank.
     """
@@ -122,7 +122,7 @@ class DecoderModel:
     embedding_norm: Norm | None = None
     positions: Tensor | None = None  # learned, [positions, E]
     position_offset: int = 0
-    residual_scale: float = 1.0  # of what attention and MLP add to the residual stream
+    residual_scale: float = 1.0  # factor on the outputs of attention and MLP
     logits_scale: float = 1.0
     logits_cap: float = 0.0  # logits become cap * tanh(logit / cap), after the scale; 0 is none
     alibi: Tensor | None = None  # slopes [heads], float32
@@ -146,7 +146,7 @@ class DecoderModel:
         return self.embedding.device
 
     def products(self) -> list[Linear]:
-        """Every product of a step, in order."""
+        """Products of a step, in order."""
         found: list[Linear] = []
         for layer in self.layers:
             found += [layer.attention.qkv, layer.attention.out, layer.mlp.up, layer.mlp.down]
@@ -171,7 +171,7 @@ class DecoderModel:
 
 
 def quantize_weights(form: DecoderModel) -> None:
-    """Give every product an int8 weight beside its 16-bit one: symmetric, one scale a row."""
+    """Give every product an int8 weight beside its 16-bit one: symmetric, one scale per row."""
     for product in form.products():
         wide = product.full
         blocks = [

@@ -1,4 +1,4 @@
-"""Prompts on a GPU: pieces of several slots' prompts in one forward, of a fixed shape so that a graph can hold it."""
+"""Prefill on a GPU: chunks of several slots' prompts in one forward, of a fixed shape so that a graph can hold it."""
 
 import math
 from collections.abc import Sequence
@@ -14,18 +14,18 @@ from scoring.decoder.kv_cache import FORBIDDEN, KVCache, SamplingParams
 from scoring.decoder.model import DecoderLayer, DecoderModel, Linear, Norm
 from scoring.kernels import decode_prefill
 
-LONGEST = 1024  # tokens of a piece
-_PARTS = 64  # slots whose prompts a piece may hold
-_QUERIES = {2: 64, 4: 16}  # that a program of the attention kernel holds, over a group's heads, by bytes of a number
-_RECORD = 8 + FORBIDDEN  # numbers that say how a slot samples
+LONGEST = 1024  # most tokens of a chunk
+_PARTS = 64  # slots whose prompts a chunk may hold
+_QUERIES = {2: 64, 4: 16}  # queries of an attention program, over a group's heads, by bytes per element
+_RECORD = 8 + FORBIDDEN  # numbers of a slot's sampling record
 
 Part = tuple[int, int, Sequence[int]]  # slot, position of the first token, tokens
 
 
 class Layout:
-    """Where a piece's numbers lie in one tensor of int32, so that one copy brings them all.
+    """Layout of a chunk's numbers in one int32 tensor, so that one copy uploads them all.
 
-    Rows: token, slot and position of each. Parts: row of the last token, slot, length after it. Blocks [4, blocks], for
+    Rows: token, slot and position. Parts: row of the last token, slot, length after it. Blocks [4, blocks], for
     the attention kernel: first row, tokens, slot, position.
     """
 
@@ -35,12 +35,12 @@ class Layout:
         self.size = 3 * rows + 3 * parts + 4 * self.blocks
 
     def cut(self, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(rows [3, rows], parts [3, parts], blocks [4, blocks])."""
+        """Split into rows [3, rows], parts [3, parts] and blocks [4, blocks]."""
         rows, parts, blocks = torch.split(numbers, [3 * self.rows, 3 * self.parts, 4 * self.blocks])
         return rows.view(3, -1), parts.view(3, -1), blocks.view(4, -1)
 
     def fill(self, numbers: Tensor, parts: Sequence[Part], scratch: int) -> None:
-        """Write a piece, part after part; rows and parts that are left over go to the scratch slot, of length 0."""
+        """Write a chunk, part after part; unused rows and parts go to the scratch slot, of length 0."""
         tokens, ends, blocks = (view.numpy() for view in self.cut(numbers))
         row = block = 0
         for number, (slot, position, ids) in enumerate(parts):
@@ -60,7 +60,7 @@ class Layout:
 
 
 def pieces(parts: Sequence[Part], rows: int, most: int) -> list[list[tuple[int, Part]]]:
-    """Cut parts into pieces of up to `rows` tokens and `most` parts, each part with its place among those given."""
+    """Cut parts into chunks of up to `rows` tokens and `most` parts, each part with its index among those given."""
     found: list[list[tuple[int, Part]]] = [[]]
     room = rows
     for place, (slot, position, ids) in enumerate(parts):
@@ -76,7 +76,7 @@ def pieces(parts: Sequence[Part], rows: int, most: int) -> list[list[tuple[int, 
 
 
 class Prefiller(Launcher):
-    """Launches the kernels of one piece; a row is a prompt's token, and a part's last row gets logits."""
+    """Launches the kernels of one chunk; a row is a prompt's token, and a part's last row gets logits."""
 
     own: ClassVar[bool] = True
 
@@ -96,7 +96,7 @@ class Prefiller(Launcher):
         self.keys, self.stages = (64, 2) if narrow else (32, 2 if form.dtype.itemsize < 4 else 1)
 
     def piece(self, rows: int) -> None:
-        """Enqueue the piece that `numbers` tells, of at most `rows` tokens; `logits` are those of its parts."""
+        """Enqueue the chunk that `numbers` describes, of at most `rows` tokens; `logits` are those of its parts."""
         b, s, linear = self.buffers, self.state, self.form.head
         decode_prefill.mark[(triton.cdiv(rows, 256),)](
             self.tokens, b.slots, self.ends[1], self.ends[2], s.seen, s.lengths, rows, self.form.vocabulary,
@@ -140,11 +140,11 @@ class Prefiller(Launcher):
         return self.order, self.tokens, self.positions
 
     def _normed_products(self) -> list[tuple[Norm, Linear]]:
-        return []  # only the products of single rows have their norms folded in
+        return []  # only GEMV products have their norms folded in
 
 
 def record(slot: int, sampling: SamplingParams) -> list[int]:
-    """A slot's record for `admit`; raises ValueError for more than 4 tokens held back."""
+    """Record of a slot for `admit`; raises ValueError for more than 4 forbidden tokens."""
     if len(sampling.forbidden) > FORBIDDEN:
         raise ValueError(f"{len(sampling.forbidden)} forbidden tokens; a slot holds {FORBIDDEN}")
     wide = np.array([sampling.temperature, sampling.top_p, sampling.repetition_penalty], dtype=np.float32)
@@ -155,7 +155,7 @@ def record(slot: int, sampling: SamplingParams) -> list[int]:
 
 
 def admit(form: DecoderModel, state: KVCache, records: Tensor, count: int) -> None:
-    """Enqueue what `KVCache.open` does, of records [.., 12] int32; a prompt's first piece sets its length."""
+    """Enqueue the equivalent of `KVCache.open` for records [.., 12] int32; a prompt's first chunk sets its length."""
     decode_prefill.admit[(count, triton.cdiv(form.vocabulary, 4096))](
         records, state.seen, state.temperature, state.top_k, state.top_p, state.penalty, state.seed, state.forbidden,
         state.forbidden_until, form.vocabulary, WIDTH=_RECORD, HELD=FORBIDDEN, BV=4096, num_warps=4,

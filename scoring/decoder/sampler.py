@@ -1,7 +1,7 @@
-"""Sampling in plain torch and numpy: what the GPU's sampling kernel must agree with, and what a CPU runs.
+"""Sampler in plain torch and numpy: the reference for the GPU's sampling kernel, and what a CPU runs.
 
-The order is that of transformers: repetition penalty, held-back tokens, temperature, top-k, top-p. The draw is the
-Gumbel-max trick over Philox-4x32-10 numbers, keyed by the slot's seed, the sequence's length and the token, so it
+The order is that of transformers: repetition penalty, forbidden tokens, temperature, top-k, top-p. The draw is the
+Gumbel-max trick over Philox-4x32-10 numbers, keyed by the slot's seed, the sequence's length and the token, so that it
 depends on nothing else in the batch.
 """
 
@@ -22,7 +22,7 @@ Words = np.ndarray[tuple[int], np.dtype[np.uint64]]
 def philox(seed: int, count: int, length: int, tokens: Words | None = None) -> Words:
     """First words of Philox-4x32-10 for counters (token, length, 0, 0), as unsigned 32-bit values, [count].
 
-    The tokens are 0..count-1 unless told.
+    The tokens are 0..count-1 unless given.
     """
     c0 = np.arange(count, dtype=np.uint64) if tokens is None else tokens
     c1 = np.full(count, length, dtype=np.uint64)
@@ -37,13 +37,13 @@ def philox(seed: int, count: int, length: int, tokens: Words | None = None) -> W
 
 
 def gumbel(seed: int, count: int, length: int, tokens: Words | None = None) -> Tensor:
-    """Gumbel noise [count], float32, for one draw; of all tokens, or of those told."""
+    """Gumbel noise [count], float32, for one draw, over all tokens or those given."""
     uniform = ((philox(seed, count, length, tokens) >> np.uint64(8)).astype(np.float32) + 0.5) * np.float32(2**-24)
     return torch.from_numpy(-np.log(-np.log(uniform)))
 
 
 def adjust(logits: Tensor, state: KVCache, slot: int) -> Tensor:
-    """One slot's logits [vocabulary] with its repetition penalty and held-back tokens applied, float32."""
+    """Apply a slot's repetition penalty and forbidden tokens to its logits [vocabulary]; float32."""
     scores = logits.float().clone()
     penalty = float(state.penalty[slot])
     if penalty != 1.0:
@@ -56,20 +56,20 @@ def adjust(logits: Tensor, state: KVCache, slot: int) -> Tensor:
 
 
 def restrict(scores: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
-    """Scores divided by the temperature, -inf outside the k likeliest and outside the nucleus; ties stay in."""
+    """Divide scores by the temperature, and set them to -inf outside top-k and the nucleus; ties stay in."""
     scores = scores / temperature
     if 0 < top_k < scores.shape[0]:
         scores = scores.masked_fill(scores < scores.topk(top_k).values[-1], -torch.inf)
     if top_p < 1.0:
         ordered, _ = scores.sort(descending=True)
-        before = torch.softmax(ordered, 0).cumsum(0) - torch.softmax(ordered, 0)  # mass of what is likelier
+        before = torch.softmax(ordered, 0).cumsum(0) - torch.softmax(ordered, 0)  # mass of likelier tokens
         kept = int((before < top_p).sum().clamp(min=1))
         scores = scores.masked_fill(scores < ordered[kept - 1], -torch.inf)
     return scores
 
 
 def pick(logits: Tensor, state: KVCache, slot: int) -> int:
-    """The slot's next token from its logits [vocabulary]."""
+    """Sample a slot's next token from its logits [vocabulary]."""
     scores = adjust(logits, state, slot).cpu()
     temperature = float(state.temperature[slot])
     if temperature == 0.0:
@@ -82,7 +82,7 @@ def pick(logits: Tensor, state: KVCache, slot: int) -> int:
 
 
 def pick_all(logits: Tensor, state: KVCache, slots: Tensor) -> list[int]:
-    """The next token of each of slots [B] from logits [B, vocabulary]; plain greedy ones in one operation."""
+    """Sample the next token of each of slots [B] from logits [B, vocabulary]; plain greedy ones in one operation."""
     held = state.lengths[slots] < state.forbidden_until[slots]
     plain = (state.temperature[slots] == 0) & (state.penalty[slots] == 1) & ~held
     likeliest: list[int] = logits.argmax(-1).tolist()

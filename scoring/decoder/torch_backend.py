@@ -24,7 +24,7 @@ class TorchBackend:
     def prefill(self, parts: Sequence[tuple[int, int, int]], tokens: Tensor) -> Tensor:
         """Append tokens [T] (int64), part after part; logits [parts, vocabulary] after the last token of each.
 
-        A part is (slot, position at which it starts, number of tokens). The products are one for all parts.
+        A part is (slot, start position, number of tokens). Each product runs once for all parts.
         """
         positions = torch.cat([torch.arange(at, at + count, device=tokens.device) for _, at, count in parts])
         counts = [count for _, _, count in parts]
@@ -51,7 +51,7 @@ class TorchBackend:
         return self.head(hidden[last])
 
     def step(self, slots: Tensor, longest: int) -> Tensor:
-        """One token each for slots [B]; `longest` bounds their lengths, this token included; logits [B, vocabulary]."""
+        """Feed a token to each of slots [B]; `longest` bounds their lengths, it included; logits [B, vocabulary]."""
         positions = self.state.lengths[slots].long()
         masks: dict[int, Tensor | None] = {}
         rows = _rows(slots)
@@ -63,7 +63,7 @@ class TorchBackend:
             values[slots, :, positions] = v
             if layer.window not in masks:
                 masks[layer.window] = self._step_mask(positions, longest, layer.window)
-            # The queries that share keys are the rows of one product: nothing is repeated for them.
+            # Queries that share keys are rows of one product, so that keys are not repeated.
             shared = q.view(len(q), self.form.kv_heads, -1, self.form.head_dim)
             live = keys[rows, :, :longest], values[rows, :, :longest]
             return attention(layer, shared, *live, masks[layer.window]).flatten(1)
@@ -88,12 +88,12 @@ class TorchBackend:
         return hidden
 
     def _add(self, hidden: Tensor, found: Tensor, norm: Norm | None) -> Tensor:
-        """The residual stream with what a block found: normed where the block does, and scaled."""
+        """Add a block's output to the residual stream, post-normalised if the block has a post norm, and scaled."""
         found = found if norm is None else normalize(found, norm)
         return hidden + (found if self.form.residual_scale == 1.0 else found * self.form.residual_scale)
 
     def _total(self, terms: Sequence[tuple[Tensor, Linear]]) -> Tensor:
-        """Inputs [T, K] through their products, added up: [T, E], over all ranks where each has a part of K."""
+        """Sum of products of inputs [T, K], all-reduced over ranks if each holds a part of K: [T, E]."""
         parts = [functional.linear(x, linear.full, None if self.form.team else linear.bias) for x, linear in terms]
         total = parts[0] if len(parts) == 1 else parts[0] + parts[1]
         if self.form.team is not None:
@@ -139,7 +139,7 @@ class TorchBackend:
         return torch.cat((pairs, rest), -1) if rest.shape[-1] else pairs
 
     def _mask(self, positions: Tensor, length: int, window: int) -> Tensor | None:
-        """Additive mask [B or 1, 1 or heads, T, length] in the form's type, or None for a plain causal prefill."""
+        """Additive mask [B or 1, 1 or heads, T, length] in the form's dtype, or None for a plain causal prefill."""
         rows = positions.shape[1]
         if window == 0 and self.form.alibi is None and rows == length:
             return None
@@ -154,7 +154,7 @@ class TorchBackend:
         return bias.masked_fill(hidden, -math.inf).to(self.form.dtype)
 
     def _step_mask(self, positions: Tensor, length: int, window: int) -> Tensor:
-        """Additive mask [B, 1 or kv_heads, queries a key head or 1, length] for one query at each of positions [B]."""
+        """Mask, added: [B, 1 or kv_heads, queries per key head or 1, length] for one query at each of positions [B]."""
         mask = self._mask(positions[:, None], length, window)
         assert mask is not None
         if mask.shape[1] == 1:
@@ -163,7 +163,7 @@ class TorchBackend:
 
 
 def _rows(slots: Tensor) -> Tensor | slice:
-    """Slots that follow each other as a slice, which reads the cache where it is; the others as they are."""
+    """Consecutive slots as a slice, which reads the cache in place; other slots unchanged."""
     numbers = slots.tolist() if slots.device.type == "cpu" else []
     if numbers and numbers == list(range(numbers[0], numbers[0] + len(numbers))):
         return slice(numbers[0], numbers[0] + len(numbers))
@@ -171,12 +171,12 @@ def _rows(slots: Tensor) -> Tensor | slice:
 
 
 def product(x: Tensor, linear: Linear) -> Tensor:
-    """x [T, K] through a product: [T, N]."""
+    """Apply a product to x [T, K]: [T, N]."""
     return functional.linear(x, linear.full, linear.bias)
 
 
 def normalize(x: Tensor, norm: Norm) -> Tensor:
-    """x [T, E] normalised in float32, back in x's type."""
+    """Normalise x [T, E] in float32, returned in x's dtype."""
     wide = x.float()
     if norm.kind == "layer":
         return functional.layer_norm(wide, (wide.shape[-1],), norm.gain, norm.shift, norm.eps).to(x.dtype)
@@ -184,7 +184,7 @@ def normalize(x: Tensor, norm: Norm) -> Tensor:
 
 
 def attention(layer: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """q [B, H, T, D] over k and v [B, KV, L, D], causal where there is no mask: [B, H, T, D]."""
+    """Attention of q [B, H, T, D] over k and v [B, KV, L, D], causal without a mask: [B, H, T, D]."""
     grouped = q.shape[1] != k.shape[1]
     if not layer.cap:
         return functional.scaled_dot_product_attention(
@@ -199,7 +199,7 @@ def attention(layer: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | 
 
 
 def activate(x: Tensor, activation: Activation, gated: bool) -> Tensor:
-    """x [T, F], or [T, 2F] with the gate first when gated: [T, F]."""
+    """Activation of x [T, F], or if gated of [T, 2F] with the gate first: [T, F]."""
     gate, up = x.chunk(2, -1) if gated else (x, None)
     if activation == "relu":
         y = functional.relu(gate)

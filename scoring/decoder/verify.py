@@ -1,4 +1,4 @@
-"""How a decoder is compared with plain transformers: prefill in pieces, and cached steps of one slot and several."""
+"""Comparison of a decoder with plain transformers: chunked prefill, and cached steps of one slot and several."""
 
 import sys
 import time
@@ -14,21 +14,21 @@ from torch import Tensor
 from scoring.decoder.decoder import Decoder
 
 _PROBES = (48, 30, 17)  # tokens of the sequences decoded at once, so that steps of 3, 2 and 1 slots are verified
-_PREFILLED = 12  # of each at least, in two pieces; the rest goes through cached steps
-_ON_CPU = (6, 4, 2)  # steps of each: there one takes as long as dozens on a GPU
+_PREFILLED = 12  # least tokens of each, in two chunks; the rest goes through cached steps
+_ON_CPU = (6, 4, 2)  # steps of each: on a CPU one takes as long as dozens on a GPU
 
 
 @dataclass(frozen=True)
 class DecoderReference:
-    """What plain transformers answers: token ids and float32 logits [T, vocabulary] of each probe, on the CPU."""
+    """Answers of plain transformers: token ids and float32 logits [T, vocabulary] of each probe, on the CPU."""
 
     ids: list[list[int]]
     logits: list[Tensor]
-    own_error: float  # of the model in its own type against the same in float32: what 16 bits cost by themselves
+    own_error: float  # of the model in its own dtype against float32: the error that 16 bits cause by themselves
 
 
 def reference(model: Any) -> Callable[[], DecoderReference]:
-    """What plain transformers answers in float32, computed now; in the model's own type where memory is short."""
+    """Answers of plain transformers in float32, computed now; in the model's own dtype if memory is short."""
     ids = probes(model.config)
     plain = model
     if model.dtype != torch.float32:
@@ -50,7 +50,7 @@ def probes(config: Any) -> list[list[int]]:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that may be had on a device; of the host as Linux estimates it, and without bound elsewhere."""
+    """Free memory of a device, bytes; of the host as Linux estimates it, unbounded on other systems."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:
@@ -66,7 +66,7 @@ def _logits(model: Any, ids: list[list[int]]) -> list[Tensor]:
 
 
 def errors(decoder: Decoder, told: DecoderReference) -> dict[str, float]:
-    """Relative errors (2-norms over all positions) of "prefill" and "decode", sequences fed as they are."""
+    """Relative errors (2-norms over all positions) of "prefill" and "decode", with teacher forcing."""
     slots = list(range(min(decoder.slots, len(told.ids))))
     on_cpu = decoder.form.device.type == "cpu"
     probes = [ids[: decoder.max_length] for ids in told.ids]
@@ -93,13 +93,13 @@ def errors(decoder: Decoder, told: DecoderReference) -> dict[str, float]:
 
 
 def step_ms(decoder: Decoder, steps: int = 40) -> float:
-    """Milliseconds a step of one sequence after a short prompt, tokens read one step late; takes slot 0."""
+    """Milliseconds per step of one sequence after a short prompt, tokens read one step late; uses slot 0."""
     steps = max(1, min(steps, decoder.max_length - 4))
     decoder.open(0)
     decoder.prefill(0, [1])
     decoder.sample([0]).tokens()
     late = decoder.step([0])
-    late.tokens()  # captured and warm
+    late.tokens()  # by now captured and warm
     began = time.perf_counter()
     for _ in range(steps):
         pending = decoder.step([0])

@@ -1,6 +1,6 @@
-"""Stable Diffusion's loop as one CUDA graph a step, over buffers that never move.
+"""Stable Diffusion's denoising loop as one CUDA graph per step, over buffers that never move.
 
-What no step changes is computed once an image: the keys and values of the prompt for every cross-attention in one
+Whatever no step changes is computed once per image: the keys and values of the prompt for every cross-attention in one
 product, the projections of all time embeddings in another, and the scheduler's table. A step is then: one row of the
 table times the history, the UNet, guidance, one row written to the history. Off CUDA the same code runs without graphs.
 """
@@ -31,7 +31,7 @@ _TRIALS = 20
 
 
 class Cut(nn.Module):
-    """Stands for a residual block's time projection: its part of a row that holds all of them."""
+    """Stand-in for a residual block's time projection: its slice of a row that holds all of them."""
 
     def __init__(self, start: int, stop: int) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class SelfAttention:
 
 
 class CrossAttention:
-    """Keys and values of the prompt are this attention's part of what was computed before the loop."""
+    """Cross-attention whose keys and values are slices of those computed before the loop."""
 
     def __init__(self, start: int, stop: int) -> None:
         self.start, self.stop = start, stop
@@ -72,14 +72,14 @@ class CrossAttention:
 
 
 def _attend(attention: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """[B, heads, S, d] each to [B, S, heads x d], projected; dropout does nothing here and is left out."""
+    """Attention over [B, heads, S, d] each, projected: [B, S, heads x d]; without dropout, which is inactive here."""
     found = functional.scaled_dot_product_attention(query, key, value)
     projected: Tensor = attention.to_out[0](found.transpose(1, 2).flatten(2))
     return projected
 
 
 def _refuse(attention: Any) -> str:
-    """Why an attention is not one that these classes compute; empty where it is."""
+    """Reason why these classes cannot compute an attention; empty if they can."""
     extra = ("spatial_norm", "group_norm", "norm_q", "norm_k", "norm_cross", "residual_connection")
     named = [name for name in extra if getattr(attention, name, None)]
     if named:
@@ -89,7 +89,7 @@ def _refuse(attention: Any) -> str:
 
 @dataclass
 class Conditions:
-    """The products that a loop starts with, and how to have the plain UNet back."""
+    """Products computed before a loop, and the undo that restores the plain UNet."""
 
     prompt: Tensor  # [sum of all keys and values, D]
     time: Tensor  # [sum of all channels, E]
@@ -228,7 +228,7 @@ class Fast:
             part.to(memory_format=torch.contiguous_format)
 
     def unet(self, shape: tuple[int, ...], given: Tensor, times: Tensor, prompt: Tensor) -> Tensor:
-        """The UNet over what is prepared; compiled for the one shape that was."""
+        """The UNet over prepared conditions; compiled if its one shape was."""
         if self._compiled is not None and shape == self._compiled_shape:
             return self._compiled(given, times, prompt)
         return self._plain(given, times, prompt)
@@ -246,7 +246,7 @@ class Fast:
         generators: Sequence[torch.Generator],
         stopped: Callable[[], bool] = lambda: False,
     ) -> Tensor:
-        """As `StableDiffusion.denoise_plainly`; the caller's thread must be the one that made this."""
+        """Denoise as `StableDiffusion.denoise_plainly` does, on the thread that made this object."""
         table = self.model.denoiser.table(steps)
         if table is None:
             raise PassRefused("the scheduler's steps are no table")
@@ -262,7 +262,7 @@ class Fast:
         return (final @ loop.history).view_as(noise)
 
     def times(self, table: Schedule) -> Tensor:
-        """Every block's time projection at every step [n, sum of channels]."""
+        """Time projections of all blocks at all steps [n, sum of channels]."""
         project, embed = self._time
         dtype = self.model.dtype
         waves = project(table.timesteps.to(self.model.device)).to(dtype)
@@ -316,7 +316,7 @@ class Fast:
         self._compiled = torch.compile(self._plain, dynamic=False) if compiled else None
         try:
             loop = self.loop(shape, True, 1, self.model.text_encoder.config.max_position_embeddings)
-        except Exception as error:  # a kernel that does not exist here is no candidate
+        except Exception as error:  # a kernel that is not available here is no candidate
             logger.info("diffusion: %s is no candidate: %s", backend, str(error).split("\n")[0][:200])
             return math.inf
         taken = []
@@ -332,7 +332,7 @@ class Fast:
 
 @contextlib.contextmanager
 def _attention(backend: Any) -> Iterator[None]:
-    """Only this kernel for attention, with one that always exists behind it for shapes that it does not take."""
+    """Restrict attention to this kernel, with a fallback that always exists for shapes that it does not take."""
     if backend is None:
         yield
         return
@@ -343,7 +343,7 @@ def _attention(backend: Any) -> Iterator[None]:
 
 
 class _Second(nn.Module):
-    """Stands for the time embedding: what is given is a row of projections already."""
+    """Stand-in for the time embedding: its input is already a row of projections."""
 
     def forward(self, row: Tensor, condition: Any = None) -> Tensor:
         return row

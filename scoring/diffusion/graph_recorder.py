@@ -11,7 +11,7 @@ KEPT = 6  # shapes, least recently used first to go
 
 
 class Recorder:
-    """Turns a function over fixed buffers into a graph; off CUDA it stays the function."""
+    """Turns a function over fixed buffers into a graph; off CUDA the function itself is used."""
 
     def __init__(self, device: torch.device) -> None:
         self.cuda = device.type == "cuda"
@@ -42,7 +42,7 @@ class Recorder:
 
 
 class Replayed:
-    """A function of one tensor as a graph per shape; at most `KEPT` shapes are kept."""
+    """A function of one tensor, with a graph per shape; at most `KEPT` shapes are kept."""
 
     def __init__(self, recorder: Recorder, function: Callable[[Tensor], Tensor]) -> None:
         self._recorder, self._function = recorder, function

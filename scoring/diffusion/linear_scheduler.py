@@ -1,4 +1,4 @@
-"""From noise to latents: a scheduler's steps as one small table, so that the loop is matrix products on the device.
+"""Linear schedulers: steps from noise to latents as one small table, so the loop is matrix products on the device.
 
 Most schedulers are linear: every input of the UNet, and the result, is a weighted sum of the first noise and of the
 predictions so far. The weights are read off once, by running the scheduler on the unit vectors of that space.
@@ -15,7 +15,7 @@ from torch import Tensor
 
 Predict = Callable[[Tensor, Tensor], Tensor]  # (input [B, C, h, w], timestep) -> guided prediction, float32
 
-_PROBES = 3  # random vectors that tell a scheduler that is not linear
+_PROBES = 3  # random vectors that expose a scheduler that is not linear
 _PROBE_SCALE = 10.0  # beyond where schedulers clip
 _LINEAR = 1e-3  # relative; the tables are float32, a clipped or noisy step is off by far more
 
@@ -78,7 +78,7 @@ class Denoiser:
     ) -> Tensor:
         """Latents, float32, of noise [B, C, h, w]; `generators` serve the schedulers that add noise, one a row.
 
-        When `stopped` says so between two steps, what there is is returned.
+        When `stopped` returns True between two steps, the latents so far are returned.
         """
         table = self.table(steps)
         if table is None:

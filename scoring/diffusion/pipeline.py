@@ -22,7 +22,7 @@ from scoring.strict_json.files import read_object
 logger = logging.getLogger("mii_azure.loader")
 
 PIPELINES = ("StableDiffusionPipeline",)
-#: Parts with weights: where their classes come from; what a folder names otherwise is refused.
+#: Parts with weights, and the libraries of their classes; any other library is refused.
 _PARTS = {
     "text_encoder": ("transformers", "CLIPTextModel"),
     "unet": ("diffusers", "UNet2DConditionModel"),
@@ -32,14 +32,14 @@ _CHECKER = "diffusers.pipelines.stable_diffusion"
 
 
 class _Config:
-    """What is asked of any model's config: names and sizes, here the UNet's."""
+    """Names and sizes that are read from any model's config, here the UNet's."""
 
     model_type = "stable-diffusion"
     is_encoder_decoder = False
     _attn_implementation = "sdpa"
 
     def __init__(self, unet: Any) -> None:
-        heads = unet.attention_head_dim  # diffusers' name for the number of heads, by a mistake of its first days
+        heads = unet.attention_head_dim  # diffusers' name for the number of heads, an early mistake of its own
         self.num_attention_heads = heads if isinstance(heads, int) else heads[0]
         self.hidden_size = unet.block_out_channels[0]
         self.num_hidden_layers = len(unet.down_block_types) + len(unet.up_block_types) + 1
@@ -58,11 +58,11 @@ class StableDiffusion:
         self.checker = checker
         self.processor = processor
         self.config = _Config(self.unet.config)
-        # Passes put a faster form of the whole loop here; it takes and gives what `denoise` does.
+        # Passes put a faster form of the whole loop here, with the signature of `denoise`.
         self.denoise: Callable[..., Tensor] = self.denoise_plainly
 
     def parameters(self) -> Iterator[Tensor]:
-        """Weights of the parts that make an image."""
+        """Parameters of the parts that make an image."""
         return chain.from_iterable(part.parameters() for part in (self.text_encoder, self.unet, self.vae))
 
     @property
@@ -75,7 +75,7 @@ class StableDiffusion:
 
     @property
     def scale(self) -> int:
-        """Pixels per latent position, each way."""
+        """Pixels per latent position, in height and in width."""
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
     @property
@@ -95,11 +95,11 @@ class StableDiffusion:
         return StableDiffusion({**parts, "scheduler": self.denoiser.scheduler})
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Token ids [B, S] to embeddings [B, S, D]."""
+        """Embed token ids [B, S]: [B, S, D]."""
         return self.text_encoder(ids.to(self.device))[0]  # type: ignore[no-any-return]
 
     def noise(self, generators: Sequence[torch.Generator], height: int, width: int) -> Tensor:
-        """First noise, float32 [B, C, h, w]; drawn on the CPU, so that a seed means the same on every device."""
+        """Initial noise, float32 [B, C, h, w]; drawn on the CPU, so that a seed gives the same on every device."""
         shape = (self.unet.config.in_channels, height // self.scale, width // self.scale)
         return torch.stack([torch.randn(shape, generator=each) for each in generators]).to(self.device)
 
@@ -125,7 +125,7 @@ class StableDiffusion:
         return self.denoiser(predict, noise, steps, generators, stopped)
 
     def pictures(self, latents: Tensor) -> Tensor:
-        """Latents [B, C, h, w] to images, uint8 [B, H, W, 3] on the CPU; one at a time, which bounds the memory."""
+        """Decode latents [B, C, h, w] to images, uint8 [B, H, W, 3] on the CPU; one at a time, which bounds memory."""
         images = torch.cat([self.decode(each[None]) for each in latents])
         if not bool(torch.isfinite(images).all()):
             raise InternalError(
@@ -135,13 +135,13 @@ class StableDiffusion:
         return images.mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents to float32 images [B, 3, H, W] between 0 and 1."""
+        """Decode latents to float32 images [B, 3, H, W] between 0 and 1."""
         scaled = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
         image: Tensor = self.vae.decode(scaled, return_dict=False)[0].float()
         return (image / 2 + 0.5).clamp(0, 1)
 
     def check(self, images: Tensor) -> list[bool] | None:
-        """Which uint8 images [B, H, W, 3] the safety checker marks; None without one."""
+        """Flags of the uint8 images [B, H, W, 3] that the safety checker marks; None without a checker."""
         if self.checker is None:
             return None
         pixels = self.processor(list(images.numpy()), return_tensors="pt").pixel_values
@@ -204,7 +204,7 @@ def _index(folder: Path) -> dict[str, Any]:
 
 
 def _part(name: str, module: str, attribute: str, deployment: Deployment, folder: Path) -> Any:
-    """One part with weights; none of them made up."""
+    """Load one part; none of its weights may be missing from the files."""
     cls = getattr(importlib.import_module(module), attribute)
     dtype = "dtype" if module == "transformers" or name == "safety_checker" else "torch_dtype"
     refuse_outside(folder / name)
@@ -240,7 +240,7 @@ def _scheduler(index: dict[str, Any], folder: Path) -> Any:
         raise LoadError(f"{DIFFUSERS_INDEX} names the scheduler {name!r}, which diffusers has not.")
     try:
         config = dict(cls.load_config(folder / "scheduler", local_files_only=True))
-        # Mistakes in the first folders of Stable Diffusion, which diffusers' own pipeline puts right in the same way.
+        # Mistakes in the first Stable Diffusion folders, which diffusers' own pipeline corrects in the same way.
         config |= {"steps_offset": 1} if "steps_offset" in config else {}
         config |= {"clip_sample": False} if "clip_sample" in config else {}
         return cls.from_config(config)

@@ -1,4 +1,4 @@
-"""How a diffusion model is compared with plain diffusers: a few steps on fixed noise, images in float32."""
+"""Comparison of a diffusion model with plain diffusers: a few steps on fixed noise, images in float32."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ Probe = tuple[Tensor, int, tuple[int, int], Tensor | None]
 
 @dataclass(frozen=True)
 class DiffusionReference:
-    """What plain diffusers draws in float32, and how far the model's own precision is from it."""
+    """Images of plain diffusers in float32, and the error of the model's own precision against them."""
 
     probes: list[Probe]
     wanted: list[Tensor]
@@ -46,7 +46,7 @@ def draw(model: Any, probe: Probe) -> Tensor:
 
 
 def reference(model: Any) -> Callable[[], DiffusionReference]:
-    """Draw the probes plainly, now, in float32 where memory allows and in the model's own precision."""
+    """Draw the probes with plain diffusers, now, in the model's own precision and, if memory allows, in float32."""
     probes = _probes(model)
     wanted = plain = [draw(model, probe) for probe in probes]
     if model.dtype != torch.float32 and _room(model):
@@ -67,6 +67,6 @@ def _error(found: Tensor, wanted: Tensor) -> float:
 
 
 def verify_images(model: Any, told: DiffusionReference) -> float:
-    """Largest relative error (2-norm) of the images; NaN where one is not finite."""
+    """Largest relative error (2-norm) of the images; NaN if one is not finite."""
     errors = [_error(draw(model, probe), want) for probe, want in zip(told.probes, told.wanted, strict=True)]
     return max(errors, key=lambda error: float("inf") if error != error else error)

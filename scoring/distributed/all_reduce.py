@@ -1,4 +1,4 @@
-"""Sums over the GPUs of one host by one kernel, which the next may overlap: see `scoring.kernels.all_reduce`."""
+"""All-reduce over the GPUs of one host in one kernel, which the next may overlap: see `scoring.kernels.all_reduce`."""
 
 import logging
 import os
@@ -11,23 +11,23 @@ from torch import Tensor
 
 logger = logging.getLogger("mii_azure.all_reduce")
 
-CAPACITY = 65536  # numbers of one sum; of more, NCCL's ring sends fewer bytes than words with their signs are
+CAPACITY = 65536  # numbers of one all-reduce; beyond it NCCL's ring sends fewer bytes than tagged words take
 _BLOCK = 512
-_TRIED = 4096  # numbers of the sum that tries it
-_SPINS = 1 << 21  # that what is late in it is looked for: seconds
+_TRIED = 4096  # numbers of the all-reduce that tests it
+_SPINS = 1 << 21  # polls for a late word in that test: seconds
 
 
 class AllReduce:
-    """The inboxes of the ranks [2, ranks, CAPACITY] int64 by their addresses, this one's kept; all ranks make one."""
+    """All-reduce through inboxes [2, ranks, CAPACITY] int64 at the given addresses; constructed on every rank."""
 
     def __init__(self, rank: int, addresses: Sequence[int], own: Tensor, handle: Any = None) -> None:
         self._rank, self._degree = rank, len(addresses)
-        self._own, self._handle = own, handle  # which keeps the others' inboxes within reach
+        self._own, self._handle = own, handle  # the handle keeps the others' inboxes mapped
         self._addresses = torch.tensor(addresses, dtype=torch.int64, device=own.device)
         self._counts = torch.zeros(CAPACITY // _BLOCK, dtype=torch.int32, device=own.device)
 
     def takes(self, x: Tensor) -> bool:
-        """Whether a sum of this size is one for it."""
+        """Return True if x is small enough for this all-reduce."""
         return x.numel() <= CAPACITY
 
     def sum(self, x: Tensor, pdl: bool = False, options: Mapping[str, Any] | None = None, **how: Any) -> None:
@@ -35,12 +35,12 @@ class AllReduce:
         self.launch(x, pdl, options, **how)
 
     def agree(self, x: Tensor, pdl: bool = False, options: Mapping[str, Any] | None = None, **how: Any) -> None:
-        """Enqueue taking over rank 0's x, of numbers that float32 holds: integers up to 2^24."""
+        """Enqueue a broadcast of rank 0's x, whose numbers must fit float32: integers up to 2^24."""
         self.launch(x, pdl, options, first=True, **how)
 
     def launch(self, x: Tensor, pdl: bool, options: Mapping[str, Any] | None, first: bool = False, count: int = -1,
                spins: int = -1, send: bool = True, take: bool = True) -> None:  # fmt: skip
-        """Over the first `count` numbers of x, all where negative; sending and taking can be had apart."""
+        """Launch the kernel over the first `count` numbers of x (negative: all), to send, to receive, or both."""
         from scoring.kernels.all_reduce import add_ranks
 
         count = x.numel() if count < 0 else count
@@ -51,13 +51,13 @@ class AllReduce:
 
 
 def connect(rank: int, degree: int, device: torch.device) -> AllReduce | None:
-    """The exchange over the GPUs of the process group; None where they reach no other's memory, or it adds up wrong.
+    """Set up the all-reduce over the process group's GPUs; None without peer access, or if its sums are wrong.
 
-    All ranks must call it, and come to the same. MII_AZURE_SUMS=nccl does without.
+    All ranks must call it, and get the same result. MII_AZURE_SUMS=nccl turns it off.
     """
     if device.type != "cuda" or os.environ.get("MII_AZURE_SUMS") == "nccl" or not _linked(torch.cuda.device_count()):
         return None
-    os.environ["TORCH_SYMM_MEM_DISABLE_MULTICAST"] = "1"  # NVLink's, which is not used, and fails on some hosts
+    os.environ["TORCH_SYMM_MEM_DISABLE_MULTICAST"] = "1"  # NVLink multicast is not used, and fails on some hosts
     exchange = None
     try:
         import torch.distributed._symmetric_memory as symmetric
@@ -74,7 +74,7 @@ def connect(rank: int, degree: int, device: torch.device) -> AllReduce | None:
 
 
 def _addresses(blocks: Sequence[int], rank: int, own: Tensor) -> list[int]:
-    """Where the ranks' inboxes are: each somewhere in the block of memory that the others see of it."""
+    """Addresses of the ranks' inboxes, each at an offset in the memory block that its rank shares."""
     offset = torch.tensor([own.data_ptr() - blocks[rank]], device=own.device)
     offsets = [torch.empty_like(offset) for _ in blocks]
     dist.all_gather(offsets, offset)
@@ -82,9 +82,9 @@ def _addresses(blocks: Sequence[int], rank: int, own: Tensor) -> list[int]:
 
 
 def _adds_up(exchange: AllReduce, rank: int, degree: int, device: torch.device) -> bool:
-    """Whether two sums are right, what is late being waited for so long and no longer."""
+    """Return True if two all-reduces give the right sums, with a bounded wait for late words."""
     exchange.sum(torch.zeros(_TRIED, device=device), count=0, spins=_SPINS)  # compiles it
-    _all(True, device)  # before anybody waits for anybody
+    _all(True, device)  # before any rank waits for another
     numbers = torch.arange(_TRIED, device=device).float()
     wanted = numbers * (degree * (degree + 1) // 2)
     for _ in range(2):
@@ -97,7 +97,7 @@ def _adds_up(exchange: AllReduce, rank: int, degree: int, device: torch.device) 
 
 
 def _all(true: bool, device: torch.device) -> bool:
-    """Whether it is true on all ranks."""
+    """Return True if `true` holds on all ranks."""
     word = torch.tensor([int(true)], device=device)
     dist.all_reduce(word, dist.ReduceOp.MIN)
     return bool(word.item())

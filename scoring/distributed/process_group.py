@@ -1,4 +1,4 @@
-"""DeepSpeed inside a serving process: its process group, without what may hang or crash there."""
+"""DeepSpeed's process group inside a serving process, without the parts that may hang or crash there."""
 
 import os
 import sys
@@ -6,11 +6,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-_LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"  # interfaces by their names, as gloo and NCCL want them
+_LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"  # interface names, as gloo and NCCL expect them
 
 
 def environment(rank: int, degree: int, device: str) -> dict[str, str]:
-    """What DeepSpeed reads of a rank's place; without LOCAL_SIZE its shared memory is used uninitialised.
+    """Environment variables that tell DeepSpeed a rank's place; without LOCAL_SIZE its shared memory is uninitialised.
 
     All ranks are on this machine: gloo and NCCL listen on loopback alone.
     """
@@ -21,7 +21,7 @@ def environment(rank: int, degree: int, device: str) -> dict[str, str]:
         "LOCAL_SIZE": str(degree),
         "DS_ACCELERATOR": device,
         "GLOO_SOCKET_IFNAME": _LOOPBACK,
-        "NCCL_SOCKET_IFNAME": f"={_LOOPBACK}",  # without = every name that begins so
+        "NCCL_SOCKET_IFNAME": f"={_LOOPBACK}",  # without "=" it matches every name with this prefix
     }
 
 
@@ -31,8 +31,8 @@ def join(rank: int, degree: int, folder: str, device: str, timeout_s: float) -> 
     Ranks meet in a file in `folder`, which must be this user's alone: torch's TCP store listens on all interfaces and
     takes keys from anybody. One rank by itself meets nobody, and needs no folder.
 
-    DeepSpeed's shared-memory reduction is left out: it is built at first use, and a build that was ever interrupted
-    leaves a lock for which every later process waits for ever.
+    DeepSpeed's shared-memory reduction is left out: it is built at first use, and an interrupted build
+    leaves a lock on which every later process waits forever.
     """
     os.environ.update(environment(rank, degree, device))
     import deepspeed
@@ -75,6 +75,6 @@ def leave() -> None:
         return
     communication.cdb = None
     InferenceEngine.inference_mp_group = None
-    for name, value in vars(groups).items():  # the groups that DeepSpeed has cached belong to the one that is left
+    for name, value in vars(groups).items():  # DeepSpeed's cached groups belong to the process group being left
         if isinstance(value, torch.distributed.ProcessGroup):
             setattr(groups, name, None)

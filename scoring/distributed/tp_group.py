@@ -1,4 +1,4 @@
-"""The ranks that hold one decoder's slices: sums over them, one choice of tokens, and waiting that a lost rank ends."""
+"""The ranks that hold a decoder's slices: all-reduce, rank 0's tokens on all, and waits that a lost rank ends."""
 
 import time
 from collections.abc import Callable
@@ -14,7 +14,7 @@ _NAP_S = 5e-5
 
 
 class TensorParallelGroup:
-    """This rank among those of the process group. `check` raises when another is gone, `patience_s` bounds waiting."""
+    """Process group as seen from this rank. `check` raises if another rank is gone; `patience_s` bounds waits."""
 
     def __init__(
         self, rank: int, degree: int, device: torch.device, patience_s: float, check: Callable[[], None] = lambda: None
@@ -27,29 +27,29 @@ class TensorParallelGroup:
 
     @property
     def first(self) -> bool:
-        """Whether this is the rank that adds what there must be only once."""
+        """Return True for rank 0, which alone adds terms that must be added once."""
         return self.rank == 0
 
     def quick(self, x: Tensor) -> AllReduce | None:
-        """What adds up a tensor of this size in one kernel, without the barriers of NCCL's; None where NCCL has to."""
+        """The one-kernel all-reduce, without NCCL's barriers, if it takes a tensor of this size; None if NCCL must."""
         return self._exchange if self._exchange is not None and self._exchange.takes(x) else None
 
     def sum(self, x: Tensor) -> None:
-        """Replace x, of one shape on all ranks and contiguous, by its sum over them: NCCL's or gloo's."""
+        """All-reduce x in place, by NCCL or gloo; x is contiguous and of one shape on all ranks."""
         dist.all_reduce(x)
 
     def agree(self, tokens: Tensor) -> None:
-        """Take over rank 0's tokens, whatever the last bits of this rank's logits are."""
+        """Broadcast rank 0's tokens, whatever the last bits of this rank's logits are."""
         dist.broadcast(tokens, 0)
 
     def wait(self, event: Any, within_s: float = 0.0) -> None:
-        """Wait for a CUDA event: a kernel that waits for a lost rank never ends, so the host looks after the ranks.
+        """Poll for a CUDA event and check the ranks meanwhile: a kernel that waits for a lost rank never ends.
 
-        Raises TimeoutError after `within_s` seconds (0: the patience), and what `check` does.
+        Raises TimeoutError after `within_s` seconds (0: `patience_s`), and whatever `check` raises.
         """
         end = time.monotonic() + (within_s or self._patience_s)
         while not event.query():
             self._check()
             if time.monotonic() > end:
                 raise TimeoutError(f"a step did not end within {within_s or self._patience_s:g} s")
-            time.sleep(_NAP_S)  # a step is under way beside the one that is waited for: the GPU does not
+            time.sleep(_NAP_S)  # the GPU does not idle meanwhile: the next step is already enqueued

@@ -1,1 +1,1 @@
-"""Encoders: the fused model with its steps, CUDA graphs, Inductor, DeepSpeed, CPUs, and their verification."""
+"""Encoders: the fused model and its operations, CUDA graphs, Inductor, DeepSpeed, CPUs, and their verification."""

@@ -1,4 +1,4 @@
-"""Shapes that an encoder's forward is graphed for: a batch is padded to the next of each."""
+"""Shapes for which an encoder's forward is captured: a batch is padded to the next of each."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ BATCHES = (1, 2, 4, 8, 16, 32)  # rows
 
 
 def longest_input(config: Any) -> int:
-    """Tokens that a config's position table holds, RoBERTa's offset taken off."""
+    """Tokens that a config's position table holds, less RoBERTa's offset."""
     length = int(getattr(config, "max_position_embeddings", 0) or 512)
     if config.model_type in POSITIONS_AFTER_PADDING:
         length -= config.pad_token_id + 1

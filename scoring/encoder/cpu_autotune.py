@@ -1,4 +1,4 @@
-"""The ways to run an encoder on a CPU: threads, number format and prepared weights, timed against each other."""
+"""Variants of an encoder on a CPU: threads, number format and prepared weights, timed against each other."""
 
 import math
 import os
@@ -16,9 +16,9 @@ from scoring.encoder.verify import answers, reference, relative_error
 from scoring.model.loaded import Runtime
 from scoring.passes.base import BOUNDS, Applied, PassRefused
 
-GAIN = 1.05  # less is noise
+GAIN = 1.05  # a smaller speed-up is noise
 _SMALLEST = 1 << 14  # elements of a weight worth preparing
-_LEAST_ROUNDS, _MOST_ROUNDS = 4, 50  # of a race, however short or long the calls
+_LEAST_ROUNDS, _MOST_ROUNDS = 4, 50  # rounds of a race, however short or long the calls
 
 
 def cores() -> int:
@@ -33,7 +33,7 @@ def cores() -> int:
 
 
 def cpu_flags() -> frozenset[str]:
-    """What the processor says it can do; empty where the system does not tell."""
+    """Feature flags of the processor; empty if the system does not report them."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -42,7 +42,7 @@ def cpu_flags() -> frozenset[str]:
 
 
 def missing(precision: str, flags: frozenset[str]) -> str:
-    """Why a format cannot be fast on a processor; empty where it can."""
+    """Reason why a format cannot be fast on a processor; empty if it can."""
     if precision == "bfloat16" and not flags & {"avx512_bf16", "amx_bf16"}:
         return "the CPU multiplies no bfloat16 (no avx512_bf16, no amx_bf16)"
     if precision == "int8" and not flags & {"avx512_vnni", "avx_vnni", "amx_int8"}:
@@ -53,7 +53,7 @@ def missing(precision: str, flags: frozenset[str]) -> str:
 def keep_fastest(model: Any, precisions: Sequence[str], shapes: Sequence[tuple[int, int]], seconds: float) -> Applied:
     """Time plain transformers and each format over some (batch, length) shapes, and keep the fastest.
 
-    Raises PassRefused, with the times, where nothing is faster than plain transformers.
+    Raises PassRefused, with the times, if nothing is faster than plain transformers.
     """
     undo_threads = _use_best_threads(model, _batch(model, *shapes[0]))
     ways, refusals = _ways(model, precisions)
@@ -77,7 +77,7 @@ def keep_fastest(model: Any, precisions: Sequence[str], shapes: Sequence[tuple[i
 
 
 def _ways(model: Any, precisions: Sequence[str]) -> tuple[list["Variant"], dict[str, str]]:
-    """Eager and each format that the CPU has; and by name why a format is not to be used."""
+    """Variants (eager, and each usable format), and by name the reason against each other format."""
     told = reference(model)()
     ways, refusals = [Variant("eager", [])], {}
     for name in precisions:
@@ -96,7 +96,7 @@ def _ways(model: Any, precisions: Sequence[str]) -> tuple[list["Variant"], dict[
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to run a model: forwards that take the place of its modules' own. They can be on one way at a time."""
+    """One variant of a model: forwards that replace its modules' own. One variant can be on at a time."""
 
     name: str
     forwards: Sequence[tuple[nn.Module, Callable[..., Any]]]
@@ -112,9 +112,9 @@ class Variant:
 
 
 def prepare(model: Any, precision: str) -> Variant:
-    """Prepare weights in a format; the model is unchanged until the way is on.
+    """Prepare weights in a format; the model is unchanged until the variant is on.
 
-    Encoders that `encoder_stack` covers run without padding as a whole; of the others, and of heads, each nn.Linear.
+    Encoders that `fused_model` covers run whole, without padding; in others, and in heads, each nn.Linear is replaced.
     """
     from scoring.encoder import fused_model
     from scoring.encoder.cpu_ops import CpuOps, prepared_linear
@@ -141,7 +141,7 @@ def prepare(model: Any, precision: str) -> Variant:
 
 
 def _use_best_threads(model: Any, batch: dict[str, Tensor]) -> Callable[[], None]:
-    """Set the fastest number of threads, unless the operator chose one; returns what sets the old one."""
+    """Set the fastest number of threads, unless the operator chose one; return a function that restores the old."""
     before = torch.get_num_threads()
     if "OMP_NUM_THREADS" in os.environ:
         return lambda: None
@@ -164,7 +164,7 @@ def _batch(model: Any, rows: int, length: int) -> dict[str, Tensor]:
 def _race(
     model: Any, ways: Sequence[Variant], batches: Sequence[dict[str, Tensor]], seconds: float
 ) -> list[list[float]]:
-    """Milliseconds of the fastest call by way and batch; in turns, for others may share the cores."""
+    """Milliseconds of the fastest call by variant and batch; variants take turns, as others may share the cores."""
     fastest = [[math.inf] * len(batches) for _ in ways]
     rounds, end = 0, time.perf_counter() + seconds
     with torch.inference_mode():

@@ -1,6 +1,6 @@
-"""Encoder steps on CPUs: no work on padding, weights laid out once by oneDNN, in float32, bfloat16 or int8.
+"""Encoder operations on CPUs: no work on padding, weights laid out once by oneDNN, in float32, bfloat16 or int8.
 
-What is added up stays in float32: the residual stream, norms, and the sums inside products. H is the hidden size, T the
+Accumulation stays in float32: the residual stream, norms, and the sums inside products. H is the hidden size, T the
 live tokens. Weights are [N, K].
 """
 
@@ -33,33 +33,33 @@ from scoring.quantization.int8 import quantize_per_row
 FLOAT32, BFLOAT16, INT8 = "float32", "bfloat16", "int8"
 
 _POST = {NONE: ("none", ""), GELU: ("gelu", "none"), RELU: ("relu", "")}  # oneDNN's name, and its variant
-_SCORES = 1 << 22  # attention scores held at once: about what stays in the last cache
+_SCORES = 1 << 22  # attention scores held at once: about what fits the last-level cache
 
-#: oneDNN compiles a product anew for each number of rows that comes, and keeps hundreds of them, 0.3 MB each.
+#: oneDNN compiles a product for each new number of rows, and keeps hundreds of them, 0.3 MB each.
 _ROWS = 16
 
 Quantise = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def has_compiler() -> bool:
-    """Whether Inductor can build C++ here."""
+    """Return True if Inductor can build C++ here."""
     return any(shutil.which(name) for name in ("g++", "clang++"))
 
 
 def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Per token: uint8 values around 128, [T, K], and their scale, [T, 1] float32."""
+    """Quantize per token: uint8 values around 128, [T, K], and their scale, [T, 1] float32."""
     scale = x.abs().amax(-1, keepdim=True).float().clamp_min(1e-8) / 127
     return (x / scale).round().add(128).to(torch.uint8), scale
 
 
 @cache
 def _quantiser() -> Quantise:
-    """One pass over the memory where Inductor can build it, else four."""
+    """`quantize` compiled by Inductor, in one pass over memory, if it can be built; else eager, in four."""
     return cast(Quantise, torch.compile(quantize, dynamic=True)) if has_compiler() else quantize
 
 
 class Product:
-    """act(x w^T + b) for one weight, prepared once; x is [T, K] of any float type, the result [T, N]."""
+    """Product act(x w^T + b) of one weight, prepared once; x is [T, K] of any float type, the result [T, N]."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, precision: str, rows: int = 128) -> None:
         self.precision = precision
@@ -97,7 +97,7 @@ class Product:
 
 
 class CpuOps(EncoderOps):
-    """The steps of a `FusedStack` on a CPU; `prepare` its layers first."""
+    """Operations of a `FusedStack` on a CPU; `prepare` its layers first."""
 
     def __init__(self, precision: str) -> None:
         self.precision = precision
@@ -105,7 +105,7 @@ class CpuOps(EncoderOps):
         self._plain = TorchOps()
 
     def prepare(self, layers: Sequence[EncoderLayer]) -> list[EncoderLayer]:
-        """The layers with their weights in this precision and oneDNN's own layout."""
+        """Prepare the layers' weights in this precision and oneDNN's own layout."""
         return [
             replace(
                 layer,
@@ -169,7 +169,7 @@ class CpuOps(EncoderOps):
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Two bfloat16 products around a softmax, twice as fast as torch's flash attention; each [B, heads, S, D]."""
+    """Attention as two bfloat16 products around a softmax, twice as fast as torch's flash; each [B, heads, S, D]."""
     scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2))
     return torch.matmul(torch.softmax(scores, -1), v)
 
@@ -191,7 +191,7 @@ def _groups(bounds: Sequence[int], heads: int) -> list[tuple[int, int, int]]:
 
 
 def prepared_linear(module: Any, precision: str) -> Callable[[Tensor], Tensor]:
-    """A forward for one nn.Linear over a prepared product, its answers in float32."""
+    """Forward of one nn.Linear over a prepared product, with float32 outputs."""
     product = Product(module.weight, module.bias, precision)
 
     def forward(x: Tensor) -> Tensor:

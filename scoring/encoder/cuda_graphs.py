@@ -1,4 +1,4 @@
-"""Whole forwards as CUDA graphs, one per bucket of (batch, length); replays cost one launch instead of hundreds."""
+"""Whole forwards as CUDA graphs, one per bucket of (batch, length); a replay costs one launch instead of hundreds."""
 
 import logging
 import threading
@@ -26,13 +26,13 @@ class Captured:
     graph: Any  # torch.cuda.CUDAGraph
     static: Tensor
     staging: Tensor
-    copied: Any  # torch.cuda.Event: the staging buffer may be written again
+    copied: Any  # torch.cuda.Event after which the staging buffer may be rewritten
     output: Any
     full: dict[bool, list[Tensor]]  # by "inputs lie on the device": static's or staging's parts, one per input
 
 
 class GraphedForward:
-    """A model's forward that replays a graph for the bucket its batch fits, and runs plainly where none does.
+    """A model's forward that replays the graph of the bucket that its batch fits, and runs plainly if none does.
 
     Inputs may lie on the CPU (copied through pinned memory in one transfer) or on the device. Outputs are views of
     the graph's own memory: they hold until the next call. Graphs are captured on the thread that makes the first
@@ -58,7 +58,7 @@ class GraphedForward:
         self._pool: Any = None
         self._stream: Any = None
         self._typed = int(getattr(model.config, "type_vocab_size", 0) or 0) > 1
-        self.refused = ""  # why nothing is captured
+        self.refused = ""  # reason why nothing is captured
         self._thread: int | None = None
 
     def __len__(self) -> int:
@@ -127,11 +127,11 @@ class GraphedForward:
         staging = torch.zeros(len(names), *shape, dtype=torch.int64).pin_memory()
         self._reset(staging, names)
         staging[names.index("attention_mask"), :, : max(1, shape[1] // 2)] = (
-            1  # a mask that masks: no shortcut is taken
+            1  # a mask with padding, so that the model takes no shortcut
         )
         static = staging.to(device)
         inputs = {name: static[index] for index, name in enumerate(names)}
-        # One stream for every capture: each stream has memory of its own that no other takes over.
+        # One stream for every capture: memory cached for one stream is not reused by another.
         self._stream = side = self._stream or torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
@@ -146,7 +146,7 @@ class GraphedForward:
         return Captured(graph, static, staging, copied, output, {True: list(static), False: list(staging)})
 
     def _reset(self, target: Tensor, names: tuple[str, ...]) -> None:
-        """Padding everywhere; each row keeps one live token, so that no softmax is over nothing."""
+        """Fill inputs with padding; each row keeps one live token, so that no softmax is empty."""
         target.zero_()
         target[names.index("input_ids")] = self._model.config.pad_token_id or 0
         target[names.index("attention_mask"), :, 0] = 1
@@ -172,7 +172,7 @@ def _to(value: Any, device: Any) -> Any:
 
 
 def cut(output: Any, bucket: tuple[int, int], shape: tuple[int, int]) -> Any:
-    """The part of a bucket's output that belongs to the batch: rows, and positions where an output has them."""
+    """Cut a bucket's output to the batch: its rows, and its positions if the output has them."""
     if bucket == shape:
         return output
     parts = {}

@@ -1,4 +1,4 @@
-"""How DeepSpeed's kernels are put into a transformers 5 encoder and told what they expect."""
+"""Injection of DeepSpeed's kernels into a transformers 5 encoder, with the inputs that they expect."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -10,13 +10,13 @@ from torch import Tensor
 from scoring.encoder.buckets import longest_input
 from scoring.passes.base import PassRefused
 
-ROWS = 16  # of one batch; DeepSpeed's workspace is sized for them
+ROWS = 16  # rows of a batch; DeepSpeed's workspace is sized for them
 
 
 def inject(model: Any) -> tuple[int, Callable[[], None]]:
-    """Replace a model's layers; return how many and what undoes it.
+    """Replace a model's layers; return their number and an undo.
 
-    Raises PassRefused, with the model as it was, without fp16 weights, or where DeepSpeed fails or replaces too few.
+    Raises PassRefused, with the model unchanged, without fp16 weights, or if DeepSpeed fails or replaces too few.
     """
     if model.dtype != torch.float16:
         raise PassRefused(f"the kernels run in fp16; the model is loaded in {str(model.dtype)[6:]}")
@@ -62,12 +62,12 @@ def _inject(model: Any) -> int:
 
 
 def _cover_roberta_likes() -> None:
-    """XLM-R and CamemBERT layers are RoBERTa's under their own class names: have the policy match those too."""
+    """Have the RoBERTa policy match XLM-R and CamemBERT layers too, which are the same under other class names."""
     from deepspeed.module_inject.containers.bert import HFBertLayerPolicy
     from transformers.models.camembert.modeling_camembert import CamembertLayer
     from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaLayer
 
-    HFBertLayerPolicy(None)  # fills the list of classes in
+    HFBertLayerPolicy(None)  # fills in the list of classes
     known = HFBertLayerPolicy._orig_layer_class or []
     known.extend(cls for cls in (XLMRobertaLayer, CamembertLayer) if cls not in known)
 
@@ -80,7 +80,7 @@ def _allocate_workspace(base: Any) -> None:
 
 
 def _adapted(base: Any, plain: Callable[..., Any]) -> Callable[..., Any]:
-    """At most ROWS rows at a time, with the mask that the layers add to the scores, [B, 1, 1, S].
+    """Run at most ROWS rows at a time, with the additive mask that the layers expect, [B, 1, 1, S].
 
     A boolean mask, which transformers would build, gives plausible wrong answers.
     """

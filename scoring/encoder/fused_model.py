@@ -1,4 +1,4 @@
-"""Our own encoder stack: seven kernels a layer, no work on padding, for post-norm encoders with absolute positions."""
+"""Our own stack for post-norm encoders with absolute positions: seven kernels per layer, no work on padding."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ _ACTIVATIONS = {"gelu": GELU, "relu": RELU}
 
 @dataclass(frozen=True)
 class EncoderLayer:
-    """One layer's weights: query, key and value as one matrix."""
+    """Weights of one layer, with query, key and value as one matrix."""
 
     qkv: Matrix  # [3H, H]
     qkv_bias: Tensor
@@ -43,7 +43,7 @@ class FusedStack:
         self.ops = ops
 
     def __call__(self, ids: Tensor, mask: Tensor | None, types: Tensor | None) -> Tensor:
-        """ids [B, S] int64, mask [B, S] (0: padding) -> [B, S, H], zeros at padding."""
+        """Map ids [B, S] int64 and mask [B, S] (0: padding) to [B, S, H], zeros at padding."""
         ops = self.ops
         packing = ops.pack(ids, mask, self.tables.pad)
         x = ops.embed(ids, types, packing, self.tables, self.layers[0].qkv)
@@ -58,9 +58,9 @@ class FusedStack:
 
 
 def replace(model: Any, ops: EncoderOps | None = None) -> tuple[FusedStack, Callable[[], None]]:
-    """Put a stack in the place of a model's encoder; return it and what undoes it.
+    """Replace a model's encoder by a stack; return the stack and an undo.
 
-    Raises PassRefused where the loaded model differs from what the kernels compute.
+    Raises PassRefused if the loaded model differs from what the kernels compute.
     """
     base = getattr(model, model.base_model_prefix, model)
     if ops is None and base.device.type == "cuda" and base.dtype not in (torch.float16, torch.bfloat16):
@@ -83,7 +83,7 @@ def _ops_for(device: torch.device) -> EncoderOps:
 
 
 def build(base: Any, ops: EncoderOps) -> FusedStack:
-    """Pack the weights of an encoder of a covered family; raises PassRefused for a variant that is not covered."""
+    """Pack the weights of an encoder of a supported family; raises PassRefused for an unsupported variant."""
     config = base.config
     distil = config.model_type == "distilbert"
     act = _ACTIVATIONS.get(config.activation if distil else config.hidden_act)
@@ -181,7 +181,7 @@ def _forward(base: Any, stack: FusedStack, plain: Callable[..., Any]) -> Callabl
 
 
 def _pad_vocabulary(model: Any) -> Callable[[], None]:
-    """Give the output layer a multiple of eight rows: cuBLAS's fast kernels want aligned results (BERT has 30522)."""
+    """Pad the output layer to a multiple of eight rows: cuBLAS's fast kernels need aligned results (BERT has 30522)."""
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear) or head.out_features % 8 == 0:
         return lambda: None

@@ -1,4 +1,4 @@
-"""Inductor over a whole forward: compile, and compare inside CUDA graphs."""
+"""Inductor over a whole forward: compilation, and timing inside CUDA graphs."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -13,9 +13,9 @@ from scoring.passes.base import GAIN, PassRefused
 
 
 def compile_forward(model: Any, shapes: Sequence[tuple[int, int]]) -> tuple[str, Callable[[], None]]:
-    """Compile a model's forward for some shapes; return what it gained and what undoes it.
+    """Compile a model's forward for some shapes; return its speed-up and an undo.
 
-    Raises PassRefused, with both times, where the compiled forward is no faster inside a graph.
+    Raises PassRefused, with both times, if the compiled forward is no faster inside a graph.
     """
     plain = model.forward
     began = time.perf_counter()
@@ -44,7 +44,7 @@ def compile_forward(model: Any, shapes: Sequence[tuple[int, int]]) -> tuple[str,
 
 
 def milliseconds(model: Any, forward: Callable[..., Any], shape: tuple[int, int]) -> float:
-    """Median milliseconds of a replay of a graph of `forward` for a (batch, length), random tokens without padding."""
+    """Median milliseconds to replay a graph of `forward` for a (batch, length) of random tokens without padding."""
     ids = torch.randint(5, model.config.vocab_size, shape).to(model.device)
     graphed = GraphedForward(model, forward, lengths=shape[1:], batches=shape[:1])
     times = []

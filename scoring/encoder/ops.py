@@ -1,6 +1,6 @@
-"""The steps of a post-norm encoder over packed tokens, and their reference in plain torch, which runs on any device.
+"""Operations of a post-norm encoder over packed tokens, and their reference in plain torch, which runs anywhere.
 
-`scoring.encoder.triton_ops` has the same steps as Triton kernels. Both take the same packed weights and give the
+`scoring.encoder.triton_ops` has the same operations as Triton kernels. Both take the same packed weights and give the
 same numbers, so the packing is testable without a GPU. H is the hidden size, T the live tokens, R the row count of the
 buffers (T or more). Weights are [N, K], as nn.Linear keeps them.
 """
@@ -20,7 +20,7 @@ NONE, GELU, RELU = 0, 1, 2
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the tokens of a batch [B, S] lie once packed; see `scoring.kernels.encoder`."""
+    """Places of the tokens of a batch [B, S] once packed; see `scoring.kernels.encoder`."""
 
     batch: int
     length: int
@@ -52,7 +52,7 @@ class Tables:
 
 @dataclass(frozen=True)
 class Narrow:
-    """A matrix [N, K] in eight bits: `values` times `scale` by row, for inputs that were multiplied by `smooth`."""
+    """A matrix [N, K] in eight bits: `values` times `scale` per row, for inputs multiplied by `smooth`."""
 
     values: Tensor  # [N, K] int8, or float8_e4m3fn
     scale: Tensor  # [N] float32
@@ -64,7 +64,7 @@ Matrix = Tensor | Narrow
 
 @dataclass(frozen=True)
 class Hidden:
-    """Hidden states, and the same in eight bits where the product that reads them wants that."""
+    """Hidden states, and the same in eight bits if the product that reads them needs that."""
 
     wide: Tensor  # [R, H]
     narrow: Tensor | None = None  # [R, H], after the product's `smooth`
@@ -72,7 +72,7 @@ class Hidden:
 
 
 class EncoderOps(ABC):
-    """One way to compute each step."""
+    """Implementation of each operation."""
 
     @abstractmethod
     def pack(self, ids: Tensor, mask: Tensor | None, pad: int) -> Packing:
@@ -82,11 +82,11 @@ class EncoderOps(ABC):
     def embed(
         self, ids: Tensor, types: Tensor | None, packing: Packing, tables: Tables, then: Matrix | None = None
     ) -> Hidden:
-        """Sum of embeddings, normalised: [R, H]; `then` is the product that reads it."""
+        """Sum of the embeddings, normalised: [R, H]; `then` is the product that reads it."""
 
     @abstractmethod
     def linear(self, x: Hidden, weight: Matrix, bias: Tensor, act: int, packing: Packing) -> Tensor:
-        """act(x w^T + b): [R, N]."""
+        """Product act(x w^T + b): [R, N]."""
 
     @abstractmethod
     def attention(self, qkv: Tensor, heads: int, packing: Packing) -> Tensor:
@@ -103,14 +103,14 @@ class EncoderOps(ABC):
         packing: Packing,
         then: Matrix | None = None,
     ) -> Hidden:
-        """LayerNorm(x w^T + b + residual): [R, H]; with no product `then` to read it, it is the last.
+        """LayerNorm(x w^T + b + residual): [R, H]; without a product `then` to read it, it is the last.
 
-        The last is given unpacked, [B, S, H] with zeros for padding.
+        The last is returned unpacked, [B, S, H] with zeros for padding.
         """
 
 
 class TorchOps(EncoderOps):
-    """The reference: the fused steps in plain torch, on any device."""
+    """Reference of the fused operations in plain torch, on any device."""
 
     def pack(self, ids: Tensor, mask: Tensor | None, pad: int) -> Packing:
         live = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask != 0

@@ -1,9 +1,9 @@
-"""Products of an encoder in eight bits: those whose inputs leave a norm, where narrowing costs nothing.
+"""Encoder products in eight bits: those whose inputs are a norm's output, where quantizing costs nothing extra.
 
-Inputs get one scale a token, weights one a row. A norm has a few channels that are far larger than the others and
-would take the others' digits: each channel is divided by the root of its peak over that of its weights, and the weights
+Inputs get one scale per token, weights one per row. A norm has a few channels that are far larger than the others and
+would cost them precision: each channel is divided by the root of its peak over that of its weights, and the weights
 are multiplied by it (SmoothQuant, arXiv:2211.10438, with alpha one half). Attention's and GELU's outputs stay in 16
-bits: their outliers cost more digits than the faster product is worth (`benchmarks/results/encoders.json`).
+bits: their outliers cost more accuracy than the faster product is worth (`benchmarks/results/encoders.json`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ _SMALLEST = 1e-5  # of a channel's peak, so that silent channels divide by somet
 
 
 def narrow_layers(stack: FusedStack, batches: Sequence[Mapping[str, Tensor]], kind: str = "int8") -> list[EncoderLayer]:
-    """A stack's layers with query, key, value and up in eight bits, their channels weighed by what `batches` show."""
+    """Quantize query, key, value and up of a stack's layers to eight bits, with channel peaks measured on `batches`."""
     seen = _peaks(stack, batches)
 
     def made(weight: Matrix) -> Narrow:
@@ -33,7 +33,7 @@ def narrow_layers(stack: FusedStack, batches: Sequence[Mapping[str, Tensor]], ki
 
 
 def narrow(weight: Tensor, peaks: Tensor, kind: torch.dtype) -> Narrow:
-    """A weight [N, K] in eight bits, for inputs with these peaks [K]."""
+    """Quantize a weight [N, K] to eight bits, for inputs with these peaks [K]."""
     wide = weight.detach().float()
     smooth = (peaks.clamp_min(_SMALLEST) / wide.abs().amax(0).clamp_min(_SMALLEST)).sqrt()
     values, scale = quantize_per_row(wide * smooth, kind)
@@ -41,7 +41,7 @@ def narrow(weight: Tensor, peaks: Tensor, kind: torch.dtype) -> Narrow:
 
 
 class _Watch(TorchOps):
-    """The steps in plain torch, keeping the peak of every channel [K] that a product reads."""
+    """Operations in plain torch that record the peak of every channel [K] that a product reads."""
 
     def __init__(self) -> None:
         self.peaks: dict[int, Tensor] = {}  # by the id of the weight

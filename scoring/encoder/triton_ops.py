@@ -1,4 +1,4 @@
-"""The steps of an encoder as Triton kernels: which tiles each takes, and its launch."""
+"""Operations of an encoder as Triton kernels: the choice of tiles, and the launches."""
 
 import math
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ ROWS = 64  # every buffer's row count is a multiple of this
 
 @dataclass(frozen=True)
 class GemmTile:
-    """How one matrix product is cut: tile sizes, slices of K, warps, pipeline stages, loads by the copy engine."""
+    """Tiling of a matrix product: tile sizes, slices of K, warps, pipeline stages, loads by the copy engine."""
 
     bm: int
     bn: int
@@ -54,13 +54,13 @@ MEASURED_INT8 = {
 
 
 def choose(rows: int, width: int, depth: int, partial: bool, hopper: bool) -> GemmTile:
-    """A measured tile, else one that fills 132 multiprocessors about once; `partial`: K may be split."""
+    """Choose a measured tile, else one that fills 132 multiprocessors about once; `partial`: K may be split."""
     tile = MEASURED.get((rows, width, depth)) or _rule(rows, width, depth, partial)
     return tile if hopper else _without_copy_engine(tile, 64)
 
 
 def _without_copy_engine(tile: GemmTile, deepest: int) -> GemmTile:
-    """The tile before Hopper, where a program has as little as 99 KB of shared memory."""
+    """Choose a tile before Hopper, where a program may have only 99 KB of shared memory."""
     return replace(tile, bn=min(tile.bn, 128), bk=min(tile.bk, deepest), stages=3, tma=False)
 
 
@@ -79,7 +79,7 @@ def _rule(rows: int, width: int, depth: int, partial: bool) -> GemmTile:
 
 
 def choose_narrow(rows: int, width: int, depth: int, hopper: bool) -> GemmTile:
-    """A tile for a product in eight bits: measured, or the rule's, twice as deep for as many bytes."""
+    """Choose a tile for a product in eight bits: measured, or by the rule, twice as deep for the same bytes."""
     tile = MEASURED_INT8.get((rows, width, depth))
     if tile is None:
         tile = _rule(rows, width, depth, False)
@@ -172,7 +172,7 @@ class TritonOps(EncoderOps):
         return out
 
     def _linear_narrow(self, x: Hidden, weight: Narrow, bias: Tensor, act: int, packing: Packing) -> Tensor:
-        """A product in eight bits: ours at every size, for it leaves in 16 bits, activated."""
+        """Product in eight bits: our kernel at every size, because it also activates and writes 16 bits."""
         width, depth = weight.values.shape
         tile = self._tiles.get((packing.rows, width, depth)) or choose_narrow(packing.rows, width, depth, self._hopper)
         if x.narrow is None or x.scale is None:
@@ -239,7 +239,7 @@ class TritonOps(EncoderOps):
         width = qkv.shape[1] // 3
         dim = width // heads
         out = qkv.new_empty(packing.rows, width)
-        # Small blocks of queries fill the chip when there is little work; large ones read keys less often.
+        # Small blocks of queries fill the GPU when there is little work; large ones read keys less often.
         bm = 16 if packing.batch * heads * packing.length <= 16 * 264 else 64
         bn = min(128 if dim <= 64 else 64, max(16, _power_of_two(packing.length)))
         self._kernels.attention_kernel[(-(-packing.length // bm), heads, packing.batch)](
@@ -303,7 +303,7 @@ class TritonOps(EncoderOps):
 
 
 def _hidden(wide: Tensor, then: Matrix | None) -> Hidden:
-    """Room for hidden states, and for the same in the format of the product that reads them."""
+    """Allocate hidden states, also in the format of the product that reads them."""
     if not isinstance(then, Narrow):
         return Hidden(wide)
     narrow = torch.empty_like(wide, dtype=then.values.dtype)
@@ -311,14 +311,14 @@ def _hidden(wide: Tensor, then: Matrix | None) -> Hidden:
 
 
 def _pointers(out: Hidden, then: Matrix | None) -> tuple[Tensor, ...]:
-    """What a kernel that makes hidden states writes and reads; `out` stands for what is absent."""
+    """Pointers of a kernel that writes hidden states; `out` stands in for absent ones."""
     if not isinstance(then, Narrow) or out.narrow is None or out.scale is None:
         return (out.wide,) * 4
     return out.wide, then.smooth, out.narrow, out.scale
 
 
 def _lines(depth: int, line: int) -> int:
-    """The largest power of two, at most 16, that divides the 128-byte lines of a slice of K numbers; 0 if not whole."""
+    """Largest power of two, at most 16, that divides the 128-byte lines of a slice of K numbers; 0 if not whole."""
     lines = depth // line
     return 0 if depth % line else min(16, lines & -lines)
 

@@ -1,7 +1,7 @@
-"""How an encoder is compared with plain transformers: small batches, live positions only, each row as it is alone.
+"""Comparison of an encoder with plain transformers: small batches, live positions only, each row as if alone.
 
-A padded batch is compared where plain transformers itself answers its rows as it answers them alone; where padding or
-company moves them, no such batch is served, and none is compared.
+A padded batch is compared only if plain transformers answers its rows as it answers them alone; if padding or
+neighbours change them, no such batch is served, and none is compared.
 """
 
 from collections.abc import Callable, Mapping
@@ -41,7 +41,7 @@ def probes(model: Any, lengths: tuple[int, ...] = (23, 9, 1), seed: int = 0) -> 
 
 
 def answers(model: Any, batch: Batch) -> dict[str, Tensor]:
-    """The model's outputs in fp32, on the CPU, padded positions set to zero."""
+    """Outputs of the model in fp32, on the CPU, padded positions set to zero."""
     with torch.inference_mode():
         output = model(**batch)
     live = batch["attention_mask"].cpu() != 0  # [B, S]
@@ -56,7 +56,7 @@ def answers(model: Any, batch: Batch) -> dict[str, Tensor]:
 
 
 def reference(model: Any, batches: list[Batch] | None = None) -> Callable[[], list[tuple[Batch, dict[str, Tensor]]]]:
-    """What plain transformers answers in fp32 to each row alone, computed now, before any pass changes the model."""
+    """Answers of plain transformers in fp32 to each row alone, computed now, before any pass changes the model."""
     plain = model if model.dtype == torch.float32 else deepcopy(model).float()
     told = []
     for batch in batches or probes(model):
@@ -77,7 +77,7 @@ def _row(batch: Batch, index: int) -> Batch:
 
 
 def _padded(alone: list[dict[str, Tensor]], batch: Batch) -> dict[str, Tensor]:
-    """The outputs of rows as those of one batch, zeros at its padding."""
+    """Outputs of rows stacked as those of one batch, zeros at its padding."""
     width = batch["input_ids"].shape[1]
     found = {}
     for name in alone[0]:

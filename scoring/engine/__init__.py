@@ -1,1 +1,1 @@
-"""One inference thread behind a bounded queue: rows, batches, and what running out of memory means."""
+"""One inference thread behind a bounded queue: rows, batches, and handling of out-of-memory errors."""

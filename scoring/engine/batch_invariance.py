@@ -1,8 +1,8 @@
-"""Which rows may share a forward, found by asking the model: an answer must not depend on the others in its batch.
+"""Rows that may share a forward, found by trying the model: an answer must not depend on its batch.
 
-Most models mask padding exactly. Some do not: convolutions and factored embeddings look at their neighbours, some
-models take no mask at all, experts with a capacity drop what comes late. So a row alone is compared with the same row
-padded beside a longer one, and where it moves, with itself beside rows of its own length.
+Most models mask padding exactly. Some do not: convolutions and factored embeddings see their neighbours, some
+models take no mask at all, experts with a capacity drop late tokens. So a row alone is compared with the same row
+padded beside a longer one, and if its numbers change, with the same row beside rows of its own length.
 """
 
 import logging
@@ -18,36 +18,36 @@ logger = logging.getLogger("mii_azure.batch_invariance")
 
 Mates = Literal["any", "equal", "none"]
 
-#: Largest relative movement that is rounding: other shapes take other kernels, which add in another order.
+#: Largest relative change that counts as rounding: other shapes take other kernels, which add in another order.
 ROUNDING = {torch.float32: 3e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}
-#: What configs call the most tokens that an expert takes; the others of a batch are left out.
+#: Config keys of the most tokens that an expert takes; further tokens of a batch are dropped.
 _CAPACITIES = ("expert_capacity", "moe_eval_capacity_token_fraction")
 _TOLD = {"any": "any length", "equal": "equal lengths", "none": "one row at a time"}
 
-#: Runs the rows as one batch; per row, numbers that its answer is made from.
+#: Runs the rows as one batch; returns for each row the numbers that its answer is made from.
 Measure = Callable[[Any, Sequence[Any]], list[Tensor]]
 
 
 @dataclass(frozen=True)
 class Company:
-    """What rows must have in common to share a forward."""
+    """Condition under which rows may share a forward: any rows, rows of equal length, or none."""
 
     mates: Mates = "any"
     reason: str = "padding changes no answer"
 
     def key(self, tokens: int) -> Hashable:
-        """A part of a row's key: rows with equal keys share batches."""
+        """Part of a row's key: rows with equal keys share batches."""
         return None if self.mates == "any" else tokens if self.mates == "equal" else object()
 
     def to_dict(self) -> dict[str, str]:
-        """For metadata and logs."""
+        """Return the condition and its reason for metadata and logs."""
         return {"rows": _TOLD[self.mates], "reason": self.reason}
 
 
 def judge(model: Any, rows: Sequence[Any], twins: Sequence[Any], measure: Measure) -> Company:
     """Compare rows alone with the same rows together; `rows` differ in length, `twins` do not. Never raises.
 
-    A movement in 16 bits is judged again in float32, where there is memory for a copy.
+    A change in 16 bits is judged again in float32, if there is memory for a copy.
     """
     if any(getattr(model.config, name, None) for name in _CAPACITIES):
         return Company("none", "its experts take so many tokens of a batch and no more")
@@ -73,7 +73,7 @@ def _by(movement: float) -> str:
 
 
 def moved(model: Any, rows: Sequence[Any], measure: Measure) -> float:
-    """The largest relative change (2-norms) of a row's numbers in company; infinite where that cannot be told."""
+    """Largest relative change (2-norms) of a row's numbers in a batch; infinite if it cannot be measured."""
     try:
         alone = [measure(model, [row])[0] for row in rows]
         together = measure(model, rows)
@@ -84,7 +84,7 @@ def moved(model: Any, rows: Sequence[Any], measure: Measure) -> float:
 
 
 def movement(alone: Sequence[Tensor], together: Sequence[Tensor]) -> float:
-    """The largest relative difference (2-norms), of each pair to the larger of its own and the usual size."""
+    """Largest relative difference (2-norms) of the pairs, each relative to the larger of its own norm and the usual."""
     if any(one.shape != other.shape for one, other in zip(alone, together, strict=True)):
         return float("inf")
     usual = sum(float(one.norm()) for one in alone) / max(1, len(alone))
@@ -103,7 +103,7 @@ def _copy_fits(model: Any) -> bool:
 
 
 def lend(config: Any, pad: int | None) -> None:
-    """Give a config a padding token; of a model of several parts, that of its text too."""
+    """Set a config's padding token; in a model of several parts, also its text config's."""
     config.pad_token_id = pad
     if (text := config.get_text_config()) is not config:
         text.pad_token_id = pad

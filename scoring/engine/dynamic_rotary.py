@@ -7,14 +7,14 @@ _CHANGING = ("longrope", "su", "dynamic")  # "su" is what the first Phi-3 called
 
 
 class RotaryChange(NamedTuple):
-    """One kind of positions, and the most tokens of a sequence at which they are what they were trained as."""
+    """One kind of rotary positions, and the most tokens of a sequence up to which they are as trained."""
 
     kind: str
     tokens: int
 
 
 def changes(config: Any) -> list[RotaryChange]:
-    """The rotary positions of a config that change with the length; most models have none."""
+    """Rotary positions of a config that change with the length; most models have none."""
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     found = []
     for rope in _ropes(text):
@@ -25,7 +25,7 @@ def changes(config: Any) -> list[RotaryChange]:
 
 
 def _ropes(config: Any) -> Iterator[dict[str, Any]]:
-    """The parameters of every kind of layer: some configs have one set, some one for each kind."""
+    """Rotary parameters of every layer type: some configs have one set, some one per type."""
     told = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     if not isinstance(told, dict):
         return
@@ -39,10 +39,10 @@ def _trained(config: Any, rope: dict[str, Any]) -> int:
 
 
 def length_class(known: Sequence[RotaryChange], prompt: int, total: int) -> Hashable:
-    """What rows must have in common to share a forward, of a row with so many tokens before and after generation.
+    """Key of a row with `prompt` tokens before and `total` after generation: rows with equal keys may share a forward.
 
-    Rows that never reach the change go together, and of longrope those that begin past it; any other row changes at
-    a step of its own, which only rows with equally many tokens share.
+    Rows that never reach the change share one, as do longrope's that begin past it; any other row changes at
+    a step of its own, shared only by rows with prompts of the same length.
     """
     found: list[Hashable] = []
     for kind, tokens in known:
@@ -54,7 +54,7 @@ def length_class(known: Sequence[RotaryChange], prompt: int, total: int) -> Hash
 
 
 def forget(model: Any) -> None:
-    """Undo what an earlier, longer sequence left in a model's dynamic positions: they grow, and shrink only later."""
+    """Reset a model's dynamic positions, which an earlier, longer sequence has changed, to their original state."""
     for module in model.modules():
         longest = getattr(module, "original_max_seq_len", None)
         if longest is None or "dynamic" not in str(getattr(module, "rope_type", "")):

@@ -1,8 +1,8 @@
 """One inference thread behind a bounded queue; rows that wait together run together.
 
-Rows with the key SLOTS join and leave a running batch between its steps; other rows run in batches of their own, each
-to its end. Both have their turn: after every batch, and between the steps of a batch that generates, the slots have
-one step; and after every step of the slots the oldest waiting batch starts. So neither waits for more than one batch
+Rows with the key SLOTS join and leave a running batch between its steps; other rows run in separate batches, each
+to its end. Both kinds take turns: after every batch, and between the steps of a batch that generates, the slots advance
+one step; after every step of the slots the oldest waiting batch starts. So neither waits for more than one batch
 step or one slot step of the other kind.
 """
 
@@ -33,11 +33,11 @@ class Job:
     future: "Future[list[Any]]" = field(default_factory=Future)
     outputs: dict[int, Any] = field(default_factory=dict)  # by position in rows
     since: float = field(default_factory=time.perf_counter)
-    began: float = 0.0  # its first row left the queue
+    began: float = 0.0  # when its first row left the queue
     ended: float = 0.0
 
     def finished(self, timeout_s: float | None = None) -> list[Any]:
-        """Wait for the outputs; raises what the job failed with, CancelledError, or TimeoutError."""
+        """Wait for the outputs; raises the job's error, CancelledError, or TimeoutError."""
         try:
             return self.future.result(timeout_s)
         finally:
@@ -45,7 +45,7 @@ class Job:
             note("forward", self.began, self.ended)
 
     def cancel(self) -> None:
-        """Nobody waits for this job any more: drop its waiting rows, stop its running ones at their next step."""
+        """Cancel the job: drop its waiting rows, and stop its running ones at their next step."""
         for row in self.rows:
             row.cancelled.set()
 
@@ -54,16 +54,16 @@ Waiting = tuple[Job, int, Row]
 
 
 class Fallback(Protocol):
-    """Takes parts of what was prepared away, where the model fails with them."""
+    """Withdraws passes under which the model fails."""
 
     def withdraw(self, failure: Exception, again: bool = False) -> bool:
-        """Take the last part away; False where there is none, or none that could be to blame.
+        """Withdraw the last pass; False if there is none, or none that could be to blame.
 
-        `again`: the same rows failed after the last call too.
+        `again`: the same rows failed after the previous call too.
         """
 
     def reinstate(self) -> None:
-        """Put back what was taken away for the rows that failed last: it was not to blame."""
+        """Reapply the passes withdrawn for the rows that failed last: they were not to blame."""
 
 
 class Engine:
@@ -86,11 +86,11 @@ class Engine:
         self._started: Future[None] = Future()
 
     def change(self, limits: Limits) -> None:
-        """Admit by other limits from now on."""
+        """Change the limits for later requests."""
         self._limits = limits
 
     def start(self, prepare: Callable[[], None] = lambda: None, fallback: "Fallback | None" = None) -> None:
-        """Start the thread, and on it prepare the model and warm it up; raises what either raised."""
+        """Start the thread, and on it prepare and warm up the model; raises whatever either raised."""
         self._prepare, self._fallback = prepare, fallback
         self._thread.start()
         self._started.result()
@@ -124,7 +124,7 @@ class Engine:
         return len(self._waiting)
 
     def drain(self, timeout_s: float) -> bool:
-        """Take no more work and wait until what was accepted is done; False when the time ran out."""
+        """Take no more work and wait until accepted work is done; False if the time ran out."""
         with self._changed:
             self._draining = True
             self._changed.notify_all()
@@ -164,7 +164,7 @@ class Engine:
     def _next_batch(self) -> list[Waiting]:
         """The oldest row and every waiting row that may share its forward, within the budget of padded tokens.
 
-        Waits for work; rows for slots are left where they are, and with nothing but those there is no batch.
+        Waits for work; rows for slots stay in the queue, and if there are only such rows there is no batch.
         """
         with self._changed:
             while True:
@@ -203,7 +203,7 @@ class Engine:
         return self._task.slots(self._limits)
 
     def _step_slots(self) -> None:
-        """Let the rows that wait for slots have those that are free, and advance all that are on one."""
+        """Give free slots to rows that wait for one, and advance all rows on slots by one step."""
         slots = self._slots()
         if slots is None:
             return
@@ -226,7 +226,7 @@ class Engine:
                 self._changed.notify_all()
 
     def _first_for(self, slots: Slots) -> Waiting | None:
-        """The oldest row that waits for a slot, when it fits: a longer one is not overtaken."""
+        """The oldest row that waits for a slot, if it fits; shorter rows never overtake it."""
         first = next((entry for entry in self._waiting if entry[2].key == SLOTS), None)
         return first if first is not None and slots.fits(first[2]) else None
 
@@ -245,14 +245,14 @@ class Engine:
             answered = list(zip(batch, outputs, strict=True))
         except Exception as error:
             failed = error
-        if failed is not None:  # not within the handler, which would keep the memory of the failed call
+        if failed is not None:  # outside the handler, which would keep the failed call's memory alive
             self._isolate(batch, failed)
             return
         for (job, position, _), output in answered:
             self._deliver(job, position, output)
 
     def _deliver(self, job: Job, position: int, output: Any) -> None:
-        """Take a row's output, or what it failed with; the last output of a request answers it."""
+        """Take a row's output or error; the last output of a request completes it."""
         job.ended = time.perf_counter()
         row = job.rows[position]
         if isinstance(output, Exception):
@@ -269,7 +269,7 @@ class Engine:
             job.future.set_result([job.outputs[i] for i in range(len(job.rows))])
 
     def _isolate(self, batch: list[Waiting], error: Exception) -> None:
-        """A batch failed: find the requests that fail on their own, so that the others are still answered."""
+        """Find the requests of a failed batch that fail on their own, so that the others are still answered."""
         jobs = list(dict.fromkeys(job for job, _, _ in batch))
         short = is_out_of_memory(error)
         if short:
@@ -289,8 +289,8 @@ class Engine:
             self._deliver(*batch[0][:2], error)
 
     def _answered_without(self, batch: list[Waiting], error: Exception) -> bool:
-        """Whether rows that failed are answered once passes are withdrawn; where not, the rows are to blame."""
-        if self._fallback is None or self._slots() is not None:  # what runs on slots depends on what is applied
+        """Return True if failed rows are answered once passes are withdrawn; if not, the rows are to blame."""
+        if self._fallback is None or self._slots() is not None:  # rows on slots depend on the applied passes
             return False
         withdrawn = False
         while self._fallback.withdraw(error, again=withdrawn):

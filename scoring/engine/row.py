@@ -1,4 +1,4 @@
-"""Rows, and what runs them: all that the engine, the scheduler of slots and the tasks know of each other."""
+"""Rows and the protocols that run them: all that the engine, the scheduler and the tasks know of each other."""
 
 import threading
 from collections.abc import Callable, Hashable, Sequence
@@ -11,9 +11,9 @@ from scoring.telemetry.statistics import Statistics
 #: The key of rows that join and leave a batch between its steps.
 SLOTS = "slots"
 
-#: Takes a row's output, or the exception that it failed with.
+#: Takes a row's output, or the exception with which it failed.
 Done = Callable[[Any], None]
-#: Called after each step of a forward that has several.
+#: Called after each step of a forward of several steps.
 Between = Callable[[], None]
 
 
@@ -26,19 +26,19 @@ class Row:
     """One sequence for one forward."""
 
     features: dict[str, list[int]]  # e.g. input_ids, token_type_ids: each [S]
-    item: int  # which input of the request it belongs to
+    item: int  # index of its input in the request
     key: Hashable = None  # only rows with equal keys share a batch
     parameters: Any = None
     extra: Any = None  # the task's own: offsets, spans
     emit: Callable[[Any], None] | None = None  # takes partial results, for streams
     cancelled: threading.Event = field(default_factory=threading.Event)
-    new_tokens: int = 0  # that the forward may add
-    copies: int = 1  # of the sequence that run at once: beams, answers
-    answer: int = 0  # which of its input's answers is its first
-    answers: int = 1  # of its input, its own and other rows'
-    cached: int = 0  # tokens that a slot held already
-    queued: float = 0.0  # when, by perf_counter; 0: it runs outside the engine
-    token_at: float = 0.0  # when its last token came
+    new_tokens: int = 0  # most tokens that the forward may add
+    copies: int = 1  # of the sequence that run at once (beams, answers)
+    answer: int = 0  # index of its first among its input's answers
+    answers: int = 1  # of its input, over all of that input's rows
+    cached: int = 0  # prompt tokens found in a slot's KV cache
+    queued: float = 0.0  # time by perf_counter; 0: it runs outside the engine
+    token_at: float = 0.0  # time of its last token
 
     @property
     def tokens(self) -> int:
@@ -46,7 +46,7 @@ class Row:
 
     @property
     def footprint(self) -> int:
-        """Tokens that the row may take of a batch's budget."""
+        """Most tokens that the row may take from a batch's budget."""
         return (self.tokens + self.new_tokens) * self.copies
 
 
@@ -55,17 +55,17 @@ class Slots(Protocol):
 
     @property
     def active(self) -> int:
-        """Rows on slots."""
+        """Number of rows on slots."""
 
     @property
     def cache(self) -> dict[str, int]:
-        """Tokens whose keys and values are held for rows, and most that may be: kv_tokens, kv_capacity."""
+        """Tokens in the KV cache held for rows, and their upper bound: kv_tokens, kv_capacity."""
 
     def fits(self, row: Row) -> bool:
-        """Whether a row can be added now; always true when there is none."""
+        """Return True if a row can be added now; always if no row is active."""
 
     def add(self, row: Row, done: Done) -> None:
-        """Give a row that fits a slot; `done` is called when it ends, in a later `step`."""
+        """Assign a slot to a row that fits; a later `step` calls `done` when the row ends."""
 
     def step(self) -> None:
         """Advance every row; never raises."""
@@ -74,19 +74,19 @@ class Slots(Protocol):
 class ModelRunner(Protocol):
     """Computes rows for the engine: a task over its model. Inference thread only."""
 
-    unit: ClassVar[str]  # of a row's footprint
+    unit: ClassVar[str]  # unit of a row's footprint
     statistics: Statistics
 
     def warm_up(self) -> None:
         """Run once, so that the first request does not pay for lazy initialisation."""
 
     def forward(self, rows: Sequence[Row], between: Between = nothing) -> list[Any]:
-        """Compute rows with equal keys; one output per row. Calls `between` after each step where there are several."""
+        """Compute rows with equal keys; one output per row. Calls `between` after each step if there are several."""
 
     def slots(self, limits: Limits) -> Slots | None:
-        """What runs rows with the key SLOTS, where there is such a thing."""
+        """Runner of rows with the key SLOTS, or None."""
 
 
 def generated(output: Any) -> int:
-    """Tokens in the output of one row: a generative task's is a list of token lists; an image has none."""
+    """Number of tokens in one row's output: a generative task's is a list of token lists; an image has none."""
     return sum(len(tokens) for tokens in output if isinstance(tokens, list)) if isinstance(output, list) else 0

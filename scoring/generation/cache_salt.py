@@ -1,11 +1,11 @@
-"""Whose prompts may share what a decoder's slots hold: those with the same salt, and by the operator's wish one key."""
+"""Salts of the prefix cache: only prompts with the same salt, and if the operator wishes of one caller, share it."""
 
 from contextvars import ContextVar
 
-#: Who asks, where the host tells callers apart: it sets this before it calls run(), in the context of that call.
+#: The caller, if the host distinguishes callers: it sets this before it calls run(), in that call's context.
 caller: ContextVar[str] = ContextVar("caller", default="")
 
 
 def salt_of(given: str | None) -> str:
-    """The salt of this context's request, of which a part may be its own `cache_salt`."""
+    """Salt of this context's request: its caller and its own `cache_salt`, if any."""
     return f"{caller.get()}\0{given or ''}"

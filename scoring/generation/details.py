@@ -1,4 +1,4 @@
-"""What an answer tells of its tokens when asked, in text-generation-inference's form."""
+"""Token details of an answer, on request, in text-generation-inference's form."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from scoring.generation.detokenizer import Detokenizer, special_tokens, stop_at
 from scoring.generation.text_generator import TextGenerator
 from scoring.limits.deadline import check
 
-_CONTEXT = 8  # tokens before one that its text may depend on
+_CONTEXT = 8  # preceding tokens on which a token's text may depend
 _REASONS = {"length": "length", "eos": "eos_token", "stop": "stop_sequence"}
 
 
@@ -20,14 +20,14 @@ class Details:
     def __init__(self, tokenizer: Any, prompt: Sequence[int]) -> None:
         self.tokens: list[dict[str, Any]] = []
         self.tops: list[list[dict[str, Any]]] = []
-        self.starts: list[int] = []  # where in the answer each token's text begins, characters
+        self.starts: list[int] = []  # character of the answer at which each token's text begins
         self._tokenizer = tokenizer
         self._special = special_tokens(tokenizer)
         self._before = list(prompt[-_CONTEXT:])
         self._length = 0
 
     def push(self, token: int, text: str, chance: TokenLogprob) -> None:
-        """Take the next token and what it added to the text."""
+        """Take the next token and the text that it added."""
         own = self._entry(token, text, chance.logprob)
         self.tokens.append(own)
         self.tops.append([own if other == token else self._other(other, value) for other, value in chance.top])
@@ -36,18 +36,18 @@ class Details:
         self._before = [*self._before[1 - _CONTEXT :], token]
 
     def close(self, text: str) -> None:
-        """Give the last token with a text what the end of the answer has brought to light."""
+        """Append the text that appears only at the end of the answer to the last token that has text."""
         rest = text[self._length :]
         if rest and self.tokens:
             spoken = [entry for entry in self.tokens if not entry["special"]]
             (spoken or self.tokens)[-1]["text"] += rest
 
     def within(self, length: int) -> int:
-        """How many tokens begin before a length of the text."""
+        """Number of tokens that begin before this length of the text."""
         return bisect_left(self.starts, length)
 
     def to_dict(self, first: int, last: int) -> dict[str, Any]:
-        """These of the tokens; `top_tokens` only where they were asked for."""
+        """Return the tokens from `first` to `last`; `top_tokens` only if asked for."""
         tops = self.tops[first:last]
         return {"tokens": self.tokens[first:last], **({"top_tokens": tops} if any(self.tops) else {})}
 
@@ -61,7 +61,7 @@ class Details:
 
 
 def describe(task: TextGenerator, row: Row, answer: ScoredTokens) -> tuple[Details, int]:
-    """The details of a whole answer, and how many of its tokens belong to it: those of a stop text do not."""
+    """Details of a whole answer, and the number of its tokens without those of a stop text."""
     details = Details(task.tokenizer, row.features["input_ids"] if not task.encoder_decoder else [])
     detokenizer = Detokenizer(task.tokenizer)
     for token, chance in zip(answer, answer.logprobs, strict=True):
@@ -74,7 +74,7 @@ def describe(task: TextGenerator, row: Row, answer: ScoredTokens) -> tuple[Detai
 
 
 def token_details(task: TextGenerator, row: Row, answer: ScoredTokens) -> dict[str, Any]:
-    """`details` of one answer."""
+    """Return the `details` of one answer."""
     details, count = describe(task, row, answer)
     cut = count < len(answer) or stop_at(task.tokenizer.decode(answer, skip_special_tokens=True), row.parameters.stop)
     reason = "eos" if answer and answer[-1] in task.eos else "stop" if cut else "length"

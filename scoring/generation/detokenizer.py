@@ -1,6 +1,6 @@
-"""Turns the tokens of one sequence into text as they come, and finds the texts that end it.
+"""Detokenizes one sequence incrementally, and finds the stop texts that end it.
 
-The pieces put together are exactly the text of all tokens, cut at the first stop text.
+The pieces together are exactly the text of all tokens, cut at the first stop text.
 """
 
 import re
@@ -22,7 +22,7 @@ class Detokenizer:
         self._cleans = _cleans_up(tokenizer)
         self._decode = _decoding(tokenizer)
         self._window: list[int] = []  # the last tokens
-        self._given = 0  # characters of the window's text that were returned
+        self._given = 0  # characters of the window's text already returned
         self._unclean = ""
 
     def push(self, token: int) -> str:
@@ -41,11 +41,11 @@ class Detokenizer:
     def _shorten(self) -> None:
         tail = self._window[-_SHORT:]
         text = self._decode(tail)
-        if text.strip():  # decoders strip spaces off the beginning: it has to stay the same
+        if text.strip():  # decoders strip leading spaces: the window's beginning has to stay the same
             self._window, self._given = tail, len(text)
 
     def _clean(self, piece: str) -> str:
-        """Clean up what nothing later can touch: every rule of the tokenizer's begins with a space."""
+        """Clean up text that later tokens cannot change: every rule of the tokenizer's clean-up begins with a space."""
         self._unclean += piece
         found = _BOUNDARY.match(self._unclean)
         if not found:
@@ -57,16 +57,16 @@ class Detokenizer:
 
 @lru_cache(maxsize=4)
 def special_tokens(tokenizer: Any) -> frozenset[int]:
-    """Tokens without text; the marks of a conversation are among them without having a name."""
+    """Tokens without text, including the unnamed marks of a chat template."""
     added = tokenizer.added_tokens_decoder.items()
     return frozenset(token for token, text in added if text.special).union(tokenizer.all_special_ids)
 
 
 @lru_cache(maxsize=4)
 def _decoding(tokenizer: Any) -> Callable[[list[int]], str]:
-    """Tokens to text without special ones, not cleaned up; what the tokenizer's `decode` does, for every token anew.
+    """Decoding function without special tokens and clean-up, equal to the tokenizer's `decode`.
 
-    That looks at the type of each token first, which takes several times as long as the decoding.
+    `decode` checks the type of each token on every call, which takes several times as long as the decoding.
     """
     from transformers import PreTrainedTokenizerFast as Fast
 
@@ -77,14 +77,14 @@ def _decoding(tokenizer: Any) -> Callable[[list[int]], str]:
 
 
 def _cleans_up(tokenizer: Any) -> bool:
-    """Whether decoding ends with transformers' clean-up of spaces, which it leaves out for byte-pair vocabularies."""
+    """Return True if decoding ends with transformers' clean-up of spaces, which byte-pair vocabularies skip."""
     if not tokenizer.clean_up_tokenization_spaces:
         return False
     return not tokenizer.is_fast or type(tokenizer.backend_tokenizer.model).__name__ != "BPE"
 
 
 class Stops:
-    """Lets text through up to the first stop text, holding back what may be the beginning of one.
+    """Passes text on up to the first stop text, holding back what may be the beginning of one.
 
     Each character is looked at once, however many stop texts there are.
     """
@@ -96,7 +96,7 @@ class Stops:
         self._held = ""
 
     def push(self, text: str) -> str:
-        """Take the next piece; return what can be shown."""
+        """Take the next piece; return the text that can be shown."""
         machine = self._machine
         if self.found or machine is None:
             return "" if self.found else text
@@ -113,13 +113,13 @@ class Stops:
 
 
 class Machine:
-    """Aho and Corasick's automaton: a state is the longest end of the text so far that is a beginning of a word."""
+    """Aho-Corasick automaton: a state is the longest suffix of the text so far that is a prefix of a word."""
 
     def __init__(self, words: Sequence[str]) -> None:
         self._next: list[dict[str, int]] = [{}]
-        self._shorter = [0]  # the next longest such end of the text
+        self._shorter = [0]  # the next longest such suffix
         self.depth = [0]  # characters of the state
-        self.complete = [0]  # characters of the longest word that the state ends with
+        self.complete = [0]  # characters of the longest word that is a suffix of the state
         for word in words:
             self._add(word)
         queue = list(self._next[0].values())
@@ -148,10 +148,10 @@ class Machine:
         return self._next[state].get(character, 0)
 
 
-_machine = lru_cache(maxsize=64)(Machine)  # of a request's rows, and of a client's requests, it is the same
+_machine = lru_cache(maxsize=64)(Machine)  # rows of a request, and often requests of a client, share one
 
 
 def stop_at(text: str, stops: Sequence[str]) -> int | None:
-    """Where the stop text that is complete first begins; None without one."""
+    """Index at which the first completed stop text begins; None without one."""
     found = [(at + len(stop), at) for stop in stops if (at := text.find(stop)) >= 0]
     return min(found)[1] if found else None

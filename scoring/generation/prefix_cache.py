@@ -1,29 +1,29 @@
-"""Which tokens' keys and values a decoder's slots hold: a prompt that begins with them need not compute them again.
+"""Prefix cache: tokens whose keys and values a decoder's slots hold, which prompts beginning alike can reuse.
 
-Tokens are compared exactly. A match is a slot and how many leading tokens it shares; the last token of a prompt is
-never among them, because its logits have to be computed. Sequences share only where their salts are equal, which
-keeps the prompts of callers apart: how fast an answer comes tells whether somebody else's prompt began alike.
+Tokens are compared exactly. A match is a slot and the number of leading tokens it shares; the last token of a prompt is
+never among them, because its logits have to be computed. Sequences share only if their salts are equal, which
+keeps callers apart: the time to an answer would reveal that somebody else's prompt began alike.
 """
 
 from collections.abc import Callable, Sequence
 
 from scoring.decoder.decoder import Decoder
 
-MIN_PREFIX_TOKENS = 16  # tokens that are worth it
+MIN_PREFIX_TOKENS = 16  # fewer are not worth reusing
 
 Begin = tuple[str, tuple[int, ...]]  # a salt and first tokens
 
 
 class PrefixCache:
-    """Slots by the tokens they hold; a slot that has been opened since holds nothing that is known here."""
+    """Index of slots by the tokens they hold; a slot opened since its tokens were inserted is ignored."""
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
-        self._held: dict[int, tuple[int, str, list[int]]] = {}  # how often the slot had been opened, salt and tokens
-        self._alike: dict[Begin, dict[int, None]] = {}  # slots by how they begin
+        self._held: dict[int, tuple[int, str, list[int]]] = {}  # the slot's count of openings, salt and tokens
+        self._alike: dict[Begin, dict[int, None]] = {}  # slots by salt and first tokens
 
     def insert(self, slot: int, tokens: Sequence[int], salt: str = "") -> bool:
-        """A slot holds these tokens now; False where they are too few to be of use."""
+        """Record that a slot holds these tokens; False if they are too few to be of use."""
         self.evict(slot)
         if len(tokens) < MIN_PREFIX_TOKENS:
             return False
@@ -32,7 +32,7 @@ class PrefixCache:
         return True
 
     def evict(self, slot: int) -> None:
-        """A slot's tokens are given up."""
+        """Forget a slot's tokens."""
         _, salt, tokens = self._held.pop(slot, (0, "", []))
         key = begin(salt, tokens)
         if key in self._alike:
@@ -41,7 +41,7 @@ class PrefixCache:
                 del self._alike[key]
 
     def match(self, ids: Sequence[int], usable: Callable[[int], bool], salt: str = "") -> tuple[int, int]:
-        """The usable slot that holds most of the first of these tokens, and how many; (-1, 0) without one."""
+        """The usable slot that shares the longest prefix with these tokens, and its length; (-1, 0) without one."""
         best, most = -1, MIN_PREFIX_TOKENS - 1
         if len(ids) <= MIN_PREFIX_TOKENS:
             return -1, 0
@@ -53,12 +53,12 @@ class PrefixCache:
 
 
 def begin(salt: str, tokens: Sequence[int]) -> Begin:
-    """What sequences that share a prefix have in common."""
+    """Lookup key: sequences that share a prefix have the same one."""
     return salt, tuple(tokens[:MIN_PREFIX_TOKENS])
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many leading tokens two sequences share."""
+    """Number of leading tokens that two sequences share."""
     low, high = 0, min(len(a), len(b))
     if a[:high] == b[:high]:
         return high

@@ -1,18 +1,18 @@
 """Continuous batching: rows join and leave a decoder's slots between steps.
 
-A step decodes first: one token for every row that is past its prompt. What is left of the step's budget of tokens is
-filled with prompts, in pieces where they are long, several in one forward where they are short; so a long prompt
+A step decodes first: one token for every row that is past its prompt. The rest of the step's token budget is
+filled with prompts: long ones in chunks, several short ones in one forward; so a long prompt
 delays the rows beside it by no more than the budget. A row that has ended, failed or been cancelled leaves its slot at
 the end of the step. Rows are taken in the order in which they came.
 
-A slot that is left keeps its keys and values until another row needs it. A row whose prompt begins as what a slot
-holds takes that slot over, or copies from it where it is in use, and computes the rest; rows that came together with
-one beginning wait for the first of them. Rows are taken in with room for half of what they may generate. Where that
-proves too little, the youngest gives up its slot, and goes on from its prompt and its tokens when there is room again;
-random numbers depend on seed and position only, so its tokens are the same.
+A free slot keeps its keys and values until another row needs it. A row whose prompt begins with tokens that a slot
+holds takes that slot over, or copies from it if it is in use, and computes the rest; of rows that came together with
+one prefix, the others wait for the first. Rows are admitted with room for half of the tokens they may generate. If that
+proves too little, the youngest is preempted, and resumes from its prompt and its tokens when there is room again;
+random numbers depend only on seed and position, so its tokens are the same.
 
-On a GPU a step is enqueued before the tokens of the one before are read: nothing waits on the host, and a row that
-turns out to have ended costs one unused step of its slot.
+On a GPU a step is enqueued before the previous one's tokens are read: the GPU never waits for the host, and a row that
+turns out to have ended costs one wasted step of its slot.
 """
 
 import heapq
@@ -37,14 +37,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("mii_azure.scheduler")
 
-#: Tokens of one step: about what a device computes in the time in which it reads the weights a few times.
+#: Tokens of one step: about as many as a device computes in the time it takes to read the weights a few times.
 _BUDGET = {"cpu": 128, "cuda": 1024}
-_LEAST_PROMPT = 16  # of a step's tokens, however many rows decode
-_SHARE = 0.5  # of the tokens that a row may generate, for which there is room when it is taken in
+_LEAST_PROMPT = 16  # tokens of a step reserved for prompts, however many rows decode
+_SHARE = 0.5  # share of the tokens a row may generate for which it needs room to be admitted
 
 
 class Enqueued(NamedTuple):
-    """Tokens on their way, with the chances of those whose rows ask for them."""
+    """Tokens being computed, with logprobs for rows that ask for them."""
 
     batch: list[RunningSequence]
     tokens: Pending
@@ -52,9 +52,9 @@ class Enqueued(NamedTuple):
 
 
 class Scheduler:
-    """The rows on one decoder's slots; all calls from one thread.
+    """Scheduler of the rows on one decoder's slots; all calls from one thread.
 
-    `capacity` bounds the tokens, prompts and answers, that slots hold at once; a single row may have more. Without
+    `capacity` bounds the tokens of prompts and answers that slots hold at once; a single row may have more. Without
     `reuse` every prompt is computed whole.
     """
 
@@ -67,10 +67,10 @@ class Scheduler:
         self._bounded = capacity < decoder.slots * decoder.max_length
         self._late = device == "cuda"
         self._free_slots = list(range(decoder.slots))  # a heap: low slots first, so that those in use lie together
-        self._cached: dict[int, int] = {}  # slots that were left, the longest ago first, and how many tokens they hold
+        self._cached: dict[int, int] = {}  # tokens of free slots that keep them, least recently used first
         self._reuse = reuse
         self._prefix_cache = PrefixCache(decoder)
-        self._preempted: deque[RunningSequence] = deque()  # rows that gave up their slots, the oldest first
+        self._preempted: deque[RunningSequence] = deque()  # rows that lost their slots, the oldest first
         self._added = 0
         self._prefilling: list[RunningSequence] = []
         self._decoding: list[RunningSequence] = []
@@ -78,21 +78,21 @@ class Scheduler:
 
     @property
     def active(self) -> int:
-        """Rows on slots, and those that wait to get theirs back."""
+        """Number of rows on slots, and of preempted rows."""
         return len(self._prefilling) + len(self._decoding) + len(self._preempted)
 
     @property
     def cache(self) -> dict[str, int]:
-        """Tokens whose keys and values rows hold on slots now, and most that may."""
+        """Tokens that active rows hold in the KV cache, and their upper bound."""
         held = sum(self.decoder.lengths[running.slot] for running in (*self._prefilling, *self._decoding))
         return {"kv_tokens": held, "kv_capacity": min(self._capacity, self.decoder.slots * self.decoder.max_length)}
 
     def fits(self, row: Row) -> bool:
-        """Whether a row can be added now; always true when there is none."""
+        """Return True if a row can be added now; always if no row is active."""
         return not self._preempted and self._has_room(row.tokens, row.new_tokens)
 
     def _has_room(self, tokens: int, more: int) -> bool:
-        """Whether a slot is free, and so many tokens with half of those that may follow fit beside what runs."""
+        """Return True if a slot is free and `tokens` plus half of `more` fit beside the running rows."""
         if not self._free_slots and not self._cached:
             return False
         running = [*self._prefilling, *self._decoding]
@@ -102,11 +102,11 @@ class Scheduler:
         return not running or expected + tokens + ceil(_SHARE * more) <= self._capacity
 
     def _holds(self, running: RunningSequence) -> int:
-        """Tokens of a row's slot after its next step."""
+        """Tokens in a row's slot after its next step."""
         return max(len(running.ids), self.decoder.lengths[running.slot]) + 1
 
     def add(self, row: Row, done: Done) -> None:
-        """Give a row that fits a slot; `done` is called when it ends, in a later `step`."""
+        """Assign a slot to a row that fits; a later `step` calls `done` when the row ends."""
         row.cached = 0
         try:
             running = make_sequence(self._task, row, done, self._added)
@@ -120,7 +120,7 @@ class Scheduler:
             self._evict()
 
     def _allocate(self, running: RunningSequence) -> None:
-        """Open a slot for a row: the one that holds most of what it begins with, else an empty one, else the oldest."""
+        """Open a slot for a row: that of its longest cached prefix, else an empty one, else the least recently used."""
         slot, count = self._prefix_cache.match(running.ids, lambda slot: slot in self._cached, running.salt)
         if not count:
             slot = self._free_slots[0] if self._free_slots else next(iter(self._cached))
@@ -131,13 +131,13 @@ class Scheduler:
         running.slot, running.filled, running.begun = slot, count, False
 
     def _reused(self, running: RunningSequence, count: int) -> None:
-        """Count tokens of a prompt that need not be computed."""
+        """Count prompt tokens found in the prefix cache."""
         if not running.tokens:
             self._task.statistics.count("cached_tokens", count - running.row.cached)
             running.row.cached = count
 
     def _free(self, running: RunningSequence) -> None:
-        """Take a row off its slot, which keeps what it holds unless that may be wrong."""
+        """Take a row off its slot, which keeps its tokens cached unless they may be wrong."""
         slot, running.slot = running.slot, -1
         held = [] if running.failure or not self._reuse else running.token_ids[: self.decoder.lengths[slot]]
         if self._prefix_cache.insert(slot, held, running.salt):
@@ -152,7 +152,7 @@ class Scheduler:
         heapq.heappush(self._free_slots, slot)
 
     def step(self) -> None:
-        """Advance every row by one token, and prompts by what the budget leaves; never raises."""
+        """Advance every row by one token, and prompts by the rest of the budget; never raises."""
         enqueued = self._decode()
         enqueued += self._prefill(max(_LEAST_PROMPT, self.budget - len(self._decoding)))
         due = self._pending if self._late else enqueued
@@ -170,7 +170,7 @@ class Scheduler:
         return stepped
 
     def _step(self, batch: list[RunningSequence]) -> Enqueued:
-        """The next tokens of rows; the next step, of the rest of a batch that was split, has other logits."""
+        """Decode the next tokens of rows; logprobs are taken before a next step overwrites the logits."""
         pending = self.decoder.step([running.slot for running in batch])
         rows = [row for row, running in enumerate(batch) if running.details is not None]
         return self._enqueued(batch, pending, self.decoder.last_logits(len(batch)) if rows else None, rows)
@@ -207,7 +207,7 @@ class Scheduler:
         return [each for _, each in self._isolate_failures(whole, self._sample)]
 
     def _begin(self, running: RunningSequence, leader: RunningSequence) -> bool:
-        """Copy what another slot holds of a prompt; False to wait for a row that is computing the same beginning."""
+        """Copy a prompt's cached prefix from another slot; False to wait for a row that is computing that prefix."""
         shared = common_prefix(leader.ids, running.ids) if leader is not running else 0
         if self._reuse and leader.filled < shared and shared >= running.filled + MIN_PREFIX_TOKENS:
             return False
@@ -221,7 +221,7 @@ class Scheduler:
         return True
 
     def _sample(self, batch: list[RunningSequence]) -> Enqueued:
-        """The first tokens of rows whose prompts are whole."""
+        """Sample the first tokens of rows whose prompts are complete."""
         asking = [running.slot for running in batch if running.details is not None]
         logits = self.decoder.prompt_logits(asking) if asking else None
         pending = self.decoder.sample([running.slot for running in batch])
@@ -230,7 +230,7 @@ class Scheduler:
     def _enqueued(
         self, batch: list[RunningSequence], pending: Pending, logits: "Tensor | None", rows: Sequence[int]
     ) -> Enqueued:
-        """Tokens just picked; with them the chances of those whose rows ask, from these rows of the logits."""
+        """Pair tokens just sampled with the logprobs of rows that ask for them, from these rows of the logits."""
         if logits is None:
             return Enqueued(batch, pending, dict)
         asking = [running for running in batch if running.details is not None]
@@ -238,14 +238,14 @@ class Scheduler:
         try:
             chosen = self.decoder.state.tokens[indices([running.slot for running in asking], logits.device)]
             numbers = copy_to_host(measure_logprobs(logits[indices(rows, logits.device)], chosen, max(most)))
-        except Exception as error:  # the tokens are there all the same: only these rows fail
+        except Exception as error:  # the tokens are valid all the same: only these rows fail
             for running in asking:
                 running.failure = error
             return Enqueued(batch, pending, dict)
         return Enqueued(batch, pending, lambda: dict(zip(asking, read_logprobs(numbers(), most), strict=True)))
 
     def _take_smaller_pieces(self, running: RunningSequence, tokens: int) -> None:
-        """A piece of a prompt ran out of memory by itself: try again with half of it, from now on for all."""
+        """Halve the chunk size for all prompts, after a chunk ran out of memory by itself, and try again."""
         running.failure = None
         self.budget = max(_LEAST_PROMPT, tokens // 2)
         logger.warning("%d tokens of a prompt ran out of memory; a step takes at most %d now", tokens, self.budget)
@@ -253,9 +253,9 @@ class Scheduler:
     def _isolate_failures(
         self, batch: list[RunningSequence], call: Callable[[list[RunningSequence]], Any]
     ) -> list[tuple[list[RunningSequence], Any]]:
-        """Call with all rows; if that fails, with each alone, so that only those that cannot be computed fail.
+        """Call with all rows; if that fails, with each alone, so that only rows that cannot be computed fail.
 
-        Where memory was short, with half of them.
+        If memory was short, with half of them.
         """
         if not batch:
             return []
@@ -263,7 +263,7 @@ class Scheduler:
             return [(batch, call(batch))]
         except Exception as error:
             failed = error
-        if is_out_of_memory(failed):  # not within the handler, which would keep the memory of the failed call
+        if is_out_of_memory(failed):  # outside the handler, which would keep the failed call's memory alive
             free_memory(failed)
         if len(batch) == 1:
             batch[0].failure = failed
@@ -289,7 +289,7 @@ class Scheduler:
                 running.failure = error
 
     def _sweep(self) -> None:
-        """Answer the rows that are done, free their slots, and see to it that the others have room."""
+        """Answer rows that are done, free their slots, and make sure that the others have room."""
         everyone = [*self._decoding, *self._prefilling, *self._preempted]
         over = {r for r in everyone if r.ended or r.failure or r.row.cancelled.is_set()}
         self._decoding = [running for running in self._decoding if running not in over]
@@ -305,7 +305,7 @@ class Scheduler:
         self._preempt()
 
     def _resume(self) -> None:
-        """Give rows that gave up their slots new ones; what was on its way to them then has been read by now."""
+        """Give preempted rows new slots; tokens still being computed when they lost theirs have been read by now."""
         while self._preempted:
             running = self._preempted[0]
             if not self._has_room(len(running.token_ids), running.most - len(running.tokens)):
@@ -320,7 +320,7 @@ class Scheduler:
                 self._prefilling.insert(0, running)
 
     def _preempt(self) -> None:
-        """Keep what slots hold within the capacity: first by what nobody uses, then by what the youngest row does."""
+        """Keep the slots' tokens within the capacity: evict cached slots first, then preempt the youngest rows."""
         while self._evict() < 0:
             running = [*self._prefilling, *self._decoding]
             if len(running) <= 1:
@@ -333,7 +333,7 @@ class Scheduler:
             self._task.statistics.count("preemptions", 1)
 
     def _evict(self) -> int:
-        """Empty slots that were left, until the rest fits; gives how many tokens rows leave of the capacity."""
+        """Evict cached slots until the rest fits; return the capacity, in tokens, that active rows leave."""
         if not self._bounded:
             return 0
         most = self._capacity - sum(self._holds(each) for each in (*self._prefilling, *self._decoding))
@@ -343,9 +343,9 @@ class Scheduler:
 
 
 def generate_on_slots(task: TextGenerator, decoder: Decoder, rows: Sequence[Row]) -> list[list[list[int]]]:
-    """Generate for rows that nothing joins; per row its one answer's tokens, the end token included.
+    """Generate for a closed set of rows; per row its one answer's tokens, the end token included.
 
-    Raises what the first row that failed raised.
+    Raises the error of the first row that failed.
     """
     slots = Scheduler(task, decoder, decoder.slots * decoder.max_length)
     outputs: dict[int, Any] = {}

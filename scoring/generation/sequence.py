@@ -1,4 +1,4 @@
-"""One row of text generation on a `Decoder`'s slot: which rows may have one, and what a token means to its row."""
+"""Sequences on a `Decoder`'s slots: the check that a row may have one, and its state as tokens are generated."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from scoring.engine.row import Done, Row
 from scoring.generation.streaming import SequenceStreamer
 from scoring.generation.text_generator import TextGenerator
 
-#: What a generation config may hold beside greedy search and plain sampling, with the values that mean nothing.
+#: Settings of a generation config beyond greedy search and plain sampling, with the values that turn them off.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "num_beams": (None, 1),
     "num_return_sequences": (None, 1),
@@ -38,14 +38,14 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 def supports(config: Any, ends: Sequence[int], tokens: int, decoder: Decoder) -> bool:
-    """Whether slots give what `generate` would under a generation config, for a row of at most `tokens` tokens."""
+    """Return True if slots generate what `generate` would under a config, for a row of at most `tokens` tokens."""
     neutral = all(getattr(config, name, None) in values for name, values in _NEUTRAL.items())
     return neutral and len(ends) <= FORBIDDEN and tokens <= decoder.max_length
 
 
 @dataclass(eq=False)
 class RunningSequence:
-    """One row in its slot."""
+    """State of one row in its slot."""
 
     slot: int
     row: Row
@@ -54,44 +54,44 @@ class RunningSequence:
     follower: SequenceStreamer | None
     sampling: SamplingParams
     number: int  # of its arrival
-    ids: list[int]  # to prefill: the prompt; of a row that gave up its slot, with what was generated
-    filled: int = 0  # tokens of these that the slot holds
+    ids: list[int]  # to prefill: the prompt, and after preemption the generated tokens too
+    filled: int = 0  # of these, tokens that the slot holds
     begun: bool = False
     tokens: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)  # of the tokens, where the row asks for details
-    enqueued: int = 0  # tokens that are generated or under way
+    logprobs: list[TokenLogprob] = field(default_factory=list)  # of the tokens, if the row asks for details
+    enqueued: int = 0  # tokens generated or being computed
     ended: bool = False
     failure: Exception | None = None
 
     @property
     def token_ids(self) -> list[int]:
-        """The prompt and what was generated."""
+        """Tokens of the prompt and those generated."""
         return [*self.row.features["input_ids"], *self.tokens]
 
     @property
     def details(self) -> int | None:
-        """How many of the likeliest tokens the row wants told in place of each; None: no details at all."""
+        """Number of likeliest tokens that the row wants for each token; None for no details at all."""
         asked: int | None = self.row.parameters.details
         return asked
 
     @property
     def salt(self) -> str:
-        """Rows with another one share no prefix with this one."""
+        """Cache salt: rows with different salts share no prefix."""
         own: str = self.row.parameters.salt
         return own
 
     @property
     def output(self) -> list[int]:
-        """The tokens, with their chances where they are asked for."""
+        """The tokens, with their logprobs if asked for."""
         return self.tokens if self.details is None else ScoredTokens(self.tokens, self.logprobs)
 
 
 def make_sequence(task: TextGenerator, row: Row, done: Done, number: int) -> RunningSequence:
-    """A row that has no slot yet, with its way of picking tokens."""
+    """Make the sequence of a row, with its sampling parameters and no slot yet."""
     config, seed = task.generation_config(row.parameters)
     sampling = SamplingParams(
         temperature=float(config.temperature or 1.0) if config.do_sample else 0.0,
-        # Without sampling, `generate` leaves both out of account.
+        # Without sampling, `generate` ignores both.
         top_k=int(config.top_k or 0) if config.do_sample else 0,
         top_p=float(config.top_p or 1.0) if config.do_sample else 1.0,
         repetition_penalty=float(config.repetition_penalty or 1.0),
@@ -106,7 +106,7 @@ def make_sequence(task: TextGenerator, row: Row, done: Done, number: int) -> Run
 
 
 def append_token(task: TextGenerator, running: RunningSequence, token: int, chance: TokenLogprob | None) -> None:
-    """Add a token that was computed, unless the row had ended by then."""
+    """Append a computed token, unless the row had ended by then."""
     if running.ended:
         return
     running.tokens.append(token)
@@ -117,6 +117,6 @@ def append_token(task: TextGenerator, running: RunningSequence, token: int, chan
 
 
 def capacity(decoder: Decoder, limits: Limits) -> int:
-    """Tokens that slots may hold at once: on a GPU all that they have memory for, on a CPU a batch's budget."""
+    """Tokens that slots may hold at once: on a GPU as many as their memory holds, on a CPU a batch's budget."""
     whole = decoder.slots * decoder.max_length
     return whole if decoder.form.device.type == "cuda" else min(whole, limits.max_batch_tokens)

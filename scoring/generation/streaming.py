@@ -13,9 +13,9 @@ from scoring.generation.text_generator import TextGenerator
 
 
 class BatchStreamer:
-    """Looks at a batch after every step: passes text on, and ends rows that met a stop text or were cancelled.
+    """Inspects a batch after every step: passes text on, and ends rows that reached a stop text or were cancelled.
 
-    Between the steps, the rows on slots have theirs.
+    Between its steps, the rows on slots advance.
     """
 
     def __init__(self, task: TextGenerator, rows: Sequence[Row], start: int, searching: bool, between: Between) -> None:
@@ -23,15 +23,15 @@ class BatchStreamer:
         self._rows = rows
         self._start = start
         self._between = between
-        self._searching = searching  # beams change places from step to step: no text before the end
+        self._searching = searching  # beams swap rows from step to step: no text before the end
         wanted = not searching and any(row.emit or row.parameters.stop for row in rows)
         each = rows[0].parameters["num_return_sequences"]
         self._followers = (
             [SequenceStreamer(task, row, number) for row in rows for number in range(each)] if wanted else []
         )
-        # Any stop text that the newest token ends is in the text of these: a character has four tokens at most.
+        # A stop text that the newest token completes lies in the text of these: a character has at most four tokens.
         self._tail = 32 + 4 * max((len(stop) for row in rows for stop in row.parameters.stop), default=0)
-        self._over = [False] * (len(rows) * each)  # sequences that met an end token
+        self._over = [False] * (len(rows) * each)  # sequences that reached an end token
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         self._between()
@@ -49,7 +49,7 @@ class BatchStreamer:
         return torch.tensor(done, device=input_ids.device)
 
     def _time(self, tokens: torch.Tensor, each: int) -> None:
-        """A row is given a token a step, until none of its sequences goes on; beams end all at once."""
+        """Count one token per step for a row, until all its sequences have ended; beams end together."""
         live = [self._searching or not all(self._over[i * each : (i + 1) * each]) for i in range(len(self._rows))]
         self._task.statistics.tokens(row for row, going in zip(self._rows, live, strict=True) if going)
         if not self._searching:
@@ -59,7 +59,7 @@ class BatchStreamer:
 
 
 class SequenceStreamer:
-    """Turns the tokens of one sequence into text as they come; `number` is its place among its row's."""
+    """Turns the tokens of one sequence into text as they come; `number` is its index among its row's."""
 
     def __init__(self, task: TextGenerator, row: Row, number: int = 0) -> None:
         self.row = row
@@ -88,9 +88,9 @@ class SequenceStreamer:
 
 
 def show(row: Row, text: str, number: int = 0, details: Details | None = None, count: int = 0) -> None:
-    """Give a stream what it has not got of an answer's text so far, and the first `count` of its tokens' details.
+    """Send a stream the part of an answer's text not sent yet, and the details of its first `count` tokens.
 
-    A row that is run again goes on where it was.
+    A row that is run again continues where its stream was.
     """
     if row.emit is None:
         return
@@ -109,7 +109,7 @@ def show(row: Row, text: str, number: int = 0, details: Details | None = None, c
 
 
 def show_end(task: TextGenerator, row: Row, output: Sequence[list[int]]) -> None:
-    """Give a stream what was held back until the end."""
+    """Send a stream the text that was held back until the end."""
     if row.emit is None:
         return
     for number, tokens in enumerate(output):

@@ -1,4 +1,4 @@
-"""What following, describing and scheduling generated text takes of the task that it is for."""
+"""Interface of a text-generating task to streaming, token details and the scheduler."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -15,7 +15,7 @@ class TextGenerator(Protocol):
     statistics: Statistics
 
     def generation_config(self, settings: Any) -> tuple[Any, int | None]:
-        """The model's generation config with a row's settings, not to be changed, and the seed of a sampled row."""
+        """The model's generation config with a row's settings (read-only), and the seed of a sampled row."""
 
     def text(self, tokens: list[int], stop: Sequence[str]) -> str:
         """The text of generated tokens, without special ones, cut at the first stop text."""

@@ -1,1 +1,1 @@
-"""Triton kernels, one file a family; imported only where they are launched."""
+"""Triton kernels, one file per family; imported only where they are launched."""

@@ -1,9 +1,9 @@
-"""A sum over the GPUs of one host in one kernel, by words that carry their own sign of having come.
+"""All-reduce over the GPUs of one host in one kernel, by words that carry their own arrival tag.
 
-A word of 64 bits is a float32 and the number of the sum that it belongs to. A rank stores its words straight into every
-other's memory and reads its own until all have the number of this sum: one way over the link, and no barrier. Sums take
-turns in the two halves of an inbox. A half is free again by then: that a rank's words of the sum between have come says
-that it has ended the sum before.
+A word of 64 bits is a float32 and the number of the sum to which it belongs. A rank stores its words directly in every
+other's memory and polls its own until all have the number of this sum: one trip over the link, no barrier. Sums
+alternate between the two halves of an inbox. A half is free again by then: a rank whose words of the sum between have
+arrived has finished the sum before it.
 """
 
 # mypy: ignore-errors
@@ -28,10 +28,10 @@ def _missing(word, number, inside):
 def add_ranks(x_ptr, addresses_ptr, counts_ptr, N, SPINS, CAPACITY: tl.constexpr, BN: tl.constexpr, RANK: tl.constexpr,
               WORLD: tl.constexpr, FIRST: tl.constexpr, SEND: tl.constexpr, TAKE: tl.constexpr,
               PDL: tl.constexpr):  # fmt: skip
-    """x [N] becomes its sum over WORLD ranks, added in their order in float32, or with FIRST rank 0's. Grid (N / BN).
+    """All-reduce x [N] over WORLD ranks, in rank order in float32, or with FIRST broadcast rank 0's. Grid (N / BN).
 
-    addresses [WORLD]: of every rank's inbox [2, WORLD, CAPACITY], which all can reach. counts [CAPACITY / BN]: how many
-    sums each program has taken part in. It looks SPINS times for what is late, without end where that is negative.
+    addresses [WORLD]: each rank's inbox [2, WORLD, CAPACITY], mapped on all. counts [CAPACITY / BN]: the number of
+    sums in which each program has taken part. It polls SPINS times for late words, without end if that is negative.
     """
     if PDL:
         gdc_wait()

@@ -18,7 +18,7 @@ def _keys_values(keys_ptr, values_ptr, base, at, wanted, d, D: tl.constexpr):
 
 @triton.jit
 def cap(scores, limit, CAP: tl.constexpr):
-    """limit * tanh(scores / limit) with CAP."""
+    """Cap scores with CAP: limit * tanh(scores / limit)."""
     if CAP:
         scores = limit * (2.0 * tl.sigmoid(2.0 * scores / limit) - 1.0)
     return scores
@@ -26,7 +26,7 @@ def cap(scores, limit, CAP: tl.constexpr):
 
 @triton.jit
 def _partners(d, HALF: tl.constexpr, INTERLEAVED: tl.constexpr):
-    """(partner, pair, sign) of a head's places: x[d] turns to x[d] cos + sign x[partner] sin; past HALF sin is 0."""
+    """Return (partner, pair, sign) for x[d] cos + sign x[partner] sin, by element d of a head; past HALF sin is 0."""
     if INTERLEAVED:
         return d ^ 1, d // 2, tl.where(d % 2 == 0, -1.0, 1.0)
     other = tl.where(d < HALF, d + HALF, tl.where(d < 2 * HALF, d - HALF, d))
@@ -36,7 +36,7 @@ def _partners(d, HALF: tl.constexpr, INTERLEAVED: tl.constexpr):
 @triton.jit
 def constants_of_heads(gain_ptr, cos_ptr, sin_ptr, at, d, D: tl.constexpr, HALF: tl.constexpr,
                        INTERLEAVED: tl.constexpr, ROTARY: tl.constexpr):  # fmt: skip
-    """Partner, gain, gain of the partner, cosine and signed sine of a head's places at a position, each [DP]."""
+    """Return partner, gain, partner's gain, cosine and signed sine by element of a head at a position, each [DP]."""
     other, pair, sign = _partners(d, HALF, INTERLEAVED)
     gain = tl.load(gain_ptr + d, mask=d < D, other=0.0)
     gain_other = tl.load(gain_ptr + other, mask=d < D, other=0.0)
@@ -52,9 +52,9 @@ def constants_of_heads(gain_ptr, cos_ptr, sin_ptr, at, d, D: tl.constexpr, HALF:
 @triton.jit
 def normed_heads(x_ptr, bias_ptr, base, shown, d, other, gain, gain_other, cos, sin, eps, D: tl.constexpr,
                  ROTARY: tl.constexpr, BIAS: tl.constexpr):  # fmt: skip
-    """Heads [R, DP] of a product's row, each RMS-normed, then rotated; float32.
+    """Return heads [R, DP] of a product's row, each RMS-normed, then rotated; float32.
 
-    base [R] is where a head begins in the row x, and in bias, which is added first; `shown` [R] says which there are.
+    base [R]: offset of a head in the row x, and in bias, which is added first; `shown` [R] masks the heads that exist.
     """
     here = shown[:, None] & (d < D)[None, :]
     a = tl.load(x_ptr + base[:, None] + d[None, :], mask=here, other=0.0).to(tl.float32)
@@ -77,16 +77,16 @@ def attend(q_ptr, keys_ptr, values_ptr, out_ptr, part_ptr, stats_ptr, arrived_pt
            LEAST: tl.constexpr, SPLITS: tl.constexpr, WINDOW: tl.constexpr, ALIBI: tl.constexpr, CAP: tl.constexpr,
            NORMED: tl.constexpr, BIAS: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr,
            ROTARY: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
-    """out [B, H, D] of q [B, H, D] over keys and values [slots, KV, LENGTH, D]. Grid (B * KV, SPLITS).
+    """Compute out [B, H, D] of q [B, H, D] over keys and values [slots, KV, LENGTH, D]. Grid (B * KV, SPLITS).
 
-    With NORMED, q is the fused product [B, (H + 2 KV) D] as it came: a program norms and rotates the queries it reads,
-    and the one whose span ends with the new token writes that token's key and value, so that no kernel stands between.
+    With NORMED, q is the raw fused product [B, (H + 2 KV) D]: a program norms and rotates the queries it reads,
+    and the one whose span ends with the new token writes its key and value, so that no kernel is needed between.
 
-    A program reads a span of one key head for its whole group of queries, at least LEAST keys. The lengths come from
+    A program reads a span of one key head, at least LEAST keys, for its whole group of queries. The lengths come from
     device memory: a slot's live tokens are lengths + 1, the new one included. They change only between steps, and so
-    does all of the cache but the new token's row: both are read before waiting for the kernel that writes that row.
-    Spans that hold nothing leave at once; the last of the others to arrive joins the parts (part [B, KV, SPLITS, GP,
-    DP], stats [.., 2, GP]) and clears the counter.
+    does the cache except the new token's row: both are read before waiting for the kernel that writes that row.
+    Empty spans return at once; the last of the others to finish merges the parts (part [B, KV, SPLITS, GP,
+    DP], stats [.., 2, GP]) and resets the counter.
     """
     work = tl.program_id(0)
     split = tl.program_id(1)

@@ -1,4 +1,4 @@
-"""What stands between the products: embedding, residual and norm, rotation and cache write, activation."""
+"""Kernels between the products: embedding, residual and norm, rotation and cache write, activation."""
 
 # mypy: ignore-errors
 # ruff: noqa: N803, SIM108
@@ -12,7 +12,7 @@ from scoring.kernels.decode_gemv import activation, pair_places, rotation, split
 
 @triton.jit
 def _normed(x, inside, gain_ptr, shift_ptr, e, E, eps, NORM: tl.constexpr):
-    """x [BE] normalised in float32."""
+    """Normalise x [BE] in float32."""
     if NORM != "none":
         mean = 0.0
         if NORM == "layer":
@@ -28,7 +28,7 @@ def _normed(x, inside, gain_ptr, shift_ptr, e, E, eps, NORM: tl.constexpr):
 @triton.jit
 def embed(table_ptr, positions_ptr, gain_ptr, shift_ptr, x_ptr, slots_ptr, tokens_ptr, lengths_ptr, scale, offset, E,
           eps, BE: tl.constexpr, LEARNED: tl.constexpr, NORM: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
-    """x [B, E] float32 of each row's next token: embedding, scale, learned position, norm. Grid (B,)."""
+    """Compute x [B, E] float32 of each row's next token: embedding, scale, learned position, norm. Grid (B,)."""
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
@@ -49,7 +49,7 @@ def embed(table_ptr, positions_ptr, gain_ptr, shift_ptr, x_ptr, slots_ptr, token
 def add_norm(x_ptr, y_ptr, bias_ptr, post_ptr, gain_ptr, shift_ptr, out_ptr, E, eps, post_eps, factor,
              BE: tl.constexpr, ADD: tl.constexpr, BIAS: tl.constexpr, POST: tl.constexpr, NORM: tl.constexpr,
              PDL: tl.constexpr):  # fmt: skip
-    """x [B, E] float32 += factor (y + bias) with ADD, RMS-normed first with POST; out = norm(x) unless NORM is "skip".
+    """Compute x [B, E] float32 += factor (y + bias) with ADD, with POST RMS-normed first; out = norm(x) unless "skip".
 
     Grid (B,).
     """
@@ -77,9 +77,9 @@ def scatter_qkv(qkv_ptr, bias_ptr, q_ptr, keys_ptr, values_ptr, cos_ptr, sin_ptr
                 BN: tl.constexpr, BIAS: tl.constexpr, OWN: tl.constexpr, H: tl.constexpr, KV: tl.constexpr,
                 D: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr, PER_HEAD: tl.constexpr,
                 ROTARY: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
-    """From the fused product [B, (H + 2 KV) D]: bias, rotation, q out, keys and values into the cache.
+    """Add bias to the fused product [B, (H + 2 KV) D] and rotate it; write queries to q, keys and values to the cache.
 
-    A row's position is its slot's length, or with OWN the row's own of lengths. Grid (B, pairs / BN).
+    A row's position is its slot's length, or with OWN its own entry of lengths. Grid (B, pairs / BN).
     """
     if PDL:
         gdc_wait()
@@ -113,7 +113,7 @@ def scatter_qkv(qkv_ptr, bias_ptr, q_ptr, keys_ptr, values_ptr, cos_ptr, sin_ptr
 @triton.jit
 def activate(x_ptr, bias_ptr, out_ptr, N, BN: tl.constexpr, ACT: tl.constexpr, GATED: tl.constexpr,
              BIAS: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
-    """out [B, N] = act(x + bias), or act(gate + bias) * (up + bias) of x [B, 2N]. Grid (B, N / BN)."""
+    """Compute out [B, N] = act(x + bias), or act(gate + bias) * (up + bias) of x [B, 2N]. Grid (B, N / BN)."""
     if PDL:
         gdc_wait()
         gdc_launch_dependents()

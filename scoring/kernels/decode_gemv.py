@@ -1,9 +1,9 @@
-"""Products of one row: weights stream once through every multiprocessor, with what surrounds them fused in.
+"""Products of single rows (GEMV): weights stream once through the multiprocessors, with surrounding operations fused.
 
 All of them read x [B, K] and weights [N, K]; a program owns a few rows of one batch row. With PDL the first tile of
-weights is on its way before the kernel waits for the one that produces x.
+weights is being loaded before the kernel waits for the one that produces x.
 
-RMSNorm and LayerNorm need no pass of their own: the statistics are summed beside the product, and
+RMSNorm and LayerNorm need no pass of their own: their statistics are summed along with the product, and
   rms:    y = r * sum(W g x)                    with r = 1 / sqrt(mean(x^2) + eps)
   layer:  y = r * (sum(W g x) - mean * W g) + W b   with W g and W b (the bias included) computed once at load.
 """
@@ -32,7 +32,7 @@ def activation(x, ACT: tl.constexpr):
 
 @triton.jit
 def _place(ROWS: tl.constexpr):
-    """(row, tile) of a program: rows that read the same weights stand side by side."""
+    """Return (row, tile) of a program: rows that read the same weights are adjacent."""
     program = tl.program_id(0).to(tl.int64)
     return program % ROWS, program // ROWS
 
@@ -54,7 +54,7 @@ def _inputs(x_ptr, gain_ptr, k, K, NORM: tl.constexpr):
 
 @triton.jit
 def _statistics(total, squares, K, eps, NORM: tl.constexpr):
-    """(1 / deviation, mean) of x from its lane sums."""
+    """Return (1 / deviation, mean) of x from its lane sums."""
     mean = 0.0
     if NORM == "layer":
         mean = tl.sum(total, 0) / K
@@ -67,7 +67,7 @@ def _statistics(total, squares, K, eps, NORM: tl.constexpr):
 @triton.jit
 def _one(x_ptr, gain_ptr, w_ptr, w, rows, inside, K, eps, BN: tl.constexpr, BK: tl.constexpr, ONCE: tl.constexpr,
          NORM: tl.constexpr):  # fmt: skip
-    """Sums of BN rows, whose first tile w is here already, with 1/deviation and mean of x."""
+    """Return sums of BN rows, whose first tile w is already loaded, with 1/deviation and mean of x."""
     k = tl.arange(0, BK)
     if ONCE:
         x, scaled = _inputs(x_ptr, gain_ptr, k, K, NORM)
@@ -93,7 +93,7 @@ def _one(x_ptr, gain_ptr, w_ptr, w, rows, inside, K, eps, BN: tl.constexpr, BK: 
 @triton.jit
 def _two(x_ptr, gain_ptr, w_ptr, a, b, rows_a, rows_b, inside, K, eps, BN: tl.constexpr, BK: tl.constexpr,
          ONCE: tl.constexpr, NORM: tl.constexpr):  # fmt: skip
-    """As `_one` for two sets of rows at once."""
+    """Do the same as `_one` for two sets of rows at once."""
     k = tl.arange(0, BK)
     if ONCE:
         x, scaled = _inputs(x_ptr, gain_ptr, k, K, NORM)
@@ -125,7 +125,7 @@ def _two(x_ptr, gain_ptr, w_ptr, a, b, rows_a, rows_b, inside, K, eps, BN: tl.co
 @triton.jit
 def _extras(rows, inside, scale_ptr, gains_ptr, bias_ptr, SCALE: tl.constexpr, NORM: tl.constexpr,
             BIAS: tl.constexpr):  # fmt: skip
-    """(int8 scale, W g, bias) of rows: constants of the model, so they are read before any waiting."""
+    """Return (int8 scale, W g, bias) of rows: constants of the model, so they are read before any wait."""
     scale = 1.0
     gains = 0.0
     bias = 0.0
@@ -142,7 +142,7 @@ def _extras(rows, inside, scale_ptr, gains_ptr, bias_ptr, SCALE: tl.constexpr, N
 def gemv(x_ptr, gain_ptr, w_ptr, scale_ptr, gains_ptr, bias_ptr, out_ptr, N, K, eps, factor, BN: tl.constexpr,
          BK: tl.constexpr, ONCE: tl.constexpr, NORM: tl.constexpr, ACT: tl.constexpr, BIAS: tl.constexpr,
          SCALE: tl.constexpr, ADD: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
-    """out [B, N] = factor act(norm(x) W^T + bias), or out += that with ADD. Grid (B N / BN,)."""
+    """Compute out [B, N] = factor act(norm(x) W^T + bias), or out += that with ADD. Grid (B N / BN,)."""
     row, tile = _place(ROWS)
     rows = tile * BN + tl.arange(0, BN)
     inside = rows < N
@@ -163,7 +163,7 @@ def gemv(x_ptr, gain_ptr, w_ptr, scale_ptr, gains_ptr, bias_ptr, out_ptr, N, K, 
 def gemv_gated(x_ptr, gain_ptr, w_ptr, scale_ptr, gains_ptr, bias_ptr, out_ptr, N, K, eps, BN: tl.constexpr,
                BK: tl.constexpr, ONCE: tl.constexpr, NORM: tl.constexpr, ACT: tl.constexpr, BIAS: tl.constexpr,
                SCALE: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
-    """out [B, N] = act(gate) * up over weights [2N, K], the gate's rows first. Grid (B N / BN,)."""
+    """Compute out [B, N] = act(gate) * up over weights [2N, K], the gate's rows first. Grid (B N / BN,)."""
     row, tile = _place(ROWS)
     gate = tile * BN + tl.arange(0, BN)
     inside = gate < N
@@ -183,7 +183,7 @@ def gemv_gated(x_ptr, gain_ptr, w_ptr, scale_ptr, gains_ptr, bias_ptr, out_ptr, 
 
 @triton.jit
 def pair_places(p, D: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr):
-    """Where the two members of pair p (of D / 2) of a head lie; pairs past HALF are not rotated."""
+    """Return the indices in a head of the two members of pair p (of D / 2); pairs past HALF are not rotated."""
     if INTERLEAVED:
         first = 2 * p
         second = 2 * p + 1
@@ -195,7 +195,7 @@ def pair_places(p, D: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexp
 
 @triton.jit
 def rotation(position, part, pair, inside, cos_ptr, sin_ptr, D: tl.constexpr, ROTARY: tl.constexpr):
-    """(cosine, sine) of pairs at a position; values are not turned."""
+    """Return (cosine, sine) of pairs at a position; values are not rotated."""
     cos = 1.0
     sin = 0.0
     if ROTARY:
@@ -208,7 +208,7 @@ def rotation(position, part, pair, inside, cos_ptr, sin_ptr, D: tl.constexpr, RO
 @triton.jit
 def write_pair(a, b, cos, sin, first, second, row, slot, position, part, head, inside, q_ptr, keys_ptr, values_ptr,
                LENGTH, H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr):  # fmt: skip
-    """Turn pairs; queries to q [B, H, D], keys and values into the cache."""
+    """Rotate pairs, and write queries to q [B, H, D], keys and values to the cache."""
     turned_a = a * cos - b * sin
     turned_b = b * cos + a * sin
     to_q = (row * H + head) * D
@@ -223,7 +223,7 @@ def write_pair(a, b, cos, sin, first, second, row, slot, position, part, head, i
 
 @triton.jit
 def split_heads(index, H: tl.constexpr, KV: tl.constexpr):
-    """(part, head) of the index-th head when all queries come first, then keys, then values; part 0, 1, 2."""
+    """Return (part, head) of the index-th head of queries (part 0), then keys (1), then values (2)."""
     part = tl.where(index < H, 0, tl.where(index < H + KV, 1, 2))
     head = index - tl.where(part == 0, 0, tl.where(part == 1, H, H + KV))
     return part, head
@@ -235,7 +235,7 @@ def gemv_qkv(x_ptr, gain_ptr, w_ptr, scale_ptr, gains_ptr, bias_ptr, q_ptr, keys
              NORM: tl.constexpr, BIAS: tl.constexpr, SCALE: tl.constexpr, H: tl.constexpr, KV: tl.constexpr,
              D: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr, PER_HEAD: tl.constexpr,
              ROTARY: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
-    """Query, key and value of one token: norm, product, bias, rotation, and the write into the cache.
+    """Compute query, key and value of one token: norm, product, bias, rotation, and the cache write.
 
     Grid (B pairs / BN,); a program owns BN pairs of rows.
     """

@@ -1,4 +1,4 @@
-"""What a piece of prompts needs beside the kernels of a step: its attention, its marks in the state, and new slots."""
+"""Kernels of a prefill chunk beyond those of a decode step: attention, updates of the state, and new slots."""
 
 # mypy: ignore-errors
 # ruff: noqa: N803, N806
@@ -16,11 +16,11 @@ def attend_prompt(q_ptr, keys_ptr, values_ptr, out_ptr, slopes_ptr, blocks_ptr, 
                   H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GP: tl.constexpr,
                   BM: tl.constexpr, BN: tl.constexpr, WINDOW: tl.constexpr, ALIBI: tl.constexpr, CAP: tl.constexpr,
                   PRECISION: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
-    """out [T, H, D] of q [T, H, D] over keys and values [slots, KV, LENGTH, D]. Grid (blocks, KV).
+    """Compute out [T, H, D] of q [T, H, D] over keys and values [slots, KV, LENGTH, D]. Grid (blocks, KV).
 
-    A block is up to BM tokens of one slot that follow each other; a program takes its queries of one key head, all GP
-    heads of the group, over the slot's keys up to the last of them, those of earlier pieces included. blocks
-    [4, BLOCKS]: the first token's row, how many, the slot, the first token's position.
+    A block is up to BM consecutive tokens of one slot; a program takes its queries of one key head, all GP
+    heads of the group, over the slot's keys up to the last of them, earlier chunks included. blocks
+    [4, BLOCKS]: the first token's row, the number of tokens, the slot, the first token's position.
     """
     if PDL:
         gdc_wait()
@@ -77,7 +77,7 @@ def scatter_normed(qkv_ptr, bias_ptr, q_ptr, keys_ptr, values_ptr, q_gain_ptr, k
                    slots_ptr, positions_ptr, LENGTH, eps, H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr,
                    DP: tl.constexpr, BH: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr,
                    ROTARY: tl.constexpr, BIAS: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
-    """From the fused product [T, (H + 2 KV) D]: queries and keys normed and rotated, to q and the cache.
+    """Norm and rotate queries and keys of the fused product [T, (H + 2 KV) D]; write q and the cache.
 
     A program takes BH heads of a token, all queries, all keys or all values: BH divides H and KV. Grid (T, heads / BH).
     """
@@ -117,7 +117,7 @@ def scatter_normed(qkv_ptr, bias_ptr, q_ptr, keys_ptr, values_ptr, q_gain_ptr, k
 @triton.jit
 def mark(tokens_ptr, slots_ptr, part_slots_ptr, part_ends_ptr, seen_ptr, lengths_ptr, T, V, PARTS, BT: tl.constexpr,
          BP: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
-    """The tokens of a piece are seen; the lengths of its slots are what they are after it. Grid (T / BT,)."""
+    """Mark the tokens of a chunk as seen, and set its slots' lengths to those after it. Grid (T / BT,)."""
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
@@ -136,10 +136,10 @@ def mark(tokens_ptr, slots_ptr, part_slots_ptr, part_ends_ptr, seen_ptr, lengths
 @triton.jit
 def admit(records_ptr, seen_ptr, temperature_ptr, top_k_ptr, top_p_ptr, penalty_ptr, seed_ptr, forbidden_ptr,
           until_ptr, V, WIDTH: tl.constexpr, HELD: tl.constexpr, BV: tl.constexpr):  # fmt: skip
-    """Empty slots and say how they sample, from records [n, WIDTH] int32. Grid (n, V / BV).
+    """Empty slots and set their sampling parameters from records [n, WIDTH] int32. Grid (n, V / BV).
 
-    A record: slot, top-k, length until which tokens are held back, temperature, top-p and penalty as float32 bits, the
-    seed's low and high word, the tokens held back.
+    A record: slot, top-k, length until which tokens are forbidden, temperature, top-p and penalty as float32 bits, the
+    seed's low and high word, the forbidden tokens.
     """
     record = records_ptr + tl.program_id(0) * WIDTH
     slot = tl.load(record).to(tl.int64)

@@ -1,4 +1,4 @@
-"""The next token of every row, picked on the device; the same numbers as `scoring.decoder.sampler`."""
+"""Sampler on the device: the next token of every row, the same as `scoring.decoder.sampler` picks."""
 
 # mypy: ignore-errors
 # ruff: noqa: N803, SIM108
@@ -20,9 +20,9 @@ def _gumbel(seed, v, length):
 def scan(logits_ptr, scores_ptr, best_ptr, where_ptr, slots_ptr, lengths_ptr, seen_ptr, temperature_ptr, penalty_ptr,
          seed_ptr, forbidden_ptr, until_ptr, V, BV: tl.constexpr, CHUNKS: tl.constexpr, HELD: tl.constexpr,
          ADVANCE: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
-    """Adjust a chunk of a row's logits [B, V]; its best candidate into best and where [B, CHUNKS].
+    """Adjust a chunk of a row's logits [B, V]; write its best candidate to best and where [B, CHUNKS].
 
-    Sampled rows leave their adjusted, cooled scores [B, V] for `choose`. Grid (B, CHUNKS).
+    Sampled rows leave their adjusted scores, divided by the temperature, [B, V] for `choose`. Grid (B, CHUNKS).
     """
     if PDL:
         gdc_wait()
@@ -53,14 +53,14 @@ def scan(logits_ptr, scores_ptr, best_ptr, where_ptr, slots_ptr, lengths_ptr, se
 
 @triton.jit
 def _weights(scores_ptr, v, V, top):
-    """exp(score - top), in (0, 1], as float32 whose bits order as it does; -1 past the vocabulary."""
+    """Return exp(score - top), in (0, 1], as float32, whose bits have the same order; -1 past the vocabulary."""
     x = tl.load(scores_ptr + v, mask=v < V, other=0.0)
     return tl.where(v < V, tl.exp(x - top), -1.0)
 
 
 @triton.jit
 def _above(w, bits, MASS: tl.constexpr):
-    """How many weights have at least these bits, or what they weigh."""
+    """Return the number of weights with at least these bits, or with MASS their sum."""
     inside = w.to(tl.int32, bitcast=True) >= bits
     if MASS:
         worth = tl.where(inside, w, 0.0)
@@ -71,7 +71,7 @@ def _above(w, bits, MASS: tl.constexpr):
 
 @triton.jit
 def _reach(w, scores_ptr, bits, top, V, BV: tl.constexpr, ONCE: tl.constexpr, MASS: tl.constexpr):
-    """`_above` over a row: of w, which holds it all with ONCE, or tile after tile."""
+    """Return `_above` of a row: of w, which with ONCE holds all of it, else tile by tile."""
     reached = 0.0
     if ONCE:
         reached = _above(w, bits, MASS)
@@ -83,7 +83,7 @@ def _reach(w, scores_ptr, bits, top, V, BV: tl.constexpr, ONCE: tl.constexpr, MA
 
 @triton.jit
 def _threshold(w, scores_ptr, low, target, top, V, BV: tl.constexpr, ONCE: tl.constexpr, MASS: tl.constexpr):
-    """Bits of the largest weight at which count or mass of the weights from there up reaches the target."""
+    """Return the bits of the largest weight such that the count or mass of weights from it up reaches the target."""
     high = tl.full([], 0x3F800001, tl.int32)  # one above the bits of 1.0, which nothing exceeds
     while high - low > 1:
         middle = low + (high - low) // 2
@@ -100,7 +100,7 @@ def _threshold(w, scores_ptr, low, target, top, V, BV: tl.constexpr, ONCE: tl.co
 @triton.jit
 def _restricted(scores_ptr, top_k, top_p, seed, length, V, BV: tl.constexpr, BD: tl.constexpr,
                 ONCE: tl.constexpr):  # fmt: skip
-    """One draw among the k likeliest and the nucleus of one row's scores; thresholds are found by bisection."""
+    """Draw once from the top-k and the nucleus of one row's scores; thresholds are found by bisection."""
     top = tl.full([], -float("inf"), tl.float32)
     for start in range(0, V, BD):
         v = start + tl.arange(0, BD)
@@ -132,7 +132,7 @@ def _restricted(scores_ptr, top_k, top_p, seed, length, V, BV: tl.constexpr, BD:
 def choose(scores_ptr, best_ptr, where_ptr, out_ptr, slots_ptr, lengths_ptr, tokens_ptr, seen_ptr, temperature_ptr,
            top_k_ptr, top_p_ptr, seed_ptr, V, SLOTS, BV: tl.constexpr, BD: tl.constexpr, ONCE: tl.constexpr,
            CHUNKS: tl.constexpr, CP: tl.constexpr, ADVANCE: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
-    """The token of a row: into out [B], the slot's next input and its seen tokens; the length grows. Grid (B,)."""
+    """Choose a row's token: write out [B], the slot's next input and its seen tokens; advance the length. Grid (B,)."""
     if PDL:
         gdc_wait()
         gdc_launch_dependents()

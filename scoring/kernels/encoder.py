@@ -2,7 +2,7 @@
 
 Tokens of a batch [B, S] are packed: live ones first, row after row, padding last. `bounds` [B + 1] holds where each
 row's live tokens start, `bounds[B]` their total T. Matrix buffers have a row count that is a multiple of the tile;
-rows at and past T hold anything and are never read by a live row.
+rows from T on are undefined and never read by a live row.
 
 PDL: with programmatic dependent launch a kernel starts while its predecessor runs, does what depends on weights only
 (prefetching them into the L2 cache), and waits before it touches activations. Every kernel waits before it lets its
@@ -85,7 +85,7 @@ def _normalise(x, at, gamma, beta, N: tl.constexpr, EPS: tl.constexpr):
 
 @triton.jit
 def _narrow(y, at, inside, token, smooth, narrow, scales, N: tl.constexpr):
-    """Row `token` in eight bits after the next product's `smooth`, with its scale."""
+    """Write row `token` in eight bits after the next product's `smooth`, with its scale."""
     z = y * tl.load(smooth + at, mask=inside, other=0.0)
     if narrow.dtype.element_ty == tl.int8:
         scale = tl.maximum(tl.max(tl.abs(z), 0), 1e-12) / 127.0
@@ -144,7 +144,7 @@ def embed_kernel(
 
 @triton.jit
 def _activate(x, ACT: tl.constexpr):
-    """GELU's erf by Abramowitz and Stegun 7.1.26: off by at most 1.5e-7, without the branches of the exact one."""
+    """Activate x; GELU's erf by Abramowitz and Stegun 7.1.26 is off by at most 1.5e-7, and has no branches."""
     if ACT == 1:
         z = tl.abs(x) * 0.7071067811865476
         t = 1.0 / (1.0 + 0.3275911 * z)
@@ -185,7 +185,7 @@ def linear_kernel(
     NARROW: tl.constexpr,  # eight bits
     PDL: tl.constexpr,
 ):
-    """out = act(x w^T + bias); PARTIAL: slice `pid_k` of K only, no bias, for a sum done by the next kernel."""
+    """Compute out = act(x w^T + bias); PARTIAL: slice `pid_k` of K only, no bias; the next kernel sums the slices."""
     pid_n, pid_m, pid_k = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     DEPTH: tl.constexpr = K // SPLIT
     m = pid_m * BM + tl.arange(0, BM)
@@ -334,7 +334,7 @@ def add_norm_kernel(
     UNPACK: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """out = LayerNorm(sum of parts + bias + residual), one token per program; UNPACK writes zeros for padding."""
+    """Compute out = LayerNorm(sum of parts + bias + residual), a token per program; UNPACK writes zeros for padding."""
     token = tl.program_id(0)
     at = tl.arange(0, BLOCK)
     inside = at < N

@@ -1,1 +1,1 @@
-"""Bounds of a request: its time, its text, and what shares of memory are counted on."""
+"""Bounds of a request: its time, its text, and the shares of memory that may be used."""

@@ -1,7 +1,7 @@
-"""A tokenizer behind bounds: what a text may cost before it is refused depends on the model's context, not on the text.
+"""A bounded tokenizer: the cost of a text before it is refused depends on the model's context, not on the text.
 
-A text longer than one piece is tokenised piece by piece first, only to count. Where the count passes what the model
-takes, the text is refused, or cut there where cutting is asked for: the tokens that are kept are the same.
+A text longer than one piece is first tokenised piece by piece, only to count. If the count exceeds what the model
+takes, the text is refused, or with truncation cut there: the tokens that are kept are the same.
 """
 
 import threading
@@ -13,17 +13,17 @@ from typing import Any
 from scoring.errors import PromptTooLong, TextTooLong
 from scoring.limits.deadline import check, held
 
-_PIECE = 1 << 14  # characters that are tokenised at once to count
-_SEAM = 128  # tokens that a cut through a word may add: WordPiece gives up on words of over 100 characters, not of less
-_LEAST_LIMIT = 1 << 16  # characters that any text may have
+_PIECE = 1 << 14  # characters tokenised at once to count
+_SEAM = 128  # tokens that a cut within a word may add: WordPiece makes a word of over 100 characters one unknown token
+_LEAST_LIMIT = 1 << 16  # characters that are always allowed
 _SHRINKING = 4  # times the characters of the longest token: normalisers drop spaces, accents and control characters
 
 
 class Tokenizing:
     """Calls a tokenizer, one thread at a time.
 
-    A fast tokenizer keeps the truncation of the last call, and some the languages, as their own state, so that two
-    threads with different options silently get each other's.
+    A fast tokenizer keeps the last call's truncation, and some the languages, as its own state, so that two
+    threads with different options would silently get each other's.
     """
 
     def __init__(self, tokenizer: Any, context: int) -> None:
@@ -42,14 +42,14 @@ class Tokenizing:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Have the tokenizer to oneself; raises RequestTimeout."""
+        """Hold the tokenizer exclusively; raises RequestTimeout."""
         with held(self._lock):
             yield
 
     def bounded(self, texts: tuple[str, ...], most: int, options: dict[str, Any]) -> tuple[str, ...]:
-        """The texts, or as much of each as the options' truncation leaves of it, and a little more."""
+        """The texts, each cut, with a margin, to what the options' truncation will keep of it."""
         cut = bool(options.get("truncation"))
-        # Cut on the left, what is left begins elsewhere, which characters' positions would have to be told.
+        # A cut on the left would shift the character offsets.
         left = cut and self._tokenizer.truncation_side == "left"
         cut = cut and not (left and options.get("return_offsets_mapping"))
         return tuple(self._bounded(text, most or self._context, cut, left) for text in texts)

@@ -1,4 +1,4 @@
-"""How long a request's caller still waits: asked for by whatever works for it, from its arrival to its last byte."""
+"""Deadline of a request, checked by all code that works for it, from its arrival to its last byte."""
 
 import sys
 import threading
@@ -12,12 +12,12 @@ from typing import Any
 
 from scoring.errors import RequestTimeout
 
-_STEPS = 256  # of Python between two looks at the clock
+_STEPS = 256  # trace events between two looks at the clock
 
 
 @dataclass(frozen=True)
 class Deadline:
-    """A moment, by the monotonic clock, and how many seconds after the request's arrival it is."""
+    """A moment by the monotonic clock, and its distance in seconds from the request's arrival."""
 
     at: float
     seconds: float
@@ -34,7 +34,7 @@ class Deadline:
         return left
 
     def passed(self) -> RequestTimeout:
-        """What a request is answered that took longer."""
+        """Error that answers a request past its deadline."""
         return RequestTimeout(f"No answer within {self.seconds:g} s.", "Ask for less, or raise the timeout.")
 
 
@@ -43,7 +43,7 @@ _current: ContextVar[Deadline | None] = ContextVar("deadline", default=None)
 
 @contextmanager
 def within(deadline: Deadline) -> Iterator[None]:
-    """What this thread does inside is for a request with this deadline."""
+    """Set the deadline of this thread's work inside the context."""
     token = _current.set(deadline)
     try:
         yield
@@ -52,19 +52,19 @@ def within(deadline: Deadline) -> Iterator[None]:
 
 
 def left() -> float:
-    """Seconds that this thread's request has; raises RequestTimeout where they are over, without a request for ever."""
+    """Seconds left to this thread's request, unlimited without one; raises RequestTimeout once they are over."""
     deadline = _current.get()
     return threading.TIMEOUT_MAX if deadline is None else deadline.left()
 
 
 def check() -> None:
-    """Raise RequestTimeout where nobody waits for this thread's request any more."""
+    """Raise RequestTimeout if the deadline of this thread's request has passed."""
     left()
 
 
 @contextmanager
 def held(lock: "threading.Lock | threading.Semaphore") -> Iterator[None]:
-    """Hold a lock inside; raises RequestTimeout where it does not come free in time."""
+    """Hold a lock inside the context; raises RequestTimeout if it is not free in time."""
     if not lock.acquire(timeout=left()):
         check()
         raise RequestTimeout("The server had no time for the request.", "Send it again.")
@@ -76,7 +76,7 @@ def held(lock: "threading.Lock | threading.Semaphore") -> Iterator[None]:
 
 @contextmanager
 def interrupting() -> Iterator[None]:
-    """Raise RequestTimeout out of Python code of others that may loop for ever and never looks at the clock."""
+    """Raise RequestTimeout from within third-party Python code that may loop forever without a look at the clock."""
     if _current.get() is None:
         yield
         return

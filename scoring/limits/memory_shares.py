@@ -1,10 +1,10 @@
-"""What plans and passes count on of a device's memory: each share told once, with what the rest is for."""
+"""Shares of a device's memory that plans and passes may use, each defined once, with the use of the rest."""
 
-#: Of a GPU's memory for weights; the rest is activations, keys and values, and the context.
+#: Share of a GPU's memory for weights; the rest is activations, KV cache and the CUDA context.
 WEIGHTS = 0.8
-#: Of a GPU's memory for weights and a static decoder's slots; the rest is activations, graphs and the context.
+#: Share of a GPU's memory for weights and a static decoder's slots; the rest is activations, graphs and the context.
 WEIGHTS_AND_SLOTS = 0.9
-#: Times the weights' size: what loading a model and answering with it takes.
+#: Memory that loading and serving a model takes, as a multiple of the weights' size.
 LOADED = 1.3
-#: Layers whose weights are on the GPU while they are in use, and that are fetched ahead, where weights wait elsewhere.
+#: With weights offloaded: layers whose weights are on the GPU at once, in use or fetched ahead.
 LIVE_LAYERS, FETCHED_LAYERS = 3, 1

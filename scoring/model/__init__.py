@@ -1,1 +1,1 @@
-"""Model folders: loaded with nothing made up, and described for passes."""
+"""Model folders: loading without randomly initialised weights, and facts for passes."""

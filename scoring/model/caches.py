@@ -1,4 +1,4 @@
-"""Folders of this user's alone for code that is compiled here and run: nobody else may put any there first."""
+"""Private cache folders for code compiled and run here, so that nobody else can plant any."""
 
 import logging
 import os
@@ -8,13 +8,13 @@ from pathlib import Path
 
 logger = logging.getLogger("mii_azure.caches")
 
-#: torch's own default is a name in the shared folder for temporary files that anybody can tell beforehand.
+#: torch's own default is a predictable name in the shared temporary folder.
 _VARIABLES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
 _OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 def use_private() -> None:
-    """Point Inductor and Triton at folders of this user's alone, unless the operator has named some."""
+    """Point Inductor and Triton at private folders, unless the operator has named some."""
     unset = [name for name in _VARIABLES if not os.environ.get(name)]
     if not unset:
         return
@@ -28,8 +28,8 @@ def use_private() -> None:
 def private_folder() -> Path:
     """`mii_azure/compiled` in the user's cache folder (XDG_CACHE_HOME, ~/.cache), made 0700.
 
-    One that belongs to somebody else, is a link, lets others write, or cannot be made is not used: a fresh folder
-    takes its place, whose name nobody can tell beforehand.
+    A folder that belongs to somebody else, is a link, lets others write, or cannot be made is not used: a new folder
+    with an unpredictable name takes its place.
     """
     try:
         # No home at all raises RuntimeError.
@@ -46,7 +46,7 @@ def private_folder() -> Path:
 
 
 def _unsafe(folder: Path) -> str:
-    """Why what is compiled must not be kept there; empty where it may be."""
+    """Reason why compiled code must not be kept in a folder; empty if it may be."""
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode):
         return "is no folder"

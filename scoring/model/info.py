@@ -1,4 +1,4 @@
-"""Facts of a model, as the passes decide on them."""
+"""Facts of a model on which the passes decide."""
 
 from typing import Any
 

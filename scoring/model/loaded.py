@@ -1,4 +1,4 @@
-"""A loaded model, and what passes made beside it."""
+"""A loaded model, and the objects that passes made beside it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class Runtime:
-    """What passes made beside the model, for tasks and hosts; a value that is false says that no pass did."""
+    """Objects that passes made beside the model, for tasks and hosts; a false value means that no pass made one."""
 
     decoder: "Decoder | None" = None  # generates text on slots
     ranks: "Workers | None" = None  # the other processes of a sliced model
-    precision: str = ""  # of the products, where it is not that of the weights
-    zero_engine: Any = None  # DeepSpeed's, which has to live as long as the model
-    host_inputs: bool = False  # the forward takes its inputs from host memory, which is faster than the caller's copy
+    precision: str = ""  # of the products, if it differs from that of the weights
+    zero_engine: Any = None  # DeepSpeed's engine, which has to live as long as the model
+    host_inputs: bool = False  # the forward copies its inputs from host memory itself, faster than the caller would
 
     def become(self, parts: "Iterable[Runtime]") -> None:
-        """Hold what these passes made, the later before the earlier, and nothing of what was held before."""
+        """Replace the contents by those that these passes made; later passes take precedence."""
         vars(self).update(vars(Runtime()))
         for made in parts:
             vars(self).update({name: value for name, value in vars(made).items() if value})
@@ -30,7 +30,7 @@ class Runtime:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model ready to serve, with what tasks need to know of it."""
+    """A model ready to serve, with the facts that tasks need."""
 
     model: Any  # transformers.PreTrainedModel, eval mode
     tokenizer: Any  # transformers.PreTrainedTokenizerBase

@@ -1,4 +1,4 @@
-"""Loads a model folder with transformers, checks that nothing in it was made up, and moves it to the device."""
+"""Loads a model folder with transformers, refuses randomly initialised weights, and moves it to the device."""
 
 import logging
 import os
@@ -28,12 +28,12 @@ logger = logging.getLogger("mii_azure.loader")
 
 
 def pick_device() -> torch.device:
-    """The first CUDA device when there is one, else the CPU."""
+    """The first CUDA device if there is one, else the CPU."""
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def load_with(passes: Sequence[Pass], deployment: Deployment, folder: Path) -> tuple[Loaded, Chosen]:
-    """Decide on the passes, then load the model to where they want its weights; raises LoadError and its kinds."""
+    """Decide on the passes, then load the model on the device that they need; raises LoadError and its kinds."""
     hardware, asked = Hardware.here(), deployment.optimisation
     if deployment.task == "text-to-image":
         loaded = load(deployment, folder)
@@ -46,7 +46,7 @@ def load_with(passes: Sequence[Pass], deployment: Deployment, folder: Path) -> t
 
 
 def _refuse_foreign_code(deployment: Deployment, folder: Path) -> None:
-    """Raise LoadError where transformers would run code that is not among the model's files, or fetch it."""
+    """Raise LoadError if transformers would run code that is not among the model's files, or fetch it."""
     if deployment.trust_remote_code and (fault := fault_of(folder)):
         raise LoadError(fault, "Copy that code beside config.json, name it there, and generate the bundle again.")
 
@@ -121,7 +121,7 @@ def _tokenizer(transformers: Any, folder: Path, trust_remote_code: bool) -> Any:
         raise LoadError(f"The tokenizer in the model folder cannot be loaded: {_reason(error)}.", hint) from error
     names = {"tokenizer.json", *type(tokenizer).vocab_files_names.values()}
     if not any((folder / name).is_file() for name in names):
-        # transformers would go on with an empty vocabulary, in which every word is unknown.
+        # transformers would continue with an empty vocabulary, in which every word is unknown.
         raise LoadError(f"The model folder has no vocabulary for its {type(tokenizer).__name__} tokenizer.", hint)
     return tokenizer
 
@@ -156,7 +156,7 @@ def _weights(deployment: Deployment, folder: Path, device: torch.device) -> Any:
 
 
 def _made(how: str, deployment: Deployment, source: Any, **options: Any) -> Any:
-    """The task's auto class `from_pretrained` or `from_config`; raises HeadMissing where it has no such model."""
+    """Call the task's auto class, `from_pretrained` or `from_config`; raises HeadMissing if it has no such model."""
     import transformers
 
     name = task_class(deployment.task).auto_class
@@ -188,7 +188,7 @@ def _too_large(deployment: Deployment, folder: Path, device: torch.device) -> Ou
 
 
 def _refuse_random_weights(model: Any, absent: Collection[str], deployment: Deployment, folder: Path) -> None:
-    """transformers fills absent weights with random numbers; a head made that way would serve noise.
+    """Refuse a model with missing weights, which transformers fills with random numbers: its head would serve noise.
 
     Buffers are computed, not learned, and tied weights are not reported; embeddings never read a pooler.
     """
@@ -211,7 +211,7 @@ def _named(config: dict[str, Any]) -> str:
 
 
 def _context_length(model: Any, tokenizer: Any) -> int:
-    """Tokens that the model takes: the smaller of what config and tokenizer say; position offsets subtracted."""
+    """Tokens that the model takes: the smaller of the config's and the tokenizer's limit, less position offsets."""
     length = 0
     for name in (
         "max_position_embeddings",
@@ -238,7 +238,7 @@ def _reason(error: Exception) -> str:
 
 
 def environment(loaded: Loaded) -> dict[str, Any]:
-    """What may explain a different answer elsewhere: versions, device, precision, threads."""
+    """Environment that may explain a different answer elsewhere: versions, device, precision, threads."""
     model = loaded.model
     return {
         "device": torch.cuda.get_device_name(loaded.device) if loaded.device.type == "cuda" else "cpu",

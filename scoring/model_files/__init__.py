@@ -1,1 +1,1 @@
-"""Files of a model folder as they are found: names of shards, and code of the model's own."""
+"""Checks of a model folder's files: names of shards, and the model's own code."""

@@ -1,7 +1,7 @@
-"""Python code of a model's own: what the JSON files of its folder name as `auto_map`, and where that code lies.
+"""Custom Python code of a model: the classes that its folder's JSON files name in `auto_map`, and where they lie.
 
-transformers imports it under trust_remote_code, and fetches what is named as `OWNER/NAME--module.Class` from that
-repository, at no commit: such names are refused, wherever they stand.
+transformers imports it under trust_remote_code, and fetches a class named `OWNER/NAME--module.Class` from that
+repository, at no fixed commit: such names are refused, wherever they occur.
 """
 
 import json
@@ -24,12 +24,12 @@ class Named(NamedTuple):
 
     @property
     def repository(self) -> str:
-        """Another repository that it is taken from; empty where it is the model's own."""
+        """Other repository from which the class is taken; empty if it is the model's own."""
         return self.reference.partition(FOREIGN)[0] if FOREIGN in self.reference else ""
 
 
 def named_in(value: Any) -> Iterator[str]:
-    """The classes that a parsed file names, at any depth."""
+    """Classes that a parsed file names, at any depth."""
     left = [value]
     while left:
         inner = left.pop()
@@ -41,9 +41,9 @@ def named_in(value: Any) -> Iterator[str]:
 
 
 def named_by(folder: Path) -> list[Named]:
-    """The classes that the JSON files below a folder name, each as often as it is; raises OSError, ValueError.
+    """Classes that the JSON files below a folder name, with repetitions; raises OSError, ValueError.
 
-    A file that is not JSON names none: what reads it later reads it with the same parser.
+    A file that is not JSON names none: its later reader uses the same parser.
     """
     found = []
     for path in sorted(folder.rglob("*.json")):
@@ -54,7 +54,7 @@ def named_by(folder: Path) -> list[Named]:
 
 
 def lies_in(named: Named, folder: Path) -> bool:
-    """Whether the module of a class is a file beside the one that names it, or at the top of the folder."""
+    """Return True if the module of a class is a file beside the one that names it, or at the top of the folder."""
     if not _NAME.fullmatch(named.reference):
         return False
     module = named.reference.partition(".")[0] + ".py"
@@ -79,7 +79,7 @@ def _read(path: Path) -> list[str]:
     found: list[str] = []
 
     def look(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        # A name that stands twice is heard twice.
+        # Both values of a repeated key count.
         for key, value in pairs:
             if key == KEY:
                 found.extend(_texts(value))
@@ -97,7 +97,7 @@ def _read(path: Path) -> list[str]:
 
 
 def _texts(value: Any) -> list[str]:
-    """Every text in a value, however it is nested."""
+    """Strings in a value, however nested."""
     found, left = [], [value]
     while left:
         inner = left.pop()

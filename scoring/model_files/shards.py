@@ -1,4 +1,4 @@
-"""Names that an index of weights gives to its files: plain ones, so that none leads out of the model's folder."""
+"""File names in an index of weights: only plain ones, so that none leads out of the model's folder."""
 
 import json
 from pathlib import Path
@@ -7,12 +7,12 @@ from typing import Any
 from scoring.errors import WeightsUnreadable
 
 INDEX = ".index.json"
-_LOADED = (".safetensors", ".bin")  # what transformers and diffusers load by an index
+_LOADED = (".safetensors", ".bin")  # formats that transformers and diffusers load by an index
 _LONGEST_NAME = 255  # bytes; NAME_MAX of every file system in use
 
 
 def shard_names(index: Any, suffix: str) -> list[str]:
-    """The files that a parsed index names, sorted; raises ValueError for one without names, or with one that is odd.
+    """Files that a parsed index names, sorted; raises ValueError for an index without names or with an unsafe one.
 
     All must end with `suffix`: by it transformers decides whether a file is read, or unpickled.
     """
@@ -26,7 +26,7 @@ def shard_names(index: Any, suffix: str) -> list[str]:
 
 
 def read_shard_names(index: Path) -> list[str]:
-    """The files that an index names; raises WeightsUnreadable."""
+    """Files that an index names; raises WeightsUnreadable."""
     try:
         return shard_names(json.loads(index.read_text(encoding="utf-8")), Path(index.name.removesuffix(INDEX)).suffix)
     except (OSError, ValueError, RecursionError) as error:

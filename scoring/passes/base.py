@@ -1,4 +1,4 @@
-"""What every pass is: it decides on paper, changes a model in place, and proves that the model still answers alike."""
+"""Base of every pass: it decides from facts, changes a model in place, and verifies that the answers are the same."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -9,13 +9,13 @@ from scoring.model.loaded import Runtime
 
 #: Largest relative error against plain transformers in fp32 that is served.
 TOLERANCE = 5e-3
-#: Of the plain 16-bit model's own error: what another order of the same sums may cost.
+#: Multiple of the plain 16-bit model's own error that another order of the same sums may cost.
 OWN_ERRORS = 1.25
 
-#: How many times as fast a pass that is timed against what it replaces has to be; less is noise.
+#: Least speed-up of a pass that is timed against what it replaces; a smaller one is noise.
 GAIN = 1.03
 
-#: Largest relative error against float32 of each format: what its digits lose in a dozen layers.
+#: Largest relative error of each format against float32: its rounding over a dozen layers.
 BOUNDS = {"float32": 1e-4, "bfloat16": 2e-2, "int8": 5e-2}
 
 LATENCY, COST = "latency", "cost"
@@ -23,7 +23,7 @@ LATENCY, COST = "latency", "cost"
 
 @dataclass(frozen=True)
 class Hardware:
-    """Where the model runs, or would run: `capability` is (0, 0) on a CPU, `memory_bytes` is one device's."""
+    """Hardware on which the model runs, or would: `capability` is (0, 0) on a CPU, `memory_bytes` is one device's."""
 
     device: str  # "cuda" or "cpu"
     name: str
@@ -34,7 +34,7 @@ class Hardware:
 
     @classmethod
     def here(cls) -> "Hardware":
-        """This machine."""
+        """The hardware of this machine."""
         import os
         import shutil
 
@@ -50,7 +50,7 @@ class Hardware:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a pass may know of a model without its weights; `kind` is encoder, decoder or encoder-decoder."""
+    """Facts of a model that need no weights; `kind` is encoder, decoder or encoder-decoder."""
 
     family: str  # transformers' model_type
     architecture: str
@@ -61,7 +61,7 @@ class Facts:
     heads: int
     kv_heads: int
     hidden_size: int
-    shipped: str = ""  # "int8" where the products' weights come quantised in the model's folder
+    shipped: str = ""  # "int8" if the products' weights are quantised in the model's folder
 
     @property
     def head_dim(self) -> int:
@@ -70,7 +70,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Applicability:
-    """Whether a pass is taken, and the sentence that says why."""
+    """Decision to take a pass or not, and the sentence that says why."""
 
     take: bool
     reason: str
@@ -78,16 +78,16 @@ class Applicability:
 
 @dataclass(frozen=True)
 class Applied:
-    """What a pass did: how many modules it replaced, and how to have the plain model back."""
+    """Result of a pass: the number of modules replaced, and an undo that restores the plain model."""
 
     count: int
     detail: str
     undo: Callable[[], None]
-    made: Runtime = field(default_factory=Runtime)  # beside the model: what tasks use once the pass is verified
+    made: Runtime = field(default_factory=Runtime)  # objects that tasks use once the pass is verified
 
 
 class PassRefused(Exception):
-    """A pass met something in the loaded model that `applies` could not see; the model is unchanged."""
+    """Refusal of a pass for something in the loaded model that `applies` could not see; the model is unchanged."""
 
 
 class Pass(ABC):
@@ -96,8 +96,8 @@ class Pass(ABC):
     name: ClassVar[str]
     public: ClassVar[bool] = False  # one of DeepSpeed's own open passes, or torch's own
     tolerance: ClassVar[float] = TOLERANCE
-    supersedes: ClassVar[tuple[str, ...]] = ()  # passes over the same layers, which this one makes pointless
-    places: ClassVar[bool] = False  # brings the weights to the devices itself: they are loaded into host memory
+    supersedes: ClassVar[tuple[str, ...]] = ()  # passes over the same layers that this one makes pointless
+    places: ClassVar[bool] = False  # moves the weights to the devices itself: they are loaded into host memory
 
     @abstractmethod
     def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Applicability:
@@ -105,23 +105,23 @@ class Pass(ABC):
 
     @abstractmethod
     def apply(self, model: Any) -> Applied:
-        """Change the model in place; raises PassRefused, with the model unchanged, where it cannot."""
+        """Change the model in place; raises PassRefused, with the model unchanged, if it cannot."""
 
     @abstractmethod
     def verify(self, model: Any, reference: Callable[..., Any]) -> float:
-        """Relative error of the changed model against what plain transformers answers; NaN is a failure."""
+        """Relative error of the changed model against plain transformers' answers; NaN is a failure."""
 
     def warm(self, model: Any) -> None:
-        """Do ahead of the first request what it would otherwise pay for; called once all passes are verified."""
+        """Do work ahead of the first request that it would otherwise wait for; called once all passes are verified."""
         return
 
     def bound(self, reference: Callable[..., Any]) -> float:
-        """The largest error that is served, given what plain transformers answers."""
+        """The largest error that is served, given plain transformers' answers."""
         return self.tolerance
 
     def own_bound(self, reference: Callable[..., Any]) -> float:
-        """A bound for passes that compute a decoder as it is.
+        """Error bound for passes that compute the same decoder, unquantized.
 
-        At 7 B, 16 bits alone cost plain transformers more than the tolerance: then that is the measure.
+        At 7 B, 16 bits alone cost plain transformers more than the tolerance: then its own error is the measure.
         """
         return max(self.tolerance, OWN_ERRORS * float(getattr(reference(), "own_error", 0.0)))

@@ -33,7 +33,7 @@ class Cpu(Pass):
         )
 
     def apply(self, model: Any) -> Applied:
-        """Raises PassRefused, with the times, where nothing is faster than plain transformers."""
+        """Apply the fastest variant; raises PassRefused, with the times, if none is faster than plain transformers."""
         import torch
 
         from scoring.encoder.cpu_autotune import keep_fastest

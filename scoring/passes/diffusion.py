@@ -1,4 +1,4 @@
-"""The loop of a diffusion model on the device alone; `scoring.diffusion.cuda_graphs` has the arithmetic."""
+"""Denoising loop of a diffusion model entirely on the device; `scoring.diffusion.cuda_graphs` has the arithmetic."""
 
 from collections.abc import Callable
 from typing import Any
@@ -31,7 +31,7 @@ class Diffusion(Pass):
         return Applicability(True, "one launch a step, guidance in the same batch, nothing waits for the host")
 
     def apply(self, model: Any) -> Applied:
-        """Raises PassRefused for a UNet with parts that it does not know, or a scheduler that is no table."""
+        """Replace the loop; raises PassRefused for a UNet with unknown parts, or a scheduler that is not linear."""
         from scoring.diffusion.cuda_graphs import Fast
 
         fast = Fast(model)
@@ -44,7 +44,7 @@ class Diffusion(Pass):
         return Applied(fast.replaced, fast.detail, fast.undo)
 
     def warm(self, model: Any) -> None:
-        """Nothing: the task's own first image captures the graphs of the model's size."""
+        """Do nothing: the task's own first image captures the graphs of the model's size."""
 
     def verify(self, model: Any, reference: Callable[..., Any]) -> float:
         from scoring.diffusion.verify import verify_images
@@ -52,5 +52,5 @@ class Diffusion(Pass):
         return verify_images(model, reference())
 
     def bound(self, reference: Callable[..., Any]) -> float:
-        """Half precision is off by itself: no further from float32 than half as much again as plain diffusers is."""
+        """Error bound: 1.5 times plain diffusers' own error in half precision against float32."""
         return max(self.tolerance, _SLACK * float(reference().plain_error))

@@ -1,4 +1,4 @@
-"""Which families each pass serves, by transformers' model_type, and why others are refused: told once, for all readers.
+"""Families that each pass serves, by transformers' model_type, and reasons against others, defined once for all.
 
 Imports nothing, so that plans and documents read it without torch.
 """
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Families(NamedTuple):
-    """Families that a pass serves, and those that look as if it did, with the reason against each."""
+    """Families that a pass serves, and similar ones that it refuses, with the reason against each."""
 
     served: tuple[str, ...]
     refused: Mapping[str, str] = {}
@@ -23,7 +23,7 @@ FUSED_ENCODER = Families(
         "mpnet": "its attention adds a relative position bias",
     },
 )
-#: Refused: families that DeepSpeed 0.19.8 has a policy for and that stay wrong on transformers 5, with what goes wrong.
+#: Refused: families for which DeepSpeed 0.19.8 has a policy that is wrong on transformers 5, with the fault.
 DEEPSPEED_KERNELS = Families(
     ("bert", "roberta", "xlm-roberta", "camembert"),
     {
@@ -38,7 +38,7 @@ DEEPSPEED_KERNELS = Families(
         "clip": "DeepSpeed has a policy for it but no container",
     },
 )
-#: What `scoring.decoder.adapters.families` builds; a test holds the two together.
+#: Families that `scoring.decoder.adapters.families` builds; a test keeps the two in step.
 STATIC_DECODE = Families(
     (
         "bloom",
@@ -62,7 +62,7 @@ STATIC_DECODE = Families(
         "starcoder2",
     ),
 )
-#: Served: families whose sliced forward and cached decode were found to be those of transformers 5.
+#: Served: families whose sliced forward and cached decode were verified against transformers 5.
 TENSOR_SLICING = Families(
     (
         "llama",

@@ -1,4 +1,4 @@
-"""For passes under which a model keeps the interface of transformers: verified through it, undone by loading again."""
+"""Verification of passes that keep a model's transformers interface, and their undo, by loading again."""
 
 import math
 from collections.abc import Callable
@@ -18,7 +18,7 @@ _PREFILLED = 12  # tokens of each probe; the rest goes through cached steps
 
 
 class Forced(LogitsProcessor):  # type: ignore[misc]
-    """Has `generate` follow given tokens, [T], whatever the model would choose."""
+    """Makes `generate` follow given tokens, [T], whatever the model would choose."""
 
     def __init__(self, tokens: list[int]) -> None:
         self.tokens = tokens
@@ -68,7 +68,7 @@ def _device(model: Any) -> torch.device:
 
 
 def reload(model: Any) -> None:
-    """Make a model what its folder holds again, in place, on the device that it was on."""
+    """Reload a model from its folder, in place, on the device that it was on."""
     fresh = from_pretrained(type(model), Path(model.name_or_path), dtype=model.dtype, local_files_only=True)
     fresh.to(_device(model)).eval()
     lend(fresh.config, getattr(model.config, "pad_token_id", None))

@@ -1,7 +1,7 @@
-"""A model as it was before a pass: its modules and what lies in them, to be had back whatever the pass raised.
+"""Snapshot of a model before a pass: its modules and their contents, restored whatever the pass raised.
 
-Weights are not copied, which would take the model's memory twice: a few numbers of each are kept, and tell whether
-they are still the same. Where they are not, the model is loaded again.
+Weights are not copied, which would double the model's memory: a few numbers of each are kept, and show whether
+they are still the same. If not, the model is loaded again.
 """
 
 import logging
@@ -19,7 +19,7 @@ _SAMPLES = 8  # along the first and the last dimension of a weight
 
 
 class PlainForm:
-    """Where a model's modules, weights and attributes were."""
+    """A model's modules, weights and attributes as they were."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -27,20 +27,20 @@ class PlainForm:
         self._weights = _samples(model)
 
     def intact(self) -> bool:
-        """Whether the model has the weights that it had, where they were."""
+        """Return True if the weights are unchanged, and where they were."""
         now = _samples(self._model)
         return now.keys() == self._weights.keys() and all(
             _same(now[name], kept) for name, kept in self._weights.items()
         )
 
     def kept(self) -> bool:
-        """Make sure of what a pass left that undid itself; False where the model has been loaded again."""
+        """Check and restore a model after a pass undid itself; False if the model has been loaded again."""
         before = {id(part) for part, _ in self._states if part is not self._model}
         loaded_again = before.isdisjoint(id(part) for part in _parts(self._model))
         return False if loaded_again and self.intact() else self.restore()
 
     def kept_after(self, undo: Callable[[], None]) -> bool:
-        """Undo what a pass did, by force where it cannot; False where the model had to be loaded again."""
+        """Undo a pass, or restore the snapshot if its undo fails; False if the model had to be loaded again."""
         try:
             undo()
         except Exception:
@@ -49,7 +49,7 @@ class PlainForm:
         return self.kept()
 
     def restore(self) -> bool:
-        """Put everything back; False where weights were changed, so that the model had to be loaded again."""
+        """Restore everything; False if weights were changed, so that the model had to be loaded again."""
         for part, state in self._states:
             vars(part).clear()
             vars(part).update(_shallow(state))
@@ -61,7 +61,7 @@ class PlainForm:
 
 
 def reload_whole(model: Any) -> None:
-    """Load a model again; raises PassNotServed where that is not possible."""
+    """Load a model again; raises PassNotServed if that is not possible."""
     from scoring.passes.hf_verify import reload
 
     try:
@@ -74,7 +74,7 @@ def reload_whole(model: Any) -> None:
 
 
 def _parts(model: Any) -> Iterator[Any]:
-    """The model and its modules; of a pipeline the modules of its parts too."""
+    """The model and its modules, including those of a pipeline's parts."""
     if not isinstance(model, nn.Module):
         yield model
     for part in [model] if isinstance(model, nn.Module) else vars(model).values():
@@ -83,7 +83,7 @@ def _parts(model: Any) -> Iterator[Any]:
 
 
 def _shallow(state: dict[str, Any]) -> dict[str, Any]:
-    """Attributes, and copies of the dictionaries among them: parameters, modules, buffers, hooks."""
+    """Attributes, with copies of the dictionaries among them: parameters, modules, buffers, hooks."""
     return {name: value.copy() if isinstance(value, dict) else value for name, value in state.items()}
 
 

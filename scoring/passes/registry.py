@@ -1,4 +1,4 @@
-"""The passes there are, in the order in which they are applied."""
+"""The passes, in the order in which they are applied."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ def catalogue(deployment: Deployment) -> list[Pass]:
 
 
 def encoder_passes(asked: Optimisation = Optimisation()) -> list[Pass]:  # noqa: B008
-    """Where the weights lie, then layers, then the whole forward as one graph; on a CPU one pass for all of it."""
+    """Passes of encoders: placement of weights, layers, then the whole forward as one graph; on a CPU a single pass."""
     from scoring.passes.compile import Compile
     from scoring.passes.cpu import Cpu
     from scoring.passes.cuda_graph import CudaGraph
@@ -50,7 +50,7 @@ def _placing_passes(asked: Optimisation) -> "tuple[TensorParallel, ZeroInference
 
 
 def decoder_passes(limits: Limits, asked: Optimisation = Optimisation()) -> list[Pass]:  # noqa: B008
-    """As many slots of full length as are asked for, or a batch holds; on a CPU one for every row of a batch."""
+    """Passes of decoders; full-length slots as asked for, or as a batch holds; on a CPU one per row of a batch."""
     from scoring.passes.static_decode import StaticDecode
     from scoring.passes.weight_only import WeightOnly
 
@@ -63,14 +63,14 @@ def decoder_passes(limits: Limits, asked: Optimisation = Optimisation()) -> list
 
 
 def diffusion_passes() -> list[Pass]:
-    """The whole loop of steps at once."""
+    """Passes of diffusion models: the whole denoising loop at once."""
     from scoring.passes.diffusion import Diffusion
 
     return [Diffusion()]
 
 
 def reference_of(task: str) -> Callable[[Any], Callable[..., Any]]:
-    """How a model's plain answers are taken before any pass changes it."""
+    """Function that takes a model's plain answers before any pass changes it."""
     if task == "text-to-image":
         from scoring.diffusion import verify as diffusion_verify
 

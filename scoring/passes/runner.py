@@ -1,6 +1,6 @@
-"""Chooses passes, applies them, verifies each against plain transformers, and keeps a record of all of it.
+"""Chooses passes, applies them, verifies each against plain transformers, and records the results.
 
-A pass that differs beyond its tolerance, or raises whatever it raises, is undone and named; the model serves without
+A pass that differs beyond its tolerance, or raises anything, is undone and named; the model serves without
 it. A pass that was forced on and cannot be served is an error.
 """
 
@@ -19,7 +19,7 @@ from scoring.passes.base import Applicability, Applied, Facts, Hardware, Pass, P
 
 logger = logging.getLogger("mii_azure.passes")
 
-#: Passes in order, each with whether it is taken.
+#: Passes in order, each with its decision.
 Chosen = Sequence[tuple[Pass, Applicability]]
 
 State = Literal["applied", "not taken", "refused", "dropped"]
@@ -27,7 +27,7 @@ State = Literal["applied", "not taken", "refused", "dropped"]
 
 @dataclass(frozen=True)
 class Record:
-    """What became of one pass."""
+    """Outcome of one pass."""
 
     name: str
     state: State  # refused: by the pass, on the loaded model; dropped: applied, and found to differ
@@ -38,7 +38,7 @@ class Record:
     applied: Applied | None = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """For metadata and logs; an error that is not a number is told as text."""
+        """Return the record for metadata and logs; an error that is not finite is given as text."""
         fields = {name: value for name, value in vars(self).items() if name != "applied"}
         if self.error is not None and not math.isfinite(self.error):
             fields["error"] = str(self.error)
@@ -48,7 +48,7 @@ class Record:
 def choose(
     passes: Sequence[Pass], facts: Facts, hardware: Hardware, settings: Optimisation
 ) -> list[tuple[Pass, Applicability]]:
-    """Decide on every pass, on paper: nothing is loaded, and the hardware need not be here.
+    """Decide on every pass from facts alone: nothing is loaded, and the hardware need not be here.
 
     Raises LoadError for a forced pass that does not exist, PassNotServed for one that cannot apply.
     """
@@ -58,7 +58,7 @@ def choose(
             raise LoadError(f"There is no pass {name!r} for this model.", f"Passes: {', '.join(known)}.")
     chosen = [(each, _decide(each, facts, hardware, settings)) for each in passes]
     for each, decision in list(chosen):
-        # Forcing the weaker of two passes on the same layers means not to have the other.
+        # Forcing the weaker of two passes over the same layers rules out the other.
         stronger = next((o for o, d in chosen if d.take and each.name in o.supersedes), None)
         if decision.take and stronger is not None:
             loser, reason = each, f"{stronger.name} serves the same layers faster"
@@ -69,7 +69,7 @@ def choose(
 
 
 def tell_differences(chosen: Chosen, planned: Sequence[PassDecision]) -> None:
-    """Log each pass that is not taken here as it was planned, or is taken though it was not."""
+    """Log each pass that was planned but is not taken here, or is taken though not planned."""
     forecast = {each.name: each.take for each in planned}
     for each, decision in chosen:
         if forecast.get(each.name, decision.take) != decision.take:
@@ -104,10 +104,10 @@ def run_passes(
 ) -> list[Record]:
     """Apply the passes that were taken to a loaded model, in order; call it on the thread that will run the model.
 
-    `reference(model)` is what plain transformers answers; it is asked for once, before the first change, and not at all
-    where the errors of all passes are `known` from a verification on such a machine. Raises PassNotServed when a forced
-    pass is refused or dropped, or when a pass broke a model that cannot be loaded again. `runtime` then holds what the
-    passes that are applied made beside the model.
+    `reference(model)` gives plain transformers' answers; it is called once, before the first change, and not at all
+    if the errors of all passes are `known` from a verification on such a machine. Raises PassNotServed if a forced
+    pass is refused or dropped, or if a pass broke a model that cannot be loaded again. `runtime` then holds the objects
+    that the applied passes made beside the model.
     """
     records: list[Record] = []
     unknown = [each for each, decision in chosen if decision.take and each.name not in known]
@@ -133,7 +133,7 @@ def run_passes(
 
 
 def withdraw(model: Any, runtime: Runtime, records: Sequence[Record], reason: str) -> list[Record] | None:
-    """Undo the pass that was applied last, for a reason; None where no pass is left."""
+    """Undo the pass that was applied last, for a reason; None if no pass is left."""
     last = next((record for record in reversed(records) if record.applied is not None), None)
     if last is None or last.applied is None:
         return None
@@ -148,12 +148,12 @@ def withdraw(model: Any, runtime: Runtime, records: Sequence[Record], reason: st
 
 
 def _settle(runtime: Runtime, records: Sequence[Record]) -> None:
-    """Leave in the runtime what the passes made that are applied, and nothing else."""
+    """Leave only the objects of applied passes in the runtime."""
     runtime.become(record.applied.made for record in records if record.applied is not None)
 
 
 def _told(reference: Callable[[Any], Callable[..., Any]], model: Any) -> tuple[Callable[..., Any] | None, str]:
-    """What plain transformers answers, or why it does not tell."""
+    """Answers of plain transformers, or the reason why there are none."""
     try:
         return reference(model), ""
     except Exception as failure:
@@ -164,8 +164,8 @@ def _told(reference: Callable[[Any], Callable[..., Any]], model: Any) -> tuple[C
 def _serve(
     each: Pass, model: Any, told: Callable[..., Any] | None, decision: Applicability, known: float | None
 ) -> tuple[Record, bool]:
-    """What became of a pass, and whether what was applied before it still is."""
-    from scoring.passes.model_snapshot import PlainForm  # imports torch, which deciding on paper does without
+    """Apply and verify a pass; return its record, and True if the passes before it are still applied."""
+    from scoring.passes.model_snapshot import PlainForm  # imports torch, which deciding from facts does not need
 
     began, before = time.perf_counter(), PlainForm(model)
     try:
@@ -186,7 +186,7 @@ def _serve(
 
 
 def _verified(each: Pass, model: Any, told: Callable[..., Any], reason: str, applied: Applied) -> Record:
-    """An applied pass compared with plain transformers; without `applied` where it is to be undone."""
+    """Record of an applied pass compared with plain transformers; without `applied` if it is to be undone."""
     try:
         error, bound = each.verify(model, told), each.bound(told)
     except Exception as failure:  # a pass that cannot even be verified is not served
@@ -200,7 +200,7 @@ def _verified(each: Pass, model: Any, told: Callable[..., Any], reason: str, app
 
 
 def _warmed(model: Any, runtime: Runtime, records: list[Record], passes: Sequence[Pass]) -> list[Record]:
-    """Warm every pass that is applied; one that fails goes, and those that stand on it."""
+    """Warm every applied pass; one that fails is undone, with those that depend on it."""
     for number, each in enumerate(passes):
         if records[number].state != "applied":
             continue
@@ -217,7 +217,7 @@ def _warmed(model: Any, runtime: Runtime, records: list[Record], passes: Sequenc
 
 
 def _undone(model: Any, applied: Applied) -> bool:
-    """Undo a pass; False where that failed, so that the model had to be loaded again."""
+    """Undo a pass; False if that failed, so that the model had to be loaded again."""
     try:
         applied.undo()
     except Exception:
@@ -230,7 +230,7 @@ def _undone(model: Any, applied: Applied) -> bool:
 
 
 def _lost(records: Sequence[Record], reason: str) -> list[Record]:
-    """The records of a model that was loaded again: nothing is applied any more."""
+    """Records after the model was loaded again: nothing is applied any more."""
     return [
         replace(each, state="dropped", reason=reason, applied=None) if each.state == "applied" else each
         for each in records
@@ -243,7 +243,7 @@ def _brief(failure: Exception) -> str:
 
 
 def not_served(name: str, reason: str) -> PassNotServed:
-    """The error of a pass that was forced on and is not served, for a reason."""
+    """Error for a pass that was forced on and is not served, for a reason."""
     return PassNotServed(
         f"The pass {name} was forced on and cannot be served: {reason}.", "Leave it out, or choose other hardware."
     )

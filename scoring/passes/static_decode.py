@@ -1,6 +1,6 @@
 """Decoders over static memory, which sequences join and leave between steps.
 
-On a GPU: one CUDA graph a batch size, fused kernels, sampling on the GPU, no wait per token. On a CPU: every step reads
+On a GPU: one CUDA graph per batch size, fused kernels, sampling on the GPU, no wait per token. On a CPU: a step reads
 the weights once for all sequences, where `generate` reads them once for each (`benchmarks/results/streams.json`).
 """
 
@@ -38,12 +38,12 @@ class StaticDecode(Pass):
     ) -> None:
         self.slots = slots
         self.max_length = max_length
-        self.cpu_slots = cpu_slots or slots  # there a slot takes memory only for the tokens that it holds
+        self.cpu_slots = cpu_slots or slots  # on a CPU a slot takes memory only for the tokens that it holds
         self._slicing = slicing
         self.decoder: Decoder | None = None  # while it is applied
 
     def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Applicability:
-        """Taken for its families: on GPUs with bf16 matrix units and memory for the slots, on CPUs in float32."""
+        """Take it for its families: on GPUs with bf16 matrix units and memory for the slots, on CPUs in float32."""
         if facts.kind != "decoder":
             return Applicability(False, f"{facts.family} is not a decoder")
         if facts.family not in STATIC_DECODE.served:
@@ -65,7 +65,7 @@ class StaticDecode(Pass):
         return Applicability(True, f"{self.slots} slots of {self.max_length} tokens, one graph a batch size{each}")
 
     def degree(self, facts: Facts, hardware: Hardware, objective: str) -> int:
-        """Ranks that weights and cache are divided over."""
+        """Number of ranks over which weights and cache are divided."""
         if self._slicing is None or not self._slicing.applies(facts, hardware, objective).take:
             return 1
         return self._slicing.degree
@@ -113,7 +113,7 @@ class StaticDecode(Pass):
 
 
 def _decoder(model: Any, slots: int, max_length: int, ranks: "Workers | None") -> "Decoder":
-    """The decoder of a model that is whole, or cut over ranks; raises PassRefused where another rank has no memory."""
+    """Decoder of a model, whole or cut over ranks; raises PassRefused if another rank has no memory for it."""
     from scoring.decoder.decoder import Decoder
 
     if ranks is None:

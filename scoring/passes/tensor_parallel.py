@@ -37,7 +37,7 @@ class TensorParallel(Pass):
         self.ranks: Workers | None = None  # while it is applied
 
     def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Applicability:
-        """Taken for weights that need several GPUs; a given degree is checked, and taken."""
+        """Take it for weights that need several GPUs; a given degree is checked, and taken."""
         if facts.family in TENSOR_SLICING.refused:
             return Applicability(False, f"{facts.family} cannot be sliced: {TENSOR_SLICING.refused[facts.family]}")
         if facts.family not in TENSOR_SLICING.served:
@@ -67,7 +67,7 @@ class TensorParallel(Pass):
         return Applicability(True, f"the weights need {enough} GPUs")
 
     def apply(self, model: Any) -> Applied:
-        """Raises PassRefused where a rank cannot be started; the model is then loaded again."""
+        """Cut the model; raises PassRefused if a rank cannot be started, and the model is then loaded again."""
         import torch
 
         from scoring.passes.hf_verify import reload
@@ -122,7 +122,7 @@ class TensorParallel(Pass):
 
 
 def impossible(degree: int, facts: Facts, hardware: Hardware) -> str:
-    """Why a model cannot be cut over so many ranks; empty where it can."""
+    """Reason why a model cannot be cut over so many ranks; empty if it can."""
     if hardware.device == "cuda" and degree > hardware.gpus:
         return f"{degree} ranks need {degree} GPUs; there {'is' if hardware.gpus == 1 else 'are'} {hardware.gpus}"
     for count, what in ((facts.heads, "attention heads"), (facts.kv_heads, "key-value heads")):

@@ -1,7 +1,7 @@
-"""What a run ahead of deployment left in the bundle: verified passes, and code that Inductor compiled.
+"""Results of a run ahead of deployment, kept in the bundle: errors of verified passes, and code compiled by Inductor.
 
-Both hold for the machine that they name, its versions and the model, and are left alone anywhere else: there the
-passes are verified at start, as without them. `mii-azure prepare` writes them; serving only reads.
+Both hold for the machine that they name, its versions and the model, and are ignored anywhere else: there the
+passes are verified at start, as usual. `mii-azure prepare` writes them; serving only reads.
 """
 
 import json
@@ -27,7 +27,7 @@ _MATTERS = ("python", "torch", "transformers", "deepspeed", "diffusers")
 
 
 def key(model: Any) -> dict[str, Any]:
-    """What a verification or compiled code holds for."""
+    """Key of the machine, versions and model for which a verification or compiled code holds."""
     hardware, found = Hardware.here(), versions()
     return {
         "device": hardware.name,
@@ -41,7 +41,7 @@ def key(model: Any) -> dict[str, Any]:
 
 
 def known_errors(folder: Path, model: Any) -> dict[str, float]:
-    """The relative errors of passes that were verified on such a machine; none while a bundle is being prepared."""
+    """Relative errors of passes verified on such a machine; none while a bundle is being prepared."""
     if TARGET in os.environ or not (folder / VERIFIED).is_file():
         return {}
     told = read_object(folder / VERIFIED)
@@ -55,7 +55,7 @@ def known_errors(folder: Path, model: Any) -> dict[str, float]:
 
 
 def save(model: Any, records: Sequence[Record]) -> None:
-    """Write what this process verified and compiled, where it was started for that."""
+    """Save what this process verified and compiled, if it was started for that."""
     if TARGET not in os.environ:
         return
     folder = Path(os.environ[TARGET])

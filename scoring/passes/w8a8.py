@@ -1,4 +1,4 @@
-"""Encoders' products in eight bits on the fused stack, kept only where they are faster by measurement."""
+"""Encoder products in eight bits on the fused stack, kept only if they are measured to be faster."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 SHAPE = (32, 128)  # batch and length of the race: throughput is what the pass is for
-_CALIBRATION = 7  # seed of the batches that weigh channels: not those that the pass is verified on
+_CALIBRATION = 7  # seed of the calibration batches, which differ from those of the verification
 _DEPTH = 32  # numbers that an eight-bit matrix unit multiplies at once
 
 #: (model, forward, shape) -> milliseconds
@@ -32,7 +32,7 @@ class W8A8(Pass):
         self._timer = timer
 
     def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Applicability:
-        """Taken for cost, on top of fused_encoder; for latency only where it is forced."""
+        """Take it for cost, on top of fused_encoder; for latency only if it is forced."""
         below = self.fused.applies(facts, hardware, objective)
         if not below.take:
             return Applicability(False, f"it builds on fused_encoder: {below.reason}")
@@ -45,7 +45,7 @@ class W8A8(Pass):
         return Applicability(True, "products that follow a norm in int8, if that is faster here")
 
     def apply(self, model: Any) -> Applied:
-        """Raises PassRefused, with both times, where eight bits are no faster."""
+        """Quantize the stack; raises PassRefused, with both times, if eight bits are no faster."""
         from scoring.encoder.inductor import milliseconds
         from scoring.encoder.smoothquant import narrow_layers
         from scoring.encoder.verify import probes

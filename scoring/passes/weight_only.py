@@ -1,4 +1,4 @@
-"""int8 weights for decode steps of one or two sequences, which wait for nothing but the bytes of the weights."""
+"""int8 weights for decode steps of one or two sequences, which are bound by the bytes of the weights."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -28,7 +28,7 @@ class WeightOnly(Pass):
         self._timer = timer  # milliseconds a step of one sequence
 
     def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Applicability:
-        """Taken for latency, on top of static_decode, for models large enough and where half as much again fits."""
+        """Take it for latency, on top of static_decode, for large models and with memory for half as much again."""
         below = self.decode.applies(facts, hardware, objective)
         if not below.take:
             return Applicability(False, f"it builds on static_decode: {below.reason}")
@@ -46,7 +46,7 @@ class WeightOnly(Pass):
         return Applicability(True, f"int8 weights{shipped} beside the 16-bit ones, one scale a row")
 
     def apply(self, model: Any) -> Applied:
-        """Raises PassRefused where memory is short, or, with both times, where int8 weights are no faster."""
+        """Add int8 weights; raises PassRefused if memory is short, or, with both times, if they are no faster."""
         import torch
 
         from scoring.decoder.verify import step_ms

@@ -32,7 +32,7 @@ class ZeroInference(Pass):
         self._forced = forced
 
     def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Applicability:
-        """Taken where the weights do not fit one GPU, or when forced."""
+        """Take it if the weights do not fit one GPU, or if forced."""
         if self._forced:
             return Applicability(True, "forced on: parameters wait in host memory")
         if hardware.device != "cuda":
@@ -45,7 +45,7 @@ class ZeroInference(Pass):
         )
 
     def apply(self, model: Any) -> Applied:
-        """Raises PassRefused where DeepSpeed cannot take the model over; the model must be on the CPU, or fit."""
+        """Hand the model to DeepSpeed; raises PassRefused if it fails. The model must be on the CPU, or fit."""
         import torch
 
         from scoring.passes.hf_verify import reload
@@ -80,7 +80,7 @@ class ZeroInference(Pass):
         zero = {
             "stage": 3,
             "offload_param": offload,
-            "memory_efficient_linear": False,  # it would replace torch's own for the whole process
+            "memory_efficient_linear": False,  # it would replace torch's own linear for the whole process
             # A layer is fetched while the one before computes; no weight is kept for the next token.
             "stage3_prefetch_bucket_size": FETCHED_LAYERS * layer,
             "stage3_max_live_parameters": LIVE_LAYERS * layer,

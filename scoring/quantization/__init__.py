@@ -1,1 +1,1 @@
-"""int8 weights: how rows are quantized, how they lie in a model folder, and how they are read."""
+"""int8 weights: quantization by row, their layout in a model folder, and their loading."""

@@ -1,7 +1,7 @@
-"""Reads folders whose weights were quantised once, when the bundle was generated, as `int8_layout` has them.
+"""Reads folders whose weights were quantised when the bundle was generated, in the form of `quantization.layout`.
 
-Quantising what was widened gives the same int8 numbers again, in every type that is served: a row's largest number is
-one of bfloat16's, so that 127 times its scale is read back as it was, and nothing else is off by half a step.
+Quantising a widened weight gives the same int8 numbers again, in every dtype that is served: a row's largest number is
+rounded to bfloat16, so that 127 times its scale is read back exactly, and no other number is off by half a step.
 """
 
 from collections.abc import Iterator
@@ -17,40 +17,40 @@ from scoring.model_files.shards import read_shard_names
 from scoring.quantization.int8 import LEAST
 from scoring.quantization.layout import PACKED, SCALE, SHAPE, WEIGHT, is_shipped, quantization_of
 
-_AT_ONCE = 1 << 22  # numbers that are widened at once: a float32 copy of more is never made
+_AT_ONCE = 1 << 22  # numbers widened at once, which bounds the float32 copy
 
 
 def scales(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """float32 [N, 1]: one a row of a weight that will be widened to `dtype`."""
+    """Scales, float32 [N, 1], one per row, of a weight that will be widened to `dtype`."""
     largest = _told_apart(weight, dtype).abs().amax(1, keepdim=True).bfloat16().float()
     return largest.clamp(min=LEAST, max=torch.finfo(dtype).max) / 127
 
 
 def quantize(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """int8 [N, K], symmetric, and the `scales` of a weight that will be widened to `dtype`."""
+    """Quantize a weight that will be widened to `dtype`: int8 [N, K], symmetric, and its `scales`."""
     scale = scales(weight, dtype)
     return (_told_apart(weight, dtype) / scale).round().clamp(-127, 127).to(torch.int8), scale
 
 
 def _told_apart(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """In float32; where float16 has fewer steps than int8, in rows of tiny numbers, only its own are told apart."""
+    """Weight in float32, for float16 rounded to it first: in rows of tiny numbers it has fewer steps than int8."""
     return (weight.half() if dtype == torch.float16 else weight).float()
 
 
 def pack(narrow: Tensor) -> Tensor:
-    """int32 [N, ceil(K / 4)] of int8 [N, K]."""
+    """Pack int8 [N, K] into int32 [N, ceil(K / 4)]."""
     padded = torch.zeros(narrow.shape[0], -(-narrow.shape[1] // 4) * 4, dtype=torch.uint8)
     padded[:, : narrow.shape[1]] = narrow.view(torch.uint8) ^ 128
     return padded.view(torch.int32)
 
 
 def unpack(packed: Tensor, columns: int) -> Tensor:
-    """int8 [N, columns] of int32 [N, ceil(columns / 4)], on its device."""
+    """Unpack int32 [N, ceil(columns / 4)] to int8 [N, columns], on its device."""
     return (packed.view(torch.uint8)[:, :columns] ^ 128).view(torch.int8)
 
 
 def widen(narrow: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """The weight [N, K] in `dtype`, on the device of int8 [N, K] and its scales [N, 1]."""
+    """Widen int8 [N, K] with scales [N, 1] to the weight [N, K] in `dtype`, on their device."""
     wide = torch.empty(narrow.shape, dtype=dtype, device=narrow.device)
     count = max(1, _AT_ONCE // narrow.shape[1])
     for start in range(0, narrow.shape[0], count):
@@ -60,10 +60,10 @@ def widen(narrow: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def from_pretrained(cls: Any, folder: Path, **options: Any) -> Any:
-    """`cls.from_pretrained` of a folder, auto class or not; int8 weights are widened on the device that they go to.
+    """Call `cls.from_pretrained` on a folder, auto class or not; int8 weights are widened on their target device.
 
-    The model is as one that was loaded from wide weights, and its config says nothing of int8. Raises what transformers
-    raises, and WeightsUnreadable for weights quantised in another way and for a scale that is missing.
+    The model is like one loaded from wide weights, and its config does not mention int8. Raises what transformers
+    raises, and WeightsUnreadable for weights quantised in another way or for a missing scale.
     """
     told = quantization_of(folder)
     if not told:
@@ -94,7 +94,7 @@ def from_pretrained(cls: Any, folder: Path, **options: Any) -> Any:
 
 
 class _Stored:
-    """A tensor in a file, read when transformers takes all of it, `[...]`: what its own loader gets of safetensors."""
+    """A tensor in a file, read when transformers takes all of it by `[...]`, like a slice of safetensors."""
 
     def __init__(self, file: Any, name: str) -> None:
         self._file, self._name = file, name
@@ -105,7 +105,7 @@ class _Stored:
 
 
 class _Rows(_Stored):
-    """An int8 weight in a file, which is copied to a device as it is and widened there."""
+    """An int8 weight in a file, copied to a device as int8 and widened there."""
 
     def __init__(self, packed: _Stored, scale: _Stored, columns: int, device: torch.device, dtype: torch.dtype) -> None:
         self._packed, self._scale, self._columns, self._device, self._dtype = packed, scale, columns, device, dtype
@@ -116,7 +116,7 @@ class _Rows(_Stored):
 
 
 def _weights(folder: Path, device: torch.device, dtype: torch.dtype) -> dict[str, _Stored]:
-    """{name in the checkpoint: where it is}, each int8 weight under the name that it had when it was wide."""
+    """Map from names in the checkpoint to tensors in files; an int8 weight has the name of its wide form."""
     stored: dict[str, _Stored] = {}
     for path in _files(folder):
         file = safe_open(path, framework="pt", device="cpu")

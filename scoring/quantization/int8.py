@@ -1,13 +1,13 @@
-"""Numbers in eight bits as all of this package has them: symmetric, one float32 scale a row."""
+"""Eight-bit quantization used throughout this package: symmetric, one float32 scale per row."""
 
 import torch
 from torch import Tensor
 
-LEAST = 1e-12  # of a row's largest number, so that a row of zeros divides by something
+LEAST = 1e-12  # lower bound of a row's largest number, so that a row of zeros is not divided by zero
 
 
 def quantize_per_row(x: Tensor, kind: torch.dtype = torch.int8) -> tuple[Tensor, Tensor]:
-    """x [R, K] in int8, or a float8 type: values [R, K], and the scales [R, 1] that they are to be multiplied by."""
+    """Quantize x [R, K] to int8 or a float8 type: values [R, K], and scales [R, 1] by which to multiply them."""
     largest = 127.0 if kind == torch.int8 else torch.finfo(kind).max
     scale = x.abs().amax(-1, keepdim=True).float().clamp_min(LEAST) / largest
     values = x.float() / scale

@@ -1,4 +1,4 @@
-"""How int8 weights lie in a model folder: compressed-tensors' own layout, told without torch.
+"""Layout of int8 weights in a model folder: compressed-tensors' own, described without torch.
 
 A product's int8 weight [N, K] is `X.weight_packed`, int32 [N, K/4]: four numbers in each, plus 128, the first lowest.
 `X.weight_scale` [N, 1] is float32, `X.weight_shape` N and K; row n is what it holds times its scale. Other servers read
@@ -17,7 +17,7 @@ WEIGHT, PACKED, SCALE, SHAPE = ".weight", ".weight_packed", ".weight_scale", ".w
 
 
 def quantization_of(folder: Path) -> dict[str, Any]:
-    """What config.json says of a folder's quantisation; empty where there is none, or no config."""
+    """The `quantization_config` in a folder's config.json; empty without one, or without a config."""
     try:
         told = read_object(folder / "config.json").get("quantization_config")
     except LoadError:
@@ -26,7 +26,7 @@ def quantization_of(folder: Path) -> dict[str, Any]:
 
 
 def config_of() -> dict[str, Any]:
-    """The `quantization_config` of such a folder, but for its `ignore`."""
+    """The `quantization_config` of a folder with int8 weights, without its `ignore`."""
     weights = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel", "dynamic": False}
     group = {"targets": ["Linear"], "weights": weights, "format": FORMAT}
     return {
@@ -38,7 +38,7 @@ def config_of() -> dict[str, Any]:
 
 
 def is_shipped(told: Mapping[str, Any]) -> bool:
-    """Whether a `quantization_config` is of the kind that is read here: int8 weights, one scale a row, no more."""
+    """Return True if a `quantization_config` is of the supported kind: int8 weights, one scale per row, no more."""
     groups = told.get("config_groups")
     if told.get("quant_method") != METHOD or told.get("format") != FORMAT or not isinstance(groups, dict):
         return False

@@ -1,4 +1,4 @@
-"""The tasks: their schemas as data here, one module each for what they compute."""
+"""Registry of tasks: their schemas, as data, and the modules that implement them."""
 
 import difflib
 import importlib
@@ -139,7 +139,7 @@ _TABLE = (
         summary="Fills the masks of a text.",
         parameters=s.FillMaskParameters,
         input=s.Text,
-        # [MASK] is understood whatever the tokenizer calls its mask.
+        # [MASK] is accepted whatever the tokenizer calls its mask.
         sample={"inputs": "Paris is the [MASK] of France."},
         response={
             "anyOf": [_FILLINGS, {"type": "array", "items": _FILLINGS, "description": "With several masks in a text."}]

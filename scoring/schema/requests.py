@@ -1,4 +1,4 @@
-"""What each task takes and answers: parameters, inputs, a sample; no torch here, so that generation can read it.
+"""Requests and answers of each task: parameters, inputs, a sample; no torch here, so that the generator can read it.
 
 Parameter names and defaults follow the Hugging Face pipelines, whose shapes the answers have.
 """
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from scoring.errors import InvalidInput, InvalidParameter
 
-#: What any one request may hold: more than a model can make use of, and little enough to be read at once.
+#: Bounds of any one request: more than a model can use, and little enough to be read at once.
 MOST = 2**31 - 1  # of any count; the model's context, its labels and its vocabulary bound it further
 MOST_STOPS, MOST_STOP_CHARACTERS = 16, 256
 MOST_WORDS, MOST_WORD_CHARACTERS = 4096, 256  # labels, targets, names
@@ -202,7 +202,7 @@ Conversation = Annotated[list[Message], Field(min_length=1, max_length=MOST_MESS
 
 @dataclass(frozen=True)
 class TaskSchema:
-    """Everything about a task that is data: what generation, docs, dialects and hosts read."""
+    """The declarative part of a task, read by the generator, docs, dialects and hosts."""
 
     name: str
     summary: str

@@ -1,1 +1,1 @@
-"""JSON as every host sends and takes it, and JSON files whoever wrote them."""
+"""JSON as every host sends and takes it, and untrusted JSON files."""

@@ -1,4 +1,4 @@
-"""JSON as every host sends it, and as every host takes it."""
+"""JSON bodies as every host sends and takes them."""
 
 import json
 import re
@@ -8,10 +8,10 @@ import pydantic_core
 
 from scoring.errors import InvalidJson
 
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")  # JSON can spell half a pair, which has no UTF-8 form
-#: Most bytes of JSON that a character has, as an escape, and a number of 64 bits with what parts it from the next.
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")  # half a surrogate pair has no UTF-8 form
+#: Most bytes in JSON of a character, as an escape, and of a 64-bit number with its separator.
 CHARACTER_BYTES, NUMBER_BYTES = 6, 25
-#: Levels of a request; no form of one has half as many, and a parser that goes further runs out of its stack.
+#: Levels of a request; no request form has half as many, and deeper ones may exhaust a parser's stack.
 _DEEPEST = 64
 
 
@@ -35,7 +35,7 @@ def read_json(raw: str) -> Any:
 
 
 def has_lone_surrogates(raw: str, value: Any) -> bool:
-    """Whether a value, parsed from `raw` and not too deep, has a text without a UTF-8 form."""
+    """Return True if a value, parsed from `raw` and not too deep, has a string without a UTF-8 form."""
     if not _SURROGATE.search(raw):
         return False
     try:
@@ -46,7 +46,7 @@ def has_lone_surrogates(raw: str, value: Any) -> bool:
 
 
 def is_too_deep(raw: str, value: Any) -> bool:
-    """Whether a value, parsed from `raw`, has more levels than any that is read here."""
+    """Return True if a value, parsed from `raw`, has more levels than are accepted."""
     if raw.count("[") + raw.count("{") <= _DEEPEST:
         return False
     level = [value]
@@ -67,21 +67,21 @@ def _refuse_constant(name: str) -> float:
 
 
 def text_bytes(text: str) -> int:
-    """Bytes that a text takes of JSON."""
+    """Bytes that a text takes in JSON."""
     return len(pydantic_core.to_json(text))
 
 
 def dumps(value: Any) -> bytes:
-    """UTF-8 and compact; half a surrogate pair, echoed in an error, becomes `?`. Raises ValueError for NaN.
+    """Serialise to compact UTF-8; half a surrogate pair, echoed in an error, becomes `?`; raises ValueError for NaN.
 
-    pydantic's serialiser writes the numbers of a vector in a tenth of the standard library's time. What it does not
-    take, or writes as JSON has no word for, goes the standard library's way.
+    pydantic's serialiser writes the numbers of a vector in a tenth of the standard library's time. Values it does not
+    take, or does not write as valid JSON, go to the standard library.
     """
     try:
         body = pydantic_core.to_json(value, inf_nan_mode="constants")
     except pydantic_core.PydanticSerializationError:
         body = b"NaN"
-    # One byte is looked for much faster than a word, and a vector's text has neither letter.
+    # A single byte is found much faster than a word, and a vector's text has neither letter.
     if (b"N" in body and b"NaN" in body) or (b"I" in body and b"Infinity" in body):
         text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
         return text.encode(errors="replace")

@@ -1,4 +1,4 @@
-"""JSON that comes out of a model folder or a bundle, whoever wrote it: one way to read it, and typed looks into it."""
+"""Untrusted JSON files of a model folder or a bundle: one way to read them, and typed access to their values."""
 
 import json
 from collections import Counter
@@ -25,10 +25,10 @@ T = TypeVar("T")
 
 
 def parse(raw: bytes) -> Any:
-    """The value of UTF-8 JSON; raises ValueError, whose text says in words what else it is.
+    """Parse UTF-8 JSON; raises ValueError, whose text says what is wrong with it.
 
-    Refused are a byte order mark, a name twice in one object, NaN, half a surrogate pair and what is nested too deeply.
-    Infinity is taken: transformers writes it, for Mamba's time steps.
+    Refused are a byte order mark, a name twice in one object, NaN, half a surrogate pair and too deep nesting.
+    Infinity is accepted: transformers writes it, for Mamba's time steps.
     """
     if raw.startswith(_MARKS):
         raise ValueError("it begins with a byte order mark")
@@ -47,7 +47,7 @@ def parse(raw: bytes) -> Any:
 
 
 def read_file(path: Path, error: type[MiiAzureError] = LoadError, hint: str = "Copy the file again.") -> Any:
-    """The value of a JSON file; raises `error`, with the file's name, where it is none, or larger than LARGEST_FILE."""
+    """Read the value of a JSON file; raises `error`, with the file's name, if it is invalid or exceeds LARGEST_FILE."""
     try:
         with path.open("rb") as file:
             raw = file.read(LARGEST_FILE + 1)
@@ -62,7 +62,7 @@ def read_file(path: Path, error: type[MiiAzureError] = LoadError, hint: str = "C
 def read_object(
     path: Path, error: type[MiiAzureError] = LoadError, hint: str = "Copy the file again."
 ) -> dict[str, Any]:
-    """The object of a JSON file; raises `error` as `read_file` does, and for any other value."""
+    """Read the object of a JSON file; raises `error` as `read_file` does, and for any other value."""
     value = read_file(path, error, hint)
     if not isinstance(value, dict):
         raise error(f"{path.name} is not a JSON object.", hint, str(path))
@@ -70,7 +70,7 @@ def read_object(
 
 
 def typed(value: Any, kind: type[T], what: str) -> T:
-    """`value` itself, if it is of that kind; raises TypeError with a sentence that begins with `what` if not.
+    """Return `value` if it is of that kind; else raise TypeError with a sentence that begins with `what`.
 
     true and false are no numbers; a whole number is also a number.
     """
@@ -81,7 +81,7 @@ def typed(value: Any, kind: type[T], what: str) -> T:
 
 
 def told(value: Any) -> str:
-    """The kind of a JSON value, in words."""
+    """Name of a JSON value's kind, in words."""
     return "nothing" if value is None else _WORDS.get(type(value), type(value).__name__)
 
 

@@ -1,4 +1,4 @@
-"""What every task is: encode on the caller's thread, forward on the inference thread, decode on the caller's."""
+"""Base of every task: encode on the caller's thread, forward on the inference thread, decode on the caller's."""
 
 import inspect
 import logging
@@ -21,19 +21,19 @@ from scoring.telemetry.statistics import Statistics
 
 logger = logging.getLogger("mii_azure.tasks")
 
-#: Texts of different lengths, whose answers alone and together tell whether padding changes any; in English and the
-#: shorter for models of few positions.
+#: Texts of different lengths, whose answers alone and together show whether padding changes any; in English, and the
+#: shorter one for models of few positions.
 _RAGGED = ("Rain.", "It rained on Monday, and the old bridge over the river was closed until noon.")
-_PROBED = 24  # tokens of the longest of them
+_PROBED = 24  # tokens of the longest probe
 
 
 class Task(ABC):
     """One task over one loaded model."""
 
-    unit: ClassVar[str] = "tokens"  # of a row's footprint
-    smaller: ClassVar[str] = "Send fewer inputs at once."  # what makes a reply smaller
+    unit: ClassVar[str] = "tokens"  # unit of a row's footprint
+    smaller: ClassVar[str] = "Send fewer inputs at once."  # remedy for too large a reply
     name: ClassVar[str]
-    auto_class: ClassVar[str]  # of transformers
+    auto_class: ClassVar[str]  # auto class of transformers
 
     def __init__(self, loaded: Loaded, name: str) -> None:
         self.loaded = loaded
@@ -58,10 +58,10 @@ class Task(ABC):
         """
 
     def examine(self) -> None:
-        """Find out which rows may share a forward, from the model in its plain form. Inference thread only."""
+        """Determine which rows may share a forward, from the model in its plain form. Inference thread only."""
         try:
             rows, twins = self._probes()
-        except Exception as error:  # the sample will tell whether that is a defect
+        except Exception as error:  # the sample request will show whether that is a defect
             self.company = Company("none", f"no rows could be made to try: {type(error).__name__}")
         else:
             if not rows:
@@ -71,20 +71,20 @@ class Task(ABC):
         logger.info("batches hold rows of %(rows)s: %(reason)s", self.company.to_dict())
 
     def judge(self, rows: Sequence[Row], twins: Sequence[Row]) -> Company:
-        """What rows of different lengths, and others of one length, tell of the company that a row may have."""
+        """Judge from rows of different lengths, and others of one length, which rows may share a forward."""
         return judge(self.model, rows, twins, self.measure)
 
     def measure(self, model: Any, rows: Sequence[Row]) -> list[torch.Tensor]:
-        """Per row the numbers that its answer is made from, float32 on the CPU, of the rows as one batch."""
+        """Run the rows as one batch; per row the numbers from which its answer is made, float32 on the CPU."""
         raise NotImplementedError
 
     def probe(self, text: str) -> dict[str, list[int]]:
-        """A text as the features of a row of this task; empty for tasks whose rows are no tokens."""
+        """Features of a text as a row of this task; empty for tasks whose rows are not tokens."""
         return {}
 
     def _probes(self) -> tuple[list[Row], list[Row]]:
         """Rows of different lengths, and rows of one length: the longest, and the same with its tokens in reverse."""
-        # Two tokens may follow, and where positions change with the length they are not to change here.
+        # Two tokens may follow, and length-dependent positions must not change here.
         bounds = [self.loaded.context_length, *(change.tokens for change in self.rotary)]
         most = max(2, min(_PROBED, *(bound - 2 for bound in bounds)))
         short, long = (self.probe(text) for text in _RAGGED)
@@ -97,7 +97,7 @@ class Task(ABC):
         return [Row(short, 0), Row(long, 0)], [Row(long, 0), Row(twin, 0)]
 
     def slots(self, limits: Limits) -> Slots | None:
-        """What runs rows with the key SLOTS, where there is such a thing."""
+        """Runner of rows with the key SLOTS, or None."""
         return None
 
     @abstractmethod
@@ -105,19 +105,19 @@ class Task(ABC):
         """Turn the outputs of one input's rows into the answer, in the Hugging Face pipeline's shape for one input."""
 
     def collect(self, answers: list[Any], single: bool, parameters: Strict) -> Any:
-        """The canonical answer of a request: one answer, or the list of them."""
+        """The canonical answer of a request: one answer, or a list of them."""
         return answers[0] if single else answers
 
     def plain(self, answer: Any) -> Any:
-        """One answer as Azure ML's own model images give it: bare text where there is one."""
+        """One answer as Azure ML's own model images return it: bare text if it has any."""
         return answer
 
     def table(self, answers: list[Any]) -> list[Any]:
-        """A request's answers as Azure ML's own model images list them."""
+        """Answers of a request as Azure ML's own model images list them."""
         return [self.plain(answer) for answer in answers]
 
     def answer_bytes(self, value: Any, parameters: Any, rows: Sequence[Row]) -> int:
-        """Most bytes that the answer to one encoded input takes of a reply."""
+        """Most bytes that the answer to one encoded input takes in a reply."""
         return 0
 
     def most_bytes(self, limits: Limits) -> int:
@@ -125,9 +125,9 @@ class Task(ABC):
         return limits.max_answer_bytes
 
     def warm_up(self) -> None:
-        """Run the sample once, so that the first request does not pay for lazy initialisation.
+        """Run the sample once, so that the first request does not wait for lazy initialisation.
 
-        Raises LoadError where the model refuses every form of it.
+        Raises LoadError if the model refuses every form of it.
         """
         refusals: list[RequestError] = []
         for inputs, parameters in self.samples():
@@ -142,7 +142,7 @@ class Task(ABC):
         raise self._unanswerable(next((each for each in refusals if isinstance(each, PromptTooLong)), refusals[0]))
 
     def samples(self) -> Iterator[tuple[Any, dict[str, Any]]]:
-        """Inputs with their parameters to warm up on, the usual one first, then what takes less of a context."""
+        """Inputs with their parameters to warm up on: the usual one first, then shorter ones."""
         sample = self.schema.sample
         inputs = sample["inputs"]
         value = inputs[0] if isinstance(inputs, list) and self.schema.name != "conversational" else inputs
@@ -160,7 +160,7 @@ class Task(ABC):
         return LoadError(f"The model cannot answer any sample of {self.schema.name}: {refusal.message}", remedy)
 
     def check_length(self, length: int, item: int, remedy: str) -> None:
-        """Raise PromptTooLong when a row has more tokens than the model's context."""
+        """Raise PromptTooLong if a row has more tokens than the model's context."""
         if length > self.loaded.context_length:
             raise PromptTooLong(
                 f"The text has {length} tokens; the model takes {self.loaded.context_length}.",
@@ -172,7 +172,7 @@ class Task(ABC):
 class EncoderTask(Task):
     """A task whose forward is one pass of an encoder over padded rows."""
 
-    #: What answers are read from, by the names of transformers' outputs.
+    #: Names of the transformers outputs from which answers are read.
     _read = ("logits", "start_logits", "end_logits", "last_hidden_state")
 
     def __init__(self, loaded: Loaded, name: str) -> None:
@@ -180,10 +180,10 @@ class EncoderTask(Task):
         config = loaded.model.config
         accepted = set(inspect.signature(type(loaded.model).forward).parameters)
         if getattr(config, "type_vocab_size", 2) < 2:
-            accepted.discard("token_type_ids")  # the one type there is, is the model's own default
+            accepted.discard("token_type_ids")  # with a single type, the model's default is the same
         self._inputs = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in accepted]
         self.side: str = self.tokenizer.padding_side
-        # A model that looks for its padding looks for what its config names.
+        # A model that searches for padding searches for its config's token.
         pads = (getattr(config, "pad_token_id", None), self.tokenizer.pad_token_id, 0)
         self.pad_id: int = next(pad for pad in pads if pad is not None and 0 <= pad < vocabulary(config))
 
@@ -199,7 +199,7 @@ class EncoderTask(Task):
         return encoded
 
     def row(self, encoded: Any, item: int, **rest: Any) -> Row:
-        """A row of what the model takes of an encoding; some tokenizers give token types to models that have none."""
+        """Make a row of the features that the model takes; some tokenizers give token types to models without any."""
         row = Row({name: encoded[name] for name in self._inputs if name in encoded}, item, **rest)
         row.key = (
             self.company.key(row.tokens),
@@ -209,7 +209,7 @@ class EncoderTask(Task):
         return row
 
     def kin(self, row: Row) -> Hashable:
-        """What the task itself wants equal among the rows of a batch."""
+        """Key that the task itself requires to be equal among the rows of a batch."""
         return None
 
     def forward(self, rows: Sequence[Row], between: Between = nothing) -> list[Any]:
@@ -217,7 +217,7 @@ class EncoderTask(Task):
             return self.split(self.run(rows), rows)
 
     def run(self, rows: Sequence[Row]) -> Any:
-        """The model's output for rows as one batch."""
+        """Run the model on rows as one batch."""
         if self.rotary:
             dynamic_rotary.forget(self.model)
         return self.model(**self.pad(rows))
@@ -227,13 +227,13 @@ class EncoderTask(Task):
         """Cut the model's output into one float32 CPU tensor (or tuple) per row, padding removed."""
 
     def live(self, values: torch.Tensor, rows: Sequence[Row]) -> list[torch.Tensor]:
-        """Each row's own positions of an output [B, S, ...], padding cut off."""
+        """Cut an output [B, S, ...] to each row's own positions, without padding."""
         if self.side == "right":
             return [each[: row.tokens] for each, row in zip(values, rows, strict=True)]
         return [each[max(0, len(each) - row.tokens) :] for each, row in zip(values, rows, strict=True)]
 
     def pad(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
-        """Pad rows on the model's side into model inputs, each [B, S] int64."""
+        """Pad rows, on the side that the model needs, into model inputs, each [B, S] int64."""
         longest = max(row.tokens for row in rows)
         fill = {
             "input_ids": self.pad_id,
@@ -255,7 +255,7 @@ class EncoderTask(Task):
         return self.row(self.call_tokenizer(text), 0).features
 
     def judge(self, rows: Sequence[Row], twins: Sequence[Row]) -> Company:
-        """As ever; padding may also stand on the other side than the tokenizer's, where only that changes nothing."""
+        """Judge as the base does; pads on the side opposite to the tokenizer's if only that changes nothing."""
         own = self.side
         found = super().judge(rows, twins)
         if found.mates == "equal":
@@ -280,7 +280,7 @@ class EncoderTask(Task):
         return [torch.cat(own) for own in found]
 
     def require_offsets(self) -> None:
-        """Raise LoadError for a tokenizer that cannot say where its tokens lie in the text."""
+        """Raise LoadError for a tokenizer without character offsets of its tokens."""
         if not self.tokenizer.is_fast:
             raise LoadError(
                 f"{type(self.tokenizer).__name__} gives no character offsets, which {self.schema.name} needs.",
@@ -289,13 +289,13 @@ class EncoderTask(Task):
 
 
 def _of_length(ids: list[int], length: int) -> list[int]:
-    """Tokens cut or repeated to a length, the last of them kept at the end: heads may look for it."""
+    """Tokens cut or repeated to a length, with the last one kept at the end, where heads may look for it."""
     body = ids[:-1] or ids
     return [*(body * length)[: length - 1], ids[-1]]
 
 
 def shorter(value: Any) -> Any:
-    """A sample's inputs cut to a word each; of a text with a mask, to the mask."""
+    """Inputs of a sample cut to a word each; a text with a mask is cut to the mask."""
     if isinstance(value, dict):
         return {name: text if name == "role" else shorter(text) for name, text in value.items()}
     if isinstance(value, list):
@@ -304,6 +304,6 @@ def shorter(value: Any) -> Any:
 
 
 def vocabulary(config: Any) -> int:
-    """Token ids that a model has embeddings for; without bound where its config does not say."""
+    """Number of token ids for which a model has embeddings; unbounded if its config does not say."""
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     return int(getattr(text, "vocab_size", 0) or 0) or 1 << 62

@@ -11,7 +11,7 @@ from scoring.schema.requests import EmbeddingParameters
 from scoring.strict_json.body import NUMBER_BYTES
 from scoring.tasks.base import EncoderTask
 
-#: Pooling and normalize where the deployment says nothing.
+#: Pooling and normalize unless the deployment sets them.
 _DEFAULTS = {"feature-extraction": ("none", False), "sentence-embeddings": ("mean", True)}
 
 
@@ -43,7 +43,7 @@ class Embeddings(EncoderTask):
         return [vector.cpu() for vector in vectors]
 
     def _pool(self, states: torch.Tensor, parameters: EmbeddingParameters) -> torch.Tensor:
-        """[S, H] to [H], or to [1, S, H] for "none"."""
+        """Pool [S, H] to [H], or to [1, S, H] for "none"."""
         pooling = parameters.pooling or self._pooling
         if pooling == "mean":
             vector = states.mean(0)

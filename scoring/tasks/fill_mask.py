@@ -19,13 +19,13 @@ Filling = dict[str, Any]
 
 #: Accepted in a text whatever the tokenizer's own mask token is.
 _MASKS = ("[MASK]", "<mask>")
-#: Of a filling's JSON beside its sequence; and how much longer than the text that may be, with a space between tokens.
+#: Bytes of a filling's JSON beside its sequence; and the most that spaces between tokens lengthen the text, a factor.
 _FILLING_BYTES, _SPACED = 128, 2
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to compute for one text."""
+    """Positions and tokens to compute for one text."""
 
     masks: list[int]  # positions in the row
     targets: list[int] | None  # only these token ids
@@ -41,10 +41,10 @@ class FillMask(EncoderTask):
 
     def __init__(self, loaded: Loaded, name: str) -> None:
         super().__init__(loaded, name)
-        # Properties of a tokenizer are slow.
+        # A tokenizer's properties are slow.
         self._mask, self._mask_id = self.tokenizer.mask_token, self.tokenizer.mask_token_id
         self._pad_id = self.tokenizer.pad_token_id
-        self._target_ids = lru_cache(8)(self._find_targets)  # of a request's inputs they are all the same
+        self._target_ids = lru_cache(8)(self._find_targets)  # the same for all inputs of a request
         if self._mask_id is None:
             raise LoadError("The tokenizer has no mask token.", "Choose a model that was trained to fill masks.")
 
@@ -70,18 +70,18 @@ class FillMask(EncoderTask):
     def answer_bytes(self, value: str, parameters: FillMaskParameters, rows: Sequence[Row]) -> int:
         wanted: Wanted = rows[0].extra
         choices = len(self.tokenizer) if wanted.targets is None else len(wanted.targets)
-        each = _FILLING_BYTES + _SPACED * text_bytes(value)  # which a filling repeats
+        each = _FILLING_BYTES + _SPACED * text_bytes(value)  # a filling repeats the text
         return len(wanted.masks) * min(wanted.top_k, choices) * each
 
     def _find_targets(self, words: tuple[str, ...]) -> list[int]:
-        """Token ids of the words; one that is no token of its own stands for its first sub-word."""
+        """Token ids of the words; a word that is no single token is represented by its first sub-word."""
         ids = dict.fromkeys(token for word in words for token in self._first_piece(word))
         if not ids:
             raise InvalidParameter("The tokenizer finds nothing in the targets.", where="parameters.targets")
         return list(ids)
 
     def _first_piece(self, word: str) -> list[int]:
-        """The token that is the word, else the first of those that spell it; none for white space."""
+        """Token of the word, else the first of its sub-word tokens; None for white space."""
         whole = self.tokenizer.convert_tokens_to_ids(word)
         if whole is not None and self.tokenizer.convert_ids_to_tokens(whole) == word:
             return [whole]
@@ -126,7 +126,7 @@ class FillMask(EncoderTask):
             "score": score,
             "token": token,
             "token_str": self.tokenizer.decode([token]),
-            # With several masks the special tokens stay, or the other masks would vanish.
+            # With several masks the special tokens are kept, or the other masks would vanish.
             "sequence": self.tokenizer.decode(filled, skip_special_tokens=single),
         }
 

@@ -1,4 +1,4 @@
-"""What generative tasks share: parameters to a generation config, batches, stop texts, streams and cancellation.
+"""Common part of generative tasks: parameters as a generation config, batches, stop texts, streams, cancellation.
 
 Greedy unless sampling is asked for, so that one request has one answer. Rows share a batch only when everything that
 `generate` takes is equal; a sampled row runs alone, on its own random numbers.
@@ -33,7 +33,7 @@ from scoring.tasks.base import Task
 from scoring.tasks.measuring import two_logits
 
 DEFAULT_NEW_TOKENS = 128
-#: Parameters that go to `generate` as they are, where they are given.
+#: Parameters passed on to `generate` unchanged, if given.
 _PASSED = (
     "top_k",
     "top_p",
@@ -46,9 +46,9 @@ _PASSED = (
     "early_stopping",
     "use_cache",
 )
-#: Given without do_sample, one of these means sampling.
+#: Each of these, given without do_sample, turns sampling on.
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
-#: Of a reply: what a generated token takes as text, and what it takes when it is told with its log-probability.
+#: Bytes of a reply that a generated token takes as text, and as an entry with its logprob.
 _TOKEN_BYTES, _TOLD_BYTES = 16, 96
 _COOLEST = 1e-3  # a temperature below this overflows logits and picks the same token anyway
 
@@ -57,13 +57,13 @@ Tokens = list[int]
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """What one row asks of `generate`; rows with equal settings may share a batch."""
+    """Settings of `generate` for one row; rows with equal settings may share a batch."""
 
     overrides: tuple[tuple[str, Any], ...]  # of the model's generation config
     stop: tuple[str, ...] = ()
-    length: int | None = None  # of the prompt, where padding would change the answer
-    details: int | None = None  # of each token with so many of the likeliest in its place; None: of none
-    salt: str = ""  # rows with another one share no prefix with it
+    length: int | None = None  # of the prompt, if padding would change the answer
+    details: int | None = None  # number of likeliest tokens to report for each token; None: no details
+    salt: str = ""  # rows with different salts share no prefix
 
     def __getitem__(self, name: str) -> Any:
         return dict(self.overrides)[name]
@@ -77,7 +77,7 @@ class Generative(Task):
     def __init__(self, loaded: Loaded, name: str) -> None:
         super().__init__(loaded, name)
         self.defaults: GenerationConfig = copy.deepcopy(loaded.model.generation_config)
-        loaded.model.generation_config.stop_strings = None  # `generate` wants the tokenizer for them, and gets it here
+        loaded.model.generation_config.stop_strings = None  # `generate` needs the tokenizer for them: handled here
         self.encoder_decoder = bool(loaded.model.config.is_encoder_decoder)
         eos = self.defaults.eos_token_id
         eos = self.tokenizer.eos_token_id if eos is None else eos
@@ -88,7 +88,7 @@ class Generative(Task):
         self._config = lru_cache(64)(self._make_config)  # copying the defaults costs as much as a step of one slot
 
     def samples(self) -> Iterator[tuple[Any, dict[str, Any]]]:
-        """Two tokens each: the step on the prompt, and one on the cache; of a tiny context one."""
+        """Samples of two tokens each, a prefill and one cached step; with a tiny context, one token."""
         for inputs, parameters in super().samples():
             yield inputs, {**parameters, "max_new_tokens": 2}
         for inputs, parameters in super().samples():
@@ -97,9 +97,9 @@ class Generative(Task):
     # -- on the caller's thread --------------------------------------------------------------------------------------
 
     def generation_rows(self, tokens: Tokens, parameters: Any, item: int, **overrides: Any) -> list[Row]:
-        """Check the parameters against the prompt and make its rows; raises InvalidParameter, PromptTooLong.
+        """Check the parameters against the prompt, and make its rows; raises InvalidParameter, PromptTooLong.
 
-        On slots each of several sampled answers is a row of its own, with a seed of its own; else one row has all.
+        On slots each of several sampled answers is a row of its own, with its own seed; otherwise one row has all.
         """
         if not tokens:
             raise InvalidInput("The tokenizer finds nothing in the text.", "Send visible text.", f"inputs[{item}]")
@@ -139,10 +139,10 @@ class Generative(Task):
         )
 
     def _key(self, settings: GenerationSettings, length: int) -> Hashable:
-        """On slots any rows share a batch; `generate` takes one config, and one stream of random numbers."""
+        """Batch key: on slots any rows share a batch; `generate` takes one config, and one stream of random numbers."""
         if self._slotted(settings, length):
             return SLOTS
-        # What the model's own stop texts end goes on as padding beside others, which need be no special token.
+        # A sequence ended by the model's own stop texts continues as padding, which need not be a special token.
         if settings["do_sample"] or self.defaults.stop_strings:
             return object()
         total = length if self.encoder_decoder else length + settings["max_new_tokens"]
@@ -189,7 +189,7 @@ class Generative(Task):
         return asked
 
     def _lengths(self, p: GenerationParameters, start: int, item: int) -> dict[str, int]:
-        """Most and least new tokens; `start` counts the tokens that the model continues."""
+        """Most and least new tokens; `start` is the number of tokens that the model continues."""
         context = self.loaded.context_length
         room = context - start
         if room < 1:
@@ -241,7 +241,7 @@ class Generative(Task):
         return int(own.max_new_tokens or DEFAULT_NEW_TOKENS)
 
     def _padding_matters(self, asked: dict[str, Any]) -> bool:
-        """Penalties look at all tokens before, the padding included: a decoder's prompt, and what an encoder read."""
+        """Return True if a penalty would see padding: in a decoder's prompt, or in an encoder's input."""
         own = self.defaults
         if (own.encoder_repetition_penalty or 1.0) != 1.0 or own.encoder_no_repeat_ngram_size:
             return True
@@ -256,7 +256,7 @@ class Generative(Task):
         return rows[0].answers * (own + self.repeated_bytes(value, parameters))
 
     def repeated_bytes(self, value: Any, parameters: Any) -> int:
-        """Bytes that each answer repeats of its input."""
+        """Bytes of its input that each answer repeats."""
         return 0
 
     # -- on the inference thread -------------------------------------------------------------------------------------
@@ -264,7 +264,7 @@ class Generative(Task):
     def forward(self, rows: Sequence[Row], between: Between = nothing) -> list[list[Tokens]]:
         """Generate for rows with equal keys; per row, the new tokens of each of its answers.
 
-        What follows a stop text is cut off with the text, in `text`.
+        A stop text and everything after it is cut off later, in `text`.
         """
         decoder = self.loaded.runtime.decoder
         if rows[0].key == SLOTS and decoder is not None:
@@ -310,7 +310,7 @@ class Generative(Task):
         return [answers[i : i + each] for i in range(0, len(answers), each)]
 
     def generation_config(self, settings: GenerationSettings) -> tuple[GenerationConfig, int | None]:
-        """The model's generation config with a row's settings, not to be changed, and the seed of a sampled row."""
+        """The model's generation config with a row's settings (read-only), and the seed of a sampled row."""
         seed = next((value for name, value in settings.overrides if name == "seed"), None)
         return self._config(tuple(pair for pair in settings.overrides if pair[0] != "seed")), seed
 
@@ -329,7 +329,7 @@ class Generative(Task):
         return two_logits(model, self._pad(rows, model.device), self.defaults, self.pad_id, self.eos)
 
     def _pad(self, rows: Sequence[Row], device: Any) -> dict[str, torch.Tensor]:
-        """Model inputs, each [B, S] int64: decoders are padded on the left, where nothing follows."""
+        """Pad rows into model inputs, each [B, S] int64; decoders on the left, so that new tokens follow the prompt."""
         longest = max(row.tokens for row in rows)
         batch = {}
         for name, fill in (("input_ids", self.pad_id), ("attention_mask", 0)):
@@ -342,7 +342,7 @@ class Generative(Task):
 
     @contextmanager
     def _random_numbers(self, seed: int | None) -> Iterator[None]:
-        """Draw from a seed of the row's own, and leave the process's generators as they were."""
+        """Use the row's own seed inside the context, and restore the process's generators after it."""
         device = self.loaded.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed or 0)
@@ -356,11 +356,11 @@ class Generative(Task):
         return text[: stop_at(text, stop)]
 
     def texts(self, rows: Sequence[Row], outputs: Sequence[list[Tokens]]) -> list[str]:
-        """The texts that the rows of an input were answered with."""
+        """The answers' texts of an input's rows."""
         return [self.text(tokens, rows[0].parameters.stop) for output in outputs for tokens in output]
 
     def detailed(self, entries: list[Any], rows: Sequence[Row], outputs: Sequence[list[Tokens]]) -> list[Any]:
-        """The answers of an input, with `details` where the request asks for them."""
+        """The answers of an input, with `details` if the request asks for them."""
         if rows[0].parameters.details is None:
             return entries
         details = [
@@ -381,12 +381,12 @@ class Generative(Task):
 
 
 def _until(tokens: Tokens, ends: Sequence[int]) -> Tokens:
-    """Tokens up to and with the first that is an end."""
+    """Tokens up to and including the first end token."""
     return next((tokens[: i + 1] for i, token in enumerate(tokens) if token in ends), tokens)
 
 
 def _chances(made: Any, start: int, most: int) -> list[list[TokenLogprob]]:
-    """Of each sequence that `generate` made, the chances of its tokens; beams change places from step to step."""
+    """Logprobs of the tokens of each sequence from `generate`; beams, which swap rows at each step, are traced."""
     beams = getattr(made, "beam_indices", None)
     found: list[list[TokenLogprob]] = [[] for _ in made.sequences]
     for step, logits in enumerate(made.logits[: made.sequences.shape[1] - start]):

@@ -1,4 +1,4 @@
-"""What a generative model computes for a batch, in numbers: the logits of its first tokens."""
+"""Measurement of a generative model on a batch: the logits of its first tokens."""
 
 import copy
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ _PLAIN = {"max_new_tokens": 2, "min_new_tokens": 2, "do_sample": False, "num_bea
 
 
 class Always(LogitsProcessor):  # type: ignore[misc]
-    """Has `generate` take one token, whatever the model would choose."""
+    """Makes `generate` take one token, whatever the model would choose."""
 
     def __init__(self, token: int) -> None:
         self._token = token
@@ -27,9 +27,9 @@ class Always(LogitsProcessor):  # type: ignore[misc]
 def two_logits(
     model: Any, batch: dict[str, Tensor], defaults: GenerationConfig, pad_id: int, eos: Sequence[int]
 ) -> list[Tensor]:
-    """Per row of a padded batch the logits of two tokens, [2, vocabulary]: after the prompt, and on the cache.
+    """Compute, per row of a padded batch, the logits of two tokens, [2, vocabulary]: by prefill, and by a cached step.
 
-    `defaults` is the model's own config of generation; of `eos` none is taken.
+    `defaults` is the model's own generation config; no token of `eos` is taken.
     """
     config = copy.deepcopy(defaults)
     config.update(**_PLAIN, min_length=0, pad_token_id=pad_id, eos_token_id=list(eos) or None, stop_strings=None)

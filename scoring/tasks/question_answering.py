@@ -25,7 +25,7 @@ from scoring.tasks.base import EncoderTask
 
 Answer = dict[str, Any]
 
-#: More windows than this over one context are refused before they are built.
+#: More windows over one context are refused before they are built.
 _MAX_WINDOWS = 1024
 _MAX_TOKENS = 1 << 19  # of one context, whatever the windows' length
 _ANSWER_BYTES = 96  # of an answer's JSON beside its text
@@ -33,14 +33,14 @@ _ANSWER_BYTES = 96  # of an answer's JSON beside its text
 
 @dataclass(frozen=True)
 class Window:
-    """Which part of the context a row shows."""
+    """The part of the context that a row shows."""
 
     at: int  # position in the row of the first context token
-    starts: list[int]  # per context token, the character where an answer from it on begins
-    ends: list[int]  # per context token, the character where an answer up to it ends
+    starts: list[int]  # per context token, the character at which an answer starting with it begins
+    ends: list[int]  # per context token, the character at which an answer ending with it ends
 
     def longest(self, tokens: int) -> int:
-        """Characters of the longest answer of so many tokens."""
+        """Characters of the longest answer of the given number of tokens."""
         last = len(self.ends) - 1
         return max(self.ends[min(at + tokens - 1, last)] - start for at, start in enumerate(self.starts))
 
@@ -83,7 +83,7 @@ class QuestionAnswering(EncoderTask):
 
     def _cut_question(self, question: str, length: int) -> str:
         options = {"add_special_tokens": False, "return_offsets_mapping": True}
-        most = min(length, self.loaded.context_length)  # more leave a context no room
+        most = min(length, self.loaded.context_length)  # more would leave no room for the context
         (question,) = self.call_tokenizer.bounded((question,), most, {"truncation": True, **options})
         with self.call_tokenizer.turn():
             offsets = self.tokenizer(question, **options)["offset_mapping"]
@@ -178,7 +178,7 @@ class QuestionAnswering(EncoderTask):
 
 
 def _characters(encoded: Any, positions: list[int], align_to_words: bool) -> tuple[list[int], list[int]]:
-    """Where answers may begin and end, per context token, as characters of the context."""
+    """Characters of the context at which answers may begin and end, per context token."""
     offsets = [encoded["offset_mapping"][i] for i in positions]
     starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
     if not align_to_words:

@@ -1,7 +1,7 @@
 """summarization and translation with encoder-decoder models; answers have the shape of the pipelines of old.
 
-What a model's config says for the task (`task_specific_params`: T5's prefixes, beams and lengths) is the default, as
-those pipelines had it.
+Defaults are those of the model's config for the task (`task_specific_params`: T5's prefixes, beams and lengths), as
+in those pipelines.
 """
 
 import re
@@ -15,7 +15,7 @@ from scoring.model.loaded import Loaded
 from scoring.schema.requests import SummarizationParameters, TranslationParameters
 from scoring.tasks.generation import Generative, Tokens
 
-#: What T5 was trained to call its languages.
+#: Names of languages with which T5 was trained.
 _T5_LANGUAGES = {"en": "English", "de": "German", "fr": "French", "ro": "Romanian"}
 _T5_TYPES = ("t5", "mt5", "umt5", "longt5")
 _T5_PREFIX = re.compile(r"translate \w+ to \w+: ")
@@ -25,7 +25,7 @@ Pair = tuple[str | None, str | None]  # languages from and to
 
 
 class SequenceToSequence(Generative):
-    """An encoder reads the text, a decoder writes the answer."""
+    """Encoder-decoder generation: an encoder reads the text, a decoder writes the answer."""
 
     auto_class = "AutoModelForSeq2SeqLM"
     answer_key: ClassVar[str]
@@ -35,17 +35,17 @@ class SequenceToSequence(Generative):
         self.tasks: dict[str, dict[str, Any]] = getattr(loaded.model.config, "task_specific_params", None) or {}
 
     def adopt(self, task: str) -> None:
-        """Make what the model's config says of a task the defaults of its requests."""
+        """Adopt the model config's parameters for a task as defaults of its requests."""
         known = self.defaults.to_dict()
         self.defaults.update(**{name: value for name, value in self.tasks.get(task, {}).items() if name in known})
 
     def prefix(self, task: str) -> str:
-        """What the model's config puts before the texts of a task."""
+        """Prefix that the model's config puts before the texts of a task."""
         return str(self.tasks.get(task, {}).get("prefix") or "")
 
     @abstractmethod
     def tokens(self, value: str, parameters: Any, options: dict[str, Any]) -> tuple[Tokens, dict[str, Any]]:
-        """Tokenise a text; with it, what `generate` has to know of it."""
+        """Tokenise a text; return it with the settings that `generate` needs for it."""
 
     def encode(self, value: str, parameters: Any, item: int) -> list[Row]:
         limit = self.loaded.context_length if parameters.truncation else None
@@ -108,7 +108,7 @@ class Translation(SequenceToSequence):
             self._check_fixed(self._default)
 
     def samples(self) -> Iterator[tuple[Any, dict[str, Any]]]:
-        """Between two of the model's languages, where it has to be told and the deployment says none."""
+        """Samples, between two of the model's languages if it needs them and the deployment sets none."""
         usual = list(super().samples())
         yield from usual
         codes = self._codes() if self._many else []

@@ -19,7 +19,7 @@ _LABEL_BYTES = 48  # of an entry's JSON beside its label
 
 
 class Mistaken:
-    """The key of a row that ends in what its model was lent as padding: no other row has it."""
+    """Unique key of a row that ends in the token used as its model's padding, so that it runs alone."""
 
 
 class TextClassification(EncoderTask):
@@ -32,14 +32,14 @@ class TextClassification(EncoderTask):
         super().__init__(loaded, name)
         config = loaded.model.config
         self._own_pad = getattr(config, "pad_token_id", None)
-        # A decoder's head reads the last token that is not its config's padding, and takes one row where that has none.
+        # A decoder's head reads the last token that is not its config's padding; without any, it takes one row only.
         self._lent = not config.is_encoder_decoder and self.pad_id != self._own_pad
         if self._lent:
             self.pad_id = self._unmistakable()
             lend(config, self.pad_id)
 
     def _unmistakable(self) -> int:
-        """A token id to pad with that ends no text: one that the tokenizer has no token for, else its padding."""
+        """Padding id that ends no text: one without a token in the tokenizer, else its padding token."""
         end = self.call_tokenizer("a")["input_ids"][-1:]
         unused = range(len(self.tokenizer), min(vocabulary(self.model.config), len(self.tokenizer) + 1))
         ids = (*unused, self.tokenizer.pad_token_id, self.tokenizer.unk_token_id, 0, 1)
@@ -62,7 +62,7 @@ class TextClassification(EncoderTask):
         if not isinstance(self.kin(rows[0]), Mistaken):
             return super().run(rows)
         lend(self.model.config, self._own_pad)
-        try:  # not through what passes put before the forward: graphs keep the padding that they were captured with
+        try:  # bypasses what passes put before the forward: graphs keep the padding with which they were captured
             return type(self.model).forward(self.model, **self.pad(rows))
         finally:
             lend(self.model.config, self.pad_id)
@@ -73,7 +73,7 @@ class TextClassification(EncoderTask):
 
     @cached_property
     def _label_bytes(self) -> int:
-        """Most that one label's entry takes of a reply."""
+        """Most bytes that one label's entry takes in a reply."""
         return max(map(text_bytes, self.model.config.id2label.values())) + _LABEL_BYTES
 
     def split(self, output: Any, rows: Sequence[Row]) -> list[torch.Tensor]:

@@ -42,7 +42,7 @@ class TextGeneration(Generative):
 
 
 class Conversational(Generative):
-    """Answers a conversation through the tokenizer's chat template; goes on with a last message of the assistant's."""
+    """Answers a conversation through the tokenizer's chat template; continues a last message of the assistant's."""
 
     name = "conversational"
     auto_class = "AutoModelForCausalLM"
@@ -56,7 +56,7 @@ class Conversational(Generative):
             )
 
     def samples(self) -> Iterator[tuple[Any, dict[str, Any]]]:
-        """With a system message too: some templates demand one, some refuse it."""
+        """Samples with and without a system message: some templates demand one, some refuse it."""
         usual = list(super().samples())
         yield from usual
         for messages, parameters in usual:
@@ -82,7 +82,7 @@ class Conversational(Generative):
                 )
         except RequestTimeout:
             raise
-        except Exception as error:  # whatever a template raises is its way of refusing the messages
+        except Exception as error:  # a template may refuse messages by raising anything
             reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
             raise InvalidInput(
                 f"The model's chat template refuses the messages: {reason}.",

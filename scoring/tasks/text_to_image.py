@@ -16,14 +16,14 @@ from scoring.schema.requests import PromptPair, TextToImageParameters
 from scoring.strict_json.body import text_bytes
 from scoring.tasks.base import Task
 
-#: Of a PNG beside its pixels, and of an image's JSON beside the PNG and the prompt.
+#: Bytes of a PNG beside its pixels, and of an image's JSON beside the PNG and the prompt.
 _PNG_BYTES, _JSON_BYTES = 256, 160
 _SEEDS = 2**63
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """What one image needs beside its prompt's tokens."""
+    """Parameters of one image beside its prompt's tokens."""
 
     seed: int
     height: int
@@ -48,7 +48,7 @@ class TextToImage(Task):
         return parameters.height or height, parameters.width or width
 
     def answer_bytes(self, value: Any, parameters: Any, rows: Sequence[Row]) -> int:
-        """Of images none of which compress."""
+        """Most bytes of the answers, as if no image could be compressed."""
         height, width = self.size(parameters)
         return len(rows) * (reply_bytes(height, width) + text_bytes(prompt(value)))
 
@@ -63,7 +63,7 @@ class TextToImage(Task):
             )
         try:
             self.model.denoiser.table(parameters.num_inference_steps)
-        except Exception as error:  # some schedulers need a few steps to start from
+        except Exception as error:  # some schedulers need a minimum number of steps
             name = type(self.model.denoiser.scheduler).__name__
             raise InvalidParameter(
                 f"{name} cannot run in {parameters.num_inference_steps} steps.",
@@ -95,7 +95,7 @@ class TextToImage(Task):
         return ids + [self.tokenizer.pad_token_id] * (context - len(ids))
 
     def forward(self, rows: Sequence[Row], between: Between = nothing) -> list[Any]:
-        """Per row the image, uint8 [H, W, 3], and whether the safety checker marked it (None without one)."""
+        """Draw per row an image, uint8 [H, W, 3], and the safety checker's flag of it (None without a checker)."""
         drawings: list[Drawing] = [row.extra for row in rows]
         first = drawings[0]
         texts = [row.features["input_ids"] for row in rows]
@@ -135,24 +135,24 @@ class TextToImage(Task):
         return [{name: image[name] for name in columns} for answer in answers for image in answer]
 
     def warm_up(self) -> None:
-        """One image of the model's own size, in four steps."""
+        """Draw one image of the model's own size, in four steps."""
         parameters = self.schema.parse_parameters({"num_inference_steps": 4, "seed": 0})
         self.forward(self.encode(self.schema.sample["inputs"], parameters, 0))
 
 
 def prompt(value: Any) -> str:
-    """The prompt of an input in either form."""
+    """Prompt of an input in either form."""
     return str(value.prompt) if isinstance(value, PromptPair) else str(value)
 
 
 def reply_bytes(height: int, width: int) -> int:
-    """Most bytes that one image takes of a reply: pixels that do not compress, in base64."""
+    """Most bytes that one image takes in a reply: uncompressed pixels, in base64."""
     raw = height * (3 * width + 1)
     return (raw + raw // 1000 + _PNG_BYTES + 2) // 3 * 4 + _JSON_BYTES
 
 
 def png(image: Any) -> str:
-    """An image, uint8 [H, W, 3], as PNG in base64; compressed lightly, which is ten times faster than thoroughly."""
+    """Encode an image, uint8 [H, W, 3], as PNG in base64; light compression is ten times faster than thorough."""
     from PIL import Image
 
     target = BytesIO()

@@ -32,7 +32,7 @@ class Token(NamedTuple):
 
 
 class Tagged(NamedTuple):
-    """The answer to one text, and what Azure's form of it is made from: a tag per word between white space."""
+    """The answer to one text, and, for Azure's form of it, a tag per white-space word."""
 
     entities: list[Entity]  # the pipeline's
     text: str
@@ -53,7 +53,7 @@ class TokenClassification(EncoderTask):
         self._longest_label = max(map(text_bytes, self._labels.values()))
         self._unknown = self.tokenizer.unk_token_id
         backend = self.tokenizer.backend_tokenizer.model
-        # WordPiece marks what continues a word; elsewhere white space before the token must tell.
+        # WordPiece marks tokens that continue a word; elsewhere leading white space shows where words begin.
         self._marks_pieces = bool(getattr(backend, "continuing_subword_prefix", None))
 
     def encode(self, value: str, parameters: TokenClassificationParameters, item: int) -> list[Row]:

@@ -1,1 +1,1 @@
-"""Counts, times and spans that the package tells of itself; standard library only."""
+"""Counts, times and spans that the package reports of itself; standard library only."""

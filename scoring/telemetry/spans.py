@@ -1,4 +1,4 @@
-"""What the stages of one request took, for a host that traces requests; nothing is kept where none does."""
+"""Spans of the stages of one request, for a host that traces requests; nothing is kept if none does."""
 
 import time
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ taken: ContextVar[list[Span] | None] = ContextVar("spans", default=None)
 
 
 def note(stage: str, began: float, ended: float) -> None:
-    """A stage of this context's request."""
+    """Record a stage of this context's request."""
     spans = taken.get()
     if spans is not None and 0.0 < began <= ended:
         spans.append((stage, began, ended))
@@ -21,7 +21,7 @@ def note(stage: str, began: float, ended: float) -> None:
 
 @contextmanager
 def noted(stage: str) -> Iterator[None]:
-    """What happens inside is a stage, also when it fails."""
+    """Record the time inside the context as a stage, also if it fails."""
     began = time.perf_counter()
     try:
         yield

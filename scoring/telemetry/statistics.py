@@ -1,6 +1,6 @@
-"""What the scoring package counts and times of itself, and which phase its start is in; standard library only.
+"""Counts and times of the scoring package, and the phase of its start; standard library only.
 
-`entry.statistics()` returns all of it; a host turns that into whatever its monitoring reads.
+`entry.statistics()` returns all of it; a host converts it for its monitoring.
 """
 
 import bisect
@@ -41,7 +41,7 @@ class Histogram:
                 self._sum += value
 
     def to_dict(self) -> dict[str, Any]:
-        """`buckets` pairs each upper bound with the count up to it; the last bound is `+Inf`."""
+        """Return counts; `buckets` pairs each upper bound with the count up to it; the last bound is `+Inf`."""
         with self._lock:
             counts, total = list(self._counts), self._sum
         running, buckets = 0, []
@@ -52,7 +52,7 @@ class Histogram:
 
 
 class Timed(Protocol):
-    """A row whose tokens are timed; by `perf_counter`, 0 where that has not been."""
+    """A row whose tokens are timed, by `perf_counter`; 0 for an event that has not happened."""
 
     queued: float
     token_at: float
@@ -65,14 +65,14 @@ class Statistics:
         self.stages = {name: Histogram(_SECONDS) for name in STAGES}
         self.batch = Histogram(_ROWS)
         self.first_token = Histogram(_SECONDS)  # from the queue to a row's first token
-        self.next_token = Histogram(_TOKEN)  # from each of a row's tokens to the next
+        self.next_token = Histogram(_TOKEN)  # between consecutive tokens of a row
         self.cache: dict[str, int] = {}  # of keys and values, in tokens: kv_tokens, kv_capacity; empty without slots
         self._counters = {"prompt_tokens": 0, "cached_tokens": 0, "generated_tokens": 0, "preemptions": 0}
         self._lock = threading.Lock()
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Time what happens inside, also when it fails."""
+        """Time the work inside the context, also if it fails."""
         began = time.perf_counter()
         try:
             yield
@@ -80,7 +80,7 @@ class Statistics:
             self.stages[stage].add(time.perf_counter() - began)
 
     def tokens(self, rows: Iterable[Timed]) -> None:
-        """Each of these rows has just been given its next token; rows that were never queued are left out."""
+        """Record that each of these rows just got its next token; rows that were never queued are left out."""
         now = time.perf_counter()
         later = []
         for row in rows:
@@ -113,19 +113,19 @@ class Statistics:
 
 
 class Phase:
-    """How far the start is: importing, loading, optimising, warming, ready; draining, failed."""
+    """Phase of the process: importing, loading, optimising, warming, ready; draining, failed."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
         self.name = "importing"
 
     def enter(self, name: str) -> None:
-        """Go on to the next phase and log how long this one took."""
+        """Enter the next phase, and log how long this one took."""
         logger.info("%s took %.1f s; now %s", self.name, self.seconds(), name)
         self.name, self._began = name, time.monotonic()
 
     def seconds(self) -> float:
-        """Since this phase began."""
+        """Seconds since this phase began."""
         return time.monotonic() - self._began
 
 

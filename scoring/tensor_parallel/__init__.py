@@ -1,1 +1,1 @@
-"""Worker processes of a sliced model, the calls that they follow, and its decoder."""
+"""Tensor parallelism: worker processes of a sliced model, the calls they follow, and its decoder."""

@@ -1,4 +1,4 @@
-"""A static decoder over slices: rank 0's, whose calls the other ranks make too, each with its part of the heads."""
+"""A static decoder over slices: rank 0's calls are repeated by the other ranks, each with its part of the heads."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -15,9 +15,9 @@ from scoring.tensor_parallel.workers import Workers
 
 
 class SlicedDecoder(Decoder):
-    """A `Decoder` of a sliced model; the same calls, from one thread, which tells the others of each and goes on.
+    """A `Decoder` of a sliced model; the same calls, from one thread, each sent to the other ranks without waiting.
 
-    A call that fails once the others were told of it ends with RankLost, and so does every later one.
+    A call that fails after it was sent ends with RankLost, and so does every later one.
     """
 
     def __init__(self, model: Any, slots: int, max_length: int, ranks: Workers) -> None:
@@ -46,7 +46,7 @@ class SlicedDecoder(Decoder):
 
     def release(self, slot: int) -> None:
         super().release(slot)
-        with suppress(RankLost):  # what has ended is let go of all the same
+        with suppress(RankLost):  # a lost rank's part is released all the same
             self._ranks.send(("release", {"slot": slot}))
 
     def prefill_many(self, parts: Sequence[tuple[int, Sequence[int]]]) -> Tensor:
@@ -70,17 +70,17 @@ class SlicedDecoder(Decoder):
             self._ranks.hear("warm")
 
     def use_int8(self, wanted: bool = True) -> None:
-        super().use_int8(wanted)  # here first: where memory is too short for it, the others need not know
+        super().use_int8(wanted)  # here first: if memory is too short, the others are not asked
         self._ranks.send(("use_int8", {"wanted": wanted}))
 
     def drop(self) -> None:
-        """Have the other ranks give up their parts."""
+        """Have the other ranks release their parts."""
         if not self._ranks.lost:
             self._ranks.send(("drop", {}))
 
     @contextmanager
     def _together(self, name: str, **arguments: Any) -> Iterator[None]:
-        """Have the others begin a call that adds over the ranks, which all have to make to its end."""
+        """Have the other ranks start a call with all-reduces, which all ranks must complete."""
         self._ranks.send((name, arguments))
         try:
             yield
@@ -91,7 +91,7 @@ class SlicedDecoder(Decoder):
 
 
 class _Watched:
-    """Tokens that may not come: then a rank is lost."""
+    """Tokens that fail to arrive if a rank is lost."""
 
     def __init__(self, pending: Pending, ranks: Workers) -> None:
         self._pending = pending

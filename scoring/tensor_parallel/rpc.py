@@ -1,8 +1,8 @@
-"""Calls of a sliced model: the same call on every rank, and generation that stays in step.
+"""Calls of a sliced model: the same call on every rank, and generation in lockstep.
 
-Rank 0 alone knows stop texts, streams and cancelled requests: after every token it tells the others what was chosen
-and which sequences have ended. Between two tokens of `generate` it may have its static decoder take steps, and the
-others' take theirs then, because each rank hears of everything in the order in which rank 0 does it.
+Rank 0 alone knows stop texts, streams and cancelled requests: after every token it sends the others the chosen tokens
+and the sequences that ended. Between two tokens of `generate` its static decoder may take steps, and the
+others' take theirs then too, because each rank receives all calls in the order in which rank 0 makes them.
 """
 
 import functools
@@ -19,15 +19,15 @@ from scoring.tensor_parallel.workers import ShardSpec, Workers, calls
 
 #: Arguments of `generate` that stay on rank 0.
 _OWN = ("stopping_criteria", "streamer")
-#: Last token and end of each sequence: rank 0's last tokens and ends.
+#: Rank 0's last token of each sequence, and True for each that ended.
 Word = tuple[list[int], list[bool]]
 
 
 class StopInStep(StoppingCriteria):  # type: ignore[misc]
-    """Rank 0's last tokens and ends, taken over by all ranks."""
+    """Stopping criterion that gives all ranks rank 0's last tokens and ends."""
 
     def __init__(self, searching: bool, word: Callable[[Tensor, Any, dict[str, Any]], Word]) -> None:
-        self._searching = searching  # beams are the same everywhere: scores are, bit by bit
+        self._searching = searching  # beams are the same on all ranks, because scores are bit for bit
         self._word = word
 
     def __call__(self, input_ids: Tensor, scores: Any, **rest: Any) -> Tensor:
@@ -45,7 +45,7 @@ class RpcClient:
         self._name = name
         self._method = method
         self._ranks = ranks
-        self._inside = inside  # one flag of the model: calls within a call are not sent
+        self._inside = inside  # a flag shared by the model's methods: calls within a call are not sent
 
     def __call__(self, *positional: Any, **arguments: Any) -> Any:
         if self._inside[0]:
@@ -89,7 +89,7 @@ class RpcServer:
         self._decoder: Any = None
 
     def run(self) -> None:
-        """Until rank 0 closes the socket."""
+        """Serve calls until rank 0 closes the socket."""
         try:
             while True:
                 self._make(*self._hear())
@@ -121,7 +121,7 @@ class RpcServer:
         self._methods[name](**arguments)
 
     def _word(self, *_: Any) -> Word:
-        """What rank 0 says of the last token; what it has the decoder do before that is done first."""
+        """Receive rank 0's word on the last token; decoder calls that arrive before it are made first."""
         while True:
             name, arguments = self._hear()
             if name == "word":
@@ -130,7 +130,7 @@ class RpcServer:
             self._make(name, arguments)
 
     def _build(self, slots: int, max_length: int) -> str:
-        """Make this rank's decoder; "built", or why there is none."""
+        """Build this rank's decoder; return "built", or the reason why not."""
         from scoring.decoder.decoder import Decoder
         from scoring.distributed.tp_group import TensorParallelGroup
 

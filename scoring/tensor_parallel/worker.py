@@ -1,4 +1,4 @@
-"""One of the other ranks of a sliced model: `python -m scoring.tensor_parallel.worker FD RANK`; `workers` starts it."""
+"""Process of a rank other than 0: `python -m scoring.tensor_parallel.worker FD RANK`, started by `workers`."""
 
 import os
 import pickle
@@ -15,11 +15,11 @@ from scoring.quantization.compressed_tensors import from_pretrained
 from scoring.tensor_parallel.rpc import RpcServer
 from scoring.tensor_parallel.workers import ShardSpec, leave_nothing, slice_model
 
-_ORDERLY_S = 1.0  # for a rank to end by itself when rank 0 is gone
+_ORDERLY_S = 1.0  # grace for a rank to end by itself once rank 0 is gone
 
 
 def serve(pipe: Connection, rank: int) -> None:
-    """A rank other than 0: load, join, then follow calls until rank 0 closes the socket."""
+    """Run a rank other than 0: load, join, then follow calls until rank 0 closes the socket."""
     plan = ShardSpec(**pickle.loads(pipe.recv_bytes()))  # noqa: S301
     threading.Thread(target=_end_with, args=(pipe.fileno(), plan), name="rank 0", daemon=True).start()
     try:
@@ -37,7 +37,7 @@ def serve(pipe: Connection, rank: int) -> None:
 def _end_with(descriptor: int, plan: ShardSpec) -> None:
     """End this process once rank 0 has closed the socket, also inside a collective operation."""
     poll = select.poll()
-    poll.register(descriptor, 0)  # the other end's closing is told without being asked for; nothing is read
+    poll.register(descriptor, 0)  # hang-up is reported without being requested; nothing is read
     poll.poll()
     time.sleep(_ORDERLY_S)
     leave_nothing(plan)
@@ -45,7 +45,7 @@ def _end_with(descriptor: int, plan: ShardSpec) -> None:
 
 
 def load(plan: ShardSpec, rank: int) -> Any:
-    """The whole model, from its folder, in eval mode; in host memory."""
+    """Load the whole model from its folder, in eval mode, in host memory."""
     import torch
     import transformers
 
@@ -58,11 +58,11 @@ def load(plan: ShardSpec, rank: int) -> Any:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """`FD RANK`: the socket to rank 0, and which rank this is."""
+    """Entry point; arguments `FD RANK`: the socket to rank 0, and this rank's number."""
     descriptor, rank = map(int, arguments)
-    os.dup2(2, 1)  # what DeepSpeed prints belongs to the log
+    os.dup2(2, 1)  # DeepSpeed's output goes to the log
     serve(Connection(descriptor), rank)
-    os._exit(0)  # the group's threads need not be waited for
+    os._exit(0)  # without waiting for the group's threads
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Rank processes of a sliced model: rank 0 is the serving process, the others follow its calls.
 
 Rank 0 sends each call over a socket, and all run it side by side. A rank that dies, or does not answer in time, ends
-the call with `RankLost`; from then on the model is lost. `tensor_parallel.worker` is what the others run. They end with
-rank 0, however that ends. Nothing listens outside loopback, and ranks meet in a folder of this user's alone.
+the call with `RankLost`; from then on the model is lost. The others run `tensor_parallel.worker`. They end with
+rank 0, however it ends. Nothing listens outside loopback, and ranks meet in a private folder.
 """
 
 import os
@@ -22,15 +22,15 @@ from scoring.distributed.process_group import environment, join, leave
 from scoring.errors import RankLost
 from scoring.passes.families import SLICED_DECODERS
 
-START_S = 600.0  # for a rank to load the model
-_REAP_S = 3.0  # between a rank's sockets closing and its status being known
-CALL_S = 60.0  # for one collective operation: less than a request may take
+START_S = 600.0  # timeout for a rank to load the model
+_REAP_S = 3.0  # most time between a rank's sockets closing and its exit status
+CALL_S = 60.0  # timeout of one collective operation, below that of a request
 _GRAIN = 16  # inner widths are cut at multiples of it, so that rows of weights stay aligned
 
 
 @dataclass(frozen=True)
 class ShardSpec:
-    """What every rank loads and how it is cut."""
+    """Model that every rank loads, and how it is sliced."""
 
     architecture: str  # a class of transformers
     folder: str
@@ -42,10 +42,10 @@ class ShardSpec:
 
 
 def slice_model(model: Any, plan: ShardSpec, rank: int) -> None:
-    """Join the group and keep this rank's part of a loaded model, in place: DeepSpeed's AutoTP.
+    """Join the group and reduce a loaded model to this rank's slice, in place, by DeepSpeed's AutoTP.
 
-    It cuts a decoder's head over its inputs and sums the logits; of those that the static decoder serves, each rank has
-    the whole head instead, which is often the embedding anyway.
+    AutoTP cuts a decoder's head over its inputs and sums the logits; for the static decoder's families, each rank
+    keeps the whole head instead, which is often the embedding anyway.
     """
     import torch
 
@@ -67,11 +67,11 @@ def slice_model(model: Any, plan: ShardSpec, rank: int) -> None:
 
 
 class Workers:
-    """The processes of ranks 1 and up, watched."""
+    """Monitored processes of ranks 1 and up."""
 
     def __init__(self, plan: ShardSpec) -> None:
         self.plan = plan
-        self.lost = ""  # why no call can be made any more
+        self.lost = ""  # reason why no call can be made any more
         self._stopping = False
         self._pipes: list[Connection] = []
         self.processes: list[subprocess.Popen[bytes]] = []
@@ -102,7 +102,7 @@ class Workers:
             time.sleep(0.05)
 
     def wait_loaded(self, timeout_s: float = START_S) -> None:
-        """Wait until every rank has the model in memory; raises RankLost with what went wrong."""
+        """Wait until every rank has the model in memory; raises RankLost with the reason."""
         self.hear("loaded", timeout_s)
 
     def wait_ready(self, timeout_s: float = START_S) -> None:
@@ -110,7 +110,7 @@ class Workers:
         self.hear("ready", timeout_s)
 
     def hear(self, word: str, timeout_s: float = START_S) -> None:
-        """Wait until every rank has said a word; raises RankLost where one ended, or said something else instead."""
+        """Wait until every rank has sent this word; raises RankLost if one ended, or sent another."""
         end = time.monotonic() + timeout_s
         for rank, pipe in enumerate(self._pipes, 1):
             try:
@@ -134,12 +134,12 @@ class Workers:
             raise self.fail(error) from error
 
     def check(self) -> None:
-        """Raises RankLost when a rank is gone."""
+        """Raise RankLost if a rank is gone."""
         if self.lost:
             raise self._error()
 
     def fail(self, error: Exception) -> RankLost:
-        """What a failure inside a call means: a rank that died is named, anything else is the group's end as well."""
+        """Error for a failure inside a call: names the rank that died; any other failure ends the group too."""
         end = time.monotonic() + _REAP_S
         while not self.lost and time.monotonic() < end:
             time.sleep(0.02)
@@ -167,17 +167,17 @@ class Workers:
 
 
 def new_shard_spec(model: Any, degree: int, device: str, call_s: float = CALL_S) -> ShardSpec:
-    """A plan for a model that was loaded from a folder."""
+    """Plan for a model that was loaded from a folder."""
     dtype = str(model.dtype).removeprefix("torch.")
     meeting = tempfile.mkdtemp(prefix="mii-azure-ranks-")
     return ShardSpec(type(model).__name__, model.name_or_path, dtype, degree, device, meeting, call_s)
 
 
 def calls(model: Any) -> list[str]:
-    """The methods that all ranks run."""
+    """Names of the methods that all ranks run."""
     return ["forward", "generate"] if model.can_generate() else ["forward"]
 
 
 def leave_nothing(plan: ShardSpec) -> None:
-    """Remove the folder in which ranks met: rank 0 does so only where it takes the model back."""
+    """Remove the folder in which the ranks met; rank 0 does so only if it takes the model back."""
     shutil.rmtree(plan.meeting, ignore_errors=True)

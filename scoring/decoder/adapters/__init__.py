@@ -1,1 +1,1 @@
-"""Adapters that bring the decoders of transformers into the one model that is executed."""
+"""Adapters from the decoders of transformers to `DecoderModel`, the one form that is executed."""

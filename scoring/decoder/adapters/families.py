@@ -1,4 +1,4 @@
-"""Brings a loaded transformers decoder into a `DecoderModel`; one function a family, weights shared with the model."""
+"""Converts a loaded transformers decoder to a `DecoderModel`; one function per family, weights shared."""
 
 import math
 from collections.abc import Callable
@@ -17,9 +17,9 @@ _FIXED_ROTARY = ("default", "linear", "llama3", "yarn")  # the same at every len
 
 
 def build(model: Any, positions: int, team: TensorParallelGroup | None = None) -> DecoderModel:
-    """The model's form, with rotary tables for `positions` tokens; raises LoadError for what is not covered.
+    """Build the model's form, with rotary tables for `positions` tokens; raises LoadError for an unsupported model.
 
-    With a team it is that of this rank's slice, as DeepSpeed's AutoTP cut it.
+    With a team, it is the form of this rank's slice, as DeepSpeed's AutoTP cut it.
     """
     reason = unsupported(model.config)
     if reason:
@@ -32,7 +32,7 @@ def build(model: Any, positions: int, team: TensorParallelGroup | None = None) -
 
 
 def unsupported(config: Any) -> str:
-    """Why a configuration is not covered, or an empty string; needs no weights."""
+    """Reason why a configuration is not supported; empty if it is. Needs no weights."""
     family = config.model_type
     if family not in _BUILDERS:
         return f"{family} is none of {', '.join(sorted(_BUILDERS))}"
@@ -58,7 +58,7 @@ def unsupported(config: Any) -> str:
 
 
 def _rotary_types(config: Any) -> list[str]:
-    """Kinds of rotary positions in a config, of every type of layer where they differ."""
+    """Kinds of rotary embedding in a config, one per layer type if they differ."""
     parameters = getattr(config, "rope_parameters", None) or {}
     each = [parameters] if "rope_type" in parameters else [p for p in parameters.values() if isinstance(p, dict)]
     return [str(found.get("rope_type", "default")) for found in each]
@@ -105,7 +105,7 @@ def _gpt_neo(model: Any, positions: int) -> DecoderModel:
         layers.append(
             DecoderLayer(
                 layer_norm(block.ln_1),
-                Attention(qkv, linear(attention.out_proj), 1.0, window),  # the family divides nothing
+                Attention(qkv, linear(attention.out_proj), 1.0, window),  # this family does not scale attention scores
                 layer_norm(block.ln_2),
                 Mlp(linear(block.mlp.c_fc), linear(block.mlp.c_proj), activation),
             )

@@ -1,8 +1,8 @@
-"""Brings decoders whose blocks are laid out as Llama's into a `DecoderModel`.
+"""Converts decoders whose blocks are laid out like Llama's to a `DecoderModel`.
 
-They differ in what a block adds to that layout, which is read off its modules: norms of queries and keys, norms behind
+They differ in what a block adds to that layout, which is read from its modules: norms of queries and keys, norms after
 attention and MLP, fused products, windows, layers without rotary positions, and factors on embedding, residual and
-logits. Queries and keys are normed head by head, before they are rotated.
+logits. Queries and keys are normalised per head, before rotation.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ FAMILIES = (
 _OFFSET = ("gemma", "gemma2", "gemma3_text")  # their RMSNorm's gain is one plus its weight
 _ROOT_SCALED = _OFFSET  # their embedding is multiplied by the square root of the hidden size, in the model's type
 _SAME_WINDOW = ("mistral", "phi3", "starcoder2")  # one window for all layers, in the config
-_INTERLEAVED = ("cohere2", "glm4")  # neighbours are rotated together
+_INTERLEAVED = ("cohere2", "glm4")  # neighbouring elements form the rotated pairs
 _POST_NORMS = {
     "gemma2": ("post_attention_layernorm", "post_feedforward_layernorm"),
     "gemma3_text": ("post_attention_layernorm", "post_feedforward_layernorm"),
@@ -29,7 +29,7 @@ _POST_NORMS = {
 
 
 def build(model: Any, positions: int) -> DecoderModel:
-    """The model's form, with rotary tables for `positions` tokens."""
+    """Build the model's form, with rotary tables for `positions` tokens."""
     body, config = model.model, model.config
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     rotary = _rotaries(model, positions, head_dim)
@@ -105,7 +105,7 @@ def _window(module: Any, config: Any) -> int:
 
 
 def _rotaries(model: Any, positions: int, head_dim: int) -> dict[str, Rotary]:
-    """Tables by type of layer; "" where one serves all."""
+    """Rotary tables by layer type; under "" if one serves all layers."""
     module, interleaved = model.model.rotary_emb, model.config.model_type in _INTERLEAVED
     kinds = getattr(module, "layer_types", None)
     prefixes = {"": ""} if kinds is None else {kind: f"{kind}_" for kind in kinds}

@@ -28,7 +28,7 @@ def activation_name(config: Any) -> str:
 
 
 def linear(*modules: Any) -> Linear:
-    """One product out of one or more modules over the same input; packed once, the modules then view the pack."""
+    """Fuse modules over the same input into one product; packed once, then viewed by the modules."""
     if type(modules[0]).__name__ == "Conv1D":  # GPT-2's keeps [K, N]
         (module,) = modules
         packed = module.weight.data.t().contiguous()
@@ -36,7 +36,7 @@ def linear(*modules: Any) -> Linear:
         return Linear(packed, module.bias.data)
     if len(modules) == 1:
         (module,) = modules
-        module.weight.data = module.weight.data.contiguous()  # a slice of the inputs may not be
+        module.weight.data = module.weight.data.contiguous()  # a slice along the inputs may not be contiguous
         return Linear(module.weight.data, None if module.bias is None else module.bias.data)
     return Linear(
         _pack([m.weight for m in modules]), None if modules[0].bias is None else _pack([m.bias for m in modules])
@@ -54,7 +54,7 @@ def _pack(parameters: list[nn.Parameter]) -> Tensor:
 
 
 def layer_norm(module: Any) -> Norm:
-    """A LayerNorm; one that has no shift gets zeros."""
+    """LayerNorm as a `Norm`; zeros if it has no shift."""
     gain = module.weight.data.float()
     shift = getattr(module, "bias", None)
     return Norm("layer", gain, torch.zeros_like(gain) if shift is None else shift.data.float(), epsilon(module))
@@ -66,12 +66,12 @@ def rms_norm(module: Any, offset: float = 0.0) -> Norm:
 
 
 def epsilon(module: Any) -> float:
-    """What a norm adds to the variance."""
+    """Epsilon that a norm adds to the variance."""
     return float(module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps)
 
 
 def rotary_tables(inv_freq: Tensor, positions: int, head_dim: int, interleaved: bool, factor: float = 1.0) -> Rotary:
-    """Tables for positions from 0 on, of a module's inverse frequencies [pairs] and the factor on cosine and sine."""
+    """Rotary tables for positions from 0, of inverse frequencies [pairs] and the factor on cosine and sine."""
     angles = torch.arange(positions, device=inv_freq.device).float()[:, None] * inv_freq.float()[None, :]
     half = angles.shape[1]
     cos = torch.ones(positions, head_dim // 2, device=inv_freq.device)

@@ -15,14 +15,9 @@ import pytest
 
 import mii_azure
 from mii_azure.errors import RunnerFailed, UnknownDeployment
-<<<<<<< HEAD:tests/mii_azure/sdk/test_deployment_processes.py
 from mii_azure.sdk import deployments, processes
-from tests.processes import Seen, alive, below, command, none_left, seen
-from tests.scenarios.faults.conftest import until
-=======
-from tests.faults.conftest import until
 from tests.processes import Seen, alive, below, command, mentioning, none_left, seen
->>>>>>> processes:tests/sdk/test_deployment_processes.py
+from tests.scenarios.faults.conftest import until
 
 Tiny = Callable[[str, str], Path]
 TASK = "question-answering"
