@@ -156,6 +156,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "eight-bits": ("encoders.json", eight_bits),
     "products": ("products.json", products),
     "decoders": ("decoders-h100.json", decoders),
+    "families": ("decoders-families-h100.json", decoders),
     "throughput": ("throughput.json", serving_tables.throughput),
     "diffusion": ("diffusion.json", serving_tables.diffusion),
     "memory": ("memory.json", serving_tables.memory),
