@@ -205,6 +205,7 @@ FAMILIES: dict[str, Family] = {
         sliding_window=32,
         query_pre_attn_scalar=16,
         attn_logit_softcapping=3.0,
+        tie_word_embeddings=False,
         final_logit_softcapping=30.0,
     ),
     "gemma3_text": _llama_like(
@@ -214,6 +215,7 @@ FAMILIES: dict[str, Family] = {
         sliding_window=32,
         query_pre_attn_scalar=16,
         layer_types=["sliding_attention", "full_attention"],
+        tie_word_embeddings=False,
     ),
     "cohere2": _llama_like(
         tiny_tokenizers.qwen2,

@@ -121,6 +121,7 @@ def deployment_settings(spec: Spec, plan: Plan, model_id: str) -> dict[str, Any]
             "slots": plan.slots,
             "queue_size": plan.queue_size,
             "max_payload_bytes": plan.max_payload_bytes,
+            "max_answer_bytes": Limits.max_answer_bytes,
             "request_timeout_s": plan.request_timeout_ms / 1000,
             "context_length": plan.context_length,
             "prefix_reuse": spec.prefix_reuse,

@@ -196,17 +196,19 @@ async def test_what_can_score_no_more_is_not_called_ready(bundle: Path) -> None:
 
 
 def test_a_stream_is_one_request_in_flight(http: httpx.Client, tmp_path: Path) -> None:
-    def in_flight() -> str:
-        return next(line for line in http.get("/metrics").text.splitlines() if line.startswith("mii_azure_in_flight "))
+    def in_flight() -> float:
+        lines = http.get("/metrics").text.splitlines()
+        return float(next(line for line in lines if line.startswith("mii_azure_in_flight ")).split()[1])
 
+    before = in_flight()  # what tests before this one left waiting
     gate = tmp_path / "gate"
     with http.stream("POST", "/score", json={"inputs": f"a until:{gate}", "stream": True}) as response:
         chunks = response.iter_raw()
         next(chunks)  # the next is asked for, and held
         deadline = time.monotonic() + 20
-        while (found := in_flight()) != "mii_azure_in_flight 1.0":
+        while (found := in_flight()) != before + 1:
             assert time.monotonic() < deadline, found
         gate.touch()
         assert b"[DONE]" in b"".join(chunks)
-    while (found := in_flight()) != "mii_azure_in_flight 0.0":
+    while (found := in_flight()) != before:
         assert time.monotonic() < deadline, found

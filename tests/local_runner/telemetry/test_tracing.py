@@ -169,7 +169,7 @@ def test_a_refusal_says_its_status_and_a_caller_that_does_not_sample_is_left_alo
 def test_nothing_is_imported_where_no_traces_are_asked_for() -> None:
     code = (
         "import sys\n"
-        "from local_runner.host.host import host; from local_runner.telemetry import tracing\n"
+        "import local_runner.host.host; from local_runner.telemetry import tracing\n"
         "assert tracing.of_environment('any') is None\n"
         "print([name for name in sys.modules if name.startswith('opentelemetry')])\n"
     )

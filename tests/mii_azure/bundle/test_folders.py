@@ -15,7 +15,7 @@ import mii_azure
 from mii_azure.bundle import folders
 from mii_azure.bundle.manifest import find_mismatches
 from mii_azure.errors import BundleExists, NotWritten
-from mii_azure.sdk import deployments
+from mii_azure.sdk import deployment_records, deployments, processes
 
 EXTENSION = {"manifest_version": 3, "name": "An extension", "version": "1.0", "background": {"scripts": ["a.js"]}}
 LOOKALIKES = [
@@ -115,12 +115,14 @@ def test_terminate_removes_what_a_deployment_wrote_and_nothing_else(make_bundle,
     place = tmp_path / "Documents"
     (place / "bundle").mkdir(parents=True)
     (place / "bundle" / "thesis.tex").write_text("years")
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    told = deployments.LocalDeployment("Documents", str(place), child.pid, "127.0.0.1", 1, 2)
-    (place / "state.json").write_text(json.dumps(told.__dict__))
-    monkeypatch.setattr(deployments, "find", lambda name: told)
-    monkeypatch.setattr(deployments, "_alive", lambda pid: child.poll() is None)
-    deployments.terminate("Documents")
+    # A process that the record takes for a runner: by its command line.
+    with subprocess.Popen([sys.executable, "-c", "input()", "-m", "local_runner", "."], stdin=subprocess.PIPE) as child:
+        known = processes.look(child.pid)
+        assert known is not None
+        ports = "127.0.0.1", 1, 2
+        told = deployments.LocalDeployment("Documents", str(place), child.pid, *ports, known.started, known.command)
+        deployment_records.write(told)
+        deployments.terminate("Documents")
     assert contents(place) == {"bundle/thesis.tex": b"years"}
 
 

@@ -168,7 +168,7 @@ def test_code_that_only_the_tokenizer_names_is_code(model):
     del config["auto_map"]
     (model / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
     (model / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": ["ours.OurConfig", None]}}))
-    from mii_azure.model.folder import resolve
+    from mii_azure.model.source import resolve
 
     check_remote_code(resolve(str(model)), None, trust=True)
 
