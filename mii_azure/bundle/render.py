@@ -19,6 +19,7 @@ from mii_azure.planning.plan import Plan
 from mii_azure.planning.rationale import Decision
 from mii_azure.platform import servers
 from mii_azure.spec import Spec
+from scoring.config import Limits
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "templates"
 
