@@ -127,7 +127,7 @@ class Security:
 
 
 def load(files: SecurityFiles) -> Security:
-    """Read and check the files; raises RunnerFailed, with a sentence that names the file and what is wrong with it."""
+    """Read and check the files; raises RunnerFailed, with a sentence that names the file and its fault."""
     if bool(files.cert) != bool(files.key):
         raise RunnerFailed("TLS needs a certificate and its key.", "Give both --tls-cert and --tls-key.")
     if files.client_ca and not files.cert:

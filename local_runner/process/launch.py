@@ -68,7 +68,7 @@ class HostProcess:
 
     @property
     def log(self) -> Path:
-        """Everything that the host wrote."""
+        """Log of the host so far."""
         return self.folder / "host.log"
 
     def stop(self) -> int | None:

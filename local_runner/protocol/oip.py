@@ -34,7 +34,7 @@ _STRUCTURED: dict[str, type] = {
 
 @dataclass(frozen=True)
 class Inference:
-    """One ModelInfer call."""
+    """Contents of a ModelInfer call."""
 
     tensors: dict[str, list[bytes]]
     parameters: dict[str, Any] = field(default_factory=dict)

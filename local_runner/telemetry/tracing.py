@@ -1,10 +1,10 @@
 """OpenTelemetry traces of requests, if the environment enables them; otherwise OpenTelemetry is not even imported.
 
 A request is one span with the request's id, a child of the caller's if a W3C `traceparent` comes as an HTTP header or
-gRPC metadata; below it is a span for each stage that the scoring package reports. The standard
-variables hold: OTEL_EXPORTER_OTLP_ENDPOINT (of a collector's OTLP/HTTP port) or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT,
+gRPC metadata; below it is a span for each stage that the scoring package reports. The standard environment variables
+apply: OTEL_EXPORTER_OTLP_ENDPOINT (of a collector's OTLP/HTTP port) or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT,
 OTEL_EXPORTER_OTLP_HEADERS, OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES, OTEL_TRACES_SAMPLER, OTEL_SDK_DISABLED and
-those of the batch processor. Prompts and answers are in no span.
+those of the batch processor. No span holds prompts or answers.
 """
 
 import os
