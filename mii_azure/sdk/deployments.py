@@ -1,4 +1,4 @@
-"""MII's deploy, client and terminate: local deployments by name, and the way to those in Azure."""
+"""MII's deploy, client and terminate: local deployments by name, and access to those in Azure."""
 
 import contextlib
 import logging
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# What a deployment leaves in its folder beside its bundle.
+# Files that a deployment leaves in its folder beside its bundle.
 _FILES = ("ready.json", "runner.log", deployment_records.STATE)
 SCHEMES = (ENDPOINT, "http://", "https://")
 START_TIMEOUT_S = 600.0
-# Runners that this process started; they outlive it, and until then it must reap them.
+# Runners that this process started; they may outlive it, and it must reap those that end before.
 _children: dict[int, "subprocess.Popen[bytes]"] = {}
 STOP_TIMEOUT_S = 40.0  # longer than the runner's own drain budget
-_GIVE_UP_S = 10.0  # longer than a runner takes that is let down while it starts
+_GIVE_UP_S = 10.0  # longer than a runner needs to stop if it is abandoned while starting
 
 
 class DeploymentType(Enum):
-    """Where a deployment runs."""
+    """Platform of a deployment."""
 
     LOCAL = "local"
     AML = "aml"
@@ -66,7 +66,7 @@ def deploy(
     `deploy(bundle, ml_client=client, slot="blue")` deploys a folder that `generate` wrote. `deploy(task, model, name)`
     is MII's call: generate, then serve here until `terminate`, or with DeploymentType.AML deploy to Azure;
     `preferences` are those of `generate`. Without `ml_client` the workspace is named, by argument or by
-    MII_AZURE_WORKSPACE and its siblings. Raises what generation raises, RunnerFailed when the runner does not become
+    `preferences` are those of `generate`. Without `ml_client` the workspace is named, by argument or by
     ready, AzureError from Azure.
     """
     if bundle is None and task is not None and model is None:
@@ -107,14 +107,14 @@ def _deploy_here(task: str, model: str, name: str, timeout_s: float, preferences
 
 
 def _generate(task: str, model: str, name: str, preferences: dict[str, Any]) -> Path:
-    """The bundle of a deployment by name, below `home()`; the same model gives the same bytes, so a rerun goes on."""
+    """Generate a named deployment's bundle, below `home()`; the same model gives the same bytes, so a rerun resumes."""
     from mii_azure.sdk.generate import generate
 
     return generate(task, model, name, output=home() / check_name(name) / "bundle", force=True, **preferences)
 
 
 def _start(name: str, bundle: Path, folder: Path, timeout_s: float) -> LocalDeployment:
-    """A recorded runner; one that does not get so far ends, also where this process ends before it does."""
+    """Start and record a runner; one that does not get that far is ended, even if this process ends first."""
     from local_runner.process import leash
 
     ready, log = folder / "ready.json", folder / "runner.log"
@@ -152,7 +152,7 @@ def _record(name: str, bundle: Path, pid: int, state: dict[str, Any]) -> LocalDe
 
 
 def _give_up(process: subprocess.Popen[bytes]) -> None:
-    """End a runner that was never recorded; interrupted here, it ends all the same, since nothing holds it now."""
+    """End a runner that was never recorded; if interrupted here, it still ends, since nothing holds it now."""
     assert process.stdin is not None
     process.stdin.close()
     try:
@@ -181,13 +181,13 @@ def _wait_until_ready(process: subprocess.Popen[bytes], ready: Path, log: Path, 
 
 
 def _running(name: str) -> LocalDeployment | None:
-    """The deployment, if its process runs; raises UnknownDeployment where the record cannot be read."""
+    """Find the deployment, if its process runs; raises UnknownDeployment if the record cannot be read."""
     deployment = deployment_records.read(name)
     return deployment if deployment and _alive(deployment) else None
 
 
 def _alive(deployment: LocalDeployment) -> bool:
-    """Whether the process that was started runs; reaps it when it is a finished child of ours."""
+    """True if the started process runs; reaps it if it is a finished child of ours."""
     alive = processes.running(deployment.process)
     child = _children.get(deployment.pid)
     if not alive and child is not None and child.poll() is not None:
@@ -196,7 +196,7 @@ def _alive(deployment: LocalDeployment) -> bool:
 
 
 def _names() -> list[str]:
-    """Of all deployments that run here."""
+    """Names of all deployments that run here."""
     found = []
     for entry in home().glob("*"):
         with contextlib.suppress(UnknownDeployment):
@@ -205,7 +205,7 @@ def _names() -> list[str]:
 
 
 def find(name: str) -> LocalDeployment:
-    """The running deployment of that name; raises UnknownDeployment."""
+    """Find the running deployment of that name; raises UnknownDeployment."""
     deployment = _running(check_name(name))
     if deployment is None:
         running = _names()
@@ -223,11 +223,11 @@ def client(
     resource_group: str | None = None,
     workspace: str | None = None,
 ) -> "Client | EndpointClient":
-    """A synchronous client of whatever answers; it also works inside a running event loop.
+    """Create a synchronous client of any kind of deployment; it also works inside a running event loop.
 
     `name` is a deployment on this machine; the HOST:PORT of a gRPC server; `endpoint:NAME` or `endpoint:NAME/SLOT` in
-    Azure, whose key or token is fetched through the workspace, named as for `deploy`; or a scoring URL, where a key in
-    `credentials` is sent, or to Azure a token of whoever is signed in. Raises UnknownDeployment, SpecError, AzureError.
+    Azure, whose key or token is fetched through the workspace, named as for `deploy`; or a scoring URL, with a key
+    from `credentials`, or in Azure a token of the signed-in user. Raises UnknownDeployment, SpecError, AzureError.
     """
     if name.startswith(SCHEMES):
         from mii_azure.sdk import endpoint_client
@@ -243,14 +243,14 @@ def client(
 
 
 def async_client(name: str, credentials: "Credentials | None" = None) -> "AsyncClient":
-    """An asynchronous client of a deployment on this machine, or of the gRPC server at HOST:PORT."""
+    """Create an asynchronous client of a deployment on this machine, or of the gRPC server at HOST:PORT."""
     from local_runner.client.client import AsyncClient
 
     return AsyncClient(_address(name), credentials)
 
 
 def _address(name: str) -> str:
-    """Of a gRPC server, told as HOST:PORT or by a deployment's name; raises UnknownDeployment."""
+    """Address of a gRPC server, given as HOST:PORT or by a deployment's name; raises UnknownDeployment."""
     with contextlib.suppress(ValueError):
         read_host_port(name)
         return name
@@ -259,10 +259,10 @@ def _address(name: str) -> str:
 
 
 def terminate(name: str) -> None:
-    """Stop a deployment, letting it finish what it accepted, and remove its own files.
+    """Stop a deployment, letting it finish the work it accepted, and remove its own files.
 
     Only the process that was started is ever signalled. Raises UnknownDeployment for one that does not run, whose files
-    are removed all the same, and RunnerFailed where another call starts or stops it, or where even SIGKILL does not end
+    are removed anyway, and RunnerFailed if another call starts or stops it, or if even SIGKILL does not end
     it within 10 s.
     """
     with locked(check_name(name)):
@@ -287,7 +287,7 @@ def terminate(name: str) -> None:
 
 
 def _remove_files(folder: Path) -> None:
-    """Remove what a deployment left, and its bundle; nothing else that may lie in the folder."""
+    """Remove the files of a deployment, and its bundle; nothing else that may lie in the folder."""
     for file in _FILES:
         (folder / file).unlink(missing_ok=True)
     folders.remove(folder / "bundle")
