@@ -128,7 +128,7 @@ def deployment_settings(spec: Spec, plan: Plan, model_id: str) -> dict[str, Any]
         "optimisation": {
             "objective": spec.objective,
             "profile": spec.optimisations,
-            # Passes that the plan counts on are forced: a server without its GPUs then says so, not out of memory.
+            # Planned slicing is forced: a server without its GPUs reports that instead of running out of memory.
             "on": sorted({*spec.passes_on, *(["tensor_slicing"] if sliced else [])}),
             "off": list(spec.passes_off),
             "tensor_parallel": plan.tensor_parallel if sliced else 0,
