@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     options.ray = ray_options.read(parser, options)
     options.several = local_options.read(parser, options)
     logs.set_up(options.log_format, options.verbose)
-    if options.otlp_endpoint:  # in the environment, so that replicas have it too
+    if options.otlp_endpoint:  # set in the environment, so that replicas inherit it
         os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = options.otlp_endpoint
     code = _serve(options)
     sys.stdout.flush()
@@ -52,9 +52,9 @@ def _serve(options: argparse.Namespace) -> int:
     bundle = options.bundle.resolve()
     try:
         manifest.enter(bundle)
-        if options.several:  # gRPC does not outlive a fork, and replicas are started by one: it need not say so
+        if options.several:  # gRPC does not survive the forks that start replicas, and need not log that
             os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-        # Only now: these import `scoring`, and the bundle's own has to be the one found.
+        # Imported only now: these import `scoring`, and the bundle's own has to be the one found.
         from local_runner.access import security
         from local_runner.server import ServerSettings, serve
 
@@ -73,7 +73,7 @@ def _serve(options: argparse.Namespace) -> int:
                 options.settings_file,
             )
         )
-    except KeyboardInterrupt:  # before the event loop took signals over
+    except KeyboardInterrupt:  # before the event loop handled signals
         return 0
     except Exception as error:
         from scoring.errors import MiiAzureError
@@ -147,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _named(text: str) -> str:
-    """What is named; a blank, which would mean every address, or no guard at all, is refused."""
+    """The text of an option, refused if blank: that would mean every address, or no guard at all."""
     if not text.strip():
         raise argparse.ArgumentTypeError("it is blank; give a value, or unset its variable in the environment")
     return text

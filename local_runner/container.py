@@ -1,9 +1,9 @@
 """`python -m local_runner.container`: the HTTP host inside the container of a bundle made with `--server http`.
 
 It runs from the bundle's code/, which carries this package beside score.py; Azure ML mounts that folder alone, and the
-model where AZUREML_MODEL_DIR says, so there is no manifest to check here. The environment sets it:
+model at AZUREML_MODEL_DIR, so there is no manifest to check here. Environment variables configure it:
 MII_AZURE_HTTP_PORT (5001), MII_AZURE_HOST (0.0.0.0), MII_AZURE_DRAIN_SECONDS (30), MII_AZURE_LOG_FORMAT (json).
-Keys and TLS are the endpoint's, before it: who sets a variable of the runner's for them is told so, not served open.
+The endpoint handles keys and TLS in front of the container; setting the runner's variables for them is an error.
 Exit codes: 0 stopped by a signal, every request answered; 1 some abandoned; 3 a model that does not load; 4 the port.
 """
 
@@ -36,7 +36,7 @@ _GUARDS = ("API_KEY_FILE", "TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA")
 
 @dataclass(frozen=True)
 class ContainerSettings:
-    """What the environment says; a port of 0 picks a free one."""
+    """Settings from the environment; a port of 0 picks a free one."""
 
     host: str
     port: int
@@ -46,7 +46,7 @@ class ContainerSettings:
 
     @classmethod
     def read(cls) -> "ContainerSettings":
-        """The settings in the environment; raises LoadError for a value that is none."""
+        """Read the settings from the environment; raises LoadError for an invalid value."""
 
         def env(name: str, default: str) -> str:
             return os.environ.get(f"MII_AZURE_{name}") or default
@@ -66,7 +66,7 @@ class ContainerSettings:
 
 
 class Mounted(ScoreScript):
-    """The score.py beside this package, where Azure ML has mounted it."""
+    """The score.py beside this package, where Azure ML mounts it."""
 
     def __init__(self, code: Path) -> None:
         super().__init__(code.parent)
@@ -78,7 +78,7 @@ class Mounted(ScoreScript):
 
 
 async def serve(settings: ContainerSettings) -> int:
-    """Answer probes at once, load, score until a signal, drain; return the exit code. Raises what keeps it from it."""
+    """Answer probes at once, load, score until a signal, drain; return the exit code. Raises what prevents serving."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

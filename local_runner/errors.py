@@ -1,7 +1,7 @@
-"""The errors of a folder that is no sound bundle, and of a host that did not start, went away, or refuses.
+"""Errors of a folder that is no valid bundle, and of a host that did not start, went away, or refuses.
 
-Two branches of the tree in `mii_azure.errors`. Here, because a bundle with `--server http` carries this package without
-`mii_azure`.
+Two branches of the tree in `mii_azure.errors`. Kept here because a bundle with `--server http` carries this package
+without `mii_azure`.
 """
 
 from scoring.errors import MiiAzureError

@@ -1,4 +1,4 @@
-"""One process that serves one bundle: gRPC and HTTP on one event loop, loading behind open ports, draining on SIGTERM.
+"""Server process for one bundle: gRPC and HTTP on one event loop, loading behind open ports, draining on SIGTERM.
 
 Import this only after `manifest.enter`: it imports `scoring`, which has to be the bundle's.
 """
@@ -38,7 +38,7 @@ _HEALTH_PERIOD_S = 0.25
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """How to serve; a port of 0 picks a free one."""
+    """Settings of a server; a port of 0 picks a free one."""
 
     bundle: Path
     host: str = "127.0.0.1"
@@ -53,7 +53,7 @@ class ServerSettings:
 
 
 def serve(settings: ServerSettings) -> int:
-    """Serve until a signal; return the exit code. Raises what keeps the runner from serving."""
+    """Serve until a signal; return the exit code. Raises whatever prevents serving."""
     if differing := environment.report(environment.differences(settings.bundle)):
         terminal.say(differing)
     if settings.ray:
@@ -112,7 +112,7 @@ class _Runner:
         self._serving = asyncio.create_task(self._http.serve(sockets=[listener]))
 
     async def _watch(self) -> None:
-        """Keep grpc.health.v1 true, also when the engine dies later."""
+        """Keep grpc.health.v1 true, also if the engine dies later."""
         while True:
             await self._health.update()
             await asyncio.sleep(_HEALTH_PERIOD_S)
@@ -137,7 +137,7 @@ class _Runner:
         self._hanging_up = asyncio.create_task(self._hang_up())
 
     async def _hang_up(self) -> None:
-        """Read again what an operator may have changed; but end where the terminal of this process was closed."""
+        """Reload what an operator may have changed; but stop if the terminal of this process was closed."""
         if not self._terminal.gone():
             await self._reload()
         if await self._terminal.goes():
@@ -145,7 +145,7 @@ class _Runner:
             self._stop.set()
 
     async def _reload(self) -> None:
-        """Read keys, certificates and settings again; one that is wrong leaves all of them as they were."""
+        """Reload keys, certificates and settings; if one is wrong, all stay as they were."""
         security = self._settings.security
         try:
             tuned = reload.read_settings(self._settings.settings_file)
@@ -174,7 +174,7 @@ class _Runner:
         self._stop.set()
 
     async def _announce(self) -> None:
-        await self._health.update()  # whoever reads that it is ready may ask at once
+        await self._health.update()  # a client that sees it ready may send at once
         grpc_port, http_port = self._ports
         deployment, state = self._host.deployment, self._host.state
         ready_file.write(self._settings.ready_file, state, grpc_port, http_port)
@@ -193,7 +193,7 @@ def _host(settings: ServerSettings) -> Host:
 
 
 def _bind_grpc(server: Any, host: str, port: int, credentials: Any) -> int:
-    """Bind the gRPC server; return its port. The attempt with a plain socket tells why it would fail."""
+    """Bind the gRPC server; return its port. A trial bind with a plain socket reveals the reason for a failure."""
     http_server.listen(host, port).close()
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:

@@ -1,4 +1,4 @@
-"""From a model and a task to a folder that Azure ML deploys as it stands.
+"""Generator of a folder, from a model and a task, that Azure ML deploys as it stands.
 
 Names are imported when first used, so that `import mii_azure` is instant.
 """

@@ -1,4 +1,4 @@
-"""The errors that exist before a bundle serves; the rest of the tree is in `scoring.errors`.
+"""Errors that occur before a bundle serves; the rest of the tree is in `scoring.errors`.
 
     MiiAzureError
     ├── SpecError               exit 2   the request to generate is wrong
@@ -152,7 +152,7 @@ class NotWritten(BundleError):
 
 
 class AzureError(MiiAzureError):
-    """`azure_code` is Azure's own; `request_id` is what its support asks for."""
+    """Error from Azure: `azure_code` is its own code; `request_id` is the id that its support asks for."""
 
     code = "azure_error"
     http_status = 502

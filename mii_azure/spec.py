@@ -1,4 +1,4 @@
-"""The one frozen input: what the user asked for, checked once."""
+"""Spec, the one frozen input: the user's request, validated once."""
 
 import re
 from typing import Any, Literal, Self
@@ -29,7 +29,7 @@ def check_name(name: str) -> str:
 
 
 def azure_name(name: str) -> str:
-    """The endpoint's name in Azure: the deployment's own, or `NAME-endpoint` (MII's form) when that is too short."""
+    """Name of the endpoint in Azure: the deployment's own, or `NAME-endpoint` (MII's form) if that is too short."""
     return name if len(name) >= NAME_LENGTH[0] else f"{name}-endpoint"
 
 
@@ -41,7 +41,7 @@ def _near_name(name: str) -> str:
 
 
 class Spec(AzureOptions):
-    """What to generate: task, model, name, and preferences that have defaults."""
+    """Spec of a bundle: task, model, name, and preferences that have defaults."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -84,7 +84,7 @@ class Spec(AzureOptions):
 
     @property
     def azure_name(self) -> str:
-        """The name that Azure's resources carry."""
+        """Name that Azure's resources carry."""
         return azure_name(self.name)
 
     @field_validator("name")
@@ -100,7 +100,7 @@ class Spec(AzureOptions):
 
     @property
     def languages(self) -> dict[str, str]:
-        """Those that were given, by the names of the request's parameters."""
+        """Languages that were given, by the names of the request's parameters."""
         given = {"src_lang": self.src_lang, "tgt_lang": self.tgt_lang}
         return {name: language for name, language in given.items() if language}
 
@@ -112,7 +112,7 @@ class Spec(AzureOptions):
 
 
 def make_spec(**preferences: Any) -> Spec:
-    """A Spec from its fields; raises SpecError naming the field that is wrong, InvalidName for the name."""
+    """Create a Spec from its fields; raises SpecError naming the invalid field, InvalidName for the name."""
     try:
         return Spec.model_validate(preferences)
     except ValidationError as error:

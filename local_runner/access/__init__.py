@@ -1,1 +1,1 @@
-"""Who may talk to a runner, and as whom a client does: certificates and keys."""
+"""Access to a runner: its certificates and keys, and a client's credentials."""

@@ -1,4 +1,4 @@
-"""How a client proves itself to a runner and knows it: certificate authority, own certificate, key."""
+"""Client credentials for a runner: certificate authority, the client's own certificate, API key."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +12,7 @@ from local_runner.errors import RunnerFailed
 
 @dataclass(frozen=True)
 class Credentials:
-    """All absent: a runner without TLS and keys. `tls` without `ca` trusts the authorities that gRPC comes with."""
+    """Credentials of a client; all absent for a runner without TLS and keys. `tls` without `ca` trusts gRPC's roots."""
 
     tls: bool = False
     ca: Path | None = None  # PEM; implies tls
@@ -29,12 +29,12 @@ class Credentials:
         api_key_file: Path | None = None,
         tls: bool = False,
     ) -> Self:
-        """With the first key of `api_key_file`; raises RunnerFailed for a file that is wrong or expired."""
+        """Credentials with the first key of `api_key_file`; raises RunnerFailed for a file that is wrong or expired."""
         api_key = read_keys(api_key_file)[0] if api_key_file else ""
         return cls(tls, ca, cert, key, api_key)
 
     def channel(self, address: str, options: list[tuple[str, Any]], asynchronous: bool = False) -> Any:
-        """A gRPC channel to `address`; raises RunnerFailed for files that are wrong."""
+        """Open a gRPC channel to `address`; raises RunnerFailed for files that are wrong."""
         module = grpc.aio if asynchronous else grpc
         if not (self.tls or self.ca or self.cert):
             return module.insecure_channel(address, options)
@@ -47,5 +47,5 @@ class Credentials:
         return module.secure_channel(address, grpc.ssl_channel_credentials(*read), options)
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What goes with every call."""
+        """gRPC metadata sent with every call."""
         return (("authorization", f"Bearer {self.api_key}"),) if self.api_key else ()

@@ -1,7 +1,7 @@
-"""Who may talk to a runner: certificates for both ports, client certificates, and keys read from a file.
+"""Access control of a runner: certificates for both ports, client certificates, and keys read from a file.
 
-A key is sent as `Authorization: Bearer KEY` or `x-api-key: KEY`, over HTTP and as gRPC metadata alike. Everything needs
-one but what is named here: health probes, so that an orchestrator needs no secret. With a client CA every connection
+A key is sent as `Authorization: Bearer KEY` or `x-api-key: KEY`, over HTTP and as gRPC metadata alike. Every route
+needs one except the health probes, so that an orchestrator needs no secret. With a client CA every connection
 needs a certificate.
 """
 
@@ -35,7 +35,7 @@ OPEN_CALLS = frozenset(
 
 @dataclass(frozen=True)
 class SecurityFiles:
-    """Where certificates and keys are; all absent means an open runner without TLS."""
+    """Paths of certificates and keys; all absent means an open runner without TLS."""
 
     cert: Path | None = None  # PEM, the chain included
     key: Path | None = None
@@ -45,7 +45,7 @@ class SecurityFiles:
 
 @dataclass(frozen=True)
 class _Pems:
-    """What a TLS server presents and asks for, as bytes: no handshake meets files that are half replaced."""
+    """PEM files of a TLS server as bytes, read together: no handshake meets files that are half replaced."""
 
     cert: bytes
     key: bytes
@@ -54,22 +54,22 @@ class _Pems:
 
 @dataclass
 class Security:
-    """What the files hold, checked; never printed. `reload` makes connections to come, and keys, those of the files."""
+    """Checked contents of the files; never printed. `reload` applies changed files to new connections and to keys."""
 
     files: SecurityFiles = field(default_factory=SecurityFiles)
     expires: datetime | None = None  # of the server's certificate
     _keys: tuple[bytes, ...] = field(default=(), repr=False)
     _pems: _Pems | None = field(default=None, repr=False)
     _context: ssl.SSLContext | None = field(default=None, repr=False)
-    _told: _Pems | None = field(default=None, repr=False)  # what gRPC was given last
+    _told: _Pems | None = field(default=None, repr=False)  # the files that gRPC was given last
 
     def reload(self) -> None:
-        """Read the files again; raises RunnerFailed and leaves all as it is where one of them is wrong."""
+        """Read the files again; raises RunnerFailed and changes nothing if one of them is wrong."""
         found = load(self.files)
         self.expires, self._keys, self._pems, self._context = found.expires, found._keys, found._pems, found._context
 
     def summary(self) -> str:
-        """What is in force, for a person; no key."""
+        """Summary of the protection in force, for a person; contains no key."""
         parts = [f"{len(self._keys)} API keys"] if self.files.api_keys else []
         parts += [f"a certificate until {self.expires:%Y-%m-%d %H:%M} UTC"] if self.expires else []
         return ", ".join(parts)
@@ -79,14 +79,14 @@ class Security:
         return self.files.cert is not None
 
     def grpc_credentials(self) -> Any:
-        """gRPC's form of the certificates, asked for anew by every connection; None without TLS."""
+        """Certificates as gRPC takes them, fetched again for every connection; None without TLS."""
         if self._pems is None:
             return None
         self._told = self._pems
 
         def latest() -> Any:
             if self._pems is self._told or self._pems is None:
-                return None  # as it was
+                return None  # unchanged
             self._told = self._pems
             return _configuration(self._pems)
 
@@ -94,7 +94,7 @@ class Security:
         return grpc.dynamic_ssl_server_credentials(_configuration(self._pems), latest, required)
 
     def uvicorn_options(self) -> dict[str, Any]:
-        """uvicorn's form of the certificates: a context that hands every connection over to the latest."""
+        """Certificates as uvicorn takes them: a context that hands every connection over to the latest one."""
         if self._context is None:
             return {}
         first = _context(self.files)
@@ -107,27 +107,27 @@ class Security:
         return {"ssl_context_factory": lambda config, usual: first}
 
     def check(self, headers: Mapping[str, str]) -> None:
-        """Raise Unauthenticated unless the headers carry one of the keys, or none are wanted."""
+        """Raise Unauthenticated unless the headers carry one of the keys, or no keys are configured."""
         if not self._keys:
             return
         sent = key_of(headers)
         digest = _digest(sent)
-        # All are compared, and digests of one length, so that time tells nothing of a key.
+        # All keys are compared, as digests of one length, so that timing reveals nothing about a key.
         if not sum(hmac.compare_digest(digest, known) for known in self._keys):
             how = "no key was sent" if not sent else "the key is not one of this runner's"
             raise Unauthenticated(f"Not allowed: {how}.", "Send Authorization: Bearer KEY.")
 
     def guard(self, app: Any) -> Any:
-        """The ASGI application `app` behind the keys; probes stay open."""
+        """Wrap the ASGI application `app` in the key check; probes stay open."""
         return _Guard(app, self) if self.files.api_keys else app
 
     def interceptors(self) -> tuple[Any, ...]:
-        """gRPC's interceptors that check the keys; probes stay open."""
+        """gRPC interceptors that check the keys; probes stay open."""
         return (_Interceptor(self),) if self.files.api_keys else ()
 
 
 def load(files: SecurityFiles) -> Security:
-    """Read and check the files; raises RunnerFailed, with a sentence that names the file and what is wrong with it."""
+    """Read and check the files; raises RunnerFailed, with a sentence that names the file and its fault."""
     if bool(files.cert) != bool(files.key):
         raise RunnerFailed("TLS needs a certificate and its key.", "Give both --tls-cert and --tls-key.")
     if files.client_ca and not files.cert:
@@ -147,7 +147,7 @@ def load(files: SecurityFiles) -> Security:
 
 
 def _context(files: SecurityFiles) -> ssl.SSLContext:
-    """A server's context over files that have been checked."""
+    """A server's SSL context from files that have been checked."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(str(files.cert), str(files.key))
     if files.client_ca:
@@ -161,7 +161,7 @@ def _configuration(pems: _Pems) -> Any:
 
 
 def read_keys(path: Path) -> list[str]:
-    """The keys in a file: one per line, empty lines and `#` comments left out. Raises RunnerFailed."""
+    """Keys in a file: one per line, empty lines and `#` comments ignored. Raises RunnerFailed."""
     lines = [line.strip() for line in _read(path).decode(errors="replace").splitlines()]
     keys = [line for line in lines if line and not line.startswith("#")]
     if not keys:
@@ -172,7 +172,7 @@ def read_keys(path: Path) -> list[str]:
 
 
 def check_certificates(path: Path) -> datetime:
-    """When the first certificate of a PEM file expires; raises RunnerFailed for one that is not valid now."""
+    """Expiry time of the first certificate in a PEM file; raises RunnerFailed for one that is not valid now."""
     from cryptography import x509
 
     try:
@@ -195,7 +195,7 @@ def check_certificates(path: Path) -> datetime:
 def _check_pair(cert: Path, key: Path) -> None:
     _read(key)
     try:
-        # An encrypted key must not make OpenSSL ask the terminal.
+        # An encrypted key must not make OpenSSL prompt on the terminal.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password=lambda: "")
     except (ssl.SSLError, OSError) as error:
         why = getattr(error, "reason", None) or error
@@ -218,7 +218,7 @@ def _digest(key: str) -> bytes:
 
 
 class _Guard:
-    """Checks keys before anything of a request is read."""
+    """ASGI middleware that checks keys before any part of a request is read."""
 
     def __init__(self, app: Any, security: Security) -> None:
         self._app = app
@@ -240,7 +240,7 @@ class _Guard:
 
 
 def _is_open(scope: Any) -> bool:
-    """Whether it is a named route, by its method and by its path as it was sent: no other spelling of one is."""
+    """True if it is an open route, by method and by path exactly as sent: no other spelling of a route counts."""
     path = scope["path"]
     return scope["type"] == "http" and (scope["method"], path) in OPEN_ROUTES and scope["raw_path"] == path.encode()
 
@@ -270,5 +270,5 @@ def _refusal(error: Unauthenticated) -> Any:
     async def refuse(requests: Any, context: Any) -> None:
         await context.abort(grpc.StatusCode.UNAUTHENTICATED, sentence, trailing)
 
-    # Whatever the call's kind is, it ends before its first message is read.
+    # Whatever kind of call it is, it ends before its first message is read.
     return grpc.stream_unary_rpc_method_handler(refuse)

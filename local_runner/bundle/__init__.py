@@ -1,1 +1,1 @@
-"""A bundle as a host takes it: hashes checked, score.py loaded, packages compared with its lock."""
+"""Bundles on their way into a host: hashes checked, score.py loaded, packages compared with the lock."""

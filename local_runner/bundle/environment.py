@@ -14,18 +14,18 @@ _GPU_NODE = Path("/dev/nvidiactl")
 
 @dataclass(frozen=True)
 class Difference:
-    """One package that is not here as the lock wants it."""
+    """A package whose installed version differs from the lock."""
 
     package: str
     wanted: str
-    found: str  # "" when it is not installed
-    cuda_only: bool  # of no use on this machine, which has no GPU
+    found: str  # "" if it is not installed
+    cuda_only: bool  # useless on this machine, which has no GPU
 
 
 def differences(bundle: Path, gpu: bool | None = None) -> list[Difference]:
-    """Every package of the bundle's lock that differs here; `gpu` defaults to what this machine has.
+    """Find every package that differs from the bundle's lock; `gpu` defaults to whether this machine has one.
 
-    A local build satisfies its release: `2.13.0+cpu` is `2.13.0`. A bundle without a lock has no differences.
+    A local build matches its release: `2.13.0+cpu` is `2.13.0`. A bundle without a lock has no differences.
     """
     if gpu is None:
         gpu = _GPU_NODE.exists()
@@ -40,7 +40,7 @@ def differences(bundle: Path, gpu: bool | None = None) -> list[Difference]:
 
 
 def report(found: list[Difference]) -> str:
-    """The table a person reads at start; empty when nothing differs."""
+    """Table of differences, for a person, printed at start; empty if there are none."""
     rows = [(d.package, d.wanted, d.found or "not installed") for d in found if not d.cuda_only]
     unused = sum(d.cuda_only for d in found)
     lines = []

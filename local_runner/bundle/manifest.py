@@ -19,32 +19,32 @@ from typing import Any, Literal, NamedTuple
 
 MANIFEST = "manifest.json"
 INTERFACE = 1  # the version of `scoring.host_api` that this package calls
-# Where a file that the manifest does not list could change what runs.
+# Folders where a file that the manifest does not list could change what runs.
 _CLOSED = ("code/", "model/")
 _LONGEST_NAME = 255  # bytes; NAME_MAX of every file system in use
 
 
 class Mismatch(NamedTuple):
-    """One path that is not as generated; a link, a device, a pipe or an unreadable folder is no regular file."""
+    """A path that is not as generated; a link, a device, a pipe or an unreadable folder is no regular file."""
 
     path: str
     kind: Literal["edited", "missing", "extra", "no regular file"]
 
 
 def is_plain(name: object) -> bool:
-    """Whether it names a file in one folder: no separator of any system, no `..`, nothing that does not print."""
+    """True if it names a file in one folder: no separator of any system, no `..`, no unprintable character."""
     if not isinstance(name, str) or name in ("", ".", "..") or not name.isprintable():
         return False
     return not {"/", "\\"} & set(name) and len(name.encode()) <= _LONGEST_NAME
 
 
 def is_plain_path(path: object) -> bool:
-    """Whether it is relative, and every part of it, between slashes, is plain."""
+    """True if the path is relative and every part between slashes is a plain name."""
     return isinstance(path, str) and all(map(is_plain, path.split("/")))
 
 
 def open_file(root: Path, path: str) -> io.BufferedReader:
-    """Open a regular file below `root`, reached through no link; raises OSError for anything else, and never waits."""
+    """Open a regular file below `root`, reached through no link; raises OSError for anything else, and never blocks."""
     if not is_plain_path(path):
         raise OSError(errno.EINVAL, "is no relative path", path)
     *folders, name = path.split("/")
@@ -64,7 +64,7 @@ def open_file(root: Path, path: str) -> io.BufferedReader:
 
 
 def hash_files(root: Path, paths: Iterable[str]) -> dict[str, str]:
-    """SHA-256 of each path under `root`, in threads (hashlib releases the GIL); "" for what `open_file` refuses."""
+    """SHA-256 of each path under `root`, in threads (hashlib releases the GIL); "" where `open_file` refuses."""
 
     def digest(path: str) -> str:
         try:
@@ -79,7 +79,7 @@ def hash_files(root: Path, paths: Iterable[str]) -> dict[str, str]:
 
 
 def entries(root: Path) -> Iterator[tuple[str, bool]]:
-    """All that is below `root` but folders: the relative path, and whether it is a regular file. Follows no link."""
+    """Walk everything below `root` except folders: relative path, and True for a regular file. Follows no link."""
     folders = [""]
     while folders:
         folder = folders.pop()
@@ -97,13 +97,13 @@ def entries(root: Path) -> Iterator[tuple[str, bool]]:
 
 
 def bundle_digest(files: dict[str, str]) -> str:
-    """The hash of the whole bundle: SHA-256 over its sorted `hash  path` lines."""
+    """Hash of the whole bundle: SHA-256 over its sorted `hash  path` lines."""
     lines = "".join(f"{line}\n" for line in sorted(f"{digest}  {path}" for path, digest in files.items()))
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def read_manifest(bundle: Path) -> dict[str, Any]:
-    """The manifest of the bundle at `bundle`; raises NotABundle."""
+    """Read the manifest of the bundle at `bundle`; raises NotABundle."""
     try:
         with open_file(bundle, MANIFEST) as file:
             manifest: dict[str, Any] = json.load(file)
@@ -123,7 +123,7 @@ def read_manifest(bundle: Path) -> dict[str, Any]:
 def compare(
     bundle: Path, manifest: dict[str, Any], concerns: Callable[[str], bool] = lambda path: True
 ) -> list[Mismatch]:
-    """What differs from the manifest among the paths that `concerns` picks, sorted. What is not listed is extra."""
+    """Differences from the manifest among the paths that `concerns` selects, sorted. An unlisted file is extra."""
     listed = {path: digest for path, digest in manifest["files"].items() if concerns(path)}
     present = {path: regular for path, regular in entries(bundle) if concerns(path) and path != MANIFEST}
     found = [Mismatch(path, "missing") for path in listed.keys() - present.keys()]
@@ -137,21 +137,21 @@ def compare(
 
 
 def _shown(path: str) -> str:
-    """A path as a terminal may show it: whoever adds a file chooses its name."""
+    """A path made safe to print on a terminal: whoever adds a file chooses its name."""
     return path if path.isprintable() else ascii(path)[1:-1]
 
 
 def edits(bundle: Path, manifest: dict[str, Any], weights: bool) -> list[str]:
-    """What differs from the manifest, as `path (kind)`; `weights` picks model/ or all the rest.
+    """Differences from the manifest, as `path (kind)`; `weights` selects model/ or everything else.
 
-    A file that was added outside code/ and model/ is left out: it changes nothing that runs.
+    A file that was added outside code/ and model/ is ignored: it changes nothing that runs.
     """
     found = compare(bundle, manifest, lambda path: path.startswith("model/") == weights)
     return [f"{path} ({kind})" for path, kind in found if kind != "extra" or path.startswith(_CLOSED)]
 
 
 def verify_hashes(bundle: Path, weights: bool) -> None:
-    """Raise BundleEdited, naming the files, if model/ (`weights`) or everything else is not as generated."""
+    """Raise BundleEdited, naming the files, if model/ (`weights`) or everything else differs from the manifest."""
     edited = edits(bundle, read_manifest(bundle), weights)
     if edited:
         from local_runner.errors import BundleEdited
@@ -164,10 +164,10 @@ def verify_hashes(bundle: Path, weights: bool) -> None:
 
 
 def enter(bundle: Path) -> None:
-    """Verify all but the weights, then make the bundle's code/ the first place that imports look at.
+    """Verify everything but the weights, then put the bundle's code/ first on the import path.
 
-    The weights are hashed later (`ScoreScript.init`), while the ports already answer. Raises NotABundle, BundleEdited,
-    RunnerFailed when another `scoring` is imported already, or the bundle's has another interface for hosts.
+    The weights are hashed later (`ScoreScript.init`), when the ports already answer. Raises NotABundle, BundleEdited,
+    and RunnerFailed if another `scoring` is already imported or the bundle's has another host interface version.
     """
     verify_hashes(bundle, weights=False)
     code = str(bundle / "code")
@@ -181,15 +181,15 @@ def enter(bundle: Path) -> None:
         )
     sys.path.insert(0, code)
     # Importing must not write into the bundle: the manifest does not list caches, so the next start would refuse them.
-    # The second is for processes that this one starts.
+    # The environment variable does the same for processes that this one starts.
     sys.dont_write_bytecode = True
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     _require_interface(bundle)
 
 
 def _require_interface(bundle: Path) -> None:
-    """Raise RunnerFailed where this runner does not speak the interface of the bundle's scoring package."""
-    # Looked for as a file: an editable installation lends a package the modules that it lacks.
+    """Raise RunnerFailed if this runner does not support the host interface of the bundle's scoring package."""
+    # Looked up as a file: an editable installation would supply modules that the package lacks.
     declared = (bundle / "code" / "scoring" / "host_api.py").is_file()
     found = importlib.import_module("scoring.host_api").VERSION if declared else 0
     if found != INTERFACE:

@@ -1,7 +1,7 @@
 """Loads a bundle's score.py the way azureml-inference-server-http does, and calls it.
 
-The same rules hold: the file is loaded by path, must define init() and run(), run() must take an argument besides the
-optional `request_headers` and no positional-only or variadic ones; of a driver module, the inner run() is called.
+The same rules hold: the file is loaded by path and must define init() and run(); run() must take one argument besides
+the optional `request_headers`, none positional-only or variadic; for a driver module the inner run() is called.
 """
 
 import importlib.util
@@ -26,7 +26,7 @@ HEADERS = "request_headers"
 
 @dataclass(frozen=True)
 class Answer:
-    """What run() answered; `body` is whole, or `chunks` yields it piece by piece."""
+    """Answer of run(); `body` is complete, or `chunks` yields it piece by piece."""
 
     status: int
     headers: dict[str, str]
@@ -35,7 +35,7 @@ class Answer:
     close: Callable[[], None] = lambda: None
 
     def read(self) -> bytes:
-        """The whole body, waiting for a stream's end."""
+        """Read the complete body, waiting for the end of a stream."""
         if not isinstance(self.chunks, Iterator):
             return self.body
         try:
@@ -82,7 +82,7 @@ class ScoreScript:
         self.loaded = True
 
     def run(self, raw: str, headers: Mapping[str, str] | None = None) -> Answer:
-        """Call run() and shape what it returns; whatever run() raises passes through."""
+        """Call run() and convert its result; whatever run() raises passes through."""
         arguments: dict[str, Any] = {self._argument: raw}
         if self._wants_headers:
             arguments[HEADERS] = dict(headers or {})

@@ -1,6 +1,6 @@
 """Clients of a runner over gRPC, synchronous and asynchronous, with deadlines and retries on UNAVAILABLE only.
 
-The synchronous one blocks its thread, not an event loop's machinery, so it also works where a loop is running already
+The synchronous client blocks its thread and needs no event loop, so it also works where a loop is already running
 (Jupyter, FastAPI). Both raise the errors of `scoring.errors` and `mii_azure.errors`, rebuilt from the server's code.
 """
 
@@ -39,7 +39,7 @@ _RETRY = {
 
 
 def channel_options(address: str, retry: bool = True) -> list[tuple[str, Any]]:
-    """gRPC's options for a channel to `address`; a proxy is never asked for one's own machine."""
+    """gRPC channel options for `address`; no proxy is used for the local machine."""
     options: list[tuple[str, Any]] = [
         ("grpc.max_send_message_length", -1),
         ("grpc.max_receive_message_length", -1),
@@ -49,7 +49,7 @@ def channel_options(address: str, retry: bool = True) -> list[tuple[str, Any]]:
     ]
     if retry:
         options.append(("grpc.service_config", json.dumps(_RETRY)))
-        # A request past this size would silently not be retried.
+        # A request above this size would silently not be retried.
         options.append(("grpc.per_rpc_retry_buffer_size", 64 << 20))
     if address.rsplit(":", 1)[0] in ("127.0.0.1", "localhost", "[::1]"):
         options.append(("grpc.enable_http_proxy", 0))
@@ -57,7 +57,7 @@ def channel_options(address: str, retry: bool = True) -> list[tuple[str, Any]]:
 
 
 def _check(address: str) -> None:
-    """Raise RunnerFailed for an address that gRPC may read as another host than a person does."""
+    """Raise RunnerFailed for an address that gRPC might resolve to another host than a person would."""
     try:
         read_host_port(address)
     except ValueError as error:
@@ -65,7 +65,7 @@ def _check(address: str) -> None:
 
 
 class _Calls:
-    """What both clients share: requests, stubs, and how failures are told."""
+    """Shared parts of both clients: requests, stubs, and the translation of failures."""
 
     def __init__(self, address: str, credentials: Credentials | None, asynchronous: bool) -> None:
         self.address = address
@@ -97,20 +97,20 @@ class _Calls:
 
 
 class Client(_Calls):
-    """A synchronous client of the runner at `address` ("host:port"); a context manager, safe to share by threads."""
+    """Synchronous client of the runner at `address` ("host:port"); a context manager, safe to share between threads."""
 
     def __init__(self, address: str, credentials: Credentials | None = None) -> None:
         super().__init__(address, credentials, asynchronous=False)
 
     def query(self, payload: Any, timeout: float = TIMEOUT_S) -> Any:
-        """The answer to one request; `timeout` in seconds covers the retries."""
+        """Send one request and return its answer; `timeout` in seconds includes retries."""
         with self._translated(timeout):
             return errors.read_answer(
                 self._stub.Score(self._request(payload), timeout, self._metadata).json, self.address
             )
 
     def stream(self, payload: dict[str, Any], timeout: float = TIMEOUT_S) -> Iterator[dict[str, Any]]:
-        """The events of a streamed answer as they come; leaving the iterator early cancels the work."""
+        """Yield the events of a streamed answer as they arrive; leaving the iterator early cancels the work."""
         with self._translated(timeout):
             call = self._stub.ScoreStream(self._stream_request(payload), timeout=timeout, metadata=self._metadata)
             try:
@@ -120,14 +120,14 @@ class Client(_Calls):
                 call.cancel()
 
     def metadata(self, timeout: float = TIMEOUT_S) -> dict[str, Any]:
-        """Facts of what is served: name, task, model, versions, device, limits."""
+        """Metadata of the deployment: name, task, model, versions, device, limits."""
         with self._translated(timeout):
             reply = self._stub.Metadata(scoring_pb2.MetadataRequest(), timeout=timeout, metadata=self._metadata)
             facts: dict[str, Any] = errors.read_answer(reply.json, self.address)
             return facts
 
     def ready(self, timeout: float = _READY_TIMEOUT_S) -> bool:
-        """Whether a request sent now would be scored; False also when nothing answers."""
+        """Return True if a request sent now would be scored; False also if nothing answers."""
         try:
             reply = self._health.Check(health_pb2.HealthCheckRequest(), timeout=timeout)
         except grpc.RpcError:
@@ -146,19 +146,19 @@ class Client(_Calls):
 
 
 class AsyncClient(_Calls):
-    """The same on asyncio; make it inside the loop that uses it."""
+    """Asynchronous client, with the same methods; create it inside the loop that uses it."""
 
     def __init__(self, address: str, credentials: Credentials | None = None) -> None:
         super().__init__(address, credentials, asynchronous=True)
 
     async def query(self, payload: Any, timeout: float = TIMEOUT_S) -> Any:
-        """The answer to one request; `timeout` in seconds covers the retries."""
+        """Send one request and return its answer; `timeout` in seconds includes retries."""
         with self._translated(timeout):
             call = self._stub.Score(self._request(payload), timeout=timeout, metadata=self._metadata)
             return errors.read_answer((await call).json, self.address)
 
     async def stream(self, payload: dict[str, Any], timeout: float = TIMEOUT_S) -> AsyncIterator[dict[str, Any]]:
-        """The events of a streamed answer as they come; leaving the iterator early cancels the work."""
+        """Yield the events of a streamed answer as they arrive; leaving the iterator early cancels the work."""
         with self._translated(timeout):
             call = self._stub.ScoreStream(self._stream_request(payload), timeout=timeout, metadata=self._metadata)
             try:
@@ -168,14 +168,14 @@ class AsyncClient(_Calls):
                 call.cancel()
 
     async def metadata(self, timeout: float = TIMEOUT_S) -> dict[str, Any]:
-        """Facts of what is served: name, task, model, versions, device, limits."""
+        """Metadata of the deployment: name, task, model, versions, device, limits."""
         with self._translated(timeout):
             reply = await self._stub.Metadata(scoring_pb2.MetadataRequest(), timeout=timeout, metadata=self._metadata)
             facts: dict[str, Any] = errors.read_answer(reply.json, self.address)
             return facts
 
     async def ready(self, timeout: float = _READY_TIMEOUT_S) -> bool:
-        """Whether a request sent now would be scored; False also when nothing answers."""
+        """Return True if a request sent now would be scored; False also if nothing answers."""
         try:
             reply = await self._health.Check(health_pb2.HealthCheckRequest(), timeout=timeout)
         except grpc.RpcError:

@@ -1,4 +1,4 @@
-"""A runner's /metrics as a table for the terminal: once, or live with rates between two looks."""
+"""Table of a runner's /metrics for the terminal: printed once, or live with rates between two scrapes."""
 
 import http.client
 import ssl
@@ -24,7 +24,7 @@ _STAGES = ("parse", "encode", "queue", "forward", "decode")
 
 
 class Source:
-    """The /metrics of the runner whose HTTP port is `address`."""
+    """The /metrics endpoint of the runner whose HTTP port is `address`."""
 
     def __init__(self, address: str, tls: bool, ca: Path | None, api_key_file: Path | None) -> None:
         try:
@@ -38,12 +38,12 @@ class Source:
         if ca:
             check_certificates(ca)
         context = ssl.create_default_context(cafile=ca)
-        # A proxy is never asked for a runner.
+        # No proxy is used for a runner.
         handlers = (urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
         self._open = opener(*handlers).open
 
     def read(self) -> Samples:
-        """Samples by name, a comma and label; raises RunnerFailed or Unauthenticated."""
+        """Samples keyed by name, a comma and label; raises RunnerFailed or Unauthenticated."""
         try:
             with self._open(urllib.request.Request(self._url, headers=self._headers), timeout=_TIMEOUT_S) as answer:  # noqa: S310
                 text = answer.read().decode()
@@ -66,7 +66,7 @@ class Source:
 
 
 def table(now: Samples, before: Samples | None = None, seconds: float = 0.0) -> Table:
-    """What a person wants to know first; without an earlier look, totals and means since the start."""
+    """Table of the most important figures; without an earlier scrape, totals and means since the start."""
     grown = {name: value - (before or {}).get(name, 0.0) for name, value in now.items()}
     shown = Table(box=None, show_header=False, pad_edge=False)
     for name, value in _rows(now, grown, seconds if before is not None else 0.0):

@@ -1,1 +1,1 @@
-"""The gRPC side: services over one host, and messages that are none."""
+"""gRPC services over one host, and the handling of malformed messages."""

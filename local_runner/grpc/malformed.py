@@ -1,6 +1,6 @@
-"""Messages that are none: bytes that do not parse as a call's request are answered INVALID_ARGUMENT, with a sentence.
+"""Malformed messages: bytes that do not parse as a call's request are answered INVALID_ARGUMENT, with a sentence.
 
-gRPC itself would answer INTERNAL, and write a traceback into the log. One that does not come whole ends like a body.
+gRPC itself would answer INTERNAL and log a traceback. A message that arrives incomplete ends as such a body does.
 """
 
 import asyncio
@@ -14,27 +14,27 @@ from local_runner.http import uvicorn_protocol
 from local_runner.protocol import errors
 from scoring.errors import InvalidInput, MiiAzureError
 
-_MALFORMED = object()  # stands for a request that did not parse
+_MALFORMED = object()  # placeholder for a request that did not parse
 
 
 class Registry:
-    """What the generated `add_..._to_server` functions are given in the server's place."""
+    """Stand-in for the server, given to the generated `add_..._to_server` functions."""
 
     def __init__(self, server: Any) -> None:
         self._server = server
 
     def add_generic_rpc_handlers(self, handlers: Any) -> None:
-        """Left out: the same methods come once more, by their names."""
+        """Ignore these: the same methods are registered again by name."""
 
     def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
-        """Register the handlers of a service, each forgiving."""
+        """Register the handlers of a service, each wrapped to tolerate malformed messages."""
         forgiving = {name: _forgiving(handler) for name, handler in handlers.items()}
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, forgiving),))
         self._server.add_registered_method_handlers(service, forgiving)
 
 
 def _forgiving(handler: Any) -> Any:
-    """The handler of a call of one message, which reads it itself: gRPC would wait for its end without one."""
+    """Wrap the handler of a unary request to read the message itself: gRPC would wait for the end if none came."""
     make = grpc.stream_stream_rpc_method_handler if handler.response_streaming else grpc.stream_unary_rpc_method_handler
     inner = handler.unary_stream if handler.response_streaming else handler.unary_unary
     return make(_checked(inner), _or_malformed(handler.request_deserializer), handler.response_serializer)

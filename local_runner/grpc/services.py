@@ -34,12 +34,12 @@ _OPTIONS = (
 )
 
 
-MOST_WATCHES = 512  # of health at once, 12 KB each; a client has one
-LONGEST_SERVICE = 256  # of a name whose health is asked for
+MOST_WATCHES = 512  # concurrent health watches, 12 KB each; a client has one
+LONGEST_SERVICE = 256  # characters in the service name of a health request
 
 
 class _Servicer(health.aio.HealthServicer):  # type: ignore[misc]
-    """gRPC's own, with an end to how many may watch: nobody needs a key for it."""
+    """gRPC's health servicer with a limit on concurrent watches: watching needs no key."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class _Servicer(health.aio.HealthServicer):  # type: ignore[misc]
 
 
 class Health:
-    """grpc.health.v1, told what the host's readiness is."""
+    """grpc.health.v1, driven by the host's readiness."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -67,7 +67,7 @@ class Health:
         self.servicer: Any = _Servicer()
 
     async def update(self) -> None:
-        """Publish the readiness if it changed, for the server as a whole and for each service."""
+        """Publish the readiness, if it changed, for the server as a whole and for each service."""
         ready = self._host.ready
         if ready is self._known:
             return
@@ -78,7 +78,7 @@ class Health:
 
 
 class Scoring(scoring_pb2_grpc.ScoringServicer):  # type: ignore[misc]  # generated code is untyped
-    """JSON in, JSON out: what POST /score does."""
+    """JSON in, JSON out, as in POST /score."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -108,7 +108,7 @@ class Scoring(scoring_pb2_grpc.ScoringServicer):  # type: ignore[misc]  # genera
 
 
 class OpenInference(inference_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """The protocol's six calls; tensors are read and written by `local_runner.protocol.oip`."""
+    """The protocol's six calls; `local_runner.protocol.oip` reads and writes the tensors."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -144,7 +144,7 @@ class OpenInference(inference_pb2_grpc.GRPCInferenceServiceServicer):  # type: i
 
 
 def build(host: Host, health_: Health, interceptors: Sequence[Any] = ()) -> Any:
-    """A grpc.aio server with every service; the caller binds and starts it."""
+    """Build a grpc.aio server with every service; the caller binds and starts it."""
     options = (*_OPTIONS, ("grpc.max_receive_message_length", host.max_body))
     server = grpc.aio.server(interceptors=interceptors, options=options)
     registry = malformed.Registry(server)
@@ -171,7 +171,7 @@ async def _reporting(context: Any) -> AsyncIterator[None]:
 
 
 async def _write(context: Any, event: Any) -> None:
-    """Send an event of a stream; raises RequestStalled where the client does not read on."""
+    """Send an event of a stream; raises RequestStalled if the client stops reading."""
     try:
         async with asyncio.timeout(uvicorn_protocol.READER_S):
             await context.write(event)
@@ -185,13 +185,13 @@ async def _abort(context: Any, code: Any, status: int, headers: dict[str, str], 
 
 
 async def _refuse_failure(answer: Answer, context: Any) -> None:
-    """Abort the call if the scoring script answered with a failure."""
+    """Abort the call if the scoring script answered with an error."""
     if answer.status >= 400:
         await _abort(context, errors.grpc_status(answer.status), answer.status, answer.headers, answer.read())
 
 
 async def _whole(host: Host, raw: str, context: Any) -> bytes:
-    """The body of an answer that is not a stream."""
+    """Body of an answer that must not be a stream."""
     answer = await host.score(raw, dict(context.invocation_metadata()))
     await _refuse_failure(answer, context)
     if answer.chunks is not None:
@@ -219,7 +219,7 @@ def _inference(request: Any) -> oip.Inference:
 def _infer_response(request: Any, name: str, elements: list[bytes]) -> Any:
     response = inference_pb2.ModelInferResponse(model_name=request.model_name, model_version=oip.VERSION, id=request.id)
     output = response.outputs.add(name=name, datatype=oip.DATATYPE, shape=[len(elements)])
-    # The reply is encoded as the request was.
+    # The reply uses the same encoding as the request.
     if request.raw_input_contents:
         response.raw_output_contents.append(oip.pack(elements))
     else:

@@ -1,1 +1,1 @@
-"""One scoring script behind every protocol: state, threads, admission, drain, and what may change meanwhile."""
+"""Host of one scoring script behind every protocol: state, threads, admission, drain, and live settings."""

@@ -1,4 +1,4 @@
-"""Holds one scoring script for every protocol: its state, its threads, its admission and its drain."""
+"""Hosts one scoring script for every protocol: its state, threads, admission and drain."""
 
 import asyncio
 import logging
@@ -29,9 +29,9 @@ access = logging.getLogger("local_runner.requests")
 
 # A request waits in run() on a thread of its own, so that the scoring queue, not the host, decides when it is full.
 _MAX_THREADS = 1024
-# Requests this much over the limit still reach the scoring script, which refuses them in its own words.
+# This many requests above the limit still reach the scoring script, which refuses them in its own words.
 PAYLOAD_SLACK = 1 << 20
-_FLUSH_S = 6.0  # a little longer than the traces that are left may take
+_FLUSH_S = 6.0  # slightly longer than exporting the remaining traces may take
 
 
 class HostState(StrEnum):
@@ -42,9 +42,9 @@ class HostState(StrEnum):
 
 
 class Host(ABC):
-    """What every protocol asks, wherever the model is; its methods run on the event loop.
+    """Interface that every protocol uses, wherever the model is; its methods run on the event loop.
 
-    `code` is the bundle's code/; `copies` of the model share what is asked.
+    `code` is the bundle's code/; `copies` of the model share the requests.
     """
 
     def __init__(self, code: Path, copies: int = 1) -> None:
@@ -58,7 +58,7 @@ class Host(ABC):
         self._usual_level = logging.getLogger().level
         self._slots = self._slots_of(limits)
         self._by_key = callers.told_apart()
-        self._streams = 0  # streamed answers not yet at their end
+        self._streams = 0  # streamed answers that have not ended
         self._told, self._started = self.state, time.monotonic()
         self._tracing = tracing.of_environment(self.deployment.name)
         self.metrics = Metrics(self.statistics)
@@ -66,7 +66,7 @@ class Host(ABC):
 
     @abstractmethod
     async def load(self) -> None:
-        """Make it ready; raises what keeps it from that and leaves the state at FAILED."""
+        """Make the host ready; on failure, raise the cause and leave the state at FAILED."""
 
     @abstractmethod
     def statistics(self) -> dict[str, Any]:
@@ -75,32 +75,32 @@ class Host(ABC):
     @property
     @abstractmethod
     def ready(self) -> bool:
-        """Whether a request sent now would be scored."""
+        """True if a request sent now would be scored."""
 
     @property
     @abstractmethod
     def lost(self) -> bool:
-        """Whether only another process can score again."""
+        """True if only a new process can score again."""
 
     @abstractmethod
     async def _score(self, raw: str, headers: Mapping[str, str]) -> Answer:
-        """One answer; raises MiiAzureError and its kinds."""
+        """Answer one request; raises MiiAzureError and its subclasses."""
 
     @abstractmethod
     def chunks(self, answer: Answer) -> AsyncGenerator[bytes, None]:
-        """The pieces of a streamed answer; closing this stops the work on it."""
+        """Yield the pieces of a streamed answer; closing the generator stops the work on it."""
 
     @abstractmethod
     async def _end(self, left: float) -> None:
-        """Finish, within so many seconds, what was accepted."""
+        """Finish accepted work within `left` seconds."""
 
     @property
     @abstractmethod
     def _in_flight(self) -> int:
-        """Requests and streams that are not at their end."""
+        """Requests and streams that have not ended."""
 
     async def tune(self, tuning: Tuning) -> None:
-        """Go by other settings for the requests to come; before there is a model they wait for it."""
+        """Apply new settings to later requests; before the model is loaded they wait for it."""
         self._tuning = tuning
         set_level(tuning.log_level, self._usual_level)
         limits = replace(self._planned, **tuning.limits)
@@ -111,25 +111,25 @@ class Host(ABC):
         return min(limits.queue_size + limits.max_batch_size, _MAX_THREADS) * self._copies
 
     def change(self, state: HostState) -> None:
-        """Go on to another state."""
+        """Move to another state."""
         self.state = self._told = state
         self._started = time.monotonic()
 
     @property
     def condition(self) -> HostState:
-        """The state as it is told: what cannot score is not called ready, and failed where it never will again."""
+        """State as reported: a host that cannot score is not reported ready, one that never will again is failed."""
         if self.state is not HostState.READY or self.ready:
             return self.state
         return HostState.FAILED if self.lost else HostState.LOADING
 
     def own_phase(self) -> dict[str, Any]:
-        """The condition as a phase, and since when it has been told."""
+        """Condition as a phase, and the time since when it has been reported."""
         if (condition := self.condition) is not self._told:
             self._told, self._started = condition, time.monotonic()
         return {"phase": condition.value, "phase_seconds": round(time.monotonic() - self._started, 3)}
 
     def unready(self) -> NotReady:
-        """The error that says why not."""
+        """Error that explains why the host is not ready."""
         if self.state is HostState.LOADING:
             told = self.statistics()
             phase, seconds = told["phase"], told["phase_seconds"]
@@ -162,7 +162,7 @@ class Host(ABC):
             access.info("answered", extra={"code": code, "ms": round(seconds * 1e3, 2), "bytes": len(raw)})
 
     async def finish(self, budget_s: float) -> int:
-        """Take no more work, finish what is in flight and queued; return how many requests were abandoned."""
+        """Accept no more work, finish what is in flight and queued; return the number of requests abandoned."""
         self.change(HostState.DRAINING)
         deadline = time.monotonic() + budget_s
         while self._in_flight and time.monotonic() < deadline:
@@ -175,16 +175,16 @@ class Host(ABC):
 
 
 class ScriptHost(Host):
-    """The one scoring script of this process, in worker threads."""
+    """Host of the one scoring script of this process, in worker threads."""
 
     def __init__(self, bundle: Path, script: ScoreScript | None = None) -> None:
         self.script = script or ScoreScript(bundle)
         super().__init__(self.script.code)
         self._workers = ThreadPool(_MAX_THREADS, "score")
-        self._pullers = ThreadPool(_MAX_THREADS, "stream")  # of the pieces of streams
+        self._pullers = ThreadPool(_MAX_THREADS, "stream")  # for pieces of streams
 
     async def load(self) -> None:
-        """Run init() on a thread of its own; raises what it raises and leaves the state at FAILED."""
+        """Run init() on a thread of its own; on failure, raise its error and leave the state at FAILED."""
         try:
             await asyncio.wrap_future(_in_thread(self.script.init))
         except MiiAzureError:
@@ -195,30 +195,30 @@ class ScriptHost(Host):
             self.change(HostState.READY)
 
     async def tune(self, tuning: Tuning) -> None:
-        """Go by other settings for the requests to come; before there is a model they wait for it."""
+        """Apply new settings to later requests; before the model is loaded they wait for it."""
         await super().tune(tuning)
         limits, entry = self.deployment.limits, sys.modules.get("scoring.entry")
         if entry is not None and hasattr(entry, "change"):
             entry.change(queue_size=limits.queue_size, request_timeout_s=limits.request_timeout_s)
 
     def statistics(self) -> dict[str, Any]:
-        """What the scoring package tells of itself; draining and failed are the host's own phases."""
+        """Statistics of the scoring package; draining and failed are the host's own phases."""
         own = self.own_phase()
         failed = own["phase"] in (HostState.DRAINING, HostState.FAILED)
         if own["phase"] == HostState.LOADING:
             own["phase"] = "importing"
-        entry = sys.modules.get("scoring.entry")  # asking for it here would import it, on the event loop
+        entry = sys.modules.get("scoring.entry")  # importing it here would run on the event loop
         told: dict[str, Any] = entry.statistics() if entry is not None and hasattr(entry, "statistics") else own
         return {**told, **own} if failed else told
 
     @property
     def ready(self) -> bool:
-        """Whether a request sent now would be scored."""
+        """True if a request sent now would be scored."""
         return self.state is HostState.READY and bool(self.script.entry.ready())
 
     @property
     def lost(self) -> bool:
-        """Whether only another process can score again: the engine, or a rank of it, is gone after it was ready."""
+        """True if only a new process can score again: the engine, or one of its ranks, died after it was ready."""
         return self.state is HostState.READY and not self.script.entry.ready()
 
     async def _score(self, raw: str, headers: Mapping[str, str]) -> Answer:
@@ -237,7 +237,7 @@ class ScriptHost(Host):
             raise internal(error) from error
 
     async def chunks(self, answer: Answer) -> AsyncGenerator[bytes, None]:
-        """The pieces of a streamed answer; closing this closes the script's generator, which stops its work."""
+        """Yield the pieces of a streamed answer; closing this closes the script's generator, which stops its work."""
         pending: asyncio.Future[Any] | None = None
         began: float | None = time.perf_counter()
         self._streams += 1
@@ -260,7 +260,7 @@ class ScriptHost(Host):
                 answer.close()
 
     async def _end(self, left: float) -> None:
-        """Let the engine finish what it holds."""
+        """Let the engine finish its accepted work."""
         if self.script.loaded:
             draining = asyncio.wrap_future(_in_thread(lambda: self.script.entry.drain(left)))
             done, _ = await asyncio.wait([draining], timeout=left + 1)
@@ -274,13 +274,13 @@ class ScriptHost(Host):
 
 
 def _discard(answer: Answer | None) -> None:
-    """Close the answer that nobody waits for any more."""
+    """Close an answer whose client has gone."""
     if answer is not None:
         answer.close()
 
 
 def _in_thread(call: Callable[[], Any]) -> Future[Any]:
-    """Run `call` on a daemon thread, which no exit waits for."""
+    """Run `call` on a daemon thread, which does not delay exit."""
     future: Future[Any] = Future()
 
     def work() -> None:
@@ -294,7 +294,7 @@ def _in_thread(call: Callable[[], Any]) -> Future[Any]:
 
 
 def internal(error: Exception) -> InternalError:
-    """What a client may know of an unforeseen failure: an id, under which the log has the rest."""
+    """Error shown to a client for an unforeseen failure: an id, under which the log has the details."""
     number = uuid.uuid4().hex[:12]
     logger.error("request %s failed", number, exc_info=error)
     return InternalError(

@@ -1,9 +1,9 @@
-"""What may change while the runner serves: a JSON file, read at start and again on SIGHUP.
+"""Settings that may change while the runner serves: a JSON file, read at start and again on SIGHUP.
 
     {"log_level": "info", "drain_seconds": 30, "queue_size": 64, "request_timeout_s": 60}
 
-Every key may be absent, which leaves what the command line or the bundle says. Bundles stay as generated: what is in
-this file is the operator's, not the plan's.
+Every key may be absent, which keeps the value of the command line or the bundle. Bundles stay as generated: this file
+belongs to the operator, not to the plan.
 """
 
 import json
@@ -24,7 +24,7 @@ _LONGEST_S = 3600.0
 
 @dataclass(frozen=True)
 class Tuning:
-    """Checked values; None leaves what was said elsewhere."""
+    """Checked values; None keeps the value set elsewhere."""
 
     log_level: str | None = None
     drain_seconds: float | None = None
@@ -33,18 +33,18 @@ class Tuning:
 
     @property
     def limits(self) -> dict[str, Any]:
-        """Those of the scoring package, as far as they are given."""
+        """Limits of the scoring package that are set."""
         given = {"queue_size": self.queue_size, "request_timeout_s": self.request_timeout_s}
         return {name: value for name, value in given.items() if value is not None}
 
     def told(self) -> str:
-        """What is set, for a person."""
+        """Summary of the settings, for a person."""
         given = {name: value for name, value in asdict(self).items() if value is not None}
         return ", ".join(f"{name} {value}" for name, value in given.items())
 
 
 def read_settings(path: Path | None) -> Tuning:
-    """The values in the file, none without one; raises RunnerFailed with a sentence for what is wrong in it."""
+    """Read the settings from the file, none without one; raises RunnerFailed with a sentence naming the error."""
     if path is None:
         return Tuning()
     try:
@@ -82,7 +82,7 @@ def _number(value: Any) -> bool:
 
 
 def set_level(level: str | None, usual: int) -> None:
-    """Log from `level` on, or as the command line says; the scoring package's own loggers follow."""
+    """Set the log level to `level`, or to the command line's; the scoring package's own loggers follow."""
     logging.getLogger().setLevel(LEVELS[level] if level else usual)
     own = os.environ.get("AZUREML_LOG_LEVEL", "INFO").upper()  # as the scoring package sets it at start
     logging.getLogger("mii_azure").setLevel(LEVELS[level] if level else own)

@@ -1,4 +1,4 @@
-"""Threads that run blocking calls for an event loop."""
+"""Thread pool that runs blocking calls for an event loop."""
 
 import asyncio
 import contextlib
@@ -20,9 +20,9 @@ class _Call:
 
 
 class ThreadPool:
-    """Up to `limit` daemon threads, started as they are needed. Everything but the calls runs on the event loop.
+    """Up to `limit` daemon threads, started on demand. Everything but the calls runs on the event loop.
 
-    An executor would do, but with two futures, each with a lock of its own, and three callbacks for every call.
+    An executor would also work, but costs two futures, each with its own lock, and three callbacks per call.
     """
 
     def __init__(self, limit: int, name: str) -> None:
@@ -35,17 +35,17 @@ class ThreadPool:
     def submit(
         self, run: Callable[..., Any], *arguments: Any, abandoned: Callable[[Any], None] = lambda result: None
     ) -> "asyncio.Future[Any]":
-        """Run a call in this context on a thread.
+        """Run a call on a thread, in the caller's context.
 
-        A call whose future is cancelled runs to its end all the same if it has begun; `abandoned` then takes its
-        result, or None where there is none.
+        A call that has begun runs to its end even if its future is cancelled; `abandoned` then gets its
+        result, or None if there is none.
         """
         future = asyncio.get_running_loop().create_future()
         if self.busy == self._threads < self._limit:
             self._threads += 1
             threading.Thread(target=self._work, name=f"{self._name}-{self._threads}", daemon=True).start()
         self.busy += 1
-        # In the caller's context, so that what the call logs carries the request's id.
+        # In the caller's context, so that log lines of the call carry the request's id.
         self._calls.put(_Call(run, arguments, contextvars.copy_context(), future, abandoned))
         return future
 
@@ -61,7 +61,7 @@ class ThreadPool:
                     error = raised
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 call.future.get_loop().call_soon_threadsafe(self._ended, call, result, error)
-            del call, result, error  # or they would live until the next call
+            del call, result, error  # otherwise they would live until the next call
 
     def _ended(self, call: _Call, result: Any, error: BaseException | None) -> None:
         self.busy -= 1

@@ -1,1 +1,1 @@
-"""The HTTP side: routes, OpenAI's interface, and uvicorn with an end to waiting."""
+"""HTTP interface: routes, OpenAI's API, and uvicorn with bounded waits."""

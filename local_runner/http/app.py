@@ -1,4 +1,4 @@
-"""The HTTP side: /score as the Azure inference server has it, health, the protocol's REST form, and the schemas."""
+"""HTTP application: /score as in the Azure inference server, health, Open Inference Protocol over REST, and schemas."""
 
 import json
 from importlib import metadata
@@ -28,7 +28,7 @@ _SWAGGER = {
 
 
 def build(host: Host) -> FastAPI:
-    """The application over `host`."""
+    """Build the application over `host`."""
     app = FastAPI(title=host.deployment.name, docs_url=None, redoc_url=None)
     app.add_exception_handler(MiiAzureError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
@@ -42,7 +42,7 @@ def build(host: Host) -> FastAPI:
 
 
 def _add_scoring(app: FastAPI, host: Host) -> None:
-    # Azure's scoring route is / where the container serves other paths too: what is sent there is scored.
+    # Azure's scoring route is / if the container also serves other paths: a POST there is scored.
     @app.post("/", include_in_schema=False)
     @app.post("/score", summary="Score one request")
     async def score(request: Request) -> Response:
@@ -147,7 +147,7 @@ def _add_schemas(app: FastAPI, host: Host) -> None:
 
 
 def _version() -> str:
-    """Of mii-azure; a container carries its files and not the installed package that knows."""
+    """Version of mii-azure; a container carries its files but not the installed package's metadata."""
     try:
         return metadata.version("mii-azure")
     except metadata.PackageNotFoundError:
@@ -155,7 +155,7 @@ def _version() -> str:
 
 
 def _with_task(schema: dict[str, Any], swagger: Path) -> dict[str, Any]:
-    """`schema` with /score and its components as the bundle's own document describes them."""
+    """Copy of `schema` with /score and its components as the bundle's own document describes them."""
     if swagger.is_file():
         task = json.loads(swagger.read_text(encoding="utf-8"))
         schema["paths"]["/score"] = task["paths"]["/score"]
@@ -165,7 +165,7 @@ def _with_task(schema: dict[str, Any], swagger: Path) -> dict[str, Any]:
 
 
 async def _body(request: Request, limit: int) -> str:
-    """The request's body as text, refused as soon as it is known to be too long."""
+    """Read the request's body as text, refused as soon as it is known to be too long."""
     announced = request.headers.get("content-length", "0")
     if announced.isdigit() and int(announced) > limit:
         raise _too_large(limit)
@@ -176,7 +176,7 @@ async def _body(request: Request, limit: int) -> str:
             if size > limit:
                 raise _too_large(limit)
             parts.append(part)
-    except ClientDisconnect:  # nobody is there to be told, but the log need not be alarmed
+    except ClientDisconnect:  # the client has gone: nobody to answer, and nothing to alarm the log with
         raise InvalidJson("The body ended before its length.") from None
     try:
         return b"".join(parts).decode()
@@ -185,7 +185,7 @@ async def _body(request: Request, limit: int) -> str:
 
 
 async def _sent(request: Request, limit: int) -> dict[str, Any]:
-    """The request's JSON object."""
+    """Read the JSON object in the request's body."""
     return _json_object(await _body(request, limit))
 
 
@@ -234,14 +234,14 @@ def _infer_response(model: str, sent: dict[str, Any], name: str, elements: list[
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
-    """Our errors, as their JSON body."""
+    """Turn one of our errors into its JSON body."""
     if not isinstance(error, MiiAzureError):
         raise error
     return error_response(request.url.path, error)
 
 
 def error_response(path: str, error: MiiAzureError) -> Response:
-    """The error's JSON body, in the shape that the clients of `path` read."""
+    """Response with the error's JSON body, in the shape that clients of `path` expect."""
     if path.startswith(openai.PREFIX):
         return JSONResponse(openai.error_body(error), error.http_status, error.headers)
     if path.startswith(oip.PREFIX):
@@ -250,7 +250,7 @@ def error_response(path: str, error: MiiAzureError) -> Response:
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
-    """No such path, wrong method: the framework's errors in our shape."""
+    """Turn the framework's own errors (no such path, wrong method) into our shape."""
     if not isinstance(error, HTTPException):
         raise error
     body = {"error": {"code": "not_found" if error.status_code == 404 else "http", "message": error.detail}}

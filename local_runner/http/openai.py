@@ -1,7 +1,7 @@
 """OpenAI's HTTP interface, over the same scoring script as every other protocol.
 
 /v1/models, /v1/completions, /v1/chat/completions and /v1/embeddings become canonical requests (`openai_requests`);
-what comes back becomes OpenAI's objects, streams as server-sent events, errors in OpenAI's shape.
+their answers become OpenAI's objects, streams server-sent events, and errors take OpenAI's shape.
 """
 
 import base64
@@ -69,7 +69,7 @@ def add(app: FastAPI, host: Host, body: Callable[[Request], Any]) -> None:
 
 
 def error_body(error: MiiAzureError) -> dict[str, Any]:
-    """The error in OpenAI's shape; its code is ours, its param the place in the request."""
+    """Error in OpenAI's shape; its code is ours, its param the place in the request."""
     status = error.http_status
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
     message = f"{error.message} {error.hint}".strip()
@@ -77,7 +77,7 @@ def error_body(error: MiiAzureError) -> dict[str, Any]:
 
 
 class _Form:
-    """How one of the two generating interfaces words its objects."""
+    """Response format of one of the two generating interfaces."""
 
     def __init__(self, prefix: str, kind: str, key: str) -> None:
         self.chat = prefix == "chatcmpl"
@@ -85,19 +85,19 @@ class _Form:
         self.head = {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time())}
 
     def choice(self, index: int, entry: dict[str, Any], reason: str) -> dict[str, Any]:
-        """One whole answer."""
+        """Format one complete answer."""
         text = entry[self.key]
         said = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
         return {"index": index, **said, "logprobs": self._logprobs(entry.get("details")), "finish_reason": reason}
 
     def piece(self, token: dict[str, Any], details: dict[str, Any] | None, offset: int) -> dict[str, Any]:
-        """One event's part of an answer, of which `offset` characters of told tokens came before."""
+        """Format one event's part of an answer, `offset` characters of reported tokens after its start."""
         said = {"delta": {"content": token["text"]}} if self.chat else {"text": token["text"]}
         logprobs = self._logprobs(details, offset)
         return {"index": token.get("index", 0), **said, "logprobs": logprobs, "finish_reason": None}
 
     def end(self, index: int, reason: str) -> dict[str, Any]:
-        """The last of an answer's parts."""
+        """Format the last part of an answer."""
         said: dict[str, Any] = {"delta": {}} if self.chat else {"text": ""}
         return {"index": index, **said, "logprobs": None, "finish_reason": reason}
 
@@ -132,7 +132,7 @@ async def _events(host: Host, answer: Answer, form: _Form, with_usage: bool, sev
     head = {**form.head, "object": "chat.completion.chunk"} if form.chat else form.head
     extra: dict[str, Any] = {"usage": None} if with_usage else {}
     parser = errors.EventParser()
-    offsets = [0] * several  # characters of each answer's tokens told so far
+    offsets = [0] * several  # characters of each answer's tokens reported so far
     try:
         for index in range(several if form.chat else 0):
             said = {"delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
@@ -159,7 +159,7 @@ async def _events(host: Host, answer: Answer, form: _Form, with_usage: bool, sev
 
 
 async def _ask(host: Host, headers: Mapping[str, str], canonical: dict[str, Any]) -> Answer:
-    """The script's answer to a canonical request; raises the error that it stands for."""
+    """Answer of the script to a canonical request; raises the error that it stands for."""
     answer = await host.score(json.dumps(canonical, ensure_ascii=False), headers)
     if answer.status >= 400:
         raise errors.failure_of(answer)
@@ -178,7 +178,7 @@ def _usage(used: dict[str, Any]) -> dict[str, Any]:
 
 
 def _base64(vector: list[float]) -> str:
-    """Float32, little-endian: what the official client asks for unless told otherwise."""
+    """Encode as float32, little-endian: the official client's default."""
     return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
 
 

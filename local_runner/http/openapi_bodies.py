@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of requests that the routes read themselves, and of refusals."""
+"""OpenAPI descriptions of refusals, and of requests that the routes read themselves."""
 
 from typing import Any
 
@@ -66,7 +66,7 @@ _REFUSALS = {
 
 
 def describe(document: dict[str, Any]) -> dict[str, Any]:
-    """`document` with the bodies, and with what is refused in place of the framework's own 422, which never comes."""
+    """Add the bodies to `document`, and the real refusals in place of the framework's own 422, which never occurs."""
     for path, operations in document["paths"].items():
         for operation in operations.values():
             operation["responses"].pop("422", None)

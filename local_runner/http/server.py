@@ -1,4 +1,4 @@
-"""uvicorn as every host here runs it: on a socket of one's own, without signal handlers of its own."""
+"""uvicorn as every host here runs it: on a given socket, without its own signal handlers."""
 
 import contextlib
 import errno
@@ -14,12 +14,12 @@ from local_runner.http.uvicorn_protocol import Protocol
 
 logger = logging.getLogger(__name__)
 
-# Longer than a load balancer keeps an idle connection, so that the client's side closes it first.
+# Longer than a load balancer keeps an idle connection, so that the client's side closes first.
 KEEP_ALIVE_S = 75
 
 
 class HttpServer(uvicorn.Server):
-    """uvicorn without its own signal handlers: one drain serves all protocols."""
+    """uvicorn without its own signal handlers: one drain covers all protocols."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -27,11 +27,11 @@ class HttpServer(uvicorn.Server):
 
 
 def make(app: Any, drain_s: float, **options: Any) -> HttpServer:
-    """A server of `app`, not started; `options` are uvicorn's, for certificates."""
+    """Create a server of `app`, not started; `options` are uvicorn's, for certificates."""
     config = uvicorn.Config(
         app,
         http=Protocol,
-        ws="none",  # no route is a websocket's, and that protocol has none of ours' limits
+        ws="none",  # no route uses websockets, and that protocol has none of our limits
         lifespan="off",
         log_config=None,
         access_log=logger.isEnabledFor(logging.DEBUG),
@@ -43,7 +43,7 @@ def make(app: Any, drain_s: float, **options: Any) -> HttpServer:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket that no other process can share. Raises PortInUse or RunnerFailed."""
+    """Open a listening socket that no other process can share. Raises PortInUse or RunnerFailed."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=1024)

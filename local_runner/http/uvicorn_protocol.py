@@ -1,8 +1,8 @@
-"""uvicorn's HTTP protocol with an end to everything that a client may make it hold or wait for.
+"""uvicorn's HTTP protocol with a limit on everything that a client may make it hold or wait for.
 
-Requests are parsed one at a time: what a client sends before it has its answer waits as bytes, and little of it. A
-request's head is bounded in bytes, fields and time, what is around a body's pieces in bytes, a body in its pauses, its
-rate and its time, and so is whoever is sent an answer. What is refused is told so in JSON.
+Requests are parsed one at a time: bytes that a client sends before it has its answer wait unparsed, and few of them. A
+request's head is limited in bytes, fields and time; the framing around a body's pieces in bytes; a body in its
+pauses, its rate and its time; a client that reads its answer, in its rate. Refusals are answered in JSON.
 """
 
 import asyncio
@@ -20,21 +20,21 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from local_runner.errors import HeadTooLarge, RequestStalled
 from scoring.errors import MiiAzureError, RequestError
 
-# All limits of a connection; docs/serving.md tells them.
-HEAD_BYTES = 64 << 10  # of request line and headers; of trailers and what else is between two pieces of a body
+# All limits of a connection; docs/serving.md lists them.
+HEAD_BYTES = 64 << 10  # of request line and headers; of trailers and other framing between two pieces of a body
 HEAD_FIELDS = 256
-HEAD_S = 30.0  # for a whole head, from its first byte
+HEAD_S = 30.0  # for a complete head, from its first byte
 BODY_S = 30.0  # between two pieces of a body
-BODY_TOTAL_S = 600.0  # for a whole body
-READER_S = 60.0  # after which a client that has been slow to take its answer is looked at again
-LEAST_RATE = 512.0  # bytes a second of a body past its first BODY_S, and of an answer that waits to be taken
-HELD_BYTES = 64 << 10  # sent ahead of an answer; past them no more is read
+BODY_TOTAL_S = 600.0  # for a complete body
+READER_S = 60.0  # interval at which a client that is slow to read its answer is checked again
+LEAST_RATE = 512.0  # bytes per second of a body after its first BODY_S, and of an answer that waits to be read
+HELD_BYTES = 64 << 10  # sent ahead of an answer; beyond it reading pauses
 
-_PIECE = 1 << 10  # parsed at once past a body's end; bounds how many requests can be found in it
+_PIECE = 1 << 10  # parsed at once after a body's end; bounds how many requests can be found in it
 
 
 class _Flow(FlowControl):
-    """uvicorn's, which reads no further while enough waits to be parsed, whoever wants to."""
+    """uvicorn's flow control, which stays paused while enough waits to be parsed, whoever resumes it."""
 
     full = False
 
@@ -44,21 +44,21 @@ class _Flow(FlowControl):
 
 
 class Protocol(HttpToolsProtocol):
-    """One connection; all on the event loop, and all times by its monotonic clock."""
+    """Protocol of one connection; runs on the event loop, with all times by its monotonic clock."""
 
     _flow: _Flow
-    _running: RequestResponseCycle | None = None  # what is answered now, or was last
-    _part = "none"  # of a request, that comes now: none, head or body
-    _left = 0  # bytes of a body whose length was told
-    _overhead = 0  # bytes since a head's first, or since the last piece of a body
-    _began = 0.0  # to wait for what the client sends now
-    _latest = 0.0  # something of it came
-    _received = 0  # bytes of it
+    _running: RequestResponseCycle | None = None  # the request being answered now, or the last one
+    _part = "none"  # part of a request that is arriving now: none, head or body
+    _left = 0  # bytes left of a body of known length
+    _overhead = 0  # bytes since the first of a head, or since the last piece of a body
+    _began = 0.0  # time at which the current wait for the client began
+    _latest = 0.0  # time at which its last bytes arrived
+    _received = 0  # bytes received during it
     _due: Callable[[], float]
     _late: Callable[[], None]
-    _waiting: asyncio.TimerHandle | None = None  # for the client to send
-    _reading: asyncio.TimerHandle | None = None  # for the client to read
-    _untaken = 0  # bytes that the client had not taken when last looked at
+    _waiting: asyncio.TimerHandle | None = None  # waits for the client to send
+    _reading: asyncio.TimerHandle | None = None  # waits for the client to read
+    _untaken = 0  # bytes that the client had not read at the last check
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -71,7 +71,7 @@ class Protocol(HttpToolsProtocol):
         self._stop_reading()
         self._held.clear()
         super().connection_lost(exc)
-        if self._running is not None:  # uvicorn tells the last that came, which may wait behind this one
+        if self._running is not None:  # uvicorn keeps the newest request, which may be queued behind this one
             self._running.disconnected = True
             self._running.message_event.set()
 
@@ -94,7 +94,7 @@ class Protocol(HttpToolsProtocol):
         self._wait(lambda: self._began + HEAD_S, self._stalled)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._part == "head":  # a trailer must not pass for a header
+        if self._part == "head":  # a trailer must not be taken for a header
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -130,10 +130,10 @@ class Protocol(HttpToolsProtocol):
         self._refuse(_fields_too_many() if many else RequestError(msg, "Send HTTP/1.1."))
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Nothing: the request is answered over HTTP/1.1, which is a server's to choose."""
+        """Do nothing: the request is answered over HTTP/1.1, as a server may choose."""
 
     def _parse(self) -> None:
-        """Parse, a little at a time, until a request is whole."""
+        """Parse, a little at a time, until a request is complete."""
         while self._held and not self._answering() and not self.transport.is_closing():
             size = max(_PIECE, self._left)
             piece = bytes(self._held[:size])
@@ -144,7 +144,7 @@ class Protocol(HttpToolsProtocol):
                 self._refuse(HeadTooLarge(f"The head is larger than {HEAD_BYTES} bytes.", "Send fewer headers."))
         self._bound_what_is_held()
         if self._waiting is None and self.timeout_keep_alive_task is None and self._idle():
-            self._wait_for_a_request()  # blank lines end uvicorn's own patience for good
+            self._wait_for_a_request()  # blank lines would end uvicorn's own keep-alive timeout for good
 
     def _bound_what_is_held(self) -> None:
         was_full, self._flow.full = self._flow.full, len(self._held) > HELD_BYTES
@@ -154,7 +154,7 @@ class Protocol(HttpToolsProtocol):
             self._flow.resume_reading()
 
     def _answering(self) -> bool:
-        """Whether a request is whole, and its answer is not."""
+        """True if a request is complete and its answer is not."""
         cycle = self.cycle
         return bool(self.pipeline) or (cycle is not None and not cycle.more_body and not cycle.response_complete)
 
@@ -165,7 +165,7 @@ class Protocol(HttpToolsProtocol):
         self._wait(lambda: self._began + self.timeout_keep_alive, self.transport.close)
 
     def _wait(self, due: Callable[[], float], late: Callable[[], None]) -> None:
-        """Call `late` once the clock has reached what `due` gives, which what is sent until then may put off."""
+        """Call `late` once the clock reaches `due()`, which data from the client may postpone."""
         self._stop_waiting()
         self._due, self._late = due, late
         self._began = self._latest = self.loop.time()
@@ -178,7 +178,7 @@ class Protocol(HttpToolsProtocol):
 
     def _look_at_sender(self) -> None:
         self._waiting = None
-        if self._answering() or self.flow.read_paused:  # it is this side that does not read on
+        if self._answering() or self.flow.read_paused:  # it is this side that has stopped reading
             self._wait(self._due, self._late)
         elif self.loop.time() < self._due():
             self._waiting = self.loop.call_at(self._due(), self._look_at_sender)
@@ -210,21 +210,21 @@ class Protocol(HttpToolsProtocol):
             self._reading = None
 
     def _not_taken(self) -> int:
-        """Bytes that wait here and in the kernel, which tells of room for more only once much has been taken."""
+        """Bytes not yet read, here and in the kernel, which reports free space only after much has been read."""
         descriptor = self.transport.get_extra_info("socket").fileno()
         try:
             waiting = fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4))
-        except (OSError, ValueError):  # it has just gone
+        except (OSError, ValueError):  # the connection has just closed
             return 0
         return int(self.transport.get_write_buffer_size()) + int(struct.unpack("i", waiting)[0])
 
     def _refuse(self, error: MiiAzureError) -> None:
-        """Tell the client, unless it is being answered, and close."""
+        """Answer the client with the error, unless it is being answered, and close."""
         if self.transport.is_closing():
             return
         self._held.clear()
         if self._answering():
-            self.cycle.keep_alive = False  # what came whole before is answered
+            self.cycle.keep_alive = False  # requests that arrived complete before are still answered
         elif self._part == "body" and self.cycle.response_started:
             self.transport.abort()
         else:

@@ -1,1 +1,1 @@
-"""Hosts in processes of their own: started, watched until ready, ended."""
+"""Hosts in child processes: started, watched until ready, ended."""

@@ -1,18 +1,18 @@
-"""What SIGHUP means: from an operator, or because the terminal that this process was started in has been closed."""
+"""Meaning of a SIGHUP: a message from an operator, or the closing of the terminal that this process was started in."""
 
 import asyncio
 import os
 import signal
 
-_SETTLE_S = 1.0  # a shell that ends hangs up a moment before the terminal is taken away
+_SETTLE_S = 1.0  # a shell that exits sends SIGHUP a moment before the terminal is gone
 _LOOK_S = 0.05
 _TERMINAL = "/dev/tty"
 
 
 class Terminal:
-    """The controlling terminal of this process when it started; none in a service, a container or under nohup.
+    """Controlling terminal of this process when it started; none in a service, a container or under nohup.
 
-    Make it before SIGHUP is handled: nohup shows by SIGHUP being ignored.
+    Create it before SIGHUP is handled: nohup is recognised by SIGHUP being ignored.
     """
 
     def __init__(self) -> None:
@@ -20,11 +20,11 @@ class Terminal:
         self._shown = [descriptor for descriptor in (0, 1, 2) if os.isatty(descriptor)]
 
     def gone(self) -> bool:
-        """Whether there was one, and it has been closed."""
+        """Return True if there was a terminal and it has been closed."""
         return self._ours and not _controlled()
 
     async def goes(self) -> bool:
-        """Whether it is gone now or in a moment."""
+        """Return True if the terminal is gone now or in a moment."""
         for _ in range(round(_SETTLE_S / _LOOK_S) if self._ours else 0):
             if self.gone():
                 return True
@@ -32,7 +32,7 @@ class Terminal:
         return self.gone()
 
     def leave(self) -> None:
-        """Point what was shown there nowhere, so that writing fails nobody."""
+        """Redirect the terminal's output to nowhere, so that writing does not fail."""
         nowhere = os.open(os.devnull, os.O_RDWR)
         for descriptor in self._shown:
             os.dup2(nowhere, descriptor)

@@ -1,4 +1,4 @@
-"""Starts hosts in processes of their own and ends them: the local runner, and Azure's inference server."""
+"""Starts hosts in child processes and ends them: the local runner, and Azure's inference server."""
 
 import contextlib
 import http.client
@@ -33,17 +33,17 @@ _CONTAINERS_OWN = ("AML_", "AZUREML_", "MII_AZURE_", "HF_", "PYTHON")
 _COMMAND = re.compile(r"^CMD (\[.*\])$", re.MULTILINE)
 _TRACEBACK = "Traceback (most recent call last):"
 _CHAINED = ("The above exception", "During handling of the above")
-# The line that closes a traceback.
+# The last line of a traceback.
 _EXCEPTION = re.compile(r"[\w.]+(: |$)")
 
 
 class HostProcess:
-    """A host as a child process on loopback, with a scratch folder for its log; use as a context manager.
+    """Host as a child process on loopback, with a scratch folder for its log; use as a context manager.
 
     It ends with this process, however that ends.
     """
 
-    port = 0  # of HTTP, once it is up
+    port = 0  # HTTP port, once the host is up
 
     def __init__(self, bundle: Path, timeout_s: float = START_TIMEOUT_S) -> None:
         self.bundle = bundle.resolve()
@@ -68,11 +68,11 @@ class HostProcess:
 
     @property
     def log(self) -> Path:
-        """Everything the host wrote."""
+        """Log of the host so far."""
         return self.folder / "host.log"
 
     def stop(self) -> int | None:
-        """SIGTERM, then SIGKILL if it does not end; return its exit code. The log goes with it."""
+        """Send SIGTERM, then SIGKILL if it does not end; return its exit code. Removes the log."""
         process: subprocess.Popen[bytes] | None = getattr(self, "process", None)
         if process is not None:
             with contextlib.suppress(ProcessLookupError):
@@ -91,7 +91,7 @@ class HostProcess:
         raise NotImplementedError
 
     def _up(self) -> bool:
-        """Whether it is ready; raises what it says keeps it from being."""
+        """Return True if the host is ready; raises the error that it reports for not becoming so."""
         raise NotImplementedError
 
     def _spawn(self, command: list[str], env: dict[str, str], **options: Any) -> None:
@@ -110,7 +110,7 @@ class HostProcess:
         deadline = time.monotonic() + self.timeout_s
         while not self._up():
             if self.process.poll() is not None:
-                self._up()  # its last word may name the reason
+                self._up()  # its last report may name the reason
                 raise RunnerFailed(f"The host ended with exit code {self.process.returncode}: {self._tail()}")
             if time.monotonic() > deadline:
                 raise RunnerFailed(f"The host was not ready after {self.timeout_s:g} s: {self._tail()}")
@@ -132,7 +132,7 @@ class Runner(HostProcess):
         self._ready = self.folder / "ready.json"
         command = [sys.executable, "-m", "local_runner", str(self.bundle), "--host", LOOPBACK]
         command += ["--grpc-port", "0", "--http-port", "0", "--ready-file", str(self._ready)]
-        # A runner of one's own, on loopback, is one process and asks for no certificates and keys unless told so here.
+        # A child runner on loopback is one process without certificates and keys, unless they are given here.
         kept = {name: value for name, value in os.environ.items() if name not in _OPERATORS_OWN}
         self._spawn([*command, *self._arguments], kept)
 
@@ -145,9 +145,9 @@ class Runner(HostProcess):
 
 
 class Azmlinfsrv(HostProcess):
-    """The real azureml-inference-server-http: its WSGI app under gunicorn, as in Azure but on loopback.
+    """Real azureml-inference-server-http: its WSGI app under gunicorn, as in Azure but on loopback.
 
-    One worker, because each would load the model again; threads, so that health answers while a request runs.
+    One worker, because each loads the model again; several threads, so that health answers while a request runs.
     """
 
     threads = 16
@@ -188,9 +188,9 @@ class Azmlinfsrv(HostProcess):
 
 
 class Container(HostProcess):
-    """The command of a bundle made with `--server http`, started as its container is, but on loopback.
+    """Command of a bundle made with `--server http`, started as its container does, but on loopback.
 
-    code/ and model/ are mounted apart from each other and from everything else of the bundle, the working directory is
+    code/ and model/ are mounted apart from each other and from the rest of the bundle, the working directory is
     another one, and the environment is that of Dockerfile, deployment.yml and Azure ML. The image itself is not built.
     """
 
@@ -227,12 +227,12 @@ class Container(HostProcess):
 
 
 def carries_host(bundle: Path) -> bool:
-    """Whether the bundle was made with `--server http`."""
+    """True if the bundle was made with `--server http`."""
     return (bundle / "code" / "local_runner").is_dir()
 
 
 def _settings(bundle: Path) -> dict[str, str]:
-    """What the image and deployment.yml set for the server; of the image not what its own folders are called."""
+    """Environment variables for the server from the image and deployment.yml, without the image's own paths."""
     import yaml
 
     dockerfile = (bundle / "environment" / "Dockerfile").read_text(encoding="utf-8")
@@ -243,12 +243,12 @@ def _settings(bundle: Path) -> dict[str, str]:
 
 
 def failure(state: dict[str, Any]) -> Exception:
-    """The error that a runner left in its ready file, as an exception of the same class."""
+    """Rebuild the error in a runner's ready file as an exception of the same class."""
     return error_from_body(json.dumps(state).encode(), 500)
 
 
 def tail(log: str) -> str:
-    """What a host's log says of its end: the exceptions of the last chain, root cause first, and the last lines."""
+    """Last words of a host's log: the exceptions of the last chain, root cause first, and the last lines."""
     lines = [line for line in log.splitlines() if line.strip()]
     chain: list[str] = []
     for above, line in pairwise(lines):

@@ -1,8 +1,8 @@
-"""Servers that end with whoever started them, however that ends. Standard library only: gunicorn reads this file too.
+"""Leash of a server: it ends with its parent, however that ends. Standard library only: gunicorn reads this file too.
 
 The child's standard input is a pipe whose other end only its parent holds. The system closes that end when the parent
-is gone, also after SIGKILL, and on every POSIX system; the child then ends by SIGTERM, and at once where that takes
-too long. As gunicorn's configuration file it holds Azure's server, arbiter and workers alike.
+dies, even by SIGKILL, on every POSIX system; the child then sends itself SIGTERM, and exits at once if that takes
+too long. As a gunicorn configuration file it covers Azure's server, both arbiter and workers.
 """
 
 import contextlib
@@ -17,24 +17,24 @@ from typing import Any, NoReturn
 
 GRACE_S = 5.0  # to drain after SIGTERM: nobody waits for the answers any more
 _NAME = "MII_AZURE_LEASH"
-#: What a parent sets for a child whose standard input is such a pipe.
+#: Environment variable that a parent sets for a child whose standard input is such a pipe.
 ENVIRONMENT = MappingProxyType({_NAME: "stdin"})
 _LET_GO = b"\n"
 
 
 def hold(patience_s: float = 0.0) -> None:
-    """End this process once the other end of its standard input is gone, if by then it has not ended by itself."""
+    """End this process `patience_s` after the other end of its standard input closes, if it still runs then."""
     threading.Thread(target=_hold, args=(patience_s,), name="leash", daemon=True).start()
 
 
 def hold_if_asked() -> None:
-    """The same where the environment says so, unless the parent lets go first; children are asked for themselves."""
+    """Hold the leash if the environment asks for it, until the parent lets go; children do not inherit the request."""
     if os.environ.pop(_NAME, ""):
         threading.Thread(target=_hold_until_let_go, name="leash", daemon=True).start()
 
 
 def let_go(process: "subprocess.Popen[bytes]") -> None:
-    """Have a child that holds on if asked outlive this process."""
+    """Let a child that called `hold_if_asked` outlive this process."""
     if process.stdin is not None:
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(_LET_GO)
@@ -54,9 +54,9 @@ def _hold_until_let_go() -> None:
 
 
 def _wait() -> None:
-    """Until the other end is closed; what was written stays unread."""
+    """Block until the other end is closed; data written to it stays unread."""
     poll = select.poll()
-    poll.register(0, 0)  # POLLHUP, POLLERR and POLLNVAL are told without being asked for
+    poll.register(0, 0)  # POLLHUP, POLLERR and POLLNVAL are reported without being requested
     poll.poll()
 
 
@@ -67,10 +67,10 @@ def _end() -> NoReturn:
 
 
 def on_starting(server: Any) -> None:
-    """Gunicorn's arbiter holds on; gunicorn calls this by its name."""
+    """Put gunicorn's arbiter on the leash; gunicorn calls this hook by name."""
     hold()
 
 
 def post_fork(server: Any, worker: Any) -> None:
-    """Each of its workers does, since threads do not outlive a fork; gunicorn calls this by its name."""
+    """Put a worker on the leash, since threads do not survive a fork; gunicorn calls this hook by name."""
     hold()

@@ -1,4 +1,4 @@
-"""The file in which a runner tells the process that started it how far it is. Standard library only."""
+"""File in which a runner reports its state to the process that started it. Standard library only."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def write(path: Path | None, state: str, grpc_port: int = 0, http_port: int = 0, **more: Any) -> None:
-    """Replace the file at `path` in one step: pid, ports (0 while unbound), state, and `error` if it failed."""
+    """Replace the file at `path` atomically: pid, ports (0 while unbound), state, and `error` if it failed."""
     if path is None:
         return
     fields = {"pid": os.getpid(), "grpc_port": grpc_port, "http_port": http_port, "state": state, **more}
@@ -17,7 +17,7 @@ def write(path: Path | None, state: str, grpc_port: int = 0, http_port: int = 0,
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What the runner last wrote; empty before it wrote anything and after it has stopped."""
+    """Read the runner's last report; empty before the first one and after it has stopped."""
     try:
         fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return fields

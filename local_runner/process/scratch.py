@@ -1,4 +1,4 @@
-"""Private folders for sockets and logs, which the next process removes where the one that made them was killed."""
+"""Private folders for sockets and logs; those of a process that was killed are removed by the next one."""
 
 import contextlib
 import fcntl
@@ -10,11 +10,11 @@ from types import TracebackType
 from typing import IO, Self
 
 _PREFIX = "mii-azure-scratch-"
-_OWNER = ".owner"  # locked while the process that made the folder lives, whatever its pid and wherever it runs
+_OWNER = ".owner"  # locked while the process that created the folder lives, whatever its pid and wherever it runs
 
 
 class Scratch:
-    """A folder of this user's alone (0700), below that for temporary files; a context manager."""
+    """Folder of this user alone (0700), in the folder for temporary files; a context manager."""
 
     def __init__(self, parent: Path | None = None) -> None:
         base = parent or Path(tempfile.gettempdir())
@@ -30,7 +30,7 @@ class Scratch:
         self.remove()
 
     def remove(self) -> None:
-        """Remove the folder with all that is in it."""
+        """Remove the folder and everything in it."""
         shutil.rmtree(self.path, ignore_errors=True)
         self._owner.close()
 
@@ -50,7 +50,7 @@ def _make(base: Path) -> tuple[Path, IO[bytes]]:
     while True:
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
         file = (folder / _OWNER).open("xb")
-        # Between its making and its lock somebody may have swept it.
+        # Another process may have swept it before it was locked.
         if _lock(file) and (folder / _OWNER).exists():
             return folder, file
         file.close()

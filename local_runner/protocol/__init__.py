@@ -1,1 +1,1 @@
-"""Meanings that all protocols share: errors over the wire, the Open Inference Protocol, OpenAI's requests."""
+"""Semantics shared by all protocols: errors over the wire, the Open Inference Protocol, OpenAI's requests."""

@@ -1,4 +1,4 @@
-"""Where a key or token goes: addresses are read in one way, and what could be read in two is refused."""
+"""Addresses that keys and tokens are sent to: parsed in one way, and refused if they could be parsed in two."""
 
 import ipaddress
 import re
@@ -21,18 +21,18 @@ _ODD = (
 
 
 class Address(NamedTuple):
-    """Where a request goes."""
+    """Destination of a request."""
 
     scheme: str  # http or https
     host: str  # in lower case; IPv6 in brackets
     port: int
-    path: str  # with the query; empty, or it begins with a slash
+    path: str  # includes the query; empty, or begins with a slash
 
 
 def read_url(url: str) -> Address:
-    """The address that a URL names; raises ValueError, whose text says what is odd about it.
+    """Parse the address in a URL; raises ValueError, whose text says what is odd about it.
 
-    No two parsers may disagree about its host: that is letters, digits, hyphens and dots, or IPv6 in brackets, and ends
+    No two parsers may disagree about the host: it is letters, digits, hyphens and dots, or IPv6 in brackets, and ends
     at a colon, at a slash or with the text.
     """
     for pattern, what in _ODD:
@@ -46,7 +46,7 @@ def read_url(url: str) -> Address:
 
 
 def read_host_port(address: str) -> tuple[str, int]:
-    """Host and port of HOST:PORT, IPv6 in brackets; raises ValueError."""
+    """Parse host and port of HOST:PORT, IPv6 in brackets; raises ValueError."""
     found = _HOST_PORT.fullmatch(address)
     if not found:
         raise ValueError("it is not HOST:PORT")
@@ -63,12 +63,12 @@ def _place(found: re.Match[str], default: int) -> tuple[str, int]:
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """An answer that sends elsewhere stays an answer: urllib would send the headers along, keys too."""
+    """Handler that follows no redirect: urllib would send the headers along, keys included."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
 
 
 def opener(*handlers: urllib.request.BaseHandler) -> urllib.request.OpenerDirector:
-    """urllib's opener with these handlers, which asks no other address than the one that it is given."""
+    """Build urllib's opener with these handlers; it requests no other address than the given one."""
     return urllib.request.build_opener(_NoRedirects(), *handlers)

@@ -1,7 +1,7 @@
-"""How an error travels over gRPC, written once for both ends.
+"""Errors over gRPC: the mapping in both directions, written once.
 
-The status code is the error class's own; the status message is its sentence; the JSON body and the HTTP status that the
-scoring script gave travel as trailing metadata, so that a client rebuilds the same error.
+The status code is the error class's own; the status message is its sentence; the JSON body and the HTTP status from the
+scoring script travel as trailing metadata, so that a client rebuilds the same error.
 """
 
 import json
@@ -22,7 +22,7 @@ from scoring.errors import (
 )
 
 if TYPE_CHECKING:
-    import grpc  # its own import waits, since a container that serves HTTP alone has no gRPC
+    import grpc  # imported lazily, since a container that serves only HTTP has no gRPC
 
 _TLS_FAILURE = re.compile(r"(?:OPENSSL_internal|handshake failed): *(?!SSL_ERROR)([A-Za-z_ ]+(?:: [a-z -]+)?)")
 METADATA_BODY = '{"mii_azure": "metadata"}'
@@ -30,7 +30,7 @@ ERROR_KEY = "mii-azure-error-bin"
 DONE = "[DONE]"
 STATUS_KEY = "mii-azure-status"
 RETRY_KEY = "retry-after"
-# gRPC peers refuse metadata past 8 KiB unless told otherwise.
+# gRPC peers refuse metadata above 8 KiB unless configured otherwise.
 _MAX_BODY = 4096
 _MAX_SENTENCE = 1024
 
@@ -55,19 +55,19 @@ _CLASS_OF_STATUS: Mapping[int, type[MiiAzureError]] = {
 
 
 def grpc_status(http_status: int) -> "grpc.StatusCode":
-    """The gRPC status of an HTTP status that a scoring script answered with."""
+    """gRPC status for the HTTP status of a scoring script's answer."""
     import grpc
 
     return grpc.StatusCode[_GRPC_STATUS.get(http_status, "INTERNAL")]
 
 
 def body_of(error: MiiAzureError) -> bytes:
-    """The JSON body of `error`, as every host writes it."""
+    """JSON body of `error`, as every host writes it."""
     return json.dumps(error.to_dict(), ensure_ascii=False).encode(errors="replace")
 
 
 def trailers(status: int, headers: Mapping[str, str], body: bytes) -> tuple[str, tuple[tuple[str, Any], ...]]:
-    """The status message and trailing metadata of a failure; over-long text is cut, never refused."""
+    """Status message and trailing metadata of a failure; over-long text is cut, never refused."""
     fields = _fields(body)
     sentence = fields.get("message", "")[:_MAX_SENTENCE]
     if len(body) > _MAX_BODY:
@@ -81,7 +81,7 @@ def trailers(status: int, headers: Mapping[str, str], body: bytes) -> tuple[str,
 
 
 def reply_of(error: "grpc.RpcError", address: str, timeout: float | None) -> tuple[int, bytes]:
-    """The HTTP status and JSON body that a failed call stands for."""
+    """HTTP status and JSON body that a failed call stands for."""
     found = dict(error.trailing_metadata() or ())
     if ERROR_KEY in found:
         return int(found[STATUS_KEY]), bytes(found[ERROR_KEY])
@@ -90,7 +90,7 @@ def reply_of(error: "grpc.RpcError", address: str, timeout: float | None) -> tup
 
 
 def error_of(error: "grpc.RpcError", address: str, timeout: float | None) -> MiiAzureError:
-    """The error that a failed call stands for: the server's own, or what the transport's failure means."""
+    """Error that a failed call stands for: the server's own, or that of the transport."""
     found = dict(error.trailing_metadata() or ())
     if ERROR_KEY in found:
         return error_from_body(bytes(found[ERROR_KEY]), int(found[STATUS_KEY]), str(found.get(RETRY_KEY, "1")))
@@ -111,7 +111,7 @@ def error_of(error: "grpc.RpcError", address: str, timeout: float | None) -> Mii
 
 
 def error_from_body(body: bytes, status: int, retry_after: str = "1") -> MiiAzureError:
-    """Rebuild an error from the JSON body that a host answered; an unknown code becomes the status's class."""
+    """Rebuild an error from the JSON body of a host's answer; an unknown code becomes the status's class."""
     fields = _fields(body)
     default = _CLASS_OF_STATUS.get(status, InternalError)
     known = {cls.code: cls for cls in _tree(MiiAzureError)}
@@ -124,19 +124,19 @@ def error_from_body(body: bytes, status: int, retry_after: str = "1") -> MiiAzur
 
 
 def failure_of(answer: Any) -> MiiAzureError:
-    """The error that a script's `Answer` of status 400 or more stands for."""
+    """Error that a script's `Answer` of status 400 or more stands for."""
     retry = {key.lower(): value for key, value in answer.headers.items()}.get(RETRY_KEY, "1")
     return error_from_body(answer.read(), answer.status, retry)
 
 
 def check_streamed(payload: Any) -> None:
-    """Raise InvalidInput for a request that has no room for `stream`."""
+    """Raise InvalidInput for a request that cannot carry `stream`."""
     if not isinstance(payload, dict):
         raise InvalidInput("A request for a stream is an object.", 'It looks like {"inputs": "..."}.')
 
 
 def read_answer(text: str | bytes, address: str) -> Any:
-    """The JSON of an answer; raises RunnerFailed where it is none."""
+    """Parse the JSON of an answer; raises RunnerFailed if it is not JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -144,13 +144,13 @@ def read_answer(text: str | bytes, address: str) -> Any:
 
 
 class EventParser:
-    """Splits server-sent events into the data of each, however the bytes arrive; the closing `[DONE]` is dropped."""
+    """Splits server-sent events into their data, however the bytes arrive; the closing `[DONE]` is dropped."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     def feed(self, chunk: bytes) -> Iterator[str]:
-        """The events that `chunk` completes; raises the error that one of them reports."""
+        """Yield the events that `chunk` completes; raises the error that one of them reports."""
         *whole, self._rest = (self._rest + chunk).split(b"\n\n")
         for event in whole:
             data = event.removeprefix(b"data: ").decode(errors="replace")

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol's meaning here, apart from its encodings.
+"""Open Inference Protocol semantics, apart from its encodings.
 
 A request carries one BYTES tensor: `inputs` [n], one text each (JSON for a task whose inputs have parts), with the
 protocol's parameters as the task's; or `request` [1], the canonical JSON body. The reply has `outputs` [n], one JSON
@@ -19,12 +19,12 @@ from scoring.host_api import Deployment, read_json
 PREFIX = "/v2"
 VERSION = "1"
 DATATYPE = "BYTES"
-# (name, shape) of what a model takes and gives; -1 is any length.
+# (name, shape) of a model's inputs and outputs; -1 is any length.
 INPUTS = (("inputs", -1), ("request", 1))
 OUTPUTS = (("outputs", -1), ("response", 1))
 _OUTPUT_OF = {"inputs": "outputs", "request": "response"}
 _MOST_DIMENSIONS = 8
-# Tasks whose inputs have parts, and the JSON type that such an input is.
+# Tasks whose inputs have parts, and the JSON type of such an input.
 _STRUCTURED: dict[str, type] = {
     "question-answering": dict,
     "conversational": list,
@@ -34,26 +34,26 @@ _STRUCTURED: dict[str, type] = {
 
 @dataclass(frozen=True)
 class Inference:
-    """One ModelInfer call."""
+    """Contents of a ModelInfer call."""
 
     tensors: dict[str, list[bytes]]
     parameters: dict[str, Any] = field(default_factory=dict)
-    wanted: tuple[str, ...] = ()  # names of outputs; empty means all
+    wanted: tuple[str, ...] = ()  # names of requested outputs; empty means all
 
     @property
     def source(self) -> str:
-        """The one input tensor's name."""
+        """Name of the one input tensor."""
         return next(iter(self.tensors))
 
 
 def error_body(error: MiiAzureError) -> dict[str, Any]:
-    """What a REST client of the protocol reads: `error` is a sentence; what else there is to say stands beside it."""
+    """Error body for a REST client of the protocol: `error` is a sentence; the other fields stand beside it."""
     told = error.to_dict()["error"]
     return {"error": told.pop("message"), **told}
 
 
 def check_model(name: str, version: str, served: str) -> None:
-    """Raise ModelNotServed unless `name` and `version` are what this runner serves."""
+    """Raise ModelNotServed unless `name` and `version` match this runner's model."""
     if name != served:
         raise ModelNotServed(f"No model {name!r} here.", f"This runner serves {served!r}.", where="model_name")
     if version not in ("", VERSION):
@@ -63,7 +63,7 @@ def check_model(name: str, version: str, served: str) -> None:
 
 
 def model_metadata(deployment: Deployment) -> dict[str, Any]:
-    """What ModelMetadata answers, over either protocol."""
+    """Answer to ModelMetadata, over either protocol."""
 
     def tensors(named: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
         return [{"name": name, "datatype": DATATYPE, "shape": [length]} for name, length in named]
@@ -78,7 +78,7 @@ def model_metadata(deployment: Deployment) -> dict[str, Any]:
 
 
 def unpack(raw: bytes) -> list[bytes]:
-    """The elements of a raw BYTES tensor: each a 4-byte little-endian length and that many bytes."""
+    """Elements of a raw BYTES tensor: each a 4-byte little-endian length and that many bytes."""
     elements, at = [], 0
     while at < len(raw):
         if at + 4 > len(raw):
@@ -111,13 +111,13 @@ def check_tensor(name: str, datatype: str, shape: Sequence[int], elements: Seque
 
 
 def _counts(shape: Sequence[Any], count: int) -> bool:
-    """Whether the shape is of so many elements; none has as many dimensions as would take long to multiply."""
+    """True if the shape has `count` elements; shapes with more dimensions than are quick to multiply never do."""
     sizes = [size for size in shape[:_MOST_DIMENSIONS] if type(size) is int and 0 <= size <= count]
     return len(sizes) == len(shape) and math.prod(sizes) == count
 
 
 def to_raw(call: Inference, task: str) -> str:
-    """The body that the scoring script gets for `call`; raises InvalidInput or InvalidParameter."""
+    """Request body for the scoring script; raises InvalidInput or InvalidParameter."""
     if len(call.tensors) != 1 or call.source not in _OUTPUT_OF:
         raise InvalidInput(
             f"The request has the tensors {sorted(call.tensors)}.",
@@ -141,7 +141,7 @@ def to_raw(call: Inference, task: str) -> str:
 
 
 def from_answer(call: Inference, body: bytes) -> tuple[str, list[bytes]]:
-    """The output tensor's name and elements for the scoring script's answer."""
+    """Name and elements of the output tensor for the scoring script's answer."""
     if call.source == "request":
         return "response", [body]
     answers = json.loads(body)
@@ -159,7 +159,7 @@ def _text(element: bytes) -> str:
 
 
 def _value(text: str, task: str) -> Any:
-    """The text itself, or what its JSON says where the task's inputs have parts."""
+    """Text of an input, or its parsed JSON if the task's inputs have parts."""
     wanted = _STRUCTURED.get(task)
     if wanted is None or not text.lstrip().startswith(("{", "[")):
         return text

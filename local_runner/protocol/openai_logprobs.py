@@ -1,4 +1,4 @@
-"""Log-probabilities in OpenAI's two forms, from `details`; end tokens and other special ones are left out, as there."""
+"""Log-probabilities in OpenAI's two forms, from `details`; as there, end tokens and other special ones are left out."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +13,7 @@ def chat(details: dict[str, Any]) -> dict[str, Any]:
 
 
 def completion(details: dict[str, Any], offset: int = 0) -> dict[str, Any]:
-    """`logprobs` of /v1/completions; `offset` is where the first token's text begins."""
+    """`logprobs` of /v1/completions; `offset` is the position of the first token's text."""
     spoken = list(_spoken(details))
     starts = []
     for token, _ in spoken:
@@ -22,7 +22,7 @@ def completion(details: dict[str, Any], offset: int = 0) -> dict[str, Any]:
     tops: list[dict[str, float]] = []
     for token, others in spoken:
         found: dict[str, float] = {}
-        for each in (*others, token):  # the token itself is told even where it is none of the likeliest
+        for each in (*others, token):  # the token itself is reported even if it is not among the likeliest
             found.setdefault(each["text"], each["logprob"])
         tops.append(found)
     return {
@@ -34,7 +34,7 @@ def completion(details: dict[str, Any], offset: int = 0) -> dict[str, Any]:
 
 
 def length(details: dict[str, Any] | None) -> int:
-    """Characters of the tokens that are told."""
+    """Characters of the tokens that are reported."""
     return sum(len(token["text"]) for token, _ in _spoken(details)) if details else 0
 
 

@@ -1,7 +1,7 @@
-"""OpenAI's requests as canonical ones: which field means what here, and which cannot be answered.
+"""OpenAI's requests as canonical ones: meaning of each field here, and fields that cannot be honoured.
 
-What OpenAI names differently is renamed, what changes nothing is dropped, what would change the answer and cannot be
-done is refused; any other field goes to the scoring script as a parameter of its own name, where it is checked.
+Fields that OpenAI names differently are renamed, fields that change nothing are dropped, fields that would change the
+answer but are unsupported are refused; any other field goes to the scoring script as a parameter, to be checked there.
 """
 
 import json
@@ -11,9 +11,9 @@ from local_runner.errors import ModelNotServed
 from scoring.errors import InvalidInput, InvalidParameter
 from scoring.host_api import Deployment
 
-MOST_LIKELIEST = 20  # tokens told in place of one, as OpenAI has it for chats
+MOST_LIKELIEST = 20  # alternatives reported per token, OpenAI's limit for chats
 COMPLETION_TOKENS = 16  # OpenAI's own default for /v1/completions
-#: What the text of an answer is called, of each task that /v1/completions serves.
+#: Name of the answer's text, for each task that /v1/completions serves.
 TEXT_KEYS = {
     "text-generation": "generated_text",
     "summarization": "summary_text",
@@ -26,7 +26,7 @@ _DROPPED = {
     *("logprobs", "top_logprobs"),  # `_details`
     *("prompt_cache_key", "parallel_tool_calls", "messages", "prompt", "echo", "input", "encoding_format"),
 }
-#: Values that ask for nothing; any other value of these fields asks for what is not there.
+#: Values that request nothing; any other value of these fields requests a missing feature.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
@@ -43,7 +43,7 @@ _ROLES = {"developer": "system"}
 
 
 def completion(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
-    """The canonical request of a body of /v1/completions; its inputs are always a list unless it streams."""
+    """Canonical request for a body of /v1/completions; its inputs are always a list unless it streams."""
     _check(sent, deployment, tuple(TEXT_KEYS), "/v1/completions")
     prompt = sent.get("prompt")
     prompts = prompt if isinstance(prompt, list) else [prompt]
@@ -58,7 +58,7 @@ def completion(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
 
 
 def chat(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
-    """The canonical request of a body of /v1/chat/completions."""
+    """Canonical request for a body of /v1/chat/completions."""
     _check(sent, deployment, ("conversational",), "/v1/chat/completions")
     messages = sent.get("messages")
     if not isinstance(messages, list) or not messages:
@@ -68,7 +68,7 @@ def chat(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
 
 
 def embeddings(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
-    """The canonical request of a body of /v1/embeddings."""
+    """Canonical request for a body of /v1/embeddings."""
     _check(sent, deployment, _EMBEDDING_TASKS, "/v1/embeddings")
     value = sent.get("input")
     texts = value if isinstance(value, list) else [value]
@@ -78,19 +78,19 @@ def embeddings(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
         raise InvalidParameter("encoding_format is float or base64.", where="encoding_format")
     if sent.get("dimensions") is not None:
         raise InvalidParameter("The model's vectors have one length.", 'Leave out "dimensions".', "dimensions")
-    # A list of token vectors is no embedding; feature-extraction gives those unless told otherwise.
+    # A list of token vectors is no embedding; feature-extraction returns those by default.
     pooled = {"pooling": "mean"} if deployment.task == "feature-extraction" else {}
     return {"inputs": texts, "parameters": {**pooled, **_parameters(sent)}, "options": {"usage": True}}
 
 
 def wants_usage(sent: dict[str, Any]) -> bool:
-    """Whether a stream's last event tells its usage."""
+    """True if a stream's last event reports its usage."""
     options = sent.get("stream_options")
     return isinstance(options, dict) and options.get("include_usage") is True
 
 
 def _check(sent: dict[str, Any], deployment: Deployment, tasks: tuple[str, ...], path: str) -> None:
-    """Refuse another model's name, a task that this path does not serve, and what cannot be done."""
+    """Refuse another model's name, a task that this path does not serve, and unsupported fields."""
     if deployment.task not in tasks:
         hint = f"{path} answers for {', '.join(tasks)}; /score takes every task."
         raise InvalidInput(f"This deployment serves {deployment.task}.", hint)
@@ -108,7 +108,7 @@ def _check(sent: dict[str, Any], deployment: Deployment, tasks: tuple[str, ...],
 
 
 def _zero(value: Any, neutral: tuple[Any, ...]) -> bool:
-    """0.0 where 0 is neutral; False never stands for a number."""
+    """True for 0.0 if 0 is neutral; False never stands for a number."""
     return isinstance(value, float) and neutral == (0,) and value == 0
 
 
@@ -119,14 +119,14 @@ def _parameters(sent: dict[str, Any]) -> dict[str, Any]:
         for name, value in given.items()
         if name not in _DROPPED and name not in _NEUTRAL and value != []
     }
-    # OpenAI samples unless told otherwise; here several answers have to be sampled, one is the likeliest.
+    # OpenAI samples by default; here several answers have to be sampled, and one is the likeliest.
     if given.get("n") not in (None, 1) and "temperature" not in given:
         parameters.setdefault("do_sample", True)
     return parameters
 
 
 def _completion_details(sent: dict[str, Any]) -> dict[str, Any]:
-    """`logprobs` of /v1/completions is a number: so many of the likeliest tokens in place of each."""
+    """`logprobs` of /v1/completions is a number: that many of the likeliest tokens in place of each."""
     asked = sent.get("logprobs")
     if asked is None or asked is False:
         return {}
@@ -136,7 +136,7 @@ def _completion_details(sent: dict[str, Any]) -> dict[str, Any]:
 
 
 def _chat_details(sent: dict[str, Any]) -> dict[str, Any]:
-    """`logprobs` of /v1/chat/completions is a yes or no, and `top_logprobs` the number."""
+    """`logprobs` of /v1/chat/completions is a boolean, and `top_logprobs` the number."""
     asked, most = sent.get("logprobs"), sent.get("top_logprobs")
     if asked not in (None, True, False):
         raise InvalidParameter('"logprobs" must be true or false.', where="logprobs")

@@ -1,4 +1,4 @@
-"""What every front is: a Host whose requests are answered by replicas elsewhere, counted and timed here."""
+"""Base class of every front: a Host whose requests are answered by replicas elsewhere, counted and timed here."""
 
 import asyncio
 import time
@@ -12,13 +12,13 @@ from local_runner.host.host import Host, internal
 from local_runner.protocol import errors
 from scoring.errors import InternalError, MiiAzureError, Overloaded, RequestTimeout
 
-_GRACE_S = 2.0  # a replica's own timeout speaks first
-# They are for the front.
+_GRACE_S = 2.0  # a replica's own timeout fires first
+# Headers that stop at the front.
 _CREDENTIALS = {"authorization", "x-api-key"}
 
 
 class Frontend(Host):
-    """Requests in flight, streams and time limits of what replicas answer."""
+    """Counts of requests and streams, and time limits, for answers of replicas."""
 
     def __init__(self, bundle: Path, copies: int) -> None:
         super().__init__(bundle / "code", copies)
@@ -27,17 +27,17 @@ class Frontend(Host):
 
     @abstractmethod
     async def ask(self, raw: str, headers: dict[str, str]) -> Answer:
-        """A replica's answer, whatever replicas are lost before it has begun; cancelled when the time is up."""
+        """Ask a replica, whichever are lost before the answer begins; cancelled when the time is up."""
 
     async def pieces(self, answer: Answer) -> AsyncGenerator[bytes, None]:
-        """What a streamed answer consists of."""
+        """Yield the pieces of a streamed answer."""
         if not isinstance(answer.chunks, AsyncIterator):
             raise InternalError("The answer is not a stream of this front's.")
         async for piece in answer.chunks:
             yield piece
 
     async def ask_in_time(self, raw: str, headers: dict[str, str]) -> Answer:
-        """`ask` within the bundle's timeout; raises RequestTimeout past it, InternalError for what is unforeseen."""
+        """Call `ask` within the bundle's timeout; raises RequestTimeout after it, InternalError for the unforeseen."""
         limit = self.deployment.limits.request_timeout_s
         try:
             async with asyncio.timeout(limit + _GRACE_S):
@@ -50,7 +50,7 @@ class Frontend(Host):
             raise internal(error) from error
 
     async def chunks(self, answer: Answer) -> AsyncGenerator[bytes, None]:
-        """The pieces of a streamed answer; closing this cancels the stream in its replica."""
+        """Yield the pieces of a streamed answer; closing this cancels the stream in its replica."""
         began: float | None = time.perf_counter()
         self._streams += 1
         try:
@@ -69,7 +69,7 @@ class Frontend(Host):
 
     @property
     def lost(self) -> bool:
-        """Never: replicas are started again behind a front that stays."""
+        """Always False: replicas are restarted behind a front that stays."""
         return False
 
     async def _score(self, raw: str, headers: Mapping[str, str]) -> Answer:

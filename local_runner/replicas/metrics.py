@@ -1,4 +1,4 @@
-"""Metrics over several replicas: sums under the names that one process uses, and what each has under its own label."""
+"""Metrics over several replicas: sums under the names that one process uses, and each replica's values by label."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,17 +21,17 @@ _COUNTERS = {
 
 
 class ReplicaMetrics:
-    """Tells the replicas when scraped."""
+    """Reports the replicas when scraped."""
 
     def __init__(self, replicas: "Callable[[], Sequence[ReplicaProcess]]") -> None:
         self._replicas = replicas
 
     def describe(self) -> list[Metric]:
-        """Nothing, as in `metrics`."""
+        """Return nothing, as in `metrics`."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """One family a fact, one sample a replica."""
+        """One family per fact, one sample per replica."""
         facts = {str(each.index): {**each.told, **each.facts()} for each in self._replicas()}
         ready = GaugeMetricFamily("mii_azure_replica_ready", "1 while the replica takes requests.", labels=["replica"])
         for index, told in facts.items():
@@ -47,7 +47,7 @@ class ReplicaMetrics:
 
 
 def merged(told: Sequence[Any]) -> Any:
-    """The sum of what replicas tell: numbers and the counts of histograms added, and of other values the first's."""
+    """Merge statistics of replicas: numbers and histogram counts are added; of other values the first is kept."""
     first = told[0] if told else {}
     if isinstance(first, bool):
         return first

@@ -1,4 +1,4 @@
-"""`python -m local_runner.targets.inprocess BUNDLE`: a child process that scores what it reads, line by line, as JSON.
+"""`python -m local_runner.targets.inprocess BUNDLE`: a child process that scores lines of JSON from standard input.
 
 `{"body": "<raw>"}` is answered `{"status", "body", "seconds"}`; `{"bench": {"bodies", "requests", "clients"}}` runs a
 load inside this process and is answered with its `Load`. The first line out is `{"state": "ready"}`, or
@@ -20,12 +20,12 @@ from local_runner.targets.load import TargetReply, measure
 if TYPE_CHECKING:
     from local_runner.bundle.script import ScoreScript
 
-_PATIENCE_S = 10.0  # standard input that has ended is an end of its own, which comes first where nothing runs
+_PATIENCE_S = 10.0  # the end of standard input is an orderly stop of its own, which comes first while nothing runs
 
 
 def main() -> int:
     """Serve standard input until it ends; return the exit code."""
-    leash.hold(_PATIENCE_S)  # also while the model loads or a load runs
+    leash.hold(_PATIENCE_S)  # covers loading the model and running a load, too
     out = _own_stdout()
     try:
         script = _load(Path(sys.argv[1]).resolve())
@@ -43,7 +43,7 @@ def main() -> int:
 
 
 def _own_stdout() -> IO[str]:
-    """The real standard output; what libraries print goes to standard error from now on."""
+    """Take the real standard output; anything that libraries print goes to standard error from now on."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8", newline="\n")
     os.dup2(2, 1)
     return out
@@ -51,7 +51,7 @@ def _own_stdout() -> IO[str]:
 
 def _load(bundle: Path) -> "ScoreScript":
     manifest.enter(bundle)
-    # Only now: this imports `scoring`, and the bundle's own has to be the one found.
+    # Imported only now: this imports `scoring`, and the bundle's own has to be the one found.
     from local_runner.bundle.script import ScoreScript
 
     script = ScoreScript(bundle)

@@ -1,4 +1,4 @@
-"""What a target answers, and how long it takes to under load; the same measurement inside a process and outside."""
+"""Answers of a target and their latency under load; the same measurement inside a process and outside."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from itertools import cycle, islice
 
 @dataclass(frozen=True)
 class TargetReply:
-    """One answer: HTTP status, body, and seconds from sending to having it whole."""
+    """Reply of a target: HTTP status, body, and seconds from sending to complete receipt."""
 
     status: int
     body: bytes
@@ -18,7 +18,7 @@ class TargetReply:
 
 @dataclass(frozen=True)
 class Load:
-    """One measured load; `seconds` holds each request's latency, in order of sending."""
+    """Measured load; `seconds` holds each request's latency, in order of sending."""
 
     seconds: tuple[float, ...]
     statuses: tuple[int, ...]
@@ -26,10 +26,10 @@ class Load:
 
 
 def measure(send: Callable[[str], TargetReply], bodies: Sequence[str], requests: int, clients: int) -> Load:
-    """Send `requests` requests, taking `bodies` in turn, with `clients` in flight at a time."""
+    """Send `requests` requests, cycling through `bodies`, with `clients` in flight at a time."""
     sent = islice(cycle(bodies), requests)
     with ThreadPoolExecutor(clients) as pool:
-        list(pool.map(lambda _: time.sleep(0.01), range(clients)))  # threads are not started on the clock
+        list(pool.map(lambda _: time.sleep(0.01), range(clients)))  # starting threads is not timed
         began = time.perf_counter()
         replies = list(pool.map(send, sent))
         elapsed = time.perf_counter() - began

@@ -1,4 +1,4 @@
-"""The hosts that parity and bench compare, behind one interface; each starts in a process of its own.
+"""Hosts that parity and bench compare, behind one interface; each starts in a process of its own.
 
     with make_target("grpc", bundle) as target:
         target.send('{"inputs": "..."}')  # Reply(status, body, seconds)
@@ -31,12 +31,12 @@ from local_runner.protos import scoring_pb2, scoring_pb2_grpc
 from local_runner.targets.load import Load, TargetReply, measure
 
 _TIMEOUT_S = 600.0
-# Servers close idle connections; one this old is not trusted with a request.
+# Servers close idle connections; one idle for this long is not reused.
 _MAX_IDLE_S = 1.0
 
 
 class Target(ABC):
-    """One way to reach a bundle's score.py."""
+    """Way to reach a bundle's score.py."""
 
     name: ClassVar[str]
 
@@ -57,10 +57,10 @@ class Target(ABC):
 
     @abstractmethod
     def send(self, raw: str) -> TargetReply:
-        """Answer the request body `raw`, whatever it is; safe to call from several threads."""
+        """Send the request body `raw`, whatever it is; safe to call from several threads."""
 
     def metadata(self) -> dict[str, Any]:
-        """What the scoring script says of itself there."""
+        """Metadata that the scoring script reports there."""
         reply = self.send(errors.METADATA_BODY)
         if reply.status != 200:
             raise errors.error_from_body(reply.body, reply.status)
@@ -73,14 +73,14 @@ class Target(ABC):
 
     @abstractmethod
     def _start(self) -> None:
-        """Start the host and enter what ends it on `self._open`."""
+        """Start the host and push its cleanup on `self._open`."""
 
 
 class InProcess(Target):
     """score.py called directly, in a child process; `seconds` and loads are measured inside that process."""
 
     name = "in-process"
-    environment: Mapping[str, str] = MappingProxyType({})  # beside this process's own
+    environment: Mapping[str, str] = MappingProxyType({})  # added to this process's own
 
     def _start(self) -> None:
         command = [sys.executable, "-m", "local_runner.targets.inprocess", str(self.bundle)]
@@ -131,7 +131,7 @@ class InProcess(Target):
 
 
 class Grpc(Target):
-    """The local runner's own gRPC service; a streamed answer is put together as its HTTP form has it."""
+    """Local runner's own gRPC service; a streamed answer is assembled into its HTTP form."""
 
     name = "grpc"
 
@@ -162,7 +162,7 @@ class Grpc(Target):
 
 
 class _OverHttp(Target):
-    """What the HTTP hosts share: one connection per thread."""
+    """Base of the HTTP targets: one connection per thread."""
 
     port: int
 
@@ -199,7 +199,7 @@ class _OverHttp(Target):
 
 
 class Http(_OverHttp):
-    """The local runner's HTTP side."""
+    """Local runner's HTTP port."""
 
     name = "http"
 
@@ -208,7 +208,7 @@ class Http(_OverHttp):
 
 
 class AzureServer(_OverHttp):
-    """The package that Azure ML runs, azureml-inference-server-http."""
+    """Azure ML's own server, azureml-inference-server-http."""
 
     name = "azmlinfsrv"
 
@@ -217,7 +217,7 @@ class AzureServer(_OverHttp):
 
 
 class InContainer(_OverHttp):
-    """The bundle's own server, started as the image starts it."""
+    """Bundle's own server, started as the image starts it."""
 
     name = "container"
 
@@ -232,7 +232,7 @@ TARGETS: dict[str, type[Target]] = {cls.name: cls for cls in (InProcess, Grpc, H
 
 
 def make_target(name: str, bundle: Path) -> Target:
-    """The target of that name over the bundle, not started yet."""
+    """Create the target of that name over the bundle, not started yet."""
     return TARGETS[name](bundle)
 
 

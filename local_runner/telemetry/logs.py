@@ -1,7 +1,7 @@
-"""Logs for people or, as one JSON object a line, for machines; each with the id of its request. Never a prompt.
+"""Logs, as text for people or as one JSON object a line for machines; each with its request's id. Never a prompt.
 
-An id comes with the request (`x-request-id`) or is made; it is echoed, and what runs on the scoring threads for that
-request logs it too.
+The id comes with the request (`x-request-id`) or is generated; it is echoed, and the scoring threads of that
+request log it too.
 """
 
 import contextlib
@@ -25,14 +25,14 @@ current: ContextVar[str] = ContextVar("request_id", default="")
 
 
 def take(sent: str | None) -> str:
-    """Make `sent`, or a fresh id where it is none, the id of what runs from here on; return it."""
+    """Set the current request id to `sent`, or to a fresh one if that is not valid; return it."""
     number = sent if sent and _SENSIBLE.fullmatch(sent) else uuid.uuid4().hex
     current.set(number)
     return number
 
 
 def set_up(form: str, verbose: bool) -> None:
-    """Log to standard error, as text from warnings on, as JSON from each request on; for a process's own main."""
+    """Log to standard error: text from WARNING on, or JSON with every request; for a process's own main."""
     _go_on_without_a_disk()
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(_with_id)
@@ -42,7 +42,7 @@ def set_up(form: str, verbose: bool) -> None:
 
 
 class _Unfailing(io.FileIO):
-    """A full disk, or a reader of the log that went away, costs what would have been written and nothing else."""
+    """Stream that survives a full disk or a closed reader: only the text being written is lost."""
 
     def write(self, data: Any) -> int:
         try:
@@ -52,7 +52,7 @@ class _Unfailing(io.FileIO):
 
 
 def _go_on_without_a_disk() -> None:
-    """Let no write to standard output or error fail: also a library's stray print would fail its request."""
+    """Let no write to standard output or error fail: even a library's stray print would fail its request."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         with contextlib.suppress(OSError, ValueError):
@@ -91,7 +91,7 @@ class _Text(logging.Formatter):
 
 
 class Middleware:
-    """Gives every HTTP request its id and echoes it."""
+    """Middleware that gives every HTTP request an id and echoes it."""
 
     def __init__(self, app: Any) -> None:
         self._app = app

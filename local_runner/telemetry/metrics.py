@@ -1,4 +1,4 @@
-"""/metrics in Prometheus' form: what the host counts, and what the scoring package tells of itself when asked."""
+"""/metrics in Prometheus' format: the host's counters, and the scoring package's statistics, read when scraped."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,7 +14,7 @@ Told = Callable[[], dict[str, Any]]
 
 
 class Metrics:
-    """One host's metrics; `told` gives `entry.statistics()` with the host's own phase."""
+    """Metrics of one host; `told` returns `entry.statistics()` with the host's own phase."""
 
     content_type = CONTENT_TYPE_LATEST
 
@@ -39,7 +39,7 @@ class Metrics:
         self._registry.register(_Scoring(told))
 
     def add(self, collector: Any) -> None:
-        """Expose what another collector tells too."""
+        """Expose another collector's metrics too."""
         self._registry.register(collector)
 
     def answered(self, code: int, seconds: float) -> None:
@@ -48,22 +48,22 @@ class Metrics:
         self._seconds.observe(seconds)
 
     def first_event(self, seconds: float) -> None:
-        """A stream's first event."""
+        """Record the time to a stream's first event."""
         self._first.observe(seconds)
 
     def expose(self) -> bytes:
-        """The text that Prometheus reads."""
+        """Metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
 
 class _Scoring:
-    """Asks the scoring package when scraped, so that nothing is counted twice."""
+    """Reads the scoring package's statistics when scraped, so that nothing is counted twice."""
 
     def __init__(self, told: Told) -> None:
         self._told = told
 
     def describe(self) -> list[Metric]:
-        """Nothing: registering must not ask a scoring package that is not loaded."""
+        """Return nothing: registering must not query a scoring package that is not loaded."""
         return []
 
     def collect(self) -> Iterator[Metric]:
@@ -95,7 +95,7 @@ class _Scoring:
 
 
 def _tokens(told: dict[str, Any]) -> Iterator[Metric]:
-    """What generation tells of its tokens; a bundle made before these were told has none."""
+    """Token metrics of generation; none for a bundle made before they existed."""
     if "first_token" in told:
         text = "From a row's arrival in the queue to its first token."
         yield _histogram("mii_azure_time_to_first_token_seconds", text, told["first_token"])

@@ -1,6 +1,6 @@
 """Sends spans to a collector as OTLP over HTTP in its JSON form: https://opentelemetry.io/docs/specs/otlp.
 
-OpenTelemetry's own exporter would bring its messages, and those a version of protobuf.
+OpenTelemetry's own exporter would bring its protobuf messages, and pin a version of protobuf.
 """
 
 import json
@@ -21,14 +21,14 @@ _TIMEOUT_S = 10.0
 
 
 class Exporter(SpanExporter):
-    """Posts each batch once; what a collector does not take is dropped, and the log says so."""
+    """Posts each batch once; a batch that the collector does not accept is dropped and logged."""
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._headers = {"Content-Type": "application/json", **_headers()}
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Called on the batch processor's thread."""
+        """Export spans; called on the batch processor's thread."""
         request = urllib.request.Request(self._url, json.dumps(message(spans)).encode(), self._headers)  # noqa: S310
         try:
             with opener().open(request, timeout=_TIMEOUT_S):
@@ -39,7 +39,7 @@ class Exporter(SpanExporter):
 
 
 def message(spans: Sequence[ReadableSpan]) -> dict[str, Any]:
-    """One ExportTraceServiceRequest; all spans are of one provider."""
+    """Build one ExportTraceServiceRequest; all spans are of one provider."""
     scope = {"name": spans[0].instrumentation_scope.name} if spans and spans[0].instrumentation_scope else {}
     resource = {"attributes": _attributes(spans[0].resource.attributes)} if spans else {}
     scoped = {"scope": scope, "spans": [_span(span) for span in spans]}
@@ -79,7 +79,7 @@ def _value(value: Any) -> dict[str, Any]:
 
 
 def _headers() -> dict[str, str]:
-    """OTEL_EXPORTER_OTLP_HEADERS: key=value pairs, separated by commas, percent-encoded."""
+    """Parse OTEL_EXPORTER_OTLP_HEADERS: key=value pairs, separated by commas, percent-encoded."""
     text = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_HEADERS") or os.environ.get("OTEL_EXPORTER_OTLP_HEADERS", "")
     pairs = (pair.partition("=") for pair in text.split(",") if "=" in pair)
     return {key.strip(): urllib.parse.unquote(value.strip()) for key, _, value in pairs}

@@ -1,28 +1,28 @@
-"""Text of other people on its way to a terminal: names, errors, logs and answers say what they hold, and do nothing."""
+"""Escaping of untrusted text for a terminal: names, errors, logs and answers are shown, and control nothing."""
 
 import contextlib
 import re
 import sys
 from typing import TextIO
 
-#: What a terminal obeys: C0 but for tab and line feed, DEL, C1, what turns the direction of text; and half surrogates,
-#: which have no form in any encoding.
+#: Characters that control a terminal: C0 except tab and line feed, DEL, C1, text-direction marks; and lone surrogates,
+#: which no encoding can represent.
 _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def escaped(text: str) -> str:
-    """The text with every character that a terminal would obey written as Python writes it, e.g. `\\x1b`."""
+    """Escape every character that controls a terminal as Python writes it, e.g. `\\x1b`."""
     return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def escaped_json(text: str) -> str:
-    """The same of a JSON text, whose strings may have such characters: as JSON escapes them, e.g. `\\u001b`."""
+    """Escape a JSON text, whose strings may hold such characters, as JSON does, e.g. `\\u001b`."""
     return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
     """Write a line to standard error, or to `stream`, escaped."""
     stream = stream or sys.stderr
-    with contextlib.suppress(OSError):  # whoever would read it may have closed the terminal
+    with contextlib.suppress(OSError):  # the reader may have closed the terminal
         stream.write(escaped(text) + "\n")
         stream.flush()

@@ -1,10 +1,10 @@
-"""OpenTelemetry traces of requests, where the environment asks for them; otherwise OpenTelemetry is not even imported.
+"""OpenTelemetry traces of requests, if the environment enables them; otherwise OpenTelemetry is not even imported.
 
-A request is one span, a child of the caller's where a W3C `traceparent` comes with it as an HTTP header or as gRPC
-metadata, with the request's id; below it a span for each stage that the scoring package tells of. The standard
-variables hold: OTEL_EXPORTER_OTLP_ENDPOINT (of a collector's OTLP/HTTP port) or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT,
+A request is one span with the request's id, a child of the caller's if a W3C `traceparent` comes as an HTTP header or
+gRPC metadata; below it is a span for each stage that the scoring package reports. The standard environment variables
+apply: OTEL_EXPORTER_OTLP_ENDPOINT (of a collector's OTLP/HTTP port) or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT,
 OTEL_EXPORTER_OTLP_HEADERS, OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES, OTEL_TRACES_SAMPLER, OTEL_SDK_DISABLED and
-those of the batch processor. Prompts and answers are in no span.
+those of the batch processor. No span holds prompts or answers.
 """
 
 import os
@@ -22,7 +22,7 @@ _TRACES_ENDPOINT = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 
 
 def of_environment(service: str) -> "Tracing | None":
-    """What the environment asks for, under that name where it gives none. Raises RunnerFailed."""
+    """Tracing as the environment sets it up, by default named `service`; None if disabled. Raises RunnerFailed."""
     url = endpoint()
     if not url:
         return None
@@ -43,7 +43,7 @@ def of_environment(service: str) -> "Tracing | None":
 
 
 def endpoint() -> str:
-    """Where traces go; empty where nobody asks for them. Raises RunnerFailed for a protocol that is not spoken."""
+    """Endpoint for traces; empty if none is configured. Raises RunnerFailed for an unsupported protocol."""
     if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or os.environ.get("OTEL_TRACES_EXPORTER") == "none":
         return ""
     base = os.environ.get(ENDPOINT, "")
@@ -56,14 +56,14 @@ def endpoint() -> str:
 
 
 class Tracing:
-    """Makes spans through a provider of the SDK."""
+    """Creates spans through a provider of the SDK."""
 
     def __init__(self, provider: Any) -> None:
         self._provider = provider
         self._tracer = provider.get_tracer("mii_azure.local_runner")
 
     def begin(self, name: str, headers: Mapping[str, str], **attributes: Any) -> "Trace":
-        """The span of a request that came with these headers."""
+        """Begin the span of a request that came with these headers."""
         from opentelemetry.trace import SpanKind
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -73,13 +73,13 @@ class Tracing:
         return Trace(self._tracer, self._tracer.start_span(name, parent, SpanKind.SERVER, told))
 
     def close(self) -> None:
-        """Send what is left, within five seconds."""
+        """Export the remaining spans, within five seconds."""
         self._provider.force_flush(5_000)
         self._provider.shutdown()
 
 
 class Trace:
-    """One request's span while it is open; the stages that are told of while it is in `telemetry.spans.taken`."""
+    """Span of one request while it is open; its stages are collected through `telemetry.spans.taken`."""
 
     def __init__(self, tracer: Any, span: Any) -> None:
         self._tracer, self._span = tracer, span
@@ -90,7 +90,7 @@ class Trace:
         taken.set(self._stages)
 
     def follow(self, answer: Answer) -> Answer:
-        """The answer to give; of a stream, the span ends when it is closed."""
+        """Wrap the answer so that the span of a stream ends when the stream is closed."""
         if answer.chunks is None:
             self.end(answer.status)
             return answer
@@ -103,7 +103,7 @@ class Trace:
         return replace(answer, chunks=self._watched(chunks) if isinstance(chunks, Iterator) else chunks, close=close)
 
     def end(self, code: int) -> None:
-        """The request ended with that HTTP status."""
+        """End the request's span with that HTTP status."""
         from opentelemetry.trace import Status, StatusCode, set_span_in_context
 
         if not self._span.is_recording():

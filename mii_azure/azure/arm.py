@@ -1,4 +1,4 @@
-"""Questions to Azure Resource Manager under the client's own sign-in, for what azure-ai-ml has no call for."""
+"""Azure Resource Manager requests under the client's own sign-in, where azure-ai-ml has no call."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 from mii_azure.errors import AzureUnavailable
 
 _RETRIES = 2
-RETRY_WAIT_S = 0.8  # before the second attempt; doubled for each further one
+RETRY_WAIT_S = 0.8  # before the second attempt; doubled for each later one
 
 
 class Arm:
-    """GET and PUT below the address and with the credential of an MLClient; raises azure-core's errors.
+    """GET, PUT and DELETE at the address and with the credential of an MLClient; raises azure-core's errors.
 
-    `client._base_url` and `client._credential` are private, but there is no public way to ask a client for either.
+    `client._base_url` and `client._credential` are private, but there is no public way to get either.
     """
 
     def __init__(self, client: Any) -> None:
@@ -31,12 +31,12 @@ class Arm:
         )
 
     def get(self, path: str, version: str, **query: str) -> dict[str, Any]:
-        """The resource or answer at a path such as `/subscriptions/...`; `$filter` is given as `filter`."""
+        """GET the resource or answer at a path such as `/subscriptions/...`; pass `$filter` as `filter`."""
         options = {"api-version": version} | {("$filter" if k == "filter" else k): v for k, v in query.items()}
         return self._send("GET", path, options)
 
     def pages(self, path: str, version: str, **query: str) -> list[dict[str, Any]]:
-        """Every entry of a list, page by page."""
+        """Collect every entry of a list, page by page."""
         page = self.get(path, version, **query)
         found = list(page.get("value", []))
         while link := page.get("nextLink"):
@@ -49,15 +49,15 @@ class Arm:
         return found
 
     def put(self, path: str, version: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Create or replace what is at a path."""
+        """Create or replace the resource at a path."""
         return self._send("PUT", path, {"api-version": version}, body)
 
     def delete(self, path: str, version: str) -> None:
-        """Delete what is at a path; what is not there is gone already."""
+        """Delete the resource at a path; a missing one counts as deleted."""
         self._send("DELETE", path, {"api-version": version})
 
     def close(self) -> None:
-        """Close its connections."""
+        """Close the connections."""
         self._client.close()
 
     def _send(self, method: str, path: str, query: dict[str, str], body: Any = None) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def _errors() -> Any:
 
 
 def permits(permissions: Iterable[dict[str, Any]], action: str, data: bool = False) -> bool:
-    """Whether a role's permissions allow an action such as `Microsoft.ContainerRegistry/registries/pull/read`."""
+    """True if a role's permissions allow an action such as `Microsoft.ContainerRegistry/registries/pull/read`."""
     allow, deny = ("dataActions", "notDataActions") if data else ("actions", "notActions")
 
     def named(patterns: Iterable[str] | None) -> bool:
@@ -94,7 +94,7 @@ def permits(permissions: Iterable[dict[str, Any]], action: str, data: bool = Fal
 
 
 def _matches(pattern: str, action: str) -> bool:
-    """Azure's wildcards: `*` stands for any text, slashes too; letter case does not matter."""
+    """Match with Azure's wildcards: `*` stands for any text, slashes included; case is ignored."""
     import re
 
     return bool(re.fullmatch(".*".join(map(re.escape, pattern.lower().split("*"))), action.lower()))

@@ -1,4 +1,4 @@
-"""Environment and model: registered once per content, because a version is the hash of what it holds."""
+"""Environment and model assets: registered once per content, because the version is the content's hash."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +21,7 @@ def ensure_environment(client: Any, bundle: Path) -> str:
 
 
 def ensure_model(client: Any, bundle: Path) -> str | None:
-    """Upload and register model.yml unless that version exists; None where the bundle refers to a model instead."""
+    """Upload and register model.yml unless that version exists; None if the bundle refers to a model instead."""
     if not (bundle / "model.yml").is_file():
         return None
     from azure.ai.ml import load_model
@@ -32,7 +32,7 @@ def ensure_model(client: Any, bundle: Path) -> str | None:
 
 
 def exists(read: Callable[[], Any]) -> Any | None:
-    """What `read` returns, or None if Azure does not know it."""
+    """Result of `read`, or None if Azure has no such resource."""
     from azure.core.exceptions import ResourceNotFoundError
 
     try:
@@ -73,10 +73,10 @@ def _upload_failed(folder: Path, error: Any) -> Exception:
 
 
 def _permit_overwriting(client: Any, folder: Path, url: str) -> None:
-    """Make the client send an upload that was cut short again.
+    """Make the client repeat an upload that was cut short.
 
-    azure-ai-ml overwrites leftovers only if the first file by name is among them; files go up side by side, so that it
-    may be the one that is missing. An empty one, without the mark of a finished upload, stands for it.
+    azure-ai-ml overwrites leftovers only if the first file by name is among them; as files are uploaded in parallel, it
+    may be the missing one. An empty blob in its place, without the mark of a finished upload, avoids this.
     """
     from azure.ai.ml._artifacts._artifact_utilities import get_datastore_info
     from azure.ai.ml._utils._storage_utils import get_storage_client

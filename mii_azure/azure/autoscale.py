@@ -1,4 +1,4 @@
-"""Autoscale of a slot: Azure Monitor's settings on the deployment, from the bundle's autoscale.json."""
+"""Autoscale of a slot: Azure Monitor's setting on the deployment, from the bundle's autoscale.json."""
 
 import json
 from pathlib import Path
@@ -6,18 +6,18 @@ from typing import Any
 
 API = "2022-10-01"
 FILE = "autoscale.json"
-_TARGET = "DEPLOYMENT"  # stands in the file for the resource id that the rules are about
+_TARGET = "DEPLOYMENT"  # placeholder in the file for the resource id that the rules apply to
 
 
 def setting(bundle: Path, deployment_id: str, location: str, name: str) -> dict[str, Any]:
-    """The body that Azure Monitor takes, for one deployment."""
+    """Request body for Azure Monitor, for one deployment."""
     text = (bundle / FILE).read_text(encoding="utf-8").replace(f'"{_TARGET}"', json.dumps(deployment_id))
     properties = json.loads(text)
     return {"location": location, "properties": {"name": name, **properties}}
 
 
 def ensure_autoscale(client: Any, bundle: Path, endpoint: str, slot: str) -> bool:
-    """Give the slot the bundle's rules, unless it has them; False where the bundle has none."""
+    """Apply the bundle's autoscale rules to the slot, unless it has them; False if the bundle has none."""
     from mii_azure.azure.arm import Arm
     from mii_azure.azure.assets import exists
 
@@ -37,9 +37,9 @@ def ensure_autoscale(client: Any, bundle: Path, endpoint: str, slot: str) -> boo
 
 
 def drop_autoscale(client: Any, endpoint: str, slot: str) -> None:
-    """Remove the slot's rules, if it has any: Azure keeps them when the deployment goes.
+    """Remove the slot's rules, if any: Azure keeps them when the deployment is deleted.
 
-    Needs no permission where there are none to see: a refusal to look counts as none.
+    Needs no permission if no rules can be seen: a refused read counts as none.
     """
     from azure.core.exceptions import HttpResponseError
 
@@ -59,7 +59,7 @@ def drop_autoscale(client: Any, endpoint: str, slot: str) -> None:
 
 
 def rules_name(endpoint: str, slot: str) -> str:
-    """As autoscale.sh names them too."""
+    """Name of the rules, the same as in autoscale.sh."""
     return f"autoscale-{endpoint}-{slot}"
 
 
@@ -69,7 +69,7 @@ def _path(client: Any, name: str) -> str:
 
 
 def _within(wanted: Any, found: Any) -> bool:
-    """Whether everything wanted is there; Azure adds fields of its own, and ids come back in other letter case."""
+    """True if everything wanted is there; Azure adds fields of its own, and changes the case of ids."""
     if isinstance(wanted, dict):
         return isinstance(found, dict) and all(_within(value, found.get(key)) for key, value in wanted.items())
     if isinstance(wanted, list):

@@ -1,4 +1,4 @@
-"""Batch endpoints: the same steps as online ones, where a default deployment takes the place of traffic."""
+"""Batch endpoints: the same steps as online ones, with a default deployment in place of traffic."""
 
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,12 @@ from mii_azure.azure.client import Say, wait
 
 
 def is_batch(bundle: Path) -> bool:
-    """Whether a bundle's endpoint is a batch endpoint."""
+    """True if a bundle's endpoint is a batch endpoint."""
     return "batch" in (bundle / "endpoint.yml").read_text(encoding="utf-8").partition("\n")[0].lower()
 
 
 def ensure_endpoint(client: Any, bundle: Path, say: Say) -> Any:
-    """Create endpoint.yml's batch endpoint unless it exists and is whole; return it.
+    """Create endpoint.yml's batch endpoint unless it exists and is healthy; return it.
 
     Its default deployment is left out: Azure refuses one that does not exist yet.
     """
@@ -45,14 +45,14 @@ def ensure_deployment(client: Any, bundle: Path, endpoint: str, slot: str, diges
 
 
 def default_of(endpoint: Any) -> str | None:
-    """The deployment that jobs go to."""
+    """Name of the deployment that runs the jobs."""
     defaults = endpoint.defaults
     name = defaults.get("deployment_name") if isinstance(defaults, dict) else getattr(defaults, "deployment_name", None)
     return str(name) if name else None
 
 
 def set_default(client: Any, endpoint: str, slot: str, say: Say) -> None:
-    """Send jobs to `slot`; sends nothing if they go there already."""
+    """Route jobs to `slot`; sends no request if they go there already."""
     found = client.batch_endpoints.get(endpoint)
     if default_of(found) != slot:
         found.defaults = {"deployment_name": slot}
@@ -60,5 +60,5 @@ def set_default(client: Any, endpoint: str, slot: str, say: Say) -> None:
 
 
 def is_live(client: Any, endpoint: str) -> bool:
-    """Whether a batch endpoint of that name is there."""
+    """True if a batch endpoint of that name exists."""
     return exists(lambda: client.batch_endpoints.get(endpoint)) is not None

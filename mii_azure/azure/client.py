@@ -1,4 +1,4 @@
-"""The client of a workspace, and waiting for what Azure takes its time over."""
+"""Client of a workspace, and waiting for Azure's long-running operations."""
 
 import os
 import time
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 SCOPE = ("subscription", "resource_group", "workspace")
 _SAY_EVERY_S = 15.0
-_JOIN_S = 0.5  # short, so that Ctrl-C is heard at once
+_JOIN_S = 0.5  # short, so that Ctrl-C takes effect at once
 
 
 def connect(subscription: str | None = None, resource_group: str | None = None, workspace: str | None = None) -> Any:
-    """An MLClient with DefaultAzureCredential; what is not given is read from MII_AZURE_SUBSCRIPTION and its siblings.
+    """Create an MLClient with DefaultAzureCredential; missing values come from MII_AZURE_SUBSCRIPTION and its siblings.
 
     Raises SpecError naming what is missing.
     """
@@ -41,7 +41,7 @@ def connect(subscription: str | None = None, resource_group: str | None = None, 
 
 
 def wait(poller: Any, say: Say, what: str) -> Any:
-    """The result of a long-running operation, saying every 15 seconds that it still runs; Ctrl-C is heard at once."""
+    """Wait for a long-running operation, reporting every 15 seconds that it still runs; Ctrl-C takes effect at once."""
     began = said = time.monotonic()
     while not poller.done():
         poller.wait(_JOIN_S)
@@ -54,7 +54,7 @@ def wait(poller: Any, say: Say, what: str) -> Any:
 
 @contextmanager
 def shown_progress(client: "MLClient") -> Iterator[None]:
-    """Uploads with their bar on: without it azure-ai-ml 1.35 never looks at a failed upload and waits for ever."""
+    """Show the progress bar of uploads: without it azure-ai-ml 1.35 never checks a failed upload and waits for ever."""
     config = getattr(client, "_operation_config", None)
     before = getattr(config, "_show_progress", True)
     if config is not None:

@@ -1,4 +1,4 @@
-"""The endpoint, its slots and its traffic."""
+"""Online endpoint, its slots and its traffic."""
 
 import time
 from pathlib import Path
@@ -8,7 +8,7 @@ from mii_azure.azure.assets import exists
 from mii_azure.azure.client import Say, wait
 from mii_azure.errors import AzureUnavailable, ContainerNotReady
 
-TAG = "mii_azure_bundle"  # the bundle's hash on a deployment: how a rerun knows that nothing is left to do
+TAG = "mii_azure_bundle"  # the bundle's hash on a deployment, by which a rerun sees that nothing is left to do
 BUSY = {"Creating", "Updating", "Scaling"}
 _POLL_S = 5.0
 _BUSY_S = 3600.0
@@ -16,7 +16,7 @@ _LOG_LINES = 30
 
 
 def ensure_endpoint(client: Any, bundle: Path, say: Say) -> Any:
-    """Create endpoint.yml's endpoint unless it exists and is whole; return it."""
+    """Create endpoint.yml's endpoint unless it exists and is healthy; return it."""
     from azure.ai.ml import load_online_endpoint
 
     wanted = load_online_endpoint(bundle / "endpoint.yml")
@@ -50,7 +50,7 @@ def ensure_deployment(client: Any, bundle: Path, endpoint: str, slot: str, diges
 
 
 def settled(read: Any, say: Say, what: str) -> Any | None:
-    """The resource once no operation runs on it, e.g. one that an interrupted command began; None if there is none."""
+    """Wait until no operation runs on the resource, e.g. one of an interrupted command; None if it does not exist."""
     deadline = time.monotonic() + _BUSY_S
     while (found := exists(read)) is not None and state(found) in BUSY:
         if time.monotonic() > deadline:
@@ -61,7 +61,7 @@ def settled(read: Any, say: Say, what: str) -> Any | None:
 
 
 def set_traffic(client: Any, endpoint: str, shares: dict[str, int], mirror: dict[str, int], say: Say) -> Any:
-    """Give each slot its percentage, and mirror to one; sends nothing if it is so already. Returns the endpoint."""
+    """Set each slot's percentage, and the mirrored slot; sends no request if unchanged. Returns the endpoint."""
     found = client.online_endpoints.get(endpoint)
     if nonzero(found.traffic) == nonzero(shares) and nonzero(found.mirror_traffic) == nonzero(mirror):
         return found
@@ -70,18 +70,18 @@ def set_traffic(client: Any, endpoint: str, shares: dict[str, int], mirror: dict
 
 
 def state(resource: Any) -> str:
-    """Succeeded, Failed, Creating, ...: the client gives an enumeration or text."""
+    """Provisioning state: Succeeded, Failed, Creating, ...; the client gives an enumeration or text."""
     given = resource.provisioning_state
     return str(getattr(given, "value", given))
 
 
 def nonzero(shares: Any) -> dict[str, int]:
-    """The slots that take traffic."""
+    """Slots that receive traffic."""
     return {str(slot): int(share) for slot, share in (shares or {}).items() if share}
 
 
 def log_tail(client: Any, endpoint: str, slot: str, lines: int = _LOG_LINES) -> str:
-    """The last lines of a slot's container; empty if Azure gives none."""
+    """Last lines of a slot's container log; empty if Azure gives none."""
     from azure.core.exceptions import AzureError
 
     try:
@@ -91,7 +91,7 @@ def log_tail(client: Any, endpoint: str, slot: str, lines: int = _LOG_LINES) -> 
 
 
 def _with_log(client: Any, endpoint: str, slot: str, error: Exception) -> Exception:
-    """The translated error; where the container is at fault, with what it last said."""
+    """Translate the error; if the container is at fault, append the end of its log."""
     from mii_azure.azure.errors import translate
 
     told = translate(error)

@@ -1,4 +1,4 @@
-"""What Azure's refusals mean: a table from its codes and sentences to our errors, each with a remedy."""
+"""Translation of Azure's errors: a table from its codes and sentences to our errors, each with a remedy."""
 
 import re
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ _MAX_SENTENCE = 1000
 
 
 class Cause(NamedTuple):
-    """One row: where `pattern` is found in Azure's code and sentence, what it is and what to do."""
+    """Row of the table: if `pattern` is found in Azure's code and sentence, the error class and remedy."""
 
     pattern: str
     error: type[AzureError]
@@ -47,7 +47,7 @@ CAUSES: tuple[Cause, ...] = (
         "Give it the role AcrPull on the workspace's registry.",
     ),
     Cause(
-        r"AuthorizationFailed|does not have authorization",  # the sentence names what was asked for, e.g. quotas
+        r"AuthorizationFailed|does not have authorization",  # the sentence names what was requested, e.g. quotas
         errors.AccessDenied,
         "This identity lacks a role.",
         "Take the role AzureML Data Scientist on the workspace, or one that allows what the message names.",
@@ -122,7 +122,7 @@ _UNKNOWN = Cause("", AzureError, "Azure refused.", "The message is Azure's own; 
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Turn what azure-core, azure-identity and azure-ai-ml raise into our errors; ours pass as they are."""
+    """Translate errors of azure-core, azure-identity and azure-ai-ml into ours; ours pass unchanged."""
     from azure.core import exceptions
 
     try:
@@ -141,7 +141,7 @@ def translate(error: Exception) -> AzureError:
 
 
 def find_cause(text: str, status: int | None, error: Exception | None = None) -> Cause:
-    """The row of the table for Azure's code and sentence, else the one for the status, else `Azure refused`."""
+    """Find the row for Azure's code and sentence, else the one for the status, else `Azure refused`."""
     from azure.core import exceptions
 
     for cause in CAUSES:
@@ -155,25 +155,25 @@ def find_cause(text: str, status: int | None, error: Exception | None = None) ->
 
 
 def azure_code(error: Exception) -> str:
-    """ResourceNotReady, AuthorizationFailed, ...: the innermost code that Azure gave."""
+    """Innermost code that Azure gave: ResourceNotReady, AuthorizationFailed, ..."""
     model = getattr(error, "error", None)
     code = getattr(model, "code", None) or getattr(error, "error_code", None)
     return str(getattr(code, "value", code)) if code else ""
 
 
 def azure_sentence(error: Exception) -> str:
-    """Azure's own words on one line, without what azure-core adds around them."""
+    """Azure's own sentence on one line, without azure-core's additions."""
     model = getattr(error, "error", None)
     details = [
         str(detail.message) for detail in getattr(model, "details", None) or [] if getattr(detail, "message", "")
     ]
     text = " ".join([str(getattr(model, "message", "") or getattr(error, "message", "") or error), *details])
     text = re.sub(r"\x1b\[\d+m", "", text)
-    boxed = re.findall(r"\(x\) (.+)", text)  # azure-ai-ml draws its own refusals as a list for the terminal
+    boxed = re.findall(r"\(x\) (.+)", text)  # azure-ai-ml formats its own refusals as a list for the terminal
     return " ".join(" ".join(boxed or [text]).split())[:_MAX_SENTENCE]
 
 
 def request_id(error: Exception) -> str:
-    """What Azure's support asks for."""
+    """Request id, which Azure's support asks for."""
     headers: Any = getattr(getattr(error, "response", None), "headers", None) or {}
     return str(headers.get("x-ms-request-id") or headers.get("x-ms-correlation-request-id") or "")

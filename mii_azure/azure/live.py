@@ -1,4 +1,4 @@
-"""Requests to a live endpoint: any slot, any auth mode, and the model's own status behind Azure's 424."""
+"""Requests to a live endpoint: any slot, any auth mode, and the model's own status extracted from Azure's 424."""
 
 import re
 import time
@@ -15,15 +15,15 @@ from mii_azure.platform.targets import ENDPOINT
 
 SLOT_HEADER = "azureml-model-deployment"
 STATUS_HEADER = "ms-azureml-model-error-statuscode"
-PAUSE_S = 5.0  # between attempts of the sample request: routes of a new slot take a moment
+PAUSE_S = 5.0  # between attempts of the sample request: a new slot's routes take a moment to work
 _TIMEOUT_S = 200.0  # above Azure's cap of 180 s
 
 
 class Live:
-    """One endpoint, or one slot of it.
+    """Live endpoint, or one slot of it.
 
-    `MLClient.online_endpoints.invoke` is not used: it takes only files that are JSON, hides the status, and keeps the
-    slot of one call for the next (its headers are one dictionary of the class).
+    `MLClient.online_endpoints.invoke` is not used: it accepts only JSON files, hides the status, and reuses the slot of
+    one call for the next (its headers are one dictionary of the class).
     """
 
     def __init__(self, client: Any, endpoint: str, slot: str | None = None) -> None:
@@ -33,10 +33,10 @@ class Live:
         with translated():
             self.uri = str(client.online_endpoints.get(endpoint).scoring_uri)
         self._key = fresh_key(client, endpoint)
-        self._session = requests.Session()  # takes REQUESTS_CA_BUNDLE and proxies from the environment, as the client
+        self._session = requests.Session()  # honours REQUESTS_CA_BUNDLE and proxies, as the client does
 
     def send(self, raw: str) -> TargetReply:
-        """Post a body as it is; an expired token is renewed once. Raises AzureUnavailable if nothing answers."""
+        """Post a body unchanged; an expired token is renewed once. Raises AzureUnavailable if nothing answers."""
         import requests
 
         began = time.perf_counter()
@@ -52,7 +52,7 @@ class Live:
         return TargetReply(model_status(response), response.content, time.perf_counter() - began)
 
     def close(self) -> None:
-        """Close its connections."""
+        """Close the connections."""
         self._session.close()
 
     def _post(self, raw: str) -> Any:
@@ -61,13 +61,13 @@ class Live:
 
 
 def model_status(response: Any) -> int:
-    """The model's own status, which Azure hides behind 424; that of the response where no number is told."""
+    """Status of the model itself, which Azure hides behind 424; the response's status if none is given."""
     told = str(response.headers.get(STATUS_HEADER, ""))
     return int(told) if re.fullmatch("[1-5][0-9][0-9]", told) else int(response.status_code)
 
 
 def fresh_key(client: Any, endpoint: str) -> str:
-    """What the endpoint takes: its key, its aml_token or a token of Microsoft Entra, by its own auth mode."""
+    """Fetch the endpoint's credential by its auth mode: its key, its aml_token or a Microsoft Entra token."""
     with translated():
         keys = client.online_endpoints.get_keys(endpoint)
     return str(getattr(keys, "primary_key", None) or keys.access_token)
@@ -92,7 +92,7 @@ class EndpointTarget(Target):
 
 
 def split_address(address: str) -> tuple[str, str | None]:
-    """Endpoint and slot of `endpoint:NAME[/SLOT]`; raises SpecError for an empty one."""
+    """Split `endpoint:NAME[/SLOT]` into endpoint and slot; raises SpecError if one is empty."""
     endpoint, _, slot = address.removeprefix(ENDPOINT).partition("/")
     if not endpoint:
         raise SpecError(f"{address!r} names no endpoint.", f"Write {ENDPOINT}NAME, or {ENDPOINT}NAME/SLOT.")
@@ -100,7 +100,7 @@ def split_address(address: str) -> tuple[str, str | None]:
 
 
 def smoke(live: Live, bundle: Path, attempts: int = 3) -> Any:
-    """The answer to the bundle's sample request; raises AzureUnavailable, after some attempts, if it is not a 200."""
+    """Send the bundle's sample request and return the answer; raises AzureUnavailable if no attempt gets a 200."""
     raw = (bundle / "requests" / "sample.json").read_text(encoding="utf-8")
     for attempt in range(attempts):
         reply = live.send(raw)

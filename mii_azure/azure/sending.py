@@ -1,4 +1,4 @@
-"""One POST with a key or token, which goes to the host that was asked for and to no other."""
+"""Sending one POST with a key or token, to the intended host and no other."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 from local_runner.protocol.addresses import Address, read_url
 from mii_azure.errors import AzureUnavailable, SpecError
 
-#: Azure's own hosts of online endpoints: a token of a person or an identity is sent to no other, and by TLS only.
+#: Azure's own hosts of online endpoints: a user's or identity's token is sent to no other, and only over TLS.
 _AZURE = (".inference.ml.azure.com", ".inference.ml.azure.us", ".inference.ml.azure.cn")
 
 
 def scoring_address(url: str) -> Address:
-    """The address of a scoring URL; raises SpecError for one that is odd or has no path."""
+    """Parse a scoring URL; raises SpecError for one that is odd or has no path."""
     try:
         address = read_url(url)
         if not address.path.strip("/"):
@@ -24,14 +24,14 @@ def scoring_address(url: str) -> Address:
 
 
 def in_azure(address: Address) -> bool:
-    """Whether the host is of an online endpoint in Azure."""
+    """True if the host is that of an online endpoint in Azure."""
     return address.host.rstrip(".").endswith(_AZURE)
 
 
 class Bearer:
-    """Puts a key or token on a prepared request of `requests`, if that goes where it was meant to go.
+    """Authentication for `requests` that adds a key or token only if the request goes to the intended address.
 
-    It also keeps `requests` from taking other credentials for that host out of a .netrc file.
+    It also keeps `requests` from using credentials for that host from a .netrc file.
     """
 
     def __init__(self, address: Address, key: str) -> None:
@@ -53,7 +53,7 @@ class Bearer:
 
 
 def post(session: Any, url: str, body: bytes, key: str, headers: Mapping[str, str], **options: Any) -> Any:
-    """The response to a JSON body; raises SpecError for a URL that no key goes to, AzureUnavailable for a redirect."""
+    """Post a JSON body; raises SpecError for a URL that must not get a key, AzureUnavailable for a redirect."""
     auth = Bearer(scoring_address(url), key) if key else None
     told = {"Content-Type": "application/json", **headers}
     response = session.post(url, body, headers=told, auth=auth, allow_redirects=False, **options)

@@ -1,4 +1,4 @@
-"""A bundle as checks read it: files parsed once, and never an exception for what is in them."""
+"""Read-only view of a bundle for checks: files parsed once, and no exception for their contents."""
 
 import re
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ Kind = Literal["managed", "kubernetes", "batch"]
 
 
 class Fix(NamedTuple):
-    """A change that is safe to make: a value in a YAML file, or, where `old` is given, a text for another."""
+    """Safe change: a value in a YAML file, or, if `old` is given, a replacement of text."""
 
     file: str
     keys: tuple[str, ...]
@@ -37,7 +37,7 @@ class Fix(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """What a rule found: a sentence, what to do, where, and the changes that would do it."""
+    """Finding of a rule: a sentence, the remedy, the place, and changes that would make it."""
 
     message: str
     remedy: str
@@ -48,13 +48,13 @@ class Problem(NamedTuple):
 
 
 def _place(path: Path) -> tuple[Path, str]:
-    """The folder and the name of what a path leads to."""
+    """Folder and name of a path's target."""
     found = path.resolve()
     return found.parent, found.name
 
 
 class Inspected:
-    """The bundle at `root`, or, with `loose`, YAML that stands alone: {role, e.g. DEPLOYMENT: the file in that role}.
+    """View of the bundle at `root`, or, with `loose`, of standalone YAML: {role, e.g. DEPLOYMENT: file in that role}.
 
     Raises NotABundle for a bundle without a manifest.
     """
@@ -67,12 +67,12 @@ class Inspected:
         self._yamls: dict[str, tuple[Any, yaml.Node | None, str]] = {}
 
     def path(self, file: str) -> Path:
-        """Where a file of the bundle, or the file in that role, is."""
+        """Path of a file of the bundle, or of the file in that role."""
         return self.root / file if self.loose is None else self.loose.get(file, self.root / file)
 
     @cached_property
     def kind(self) -> Kind:
-        """What the YAML deploys to: by its `type`, its `$schema`, or the endpoint's `compute`."""
+        """Kind of endpoint that the YAML deploys to: by its `type`, its `$schema`, or the endpoint's `compute`."""
         schemas = " ".join(str(self.get(file, "$schema")).lower() for file in (DEPLOYMENT, ENDPOINT))
         batch = self.get(DEPLOYMENT, "mini_batch_size") or self.get(DEPLOYMENT, "settings")
         if "batch" in schemas or batch:
@@ -82,12 +82,12 @@ class Inspected:
 
     @cached_property
     def server_kind(self) -> Server:
-        """What serves in the container: the HTTP host where the bundle carries it, else Azure's inference server."""
+        """Server in the container: the HTTP host if the bundle carries it, else Azure's inference server."""
         return "http" if any(path.startswith(HOST_FOLDER) for path in self.manifest["files"]) else "azmlinfsrv"
 
     @cached_property
     def model_folder(self) -> Path | None:
-        """The folder of weights that is uploaded; None where the model is a reference."""
+        """Folder of the uploaded weights; None if the model is a reference."""
         if self.loose is None:
             return self.root / "model" if (self.root / "model").is_dir() else None
         for file, keys in ((MODEL, ("path",)), (DEPLOYMENT, ("model", "path"))):
@@ -98,12 +98,12 @@ class Inspected:
 
     @cached_property
     def mismatches(self) -> list[Mismatch]:
-        """What differs from the manifest."""
+        """Differences from the manifest."""
         return find_mismatches(self.root)
 
     @cached_property
     def settings(self) -> Deployment | None:
-        """code/deployment.json as the scoring code reads it; None if it cannot."""
+        """Settings from code/deployment.json as the scoring code reads them; None if it cannot."""
         if self.text(SETTINGS) is None:
             return None
         try:
@@ -113,19 +113,19 @@ class Inspected:
 
     @cached_property
     def yamls(self) -> list[str]:
-        """The YAML files that are there."""
+        """YAML files that exist."""
         return [file for file in YAMLS if self.path(file).is_file() and (self.loose is None or file in self.loose)]
 
     def text(self, file: str) -> str | None:
-        """A file's text; None if it is missing, no regular file or not UTF-8."""
+        """Text of a file; None if it is missing, no regular file or not UTF-8."""
         if file not in self._texts:
-            # YAML that stands alone may be reached through links.
+            # Standalone YAML may be reached through links.
             place = (self.root, file) if self.loose is None else _place(self.path(file))
             self._texts[file] = read_text(*place)
         return self._texts[file]
 
     def malformed(self, file: str) -> tuple[str, int | None] | None:
-        """Why a YAML file cannot be read as a mapping, and the line."""
+        """Reason why a YAML file cannot be read as a mapping, and the line."""
         value, _, reason = self._parsed(file)
         if reason:
             found = re.search(r"line (\d+)", reason)
@@ -133,11 +133,11 @@ class Inspected:
         return None if isinstance(value, dict) else ("it is not a mapping", None)
 
     def readable(self, *files: str) -> bool:
-        """Whether these YAML files are there and are mappings."""
+        """True if these YAML files exist and are mappings."""
         return all(file in self.yamls and not self.malformed(file) for file in files)
 
     def get(self, file: str, *keys: str) -> Any:
-        """A value in a YAML file, or None; `get(file)` is all of it, {} where malformed."""
+        """Value in a YAML file, or None; `get(file)` is all of it, {} if malformed."""
         value = self._parsed(file)[0]
         value = value if isinstance(value, dict) else {}
         for key in keys:
@@ -145,17 +145,17 @@ class Inspected:
         return value
 
     def section(self, file: str, *keys: str) -> Mapping[Any, Any]:
-        """A mapping in a YAML file; {} for anything else."""
+        """Mapping in a YAML file; {} for anything else."""
         value = self.get(file, *keys)
         return value if isinstance(value, dict) else {}
 
     def number(self, file: str, *keys: str) -> int | None:
-        """An integer in a YAML file; None for anything else, a boolean included."""
+        """Integer in a YAML file; None for anything else, a boolean included."""
         value = self.get(file, *keys)
         return value if isinstance(value, int) and not isinstance(value, bool) else None
 
     def line(self, file: str, keys: tuple[str, ...]) -> int | None:
-        """The line of a key, or of the deepest key above it that exists; None for none at all."""
+        """Line of a key, or of the deepest existing key above it; None if there is none."""
         node, line = self._parsed(file)[1], None
         for key in keys:
             pairs = node.value if isinstance(node, yaml.MappingNode) else []
@@ -167,7 +167,7 @@ class Inspected:
 
     @cached_property
     def server(self) -> dict[str, str]:
-        """Environment of the inference server: its defaults, the image's, the deployment's."""
+        """Environment variables of the inference server: its defaults, the image's, the deployment's."""
         image = {
             name: quoted if quoted else plain for name, quoted, plain in _ENV_LINE.findall(self.text(DOCKERFILE) or "")
         }
@@ -191,11 +191,11 @@ class Inspected:
 
 
 def is_bundle(target: Path) -> bool:
-    """Whether all rules judge it; YAML files, and folders of them without a manifest, only those on YAML do."""
+    """True if all rules apply; to YAML files, and folders of them without a manifest, only the rules on YAML do."""
     return not target.is_file() and ((target / MANIFEST).is_file() or not any(target.glob("*.y*ml")))
 
 
 def told_by(bundle: Path) -> Quantization | None:
-    """What a bundle says of its weights; None where they are as the model's author stored them."""
+    """Quantisation that a bundle records; None if the weights are as the model's author stored them."""
     told = Deployment.read(bundle / SETTINGS).quantisation
     return Quantization.model_validate(told) if told else None

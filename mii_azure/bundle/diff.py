@@ -1,4 +1,4 @@
-"""The verb diff: what changed from one bundle to another, by what it means."""
+"""Verb diff: changes from one bundle to another, grouped by meaning."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -25,18 +25,18 @@ _FOLDERS: tuple[tuple[str, Group], ...] = (
 
 
 class Change(BaseModel):
-    """One thing that differs: a file, a package, or a value in a file of settings."""
+    """Difference in a file, a package, or a value in a file of settings."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     group: Group
     file: str
-    what: str  # "" for the file as a whole; a package, or the dotted place of a value
-    before: str | None  # None where it was added
-    after: str | None  # None where it was removed
+    what: str  # "" for the file as a whole; else a package, or the dotted path of a value
+    before: str | None  # None if it was added
+    after: str | None  # None if it was removed
 
     def line(self) -> str:
-        """What a person reads."""
+        """Line that describes the change to a person."""
         name = f"{self.file} {self.what}".strip()
         if self.before is None:
             return f"+ {name} {self.after}"
@@ -46,7 +46,7 @@ class Change(BaseModel):
 
 
 def diff(a: Path | str, b: Path | str) -> list[Change]:
-    """Every change from bundle `a` to bundle `b` as they lie there, in the order of GROUPS; raises NotABundle."""
+    """List every change from bundle `a` to bundle `b` as they are on disk, in GROUPS order; raises NotABundle."""
     first, second = _hashes(Path(a)), _hashes(Path(b))
     changes = []
     for path in sorted(first.keys() | second.keys()):
@@ -61,7 +61,7 @@ def _hashes(bundle: Path) -> dict[str, str]:
 
 
 def _changes(path: str, a: Path, b: Path, first: Mapping[str, str], second: Mapping[str, str]) -> Iterator[Change]:
-    """What changed in one file: value by value where it can be read so, else its hash."""
+    """Changes in one file: value by value if its values can be read, else by hash."""
     group = _group(path)
     read = _reader(path)
     if read and path in first and path in second:
@@ -83,7 +83,7 @@ def _group(path: str) -> Group:
 
 
 def _reader(path: str) -> Callable[[str], dict[str, str] | None] | None:
-    """How the values of a file are read, {place: text}; None for files that have no such values."""
+    """Parser of a file's values, {path: text}; None for files without such values."""
     readers: dict[str, Callable[[str], dict[str, str] | None]] = dict.fromkeys(YAMLS, _structured)
     readers |= {SETTINGS: _structured, LOCK: _packages, DOCKERFILE: _instructions}
     return readers.get(path)
@@ -94,7 +94,7 @@ def _packages(text: str) -> dict[str, str]:
 
 
 def _instructions(text: str) -> dict[str, str]:
-    """The base image of each stage, and the settings; other instructions are compared as one."""
+    """Base image of each stage, and the settings; other instructions are compared as one."""
     lines = text.replace("\\\n", " ").splitlines()
     words = [line.split(None, 1) for line in lines if line.strip() and not line.startswith("#")]
     found = {f"FROM {number}": value for number, value in enumerate(v for k, v in words if k == "FROM")}
@@ -104,7 +104,7 @@ def _instructions(text: str) -> dict[str, str]:
 
 
 def _structured(text: str) -> dict[str, str] | None:
-    """Dotted places of a YAML or JSON mapping; None if it is none."""
+    """Values of a YAML or JSON mapping by dotted path; None if it is not a mapping."""
     try:
         document = parse_yaml(text)
     except yaml.YAMLError:

@@ -1,4 +1,4 @@
-"""What differs between managed, Kubernetes and batch bundles: files, limits, and the decisions that plan.md shows."""
+"""Differences between managed, Kubernetes and batch bundles: files, limits, and the decisions that plan.md shows."""
 
 import math
 from typing import Any
@@ -13,11 +13,11 @@ from mii_azure.platform.secret_references import uses_connection
 from mii_azure.spec import Spec
 
 MINI_BATCH_FILES = 10
-_MEMORY_SHARE = 0.85  # of a node's memory; the rest is Kubernetes' and Azure's agents'
+_MEMORY_SHARE = 0.85  # of a node's memory; Kubernetes' and Azure's agents use the rest
 
 
 def texts(spec: Spec) -> dict[str, str]:
-    """{path in the bundle: template} of what this kind has besides, or instead of, a managed bundle's files."""
+    """Files that this kind of bundle has beyond, or in place of, a managed one's: {path in the bundle: template}."""
     if spec.kind == "batch":
         return {
             "endpoint.yml": "endpoint-batch.yml.j2",
@@ -28,7 +28,7 @@ def texts(spec: Spec) -> dict[str, str]:
 
 
 def adapt(spec: Spec, plan: Plan) -> Plan:
-    """The plan under the kind's limits, with a decision for each choice about Azure; raises InvalidName."""
+    """Adapt the plan to the kind's limits, with a decision for each choice about Azure; raises InvalidName."""
     timeout = plan.request_timeout_ms
     if spec.kind == "kubernetes":
         both = 2 * len(spec.azure_name)
@@ -43,7 +43,7 @@ def adapt(spec: Spec, plan: Plan) -> Plan:
 
 
 def context(spec: Spec, plan: Plan) -> dict[str, Any]:
-    """What the templates of the kinds read."""
+    """Template variables of the endpoint kinds."""
     return {
         "kind": spec.kind,
         "compute": spec.cluster,
@@ -84,7 +84,7 @@ def _of_kind(spec: Spec, timeout: int) -> list[Decision]:
 
 
 def _of_access(spec: Spec) -> list[Decision]:
-    """Identity with the roles that it needs, secrets and network, where they are not the defaults."""
+    """Decisions on identity with the roles that it needs, secrets and network, if they are not the defaults."""
     found = []
     if spec.identities:
         roles = ["AcrPull on the workspace's registry", "Storage Blob Data Reader on its storage account"]

@@ -1,4 +1,4 @@
-"""Findings: what a check, or a question to Azure, says of a bundle."""
+"""Findings about a bundle, from a check or from a question to Azure."""
 
 from typing import Literal
 
@@ -8,7 +8,7 @@ Severity = Literal["error", "warning", "info"]
 
 
 class Finding(BaseModel):
-    """What a check says."""
+    """Result of a check."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -18,5 +18,5 @@ class Finding(BaseModel):
     remedy: str
     file: str  # relative to the bundle or to the folder of YAML
     line: int | None = None
-    limit: str  # what the rule goes by
-    fixable: bool  # whether `fix` can make the change
+    limit: str  # the limit that the rule enforces
+    fixable: bool  # True if `fix` can make the change

@@ -1,4 +1,4 @@
-"""Which folder may be written, replaced or removed: an absent or empty one, or a bundle of ours."""
+"""Folders that may be written, replaced or removed: absent or empty ones, and our own bundles."""
 
 import contextlib
 import shutil
@@ -13,7 +13,7 @@ _OWN = "Choose a folder of its own with --output, such as ./NAME."
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether `folder` is a bundle that generation wrote: a manifest of our form, scoring script and settings."""
+    """True if `folder` is a bundle that the generator wrote: our manifest, scoring script and settings."""
     try:
         listed = load_manifest(folder)["files"]
         for path in (SCORE, SETTINGS):
@@ -24,7 +24,7 @@ def is_ours(folder: Path) -> bool:
 
 
 def refuse_existing(target: Path, force: bool) -> None:
-    """Raise BundleExists unless `target` may be written: absent, empty, or a bundle of ours and `force`."""
+    """Raise BundleExists unless `target` may be written: absent, empty, or with `force` a bundle of ours."""
     if not target.exists():
         return
     if not target.is_dir():
@@ -42,11 +42,11 @@ def refuse_existing(target: Path, force: bool) -> None:
 
 
 def refuse_place(target: Path) -> None:
-    """Raise NotWritten for a folder that is more than a bundle's place: one that somebody works or lives in."""
+    """Raise NotWritten for a folder that must not become a bundle: one that somebody works or lives in."""
     for what, where in (("the current folder", Path.cwd), ("your home folder", Path.home)):
         try:
             folder = where().resolve()
-        except (OSError, RuntimeError):  # it was removed; nobody knows the user
+        except (OSError, RuntimeError):  # the working directory was removed, or the user has no home
             continue
         if folder.is_relative_to(target):
             holds = "is" if folder == target else "holds"
@@ -56,9 +56,9 @@ def refuse_place(target: Path) -> None:
 
 
 def refuse_overlap(target: Path, model: Path) -> None:
-    """Raise NotWritten where writing `target` would change the folder of the model, or replace it.
+    """Raise NotWritten if writing `target` would change or replace the model's folder.
 
-    The model/ of a bundle is left in peace: it is copied before the bundle is made again from it.
+    The model/ of a bundle is allowed: it is copied before the bundle is regenerated from it.
     """
     source = model.resolve()
     if target.is_relative_to(source):
@@ -74,6 +74,6 @@ def remove(folder: Path) -> None:
 
 
 def remove_empty(folder: Path) -> None:
-    """Remove a folder if nothing is in it."""
+    """Remove a folder if it is empty."""
     with contextlib.suppress(OSError):
         folder.rmdir()

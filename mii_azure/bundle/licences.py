@@ -1,4 +1,4 @@
-"""Licences: of the packages as the lock's neighbour records them, of the model as its card or config.json says."""
+"""Licences: of the packages as recorded beside the lock, of the model as its card or config.json states it."""
 
 import json
 from functools import cache
@@ -13,18 +13,18 @@ from scoring.errors import LoadError
 from scoring.strict_json.files import read_object
 
 RECORDED = TEMPLATES / "locks" / "licences.json"  # written by tools/lock.sh
-_LARGEST_CARD = 1 << 20  # bytes of README.md that are looked at
+_LARGEST_CARD = 1 << 20  # bytes of README.md that are read
 
 
 @cache
 def package_licences() -> dict[str, str]:
-    """{package: licence as its metadata tells it, an SPDX expression where it has one}; unknown ones are absent."""
+    """Licences from package metadata, SPDX expressions where possible: {package: licence}; unknown ones are absent."""
     recorded: dict[str, str] = json.loads(RECORDED.read_text(encoding="utf-8"))["licences"]
     return recorded
 
 
 def model_licence(folder: Path) -> str | None:
-    """What the front matter of README.md, or else config.json, says; None where neither does."""
+    """Licence from the front matter of README.md, else from config.json; None if neither states one."""
     card = _front_matter(folder / "README.md")
     named = card.get("license_name") if card.get("license") == "other" else card.get("license")
     told = named or card.get("license") or _config(folder).get("license")
@@ -33,8 +33,8 @@ def model_licence(folder: Path) -> str | None:
 
 
 def _front_matter(path: Path) -> dict[str, Any]:
-    """The YAML between the first two lines of three hyphens; empty where there is none that can be read."""
-    if not path.is_file():  # a pipe would be waited for
+    """YAML between the first two lines of three hyphens; empty if there is none, or it cannot be parsed."""
+    if not path.is_file():  # reading a pipe would block
         return {}
     try:
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Reads a requirements lock: names, versions, hashes; and what is missing from it."""
+"""Reads a requirements lock: names, versions, hashes; and finds its gaps."""
 
 import re
 from collections.abc import Iterator
@@ -9,16 +9,16 @@ _PIN = re.compile(r"^(?P<name>[A-Za-z0-9][\w.-]*)(?:\[[^\]]*\])?==(?P<version>[^
 
 
 class Pin(NamedTuple):
-    """One requirement of a lock."""
+    """Requirement of a lock."""
 
     name: str
-    version: str  # "" where it is not pinned to one
+    version: str  # "" if it is not pinned
     hashes: tuple[str, ...]  # as written, e.g. "sha256:0a30..."
     line: int
 
 
 def pins(text: str) -> Iterator[Pin]:
-    """Every requirement of a lock, in order; options and comments are passed over."""
+    """Yield every requirement of a lock, in order; options and comments are skipped."""
     number = 1
     for logical in re.split(r"(?<!\\)\n", text.rstrip("\n")):
         content = re.sub(r"(^|\s)#.*", "", logical).strip()
@@ -30,7 +30,7 @@ def pins(text: str) -> Iterator[Pin]:
 
 
 def gaps(text: str) -> list[str]:
-    """One sentence for each requirement that is not pinned, or has no SHA-256."""
+    """List one sentence for each requirement that is not pinned, or has no SHA-256."""
     found = []
     for pin in pins(text):
         if not pin.version:

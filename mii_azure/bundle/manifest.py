@@ -1,6 +1,6 @@
-"""The manifest: the SHA-256 of every file of a bundle, and what differs from it.
+"""Manifest: the SHA-256 of every file of a bundle, and the differences from it.
 
-How files are found, hashed and compared is the local runner's (`bundle.manifest`), which needs nothing but the
+Finding, hashing and comparing files is the local runner's part (`bundle.manifest`), which needs only the
 standard library.
 """
 
@@ -16,12 +16,12 @@ SCHEMA = 1
 
 
 def make_manifest(files: Mapping[str, str]) -> dict[str, Any]:
-    """The content of manifest.json for {relative path: SHA-256 in hex}."""
+    """Content of manifest.json for {relative path: SHA-256 in hex}."""
     return {"schema": SCHEMA, "files": dict(sorted(files.items())), "bundle": bundle_digest(dict(files))}
 
 
 def load_manifest(bundle: Path) -> dict[str, Any]:
-    """Read the bundle's manifest; raise NotABundle where there is none, or it was edited itself."""
+    """Read the bundle's manifest; raise NotABundle if there is none, or it was itself edited."""
     if not bundle.is_dir():
         raise NotABundle(f"There is no folder {bundle}.", "Name a folder that `mii-azure generate` wrote.")
     manifest = read_manifest(bundle)
@@ -34,12 +34,12 @@ def load_manifest(bundle: Path) -> dict[str, Any]:
 
 
 def find_mismatches(bundle: Path) -> list[Mismatch]:
-    """What was edited, is missing, was added or is no regular file, by path; raises NotABundle."""
+    """Find files that were edited, are missing, were added or are no regular files, by path; raises NotABundle."""
     return compare(bundle, load_manifest(bundle))
 
 
 def read_text(bundle: Path, path: str) -> str | None:
-    """The text of a regular file of the bundle, reached through no link; None for anything else, or no UTF-8."""
+    """Text of a regular file of the bundle, reached through no link; None for anything else, or if not UTF-8."""
     try:
         with open_file(bundle, path) as file:
             return file.read().decode()
@@ -48,5 +48,5 @@ def read_text(bundle: Path, path: str) -> str | None:
 
 
 def walk(bundle: Path) -> list[str]:
-    """Every regular file below `bundle`, reached through no link, as a relative path with slashes, sorted."""
+    """List every regular file below `bundle`, reached through no link, as a relative path with slashes, sorted."""
     return sorted(path for path, regular in entries(bundle) if regular)

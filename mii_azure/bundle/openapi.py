@@ -1,4 +1,4 @@
-"""The OpenAPI documents that the inference server serves at /swagger.json, from a task's JSON schema.
+"""OpenAPI documents that the inference server serves at /swagger.json, from a task's JSON schema.
 
 The server reads `swagger2.json`, `swagger3.json` and `swagger3.1.json` beside the scoring script. JSON Schema 2020-12
 is OpenAPI 3.1's own dialect; for 3.0 it is rewritten; Swagger 2 has no `anyOf`, so there the body is only an object.
@@ -28,7 +28,7 @@ _ERROR: Schema = {
     },
     "required": ["error"],
 }
-# Keywords of JSON Schema that OpenAPI 3.0 has not; each only narrows, so leaving it out accepts no less.
+# Keywords of JSON Schema that OpenAPI 3.0 lacks; each only narrows, so without it no less is accepted.
 _ABSENT_IN_30 = {
     "$schema", "$id", "$anchor", "$comment", "$defs", "patternProperties", "propertyNames", "unevaluatedProperties",
     "unevaluatedItems", "if", "then", "else", "dependentSchemas", "dependentRequired", "contains", "minContains",
@@ -64,7 +64,7 @@ def _components(task: Mapping[str, Any]) -> dict[str, Schema]:
 
 
 def _relocate(schema: Any, owner: str) -> Any:
-    """The schema with `#/$defs/X` turned into `#/components/schemas/<owner>.X`, in references and in mappings."""
+    """Rewrite `#/$defs/X` to `#/components/schemas/<owner>.X`, in references and in mappings."""
     if isinstance(schema, list):
         return [_relocate(item, owner) for item in schema]
     if isinstance(schema, dict):
@@ -75,7 +75,7 @@ def _relocate(schema: Any, owner: str) -> Any:
 
 
 def to_openapi30(schema: Any) -> Any:
-    """A JSON schema (2020-12) in OpenAPI 3.0's dialect; what 3.0 cannot say is loosened, never tightened."""
+    """Convert a JSON schema (2020-12) to OpenAPI 3.0's dialect; inexpressible parts are loosened, never tightened."""
     if isinstance(schema, bool):
         return {} if schema else {"not": {}}
     result = _children({key: value for key, value in schema.items() if key not in _ABSENT_IN_30}, to_openapi30)
@@ -108,7 +108,7 @@ def _constants(schema: Schema) -> Schema:
 
 
 def _bounds(schema: Schema) -> Schema:
-    """`exclusiveMinimum: 0` is `minimum: 0, exclusiveMinimum: true` in 3.0."""
+    """Convert `exclusiveMinimum: 0` to 3.0's `minimum: 0, exclusiveMinimum: true`."""
     result = dict(schema)
     for bound in ("Minimum", "Maximum"):
         exclusive, inclusive = f"exclusive{bound}", bound.lower()
@@ -129,7 +129,7 @@ def _examples(schema: Schema) -> Schema:
 
 
 def _tuple_to_items(schema: Schema) -> Schema:
-    """A fixed-length array becomes an array of any of its items, of that length."""
+    """Convert a fixed-length array to an array of any of its items, of that length."""
     if "prefixItems" not in schema:
         return schema
     result = dict(schema)
@@ -140,7 +140,7 @@ def _tuple_to_items(schema: Schema) -> Schema:
 
 
 def _types(schema: Schema) -> Schema:
-    """A list of types becomes one type, or `anyOf`; `null` among them becomes `nullable`."""
+    """Convert a list of types to one type, or `anyOf`; `null` among them becomes `nullable`."""
     if isinstance(schema.get("type"), list):
         names = schema["type"]
         result = {key: value for key, value in schema.items() if key != "type"}
@@ -161,7 +161,7 @@ _NULL: Schema = {"enum": [None], "nullable": True}
 
 
 def _nullable(schema: Schema) -> Schema:
-    """A choice between one typed schema and null becomes that schema, nullable."""
+    """Convert a choice between one typed schema and null to that schema, nullable."""
     for key in ("anyOf", "oneOf"):
         choices = schema.get(key, [])
         others = [choice for choice in choices if choice != _NULL]

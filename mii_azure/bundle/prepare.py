@@ -1,4 +1,4 @@
-"""The verb prepare: verify a bundle's passes on this machine once, instead of at every start of the endpoint."""
+"""Verb prepare: verify a bundle's passes on this machine once, instead of at every start of the endpoint."""
 
 import contextlib
 import shutil
@@ -20,28 +20,28 @@ FOLDER = "code/prepared"
 
 
 class Prepared(BaseModel):
-    """What was verified and compiled, and for which machine it holds."""
+    """Result of prepare: passes verified and compiled, and the machine that the result holds for."""
 
     model_config = ConfigDict(frozen=True)
 
-    bundle: str  # its hash from now on
+    bundle: str  # its hash, now changed
     device: str
-    errors: dict[str, float | None]  # relative, per applied pass
-    seconds: dict[str, float]  # that each pass took here, verification included
+    errors: dict[str, float | None]  # relative error per applied pass
+    seconds: dict[str, float]  # time that each pass took here, verification included
     compiled_bytes: int
 
 
 def prepare(bundle: str | Path) -> Prepared:
-    """Start the bundle's score.py here, and keep in the bundle what it verified and compiled.
+    """Start the bundle's score.py here, and store the verified and compiled results in the bundle.
 
-    Serving uses it on machines with this device, these versions and this model, and verifies as usual on others. Raises
+    Serving uses them on machines with this device, these versions and this model, and verifies elsewhere. Raises
     NotABundle, BundleEdited, NotWritten, and RunnerFailed or the script's own error when it does not start.
     """
     from local_runner.targets.targets import InProcess
 
     root = Path(bundle).expanduser().resolve()
     load_manifest(root)
-    with _writing(root):  # known before a minute is spent on what could not be kept
+    with _writing(root):  # fails before a minute is spent on results that could not be stored
         (root / FOLDER).mkdir(exist_ok=True)
         tempfile.TemporaryFile(dir=root / FOLDER).close()
         (root / MANIFEST).open("ab").close()
@@ -81,7 +81,7 @@ def _put(source: Path, folder: Path) -> None:
 
 
 def _sign(root: Path) -> str:
-    """Write the manifest again, with the hashes of what was added, and return the bundle's hash."""
+    """Rewrite the manifest with the hashes of the added files, and return the bundle's hash."""
     files: dict[str, Any] = load_manifest(root)["files"]
     kept = {path: digest for path, digest in files.items() if not path.startswith(f"{FOLDER}/")}
     added = hash_files(root, [f"{FOLDER}/{path}" for path in walk(root / FOLDER)])

@@ -1,4 +1,4 @@
-"""From a spec and a plan to the text of every file that is written, not copied: pure, no I/O but the templates."""
+"""Renders a spec and a plan to the text of every file that is written, not copied: pure, no I/O but the templates."""
 
 import hashlib
 import json
@@ -87,17 +87,17 @@ def render(
 
 
 def content_hash(hashes: Mapping[str, str]) -> str:
-    """First 12 hex digits over {path: SHA-256}: an asset version that changes when, and only when, the content does."""
+    """First 12 hex digits over {path: SHA-256}: an asset version that changes if and only if the content does."""
     return bundle_digest(dict(hashes))[:12]
 
 
 def reference_version(model: str) -> str | None:
-    """The version to register the files under that an azureml: reference names; None for a model that is registered."""
+    """Version under which to register the files that an azureml: reference names; None for a registered model."""
     return content_hash({"reference": _sha256(model)}) if names_files(model) else None
 
 
 def deployment_settings(spec: Spec, plan: Plan, model_id: str) -> dict[str, Any]:
-    """What code/deployment.json says; `scoring.config.Deployment` reads it."""
+    """Content of code/deployment.json; `scoring.config.Deployment` reads it."""
     sliced = plan.tensor_parallel > 1
     quantised = {"quantisation": plan.quantisation.model_dump()} if plan.quantisation else {}
     return {
@@ -130,7 +130,7 @@ def deployment_settings(spec: Spec, plan: Plan, model_id: str) -> dict[str, Any]
         "optimisation": {
             "objective": spec.objective,
             "profile": spec.optimisations,
-            # What the plan counts on is forced: a server without its GPUs says so instead of running out of memory.
+            # Planned slicing is forced: a server without its GPUs reports that instead of running out of memory.
             "on": sorted({*spec.passes_on, *(["tensor_slicing"] if sliced else [])}),
             "off": list(spec.passes_off),
             "tensor_parallel": plan.tensor_parallel if sliced else 0,
@@ -140,20 +140,20 @@ def deployment_settings(spec: Spec, plan: Plan, model_id: str) -> dict[str, Any]
 
 
 def _lock(spec: Spec, device_line: str) -> str:
-    """All that the image installs; the packages of the HTTP host follow those of the device line."""
+    """Lock of everything that the image installs; the HTTP host's packages follow those of the device line."""
     names = [device_line, *([servers.HTTP_LOCK] if spec.server == "http" else [])]
     return "".join((TEMPLATES / "locks" / name).read_text(encoding="utf-8") for name in names)
 
 
 @cache
 def images() -> dict[str, Any]:
-    """Base images by device line, as templates/images.json records them."""
+    """Base images by device line, from templates/images.json."""
     data: dict[str, Any] = json.loads((TEMPLATES / "images.json").read_text(encoding="utf-8"))
     return data
 
 
 def as_json(value: Any) -> str:
-    """JSON for a file: indented, keys in the order given, text as it is."""
+    """JSON for a file: indented, keys in the given order, text not escaped."""
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -163,7 +163,7 @@ def _context(
     model_name = f"{spec.azure_name}-model"
     return {
         "name": spec.azure_name,
-        "deployment": spec.azure_name.lower(),  # Azure lower-cases deployment names without saying so
+        "deployment": spec.azure_name.lower(),  # Azure silently lower-cases deployment names
         "title": f"{plan.task} with {model_id}.",
         "task": plan.task,
         "summary": schema["summary"],
@@ -183,13 +183,13 @@ def _context(
 
 
 def _gpu_variables(plan: Plan) -> dict[str, str]:
-    """What DeepSpeed compiles its operators for: the architecture of the plan's GPU."""
+    """Environment variables for DeepSpeed's compiled operators: the architecture of the plan's GPU."""
     gpu = find_sku(plan.instance_type).gpu
     return {"TORCH_CUDA_ARCH_LIST": f"{gpu.compute_capability:.1f}"} if gpu and plan.device == "cuda" else {}
 
 
 def _kernels(plan: Plan, image: Mapping[str, Any]) -> dict[str, str]:
-    """What DeepSpeed's setup is told to compile its kernels for the plan's GPU; nothing where no pass uses them."""
+    """Settings of DeepSpeed's setup for compiling its kernels for the plan's GPU; none if no pass uses them."""
     if not plan.takes("deepspeed_kernels"):
         return {}
     asked = {
@@ -201,14 +201,14 @@ def _kernels(plan: Plan, image: Mapping[str, Any]) -> dict[str, str]:
 
 
 def base_image(spec: Spec, plan: Plan) -> str:
-    """The base image as the Dockerfile names it, by digest where the spec, or else images.json, gives one."""
+    """Base image as the Dockerfile names it, by digest if the spec or images.json gives one."""
     image = images()[plan.image]
     digest = spec.image_digest or image["digest"]
     return f"{image['image']}@{digest}" if digest else str(image["image"])
 
 
 def fill(template: str, context: Mapping[str, Any]) -> str:
-    """A template's text; a variable that the context lacks is an error."""
+    """Render a template; a variable missing from the context is an error."""
     return _environment().get_template(template).render(context)
 
 
@@ -227,25 +227,25 @@ def _environment() -> jinja2.Environment:
 
 
 def _yaml(value: str | int | float | bool) -> str:
-    """One YAML scalar; a string is always quoted, so that no version or name turns into a number."""
+    """YAML scalar; a string is always quoted, so that no version or name turns into a number."""
     if not isinstance(value, str):
         return json.dumps(value)
     return yaml.dump(value, default_style='"', allow_unicode=True, width=float("inf")).rstrip("\n")
 
 
 def _docker(value: str) -> str:
-    """A quoted value of a Dockerfile's ENV, in which nothing is expanded."""
+    """Quoted value for ENV in a Dockerfile, with no expansion."""
     escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$")
     return f'"{escaped}"'
 
 
 def _docstring(value: str) -> str:
-    """Text inside a triple-quoted string."""
+    """Text escaped for a triple-quoted string."""
     return value.replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
 
 
 def _cell(value: str) -> str:
-    """Text inside a Markdown table."""
+    """Text escaped for a Markdown table."""
     return " ".join(value.split()).replace("|", "\\|")
 
 

@@ -1,7 +1,7 @@
-"""The bundle's software bill of materials: CycloneDX 1.6, from the lock, the base image and the model; no clock.
+"""Software bill of materials of a bundle: CycloneDX 1.6, from the lock, the base image and the model; no clock.
 
-The maintained library writes it. Its time stamp is left out, and the serial number is a UUID of the content, so that
-the same bundle has the same bill. CycloneDX specification: https://cyclonedx.org/docs/1.6/json/.
+The maintained CycloneDX library writes it. Its time stamp is left out, and the serial number is a UUID of the content,
+so that the same bundle has the same bill. CycloneDX specification: https://cyclonedx.org/docs/1.6/json/.
 """
 
 import json
@@ -22,7 +22,7 @@ _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://cyclonedx.org/schema/bom-1.
 
 
 class ModelFacts(NamedTuple):
-    """What is known of where a model comes from."""
+    """Provenance of a model."""
 
     id: str
     on_hub: bool
@@ -35,7 +35,7 @@ class ModelFacts(NamedTuple):
 def make_sbom(
     name: str, version: str, lock: str, base_image: str, model: ModelFacts, licences: Mapping[str, str]
 ) -> str:
-    """The text of sbom.json for a bundle called `name`, written by `version` of mii-azure."""
+    """Text of sbom.json for a bundle called `name`, written by `version` of mii-azure."""
     from cyclonedx.model.bom import Bom, BomMetaData
     from cyclonedx.model.component import Component, ComponentType
     from cyclonedx.output.json import JsonV1Dot6
@@ -93,7 +93,7 @@ def _packages(lock: str, licences: Mapping[str, str]) -> list["Component"]:
     found = []
     for pin in pins(lock):
         purl = PackageURL("pypi", None, pin.name, pin.version)
-        # The lock allows any of these files, for one Python and platform or another: they are not hashes of one file.
+        # The lock allows any of these files, for various Pythons and platforms: they are not hashes of one file.
         page = ExternalReference(
             type=ExternalReferenceType.DISTRIBUTION,
             url=XsUri(f"https://pypi.org/project/{pin.name}/{pin.version}/"),
@@ -112,7 +112,7 @@ def _packages(lock: str, licences: Mapping[str, str]) -> list["Component"]:
 
 
 def _licences(told: str | None) -> list["License"]:
-    """An SPDX id or expression where it is one in any spelling of case, else a licence of that name."""
+    """SPDX id or expression, in any case, if it is one; else a licence of that name."""
     from cyclonedx.contrib.license.factories import LicenseFactory
 
     return [LicenseFactory().make_from_string(told)] if told else []

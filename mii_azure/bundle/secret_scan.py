@@ -1,4 +1,4 @@
-"""What a secret looks like in a file. The file and the kind are told, the secret never is."""
+"""Detects secrets in files. File and kind are reported, the secret never is."""
 
 import io
 import re
@@ -9,14 +9,14 @@ from typing import BinaryIO, NamedTuple
 from mii_azure.errors import SecretFound
 from mii_azure.model.safetensors import MAX_HEADER_BYTES
 
-#: Each has a longest match, so that a search takes time in proportion to the text, and a piece of it can be searched.
+#: Each has a maximum match length, so that search time is linear in the text, and the text can be searched in pieces.
 PATTERNS = (
     ("a Hugging Face token", re.compile(rb"\bhf_[A-Za-z0-9]{30}")),
     ("a GitHub token", re.compile(rb"\b(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_\w{60})")),
     ("an Azure storage key", re.compile(rb"\bAccountKey=[A-Za-z0-9+/=]{40}")),
     ("a shared access signature", re.compile(rb"[?&;]sig=[A-Za-z0-9%+/=]{30}")),
     ("an Azure client secret", re.compile(rb"\b[A-Za-z0-9_~.-]{3}\dQ~[A-Za-z0-9_~.-]{31,34}\b")),
-    # The header of a token is as long as the names of its key and algorithm; a claim set comes after it.
+    # The header of a token is as long as the names of its key and algorithm; a claim set follows it.
     ("a bearer token", re.compile(rb"\beyJ[\w-]{10,1000}\.eyJ[\w-]{10}")),
     ("an AWS key", re.compile(rb"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b")),
     ("an API key", re.compile(rb"\bsk-[A-Za-z0-9_-]{32}")),
@@ -25,26 +25,26 @@ PATTERNS = (
 )
 LONGEST = 1100  # bytes of a match
 _PIECE = 1 << 20  # bytes that are searched at once
-_OVERLAP = 4 * (LONGEST + 2)  # every match lies whole in a piece, with its neighbours, in UTF-32 too
+_OVERLAP = 4 * (LONGEST + 2)  # every match lies within one piece, with its neighbours, in UTF-32 too
 _WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".onnx", ".gguf", ".h5", ".msgpack", ".inductor")
 
 
 class Leak(NamedTuple):
-    """A place that looks like a secret."""
+    """Place that looks like a secret."""
 
     kind: str
     line: int
 
 
 def leaks(text: str) -> Iterator[Leak]:
-    """The first place of each kind of secret in a text."""
+    """Find the first place of each kind of secret in a text."""
     return search(io.BytesIO(text.encode(errors="replace")))
 
 
 def leaks_of(path: Path) -> Iterator[Leak]:
-    """The same in a file: in all of it, or in the header of safetensors; other weights are passed over.
+    """Find secrets in a whole file, or in the header of a safetensors file; other weights are skipped.
 
-    Texts in UTF-16, of either order and at any place, are found too. Raises OSError.
+    Text in UTF-16, of either byte order and at any offset, is covered. Raises OSError.
     """
     if path.suffix in _WEIGHTS or not path.is_file():
         return
@@ -57,13 +57,13 @@ def leaks_of(path: Path) -> Iterator[Leak]:
 
 
 def search(file: BinaryIO) -> Iterator[Leak]:
-    """The first place of each kind of secret in what is left of a file, read in pieces that overlap."""
+    """Find the first place of each kind of secret in the rest of a file, read in overlapping pieces."""
     missing = dict(PATTERNS)
     piece, lines, first = b"", 1, True
     while missing:
         more = file.read(_PIECE)
         piece, last = piece + more, len(more) < _PIECE
-        # Without its zeros UTF-16 is what its letters are in ASCII, and UTF-32 too.
+        # Without its zeros UTF-16 is its letters in ASCII, and so is UTF-32.
         texts = [piece, piece.replace(b"\0", b"")] if b"\0" in piece else [piece]
         for kind, pattern in list(missing.items()):
             found = next((at for text in texts if (at := _first(pattern, text, first, last)) is not None), None)
@@ -78,7 +78,7 @@ def search(file: BinaryIO) -> Iterator[Leak]:
 
 
 def _first(pattern: re.Pattern[bytes], text: bytes, first: bool, last: bool) -> int | None:
-    """How many lines come before the first match; None without one that lies in the text with its neighbours."""
+    """Count the lines before the first match; None without one that lies in the text with its neighbours."""
     for found in pattern.finditer(text):
         if (first or found.start()) and (last or found.end() < len(text)):
             return text.count(b"\n", 0, found.start())
@@ -86,7 +86,7 @@ def _first(pattern: re.Pattern[bytes], text: bytes, first: bool, last: bool) -> 
 
 
 def refuse_secrets(texts: Mapping[str, str], files: Mapping[str, Path]) -> None:
-    """Raise SecretFound if a text or a file, both keyed by path in the bundle, holds what looks like a secret."""
+    """Raise SecretFound if a text or a file, both keyed by path in the bundle, holds something like a secret."""
     found = [(path, leak) for path, text in texts.items() for leak in leaks(text)]
     found += [(path, leak) for path, source in files.items() for leak in leaks_of(source)]
     for path, leak in found:

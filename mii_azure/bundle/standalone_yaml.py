@@ -1,4 +1,4 @@
-"""YAML that this program did not write: which file plays which role, and which belong together."""
+"""YAML that this program did not write: the role of each file, and the files that belong together."""
 
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ _MODEL_TYPES = {"custom_model", "mlflow_model", "triton_model"}
 
 
 def views(target: Path) -> list[Inspected]:
-    """What can be judged in a YAML file or a folder of them: each deployment with its endpoint, the rest one by one.
+    """Views of a YAML file or a folder of them: each deployment with its endpoint, the rest one by one.
 
-    Raises NotABundle where there is no Azure ML YAML.
+    Raises NotABundle if there is no Azure ML YAML.
     """
     paths = (
         [target] if target.is_file() else sorted(p for p in target.iterdir() if p.suffix in _SUFFIXES and p.is_file())
@@ -57,7 +57,7 @@ def _value(path: Path) -> dict[str, Any]:
 
 
 def _role(path: Path) -> str | None:
-    """The role of a file, "" or None for YAML of another kind; what cannot be read is judged as an endpoint."""
+    """Role of a file, "" or None for YAML of another kind; a file that cannot be read is treated as an endpoint."""
     value = _value(path)
     if not value:
         return ENDPOINT

@@ -1,4 +1,4 @@
-"""Signals that end a process, as exceptions: what is half done is cleaned up first, as after Ctrl-C."""
+"""Signals that end a process, as exceptions: unfinished work is cleaned up first, as after Ctrl-C."""
 
 import contextlib
 import os
@@ -7,12 +7,12 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-#: `kill`'s own, and a terminal that is closed.
+#: Default of `kill`, and a closed terminal.
 SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopped(BaseException):
-    """A signal came; `number` is which."""
+    """Raised for a signal; `number` is the signal's."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -21,10 +21,10 @@ class Stopped(BaseException):
 
 @contextlib.contextmanager
 def unwinding() -> Iterator[None]:
-    """Raise Stopped inside the block where one of SIGNALS would end the process; after the block it does end it.
+    """Raise Stopped inside the block if one of SIGNALS would end the process; after the block it does end it.
 
-    A signal that is ignored, as under nohup, or that somebody handles is left alone, and so are threads other than the
-    main one, which get no signals. Further ones are ignored while the block cleans up.
+    A signal that is ignored, as under nohup, or that already has a handler is left alone, and so are threads other than
+    the main one, which get no signals. Further signals are ignored while the block cleans up.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,4 +1,4 @@
-"""The verb verify: is a bundle what generation wrote, and is what it says of itself complete?"""
+"""Verb verify: checks that a bundle is as generated, and that its lock and SBOM are complete."""
 
 import hashlib
 import json
@@ -19,26 +19,26 @@ _FOLDERS = ("code/scoring", "code/local_runner")
 
 
 class Verification(BaseModel):
-    """What `verify_bundle` found; `problems` is empty where the bundle is as generated."""
+    """Result of `verify_bundle`; `problems` is empty if the bundle is as generated."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     bundle: str  # hash of the bundle, as its manifest says
     files: int
-    generator: str  # version of mii-azure that wrote it; "" where sbom.json does not say
+    generator: str  # version of mii-azure that wrote it; "" if sbom.json does not state it
     model: str
     revision: str | None
     packages: int
-    scoring: list[str]  # files of the scoring package that are not as the installed version has them
+    scoring: list[str]  # files of the scoring package that differ from the installed version
     problems: list[str]
 
     @property
     def sound(self) -> bool:
-        """Whether nothing is wrong."""
+        """True if nothing is wrong."""
         return not self.problems
 
     def lines(self) -> list[str]:
-        """What a person reads."""
+        """Lines that describe the result to a person."""
         told = [f"problem: {problem}" for problem in self.problems]
         if self.scoring and self.generator != __version__:
             told.append(
@@ -53,7 +53,7 @@ class Verification(BaseModel):
 def verify_bundle(bundle: Path | str) -> Verification:
     """Hash every file, compare the scoring package with the installed one, and read lock and SBOM; raises NotABundle.
 
-    A scoring package of another version of mii-azure is named, and is no problem of the bundle.
+    A scoring package of another mii-azure version is reported, but is no problem of the bundle.
     """
     root = Path(bundle)
     manifest = load_manifest(root)
@@ -89,7 +89,7 @@ _WORDS = {
 
 
 def _scoring(root: Path) -> list[str]:
-    """Files of code/scoring/, and of the HTTP host where it is carried, that differ from the installed packages."""
+    """Files of code/scoring/, and of the HTTP host if carried, that differ from the installed packages."""
     folders = [folder for folder in _FOLDERS if (root / folder).is_dir()]
     carried = hash_files(root, [f"{folder}/{path}" for folder in folders for path in walk(root / folder)])
     sources = carried_code("http" if _FOLDERS[1] in folders else "azmlinfsrv")
@@ -99,7 +99,7 @@ def _scoring(root: Path) -> list[str]:
 
 
 def _bill_problems(bill: dict[str, Any], lock: str, files: dict[str, str]) -> list[str]:
-    """Where the SBOM and the bundle disagree: packages against the lock, model files against the manifest."""
+    """Disagreements of SBOM and bundle: packages against the lock, model files against the manifest."""
     components = {_text_of(each, "bom-ref"): each for each in _entries(bill, "components")}
     if "model" not in components:
         return [f"{SBOM} is missing, or names no model."]
@@ -124,13 +124,13 @@ def _hash_of(component: dict[str, Any]) -> str:
 
 
 def _part(settings: dict[str, Any], key: str) -> dict[str, Any]:
-    """An object within another; empty where it is none."""
+    """Object within another; empty if it is none."""
     found = settings.get(key)
     return found if isinstance(found, dict) else {}
 
 
 def _entries(settings: dict[str, Any], key: str) -> list[dict[str, Any]]:
-    """The objects of a list within an object."""
+    """Objects in a list within an object."""
     found = settings.get(key)
     return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
 

@@ -1,4 +1,4 @@
-"""Writes a bundle: copies weights and scoring code, adds the rendered files and the manifest, all of it or nothing."""
+"""Writes a bundle: copies weights and scoring code, adds the rendered files and the manifest, all or nothing."""
 
 import contextlib
 import errno
@@ -22,11 +22,11 @@ Progress = Callable[[int, int], None]  # bytes done so far, bytes in all
 
 
 class Making(Protocol):
-    """Makes files of a bundle's model/ that are not copied."""
+    """Maker of files of a bundle's model/ that are not copied."""
 
     @property
     def bytes(self) -> int:
-        """What they will take, as far as it is known."""
+        """Bytes that they will take, as far as known."""
 
     def make(self, target: Path, progress: Progress) -> dict[str, str]:
         """Write them into `target` and return {name: SHA-256}."""
@@ -36,7 +36,7 @@ SCORING = Path(__file__).resolve().parents[2] / "scoring"
 _CHUNK = 4 << 20
 _EXECUTABLE = {"deploy.sh", "autoscale.sh"}
 _NAMES = "Rename that file in the model's folder."
-# Room for everything but the weights.
+# Space for everything but the weights.
 _OTHER_BYTES = 2 << 20
 
 
@@ -53,8 +53,8 @@ def write(
     """Write a bundle at `target` and return its absolute path.
 
     `weights` maps paths in the bundle to the files to copy there; `making` makes the other files of its model/. Their
-    SHA-256s are what `render_files` gets, and it returns the text of every other file but the Python that is carried
-    for `server`. Nothing is at `target` before all of it is. Raises BundleExists, NotWritten.
+    SHA-256s are passed to `render_files`, which returns the text of every other file except the Python carried
+    for `server`. `target` appears only once complete. Raises BundleExists, NotWritten.
     """
     target = target.expanduser().resolve()
     try:
@@ -80,14 +80,14 @@ def write(
 
 
 def scoring_files() -> list[str]:
-    """The files of the package `scoring` that every bundle carries, relative to it, sorted."""
+    """Files of the package `scoring` that every bundle carries, relative to it, sorted."""
     found = [path for path in SCORING.rglob("*") if path.suffix == ".py" or path.name == "py.typed"]
     return sorted(path.relative_to(SCORING).as_posix() for path in found)
 
 
 @contextlib.contextmanager
 def _staging(target: Path) -> Iterator[Path]:
-    """A folder beside `target`, gone afterwards whatever happens; so are the parents made for it, if left empty."""
+    """Create a folder beside `target`, always removed afterwards; so are its new parents, if left empty."""
     missing = [parent for parent in target.parents if not parent.exists()]
     folder = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     try:
@@ -127,7 +127,7 @@ def _copy_weights(weights: Mapping[str, Path], folder: Path, progress: Progress 
 
 
 def carried_code(server: Server) -> dict[str, Path]:
-    """{path in the bundle: file of this installation} of all Python that every bundle with that server carries."""
+    """Python files that every bundle with that server carries: {path in the bundle: file of this installation}."""
     found = {f"code/scoring/{relative}": SCORING / relative for relative in scoring_files()}
     return found | ({HOST_FOLDER + name: HOST / name for name in HOST_FILES} if server == "http" else {})
 
@@ -150,7 +150,7 @@ def _write_text(path: Path, text: str) -> str:
 
 
 def _in_staging(folder: Path, path: str) -> Path:
-    """Where a new file of the bundle goes, with its folder made; raises NotWritten for one that would be elsewhere."""
+    """Path of a new file of the bundle, with its folder made; raises NotWritten if it would lie elsewhere."""
     target = folder / path
     if not is_plain_path(path):
         raise NotWritten(f"{path!a} would be written outside the bundle.", _NAMES)
@@ -161,7 +161,7 @@ def _in_staging(folder: Path, path: str) -> Path:
 
 
 def _refuse_strays(folder: Path, paths: Iterable[str]) -> None:
-    """Raise NotWritten unless `folder` holds regular files at `paths`, apart on every file system, and nothing else."""
+    """Raise NotWritten unless `folder` holds regular files at `paths`, distinct on every file system, and no others."""
     if dict(entries(folder)) != dict.fromkeys(paths, True):
         raise NotWritten("What was written is not what the manifest lists.", "Nothing was left behind; try again.")
     folded: dict[str, str] = {}
@@ -176,9 +176,9 @@ def _replaced(folder: Path) -> Path:
 
 
 def _put_in_place(folder: Path, target: Path) -> None:
-    """Rename `folder` to `target`; a bundle that was there comes back if that fails."""
+    """Rename `folder` to `target`; a bundle that was there is restored if that fails."""
     if not target.exists() or not any(target.iterdir()):
-        folder.rename(target)  # an empty folder gives way
+        folder.rename(target)  # replaces an empty folder
         return
     old = _replaced(folder)
     target.rename(old)

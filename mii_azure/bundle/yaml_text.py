@@ -1,26 +1,26 @@
-"""YAML that other people wrote: parsed without code, and without values that only grow when they are read."""
+"""Untrusted YAML: parsed without running code, and without values that expand when they are read."""
 
 from typing import Any
 
 import yaml
 
-#: Values of one file, each counted as often as its aliases name it; the bundles of the largest models have hundreds.
+#: Values in one file, each counted as often as its aliases repeat it; bundles of the largest models have hundreds.
 MOST_VALUES = 100_000
 _BROKEN = (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError)
 
 
 def parse_yaml(text: str) -> Any:
-    """The value of a YAML text; raises yaml.YAMLError for anything that has none, or more than MOST_VALUES."""
+    """Parse a YAML text; raises yaml.YAMLError for one that has no value, or more than MOST_VALUES."""
     try:
         value = yaml.safe_load(text)
-    except _BROKEN as error:  # what PyYAML's constructors raise for odd dates, numbers, keys and depths
+    except _BROKEN as error:  # raised by PyYAML's constructors for odd dates, numbers, keys and depths
         raise yaml.YAMLError(str(error) or type(error).__name__) from error
     _count(value)
     return value
 
 
 def compose_yaml(text: str) -> yaml.Node | None:
-    """The nodes of a text that `parse_yaml` has a value for; raises yaml.YAMLError."""
+    """Compose the nodes of a text that `parse_yaml` accepts; raises yaml.YAMLError."""
     try:
         return yaml.compose(text, yaml.SafeLoader)
     except _BROKEN as error:

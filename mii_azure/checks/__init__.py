@@ -1,1 +1,1 @@
-"""Rules about a bundle or YAML, in their order, and the safe changes that they offer."""
+"""Rules on a bundle or YAML, in order, and the safe changes that they offer."""

@@ -1,4 +1,4 @@
-"""Makes the changes that findings call safe, checks again, and says what was changed; comments stay where they are."""
+"""Makes the changes that findings mark as safe, checks again, and lists the changes; YAML comments are kept."""
 
 import json
 from pathlib import Path
@@ -13,20 +13,20 @@ from mii_azure.bundle.manifest import load_manifest, make_manifest
 from mii_azure.bundle.render import as_json
 from mii_azure.checks.check import check, problems
 
-_ROUNDS = 3  # a change may bring out what an earlier finding hid
+_ROUNDS = 3  # a change may reveal problems that an earlier finding hid
 
 
 class Fixed(NamedTuple):
-    """The changes that were made, a sentence each, and what is found after them."""
+    """Result of fix: the changes made, one sentence each, and the findings after them."""
 
     changes: list[str]
     findings: list[Finding]
 
 
 def fix(target: Path | str) -> Fixed:
-    """Change what is safe to change in a bundle or in YAML, rewrite the manifest, and check again.
+    """Make the safe changes in a bundle or in YAML, rewrite the manifest, and check again.
 
-    A round of changes after which there are more errors than before is taken back. Raises NotABundle.
+    A round of changes that leaves more errors than before is reverted. Raises NotABundle.
     """
     root = Path(target)
     findings = check(root)
@@ -49,7 +49,7 @@ def _errors(findings: list[Finding]) -> int:
 
 
 def _apply(root: Path) -> tuple[dict[Path, bytes], list[str]]:
-    """One round of changes: the files as they were, and what was done to them."""
+    """Make one round of changes; return the files as they were, and the changes made."""
     before: dict[Path, bytes] = {}
     told: list[str] = []
     for inspected, rule, problem in problems(root):
@@ -77,14 +77,14 @@ def _base(root: Path) -> Path:
 
 
 def _adopt(bundle: Path, changed: list[str]) -> list[str]:
-    """Give the manifest the hashes of the changed files; those of other files stay, edited by hand or not."""
+    """Update the manifest with the hashes of the changed files; hashes of other files stay, even of edited ones."""
     hashes: dict[str, str] = load_manifest(bundle)["files"]
     (bundle / MANIFEST).write_text(as_json(make_manifest(hashes | hash_files(bundle, changed))), encoding="utf-8")
     return [f"{MANIFEST}: {', '.join(sorted(changed))} taken as it is now."]
 
 
 def _set(text: str, change: Fix) -> str:
-    """The YAML text with another value at the keys; unchanged where something else than a mapping stands above."""
+    """Set the value at the keys in a YAML text; unchanged if something other than a mapping is above it."""
     value = change.value if isinstance(change.value, int) else json.dumps(change.value)
     node: yaml.Node | None = yaml.compose(text, yaml.SafeLoader)
     for depth, key in enumerate(change.keys):
@@ -101,7 +101,7 @@ def _set(text: str, change: Fix) -> str:
 
 
 def _insert(text: str, node: yaml.MappingNode, keys: tuple[str, ...], value: str, depth: int) -> str:
-    """The text with new keys in a mapping: at the end of the file, or before the mapping's first key."""
+    """Insert new keys into a mapping: at the end of the file, or before the mapping's first key."""
     if node.flow_style:
         rest = "".join(f"{{{json.dumps(key)}: " for key in keys[1:])
         at = node.start_mark.index + 1

@@ -1,4 +1,4 @@
-"""The rule whose judge is azure-ai-ml: its own loaders and conversions, with what they say made readable."""
+"""Rule that azure-ai-ml decides: its own loaders and conversions, with readable messages."""
 
 import contextlib
 import io
@@ -13,7 +13,7 @@ from mii_azure.bundle.bundle_view import DEPLOYMENT, ENDPOINT, ENVIRONMENT, MODE
 
 
 def refused_by_azure(bundle: Inspected) -> Iterator[Problem]:
-    """What azure-ai-ml's own loaders and conversions say, in a sentence and with the place."""
+    """Find refusals of azure-ai-ml's own loaders and conversions, as sentences with their places."""
     for file in bundle.yamls:
         if not bundle.malformed(file):
             for keys, reason in _refusals(bundle.path(file), _submission(file, bundle.kind)):
@@ -23,14 +23,14 @@ def refused_by_azure(bundle: Inspected) -> Iterator[Problem]:
 
 
 def _refusals(path: Path, submit: Callable[[Path], Any]) -> list[tuple[tuple[str, ...], str]]:
-    """Load and convert one file as `az ml` would; (place, reason) for everything that it refuses."""
+    """Load and convert one file as `az ml` would; return (place, reason) for each refusal."""
     quiet = io.StringIO()
     logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
             warnings.simplefilter("ignore")
             submit(path)
-    except Exception as error:  # whatever it raises is its verdict on the file; its classes share no base
+    except Exception as error:  # anything raised is its verdict on the file; its classes share no base
         return _explain(error)
     finally:
         logging.disable(logging.NOTSET)
@@ -38,7 +38,7 @@ def _refusals(path: Path, submit: Callable[[Path], Any]) -> list[tuple[tuple[str
 
 
 def _submission(file: str, kind: Kind) -> Callable[[Path], Any]:
-    """What `az ml` does with a file before it is sent."""
+    """Conversion that `az ml` applies to a file before sending it."""
 
     def environment(ml: Any, path: Path) -> None:
         loaded = ml.load_environment(path)
@@ -64,7 +64,7 @@ def _submission(file: str, kind: Kind) -> Callable[[Path], Any]:
 
 
 def _explain(error: BaseException) -> list[tuple[tuple[str, ...], str]]:
-    """Places and reasons of an azure-ai-ml error; the outermost only wraps the marshmallow error that knows them."""
+    """Places and reasons in an azure-ai-ml error; the outermost only wraps the marshmallow error that has them."""
     inner: BaseException | None = error
     while inner is not None:
         messages = getattr(inner, "messages", None)
@@ -85,5 +85,5 @@ def _flatten(messages: dict[Any, Any], above: tuple[str, ...] = ()) -> Iterator[
         elif all(isinstance(item, str) for item in value):
             yield keys, " ".join(value)
         else:
-            # One message for each form that was tried; for a reference they only describe each form.
+            # One message for each form that was tried; for a reference they only describe the forms.
             yield keys, "it is none of the forms that Azure ML reads there."

@@ -1,4 +1,4 @@
-"""Checks a bundle, or YAML alone, for what Azure ML would refuse, or accept and then fail on: rules in their order."""
+"""Checks a bundle, or YAML alone, for things that Azure ML would refuse, or accept and then fail on: rules in order."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,16 +19,16 @@ from mii_azure.checks import (
 
 
 class Rule(NamedTuple):
-    """One check; `find` yields a problem for each place that breaks it."""
+    """Check on a bundle; `find` yields a problem for each place that breaks the rule."""
 
     id: str
     severity: Severity
-    limit: str  # the limit or contract that it goes by, and whose it is
+    limit: str  # the limit or contract that it enforces, and its source
     find: Callable[[Inspected], Iterator[Problem]]
-    alone: bool = False  # whether it can judge YAML that no bundle surrounds
+    alone: bool = False  # True if it can judge YAML without a bundle
 
 
-# In order: what a later rule says about a place where an earlier one has spoken is left out.
+# In order: a later rule's problem at a place where an earlier one has reported is left out.
 RULES: tuple[Rule, ...] = (
     Rule("MII001", "error", "The manifest: SHA-256 of every file", files.edited),
     Rule("MII002", "error", "The manifest, and what a bundle must hold", files.missing),
@@ -158,9 +158,9 @@ RULES: tuple[Rule, ...] = (
 
 
 def check(target: Path | str, *, ml_client: Any = None, slot: str | None = None) -> list[Finding]:
-    """Return every finding on a bundle, a YAML file or a folder of those, in the order of the rules.
+    """List every finding on a bundle, a YAML file or a folder of those, in the order of the rules.
 
-    With `ml_client` what only its workspace knows follows, as `OnlineFinding`s; `slot` is the deployment to be made.
+    With `ml_client`, answers of its workspace follow, as `OnlineFinding`s; `slot` is the deployment to be made.
     Raises NotABundle for anything else.
     """
     root = Path(target)
@@ -179,7 +179,7 @@ def check(target: Path | str, *, ml_client: Any = None, slot: str | None = None)
             limit=rule.limit,
             fixable=bool(problem.fixes),
         )
-        # An endpoint is judged with each of its deployments; what is said twice is said once.
+        # An endpoint is checked with each of its deployments; duplicate findings are reported once.
         found.setdefault((finding.id, finding.file, finding.line, finding.message), finding)
     if ml_client is None:
         return list(found.values())
@@ -189,7 +189,7 @@ def check(target: Path | str, *, ml_client: Any = None, slot: str | None = None)
 
 
 def problems(target: Path) -> Iterator[tuple[Inspected, Rule, Problem]]:
-    """Each problem with the rule that found it and what it was found in; raises NotABundle."""
+    """Yield each problem with its rule and the view it was found in; raises NotABundle."""
     bundled = is_bundle(target)
     for inspected in [Inspected(target)] if bundled else views(target):
         places: set[tuple[str, tuple[str, ...]]] = set()

@@ -1,4 +1,4 @@
-"""Rules about code/ and the sample: what the inference server would not start with, or not answer."""
+"""Rules on code/ and the sample: faults with which the inference server would not start, or not answer."""
 
 import ast
 import json
@@ -16,7 +16,7 @@ from scoring.strict_json.files import parse
 
 SAMPLE = "requests/sample.json"
 OPENAPI = ("code/swagger2.json", "code/swagger3.json", "code/swagger3.1.json")
-# Read by the inference server as its own settings, and not meant for it.
+# Read by the inference server as its own settings, and not intended for it.
 SERVER_FILES = ("code/config.json", "code/logging.json", "code/swagger.json")
 _CONFIG = "model/config.json"
 _AGAIN = "Generate the bundle again."
@@ -42,7 +42,7 @@ def script_does_not_compile(bundle: Inspected) -> Iterator[Problem]:
 
 
 def entry_points(bundle: Inspected) -> Iterator[Problem]:
-    """The server wants init() and run(data), the latter without positional-only, * or ** arguments."""
+    """Require init() and run(data), as the server does; run() without positional-only, * or ** arguments."""
     tree = _tree(bundle)
     if tree is None or bundle.text(SCORE) is None:
         return
@@ -64,7 +64,7 @@ def entry_points(bundle: Inspected) -> Iterator[Problem]:
 
 
 def _names(node: ast.stmt) -> list[str]:
-    """What a top-level statement binds, as far as functions can come from it."""
+    """Names bound by a top-level statement that may be functions."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         return [node.name]
     if isinstance(node, ast.ImportFrom | ast.Import):
@@ -98,7 +98,7 @@ def server_settings_beside_the_script(bundle: Inspected) -> Iterator[Problem]:
 
 
 def deployment_settings(bundle: Inspected) -> Iterator[Problem]:
-    """deployment.json must be what scoring reads, and agree with deployment.yml."""
+    """Require that deployment.json is valid for scoring, and agrees with deployment.yml."""
     if bundle.settings is None:
         if (bundle.root / SETTINGS).exists():
             yield Problem("The scoring code cannot read its settings.", _AGAIN, SETTINGS)
@@ -114,7 +114,7 @@ def deployment_settings(bundle: Inspected) -> Iterator[Problem]:
 
 
 def model_layout(bundle: Inspected) -> Iterator[Problem]:
-    """AZUREML_MODEL_DIR is the registered folder or its parent; config.json is looked for there and one level below."""
+    """Require config.json in AZUREML_MODEL_DIR or one level below: that is the registered folder or its parent."""
     given = bundle.get(MODEL, "path")
     folder = bundle.path(MODEL).parent / given if isinstance(given, str) else None
     if folder and folder.is_dir() and not any(folder.glob("config.json")) and not any(folder.glob("*/config.json")):
@@ -135,7 +135,7 @@ def own_code(bundle: Inspected) -> Iterator[Problem]:
 
 
 def imports_past_the_lock(bundle: Inspected) -> Iterator[Problem]:
-    """What score.py imports at its top must be in Python, beside it, or in the lock."""
+    """Require that top-level imports of score.py are in Python, beside it, or in the lock."""
     tree, lock = _tree(bundle), bundle.text(LOCK)
     if tree is None or lock is None or bundle.text(SCORE) is None:
         return

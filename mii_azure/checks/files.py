@@ -1,4 +1,4 @@
-"""Rules about the files of a bundle: unchanged, complete, without secrets, installed with hashes."""
+"""Rules on the files of a bundle: unchanged, complete, without secrets, installed with hashes."""
 
 import re
 from collections.abc import Iterator
@@ -61,7 +61,7 @@ def _added(bundle: Inspected) -> list[str]:
 
 
 def scoring_of_another_version(bundle: Inspected) -> Iterator[Problem]:
-    """Also of the HTTP host, in a bundle that carries it."""
+    """Find scoring code, or code of a carried HTTP host, that differs from the installed version."""
     installed = {path: source.read_bytes() for path, source in carried_code(bundle.server_kind).items()}
     folders = [bundle.root / "code" / name for name in ("scoring", HOST.name)]
     there = [folder / path for folder in folders if folder.is_dir() for path in walk(folder)]
@@ -86,7 +86,7 @@ def secrets(bundle: Inspected) -> Iterator[Problem]:
 def _leaks(path: Path) -> list[Leak]:
     try:
         return list(leaks_of(path))
-    except OSError:  # that it cannot be read is for the rule on the manifest to say
+    except OSError:  # an unreadable file is left to the rule on the manifest
         return []
 
 
@@ -137,7 +137,7 @@ def image_without_the_lock(bundle: Inspected) -> Iterator[Problem]:
 
 
 def image_without_the_host(bundle: Inspected) -> Iterator[Problem]:
-    """A bundle that carries the HTTP host needs an image that starts it and installs what it imports."""
+    """Require that a bundle with the HTTP host has an image that starts it and installs its imports."""
     if bundle.server_kind != "http":
         return
     dockerfile, lock = bundle.text(DOCKERFILE), bundle.text(LOCK)

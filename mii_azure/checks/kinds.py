@@ -1,4 +1,4 @@
-"""Rules about Kubernetes online deployments and batch deployments, whose numbers azure-ai-ml does not read."""
+"""Rules on Kubernetes online deployments and batch deployments, whose numbers azure-ai-ml does not read."""
 
 import re
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ _UNITS |= {f"{unit}i": Decimal(1024) ** power for power, unit in enumerate("KMGT
 
 
 def quantity(value: Any) -> Decimal | None:
-    """A Kubernetes quantity ("500m", "8Gi") as a number; None for what is none."""
+    """Parse a Kubernetes quantity ("500m", "8Gi"); None if it is not one."""
     found = _QUANTITY.fullmatch(value) if isinstance(value, str) else None
     return Decimal(found[1]) * _UNITS[found[2] or ""] if found else None
 
@@ -63,7 +63,7 @@ def names_together(bundle: Inspected) -> Iterator[Problem]:
 
 
 def cluster(bundle: Inspected) -> Iterator[Problem]:
-    """The endpoint names the attached cluster; without it Azure makes a managed one."""
+    """Require that the endpoint names the attached cluster; without it Azure makes a managed one."""
     compute = bundle.get(ENDPOINT, "compute")
     if bundle.kind == "kubernetes" and bundle.readable(ENDPOINT, DEPLOYMENT) and not compute:
         message = "The deployment is for Kubernetes, and the endpoint names no cluster."
@@ -82,7 +82,7 @@ def scale(bundle: Inspected) -> Iterator[Problem]:
         yield Problem(message, "At least 1, and no more than max_instances.", DEPLOYMENT, ("scale_settings",))
 
 
-# Least value of each number of a batch deployment; -1 failed files means that any number may fail.
+# Minimum of each number of a batch deployment; -1 failed files means that any number may fail.
 _LEAST: tuple[tuple[tuple[str, ...], int], ...] = (
     (("mini_batch_size",), 1),
     (("max_concurrency_per_instance",), 1),

@@ -1,4 +1,4 @@
-"""Rules about identity, secrets and what else azure-ai-ml passes on unread: asset names, references, images."""
+"""Rules on identity, secrets and other values that azure-ai-ml does not check: asset names, references, images."""
 
 import re
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ def literal_secrets(bundle: Inspected) -> Iterator[Problem]:
 
 
 def unreadable_connections(bundle: Inspected) -> Iterator[Problem]:
-    """A system-assigned identity reads connections only where the endpoint asks for it; the other kind may not ask."""
+    """Require that the endpoint lets a system-assigned identity read connections; a user-assigned one may not ask."""
     if not bundle.readable(ENDPOINT):
         return
     values = bundle.section(DEPLOYMENT, "environment_variables").values()
@@ -115,7 +115,7 @@ def conda(bundle: Inspected) -> Iterator[Problem]:
 
 
 def floating_image(bundle: Inspected) -> Iterator[Problem]:
-    """An image without a fixed tag or digest; the base images that generation itself names are known."""
+    """Find an image without a fixed tag or digest; the generator's own base images are known."""
     known = {image["image"] for image in images().values()}
     found = [
         (file, keys, bundle.get(file, *keys))

@@ -1,4 +1,4 @@
-"""Rules about serving: whether the model fits, is waited for while it loads, and is asked within the limits."""
+"""Rules on serving: the model fits, has time to load, and is sent requests within the limits."""
 
 import re
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ _AGAIN = "Generate the bundle again, which derives it from the model."
 
 
 def _sku(bundle: Inspected) -> Sku | None:
-    """The deployment's instance type; elsewhere than on managed endpoints the name means something else."""
+    """Instance type of the deployment; only for managed endpoints, since elsewhere the name means something else."""
     name = bundle.get(DEPLOYMENT, "instance_type") if bundle.kind == "managed" else None
     try:
         return find_sku(name) if isinstance(name, str) else None
@@ -44,7 +44,7 @@ def retired_instance_type(bundle: Inspected) -> Iterator[Problem]:
 
 
 def model_does_not_fit(bundle: Inspected) -> Iterator[Problem]:
-    """Plans the model in the bundle for the deployment's instance type again."""
+    """Plan the model in the bundle again for the deployment's instance type."""
     from mii_azure.planning.planner import plan
 
     sku, settings = _sku(bundle), bundle.settings
@@ -92,7 +92,7 @@ def _online(bundle: Inspected) -> bool:
 
 
 def _derived(bundle: Inspected, probe: str, *fields: str) -> tuple[Fix, ...]:
-    """The probe as the plan would cut it; nothing where the model's size or the machine is not known."""
+    """Probe settings as the plan would set them; none if the model's size or the machine is unknown."""
     sku, folder = _sku(bundle), bundle.model_folder
     if sku is None or folder is None:
         return ()
@@ -102,12 +102,12 @@ def _derived(bundle: Inspected, probe: str, *fields: str) -> tuple[Fix, ...]:
 
 
 def weigh(folder: Path) -> int:
-    """Bytes of all files below a folder."""
+    """Total bytes of all files below a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def probe_numbers(bundle: Inspected) -> Iterator[Problem]:
-    """Zero means at once, always or never; success_threshold of a liveness probe must be 1."""
+    """Check probe numbers: zero means at once, always or never; success_threshold of a liveness probe must be 1."""
     for probe in PROBES if _online(bundle) else ():
         given = bundle.section(DEPLOYMENT, probe)
         for field in (field for field in _PROBE_FIELDS if field in given):
@@ -223,8 +223,8 @@ def worker_timeout(bundle: Inspected) -> Iterator[Problem]:
     timeout = bundle.number(DEPLOYMENT, "request_settings", "request_timeout_ms")
     given = bundle.server["WORKER_TIMEOUT"]
     if not bundle.get(DEPLOYMENT, "code_configuration") or bundle.kind == "batch" or bundle.server_kind == "http":
-        return  # a container of its own, which need not run the inference server
-    timeout = timeout and min(timeout, limits.MAX_REQUEST_TIMEOUT_MS)  # what is above, another rule refuses
+        return  # a custom container, which need not run the inference server
+    timeout = timeout and min(timeout, limits.MAX_REQUEST_TIMEOUT_MS)  # another rule refuses larger ones
     if timeout is not None and not (given.isdecimal() and int(given) * 1000 > timeout):
         yield Problem(
             f"WORKER_TIMEOUT is {given} s and a request may take {timeout / 1000:g} s:"
@@ -237,7 +237,7 @@ def worker_timeout(bundle: Inspected) -> Iterator[Problem]:
 
 
 def _above(timeout_ms: int) -> str:
-    """Seconds for WORKER_TIMEOUT: the inference server's default, or a margin above the request's time."""
+    """WORKER_TIMEOUT in seconds: the inference server's default, or a margin above the request's time."""
     return str(max(int(SERVER_DEFAULTS["WORKER_TIMEOUT"]), timeout_ms // 1000 + 30))
 
 

@@ -1,4 +1,4 @@
-"""Rules about the YAML: what azure-ai-ml lets through and the service refuses, drops or never uses."""
+"""Rules on the YAML: values that azure-ai-ml accepts and the service refuses, drops or never uses."""
 
 import re
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from mii_azure.platform.servers import PORT
 from mii_azure.platform.servers import routes as routes_of
 from mii_azure.spec import NAME_LENGTH, NAME_PATTERN
 
-# Where a path stands in each file, and the folder it is relative to: the bundle, or what another key names.
+# Keys that hold a path in each file, and the folder it is relative to: the bundle, or another key's folder.
 PATHS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     (DEPLOYMENT, ("code_configuration", "code"), ()),
     (DEPLOYMENT, ("code_configuration", "scoring_script"), ("code_configuration", "code")),
@@ -83,7 +83,7 @@ def another_endpoint(bundle: Inspected) -> Iterator[Problem]:
 
 
 def references(bundle: Inspected) -> Iterator[Problem]:
-    """The deployment must use the environment and the model that this folder registers."""
+    """Require that the deployment uses the environment and the model that this folder registers."""
     for key, file in (("environment", ENVIRONMENT), ("model", MODEL)):
         if not bundle.readable(DEPLOYMENT, file):
             continue
@@ -99,7 +99,7 @@ def references(bundle: Inspected) -> Iterator[Problem]:
 
 
 def model_by_its_files(bundle: Inspected) -> Iterator[Problem]:
-    """azure-ai-ml loads it, and refuses it when it deploys: a deployment takes a model by name and version."""
+    """Find a model given by its files: azure-ai-ml loads it, but deploys only a model by name and version."""
     named = bundle.get(DEPLOYMENT, "model")
     if isinstance(named, str) and names_files(named):
         message = f"{named} is a place of files; a deployment names a registered model."
@@ -107,7 +107,7 @@ def model_by_its_files(bundle: Inspected) -> Iterator[Problem]:
 
 
 def stale_versions(bundle: Inspected) -> Iterator[Problem]:
-    """deploy.sh registers a version once: changed content under the same version would never be uploaded."""
+    """Find stale versions: deploy.sh registers a version once, so changed content under it is never uploaded."""
     for file, folder in _ASSET_FOLDERS.items():
         if not bundle.readable(file):
             continue
@@ -126,7 +126,7 @@ def stale_versions(bundle: Inspected) -> Iterator[Problem]:
 
 
 def _version_fixes(old: Any, new: str, file: str) -> tuple[Fix, ...]:
-    """The new content hash wherever the old one stands; none for a version that is no such hash."""
+    """Replacement of an old content hash by the new one everywhere; none if the version is no such hash."""
     if not isinstance(old, str) or not _CONTENT_HASH.fullmatch(old):
         return ()
     return tuple(Fix(changed, (), new, old) for changed in (file, DEPLOYMENT, "deploy.sh"))
@@ -145,7 +145,7 @@ def variables_that_are_not_strings(bundle: Inspected) -> Iterator[Problem]:
 
 
 def _quoted(name: str, value: Any) -> tuple[Fix, ...]:
-    """The string that the value stands for where that is beyond doubt: a whole number or a boolean."""
+    """String for the value, if it is beyond doubt: a whole number or a boolean."""
     if not isinstance(value, int):
         return ()
     text = str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,1 +1,1 @@
-"""The command line: one thin function a verb, and what it prints."""
+"""Command line: one thin function per verb, and printing."""

@@ -1,4 +1,4 @@
-"""The command line: one thin function per verb; every flag has an environment twin, MII_AZURE_<FLAG>."""
+"""Command line: one thin function per verb; every flag has an environment variable, MII_AZURE_<FLAG>."""
 
 import os
 import sys
@@ -186,7 +186,7 @@ def generate(
 
 
 def _tell_written(folder: Path, as_json: bool) -> None:
-    """What was written, and what comes next."""
+    """Print the written files, and the next steps."""
     from mii_azure.bundle.bundle_view import told_by
     from mii_azure.bundle.manifest import load_manifest
 
@@ -260,7 +260,7 @@ def serve(
 ) -> None:
     """Serve a bundle over gRPC and HTTP until SIGTERM or Ctrl-C, on this machine or on a Ray cluster."""
     command = [sys.executable, "-m", "local_runner", str(bundle), "--host", host]
-    # The runner replaces this process: the bundle's own scoring package must be the only one ever imported there.
+    # The runner replaces this process: only the bundle's own scoring package may ever be imported there.
     command += ["--grpc-port", str(grpc_port), "--http-port", str(http_port)]
     command += serving.runner_options(
         tls_cert=tls_cert,
@@ -351,7 +351,7 @@ def bench(
 
 
 def _short(folder: Path) -> Path:
-    """The path as one would type it here."""
+    """Path as a user would type it here."""
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
@@ -373,7 +373,7 @@ mlops_verbs.register(app)
 
 
 def main() -> None:
-    """Run the command line; errors of the interface become one line and an exit code, never a traceback."""
+    """Run the command line; errors become one line and an exit code, never a traceback."""
     try:
         app()
     except MiiAzureError as error:

@@ -1,4 +1,4 @@
-"""The verbs that talk to Azure: deploy, rollout, status, logs, invoke, delete."""
+"""Verbs that talk to Azure: deploy, rollout, status, logs, invoke, delete."""
 
 import contextlib
 import sys
@@ -29,13 +29,13 @@ Endpoint = Annotated[str, typer.Argument(help="Name of the endpoint in Azure.")]
 
 @contextlib.contextmanager
 def _azure(subscription: str | None, resource_group: str | None, workspace: str | None) -> Iterator[Any]:
-    """The client; what azure-ai-ml prints while it polls goes to standard error, which leaves --json clean."""
+    """Workspace client; azure-ai-ml's polling output goes to standard error, which keeps --json clean."""
     with contextlib.redirect_stdout(sys.stderr):
         yield workspace_client(subscription, resource_group, workspace)
 
 
 def workspace_client(subscription: str | None, resource_group: str | None, workspace: str | None) -> Any:
-    """The workspace's client, under this machine's sign-in."""
+    """Workspace client, under this machine's sign-in."""
     from mii_azure.azure.client import connect
 
     return connect(subscription, resource_group, workspace)
@@ -44,7 +44,7 @@ def workspace_client(subscription: str | None, resource_group: str | None, works
 def asked_online(
     target: Path, slot: str, subscription: str | None, resource_group: str | None, workspace: str | None
 ) -> list[Any]:
-    """What the workspace answers about a bundle or YAML."""
+    """Ask the workspace about a bundle or YAML."""
     from mii_azure.preflight.preflight import online
 
     with _azure(subscription, resource_group, workspace) as client:
@@ -52,7 +52,7 @@ def asked_online(
 
 
 def show_afforded(plan: Any, instances: int, scope: tuple[str | None, str | None, str | None], as_json: bool) -> None:
-    """Print a plan with what the workspace answers about its machines; exit 1 if it cannot have them."""
+    """Print a plan with the workspace's answers about its machines; exit 1 if it cannot have them."""
     from mii_azure.cli.report import show_findings, show_plan
     from mii_azure.preflight.preflight import afford
 

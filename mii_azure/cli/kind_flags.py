@@ -1,4 +1,4 @@
-"""The flags of `generate` that only Azure or the scoring script reads."""
+"""Flags of `generate` that only Azure or the scoring script reads."""
 
 from typing import Annotated
 
@@ -23,7 +23,7 @@ TargetLanguage = Annotated[
 
 
 def read_secrets(pairs: list[str]) -> dict[str, str]:
-    """{NAME: REFERENCE}; raises SpecError, which never repeats a value."""
+    """Parse NAME=REFERENCE pairs; raises SpecError, which never repeats a value."""
     found = dict(pair.partition("=")[::2] for pair in pairs)
     if not all(found) or not all(found.values()):
         raise SpecError("--secrets takes NAME=REFERENCE pairs.", "Secrets are given by reference, never as they are.")

@@ -1,4 +1,4 @@
-"""The verbs ci, component and infra."""
+"""Verbs ci, component and infra."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""The verb prices, and what `plan --rank` prints."""
+"""Verb prices, and the output of `plan --rank`."""
 
 from pathlib import Path
 from typing import Annotated, Any

@@ -10,7 +10,7 @@ from rich.text import Text
 
 @contextmanager
 def status(console: Console, enabled: bool) -> Iterator[Callable[[str], None]]:
-    """A line that says what is happening now."""
+    """Show the current activity on one line."""
     if not enabled:
         yield lambda text: None
     elif not console.is_terminal:
@@ -22,7 +22,7 @@ def status(console: Console, enabled: bool) -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def copying(console: Console, enabled: bool) -> Iterator[Callable[[int, int], None]]:
-    """A bar over bytes; call it with (done, total)."""
+    """Show a progress bar over bytes; call the yielded function with (done, total)."""
     if not enabled or not console.is_terminal:
         yield lambda done, total: None
         return

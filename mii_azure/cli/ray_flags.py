@@ -1,4 +1,4 @@
-"""What serve takes to run a bundle's replicas in a Ray cluster."""
+"""Flags of serve for running a bundle's replicas in a Ray cluster."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""What people read in the terminal: plans, findings, verdicts and benchmarks as tables."""
+"""Terminal output for people: plans, findings, verdicts and benchmarks as tables."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -30,7 +30,7 @@ def _table(*columns: str) -> Table:
 
 
 def show_plan(console: Console, plan: Any) -> None:
-    """The plan's headline, memory budget and decisions."""
+    """Print the plan's headline, memory budget and decisions."""
     profile = plan.profile
     console.print(
         f"{profile.model} for {plan.task}: {profile.architecture}, "
@@ -45,7 +45,7 @@ def show_plan(console: Console, plan: Any) -> None:
 
 
 def show_findings(console: Console, findings: Iterable[Any]) -> None:
-    """One line per finding with its remedy, or that there is none."""
+    """Print one line per finding with its remedy, or that there is none."""
     found = list(findings)
     if not found:
         console.print("no findings")
@@ -58,7 +58,7 @@ def show_findings(console: Console, findings: Iterable[Any]) -> None:
 
 
 def show_verdict(console: Console, verdict: Any) -> None:
-    """Grades per target, each disagreement, and what in the environment may explain it."""
+    """Print grades per target, each disagreement, and environment differences that may explain it."""
     table = _table("target", "bytes", "values", "scores", "different", "environment against " + verdict.reference)
     table.add_row(verdict.reference, *[""] * 4, "the reference")
     for target in verdict.targets[1:]:
@@ -78,7 +78,7 @@ def show_verdict(console: Console, verdict: Any) -> None:
 
 
 def show_bench(console: Console, report: Any) -> None:
-    """Latency percentiles at one client and throughput at several, side by side."""
+    """Print latency percentiles at one client and throughput at several, side by side."""
     table = _table("target", "p50 ms", "p90 ms", "p99 ms", "added p50 ms", f"requests/s, {report.clients} clients")
     for row in report.rows:
         added = "" if row.added_p50_ms is None else f"{row.added_p50_ms:.2f}"
@@ -94,7 +94,7 @@ def show_bench(console: Console, report: Any) -> None:
 
 
 def show_status(console: Console, status: Any) -> None:
-    """An endpoint's headline and one line per slot."""
+    """Print an endpoint's headline and one line per slot."""
     console.print(f"{status.endpoint}: {status.state}, {status.auth_mode}, {status.scoring_uri}", soft_wrap=True)
     table = _table("slot", "state", "traffic %", "mirrored %", "instances", "bundle")
     for slot in status.slots:
@@ -104,7 +104,7 @@ def show_status(console: Console, status: Any) -> None:
 
 
 def size(count: int) -> str:
-    """Bytes for people, in binary units."""
+    """Format bytes for people, in binary units."""
     value = float(count)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if value < 1024:

@@ -1,4 +1,4 @@
-"""The table of ranked instance types, with what its numbers hold for."""
+"""Table of ranked instance types, with the conditions that its numbers hold for."""
 
 from rich.console import Console
 from rich.table import Table
@@ -7,7 +7,7 @@ from mii_azure.planning.ranking import Ranked, Ranking
 
 
 def show_ranking(console: Console, ranking: Ranking) -> None:
-    """Instance types that fit, best first, then those that do not, each with its reason."""
+    """Print the instance types that fit, best first, then those that do not, each with its reason."""
     unit = ranking.unit
     table = Table(box=None, pad_edge=False, header_style="bold")
     columns = ["instance type", "dtype", "memory left", "batch", "alone", f"{unit}/s", "quota cores"]
@@ -37,7 +37,7 @@ def _cells(row: Ranked, priced: bool) -> list[str]:
 
 
 def _basis(ranking: Ranking) -> str:
-    """What the predictions count on, in sentences."""
+    """Assumptions of the predictions, in sentences."""
     answer = f" with answers of {ranking.new_tokens}" if ranking.new_tokens else ""
     counted = ", ".join(f"{share:.0%} of the floor's speed on {device}" for device, share in ranking.efficiency.items())
     text = f"Predicted, not measured: requests of {ranking.request_tokens} tokens{answer}; {counted};"

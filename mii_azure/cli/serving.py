@@ -1,4 +1,4 @@
-"""What serve and query take to be sure of each other, by file and never on the command line; and the verb top."""
+"""Flags of serve and query for TLS and keys, given by file and never on the command line; and the verb top."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def _guard(name: str, text: str) -> Any:
-    """A flag of keys or TLS: its variable, set and blank, is an error and not the same as one that is not there."""
+    """Create a flag for keys or TLS; a variable that is set but blank is an error, unlike one that is unset."""
     option = flag(name, text)
 
     def not_blank(value: Path | bool | None) -> Path | bool | None:
@@ -44,7 +44,7 @@ OtlpEndpoint = Annotated[str | None, flag("otlp-endpoint", "Traces go to this OT
 
 
 def runner_options(**values: Path | str | float | None) -> list[str]:
-    """The runner's own options for the values that are given."""
+    """Command-line options of the runner for the values that are given."""
     given = {name.replace("_", "-"): value for name, value in values.items() if value is not None}
     return [word for name, value in given.items() for word in (f"--{name}", str(value))]
 
@@ -52,7 +52,7 @@ def runner_options(**values: Path | str | float | None) -> list[str]:
 def credentials(
     tls: bool, ca: Path | None, cert: Path | None, key: Path | None, api_key_file: Path | None
 ) -> "Credentials | None":
-    """What a client goes with; None without any of it."""
+    """Credentials of a client; None if none are given."""
     if not (tls or ca or cert or api_key_file):
         return None
     from local_runner.access.credentials import Credentials

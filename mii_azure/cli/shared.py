@@ -1,4 +1,4 @@
-"""What the modules of the command line share: the consoles, flags with their environment twins, JSON in and out."""
+"""Shared parts of the command line: consoles, flags with their environment variables, JSON input and output."""
 
 import json
 import sys
@@ -15,16 +15,16 @@ from mii_azure.errors import SpecError
 
 
 class Plain(Console):
-    """A console whose texts are shown as they are: neither markup nor emoji codes, and no sequence for the terminal.
+    """Console that shows text as it is: neither markup nor emoji codes, and no terminal control sequences.
 
-    Everything that is printed is rendered first, here; the colours are rich's own and come after it.
+    Everything printed is first rendered here; rich adds its own colours afterwards.
     """
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, markup=False, highlight=False, emoji=False)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
-        """What rich makes of a renderable, its texts escaped."""
+        """Render with rich, escaping the text."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(escaped(segment.text), segment.style)
 
@@ -33,7 +33,7 @@ out, err = Plain(), Plain(stderr=True)
 
 
 def flag(name: str, text: str) -> Any:
-    """An option and its twin in the environment, MII_AZURE_<NAME>."""
+    """Create an option and its environment variable, MII_AZURE_<NAME>."""
     return typer.Option(f"--{name}", envvar=f"MII_AZURE_{name.upper().replace('-', '_')}", help=text)
 
 
@@ -45,7 +45,7 @@ Workspace = Annotated[str | None, flag("workspace", "Azure ML workspace.")]
 
 
 def read_request(request: str) -> Any:
-    """The JSON of a request given as text, or `-` for standard input; raises SpecError."""
+    """Parse the JSON of a request given as text, or `-` for standard input; raises SpecError."""
     try:
         return json.loads(sys.stdin.read() if request == "-" else request)
     except RecursionError:
@@ -55,12 +55,12 @@ def read_request(request: str) -> Any:
 
 
 def print_json(value: Any) -> None:
-    """A value, or a pydantic model, on standard output."""
+    """Print a value, or a pydantic model, on standard output."""
     plain = value.model_dump(mode="json") if hasattr(value, "model_dump") else value
     sys.stdout.write(escaped_json(json.dumps(plain, ensure_ascii=False, indent=2)) + "\n")
 
 
 def print_text(text: str) -> None:
-    """Text as it comes, on standard output: a piece of an answer, or lines of a log."""
+    """Print raw text on standard output: a piece of an answer, or lines of a log."""
     sys.stdout.write(escaped(text))
     sys.stdout.flush()

@@ -1,1 +1,1 @@
-"""Instance types, their prices, and the floors that their ceilings set."""
+"""Instance types, their prices, and the time floors set by their performance ceilings."""

@@ -1,8 +1,8 @@
-"""Prices of instance types: a dated file that the user supplies, or that is fetched from the public Retail Prices API.
+"""Prices of instance types: a dated file from the user, or fetched from the public Retail Prices API.
 
 A price file is JSON: {"date": "2026-11-24", "region": "westeurope", "currency": "USD", "source": "...",
 "prices": {"Standard_NC4as_T4_v3": 0.526}}, per instance and hour; or CSV with the columns
-instance_type, price_per_hour, date, region, currency. Azure ML charges for the virtual machine and nothing on top.
+instance_type, price_per_hour, date, region, currency. Azure ML charges only for the virtual machine.
 """
 
 import csv
@@ -24,7 +24,7 @@ _MAX_PAGES = 500
 
 
 class Prices(BaseModel):
-    """What an hour of each instance type costs, when, where and in which currency."""
+    """Price per hour of each instance type, with date, region and currency."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -35,13 +35,13 @@ class Prices(BaseModel):
     prices: dict[str, float]
 
     def of(self, instance_type: str) -> float | None:
-        """The price of one hour; None where the file has none."""
+        """Price per hour; None if the file has none."""
         known = {name.lower(): price for name, price in self.prices.items()}
         return known.get(instance_type.lower())
 
 
 def read_prices(path: Path) -> Prices:
-    """Read a price file; raises SpecError for one that says less than it must."""
+    """Read a price file; raises SpecError for one that lacks a required value."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         raw = _from_csv(text) if path.suffix.lower() == ".csv" else json.loads(text)
@@ -77,7 +77,7 @@ def fetch_prices(region: str, date: str, currency: str = "USD", url: str = API) 
     """Ask the Retail Prices API, page by page, for pay-as-you-go Linux prices of the instance types known here.
 
     `date` is the day to record. Raises AzureUnavailable without network or on an answer of another form, SpecError for
-    a region without prices.
+    `date` is the day to record. Raises AzureUnavailable without network or for an unexpected answer, SpecError for
     """
     known = {name.lower(): name for name in all_skus()}
     wanted = f"serviceName eq 'Virtual Machines' and priceType eq 'Consumption' and armRegionName eq '{region}'"
@@ -102,7 +102,7 @@ def _is_hour_of_linux(item: dict[str, Any]) -> bool:
 
 
 def _pages(url: str, query: dict[str, str]) -> Any:
-    """The items of each page; a link to the next page is followed only on the same host."""
+    """Yield the items of each page; a link to the next page is followed only on the same host."""
     import httpx
 
     following: str | None = str(httpx.URL(url, params=query))

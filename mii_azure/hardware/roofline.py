@@ -1,16 +1,16 @@
-"""Floors: the least time that the hardware's ceilings allow. A result faster than its floor is a measurement error.
+"""Floors: the least time that the hardware's ceilings allow. A result below its floor is a measurement error.
 
 All times are seconds, sizes bytes, bandwidths bytes per second, peaks FLOP per second.
 """
 
 
 def kv_bytes_per_token(layers: int, kv_heads: int, head_dim: int, item_bytes: int) -> int:
-    """Keys and values of one token: 2 x layers x kv_heads x head_dim x bytes."""
+    """Bytes of one token's keys and values: 2 x layers x kv_heads x head_dim x bytes."""
     return 2 * layers * kv_heads * head_dim * item_bytes
 
 
 def flops(matmul_parameters: int, layers: int, hidden_size: int, tokens: int, length: int) -> float:
-    """FLOPs of a forward over `tokens` tokens in sequences of `length`: 2 P S + 4 L S^2 d for each sequence.
+    """FLOPs of a forward pass over `tokens` tokens in sequences of `length`: 2 P S + 4 L S^2 d for each sequence.
 
     The two products of attention (scores, and weights times values) cost 2 S^2 d each per layer.
     """
@@ -18,10 +18,10 @@ def flops(matmul_parameters: int, layers: int, hidden_size: int, tokens: int, le
 
 
 def forward_floor(weight_bytes: float, work_flops: float, bandwidth: float, peak: float) -> float:
-    """Encoder or prefill: the slower of reading the weights once and doing the arithmetic."""
+    """Floor of an encoder or prefill: the slower of reading the weights once and doing the arithmetic."""
     return max(weight_bytes / bandwidth, work_flops / peak)
 
 
 def decode_floor(weight_bytes: float, kv_bytes: float, bandwidth: float, gpus: int = 1) -> float:
-    """One decode step: every weight and every live key and value is read once, split over the GPUs."""
+    """Floor of one decode step: every weight and live key and value is read once, split over the GPUs."""
     return (weight_bytes + kv_bytes) / (bandwidth * gpus)

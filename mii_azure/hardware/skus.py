@@ -12,7 +12,7 @@ from mii_azure.errors import UnknownInstanceType
 
 
 class Gpu(BaseModel):
-    """One GPU model; data-sheet ceilings, dense, in the units of the field names."""
+    """GPU model; data-sheet ceilings, dense, in the units of the field names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -32,7 +32,7 @@ class Sku(BaseModel):
     cores: int
     ram_gb: float
     disk_gb: float  # local storage, GiB
-    gpus: float  # below 1 where a GPU is shared between machines
+    gpus: float  # below 1 if several machines share a GPU
     gpu_memory_gb: float  # of one GPU, or of the share of it
     gpu: Gpu | None
     quota_family: str
@@ -50,7 +50,7 @@ class Sku(BaseModel):
 
 @cache
 def load_data(name: str) -> Any:
-    """Parse `data/<name>.json`, which travels inside the package."""
+    """Parse `data/<name>.json` of the package."""
     return json.loads(files("mii_azure").joinpath("data", f"{name}.json").read_text(encoding="utf-8"))
 
 
@@ -74,7 +74,7 @@ def all_skus() -> dict[str, Sku]:
 
 
 def find_sku(name: str) -> Sku:
-    """Return the instance type called `name` in any letter case; raise UnknownInstanceType with the nearest names."""
+    """Find the instance type called `name`, ignoring case; raise UnknownInstanceType with the nearest names."""
     canonical = {sku.lower(): sku for sku in all_skus()}
     key = name.strip().lower()
     if key in canonical:

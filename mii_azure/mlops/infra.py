@@ -1,7 +1,7 @@
 """Bicep and Terraform (its JSON syntax, with the azapi provider) of a bundle's endpoint and deployment.
 
-The bodies are those that azure-ai-ml makes of the YAML. Model, environment and code are assets with files, which no
-template uploads: `mii-azure deploy` or `az ml` registers them; their ids are what the template takes.
+The bodies are built by azure-ai-ml from the YAML. Model, environment and code are assets with files, which no
+template uploads: `mii-azure deploy` or `az ml` registers them, and the template takes their ids.
 """
 
 import contextlib
@@ -20,14 +20,14 @@ API = "2024-10-01"
 _TYPE = "Microsoft.MachineLearningServices/workspaces/onlineEndpoints"
 _SCALING = "Microsoft.Insights/autoscaleSettings"
 _DEPLOYED_ID = "azapi_resource.deployment.id"
-_WORKSPACE = "\0workspace\0"  # stands for the workspace's id until a language's own expression takes its place
+_WORKSPACE = "\0workspace\0"  # placeholder for the workspace's id, until a language's own expression replaces it
 _CODE = "\0code\0"
 _DEPLOYED = "\0deployment\0"
 FORMATS = {"bicep": "main.bicep", "terraform": "main.tf.json"}
 
 
 def infra(bundle: Path, form: str) -> dict[str, str]:
-    """{file name: text} of the bundle's endpoint and deployment; raises SpecError, NotABundle."""
+    """Generate {file name: text} for the bundle's endpoint and deployment; raises SpecError, NotABundle."""
     if form not in FORMATS:
         raise SpecError(f"There is no format {form!r}.", f"Formats: {', '.join(FORMATS)}.")
     if Inspected(bundle).kind == "batch":
@@ -37,7 +37,7 @@ def infra(bundle: Path, form: str) -> dict[str, str]:
 
 
 def bodies(bundle: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The requests that azure-ai-ml would send, each with its name, less the location."""
+    """Requests that azure-ai-ml would send, each with its name, without the location."""
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         from azure.ai.ml import load_online_deployment, load_online_endpoint
@@ -57,7 +57,7 @@ def bodies(bundle: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def autoscale(bundle: Path) -> dict[str, Any] | None:
-    """Azure Monitor's setting on the deployment, with its name; None where the bundle has none."""
+    """Azure Monitor's setting on the deployment, with its name; None if the bundle has none."""
     if not (bundle / autoscaling.FILE).is_file():
         return None
     endpoint, deployment = (Inspected(bundle).get(file, "name") for file in (ENDPOINT, DEPLOYMENT))
@@ -108,7 +108,7 @@ def _identity(identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def _hcl(value: Any) -> Any:
-    """A value whose text Terraform reads as it is, but for the ids that it is given."""
+    """Escape a value for Terraform, except the ids in it."""
     if isinstance(value, dict):
         return {key: _hcl(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -150,7 +150,7 @@ def _resource(body: dict[str, Any], parent: str = "") -> str:
 
 
 def _literal(value: Any, depth: int) -> str:
-    """A Bicep expression; strings in single quotes, in which nothing but the given ids is expanded."""
+    """Format a Bicep expression; strings in single quotes, with only the given ids expanded."""
     pad = "  " * (depth + 1)
     if isinstance(value, dict):
         rows = [f"{pad}{_key(key)}: {_literal(item, depth + 1)}" for key, item in value.items()]

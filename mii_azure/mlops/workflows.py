@@ -10,15 +10,15 @@ from mii_azure.errors import NotWritten, SpecError
 from mii_azure.spec import Spec
 from mii_azure.version import __version__
 
-#: Where each provider looks for the workflow of an endpoint.
+#: Path at which each provider looks for the workflow of an endpoint.
 PROVIDERS = {"github": ".github/workflows/deploy-{name}.yml", "azure-devops": "azure-pipelines/deploy-{name}.yml"}
 _COMPONENT = ("component.yml", "environment/Dockerfile.j2", "src/generate_and_deploy.py")
-# What a shell in a workflow could expand, or its YAML misread, even in quotes.
+# Characters that a shell in a workflow could expand, or its YAML misread, even in quotes.
 _UNSAFE = re.compile(r"[\x00-\x1f$`\\{}\"']")
 
 
 def workflow(provider: str, spec: Spec) -> dict[str, str]:
-    """{path: text} of the workflow that generates and rolls out a spec; raises SpecError."""
+    """Generate {path: text} of the workflow that generates and rolls out a spec; raises SpecError."""
     if provider not in PROVIDERS:
         raise SpecError(f"There is no provider {provider!r}.", f"Providers: {', '.join(PROVIDERS)}.")
     given = {"task": spec.task, "model": spec.model, "name": spec.name}
@@ -33,7 +33,7 @@ def workflow(provider: str, spec: Spec) -> dict[str, str]:
 
 
 def component() -> dict[str, str]:
-    """{path: text} of the pipeline component that generates and deploys."""
+    """Generate {path: text} of the pipeline component that generates and deploys a bundle."""
     files = {}
     for path in _COMPONENT:
         template = f"component/{path}"
@@ -45,7 +45,7 @@ def component() -> dict[str, str]:
 
 
 def write_files(files: Mapping[str, str], folder: Path, force: bool = False) -> list[Path]:
-    """Write files below a folder and return their paths; raises NotWritten rather than replace one that differs."""
+    """Write files below a folder and return their paths; raises NotWritten rather than replace a different file."""
     targets = {folder / path: text for path, text in files.items()}
     for target, text in targets.items():
         if target.is_symlink() or (target.exists() and not target.is_file()):

@@ -1,4 +1,4 @@
-"""Values of a model's config.json and its neighbours, each of the type that it is used as, or refused by name."""
+"""Typed values of a model's config.json and its neighbours; a wrong type is refused by name."""
 
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 from mii_azure.errors import ConfigMissing
 from scoring.strict_json.files import typed
 
-#: Above any size of a model: vocabularies, widths, layers and contexts stay below 2**31 in every format that has them.
+#: Above any size of a model: vocabularies, widths, layers and contexts are below 2**31 in every format.
 LARGEST_FACT = 2**31
 _REMEDY = "Copy the file again, as save_pretrained wrote it."
 
@@ -14,29 +14,29 @@ T = TypeVar("T")
 
 
 def value(settings: Mapping[str, Any], key: str, kind: type[T], file: str = "config.json") -> T | None:
-    """`settings[key]`, None where it is absent or null; raises ConfigMissing for a value of another kind."""
+    """`settings[key]`, None if it is absent or null; raises ConfigMissing for a value of another type."""
     return None if settings.get(key) is None else _of_kind(settings[key], kind, key, file)
 
 
 def names(settings: Mapping[str, Any], key: str, file: str = "config.json") -> list[str]:
-    """A list of names, empty where it is absent or null; raises ConfigMissing for anything else."""
+    """List of names, empty if it is absent or null; raises ConfigMissing for anything else."""
     return [_of_kind(each, str, f"an entry of {key}", file) for each in value(settings, key, list, file) or []]
 
 
 def whole(settings: Mapping[str, Any], key: str, file: str = "config.json") -> int:
-    """A size: a whole number from 0 to LARGEST_FACT; raises ConfigMissing for anything else, and where it is absent."""
+    """Size: a whole number from 0 to LARGEST_FACT; raises ConfigMissing for anything else, and if it is absent."""
     return bounded(_of_kind(settings.get(key), int, key, file), key, file)
 
 
 def bounded(number: int, key: str, file: str = "config.json") -> int:
-    """The number, if it can be a size of a model; raises ConfigMissing if not."""
+    """Return the number if it can be a size of a model; raises ConfigMissing if not."""
     if not 0 <= number <= LARGEST_FACT:
         raise ConfigMissing(f"{file}: {key} is a number that no model has.", _REMEDY)
     return number
 
 
 def objects(found: Any, file: str) -> list[Mapping[str, Any]]:
-    """A list of objects, as modules.json is one; raises ConfigMissing for anything else."""
+    """List of objects, as in modules.json; raises ConfigMissing for anything else."""
     return [_of_kind(each, dict, "an entry", file) for each in _of_kind(found, list, "it", file)]
 
 

@@ -1,6 +1,6 @@
 """Diffusers folders: model_index.json, and a sub-folder with a config and safetensors per part.
 
-What is read becomes a `Model` like any other; its `config` has a transformers config's usual keys, from the parts.
+The result is a `Model` like any other; its `config` has the usual keys of a transformers config, from the parts.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -15,7 +15,7 @@ from mii_azure.model.safetensors import Tensor, Weights
 from scoring.config import DIFFUSERS_INDEX
 from scoring.model_files.shards import INDEX
 
-#: Parts with weights and the stem of their files; the last one is there in some folders only.
+#: Parts with weights, and the stem of their files; only some folders have the last one.
 PARTS = {
     "text_encoder": "model",
     "unet": "diffusion_pytorch_model",
@@ -33,7 +33,7 @@ _PICKLE_STEM = {"model": "pytorch_model", "diffusion_pytorch_model": "diffusion_
 
 
 class PipelineFiles(NamedTuple):
-    """A folder, here or on the hub: sizes by relative name, small files parsed, safetensors headers."""
+    """Files of a folder, local or on the hub: sizes by relative name, parsed small files, safetensors headers."""
 
     sizes: Mapping[str, int]
     small: Callable[[str], Any]
@@ -41,13 +41,13 @@ class PipelineFiles(NamedTuple):
 
 
 def is_pipeline(names: Iterable[str]) -> bool:
-    """Whether files of these names are a diffusers folder."""
+    """True if files of these names are a diffusers folder."""
     found = set(names)
     return DIFFUSERS_INDEX in found and "config.json" not in found
 
 
 def local_files(folder: Path) -> PipelineFiles:
-    """A folder on this disk, its parts one level down."""
+    """Read a local folder, with its parts one level down."""
     paths = [path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.is_file()]
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
     return PipelineFiles(
@@ -112,7 +112,7 @@ def _facts(files: PipelineFiles, name: str) -> dict[str, int]:
 
 
 def _sizes(settings: Mapping[str, Any], key: str, file: str) -> list[int]:
-    """One size, or a list of up to sixteen; raises ConfigMissing for anything else."""
+    """Parse one size, or a list of up to sixteen; raises ConfigMissing for anything else."""
     told = settings.get(key)
     listed = told if isinstance(told, list) and 1 <= len(told) <= _MOST_BLOCKS else [told]
     return [configs.whole({key: each}, key, file) for each in listed]
@@ -127,7 +127,7 @@ def _config(files: PipelineFiles, part: str, name: str) -> dict[str, Any]:
 
 
 def _weight_files(files: PipelineFiles, part: str, name: str, allow_pickle: bool) -> list[str]:
-    """The weight files of a part that diffusers would load, in order."""
+    """Weight files of a part that diffusers would load, in order."""
     found = _chosen(files.sizes, part, allow_pickle)
     index = f"{part}/{PARTS[part]}.safetensors{INDEX}"
     if index in files.sizes and f"{part}/{PARTS[part]}.safetensors" not in files.sizes:
@@ -158,7 +158,7 @@ def _chosen(names: Iterable[str], part: str, allow_pickle: bool) -> list[str]:
 
 
 def pipeline_files(names: Iterable[str], allow_pickle: bool = False) -> list[str]:
-    """Of a diffusers folder's relative names, those that belong in a bundle; never code or other runtimes' weights."""
+    """Select the files of a diffusers folder that belong in a bundle; never code or other runtimes' weights."""
     names = set(names)
     kept = {DIFFUSERS_INDEX}
     kept |= {f"{folder}/{name}" for folder, small in _SMALL.items() for name in small}

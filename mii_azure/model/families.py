@@ -1,4 +1,4 @@
-"""The tables of tasks and of model families, and which family can do which task."""
+"""Tables of tasks and of model families, and the tasks that each family can do."""
 
 from difflib import get_close_matches
 from functools import cache
@@ -14,7 +14,7 @@ Options = dict[str, str | bool | int]
 
 
 class TaskFacts(BaseModel):
-    """One task: what it does, which architectures can do it, and its default options."""
+    """Task: its purpose, the architectures that can do it, and its default options."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -25,19 +25,19 @@ class TaskFacts(BaseModel):
     options: Options
 
     def accepts(self, architecture: str, kind: str) -> bool:
-        """Whether a model class of that name and kind can do this task."""
+        """True if a model class of that name and kind can do this task."""
         return kind in self.kinds and any(architecture.endswith(head) for head in self.heads)
 
 
 class Family(BaseModel):
-    """How a model family names its facts, and what is known of its numerics."""
+    """Family of models: the names of its facts, and the known properties of its numerics."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     tested: bool = True
     kind: str
-    half: str = "float16"  # the 16-bit type it is safe to serve in
+    half: str = "float16"  # 16-bit type that is safe to serve in
     sdpa: bool = True  # attention without a heads x length x length matrix in memory
     tied: bool = True  # output embeddings are the input embeddings unless the config says otherwise
     context_offset: int = 0
@@ -52,7 +52,7 @@ def all_tasks() -> dict[str, TaskFacts]:
 
 
 def find_task(name: str) -> TaskFacts:
-    """Return the task called `name`; raise UnknownTask with the nearest names."""
+    """Find the task called `name`; raise UnknownTask with the nearest names."""
     tasks = all_tasks()
     if name in tasks:
         return tasks[name]
@@ -63,12 +63,12 @@ def find_task(name: str) -> TaskFacts:
 
 @cache
 def all_families() -> dict[str, Family]:
-    """Every family that is tested, by config.json's model_type."""
+    """Every tested family, by config.json's model_type."""
     return {name: Family(name=name, **fields) for name, fields in load_data("families")["families"].items()}
 
 
 def find_family(config: dict[str, Any]) -> Family:
-    """Return the family of a config.json; one that is not in the table is described by its architecture's name."""
+    """Find the family of a config.json; one missing from the table is described by its architecture's name."""
     architecture = first_architecture(config)
     if config.get("is_encoder_decoder"):
         kind = "encoder-decoder"
@@ -82,12 +82,12 @@ def find_family(config: dict[str, Any]) -> Family:
 
 
 def family_named(name: str, kind: str) -> Family:
-    """Return the family of that name, or an untested one of that kind."""
+    """Find the family of that name, or an untested one of that kind."""
     return all_families().get(name) or Family(name=name, tested=False, kind=kind)
 
 
 def first_architecture(config: dict[str, Any]) -> str:
-    """The model class that config.json names, or an empty string."""
+    """Model class that config.json names, or an empty string."""
     return next(iter(configs.names(config, "architectures")), "")
 
 

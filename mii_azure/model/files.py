@@ -1,4 +1,4 @@
-"""Files of a model folder: whoever wrote the folder chose their names and links, and none may lead out of it.
+"""Files of a model folder: names and links chosen by its author, none of which may lead out of it.
 
 One exception: in the hub client's cache, `models--OWNER--NAME/snapshots/COMMIT/` holds links to `blobs/HASH` of the
 same `models--OWNER--NAME`, and those are followed.
@@ -18,7 +18,7 @@ _COPY = "Copy the folder with its links resolved: cp -RL FOLDER COPY."
 
 
 def contained(folder: Path, name: str) -> Path:
-    """The path of a file of a model folder; raises OutsideFolder where its name or a link leads elsewhere."""
+    """Path of a file in a model folder; raises OutsideFolder if its name or a link leads elsewhere."""
     if not is_plain_path(name):
         raise OutsideFolder(f"The model's folder has a file of the name {name[:80]!a}.", "Rename or remove it.")
     real = folder.resolve()
@@ -32,7 +32,7 @@ def contained(folder: Path, name: str) -> Path:
 
 
 def _is_blob(file: Path, folder: Path) -> bool:
-    """Whether a file is where the hub client keeps the content of a snapshot that `folder` is, or is in."""
+    """True if `file` is a blob of the hub client's cache and `folder` is, or is in, its snapshot."""
     for place in (folder, *folder.parents):
         repository = place.parent.parent
         if place.parent.name == "snapshots" and repository.name.startswith("models--"):
@@ -41,7 +41,7 @@ def _is_blob(file: Path, folder: Path) -> bool:
 
 
 def shards(index: Any, name: str) -> list[str]:
-    """The files that the parsed index `name` of a model names, sorted; raises WeightsCorrupt for one elsewhere."""
+    """Files that the parsed index `name` of a model lists, sorted; raises WeightsCorrupt for one elsewhere."""
     try:
         return shard_names(index, Path(name.removesuffix(INDEX)).suffix)
     except ValueError as error:
@@ -49,7 +49,7 @@ def shards(index: Any, name: str) -> list[str]:
 
 
 def refuse_odd_names(config: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Raise OutsideFolder where a parsed file names another that loaders would look for elsewhere."""
+    """Raise OutsideFolder if a parsed file names another that loaders would look for elsewhere."""
     for file, value in {"config.json": config, **settings}.items():
         for key, name in _named(value):
             if not is_plain(name):
@@ -60,7 +60,7 @@ def refuse_odd_names(config: Mapping[str, Any], settings: Mapping[str, Any]) -> 
 
 
 def _named(value: Any) -> Iterator[tuple[str, str]]:
-    """(key, file) of what transformers and sentence-transformers look for by a name in a JSON file."""
+    """Find (key, file) for files that transformers and sentence-transformers look up by a name in a JSON file."""
     if isinstance(value, list):  # modules.json
         paths = (str(module.get("path") or "").removesuffix("/") for module in value if isinstance(module, dict))
         yield from (("path", part) for path in paths if path for part in path.split("/"))
@@ -73,7 +73,7 @@ def _named(value: Any) -> Iterator[tuple[str, str]]:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """The strings in a string, a list or a mapping of those."""
+    """Yield the strings in a string, or in a list or mapping of strings."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list | dict):

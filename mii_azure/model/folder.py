@@ -1,4 +1,4 @@
-"""Model folders: the files that make a model, and what its settings and weight files add up to.
+"""Model folders: the files that make up a model, and the sums of its settings and weight files.
 
 Only `config.json`, the tokenizer's settings and safetensors headers are read; weights never are.
 """
@@ -27,7 +27,7 @@ from scoring.quantization.layout import is_shipped
 from scoring.strict_json.files import read_object
 
 PICKLE_INDEX = "pytorch_model.bin.index.json"
-# Small files read for planning; what is parsed is in `Model.settings` under the same name.
+# Small files read for planning; `Model.settings` has the parsed ones under the same name.
 SETTINGS = (
     "tokenizer_config.json",
     "chat_template.jinja",
@@ -40,12 +40,12 @@ _SUFFIXES = (".json", ".model", ".spm", ".jinja", ".tiktoken", ".codes")
 _TEXTS = re.compile(r"(vocab|merges|dict|spiece|added_tokens).*\.txt$")
 # Records of a training run, and indexes of weights in formats that are not loaded.
 _LEFTOVERS = re.compile(r"(\.index\.json$|_results\.json$|^train(er|ing)_|^model_index\.json$|^adapter_)")
-_LEGAL = re.compile(r"^(LICEN[CS]E|NOTICE)([._-][\w.-]*)?$")  # what a redistributor has to pass on
+_LEGAL = re.compile(r"^(LICEN[CS]E|NOTICE)([._-][\w.-]*)?$")  # files that a redistributor must pass on
 _SHARD = re.compile(r"^model-\d+-of-\d+\.safetensors$")
 
 
 def read_folder(folder: Path, name: str, allow_pickle: bool = False) -> Model:
-    """Read a local model folder; see `resolving.resolve` for what is refused."""
+    """Read a local model folder; see `resolving.resolve` for errors."""
     if (folder / DIFFUSERS_INDEX).is_file() and not (folder / "config.json").is_file():
         return diffusers.read_pipeline(diffusers.local_files(folder), name, "folder", allow_pickle, folder=folder)
     config = _read_config(folder)
@@ -62,14 +62,14 @@ def _quantised(how: str) -> NotAvailable:
 
 
 def refuse_quantised(config: dict[str, Any]) -> None:
-    """Raise NotAvailable for a config.json that says the weights are quantised, other than as bundles ship them."""
+    """Raise NotAvailable if config.json says the weights are quantised, except in the format that bundles ship."""
     told = configs.value(config, "quantization_config", dict)
     if told is not None and not is_shipped(told):
         raise _quantised(f"by {told.get('quant_method', 'an unnamed method')}")
 
 
 def weigh(config: dict[str, Any], tensors: list[Tensor], size: int) -> Weights:
-    """Add up the weight files of a model; from their size alone where they are pickle (no tensors known)."""
+    """Sum up the weight files of a model; from their size alone if they are pickle (no tensors known)."""
     if tensors:
         if "quantization_config" in config:
             return safetensors.count(unpacked(tensors), size, False)._replace(dtype=_stored_dtype(config))
@@ -98,7 +98,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _config_remedy(folder: Path) -> str:
-    """What to do about a folder without config.json, by what it holds instead."""
+    """Remedy for a folder without config.json, by the files it holds instead."""
     if (folder / "adapter_config.json").is_file():
         return "It is an adapter: merge it into its base model (peft's merge_and_unload, then save_pretrained)."
     nested = sorted(path.parent for path in folder.glob("*/config.json") if (path.parent / WEIGHTS).is_file())
@@ -113,7 +113,7 @@ def _config_remedy(folder: Path) -> str:
 
 
 def _read_weights(folder: Path, allow_pickle: bool) -> tuple[list[Tensor], int]:
-    """Return the tensors of the weight files that transformers would load, and the files' size in bytes."""
+    """Read the tensors of the weight files that transformers would load, and the files' size in bytes."""
     if (folder / WEIGHTS).is_file():
         path = contained(folder, WEIGHTS)
         return safetensors.read_header(path), path.stat().st_size
@@ -169,10 +169,10 @@ def pickle_files(folder: Path) -> list[Path]:
 
 
 def bundle_files(names: Iterable[str], allow_pickle: bool = False, code: bool = False) -> list[str]:
-    """Of the relative file names of a model, those that belong in a bundle's model/ folder, in order.
+    """Select the files that belong in a bundle's model/ folder from a model's relative file names, in order.
 
-    Settings, tokenizer and safetensors; pickle only where nothing else exists and `allow_pickle` says so; the model's
-    own Python only where `code` says so; its licence; never other runtimes' weights, or a training run's records.
+    Settings, tokenizer and safetensors; pickle only if nothing else exists and `allow_pickle` permits it; the model's
+    own Python only if `code` permits it; its licence; never other runtimes' weights, or a training run's records.
     """
     names = set(names)
     if DIFFUSERS_INDEX in names and "config.json" not in names:
@@ -197,7 +197,7 @@ def _is_setting(name: str) -> bool:
 
 
 def files_to_copy(folder: Path, allow_pickle: bool = False, code: bool = False) -> list[Path]:
-    """The files of a model folder that belong in a bundle's model/, relative to it; see `bundle_files`.
+    """Files of a model folder that belong in a bundle's model/, relative to it; see `bundle_files`.
 
     Raises OutsideFolder for one whose name or link leads elsewhere.
     """
@@ -219,7 +219,7 @@ def _chosen(folder: Path, allow_pickle: bool, code: bool) -> list[str]:
 
 
 def require_vocabulary(files: Iterable[Path], model: str) -> None:
-    """Raise TokenizerMissing when none of the files to copy holds a vocabulary: every word would be unknown."""
+    """Raise TokenizerMissing if none of the files to copy holds a vocabulary: every word would be unknown."""
     named = {"tokenizer.json", "vocab.json"}
     endings = (".model", ".spm", ".tiktoken", ".codes")
     if not any(path.name in named or path.name.endswith(endings) or _TEXTS.match(path.name) for path in files):

@@ -1,6 +1,6 @@
-"""The Hugging Face hub: facts by range requests, and downloads of what a bundle needs.
+"""Hugging Face hub: facts by range requests, and downloads of the files that a bundle needs.
 
-The token is the hub client's own business (HF_TOKEN or its login); it is never read or printed here.
+The hub client handles the token (HF_TOKEN or its login); it is never read or printed here.
 """
 
 from dataclasses import replace
@@ -17,7 +17,7 @@ from mii_azure.model.resolved import INDEX, WEIGHTS, Model, is_pickle, read_sett
 from mii_azure.model.safetensors import Tensor
 from scoring.config import DIFFUSERS_INDEX
 
-TIMEOUT_S = 20  # of one question to the hub
+TIMEOUT_S = 20  # for one request to the hub
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def read_model(model: str, revision: str | None, allow_pickle: bool, near_folder: str = "") -> Model:
     """Read config.json and the weights' headers of a hub model, pinned to a commit; no weights are downloaded.
 
-    Without a network the hub client's cache stands in, then the facts recorded for the seed's models. Raises as
+    Without a network the hub client's cache is used, then the facts recorded for the seed's models. Raises as
     `resolving.resolve` does.
     """
     try:
@@ -44,7 +44,7 @@ def read_model(model: str, revision: str | None, allow_pickle: bool, near_folder
 
 
 def download(model: str, revision: str | None = None, allow_pickle: bool = False, code: bool = False) -> Path:
-    """Download what a bundle needs of a hub model, with the hub client's progress bar, into its cache.
+    """Download the files that a bundle needs of a hub model, with the hub client's progress bar, into its cache.
 
     Returns the folder of that commit there, where the next run (and one without a network) finds it.
     """
@@ -67,7 +67,7 @@ def download(model: str, revision: str | None = None, allow_pickle: bool = False
 
 
 def _cached(model: str, revision: str | None, allow_pickle: bool) -> Model | None:
-    """The model as an earlier download left it in the hub client's cache, if whole."""
+    """Find the model in the hub client's cache, from an earlier download, if complete."""
     from huggingface_hub import try_to_load_from_cache
 
     names = ("config.json", DIFFUSERS_INDEX)
@@ -84,7 +84,7 @@ def _cached(model: str, revision: str | None, allow_pickle: bool) -> Model | Non
 
 
 class _Unreachable(Exception):
-    """The hub did not answer: no network, a proxy, or HF_HUB_OFFLINE."""
+    """Raised if the hub did not answer: no network, a proxy, or HF_HUB_OFFLINE."""
 
 
 def _unreachable(model: str, error: Exception, near_folder: str = "") -> UnknownModel:
@@ -98,7 +98,7 @@ def _unreachable(model: str, error: Exception, near_folder: str = "") -> Unknown
 
 
 def _info(repo: str, revision: str | None, near_folder: str = "") -> "ModelInfo":
-    """Ask the hub about a repository; raise UnknownModel, telling not found, gated and no such revision apart."""
+    """Ask the hub about a repository; raise UnknownModel, distinguishing not found, gated and no such revision."""
     import httpx2  # the hub client's HTTP library
     from huggingface_hub import errors
 
@@ -167,7 +167,7 @@ def _small_file(repo: str, name: str, commit: str) -> Any:
 
 
 def _weights(info: "ModelInfo", allow_pickle: bool) -> tuple[list[Tensor], int]:
-    """The tensors of the weight files that transformers would load, by range requests, and the files' size."""
+    """Read the tensors of the weight files that transformers would load, by range requests, and the files' size."""
     sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}
     if WEIGHTS in sizes:
         files = [WEIGHTS]

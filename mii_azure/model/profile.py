@@ -16,11 +16,11 @@ _NO_LIMIT = 1_000_000
 
 
 class Profile(BaseModel):
-    """What is known of a model before any weight is loaded."""
+    """Known facts of a model before any weight is loaded."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: str  # what the user typed: a folder, a hub id, an azureml: reference
+    model: str  # as the user typed it: a folder, a hub id, an azureml: reference
     revision: str | None  # hub commit, 40 hex digits
     architecture: str  # first entry of config.json's "architectures", e.g. "BertForQuestionAnswering"
     family: str  # config.json's "model_type", e.g. "bert"
@@ -28,26 +28,26 @@ class Profile(BaseModel):
     parameters: int
     weight_bytes: int  # of the weight files
     dtype: str  # as stored: float32, float16, bfloat16
-    layers: int  # encoder and decoder together; of a UNet its residual and attention blocks
+    layers: int  # encoder and decoder together; for a UNet its residual and attention blocks
     hidden_size: int
     heads: int
     kv_heads: int
     head_dim: int
     vocab_size: int
     context_length: int  # tokens
-    image_size: int = 0  # pixels each way of what the model was trained to draw; 0 where it draws nothing
+    image_size: int = 0  # width and height in pixels of the model's training images; 0 if it makes no images
     kv_bytes_per_token: int  # at the stored dtype; 0 for encoders
-    shipped: str = ""  # "int8" where the weight files hold products so
-    source: Source  # where the facts come from
+    shipped: str = ""  # "int8" if the weight files hold products in that form
+    source: Source  # origin of the facts
 
     @property
     def known(self) -> bool:
-        """Whether there are facts at all; an azureml: reference is not opened."""
+        """True if there are facts at all; an azureml: reference is not opened."""
         return self.source != "reference"
 
 
 def profile(model: Model) -> Profile:
-    """Describe a resolved model; raise ConfigMissing where config.json lacks a fact that planning needs."""
+    """Describe a resolved model; raise ConfigMissing if config.json lacks a fact that planning needs."""
     config = model.config
     family = find_family(config)
     if model.source == "reference":
@@ -83,7 +83,7 @@ def profile(model: Model) -> Profile:
 
 
 def _unknown(model: Model) -> Profile:
-    """The profile of an azureml: reference: a name and no facts."""
+    """Profile of an azureml: reference: a name and no facts."""
     text = {"architecture": "", "family": "", "kind": "encoder", "dtype": "float32"}
     numbers = dict.fromkeys(("parameters", "weight_bytes", "layers", "hidden_size", "heads", "kv_heads", "head_dim"), 0)
     more = dict.fromkeys(("vocab_size", "context_length", "kv_bytes_per_token"), 0)
@@ -101,7 +101,7 @@ def _required(config: dict[str, Any], family: Family, name: str) -> int:
 
 
 def _layers(config: dict[str, Any], family: Family) -> tuple[int, int]:
-    """Layers in all, and layers that keep keys and values."""
+    """Number of all layers, and of layers that keep keys and values."""
     if family.kind != "encoder-decoder":
         layers = _required(config, family, "layers")
         return layers, layers
@@ -113,7 +113,7 @@ def _layers(config: dict[str, Any], family: Family) -> tuple[int, int]:
 
 
 def _context_length(model: Model, family: Family) -> int:
-    """Tokens that one request may have: the position table's length, or less where the tokenizer says so."""
+    """Maximum tokens of one request: the position table's length, or less if the tokenizer says so."""
     positions = fact(model.config, family, "context_length")
     if positions is not None:
         positions -= family.context_offset
@@ -125,12 +125,12 @@ def _context_length(model: Model, family: Family) -> int:
 
 
 def supported_tasks(profile: Profile) -> list[str]:
-    """The names of the tasks that the model's architecture can do."""
+    """Names of the tasks that the model's architecture can do."""
     return [name for name, task in all_tasks().items() if task.accepts(profile.architecture, profile.kind)]
 
 
 def task_check(profile: Profile, task: TaskFacts) -> None:
-    """Raise TaskUnsupported, with the tasks it can do, where the model's architecture cannot do the task."""
+    """Raise TaskUnsupported, with the tasks it can do, if the model's architecture cannot do the task."""
     if not profile.known:
         return
     if not profile.architecture:
@@ -144,9 +144,9 @@ def task_check(profile: Profile, task: TaskFacts) -> None:
 
 
 def task_options(model: Model, task: TaskFacts) -> Options:
-    """The task's options for this model: its defaults, or what sentence-transformers' files say.
+    """Options of the task for this model: its defaults, or those in sentence-transformers' files.
 
-    Raises TaskUnsupported where the model lacks what the task needs: a chat template, a pooling that is served.
+    Raises TaskUnsupported if the model lacks a chat template or a supported pooling that the task needs.
     """
     if task.name == "conversational" and model.source in ("folder", "hub"):
         _check_chat_template(model)
@@ -176,7 +176,7 @@ def _sentence_options(model: Model) -> Options:
     pooling = model.settings.get("1_Pooling/config.json") or {"pooling_mode_mean_tokens": True}
     names = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens", "max": "pooling_mode_max_tokens"}
     modes = [key for key, value in pooling.items() if key.startswith("pooling_mode_") and value is True]
-    if isinstance(pooling.get("pooling_mode"), str):  # how newer versions write it
+    if isinstance(pooling.get("pooling_mode"), str):  # the form of newer versions
         modes = [names.get(pooling["pooling_mode"], pooling["pooling_mode"])]
     chosen = [name for name, key in names.items() if key in modes]
     if len(modes) != 1 or len(chosen) != 1:

@@ -1,4 +1,4 @@
-"""Which stored tensors are weights of products, by name and shape: what quantising makes int8, told without weights."""
+"""Stored tensors that quantising makes int8: weights of products, recognised by name and shape alone."""
 
 import re
 from collections.abc import Iterable
@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from mii_azure.model.safetensors import FLOAT_NAMES, Tensor
 from scoring.quantization.layout import PACKED, SCALE, SHAPE, WEIGHT
 
-LEFT_OUT = "Leave out --quantise."  # the remedy where there is nothing to quantise
+LEFT_OUT = "Leave out --quantise."  # the remedy if there is nothing to quantise
 _TABLES = re.compile(
     r"(^|\.)(\w*_embeddings|embed_(tokens|positions|in)|wte|wpe|shared|relative_attention_bias)\.weight$"
 )
-# Outputs over the vocabulary, which are products of their own only where they are not the table of inputs again.
+# Outputs over the vocabulary, which are separate products only if they are not tied to the input table.
 _OUTPUTS = re.compile(r"(^|\.)(lm_head|embed_out)\.weight$")
-# Heads of encoders: small, and the last to lose anything.
+# Heads of encoders: small, and the last to lose accuracy.
 _HEADS = re.compile(
     r"(^|\.)(cls|classifier|classification_head|pre_classifier|qa_outputs|score|(lm_)?predictions|lm_head\.\w+"
     r"|generator_\w+|discriminator_\w+|vocab_\w+)\."
@@ -20,7 +20,7 @@ _HEADS = re.compile(
 
 
 def is_product(tensor: Tensor, tied: bool) -> bool:
-    """Whether a stored tensor is the weight [N, K] of a product in the model's body, or its own output matrix."""
+    """True if a stored tensor is the weight [N, K] of a product in the model's body, or its own output matrix."""
     if len(tensor.shape) != 2 or tensor.dtype not in FLOAT_NAMES or not tensor.name.endswith(".weight"):
         return False
     if _TABLES.search(tensor.name) or _HEADS.search(tensor.name):
@@ -29,18 +29,18 @@ def is_product(tensor: Tensor, tied: bool) -> bool:
 
 
 def int8_bytes(tensors: Iterable[Tensor], file_bytes: int, tied: bool) -> int:
-    """Bytes of the weight files once the products are int8, as `compressed_tensors` lays them out; 0 without any."""
+    """Bytes of the weight files with int8 products, as `compressed_tensors` lays them out; 0 without any."""
     found = [tensor for tensor in tensors if is_product(tensor, tied)]
     return file_bytes - sum(tensor.bytes - _bytes(*tensor.shape) for tensor in found) if found else 0
 
 
 def _bytes(rows: int, columns: int) -> int:
-    """Four numbers to each 32-bit word of a row, one scale a row, two 64-bit integers."""
+    """Bytes of an int8 product: four numbers per 32-bit word of a row, one scale per row, two 64-bit integers."""
     return rows * -(-columns // 4) * 4 + 4 * rows + 16
 
 
 def unpacked(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """The tensors of int8 files as they were before; a row's columns rounded up to four, as the header tells them."""
+    """Tensors of int8 files as they were before; a row's columns rounded up to four, as the header states them."""
     found = []
     for tensor in tensors:
         if tensor.name.endswith(PACKED):

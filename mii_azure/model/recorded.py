@@ -1,4 +1,4 @@
-"""The models that DeepSpeed-MII was announced with, and facts of them recorded by hand, for planning without a hub."""
+"""Models that DeepSpeed-MII was announced with, and facts of them recorded by hand, for planning without a hub."""
 
 from functools import cache
 from typing import Any
@@ -11,11 +11,11 @@ from mii_azure.model.safetensors import DTYPE_BYTES, Weights
 
 
 class SeedModel(BaseModel):
-    """One recorded model; `config` has config.json's own keys."""
+    """Recorded model; `config` has config.json's own keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    alias: str  # the announcement's own, e.g. "bert-q&a-m1"; "" where it has none
+    alias: str  # as in the announcement, e.g. "bert-q&a-m1"; "" if it has none
     id: str  # on the hub
     task: str
     parameters: int
@@ -23,7 +23,7 @@ class SeedModel(BaseModel):
     config: dict[str, Any]
 
     def model(self) -> Model:
-        """The model as `resolving.resolve` returns it, with facts instead of files."""
+        """Model as `resolving.resolve` returns it, with facts instead of files."""
         weights = Weights(self.parameters, self.parameters * DTYPE_BYTES[self.dtype], self.dtype)
         return Model(self.id, "recorded", self.config, weights)
 
@@ -50,10 +50,10 @@ def all_models() -> tuple[SeedModel, ...]:
 
 
 def find(name: str) -> SeedModel | None:
-    """The recorded model of that hub id, or None."""
+    """Find the recorded model of that hub id, or None."""
     return next((model for model in all_models() if name == model.id), None)
 
 
 def names() -> list[str]:
-    """The hub ids, for nearest-name hints."""
+    """Hub ids, for nearest-name hints."""
     return [model.id for model in all_models()]

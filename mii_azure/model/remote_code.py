@@ -1,4 +1,4 @@
-"""A model's own Python code: refused, unless asked for by a flag and pinned to a commit."""
+"""Python code shipped with a model: refused, unless requested by a flag and pinned to a commit."""
 
 import re
 from collections.abc import Mapping
@@ -16,15 +16,15 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def needs_code(config: Mapping[str, Any]) -> bool:
-    """Whether only code of the model's author can load it: config.json names it, and transformers has none."""
+    """True if only its author's code can load it: config.json names such code, and transformers has none."""
     return bool(config.get("auto_map")) and not _in_transformers(str(config.get("model_type", "")))
 
 
 def check_remote_code(model: Model, revision: str | None, trust: bool) -> None:
     """Raise RemoteCodeRefused unless the model loads without code of its own, or `trust` and its commit allow that.
 
-    A folder is pinned by its files' hashes in the manifest; a hub model only by a `revision` of 40 hex digits. Code is
-    named by any JSON file of the model, and refused where it is not the model's own.
+    A folder is pinned by its files' hashes in the manifest; a hub model only by a `revision` of 40 hex digits. Any JSON
+    file of the model may name code, which is refused if it is not the model's own.
     """
     if not trust:
         if needs_code(model.config):
@@ -44,19 +44,19 @@ def check_remote_code(model: Model, revision: str | None, trust: bool) -> None:
             f"Pass --revision {model.revision}." if model.revision else "Pass --revision with its 40 hex digits.",
         )
     elsewhere = [name for name in _references(model) if own_code.FOREIGN in name]
-    if elsewhere:  # of a hub model's files that planning reads; generation looks at all of them
+    if elsewhere:  # among a hub model's files that planning reads; generation checks all of them
         other = elsewhere[0].partition(own_code.FOREIGN)[0]
         raise RemoteCodeRefused(f"auto_map takes code from another repository: {other}.", _COPY)
 
 
 def refuse_foreign_code(folder: Path) -> None:
-    """Raise RemoteCodeRefused where a JSON file of the model names code that does not lie in its folder."""
+    """Raise RemoteCodeRefused if a JSON file of the model names code outside its folder."""
     if fault := own_code.fault_of(folder):
         raise RemoteCodeRefused(fault, _COPY)
 
 
 def _in_transformers(model_type: str) -> bool:
-    """Whether the installed transformers has a module for the type; it is not imported."""
+    """True if the installed transformers has a module for the type; it is not imported."""
     spec = find_spec("transformers")
     name = model_type.replace("-", "_")
     return bool(spec and spec.origin and name and (Path(spec.origin).parent / "models" / name).is_dir())

@@ -1,4 +1,4 @@
-"""A resolved model, and the names and kinds of its files: what every source of models shares."""
+"""Resolved model, and the names and kinds of its files: shared by every source of models."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +16,9 @@ Source = Literal["folder", "hub", "recorded", "reference"]
 
 @dataclass(frozen=True)
 class Model:
-    """A resolved model: its settings and what its weight files add up to."""
+    """Resolved model: its settings and the sums over its weight files."""
 
-    name: str  # what the user typed, or the hub id that it stands for
+    name: str  # as the user typed it, or the hub id that it stands for
     source: Source
     config: dict[str, Any]
     weights: Weights
@@ -28,14 +28,14 @@ class Model:
 
 
 def is_pickle(name: str) -> bool:
-    """Whether a file of that name holds pickled weights (and not, say, a Trainer's arguments)."""
+    """True if a file of that name holds pickled weights (and not, say, a Trainer's arguments)."""
     return name.endswith(PICKLES) and not name.startswith(("training_args", "optimizer", "scheduler", "rng_state"))
 
 
 def read_settings(path: Path) -> Any:
-    """Parse a small JSON file (or return another's text).
+    """Parse a small JSON file (or return the text of any other).
 
-    Raises ConfigMissing, or WeightsCorrupt for an index, where it cannot be read or is no object; modules.json may be a
+    Raises ConfigMissing, or WeightsCorrupt for an index, if it cannot be read or is no object; modules.json may be a
     list.
     """
     if path.suffix != ".json":

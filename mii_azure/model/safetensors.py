@@ -1,4 +1,4 @@
-"""Safetensors headers: what a weight file holds, and whether it is whole, without reading a weight."""
+"""Safetensors headers: the tensors of a weight file, and its completeness, without reading a weight."""
 
 import math
 import re
@@ -19,10 +19,10 @@ FLOAT_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bf
 DTYPE_BYTES = {name: ITEM_BYTES[short] for short, name in FLOAT_NAMES.items()}
 # The limit of the safetensors library itself.
 MAX_HEADER_BYTES = 100_000_000
-_MAX_ELEMENTS, _MAX_DIMENSIONS = 2**63 - 1, 64  # torch and numpy have no more
+_MAX_ELEMENTS, _MAX_DIMENSIONS = 2**63 - 1, 64  # torch and numpy allow no more
 LFS_POINTER = b"version https://git-lfs"
 
-# Tensors that checkpoints carry but that are no parameters, and matrices that may be stored twice.
+# Tensors in checkpoints that are no parameters, and matrices that may be stored twice.
 _BUFFERS = re.compile(r"(position_ids|token_type_ids|masked_bias|inv_freq|final_logits_bias)$")
 _OUTPUTS = re.compile(
     r"(lm_head\.weight|lm_head\.decoder\.weight|predictions\.decoder\.weight|vocab_projector\.weight)$"
@@ -47,16 +47,16 @@ class Tensor(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """What the headers of a model's weight files add up to."""
+    """Sums over the headers of a model's weight files."""
 
     parameters: int  # tied matrices once, buffers not at all
     bytes: int  # on disk
-    dtype: str  # of most bytes, e.g. "float32"; "" when they are not floating point
-    int8_bytes: int = 0  # on disk, once the products are int8; 0 where nothing is known of them
+    dtype: str  # the one with most bytes, e.g. "float32"; "" if not floating point
+    int8_bytes: int = 0  # on disk, once the products are int8; 0 if nothing is known of them
 
 
 def read_header(path: Path) -> list[Tensor]:
-    """Return the tensors of a safetensors file, having checked that the file is as long as its header says.
+    """Read the tensors of a safetensors file, after checking that the file is as long as its header says.
 
     Raises WeightsMissing for a Git LFS pointer and WeightsCorrupt for a file that is cut short or malformed.
     """
@@ -87,7 +87,7 @@ def _corrupt(path: Path, what: str) -> WeightsCorrupt:
 
 
 def _parse(header: dict[str, Any]) -> tuple[list[Tensor], int]:
-    """Return the tensors of a header in file order and the bytes they take together; raise ValueError or TypeError."""
+    """Parse the tensors of a header in file order and their total bytes; raise ValueError or TypeError."""
     for key, value in typed(header.pop("__metadata__", {}), dict, "__metadata__").items():
         typed(value, str, f"__metadata__.{key}")
     entries = sorted((_span(name, fields), checked(name, fields)) for name, fields in header.items())
@@ -102,7 +102,7 @@ def _parse(header: dict[str, Any]) -> tuple[list[Tensor], int]:
 
 
 def checked(name: str, fields: Any) -> Tensor:
-    """The tensor that an entry of a header describes; raises ValueError or TypeError with the tensor's name."""
+    """Parse a tensor from a header's entry; raises ValueError or TypeError with the tensor's name."""
     told = typed(fields, dict, name)
     dtype = typed(told.get("dtype"), str, f"dtype of {name}")
     if dtype not in _ITEM_BITS:
@@ -115,7 +115,7 @@ def checked(name: str, fields: Any) -> Tensor:
 
 
 def _span(name: str, fields: Any) -> tuple[int, int]:
-    """Where a tensor's bytes begin and end."""
+    """Begin and end offsets of a tensor's bytes."""
     offsets = typed(typed(fields, dict, name).get("data_offsets"), list, f"data_offsets of {name}")
     whole = [typed(each, int, f"data_offsets of {name}") for each in offsets]
     if len(whole) != 2 or not 0 <= whole[0] <= whole[1]:
@@ -124,7 +124,7 @@ def _span(name: str, fields: Any) -> tuple[int, int]:
 
 
 def count(tensors: Iterable[Tensor], file_bytes: int, tied: bool) -> Weights:
-    """Add up headers: parameters with tied matrices once (`tied`: output embeddings are the input ones)."""
+    """Sum up headers: parameters with tied matrices once (`tied`: output embeddings are the input ones)."""
     tensors = [tensor for tensor in tensors if not _is_buffer(tensor)]
     by_type: dict[str, int] = {}
     for tensor in tensors:
@@ -137,14 +137,14 @@ def count(tensors: Iterable[Tensor], file_bytes: int, tied: bool) -> Weights:
 
 
 def _is_buffer(tensor: Tensor) -> bool:
-    """Whether a stored tensor is recomputed at load: position ids, causal masks of GPT-2, GPT-J, GPT-Neo, GPT-NeoX."""
+    """True if a stored tensor is recomputed at load: position ids, causal masks of GPT-2, GPT-J, GPT-Neo, GPT-NeoX."""
     if _BUFFERS.search(tensor.name):
         return True
     return len(tensor.shape) == 4 and tensor.shape[:2] == (1, 1) and tensor.name.endswith("bias")
 
 
 def _is_copy(tensor: Tensor, embedding_shapes: set[tuple[int, ...]], shared: bool) -> bool:
-    """Whether a stored tensor is the second copy of a tied one."""
+    """True if a stored tensor is the second copy of a tied one."""
     if shared and _SHARED_INPUTS.search(tensor.name):
         return True
     if _OUTPUT_BIASES.search(tensor.name):

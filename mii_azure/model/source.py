@@ -1,4 +1,4 @@
-"""Where a model comes from: a local folder, a Hugging Face hub id, or an azureml: reference."""
+"""Sources of a model: a local folder, a Hugging Face hub id, or an azureml: reference."""
 
 import os
 import re
@@ -23,13 +23,13 @@ HUB_ID = re.compile(r"^(?:[\w][\w.-]{0,95}/)?[\w][\w.-]{0,95}$", re.ASCII)
 
 
 def resolve(model: str, revision: str | None = None, allow_pickle: bool = False) -> Model:
-    """Find a model and read what planning needs.
+    """Find a model and read the facts that planning needs.
 
     Raises UnknownModel, ConfigMissing, WeightsMissing, WeightsCorrupt, PickleRefused, OutsideFolder or NotAvailable.
     """
     if model.startswith("azureml:"):
         return _reference(model)
-    # os.path answers False, not an error, for what can be no path at all.
+    # os.path returns False, not an error, for text that cannot be a path.
     path = Path(os.path.expanduser(model))  # noqa: PTH111
     if model and os.path.isdir(path):  # noqa: PTH112
         try:
@@ -52,7 +52,7 @@ def _with_plain_names(model: Model) -> Model:
 
 
 def names_files(reference: str) -> bool:
-    """Whether an azureml: reference is a place that holds files, and not yet a model that a deployment can name."""
+    """True if an azureml: reference is a location of files, and not yet a model that a deployment can name."""
     return bool(_FILES.match(reference))
 
 
@@ -71,7 +71,7 @@ def _looks_like_path(model: str) -> bool:
 
 
 def _near_folder(path: Path) -> str:
-    """The folder beside the missing one whose name is nearest, or an empty string."""
+    """Folder beside the missing one whose name is nearest, or an empty string."""
     if not os.path.isdir(path.parent):  # noqa: PTH112
         return ""
     names = [child.name for child in path.parent.iterdir() if child.is_dir() and not child.name.startswith(".")]

@@ -1,1 +1,1 @@
-"""The verbs over live endpoints: deploy, rollout, status, logs, invoke and delete."""
+"""Verbs on live endpoints: deploy, rollout, status, logs, invoke and delete."""

@@ -1,4 +1,4 @@
-"""The verb deploy: environment, model, endpoint, deployment in a slot, smoke request, traffic; safe to run again."""
+"""Verb deploy: environment, model, endpoint, deployment in a slot, smoke request, traffic; safe to run again."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ def silent(text: str) -> None:
 
 @dataclass(frozen=True)
 class AzureDeployment:
-    """A deployment in a slot of an endpoint, answering; of a batch endpoint, the default's traffic is told as 100."""
+    """Deployment in a slot of an endpoint, answering; for a batch endpoint, the default's traffic is given as 100."""
 
     endpoint: str
     slot: str
@@ -36,10 +36,10 @@ class AzureDeployment:
 def deploy(
     bundle: Path | str, client: Any, slot: str = "blue", traffic: int | None = None, say: Say = silent
 ) -> AzureDeployment:
-    """Bring a bundle into a slot of its endpoint and return how it answered.
+    """Bring a bundle into a slot of its endpoint and return the result with its answer.
 
     `traffic` is the slot's percentage, the rest stays with the slot that has most; None gives it all if no other slot
-    has any, and none otherwise. Raises BundleError, SpecError, and AzureError with what exists by then.
+    has any, and none otherwise. Raises BundleError, SpecError, and AzureError with the resources that exist by then.
     """
     folder, digest = Path(bundle).expanduser().resolve(), intact(bundle)
     check_slot(slot)
@@ -71,7 +71,7 @@ def deploy(
 
 
 def place(folder: Path, client: Any, slot: str, digest: str, journal: Journal) -> tuple[Any, str, str]:
-    """Everything up to a deployment that is ready in `slot`, without traffic: (deployment, model, environment)."""
+    """Bring up a ready deployment in `slot`, without traffic: (deployment, model, environment)."""
     environment, model = _register(folder, client, journal)
     with journal.step("endpoint"):
         endpoint = endpoints.ensure_endpoint(client, folder, journal.say)
@@ -90,7 +90,7 @@ def _register(folder: Path, client: Any, journal: Journal) -> tuple[str, str | N
 def _deploy_batch(
     folder: Path, client: Any, slot: str, digest: str, traffic: int | None, journal: Journal
 ) -> AzureDeployment:
-    """As `deploy`, less the smoke request: a job would start the cluster."""
+    """Deploy as `deploy` does, without the smoke request: a job would start the cluster."""
     if traffic not in (None, 0, 100):
         raise SpecError("Jobs of a batch endpoint go to one deployment.", "Give --traffic 100, or 0 for none yet.")
     environment, model = _register(folder, client, journal)
@@ -111,7 +111,7 @@ def _deploy_batch(
 
 
 def intact(bundle: Path | str) -> str:
-    """The bundle's hash; raises NotABundle, and BundleEdited when a file is not as generated."""
+    """Hash of the bundle; raises NotABundle, and BundleEdited if a file is not as generated."""
     from mii_azure.bundle.manifest import find_mismatches, load_manifest
 
     folder = Path(bundle).expanduser()
@@ -125,7 +125,7 @@ def intact(bundle: Path | str) -> str:
 
 
 def check_slot(slot: str) -> None:
-    """Raise InvalidName unless Azure keeps the slot's name as it is."""
+    """Raise InvalidName unless Azure keeps the slot's name unchanged."""
     low, high = NAME_LENGTH
     if not (low <= len(slot) <= high and NAME_PATTERN.fullmatch(slot) and slot == slot.lower()):
         raise InvalidName(f"Azure refuses the slot {slot!r}.", f"{low} to {high} small letters, digits and hyphens.")

@@ -1,4 +1,4 @@
-"""What Azure Monitor says of a slot's own traffic, and whether a new slot does worse than the old one."""
+"""Gate on Azure Monitor's metrics of a slot's own traffic: a new slot must not do worse than the old one."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,15 +10,15 @@ _COUNT, _SLOW = "RequestsPerMinute", "RequestLatency_P90"  # metrics of the endp
 
 @dataclass(frozen=True)
 class Allowed:
-    """How much worse than the old slot the new one may do."""
+    """Limits on how much worse the new slot may do than the old one."""
 
-    errors_percent: float = 1.0  # points of its requests
-    slower_percent: float = 50.0  # of the 90th percentile
+    errors_percent: float = 1.0  # percentage points of failed requests
+    slower_percent: float = 50.0  # increase of the 90th percentile
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """One slot's requests in a span of time."""
+    """Metrics of one slot's requests in a period."""
 
     requests: float
     errors_percent: float
@@ -26,7 +26,7 @@ class Numbers:
 
 
 class MetricsGate:
-    """Reads the metrics of an endpoint; raises azure-core's errors, also at the start where it may not."""
+    """Reads the metrics of an endpoint; raises azure-core's errors, also on creation if reading is not permitted."""
 
     def __init__(self, client: Any, endpoint: str, allowed: Allowed) -> None:
         from mii_azure.azure.arm import Arm
@@ -38,11 +38,11 @@ class MetricsGate:
         self.numbers("any")
 
     def restart(self) -> None:
-        """Look from now on only."""
+        """Restart the period now."""
         self.began = datetime.now(UTC)
 
     def numbers(self, slot: str) -> Numbers:
-        """The slot's requests since `began`."""
+        """Metrics of the slot's requests since `began`."""
         counts = self._read(_COUNT, f"deployment eq '{slot}' and statusCodeClass eq '*'")
         by_class = {entry: sum(values) for entry, values in counts.items()}
         total = sum(by_class.values())
@@ -51,11 +51,11 @@ class MetricsGate:
         return Numbers(total, 100 * bad / total if total else 0.0, sum(slow) / len(slow) if slow else None)
 
     def close(self) -> None:
-        """Close its connections."""
+        """Close the connections."""
         self._arm.close()
 
     def _read(self, metric: str, which: str) -> dict[str, list[float]]:
-        """{class of status, "" where there is none: averages of each minute}."""
+        """{status class, "" if there is none: averages of each minute}."""
         span = f"{self.began:%Y-%m-%dT%H:%M:%SZ}/{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
         found = self._arm.get(
             self._path,
@@ -79,7 +79,7 @@ def _class(series: dict[str, Any]) -> str:
 
 
 def worse(new: Numbers, old: Numbers, allowed: Allowed) -> str:
-    """In what the new slot does worse than allowed, in a sentence; empty if in nothing."""
+    """Sentence on where the new slot does worse than allowed; empty if nowhere."""
     if new.errors_percent > old.errors_percent + allowed.errors_percent:
         return (
             f"{new.errors_percent:.1f} % of its requests failed, and {old.errors_percent:.1f} % of the old slot's;"

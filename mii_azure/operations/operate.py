@@ -1,4 +1,4 @@
-"""The verbs status, logs, invoke and delete over endpoints by name."""
+"""Verbs status, logs, invoke and delete on endpoints by name."""
 
 import json
 from typing import Any
@@ -16,7 +16,7 @@ from mii_azure.operations.deploy import silent
 
 
 class SlotStatus(BaseModel):
-    """One deployment of an endpoint."""
+    """Deployment of an endpoint."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -26,11 +26,11 @@ class SlotStatus(BaseModel):
     mirrored: int  # percent
     instance_type: str
     instances: int
-    bundle: str  # the bundle's hash; empty for what we did not deploy
+    bundle: str  # the bundle's hash; empty for other deployments
 
 
 class Status(BaseModel):
-    """An endpoint and its slots."""
+    """Endpoint and its slots."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -42,7 +42,7 @@ class Status(BaseModel):
 
 
 def status(client: Any, endpoint: str) -> Status:
-    """What an endpoint is and serves; raises NotInAzure."""
+    """Status of an endpoint and its slots; raises NotInAzure."""
     with translated():
         found = exists(lambda: client.online_endpoints.get(endpoint))
         if found is None and batch.is_live(client, endpoint):
@@ -62,7 +62,7 @@ def status(client: Any, endpoint: str) -> Status:
 
 
 def _batch_status(client: Any, endpoint: str) -> Status:
-    """Of a batch endpoint: the default deployment takes all jobs."""
+    """Status of a batch endpoint: the default deployment takes all jobs."""
     found = client.batch_endpoints.get(endpoint)
     names = sorted(entry.name for entry in client.batch_deployments.list(endpoint))
     default = batch.default_of(found)
@@ -102,13 +102,13 @@ def _slot(entry: Any, traffic: dict[str, int], mirrored: dict[str, int]) -> Slot
 
 
 def logs(client: Any, endpoint: str, slot: str, lines: int = 200, container: str | None = None) -> str:
-    """The last lines of a slot's container, `inference-server` or `storage-initializer`; raises NotInAzure."""
+    """Last lines of a slot's container, `inference-server` or `storage-initializer`; raises NotInAzure."""
     with translated():
         return str(client.online_deployments.get_logs(slot, endpoint, lines, container_type=container))
 
 
 def invoke(client: Any, endpoint: str, payload: Any, slot: str | None = None) -> Any:
-    """The answer to one request, by traffic or from one slot; raises the error that the model's own reply names."""
+    """Answer to one request, by traffic or from one slot; raises the error that the model's own reply names."""
     live = Live(client, endpoint, slot)
     try:
         reply = live.send(json.dumps(payload, ensure_ascii=False))
@@ -120,7 +120,7 @@ def invoke(client: Any, endpoint: str, payload: Any, slot: str | None = None) ->
 
 
 def delete(client: Any, endpoint: str, slot: str | None = None, say: Say = silent) -> None:
-    """Delete a slot, taking its traffic away first, or the endpoint with all of its slots; raises NotInAzure."""
+    """Delete a slot, after removing its traffic, or the endpoint with all of its slots; raises NotInAzure."""
     with translated():
         if batch.is_live(client, endpoint) and exists(lambda: client.online_endpoints.get(endpoint)) is None:
             operations = client.batch_deployments if slot else client.batch_endpoints

@@ -1,4 +1,4 @@
-"""The verb rollout: the new bundle beside the old one, gate by gate; a gate that fails sends the traffic back."""
+"""Verb rollout: the new bundle beside the old one, gate by gate; a failed gate restores the traffic."""
 
 import time
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ SLOTS = ("blue", "green")
 
 @dataclass(frozen=True)
 class Rollout:
-    """What a rollout did."""
+    """Result of a rollout."""
 
     endpoint: str
     slot: str
@@ -44,11 +44,11 @@ def rollout(
     watch: Allowed | None = None,
     say: Say = silent,
 ) -> Rollout:
-    """Replace what an endpoint serves by this bundle: 0 %, smoke, parity, mirror, then `shares`; remove the old slot.
+    """Replace the bundle that an endpoint serves: 0 %, smoke, parity, mirror, then `shares`; remove the old slot.
 
-    Each stage is held for `hold_s` seconds while the new slot is asked; with `watch`, its numbers in Azure Monitor must
-    also be no worse than the old slot's by more than that. Runs on from where an interrupted one stopped.
-    Raises RolloutFailed naming the gate, once the traffic is back where it was.
+    Each stage lasts `hold_s` seconds while the new slot is sent requests; with `watch`, its Azure Monitor metrics must
+    also be no worse than the old slot's by more than that. Resumes where an interrupted rollout stopped.
+    Raises RolloutFailed naming the gate, once the traffic is restored.
     """
     folder, digest = Path(bundle).expanduser().resolve(), intact(bundle)
     if batch.is_batch(folder):
@@ -68,7 +68,7 @@ def rollout(
 
 
 class _Run:
-    """One rollout from `old` to `new`."""
+    """Rollout in progress, from `old` to `new`."""
 
     def __init__(
         self, client: Any, folder: Path, name: str, old: str, new: str, hold_s: float, journal: Journal
@@ -80,7 +80,7 @@ class _Run:
 
     @contextmanager
     def watching(self, allowed: Allowed | None) -> Iterator[None]:
-        """Within, gates also read Azure Monitor; that it may be read is known before anything is begun."""
+        """Let gates inside the block also read Azure Monitor; permission to read is checked before anything starts."""
         if allowed:
             with self.journal.step("reading Azure Monitor"):
                 self.watch = MetricsGate(self.client, self.name, allowed)
@@ -91,7 +91,7 @@ class _Run:
                 self.watch.close()
 
     def settle(self, keep_old: bool) -> None:
-        """Once the new slot has all traffic: its autoscale rules, and the end of the old slot."""
+        """Finish once the new slot has all traffic: apply its autoscale rules, and remove the old slot."""
         if (self.folder / FILE).is_file():
             with self.journal.step("autoscale"):
                 ensure_autoscale(self.client, self.folder, self.name, self.new)
@@ -102,7 +102,7 @@ class _Run:
                 wait(poller, self.journal.say, f"deployment {self.old}")
 
     def go(self, digest: str, shares: tuple[int, ...], parity: bool) -> None:
-        """Every gate in order."""
+        """Run every gate in order."""
         endpoint = self.client.online_endpoints.get(self.name)
         share = endpoints.nonzero(endpoint.traffic).get(self.new, 0)
         with self._gate("deployment"):
@@ -112,13 +112,13 @@ class _Run:
         if parity:
             with self._gate("parity"):
                 self._parity()
-        if not share and not getattr(endpoint, "compute", None):  # Kubernetes endpoints mirror nothing
+        if not share and not getattr(endpoint, "compute", None):  # Kubernetes endpoints do not support mirroring
             with self._gate("mirror"):
                 self._set({self.old: 100}, {self.new: MIRROR_PERCENT})
                 self._hold()
         for step in shares:
             if step < share:
-                continue  # an interrupted run was past it
+                continue  # an interrupted run had passed it
             with self._gate(f"{step} %"):
                 self._set({self.old: 100 - step, self.new: step}, {})
                 self._hold()
@@ -143,7 +143,7 @@ class _Run:
         try:
             self._set({self.old: 100}, {})
             where = f"All traffic is with {self.old} again; {self.new} is kept at 0 % for its log."
-        except Exception as second:  # the first reason is the one to tell, whatever else went wrong
+        except Exception as second:  # report the first reason, whatever else went wrong
             told = translate(second).message if isinstance(second, exceptions.AzureError) else str(second)
             where = f"ROLLING BACK FAILED TOO ({told}): give {self.old} 100 % by hand."
         return RolloutFailed(
@@ -164,7 +164,7 @@ class _Run:
             live.close()
 
     def _compare(self, watch: MetricsGate) -> None:
-        """Azure Monitor is minutes behind: numbers of a stage that are not there yet judge nothing."""
+        """Compare the slots' metrics; Azure Monitor lags by minutes, and a stage without metrics yet is not judged."""
         new, old = watch.numbers(self.new), watch.numbers(self.old)
         if not new.requests:
             self.journal.say(f"Azure Monitor knows of no requests to {self.new} yet; a longer --hold lets it judge")
@@ -172,7 +172,7 @@ class _Run:
             raise RolloutFailed(f"{self.new} does worse than {self.old}: {reason}")
 
     def _hold(self) -> None:
-        """Ask the new slot by its header, and the endpoint by its traffic, until the stage has lasted."""
+        """Send requests to the new slot by its header, and to the endpoint by its traffic, for the whole stage."""
         if self.watch:
             self.watch.restart()
         until = time.monotonic() + self.hold_s
@@ -206,7 +206,7 @@ def _endpoint_name(folder: Path) -> str:
 
 
 def _slots(client: Any, name: str, digest: str) -> tuple[str | None, str]:
-    """The slot to replace, None on a first deployment, and the slot to fill."""
+    """Slot to replace, None on a first deployment, and slot to fill."""
     from mii_azure.azure.assets import exists
 
     endpoint = exists(lambda: client.online_endpoints.get(name))
@@ -223,7 +223,7 @@ def _slots(client: Any, name: str, digest: str) -> tuple[str | None, str]:
 
 
 def _leftover(client: Any, name: str, live: str, digest: str) -> tuple[str | None, str]:
-    """Where the bundle has all traffic: the old slot that an interrupted run did not come to remove, if any."""
+    """Slots once the bundle has all traffic: the old slot that an interrupted run left, if any, and the live one."""
     others = [
         entry.name for entry in client.online_deployments.list(name) if entry.name in SLOTS and entry.name != live
     ]

@@ -1,4 +1,4 @@
-"""What has been done so far, so that a failure or Ctrl-C can say what exists and how to go on."""
+"""Journal of completed steps, so that a failure or Ctrl-C can report what exists and how to continue."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from mii_azure.errors import AzureError, Interrupted
 
 
 class Journal:
-    """The steps of one command; whatever ends a step early is raised with the account of all of them."""
+    """Steps of one command; an error that ends a step early is raised with an account of all of them."""
 
     def __init__(self, say: Say, again: str) -> None:
         self.say = say
@@ -18,13 +18,13 @@ class Journal:
 
     @contextmanager
     def step(self, what: str) -> Iterator[None]:
-        """Say and run one step. Raises AzureError and Interrupted with what exists by then."""
+        """Announce and run one step. Raises AzureError and Interrupted with what exists by then."""
         self.say(what)
         try:
             with translated():
                 yield
         except AzureError as error:
-            if self._again not in error.hint:  # an inner step may have told it
+            if self._again not in error.hint:  # an inner step may have said so
                 error.hint = f"{error.hint} {self.account(what)}".strip()
             raise
         except KeyboardInterrupt:
@@ -34,6 +34,6 @@ class Journal:
         self.done.append(what)
 
     def account(self, at: str) -> str:
-        """What exists and how to go on, in one sentence each."""
+        """Account of what exists and how to continue, in one sentence each."""
         exists = f"Done before: {', '.join(self.done)}." if self.done else "Nothing was created before."
         return f"{exists} {self._again} goes on from: {at}."

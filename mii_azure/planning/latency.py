@@ -1,4 +1,4 @@
-"""How long things take: starting, answering; and the probes and timeouts that follow."""
+"""Predicted times of starting and answering, and the probes and timeouts derived from them."""
 
 import math
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from mii_azure.platform import limits
 
 
 class Probe(BaseModel):
-    """An Azure ML probe; seconds and counts."""
+    """Azure ML probe; seconds and counts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -23,7 +23,7 @@ class Probe(BaseModel):
 
 
 class Start(NamedTuple):
-    """The predicted start and the probes that allow for it."""
+    """Predicted start and the probes that allow for it."""
 
     seconds: int
     liveness: Probe
@@ -31,10 +31,10 @@ class Start(NamedTuple):
 
 
 def start(weight_bytes: int, device: str) -> Start:
-    """Predict the start from the weights' size, and cut the probes so that three times as long is no failure.
+    """Predict the start from the weights' size, and set the probes so that three times as long is no failure.
 
-    The inference server answers nothing until the model is loaded, so liveness must wait for it; readiness asks early
-    and often, which costs nothing and finds a fast start fast.
+    The inference server answers nothing until the model is loaded, so liveness must wait for it; readiness probes start
+    early and are frequent, which costs nothing and detects a fast start quickly.
     """
     seconds = math.ceil(limits.START_S[device] + weight_bytes / limits.LOAD_BYTES_PER_S)
     delay = math.ceil(seconds / limits.PROBE_PERIOD_S) * limits.PROBE_PERIOD_S
@@ -56,7 +56,7 @@ def _probe(initial_delay: int, failures: int) -> Probe:
 
 
 def batch_seconds(work: Work, placed: Fit) -> float:
-    """Seconds for one full batch: floor over the efficiency counted on, and for generation the answer's tokens."""
+    """Seconds for one full batch: the floor over the assumed efficiency, and for generation the answer's tokens."""
     if work.profile.kind == "diffusion":
         return _drawing_seconds(work, placed)
     length = min(work.profile.context_length, placed.tokens)
@@ -67,7 +67,7 @@ def batch_seconds(work: Work, placed: Fit) -> float:
 
 
 def _drawing_seconds(work: Work, placed: Fit) -> float:
-    """Seconds for a batch of images: the UNet twice a step, once with the prompt, and the VAE once."""
+    """Seconds for a batch of images: the UNet twice a step, with and without the prompt, and the VAE once."""
     (peak, bandwidth), efficiency = _ceilings(placed), limits.EFFICIENCY[device_of(placed.sku)]
     one_pass = 2.0 * work.profile.parameters * limits.LATENT_SHARE * placed.tokens
     step = roofline.forward_floor(placed.memory.weights, 2 * one_pass, bandwidth, peak) / efficiency
@@ -76,7 +76,7 @@ def _drawing_seconds(work: Work, placed: Fit) -> float:
 
 
 def prefill_seconds(work: Work, placed: Fit, tokens: int, length: int) -> float:
-    """Seconds for a forward over `tokens` tokens in sequences of `length`."""
+    """Seconds for a forward pass over `tokens` tokens in sequences of `length`."""
     profile, (peak, bandwidth) = work.profile, _ceilings(placed)
     work_flops = roofline.flops(_matmul(work), profile.layers, profile.hidden_size, tokens, length)
     floor = roofline.forward_floor(placed.memory.weights, work_flops / placed.gpus, bandwidth, peak)
@@ -92,7 +92,7 @@ def step_seconds(work: Work, placed: Fit, kv_bytes: int, rows: int = 1) -> float
 
 
 def _ceilings(placed: Fit) -> tuple[float, float]:
-    """FLOP and bytes per second that the instance's device can do, at most."""
+    """Peak FLOP and bytes per second of the instance's device."""
     sku = placed.sku
     if sku.gpu:
         peak = (sku.gpu.single_tflops if placed.dtype == "float32" else sku.gpu.half_tflops) * 1e12
@@ -111,7 +111,7 @@ def _overhead(work: Work, placed: Fit) -> float:
 
 
 def request_timeout_ms(seconds: float) -> int:
-    """Three batches (two admitted before it, and its own) and five seconds, between 30 s and Azure's 180 s."""
+    """Timeout of three batches (two admitted before, and its own) and five seconds, within 30 s and Azure's 180 s."""
     wanted = math.ceil(3 * seconds + 5) * 1000
     return min(max(wanted, limits.MIN_TIMEOUT_MS), limits.MAX_REQUEST_TIMEOUT_MS)
 

@@ -1,4 +1,4 @@
-"""Whether a model fits an instance type, in which precision, and which instance type to take."""
+"""Memory fit of a model on an instance type, the precision, and the choice of an instance type."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from scoring.passes.tensor_parallel import DEGREES
 
 
 class Memory(BaseModel):
-    """Memory budget in bytes on the device that holds the weights (each of them, when they are sliced)."""
+    """Memory budget in bytes on the device that holds the weights (on each one, if they are sliced)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -34,7 +34,7 @@ class Memory(BaseModel):
 
 
 class Work(NamedTuple):
-    """What is to be placed: a model, its family, and the task it is for."""
+    """Workload to place: a model, its family, and its task."""
 
     profile: Profile
     family: Family
@@ -42,7 +42,7 @@ class Work(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """How a model sits on an instance type; `problem` is empty where it fits."""
+    """Placement of a model on an instance type; `problem` is empty if it fits."""
 
     sku: Sku
     dtype: str
@@ -50,7 +50,7 @@ class Fit(NamedTuple):
     tokens: int  # in one batch, padded
     slots: int  # sequences that a decoder advances at once, each of full length; 0: it runs batches
     memory: Memory
-    gpus: int  # that share one copy of the weights; 1 on CPU
+    gpus: int  # GPUs that share one copy of the weights; 1 on CPU
     problem: str
 
 
@@ -59,7 +59,7 @@ def device_of(sku: Sku) -> str:
 
 
 def choose_dtype(work: Work, sku: Sku, wanted: str) -> tuple[str, str]:
-    """Return the precision to serve in and the reason; raise NotAvailable for one that the hardware lacks."""
+    """Choose the precision to serve in, with the reason; raise NotAvailable for one that the hardware lacks."""
     if sku.gpu is None:
         return _cpu_dtype(wanted)
     modern = sku.gpu.compute_capability >= limits.BF16_COMPUTE_CAPABILITY
@@ -96,7 +96,7 @@ def _cpu_dtype(wanted: str) -> tuple[str, str]:
 def fit(work: Work, sku: Sku, wanted: str = "auto", gpus: int = 1, headroom: float = 1.0, held: float = 1.0) -> Fit:
     """Budget memory and disk of one instance for the largest batch that fits; see `Fit.problem`.
 
-    `gpus` share the weights; of their share a GPU holds the part `held` at a time.
+    `gpus` share the weights; each GPU holds the fraction `held` of its share at a time.
     """
     dtype, reason = choose_dtype(work, sku, wanted)
     available = _available(sku)
@@ -122,11 +122,11 @@ def fit(work: Work, sku: Sku, wanted: str = "auto", gpus: int = 1, headroom: flo
 
 
 def _slots(memory: Memory, profile: Profile, dtype: str, tokens: int, gpus: int) -> tuple[int, Memory]:
-    """The most slots of full length that fit with headroom beside a batch, and the memory with them on each GPU."""
+    """Maximum of full-length slots that fit with headroom beside a batch, and the memory with them on each GPU."""
     context = min(profile.context_length, tokens)
     each = context * profile.kv_bytes_per_token * DTYPE_BYTES[dtype] // DTYPE_BYTES[profile.dtype] // gpus
     for slots in limits.SLOTS:
-        # What still runs in batches (beams, say) has the headroom.
+        # Requests that still run in batches (beam search, say) use the headroom.
         more = memory.model_copy(update={"kv_cache": max(memory.kv_cache, slots * each)})
         if more.needed * limits.HEADROOM["cuda"] <= more.available:
             return slots, more
@@ -153,36 +153,36 @@ def _budget(work: Work, sku: Sku, dtype: str, tokens: int, available: int, gpus:
 
 
 def _own_parameters(profile: Profile, gpus: int) -> int:
-    """Parameters on each of so many GPUs: products are cut, the embedding never is, nor is a static decoder's head."""
+    """Parameters on each of `gpus` GPUs: products are sliced, but neither the embedding nor a static decoder's head."""
     if gpus == 1:
         return profile.parameters
-    tables = 2 if profile.family in SLICED_DECODERS else 1  # a head that is the embedding counts twice, to be safe
+    tables = 2 if profile.family in SLICED_DECODERS else 1  # a head tied to the embedding counts twice, to be safe
     whole = min(tables * profile.vocab_size * profile.hidden_size, profile.parameters)
     return whole + (profile.parameters - whole) // gpus
 
 
 def image_tokens(profile: Profile) -> int:
-    """What one image takes of a batch's tokens: its latent positions and its prompt's tokens, both full size."""
+    """Tokens of a batch that one image takes: its latent positions and its prompt's tokens, both at full size."""
     side = (profile.image_size or limits.IMAGE_SIZE) // limits.LATENT_SCALE
     return side * side + (profile.context_length or limits.PROMPT_TOKENS)
 
 
 def batch_rows(profile: Profile, device: str, tokens: int) -> int:
-    """Most rows of one batch."""
+    """Maximum rows of one batch."""
     if profile.kind == "diffusion":
         return max(1, tokens // image_tokens(profile))
     return limits.MAX_BATCH_SIZE[device]
 
 
 def _drawing_bytes(profile: Profile, tokens: int, item: int) -> int:
-    """A batch through the UNet, each image twice for guidance, then one image through the VAE's widest maps."""
+    """Bytes of a batch through the UNet, images doubled for guidance, then one image through the VAE's widest maps."""
     unet = 2 * tokens * profile.hidden_size * limits.UNET_WIDTHS * item
     side = profile.image_size or limits.IMAGE_SIZE
     return unet + side * side * limits.VAE_CHANNELS * limits.VAE_MAPS * item
 
 
 def _activations(work: Work, tokens: int, item: int, device: str) -> int:
-    """Bytes alive at the widest point of a forward over `tokens` tokens: a layer's values, scores, logits."""
+    """Bytes alive at the widest point of a forward pass over `tokens` tokens: a layer's values, scores, logits."""
     profile = work.profile
     if profile.kind == "diffusion":
         return _drawing_bytes(profile, tokens, item)
@@ -206,12 +206,12 @@ def _disk_problem(profile: Profile, sku: Sku) -> str:
 
 
 def usable(sku: Sku) -> bool:
-    """Whether the image's CUDA runs there; CPU instance types always do."""
+    """True if the image's CUDA supports its GPU; always for CPU instance types."""
     return sku.gpu is None or sku.gpu.compute_capability >= limits.MIN_COMPUTE_CAPABILITY
 
 
 def choose(work: Work, wanted: str = "auto") -> Fit:
-    """Return the smallest instance type that holds the model; raise DoesNotFit where none does.
+    """Choose the smallest instance type that holds the model; raise DoesNotFit if none does.
 
     Encoders below 400 M parameters go on the CPU type with fewest cores, then least memory, that fits with headroom;
     everything else on the GPU type with least GPU memory, then fewest cores.
@@ -241,13 +241,13 @@ def _by_gpu_memory(sku: Sku) -> tuple[float, int]:
 
 
 def _first(work: Work, skus: Iterable[Sku], wanted: str) -> Fit | None:
-    """The first instance type that holds the model on one device with headroom."""
+    """First instance type that holds the model on one device with headroom."""
     fits = (fit(work, sku, wanted, headroom=limits.HEADROOM[device_of(sku)]) for sku in skus)
     return next((f for f in fits if not f.problem), None)
 
 
 def sliced(work: Work, wanted: str, only: Sku | None = None) -> Fit | None:
-    """The smallest instance type (or `only`) whose GPUs together hold the model, its heads divided among them."""
+    """Smallest instance type (or `only`) whose GPUs together hold the model, its heads divided among them."""
     if work.profile.kind == "diffusion":
         return None
     skus = [only] if only else sorted(_gpu_skus(wanted), key=_by_gpu_memory)
@@ -257,13 +257,13 @@ def sliced(work: Work, wanted: str, only: Sku | None = None) -> Fit | None:
 
 
 def _degrees(profile: Profile, sku: Sku) -> list[int]:
-    """Into how many slices the heads can be divided, one a GPU; powers of two, as GPUs are linked."""
+    """Numbers of slices that the heads can be divided into, one per GPU; powers of two, as GPUs are linked."""
     able = (n for n in DEGREES if n <= sku.whole_gpus)
     return [n for n in able if profile.heads % n == 0 and profile.kv_heads % n == 0]
 
 
 def in_slices(work: Work, degree: int, wanted: str, only: Sku | None = None) -> Fit:
-    """The smallest instance type (or `only`) for so many slices; raises DoesNotFit, NotAvailable."""
+    """Smallest instance type (or `only`) for `degree` slices; raises DoesNotFit, NotAvailable."""
     skus = [only] if only else sorted(_gpu_skus(wanted), key=_by_gpu_memory)
     able = [sku for sku in skus if degree in _degrees(work.profile, sku)]
     if not able:
@@ -288,7 +288,7 @@ def in_slices(work: Work, degree: int, wanted: str, only: Sku | None = None) -> 
 
 
 def offloaded(work: Work, sku: Sku, wanted: str) -> Fit:
-    """The model on one GPU whose weights wait in host memory; raises DoesNotFit where that is too small."""
+    """Placement on one GPU with the weights in host memory; raises DoesNotFit if that is too small."""
     found = fit(work, sku, wanted, held=min(1.0, (LIVE_LAYERS + FETCHED_LAYERS) / max(1, work.profile.layers)))
     weights = work.profile.parameters * DTYPE_BYTES[found.dtype]
     room = int(sku.ram_gb * GB) - limits.HOST_BYTES - limits.PROCESS_BYTES
@@ -304,13 +304,13 @@ def offloaded(work: Work, sku: Sku, wanted: str) -> Fit:
 
 
 def _gpu_skus(wanted: str) -> list[Sku]:
-    """GPU types that may be chosen unasked: whole GPUs, able to run the precision that is wanted."""
+    """GPU types that may be chosen by default: whole GPUs, able to run the wanted precision."""
     least = limits.BF16_COMPUTE_CAPABILITY if wanted == "bfloat16" else limits.MIN_COMPUTE_CAPABILITY
     return [sku for sku in all_skus().values() if sku.gpu and sku.whole_gpus and sku.gpu.compute_capability >= least]
 
 
 def place(work: Work, sku: Sku, wanted: str) -> Fit:
-    """Put the model on the instance type that was asked for; raise with the smallest that can where it cannot."""
+    """Place the model on the requested instance type; if it does not fit, raise with the smallest that holds it."""
     if not usable(sku):
         gpu = sku.gpu.name if sku.gpu else "none"
         retired = f", and Azure retired its series on {sku.retired}" if sku.retired else ""

@@ -1,4 +1,4 @@
-"""Which passes would be chosen for an instance type that this machine does not have; decided on paper."""
+"""Passes that would be chosen for an instance type that this machine does not have; decided without running them."""
 
 from collections.abc import Iterable
 
@@ -16,12 +16,12 @@ from scoring.passes.runner import choose
 
 
 def settings(spec: Spec, gpus: int) -> Optimisation:
-    """What a spec asks of the passes, on a plan whose weights are shared by so many GPUs."""
+    """Settings that a spec gives the passes, on a plan whose weights are shared by `gpus` GPUs."""
     return Optimisation(spec.objective, spec.optimisations, spec.passes_on, spec.passes_off, gpus if gpus > 1 else 0)
 
 
 def pass_decisions(spec: Spec, facts: Profile, placed: Fit, limits: Limits) -> tuple[PassDecision, ...]:
-    """One decision per pass, taken or not, with its reason; those that nobody forces are forecasts.
+    """Decide on each pass, taken or not, with the reason; those that are not forced are forecasts.
 
     Raises LoadError for a forced pass that does not exist, PassNotServed for one that cannot apply there.
     """
@@ -49,7 +49,7 @@ def pass_decisions(spec: Spec, facts: Profile, placed: Fit, limits: Limits) -> t
 
 
 def lines(passes: Iterable[PassDecision]) -> list[Decision]:
-    """The same for people, as lines of the plan."""
+    """Lines of the plan that show the pass decisions to people."""
     return [
         Decision(
             what=f"pass {each.name}",
@@ -72,5 +72,5 @@ def _hardware(sku: Sku) -> Hardware:
 
 
 def _sentence(reason: str) -> str:
-    named = "_" in reason.split(" ", 1)[0]  # a pass's own name stays as it is written
+    named = "_" in reason.split(" ", 1)[0]  # a pass's own name keeps its spelling
     return f"{reason if named else reason[0].upper() + reason[1:]}."

@@ -1,4 +1,4 @@
-"""A plan: every setting of a deployment, as planning derives it and everything after it reads it."""
+"""Plan: every setting of a deployment, derived by planning and read by all later stages."""
 
 from typing import Literal
 
@@ -14,18 +14,18 @@ from scoring.config import PassDecision
 
 
 class Quantization(BaseModel):
-    """What quantising made of a model's weights, and what it cost."""
+    """Result of quantising a model's weights, with its error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     scheme: Literal["int8"] = "int8"
     products: int  # matrices that are int8
     weight_error: float  # relative, 2-norms over all of them
-    output_error: float | None  # relative, against the original in float32; None where it was not measured
-    note: str = ""  # why it was not
+    output_error: float | None  # relative, against the original in float32; None if it was not measured
+    note: str = ""  # reason why it was not measured
 
     def sentence(self) -> str:
-        """What a person reads."""
+        """Sentence that describes it to a person."""
         told = f"{self.products} products: weights differ by {self.weight_error:.2%}"
         if self.output_error is None:
             return f"{told}; answers were not compared: {self.note}."
@@ -33,7 +33,7 @@ class Quantization(BaseModel):
 
 
 class Plan(BaseModel):
-    """Every setting of a deployment, each derived, each with its reason in `decisions`."""
+    """Settings of a deployment, all derived, each with its reason in `decisions`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -41,34 +41,34 @@ class Plan(BaseModel):
     task_options: Options  # the task's own defaults, e.g. {"pooling": "mean"}
     profile: Profile
     instance_type: str
-    quota_family: str  # Azure's name of the family whose core quota the deployment draws on
+    quota_family: str  # Azure's name of the family whose core quota the deployment uses
     quota_cores: int
     device: str  # "cpu" or "cuda"
     image: str  # key of templates/images.json, which is also the lock's name
     dtype: str
     tensor_parallel: int  # GPUs that share one copy of the weights; 1 on CPU
     memory: Memory
-    fits: bool  # False when only tensor slicing could hold the model, and its family cannot be sliced
-    context_length: int  # tokens of one request, prompt and answer; 0 where the model's config is not known here
+    fits: bool  # False if only tensor slicing could hold the model, and its family cannot be sliced
+    context_length: int  # tokens of one request, prompt and answer; 0 if the model's config is not known here
     max_batch_tokens: int
     max_batch_size: int
-    slots: int  # sequences that a decoder on a GPU advances at once; 0 where batches run
+    slots: int  # sequences that a decoder on a GPU advances at once; 0 if batches run
     queue_size: int  # rows that may wait; one more is answered 429
     max_payload_bytes: int
     max_concurrent_requests: int
     request_timeout_ms: int
     readiness: Probe
     liveness: Probe
-    passes: tuple[PassDecision, ...]  # empty where the model is not known here
+    passes: tuple[PassDecision, ...]  # empty if the model is not known here
     decisions: tuple[Decision, ...]
-    quantisation: Quantization | None = None  # known once the weights were quantised
+    quantisation: Quantization | None = None  # known once the weights are quantised
 
     def takes(self, name: str) -> bool:
-        """Whether a pass is counted on."""
+        """True if the plan relies on a pass."""
         return any(each.name == name and each.take for each in self.passes)
 
     def require_fit(self) -> None:
-        """Raise DoesNotFit where what the plan describes cannot be served."""
+        """Raise DoesNotFit if the planned deployment cannot be served."""
         if not self.fits:
             raise DoesNotFit(
                 f"{self.profile.model} fits {self.instance_type} only sliced over {self.tensor_parallel} GPUs,"

@@ -1,4 +1,4 @@
-"""What will be done and why."""
+"""Planner: decides every setting of a deployment, with reasons."""
 
 from typing import Any
 
@@ -44,7 +44,7 @@ def make_plan(spec: Spec, facts: Profile, options: Options) -> Plan:
     work = Work(facts, family_named(facts.family, facts.kind), spec.task)
     placed = _place(spec, work)
     sku, device = placed.sku, memory.device_of(placed.sku)
-    # Of an azureml: reference the size is not known: allow for the largest that the device holds.
+    # The size of an azureml: reference is not known: allow for the largest that the device holds.
     begun = latency.start(facts.weight_bytes if facts.known else placed.memory.available, device)
     seconds = latency.batch_seconds(work, placed)
     timeout = latency.request_timeout_ms(seconds) if facts.known else limits.MAX_REQUEST_TIMEOUT_MS

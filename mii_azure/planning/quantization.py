@@ -1,4 +1,4 @@
-"""Weights that are quantised once, when a bundle is generated: refused or planned on paper, then made and measured."""
+"""Quantisation of weights, once, when a bundle is generated: refused or planned on paper, then made and measured."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _CONV1D = ("gpt2", "openai-gpt")  # families whose products are no nn.Linear
 
 
 def as_asked(spec: Spec, found: Model, facts: Profile) -> Profile:
-    """The facts of a model as it will be shipped; raises NotAvailable where it cannot be quantised as the spec asks."""
+    """Facts of a model as it will be shipped; raises NotAvailable if it cannot be quantised as the spec asks."""
     if spec.quantise == "none":
         return facts
     require(spec, found, facts)
@@ -25,7 +25,7 @@ def as_asked(spec: Spec, found: Model, facts: Profile) -> Profile:
 
 
 def require(spec: Spec, found: Model, facts: Profile) -> None:
-    """Raise NotAvailable for a model whose weights are not quantised, as far as it can be told without them."""
+    """Raise NotAvailable for a model whose weights cannot be quantised, as far as can be told without reading them."""
     if not facts.known:
         raise NotAvailable(f"{facts.model} is not opened, so it cannot be quantised.", "Give its folder or hub id.")
     if facts.kind == "diffusion":
@@ -48,14 +48,14 @@ def require(spec: Spec, found: Model, facts: Profile) -> None:
 
 
 def as_shipped(found: Model, facts: Profile) -> Profile:
-    """The facts of a model with the bytes of its weight files once they are int8."""
-    table = facts.vocab_size * facts.hidden_size  # where no header is known: all but the table of inputs
+    """Facts of a model with the size of its weight files after quantisation to int8."""
+    table = facts.vocab_size * facts.hidden_size  # if no header is known: all but the input table
     guess = facts.parameters + table * (DTYPE_BYTES[facts.dtype] - 1)
     return facts.model_copy(update={"weight_bytes": found.weights.int8_bytes or guess, "shipped": "int8"})
 
 
 def decision(facts: Profile, dtype: str, told: Quantization | None = None) -> Decision:
-    """What the plan says of it; with what was measured, once it was."""
+    """Decision on quantisation for the plan; with the measured errors once they exist."""
     reason = f"Shipped so, one scale a row of each product, and widened to {dtype} where it is served."
     if told:
         reason += f" {told.sentence()}"
@@ -64,19 +64,19 @@ def decision(facts: Profile, dtype: str, told: Quantization | None = None) -> De
 
 @dataclass
 class QuantizationJob:
-    """Makes the files of a bundle's model folder that quantising changes; `told` is known once they are made."""
+    """Makes the files of a bundle's model folder that quantising changes; `told` is set once they are made."""
 
     folder: Path  # the original
     plan: Plan
     told: Quantization | None = None
 
     def makes(self, path: str) -> bool:
-        """Whether a file of the bundle is made here, not copied."""
+        """True if a file of the bundle is made here, not copied."""
         return path.endswith(".safetensors") or path in ("model/config.json", f"model/{INDEX}")
 
     @property
     def bytes(self) -> int:
-        """What the files that it makes will take on disk, as planned."""
+        """Planned bytes on disk of the files that it makes."""
         return self.plan.profile.weight_bytes
 
     def make(self, target: Path, progress: Callable[[int, int], None]) -> dict[str, str]:
@@ -101,7 +101,7 @@ class QuantizationJob:
         return writer.hashes
 
     def settled(self) -> Plan:
-        """The plan with what was measured."""
+        """Plan with the measured errors."""
         plan, told = self.plan, self.told
         measured = decision(plan.profile, plan.dtype, told)
         decisions = tuple(measured if each.what == measured.what else each for each in plan.decisions)
@@ -109,5 +109,5 @@ class QuantizationJob:
 
 
 def _rounded(error: float) -> float:
-    """To what is told of it, so that the last digits of a sum change no bundle."""
+    """Round to the reported digits, so that the last digits of a sum change no bundle."""
     return float(f"{error:.2g}")

@@ -1,7 +1,7 @@
-"""All instance types side by side: which hold the model, how fast they would be, and what that would cost.
+"""Ranking of all instance types: those that hold the model, with predicted speed and cost.
 
-Predictions are the roofline's floors over the efficiency that is stated with them: they order instance types, and
-promise nothing. Costs hold at the batch and the utilisation stated with them, and nowhere else.
+Predictions are the roofline's floors over the stated efficiency: they order instance types, and
+promise nothing. Costs hold only for the stated batch and utilisation.
 """
 
 from typing import Any
@@ -25,16 +25,16 @@ MILLION = 1_000_000
 
 
 class Ranked(BaseModel):
-    """One instance type; what follows `why` is None where the model does not fit."""
+    """Ranked instance type; the fields after `why` are None if the model does not fit."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     instance_type: str
     device: str
     fits: bool
-    why: str  # why it does not fit; "" where it does
+    why: str  # reason why it does not fit; "" if it does
     dtype: str | None = None
-    headroom: float | None = None  # free memory after the model and its largest batch, as a share of what is available
+    headroom: float | None = None  # free after the model and its largest batch, as a fraction of available memory
     batch: int | None = None  # requests served at once in the throughput and the cost
     latency_s: float | None = None  # one request alone
     throughput: float | None = None  # per second, in the ranking's unit, at that batch
@@ -45,7 +45,7 @@ class Ranked(BaseModel):
 
 
 class Ranking(BaseModel):
-    """Instance types, best first: those that fit, by cost where prices are known, else the smallest first."""
+    """Instance types, best first: those that fit, by cost if prices are known, else the smallest first."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -54,8 +54,8 @@ class Ranking(BaseModel):
     unit: str  # "tokens" generated, or "requests"
     request_tokens: int
     new_tokens: int
-    utilisation: float  # share of the time that the instances are busy with full batches
-    efficiency: dict[str, float]  # share of the floor's speed that is counted on, by device
+    utilisation: float  # fraction of time that the instances are busy with full batches
+    efficiency: dict[str, float]  # fraction of the floor's speed that is assumed, by device
     instance_count: int
     currency: str | None = None
     region: str | None = None
@@ -66,7 +66,7 @@ class Ranking(BaseModel):
 def rank(
     task: str, model: str, *, prices: Prices | None = None, utilisation: float = 0.5, batch: int = 0, **preferences: Any
 ) -> Ranking:
-    """Rank every inference instance type for a model; `batch` 0 is the largest that is served there.
+    """Rank every inference instance type for a model; `batch` 0 is the largest that can be served there.
 
     `preferences` are other fields of Spec. Raises the SpecError and ModelError branches of the error tree.
     """
@@ -84,7 +84,7 @@ def rank(
 def rank_profile(
     spec: Spec, facts: Profile, *, prices: Prices | None = None, utilisation: float = 0.5, batch: int = 0
 ) -> Ranking:
-    """Rank from facts that are known already; does no I/O."""
+    """Rank from known facts; does no I/O."""
     if not 0 < utilisation <= 1 or batch < 0:
         raise SpecError("utilisation is a share above 0 and up to 1, batch a number of requests.", "Leave them out.")
     work = Work(facts, family_named(facts.family, facts.kind), spec.task)
@@ -168,11 +168,11 @@ def _placed(spec: Spec, work: Work, sku: Sku) -> tuple[Fit | None, str]:
 
 
 def _seconds(work: Work, placed: Fit, rows: int, length: int, answer: int) -> float:
-    """Predicted time of `rows` requests of `length` tokens at once, with `answer` new tokens each."""
+    """Predicted seconds for `rows` requests of `length` tokens at once, with `answer` new tokens each."""
     seconds = latency.prefill_seconds(work, placed, rows * length, length)
     if not answer:
         return seconds
     item = DTYPE_BYTES[placed.dtype]
     per_token = work.profile.kv_bytes_per_token * item // DTYPE_BYTES[work.profile.dtype]
-    kept = per_token * rows * (length + answer // 2)  # keys and values read by the average step
+    kept = per_token * rows * (length + answer // 2)  # keys and values that the average step reads
     return seconds + answer * latency.step_seconds(work, placed, kept, rows)

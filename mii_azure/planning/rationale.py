@@ -1,4 +1,4 @@
-"""The reasons of a plan, in sentences."""
+"""Reasons of a plan, in sentences."""
 
 from pydantic import BaseModel, ConfigDict
 
@@ -14,18 +14,18 @@ from mii_azure.spec import Spec
 
 
 class Decision(BaseModel):
-    """One choice with its reason."""
+    """Choice with its reason."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     what: str  # e.g. "precision", "instance type", "readiness probe"
     value: str
     reason: str
-    forecast: bool = False  # decided anew where it is served, and perhaps otherwise
+    forecast: bool = False  # decided again on the serving machine, perhaps differently
 
     @property
     def shown(self) -> str:
-        """The value, marked where it is a forecast."""
+        """Value, marked if it is a forecast."""
         return f"{self.value} (forecast)" if self.forecast else self.value
 
 
@@ -38,7 +38,7 @@ SOURCES = {
 
 
 def of_model(work: Work, options: Options) -> list[Decision]:
-    """What the model is and how its task is set."""
+    """Describe the model and its task's options."""
     facts = work.profile
     size = f"{facts.parameters:,} parameters" if facts.known else facts.model
     decisions = [Decision(what="model", value=size, reason=f"{SOURCES[facts.source]}.")]
@@ -54,7 +54,7 @@ def of_model(work: Work, options: Options) -> list[Decision]:
 
 
 def of_place(spec: Spec, work: Work, placed: Fit) -> list[Decision]:
-    """Where the model runs, in which precision, and what it takes there."""
+    """Describe the model's instance type, its precision, and its use of memory."""
     sku, memory = placed.sku, placed.memory
     decisions = [
         Decision(what="instance type", value=sku.name, reason=_why_sku(spec, work, placed)),
@@ -105,7 +105,7 @@ def _why_image(sku: Sku) -> str:
 
 
 def of_serving(facts: Profile, placed: Fit, batch: int) -> list[Decision]:
-    """Batches, context, concurrency and payload."""
+    """Describe batches, context, concurrency and payload."""
     served = min(facts.context_length, placed.tokens)
     short = served < facts.context_length
     context = f"Memory does not hold the model's {facts.context_length} tokens." if short else "The model's own."
@@ -148,7 +148,7 @@ def _why_batch(facts: Profile, device: str) -> str:
 
 
 def of_time(facts: Profile, device: str, begun: Start, seconds: float, timeout_ms: int) -> list[Decision]:
-    """Probes and the request timeout."""
+    """Describe probes and the request timeout."""
     cap = limits.MAX_REQUEST_TIMEOUT_MS
     answer = "" if facts.kind == "encoder" else f" with {limits.NEW_TOKENS} new tokens each"
     answer = f" of {limits.IMAGE_STEPS} steps" if facts.kind == "diffusion" else answer
@@ -177,7 +177,7 @@ def of_time(facts: Profile, device: str, begun: Start, seconds: float, timeout_m
 
 
 def of_quota(spec: Spec, sku: Sku, cores: int) -> Decision:
-    """Cores of quota and the family they come from."""
+    """Describe the cores of quota and their family."""
     n = spec.instance_count
     rule = f"{n} x {sku.cores} cores; this family skips Azure's 20 % reserve for upgrades."
     if not sku.skip_20_percent:

@@ -1,1 +1,1 @@
-"""Azure ML as it is: its limits, servers, secrets by reference, and what a spec says about it."""
+"""Azure ML's limits, servers and secret references, and the Azure part of a spec."""

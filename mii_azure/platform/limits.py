@@ -1,7 +1,7 @@
-"""What Azure allows, and the allowances that planning makes, in one place.
+"""Limits of Azure, and allowances that planning makes, in one place.
 
 Azure's numbers: MicrosoftDocs/azure-ai-docs, how-to-manage-quotas.md ("Azure Machine Learning online endpoints") and
-reference-yaml-deployment-managed-online.md. Allowances are estimates, stated in the plan where they decide something.
+reference-yaml-deployment-managed-online.md. Allowances are estimates, stated in the plan if they decide something.
 """
 
 GB = 1024**3
@@ -12,8 +12,8 @@ KUBERNETES_TIMEOUT_MS = 150_000  # above it Azure makes a probe that Kubernetes 
 MAX_INSTANCES = 50  # per deployment
 UPGRADE_RESERVE_PERCENT = 20  # quota held back for rolling upgrades, except for families that skip it
 ENDPOINT_BYTES_PER_S = 5_000_000  # bandwidth of one endpoint
-UPLOAD_BYTES = 20 * GB  # above it an upload by the client is warned about: azure-cli#12651
-IN_FLIGHT_FACTOR = 2  # 429 past this times max_concurrent_requests_per_instance times instances
+UPLOAD_BYTES = 20 * GB  # above it the client warns about the upload: azure-cli#12651
+IN_FLIGHT_FACTOR = 2  # 429 above this times max_concurrent_requests_per_instance times instances
 
 # Hardware
 MIN_COMPUTE_CAPABILITY = 7.5  # the lowest that torch's CUDA 13 wheels are built for
@@ -28,27 +28,27 @@ CPU_FLOPS, CPU_BYTES_PER_S = 60e9, 5e9
 
 # Choosing
 CPU_ENCODER_PARAMETERS = 400_000_000  # encoders below this size are planned on CPU by default
-HEADROOM = {"cpu": 1.25, "cuda": 1.1}  # on memory, where the plan chooses the instance type
-MIN_CPU_CORES = 4  # Azure's own caution: smaller ones fail by memory, disk or probe
-MIN_CONTEXT = 2048  # tokens; a model that cannot be given this much of its context is not called fitting
+HEADROOM = {"cpu": 1.25, "cuda": 1.1}  # on memory, if the plan chooses the instance type
+MIN_CPU_CORES = 4  # Azure's own advice: smaller ones run out of memory or disk, or fail the probe
+MIN_CONTEXT = 2048  # tokens; a model that cannot have this much of its context does not count as fitting
 
 # Serving
 ACTIVATION_WIDTHS = 18  # live values per token, in hidden sizes: projections, feed-forward (4 wide, twice), residuals
-GRAPHED_BUFFERS = 1  # times a batch's values again: CUDA graphs keep theirs, benchmarks/results/memory.json
+GRAPHED_BUFFERS = 1  # further multiples of a batch's values: CUDA graphs keep theirs, benchmarks/results/memory.json
 MAX_BATCH_SIZE = {"cpu": 8, "cuda": 32}
-SLOTS = (128, 64, 32, 16)  # sequences that a decoder on a GPU advances at once, the most that memory holds
+SLOTS = (128, 64, 32, 16)  # sequences that a decoder on a GPU advances at once; the first that fits in memory is taken
 MAX_BATCH_TOKENS = {"cpu": 2048, "cuda": 16_384}
-MAX_BATCH_IMAGES = {"cpu": 1, "cuda": 4}  # past four images a GPU is busy already
-IMAGE_SIZE, LATENT_SCALE, PROMPT_TOKENS = 512, 8, 77  # Stable Diffusion's own, where a model's are not known
+MAX_BATCH_IMAGES = {"cpu": 1, "cuda": 4}  # four images already saturate a GPU
+IMAGE_SIZE, LATENT_SCALE, PROMPT_TOKENS = 512, 8, 77  # Stable Diffusion's own, if a model's are not known
 UNET_WIDTHS = 40  # live values per latent position, in the UNet's first width: skips, feed-forward, attention
 VAE_CHANNELS, VAE_MAPS = 256, 5  # of the decoder's last block, at full size; maps alive at once
 IMAGE_STEPS = 50  # default of a request
-LATENT_SHARE = 0.08  # of the UNet's weights that a latent position meets: most sit where the grid is coarser
-VAE_PASSES = 4  # passes of the UNet that decoding an image costs
+LATENT_SHARE = 0.08  # of the UNet's weights per latent position: most are used where the grid is coarser
+VAE_PASSES = 4  # cost of decoding an image, in passes of the UNet
 QUEUE_ROWS = 256
-NEW_TOKENS = 512  # answer length that the request timeout provides for
-RANKED_PROMPT_TOKENS, RANKED_ANSWER_TOKENS = 128, 128  # of the request that instance types are ranked by
-EFFICIENCY = {"cpu": 0.5, "cuda": 0.3}  # share of the floor's speed that timeouts count on
+NEW_TOKENS = 512  # answer length that the request timeout allows for
+RANKED_PROMPT_TOKENS, RANKED_ANSWER_TOKENS = 128, 128  # of the request used to rank instance types
+EFFICIENCY = {"cpu": 0.5, "cuda": 0.3}  # fraction of the floor's speed that timeouts assume
 LAYER_OVERHEAD_S = {"cpu": 0.0003, "cuda": 0.001}  # launching one layer's kernels without CUDA graphs
 MIN_TIMEOUT_MS = 30_000
 

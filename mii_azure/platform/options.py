@@ -1,4 +1,4 @@
-"""What a spec says about Azure: kind of endpoint, cluster, network, identity, secrets, autoscale."""
+"""Azure options of a spec: kind of endpoint, cluster, network, identity, secrets, autoscale."""
 
 import re
 from typing import Literal, Self
@@ -15,7 +15,7 @@ IDENTITY = re.compile(
 
 
 class AzureOptions(BaseModel):
-    """The part of a spec that only Azure reads; every default leaves the YAML as it is without it."""
+    """Part of a spec that only Azure reads; with every default the YAML is unchanged."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -55,5 +55,5 @@ class AzureOptions(BaseModel):
 
     @property
     def cluster(self) -> str | None:
-        """The cluster as YAML names it."""
+        """Cluster as YAML names it."""
         return f"azureml:{self.compute.removeprefix('azureml:')}" if self.compute else None

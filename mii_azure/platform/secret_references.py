@@ -1,4 +1,4 @@
-"""Secrets by reference: the forms that Azure ML injects, and which names of variables hold secrets.
+"""Secrets by reference: the forms that Azure ML injects, and variable names that indicate a secret.
 
 Source: MicrosoftDocs/azure-ai-docs, how-to-deploy-online-endpoint-with-secret-injection.md.
 """
@@ -13,15 +13,15 @@ FORMS = "${{azureml://connections/NAME/credentials/KEY}} or ${{keyvault:https://
 
 
 def is_reference(value: str) -> bool:
-    """Whether Azure replaces the value by a secret when the container starts."""
+    """True if Azure replaces the value by a secret when the container starts."""
     return bool(_CONNECTION.fullmatch(value) or _KEY_VAULT.fullmatch(value))
 
 
 def uses_connection(value: str) -> bool:
-    """Whether the value is read from a workspace connection."""
+    """True if the value is read from a workspace connection."""
     return bool(_CONNECTION.fullmatch(value))
 
 
 def names_a_secret(name: str) -> bool:
-    """Whether a variable of that name usually holds a secret, e.g. HF_TOKEN or OPENAI_API_KEY."""
+    """True if a variable of that name usually holds a secret, e.g. HF_TOKEN or OPENAI_API_KEY."""
     return bool(_NAME.search(name))

@@ -1,4 +1,4 @@
-"""What differs between bundles that Azure's inference server serves and those that bring the runner's HTTP host."""
+"""Servers of a bundle: Azure's inference server, or the runner's HTTP host that the bundle carries."""
 
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -6,14 +6,14 @@ from typing import Any, Literal, NamedTuple
 Server = Literal["azmlinfsrv", "http"]
 
 PORT = 5001
-WORKER_TIMEOUT_S = 300  # above Azure's cap of 180 s on a request: the server never kills a worker that still may answer
+WORKER_TIMEOUT_S = 300  # above Azure's cap of 180 s on a request: the server never kills a worker that may still answer
 PROBE_THREADS = 2  # one each for the liveness and the readiness probe, beside the requests in flight
-DRAIN_S = 25  # within the 30 s that Kubernetes by default leaves a container between SIGTERM and SIGKILL
+DRAIN_S = 25  # within Kubernetes' default of 30 s between SIGTERM and SIGKILL
 
 HOST = Path(__file__).resolve().parents[2] / "local_runner"
 HOST_FOLDER = "code/local_runner/"
 HOST_MODULE = "local_runner.container"
-# Of `local_runner`, all that `container` imports, sorted; a test holds the list to that.
+# Everything of `local_runner` that `container` imports, sorted; a test checks the list.
 HOST_FILES = (
     "__init__.py",
     "bundle/__init__.py",
@@ -54,7 +54,7 @@ HTTP_LOCK = "http.lock"
 
 
 class Routes(NamedTuple):
-    """Where Azure ML probes the container and sends requests, all on PORT."""
+    """Routes at which Azure ML probes the container and sends requests, all on PORT."""
 
     liveness_route: str
     readiness_route: str
@@ -63,7 +63,7 @@ class Routes(NamedTuple):
 
 _ROUTES: dict[Server, Routes] = {
     "azmlinfsrv": Routes("/", "/", "/score"),
-    # A scoring route of / lets every path through, /v1/* included; what is posted to / itself is scored.
+    # A scoring route of / lets every path through, /v1/* included; a POST to / itself is scored.
     "http": Routes("/healthz", "/readyz", "/"),
 }
 _COMMAND: dict[Server, str] = {
@@ -73,14 +73,14 @@ _COMMAND: dict[Server, str] = {
 
 
 def routes(server: Server) -> Routes:
-    """The three routes of environment.yml."""
+    """Routes of environment.yml."""
     return _ROUTES[server]
 
 
 def settings(server: Server, concurrent_requests: int) -> dict[str, str]:
     """Environment variables of the server.
 
-    Azure's takes one worker, which would load the model again, and a thread per request in flight and per probe.
+    Azure's runs one worker, since another would load the model again, and a thread per request in flight and per probe.
     """
     if server == "http":
         return {
@@ -96,12 +96,12 @@ def settings(server: Server, concurrent_requests: int) -> dict[str, str]:
 
 
 def context(server: Server) -> dict[str, Any]:
-    """What the templates read."""
+    """Template variables of the server."""
     return {"own_server": server == "http", "routes": routes(server)._asdict(), "command": _COMMAND[server]}
 
 
 def why(server: Server) -> str:
-    """The reason that plan.md gives; "" for Azure's own, which needs none."""
+    """Reason that plan.md gives; "" for Azure's own, which needs none."""
     if server == "azmlinfsrv":
         return ""
     return (

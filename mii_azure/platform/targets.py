@@ -1,4 +1,4 @@
-"""Targets of a parity run, by the names that a person gives."""
+"""Targets of a parity run, by the names that a user gives."""
 
 ENDPOINT = "endpoint:"  # endpoint:NAME or endpoint:NAME/SLOT, live in Azure
 TARGETS = ("in-process", "grpc", "http", "azmlinfsrv")

@@ -1,4 +1,4 @@
-"""Who may do what: the caller on the workspace, the endpoint's identities on what the container reads, the registry."""
+"""Permissions: of the caller on the workspace, of the endpoint's identities on their sources, and the registry."""
 
 import re
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ _CONNECTION = re.compile(r"\$\{\{azureml://connections/([^/}]+)")
 
 
 class Need(NamedTuple):
-    """What an identity must be able to do where, and the role that is usually given for it."""
+    """Permission that an identity needs on a scope, and the role usually given for it."""
 
     role: str
     where: str  # for people
@@ -29,7 +29,7 @@ class Need(NamedTuple):
 
 
 def caller(scene: Scene) -> Iterator[AzureAnswer]:
-    """Whether whoever runs this may do on the workspace what deploying takes."""
+    """Check that the caller has the permissions on the workspace that deploying needs."""
     path = f"{scene.workspace_id}/providers/Microsoft.Authorization/permissions"
     held = scene.arm.pages(path, AUTHORIZATION_API)
     missing = [action for action in _actions(scene) if not permits(held, action)]
@@ -66,7 +66,7 @@ def _actions(scene: Scene) -> list[str]:
 
 
 def identities(scene: Scene) -> Iterator[AzureAnswer]:
-    """Whether each identity of the endpoint has the roles that its container needs."""
+    """Check that each identity of the endpoint has the roles that its container needs."""
     if scene.batch:
         return
     needs = _needs(scene)
@@ -99,7 +99,7 @@ def identities(scene: Scene) -> Iterator[AzureAnswer]:
 
 
 def registry(scene: Scene) -> Iterator[AzureAnswer]:
-    """Whether the workspace's container registry is there, and how it lets images be pulled."""
+    """Check that the workspace's container registry exists, and by which means images can be pulled."""
     path = scene.workspace.container_registry
     if not path:
         message = "The workspace has no container registry yet; Azure makes one with the first image."
@@ -121,7 +121,7 @@ def registry(scene: Scene) -> Iterator[AzureAnswer]:
 
 
 def secrets(scene: Scene) -> Iterator[AzureAnswer]:
-    """Whether the connections that secrets are read from exist."""
+    """Check that the connections used for secrets exist."""
     from mii_azure.azure.assets import exists
 
     values = [str(value) for value in scene.bundle.section(DEPLOYMENT, "environment_variables").values()]
@@ -147,7 +147,7 @@ def _assigned(scene: Scene) -> list[str]:
 
 
 def _needs(scene: Scene) -> list[Need]:
-    """What the container reads: its image, its model, and secrets by reference."""
+    """Resources that the container reads: its image, its model, and secrets by reference."""
     found = []
     if path := scene.workspace.container_registry:
         if _abac(scene.arm.get(path, REGISTRY_API)):
@@ -181,7 +181,7 @@ def _own(scene: Scene) -> dict[str, str | None]:
 
 
 def _principal(scene: Scene, identity: str) -> str | None:
-    """The object id of a user-assigned identity; None if there is none of that id."""
+    """Object id of a user-assigned identity; None if none has that id."""
     from mii_azure.azure.assets import exists
 
     found = exists(lambda: scene.arm.get(identity, IDENTITY_API))
@@ -189,7 +189,7 @@ def _principal(scene: Scene, identity: str) -> str | None:
 
 
 def _holds(scene: Scene, need: Need, principal: str) -> bool:
-    """Whether a role that reaches the scope, the identity's own or its group's, allows the action."""
+    """True if a role that covers the scope, the identity's own or its group's, allows the action."""
     path = f"{need.scope}/providers/Microsoft.Authorization/roleAssignments"
     rows = scene.arm.pages(path, AUTHORIZATION_API, filter=f"atScope() and assignedTo('{principal}')")
     roles = {row["properties"]["roleDefinitionId"] for row in rows}

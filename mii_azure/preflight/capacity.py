@@ -1,4 +1,4 @@
-"""Whether Azure can give the machines, in three verdicts: offered in the region, within quota, and to be had now."""
+"""Availability of machines in Azure, in three verdicts: offered in the region, within quota, and free now."""
 
 import json
 import re
@@ -15,14 +15,14 @@ _REGIONAL = "Total Cluster Dedicated Regional vCPUs"
 
 
 class Machines(NamedTuple):
-    """What is asked for."""
+    """Machines that a deployment requests."""
 
     instance_type: str  # canonical spelling
     instances: int
 
 
 def machines(scene: Scene) -> Machines | None:
-    """The machines of a managed deployment; None where Azure ML does not allocate them by instance type."""
+    """Machines of a managed deployment; None if Azure ML does not allocate them by instance type."""
     from mii_azure.errors import UnknownInstanceType
 
     name = scene.bundle.get(DEPLOYMENT, "instance_type")
@@ -35,7 +35,7 @@ def machines(scene: Scene) -> Machines | None:
 
 
 def offered(scene: Scene) -> Iterator[AzureAnswer]:
-    """Whether the region offers the instance type to Azure ML, and to this subscription's kind of offer."""
+    """Check that the region offers the instance type to Azure ML, and to this kind of subscription."""
     asked = machines(scene)
     if asked is None:
         return
@@ -58,7 +58,7 @@ def offered(scene: Scene) -> Iterator[AzureAnswer]:
 
 
 def quota(scene: Scene) -> Iterator[AzureAnswer]:
-    """Whether the free cores of the family, and of the region, hold the deployment beside what runs already."""
+    """Check that the free cores of the family, and of the region, suffice for the deployment beside current use."""
     asked = machines(scene)
     if asked is None:
         return
@@ -91,7 +91,7 @@ def quota(scene: Scene) -> Iterator[AzureAnswer]:
 
 
 def capacity(scene: Scene) -> Iterator[AzureAnswer]:
-    """Whether the region has such machines; Azure is sure only when it allocates them."""
+    """Check that the region has such machines; Azure is sure only when it allocates them."""
     asked = machines(scene)
     if asked is None or scene.deployed:
         return
@@ -119,7 +119,7 @@ def capacity(scene: Scene) -> Iterator[AzureAnswer]:
 class _Usage(NamedTuple):
     name: str
     used: int
-    limit: int  # -1 is none
+    limit: int  # -1 means none
     where: str
 
     def __str__(self) -> str:
@@ -127,7 +127,7 @@ class _Usage(NamedTuple):
 
 
 def _most(scene: Scene) -> int:
-    """The instances that the bundle's autoscale rules go up to; 0 without any."""
+    """Maximum of instances in the bundle's autoscale rules; 0 without any."""
     file = scene.bundle.root / FILE
     if scene.bundle.loose is not None or not file.is_file():
         return 0
@@ -135,7 +135,7 @@ def _most(scene: Scene) -> int:
 
 
 def _needed(scene: Scene, asked: Machines) -> tuple[int, str]:
-    """(cores, family), less what the slot holds already; the family by Azure's own list of sizes where it has it."""
+    """Required (cores, family), less the slot's current use; the family by Azure's own list of sizes if listed."""
     from mii_azure.errors import UnknownInstanceType
 
     size: Any = _size(scene, asked.instance_type)
@@ -157,7 +157,7 @@ def _size(scene: Scene, name: str) -> Any | None:
 
 
 def _usages(scene: Scene) -> Iterator[_Usage]:
-    """The subscription's limits in the region and this workspace's own; clusters' shares are left out."""
+    """Limits of the subscription in the region and of this workspace; shares of clusters are left out."""
     mine = f"/workspaces/{scene.client.workspace_name}/".lower()
     for row in scene.usages:
         path = str(row.id or "").lower()
@@ -171,12 +171,12 @@ def _usages(scene: Scene) -> Iterator[_Usage]:
 
 
 def _field(entry: Any, *names: str) -> Any:
-    """The first of these attributes with a value: azure-ai-ml 1.35 reads numbers under their names on the wire."""
+    """First of these attributes with a value: azure-ai-ml 1.35 exposes numbers under their names on the wire."""
     return next((value for name in names if (value := getattr(entry, name, None)) is not None), None)
 
 
 def _same(usage: str, family: str) -> bool:
-    """Whether `Standard NCASv3_T4 Family Cluster Dedicated vCPUs` is the quota of `standardNCASv3_T4Family`."""
+    """True if `Standard NCASv3_T4 Family Cluster Dedicated vCPUs` is the quota of `standardNCASv3_T4Family`."""
     if "lowpriority" in usage.lower().replace(" ", ""):
         return False
 
@@ -188,7 +188,7 @@ def _same(usage: str, family: str) -> bool:
 
 
 def _restrictions(scene: Scene, name: str) -> list[dict[str, Any]]:
-    """What Azure's own list of machines says against this one in the region."""
+    """Restrictions on this machine in the region, from Azure's own list."""
     found = [row for row in scene.machines if row["name"].lower() == name.lower()]
     return [entry for row in found for entry in row.get("restrictions") or []]
 

@@ -1,4 +1,4 @@
-"""What is there already: the workspace, the endpoint's name and its slots, and what the YAML refers to."""
+"""Existing resources: the workspace, the endpoint's name and its slots, and the references in the YAML."""
 
 import re
 from collections.abc import Iterator
@@ -9,14 +9,14 @@ from mii_azure.bundle.bundle_view import DEPLOYMENT, ENDPOINT, ENVIRONMENT, MODE
 from mii_azure.preflight.scene import AzureAnswer, Scene
 
 RESOURCES_API = "2021-04-01"
-MAX_DEPLOYMENTS = 20  # of an endpoint; how-to-manage-quotas
+MAX_DEPLOYMENTS = 20  # per endpoint; how-to-manage-quotas
 _ASSET = re.compile(r"(?:azureml:)?([a-zA-Z0-9][\w-]*)(?::([\w.-]+)|@latest)")
 _DATASTORE = re.compile(r"azureml://(?:.+/)?datastores/([\w-]+)/paths/")
 _REGISTRY = re.compile(r"azureml://registries/([\w-]+)/(models|environments)/([\w-]+)/(versions|labels)/([\w.-]+)")
 
 
 def workspace(scene: Scene) -> Iterator[AzureAnswer]:
-    """Whether the workspace is there."""
+    """Check that the workspace exists."""
     found = scene.workspace
     network = str(found.public_network_access or "Enabled").lower()
     if network == "disabled" and not scene.batch:
@@ -27,7 +27,7 @@ def workspace(scene: Scene) -> Iterator[AzureAnswer]:
 
 
 def name(scene: Scene) -> Iterator[AzureAnswer]:
-    """Whether the endpoint's name, which is unique in a region, is taken."""
+    """Check that the endpoint's name, which is unique in a region, is free."""
     wanted = scene.endpoint_name
     if not wanted:
         return
@@ -49,7 +49,7 @@ def name(scene: Scene) -> Iterator[AzureAnswer]:
 
 
 def references(scene: Scene) -> Iterator[AzureAnswer]:
-    """Whether the model and environment that the deployment refers to exist, where this folder does not make them."""
+    """Check that the deployment's model and environment exist, unless this folder registers them."""
     made = {
         f"azureml:{scene.bundle.get(file, 'name')}:{scene.bundle.get(file, 'version')}" for file in (ENVIRONMENT, MODEL)
     }
@@ -80,7 +80,7 @@ def references(scene: Scene) -> Iterator[AzureAnswer]:
 
 
 def cluster(scene: Scene) -> Iterator[AzureAnswer]:
-    """Whether the cluster of a Kubernetes or batch endpoint is there and ready."""
+    """Check that the cluster of a Kubernetes or batch endpoint exists and is ready."""
     file = DEPLOYMENT if scene.batch else ENDPOINT
     given = scene.bundle.get(file, "compute")
     if not isinstance(given, str) or given.startswith("/"):
@@ -104,7 +104,7 @@ def cluster(scene: Scene) -> Iterator[AzureAnswer]:
 
 
 def slots(scene: Scene) -> Iterator[AzureAnswer]:
-    """What the endpoint serves now, and what deploying would do to it."""
+    """Report what the endpoint serves now, and what deploying would change."""
     endpoint = scene.endpoint
     if endpoint is None:
         if scene.endpoint_name:

@@ -1,4 +1,4 @@
-"""What only Azure knows, asked before anything is deployed: an ordered list of questions, each with Azure's answer."""
+"""Questions that only Azure can answer, asked before any deployment: an ordered list, each with Azure's answer."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +15,7 @@ _SEVERITIES: dict[Verdict, Severity] = {"yes": "info", "no": "error", "note": "w
 
 
 class OnlineFinding(Finding):
-    """Azure's answer to one question; `verdict` is unverified where Azure, or a missing permission, leaves it open."""
+    """Answer of Azure to one question; `verdict` is unverified if Azure, or a missing permission, leaves it open."""
 
     question: str
     verdict: Verdict
@@ -25,7 +25,7 @@ class OnlineFinding(Finding):
 
 
 class Question(NamedTuple):
-    """One question; `permission` is what asking it takes."""
+    """Question to Azure; `permission` is the one that asking it needs."""
 
     id: str
     what: str
@@ -72,7 +72,7 @@ _OF_MACHINES = ("MII801", "MII803", "MII804", "MII805")
 
 
 def online(target: Path | str, client: Any, slot: str | None = None) -> list[OnlineFinding]:
-    """Ask a workspace everything about a bundle, or YAML alone; `slot` overrides the deployment's name.
+    """Ask a workspace every question about a bundle, or YAML alone; `slot` overrides the deployment's name.
 
     Changes nothing in Azure. A question that may not be asked is answered `unverified`, with Azure's reason.
     """
@@ -86,13 +86,13 @@ def online(target: Path | str, client: Any, slot: str | None = None) -> list[Onl
 
 
 def afford(instance_type: str, instances: int, client: Any) -> list[OnlineFinding]:
-    """Ask a workspace only whether it can have these machines: offered, within quota, not restricted."""
+    """Ask a workspace only if it can have these machines: offered, within quota, not restricted."""
     asked = _Machines({"instance_type": instance_type, "instance_count": instances})
     return list(_asked(asked, client, None, tuple(entry for entry in QUESTIONS if entry.id in _OF_MACHINES)))
 
 
 class _Machines(Inspected):
-    """A managed deployment of which nothing but its machines is known."""
+    """Managed deployment of which only the machines are known."""
 
     def __init__(self, deployment: dict[str, Any]) -> None:
         super().__init__(Path(), {})
@@ -140,7 +140,7 @@ def _finding(question: Question, answer: AzureAnswer, azure_code: str = "", requ
 
 
 def _untold(question: Question, error: AzureError) -> OnlineFinding:
-    """Not knowing is no verdict: a missing permission and a service in trouble leave the question open."""
+    """Answer for an open question, which a missing permission or an unavailable service leaves without a verdict."""
     open_ = isinstance(error, AccessDenied | AzureUnavailable)
     remedy = f"Asking takes {question.permission}." if isinstance(error, AccessDenied) else error.hint
     answer = AzureAnswer("unverified" if open_ else "no", error.message, remedy, error.code)

@@ -1,4 +1,4 @@
-"""What the questions to Azure work on, and the form of their answers."""
+"""Context of the questions to Azure, and the form of their answers."""
 
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -12,7 +12,7 @@ Verdict = Literal["yes", "no", "note", "unverified"]
 
 
 class AzureAnswer(NamedTuple):
-    """What Azure says to one question: yes, no, a note to heed, or nothing, with the reason."""
+    """Answer of Azure to one question: yes, no, a warning, or nothing, with the reason."""
 
     verdict: Verdict
     message: str
@@ -21,7 +21,7 @@ class AzureAnswer(NamedTuple):
 
 
 class Scene:
-    """A bundle, or YAML alone, before the workspace of a client; what Azure is asked is asked once."""
+    """Bundle, or YAML alone, with a client of the workspace; each request to Azure is made once."""
 
     def __init__(self, bundle: Inspected, client: Any, arm: Arm, slot: str | None = None) -> None:
         self.bundle, self.client, self.arm = bundle, client, arm
@@ -39,29 +39,29 @@ class Scene:
 
     @property
     def region(self) -> str:
-        """As Azure's paths have it, e.g. westeurope."""
+        """Region as in Azure's paths, e.g. westeurope."""
         return str(self.workspace.location).replace(" ", "").lower()
 
     @cached_property
     def sizes(self) -> list[Any]:
-        """The machines that Azure ML offers in the region."""
+        """Machines that Azure ML offers in the region."""
         return list(self.client.compute.list_sizes(location=self.region))
 
     @cached_property
     def usages(self) -> list[Any]:
-        """The core quotas in the region and what is used of them."""
+        """Core quotas in the region and their current use."""
         return list(self.client.compute.list_usage(location=self.region))
 
     @cached_property
     def machines(self) -> list[dict[str, Any]]:
-        """Azure Compute's own list of machines in the region, with what this subscription may not have."""
+        """Machines in the region from Azure Compute's own list, with the restrictions of this subscription."""
         path = f"/subscriptions/{self.client.subscription_id}/providers/Microsoft.Compute/skus"
         listed = self.arm.pages(path, COMPUTE_API, filter=f"location eq '{self.region}'")
         return [row for row in listed if row.get("resourceType") == "virtualMachines"]
 
     @property
     def endpoint_name(self) -> str:
-        """The endpoint's name, which azure-ai-ml sends as it is and Azure keeps in small letters."""
+        """Name of the endpoint, which azure-ai-ml sends unchanged and Azure stores in lower case."""
         return str(self.bundle.get(ENDPOINT, "name") or self.bundle.get(DEPLOYMENT, "endpoint_name") or "")
 
     @property
@@ -70,12 +70,12 @@ class Scene:
 
     @property
     def slot(self) -> str:
-        """The deployment that would be made or changed."""
+        """Deployment that would be created or changed."""
         return (self._slot or str(self.bundle.get(DEPLOYMENT, "name") or "")).lower()
 
     @cached_property
     def endpoint(self) -> Any | None:
-        """The endpoint of that name in this workspace, if there is one."""
+        """Endpoint of that name in this workspace, if there is one."""
         from mii_azure.azure.assets import exists
 
         operations = self.client.batch_endpoints if self.batch else self.client.online_endpoints
@@ -83,7 +83,7 @@ class Scene:
 
     @cached_property
     def deployments(self) -> list[Any]:
-        """The endpoint's deployments, each with all of its fields."""
+        """Deployments of the endpoint, each with all of its fields."""
         if self.endpoint is None:
             return []
         operations = self.client.batch_deployments if self.batch else self.client.online_deployments
@@ -96,7 +96,7 @@ class Scene:
 
     @property
     def deployed(self) -> bool:
-        """Whether the slot runs this very bundle."""
+        """True if the slot runs this very bundle."""
         digest = self.bundle.manifest.get("bundle")
         return any(
             entry.name == self.slot and digest and (entry.tags or {}).get(TAG) == digest for entry in self.deployments

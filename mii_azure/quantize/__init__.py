@@ -1,1 +1,1 @@
-"""int8 weights: written tensor by tensor, and measured against the original."""
+"""int8 weights: written tensor by tensor, and compared with the original."""

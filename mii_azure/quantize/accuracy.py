@@ -1,4 +1,4 @@
-"""What int8 weights cost a model's answers: against the original, both in float32, on the probes of the passes."""
+"""Accuracy of int8 weights: a model's answers against the original's, both in float32, on the probes of the passes."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -21,15 +21,15 @@ from scoring.model.loader import load
 from scoring.quantization import compressed_tensors
 from scoring.schema.registry import task_schema
 
-#: A module's name and module, a parameter's name and its numbers: what it computes with.
+#: Maps a module's name and module, a parameter's name and its values, to the values to compute with.
 Change = Callable[[str, str, Tensor], Tensor]
 
 
 def output_error(original: Path, shipped: Path, task: str, facts: Profile, served: str) -> tuple[float | None, str]:
-    """Largest relative error (2-norms) over the outputs; or None, and why nothing was compared.
+    """Largest relative error (2-norms) over the outputs; or None, and the reason why nothing was compared.
 
-    Both models are loaded, one after the other, where there is memory for one in float32; else the original alone, as
-    it is stored, whose layers then compute in float32 one at a time, as they are and as `served` is shipped. Raises
+    Both models are loaded, one after the other, if memory holds one in float32; else only the original, as stored,
+    whose layers then compute in float32 one at a time, as they are and as shipped in type `served`. Raises
     LoadError for a folder that does not load, and WeightsCorrupt for answers that are not numbers.
     """
     free = decoder_verify.free_bytes(torch.device("cpu"))
@@ -60,7 +60,7 @@ def _load(folder: Path, task: str, dtype: str) -> Any:
 
 @contextmanager
 def _layer_by_layer(model: nn.Module, change: Change) -> Iterator[None]:
-    """Let each module compute in float32 with other numbers, which are in memory only while it does."""
+    """Let each module compute in float32 with other values, which are in memory only during its forward pass."""
     kept: dict[int, list[Tensor]] = {}
 
     def before(name: str) -> Callable[..., Any]:
@@ -69,7 +69,7 @@ def _layer_by_layer(model: nn.Module, change: Change) -> Iterator[None]:
             kept[id(module)] = [parameter.data for _, parameter in own]
             for key, parameter in own:
                 parameter.data = change(name, key, parameter.data)
-            # T5 rounds to the type of a product's weights before it.
+            # T5 casts inputs to the type of a product's weights before it.
             return tuple(x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in given)
 
         return hook
@@ -89,7 +89,7 @@ def _layer_by_layer(model: nn.Module, change: Change) -> Iterator[None]:
 
 
 def _as_shipped(original: Path, served: torch.dtype) -> Change:
-    """The weights of products as they are read from what is shipped, everything else as it was."""
+    """Weights of products as they would be read back from their shipped form, everything else unchanged."""
     products = products_of(original)
 
     def change(module: str, name: str, value: Tensor) -> Tensor:

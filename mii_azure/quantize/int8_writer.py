@@ -1,4 +1,4 @@
-"""Writes a model folder whose products are int8: tensor by tensor, as `compressed_tensors` reads them.
+"""Writes a model folder with int8 products: tensor by tensor, as `compressed_tensors` reads them.
 
 Imports torch and transformers; only quantising does.
 """
@@ -24,13 +24,13 @@ from mii_azure.model.resolved import INDEX, WEIGHTS
 from scoring.quantization import compressed_tensors
 from scoring.quantization.layout import PACKED, SCALE, SHAPE, WEIGHT, config_of
 
-_AT_ONCE = 1 << 20  # numbers, in rows: what is held in float32 and float64
-_RENAMED = {"embed_out": "lm_head"}  # GPT-NeoX's, by transformers at load
+_AT_ONCE = 1 << 20  # numbers, in rows, that are held in float32 and float64 at a time
+_RENAMED = {"embed_out": "lm_head"}  # GPT-NeoX's, renamed by transformers at load
 
 
 @dataclass
 class Losses:
-    """What quantising cost the weights: sums of squares over all products."""
+    """Error of quantisation in the weights: sums of squares over all products."""
 
     products: int = 0
     weights: float = 0.0
@@ -44,14 +44,14 @@ class Losses:
 
 @dataclass(frozen=True)
 class Products:
-    """The products of a model: names of modules that become int8, and of the other linear ones."""
+    """Products of a model: names of modules that become int8, and of the other linear ones."""
 
     names: frozenset[str]
     others: frozenset[str]
-    prefix: str  # of the body's names; a checkpoint may leave it out, or have it where the model has not
+    prefix: str  # of the body's names; a checkpoint may lack it, or have it though the model does not
 
     def module(self, key: str) -> str:
-        """The name of the product whose weight a checkpoint calls `key`; empty where it is none's."""
+        """Name of the product whose weight a checkpoint calls `key`; empty if there is none."""
         name = key.removesuffix(WEIGHT)
         name = _RENAMED.get(name, name)
         known = (name, f"{self.prefix}.{name}", name.removeprefix(f"{self.prefix}."))
@@ -59,7 +59,7 @@ class Products:
 
 
 def products_of(folder: Path) -> Products:
-    """Read from the model's class, without weights; raises NotAvailable for one that cannot be quantised so."""
+    """Read the products from the model's class, without weights; raises NotAvailable if it cannot be quantised."""
     model = _outline(folder)
     body = model.base_model
     if any(isinstance(module, Conv1D) for module in body.modules()):
@@ -75,7 +75,7 @@ def products_of(folder: Path) -> Products:
 
 
 def _outline(folder: Path) -> Any:
-    """The model without weights, of the class that config.json names."""
+    """Model without weights, of the class that config.json names."""
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
@@ -86,12 +86,12 @@ def _outline(folder: Path) -> Any:
 
 
 def _own_outputs(model: Any) -> Any:
-    """The output matrix of a model that generates."""
+    """Output matrix of a model that generates."""
     return model.get_output_embeddings() if model.can_generate() else None
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder, in name order."""
+    """Safetensors files of a folder, in name order."""
     if (folder / WEIGHTS).is_file():
         return [contained(folder, WEIGHTS)]
     index = json.loads(contained(folder, INDEX).read_text(encoding="utf-8"))
@@ -100,11 +100,11 @@ def weight_files(folder: Path) -> list[Path]:
 
 @dataclass
 class Writer:
-    """Quantises the files of one folder into another; `hashes` and `losses` fill as it goes."""
+    """Quantises the files of one folder into another; `hashes` and `losses` fill along the way."""
 
     source: Path
     target: Path
-    dtype: torch.dtype  # that the weights will be widened to
+    dtype: torch.dtype  # type that the weights will be widened to
     progress: Callable[[int, int], None] = lambda done, total: None
     losses: Losses = field(default_factory=Losses)
     hashes: dict[str, str] = field(default_factory=dict)
@@ -136,7 +136,7 @@ class Writer:
         self._text("config.json", _with_quantisation(self.source, left))
 
     def _file(self, path: Path, entries: list[safetensors.Tensor], able: dict[str, str]) -> None:
-        """One file, tensor by tensor; only the scales and shapes of its products are held, which come before them."""
+        """Write one file, tensor by tensor; only the scales and shapes of its products are held, which precede them."""
         digest = hashlib.sha256()
         with safe_open(path, framework="pt", device="cpu") as reader, (self.target / path.name).open("wb") as file:
 
@@ -186,13 +186,13 @@ class Writer:
 
 
 def _bytes_of(files: list[Path], count: int) -> tuple[int, int]:
-    """Of the first `count` files, and of all."""
+    """Total bytes of the first `count` files, and of all."""
     sizes = [path.stat().st_size for path in files]
     return sum(sizes[:count]), sum(sizes)
 
 
 def blocks(weight: Tensor) -> tuple[Tensor, ...]:
-    """A weight in as many rows at once as are held in float32."""
+    """Split a weight into blocks of as many rows as are held in float32 at a time."""
     return torch.split(weight, max(1, _AT_ONCE // weight.shape[1]))
 
 
@@ -205,7 +205,7 @@ def _part(weight: str, part: str) -> str:
 
 
 def _entries(tensors: Iterable[safetensors.Tensor], able: dict[str, str]) -> list[safetensors.Tensor]:
-    """What a file will hold; wide items first, so that each lies at a multiple of its size."""
+    """Tensors of the new file; wide items first, so that each lies at a multiple of its size."""
     entries = []
     for tensor in tensors:
         if tensor.name not in able:
@@ -219,7 +219,7 @@ def _entries(tensors: Iterable[safetensors.Tensor], able: dict[str, str]) -> lis
 
 
 def _header(entries: Iterable[safetensors.Tensor]) -> bytes:
-    """The safetensors header of tensors that follow it in that order."""
+    """Safetensors header of tensors that follow it in that order."""
     told: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for entry in entries:
@@ -237,6 +237,6 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 def _with_quantisation(source: Path, ignored: list[str]) -> dict[str, Any]:
-    """config.json with what readers of compressed-tensors need to know."""
+    """config.json with the entries that readers of compressed-tensors need."""
     config: dict[str, Any] = json.loads((source / "config.json").read_text(encoding="utf-8"))
     return config | {"quantization_config": config_of() | {"ignore": ignored}}

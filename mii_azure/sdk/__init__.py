@@ -1,1 +1,1 @@
-"""The verbs of the package as functions: generate, deploy, client, query."""
+"""Verbs of the package as functions: generate, deploy, client, query."""

@@ -1,4 +1,4 @@
-"""What is written down of the deployments on this machine, and the lock of each name."""
+"""Records of the deployments on this machine, and a lock per name."""
 
 import os
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 
 @dataclass(frozen=True)
 class LocalDeployment:
-    """A running local runner, and how its process is known."""
+    """Running local runner, and the identity of its process."""
 
     name: str
     bundle: str
@@ -35,18 +35,18 @@ class LocalDeployment:
 
     @property
     def process(self) -> Known:
-        """The process that was started; another one may have its pid by now."""
+        """Process that was started; another one may have its pid by now."""
         return Known(self.pid, self.started, self.command)
 
 
 def home() -> Path:
-    """Where local deployments live; MII_AZURE_HOME overrides the user's cache folder."""
+    """Folder of local deployments; MII_AZURE_HOME overrides the user's cache folder."""
     base = os.environ.get("MII_AZURE_HOME")
     return Path(base) if base else Path.home() / ".cache" / "mii_azure" / "deployments"
 
 
 def read(name: str) -> LocalDeployment | None:
-    """What is recorded under a name, whether it runs or not; raises UnknownDeployment for what is no record."""
+    """Read the record of a name, running or not; raises UnknownDeployment for an invalid record."""
     try:
         with (home() / name / STATE).open("rb") as file:
             text = file.read(_LARGEST)
@@ -65,7 +65,7 @@ def read(name: str) -> LocalDeployment | None:
 
 
 def write(deployment: LocalDeployment) -> None:
-    """Record a deployment, in one step."""
+    """Record a deployment, atomically."""
     path = home() / deployment.name / STATE
     partial = path.with_name(f".{STATE}.{os.getpid()}")
     partial.write_bytes(TypeAdapter(dict).dump_json(asdict(deployment)))
@@ -73,13 +73,13 @@ def write(deployment: LocalDeployment) -> None:
 
 
 def remove(name: str) -> None:
-    """Forget what is recorded under a name."""
+    """Remove the record of a name."""
     (home() / name / STATE).unlink(missing_ok=True)
 
 
 @contextmanager
 def locked(name: str) -> Iterator[None]:
-    """The time in which nobody else starts or stops that name; raises RunnerFailed where somebody does already."""
+    """Hold the lock of a name, so that nobody else starts or stops it; raises RunnerFailed if it is held already."""
     import fcntl
 
     home().mkdir(mode=0o700, parents=True, exist_ok=True)

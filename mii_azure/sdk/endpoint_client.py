@@ -1,6 +1,6 @@
-"""A client of a deployed endpoint, or of any of our hosts over HTTP, with the methods of the runner's own client.
+"""Client of a deployed endpoint, or of any of our hosts over HTTP, with the methods of the runner's own client.
 
-What it proves itself with is a function that gives a token and is asked again once, when the last one is refused.
+A function supplies the token; it is called again once if the last token is refused.
 """
 
 import json
@@ -23,7 +23,7 @@ Token = Callable[[], str]
 
 
 class EndpointClient:
-    """Asks one URL; a context manager, safe to share by threads. Raises SpecError for a URL that is none."""
+    """Client of one URL; a context manager, safe to share between threads. Raises SpecError for an invalid URL."""
 
     def __init__(self, url: str, token: Token, slot: str | None = None, credentials: Credentials | None = None) -> None:
         import requests
@@ -31,21 +31,21 @@ class EndpointClient:
         scoring_address(url)
         self.url, self._token, self._slot = url, token, slot
         self._key = token()
-        self._session = requests.Session()  # takes REQUESTS_CA_BUNDLE and proxies from the environment
+        self._session = requests.Session()  # honours REQUESTS_CA_BUNDLE and proxies in the environment
         files = credentials or Credentials()
-        # With each request, because of a session's own the environment would have the last word.
+        # Set per request, because the environment would override a session's own.
         self._files: dict[str, Any] = {
             "verify": str(files.ca) if files.ca else None,
             "cert": (str(files.cert), str(files.key)) if files.cert and files.key else None,
         }
 
     def query(self, payload: Any, timeout: float = TIMEOUT_S) -> Any:
-        """The answer to one request; raises the error that the model's own reply names, whatever Azure makes of it."""
+        """Send one request and return its answer; raises the error in the model's own reply, behind Azure's."""
         with self._asked(payload, timeout) as response:
             return errors.read_answer(response.content, self.url)
 
     def stream(self, payload: dict[str, Any], timeout: float = TIMEOUT_S) -> Iterator[dict[str, Any]]:
-        """The events of a streamed answer as they come; leaving the iterator early closes the connection."""
+        """Yield the events of a streamed answer as they arrive; leaving the iterator early closes the connection."""
         errors.check_streamed(payload)
         parser = errors.EventParser()
         with self._asked({**payload, "stream": True}, timeout) as response:
@@ -54,19 +54,19 @@ class EndpointClient:
                     yield errors.read_answer(event, self.url)
 
     def metadata(self, timeout: float = TIMEOUT_S) -> dict[str, Any]:
-        """Facts of what is served: name, task, model, versions, device, limits."""
+        """Metadata of the deployment: name, task, model, versions, device, limits."""
         facts: dict[str, Any] = self.query(json.loads(errors.METADATA_BODY), timeout)
         return facts
 
     def ready(self, timeout: float = 5.0) -> bool:
-        """Whether a request sent now would be scored; False also when nothing answers."""
+        """Return True if a request sent now would be scored; False also if nothing answers."""
         try:
             return bool(self.metadata(timeout).get("ready"))
         except MiiAzureError:
             return False
 
     def close(self) -> None:
-        """Close its connections."""
+        """Close the connections."""
         self._session.close()
 
     def __enter__(self) -> Self:
@@ -105,7 +105,7 @@ class EndpointClient:
 
 
 def of_endpoint(address: str, ml_client: Any) -> EndpointClient:
-    """A client of `endpoint:NAME[/SLOT]`: by key, aml_token or aad_token, whichever the endpoint asks for."""
+    """Create a client of `endpoint:NAME[/SLOT]`: by key, aml_token or aad_token, as the endpoint's auth mode says."""
     endpoint, slot = split_address(address)
     with translated():
         url = str(ml_client.online_endpoints.get(endpoint).scoring_uri)
@@ -113,10 +113,10 @@ def of_endpoint(address: str, ml_client: Any) -> EndpointClient:
 
 
 def of_url(url: str, credentials: Credentials | None = None) -> EndpointClient:
-    """A client of a scoring URL, without a look at the workspace.
+    """Create a client of a scoring URL, without asking the workspace.
 
-    With a key in `credentials` that is sent; without, an endpoint in Azure gets a token of whoever azure-identity finds
-    signed in, and any other host gets none.
+    A key in `credentials` is sent; without one, an endpoint in Azure gets a token of the identity that azure-identity
+    finds signed in, and any other host gets none.
     """
     address = scoring_address(url)
     key = credentials.api_key if credentials else ""
@@ -126,7 +126,7 @@ def of_url(url: str, credentials: Credentials | None = None) -> EndpointClient:
 
 
 def _identity() -> Token:
-    """Tokens of whoever is signed in, kept by azure-identity until they are about to expire."""
+    """Token source for the signed-in identity; azure-identity caches tokens until they are about to expire."""
     from azure.core.exceptions import ClientAuthenticationError
     from azure.identity import DefaultAzureCredential
 

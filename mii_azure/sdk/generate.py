@@ -1,4 +1,4 @@
-"""The verb generate: from a task, a model and a name to a bundle on disk."""
+"""Verb generate: from a task, a model and a name to a bundle on disk."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -85,7 +85,7 @@ def generate(
 
 
 def _model_folder(spec: Spec, plan: Plan) -> Path | None:
-    """Where the model's files are, downloaded if need be; None for an azureml: reference."""
+    """Folder of the model's files, downloaded if need be; None for an azureml: reference."""
     if plan.profile.source == "reference":
         return None
     if plan.profile.source == "folder":

@@ -1,4 +1,4 @@
-"""Processes that other calls started, known by more than a number: a pid is given again once its process is gone."""
+"""Processes that other calls started, identified by more than a pid: a pid is reused once its process is gone."""
 
 import contextlib
 import os
@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HIGHEST_PID = 1 << 22  # Linux' own limit; others stay below it
-KILL_TIMEOUT_S = 10.0  # for a process to be gone after SIGKILL; one that waits for a device may never be
+KILL_TIMEOUT_S = 10.0  # to wait after SIGKILL; a process that waits for a device may never end
 _PROC = Path("/proc")
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
-_ENDED = ("Z", "X")  # states of processes that have ended and that nobody has reaped
+_ENDED = ("Z", "X")  # states of processes that have ended and were not reaped
 _LOOK_S = 0.05
 _PS_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
 class Known:
-    """A process: its pid, when it started, as the system tells it, and its command line."""
+    """Identity of a process: its pid, its start time as the system gives it, and its command line."""
 
     pid: int
     started: str
@@ -28,14 +28,14 @@ class Known:
 
 
 def look(pid: int) -> Known | None:
-    """The process of that pid, if it is this user's and has not ended; 0, 1 and negative pids are nobody's."""
+    """Find the process of that pid, if it is this user's and has not ended; 0, 1 and negative pids never match."""
     if not 1 < pid <= HIGHEST_PID:
         return None
     return _from_proc(pid) if (_PROC / "self" / "stat").exists() else from_ps(pid)
 
 
 def running(known: Known) -> bool:
-    """Whether that very process runs still."""
+    """True if that very process still runs."""
     return look(known.pid) == known
 
 
@@ -46,9 +46,9 @@ def _there(known: Known) -> bool:
 
 
 def end(known: Known, patience_s: float, kill_s: float = KILL_TIMEOUT_S) -> bool:
-    """Send SIGTERM and, after `patience_s`, SIGKILL; False where it is there still `kill_s` after that.
+    """Send SIGTERM and, after `patience_s`, SIGKILL; False if it still exists `kill_s` after that.
 
-    Whatever else has its pid by now is left alone.
+    Another process that has its pid by now is left alone.
     """
     for number, wait_s in ((signal.SIGTERM, patience_s), (signal.SIGKILL, kill_s)):
         _signal(known, number)
@@ -74,7 +74,7 @@ def _signal(known: Known, number: signal.Signals) -> None:
 
 @contextlib.contextmanager
 def _descriptor(pid: int) -> Iterator[int | None]:
-    """Of whichever process has the pid now, and of no later one; None where the system has no such thing."""
+    """Open a pidfd of the process that has the pid now, and of no later one; None if the system lacks them."""
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -92,20 +92,20 @@ def _from_proc(pid: int) -> Known | None:
     folder = _PROC / str(pid)
     try:
         owner = folder.stat().st_uid
-        # After the name, which may hold anything: state is field 3, threads 20, the start in ticks since boot 22.
+        # After the name, which may contain anything: state is field 3, threads 20, the start in ticks since boot 22.
         fields = (folder / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         words = (folder / "cmdline").read_bytes().decode(errors="replace").rstrip("\0").split("\0")
         boot = _BOOT.read_text(encoding="utf-8").strip() if _BOOT.exists() else ""
     except OSError:
         return None
-    ended = fields[0] in _ENDED and int(fields[17]) <= 1  # or else its other threads are still ending
+    ended = fields[0] in _ENDED and int(fields[17]) <= 1  # otherwise its other threads are still ending
     if owner != os.geteuid() or ended:
         return None
     return Known(pid, f"{boot} {fields[19]}", " ".join(words))
 
 
 def from_ps(pid: int) -> Known | None:
-    """The same where there is no /proc, as on macOS: by `ps`."""
+    """Find a process by `ps`, where there is no /proc, as on macOS."""
     command = ["ps", "-o", "uid=,stat=,lstart=,command=", "-ww", "-p", str(pid)]
     try:
         told = subprocess.run(
@@ -113,7 +113,7 @@ def from_ps(pid: int) -> Known | None:
         ).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    fields = told.split(None, 7)  # a start is five words: Mon Jan 2 15:04:05 2026
+    fields = told.split(None, 7)  # a start time is five words: Mon Jan 2 15:04:05 2026
     if len(fields) < 8 or int(fields[0]) != os.geteuid() or fields[1][0] in _ENDED:
         return None
     return Known(pid, " ".join(fields[2:7]), fields[7].rstrip("\n"))

@@ -1,4 +1,4 @@
-"""One request to a bundle, or to what `mii_azure.client` reaches."""
+"""Request to a bundle, or to any deployment that `mii_azure.client` reaches."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +21,7 @@ def query(
 ) -> Iterator[Any]:
     """Yield the answer, or with `stream` the pieces of text as they come and then a line break.
 
-    A bundle is loaded for this one request; whatever else `mii_azure.client` takes is asked, with `credentials`.
+    A bundle is loaded for this one request; anything else that `mii_azure.client` takes is sent it, with `credentials`.
     """
     if Path(target).is_dir():
         from local_runner.process.launch import LOOPBACK, Runner

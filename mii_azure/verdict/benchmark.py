@@ -1,4 +1,4 @@
-"""What each host adds over calling the scoring script in its own process: percentiles and requests per second."""
+"""Overhead of each host over calling the scoring script in its own process: percentiles and requests per second."""
 
 import json
 import statistics
@@ -20,7 +20,7 @@ ROUNDS = 20
 
 
 class BenchmarkRow(BaseModel):
-    """One target's figures; latencies in milliseconds at one client, throughput at `clients` clients."""
+    """Figures of one target; latencies in milliseconds at one client, throughput at `clients` clients."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -28,12 +28,12 @@ class BenchmarkRow(BaseModel):
     p50_ms: float
     p90_ms: float
     p99_ms: float
-    added_p50_ms: float | None  # over in-process, when that was measured
+    added_p50_ms: float | None  # over in-process, if that was measured
     requests_per_s: float
 
 
 class Report(BaseModel):
-    """A benchmark of one bundle on one machine."""
+    """Benchmark of one bundle on one machine."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -103,7 +103,7 @@ def _warm_up(target: Any, name: str, body: str) -> None:
 def _measure(
     hosts: dict[str, Any], body: str, requests: int, clients: int, on_progress: Callable[[str], None]
 ) -> dict[str, _Loads]:
-    """Take turns, so that a busy moment of the machine falls on every host."""
+    """Measure the targets in turns, so that a busy moment of the machine affects every host."""
     loads = {name: _Loads() for name in hosts}
     share = max(1, requests // ROUNDS)
     for number in range(ROUNDS):

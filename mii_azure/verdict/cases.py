@@ -1,4 +1,4 @@
-"""The requests that parity sends beside the sample: the corners where hosts are known to differ."""
+"""Requests that parity sends beside the sample: edge cases where hosts are known to differ."""
 
 import json
 from collections.abc import Iterator
@@ -11,10 +11,10 @@ from scoring.schema.requests import TaskSchema
 
 _UNICODE = "Zoë paid 5 € for a naïve 名前 and a 😀, \u200btwice."
 
-#: Long enough for padding and windows to matter, short enough for a decoder on two cores.
+#: Long enough to exercise padding and windows, short enough for a decoder on two cores.
 _LONG_WORDS = 64
 
-#: Parameter variants per task; each must be answered alike everywhere.
+#: Parameter variants per task; every host must answer each alike.
 _VARIANTS: dict[str, list[dict[str, Any]]] = {
     "text-generation": [
         {"max_new_tokens": 4, "return_full_text": False},
@@ -41,14 +41,14 @@ _VARIANTS: dict[str, list[dict[str, Any]]] = {
 
 
 class Request(NamedTuple):
-    """One body to send, with a name for the report."""
+    """Request body to send, with a name for the report."""
 
     name: str
     body: str
 
 
 def edge_requests(task_name: str, context_length: int) -> list[Request]:
-    """The sample and its edges for a task; `context_length` in tokens sizes the long ones."""
+    """The sample and its edge cases for a task; `context_length` in tokens sizes the long ones."""
     return list(_generate(task_schema(task_name), context_length))
 
 
@@ -86,7 +86,7 @@ def _bad(value: Any) -> Iterator[Request]:
 
 
 def _with_text(value: Any, text: str, task: TaskSchema) -> Any:
-    """The sample's input with its longest text replaced."""
+    """Replace the longest text in the sample's input."""
     if task.name == "conversational":
         return [*value[:-1], {**value[-1], "content": text}]
     if isinstance(value, dict):
@@ -98,13 +98,13 @@ def _body(payload: Any) -> str:
     text = json.dumps(payload, ensure_ascii=False)
     try:
         text.encode()
-    except UnicodeEncodeError:  # half a surrogate pair has no form but its escape
+    except UnicodeEncodeError:  # a lone surrogate has no form but its escape
         return json.dumps(payload)
     return text
 
 
 def read_requests(path: Path) -> list[Request]:
-    """Requests from a file: one JSON body per line, or one JSON document that is a list of bodies."""
+    """Read requests from a file: one JSON body per line, or one JSON document that is a list of bodies."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -11,7 +11,7 @@ TOLERANCES = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 2e-2, "int8": 5e-2}
 
 
 def grade(reference: tuple[int, bytes], other: tuple[int, bytes], tolerance: float) -> tuple[Grade, str]:
-    """Grade a reply against the reference; returns (grade, what differs).
+    """Grade a reply against the reference; returns (grade, difference).
 
     bytes: identical. values: same status, same texts, labels and structure, every number within `tolerance`
     (absolute and relative). scores: texts and labels agree, a number does not. different: anything else.
@@ -34,7 +34,7 @@ def grade(reference: tuple[int, bytes], other: tuple[int, bytes], tolerance: flo
 
 
 IMAGE = "generated_image"  # the field that holds a PNG in base64
-_ROUNDING = 1  # of 255: where sums of another order fall on the other side of a half
+_ROUNDING = 1  # of 255: sums in another order may round a half the other way
 
 
 class _Worst:
@@ -52,7 +52,7 @@ class _Worst:
 
 
 def _walk(left: Any, right: Any, place: str, worst: _Worst) -> str:
-    """Return the first place where texts, labels or structure differ, or an empty string."""
+    """Find the first place where texts, labels or structure differ, or an empty string."""
     if isinstance(left, float) and isinstance(right, int | float) and not isinstance(right, bool):
         worst.note(left, float(right), place)
         return ""
@@ -77,7 +77,7 @@ def _walk(left: Any, right: Any, place: str, worst: _Worst) -> str:
 
 
 def _images(left: str, right: str, place: str, worst: _Worst) -> str:
-    """Compare two PNG files in base64 by their pixels; a difference in size is told, one in colour is noted."""
+    """Compare two PNG files in base64 by their pixels; a difference in size is reported, one in colour is noted."""
     import base64
     import io
 
@@ -100,7 +100,7 @@ def _brief(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-#: What may explain a difference, most likely first.
+#: Possible explanations of a difference, most likely first.
 EXPLANATIONS = (
     "versions",
     "dtype",
@@ -116,7 +116,7 @@ EXPLANATIONS = (
 
 
 def environment_difference(reference: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """What differs between two targets' metadata, the likeliest explanation first."""
+    """Differences between two targets' metadata, the likeliest explanation first."""
     found = []
     for field in EXPLANATIONS:
         left, right = reference.get(field), other.get(field)

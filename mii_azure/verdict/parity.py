@@ -1,4 +1,4 @@
-"""The parity run: the same requests to every target, replies graded, differences explained."""
+"""Parity run: the same requests to every target, replies graded, differences explained."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Comparison(BaseModel):
-    """How one target answered one request, against the reference target."""
+    """Comparison of one target's answer to one request with the reference target's."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -30,7 +30,7 @@ class Comparison(BaseModel):
 
 
 class Verdict(BaseModel):
-    """What a parity run says; `agree` only when every target answered every request alike."""
+    """Verdict of a parity run; `agree` only if every target answered every request alike."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -42,11 +42,11 @@ class Verdict(BaseModel):
     tolerance: float
     requests: int
     comparisons: tuple[Comparison, ...]
-    environment: dict[str, list[str]]  # per target: what differs from the reference, likeliest cause first
+    environment: dict[str, list[str]]  # per target: differences from the reference, likeliest cause first
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
-        """Per target, how many replies got each grade."""
+        """Number of replies with each grade, per target."""
         table: dict[str, dict[str, int]] = {target: {} for target in self.targets}
         for entry in self.comparisons:
             table[entry.target][entry.grade] = table[entry.target].get(entry.grade, 0) + 1
@@ -67,7 +67,7 @@ def parity(
 ) -> Verdict:
     """Start each target in turn, send it the same requests, and grade the replies against the first target's.
 
-    Without `targets` they are TARGETS, the last of which is the server in the bundle's own image: for one made with
+    Without `targets` they are TARGETS, the last being the server in the bundle's own image: for a bundle made with
     `--server http` the target `container`.
     `ml_client` reaches the targets that are live in Azure, `endpoint:NAME[/SLOT]`; MII_AZURE_WORKSPACE and its siblings
     name the workspace without it.

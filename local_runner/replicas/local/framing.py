@@ -1,8 +1,8 @@
-"""What a front and its replicas say to each other over a Unix socket: frames of bytes, each with its length first.
+"""Framing between a front and its replicas over a Unix socket: frames of bytes, each preceded by its length.
 
-A request is two frames, a head as JSON and the body; an answer is a head and the body, or, where the head says
-`"stream"`, a frame per piece and an empty one at the end. One request at a time on a connection, so that a reader who
-is slow slows the writer down, and a connection that is closed is a client that went away.
+A request is two frames, a head as JSON and the body; an answer is a head and the body, or, if the head says
+`"stream"`, a frame per piece and an empty one at the end. A connection carries one request at a time, so that a slow
+reader slows the writer down, and a closed connection means that the client went away.
 """
 
 import asyncio
@@ -13,28 +13,28 @@ from typing import Any
 _LENGTH = struct.Struct(">I")
 BUFFER = 64 << 10  # bytes that wait on either side of the socket
 
-# What a peer that has gone raises.
+# Errors raised if the peer has gone.
 GONE = (asyncio.IncompleteReadError, ConnectionError, BrokenPipeError, OSError)
 
 
 def frame(data: bytes) -> bytes:
-    """`data` with its length."""
+    """Prefix `data` with its length."""
     return _LENGTH.pack(len(data)) + data
 
 
 def head(fields: dict[str, Any]) -> bytes:
-    """A head as a frame."""
+    """Encode a head as a frame."""
     return frame(json.dumps(fields).encode())
 
 
 class Connection:
-    """One end."""
+    """One end of a connection."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
         self._early = b""
-        self.life = 0  # of the process at the other side, as its front counts
+        self.life = 0  # ordinal of the process at the other end, as its front counts
         writer.transport.set_write_buffer_limits(high=BUFFER)
 
     async def send(self, *frames: bytes) -> None:
@@ -45,18 +45,18 @@ class Connection:
         await self._writer.drain()
 
     async def receive(self) -> bytes:
-        """The next frame."""
+        """Receive the next frame."""
         prefix = self._early + await self._reader.readexactly(_LENGTH.size - len(self._early))
         self._early = b""
         return await self._reader.readexactly(_LENGTH.unpack(prefix)[0])
 
     async def receive_head(self) -> dict[str, Any]:
-        """The next frame, a head."""
+        """Receive the next frame, a head."""
         fields: dict[str, Any] = json.loads(await self.receive())
         return fields
 
     async def closed(self) -> None:
-        """Return when the other side closes; cancel it before `receive`. What it sends instead is kept."""
+        """Return when the other side closes; cancel it before `receive`. Data that arrives meanwhile is kept."""
         while not self._early:
             self._early = await self._reader.read(1)
             if not self._early:
@@ -69,5 +69,5 @@ class Connection:
 
 
 async def connect(path: str) -> Connection:
-    """A connection to the replica that listens at `path`; raises one of GONE."""
+    """Connect to the replica that listens at `path`; raises one of GONE."""
     return Connection(*await asyncio.open_unix_connection(path, limit=BUFFER))

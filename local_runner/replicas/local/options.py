@@ -1,4 +1,4 @@
-"""What `--replicas` takes, and what part of the machine each replica gets. Standard library only."""
+"""Options of `--replicas`, and each replica's share of the machine. Standard library only."""
 
 import argparse
 import os
@@ -13,16 +13,16 @@ MOST = 64
 
 @dataclass(frozen=True)
 class ReplicaOptions:
-    """Checked options of several replicas on this machine."""
+    """Checked options for several replicas on this machine."""
 
     count: int
-    sticky: str = ""  # header, or gRPC metadata, in lower case, whose value keeps a session on one replica
+    sticky: str = ""  # header, or gRPC metadata, in lower case, whose value pins a session to one replica
     verbose: bool = False
     log_format: str = "text"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Add the options to the runner's parser, each with its twin in the environment."""
+    """Add the options to the runner's parser, each with its environment variable."""
     group = parser.add_argument_group("replicas on this machine")
     group.add_argument(
         "--replicas",
@@ -39,7 +39,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def read(parser: argparse.ArgumentParser, options: argparse.Namespace) -> ReplicaOptions | None:
-    """The options of more than one replica, None for one; exits 2 for what makes no sense."""
+    """Read the options for more than one replica, None for one; exits 2 for invalid combinations."""
     if not 1 <= options.replicas <= MOST:
         parser.error(f"--replicas {options.replicas}: 1 to {MOST}")
     if options.sticky and not re.fullmatch(r"[A-Za-z0-9-]+", options.sticky):
@@ -52,7 +52,7 @@ def read(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Replic
 
 
 def gpus(environment: Mapping[str, str], devices: Path = Path("/dev")) -> list[str]:
-    """The GPUs that this process may use: CUDA_VISIBLE_DEVICES, or all of the machine's."""
+    """GPUs that this process may use: CUDA_VISIBLE_DEVICES, or all of the machine's."""
     told = environment.get("CUDA_VISIBLE_DEVICES")
     if told is not None:
         return [name.strip() for name in told.split(",") if name.strip() not in ("", "-1")]
@@ -60,9 +60,9 @@ def gpus(environment: Mapping[str, str], devices: Path = Path("/dev")) -> list[s
 
 
 def shares(count: int, group: int, visible: list[str], environment: Mapping[str, str]) -> list[dict[str, str]]:
-    """The environment of each of `count` replicas: `group` GPUs each, or a share of the cores where there are none.
+    """Environment of each of `count` replicas: `group` GPUs each, or a share of the cores without GPUs.
 
-    Raises ValueError, with a sentence, where there are too few GPUs.
+    Raises ValueError, with a sentence, if there are too few GPUs.
     """
     if visible:
         if count * group > len(visible):

@@ -1,7 +1,7 @@
-"""The front of `--replicas N`: a Host whose requests are answered by processes on this machine, each with the model.
+"""Front of `--replicas N`: a Host whose requests are answered by processes on this machine, each with the model.
 
-A request goes to the replica with the fewest in flight, or, where a session is named, to the session's own. One whose
-replica is lost before a byte came back is asked of another once, because scoring the same body twice changes nothing.
+A request goes to the replica with the fewest in flight, or, if a session is named, to the session's own. If its
+replica is lost before a byte came back, another is asked once, because scoring the same body twice changes nothing.
 """
 
 import asyncio
@@ -33,13 +33,13 @@ _LONGEST_FOLDER = 80
 
 
 class ReplicaRouter(Frontend):
-    """Answers by processes on this machine."""
+    """Answers requests by processes on this machine."""
 
     def __init__(self, bundle: Path, options: ReplicaOptions) -> None:
         super().__init__(bundle, options.count)
         self._sticky = options.sticky
         self._turn = 0
-        # The path of a Unix socket has 107 bytes at most.
+        # A Unix socket's path has at most 107 bytes.
         short = len(tempfile.gettempdir()) < _LONGEST_FOLDER
         self._scratch = Scratch(None if short else Path("/tmp"))  # noqa: S108
         arguments = [options.log_format, "verbose" if options.verbose else "quiet"]
@@ -57,7 +57,7 @@ class ReplicaRouter(Frontend):
             raise RunnerFailed(str(error), "Ask for fewer --replicas.") from None
 
     async def load(self) -> None:
-        """Start the replicas, and wait for the first; raises what kept all from it and leaves the state at FAILED."""
+        """Start the replicas and wait for the first; if none starts, raise the cause and leave the state at FAILED."""
         for replica in self.replicas:
             replica.start()
         while self.state is HostState.LOADING and not self._ready_replicas():
@@ -70,24 +70,24 @@ class ReplicaRouter(Frontend):
             self.change(HostState.READY)
 
     async def tune(self, tuning: Tuning) -> None:
-        """Go by other settings, here and in every replica."""
+        """Apply other settings, here and in every replica."""
         await super().tune(tuning)
         await asyncio.gather(*(replica.tune(asdict(tuning)) for replica in self.replicas))
 
     @property
     def ready(self) -> bool:
-        """Whether a replica would score a request sent now."""
+        """True if a replica would score a request sent now."""
         return self.state is HostState.READY and bool(self._ready_replicas())
 
     def unready(self) -> NotReady:
-        """The error that says why not."""
+        """Error that explains why the front is not ready."""
         if self.state is HostState.DRAINING:
             return super().unready()
         each = ", ".join(f"{replica.index} {replica.facts()['phase']}" for replica in self.replicas)
         return NotReady(f"No replica is ready: {each}.", "Ask again shortly.")
 
     def statistics(self) -> dict[str, Any]:
-        """The front's own phase, the sums over the replicas, and how each of them is."""
+        """Statistics: the front's own phase, the sums over the replicas, and the state of each."""
         own = self.own_phase()
         if self.state is HostState.LOADING:
             own["phase"] = self.replicas[0].facts()["phase"]
@@ -103,7 +103,7 @@ class ReplicaRouter(Frontend):
         }
 
     async def ask(self, raw: str, headers: dict[str, str]) -> Answer:
-        """A replica's answer, asked of a second one if the first is lost; metadata tells of all replicas."""
+        """Ask a replica, and a second one if the first is lost; metadata describes all replicas."""
         answer = await self._ask(raw, headers)
         return self._with_replicas(answer) if _asks_for_metadata(raw) else answer
 
@@ -123,11 +123,11 @@ class ReplicaRouter(Frontend):
         raise ReplicaLost(f"The request was lost with replica {where}, which ended.", hint)
 
     def _pick(self, headers: dict[str, str], lost: list[int]) -> ReplicaProcess | None:
-        """The session's replica, or the one with the least to do; those that are alike take turns."""
+        """Choose the session's replica, or the least busy one; equally busy ones take turns."""
         able = [replica for replica in self._ready_replicas() if replica.index not in lost]
         session = headers.get(self._sticky) if self._sticky else None
         if session is not None:
-            # By rendezvous: while its replica is away a session goes to one other, and all other sessions stay.
+            # Rendezvous hashing: while its replica is away a session moves to one other, and all other sessions stay.
             return max(able, key=lambda replica: _weight(session, replica.index), default=None)
         self._turn += 1
         count = len(self.replicas)
@@ -137,7 +137,7 @@ class ReplicaRouter(Frontend):
         return [replica for replica in self.replicas if replica.condition is Condition.READY]
 
     def _with_replicas(self, answer: Answer) -> Answer:
-        """A replica's metadata, with how all of them are."""
+        """Add the state of all replicas to a replica's metadata."""
         if answer.status != 200:
             return answer
         told = {**json.loads(answer.body), "replicas": [replica.facts() for replica in self.replicas]}

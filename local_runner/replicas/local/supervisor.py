@@ -1,4 +1,4 @@
-"""The replicas as their front sees them: a process each, watched, started again with back-off, and asked."""
+"""Replicas as their front sees them: one process each, watched, restarted with back-off, and sent requests."""
 
 import asyncio
 import contextlib
@@ -22,15 +22,15 @@ logger = logging.getLogger(__name__)
 
 _LOOK_S = 0.25
 _LOOK_STARTING_S = 0.05
-_SILENCE_S = 10.0  # a loop that is busy answers late; one that hangs does not
+_SILENCE_S = 10.0  # a busy event loop answers late; one that hangs does not answer
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
-_STEADY_S = 60.0  # ready for so long, the next end is the first of its kind again
+_STEADY_S = 60.0  # after being ready this long, the next exit counts as the first again
 _KILL_S = 1.0
 
 
 class Lost(Exception):
-    """The replica went before a byte of the answer came back."""
+    """Raised when the replica died before a byte of the answer came back."""
 
 
 class Condition(StrEnum):
@@ -41,14 +41,14 @@ class Condition(StrEnum):
 
 
 class ReplicaProcess:
-    """One process that holds the model; everything runs on the event loop."""
+    """Process that holds the model; everything here runs on the event loop."""
 
     def __init__(
         self, index: int, bundle: Path, folder: Path, environment: dict[str, str], arguments: list[str]
     ) -> None:
         self.index = index
         self.condition = Condition.STARTING
-        self.failure: Exception | None = None  # why it has ended, until it is ready again
+        self.failure: Exception | None = None  # cause of its last exit, until it is ready again
         self.in_flight = 0
         self.restarts = 0
         self.told: dict[str, Any] = {}
@@ -66,11 +66,11 @@ class ReplicaProcess:
         self._supervising: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Start the process, and again whenever it ends, until `stop`."""
+        """Start the process, and restart it whenever it ends, until `stop`."""
         self._supervising = asyncio.create_task(self._supervise())
 
     async def stop(self, left_s: float) -> None:
-        """End the process by SIGTERM, and by SIGKILL when it takes longer than `left_s`."""
+        """End the process by SIGTERM, and by SIGKILL if it takes longer than `left_s`."""
         self._stopping = True
         if self._supervising:
             self._supervising.cancel()
@@ -88,7 +88,7 @@ class ReplicaProcess:
             await process.wait()
 
     async def tune(self, tuning: dict[str, Any]) -> None:
-        """Pass settings on, also to every process that is started after this one."""
+        """Pass settings on, also to every process that is started later."""
         self._tuning = tuning
         if self.condition is Condition.READY:
             with contextlib.suppress(*GONE):
@@ -103,7 +103,7 @@ class ReplicaProcess:
             connection.close()
 
     def facts(self) -> dict[str, Any]:
-        """What metadata and readiness tell of it."""
+        """State of the replica for metadata and readiness."""
         told = self.told if self.condition in (Condition.STARTING, Condition.READY) else {}
         return {
             "replica": self.index,
@@ -116,7 +116,7 @@ class ReplicaProcess:
         }
 
     async def ask(self, headers: dict[str, str], raw: str) -> Answer:
-        """The answer to one request, whole or as a stream; raises Lost when the replica goes before it begins."""
+        """Answer one request, whole or as a stream; raises Lost if the replica dies before the answer begins."""
         self.in_flight += 1
         connection: Connection | None = None
         done = False
@@ -139,7 +139,7 @@ class ReplicaProcess:
                 self.let_go(connection)
 
     def give_back(self, connection: Connection) -> None:
-        """A request has ended; its connection serves the next one, unless its process has ended since."""
+        """Take back the connection of a finished request, for the next one, unless its process has ended since."""
         self.in_flight -= 1
         if connection.life == self._life:
             self._idle.append(connection)
@@ -147,7 +147,7 @@ class ReplicaProcess:
             connection.close()
 
     def let_go(self, connection: Connection | None) -> None:
-        """A request has ended, or is given up; the replica cancels what it still does for it."""
+        """Drop the connection of a request that ended or was given up; the replica cancels any work left for it."""
         self.in_flight -= 1
         if connection is not None:
             connection.close()
@@ -172,7 +172,7 @@ class ReplicaProcess:
             self.restarts += 1
 
     async def _run(self) -> None:
-        """One life of the process, to its end."""
+        """Run one process, until it ends."""
         for path in (self._socket, self._failed):
             path.unlink(missing_ok=True)
         self.told, self.condition = {}, Condition.STARTING
@@ -180,7 +180,7 @@ class ReplicaProcess:
         self.process = await asyncio.create_subprocess_exec(
             *command,
             *self._arguments,
-            stdin=asyncio.subprocess.PIPE,  # which ends with this process, however that ends
+            stdin=asyncio.subprocess.PIPE,  # closes with this process, however that ends
             stdout=sys.stderr.fileno(),
             env={**os.environ, **self._environment},
             start_new_session=True,  # Ctrl-C is for the front, which then drains
@@ -199,7 +199,7 @@ class ReplicaProcess:
         return self._socket.with_name(self._socket.name + FAILED)
 
     async def _look(self, process: asyncio.subprocess.Process) -> None:
-        """Keep what is told of it true; one that was ready and no longer answers, or never will, is ended."""
+        """Keep the reported state true; end a process that was ready and no longer answers, or never will."""
         connection: Connection | None = None
         while True:
             starting = self.condition is Condition.STARTING
@@ -215,7 +215,7 @@ class ReplicaProcess:
             except TimeoutError:
                 found = {"ready": False, "statistics": self.told}
                 logger.error("Replica %d has not answered for %g s.", self.index, _SILENCE_S)
-            except GONE:  # not there yet, or there no more
+            except GONE:  # not there yet, or no longer there
                 connection = None
                 continue
             self.told = found["statistics"]
@@ -235,7 +235,7 @@ class ReplicaProcess:
 
 
 class Stream(AsyncIterator[bytes]):
-    """The pieces that a replica streams; closing it cancels the work there."""
+    """Pieces that a replica streams; closing it cancels the work there."""
 
     def __init__(self, replica: ReplicaProcess, connection: Connection) -> None:
         self._replica = replica
@@ -259,7 +259,7 @@ class Stream(AsyncIterator[bytes]):
         return piece
 
     def close(self) -> None:
-        """Nobody listens any more."""
+        """Cancel the stream: nobody listens any more."""
         if not self._ended:
             self._ended = True
             self._replica.let_go(self._connection)

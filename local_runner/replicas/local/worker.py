@@ -1,6 +1,6 @@
 """One replica, a Host behind a Unix socket: `python -m local_runner.replicas.local.worker BUNDLE SOCKET`.
 
-Its front starts it. It ends when the front says so by SIGTERM, or is gone: then standard input ends. A failure to
+Its front starts it. It ends on SIGTERM from the front, or when the front is gone: standard input ends. A failure to
 load is left as JSON in SOCKET.failed.
 """
 
@@ -26,13 +26,13 @@ FAILED = ".failed"
 
 
 class ReplicaWorker:
-    """Answers a front: `score` with what the scoring script says, `statistics` with how it is."""
+    """Answers a front: `score` with the scoring script's answer, `statistics` with the replica's state."""
 
     def __init__(self, host: "Host") -> None:
         self._host = host
 
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection, to its end."""
+        """Serve one connection until it ends."""
         from local_runner.replicas.local.framing import GONE, Connection
 
         connection = Connection(reader, writer)
@@ -40,13 +40,13 @@ class ReplicaWorker:
             while True:
                 request = await connection.receive_head()
                 await self._while_open(connection, self._answer(connection, request, await connection.receive()))
-        except (*GONE, asyncio.CancelledError):  # the front has gone, or this replica goes
+        except (*GONE, asyncio.CancelledError):  # the front has gone, or this replica is stopping
             pass
         finally:
             connection.close()
 
     async def _while_open(self, connection: "Connection", work: Any) -> None:
-        """Do `work`, unless the front closes the connection: then its client went away, and it is cancelled."""
+        """Do `work`, but cancel it if the front closes the connection: then its client went away."""
         task, closed = asyncio.ensure_future(work), asyncio.ensure_future(connection.closed())
         await asyncio.wait({task, closed}, return_when=asyncio.FIRST_COMPLETED)
         for each in (task, closed):
@@ -108,7 +108,7 @@ async def _serve(bundle: Path, path: Path) -> None:
     if loading.done():
         loading.result()
     await stopping
-    # The front has had every answer, or gives up on those that are left: it holds the only clock of the drain.
+    # The front has every answer, or gives up on the rest: it holds the only clock of the drain.
     server.close()
     await host.finish(0.0)
 
@@ -118,7 +118,7 @@ def main() -> NoReturn:
     leash.hold()
     bundle, path, form, verbose = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4] == "verbose"
     logs.set_up(form, verbose)
-    # The front tells every request.
+    # The front logs every request.
     logging.getLogger("local_runner.requests").setLevel(logging.WARNING)
     code = 0
     try:

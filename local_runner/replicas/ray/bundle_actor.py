@@ -1,4 +1,4 @@
-"""The actor on the front's node that replicas turn to: it reads the bundle out, and keeps what they tell."""
+"""Actor on the front's node that replicas use: it serves the bundle's files, and keeps the replicas' statistics."""
 
 import time
 from pathlib import Path
@@ -8,12 +8,12 @@ from local_runner.bundle import manifest
 
 TELL_S = 1.0
 _GONE_S = 10.0
-# What is there now; all else counts since the start, and stays counted when a replica goes.
+# Gauges; all other numbers count since the start, and stay counted when a replica goes.
 _NOW = ("waiting", "active", "kv_tokens", "kv_capacity")
 
 
 class BundleActor:
-    """Lives as long as its front; its methods are called from any node."""
+    """Actor that lives as long as its front; its methods are called from any node."""
 
     def __init__(self, bundle: str) -> None:
         self._bundle = Path(bundle)
@@ -22,7 +22,7 @@ class BundleActor:
         self._gone: dict[str, Any] = {}
 
     def read(self, path: str, offset: int, size: int) -> bytes:
-        """A piece of one of the bundle's files; raises KeyError for any other file."""
+        """Read a piece of one of the bundle's files; raises KeyError for any other file."""
         if path not in self._listed:
             raise KeyError(path)
         with (self._bundle / path).open("rb") as file:
@@ -30,19 +30,19 @@ class BundleActor:
             return file.read(size)
 
     def digest(self) -> str:
-        """The hash of the whole bundle."""
+        """Hash of the whole bundle."""
         return str(manifest.read_manifest(self._bundle)["bundle"])
 
     def sizes(self) -> dict[str, int]:
-        """The bytes of every file."""
+        """Size in bytes of every file."""
         return {path: (self._bundle / path).stat().st_size for path in sorted(self._listed)}
 
     def tell(self, replica: str, statistics: dict[str, Any]) -> None:
-        """Keep a replica's statistics in place of its last ones."""
+        """Replace a replica's statistics by its latest."""
         self._told[replica] = (time.monotonic(), statistics)
 
     def told(self) -> dict[str, Any]:
-        """The sum over all replicas, those that are gone included; empty before the first has told anything."""
+        """Sum of the statistics of all replicas, including those that are gone; empty before the first report."""
         from local_runner.replicas.metrics import merged
 
         oldest = time.monotonic() - _GONE_S
@@ -56,5 +56,5 @@ class BundleActor:
 
 
 def _over(statistics: dict[str, Any]) -> dict[str, Any]:
-    """What a replica that is gone counted; it holds nothing any more."""
+    """Counters of a replica that is gone, without its gauges."""
     return {name: 0 if name in _NOW else value for name, value in statistics.items()}

@@ -1,7 +1,7 @@
-"""How a bundle reaches the nodes of a Ray cluster: by its path where that leads to the same bundle, else by copy.
+"""Bundle access for the nodes of a Ray cluster: by path if that leads to the same bundle, else by copy.
 
-A copy is read piece by piece from the node that serves, through an actor and Ray's object store, and stays on the disk
-of the node under its hash. Imports nothing of `scoring`: in a replica the bundle's own has to be the only one imported.
+A copy is read piece by piece from the node that serves, through an actor and Ray's object store, and stays on the
+node's disk under its hash. Imports nothing of `scoring`: a replica may import only the bundle's own.
 """
 
 import fcntl
@@ -24,20 +24,20 @@ Read = Callable[[list[tuple[str, int, int]]], Iterable[bytes]]
 
 @dataclass(frozen=True)
 class Reference:
-    """A bundle as one node names it to another."""
+    """Reference by which one node names a bundle to another."""
 
     path: str
     digest: str  # the manifest's `bundle`
-    desk: str  # name of the actor that reads it out
+    desk: str  # name of the actor that serves its files
 
 
 def reference(bundle: Path, desk: str) -> Reference:
-    """Name the bundle at `bundle`; raises NotABundle."""
+    """Create a reference to the bundle at `bundle`; raises NotABundle."""
     return Reference(str(bundle), manifest.read_manifest(bundle)["bundle"], desk)
 
 
 def locate(wanted: Reference, namespace: str) -> Path:
-    """The bundle on this node, fetched if its path leads nowhere here; raises BundleEdited, RunnerFailed."""
+    """Find the bundle on this node, fetched if its path leads nowhere here; raises BundleEdited, RunnerFailed."""
     if _is(Path(wanted.path), wanted.digest):
         return Path(wanted.path)
     import ray
@@ -45,7 +45,7 @@ def locate(wanted: Reference, namespace: str) -> Path:
     desk = ray.get_actor(wanted.desk, namespace)
 
     def read(pieces: list[tuple[str, int, int]]) -> Iterator[bytes]:
-        # One piece ahead of the one that is written, so that no more than two are held here.
+        # One piece is read ahead of the one being written, so at most two are held here.
         pending: Any = None
         for piece in pieces:
             following = desk.read.remote(*piece)
@@ -59,7 +59,7 @@ def locate(wanted: Reference, namespace: str) -> Path:
 
 
 def fetch(digest: str, sizes: dict[str, int], read: Read, root: Path | None = None) -> Path:
-    """Copy a bundle into this node's folder of bundles, once; `read` yields (path, offset, size) in order."""
+    """Copy a bundle into this node's bundle cache, once; `read` yields (path, offset, size) in order."""
     root = root or Path(tempfile.gettempdir()) / f"mii-azure-bundles-{os.getuid()}"
     _own(root)
     if not manifest.is_plain(digest):
@@ -90,7 +90,7 @@ def _write(folder: Path, sizes: dict[str, int], read: Read) -> None:
 
 
 def _is(folder: Path, digest: str) -> bool:
-    """Whether `folder` says that it is the bundle; the runner verifies every file later."""
+    """True if `folder` says that it is the bundle; the runner verifies every file later."""
     try:
         return bool(manifest.read_manifest(folder)["bundle"] == digest)
     except Exception:  # no folder, no permission, no manifest, another kind of folder
@@ -98,7 +98,7 @@ def _is(folder: Path, digest: str) -> bool:
 
 
 def _own(root: Path) -> None:
-    """Make the folder of bundles; one that another user could write in is refused."""
+    """Create the bundle cache; one that another user could write to is refused."""
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = root.lstat()
     if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o022:

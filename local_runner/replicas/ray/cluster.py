@@ -1,6 +1,6 @@
-"""The deployment of one bundle on Ray Serve: connect, deploy, look, stop. Blocking; Ray is imported only here.
+"""Deployment of one bundle on Ray Serve: connect, deploy, look, stop. Blocking; Ray is imported only here.
 
-Ray Serve's own HTTP proxy stays off: the front (`ray_host`) speaks every protocol and asks replicas through a handle.
+Ray Serve's own HTTP proxy stays off: the front (`ray_host`) speaks every protocol and calls replicas through a handle.
 """
 
 import json
@@ -25,24 +25,24 @@ NAMESPACE = "mii-azure"
 _MODEL_DIR = "AZUREML_MODEL_DIR"
 _HEALTH_PERIOD_S = 2.0
 _HEALTH_TIMEOUT_S = 30.0
-# Ray Serve's 30 s would leave a queue that grows standing for as long.
+# Ray Serve's default of 30 s would let a growing queue wait that long.
 _UPSCALE_DELAY_S = 5.0
 _METRICS_S = 2.0
 _CONSTRUCTOR_RETRIES = 2
 _TELL_TIMEOUT_S = 2.0
 _REACH_S = 5.0
-_GPU_SERIES = "Standard_N"  # how Azure names the instance types with GPUs
+_GPU_SERIES = "Standard_N"  # Azure's prefix of instance types with GPUs
 
 
 @dataclass(frozen=True)
 class Replicas:
-    """How many replicas there are, by Ray Serve's word for their state, and what it says of the deployment."""
+    """Number of replicas by their Ray Serve state, and Ray Serve's message on the deployment."""
 
     running: int = 0
     states: Mapping[str, int] | None = None
     failed: bool = False
     message: str = ""
-    told: dict[str, Any] = field(default_factory=dict)  # the sum of their statistics
+    told: dict[str, Any] = field(default_factory=dict)  # sum of their statistics
 
     @property
     def starting(self) -> int:
@@ -58,13 +58,13 @@ class Cluster:
         self._options = options
         self.name = f"mii-azure-{deployment.name}"
         self._serve: Any = None
-        self._started = False  # or else another front has started the replicas, and ends them
+        self._started = False  # False also if another front started the replicas, and ends them
 
     def deploy(self, slots: int) -> Any:
-        """Start the replicas without waiting for them; return the handle. `slots`: requests of one replica.
+        """Start the replicas without waiting for them; return the handle. `slots`: concurrent requests per replica.
 
-        Where another front has started them already, from the same bundle, this one joins it. Raises RunnerFailed
-        when it serves another bundle.
+        If another front has already started them from the same bundle, join it. Raises RunnerFailed
+        if it serves another bundle.
         """
         ray, self._serve = _import()
         self._needs = {"CPU": self._options.cpus, "GPU": self._gpus(ray)}
@@ -85,14 +85,14 @@ class Cluster:
         return self._serve.run_many([target], wait_for_applications_running=False)[0]
 
     def look(self) -> Replicas:
-        """What Ray Serve says of the replicas now."""
+        """State of the replicas now, from Ray Serve."""
         told = self._serve.status().applications.get(self.name)
         if told is None:
             return Replicas(message="the application is gone")
         deployments = list(told.deployments.values())
         states = {str(state): count for one in deployments for state, count in one.replica_states.items()}
         message = " ".join(one.message for one in deployments if one.message) or told.message
-        # Ray Serve would try again; what a replica says of itself would come true again.
+        # Ray Serve would retry; the error that the replica reports would occur again.
         failed = told.status == "DEPLOY_FAILED" or failure(message) is not None
         return Replicas(states.get("RUNNING", 0), states, failed, message, self._sum())
 
@@ -106,7 +106,7 @@ class Cluster:
         return told
 
     def why_not(self, replicas: Replicas) -> Exception:
-        """The error for a deployment that failed, or did not answer in time."""
+        """Error of a deployment that failed, or did not answer in time."""
         if body := failure(replicas.message):
             return error_from_body(json.dumps(body).encode(), 503)
         return self.too_small() or RunnerFailed(
@@ -115,7 +115,7 @@ class Cluster:
         )
 
     def too_small(self) -> ClusterTooSmall | None:
-        """The error that no node of the cluster could ever hold a replica; None if one could."""
+        """Error if no node of the cluster could ever hold a replica; None if one could."""
         import ray
 
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -130,7 +130,7 @@ class Cluster:
         )
 
     def stop(self, wait: bool = True) -> None:
-        """Take down what this front started, which lets replicas finish what they hold, and leave the cluster."""
+        """Stop the application if this front started it, letting replicas finish their work, and leave the cluster."""
         import ray
 
         if not ray.is_initialized():
@@ -142,7 +142,7 @@ class Cluster:
     def _settings(self, slots: int) -> dict[str, Any]:
         asked, limits = self._options, self._deployment.limits
         actor: dict[str, Any] = {"num_cpus": self._needs["CPU"], "num_gpus": self._needs["GPU"]}
-        if model := os.environ.get(_MODEL_DIR):  # of a bundle whose model is a reference
+        if model := os.environ.get(_MODEL_DIR):  # for a bundle whose model is a reference
             actor["runtime_env"] = {"env_vars": {_MODEL_DIR: model}}
         settings: dict[str, Any] = {
             "ray_actor_options": actor,
@@ -176,7 +176,7 @@ class Cluster:
 
 
 def _import() -> tuple[Any, Any]:
-    # Nothing about this cluster is reported to anybody unless its owner wants that.
+    # No usage statistics of this cluster are sent unless its owner wants that.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
@@ -192,7 +192,7 @@ def _import() -> tuple[Any, Any]:
 def connect(address: str | None) -> None:
     """Join the cluster at `address`, or this machine's, or start one here; raises RayMissing, RunnerFailed.
 
-    Before any gRPC server or event loop: a cluster starts by forking, which their threads do not survive.
+    Call it before any gRPC server or event loop: a cluster starts by forking, which their threads do not survive.
     """
     ray, _ = _import()
     address = address or os.environ.get("RAY_ADDRESS")
@@ -202,7 +202,7 @@ def connect(address: str | None) -> None:
     try:
         ray.init(address=address or "auto", **options)
         return
-    except Exception as error:  # of many classes, plain Exception among them
+    except Exception as error:  # Ray raises many classes, plain Exception among them
         if address or not isinstance(error, ConnectionError):
             raise RunnerFailed(
                 f"No Ray cluster to join at {address or 'this machine'}: {_first_line(error)}",
@@ -218,7 +218,7 @@ def connect(address: str | None) -> None:
 
 
 def _reach(address: str) -> None:
-    """Raise RunnerFailed where nothing listens; Ray would try for minutes."""
+    """Raise RunnerFailed if nothing listens; Ray would try for minutes."""
     host, _, port = address.rpartition(":")
     if not port.isdigit():  # "auto", "local"
         return
@@ -236,7 +236,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _find(ray: Any, name: str) -> Any:
-    """The desk of a front that lives; None without one."""
+    """Find the actor of a front that lives; None without one."""
     try:
         return ray.get_actor(name, NAMESPACE)
     except ValueError:
@@ -244,7 +244,7 @@ def _find(ray: Any, name: str) -> Any:
 
 
 def _desk(ray: Any, bundle: Path, name: str) -> Any:
-    """The actor that reads the bundle out, on this node; it ends with this process."""
+    """Start the actor that serves the bundle's files, on this node; it ends with this process."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

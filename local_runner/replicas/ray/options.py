@@ -1,4 +1,4 @@
-"""What `--engine ray` takes: how many replicas, with what, in which cluster. Standard library only."""
+"""Options of `--engine ray`: number of replicas, their resources, and the cluster. Standard library only."""
 
 import argparse
 import os
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RayOptions:
-    """Checked options; `None` and 0 stand for what the bundle says."""
+    """Checked options; `None` and 0 mean the bundle's own values."""
 
     min_replicas: int = 1
     max_replicas: int = 1
-    target_ongoing: float = 0.0  # requests per replica that autoscaling aims at; 0: the bundle's max_batch_size
-    cpus: float = 1.0  # of one replica; also torch's threads
-    gpus: float | None = None  # of one replica
+    target_ongoing: float = 0.0  # requests per replica that autoscaling targets; 0: the bundle's max_batch_size
+    cpus: float = 1.0  # per replica; also torch's threads
+    gpus: float | None = None  # per replica
     address: str | None = None  # GCS of the cluster, HOST:PORT
     start_s: float = 600.0
 
@@ -22,7 +22,7 @@ ENGINES = ("local", "ray")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Add the options to the runner's parser, each with its twin in the environment."""
+    """Add the options to the runner's parser, each with its environment variable."""
     group = parser.add_argument_group("Ray Serve (--engine ray)")
 
     def option(name: str, kind: type, default: str | None, text: str) -> None:
@@ -47,7 +47,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def read(parser: argparse.ArgumentParser, options: argparse.Namespace) -> RayOptions | None:
-    """The options of `--engine ray`, None for another engine; exits 2 for numbers that make no sense."""
+    """Read the options of `--engine ray`, None for another engine; exits 2 for invalid numbers."""
     if options.engine != "ray":
         return None
     most = options.min_replicas if options.max_replicas is None else options.max_replicas

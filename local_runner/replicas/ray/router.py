@@ -1,7 +1,7 @@
-"""The front of `--engine ray`: a Host whose requests are answered by replicas on Ray Serve.
+"""Front of `--engine ray`: a Host whose requests are answered by replicas on Ray Serve.
 
-A request that this front has accepted outlives the replica or node that held it: it goes to another, because scoring
-the same body twice changes nothing. A stream that has sent a piece cannot be begun again and ends with an error event.
+A request that this front has accepted survives the loss of its replica or node: another is asked, because scoring
+the same body twice changes nothing. A stream that has sent a piece cannot be restarted and ends with an error event.
 """
 
 import asyncio
@@ -24,17 +24,17 @@ from scoring.errors import InternalError, MiiAzureError, NotReady
 logger = logging.getLogger(__name__)
 
 _LOOK_S = 0.5
-# Past these many replicas lost while they held one request, the request itself is suspected.
+# After this many replicas lost while they held one request, the request itself is suspected.
 _MOST_LOST = 3
 _PAUSE_S = 0.2
-_PATIENCE_S = 30.0  # for a node that could hold a replica
+_PATIENCE_S = 30.0  # to wait for a node that could hold a replica
 _SILENCE_S = 5.0
 _STOP_S = 5.0  # for idle replicas to end
 _ELSEWHERE = {"not_ready", "rank_lost"}
 
 
 class RayRouter(Frontend):
-    """Answers by replicas on Ray Serve."""
+    """Answers requests by replicas on Ray Serve."""
 
     def __init__(self, bundle: Path, options: RayOptions) -> None:
         super().__init__(bundle, options.max_replicas)
@@ -45,11 +45,11 @@ class RayRouter(Frontend):
         self._streaming: Any = None
         self._looking: asyncio.Task[None] | None = None
         self._lost: tuple[type[Exception], ...] = ()
-        # Calls of Ray's that block; one thread, so that they keep their order.
+        # For Ray's blocking calls; one thread, so that they keep their order.
         self._ray = ThreadPoolExecutor(1, thread_name_prefix="ray")
 
     async def load(self) -> None:
-        """Deploy, and wait until a replica answers; raises what kept them from it and leaves the state at FAILED."""
+        """Deploy, and wait until a replica answers; on failure, raise the cause and leave the state at FAILED."""
         try:
             handle = await self._call(self._cluster.deploy, self._slots // self._copies)
             self._unary = handle.options(method_name="score")
@@ -58,7 +58,7 @@ class RayRouter(Frontend):
             await self._first_replica()
         except Exception as error:
             self.change(HostState.FAILED)
-            await self._call(self._cluster.stop, False)  # a replica that never started would be waited for
+            await self._call(self._cluster.stop, False)  # do not wait for a replica that never started
             if isinstance(error, MiiAzureError):
                 raise
             told = (str(error).strip() or "no reason given").splitlines()[0]
@@ -79,7 +79,7 @@ class RayRouter(Frontend):
             await asyncio.sleep(_PAUSE_S)
 
     async def _look(self) -> None:
-        """Keep the number of replicas true; while the cluster does not answer, none is counted."""
+        """Keep the number of replicas current; while the cluster does not answer, none is counted."""
         while True:
             await asyncio.sleep(_LOOK_S)
             try:
@@ -91,18 +91,18 @@ class RayRouter(Frontend):
 
     @property
     def ready(self) -> bool:
-        """Whether a replica would score a request sent now."""
+        """True if a replica would score a request sent now."""
         return self.state is HostState.READY and self._replicas.running > 0
 
     def unready(self) -> NotReady:
-        """The error that says why not."""
+        """Error that explains why the front is not ready."""
         if self.state is not HostState.READY:
             return super().unready()
         why = self._replicas.message.strip() or f"{self._replicas.starting} are starting"
         return NotReady(f"No replica is running: {why.splitlines()[0]}.", "Ask again shortly.")
 
     def statistics(self) -> dict[str, Any]:
-        """The front's own phase, the sums over the replicas, and how many there are."""
+        """Statistics: the front's own phase, the sums over the replicas, and their number."""
         states = {state.lower(): count for state, count in (self._replicas.states or {}).items()}
         return {
             **self._replicas.told,
@@ -112,7 +112,7 @@ class RayRouter(Frontend):
         }
 
     async def ask(self, raw: str, headers: dict[str, str]) -> Answer:
-        """The answer of a replica; another one is asked when it, or its node, is lost before it has answered."""
+        """Ask a replica; another is asked if it, or its node, is lost before it has answered."""
         streams, losses = '"stream"' in raw, _Losses()  # only a guess: a generator costs more, and most need none
         while True:
             try:
@@ -128,7 +128,7 @@ class RayRouter(Frontend):
             await asyncio.sleep(_PAUSE_S)
 
     async def _whole(self, raw: str, headers: dict[str, str]) -> Answer | None:
-        """A whole answer; None when it is a stream after all."""
+        """Complete answer; None if it turns out to be a stream."""
         response = self._unary.remote(raw, headers)
         try:
             head = await response
@@ -138,7 +138,7 @@ class RayRouter(Frontend):
         return head and Answer(head[0], head[1], head[2])
 
     async def _begin(self, raw: str, headers: dict[str, str]) -> Answer:
-        """An answer whose pieces follow, unless it is whole."""
+        """Answer whose pieces follow, unless it is complete."""
         response = self._streaming.remote(raw, headers)
         try:
             status, sent, body = await anext(response)
@@ -151,7 +151,7 @@ class RayRouter(Frontend):
         return Answer(status, sent, chunks=stream, close=stream.close)
 
     async def pieces(self, answer: Answer) -> AsyncGenerator[bytes, None]:
-        """Those of the replica that began, or of another one if it was lost before its first."""
+        """Yield the pieces of the replica that began, or of another one if it was lost before its first."""
         stream, losses = answer.chunks, _Losses()
         if not isinstance(stream, _Stream):
             raise InternalError("The answer is not a stream of this front's.")
@@ -184,7 +184,7 @@ class RayRouter(Frontend):
 
 
 class _Stream:
-    """What a replica streams, and what was asked, so that it can be asked again; closing it cancels it there."""
+    """Stream of a replica together with its request, so that it can be repeated; closing it cancels it there."""
 
     def __init__(self, response: Any, raw: str, headers: dict[str, str]) -> None:
         self.response = response
@@ -212,15 +212,15 @@ class _Stream:
 
 
 class _Losses:
-    """How many replicas were lost while they held one request."""
+    """Number of replicas that were lost while they held one request."""
 
     def __init__(self) -> None:
         self._count = 0
 
     def add(self, error: Exception) -> None:
-        """Count a loss; raises ReplicaLost when the request itself must be what ends them."""
+        """Count a loss; raises ReplicaLost if the request itself must be what ends them."""
         if type(error).__name__ == "ActorUnavailableError":
-            return  # not reached; whether it died, and over this, is not known
+            return  # not reached; unknown if the replica died, and over this request
         self._count += 1
         logger.warning("A replica was lost with a request; it is asked of another: %s", type(error).__name__)
         if self._count >= _MOST_LOST:
@@ -230,14 +230,14 @@ class _Losses:
 
 
 def _says_not_ready(answer: Answer) -> bool:
-    """Whether a replica refused because it is stopping or broken: another one may answer."""
+    """True if a replica refused because it is stopping or broken: another one may answer."""
     if answer.status != NotReady.http_status:
         return False
     return error_from_body(answer.body, answer.status).code in _ELSEWHERE
 
 
 def _lost_errors() -> tuple[type[Exception], ...]:
-    """What Ray raises for a call whose replica or node is gone, or whose answer went with it."""
+    """Errors that Ray raises for a call whose replica or node is gone, or whose answer is lost with it."""
     from ray import exceptions
     from ray.serve.exceptions import ReplicaUnavailableError
 

@@ -1,7 +1,7 @@
-"""One replica on Ray Serve: the bundle's own score.py in a worker process, behind the same `Host` as on one machine.
+"""Ray Serve replica: the bundle's own score.py in a worker process, behind the same `Host` as on one machine.
 
 At import only the standard library and `manifest`: `scoring` has to be the bundle's, which `__init__` enters first.
-Answers cross processes as status, headers and bytes, never as exceptions of a package that the other side may not have.
+Answers cross processes as status, headers and bytes, never as exceptions of a package that the other side may lack.
 """
 
 import asyncio
@@ -16,25 +16,25 @@ from local_runner.replicas.ray import bundle_actor, bundle_copy
 if TYPE_CHECKING:
     from local_runner.bundle.script import Answer
 
-# Marks the JSON of an error in the text of an exception, which is all that Ray Serve's status keeps of it.
+# Marks the JSON of an error in an exception's text, which is all that Ray Serve's status keeps of it.
 FAILED = "mii_azure failed: "
 
-# Status, headers and the body; None in its place when pieces follow.
+# Status, headers and body; the body is None if pieces follow.
 Head = tuple[int, dict[str, str], bytes | None]
 
 
 class ReplicaFailed(Exception):
-    """Tells the front, through Ray Serve's status, which error kept a replica from starting."""
+    """Reports to the front, through Ray Serve's status, which error kept a replica from starting."""
 
 
 class RayReplica:
-    """The deployment class; Ray Serve runs its coroutines on one event loop."""
+    """Deployment class; Ray Serve runs its coroutines on one event loop."""
 
     async def __init__(self, bundle: bundle_copy.Reference, namespace: str) -> None:  # type: ignore[misc]  # is awaited
         try:
             folder = bundle_copy.locate(bundle, namespace)
             manifest.enter(folder)
-            # Only now: this imports `scoring`, and the bundle's own has to be the one found.
+            # Imported only now: this imports `scoring`, and the bundle's own has to be the one found.
             from local_runner.host.host import ScriptHost
 
             self._host = ScriptHost(folder)
@@ -46,7 +46,7 @@ class RayReplica:
             raise ReplicaFailed(FAILED + json.dumps(error.to_dict())) from None
 
     async def score(self, raw: str, headers: dict[str, str]) -> Head | None:
-        """Status, headers and body; None when the answer is a stream, for which `stream` has to be asked."""
+        """Return status, headers and body; None if the answer is a stream, for which `stream` has to be called."""
         answer = await self._answer(raw, headers)
         if answer.chunks is None:
             return answer.status, answer.headers, answer.body
@@ -54,7 +54,7 @@ class RayReplica:
         return None
 
     async def stream(self, raw: str, headers: dict[str, str]) -> AsyncGenerator[Head | bytes, None]:
-        """First the head; then the pieces of the stream."""
+        """Yield the head first, then the pieces of the stream."""
         answer = await self._answer(raw, headers)
         yield answer.status, answer.headers, answer.body if answer.chunks is None else None
         if answer.chunks is None:
@@ -64,12 +64,12 @@ class RayReplica:
                 yield chunk
 
     async def check_health(self) -> None:
-        """Raise when requests would not be answered; Ray Serve then puts another replica in this one's place."""
+        """Raise if requests would not be answered; Ray Serve then replaces this replica."""
         if not self._host.ready:
             raise RuntimeError("the scoring engine is not ready")
 
     async def _tell(self, desk: str, namespace: str) -> None:
-        """Tell the front's desk how this replica is, for as long as both live; a new front has a new desk."""
+        """Report this replica's statistics to the front's actor, as long as both live; a new front has a new actor."""
         import ray
 
         own: str = ray.get_runtime_context().get_actor_id()
@@ -95,12 +95,12 @@ class RayReplica:
 
 
 def failure(message: str) -> dict[str, Any] | None:
-    """The error body that a replica left in Ray Serve's status; None where there is none."""
+    """Error body that a replica left in Ray Serve's status; None if there is none."""
     _, found, rest = message.partition(FAILED)
     if not found:
         return None
     try:
         body, _ = json.JSONDecoder().raw_decode(rest)
-    except ValueError:  # the status was cut
+    except ValueError:  # the status was truncated
         return None
     return dict(body)
