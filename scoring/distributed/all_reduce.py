@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from scoring.distributed import peer_memory
+
 logger = logging.getLogger("mii_azure.all_reduce")
 
 CAPACITY = 65536  # numbers of one all-reduce; beyond it NCCL's ring sends fewer bytes than tagged words take
@@ -20,9 +22,9 @@ _SPINS = 1 << 21  # polls for a late word in that test: seconds
 class AllReduce:
     """All-reduce through inboxes [2, ranks, CAPACITY] int64 at the given addresses; constructed on every rank."""
 
-    def __init__(self, rank: int, addresses: Sequence[int], own: Tensor, handle: Any = None) -> None:
+    def __init__(self, rank: int, addresses: Sequence[int], own: Tensor, mapped: Any = None) -> None:
         self._rank, self._degree = rank, len(addresses)
-        self._own, self._handle = own, handle  # the handle keeps the others' inboxes mapped
+        self._own, self._mapped = own, mapped  # keeps the others' inboxes mapped
         self._addresses = torch.tensor(addresses, dtype=torch.int64, device=own.device)
         self._counts = torch.zeros(CAPACITY // _BLOCK, dtype=torch.int32, device=own.device)
 
@@ -57,28 +59,17 @@ def connect(rank: int, degree: int, device: torch.device) -> AllReduce | None:
     """
     if device.type != "cuda" or os.environ.get("MII_AZURE_SUMS") == "nccl" or not _linked(torch.cuda.device_count()):
         return None
-    os.environ["TORCH_SYMM_MEM_DISABLE_MULTICAST"] = "1"  # NVLink multicast is not used, and fails on some hosts
     exchange = None
     try:
-        import torch.distributed._symmetric_memory as symmetric
-
-        own = symmetric.empty(2, degree, CAPACITY, dtype=torch.int64, device=device).zero_()
-        group: Any = dist.group.WORLD
-        handle = symmetric.rendezvous(own, group)
-        exchange = AllReduce(rank, _addresses(handle.buffer_ptrs, rank, own), own, handle)
-    except (ImportError, RuntimeError) as error:
-        logger.warning("no sums by own words: %s", (str(error).strip().splitlines() or [type(error).__name__])[0])
+        own = torch.zeros(2, degree, CAPACITY, dtype=torch.int64, device=device)
+        torch.cuda.synchronize(device)  # cleared before another rank can write to it
+        mapped = peer_memory.exchange(own, rank)
+        exchange = AllReduce(rank, mapped.addresses, own, mapped)
+    except OSError as error:
+        logger.warning("no sums by own words: %s", error)
     if not _all(exchange is not None, device) or exchange is None:
         return None
     return exchange if _all(_adds_up(exchange, rank, degree, device), device) else None
-
-
-def _addresses(blocks: Sequence[int], rank: int, own: Tensor) -> list[int]:
-    """Addresses of the ranks' inboxes, each at an offset in the memory block that its rank shares."""
-    offset = torch.tensor([own.data_ptr() - blocks[rank]], device=own.device)
-    offsets = [torch.empty_like(offset) for _ in blocks]
-    dist.all_gather(offsets, offset)
-    return [block + int(each) for block, each in zip(blocks, offsets, strict=True)]
 
 
 def _adds_up(exchange: AllReduce, rank: int, degree: int, device: torch.device) -> bool:

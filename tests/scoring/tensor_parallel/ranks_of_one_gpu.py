@@ -22,7 +22,7 @@ DEGREE = 2
 
 
 class Sharing(TensorParallelGroup):
-    """A rank whose inbox the other has by way of the driver, where two GPUs have symmetric memory."""
+    """A rank whose inbox the other has by way of the driver."""
 
     def __init__(self, rank: int, send: Any, take: Any) -> None:
         device = torch.device("cuda", 0)
