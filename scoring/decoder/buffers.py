@@ -26,17 +26,23 @@ class Buffers:
     scores: Tensor  # [rows, vocabulary] float32
     best: Tensor
     where: Tensor
+    peaks: Tensor  # [rows, blocks] of logits
+    masses: Tensor
+    near: Tensor
+    kept: Tensor  # [rows, gathered] scores
+    places: Tensor
     out: Tensor  # [rows] int64, the tokens
     part: Tensor
     stats: Tensor
     arrived: Tensor
 
 
-def allocate(form: DecoderModel, rows: int, picked: int, work: int, chunks: int, group: int, wide: int) -> Buffers:
+def allocate(form: DecoderModel, rows: int, picked: int, work: int, chunks: int, group: int, wide: int, blocks: int,
+             gathered: int) -> Buffers:  # fmt: skip
     """Allocate buffers for `rows` rows, of which `picked` get logits.
 
     `work` counts the spans into which attention is split over programs, each with partial results [`group`, `wide`];
-    `chunks` the programs that scan a row of logits.
+    `chunks` the programs that scan a row of logits, each of so many `blocks`; `gathered` the tokens that the sampler keeps.
     """
     up = max(layer.mlp.up.weight.shape[0] for layer in form.layers)
     inner = max(layer.mlp.down.weight.shape[1] for layer in form.layers)
@@ -61,6 +67,11 @@ def allocate(form: DecoderModel, rows: int, picked: int, work: int, chunks: int,
         scores=empty(picked, form.vocabulary, dtype=f32),
         best=empty(picked, chunks, dtype=f32),
         where=empty(picked, chunks, dtype=torch.int32),
+        peaks=empty(picked, chunks * blocks, dtype=f32),
+        masses=empty(picked, chunks * blocks, dtype=f32),
+        near=empty(picked, chunks * blocks, dtype=torch.int32),
+        kept=empty(picked, gathered, dtype=f32),
+        places=empty(picked, gathered, dtype=torch.int32),
         out=empty(picked, dtype=torch.int64),
         part=empty(work, group, wide, dtype=f32),
         stats=empty(work, 2, group, dtype=f32),

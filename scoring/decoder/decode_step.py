@@ -27,8 +27,10 @@ GEMV_ROWS = 2
 _MULTIPROCESSORS = 132
 _SPAN = 64  # keys that one iteration of the attention kernel reads
 _LEAST = 64  # keys below which a span is not split
-_BREADTH = 32768  # logits that `choose` holds in registers; of more, it reads half as many at a time
 _CHUNK = 2048  # logits that one program of the sampling scan reads
+_BLOCK = 256  # logits of which that scan leaves the highest and the mass
+_AT_ONCE = 16  # blocks that the sampler's choice reads at a time
+_GATHERED = 4096  # tokens among which it looks for thresholds; with more candidates it reads whole rows
 
 
 @dataclass
@@ -50,14 +52,15 @@ class Launcher:
         self.group = triton.next_power_of_2(max(16, form.heads // form.kv_heads))
         self.wide = triton.next_power_of_2(max(16, form.head_dim))
         self.span, self.least, self.warps = _SPAN, _LEAST, 4
-        fitting = triton.next_power_of_2(form.vocabulary)
-        self.breadth = fitting if fitting <= _BREADTH else _BREADTH // 2
+        self.gathered = _GATHERED
         self.chunks = triton.cdiv(form.vocabulary, _CHUNK)
         self.precision = "ieee" if form.dtype == torch.float32 else "tf32"
         self._gains = {id(linear): gains_of(norm, linear) for norm, linear in self._normed_products()}
         picked = self.picked or self.rows
         work = max(size * form.kv_heads * self.splits(size) for size in range(1, picked + 1))
-        self.buffers = allocate(form, self.rows, picked, work, self.chunks, self.group, self.wide)
+        self.buffers = allocate(
+            form, self.rows, picked, work, self.chunks, self.group, self.wide, _CHUNK // _BLOCK, _GATHERED
+        )
         self._summed = False  # the previous kernel is NCCL's
         self._first = form.team is None or form.team.first
         self._both = {id(layer): joint_bias(layer) for layer in form.layers if layer.parallel}
@@ -293,16 +296,17 @@ class Launcher:
     def sample(self, rows: int, logits: Tensor, advance: bool) -> None:
         """Sample each row's token from logits [rows, vocabulary]; `advance` counts the step's input as live."""
         b, s, vocabulary = self.buffers, self.state, self.form.vocabulary
+        blocks = self.chunks * (_CHUNK // _BLOCK)
         decode_sampling.scan[(rows, self.chunks)](
-            logits, b.scores, b.best, b.where, b.slots, s.lengths, s.seen, s.temperature, s.penalty, s.seed,
-            s.forbidden, s.forbidden_until, vocabulary, BV=_CHUNK, CHUNKS=self.chunks, HELD=FORBIDDEN,
-            ADVANCE=int(advance), PDL=self.pdl, num_warps=8, **self._launch(),
+            logits, b.scores, b.best, b.where, b.peaks, b.masses, b.slots, s.lengths, s.seen, s.temperature, s.penalty,
+            s.seed, s.forbidden, s.forbidden_until, vocabulary, BV=_CHUNK, SB=_BLOCK, CHUNKS=self.chunks,
+            HELD=FORBIDDEN, ADVANCE=int(advance), PDL=self.pdl, num_warps=8, **self._launch(),
         )  # fmt: skip
         decode_sampling.choose[(rows,)](
-            b.scores, b.best, b.where, b.out, b.slots, s.lengths, s.tokens, s.seen, s.temperature, s.top_k, s.top_p,
-            s.seed, vocabulary, s.slots, BV=self.breadth, BD=min(self.breadth, 8192),
-            ONCE=vocabulary <= self.breadth, CHUNKS=self.chunks, CP=triton.next_power_of_2(self.chunks),
-            ADVANCE=int(advance), PDL=self.pdl, num_warps=32 if self.breadth >= 16384 else 4, **self._launch(),
+            b.scores, b.best, b.where, b.peaks, b.masses, b.near, b.kept, b.places, b.out, b.slots, s.lengths, s.tokens,
+            s.seen, s.temperature, s.top_k, s.top_p, s.seed, vocabulary, s.slots, blocks, SB=_BLOCK,
+            BP=triton.next_power_of_2(blocks), TB=_AT_ONCE, MOST=self.gathered, CHUNKS=self.chunks,
+            CP=triton.next_power_of_2(self.chunks), ADVANCE=int(advance), PDL=self.pdl, num_warps=16, **self._launch(),
         )  # fmt: skip
         self._agree(s.tokens)
 

@@ -1,7 +1,13 @@
-"""Sampler on the device: the next token of every row, the same as `scoring.decoder.sampler` picks."""
+"""Sampler on the device: the next token of every row, the same as `scoring.decoder.sampler` picks.
+
+The scan of a row's logits leaves the highest score and the mass of every block of SB tokens. From these alone follows a
+weight that top-k or the nucleus cannot fall below, and usually a few hundred tokens of a vocabulary of 150,000 have
+it: they are gathered once, and thresholds are found among them. Where they are too many, thresholds are found by
+reading the whole row as often as it takes.
+"""
 
 # mypy: ignore-errors
-# ruff: noqa: N803, SIM108
+# ruff: noqa: N803, N806, SIM108
 
 import triton
 import triton.language as tl
@@ -17,12 +23,13 @@ def _gumbel(seed, v, length):
 
 
 @triton.jit
-def scan(logits_ptr, scores_ptr, best_ptr, where_ptr, slots_ptr, lengths_ptr, seen_ptr, temperature_ptr, penalty_ptr,
-         seed_ptr, forbidden_ptr, until_ptr, V, BV: tl.constexpr, CHUNKS: tl.constexpr, HELD: tl.constexpr,
-         ADVANCE: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+def scan(logits_ptr, scores_ptr, best_ptr, where_ptr, peaks_ptr, masses_ptr, slots_ptr, lengths_ptr, seen_ptr,
+         temperature_ptr, penalty_ptr, seed_ptr, forbidden_ptr, until_ptr, V, BV: tl.constexpr, SB: tl.constexpr,
+         CHUNKS: tl.constexpr, HELD: tl.constexpr, ADVANCE: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """Adjust a chunk of a row's logits [B, V]; write its best candidate to best and where [B, CHUNKS].
 
-    Sampled rows leave their adjusted scores, divided by the temperature, [B, V] for `choose`. Grid (B, CHUNKS).
+    Sampled rows leave for `choose` their adjusted scores, divided by the temperature, [B, V], and of each block of SB
+    the highest score and the mass relative to it, peaks and masses [B, CHUNKS * BV / SB]. Grid (B, CHUNKS).
     """
     if PDL:
         gdc_wait()
@@ -45,6 +52,12 @@ def scan(logits_ptr, scores_ptr, best_ptr, where_ptr, slots_ptr, lengths_ptr, se
     if temperature > 0:
         x = x / temperature
         tl.store(scores_ptr + row * V + v, x, mask=inside)
+        blocks = tl.reshape(tl.where(inside, x, -float("inf")), [BV // SB, SB])
+        peak = tl.max(blocks, 1)
+        mass = tl.sum(tl.exp(blocks - tl.where(peak > -float("inf"), peak, 0.0)[:, None]), 1)
+        place = (row * CHUNKS + chunk) * (BV // SB) + tl.arange(0, BV // SB)
+        tl.store(peaks_ptr + place, peak)
+        tl.store(masses_ptr + place, mass)
         x += _gumbel(tl.load(seed_ptr + slot), v, length)
         x = tl.where(inside, x, -float("inf"))
     tl.store(best_ptr + row * CHUNKS + chunk, tl.max(x, 0))
@@ -52,8 +65,14 @@ def scan(logits_ptr, scores_ptr, best_ptr, where_ptr, slots_ptr, lengths_ptr, se
 
 
 @triton.jit
+def _bits(w):
+    """Bits of weights, which for positive float32 numbers have the numbers' order."""
+    return w.to(tl.int32, bitcast=True)
+
+
+@triton.jit
 def _weights(scores_ptr, v, V, top):
-    """Return exp(score - top), in (0, 1], as float32, whose bits have the same order; -1 past the vocabulary."""
+    """Return exp(score - top), in [0, 1], as float32; -1 past the vocabulary."""
     x = tl.load(scores_ptr + v, mask=v < V, other=0.0)
     return tl.where(v < V, tl.exp(x - top), -1.0)
 
@@ -61,7 +80,7 @@ def _weights(scores_ptr, v, V, top):
 @triton.jit
 def _above(w, bits, MASS: tl.constexpr):
     """Return the number of weights with at least these bits, or with MASS their sum."""
-    inside = w.to(tl.int32, bitcast=True) >= bits
+    inside = _bits(w) >= bits
     if MASS:
         worth = tl.where(inside, w, 0.0)
     else:
@@ -70,10 +89,10 @@ def _above(w, bits, MASS: tl.constexpr):
 
 
 @triton.jit
-def _reach(w, scores_ptr, bits, top, V, BV: tl.constexpr, ONCE: tl.constexpr, MASS: tl.constexpr):
-    """Return `_above` of a row: of w, which with ONCE holds all of it, else tile by tile."""
+def _reach(w, scores_ptr, bits, top, V, BV: tl.constexpr, GATHERED: tl.constexpr, MASS: tl.constexpr):
+    """Return `_above` of w, or of a whole row, tile by tile."""
     reached = 0.0
-    if ONCE:
+    if GATHERED:
         reached = _above(w, bits, MASS)
     else:
         for start in range(0, V, BV):
@@ -82,12 +101,13 @@ def _reach(w, scores_ptr, bits, top, V, BV: tl.constexpr, ONCE: tl.constexpr, MA
 
 
 @triton.jit
-def _threshold(w, scores_ptr, low, target, top, V, BV: tl.constexpr, ONCE: tl.constexpr, MASS: tl.constexpr):
+def _threshold(w, scores_ptr, low, target, top, V, BV: tl.constexpr, GATHERED: tl.constexpr,
+               MASS: tl.constexpr):  # fmt: skip
     """Return the bits of the largest weight such that the count or mass of weights from it up reaches the target."""
     high = tl.full([], 0x3F800001, tl.int32)  # one above the bits of 1.0, which nothing exceeds
     while high - low > 1:
         middle = low + (high - low) // 2
-        reached = _reach(w, scores_ptr, middle, top, V, BV, ONCE, MASS)
+        reached = _reach(w, scores_ptr, middle, top, V, BV, GATHERED, MASS)
         if reached >= target:
             low = middle
             if (not MASS) & (reached == target):
@@ -98,40 +118,117 @@ def _threshold(w, scores_ptr, low, target, top, V, BV: tl.constexpr, ONCE: tl.co
 
 
 @triton.jit
-def _restricted(scores_ptr, top_k, top_p, seed, length, V, BV: tl.constexpr, BD: tl.constexpr,
-                ONCE: tl.constexpr):  # fmt: skip
-    """Draw once from the top-k and the nucleus of one row's scores; thresholds are found by bisection."""
-    top = tl.full([], -float("inf"), tl.float32)
-    for start in range(0, V, BD):
-        v = start + tl.arange(0, BD)
-        top = tl.maximum(top, tl.max(tl.load(scores_ptr + v, mask=v < V, other=-float("inf")), 0))
-    w = tl.zeros([1], tl.float32)
-    if ONCE:
-        w = _weights(scores_ptr, tl.arange(0, BV), V, top)
+def _nucleus_bound(peaks, masses, top_p, SB: tl.constexpr):
+    """Return the bits of a weight that the nucleus cannot fall below, from blocks' peaks as weights, and their masses.
+
+    Tokens below a weight t have at most the mass of the blocks that lie below it, and of each other block what it has
+    beside its peak, or SB - 1 times t. While that is less than 1 - p of all, tokens from t up have p.
+    """
+    spare = (1.0 - top_p) * tl.sum(masses, 0) * 0.999  # sums of float32 round
+    low = tl.full([], 0, tl.int32)
+    high = tl.full([], 0x3F800001, tl.int32)
+    while high - low > 1:
+        middle = low + (high - low) // 2
+        t = middle.to(tl.float32, bitcast=True)
+        below = tl.where(peaks < t, masses, tl.minimum(masses - tl.maximum(peaks, 0.0), (SB - 1) * t))
+        if tl.sum(below, 0) <= spare:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+@triton.jit
+def _gather(scores_ptr, peaks, least, near_ptr, kept_ptr, places_ptr, top, V, SB: tl.constexpr, BP: tl.constexpr,
+            TB: tl.constexpr, MOST: tl.constexpr):  # fmt: skip
+    """Gather a row's tokens of at least these bits, in order: scores to kept, tokens to places; return their number.
+
+    Only blocks whose peak has them are read, TB at a time. Nothing is written from the MOST-th token on.
+    """
+    near = (_bits(peaks) >= least).to(tl.int32)
+    blocks = tl.sum(near, 0)
+    tl.store(near_ptr + tl.cumsum(near, 0) - 1, tl.arange(0, BP), mask=near > 0)
+    tl.debug_barrier()
+    count = tl.full([], 0, tl.int32)
+    i = tl.arange(0, TB * SB)
+    for start in range(0, blocks, TB):
+        shown = start + i // SB < blocks
+        v = tl.load(near_ptr + start + i // SB, mask=shown, other=0) * SB + i % SB
+        shown = shown & (v < V)
+        x = tl.load(scores_ptr + v, mask=shown, other=-float("inf"))
+        taken = (shown & (_bits(tl.exp(x - top)) >= least)).to(tl.int32)
+        place = count + tl.cumsum(taken, 0) - 1
+        fits = (taken > 0) & (place < MOST)
+        tl.store(kept_ptr + place, x, mask=fits)
+        tl.store(places_ptr + place, v, mask=fits)
+        count += tl.sum(taken, 0)
+    tl.debug_barrier()
+    return count
+
+
+@triton.jit
+def _floor(w, scores_ptr, top_k, top_p, total, top, V, BV: tl.constexpr, GATHERED: tl.constexpr):
+    """Return the bits of the least weight in top-k and the nucleus; `total` is the mass of all tokens."""
     floor = tl.full([], 0, tl.int32)
     if (top_k > 0) & (top_k < V):
-        floor = _threshold(w, scores_ptr, floor, top_k.to(tl.float32), top, V, BV, ONCE, False)
+        floor = _threshold(w, scores_ptr, floor, top_k.to(tl.float32), top, V, BV, GATHERED, False)
+        total = _reach(w, scores_ptr, floor, top, V, BV, GATHERED, True)
     if top_p < 1.0:
-        mass = top_p * _reach(w, scores_ptr, floor, top, V, BV, ONCE, True)
-        floor = _threshold(w, scores_ptr, floor, mass, top, V, BV, ONCE, True)
-    best = tl.full([], -float("inf"), tl.float32)
+        floor = _threshold(w, scores_ptr, floor, top_p * total, top, V, BV, GATHERED, True)
+    return floor
+
+
+@triton.jit
+def _drawn(x, v, floor, top, seed, length):
+    """Return scores with their noise, -inf of tokens below the floor."""
+    kept = _bits(tl.exp(x - top)) >= floor
+    return tl.where(kept, x + _gumbel(seed, v, length), -float("inf"))
+
+
+@triton.jit
+def _restricted(scores_ptr, peaks_ptr, masses_ptr, near_ptr, kept_ptr, places_ptr, top_k, top_p, seed, length, V,
+                BLOCKS, SB: tl.constexpr, BP: tl.constexpr, TB: tl.constexpr, MOST: tl.constexpr):  # fmt: skip
+    """Draw once from the top-k and the nucleus of one row's scores; thresholds are found by bisection."""
+    BV: tl.constexpr = TB * SB
+    block = tl.arange(0, BP)
+    peaks = tl.load(peaks_ptr + block, mask=block < BLOCKS, other=-float("inf"))
+    top = tl.max(peaks, 0)
+    peaks = tl.where(block < BLOCKS, tl.exp(peaks - top), -1.0)
+    masses = peaks * tl.load(masses_ptr + block, mask=block < BLOCKS, other=0.0)
+    total = tl.sum(masses, 0)
+    least = tl.full([], 0, tl.int32)
+    if (top_k > 0) & (top_k < V):
+        # Of the k-th highest block the peak alone is k-th or higher.
+        least = _threshold(peaks, scores_ptr, least, top_k.to(tl.float32), top, V, BV, True, False)
+    else:
+        least = _nucleus_bound(peaks, masses, top_p, SB)
+    count = _gather(scores_ptr, peaks, least, near_ptr, kept_ptr, places_ptr, top, V, SB, BP, TB, MOST)
     place = tl.full([], 0, tl.int32)
-    for start in range(0, V, BD):
-        v = start + tl.arange(0, BD)
-        x = tl.load(scores_ptr + v, mask=v < V, other=0.0)
-        kept = _weights(scores_ptr, v, V, top).to(tl.int32, bitcast=True) >= floor
-        drawn = tl.where(kept, x + _gumbel(seed, v, length), -float("inf"))
-        highest = tl.max(drawn, 0)
-        if highest > best:
-            best = highest
-            place = (start + tl.argmax(drawn, 0)).to(tl.int32)
+    if count <= MOST:
+        i = tl.arange(0, MOST)
+        x = tl.load(kept_ptr + i, mask=i < count, other=-float("inf"))
+        v = tl.load(places_ptr + i, mask=i < count, other=0)
+        w = tl.where(i < count, tl.exp(x - top), -1.0)
+        floor = _floor(w, scores_ptr, top_k, top_p, total, top, V, BV, True)
+        place = tl.load(places_ptr + tl.argmax(_drawn(x, v, floor, top, seed, length), 0))
+    else:
+        floor = _floor(peaks, scores_ptr, top_k, top_p, total, top, V, BV, False)
+        best = tl.full([], -float("inf"), tl.float32)
+        for start in range(0, V, BV):
+            v = start + tl.arange(0, BV)
+            drawn = _drawn(tl.load(scores_ptr + v, mask=v < V, other=-float("inf")), v, floor, top, seed, length)
+            highest = tl.max(drawn, 0)
+            if highest > best:
+                best = highest
+                place = (start + tl.argmax(drawn, 0)).to(tl.int32)
     return place
 
 
 @triton.jit
-def choose(scores_ptr, best_ptr, where_ptr, out_ptr, slots_ptr, lengths_ptr, tokens_ptr, seen_ptr, temperature_ptr,
-           top_k_ptr, top_p_ptr, seed_ptr, V, SLOTS, BV: tl.constexpr, BD: tl.constexpr, ONCE: tl.constexpr,
-           CHUNKS: tl.constexpr, CP: tl.constexpr, ADVANCE: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+def choose(scores_ptr, best_ptr, where_ptr, peaks_ptr, masses_ptr, near_ptr, kept_ptr, places_ptr, out_ptr, slots_ptr,
+           lengths_ptr, tokens_ptr, seen_ptr, temperature_ptr, top_k_ptr, top_p_ptr, seed_ptr, V, SLOTS, BLOCKS,
+           SB: tl.constexpr, BP: tl.constexpr, TB: tl.constexpr, MOST: tl.constexpr, CHUNKS: tl.constexpr,
+           CP: tl.constexpr, ADVANCE: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """Choose a row's token: write out [B], the slot's next input and its seen tokens; advance the length. Grid (B,)."""
     if PDL:
         gdc_wait()
@@ -145,7 +242,9 @@ def choose(scores_ptr, best_ptr, where_ptr, out_ptr, slots_ptr, lengths_ptr, tok
     token = tl.full([], 0, tl.int32)
     if (tl.load(temperature_ptr + slot) > 0) & narrowed:
         seed = tl.load(seed_ptr + slot)
-        token = _restricted(scores_ptr + row * V, top_k, top_p, seed, length + ADVANCE, V, BV, BD, ONCE)
+        token = _restricted(scores_ptr + row * V, peaks_ptr + row * BLOCKS, masses_ptr + row * BLOCKS,
+                            near_ptr + row * BLOCKS, kept_ptr + row * MOST, places_ptr + row * MOST, top_k, top_p, seed,
+                            length + ADVANCE, V, BLOCKS, SB, BP, TB, MOST)  # fmt: skip
     else:
         c = tl.arange(0, CP)
         best = tl.load(best_ptr + row * CHUNKS + c, mask=c < CHUNKS, other=-float("inf"))

@@ -201,27 +201,30 @@ SAMPLINGS = (
     SamplingParams(0.8, seed=11),
     SamplingParams(1.3, top_k=7, seed=2**40 + 5),
     SamplingParams(1.1, top_p=0.6, repetition_penalty=1.2, seed=3),
+    SamplingParams(0.4, top_p=0.95, seed=5),
+    SamplingParams(0.7, top_k=40, seed=6),
     SamplingParams(0.9, 30, 0.8, seed=4, forbidden=(5,), forbidden_until=1000),
 )
 
 
-@pytest.mark.parametrize("breadth", [128, 1024], ids=["tiles", "once"])
+@pytest.mark.parametrize("spread", [2.0, 0.05], ids=["peaked", "flat"])
+@pytest.mark.parametrize("gathered", [1024, 16], ids=["gathered", "whole-rows"])
 @torch.inference_mode()
-def test_the_sampler_picks_what_the_reference_picks(breadth: int, tmp_path: Path) -> None:
+def test_the_sampler_picks_what_the_reference_picks(gathered: int, spread: float, tmp_path: Path) -> None:
     model = tiny("gpt2", tmp_path).to(DEVICE)
     form = build(model, 128)
+    form.head.weight = form.head.weight.new_zeros(5000, form.hidden)  # several programs of the scan, the last not full
     state = KVCache(form, len(SAMPLINGS), 128)
     launcher = Launcher(form, state, len(SAMPLINGS), pdl=DEVICE == "cuda")
-    launcher.breadth = breadth
-    assert 128 < form.vocabulary <= 1024
+    launcher.gathered = gathered
     for slot, sampling in enumerate(SAMPLINGS):
         state.open(slot, sampling)
         state.seen[slot, ::3] = 1
     launcher.buffers.slots[:] = torch.arange(len(SAMPLINGS), device=DEVICE).int()
     generator = torch.Generator().manual_seed(1)
-    for length in range(12):
+    for length in range(4):
         state.lengths.fill_(length)
-        logits = 2 * torch.randn(len(SAMPLINGS), form.vocabulary, generator=generator)
+        logits = spread * torch.randn(len(SAMPLINGS), form.vocabulary, generator=generator)
         expected = [pick(logits[slot].to(DEVICE), state, slot) for slot in range(len(SAMPLINGS))]
         launcher.sample(len(SAMPLINGS), logits.to(DEVICE), advance=False)
         assert launcher.buffers.out.tolist() == expected, length
