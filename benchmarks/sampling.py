@@ -75,7 +75,7 @@ def main() -> None:
             decoder = launcher_of(vocabulary, count)
             for kind in ("Zipf", "flat"):
                 logits = logits_of(kind, count, vocabulary)
-                row = {"vocabulary": vocabulary, "rows": count, "logits": kind}
+                row: dict[str, Any] = {"vocabulary": vocabulary, "rows": count, "logits": kind}
                 row |= {name: sampling_us(decoder, logits, sampling) for name, sampling in SAMPLINGS.items()}
                 rows.append(row | {"floor": 1e6 * logits.nbytes / card.bandwidth})
     print(table(COLUMNS, rows), write("sampling", provenance() | {"unit": "us", "rows": rows}, chosen.out), sep="\n")

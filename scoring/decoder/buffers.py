@@ -42,7 +42,7 @@ def allocate(form: DecoderModel, rows: int, picked: int, work: int, chunks: int,
     """Allocate buffers for `rows` rows, of which `picked` get logits.
 
     `work` counts the spans into which attention is split over programs, each with partial results [`group`, `wide`];
-    `chunks` the programs that scan a row of logits, each of so many `blocks`; `gathered` the tokens that the sampler keeps.
+    `chunks` the programs that scan a row of logits, each of so many `blocks`; `gathered` tokens are kept for sampling.
     """
     up = max(layer.mlp.up.weight.shape[0] for layer in form.layers)
     inner = max(layer.mlp.down.weight.shape[1] for layer in form.layers)
