@@ -75,7 +75,7 @@ def provenance() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             versions[package] = "absent"
     return {
-        "device": torch.cuda.get_device_name(0),
+        "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else platform.processor(),
         "versions": versions,
         "date": datetime.date.today().isoformat(),
         "revision": revision(),
