@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import mii_azure
-from tests import module_graph
+from tests import assertions, module_graph
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -272,6 +272,29 @@ def test_no_two_meanings_share_an_environment_variable() -> None:
             if parameter.envvar:
                 kinds.setdefault(str(parameter.envvar), set()).add(str(parameter.bare_type()))
     assert {name: types for name, types in kinds.items() if len(types) > 1} == {}
+
+
+def test_every_test_asserts_something() -> None:
+    assert assertions.tests_without(ROOT / "tests") == []
+
+
+def test_the_law_on_assertions_sees_what_breaks_it(tmp_path: Path) -> None:
+    """A helper that asserts counts, by whatever way it is called; one of the same name that only runs does not."""
+    (tmp_path / "helpers.py").write_text(
+        "def checked(x):\n    assert x\ndef run(x):\n    checked(x)\ndef idle(): ...\n"
+    )
+    (tmp_path / "test_it.py").write_text(
+        "import subprocess, pytest\n"
+        "from tests.helpers import idle, run\n"
+        "from scoring import checked\n"
+        "def test_nothing(): idle()\n"
+        "def test_a_module(): subprocess.run(['x'])\n"
+        "def test_another_one_of_that_name(): checked(1)\n"
+        "def test_helper(): run(1)\n"
+        "def test_error():\n    with pytest.raises(ValueError): int('x')\n"
+    )
+    found = ["test_a_module", "test_another_one_of_that_name", "test_nothing"]
+    assert sorted(assertions.tests_without(tmp_path)) == [f"test_it.py::{name}" for name in found]
 
 
 def test_version_is_stated_once_more_only() -> None:
