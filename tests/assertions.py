@@ -1,7 +1,7 @@
-"""Which tests assert something, read from their source; what the law on them is held on."""
+"""Which tests assert something and which sleep, read from their source; what the laws on them are held on."""
 
 import ast
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,3 +76,17 @@ def _checks_after_its_test(function: Function) -> bool:
     yields = [node.lineno for node in ast.walk(function) if isinstance(node, ast.Yield)]
     asserts = [node.lineno for node in ast.walk(function) if isinstance(node, ast.Assert)]
     return bool(yields and asserts) and max(asserts) > min(yields)
+
+
+def sleepers(path: Path) -> set[str]:
+    """Functions of a file that sleep: the innermost one around each call of `sleep`."""
+    return set(_sleepers(ast.parse(path.read_text("utf-8")), ""))
+
+
+def _sleepers(node: ast.AST, inside: str) -> Iterator[str]:
+    if isinstance(node, Function):
+        inside = node.name
+    if isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) == "sleep":
+        yield inside
+    for child in ast.iter_child_nodes(node):
+        yield from _sleepers(child, inside)
