@@ -4,7 +4,8 @@ import ast
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib.metadata import packages_distributions
 
 from mii_azure.bundle.bundle_view import DEPLOYMENT, LOCK, MODEL, SCORE, SETTINGS, Inspected, Problem
@@ -143,10 +144,20 @@ def imports_past_the_lock(bundle: Inspected) -> Iterator[Problem]:
     for node in tree.body:
         for name in _imported(node):
             beside = any((bundle.root / "code" / found).exists() for found in (name, f"{name}.py"))
-            names = {name, *packages_distributions().get(name, ())}
-            if not beside and name not in sys.stdlib_module_names and not {_normal(n) for n in names} & locked:
+            if not beside and name not in sys.stdlib_module_names and not _distributions(name) & locked:
                 message = f"score.py imports {name}, which the image does not install."
                 yield Problem(message, _AGAIN, SCORE, line=node.lineno)
+
+
+def _distributions(module: str) -> set[str]:
+    """Normalised names of the packages that a top-level module may come from: its own, and those installed here."""
+    return {_normal(module), *(_normal(name) for name in _installed().get(module, ()))}
+
+
+@cache
+def _installed() -> Mapping[str, list[str]]:
+    """Packages of this environment by top-level module; slow, since it reads the list of files of every package."""
+    return packages_distributions()
 
 
 def _imported(node: ast.stmt) -> list[str]:

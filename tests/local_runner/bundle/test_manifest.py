@@ -30,12 +30,14 @@ def run_module(*arguments: str | Path, stdin: str = "") -> subprocess.CompletedP
 def test_an_untouched_bundle_passes(bundle: Path) -> None:
     for weights in (False, True):
         manifest.verify_hashes(bundle, weights)
+        assert manifest.edits(bundle, manifest.read_manifest(bundle), weights) == []
 
 
 def test_a_file_beside_what_is_served_is_no_edit(own_bundle: Own) -> None:
     bundle = own_bundle()
     (bundle / "notes.txt").write_text("beside what is served")
     manifest.verify_hashes(bundle, weights=False)
+    assert manifest.edits(bundle, manifest.read_manifest(bundle), False) == []
 
 
 @pytest.mark.parametrize("module", ["local_runner", "local_runner.targets.inprocess"])

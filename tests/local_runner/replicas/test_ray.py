@@ -20,6 +20,7 @@ from local_runner.replicas.ray.router import RayRouter
 from local_runner.replicas.ray.worker import FAILED, failure
 from mii_azure.errors import BundleEdited
 from scoring.errors import InternalError, NotReady, Overloaded, RequestTimeout
+from tests.waiting import until_async
 
 WHOLE = (200, {}, b'{"echo": "A"}')
 
@@ -150,8 +151,7 @@ async def test_a_timeout_and_a_client_that_leaves_cancel_the_call(
     left = Handle(Reply("hang"))
     host = front(bundle, monkeypatch, left)
     asking = asyncio.create_task(host.score("a", {}))
-    await asyncio.sleep(0.02)
-    assert host._in_flight == 1
+    await until_async(lambda: host._in_flight == 1 and left.given)
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking

@@ -19,8 +19,9 @@ from scoring.generation.detokenizer import Detokenizer, Stops, stop_at
 from tests import tiny_tokenizers
 from tests.conftest import Tiny
 from tests.scoring.conftest import Serve, Served
-from tests.scoring.generating import PROMPTS, until
+from tests.scoring.generating import PROMPTS
 from tests.tiny_models import CONTEXT, FAMILIES, tasks_of
+from tests.waiting import until
 
 GENERATIVE = [(f, t) for f, t in tasks_of("decoder") + tasks_of("encoder-decoder")]
 MESSAGES = [{"role": "user", "content": "Hello there"}]

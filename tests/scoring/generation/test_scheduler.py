@@ -20,7 +20,8 @@ from scoring.errors import NotReady
 from scoring.generation.scheduler import Scheduler
 from tests.conftest import Tiny
 from tests.scoring.conftest import Served
-from tests.scoring.generating import PROMPTS, continuation, until
+from tests.scoring.generating import PROMPTS, continuation
+from tests.waiting import until
 
 TASK = "text-generation"
 SLOTS = 4
