@@ -23,7 +23,7 @@ from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from scoring.decoder.block_pool import blocks_of
+from scoring.decoder.block_pool import BLOCK, blocks_of
 from scoring.decoder.decoder import Decoder, Pending
 from scoring.decoder.logprobs import TokenLogprob, copy_to_host, indices, measure_logprobs, read_logprobs
 from scoring.decoder.prefix_cache import MIN_PREFIX_TOKENS, Begin, begin, common_prefix
@@ -83,8 +83,10 @@ class Scheduler:
 
     @property
     def cache(self) -> dict[str, int]:
-        """Tokens that active rows hold in the KV cache, and their upper bound."""
-        held = sum(self.decoder.lengths[running.slot] for running in (*self._prefilling, *self._decoding))
+        """Tokens that active rows hold in the KV cache, shared ones once, and their upper bound."""
+        slots, tables = [running.slot for running in (*self._prefilling, *self._decoding)], self.decoder.tables
+        shared = sum(len(tables.blocks(slot)) for slot in slots) - tables.pool.used  # whole blocks, each time but one
+        held = sum(self.decoder.lengths[slot] for slot in slots) - max(0, shared) * BLOCK
         return {"kv_tokens": held, "kv_capacity": self._capacity}
 
     def fits(self, row: Row) -> bool:

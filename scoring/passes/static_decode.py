@@ -44,6 +44,7 @@ class StaticDecode(Pass):
         self.cpu_slots = cpu_slots or slots  # on a CPU a slot takes memory only for the tokens that it holds
         self.tokens = tokens
         self.share = share or WEIGHTS_AND_SLOTS
+        self.spare_bytes = 0  # that the cache leaves on each GPU to a pass that was decided on
         self._slicing = slicing
         self.decoder: Decoder | None = None  # while it is applied
 
@@ -111,14 +112,19 @@ class StaticDecode(Pass):
 
     def _made(self, model: Any, slots: int, ranks: "Workers | None") -> "Decoder":
         """Decoder of a model, whole or cut over ranks; raises PassRefused if another rank has no memory for it."""
+        import torch
+
         from scoring.decoder.decoder import Decoder
 
+        share = self.share
+        if model.device.type == "cuda":
+            share -= self.spare_bytes / torch.cuda.mem_get_info(model.device)[1]
         if ranks is None:
-            return Decoder(model, slots, self.max_length, tokens=self.tokens, share=self.share)
+            return Decoder(model, slots, self.max_length, tokens=self.tokens, share=share)
         from scoring.tensor_parallel.decoder import SlicedDecoder
 
         try:
-            return SlicedDecoder(model, slots, self.max_length, ranks, self.tokens, self.share)
+            return SlicedDecoder(model, slots, self.max_length, ranks, self.tokens, share)
         except BaseException as error:
             if not ranks.lost:
                 ranks.send(("drop", {}))

@@ -180,6 +180,7 @@ def test_64_sequences_in_a_pool_far_smaller_than_all_are_each_as_alone(tiny: Tin
         scheduler.step()
         most = max(most, len(scheduler._decoding))
         assert decoder.tables.pool.used <= 12
+        assert 0 <= scheduler.cache["kv_tokens"] <= scheduler.cache["kv_capacity"] == 12 * BLOCK
     assert most > 6
     for number, row in rows.items():
         assert not isinstance(done[number], Exception)
