@@ -40,8 +40,11 @@ class BlockTables:
         return self._slots[slot].blocks
 
     def open(self, slot: int, ids: Sequence[int], salt: str | None) -> int:
-        """Begin a sequence, with the longest cached prefix of its prompt; returns that prefix's length."""
-        self.close(slot)
+        """Begin a sequence, with the longest cached prefix of its prompt; returns that prefix's length.
+
+        Of a sequence that the slot has, what is known to be in its blocks is kept.
+        """
+        self.close(slot, self._slots[slot].ids)
         found = Match([]) if salt is None else self.cache.match(ids, salt)
         sources = [self._source(slot, number, node) for number, node in enumerate(self._chain(found))]
         for block in sources:
