@@ -24,8 +24,9 @@ _LONGEST_HEAD = 256
 class StaticDecode(Pass):
     """Makes a static decoder, which text generation uses; the model itself answers as before.
 
-    Up to `slots` sequences of up to `max_length` tokens share a cache of `tokens` (0: as many as a `share` of the GPU's
-    memory has room for; 0: the default share). Of a model that `slicing` cuts, every rank has the decoder of its slice.
+    On a GPU, up to `slots` sequences of up to `max_length` tokens share a cache of `tokens` (0: as many as a `share` of
+    its memory has room for; 0: the default share). Of a model that `slicing` cuts, every rank has the decoder of its
+    slice.
     """
 
     name: ClassVar[str] = "static_decode"
@@ -116,15 +117,15 @@ class StaticDecode(Pass):
 
         from scoring.decoder.decoder import Decoder
 
-        share = self.share
+        tokens, share = 0, 0.0
         if model.device.type == "cuda":
-            share -= self.spare_bytes / torch.cuda.mem_get_info(model.device)[1]
+            tokens, share = self.tokens, self.share - self.spare_bytes / torch.cuda.mem_get_info(model.device)[1]
         if ranks is None:
-            return Decoder(model, slots, self.max_length, tokens=self.tokens, share=share)
+            return Decoder(model, slots, self.max_length, tokens=tokens, share=share)
         from scoring.tensor_parallel.decoder import SlicedDecoder
 
         try:
-            return SlicedDecoder(model, slots, self.max_length, ranks, self.tokens, share)
+            return SlicedDecoder(model, slots, self.max_length, ranks, tokens, share)
         except BaseException as error:
             if not ranks.lost:
                 ranks.send(("drop", {}))

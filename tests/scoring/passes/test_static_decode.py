@@ -49,13 +49,15 @@ def test_every_family_is_taken_on_an_h100() -> None:
 
 def test_in_float32_it_is_taken_on_a_cpu_with_a_slot_for_every_row(tmp_path: Path) -> None:
     wide = replace(FACTS, weight_bytes=4_400_000_000)
-    *_, decode, weight_only = decoder_passes(Limits(max_batch_size=24, max_batch_tokens=100, context_length=64))
+    limits = Limits(max_batch_size=24, max_batch_tokens=100, context_length=64, kv_cache_tokens=64, memory_share=0.1)
+    *_, decode, weight_only = decoder_passes(limits)
     decision = decode.applies(wide, CPU, LATENCY)
     assert decision.take
     assert "24 slots of 64 tokens" in decision.reason
     assert "for GPUs" in weight_only.applies(wide, CPU, LATENCY).reason
     model = tiny("llama", tmp_path)
-    assert decode.apply(model).made.decoder.slots == 24
+    decoder = decode.apply(model).made.decoder
+    assert (decoder.slots, decoder.capacity) == (24, 24 * 64)  # a size for a GPU's memory is not for a host's
 
 
 def test_a_released_slot_gives_its_memory_back_and_is_used_again(tmp_path: Path) -> None:
