@@ -1,6 +1,7 @@
 """Runs decode steps and prompts on a GPU: one CUDA graph per batch size, replayed without waiting for the host."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,9 +10,10 @@ from torch import Tensor
 from scoring.decoder.decode_step import GEMV_ROWS, Launcher
 from scoring.decoder.kv_cache import KVCache, SamplingParams
 from scoring.decoder.model import DecoderModel
-from scoring.decoder.prefill import LONGEST, Part, Prefiller, admit, pieces, record
+from scoring.decoder.prefill import LONGEST, Part, Prefiller, admit, extend, pieces, record
 
 _ROUND = 8  # copies to the device that may be under way before one has to be waited for
+_ENTRIES = 1024  # blocks that are entered in the tables at once
 _COMPILING_S = 600.0  # most time that another rank may take to compile the kernels of one graph
 
 #: Chunk sizes, in tokens, that get a graph; a chunk is padded up to the next.
@@ -84,7 +86,10 @@ class CudaBackend:
         self._records = torch.zeros(
             state.slots, len(record(0, SamplingParams())), dtype=torch.int32, device=form.device
         )
+        self._grown: list[tuple[int, int]] = []  # places in the table and blocks, not yet sent
+        self._entries = torch.zeros(_ENTRIES, 2, dtype=torch.int32, device=form.device)
         self._sent = {
+            "table": PinnedUpload(self._wait, *self._entries.shape),
             "slots": PinnedUpload(self._wait, state.slots),
             "records": PinnedUpload(self._wait, *self._records.shape),
             "numbers": PinnedUpload(self._wait, self.prefiller.layout.size),
@@ -112,17 +117,24 @@ class CudaBackend:
             logits[first : first + len(piece)].copy_(told.logits[: len(piece)])
         return logits
 
+    def extend(self, grown: Iterable[tuple[int, int, int]]) -> None:
+        """Enter blocks in the tables, as `KVCache.extend` does; sent before the next prefill or step."""
+        width = self.prefiller.state.width
+        self._grown += [(slot * width + number, block) for slot, number, block in grown]
+
     def settle(self) -> None:
-        """Enqueue the records of slots that were opened."""
+        """Enqueue the records of slots that were opened, and the blocks that slots were given."""
+        for first in range(0, len(self._grown), _ENTRIES):
+            some = self._grown[first : first + _ENTRIES]
+            target = self._entries[: len(some)]
+            self._sent["table"].send(target, partial(_fill, some))
+            extend(self.prefiller.state, target)
+        self._grown = []
         if not self._opened:
             return
         records = list(self._opened.values())
-
-        def fill(buffer: Tensor) -> None:
-            buffer.numpy()[: len(records)] = records
-
         target = self._records[: len(records)]
-        self._sent["records"].send(target, fill)
+        self._sent["records"].send(target, partial(_fill, records))
         admit(self.prefiller.form, self.prefiller.state, target, len(records))
         self._opened = {}
 
@@ -164,10 +176,7 @@ class CudaBackend:
         if slots == self._placed[: len(slots)]:
             return
 
-        def fill(buffer: Tensor) -> None:
-            buffer.numpy()[: len(slots)] = slots
-
-        self._sent["slots"].send(self.launcher.buffers.slots[: len(slots)], fill)
+        self._sent["slots"].send(self.launcher.buffers.slots[: len(slots)], partial(_fill, slots))
         self._placed = slots + self._placed[len(slots) :]
 
     def _tell(self, parts: Sequence[Part]) -> None:
@@ -204,6 +213,10 @@ class CudaBackend:
             enqueued = torch.cuda.Event()  # type: ignore[no-untyped-call,unused-ignore]
             enqueued.record()
             self._team.wait(enqueued, _COMPILING_S)
+
+
+def _fill(numbers: Sequence[Any], buffer: Tensor) -> None:
+    buffer.numpy()[: len(numbers)] = numbers
 
 
 def _synchronize(event: Any) -> None:
