@@ -17,9 +17,6 @@ IN_CYCLES: list[list[str]] = []
 ABOVE: set[tuple[str, str]] = set()
 LONG_FILES: set[str] = set()
 LONG_FUNCTIONS = {
-    "mii_azure.cli.app:generate",
-    "mii_azure.cli.app:plan",
-    "mii_azure.sdk.generate:generate",
     "scoring.kernels.decode_attention:attend",
     "scoring.kernels.decode_prefill:attend_prompt",
     "scoring.kernels.encoder:linear_kernel",
