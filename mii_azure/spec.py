@@ -6,6 +6,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mii_azure.errors import InvalidName, SpecError
+from mii_azure.platform.limits import (
+    EXPECTED_NEW_TOKENS,
+    EXPECTED_PROMPT_TOKENS,
+    LEAST_CONTEXT,
+    MAX_SEQUENCES,
+    MEMORY_SHARES,
+)
 from mii_azure.platform.options import AzureOptions, OnCommandLine
 from mii_azure.platform.servers import Server
 
@@ -14,6 +21,7 @@ from mii_azure.platform.servers import Server
 NAME_PATTERN = re.compile(r"^[a-zA-Z]([-a-zA-Z0-9]*[a-zA-Z0-9])?$")
 NAME_LENGTH = (3, 32)
 SHORTEST_NAME = 2
+CACHED_TASKS = ("text-generation", "conversational")
 
 
 def check_name(name: str) -> str:
@@ -91,6 +99,24 @@ class Spec(AzureOptions):
     tensor_parallel: int = Field(
         0, ge=0, le=16, description="GPUs that share one copy of the weights; 0: as many as they need."
     )
+    context_length: int | None = Field(
+        None, ge=LEAST_CONTEXT, description="Tokens of a request, prompt and answer; the model's own when absent."
+    )
+    max_concurrency: int | None = Field(
+        None, ge=1, le=MAX_SEQUENCES, description="Most sequences at once; as many as memory holds when absent."
+    )
+    memory_share: float | None = Field(
+        None,
+        ge=MEMORY_SHARES[0],
+        le=MEMORY_SHARES[1],
+        description="Share of a GPU's memory for weights and KV cache, 0.1 to 0.98.",
+    )
+    expected_prompt_tokens: int = Field(
+        EXPECTED_PROMPT_TOKENS, ge=1, description="Prompt tokens of the requests to plan concurrency for."
+    )
+    expected_new_tokens: int = Field(
+        EXPECTED_NEW_TOKENS, ge=1, description="New tokens of the requests to plan concurrency for."
+    )
 
     server: Server = Field(
         "azmlinfsrv", description="azmlinfsrv: Azure's; http: our own in the container, with streams and /v1/*."
@@ -110,6 +136,21 @@ class Spec(AzureOptions):
     def _languages(self) -> Self:
         if self.task != "translation" and (self.src_lang or self.tgt_lang):
             raise ValueError("only translation has languages; leave out src_lang and tgt_lang")
+        return self
+
+    @property
+    def expects(self) -> bool:
+        """True if the expected request is the user's, not the default."""
+        return (self.expected_prompt_tokens, self.expected_new_tokens) != (EXPECTED_PROMPT_TOKENS, EXPECTED_NEW_TOKENS)
+
+    @model_validator(mode="after")
+    def _cache(self) -> Self:
+        if self.task not in CACHED_TASKS and (self.memory_share or self.expects):
+            raise ValueError(
+                f"only {' and '.join(CACHED_TASKS)} have a KV cache to size; leave out memory_share and expected tokens"
+            )
+        if self.task == "text-to-image" and self.context_length:
+            raise ValueError("the context of a pipeline's text encoder is fixed; leave out context_length")
         return self
 
     @property

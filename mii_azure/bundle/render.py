@@ -120,6 +120,8 @@ def deployment_settings(spec: Spec, plan: Plan, model_id: str) -> dict[str, Any]
             "max_batch_tokens": plan.max_batch_tokens,
             "max_batch_size": plan.max_batch_size,
             "slots": plan.slots,
+            "kv_cache_tokens": plan.kv_cache_tokens,
+            "memory_share": spec.memory_share or 0.0,
             "queue_size": plan.queue_size,
             "max_payload_bytes": plan.max_payload_bytes,
             "max_answer_bytes": Limits.max_answer_bytes,

@@ -48,6 +48,11 @@ PLANNED = (
     "passes_on",
     "passes_off",
     "tensor_parallel",
+    "context_length",
+    "max_concurrency",
+    "memory_share",
+    "expected_prompt_tokens",
+    "expected_new_tokens",
 )
 
 
