@@ -74,14 +74,15 @@ def longest_wait(work: Work, placed: Fit) -> Wait:
 
 
 def _cache_wait(work: Work, placed: Fit) -> Wait:
-    """Twice as many requests as are served at once, as they are expected, then a prompt that fills the context."""
+    """Twice as many requests as are served at once, while the cache is full, then a prompt that fills the context."""
     room, demand = placed.room, work.demand
     prompt, new = min(demand.prompt, room.context), max(limits.NEW_TOKENS, demand.new)
-    each = placed.memory.kv_cache // room.pool
+    kept = placed.memory.kv_cache * min(room.pool, room.rows * room.context) // room.pool
     queue = prefill_seconds(work, placed, room.rows * prompt, prompt)
-    queue += new * step_seconds(work, placed, room.rows * demand.tokens(room.context) * each, room.rows)
+    queue += new * step_seconds(work, placed, kept, room.rows)
     long = prefill_seconds(work, placed, room.context, room.context)
-    what = f"Two times {room.rows} expected requests with {new} new tokens each, then a prompt of {room.context} tokens"
+    what = f"Two times {room.rows} expected prompts, {new} new tokens of each while the cache is full,"
+    what += f" then a prompt of {room.context} tokens"
     return Wait(2 * queue + long, what)
 
 
