@@ -17,10 +17,6 @@ IN_CYCLES: list[list[str]] = []
 ABOVE: set[tuple[str, str]] = set()
 LONG_FILES: set[str] = set()
 LONG_FUNCTIONS = {
-    "local_runner.__main__:_parser",
-    "mii_azure.cli.app:generate",
-    "mii_azure.cli.app:plan",
-    "mii_azure.sdk.generate:generate",
     "scoring.kernels.decode_attention:attend",
     "scoring.kernels.decode_prefill:attend_prompt",
     "scoring.kernels.encoder:linear_kernel",
@@ -122,6 +118,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "local_runner": (
         "errors",
+        "flags",
         "protos",
         "protocol",
         "bundle",

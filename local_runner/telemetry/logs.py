@@ -15,10 +15,11 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
 
+from local_runner.flags.serving import LOG_FORMAT
 from local_runner.telemetry.terminal import escaped, escaped_json
 
 HEADER = "x-request-id"
-FORMATS = ("text", "json")
+FORMATS = LOG_FORMAT.choices
 _SENSIBLE = re.compile(r"[\x21-\x7e]{1,128}")
 _EXTRA = ("code", "ms", "bytes", "phase")
 current: ContextVar[str] = ContextVar("request_id", default="")
