@@ -9,7 +9,6 @@ import secrets
 from abc import abstractmethod
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -26,10 +25,11 @@ from scoring.generation.cache_salt import salt_of
 from scoring.generation.details import token_details
 from scoring.generation.detokenizer import stop_at
 from scoring.generation.scheduler import Scheduler
+from scoring.generation.settings import GenerationSettings, ModelStops, end_tokens, suits_batches, value_of
 from scoring.generation.streaming import BatchStreamer, show_end
 from scoring.model.loaded import Loaded
 from scoring.schema.requests import GenerationParameters
-from scoring.tasks.base import Task
+from scoring.tasks.base import Task, vocabulary
 from scoring.tasks.measuring import two_logits
 
 DEFAULT_NEW_TOKENS = 128
@@ -55,20 +55,6 @@ _COOLEST = 1e-3  # a temperature below this overflows logits and picks the same 
 Tokens = list[int]
 
 
-@dataclass(frozen=True)
-class GenerationSettings:
-    """Settings of `generate` for one row; rows with equal settings may share a batch."""
-
-    overrides: tuple[tuple[str, Any], ...]  # of the model's generation config
-    stop: tuple[str, ...] = ()
-    length: int | None = None  # of the prompt, if padding would change the answer
-    details: int | None = None  # number of likeliest tokens to report for each token; None: no details
-    salt: str = ""  # rows with different salts share no prefix
-
-    def __getitem__(self, name: str) -> Any:
-        return dict(self.overrides)[name]
-
-
 class Generative(Task):
     """A task that generates text with the model's own `generate`."""
 
@@ -79,9 +65,9 @@ class Generative(Task):
         self.defaults: GenerationConfig = copy.deepcopy(loaded.model.generation_config)
         loaded.model.generation_config.stop_strings = None  # `generate` needs the tokenizer for them: handled here
         self.encoder_decoder = bool(loaded.model.config.is_encoder_decoder)
-        eos = self.defaults.eos_token_id
-        eos = self.tokenizer.eos_token_id if eos is None else eos
-        self.eos: list[int] = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+        self.eos = end_tokens(loaded.model, self.tokenizer, vocabulary(loaded.model.config))
+        own = self.defaults.stop_strings
+        self.stops = ModelStops(self.tokenizer, own) if own else None
         pads = [self.defaults.pad_token_id, self.tokenizer.pad_token_id, *self.eos, 0]
         self.pad_id: int = next(pad for pad in pads if pad is not None and pad >= 0)
         self._continuous: Scheduler | None = None
@@ -142,8 +128,8 @@ class Generative(Task):
         """Batch key: on slots any rows share a batch; `generate` takes one config, and one stream of random numbers."""
         if self._slotted(settings, length):
             return SLOTS
-        # A sequence ended by the model's own stop texts continues as padding, which need not be a special token.
-        if settings["do_sample"] or self.defaults.stop_strings:
+        config, _ = self.generation_config(settings)
+        if settings["do_sample"] or not suits_batches(config) or config.stop_strings:
             return object()
         total = length if self.encoder_decoder else length + settings["max_new_tokens"]
         mates = self.company.key(length), dynamic_rotary.length_class(self.rotary, length, total)
@@ -302,7 +288,8 @@ class Generative(Task):
                 **({"tokenizer": self.tokenizer} if config.stop_strings else {}),
             )
         sequences = made if settings.details is None else made.sequences
-        answers = [_until(tokens, self.eos) for tokens in sequences[:, start:].tolist()]
+        made_ids = zip(sequences[:, start:].tolist(), watch.lengths, strict=True)
+        answers = [_until(tokens[:length], self.eos) for tokens, length in made_ids]
         if settings.details is not None:
             chances = _chances(made, start, settings.details)
             answers = [ScoredTokens(tokens, own[: len(tokens)]) for tokens, own in zip(answers, chances, strict=True)]
@@ -317,6 +304,8 @@ class Generative(Task):
     def _make_config(self, overrides: tuple[tuple[str, Any], ...]) -> GenerationConfig:
         config = copy.deepcopy(self.defaults)
         config.update(**dict(overrides), pad_token_id=self.pad_id, eos_token_id=self.eos or None)
+        if value_of(config, "num_beams") == 1:
+            config.stop_strings = None  # found by `stops`, step by step
         return config
 
     def probe(self, text: str) -> dict[str, list[int]]:

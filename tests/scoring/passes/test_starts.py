@@ -22,6 +22,7 @@ from tests import tiny_tokenizers
 from tests.conftest import Tiny
 from tests.scoring.encoders import TEXTS, assert_agree, oracle, random_model
 from tests.scoring.generating import continuation
+from tests.scoring.model_files import changed
 from tests.tiny_models import CONTEXT, auto_class
 
 Start = Callable[..., Service]
@@ -49,14 +50,6 @@ def ask(service: Service, inputs: Any, **parameters: Any) -> Any:
     reply = service.answer(json.dumps({"inputs": inputs, "parameters": parameters}))
     assert isinstance(reply.body, bytes)
     return json.loads(reply.body)
-
-
-def changed(source: Path, folder: Path, file: str, **changes: Any) -> Path:
-    """A copy of a model's folder with keys of one file changed."""
-    shutil.copytree(source, folder)
-    path = folder / file
-    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
-    return folder
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
