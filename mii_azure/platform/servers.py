@@ -40,6 +40,7 @@ HOST_FILES = (
     "protocol/addresses.py",
     "protocol/errors.py",
     "protocol/oip.py",
+    "protocol/openai_errors.py",
     "protocol/openai_logprobs.py",
     "protocol/openai_requests.py",
     "telemetry/__init__.py",

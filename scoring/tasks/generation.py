@@ -144,6 +144,10 @@ class Generative(Task):
 
     def _asked(self, p: GenerationParameters) -> dict[str, Any]:
         asked = {name: value for name in _PASSED if (value := getattr(p, name)) is not None}
+        if asked.get("top_k") == -1:
+            asked["top_k"] = 0
+        if asked.get("top_p") == 0:  # slots count the mass in numbers that have no room for a least one
+            asked = {**asked, "top_p": 1.0, "top_k": 1}
         sampling = p.do_sample
         if sampling is None:
             sampling = p.temperature != 0 and any(getattr(p, name) is not None for name in _SAMPLING)
@@ -159,7 +163,7 @@ class Generative(Task):
         asked["num_beams"] = p.num_beams or self.defaults.num_beams or 1
         asked["num_return_sequences"] = p.num_return_sequences
         if sampling:
-            asked["seed"] = secrets.randbits(63) if p.seed is None else p.seed
+            asked["seed"] = secrets.randbits(63) if p.seed in (None, -1) else p.seed
         if p.top_n_tokens and not p.return_details:
             raise InvalidParameter(
                 "top_n_tokens tells nothing without details.",
