@@ -46,7 +46,7 @@ def generate(
         refuse_overlap(target, folder)
     files = files_to_copy(folder, spec.allow_pickle, spec.trust_remote_code) if folder else []
     if folder:
-        require_vocabulary(files, spec.model)
+        require_vocabulary(files, folder, spec.model)
     if folder and spec.trust_remote_code:
         refuse_foreign_code(folder)
     model_id = folder.resolve().name if plan.profile.source == "folder" and folder else plan.profile.model
