@@ -12,6 +12,7 @@
     │   ├── WeightsMissing
     │   ├── WeightsCorrupt
     │   ├── TokenizerMissing
+    │   ├── ModelInconsistent        config, weights and transformers do not agree
     │   ├── PickleRefused
     │   ├── RemoteCodeRefused
     │   ├── OutsideFolder            a name or a link that leads out of the model's folder
@@ -117,6 +118,10 @@ class WeightsCorrupt(ModelError):
 
 class TokenizerMissing(ModelError):
     code = "tokenizer_missing"
+
+
+class ModelInconsistent(ModelError):
+    code = "model_inconsistent"
 
 
 class PickleRefused(ModelError):

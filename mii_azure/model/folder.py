@@ -17,6 +17,7 @@ from mii_azure.errors import (
     WeightsMissing,
 )
 from mii_azure.model import configs, diffusers, safetensors
+from mii_azure.model.consistency import is_compared
 from mii_azure.model.families import find_family
 from mii_azure.model.files import contained, shards
 from mii_azure.model.quantizable import int8_bytes, unpacked
@@ -71,6 +72,11 @@ def refuse_quantised(config: dict[str, Any]) -> None:
 
 
 def weigh(config: dict[str, Any], tensors: list[Tensor], size: int) -> Weights:
+    """Sum up the weight files of a model, and note what its config and tokenizer have to agree with."""
+    return _sum(config, tensors, size)._replace(compared=tuple(filter(is_compared, tensors)))
+
+
+def _sum(config: dict[str, Any], tensors: list[Tensor], size: int) -> Weights:
     """Sum up the weight files of a model; from their size alone if they are pickle (no tensors known)."""
     if tensors:
         if "quantization_config" in config:

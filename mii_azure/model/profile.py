@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 from mii_azure.errors import TaskUnsupported
 from mii_azure.hardware import roofline
 from mii_azure.model import configs
+from mii_azure.model.consistency import tokens_without_embedding
 from mii_azure.model.families import Family, Options, TaskFacts, all_tasks, fact, find_family, first_architecture
 from mii_azure.model.resolved import Model, Source
 from mii_azure.model.safetensors import DTYPE_BYTES
@@ -42,6 +43,7 @@ class Profile(BaseModel):
     kv_bytes_per_token: int  # at the stored dtype; 0 for encoders
     shipped: str = ""  # "int8" if the weight files hold products in that form
     estimated: tuple[str, ...] = ()  # names of facts that config.json does not say under a known name
+    unembedded: tuple[str, ...] = ()  # tokens of the tokenizer that the model has no embedding for, "TOKEN (ID)"
     source: Source  # origin of the facts
 
     @property
@@ -87,6 +89,7 @@ def profile(model: Model) -> Profile:
         shipped="int8" if "quantization_config" in config else "",
         source=model.source,
         estimated=tuple(sizes.estimated),
+        unembedded=() if family.kind == "diffusion" else tokens_without_embedding(model),
     )
 
 

@@ -142,6 +142,7 @@ def _weights(deployment: Deployment, folder: Path, device: torch.device) -> Any:
             local_files_only=True,
             use_safetensors=None if deployment.allow_pickle else True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
             **where,
         )
     except torch.OutOfMemoryError as error:
@@ -155,6 +156,7 @@ def _weights(deployment: Deployment, folder: Path, device: torch.device) -> Any:
             f"The weights cannot be loaded: {_reason(error)}.",
             "Copy the model again; the file may be cut short.",
         ) from error
+    _refuse_other_sizes(report["mismatched_keys"])
     _refuse_random_weights(model, report["missing_keys"], deployment, folder)
     return model.eval()
 
@@ -190,6 +192,15 @@ def _too_large(deployment: Deployment, folder: Path, device: torch.device) -> Ou
         f"The weights take {needed:.1f} GB as {deployment.dtype}; the GPU has {free:.1f} of {total:.1f} GB free.",
         f"Serve it on a GPU with {LOADED * needed:.0f} GB or more, or force the pass zero_inference on.",
     )
+
+
+def _refuse_other_sizes(mismatched: Collection[tuple[str, Sequence[int], Sequence[int]]]) -> None:
+    """Refuse weights of other sizes than config.json has: transformers fills what it makes anew with random numbers."""
+    for name, stored, told in sorted(mismatched):
+        raise WeightsUnreadable(
+            f"{name} is {list(stored)} in the weights, and {list(told)} by config.json.",
+            "Copy config.json and weights from the same place.",
+        )
 
 
 def _refuse_random_weights(model: Any, absent: Collection[str], deployment: Deployment, folder: Path) -> None:

@@ -69,7 +69,7 @@ class Generative(Task):
         own = self.defaults.stop_strings
         self.stops = ModelStops(self.tokenizer, own) if own else None
         pads = [self.defaults.pad_token_id, self.tokenizer.pad_token_id, *self.eos, 0]
-        self.pad_id: int = next(pad for pad in pads if pad is not None and pad >= 0)
+        self.pad_id: int = next(pad for pad in pads if pad is not None and 0 <= pad < vocabulary(loaded.model.config))
         self._continuous: Scheduler | None = None
         self._config = lru_cache(64)(self._make_config)  # copying the defaults costs as much as a step of one slot
 
@@ -89,6 +89,7 @@ class Generative(Task):
         """
         if not tokens:
             raise InvalidInput("The tokenizer finds nothing in the text.", "Send visible text.", f"inputs[{item}]")
+        self.check_tokens(tokens, item)
         start = 1 if self.encoder_decoder else len(tokens)
         asked = self._asked(parameters) | self._lengths(parameters, start, item) | overrides
         answers = asked["num_return_sequences"]
@@ -278,7 +279,7 @@ class Generative(Task):
         config, seed = self.generation_config(settings)
         batch = self._pad(rows, self.loaded.device)
         if self.rotary:
-            dynamic_rotary.forget(self.model)
+            dynamic_rotary.forget(self.model, batch["input_ids"].shape[1])
         start = 1 if self.encoder_decoder else batch["input_ids"].shape[1]
         watch = BatchStreamer(self, rows, start, searching=settings["num_beams"] > 1, between=between)
         with torch.inference_mode(), self._random_numbers(seed) if config.do_sample else nullcontext():
@@ -318,7 +319,7 @@ class Generative(Task):
 
     def measure(self, model: Any, rows: Sequence[Row]) -> list[torch.Tensor]:
         if self.rotary:
-            dynamic_rotary.forget(model)
+            dynamic_rotary.forget(model, max(row.tokens for row in rows))
         return two_logits(model, self._pad(rows, model.device), self.defaults, self.pad_id, self.eos)
 
     def _pad(self, rows: Sequence[Row], device: Any) -> dict[str, torch.Tensor]:
