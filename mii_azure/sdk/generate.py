@@ -12,6 +12,7 @@ from mii_azure.bundle.sbom import SBOM, ModelFacts, make_sbom
 from mii_azure.bundle.secret_scan import refuse_secrets
 from mii_azure.bundle.writer import Progress, write
 from mii_azure.model.folder import files_to_copy, require_vocabulary
+from mii_azure.model.languages import with_languages
 from mii_azure.model.remote_code import refuse_foreign_code
 from mii_azure.planning.plan import Plan
 from mii_azure.planning.planner import plan_spec
@@ -57,7 +58,8 @@ def generate(
     def render_files(hashes: Mapping[str, str]) -> dict[str, str]:
         version = content_hash(hashes) if folder else reference_version(spec.model)
         settled = job.settled() if job else plan
-        texts = render(spec, settled, schema(plan.task), model_id=model_id, model_version=version)
+        task_schema = with_languages(schema(plan.task), spec, folder)
+        texts = render(spec, settled, task_schema, model_id=model_id, model_version=version)
         licence = model_licence(folder) if folder else None
         facts = ModelFacts(
             model_id,
