@@ -269,6 +269,7 @@ class Generative(Task):
     def slots(self, limits: Limits) -> Scheduler | None:
         decoder = self.loaded.runtime.decoder
         if decoder is None:
+            self._continuous = None
             return None
         if self._continuous is None or self._continuous.decoder is not decoder:
             self._continuous = Scheduler(self, decoder, sequence.capacity(decoder, limits), limits.prefix_reuse)
