@@ -29,6 +29,8 @@ HOST_FILES = (
     "host/thread_pool.py",
     "http/__init__.py",
     "http/app.py",
+    "http/bodies.py",
+    "http/oip_bodies.py",
     "http/openai.py",
     "http/openapi_bodies.py",
     "http/server.py",
