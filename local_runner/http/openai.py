@@ -19,7 +19,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from local_runner.bundle.script import Answer
 from local_runner.errors import ModelNotServed
 from local_runner.host.host import Host, internal
-from local_runner.protocol import errors, openai_logprobs, openai_requests
+from local_runner.protocol import errors, openai_errors, openai_logprobs, openai_requests
 from scoring.errors import InternalError, MiiAzureError
 
 PREFIX = "/v1/"
@@ -44,21 +44,23 @@ def add(app: FastAPI, host: Host, body: Callable[[Request], Any]) -> None:
     @app.post("/v1/completions", summary="Continue a prompt")
     async def completions(request: Request) -> Response:
         sent = await body(request)
-        canonical = openai_requests.completion(sent, host.deployment)
-        key = openai_requests.TEXT_KEYS[host.deployment.task]
-        return await _generate(host, request.headers, sent, canonical, _Form("cmpl", "text_completion", key))
+        with openai_errors.in_words_of(sent, "prompt"):
+            canonical = openai_requests.completion(sent, host.deployment)
+            key = openai_requests.TEXT_KEYS[host.deployment.task]
+            return await _generate(host, request.headers, sent, canonical, _Form("cmpl", "text_completion", key))
 
     @app.post("/v1/chat/completions", summary="Answer a conversation")
     async def chat(request: Request) -> Response:
         sent = await body(request)
-        canonical = openai_requests.chat(sent, host.deployment)
         form = _Form("chatcmpl", "chat.completion", "generated_text")
-        return await _generate(host, request.headers, sent, canonical, form)
+        with openai_errors.in_words_of(sent, "messages"):
+            return await _generate(host, request.headers, sent, openai_requests.chat(sent, host.deployment), form)
 
     @app.post("/v1/embeddings", summary="Turn texts into vectors")
     async def embeddings(request: Request) -> Response:
         sent = await body(request)
-        answer, used = await _score(host, request.headers, openai_requests.embeddings(sent, host.deployment))
+        with openai_errors.in_words_of(sent, "input"):
+            answer, used = await _score(host, request.headers, openai_requests.embeddings(sent, host.deployment))
         encode = _base64 if sent.get("encoding_format") == "base64" else list
         data = [
             {"object": "embedding", "index": index, "embedding": encode(vector)} for index, vector in enumerate(answer)
@@ -117,7 +119,7 @@ async def _generate(
             raise InternalError("The scoring script did not stream.")
         with_usage = openai_requests.wants_usage(sent)
         several = canonical["parameters"].get("num_return_sequences") or 1
-        events = _events(host, answer, form, with_usage, several)
+        events = _events(host, answer, form, with_usage, [openai_requests.repeated(canonical)] * several)
         return StreamingResponse(events, 200, {"Cache-Control": "no-cache"}, "text/event-stream")
     answers, used = await _score(host, headers, canonical)
     entries = [entry for one in answers for entry in one]
@@ -128,15 +130,19 @@ async def _generate(
     return JSONResponse({**form.head, "choices": choices, "usage": _usage(used)})
 
 
-async def _events(host: Host, answer: Answer, form: _Form, with_usage: bool, several: int) -> AsyncIterator[bytes]:
+async def _events(host: Host, answer: Answer, form: _Form, with_usage: bool, begins: list[str]) -> AsyncIterator[bytes]:
+    """Stream the events of a script's answer as OpenAI's; `begins` is what each of its answers begins with."""
     head = {**form.head, "object": "chat.completion.chunk"} if form.chat else form.head
     extra: dict[str, Any] = {"usage": None} if with_usage else {}
     parser = errors.EventParser()
-    offsets = [0] * several  # characters of each answer's tokens reported so far
+    offsets = [0] * len(begins)  # characters of each answer's tokens reported so far
     try:
-        for index in range(several if form.chat else 0):
-            said = {"delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
-            yield _event({**head, "choices": [{"index": index, **said}], **extra})
+        for index, begin in enumerate(begins):
+            if form.chat:
+                said = {"delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+                yield _event({**head, "choices": [{"index": index, **said}], **extra})
+            elif begin:
+                yield _event({**head, "choices": [form.piece({"text": begin, "index": index}, None, 0)], **extra})
         async with aclosing(host.chunks(answer)) as chunks:
             async for chunk in chunks:
                 for text in parser.feed(chunk):

@@ -13,8 +13,8 @@ _GENERATION: dict[str, Any] = {
     "max_tokens": {"type": "integer", "minimum": 1},
     "n": {"type": "integer", "minimum": 1, "maximum": 16},
     "temperature": {"type": "number", "minimum": 0, "maximum": 100},
-    "top_p": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
-    "seed": {"type": "integer", "minimum": 0},
+    "top_p": {"type": "number", "minimum": 0, "maximum": 1},
+    "seed": {"type": "integer", "minimum": -1},
     "stop": _TEXTS,
     "user": _TEXT,
 }
@@ -28,8 +28,13 @@ _MESSAGE = _object(
     ["role", "content"],
     role={"type": "string", "enum": ["system", "developer", "user", "assistant", "tool"]},
     content={
-        "anyOf": [_TEXT, {"type": "array", "items": _object(["type", "text"], type={"const": "text"}, text=_TEXT)}]
+        "anyOf": [
+            _TEXT,
+            {"type": "array", "items": _object(["type", "text"], type={"const": "text"}, text=_TEXT)},
+            {"type": "null"},
+        ]
     },
+    name=_TEXT,
 )
 _TENSOR = _object(
     ["name", "datatype", "shape", "data"],

@@ -17,6 +17,7 @@ from mii_azure.errors import (
     WeightsMissing,
 )
 from mii_azure.model import configs, diffusers, safetensors
+from mii_azure.model.consistency import is_compared
 from mii_azure.model.families import find_family
 from mii_azure.model.files import contained, shards
 from mii_azure.model.quantizable import int8_bytes, unpacked
@@ -40,6 +41,8 @@ _SUFFIXES = (".json", ".model", ".spm", ".jinja", ".tiktoken", ".codes")
 _TEXTS = re.compile(r"(vocab|merges|dict|spiece|added_tokens).*\.txt$")
 # Records of a training run, and indexes of weights in formats that are not loaded.
 _LEFTOVERS = re.compile(r"(\.index\.json$|_results\.json$|^train(er|ing)_|^model_index\.json$|^adapter_)")
+#: Tokenizers of bytes or characters.
+_WITHOUT_VOCABULARY = ("ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer")
 _LEGAL = re.compile(r"^(LICEN[CS]E|NOTICE)([._-][\w.-]*)?$")  # files that a redistributor must pass on
 _SHARD = re.compile(r"^model-\d+-of-\d+\.safetensors$")
 
@@ -69,6 +72,11 @@ def refuse_quantised(config: dict[str, Any]) -> None:
 
 
 def weigh(config: dict[str, Any], tensors: list[Tensor], size: int) -> Weights:
+    """Sum up the weight files of a model, and note what its config and tokenizer have to agree with."""
+    return _sum(config, tensors, size)._replace(compared=tuple(filter(is_compared, tensors)))
+
+
+def _sum(config: dict[str, Any], tensors: list[Tensor], size: int) -> Weights:
     """Sum up the weight files of a model; from their size alone if they are pickle (no tensors known)."""
     if tensors:
         if "quantization_config" in config:
@@ -218,8 +226,11 @@ def _chosen(folder: Path, allow_pickle: bool, code: bool) -> list[str]:
     return bundle_files(names, allow_pickle, code)
 
 
-def require_vocabulary(files: Iterable[Path], model: str) -> None:
+def require_vocabulary(files: Iterable[Path], folder: Path, model: str) -> None:
     """Raise TokenizerMissing if none of the files to copy holds a vocabulary: every word would be unknown."""
+    told = folder / "tokenizer_config.json"
+    if told.is_file() and read_settings(told).get("tokenizer_class") in _WITHOUT_VOCABULARY:
+        return
     named = {"tokenizer.json", "vocab.json"}
     endings = (".model", ".spm", ".tiktoken", ".codes")
     if not any(path.name in named or path.name.endswith(endings) or _TEXTS.match(path.name) for path in files):

@@ -1,18 +1,22 @@
 """Facts of a model, read from `config.json` and safetensors headers, never from weights."""
 
+from math import isqrt
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from mii_azure.errors import ConfigMissing, TaskUnsupported
+from mii_azure.errors import TaskUnsupported
 from mii_azure.hardware import roofline
 from mii_azure.model import configs
+from mii_azure.model.consistency import tokens_without_embedding
 from mii_azure.model.families import Family, Options, TaskFacts, all_tasks, fact, find_family, first_architecture
 from mii_azure.model.resolved import Model, Source
 from mii_azure.model.safetensors import DTYPE_BYTES
 
 # A tokenizer without a limit records a number of this size (transformers' VERY_LARGE_INTEGER is 1e30).
 _NO_LIMIT = 1_000_000
+#: What a model is taken to have whose config.json does not say it.
+_USUAL_LAYERS, _USUAL_VOCABULARY = 24, 50_000
 
 
 class Profile(BaseModel):
@@ -38,6 +42,8 @@ class Profile(BaseModel):
     image_size: int = 0  # width and height in pixels of the model's training images; 0 if it makes no images
     kv_bytes_per_token: int  # at the stored dtype; 0 for encoders
     shipped: str = ""  # "int8" if the weight files hold products in that form
+    estimated: tuple[str, ...] = ()  # names of facts that config.json does not say under a known name
+    unembedded: tuple[str, ...] = ()  # tokens of the tokenizer that the model has no embedding for, "TOKEN (ID)"
     source: Source  # origin of the facts
 
     @property
@@ -47,14 +53,17 @@ class Profile(BaseModel):
 
 
 def profile(model: Model) -> Profile:
-    """Describe a resolved model; raise ConfigMissing if config.json lacks a fact that planning needs."""
+    """Describe a resolved model; raise ConfigMissing for a fact that no model has.
+
+    Facts that config.json does not say serve only to estimate memory and time: they are estimated.
+    """
     config = model.config
     family = find_family(config)
     if model.source == "reference":
         return _unknown(model)
-    layers, kv_layers = _layers(config, family)
-    hidden = _required(config, family, "hidden_size")
-    heads = _required(config, family, "heads")
+    sizes = _Sizes(config, family, model.weights.parameters)
+    layers, kv_layers = sizes.layers, sizes.kv_layers
+    hidden, heads, vocabulary = sizes.hidden, sizes.heads, sizes.vocabulary
     kv_heads = fact(config, family, "kv_heads") or heads
     head_dim = fact(config, family, "head_dim") or hidden // heads
     dtype = model.weights.dtype or "float32"
@@ -73,12 +82,14 @@ def profile(model: Model) -> Profile:
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        vocab_size=_required(config, family, "vocab_size"),
+        vocab_size=vocabulary,
         context_length=_context_length(model, family),
         image_size=fact(config, family, "image_size") or 0 if family.kind == "diffusion" else 0,
         kv_bytes_per_token=0 if family.kind in ("encoder", "diffusion") else kv_bytes,
         shipped="int8" if "quantization_config" in config else "",
         source=model.source,
+        estimated=tuple(sizes.estimated),
+        unembedded=() if family.kind == "diffusion" else tokens_without_embedding(model),
     )
 
 
@@ -90,26 +101,39 @@ def _unknown(model: Model) -> Profile:
     return Profile(model=model.name, revision=None, source="reference", **text, **numbers, **more)  # type: ignore[arg-type]
 
 
-def _required(config: dict[str, Any], family: Family, name: str) -> int:
-    value = fact(config, family, name)
-    if not value:
-        raise ConfigMissing(
-            f"config.json does not say the model's {name.replace('_', ' ')}.",
-            f"The model type is {family.name or 'not given'}; check that config.json is the model's own.",
-        )
-    return value
+class _Sizes:
+    """Sizes of a model: as config.json has them, else estimated from the number of parameters.
 
+    A layer of a transformer has about 12 squares of its width, and a head a width of 64.
+    """
 
-def _layers(config: dict[str, Any], family: Family) -> tuple[int, int]:
-    """Number of all layers, and of layers that keep keys and values."""
-    if family.kind != "encoder-decoder":
-        layers = _required(config, family, "layers")
-        return layers, layers
-    encoder, decoder = (fact(config, family, f"{side}_layers") for side in ("encoder", "decoder"))
-    if not encoder or not decoder:
-        encoder = decoder = _required(config, family, "layers")
-    # Each decoder layer keeps self-attention's keys per answer token and cross-attention's per source token.
-    return encoder + decoder, decoder
+    def __init__(self, config: dict[str, Any], family: Family, parameters: int) -> None:
+        self.estimated: list[str] = []
+        self._config, self._family = config, family
+        layers, self.kv_layers = self._known_layers()
+        usual = layers or _USUAL_LAYERS
+        self.hidden = self._fact("hidden_size", isqrt(parameters // (12 * usual)))
+        self.layers = layers or self._estimate("layers", parameters // (12 * self.hidden**2))
+        self.kv_layers = self.kv_layers or self.layers
+        self.heads = self._fact("heads", self.hidden // 64)
+        self.vocabulary = self._fact("vocab_size", min(_USUAL_VOCABULARY, parameters // self.hidden))
+
+    def _fact(self, name: str, usual: int) -> int:
+        return fact(self._config, self._family, name) or self._estimate(name, usual)
+
+    def _estimate(self, name: str, usual: int) -> int:
+        self.estimated.append(name)
+        return max(1, usual)
+
+    def _known_layers(self) -> tuple[int, int]:
+        """Number of all layers, and of layers that keep keys and values; 0 for what is not known."""
+        config, family = self._config, self._family
+        layers = fact(config, family, "layers") or 0
+        if family.kind != "encoder-decoder":
+            return layers, layers
+        encoder, decoder = (fact(config, family, f"{side}_layers") or layers for side in ("encoder", "decoder"))
+        # Each decoder layer keeps self-attention's keys per answer token and cross-attention's per source token.
+        return encoder + decoder, decoder
 
 
 def _context_length(model: Model, family: Family) -> int:
@@ -137,6 +161,11 @@ def task_check(profile: Profile, task: TaskFacts) -> None:
         raise TaskUnsupported(
             f"config.json of {profile.model} names no architecture, so its head is not known.",
             'Add it, e.g. "architectures": ["BertForMaskedLM"].',
+        )
+    if profile.kind == "multimodal":
+        raise TaskUnsupported(
+            f"{profile.architecture} ({profile.model}) works on images or sound, and has no form for text alone.",
+            "Served are models that take text; of a model of several parts, give the folder of its text model.",
         )
     if not task.accepts(profile.architecture, profile.kind):
         can = ", ".join(supported_tasks(profile)) or "none of the tasks served here"

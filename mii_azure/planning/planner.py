@@ -4,6 +4,7 @@ from typing import Any
 
 from mii_azure.errors import NotAvailable, SpecError
 from mii_azure.hardware.skus import find_sku
+from mii_azure.model.consistency import check_consistency
 from mii_azure.model.families import Options, family_named, find_task
 from mii_azure.model.profile import Profile, profile, task_check, task_options
 from mii_azure.model.remote_code import check_remote_code
@@ -34,6 +35,7 @@ def plan_spec(spec: Spec) -> Plan:
         find_sku(spec.instance_type)
     found = resolve(spec.model, spec.revision, spec.allow_pickle)
     check_remote_code(found, spec.revision, spec.trust_remote_code)
+    check_consistency(found, spec.trust_remote_code)
     facts = profile(found)
     if not facts.known:
         facts = facts.model_copy(update={"kind": task.kinds[0]})

@@ -3,6 +3,7 @@
 from pydantic import BaseModel, ConfigDict
 
 from mii_azure.hardware.skus import Sku
+from mii_azure.model.consistency import shown
 from mii_azure.model.families import Options
 from mii_azure.model.profile import Profile
 from mii_azure.planning.budget import Work, device_of
@@ -46,6 +47,13 @@ def of_model(work: Work, options: Options) -> list[Decision]:
     if facts.known and not work.family.tested:
         reason = "Facts were read under their usual names; this family is not among those tested here."
         decisions.append(Decision(what="family", value=facts.family or "unknown", reason=reason))
+    if facts.estimated:
+        told = ", ".join(name.replace("_", " ") for name in facts.estimated)
+        reason = "config.json says them under no known name; only the estimates of memory and time rest on them."
+        decisions.append(Decision(what="estimated facts", value=told, reason=reason))
+    if facts.unembedded:
+        reason = "The tokenizer has them and the model no embedding: a request that holds one is answered 400."
+        decisions.append(Decision(what="tokens without embedding", value=shown(facts.unembedded), reason=reason))
     if options:
         value = ", ".join(f"{key} {str(value).lower()}" for key, value in options.items())
         asked = "As asked for." if "tgt_lang" in options or "src_lang" in options else ""

@@ -13,6 +13,7 @@ from mii_azure.bundle.sbom import SBOM, ModelFacts, make_sbom
 from mii_azure.bundle.secret_scan import refuse_secrets
 from mii_azure.bundle.writer import Progress, write
 from mii_azure.model.folder import files_to_copy, require_vocabulary
+from mii_azure.model.languages import with_languages
 from mii_azure.model.remote_code import refuse_foreign_code
 from mii_azure.planning.plan import Plan
 from mii_azure.planning.planner import plan_spec
@@ -80,7 +81,8 @@ class _Parts:
         facts = self._facts(hashes)
         version = facts.version or reference_version(spec.model)
         settled = self.job.settled() if self.job else plan
-        texts = render(spec, settled, schema(plan.task), model_id=facts.id, model_version=version)
+        task_schema = with_languages(schema(plan.task), spec, self.folder)
+        texts = render(spec, settled, task_schema, model_id=facts.id, model_version=version)
         texts[SBOM] = make_sbom(
             spec.azure_name, __version__, texts[LOCK], base_image(spec, plan), facts, package_licences()
         )
@@ -102,7 +104,7 @@ class _Parts:
 def _sources(spec: Spec, folder: Path) -> dict[str, Path]:
     """The model's files by their paths in the bundle; raises the ModelError branch for a folder that is not whole."""
     files = files_to_copy(folder, spec.allow_pickle, spec.trust_remote_code)
-    require_vocabulary(files, spec.model)
+    require_vocabulary(files, folder, spec.model)
     if spec.trust_remote_code:
         refuse_foreign_code(folder)
     return {f"model/{path.as_posix()}": folder / path for path in files}

@@ -80,7 +80,10 @@ def parse(payload: Any, task: TaskSchema) -> Call:
 
 
 def _parameters(payload: dict[str, Any]) -> Any:
-    return payload["parameters"] if payload.get("parameters") is not None else payload.get("params")
+    found = [payload[name] for name in ("parameters", "params") if payload.get(name) is not None]
+    if len(found) > 1:
+        raise InvalidInput('There are both "parameters" and "params".', 'Leave out "params".', where="params")
+    return found[0] if found else None
 
 
 def _mapping(values: Any, where: str) -> dict[str, Any]:
@@ -94,6 +97,9 @@ def _mapping(values: Any, where: str) -> dict[str, Any]:
 def _check_options(options: Any) -> None:
     if options is not None and (not isinstance(options, dict) or set(options) - _OPTIONS):
         raise InvalidInput(f'"options" may hold {", ".join(sorted(_OPTIONS))}.', where="options")
+    for name, value in (options or {}).items():
+        if not isinstance(value, bool):
+            raise InvalidInput(f"{name} is true or false.", where=f"options.{name}")
 
 
 def _unwrap(payload: dict[str, Any], task: TaskSchema) -> Found:

@@ -32,6 +32,7 @@ class BatchStreamer:
         # A stop text that the newest token completes lies in the text of these: a character has at most four tokens.
         self._tail = 32 + 4 * max((len(stop) for row in rows for stop in row.parameters.stop), default=0)
         self._over = [False] * (len(rows) * each)  # sequences that reached an end token
+        self.lengths: list[int | None] = [None] * (len(rows) * each)  # tokens at the stop text of each; not of beams
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         self._between()
@@ -46,7 +47,18 @@ class BatchStreamer:
                 stop = self._rows[index // each].parameters.stop
                 text = self._task.tokenizer.decode(tokens, skip_special_tokens=True)
                 done[index] |= stop_at(text, stop) is not None
+        if not self._searching:
+            if self._task.stops is not None:
+                found = self._task.stops.found(input_ids).tolist()
+                done = [own or other for own, other in zip(done, found, strict=True)]
+            self._note(done, input_ids.shape[1] - self._start)
         return torch.tensor(done, device=input_ids.device)
+
+    def _note(self, done: Sequence[bool], tokens: int) -> None:
+        """Note the length of each sequence that ends now: what follows it, while others go on, is padding."""
+        self.lengths = [
+            tokens if length is None and over else length for length, over in zip(self.lengths, done, strict=True)
+        ]
 
     def _time(self, tokens: torch.Tensor, each: int) -> None:
         """Count one token per step for a row, until all its sequences have ended; beams end together."""

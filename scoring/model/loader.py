@@ -26,6 +26,9 @@ from scoring.telemetry.versions import versions
 
 logger = logging.getLogger("mii_azure.loader")
 
+#: Auto classes of models that read images beside text, and write text from text alone as those of the first name do.
+_WRAPPERS = {"AutoModelForCausalLM": ("AutoModelForImageTextToText",)}
+
 
 def pick_device() -> torch.device:
     """The first CUDA device if there is one, else the CPU."""
@@ -119,8 +122,9 @@ def _tokenizer(transformers: Any, folder: Path, trust_remote_code: bool) -> Any:
         )
     except Exception as error:
         raise LoadError(f"The tokenizer in the model folder cannot be loaded: {_reason(error)}.", hint) from error
-    names = {"tokenizer.json", *type(tokenizer).vocab_files_names.values()}
-    if not any((folder / name).is_file() for name in names):
+    own = type(tokenizer).vocab_files_names.values()  # none of a tokenizer of bytes or characters
+    names = {"tokenizer.json", *own}
+    if own and not any((folder / name).is_file() for name in names):
         # transformers would continue with an empty vocabulary, in which every word is unknown.
         raise LoadError(f"The model folder has no vocabulary for its {type(tokenizer).__name__} tokenizer.", hint)
     return tokenizer
@@ -138,6 +142,7 @@ def _weights(deployment: Deployment, folder: Path, device: torch.device) -> Any:
             local_files_only=True,
             use_safetensors=None if deployment.allow_pickle else True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
             **where,
         )
     except torch.OutOfMemoryError as error:
@@ -151,6 +156,7 @@ def _weights(deployment: Deployment, folder: Path, device: torch.device) -> Any:
             f"The weights cannot be loaded: {_reason(error)}.",
             "Copy the model again; the file may be cut short.",
         ) from error
+    _refuse_other_sizes(report["mismatched_keys"])
     _refuse_random_weights(model, report["missing_keys"], deployment, folder)
     return model.eval()
 
@@ -160,22 +166,23 @@ def _made(how: str, deployment: Deployment, source: Any, **options: Any) -> Any:
     import transformers
 
     name = task_class(deployment.task).auto_class
-    auto = getattr(transformers, name)
-    try:
-        return (auto.from_config if how == "from_config" else partial(from_pretrained, auto))(
-            source,
-            dtype=getattr(torch, deployment.dtype),
-            trust_remote_code=deployment.trust_remote_code,
-            **options,
-        )
-    except ValueError as error:
-        if "Unrecognized configuration class" not in str(error):
-            raise
-        architecture = _architecture(source) if isinstance(source, Path) else _named(source.to_dict())
-        raise HeadMissing(
-            f"{architecture} cannot do {deployment.task}: transformers has no {name} for it.",
-            "Choose the task that the model was trained for.",
-        ) from error
+    for each in (name, *_WRAPPERS.get(name, ())):
+        auto = getattr(transformers, each)
+        try:
+            return (auto.from_config if how == "from_config" else partial(from_pretrained, auto))(
+                source,
+                dtype=getattr(torch, deployment.dtype),
+                trust_remote_code=deployment.trust_remote_code,
+                **options,
+            )
+        except ValueError as error:
+            if "Unrecognized configuration class" not in str(error):
+                raise
+    architecture = _architecture(source) if isinstance(source, Path) else _named(source.to_dict())
+    raise HeadMissing(
+        f"{architecture} cannot do {deployment.task}: transformers has no {name} for it.",
+        "Choose the task that the model was trained for.",
+    )
 
 
 def _too_large(deployment: Deployment, folder: Path, device: torch.device) -> OutOfMemory:
@@ -185,6 +192,15 @@ def _too_large(deployment: Deployment, folder: Path, device: torch.device) -> Ou
         f"The weights take {needed:.1f} GB as {deployment.dtype}; the GPU has {free:.1f} of {total:.1f} GB free.",
         f"Serve it on a GPU with {LOADED * needed:.0f} GB or more, or force the pass zero_inference on.",
     )
+
+
+def _refuse_other_sizes(mismatched: Collection[tuple[str, Sequence[int], Sequence[int]]]) -> None:
+    """Refuse weights of other sizes than config.json has: transformers fills what it makes anew with random numbers."""
+    for name, stored, told in sorted(mismatched):
+        raise WeightsUnreadable(
+            f"{name} is {list(stored)} in the weights, and {list(told)} by config.json.",
+            "Copy config.json and weights from the same place.",
+        )
 
 
 def _refuse_random_weights(model: Any, absent: Collection[str], deployment: Deployment, folder: Path) -> None:
@@ -212,7 +228,7 @@ def _named(config: dict[str, Any]) -> str:
 
 def _context_length(model: Any, tokenizer: Any) -> int:
     """Tokens that the model takes: the smaller of the config's and the tokenizer's limit, less position offsets."""
-    length = 0
+    length, text = 0, model.config.get_text_config()
     for name in (
         "max_position_embeddings",
         "n_positions",
@@ -220,7 +236,7 @@ def _context_length(model: Any, tokenizer: Any) -> int:
         "seq_length",
         "max_seq_len",
     ):
-        length = length or int(getattr(model.config, name, 0) or 0)
+        length = length or int(getattr(text, name, 0) or getattr(model.config, name, 0) or 0)
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             length = module.num_embeddings - module.padding_idx - 1  # RoBERTa's and MPNet's start after the padding

@@ -108,11 +108,17 @@ class GenerationParameters(Strict):
         "top_k, top_p, min_p, typical_p is given. false: those have no effect.",
     )
     temperature: float | None = Field(None, ge=0, le=100, description="0 takes the most likely token.")
-    top_k: int | None = Field(None, ge=0, le=MOST, description="Sample from the k most likely tokens; 0: from all.")
-    top_p: float | None = Field(None, gt=0, le=1, description="Sample from the likeliest tokens of this mass.")
+    top_k: int | None = Field(
+        None, ge=-1, le=MOST, description="Sample from the k most likely tokens; 0 and -1: from all."
+    )
+    top_p: float | None = Field(
+        None, ge=0, le=1, description="Sample from the likeliest tokens of this mass; 0: from the likeliest alone."
+    )
     min_p: float | None = Field(None, ge=0, le=1, description="Sample from tokens this likely, relative to the first.")
     typical_p: float | None = Field(None, gt=0, le=1, description="Sample from locally typical tokens of this mass.")
-    seed: int | None = Field(None, ge=0, lt=2**63, description="Makes sampling repeatable.")
+    seed: int | None = Field(
+        None, ge=-1, lt=2**63, description="Makes sampling repeatable; -1: another each time, as without one."
+    )
     repetition_penalty: float | None = Field(None, ge=0.01, le=100, description="Above 1 discourages repetition.")
     no_repeat_ngram_size: int | None = Field(
         None, ge=0, le=MOST, description="No run of this many tokens twice; 0: off."
@@ -169,9 +175,10 @@ class TextToImageParameters(Strict):
     width: int | None = Field(None, ge=64, le=2048, multiple_of=8, description="Pixels; null: the model's own.")
     seed: int | None = Field(
         None,
-        ge=0,
+        ge=-1,
         lt=2**63,
-        description="Makes an image repeatable; the images of one prompt take this one and the next.",
+        description="Makes an image repeatable; the images of one prompt take this one and the next. "
+        "-1: another each time, as without one.",
     )
     num_images_per_prompt: int = Field(1, ge=1, le=16, description="Images per prompt, as far as they fit one reply.")
     truncation: bool = Field(False, description="Cut prompts at the context length instead of refusing them.")
@@ -195,6 +202,7 @@ class QuestionContext(Strict):
 class Message(Strict):
     role: Literal["system", "user", "assistant", "tool"]
     content: str
+    name: Word | None = Field(None, description="Of who speaks, for chat templates that write it.")
 
 
 Conversation = Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES)]
@@ -237,7 +245,8 @@ class TaskSchema:
             if name not in known:
                 near = difflib.get_close_matches(str(name)[:80], known, 1)
                 hint = f"Did you mean {near[0]!r}?" if near else f"{self.name} takes {', '.join(known)}."
-                raise InvalidParameter(f"Unknown parameter {str(name)[:80]!r}.", hint, where="parameters")
+                named = str(name)[:80]
+                raise InvalidParameter(f"Unknown parameter {named!r}.", hint, where=f"parameters.{named}")
         try:
             return self.parameters.model_validate(values)
         except ValidationError as error:

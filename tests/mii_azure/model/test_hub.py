@@ -180,7 +180,7 @@ def test_a_pipeline_is_planned_by_its_headers_and_downloaded_by_its_parts(
     (path / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"x")
     local = profile(resolve(str(path)))
     planned = ask(model=repo, task="text-to-image")
-    assert planned["profile"] == local.model_dump() | {"model": repo, "revision": COMMIT, "source": "hub"}
+    assert planned["profile"] == local.model_dump(mode="json") | {"model": repo, "revision": COMMIT, "source": "hub"}
     assert 0 < hub.sent["unet/diffusion_pytorch_model.safetensors"] <= 100_001
     found = Path(ask(model=repo, download=True)["folder"])
     wanted = {file.as_posix() for file in files_to_copy(path)}

@@ -184,8 +184,10 @@ def test_a_plan_is_the_same_each_time(tiny: Tiny) -> None:
 def test_an_untested_family_is_said_to_be_so(folder: Folder) -> None:
     from tests.mii_azure.model_folders import BERT
 
-    made = plan("fill-mask", str(folder(BERT | {"model_type": "new", "architectures": ["NewForMaskedLM"]})))
-    assert next(decision for decision in made.decisions if decision.what == "family").value == "new"
+    made = plan(
+        "fill-mask", str(folder(BERT | {"model_type": "nystromformer", "architectures": ["NystromformerForMaskedLM"]}))
+    )
+    assert next(decision for decision in made.decisions if decision.what == "family").value == "nystromformer"
 
 
 # --- precision

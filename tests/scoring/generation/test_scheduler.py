@@ -281,11 +281,17 @@ def test_beams_and_slots_take_turns(gpt2: Served, monkeypatch: pytest.MonkeyPatc
     assert "".join(turn[0] for turn in during).count("ss") == 0
 
 
+def useless(**_: Any) -> Any:
+    """Make a row fail without slots too, which shows that the row is to blame."""
+    raise RuntimeError("no answer")
+
+
 def test_a_row_whose_step_fails_fails_alone(
     gpt2: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     steps = Steps(gpt2, monkeypatch)
     wanted = gpt2.ok("Hello", max_new_tokens=12)
+    monkeypatch.setattr(gpt2.service.loaded.model, "generate", useless)
     steps.poison = 1
     steps.go.clear()
     seen = len(steps.batches)
@@ -316,6 +322,7 @@ def test_a_prompt_that_fails_fails_alone(gpt2: Served, monkeypatch: pytest.Monke
         return prefill(parts)
 
     monkeypatch.setattr(decoder, "prefill_many", failing)
+    monkeypatch.setattr(gpt2.service.loaded.model, "generate", useless)
     with ThreadPoolExecutor(3) as pool:
         ask: list[Ask] = [{"inputs": text, "parameters": {"max_new_tokens": 5}} for text in ("Hello", "The", "12")]
         statuses = list(pool.map(gpt2, ask))
