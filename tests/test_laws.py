@@ -47,6 +47,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "limits",
         "schema",
         "model_files",
+        "sentence",
         "kernels",
         "quantization",
         "passes.families",
