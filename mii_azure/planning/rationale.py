@@ -45,10 +45,14 @@ def of_model(work: Work, options: Options) -> list[Decision]:
     if facts.known and not work.family.tested:
         reason = "Facts were read under their usual names; this family is not among those tested here."
         decisions.append(Decision(what="family", value=facts.family or "unknown", reason=reason))
+    if facts.pooling:
+        reason = "What the folder's modules.json says, in its order."
+        decisions.append(Decision(what="pooling", value=facts.pooling, reason=reason))
     if options:
         value = ", ".join(f"{key} {str(value).lower()}" for key, value in options.items())
         asked = "As asked for." if "tgt_lang" in options or "src_lang" in options else ""
-        reason = asked or "The model's own, or the task's default."
+        default = "The task's default: the folder has no modules.json." if "pooling" in options else ""
+        reason = asked or default or "The model's own, or the task's default."
         decisions.append(Decision(what="task options", value=value, reason=reason))
     return decisions
 
