@@ -56,7 +56,7 @@ class Tokenizing:
         most = options.get("max_length")
         if most is None or len(encoded["input_ids"]) < most:
             return False
-        return len(self._tokenizer(*texts, verbose=False)["input_ids"]) > most
+        return bool(len(self._tokenizer(*texts, verbose=False)["input_ids"]) > most)
 
     @contextmanager
     def turn(self) -> Iterator[None]:

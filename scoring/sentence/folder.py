@@ -164,9 +164,10 @@ def describe(read: Read) -> SentenceModel:
     found = modules(read(MODULES))
     _check_order(found)
     first, pool, *rest = found
-    settings = next((told for name in TRANSFORMER if (told := read(first.file(name))) is not None), {})
+    settings: Any = next((told for name in TRANSFORMER if (told := read(first.file(name))) is not None), {})
     file = first.file(TRANSFORMER[0])
-    _check_transformer(_typed(settings, dict, "it", file), file)
+    settings = _typed(settings, dict, "it", file)
+    _check_transformer(settings, file)
     length = settings.get("max_seq_length")
     if length is not None and _typed(length, int, "max_seq_length", file) < 1:
         raise Malformed(f"{file}: max_seq_length is {length}.")
