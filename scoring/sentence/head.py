@@ -118,7 +118,7 @@ def _weights(folder: Path, name: str, allow_pickle: bool) -> dict[str, Tensor]:
 
     try:
         if (folder / WEIGHTS).is_file():
-            return load_file(folder / WEIGHTS)
+            return dict(load_file(folder / WEIGHTS))
         if (folder / PICKLE).is_file() and allow_pickle:
             found: dict[str, Tensor] = torch.load(folder / PICKLE, map_location="cpu", weights_only=True)
             return found
