@@ -11,6 +11,7 @@ from scoring.strict_json.files import read_object, typed
 
 SCHEMA = 1
 DIFFUSERS_INDEX = "model_index.json"  # a diffusers folder has it in place of config.json
+MODULES = "modules.json"  # a sentence-transformers folder has it, and its config.json perhaps one level down
 _LARGEST_NUMBER = 2**53  # beyond it a float, which other hosts' JSON uses, is not exact
 
 _PLAIN = (str, bool, dict[str, Any])
@@ -123,7 +124,7 @@ def _field(value: Any, kind: Any, what: str) -> Any:
 
 
 def find_model_dir(code_dir: Path) -> Path:
-    """Return the folder that holds config.json, or a diffusers pipeline's model_index.json.
+    """Return the folder that holds config.json, a diffusers pipeline's model_index.json, or modules.json.
 
     Azure ML mounts the model at AZUREML_MODEL_DIR, which may be the folder itself, or its parent, and may contain a
     double slash; without that variable the bundle's own `model/` beside `code/` is used. Raises ModelNotFound.
@@ -134,7 +135,7 @@ def find_model_dir(code_dir: Path) -> Path:
     if root.is_dir():
         candidates += sorted(child for child in root.iterdir() if child.is_dir())
     for folder in candidates:
-        if (folder / "config.json").is_file() or (folder / DIFFUSERS_INDEX).is_file():
+        if any((folder / name).is_file() for name in ("config.json", DIFFUSERS_INDEX, MODULES)):
             return folder
     raise ModelNotFound(
         f"No config.json in {root} or one level below it.",

@@ -13,7 +13,7 @@ from scoring.strict_json.body import read_json as read_json
 from scoring.telemetry.spans import Span as Span
 from scoring.telemetry.spans import taken as taken
 
-VERSION = 1
+VERSION = 2
 
 
 class ScoringEntry(Protocol):

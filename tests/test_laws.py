@@ -77,6 +77,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "limits",
         "schema",
         "model_files",
+        "sentence",
         "kernels",
         "quantization",
         "passes.families",

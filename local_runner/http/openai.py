@@ -4,9 +4,7 @@
 their answers become OpenAI's objects, streams server-sent events, and errors take OpenAI's shape.
 """
 
-import base64
 import json
-import struct
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -61,12 +59,9 @@ def add(app: FastAPI, host: Host, body: Callable[[Request], Any]) -> None:
         sent = await body(request)
         with openai_errors.in_words_of(sent, "input"):
             answer, used = await _score(host, request.headers, openai_requests.embeddings(sent, host.deployment))
-        encode = _base64 if sent.get("encoding_format") == "base64" else list
-        data = [
-            {"object": "embedding", "index": index, "embedding": encode(vector)} for index, vector in enumerate(answer)
-        ]
-        tokens = used["prompt_tokens"]
-        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        data = [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(answer)]
+        cut = {name: value for name, value in used.items() if name == "truncated"}
+        usage = {"prompt_tokens": used["prompt_tokens"], "total_tokens": used["prompt_tokens"], **cut}
         return JSONResponse({"object": "list", "data": data, "model": name, "usage": usage})
 
 
@@ -181,11 +176,6 @@ def _usage(used: dict[str, Any]) -> dict[str, Any]:
     given, made = used["prompt_tokens"], used["completion_tokens"]
     cached = {"prompt_tokens_details": {"cached_tokens": used["cached_tokens"]}} if "cached_tokens" in used else {}
     return {"prompt_tokens": given, "completion_tokens": made, "total_tokens": given + made, **cached}
-
-
-def _base64(vector: list[float]) -> str:
-    """Encode as float32, little-endian: the official client's default."""
-    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
 
 
 def _event(value: dict[str, Any]) -> bytes:

@@ -11,6 +11,7 @@ from local_runner.errors import ModelNotServed
 from scoring.errors import InvalidInput, InvalidParameter
 from scoring.host_api import Deployment
 
+MOST_EMBEDDED = 2048  # inputs of a request for vectors, OpenAI's limit
 MOST_LIKELIEST = 20  # alternatives reported per token, OpenAI's limit for chats
 COMPLETION_TOKENS = 16  # OpenAI's own default for /v1/completions
 #: Name of the answer's text, for each task that /v1/completions serves.
@@ -30,7 +31,7 @@ _MARKS = {
 _READ = {
     "/v1/completions": {"model", "prompt", "echo", "logprobs", "stream", "stream_options"},
     "/v1/chat/completions": {"model", "messages", "logprobs", "top_logprobs", "stream", "stream_options"},
-    "/v1/embeddings": {"model", "input", "encoding_format", "dimensions"},
+    "/v1/embeddings": {"model", "input"},
 }
 #: Values that request nothing; any other value of these fields requests a missing feature.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -87,20 +88,21 @@ def embeddings(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
     """Canonical request for a body of /v1/embeddings."""
     _check(sent, deployment, _EMBEDDING_TASKS, "/v1/embeddings")
     value = sent.get("input")
-    texts = value if isinstance(value, list) else [value]
-    if not texts or not all(isinstance(text, str) for text in texts):
-        raise InvalidInput("The input must be a text, or a list of texts.", "Token ids are not taken.", "input")
+    inputs = value if isinstance(value, list) and not _is_tokens(value) else [value]
+    if not inputs or not all(isinstance(each, str) or _is_tokens(each) for each in inputs):
+        raise InvalidInput("The input must be a text, its token ids, or a list of either.", where="input")
+    if len(inputs) > MOST_EMBEDDED:
+        raise InvalidInput(f"There are {len(inputs):,} inputs; at most {MOST_EMBEDDED:,} are taken.", where="input")
     if sent.get("encoding_format") not in (None, "float", "base64"):
         raise InvalidParameter("encoding_format is float or base64.", where="encoding_format")
-    if sent.get("dimensions") is not None:
-        raise InvalidParameter("The model's vectors have one length.", 'Leave out "dimensions".', "dimensions")
     # A list of token vectors is no embedding; feature-extraction returns those by default.
-    pooled = {"pooling": "mean"} if deployment.task == "feature-extraction" else {}
-    return {
-        "inputs": texts,
-        "parameters": {**pooled, **_parameters(sent, "/v1/embeddings")},
-        "options": {"usage": True},
-    }
+    pooled = {"pooling": "model"} if deployment.task == "feature-extraction" else {}
+    parameters = {**pooled, **_parameters(sent, "/v1/embeddings")}
+    return {"inputs": inputs, "parameters": parameters, "options": {"usage": True}}
+
+
+def _is_tokens(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(each) is int for each in value)
 
 
 def wants_usage(sent: dict[str, Any]) -> bool:

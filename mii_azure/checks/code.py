@@ -10,8 +10,10 @@ from importlib.metadata import packages_distributions
 
 from mii_azure.bundle.bundle_view import DEPLOYMENT, LOCK, MODEL, SCORE, SETTINGS, Inspected, Problem
 from scoring.api import dialects
+from scoring.config import MODULES
 from scoring.errors import MiiAzureError
 from scoring.schema.registry import task_schema
+from scoring.sentence.folder import transformer_path
 from scoring.strict_json.body import read_json
 from scoring.strict_json.files import parse
 
@@ -123,9 +125,16 @@ def model_layout(bundle: Inspected) -> Iterator[Problem]:
         yield Problem(message, "Register the folder that holds config.json and the weights.", MODEL, ("path",))
 
 
+def _config(bundle: Inspected) -> str:
+    """Path of the model's config.json: in model/, or where modules.json says."""
+    listed = bundle.text(f"model/{MODULES}") if bundle.text(_CONFIG) is None else None
+    inner = transformer_path(parse(listed.encode())) if listed else ""
+    return f"model/{inner}/config.json" if inner else _CONFIG
+
+
 def own_code(bundle: Inspected) -> Iterator[Problem]:
     try:
-        config = parse((bundle.text("model/config.json") or "{}").encode())
+        config = parse((bundle.text(_config(bundle)) or "{}").encode())
     except ValueError as error:
         yield Problem(f"The model's config.json cannot be read: {error}.", _AGAIN, _CONFIG)
         return

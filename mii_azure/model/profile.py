@@ -7,11 +7,11 @@ from pydantic import BaseModel, ConfigDict
 
 from mii_azure.errors import TaskUnsupported
 from mii_azure.hardware import roofline
-from mii_azure.model import configs
 from mii_azure.model.consistency import tokens_without_embedding
 from mii_azure.model.families import Family, Options, TaskFacts, all_tasks, fact, find_family, first_architecture
 from mii_azure.model.resolved import Model, Source
 from mii_azure.model.safetensors import DTYPE_BYTES
+from scoring.config import MODULES
 
 # A tokenizer without a limit records a number of this size (transformers' VERY_LARGE_INTEGER is 1e30).
 _NO_LIMIT = 1_000_000
@@ -41,6 +41,7 @@ class Profile(BaseModel):
     context_length: int  # tokens
     image_size: int = 0  # width and height in pixels of the model's training images; 0 if it makes no images
     kv_bytes_per_token: int  # at the stored dtype; 0 for encoders
+    pooling: str = ""  # and what follows it, as a sentence-transformers folder says; "" if it does not
     shipped: str = ""  # "int8" if the weight files hold products in that form
     estimated: tuple[str, ...] = ()  # names of facts that config.json does not say under a known name
     unembedded: tuple[str, ...] = ()  # tokens of the tokenizer that the model has no embedding for, "TOKEN (ID)"
@@ -83,7 +84,7 @@ def profile(model: Model) -> Profile:
         kv_heads=kv_heads,
         head_dim=head_dim,
         vocab_size=vocabulary,
-        context_length=_context_length(model, family),
+        context_length=context_length(model),
         image_size=fact(config, family, "image_size") or 0 if family.kind == "diffusion" else 0,
         kv_bytes_per_token=0 if family.kind in ("encoder", "diffusion") else kv_bytes,
         shipped="int8" if "quantization_config" in config else "",
@@ -136,13 +137,17 @@ class _Sizes:
         return encoder + decoder, decoder
 
 
-def _context_length(model: Model, family: Family) -> int:
-    """Maximum tokens of one request: the position table's length, or less if the tokenizer says so."""
+def context_length(model: Model, told: int | None = None) -> int:
+    """Maximum tokens of one request: the position table's length, or less if the tokenizer says so.
+
+    `told`, a sentence-transformers folder's max_seq_length, goes before the tokenizer's.
+    """
+    family = find_family(model.config)
     positions = fact(model.config, family, "context_length")
     if positions is not None:
         positions -= family.context_offset
     tokenizer = model.settings.get("tokenizer_config.json") or {}
-    limit = tokenizer.get("model_max_length")
+    limit = told or tokenizer.get("model_max_length")
     numbers = [n for n in (positions, limit) if isinstance(n, int | float) and not isinstance(n, bool)]
     limits = [n for n in numbers if 1 <= n < _NO_LIMIT]
     return int(min(limits, default=512))
@@ -173,14 +178,16 @@ def task_check(profile: Profile, task: TaskFacts) -> None:
 
 
 def task_options(model: Model, task: TaskFacts) -> Options:
-    """Options of the task for this model: its defaults, or those in sentence-transformers' files.
+    """Options of the task for this model: its defaults, or none where modules.json says how to make vectors.
 
-    Raises TaskUnsupported if the model lacks a chat template or a supported pooling that the task needs.
+    Raises TaskUnsupported if the model lacks a chat template that the task needs.
     """
     if task.name == "conversational" and model.source in ("folder", "hub"):
         _check_chat_template(model)
-    if task.name == "sentence-embeddings" and "modules.json" in model.settings:
-        return _sentence_options(model)
+    if task.name == "sentence-embeddings" and MODULES in model.settings:
+        return {}
+    if task.name == "sentence-embeddings" and find_family(model.config).kind == "decoder":
+        return {**task.options, "pooling": "lasttoken"}  # the only token that has seen the whole text
     return dict(task.options)
 
 
@@ -191,26 +198,3 @@ def _check_chat_template(model: Model) -> None:
             f"The tokenizer of {model.name} has no chat template, so messages cannot be turned into a prompt.",
             "Use the task text-generation, or the model's instruct or chat variant.",
         )
-
-
-def _sentence_options(model: Model) -> Options:
-    listed = configs.objects(model.settings["modules.json"], "modules.json")
-    modules = [(configs.value(each, "type", str, "modules.json") or "").rsplit(".", 1)[-1] for each in listed]
-    extra = [module for module in modules if module not in ("Transformer", "Pooling", "Normalize")]
-    if extra:
-        raise TaskUnsupported(
-            f"{model.name} has a {extra[0]} module after its encoder, which is not served.",
-            "Use a model whose modules.json has Transformer, Pooling and Normalize only.",
-        )
-    pooling = model.settings.get("1_Pooling/config.json") or {"pooling_mode_mean_tokens": True}
-    names = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens", "max": "pooling_mode_max_tokens"}
-    modes = [key for key, value in pooling.items() if key.startswith("pooling_mode_") and value is True]
-    if isinstance(pooling.get("pooling_mode"), str):  # the form of newer versions
-        modes = [names.get(pooling["pooling_mode"], pooling["pooling_mode"])]
-    chosen = [name for name, key in names.items() if key in modes]
-    if len(modes) != 1 or len(chosen) != 1:
-        raise TaskUnsupported(
-            f"{model.name} pools by {', '.join(modes) or 'nothing'}; served are cls, mean and max, one at a time.",
-            "Use the task feature-extraction and pool on your side.",
-        )
-    return {"pooling": chosen[0], "normalize": "Normalize" in modules}

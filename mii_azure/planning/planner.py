@@ -8,6 +8,7 @@ from mii_azure.model.consistency import check_consistency
 from mii_azure.model.families import Options, family_named, find_task
 from mii_azure.model.profile import Profile, profile, task_check, task_options
 from mii_azure.model.remote_code import check_remote_code
+from mii_azure.model.sentence import as_embedder, sentence_model
 from mii_azure.model.source import resolve
 from mii_azure.planning import latency, memory, quantization, rationale
 from mii_azure.planning import passes as planning_passes
@@ -40,6 +41,7 @@ def plan_spec(spec: Spec) -> Plan:
     if not facts.known:
         facts = facts.model_copy(update={"kind": task.kinds[0]})
     task_check(facts, task)
+    facts = as_embedder(facts, found, sentence_model(found, task, spec.allow_pickle), task)
     return make_plan(spec, quantization.as_asked(spec, found, facts), {**task_options(found, task), **spec.languages})
 
 

@@ -14,6 +14,7 @@ from mii_azure.hardware.skus import Sku, all_skus
 from mii_azure.model.families import family_named, find_task
 from mii_azure.model.profile import Profile, profile, task_check
 from mii_azure.model.safetensors import DTYPE_BYTES
+from mii_azure.model.sentence import as_embedder, sentence_model
 from mii_azure.model.source import resolve
 from mii_azure.planning import latency, memory, quantization
 from mii_azure.planning.budget import Work, device_of
@@ -79,6 +80,7 @@ def rank(
     if not facts.known:
         raise SpecError(f"{spec.model} is not opened, so its size is not known.", "Rank its folder or its hub id.")
     task_check(facts, kind)
+    facts = as_embedder(facts, found, sentence_model(found, kind, spec.allow_pickle), kind)
     facts = quantization.as_asked(spec, found, facts)
     return rank_profile(spec, facts, prices=prices, utilisation=utilisation, batch=batch)
 

@@ -54,10 +54,14 @@ def of_model(work: Work, options: Options) -> list[Decision]:
     if facts.unembedded:
         reason = "The tokenizer has them and the model no embedding: a request that holds one is answered 400."
         decisions.append(Decision(what="tokens without embedding", value=shown(facts.unembedded), reason=reason))
+    if facts.pooling:
+        reason = "What the folder's modules.json says, in its order."
+        decisions.append(Decision(what="pooling", value=facts.pooling, reason=reason))
     if options:
         value = ", ".join(f"{key} {str(value).lower()}" for key, value in options.items())
         asked = "As asked for." if "tgt_lang" in options or "src_lang" in options else ""
-        reason = asked or "The model's own, or the task's default."
+        default = "The task's default: the folder has no modules.json." if "pooling" in options else ""
+        reason = asked or default or "The model's own, or the task's default."
         decisions.append(Decision(what="task options", value=value, reason=reason))
     return decisions
 

@@ -86,9 +86,9 @@ def build(base: Any, ops: EncoderOps) -> FusedStack:
     """Pack the weights of an encoder of a supported family; raises PassRefused for an unsupported variant."""
     config = base.config
     distil = config.model_type == "distilbert"
-    act = _ACTIVATIONS.get(config.activation if distil else config.hidden_act)
     if config.model_type not in FUSED_ENCODER.served:
         raise PassRefused(f"{config.model_type} is not covered")
+    act = _ACTIVATIONS.get(config.activation if distil else config.hidden_act)
     if act is None:
         raise PassRefused(f"the activation {config.hidden_act} is not covered; gelu and relu are")
     if getattr(config, "is_decoder", False):

@@ -97,16 +97,20 @@ class Engine:
         self._thread.start()
         self._started.result()
 
-    def submit(self, rows: Sequence[Row]) -> Job:
-        """Queue the rows of one request; raises Overloaded when the queue is full, NotReady while draining."""
-        job = Job(rows)
-        for row in rows:
-            row.queued = job.since
+    def submit(self, rows: Sequence[Row], patience_s: float = 0.0) -> Job:
+        """Queue the rows of one request, waiting so long for room in the queue.
+
+        Raises Overloaded when the queue stays full, NotReady while draining.
+        """
         with self._changed:
+            self._changed.wait_for(lambda: self._draining or not self._full(rows), patience_s)
+            job = Job(rows)
+            for row in rows:
+                row.queued = job.since
             if self._draining:
                 raise NotReady("The server is shutting down.", "Send the request again; another instance will take it.")
             self._drop_cancelled()
-            if self._waiting and len(self._waiting) + len(rows) > self._limits.queue_size:
+            if self._full(rows):
                 raise Overloaded(
                     f"{len(self._waiting)} rows are waiting already.",
                     "Try again in a second, or send less at once.",
@@ -115,6 +119,9 @@ class Engine:
             self.statistics.count("prompt_tokens", sum(row.tokens for row in rows if not row.answer))
             self._changed.notify_all()
         return job
+
+    def _full(self, rows: Sequence[Row]) -> bool:
+        return bool(self._waiting) and len(self._waiting) + len(rows) > self._limits.queue_size
 
     def depth(self) -> int:
         """Rows waiting or running."""

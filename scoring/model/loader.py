@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from scoring.config import Deployment
+from scoring.config import MODULES, Deployment
 from scoring.errors import HeadMissing, LoadError, OutOfMemory, WeightsUnreadable
 from scoring.limits.memory_shares import LOADED
 from scoring.model.info import facts_of
@@ -21,7 +21,9 @@ from scoring.passes.base import Facts, Hardware, Pass
 from scoring.passes.runner import Chosen, choose, tell_differences
 from scoring.quantization.compressed_tensors import from_pretrained
 from scoring.schema.registry import task_class, task_schema
-from scoring.strict_json.files import read_object
+from scoring.sentence.folder import SentenceModel, Unserved, describe, transformer_path
+from scoring.sentence.head import Head, build
+from scoring.strict_json.files import read_file, read_object
 from scoring.telemetry.versions import versions
 
 logger = logging.getLogger("mii_azure.loader")
@@ -58,6 +60,7 @@ def survey(deployment: Deployment, folder: Path) -> Facts:
     """Facts of a model from its config alone, before any weight is read; raises LoadError and its kinds."""
     import transformers
 
+    folder = _transformer(folder)
     _refuse_pipeline(deployment, folder)
     _refuse_foreign_code(deployment, folder)
     try:
@@ -88,11 +91,18 @@ def load(deployment: Deployment, folder: Path, on_host: bool = False) -> Loaded:
         from scoring.diffusion.pipeline import load_diffusion
 
         return load_diffusion(deployment, folder, device)
+    top, folder = folder, _transformer(folder)
     _refuse_pipeline(deployment, folder)
     _refuse_foreign_code(deployment, folder)
+    told = _sentence_model(top) if task_schema(deployment.task).embeds else None
     tokenizer = _tokenizer(transformers, folder, deployment.trust_remote_code)
+    if told and told.lower_case:
+        _lower_case(tokenizer)
     model = _weights(deployment, folder, torch.device("cpu") if on_host else device)
-    context = deployment.limits.context_length or _context_length(model, tokenizer)
+    if task_schema(deployment.task).embeds:
+        model.config.use_cache = False  # a decoder would keep keys and values that nobody reads
+    head = _head(told, top, model, deployment.allow_pickle) if told else None
+    context = deployment.limits.context_length or _context_length(model, tokenizer, told)
     seconds = time.perf_counter() - began
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     logger.info(
@@ -103,7 +113,47 @@ def load(deployment: Deployment, folder: Path, on_host: bool = False) -> Loaded:
         size / 1e9,
         seconds,
     )
-    return Loaded(model, tokenizer, device, context, deployment.task_options)
+    return Loaded(model, tokenizer, device, context, deployment.task_options, head)
+
+
+def _transformer(folder: Path) -> Path:
+    """Folder of config.json and weights: the model's own, or the one that its modules.json names."""
+    if (folder / "config.json").is_file() or not (folder / MODULES).is_file():
+        return folder
+    try:
+        return folder / transformer_path(read_file(folder / MODULES))
+    except Unserved as error:
+        raise LoadError(str(error), error.hint) from error
+
+
+def _sentence_model(folder: Path) -> SentenceModel | None:
+    """What the model's folder says of pooling, prompts and length; None without modules.json."""
+    if not (folder / MODULES).is_file():
+        return None
+    try:
+        return describe(lambda name: read_file(folder / name) if (folder / name).is_file() else None)
+    except Unserved as error:
+        raise LoadError(str(error), error.hint) from error
+
+
+def _head(told: SentenceModel, folder: Path, model: Any, allow_pickle: bool) -> Head:
+    try:
+        return build(told, folder, int(model.config.get_text_config().hidden_size), allow_pickle)
+    except Unserved as error:
+        raise LoadError(str(error), error.hint) from error
+
+
+def _lower_case(tokenizer: Any) -> None:
+    """Have a tokenizer lower its texts, as the folder's do_lower_case says; raises LoadError for a slow one."""
+    from tokenizers.normalizers import Lowercase, Sequence
+
+    if not tokenizer.is_fast:
+        raise LoadError(
+            f"do_lower_case is not served with {type(tokenizer).__name__}.",
+            "Save the model with a fast tokenizer: the folder then has tokenizer.json.",
+        )
+    own = tokenizer.backend_tokenizer.normalizer
+    tokenizer.backend_tokenizer.normalizer = Sequence([Lowercase(), *([own] if own else [])])
 
 
 def _refuse_pipeline(deployment: Deployment, folder: Path) -> None:
@@ -226,8 +276,11 @@ def _named(config: dict[str, Any]) -> str:
     return str((config.get("architectures") or [config.get("model_type", "The model")])[0])
 
 
-def _context_length(model: Any, tokenizer: Any) -> int:
-    """Tokens that the model takes: the smaller of the config's and the tokenizer's limit, less position offsets."""
+def _context_length(model: Any, tokenizer: Any, told: SentenceModel | None) -> int:
+    """Tokens that the model takes: the smaller of the config's and the tokenizer's limit, less position offsets.
+
+    A sentence-transformers folder's max_seq_length goes before the tokenizer's.
+    """
     length, text = 0, model.config.get_text_config()
     for name in (
         "max_position_embeddings",
@@ -240,11 +293,11 @@ def _context_length(model: Any, tokenizer: Any) -> int:
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             length = module.num_embeddings - module.padding_idx - 1  # RoBERTa's and MPNet's start after the padding
-    told = int(min(tokenizer.model_max_length, 10**9))  # transformers' own "unknown" is 1e30
+    limit = int(min((told and told.max_seq_length) or tokenizer.model_max_length, 10**9))  # "unknown" is 1e30
     if length <= 0:  # relative positions (T5, BLOOM): bounded by memory; take the tokenizer's word
-        length = told if told < 10**9 else 2048
-    elif told < 10**9:
-        length = min(length, told)
+        length = limit if limit < 10**9 else 2048
+    elif limit < 10**9:
+        length = min(length, limit)
     return length
 
 

@@ -121,6 +121,10 @@ class Task(ABC):
         """Most bytes that the answer to one encoded input takes in a reply."""
         return 0
 
+    def most_rows(self, limits: Limits) -> int:
+        """Most rows of one request."""
+        return limits.queue_size
+
     def most_bytes(self, limits: Limits) -> int:
         """Most bytes that a reply may take; a request whose answers may take more is refused before it runs."""
         return limits.max_answer_bytes
@@ -212,7 +216,8 @@ class EncoderTask(Task):
     def row(self, encoded: Any, item: int, **rest: Any) -> Row:
         """Make a row of the features that the model takes; some tokenizers give token types to models without any."""
         self.check_tokens(encoded["input_ids"], item)
-        row = Row({name: encoded[name] for name in self._inputs if name in encoded}, item, **rest)
+        cut = bool(encoded.get("cut"))
+        row = Row({name: encoded[name] for name in self._inputs if name in encoded}, item, cut=cut, **rest)
         row.key = (
             self.company.key(row.tokens),
             dynamic_rotary.length_class(self.rotary, row.tokens, row.tokens),

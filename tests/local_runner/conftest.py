@@ -123,6 +123,12 @@ def real(
                 family, task = MODELS[name]
                 folder = tmp_path_factory.mktemp("real") / name
                 model = str(tiny(family, task))
+                if name == "embed":
+                    from tests.sentence_folders import NORMALIZE, sentence_folder
+
+                    prompts = {"prompts": {"query": "query: "}}
+                    inner = tmp_path_factory.mktemp("sentence") / "model"
+                    model = str(sentence_folder(tiny(family, task), inner, layers=[NORMALIZE], prompts=prompts))
                 # The CPU's pass takes seconds to time its ways, of which a tiny model shows nothing.
                 off = ("cpu",) if family == "bert" else ()
                 bundle = mii_azure.generate(task, model, name, output=folder, passes_off=off)

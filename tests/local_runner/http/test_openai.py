@@ -5,12 +5,16 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
+import grpc
 import httpx
 import openai
 import pytest
+from huggingface_hub import InferenceClient
+from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoTokenizer
 
 from local_runner.process.launch import LOOPBACK, Runner
+from local_runner.protos import scoring_pb2, scoring_pb2_grpc
 
 Base = Callable[[str], str]
 HELLO: Any = [{"role": "user", "content": "the quick brown fox"}]
@@ -215,6 +219,52 @@ def test_embeddings(client: Client, base: Base) -> None:
     assert len(client("embed").embeddings.create(model="embed", input="one").data) == 1
 
 
+def test_embeddings_of_fewer_dimensions_and_of_token_ids(client: Client, real: Callable[[str], Runner]) -> None:
+    embed, text = client("embed").embeddings, "a man is eating"
+    whole = embed.create(model="embed", input=text).data[0].embedding
+    part = embed.create(model="embed", input=text, dimensions=8).data[0].embedding
+    length = sum(x * x for x in whole[:8]) ** 0.5
+    assert part == pytest.approx([x / length for x in whole[:8]], abs=1e-6)
+    tokenizer = AutoTokenizer.from_pretrained(real("embed").bundle / "model")
+    ids = [tokenizer(text)["input_ids"], tokenizer("a fine day")["input_ids"]]
+    got = embed.create(model="embed", input=ids)
+    assert got.data[0].embedding == pytest.approx(whole, abs=1e-6)
+    assert got.usage.prompt_tokens == sum(map(len, ids))
+    assert embed.create(model="embed", input=ids[0]).data[0].embedding == pytest.approx(whole, abs=1e-6)
+    many = embed.create(model="embed", input=[text, "b"] * 150)  # more than the queue holds
+    assert len(many.data) == 300
+    assert many.data[298].embedding == pytest.approx(whole, abs=1e-5)
+
+
+def test_hugging_faces_client_is_understood(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    """huggingface_hub's InferenceClient, unmodified: it sends its parameters beside the inputs."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # it asks no hub, but this runner
+    huggingface = InferenceClient(base("embed"), timeout=60)
+    texts = ["a man is eating", "word " * 200]
+    vectors = huggingface.feature_extraction(
+        texts, normalize=False, truncate=True, truncation_direction="left", prompt_name="query", dimensions=8
+    )
+    parameters = {"normalize": False, "truncation": True, "truncation_direction": "left", "prompt": "query: "}
+    expected = score(base("embed"), {"inputs": texts, "parameters": {**parameters, "dimensions": 8}})
+    assert (vectors.shape, str(vectors.dtype)) == ((2, 8), "float32")
+    assert vectors.tolist() == [pytest.approx(vector, abs=1e-5) for vector in expected]
+    assert huggingface.feature_extraction(texts[0], model=base("embed") + "/score").shape == (32,)
+    with pytest.raises(HfHubHTTPError, match="Bad request") as raised:
+        huggingface.feature_extraction(texts[0], prompt_name="title")
+    assert raised.value.response.json()["error"]["hint"] == "It has 'query'."
+
+
+def test_truncation_is_told_at_every_door(base: Base, client: Client, real: Callable[[str], Runner]) -> None:
+    body = {"inputs": ["a", "word " * 200], "truncate": True}
+    assert httpx.post(f"{base('embed')}/score", json=body, trust_env=False).headers["x-truncated-inputs"] == "1"
+    got = client("embed").embeddings.create(model="embed", input=body["inputs"], extra_body={"truncate": True})
+    assert got.usage.model_dump()["truncated"] == [1]
+    with grpc.insecure_channel(f"{LOOPBACK}:{real('embed').grpc_port}") as channel:
+        request = scoring_pb2.ScoreRequest(json=json.dumps(body))
+        _, call = scoring_pb2_grpc.ScoringStub(channel).Score.with_call(request, timeout=60)
+    assert dict(call.trailing_metadata())["x-truncated-inputs"] == "1"
+
+
 REFUSED: list[tuple[str, dict[str, Any], str, str | None]] = [
     ("gpt2", {"prompt": [1, 2, 3]}, "Token ids are not taken.", "prompt"),
     ("gpt2", {}, "The prompt must be a text", "prompt"),
@@ -264,13 +314,19 @@ REFUSED: list[tuple[str, dict[str, Any], str, str | None]] = [
     ("chat", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "Only parts of text", None),
     ("chat", {"messages": HELLO, "tools": [{"type": "function"}]}, "tools is not served here.", "tools"),
     ("chat", {"messages": HELLO, "response_format": {"type": "json_object"}}, "response_format is not", None),
-    ("embed", {"input": [[1, 2]]}, "Token ids are not taken.", "input"),
-    ("embed", {"input": "a", "dimensions": 8}, "The model's vectors have one length.", "dimensions"),
     ("embed", {"input": ""}, "at least 1 character", "input"),
     ("embed", {"input": ["a", ""]}, "at least 1 character", "input[1]"),
-    ("embed", {"input": "a " * 999}, 'set "truncation": true.', "input"),
     ("embed", {"input": "a", "stream": True}, "Unknown parameter 'stream'.", "stream"),
     ("embed", {"input": "a", "n": 2}, "Unknown parameter 'n", "n"),
+    ("embed", {"input": [1, "a"]}, "The input must be a text", "input"),
+    ("embed", {"input": [[]]}, "The input must be a text", "input"),
+    ("embed", {"input": [10**6]}, "The model has no token 1000000", "input"),
+    ("embed", {"input": ["a"] * 2049}, "There are 2,049 inputs; at most 2,048", "input"),
+    ("embed", {"input": "a", "dimensions": 33}, "The model's vectors have 32 numbers.", "dimensions"),
+    ("embed", {"input": "a", "dimensions": "8"}, "valid integer", "dimensions"),
+    ("embed", {"input": "a", "encoding_format": "hex"}, "float or base64", "encoding_format"),
+    ("embed", {"input": "a", "prompt_name": "title"}, "no prompt 'title'", "prompt_name"),
+    ("embed", {"input": "word " * 200}, "the model takes 128", "input"),
 ]
 PATHS = {"gpt2": "completions", "chat": "chat/completions", "embed": "embeddings"}
 
