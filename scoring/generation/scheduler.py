@@ -29,7 +29,7 @@ from scoring.engine.oom import free_memory, is_out_of_memory
 from scoring.engine.row import Done, Row
 from scoring.generation.prefix_cache import MIN_PREFIX_TOKENS, Begin, PrefixCache, begin, common_prefix
 from scoring.generation.sequence import RunningSequence, append_token, make_sequence
-from scoring.generation.streaming import send_end
+from scoring.generation.streaming import show_end
 from scoring.generation.text_generator import TextGenerator
 
 if TYPE_CHECKING:
@@ -299,7 +299,7 @@ class Scheduler:
             if running.slot >= 0:
                 self._free(running)
             if not running.failure:
-                send_end(self._task, running.row, [running.output])
+                show_end(self._task, running.row, [running.output])
             running.done(running.failure or [running.output])
         self._resume()
         self._preempt()

@@ -135,7 +135,7 @@ def send(row: Row, sent: Shown, text: str, number: int = 0, details: Details | N
     row.emit(event)
 
 
-def send_end(task: TextGenerator, row: Row, output: Sequence[list[int]]) -> None:
+def show_end(task: TextGenerator, row: Row, output: Sequence[list[int]]) -> None:
     """Send a stream the text that was held back until the end."""
     if row.emit is None:
         return

@@ -26,7 +26,7 @@ from scoring.generation.cache_salt import salt_of
 from scoring.generation.details import token_details
 from scoring.generation.detokenizer import stop_at
 from scoring.generation.scheduler import Scheduler
-from scoring.generation.streaming import BatchStreamer, send_end
+from scoring.generation.streaming import BatchStreamer, show_end
 from scoring.model.loaded import Loaded
 from scoring.schema.requests import GenerationParameters
 from scoring.tasks.base import Task
@@ -272,7 +272,7 @@ class Generative(Task):
         else:
             outputs = self._generated(rows, between)
         for row, output in zip(rows, outputs, strict=True):
-            send_end(self, row, output)
+            show_end(self, row, output)
         return outputs
 
     def slots(self, limits: Limits) -> Scheduler | None:
