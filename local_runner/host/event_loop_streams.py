@@ -3,10 +3,11 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from scoring.host_api import Event, EventStream
 
+T = TypeVar("T")
 Submit = Callable[[Callable[[], Event]], "asyncio.Future[Event]"]
 
 
@@ -40,16 +41,16 @@ class EventLoopStreams:
                 elif stream.ended or stream.left() <= 0:
                     break
                 else:
-                    await self._wait(waiter)
+                    waiter.future = self._loop.create_future()
+                    await self._wait(waiter.future)
         finally:
             due.cancel()
-        yield [await self._submit(stream.finish)]
+        yield [await self._wait(self._submit(stream.finish))]
 
-    async def _wait(self, waiter: _Waiter) -> None:
+    async def _wait(self, future: "asyncio.Future[T]") -> T:
         self.waiting += 1
-        waiter.future = self._loop.create_future()
         try:
-            await waiter.future
+            return await future
         finally:
             self.waiting -= 1
 

@@ -32,6 +32,7 @@ access = logging.getLogger("local_runner.requests")
 
 # A request waits in run() on a thread of its own, so that the scoring queue, not the host, decides when it is full.
 _MAX_THREADS = 1024
+_LAST_THREADS = 4  # make the last events of streams, which is work and no waiting
 # This many requests above the limit still reach the scoring script, which refuses them in its own words.
 PAYLOAD_SLACK = 1 << 20
 _FLUSH_S = 6.0  # slightly longer than exporting the remaining traces may take
@@ -192,8 +193,8 @@ class ScriptHost(Host):
         self.script = script or ScoreScript(bundle)
         super().__init__(self.script.code)
         self._workers = ThreadPool(_MAX_THREADS, "score")
-        self._pullers = ThreadPool(_MAX_THREADS, "stream")  # for ends of streams, and pieces of a script's own
-        self._listening = EventLoopStreams(self._pullers.submit)
+        self._pullers = ThreadPool(_MAX_THREADS, "stream")  # for pieces of a script's own streams
+        self._listening = EventLoopStreams(ThreadPool(_LAST_THREADS, "answer").submit)
 
     async def load(self) -> None:
         """Run init() on a thread of its own; on failure, raise its error and leave the state at FAILED."""

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from local_runner.host.event_loop_streams import EventLoopStreams
 from local_runner.host.thread_pool import ThreadPool
+from scoring import entry
 from scoring.config import Limits
 from scoring.decoder.decoder import Decoder
+from scoring.errors import LoadError
 from scoring.host_api import EventStream, encode
 from tests.conftest import Tiny
 from tests.scoring.conftest import Served
@@ -147,3 +152,19 @@ async def test_a_reader_that_fails_harms_no_other(slotted: Served) -> None:
     stream.listen(fail, None)
     assert b"[DONE]" in await read(Reader(), ask(slotted, max_new_tokens=20))
     assert b"[DONE]" in b"".join(stream)
+
+
+def test_the_inference_thread_gets_the_interpreter_within_a_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM"):
+        monkeypatch.setenv(name, os.environ.get(name, "1"))
+    monkeypatch.setattr(entry, "CODE_DIR", tmp_path)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(0.005)
+    try:
+        with pytest.raises(LoadError):
+            entry.init()
+        assert sys.getswitchinterval() <= 0.001
+    finally:
+        sys.setswitchinterval(before)
