@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import sys
@@ -168,3 +169,15 @@ def test_the_inference_thread_gets_the_interpreter_within_a_step(
         assert sys.getswitchinterval() <= 0.001
     finally:
         sys.setswitchinterval(before)
+
+
+def test_the_garbage_collector_leaves_a_loaded_model_alone() -> None:
+    before, frozen = gc.get_threshold(), gc.get_freeze_count()
+    try:
+        entry._settle()
+        assert gc.get_freeze_count() > frozen
+        assert gc.get_threshold()[0] > 10_000
+        assert gc.isenabled()
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*before)
