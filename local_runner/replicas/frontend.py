@@ -58,6 +58,7 @@ class Frontend(Host):
                 async for piece in pieces:
                     if began is not None:
                         self.metrics.first_event(time.perf_counter() - began)
+                        answer.began()
                         began = None
                     yield piece
         except Exception as error:

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from scoring.config import Limits
 from scoring.engine.oom import LargestServed, free_memory, is_out_of_memory
+from scoring.engine.outbox import Outbox
 from scoring.engine.row import SLOTS, ModelRunner, Row, Slots, generated
 from scoring.errors import MiiAzureError, NotReady, Overloaded
 from scoring.telemetry.spans import note
@@ -78,6 +79,7 @@ class Engine:
         self._waiting: deque[Waiting] = deque()
         self._changed = threading.Condition()
         self.statistics = task.statistics
+        self.outbox = Outbox()
         self._largest = LargestServed(task.unit)
         self._running = 0  # rows of the batch
         self._on_slots = 0
@@ -214,7 +216,11 @@ class Engine:
         return self._task.slots(self._limits)
 
     def _step_slots(self) -> None:
-        """Give free slots to rows that wait for one, and advance all rows on slots by one step."""
+        """Give free slots to rows that wait for one, and advance all rows on slots by one step.
+
+        Pieces of streams, of a batch's last step and of this one, are handed over.
+        """
+        self.outbox.hand_over()
         slots = self._slots()
         if slots is None:
             return
@@ -231,6 +237,7 @@ class Engine:
             self.statistics.batch.add(slots.active)
             with self.statistics.timed("forward"):
                 slots.step()
+            self.outbox.hand_over()
             self.statistics.cache = slots.cache
             self._rescue()
             with self._changed:

@@ -32,6 +32,8 @@ def make_bundle(folder: Path, name: str = "echo", task: str = "text-classificati
     shutil.copytree(STUB, bundle / "code", ignore=shutil.ignore_patterns("__pycache__"))
     for file in (
         "__init__.py",
+        "api/__init__.py",
+        "api/events.py",
         "config.py",
         "errors.py",
         "generation/__init__.py",

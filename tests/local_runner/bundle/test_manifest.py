@@ -15,6 +15,7 @@ import pytest
 from local_runner.bundle import manifest
 from mii_azure.errors import BundleEdited, NotABundle
 from scoring import entry, host_api
+from scoring.api.sse import Events
 from tests.local_runner.conftest import seal
 
 Own = Callable[..., Path]
@@ -199,9 +200,9 @@ def test_running_a_bundle_does_not_change_it(own_bundle: Own, tmp_path: Path) ->
     assert {p.relative_to(bundle) for p in bundle.rglob("*")} == {p.relative_to(before) for p in before.rglob("*")}
 
 
-@pytest.mark.parametrize("found", ["1", None])
+@pytest.mark.parametrize("found", [host_api.VERSION + 1, None])
 def test_a_bundle_of_another_interface_is_refused_in_a_sentence(
-    own_bundle: Callable[..., Path], found: str | None
+    own_bundle: Callable[..., Path], found: int | None
 ) -> None:
     """By a process of its own, before anything of the bundle but the version is used."""
     bundle = own_bundle()
@@ -223,3 +224,6 @@ def test_the_interface_that_the_runner_speaks_is_the_one_that_scoring_has() -> N
         declared = inspect.signature(getattr(host_api.ScoringEntry, name))
         own = inspect.signature(getattr(entry, name))
         assert str(declared).replace("(self, ", "(").replace("(self)", "()") == str(own)
+    for name in ("listen", "take", "left", "finish", "close"):
+        declared = inspect.signature(getattr(host_api.EventStream, name))
+        assert list(declared.parameters) == list(inspect.signature(getattr(Events, name)).parameters)

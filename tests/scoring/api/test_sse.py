@@ -296,6 +296,26 @@ def test_long_sequences_are_decoded_by_their_last_tokens(monkeypatch: pytest.Mon
     assert longest < 60 < len(tokens)
 
 
+@pytest.mark.parametrize("name", ["byte-level", "byte-fallback", "gemma", "bloom", "unigram", "word pieces"])
+def test_a_token_whose_text_is_known_is_not_decoded_again(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = tokenizer(name, False)
+    tokens = made("the house is in the garden and the garden is by the house " * 8)["input_ids"]
+    "".join(map(Detokenizer(made).push, tokens))  # texts of its tokens are known now
+    detokenizer, calls = Detokenizer(made), 0
+    decode = detokenizer._decode
+
+    def counted(window: list[int]) -> str:
+        nonlocal calls
+        calls += 1
+        return decode(window)
+
+    monkeypatch.setattr(detokenizer, "_decode", counted)
+    shown = "".join(map(detokenizer.push, tokens))
+    assert made.decode(tokens, skip_special_tokens=True).startswith(shown)
+    assert shown
+    assert calls <= 3 + len(tokens) // 8
+
+
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_a_long_run_of_spaces_keeps_its_length(name: str) -> None:
     made = tokenizer(name, False)
