@@ -1,12 +1,9 @@
 """Metrics over several replicas: sums under the names that one process uses, and each replica's values by label."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-
-if TYPE_CHECKING:
-    from local_runner.replicas.local.supervisor import ReplicaProcess
 
 _GAUGES = {
     "in_flight": "Requests and streams that the replica holds.",
@@ -21,10 +18,10 @@ _COUNTERS = {
 
 
 class ReplicaMetrics:
-    """Reports the replicas when scraped."""
+    """Reports each replica when scraped; `each` returns their facts and statistics."""
 
-    def __init__(self, replicas: "Callable[[], Sequence[ReplicaProcess]]") -> None:
-        self._replicas = replicas
+    def __init__(self, each: Callable[[], Sequence[Mapping[str, Any]]]) -> None:
+        self._each = each
 
     def describe(self) -> list[Metric]:
         """Return nothing, as in `metrics`."""
@@ -32,7 +29,9 @@ class ReplicaMetrics:
 
     def collect(self) -> Iterator[Metric]:
         """One family per fact, one sample per replica."""
-        facts = {str(each.index): {**each.told, **each.facts()} for each in self._replicas()}
+        facts = {str(each["replica"]): each for each in self._each()}
+        if not facts:
+            return
         ready = GaugeMetricFamily("mii_azure_replica_ready", "1 while the replica takes requests.", labels=["replica"])
         for index, told in facts.items():
             ready.add_metric([index], float(told["state"] == "ready"))

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from local_runner.bundle.script import Answer
-from local_runner.errors import ReplicaLost, RunnerFailed
+from local_runner.errors import RunnerFailed
 from local_runner.process import ready_file
 from local_runner.process.launch import failure
 from local_runner.replicas.local.framing import GONE, Connection, connect, frame, head
 from local_runner.replicas.local.worker import FAILED
+from local_runner.replicas.pool import Lost
 
 logger = logging.getLogger(__name__)
 
@@ -27,10 +28,6 @@ _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
 _STEADY_S = 60.0  # after being ready this long, the next exit counts as the first again
 _KILL_S = 1.0
-
-
-class Lost(Exception):
-    """Raised when the replica died before a byte of the answer came back."""
 
 
 class Condition(StrEnum):
@@ -116,7 +113,7 @@ class ReplicaProcess:
         }
 
     async def ask(self, headers: dict[str, str], raw: str) -> Answer:
-        """Answer one request, whole or as a stream; raises Lost if the replica dies before the answer begins."""
+        """Answer one request, whole or as a stream; raises Lost if the process is gone, as does the stream."""
         self.in_flight += 1
         connection: Connection | None = None
         done = False
@@ -249,9 +246,7 @@ class Stream(AsyncIterator[bytes]):
             piece = await self._connection.receive()
         except GONE as error:
             self.close()
-            raise ReplicaLost(
-                "The replica that streamed this answer is gone.", "Ask again; another one answers."
-            ) from error
+            raise Lost(str(self._replica.index)) from error
         if not piece:
             self._ended = True
             self._replica.give_back(self._connection)

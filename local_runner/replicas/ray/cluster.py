@@ -1,6 +1,6 @@
 """Deployment of one bundle on Ray Serve: connect, deploy, look, stop. Blocking; Ray is imported only here.
 
-Ray Serve's own HTTP proxy stays off: the front (`ray_host`) speaks every protocol and calls replicas through a handle.
+Ray Serve's own HTTP proxy stays off: `replicas.frontend` speaks every protocol, and calls replicas by a handle.
 """
 
 import json

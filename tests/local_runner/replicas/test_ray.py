@@ -14,9 +14,10 @@ import pytest
 from local_runner.__main__ import _parser
 from local_runner.errors import ReplicaLost, RunnerFailed
 from local_runner.host.host import HostState
+from local_runner.replicas.frontend import Frontend
 from local_runner.replicas.ray import bundle_actor, bundle_copy, options
 from local_runner.replicas.ray.cluster import Replicas
-from local_runner.replicas.ray.router import RayRouter
+from local_runner.replicas.ray.pool import RayPool
 from local_runner.replicas.ray.worker import FAILED, failure
 from mii_azure.errors import BundleEdited
 from scoring.errors import InternalError, NotReady, Overloaded, RequestTimeout
@@ -73,17 +74,18 @@ class Handle:
         return self.given[-1]
 
 
-def front(bundle: Path, monkeypatch: pytest.MonkeyPatch, unary: Handle, streaming: Handle | None = None) -> RayRouter:
+def front(bundle: Path, monkeypatch: pytest.MonkeyPatch, unary: Handle, streaming: Handle | None = None) -> Frontend:
     """A front that is ready, with one replica behind these handles."""
-    monkeypatch.setattr("local_runner.replicas.ray.router._PAUSE_S", 0.0)
-    host = RayRouter(bundle, options.RayOptions())
-    host._unary, host._streaming, host._lost = unary, streaming or Handle(), (Gone,)
-    host._replicas = Replicas(running=1)
+    monkeypatch.setattr(RayPool, "pause_s", 0.0)
+    pool = RayPool(bundle, options.RayOptions())
+    pool._unary, pool._streaming, pool._lost = unary, streaming or Handle(), (Gone,)
+    pool._replicas = Replicas(running=1)
+    host = Frontend(bundle, pool)
     host.change(HostState.READY)
     return host
 
 
-async def read(host: RayRouter, raw: str) -> list[bytes]:
+async def read(host: Frontend, raw: str) -> list[bytes]:
     answer = await host.score(raw, {})
     return [piece async for piece in host.chunks(answer)]
 
@@ -118,7 +120,7 @@ async def test_a_replica_that_is_not_reached_does_not_count_as_ended(
 def test_a_front_without_a_replica_is_not_called_ready(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     host = front(bundle, monkeypatch, Handle())
     assert (host.condition, host.statistics()["phase"]) == (HostState.READY, "ready")
-    host._replicas = Replicas()
+    host._pool._replicas = Replicas()
     assert (host.condition, host.statistics()["phase"]) == (HostState.LOADING, "loading")
 
 
@@ -204,9 +206,9 @@ async def test_the_front_refuses_without_replicas_and_past_their_slots(
     host._busy = host._slots
     with pytest.raises(Overloaded):
         await host.score("a", {})
-    host._busy, host._replicas = 0, Replicas(states={"STARTING": 2})
+    host._busy, host._pool._replicas = 0, Replicas(states={"STARTING": 2})
     assert not host.ready
-    with pytest.raises(NotReady, match="No replica is running: 2 are starting"):
+    with pytest.raises(NotReady, match="No replica is ready: 2 are starting"):
         await host.score("a", {})
 
 
