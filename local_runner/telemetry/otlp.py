@@ -1,6 +1,7 @@
 """Sends spans to a collector as OTLP over HTTP in its JSON form: https://opentelemetry.io/docs/specs/otlp.
 
-OpenTelemetry's own exporter would bring its protobuf messages, and pin a version of protobuf.
+OpenTelemetry's own exporter cannot be installed beside azureml-inference-server-http, which pins version 1.33.0 of the
+SDK: the exporter of that version wants protobuf below 6, and later ones a later SDK.
 """
 
 import json
