@@ -1,7 +1,7 @@
 """Makes the changes that findings mark as safe, checks again, and lists the changes.
 
-YAML is changed at the place of its one value, every other byte kept: ruamel.yaml's round trip keeps comments, but writes
-the whole file anew, with its own indentation and line ends.
+YAML is changed at the place of its one value, every other byte kept: ruamel.yaml's round trip keeps comments, but
+writes the whole file anew, with its own indentation and line ends.
 """
 
 import json
