@@ -94,12 +94,12 @@ class LocalPool:
         states = {condition.value: 0 for condition in Condition if condition is not Condition.STOPPED}
         for replica in self._replicas:
             states[replica.condition.value] = states.get(replica.condition.value, 0) + 1
-        sums = merged([replica.told for replica in self._replicas if replica.told])
+        sums = merged([replica.statistics for replica in self._replicas if replica.statistics])
         return {**sums, "replicas": states, "replica": [replica.facts() for replica in self._replicas]}
 
     def each(self) -> Sequence[Mapping[str, Any]]:
         """Facts and statistics of each replica."""
-        return [{**replica.told, **replica.facts()} for replica in self._replicas]
+        return [{**replica.statistics, **replica.facts()} for replica in self._replicas]
 
     def _pick(self, request: PendingRequest) -> ReplicaProcess | None:
         """Choose the session's replica, or the least busy one; equally busy ones take turns."""

@@ -48,7 +48,7 @@ class ReplicaProcess:
         self.failure: Exception | None = None  # cause of its last exit, until it is ready again
         self.in_flight = 0
         self.restarts = 0
-        self.told: dict[str, Any] = {}
+        self.statistics: dict[str, Any] = {}
         self.process: asyncio.subprocess.Process | None = None
         self._bundle = bundle
         self._socket = folder / str(index)
@@ -101,12 +101,14 @@ class ReplicaProcess:
 
     def facts(self) -> dict[str, Any]:
         """State of the replica for metadata and readiness."""
-        told = self.told if self.condition in (Condition.STARTING, Condition.READY) else {}
+        statistics = self.statistics if self.condition in (Condition.STARTING, Condition.READY) else {}
         return {
             "replica": self.index,
             "state": self.condition.value,
-            "phase": told.get("phase", "importing" if self.condition is Condition.STARTING else self.condition.value),
-            "seconds": told.get("phase_seconds", 0.0),
+            "phase": statistics.get(
+                "phase", "importing" if self.condition is Condition.STARTING else self.condition.value
+            ),
+            "seconds": statistics.get("phase_seconds", 0.0),
             "in_flight": self.in_flight,
             "restarts": self.restarts,
             "pid": self.process.pid if self.process else 0,
@@ -172,7 +174,7 @@ class ReplicaProcess:
         """Run one process, until it ends."""
         for path in (self._socket, self._failed):
             path.unlink(missing_ok=True)
-        self.told, self.condition = {}, Condition.STARTING
+        self.statistics, self.condition = {}, Condition.STARTING
         command = [sys.executable, "-m", "local_runner.replicas.local.worker", str(self._bundle), str(self._socket)]
         self.process = await asyncio.create_subprocess_exec(
             *command,
@@ -205,20 +207,20 @@ class ReplicaProcess:
                 connection = connection or await connect(str(self._socket))
                 async with asyncio.timeout(None if starting else _SILENCE_S):
                     await connection.send(head({"op": "statistics"}), frame(b""))
-                    found = await connection.receive_head()
+                    reply = await connection.receive_head()
                     await connection.receive()
-                    if found["ready"] and starting:
+                    if reply["ready"] and starting:
                         await self._pass_on()
             except TimeoutError:
-                found = {"ready": False, "statistics": self.told}
+                reply = {"ready": False, "statistics": self.statistics}
                 logger.error("Replica %d has not answered for %g s.", self.index, _SILENCE_S)
             except GONE:  # not there yet, or no longer there
                 connection = None
                 continue
-            self.told = found["statistics"]
-            if found["ready"] and starting:
+            self.statistics = reply["statistics"]
+            if reply["ready"] and starting:
                 self.condition, self.failure, self._ready_since = Condition.READY, None, time.monotonic()
-            elif not found["ready"] and not starting:
+            elif not reply["ready"] and not starting:
                 self.condition = Condition.RESTARTING
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()

@@ -61,8 +61,8 @@ class ReplicaWorker:
         from local_runner.replicas.local.framing import frame, head
 
         if request["op"] == "statistics":
-            told = {"ready": self._host.ready, "state": self._host.state, "statistics": self._host.statistics()}
-            await connection.send(head(told), frame(b""))
+            state = {"ready": self._host.ready, "state": self._host.state, "statistics": self._host.statistics()}
+            await connection.send(head(state), frame(b""))
             return
         if request["op"] == "tune":
             await self._host.tune(Tuning(**request["tuning"]))
@@ -105,8 +105,8 @@ async def _serve(bundle: Path, path: Path) -> None:
 def main() -> NoReturn:
     """Serve one front, then end the process."""
     leash.hold()
-    bundle, path, form, verbose = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4] == "verbose"
-    logs.set_up(form, verbose)
+    bundle, path, log_format, verbose = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4] == "verbose"
+    logs.set_up(log_format, verbose)
     # The front logs every request.
     logging.getLogger("local_runner.requests").setLevel(logging.WARNING)
     code = 0

@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +77,12 @@ class RayPool:
         try:
             # Only a guess: a generator costs more, and most requests need none.
             whole = None if '"stream"' in request.raw else await self._whole(request)
-            return whole or await self._begin(request)
+            answer = whole or await self._begin(request)
         except self._lost as error:
             raise _loss(error) from error
+        if not self._replicas.running:  # the answer is newer than the last look
+            self._replicas = replace(self._replicas, running=1)
+        return answer
 
     def check(self, tuning: Tuning) -> None:
         """Raise RunnerFailed for limits, which the replicas have from the bundle."""
@@ -99,7 +103,7 @@ class RayPool:
     def statistics(self) -> dict[str, Any]:
         """Sums over the replicas, and how many are in which state."""
         states = {state.lower(): count for state, count in (self._replicas.states or {}).items()}
-        return {**self._replicas.told, "replicas": {"running": self._replicas.running, **states}}
+        return {**self._replicas.statistics, "replicas": {"running": self._replicas.running, **states}}
 
     def each(self) -> Sequence[Mapping[str, Any]]:
         """Nothing: replicas come and go, and a label for each would grow without end."""

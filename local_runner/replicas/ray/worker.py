@@ -37,7 +37,7 @@ class RayReplica:
 
             self._host, self._answer = ScriptHost(folder), worker.answer
             await self._host.load()
-            self._telling = asyncio.create_task(self._tell(bundle.desk, namespace))
+            self._reporting = asyncio.create_task(self._report(bundle.desk, namespace))
         except Exception as error:
             if not hasattr(error, "to_dict"):
                 raise
@@ -66,19 +66,19 @@ class RayReplica:
         if not self._host.ready:
             raise RuntimeError("the scoring engine is not ready")
 
-    async def _tell(self, desk: str, namespace: str) -> None:
+    async def _report(self, desk: str, namespace: str) -> None:
         """Report this replica's statistics to the front's actor, as long as both live; a new front has a new actor."""
         import ray
 
-        own: str = ray.get_runtime_context().get_actor_id()
+        actor_id: str = ray.get_runtime_context().get_actor_id()
         actor: Any = None
         while True:
             try:
                 actor = actor or await asyncio.to_thread(ray.get_actor, desk, namespace)
-                await actor.tell.remote(own, self._host.statistics())
+                await actor.report.remote(actor_id, self._host.statistics())
             except (ValueError, ray.exceptions.RayError):
                 actor = None
-            await asyncio.sleep(bundle_actor.TELL_S)
+            await asyncio.sleep(bundle_actor.REPORT_S)
 
 
 def failure(message: str) -> dict[str, Any] | None:

@@ -124,6 +124,17 @@ def test_a_front_without_a_replica_is_not_called_ready(bundle: Path, monkeypatch
     assert (host.condition, host.statistics()["phase"]) == (HostState.LOADING, "loading")
 
 
+async def test_a_replica_that_answers_runs_whatever_the_last_look_said(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = front(bundle, monkeypatch, Handle(Reply(WHOLE), Reply(WHOLE)))
+    asking = asyncio.create_task(host.score("a", {}))
+    await asyncio.sleep(0)
+    host._pool._replicas = Replicas()
+    assert (await asking).status == 200
+    assert (await host.score("a", {})).status == 200
+
+
 @pytest.mark.parametrize("code", ["not_ready", "rank_lost"])
 async def test_a_replica_that_stops_or_broke_leaves_the_request_to_another(
     code: str, bundle: Path, monkeypatch: pytest.MonkeyPatch
@@ -286,21 +297,21 @@ def test_the_desk_sums_replicas_and_forgets_no_count(bundle: Path, monkeypatch: 
     now = [100.0]
     monkeypatch.setattr("local_runner.replicas.ray.bundle_actor.time.monotonic", lambda: now[0])
     desk = bundle_actor.BundleActor(str(bundle))
-    assert desk.told() == {}
+    assert desk.total() == {}
 
     def told(tokens: int, waiting: int) -> dict[str, Any]:
         buckets = [["0.5", tokens], ["+Inf", tokens + 1]]
         return {"generated_tokens": tokens, "waiting": waiting, "stages": {"queue": {"buckets": buckets, "sum": 0.5}}}
 
-    desk.tell("a", told(1, 5))
-    desk.tell("a", told(2, 3))
-    desk.tell("b", told(10, 1))
+    desk.report("a", told(1, 5))
+    desk.report("a", told(2, 3))
+    desk.report("b", told(10, 1))
     both = {"buckets": [["0.5", 12], ["+Inf", 14]], "sum": 1.0}
-    assert desk.told() == {"generated_tokens": 12, "waiting": 4, "stages": {"queue": both}}
+    assert desk.total() == {"generated_tokens": 12, "waiting": 4, "stages": {"queue": both}}
     now[0] += 20
-    desk.tell("b", told(11, 0))
+    desk.report("b", told(11, 0))
     for _ in range(2):  # a is gone, and is not counted twice
-        assert (desk.told()["generated_tokens"], desk.told()["waiting"]) == (13, 0)
+        assert (desk.total()["generated_tokens"], desk.total()["waiting"]) == (13, 0)
 
 
 def test_a_replica_tells_its_error_through_ray_serves_status() -> None:
