@@ -30,8 +30,6 @@ class ReplicaMetrics:
     def collect(self) -> Iterator[Metric]:
         """One family per fact, one sample per replica."""
         facts = {str(each["replica"]): each for each in self._each()}
-        if not facts:
-            return
         ready = GaugeMetricFamily("mii_azure_replica_ready", "1 while the replica takes requests.", labels=["replica"])
         for index, values in facts.items():
             ready.add_metric([index], float(values["state"] == "ready"))
