@@ -30,15 +30,13 @@ def plan_spec(spec: Spec) -> Plan:
     task = find_task(spec.task)
     if spec.instance_type:
         find_sku(spec.instance_type)
-    resolved = resolve(spec.model, spec.revision, spec.allow_pickle)
-    check_remote_code(resolved, spec.revision, spec.trust_remote_code)
-    facts = profile(resolved)
+    found = resolve(spec.model, spec.revision, spec.allow_pickle)
+    check_remote_code(found, spec.revision, spec.trust_remote_code)
+    facts = profile(found)
     if not facts.known:
         facts = facts.model_copy(update={"kind": task.kinds[0]})
     task_check(facts, task)
-    return make_plan(
-        spec, quantization.as_asked(spec, resolved, facts), {**task_options(resolved, task), **spec.languages}
-    )
+    return make_plan(spec, quantization.as_asked(spec, found, facts), {**task_options(found, task), **spec.languages})
 
 
 def make_plan(spec: Spec, facts: Profile, options: Options) -> Plan:

@@ -16,15 +16,15 @@ from mii_azure.spec import Spec
 _CONV1D = ("gpt2", "openai-gpt")  # families whose products are no nn.Linear
 
 
-def as_asked(spec: Spec, model: Model, facts: Profile) -> Profile:
+def as_asked(spec: Spec, found: Model, facts: Profile) -> Profile:
     """Facts of a model as it will be shipped; raises NotAvailable if it cannot be quantised as the spec asks."""
     if spec.quantise == "none":
         return facts
-    require(spec, model, facts)
-    return as_shipped(model, facts)
+    require(spec, found, facts)
+    return as_shipped(found, facts)
 
 
-def require(spec: Spec, model: Model, facts: Profile) -> None:
+def require(spec: Spec, found: Model, facts: Profile) -> None:
     """Raise NotAvailable for a model whose weights cannot be quantised, as far as can be told without reading them."""
     if not facts.known:
         raise NotAvailable(f"{facts.model} is not opened, so it cannot be quantised.", "Give its folder or hub id.")
@@ -40,25 +40,25 @@ def require(spec: Spec, model: Model, facts: Profile) -> None:
         )
     if spec.trust_remote_code:
         raise NotAvailable(f"{facts.model} runs its own code, so its products are not known.", LEFT_OUT)
-    if not model.weights.int8_bytes and model.source != "recorded":
+    if not found.weights.int8_bytes and found.source != "recorded":
         raise NotAvailable(
             f"{facts.model} has no product in safetensors whose weights could be int8.",
             "Save it as safetensors (save_pretrained), or leave out --quantise.",
         )
 
 
-def as_shipped(model: Model, facts: Profile) -> Profile:
+def as_shipped(found: Model, facts: Profile) -> Profile:
     """Facts of a model with the size of its weight files after quantisation to int8."""
     table = facts.vocab_size * facts.hidden_size  # if no header is known: all but the input table
     guess = facts.parameters + table * (DTYPE_BYTES[facts.dtype] - 1)
-    return facts.model_copy(update={"weight_bytes": model.weights.int8_bytes or guess, "shipped": "int8"})
+    return facts.model_copy(update={"weight_bytes": found.weights.int8_bytes or guess, "shipped": "int8"})
 
 
-def decision(facts: Profile, dtype: str, measured: Quantization | None = None) -> Decision:
+def decision(facts: Profile, dtype: str, told: Quantization | None = None) -> Decision:
     """Decision on quantisation for the plan; with the measured errors once they exist."""
     reason = f"Shipped so, one scale a row of each product, and widened to {dtype} where it is served."
-    if measured:
-        reason += f" {measured.sentence()}"
+    if told:
+        reason += f" {told.sentence()}"
     return Decision(what="weights", value=f"int8, {facts.weight_bytes / 1e6:,.1f} MB", reason=reason)
 
 

@@ -72,12 +72,12 @@ def rank(
     """
     spec = make_spec(task=task, model=model, name=preferences.pop("name", "model"), **preferences)
     kind = find_task(spec.task)
-    resolved = resolve(spec.model, spec.revision, spec.allow_pickle)
-    facts = profile(resolved)
+    found = resolve(spec.model, spec.revision, spec.allow_pickle)
+    facts = profile(found)
     if not facts.known:
         raise SpecError(f"{spec.model} is not opened, so its size is not known.", "Rank its folder or its hub id.")
     task_check(facts, kind)
-    facts = quantization.as_asked(spec, resolved, facts)
+    facts = quantization.as_asked(spec, found, facts)
     return rank_profile(spec, facts, prices=prices, utilisation=utilisation, batch=batch)
 
 
