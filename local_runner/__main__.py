@@ -63,8 +63,7 @@ def _serve(options: argparse.Namespace) -> int:
                 options.drain_seconds,
                 options.ready_file,
                 security.load(files),
-                options.ray,
-                options.several,
+                options.ray or options.several,
                 options.settings_file,
             )
         )

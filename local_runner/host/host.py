@@ -60,7 +60,7 @@ class Host(ABC):
         self.max_body = limits.max_payload_bytes + PAYLOAD_SLACK
         self._planned, self._tuning = limits, Tuning()
         self._usual_level = logging.getLogger().level
-        self._slots = self._slots_of(limits)
+        self._slots = slots_of(limits) * self._copies
         self._by_key = callers.told_apart()
         self._streams = 0  # streamed answers that have not ended
         self._told, self._started = self.state, time.monotonic()
@@ -111,16 +111,16 @@ class Host(ABC):
     def _in_flight(self) -> int:
         """Requests and streams that have not ended."""
 
+    def check(self, tuning: Tuning) -> None:  # noqa: B027  # a host that can change every setting needs nothing else
+        """Raise RunnerFailed if a setting cannot change in this host."""
+
     async def tune(self, tuning: Tuning) -> None:
         """Apply new settings to later requests; before the model is loaded they wait for it."""
         self._tuning = tuning
         set_level(tuning.log_level, self._usual_level)
         limits = replace(self._planned, **tuning.limits)
         self.deployment = replace(self.deployment, limits=limits)
-        self._slots = self._slots_of(limits)
-
-    def _slots_of(self, limits: Limits) -> int:
-        return min(limits.queue_size + limits.max_batch_size, _MAX_THREADS) * self._copies
+        self._slots = slots_of(limits) * self._copies
 
     def change(self, state: HostState) -> None:
         """Move to another state."""
@@ -315,6 +315,11 @@ class ScriptHost(Host):
     @property
     def _in_flight(self) -> int:
         return self._workers.busy + self._streams
+
+
+def slots_of(limits: Limits) -> int:
+    """Requests that one copy of the model takes at once."""
+    return min(limits.queue_size + limits.max_batch_size, _MAX_THREADS)
 
 
 def _discard(answer: Answer | None) -> None:

@@ -68,9 +68,9 @@ class Tracing:
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         parent = TraceContextTextMapPropagator().extract(headers)
-        told = {f"mii_azure.{key}": value for key, value in attributes.items()}
-        told["mii_azure.request_id"] = logs.current.get()
-        return Trace(self._tracer, self._tracer.start_span(name, parent, SpanKind.SERVER, told))
+        named = {f"mii_azure.{key}": value for key, value in attributes.items()}
+        named["mii_azure.request_id"] = logs.current.get()
+        return Trace(self._tracer, self._tracer.start_span(name, parent, SpanKind.SERVER, named))
 
     def close(self) -> None:
         """Export the remaining spans, within five seconds."""

@@ -132,9 +132,9 @@ def _layer(
 
 
 def _bert_layer(module: Any) -> EncoderLayer:
-    own, output = module.attention.self, module.attention.output
+    attention, output = module.attention.self, module.attention.output
     return _layer(
-        (own.query, own.key, own.value),
+        (attention.query, attention.key, attention.value),
         output.dense,
         output.LayerNorm,
         module.intermediate.dense,
@@ -144,10 +144,10 @@ def _bert_layer(module: Any) -> EncoderLayer:
 
 
 def _distilbert_layer(module: Any) -> EncoderLayer:
-    own = module.attention
+    attention = module.attention
     return _layer(
-        (own.q_lin, own.k_lin, own.v_lin),
-        own.out_lin,
+        (attention.q_lin, attention.k_lin, attention.v_lin),
+        attention.out_lin,
         module.sa_layer_norm,
         module.ffn.lin1,
         module.ffn.lin2,

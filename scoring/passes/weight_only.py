@@ -37,12 +37,12 @@ class WeightOnly(Pass):
         if objective != LATENCY:
             return Applicability(False, "it serves one or two sequences at a time; larger batches read 16-bit weights")
         degree = self.decode.degree(facts, hardware, objective)
-        own, each = facts.weight_bytes / degree, f" on each of {degree} GPUs" if degree > 1 else ""
-        if own < _WORTH:
-            return Applicability(False, f"{own / 1e9:.1f} GB of weights{each} are read too fast for it to pay")
-        if 1.5 * own > WEIGHTS * hardware.memory_bytes:
-            return Applicability(False, f"16-bit and int8 weights need {1.5 * own / 2**30:.1f} GiB together{each}")
-        self.decode.spare_bytes = int(own / 2)
+        shard, each = facts.weight_bytes / degree, f" on each of {degree} GPUs" if degree > 1 else ""
+        if shard < _WORTH:
+            return Applicability(False, f"{shard / 1e9:.1f} GB of weights{each} are read too fast for it to pay")
+        if 1.5 * shard > WEIGHTS * hardware.memory_bytes:
+            return Applicability(False, f"16-bit and int8 weights need {1.5 * shard / 2**30:.1f} GiB together{each}")
+        self.decode.spare_bytes = int(shard / 2)
         shipped = " as shipped" if facts.shipped == "int8" else ""
         return Applicability(True, f"int8 weights{shipped} beside the 16-bit ones, one scale a row")
 

@@ -36,9 +36,9 @@ def read(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Replic
 
 def gpus(environment: Mapping[str, str], devices: Path = Path("/dev")) -> list[str]:
     """GPUs that this process may use: CUDA_VISIBLE_DEVICES, or all of the machine's."""
-    told = environment.get("CUDA_VISIBLE_DEVICES")
-    if told is not None:
-        return [name.strip() for name in told.split(",") if name.strip() not in ("", "-1")]
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
     return [str(index) for index in range(sum(bool(_GPU_NODE.fullmatch(node.name)) for node in devices.iterdir()))]
 
 

@@ -214,13 +214,15 @@ def test_what_a_killed_replica_held_is_asked_of_another_or_told(bundle: Path, tm
             index = loads(told_by(runner)).index(1)
             begun = threading.Event()
             stream = pool.submit(_stream, runner, f"a until:{gate} b", {"x-session-id": "s"}, begun)
-            told = wait_for(runner, lambda told: loads(told)[index] == 2)
+            silent = pool.submit(_stream, runner, f"until:{gate} b", {"x-session-id": "s"}, threading.Event())
+            told = wait_for(runner, lambda told: loads(told)[index] == 3)
             assert begun.wait(_PATIENCE_S)
             os.kill(told["replica"][index]["pid"], signal.SIGKILL)
-            wait_for(runner, lambda told: loads(told)[1 - index] == 1)
+            wait_for(runner, lambda told: loads(told)[1 - index] == 2)
         assert sent[0].result()[0] == 200
         assert b'"code": "replica_lost"' in stream.result().splitlines()[-2]
         gate.touch()
+        assert silent.result().endswith(b'data: {"token": {"text": "B"}}\n\ndata: [DONE]\n\n')
 
 
 def _stream(runner: Runner, text: str, headers: dict[str, str], begun: threading.Event) -> bytes:
