@@ -24,6 +24,7 @@ from scoring.errors import LoadError
 from scoring.host_api import EventStream, encode
 from tests.conftest import Tiny
 from tests.scoring.conftest import Served
+from tests.waiting import until_async
 
 TASK = "text-generation"
 SLOTS = 8
@@ -111,11 +112,7 @@ async def test_a_stream_that_is_left_frees_its_slot(slotted: Served) -> None:
     async with aclosing(Reader().read(stream)) as lists:
         assert "token" in (await anext(lists))[0]
     stream.close()
-    for _ in range(2000):
-        if not slotted.service.engine.depth():
-            break
-        await asyncio.sleep(0.01)
-    assert slotted.service.engine.depth() == 0
+    assert await until_async(lambda: slotted.service.engine.depth() == 0)
 
 
 async def test_a_stream_that_nobody_reads_on_holds_nothing_up(slotted: Served) -> None:
