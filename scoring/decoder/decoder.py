@@ -18,7 +18,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from scoring.decoder.adapters.families import build
+from scoring.decoder.adapters.families import build, unsupported
+from scoring.decoder.generic.probe import probe
+from scoring.decoder.generic.torch_backend import GenericTorchBackend
 from scoring.decoder.kv_cache import KVCache, SamplingParams
 from scoring.decoder.logprobs import indices
 from scoring.decoder.model import DecoderModel, dequantize_weights, quantize_weights
@@ -26,6 +28,7 @@ from scoring.decoder.sampler import pick_all
 from scoring.decoder.torch_backend import TorchBackend
 from scoring.distributed.tp_group import TensorParallelGroup
 from scoring.errors import PromptTooLong
+from scoring.passes.families import Tier
 
 
 class Pending(Protocol):
@@ -48,18 +51,34 @@ class Decoder:
 
     Raises LoadError for an unsupported model. `max_length` bounds prompt and generated tokens of a slot,
     and is reduced to the model's own positions. With a `team`, the model is this rank's slice, and all ranks must
-    make the same calls in the same order.
+    make the same calls in the same order. The tier is the fused one where an adapter builds the model's form, unless
+    one is asked for.
     """
 
-    def __init__(self, model: Any, slots: int, max_length: int, team: TensorParallelGroup | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        slots: int,
+        max_length: int,
+        team: TensorParallelGroup | None = None,
+        tier: Tier | None = None,
+    ) -> None:
         bound = int(getattr(model.config, "max_position_embeddings", 0) or 0)
         self.max_length = min(max_length, bound) if bound and model.config.model_type != "bloom" else max_length
-        self.form: DecoderModel = build(model, self.max_length, team)
+        self.tier: Tier = tier or ("generic" if unsupported(model.config) and team is None else "fused")
+        self._torch: TorchBackend | GenericTorchBackend
+        if self.tier == "fused":
+            form = build(model, self.max_length, team)
+            self.state = KVCache(form, slots, self.max_length)
+            self._torch = TorchBackend(form, self.state)
+        else:
+            generic = probe(model, self.max_length)
+            self.state = KVCache(generic, slots, self.max_length)
+            self._torch = GenericTorchBackend(generic, self.state)
+        self.form = self._torch.form
         self.slots = slots
-        self.state = KVCache(self.form, slots, self.max_length)
         self.lengths = [0] * slots  # the host's copy: known without asking the device
         self.opened = [0] * slots  # times that each slot was opened
-        self._torch = TorchBackend(self.form, self.state)
         self._logits: dict[int, Tensor] = {}  # of prefilled prompts not sampled yet
         self._last = torch.empty(0)
         self._cuda: Any = None
@@ -168,11 +187,20 @@ class Decoder:
         if self._cuda is not None:
             self._cuda.warm_up(sizes)
 
+    @property
+    def uncaptured(self) -> str:
+        """Reason why steps run without graphs on a GPU; empty if they run in graphs, and on a CPU."""
+        return "" if self._cuda is None else str(self._cuda.uncaptured)
+
     def drop(self) -> None:
         """Release what the decoder holds; it must not be used any more."""
 
     def use_int8(self, wanted: bool = True) -> None:
-        """Make steps of one or two slots on a GPU read int8 weights, quantized now beside the others; or stop it."""
+        """Make steps of one or two slots on a GPU read int8 weights, quantized now beside the others; or stop it.
+
+        Of the fused tier only: the generic one's products are the model's own.
+        """
+        assert isinstance(self.form, DecoderModel)
         quantize_weights(self.form) if wanted else dequantize_weights(self.form)
         self._start()
 
@@ -180,9 +208,13 @@ class Decoder:
         """Start the GPU back end over the form as it is; its graphs are captured on use or by `warm_up`."""
         if self.form.device.type == "cuda":
             from scoring.decoder.cuda_backend import CudaBackend
+            from scoring.decoder.generic.cuda_backend import GenericCudaBackend
 
             self._cuda = None  # frees the previous back end's memory first
-            self._cuda = CudaBackend(self.form, self.state)
+            if isinstance(self.form, DecoderModel):
+                self._cuda = CudaBackend(self.form, self.state)
+            else:
+                self._cuda = GenericCudaBackend(self.form, self.state)
 
     def _pick(self, slots: Sequence[int], logits: Tensor) -> Pending:
         rows = torch.tensor(list(slots), dtype=torch.int64, device=self.form.device)

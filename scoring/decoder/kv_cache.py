@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoring.decoder.model import DecoderModel
+from scoring.decoder.model import CachedModel
 
 _NO_RESERVE = 0x4000  # Linux's MAP_NORESERVE, which Python names from 3.13 on
 FORBIDDEN = 4  # tokens that a slot can suppress until a length is reached: its end tokens
@@ -38,7 +38,7 @@ class SamplingParams:
 class KVCache:
     """Tensors over slots; `lengths` counts the tokens in the cache, `tokens` is each slot's next input."""
 
-    def __init__(self, form: DecoderModel, slots: int, max_length: int) -> None:
+    def __init__(self, form: CachedModel, slots: int, max_length: int) -> None:
         device = form.device
         rows = slots + 1
         self.slots = slots

@@ -4,7 +4,10 @@ Imports nothing, so that plans and documents read it without torch.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+#: Tiers of the static decoder: adapters' own form and kernels, or transformers' modules over its cache.
+Tier = Literal["fused", "generic"]
 
 
 class Families(NamedTuple):
@@ -86,6 +89,24 @@ TENSOR_SLICING = Families(
         "falcon": "its one key-value head cannot be cut",
     },
 )
+
+
+class TierChoice(NamedTuple):
+    """Tier of the static decoder that a family is for, None if neither, and the reason."""
+
+    tier: Tier | None
+    reason: str
+
+
+def decoder_tier(family: str) -> TierChoice:
+    """Choose the tier of a decoder family; the generic one is a forecast, which the loaded model's attention decides."""
+    if family in STATIC_DECODE.served:
+        return TierChoice("fused", "fused tier")
+    if family in GENERIC_DECODE.refused:
+        return TierChoice(None, f"{family}: {GENERIC_DECODE.refused[family]}")
+    return TierChoice("generic", "generic tier: transformers' own modules over our cache")
+
+
 #: Families whose slices the static decoder serves.
 SLICED_DECODERS = tuple(family for family in STATIC_DECODE.served if family in TENSOR_SLICING.served)
 #: Encoders whose learned positions begin after the padding token's.
