@@ -66,9 +66,7 @@ def _described(model: Any, length: int) -> GenericModel:
     kept = torch.tensor([_TOKENS - 1, 0], device=device)
     asked = {"logits_to_keep": kept} if "logits_to_keep" in told else {}
     with listening(configs, probing, PROBED):
-        found = model(
-            input_ids=tokens[None], position_ids=tokens[None] - 1, use_cache=False, return_dict=True, **asked
-        )
+        found = model(input_ids=tokens[None], position_ids=tokens[None] - 1, use_cache=False, return_dict=True, **asked)
     calls = probing.calls
     _check_calls(calls, getattr(config, "num_hidden_layers", None), device)
     (heads, head_dim), (kv_heads, _) = calls[0].queries, calls[0].values
