@@ -204,9 +204,11 @@ def fill(decoder: Decoder, rows: int) -> list[int]:
     decoder.state.values.normal_()
     for slot, length in enumerate(live):
         decoder.open(slot, SamplingParams())
+        decoder._reserve([(slot, decoder.max_length)])  # the graph alone is replayed past the ends of blocks
         decoder.lengths[slot] = length
         decoder.state.lengths[slot] = length
         decoder.state.tokens[slot] = 7
+    decoder._cuda.settle()
     return list(range(rows))
 
 

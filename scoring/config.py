@@ -24,7 +24,7 @@ class Limits:
 
     max_batch_tokens: int = 16_384  # padded tokens in one forward
     max_batch_size: int = 32  # rows in one forward
-    slots: int = 0  # sequences that a decoder on a GPU advances at once; 0: as many as a batch holds at full length
+    slots: int = 0  # sequences that a decoder on a GPU advances at once; 0: as many as a batch has rows
     kv_cache_tokens: int = 0  # tokens of a GPU's paged cache, in all sequences; 0: as many as memory has room for
     memory_share: float = 0.0  # share of a GPU's memory for weights and cache; 0: the default of `memory_shares`
     prefix_reuse: bool = True  # reuse cached prefixes of prompts; false: no timing reveals other callers' prompts

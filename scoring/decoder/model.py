@@ -118,6 +118,10 @@ class CachedModel(Protocol):
     @property
     def layers(self) -> Sequence[Attending]: ...
     @property
+    def hidden(self) -> int: ...
+    @property
+    def scratch_width(self) -> int: ...
+    @property
     def heads(self) -> int: ...
     @property
     def kv_heads(self) -> int: ...
@@ -182,6 +186,11 @@ class DecoderModel:
         """Largest outputs of an MLP's up product, and inputs of its down product."""
         up = max(layer.mlp.up.weight.shape[0] for layer in self.layers)
         return up, max(layer.mlp.down.weight.shape[1] for layer in self.layers)
+
+    @property
+    def scratch_width(self) -> int:
+        """Numbers that a row of a step keeps beside its hidden states and heads."""
+        return sum(self.widths)
 
     def products(self) -> list[Linear]:
         """Products of a step, in order."""

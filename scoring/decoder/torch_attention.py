@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from scoring.decoder.block_pool import BLOCK, blocks_of
 from scoring.decoder.kv_cache import KVCache
 from scoring.decoder.model import Attention, CachedModel
 
@@ -21,6 +22,8 @@ class PromptAttention:
         device = form.device
         self.positions = torch.cat([torch.arange(at, at + count, device=device) for _, at, count in parts])
         self._counts = [count for _, _, count in parts]
+        split = zip(parts, torch.split(self.positions, self._counts), strict=True)
+        self._places = {slot: _places(state, slot, where) for (slot, _, _), where in split}
         self._masks: dict[tuple[int, int], Tensor | None] = {}
 
     def attend(self, index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -30,13 +33,12 @@ class PromptAttention:
         split = zip(*(torch.split(whole, self._counts) for whole in (q, k, v, self.positions)), strict=True)
         for (slot, start, count), (own_q, own_k, own_v, where) in zip(self.parts, split, strict=True):
             end = start + count
-            keys, values = self.state.keys[index, slot], self.state.values[index, slot]
-            keys[:, start:end] = own_k.transpose(0, 1)
-            values[:, start:end] = own_v.transpose(0, 1)
+            where_to, row = self._places[slot], slice(slot, slot + 1)
+            keys = _updated(self.state, self.state.keys[index], where_to, own_k, row, end)
+            values = _updated(self.state, self.state.values[index], where_to, own_v, row, end)
             if (slot, layer.window) not in self._masks:
                 self._masks[slot, layer.window] = _mask(self.form, where[None], end, layer.window)
-            live = keys[None, :, :end], values[None, :, :end]
-            seen = attention(layer, own_q.transpose(0, 1)[None], *live, self._masks[slot, layer.window])
+            seen = attention(layer, own_q.transpose(0, 1)[None], keys, values, self._masks[slot, layer.window])
             out.append(seen[0].transpose(0, 1).flatten(1))
         return torch.cat(out)
 
@@ -48,22 +50,40 @@ class StepAttention:
         self.form = form
         self.state = state
         self.positions = state.lengths[slots].long()
-        self._slots, self._longest = slots, longest
+        self._longest = longest
+        self._places = _places(state, slots, self.positions)
         self._rows = _rows(slots)
         self._masks: dict[int, Tensor] = {}
 
     def attend(self, index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of a layer for q [B, heads, D], k and v [B, kv_heads, D]: [B, heads * D]."""
         layer = self.form.layers[index].attention
-        keys, values = self.state.keys[index], self.state.values[index]
-        keys[self._slots, :, self.positions] = k
-        values[self._slots, :, self.positions] = v
+        state, longest = self.state, self._longest
+        keys = _updated(state, state.keys[index], self._places, k, self._rows, longest)
+        values = _updated(state, state.values[index], self._places, v, self._rows, longest)
         if layer.window not in self._masks:
             self._masks[layer.window] = _step_mask(self.form, self.positions, self._longest, layer.window)
         # Queries that share keys are rows of one product, so that keys are not repeated.
         shared = q.view(len(q), self.form.kv_heads, -1, self.form.head_dim)
-        live = keys[self._rows, :, : self._longest], values[self._rows, :, : self._longest]
-        return attention(layer, shared, *live, self._masks[layer.window]).flatten(1)
+        return attention(layer, shared, keys, values, self._masks[layer.window]).flatten(1)
+
+
+def _places(state: KVCache, slots: Tensor | int, positions: Tensor) -> Tensor:
+    """Places of tokens [T] among those of all blocks, of one slot or of slots [T]."""
+    return state.table[slots, positions // BLOCK].long() * BLOCK + positions % BLOCK
+
+
+def _updated(state: KVCache, cache: Tensor, places: Tensor, new: Tensor, rows: Tensor | slice, length: int) -> Tensor:
+    """Write keys or values [T, KV, D] of tokens at places [T] into a layer's cache [KV, blocks, BLOCK, D].
+
+    Returns those of the first tokens of slots, [B, KV, length, D]: a view if blocks are in place.
+    """
+    cache.view(len(cache), -1, cache.shape[-1]).index_copy_(1, places, new.transpose(0, 1))
+    if state.in_place:
+        by_slot = cache[:, : state.blocks].view(len(cache), state.slots, -1, cache.shape[-1])
+        return by_slot[:, rows, :length].transpose(0, 1)
+    blocks = state.table[rows, : blocks_of(length)].long()
+    return cache[:, blocks].transpose(0, 1).flatten(2, 3)[:, :, :length]
 
 
 def _mask(form: CachedModel, positions: Tensor, length: int, window: int) -> Tensor | None:

@@ -9,6 +9,7 @@ from scoring.decoder.decoder import Decoder
 from scoring.decoder.kv_cache import FORBIDDEN, SamplingParams
 from scoring.decoder.logprobs import ScoredTokens, TokenLogprob
 from scoring.engine.row import Done, Row
+from scoring.errors import PromptTooLong
 from scoring.generation.streaming import SequenceStreamer
 from scoring.generation.text_generator import TextGenerator
 
@@ -38,9 +39,19 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 def supports(config: Any, ends: Sequence[int], tokens: int, decoder: Decoder) -> bool:
-    """Return True if slots generate what `generate` would under a config, for a row of at most `tokens` tokens."""
+    """Return True if slots generate what `generate` would under a config, for a row of at most `tokens` tokens.
+
+    Raises PromptTooLong if only the cache is too small for it, because there is no memory for `generate` then either.
+    """
     neutral = all(getattr(config, name, None) in values for name, values in _NEUTRAL.items())
-    return neutral and len(ends) <= FORBIDDEN and tokens <= decoder.max_length
+    if not neutral or len(ends) > FORBIDDEN:
+        return False
+    if decoder.max_length < tokens <= decoder.full_length:
+        raise PromptTooLong(
+            f"Prompt and answer may have {tokens} tokens; the KV cache has room for {decoder.max_length} in all.",
+            "Send a shorter prompt, or ask for fewer new tokens.",
+        )
+    return tokens <= decoder.max_length
 
 
 @dataclass(eq=False)
@@ -118,5 +129,5 @@ def append_token(task: TextGenerator, running: RunningSequence, token: int, chan
 
 def capacity(decoder: Decoder, limits: Limits) -> int:
     """Tokens that slots may hold at once: on a GPU as many as their memory holds, on a CPU a batch's budget."""
-    whole = decoder.slots * decoder.max_length
+    whole = decoder.capacity
     return whole if decoder.form.device.type == "cuda" else min(whole, limits.max_batch_tokens)

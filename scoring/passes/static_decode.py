@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from scoring.errors import RankLost
-from scoring.limits.memory_shares import WEIGHTS_AND_SLOTS
+from scoring.limits.memory_shares import LEAST_CACHE_TOKENS, WEIGHTS_AND_SLOTS
 from scoring.model.loaded import Runtime
 from scoring.passes.base import Applicability, Applied, Facts, Hardware, Pass, PassRefused
 from scoring.passes.families import STATIC_DECODE
@@ -24,7 +24,9 @@ _LONGEST_HEAD = 256
 class StaticDecode(Pass):
     """Makes a static decoder, which text generation uses; the model itself answers as before.
 
-    Of a model that `slicing` cuts, every rank has the decoder of its slice.
+    On a GPU, up to `slots` sequences of up to `max_length` tokens share a cache of `tokens` (0: as many as a `share` of
+    its memory has room for; 0: the default share). Of a model that `slicing` cuts, every rank has the decoder of its
+    slice.
     """
 
     name: ClassVar[str] = "static_decode"
@@ -35,10 +37,15 @@ class StaticDecode(Pass):
         max_length: int = 2048,
         cpu_slots: int | None = None,
         slicing: TensorParallel | None = None,
+        tokens: int = 0,
+        share: float = 0.0,
     ) -> None:
         self.slots = slots
         self.max_length = max_length
         self.cpu_slots = cpu_slots or slots  # on a CPU a slot takes memory only for the tokens that it holds
+        self.tokens = tokens
+        self.share = share or WEIGHTS_AND_SLOTS
+        self.spare_bytes = 0  # that the cache leaves on each GPU to a pass that was decided on
         self._slicing = slicing
         self.decoder: Decoder | None = None  # while it is applied
 
@@ -55,14 +62,15 @@ class StaticDecode(Pass):
             return Applicability(False, f"its kernels need compute capability 8.0; {hardware.name} has {major}.{minor}")
         if facts.head_dim > _LONGEST_HEAD:
             return Applicability(False, f"heads of {facts.head_dim} exceed the attention kernel's {_LONGEST_HEAD}")
-        cache = 4 * facts.layers * facts.kv_heads * facts.head_dim * self.slots * self.max_length
+        least = min(self.max_length, LEAST_CACHE_TOKENS)
+        cache = 4 * facts.layers * facts.kv_heads * facts.head_dim * least
         degree = self.degree(facts, hardware, objective)
         needed = (facts.weight_bytes + cache) / degree
         each = f" on each of {degree} GPUs" if degree > 1 else ""
-        if needed > WEIGHTS_AND_SLOTS * hardware.memory_bytes:
+        if needed > self.share * hardware.memory_bytes:
             size = f"{needed / 2**30:.1f} GiB{each}"
-            return Applicability(False, f"weights and {self.slots} slots need {size}; choose fewer or shorter slots")
-        return Applicability(True, f"{self.slots} slots of {self.max_length} tokens, one graph a batch size{each}")
+            return Applicability(False, f"weights and a cache of {least:,} tokens need {size}; choose a larger GPU")
+        return Applicability(True, f"up to {self.slots} sequences of {self.max_length} tokens in a paged cache{each}")
 
     def degree(self, facts: Facts, hardware: Hardware, objective: str) -> int:
         """Number of ranks over which weights and cache are divided."""
@@ -86,19 +94,44 @@ class StaticDecode(Pass):
             raise PassRefused(reason)
         slots = self.slots if model.device.type == "cuda" else self.cpu_slots
         try:
-            decoder = _decoder(model, slots, self.max_length, self._slicing.ranks if self._slicing else None)
+            decoder = self._made(model, slots, self._slicing.ranks if self._slicing else None)
             decoder.warm_up()
         except (torch.OutOfMemoryError, OSError) as error:
             raise PassRefused(f"no memory for {slots} slots of {self.max_length} tokens") from error
         self.decoder = decoder
         most = "up to " if model.device.type == "cpu" else ""
         detail = f"{slots} slots, {most}{decoder.state.bytes() / 2**20:.0f} MiB of keys and values"
+        detail += f" for {decoder.capacity:,} tokens"
+        if decoder.max_length < decoder.full_length:
+            detail += f"; the context is {decoder.max_length:,} tokens instead of {decoder.full_length:,}"
 
         def undo() -> None:
             decoder.drop()
             self.decoder = None
 
         return Applied(len(decoder.form.layers), detail, undo, Runtime(decoder=decoder))
+
+    def _made(self, model: Any, slots: int, ranks: "Workers | None") -> "Decoder":
+        """Decoder of a model, whole or cut over ranks; raises PassRefused if another rank has no memory for it."""
+        import torch
+
+        from scoring.decoder.decoder import Decoder
+
+        tokens, share = 0, 0.0
+        if model.device.type == "cuda":
+            tokens, share = self.tokens, self.share - self.spare_bytes / torch.cuda.mem_get_info(model.device)[1]
+        if ranks is None:
+            return Decoder(model, slots, self.max_length, tokens=tokens, share=share)
+        from scoring.tensor_parallel.decoder import SlicedDecoder
+
+        try:
+            return SlicedDecoder(model, slots, self.max_length, ranks, tokens, share)
+        except BaseException as error:
+            if not ranks.lost:
+                ranks.send(("drop", {}))
+            if isinstance(error, RankLost) and not ranks.lost:
+                raise PassRefused(str(error)) from error
+            raise
 
     def verify(self, model: Any, reference: Callable[..., Any]) -> float:
         """Larger relative error of prefill and of cached steps against `reference(model)` taken before."""
@@ -110,21 +143,3 @@ class StaticDecode(Pass):
 
     def bound(self, reference: Callable[..., Any]) -> float:
         return self.own_bound(reference)
-
-
-def _decoder(model: Any, slots: int, max_length: int, ranks: "Workers | None") -> "Decoder":
-    """Decoder of a model, whole or cut over ranks; raises PassRefused if another rank has no memory for it."""
-    from scoring.decoder.decoder import Decoder
-
-    if ranks is None:
-        return Decoder(model, slots, max_length)
-    from scoring.tensor_parallel.decoder import SlicedDecoder
-
-    try:
-        return SlicedDecoder(model, slots, max_length, ranks)
-    except BaseException as error:
-        if not ranks.lost:
-            ranks.send(("drop", {}))
-        if isinstance(error, RankLost) and not ranks.lost:
-            raise PassRefused(str(error)) from error
-        raise

@@ -42,6 +42,7 @@ class WeightOnly(Pass):
             return Applicability(False, f"{own / 1e9:.1f} GB of weights{each} are read too fast for it to pay")
         if 1.5 * own > WEIGHTS * hardware.memory_bytes:
             return Applicability(False, f"16-bit and int8 weights need {1.5 * own / 2**30:.1f} GiB together{each}")
+        self.decode.spare_bytes = int(own / 2)
         shipped = " as shipped" if facts.shipped == "int8" else ""
         return Applicability(True, f"int8 weights{shipped} beside the 16-bit ones, one scale a row")
 

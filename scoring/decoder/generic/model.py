@@ -47,6 +47,16 @@ class GenericModel:
     team: TensorParallelGroup | None = None
     widths: tuple[int, int] = (0, 0)  # of an MLP's products, which are the module's
 
+    @property
+    def scratch_width(self) -> int:
+        """Numbers that a row of a step may keep beside its hidden states and heads: a generous bound."""
+        config = self.module.config.get_text_config(decoder=True)
+        chosen = getattr(config, "num_experts_per_tok", None) or 1
+        table = self.module.get_input_embeddings().weight
+        sizes = [each.shape[-2:] for each in self.module.parameters() if each.ndim > 1 and len(each) != len(table)]
+        logits = 0 if self.keeps else 4 * self.vocabulary
+        return int(4 * chosen * max(max(shape) for shape in sizes)) + logits
+
     def forward(self, tokens: Tensor, positions: Tensor, rows: Tensor, attend: Attend) -> Tensor:
         """Logits [rows, vocabulary] after those rows of tokens [T] at positions [T]; all of them int64."""
         kept = {"logits_to_keep": rows} if self.keeps else {}
