@@ -13,7 +13,7 @@ from mii_azure.model.safetensors import DTYPE_BYTES
 from mii_azure.platform import limits
 from mii_azure.platform.limits import GB
 from scoring.limits.memory_shares import FETCHED_LAYERS, LIVE_LAYERS
-from scoring.passes.families import SLICED_DECODERS, STATIC_DECODE
+from scoring.passes.families import SLICED_DECODERS, decoder_tier
 from scoring.passes.tensor_parallel import DEGREES
 
 
@@ -115,8 +115,9 @@ def fit(work: Work, sku: Sku, wanted: str = "auto", gpus: int = 1, headroom: flo
         place = f"each {sku.gpu.name}" if sku.gpu else "memory"
         problem = f"it needs {memory.needed / GB:.1f} GB and {place} has {available / GB:.1f} GB free"
     slots = 0
-    served = STATIC_DECODE.served if gpus == 1 else SLICED_DECODERS
-    if held == 1.0 and sku.gpu and work.profile.kind == "decoder" and work.profile.family in served:
+    family = work.profile.family
+    served = decoder_tier(family).tier is not None if gpus == 1 else family in SLICED_DECODERS
+    if held == 1.0 and sku.gpu and work.profile.kind == "decoder" and served:
         slots, memory = _slots(memory, work.profile, dtype, tokens, gpus)
     return Fit(sku, dtype, reason, tokens, slots, memory, gpus, problem or _disk_problem(work.profile, sku))
 

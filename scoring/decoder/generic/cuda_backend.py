@@ -88,7 +88,9 @@ def waits_for_the_host(launch: Callable[[], None]) -> str:
     return ""
 
 
-def _forward(own: Launcher, rows: int, tokens: Tensor, positions: Tensor, picked: Tensor) -> Tensor:
+def _forward(
+    own: GenericStep | GenericPrefiller, rows: int, tokens: Tensor, positions: Tensor, picked: Tensor
+) -> Tensor:
     """Enqueue the model's forward over rows of tokens, its attention over the cache; logits of the rows picked."""
     form, b = own.form, own.buffers
     width, heads = form.head_dim, form.heads + 2 * form.kv_heads

@@ -55,8 +55,9 @@ class GenericModel:
         table = self.module.get_input_embeddings().weight
         sizes = [each.shape[-2:] for each in self.module.parameters() if each.ndim > 1 and len(each) != len(table)]
         logits = 0 if self.keeps else 4 * self.vocabulary
-        return int(4 * chosen * max(max(shape) for shape in sizes)) + logits
+        return int(4 * chosen * max(max(shape) for shape in sizes) + logits)
 
+    @torch.inference_mode()
     def forward(self, tokens: Tensor, positions: Tensor, rows: Tensor, attend: Attend) -> Tensor:
         """Logits [rows, vocabulary] after those rows of tokens [T] at positions [T]; all of them int64."""
         kept = {"logits_to_keep": rows} if self.keeps else {}
@@ -71,7 +72,7 @@ class GenericModel:
         """Bytes of weights that one decode step may read: all, but for an embedding that is no head."""
         table, head = self.module.get_input_embeddings(), self.module.get_output_embeddings()
         idle = table.weight.nbytes if head is not None and head.weight is not table.weight else 0
-        return sum(parameter.nbytes for parameter in self.module.parameters()) - idle
+        return int(sum(parameter.nbytes for parameter in self.module.parameters()) - idle)
 
     def kv_bytes_per_token(self) -> int:
         """Bytes that one live token takes in the cache."""

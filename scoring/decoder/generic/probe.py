@@ -41,10 +41,10 @@ class _Call:
     rule: Attention
 
 
-def probe(model: Any, length: int) -> GenericModel:
+def probe(model: Any, length: int, unfit: str = "") -> GenericModel:
     """Describe a model for the generic tier; slots will hold `length` tokens.
 
-    Raises LoadError with the reason if its attention is not standard.
+    Raises LoadError if its attention is not standard, with the reason, and with that against the fused tier.
     """
     try:
         return _described(model, length)
@@ -52,7 +52,8 @@ def probe(model: Any, length: int) -> GenericModel:
         told = str(reason)
     except Exception as failure:  # whatever a model's own code raises for such a forward
         told = f"its forward fails over flat rows of tokens: {type(failure).__name__}: {str(failure)[:200]}"
-    raise LoadError(f"The generic tier does not cover this model: {told}.", "Serve it with plain transformers.")
+    fused = f"; nor the fused one: {unfit}" if unfit else ""
+    raise LoadError(f"The generic tier does not cover this model: {told}{fused}.", "Serve it with plain transformers.")
 
 
 @torch.inference_mode()
@@ -122,8 +123,8 @@ def _check_calls(calls: Sequence[_Call], layers: int | None, device: torch.devic
     if device.type == "cuda":
         if any(call.rule.sinks is not None for call in calls):
             raise Unlike("the kernels have no attention sinks")
-        if calls[0].queries[1] > _WIDEST:
-            raise Unlike(f"heads of {calls[0].queries[1]} exceed the attention kernels' {_WIDEST}")
+        if calls[0].queries[1] > _WIDEST or calls[0].queries[1] % 2:
+            raise Unlike(f"heads of {calls[0].queries[1]}: the attention kernels hold even ones up to {_WIDEST}")
 
 
 class Probe:
