@@ -24,7 +24,7 @@ PIECES = [16, 32, 64, *range(128, LONGEST + 1, 128)]
 Wait = Callable[[Any], None]
 
 
-class Replayed(Protocol):
+class Launches(Protocol):
     """Launches that can be enqueued again."""
 
     def replay(self) -> None:
@@ -85,8 +85,8 @@ class CudaBackend:
         self._team = form.team
         self._wait: Wait = _synchronize if form.team is None else form.team.wait
         self._scratch = state.slots
-        self._graphs: dict[int, Replayed] = {}
-        self._prompts: dict[int, Replayed] = {}  # by tokens of a chunk
+        self._graphs: dict[int, Launches] = {}
+        self._prompts: dict[int, Launches] = {}  # by tokens of a chunk
         self._pool: Any = None
         self._placed: list[int] = []  # slots that the rows on the device stand for now
         self._last = 0
@@ -195,17 +195,17 @@ class CudaBackend:
         layout = self.prefiller.layout
         self._sent["numbers"].send(self.prefiller.numbers, lambda buffer: layout.fill(buffer, parts, self._scratch))
 
-    def _capture_prompt(self, size: int) -> Replayed:
+    def _capture_prompt(self, size: int) -> Launches:
         self._tell([])
         self._prompts[size] = self._captured(lambda: self.prefiller.piece(size))
         return self._prompts[size]
 
-    def _capture(self, size: int) -> Replayed:
+    def _capture(self, size: int) -> Launches:
         self._place([self._scratch] * size)
         self._graphs[size] = self._captured(lambda: self.launcher.step(size))
         return self._graphs[size]
 
-    def _captured(self, launch: Callable[[], None]) -> Replayed:
+    def _captured(self, launch: Callable[[], None]) -> Launches:
         """Run the function once on scratch rows, which compiles its kernels, then capture it."""
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call,unused-ignore]
         side.wait_stream(torch.cuda.current_stream())

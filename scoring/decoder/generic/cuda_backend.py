@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoring.decoder.cuda_backend import CudaBackend, Replayed
+from scoring.decoder.cuda_backend import CudaBackend, Launches
 from scoring.decoder.decode_step import Launcher
 from scoring.decoder.generic.model import GenericModel
 from scoring.decoder.kv_cache import KVCache
@@ -57,7 +57,7 @@ class GenericCudaBackend(CudaBackend):
     def logits(self, count: int) -> Tensor:
         return self.launcher.buffers.narrow[:count]
 
-    def _captured(self, launch: Callable[[], None]) -> Replayed:
+    def _captured(self, launch: Callable[[], None]) -> Launches:
         self.uncaptured = self.uncaptured or waits_for_the_host(launch)
         return _Launched(launch) if self.uncaptured else super()._captured(launch)
 

@@ -62,7 +62,7 @@ def _described(model: Any, length: int) -> GenericModel:
     config = model.config.get_text_config(decoder=True)
     _check_config(model.config, config, told)
     _check_cache(config)
-    probing, configs, device = Probe(length), configs_of(model), model.device
+    probing, configs, device = CallRecorder(length), configs_of(model), model.device
     tokens = torch.arange(_TOKENS, device=device) + 1
     kept = torch.tensor([_TOKENS - 1, 0], device=device)
     asked = {"logits_to_keep": kept} if "logits_to_keep" in told else {}
@@ -127,7 +127,7 @@ def _check_calls(calls: Sequence[_Call], layers: int | None, device: torch.devic
             raise Unlike(f"heads of {calls[0].queries[1]}: the attention kernels hold even ones up to {_WIDEST}")
 
 
-class Probe:
+class CallRecorder:
     """Listener that records the layers' calls; raises Unlike where one is not standard."""
 
     def __init__(self, length: int) -> None:
