@@ -73,10 +73,10 @@ class Decoder:
     ) -> None:
         bound = int(getattr(model.config, "max_position_embeddings", 0) or 0)
         length = min(max_length, bound) if bound and model.config.model_type != "bloom" else max_length
-        unfit = unsupported(model.config)
-        self.tier: Tier = tier or ("generic" if unfit and team is None else "fused")
+        self.unfit = unsupported(model.config)  # for the fused tier
+        self.tier: Tier = tier or ("generic" if self.unfit and team is None else "fused")
         self.form: DecoderModel | GenericModel
-        self.form = probe(model, length, unfit) if self.tier == "generic" else build(model, length, team)
+        self.form = probe(model, length, self.unfit) if self.tier == "generic" else build(model, length, team)
         self.slots = slots
         blocks = pool_blocks(self.form, slots, length, tokens, share)
         self.full_length = length  # before it is reduced to what the cache holds

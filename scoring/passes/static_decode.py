@@ -108,10 +108,13 @@ class StaticDecode(Pass):
             raise PassRefused(f"no memory for {slots} slots of {self.max_length} tokens") from error
         self.decoder = decoder
         most = "up to " if model.device.type == "cpu" else ""
-        detail = f"{decoder.tier} tier, {slots} slots, {most}{decoder.state.bytes() / 2**20:.0f} MiB of keys and values"
+        detail = f"{slots} slots, {most}{decoder.state.bytes() / 2**20:.0f} MiB of keys and values"
         detail += f" for {decoder.capacity:,} tokens"
         if decoder.max_length < decoder.full_length:
             detail += f"; the context is {decoder.max_length:,} tokens instead of {decoder.full_length:,}"
+        if decoder.tier != decoder_tier(model.config.model_type).tier:
+            detail += f"; in the {decoder.tier} tier after all"
+            detail += f": {decoder.unfit}" if decoder.unfit else ""
         if decoder.uncaptured:
             detail += f"; without graphs: {decoder.uncaptured}"
 

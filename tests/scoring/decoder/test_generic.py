@@ -1,10 +1,12 @@
 """The generic tier on a CPU against plain transformers: families without an adapter, and some that have one."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from scoring.decoder.adapters.families import FAMILIES as ADAPTED
 from scoring.decoder.decoder import Decoder
@@ -14,7 +16,11 @@ from scoring.errors import LoadError
 from scoring.passes.base import PassRefused
 from scoring.passes.families import GENERIC_DECODE, decoder_tier
 from scoring.passes.static_decode import StaticDecode
+from tests.conftest import Tiny
+from tests.scoring.conftest import Served
 from tests.scoring.decoder.test_adapters import TOLERANCE, generated, greedy, plain_logits, prompt
+from tests.scoring.generating import PROMPTS, continuation
+from tests.scoring.generation.test_details import check
 from tests.tiny_causal import tiny_causal
 
 #: Of each kind: dense, experts, windows, latent attention, sinks, learned and sinusoidal positions.
@@ -36,6 +42,7 @@ REFUSED = {
     "qwen3_next": "LinearAttentionLayer",
 }
 NEW = 5
+TASK = "text-generation"
 
 
 @pytest.fixture(scope="module", params=(*SERVED, *FORCED))
@@ -91,18 +98,42 @@ def test_what_is_not_standard_is_refused_with_the_reason(family: str) -> None:
         StaticDecode(slots=1, max_length=64).apply(model)
 
 
-def test_the_pass_serves_and_verifies_it_and_tells_the_tier() -> None:
+def test_the_pass_serves_and_verifies_it() -> None:
     from scoring.decoder.verify import reference
 
     model = tiny_causal("gpt_oss")
     told = reference(model)
     chosen = StaticDecode(slots=3, max_length=64)
     applied = chosen.apply(model)
-    assert applied.detail.startswith("generic tier, 3 slots")
+    assert applied.detail.startswith("3 slots")
+    assert chosen.decoder.tier == "generic"
     assert chosen.verify(model, told) <= 1e-5
     for layer in chosen.decoder.form.layers:
         layer.attention.sinks = None  # a wrong answer is told
     assert chosen.verify(model, told) > 1e-3
+
+
+def test_requests_are_answered_from_its_slots_as_plain_transformers_does(tiny: Tiny, tmp_path: Path) -> None:
+    """Several prompts at once, log-probabilities, a stream, and a prompt again from its cached prefix."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny("llama", TASK))
+    names = ("pad_token_id", "bos_token_id", "eos_token_id")
+    model = tiny_causal("mixtral", vocab_size=len(tokenizer), **{name: getattr(tokenizer, name) for name in names})
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    served = Served(tmp_path, TASK)
+    loaded = served.service.loaded
+    loaded.runtime.decoder = Decoder(loaded.model, 3, loaded.context_length)
+    assert loaded.runtime.decoder.tier == "generic"
+    asked = {"max_new_tokens": 6, "return_full_text": False}
+    expected = [continuation(tmp_path, TASK, text, max_new_tokens=6) for text in PROMPTS]
+    for _ in range(2):
+        answers = served.ok(list(PROMPTS), **asked, return_details=True)
+        assert [[answer["generated_text"]] for [answer] in answers] == expected
+    check(answers[2][0]["details"], tmp_path, PROMPTS[2], 0)
+    status, events = served({"inputs": PROMPTS[1], "parameters": asked, "stream": True})
+    assert status == 200
+    assert len(events) > 2
+    assert served.service.drain(20)
 
 
 def test_masks_are_known_over_the_whole_length() -> None:
