@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from scoring.decoder.decode_step import GEMV_ROWS, Launcher
 from scoring.decoder.kv_cache import KVCache, SamplingParams
-from scoring.decoder.model import DecoderModel
+from scoring.decoder.model import CachedModel
 from scoring.decoder.prefill import LONGEST, Part, Prefiller, admit, extend, pieces, record
 
 _ROUND = 8  # copies to the device that may be under way before one has to be waited for
@@ -22,6 +22,13 @@ PIECES = [16, 32, 64, *range(128, LONGEST + 1, 128)]
 
 #: Waits for a CUDA event.
 Wait = Callable[[Any], None]
+
+
+class Launches(Protocol):
+    """Launches that can be enqueued again."""
+
+    def replay(self) -> None:
+        """Enqueue them."""
 
 
 class PinnedUpload:
@@ -69,16 +76,17 @@ class PendingTokens:
 class CudaBackend:
     """Steps of up to `state.slots` rows. A batch is padded up to the next captured size with the scratch slot."""
 
-    def __init__(self, form: DecoderModel, state: KVCache, pdl: bool = True) -> None:
+    uncaptured = ""  # why launches are not captured, if they are not
+
+    def __init__(self, form: CachedModel, state: KVCache, pdl: bool = True) -> None:
         capable = torch.cuda.get_device_capability(form.device) >= (9, 0)
-        self.launcher = Launcher(form, state, state.slots, pdl=pdl and capable)
-        self.prefiller = Prefiller(form, state, pdl=pdl and capable)
+        self.launcher, self.prefiller = self._launchers(form, state, pdl and capable)
         self.sizes = batch_sizes(state.slots)
         self._team = form.team
         self._wait: Wait = _synchronize if form.team is None else form.team.wait
         self._scratch = state.slots
-        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        self._prompts: dict[int, torch.cuda.CUDAGraph] = {}  # by tokens of a chunk
+        self._graphs: dict[int, Launches] = {}
+        self._prompts: dict[int, Launches] = {}  # by tokens of a chunk
         self._pool: Any = None
         self._placed: list[int] = []  # slots that the rows on the device stand for now
         self._last = 0
@@ -95,6 +103,10 @@ class CudaBackend:
             "numbers": PinnedUpload(self._wait, self.prefiller.layout.size),
         }
         self._spare: list[Tensor] = []
+
+    def _launchers(self, form: Any, state: KVCache, pdl: bool) -> tuple[Launcher, Prefiller]:
+        """Return what launches a step, and a chunk of prompts."""
+        return Launcher(form, state, state.slots, pdl=pdl), Prefiller(form, state, pdl=pdl)
 
     def open(self, slot: int, sampling: SamplingParams) -> None:
         """Empty a slot; sent to the device, with others opened meanwhile, before the next prefill or step."""
@@ -183,17 +195,17 @@ class CudaBackend:
         layout = self.prefiller.layout
         self._sent["numbers"].send(self.prefiller.numbers, lambda buffer: layout.fill(buffer, parts, self._scratch))
 
-    def _capture_prompt(self, size: int) -> torch.cuda.CUDAGraph:
+    def _capture_prompt(self, size: int) -> Launches:
         self._tell([])
         self._prompts[size] = self._captured(lambda: self.prefiller.piece(size))
         return self._prompts[size]
 
-    def _capture(self, size: int) -> torch.cuda.CUDAGraph:
+    def _capture(self, size: int) -> Launches:
         self._place([self._scratch] * size)
         self._graphs[size] = self._captured(lambda: self.launcher.step(size))
         return self._graphs[size]
 
-    def _captured(self, launch: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    def _captured(self, launch: Callable[[], None]) -> Launches:
         """Run the function once on scratch rows, which compiles its kernels, then capture it."""
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call,unused-ignore]
         side.wait_stream(torch.cuda.current_stream())

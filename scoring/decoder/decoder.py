@@ -19,9 +19,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from scoring.decoder.adapters.families import build
+from scoring.decoder.adapters.families import build, unsupported
 from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.block_tables import BlockTables
+from scoring.decoder.generic.model import GenericModel
+from scoring.decoder.generic.probe import probe
+from scoring.decoder.generic.torch_backend import GenericTorchBackend
 from scoring.decoder.kv_cache import KVCache, SamplingParams
 from scoring.decoder.logprobs import indices
 from scoring.decoder.model import DecoderModel, dequantize_weights, quantize_weights
@@ -30,6 +33,7 @@ from scoring.decoder.sampler import pick_all
 from scoring.decoder.torch_backend import TorchBackend
 from scoring.distributed.tp_group import TensorParallelGroup
 from scoring.errors import PromptTooLong
+from scoring.passes.families import Tier
 
 
 class Pending(Protocol):
@@ -54,6 +58,7 @@ class Decoder:
     to the model's own positions and to `capacity`, the tokens that all slots can hold: up to `tokens` if given, within
     a `share` of a GPU's memory. With a `team`, the model is this rank's slice, and all ranks must make the same calls
     in the same order: each then gives its slots the same blocks.
+    The tier is the fused one where an adapter builds the model's form, unless one is asked for.
     """
 
     def __init__(
@@ -64,10 +69,14 @@ class Decoder:
         team: TensorParallelGroup | None = None,
         tokens: int = 0,
         share: float = 0.0,
+        tier: Tier | None = None,
     ) -> None:
         bound = int(getattr(model.config, "max_position_embeddings", 0) or 0)
         length = min(max_length, bound) if bound and model.config.model_type != "bloom" else max_length
-        self.form: DecoderModel = build(model, length, team)
+        self.unfit = unsupported(model.config)  # for the fused tier
+        self.tier: Tier = tier or ("generic" if self.unfit and team is None else "fused")
+        self.form: DecoderModel | GenericModel
+        self.form = probe(model, length, self.unfit) if self.tier == "generic" else build(model, length, team)
         self.slots = slots
         blocks = pool_blocks(self.form, slots, length, tokens, share)
         self.full_length = length  # before it is reduced to what the cache holds
@@ -76,7 +85,11 @@ class Decoder:
         self.capacity = min(slots * self.max_length, self.state.blocks * BLOCK)
         self.tables = BlockTables(slots, self.state.width, self.state.blocks, self.state.in_place)
         self.lengths = [0] * slots  # the host's copy: known without asking the device
-        self._torch = TorchBackend(self.form, self.state)
+        self._torch = (
+            TorchBackend(self.form, self.state)
+            if isinstance(self.form, DecoderModel)
+            else GenericTorchBackend(self.form, self.state)
+        )
         self._logits: dict[int, Tensor] = {}  # of prefilled prompts not sampled yet
         self._last = torch.empty(0)
         self._cuda: Any = None
@@ -214,11 +227,20 @@ class Decoder:
         if self._cuda is not None:
             self._cuda.warm_up(sizes)
 
+    @property
+    def uncaptured(self) -> str:
+        """Reason why steps run without graphs on a GPU; empty if they run in graphs, and on a CPU."""
+        return "" if self._cuda is None else str(self._cuda.uncaptured)
+
     def drop(self) -> None:
         """Release what the decoder holds; it must not be used any more."""
 
     def use_int8(self, wanted: bool = True) -> None:
-        """Make steps of one or two slots on a GPU read int8 weights, quantized now beside the others; or stop it."""
+        """Make steps of one or two slots on a GPU read int8 weights, quantized now beside the others; or stop it.
+
+        Of the fused tier only: the generic one's products are the model's own.
+        """
+        assert isinstance(self.form, DecoderModel)
         quantize_weights(self.form) if wanted else dequantize_weights(self.form)
         self._start()
 
@@ -226,9 +248,13 @@ class Decoder:
         """Start the GPU back end over the form as it is; its graphs are captured on use or by `warm_up`."""
         if self.form.device.type == "cuda":
             from scoring.decoder.cuda_backend import CudaBackend
+            from scoring.decoder.generic.cuda_backend import GenericCudaBackend
 
             self._cuda = None  # frees the previous back end's memory first
-            self._cuda = CudaBackend(self.form, self.state)
+            if isinstance(self.form, DecoderModel):
+                self._cuda = CudaBackend(self.form, self.state)
+            else:
+                self._cuda = GenericCudaBackend(self.form, self.state)
 
     def _pick(self, slots: Sequence[int], logits: Tensor) -> Pending:
         rows = torch.tensor(list(slots), dtype=torch.int64, device=self.form.device)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from scoring.decoder.block_pool import BLOCK, blocks_of
-from scoring.decoder.model import DecoderModel
+from scoring.decoder.model import CachedModel
 
 _NO_RESERVE = 0x4000  # Linux's MAP_NORESERVE, which Python names from 3.13 on
 FORBIDDEN = 4  # tokens that a slot can suppress until a length is reached: its end tokens
@@ -46,7 +46,7 @@ class KVCache:
     from s * width on, and keeps them on a CPU (`in_place`).
     """
 
-    def __init__(self, form: DecoderModel, slots: int, max_length: int, blocks: int = 0) -> None:
+    def __init__(self, form: CachedModel, slots: int, max_length: int, blocks: int = 0) -> None:
         device = form.device
         rows = slots + 1
         self.slots = slots

@@ -3,14 +3,14 @@
 import torch
 
 from scoring.decoder.block_pool import BLOCK, blocks_of
-from scoring.decoder.model import DecoderModel
+from scoring.decoder.model import CachedModel
 from scoring.limits.memory_shares import LEAST_CACHE_TOKENS, RESERVE_BYTES, WEIGHTS_AND_SLOTS
 
 _PROMPT_ROWS = 1024  # tokens of a prompt's chunk
 _PROMPT_PARTS = 64  # slots of a chunk
 
 
-def pool_blocks(form: DecoderModel, slots: int, max_length: int, tokens: int, share: float) -> int:
+def pool_blocks(form: CachedModel, slots: int, max_length: int, tokens: int, share: float) -> int:
     """Number of blocks for slots of up to `max_length` tokens: no more than they can fill, nor than `tokens` if given.
 
     On a GPU also no more than a share of its memory (0: the default) leaves, and on all ranks as many as on the
@@ -37,15 +37,16 @@ def memory_room(free: int, total: int, share: float) -> int:
     return min(free - RESERVE_BYTES, int(share * total) - (total - free))
 
 
-def block_bytes(form: DecoderModel) -> int:
+def block_bytes(form: CachedModel) -> int:
     """Size of one block's keys and values in all layers."""
     return 2 * len(form.layers) * form.kv_heads * BLOCK * form.head_dim * form.dtype.itemsize
 
 
-def scratch_bytes(form: DecoderModel, slots: int) -> int:
+def scratch_bytes(form: CachedModel, slots: int) -> int:
     """Upper bound of the memory that steps of so many slots and chunks of prompts take beside the cache."""
     size = form.dtype.itemsize
     logits = slots * form.vocabulary * (9 + 2 * size) + _PROMPT_PARTS * form.vocabulary * size
-    widest = max(layer.mlp.up.weight.shape[0] + layer.mlp.down.weight.shape[1] for layer in form.layers)
-    row = 4 * form.hidden + size * (2 * form.hidden + widest + 4 * (form.heads + form.kv_heads) * form.head_dim)
+    row = 4 * form.hidden + size * (
+        2 * form.hidden + form.scratch_width + 4 * (form.heads + form.kv_heads) * form.head_dim
+    )
     return int(logits + (_PROMPT_ROWS + slots) * row)

@@ -98,12 +98,8 @@ class Prefiller(Launcher):
 
     def piece(self, rows: int) -> None:
         """Enqueue the chunk that `numbers` describes, of at most `rows` tokens; `logits` are those of its parts."""
-        b, s, linear = self.buffers, self.state, self.form.head
-        decode_prefill.mark[(triton.cdiv(rows, 256),)](
-            self.tokens, b.slots, self.ends[1], self.ends[2], s.seen, s.lengths, rows, self.form.vocabulary,
-            self.layout.parts, BT=256, BP=triton.next_power_of_2(self.layout.parts), PDL=self.pdl, num_warps=4,
-            **self._launch(),
-        )  # fmt: skip
+        self.mark(rows)
+        b, linear = self.buffers, self.form.head
         self.embed(rows)
         for index, layer in enumerate(self.form.layers):
             self._layer_blas(rows, index, layer)
@@ -112,6 +108,15 @@ class Prefiller(Launcher):
         if linear.bias is not None:
             self.logits += linear.bias
         self.form.finish(self.logits)
+
+    def mark(self, rows: int) -> None:
+        """Mark the chunk's tokens as seen, and set the lengths of its slots."""
+        b, s = self.buffers, self.state
+        decode_prefill.mark[(triton.cdiv(rows, 256),)](
+            self.tokens, b.slots, self.ends[1], self.ends[2], s.seen, s.lengths, rows, self.form.vocabulary,
+            self.layout.parts, BT=256, BP=triton.next_power_of_2(self.layout.parts), PDL=self.pdl, num_warps=4,
+            **self._launch(),
+        )  # fmt: skip
 
     def scatter(self, rows: int, index: int, layer: DecoderLayer) -> None:
         own, form, b = layer.attention, self.form, self.buffers

@@ -9,13 +9,13 @@ from torch.nn import functional
 
 from scoring.decoder.block_pool import BLOCK, blocks_of
 from scoring.decoder.kv_cache import KVCache
-from scoring.decoder.model import Attention, DecoderModel
+from scoring.decoder.model import Attention, CachedModel
 
 
 class PromptAttention:
     """Attention of the layers in one prefill of parts (slot, start position, number of tokens)."""
 
-    def __init__(self, form: DecoderModel, state: KVCache, parts: Sequence[tuple[int, int, int]]) -> None:
+    def __init__(self, form: CachedModel, state: KVCache, parts: Sequence[tuple[int, int, int]]) -> None:
         self.form = form
         self.state = state
         self.parts = parts
@@ -46,7 +46,7 @@ class PromptAttention:
 class StepAttention:
     """Attention of the layers in one step of slots [B]; `longest` bounds their lengths, the new token included."""
 
-    def __init__(self, form: DecoderModel, state: KVCache, slots: Tensor, longest: int) -> None:
+    def __init__(self, form: CachedModel, state: KVCache, slots: Tensor, longest: int) -> None:
         self.form = form
         self.state = state
         self.positions = state.lengths[slots].long()
@@ -86,7 +86,7 @@ def _updated(state: KVCache, cache: Tensor, places: Tensor, new: Tensor, rows: T
     return cache[:, blocks].transpose(0, 1).flatten(2, 3)[:, :, :length]
 
 
-def _mask(form: DecoderModel, positions: Tensor, length: int, window: int) -> Tensor | None:
+def _mask(form: CachedModel, positions: Tensor, length: int, window: int) -> Tensor | None:
     """Additive mask [B or 1, 1 or heads, T, length] in the form's dtype, or None for a plain causal prefill."""
     rows = positions.shape[1]
     if window == 0 and form.alibi is None and rows == length:
@@ -102,7 +102,7 @@ def _mask(form: DecoderModel, positions: Tensor, length: int, window: int) -> Te
     return bias.masked_fill(hidden, -math.inf).to(form.dtype)
 
 
-def _step_mask(form: DecoderModel, positions: Tensor, length: int, window: int) -> Tensor:
+def _step_mask(form: CachedModel, positions: Tensor, length: int, window: int) -> Tensor:
     """Mask, added: [B, 1 or kv_heads, queries per key head or 1, length] for one query at each of positions [B]."""
     mask = _mask(form, positions[:, None], length, window)
     assert mask is not None
@@ -122,13 +122,24 @@ def _rows(slots: Tensor) -> Tensor | slice:
 def attention(layer: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Attention of q [B, H, T, D] over k and v [B, KV, L, D], causal without a mask: [B, H, T, D]."""
     grouped = q.shape[1] != k.shape[1]
-    if not layer.cap:
+    if not layer.cap and layer.sinks is None:
         return functional.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None, scale=layer.scale, enable_gqa=grouped
         )
     if grouped:
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-    scores = layer.cap * torch.tanh(q @ k.transpose(-1, -2) * (layer.scale / layer.cap))
+    scores = q @ k.transpose(-1, -2) * (layer.scale / (layer.cap or 1.0))
+    if layer.cap:
+        scores = layer.cap * torch.tanh(scores)
     if mask is None:
         mask = torch.full(scores.shape[-2:], -math.inf, dtype=q.dtype, device=q.device).triu(1)
-    return torch.softmax((scores + mask).float(), -1).to(q.dtype) @ v
+    return _weights(layer, (scores + mask).float()).to(q.dtype) @ v
+
+
+def _weights(layer: Attention, scores: Tensor) -> Tensor:
+    """Softmax of scores [B, H, T, L]; a sink takes its part of the weight."""
+    if layer.sinks is None:
+        return torch.softmax(scores, -1)
+    # Where queries that share keys are rows of one head, each row has the sink of its own head.
+    sinks = layer.sinks.float().view(1, scores.shape[1], -1, 1).expand(*scores.shape[:3], 1)
+    return torch.softmax(torch.cat((scores, sinks), -1), -1)[..., :-1]

@@ -5,13 +5,14 @@ the weights once for all sequences, where `generate` reads them once for each (`
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from scoring.errors import RankLost
+from scoring.errors import LoadError, RankLost
 from scoring.limits.memory_shares import LEAST_CACHE_TOKENS, WEIGHTS_AND_SLOTS
 from scoring.model.loaded import Runtime
 from scoring.passes.base import Applicability, Applied, Facts, Hardware, Pass, PassRefused
-from scoring.passes.families import STATIC_DECODE
+from scoring.passes.families import Tier, decoder_tier
 from scoring.passes.tensor_parallel import TensorParallel
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class StaticDecode(Pass):
         slicing: TensorParallel | None = None,
         tokens: int = 0,
         share: float = 0.0,
+        tier: Tier | None = None,
     ) -> None:
         self.slots = slots
         self.max_length = max_length
@@ -47,14 +49,23 @@ class StaticDecode(Pass):
         self.share = share or WEIGHTS_AND_SLOTS
         self.spare_bytes = 0  # that the cache leaves on each GPU to a pass that was decided on
         self._slicing = slicing
+        self._tier = tier  # None: the one that the family is for
         self.decoder: Decoder | None = None  # while it is applied
 
     def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Applicability:
-        """Take it for its families: on GPUs with bf16 matrix units and memory for the slots, on CPUs in float32."""
+        """Take it by the family's tier: on GPUs with bf16 matrix units and memory for the slots, on CPUs in float32."""
         if facts.kind != "decoder":
             return Applicability(False, f"{facts.family} is not a decoder")
-        if facts.family not in STATIC_DECODE.served:
-            return Applicability(False, f"{facts.family} is none of {', '.join(STATIC_DECODE.served)}")
+        tier, reason = decoder_tier(facts.family)
+        if tier is None:
+            return Applicability(False, reason)
+        if tier == "generic" and self.degree(facts, hardware, objective) > 1:
+            return Applicability(False, f"the generic tier serves no slices, and {facts.family} has no other")
+        decision = self._fits(facts, hardware, objective)
+        return replace(decision, reason=f"{reason}; {decision.reason}") if decision.take else decision
+
+    def _fits(self, facts: Facts, hardware: Hardware, objective: str) -> Applicability:
+        """Decide by hardware and memory, which do not depend on the tier."""
         if hardware.device != "cuda":
             return self._on_cpu(facts)
         if hardware.capability < (8, 0):
@@ -87,15 +98,12 @@ class StaticDecode(Pass):
     def apply(self, model: Any) -> Applied:
         import torch
 
-        from scoring.decoder.adapters.families import unsupported
-
-        reason = unsupported(model.config)
-        if reason:
-            raise PassRefused(reason)
         slots = self.slots if model.device.type == "cuda" else self.cpu_slots
         try:
             decoder = self._made(model, slots, self._slicing.ranks if self._slicing else None)
             decoder.warm_up()
+        except LoadError as error:
+            raise PassRefused(error.message) from error
         except (torch.OutOfMemoryError, OSError) as error:
             raise PassRefused(f"no memory for {slots} slots of {self.max_length} tokens") from error
         self.decoder = decoder
@@ -104,6 +112,11 @@ class StaticDecode(Pass):
         detail += f" for {decoder.capacity:,} tokens"
         if decoder.max_length < decoder.full_length:
             detail += f"; the context is {decoder.max_length:,} tokens instead of {decoder.full_length:,}"
+        if decoder.tier != decoder_tier(model.config.model_type).tier:
+            detail += f"; in the {decoder.tier} tier after all"
+            detail += f": {decoder.unfit}" if decoder.unfit else ""
+        if decoder.uncaptured:
+            detail += f"; without graphs: {decoder.uncaptured}"
 
         def undo() -> None:
             decoder.drop()
@@ -121,9 +134,13 @@ class StaticDecode(Pass):
         if model.device.type == "cuda":
             tokens, share = self.tokens, self.share - self.spare_bytes / torch.cuda.mem_get_info(model.device)[1]
         if ranks is None:
-            return Decoder(model, slots, self.max_length, tokens=tokens, share=share)
+            return Decoder(model, slots, self.max_length, tokens=tokens, share=share, tier=self._tier)
+        from scoring.decoder.adapters.families import unsupported
         from scoring.tensor_parallel.decoder import SlicedDecoder
 
+        reason = unsupported(model.config)
+        if reason:
+            raise PassRefused(reason)
         try:
             return SlicedDecoder(model, slots, self.max_length, ranks, tokens, share)
         except BaseException as error:

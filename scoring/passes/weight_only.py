@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from scoring.limits.memory_shares import WEIGHTS
 from scoring.passes.base import GAIN, LATENCY, Applicability, Applied, Facts, Hardware, Pass, PassRefused
+from scoring.passes.families import decoder_tier
 from scoring.passes.static_decode import StaticDecode
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class WeightOnly(Pass):
             return Applicability(False, f"it builds on static_decode: {below.reason}")
         if hardware.device != "cuda":
             return Applicability(False, "its kernels are for GPUs")
+        if decoder_tier(facts.family).tier != "fused":
+            return Applicability(False, f"the products of {facts.family} are transformers' own (generic tier)")
         if objective != LATENCY:
             return Applicability(False, "it serves one or two sequences at a time; larger batches read 16-bit weights")
         degree = self.decode.degree(facts, hardware, objective)
@@ -50,11 +53,14 @@ class WeightOnly(Pass):
         """Add int8 weights; raises PassRefused if memory is short, or, with both times, if they are no faster."""
         import torch
 
+        from scoring.decoder.model import DecoderModel
         from scoring.decoder.verify import step_ms
 
         decoder = self.decode.decoder
         if decoder is None:
             raise PassRefused("the model has no static decoder")
+        if not isinstance(decoder.form, DecoderModel):
+            raise PassRefused("the model's products are transformers' own (generic tier)")
         timer = self._timer or step_ms
         alone = timer(decoder)
         try:

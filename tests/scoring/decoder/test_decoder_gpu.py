@@ -111,7 +111,6 @@ def test_the_cache_of_a_long_context_takes_its_share_of_the_memory(tmp_path: Pat
     decoder = Decoder(model, slots=256, max_length=131_072, share=0.2)
     free, total = torch.cuda.mem_get_info()
     assert decoder.state.bytes() <= 0.2 * total
-    assert decoder.capacity < 256 * 131_072
     assert total - free <= 0.2 * total + (2 << 30)
     decoder.open(255)
     decoder.prefill(255, prompt(model, 3000))

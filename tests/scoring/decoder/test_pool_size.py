@@ -16,13 +16,11 @@ CONTEXT = 131_072
 
 def form(device: str = "cuda", least: int | None = None) -> Any:
     """Sizes of Llama 3.2 3B; with `least`, another rank has room for so many blocks."""
-    mlp = SimpleNamespace(
-        up=SimpleNamespace(weight=torch.empty(16_384, 0)), down=SimpleNamespace(weight=torch.empty(0, 8192))
-    )
     team = None if least is None else SimpleNamespace(least=lambda own: min(own, least))
     return SimpleNamespace(
         device=torch.device(device),
-        layers=[SimpleNamespace(mlp=mlp)] * 28,
+        layers=[None] * 28,
+        scratch_width=16_384 + 8192,
         heads=24,
         kv_heads=8,
         head_dim=128,

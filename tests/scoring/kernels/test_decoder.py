@@ -179,7 +179,7 @@ def test_prompts_are_cut_into_pieces() -> None:
 @torch.inference_mode()
 def test_slots_are_opened_together_as_one_by_one(tmp_path: Path) -> None:
     form = build(tiny("gpt2", tmp_path).to(DEVICE), 128)
-    together, single = KVCache(form, 6, 128), KVCache(form, 6, 128)
+    together, single = (KVCache(form, len(SAMPLINGS), 128) for _ in range(2))
     for state in (together, single):
         state.seen.fill_(1)
     for slot, sampling in enumerate(SAMPLINGS):

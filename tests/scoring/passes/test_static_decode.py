@@ -17,6 +17,7 @@ from scoring.passes.base import COST, LATENCY, TOLERANCE, Facts, Hardware, PassR
 from scoring.passes.families import STATIC_DECODE
 from scoring.passes.registry import decoder_passes
 from scoring.passes.static_decode import StaticDecode
+from scoring.passes.tensor_parallel import TensorParallel
 from scoring.passes.weight_only import WeightOnly
 from tests.scoring.decoder.test_adapters import plain_logits, prompt, tiny
 
@@ -29,7 +30,8 @@ CPU = Hardware("cpu", "cpu", (0, 0), 0, 0, False)
     ("facts", "hardware", "reason"),
     [
         (replace(FACTS, family="bert", kind="encoder"), H100, "bert is not a decoder"),
-        (replace(FACTS, family="codegen"), H100, "codegen is none of bloom"),
+        (replace(FACTS, family="codegen"), H100, "codegen: its attention does not go through"),
+        (replace(FACTS, family="qwen3_next"), H100, "qwen3_next: its layers keep a recurrent state"),
         (FACTS, CPU, "in float32 only"),
         (FACTS, replace(H100, name="Tesla V100", capability=(7, 0)), "Tesla V100 has 7.0"),
         (replace(FACTS, heads=4), H100, "heads of 512"),
@@ -40,6 +42,18 @@ def test_refusals_name_their_reason(facts: Facts, hardware: Hardware, reason: st
     decision = StaticDecode().applies(facts, hardware, LATENCY)
     assert not decision.take
     assert reason in decision.reason
+
+
+def test_a_family_without_an_adapter_is_for_the_generic_tier() -> None:
+    """Its products are not quantised, and its slices not served."""
+    mixtral = replace(FACTS, family="mixtral", weight_bytes=13_400_000_000)
+    decision = StaticDecode().applies(mixtral, H100, LATENCY)
+    assert decision.take
+    assert decision.reason.startswith("generic tier: transformers' own modules over our cache; up to 16 sequences")
+    assert "mixtral are transformers' own" in WeightOnly(StaticDecode()).applies(mixtral, H100, LATENCY).reason
+    sliced = StaticDecode(slicing=TensorParallel(2)).applies(mixtral, replace(H100, gpus=2), LATENCY)
+    assert not sliced.take
+    assert "serves no slices" in sliced.reason
 
 
 def test_every_family_is_taken_on_an_h100() -> None:
