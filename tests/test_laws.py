@@ -28,7 +28,7 @@ PACE = "sends, reads or asks at a pace, which is what is tested"
 NOTHING_COMES = "looks for a while whether what must not happen does not"
 SLEEPS = {
     "local_runner/replicas/test_ray.py:__anext__": "gives way, or hangs until it is cancelled",
-    "local_runner/replicas/test_ray.py:test_a_replica_that_answers_runs_whatever_the_last_look_said": "lets a task begin",
+    "local_runner/replicas/test_ray.py:test_a_replica_that_answers_runs_whatever_the_last_look_said": "a task begins",
     "local_runner/replicas/test_replicas.py:test_a_slow_reader_holds_the_replica_back": "looks again until it rests",
     "local_runner/replicas/test_replicas.py:test_sigterm_finishes_what_was_taken_and_ends_the_replicas": NOTHING_COMES,
     "local_runner/stub/scoring/entry.py:_wait": "waits for a condition; a bundle holds no file of the tests",
