@@ -4,7 +4,6 @@ import random
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -141,7 +140,7 @@ def _resident() -> int:
 
 def test_a_row_that_the_pool_can_never_hold_is_refused_with_the_sizes(model: Any) -> None:
     decoder = Decoder(model, 3, 1024, tokens=4 * BLOCK)
-    config = SimpleNamespace()
+    config = transformers.GenerationConfig()
     assert supports(config, [2], 256, decoder)
     with pytest.raises(PromptTooLong, match="may have 257 tokens; the KV cache has room for 256 in all"):
         supports(config, [2], 257, decoder)
