@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from scoring.tensor_parallel.workers import Workers
 
 _LONGEST_HEAD = 256
+_UNPROVEN = "its generic tier is served on CPUs only: on a GPU it has not been verified and measured yet"
 
 
 class StaticDecode(Pass):
@@ -61,6 +62,8 @@ class StaticDecode(Pass):
             return Applicability(False, reason)
         if tier == "generic" and self.degree(facts, hardware, objective) > 1:
             return Applicability(False, f"the generic tier serves no slices, and {facts.family} has no other")
+        if tier == "generic" and hardware.device == "cuda" and self._tier is None:
+            return Applicability(False, _UNPROVEN)
         decision = self._fits(facts, hardware, objective)
         return replace(decision, reason=f"{reason}; {decision.reason}") if decision.take else decision
 
@@ -101,6 +104,8 @@ class StaticDecode(Pass):
         slots = self.slots if model.device.type == "cuda" else self.cpu_slots
         try:
             decoder = self._made(model, slots, self._slicing.ranks if self._slicing else None)
+            if decoder.tier == "generic" and model.device.type == "cuda" and self._tier is None:
+                raise PassRefused(_UNPROVEN)
             decoder.warm_up()
         except LoadError as error:
             raise PassRefused(error.message) from error

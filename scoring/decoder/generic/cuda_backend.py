@@ -3,6 +3,7 @@
 A forward that waits for the host, as some mixtures of experts do, cannot be captured: it is launched each time.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -76,8 +77,10 @@ def waits_for_the_host(launch: Callable[[], None]) -> str:
     """
     launch()  # compiles kernels, which waits
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch calls the mode a prototype
+            torch.cuda.set_sync_debug_mode("error")
         launch()
     except RuntimeError as error:
         if "synchroniz" not in str(error):

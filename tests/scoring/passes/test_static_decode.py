@@ -45,13 +45,15 @@ def test_refusals_name_their_reason(facts: Facts, hardware: Hardware, reason: st
 
 
 def test_a_family_without_an_adapter_is_for_the_generic_tier() -> None:
-    """Its products are not quantised, and its slices not served."""
-    mixtral = replace(FACTS, family="mixtral", weight_bytes=13_400_000_000)
-    decision = StaticDecode().applies(mixtral, H100, LATENCY)
+    """Its products are not quantised, its slices not served; on GPUs it is not taken by itself."""
+    mixtral = replace(FACTS, family="mixtral", weight_bytes=4 * FACTS.parameters)
+    decision = StaticDecode().applies(mixtral, CPU, LATENCY)
     assert decision.take
-    assert decision.reason.startswith("generic tier: transformers' own modules over our cache; up to 16 sequences")
-    assert "mixtral are transformers' own" in WeightOnly(StaticDecode()).applies(mixtral, H100, LATENCY).reason
-    sliced = StaticDecode(slicing=TensorParallel(2)).applies(mixtral, replace(H100, gpus=2), LATENCY)
+    assert decision.reason.startswith("generic tier: transformers' own modules over our cache; 16 slots of 2048 tokens")
+    assert "served on CPUs only" in StaticDecode().applies(mixtral, H100, LATENCY).reason
+    assert StaticDecode(tier="generic").applies(replace(mixtral, weight_bytes=10**9), H100, LATENCY).take
+    assert "mixtral are transformers' own" in WeightOnly(StaticDecode(tier="generic")).applies(mixtral, H100, LATENCY).reason
+    sliced = StaticDecode(slicing=TensorParallel(2), tier="generic").applies(mixtral, replace(H100, gpus=2), LATENCY)
     assert not sliced.take
     assert "serves no slices" in sliced.reason
 
