@@ -1,6 +1,6 @@
 """Decoders per token: plain generate, the best stock option, the static decoder, and the floor, in one run on one GPU.
 
-    python -m benchmarks.decoders [--only NAME ...] [--out FOLDER] [--revision SHA]
+    python -m benchmarks.decoders [--only NAME ...] [--tier generic] [--out FOLDER] [--revision SHA]
 
 Random weights of the real shapes, in 16 bits. Every row runs in a process of its own: all of them build and compile
 at the same time, then measure one after the other. Stock options are a forward over transformers' StaticCache inside
@@ -26,6 +26,7 @@ from benchmarks.common import RESULTS, ceilings, device_ms, provenance, table, w
 from scoring.decoder.decoder import Decoder
 from scoring.decoder.kv_cache import SamplingParams
 from scoring.decoder.verify import errors, reference
+from scoring.passes.families import Tier
 
 DATASHEET = 3.35e12  # bytes a second of an H100's memory; what the floors are over
 PROMPT, TOKENS, LENGTH = 128, 64, 384
@@ -84,6 +85,10 @@ _PHI4_MINI = {  # with rotary positions that are the same at every length
     "num_attention_heads": 24, "num_key_value_heads": 8, "partial_rotary_factor": 0.75, "tie_word_embeddings": True,
     "pad_token_id": 0,
 }  # fmt: skip
+_OLMOE_SMALL = {  # a mixture of experts, which only the generic tier serves, at half its depth
+    "vocab_size": 50304, "hidden_size": 2048, "intermediate_size": 1024, "num_hidden_layers": 8,
+    "num_attention_heads": 16, "num_key_value_heads": 16, "num_experts": 64, "num_experts_per_tok": 8,
+}  # fmt: skip
 _OPT = {
     "hidden_size": 2048,
     "word_embed_proj_dim": 2048,
@@ -107,6 +112,8 @@ CASES = {
     "qwen3-8b": Case("qwen3", _QWEN3_8B, big=True, dtype="bfloat16"),
     "mistral-7b": Case("mistral", _MISTRAL_7B, big=True, dtype="bfloat16"),
     "gemma3-4b": Case("gemma3_text", _GEMMA3_4B, big=True, dtype="bfloat16"),
+    "qwen3-0.6b-64": Case("qwen3", _QWEN3_600M, slots=64, dtype="bfloat16"),
+    "olmoe-small": Case("olmoe", _OLMOE_SMALL, dtype="bfloat16"),
     "phi4-mini": Case("phi3", _PHI4_MINI, big=True, dtype="bfloat16"),
 }
 
@@ -204,9 +211,11 @@ def fill(decoder: Decoder, rows: int) -> list[int]:
     decoder.state.values.normal_()
     for slot, length in enumerate(live):
         decoder.open(slot, SamplingParams())
+        decoder._reserve([(slot, decoder.max_length)])  # the graph alone is replayed past the ends of blocks
         decoder.lengths[slot] = length
         decoder.state.lengths[slot] = length
         decoder.state.tokens[slot] = 7
+    decoder._cuda.settle()
     return list(range(rows))
 
 
@@ -315,7 +324,7 @@ def prepare_stock(case: Case) -> Stock:
     return Stock(model, graph, compiled, case.generate_static)
 
 
-def prepare_ours(case: Case, row: dict[str, Any]) -> Decoder:
+def prepare_ours(case: Case, row: dict[str, Any], tier: Tier) -> Decoder:
     """Build, capture and verify the decoder; the errors and seconds go into the row."""
     model = make(case)
     told = reference(model)
@@ -323,10 +332,11 @@ def prepare_ours(case: Case, row: dict[str, Any]) -> Decoder:
     row["plain_error"] = max(float((a - b).norm() / b.norm()) for a, b in zip(plain, told().logits, strict=True))
     torch.cuda.empty_cache()
     began = time.perf_counter()
-    decoder = Decoder(model, max(case.slots, 4), LENGTH)
+    decoder = Decoder(model, max(case.slots, 4), LENGTH, tier=tier)
     if case.int8:
         decoder.use_int8()
     decoder.warm_up([case.slots, 2, 4])
+    row["uncaptured"] = decoder.uncaptured
     row["prepare_seconds"] = time.perf_counter() - began
     row["error"] = errors(decoder, told())
     return decoder
@@ -334,6 +344,7 @@ def prepare_ours(case: Case, row: dict[str, Any]) -> Decoder:
 
 COLUMNS = (
     "model",
+    "tier",
     "slots",
     "generate",
     "generate_static",
@@ -348,12 +359,12 @@ COLUMNS = (
 
 
 @torch.inference_mode()
-def measure(name: str) -> None:
+def measure(name: str, tier: Tier) -> None:
     """One row: prepare, say "ready", wait for a line, measure, print the row as JSON."""
     case = CASES[name]
-    row: dict[str, Any] = {"model": name, "slots": case.slots}
+    row: dict[str, Any] = {"model": name, "tier": tier, "slots": case.slots}
     if not case.big:
-        stock, decoder = prepare_stock(case), prepare_ours(case, row)
+        stock, decoder = prepare_stock(case), prepare_ours(case, row, tier)
     print("ready", flush=True)
     sys.stdin.readline()
     if not case.big:
@@ -363,11 +374,12 @@ def measure(name: str) -> None:
     if case.big:
         gc.collect()
         torch.cuda.empty_cache()
-        decoder = prepare_ours(case, row)
+        decoder = prepare_ours(case, row, tier)
     row |= ours_ms(decoder, case.slots)
     live = sum(decoder.lengths[: case.slots])
     row["floor"] = 1e3 * (decoder.form.step_bytes() + live * decoder.form.kv_bytes_per_token()) / DATASHEET
-    row["kernels"] = attempt(lambda: breakdown(decoder, case.slots), "breakdown")
+    if tier == "fused":
+        row["kernels"] = attempt(lambda: breakdown(decoder, case.slots), "breakdown")
     options = [row[key] for key in ("generate_static", "stock_graph", "stock_compiled") if row.get(key)]
     row["best_stock"] = min(options) if options else None
     row["gain"] = row["best_stock"] / row["ours"] if options else None
@@ -379,14 +391,15 @@ def main() -> None:
     """Run the cases, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", default=list(CASES))
+    parser.add_argument("--tier", choices=("fused", "generic"), default="fused", help="of the decoder measured")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--revision", help="the commit measured, where there is no checkout")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.case:
-        measure(chosen.case)
+        measure(chosen.case, chosen.tier)
         return
-    command = [sys.executable, "-m", "benchmarks.decoders", "--case"]
+    command = [sys.executable, "-m", "benchmarks.decoders", "--tier", chosen.tier, "--case"]
     environment = os.environ | {"TORCHINDUCTOR_COMPILE_THREADS": "2"}
     running = {
         name: subprocess.Popen(
@@ -404,7 +417,7 @@ def main() -> None:
     for name in ready:  # one after the other: each has the card to itself
         answer, _ = running[name].communicate("go\n")
         result["rows"] += [json.loads(line) for line in answer.splitlines()[-1:]]
-        path = write(f"decoders-{slug}", result, chosen.out)
+        path = write(f"decoders-{slug}" if chosen.tier == "fused" else f"decoders-generic-{slug}", result, chosen.out)
     print(table(COLUMNS, result["rows"]))
     print(path)
 

@@ -88,17 +88,24 @@ def sparse_folder(work: Work, folder: Path) -> None:
 
 
 def replan(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A measured row with what `plan` says of that model today."""
+    """A measured row with what `plan` says today of that model and a cache as large as the one that was measured.
+
+    The size of a cache is chosen, not predicted: what is held to the measurement is everything beside it.
+    """
     from mii_azure.planning.planner import plan
 
     work = WORK[row["model"]]
     with tempfile.TemporaryDirectory() as place:
         sparse_folder(work, Path(place))
         made = plan(work.task, place, INSTANCE_TYPE)
-    needed = made.memory.needed / 1e9
+    memory = made.memory
+    if made.kv_cache_tokens:
+        cached = row.get("cache tokens") or row["slots"] * made.context_length
+        memory = memory.model_copy(update={"kv_cache": memory.kv_cache // made.kv_cache_tokens * cached})
+    needed = memory.needed / 1e9
     return {
         **row,
-        "planned": made.memory.model_dump(),
+        "planned": memory.model_dump(),
         "planned GB": needed,
         "planned/measured": needed / row["measured GB"],
     }
@@ -158,6 +165,7 @@ def measure(name: str) -> dict[str, Any]:
             max_batch_tokens=made.max_batch_tokens,
             max_batch_size=made.max_batch_size,
             slots=made.slots,
+            kv_cache_tokens=made.kv_cache_tokens,
             queue_size=1024,
             max_payload_bytes=64 << 20,
             request_timeout_s=300.0,
@@ -180,6 +188,7 @@ def measure(name: str) -> dict[str, Any]:
     return {
         "model": name,
         "slots": made.slots,
+        "cache tokens": made.kv_cache_tokens,
         "batch tokens": made.max_batch_tokens,
         "requests": len(requests),
         "planned": made.memory.model_dump(),

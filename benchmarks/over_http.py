@@ -21,17 +21,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
 from benchmarks.common import RESULTS, provenance, table, write
 from benchmarks.decoders import CASES
+from benchmarks.http_clients import ANSWER_S, LONGEST, NEW, SHORTEST, ask, body, prompt
 
-SHORTEST, LONGEST, NEW = 16, 256, 128
 PROCESSES = 4  # of clients
-START_S, ANSWER_S = 300.0, 200.0
+START_S = 300.0
 COLUMNS = ("model", "clients", "way", "tokens/s", "first p50", "first p99", "next p50", "next p99", "failed")
 
 
@@ -102,68 +101,10 @@ def port_of(server: "subprocess.Popen[bytes]", log: Path) -> int:
     raise RuntimeError(f"the server did not start:\n{log.read_text(encoding='utf-8')[-4000:]}")
 
 
-def bodies(count: int, way: str, seed: int) -> list[bytes]:
-    """Requests of one way in; lengths are the same for every seed, words are not."""
-    lengths, words = random.Random(0), random.Random(seed)
-    texts = [prompt(lengths.randint(SHORTEST, LONGEST), words) for _ in range(count)]
-    return [body(text, NEW, way) for text in texts]
-
-
-def prompt(tokens: int, words: random.Random) -> str:
-    """A text of so many tokens; the tokenizer adds two of its own."""
-    return " ".join(f"w{words.randrange(2000):05d}" for _ in range(tokens - 2))
-
-
-def body(text: str, new: int, way: str) -> bytes:
-    """An HTTP request as bytes; `way` is whole, stream, or openai, which streams too."""
-    if way == "openai":
-        path, sent = "/v1/completions", {"model": "bench", "prompt": text, "max_tokens": new, "temperature": 0}
-        sent |= {"stream": True, "ignore_eos": True}
-    else:
-        parameters = {"max_new_tokens": new, "ignore_eos": True, "return_full_text": False, "do_sample": False}
-        path, sent = "/score", {"inputs": text, "parameters": parameters, "stream": way == "stream"}
-    raw = json.dumps(sent).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: {len(raw)}\r\n"
-    return f"{head}Connection: close\r\n\r\n".encode() + raw
-
-
-async def ask(port: int, request: bytes) -> tuple[bool, list[float]]:
-    """Whether a request was answered, and when each event of its answer came, or its end."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(request)
-    stamps, status, last = [], b"", b""
-    while data := await reader.read(1 << 16):
-        status = status or data[:15]
-        stamps += [time.perf_counter()] * (data.count(b"data: {") or not stamps)
-        last = (last + data)[-400:]
-    writer.close()
-    return status.startswith(b"HTTP/1.1 200") and b'"error"' not in last, [*stamps, time.perf_counter()]
-
-
-async def ask_all(port: int, requests: list[bytes]) -> dict[str, Any]:
-    """Send requests at once: begin, end, failures, and milliseconds to first and between later events."""
-    began = time.perf_counter()
-    answers = await asyncio.gather(*(ask(port, request) for request in requests))
-    times = [stamps for good, stamps in answers if good]
-    between = [1e3 * (b - a) for stamps in times for a, b in pairwise(stamps[:-2])]
-    first = [1e3 * (stamps[0] - began) for stamps in times]
-    ended = max((stamps[-1] for stamps in times), default=began)
-    return {"began": began, "ended": ended, "failed": len(answers) - len(times), "first": first, "next": between}
-
-
-def client() -> None:
-    """A process of clients: prepares, says so, and asks when told to."""
-    told = json.loads(sys.stdin.readline())
-    requests = bodies(told["all"], told["way"], told["seed"])[told["at"] :: told["step"]]
-    print("ready", flush=True)
-    sys.stdin.readline()
-    print(json.dumps(asyncio.run(asyncio.wait_for(ask_all(told["port"], requests), ANSWER_S))), flush=True)
-
-
 def load(port: int, clients: int, way: str, seed: int) -> dict[str, Any]:
     """One row: so many clients at once, from processes of their own."""
     step = min(PROCESSES, clients)
-    command = [sys.executable, "-m", "benchmarks.over_http", "--client"]
+    command = [sys.executable, "-m", "benchmarks.http_clients"]
     children = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(step)
     ]
@@ -223,11 +164,7 @@ def main() -> None:
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 256])
     parser.add_argument("--instance-type", default="Standard_NC40ads_H100_v5")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--client", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
-    if chosen.client:
-        client()
-        return
     results: dict[str, Any] = {}
     print(table(COLUMNS, []))
     for name in chosen.only:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from local_runner.bundle import manifest
+from local_runner.flags import serving
+from local_runner.flags.flag import add
 from local_runner.process import leash, ready_file
 from local_runner.replicas.local import options as local_options
 from local_runner.replicas.ray import options as ray_options
@@ -22,13 +24,6 @@ _EXIT_CODES = """exit codes:
 
 Every option can be set in the environment: MII_AZURE_GRPC_PORT, MII_AZURE_HTTP_PORT, MII_AZURE_HOST, ...
 """
-
-_SECURITY = {
-    "tls-cert": "PEM certificate chain of the server, for both ports",
-    "tls-key": "PEM key of the certificate",
-    "tls-client-ca": "PEM authorities; clients must then present a certificate of theirs",
-    "api-key-file": "file of keys, one a line; requests must then carry one",
-}
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
@@ -68,8 +63,7 @@ def _serve(options: argparse.Namespace) -> int:
                 options.drain_seconds,
                 options.ready_file,
                 security.load(files),
-                options.ray,
-                options.several,
+                options.ray or options.several,
                 options.settings_file,
             )
         )
@@ -88,9 +82,6 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    def env(name: str, default: str | None = None) -> str | None:
-        return os.environ.get(f"MII_AZURE_{name}", default)
-
     parser = argparse.ArgumentParser(
         prog="python -m local_runner",
         description="Serve a bundle's own score.py over gRPC and HTTP.",
@@ -98,70 +89,10 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("bundle", type=Path, help="the folder that `mii-azure generate` wrote")
-    parser.add_argument(
-        "--host", type=_named, default=env("HOST", "127.0.0.1"), help="address to listen on (%(default)s)"
-    )
-    for name, default in (("grpc", "50051"), ("http", "5001")):
-        parser.add_argument(
-            f"--{name}-port",
-            type=_port,
-            default=env(f"{name.upper()}_PORT", default),
-            help="0 picks a free one (%(default)s)",
-        )
-    parser.add_argument(
-        "--drain-seconds",
-        type=float,
-        default=env("DRAIN_SECONDS", "30"),
-        help="how long requests in flight may take after SIGTERM (%(default)s)",
-    )
-    parser.add_argument(
-        "--ready-file",
-        type=_file,
-        default=env("READY_FILE"),
-        help="where to write pid, ports and state as JSON",
-    )
-    for name, text in _SECURITY.items():
-        parser.add_argument(f"--{name}", type=_file, default=env(name.upper().replace("-", "_")), help=text)
-    parser.add_argument(
-        "--log-format",
-        choices=logs.FORMATS,
-        default=env("LOG_FORMAT", "text"),
-        help="text for people, json for machines; json tells every request (%(default)s)",
-    )
-    parser.add_argument(
-        "--otlp-endpoint",
-        default=env("OTLP_ENDPOINT", ""),
-        help="address of a collector's OTLP/HTTP port, as in OTEL_EXPORTER_OTLP_ENDPOINT; traces every request",
-    )
-    parser.add_argument(
-        "--settings-file",
-        type=_file,
-        default=env("SETTINGS_FILE"),
-        help="JSON of log_level, drain_seconds, queue_size, request_timeout_s; read again, like keys and certificates, "
-        "on SIGHUP",
-    )
-    local_options.add(parser)
-    ray_options.add(parser)
-    parser.add_argument("--verbose", action="store_true", help="log requests, and tracebacks of failures")
+    add(parser, (*serving.PEOPLE, *serving.PROGRAMS))
+    add(parser, serving.LOCAL, "replicas on this machine")
+    add(parser, serving.RAY, "Ray Serve (--engine ray)")
     return parser
-
-
-def _named(text: str) -> str:
-    """The text of an option, refused if blank: that would mean every address, or no guard at all."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("it is blank; give a value, or unset its variable in the environment")
-    return text
-
-
-def _file(text: str) -> Path:
-    return Path(_named(text))
-
-
-def _port(text: str) -> int:
-    number = int(text)
-    if not 0 <= number <= 65535:
-        raise argparse.ArgumentTypeError(f"{number} is no port; ports go from 0 to 65535")
-    return number
 
 
 if __name__ == "__main__":

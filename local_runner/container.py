@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 import uvloop
 
 from local_runner.bundle.script import ScoreScript
+from local_runner.flags import serving
 from local_runner.host.host import Host, HostState, ScriptHost
 from local_runner.http import app
 from local_runner.http import server as http_server
@@ -31,7 +32,6 @@ logger = logging.getLogger(__name__)
 
 CODE = Path(__file__).resolve().parent.parent
 EXIT_ABANDONED = 1
-_GUARDS = ("API_KEY_FILE", "TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA")
 
 
 @dataclass(frozen=True)
@@ -47,22 +47,21 @@ class ContainerSettings:
     @classmethod
     def read(cls) -> "ContainerSettings":
         """Read the settings from the environment; raises LoadError for an invalid value."""
-
-        def env(name: str, default: str) -> str:
-            return os.environ.get(f"MII_AZURE_{name}") or default
-
-        if guards := [f"MII_AZURE_{name}" for name in _GUARDS if f"MII_AZURE_{name}" in os.environ]:
+        if guards := [flag.twin for flag in serving.KEYS if flag.twin in os.environ]:
             raise LoadError(
                 f"The container's host has no keys or TLS of its own, and {guards[0]} is set.",
                 "Unset it: the endpoint before the container asks for keys. `mii-azure serve` has both.",
             )
         try:
-            port, drain_s = int(env("HTTP_PORT", "5001")), float(env("DRAIN_SECONDS", "30"))
-            log_format = logs.FORMATS[logs.FORMATS.index(env("LOG_FORMAT", "json"))]
+            return cls(
+                serving.HOST.read(os.environ, default="0.0.0.0"),  # noqa: S104
+                serving.HTTP_PORT.read(os.environ),
+                serving.DRAIN_SECONDS.read(os.environ),
+                serving.LOG_FORMAT.read(os.environ, default="json"),
+                serving.READY_FILE.read(os.environ),
+            )
         except ValueError as error:
             raise LoadError(f"The environment of the container is wrong: {error}.", "See deployment.yml.") from error
-        file = env("READY_FILE", "")
-        return cls(env("HOST", "0.0.0.0"), port, drain_s, log_format, Path(file) if file else None)  # noqa: S104
 
 
 class Mounted(ScoreScript):
@@ -122,7 +121,7 @@ def main() -> NoReturn:
     except MiiAzureError as error:
         logger.debug("why:", exc_info=True)
         terminal.say(f"error: {error}")
-        file = os.environ.get("MII_AZURE_READY_FILE")
+        file = serving.READY_FILE.told(os.environ)
         ready_file.write(Path(file) if file else None, "failed", **error.to_dict(), exit_code=error.exit_code)
         code = error.exit_code
     sys.stdout.flush()

@@ -53,6 +53,24 @@ class ModelNotServed(RunnerError):
     grpc_status = "NOT_FOUND"
 
 
+class NoSuchRoute(RunnerError):
+    code = "not_found"
+    http_status = 404
+    grpc_status = "NOT_FOUND"
+
+
+class WrongMethod(RunnerError):
+    code = "wrong_method"
+    http_status = 405
+    grpc_status = "UNIMPLEMENTED"
+
+
+class UnsupportedEncoding(RunnerError):
+    code = "unsupported_encoding"
+    http_status = 415
+    grpc_status = "INVALID_ARGUMENT"
+
+
 class RequestStalled(RunnerError):
     code = "request_stalled"
     http_status = 408

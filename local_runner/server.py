@@ -16,7 +16,7 @@ import uvloop
 
 from local_runner.access.security import Security
 from local_runner.bundle import environment
-from local_runner.errors import PortInUse, RunnerFailed
+from local_runner.errors import PortInUse
 from local_runner.grpc import services
 from local_runner.host import reload
 from local_runner.host.host import Host, HostState, ScriptHost
@@ -24,11 +24,12 @@ from local_runner.http import app as http_app
 from local_runner.http import server as http_server
 from local_runner.process import ready_file
 from local_runner.process.hangup import Terminal
+from local_runner.replicas.frontend import Frontend
 from local_runner.replicas.local.options import ReplicaOptions
-from local_runner.replicas.local.router import ReplicaRouter
+from local_runner.replicas.local.pool import LocalPool
 from local_runner.replicas.ray import cluster
 from local_runner.replicas.ray.options import RayOptions
-from local_runner.replicas.ray.router import RayRouter
+from local_runner.replicas.ray.pool import RayPool
 from local_runner.telemetry import logs, terminal
 from scoring.errors import MiiAzureError
 
@@ -47,8 +48,7 @@ class ServerSettings:
     drain_s: float = 30.0
     ready_file: Path | None = None
     security: Security = field(default_factory=Security)
-    ray: RayOptions | None = None
-    replicas: ReplicaOptions | None = None
+    replicas: ReplicaOptions | RayOptions | None = None  # None: one model, in this process
     settings_file: Path | None = None
 
 
@@ -56,8 +56,8 @@ def serve(settings: ServerSettings) -> int:
     """Serve until a signal; return the exit code. Raises whatever prevents serving."""
     if differing := environment.report(environment.differences(settings.bundle)):
         terminal.say(differing)
-    if settings.ray:
-        cluster.connect(settings.ray.address)
+    if isinstance(settings.replicas, RayOptions):
+        cluster.connect(settings.replicas.address)
     return uvloop.run(_Runner(settings).run())
 
 
@@ -149,7 +149,7 @@ class _Runner:
         security = self._settings.security
         try:
             tuned = reload.read_settings(self._settings.settings_file)
-            self._check(tuned)
+            self._host.check(tuned)
             security.reload()
         except MiiAzureError as error:
             terminal.say(f"not reloaded: {error}")
@@ -159,14 +159,9 @@ class _Runner:
         terminal.say("reloaded: " + (", ".join(parts) or "the settings of the command line"))
 
     async def _tune(self, tuned: reload.Tuning) -> None:
-        self._check(tuned)
+        self._host.check(tuned)
         self._drain_s = self._settings.drain_s if tuned.drain_seconds is None else tuned.drain_seconds
         await self._host.tune(tuned)
-
-    def _check(self, tuned: reload.Tuning) -> None:
-        if self._settings.ray and tuned.limits:
-            names = " and ".join(tuned.limits)
-            raise RunnerFailed(f"{names} cannot change in a Ray cluster.", "Its replicas go by the bundle.")
 
     def _on_signal(self) -> None:
         if self._stop.is_set():
@@ -187,9 +182,11 @@ class _Runner:
 
 
 def _host(settings: ServerSettings) -> Host:
-    if settings.ray:
-        return RayRouter(settings.bundle, settings.ray)
-    return ReplicaRouter(settings.bundle, settings.replicas) if settings.replicas else ScriptHost(settings.bundle)
+    bundle, replicas = settings.bundle, settings.replicas
+    if replicas is None:
+        return ScriptHost(bundle)
+    pool = RayPool(bundle, replicas) if isinstance(replicas, RayOptions) else LocalPool(bundle, replicas)
+    return Frontend(bundle, pool)
 
 
 def _bind_grpc(server: Any, host: str, port: int, credentials: Any) -> int:

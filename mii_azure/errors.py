@@ -12,6 +12,7 @@
     │   ├── WeightsMissing
     │   ├── WeightsCorrupt
     │   ├── TokenizerMissing
+    │   ├── ModelInconsistent        config, weights and transformers do not agree
     │   ├── PickleRefused
     │   ├── RemoteCodeRefused
     │   ├── OutsideFolder            a name or a link that leads out of the model's folder
@@ -30,6 +31,9 @@
     │   ├── ClusterTooSmall          no node of the Ray cluster can hold a replica
     │   ├── ReplicaLost         503  a replica ended with a stream that had begun, or over the request itself
     │   ├── ModelNotServed      404  the runner serves a model of another name
+    │   ├── NoSuchRoute         404  no such path
+    │   ├── WrongMethod         405  a path, but not by that method
+    │   ├── UnsupportedEncoding 415  a body compressed by other than gzip
     │   ├── RequestStalled      408  half a request came, and no more of it, or too slowly
     │   ├── HeadTooLarge        431  a request's line and headers are more than any client's
     │   ├── Unauthenticated     401  the runner wants a key
@@ -59,6 +63,7 @@ from local_runner.errors import BundleError as BundleError
 from local_runner.errors import ClusterTooSmall as ClusterTooSmall
 from local_runner.errors import HeadTooLarge as HeadTooLarge
 from local_runner.errors import ModelNotServed as ModelNotServed
+from local_runner.errors import NoSuchRoute as NoSuchRoute
 from local_runner.errors import NotABundle as NotABundle
 from local_runner.errors import PortInUse as PortInUse
 from local_runner.errors import RayMissing as RayMissing
@@ -68,6 +73,8 @@ from local_runner.errors import RunnerError as RunnerError
 from local_runner.errors import RunnerFailed as RunnerFailed
 from local_runner.errors import Unauthenticated as Unauthenticated
 from local_runner.errors import UnknownDeployment as UnknownDeployment
+from local_runner.errors import UnsupportedEncoding as UnsupportedEncoding
+from local_runner.errors import WrongMethod as WrongMethod
 from scoring.errors import MiiAzureError as MiiAzureError
 
 
@@ -117,6 +124,10 @@ class WeightsCorrupt(ModelError):
 
 class TokenizerMissing(ModelError):
     code = "tokenizer_missing"
+
+
+class ModelInconsistent(ModelError):
+    code = "model_inconsistent"
 
 
 class PickleRefused(ModelError):

@@ -1,12 +1,19 @@
 """Spec, the one frozen input: the user's request, validated once."""
 
 import re
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mii_azure.errors import InvalidName, SpecError
-from mii_azure.platform.options import AzureOptions
+from mii_azure.platform.limits import (
+    EXPECTED_NEW_TOKENS,
+    EXPECTED_PROMPT_TOKENS,
+    LEAST_CONTEXT,
+    MAX_SEQUENCES,
+    MEMORY_SHARES,
+)
+from mii_azure.platform.options import AzureOptions, OnCommandLine
 from mii_azure.platform.servers import Server
 
 # Azure's rule for endpoint and deployment names (managed online endpoints reference, azure-ai-ml's validators).
@@ -14,6 +21,7 @@ from mii_azure.platform.servers import Server
 NAME_PATTERN = re.compile(r"^[a-zA-Z]([-a-zA-Z0-9]*[a-zA-Z0-9])?$")
 NAME_LENGTH = (3, 32)
 SHORTEST_NAME = 2
+CACHED_TASKS = ("text-generation", "conversational")
 
 
 def check_name(name: str) -> str:
@@ -47,39 +55,71 @@ class Spec(AzureOptions):
 
     task: str = Field(description="What the endpoint does, e.g. question-answering.")
     model: str = Field(description="A folder, a Hugging Face hub id, or an azureml: reference.")
-    name: str = Field(description="Name of the deployment and its endpoint: 3 to 32 letters, digits and hyphens.")
-    instance_type: str | None = Field(None, description="Azure instance type; chosen by the plan when absent.")
-    revision: str | None = Field(None, description="Hub commit to pin; the head of main when absent.")
-    auth_mode: Literal["key", "aml_token", "aad_token"] = Field("key", description="Endpoint authentication.")
-    instance_count: int = Field(1, ge=1, le=50, description="Instances of the deployment.")
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field("auto", description="Precision to serve in.")
+    name: str = Field(description="Name of endpoint and deployment: 3 to 32 letters, digits and hyphens.")
+    instance_type: str | None = Field(None, description="Azure instance type; the plan chooses one when absent.")
+    revision: str | None = Field(None, description="Hub commit, branch or tag; pinned to a commit.")
+    auth_mode: Literal["key", "aml_token", "aad_token"] = Field("key", description="key, aml_token or aad_token.")
+    instance_count: int = Field(1, ge=1, le=50, description="Instances of the deployment, 1 to 50.")
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        "auto", description="auto, float32, float16 or bfloat16."
+    )
     quantise: Literal["none", "int8"] = Field(
-        "none", description="int8: products' weights are quantised once, at generation, and shipped so."
+        "none", description="none, or int8: weights quantised once, at generation, and shipped so."
     )
     allow_pickle: bool = Field(False, description="Accept weights that exist only as pickle files.")
-    trust_remote_code: bool = Field(False, description="Run the model's own Python code, pinned to a commit.")
+    trust_remote_code: bool = Field(
+        False, description="Run the model's own Python code; a hub model's only at a pinned commit."
+    )
     image_digest: str | None = Field(
-        None, pattern=r"^sha256:[0-9a-f]{64}$", description="Digest of the base image: sha256: and 64 hex digits."
+        None,
+        pattern=r"^sha256:[0-9a-f]{64}$",
+        description="Digest that pins the base image: sha256: and 64 hex digits.",
     )
-    objective: Literal["latency", "cost"] = Field("latency", description="What optimisations are chosen for.")
+    objective: Literal["latency", "cost"] = Field(
+        "latency", description="What optimisations are chosen for: latency or cost."
+    )
     optimisations: Literal["azure", "public"] = Field(
-        "azure", description="azure: every pass; public: only DeepSpeed's own open ones and torch's."
+        "azure", description="azure: every pass; public: DeepSpeed's own open ones."
     )
-    passes_on: tuple[str, ...] = Field((), description="Passes to force on; one that cannot be served is an error.")
-    passes_off: tuple[str, ...] = Field((), description="Passes to leave out.")
-    prefix_reuse: bool = Field(True, description="Compute the beginning that prompts share once.")
+    passes_on: Annotated[tuple[str, ...], OnCommandLine("Comma-separated passes to force on.")] = Field(
+        (), description="Passes to force on; one that cannot be served is an error."
+    )
+    passes_off: Annotated[tuple[str, ...], OnCommandLine("Comma-separated passes to leave out.")] = Field(
+        (), description="Passes to leave out."
+    )
+    prefix_reuse: Annotated[
+        bool, OnCommandLine("Compute every prompt whole: nothing of another caller's is reused.")
+    ] = Field(True, description="Compute the beginning that prompts share once.")
     src_lang: str | None = Field(
-        None, min_length=1, description="Of translation: language of texts whose request names none, e.g. eng_Latn."
+        None, min_length=1, description="Of translation: the texts' language, unless a request says."
     )
     tgt_lang: str | None = Field(
-        None, min_length=1, description="Of translation: language to translate to where a request names none."
+        None, min_length=1, description="Of translation: the answers' language, unless a request says."
     )
     tensor_parallel: int = Field(
         0, ge=0, le=16, description="GPUs that share one copy of the weights; 0: as many as they need."
     )
+    context_length: int | None = Field(
+        None, ge=LEAST_CONTEXT, description="Tokens of a request, prompt and answer; the model's own when absent."
+    )
+    max_concurrency: int | None = Field(
+        None, ge=1, le=MAX_SEQUENCES, description="Most sequences at once; as many as memory holds when absent."
+    )
+    memory_share: float | None = Field(
+        None,
+        ge=MEMORY_SHARES[0],
+        le=MEMORY_SHARES[1],
+        description="Share of a GPU's memory for weights and KV cache, 0.1 to 0.98.",
+    )
+    expected_prompt_tokens: int = Field(
+        EXPECTED_PROMPT_TOKENS, ge=1, description="Prompt tokens of the requests to plan concurrency for."
+    )
+    expected_new_tokens: int = Field(
+        EXPECTED_NEW_TOKENS, ge=1, description="New tokens of the requests to plan concurrency for."
+    )
 
     server: Server = Field(
-        "azmlinfsrv", description="azmlinfsrv: Azure's inference server; http: our own, with streams and /v1/*."
+        "azmlinfsrv", description="azmlinfsrv: Azure's; http: our own in the container, with streams and /v1/*."
     )
 
     @property
@@ -96,6 +136,21 @@ class Spec(AzureOptions):
     def _languages(self) -> Self:
         if self.task != "translation" and (self.src_lang or self.tgt_lang):
             raise ValueError("only translation has languages; leave out src_lang and tgt_lang")
+        return self
+
+    @property
+    def expects(self) -> bool:
+        """True if the expected request is the user's, not the default."""
+        return (self.expected_prompt_tokens, self.expected_new_tokens) != (EXPECTED_PROMPT_TOKENS, EXPECTED_NEW_TOKENS)
+
+    @model_validator(mode="after")
+    def _cache(self) -> Self:
+        if self.task not in CACHED_TASKS and (self.memory_share or self.expects):
+            raise ValueError(
+                f"only {' and '.join(CACHED_TASKS)} have a KV cache to size; leave out memory_share and expected tokens"
+            )
+        if self.task == "text-to-image" and self.context_length:
+            raise ValueError("the context of a pipeline's text encoder is fixed; leave out context_length")
         return self
 
     @property

@@ -11,6 +11,7 @@ from scoring.strict_json.files import read_object, typed
 
 SCHEMA = 1
 DIFFUSERS_INDEX = "model_index.json"  # a diffusers folder has it in place of config.json
+MODULES = "modules.json"  # a sentence-transformers folder has it, and its config.json perhaps one level down
 _LARGEST_NUMBER = 2**53  # beyond it a float, which other hosts' JSON uses, is not exact
 
 _PLAIN = (str, bool, dict[str, Any])
@@ -24,8 +25,8 @@ class Limits:
 
     max_batch_tokens: int = 16_384  # padded tokens in one forward
     max_batch_size: int = 32  # rows in one forward
-    slots: int = 0  # sequences that a decoder on a GPU advances at once; 0: as many as a batch holds at full length
-    kv_cache_tokens: int = 0  # tokens of all sequences that a GPU's paged cache holds; 0: as memory allows
+    slots: int = 0  # sequences that a decoder on a GPU advances at once; 0: as many as a batch has rows
+    kv_cache_tokens: int = 0  # tokens of a GPU's paged cache, in all sequences; 0: as many as memory has room for
     memory_share: float = 0.0  # share of a GPU's memory for weights and cache; 0: the default of `memory_shares`
     prefix_reuse: bool = True  # reuse cached prefixes of prompts; false: no timing reveals other callers' prompts
     queue_size: int = 256  # rows waiting; past it requests are answered 429
@@ -123,7 +124,7 @@ def _field(value: Any, kind: Any, what: str) -> Any:
 
 
 def find_model_dir(code_dir: Path) -> Path:
-    """Return the folder that holds config.json, or a diffusers pipeline's model_index.json.
+    """Return the folder that holds config.json, a diffusers pipeline's model_index.json, or modules.json.
 
     Azure ML mounts the model at AZUREML_MODEL_DIR, which may be the folder itself, or its parent, and may contain a
     double slash; without that variable the bundle's own `model/` beside `code/` is used. Raises ModelNotFound.
@@ -134,7 +135,7 @@ def find_model_dir(code_dir: Path) -> Path:
     if root.is_dir():
         candidates += sorted(child for child in root.iterdir() if child.is_dir())
     for folder in candidates:
-        if (folder / "config.json").is_file() or (folder / DIFFUSERS_INDEX).is_file():
+        if any((folder / name).is_file() for name in ("config.json", DIFFUSERS_INDEX, MODULES)):
             return folder
     raise ModelNotFound(
         f"No config.json in {root} or one level below it.",

@@ -4,8 +4,11 @@ A host finds the scoring package in the bundle, which another version may have w
 both agree. It grows whenever a host that knows the old interface would fail or get another answer.
 """
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
 
+from scoring.api.events import Event as Event
+from scoring.api.events import encode as encode
 from scoring.config import Deployment as Deployment
 from scoring.config import Limits as Limits
 from scoring.generation.cache_salt import caller as caller
@@ -13,7 +16,7 @@ from scoring.strict_json.body import read_json as read_json
 from scoring.telemetry.spans import Span as Span
 from scoring.telemetry.spans import taken as taken
 
-VERSION = 1
+VERSION = 2
 
 
 class ScoringEntry(Protocol):
@@ -33,3 +36,32 @@ class ScoringEntry(Protocol):
 
     def drain(self, timeout_s: float) -> bool:
         """Finish accepted requests and take no more; False if the time ran out."""
+
+
+@runtime_checkable
+class EventStream(Protocol):
+    """What the body of a streamed answer is beside an iterator of bytes, for hosts that have an event loop.
+
+    `b"".join(encode(event))` over its events is what iterating over it gives; a host does one or the other.
+    """
+
+    ended: bool
+
+    def listen(self, post: Callable[[list[Any]], None], mark: Any) -> None:
+        """Have `post` called on a scoring thread whenever there are events; it must not wait.
+
+        It gets the marks of all streams that share it and have events, once per step of the model. Events that came
+        before are only there to take.
+        """
+
+    def take(self) -> list[Event]:
+        """The events that are there; sets `ended` when only the last is missing, which `finish` gives."""
+
+    def left(self) -> float:
+        """Seconds after which `finish` is due even if the stream has not ended."""
+
+    def finish(self) -> Event:
+        """The last event, an answer or an error; blocks while it is made."""
+
+    def close(self) -> None:
+        """Stop the work on the stream."""

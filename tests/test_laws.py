@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import mii_azure
-from tests import module_graph
+from tests import assertions, module_graph
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -17,15 +17,46 @@ IN_CYCLES: list[list[str]] = []
 ABOVE: set[tuple[str, str]] = set()
 LONG_FILES: set[str] = set()
 LONG_FUNCTIONS = {
-    "local_runner.__main__:_parser",
-    "mii_azure.cli.app:generate",
-    "mii_azure.cli.app:plan",
-    "mii_azure.sdk.generate:generate",
     "scoring.kernels.decode_attention:attend",
     "scoring.kernels.decode_prefill:attend_prompt",
     "scoring.kernels.encoder:linear_kernel",
 }
 SAME_NAMES: set[str] = set()
+
+# Sleeps of the tests beside `tests/waiting.py`: none of them decides that something has come. By file and function.
+PACE = "sends, reads or asks at a pace, which is what is tested"
+NOTHING_COMES = "looks for a while whether what must not happen does not"
+SLEEPS = {
+    "local_runner/replicas/test_ray.py:__anext__": "gives way, or hangs until it is cancelled",
+    "local_runner/replicas/test_ray.py:test_a_replica_that_answers_runs_whatever_the_last_look_said": "a task begins",
+    "local_runner/replicas/test_replicas.py:test_a_slow_reader_holds_the_replica_back": "looks again until it rests",
+    "local_runner/replicas/test_replicas.py:test_sigterm_finishes_what_was_taken_and_ends_the_replicas": NOTHING_COMES,
+    "local_runner/stub/scoring/entry.py:_wait": "waits for a condition; a bundle holds no file of the tests",
+    "local_runner/test_lifecycle.py:test_the_drain_has_a_budget_and_a_second_signal_no_patience": PACE,
+    "mii_azure/azure/fake_arm/azurite.py:_wait": "waits for a condition, its process too",
+    "mii_azure/sdk/test_deployment_processes.py:test_a_deployment_outlives_the_process_that_made_it": NOTHING_COMES,
+    "scenarios/faults/test_connections.py:test_a_reader_that_stops_is_let_go": NOTHING_COMES,
+    "scenarios/faults/test_connections.py:test_a_slow_body_that_goes_on_is_read": PACE,
+    "scenarios/faults/test_connections.py:test_an_answer_that_nobody_reads_waits_at_the_server": PACE,
+    "scenarios/faults/test_limits.py:flood": PACE,
+    "scenarios/faults/test_limits.py:test_a_body_that_comes_by_drops_is_ended": PACE,
+    "scenarios/faults/test_limits.py:test_a_reader_by_drops_is_let_go_and_a_slow_one_is_not": PACE,
+    "scenarios/faults/test_limits.py:test_watches_of_health_are_counted": "waits for a condition that is awaited",
+    "scenarios/faults/test_limits.py:test_what_is_sent_as_a_websocket_is_answered_over_http": NOTHING_COMES,
+    "scenarios/faults/test_load.py:ask": PACE,
+    "scenarios/faults/test_load.py:test_a_signal_under_load_loses_nothing_that_was_taken": NOTHING_COMES,
+    "scenarios/faults/test_orphans.py:test_nohup_outlives_its_terminal_and_reloads": NOTHING_COMES,
+    "scenarios/faults/test_surroundings.py:test_a_certificate_that_expires_meanwhile_is_told_by_the_client": (
+        "lets a certificate's time pass"
+    ),
+    "scenarios/faults/test_surroundings.py:test_a_jump_of_the_clock_changes_no_deadline": NOTHING_COMES,
+    "scenarios/ray/conftest.py:until": "waits for a condition and tells how long it took",
+    "scenarios/ray/conftest.py:wait": "waits for a condition",
+    "scenarios/ray/test_front.py:test_a_signal_drains": NOTHING_COMES,
+    "scenarios/soak/soak.py:_work": PACE,
+    "scenarios/soak/soak.py:soaked": PACE,
+    "test_packaged_models.py:convert": "makes two at once meet",
+}
 
 FILE_LINES = 400
 FUNCTION_LINES = 50
@@ -47,6 +78,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "limits",
         "schema",
         "model_files",
+        "sentence",
         "kernels",
         "quantization",
         "passes.families",
@@ -88,6 +120,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "local_runner": (
         "errors",
+        "flags",
         "protos",
         "protocol",
         "bundle",
@@ -272,6 +305,37 @@ def test_no_two_meanings_share_an_environment_variable() -> None:
             if parameter.envvar:
                 kinds.setdefault(str(parameter.envvar), set()).add(str(parameter.bare_type()))
     assert {name: types for name, types in kinds.items() if len(types) > 1} == {}
+
+
+def test_every_sleep_has_a_reason() -> None:
+    """What is waited for is waited for by its condition: `tests.waiting.until`."""
+    paths = [path for path in (ROOT / "tests").rglob("*.py") if path.name != "waiting.py"]
+    names = {path: path.relative_to(ROOT / "tests").as_posix() for path in paths}
+    found = {f"{names[path]}:{function}" for path in paths for function in assertions.sleepers(path)}
+    assert found == set(SLEEPS)
+
+
+def test_every_test_asserts_something() -> None:
+    assert assertions.tests_without(ROOT / "tests") == []
+
+
+def test_the_law_on_assertions_sees_what_breaks_it(tmp_path: Path) -> None:
+    """A helper that asserts counts, by whatever way it is called; one of the same name that only runs does not."""
+    (tmp_path / "helpers.py").write_text(
+        "def checked(x):\n    assert x\ndef run(x):\n    checked(x)\ndef idle(): ...\n"
+    )
+    (tmp_path / "test_it.py").write_text(
+        "import subprocess, pytest\n"
+        "from tests.helpers import idle, run\n"
+        "from scoring import checked\n"
+        "def test_nothing(): idle()\n"
+        "def test_a_module(): subprocess.run(['x'])\n"
+        "def test_another_one_of_that_name(): checked(1)\n"
+        "def test_helper(): run(1)\n"
+        "def test_error():\n    with pytest.raises(ValueError): int('x')\n"
+    )
+    found = ["test_a_module", "test_another_one_of_that_name", "test_nothing"]
+    assert sorted(assertions.tests_without(tmp_path)) == [f"test_it.py::{name}" for name in found]
 
 
 def test_version_is_stated_once_more_only() -> None:

@@ -20,7 +20,7 @@ KINDS = {
 FAMILIES = {
     "deepspeed_kernels": families.DEEPSPEED_KERNELS,
     "fused_encoder": families.FUSED_ENCODER,
-    "static_decode": families.STATIC_DECODE,
+    "static_decode": families.STATIC_DECODE._replace(refused=families.GENERIC_DECODE.refused),
     "tensor_slicing": families.TENSOR_SLICING,
 }
 SLICED = {"static_decode": families.SLICED_DECODERS}
@@ -70,6 +70,9 @@ def passes() -> str:
         lines += ["", f"`{name}`: {', '.join(sorted(served))}."]
         if name in SLICED:
             lines[-1] += f" Over slices: {', '.join(sorted(SLICED[name]))}."
+            lines[-1] += (
+                " Any other family whose attention is standard: in the generic tier ([decoders.md](decoders.md))."
+            )
         lines += ["", *(f"- not {family}: {reason}" for family, reason in sorted(refused.items()))] if refused else []
     return "\n".join(lines) + "\n"
 

@@ -21,6 +21,7 @@ TESTS_OF: dict[str, tuple[str, ...]] = {
     "local_runner/protos/": ("tests/local_runner/test_protos.py", "tests/local_runner/grpc"),
     "mii_azure/cli/": ("tests/mii_azure/cli", _PAGES),
     "mii_azure/data/families.json": ("tests/mii_azure/model", "tests/mii_azure/planning"),
+    "mii_azure/data/model_types.json": ("tests/test_families.py",),
     "mii_azure/data/seed_models.json": ("tests/mii_azure/planning",),
     "mii_azure/data/skus.json": ("tests/mii_azure/hardware", "tests/mii_azure/planning"),
     "mii_azure/data/tasks.json": ("tests/mii_azure/model", "tests/mii_azure/planning"),

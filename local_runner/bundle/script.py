@@ -19,19 +19,21 @@ from local_runner.bundle import manifest
 from local_runner.bundle.environment import LOCK
 from local_runner.errors import RunnerFailed
 from scoring.errors import LoadError, MiiAzureError
-from scoring.host_api import ScoringEntry
+from scoring.host_api import EventStream, ScoringEntry
 
 HEADERS = "request_headers"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Answer of run(); `body` is complete, or `chunks` yields it piece by piece."""
+    """Answer of run(); `body` is complete, or `chunks` yields it piece by piece, and `events` tells the same pieces."""
 
     status: int
     headers: dict[str, str]
     body: bytes = b""
     chunks: Iterator[bytes] | AsyncIterator[bytes] | None = None
+    events: EventStream | None = None
+    began: Callable[[], None] = lambda: None  # to be called when a stream's first piece is there
     close: Callable[[], None] = lambda: None
 
     def read(self) -> bytes:
@@ -92,7 +94,9 @@ class ScoreScript:
             return Answer(200, {"Content-Type": "application/json"}, body)
         sent = {key: value for key, value in result.headers.items() if key.lower() != "content-length"}
         if result.is_streamed:
-            return Answer(result.status_code, sent, chunks=iter(result.iter_encoded()), close=result.close)
+            chunks = iter(result.iter_encoded())
+            events = result.response if isinstance(result.response, EventStream) else None
+            return Answer(result.status_code, sent, chunks=chunks, events=events, close=result.close)
         return Answer(result.status_code, sent, result.get_data())
 
     @property

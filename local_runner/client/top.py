@@ -88,8 +88,8 @@ def _rows(now: Samples, grown: Samples, seconds: float) -> Iterator[tuple[str, s
     yield "time to first token ms, mean", _mean(grown, "mii_azure_time_to_first_token_seconds", "", 1e3)
     yield "time per token ms, mean", _mean(grown, "mii_azure_inter_token_latency_seconds", "", 1e3)
     if "mii_azure_kv_cache_tokens" in now:
-        held, most = now["mii_azure_kv_cache_tokens"], now["mii_azure_kv_cache_capacity_tokens"]
-        yield "KV cache, tokens", f"{held:,.0f} of {most:,.0f} ({held / most if most else 0:.1%})"
+        used, most = now["mii_azure_kv_cache_tokens"], now["mii_azure_kv_cache_capacity_tokens"]
+        yield "KV cache, tokens", f"{used:,.0f} of {most:,.0f} ({used / most if most else 0:.1%})"
     yield "batch rows, mean", _mean(grown, "mii_azure_batch_rows", "", 1)
     for stage in _STAGES:
         yield f"{stage} ms, mean", _mean(grown, "mii_azure_stage_seconds", f",{stage}", 1e3)

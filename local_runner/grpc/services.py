@@ -35,6 +35,7 @@ _OPTIONS = (
 
 
 MOST_WATCHES = 512  # concurrent health watches, 12 KB each; a client has one
+TRUNCATED = "x-truncated-inputs"  # scoring's header, and the trailing metadatum: inputs that truncation cut
 LONGEST_SERVICE = 256  # characters in the service name of a health request
 
 
@@ -199,6 +200,8 @@ async def _whole(host: Host, raw: str, context: Any) -> bytes:
         raise InvalidParameter(
             "A unary call cannot stream its answer.", "Use ScoreStream, or leave `stream` out.", "stream"
         )
+    if cut := {key.lower(): value for key, value in answer.headers.items()}.get(TRUNCATED):
+        context.set_trailing_metadata(((logs.HEADER, logs.current.get()), (TRUNCATED, cut)))
     return answer.body
 
 

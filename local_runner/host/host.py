@@ -1,6 +1,7 @@
 """Hosts one scoring script for every protocol: its state, threads, admission and drain."""
 
 import asyncio
+import json
 import logging
 import sys
 import threading
@@ -9,6 +10,7 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import Future
+from contextlib import aclosing
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -16,19 +18,21 @@ from typing import Any
 
 from local_runner.bundle.script import Answer, ScoreScript
 from local_runner.host import callers
+from local_runner.host.event_loop_streams import EventLoopStreams
 from local_runner.host.reload import Tuning, set_level
 from local_runner.host.thread_pool import ThreadPool
-from local_runner.protocol.errors import body_of
+from local_runner.protocol.errors import EventParser, body_of, error_from_body
 from local_runner.telemetry import tracing
 from local_runner.telemetry.metrics import Metrics
 from scoring.errors import InternalError, MiiAzureError, NotReady, Overloaded
-from scoring.host_api import Deployment, Limits
+from scoring.host_api import Deployment, Event, Limits, encode
 
 logger = logging.getLogger(__name__)
 access = logging.getLogger("local_runner.requests")
 
 # A request waits in run() on a thread of its own, so that the scoring queue, not the host, decides when it is full.
 _MAX_THREADS = 1024
+_LAST_THREADS = 4  # make the last events of streams, which is work and no waiting
 # This many requests above the limit still reach the scoring script, which refuses them in its own words.
 PAYLOAD_SLACK = 1 << 20
 _FLUSH_S = 6.0  # slightly longer than exporting the remaining traces may take
@@ -56,7 +60,7 @@ class Host(ABC):
         self.max_body = limits.max_payload_bytes + PAYLOAD_SLACK
         self._planned, self._tuning = limits, Tuning()
         self._usual_level = logging.getLogger().level
-        self._slots = self._slots_of(limits)
+        self._slots = slots_of(limits) * self._copies
         self._by_key = callers.told_apart()
         self._streams = 0  # streamed answers that have not ended
         self._told, self._started = self.state, time.monotonic()
@@ -90,6 +94,14 @@ class Host(ABC):
     def chunks(self, answer: Answer) -> AsyncGenerator[bytes, None]:
         """Yield the pieces of a streamed answer; closing the generator stops the work on it."""
 
+    async def events(self, answer: Answer) -> AsyncGenerator[list[Event], None]:
+        """Yield the events of a streamed answer, those that come together in one list; raises an error among them."""
+        parser = EventParser()
+        async with aclosing(self.chunks(answer)) as chunks:
+            async for chunk in chunks:
+                for text in parser.feed(chunk):
+                    yield [json.loads(text)]
+
     @abstractmethod
     async def _end(self, left: float) -> None:
         """Finish accepted work within `left` seconds."""
@@ -99,16 +111,16 @@ class Host(ABC):
     def _in_flight(self) -> int:
         """Requests and streams that have not ended."""
 
+    def check(self, tuning: Tuning) -> None:  # noqa: B027  # a host that can change every setting needs nothing else
+        """Raise RunnerFailed if a setting cannot change in this host."""
+
     async def tune(self, tuning: Tuning) -> None:
         """Apply new settings to later requests; before the model is loaded they wait for it."""
         self._tuning = tuning
         set_level(tuning.log_level, self._usual_level)
         limits = replace(self._planned, **tuning.limits)
         self.deployment = replace(self.deployment, limits=limits)
-        self._slots = self._slots_of(limits)
-
-    def _slots_of(self, limits: Limits) -> int:
-        return min(limits.queue_size + limits.max_batch_size, _MAX_THREADS) * self._copies
+        self._slots = slots_of(limits) * self._copies
 
     def change(self, state: HostState) -> None:
         """Move to another state."""
@@ -181,7 +193,8 @@ class ScriptHost(Host):
         self.script = script or ScoreScript(bundle)
         super().__init__(self.script.code)
         self._workers = ThreadPool(_MAX_THREADS, "score")
-        self._pullers = ThreadPool(_MAX_THREADS, "stream")  # for pieces of streams
+        self._pullers = ThreadPool(_MAX_THREADS, "stream")  # for pieces of a script's own streams
+        self._listening = EventLoopStreams(ThreadPool(_LAST_THREADS, "answer").submit)
 
     async def load(self) -> None:
         """Run init() on a thread of its own; on failure, raise its error and leave the state at FAILED."""
@@ -224,7 +237,7 @@ class ScriptHost(Host):
     async def _score(self, raw: str, headers: Mapping[str, str]) -> Answer:
         if self.state is not HostState.READY:
             raise self.unready()
-        if (busy := self._workers.busy + self._pullers.busy) >= self._slots:
+        if (busy := self._workers.busy + self._pullers.busy + self._listening.waiting) >= self._slots:
             raise Overloaded(f"{busy} requests are in flight already.", "Ask again later.")
         if self._by_key:
             callers.tell(headers)
@@ -237,10 +250,47 @@ class ScriptHost(Host):
             raise internal(error) from error
 
     async def chunks(self, answer: Answer) -> AsyncGenerator[bytes, None]:
-        """Yield the pieces of a streamed answer; closing this closes the script's generator, which stops its work."""
-        pending: asyncio.Future[Any] | None = None
+        """Yield the pieces of a streamed answer; closing this stops the work on it."""
+        try:
+            async with aclosing(self._followed(answer)) as parts:
+                async for part in parts:
+                    yield part if isinstance(part, bytes) else b"".join(map(encode, part))
+        except Exception as error:
+            yield b"data: " + body_of(internal(error)) + b"\n\n"
+
+    async def events(self, answer: Answer) -> AsyncGenerator[list[Event], None]:
+        """Yield the events of a streamed answer, those that come together in one list; raises an error among them."""
+        if answer.events is None:
+            async for parsed in super().events(answer):
+                yield parsed
+            return
+        async with aclosing(self._followed(answer)) as parts:
+            async for events in parts:
+                if "error" in events[-1]:
+                    raise error_from_body(encode(events[-1]).removeprefix(b"data: "), 500)
+                yield events
+
+    async def _followed(self, answer: Answer) -> AsyncGenerator[Any, None]:
+        """Yield the parts of a streamed answer, lists of events or bytes, counted and timed; closing this closes it."""
         began: float | None = time.perf_counter()
         self._streams += 1
+        parts = self._pulled(answer) if answer.events is None else self._listening.read(answer.events)
+        try:
+            async with aclosing(parts):
+                async for part in parts:
+                    if began is not None:
+                        self.metrics.first_event(time.perf_counter() - began)
+                        answer.began()
+                        began = None
+                    yield part
+        finally:
+            self._streams -= 1
+            if answer.events is not None:
+                answer.close()
+
+    async def _pulled(self, answer: Answer) -> AsyncGenerator[bytes, None]:
+        """Yield the pieces of a script's own iterator, each waited for by a thread."""
+        pending: asyncio.Future[Any] | None = None
         try:
             while True:
                 # A generator cannot be closed while a thread is inside it.
@@ -248,14 +298,8 @@ class ScriptHost(Host):
                 chunk = await pending
                 if chunk is None:
                     return
-                if began is not None:
-                    self.metrics.first_event(time.perf_counter() - began)
-                    began = None
                 yield chunk
-        except Exception as error:
-            yield b"data: " + body_of(internal(error)) + b"\n\n"
         finally:
-            self._streams -= 1
             if pending is not None and not pending.cancelled():
                 answer.close()
 
@@ -271,6 +315,11 @@ class ScriptHost(Host):
     @property
     def _in_flight(self) -> int:
         return self._workers.busy + self._streams
+
+
+def slots_of(limits: Limits) -> int:
+    """Requests that one copy of the model takes at once."""
+    return min(limits.queue_size + limits.max_batch_size, _MAX_THREADS)
 
 
 def _discard(answer: Answer | None) -> None:

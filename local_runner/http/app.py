@@ -9,13 +9,14 @@ from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
+from local_runner.errors import NoSuchRoute, WrongMethod
 from local_runner.host.host import Host, internal
-from local_runner.http import openai, openapi_bodies
+from local_runner.http import oip_bodies, openai, openapi_bodies
+from local_runner.http.bodies import read_body
 from local_runner.protocol import oip
 from local_runner.protocol.errors import body_of, failure_of
-from scoring.errors import InvalidInput, InvalidJson, InvalidParameter, MiiAzureError, PayloadTooLarge
+from scoring.errors import InvalidInput, InvalidJson, InvalidParameter, MiiAzureError
 from scoring.host_api import read_json
 
 _SWAGGER = {
@@ -103,28 +104,33 @@ def _add_protocol(app: FastAPI, host: Host) -> None:
     async def ready() -> JSONResponse:
         return JSONResponse({"ready": host.ready}, 200 if host.ready else 503)
 
+    versioned = "/v2/models/{model}/versions/{version}"
+
+    @app.get(versioned, include_in_schema=False)
     @app.get("/v2/models/{model}", summary="Model metadata")
-    async def model_metadata(model: str) -> dict[str, Any]:
-        oip.check_model(model, "", name)
+    async def model_metadata(model: str, version: str = "") -> dict[str, Any]:
+        oip.check_model(model, version, name)
         return oip.model_metadata(host.deployment)
 
+    @app.get(versioned + "/ready", include_in_schema=False)
     @app.get("/v2/models/{model}/ready", summary="Model ready")
-    async def model_ready(model: str) -> JSONResponse:
-        oip.check_model(model, "", name)
+    async def model_ready(model: str, version: str = "") -> JSONResponse:
+        oip.check_model(model, version, name)
         return JSONResponse({"name": name, "ready": host.ready}, 200 if host.ready else 503)
 
+    @app.post(versioned + "/infer", include_in_schema=False)
     @app.post("/v2/models/{model}/infer", summary="Infer")
-    async def infer(model: str, request: Request) -> Response:
-        oip.check_model(model, "", name)
-        sent = await _sent(request, host.max_body)
-        call = _inference(sent)
+    async def infer(model: str, request: Request, version: str = "") -> Response:
+        oip.check_model(model, version, name)
+        body = await read_body(request, host.max_body)
+        sent, call = oip_bodies.read_inference(body, request.headers.get(oip_bodies.JSON_BYTES))
         answer = await host.score(oip.to_raw(call, host.deployment.task), request.headers)
         if answer.status >= 400:
             raise failure_of(answer)
         if answer.chunks is not None:
             answer.close()
             raise InvalidParameter("Infer cannot stream its answer.", "Use /score.", "stream")
-        return JSONResponse(_infer_response(name, sent, *oip.from_answer(call, answer.body)))
+        return JSONResponse(oip_bodies.infer_response(name, sent, *oip.from_answer(call, answer.body)))
 
 
 def _add_schemas(app: FastAPI, host: Host) -> None:
@@ -165,21 +171,9 @@ def _with_task(schema: dict[str, Any], swagger: Path) -> dict[str, Any]:
 
 
 async def _body(request: Request, limit: int) -> str:
-    """Read the request's body as text, refused as soon as it is known to be too long."""
-    announced = request.headers.get("content-length", "0")
-    if announced.isdigit() and int(announced) > limit:
-        raise _too_large(limit)
-    parts, size = [], 0
+    """Read the request's body as text."""
     try:
-        async for part in request.stream():
-            size += len(part)
-            if size > limit:
-                raise _too_large(limit)
-            parts.append(part)
-    except ClientDisconnect:  # the client has gone: nobody to answer, and nothing to alarm the log with
-        raise InvalidJson("The body ended before its length.") from None
-    try:
-        return b"".join(parts).decode()
+        return (await read_body(request, limit)).decode()
     except UnicodeDecodeError as error:
         raise InvalidJson(f"The body is not UTF-8: {error}.") from error
 
@@ -189,48 +183,11 @@ async def _sent(request: Request, limit: int) -> dict[str, Any]:
     return _json_object(await _body(request, limit))
 
 
-def _too_large(limit: int) -> PayloadTooLarge:
-    return PayloadTooLarge(f"The body is larger than {limit} bytes.", "Send it in parts.")
-
-
 def _json_object(raw: str) -> dict[str, Any]:
     sent = read_json(raw)
     if not isinstance(sent, dict):
         raise InvalidInput("The body is not a JSON object.", 'Send {"inputs": [...]}.')
     return sent
-
-
-def _inference(sent: dict[str, Any]) -> oip.Inference:
-    tensors: dict[str, list[bytes]] = {}
-    try:
-        for tensor in sent["inputs"]:
-            elements = [text.encode() for text in _typed(tensor["data"], list)]
-            name = _typed(tensor["name"], str)
-            oip.check_tensor(name, _typed(tensor["datatype"], str), _typed(tensor["shape"], list), elements)
-            tensors[name] = elements
-        parameters = dict(_typed(sent.get("parameters") or {}, dict))
-        wanted = tuple(_typed(output["name"], str) for output in sent.get("outputs") or ())
-        _typed(sent.get("id", ""), str)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InvalidInput(
-            "The body is not an inference request.",
-            'Send {"inputs": [{"name": "inputs", "datatype": "BYTES", "shape": [1], "data": ["text"]}]}.',
-            "inputs",
-        ) from error
-    return oip.Inference(tensors, parameters, wanted)
-
-
-def _typed(value: Any, kind: type) -> Any:
-    if not isinstance(value, kind):
-        raise TypeError(kind.__name__)
-    return value
-
-
-def _infer_response(model: str, sent: dict[str, Any], name: str, elements: list[bytes]) -> dict[str, Any]:
-    data = [element.decode() for element in elements]
-    output = {"name": name, "datatype": oip.DATATYPE, "shape": [len(data)], "data": data}
-    response = {"model_name": model, "model_version": oip.VERSION, "outputs": [output]}
-    return {**response, "id": sent["id"]} if "id" in sent else response
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
@@ -250,11 +207,13 @@ def error_response(path: str, error: MiiAzureError) -> Response:
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
-    """Turn the framework's own errors (no such path, wrong method) into our shape."""
+    """Turn the framework's own errors (no such path, wrong method) into the shape that clients of the path expect."""
     if not isinstance(error, HTTPException):
         raise error
-    body = {"error": {"code": "not_found" if error.status_code == 404 else "http", "message": error.detail}}
-    return JSONResponse(body, error.status_code, error.headers)
+    refused = WrongMethod if error.status_code == 405 else NoSuchRoute
+    response = error_response(request.url.path, refused(f"{error.detail}."))
+    response.headers.update(error.headers or {})
+    return response
 
 
 async def _on_crash(request: Request, error: Exception) -> Response:

@@ -4,9 +4,7 @@
 their answers become OpenAI's objects, streams server-sent events, and errors take OpenAI's shape.
 """
 
-import base64
 import json
-import struct
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -19,8 +17,10 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from local_runner.bundle.script import Answer
 from local_runner.errors import ModelNotServed
 from local_runner.host.host import Host, internal
-from local_runner.protocol import errors, openai_logprobs, openai_requests
+from local_runner.http.openai_events import StreamFormat, sse
+from local_runner.protocol import errors, openai_errors, openai_logprobs, openai_requests
 from scoring.errors import InternalError, MiiAzureError
+from scoring.host_api import Event
 
 PREFIX = "/v1/"
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
@@ -44,27 +44,26 @@ def add(app: FastAPI, host: Host, body: Callable[[Request], Any]) -> None:
     @app.post("/v1/completions", summary="Continue a prompt")
     async def completions(request: Request) -> Response:
         sent = await body(request)
-        canonical = openai_requests.completion(sent, host.deployment)
-        key = openai_requests.TEXT_KEYS[host.deployment.task]
-        return await _generate(host, request.headers, sent, canonical, _Form("cmpl", "text_completion", key))
+        with openai_errors.in_words_of(sent, "prompt"):
+            canonical = openai_requests.completion(sent, host.deployment)
+            key = openai_requests.TEXT_KEYS[host.deployment.task]
+            return await _generate(host, request.headers, sent, canonical, _Form("cmpl", "text_completion", key))
 
     @app.post("/v1/chat/completions", summary="Answer a conversation")
     async def chat(request: Request) -> Response:
         sent = await body(request)
-        canonical = openai_requests.chat(sent, host.deployment)
         form = _Form("chatcmpl", "chat.completion", "generated_text")
-        return await _generate(host, request.headers, sent, canonical, form)
+        with openai_errors.in_words_of(sent, "messages"):
+            return await _generate(host, request.headers, sent, openai_requests.chat(sent, host.deployment), form)
 
     @app.post("/v1/embeddings", summary="Turn texts into vectors")
     async def embeddings(request: Request) -> Response:
         sent = await body(request)
-        answer, used = await _score(host, request.headers, openai_requests.embeddings(sent, host.deployment))
-        encode = _base64 if sent.get("encoding_format") == "base64" else list
-        data = [
-            {"object": "embedding", "index": index, "embedding": encode(vector)} for index, vector in enumerate(answer)
-        ]
-        tokens = used["prompt_tokens"]
-        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        with openai_errors.in_words_of(sent, "input"):
+            answer, used = await _score(host, request.headers, openai_requests.embeddings(sent, host.deployment))
+        data = [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(answer)]
+        cut = {name: value for name, value in used.items() if name == "truncated"}
+        usage = {"prompt_tokens": used["prompt_tokens"], "total_tokens": used["prompt_tokens"], **cut}
         return JSONResponse({"object": "list", "data": data, "model": name, "usage": usage})
 
 
@@ -90,21 +89,10 @@ class _Form:
         said = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
         return {"index": index, **said, "logprobs": self._logprobs(entry.get("details")), "finish_reason": reason}
 
-    def piece(self, token: dict[str, Any], details: dict[str, Any] | None, offset: int) -> dict[str, Any]:
-        """Format one event's part of an answer, `offset` characters of reported tokens after its start."""
-        said = {"delta": {"content": token["text"]}} if self.chat else {"text": token["text"]}
-        logprobs = self._logprobs(details, offset)
-        return {"index": token.get("index", 0), **said, "logprobs": logprobs, "finish_reason": None}
-
-    def end(self, index: int, reason: str) -> dict[str, Any]:
-        """Format the last part of an answer."""
-        said: dict[str, Any] = {"delta": {}} if self.chat else {"text": ""}
-        return {"index": index, **said, "logprobs": None, "finish_reason": reason}
-
-    def _logprobs(self, details: dict[str, Any] | None, offset: int = 0) -> dict[str, Any] | None:
+    def _logprobs(self, details: dict[str, Any] | None) -> dict[str, Any] | None:
         if details is None:
             return None
-        return openai_logprobs.chat(details) if self.chat else openai_logprobs.completion(details, offset)
+        return openai_logprobs.chat(details) if self.chat else openai_logprobs.completion(details)
 
 
 async def _generate(
@@ -115,9 +103,10 @@ async def _generate(
         answer = await _ask(host, headers, canonical)
         if answer.chunks is None:
             raise InternalError("The scoring script did not stream.")
-        with_usage = openai_requests.wants_usage(sent)
         several = canonical["parameters"].get("num_return_sequences") or 1
-        events = _events(host, answer, form, with_usage, several)
+        begins = [openai_requests.repeated(canonical)] * several
+        told = StreamFormat(form.head, form.chat, begins, openai_requests.wants_usage(sent))
+        events = _events(host, answer, told)
         return StreamingResponse(events, 200, {"Cache-Control": "no-cache"}, "text/event-stream")
     answers, used = await _score(host, headers, canonical)
     entries = [entry for one in answers for entry in one]
@@ -128,34 +117,22 @@ async def _generate(
     return JSONResponse({**form.head, "choices": choices, "usage": _usage(used)})
 
 
-async def _events(host: Host, answer: Answer, form: _Form, with_usage: bool, several: int) -> AsyncIterator[bytes]:
-    head = {**form.head, "object": "chat.completion.chunk"} if form.chat else form.head
-    extra: dict[str, Any] = {"usage": None} if with_usage else {}
-    parser = errors.EventParser()
-    offsets = [0] * several  # characters of each answer's tokens reported so far
+async def _events(host: Host, answer: Answer, form: StreamFormat) -> AsyncIterator[bytes]:
     try:
-        for index in range(several if form.chat else 0):
-            said = {"delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
-            yield _event({**head, "choices": [{"index": index, **said}], **extra})
-        async with aclosing(host.chunks(answer)) as chunks:
-            async for chunk in chunks:
-                for text in parser.feed(chunk):
-                    event = json.loads(text)
-                    if "token" in event:
-                        token, details = event["token"], event.get("details")
-                        index = token.get("index", 0)
-                        yield _event({**head, "choices": [form.piece(token, details, offsets[index])], **extra})
-                        offsets[index] += openai_logprobs.length(details)
-                        continue
-                    used = event["usage"]
-                    for index, reason in enumerate(used["finish_reasons"]):
-                        yield _event({**head, "choices": [form.end(index, reason)], **extra})
-                    if with_usage:
-                        yield _event({**head, "choices": [], "usage": _usage(used)})
-        yield b"data: [DONE]\n\n"
+        if begin := form.begin():
+            yield begin
+        async with aclosing(host.events(answer)) as lists:
+            async for events in lists:
+                yield b"".join([_told(event, form) for event in events])
     except Exception as error:
         known = error if isinstance(error, MiiAzureError) else internal(error)
-        yield _event(error_body(known))
+        yield sse(error_body(known))
+
+
+def _told(event: Event, form: StreamFormat) -> bytes:
+    if "token" in event:
+        return form.text(event)
+    return form.end(event["usage"]["finish_reasons"], _usage(event["usage"]))
 
 
 async def _ask(host: Host, headers: Mapping[str, str], canonical: dict[str, Any]) -> Answer:
@@ -175,12 +152,3 @@ def _usage(used: dict[str, Any]) -> dict[str, Any]:
     given, made = used["prompt_tokens"], used["completion_tokens"]
     cached = {"prompt_tokens_details": {"cached_tokens": used["cached_tokens"]}} if "cached_tokens" in used else {}
     return {"prompt_tokens": given, "completion_tokens": made, "total_tokens": given + made, **cached}
-
-
-def _base64(vector: list[float]) -> str:
-    """Encode as float32, little-endian: the official client's default."""
-    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
-
-
-def _event(value: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"

@@ -6,6 +6,7 @@ from local_runner.protocol.oip import INPUTS
 
 _TEXT = {"type": "string"}
 _TEXTS = {"anyOf": [_TEXT, {"type": "array", "items": _TEXT, "minItems": 1}]}
+_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 _GENERATION: dict[str, Any] = {
     "model": _TEXT,
     "stream": {"type": "boolean"},
@@ -13,8 +14,8 @@ _GENERATION: dict[str, Any] = {
     "max_tokens": {"type": "integer", "minimum": 1},
     "n": {"type": "integer", "minimum": 1, "maximum": 16},
     "temperature": {"type": "number", "minimum": 0, "maximum": 100},
-    "top_p": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
-    "seed": {"type": "integer", "minimum": 0},
+    "top_p": {"type": "number", "minimum": 0, "maximum": 1},
+    "seed": {"type": "integer", "minimum": -1},
     "stop": _TEXTS,
     "user": _TEXT,
 }
@@ -28,8 +29,13 @@ _MESSAGE = _object(
     ["role", "content"],
     role={"type": "string", "enum": ["system", "developer", "user", "assistant", "tool"]},
     content={
-        "anyOf": [_TEXT, {"type": "array", "items": _object(["type", "text"], type={"const": "text"}, text=_TEXT)}]
+        "anyOf": [
+            _TEXT,
+            {"type": "array", "items": _object(["type", "text"], type={"const": "text"}, text=_TEXT)},
+            {"type": "null"},
+        ]
     },
+    name=_TEXT,
 )
 _TENSOR = _object(
     ["name", "datatype", "shape", "data"],
@@ -52,7 +58,16 @@ BODIES: dict[str, dict[str, Any]] = {
         ["messages"], messages={"type": "array", "items": _MESSAGE, "minItems": 1}, **_GENERATION
     ),
     "/v1/embeddings": _object(
-        ["input"], model=_TEXT, input=_TEXTS, encoding_format={"type": "string", "enum": ["float", "base64"]}
+        ["input"],
+        model=_TEXT,
+        input={"anyOf": [_TEXT, _IDS, {"type": "array", "items": {"anyOf": [_TEXT, _IDS]}, "minItems": 1}]},
+        encoding_format={"type": "string", "enum": ["float", "base64"]},
+        dimensions={"type": "integer", "minimum": 1},
+        truncate={"type": "boolean"},
+        prompt_name=_TEXT,
+        prompt={"type": "string"},
+        normalize={"type": "boolean"},
+        user=_TEXT,
     ),
 }
 _REFUSALS = {

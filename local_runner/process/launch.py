@@ -19,6 +19,8 @@ from typing import Any, Self
 
 from local_runner.bundle import manifest
 from local_runner.errors import RunnerFailed
+from local_runner.flags import serving
+from local_runner.flags.flag import twins
 from local_runner.process import leash, ready_file
 from local_runner.process.scratch import Scratch
 from local_runner.protocol.errors import error_from_body
@@ -27,8 +29,7 @@ LOOPBACK = "127.0.0.1"
 START_TIMEOUT_S = 600.0
 _STOP_TIMEOUT_S = 40.0  # longer than a runner's own drain budget
 _TAIL_LINES = 6
-_OPERATORS = ("TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA", "API_KEY_FILE", "SETTINGS_FILE", "REPLICAS", "STICKY")
-_OPERATORS_OWN = {f"MII_AZURE_{name}" for name in _OPERATORS}
+_OPERATORS_OWN = twins(serving.OPERATORS)
 _CONTAINERS_OWN = ("AML_", "AZUREML_", "MII_AZURE_", "HF_", "PYTHON")
 _COMMAND = re.compile(r"^CMD (\[.*\])$", re.MULTILINE)
 _TRACEBACK = "Traceback (most recent call last):"
@@ -211,9 +212,9 @@ class Container(HostProcess):
             "AML_APP_ROOT": str(code),
             "AZUREML_ENTRY_SCRIPT": "score.py",
             "AZUREML_MODEL_DIR": str(model).replace("/model/1", "//model/1"),  # as Azure ML writes it
-            "MII_AZURE_HOST": LOOPBACK,
-            "MII_AZURE_HTTP_PORT": "0",
-            "MII_AZURE_READY_FILE": str(self._ready),
+            serving.HOST.twin: LOOPBACK,
+            serving.HTTP_PORT.twin: "0",
+            serving.READY_FILE.twin: str(self._ready),
         }
         dockerfile = (self.bundle / "environment" / "Dockerfile").read_text(encoding="utf-8")
         self._spawn(json.loads(_COMMAND.findall(dockerfile)[-1]), env)

@@ -38,23 +38,23 @@ def read_url(url: str) -> Address:
     for pattern, what in _ODD:
         if pattern.search(url):
             raise ValueError(f"it has {what}")
-    found = _URL.fullmatch(url)
-    if not found:
+    match = _URL.fullmatch(url)
+    if not match:
         raise ValueError("it is not http or https, a host, perhaps a port, and a path")
-    scheme = found["scheme"].lower()
-    return Address(scheme, *_place(found, _PORTS[scheme]), found["path"] or "")
+    scheme = match["scheme"].lower()
+    return Address(scheme, *_place(match, _PORTS[scheme]), match["path"] or "")
 
 
 def read_host_port(address: str) -> tuple[str, int]:
     """Parse host and port of HOST:PORT, IPv6 in brackets; raises ValueError."""
-    found = _HOST_PORT.fullmatch(address)
-    if not found:
+    match = _HOST_PORT.fullmatch(address)
+    if not match:
         raise ValueError("it is not HOST:PORT")
-    return _place(found, 0)
+    return _place(match, 0)
 
 
-def _place(found: re.Match[str], default: int) -> tuple[str, int]:
-    host, port = found["host"].lower(), int(found["port"] or default)
+def _place(match: re.Match[str], default: int) -> tuple[str, int]:
+    host, port = match["host"].lower(), int(match["port"] or default)
     if host.startswith("["):
         ipaddress.IPv6Address(host[1:-1])  # its ValueError says what is wrong
     if not 0 < port < 1 << 16:

@@ -11,6 +11,7 @@ from local_runner.errors import ModelNotServed
 from scoring.errors import InvalidInput, InvalidParameter
 from scoring.host_api import Deployment
 
+MOST_EMBEDDED = 2048  # inputs of a request for vectors, OpenAI's limit
 MOST_LIKELIEST = 20  # alternatives reported per token, OpenAI's limit for chats
 COMPLETION_TOKENS = 16  # OpenAI's own default for /v1/completions
 #: Name of the answer's text, for each task that /v1/completions serves.
@@ -21,10 +22,16 @@ TEXT_KEYS = {
 }
 _EMBEDDING_TASKS = ("sentence-embeddings", "feature-extraction")
 _RENAMED = {"n": "num_return_sequences", "max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens"}
-_DROPPED = {
-    *("model", "user", "metadata", "store", "service_tier", "stream", "stream_options", "safety_identifier"),
-    *("logprobs", "top_logprobs"),  # `_details`
-    *("prompt_cache_key", "parallel_tool_calls", "messages", "prompt", "echo", "input", "encoding_format"),
+#: Fields that change no answer: marks for bookkeeping, billing and caches of OpenAI's own.
+_MARKS = {
+    *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
+    "parallel_tool_calls",  # without tools, which are refused, there is nothing to call
+}
+#: Fields that this module reads itself, by path; any other goes to the scoring script.
+_READ = {
+    "/v1/completions": {"model", "prompt", "echo", "logprobs", "stream", "stream_options"},
+    "/v1/chat/completions": {"model", "messages", "logprobs", "top_logprobs", "stream", "stream_options"},
+    "/v1/embeddings": {"model", "input"},
 }
 #: Values that request nothing; any other value of these fields requests a missing feature.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -36,20 +43,29 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tools": ([],),
     "functions": ([],),
     "tool_choice": ("none", "auto"),
+    "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
+    "return_full_text": (),  # it is called echo here
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
+    **dict.fromkeys(("audio", "prediction", "web_search_options"), ()),
 }
+_STREAM_OPTIONS = {"include_usage": (True, False), "include_obfuscation": (False,)}
 _ROLES = {"developer": "system"}
+_MESSAGE = ("role", "content", "name")  # fields of a message that are honoured
 
 
 def completion(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
     """Canonical request for a body of /v1/completions; its inputs are always a list unless it streams."""
     _check(sent, deployment, tuple(TEXT_KEYS), "/v1/completions")
+    _flag(sent, "echo")
     prompt = sent.get("prompt")
     prompts = prompt if isinstance(prompt, list) else [prompt]
     if not prompts or not all(isinstance(text, str) for text in prompts):
         raise InvalidInput("The prompt must be a text, or a list of texts.", "Token ids are not taken.", "prompt")
-    parameters = {"max_new_tokens": COMPLETION_TOKENS, **_parameters(sent), **_completion_details(sent)}
+    own = _parameters(sent, "/v1/completions")
+    parameters = {"max_new_tokens": COMPLETION_TOKENS, **own, **_completion_details(sent)}
     if deployment.task == "text-generation":
         parameters["return_full_text"] = sent.get("echo") is True
     elif sent.get("echo"):
@@ -64,47 +80,85 @@ def chat(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
     if not isinstance(messages, list) or not messages:
         raise InvalidInput("The messages are missing.", 'Send [{"role": "user", "content": "..."}].', "messages")
     conversation = [_message(message, f"messages[{at}]") for at, message in enumerate(messages)]
-    return _canonical(sent, [conversation], {**_parameters(sent), **_chat_details(sent), "return_full_text": False})
+    parameters = {**_parameters(sent, "/v1/chat/completions"), **_chat_details(sent), "return_full_text": False}
+    return _canonical(sent, [conversation], parameters)
 
 
 def embeddings(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
     """Canonical request for a body of /v1/embeddings."""
     _check(sent, deployment, _EMBEDDING_TASKS, "/v1/embeddings")
     value = sent.get("input")
-    texts = value if isinstance(value, list) else [value]
-    if not texts or not all(isinstance(text, str) for text in texts):
-        raise InvalidInput("The input must be a text, or a list of texts.", "Token ids are not taken.", "input")
+    inputs = value if isinstance(value, list) and not _is_tokens(value) else [value]
+    if not inputs or not all(isinstance(each, str) or _is_tokens(each) for each in inputs):
+        raise InvalidInput("The input must be a text, its token ids, or a list of either.", where="input")
+    if len(inputs) > MOST_EMBEDDED:
+        raise InvalidInput(f"There are {len(inputs):,} inputs; at most {MOST_EMBEDDED:,} are taken.", where="input")
     if sent.get("encoding_format") not in (None, "float", "base64"):
         raise InvalidParameter("encoding_format is float or base64.", where="encoding_format")
-    if sent.get("dimensions") is not None:
-        raise InvalidParameter("The model's vectors have one length.", 'Leave out "dimensions".', "dimensions")
     # A list of token vectors is no embedding; feature-extraction returns those by default.
-    pooled = {"pooling": "mean"} if deployment.task == "feature-extraction" else {}
-    return {"inputs": texts, "parameters": {**pooled, **_parameters(sent)}, "options": {"usage": True}}
+    pooled = {"pooling": "model"} if deployment.task == "feature-extraction" else {}
+    parameters = {**pooled, **_parameters(sent, "/v1/embeddings")}
+    return {"inputs": inputs, "parameters": parameters, "options": {"usage": True}}
+
+
+def _is_tokens(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(each) is int for each in value)
 
 
 def wants_usage(sent: dict[str, Any]) -> bool:
     """True if a stream's last event reports its usage."""
-    options = sent.get("stream_options")
-    return isinstance(options, dict) and options.get("include_usage") is True
+    return bool((sent.get("stream_options") or {}).get("include_usage"))
+
+
+def repeated(canonical: dict[str, Any]) -> str:
+    """Prompt that a stream's answers begin with: the scoring script streams only what is new."""
+    return str(canonical["inputs"]) if canonical["parameters"].get("return_full_text") else ""
 
 
 def _check(sent: dict[str, Any], deployment: Deployment, tasks: tuple[str, ...], path: str) -> None:
     """Refuse another model's name, a task that this path does not serve, and unsupported fields."""
     if deployment.task not in tasks:
         hint = f"{path} answers for {', '.join(tasks)}; /score takes every task."
-        raise InvalidInput(f"This deployment serves {deployment.task}.", hint)
+        raise InvalidInput(f"This deployment serves {deployment.task}.", hint, "model")
     model = sent.get("model")
     if model not in (None, "", deployment.name, deployment.model.id):
         raise ModelNotServed(
             f"No model {str(model)[:80]!r} here.", f"This runner serves {deployment.name!r}.", where="model"
         )
-    if sent.get("stream") not in (None, True, False):
-        raise InvalidParameter('"stream" must be true or false.', where="stream")
+    _flag(sent, "stream")
+    _check_stream_options(sent)
+    _check_twice_named(sent)
     for name, neutral in _NEUTRAL.items():
         value = sent.get(name)
+        neutral = (*neutral, sent.get("n")) if name == "best_of" else neutral  # as many as are answered: no choice
         if value is not None and json.dumps(value) not in map(json.dumps, neutral) and not _zero(value, neutral):
             raise InvalidParameter(f"{name} is not served here.", f'Leave out "{name}".', name)
+
+
+def _flag(sent: dict[str, Any], name: str) -> None:
+    if not isinstance(sent.get(name, False), bool | None):
+        raise InvalidParameter(f'"{name}" must be true or false.', where=name)
+
+
+def _check_stream_options(sent: dict[str, Any]) -> None:
+    options = sent.get("stream_options")
+    if options is None:
+        return
+    if sent.get("stream") is not True or not isinstance(options, dict):
+        raise InvalidParameter("stream_options is an object, for a stream.", 'Set "stream": true.', "stream_options")
+    for name, value in options.items():
+        if value is not None and not any(value is known for known in _STREAM_OPTIONS.get(name, ())):
+            where = f"stream_options.{name[:80]}"
+            raise InvalidParameter(f"{where} is not served with that value.", 'Here is "include_usage": true.', where)
+
+
+def _check_twice_named(sent: dict[str, Any]) -> None:
+    """Refuse one setting with two values under two names, of which only one could hold."""
+    found: dict[str, str] = {}
+    for name in (each for each in sent if sent[each] is not None):
+        other = found.setdefault(_RENAMED.get(name, name), name)
+        if sent[other] != sent[name]:
+            raise InvalidParameter(f"{other} and {name} are the same setting.", f'Leave out "{other}".', name)
 
 
 def _zero(value: Any, neutral: tuple[Any, ...]) -> bool:
@@ -112,12 +166,13 @@ def _zero(value: Any, neutral: tuple[Any, ...]) -> bool:
     return isinstance(value, float) and neutral == (0,) and value == 0
 
 
-def _parameters(sent: dict[str, Any]) -> dict[str, Any]:
+def _parameters(sent: dict[str, Any], path: str) -> dict[str, Any]:
     given = {name: value for name, value in sent.items() if value is not None}
+    done = _MARKS | _READ[path] | _NEUTRAL.keys()
     parameters = {
         _RENAMED.get(name, name): value
         for name, value in given.items()
-        if name not in _DROPPED and name not in _NEUTRAL and value != []
+        if name not in done and (name, value) != ("stop", [])
     }
     # OpenAI samples by default; here several answers have to be sampled, and one is the likeliest.
     if given.get("n") not in (None, 1) and "temperature" not in given:
@@ -137,9 +192,8 @@ def _completion_details(sent: dict[str, Any]) -> dict[str, Any]:
 
 def _chat_details(sent: dict[str, Any]) -> dict[str, Any]:
     """`logprobs` of /v1/chat/completions is a boolean, and `top_logprobs` the number."""
+    _flag(sent, "logprobs")
     asked, most = sent.get("logprobs"), sent.get("top_logprobs")
-    if asked not in (None, True, False):
-        raise InvalidParameter('"logprobs" must be true or false.', where="logprobs")
     if most is not None and not asked:
         raise InvalidParameter("top_logprobs needs logprobs.", 'Set "logprobs": true.', "top_logprobs")
     return _details(most or 0, "top_logprobs") if asked else {}
@@ -165,14 +219,18 @@ def _canonical(sent: dict[str, Any], inputs: list[Any], parameters: dict[str, An
 def _message(message: Any, where: str) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise InvalidInput("A message is a JSON object.", 'It has "role" and "content".', where)
-    if message.get("tool_calls"):
-        raise InvalidInput("Tool calls are not served here.", where=f"{where}.tool_calls")
-    role, content = message.get("role"), message.get("content")
+    for name, value in message.items():
+        if name not in _MESSAGE and value not in (None, "", [], {}):
+            told = "Tool calls are not served" if name == "tool_calls" else f"{name[:80]!r} of a message is not served"
+            raise InvalidInput(f"{told} here.", "Leave it out.", f"{where}.{name[:80]}")
+    role, content = message.get("role"), message.get("content", ...)
+    content = "" if content is None else content  # what clients send back of an answer without text
     if isinstance(content, list):
         content = "".join(_part(part, f"{where}.content[{at}]") for at, part in enumerate(content))
     if not isinstance(role, str) or not isinstance(content, str):
         raise InvalidInput('A message needs the texts "role" and "content".', where=where)
-    return {"role": _ROLES.get(role, role), "content": content}
+    named = {"name": message["name"]} if message.get("name") is not None else {}
+    return {"role": _ROLES.get(role, role), "content": content, **named}
 
 
 def _part(part: Any, where: str) -> str:

@@ -15,10 +15,11 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
 
+from local_runner.flags.serving import LOG_FORMAT
 from local_runner.telemetry.terminal import escaped, escaped_json
 
 HEADER = "x-request-id"
-FORMATS = ("text", "json")
+FORMATS = LOG_FORMAT.choices
 _SENSIBLE = re.compile(r"[\x21-\x7e]{1,128}")
 _EXTRA = ("code", "ms", "bytes", "phase")
 current: ContextVar[str] = ContextVar("request_id", default="")
@@ -31,13 +32,13 @@ def take(sent: str | None) -> str:
     return number
 
 
-def set_up(form: str, verbose: bool) -> None:
+def set_up(log_format: str, verbose: bool) -> None:
     """Log to standard error: text from WARNING on, or JSON with every request; for a process's own main."""
     _go_on_without_a_disk()
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(_with_id)
-    handler.setFormatter(_Json() if form == "json" else _Text(_TEXT))
-    level = logging.DEBUG if verbose else logging.INFO if form == "json" else logging.WARNING
+    handler.setFormatter(_Json() if log_format == "json" else _Text(_TEXT))
+    level = logging.DEBUG if verbose else logging.INFO if log_format == "json" else logging.WARNING
     logging.basicConfig(level=level, handlers=[handler])
 
 

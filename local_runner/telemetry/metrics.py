@@ -10,7 +10,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 PHASES = ("importing", "loading", "optimising", "warming", "ready", "draining", "failed")
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
-Told = Callable[[], dict[str, Any]]
+ReadStatistics = Callable[[], dict[str, Any]]
 
 
 class Metrics:
@@ -18,7 +18,7 @@ class Metrics:
 
     content_type = CONTENT_TYPE_LATEST
 
-    def __init__(self, told: Told) -> None:
+    def __init__(self, statistics: ReadStatistics) -> None:
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "mii_azure_requests", "Requests answered, by HTTP status.", ["code"], registry=self._registry
@@ -36,7 +36,7 @@ class Metrics:
             registry=self._registry,
         )
         self.in_flight = Gauge("mii_azure_in_flight", "Requests and streams not answered yet.", registry=self._registry)
-        self._registry.register(_Scoring(told))
+        self._registry.register(_Scoring(statistics))
 
     def add(self, collector: Any) -> None:
         """Expose another collector's metrics too."""
@@ -59,59 +59,59 @@ class Metrics:
 class _Scoring:
     """Reads the scoring package's statistics when scraped, so that nothing is counted twice."""
 
-    def __init__(self, told: Told) -> None:
-        self._told = told
+    def __init__(self, statistics: ReadStatistics) -> None:
+        self._statistics = statistics
 
     def describe(self) -> list[Metric]:
         """Return nothing: registering must not query a scoring package that is not loaded."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        told = self._told()
+        statistics = self._statistics()
         phases = GaugeMetricFamily("mii_azure_phase", "1 for the phase that the runner is in.", labels=["phase"])
         for phase in PHASES:
-            phases.add_metric([phase], float(phase == told["phase"]))
+            phases.add_metric([phase], float(phase == statistics["phase"]))
         yield phases
-        yield GaugeMetricFamily("mii_azure_phase_seconds", "Time in this phase.", told["phase_seconds"])
-        if "replicas" in told:
+        yield GaugeMetricFamily("mii_azure_phase_seconds", "Time in this phase.", statistics["phase_seconds"])
+        if "replicas" in statistics:
             replicas = GaugeMetricFamily("mii_azure_replicas", "Replicas by their state.", labels=["state"])
-            for state, count in told["replicas"].items():
+            for state, count in statistics["replicas"].items():
                 replicas.add_metric([state.lower()], count)
             yield replicas
             asked = "Requests asked of another replica because theirs was lost."
-            yield CounterMetricFamily("mii_azure_asked_again", asked, told["asked_again"])
-        if "stages" not in told:
+            yield CounterMetricFamily("mii_azure_asked_again", asked, statistics["asked_again"])
+        if "stages" not in statistics:
             return
-        yield GaugeMetricFamily("mii_azure_queue_rows", "Rows that wait for a batch.", told["waiting"])
-        yield GaugeMetricFamily("mii_azure_active_rows", "Rows that wait or run.", told["active"])
-        yield CounterMetricFamily("mii_azure_prompt_tokens", "Tokens taken in.", told["prompt_tokens"])
-        yield CounterMetricFamily("mii_azure_generated_tokens", "Tokens generated.", told["generated_tokens"])
-        yield from _tokens(told)
+        yield GaugeMetricFamily("mii_azure_queue_rows", "Rows that wait for a batch.", statistics["waiting"])
+        yield GaugeMetricFamily("mii_azure_active_rows", "Rows that wait or run.", statistics["active"])
+        yield CounterMetricFamily("mii_azure_prompt_tokens", "Tokens taken in.", statistics["prompt_tokens"])
+        yield CounterMetricFamily("mii_azure_generated_tokens", "Tokens generated.", statistics["generated_tokens"])
+        yield from _tokens(statistics)
         stages = HistogramMetricFamily("mii_azure_stage_seconds", "Time per stage of scoring.", labels=["stage"])
-        for name, stage in told["stages"].items():
+        for name, stage in statistics["stages"].items():
             stages.add_metric([name], [tuple(bucket) for bucket in stage["buckets"]], stage["sum"])
         yield stages
-        yield _histogram("mii_azure_batch_rows", "Rows per forward.", told["batch_rows"])
+        yield _histogram("mii_azure_batch_rows", "Rows per forward.", statistics["batch_rows"])
 
 
-def _tokens(told: dict[str, Any]) -> Iterator[Metric]:
+def _tokens(statistics: dict[str, Any]) -> Iterator[Metric]:
     """Token metrics of generation; none for a bundle made before they existed."""
-    if "first_token" in told:
+    if "first_token" in statistics:
         text = "From a row's arrival in the queue to its first token."
-        yield _histogram("mii_azure_time_to_first_token_seconds", text, told["first_token"])
+        yield _histogram("mii_azure_time_to_first_token_seconds", text, statistics["first_token"])
         text = "From a token of a row to its next."
-        yield _histogram("mii_azure_inter_token_latency_seconds", text, told["next_token"])
+        yield _histogram("mii_azure_inter_token_latency_seconds", text, statistics["next_token"])
         text = "Tokens taken in whose keys and values a slot held already."
-        yield CounterMetricFamily("mii_azure_cached_prompt_tokens", text, told.get("cached_tokens", 0))
+        yield CounterMetricFamily("mii_azure_cached_prompt_tokens", text, statistics.get("cached_tokens", 0))
         text = "Times that a row gave up its slot to be continued later."
-        yield CounterMetricFamily("mii_azure_preemptions", text, told.get("preemptions", 0))
-    if "kv_tokens" in told:
-        held, capacity = told["kv_tokens"], told["kv_capacity"]
-        yield GaugeMetricFamily("mii_azure_kv_cache_tokens", "Tokens that rows hold keys and values of.", held)
+        yield CounterMetricFamily("mii_azure_preemptions", text, statistics.get("preemptions", 0))
+    if "kv_tokens" in statistics:
+        used, capacity = statistics["kv_tokens"], statistics["kv_capacity"]
+        yield GaugeMetricFamily("mii_azure_kv_cache_tokens", "Tokens that rows hold keys and values of.", used)
         yield GaugeMetricFamily("mii_azure_kv_cache_capacity_tokens", "Most tokens that they may hold.", capacity)
-        usage = held / capacity if capacity else 0.0
+        usage = used / capacity if capacity else 0.0
         yield GaugeMetricFamily("mii_azure_kv_cache_usage_ratio", "Tokens held, of those that may be.", usage)
 
 
-def _histogram(name: str, text: str, told: dict[str, Any]) -> HistogramMetricFamily:
-    return HistogramMetricFamily(name, text, [tuple(bucket) for bucket in told["buckets"]], told["sum"])
+def _histogram(name: str, text: str, histogram: dict[str, Any]) -> HistogramMetricFamily:
+    return HistogramMetricFamily(name, text, [tuple(bucket) for bucket in histogram["buckets"]], histogram["sum"])

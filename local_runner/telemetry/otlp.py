@@ -1,6 +1,7 @@
 """Sends spans to a collector as OTLP over HTTP in its JSON form: https://opentelemetry.io/docs/specs/otlp.
 
-OpenTelemetry's own exporter would bring its protobuf messages, and pin a version of protobuf.
+OpenTelemetry's own exporter cannot be installed beside azureml-inference-server-http, which pins version 1.33.0 of the
+SDK: the exporter of that version wants protobuf below 6, and later ones a later SDK.
 """
 
 import json
@@ -48,7 +49,7 @@ def message(spans: Sequence[ReadableSpan]) -> dict[str, Any]:
 
 def _span(span: ReadableSpan) -> dict[str, Any]:
     context = span.context
-    told = {
+    fields = {
         "traceId": f"{context.trace_id:032x}",
         "spanId": f"{context.span_id:016x}",
         "name": span.name,
@@ -59,7 +60,7 @@ def _span(span: ReadableSpan) -> dict[str, Any]:
         "events": [{"timeUnixNano": str(event.timestamp), "name": event.name} for event in span.events],
         "status": {"code": span.status.status_code.value},
     }
-    return {**told, "parentSpanId": f"{span.parent.span_id:016x}"} if span.parent else told
+    return {**fields, "parentSpanId": f"{span.parent.span_id:016x}"} if span.parent else fields
 
 
 def _attributes(values: Mapping[str, Any]) -> list[dict[str, Any]]:

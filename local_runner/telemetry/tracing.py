@@ -9,7 +9,7 @@ those of the batch processor. No span holds prompts or answers.
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -68,9 +68,9 @@ class Tracing:
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         parent = TraceContextTextMapPropagator().extract(headers)
-        told = {f"mii_azure.{key}": value for key, value in attributes.items()}
-        told["mii_azure.request_id"] = logs.current.get()
-        return Trace(self._tracer, self._tracer.start_span(name, parent, SpanKind.SERVER, told))
+        named = {f"mii_azure.{key}": value for key, value in attributes.items()}
+        named["mii_azure.request_id"] = logs.current.get()
+        return Trace(self._tracer, self._tracer.start_span(name, parent, SpanKind.SERVER, named))
 
     def close(self) -> None:
         """Export the remaining spans, within five seconds."""
@@ -99,8 +99,7 @@ class Trace:
             answer.close()
             self.end(answer.status)
 
-        chunks = answer.chunks
-        return replace(answer, chunks=self._watched(chunks) if isinstance(chunks, Iterator) else chunks, close=close)
+        return replace(answer, began=lambda: self._span.add_event("first event"), close=close)
 
     def end(self, code: int) -> None:
         """End the request's span with that HTTP status."""
@@ -116,13 +115,6 @@ class Trace:
         if code >= 500:
             self._span.set_status(Status(StatusCode.ERROR))
         self._span.end()
-
-    def _watched(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
-        for chunk in chunks:
-            self._span.add_event("first event")
-            yield chunk
-            break
-        yield from chunks
 
     def _at(self, counter: float) -> int:
         return int(counter * 1e9) + self._clock

@@ -25,12 +25,12 @@ def ensure_autoscale(client: Any, bundle: Path, endpoint: str, slot: str) -> boo
         return False
     deployment = client.online_deployments.get(slot, endpoint)
     name = rules_name(endpoint, slot)
-    wanted = setting(bundle, deployment.id, client.online_endpoints.get(endpoint).location, name)
+    desired = setting(bundle, deployment.id, client.online_endpoints.get(endpoint).location, name)
     arm = Arm(client)
     try:
-        found = exists(lambda: arm.get(_path(client, name), API))
-        if found is None or not _within(wanted["properties"], found.get("properties", {})):
-            arm.put(_path(client, name), API, wanted)
+        current = exists(lambda: arm.get(_path(client, name), API))
+        if current is None or not _within(desired["properties"], current.get("properties", {})):
+            arm.put(_path(client, name), API, desired)
     finally:
         arm.close()
     return True
@@ -68,11 +68,11 @@ def _path(client: Any, name: str) -> str:
     return f"{group}/providers/Microsoft.Insights/autoscaleSettings/{name}"
 
 
-def _within(wanted: Any, found: Any) -> bool:
+def _within(desired: Any, current: Any) -> bool:
     """True if everything wanted is there; Azure adds fields of its own, and changes the case of ids."""
-    if isinstance(wanted, dict):
-        return isinstance(found, dict) and all(_within(value, found.get(key)) for key, value in wanted.items())
-    if isinstance(wanted, list):
-        same = isinstance(found, list) and len(found) == len(wanted)
-        return same and all(_within(a, b) for a, b in zip(wanted, found, strict=True))
-    return str(wanted).lower() == str(found).lower()
+    if isinstance(desired, dict):
+        return isinstance(current, dict) and all(_within(value, current.get(key)) for key, value in desired.items())
+    if isinstance(desired, list):
+        same = isinstance(current, list) and len(current) == len(desired)
+        return same and all(_within(a, b) for a, b in zip(desired, current, strict=True))
+    return str(desired).lower() == str(current).lower()

@@ -21,25 +21,26 @@ def ensure_endpoint(client: Any, bundle: Path, say: Say) -> Any:
     """
     from azure.ai.ml import load_batch_endpoint
 
-    wanted = load_batch_endpoint(bundle / "endpoint.yml")
-    wanted.defaults = None
-    what = f"batch endpoint {wanted.name}"
-    found = endpoints.settled(lambda: client.batch_endpoints.get(wanted.name), say, what)
-    if found is None or endpoints.state(found) == "Failed":
-        return wait(client.batch_endpoints.begin_create_or_update(wanted), say, what)
-    return found
+    desired = load_batch_endpoint(bundle / "endpoint.yml")
+    desired.defaults = None
+    what = f"batch endpoint {desired.name}"
+    current = endpoints.settled(lambda: client.batch_endpoints.get(desired.name), say, what)
+    if current is None or endpoints.state(current) == "Failed":
+        return wait(client.batch_endpoints.begin_create_or_update(desired), say, what)
+    return current
 
 
 def ensure_deployment(client: Any, bundle: Path, endpoint: str, slot: str, digest: str, say: Say) -> Any:
     """Create or update the deployment of the bundle in `slot`, unless that very bundle is there; return it."""
-    wanted = load_deployment(bundle / "deployment.yml")
-    wanted.name, wanted.endpoint_name = slot, endpoint
-    wanted.tags = {**(wanted.tags or {}), endpoints.TAG: digest}
+    desired = load_deployment(bundle / "deployment.yml")
+    desired.name, desired.endpoint_name = slot, endpoint
+    desired.tags = {**(desired.tags or {}), endpoints.TAG: digest}
     what = f"deployment {slot}"
-    found = endpoints.settled(lambda: client.batch_deployments.get(slot, endpoint), say, what)
-    if found is not None and (found.tags or {}).get(endpoints.TAG) == digest and endpoints.state(found) != "Failed":
-        return found
-    wait(client.batch_deployments.begin_create_or_update(wanted), say, what)
+    current = endpoints.settled(lambda: client.batch_deployments.get(slot, endpoint), say, what)
+    same = current is not None and (current.tags or {}).get(endpoints.TAG) == digest
+    if same and endpoints.state(current) != "Failed":
+        return current
+    wait(client.batch_deployments.begin_create_or_update(desired), say, what)
     return client.batch_deployments.get(slot, endpoint)
 
 
@@ -67,10 +68,10 @@ def default_of(endpoint: Any) -> str | None:
 
 def set_default(client: Any, endpoint: str, slot: str, say: Say) -> None:
     """Route jobs to `slot`; sends no request if they go there already."""
-    found = client.batch_endpoints.get(endpoint)
-    if default_of(found) != slot:
-        found.defaults = {"deployment_name": slot}
-        wait(client.batch_endpoints.begin_create_or_update(found), say, f"default of {endpoint}")
+    current = client.batch_endpoints.get(endpoint)
+    if default_of(current) != slot:
+        current.defaults = {"deployment_name": slot}
+        wait(client.batch_endpoints.begin_create_or_update(current), say, f"default of {endpoint}")
 
 
 def is_live(client: Any, endpoint: str) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from local_runner.flags.flag import twin
 from mii_azure.azure.errors import translated
 from mii_azure.errors import NotSignedIn, SpecError
 
@@ -24,7 +25,7 @@ def connect(subscription: str | None = None, resource_group: str | None = None, 
     Raises SpecError naming what is missing.
     """
     given = dict(zip(SCOPE, (subscription, resource_group, workspace), strict=True))
-    scope = {name: value or os.environ.get(f"MII_AZURE_{name.upper()}") for name, value in given.items()}
+    scope = {name: value or os.environ.get(twin(name)) for name, value in given.items()}
     missing = [f"--{name.replace('_', '-')}" for name, value in scope.items() if not value]
     if missing:
         raise SpecError(f"Which workspace? {', '.join(missing)} missing.", "Each has a twin, e.g. MII_AZURE_WORKSPACE.")

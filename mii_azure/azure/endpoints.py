@@ -19,29 +19,29 @@ def ensure_endpoint(client: Any, bundle: Path, say: Say) -> Any:
     """Create endpoint.yml's endpoint unless it exists and is healthy; return it."""
     from azure.ai.ml import load_online_endpoint
 
-    wanted = load_online_endpoint(bundle / "endpoint.yml")
-    found = settled(lambda: client.online_endpoints.get(wanted.name), say, f"endpoint {wanted.name}")
-    if found is None or state(found) == "Failed":
-        return wait(client.online_endpoints.begin_create_or_update(wanted), say, f"endpoint {wanted.name}")
-    if found.auth_mode != wanted.auth_mode:
-        say(f"endpoint {wanted.name} has auth_mode {found.auth_mode}, not {wanted.auth_mode}: left as it is")
-    return found
+    desired = load_online_endpoint(bundle / "endpoint.yml")
+    current = settled(lambda: client.online_endpoints.get(desired.name), say, f"endpoint {desired.name}")
+    if current is None or state(current) == "Failed":
+        return wait(client.online_endpoints.begin_create_or_update(desired), say, f"endpoint {desired.name}")
+    if current.auth_mode != desired.auth_mode:
+        say(f"endpoint {desired.name} has auth_mode {current.auth_mode}, not {desired.auth_mode}: left as it is")
+    return current
 
 
 def ensure_deployment(client: Any, bundle: Path, endpoint: str, slot: str, digest: str, say: Say) -> Any:
     """Create or update the deployment of the bundle in `slot`, unless that very bundle runs there; return it."""
     from azure.ai.ml import load_online_deployment
 
-    wanted = load_online_deployment(bundle / "deployment.yml")
-    wanted.name, wanted.endpoint_name = slot, endpoint
-    wanted.tags = {**(wanted.tags or {}), TAG: digest}
+    desired = load_online_deployment(bundle / "deployment.yml")
+    desired.name, desired.endpoint_name = slot, endpoint
+    desired.tags = {**(desired.tags or {}), TAG: digest}
     what = f"deployment {slot}"
-    found = settled(lambda: client.online_deployments.get(slot, endpoint), say, what)
-    if found is not None and state(found) == "Succeeded" and (found.tags or {}).get(TAG) == digest:
-        return found
+    current = settled(lambda: client.online_deployments.get(slot, endpoint), say, what)
+    if current is not None and state(current) == "Succeeded" and (current.tags or {}).get(TAG) == digest:
+        return current
     from azure.core.exceptions import HttpResponseError
 
-    poller = client.online_deployments.begin_create_or_update(wanted)
+    poller = client.online_deployments.begin_create_or_update(desired)
     try:
         wait(poller, say, what)
     except HttpResponseError as error:
@@ -52,21 +52,21 @@ def ensure_deployment(client: Any, bundle: Path, endpoint: str, slot: str, diges
 def settled(read: Any, say: Say, what: str) -> Any | None:
     """Wait until no operation runs on the resource, e.g. one of an interrupted command; None if it does not exist."""
     deadline = time.monotonic() + _BUSY_S
-    while (found := exists(read)) is not None and state(found) in BUSY:
+    while (current := exists(read)) is not None and state(current) in BUSY:
         if time.monotonic() > deadline:
-            raise AzureUnavailable(f"{what} is still {state(found)}.", "Run the same command again later.")
-        say(f"{what}: waiting, it is {state(found)}")
+            raise AzureUnavailable(f"{what} is still {state(current)}.", "Run the same command again later.")
+        say(f"{what}: waiting, it is {state(current)}")
         time.sleep(_POLL_S)
-    return found
+    return current
 
 
 def set_traffic(client: Any, endpoint: str, shares: dict[str, int], mirror: dict[str, int], say: Say) -> Any:
     """Set each slot's percentage, and the mirrored slot; sends no request if unchanged. Returns the endpoint."""
-    found = client.online_endpoints.get(endpoint)
-    if nonzero(found.traffic) == nonzero(shares) and nonzero(found.mirror_traffic) == nonzero(mirror):
-        return found
-    found.traffic, found.mirror_traffic = dict(shares), dict(mirror)
-    return wait(client.online_endpoints.begin_create_or_update(found), say, f"traffic of {endpoint}")
+    current = client.online_endpoints.get(endpoint)
+    if nonzero(current.traffic) == nonzero(shares) and nonzero(current.mirror_traffic) == nonzero(mirror):
+        return current
+    current.traffic, current.mirror_traffic = dict(shares), dict(mirror)
+    return wait(client.online_endpoints.begin_create_or_update(current), say, f"traffic of {endpoint}")
 
 
 def state(resource: Any) -> str:
@@ -94,10 +94,10 @@ def _with_log(client: Any, endpoint: str, slot: str, error: Exception) -> Except
     """Translate the error; if the container is at fault, append the end of its log."""
     from mii_azure.azure.errors import translate
 
-    told = translate(error)
-    if isinstance(told, ContainerNotReady) and (log := log_tail(client, endpoint, slot)):
+    translated = translate(error)
+    if isinstance(translated, ContainerNotReady) and (log := log_tail(client, endpoint, slot)):
         from local_runner.process.launch import tail
 
-        told.message = f"{told.message} The container's last words: {tail(log)}"
-        told.args = (told.message,)
-    return told
+        translated.message = f"{translated.message} The container's last words: {tail(log)}"
+        translated.args = (translated.message,)
+    return translated

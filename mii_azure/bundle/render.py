@@ -99,6 +99,8 @@ def reference_version(model: str) -> str | None:
 def deployment_settings(spec: Spec, plan: Plan, model_id: str) -> dict[str, Any]:
     """Content of code/deployment.json; `scoring.config.Deployment` reads it."""
     sliced = plan.tensor_parallel > 1
+    cache = {"kv_cache_tokens": plan.kv_cache_tokens, "memory_share": spec.memory_share or 0.0}
+    cache = cache if plan.kv_cache_tokens else {}
     quantised = {"quantisation": plan.quantisation.model_dump()} if plan.quantisation else {}
     return {
         "schema": 1,
@@ -120,6 +122,7 @@ def deployment_settings(spec: Spec, plan: Plan, model_id: str) -> dict[str, Any]
             "max_batch_tokens": plan.max_batch_tokens,
             "max_batch_size": plan.max_batch_size,
             "slots": plan.slots,
+            **cache,
             "queue_size": plan.queue_size,
             "max_payload_bytes": plan.max_payload_bytes,
             "max_answer_bytes": Limits.max_answer_bytes,

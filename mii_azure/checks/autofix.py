@@ -1,4 +1,8 @@
-"""Makes the changes that findings mark as safe, checks again, and lists the changes; YAML comments are kept."""
+"""Makes the changes that findings mark as safe, checks again, and lists the changes.
+
+YAML is changed at the place of its one value, every other byte kept: ruamel.yaml's round trip keeps comments, but
+writes the whole file anew, with its own indentation and line ends.
+"""
 
 import json
 from pathlib import Path

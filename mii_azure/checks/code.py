@@ -4,13 +4,16 @@ import ast
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib.metadata import packages_distributions
 
 from mii_azure.bundle.bundle_view import DEPLOYMENT, LOCK, MODEL, SCORE, SETTINGS, Inspected, Problem
 from scoring.api import dialects
+from scoring.config import MODULES
 from scoring.errors import MiiAzureError
 from scoring.schema.registry import task_schema
+from scoring.sentence.folder import transformer_path
 from scoring.strict_json.body import read_json
 from scoring.strict_json.files import parse
 
@@ -122,9 +125,16 @@ def model_layout(bundle: Inspected) -> Iterator[Problem]:
         yield Problem(message, "Register the folder that holds config.json and the weights.", MODEL, ("path",))
 
 
+def _config(bundle: Inspected) -> str:
+    """Path of the model's config.json: in model/, or where modules.json says."""
+    listed = bundle.text(f"model/{MODULES}") if bundle.text(_CONFIG) is None else None
+    inner = transformer_path(parse(listed.encode())) if listed else ""
+    return f"model/{inner}/config.json" if inner else _CONFIG
+
+
 def own_code(bundle: Inspected) -> Iterator[Problem]:
     try:
-        config = parse((bundle.text("model/config.json") or "{}").encode())
+        config = parse((bundle.text(_config(bundle)) or "{}").encode())
     except ValueError as error:
         yield Problem(f"The model's config.json cannot be read: {error}.", _AGAIN, _CONFIG)
         return
@@ -143,10 +153,20 @@ def imports_past_the_lock(bundle: Inspected) -> Iterator[Problem]:
     for node in tree.body:
         for name in _imported(node):
             beside = any((bundle.root / "code" / found).exists() for found in (name, f"{name}.py"))
-            names = {name, *packages_distributions().get(name, ())}
-            if not beside and name not in sys.stdlib_module_names and not {_normal(n) for n in names} & locked:
+            if not beside and name not in sys.stdlib_module_names and not _distributions(name) & locked:
                 message = f"score.py imports {name}, which the image does not install."
                 yield Problem(message, _AGAIN, SCORE, line=node.lineno)
+
+
+def _distributions(module: str) -> set[str]:
+    """Normalised names of the packages that a top-level module may come from: its own, and those installed here."""
+    return {_normal(module), *(_normal(name) for name in _installed().get(module, ()))}
+
+
+@cache
+def _installed() -> Mapping[str, list[str]]:
+    """Packages of this environment by top-level module; slow, since it reads the list of files of every package."""
+    return packages_distributions()
 
 
 def _imported(node: ast.stmt) -> list[str]:

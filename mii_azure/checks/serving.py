@@ -3,14 +3,16 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from mii_azure.bundle.bundle_view import DEPLOYMENT, MODEL, SERVER_DEFAULTS, SETTINGS, Fix, Inspected, Problem
 from mii_azure.errors import UnknownInstanceType
 from mii_azure.hardware.skus import Sku, find_sku
+from mii_azure.planning.budget import device_of
 from mii_azure.planning.latency import start
-from mii_azure.planning.memory import device_of
 from mii_azure.platform import limits
 from mii_azure.platform.servers import PROBE_THREADS
+from scoring.config import Limits
 from scoring.errors import MiiAzureError
 
 PROBES = ("liveness_probe", "readiness_probe")
@@ -58,9 +60,18 @@ def model_does_not_fit(bundle: Inspected) -> Iterator[Problem]:
             dtype=settings.dtype,
             allow_pickle=settings.allow_pickle,
             trust_remote_code=settings.trust_remote_code,
+            **_asked_of_the_cache(settings.limits),
         ).require_fit()
     except MiiAzureError as error:
         yield Problem(error.message, error.hint, DEPLOYMENT, ("instance_type",))
+
+
+def _asked_of_the_cache(bounds: Limits) -> dict[str, Any]:
+    """Fields of a spec that ask for the cache that the scoring script is told to make."""
+    if not bounds.kv_cache_tokens:
+        return {}
+    asked = {"context_length": bounds.context_length, "max_concurrency": bounds.slots}
+    return asked | ({"memory_share": bounds.memory_share} if bounds.memory_share else {})
 
 
 def instance_count(bundle: Inspected) -> Iterator[Problem]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from mii_azure.cli import azure_verbs, handover, kind_flags, mlops_verbs, price_verbs, ray_flags, serving
+from mii_azure.cli import azure_verbs, derived, handover, mlops_verbs, price_verbs, serving
 from mii_azure.cli.shared import AsJson, Bundle, ResourceGroup, Subscription, Workspace, err, out, print_text
 from mii_azure.cli.shared import flag as _flag
 from mii_azure.cli.shared import print_json as _print_json
@@ -25,24 +25,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Task = Annotated[str, _flag("task", "What the endpoint does, e.g. question-answering.")]
-Model = Annotated[str, _flag("model", "A folder, a Hugging Face hub id, or an azureml: reference.")]
-InstanceType = Annotated[str | None, _flag("instance-type", "Azure instance type; the plan chooses one when absent.")]
-Revision = Annotated[str | None, _flag("revision", "Hub commit, branch or tag; pinned to a commit.")]
-DType = Annotated[str, _flag("dtype", "auto, float32, float16 or bfloat16.")]
-Quantise = Annotated[str, _flag("quantise", "none, or int8: weights quantised once, at generation, and shipped so.")]
-AllowPickle = Annotated[bool, _flag("allow-pickle", "Accept weights that exist only as pickle files.")]
-TrustRemoteCode = Annotated[
-    bool, _flag("trust-remote-code", "Run the model's own Python code; a hub model's only at a pinned commit.")
-]
-InstanceCount = Annotated[int, _flag("instance-count", "Instances of the deployment, 1 to 50.")]
-Objective = Annotated[str, _flag("objective", "What optimisations are chosen for: latency or cost.")]
-Optimisations = Annotated[str, _flag("optimisations", "azure: every pass; public: DeepSpeed's own open ones.")]
-PassesOn = Annotated[str, _flag("passes-on", "Comma-separated passes to force on.")]
-PassesOff = Annotated[str, _flag("passes-off", "Comma-separated passes to leave out.")]
-TensorParallel = Annotated[
-    int, _flag("tensor-parallel", "GPUs that share one copy of the weights; 0: as many as they need.")
-]
 Targets = Annotated[
     str, _flag("targets", "Comma-separated: in-process, grpc, http, azmlinfsrv, container; parity also endpoint:NAME.")
 ]
@@ -50,22 +32,33 @@ Targets = Annotated[
 ALL_TARGETS = "in-process,grpc,http,azmlinfsrv"
 
 
+#: Fields of a spec that a plan depends on.
+PLANNED = (
+    "task",
+    "model",
+    "instance_type",
+    "revision",
+    "dtype",
+    "quantise",
+    "instance_count",
+    "allow_pickle",
+    "trust_remote_code",
+    "objective",
+    "optimisations",
+    "passes_on",
+    "passes_off",
+    "tensor_parallel",
+    "context_length",
+    "max_concurrency",
+    "memory_share",
+    "expected_prompt_tokens",
+    "expected_new_tokens",
+)
+
+
 @app.command()
+@derived.takes(derived.of_spec(PLANNED))
 def plan(
-    task: Task,
-    model: Model,
-    instance_type: InstanceType = None,
-    revision: Revision = None,
-    dtype: DType = "auto",
-    quantise: Quantise = "none",
-    instance_count: InstanceCount = 1,
-    allow_pickle: AllowPickle = False,
-    trust_remote_code: TrustRemoteCode = False,
-    objective: Objective = "latency",
-    optimisations: Optimisations = "azure",
-    passes_on: PassesOn = "",
-    passes_off: PassesOff = "",
-    tensor_parallel: TensorParallel = 0,
     rank: Annotated[bool, _flag("rank", "Rank every instance type: fit, speed, quota and cost.")] = False,
     prices: price_verbs.PriceFile = None,
     utilisation: price_verbs.Utilisation = 0.5,
@@ -75,113 +68,39 @@ def plan(
     resource_group: ResourceGroup = None,
     workspace: Workspace = None,
     as_json: AsJson = False,
+    **given: Any,
 ) -> None:
     """Say whether a model fits, where, and with which settings, before anything starts. Downloads no weights."""
     from mii_azure.cli.report import show_plan
     from mii_azure.planning.planner import plan as make
 
-    asked: dict[str, Any] = {
-        "task": task,
-        "model": model,
-        "revision": revision,
-        "dtype": dtype,
-        "quantise": quantise,
-        "instance_count": instance_count,
-        "allow_pickle": allow_pickle,
-        "trust_remote_code": trust_remote_code,
-    }
+    asked = derived.fields(given)
     if rank:
         price_verbs.show_ranked(prices=prices, as_json=as_json, utilisation=utilisation, batch=batch, **asked)
         return
-    made = make(
-        **asked,
-        instance_type=instance_type,
-        objective=objective,
-        optimisations=optimisations,
-        passes_on=_split(passes_on),
-        passes_off=_split(passes_off),
-        tensor_parallel=tensor_parallel,
-    )
+    made = make(**asked)
     if online:
-        azure_verbs.show_afforded(made, instance_count, (subscription, resource_group, workspace), as_json)
+        scope = subscription, resource_group, workspace
+        azure_verbs.show_afforded(made, asked["instance_count"], scope, as_json)
         return
     _print_json(made) if as_json else show_plan(out, made)
 
 
 @app.command()
+@derived.takes(derived.of_spec(derived.FIELDS))
 def generate(
-    task: Task,
-    model: Model,
-    name: Annotated[str, _flag("name", "Name of endpoint and deployment: 3 to 32 letters, digits and hyphens.")],
-    instance_type: InstanceType = None,
     output: Annotated[Path | None, _flag("output", "Folder to write; ./NAME when absent.")] = None,
-    revision: Revision = None,
-    auth_mode: Annotated[str, _flag("auth-mode", "key, aml_token or aad_token.")] = "key",
-    dtype: DType = "auto",
-    quantise: Quantise = "none",
-    instance_count: InstanceCount = 1,
-    allow_pickle: AllowPickle = False,
-    trust_remote_code: TrustRemoteCode = False,
-    image_digest: Annotated[
-        str | None, _flag("image-digest", "Digest that pins the base image: sha256: and 64 hex digits.")
-    ] = None,
     force: Annotated[bool, _flag("force", "Replace an existing bundle.")] = False,
-    objective: Objective = "latency",
-    optimisations: Optimisations = "azure",
-    passes_on: PassesOn = "",
-    passes_off: PassesOff = "",
-    tensor_parallel: TensorParallel = 0,
-    no_prefix_reuse: kind_flags.NoPrefixReuse = False,
-    src_lang: kind_flags.SourceLanguage = None,
-    tgt_lang: kind_flags.TargetLanguage = None,
-    kind: kind_flags.Kind = "managed",
-    compute: kind_flags.Compute = None,
-    public_network_access: kind_flags.PublicAccess = "enabled",
-    egress: kind_flags.Egress = "enabled",
-    identities: kind_flags.Identities = "",
-    secrets: kind_flags.Secrets = "",
-    max_instances: kind_flags.MaxInstances = None,
-    server: kind_flags.Server = "azmlinfsrv",
     as_json: AsJson = False,
+    **given: Any,
 ) -> None:
     """Write the folder that Azure ML deploys: environment, scoring script, endpoint and deployment."""
     from mii_azure.cli.progress import copying
     from mii_azure.sdk.generate import generate as write
 
+    asked = derived.fields(given)
     with copying(err, enabled=not as_json) as progress:
-        folder = write(
-            task=task,
-            model=model,
-            deployment_name=name,
-            instance_type=instance_type,
-            output=output,
-            revision=revision,
-            auth_mode=auth_mode,
-            dtype=dtype,
-            quantise=quantise,
-            instance_count=instance_count,
-            allow_pickle=allow_pickle,
-            trust_remote_code=trust_remote_code,
-            image_digest=image_digest,
-            objective=objective,
-            optimisations=optimisations,
-            passes_on=_split(passes_on),
-            passes_off=_split(passes_off),
-            tensor_parallel=tensor_parallel,
-            prefix_reuse=not no_prefix_reuse,
-            src_lang=src_lang,
-            tgt_lang=tgt_lang,
-            kind=kind,
-            compute=compute,
-            public_network_access=public_network_access,
-            egress=egress,
-            identities=_split(identities),
-            secrets=kind_flags.read_secrets(_split(secrets)),
-            max_instances=max_instances,
-            server=server,
-            force=force,
-            progress=progress,
-        )
+        folder = write(deployment_name=asked.pop("name"), output=output, force=force, progress=progress, **asked)
     _tell_written(folder, as_json)
 
 
@@ -235,52 +154,11 @@ def check(
 
 
 @app.command()
-def serve(
-    bundle: Bundle,
-    host: Annotated[str, _flag("host", "Address to listen on.")] = "127.0.0.1",
-    grpc_port: Annotated[int, _flag("grpc-port", "Port of gRPC; 0 picks a free one.")] = 50051,
-    http_port: Annotated[int, _flag("http-port", "Port of HTTP; 0 picks a free one.")] = 5001,
-    tls_cert: serving.TlsCert = None,
-    tls_key: serving.TlsKey = None,
-    tls_client_ca: serving.TlsClientCa = None,
-    api_key_file: serving.ApiKeyFile = None,
-    log_format: serving.LogFormat = "text",
-    otlp_endpoint: serving.OtlpEndpoint = None,
-    settings_file: serving.SettingsFile = None,
-    replicas: serving.Replicas = 1,
-    sticky: serving.Sticky = None,
-    engine: ray_flags.Engine = "local",
-    min_replicas: ray_flags.MinReplicas = None,
-    max_replicas: ray_flags.MaxReplicas = None,
-    target_ongoing: ray_flags.TargetOngoing = None,
-    replica_cpus: ray_flags.ReplicaCpus = None,
-    replica_gpus: ray_flags.ReplicaGpus = None,
-    ray_address: ray_flags.RayAddress = None,
-    start_seconds: ray_flags.StartSeconds = None,
-) -> None:
+@derived.takes(derived.of_flags(serving.RUNNER))
+def serve(bundle: Bundle, **given: Any) -> None:
     """Serve a bundle over gRPC and HTTP until SIGTERM or Ctrl-C, on this machine or on a Ray cluster."""
-    command = [sys.executable, "-m", "local_runner", str(bundle), "--host", host]
+    command = [sys.executable, "-m", "local_runner", str(bundle), *serving.runner_options(given)]
     # The runner replaces this process: only the bundle's own scoring package may ever be imported there.
-    command += ["--grpc-port", str(grpc_port), "--http-port", str(http_port)]
-    command += serving.runner_options(
-        tls_cert=tls_cert,
-        tls_key=tls_key,
-        tls_client_ca=tls_client_ca,
-        api_key_file=api_key_file,
-        log_format=log_format,
-        otlp_endpoint=otlp_endpoint,
-        settings_file=settings_file,
-        replicas=replicas,
-        sticky=sticky,
-        engine=engine,
-        min_replicas=min_replicas,
-        max_replicas=max_replicas,
-        target_ongoing=target_ongoing,
-        replica_cpus=replica_cpus,
-        replica_gpus=replica_gpus,
-        ray_address=ray_address,
-        start_seconds=start_seconds,
-    )
     os.execv(sys.executable, command)  # noqa: S606
 
 
@@ -324,10 +202,12 @@ def parity(
     from mii_azure.cli.report import show_verdict
     from mii_azure.verdict.parity import parity as compare
 
-    live = any(name.startswith("endpoint:") for name in _split(targets))
+    live = any(name.startswith("endpoint:") for name in derived.split(targets))
     client = azure_verbs.workspace_client(subscription, resource_group, workspace) if live else None
     with _status(as_json) as status:
-        verdict = compare(bundle, targets=_split(targets), requests=requests, on_progress=status, ml_client=client)
+        verdict = compare(
+            bundle, targets=derived.split(targets), requests=requests, on_progress=status, ml_client=client
+        )
     _print_json(verdict) if as_json else show_verdict(out, verdict)
     if not verdict.agree:
         raise typer.Exit(1)
@@ -346,17 +226,13 @@ def bench(
     from mii_azure.verdict.benchmark import bench as measure
 
     with _status(as_json) as status:
-        report = measure(bundle, targets=_split(targets), requests=count, clients=clients, on_progress=status)
+        report = measure(bundle, targets=derived.split(targets), requests=count, clients=clients, on_progress=status)
     _print_json(report) if as_json else show_bench(out, report)
 
 
 def _short(folder: Path) -> Path:
     """Path as a user would type it here."""
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-
-
-def _split(targets: str) -> list[str]:
-    return [name.strip() for name in targets.split(",") if name.strip()]
 
 
 def _status(quiet: bool) -> Any:

@@ -1,42 +1,32 @@
 """Verbs ci, component and infra."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from mii_azure.cli import derived
 from mii_azure.cli.shared import Bundle, flag, out
 
 Force = Annotated[bool, flag("force", "Replace files that differ.")]
 
 
+@derived.takes(derived.of_spec(("task", "name", "instance_type", "auth_mode", "instance_count")))
 def ci(
     provider: Annotated[str, flag("provider", "github or azure-devops.")],
-    task: Annotated[str, flag("task", "What the endpoint does, e.g. question-answering.")],
     model: Annotated[
         str, flag("model", "A folder of the repository, a Hugging Face hub id, or an azureml: reference.")
     ],
-    name: Annotated[str, flag("name", "Name of endpoint and deployment: 3 to 32 letters, digits and hyphens.")],
-    instance_type: Annotated[str | None, flag("instance-type", "Azure instance type; the plan's when absent.")] = None,
     revision: Annotated[str | None, flag("revision", "Hub commit to pin.")] = None,
-    auth_mode: Annotated[str, flag("auth-mode", "key, aml_token or aad_token.")] = "key",
-    instance_count: Annotated[int, flag("instance-count", "Instances of the deployment, 1 to 50.")] = 1,
     output: Annotated[Path | None, flag("output", "Repository to write into; . when absent.")] = None,
     force: Force = False,
+    **given: Any,
 ) -> None:
     """Write a workflow: OIDC sign-in, check, what would be done, green at 0 %, parity gate, promote."""
     from mii_azure.mlops.workflows import workflow, write_files
     from mii_azure.spec import make_spec
 
-    spec = make_spec(
-        task=task,
-        model=model,
-        name=name,
-        instance_type=instance_type,
-        revision=revision,
-        auth_mode=auth_mode,
-        instance_count=instance_count,
-    )
+    spec = make_spec(model=model, revision=revision, **derived.fields(given))
     for path in write_files(workflow(provider, spec), output or Path(), force):
         out.print(f"wrote {path}", soft_wrap=True)
 

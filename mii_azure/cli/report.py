@@ -42,6 +42,11 @@ def show_plan(console: Console, plan: Any) -> None:
     for decision in plan.decisions:
         table.add_row(decision.what, decision.shown, decision.reason)
     console.print(table)
+    if plan.at_once:
+        table = _table("if your requests are, prompt and answer", "so many at once")
+        for tokens, requests in plan.at_once:
+            table.add_row(f"{tokens:,} tokens", str(requests))
+        console.print(table)
 
 
 def show_findings(console: Console, findings: Iterable[Any]) -> None:

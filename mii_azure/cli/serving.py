@@ -1,51 +1,34 @@
-"""Flags of serve and query for TLS and keys, given by file and never on the command line; and the verb top."""
+"""Flags of serve and query, TLS and keys given by file and never on the command line; and the verb top."""
 
-import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mii_azure.cli.shared import flag, out
+from local_runner.flags import serving as declared
+from local_runner.flags.flag import Flag
+from mii_azure.cli.shared import flag, option, out
 
 if TYPE_CHECKING:
     from local_runner.access.credentials import Credentials
 
 
-def _guard(name: str, text: str) -> Any:
-    """Create a flag for keys or TLS; a variable that is set but blank is an error, unlike one that is unset."""
-    option = flag(name, text)
+#: What `mii-azure serve` takes; the runner, which it becomes, takes the same and what programs say.
+RUNNER = (*declared.PEOPLE, *declared.LOCAL, *declared.RAY)
 
-    def not_blank(value: Path | bool | None) -> Path | bool | None:
-        if not os.environ.get(option.envvar, "set").strip():
-            raise typer.BadParameter(f"{option.envvar} is blank; give it a value, or unset it")
-        return value
-
-    option.callback = not_blank
-    return option
-
-
-TlsCert = Annotated[Path | None, _guard("tls-cert", "PEM certificate that this side presents.")]
-TlsKey = Annotated[Path | None, _guard("tls-key", "PEM key of the certificate.")]
-TlsClientCa = Annotated[Path | None, _guard("tls-client-ca", "PEM authorities that clients' certificates must be of.")]
-TlsCa = Annotated[Path | None, _guard("tls-ca", "PEM authorities that the server's certificate must be of.")]
-Tls = Annotated[bool, _guard("tls", "Use TLS, trusting the authorities that gRPC comes with.")]
-ApiKeyFile = Annotated[Path | None, _guard("api-key-file", "File of API keys, one a line; a client sends the first.")]
-
-SettingsFile = Annotated[
-    Path | None, flag("settings-file", "JSON of log level, limits and drain; read again on SIGHUP, like keys.")
+TlsCert = Annotated[Path | None, option(declared.TLS_CERT)]
+TlsKey = Annotated[Path | None, option(declared.TLS_KEY)]
+ApiKeyFile = Annotated[Path | None, option(declared.API_KEY_FILE)]
+TlsCa = Annotated[
+    Path | None, option(Flag("tls-ca", "PEM authorities that the server's certificate must be of.", guard=True))
 ]
-Replicas = Annotated[int, flag("replicas", "Processes that each hold the model, one per GPU or group of GPUs.")]
-Sticky = Annotated[
-    str | None, flag("sticky", "Header whose value keeps a session on one replica, such as x-session-id.")
-]
-LogFormat = Annotated[str, flag("log-format", "text for people, or json: one object a line, every request told.")]
-OtlpEndpoint = Annotated[str | None, flag("otlp-endpoint", "Traces go to this OTLP/HTTP port: http://HOST:4318.")]
+Tls = Annotated[bool, option(Flag("tls", "Use TLS, trusting the authorities that gRPC comes with.", guard=True))]
 
 
-def runner_options(**values: Path | str | float | None) -> list[str]:
+def runner_options(values: Mapping[str, Path | str | float | None]) -> list[str]:
     """Command-line options of the runner for the values that are given."""
-    given = {name.replace("_", "-"): value for name, value in values.items() if value is not None}
+    given = {flag.name: values[flag.variable] for flag in RUNNER if values[flag.variable] is not None}
     return [word for name, value in given.items() for word in (f"--{name}", str(value))]
 
 

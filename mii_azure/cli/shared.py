@@ -1,6 +1,7 @@
 """Shared parts of the command line: consoles, flags with their environment variables, JSON input and output."""
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import typer
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
+from local_runner.flags.flag import Flag
 from local_runner.telemetry.terminal import escaped, escaped_json
 from mii_azure.errors import SpecError
 
@@ -32,9 +34,23 @@ class Plain(Console):
 out, err = Plain(), Plain(stderr=True)
 
 
+def option(declared: Flag) -> Any:
+    """Create typer's option of a flag; a guard's variable that is set but blank is an error, not absent."""
+    made = typer.Option(f"--{declared.name}", envvar=declared.twin, help=declared.text)
+
+    def not_blank(value: Path | str | bool | None) -> Path | str | bool | None:
+        if not os.environ.get(declared.twin, "set").strip():
+            raise typer.BadParameter(f"{declared.twin} is blank; give it a value, or unset it")
+        return value
+
+    if declared.guard:
+        made.callback = not_blank
+    return made
+
+
 def flag(name: str, text: str) -> Any:
     """Create an option and its environment variable, MII_AZURE_<NAME>."""
-    return typer.Option(f"--{name}", envvar=f"MII_AZURE_{name.upper().replace('-', '_')}", help=text)
+    return option(Flag(name, text))
 
 
 AsJson = Annotated[bool, flag("json", "Print JSON instead of tables.")]

@@ -11,6 +11,8 @@ from mii_azure.hardware.skus import load_data
 from mii_azure.model import configs
 
 Options = dict[str, str | bool | int]
+#: Heads over texts, whatever else the model reads.
+_TEXT_HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
 
 
 class TaskFacts(BaseModel):
@@ -69,21 +71,45 @@ def all_families() -> dict[str, Family]:
 
 def find_family(config: dict[str, Any]) -> Family:
     """Find the family of a config.json; one missing from the table is described by its architecture's name."""
-    architecture = first_architecture(config)
+    name = configs.value(config, "model_type", str) or ""
+    return family_named(name, _kind(config, name, first_architecture(config)))
+
+
+def _kind(config: dict[str, Any], name: str, architecture: str) -> str:
+    """Kind of a model; "multimodal" if its class does not answer text alone."""
+    generates = architecture.endswith(("ForConditionalGeneration", "EncoderDecoderModel"))
     if config.get("is_encoder_decoder"):
-        kind = "encoder-decoder"
-    elif architecture.endswith("Pipeline"):
-        kind = "diffusion"
-    elif architecture.endswith(("ForCausalLM", "LMHeadModel")):
-        kind = "decoder"
-    else:
-        kind = "encoder"
-    return family_named(configs.value(config, "model_type", str) or "", kind)
+        writes = name in load_data("model_types")["seq2seq"] or not is_known_type(name)
+        return "encoder-decoder" if writes or not generates else "multimodal"
+    if architecture.endswith("Pipeline"):
+        return "diffusion"
+    if architecture.endswith(("ForMaskedLM", "WithLMHeadModel")):
+        return "encoder"
+    if architecture.endswith(("ForCausalLM", "LMHeadModel")):
+        return "decoder"
+    if generates and name in load_data("model_types")["image_text"]:
+        return "decoder"
+    if any(isinstance(config.get(part), dict) for part in ("vision_config", "audio_config", "text_config")):
+        return "decoder" if architecture.endswith(_TEXT_HEADS) else "multimodal"
+    return "encoder-decoder" if generates else "encoder"
+
+
+def is_known_type(name: str) -> bool:
+    """True if transformers itself has a model of that type."""
+    tables = load_data("model_types")
+    return any(name in tables[table] for table in ("seq2seq", "image_text", "others"))
+
+
+def nearest_type(name: str) -> str:
+    """Nearest name of a type that transformers has, or an empty string."""
+    tables = load_data("model_types")
+    return next(iter(get_close_matches(name, [*tables["others"], *tables["seq2seq"], *tables["image_text"]], 1)), "")
 
 
 def family_named(name: str, kind: str) -> Family:
-    """Find the family of that name, or an untested one of that kind."""
-    return all_families().get(name) or Family(name=name, tested=False, kind=kind)
+    """Find the family of that name, or an untested one of that kind; some classes use a part of their family only."""
+    known = all_families().get(name) or Family(name=name, tested=False, kind=kind)
+    return known.model_copy(update={"kind": kind}) if kind in ("decoder", "multimodal") else known
 
 
 def first_architecture(config: dict[str, Any]) -> str:
@@ -92,14 +118,15 @@ def first_architecture(config: dict[str, Any]) -> str:
 
 
 def fact(config: dict[str, Any], family: Family, name: str) -> int | None:
-    """Look a fact up in a config.json (or in its text_config) under the family's names, then the common ones.
+    """Look a fact up in a config.json (or in its part for text) under the family's names, then the common ones.
 
     Raises ConfigMissing for a number that no model has.
     """
     common: dict[str, list[str]] = load_data("families")["common"]
-    nested = configs.value(config, "text_config", dict) or {}
+    nested = [configs.value(config, "text_config", dict) or {}]
+    nested += [config[part] for part in ("decoder", "encoder") if isinstance(config.get(part), dict)]
     for key in [*family.keys.get(name, []), *common.get(name, [])]:
-        for place in (config, nested):
+        for place in (config, *nested):
             found = place.get(key)
             if isinstance(found, int) and not isinstance(found, bool):
                 return configs.bounded(found, key)

@@ -16,30 +16,26 @@ from mii_azure.errors import (
     WeightsCorrupt,
     WeightsMissing,
 )
-from mii_azure.model import configs, diffusers, safetensors
+from mii_azure.model import configs, diffusers, safetensors, sentence
+from mii_azure.model.consistency import is_compared
 from mii_azure.model.families import find_family
 from mii_azure.model.files import contained, shards
 from mii_azure.model.quantizable import int8_bytes, unpacked
 from mii_azure.model.resolved import INDEX, WEIGHTS, Model, is_pickle, read_settings
 from mii_azure.model.safetensors import Tensor, Weights
-from scoring.config import DIFFUSERS_INDEX
+from scoring.config import DIFFUSERS_INDEX, MODULES
 from scoring.quantization.layout import is_shipped
 from scoring.strict_json.files import read_object
 
 PICKLE_INDEX = "pytorch_model.bin.index.json"
-# Small files read for planning; `Model.settings` has the parsed ones under the same name.
-SETTINGS = (
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "modules.json",
-    "sentence_bert_config.json",
-    "1_Pooling/config.json",
-)
-_NESTED = ("1_Pooling/config.json", "2_Normalize/config.json")
+# Small files beside config.json that are read for planning; `Model.settings` has the parsed ones under the same name.
+SETTINGS = ("tokenizer_config.json", "chat_template.jinja")
 _SUFFIXES = (".json", ".model", ".spm", ".jinja", ".tiktoken", ".codes")
 _TEXTS = re.compile(r"(vocab|merges|dict|spiece|added_tokens).*\.txt$")
 # Records of a training run, and indexes of weights in formats that are not loaded.
 _LEFTOVERS = re.compile(r"(\.index\.json$|_results\.json$|^train(er|ing)_|^model_index\.json$|^adapter_)")
+#: Tokenizers of bytes or characters.
+_WITHOUT_VOCABULARY = ("ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer")
 _LEGAL = re.compile(r"^(LICEN[CS]E|NOTICE)([._-][\w.-]*)?$")  # files that a redistributor must pass on
 _SHARD = re.compile(r"^model-\d+-of-\d+\.safetensors$")
 
@@ -48,11 +44,32 @@ def read_folder(folder: Path, name: str, allow_pickle: bool = False) -> Model:
     """Read a local model folder; see `resolving.resolve` for errors."""
     if (folder / DIFFUSERS_INDEX).is_file() and not (folder / "config.json").is_file():
         return diffusers.read_pipeline(diffusers.local_files(folder), name, "folder", allow_pickle, folder=folder)
-    config = _read_config(folder)
+    listed = _modules(folder)
+    names = frozenset(_names(folder, listed))
+    inner = sentence.transformer_path(listed, names)
+    base = folder / inner
+    config = _read_config(base, folder)
     refuse_quantised(config)
-    tensors, size = _read_weights(folder, allow_pickle)
-    settings = {name: read_settings(contained(folder, name)) for name in SETTINGS if (folder / name).is_file()}
-    return Model(name, "folder", config, weigh(config, tensors, size), folder=folder, settings=settings)
+    tensors, size = _read_weights(base, allow_pickle)
+    settings = {name: read_settings(contained(base, name)) for name in SETTINGS if (base / name).is_file()}
+    settings |= {} if listed is None else {MODULES: listed}
+    settings |= {name: read_settings(contained(folder, name)) for name in sentence.setting_files(listed, names)}
+    weights = weigh(config, tensors, size)
+    return Model(name, "folder", config, weights, None, folder, settings, names, inner)
+
+
+def _modules(folder: Path) -> Any:
+    """Parsed modules.json of a folder; None without one."""
+    return read_settings(contained(folder, MODULES)) if (folder / MODULES).is_file() else None
+
+
+def _names(folder: Path, listed: Any) -> set[str]:
+    """Relative names of a folder's files, and of those in the folders that a parsed modules.json names."""
+    names = {path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")}
+    for inner in sentence.module_folders(listed):
+        if (folder / inner).is_dir():
+            names |= {f"{inner}/{path.name}" for path in (folder / inner).iterdir() if path.is_file()}
+    return names
 
 
 def _quantised(how: str) -> NotAvailable:
@@ -69,6 +86,11 @@ def refuse_quantised(config: dict[str, Any]) -> None:
 
 
 def weigh(config: dict[str, Any], tensors: list[Tensor], size: int) -> Weights:
+    """Sum up the weight files of a model, and note what its config and tokenizer have to agree with."""
+    return _sum(config, tensors, size)._replace(compared=tuple(filter(is_compared, tensors)))
+
+
+def _sum(config: dict[str, Any], tensors: list[Tensor], size: int) -> Weights:
     """Sum up the weight files of a model; from their size alone if they are pickle (no tensors known)."""
     if tensors:
         if "quantization_config" in config:
@@ -90,10 +112,10 @@ def _stored_dtype(config: dict[str, Any]) -> str:
     return name
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path, given: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
-        raise ConfigMissing(f"{folder} has no config.json, which says what the model is.", _config_remedy(folder))
+        raise ConfigMissing(f"{folder} has no config.json, which says what the model is.", _config_remedy(given))
     return read_object(contained(folder, "config.json"), ConfigMissing)
 
 
@@ -106,7 +128,7 @@ def _config_remedy(folder: Path) -> str:
     if nested:
         return f"There is a model one level down: give {nested[0]}."
     if (folder / "modules.json").is_file():
-        return "It is a sentence-transformers folder: give the folder of its transformer, such as 0_Transformer."
+        return "It is a sentence-transformers folder: copy its transformer's folder too, such as 0_Transformer."
     if any(folder.glob("*.gguf")):
         return "It holds GGUF weights only: give the original model's folder, or convert it with transformers."
     return "Give the folder that save_pretrained wrote: config.json, model.safetensors and the tokenizer's files."
@@ -168,13 +190,19 @@ def pickle_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_file() and is_pickle(path.name))
 
 
-def bundle_files(names: Iterable[str], allow_pickle: bool = False, code: bool = False) -> list[str]:
+def bundle_files(names: Iterable[str], allow_pickle: bool = False, code: bool = False, listed: Any = None) -> list[str]:
     """Select the files that belong in a bundle's model/ folder from a model's relative file names, in order.
 
     Settings, tokenizer and safetensors; pickle only if nothing else exists and `allow_pickle` permits it; the model's
     own Python only if `code` permits it; its licence; never other runtimes' weights, or a training run's records.
+    `listed` is its parsed modules.json, whose folders' files belong there too.
     """
     names = set(names)
+    if inner := sentence.transformer_path(listed, names):
+        below = {name.removeprefix(f"{inner}/") for name in names if name.startswith(f"{inner}/")}
+        own = {f"{inner}/{name}" for name in bundle_files(below, allow_pickle, code)}
+    else:
+        own = set()
     if DIFFUSERS_INDEX in names and "config.json" not in names:
         return sorted({*diffusers.pipeline_files(names, allow_pickle), *filter(_LEGAL.match, names)})
     small = {name for name in names if _is_setting(name) or _LEGAL.match(name)}
@@ -187,13 +215,11 @@ def bundle_files(names: Iterable[str], allow_pickle: bool = False, code: bool = 
     else:
         pickles = {name for name in names if "/" not in name and is_pickle(name)} if allow_pickle else set()
         weights = pickles | ({PICKLE_INDEX} & names if pickles else set())
-    return sorted(small | weights)
+    return sorted(small | weights | own | {*sentence.bundle_files(listed, names, allow_pickle)})
 
 
 def _is_setting(name: str) -> bool:
-    if "/" in name:
-        return name in _NESTED
-    return (name.endswith(_SUFFIXES) or bool(_TEXTS.match(name))) and not _LEFTOVERS.search(name)
+    return "/" not in name and (name.endswith(_SUFFIXES) or bool(_TEXTS.match(name))) and not _LEFTOVERS.search(name)
 
 
 def files_to_copy(folder: Path, allow_pickle: bool = False, code: bool = False) -> list[Path]:
@@ -208,18 +234,23 @@ def files_to_copy(folder: Path, allow_pickle: bool = False, code: bool = False) 
 
 
 def _chosen(folder: Path, allow_pickle: bool, code: bool) -> list[str]:
-    names = {path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")}
-    names |= {name for name in _NESTED if (folder / name).is_file()}
+    listed = _modules(folder)
+    names = _names(folder, listed)
     if DIFFUSERS_INDEX in names and "config.json" not in names:
         names |= {path.relative_to(folder).as_posix() for path in folder.glob("*/*") if path.is_file()}
-    if WEIGHTS not in names and INDEX in names:
-        named = shards(read_settings(contained(folder, INDEX)), INDEX)
-        return sorted({*bundle_files(names, allow_pickle, code), *named})
-    return bundle_files(names, allow_pickle, code)
+    chosen = bundle_files(names, allow_pickle, code, listed)
+    base = f"{inner}/" if (inner := sentence.transformer_path(listed, names)) else ""
+    if base + WEIGHTS not in names and base + INDEX in names:
+        named = shards(read_settings(contained(folder, base + INDEX)), INDEX)
+        return sorted({*chosen, *(base + name for name in named)})
+    return chosen
 
 
-def require_vocabulary(files: Iterable[Path], model: str) -> None:
+def require_vocabulary(files: Iterable[Path], folder: Path, model: str) -> None:
     """Raise TokenizerMissing if none of the files to copy holds a vocabulary: every word would be unknown."""
+    told = folder / "tokenizer_config.json"
+    if told.is_file() and read_settings(told).get("tokenizer_class") in _WITHOUT_VOCABULARY:
+        return
     named = {"tokenizer.json", "vocab.json"}
     endings = (".model", ".spm", ".tiktoken", ".codes")
     if not any(path.name in named or path.name.endswith(endings) or _TEXTS.match(path.name) for path in files):

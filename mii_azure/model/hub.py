@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mii_azure.errors import ConfigMissing, ModelError, PickleRefused, UnknownModel, WeightsCorrupt, WeightsMissing
-from mii_azure.model import diffusers, safetensors
+from mii_azure.model import diffusers, safetensors, sentence
 from mii_azure.model import recorded as recorded_models
 from mii_azure.model.files import shards
 from mii_azure.model.folder import SETTINGS, bundle_files, read_folder, refuse_quantised, weigh
 from mii_azure.model.resolved import INDEX, WEIGHTS, Model, is_pickle, read_settings
 from mii_azure.model.safetensors import Tensor
-from scoring.config import DIFFUSERS_INDEX
+from scoring.config import DIFFUSERS_INDEX, MODULES
 
 TIMEOUT_S = 20  # for one request to the hub
 
@@ -52,8 +52,9 @@ def download(model: str, revision: str | None = None, allow_pickle: bool = False
 
     try:
         info = _info(model, revision)
+        listed = _modules(info)
         # The card is read for the licence, and not copied.
-        names = [*bundle_files(_names(info), allow_pickle, code), "README.md"]
+        names = [*bundle_files(_names(info), allow_pickle, code, listed), "README.md"]
         return Path(str(snapshot_download(model, revision=info.sha, allow_patterns=names)))
     except _Unreachable as error:
         cached = _cached(model, revision, allow_pickle)
@@ -70,7 +71,7 @@ def _cached(model: str, revision: str | None, allow_pickle: bool) -> Model | Non
     """Find the model in the hub client's cache, from an earlier download, if complete."""
     from huggingface_hub import try_to_load_from_cache
 
-    names = ("config.json", DIFFUSERS_INDEX)
+    names = ("config.json", DIFFUSERS_INDEX, MODULES)
     found = next(
         (p for name in names if isinstance(p := try_to_load_from_cache(model, name, revision=revision), str)), None
     )
@@ -138,19 +139,30 @@ def _names(info: "ModelInfo") -> list[str]:
     return [sibling.rfilename for sibling in info.siblings or []]
 
 
+def _modules(info: "ModelInfo") -> Any:
+    """Parsed modules.json of a repository; None without one."""
+    return _small_file(info.id, MODULES, str(info.sha)) if MODULES in _names(info) else None
+
+
 def _read(info: "ModelInfo", allow_pickle: bool) -> Model:
     names, repo, commit = _names(info), info.id, str(info.sha)
     if diffusers.is_pipeline(names):
         return _read_pipeline(info, allow_pickle)
-    if "config.json" not in names:
+    listed = _modules(info)
+    inner = sentence.transformer_path(listed, names)
+    base = f"{inner}/" if inner else ""
+    if f"{base}config.json" not in names:
         kind = "not a transformers model"
         kind = "an adapter; merge it into its base model first" if "adapter_config.json" in names else kind
         raise ConfigMissing(f"{repo} has no config.json on the hub.", f"It is {kind}.")
-    config = _small_file(repo, "config.json", commit)
+    config = _small_file(repo, f"{base}config.json", commit)
     refuse_quantised(config)
-    tensors, size = _weights(info, allow_pickle)
-    settings = {name: _small_file(repo, name, commit) for name in SETTINGS if name in names}
-    return Model(repo, "hub", config, weigh(config, tensors, size), revision=commit, settings=settings)
+    tensors, size = _weights(info, allow_pickle, base)
+    settings = {name: _small_file(repo, base + name, commit) for name in SETTINGS if base + name in names}
+    settings |= {} if listed is None else {MODULES: listed}
+    settings |= {name: _small_file(repo, name, commit) for name in sentence.setting_files(listed, names)}
+    weights = weigh(config, tensors, size)
+    return Model(repo, "hub", config, weights, commit, None, settings, frozenset(names), inner)
 
 
 def _read_pipeline(info: "ModelInfo", allow_pickle: bool) -> Model:
@@ -166,16 +178,20 @@ def _small_file(repo: str, name: str, commit: str) -> Any:
     return read_settings(Path(_api().hf_hub_download(repo, name, revision=commit)))
 
 
-def _weights(info: "ModelInfo", allow_pickle: bool) -> tuple[list[Tensor], int]:
-    """Read the tensors of the weight files that transformers would load, by range requests, and the files' size."""
+def _weights(info: "ModelInfo", allow_pickle: bool, base: str) -> tuple[list[Tensor], int]:
+    """Read the tensors of the weight files that transformers would load, by range requests, and the files' size.
+
+    `base` is the folder of those files, with its slash, or "".
+    """
     sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}
-    if WEIGHTS in sizes:
-        files = [WEIGHTS]
-    elif INDEX in sizes:
-        index = _small_file(info.id, INDEX, str(info.sha))
-        files = shards(index, INDEX)
+    if base + WEIGHTS in sizes:
+        files = [base + WEIGHTS]
+    elif base + INDEX in sizes:
+        index = _small_file(info.id, base + INDEX, str(info.sha))
+        files = [base + name for name in shards(index, INDEX)]
     else:
-        return [], _pickle_bytes(info.id, sizes, allow_pickle)
+        own = {name.removeprefix(base): size for name, size in sizes.items() if name.startswith(base)}
+        return [], _pickle_bytes(info.id, own, allow_pickle)
     lost = [name for name in files if name not in sizes]
     if lost:
         raise WeightsMissing(f"{INDEX} of {info.id} names {lost}, not in it.", "Ask its owner.")

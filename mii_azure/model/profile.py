@@ -1,18 +1,22 @@
 """Facts of a model, read from `config.json` and safetensors headers, never from weights."""
 
+from math import isqrt
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from mii_azure.errors import ConfigMissing, TaskUnsupported
+from mii_azure.errors import TaskUnsupported
 from mii_azure.hardware import roofline
-from mii_azure.model import configs
+from mii_azure.model.consistency import tokens_without_embedding
 from mii_azure.model.families import Family, Options, TaskFacts, all_tasks, fact, find_family, first_architecture
 from mii_azure.model.resolved import Model, Source
 from mii_azure.model.safetensors import DTYPE_BYTES
+from scoring.config import MODULES
 
 # A tokenizer without a limit records a number of this size (transformers' VERY_LARGE_INTEGER is 1e30).
 _NO_LIMIT = 1_000_000
+#: What a model is taken to have whose config.json does not say it.
+_USUAL_LAYERS, _USUAL_VOCABULARY = 24, 50_000
 
 
 class Profile(BaseModel):
@@ -37,7 +41,10 @@ class Profile(BaseModel):
     context_length: int  # tokens
     image_size: int = 0  # width and height in pixels of the model's training images; 0 if it makes no images
     kv_bytes_per_token: int  # at the stored dtype; 0 for encoders
+    pooling: str = ""  # and what follows it, as a sentence-transformers folder says; "" if it does not
     shipped: str = ""  # "int8" if the weight files hold products in that form
+    estimated: tuple[str, ...] = ()  # names of facts that config.json does not say under a known name
+    unembedded: tuple[str, ...] = ()  # tokens of the tokenizer that the model has no embedding for, "TOKEN (ID)"
     source: Source  # origin of the facts
 
     @property
@@ -47,14 +54,17 @@ class Profile(BaseModel):
 
 
 def profile(model: Model) -> Profile:
-    """Describe a resolved model; raise ConfigMissing if config.json lacks a fact that planning needs."""
+    """Describe a resolved model; raise ConfigMissing for a fact that no model has.
+
+    Facts that config.json does not say serve only to estimate memory and time: they are estimated.
+    """
     config = model.config
     family = find_family(config)
     if model.source == "reference":
         return _unknown(model)
-    layers, kv_layers = _layers(config, family)
-    hidden = _required(config, family, "hidden_size")
-    heads = _required(config, family, "heads")
+    sizes = _Sizes(config, family, model.weights.parameters)
+    layers, kv_layers = sizes.layers, sizes.kv_layers
+    hidden, heads, vocabulary = sizes.hidden, sizes.heads, sizes.vocabulary
     kv_heads = fact(config, family, "kv_heads") or heads
     head_dim = fact(config, family, "head_dim") or hidden // heads
     dtype = model.weights.dtype or "float32"
@@ -73,12 +83,14 @@ def profile(model: Model) -> Profile:
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        vocab_size=_required(config, family, "vocab_size"),
-        context_length=_context_length(model, family),
+        vocab_size=vocabulary,
+        context_length=context_length(model),
         image_size=fact(config, family, "image_size") or 0 if family.kind == "diffusion" else 0,
         kv_bytes_per_token=0 if family.kind in ("encoder", "diffusion") else kv_bytes,
         shipped="int8" if "quantization_config" in config else "",
         source=model.source,
+        estimated=tuple(sizes.estimated),
+        unembedded=() if family.kind == "diffusion" else tokens_without_embedding(model),
     )
 
 
@@ -90,35 +102,52 @@ def _unknown(model: Model) -> Profile:
     return Profile(model=model.name, revision=None, source="reference", **text, **numbers, **more)  # type: ignore[arg-type]
 
 
-def _required(config: dict[str, Any], family: Family, name: str) -> int:
-    value = fact(config, family, name)
-    if not value:
-        raise ConfigMissing(
-            f"config.json does not say the model's {name.replace('_', ' ')}.",
-            f"The model type is {family.name or 'not given'}; check that config.json is the model's own.",
-        )
-    return value
+class _Sizes:
+    """Sizes of a model: as config.json has them, else estimated from the number of parameters.
+
+    A layer of a transformer has about 12 squares of its width, and a head a width of 64.
+    """
+
+    def __init__(self, config: dict[str, Any], family: Family, parameters: int) -> None:
+        self.estimated: list[str] = []
+        self._config, self._family = config, family
+        layers, self.kv_layers = self._known_layers()
+        usual = layers or _USUAL_LAYERS
+        self.hidden = self._fact("hidden_size", isqrt(parameters // (12 * usual)))
+        self.layers = layers or self._estimate("layers", parameters // (12 * self.hidden**2))
+        self.kv_layers = self.kv_layers or self.layers
+        self.heads = self._fact("heads", self.hidden // 64)
+        self.vocabulary = self._fact("vocab_size", min(_USUAL_VOCABULARY, parameters // self.hidden))
+
+    def _fact(self, name: str, usual: int) -> int:
+        return fact(self._config, self._family, name) or self._estimate(name, usual)
+
+    def _estimate(self, name: str, usual: int) -> int:
+        self.estimated.append(name)
+        return max(1, usual)
+
+    def _known_layers(self) -> tuple[int, int]:
+        """Number of all layers, and of layers that keep keys and values; 0 for what is not known."""
+        config, family = self._config, self._family
+        layers = fact(config, family, "layers") or 0
+        if family.kind != "encoder-decoder":
+            return layers, layers
+        encoder, decoder = (fact(config, family, f"{side}_layers") or layers for side in ("encoder", "decoder"))
+        # Each decoder layer keeps self-attention's keys per answer token and cross-attention's per source token.
+        return encoder + decoder, decoder
 
 
-def _layers(config: dict[str, Any], family: Family) -> tuple[int, int]:
-    """Number of all layers, and of layers that keep keys and values."""
-    if family.kind != "encoder-decoder":
-        layers = _required(config, family, "layers")
-        return layers, layers
-    encoder, decoder = (fact(config, family, f"{side}_layers") for side in ("encoder", "decoder"))
-    if not encoder or not decoder:
-        encoder = decoder = _required(config, family, "layers")
-    # Each decoder layer keeps self-attention's keys per answer token and cross-attention's per source token.
-    return encoder + decoder, decoder
+def context_length(model: Model, told: int | None = None) -> int:
+    """Maximum tokens of one request: the position table's length, or less if the tokenizer says so.
 
-
-def _context_length(model: Model, family: Family) -> int:
-    """Maximum tokens of one request: the position table's length, or less if the tokenizer says so."""
+    `told`, a sentence-transformers folder's max_seq_length, goes before the tokenizer's.
+    """
+    family = find_family(model.config)
     positions = fact(model.config, family, "context_length")
     if positions is not None:
         positions -= family.context_offset
     tokenizer = model.settings.get("tokenizer_config.json") or {}
-    limit = tokenizer.get("model_max_length")
+    limit = told or tokenizer.get("model_max_length")
     numbers = [n for n in (positions, limit) if isinstance(n, int | float) and not isinstance(n, bool)]
     limits = [n for n in numbers if 1 <= n < _NO_LIMIT]
     return int(min(limits, default=512))
@@ -138,20 +167,27 @@ def task_check(profile: Profile, task: TaskFacts) -> None:
             f"config.json of {profile.model} names no architecture, so its head is not known.",
             'Add it, e.g. "architectures": ["BertForMaskedLM"].',
         )
+    if profile.kind == "multimodal":
+        raise TaskUnsupported(
+            f"{profile.architecture} ({profile.model}) works on images or sound, and has no form for text alone.",
+            "Served are models that take text; of a model of several parts, give the folder of its text model.",
+        )
     if not task.accepts(profile.architecture, profile.kind):
         can = ", ".join(supported_tasks(profile)) or "none of the tasks served here"
         raise TaskUnsupported(f"{profile.architecture} ({profile.model}) cannot do {task.name}.", f"It can do: {can}.")
 
 
 def task_options(model: Model, task: TaskFacts) -> Options:
-    """Options of the task for this model: its defaults, or those in sentence-transformers' files.
+    """Options of the task for this model: its defaults, or none where modules.json says how to make vectors.
 
-    Raises TaskUnsupported if the model lacks a chat template or a supported pooling that the task needs.
+    Raises TaskUnsupported if the model lacks a chat template that the task needs.
     """
     if task.name == "conversational" and model.source in ("folder", "hub"):
         _check_chat_template(model)
-    if task.name == "sentence-embeddings" and "modules.json" in model.settings:
-        return _sentence_options(model)
+    if task.name == "sentence-embeddings" and MODULES in model.settings:
+        return {}
+    if task.name == "sentence-embeddings" and find_family(model.config).kind == "decoder":
+        return {**task.options, "pooling": "lasttoken"}  # the only token that has seen the whole text
     return dict(task.options)
 
 
@@ -162,26 +198,3 @@ def _check_chat_template(model: Model) -> None:
             f"The tokenizer of {model.name} has no chat template, so messages cannot be turned into a prompt.",
             "Use the task text-generation, or the model's instruct or chat variant.",
         )
-
-
-def _sentence_options(model: Model) -> Options:
-    listed = configs.objects(model.settings["modules.json"], "modules.json")
-    modules = [(configs.value(each, "type", str, "modules.json") or "").rsplit(".", 1)[-1] for each in listed]
-    extra = [module for module in modules if module not in ("Transformer", "Pooling", "Normalize")]
-    if extra:
-        raise TaskUnsupported(
-            f"{model.name} has a {extra[0]} module after its encoder, which is not served.",
-            "Use a model whose modules.json has Transformer, Pooling and Normalize only.",
-        )
-    pooling = model.settings.get("1_Pooling/config.json") or {"pooling_mode_mean_tokens": True}
-    names = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens", "max": "pooling_mode_max_tokens"}
-    modes = [key for key, value in pooling.items() if key.startswith("pooling_mode_") and value is True]
-    if isinstance(pooling.get("pooling_mode"), str):  # the form of newer versions
-        modes = [names.get(pooling["pooling_mode"], pooling["pooling_mode"])]
-    chosen = [name for name, key in names.items() if key in modes]
-    if len(modes) != 1 or len(chosen) != 1:
-        raise TaskUnsupported(
-            f"{model.name} pools by {', '.join(modes) or 'nothing'}; served are cls, mean and max, one at a time.",
-            "Use the task feature-extraction and pool on your side.",
-        )
-    return {"pooling": chosen[0], "normalize": "Normalize" in modules}

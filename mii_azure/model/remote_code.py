@@ -2,11 +2,11 @@
 
 import re
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from mii_azure.errors import RemoteCodeRefused
+from mii_azure.model.families import is_known_type
 from mii_azure.model.resolved import Model
 from scoring.model_files import own_code
 
@@ -17,7 +17,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 def needs_code(config: Mapping[str, Any]) -> bool:
     """True if only its author's code can load it: config.json names such code, and transformers has none."""
-    return bool(config.get("auto_map")) and not _in_transformers(str(config.get("model_type", "")))
+    return bool(config.get("auto_map")) and not is_known_type(str(config.get("model_type", "")))
 
 
 def check_remote_code(model: Model, revision: str | None, trust: bool) -> None:
@@ -53,13 +53,6 @@ def refuse_foreign_code(folder: Path) -> None:
     """Raise RemoteCodeRefused if a JSON file of the model names code outside its folder."""
     if fault := own_code.fault_of(folder):
         raise RemoteCodeRefused(fault, _COPY)
-
-
-def _in_transformers(model_type: str) -> bool:
-    """True if the installed transformers has a module for the type; it is not imported."""
-    spec = find_spec("transformers")
-    name = model_type.replace("-", "_")
-    return bool(spec and spec.origin and name and (Path(spec.origin).parent / "models" / name).is_dir())
 
 
 def _references(model: Model) -> list[str]:

@@ -25,6 +25,8 @@ class Model:
     revision: str | None = None  # hub commit
     folder: Path | None = None
     settings: dict[str, Any] = field(default_factory=dict)  # other small files, parsed, by relative path
+    names: frozenset[str] = frozenset()  # relative file names, of subfolders those that modules.json names
+    transformer: str = ""  # subfolder of config.json, weights and tokenizer, in a sentence-transformers layout
 
 
 def is_pickle(name: str) -> bool:

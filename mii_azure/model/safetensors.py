@@ -28,7 +28,7 @@ _OUTPUTS = re.compile(
     r"(lm_head\.weight|lm_head\.decoder\.weight|predictions\.decoder\.weight|vocab_projector\.weight)$"
 )
 _OUTPUT_BIASES = re.compile(r"(lm_head\.decoder\.bias|predictions\.decoder\.bias)$")
-_INPUTS = ("word_embeddings.weight", "wte.weight", "embed_tokens.weight", "embed_in.weight", "shared.weight")
+INPUTS = ("word_embeddings.weight", "wte.weight", "embed_tokens.weight", "embed_in.weight", "shared.weight")
 _SHARED_INPUTS = re.compile(r"(encoder|decoder)\.embed_tokens\.weight$")
 
 
@@ -53,6 +53,7 @@ class Weights(NamedTuple):
     bytes: int  # on disk
     dtype: str  # the one with most bytes, e.g. "float32"; "" if not floating point
     int8_bytes: int = 0  # on disk, once the products are int8; 0 if nothing is known of them
+    compared: tuple[Tensor, ...] = ()  # embeddings and heads, whose rows are tokens and labels
 
 
 def read_header(path: Path) -> list[Tensor]:
@@ -129,7 +130,7 @@ def count(tensors: Iterable[Tensor], file_bytes: int, tied: bool) -> Weights:
     by_type: dict[str, int] = {}
     for tensor in tensors:
         by_type[tensor.dtype] = by_type.get(tensor.dtype, 0) + tensor.bytes
-    shapes = {tensor.shape for tensor in tensors if tensor.name.endswith(_INPUTS)} if tied else set()
+    shapes = {tensor.shape for tensor in tensors if tensor.name.endswith(INPUTS)} if tied else set()
     shared = any(tensor.name.endswith("shared.weight") for tensor in tensors)
     parameters = sum(tensor.elements for tensor in tensors if not _is_copy(tensor, shapes, shared))
     most = max(by_type, key=lambda dtype: by_type[dtype], default="")

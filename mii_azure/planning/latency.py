@@ -6,7 +6,8 @@ from typing import NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from mii_azure.hardware import roofline
-from mii_azure.planning.memory import Fit, Work, device_of
+from mii_azure.planning.budget import Work, device_of
+from mii_azure.planning.memory import Fit
 from mii_azure.platform import limits
 
 
@@ -55,21 +56,50 @@ def _probe(initial_delay: int, failures: int) -> Probe:
     )
 
 
-def batch_seconds(work: Work, placed: Fit) -> float:
+class Wait(NamedTuple):
+    """Longest wait that a request timeout allows for, and what it is for."""
+
+    seconds: float
+    what: str
+
+
+def longest_wait(work: Work, placed: Fit) -> Wait:
+    """Longest wait for an answer: two that Azure admitted before it, and its own turn."""
+    if placed.room.pool:
+        return _cache_wait(work, placed)
+    new = max(limits.NEW_TOKENS, work.demand.new)
+    answer = "" if work.profile.kind == "encoder" else f" with {new} new tokens each"
+    answer = f" of {limits.IMAGE_STEPS} steps" if work.profile.kind == "diffusion" else answer
+    return Wait(3 * _batch_seconds(work, placed, new), f"Three full batches{answer}")
+
+
+def _cache_wait(work: Work, placed: Fit) -> Wait:
+    """Twice as many requests as are served at once, while the cache is full, then a prompt that fills the context."""
+    room, demand = placed.room, work.demand
+    prompt, new = min(demand.prompt, room.context), max(limits.NEW_TOKENS, demand.new)
+    kept = placed.memory.kv_cache * min(room.pool, room.rows * room.context) // room.pool
+    queue = prefill_seconds(work, placed, room.rows * prompt, prompt)
+    queue += new * step_seconds(work, placed, kept, room.rows)
+    long = prefill_seconds(work, placed, room.context, room.context)
+    what = f"Two times {room.rows} expected prompts, {new} new tokens of each while the cache is full,"
+    what += f" then a prompt of {room.context} tokens"
+    return Wait(2 * queue + long, what)
+
+
+def _batch_seconds(work: Work, placed: Fit, new: int) -> float:
     """Seconds for one full batch: the floor over the assumed efficiency, and for generation the answer's tokens."""
     if work.profile.kind == "diffusion":
         return _drawing_seconds(work, placed)
-    length = min(work.profile.context_length, placed.tokens)
-    seconds = prefill_seconds(work, placed, max(placed.tokens, placed.slots * length), length)
+    seconds = prefill_seconds(work, placed, placed.room.tokens, placed.room.context)
     if work.profile.kind == "encoder":
         return seconds
-    return seconds + limits.NEW_TOKENS * step_seconds(work, placed, placed.memory.kv_cache)
+    return seconds + new * step_seconds(work, placed, placed.memory.kv_cache)
 
 
 def _drawing_seconds(work: Work, placed: Fit) -> float:
     """Seconds for a batch of images: the UNet twice a step, with and without the prompt, and the VAE once."""
     (peak, bandwidth), efficiency = _ceilings(placed), limits.EFFICIENCY[device_of(placed.sku)]
-    one_pass = 2.0 * work.profile.parameters * limits.LATENT_SHARE * placed.tokens
+    one_pass = 2.0 * work.profile.parameters * limits.LATENT_SHARE * placed.room.tokens
     step = roofline.forward_floor(placed.memory.weights, 2 * one_pass, bandwidth, peak) / efficiency
     vae = limits.VAE_PASSES * one_pass / peak / efficiency
     return limits.IMAGE_STEPS * (step + _overhead(work, placed)) + vae
@@ -111,8 +141,8 @@ def _overhead(work: Work, placed: Fit) -> float:
 
 
 def request_timeout_ms(seconds: float) -> int:
-    """Timeout of three batches (two admitted before, and its own) and five seconds, within 30 s and Azure's 180 s."""
-    wanted = math.ceil(3 * seconds + 5) * 1000
+    """Timeout of the longest wait and five seconds, within 30 s and Azure's 180 s."""
+    wanted = math.ceil(seconds + 5) * 1000
     return min(max(wanted, limits.MIN_TIMEOUT_MS), limits.MAX_REQUEST_TIMEOUT_MS)
 
 

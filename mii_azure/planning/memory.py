@@ -1,44 +1,28 @@
 """Memory fit of a model on an instance type, the precision, and the choice of an instance type."""
 
 from collections.abc import Iterable
+from functools import partial
 from typing import NamedTuple
-
-from pydantic import BaseModel, ConfigDict
 
 from mii_azure.errors import DoesNotFit, NotAvailable
 from mii_azure.hardware.skus import Sku, all_skus
-from mii_azure.model.families import Family
 from mii_azure.model.profile import Profile
 from mii_azure.model.safetensors import DTYPE_BYTES
+from mii_azure.planning.budget import (
+    Memory,
+    Room,
+    Work,
+    batched_room,
+    budget,
+    device_of,
+    is_paged,
+    most_rows,
+    paged_room,
+)
 from mii_azure.platform import limits
 from mii_azure.platform.limits import GB
 from scoring.limits.memory_shares import FETCHED_LAYERS, LIVE_LAYERS
-from scoring.passes.families import SLICED_DECODERS, STATIC_DECODE
 from scoring.passes.tensor_parallel import DEGREES
-
-
-class Memory(BaseModel):
-    """Memory budget in bytes on the device that holds the weights (on each one, if they are sliced)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    weights: int
-    kv_cache: int
-    activations: int
-    context: int  # CUDA context and libraries, or the Python process on CPU
-    available: int
-
-    @property
-    def needed(self) -> int:
-        return self.weights + self.kv_cache + self.activations + self.context
-
-
-class Work(NamedTuple):
-    """Workload to place: a model, its family, and its task."""
-
-    profile: Profile
-    family: Family
-    task: str
 
 
 class Fit(NamedTuple):
@@ -47,15 +31,10 @@ class Fit(NamedTuple):
     sku: Sku
     dtype: str
     dtype_reason: str
-    tokens: int  # in one batch, padded
-    slots: int  # sequences that a decoder advances at once, each of full length; 0: it runs batches
+    room: Room
     memory: Memory
     gpus: int  # GPUs that share one copy of the weights; 1 on CPU
     problem: str
-
-
-def device_of(sku: Sku) -> str:
-    return "cuda" if sku.gpu else "cpu"
 
 
 def choose_dtype(work: Work, sku: Sku, wanted: str) -> tuple[str, str]:
@@ -94,104 +73,29 @@ def _cpu_dtype(wanted: str) -> tuple[str, str]:
 
 
 def fit(work: Work, sku: Sku, wanted: str = "auto", gpus: int = 1, headroom: float = 1.0, held: float = 1.0) -> Fit:
-    """Budget memory and disk of one instance for the largest batch that fits; see `Fit.problem`.
+    """Budget memory and disk of one instance for the most that fits; see `Fit.problem`.
 
     `gpus` share the weights; each GPU holds the fraction `held` of its share at a time.
     """
     dtype, reason = choose_dtype(work, sku, wanted)
-    available = _available(sku)
-    context_length = work.profile.context_length
-    least = min(context_length, limits.MIN_CONTEXT)
-    tokens = max(limits.MAX_BATCH_TOKENS[device_of(sku)], context_length)
-    if work.profile.kind == "diffusion":
-        least = image_tokens(work.profile)
-        tokens = limits.MAX_BATCH_IMAGES[device_of(sku)] * least
-    memory = _budget(work, sku, dtype, tokens, available, gpus, held)
-    while memory.needed * headroom > available and tokens > least:
-        tokens = max(tokens // 2, least)
-        memory = _budget(work, sku, dtype, tokens, available, gpus, held)
+    paged = held == 1.0 and is_paged(work, sku, gpus)
+    rows = most_rows(work, sku, paged)
+    budgeted = partial(budget, work, sku, dtype, rows, gpus, held)
+    room, memory = (paged_room if paged else batched_room)(work, sku, rows, budgeted, headroom)
     problem = ""
-    if memory.needed * headroom > available:
+    if memory.needed * (1.0 if work.demand.share else headroom) > memory.available:
         place = f"each {sku.gpu.name}" if sku.gpu else "memory"
-        problem = f"it needs {memory.needed / GB:.1f} GB and {place} has {available / GB:.1f} GB free"
-    slots = 0
-    served = STATIC_DECODE.served if gpus == 1 else SLICED_DECODERS
-    if held == 1.0 and sku.gpu and work.profile.kind == "decoder" and work.profile.family in served:
-        slots, memory = _slots(memory, work.profile, dtype, tokens, gpus)
-    return Fit(sku, dtype, reason, tokens, slots, memory, gpus, problem or _disk_problem(work.profile, sku))
+        problem = f"{_asked(work)}it needs {memory.needed / GB:.1f} GB and {place} has"
+        problem += f" {memory.available / GB:.1f} GB free"
+    return Fit(sku, dtype, reason, room, memory, gpus, problem or _disk_problem(work.profile, sku))
 
 
-def _slots(memory: Memory, profile: Profile, dtype: str, tokens: int, gpus: int) -> tuple[int, Memory]:
-    """Maximum of full-length slots that fit with headroom beside a batch, and the memory with them on each GPU."""
-    context = min(profile.context_length, tokens)
-    each = context * profile.kv_bytes_per_token * DTYPE_BYTES[dtype] // DTYPE_BYTES[profile.dtype] // gpus
-    for slots in limits.SLOTS:
-        # Requests that still run in batches (beam search, say) use the headroom.
-        more = memory.model_copy(update={"kv_cache": max(memory.kv_cache, slots * each)})
-        if more.needed * limits.HEADROOM["cuda"] <= more.available:
-            return slots, more
-    slots = max(1, tokens // context)
-    return slots, memory
-
-
-def _available(sku: Sku) -> int:
-    if sku.gpu:
-        return int(sku.gpu_memory_gb * GB * limits.GPU_USABLE)
-    return max(int(sku.ram_gb * GB) - limits.HOST_BYTES, 0)
-
-
-def _budget(work: Work, sku: Sku, dtype: str, tokens: int, available: int, gpus: int, held: float) -> Memory:
-    profile, item = work.profile, DTYPE_BYTES[dtype]
-    kv_per_token = profile.kv_bytes_per_token * item // DTYPE_BYTES[profile.dtype]
-    return Memory(
-        weights=int(_own_parameters(profile, gpus) * item * held),
-        kv_cache=kv_per_token * tokens // gpus,
-        activations=_activations(work, tokens, item, device_of(sku)),
-        context=limits.CUDA_CONTEXT_BYTES if sku.gpu else limits.PROCESS_BYTES,
-        available=available,
-    )
-
-
-def _own_parameters(profile: Profile, gpus: int) -> int:
-    """Parameters on each of `gpus` GPUs: products are sliced, but neither the embedding nor a static decoder's head."""
-    if gpus == 1:
-        return profile.parameters
-    tables = 2 if profile.family in SLICED_DECODERS else 1  # a head tied to the embedding counts twice, to be safe
-    whole = min(tables * profile.vocab_size * profile.hidden_size, profile.parameters)
-    return whole + (profile.parameters - whole) // gpus
-
-
-def image_tokens(profile: Profile) -> int:
-    """Tokens of a batch that one image takes: its latent positions and its prompt's tokens, both at full size."""
-    side = (profile.image_size or limits.IMAGE_SIZE) // limits.LATENT_SCALE
-    return side * side + (profile.context_length or limits.PROMPT_TOKENS)
-
-
-def batch_rows(profile: Profile, device: str, tokens: int) -> int:
-    """Maximum rows of one batch."""
-    if profile.kind == "diffusion":
-        return max(1, tokens // image_tokens(profile))
-    return limits.MAX_BATCH_SIZE[device]
-
-
-def _drawing_bytes(profile: Profile, tokens: int, item: int) -> int:
-    """Bytes of a batch through the UNet, images doubled for guidance, then one image through the VAE's widest maps."""
-    unet = 2 * tokens * profile.hidden_size * limits.UNET_WIDTHS * item
-    side = profile.image_size or limits.IMAGE_SIZE
-    return unet + side * side * limits.VAE_CHANNELS * limits.VAE_MAPS * item
-
-
-def _activations(work: Work, tokens: int, item: int, device: str) -> int:
-    """Bytes alive at the widest point of a forward pass over `tokens` tokens: a layer's values, scores, logits."""
-    profile = work.profile
-    if profile.kind == "diffusion":
-        return _drawing_bytes(profile, tokens, item)
-    layer = tokens * profile.hidden_size * limits.ACTIVATION_WIDTHS * item
-    length = min(profile.context_length, tokens)
-    scores = 0 if work.family.sdpa else 2 * profile.heads * tokens * length * item
-    rows = tokens if work.task == "fill-mask" else limits.MAX_BATCH_SIZE[device] if profile.kind != "encoder" else 0
-    graphs = limits.GRAPHED_BUFFERS * layer if profile.kind == "encoder" and device == "cuda" else 0
-    return layer + graphs + scores + 2 * rows * profile.vocab_size * 4
+def _asked(work: Work) -> str:
+    """Words for what was asked of the memory, to begin a sentence of what it needs."""
+    context, concurrency = work.demand.context, work.demand.concurrency
+    words = [f"{context:,} tokens of context"] if context else []
+    words += [f"{concurrency} requests at once"] if concurrency else []
+    return f"with {' and '.join(words)} " if words else ""
 
 
 def _disk_problem(profile: Profile, sku: Sku) -> str:
@@ -220,9 +124,10 @@ def choose(work: Work, wanted: str = "auto") -> Fit:
     found = (smallest_cpu(work, wanted) if on_cpu else None) or smallest_gpu(work, wanted) or sliced(work, wanted)
     if found is None:
         size = work.profile.parameters / 1e9
+        what = f"{work.profile.model} ({size:.0f} B parameters) {_asked(work)}"
         raise DoesNotFit(
-            f"No Azure ML instance type holds {work.profile.model} ({size:.0f} B parameters) on its GPUs.",
-            "Use a smaller or a quantised variant of the model.",
+            f"No Azure ML instance type holds {what}on its GPUs.",
+            "Ask for less of it." if _asked(work) else "Use a smaller or a quantised variant of the model.",
         )
     return found
 
@@ -324,7 +229,21 @@ def place(work: Work, sku: Sku, wanted: str) -> Fit:
     spread = sliced(work, wanted, only=sku) if sku.gpu else None
     if spread:
         return spread
-    other = (smallest_cpu(work, wanted) if sku.gpu is None else None) or choose(work, wanted)
     raise DoesNotFit(
-        f"{work.profile.model} does not fit {sku.name}: {found.problem}.", f"Smallest that holds it: {other.sku}."
+        f"{work.profile.model} does not fit {sku.name}: {found.problem}.",
+        f"{_shorter(work, sku, wanted)}{_larger(work, sku, wanted)}",
     )
+
+
+def _larger(work: Work, sku: Sku, wanted: str) -> str:
+    """Sentence that names the smallest instance type that holds what another does not; raises DoesNotFit."""
+    other = (smallest_cpu(work, wanted) if sku.gpu is None else None) or choose(work, wanted)
+    return f"Smallest that holds it: {other.sku}."
+
+
+def _shorter(work: Work, sku: Sku, wanted: str) -> str:
+    """Sentence that says how much context an instance type does hold, if more was asked for."""
+    own = fit(work._replace(demand=work.demand._replace(context=None)), sku, wanted)
+    if not work.demand.context or own.problem:
+        return ""
+    return f"It holds a context of {own.room.context:,} tokens. "

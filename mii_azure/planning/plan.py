@@ -7,8 +7,8 @@ from pydantic import BaseModel, ConfigDict
 from mii_azure.errors import DoesNotFit
 from mii_azure.model.families import Options
 from mii_azure.model.profile import Profile
+from mii_azure.planning.budget import Memory
 from mii_azure.planning.latency import Probe
-from mii_azure.planning.memory import Memory
 from mii_azure.planning.rationale import Decision
 from scoring.config import PassDecision
 
@@ -53,6 +53,8 @@ class Plan(BaseModel):
     max_batch_tokens: int
     max_batch_size: int
     slots: int  # sequences that a decoder on a GPU advances at once; 0 if batches run
+    kv_cache_tokens: int = 0  # of all sequences together, in a paged cache on each GPU; 0 if batches run
+    at_once: tuple[tuple[int, int], ...] = ()  # (tokens of a request, requests of that length that the cache holds)
     queue_size: int  # rows that may wait; one more is answered 429
     max_payload_bytes: int
     max_concurrent_requests: int

@@ -2,15 +2,19 @@
 
 from typing import Any
 
-from mii_azure.errors import SpecError
+from mii_azure.errors import NotAvailable, SpecError
 from mii_azure.hardware.skus import find_sku
+from mii_azure.model.consistency import check_consistency
 from mii_azure.model.families import Options, family_named, find_task
 from mii_azure.model.profile import Profile, profile, task_check, task_options
 from mii_azure.model.remote_code import check_remote_code
+from mii_azure.model.sentence import as_embedder, sentence_model
 from mii_azure.model.source import resolve
 from mii_azure.planning import latency, memory, quantization, rationale
 from mii_azure.planning import passes as planning_passes
-from mii_azure.planning.memory import Fit, Work
+from mii_azure.planning.budget import Room, Work, at_once, device_of
+from mii_azure.planning.demand import demand_of
+from mii_azure.planning.memory import Fit
 from mii_azure.planning.plan import Plan
 from mii_azure.platform import limits
 from mii_azure.spec import Spec, make_spec
@@ -32,27 +36,28 @@ def plan_spec(spec: Spec) -> Plan:
         find_sku(spec.instance_type)
     found = resolve(spec.model, spec.revision, spec.allow_pickle)
     check_remote_code(found, spec.revision, spec.trust_remote_code)
+    check_consistency(found, spec.trust_remote_code)
     facts = profile(found)
     if not facts.known:
         facts = facts.model_copy(update={"kind": task.kinds[0]})
     task_check(facts, task)
+    facts = as_embedder(facts, found, sentence_model(found, task, spec.allow_pickle), task)
     return make_plan(spec, quantization.as_asked(spec, found, facts), {**task_options(found, task), **spec.languages})
 
 
 def make_plan(spec: Spec, facts: Profile, options: Options) -> Plan:
     """Derive every setting from the spec and the model's facts; does no I/O."""
-    work = Work(facts, family_named(facts.family, facts.kind), spec.task)
+    work = Work(facts, family_named(facts.family, facts.kind), spec.task, demand_of(spec, facts))
     placed = _place(spec, work)
-    sku, device = placed.sku, memory.device_of(placed.sku)
+    _require_used(spec, placed)
+    sku, room, device = placed.sku, placed.room, device_of(placed.sku)
     # The size of an azureml: reference is not known: allow for the largest that the device holds.
     begun = latency.start(facts.weight_bytes if facts.known else placed.memory.available, device)
-    seconds = latency.batch_seconds(work, placed)
-    timeout = latency.request_timeout_ms(seconds) if facts.known else limits.MAX_REQUEST_TIMEOUT_MS
-    batch = memory.batch_rows(facts, device, placed.tokens)
+    wait = latency.longest_wait(work, placed)
+    timeout = latency.request_timeout_ms(wait.seconds) if facts.known else limits.MAX_REQUEST_TIMEOUT_MS
     quota = latency.quota_cores(sku.cores, spec.instance_count, sku.skip_20_percent)
-    served = min(facts.context_length, placed.tokens)
-    budget = Limits(max_batch_tokens=placed.tokens, max_batch_size=batch, context_length=served, slots=placed.slots)
-    passes = planning_passes.pass_decisions(spec, facts, placed, budget) if facts.known else ()
+    bounds = _bounds(spec, room, device)
+    passes = planning_passes.pass_decisions(spec, facts, placed, bounds) if facts.known else ()
     sliced = any(each.name == "tensor_slicing" and each.take for each in passes)
     return Plan(
         task=spec.task,
@@ -67,13 +72,15 @@ def make_plan(spec: Spec, facts: Profile, options: Options) -> Plan:
         tensor_parallel=placed.gpus,
         memory=placed.memory,
         fits=placed.gpus == 1 or sliced,
-        context_length=served,
-        max_batch_tokens=placed.tokens,
-        max_batch_size=batch,
-        slots=placed.slots,
+        context_length=room.context,
+        max_batch_tokens=room.tokens,
+        max_batch_size=bounds.max_batch_size,
+        slots=bounds.slots,
+        kv_cache_tokens=room.pool,
+        at_once=at_once(work, room),
         queue_size=limits.QUEUE_ROWS,
         max_payload_bytes=limits.ENDPOINT_BYTES_PER_S,
-        max_concurrent_requests=placed.slots or batch,
+        max_concurrent_requests=room.rows,
         request_timeout_ms=timeout,
         readiness=begun.readiness,
         liveness=begun.liveness,
@@ -82,12 +89,33 @@ def make_plan(spec: Spec, facts: Profile, options: Options) -> Plan:
             *rationale.of_model(work, options),
             *rationale.of_place(spec, work, placed),
             *([quantization.decision(facts, placed.dtype)] if facts.shipped else []),
-            *rationale.of_serving(facts, placed, batch),
-            *rationale.of_time(facts, device, begun, seconds, timeout),
+            *rationale.of_serving(work, placed, bounds),
+            *rationale.of_time(facts, device, begun, wait, timeout),
             *planning_passes.lines(passes),
             rationale.of_quota(spec, sku, quota),
         ),
     )
+
+
+def _bounds(spec: Spec, room: Room, device: str) -> Limits:
+    """Limits of the scoring script that memory decides."""
+    return Limits(
+        max_batch_tokens=room.tokens,
+        max_batch_size=min(room.rows, limits.MAX_BATCH_SIZE[device]) if room.pool else room.rows,
+        context_length=room.context,
+        slots=room.rows if room.pool else 0,
+        kv_cache_tokens=room.pool,
+        memory_share=spec.memory_share or 0.0,
+    )
+
+
+def _require_used(spec: Spec, placed: Fit) -> None:
+    """Raise NotAvailable for a share of memory where no cache takes it."""
+    if spec.memory_share and not placed.room.pool:
+        raise NotAvailable(
+            f"memory_share sizes a decoder's KV cache, and {spec.model} runs in batches on {placed.sku.name}.",
+            "Leave it out; --max-concurrency and --context-length bound batches too.",
+        )
 
 
 def _place(spec: Spec, work: Work) -> Fit:

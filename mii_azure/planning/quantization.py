@@ -40,6 +40,11 @@ def require(spec: Spec, found: Model, facts: Profile) -> None:
         )
     if spec.trust_remote_code:
         raise NotAvailable(f"{facts.model} runs its own code, so its products are not known.", LEFT_OUT)
+    if found.transformer:
+        raise NotAvailable(
+            f"{facts.model} has its transformer in {found.transformer}, where it is not quantised.",
+            f'{LEFT_OUT} Or move those files one up, and set that path to "" in modules.json.',
+        )
     if not found.weights.int8_bytes and found.source != "recorded":
         raise NotAvailable(
             f"{facts.model} has no product in safetensors whose weights could be int8.",
@@ -72,7 +77,9 @@ class QuantizationJob:
 
     def makes(self, path: str) -> bool:
         """True if a file of the bundle is made here, not copied."""
-        return path.endswith(".safetensors") or path in ("model/config.json", f"model/{INDEX}")
+        return path.count("/") == 1 and (
+            path.endswith(".safetensors") or path in ("model/config.json", f"model/{INDEX}")
+        )
 
     @property
     def bytes(self) -> int:

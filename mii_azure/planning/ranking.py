@@ -14,9 +14,12 @@ from mii_azure.hardware.skus import Sku, all_skus
 from mii_azure.model.families import family_named, find_task
 from mii_azure.model.profile import Profile, profile, task_check
 from mii_azure.model.safetensors import DTYPE_BYTES
+from mii_azure.model.sentence import as_embedder, sentence_model
 from mii_azure.model.source import resolve
 from mii_azure.planning import latency, memory, quantization
-from mii_azure.planning.memory import Fit, Work
+from mii_azure.planning.budget import Work, device_of
+from mii_azure.planning.demand import demand_of
+from mii_azure.planning.memory import Fit
 from mii_azure.platform import limits
 from mii_azure.spec import Spec, make_spec
 from scoring.passes.families import TENSOR_SLICING
@@ -77,6 +80,7 @@ def rank(
     if not facts.known:
         raise SpecError(f"{spec.model} is not opened, so its size is not known.", "Rank its folder or its hub id.")
     task_check(facts, kind)
+    facts = as_embedder(facts, found, sentence_model(found, kind, spec.allow_pickle), kind)
     facts = quantization.as_asked(spec, found, facts)
     return rank_profile(spec, facts, prices=prices, utilisation=utilisation, batch=batch)
 
@@ -87,9 +91,9 @@ def rank_profile(
     """Rank from known facts; does no I/O."""
     if not 0 < utilisation <= 1 or batch < 0:
         raise SpecError("utilisation is a share above 0 and up to 1, batch a number of requests.", "Leave them out.")
-    work = Work(facts, family_named(facts.family, facts.kind), spec.task)
+    work = Work(facts, family_named(facts.family, facts.kind), spec.task, demand_of(spec, facts))
     answer = 0 if facts.kind == "encoder" or not _generates(spec.task) else limits.RANKED_ANSWER_TOKENS
-    length = max(min(limits.RANKED_PROMPT_TOKENS, facts.context_length - answer), 1)
+    length = max(min(limits.RANKED_PROMPT_TOKENS, work.context - answer), 1)
     rows = [_row(spec, work, sku, (length, answer, batch), prices, utilisation) for sku in all_skus().values()]
     return Ranking(
         model=facts.model,
@@ -120,7 +124,7 @@ def _order(row: Ranked) -> tuple[bool, bool, float, float, int, str]:
 def _row(
     spec: Spec, work: Work, sku: Sku, request: tuple[int, int, int], prices: Prices | None, utilisation: float
 ) -> Ranked:
-    device = memory.device_of(sku)
+    device = device_of(sku)
     hourly = prices.of(sku.name) if prices else None
     shared: dict[str, Any] = {
         "instance_type": sku.name,
@@ -133,7 +137,8 @@ def _row(
     if placed is None:
         return Ranked(fits=False, why=why, **shared)
     length, answer, asked = request
-    most = placed.slots or max(min(placed.tokens // (length + answer), limits.MAX_BATCH_SIZE[device]), 1)
+    room = placed.room
+    most = room.rows if room.pool else max(min(room.tokens // (length + answer), room.rows), 1)
     batch = min(asked or most, most)
     seconds = _seconds(work, placed, batch, length, answer)
     throughput = batch * (answer or 1) / seconds * spec.instance_count

@@ -3,14 +3,16 @@
 from pydantic import BaseModel, ConfigDict
 
 from mii_azure.hardware.skus import Sku
+from mii_azure.model.consistency import shown
 from mii_azure.model.families import Options
 from mii_azure.model.profile import Profile
-from mii_azure.planning import memory as plan_memory
-from mii_azure.planning.latency import Start
-from mii_azure.planning.memory import Fit, Work
+from mii_azure.planning.budget import Work, device_of
+from mii_azure.planning.latency import Start, Wait
+from mii_azure.planning.memory import Fit
 from mii_azure.platform import limits
 from mii_azure.platform.limits import GB
 from mii_azure.spec import Spec
+from scoring.config import Limits
 
 
 class Decision(BaseModel):
@@ -45,10 +47,21 @@ def of_model(work: Work, options: Options) -> list[Decision]:
     if facts.known and not work.family.tested:
         reason = "Facts were read under their usual names; this family is not among those tested here."
         decisions.append(Decision(what="family", value=facts.family or "unknown", reason=reason))
+    if facts.estimated:
+        told = ", ".join(name.replace("_", " ") for name in facts.estimated)
+        reason = "config.json says them under no known name; only the estimates of memory and time rest on them."
+        decisions.append(Decision(what="estimated facts", value=told, reason=reason))
+    if facts.unembedded:
+        reason = "The tokenizer has them and the model no embedding: a request that holds one is answered 400."
+        decisions.append(Decision(what="tokens without embedding", value=shown(facts.unembedded), reason=reason))
+    if facts.pooling:
+        reason = "What the folder's modules.json says, in its order."
+        decisions.append(Decision(what="pooling", value=facts.pooling, reason=reason))
     if options:
         value = ", ".join(f"{key} {str(value).lower()}" for key, value in options.items())
         asked = "As asked for." if "tgt_lang" in options or "src_lang" in options else ""
-        reason = asked or "The model's own, or the task's default."
+        default = "The task's default: the folder has no modules.json." if "pooling" in options else ""
+        reason = asked or default or "The model's own, or the task's default."
         decisions.append(Decision(what="task options", value=value, reason=reason))
     return decisions
 
@@ -104,23 +117,19 @@ def _why_image(sku: Sku) -> str:
     return f"{sku.gpu.name} has compute capability {sku.gpu.compute_capability}; torch's CUDA 13 builds start at 7.5."
 
 
-def of_serving(facts: Profile, placed: Fit, batch: int) -> list[Decision]:
-    """Describe batches, context, concurrency and payload."""
-    served = min(facts.context_length, placed.tokens)
-    short = served < facts.context_length
-    context = f"Memory does not hold the model's {facts.context_length} tokens." if short else "The model's own."
-    factor = limits.IN_FLIGHT_FACTOR
-    full = "As many as the decoder has slots of full length, which memory bounds" if placed.slots else "One full batch"
-    decisions = [
-        Decision(
-            what="batch",
-            value=_batch(facts, batch, placed),
-            reason=_why_batch(facts, plan_memory.device_of(placed.sku)),
-        ),
+def of_serving(work: Work, placed: Fit, bounds: Limits) -> list[Decision]:
+    """Describe context, batches, cache, concurrency and payload."""
+    facts, room, batch = work.profile, placed.room, bounds.max_batch_size
+    decisions = [_of_context(work, placed)] if facts.known else []
+    decisions.append(Decision(what="batch", value=_batch(facts, batch, placed), reason=_why_batch(facts, placed)))
+    if room.pool:
+        decisions += _of_cache(work, placed)
+    return [
+        *decisions,
         Decision(
             what="concurrency",
-            value=f"{placed.slots or batch} requests per instance",
-            reason=f"{full}; Azure answers 429 past {factor} times that.",
+            value=f"{room.rows} requests per instance",
+            reason=f"{_why_rows(work, placed)}; Azure answers 429 past {limits.IN_FLIGHT_FACTOR} times that.",
         ),
         Decision(
             what="payload",
@@ -128,33 +137,74 @@ def of_serving(facts: Profile, placed: Fit, batch: int) -> list[Decision]:
             reason="What an Azure endpoint's bandwidth carries in a second.",
         ),
     ]
-    if facts.known:
-        decisions.insert(0, Decision(what="context length", value=f"{served} tokens", reason=context))
-    return decisions
+
+
+def _of_context(work: Work, placed: Fit) -> Decision:
+    served, own = placed.room.context, work.profile.context_length
+    reason = "The model's own."
+    if work.demand.context:
+        reason = f"Asked for; the model's own is {own}."
+    elif served < own:
+        reason = f"Memory does not hold the model's {own} tokens."
+        if placed.room.pool:
+            reason = f"Memory does not hold one sequence of the model's {own} tokens."
+    return Decision(what="context length", value=f"{served} tokens", reason=reason)
+
+
+def _of_cache(work: Work, placed: Fit) -> list[Decision]:
+    """Describe the paged cache, and the requests that it is expected to hold."""
+    demand, room = work.demand, placed.room
+    share = f"the asked {demand.share:.0%} of the GPU's memory" if demand.share else "the GPU's memory"
+    each = f" on each of {placed.gpus} GPUs" if placed.gpus > 1 else ""
+    asked = (demand.prompt, demand.new) != (limits.EXPECTED_PROMPT_TOKENS, limits.EXPECTED_NEW_TOKENS)
+    return [
+        Decision(
+            what="KV cache",
+            value=f"{room.pool} tokens, {placed.memory.kv_cache / GB:.1f} GB{each}",
+            reason=f"What is left of {share}; sequences take pages of it as they grow, whatever their number.",
+        ),
+        Decision(
+            what="expected request",
+            value=f"{demand.prompt} prompt tokens and {demand.new} new ones",
+            reason=("Asked for." if asked else "Unless told: --expected-prompt-tokens, --expected-new-tokens.")
+            + " Longer ones are served too, fewer at once.",
+        ),
+    ]
+
+
+def _why_rows(work: Work, placed: Fit) -> str:
+    asked, room = work.demand.concurrency, placed.room
+    if not room.pool:
+        return "Asked for, one full batch" if asked == room.rows else "One full batch"
+    if room.rows == asked:
+        return "Asked for"
+    held = "As many expected requests as the cache holds"
+    return f"{held}, at most {asked or limits.MAX_SEQUENCES}"
 
 
 def _batch(facts: Profile, batch: int, placed: Fit) -> str:
     if facts.kind == "diffusion":
-        return f"{batch} image{'s' if batch > 1 else ''}, {placed.tokens} latent positions and tokens"
-    return f"{batch} rows, {placed.tokens} tokens"
+        return f"{batch} image{'s' if batch > 1 else ''}, {placed.room.tokens} latent positions and tokens"
+    return f"{batch} rows, {placed.room.tokens} tokens"
 
 
-def _why_batch(facts: Profile, device: str) -> str:
+def _why_batch(facts: Profile, placed: Fit) -> str:
+    device = device_of(placed.sku)
     if facts.kind == "diffusion":
         most = limits.MAX_BATCH_IMAGES[device]
         return f"The largest that memory holds, at most {most} of the model's own size; more gain nothing in speed."
     most = limits.MAX_BATCH_TOKENS[device]
+    if placed.room.pool:
+        return f"Of prompts, and of what cannot use the cache (beam search, say); at most {most} tokens."
     return f"The largest that memory holds, at most {most} tokens or one request of full length."
 
 
-def of_time(facts: Profile, device: str, begun: Start, seconds: float, timeout_ms: int) -> list[Decision]:
+def of_time(facts: Profile, device: str, begun: Start, wait: Wait, timeout_ms: int) -> list[Decision]:
     """Describe probes and the request timeout."""
     cap = limits.MAX_REQUEST_TIMEOUT_MS
-    answer = "" if facts.kind == "encoder" else f" with {limits.NEW_TOKENS} new tokens each"
-    answer = f" of {limits.IMAGE_STEPS} steps" if facts.kind == "diffusion" else answer
     counted = f"{limits.EFFICIENCY[device]:.0%} of the hardware's floor"
-    reason = f"Three full batches{answer}, at {counted}, take {3 * seconds:.1f} s; never below 30 s."
-    if 3000 * seconds > cap:
+    reason = f"{wait.what}, at {counted}, take {wait.seconds:.1f} s; never below 30 s."
+    if 1000 * wait.seconds > cap:
         reason += f" Azure's cap is {cap // 1000} s: send shorter requests, or take a faster instance type."
     if not facts.known:
         reason = "The size is not known, so Azure's cap."

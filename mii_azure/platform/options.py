@@ -1,7 +1,8 @@
 """Azure options of a spec: kind of endpoint, cluster, network, identity, secrets, autoscale."""
 
 import re
-from typing import Literal, Self
+from dataclasses import dataclass
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -14,25 +15,32 @@ IDENTITY = re.compile(
 )
 
 
+@dataclass(frozen=True)
+class OnCommandLine:
+    """Help of a field's flag where the command line takes another form than Python does."""
+
+    text: str
+
+
 class AzureOptions(BaseModel):
     """Part of a spec that only Azure reads; with every default the YAML is unchanged."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["managed", "kubernetes", "batch"] = Field("managed", description="managed, kubernetes or batch.")
-    compute: str | None = Field(
-        None, pattern=_COMPUTE, description="Attached Kubernetes cluster, or the cluster that batches run on."
-    )
+    compute: str | None = Field(None, pattern=_COMPUTE, description="Name of the cluster, for kubernetes and batch.")
     public_network_access: Literal["enabled", "disabled"] = Field(
-        "enabled", description="disabled: the endpoint is reached through the workspace's private endpoint only."
+        "enabled", description="enabled or disabled, of a managed endpoint."
     )
     egress: Literal["enabled", "disabled"] = Field(
-        "enabled", description="disabled: the deployment reaches the workspace's own resources only."
+        "enabled", description="enabled or disabled: whether a managed deployment reaches the internet."
     )
-    identities: tuple[str, ...] = Field((), description="Resource ids of user-assigned identities; none: the system's.")
-    secrets: dict[str, str] = Field(
-        default_factory=dict, description=f"Environment variables that hold secrets, by reference: {FORMS}."
-    )
+    identities: Annotated[
+        tuple[str, ...], OnCommandLine("Comma-separated resource ids of user-assigned identities.")
+    ] = Field((), description="Resource ids of user-assigned identities; none: the system's.")
+    secrets: Annotated[
+        dict[str, str], OnCommandLine("Comma-separated NAME=REFERENCE of secrets in the environment.")
+    ] = Field(default_factory=dict, description=f"Environment variables that hold secrets, by reference: {FORMS}.")
     max_instances: int | None = Field(None, ge=2, le=50, description="Write autoscale rules, up to so many instances.")
 
     @model_validator(mode="after")

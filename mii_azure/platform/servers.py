@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from local_runner.flags import serving
+
 Server = Literal["azmlinfsrv", "http"]
 
 PORT = 5001
@@ -22,6 +24,9 @@ HOST_FILES = (
     "bundle/script.py",
     "container.py",
     "errors.py",
+    "flags/__init__.py",
+    "flags/flag.py",
+    "flags/serving.py",
     "host/__init__.py",
     "host/callers.py",
     "host/host.py",
@@ -29,6 +34,8 @@ HOST_FILES = (
     "host/thread_pool.py",
     "http/__init__.py",
     "http/app.py",
+    "http/bodies.py",
+    "http/oip_bodies.py",
     "http/openai.py",
     "http/openapi_bodies.py",
     "http/server.py",
@@ -40,6 +47,7 @@ HOST_FILES = (
     "protocol/addresses.py",
     "protocol/errors.py",
     "protocol/oip.py",
+    "protocol/openai_errors.py",
     "protocol/openai_logprobs.py",
     "protocol/openai_requests.py",
     "telemetry/__init__.py",
@@ -84,9 +92,9 @@ def settings(server: Server, concurrent_requests: int) -> dict[str, str]:
     """
     if server == "http":
         return {
-            "MII_AZURE_DRAIN_SECONDS": str(DRAIN_S),
-            "MII_AZURE_HTTP_PORT": str(PORT),
-            "MII_AZURE_LOG_FORMAT": "json",
+            serving.DRAIN_SECONDS.twin: str(DRAIN_S),
+            serving.HTTP_PORT.twin: str(PORT),
+            serving.LOG_FORMAT.twin: "json",
         }
     return {
         "GUNICORN_CMD_ARGS": f"--worker-class gthread --threads {concurrent_requests + PROBE_THREADS}",

@@ -31,12 +31,12 @@ class Need(NamedTuple):
 def caller(scene: Scene) -> Iterator[AzureAnswer]:
     """Check that the caller has the permissions on the workspace that deploying needs."""
     path = f"{scene.workspace_id}/providers/Microsoft.Authorization/permissions"
-    held = scene.arm.pages(path, AUTHORIZATION_API)
-    missing = [action for action in _actions(scene) if not permits(held, action)]
+    granted = scene.arm.pages(path, AUTHORIZATION_API)
+    missing = [action for action in _actions(scene) if not permits(granted, action)]
     if missing:
         remedy = "Take the role AzureML Data Scientist on the workspace, or one that allows what is missing."
         yield AzureAnswer("no", f"You may not do on the workspace: {', '.join(missing)}.", remedy, "access_denied")
-    elif (scene.bundle.get(ENDPOINT, "auth_mode") or "key") == "aad_token" and not permits(held, _SCORE, data=False):
+    elif (scene.bundle.get(ENDPOINT, "auth_mode") or "key") == "aad_token" and not permits(granted, _SCORE, data=False):
         message = f"Callers of an endpoint with aad_token need {_SCORE}, which you lack."
         yield AzureAnswer("note", message, "Take AzureML Data Scientist, or a role of your own with that action.")
     else:
@@ -55,14 +55,14 @@ _KEYS = {"key": "listKeys", "aml_token": "token", "aad_token": "token"}
 
 def _actions(scene: Scene) -> list[str]:
     kind = "batchEndpoints" if scene.batch else "onlineEndpoints"
-    found = [f"{_ML}/{kind}/write", f"{_ML}/{kind}/deployments/write", f"{_ML}/environments/versions/write"]
-    found += [f"{_ML}/codes/versions/write"]
+    actions = [f"{_ML}/{kind}/write", f"{_ML}/{kind}/deployments/write", f"{_ML}/environments/versions/write"]
+    actions += [f"{_ML}/codes/versions/write"]
     if scene.bundle.model_folder is not None:
-        found.append(f"{_ML}/models/versions/write")
+        actions.append(f"{_ML}/models/versions/write")
     mode = str(scene.bundle.get(ENDPOINT, "auth_mode") or "key")
     if not scene.batch and mode in _KEYS:
-        found.append(f"{_ML}/{kind}/{_KEYS[mode]}/action")
-    return found
+        actions.append(f"{_ML}/{kind}/{_KEYS[mode]}/action")
+    return actions
 
 
 def identities(scene: Scene) -> Iterator[AzureAnswer]:

@@ -133,7 +133,7 @@ def slots(scene: Scene) -> Iterator[AzureAnswer]:
 
 
 def _mode(scene: Scene) -> Iterator[AzureAnswer]:
-    wanted, has = scene.bundle.get(ENDPOINT, "auth_mode"), getattr(scene.endpoint, "auth_mode", None)
-    if wanted and has and str(wanted).lower() != str(has).lower():
-        message = f"The endpoint {scene.endpoint_name} has auth_mode {has}, not {wanted}; deploying leaves it."
+    desired, current = scene.bundle.get(ENDPOINT, "auth_mode"), getattr(scene.endpoint, "auth_mode", None)
+    if desired and current and str(desired).lower() != str(current).lower():
+        message = f"The endpoint {scene.endpoint_name} has auth_mode {current}, not {desired}; deploying leaves it."
         yield AzureAnswer("note", message, "Delete the endpoint first if it must change.")

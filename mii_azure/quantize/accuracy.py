@@ -35,17 +35,17 @@ def output_error(original: Path, shipped: Path, task: str, facts: Profile, serve
     free = decoder_verify.free_bytes(torch.device("cpu"))
     needed, least = (LOADED * size * facts.parameters for size in (4, DTYPE_BYTES[facts.dtype]))
     if needed <= free:
-        wanted = _answers(_load(original, task, "float32"), task)
-        found = _answers(_load(shipped, task, "float32"), task)
+        expected = _answers(_load(original, task, "float32"), task)
+        actual = _answers(_load(shipped, task, "float32"), task)
     elif least <= free:
         model = _load(original, task, facts.dtype)
         with _layer_by_layer(model, lambda module, name, value: value.float()):
-            wanted = _answers(model, task)
+            expected = _answers(model, task)
         with _layer_by_layer(model, _as_shipped(original, getattr(torch, served))):
-            found = _answers(model, task)
+            actual = _answers(model, task)
     else:
         return None, f"that needs {least / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free"
-    error = encoder_verify.relative_error(found, wanted)
+    error = encoder_verify.relative_error(actual, expected)
     if not math.isfinite(error):
         raise WeightsCorrupt(
             "The model answers with numbers that are not finite, in float32, quantised or not.",

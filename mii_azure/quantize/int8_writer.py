@@ -81,8 +81,8 @@ def _outline(folder: Path) -> Any:
         with torch.device("meta"):
             return getattr(transformers, config.architectures[0])(config)
     except Exception as error:
-        told = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise NotAvailable(f"The model's products are not known to transformers: {told}.", LEFT_OUT) from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise NotAvailable(f"The model's products are not known to transformers: {reason}.", LEFT_OUT) from error
 
 
 def _own_outputs(model: Any) -> Any:
@@ -112,27 +112,27 @@ class Writer:
     def write(self) -> None:
         """Write weights, index and config.json; raises NotAvailable, WeightsCorrupt."""
         products = products_of(self.source)
-        found: set[str] = set()
+        quantized: set[str] = set()
         total = 0
         where: dict[str, str] = {}
         files = weight_files(self.source)
         for number, path in enumerate(files):
             tensors = safetensors.read_header(path)
             able = {t.name: module for t in tensors if _may_be(t) and (module := products.module(t.name))}
-            found |= set(able.values())
+            quantized |= set(able.values())
             entries = _entries(tensors, able)
             total += sum(entry.bytes for entry in entries)
             where |= {entry.name: path.name for entry in entries}
             self.progress(*_bytes_of(files, number))
             self._file(path, entries, able)
         self.progress(*_bytes_of(files, len(files)))
-        if not found:
+        if not quantized:
             raise NotAvailable("The model has no product whose weights could be int8.", LEFT_OUT)
-        self.losses.products = len(found)
+        self.losses.products = len(quantized)
         if not (self.source / WEIGHTS).is_file():
             index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
             self._text(INDEX, index)
-        left = sorted(products.others | (products.names - found))
+        left = sorted(products.others | (products.names - quantized))
         self._text("config.json", _with_quantisation(self.source, left))
 
     def _file(self, path: Path, entries: list[safetensors.Tensor], able: dict[str, str]) -> None:
@@ -144,16 +144,16 @@ class Writer:
                 digest.update(content)
                 file.write(content)
 
-            held = {}
+            parameters = {}
             for name in sorted(able):
                 weight = reader.get_tensor(name)
-                held[_part(name, SCALE)] = self._scales(weight, name)
-                held[_part(name, SHAPE)] = torch.tensor(weight.shape)
+                parameters[_part(name, SCALE)] = self._scales(weight, name)
+                parameters[_part(name, SHAPE)] = torch.tensor(weight.shape)
             packed = {_part(name, PACKED): name for name in able}
             put(_header(entries))
             for entry in entries:
-                if entry.name in held:
-                    put(_bytes(held[entry.name]))
+                if entry.name in parameters:
+                    put(_bytes(parameters[entry.name]))
                     continue
                 tensor = reader.get_tensor(packed.get(entry.name, entry.name))
                 put(_bytes(self._packed(tensor) if entry.name in packed else tensor))
@@ -162,9 +162,9 @@ class Writer:
     def _scales(self, weight: Tensor, name: str) -> Tensor:
         for block in blocks(weight):
             if not torch.isfinite(block.to(self.dtype)).all():
-                told = str(self.dtype).removeprefix("torch.")
+                dtype = str(self.dtype).removeprefix("torch.")
                 raise WeightsCorrupt(
-                    f"{name} holds a number that is not finite in {told}, which no scale can cover.",
+                    f"{name} holds a number that is not finite in {dtype}, which no scale can cover.",
                     "Copy the weights again, or generate without --quantise.",
                 )
         return torch.cat([compressed_tensors.scales(block, self.dtype) for block in blocks(weight)])
@@ -220,13 +220,13 @@ def _entries(tensors: Iterable[safetensors.Tensor], able: dict[str, str]) -> lis
 
 def _header(entries: Iterable[safetensors.Tensor]) -> bytes:
     """Safetensors header of tensors that follow it in that order."""
-    told: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for entry in entries:
         span = [end, end + entry.bytes]
-        told[entry.name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": span}
+        header[entry.name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": span}
         end = span[1]
-    text = json.dumps(told, separators=(",", ":"), ensure_ascii=False).encode()
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 

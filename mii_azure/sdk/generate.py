@@ -1,6 +1,7 @@
 """Verb generate: from a task, a model and a name to a bundle on disk."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from mii_azure.bundle.sbom import SBOM, ModelFacts, make_sbom
 from mii_azure.bundle.secret_scan import refuse_secrets
 from mii_azure.bundle.writer import Progress, write
 from mii_azure.model.folder import files_to_copy, require_vocabulary
+from mii_azure.model.languages import with_languages
 from mii_azure.model.remote_code import refuse_foreign_code
 from mii_azure.planning.plan import Plan
 from mii_azure.planning.planner import plan_spec
@@ -44,44 +46,68 @@ def generate(
     folder = _model_folder(spec, plan)
     if folder:
         refuse_overlap(target, folder)
-    files = files_to_copy(folder, spec.allow_pickle, spec.trust_remote_code) if folder else []
-    if folder:
-        require_vocabulary(files, spec.model)
-    if folder and spec.trust_remote_code:
-        refuse_foreign_code(folder)
-    model_id = folder.resolve().name if plan.profile.source == "folder" and folder else plan.profile.model
-    sources = {f"model/{path.as_posix()}": folder / path for path in files} if folder else {}
-    job = QuantizationJob(folder, plan) if folder and spec.quantise == "int8" else None
-    weights = {path: source for path, source in sources.items() if not (job and job.makes(path))}
-
-    def render_files(hashes: Mapping[str, str]) -> dict[str, str]:
-        version = content_hash(hashes) if folder else reference_version(spec.model)
-        settled = job.settled() if job else plan
-        texts = render(spec, settled, schema(plan.task), model_id=model_id, model_version=version)
-        licence = model_licence(folder) if folder else None
-        facts = ModelFacts(
-            model_id,
-            plan.profile.source in ("hub", "recorded"),
-            plan.profile.revision,
-            version if folder else None,
-            licence,
-            hashes,
-        )
-        texts[SBOM] = make_sbom(
-            spec.azure_name, __version__, texts[LOCK], base_image(spec, plan), facts, package_licences()
-        )
-        refuse_secrets(texts, sources)
-        return texts
-
+    parts = _Parts(spec, plan, folder, _sources(spec, folder) if folder else {})
     return write(
         target,
-        render_files=render_files,
-        weights=weights,
-        making=job,
+        render_files=parts.texts,
+        weights=parts.copied,
+        making=parts.job,
         server=spec.server,
         force=force,
         progress=progress,
     )
+
+
+@dataclass
+class _Parts:
+    """Parts of a bundle: files of the model, and texts that name their hashes."""
+
+    spec: Spec
+    plan: Plan
+    folder: Path | None
+    sources: dict[str, Path]  # path in the bundle: file of the model
+
+    def __post_init__(self) -> None:
+        self.job = QuantizationJob(self.folder, self.plan) if self.folder and self.spec.quantise == "int8" else None
+
+    @property
+    def copied(self) -> dict[str, Path]:
+        """Files of the model that are copied as they are."""
+        return {path: source for path, source in self.sources.items() if not (self.job and self.job.makes(path))}
+
+    def texts(self, hashes: Mapping[str, str]) -> dict[str, str]:
+        """Every file that is rendered, once the hashes of the model's files are known; raises SecretFound."""
+        spec, plan = self.spec, self.plan
+        facts = self._facts(hashes)
+        version = facts.version or reference_version(spec.model)
+        settled = self.job.settled() if self.job else plan
+        task_schema = with_languages(schema(plan.task), spec, self.folder)
+        texts = render(spec, settled, task_schema, model_id=facts.id, model_version=version)
+        texts[SBOM] = make_sbom(
+            spec.azure_name, __version__, texts[LOCK], base_image(spec, plan), facts, package_licences()
+        )
+        refuse_secrets(texts, self.sources)
+        return texts
+
+    def _facts(self, hashes: Mapping[str, str]) -> ModelFacts:
+        profile, folder = self.plan.profile, self.folder
+        return ModelFacts(
+            folder.resolve().name if profile.source == "folder" and folder else profile.model,
+            profile.source in ("hub", "recorded"),
+            profile.revision,
+            content_hash(hashes) if folder else None,
+            model_licence(folder) if folder else None,
+            hashes,
+        )
+
+
+def _sources(spec: Spec, folder: Path) -> dict[str, Path]:
+    """The model's files by their paths in the bundle; raises the ModelError branch for a folder that is not whole."""
+    files = files_to_copy(folder, spec.allow_pickle, spec.trust_remote_code)
+    require_vocabulary(files, folder, spec.model)
+    if spec.trust_remote_code:
+        refuse_foreign_code(folder)
+    return {f"model/{path.as_posix()}": folder / path for path in files}
 
 
 def _model_folder(spec: Spec, plan: Plan) -> Path | None:

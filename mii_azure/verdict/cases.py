@@ -14,6 +14,14 @@ _UNICODE = "Zoë paid 5 € for a naïve 名前 and a 😀, \u200btwice."
 #: Long enough to exercise padding and windows, short enough for a decoder on two cores.
 _LONG_WORDS = 64
 
+#: Of tasks that embed; base64 would have to be equal to the last bit, where numbers need not be.
+_EMBEDDING: list[dict[str, Any]] = [
+    {"pooling": "weightedmean", "dimensions": 4, "normalize": True},
+    {"pooling": "lasttoken", "prompt": "query: ", "truncate": True, "truncation_direction": "left"},
+    {"prompt_name": "there is none"},
+    {"dimensions": 2**30},
+]
+
 #: Parameter variants per task; every host must answer each alike.
 _VARIANTS: dict[str, list[dict[str, Any]]] = {
     "text-generation": [
@@ -28,8 +36,8 @@ _VARIANTS: dict[str, list[dict[str, Any]]] = {
     "text-classification": [{"top_k": None}, {"function_to_apply": "none"}],
     "token-classification": [{"aggregation_strategy": "simple"}, {"aggregation_strategy": "average"}],
     "fill-mask": [{"top_k": 2}],
-    "feature-extraction": [{"pooling": "mean", "normalize": True}],
-    "sentence-embeddings": [{"pooling": "cls"}],
+    "feature-extraction": [{"pooling": "mean", "normalize": True}, *_EMBEDDING],
+    "sentence-embeddings": [{"pooling": "cls"}, *_EMBEDDING],
     "summarization": [{"max_new_tokens": 4}],
     "translation": [{"max_new_tokens": 4}],
     "text-to-image": [
@@ -68,6 +76,10 @@ def _generate(task: TaskSchema, context_length: int) -> Iterator[Request]:
     )
     for variant in _VARIANTS[task.name]:
         yield Request(f"parameters {json.dumps(variant)}", _body({"inputs": value, "parameters": variant}))
+    if task.embeds:
+        yield Request("token ids", _body({"inputs": [[5, 6, 7], [8, 9]]}))
+        yield Request("unknown encoding", _body({"inputs": value, "encoding_format": "hex"}))
+        yield Request("fields beside the inputs", _body({"inputs": value, "normalize": True, "pooling": "max"}))
     long = "long words " * min(context_length // 8, _LONG_WORDS)
     endless = "long words " * context_length
     yield Request("long", _body({"inputs": _with_text(value, long, task), "parameters": parameters}))

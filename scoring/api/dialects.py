@@ -1,6 +1,7 @@
 """Reads the request forms that users already send, and answers each in kind.
 
     canonical   {"inputs": one or list, "parameters": {}}                     the pipeline's shape
+                of tasks that embed also {"inputs": ..., "normalize": ...}    (huggingface_hub's InferenceClient)
     list        {"input_data": ["..."], "params": {}}                         ["..."]
     frame       {"input_data" | "inputs": {"input_string": [...]}, ...}       [{"0": "..."}]
     chat        {"input_data": {"input_string": [{"role", "content"}]}}       {"output": "..."}
@@ -51,7 +52,8 @@ def parse(payload: Any, task: TaskSchema) -> Call:
     """Recognise the form of a payload and check it against the task's schema."""
     if not isinstance(payload, dict):
         raise InvalidInput("The body must be a JSON object.", f"It looks like {json.dumps(task.sample)}.")
-    unknown = sorted(set(payload) - _TOP_KEYS)
+    lifted = set(payload) & (set(task.parameters.model_fields) if task.embeds else set())
+    unknown = sorted(set(payload) - _TOP_KEYS - lifted)
     if unknown:
         raise InvalidInput(
             f"Unknown field {unknown[0][:80]!r}.",
@@ -66,7 +68,10 @@ def parse(payload: Any, task: TaskSchema) -> Call:
         raise InvalidInput(f"{task.name} has nothing to stream.", 'Leave out "stream".', where="stream")
     found = _unwrap(payload, task)
     inner = _mapping(found.parameters, f"{found.where.partition('.')[0]}.parameters")
-    parameters = task.parse_parameters({**inner, **_mapping(_parameters(payload), "parameters")})
+    named = {**inner, **_mapping(_parameters(payload), "parameters")}
+    if twice := sorted(lifted & set(named)):
+        raise InvalidInput(f"{twice[0]!r} is given twice.", "Leave out one of them.", where=twice[0])
+    parameters = task.parse_parameters({**named, **{name: payload[name] for name in lifted}})
     if not found.values:
         raise InvalidInput(
             "There is nothing to score.", f"The request looks like {json.dumps(task.sample)}.", where=found.where
@@ -80,7 +85,10 @@ def parse(payload: Any, task: TaskSchema) -> Call:
 
 
 def _parameters(payload: dict[str, Any]) -> Any:
-    return payload["parameters"] if payload.get("parameters") is not None else payload.get("params")
+    found = [payload[name] for name in ("parameters", "params") if payload.get(name) is not None]
+    if len(found) > 1:
+        raise InvalidInput('There are both "parameters" and "params".', 'Leave out "params".', where="params")
+    return found[0] if found else None
 
 
 def _mapping(values: Any, where: str) -> dict[str, Any]:
@@ -94,6 +102,9 @@ def _mapping(values: Any, where: str) -> dict[str, Any]:
 def _check_options(options: Any) -> None:
     if options is not None and (not isinstance(options, dict) or set(options) - _OPTIONS):
         raise InvalidInput(f'"options" may hold {", ".join(sorted(_OPTIONS))}.', where="options")
+    for name, value in (options or {}).items():
+        if not isinstance(value, bool):
+            raise InvalidInput(f"{name} is true or false.", where=f"options.{name}")
 
 
 def _unwrap(payload: dict[str, Any], task: TaskSchema) -> Found:
@@ -112,7 +123,7 @@ def _unwrap(payload: dict[str, Any], task: TaskSchema) -> Found:
         return Found(rows, "list", where)
     if azure and _is_conversation(data, task):
         return Found([data], "chat", where, single=True)
-    single = not isinstance(data, list) or _is_conversation(data, task)
+    single = not isinstance(data, list) or _is_conversation(data, task) or _is_tokens(data, task)
     return Found([data] if single else data, "list" if azure else "canonical", where, single)
 
 
@@ -124,6 +135,11 @@ def _is_conversation(data: Any, task: TaskSchema) -> bool:
         and bool(data)
         and all(isinstance(message, dict) for message in data)
     )
+
+
+def _is_tokens(data: Any, task: TaskSchema) -> bool:
+    """Return True for the token ids of one text."""
+    return task.embeds and isinstance(data, list) and bool(data) and all(type(each) is int for each in data)
 
 
 def _columnar(data: dict[str, Any]) -> bool:

@@ -42,6 +42,8 @@ logger = logging.getLogger("mii_azure.service")
 
 #: Requests that are encoded or decoded at once: each may take the memory that the largest takes.
 _SEATS = 4
+#: Header of an answer to inputs of which truncation left tokens out: how many there are.
+TRUNCATED = "X-Truncated-Inputs"
 METADATA_REQUEST = {"mii_azure": "metadata"}
 
 
@@ -242,12 +244,21 @@ class Service:
             rows = self._encode(call)
         if call.stream:
             return self._stream(call, rows, deadline)
-        job = self.engine.submit([row for group in rows for row in group])
-        results = self._wait(job)
+        flat = [row for group in rows for row in group]
+        results = self._results(flat)
         with held(self._seats):
-            return Reply(200, self._body(call, rows, job, results))
+            cut = len({row.item for row in flat if row.cut})
+            return Reply(200, self._body(call, rows, results), {TRUNCATED: str(cut)} if cut else {})
 
-    def _body(self, call: Call, rows: list[list[Row]], job: Job, results: list[Any]) -> bytes:
+    def _results(self, rows: list[Row]) -> list[Any]:
+        """Outputs of a request's rows; more than the queue holds pass it in parts, one after the other."""
+        size = max(1, self.deployment.limits.queue_size)
+        results = self._wait(self.engine.submit(rows[:size]))
+        for at in range(size, len(rows), size):
+            results += self._wait(self.engine.submit(rows[at : at + size], left()))
+        return results
+
+    def _body(self, call: Call, rows: list[list[Row]], results: list[Any]) -> bytes:
         outputs = iter(results)
         answers = []
         with self._stage("decode"):
@@ -256,7 +267,7 @@ class Service:
                 answers.append(self.task.decode(value, call.parameters, group, [next(outputs) for _ in group]))
         answer = render(call, answers, self.task.collect, self.task.table)
         if call.usage:
-            answer = {"answer": answer, "usage": usage(self.task, job.rows, results)}
+            answer = {"answer": answer, "usage": usage(self.task, [row for group in rows for row in group], results)}
         check()
         return self._serialise(answer)
 
@@ -267,7 +278,7 @@ class Service:
 
     def _encode(self, call: Call) -> list[list[Row]]:
         rows: list[list[Row]] = []
-        left_over = budget = self.deployment.limits.queue_size
+        left_over = budget = self.task.most_rows(self.deployment.limits)
         answers = 0
         for item, value in enumerate(call.inputs):
             check()
@@ -277,7 +288,7 @@ class Service:
             left_over -= len(rows[-1])
             if left_over < 0:  # checked early: one long context may be a thousand windows
                 raise InvalidInput(
-                    f"The request needs more sequences than the {budget} that the queue holds.",
+                    f"The request needs more sequences than the {budget:,} that one may have.",
                     "Send it in smaller parts.",
                     where="inputs",
                 )

@@ -17,8 +17,13 @@ def tells_cached_tokens() -> bool:
 
 
 def usage(task: Task, rows: Sequence[Row], outputs: Sequence[Any]) -> dict[str, Any]:
-    """Prompt tokens of all rows; for generative tasks also completion tokens and each answer's finish reason."""
+    """Prompt tokens of all rows, and which inputs truncation cut, if any.
+
+    For generative tasks also completion tokens and each answer's finish reason.
+    """
     counted: dict[str, Any] = {"prompt_tokens": sum(row.tokens for row in rows if not row.answer)}
+    if cut := sorted({row.item for row in rows if row.cut}):
+        counted["truncated"] = cut
     if task.schema.generative:
         ended = [_end(task, row, tokens) for row, output in zip(rows, outputs, strict=True) for tokens in output]
         counted["completion_tokens"] = sum(count for count, _ in ended)

@@ -44,8 +44,7 @@ def allocate(form: DecoderModel, rows: int, picked: int, work: int, chunks: int,
     `work` counts the spans into which attention is split over programs, each with partial results [`group`, `wide`];
     `chunks` the programs that scan a row of logits, each of so many `blocks`; `gathered` tokens are kept for sampling.
     """
-    up = max(layer.mlp.up.weight.shape[0] for layer in form.layers)
-    inner = max(layer.mlp.down.weight.shape[1] for layer in form.layers)
+    up, inner = form.widths
     qkv = (form.heads + 2 * form.kv_heads) * form.head_dim
 
     def empty(*shape: int, dtype: torch.dtype = form.dtype) -> Tensor:

@@ -1,17 +1,19 @@
 """Runs decode steps and prompts on a GPU: one CUDA graph per batch size, replayed without waiting for the host."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from scoring.decoder.decode_step import GEMV_ROWS, Launcher
 from scoring.decoder.kv_cache import KVCache, SamplingParams
-from scoring.decoder.model import DecoderModel
-from scoring.decoder.prefill import LONGEST, Part, Prefiller, admit, pieces, record
+from scoring.decoder.model import CachedModel
+from scoring.decoder.prefill import LONGEST, Part, Prefiller, admit, extend, pieces, record
 
 _ROUND = 8  # copies to the device that may be under way before one has to be waited for
+_ENTRIES = 1024  # blocks that are entered in the tables at once
 _COMPILING_S = 600.0  # most time that another rank may take to compile the kernels of one graph
 
 #: Chunk sizes, in tokens, that get a graph; a chunk is padded up to the next.
@@ -20,6 +22,13 @@ PIECES = [16, 32, 64, *range(128, LONGEST + 1, 128)]
 
 #: Waits for a CUDA event.
 Wait = Callable[[Any], None]
+
+
+class Launches(Protocol):
+    """Launches that can be enqueued again."""
+
+    def replay(self) -> None:
+        """Enqueue them."""
 
 
 class PinnedUpload:
@@ -67,16 +76,17 @@ class PendingTokens:
 class CudaBackend:
     """Steps of up to `state.slots` rows. A batch is padded up to the next captured size with the scratch slot."""
 
-    def __init__(self, form: DecoderModel, state: KVCache, pdl: bool = True) -> None:
+    uncaptured = ""  # why launches are not captured, if they are not
+
+    def __init__(self, form: CachedModel, state: KVCache, pdl: bool = True) -> None:
         capable = torch.cuda.get_device_capability(form.device) >= (9, 0)
-        self.launcher = Launcher(form, state, state.slots, pdl=pdl and capable)
-        self.prefiller = Prefiller(form, state, pdl=pdl and capable)
+        self.launcher, self.prefiller = self._launchers(form, state, pdl and capable)
         self.sizes = batch_sizes(state.slots)
         self._team = form.team
         self._wait: Wait = _synchronize if form.team is None else form.team.wait
         self._scratch = state.slots
-        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        self._prompts: dict[int, torch.cuda.CUDAGraph] = {}  # by tokens of a chunk
+        self._graphs: dict[int, Launches] = {}
+        self._prompts: dict[int, Launches] = {}  # by tokens of a chunk
         self._pool: Any = None
         self._placed: list[int] = []  # slots that the rows on the device stand for now
         self._last = 0
@@ -84,12 +94,19 @@ class CudaBackend:
         self._records = torch.zeros(
             state.slots, len(record(0, SamplingParams())), dtype=torch.int32, device=form.device
         )
+        self._grown: list[tuple[int, int]] = []  # places in the table and blocks, not yet sent
+        self._entries = torch.zeros(_ENTRIES, 2, dtype=torch.int32, device=form.device)
         self._sent = {
+            "table": PinnedUpload(self._wait, *self._entries.shape),
             "slots": PinnedUpload(self._wait, state.slots),
             "records": PinnedUpload(self._wait, *self._records.shape),
             "numbers": PinnedUpload(self._wait, self.prefiller.layout.size),
         }
         self._spare: list[Tensor] = []
+
+    def _launchers(self, form: Any, state: KVCache, pdl: bool) -> tuple[Launcher, Prefiller]:
+        """Return what launches a step, and a chunk of prompts."""
+        return Launcher(form, state, state.slots, pdl=pdl), Prefiller(form, state, pdl=pdl)
 
     def open(self, slot: int, sampling: SamplingParams) -> None:
         """Empty a slot; sent to the device, with others opened meanwhile, before the next prefill or step."""
@@ -112,17 +129,24 @@ class CudaBackend:
             logits[first : first + len(piece)].copy_(told.logits[: len(piece)])
         return logits
 
+    def extend(self, grown: Iterable[tuple[int, int, int]]) -> None:
+        """Enter blocks in the tables, as `KVCache.extend` does; sent before the next prefill or step."""
+        width = self.prefiller.state.width
+        self._grown += [(slot * width + number, block) for slot, number, block in grown]
+
     def settle(self) -> None:
-        """Enqueue the records of slots that were opened."""
+        """Enqueue the records of slots that were opened, and the blocks that slots were given."""
+        for first in range(0, len(self._grown), _ENTRIES):
+            some = self._grown[first : first + _ENTRIES]
+            target = self._entries[: len(some)]
+            self._sent["table"].send(target, partial(_fill, some))
+            extend(self.prefiller.state, target)
+        self._grown = []
         if not self._opened:
             return
         records = list(self._opened.values())
-
-        def fill(buffer: Tensor) -> None:
-            buffer.numpy()[: len(records)] = records
-
         target = self._records[: len(records)]
-        self._sent["records"].send(target, fill)
+        self._sent["records"].send(target, partial(_fill, records))
         admit(self.prefiller.form, self.prefiller.state, target, len(records))
         self._opened = {}
 
@@ -164,27 +188,24 @@ class CudaBackend:
         if slots == self._placed[: len(slots)]:
             return
 
-        def fill(buffer: Tensor) -> None:
-            buffer.numpy()[: len(slots)] = slots
-
-        self._sent["slots"].send(self.launcher.buffers.slots[: len(slots)], fill)
+        self._sent["slots"].send(self.launcher.buffers.slots[: len(slots)], partial(_fill, slots))
         self._placed = slots + self._placed[len(slots) :]
 
     def _tell(self, parts: Sequence[Part]) -> None:
         layout = self.prefiller.layout
         self._sent["numbers"].send(self.prefiller.numbers, lambda buffer: layout.fill(buffer, parts, self._scratch))
 
-    def _capture_prompt(self, size: int) -> torch.cuda.CUDAGraph:
+    def _capture_prompt(self, size: int) -> Launches:
         self._tell([])
         self._prompts[size] = self._captured(lambda: self.prefiller.piece(size))
         return self._prompts[size]
 
-    def _capture(self, size: int) -> torch.cuda.CUDAGraph:
+    def _capture(self, size: int) -> Launches:
         self._place([self._scratch] * size)
         self._graphs[size] = self._captured(lambda: self.launcher.step(size))
         return self._graphs[size]
 
-    def _captured(self, launch: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    def _captured(self, launch: Callable[[], None]) -> Launches:
         """Run the function once on scratch rows, which compiles its kernels, then capture it."""
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call,unused-ignore]
         side.wait_stream(torch.cuda.current_stream())
@@ -204,6 +225,10 @@ class CudaBackend:
             enqueued = torch.cuda.Event()  # type: ignore[no-untyped-call,unused-ignore]
             enqueued.record()
             self._team.wait(enqueued, _COMPILING_S)
+
+
+def _fill(numbers: Sequence[Any], buffer: Tensor) -> None:
+    buffer.numpy()[: len(numbers)] = numbers
 
 
 def _synchronize(event: Any) -> None:

@@ -16,6 +16,7 @@ import torch
 import triton  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 
+from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.buffers import allocate
 from scoring.decoder.fold_norm import gains_of, joint_bias
 from scoring.decoder.gemv_config import GemvTile, choose_tile, tiling
@@ -25,7 +26,7 @@ from scoring.kernels import decode_attention, decode_elementwise, decode_gemv, d
 
 GEMV_ROWS = 2
 _MULTIPROCESSORS = 132
-_SPAN = 64  # keys that one iteration of the attention kernel reads
+_SPAN = BLOCK  # keys that one iteration of the attention kernel reads
 _LEAST = 64  # keys below which a span is not split
 _CHUNK = 2048  # logits that one program of the sampling scan reads
 _BLOCK = 256  # logits of which that scan leaves the highest and the mass
@@ -207,8 +208,9 @@ class Launcher:
         gains, bias = self._bias(norm, linear)
         decode_gemv.gemv_qkv[(rows * triton.cdiv(pairs, tile.rows),)](
             b.x, norm.gain, linear.weight, _or(linear.scale, b.x), gains, bias, b.q, self.state.keys[index],
-            self.state.values[index], *self._tables(layer), b.slots, self.state.lengths, inputs, self.state.max_length,
-            norm.eps, **tiling(tile, inputs), NORM=norm.kind, BIAS=bias is not b.x, SCALE=linear.scale is not None,
+            self.state.values[index], *self._tables(layer), b.slots, self.state.lengths, self.state.table, inputs,
+            *self._paging(), norm.eps, **tiling(tile, inputs), BLOCK=BLOCK, NORM=norm.kind, BIAS=bias is not b.x,
+            SCALE=linear.scale is not None,
             **self._heads(layer), PER_HEAD=layer.attention.per_head, ROWS=rows, PDL=self.pdl, **self._launch(),
         )  # fmt: skip
 
@@ -247,7 +249,8 @@ class Launcher:
         decode_attention.attend[(rows * form.kv_heads, splits)](
             b.qkv if normed else b.q, state.keys[index], state.values[index], b.attended, b.part, b.stats, b.arrived,
             _or(form.alibi, b.x), b.slots, state.lengths, _or(bias, b.x), *self._gains_of_heads(own),
-            *self._tables(layer), state.max_length, own.scale, own.cap, _eps(own.q_norm), **self._heads(layer),
+            *self._tables(layer), state.table, *self._paging(), own.scale, own.cap, _eps(own.q_norm),
+            **self._heads(layer), BLOCK=BLOCK,
             DP=self.wide, GP=self.group, BT=self.span, LEAST=self.least, SPLITS=splits, WINDOW=own.window,
             ALIBI=form.alibi is not None, CAP=own.cap > 0, NORMED=normed, BIAS=bias is not None,
             PRECISION=self.precision, PDL=self.pdl,
@@ -271,7 +274,8 @@ class Launcher:
         pairs = linear.weight.shape[0] // 2
         decode_elementwise.scatter_qkv[(rows, triton.cdiv(pairs, 512))](
             b.qkv, _or(linear.bias, b.x), b.q, self.state.keys[index], self.state.values[index], *self._tables(layer),
-            b.slots, self._fed()[2], self.state.max_length, BN=512, BIAS=linear.bias is not None, OWN=self.own,
+            b.slots, self._fed()[2], self.state.table, *self._paging(), BN=512, BLOCK=BLOCK,
+            BIAS=linear.bias is not None, OWN=self.own,
             **self._heads(layer), PER_HEAD=layer.attention.per_head, PDL=self.pdl, num_warps=4, **self._launch(),
         )  # fmt: skip
 
@@ -331,6 +335,10 @@ class Launcher:
     def _tables(self, layer: DecoderLayer) -> tuple[Tensor, Tensor]:
         rotary = layer.attention.rotary
         return (self.buffers.x, self.buffers.x) if rotary is None else (rotary.cos, rotary.sin)
+
+    def _paging(self) -> tuple[int, int]:
+        """Return the width of the slots' tables, and the blocks of the cache, scratch included."""
+        return self.state.width, self.state.blocks + 1
 
     def _gains_of_heads(self, own: Attention) -> tuple[Tensor, Tensor]:
         return _affine(own.q_norm, self.buffers.x)[0], _affine(own.k_norm, self.buffers.x)[0]

@@ -1,31 +1,39 @@
-"""A decoder over slots: static memory for keys and values, one step for many sequences, sampling on the device.
+"""A decoder over slots: a paged KV cache, one step for many sequences, sampling on the device.
 
     decoder = Decoder(model, slots=8, max_length=1024)
-    decoder.open(3, Sampling())            # a slot joins between steps
+    decoder.open(3, SamplingParams())      # a slot joins between steps
     decoder.prefill(3, prompt_ids)         # in one piece or several
     first = decoder.sample([3])            # from the prefill's logits
     later = decoder.step([3, 5])           # feeds each slot's last token, picks the next
     later.tokens()                         # waits for this step only; read it one step late
 
-A slot needs no closing: leave it out of `step`, and open it again; `release` gives its memory back on a CPU, where
-every call is complete when it returns. On a GPU, `sample` and `step` only enqueue; tokens stay on the device between
+A slot is a row of the batch; its tokens lie in blocks, which it gets as it grows and `release` gives back. A sequence
+opened with a salt shares the blocks of earlier ones that begin alike. On a CPU every call is complete when it returns.
+On a GPU, `sample` and `step` only enqueue; tokens stay on the device between
 steps, so a step need not wait for the tokens of the one before. All calls must come from one thread.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from scoring.decoder.adapters.families import build
+from scoring.decoder.adapters.families import build, unsupported
+from scoring.decoder.block_pool import BLOCK
+from scoring.decoder.block_tables import BlockTables
+from scoring.decoder.generic.model import GenericModel
+from scoring.decoder.generic.probe import probe
+from scoring.decoder.generic.torch_backend import GenericTorchBackend
 from scoring.decoder.kv_cache import KVCache, SamplingParams
 from scoring.decoder.logprobs import indices
 from scoring.decoder.model import DecoderModel, dequantize_weights, quantize_weights
+from scoring.decoder.pool_size import pool_blocks
 from scoring.decoder.sampler import pick_all
 from scoring.decoder.torch_backend import TorchBackend
 from scoring.distributed.tp_group import TensorParallelGroup
 from scoring.errors import PromptTooLong
+from scoring.passes.families import Tier
 
 
 class Pending(Protocol):
@@ -46,47 +54,90 @@ class _Ready:
 class Decoder:
     """A loaded transformers decoder served slot by slot; shares the model's weights.
 
-    Raises LoadError for an unsupported model. `max_length` bounds prompt and generated tokens of a slot,
-    and is reduced to the model's own positions. With a `team`, the model is this rank's slice, and all ranks must
-    make the same calls in the same order.
+    Raises LoadError for an unsupported model. `max_length` bounds prompt and generated tokens of a slot, and is reduced
+    to the model's own positions and to `capacity`, the tokens that all slots can hold: up to `tokens` if given, within
+    a `share` of a GPU's memory. With a `team`, the model is this rank's slice, and all ranks must make the same calls
+    in the same order: each then gives its slots the same blocks.
+    The tier is the fused one where an adapter builds the model's form, unless one is asked for.
     """
 
-    def __init__(self, model: Any, slots: int, max_length: int, team: TensorParallelGroup | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        slots: int,
+        max_length: int,
+        team: TensorParallelGroup | None = None,
+        tokens: int = 0,
+        share: float = 0.0,
+        tier: Tier | None = None,
+    ) -> None:
         bound = int(getattr(model.config, "max_position_embeddings", 0) or 0)
-        self.max_length = min(max_length, bound) if bound and model.config.model_type != "bloom" else max_length
-        self.form: DecoderModel = build(model, self.max_length, team)
+        length = min(max_length, bound) if bound and model.config.model_type != "bloom" else max_length
+        self.unfit = unsupported(model.config)  # for the fused tier
+        self.tier: Tier = tier or ("generic" if self.unfit and team is None else "fused")
+        self.form: DecoderModel | GenericModel
+        self.form = probe(model, length, self.unfit) if self.tier == "generic" else build(model, length, team)
         self.slots = slots
-        self.state = KVCache(self.form, slots, self.max_length)
+        blocks = pool_blocks(self.form, slots, length, tokens, share)
+        self.full_length = length  # before it is reduced to what the cache holds
+        self.max_length = min(length, blocks * BLOCK)
+        self.state = KVCache(self.form, slots, self.max_length, blocks)
+        self.capacity = min(slots * self.max_length, self.state.blocks * BLOCK)
+        self.tables = BlockTables(slots, self.state.width, self.state.blocks, self.state.in_place)
         self.lengths = [0] * slots  # the host's copy: known without asking the device
-        self.opened = [0] * slots  # times that each slot was opened
-        self._torch = TorchBackend(self.form, self.state)
+        self._torch = (
+            TorchBackend(self.form, self.state)
+            if isinstance(self.form, DecoderModel)
+            else GenericTorchBackend(self.form, self.state)
+        )
         self._logits: dict[int, Tensor] = {}  # of prefilled prompts not sampled yet
         self._last = torch.empty(0)
         self._cuda: Any = None
         self._start()
 
     @torch.inference_mode()
-    def open(self, slot: int, sampling: SamplingParams | None = None, held: Sequence[int] = ()) -> None:
-        """Empty a slot for a new sequence, keeping the first tokens whose keys and values the slot already holds."""
+    def open(
+        self, slot: int, sampling: SamplingParams | None = None, ids: Sequence[int] = (), salt: str | None = None
+    ) -> int:
+        """Empty a slot for a new sequence; with a salt, it begins with the longest cached prefix of its prompt `ids`.
+
+        Returns the length of that prefix, whose tokens are not to be prefilled. Never all of the prompt.
+        """
         (self.state if self._cuda is None else self._cuda).open(slot, sampling or SamplingParams())
-        self.lengths[slot] = len(held)
-        self.opened[slot] += 1
+        held = self.tables.open(slot, ids, salt)
+        self.lengths[slot] = held
         self._logits.pop(slot, None)
+        self._sync()
         if held:
             if self._cuda is not None:
                 self._cuda.settle()
-            self.state.seen[slot, indices(held, self.form.device)] = 1
+            self.state.seen[slot, indices(ids[:held], self.form.device)] = 1
+        return held
 
-    @torch.inference_mode()
-    def copy(self, source: int, target: int, count: int) -> None:
-        """Copy the keys and values of another slot's first tokens to a slot."""
-        for cache in (self.state.keys, self.state.values):
-            cache[:, target, :, :count] = cache[:, source, :, :count]
+    def choose(self, free: Collection[int], ids: Sequence[int], salt: str | None) -> int:
+        """Choose one of the free slots, the first of which was left the longest ago, for a sequence."""
+        return self.tables.choose(free, ids, salt)
+
+    def evict(self, most: int) -> None:
+        """Free blocks that are only kept for their contents, until at most so many are left."""
+        self.tables.evict(most)
+        self._sync()
+
+    def _sync(self) -> None:
+        """Have the device follow the tables: copy blocks, enter new ones, and give back the memory of freed ones."""
+        tables = self.tables
+        for source, target in tables.copies:
+            self.state.copy(source, target)
+        if not self.state.in_place and tables.grown:
+            (self.state if self._cuda is None else self._cuda).extend(tables.grown)
+        self.state.discard(block for block in set(tables.pool.freed) if not tables.pool.users(block))
+        tables.copies, tables.grown, tables.pool.freed = [], [], []
 
     def prefill(self, slot: int, ids: Sequence[int]) -> Tensor:
         """Append prompt tokens to a slot; logits [vocabulary] after the last one, which `sample` then uses.
 
-        A long prompt can come in pieces. Raises PromptTooLong beyond `max_length`, ValueError for no tokens.
+        A long prompt can come in pieces. Raises PromptTooLong beyond `max_length`, DeviceFull when the slots' blocks
+        are all in use, ValueError for no tokens.
         """
         return self.prefill_many([(slot, ids)])[0]
 
@@ -98,9 +149,11 @@ class Decoder:
         """
         self._check_parts(parts)
         placed = [(slot, self.lengths[slot], ids) for slot, ids in parts]
+        self._reserve((slot, start + len(ids)) for slot, start, ids in placed)
         logits: Tensor = self._prefill(placed) if self._cuda is None else self._cuda.prefill(placed)
         for (slot, ids), after in zip(parts, logits, strict=True):
             self.lengths[slot] += len(ids)
+            self.tables.written(slot, ids)
             self._logits[slot] = after
         return logits
 
@@ -127,9 +180,10 @@ class Decoder:
     def step(self, slots: Sequence[int]) -> Pending:
         """Feed each slot its last token and pick the next one; slots are distinct and were sampled before.
 
-        Raises PromptTooLong, before anything is computed, when a slot has no room. When it raises, no slot has changed.
+        Raises PromptTooLong or DeviceFull, before anything is computed, when a slot has no room. When it raises, no
+        slot has changed.
         """
-        self._check_room(max(slots, key=self.lengths.__getitem__), 1)
+        self._reserve(self._check_step(slots))
         pending: Pending = self._cuda.step(list(slots)) if self._cuda is not None else self._step(slots)
         for slot in slots:
             self.lengths[slot] += 1
@@ -142,9 +196,14 @@ class Decoder:
         self._last = logits
         return self._pick(slots, logits)
 
-    def release(self, slot: int) -> None:
-        """Release a slot that will not be used before it is opened again."""
-        self.state.release(slot)
+    def release(self, slot: int, ids: Sequence[int] | None = None) -> None:
+        """Release a slot that will not be used before it is opened again.
+
+        Its blocks are kept, until others need them, only if `ids` tells the tokens whose keys and values they hold.
+        """
+        self.tables.close(slot, None if ids is None else ids[: self.lengths[slot]])
+        self.lengths[slot] = 0
+        self._sync()
 
     @torch.inference_mode()
     def feed(self, slot: int, token: int) -> None:
@@ -168,11 +227,20 @@ class Decoder:
         if self._cuda is not None:
             self._cuda.warm_up(sizes)
 
+    @property
+    def uncaptured(self) -> str:
+        """Reason why steps run without graphs on a GPU; empty if they run in graphs, and on a CPU."""
+        return "" if self._cuda is None else str(self._cuda.uncaptured)
+
     def drop(self) -> None:
         """Release what the decoder holds; it must not be used any more."""
 
     def use_int8(self, wanted: bool = True) -> None:
-        """Make steps of one or two slots on a GPU read int8 weights, quantized now beside the others; or stop it."""
+        """Make steps of one or two slots on a GPU read int8 weights, quantized now beside the others; or stop it.
+
+        Of the fused tier only: the generic one's products are the model's own.
+        """
+        assert isinstance(self.form, DecoderModel)
         quantize_weights(self.form) if wanted else dequantize_weights(self.form)
         self._start()
 
@@ -180,9 +248,13 @@ class Decoder:
         """Start the GPU back end over the form as it is; its graphs are captured on use or by `warm_up`."""
         if self.form.device.type == "cuda":
             from scoring.decoder.cuda_backend import CudaBackend
+            from scoring.decoder.generic.cuda_backend import GenericCudaBackend
 
             self._cuda = None  # frees the previous back end's memory first
-            self._cuda = CudaBackend(self.form, self.state)
+            if isinstance(self.form, DecoderModel):
+                self._cuda = CudaBackend(self.form, self.state)
+            else:
+                self._cuda = GenericCudaBackend(self.form, self.state)
 
     def _pick(self, slots: Sequence[int], logits: Tensor) -> Pending:
         rows = torch.tensor(list(slots), dtype=torch.int64, device=self.form.device)
@@ -194,11 +266,25 @@ class Decoder:
         self.state.seen[rows, chosen] = 1
         return _Ready(tokens)
 
+    def _reserve(self, lengths: Iterable[tuple[int, int]]) -> None:
+        for slot, length in lengths:
+            self.tables.reserve(slot, length)
+        if self.tables.grown:
+            self._sync()
+
     def _check_parts(self, parts: Sequence[tuple[int, Sequence[int]]]) -> None:
         for slot, ids in parts:
             if not ids:
                 raise ValueError("a prefill needs at least one token")
             self._check_room(slot, len(ids))
+        self.tables.check((slot, self.lengths[slot] + len(ids)) for slot, ids in parts)
+
+    def _check_step(self, slots: Sequence[int]) -> list[tuple[int, int]]:
+        """Return the slots that need another block for their next token, with their lengths then."""
+        self._check_room(max(slots, key=self.lengths.__getitem__), 1)
+        growing = [(slot, self.lengths[slot] + 1) for slot in slots if not self.lengths[slot] % BLOCK]
+        self.tables.check(growing)
+        return growing
 
     def _check_room(self, slot: int, count: int) -> None:
         if self.lengths[slot] + count > self.max_length:

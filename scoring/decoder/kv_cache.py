@@ -1,18 +1,21 @@
-"""State that a decoder keeps on the device: the KV cache, and one row of numbers per slot.
+"""State that a decoder keeps on the device: a paged KV cache, and one row of numbers per slot.
 
-There is one slot more than asked for: the last is scratch, written by rows that pad a batch. On a CPU the cache is only
-address space: it takes memory as tokens are written, and gives it back when a slot is released.
+Keys and values lie in blocks of 64 tokens; a slot's table tells which block holds its tokens from 64 i on. There is one
+slot and one block more than asked for: the last are scratch, written by rows that pad a batch. On a CPU the cache is
+only address space: it takes memory as tokens are written, and gives it back when blocks are freed.
 """
 
 import math
 import mmap
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from scoring.decoder.model import DecoderModel
+from scoring.decoder.block_pool import BLOCK, blocks_of
+from scoring.decoder.model import CachedModel
 
 _NO_RESERVE = 0x4000  # Linux's MAP_NORESERVE, which Python names from 3.13 on
 FORBIDDEN = 4  # tokens that a slot can suppress until a length is reached: its end tokens
@@ -36,17 +39,28 @@ class SamplingParams:
 
 
 class KVCache:
-    """Tensors over slots; `lengths` counts the tokens in the cache, `tokens` is each slot's next input."""
+    """Tensors over slots; `lengths` counts the tokens in the cache, `tokens` is each slot's next input.
 
-    def __init__(self, form: DecoderModel, slots: int, max_length: int) -> None:
+    Keys and values [layers, KV heads, blocks + 1, 64, D] are of any slot's tokens; `table` [slots + 1, width] int32
+    names the blocks of each. `blocks` 0: as many as all slots need at full length; slot s then begins with its own,
+    from s * width on, and keeps them on a CPU (`in_place`).
+    """
+
+    def __init__(self, form: CachedModel, slots: int, max_length: int, blocks: int = 0) -> None:
         device = form.device
         rows = slots + 1
         self.slots = slots
         self.max_length = max_length
-        shape = (len(form.layers), rows, form.kv_heads, max_length, form.head_dim)
+        self.width = blocks_of(max_length)
+        self.blocks = min(blocks or slots * self.width, slots * self.width)
+        self.in_place = device.type == "cpu" and self.blocks == slots * self.width
+        shape = (len(form.layers), form.kv_heads, self.blocks + 1, BLOCK, form.head_dim)
         self._mapped: list[mmap.mmap] = []
         self.keys = self._cache(shape, form.dtype, device)
         self.values = self._cache(shape, form.dtype, device)
+        self.table = torch.full((rows, self.width), self.blocks, dtype=torch.int32, device=device)
+        if self.blocks == slots * self.width:
+            self.table[:slots] = torch.arange(self.blocks, dtype=torch.int32, device=device).view(slots, -1)
         self.lengths = torch.zeros(rows, dtype=torch.int32, device=device)
         self.tokens = torch.zeros(rows, dtype=torch.int64, device=device)
         self.seen = torch.zeros(rows, form.vocabulary, dtype=torch.uint8, device=device)
@@ -74,14 +88,26 @@ class KVCache:
         self.forbidden[slot] = torch.tensor(padded, dtype=torch.int32, device=self.forbidden.device)
         self.forbidden_until[slot] = sampling.forbidden_until
 
-    def release(self, slot: int) -> None:
-        """Give back the memory of a slot's tokens, if the platform can; the slot must be opened again."""
-        block = self.keys[0, 0].nbytes
-        for mapped in self._mapped:
-            for layer in range(self.keys.shape[0]):
-                begin = (layer * self.keys.shape[1] + slot) * block
-                first, last = -(-begin // mmap.PAGESIZE), (begin + block) // mmap.PAGESIZE
-                if first < last:
+    def extend(self, grown: Iterable[tuple[int, int, int]]) -> None:
+        """Enter blocks in the tables: (slot, number of the block in it, block)."""
+        for slot, number, block in grown:
+            self.table[slot, number] = block
+
+    def copy(self, source: int, target: int) -> None:
+        """Copy a block's keys and values to another block."""
+        for cache in (self.keys, self.values):
+            cache[:, :, target] = cache[:, :, source]
+
+    def discard(self, blocks: Iterable[int]) -> None:
+        """Give back the memory of blocks, if the platform can; their contents are lost."""
+        if not self._mapped:
+            return
+        size = self.keys[0, 0, 0].nbytes
+        for start, end in _runs(sorted(blocks)):
+            for row in range(self.keys.shape[0] * self.keys.shape[1]):
+                begin = (row * (self.blocks + 1) + start) * size
+                first, last = -(-begin // mmap.PAGESIZE), (begin + (end - start) * size) // mmap.PAGESIZE
+                for mapped in self._mapped if first < last else ():
                     mapped.madvise(mmap.MADV_DONTNEED, first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE)
 
     def _cache(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -95,3 +121,12 @@ class KVCache:
     def bytes(self) -> int:
         """Size of the cache in bytes."""
         return 2 * self.keys.numel() * self.keys.element_size()
+
+
+def _runs(blocks: list[int]) -> Iterable[tuple[int, int]]:
+    """Cut ascending numbers into runs of consecutive ones: first, and one past the last."""
+    start = 0
+    for place in range(1, len(blocks) + 1):
+        if place == len(blocks) or blocks[place] != blocks[place - 1] + 1:
+            yield blocks[start], blocks[place - 1] + 1
+            start = place

@@ -4,8 +4,9 @@ Tensors are the model's own, or views of a packed tensor that the model's module
 and its form share their memory. N is a product's outputs, K its inputs, E the hidden size, D a head's size.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -75,6 +76,7 @@ class Attention:
     k_norm: Norm | None = None
     rotary: Rotary | None = None
     cap: float = 0.0  # scores become cap * tanh(score / cap); 0 is none
+    sinks: Tensor | None = None  # [heads], of each head the score of a key that has no value
 
 
 @dataclass
@@ -101,6 +103,40 @@ class DecoderLayer:
     parallel: bool = False
     post1: Norm | None = None
     post2: Norm | None = None
+
+
+class Attending(Protocol):
+    """A layer that attends over the cache."""
+
+    @property
+    def attention(self) -> Attention: ...
+
+
+class CachedModel(Protocol):
+    """What cache and attention read of a model, in whichever form it is executed."""
+
+    @property
+    def layers(self) -> Sequence[Attending]: ...
+    @property
+    def hidden(self) -> int: ...
+    @property
+    def scratch_width(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def vocabulary(self) -> int: ...
+    @property
+    def alibi(self) -> Tensor | None: ...
+    @property
+    def team(self) -> TensorParallelGroup | None: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def device(self) -> torch.device: ...
 
 
 @dataclass
@@ -144,6 +180,17 @@ class DecoderModel:
     @property
     def device(self) -> torch.device:
         return self.embedding.device
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Largest outputs of an MLP's up product, and inputs of its down product."""
+        up = max(layer.mlp.up.weight.shape[0] for layer in self.layers)
+        return up, max(layer.mlp.down.weight.shape[1] for layer in self.layers)
+
+    @property
+    def scratch_width(self) -> int:
+        """Numbers that a row of a step keeps beside its hidden states and heads."""
+        return sum(self.widths)
 
     def products(self) -> list[Linear]:
         """Products of a step, in order."""

@@ -9,6 +9,7 @@ import torch
 import triton  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 
+from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.decode_step import Launcher, _or
 from scoring.decoder.kv_cache import FORBIDDEN, KVCache, SamplingParams
 from scoring.decoder.model import DecoderLayer, DecoderModel, Linear, Norm
@@ -25,38 +26,38 @@ Part = tuple[int, int, Sequence[int]]  # slot, position of the first token, toke
 class Layout:
     """Layout of a chunk's numbers in one int32 tensor, so that one copy uploads them all.
 
-    Rows: token, slot and position. Parts: row of the last token, slot, length after it. Blocks [4, blocks], for
+    Rows: token, slot and position. Parts: row of the last token, slot, length after it. Tiles [4, tiles], for
     the attention kernel: first row, tokens, slot, position.
     """
 
-    def __init__(self, rows: int, parts: int, block: int) -> None:
-        self.rows, self.parts, self.block = rows, parts, block
-        self.blocks = rows // block + parts
-        self.size = 3 * rows + 3 * parts + 4 * self.blocks
+    def __init__(self, rows: int, parts: int, tile: int) -> None:
+        self.rows, self.parts, self.tile = rows, parts, tile
+        self.tiles = rows // tile + parts
+        self.size = 3 * rows + 3 * parts + 4 * self.tiles
 
     def cut(self, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Split into rows [3, rows], parts [3, parts] and blocks [4, blocks]."""
-        rows, parts, blocks = torch.split(numbers, [3 * self.rows, 3 * self.parts, 4 * self.blocks])
-        return rows.view(3, -1), parts.view(3, -1), blocks.view(4, -1)
+        """Split into rows [3, rows], parts [3, parts] and tiles [4, tiles]."""
+        rows, parts, tiles = torch.split(numbers, [3 * self.rows, 3 * self.parts, 4 * self.tiles])
+        return rows.view(3, -1), parts.view(3, -1), tiles.view(4, -1)
 
     def fill(self, numbers: Tensor, parts: Sequence[Part], scratch: int) -> None:
         """Write a chunk, part after part; unused rows and parts go to the scratch slot, of length 0."""
-        tokens, ends, blocks = (view.numpy() for view in self.cut(numbers))
-        row = block = 0
+        tokens, ends, tiles = (view.numpy() for view in self.cut(numbers))
+        row = tile = 0
         for number, (slot, position, ids) in enumerate(parts):
             count = len(ids)
             tokens[0, row : row + count] = ids
             tokens[1, row : row + count] = slot
             tokens[2, row : row + count] = np.arange(position, position + count)
             ends[:, number] = row + count - 1, slot, position + count
-            offsets = np.arange(0, count, self.block)
-            taken = blocks[:, block : block + len(offsets)]
-            taken[0], taken[1] = row + offsets, np.minimum(count - offsets, self.block)
+            offsets = np.arange(0, count, self.tile)
+            taken = tiles[:, tile : tile + len(offsets)]
+            taken[0], taken[1] = row + offsets, np.minimum(count - offsets, self.tile)
             taken[2], taken[3] = slot, position + offsets
-            row, block = row + count, block + len(offsets)
+            row, tile = row + count, tile + len(offsets)
         tokens[:, row:] = [[0], [scratch], [0]]
         ends[:, len(parts) :] = [[0], [scratch], [0]]
-        blocks[1, block:] = 0
+        tiles[1, tile:] = 0
 
 
 def pieces(parts: Sequence[Part], rows: int, most: int) -> list[list[tuple[int, Part]]]:
@@ -86,7 +87,7 @@ class Prefiller(Launcher):
         parts = min(_PARTS, state.slots)
         self.layout = Layout(LONGEST, parts, max(1, _QUERIES[form.dtype.itemsize] // self.heads))
         self.numbers = torch.zeros(self.layout.size, dtype=torch.int32, device=form.device)
-        rows, self.ends, self.blocks = self.layout.cut(self.numbers)
+        rows, self.ends, self.tiled = self.layout.cut(self.numbers)
         self.tokens, self.positions = rows[0], rows[2]
         self.buffers.slots = rows[1]
         self.order = torch.arange(LONGEST, dtype=torch.int32, device=form.device)
@@ -97,12 +98,8 @@ class Prefiller(Launcher):
 
     def piece(self, rows: int) -> None:
         """Enqueue the chunk that `numbers` describes, of at most `rows` tokens; `logits` are those of its parts."""
-        b, s, linear = self.buffers, self.state, self.form.head
-        decode_prefill.mark[(triton.cdiv(rows, 256),)](
-            self.tokens, b.slots, self.ends[1], self.ends[2], s.seen, s.lengths, rows, self.form.vocabulary,
-            self.layout.parts, BT=256, BP=triton.next_power_of_2(self.layout.parts), PDL=self.pdl, num_warps=4,
-            **self._launch(),
-        )  # fmt: skip
+        self.mark(rows)
+        b, linear = self.buffers, self.form.head
         self.embed(rows)
         for index, layer in enumerate(self.form.layers):
             self._layer_blas(rows, index, layer)
@@ -112,6 +109,15 @@ class Prefiller(Launcher):
             self.logits += linear.bias
         self.form.finish(self.logits)
 
+    def mark(self, rows: int) -> None:
+        """Mark the chunk's tokens as seen, and set the lengths of its slots."""
+        b, s = self.buffers, self.state
+        decode_prefill.mark[(triton.cdiv(rows, 256),)](
+            self.tokens, b.slots, self.ends[1], self.ends[2], s.seen, s.lengths, rows, self.form.vocabulary,
+            self.layout.parts, BT=256, BP=triton.next_power_of_2(self.layout.parts), PDL=self.pdl, num_warps=4,
+            **self._launch(),
+        )  # fmt: skip
+
     def scatter(self, rows: int, index: int, layer: DecoderLayer) -> None:
         own, form, b = layer.attention, self.form, self.buffers
         if own.q_norm is None:
@@ -120,19 +126,20 @@ class Prefiller(Launcher):
         together = math.gcd(form.heads, form.kv_heads, 8)
         decode_prefill.scatter_normed[(rows, (form.heads + 2 * form.kv_heads) // together)](
             b.qkv, _or(own.qkv.bias, b.x), b.q, self.state.keys[index], self.state.values[index],
-            *self._gains_of_heads(own), *self._tables(layer), b.slots, self.positions, self.state.max_length,
-            own.q_norm.eps, **self._heads(layer), DP=self.wide, BH=together, BIAS=own.qkv.bias is not None,
+            *self._gains_of_heads(own), *self._tables(layer), b.slots, self.positions, self.state.table,
+            *self._paging(), own.q_norm.eps, BLOCK=BLOCK, **self._heads(layer), DP=self.wide, BH=together,
+            BIAS=own.qkv.bias is not None,
             PDL=self.pdl, num_warps=4, **self._launch(),
         )  # fmt: skip
 
     def attention(self, rows: int, index: int, layer: DecoderLayer) -> None:
         form, b, state = self.form, self.buffers, self.state
-        decode_prefill.attend_prompt[(rows // self.layout.block + self.layout.parts, form.kv_heads)](
-            b.q, state.keys[index], state.values[index], b.attended, _or(form.alibi, b.x), self.blocks,
-            self.layout.blocks, state.max_length, layer.attention.scale, layer.attention.cap, H=form.heads,
-            KV=form.kv_heads, D=form.head_dim, DP=self.wide, GP=self.heads, BM=self.layout.block, BN=self.keys,
-            WINDOW=layer.attention.window, ALIBI=form.alibi is not None, CAP=layer.attention.cap > 0,
-            PRECISION=self.precision, PDL=self.pdl,
+        decode_prefill.attend_prompt[(rows // self.layout.tile + self.layout.parts, form.kv_heads)](
+            b.q, state.keys[index], state.values[index], b.attended, _or(form.alibi, b.x), self.tiled,
+            state.table, self.layout.tiles, *self._paging(), layer.attention.scale, layer.attention.cap,
+            BLOCK=BLOCK, H=form.heads, KV=form.kv_heads, D=form.head_dim, DP=self.wide, GP=self.heads,
+            BM=self.layout.tile, BN=self.keys, WINDOW=layer.attention.window, ALIBI=form.alibi is not None,
+            CAP=layer.attention.cap > 0, PRECISION=self.precision, PDL=self.pdl,
             num_warps=4, num_stages=self.stages, **self._launch(),
         )  # fmt: skip
 
@@ -160,3 +167,8 @@ def admit(form: DecoderModel, state: KVCache, records: Tensor, count: int) -> No
         records, state.seen, state.temperature, state.top_k, state.top_p, state.penalty, state.seed, state.forbidden,
         state.forbidden_until, form.vocabulary, WIDTH=_RECORD, HELD=FORBIDDEN, BV=4096, num_warps=4,
     )  # fmt: skip
+
+
+def extend(state: KVCache, grown: Tensor) -> None:
+    """Enqueue the equivalent of `KVCache.extend` for grown [n, 2] int32: a place in the table, and the block."""
+    decode_prefill.extend[(triton.cdiv(len(grown), 256),)](grown, state.table, len(grown), BN=256, num_warps=4)

@@ -1,17 +1,14 @@
 """Executes a `DecoderModel` in plain torch: the CPU back end, and the reference for the kernels."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from scoring.decoder.kv_cache import KVCache
-from scoring.decoder.model import Activation, Attention, DecoderModel, Linear, Norm, Rotary
-
-#: (layer, q [T, heads, D], k and v [T, kv_heads, D]) -> [T, heads * D]
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+from scoring.decoder.model import Activation, DecoderModel, Linear, Norm, Rotary
+from scoring.decoder.torch_attention import PromptAttention, StepAttention
 
 
 class TorchBackend:
@@ -26,59 +23,24 @@ class TorchBackend:
 
         A part is (slot, start position, number of tokens). Each product runs once for all parts.
         """
-        positions = torch.cat([torch.arange(at, at + count, device=tokens.device) for _, at, count in parts])
-        counts = [count for _, _, count in parts]
-        masks: dict[tuple[int, int], Tensor | None] = {}
-
-        def attend(index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            layer = self.form.layers[index].attention
-            out = []
-            split = zip(*(torch.split(whole, counts) for whole in (q, k, v, positions)), strict=True)
-            for (slot, start, count), (own_q, own_k, own_v, where) in zip(parts, split, strict=True):
-                end = start + count
-                keys, values = self.state.keys[index, slot], self.state.values[index, slot]
-                keys[:, start:end] = own_k.transpose(0, 1)
-                values[:, start:end] = own_v.transpose(0, 1)
-                if (slot, layer.window) not in masks:
-                    masks[slot, layer.window] = self._mask(where[None], end, layer.window)
-                live = keys[None, :, :end], values[None, :, :end]
-                seen = attention(layer, own_q.transpose(0, 1)[None], *live, masks[slot, layer.window])
-                out.append(seen[0].transpose(0, 1).flatten(1))
-            return torch.cat(out)
-
-        hidden = self._run(tokens, positions, attend)
-        last = torch.tensor(counts, device=tokens.device).cumsum(0) - 1
+        attention = PromptAttention(self.form, self.state, parts)
+        hidden = self._run(tokens, attention)
+        last = torch.tensor([count for _, _, count in parts], device=tokens.device).cumsum(0) - 1
         return self.head(hidden[last])
 
     def step(self, slots: Tensor, longest: int) -> Tensor:
         """Feed a token to each of slots [B]; `longest` bounds their lengths, it included; logits [B, vocabulary]."""
-        positions = self.state.lengths[slots].long()
-        masks: dict[int, Tensor | None] = {}
-        rows = _rows(slots)
-
-        def attend(index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            layer = self.form.layers[index].attention
-            keys, values = self.state.keys[index], self.state.values[index]
-            keys[slots, :, positions] = k
-            values[slots, :, positions] = v
-            if layer.window not in masks:
-                masks[layer.window] = self._step_mask(positions, longest, layer.window)
-            # Queries that share keys are rows of one product, so that keys are not repeated.
-            shared = q.view(len(q), self.form.kv_heads, -1, self.form.head_dim)
-            live = keys[rows, :, :longest], values[rows, :, :longest]
-            return attention(layer, shared, *live, masks[layer.window]).flatten(1)
-
-        return self.head(self._run(self.state.tokens[slots], positions, attend))
+        return self.head(self._run(self.state.tokens[slots], StepAttention(self.form, self.state, slots, longest)))
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [T, vocabulary] of hidden states [T, E]."""
         normed = hidden if self.form.norm is None else normalize(hidden, self.form.norm)
         return self.form.finish(product(normed, self.form.head))
 
-    def _run(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        hidden = self._embed(tokens, positions)
+    def _run(self, tokens: Tensor, attention: PromptAttention | StepAttention) -> Tensor:
+        hidden = self._embed(tokens, attention.positions)
         for index, layer in enumerate(self.form.layers):
-            terms = [(self._attend(index, normalize(hidden, layer.norm1), positions, attend), layer.attention.out)]
+            terms = [(self._attend(index, normalize(hidden, layer.norm1), attention), layer.attention.out)]
             if not layer.parallel:
                 hidden = self._add(hidden, self._total(terms), layer.post1)
                 terms = []
@@ -111,7 +73,7 @@ class TorchBackend:
             hidden = hidden + functional.embedding(positions + form.position_offset, form.positions)
         return hidden if form.embedding_norm is None else normalize(hidden, form.embedding_norm)
 
-    def _attend(self, index: int, normed: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+    def _attend(self, index: int, normed: Tensor, attention: PromptAttention | StepAttention) -> Tensor:
         form, layer = self.form, self.form.layers[index].attention
         qkv = product(normed, layer.qkv)
         if layer.per_head:
@@ -122,8 +84,9 @@ class TorchBackend:
         if layer.q_norm is not None and layer.k_norm is not None:
             q, k = normalize(q, layer.q_norm), normalize(k, layer.k_norm)
         if layer.rotary is not None:
-            q, k = self._rotate(q, positions, layer.rotary), self._rotate(k, positions, layer.rotary)
-        return attend(index, q, k, v)
+            at = attention.positions
+            q, k = self._rotate(q, at, layer.rotary), self._rotate(k, at, layer.rotary)
+        return attention.attend(index, q, k, v)
 
     def _rotate(self, x: Tensor, positions: Tensor, rotary: Rotary) -> Tensor:
         half = rotary.half
@@ -138,37 +101,6 @@ class TorchBackend:
             pairs = torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
         return torch.cat((pairs, rest), -1) if rest.shape[-1] else pairs
 
-    def _mask(self, positions: Tensor, length: int, window: int) -> Tensor | None:
-        """Additive mask [B or 1, 1 or heads, T, length] in the form's dtype, or None for a plain causal prefill."""
-        rows = positions.shape[1]
-        if window == 0 and self.form.alibi is None and rows == length:
-            return None
-        keys = torch.arange(length, device=positions.device)
-        distance = positions[:, None, :, None] - keys
-        hidden = distance < 0
-        if window:
-            hidden = hidden | (distance >= window)
-        bias = torch.zeros(distance.shape, device=distance.device)
-        if self.form.alibi is not None:
-            bias = -self.form.alibi[None, :, None, None] * distance
-        return bias.masked_fill(hidden, -math.inf).to(self.form.dtype)
-
-    def _step_mask(self, positions: Tensor, length: int, window: int) -> Tensor:
-        """Mask, added: [B, 1 or kv_heads, queries per key head or 1, length] for one query at each of positions [B]."""
-        mask = self._mask(positions[:, None], length, window)
-        assert mask is not None
-        if mask.shape[1] == 1:
-            return mask.expand(-1, -1, self.form.heads // self.form.kv_heads, -1)
-        return mask.view(len(mask), self.form.kv_heads, -1, length)
-
-
-def _rows(slots: Tensor) -> Tensor | slice:
-    """Consecutive slots as a slice, which reads the cache in place; other slots unchanged."""
-    numbers = slots.tolist() if slots.device.type == "cpu" else []
-    if numbers and numbers == list(range(numbers[0], numbers[0] + len(numbers))):
-        return slice(numbers[0], numbers[0] + len(numbers))
-    return slots
-
 
 def product(x: Tensor, linear: Linear) -> Tensor:
     """Apply a product to x [T, K]: [T, N]."""
@@ -181,21 +113,6 @@ def normalize(x: Tensor, norm: Norm) -> Tensor:
     if norm.kind == "layer":
         return functional.layer_norm(wide, (wide.shape[-1],), norm.gain, norm.shift, norm.eps).to(x.dtype)
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + norm.eps) * norm.gain).to(x.dtype)
-
-
-def attention(layer: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention of q [B, H, T, D] over k and v [B, KV, L, D], causal without a mask: [B, H, T, D]."""
-    grouped = q.shape[1] != k.shape[1]
-    if not layer.cap:
-        return functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, scale=layer.scale, enable_gqa=grouped
-        )
-    if grouped:
-        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-    scores = layer.cap * torch.tanh(q @ k.transpose(-1, -2) * (layer.scale / layer.cap))
-    if mask is None:
-        mask = torch.full(scores.shape[-2:], -math.inf, dtype=q.dtype, device=q.device).triu(1)
-    return torch.softmax((scores + mask).float(), -1).to(q.dtype) @ v
 
 
 def activate(x: Tensor, activation: Activation, gated: bool) -> Tensor:

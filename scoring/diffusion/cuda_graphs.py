@@ -66,15 +66,15 @@ class CrossAttention:
     ) -> Tensor:
         query = attention.to_q(hidden_states)
         query = query.view(*query.shape[:2], attention.heads, -1).transpose(1, 2)
-        own = encoder_hidden_states[:, :, self.start : self.stop]
-        key, value = own.view(*own.shape[:2], 2, attention.heads, -1).permute(2, 0, 3, 1, 4)
+        keys_values = encoder_hidden_states[:, :, self.start : self.stop]
+        key, value = keys_values.view(*keys_values.shape[:2], 2, attention.heads, -1).permute(2, 0, 3, 1, 4)
         return _attend(attention, query, key, value)
 
 
 def _attend(attention: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention over [B, heads, S, d] each, projected: [B, S, heads x d]; without dropout, which is inactive here."""
-    found = functional.scaled_dot_product_attention(query, key, value)
-    projected: Tensor = attention.to_out[0](found.transpose(1, 2).flatten(2))
+    attended = functional.scaled_dot_product_attention(query, key, value)
+    projected: Tensor = attention.to_out[0](attended.transpose(1, 2).flatten(2))
     return projected
 
 
@@ -183,10 +183,10 @@ class Loop:
         latents = (self.inputs.index_select(0, self.at) @ self.history).view(self._shape)
         given = torch.cat([latents, latents]) if self._guided else latents
         given = given.to(self.times.dtype, memory_format=torch.channels_last)
-        found = self._fast.unet(self._shape, given, self.times.index_select(0, self.at), self.prompt)
-        found = guided(found.float(), self.guidance)
+        noise = self._fast.unet(self._shape, given, self.times.index_select(0, self.at), self.prompt)
+        noise = guided(noise.float(), self.guidance)
         self.at += 1
-        self.history.index_copy_(0, self.at, found.reshape(1, -1))
+        self.history.index_copy_(0, self.at, noise.reshape(1, -1))
 
 
 class Fast:
@@ -234,8 +234,8 @@ class Fast:
         return self._plain(given, times, prompt)
 
     def _plain(self, given: Tensor, times: Tensor, prompt: Tensor) -> Tensor:
-        found: Tensor = self.model.unet(given, times, encoder_hidden_states=prompt, return_dict=False)[0]
-        return found
+        noise: Tensor = self.model.unet(given, times, encoder_hidden_states=prompt, return_dict=False)[0]
+        return noise
 
     def denoise(
         self,
@@ -303,10 +303,10 @@ class Fast:
         if not compiled < times[best]:
             self._compiled, self._compiled_shape = None, ()
         self._loops.clear()
-        told = {backend.name.lower() if backend else "default": ms for backend, ms in times.items()} | {
+        measured = {backend.name.lower() if backend else "default": ms for backend, ms in times.items()} | {
             "compiled": compiled
         }
-        each = ", ".join(f"{name} {ms:.2f} ms" for name, ms in told.items() if math.isfinite(ms))
+        each = ", ".join(f"{name} {ms:.2f} ms" for name, ms in measured.items() if math.isfinite(ms))
         self.detail = f"a step of {height} x {width}: {each}; choosing took {time.perf_counter() - began:.0f} s"
 
     def _milliseconds(self, shape: tuple[int, ...], backend: Any, compiled: bool) -> float:

@@ -119,8 +119,8 @@ class StableDiffusion:
 
         def predict(latents: Tensor, timestep: Tensor) -> Tensor:
             given = latents if guidance is None else torch.cat([latents, latents])
-            found = self.unet(given.to(self.dtype), timestep, encoder_hidden_states=embeddings, return_dict=False)[0]
-            return guided(found.float(), guidance)
+            output = self.unet(given.to(self.dtype), timestep, encoder_hidden_states=embeddings, return_dict=False)
+            return guided(output[0].float(), guidance)
 
         return self.denoiser(predict, noise, steps, generators, stopped)
 
@@ -146,15 +146,15 @@ class StableDiffusion:
             return None
         pixels = self.processor(list(images.numpy()), return_tensors="pt").pixel_values
         given = images.float().div(255).numpy()
-        _, found = self.checker(images=given, clip_input=pixels.to(self.device, self.checker.dtype))
-        return [bool(each) for each in found]
+        _, flags = self.checker(images=given, clip_input=pixels.to(self.device, self.checker.dtype))
+        return [bool(each) for each in flags]
 
 
-def guided(found: Tensor, guidance: Tensor | None) -> Tensor:
-    """Classifier-free guidance over [2 B, ...], the unconditional half first; `found` itself without guidance."""
+def guided(noise: Tensor, guidance: Tensor | None) -> Tensor:
+    """Classifier-free guidance over [2 B, ...], the unconditional half first; `noise` itself without guidance."""
     if guidance is None:
-        return found
-    away, towards = found.chunk(2)
+        return noise
+    away, towards = noise.chunk(2)
     return away + guidance.view(-1, 1, 1, 1) * (towards - away)
 
 

@@ -16,7 +16,7 @@ class DiffusionReference:
     """Images of plain diffusers in float32, and the error of the model's own precision against them."""
 
     probes: list[Probe]
-    wanted: list[Tensor]
+    images: list[Tensor]
     plain_error: float
 
 
@@ -48,11 +48,11 @@ def draw(model: Any, probe: Probe) -> Tensor:
 def reference(model: Any) -> Callable[[], DiffusionReference]:
     """Draw the probes with plain diffusers, now, in the model's own precision and, if memory allows, in float32."""
     probes = _probes(model)
-    wanted = plain = [draw(model, probe) for probe in probes]
+    expected = plain = [draw(model, probe) for probe in probes]
     if model.dtype != torch.float32 and _room(model):
-        wanted = [draw(model.widened(), probe) for probe in probes]
-    told = DiffusionReference(probes, wanted, max(_error(a, b) for a, b in zip(plain, wanted, strict=True)))
-    return lambda: told
+        expected = [draw(model.widened(), probe) for probe in probes]
+    drawn = DiffusionReference(probes, expected, max(_error(a, b) for a, b in zip(plain, expected, strict=True)))
+    return lambda: drawn
 
 
 def _room(model: Any) -> bool:
@@ -62,11 +62,13 @@ def _room(model: Any) -> bool:
     return bool(torch.cuda.mem_get_info(model.device)[0] > 1.5 * needed)
 
 
-def _error(found: Tensor, wanted: Tensor) -> float:
-    return float((found - wanted).norm() / wanted.norm().clamp_min(1e-12))
+def _error(actual: Tensor, expected: Tensor) -> float:
+    return float((actual - expected).norm() / expected.norm().clamp_min(1e-12))
 
 
-def verify_images(model: Any, told: DiffusionReference) -> float:
+def verify_images(model: Any, reference: DiffusionReference) -> float:
     """Largest relative error (2-norm) of the images; NaN if one is not finite."""
-    errors = [_error(draw(model, probe), want) for probe, want in zip(told.probes, told.wanted, strict=True)]
+    errors = [
+        _error(draw(model, probe), expected) for probe, expected in zip(reference.probes, reference.images, strict=True)
+    ]
     return max(errors, key=lambda error: float("inf") if error != error else error)

@@ -21,6 +21,7 @@ class TensorParallelGroup:
     ) -> None:
         self.rank = rank
         self.degree = degree
+        self._device = device
         self._patience_s = patience_s
         self._check = check
         self._exchange = connect(rank, degree, device) if degree > 1 else None
@@ -41,6 +42,12 @@ class TensorParallelGroup:
     def agree(self, tokens: Tensor) -> None:
         """Broadcast rank 0's tokens, whatever the last bits of this rank's logits are."""
         dist.broadcast(tokens, 0)
+
+    def least(self, number: int) -> int:
+        """Return the smallest of the ranks' numbers."""
+        told = torch.tensor([number], device=self._device)
+        dist.all_reduce(told, dist.ReduceOp.MIN)
+        return int(told)
 
     def wait(self, event: Any, within_s: float = 0.0) -> None:
         """Poll for a CUDA event and check the ranks meanwhile: a kernel that waits for a lost rank never ends.

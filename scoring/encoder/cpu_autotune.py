@@ -59,13 +59,13 @@ def keep_fastest(model: Any, precisions: Sequence[str], shapes: Sequence[tuple[i
     ways, refusals = _ways(model, precisions)
     rows = [_batch(model, *shape) for shape in shapes]
     times = {way.name: sum(ms) for way, ms in zip(ways, _race(model, ways, rows, seconds), strict=True)}
-    told = ", ".join(f"{name} {ms:.1f}" for name, ms in times.items()) + " ms"
-    told += "".join(f"; no {name}: {why}" for name, why in refusals.items())
+    measured = ", ".join(f"{name} {ms:.1f}" for name, ms in times.items()) + " ms"
+    measured += "".join(f"; no {name}: {why}" for name, why in refusals.items())
     best = min((way for way in ways if way.name not in refusals), key=lambda way: times[way.name])
     gain = times[ways[0].name] / times[best.name]
     if gain < GAIN:
         undo_threads()
-        raise PassRefused(f"nothing is faster than eager here: {told}")
+        raise PassRefused(f"nothing is faster than eager here: {measured}")
     best.on()
 
     def restore() -> None:
@@ -73,12 +73,12 @@ def keep_fastest(model: Any, precisions: Sequence[str], shapes: Sequence[tuple[i
         undo_threads()
 
     what = f"{best.name}, {gain:.2f} times as fast as eager with {torch.get_num_threads()} threads"
-    return Applied(best.count, f"{what} ({told})", restore, Runtime(precision=best.name))
+    return Applied(best.count, f"{what} ({measured})", restore, Runtime(precision=best.name))
 
 
 def _ways(model: Any, precisions: Sequence[str]) -> tuple[list["Variant"], dict[str, str]]:
     """Variants (eager, and each usable format), and by name the reason against each other format."""
-    told = reference(model)()
+    references = reference(model)()
     ways, refusals = [Variant("eager", [])], {}
     for name in precisions:
         reason = missing(name, cpu_flags())
@@ -86,7 +86,7 @@ def _ways(model: Any, precisions: Sequence[str]) -> tuple[list["Variant"], dict[
             way = prepare(model, name)
             ways.append(way)
             way.on()
-            error = max(relative_error(answers(model, batch), wanted) for batch, wanted in told)
+            error = max(relative_error(answers(model, batch), expected) for batch, expected in references)
             way.off()
             reason = "" if error <= BOUNDS[name] else f"its relative error is {error:.1e}"
         if reason:

@@ -86,9 +86,9 @@ def build(base: Any, ops: EncoderOps) -> FusedStack:
     """Pack the weights of an encoder of a supported family; raises PassRefused for an unsupported variant."""
     config = base.config
     distil = config.model_type == "distilbert"
-    act = _ACTIVATIONS.get(config.activation if distil else config.hidden_act)
     if config.model_type not in FUSED_ENCODER.served:
         raise PassRefused(f"{config.model_type} is not covered")
+    act = _ACTIVATIONS.get(config.activation if distil else config.hidden_act)
     if act is None:
         raise PassRefused(f"the activation {config.hidden_act} is not covered; gelu and relu are")
     if getattr(config, "is_decoder", False):
@@ -132,9 +132,9 @@ def _layer(
 
 
 def _bert_layer(module: Any) -> EncoderLayer:
-    own, output = module.attention.self, module.attention.output
+    attention, output = module.attention.self, module.attention.output
     return _layer(
-        (own.query, own.key, own.value),
+        (attention.query, attention.key, attention.value),
         output.dense,
         output.LayerNorm,
         module.intermediate.dense,
@@ -144,10 +144,10 @@ def _bert_layer(module: Any) -> EncoderLayer:
 
 
 def _distilbert_layer(module: Any) -> EncoderLayer:
-    own = module.attention
+    attention = module.attention
     return _layer(
-        (own.q_lin, own.k_lin, own.v_lin),
-        own.out_lin,
+        (attention.q_lin, attention.k_lin, attention.v_lin),
+        attention.out_lin,
         module.sa_layer_norm,
         module.ffn.lin1,
         module.ffn.lin2,

@@ -45,29 +45,29 @@ def answers(model: Any, batch: Batch) -> dict[str, Tensor]:
     with torch.inference_mode():
         output = model(**batch)
     live = batch["attention_mask"].cpu() != 0  # [B, S]
-    found = {}
+    outputs = {}
     for name, value in output.items():
         if isinstance(value, Tensor):
             value = value.float().cpu()
             if _per_token(name, value):
                 value = value * live.view(*live.shape, *[1] * (value.dim() - 2))
-            found[name] = value
-    return found
+            outputs[name] = value
+    return outputs
 
 
 def reference(model: Any, batches: list[Batch] | None = None) -> Callable[[], list[tuple[Batch, dict[str, Tensor]]]]:
     """Answers of plain transformers in fp32 to each row alone, computed now, before any pass changes the model."""
     plain = model if model.dtype == torch.float32 else deepcopy(model).float()
-    told = []
+    expected = []
     for batch in batches or probes(model):
         rows = [_row(batch, index) for index in range(len(batch["input_ids"]))]
         alone = [answers(plain, row) for row in rows]
         whole = _padded(alone, batch)
         if _same_together(plain, batch, whole):
-            told.append((batch, whole))
+            expected.append((batch, whole))
         else:
-            told += zip(rows, alone, strict=True)
-    return lambda: told
+            expected += zip(rows, alone, strict=True)
+    return lambda: expected
 
 
 def _row(batch: Batch, index: int) -> Batch:
@@ -79,13 +79,13 @@ def _row(batch: Batch, index: int) -> Batch:
 def _padded(alone: list[dict[str, Tensor]], batch: Batch) -> dict[str, Tensor]:
     """Outputs of rows stacked as those of one batch, zeros at its padding."""
     width = batch["input_ids"].shape[1]
-    found = {}
+    outputs = {}
     for name in alone[0]:
         parts = [each[name] for each in alone]
         if _per_token(name, parts[0]):
             parts = [torch.cat([p, p.new_zeros(1, width - p.shape[1], *p.shape[2:])], 1) for p in parts]
-        found[name] = torch.cat(parts)
-    return found
+        outputs[name] = torch.cat(parts)
+    return outputs
 
 
 def _same_together(plain: Any, batch: Batch, whole: Mapping[str, Tensor]) -> bool:
@@ -99,20 +99,20 @@ def _per_token(name: str, value: Tensor) -> bool:
     return name in PER_TOKEN or value.dim() == 3
 
 
-def relative_error(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> float:
-    """Largest |found - wanted| / |wanted| (2-norms) over the outputs; NaN or a missing output is NaN."""
+def relative_error(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+    """Largest |actual - expected| / |expected| (2-norms) over the outputs; NaN or a missing output is NaN."""
     worst = 0.0
-    for name, want in wanted.items():
-        if name not in found:
+    for name, tensor in expected.items():
+        if name not in actual:
             return float("nan")
-        error = float((found[name] - want).norm() / want.norm().clamp_min(1e-12))
+        error = float((actual[name] - tensor).norm() / tensor.norm().clamp_min(1e-12))
         if error != error:
             return error
         worst = max(worst, error)
     return worst
 
 
-def verify_encoder(model: Any, told: Callable[..., Any]) -> float:
+def verify_encoder(model: Any, reference: Callable[..., Any]) -> float:
     """Largest relative error over the batches of a `reference`."""
-    errors = [relative_error(answers(model, batch), wanted) for batch, wanted in told()]
+    errors = [relative_error(answers(model, batch), expected) for batch, expected in reference()]
     return max(errors, key=lambda error: float("inf") if error != error else error)

@@ -1,26 +1,33 @@
-"""Rotary positions that change with the length of the longest sequence in a forward: longrope and dynamic NTK."""
+"""Parts of a model that change with the length of the longest sequence in a forward.
+
+Rotary positions of two kinds, longrope and dynamic NTK, and BigBird's attention.
+"""
 
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
+
+from scoring.engine import block_attention
 
 _CHANGING = ("longrope", "su", "dynamic")  # "su" is what the first Phi-3 called longrope
 
 
 class RotaryChange(NamedTuple):
-    """One kind of rotary positions, and the most tokens of a sequence up to which they are as trained."""
+    """One kind of change with the length, and the most tokens of a sequence up to which there is none."""
 
     kind: str
     tokens: int
 
 
 def changes(config: Any) -> list[RotaryChange]:
-    """Rotary positions of a config that change with the length; most models have none."""
+    """What of a model with that config changes with the length; most models have nothing."""
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     found = []
     for rope in _ropes(text):
         kind = str(rope.get("rope_type", rope.get("type", "default")))
         if any(name in kind for name in _CHANGING):
             found.append(RotaryChange("dynamic" if "dynamic" in kind else "longrope", _trained(text, rope)))
+    if most := block_attention.full_tokens(config):
+        found.append(RotaryChange("blocks", most))
     return found
 
 
@@ -53,8 +60,9 @@ def length_class(known: Sequence[RotaryChange], prompt: int, total: int) -> Hash
     return tuple(found)
 
 
-def forget(model: Any) -> None:
-    """Reset a model's dynamic positions, which an earlier, longer sequence has changed, to their original state."""
+def forget(model: Any, tokens: int) -> None:
+    """Reset what earlier sequences have changed in a model, before a forward of so many tokens a row."""
+    block_attention.pin(model, tokens)
     for module in model.modules():
         longest = getattr(module, "original_max_seq_len", None)
         if longest is None or "dynamic" not in str(getattr(module, "rope_type", "")):

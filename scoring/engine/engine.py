@@ -18,8 +18,9 @@ from typing import Any, Protocol
 
 from scoring.config import Limits
 from scoring.engine.oom import LargestServed, free_memory, is_out_of_memory
+from scoring.engine.outbox import Outbox
 from scoring.engine.row import SLOTS, ModelRunner, Row, Slots, generated
-from scoring.errors import NotReady, Overloaded
+from scoring.errors import MiiAzureError, NotReady, Overloaded
 from scoring.telemetry.spans import note
 
 logger = logging.getLogger("mii_azure.engine")
@@ -78,9 +79,12 @@ class Engine:
         self._waiting: deque[Waiting] = deque()
         self._changed = threading.Condition()
         self.statistics = task.statistics
+        self.outbox = Outbox()
         self._largest = LargestServed(task.unit)
         self._running = 0  # rows of the batch
         self._on_slots = 0
+        self._held: dict[int, Waiting] = {}  # entries on slots, by their rows' identity
+        self._failed: list[tuple[Waiting, Exception]] = []  # entries that failed on slots in this step
         self._draining = False
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
         self._started: Future[None] = Future()
@@ -95,16 +99,20 @@ class Engine:
         self._thread.start()
         self._started.result()
 
-    def submit(self, rows: Sequence[Row]) -> Job:
-        """Queue the rows of one request; raises Overloaded when the queue is full, NotReady while draining."""
-        job = Job(rows)
-        for row in rows:
-            row.queued = job.since
+    def submit(self, rows: Sequence[Row], patience_s: float = 0.0) -> Job:
+        """Queue the rows of one request, waiting so long for room in the queue.
+
+        Raises Overloaded when the queue stays full, NotReady while draining.
+        """
         with self._changed:
+            self._changed.wait_for(lambda: self._draining or not self._full(rows), patience_s)
+            job = Job(rows)
+            for row in rows:
+                row.queued = job.since
             if self._draining:
                 raise NotReady("The server is shutting down.", "Send the request again; another instance will take it.")
             self._drop_cancelled()
-            if self._waiting and len(self._waiting) + len(rows) > self._limits.queue_size:
+            if self._full(rows):
                 raise Overloaded(
                     f"{len(self._waiting)} rows are waiting already.",
                     "Try again in a second, or send less at once.",
@@ -113,6 +121,9 @@ class Engine:
             self.statistics.count("prompt_tokens", sum(row.tokens for row in rows if not row.answer))
             self._changed.notify_all()
         return job
+
+    def _full(self, rows: Sequence[Row]) -> bool:
+        return bool(self._waiting) and len(self._waiting) + len(rows) > self._limits.queue_size
 
     def depth(self) -> int:
         """Rows waiting or running."""
@@ -179,6 +190,8 @@ class Engine:
             while self._waiting:
                 entry = self._waiting.popleft()
                 row = entry[2]
+                if slots is None and row.key == SLOTS:  # made for slots that are gone since
+                    row.key = object()
                 width = max(longest, row.footprint)
                 fits = width * (len(batch) + 1) <= self._limits.max_batch_tokens
                 if slots is not None and row.key == SLOTS:
@@ -203,7 +216,11 @@ class Engine:
         return self._task.slots(self._limits)
 
     def _step_slots(self) -> None:
-        """Give free slots to rows that wait for one, and advance all rows on slots by one step."""
+        """Give free slots to rows that wait for one, and advance all rows on slots by one step.
+
+        Pieces of streams, of a batch's last step and of this one, are handed over.
+        """
+        self.outbox.hand_over()
         slots = self._slots()
         if slots is None:
             return
@@ -212,18 +229,58 @@ class Engine:
             while (entry := self._first_for(slots)) is not None:
                 self._waiting.remove(entry)
                 self._left_queue([entry])
-                job, position, row = entry
-                slots.add(row, partial(self._deliver, job, position))
+                self._held[id(entry[2])] = entry
+                slots.add(entry[2], partial(self._from_slots, entry))
             self._on_slots = slots.active
             self._changed.notify_all()
         if slots.active:
             self.statistics.batch.add(slots.active)
             with self.statistics.timed("forward"):
                 slots.step()
+            self.outbox.hand_over()
             self.statistics.cache = slots.cache
+            self._rescue()
             with self._changed:
-                self._on_slots = slots.active
+                self._on_slots = slots.active if self._held else 0
                 self._changed.notify_all()
+
+    def _from_slots(self, entry: Waiting, output: Any) -> None:
+        """Take a row's output from the slots; a failure that may be the slots' own is looked into after the step."""
+        job, position, row = entry
+        self._held.pop(id(row), None)
+        own = isinstance(output, Exception) and not isinstance(output, MiiAzureError) and not is_out_of_memory(output)
+        if own and self._fallback is not None:
+            self._failed.append((entry, output))
+        else:
+            self._deliver(job, position, output)
+
+    def _rescue(self) -> None:
+        """Run rows that failed on slots without them; where that answers, the slots are to blame, and are withdrawn."""
+        while self._failed:
+            (job, position, row), error = self._failed.pop(0)
+            logger.warning("a row failed on the slots (%s); running it without them", type(error).__name__)
+            row.key = object()
+            try:
+                [output] = self._task.forward([row])
+            except Exception:  # the row itself is to blame
+                self._deliver(job, position, error)
+                continue
+            self._leave_slots(error)
+            self._deliver(job, position, output)
+
+    def _leave_slots(self, error: Exception) -> None:
+        """Withdraw the slots, and run again without them the rows that were on them."""
+        withdrawn = False
+        while self._slots() is not None:
+            if self._fallback is None or not self._fallback.withdraw(error, again=withdrawn):
+                return
+            withdrawn = True
+        entries = [*(entry for entry, _ in self._failed), *self._held.values()]
+        self._failed, self._held = [], {}
+        with self._changed:
+            for entry in reversed(entries):
+                entry[2].key = object()
+                self._waiting.appendleft(entry)
 
     def _first_for(self, slots: Slots) -> Waiting | None:
         """The oldest row that waits for a slot, if it fits; shorter rows never overtake it."""

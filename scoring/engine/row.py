@@ -33,6 +33,7 @@ class Row:
     emit: Callable[[Any], None] | None = None  # takes partial results, for streams
     cancelled: threading.Event = field(default_factory=threading.Event)
     new_tokens: int = 0  # most tokens that the forward may add
+    cut: bool = False  # truncation left tokens of its input out
     copies: int = 1  # of the sequence that run at once (beams, answers)
     answer: int = 0  # index of its first among its input's answers
     answers: int = 1  # of its input, over all of that input's rows

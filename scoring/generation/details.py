@@ -77,7 +77,8 @@ def token_details(task: TextGenerator, row: Row, answer: ScoredTokens) -> dict[s
     """Return the `details` of one answer."""
     details, count = describe(task, row, answer)
     cut = count < len(answer) or stop_at(task.tokenizer.decode(answer, skip_special_tokens=True), row.parameters.stop)
-    reason = "eos" if answer and answer[-1] in task.eos else "stop" if cut else "length"
+    short = len(answer) < row.new_tokens  # ended by a text of the model's own
+    reason = "eos" if answer and answer[-1] in task.eos else "stop" if cut or short else "length"
     return {
         "finish_reason": _REASONS[reason],
         "generated_tokens": len(answer),

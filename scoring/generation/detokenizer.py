@@ -3,6 +3,7 @@
 The pieces together are exactly the text of all tokens, cut at the first stop text.
 """
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
@@ -21,6 +22,8 @@ class Detokenizer:
         self._special = special_tokens(tokenizer)
         self._cleans = _cleans_up(tokenizer)
         self._decode = _decoding(tokenizer)
+        self._own = own_texts(tokenizer)
+        self._whole = False  # some text has been returned, and no token waits for others to complete its text
         self._window: list[int] = []  # the last tokens
         self._given = 0  # characters of the window's text already returned
         self._unclean = ""
@@ -28,15 +31,28 @@ class Detokenizer:
     def push(self, token: int) -> str:
         """Take the next token; may return nothing, while a character or a run of bytes is incomplete."""
         self._window.append(token)
-        if token in self._special or _BYTE.fullmatch(self._tokenizer.convert_ids_to_tokens(token)):
+        piece = self._own[token] if self._whole else None
+        if piece is None:
+            if token in self._special:
+                return ""
+            piece = self._decoded(token)
+        else:
+            self._given += len(piece)
+        if self._whole and len(self._window) > _LONG:
+            self._shorten()
+        return self._clean(piece) if self._cleans else piece
+
+    def _decoded(self, token: int) -> str:
+        """Text that the window has gained by its last token, from decoding all of it."""
+        if is_byte(self._tokenizer, token):
+            self._whole = False
             return ""  # an invalid byte would change the whole run of bytes before it
         text = self._decode(self._window)
         end = len(text) - text.endswith("\ufffd")  # the last character may lack bytes
         piece = text[self._given : end]
         self._given = max(self._given, end)
-        if end == len(text) and len(self._window) > _LONG:
-            self._shorten()
-        return self._clean(piece) if self._cleans else piece
+        self._whole = 0 < self._given == len(text)
+        return piece
 
     def _shorten(self) -> None:
         tail = self._window[-_SHORT:]
@@ -55,6 +71,56 @@ class Detokenizer:
         return cleaned
 
 
+class OwnTexts(dict[int, str | None]):
+    """Text that each token adds to any text before it; None where its neighbours have a say, or it is special.
+
+    Looked up, a token costs a fiftieth of decoding it with its neighbours.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        super().__init__()
+        self._tokenizer = tokenizer
+        self._special = special_tokens(tokenizer)
+        self._decode = _decoding(tokenizer)
+        self._before = tokenizer.encode("a", add_special_tokens=False) if decodes_by_token(tokenizer) else []
+        self._text = self._decode(self._before) if self._before else ""
+
+    def __missing__(self, token: int) -> str | None:
+        own = None
+        if self._text.strip() and token not in self._special and not is_byte(self._tokenizer, token):
+            text = self._decode([*self._before, token])
+            # A character that lacks bytes may get them from the next token.
+            own = text[len(self._text) :] if text.startswith(self._text) and "\ufffd" not in text else None
+        self[token] = own
+        return own
+
+
+def decodes_by_token(tokenizer: Any) -> bool:
+    """Return True if each token after the first adds the same text wherever it stands, runs of bytes aside."""
+    decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
+    if decoder is None or not _decodes_natively(tokenizer):
+        return False
+    told = json.loads(decoder.__getstate__())
+    steps = told["decoders"] if told["type"] == "Sequence" else [told]
+    kinds = [step["type"] for step in steps]
+    if kinds in (["ByteLevel"], ["Metaspace"], ["WordPiece"]):
+        return True
+    strips = [step for step in steps if step["type"] == "Strip"]
+    known = ["Replace", "ByteFallback", "Fuse", "Strip"]
+    return kinds == known[: len(kinds)] and len(kinds) >= 2 and not any(step["stop"] for step in strips)
+
+
+@lru_cache(maxsize=4)
+def own_texts(tokenizer: Any) -> OwnTexts:
+    """Texts of a tokenizer's tokens, filled as they occur; all sequences share them."""
+    return OwnTexts(tokenizer)
+
+
+def is_byte(tokenizer: Any, token: int) -> bool:
+    """Return True for a token that stands for one byte, whatever character it is part of."""
+    return bool(_BYTE.fullmatch(tokenizer.convert_ids_to_tokens(token)))
+
+
 @lru_cache(maxsize=4)
 def special_tokens(tokenizer: Any) -> frozenset[int]:
     """Tokens without text, including the unnamed marks of a chat template."""
@@ -68,12 +134,17 @@ def _decoding(tokenizer: Any) -> Callable[[list[int]], str]:
 
     `decode` checks the type of each token on every call, which takes several times as long as the decoding.
     """
+    if _decodes_natively(tokenizer):
+        return partial(tokenizer.backend_tokenizer.decode, skip_special_tokens=True)
+    return partial(tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def _decodes_natively(tokenizer: Any) -> bool:
+    """Return True if `decode` is the tokenizers library's, not a method of the tokenizer's own class."""
     from transformers import PreTrainedTokenizerFast as Fast
 
     kind = type(tokenizer)
-    if isinstance(tokenizer, Fast) and kind.decode is Fast.decode and kind._decode is Fast._decode:
-        return partial(tokenizer.backend_tokenizer.decode, skip_special_tokens=True)
-    return partial(tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return isinstance(tokenizer, Fast) and kind.decode is Fast.decode and kind._decode is Fast._decode
 
 
 def _cleans_up(tokenizer: Any) -> bool:

@@ -5,17 +5,17 @@ filled with prompts: long ones in chunks, several short ones in one forward; so 
 delays the rows beside it by no more than the budget. A row that has ended, failed or been cancelled leaves its slot at
 the end of the step. Rows are taken in the order in which they came.
 
-A free slot keeps its keys and values until another row needs it. A row whose prompt begins with tokens that a slot
-holds takes that slot over, or copies from it if it is in use, and computes the rest; of rows that came together with
-one prefix, the others wait for the first. Rows are admitted with room for half of the tokens they may generate. If that
-proves too little, the youngest is preempted, and resumes from its prompt and its tokens when there is room again;
-random numbers depend only on seed and position, so its tokens are the same.
+A slot is a row of the batch; memory is counted in blocks of the decoder's cache, which rows whose prompts begin alike
+share. Blocks keep their keys and values until others need them: a row whose prompt begins with their tokens computes
+only the rest, and of rows that came together with one prefix, the others wait for the first. Rows are admitted with
+blocks for half of the tokens they may generate. If that proves too little, the youngest is preempted, and resumes from
+its prompt and its tokens when there is room again; random numbers depend only on seed and position, so its tokens are
+the same.
 
 On a GPU a step is enqueued before the previous one's tokens are read: the GPU never waits for the host, and a row that
 turns out to have ended costs one wasted step of its slot.
 """
 
-import heapq
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -23,11 +23,12 @@ from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from scoring.decoder.block_pool import BLOCK, blocks_of
 from scoring.decoder.decoder import Decoder, Pending
 from scoring.decoder.logprobs import TokenLogprob, copy_to_host, indices, measure_logprobs, read_logprobs
+from scoring.decoder.prefix_cache import MIN_PREFIX_TOKENS, Begin, begin, common_prefix
 from scoring.engine.oom import free_memory, is_out_of_memory
 from scoring.engine.row import Done, Row
-from scoring.generation.prefix_cache import MIN_PREFIX_TOKENS, Begin, PrefixCache, begin, common_prefix
 from scoring.generation.sequence import RunningSequence, append_token, make_sequence
 from scoring.generation.streaming import show_end
 from scoring.generation.text_generator import TextGenerator
@@ -54,8 +55,8 @@ class Enqueued(NamedTuple):
 class Scheduler:
     """Scheduler of the rows on one decoder's slots; all calls from one thread.
 
-    `capacity` bounds the tokens of prompts and answers that slots hold at once; a single row may have more. Without
-    `reuse` every prompt is computed whole.
+    `capacity` bounds the tokens of prompts and answers that slots hold at once, in whole blocks of each row; a single
+    row may have more. Without `reuse` every prompt is computed whole.
     """
 
     def __init__(self, task: TextGenerator, decoder: Decoder, capacity: int, reuse: bool = True) -> None:
@@ -63,13 +64,12 @@ class Scheduler:
         self.decoder = decoder
         self.budget = _BUDGET[device]
         self._task = task
-        self._capacity = capacity
-        self._bounded = capacity < decoder.slots * decoder.max_length
+        self._capacity = min(capacity, decoder.capacity)
+        self._blocks = min(blocks_of(capacity), decoder.tables.pool.blocks)
+        self._bounded = self._blocks < decoder.slots * decoder.tables.width
         self._late = device == "cuda"
-        self._free_slots = list(range(decoder.slots))  # a heap: low slots first, so that those in use lie together
-        self._cached: dict[int, int] = {}  # tokens of free slots that keep them, least recently used first
+        self._free_slots = dict.fromkeys(range(decoder.slots))  # that which was left the longest ago first
         self._reuse = reuse
-        self._prefix_cache = PrefixCache(decoder)
         self._preempted: deque[RunningSequence] = deque()  # rows that lost their slots, the oldest first
         self._added = 0
         self._prefilling: list[RunningSequence] = []
@@ -83,23 +83,30 @@ class Scheduler:
 
     @property
     def cache(self) -> dict[str, int]:
-        """Tokens that active rows hold in the KV cache, and their upper bound."""
-        held = sum(self.decoder.lengths[running.slot] for running in (*self._prefilling, *self._decoding))
-        return {"kv_tokens": held, "kv_capacity": min(self._capacity, self.decoder.slots * self.decoder.max_length)}
+        """Tokens that active rows hold in the KV cache, shared ones once, and their upper bound."""
+        slots, tables = [running.slot for running in (*self._prefilling, *self._decoding)], self.decoder.tables
+        shared = sum(len(tables.blocks(slot)) for slot in slots) - tables.pool.used  # whole blocks, each time but one
+        held = sum(self.decoder.lengths[slot] for slot in slots) - max(0, shared) * BLOCK
+        return {"kv_tokens": held, "kv_capacity": self._capacity}
 
     def fits(self, row: Row) -> bool:
         """Return True if a row can be added now; always if no row is active."""
         return not self._preempted and self._has_room(row.tokens, row.new_tokens)
 
     def _has_room(self, tokens: int, more: int) -> bool:
-        """Return True if a slot is free and `tokens` plus half of `more` fit beside the running rows."""
-        if not self._free_slots and not self._cached:
+        """Return True if a slot is free and blocks for `tokens` plus half of `more`, beside the running rows'."""
+        if not self._free_slots:
             return False
         running = [*self._prefilling, *self._decoding]
-        if not self._bounded:
+        if not self._bounded or not running:
             return True
-        expected = sum(max(self._holds(r), r.row.tokens + ceil(_SHARE * r.most)) for r in running)
-        return not running or expected + tokens + ceil(_SHARE * more) <= self._capacity
+        expected = self._needed(lambda r: max(self._holds(r), r.row.tokens + ceil(_SHARE * r.most)))
+        return expected + blocks_of(tokens + ceil(_SHARE * more)) <= self._blocks
+
+    def _needed(self, tokens: Callable[[RunningSequence], int]) -> int:
+        """Blocks in use once each active row holds so many tokens; those that rows share count once."""
+        tables, running = self.decoder.tables, (*self._prefilling, *self._decoding)
+        return tables.pool.used + sum(tables.missing(each.slot, tokens(each)) for each in running)
 
     def _holds(self, running: RunningSequence) -> int:
         """Tokens in a row's slot after its next step."""
@@ -120,15 +127,14 @@ class Scheduler:
             self._evict()
 
     def _allocate(self, running: RunningSequence) -> None:
-        """Open a slot for a row: that of its longest cached prefix, else an empty one, else the least recently used."""
-        slot, count = self._prefix_cache.match(running.ids, lambda slot: slot in self._cached, running.salt)
-        if not count:
-            slot = self._free_slots[0] if self._free_slots else next(iter(self._cached))
-        self.decoder.open(slot, running.sampling, running.ids[:count])
-        if self._cached.pop(slot, None) is None:
-            heapq.heappop(self._free_slots)
-        self._prefix_cache.evict(slot)
-        running.slot, running.filled, running.begun = slot, count, False
+        """Open a slot for a row, with its longest cached prefix."""
+        slot = self.decoder.choose(self._free_slots, running.ids, self._salt(running))
+        running.filled = self.decoder.open(slot, running.sampling, running.ids, self._salt(running))
+        del self._free_slots[slot]
+        running.slot, running.begun = slot, False
+
+    def _salt(self, running: RunningSequence) -> str | None:
+        return running.salt if self._reuse else None
 
     def _reused(self, running: RunningSequence, count: int) -> None:
         """Count prompt tokens found in the prefix cache."""
@@ -137,19 +143,10 @@ class Scheduler:
             running.row.cached = count
 
     def _free(self, running: RunningSequence) -> None:
-        """Take a row off its slot, which keeps its tokens cached unless they may be wrong."""
+        """Take a row off its slot, whose blocks keep their contents unless they may be wrong."""
         slot, running.slot = running.slot, -1
-        held = [] if running.failure or not self._reuse else running.token_ids[: self.decoder.lengths[slot]]
-        if self._prefix_cache.insert(slot, held, running.salt):
-            self._cached[slot] = len(held)
-        else:
-            self._empty(slot)
-
-    def _empty(self, slot: int) -> None:
-        self._prefix_cache.evict(slot)
-        self._cached.pop(slot, None)
-        self.decoder.release(slot)
-        heapq.heappush(self._free_slots, slot)
+        self.decoder.release(slot, None if running.failure or not self._reuse else running.token_ids)
+        self._free_slots[slot] = None
 
     def step(self) -> None:
         """Advance every row by one token, and prompts by the rest of the budget; never raises."""
@@ -194,8 +191,6 @@ class Scheduler:
         )
         for running in [running for batch, _ in filled for running in batch]:
             running.filled += len(pieces[running])
-            if self._reuse:
-                self._prefix_cache.insert(running.slot, running.ids[: running.filled], running.salt)
         for running, ids in parts:
             if is_out_of_memory(running.failure) and len(ids) > _LEAST_PROMPT:
                 self._take_smaller_pieces(running, len(ids))
@@ -207,16 +202,13 @@ class Scheduler:
         return [each for _, each in self._isolate_failures(whole, self._sample)]
 
     def _begin(self, running: RunningSequence, leader: RunningSequence) -> bool:
-        """Copy a prompt's cached prefix from another slot; False to wait for a row that is computing that prefix."""
+        """Take the prefix that was cached since the slot was opened; False to wait for a row that is computing it."""
         shared = common_prefix(leader.ids, running.ids) if leader is not running else 0
         if self._reuse and leader.filled < shared and shared >= running.filled + MIN_PREFIX_TOKENS:
             return False
-        source, count = self._prefix_cache.match(running.ids, lambda slot: slot != running.slot, running.salt)
-        if count >= running.filled + MIN_PREFIX_TOKENS:
-            self.decoder.copy(source, running.slot, count)
-            self.decoder.open(running.slot, running.sampling, running.ids[:count])
-            running.filled = count
-            self._reused(running, count)
+        if self._reuse and self.decoder.tables.match(running.ids, running.salt) >= running.filled + MIN_PREFIX_TOKENS:
+            running.filled = self.decoder.open(running.slot, running.sampling, running.ids, running.salt)
+            self._reused(running, running.filled)
         running.begun = True
         return True
 
@@ -320,7 +312,7 @@ class Scheduler:
                 self._prefilling.insert(0, running)
 
     def _preempt(self) -> None:
-        """Keep the slots' tokens within the capacity: evict cached slots first, then preempt the youngest rows."""
+        """Keep the slots' blocks within the capacity: evict cached ones first, then preempt the youngest rows."""
         while self._evict() < 0:
             running = [*self._prefilling, *self._decoding]
             if len(running) <= 1:
@@ -333,13 +325,12 @@ class Scheduler:
             self._task.statistics.count("preemptions", 1)
 
     def _evict(self) -> int:
-        """Evict cached slots until the rest fits; return the capacity, in tokens, that active rows leave."""
+        """Evict cached blocks until the rest fits; return the blocks that active rows leave of the capacity."""
         if not self._bounded:
             return 0
-        most = self._capacity - sum(self._holds(each) for each in (*self._prefilling, *self._decoding))
-        while self._cached and sum(self._cached.values()) > most:
-            self._empty(next(iter(self._cached)))
-        return most
+        left = self._blocks - self._needed(self._holds)
+        self.decoder.evict(max(left, 0))
+        return left
 
 
 def generate_on_slots(task: TextGenerator, decoder: Decoder, rows: Sequence[Row]) -> list[list[list[int]]]:
@@ -347,7 +338,7 @@ def generate_on_slots(task: TextGenerator, decoder: Decoder, rows: Sequence[Row]
 
     Raises the error of the first row that failed.
     """
-    slots = Scheduler(task, decoder, decoder.slots * decoder.max_length)
+    slots = Scheduler(task, decoder, decoder.capacity)
     outputs: dict[int, Any] = {}
     waiting = deque(enumerate(rows))
     while waiting or slots.active:

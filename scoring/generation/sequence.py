@@ -9,38 +9,25 @@ from scoring.decoder.decoder import Decoder
 from scoring.decoder.kv_cache import FORBIDDEN, SamplingParams
 from scoring.decoder.logprobs import ScoredTokens, TokenLogprob
 from scoring.engine.row import Done, Row
+from scoring.errors import PromptTooLong
+from scoring.generation.settings import suits_slots, value_of
 from scoring.generation.streaming import SequenceStreamer
 from scoring.generation.text_generator import TextGenerator
 
-#: Settings of a generation config beyond greedy search and plain sampling, with the values that turn them off.
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "num_beams": (None, 1),
-    "num_return_sequences": (None, 1),
-    "no_repeat_ngram_size": (None, 0),
-    "min_p": (None, 0, 0.0),
-    "typical_p": (None, 1.0),
-    "epsilon_cutoff": (None, 0.0),
-    "eta_cutoff": (None, 0.0),
-    "guidance_scale": (None, 1.0),
-    "use_cache": (None, True),
-    "bad_words_ids": (None,),
-    "suppress_tokens": (None,),
-    "begin_suppress_tokens": (None,),
-    "forced_bos_token_id": (None,),
-    "forced_eos_token_id": (None,),
-    "sequence_bias": (None,),
-    "exponential_decay_length_penalty": (None,),
-    "prompt_lookup_num_tokens": (None,),
-    "stop_strings": (None,),
-    "encoder_repetition_penalty": (None, 1.0),
-    "encoder_no_repeat_ngram_size": (None, 0),
-}
-
 
 def supports(config: Any, ends: Sequence[int], tokens: int, decoder: Decoder) -> bool:
-    """Return True if slots generate what `generate` would under a config, for a row of at most `tokens` tokens."""
-    neutral = all(getattr(config, name, None) in values for name, values in _NEUTRAL.items())
-    return neutral and len(ends) <= FORBIDDEN and tokens <= decoder.max_length
+    """Return True if slots generate what `generate` would under a config, for a row of at most `tokens` tokens.
+
+    Raises PromptTooLong if only the cache is too small for it, because there is no memory for `generate` then either.
+    """
+    if not suits_slots(config) or len(ends) > FORBIDDEN:
+        return False
+    if decoder.max_length < tokens <= decoder.full_length:
+        raise PromptTooLong(
+            f"Prompt and answer may have {tokens} tokens; the KV cache has room for {decoder.max_length} in all.",
+            "Send a shorter prompt, or ask for fewer new tokens.",
+        )
+    return tokens <= decoder.max_length
 
 
 @dataclass(eq=False)
@@ -92,7 +79,7 @@ def make_sequence(task: TextGenerator, row: Row, done: Done, number: int) -> Run
     sampling = SamplingParams(
         temperature=float(config.temperature or 1.0) if config.do_sample else 0.0,
         # Without sampling, `generate` ignores both.
-        top_k=int(config.top_k or 0) if config.do_sample else 0,
+        top_k=int(value_of(config, "top_k") or 0) if config.do_sample else 0,
         top_p=float(config.top_p or 1.0) if config.do_sample else 1.0,
         repetition_penalty=float(config.repetition_penalty or 1.0),
         seed=seed or 0,
@@ -113,10 +100,12 @@ def append_token(task: TextGenerator, running: RunningSequence, token: int, chan
     if chance is not None:
         running.logprobs.append(chance)
     stopped = running.follower.push(token, chance) if running.follower else False
+    if task.stops is not None:
+        stopped |= task.stops.ends(running.row.features["input_ids"], running.tokens)
     running.ended = stopped or token in task.eos or len(running.tokens) == running.most
 
 
 def capacity(decoder: Decoder, limits: Limits) -> int:
     """Tokens that slots may hold at once: on a GPU as many as their memory holds, on a CPU a batch's budget."""
-    whole = decoder.slots * decoder.max_length
+    whole = decoder.capacity
     return whole if decoder.form.device.type == "cuda" else min(whole, limits.max_batch_tokens)

@@ -32,9 +32,9 @@ class BatchStreamer:
         # A stop text that the newest token completes lies in the text of these: a character has at most four tokens.
         self._tail = 32 + 4 * max((len(stop) for row in rows for stop in row.parameters.stop), default=0)
         self._over = [False] * (len(rows) * each)  # sequences that reached an end token
+        self.lengths: list[int | None] = [None] * (len(rows) * each)  # tokens at the stop text of each; not of beams
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        self._between()
         each = input_ids.shape[0] // len(self._rows)
         done = [row.cancelled.is_set() for row in self._rows for _ in range(each)]
         self._time(input_ids[:, -1], each)
@@ -46,7 +46,19 @@ class BatchStreamer:
                 stop = self._rows[index // each].parameters.stop
                 text = self._task.tokenizer.decode(tokens, skip_special_tokens=True)
                 done[index] |= stop_at(text, stop) is not None
+        if not self._searching:
+            if self._task.stops is not None:
+                found = self._task.stops.found(input_ids).tolist()
+                done = [own or other for own, other in zip(done, found, strict=True)]
+            self._note(done, input_ids.shape[1] - self._start)
+        self._between()
         return torch.tensor(done, device=input_ids.device)
+
+    def _note(self, done: Sequence[bool], tokens: int) -> None:
+        """Note the length of each sequence that ends now: what follows it, while others go on, is padding."""
+        self.lengths = [
+            tokens if length is None and over else length for length, over in zip(self.lengths, done, strict=True)
+        ]
 
     def _time(self, tokens: torch.Tensor, each: int) -> None:
         """Count one token per step for a row, until all its sequences have ended; beams end together."""
@@ -64,47 +76,74 @@ class SequenceStreamer:
     def __init__(self, task: TextGenerator, row: Row, number: int = 0) -> None:
         self.row = row
         self._number = number
-        self._text = ""
         self._eos = task.eos
         self._ended = False
         self._detokenizer = Detokenizer(task.tokenizer)
-        self._stops = Stops(row.parameters.stop)
+        self._stops = Stops(row.parameters.stop) if row.parameters.stop else None
+        self._shown = shown(row, number)
+        self._again = bool(self._shown.parts)  # the row is run again: part of its text has been sent
+        self._text = ""  # of a row that is run again
+        self._length = 0  # characters of the text
         prompt = [] if task.encoder_decoder else row.features["input_ids"]
         self._details = Details(task.tokenizer, prompt) if row.parameters.details is not None else None
 
     def push(self, token: int, chance: TokenLogprob | None = None) -> bool:
-        """Take the next token; True when the sequence ends."""
+        """Take the next token; True when a stop text ends the sequence."""
         if self._ended:  # padding, while other rows go on
             return True
         piece = self._detokenizer.push(token)
-        self._text += self._stops.push(piece)
-        if self._details is not None and chance is not None:
-            self._details.push(token, piece, chance)
-            show(self.row, self._text, self._number, self._details, self._details.within(len(self._text)))
-        else:
-            show(self.row, self._text, self._number)
-        self._ended = self._stops.found or token in self._eos
-        return self._stops.found
+        text = piece if self._stops is None else self._stops.push(piece)
+        self._length += len(text)
+        details = self._details if chance is not None else None
+        if details is not None and chance is not None:
+            details.push(token, piece, chance)
+        if self.row.emit is not None:
+            self._show(text, details)
+        stopped = self._stops is not None and self._stops.found
+        self._ended = stopped or token in self._eos
+        return stopped
+
+    def _show(self, text: str, details: Details | None) -> None:
+        if self._again:
+            self._text += text
+            text = self._shown.rest(self._text)
+        if details is not None:
+            send(self.row, self._shown, text, self._number, details, details.within(self._length))
+        elif text:
+            send(self.row, self._shown, text, self._number)
 
 
-def show(row: Row, text: str, number: int = 0, details: Details | None = None, count: int = 0) -> None:
-    """Send a stream the part of an answer's text not sent yet, and the details of its first `count` tokens.
+class Shown:
+    """Part of an answer that its stream has been sent: its text, and the number of tokens with details."""
 
-    A row that is run again continues where its stream was.
-    """
-    if row.emit is None:
+    def __init__(self) -> None:
+        self.parts: list[str] = []
+        self.tokens = 0
+
+    def rest(self, text: str) -> str:
+        """Text of an answer that has not been sent; none if what was sent is not its beginning."""
+        sent = "".join(self.parts)
+        return text[len(sent) :] if text.startswith(sent) else ""
+
+
+def shown(row: Row, number: int) -> Shown:
+    """Part of an answer sent so far; a row that is run again continues where its stream was."""
+    row.extra = {} if row.extra is None else row.extra
+    found: Shown = row.extra.setdefault(number, Shown())
+    return found
+
+
+def send(row: Row, sent: Shown, text: str, number: int = 0, details: Details | None = None, count: int = 0) -> None:
+    """Send a row's stream the next text of an answer, and the details of its first `count` tokens not sent yet."""
+    if row.emit is None or not (text or count > sent.tokens):
         return
-    row.extra = row.extra or {}
-    shown, tokens = row.extra.get(number, ("", 0))
-    grown = text[len(shown) :] if len(text) > len(shown) and text.startswith(shown) else ""
-    if not grown and count <= tokens:
-        return
-    event: dict[str, Any] = {"token": {"text": grown}}
+    event: dict[str, Any] = {"token": {"text": text}}
     if row.answers > 1:
         event["token"]["index"] = row.answer + number
     if details is not None:
-        event["details"] = details.to_dict(tokens, max(tokens, count))
-    row.extra[number] = (shown + grown, max(tokens, count))
+        event["details"] = details.to_dict(sent.tokens, max(sent.tokens, count))
+        sent.tokens = max(sent.tokens, count)
+    sent.parts.append(text)
     row.emit(event)
 
 
@@ -114,4 +153,5 @@ def show_end(task: TextGenerator, row: Row, output: Sequence[list[int]]) -> None
         return
     for number, tokens in enumerate(output):
         details, count = describe(task, row, tokens) if isinstance(tokens, ScoredTokens) else (None, 0)
-        show(row, task.text(tokens, row.parameters.stop), number, details, count)
+        sent = shown(row, number)
+        send(row, sent, sent.rest(task.text(tokens, row.parameters.stop)), number, details, count)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from scoring.generation.settings import ModelStops
 from scoring.telemetry.statistics import Statistics
 
 
@@ -12,6 +13,7 @@ class TextGenerator(Protocol):
     tokenizer: Any
     encoder_decoder: bool
     eos: list[int]  # tokens that end an answer
+    stops: ModelStops | None  # texts of the model's own that end one
     statistics: Statistics
 
     def generation_config(self, settings: Any) -> tuple[Any, int | None]:

@@ -7,13 +7,22 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from scoring.kernels.decode_gemv import cache_place
+
 
 @triton.jit
-def _keys_values(keys_ptr, values_ptr, base, at, wanted, d, D: tl.constexpr):
+def keys_values(keys_ptr, values_ptr, place, t, wanted, d, D: tl.constexpr):
+    """Read the wanted rows of a tile [BT, DP] of keys and of values, which begins at a place of the cache."""
     here = wanted[:, None] & (d < D)[None, :]
-    k = tl.load(keys_ptr + base + at[:, None] * D + d[None, :], mask=here, other=0.0)
-    v = tl.load(values_ptr + base + at[:, None] * D + d[None, :], mask=here, other=0.0)
-    return k, v
+    offset = place * D + t[:, None] * D + d[None, :]
+    return tl.load(keys_ptr + offset, mask=here, other=0.0), tl.load(values_ptr + offset, mask=here, other=0.0)
+
+
+@triton.jit
+def _tile(row_ptr, position, end, head, BLOCKS, BLOCK: tl.constexpr):
+    """Place of the tile of keys that begins at a position, by its slot's row of the table; any place past the end."""
+    block = tl.load(row_ptr + position // BLOCK, mask=position < end, other=0)
+    return cache_place(block, position, head, BLOCKS, BLOCK)
 
 
 @triton.jit
@@ -72,19 +81,20 @@ def normed_heads(x_ptr, bias_ptr, base, shown, d, other, gain, gain_other, cos, 
 
 @triton.jit
 def attend(q_ptr, keys_ptr, values_ptr, out_ptr, part_ptr, stats_ptr, arrived_ptr, slopes_ptr, slots_ptr,
-           lengths_ptr, bias_ptr, q_gain_ptr, k_gain_ptr, cos_ptr, sin_ptr, LENGTH, scale, limit, eps,
-           H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GP: tl.constexpr, BT: tl.constexpr,
-           LEAST: tl.constexpr, SPLITS: tl.constexpr, WINDOW: tl.constexpr, ALIBI: tl.constexpr, CAP: tl.constexpr,
-           NORMED: tl.constexpr, BIAS: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr,
+           lengths_ptr, bias_ptr, q_gain_ptr, k_gain_ptr, cos_ptr, sin_ptr, table_ptr, WIDTH, BLOCKS, scale, limit, eps,
+           BLOCK: tl.constexpr, H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GP: tl.constexpr,
+           BT: tl.constexpr, LEAST: tl.constexpr, SPLITS: tl.constexpr, WINDOW: tl.constexpr, ALIBI: tl.constexpr,
+           CAP: tl.constexpr, NORMED: tl.constexpr, BIAS: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr,
            ROTARY: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
-    """Compute out [B, H, D] of q [B, H, D] over keys and values [slots, KV, LENGTH, D]. Grid (B * KV, SPLITS).
+    """Compute out [B, H, D] of q [B, H, D] over keys and values [KV, BLOCKS, BLOCK, D]. Grid (B * KV, SPLITS).
 
     With NORMED, q is the raw fused product [B, (H + 2 KV) D]: a program norms and rotates the queries it reads,
     and the one whose span ends with the new token writes its key and value, so that no kernel is needed between.
 
-    A program reads a span of one key head, at least LEAST keys, for its whole group of queries. The lengths come from
-    device memory: a slot's live tokens are lengths + 1, the new one included. They change only between steps, and so
-    does the cache except the new token's row: both are read before waiting for the kernel that writes that row.
+    A program reads a span of one key head, at least LEAST keys, for its whole group of queries, by tiles of BT keys,
+    each in one block (BT divides BLOCK): the slot's row of table [slots, WIDTH] tells which. The lengths come from
+    device memory: a slot's live tokens are lengths + 1, the new one included. Lengths and tables change only between
+    steps, and so does the cache except the new token's row: all are read before waiting for the kernel that writes it.
     Empty spans return at once; the last of the others to finish merges the parts (part [B, KV, SPLITS, GP,
     DP], stats [.., 2, GP]) and resets the counter.
     """
@@ -95,9 +105,10 @@ def attend(q_ptr, keys_ptr, values_ptr, out_ptr, part_ptr, stats_ptr, arrived_pt
     G: tl.constexpr = H // KV
     slot = tl.load(slots_ptr + row).to(tl.int64)
     end = tl.load(lengths_ptr + slot) + 1
-    begin = 0
+    first = 0
     if WINDOW > 0:
-        begin = tl.maximum(end - WINDOW, 0)
+        first = tl.maximum(end - WINDOW, 0)
+    begin = first // BT * BT
     span = tl.maximum(tl.cdiv(tl.cdiv(end - begin, SPLITS), BT) * BT, LEAST)
     live = tl.cdiv(end - begin, span)
     low = begin + split * span
@@ -105,9 +116,12 @@ def attend(q_ptr, keys_ptr, values_ptr, out_ptr, part_ptr, stats_ptr, arrived_pt
     g = tl.arange(0, GP)
     d = tl.arange(0, DP)
     t = tl.arange(0, BT)
-    base = (slot * KV + head) * LENGTH * D
+    row_ptr = table_ptr + slot * WIDTH
+    place = _tile(row_ptr, low, high, head, BLOCKS, BLOCK)
+    following = _tile(row_ptr, low + BT, high, head, BLOCKS, BLOCK)
+    newest_place = _tile(row_ptr, end - 1, end, head, BLOCKS, BLOCK)
     at = low + t
-    k, v = _keys_values(keys_ptr, values_ptr, base, at, (at < high) & (at < end - 1), d, D)
+    k, v = keys_values(keys_ptr, values_ptr, place, t, (at < high) & (at < end - 1), d, D)
     if NORMED:  # constants of the model are read before waiting too
         other, q_gain, q_gain_other, cos, sin = constants_of_heads(q_gain_ptr, cos_ptr, sin_ptr, end - 1, d, D, HALF,
                                                                    INTERLEAVED, ROTARY)  # fmt: skip
@@ -132,12 +146,13 @@ def attend(q_ptr, keys_ptr, values_ptr, out_ptr, part_ptr, stats_ptr, arrived_pt
             if BIAS:
                 new_v += tl.load(bias_ptr + value, mask=(d < D)[None, :], other=0.0)
             last = (d < D)[None, :] & (split == live - 1)
-            tl.store(keys_ptr + base + (end - 1 + one[:, None]) * D + d[None, :], new_k, mask=last)
-            tl.store(values_ptr + base + (end - 1 + one[:, None]) * D + d[None, :], new_v, mask=last)
+            to_cache = newest_place * D + one[:, None] + d[None, :]
+            tl.store(keys_ptr + to_cache, new_k, mask=last)
+            tl.store(values_ptr + to_cache, new_v, mask=last)
             tl.debug_barrier()  # spans of several tiles read them back
         else:
             q = tl.load(q_ptr + queries, mask=shown, other=0.0)
-            new_k, new_v = _keys_values(keys_ptr, values_ptr, base, at, at == end - 1, d, D)
+            new_k, new_v = keys_values(keys_ptr, values_ptr, place, t, at == end - 1, d, D)
         k = tl.where(newest, new_k, k)
         v = tl.where(newest, new_v, v)
         if ALIBI:
@@ -147,11 +162,15 @@ def attend(q_ptr, keys_ptr, values_ptr, out_ptr, part_ptr, stats_ptr, arrived_pt
         acc = tl.zeros([GP, DP], tl.float32)
         for start in range(low, high, BT):
             at = start + t
-            next_k, next_v = _keys_values(keys_ptr, values_ptr, base, at + BT, at + BT < high, d, D)
+            next_k, next_v = keys_values(keys_ptr, values_ptr, following, t, at + BT < high, d, D)
+            following = _tile(row_ptr, start + 2 * BT, high, head, BLOCKS, BLOCK)
             scores = cap(tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale, limit, CAP)
             if ALIBI:
                 scores += slopes[:, None] * (at - end + 1).to(tl.float32)[None, :]
-            scores = tl.where((at < high)[None, :], scores, -1e30)
+            seen = at < high
+            if WINDOW > 0:
+                seen = seen & (at >= first)
+            scores = tl.where(seen[None, :], scores, -1e30)
             higher = tl.maximum(top, tl.max(scores, 1))
             weights = tl.exp(scores - higher[:, None])
             shrink = tl.exp(top - higher)

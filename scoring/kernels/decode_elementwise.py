@@ -73,8 +73,9 @@ def add_norm(x_ptr, y_ptr, bias_ptr, post_ptr, gain_ptr, shift_ptr, out_ptr, E, 
 
 
 @triton.jit
-def scatter_qkv(qkv_ptr, bias_ptr, q_ptr, keys_ptr, values_ptr, cos_ptr, sin_ptr, slots_ptr, lengths_ptr, LENGTH,
-                BN: tl.constexpr, BIAS: tl.constexpr, OWN: tl.constexpr, H: tl.constexpr, KV: tl.constexpr,
+def scatter_qkv(qkv_ptr, bias_ptr, q_ptr, keys_ptr, values_ptr, cos_ptr, sin_ptr, slots_ptr, lengths_ptr,
+                table_ptr, WIDTH, BLOCKS, BN: tl.constexpr, BLOCK: tl.constexpr,
+                BIAS: tl.constexpr, OWN: tl.constexpr, H: tl.constexpr, KV: tl.constexpr,
                 D: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr, PER_HEAD: tl.constexpr,
                 ROTARY: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """Add bias to the fused product [B, (H + 2 KV) D] and rotate it; write queries to q, keys and values to the cache.
@@ -105,9 +106,10 @@ def scatter_qkv(qkv_ptr, bias_ptr, q_ptr, keys_ptr, values_ptr, cos_ptr, sin_ptr
         position = tl.load(lengths_ptr + row)
     else:
         position = tl.load(lengths_ptr + slot)
+    block = tl.load(table_ptr + slot * WIDTH + position // BLOCK)
     cos, sin = rotation(position, part, pair, inside, cos_ptr, sin_ptr, D, ROTARY)
-    write_pair(a, b, cos, sin, first, second, row, slot, position, part, head, inside, q_ptr, keys_ptr, values_ptr,
-               LENGTH, H, KV, D)  # fmt: skip
+    write_pair(a, b, cos, sin, first, second, row, block, position, part, head, inside, q_ptr, keys_ptr, values_ptr,
+               BLOCKS, H, KV, D, BLOCK)  # fmt: skip
 
 
 @triton.jit

@@ -206,13 +206,19 @@ def rotation(position, part, pair, inside, cos_ptr, sin_ptr, D: tl.constexpr, RO
 
 
 @triton.jit
-def write_pair(a, b, cos, sin, first, second, row, slot, position, part, head, inside, q_ptr, keys_ptr, values_ptr,
-               LENGTH, H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr):  # fmt: skip
-    """Rotate pairs, and write queries to q [B, H, D], keys and values to the cache."""
+def cache_place(block, position, head, BLOCKS, BLOCK: tl.constexpr):
+    """Place, in keys or values [KV, BLOCKS, BLOCK, D], of the token at a position, which is in this block."""
+    return (head.to(tl.int64) * BLOCKS + block) * BLOCK + position % BLOCK
+
+
+@triton.jit
+def write_pair(a, b, cos, sin, first, second, row, block, position, part, head, inside, q_ptr, keys_ptr, values_ptr,
+               BLOCKS, H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """Rotate pairs, and write queries to q [B, H, D], keys and values to a block of the cache."""
     turned_a = a * cos - b * sin
     turned_b = b * cos + a * sin
     to_q = (row * H + head) * D
-    to_cache = ((slot * KV + head) * LENGTH + position) * D
+    to_cache = cache_place(block, position, head, BLOCKS, BLOCK) * D
     tl.store(q_ptr + to_q + first, turned_a, mask=inside & (part == 0))
     tl.store(q_ptr + to_q + second, turned_b, mask=inside & (part == 0))
     tl.store(keys_ptr + to_cache + first, turned_a, mask=inside & (part == 1))
@@ -231,7 +237,8 @@ def split_heads(index, H: tl.constexpr, KV: tl.constexpr):
 
 @triton.jit
 def gemv_qkv(x_ptr, gain_ptr, w_ptr, scale_ptr, gains_ptr, bias_ptr, q_ptr, keys_ptr, values_ptr, cos_ptr, sin_ptr,
-             slots_ptr, lengths_ptr, K, LENGTH, eps, BN: tl.constexpr, BK: tl.constexpr, ONCE: tl.constexpr,
+             slots_ptr, lengths_ptr, table_ptr, K, WIDTH, BLOCKS, eps, BN: tl.constexpr, BK: tl.constexpr,
+             ONCE: tl.constexpr, BLOCK: tl.constexpr,
              NORM: tl.constexpr, BIAS: tl.constexpr, SCALE: tl.constexpr, H: tl.constexpr, KV: tl.constexpr,
              D: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr, PER_HEAD: tl.constexpr,
              ROTARY: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
@@ -255,9 +262,10 @@ def gemv_qkv(x_ptr, gain_ptr, w_ptr, scale_ptr, gains_ptr, bias_ptr, q_ptr, keys
     b = _tile(w_ptr, b_rows, inside, tl.arange(0, BK), K)
     a_scale, a_gains, a_bias = _extras(a_rows, inside, scale_ptr, gains_ptr, bias_ptr, SCALE, NORM, BIAS)
     b_scale, b_gains, b_bias = _extras(b_rows, inside, scale_ptr, gains_ptr, bias_ptr, SCALE, NORM, BIAS)
-    # Slots and lengths change only between steps, and the step's first kernel has waited for that.
+    # Slots, lengths and tables change only between steps, and the step's first kernel has waited for that.
     slot = tl.load(slots_ptr + row).to(tl.int64)
     position = tl.load(lengths_ptr + slot)
+    block = tl.load(table_ptr + slot * WIDTH + position // BLOCK)
     cos, sin = rotation(position, part, pair, inside, cos_ptr, sin_ptr, D, ROTARY)
     if PDL:
         gdc_wait()
@@ -267,5 +275,5 @@ def gemv_qkv(x_ptr, gain_ptr, w_ptr, scale_ptr, gains_ptr, bias_ptr, q_ptr, keys
     )
     a = (a * a_scale - mean * a_gains) * inverse + a_bias
     b = (b * b_scale - mean * b_gains) * inverse + b_bias
-    write_pair(a, b, cos, sin, first, second, row, slot, position, part, head, inside, q_ptr, keys_ptr, values_ptr,
-               LENGTH, H, KV, D)  # fmt: skip
+    write_pair(a, b, cos, sin, first, second, row, block, position, part, head, inside, q_ptr, keys_ptr, values_ptr,
+               BLOCKS, H, KV, D, BLOCK)  # fmt: skip

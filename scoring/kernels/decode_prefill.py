@@ -7,30 +7,30 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from scoring.kernels.decode_attention import _keys_values, cap, constants_of_heads, normed_heads
-from scoring.kernels.decode_gemv import split_heads
+from scoring.kernels.decode_attention import cap, constants_of_heads, keys_values, normed_heads
+from scoring.kernels.decode_gemv import cache_place, split_heads
 
 
 @triton.jit
-def attend_prompt(q_ptr, keys_ptr, values_ptr, out_ptr, slopes_ptr, blocks_ptr, BLOCKS, LENGTH, scale, limit,
-                  H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GP: tl.constexpr,
-                  BM: tl.constexpr, BN: tl.constexpr, WINDOW: tl.constexpr, ALIBI: tl.constexpr, CAP: tl.constexpr,
-                  PRECISION: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
-    """Compute out [T, H, D] of q [T, H, D] over keys and values [slots, KV, LENGTH, D]. Grid (blocks, KV).
+def attend_prompt(q_ptr, keys_ptr, values_ptr, out_ptr, slopes_ptr, tiles_ptr, table_ptr, TILES, WIDTH, BLOCKS, scale,
+                  limit, BLOCK: tl.constexpr, H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+                  GP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, WINDOW: tl.constexpr, ALIBI: tl.constexpr,
+                  CAP: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+    """Compute out [T, H, D] of q [T, H, D] over keys and values [KV, BLOCKS, BLOCK, D]. Grid (tiles, KV).
 
-    A block is up to BM consecutive tokens of one slot; a program takes its queries of one key head, all GP
-    heads of the group, over the slot's keys up to the last of them, earlier chunks included. blocks
-    [4, BLOCKS]: the first token's row, the number of tokens, the slot, the first token's position.
+    A tile is up to BM consecutive tokens of one slot; a program takes its queries of one key head, all GP
+    heads of the group, over the slot's keys up to the last of them, earlier chunks included. tiles
+    [4, TILES]: the first token's row, the number of tokens, the slot, the first token's position. BN divides BLOCK.
     """
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
-    block = tl.program_id(0)
+    tile = tl.program_id(0)
     head = tl.program_id(1)
-    first = tl.load(blocks_ptr + block)
-    count = tl.load(blocks_ptr + BLOCKS + block)
-    slot = tl.load(blocks_ptr + 2 * BLOCKS + block).to(tl.int64)
-    position = tl.load(blocks_ptr + 3 * BLOCKS + block)
+    first = tl.load(tiles_ptr + tile)
+    count = tl.load(tiles_ptr + TILES + tile)
+    slot = tl.load(tiles_ptr + 2 * TILES + tile).to(tl.int64)
+    position = tl.load(tiles_ptr + 3 * TILES + tile)
     G: tl.constexpr = H // KV
     if count > 0:
         r = tl.arange(0, BM * GP)
@@ -43,18 +43,18 @@ def attend_prompt(q_ptr, keys_ptr, values_ptr, out_ptr, slopes_ptr, blocks_ptr, 
         q = tl.load(q_ptr + queries, mask=shown, other=0.0)
         own = position + token
         end = position + count
-        base = (slot * KV + head) * LENGTH * D
         if ALIBI:
             slopes = tl.load(slopes_ptr + head * G + g, mask=g < G, other=0.0)
         low = 0
         if WINDOW > 0:
-            low = tl.maximum(position - WINDOW + 1, 0)
+            low = tl.maximum(position - WINDOW + 1, 0) // BN * BN
         top = tl.full([BM * GP], -1e30, tl.float32)
         mass = tl.zeros([BM * GP], tl.float32)
         acc = tl.zeros([BM * GP, DP], tl.float32)
         for start in range(low, end, BN):
             at = start + t
-            k, v = _keys_values(keys_ptr, values_ptr, base, at, at < end, d, D)
+            block = tl.load(table_ptr + slot * WIDTH + start // BLOCK)
+            k, v = keys_values(keys_ptr, values_ptr, cache_place(block, start, head, BLOCKS, BLOCK), t, at < end, d, D)
             scores = cap(tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale, limit, CAP)
             distance = own[:, None] - at[None, :]
             if ALIBI:
@@ -74,7 +74,8 @@ def attend_prompt(q_ptr, keys_ptr, values_ptr, out_ptr, slopes_ptr, blocks_ptr, 
 
 @triton.jit
 def scatter_normed(qkv_ptr, bias_ptr, q_ptr, keys_ptr, values_ptr, q_gain_ptr, k_gain_ptr, cos_ptr, sin_ptr,
-                   slots_ptr, positions_ptr, LENGTH, eps, H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr,
+                   slots_ptr, positions_ptr, table_ptr, WIDTH, BLOCKS, eps, BLOCK: tl.constexpr,
+                   H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr,
                    DP: tl.constexpr, BH: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr,
                    ROTARY: tl.constexpr, BIAS: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """Norm and rotate queries and keys of the fused product [T, (H + 2 KV) D]; write q and the cache.
@@ -94,7 +95,8 @@ def scatter_normed(qkv_ptr, bias_ptr, q_ptr, keys_ptr, values_ptr, q_gain_ptr, k
     product = qkv_ptr + row * (H + 2 * KV) * D
     base = (first + heads) * D
     here = (d < D)[None, :]
-    to_cache = ((slot * KV + head + heads)[:, None] * LENGTH + position) * D + d[None, :]
+    block = tl.load(table_ptr + slot * WIDTH + position // BLOCK)
+    to_cache = cache_place(block, position, head + heads, BLOCKS, BLOCK)[:, None] * D + d[None, :]
     if part == 2:
         value = tl.load(product + base[:, None] + d[None, :], mask=here, other=0.0)
         if BIAS:
@@ -155,3 +157,12 @@ def admit(records_ptr, seen_ptr, temperature_ptr, top_k_ptr, top_p_ptr, penalty_
         tl.store(seed_ptr + slot, low | (tl.load(record + 7).to(tl.int64) << 32))
         for index in tl.static_range(HELD):
             tl.store(forbidden_ptr + slot * HELD + index, tl.load(record + 8 + index))
+
+
+@triton.jit
+def extend(grown_ptr, table_ptr, COUNT, BN: tl.constexpr):
+    """Enter blocks in the tables: grown [COUNT, 2] int32 is a place in table, and the block. Grid (COUNT / BN,)."""
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    place = tl.load(grown_ptr + 2 * n, mask=n < COUNT, other=0)
+    block = tl.load(grown_ptr + 2 * n + 1, mask=n < COUNT, other=0)
+    tl.store(table_ptr + place, block, mask=n < COUNT)

@@ -31,14 +31,32 @@ class Tokenizing:
         self._context = context
         self._lock = threading.Lock()
 
-    def __call__(self, *texts: str, most: int = 0, **options: Any) -> Any:
+    def __call__(self, *texts: str, most: int = 0, side: str | None = None, **options: Any) -> Any:
         """Tokenise one text or a pair into a BatchEncoding; `most` bounds each one's tokens, by default the context.
 
+        `side` is the end at which truncation cuts, by default the tokenizer's own; the key "cut" is true if it did.
         Raises PromptTooLong and TextTooLong for a text that is longer, unless truncation is asked for.
         """
-        bounded = self.bounded(texts, most, options)
+        own = self._tokenizer.truncation_side
+        bounded = self.bounded(texts, most, options, side or own)
         with self.turn():
-            return self._tokenizer(*bounded, **options)
+            self._tokenizer.truncation_side = side or own
+            try:
+                encoded = self._tokenizer(*bounded, **options)
+                if options.get("truncation"):
+                    encoded["cut"] = self._was_cut(encoded, bounded, options)
+            finally:
+                self._tokenizer.truncation_side = own
+        return encoded
+
+    def _was_cut(self, encoded: Any, texts: tuple[str, ...], options: dict[str, Any]) -> bool:
+        """Return True if truncation left tokens out; a slow tokenizer does not tell, and is asked again."""
+        if encoded.encodings:
+            return any(each.overflowing for each in encoded.encodings)
+        most = options.get("max_length")
+        if most is None or len(encoded["input_ids"]) < most:
+            return False
+        return bool(len(self._tokenizer(*texts, verbose=False)["input_ids"]) > most)
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -46,11 +64,13 @@ class Tokenizing:
         with held(self._lock):
             yield
 
-    def bounded(self, texts: tuple[str, ...], most: int, options: dict[str, Any]) -> tuple[str, ...]:
+    def bounded(
+        self, texts: tuple[str, ...], most: int, options: dict[str, Any], side: str | None = None
+    ) -> tuple[str, ...]:
         """The texts, each cut, with a margin, to what the options' truncation will keep of it."""
         cut = bool(options.get("truncation"))
         # A cut on the left would shift the character offsets.
-        left = cut and self._tokenizer.truncation_side == "left"
+        left = cut and (side or self._tokenizer.truncation_side) == "left"
         cut = cut and not (left and options.get("return_offsets_mapping"))
         return tuple(self._bounded(text, most or self._context, cut, left) for text in texts)
 

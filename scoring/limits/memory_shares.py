@@ -2,8 +2,12 @@
 
 #: Share of a GPU's memory for weights; the rest is activations, KV cache and the CUDA context.
 WEIGHTS = 0.8
-#: Share of a GPU's memory for weights and a static decoder's slots; the rest is activations, graphs and the context.
+#: Share of a GPU's memory for weights and a decoder's KV cache; the rest is activations, graphs and the context.
 WEIGHTS_AND_SLOTS = 0.9
+#: Tokens of all sequences for which a decoder's KV cache must have room, or for one of full length if that is shorter.
+LEAST_CACHE_TOKENS = 8192
+#: Memory that a KV cache leaves free whatever its share: compiled kernels, graphs, and what `generate` needs, bytes.
+RESERVE_BYTES = 1 << 30
 #: Memory that loading and serving a model takes, as a multiple of the weights' size.
 LOADED = 1.3
 #: With weights offloaded: layers whose weights are on the GPU at once, in use or fetched ahead.

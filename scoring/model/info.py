@@ -7,11 +7,11 @@ from scoring.passes.base import Facts
 
 def facts_of(model: Any, generative: bool) -> Facts:
     """Read from a transformers model and its config, whose attribute map gives every family the same names."""
-    config = model.config
+    config = model.config.get_text_config()
     heads = int(getattr(config, "num_attention_heads", 0) or 0)
-    kind = getattr(model, "kind", "") or _kind(config, generative)
+    kind = getattr(model, "kind", "") or _kind(model.config, generative)
     return Facts(
-        family=config.model_type,
+        family=model.config.model_type,
         architecture=type(model).__name__,
         kind=kind,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -20,7 +20,7 @@ def facts_of(model: Any, generative: bool) -> Facts:
         heads=heads,
         kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
         hidden_size=int(getattr(config, "hidden_size", 0) or 0),
-        shipped="int8" if getattr(config, "quantization_config", None) else "",
+        shipped="int8" if getattr(model.config, "quantization_config", None) else "",
     )
 
 

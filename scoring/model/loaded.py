@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     import torch
 
     from scoring.decoder.decoder import Decoder
+    from scoring.sentence.head import Head
     from scoring.tensor_parallel.workers import Workers
 
 
@@ -37,6 +38,7 @@ class Loaded:
     device: "torch.device"
     context_length: int  # tokens, special ones included
     options: dict[str, Any]  # the deployment's task options
+    head: "Head | None" = None  # of a sentence-transformers folder, for tasks that embed
     runtime: Runtime = field(default_factory=Runtime)
 
     @property

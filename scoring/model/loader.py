@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from scoring.config import Deployment
+from scoring.config import MODULES, Deployment
 from scoring.errors import HeadMissing, LoadError, OutOfMemory, WeightsUnreadable
 from scoring.limits.memory_shares import LOADED
 from scoring.model.info import facts_of
@@ -21,10 +21,15 @@ from scoring.passes.base import Facts, Hardware, Pass
 from scoring.passes.runner import Chosen, choose, tell_differences
 from scoring.quantization.compressed_tensors import from_pretrained
 from scoring.schema.registry import task_class, task_schema
-from scoring.strict_json.files import read_object
+from scoring.sentence.folder import SentenceModel, Unserved, describe, transformer_path
+from scoring.sentence.head import Head, build
+from scoring.strict_json.files import read_file, read_object
 from scoring.telemetry.versions import versions
 
 logger = logging.getLogger("mii_azure.loader")
+
+#: Auto classes of models that read images beside text, and write text from text alone as those of the first name do.
+_WRAPPERS = {"AutoModelForCausalLM": ("AutoModelForImageTextToText",)}
 
 
 def pick_device() -> torch.device:
@@ -55,6 +60,7 @@ def survey(deployment: Deployment, folder: Path) -> Facts:
     """Facts of a model from its config alone, before any weight is read; raises LoadError and its kinds."""
     import transformers
 
+    folder = _transformer(folder)
     _refuse_pipeline(deployment, folder)
     _refuse_foreign_code(deployment, folder)
     try:
@@ -85,11 +91,18 @@ def load(deployment: Deployment, folder: Path, on_host: bool = False) -> Loaded:
         from scoring.diffusion.pipeline import load_diffusion
 
         return load_diffusion(deployment, folder, device)
+    top, folder = folder, _transformer(folder)
     _refuse_pipeline(deployment, folder)
     _refuse_foreign_code(deployment, folder)
+    told = _sentence_model(top) if task_schema(deployment.task).embeds else None
     tokenizer = _tokenizer(transformers, folder, deployment.trust_remote_code)
+    if told and told.lower_case:
+        _lower_case(tokenizer)
     model = _weights(deployment, folder, torch.device("cpu") if on_host else device)
-    context = deployment.limits.context_length or _context_length(model, tokenizer)
+    if task_schema(deployment.task).embeds:
+        model.config.use_cache = False  # a decoder would keep keys and values that nobody reads
+    head = _head(told, top, model, deployment.allow_pickle) if told else None
+    context = deployment.limits.context_length or _context_length(model, tokenizer, told)
     seconds = time.perf_counter() - began
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     logger.info(
@@ -100,7 +113,47 @@ def load(deployment: Deployment, folder: Path, on_host: bool = False) -> Loaded:
         size / 1e9,
         seconds,
     )
-    return Loaded(model, tokenizer, device, context, deployment.task_options)
+    return Loaded(model, tokenizer, device, context, deployment.task_options, head)
+
+
+def _transformer(folder: Path) -> Path:
+    """Folder of config.json and weights: the model's own, or the one that its modules.json names."""
+    if (folder / "config.json").is_file() or not (folder / MODULES).is_file():
+        return folder
+    try:
+        return folder / transformer_path(read_file(folder / MODULES))
+    except Unserved as error:
+        raise LoadError(str(error), error.hint) from error
+
+
+def _sentence_model(folder: Path) -> SentenceModel | None:
+    """What the model's folder says of pooling, prompts and length; None without modules.json."""
+    if not (folder / MODULES).is_file():
+        return None
+    try:
+        return describe(lambda name: read_file(folder / name) if (folder / name).is_file() else None)
+    except Unserved as error:
+        raise LoadError(str(error), error.hint) from error
+
+
+def _head(told: SentenceModel, folder: Path, model: Any, allow_pickle: bool) -> Head:
+    try:
+        return build(told, folder, int(model.config.get_text_config().hidden_size), allow_pickle)
+    except Unserved as error:
+        raise LoadError(str(error), error.hint) from error
+
+
+def _lower_case(tokenizer: Any) -> None:
+    """Have a tokenizer lower its texts, as the folder's do_lower_case says; raises LoadError for a slow one."""
+    from tokenizers.normalizers import Lowercase, Sequence
+
+    if not tokenizer.is_fast:
+        raise LoadError(
+            f"do_lower_case is not served with {type(tokenizer).__name__}.",
+            "Save the model with a fast tokenizer: the folder then has tokenizer.json.",
+        )
+    own = tokenizer.backend_tokenizer.normalizer
+    tokenizer.backend_tokenizer.normalizer = Sequence([Lowercase(), *([own] if own else [])])
 
 
 def _refuse_pipeline(deployment: Deployment, folder: Path) -> None:
@@ -119,8 +172,9 @@ def _tokenizer(transformers: Any, folder: Path, trust_remote_code: bool) -> Any:
         )
     except Exception as error:
         raise LoadError(f"The tokenizer in the model folder cannot be loaded: {_reason(error)}.", hint) from error
-    names = {"tokenizer.json", *type(tokenizer).vocab_files_names.values()}
-    if not any((folder / name).is_file() for name in names):
+    own = type(tokenizer).vocab_files_names.values()  # none of a tokenizer of bytes or characters
+    names = {"tokenizer.json", *own}
+    if own and not any((folder / name).is_file() for name in names):
         # transformers would continue with an empty vocabulary, in which every word is unknown.
         raise LoadError(f"The model folder has no vocabulary for its {type(tokenizer).__name__} tokenizer.", hint)
     return tokenizer
@@ -138,6 +192,7 @@ def _weights(deployment: Deployment, folder: Path, device: torch.device) -> Any:
             local_files_only=True,
             use_safetensors=None if deployment.allow_pickle else True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
             **where,
         )
     except torch.OutOfMemoryError as error:
@@ -151,6 +206,7 @@ def _weights(deployment: Deployment, folder: Path, device: torch.device) -> Any:
             f"The weights cannot be loaded: {_reason(error)}.",
             "Copy the model again; the file may be cut short.",
         ) from error
+    _refuse_other_sizes(report["mismatched_keys"])
     _refuse_random_weights(model, report["missing_keys"], deployment, folder)
     return model.eval()
 
@@ -160,22 +216,23 @@ def _made(how: str, deployment: Deployment, source: Any, **options: Any) -> Any:
     import transformers
 
     name = task_class(deployment.task).auto_class
-    auto = getattr(transformers, name)
-    try:
-        return (auto.from_config if how == "from_config" else partial(from_pretrained, auto))(
-            source,
-            dtype=getattr(torch, deployment.dtype),
-            trust_remote_code=deployment.trust_remote_code,
-            **options,
-        )
-    except ValueError as error:
-        if "Unrecognized configuration class" not in str(error):
-            raise
-        architecture = _architecture(source) if isinstance(source, Path) else _named(source.to_dict())
-        raise HeadMissing(
-            f"{architecture} cannot do {deployment.task}: transformers has no {name} for it.",
-            "Choose the task that the model was trained for.",
-        ) from error
+    for each in (name, *_WRAPPERS.get(name, ())):
+        auto = getattr(transformers, each)
+        try:
+            return (auto.from_config if how == "from_config" else partial(from_pretrained, auto))(
+                source,
+                dtype=getattr(torch, deployment.dtype),
+                trust_remote_code=deployment.trust_remote_code,
+                **options,
+            )
+        except ValueError as error:
+            if "Unrecognized configuration class" not in str(error):
+                raise
+    architecture = _architecture(source) if isinstance(source, Path) else _named(source.to_dict())
+    raise HeadMissing(
+        f"{architecture} cannot do {deployment.task}: transformers has no {name} for it.",
+        "Choose the task that the model was trained for.",
+    )
 
 
 def _too_large(deployment: Deployment, folder: Path, device: torch.device) -> OutOfMemory:
@@ -185,6 +242,15 @@ def _too_large(deployment: Deployment, folder: Path, device: torch.device) -> Ou
         f"The weights take {needed:.1f} GB as {deployment.dtype}; the GPU has {free:.1f} of {total:.1f} GB free.",
         f"Serve it on a GPU with {LOADED * needed:.0f} GB or more, or force the pass zero_inference on.",
     )
+
+
+def _refuse_other_sizes(mismatched: Collection[tuple[str, Sequence[int], Sequence[int]]]) -> None:
+    """Refuse weights of other sizes than config.json has: transformers fills what it makes anew with random numbers."""
+    for name, stored, told in sorted(mismatched):
+        raise WeightsUnreadable(
+            f"{name} is {list(stored)} in the weights, and {list(told)} by config.json.",
+            "Copy config.json and weights from the same place.",
+        )
 
 
 def _refuse_random_weights(model: Any, absent: Collection[str], deployment: Deployment, folder: Path) -> None:
@@ -210,9 +276,12 @@ def _named(config: dict[str, Any]) -> str:
     return str((config.get("architectures") or [config.get("model_type", "The model")])[0])
 
 
-def _context_length(model: Any, tokenizer: Any) -> int:
-    """Tokens that the model takes: the smaller of the config's and the tokenizer's limit, less position offsets."""
-    length = 0
+def _context_length(model: Any, tokenizer: Any, told: SentenceModel | None) -> int:
+    """Tokens that the model takes: the smaller of the config's and the tokenizer's limit, less position offsets.
+
+    A sentence-transformers folder's max_seq_length goes before the tokenizer's.
+    """
+    length, text = 0, model.config.get_text_config()
     for name in (
         "max_position_embeddings",
         "n_positions",
@@ -220,15 +289,15 @@ def _context_length(model: Any, tokenizer: Any) -> int:
         "seq_length",
         "max_seq_len",
     ):
-        length = length or int(getattr(model.config, name, 0) or 0)
+        length = length or int(getattr(text, name, 0) or getattr(model.config, name, 0) or 0)
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             length = module.num_embeddings - module.padding_idx - 1  # RoBERTa's and MPNet's start after the padding
-    told = int(min(tokenizer.model_max_length, 10**9))  # transformers' own "unknown" is 1e30
+    limit = int(min((told and told.max_seq_length) or tokenizer.model_max_length, 10**9))  # "unknown" is 1e30
     if length <= 0:  # relative positions (T5, BLOOM): bounded by memory; take the tokenizer's word
-        length = told if told < 10**9 else 2048
-    elif told < 10**9:
-        length = min(length, told)
+        length = limit if limit < 10**9 else 2048
+    elif limit < 10**9:
+        length = min(length, limit)
     return length
 
 

@@ -4,7 +4,10 @@ Imports nothing, so that plans and documents read it without torch.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+#: Tiers of the static decoder: adapters' own form and kernels, or transformers' modules over its cache.
+Tier = Literal["fused", "generic"]
 
 
 class Families(NamedTuple):
@@ -86,7 +89,49 @@ TENSOR_SLICING = Families(
         "falcon": "its one key-value head cannot be cut",
     },
 )
+_STATE = "its layers keep a recurrent state beside or in place of keys and values"
+_INDEX = "its layers choose keys by an index that they keep beside them"
+_OWN_ATTENTION = "its attention does not go through transformers' attention interface"
+#: Refused on paper by the generic tier, which takes any other family and decides by the loaded model's attention.
+GENERIC_DECODE = Families(
+    (),
+    {
+        **dict.fromkeys(
+            ("bailing_hybrid", "bamba", "falcon_h1", "falcon_mamba", "granitemoehybrid", "inkling2_text",
+             "inkling_text", "jamba", "kimi_linear", "lfm2", "lfm2_moe", "lfm3", "mamba", "mamba2", "minimax",
+             "nemotron_h", "olmo_hybrid", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next",
+             "recurrent_gemma", "rwkv", "xlstm", "zamba", "zamba2", "zaya"),
+            _STATE,
+        ),
+        **dict.fromkeys(
+            ("axk2", "deepseek_v32", "deepseek_v4", "glm_moe_dsa", "hy_v4", "minimax_m3_vl_text", "qwen4_exp",
+             "qwen4_exp_text"),
+            _INDEX,
+        ),
+        **dict.fromkeys(
+            ("big_bird", "codegen", "falcon", "gpt_neox_japanese", "megatron-bert", "openai-gpt", "rembert", "xglm",
+             "xlm"),
+            _OWN_ATTENTION,
+        ),
+    },
+)  # fmt: skip
 #: Families whose slices the static decoder serves.
 SLICED_DECODERS = tuple(family for family in STATIC_DECODE.served if family in TENSOR_SLICING.served)
 #: Encoders whose learned positions begin after the padding token's.
 POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet")
+
+
+class TierChoice(NamedTuple):
+    """Tier of the static decoder that a family is for, None if neither, and the reason."""
+
+    tier: Tier | None
+    reason: str
+
+
+def decoder_tier(family: str) -> TierChoice:
+    """Choose the tier of a decoder family; the generic one is a forecast: the loaded model's attention decides."""
+    if family in STATIC_DECODE.served:
+        return TierChoice("fused", "fused tier")
+    if family in GENERIC_DECODE.refused:
+        return TierChoice(None, f"{family}: {GENERIC_DECODE.refused[family]}")
+    return TierChoice("generic", "generic tier: transformers' own modules over our cache")

@@ -31,13 +31,15 @@ class Forced(LogitsProcessor):  # type: ignore[misc]
 
 def verify_model(model: Any, reference: Callable[..., Any]) -> float:
     """Largest relative error (2-norms): of padded batches for encoders, of prefill and cached steps for decoders."""
-    told = reference()
-    if not isinstance(told, DecoderReference):
+    expected = reference()
+    if not isinstance(expected, DecoderReference):
         return verify_encoder(model, reference)
-    return max((_decoder_error(model, *probe) for probe in zip(told.ids, told.logits, strict=True)), key=_nan_first)
+    return max(
+        (_decoder_error(model, *probe) for probe in zip(expected.ids, expected.logits, strict=True)), key=_nan_first
+    )
 
 
-def _decoder_error(model: Any, ids: list[int], wanted: Tensor) -> float:
+def _decoder_error(model: Any, ids: list[int], reference: Tensor) -> float:
     first = min(_PREFILLED, len(ids) - 1)
     prompt = torch.tensor([ids[:first]], device=_device(model))
     with torch.inference_mode():
@@ -53,9 +55,11 @@ def _decoder_error(model: Any, ids: list[int], wanted: Tensor) -> float:
             output_logits=True,
             return_dict_in_generate=True,
         )
-    found = torch.cat(list(output.logits)).float().cpu()
-    want = wanted[first - 1 : len(ids) - 1]
-    errors = [float((f - w).norm() / w.norm().clamp_min(1e-12)) for f, w in ((found[:1], want[:1]), (found, want))]
+    logits = torch.cat(list(output.logits)).float().cpu()
+    expected = reference[first - 1 : len(ids) - 1]
+    errors = [
+        float((f - w).norm() / w.norm().clamp_min(1e-12)) for f, w in ((logits[:1], expected[:1]), (logits, expected))
+    ]
     return max(errors, key=_nan_first)
 
 

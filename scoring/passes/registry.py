@@ -50,15 +50,16 @@ def _placing_passes(asked: Optimisation) -> "tuple[TensorParallel, ZeroInference
 
 
 def decoder_passes(limits: Limits, asked: Optimisation = Optimisation()) -> list[Pass]:  # noqa: B008
-    """Passes of decoders; full-length slots as asked for, or as a batch holds; on a CPU one per row of a batch."""
+    """Passes of decoders; slots as asked for on a GPU, by default and on a CPU one per row of a batch."""
     from scoring.passes.static_decode import StaticDecode
     from scoring.passes.weight_only import WeightOnly
 
     context = limits.context_length or StaticDecode().max_length
-    slots = limits.slots or max(1, min(limits.max_batch_size, limits.max_batch_tokens // context))
     slicing, offloading = _placing_passes(asked)
     below = None if slicing.name in asked.off else slicing
-    decode = StaticDecode(slots, context, cpu_slots=limits.max_batch_size, slicing=below)
+    rows = limits.max_batch_size
+    tokens, share = limits.kv_cache_tokens, limits.memory_share
+    decode = StaticDecode(limits.slots or rows, context, rows, below, tokens, share)
     return [slicing, offloading, decode, WeightOnly(decode)]
 
 

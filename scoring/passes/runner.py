@@ -111,7 +111,7 @@ def run_passes(
     """
     records: list[Record] = []
     unknown = [each for each, decision in chosen if decision.take and each.name not in known]
-    told, silence = _told(reference, model) if unknown else (None, "")
+    expected, silence = _told(reference, model) if unknown else (None, "")
     for each, decision in chosen:
         if not decision.take:
             records.append(Record(each.name, "not taken", decision.reason))
@@ -119,7 +119,7 @@ def run_passes(
         if silence and each.name not in known:
             record, kept = Record(each.name, "dropped", silence), True
         else:
-            record, kept = _serve(each, model, told, decision, known.get(each.name))
+            record, kept = _serve(each, model, expected, decision, known.get(each.name))
         if not kept:
             records = _lost(records, f"the model was loaded again after {each.name}")
         records.append(record)
@@ -162,7 +162,7 @@ def _told(reference: Callable[[Any], Callable[..., Any]], model: Any) -> tuple[C
 
 
 def _serve(
-    each: Pass, model: Any, told: Callable[..., Any] | None, decision: Applicability, known: float | None
+    each: Pass, model: Any, expected: Callable[..., Any] | None, decision: Applicability, known: float | None
 ) -> tuple[Record, bool]:
     """Apply and verify a pass; return its record, and True if the passes before it are still applied."""
     from scoring.passes.model_snapshot import PlainForm  # imports torch, which deciding from facts does not need
@@ -176,19 +176,19 @@ def _serve(
         logger.exception("pass %s failed while it was applied", each.name)
         reason = f"it failed while it was applied: {_brief(failure)}"
         return Record(each.name, "dropped", reason, seconds=time.perf_counter() - began), before.restore()
-    if known is not None or told is None:
+    if known is not None or expected is None:
         reason = f"{decision.reason}; {applied.detail}; verified when the bundle was prepared"
         seconds = time.perf_counter() - began
         return Record(each.name, "applied", reason, applied.count, known, seconds, applied), True
-    record = _verified(each, model, told, f"{decision.reason}; {applied.detail}", applied)
+    record = _verified(each, model, expected, f"{decision.reason}; {applied.detail}", applied)
     record = replace(record, seconds=time.perf_counter() - began)
     return record, record.applied is not None or before.kept_after(applied.undo)
 
 
-def _verified(each: Pass, model: Any, told: Callable[..., Any], reason: str, applied: Applied) -> Record:
+def _verified(each: Pass, model: Any, expected: Callable[..., Any], reason: str, applied: Applied) -> Record:
     """Record of an applied pass compared with plain transformers; without `applied` if it is to be undone."""
     try:
-        error, bound = each.verify(model, told), each.bound(told)
+        error, bound = each.verify(model, expected), each.bound(expected)
     except Exception as failure:  # a pass that cannot even be verified is not served
         logger.exception("pass %s failed while it was verified", each.name)
         reason = f"it failed while it was verified: {_brief(failure)}"

@@ -5,13 +5,14 @@ the weights once for all sequences, where `generate` reads them once for each (`
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from scoring.errors import RankLost
-from scoring.limits.memory_shares import WEIGHTS_AND_SLOTS
+from scoring.errors import LoadError, RankLost
+from scoring.limits.memory_shares import LEAST_CACHE_TOKENS, WEIGHTS_AND_SLOTS
 from scoring.model.loaded import Runtime
 from scoring.passes.base import Applicability, Applied, Facts, Hardware, Pass, PassRefused
-from scoring.passes.families import STATIC_DECODE
+from scoring.passes.families import Tier, decoder_tier
 from scoring.passes.tensor_parallel import TensorParallel
 
 if TYPE_CHECKING:
@@ -19,12 +20,15 @@ if TYPE_CHECKING:
     from scoring.tensor_parallel.workers import Workers
 
 _LONGEST_HEAD = 256
+_UNPROVEN = "its generic tier is served on CPUs only: on a GPU it has not been verified and measured yet"
 
 
 class StaticDecode(Pass):
     """Makes a static decoder, which text generation uses; the model itself answers as before.
 
-    Of a model that `slicing` cuts, every rank has the decoder of its slice.
+    On a GPU, up to `slots` sequences of up to `max_length` tokens share a cache of `tokens` (0: as many as a `share` of
+    its memory has room for; 0: the default share). Of a model that `slicing` cuts, every rank has the decoder of its
+    slice.
     """
 
     name: ClassVar[str] = "static_decode"
@@ -35,19 +39,36 @@ class StaticDecode(Pass):
         max_length: int = 2048,
         cpu_slots: int | None = None,
         slicing: TensorParallel | None = None,
+        tokens: int = 0,
+        share: float = 0.0,
+        tier: Tier | None = None,
     ) -> None:
         self.slots = slots
         self.max_length = max_length
         self.cpu_slots = cpu_slots or slots  # on a CPU a slot takes memory only for the tokens that it holds
+        self.tokens = tokens
+        self.share = share or WEIGHTS_AND_SLOTS
+        self.spare_bytes = 0  # that the cache leaves on each GPU to a pass that was decided on
         self._slicing = slicing
+        self._tier = tier  # None: the one that the family is for
         self.decoder: Decoder | None = None  # while it is applied
 
     def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Applicability:
-        """Take it for its families: on GPUs with bf16 matrix units and memory for the slots, on CPUs in float32."""
+        """Take it by the family's tier: on GPUs with bf16 matrix units and memory for the slots, on CPUs in float32."""
         if facts.kind != "decoder":
             return Applicability(False, f"{facts.family} is not a decoder")
-        if facts.family not in STATIC_DECODE.served:
-            return Applicability(False, f"{facts.family} is none of {', '.join(STATIC_DECODE.served)}")
+        tier, reason = decoder_tier(facts.family)
+        if tier is None:
+            return Applicability(False, reason)
+        if tier == "generic" and self.degree(facts, hardware, objective) > 1:
+            return Applicability(False, f"the generic tier serves no slices, and {facts.family} has no other")
+        if tier == "generic" and hardware.device == "cuda" and self._tier is None:
+            return Applicability(False, _UNPROVEN)
+        decision = self._fits(facts, hardware, objective)
+        return replace(decision, reason=f"{reason}; {decision.reason}") if decision.take else decision
+
+    def _fits(self, facts: Facts, hardware: Hardware, objective: str) -> Applicability:
+        """Decide by hardware and memory, which do not depend on the tier."""
         if hardware.device != "cuda":
             return self._on_cpu(facts)
         if hardware.capability < (8, 0):
@@ -55,14 +76,15 @@ class StaticDecode(Pass):
             return Applicability(False, f"its kernels need compute capability 8.0; {hardware.name} has {major}.{minor}")
         if facts.head_dim > _LONGEST_HEAD:
             return Applicability(False, f"heads of {facts.head_dim} exceed the attention kernel's {_LONGEST_HEAD}")
-        cache = 4 * facts.layers * facts.kv_heads * facts.head_dim * self.slots * self.max_length
+        least = min(self.max_length, LEAST_CACHE_TOKENS)
+        cache = 4 * facts.layers * facts.kv_heads * facts.head_dim * least
         degree = self.degree(facts, hardware, objective)
         needed = (facts.weight_bytes + cache) / degree
         each = f" on each of {degree} GPUs" if degree > 1 else ""
-        if needed > WEIGHTS_AND_SLOTS * hardware.memory_bytes:
+        if needed > self.share * hardware.memory_bytes:
             size = f"{needed / 2**30:.1f} GiB{each}"
-            return Applicability(False, f"weights and {self.slots} slots need {size}; choose fewer or shorter slots")
-        return Applicability(True, f"{self.slots} slots of {self.max_length} tokens, one graph a batch size{each}")
+            return Applicability(False, f"weights and a cache of {least:,} tokens need {size}; choose a larger GPU")
+        return Applicability(True, f"up to {self.slots} sequences of {self.max_length} tokens in a paged cache{each}")
 
     def degree(self, facts: Facts, hardware: Hardware, objective: str) -> int:
         """Number of ranks over which weights and cache are divided."""
@@ -79,26 +101,59 @@ class StaticDecode(Pass):
     def apply(self, model: Any) -> Applied:
         import torch
 
-        from scoring.decoder.adapters.families import unsupported
-
-        reason = unsupported(model.config)
-        if reason:
-            raise PassRefused(reason)
         slots = self.slots if model.device.type == "cuda" else self.cpu_slots
         try:
-            decoder = _decoder(model, slots, self.max_length, self._slicing.ranks if self._slicing else None)
+            decoder = self._made(model, slots, self._slicing.ranks if self._slicing else None)
+            if decoder.tier == "generic" and model.device.type == "cuda" and self._tier is None:
+                raise PassRefused(_UNPROVEN)
             decoder.warm_up()
+        except LoadError as error:
+            raise PassRefused(error.message) from error
         except (torch.OutOfMemoryError, OSError) as error:
             raise PassRefused(f"no memory for {slots} slots of {self.max_length} tokens") from error
         self.decoder = decoder
         most = "up to " if model.device.type == "cpu" else ""
         detail = f"{slots} slots, {most}{decoder.state.bytes() / 2**20:.0f} MiB of keys and values"
+        detail += f" for {decoder.capacity:,} tokens"
+        if decoder.max_length < decoder.full_length:
+            detail += f"; the context is {decoder.max_length:,} tokens instead of {decoder.full_length:,}"
+        if decoder.tier != decoder_tier(model.config.model_type).tier:
+            detail += f"; in the {decoder.tier} tier after all"
+            detail += f": {decoder.unfit}" if decoder.unfit else ""
+        if decoder.uncaptured:
+            detail += f"; without graphs: {decoder.uncaptured}"
 
         def undo() -> None:
             decoder.drop()
             self.decoder = None
 
         return Applied(len(decoder.form.layers), detail, undo, Runtime(decoder=decoder))
+
+    def _made(self, model: Any, slots: int, ranks: "Workers | None") -> "Decoder":
+        """Decoder of a model, whole or cut over ranks; raises PassRefused if another rank has no memory for it."""
+        import torch
+
+        from scoring.decoder.decoder import Decoder
+
+        tokens, share = 0, 0.0
+        if model.device.type == "cuda":
+            tokens, share = self.tokens, self.share - self.spare_bytes / torch.cuda.mem_get_info(model.device)[1]
+        if ranks is None:
+            return Decoder(model, slots, self.max_length, tokens=tokens, share=share, tier=self._tier)
+        from scoring.decoder.adapters.families import unsupported
+        from scoring.tensor_parallel.decoder import SlicedDecoder
+
+        reason = unsupported(model.config)
+        if reason:
+            raise PassRefused(reason)
+        try:
+            return SlicedDecoder(model, slots, self.max_length, ranks, tokens, share)
+        except BaseException as error:
+            if not ranks.lost:
+                ranks.send(("drop", {}))
+            if isinstance(error, RankLost) and not ranks.lost:
+                raise PassRefused(str(error)) from error
+            raise
 
     def verify(self, model: Any, reference: Callable[..., Any]) -> float:
         """Larger relative error of prefill and of cached steps against `reference(model)` taken before."""
@@ -110,21 +165,3 @@ class StaticDecode(Pass):
 
     def bound(self, reference: Callable[..., Any]) -> float:
         return self.own_bound(reference)
-
-
-def _decoder(model: Any, slots: int, max_length: int, ranks: "Workers | None") -> "Decoder":
-    """Decoder of a model, whole or cut over ranks; raises PassRefused if another rank has no memory for it."""
-    from scoring.decoder.decoder import Decoder
-
-    if ranks is None:
-        return Decoder(model, slots, max_length)
-    from scoring.tensor_parallel.decoder import SlicedDecoder
-
-    try:
-        return SlicedDecoder(model, slots, max_length, ranks)
-    except BaseException as error:
-        if not ranks.lost:
-            ranks.send(("drop", {}))
-        if isinstance(error, RankLost) and not ranks.lost:
-            raise PassRefused(str(error)) from error
-        raise

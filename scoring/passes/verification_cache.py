@@ -28,12 +28,12 @@ _MATTERS = ("python", "torch", "transformers", "deepspeed", "diffusers")
 
 def key(model: Any) -> dict[str, Any]:
     """Key of the machine, versions and model for which a verification or compiled code holds."""
-    hardware, found = Hardware.here(), versions()
+    hardware, installed = Hardware.here(), versions()
     return {
         "device": hardware.name,
         "capability": list(hardware.capability),
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "versions": {name: found[name] for name in _MATTERS},
+        "versions": {name: installed[name] for name in _MATTERS},
         "architecture": type(model).__name__,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -44,13 +44,13 @@ def known_errors(folder: Path, model: Any) -> dict[str, float]:
     """Relative errors of passes verified on such a machine; none while a bundle is being prepared."""
     if TARGET in os.environ or not (folder / VERIFIED).is_file():
         return {}
-    told = read_object(folder / VERIFIED)
-    if told["key"] != key(model):
-        logger.info("the passes were verified on another machine (%s): they are verified here", told["key"]["device"])
+    saved = read_object(folder / VERIFIED)
+    if saved["key"] != key(model):
+        logger.info("the passes were verified on another machine (%s): they are verified here", saved["key"]["device"])
         return {}
     if (folder / COMPILED).is_file():
         torch.compiler.load_cache_artifacts((folder / COMPILED).read_bytes())
-    errors: dict[str, float] = told["errors"]
+    errors: dict[str, float] = saved["errors"]
     return errors
 
 
@@ -60,8 +60,8 @@ def save(model: Any, records: Sequence[Record]) -> None:
         return
     folder = Path(os.environ[TARGET])
     errors = {record.name: record.error for record in records if record.state == "applied"}
-    told = {"key": key(model), "errors": errors, "seconds": {r.name: round(r.seconds, 2) for r in records}}
-    (folder / VERIFIED).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    saved = {"key": key(model), "errors": errors, "seconds": {r.name: round(r.seconds, 2) for r in records}}
+    (folder / VERIFIED).write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")
     compiled = torch.compiler.save_cache_artifacts()
     if compiled is not None:
         (folder / COMPILED).write_bytes(compiled[0])

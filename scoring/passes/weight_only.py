@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from scoring.limits.memory_shares import WEIGHTS
 from scoring.passes.base import GAIN, LATENCY, Applicability, Applied, Facts, Hardware, Pass, PassRefused
+from scoring.passes.families import decoder_tier
 from scoring.passes.static_decode import StaticDecode
 
 if TYPE_CHECKING:
@@ -34,14 +35,17 @@ class WeightOnly(Pass):
             return Applicability(False, f"it builds on static_decode: {below.reason}")
         if hardware.device != "cuda":
             return Applicability(False, "its kernels are for GPUs")
+        if decoder_tier(facts.family).tier != "fused":
+            return Applicability(False, f"the products of {facts.family} are transformers' own (generic tier)")
         if objective != LATENCY:
             return Applicability(False, "it serves one or two sequences at a time; larger batches read 16-bit weights")
         degree = self.decode.degree(facts, hardware, objective)
-        own, each = facts.weight_bytes / degree, f" on each of {degree} GPUs" if degree > 1 else ""
-        if own < _WORTH:
-            return Applicability(False, f"{own / 1e9:.1f} GB of weights{each} are read too fast for it to pay")
-        if 1.5 * own > WEIGHTS * hardware.memory_bytes:
-            return Applicability(False, f"16-bit and int8 weights need {1.5 * own / 2**30:.1f} GiB together{each}")
+        shard, each = facts.weight_bytes / degree, f" on each of {degree} GPUs" if degree > 1 else ""
+        if shard < _WORTH:
+            return Applicability(False, f"{shard / 1e9:.1f} GB of weights{each} are read too fast for it to pay")
+        if 1.5 * shard > WEIGHTS * hardware.memory_bytes:
+            return Applicability(False, f"16-bit and int8 weights need {1.5 * shard / 2**30:.1f} GiB together{each}")
+        self.decode.spare_bytes = int(shard / 2)
         shipped = " as shipped" if facts.shipped == "int8" else ""
         return Applicability(True, f"int8 weights{shipped} beside the 16-bit ones, one scale a row")
 
@@ -49,11 +53,14 @@ class WeightOnly(Pass):
         """Add int8 weights; raises PassRefused if memory is short, or, with both times, if they are no faster."""
         import torch
 
+        from scoring.decoder.model import DecoderModel
         from scoring.decoder.verify import step_ms
 
         decoder = self.decode.decoder
         if decoder is None:
             raise PassRefused("the model has no static decoder")
+        if not isinstance(decoder.form, DecoderModel):
+            raise PassRefused("the model's products are transformers' own (generic tier)")
         timer = self._timer or step_ms
         alone = timer(decoder)
         try:

@@ -46,6 +46,7 @@ _FILLINGS = {
     },
 }
 _VECTOR = {"type": "array", "items": {"type": "number"}}
+_ENCODED = {"type": "string", "description": "With encoding_format base64: float32, little-endian."}
 _TOKEN_VECTORS = {
     "description": "With pooling none.",
     "type": "array",
@@ -149,17 +150,19 @@ _TABLE = (
         name="feature-extraction",
         summary="Turns a text into one vector per token.",
         parameters=s.EmbeddingParameters,
-        input=s.Text,
+        input=s.TextOrTokens,
+        embeds=True,
         sample={"inputs": "A man is eating food."},
-        response={"anyOf": [_TOKEN_VECTORS, _VECTOR]},
+        response={"anyOf": [_TOKEN_VECTORS, _VECTOR, _ENCODED]},
     ),
     TaskSchema(
         name="sentence-embeddings",
         summary="Turns a text into one vector.",
         parameters=s.EmbeddingParameters,
-        input=s.Text,
+        input=s.TextOrTokens,
+        embeds=True,
         sample={"inputs": ["A man is eating food.", "A man is eating a piece of bread."]},
-        response={"anyOf": [_VECTOR, _TOKEN_VECTORS]},
+        response={"anyOf": [_VECTOR, _TOKEN_VECTORS, _ENCODED]},
     ),
     TaskSchema(
         name="summarization",
@@ -242,6 +245,7 @@ def schema(name: str) -> dict[str, Any]:
             "inputs": {"anyOf": [one, {"type": "array", "items": one, "minItems": 1}]},
             "parameters": parameters,
             **({"stream": {"type": "boolean", "default": False}} if task.generative else {}),
+            **(parameters["properties"] if task.embeds else {}),
         },
         "required": ["inputs"],
     }

@@ -7,7 +7,7 @@ import difflib
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
 
 from scoring.errors import InvalidInput, InvalidParameter
 
@@ -15,7 +15,9 @@ from scoring.errors import InvalidInput, InvalidParameter
 MOST = 2**31 - 1  # of any count; the model's context, its labels and its vocabulary bound it further
 MOST_STOPS, MOST_STOP_CHARACTERS = 16, 256
 MOST_WORDS, MOST_WORD_CHARACTERS = 4096, 256  # labels, targets, names
-MOST_PROMPT_CHARACTERS = 2**16  # of a negative prompt
+MOST_PROMPT_CHARACTERS = 2**16  # of a negative prompt, or one that goes before a text
+MOST_TOKENS = 2**17  # of an input in token ids
+MOST_EMBEDDED = 2048  # inputs of a request for vectors, OpenAI's limit
 MOST_MESSAGES = 2**14
 
 Text = Annotated[str, Field(min_length=1)]
@@ -59,11 +61,36 @@ class FillMaskParameters(Strict):
 
 
 class EmbeddingParameters(Strict):
-    pooling: Literal["none", "mean", "cls", "max"] | None = Field(
-        None, description="How token vectors become one; null: the deployment's default."
+    pooling: (
+        Literal["none", "mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken", "model"] | None
+    ) = Field(
+        None,
+        description="How token vectors become one, without the model's Dense and LayerNorm modules; model: as its "
+        "modules.json says, else mean; null: the deployment's default.",
     )
     normalize: bool | None = Field(None, description="Scale to unit length; null: the deployment's default.")
     truncation: bool = Field(False, description="Cut texts at the context length instead of refusing them.")
+    truncate: bool | None = Field(None, description="text-embeddings-inference's name of truncation; before it.")
+    truncation_direction: Literal["right", "left", "Right", "Left"] | None = Field(
+        None, description="The end at which truncation cuts; null: the tokenizer's own."
+    )
+    prompt_name: Word | None = Field(
+        None, description="Which of the model's prompts goes before each text; null: its default one, if it has one."
+    )
+    prompt: Annotated[str, Field(max_length=MOST_PROMPT_CHARACTERS)] | None = Field(
+        None, description="A prompt in place of the model's own; empty: none."
+    )
+    dimensions: int | None = Field(
+        None, ge=1, le=MOST, description="Keep so many numbers of each vector; scaled to unit length again."
+    )
+    encoding_format: Literal["float", "base64"] = Field(
+        "float", description="base64: each vector as little-endian float32."
+    )
+
+    @property
+    def cut(self) -> bool:
+        """True if texts past the context length are cut."""
+        return self.truncation if self.truncate is None else self.truncate
 
 
 class QuestionAnsweringParameters(Strict):
@@ -108,11 +135,17 @@ class GenerationParameters(Strict):
         "top_k, top_p, min_p, typical_p is given. false: those have no effect.",
     )
     temperature: float | None = Field(None, ge=0, le=100, description="0 takes the most likely token.")
-    top_k: int | None = Field(None, ge=0, le=MOST, description="Sample from the k most likely tokens; 0: from all.")
-    top_p: float | None = Field(None, gt=0, le=1, description="Sample from the likeliest tokens of this mass.")
+    top_k: int | None = Field(
+        None, ge=-1, le=MOST, description="Sample from the k most likely tokens; 0 and -1: from all."
+    )
+    top_p: float | None = Field(
+        None, ge=0, le=1, description="Sample from the likeliest tokens of this mass; 0: from the likeliest alone."
+    )
     min_p: float | None = Field(None, ge=0, le=1, description="Sample from tokens this likely, relative to the first.")
     typical_p: float | None = Field(None, gt=0, le=1, description="Sample from locally typical tokens of this mass.")
-    seed: int | None = Field(None, ge=0, lt=2**63, description="Makes sampling repeatable.")
+    seed: int | None = Field(
+        None, ge=-1, lt=2**63, description="Makes sampling repeatable; -1: another each time, as without one."
+    )
     repetition_penalty: float | None = Field(None, ge=0.01, le=100, description="Above 1 discourages repetition.")
     no_repeat_ngram_size: int | None = Field(
         None, ge=0, le=MOST, description="No run of this many tokens twice; 0: off."
@@ -169,9 +202,10 @@ class TextToImageParameters(Strict):
     width: int | None = Field(None, ge=64, le=2048, multiple_of=8, description="Pixels; null: the model's own.")
     seed: int | None = Field(
         None,
-        ge=0,
+        ge=-1,
         lt=2**63,
-        description="Makes an image repeatable; the images of one prompt take this one and the next.",
+        description="Makes an image repeatable; the images of one prompt take this one and the next. "
+        "-1: another each time, as without one.",
     )
     num_images_per_prompt: int = Field(1, ge=1, le=16, description="Images per prompt, as far as they fit one reply.")
     truncation: bool = Field(False, description="Cut prompts at the context length instead of refusing them.")
@@ -187,6 +221,16 @@ class TextPair(Strict):
     text_pair: str | None = None
 
 
+TokenIds = Annotated[
+    list[Annotated[int, Field(strict=True, ge=0, le=MOST)]], Field(min_length=1, max_length=MOST_TOKENS)
+]
+#: A text, or its token ids with special tokens; a refusal names no tag that begins with "function-".
+TextOrTokens = Annotated[
+    Annotated[Text, Tag("function-text")] | Annotated[TokenIds, Tag("function-tokens")],
+    Discriminator(lambda value: "function-tokens" if isinstance(value, list) else "function-text"),
+]
+
+
 class QuestionContext(Strict):
     question: Text
     context: Text
@@ -195,6 +239,7 @@ class QuestionContext(Strict):
 class Message(Strict):
     role: Literal["system", "user", "assistant", "tool"]
     content: str
+    name: Word | None = Field(None, description="Of who speaks, for chat templates that write it.")
 
 
 Conversation = Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES)]
@@ -211,6 +256,7 @@ class TaskSchema:
     sample: dict[str, Any]  # a canonical request that works with any model of the task
     response: dict[str, Any]  # JSON schema of the answer to one input
     generative: bool = False
+    embeds: bool = False  # takes token ids for texts, and parameters beside the inputs too
     adapter: TypeAdapter[Any] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -237,7 +283,8 @@ class TaskSchema:
             if name not in known:
                 near = difflib.get_close_matches(str(name)[:80], known, 1)
                 hint = f"Did you mean {near[0]!r}?" if near else f"{self.name} takes {', '.join(known)}."
-                raise InvalidParameter(f"Unknown parameter {str(name)[:80]!r}.", hint, where="parameters")
+                named = str(name)[:80]
+                raise InvalidParameter(f"Unknown parameter {named!r}.", hint, where=f"parameters.{named}")
         try:
             return self.parameters.model_validate(values)
         except ValidationError as error:

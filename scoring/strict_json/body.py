@@ -17,6 +17,7 @@ _DEEPEST = 64
 
 def read_json(raw: str) -> Any:
     """Parse a body; raise InvalidJson for anything that is not strict JSON of valid Unicode, or too deep."""
+    raw = raw.removeprefix("\ufeff")  # a byte order mark, which some editors and frameworks write
     if not raw.strip():
         raise InvalidJson("The body is empty.", 'Send JSON with the header "Content-Type: application/json".')
     try:

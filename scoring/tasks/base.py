@@ -44,6 +44,7 @@ class Task(ABC):
         #: Tokenises one text or a pair into a BatchEncoding, within bounds.
         self.call_tokenizer = Tokenizing(self.tokenizer, loaded.context_length)
         self.company = Company()
+        self._unembedded = _unembedded(loaded)
         self.rotary = dynamic_rotary.changes(self.model.config)
 
     @abstractmethod
@@ -120,6 +121,10 @@ class Task(ABC):
         """Most bytes that the answer to one encoded input takes in a reply."""
         return 0
 
+    def most_rows(self, limits: Limits) -> int:
+        """Most rows of one request."""
+        return limits.queue_size
+
     def most_bytes(self, limits: Limits) -> int:
         """Most bytes that a reply may take; a request whose answers may take more is refused before it runs."""
         return limits.max_answer_bytes
@@ -158,6 +163,16 @@ class Task(ABC):
         if isinstance(refusal, PromptTooLong):
             remedy = "Serve it with the context length that it was trained for."
         return LoadError(f"The model cannot answer any sample of {self.schema.name}: {refusal.message}", remedy)
+
+    def check_tokens(self, ids: Sequence[int], item: int) -> None:
+        """Raise InvalidInput for a token that the tokenizer has and the model no embedding for."""
+        if self._unembedded and (found := self._unembedded.keys() & set(ids)):
+            token = min(found)
+            raise InvalidInput(
+                f"The text holds {self._unembedded[token]!r}, token {token}, for which the model has no embedding.",
+                "Leave it out of the text.",
+                where=f"inputs[{item}]",
+            )
 
     def check_length(self, length: int, item: int, remedy: str) -> None:
         """Raise PromptTooLong if a row has more tokens than the model's context."""
@@ -200,7 +215,9 @@ class EncoderTask(Task):
 
     def row(self, encoded: Any, item: int, **rest: Any) -> Row:
         """Make a row of the features that the model takes; some tokenizers give token types to models without any."""
-        row = Row({name: encoded[name] for name in self._inputs if name in encoded}, item, **rest)
+        self.check_tokens(encoded["input_ids"], item)
+        cut = bool(encoded.get("cut"))
+        row = Row({name: encoded[name] for name in self._inputs if name in encoded}, item, cut=cut, **rest)
         row.key = (
             self.company.key(row.tokens),
             dynamic_rotary.length_class(self.rotary, row.tokens, row.tokens),
@@ -219,7 +236,7 @@ class EncoderTask(Task):
     def run(self, rows: Sequence[Row]) -> Any:
         """Run the model on rows as one batch."""
         if self.rotary:
-            dynamic_rotary.forget(self.model)
+            dynamic_rotary.forget(self.model, max(row.tokens for row in rows))
         return self.model(**self.pad(rows))
 
     @abstractmethod
@@ -269,7 +286,7 @@ class EncoderTask(Task):
     def measure(self, model: Any, rows: Sequence[Row]) -> list[torch.Tensor]:
         batch = {name: ids.to(model.device) for name, ids in self.pad(rows).items()}
         if self.rotary:
-            dynamic_rotary.forget(model)
+            dynamic_rotary.forget(model, max(row.tokens for row in rows))
         output = model(**batch)
         read = [(name, output[name]) for name in self._read if name in output] if isinstance(output, dict) else []
         found: list[list[torch.Tensor]] = [[] for _ in rows]
@@ -286,6 +303,20 @@ class EncoderTask(Task):
                 f"{type(self.tokenizer).__name__} gives no character offsets, which {self.schema.name} needs.",
                 "Save the model with a fast tokenizer: the folder then has tokenizer.json.",
             )
+
+
+def _unembedded(loaded: Loaded) -> dict[int, str]:
+    """Tokens of the tokenizer beyond the model's embeddings, by id."""
+    try:
+        rows = int(loaded.model.get_input_embeddings().weight.shape[0])
+    except (AttributeError, NotImplementedError):  # hashed or convolved characters, a model of another shape
+        return {}
+    if len(loaded.tokenizer) <= rows:
+        return {}
+    found = {number: token for token, number in loaded.tokenizer.get_vocab().items() if number >= rows}
+    shown = ", ".join(f"{found[number]} ({number})" for number in sorted(found)[:5])
+    logger.warning("the model has %d embeddings; %d tokens of its tokenizer have none: %s", rows, len(found), shown)
+    return found
 
 
 def _of_length(ids: list[int], length: int) -> list[int]:

@@ -1,18 +1,23 @@
 """feature-extraction and sentence-embeddings: hidden states of an encoder, pooled or not."""
 
+import base64
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from scoring.config import Limits
 from scoring.engine.row import Row
+from scoring.errors import InvalidInput, InvalidParameter
 from scoring.model.loaded import Loaded
-from scoring.schema.requests import EmbeddingParameters
+from scoring.schema.requests import MOST_EMBEDDED, EmbeddingParameters
+from scoring.sentence.head import pool
 from scoring.strict_json.body import NUMBER_BYTES
-from scoring.tasks.base import EncoderTask
+from scoring.tasks.base import EncoderTask, vocabulary
 
-#: Pooling and normalize unless the deployment sets them.
+#: Pooling and normalize unless the deployment or the model's folder sets them.
 _DEFAULTS = {"feature-extraction": ("none", False), "sentence-embeddings": ("mean", True)}
+_MOST_NAMED = 20  # prompts listed in a refusal
 
 
 class Embeddings(EncoderTask):
@@ -20,42 +25,152 @@ class Embeddings(EncoderTask):
 
     name = "sentence-embeddings"
     auto_class = "AutoModel"
-    smaller = "Send fewer or shorter inputs at once, or have token vectors pooled into one."
+    smaller = "Send fewer or shorter inputs at once, have token vectors pooled into one, or ask for base64."
 
     def __init__(self, loaded: Loaded, name: str) -> None:
         super().__init__(loaded, name)
+        # With padding behind the text, no position and no causal mask of a token depends on it.
+        self.side = "right"
+        self.head = loaded.head
         pooling, normalize = _DEFAULTS[name]
+        if self.head and name == "sentence-embeddings":
+            pooling, normalize = "model", self.head.told.normalize
         self._pooling = str(loaded.options.get("pooling", pooling))
         self._normalize = bool(loaded.options.get("normalize", normalize))
 
-    def encode(self, value: str, parameters: EmbeddingParameters, item: int) -> list[Row]:
-        encoded = self.tokenize([value], parameters.truncation, item)
-        return [self.row(encoded, item, parameters=parameters)]
+    def encode(self, value: str | list[int], parameters: EmbeddingParameters, item: int) -> list[Row]:
+        self._check(parameters)
+        if isinstance(value, list):
+            encoded, skipped = self._as_given(value, parameters, item), 0
+        else:
+            prompt = self._prompt(parameters)
+            side = (parameters.truncation_direction or "").lower() or None
+            encoded = self.tokenize([prompt + value], parameters.cut, item, side=side)
+            skipped = self._skipped(prompt)
+        row = self.row(encoded, item, parameters=parameters, extra=skipped)
+        if skipped >= row.tokens and self._mode(parameters) != "none":
+            raise InvalidInput("The prompt leaves no token of the text.", "Shorten it.", f"inputs[{item}]")
+        return [row]
 
-    def answer_bytes(self, value: str, parameters: EmbeddingParameters, rows: Sequence[Row]) -> int:
-        vectors = rows[0].tokens if (parameters.pooling or self._pooling) == "none" else 1
-        return vectors * int(self.model.config.hidden_size) * NUMBER_BYTES
+    def _check(self, parameters: EmbeddingParameters) -> None:
+        """Refuse parameters that the model's vectors cannot honour."""
+        size = self._dimension(parameters)
+        if parameters.dimensions is not None and parameters.dimensions > size:
+            raise InvalidParameter(
+                f"The model's vectors have {size} numbers.",
+                f'Ask for 1 to {size} "dimensions".',
+                "parameters.dimensions",
+            )
+        if parameters.encoding_format == "base64" and self._mode(parameters) == "none":
+            raise InvalidParameter(
+                "A vector per token is not encoded in base64.",
+                'Choose a "pooling", or leave out "encoding_format".',
+                "parameters.encoding_format",
+            )
+
+    def _prompt(self, parameters: EmbeddingParameters) -> str:
+        """Prompt that goes before a text: the request's, one that it names, or the model's default."""
+        known = self.head.told.prompts if self.head else {}
+        if parameters.prompt is not None:
+            if parameters.prompt_name is not None:
+                raise InvalidParameter(
+                    "There is both a prompt and a prompt_name.", "Send one of them.", "parameters.prompt"
+                )
+            return parameters.prompt
+        name = parameters.prompt_name
+        if name is not None and name not in known:
+            names = ", ".join(repr(each[:80]) for each in sorted(known)[:_MOST_NAMED])
+            raise InvalidParameter(
+                f"The model has no prompt {name[:80]!r}.",
+                f"It has {names}." if names else 'It has none: send the text of one as "prompt".',
+                "parameters.prompt_name",
+            )
+        if name is None:
+            name = self.head.told.default_prompt if self.head else None
+        return known[name] if name is not None else ""
+
+    def _skipped(self, prompt: str) -> int:
+        """Tokens that the pooling leaves out: the prompt's own, for a model whose pooling does so."""
+        if not prompt or self.head is None or self.head.told.include_prompt:
+            return 0
+        ids = self.call_tokenizer(prompt, truncation=True, max_length=self.loaded.context_length)["input_ids"]
+        return len(ids) - (ids[-1] in self.tokenizer.all_special_ids)
+
+    def _as_given(self, ids: list[int], parameters: EmbeddingParameters, item: int) -> dict[str, Any]:
+        """Features of a text that came as token ids: they are the whole sequence."""
+        if parameters.prompt or parameters.prompt_name is not None:
+            raise InvalidParameter(
+                "A prompt goes before a text, and this input is token ids.", "Send texts.", f"inputs[{item}]"
+            )
+        known = vocabulary(self.model.config)
+        if max(ids) >= known:
+            raise InvalidInput(
+                f"The model has no token {max(ids)}; its vocabulary ends at {known - 1}.",
+                "Send the ids of the model's own tokenizer, or texts.",
+                f"inputs[{item}]",
+            )
+        most = self.loaded.context_length
+        if not parameters.cut:
+            self.check_length(len(ids), item, 'Shorten it, or set "parameters": {"truncation": true}.')
+        left = (parameters.truncation_direction or self.tokenizer.truncation_side).lower() == "left"
+        kept = ids[-most:] if left else ids[:most]
+        features = {"attention_mask": [1] * len(kept), "token_type_ids": [0] * len(kept)}
+        return {"input_ids": kept, **features, "cut": len(kept) < len(ids)}
+
+    def _mode(self, parameters: EmbeddingParameters) -> str:
+        """Pooling of a request: "model" only for a model that says its own."""
+        mode = parameters.pooling or self._pooling
+        return "mean" if mode == "model" and self.head is None else mode
+
+    def _dimension(self, parameters: EmbeddingParameters) -> int:
+        whole = self.head is not None and self._mode(parameters) == "model"
+        return self.head.dimension if whole and self.head else int(self.model.config.get_text_config().hidden_size)
+
+    def _normal(self, parameters: EmbeddingParameters) -> bool:
+        if parameters.normalize is not None:
+            return parameters.normalize
+        if parameters.pooling == "model" and self.head:
+            return self.head.told.normalize
+        return self._normalize
+
+    def answer_bytes(self, value: str | list[int], parameters: EmbeddingParameters, rows: Sequence[Row]) -> int:
+        vectors = rows[0].tokens if self._mode(parameters) == "none" else 1
+        size = parameters.dimensions or self._dimension(parameters)
+        # Base64 takes four characters for three bytes of a float32's four.
+        return vectors * size * (6 if parameters.encoding_format == "base64" else NUMBER_BYTES)
+
+    def most_rows(self, limits: Limits) -> int:
+        return max(limits.queue_size, MOST_EMBEDDED)
 
     def split(self, output: Any, rows: Sequence[Row]) -> list[torch.Tensor]:
         hidden = output[0].float()  # [B, S, H]
-        live = zip(self.live(hidden, rows), rows, strict=True)
-        vectors = [self._pool(states, row.parameters) for states, row in live]
-        return [vector.cpu() for vector in vectors]
+        vectors = [self._pool(states, row) for states, row in zip(self.live(hidden, rows), rows, strict=True)]
+        whole = [at for at, row in enumerate(rows) if self._mode(row.parameters) == "model"]
+        if self.head:
+            for at, vector in zip(whole, self.head.finish([vectors[at] for at in whole]), strict=True):
+                vectors[at] = vector
+        return [self._finish(vector, row.parameters).cpu() for vector, row in zip(vectors, rows, strict=True)]
 
-    def _pool(self, states: torch.Tensor, parameters: EmbeddingParameters) -> torch.Tensor:
-        """Pool [S, H] to [H], or to [1, S, H] for "none"."""
-        pooling = parameters.pooling or self._pooling
-        if pooling == "mean":
-            vector = states.mean(0)
-        elif pooling == "max":
-            vector = states.amax(0)
-        else:
-            vector = states[0] if pooling == "cls" else states[None]
-        normalize = self._normalize if parameters.normalize is None else parameters.normalize
-        return torch.nn.functional.normalize(vector, dim=-1) if normalize else vector
+    def _pool(self, states: torch.Tensor, row: Row) -> torch.Tensor:
+        """Pool [S, H] to one vector, or to [1, S, H] for "none"."""
+        mode = self._mode(row.parameters)
+        if mode == "none":
+            return states[None]
+        modes = self.head.told.pooling if mode == "model" and self.head else (mode,)
+        return pool(states, modes, row.extra or 0)
+
+    def _finish(self, vector: torch.Tensor, parameters: EmbeddingParameters) -> torch.Tensor:
+        """Cut a vector to the dimensions that were asked for, and scale it."""
+        vector = vector[..., : parameters.dimensions]
+        return torch.nn.functional.normalize(vector, dim=-1) if self._normal(parameters) else vector
 
     def decode(
-        self, value: str, parameters: EmbeddingParameters, rows: Sequence[Row], outputs: Sequence[torch.Tensor]
-    ) -> list[Any]:
-        vector: list[Any] = outputs[0].tolist()
-        return vector
+        self,
+        value: str | list[int],
+        parameters: EmbeddingParameters,
+        rows: Sequence[Row],
+        outputs: Sequence[torch.Tensor],
+    ) -> Any:
+        if parameters.encoding_format == "base64":
+            return base64.b64encode(outputs[0].numpy().astype("<f4").tobytes()).decode()
+        return outputs[0].tolist()

@@ -9,7 +9,6 @@ import secrets
 from abc import abstractmethod
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -26,10 +25,11 @@ from scoring.generation.cache_salt import salt_of
 from scoring.generation.details import token_details
 from scoring.generation.detokenizer import stop_at
 from scoring.generation.scheduler import Scheduler
+from scoring.generation.settings import GenerationSettings, ModelStops, end_tokens, suits_batches, value_of
 from scoring.generation.streaming import BatchStreamer, show_end
 from scoring.model.loaded import Loaded
 from scoring.schema.requests import GenerationParameters
-from scoring.tasks.base import Task
+from scoring.tasks.base import Task, vocabulary
 from scoring.tasks.measuring import two_logits
 
 DEFAULT_NEW_TOKENS = 128
@@ -55,20 +55,6 @@ _COOLEST = 1e-3  # a temperature below this overflows logits and picks the same 
 Tokens = list[int]
 
 
-@dataclass(frozen=True)
-class GenerationSettings:
-    """Settings of `generate` for one row; rows with equal settings may share a batch."""
-
-    overrides: tuple[tuple[str, Any], ...]  # of the model's generation config
-    stop: tuple[str, ...] = ()
-    length: int | None = None  # of the prompt, if padding would change the answer
-    details: int | None = None  # number of likeliest tokens to report for each token; None: no details
-    salt: str = ""  # rows with different salts share no prefix
-
-    def __getitem__(self, name: str) -> Any:
-        return dict(self.overrides)[name]
-
-
 class Generative(Task):
     """A task that generates text with the model's own `generate`."""
 
@@ -79,11 +65,11 @@ class Generative(Task):
         self.defaults: GenerationConfig = copy.deepcopy(loaded.model.generation_config)
         loaded.model.generation_config.stop_strings = None  # `generate` needs the tokenizer for them: handled here
         self.encoder_decoder = bool(loaded.model.config.is_encoder_decoder)
-        eos = self.defaults.eos_token_id
-        eos = self.tokenizer.eos_token_id if eos is None else eos
-        self.eos: list[int] = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+        self.eos = end_tokens(loaded.model, self.tokenizer, vocabulary(loaded.model.config))
+        own = self.defaults.stop_strings
+        self.stops = ModelStops(self.tokenizer, own) if own else None
         pads = [self.defaults.pad_token_id, self.tokenizer.pad_token_id, *self.eos, 0]
-        self.pad_id: int = next(pad for pad in pads if pad is not None and pad >= 0)
+        self.pad_id: int = next(pad for pad in pads if pad is not None and 0 <= pad < vocabulary(loaded.model.config))
         self._continuous: Scheduler | None = None
         self._config = lru_cache(64)(self._make_config)  # copying the defaults costs as much as a step of one slot
 
@@ -103,6 +89,7 @@ class Generative(Task):
         """
         if not tokens:
             raise InvalidInput("The tokenizer finds nothing in the text.", "Send visible text.", f"inputs[{item}]")
+        self.check_tokens(tokens, item)
         start = 1 if self.encoder_decoder else len(tokens)
         asked = self._asked(parameters) | self._lengths(parameters, start, item) | overrides
         answers = asked["num_return_sequences"]
@@ -142,8 +129,8 @@ class Generative(Task):
         """Batch key: on slots any rows share a batch; `generate` takes one config, and one stream of random numbers."""
         if self._slotted(settings, length):
             return SLOTS
-        # A sequence ended by the model's own stop texts continues as padding, which need not be a special token.
-        if settings["do_sample"] or self.defaults.stop_strings:
+        config, _ = self.generation_config(settings)
+        if settings["do_sample"] or not suits_batches(config) or config.stop_strings:
             return object()
         total = length if self.encoder_decoder else length + settings["max_new_tokens"]
         mates = self.company.key(length), dynamic_rotary.length_class(self.rotary, length, total)
@@ -158,6 +145,10 @@ class Generative(Task):
 
     def _asked(self, p: GenerationParameters) -> dict[str, Any]:
         asked = {name: value for name in _PASSED if (value := getattr(p, name)) is not None}
+        if asked.get("top_k") == -1:
+            asked["top_k"] = 0
+        if asked.get("top_p") == 0:  # slots count the mass in numbers that have no room for a least one
+            asked = {**asked, "top_p": 1.0, "top_k": 1}
         sampling = p.do_sample
         if sampling is None:
             sampling = p.temperature != 0 and any(getattr(p, name) is not None for name in _SAMPLING)
@@ -173,7 +164,7 @@ class Generative(Task):
         asked["num_beams"] = p.num_beams or self.defaults.num_beams or 1
         asked["num_return_sequences"] = p.num_return_sequences
         if sampling:
-            asked["seed"] = secrets.randbits(63) if p.seed is None else p.seed
+            asked["seed"] = secrets.randbits(63) if p.seed in (None, -1) else p.seed
         if p.top_n_tokens and not p.return_details:
             raise InvalidParameter(
                 "top_n_tokens tells nothing without details.",
@@ -278,6 +269,7 @@ class Generative(Task):
     def slots(self, limits: Limits) -> Scheduler | None:
         decoder = self.loaded.runtime.decoder
         if decoder is None:
+            self._continuous = None
             return None
         if self._continuous is None or self._continuous.decoder is not decoder:
             self._continuous = Scheduler(self, decoder, sequence.capacity(decoder, limits), limits.prefix_reuse)
@@ -288,7 +280,7 @@ class Generative(Task):
         config, seed = self.generation_config(settings)
         batch = self._pad(rows, self.loaded.device)
         if self.rotary:
-            dynamic_rotary.forget(self.model)
+            dynamic_rotary.forget(self.model, batch["input_ids"].shape[1])
         start = 1 if self.encoder_decoder else batch["input_ids"].shape[1]
         watch = BatchStreamer(self, rows, start, searching=settings["num_beams"] > 1, between=between)
         with torch.inference_mode(), self._random_numbers(seed) if config.do_sample else nullcontext():
@@ -302,7 +294,8 @@ class Generative(Task):
                 **({"tokenizer": self.tokenizer} if config.stop_strings else {}),
             )
         sequences = made if settings.details is None else made.sequences
-        answers = [_until(tokens, self.eos) for tokens in sequences[:, start:].tolist()]
+        made_ids = zip(sequences[:, start:].tolist(), watch.lengths, strict=True)
+        answers = [_until(tokens[:length], self.eos) for tokens, length in made_ids]
         if settings.details is not None:
             chances = _chances(made, start, settings.details)
             answers = [ScoredTokens(tokens, own[: len(tokens)]) for tokens, own in zip(answers, chances, strict=True)]
@@ -317,6 +310,8 @@ class Generative(Task):
     def _make_config(self, overrides: tuple[tuple[str, Any], ...]) -> GenerationConfig:
         config = copy.deepcopy(self.defaults)
         config.update(**dict(overrides), pad_token_id=self.pad_id, eos_token_id=self.eos or None)
+        if value_of(config, "num_beams") == 1:
+            config.stop_strings = None  # found by `stops`, step by step
         return config
 
     def probe(self, text: str) -> dict[str, list[int]]:
@@ -325,7 +320,7 @@ class Generative(Task):
 
     def measure(self, model: Any, rows: Sequence[Row]) -> list[torch.Tensor]:
         if self.rotary:
-            dynamic_rotary.forget(model)
+            dynamic_rotary.forget(model, max(row.tokens for row in rows))
         return two_logits(model, self._pad(rows, model.device), self.defaults, self.pad_id, self.eos)
 
     def _pad(self, rows: Sequence[Row], device: Any) -> dict[str, torch.Tensor]:

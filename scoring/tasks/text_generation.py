@@ -63,7 +63,7 @@ class Conversational(Generative):
             yield [{"role": "system", "content": "Be brief."}, *messages], parameters
 
     def encode(self, value: list[Message], parameters: TextGenerationParameters, item: int) -> list[Row]:
-        prompt = self._prompt([message.model_dump() for message in value], item)
+        prompt = self._prompt([message.model_dump(exclude_none=True) for message in value], item)
         # The template writes the special tokens itself.
         tokens = self.call_tokenizer(prompt, add_special_tokens=False)["input_ids"]
         return self.generation_rows(tokens, parameters, item)
@@ -71,7 +71,7 @@ class Conversational(Generative):
     def repeated_bytes(self, value: list[Message], parameters: TextGenerationParameters) -> int:
         if not parameters.return_full_text:
             return 0
-        return sum(text_bytes(message.content) + _MESSAGE_BYTES for message in value)
+        return sum(text_bytes(message.content + (message.name or "")) + _MESSAGE_BYTES for message in value)
 
     def _prompt(self, messages: list[dict[str, str]], item: int) -> str:
         going_on = messages[-1]["role"] == "assistant"
@@ -101,7 +101,7 @@ class Conversational(Generative):
         replies = self.texts(rows, outputs)
         if not parameters.return_full_text:
             return self.detailed([{"generated_text": reply} for reply in replies], rows, outputs)
-        messages = [message.model_dump() for message in value]
+        messages = [message.model_dump(exclude_none=True) for message in value]
         last = messages.pop() if messages[-1]["role"] == "assistant" else {"role": "assistant", "content": ""}
         whole = [
             {"generated_text": [*messages, {"role": "assistant", "content": last["content"] + reply}]}

@@ -77,7 +77,7 @@ class TextToImage(Task):
             "negative_ids": self._tokens(negative, parameters, item),
         }
         height, width = self.size(parameters)
-        first = secrets.randbelow(_SEEDS) if parameters.seed is None else parameters.seed
+        first = secrets.randbelow(_SEEDS) if parameters.seed in (None, -1) else parameters.seed
         rows = []
         for number in range(parameters.num_images_per_prompt):
             drawing = Drawing(

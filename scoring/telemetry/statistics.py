@@ -7,7 +7,8 @@ import bisect
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -34,11 +35,12 @@ class Histogram:
             self._counts[bisect.bisect_left(self._bounds, value)] += 1
             self._sum += value
 
-    def add_all(self, values: Iterable[float]) -> None:
+    def add_all(self, values: Mapping[float, int]) -> None:
+        """Count values, each as often as the mapping says."""
         with self._lock:
-            for value in values:
-                self._counts[bisect.bisect_left(self._bounds, value)] += 1
-                self._sum += value
+            for value, times in values.items():
+                self._counts[bisect.bisect_left(self._bounds, value)] += times
+                self._sum += value * times
 
     def to_dict(self) -> dict[str, Any]:
         """Return counts; `buckets` pairs each upper bound with the count up to it; the last bound is `+Inf`."""
@@ -82,17 +84,17 @@ class Statistics:
     def tokens(self, rows: Iterable[Timed]) -> None:
         """Record that each of these rows just got its next token; rows that were never queued are left out."""
         now = time.perf_counter()
-        later = []
+        before: list[float] = []
         for row in rows:
             if row.token_at:
-                later.append(now - row.token_at)
+                before.append(row.token_at)
             elif row.queued:
                 self.first_token.add(now - row.queued)
             else:
                 continue
             row.token_at = now
-        if later:
-            self.next_token.add_all(later)
+        if before:  # rows that advance together share the time of their last token
+            self.next_token.add_all({now - each: times for each, times in Counter(before).items()})
 
     def count(self, name: str, amount: int) -> None:
         with self._lock:

@@ -20,34 +20,44 @@ class SlicedDecoder(Decoder):
     A call that fails after it was sent ends with RankLost, and so does every later one.
     """
 
-    def __init__(self, model: Any, slots: int, max_length: int, ranks: Workers) -> None:
+    def __init__(
+        self, model: Any, slots: int, max_length: int, ranks: Workers, tokens: int = 0, share: float = 0.0
+    ) -> None:
         self._ranks = ranks
         plan = ranks.plan
-        ranks.send(("build", {"slots": slots, "max_length": max_length}))
+        ranks.send(("build", {"slots": slots, "max_length": max_length, "tokens": tokens, "share": share}))
         device = torch.device("cuda", 0) if plan.device == "cuda" else torch.device("cpu")
         try:
-            super().__init__(
-                model, slots, max_length, TensorParallelGroup(0, plan.degree, device, plan.call_s, ranks.check)
-            )
+            team = TensorParallelGroup(0, plan.degree, device, plan.call_s, ranks.check)
+            super().__init__(model, slots, max_length, team, tokens, share)
         finally:
             ranks.hear("built")
 
-    def open(self, slot: int, sampling: SamplingParams | None = None, held: Sequence[int] = ()) -> None:
-        super().open(slot, sampling, held)
-        self._ranks.send(("open", {"slot": slot, "sampling": sampling, "held": list(held)}))
+    def open(
+        self, slot: int, sampling: SamplingParams | None = None, ids: Sequence[int] = (), salt: str | None = None
+    ) -> int:
+        try:
+            held = super().open(slot, sampling, ids, salt)
+        except ValueError:  # refused before anything changed
+            raise
+        except Exception as error:  # the ranks' tables may differ now
+            raise self._ranks.fail(error) from error
+        self._ranks.send(("open", {"slot": slot, "sampling": sampling, "ids": list(ids), "salt": salt}))
+        return held
 
-    def copy(self, source: int, target: int, count: int) -> None:
-        super().copy(source, target, count)
-        self._ranks.send(("copy", {"source": source, "target": target, "count": count}))
+    def evict(self, most: int) -> None:
+        if self.tables.pool.idle > max(most, 0):
+            super().evict(most)
+            self._ranks.send(("evict", {"most": most}))
 
     def feed(self, slot: int, token: int) -> None:
         super().feed(slot, token)
         self._ranks.send(("feed", {"slot": slot, "token": token}))
 
-    def release(self, slot: int) -> None:
-        super().release(slot)
+    def release(self, slot: int, ids: Sequence[int] | None = None) -> None:
+        super().release(slot, ids)
         with suppress(RankLost):  # a lost rank's part is released all the same
-            self._ranks.send(("release", {"slot": slot}))
+            self._ranks.send(("release", {"slot": slot, "ids": None if ids is None else list(ids)}))
 
     def prefill_many(self, parts: Sequence[tuple[int, Sequence[int]]]) -> Tensor:
         self._check_parts(parts)
@@ -60,7 +70,7 @@ class SlicedDecoder(Decoder):
             return _Watched(super().sample(slots), self._ranks)
 
     def step(self, slots: Sequence[int]) -> Pending:
-        self._check_room(max(slots, key=self.lengths.__getitem__), 1)
+        self._check_step(slots)
         with self._together("step", slots=list(slots)):
             return _Watched(super().step(slots), self._ranks)
 

@@ -129,14 +129,14 @@ class RpcServer:
                 return word
             self._make(name, arguments)
 
-    def _build(self, slots: int, max_length: int) -> str:
+    def _build(self, slots: int, max_length: int, tokens: int, share: float) -> str:
         """Build this rank's decoder; return "built", or the reason why not."""
         from scoring.decoder.decoder import Decoder
         from scoring.distributed.tp_group import TensorParallelGroup
 
         team = TensorParallelGroup(self._rank, self._plan.degree, self._device, self._plan.call_s)
         try:
-            self._decoder = Decoder(self._model, slots, max_length, team)
+            self._decoder = Decoder(self._model, slots, max_length, team, tokens, share)
         except (torch.OutOfMemoryError, OSError) as error:
             return f"no memory for its part: {str(error).strip().splitlines()[0][:200]}"
         return "built"

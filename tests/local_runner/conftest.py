@@ -32,6 +32,8 @@ def make_bundle(folder: Path, name: str = "echo", task: str = "text-classificati
     shutil.copytree(STUB, bundle / "code", ignore=shutil.ignore_patterns("__pycache__"))
     for file in (
         "__init__.py",
+        "api/__init__.py",
+        "api/events.py",
         "config.py",
         "errors.py",
         "generation/__init__.py",
@@ -123,6 +125,12 @@ def real(
                 family, task = MODELS[name]
                 folder = tmp_path_factory.mktemp("real") / name
                 model = str(tiny(family, task))
+                if name == "embed":
+                    from tests.sentence_folders import NORMALIZE, sentence_folder
+
+                    prompts = {"prompts": {"query": "query: "}}
+                    inner = tmp_path_factory.mktemp("sentence") / "model"
+                    model = str(sentence_folder(tiny(family, task), inner, layers=[NORMALIZE], prompts=prompts))
                 # The CPU's pass takes seconds to time its ways, of which a tiny model shows nothing.
                 off = ("cpu",) if family == "bert" else ()
                 bundle = mii_azure.generate(task, model, name, output=folder, passes_off=off)

@@ -22,6 +22,7 @@ from local_runner.process.launch import Azmlinfsrv, Runner
 from local_runner.protos import scoring_pb2, scoring_pb2_grpc
 from mii_azure.errors import BundleEdited, RunnerFailed
 from scoring.errors import LoadError
+from tests.waiting import until
 
 Status = health_pb2.HealthCheckResponse
 
@@ -42,14 +43,15 @@ class Started:
             )
 
     def wait_for(self, state: str) -> dict[str, Any]:
-        deadline = time.monotonic() + 20
-        while (found := ready_file.read(self.ready)).get("state") != state:
-            assert time.monotonic() < deadline and self.process.poll() is None, self.log.read_text()
-            time.sleep(0.01)
-        return found
+        def found() -> dict[str, Any]:
+            assert self.process.poll() is None, self.log.read_text()
+            told = ready_file.read(self.ready)
+            return told if told.get("state") == state else {}
+
+        return until(found)
 
     def ended(self) -> tuple[int, str]:
-        return self.process.wait(20), self.log.read_text()
+        return self.process.wait(60), self.log.read_text()
 
 
 @contextmanager
@@ -69,10 +71,7 @@ def ask(port: int, raw: str) -> str:
 
 def in_flight(log: Path, count: int) -> None:
     """Wait until `count` requests hold a thread of the stub."""
-    deadline = time.monotonic() + 20
-    while not log.exists() or len(log.read_text().splitlines()) < count:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: log.exists() and len(log.read_text().splitlines()) >= count)
 
 
 def test_loading_answers_not_ready_and_then_serves(bundle: Path, tmp_path: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -39,14 +37,6 @@ def continuation(folder: Path, task: str, text: str, *, seed: int | None = None,
     )
     texts: list[str] = tokenizer.batch_decode(sequences[:, start:], skip_special_tokens=True)
     return texts
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Return when the condition holds; fail when it still does not after a while."""
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 class Forwards:

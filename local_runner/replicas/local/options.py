@@ -21,23 +21,6 @@ class ReplicaOptions:
     log_format: str = "text"
 
 
-def add(parser: argparse.ArgumentParser) -> None:
-    """Add the options to the runner's parser, each with its environment variable."""
-    group = parser.add_argument_group("replicas on this machine")
-    group.add_argument(
-        "--replicas",
-        type=int,
-        default=os.environ.get("MII_AZURE_REPLICAS", "1"),
-        help="processes that each hold the model, one per GPU or group of GPUs (%(default)s)",
-    )
-    group.add_argument(
-        "--sticky",
-        metavar="HEADER",
-        default=os.environ.get("MII_AZURE_STICKY", ""),
-        help="header whose value keeps a session on one replica, such as x-session-id",
-    )
-
-
 def read(parser: argparse.ArgumentParser, options: argparse.Namespace) -> ReplicaOptions | None:
     """Read the options for more than one replica, None for one; exits 2 for invalid combinations."""
     if not 1 <= options.replicas <= MOST:
@@ -48,14 +31,14 @@ def read(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Replic
         return None
     if options.engine != "local":
         parser.error("--replicas is for one machine; with --engine ray give --min-replicas")
-    return ReplicaOptions(options.replicas, options.sticky.lower(), options.verbose, options.log_format)
+    return ReplicaOptions(options.replicas, (options.sticky or "").lower(), options.verbose, options.log_format)
 
 
 def gpus(environment: Mapping[str, str], devices: Path = Path("/dev")) -> list[str]:
     """GPUs that this process may use: CUDA_VISIBLE_DEVICES, or all of the machine's."""
-    told = environment.get("CUDA_VISIBLE_DEVICES")
-    if told is not None:
-        return [name.strip() for name in told.split(",") if name.strip() not in ("", "-1")]
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
     return [str(index) for index in range(sum(bool(_GPU_NODE.fullmatch(node.name)) for node in devices.iterdir()))]
 
 

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from local_runner.bundle.script import Answer
-from local_runner.errors import ReplicaLost, RunnerFailed
+from local_runner.errors import RunnerFailed
 from local_runner.process import ready_file
 from local_runner.process.launch import failure
 from local_runner.replicas.local.framing import GONE, Connection, connect, frame, head
 from local_runner.replicas.local.worker import FAILED
+from local_runner.replicas.pool import Lost
 
 logger = logging.getLogger(__name__)
 
@@ -27,10 +28,6 @@ _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
 _STEADY_S = 60.0  # after being ready this long, the next exit counts as the first again
 _KILL_S = 1.0
-
-
-class Lost(Exception):
-    """Raised when the replica died before a byte of the answer came back."""
 
 
 class Condition(StrEnum):
@@ -51,7 +48,7 @@ class ReplicaProcess:
         self.failure: Exception | None = None  # cause of its last exit, until it is ready again
         self.in_flight = 0
         self.restarts = 0
-        self.told: dict[str, Any] = {}
+        self.statistics: dict[str, Any] = {}
         self.process: asyncio.subprocess.Process | None = None
         self._bundle = bundle
         self._socket = folder / str(index)
@@ -104,19 +101,21 @@ class ReplicaProcess:
 
     def facts(self) -> dict[str, Any]:
         """State of the replica for metadata and readiness."""
-        told = self.told if self.condition in (Condition.STARTING, Condition.READY) else {}
+        statistics = self.statistics if self.condition in (Condition.STARTING, Condition.READY) else {}
         return {
             "replica": self.index,
             "state": self.condition.value,
-            "phase": told.get("phase", "importing" if self.condition is Condition.STARTING else self.condition.value),
-            "seconds": told.get("phase_seconds", 0.0),
+            "phase": statistics.get(
+                "phase", "importing" if self.condition is Condition.STARTING else self.condition.value
+            ),
+            "seconds": statistics.get("phase_seconds", 0.0),
             "in_flight": self.in_flight,
             "restarts": self.restarts,
             "pid": self.process.pid if self.process else 0,
         }
 
     async def ask(self, headers: dict[str, str], raw: str) -> Answer:
-        """Answer one request, whole or as a stream; raises Lost if the replica dies before the answer begins."""
+        """Answer one request, whole or as a stream; raises Lost if the process is gone, as does the stream."""
         self.in_flight += 1
         connection: Connection | None = None
         done = False
@@ -175,7 +174,7 @@ class ReplicaProcess:
         """Run one process, until it ends."""
         for path in (self._socket, self._failed):
             path.unlink(missing_ok=True)
-        self.told, self.condition = {}, Condition.STARTING
+        self.statistics, self.condition = {}, Condition.STARTING
         command = [sys.executable, "-m", "local_runner.replicas.local.worker", str(self._bundle), str(self._socket)]
         self.process = await asyncio.create_subprocess_exec(
             *command,
@@ -208,20 +207,20 @@ class ReplicaProcess:
                 connection = connection or await connect(str(self._socket))
                 async with asyncio.timeout(None if starting else _SILENCE_S):
                     await connection.send(head({"op": "statistics"}), frame(b""))
-                    found = await connection.receive_head()
+                    reply = await connection.receive_head()
                     await connection.receive()
-                    if found["ready"] and starting:
+                    if reply["ready"] and starting:
                         await self._pass_on()
             except TimeoutError:
-                found = {"ready": False, "statistics": self.told}
+                reply = {"ready": False, "statistics": self.statistics}
                 logger.error("Replica %d has not answered for %g s.", self.index, _SILENCE_S)
             except GONE:  # not there yet, or no longer there
                 connection = None
                 continue
-            self.told = found["statistics"]
-            if found["ready"] and starting:
+            self.statistics = reply["statistics"]
+            if reply["ready"] and starting:
                 self.condition, self.failure, self._ready_since = Condition.READY, None, time.monotonic()
-            elif not found["ready"] and not starting:
+            elif not reply["ready"] and not starting:
                 self.condition = Condition.RESTARTING
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
@@ -249,9 +248,7 @@ class Stream(AsyncIterator[bytes]):
             piece = await self._connection.receive()
         except GONE as error:
             self.close()
-            raise ReplicaLost(
-                "The replica that streamed this answer is gone.", "Ask again; another one answers."
-            ) from error
+            raise Lost(str(self._replica.index)) from error
         if not piece:
             self._ended = True
             self._replica.give_back(self._connection)

@@ -18,7 +18,6 @@ from local_runner.process import leash, ready_file
 from local_runner.telemetry import logs
 
 if TYPE_CHECKING:
-    from local_runner.bundle.script import Answer
     from local_runner.host.host import Host
     from local_runner.replicas.local.framing import Connection
 
@@ -58,11 +57,12 @@ class ReplicaWorker:
 
     async def _answer(self, connection: "Connection", request: dict[str, Any], body: bytes) -> None:
         from local_runner.host.reload import Tuning
+        from local_runner.replicas import worker
         from local_runner.replicas.local.framing import frame, head
 
         if request["op"] == "statistics":
-            told = {"ready": self._host.ready, "state": self._host.state, "statistics": self._host.statistics()}
-            await connection.send(head(told), frame(b""))
+            state = {"ready": self._host.ready, "state": self._host.state, "statistics": self._host.statistics()}
+            await connection.send(head(state), frame(b""))
             return
         if request["op"] == "tune":
             await self._host.tune(Tuning(**request["tuning"]))
@@ -70,7 +70,7 @@ class ReplicaWorker:
             return
         headers = request["headers"]
         logs.take(headers.get(logs.HEADER))
-        answer = await self._score(body.decode(), headers)
+        answer = await worker.answer(self._host, body.decode(), headers)
         facts = {"status": answer.status, "headers": answer.headers, "stream": answer.chunks is not None}
         if answer.chunks is None:
             await connection.send(head(facts), frame(answer.body))
@@ -81,17 +81,6 @@ class ReplicaWorker:
                 if chunk:
                     await connection.send(frame(chunk))
         await connection.send(frame(b""))
-
-    async def _score(self, raw: str, headers: dict[str, str]) -> "Answer":
-        from local_runner.bundle.script import Answer
-        from local_runner.protocol.errors import body_of
-        from scoring.errors import MiiAzureError
-
-        try:
-            return await self._host.score(raw, headers)
-        except MiiAzureError as error:
-            sent = {"Content-Type": "application/json", **error.headers}
-            return Answer(error.http_status, sent, body_of(error))
 
 
 async def _serve(bundle: Path, path: Path) -> None:
@@ -116,8 +105,8 @@ async def _serve(bundle: Path, path: Path) -> None:
 def main() -> NoReturn:
     """Serve one front, then end the process."""
     leash.hold()
-    bundle, path, form, verbose = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4] == "verbose"
-    logs.set_up(form, verbose)
+    bundle, path, log_format, verbose = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4] == "verbose"
+    logs.set_up(log_format, verbose)
     # The front logs every request.
     logging.getLogger("local_runner.requests").setLevel(logging.WARNING)
     code = 0

@@ -6,7 +6,7 @@ from typing import Any
 
 from local_runner.bundle import manifest
 
-TELL_S = 1.0
+REPORT_S = 1.0
 _GONE_S = 10.0
 # Gauges; all other numbers count since the start, and stay counted when a replica goes.
 _NOW = ("waiting", "active", "kv_tokens", "kv_capacity")
@@ -18,7 +18,7 @@ class BundleActor:
     def __init__(self, bundle: str) -> None:
         self._bundle = Path(bundle)
         self._listed = {*manifest.read_manifest(self._bundle)["files"], manifest.MANIFEST}
-        self._told: dict[str, tuple[float, dict[str, Any]]] = {}
+        self._reports: dict[str, tuple[float, dict[str, Any]]] = {}
         self._gone: dict[str, Any] = {}
 
     def read(self, path: str, offset: int, size: int) -> bytes:
@@ -37,22 +37,22 @@ class BundleActor:
         """Size in bytes of every file."""
         return {path: (self._bundle / path).stat().st_size for path in sorted(self._listed)}
 
-    def tell(self, replica: str, statistics: dict[str, Any]) -> None:
+    def report(self, replica: str, statistics: dict[str, Any]) -> None:
         """Replace a replica's statistics by its latest."""
-        self._told[replica] = (time.monotonic(), statistics)
+        self._reports[replica] = (time.monotonic(), statistics)
 
-    def told(self) -> dict[str, Any]:
+    def total(self) -> dict[str, Any]:
         """Sum of the statistics of all replicas, including those that are gone; empty before the first report."""
         from local_runner.replicas.metrics import merged
 
         oldest = time.monotonic() - _GONE_S
-        for replica, (when, statistics) in list(self._told.items()):
+        for replica, (when, statistics) in list(self._reports.items()):
             if when < oldest:
-                del self._told[replica]
+                del self._reports[replica]
                 self._gone = merged([each for each in (self._gone, _over(statistics)) if each])
-        every = [self._gone, *(statistics for _, statistics in self._told.values())]
-        found: dict[str, Any] = merged([each for each in every if each])
-        return found
+        every = [self._gone, *(statistics for _, statistics in self._reports.values())]
+        total: dict[str, Any] = merged([each for each in every if each])
+        return total
 
 
 def _over(statistics: dict[str, Any]) -> dict[str, Any]:

@@ -36,13 +36,13 @@ def reference(bundle: Path, desk: str) -> Reference:
     return Reference(str(bundle), manifest.read_manifest(bundle)["bundle"], desk)
 
 
-def locate(wanted: Reference, namespace: str) -> Path:
+def locate(bundle: Reference, namespace: str) -> Path:
     """Find the bundle on this node, fetched if its path leads nowhere here; raises BundleEdited, RunnerFailed."""
-    if _is(Path(wanted.path), wanted.digest):
-        return Path(wanted.path)
+    if _is(Path(bundle.path), bundle.digest):
+        return Path(bundle.path)
     import ray
 
-    desk = ray.get_actor(wanted.desk, namespace)
+    desk = ray.get_actor(bundle.desk, namespace)
 
     def read(pieces: list[tuple[str, int, int]]) -> Iterator[bytes]:
         # One piece is read ahead of the one being written, so at most two are held here.
@@ -55,7 +55,7 @@ def locate(wanted: Reference, namespace: str) -> Path:
         if pending is not None:
             yield ray.get(pending)
 
-    return fetch(wanted.digest, ray.get(desk.sizes.remote()), read)
+    return fetch(bundle.digest, ray.get(desk.sizes.remote()), read)
 
 
 def fetch(digest: str, sizes: dict[str, int], read: Read, root: Path | None = None) -> Path:
@@ -100,16 +100,16 @@ def _is(folder: Path, digest: str) -> bool:
 def _own(root: Path) -> None:
     """Create the bundle cache; one that another user could write to is refused."""
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = root.lstat()
-    if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o022:
+    status = root.lstat()
+    if status.st_uid != os.getuid() or not stat.S_ISDIR(status.st_mode) or status.st_mode & 0o022:
         raise _failed(f"{root} belongs to somebody else, or others may write in it.")
 
 
-def _check_room(root: Path, wanted: int) -> None:
+def _check_room(root: Path, needed: int) -> None:
     free = shutil.disk_usage(root).free
-    if free < wanted:
+    if free < needed:
         raise _failed(
-            f"The bundle needs {wanted:,} bytes under {root}; {free:,} are free.",
+            f"The bundle needs {needed:,} bytes under {root}; {free:,} are free.",
             "Make room, point TMPDIR of this node elsewhere, or share the bundle's folder between the nodes.",
         )
 

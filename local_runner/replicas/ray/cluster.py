@@ -1,6 +1,6 @@
 """Deployment of one bundle on Ray Serve: connect, deploy, look, stop. Blocking; Ray is imported only here.
 
-Ray Serve's own HTTP proxy stays off: the front (`ray_host`) speaks every protocol and calls replicas through a handle.
+Ray Serve's own HTTP proxy stays off: `replicas.frontend` speaks every protocol, and calls replicas by a handle.
 """
 
 import json
@@ -42,7 +42,7 @@ class Replicas:
     states: Mapping[str, int] | None = None
     failed: bool = False
     message: str = ""
-    told: dict[str, Any] = field(default_factory=dict)  # sum of their statistics
+    statistics: dict[str, Any] = field(default_factory=dict)  # summed
 
     @property
     def starting(self) -> int:
@@ -86,24 +86,24 @@ class Cluster:
 
     def look(self) -> Replicas:
         """State of the replicas now, from Ray Serve."""
-        told = self._serve.status().applications.get(self.name)
-        if told is None:
+        application = self._serve.status().applications.get(self.name)
+        if application is None:
             return Replicas(message="the application is gone")
-        deployments = list(told.deployments.values())
+        deployments = list(application.deployments.values())
         states = {str(state): count for one in deployments for state, count in one.replica_states.items()}
-        message = " ".join(one.message for one in deployments if one.message) or told.message
+        message = " ".join(one.message for one in deployments if one.message) or application.message
         # Ray Serve would retry; the error that the replica reports would occur again.
-        failed = told.status == "DEPLOY_FAILED" or failure(message) is not None
+        failed = application.status == "DEPLOY_FAILED" or failure(message) is not None
         return Replicas(states.get("RUNNING", 0), states, failed, message, self._sum())
 
     def _sum(self) -> dict[str, Any]:
         import ray
 
         try:
-            told: dict[str, Any] = ray.get(self._desk.told.remote(), timeout=_TELL_TIMEOUT_S)
+            statistics: dict[str, Any] = ray.get(self._desk.total.remote(), timeout=_TELL_TIMEOUT_S)
         except ray.exceptions.RayError:
             return {}
-        return told
+        return statistics
 
     def why_not(self, replicas: Replicas) -> Exception:
         """Error of a deployment that failed, or did not answer in time."""
@@ -123,9 +123,9 @@ class Cluster:
             return None
         wanted = " and ".join(f"{count:g} {kind}" for kind, count in self._needs.items() if count)
         most = {kind: max((node.get(kind, 0) for node in nodes), default=0) for kind in self._needs}
-        found = ", ".join(f"{count:g} {kind}" for kind, count in most.items())
+        largest = ", ".join(f"{count:g} {kind}" for kind, count in most.items())
         return ClusterTooSmall(
-            f"A replica needs {wanted} on one node; of the cluster's {len(nodes)} nodes the largest have {found}.",
+            f"A replica needs {wanted} on one node; of the cluster's {len(nodes)} nodes the largest have {largest}.",
             "Add a node, or ask for less with --replica-cpus and --replica-gpus.",
         )
 

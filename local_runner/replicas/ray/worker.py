@@ -8,13 +8,10 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from local_runner.bundle import manifest
 from local_runner.replicas.ray import bundle_actor, bundle_copy
-
-if TYPE_CHECKING:
-    from local_runner.bundle.script import Answer
 
 # Marks the JSON of an error in an exception's text, which is all that Ray Serve's status keeps of it.
 FAILED = "mii_azure failed: "
@@ -36,10 +33,11 @@ class RayReplica:
             manifest.enter(folder)
             # Imported only now: this imports `scoring`, and the bundle's own has to be the one found.
             from local_runner.host.host import ScriptHost
+            from local_runner.replicas import worker
 
-            self._host = ScriptHost(folder)
+            self._host, self._answer = ScriptHost(folder), worker.answer
             await self._host.load()
-            self._telling = asyncio.create_task(self._tell(bundle.desk, namespace))
+            self._reporting = asyncio.create_task(self._report(bundle.desk, namespace))
         except Exception as error:
             if not hasattr(error, "to_dict"):
                 raise
@@ -47,7 +45,7 @@ class RayReplica:
 
     async def score(self, raw: str, headers: dict[str, str]) -> Head | None:
         """Return status, headers and body; None if the answer is a stream, for which `stream` has to be called."""
-        answer = await self._answer(raw, headers)
+        answer = await self._answer(self._host, raw, headers)
         if answer.chunks is None:
             return answer.status, answer.headers, answer.body
         answer.close()
@@ -55,7 +53,7 @@ class RayReplica:
 
     async def stream(self, raw: str, headers: dict[str, str]) -> AsyncGenerator[Head | bytes, None]:
         """Yield the head first, then the pieces of the stream."""
-        answer = await self._answer(raw, headers)
+        answer = await self._answer(self._host, raw, headers)
         yield answer.status, answer.headers, answer.body if answer.chunks is None else None
         if answer.chunks is None:
             return
@@ -68,30 +66,19 @@ class RayReplica:
         if not self._host.ready:
             raise RuntimeError("the scoring engine is not ready")
 
-    async def _tell(self, desk: str, namespace: str) -> None:
+    async def _report(self, desk: str, namespace: str) -> None:
         """Report this replica's statistics to the front's actor, as long as both live; a new front has a new actor."""
         import ray
 
-        own: str = ray.get_runtime_context().get_actor_id()
+        actor_id: str = ray.get_runtime_context().get_actor_id()
         actor: Any = None
         while True:
             try:
                 actor = actor or await asyncio.to_thread(ray.get_actor, desk, namespace)
-                await actor.tell.remote(own, self._host.statistics())
+                await actor.report.remote(actor_id, self._host.statistics())
             except (ValueError, ray.exceptions.RayError):
                 actor = None
-            await asyncio.sleep(bundle_actor.TELL_S)
-
-    async def _answer(self, raw: str, headers: dict[str, str]) -> "Answer":
-        from local_runner.bundle.script import Answer
-        from local_runner.protocol.errors import body_of
-        from scoring.errors import MiiAzureError
-
-        try:
-            return await self._host.score(raw, headers)
-        except MiiAzureError as error:
-            sent = {"Content-Type": "application/json", **error.headers}
-            return Answer(error.http_status, sent, body_of(error))
+            await asyncio.sleep(bundle_actor.REPORT_S)
 
 
 def failure(message: str) -> dict[str, Any] | None:

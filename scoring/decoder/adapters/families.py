@@ -8,12 +8,17 @@ import torch
 from torch import Tensor
 
 from scoring.decoder.adapters import llama
-from scoring.decoder.adapters.parts import ACTIVATIONS, activation_name, layer_norm, linear, rotary_tables
+from scoring.decoder.adapters.parts import (
+    ACTIVATIONS,
+    activation_name,
+    changing_rotary,
+    layer_norm,
+    linear,
+    rotary_tables,
+)
 from scoring.decoder.model import Attention, DecoderLayer, DecoderModel, Mlp
 from scoring.distributed.tp_group import TensorParallelGroup
 from scoring.errors import LoadError
-
-_FIXED_ROTARY = ("default", "linear", "llama3", "yarn")  # the same at every length of the sequence
 
 
 def build(model: Any, positions: int, team: TensorParallelGroup | None = None) -> DecoderModel:
@@ -48,20 +53,13 @@ def unsupported(config: Any) -> str:
         return "GPT-2 with cross-attention"
     if getattr(config, "use_bidirectional_attention", False):
         return "attention in both directions"
-    for rope in _rotary_types(config):
-        if rope not in _FIXED_ROTARY:
-            return f"{rope} rotary positions change with the length"
+    rope = changing_rotary(config)
+    if rope:
+        return f"{rope} rotary positions change with the length"
     activation = activation_name(config)
     if activation not in ACTIVATIONS:
         return f"activation {activation}"
     return ""
-
-
-def _rotary_types(config: Any) -> list[str]:
-    """Kinds of rotary embedding in a config, one per layer type if they differ."""
-    parameters = getattr(config, "rope_parameters", None) or {}
-    each = [parameters] if "rope_type" in parameters else [p for p in parameters.values() if isinstance(p, dict)]
-    return [str(found.get("rope_type", "default")) for found in each]
 
 
 def _gpt2(model: Any, positions: int) -> DecoderModel:

@@ -18,6 +18,16 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_pytorch_tanh": "gelu_tanh",
 }
 
+_FIXED_ROTARY = ("default", "linear", "llama3", "yarn")  # the same at every length of the sequence
+
+
+def changing_rotary(config: Any) -> str:
+    """Kind of rotary positions in a config that change with the length of the sequence; empty if none do."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    each = [parameters] if "rope_type" in parameters else [p for p in parameters.values() if isinstance(p, dict)]
+    kinds = [str(found.get("rope_type", "default")) for found in each]
+    return next((kind for kind in kinds if kind not in _FIXED_ROTARY), "")
+
 
 def activation_name(config: Any) -> str:
     """Name of the MLP's function in a config; families call the key differently."""

@@ -15,6 +15,7 @@ import pytest
 from local_runner.bundle import manifest
 from mii_azure.errors import BundleEdited, NotABundle
 from scoring import entry, host_api
+from scoring.api.sse import Events
 from tests.local_runner.conftest import seal
 
 Own = Callable[..., Path]
@@ -30,12 +31,14 @@ def run_module(*arguments: str | Path, stdin: str = "") -> subprocess.CompletedP
 def test_an_untouched_bundle_passes(bundle: Path) -> None:
     for weights in (False, True):
         manifest.verify_hashes(bundle, weights)
+        assert manifest.edits(bundle, manifest.read_manifest(bundle), weights) == []
 
 
 def test_a_file_beside_what_is_served_is_no_edit(own_bundle: Own) -> None:
     bundle = own_bundle()
     (bundle / "notes.txt").write_text("beside what is served")
     manifest.verify_hashes(bundle, weights=False)
+    assert manifest.edits(bundle, manifest.read_manifest(bundle), False) == []
 
 
 @pytest.mark.parametrize("module", ["local_runner", "local_runner.targets.inprocess"])
@@ -197,9 +200,9 @@ def test_running_a_bundle_does_not_change_it(own_bundle: Own, tmp_path: Path) ->
     assert {p.relative_to(bundle) for p in bundle.rglob("*")} == {p.relative_to(before) for p in before.rglob("*")}
 
 
-@pytest.mark.parametrize("found", ["2", None])
+@pytest.mark.parametrize("found", [host_api.VERSION + 1, None])
 def test_a_bundle_of_another_interface_is_refused_in_a_sentence(
-    own_bundle: Callable[..., Path], found: str | None
+    own_bundle: Callable[..., Path], found: int | None
 ) -> None:
     """By a process of its own, before anything of the bundle but the version is used."""
     bundle = own_bundle()
@@ -221,3 +224,6 @@ def test_the_interface_that_the_runner_speaks_is_the_one_that_scoring_has() -> N
         declared = inspect.signature(getattr(host_api.ScoringEntry, name))
         own = inspect.signature(getattr(entry, name))
         assert str(declared).replace("(self, ", "(").replace("(self)", "()") == str(own)
+    for name in ("listen", "take", "left", "finish", "close"):
+        declared = inspect.signature(getattr(host_api.EventStream, name))
+        assert list(declared.parameters) == list(inspect.signature(getattr(Events, name)).parameters)

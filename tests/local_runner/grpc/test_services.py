@@ -1,7 +1,6 @@
 """The gRPC services over a real socket, through generated stubs."""
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from local_runner.process.launch import Runner
 from local_runner.protocol import errors, oip
 from local_runner.protos import inference_pb2, inference_pb2_grpc, scoring_pb2, scoring_pb2_grpc
 from tests.local_runner.conftest import MAX_PAYLOAD
+from tests.waiting import until
 
 Code = grpc.StatusCode
 Status = health_pb2.HealthCheckResponse
@@ -131,10 +131,7 @@ def test_leaving_a_stream_stops_the_work(channel: grpc.Channel) -> None:
     call = stub.ScoreStream(scoring_pb2.ScoreRequest(json=json.dumps({"inputs": endless, "stream": True})))
     next(call)
     call.cancel()
-    deadline = time.monotonic() + 5
-    while not json.loads(stub.Metadata(scoring_pb2.MetadataRequest()).json)["streams_closed"]:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until(lambda: json.loads(stub.Metadata(scoring_pb2.MetadataRequest()).json)["streams_closed"])
 
 
 def test_a_unary_call_does_not_stream(score: Callable[[str], str], channel: grpc.Channel) -> None:

@@ -7,7 +7,6 @@ import shutil
 import signal
 import socket
 import ssl
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +22,7 @@ from local_runner.process.launch import LOOPBACK, Runner
 from local_runner.protos import scoring_pb2, scoring_pb2_grpc
 from mii_azure.errors import RunnerFailed
 from tests.local_runner.certificates import Authority, Pair
+from tests.waiting import until
 
 _PATIENCE_S = 20.0
 
@@ -36,13 +36,7 @@ def hang_up(runner: Runner, word: str) -> str:
     """Send SIGHUP; return the line that the runner then says, which begins with `word`."""
     before = len(_lines(runner))
     os.kill(runner.process.pid, signal.SIGHUP)
-    deadline = time.monotonic() + _PATIENCE_S
-    while True:
-        for line in _lines(runner)[before:]:
-            if line.startswith(word):
-                return line
-        assert time.monotonic() < deadline, runner.log.read_text()
-        time.sleep(0.02)
+    return until(lambda: next((line for line in _lines(runner)[before:] if line.startswith(word)), ""))
 
 
 def _lines(runner: Runner) -> list[str]:
@@ -167,7 +161,7 @@ def test_limits_and_log_level_change(
         ThreadPoolExecutor(3) as pool,
     ):
         held = [pool.submit(post, runner, {"inputs": f"until:{gate}"}) for _ in range(2)]
-        _until(lambda: busy.exists() and len(busy.read_text().split()) == len(held))
+        until(lambda: busy.exists() and len(busy.read_text().split()) == len(held))
         assert post(runner, {"inputs": "a"})[0] == 429
         file.write_text('{"queue_size": 5, "request_timeout_s": 7, "log_level": "info", "drain_seconds": 6}')
         told = hang_up(runner, "reloaded")
@@ -185,13 +179,6 @@ def test_limits_and_log_level_change(
         assert [future.result()[0] for future in held] == [200, 200]
 
 
-def _until(fits: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + _PATIENCE_S
-    while not fits():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_replicas_go_by_it_too_also_one_that_is_started_later(bundle: Path, tmp_path: Path) -> None:
     file = tmp_path / "settings.json"
     file.write_text('{"queue_size": 9}')
@@ -200,14 +187,14 @@ def test_replicas_go_by_it_too_also_one_that_is_started_later(bundle: Path, tmp_
         return {post(runner, {"mii_azure": "metadata"})[1]["limits"]["queue_size"] for _ in range(6)}
 
     with Runner(bundle, arguments=("--settings-file", str(file), "--replicas", "2")) as runner:
-        _until(lambda: len(_ready(runner)) == 2)
+        until(lambda: len(_ready(runner)) == 2)
         assert of_replicas() == {9}
         file.write_text('{"queue_size": 11}')
         hang_up(runner, "reloaded")
         assert of_replicas() == {11}
         pid = _ready(runner)[0]
         os.kill(pid, signal.SIGKILL)
-        _until(lambda: pid not in (found := _ready(runner)) and len(found) == 2)
+        until(lambda: pid not in (found := _ready(runner)) and len(found) == 2)
         assert of_replicas() == {11}
 
 

@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 
 from local_runner.host.thread_pool import ThreadPool
+from tests.waiting import until_async
 
 NUMBER: ContextVar[str] = ContextVar("number", default="")
 
 
 async def settled(workers: ThreadPool) -> None:
-    async with asyncio.timeout(5):
-        while workers.busy:
-            await asyncio.sleep(0.001)
+    await until_async(lambda: not workers.busy)
 
 
 async def test_a_call_has_its_result_its_error_and_its_context() -> None:

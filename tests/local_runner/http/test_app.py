@@ -1,5 +1,6 @@
 """The HTTP side over a real socket."""
 
+import gzip
 import json
 import socket
 import time
@@ -165,6 +166,69 @@ def test_infer_refuses(http: httpx.Client, body: str, status: int, code: str) ->
     response = http.post("/v2/models/echo/infer", content=body)
     assert (response.status_code, response.json()["code"]) == (status, code)
     assert response.json()["error"].endswith(".")  # the protocol has a sentence there, and no object
+
+
+@pytest.mark.parametrize("shape", [[2, 1], [1, 2], [2]])
+def test_data_may_be_nested_as_its_shape_is(http: httpx.Client, shape: list[int]) -> None:
+    data = {2: [["a"], ["ü"]], 1: [["a", "ü"]]}[shape[0]]
+    tensor = {"name": "inputs", "datatype": "BYTES", "shape": shape, "data": data}
+    told = http.post("/v2/models/echo/infer", json={"inputs": [tensor]}).json()["outputs"][0]["data"]
+    assert told == ['{"echo": "A"}', '{"echo": "Ü"}']
+    short = http.post("/v2/models/echo/infer", json={"inputs": [tensor | {"data": [["a"]]}]})
+    assert (short.status_code, "has shape" in short.json()["error"]) == (400, True)
+
+
+def test_the_version_that_metadata_names_is_there(http: httpx.Client) -> None:
+    [version] = http.get("/v2/models/echo").json()["versions"]
+    base = f"/v2/models/echo/versions/{version}"
+    assert http.get(base).json() == http.get("/v2/models/echo").json()
+    assert http.get(f"{base}/ready").json() == http.get("/v2/models/echo/ready").json()
+    sent = {"inputs": [{"name": "inputs", "datatype": "BYTES", "shape": [1], "data": ["a"]}]}
+    assert http.post(f"{base}/infer", json=sent).json() == http.post("/v2/models/echo/infer", json=sent).json()
+    other = http.post("/v2/models/echo/versions/7/infer", json=sent)
+    assert (other.status_code, other.json()["where"]) == (404, "model_version")
+
+
+@pytest.mark.parametrize(
+    ("body", "count"),
+    [(b"{}", "9"), (b"{}", "x"), (b'{"inputs": []}abc', "14"), (b'\xff{"inputs": []}', "3")],
+)
+def test_binary_tensors_that_are_none(http: httpx.Client, body: bytes, count: str) -> None:
+    answer = http.post("/v2/models/echo/infer", content=body, headers={"inference-header-content-length": count})
+    assert (answer.status_code, answer.json()["error"].endswith(".")) == (400, True)
+
+
+@pytest.mark.parametrize(("method", "status"), [("GET", 404), ("DELETE", 405)])
+def test_the_frameworks_refusals_have_each_protocols_shape(http: httpx.Client, method: str, status: int) -> None:
+    path = {404: "nowhere", 405: "models"}[status]
+    openai = http.request(method, f"/v1/{path}")
+    assert (openai.status_code, openai.json()["error"]["type"]) == (status, "invalid_request_error")
+    assert openai.json()["error"]["message"]
+    triton = http.request(method, "/v2/models/echo/nowhere" if status == 404 else "/v2/models/echo")
+    assert (triton.status_code, isinstance(triton.json()["error"], str)) == (status, True)
+
+
+def test_a_compressed_body_is_unpacked_within_the_limit(http: httpx.Client) -> None:
+    body = json.dumps({"inputs": "hello"}).encode()
+    zipped = {"content-encoding": "gzip"}
+    assert http.post("/score", content=gzip.compress(body), headers=zipped).content == (
+        http.post("/score", content=body).content
+    )
+    bomb = gzip.compress(b" " * (50 << 20))
+    assert len(bomb) < MAX_PAYLOAD
+    refused = http.post("/score", content=bomb, headers=zipped)
+    assert (refused.status_code, error_of(refused)["code"]) == (413, "payload_too_large")
+    for broken in (body, gzip.compress(body)[:-9], gzip.compress(body) + b"more"):
+        refused = http.post("/score", content=broken, headers=zipped)
+        assert (refused.status_code, error_of(refused)["where"]) == (400, "content-encoding")
+    refused = http.post("/v1/completions", content=body, headers={"content-encoding": "br"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (415, "unsupported_encoding")
+
+
+def test_a_byte_order_mark_is_passed_over(http: httpx.Client) -> None:
+    sent = b'{"inputs": [{"name": "inputs", "datatype": "BYTES", "shape": [1], "data": ["a"]}]}'
+    answer = http.post("/v2/models/echo/infer", content=b"\xef\xbb\xbf" + sent)
+    assert (answer.status_code, answer.json()["outputs"][0]["data"]) == (200, ['{"echo": "A"}'])
 
 
 def test_another_model_is_not_served(http: httpx.Client) -> None:

@@ -5,12 +5,16 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
+import grpc
 import httpx
 import openai
 import pytest
+from huggingface_hub import InferenceClient
+from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoTokenizer
 
 from local_runner.process.launch import LOOPBACK, Runner
+from local_runner.protos import scoring_pb2, scoring_pb2_grpc
 
 Base = Callable[[str], str]
 HELLO: Any = [{"role": "user", "content": "the quick brown fox"}]
@@ -73,6 +77,13 @@ def test_echo_stop_and_several_samples(client: Client) -> None:
     assert completions.create(model="gpt2", prompt="the quick", max_tokens=12, echo=True).choices[0].text == (
         "the quick" + plain.text
     )
+    for several in ({}, {"n": 2, "seed": 3}):
+        asked: Any = {"model": "gpt2", "prompt": "the quick", "max_tokens": 12, "echo": True, **several}
+        whole = [choice.text for choice in completions.create(**asked).choices]
+        streamed = [""] * len(whole)
+        for chunk in completions.create(**asked, stream=True):
+            streamed[chunk.choices[0].index] += chunk.choices[0].text
+        assert streamed == whole
     stop = plain.text[3:6]
     cut = completions.create(model="gpt2", prompt="the quick", max_tokens=12, stop=stop).choices[0]
     assert (cut.text, cut.finish_reason) == (plain.text[: plain.text.index(stop)], "stop")
@@ -208,29 +219,114 @@ def test_embeddings(client: Client, base: Base) -> None:
     assert len(client("embed").embeddings.create(model="embed", input="one").data) == 1
 
 
+def test_embeddings_of_fewer_dimensions_and_of_token_ids(client: Client, real: Callable[[str], Runner]) -> None:
+    embed, text = client("embed").embeddings, "a man is eating"
+    whole = embed.create(model="embed", input=text).data[0].embedding
+    part = embed.create(model="embed", input=text, dimensions=8).data[0].embedding
+    length = sum(x * x for x in whole[:8]) ** 0.5
+    assert part == pytest.approx([x / length for x in whole[:8]], abs=1e-6)
+    tokenizer = AutoTokenizer.from_pretrained(real("embed").bundle / "model")
+    ids = [tokenizer(text)["input_ids"], tokenizer("a fine day")["input_ids"]]
+    got = embed.create(model="embed", input=ids)
+    assert got.data[0].embedding == pytest.approx(whole, abs=1e-6)
+    assert got.usage.prompt_tokens == sum(map(len, ids))
+    assert embed.create(model="embed", input=ids[0]).data[0].embedding == pytest.approx(whole, abs=1e-6)
+    many = embed.create(model="embed", input=[text, "b"] * 150)  # more than the queue holds
+    assert len(many.data) == 300
+    assert many.data[298].embedding == pytest.approx(whole, abs=1e-5)
+
+
+def test_hugging_faces_client_is_understood(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    """huggingface_hub's InferenceClient, unmodified: it sends its parameters beside the inputs."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # it asks no hub, but this runner
+    huggingface = InferenceClient(base("embed"), timeout=60)
+    texts = ["a man is eating", "word " * 200]
+    vectors = huggingface.feature_extraction(
+        texts, normalize=False, truncate=True, truncation_direction="left", prompt_name="query", dimensions=8
+    )
+    parameters = {"normalize": False, "truncation": True, "truncation_direction": "left", "prompt": "query: "}
+    expected = score(base("embed"), {"inputs": texts, "parameters": {**parameters, "dimensions": 8}})
+    assert (vectors.shape, str(vectors.dtype)) == ((2, 8), "float32")
+    assert vectors.tolist() == [pytest.approx(vector, abs=1e-5) for vector in expected]
+    assert huggingface.feature_extraction(texts[0], model=base("embed") + "/score").shape == (32,)
+    with pytest.raises(HfHubHTTPError, match="Bad request") as raised:
+        huggingface.feature_extraction(texts[0], prompt_name="title")
+    assert raised.value.response.json()["error"]["hint"] == "It has 'query'."
+
+
+def test_truncation_is_told_at_every_door(base: Base, client: Client, real: Callable[[str], Runner]) -> None:
+    body = {"inputs": ["a", "word " * 200], "truncate": True}
+    assert httpx.post(f"{base('embed')}/score", json=body, trust_env=False).headers["x-truncated-inputs"] == "1"
+    got = client("embed").embeddings.create(model="embed", input=body["inputs"], extra_body={"truncate": True})
+    assert got.usage.model_dump()["truncated"] == [1]
+    with grpc.insecure_channel(f"{LOOPBACK}:{real('embed').grpc_port}") as channel:
+        request = scoring_pb2.ScoreRequest(json=json.dumps(body))
+        _, call = scoring_pb2_grpc.ScoringStub(channel).Score.with_call(request, timeout=60)
+    assert dict(call.trailing_metadata())["x-truncated-inputs"] == "1"
+
+
 REFUSED: list[tuple[str, dict[str, Any], str, str | None]] = [
     ("gpt2", {"prompt": [1, 2, 3]}, "Token ids are not taken.", "prompt"),
     ("gpt2", {}, "The prompt must be a text", "prompt"),
-    ("gpt2", {"prompt": "a", "temperature": 900}, "less than or equal to 100", "parameters.temperature"),
+    ("gpt2", {"prompt": "a", "temperature": 900}, "less than or equal to 100", "temperature"),
     ("gpt2", {"prompt": "a", "logprobs": 21}, "logprobs is a number from 0 to 20.", "logprobs"),
     ("gpt2", {"prompt": "a", "logprobs": 1, "echo": True}, "The prompt's own log-probabilities are not told.", "echo"),
     ("chat", {"messages": HELLO, "top_logprobs": 2}, "top_logprobs needs logprobs.", "top_logprobs"),
     ("chat", {"messages": HELLO, "logprobs": "yes"}, '"logprobs" must be true or false.', "logprobs"),
     ("gpt2", {"prompt": "a", "presence_penalty": 0.5}, "presence_penalty is not served here.", "presence_penalty"),
-    ("gpt2", {"prompt": "a", "best_off": 1}, "Unknown parameter 'best_off'.", "parameters"),
-    ("gpt2", {"prompt": "a", "max_tokens": 10**6}, "fit the model's context", None),
+    ("gpt2", {"prompt": "a", "best_off": 1}, "Unknown parameter 'best_off'.", "best_off"),
+    ("gpt2", {"prompt": "a", "max_tokens": 10**6}, "max_tokens is 1000000, but", "max_tokens"),
+    ("gpt2", {"prompt": "a", "max_completion_tokens": 10**6}, "max_completion_tokens is", "max_completion_tokens"),
+    ("gpt2", {"prompt": "a", "max_tokens": 2, "max_completion_tokens": 3}, "are the same", "max_completion_tokens"),
+    ("gpt2", {"prompt": "a", "n": 40}, "less than or equal to 16", "n"),
+    ("gpt2", {"prompt": "a", "return_full_text": True}, "return_full_text is not served here.", "return_full_text"),
+    ("gpt2", {"prompt": "a", "echo": "yes"}, '"echo" must be true or false.', "echo"),
+    ("gpt2", {"prompt": "a", "temperature": []}, "Input should be", "temperature"),
+    ("gpt2", {"prompt": "a", "top_logprobs": 2}, "Unknown parameter 'top_logprobs'.", "top_logprobs"),
+    ("gpt2", {"prompt": "a", "messages": HELLO}, "Unknown parameter 'messages'.", "messages"),
+    ("gpt2", {"prompt": "a", "best_of": 2}, "best_of is not served here.", "best_of"),
+    ("gpt2", {"prompt": "a", "stream": 1}, '"stream" must be true or false.', "stream"),
+    ("gpt2", {"prompt": "a", "stream_options": {"include_usage": True}}, "for a stream", "stream_options"),
+    (
+        "gpt2",
+        {"prompt": "a", "stream": True, "stream_options": {"include_obfuscation": True}},
+        "is not served",
+        "stream_options.include_obfuscation",
+    ),
+    ("gpt2", {"prompt": ["a", "b" * 4000]}, "The prompt has", "prompt[1]"),
+    ("gpt2", {"prompt": "b" * 4000}, "The prompt has", "prompt"),
     ("gpt2", {"prompt": "a", "stream": "yes"}, '"stream" must be true or false.', "stream"),
-    ("gpt2", {"prompt": ["a", "b"], "stream": True}, "A stream answers one input.", "inputs"),
+    ("gpt2", {"prompt": ["a", "b"], "stream": True}, "A stream answers one input.", "prompt"),
     ("chat", {"messages": []}, "The messages are missing.", "messages"),
     ("chat", {"messages": ["a"]}, "A message is a JSON object.", "messages[0]"),
     ("chat", {"messages": [{"role": "user"}]}, 'A message needs the texts "role" and "content".', "messages[0]"),
-    ("chat", {"messages": [{"role": "robot", "content": "a"}]}, "Input should be", None),
+    ("chat", {"messages": [{"role": "robot", "content": "a"}]}, "Input should be", "messages[0].role"),
+    (
+        "chat",
+        {"messages": [*HELLO, {"role": "tool", "content": "a", "tool_call_id": "x"}]},
+        "is not served here.",
+        "messages[1].tool_call_id",
+    ),
+    ("chat", {"messages": HELLO, "echo": True}, "Unknown parameter 'echo'.", "echo"),
+    ("chat", {"messages": HELLO, "stream": True, "reasoning_effort": "low"}, "is not served", "reasoning_effort"),
+    ("chat", {"messages": HELLO, "logprobs": 1}, '"logprobs" must be true or false.', "logprobs"),
+    ("chat", {"messages": [{"role": "user", "content": "a " * 999}]}, "The prompt has", "messages"),
     ("chat", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "Only parts of text", None),
     ("chat", {"messages": HELLO, "tools": [{"type": "function"}]}, "tools is not served here.", "tools"),
     ("chat", {"messages": HELLO, "response_format": {"type": "json_object"}}, "response_format is not", None),
-    ("embed", {"input": [[1, 2]]}, "Token ids are not taken.", "input"),
-    ("embed", {"input": "a", "dimensions": 8}, "The model's vectors have one length.", "dimensions"),
-    ("embed", {"input": ""}, "at least 1 character", None),
+    ("embed", {"input": ""}, "at least 1 character", "input"),
+    ("embed", {"input": ["a", ""]}, "at least 1 character", "input[1]"),
+    ("embed", {"input": "a", "stream": True}, "Unknown parameter 'stream'.", "stream"),
+    ("embed", {"input": "a", "n": 2}, "Unknown parameter 'n", "n"),
+    ("embed", {"input": [1, "a"]}, "The input must be a text", "input"),
+    ("embed", {"input": [[]]}, "The input must be a text", "input"),
+    ("embed", {"input": [10**6]}, "The model has no token 1000000", "input"),
+    ("embed", {"input": ["a"] * 2049}, "There are 2,049 inputs; at most 2,048", "input"),
+    ("embed", {"input": "a", "dimensions": 33}, "The model's vectors have 32 numbers.", "dimensions"),
+    ("embed", {"input": "a", "dimensions": "8"}, "valid integer", "dimensions"),
+    ("embed", {"input": "a", "encoding_format": "hex"}, "float or base64", "encoding_format"),
+    ("embed", {"input": "a", "prompt_name": "title"}, "no prompt 'title'", "prompt_name"),
+    ("embed", {"input": "word " * 200}, "the model takes 128", "input"),
 ]
 PATHS = {"gpt2": "completions", "chat": "chat/completions", "embed": "embeddings"}
 
@@ -245,6 +341,7 @@ def test_what_cannot_be_answered_is_a_bad_request(
     assert says in told["message"]
     assert told["type"] == "invalid_request_error"
     assert place is None or told["param"] == place
+    assert told["param"]
 
 
 def test_fields_that_ask_for_nothing_are_taken(client: Client) -> None:
@@ -261,9 +358,22 @@ def test_fields_that_ask_for_nothing_are_taken(client: Client) -> None:
         response_format={"type": "text"},
         user="someone",
         tool_choice="none",
-        extra_body={"repetition_penalty": 1.5},
+        extra_body={"repetition_penalty": 1.5, "best_of": 1, "reasoning_effort": "none", "top_k": -1, "seed": -1},
     )
     assert got.choices[0].message.content is not None
+
+
+def test_an_answer_without_text_may_be_sent_back(client: Client) -> None:
+    """As other servers, a null is no text; what a client's own objects add is empty."""
+    empty, null = (
+        [*HELLO, {"role": "assistant", "content": content, "refusal": None, "annotations": []}, *HELLO]
+        for content in ("", None)
+    )
+    told = [
+        client("chat").chat.completions.create(model="chat", messages=messages, max_tokens=4)  # type: ignore[arg-type]
+        for messages in (empty, null)
+    ]
+    assert told[0].choices[0].message.content == told[1].choices[0].message.content
 
 
 def test_other_paths_tasks_and_models(client: Client, base: Base) -> None:

@@ -47,6 +47,12 @@ def test_texts_are_answered_as_score_answers_them(told: Told, scored: Any) -> No
     assert told["whole"] == scored
 
 
+def test_the_clients_own_defaults_are_taken(told: Told, scored: Any) -> None:
+    assert told["defaults"] == scored
+    assert told["versions"] == [True, True]
+    assert told["no_route"] in ("Not Found.", "no such thing")
+
+
 def test_parameters_and_the_request_id_travel(told: Told, scored: Any) -> None:
     assert told["parameters"]["id"] == "seven"
     assert told["parameters"]["answers"] != scored

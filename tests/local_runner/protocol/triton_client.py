@@ -47,6 +47,24 @@ class Calls:
         asked = self.client.infer("embed", [self.tensor("inputs", TEXTS)], outputs=[self.output("outputs")])
         return _answers(asked)
 
+    def defaults(self) -> Any:
+        """Return the answers of a call as the client makes it unless told otherwise: tensors in its binary form."""
+        tensor = self._module.InferInput("inputs", [len(TEXTS), 1], "BYTES")
+        tensor.set_data_from_numpy(np.array([[text.encode()] for text in TEXTS], dtype=np.object_))
+        return _answers(self.client.infer("embed", [tensor], model_version="1"))
+
+    def versions(self) -> Any:
+        return [self.client.is_model_ready("embed", version) for version in ("", "1")]
+
+    def no_route(self) -> Any:
+        if self.grpc:
+            return "no such thing"
+        try:
+            self.client.get_model_config("embed")
+        except InferenceServerException as error:
+            return error.message()
+        return "it was answered"
+
     def whole(self) -> Any:
         request = self.tensor("request", [json.dumps({"inputs": TEXTS})])
         asked = self.client.infer("embed", [request], outputs=[self.output("response")])
@@ -100,6 +118,18 @@ def _answers(result: Any) -> Any:
 
 if __name__ == "__main__":
     calls = Calls(*sys.argv[1:])
-    asked = ("states", "metadata", "texts", "whole", "parameters", "at_once", "another_model", "unknown_tensor")
+    asked = (
+        "states",
+        "metadata",
+        "texts",
+        "defaults",
+        "versions",
+        "no_route",
+        "whole",
+        "parameters",
+        "at_once",
+        "another_model",
+        "unknown_tensor",
+    )
     print(json.dumps({name: getattr(calls, name)() for name in asked}))
     calls.client.close()

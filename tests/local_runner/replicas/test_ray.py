@@ -14,12 +14,14 @@ import pytest
 from local_runner.__main__ import _parser
 from local_runner.errors import ReplicaLost, RunnerFailed
 from local_runner.host.host import HostState
+from local_runner.replicas.frontend import Frontend
 from local_runner.replicas.ray import bundle_actor, bundle_copy, options
 from local_runner.replicas.ray.cluster import Replicas
-from local_runner.replicas.ray.router import RayRouter
+from local_runner.replicas.ray.pool import RayPool
 from local_runner.replicas.ray.worker import FAILED, failure
 from mii_azure.errors import BundleEdited
 from scoring.errors import InternalError, NotReady, Overloaded, RequestTimeout
+from tests.waiting import until_async
 
 WHOLE = (200, {}, b'{"echo": "A"}')
 
@@ -73,17 +75,18 @@ class Handle:
         return self.given[-1]
 
 
-def front(bundle: Path, monkeypatch: pytest.MonkeyPatch, unary: Handle, streaming: Handle | None = None) -> RayRouter:
+def front(bundle: Path, monkeypatch: pytest.MonkeyPatch, unary: Handle, streaming: Handle | None = None) -> Frontend:
     """A front that is ready, with one replica behind these handles."""
-    monkeypatch.setattr("local_runner.replicas.ray.router._PAUSE_S", 0.0)
-    host = RayRouter(bundle, options.RayOptions())
-    host._unary, host._streaming, host._lost = unary, streaming or Handle(), (Gone,)
-    host._replicas = Replicas(running=1)
+    monkeypatch.setattr(RayPool, "pause_s", 0.0)
+    pool = RayPool(bundle, options.RayOptions())
+    pool._unary, pool._streaming, pool._lost = unary, streaming or Handle(), (Gone,)
+    pool._replicas = Replicas(running=1)
+    host = Frontend(bundle, pool)
     host.change(HostState.READY)
     return host
 
 
-async def read(host: RayRouter, raw: str) -> list[bytes]:
+async def read(host: Frontend, raw: str) -> list[bytes]:
     answer = await host.score(raw, {})
     return [piece async for piece in host.chunks(answer)]
 
@@ -118,8 +121,19 @@ async def test_a_replica_that_is_not_reached_does_not_count_as_ended(
 def test_a_front_without_a_replica_is_not_called_ready(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     host = front(bundle, monkeypatch, Handle())
     assert (host.condition, host.statistics()["phase"]) == (HostState.READY, "ready")
-    host._replicas = Replicas()
+    host._pool._replicas = Replicas()
     assert (host.condition, host.statistics()["phase"]) == (HostState.LOADING, "loading")
+
+
+async def test_a_replica_that_answers_runs_whatever_the_last_look_said(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = front(bundle, monkeypatch, Handle(Reply(WHOLE), Reply(WHOLE)))
+    asking = asyncio.create_task(host.score("a", {}))
+    await asyncio.sleep(0)
+    host._pool._replicas = Replicas()
+    assert (await asking).status == 200
+    assert (await host.score("a", {})).status == 200
 
 
 @pytest.mark.parametrize("code", ["not_ready", "rank_lost"])
@@ -150,8 +164,7 @@ async def test_a_timeout_and_a_client_that_leaves_cancel_the_call(
     left = Handle(Reply("hang"))
     host = front(bundle, monkeypatch, left)
     asking = asyncio.create_task(host.score("a", {}))
-    await asyncio.sleep(0.02)
-    assert host._in_flight == 1
+    await until_async(lambda: host._in_flight == 1 and left.given)
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
@@ -204,9 +217,9 @@ async def test_the_front_refuses_without_replicas_and_past_their_slots(
     host._busy = host._slots
     with pytest.raises(Overloaded):
         await host.score("a", {})
-    host._busy, host._replicas = 0, Replicas(states={"STARTING": 2})
+    host._busy, host._pool._replicas = 0, Replicas(states={"STARTING": 2})
     assert not host.ready
-    with pytest.raises(NotReady, match="No replica is running: 2 are starting"):
+    with pytest.raises(NotReady, match="No replica is ready: 2 are starting"):
         await host.score("a", {})
 
 
@@ -284,21 +297,21 @@ def test_the_desk_sums_replicas_and_forgets_no_count(bundle: Path, monkeypatch: 
     now = [100.0]
     monkeypatch.setattr("local_runner.replicas.ray.bundle_actor.time.monotonic", lambda: now[0])
     desk = bundle_actor.BundleActor(str(bundle))
-    assert desk.told() == {}
+    assert desk.total() == {}
 
     def told(tokens: int, waiting: int) -> dict[str, Any]:
         buckets = [["0.5", tokens], ["+Inf", tokens + 1]]
         return {"generated_tokens": tokens, "waiting": waiting, "stages": {"queue": {"buckets": buckets, "sum": 0.5}}}
 
-    desk.tell("a", told(1, 5))
-    desk.tell("a", told(2, 3))
-    desk.tell("b", told(10, 1))
+    desk.report("a", told(1, 5))
+    desk.report("a", told(2, 3))
+    desk.report("b", told(10, 1))
     both = {"buckets": [["0.5", 12], ["+Inf", 14]], "sum": 1.0}
-    assert desk.told() == {"generated_tokens": 12, "waiting": 4, "stages": {"queue": both}}
+    assert desk.total() == {"generated_tokens": 12, "waiting": 4, "stages": {"queue": both}}
     now[0] += 20
-    desk.tell("b", told(11, 0))
+    desk.report("b", told(11, 0))
     for _ in range(2):  # a is gone, and is not counted twice
-        assert (desk.told()["generated_tokens"], desk.told()["waiting"]) == (13, 0)
+        assert (desk.total()["generated_tokens"], desk.total()["waiting"]) == (13, 0)
 
 
 def test_a_replica_tells_its_error_through_ray_serves_status() -> None:

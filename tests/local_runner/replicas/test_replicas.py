@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,6 +27,7 @@ from local_runner.replicas.metrics import merged
 from mii_azure.errors import RunnerFailed
 from scoring.errors import LoadError
 from tests.local_runner.test_lifecycle import started
+from tests.waiting import until
 
 _PATIENCE_S = 30.0
 
@@ -62,11 +64,7 @@ def told_by(runner: Runner) -> Any:
 
 
 def wait_for(runner: Runner, fits: Any) -> Any:
-    deadline = time.monotonic() + _PATIENCE_S
-    while not fits(told := told_by(runner)):
-        assert time.monotonic() < deadline, told
-        time.sleep(0.02)
-    return told
+    return until(lambda: told if fits(told := told_by(runner)) else None, _PATIENCE_S)
 
 
 def loads(told: Any) -> list[int]:
@@ -196,8 +194,8 @@ def test_a_replica_killed_under_load_loses_nothing_and_comes_back(bundle: Path, 
             return seen
 
         clients = [pool.submit(client, number) for number in range(6)]
-        time.sleep(0.3)
-        os.kill(told_by(runner)["replica"][0]["pid"], signal.SIGKILL)
+        told = wait_for(runner, lambda told: told["replica"][0]["in_flight"] > 0)
+        os.kill(told["replica"][0]["pid"], signal.SIGKILL)
         told = wait_for(runner, lambda told: told["replica"][0]["restarts"] == 1 and told["replicas"]["ready"] == 2)
         stop.touch()
         seen = [each for future in clients for each in future.result()]
@@ -214,21 +212,28 @@ def test_what_a_killed_replica_held_is_asked_of_another_or_told(bundle: Path, tm
         gate = tmp_path / "gate"
         with held(runner, tmp_path, 1, **{"x-session-id": "s"}) as sent:
             index = loads(told_by(runner)).index(1)
-            stream = pool.submit(_stream, runner, f"a until:{gate} b", {"x-session-id": "s"})
-            told = wait_for(runner, lambda told: loads(told)[index] == 2)
-            time.sleep(0.2)  # the stream's first piece is on its way
+            begun = threading.Event()
+            stream = pool.submit(_stream, runner, f"a until:{gate} b", {"x-session-id": "s"}, begun)
+            silent = pool.submit(_stream, runner, f"until:{gate} b", {"x-session-id": "s"}, threading.Event())
+            told = wait_for(runner, lambda told: loads(told)[index] == 3)
+            assert begun.wait(_PATIENCE_S)
             os.kill(told["replica"][index]["pid"], signal.SIGKILL)
-            wait_for(runner, lambda told: loads(told)[1 - index] == 1)
+            wait_for(runner, lambda told: loads(told)[1 - index] == 2)
         assert sent[0].result()[0] == 200
         assert b'"code": "replica_lost"' in stream.result().splitlines()[-2]
         gate.touch()
+        assert silent.result().endswith(b'data: {"token": {"text": "B"}}\n\ndata: [DONE]\n\n')
 
 
-def _stream(runner: Runner, text: str, headers: dict[str, str]) -> bytes:
+def _stream(runner: Runner, text: str, headers: dict[str, str], begun: threading.Event) -> bytes:
+    """All of an answer in pieces; `begun` is set with its first."""
     connection = http.client.HTTPConnection(LOOPBACK, runner.http_port, timeout=60)
     try:
         connection.request("POST", "/score", json.dumps({"inputs": text, "stream": True}), headers)
-        return connection.getresponse().read()
+        response = connection.getresponse()
+        first = response.readline()
+        begun.set()
+        return first + response.read()
     finally:
         connection.close()
 
@@ -276,10 +281,7 @@ def test_replicas_end_with_a_front_that_is_killed(bundle: Path) -> None:
         pids = [each["pid"] for each in told_by(runner)["replica"]]
         runner.process.kill()
         runner.process.wait()
-        deadline = time.monotonic() + _PATIENCE_S
-        while any(_runs(pid) for pid in pids):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        until(lambda: not any(_runs(pid) for pid in pids), _PATIENCE_S)
 
 
 def _runs(pid: int) -> bool:

@@ -1,7 +1,6 @@
 """Every target over one bundle: the same replies, whichever way they are fetched."""
 
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from local_runner.targets.targets import TARGETS, Target, make_target
 from mii_azure.errors import BundleEdited, RunnerFailed
 from scoring.errors import LoadError
 from tests.local_runner.conftest import MAX_PAYLOAD
+from tests.waiting import until
 
 BODIES = [
     '{"inputs": "a"}',
@@ -71,10 +71,10 @@ def test_a_load_has_its_clients_in_flight_together(target: Target, tmp_path: Pat
     busy.write_text("")
 
     def open_when_all_wait() -> None:
-        deadline = time.monotonic() + 20
-        while len(busy.read_text().splitlines()) < 4 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        gate.touch()
+        try:
+            until(lambda: len(busy.read_text().splitlines()) >= 4, 20)
+        finally:
+            gate.touch()
 
     opener = threading.Thread(target=open_when_all_wait)
     opener.start()

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,6 +20,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 import mii_azure
 from local_runner.process.launch import LOOPBACK, Runner
 from local_runner.protos import scoring_pb2, scoring_pb2_grpc
+from tests.waiting import until
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 CALLER = f"00-{TRACE}-{PARENT}-01"
@@ -63,13 +63,12 @@ class Collector:
 
     def trace(self, number: str, count: int) -> list[Span]:
         """The spans of a trace, once there are that many."""
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            found = [span for span in self.spans if span["traceId"] == number]
-            if len(found) >= count:
-                return found
-            time.sleep(0.02)
-        raise AssertionError(f"{number}: {[span['name'] for span in self.spans]}")
+
+        def found() -> list[Span]:
+            return [span for span in self.spans if span["traceId"] == number]
+
+        until(lambda: len(found()) >= count)
+        return found()
 
 
 def plain(attributes: list[dict[str, Any]]) -> dict[str, Any]:

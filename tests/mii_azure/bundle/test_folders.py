@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from mii_azure.bundle import folders
 from mii_azure.bundle.manifest import find_mismatches
 from mii_azure.errors import BundleExists, NotWritten
 from mii_azure.sdk import deployment_records, deployments, processes
+from tests.waiting import until
 
 EXTENSION = {"manifest_version": 3, "name": "An extension", "version": "1.0", "background": {"scripts": ["a.js"]}}
 LOOKALIKES = [
@@ -138,11 +138,12 @@ mii_azure.generate("question-answering", sys.argv[1], "my-qa", output=sys.argv[2
 def begun(model: Path, output: Path, sign: Path, *before: str) -> subprocess.Popen[bytes]:
     """A generation that holds still with half of the bundle written."""
     child = subprocess.Popen([*before, sys.executable, "-c", STOPPED, str(model), str(output), str(sign)])
-    deadline = time.monotonic() + 120
-    while not sign.exists():
+
+    def holds() -> bool:
         assert child.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+        return sign.exists()
+
+    until(holds, 120)
     return child
 
 

@@ -12,6 +12,7 @@ from mii_azure.bundle.bundle_view import Inspected
 from mii_azure.bundle.manifest import make_manifest, walk
 from mii_azure.bundle.render import content_hash
 from mii_azure.bundle.standalone_yaml import views
+from mii_azure.checks import code
 from mii_azure.checks.azure_loaders import refused_by_azure
 from mii_azure.checks.check import RULES, check
 from mii_azure.checks.yaml_rules import _ASSET_FOLDERS
@@ -81,6 +82,7 @@ ELSEWHERE = {
     "test_an_image_that_starts_another_server_is_found": {"MII406"},
     "test_names_too_long_together_on_kubernetes": {"MII603"},
     "test_a_default_that_the_folder_does_not_create_is_found": {"MII703"},
+    "test_a_batch_image_without_azures_packages_is_found": {"MII705"},
 }
 
 
@@ -138,6 +140,24 @@ def test_a_bundle_of_a_registered_model_has_no_findings(tmp_path):
     assert not (bundle / "model.yml").exists()
     assert not (bundle / "model").exists()
     assert check(bundle) == []
+
+
+def test_the_packages_of_this_machine_are_asked_only_of_a_name_that_nothing_else_explains(bundle, monkeypatch):
+    """Each has its whole list of files read, which takes longer than all else that is checked."""
+    asked = []
+    monkeypatch.setattr(code, "packages_distributions", lambda: asked.append(1) or {"yaml": ["PyYAML"]})
+    code._installed.cache_clear()
+    try:
+        assert check(bundle) == []
+        assert asked == []
+        path = bundle / "code/score.py"
+        path.write_text(path.read_text() + "import yaml\nimport sklearn\n")
+        adopt(bundle)
+        (finding,) = check(bundle)
+        assert "imports sklearn" in finding.message  # and yaml comes from PyYAML, which the lock has
+        assert asked == [1]
+    finally:
+        code._installed.cache_clear()
 
 
 def test_edits_are_found_by_hash(bundle):

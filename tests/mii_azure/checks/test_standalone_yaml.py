@@ -79,17 +79,38 @@ def test_yaml_that_cannot_be_read_is_a_finding(tmp_path):
     assert [finding.id for finding in check(tmp_path)] == ["MII101"]
 
 
-def test_fixing_keeps_comments_and_other_values(tmp_path):
-    write(tmp_path, "managed", change(LOOSE["a request of 900 s"]))
+LAYOUT = """---
+# ours
+name:   blue   # aligned   by hand
+endpoint_name: 'my-endpoint'
+model: "azureml:my-\
+  model:1"
+code_configuration: {code: onlinescoring,scoring_script: score.py}
+environment: azureml:my-env:1
+instance_type: Standard_DS3_v2
+instance_count: 0x1
+tags:
+    a: ~
+    b:
+request_settings:
+        request_timeout_ms: 900000   # too long
+        max_concurrent_requests_per_instance:  4
+liveness_probe: {initial_delay: 300, failure_threshold: 40}
+readiness_probe: {initial_delay: 10, failure_threshold: 60}
+...
+"""
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_fixing_changes_one_value_and_not_a_byte_beside_it(end, tmp_path):
+    text = LAYOUT.replace("\n", end)
+    write(tmp_path, "managed")
     path = tmp_path / "blue.yml"
-    path.write_text("# ours\n" + path.read_text())
-    before = yaml.safe_load(path.read_text())
+    path.write_bytes(text.encode())
     fixed = fix(tmp_path)
     assert fixed.findings == []
     assert fixed.changes == ["MII207: blue.yml: request_settings.request_timeout_ms is now 180000."]
-    before["request_settings"]["request_timeout_ms"] = 180000
-    assert yaml.safe_load(path.read_text()) == before
-    assert path.read_text().startswith("# ours\n")
+    assert path.read_bytes().decode() == text.replace("900000", "180000")
 
 
 def test_the_command_says_what_applies(tmp_path):

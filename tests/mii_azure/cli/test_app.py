@@ -1,6 +1,7 @@
 """The command line as a user meets it, bad input first: a sentence, a remedy, an exit code, nothing left behind."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -138,6 +139,50 @@ def test_specs_that_are_refused(
     assert f"[{code}]" in done.err
     assert told in done.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "told"),
+    [
+        ("context-length", "129", "longer than the 128"),
+        ("context-length", "0", "context_length"),
+        ("context-length", "many", "CONTEXT_LENGTH"),
+        ("max-concurrency", "-1", "max_concurrency"),
+        ("memory-share", "0.5", "runs in batches"),
+        ("memory-share", "nan", "memory_share"),
+        ("expected-prompt-tokens", "100", "longer than the context"),
+        ("expected-new-tokens", "0", "expected_new_tokens"),
+    ],
+)
+@pytest.mark.parametrize("twin", [False, True])
+def test_memory_that_cannot_be_had_is_refused_and_nothing_is_written(
+    flag: str,
+    value: str,
+    told: str,
+    twin: bool,
+    tiny: Tiny,
+    mii: Callable[..., Done],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny("llama", "text-generation")
+    arguments = ["generate", "--task", "text-generation", "--model", model, "--name", "abc"]
+    arguments += ["--instance-type", "Standard_F8s_v2"]
+    if twin:
+        monkeypatch.setenv(f"MII_AZURE_{flag.upper().replace('-', '_')}", value)
+    done = mii(*arguments, *([] if twin else [f"--{flag}", value]))
+    assert done.code == 2
+    assert told.lower().replace("_", "-") in done.err.lower().replace("_", "-")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_says_what_longer_requests_leave(tiny: Tiny, mii: Callable[..., Done]) -> None:
+    arguments = ["plan", "--task", "text-generation", "--model", tiny("llama", "text-generation")]
+    arguments += ["--instance-type", "Standard_NC40ads_H100_v5", "--max-concurrency", "9", "--context-length", "100"]
+    done = mii(*arguments)
+    assert done.code == 0
+    assert re.search(r"100 tokens +9 *\n", done.out)
+    assert json.loads(mii(*arguments, "--json").out)["at_once"] == [[100, 9]]
 
 
 def test_a_missing_flag_is_a_usage_error(mii: Callable[..., Done]) -> None:

@@ -165,7 +165,8 @@ def test_names_as_published_are_no_reason_to_refuse(model, tmp_path):
     (model / "tokenizer_config.json").write_text(json.dumps(tokenizer))
     modules = [{"idx": 0, "path": ""}, {"idx": 1, "path": "1_Pooling"}, {"idx": 2, "path": "2_Normalize/"}]
     (model / "modules.json").write_text(json.dumps(modules))
-    generate(model, tmp_path / "b")
+    bundle = generate(model, tmp_path / "b")
+    assert json.loads((bundle / "model" / "tokenizer_config.json").read_text()) == tokenizer
 
 
 def test_a_diffusers_index_names_files_of_its_part(tiny, tmp_path):

@@ -258,6 +258,13 @@ def test_malformed_references(reference: str) -> None:
     assert "azureml:NAME:VERSION" in caught.value.hint
 
 
+MODULES = [
+    {"path": "", "type": "sentence_transformers.models.Transformer"},
+    {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    {"path": "2_Dense", "type": "sentence_transformers.models.Dense"},
+]
+
+
 def test_what_a_bundle_takes(folder: Folder) -> None:
     takes = {
         "generation_config.json": "{}",
@@ -266,8 +273,10 @@ def test_what_a_bundle_takes(folder: Folder) -> None:
         "merges.txt": "a",
         "spiece.model": "a",
         "chat_template.jinja": "x",
-        "modules.json": "[]",
+        "modules.json": MODULES,
         "1_Pooling__config.json": "{}",
+        "2_Dense__config.json": "{}",
+        "2_Dense__model.safetensors": "x",
     }
     leaves = {
         "README.md": "",
@@ -282,6 +291,8 @@ def test_what_a_bundle_takes(folder: Folder) -> None:
         "all_results.json": "{}",
         "requirements.txt": "",
         "onnx__config.json": "{}",
+        "2_Dense__pytorch_model.bin": "x",
+        "3_Other__config.json": "{}",
         "onnx__model.onnx": "",
     }
     path = folder(**takes, **leaves)

@@ -22,6 +22,7 @@ from mii_azure.model.source import resolve
 from tests.conftest import Tiny
 from tests.mii_azure.model.fake_hub import COMMIT, FakeHub
 from tests.mii_azure.model_folders import BERT, LLAMA, Folder
+from tests.sentence_folders import HIDDEN, NORMALIZE, dense, sentence_folder
 
 # The client reads its endpoint once, at import, so a process of its own asks: one JSON line in, one out.
 ASK = """
@@ -180,7 +181,7 @@ def test_a_pipeline_is_planned_by_its_headers_and_downloaded_by_its_parts(
     (path / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"x")
     local = profile(resolve(str(path)))
     planned = ask(model=repo, task="text-to-image")
-    assert planned["profile"] == local.model_dump() | {"model": repo, "revision": COMMIT, "source": "hub"}
+    assert planned["profile"] == local.model_dump(mode="json") | {"model": repo, "revision": COMMIT, "source": "hub"}
     assert 0 < hub.sent["unet/diffusion_pytorch_model.safetensors"] <= 100_001
     found = Path(ask(model=repo, download=True)["folder"])
     wanted = {file.as_posix() for file in files_to_copy(path)}
@@ -257,3 +258,18 @@ def test_the_token_goes_to_the_hub_and_nowhere_else(
     hub.repos[repo] = folder()
     assert "hf_secret" not in json.dumps(ask(model=repo))
     assert "Bearer hf_secret" in hub.tokens
+
+
+def test_a_sentence_transformers_layout_is_planned_and_downloaded_whole(
+    hub: FakeHub, ask: Ask, repo: str, tiny: Tiny, tmp_path: Path
+) -> None:
+    task = "sentence-embeddings"
+    layers = [dense(HIDDEN, 24), NORMALIZE]
+    path = sentence_folder(tiny("bert", task), tmp_path / "m", "cls", layers, path="0_Transformer", max_seq_length=40)
+    hub.repos[repo] = path
+    planned = ask(model=repo, task=task)
+    assert (planned["context_length"], planned["task_options"]) == (40, {})
+    assert planned["profile"]["pooling"] == "cls, then Dense 32 to 24 (Tanh), then Normalize"
+    assert planned["profile"]["parameters"] == profile(resolve(str(path))).parameters
+    found = Path(ask(model=repo, download=True)["folder"])
+    assert files_to_copy(found) == files_to_copy(path)

@@ -81,7 +81,10 @@ def test_infinity_is_taken_where_it_is_no_fact(folder: Folder) -> None:
     ids=range(10),
 )
 def test_json_that_is_none_names_its_file(folder: Folder, name: str, text: str, why: str) -> None:
-    path = folder(BERT | {"architectures": ["BertModel"]}, weights=name != INDEX, **{name: text})
+    listed = [{"path": "", "type": "sentence_transformers.models.Transformer"}]
+    listed.append({"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"})
+    files = ({"modules.json": listed} if "Pooling" in name else {}) | {name: text}
+    path = folder(BERT | {"architectures": ["BertModel"]}, weights=name != INDEX, **files)
     with pytest.raises(ModelError, match=why) as caught:
         planned(path, "sentence-embeddings")
     assert Path(name.replace("__", "/")).name in caught.value.message and caught.value.hint

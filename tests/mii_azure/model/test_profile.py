@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from mii_azure.errors import ConfigMissing, TaskUnsupported, UnknownTask
+from mii_azure.errors import TaskUnsupported, UnknownTask
 from mii_azure.model.families import all_families, all_tasks, find_task
 from mii_azure.model.profile import profile, supported_tasks, task_check, task_options
 from mii_azure.model.resolved import Model
@@ -18,6 +18,7 @@ from tests.conftest import Packaged, Tiny
 from tests.mii_azure.model_folders import BERT, LLAMA, Folder
 from tests.tiny_models import FAMILIES, auto_class
 
+EMBED = {"feature-extraction", "sentence-embeddings"}
 FIRST_TASK = [(name, family.tasks[0]) for name, family in FAMILIES.items()]
 _AUTO = {
     "encoder": "AutoModelForMaskedLM",
@@ -118,14 +119,6 @@ def test_an_unknown_family_is_read_under_the_usual_names() -> None:
     assert (decoder.kind, decoder.kv_bytes_per_token) == ("decoder", 2 * 2 * 2 * 4 * 4)
 
 
-@pytest.mark.parametrize("missing", ["num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size"])
-def test_a_config_without_a_fact_says_which(missing: str) -> None:
-    config = {key: value for key, value in BERT.items() if key != missing}
-    with pytest.raises(ConfigMissing) as caught:
-        profile(described(config))
-    assert missing.removeprefix("num_").split("_")[-1] in caught.value.message
-
-
 @pytest.mark.parametrize(("limit", "expected"), [(32, 32), (10**30, 64), (512, 64), ("x", 64), (None, 64)])
 def test_the_tokenizer_may_shorten_the_context(limit: object, expected: int) -> None:
     model = described(BERT, **{"tokenizer_config.json": {"model_max_length": limit}})
@@ -135,13 +128,13 @@ def test_the_tokenizer_may_shorten_the_context(limit: object, expected: int) -> 
 @pytest.mark.parametrize(
     ("architecture", "kind", "tasks"),
     [
-        ("BertForQuestionAnswering", "bert", {"question-answering", "feature-extraction", "sentence-embeddings"}),
-        ("BertForPreTraining", "bert", {"fill-mask", "feature-extraction", "sentence-embeddings"}),
-        ("ElectraForPreTraining", "electra", {"feature-extraction", "sentence-embeddings"}),
-        ("BertModel", "bert", {"feature-extraction", "sentence-embeddings"}),
-        ("GPT2LMHeadModel", "gpt2", {"text-generation", "conversational"}),
-        ("GPT2Model", "gpt2", set()),
-        ("LlamaForSequenceClassification", "llama", {"text-classification"}),
+        ("BertForQuestionAnswering", "bert", {"question-answering", *EMBED}),
+        ("BertForPreTraining", "bert", {"fill-mask", *EMBED}),
+        ("ElectraForPreTraining", "electra", EMBED),
+        ("BertModel", "bert", EMBED),
+        ("GPT2LMHeadModel", "gpt2", {"text-generation", "conversational", *EMBED}),
+        ("GPT2Model", "gpt2", EMBED),
+        ("LlamaForSequenceClassification", "llama", {"text-classification", *EMBED}),
         ("MarianMTModel", "marian", {"translation"}),
         ("T5ForConditionalGeneration", "t5", {"summarization", "translation"}),
         ("T5WithLMHeadModel", "t5", {"summarization", "translation"}),
@@ -185,52 +178,12 @@ def test_conversation_needs_a_chat_template(folder: Folder) -> None:
         assert task_options(resolve(str(folder(LLAMA, name=name, **files))), find_task("conversational")) == {}
 
 
-MODULES = [
-    {"idx": 0, "path": "", "type": "sentence_transformers.models.Transformer"},
-    {"idx": 1, "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
-]
-NORMALIZE = {"idx": 2, "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"}
-
-
-@pytest.mark.parametrize(
-    ("modules", "pooling", "expected"),
-    [
-        (MODULES, {"pooling_mode_cls_token": True}, {"pooling": "cls", "normalize": False}),
-        ([*MODULES, NORMALIZE], {"pooling_mode_mean_tokens": True}, {"pooling": "mean", "normalize": True}),
-        (
-            MODULES,
-            {"pooling_mode_max_tokens": True, "word_embedding_dimension": 8},
-            {"pooling": "max", "normalize": False},
-        ),
-        (MODULES, {"pooling_mode": "cls"}, {"pooling": "cls", "normalize": False}),
-    ],
-)
-def test_pooling_is_what_sentence_transformers_wrote(
-    folder: Folder, modules: object, pooling: object, expected: object
-) -> None:
-    path = folder(**{"modules.json": modules, "1_Pooling__config.json": pooling})
-    assert task_options(resolve(str(path)), find_task("sentence-embeddings")) == expected
-
-
-@pytest.mark.parametrize(
-    ("modules", "pooling"),
-    [
-        (MODULES, {"pooling_mode_lasttoken": True}),
-        (MODULES, {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}),
-        (MODULES, {"pooling_mode": "lasttoken"}),
-        ([*MODULES, {"type": "sentence_transformers.models.Dense"}], {"pooling_mode_mean_tokens": True}),
-    ],
-)
-def test_pooling_that_is_not_served_is_refused(folder: Folder, modules: object, pooling: object) -> None:
-    path = folder(**{"modules.json": modules, "1_Pooling__config.json": pooling})
-    with pytest.raises(TaskUnsupported):
-        task_options(resolve(str(path)), find_task("sentence-embeddings"))
-
-
 def test_embeddings_without_sentence_transformers_files(folder: Folder) -> None:
     model = resolve(str(folder()))
     assert task_options(model, find_task("sentence-embeddings")) == {"pooling": "mean", "normalize": True}
     assert task_options(model, find_task("feature-extraction")) == {"pooling": "none", "normalize": False}
+    decoder = resolve(str(folder(LLAMA, name="decoder")))
+    assert task_options(decoder, find_task("sentence-embeddings")) == {"pooling": "lasttoken", "normalize": True}
 
 
 def test_the_table_of_tasks_is_the_scoring_packages() -> None:

@@ -96,6 +96,8 @@ def test_a_hub_model_needs_a_commit(revision):
 
 def test_a_hub_model_at_a_commit_is_allowed():
     check_remote_code(described(), COMMIT, trust=True)
+    with pytest.raises(RemoteCodeRefused):
+        check_remote_code(described(), COMMIT, trust=False)
 
 
 @pytest.mark.parametrize("value", ["other/repo--ours.Ours", [None, "other/repo--ours.Ours"]])
@@ -171,6 +173,9 @@ def test_code_that_only_the_tokenizer_names_is_code(model):
     from mii_azure.model.source import resolve
 
     check_remote_code(resolve(str(model)), None, trust=True)
+    (model / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(RemoteCodeRefused, match="no code of its own"):
+        check_remote_code(resolve(str(model)), None, trust=True)
 
 
 def test_a_hub_models_tokenizer_is_looked_at_before_anything_is_downloaded():

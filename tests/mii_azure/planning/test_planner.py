@@ -17,7 +17,7 @@ from mii_azure.model.families import all_families, family_named
 from mii_azure.model.profile import Profile
 from mii_azure.model.safetensors import DTYPE_BYTES
 from mii_azure.planning import latency, memory
-from mii_azure.planning.memory import Work
+from mii_azure.planning.budget import Work, device_of
 from mii_azure.planning.plan import Plan
 from mii_azure.planning.planner import make_plan, plan
 from mii_azure.platform import limits
@@ -78,7 +78,7 @@ def judge(made: Plan) -> None:
     assert (made.device, made.image) == (("cuda", "cuda13") if sku.gpu else ("cpu", "cpu"))
     assert made.fits == (made.tensor_parallel == 1 or made.takes("tensor_slicing"))
     assert 0 < made.context_length <= made.profile.context_length
-    assert made.context_length <= made.max_batch_tokens
+    assert made.context_length <= max(made.max_batch_tokens, made.kv_cache_tokens)
     assert made.request_timeout_ms <= limits.MAX_REQUEST_TIMEOUT_MS
     assert made.liveness.success_threshold == made.readiness.success_threshold == 1
     assert made.queue_size >= made.max_concurrent_requests
@@ -184,8 +184,10 @@ def test_a_plan_is_the_same_each_time(tiny: Tiny) -> None:
 def test_an_untested_family_is_said_to_be_so(folder: Folder) -> None:
     from tests.mii_azure.model_folders import BERT
 
-    made = plan("fill-mask", str(folder(BERT | {"model_type": "new", "architectures": ["NewForMaskedLM"]})))
-    assert next(decision for decision in made.decisions if decision.what == "family").value == "new"
+    made = plan(
+        "fill-mask", str(folder(BERT | {"model_type": "nystromformer", "architectures": ["NystromformerForMaskedLM"]}))
+    )
+    assert next(decision for decision in made.decisions if decision.what == "family").value == "nystromformer"
 
 
 # --- precision
@@ -254,7 +256,7 @@ def test_nothing_smaller_would_have_held_it(family: str, parameters: int) -> Non
         same_kind = (sku.gpu is None) == (chosen.sku.gpu is None)
         allowed = sku.whole_gpus if sku.gpu else sku.cores >= limits.MIN_CPU_CORES
         if same_kind and allowed and memory.usable(sku) and size(sku) < size(chosen.sku):
-            headroom = limits.HEADROOM[memory.device_of(sku)]
+            headroom = limits.HEADROOM[device_of(sku)]
             assert memory.fit(work, sku, headroom=headroom).problem
 
 

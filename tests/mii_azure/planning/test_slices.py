@@ -40,13 +40,14 @@ def test_a_degree_that_is_asked_for_is_taken_where_the_model_would_fit_one_gpu()
     assert made.memory.weights == pytest.approx(tables + (2 * made.profile.parameters - tables) / 2, rel=0.001)
 
 
-def test_slots_over_slices_take_a_share_of_their_memory_on_each_gpu():
+def test_a_cache_over_slices_takes_a_share_of_its_memory_on_each_gpu():
     one, two = (plan(TASK, "facebook/opt-1.3b", TWO_H100, tensor_parallel=degree) for degree in (0, 2))
     profile = one.profile
-    each = profile.context_length * profile.kv_bytes_per_token * 2 // DTYPE_BYTES[profile.dtype]
-    assert one.memory.kv_cache == one.slots * each
-    assert two.slots >= one.slots
-    assert two.memory.kv_cache == two.slots * each // 2
+    each = profile.kv_bytes_per_token * 2 // DTYPE_BYTES[profile.dtype]
+    assert one.memory.kv_cache == one.kv_cache_tokens * each
+    assert two.kv_cache_tokens > 1.9 * one.kv_cache_tokens
+    assert two.memory.kv_cache == two.kv_cache_tokens * each // 2
+    assert "on each of 2 GPUs" in next(each for each in two.decisions if each.what == "KV cache").value
     assert _pass(two, "static_decode").value == "yes"
 
 
@@ -54,7 +55,7 @@ def test_families_that_only_deepspeed_slices_have_no_slots():
     facts = plan(TASK, OPT_66B).profile.model_copy(update={"family": "mixtral"})
     made = make_plan(make_spec(task=TASK, model="x", name="big"), facts, {})
     assert (made.tensor_parallel, made.slots) == (2, 0)
-    assert "ixtral is none of" in _pass(made, "static_decode").reason
+    assert "mixtral has no other" in _pass(made, "static_decode").reason
 
 
 @pytest.mark.parametrize(("degree", "instance_type"), [(3, None), (2, ONE_H100), (16, TWO_H100)])

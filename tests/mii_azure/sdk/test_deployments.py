@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import os
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 import mii_azure
 from mii_azure.errors import RunnerFailed, SpecError, TaskUnsupported, UnknownDeployment
 from scoring.errors import InvalidParameter
+from tests.waiting import until
 
 Tiny = Callable[[str, str], Path]
 QUESTION = {"inputs": {"question": "Who?", "context": "It was Ann."}}
@@ -64,11 +64,8 @@ def test_deploy_query_terminate(deployed: str, home: Path, tiny: Tiny) -> None:
 
 def test_a_deployment_that_died_is_unknown(deployed: str) -> None:
     os.kill(mii_azure.sdk.deployments.find(deployed).pid, 9)
-    deadline = time.monotonic() + 10
     with pytest.raises(UnknownDeployment):
-        while time.monotonic() < deadline:
-            mii_azure.sdk.deployments.find(deployed)
-            time.sleep(0.05)
+        until(lambda: not mii_azure.sdk.deployments.find(deployed))
 
 
 def test_azure_without_a_workspace_is_refused_naming_what_is_missing(

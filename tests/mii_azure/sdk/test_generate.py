@@ -162,3 +162,21 @@ def test_languages_are_flags_with_environment_twins(tiny, tmp_path) -> None:
     assert done.exit_code == 0, done.output
     deployment = json.loads((tmp_path / "bundle" / "code" / "deployment.json").read_text(encoding="utf-8"))
     assert deployment["task_options"] == {"src_lang": "en", "tgt_lang": "fr"}
+
+
+def test_the_scoring_script_reads_what_was_asked_of_memory(tiny, tmp_path) -> None:
+    from scoring.config import Deployment
+
+    asked = {"context_length": 64, "max_concurrency": 3}
+    for name, sku, more in (("cpu", "Standard_F8s_v2", {}), ("gpu", "Standard_NC40ads_H100_v5", {"memory_share": 0.5})):
+        model = str(tiny("llama", "text-generation"))
+        folder = mii_azure.generate(
+            "text-generation", model, name, output=tmp_path / name, instance_type=sku, **asked, **more
+        )
+        told = Deployment.read(folder / "code" / "deployment.json").limits
+        assert told.context_length == 64
+        assert (told.slots if more else told.max_batch_size) == 3
+        assert bool(told.kv_cache_tokens) == bool(more)
+        assert told.memory_share == more.get("memory_share", 0.0)
+        assert "max_concurrent_requests_per_instance: 3\n" in (folder / "deployment.yml").read_text(encoding="utf-8")
+        assert ("| 64 tokens | 3 |" in (folder / "plan.md").read_text(encoding="utf-8")) == bool(more)

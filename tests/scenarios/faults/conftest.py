@@ -5,8 +5,7 @@ import re
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ import httpx
 
 from local_runner.process import ready_file
 from tests.local_runner.conftest import azmlinfsrv, bundle, make_bundle, own_bundle, runner
+from tests.waiting import until
 
-__all__ = ["azmlinfsrv", "bundle", "make_bundle", "own_bundle", "runner"]
+__all__ = ["azmlinfsrv", "bundle", "make_bundle", "own_bundle", "runner", "until"]
 
 HOST = "127.0.0.1"
 
@@ -62,15 +62,6 @@ def served(
     finally:
         started.process.kill()
         started.process.wait()
-
-
-def until(found: Callable[[], Any], seconds: float = 20) -> Any:
-    """What `found` gives once it gives something; fails when it does not in time."""
-    deadline = time.monotonic() + seconds
-    while not (value := found()):
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.01)
-    return value
 
 
 def lines(path: Path) -> int:

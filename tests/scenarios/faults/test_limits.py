@@ -22,6 +22,7 @@ from local_runner.protos import scoring_pb2, scoring_pb2_grpc
 from tests.scenarios.faults.conftest import connect, until
 from tests.scenarios.faults.test_connections import Talker, heard
 from tests.scenarios.fuzz.apps import ServiceScript, serving
+from tests.waiting import until_async
 
 GET = b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n"
 POST = b"POST /score HTTP/1.1\r\nhost: a\r\n"
@@ -189,8 +190,7 @@ async def test_a_grpc_stream_that_is_not_read_is_let_go(bundle: Path, monkeypatc
         call = stub.ScoreStream(scoring_pb2.ScoreRequest(json='{"stream": true}'))
         await call.read()
         async with asyncio.timeout(20):
-            while not talker.closed:
-                await asyncio.sleep(0.05)
+            await until_async(lambda: talker.closed)
             with pytest.raises(grpc.aio.AioRpcError) as raised:  # and whoever reads on is told
                 while await call.read() is not grpc.aio.EOF:
                     pass

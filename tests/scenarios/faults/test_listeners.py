@@ -73,7 +73,7 @@ def _readable(address: str) -> str:
     return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
 
 
-def test_nothing_listens_outside_loopback_and_the_ranks_meet_in_private(
+def test_nothing_listens_outside_loopback_and_the_ranks_meet_in_private_and_end_after_rank_0(
     server: tuple[Served, list[Seen]], place: Path
 ) -> None:
     started, processes = server
@@ -83,6 +83,18 @@ def test_nothing_listens_outside_loopback_and_the_ranks_meet_in_private(
     assert {address for address, _ in found} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
     for folder in place.iterdir():
         assert not stat.S_IMODE(folder.stat().st_mode) & 0o077, folder
+    ctrl_c_is_not_for_the_ranks(started, processes[1:])
+    assert not list(place.glob("mii-azure-ranks-*"))
+
+
+def ctrl_c_is_not_for_the_ranks(started: Served, others: list[Seen]) -> None:
+    """It goes to all that are in front in the terminal; a rank that ended there would end what is in flight."""
+    ranks = [pid for pid, _ in others if "scoring.tensor_parallel.worker" in command(pid)]
+    assert ranks
+    assert os.getpgid(started.process.pid) not in {os.getpgid(pid) for pid in ranks}
+    started.process.terminate()
+    assert started.process.wait(60) == 0
+    until(lambda: not any(map(alive, others)))
 
 
 def test_ranks_end_with_a_killed_rank_0_and_take_their_folder_along(
@@ -93,18 +105,6 @@ def test_ranks_end_with_a_killed_rank_0_and_take_their_folder_along(
     started.process.kill()
     started.process.wait()
     until(lambda: not any(map(alive, processes)))
-    assert not list(place.glob("mii-azure-ranks-*"))
-
-
-def test_a_ctrl_c_is_not_for_the_ranks(server: tuple[Served, list[Seen]], place: Path) -> None:
-    """It goes to all that are in front in the terminal; a rank that ended there would end what is in flight."""
-    started, (front, *others) = server
-    assert all(
-        os.getpgid(pid) != os.getpgid(front[0]) for pid, _ in others if "scoring.tensor_parallel.worker" in command(pid)
-    )
-    started.process.terminate()
-    assert started.process.wait(60) == 0
-    until(lambda: not any(map(alive, others)))
     assert not list(place.glob("mii-azure-ranks-*"))
 
 

@@ -123,7 +123,7 @@ def test_only_what_people_read_asks_for_the_time_of_day(package: Any) -> None:
     assert found <= _TIME_OF_DAY
 
 
-def test_a_certificate_that_expires_while_the_runner_runs_is_told_by_the_client(bundle: Path, tmp_path: Path) -> None:
+def test_a_certificate_that_expires_meanwhile_is_told_by_the_client(bundle: Path, tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     with ExitStack() as stack:
         runner, expires = _with_a_short_certificate(bundle, authority, stack)

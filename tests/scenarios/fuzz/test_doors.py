@@ -1,7 +1,6 @@
 """What strangers send: without a key, ahead of answers, without an end, by drops; the server's memory is bounded."""
 
 import random
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,6 +21,7 @@ from tests.local_runner.conftest import bundle
 from tests.scenarios.faults.conftest import connect, resident
 from tests.scenarios.faults.test_limits import GET, LONG, POST, flood, heard_until_reset
 from tests.scenarios.fuzz.conftest import Tally, sizes
+from tests.waiting import until
 
 __all__ = ["bundle"]
 
@@ -142,10 +142,7 @@ def test_watches_without_a_key(guarded: Runner, tally: Tally, count: int) -> Non
     with grpc.insecure_channel(f"{LOOPBACK}:{guarded.grpc_port}") as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         watches = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(count)]
-        deadline = time.monotonic() + 60
-        while sum(watch.done() for watch in watches) < count - services.MOST_WATCHES:
-            assert time.monotonic() < deadline, "more of them are held"
-            time.sleep(_LOOK_S)
+        until(lambda: sum(watch.done() for watch in watches) >= count - services.MOST_WATCHES)
         assert stub.Check(health_pb2.HealthCheckRequest(), timeout=20).status == 1
         held(guarded, before)
         for watch in watches:

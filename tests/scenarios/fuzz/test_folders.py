@@ -84,7 +84,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     save_file(tensors(), decoder / shard)
     write(decoder, **{"model.safetensors.index.json": {"metadata": {}, "weight_map": dict.fromkeys(tensors(), shard)}})
     modules = [
-        {"idx": n, "type": f"sentence_transformers.models.{kind}"} for n, kind in enumerate(("Transformer", "Pooling"))
+        {"idx": n, "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for n, (path, kind) in enumerate((("", "Transformer"), ("1_Pooling", "Pooling")))
     ]
     encoder = write(
         base / "encoder",

@@ -58,7 +58,7 @@ def send(service: Service, raw: str) -> None:
     assert errors or events[-1] == "[DONE]", raw
 
 
-def check(tally: Tally, tiny: Tiny, task: str, count: int, log: list[Any]) -> None:
+def survives(tally: Tally, tiny: Tiny, task: str, count: int, log: list[Any]) -> None:
     served = Served(tiny(FAMILIES[task], task), task)
     sample = served.service.task.schema.sample
     before = served(sample)
@@ -72,11 +72,11 @@ def check(tally: Tally, tiny: Tiny, task: str, count: int, log: list[Any]) -> No
 
 @pytest.mark.parametrize("task", EVERY_DAY)
 def test_bodies(task: str, tally: Tally, tiny: Tiny, log: list[Any]) -> None:
-    check(tally, tiny, task, 40, log)
+    survives(tally, tiny, task, 40, log)
 
 
 @pytest.mark.fuzz
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("task", FAMILIES)
 def test_many_bodies(task: str, tally: Tally, tiny: Tiny, log: list[Any]) -> None:
-    check(tally, tiny, task, 400, log)
+    survives(tally, tiny, task, 400, log)

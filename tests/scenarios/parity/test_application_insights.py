@@ -3,7 +3,6 @@
 import gzip
 import json
 import threading
-import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,6 +12,7 @@ import httpx
 
 import mii_azure
 from local_runner.process.launch import LOOPBACK, Azmlinfsrv
+from tests.waiting import until
 
 KEY = "00000000-0000-4000-8000-000000000000"
 TEXT = "a text that is no log line"
@@ -50,10 +50,7 @@ class Insights:
         return [item["data"]["baseData"] for item in list(self.items) if item["data"]["baseType"] == kind]
 
     def wait(self, kind: str, found: Callable[[dict[str, Any]], bool]) -> None:
-        deadline = time.monotonic() + 90
-        while not any(found(each) for each in self.of(kind)):
-            assert time.monotonic() < deadline, self.items
-            time.sleep(0.1)
+        until(lambda: any(found(each) for each in self.of(kind)), 90)
 
 
 class Watched(Azmlinfsrv):

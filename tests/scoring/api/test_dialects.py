@@ -178,7 +178,10 @@ def test_tags_are_one_per_word(tiny: Tiny, serve: Serve) -> None:
         ({"input_data": ["a"], "inputs": "b"}, "inputs"),
         ({"inputs": "a", "options": {"use_gpu": True, "x": 1}}, "options"),
         ({"inputs": "a", "stream": "yes"}, "stream"),
-        ({"inputs": "a", "parameters": {"stream": True}}, "parameters"),
+        ({"inputs": "a", "parameters": {"stream": True}}, "parameters.stream"),
+        ({"inputs": "a", "parameters": {"top_k": 1}, "params": {"top_k": 2}}, "params"),
+        ({"inputs": {"input_string": ["a"], "parameters": {"top_k": 1}, "params": {}}}, "params"),
+        ({"inputs": "a", "options": {"usage": "yes"}}, "options.usage"),
         ({"inputs": [PARIS[0]]}, "inputs[0]"),
     ],
 )

@@ -19,8 +19,9 @@ from scoring.generation.detokenizer import Detokenizer, Stops, stop_at
 from tests import tiny_tokenizers
 from tests.conftest import Tiny
 from tests.scoring.conftest import Serve, Served
-from tests.scoring.generating import PROMPTS, until
+from tests.scoring.generating import PROMPTS
 from tests.tiny_models import CONTEXT, FAMILIES, tasks_of
+from tests.waiting import until
 
 GENERATIVE = [(f, t) for f, t in tasks_of("decoder") + tasks_of("encoder-decoder")]
 MESSAGES = [{"role": "user", "content": "Hello there"}]
@@ -293,6 +294,26 @@ def test_long_sequences_are_decoded_by_their_last_tokens(monkeypatch: pytest.Mon
     tokens = made("The house is wonderful, the garden is small 😀. " * 40)["input_ids"]
     assert "".join(detokenizer.push(token) for token in tokens) == decode(tokens)
     assert longest < 60 < len(tokens)
+
+
+@pytest.mark.parametrize("name", ["byte-level", "byte-fallback", "gemma", "bloom", "unigram", "word pieces"])
+def test_a_token_whose_text_is_known_is_not_decoded_again(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = tokenizer(name, False)
+    tokens = made("the house is in the garden and the garden is by the house " * 8)["input_ids"]
+    "".join(map(Detokenizer(made).push, tokens))  # texts of its tokens are known now
+    detokenizer, calls = Detokenizer(made), 0
+    decode = detokenizer._decode
+
+    def counted(window: list[int]) -> str:
+        nonlocal calls
+        calls += 1
+        return decode(window)
+
+    monkeypatch.setattr(detokenizer, "_decode", counted)
+    shown = "".join(map(detokenizer.push, tokens))
+    assert made.decode(tokens, skip_special_tokens=True).startswith(shown)
+    assert shown
+    assert calls <= 3 + len(tokens) // 8
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)

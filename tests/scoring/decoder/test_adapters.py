@@ -157,6 +157,6 @@ def test_what_is_not_covered_is_named(tmp_path: Path) -> None:
     assert unsupported(model.config) == ""
     model.config.do_layer_norm_before = False
     with pytest.raises(LoadError, match="norms after the blocks"):
-        Decoder(model, slots=1, max_length=16)
+        Decoder(model, slots=1, max_length=16, tier="fused")
     model.config.model_type = "codegen"
     assert "codegen is none of bloom" in unsupported(model.config)

@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 pytest.importorskip("triton", reason="triton is not installed")
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA device", allow_module_level=True)
 
 from scoring.decoder.adapters.families import FAMILIES
+from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.decoder import Decoder
 from scoring.decoder.kv_cache import SamplingParams
 from tests.scoring.decoder.test_adapters import NEW, PROMPTS, generated, greedy, prompt, tiny
@@ -71,3 +73,45 @@ def test_prompts_of_more_slots_and_tokens_than_a_piece_holds(tmp_path: Path) -> 
         results.append((logits.cpu(), decoder.sample(range(80)).tokens(), decoder.state.lengths.tolist()))
     assert (results[0][0] - results[1][0]).abs().max() <= 1e-4
     assert results[0][1:] == results[1][1:]
+
+
+def test_blocks_anywhere_shared_and_grown_give_the_cpus_tokens() -> None:
+    """Two sequences share a prefix of 150 tokens, diverge, cross blocks; one is left, taken up again, another joins."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        hidden_size=64, intermediate_size=96, num_hidden_layers=2, vocab_size=199, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=2048,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).eval()
+    common = prompt(model, 150)
+    told = []
+    for device in ("cpu", "cuda"):
+        decoder = Decoder(model.to(device), slots=6, max_length=1024, tokens=20 * BLOCK)
+        assert not decoder.state.in_place
+        found: list[Any] = [decoder.open(4, None, [*common, 7, 8], "salt")]
+        decoder.prefill(4, [*common, 7, 8])
+        found.append(decoder.open(1, None, [*common, 9], "salt"))
+        decoder.prefill(1, [9])
+        pending = [decoder.sample([4, 1])] + [decoder.step([4, 1]) for _ in range(70)]
+        tokens = [each.tokens() for each in pending]
+        one = [*common, 7, 8, *(row[0] for row in tokens)]
+        decoder.release(4, one)
+        decoder.open(0)
+        decoder.prefill(0, prompt(model, 200, 3))
+        found.append(decoder.open(2, None, one, "salt"))
+        decoder.prefill(2, one[found[-1] :])
+        pending = [decoder.sample([0, 2])] + [decoder.step([2, 0, 1]) for _ in range(70)]
+        told.append([*found, tokens, [each.tokens() for each in pending]])
+    assert told[0] == told[1]
+
+
+def test_the_cache_of_a_long_context_takes_its_share_of_the_memory(tmp_path: Path) -> None:
+    model = tiny("llama", tmp_path).cuda()
+    model.config.max_position_embeddings = 131_072
+    decoder = Decoder(model, slots=256, max_length=131_072, share=0.2)
+    free, total = torch.cuda.mem_get_info()
+    assert decoder.state.bytes() <= 0.2 * total
+    assert total - free <= 0.2 * total + (2 << 30)
+    decoder.open(255)
+    decoder.prefill(255, prompt(model, 3000))
+    assert len(decoder.sample([255]).tokens()) == len(decoder.step([255]).tokens()) == 1

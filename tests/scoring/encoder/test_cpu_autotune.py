@@ -19,6 +19,12 @@ OTHERS = {
     "mpnet": ("MPNetForSequenceClassification", SIZES | {"pad_token_id": 1}),
     "deberta-v2": ("DebertaV2ForTokenClassification", SIZES),
 }
+_HEADS = {"num_key_value_heads": 2, "head_dim": 16}
+#: Decoders that embed, causal and bidirectional.
+DECODERS = {
+    "qwen3 embeddings": ("Qwen3Model", SIZES | _HEADS),
+    "gemma embeddings": ("Gemma3TextModel", SIZES | _HEADS | {"use_bidirectional_attention": True}),
+}
 #: Largest relative error of the tiny models, whose initial weights are larger than a trained model's.
 ALLOWED = {"float32": 1e-5, "bfloat16": 2e-2, "int8": 5e-2}
 
@@ -31,9 +37,9 @@ def no_waiting_for_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
-@pytest.mark.parametrize("name", [*COVERED, *OTHERS])
+@pytest.mark.parametrize("name", [*COVERED, *OTHERS, *DECODERS])
 def test_answers_as_plain_transformers(name: str, precision: str) -> None:
-    architecture, config = (COVERED | OTHERS)[name]
+    architecture, config = (COVERED | OTHERS | DECODERS)[name]
     model = make(architecture, config | {"initializer_range": 0.1})  # weights as wide as the rounding of trained ones
     told = reference(model)
     way = cpu_autotune.prepare(model, precision)

@@ -136,6 +136,24 @@ def test_tokens_answer_in_company_as_alone(family: str, task: str, kind: Callabl
     assert_alone(served, folder, task)
 
 
+def test_attention_that_changes_with_the_length_is_that_of_the_text_alone(tiny: Tiny, tmp_path: Path) -> None:
+    """BigBird's: transformers leaves a model's attention as its first short batch set it, for all that come after."""
+    sizes = SMALL | {"block_size": 4, "num_random_blocks": 1}  # full attention up to 28 tokens
+    folder = random_folder("big_bird", tiny("bert", CLASSIFY), CLASSIFY, tmp_path / "model", **sizes)
+    texts = [
+        "It rained. " * 12,
+        "Rain.",
+        "The old bridge was closed until noon. " * 4,
+        "It rained. " * 9,
+        "Rain. " * 20,
+    ]
+    wanted = [oracle(folder, CLASSIFY)(text, top_k=None) for text in texts]  # a fresh model for each
+    served = Served(folder, CLASSIFY)
+    assert_agree(served.ok(texts, top_k=None), wanted)
+    assert_agree([served.ok(text, top_k=None) for text in texts], wanted)
+    served.service.drain(5)
+
+
 def test_what_moves_is_batched_by_equal_lengths(
     kind: Callable[..., Path], serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:

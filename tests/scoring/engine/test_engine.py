@@ -21,7 +21,7 @@ from scoring.tasks.base import Task
 from scoring.telemetry.statistics import Statistics
 from tests.conftest import Tiny
 from tests.scoring.conftest import Serve, Served
-from tests.scoring.generating import until
+from tests.waiting import until
 
 TASK = "text-classification"
 

@@ -16,9 +16,10 @@ import mii_azure
 from local_runner.errors import RunnerFailed
 from local_runner.host.callers import told_apart
 from scoring.config import Limits
+from scoring.decoder.block_pool import BlockPool
 from scoring.decoder.decoder import Decoder
+from scoring.decoder.prefix_cache import PrefixCache, common_prefix
 from scoring.engine.row import Row
-from scoring.generation.prefix_cache import PrefixCache, common_prefix
 from scoring.generation.scheduler import Scheduler
 from tests.conftest import Tiny
 from tests.scenarios.fuzz.apps import serving
@@ -73,6 +74,11 @@ class Prefilled:
     def take(self) -> int:
         tokens, self.tokens = self.tokens, 0
         return tokens
+
+
+def cut(text: str, served: Served, tokens: int) -> str:
+    """The beginning of a text that has so many tokens, or a few less."""
+    return next(text[:end] for end in range(len(text), 0, -1) if length(served, text[:end]) <= tokens)
 
 
 def length(served: Served, text: str) -> int:
@@ -146,19 +152,20 @@ def test_rows_that_begin_alike_compute_the_beginning_once(
 def test_what_is_kept_is_bounded_by_the_capacity(tiny: Tiny) -> None:
     served = slotted(tiny, max_batch_tokens=120)
     slots: Any = served.service.task.slots(served.service.deployment.limits)
+    pool = slots.decoder.tables.pool
     for number in range(6):
         told(served, f"{number} {LONG}", max_new_tokens=4)
-        assert sum(slots._cached.values()) <= 120
-    assert slots._cached
-    assert sorted([*slots._cached, *slots._free_slots]) == list(range(4))
+        assert pool.used == 0
+        assert 0 < pool.idle <= 2  # blocks of 64 tokens
+    assert sorted(slots._free_slots) == list(range(4))
     assert served.service.drain(20)
 
 
-def test_a_decoder_that_another_has_used_holds_nothing(gpt2: Served) -> None:
+def test_a_decoder_that_another_has_used_holds_what_it_says(gpt2: Served) -> None:
     first, _ = told(gpt2, LONG, max_new_tokens=4)
-    [row] = encoded(gpt2, LONG[::-1], max_new_tokens=4)
-    gpt2.service.task.forward([row])  # on the same slots
+    gpt2.service.task.forward([encoded(gpt2, LONG[::-1], max_new_tokens=4)[0] for _ in range(4)])  # on the same slots
     assert told(gpt2, LONG, max_new_tokens=4) == (first, 0)
+    assert told(gpt2, LONG[::-1], max_new_tokens=4)[1] == length(gpt2, LONG[::-1]) - 1
 
 
 def encoded(served: Served, text: str, **parameters: Any) -> list[Row]:
@@ -173,11 +180,11 @@ def test_rows_that_gave_up_their_slot_lose_no_token(tiny: Tiny, family: str, lat
     decoder = served.service.loaded.runtime.decoder
     kinds: list[dict[str, Any]] = [{}, {**SAMPLED, "seed": 3}, {"min_new_tokens": 22}, {**SAMPLED, "seed": 4}]
     asked = [{"max_new_tokens": 24, "min_new_tokens": 20, "return_details": True, **kind} for kind in kinds]
-    texts = [LONG, "Hello there, how are you?", "The", "12"]
+    texts = [cut(f"{number} {LONG} {LONG}", served, 50) for number in (5, 6, 7)] + ["12"]
     wanted = [task.forward(encoded(served, text, **how))[0][0] for text, how in zip(texts, asked, strict=True)]
     before = served.service.statistics()["preemptions"]
     waiting = [encoded(served, text, **how)[0] for text, how in zip(texts, asked, strict=True)]
-    slots = Scheduler(task, decoder, capacity=sum(row.tokens + 12 for row in waiting) + 3)
+    slots = Scheduler(task, decoder, capacity=len(waiting) * 64)  # a block each, and two need another
     slots._late = late  # as on a GPU, where a step is enqueued before the last one's tokens are read
     outputs: dict[int, Any] = {}
     most, added = 0, 0
@@ -186,11 +193,10 @@ def test_rows_that_gave_up_their_slot_lose_no_token(tiny: Tiny, family: str, lat
             slots.add(waiting[added], partial(outputs.__setitem__, added))
             added += 1
         slots.step()
-        held = slots.cache["kv_tokens"]
-        assert held <= slots._capacity
-        most = max(most, held)
+        assert decoder.tables.pool.used <= len(waiting)
+        most = max(most, decoder.tables.pool.used)
     assert served.service.statistics()["preemptions"] > before
-    assert most > 0.7 * slots._capacity
+    assert most == len(waiting)
     for number, tokens in enumerate(wanted):
         assert outputs[number][0] == tokens, asked[number]
         found = [chance.logprob for chance in outputs[number][0].logprobs]
@@ -198,15 +204,16 @@ def test_rows_that_gave_up_their_slot_lose_no_token(tiny: Tiny, family: str, lat
     _, tokenizer = plain(folder, TASK)
     assert (
         tokenizer.decode(outputs[0][0], skip_special_tokens=True)
-        == (continuation(folder, TASK, LONG, max_new_tokens=24, min_new_tokens=20)[0])
+        == (continuation(folder, TASK, texts[0], max_new_tokens=24, min_new_tokens=20)[0])
     )
     assert served.service.drain(20)
 
 
 def test_a_row_that_waits_for_its_slot_can_be_cancelled(gpt2: Served) -> None:
     task: Any = gpt2.service.task
-    slots = Scheduler(task, gpt2.service.loaded.runtime.decoder, capacity=60)
-    rows = [encoded(gpt2, "The", max_new_tokens=50, ignore_eos=True)[0] for _ in range(2)]
+    slots = Scheduler(task, gpt2.service.loaded.runtime.decoder, capacity=2 * 64)
+    rows = [encoded(gpt2, text, max_new_tokens=50, ignore_eos=True)[0] for text in (LONG[:40], LONG[40:])]
+    assert all(row.tokens + 25 < 64 < row.tokens + 50 for row in rows)
     done: list[Any] = []
     for row in rows:
         assert slots.fits(row)
@@ -224,24 +231,48 @@ def test_a_row_that_waits_for_its_slot_can_be_cancelled(gpt2: Served) -> None:
     assert slots.fits(rows[0])
 
 
-def test_common_counts_leading_tokens(gpt2: Served) -> None:
+def test_common_counts_leading_tokens() -> None:
     rng = random.Random(0)
     for _ in range(300):
         a, b = ([rng.randrange(2) for _ in range(rng.randrange(9))] for _ in range(2))
         assert common_prefix(a, b) == next(
             (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
         )
-    prefixes = PrefixCache(gpt2.service.loaded.runtime.decoder)
-    assert not prefixes.insert(0, range(15))
-    assert prefixes.insert(1, range(20))
-    assert prefixes.insert(2, [*range(18), 0, 0])
-    assert prefixes.match(list(range(30)), lambda slot: True) == (1, 20)
-    assert prefixes.match(list(range(30)), lambda slot: slot == 2) == (2, 18)
-    assert prefixes.match(list(range(20)), lambda slot: True) == (1, 19)
-    assert prefixes.match(list(range(16)), lambda slot: True) == (-1, 0)
-    prefixes.evict(1)
-    prefixes.evict(1)
-    assert prefixes.match(list(range(30)), lambda slot: True) == (2, 18)
+
+
+def test_blocks_are_found_by_their_tokens_and_forgotten_with_their_ancestors() -> None:
+    pool = BlockPool(8)
+    prefixes = PrefixCache(pool)
+    ids = list(range(200))
+    assert prefixes.insert(None, "a", ids[:15], pool.take()) is None
+    first = prefixes.insert(None, "a", ids[:64], pool.take())
+    second = prefixes.insert(first, "a", ids[64:128], pool.take())
+    prefixes.insert(second, "a", [*ids[128:140], 0, 0], pool.take())
+    prefixes.insert(None, "a", [*ids[:40], 0], pool.take())
+    for count, whole, most in (
+        (200, 2, 12),
+        (129, 2, 0),
+        (128, 1, 63),
+        (66, 1, 1),
+        (65, 1, 0),
+        (64, 0, 63),
+        (17, 0, 16),
+    ):
+        found = prefixes.match(ids[:count], "a")
+        assert (len(found.whole), found.rest, found.tokens) == (whole, most, min(count - 1, 140)), count
+    assert prefixes.match(ids[:16], "a").tokens == 0
+    assert prefixes.match(ids, "b").tokens == 0
+    twin = pool.take()
+    assert prefixes.insert(first, "a", ids[64:128], twin) is second
+    prefixes.remove(2)
+    assert prefixes.match(ids, "a").tokens == 140  # another block holds the same
+    prefixes.remove(twin)
+    assert prefixes.match(ids, "a").tokens == 64
+    assert 3 not in prefixes
+    assert second is not None
+    assert prefixes.insert(second, "a", ids[128:192], 5) is None  # nothing leads to it any more
+    prefixes.remove(1)
+    assert prefixes.match(ids, "a").tokens == 40
 
 
 def test_it_can_be_switched_off(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:

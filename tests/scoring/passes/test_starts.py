@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, M2M100Config, NllbTokenizer
 
+import mii_azure
 from scoring.api.service import Service
 from scoring.config import Deployment, Limits
 from scoring.errors import LoadError, MiiAzureError
@@ -22,6 +23,7 @@ from tests import tiny_tokenizers
 from tests.conftest import Tiny
 from tests.scoring.encoders import TEXTS, assert_agree, oracle, random_model
 from tests.scoring.generating import continuation
+from tests.scoring.model_files import changed
 from tests.tiny_models import CONTEXT, auto_class
 
 Start = Callable[..., Service]
@@ -49,14 +51,6 @@ def ask(service: Service, inputs: Any, **parameters: Any) -> Any:
     reply = service.answer(json.dumps({"inputs": inputs, "parameters": parameters}))
     assert isinstance(reply.body, bytes)
     return json.loads(reply.body)
-
-
-def changed(source: Path, folder: Path, file: str, **changes: Any) -> Path:
-    """A copy of a model's folder with keys of one file changed."""
-    shutil.copytree(source, folder)
-    path = folder / file
-    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
-    return folder
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -100,6 +94,16 @@ def test_a_model_of_many_languages_starts_untold(nllb: Path, start: Start) -> No
     wanted = continuation(nllb, "translation", "The house", forced_bos_token_id=_id(nllb, "fra_Latn"), max_new_tokens=8)
     asked = ask(service, "The house", tgt_lang="fra_Latn", max_new_tokens=8)
     assert asked[0]["translation_text"] == wanted[0]
+
+
+def test_its_bundle_has_a_sample_that_it_answers(nllb: Path, tmp_path: Path, start: Start) -> None:
+    bundle = mii_azure.generate("translation", str(nllb), "many", output=tmp_path / "bundle")
+    sample = json.loads((bundle / "requests" / "sample.json").read_text(encoding="utf-8"))
+    assert sample["parameters"]["tgt_lang"] == "fra_Latn"
+    answer = ask(start(nllb, "translation"), sample["inputs"], **sample["parameters"])
+    assert answer[0]["translation_text"]
+    told = mii_azure.generate("translation", str(nllb), "told", output=tmp_path / "told", tgt_lang="deu_Latn")
+    assert "tgt_lang" not in json.loads((told / "requests" / "sample.json").read_text(encoding="utf-8"))["parameters"]
 
 
 def test_a_deployment_says_its_languages(nllb: Path, start: Start) -> None:

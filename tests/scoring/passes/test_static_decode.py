@@ -17,6 +17,7 @@ from scoring.passes.base import COST, LATENCY, TOLERANCE, Facts, Hardware, PassR
 from scoring.passes.families import STATIC_DECODE
 from scoring.passes.registry import decoder_passes
 from scoring.passes.static_decode import StaticDecode
+from scoring.passes.tensor_parallel import TensorParallel
 from scoring.passes.weight_only import WeightOnly
 from tests.scoring.decoder.test_adapters import plain_logits, prompt, tiny
 
@@ -29,17 +30,32 @@ CPU = Hardware("cpu", "cpu", (0, 0), 0, 0, False)
     ("facts", "hardware", "reason"),
     [
         (replace(FACTS, family="bert", kind="encoder"), H100, "bert is not a decoder"),
-        (replace(FACTS, family="codegen"), H100, "codegen is none of bloom"),
+        (replace(FACTS, family="codegen"), H100, "codegen: its attention does not go through"),
+        (replace(FACTS, family="qwen3_next"), H100, "qwen3_next: its layers keep a recurrent state"),
         (FACTS, CPU, "in float32 only"),
         (FACTS, replace(H100, name="Tesla V100", capability=(7, 0)), "Tesla V100 has 7.0"),
         (replace(FACTS, heads=4), H100, "heads of 512"),
-        (FACTS, replace(H100, memory_bytes=2**31), "weights and 16 slots need 2.7 GiB"),
+        (FACTS, replace(H100, memory_bytes=2**31), "weights and a cache of 2,048 tokens need 2.1 GiB"),
     ],
 )
 def test_refusals_name_their_reason(facts: Facts, hardware: Hardware, reason: str) -> None:
     decision = StaticDecode().applies(facts, hardware, LATENCY)
     assert not decision.take
     assert reason in decision.reason
+
+
+def test_a_family_without_an_adapter_is_for_the_generic_tier() -> None:
+    """Its products are not quantised, its slices not served; on GPUs it is not taken by itself."""
+    mixtral = replace(FACTS, family="mixtral", weight_bytes=4 * FACTS.parameters)
+    decision = StaticDecode().applies(mixtral, CPU, LATENCY)
+    assert decision.take
+    assert decision.reason.startswith("generic tier: transformers' own modules over our cache; 16 slots of 2048 tokens")
+    assert "served on CPUs only" in StaticDecode().applies(mixtral, H100, LATENCY).reason
+    assert StaticDecode(tier="generic").applies(replace(mixtral, weight_bytes=10**9), H100, LATENCY).take
+    assert "mixtral are transformers' own" in WeightOnly(StaticDecode(tier="generic")).applies(mixtral, H100, LATENCY).reason
+    sliced = StaticDecode(slicing=TensorParallel(2), tier="generic").applies(mixtral, replace(H100, gpus=2), LATENCY)
+    assert not sliced.take
+    assert "serves no slices" in sliced.reason
 
 
 def test_every_family_is_taken_on_an_h100() -> None:
@@ -49,29 +65,32 @@ def test_every_family_is_taken_on_an_h100() -> None:
 
 def test_in_float32_it_is_taken_on_a_cpu_with_a_slot_for_every_row(tmp_path: Path) -> None:
     wide = replace(FACTS, weight_bytes=4_400_000_000)
-    *_, decode, weight_only = decoder_passes(Limits(max_batch_size=24, max_batch_tokens=100, context_length=64))
+    limits = Limits(max_batch_size=24, max_batch_tokens=100, context_length=64, kv_cache_tokens=64, memory_share=0.1)
+    *_, decode, weight_only = decoder_passes(limits)
     decision = decode.applies(wide, CPU, LATENCY)
     assert decision.take
     assert "24 slots of 64 tokens" in decision.reason
     assert "for GPUs" in weight_only.applies(wide, CPU, LATENCY).reason
     model = tiny("llama", tmp_path)
-    assert decode.apply(model).made.decoder.slots == 24
+    decoder = decode.apply(model).made.decoder
+    assert (decoder.slots, decoder.capacity) == (24, 24 * 64)  # a size for a GPU's memory is not for a host's
 
 
 def test_a_released_slot_gives_its_memory_back_and_is_used_again(tmp_path: Path) -> None:
     model = tiny("llama", tmp_path)
     model.config.max_position_embeddings = 4096
     decoder = Decoder(model, 3, 4096)
-    ids = prompt(model, 20)
+    ids = prompt(model, 300)
     wanted = []
     for slot in range(3):
         decoder.open(slot)
         wanted.append(decoder.prefill(slot, ids).clone())
-    kept = decoder.state.keys[:, [0, 2]].clone()
+    first, mine, third = (decoder.tables.blocks(slot) for slot in range(3))
+    kept = decoder.state.keys[:, :, first + third].clone()
     decoder.release(1)
-    assert torch.equal(decoder.state.keys[:, [0, 2]], kept)
+    assert torch.equal(decoder.state.keys[:, :, first + third], kept)
     if sys.platform == "linux":
-        assert not decoder.state.keys[:, 1].any()
+        assert not decoder.state.keys[:, :, mine[1:-1]].any()  # a tiny model's blocks are no whole pages
     decoder.open(1)
     assert torch.equal(decoder.prefill(1, ids), wanted[1])
 

@@ -89,24 +89,26 @@ def _chosen(settings: Optimisation, facts: Facts = LLAMA, hardware: Hardware = S
 def test_the_static_decoder_serves_slices_and_counts_its_share_of_their_memory() -> None:
     told = _chosen(Optimisation())
     assert told["tensor_slicing"] == "take: the weights need 2 GPUs"
-    assert told["static_decode"] == "take: 4 slots of 1024 tokens, one graph a batch size on each of 2 GPUs"
+    assert (
+        told["static_decode"] == "take: fused tier; up to 4 sequences of 1024 tokens in a paged cache on each of 2 GPUs"
+    )
     asked = _chosen(Optimisation(tensor_parallel=2), hardware=TWO)
     assert asked["static_decode"].startswith("take")
     assert asked["weight_only"] == "take: int8 weights beside the 16-bit ones, one scale a row"
     assert "16-bit and int8 weights need 9.8 GiB together on each of 2 GPUs" in told["weight_only"]
     small = _chosen(Optimisation(tensor_parallel=2), replace(LLAMA, weight_bytes=5_000_000_000), TWO)
     assert small["weight_only"] == "2.5 GB of weights on each of 2 GPUs are read too fast for it to pay"
-    few = _chosen(Optimisation(), replace(LLAMA, layers=320), replace(SMALL, memory_bytes=9 << 30, gpus=2))
-    assert "slots need 9.0 GiB on each of 2 GPUs" in few["static_decode"]
+    few = _chosen(Optimisation(), replace(LLAMA, layers=1280), replace(SMALL, memory_bytes=9 << 30, gpus=2))
+    assert "a cache of 1,024 tokens need 9.0 GiB on each of 2 GPUs" in few["static_decode"]
     assert not few["static_decode"].startswith("take")
 
 
 def test_what_is_not_sliced_counts_the_whole_memory() -> None:
     told = _chosen(Optimisation(off=("tensor_slicing",)))
-    assert "slots need 13.5 GiB; choose fewer" in told["static_decode"]
+    assert "a cache of 1,024 tokens need 13.2 GiB; choose a larger GPU" in told["static_decode"]
     other = _chosen(Optimisation(), replace(LLAMA, family="mixtral"))
     assert other["tensor_slicing"].startswith("take")
-    assert "mixtral is none of" in other["static_decode"]
+    assert "mixtral has no other" in other["static_decode"]
 
 
 def _sliced(folder: Path, auto: str, task: str) -> tuple[Sliced, float]:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scoring.strict_json.body import dumps
+from scoring.strict_json.body import dumps, read_json
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -38,3 +38,7 @@ def test_words_that_look_like_such_numbers_are_text() -> None:
 
 def test_half_a_surrogate_pair_is_replaced() -> None:
     assert dumps({"message": "\ud83d!"}) == b'{"message":"?!"}'
+
+
+def test_a_byte_order_mark_before_a_body_is_passed_over() -> None:
+    assert read_json('\ufeff{"inputs": "a"}') == {"inputs": "a"}

@@ -46,6 +46,15 @@ def test_the_answer_is_the_pipelines(family: str, tiny: Tiny, serve: Serve) -> N
         assert served.ok(chat, max_new_tokens=12, return_full_text=False) == reply
 
 
+def test_a_template_is_given_the_names_of_speakers(qwen: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    template = "{% for m in messages %}{{ m.name | default('nobody') }}: {{ m.content }} {% endfor %}"
+    monkeypatch.setattr(qwen.service.task.tokenizer, "chat_template", template)
+    named = [{"role": "user", "content": "Hello", "name": "Ann"}, {"role": "user", "content": "Hi"}]
+    as_said = [{"role": "user", "content": "Hello nobody: Hi", "name": "Ann"}]
+    answers = [qwen.ok(chat, max_new_tokens=6, return_full_text=False) for chat in (named, as_said)]
+    assert answers[0] == answers[1]
+
+
 def test_conversations_in_a_list_are_answered_as_alone(qwen: Served) -> None:
     chats = [CHAT, CHAT[:1], [{"role": "system", "content": "Be short."}, *CHAT]]
     assert qwen.ok(chats, max_new_tokens=8) == [qwen.ok(chat, max_new_tokens=8) for chat in chats]
@@ -109,7 +118,7 @@ def test_a_model_without_a_template_is_not_loaded(tiny: Tiny) -> None:
         ([{"role": "user"}], "inputs.0.content"),
         ([{"role": "king", "content": "a"}], "inputs.0.role"),
         ([{"role": "user", "content": None}], "inputs.0.content"),
-        ([{"role": "user", "content": "a", "name": "b"}], "inputs.0.name"),
+        ([{"role": "user", "content": "a", "names": "b"}], "inputs.0.names"),
         ([CHAT, "Hello"], "inputs[1]"),
         ([{"role": "user", "content": "x " * CONTEXT}], "inputs[0]"),
     ],

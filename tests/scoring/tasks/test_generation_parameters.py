@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scoring.config import Limits
+from scoring.decoder.decoder import Decoder
 from scoring.schema.requests import MOST
 from tests.conftest import Tiny
 from tests.scoring.conftest import Serve, Served
@@ -114,16 +116,16 @@ def test_a_text_without_tokens_is_refused(gpt2: Served) -> None:
         ("max_new_tokens", 10**40),
         ("temperature", -1),
         ("temperature", "hot"),
-        ("top_p", 0),
+        ("top_p", -0.1),
         ("top_p", 1.5),
-        ("top_k", -1),
+        ("top_k", -2),
         ("num_beams", 17),
         ("stop", ""),
         ("top_k", 10**30),
         ("no_repeat_ngram_size", 10**30),
         ("cache_salt", ""),
         ("stop", ["a", 1]),
-        ("seed", -1),
+        ("seed", -2),
         ("length_penalty", 1e300),
         ("do_sample", "yes"),
         ("max_new_token", 4),
@@ -134,6 +136,21 @@ def test_bad_parameters_are_named(name: str, value: Any, gpt2: Served) -> None:
     error = gpt2.refused("Hello", **{name: value})
     assert error["code"] == "invalid_parameter"
     assert name in error["where"] or name in error["message"]
+
+
+def test_values_of_other_servers_mean_what_they_mean_there(tiny: Tiny, serve: Serve) -> None:
+    folder = tiny("gpt2", TASK)
+    for served in (serve(folder, TASK), on_slots(folder)):
+        sampled: dict[str, Any] = {"do_sample": True, "max_new_tokens": 12, "seed": 4, "temperature": 3.0}
+        assert served.ok("Hello", **sampled, top_k=-1) == served.ok("Hello", **sampled, top_k=0)
+        assert served.ok("Hello", **sampled, top_p=0) == served.ok("Hello", max_new_tokens=12)
+        assert len({served.ok("Hello", **sampled | {"seed": -1})[0]["generated_text"] for _ in range(4)}) > 1
+
+
+def on_slots(folder: Path) -> Served:
+    served = Served(folder, TASK)
+    served.service.loaded.runtime.decoder = Decoder(served.service.loaded.model, 2, CONTEXT)
+    return served
 
 
 PARAMETERS = st.fixed_dictionaries(

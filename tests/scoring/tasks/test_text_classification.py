@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -145,3 +146,11 @@ def test_bad_requests(inputs: Any, parameters: dict[str, Any], code: str, tiny: 
     error = serve(tiny("bert", TASK), TASK).refused(inputs, **parameters)
     assert error["code"] == code
     assert error["where"]
+
+
+def test_what_truncation_cut_is_told(tiny: Tiny, serve: Serve) -> None:
+    served = serve(tiny("bert", TASK), TASK)
+    body = {"inputs": ["a fine day", LONG], "parameters": {"truncation": True}, "options": {"usage": True}}
+    assert served(body)[1]["usage"]["truncated"] == [1]
+    assert served.service.answer(json.dumps(body)).headers == {"X-Truncated-Inputs": "1"}
+    assert "truncated" not in served(body | {"inputs": "a fine day"})[1]["usage"]

@@ -103,7 +103,7 @@ def test_a_tokenizer_without_offsets_is_refused(tiny: Tiny, serve: Serve, monkey
     [
         ({"aggregation_strategy": "last"}, "parameters.aggregation_strategy"),
         ({"ignore_labels": "O"}, "parameters.ignore_labels"),
-        ({"stride": 3}, "parameters"),
+        ({"stride": 3}, "parameters.stride"),
     ],
     ids=str,
 )

@@ -122,7 +122,7 @@ class TestDecoder:
 def _join_and_leave(decoder: SlicedDecoder, plain: Any) -> None:
     """Greedy tokens of sequences of which one joins late, one leaves early, and one takes over what a slot holds."""
     first, second = prompt(plain, 21, 1), prompt(plain, 9, 2)
-    decoder.open(2, greedy(plain))
+    assert decoder.open(2, greedy(plain), first, "salt") == 0
     decoder.prefill(2, first)
     one = decoder.sample([2]).tokens() + decoder.step([2]).tokens()
     decoder.open(0, greedy(plain))
@@ -132,10 +132,9 @@ def _join_and_leave(decoder: SlicedDecoder, plain: Any) -> None:
         a, b = decoder.step([0, 2]).tokens()
         other.append(a)
         one.append(b)
-    decoder.copy(2, 1, 16)
-    decoder.release(2)
-    decoder.open(1, greedy(plain), first[:16])
-    decoder.prefill(1, first[16:])
+    decoder.release(2, first)
+    assert decoder.open(1, greedy(plain), first, "salt") == 20
+    decoder.prefill(1, first[20:])
     again = decoder.sample([1]).tokens()
     while len(again) < len(one):
         both = decoder.step([1, 0]).tokens()

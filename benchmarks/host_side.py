@@ -1,0 +1,259 @@
+"""What the host adds to an engine that costs nothing: tokens per second and processor time per token over real HTTP.
+
+`python -m benchmarks.host_side [--step-ms MS] [--clients N] [--seconds S]` generates a bundle of a tiny model with a
+real vocabulary, serves it by `local_runner.server` in a process of its own, and asks it from another, whole and
+streamed. In place of the decoder stands one whose step gives random tokens, at once or after MS milliseconds, in which
+the interpreter is free, as it is while a GPU works. Prints a table.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
+from typing import Any
+
+NEW_TOKENS = 128
+SHORTEST, LONGEST = 16, 256  # tokens of a prompt, about
+CONTEXT = 512
+MODES = ("/score whole", "/score streamed", "/v1 chat whole", "/v1 chat streamed")
+
+
+class InstantDecoder:
+    """Stands for a GPU's decoder: every step gives random tokens of a vocabulary after a fixed time."""
+
+    def __init__(self, slots: int, vocabulary: Sequence[int], step_s: float) -> None:
+        self.form = SimpleNamespace(device=SimpleNamespace(type="cuda"), layers=[])
+        self.slots, self.max_length = slots, CONTEXT
+        self.lengths, self.opened = [0] * slots, [0] * slots
+        self._pool = random.Random(0).choices(list(vocabulary), k=1 << 16)
+        self._at = 0
+        self._step_s = step_s
+        self._free_at = 0.0  # when the device has done what was enqueued
+
+    def open(self, slot: int, sampling: Any = None, held: Sequence[int] = ()) -> None:
+        self.lengths[slot] = len(held)
+        self.opened[slot] += 1
+
+    def copy(self, source: int, target: int, count: int) -> None: ...
+
+    def release(self, slot: int) -> None: ...
+
+    def prefill_many(self, parts: Sequence[tuple[int, Sequence[int]]]) -> None:
+        for slot, ids in parts:
+            self.lengths[slot] += len(ids)
+        self._enqueue()
+
+    def sample(self, slots: Sequence[int]) -> Any:
+        return self._pending(len(slots))
+
+    def step(self, slots: Sequence[int]) -> Any:
+        for slot in slots:
+            self.lengths[slot] += 1
+        self._enqueue()
+        return self._pending(len(slots))
+
+    def _enqueue(self) -> None:
+        self._free_at = max(self._free_at, time.perf_counter()) + self._step_s
+
+    def _pending(self, count: int) -> Any:
+        at, self._at = self._at, (self._at + count) % (len(self._pool) - self.slots)
+        due, tokens = self._free_at, self._pool[at : at + count]
+
+        def wait() -> list[int]:
+            if (left := due - time.perf_counter()) > 0:
+                time.sleep(left)
+            return tokens
+
+        return SimpleNamespace(tokens=wait)
+
+
+def write_bundle(folder: Path) -> Path:
+    """A bundle of one small layer with the vocabulary of SmolLM2."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    import mii_azure
+    from tools.packaged_models import packaged_model
+
+    tokenizer = AutoTokenizer.from_pretrained(packaged_model("smollm2"))
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=CONTEXT, **sizes)
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    return mii_azure.generate(
+        task="conversational",
+        model=str(folder / "model"),
+        deployment_name="host-side",
+        instance_type="Standard_F8s_v2",
+        output=folder / "bundle",
+    )
+
+
+def serve(bundle: Path, ready: Path, clients: int, step_s: float) -> int:
+    """Serve the bundle with an `InstantDecoder`; this process's `scoring` is the bundle's."""
+    from local_runner.bundle import manifest
+
+    manifest.enter(bundle)
+    from local_runner.server import ServerSettings
+    from local_runner.server import serve as run
+    from scoring import config
+    from scoring.model.loaded import Runtime
+    from scoring.passes.base import Applied
+    from scoring.passes.static_decode import StaticDecode
+
+    read = config.Deployment.read
+    limits = {"max_batch_size": clients, "queue_size": 4 * clients, "max_batch_tokens": clients * CONTEXT}
+
+    def apply(self: Any, model: Any) -> Applied:
+        decoder: Any = InstantDecoder(clients, range(1000, model.config.vocab_size), step_s)
+        return Applied(1, "none", lambda: None, Runtime(decoder=decoder))
+
+    def read_wide(path: Path) -> Any:
+        found = read(path)
+        return replace(found, limits=replace(found.limits, **limits))
+
+    config.Deployment.read = read_wide  # type: ignore[method-assign,assignment]
+    StaticDecode.apply = apply  # type: ignore[method-assign]
+    StaticDecode.verify = lambda self, model, reference: 0.0  # type: ignore[method-assign]
+    return run(ServerSettings(bundle, grpc_port=0, http_port=0, ready_file=ready))
+
+
+class _Client(asyncio.Protocol):
+    """One connection that asks again as soon as it has an answer."""
+
+    def __init__(self, load: "_Load", number: int) -> None:
+        self._load, self._random = load, random.Random(number)
+        self._tail = b""
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        self._ask()
+
+    def _ask(self) -> None:
+        self._began, self._first = time.perf_counter(), True
+        self._transport.write(self._load.request(self._random))
+
+    def data_received(self, data: bytes) -> None:
+        load, now = self._load, time.perf_counter()
+        seen = self._tail + data
+        if load.streamed:
+            got = seen.count(b"data: {") - self._tail.count(b"data: {")
+            if got and self._first:
+                self._first = False
+                load.first.append(now - self._began)
+            load.events += got
+            done = seen.endswith(b"0\r\n\r\n")
+        else:
+            head, _, body = seen.partition(b"\r\n\r\n")
+            at = head.lower().find(b"content-length: ")
+            done = bool(body) and len(body) >= int(head[at + 16 :].split(b"\r\n", 1)[0])
+        self._tail = b"" if done else seen if not load.streamed else seen[-8:]
+        if done:
+            if b" 200 " not in seen[:15] and not load.streamed:
+                raise SystemExit(seen.decode())
+            load.answers.append(now - self._began)
+            if now < load.until:
+                self._ask()
+            else:
+                load.left -= 1
+                self._transport.close()
+                if not load.left:
+                    load.over.set()
+
+
+class _Load:
+    def __init__(self, port: int, mode: str, clients: int, seconds: float) -> None:
+        self.path, self.streamed = mode.split()[0], mode.endswith("streamed")
+        self.port, self.left = port, clients
+        self.until = time.perf_counter() + seconds
+        self.events, self.first, self.answers = 0, list[float](), list[float]()
+        self.over = asyncio.Event()
+
+    def request(self, source: random.Random) -> bytes:
+        words = " ".join(f"w{source.randrange(100)}" for _ in range(source.randint(SHORTEST // 3, LONGEST // 3)))
+        messages = [{"role": "user", "content": words}]
+        if self.path == "/score":
+            parameters = {"max_new_tokens": NEW_TOKENS, "ignore_eos": True}
+            body: dict[str, Any] = {"inputs": messages, "parameters": parameters, "stream": self.streamed}
+        else:
+            self.path = "/v1/chat/completions"
+            body = {"messages": messages, "max_tokens": NEW_TOKENS, "ignore_eos": True, "stream": self.streamed}
+            body["model"] = "host-side"
+        data = json.dumps(body).encode()
+        head = f"POST {self.path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        return f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data
+
+
+async def ask(port: int, mode: str, clients: int, seconds: float) -> dict[str, Any]:
+    """One load, from this process."""
+    load = _Load(port, mode, clients, seconds)
+    loop = asyncio.get_running_loop()
+    began = time.perf_counter()
+    for number in range(clients):
+        await loop.create_connection(lambda number=number: _Client(load, number), "127.0.0.1", port)  # type: ignore[misc]
+    await asyncio.wait_for(load.over.wait(), seconds + 60)
+    elapsed = time.perf_counter() - began
+    tokens = len(load.answers) * NEW_TOKENS
+    told = {"mode": mode, "tokens/s": tokens / elapsed, "tokens": tokens, "answer s p50": median(load.answers)}
+    if load.streamed:
+        told |= {"first token ms p50": 1e3 * median(load.first), "events/token": load.events / tokens}
+    return told
+
+
+def processor_s(pid: int) -> float:
+    """Processor seconds that a process has used, of users and kernel."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def main() -> None:
+    """Measure every mode in turn."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--step-ms", type=float, default=0.0)
+    parser.add_argument("--clients", type=int, default=256)
+    parser.add_argument("--seconds", type=float, default=6.0)
+    parser.add_argument("--modes", nargs="*", default=MODES)
+    parser.add_argument("--serve", nargs=2, type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        os._exit(serve(*options.serve, options.clients, options.step_ms / 1e3))
+    import uvloop
+
+    from benchmarks.common import table
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        bundle = write_bundle(folder)
+        arguments = ["--serve", bundle, folder / "ready", "--clients", options.clients, "--step-ms", options.step_ms]
+        server = subprocess.Popen([sys.executable, "-m", "benchmarks.host_side", *map(str, arguments)])
+        try:
+            while '"ready"' not in (told := (folder / "ready").read_text() if (folder / "ready").exists() else ""):
+                if server.poll() is not None:
+                    raise SystemExit("the server did not start")
+                time.sleep(0.2)
+            port = json.loads(told)["http_port"]
+            rows = []
+            for mode in options.modes:
+                uvloop.run(ask(port, mode, options.clients, 1.0))
+                before = processor_s(server.pid)
+                row = uvloop.run(ask(port, mode, options.clients, options.seconds))
+                row["server us/token"] = 1e6 * (processor_s(server.pid) - before) / row["tokens"]
+                rows.append(row)
+        finally:
+            server.terminate()
+            server.wait(20)
+    columns = ("mode", "tokens/s", "server us/token", "first token ms p50", "answer s p50", "events/token")
+    print(table(columns, rows))
+
+
+if __name__ == "__main__":
+    main()

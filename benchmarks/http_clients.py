@@ -1,0 +1,77 @@
+"""Clients over HTTP for `benchmarks.over_http`, in a process of their own that imports nothing heavy.
+
+`python -m benchmarks.http_clients` reads a line of JSON, prepares its requests, says so, and sends them when told to.
+"""
+
+import asyncio
+import json
+import random
+import sys
+import time
+from itertools import pairwise
+from typing import Any
+
+SHORTEST, LONGEST, NEW = 16, 256, 128  # tokens of prompts and of each answer
+ANSWER_S = 200.0
+
+
+def bodies(count: int, way: str, seed: int) -> list[bytes]:
+    """Requests of one way in; lengths are the same for every seed, words are not."""
+    lengths, words = random.Random(0), random.Random(seed)
+    texts = [prompt(lengths.randint(SHORTEST, LONGEST), words) for _ in range(count)]
+    return [body(text, NEW, way) for text in texts]
+
+
+def prompt(tokens: int, words: random.Random) -> str:
+    """A text of so many tokens; the tokenizer adds two of its own."""
+    return " ".join(f"w{words.randrange(2000):05d}" for _ in range(tokens - 2))
+
+
+def body(text: str, new: int, way: str) -> bytes:
+    """An HTTP request as bytes; `way` is whole, stream, or openai, which streams too."""
+    if way == "openai":
+        path, sent = "/v1/completions", {"model": "bench", "prompt": text, "max_tokens": new, "temperature": 0}
+        sent |= {"stream": True, "ignore_eos": True}
+    else:
+        parameters = {"max_new_tokens": new, "ignore_eos": True, "return_full_text": False, "do_sample": False}
+        path, sent = "/score", {"inputs": text, "parameters": parameters, "stream": way == "stream"}
+    raw = json.dumps(sent).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: {len(raw)}\r\n"
+    return f"{head}Connection: close\r\n\r\n".encode() + raw
+
+
+async def ask(port: int, request: bytes) -> tuple[bool, list[float]]:
+    """Whether a request was answered, and when each event of its answer came, or its end."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(request)
+    stamps, status, last = [], b"", b""
+    while data := await reader.read(1 << 16):
+        status = status or data[:15]
+        stamps += [time.perf_counter()] * (data.count(b"data: {") or not stamps)
+        last = (last + data)[-400:]
+    writer.close()
+    return status.startswith(b"HTTP/1.1 200") and b'"error"' not in last, [*stamps, time.perf_counter()]
+
+
+async def ask_all(port: int, requests: list[bytes]) -> dict[str, Any]:
+    """Send requests at once: begin, end, failures, and milliseconds to first and between later events."""
+    began = time.perf_counter()
+    answers = await asyncio.gather(*(ask(port, request) for request in requests))
+    times = [stamps for good, stamps in answers if good]
+    between = [1e3 * (b - a) for stamps in times for a, b in pairwise(stamps[:-2])]
+    first = [1e3 * (stamps[0] - began) for stamps in times]
+    ended = max((stamps[-1] for stamps in times), default=began)
+    return {"began": began, "ended": ended, "failed": len(answers) - len(times), "first": first, "next": between}
+
+
+def client() -> None:
+    """A process of clients: prepares, says so, and asks when told to."""
+    told = json.loads(sys.stdin.readline())
+    requests = bodies(told["all"], told["way"], told["seed"])[told["at"] :: told["step"]]
+    print("ready", flush=True)
+    sys.stdin.readline()
+    print(json.dumps(asyncio.run(asyncio.wait_for(ask_all(told["port"], requests), ANSWER_S))), flush=True)
+
+
+if __name__ == "__main__":
+    client()

@@ -1,0 +1,70 @@
+"""Flags of `python -m local_runner`; `mii-azure serve` has those of PEOPLE, LOCAL and RAY, and passes them on."""
+
+from pathlib import Path
+
+from local_runner.flags.flag import Flag
+
+
+def _port(number: int) -> None:
+    if not 0 <= number <= 65535:
+        raise ValueError(f"{number} is no port; ports go from 0 to 65535")
+
+
+def _amount(number: float) -> None:
+    if not number >= 0:  # nan is refused too
+        raise ValueError(f"{number:g} is none: it takes numbers that are not negative")
+
+
+HOST = Flag("host", "Address to listen on.", default="127.0.0.1", guard=True)
+GRPC_PORT = Flag("grpc-port", "Port of gRPC; 0 picks a free one.", int, 50051, check=_port)
+HTTP_PORT = Flag("http-port", "Port of HTTP; 0 picks a free one.", int, 5001, check=_port)
+TLS_CERT = Flag("tls-cert", "PEM certificate that this side presents.", Path, guard=True)
+TLS_KEY = Flag("tls-key", "PEM key of the certificate.", Path, guard=True)
+TLS_CLIENT_CA = Flag("tls-client-ca", "PEM authorities that clients' certificates must be of.", Path, guard=True)
+API_KEY_FILE = Flag("api-key-file", "File of API keys, one a line; a client sends the first.", Path, guard=True)
+LOG_FORMAT = Flag(
+    "log-format",
+    "text for people, or json: one object a line, every request told.",
+    default="text",
+    choices=("text", "json"),
+)
+OTLP_ENDPOINT = Flag("otlp-endpoint", "Traces go to this OTLP/HTTP port: http://HOST:4318.")
+SETTINGS_FILE = Flag(
+    "settings-file", "JSON of log level, limits and drain; read again on SIGHUP, like keys.", Path, guard=True
+)
+KEYS = (TLS_CERT, TLS_KEY, TLS_CLIENT_CA, API_KEY_FILE)
+PEOPLE = (HOST, GRPC_PORT, HTTP_PORT, *KEYS, LOG_FORMAT, OTLP_ENDPOINT, SETTINGS_FILE)
+
+REPLICAS = Flag("replicas", "Processes that each hold the model, one per GPU or group of GPUs.", int, 1)
+STICKY = Flag("sticky", "Header whose value keeps a session on one replica, such as x-session-id.")
+LOCAL = (REPLICAS, STICKY)
+
+ENGINE = Flag(
+    "engine",
+    "local: in this process; ray: replicas in a Ray cluster.",
+    default="local",
+    choices=("local", "ray"),
+)
+RAY = (
+    ENGINE,
+    Flag("min-replicas", "ray: replicas that always run; 1 when absent.", int),
+    Flag("max-replicas", "ray: replicas that autoscaling may reach.", int),
+    Flag(
+        "target-ongoing",
+        "ray: requests per replica to scale at; the bundle's batch size when absent.",
+        float,
+        check=_amount,
+    ),
+    Flag("replica-cpus", "ray: CPUs of a replica, and its threads; 1 when absent.", float, check=_amount),
+    Flag("replica-gpus", "ray: GPUs of a replica; as planned when absent.", float, check=_amount),
+    Flag("ray-address", "ray: HOST:PORT of the cluster's head; this machine's cluster when absent."),
+    Flag("start-seconds", "ray: how long the first replica may take to answer.", float, check=_amount),
+)
+
+DRAIN_SECONDS = Flag("drain-seconds", "How long requests in flight may take after SIGTERM.", float, 30.0, check=_amount)
+READY_FILE = Flag("ready-file", "Where to write pid, ports and state as JSON.", Path, guard=True)
+VERBOSE = Flag("verbose", "Log requests, and tracebacks of failures.", bool, False)
+PROGRAMS = (DRAIN_SECONDS, READY_FILE, VERBOSE)  # of what starts and watches a runner
+
+#: What an operator says of one server; a runner that another process starts on loopback has none of it.
+OPERATORS = (*KEYS, SETTINGS_FILE, *LOCAL)

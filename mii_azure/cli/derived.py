@@ -1,0 +1,91 @@
+"""Parameters of verbs that derive from declarations elsewhere: the runner's flags, and the fields of Spec."""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, Literal, TypeVar, get_origin
+
+from local_runner.flags.flag import Flag
+from mii_azure.cli.shared import flag as named
+from mii_azure.cli.shared import option
+from mii_azure.errors import SpecError
+from mii_azure.platform.options import AzureOptions, OnCommandLine
+from mii_azure.spec import Spec
+
+Verb = TypeVar("Verb", bound=Callable[..., None])
+
+#: Fields in the order that help shows: what every bundle has, then what only Azure reads.
+FIELDS = (*Spec.__annotations__, *AzureOptions.__annotations__)
+
+
+def takes(parameters: Iterable[inspect.Parameter]) -> Callable[[Verb], Verb]:
+    """Decorate a verb whose `**` parameter receives values: typer then sees a flag for each of `parameters`."""
+
+    def decorate(verb: Verb) -> Verb:
+        own = [each for each in inspect.signature(verb).parameters.values() if each.kind is not each.VAR_KEYWORD]
+        spoken = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own]
+        verb.__signature__ = inspect.Signature([*parameters, *spoken])  # type: ignore[attr-defined]
+        return verb
+
+    return decorate
+
+
+def of_flags(flags: Iterable[Flag]) -> list[inspect.Parameter]:
+    """Parameters for the runner's flags."""
+    return [_parameter(flag.variable, _optional(flag), option(flag), flag.default) for flag in flags]
+
+
+def of_spec(names: Iterable[str]) -> list[inspect.Parameter]:
+    """Parameters for fields of Spec: collections as text with commas, what is on by default as `--no-...`."""
+    return [_of_field(name) for name in names]
+
+
+def fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of Spec from the values of their parameters; raises SpecError for secrets that are no pairs."""
+    return {name: _field(name, values[_variable(name)]) for name in FIELDS if _variable(name) in values}
+
+
+def split(text: str) -> list[str]:
+    """Words of a text with commas."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _parameter(name: str, kind: Any, info: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])
+
+
+def _optional(flag: Flag) -> Any:
+    return flag.kind | None if flag.default is None else flag.kind
+
+
+def _variable(name: str) -> str:
+    return f"no_{name}" if Spec.model_fields[name].default is True else name
+
+
+def _of_field(name: str) -> inspect.Parameter:
+    field, variable = Spec.model_fields[name], _variable(name)
+    told = next((each.text for each in field.metadata if isinstance(each, OnCommandLine)), str(field.description))
+    kind, default = field.annotation, inspect.Parameter.empty if field.is_required() else field.default
+    if get_origin(kind) in (tuple, dict):
+        kind, default = str, ""
+    elif get_origin(kind) is Literal:
+        kind = str
+    elif default is True:
+        default = False
+    return _parameter(variable, kind, named(variable.replace("_", "-"), told), default)
+
+
+def _field(name: str, value: Any) -> Any:
+    kind = get_origin(Spec.model_fields[name].annotation)
+    if _variable(name) != name:
+        return not value
+    if kind is dict:
+        return _pairs(name, split(value))
+    return split(value) if kind is tuple else value
+
+
+def _pairs(name: str, words: list[str]) -> dict[str, str]:
+    """NAME=REFERENCE pairs; the error never repeats a value."""
+    found = dict(word.partition("=")[::2] for word in words)
+    if not all(found) or not all(found.values()):
+        raise SpecError(f"--{name} takes NAME=REFERENCE pairs.", "Secrets are given by reference, never as they are.")
+    return found

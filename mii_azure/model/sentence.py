@@ -1,0 +1,96 @@
+"""sentence-transformers folders before they are loaded: their files, and what they say of vectors, prompts, length."""
+
+from collections.abc import Collection
+from typing import Any
+
+from mii_azure.errors import ConfigMissing, ModelError, PickleRefused, TaskUnsupported, WeightsMissing
+from mii_azure.model.families import TaskFacts
+from mii_azure.model.files import refuse_odd_names
+from mii_azure.model.profile import Profile, context_length
+from mii_azure.model.resolved import Model
+from scoring.config import MODULES
+from scoring.schema.registry import task_schema
+from scoring.sentence import folder as sentence
+from scoring.sentence.folder import PICKLE, Malformed, SentenceModel, Unserved
+
+
+def module_folders(listed: Any) -> list[str]:
+    """Folders that a parsed modules.json (or None) names; raises OutsideFolder for one elsewhere, ConfigMissing."""
+    if listed is None:
+        return []
+    refuse_odd_names({}, {MODULES: listed})
+    try:
+        return [each.path for each in sentence.modules(listed) if each.path]
+    except Unserved as error:
+        raise _of(error) from error
+
+
+def transformer_path(listed: Any, names: Collection[str]) -> str:
+    """Folder of config.json and weights, by a parsed modules.json (or None); "" is the model's own."""
+    return sentence.transformer_path(listed) if module_folders(listed) and "config.json" not in names else ""
+
+
+def setting_files(listed: Any, names: Collection[str]) -> list[str]:
+    """Small files among `names` that a parsed modules.json (or None) leads to."""
+    return [] if listed is None else [name for name in sentence.setting_files(listed) if name in names]
+
+
+def bundle_files(listed: Any, names: Collection[str], allow_pickle: bool) -> list[str]:
+    """Files in the folders of modules that belong in a bundle: settings, and weights of those after the pooling."""
+    if listed is None:
+        return []
+    return [*setting_files(listed, names), *sentence.weight_files(listed, list(names), allow_pickle)]
+
+
+def sentence_model(model: Model, task: TaskFacts, allow_pickle: bool) -> SentenceModel | None:
+    """What a model's folder says of its vectors; None without modules.json, or for a task that does not embed.
+
+    Raises TaskUnsupported for what is not served, ConfigMissing, WeightsMissing, PickleRefused.
+    """
+    if MODULES not in model.settings or not task_schema(task.name).embeds:
+        return None
+    try:
+        told = sentence.describe(model.settings.get)
+    except Unserved as error:
+        raise _of(error, model.name) from error
+    for layer in told.layers:
+        if layer.inputs:
+            _require_weights(model, layer.module, allow_pickle)
+    return told
+
+
+def _require_weights(model: Model, module: sentence.Module, allow_pickle: bool) -> None:
+    safe, pickled = module.file(sentence.WEIGHTS), module.file(PICKLE)
+    if safe in model.names or (pickled in model.names and allow_pickle):
+        return
+    if pickled in model.names:
+        raise PickleRefused(
+            f"{module.path} of {model.name} has its weights in a pickle only, which can run any code it holds.",
+            "Save it as safetensors (SentenceTransformer.save), or pass --allow-pickle if you trust its author.",
+        )
+    raise WeightsMissing(f"{module.path} of {model.name} has no weights: looked for {safe}.", "Copy that file too.")
+
+
+def as_embedder(facts: Profile, model: Model, told: SentenceModel | None, task: TaskFacts) -> Profile:
+    """Facts of a model as a task that embeds runs it: decoders in one forward, texts as long as modules.json says.
+
+    Raises ConfigMissing for modules whose sizes do not fit.
+    """
+    if not task_schema(task.name).embeds:
+        return facts
+    if facts.kind == "decoder":
+        facts = facts.model_copy(update={"kind": "encoder", "kv_bytes_per_token": 0})
+    if told is None:
+        return facts
+    try:
+        told.dimension(facts.hidden_size)
+    except Unserved as error:
+        raise _of(error, model.name) from error
+    length = context_length(model, told.max_seq_length)
+    return facts.model_copy(update={"context_length": length, "pooling": told.told()})
+
+
+def _of(error: Unserved, name: str = "The model") -> ModelError:
+    if isinstance(error, Malformed):
+        return ConfigMissing(str(error), error.hint)
+    return TaskUnsupported(f"{name} is not served: {error}", error.hint)

@@ -1,0 +1,53 @@
+"""Demand: what a spec asks of one request's length and of requests at once, checked against the model."""
+
+from typing import NamedTuple
+
+from mii_azure.errors import NotAvailable, SpecError
+from mii_azure.model.profile import Profile
+from mii_azure.platform import limits
+from mii_azure.spec import Spec
+
+
+class Demand(NamedTuple):
+    """Demand on memory; None where the plan decides."""
+
+    context: int | None = None  # tokens of one request, prompt and answer
+    concurrency: int | None = None  # most sequences at once
+    share: float | None = None  # of a GPU's memory
+    prompt: int = limits.EXPECTED_PROMPT_TOKENS  # of an expected request
+    new: int = limits.EXPECTED_NEW_TOKENS
+    paged: bool = True  # False: the pass that has a paged cache is forced off
+
+    def tokens(self, context: int) -> int:
+        """Tokens that an expected request holds at its end, within a context."""
+        return max(1, min(self.prompt + self.new, context))
+
+
+def demand_of(spec: Spec, facts: Profile) -> Demand:
+    """Demand of a spec; raises NotAvailable, or SpecError where an expected request is longer than the context."""
+    own, asked = facts.context_length, spec.context_length
+    if asked and not facts.known:
+        raise NotAvailable(
+            f"{facts.model} is not opened, so its context is not known.",
+            "Leave out context_length, or give the model's folder or hub id.",
+        )
+    if asked and asked > own:
+        raise NotAvailable(
+            f"A context of {asked:,} tokens is longer than the {own:,} that {facts.model} was made for.",
+            f"Ask for {own:,} at most.",
+        )
+    context, expected = asked or own, spec.expected_prompt_tokens + spec.expected_new_tokens
+    if facts.known and spec.expects and expected > context:
+        raise SpecError(
+            f"A request of {spec.expected_prompt_tokens:,} prompt tokens and {spec.expected_new_tokens:,} new ones is"
+            f" longer than the context of {context:,}.",
+            "Expect shorter requests, or serve a longer context.",
+        )
+    return Demand(
+        asked,
+        spec.max_concurrency,
+        spec.memory_share,
+        spec.expected_prompt_tokens,
+        spec.expected_new_tokens,
+        "static_decode" not in spec.passes_off,
+    )

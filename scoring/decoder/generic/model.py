@@ -1,0 +1,100 @@
+"""A model of transformers as the generic tier runs it: its own modules, and what its attention calls are like."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoring.decoder.generic.interface import listening
+from scoring.decoder.model import Attention
+from scoring.distributed.tp_group import TensorParallelGroup
+
+#: (layer, q [T, heads, D], k and v [T, kv_heads, D]) -> [T, heads * D]
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass
+class GenericLayer:
+    """A layer, of which only the attention is ours; its products have no inputs, only as many outputs as it has."""
+
+    attention: Attention
+    parallel: bool = False
+
+
+@dataclass
+class GenericModel:
+    """A model and its attention calls; the other fields are those of a `DecoderModel` that cache and attention read.
+
+    `head_dim` is that of queries and keys; narrower values are padded.
+    """
+
+    family: str
+    module: Any
+    configs: list[Any]  # in which its modules look up their attention
+    places: dict[int, int]  # index of a layer by id() of the module that attends
+    layers: list[GenericLayer]
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    hidden: int
+    dtype: torch.dtype
+    device: torch.device
+    keeps: bool  # its forward computes logits of the rows asked for only
+    alibi: None = None
+    team: TensorParallelGroup | None = None
+    widths: tuple[int, int] = (0, 0)  # of an MLP's products, which are the module's
+
+    @property
+    def scratch_width(self) -> int:
+        """Numbers that a row of a step may keep beside its hidden states and heads: a generous bound."""
+        config = self.module.config.get_text_config(decoder=True)
+        chosen = getattr(config, "num_experts_per_tok", None) or 1
+        table = self.module.get_input_embeddings().weight
+        sizes = [each.shape[-2:] for each in self.module.parameters() if each.ndim > 1 and len(each) != len(table)]
+        logits = 0 if self.keeps else 4 * self.vocabulary
+        return int(4 * chosen * max(max(shape) for shape in sizes) + logits)
+
+    @torch.inference_mode()
+    def forward(self, tokens: Tensor, positions: Tensor, rows: Tensor, attend: Attend) -> Tensor:
+        """Logits [rows, vocabulary] after those rows of tokens [T] at positions [T]; all of them int64."""
+        kept = {"logits_to_keep": rows} if self.keeps else {}
+        with listening(self.configs, _Routed(self, attend)):
+            found = self.module(
+                input_ids=tokens[None], position_ids=positions[None], use_cache=False, return_dict=True, **kept
+            )
+        logits: Tensor = found.logits[0]
+        return logits if self.keeps else logits[rows]
+
+    def step_bytes(self) -> int:
+        """Bytes of weights that one decode step may read: all, but for an embedding that is no head."""
+        table, head = self.module.get_input_embeddings(), self.module.get_output_embeddings()
+        idle = table.weight.nbytes if head is not None and head.weight is not table.weight else 0
+        return int(sum(parameter.nbytes for parameter in self.module.parameters()) - idle)
+
+    def kv_bytes_per_token(self) -> int:
+        """Bytes that one live token takes in the cache."""
+        return 2 * len(self.layers) * self.kv_heads * self.head_dim * self.dtype.itemsize
+
+
+class _Routed:
+    """Attention calls of a forward, handed on as a layer's number and rows of heads."""
+
+    def __init__(self, form: GenericModel, attend: Attend) -> None:
+        self._form, self._attend = form, attend
+
+    def attend(self, module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, said: dict[str, Any]) -> Tensor:
+        form = self._form
+        if mask is not None:  # none was asked for: it is of the model's own making, and means more than causal
+            raise ValueError("a layer masks its attention by itself")
+        rows = [_rows(each, form.head_dim).to(form.dtype) for each in (q, k, v)]
+        found = self._attend(form.places[id(module)], *rows)
+        return found.view(1, q.shape[2], form.heads, form.head_dim)[..., : v.shape[-1]].to(v.dtype)
+
+
+def _rows(heads: Tensor, width: int) -> Tensor:
+    """Heads [1, H, T, D] as rows [T, H, width], padded with zeros."""
+    rows = heads[0].transpose(0, 1)
+    return rows if rows.shape[-1] == width else torch.nn.functional.pad(rows, (0, width - rows.shape[-1]))

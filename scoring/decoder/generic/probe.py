@@ -1,0 +1,213 @@
+"""Finds out by one forward of a few tokens whether a model's attention is standard, and what each layer's is like."""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from scoring.decoder.adapters.parts import changing_rotary
+from scoring.decoder.generic.interface import PROBED, MaskFunction, configs_of, listening
+from scoring.decoder.generic.model import GenericLayer, GenericModel
+from scoring.decoder.model import Attention, Linear
+from scoring.decoder.torch_attention import attention
+from scoring.errors import LoadError
+
+_TOKENS = 4
+_WIDEST = 256  # heads that the kernels hold
+
+#: What layers tell their attention that changes nothing here, beside what `_attention` reads.
+_IGNORED = frozenset(
+    ("cache_position", "position_ids", "position_embeddings", "use_cache", "output_attentions", "past_key_values",
+     "output_router_logits", "output_hidden_states", "return_dict", "layer_idx", "is_causal", "dropout",
+     "scaling", "sliding_window", "softcap", "s_aux", "logits_to_keep")
+)  # fmt: skip
+
+
+class Unlike(Exception):
+    """Reason why a model's attention is none that the cache serves."""
+
+
+@dataclass
+class _Call:
+    """Attention call of a layer: shapes of queries [H, D] and of values [KV, D], and what it means."""
+
+    module: Any
+    queries: tuple[int, int]
+    values: tuple[int, int]
+    rule: Attention
+
+
+def probe(model: Any, length: int, unfit: str = "") -> GenericModel:
+    """Describe a model for the generic tier; slots will hold `length` tokens.
+
+    Raises LoadError if its attention is not standard, with the reason, and with that against the fused tier.
+    """
+    try:
+        return _described(model, length)
+    except Unlike as reason:
+        told = str(reason)
+    except Exception as failure:  # whatever a model's own code raises for such a forward
+        told = f"its forward fails over flat rows of tokens: {type(failure).__name__}: {str(failure)[:200]}"
+    fused = f"; nor the fused one: {unfit}" if unfit else ""
+    raise LoadError(f"The generic tier does not cover this model: {told}{fused}.", "Serve it with plain transformers.")
+
+
+@torch.inference_mode()
+def _described(model: Any, length: int) -> GenericModel:
+    told = inspect.signature(type(model).forward).parameters
+    config = model.config.get_text_config(decoder=True)
+    _check_config(model.config, config, told)
+    _check_cache(config)
+    probing, configs, device = CallRecorder(length), configs_of(model), model.device
+    tokens = torch.arange(_TOKENS, device=device) + 1
+    kept = torch.tensor([_TOKENS - 1, 0], device=device)
+    asked = {"logits_to_keep": kept} if "logits_to_keep" in told else {}
+    with listening(configs, probing, PROBED):
+        found = model(input_ids=tokens[None], position_ids=tokens[None] - 1, use_cache=False, return_dict=True, **asked)
+    calls = probing.calls
+    _check_calls(calls, getattr(config, "num_hidden_layers", None), device)
+    (heads, head_dim), (kv_heads, _) = calls[0].queries, calls[0].values
+    form = GenericModel(
+        family=model.config.model_type,
+        module=model,
+        configs=configs,
+        places={id(call.module): index for index, call in enumerate(calls)},
+        layers=[GenericLayer(call.rule) for call in calls],
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        vocabulary=int(found.logits.shape[-1]),
+        hidden=int(config.hidden_size),
+        dtype=model.dtype,
+        device=device,
+        keeps=bool(asked) and found.logits.shape[1] == len(kept),
+    )
+    form.forward(tokens, tokens - 1, kept, lambda index, q, k, v: torch.zeros_like(q).flatten(1))
+    return form
+
+
+def _check_config(whole: Any, text: Any, told: Any) -> None:
+    if whole.is_encoder_decoder:
+        raise Unlike("it is an encoder-decoder")
+    if "position_ids" not in told:
+        raise Unlike("its forward takes no positions")
+    rope = changing_rotary(text)
+    if rope:
+        raise Unlike(f"{rope} rotary positions change with the length")
+
+
+def _check_cache(text: Any) -> None:
+    """Raise Unlike for a model whose own cache keeps more than keys and values, or another layer's."""
+    try:
+        layers = DynamicCache(config=text).layers
+    except Exception as failure:
+        raise Unlike(f"its cache is one of its own: {type(failure).__name__}") from failure
+    strange = sorted({type(layer).__name__ for layer in layers} - {"DynamicLayer", "DynamicSlidingWindowLayer"})
+    if strange:
+        raise Unlike(f"layers keep more than their own keys and values: {', '.join(strange)}")
+
+
+def _check_calls(calls: Sequence[_Call], layers: int | None, device: torch.device) -> None:
+    if not calls:
+        raise Unlike("its attention does not go through transformers' attention interface")
+    if len({id(call.module) for call in calls}) < len(calls):
+        raise Unlike("a module attends more than once")
+    if layers is not None and len(calls) != layers:
+        raise Unlike(f"{len(calls)} attention calls of {layers} layers: the others keep a state of another kind")
+    if len({(call.queries, call.values) for call in calls}) > 1:
+        raise Unlike("its layers differ in their heads")
+    if device.type == "cuda":
+        if any(call.rule.sinks is not None for call in calls):
+            raise Unlike("the kernels have no attention sinks")
+        if calls[0].queries[1] > _WIDEST or calls[0].queries[1] % 2:
+            raise Unlike(f"heads of {calls[0].queries[1]}: the attention kernels hold even ones up to {_WIDEST}")
+
+
+class CallRecorder:
+    """Listener that records the layers' calls; raises Unlike where one is not standard."""
+
+    def __init__(self, length: int) -> None:
+        self.calls: list[_Call] = []
+        self._length = length
+        self._masks: list[MaskFunction] = []
+
+    def mask(self, function: MaskFunction, queries: int, keys: int) -> Tensor:
+        """Mask whose elements all are its number, so that it is known again after slices and conversions."""
+        self._masks.append(function)
+        return torch.full((1, 1, queries, keys), float(len(self._masks)))
+
+    def attend(self, module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, said: dict[str, Any]) -> Tensor:
+        """Record a call; causal attention, so that the forward goes on with sound numbers."""
+        _check_shapes(q, k, v)
+        strange = sorted(name for name, value in said.items() if name not in _IGNORED and value is not None)
+        if strange:
+            raise Unlike(f"its attention is given {', '.join(strange)}")
+        if said.get("dropout"):
+            raise Unlike("its attention drops weights at random")
+        rule = _attention(q, k, said, self._window(module, mask, said))
+        heads, kv_heads = q.shape[1], v.shape[1]
+        self.calls.append(_Call(module, (heads, q.shape[3]), (kv_heads, v.shape[3]), rule))
+        found = attention(rule, q, k, torch.nn.functional.pad(v, (0, q.shape[3] - v.shape[3])), None)
+        return found[..., : v.shape[3]].transpose(1, 2)
+
+    def _window(self, module: Any, mask: Any, said: dict[str, Any]) -> int:
+        if mask is not None:
+            return window_of(self._masked(mask), self._length)
+        if not (said.get("is_causal") or (said.get("is_causal") is None and getattr(module, "is_causal", True))):
+            raise Unlike("its attention is not causal")
+        if said.get("sliding_window"):
+            raise Unlike("its window comes without a mask")
+        return 0
+
+    def _masked(self, mask: Any) -> MaskFunction:
+        number = float(mask.flatten()[0]) if isinstance(mask, Tensor) else 0.0
+        if not isinstance(mask, Tensor) or not bool((mask == number).all()) or number not in self._numbers():
+            raise Unlike("it makes its masks itself")
+        return self._masks[int(number) - 1]
+
+    def _numbers(self) -> range:
+        return range(1, len(self._masks) + 1)
+
+
+def _check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
+    shapes = " ".join(str(list(each.shape)) for each in (q, k, v))
+    if not all(each.ndim == 4 and each.shape[0] == 1 and each.shape[2] == _TOKENS for each in (q, k, v)):
+        raise Unlike(f"queries, keys and values {shapes} are not those of {_TOKENS} tokens")
+    if q.shape[1] % k.shape[1] or k.shape[1] != v.shape[1] or q.shape[3] != k.shape[3] or v.shape[3] > k.shape[3]:
+        raise Unlike(f"queries, keys and values {shapes} do not fit together")
+
+
+def _attention(q: Tensor, k: Tensor, said: dict[str, Any], window: int) -> Attention:
+    heads, kv_heads, width = q.shape[1], k.shape[1], q.shape[3]
+    scale, sinks = said.get("scaling"), said.get("s_aux")
+    if sinks is not None and sinks.numel() != heads:
+        raise Unlike(f"{sinks.numel()} attention sinks of {heads} heads")
+    return Attention(
+        Linear(q.new_empty((heads + 2 * kv_heads) * width, 0)),
+        Linear(q.new_empty(0, heads * width)),
+        float(width**-0.5 if scale is None else scale),
+        window,
+        cap=float(said.get("softcap") or 0),
+        sinks=sinks,
+    )
+
+
+def window_of(function: MaskFunction, length: int) -> int:
+    """Keys that each query sees up to itself, 0 for all, in sequences of `length` tokens; raises Unlike for others."""
+    keys = torch.arange(length)
+    nothing = torch.zeros(1, dtype=torch.int64)
+
+    def seen(query: int) -> Tensor:
+        found = function(nothing, nothing, torch.tensor([query]), keys)
+        return found.broadcast_to((length,))
+
+    window = int(seen(length - 1).sum())
+    places = {0, 1, window - 1, window, window + 1, length // 3, length // 2, length - 1}
+    for query in sorted(place for place in places if 0 <= place < length):
+        if not torch.equal(seen(query), (keys <= query) & (keys > query - window)):
+            raise Unlike("its mask is neither causal nor a window of fixed length")
+    return 0 if window == length else window

@@ -1,0 +1,52 @@
+"""Size of a decoder's KV cache: on a GPU what its memory has room for, beside the weights and a step's own memory."""
+
+import torch
+
+from scoring.decoder.block_pool import BLOCK, blocks_of
+from scoring.decoder.model import CachedModel
+from scoring.limits.memory_shares import LEAST_CACHE_TOKENS, RESERVE_BYTES, WEIGHTS_AND_SLOTS
+
+_PROMPT_ROWS = 1024  # tokens of a prompt's chunk
+_PROMPT_PARTS = 64  # slots of a chunk
+
+
+def pool_blocks(form: CachedModel, slots: int, max_length: int, tokens: int, share: float) -> int:
+    """Number of blocks for slots of up to `max_length` tokens: no more than they can fill, nor than `tokens` if given.
+
+    On a GPU also no more than a share of its memory (0: the default) leaves, and on all ranks as many as on the
+    smallest; raises torch.OutOfMemoryError if that is too little to serve.
+    """
+    most = slots * blocks_of(max_length)
+    if tokens:
+        most = min(most, blocks_of(tokens))
+    if form.device.type != "cuda":
+        return most
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info(form.device)
+    room = memory_room(free, total, share or WEIGHTS_AND_SLOTS) - scratch_bytes(form, slots)
+    fitting = min(most, room // block_bytes(form) - 1)  # one is scratch
+    if form.team is not None:
+        fitting = form.team.least(fitting)
+    if fitting < min(most, blocks_of(min(max_length, LEAST_CACHE_TOKENS))):
+        raise torch.OutOfMemoryError(f"the KV cache would have room for {max(fitting, 0) * BLOCK} tokens")
+    return fitting
+
+
+def memory_room(free: int, total: int, share: float) -> int:
+    """Bytes that a KV cache may take of a device with these free and total bytes, of which a share may be in use."""
+    return min(free - RESERVE_BYTES, int(share * total) - (total - free))
+
+
+def block_bytes(form: CachedModel) -> int:
+    """Size of one block's keys and values in all layers."""
+    return 2 * len(form.layers) * form.kv_heads * BLOCK * form.head_dim * form.dtype.itemsize
+
+
+def scratch_bytes(form: CachedModel, slots: int) -> int:
+    """Upper bound of the memory that steps of so many slots and chunks of prompts take beside the cache."""
+    size = form.dtype.itemsize
+    logits = slots * form.vocabulary * (9 + 2 * size) + _PROMPT_PARTS * form.vocabulary * size
+    row = 4 * form.hidden + size * (
+        2 * form.hidden + form.scratch_width + 4 * (form.heads + form.kv_heads) * form.head_dim
+    )
+    return int(logits + (_PROMPT_ROWS + slots) * row)

@@ -1,0 +1,145 @@
+"""Attention over a decoder's cache in plain torch: writes keys and values of new tokens, and reads the live ones."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from scoring.decoder.block_pool import BLOCK, blocks_of
+from scoring.decoder.kv_cache import KVCache
+from scoring.decoder.model import Attention, CachedModel
+
+
+class PromptAttention:
+    """Attention of the layers in one prefill of parts (slot, start position, number of tokens)."""
+
+    def __init__(self, form: CachedModel, state: KVCache, parts: Sequence[tuple[int, int, int]]) -> None:
+        self.form = form
+        self.state = state
+        self.parts = parts
+        device = form.device
+        self.positions = torch.cat([torch.arange(at, at + count, device=device) for _, at, count in parts])
+        self._counts = [count for _, _, count in parts]
+        split = zip(parts, torch.split(self.positions, self._counts), strict=True)
+        self._places = {slot: _places(state, slot, where) for (slot, _, _), where in split}
+        self._masks: dict[tuple[int, int], Tensor | None] = {}
+
+    def attend(self, index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of a layer for q [T, heads, D], k and v [T, kv_heads, D], part after part: [T, heads * D]."""
+        layer = self.form.layers[index].attention
+        out = []
+        split = zip(*(torch.split(whole, self._counts) for whole in (q, k, v, self.positions)), strict=True)
+        for (slot, start, count), (own_q, own_k, own_v, where) in zip(self.parts, split, strict=True):
+            end = start + count
+            where_to, row = self._places[slot], slice(slot, slot + 1)
+            keys = _updated(self.state, self.state.keys[index], where_to, own_k, row, end)
+            values = _updated(self.state, self.state.values[index], where_to, own_v, row, end)
+            if (slot, layer.window) not in self._masks:
+                self._masks[slot, layer.window] = _mask(self.form, where[None], end, layer.window)
+            seen = attention(layer, own_q.transpose(0, 1)[None], keys, values, self._masks[slot, layer.window])
+            out.append(seen[0].transpose(0, 1).flatten(1))
+        return torch.cat(out)
+
+
+class StepAttention:
+    """Attention of the layers in one step of slots [B]; `longest` bounds their lengths, the new token included."""
+
+    def __init__(self, form: CachedModel, state: KVCache, slots: Tensor, longest: int) -> None:
+        self.form = form
+        self.state = state
+        self.positions = state.lengths[slots].long()
+        self._longest = longest
+        self._places = _places(state, slots, self.positions)
+        self._rows = _rows(slots)
+        self._masks: dict[int, Tensor] = {}
+
+    def attend(self, index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of a layer for q [B, heads, D], k and v [B, kv_heads, D]: [B, heads * D]."""
+        layer = self.form.layers[index].attention
+        state, longest = self.state, self._longest
+        keys = _updated(state, state.keys[index], self._places, k, self._rows, longest)
+        values = _updated(state, state.values[index], self._places, v, self._rows, longest)
+        if layer.window not in self._masks:
+            self._masks[layer.window] = _step_mask(self.form, self.positions, self._longest, layer.window)
+        # Queries that share keys are rows of one product, so that keys are not repeated.
+        shared = q.view(len(q), self.form.kv_heads, -1, self.form.head_dim)
+        return attention(layer, shared, keys, values, self._masks[layer.window]).flatten(1)
+
+
+def _places(state: KVCache, slots: Tensor | int, positions: Tensor) -> Tensor:
+    """Places of tokens [T] among those of all blocks, of one slot or of slots [T]."""
+    return state.table[slots, positions // BLOCK].long() * BLOCK + positions % BLOCK
+
+
+def _updated(state: KVCache, cache: Tensor, places: Tensor, new: Tensor, rows: Tensor | slice, length: int) -> Tensor:
+    """Write keys or values [T, KV, D] of tokens at places [T] into a layer's cache [KV, blocks, BLOCK, D].
+
+    Returns those of the first tokens of slots, [B, KV, length, D]: a view if blocks are in place.
+    """
+    cache.view(len(cache), -1, cache.shape[-1]).index_copy_(1, places, new.transpose(0, 1))
+    if state.in_place:
+        by_slot = cache[:, : state.blocks].view(len(cache), state.slots, -1, cache.shape[-1])
+        return by_slot[:, rows, :length].transpose(0, 1)
+    blocks = state.table[rows, : blocks_of(length)].long()
+    return cache[:, blocks].transpose(0, 1).flatten(2, 3)[:, :, :length]
+
+
+def _mask(form: CachedModel, positions: Tensor, length: int, window: int) -> Tensor | None:
+    """Additive mask [B or 1, 1 or heads, T, length] in the form's dtype, or None for a plain causal prefill."""
+    rows = positions.shape[1]
+    if window == 0 and form.alibi is None and rows == length:
+        return None
+    keys = torch.arange(length, device=positions.device)
+    distance = positions[:, None, :, None] - keys
+    hidden = distance < 0
+    if window:
+        hidden = hidden | (distance >= window)
+    bias = torch.zeros(distance.shape, device=distance.device)
+    if form.alibi is not None:
+        bias = -form.alibi[None, :, None, None] * distance
+    return bias.masked_fill(hidden, -math.inf).to(form.dtype)
+
+
+def _step_mask(form: CachedModel, positions: Tensor, length: int, window: int) -> Tensor:
+    """Mask, added: [B, 1 or kv_heads, queries per key head or 1, length] for one query at each of positions [B]."""
+    mask = _mask(form, positions[:, None], length, window)
+    assert mask is not None
+    if mask.shape[1] == 1:
+        return mask.expand(-1, -1, form.heads // form.kv_heads, -1)
+    return mask.view(len(mask), form.kv_heads, -1, length)
+
+
+def _rows(slots: Tensor) -> Tensor | slice:
+    """Consecutive slots as a slice, which reads the cache in place; other slots unchanged."""
+    numbers = slots.tolist() if slots.device.type == "cpu" else []
+    if numbers and numbers == list(range(numbers[0], numbers[0] + len(numbers))):
+        return slice(numbers[0], numbers[0] + len(numbers))
+    return slots
+
+
+def attention(layer: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention of q [B, H, T, D] over k and v [B, KV, L, D], causal without a mask: [B, H, T, D]."""
+    grouped = q.shape[1] != k.shape[1]
+    if not layer.cap and layer.sinks is None:
+        return functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=layer.scale, enable_gqa=grouped
+        )
+    if grouped:
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    scores = q @ k.transpose(-1, -2) * (layer.scale / (layer.cap or 1.0))
+    if layer.cap:
+        scores = layer.cap * torch.tanh(scores)
+    if mask is None:
+        mask = torch.full(scores.shape[-2:], -math.inf, dtype=q.dtype, device=q.device).triu(1)
+    return _weights(layer, (scores + mask).float()).to(q.dtype) @ v
+
+
+def _weights(layer: Attention, scores: Tensor) -> Tensor:
+    """Softmax of scores [B, H, T, L]; a sink takes its part of the weight."""
+    if layer.sinks is None:
+        return torch.softmax(scores, -1)
+    # Where queries that share keys are rows of one head, each row has the sink of its own head.
+    sinks = layer.sinks.float().view(1, scores.shape[1], -1, 1).expand(*scores.shape[:3], 1)
+    return torch.softmax(torch.cat((scores, sinks), -1), -1)[..., :-1]

@@ -1,0 +1,1 @@
+"""sentence-transformers folders: what their files say, and the modules after the transformer."""

@@ -1,0 +1,150 @@
+"""The generic tier on a CPU against plain transformers: families without an adapter, and some that have one."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from scoring.decoder.adapters.families import FAMILIES as ADAPTED
+from scoring.decoder.decoder import Decoder
+from scoring.decoder.generic.interface import configs_of
+from scoring.decoder.generic.probe import Unlike, window_of
+from scoring.errors import LoadError
+from scoring.passes.base import PassRefused
+from scoring.passes.families import GENERIC_DECODE, decoder_tier
+from scoring.passes.static_decode import StaticDecode
+from tests.conftest import Tiny
+from tests.scoring.conftest import Served
+from tests.scoring.decoder.test_adapters import TOLERANCE, generated, greedy, plain_logits, prompt
+from tests.scoring.generating import PROMPTS, continuation
+from tests.scoring.generation.test_details import check
+from tests.tiny_causal import tiny_causal
+
+#: Of each kind: dense, experts, windows, latent attention, sinks, learned and sinusoidal positions.
+SERVED = (
+    "afmoe", "apertus", "arcee", "biogpt", "bitnet", "cohere", "ctrl", "deepseek_v2", "deepseek_v3", "dots1",
+    "ernie4_5_moe", "exaone4", "flex_olmo", "glm", "glm4_moe", "gpt_bigcode", "gpt_oss", "granitemoe", "helium",
+    "hunyuan_v1_moe", "jetmoe", "llama4_text", "longcat_flash", "minicpm3", "ministral3", "mixtral",
+    "modernbert-decoder", "nanochat", "nemotron", "olmo2", "olmo3", "olmoe", "persimmon", "phi", "phimoe", "qwen2_moe",
+    "qwen3_moe", "seed_oss", "stablelm", "vaultgemma",
+)  # fmt: skip
+FORCED = ("llama", "gpt2", "gemma2", "mistral")
+REFUSED = {
+    "bamba": "keep more than their own keys and values",
+    "bert": "neither causal nor a window",
+    "codegen": "does not go through transformers' attention interface",
+    "deepseek_v32": "DynamicIndexedLayer",
+    "diffllama": "attends more than once",
+    "mamba": "takes no positions",
+    "qwen3_next": "LinearAttentionLayer",
+}
+NEW = 5
+TASK = "text-generation"
+
+
+@pytest.fixture(scope="module", params=(*SERVED, *FORCED))
+def model(request: pytest.FixtureRequest) -> Iterator[Any]:
+    torch.set_num_threads(1)
+    yield tiny_causal(request.param)
+
+
+def test_none_of_the_families_served_has_an_adapter() -> None:
+    assert not set(SERVED) & set(ADAPTED)
+    assert all(decoder_tier(family).tier == "generic" for family in SERVED)
+    assert all(decoder_tier(family).tier == "fused" for family in ADAPTED)
+    assert not set(GENERIC_DECODE.refused) & (set(SERVED) | set(ADAPTED))
+
+
+def test_tokens_and_logits_are_those_of_generate(model: Any) -> None:
+    """A prompt in pieces past the windows, another that shares its beginning, and a short one, in steps together."""
+    decoder = Decoder(model, slots=4, max_length=128, tier="generic")
+    first = prompt(model, 90)
+    prompts = {2: first, 0: first[:70] + prompt(model, 9, 1), 3: prompt(model, 3)}
+    for slot, ids in prompts.items():
+        held = decoder.open(slot, greedy(model), ids, "salt")
+        assert held == (70 if slot == 0 else 0)
+        pieces = (ids[:40], ids[40:]) if slot == 2 else (ids[held:],)
+        for piece in pieces:
+            logits = decoder.prefill(slot, piece)
+        wanted = plain_logits(model, ids)[-1]
+        assert (logits - wanted).norm() <= TOLERANCE * wanted.norm(), slot
+    slots = list(prompts)
+    produced = [decoder.sample(slots).tokens()] + [decoder.step(slots).tokens() for _ in range(NEW - 1)]
+    assert [list(row) for row in zip(*produced, strict=True)] == [
+        generated(model, ids, NEW) for ids in prompts.values()
+    ]
+
+
+def test_the_model_answers_and_is_configured_as_before(model: Any) -> None:
+    ids = prompt(model, 12)
+    before = plain_logits(model, ids)
+    names = [config._attn_implementation for config in configs_of(model)]
+    decoder = Decoder(model, slots=1, max_length=64, tier="generic")
+    decoder.open(0)
+    decoder.prefill(0, ids)
+    assert [config._attn_implementation for config in configs_of(model)] == names
+    assert torch.equal(plain_logits(model, ids), before)
+
+
+@pytest.mark.parametrize("family", REFUSED)
+def test_what_is_not_standard_is_refused_with_the_reason(family: str) -> None:
+    model = tiny_causal(family)
+    with pytest.raises(LoadError, match=REFUSED[family]):
+        Decoder(model, slots=1, max_length=64, tier="generic")
+    with pytest.raises(PassRefused, match=REFUSED[family]):
+        StaticDecode(slots=1, max_length=64).apply(model)
+
+
+def test_the_pass_serves_and_verifies_it() -> None:
+    from scoring.decoder.verify import reference
+
+    model = tiny_causal("gpt_oss")
+    told = reference(model)
+    chosen = StaticDecode(slots=3, max_length=64)
+    applied = chosen.apply(model)
+    assert applied.detail.startswith("3 slots")
+    assert chosen.decoder.tier == "generic"
+    assert chosen.verify(model, told) <= 1e-5
+    for layer in chosen.decoder.form.layers:
+        layer.attention.sinks = None  # a wrong answer is told
+    assert chosen.verify(model, told) > 1e-3
+
+
+def test_requests_are_answered_from_its_slots_as_plain_transformers_does(tiny: Tiny, tmp_path: Path) -> None:
+    """Several prompts at once, log-probabilities, a stream, and a prompt again from its cached prefix."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny("llama", TASK))
+    names = ("pad_token_id", "bos_token_id", "eos_token_id")
+    model = tiny_causal("mixtral", vocab_size=len(tokenizer), **{name: getattr(tokenizer, name) for name in names})
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    served = Served(tmp_path, TASK)
+    loaded = served.service.loaded
+    loaded.runtime.decoder = Decoder(loaded.model, 3, loaded.context_length)
+    assert loaded.runtime.decoder.tier == "generic"
+    asked = {"max_new_tokens": 6, "return_full_text": False}
+    expected = [continuation(tmp_path, TASK, text, max_new_tokens=6) for text in PROMPTS]
+    for _ in range(2):
+        answers = served.ok(list(PROMPTS), **asked, return_details=True)
+        assert [[answer["generated_text"]] for [answer] in answers] == expected
+    check(answers[2][0]["details"], tmp_path, PROMPTS[2], 0)
+    status, events = served({"inputs": PROMPTS[1], "parameters": asked, "stream": True})
+    assert status == 200
+    assert len(events) > 2
+    assert served.service.drain(20)
+
+
+def test_masks_are_known_over_the_whole_length() -> None:
+    causal = lambda b, h, q, k: k <= q  # noqa: E731
+    assert window_of(causal, 1000) == 0
+    assert window_of(lambda b, h, q, k: (k <= q) & (k > q - 300), 1000) == 300
+    assert window_of(lambda b, h, q, k: (k <= q) & (k // 1024 == q // 1024), 1000) == 0  # one chunk
+    for strange in (
+        lambda b, h, q, k: (k <= q) & (k // 300 == q // 300),
+        lambda b, h, q, k: (k <= q) | (k < 7),
+        lambda b, h, q, k: k >= 0,
+    ):
+        with pytest.raises(Unlike, match="neither causal nor a window"):
+            window_of(strange, 1000)

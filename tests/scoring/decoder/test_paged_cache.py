@@ -1,0 +1,253 @@
+"""The paged cache on a CPU: sequences whose blocks lie anywhere, are shared, full or given up."""
+
+import random
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from scoring.config import Limits
+from scoring.decoder.block_pool import BLOCK
+from scoring.decoder.block_tables import BlockTables
+from scoring.decoder.decoder import Decoder
+from scoring.engine.row import Row
+from scoring.errors import DeviceFull, PromptTooLong
+from scoring.generation.scheduler import Scheduler
+from scoring.generation.sequence import supports
+from tests.conftest import Tiny
+from tests.scoring.conftest import Served
+from tests.scoring.decoder.test_adapters import prompt
+
+LENGTHS = (1, 63, 64, 65, 130, 200)
+
+
+@pytest.fixture(scope="module", params=["llama", "mistral"])
+def model(request: pytest.FixtureRequest) -> Any:
+    """A tiny model with long positions; Mistral sees 70 tokens, which are parts of two or three blocks."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 199}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 131_072}
+    if request.param == "llama":
+        config: Any = transformers.LlamaConfig(**sizes, **heads)
+    else:
+        config = transformers.MistralConfig(**sizes, **heads, sliding_window=70)
+    made = transformers.AutoModelForCausalLM.from_config(config).eval()
+    for parameter in made.parameters():
+        parameter.data *= 3  # so that attention decides the tokens
+    return made
+
+
+@torch.inference_mode()
+def check_greedy(model: Any, ids: list[int], answer: list[int]) -> None:
+    """Each token of the answer is the likeliest one by plain transformers: what a greedy `generate` gives."""
+    logits = model(torch.tensor([ids + answer])).logits[0, len(ids) - 1 : -1]
+    assert logits.argmax(-1).tolist() == answer
+
+
+def steps(decoder: Decoder, slots: list[int], count: int) -> list[list[int]]:
+    """Tokens of each slot: the first, and those of so many steps."""
+    rows = [decoder.sample(slots).tokens()] + [decoder.step(slots).tokens() for _ in range(count)]
+    return [list(tokens) for tokens in zip(*rows, strict=True)]
+
+
+@pytest.mark.parametrize("tokens", [0, 16 * BLOCK], ids=["in place", "anywhere"])
+def test_prompts_and_steps_across_blocks_match(model: Any, tokens: int) -> None:
+    decoder = Decoder(model, len(LENGTHS), 512, tokens=tokens)
+    assert decoder.state.in_place == (tokens == 0)
+    prompts = [prompt(model, length) for length in LENGTHS]
+    order = [3, 0, 5, 1, 4, 2]
+    for first in range(0, 200, 50):  # in pieces that end within blocks
+        parts = [(slot, ids) for slot in order if (ids := prompts[slot][first : first + 50])]
+        decoder.prefill_many(parts)
+    for ids, answer in zip((prompts[slot] for slot in order), steps(decoder, order, 6), strict=True):
+        check_greedy(model, ids, answer)
+
+
+@pytest.mark.parametrize("tokens", [0, 24 * BLOCK], ids=["in place", "anywhere"])
+def test_two_live_sequences_share_their_blocks_and_diverge(model: Any, tokens: int) -> None:
+    decoder = Decoder(model, 3, 1024, tokens=tokens)
+    common = prompt(model, 150)
+    first, second = [*common, 7, 8, 9], [*common, 9, 8]
+    assert decoder.open(0, None, first, "salt") == 0
+    decoder.prefill(0, first)
+    one = steps(decoder, [0], 3)[0]
+    assert decoder.open(1, None, second, "salt") == 150
+    assert decoder.open(2, None, second, "other") == 0
+    shared = decoder.tables.blocks(0)[:2] == decoder.tables.blocks(1)[:2]
+    assert shared == (tokens > 0)  # in place they are copied
+    assert decoder.tables.blocks(0)[2] != decoder.tables.blocks(1)[2]
+    decoder.prefill(1, second[150:])
+    two = decoder.sample([1]).tokens()
+    for _ in range(60):
+        a, b = decoder.step([0, 1]).tokens()
+        one.append(a)
+        two.append(b)
+    check_greedy(model, first, one)
+    check_greedy(model, second, two)
+    decoder.release(0, first + one)
+    assert decoder.tables.pool.used == len(decoder.tables.blocks(1))
+    again = first + one
+    assert decoder.open(0, None, again, "salt") == len(again) - 1
+    decoder.prefill(0, again[-1:])
+    check_greedy(model, again, steps(decoder, [0], 5)[0])
+
+
+def test_a_full_pool_refuses_before_anything_changes(model: Any) -> None:
+    decoder = Decoder(model, 3, 512, tokens=3 * BLOCK)
+    assert (decoder.max_length, decoder.capacity) == (192, 192)
+    ids = [prompt(model, length) for length in (100, 64, 65)]
+    for slot in range(3):
+        decoder.open(slot)
+    decoder.prefill_many([(0, ids[0]), (1, ids[1])])
+    with pytest.raises(DeviceFull, match="1 more blocks of 64 tokens; 0 of 3 are not in use"):
+        decoder.prefill_many([(2, [5])])
+    tokens = decoder.sample([0, 1]).tokens()
+    with pytest.raises(DeviceFull):
+        decoder.step([0, 1])  # slot 1 needs another block
+    assert decoder.lengths == [100, 64, 0]
+    check_greedy(model, ids[0], tokens[:1] + decoder.step([0]).tokens())
+    decoder.release(0)
+    check_greedy(model, ids[1], tokens[1:] + decoder.step([1]).tokens())
+    decoder.prefill(2, ids[2][:64])
+    with pytest.raises(PromptTooLong):
+        decoder.prefill(1, [7] * 128)
+
+
+def test_a_context_of_131072_tokens_takes_memory_for_those_that_are_written(model: Any) -> None:
+    before = _resident()
+    decoder = Decoder(model, 64, 131_072)
+    for slot in range(64):
+        decoder.open(slot)
+        decoder.prefill(slot, prompt(model, 70))
+    tokens = steps(decoder, list(range(64)), 2)
+    check_greedy(model, prompt(model, 70), tokens[63])
+    assert decoder.state.bytes() > 1 << 30
+    written = 64 * 2 * BLOCK * decoder.state.bytes() // (64 * 131_072)
+    assert _resident() - before < written + (150 << 20)
+
+
+def _resident() -> int:
+    status = Path("/proc/self/statm")
+    if not status.exists():
+        pytest.skip("needs Linux")
+    return int(status.read_text(encoding="ascii").split()[1]) * 4096
+
+
+def test_a_row_that_the_pool_can_never_hold_is_refused_with_the_sizes(model: Any) -> None:
+    decoder = Decoder(model, 3, 1024, tokens=4 * BLOCK)
+    config = transformers.GenerationConfig()
+    assert supports(config, [2], 256, decoder)
+    with pytest.raises(PromptTooLong, match="may have 257 tokens; the KV cache has room for 256 in all"):
+        supports(config, [2], 257, decoder)
+    assert not supports(config, [2], 1025, decoder)
+
+
+def rows_of(served: Served, generator: random.Random, count: int) -> list[Row]:
+    """Rows of random tokens, of which some begin alike."""
+    task = served.service.task
+    common = [generator.randrange(5, 300) for _ in range(70)]
+    found = []
+    for number in range(count):
+        parameters = task.schema.parse_parameters({"max_new_tokens": generator.randrange(4, 20), "ignore_eos": True})
+        [row] = task.encode("The", parameters, 0)
+        own = [generator.randrange(5, 300) for _ in range(generator.randrange(1, 100))]
+        row.features["input_ids"] = (common + own)[:100] if number % 3 == 0 else own
+        found.append(row)
+    generator.shuffle(found)
+    return found
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_64_sequences_in_a_pool_far_smaller_than_all_are_each_as_alone(tiny: Tiny, late: bool) -> None:
+    served = Served(tiny("llama", "text-generation"), "text-generation", Limits())
+    model = served.service.loaded.model
+    decoder = Decoder(model, 64, 128, tokens=12 * BLOCK)
+    served.service.loaded.runtime.decoder = decoder
+    scheduler = Scheduler(served.service.task, decoder, decoder.capacity)
+    scheduler._late = late
+    waiting = list(enumerate(rows_of(served, random.Random(0), 64)))
+    rows, done, most = dict(waiting), {}, 0
+    while waiting or scheduler.active:
+        while waiting and scheduler.fits(waiting[0][1]):
+            number, row = waiting.pop(0)
+            scheduler.add(row, partial(done.__setitem__, number))
+        scheduler.step()
+        most = max(most, len(scheduler._decoding))
+        assert decoder.tables.pool.used <= 12
+        assert 0 <= scheduler.cache["kv_tokens"] <= scheduler.cache["kv_capacity"] == 12 * BLOCK
+    assert most > 6
+    for number, row in rows.items():
+        assert not isinstance(done[number], Exception)
+        assert len(done[number][0]) == row.new_tokens
+        check_greedy(model, row.features["input_ids"], list(done[number][0]))
+    told = served.service.statistics()
+    assert told["preemptions"] > 0
+    assert told["cached_tokens"] > 0
+    assert decoder.tables.pool.used == 0
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_every_block_has_the_users_that_tables_say(in_place: bool) -> None:
+    """Random sequences over the tables alone; what is found is checked against what was written into the blocks."""
+    rng = random.Random(1)
+    slots, width, blocks = 6, 4, 24 if in_place else 13
+    tables = BlockTables(slots, width, blocks, in_place)
+    contents: list[list[int]] = [[] for _ in range(blocks)]  # tokens that were written into each block
+    held: dict[int, list[int]] = {}
+
+    def follow() -> None:
+        for source, target in tables.copies:
+            contents[target] = list(contents[source])
+        tables.copies.clear()
+
+    def write(slot: int, ids: list[int]) -> None:
+        start = len(held[slot])
+        tables.reserve(slot, start + len(ids))
+        for at, token in enumerate(ids, start):
+            block = contents[tables.blocks(slot)[at // BLOCK]]
+            del block[at % BLOCK :]
+            block.append(token)
+        tables.written(slot, ids)
+        held[slot] = held[slot] + ids
+
+    def begin(slot: int) -> None:
+        head = [rng.randrange(2)] * rng.randrange(1, 200)
+        ids = (head + [rng.randrange(4) for _ in range(250)])[: rng.randrange(20, 250)]
+        if len(ids) // BLOCK + 2 > tables.pool.available:
+            return
+        salt = rng.choice("ab")
+        least = tables.match(ids, salt)
+        count = tables.open(slot, ids, salt)
+        follow()
+        assert least <= count < len(ids)
+        found = [token for block in tables.blocks(slot) for token in contents[block][:BLOCK]]
+        assert found[:count] == ids[:count]
+        held[slot] = ids[:count]
+        write(slot, ids[count : count + rng.randrange(1, len(ids) - count + 1)])
+
+    def end(slot: int) -> None:
+        ids = held.pop(slot)
+        tables.close(slot, ids if rng.random() < 0.8 else None)
+
+    def grow(slot: int) -> None:
+        if len(held[slot]) < width * BLOCK - 10 and tables.pool.available:
+            write(slot, [rng.randrange(4)] * 10)
+
+    counted = 0
+    for _ in range(3000):
+        slot = rng.randrange(slots)
+        action: Callable[[int], None] = rng.choice((end, grow, grow, begin)) if slot in held else begin
+        action(slot)
+        if rng.random() < 0.02:
+            tables.evict(2)
+        users = [sum(block in tables.blocks(slot) for slot in held) for block in range(blocks)]
+        assert [tables.pool.users(block) for block in range(blocks)] == users
+        assert tables.pool.used == sum(count > 0 for count in users)
+        assert all(block in tables.cache for block in range(blocks) if tables.pool.is_idle(block))
+        counted += max(users) > 1
+    assert (counted > 0) == (not in_place)

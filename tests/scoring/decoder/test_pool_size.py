@@ -1,0 +1,72 @@
+"""The size of a GPU's KV cache: what memory has room for, never more than slots can fill, the same on all ranks."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from scoring.decoder.block_pool import BLOCK
+from scoring.decoder.pool_size import block_bytes, pool_blocks
+from scoring.limits.memory_shares import LEAST_CACHE_TOKENS, RESERVE_BYTES
+
+GPU = 80 << 30
+CONTEXT = 131_072
+
+
+def form(device: str = "cuda", least: int | None = None) -> Any:
+    """Sizes of Llama 3.2 3B; with `least`, another rank has room for so many blocks."""
+    team = None if least is None else SimpleNamespace(least=lambda own: min(own, least))
+    return SimpleNamespace(
+        device=torch.device(device),
+        layers=[None] * 28,
+        scratch_width=16_384 + 8192,
+        heads=24,
+        kv_heads=8,
+        head_dim=128,
+        hidden=3072,
+        vocabulary=128_256,
+        dtype=torch.bfloat16,
+        team=team,
+    )
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Free bytes of the GPU, which a test may change."""
+    free = [GPU - (7 << 30)]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[0], GPU))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    return free
+
+
+def test_it_is_what_the_share_leaves_beside_weights_and_scratch(memory: list[int]) -> None:
+    blocks = pool_blocks(form(), 64, CONTEXT, 0, 0.0)
+    taken = (blocks + 1) * block_bytes(form()) + (7 << 30)
+    assert 0.88 * GPU < taken < 0.9 * GPU
+    assert blocks * BLOCK > 4 * CONTEXT  # where every slot at full length would need 64 times as much
+    assert pool_blocks(form(), 64, CONTEXT, 0, 0.5) < 0.6 * blocks
+    whole = pool_blocks(form(), 64, CONTEXT, 0, 1.0)
+    assert (whole + 1) * block_bytes(form()) < memory[0] - RESERVE_BYTES
+
+
+def test_it_is_bounded_by_what_was_asked_for_and_what_slots_can_fill(memory: list[int]) -> None:
+    assert pool_blocks(form(), 64, CONTEXT, 100_000, 0.0) == -(-100_000 // BLOCK)
+    assert pool_blocks(form(), 64, CONTEXT, 10**9, 0.0) == pool_blocks(form(), 64, CONTEXT, 0, 0.0)
+    assert pool_blocks(form(), 4, 100, 0, 0.0) == 4 * 2
+    assert pool_blocks(form("cpu"), 64, CONTEXT, 0, 0.0) == 64 * CONTEXT // BLOCK
+
+
+def test_all_ranks_take_the_smallest(memory: list[int]) -> None:
+    assert pool_blocks(form(least=300), 64, CONTEXT, 0, 0.0) == 300
+    assert pool_blocks(form(least=10**9), 64, CONTEXT, 0, 0.0) == pool_blocks(form(), 64, CONTEXT, 0, 0.0)
+
+
+def test_too_little_to_serve_is_refused(memory: list[int]) -> None:
+    memory[0] = RESERVE_BYTES + (2 << 30)
+    assert pool_blocks(form(), 2, CONTEXT, 0, 1.0) * BLOCK >= LEAST_CACHE_TOKENS
+    memory[0] = RESERVE_BYTES + (1 << 30)
+    with pytest.raises(torch.OutOfMemoryError, match="would have room for"):
+        pool_blocks(form(), 64, CONTEXT, 0, 1.0)
+    with pytest.raises(torch.OutOfMemoryError):
+        pool_blocks(form(least=-1), 64, CONTEXT, 0, 1.0)

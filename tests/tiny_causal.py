@@ -1,0 +1,130 @@
+"""Tiny random models of any causal type of the installed transformers, from its configuration's own defaults.
+
+Every number that makes a model large is made small where the configuration has it; a few types need more than that.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+VOCABULARY, CONTEXT, SEED = 99, 128, 20240607
+MOST = 20_000_000  # parameters past which a model is not tiny: its configuration has a number that this module lacks
+
+#: Numbers of a tiny model, by the names that configurations have for them.
+SIZES: dict[str, Any] = {
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "dim"), 32),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers"), 2),
+    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads"), 4),
+    **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 4),
+    **dict.fromkeys(("intermediate_size", "ffn_dim", "decoder_ffn_dim", "encoder_ffn_dim", "n_inner", "dff"), 64),
+    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "expert_ffn_hidden_size"), 32),
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "seq_length", "max_seq_len"), CONTEXT),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
+    **dict.fromkeys(("num_experts_per_tok", "moe_topk", "moe_k", "experts_per_token"), 2),
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": VOCABULARY,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "rotary_dim": 4,
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+_MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1}
+_FALCON = {"head_dim": None, "num_kv_heads": 2, "new_decoder_architecture": True}
+_GEMMA4 = {
+    "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0, "num_attention_heads": None, "global_head_dim": 8,
+    "num_global_key_value_heads": None, "layer_types": ["sliding_attention", "full_attention"],
+}  # fmt: skip
+
+#: What a type needs beside; None leaves a number as it is.
+OWN: dict[str, dict[str, Any]] = {
+    "bamba": _MAMBA,
+    "dots1": {"n_shared_experts": 1},
+    "falcon": _FALCON,
+    "gemma3n_text": {
+        "num_kv_shared_layers": 0,
+        "activation_sparsity_pattern": 0.0,
+        "vocab_size_per_layer_input": VOCABULARY,
+        "hidden_size_per_layer_input": 8,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 16, "num_heads": 4},
+    "granitemoehybrid": _MAMBA,
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1},
+    "prophetnet": {"num_hidden_layers": None, "num_encoder_layers": 2, "num_decoder_layers": 2},
+    "reformer": {"is_decoder": True},
+    "xlnet": {"max_position_embeddings": None},
+    "xlstm": {"v_head_dim": None, "head_dim": None},
+    "zaya": {"num_experts_per_tok": None},
+}
+
+
+def tiny_config(family: str, **changes: Any) -> Any:
+    """Configuration of a tiny model of a type; `changes` come on top."""
+    return AutoConfig.for_model(family, **(_sizes(family) | changes))
+
+
+def tiny_causal(family: str, **changes: Any) -> Any:
+    """Random model of a type in evaluation mode, in float32; the same weights each time.
+
+    Raises ValueError for one that is not tiny.
+    """
+    config = tiny_config(family, **changes)
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
+    if size > MOST:
+        raise ValueError(f"{family} has {size} parameters")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1 and "norm" in name:
+                parameter.data += 0.5 * torch.rand(parameter.shape) - 0.25
+    return model
+
+
+def _sizes(family: str) -> dict[str, Any]:
+    plain = AutoConfig.for_model(family)
+    own = OWN.get(family, {})
+    sizes = {name: value for name, value in _known(plain).items() if own.get(name, value) is not None} | own
+    if plain.get_text_config(decoder=True) is not plain:
+        text = plain.get_text_config(decoder=True)
+        key = next((key for key in plain.sub_configs if getattr(plain, key, None) is text), None)
+        if key:
+            sizes[key] = text.to_dict() | _known(text) | own.get(key, {})
+    return {name: value for name, value in sizes.items() if value is not None}
+
+
+def _known(config: Any) -> dict[str, Any]:
+    """Sizes that a configuration has, layer by layer lists cut to the number of layers."""
+    told = config.to_dict()
+    sizes = {name: value for name, value in SIZES.items() if name in told or _has(config, name)}
+    for name in ("layer_types", "mlp_layer_types", "no_rope_layers"):
+        if isinstance(told.get(name), list):
+            sizes[name] = told[name][:1] + told[name][-1:]
+    if isinstance(told.get("sliding_window"), int):
+        sizes["sliding_window"] = 16
+    if hasattr(config, "kv_lora_rank"):
+        sizes["num_key_value_heads"] = 4  # every head has its own, expanded from what they share
+    return sizes
+
+
+def _has(config: Any, name: str) -> bool:
+    try:
+        return hasattr(config, name)
+    except Exception:  # a number that differs by layer
+        return False
