@@ -23,6 +23,16 @@ sed -i "1i --extra-index-url $TORCH_CPU_INDEX" templates/locks/cpu.lock
 grep -q "$HASH" templates/locks/cpu.lock || { echo "cpu.lock misses the hash of the CPU wheel of torch" >&2; exit 1; }
 compile --python-version 3.12 --generate-hashes -c constraints.txt templates/locks/scoring.in -o templates/locks/cuda13.lock
 
+# Batch images have the packages by which Azure ML runs a batch script too, which take older versions of a few others:
+# the device line's versions are kept wherever they can be.
+for line in cpu:3.11 cuda13:3.12; do
+    grep -v '^--' "templates/locks/${line%:*}.lock" >"$WHEELS/batch.lock"
+    compile --python-version "${line#*:}" --generate-hashes $([ "$line" = cpu:3.11 ] && echo --find-links "$WHEELS") \
+        templates/locks/scoring.in templates/locks/batch.in -o "$WHEELS/batch.lock"
+    cp "$WHEELS/batch.lock" "templates/locks/${line%:*}-batch.lock"
+done
+sed -i "1i --extra-index-url $TORCH_CPU_INDEX" templates/locks/cpu-batch.lock
+
 # The HTTP server's own packages: what of them no device line has already. One lock serves both Pythons.
 compile --python-version 3.11 --generate-hashes -c constraints.txt templates/locks/http.in -o "$WHEELS/http.lock"
 awk 'NR == FNR { if ($1 ~ /==/) known[$1] = 1; next } /^[^ ]/ { keep = !($1 in known) } keep' \

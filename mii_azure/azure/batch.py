@@ -6,6 +6,7 @@ from typing import Any
 from mii_azure.azure import endpoints
 from mii_azure.azure.assets import exists
 from mii_azure.azure.client import Say, wait
+from mii_azure.bundle.yaml_text import parse_yaml
 
 
 def is_batch(bundle: Path) -> bool:
@@ -31,9 +32,7 @@ def ensure_endpoint(client: Any, bundle: Path, say: Say) -> Any:
 
 def ensure_deployment(client: Any, bundle: Path, endpoint: str, slot: str, digest: str, say: Say) -> Any:
     """Create or update the deployment of the bundle in `slot`, unless that very bundle is there; return it."""
-    from azure.ai.ml import load_batch_deployment
-
-    desired = load_batch_deployment(bundle / "deployment.yml")
+    desired = load_deployment(bundle / "deployment.yml")
     desired.name, desired.endpoint_name = slot, endpoint
     desired.tags = {**(desired.tags or {}), endpoints.TAG: digest}
     what = f"deployment {slot}"
@@ -43,6 +42,21 @@ def ensure_deployment(client: Any, bundle: Path, endpoint: str, slot: str, diges
         return current
     wait(client.batch_deployments.begin_create_or_update(desired), say, what)
     return client.batch_deployments.get(slot, endpoint)
+
+
+def load_deployment(path: Path) -> Any:
+    """Load a batch deployment as `az ml batch-deployment create` does: its `type` selects one of three loaders."""
+    from azure.ai.ml import load_batch_deployment
+    from azure.ai.ml.entities._load_functions import (
+        load_model_batch_deployment,
+        load_pipeline_component_batch_deployment,
+    )
+
+    found = parse_yaml(path.read_text(encoding="utf-8"))
+    kind = str(found.get("type") if isinstance(found, dict) else None).lower()
+    if kind == "model":
+        return load_model_batch_deployment(path)
+    return load_pipeline_component_batch_deployment(path) if kind == "pipeline" else load_batch_deployment(path)
 
 
 def default_of(endpoint: Any) -> str | None:

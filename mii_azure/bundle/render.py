@@ -67,7 +67,7 @@ def render(
                 "kernels": _kernels(plan, image),
             },
         ),
-        "environment/requirements.lock": _lock(spec, image["lock"]),
+        "environment/requirements.lock": _lock(spec, image["batch_lock" if spec.kind == "batch" else "lock"]),
     }
     version = content_hash({path: _sha256(text) for path, text in environment.items()})
     context |= {

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from mii_azure.azure import batch
 from mii_azure.bundle.bundle_view import DEPLOYMENT, ENDPOINT, ENVIRONMENT, MODEL, Inspected, Kind, Problem
 
 
@@ -45,11 +46,17 @@ def _submission(file: str, kind: Kind) -> Callable[[Path], Any]:
         loaded.validate()
         loaded._to_rest_object()
 
+    def batch_deployment(_: Any, path: Path) -> None:
+        loaded = batch.load_deployment(path)
+        if hasattr(loaded, "component"):  # Microsoft's client converts it only once its component is registered
+            return
+        loaded._to_rest_object(location="any")
+
     submissions: dict[tuple[str, bool], Callable[[Any, Path], Any]] = {
         (ENDPOINT, False): lambda ml, path: ml.load_online_endpoint(path)._to_rest_online_endpoint(location="any"),
         (ENDPOINT, True): lambda ml, path: ml.load_batch_endpoint(path)._to_rest_batch_endpoint(location="any"),
         (DEPLOYMENT, False): lambda ml, path: ml.load_online_deployment(path)._to_rest_object(location="any"),
-        (DEPLOYMENT, True): lambda ml, path: ml.load_batch_deployment(path)._to_rest_object(location="any"),
+        (DEPLOYMENT, True): batch_deployment,
         (ENVIRONMENT, False): environment,
         (MODEL, False): lambda ml, path: ml.load_model(path)._to_rest_object(),
     }

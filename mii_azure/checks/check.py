@@ -153,6 +153,7 @@ RULES: tuple[Rule, ...] = (
     Rule("MII702", "error", "Azure: a batch deployment runs on a cluster", kinds.batch_compute, alone=True),
     Rule("MII703", "error", "An endpoint's default is one of its deployments", kinds.batch_default),
     Rule("MII704", "error", "Azure: warning, info or debug", kinds.batch_logging, alone=True),
+    Rule("MII705", "error", "Azure: what runs a batch script", kinds.batch_packages),
     Rule("MII501", "error", "azure-ai-ml: its loaders and conversions", azure_loaders.refused_by_azure, alone=True),
 )
 

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
-from mii_azure.bundle.bundle_view import DEPLOYMENT, ENDPOINT, Inspected, Problem
+from mii_azure.bundle.bundle_view import DEPLOYMENT, ENDPOINT, LOCK, Inspected, Problem
+from mii_azure.bundle.lockfile import pins
 from mii_azure.platform.limits import NAMES_LENGTH
 
 _GPU = "nvidia.com/gpu"
@@ -82,15 +83,23 @@ def scale(bundle: Inspected) -> Iterator[Problem]:
         yield Problem(message, "At least 1, and no more than max_instances.", DEPLOYMENT, ("scale_settings",))
 
 
-# Minimum of each number of a batch deployment; -1 failed files means that any number may fail.
+# Minimum of each number of a batch deployment; -1 failed files means that any number may fail. With `type: model` all
+# but the resources stand under `settings`.
 _LEAST: tuple[tuple[tuple[str, ...], int], ...] = (
-    (("mini_batch_size",), 1),
-    (("max_concurrency_per_instance",), 1),
     (("resources", "instance_count"), 1),
-    (("error_threshold",), -1),
-    (("retry_settings", "max_retries"), 0),
-    (("retry_settings", "timeout"), 1),
+    *(
+        ((*above, *keys), least)
+        for above in ((), ("settings",))
+        for keys, least in (
+            (("mini_batch_size",), 1),
+            (("max_concurrency_per_instance",), 1),
+            (("error_threshold",), -1),
+            (("retry_settings", "max_retries"), 0),
+            (("retry_settings", "timeout"), 1),
+        )
+    ),
 )
+_NEEDED = ("azureml-core", "azureml-dataset-runtime")
 
 
 def batch_numbers(bundle: Inspected) -> Iterator[Problem]:
@@ -101,7 +110,10 @@ def batch_numbers(bundle: Inspected) -> Iterator[Problem]:
 
 
 def batch_compute(bundle: Inspected) -> Iterator[Problem]:
-    if bundle.kind == "batch" and bundle.readable(DEPLOYMENT) and not bundle.get(DEPLOYMENT, "compute"):
+    if bundle.kind != "batch" or not bundle.readable(DEPLOYMENT):
+        return
+    # A pipeline component's steps may each name a cluster of their own.
+    if not bundle.get(DEPLOYMENT, "compute") and bundle.get(DEPLOYMENT, "type") != "pipeline":
         message = "The deployment names no compute cluster to run on."
         yield Problem(message, "Write compute: azureml:NAME.", DEPLOYMENT, ("compute",))
 
@@ -114,7 +126,18 @@ def batch_default(bundle: Inspected) -> Iterator[Problem]:
 
 
 def batch_logging(bundle: Inspected) -> Iterator[Problem]:
-    level = bundle.get(DEPLOYMENT, "logging_level")
-    if bundle.kind == "batch" and level is not None and str(level).lower() not in ("warning", "info", "debug"):
-        message = f"logging_level is {level!r}."
-        yield Problem(message, "Write warning, info or debug.", DEPLOYMENT, ("logging_level",))
+    for keys in (("logging_level",), ("settings", "logging_level")) if bundle.kind == "batch" else ():
+        level = bundle.get(DEPLOYMENT, *keys)
+        if level is not None and str(level).lower() not in ("warning", "info", "debug"):
+            yield Problem(f"logging_level is {level!r}.", "Write warning, info or debug.", DEPLOYMENT, keys)
+
+
+def batch_packages(bundle: Inspected) -> Iterator[Problem]:
+    """Require the packages by which Azure ML runs a batch script, where the environment is a lock."""
+    lock = bundle.text(LOCK) if bundle.kind == "batch" else None
+    if lock is None:
+        return
+    missing = [name for name in _NEEDED if name not in {pin.name.lower().replace("_", "-") for pin in pins(lock)}]
+    if missing:
+        message = f"The image installs no {' and no '.join(missing)}, by which Azure ML runs batch scripts."
+        yield Problem(message, "Generate the bundle again with --kind batch.", LOCK)

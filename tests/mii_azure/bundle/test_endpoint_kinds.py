@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mii_azure.bundle.lockfile import pins
+from mii_azure.bundle.render import TEMPLATES, images
 from mii_azure.checks.check import check
 from mii_azure.checks.kinds import quantity
 from mii_azure.errors import InvalidName, SpecError
@@ -79,15 +81,21 @@ def test_batch_is_accepted_by_azure(tmp_path):
         (tmp_path / path).write_text(text)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from azure.ai.ml import load_batch_deployment, load_batch_endpoint
+        from azure.ai.ml import load_batch_endpoint
+        from azure.ai.ml.entities._load_functions import load_model_batch_deployment
 
         endpoint = load_batch_endpoint(tmp_path / "endpoint.yml")._to_rest_batch_endpoint("x").as_dict()
-        deployment = load_batch_deployment(tmp_path / "deployment.yml")._to_rest_object("x").as_dict()["properties"]
+        sent = load_model_batch_deployment(tmp_path / "deployment.yml")._to_rest_object("x").as_dict()
+    deployment = sent["properties"]
     assert endpoint["properties"]["authMode"].lower() == "aadtoken"
     assert deployment["codeConfiguration"] == {"codeId": "code", "scoringScript": "batch_score.py"}
     assert deployment["compute"] == "cluster"
     assert deployment["resources"]["instanceCount"] == 2
     assert deployment["outputAction"] == "AppendRow"
+    assert (deployment["miniBatchSize"], deployment["errorThreshold"]) == (10, -1)
+    locked = {pin.name for pin in pins(files["environment/requirements.lock"])}
+    assert {"azureml-core", "azureml-dataset-runtime", "torch", "transformers"} <= locked
+    assert "USER 10001" not in files["environment/Dockerfile"]
     script = files["deploy.sh"]
     assert "azml batch-deployment" in script
     assert "online-" not in script
@@ -100,6 +108,25 @@ def test_a_default_that_the_folder_does_not_create_is_found(make):
         file.write('defaults:\n  deployment_name: "other"\n')
     adopt(bundle)
     assert [finding.id for finding in check(bundle)] == ["MII703"]
+
+
+def test_a_batch_image_without_azures_packages_is_found(make):
+    bundle = make(kind="batch", compute="cluster")
+    lock = bundle / "environment" / "requirements.lock"
+    lock.write_text(lock.read_text().replace("azureml-dataset-runtime==", "azureml-dataset-runtime-other=="))
+    adopt(bundle)
+    assert {finding.id for finding in check(bundle)} >= {"MII705"}
+
+
+@pytest.mark.parametrize("line", ["cpu", "cuda13"])
+def test_a_batch_lock_keeps_what_answers_the_requests(line):
+    """Versions of torch and what is above it are the online image's."""
+    own, online = (
+        {pin.name: pin.version for pin in pins((TEMPLATES / "locks" / images()[line][lock]).read_text())}
+        for lock in ("batch_lock", "lock")
+    )
+    for name in ("torch", "transformers", "tokenizers", "safetensors", "deepspeed", "diffusers", "pydantic"):
+        assert own[name] == online[name], name
 
 
 def test_files_are_answered_row_by_row_by_the_bundle_itself(make, tmp_path):

@@ -26,6 +26,13 @@ _RESOURCES = {
     "requests": {"cpu": "2", "memory": "8Gi", "nvidia.com/gpu": "1"},
     "limits": {"cpu": "4", "memory": "16Gi", "nvidia.com/gpu": "1"},
 }
+_BATCH = {
+    "mini_batch_size": 10,
+    "max_concurrency_per_instance": 1,
+    "retry_settings": {"max_retries": 3, "timeout": 300},
+    "error_threshold": -1,
+    "logging_level": "info",
+}
 
 #: Files as azureml-examples has them, by kind.
 KINDS: dict[str, Files] = {
@@ -49,11 +56,15 @@ KINDS: dict[str, Files] = {
             "type": "model",
             "compute": "azureml:cluster",
             "resources": {"instance_count": 2},
-            "mini_batch_size": 10,
-            "max_concurrency_per_instance": 1,
-            "retry_settings": {"max_retries": 3, "timeout": 300},
-            "error_threshold": -1,
-            "logging_level": "info",
+            "settings": _BATCH,
+        },
+    },
+    "flat batch": {
+        "blue.yml": _DEPLOYMENT
+        | {
+            "$schema": "https://azuremlschemas.azureedge.net/latest/batchDeployment.schema.json",
+            "compute": "azureml:cluster",
+            **_BATCH,
         },
     },
     "environment": {"environment.yml": {"name": "my-env", "version": "1", "image": "python:3.11"}},
@@ -149,10 +160,11 @@ LOOSE: dict[str, Case] = {
         "scale_settings",
         {"type": "target_utilization", "min_instances": 3, "max_instances": 2},
     ),
-    "batches of nothing": _of("batch", "MII701", "mini_batch_size", 0),
-    "no time for a batch": _of("batch", "MII701", "retry_settings/timeout", 0),
-    "fewer failures than any": _of("batch", "MII701", "error_threshold", -2),
-    "no cluster for batches": _of("batch", "MII702", "compute", None),
-    "a log of everything": _of("batch", "MII704", "logging_level", "trace"),
+    "batches of nothing": _of("batch", "MII701", "settings/mini_batch_size", 0),
+    "no time for a batch": _of("batch", "MII701", "settings/retry_settings/timeout", 0),
+    "fewer failures than any": _of("batch", "MII701", "settings/error_threshold", -2),
+    "the same in the older form": _of("flat batch", "MII701", "error_threshold", -2),
+    "no cluster for batches": _of("flat batch", "MII702", "compute", None),
+    "a log of everything": _of("batch", "MII704", "settings/logging_level", "trace"),
 }
 LOOSE = {what: case._replace(keys=tuple(k.replace("*", "/") for k in case.keys)) for what, case in LOOSE.items()}

@@ -82,6 +82,7 @@ ELSEWHERE = {
     "test_an_image_that_starts_another_server_is_found": {"MII406"},
     "test_names_too_long_together_on_kubernetes": {"MII603"},
     "test_a_default_that_the_folder_does_not_create_is_found": {"MII703"},
+    "test_a_batch_image_without_azures_packages_is_found": {"MII705"},
 }
 
 

@@ -52,7 +52,10 @@ def test_a_family_without_an_adapter_is_for_the_generic_tier() -> None:
     assert decision.reason.startswith("generic tier: transformers' own modules over our cache; 16 slots of 2048 tokens")
     assert "served on CPUs only" in StaticDecode().applies(mixtral, H100, LATENCY).reason
     assert StaticDecode(tier="generic").applies(replace(mixtral, weight_bytes=10**9), H100, LATENCY).take
-    assert "mixtral are transformers' own" in WeightOnly(StaticDecode(tier="generic")).applies(mixtral, H100, LATENCY).reason
+    assert (
+        "mixtral are transformers' own"
+        in WeightOnly(StaticDecode(tier="generic")).applies(mixtral, H100, LATENCY).reason
+    )
     sliced = StaticDecode(slicing=TensorParallel(2), tier="generic").applies(mixtral, replace(H100, gpus=2), LATENCY)
     assert not sliced.take
     assert "serves no slices" in sliced.reason
