@@ -28,6 +28,8 @@ class TaskFacts(BaseModel):
 
     def accepts(self, architecture: str, kind: str) -> bool:
         """True if a model class of that name and kind can do this task."""
+        if kind == "decoder" and "" in self.heads and architecture.endswith("ForConditionalGeneration"):
+            return False  # the text part of a model of images or sound has a form for generating alone
         return kind in self.kinds and any(architecture.endswith(head) for head in self.heads)
 
 

@@ -2,7 +2,6 @@
 
 import logging
 import queue
-import time
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -52,7 +51,10 @@ class Events:
 
     def left(self) -> float:
         """Seconds until the stream has to `finish` even if it has not ended."""
-        return self._source.deadline.at - time.monotonic()
+        try:
+            return self._source.deadline.left()
+        except RequestTimeout:
+            return 0.0
 
     def finish(self) -> Event:
         """The last event, the answer or an error; takes its time, so not for an event loop's own thread."""
@@ -95,9 +97,9 @@ class _Source:
     def encoded(self) -> Iterator[bytes]:
         """Events as bytes, waited for."""
         try:
-            while (piece := self.pieces.wait(self.deadline.at)) is not END:
+            while (piece := self.pieces.wait(self.deadline.left())) is not END:
                 yield encode(piece)
-        except queue.Empty:
+        except (queue.Empty, RequestTimeout):
             pass
         finally:
             self.job.cancel()

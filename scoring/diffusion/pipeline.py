@@ -44,6 +44,10 @@ class _Config:
         self.hidden_size = unet.block_out_channels[0]
         self.num_hidden_layers = len(unet.down_block_types) + len(unet.up_block_types) + 1
 
+    def get_text_config(self) -> "_Config":
+        """Itself, as of a transformers config without parts."""
+        return self
+
 
 class StableDiffusion:
     """A text encoder, a UNet, a VAE, a scheduler and, where the folder ships one, a safety checker."""

@@ -6,7 +6,6 @@ many they are: waking a thread per token would take most of the interpreter's ti
 
 import logging
 import queue
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -69,9 +68,9 @@ class Pieces:
         """The pieces that are there."""
         return [self._queue.get_nowait() for _ in range(self._queue.qsize())]
 
-    def wait(self, until: float) -> Any:
-        """The next piece; raises `queue.Empty` at that time of the monotonic clock."""
-        return self._queue.get(timeout=max(0.0, until - time.monotonic()))
+    def wait(self, seconds: float) -> Any:
+        """The next piece; raises `queue.Empty` if none comes in that time."""
+        return self._queue.get(timeout=seconds)
 
 
 def _tell(post: Post, marks: list[Any]) -> None:

@@ -320,7 +320,7 @@ REFUSED: list[tuple[str, dict[str, Any], str, str | None]] = [
     ("embed", {"input": "a", "n": 2}, "Unknown parameter 'n", "n"),
     ("embed", {"input": [1, "a"]}, "The input must be a text", "input"),
     ("embed", {"input": [[]]}, "The input must be a text", "input"),
-    ("embed", {"input": [10**6]}, "The model has no token 1000000", "input"),
+    ("embed", {"input": [10**6]}, "The model has no token 1000000", "input[0]"),
     ("embed", {"input": ["a"] * 2049}, "There are 2,049 inputs; at most 2,048", "input"),
     ("embed", {"input": "a", "dimensions": 33}, "The model's vectors have 32 numbers.", "dimensions"),
     ("embed", {"input": "a", "dimensions": "8"}, "valid integer", "dimensions"),

@@ -20,6 +20,8 @@ import httpx
 import pytest
 
 from local_runner.bundle.script import Answer
+from local_runner.flags import serving
+from local_runner.flags.flag import add
 from local_runner.process.launch import LOOPBACK, Runner
 from local_runner.protos import scoring_pb2, scoring_pb2_grpc
 from local_runner.replicas.local import framing, options, worker
@@ -325,8 +327,7 @@ def test_gpus_are_counted_by_their_device_files(tmp_path: Path) -> None:
 )
 def test_options_that_make_no_sense_are_usage_errors(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--engine", default="local")
-    options.add(parser)
+    add(parser, (*serving.PEOPLE, *serving.PROGRAMS, *serving.LOCAL))
     with pytest.raises(SystemExit):
         options.read(parser, parser.parse_args(arguments))
 

@@ -116,7 +116,7 @@ def _on_a_terminal(arguments: list[str]) -> tuple[int, str]:
 
 @pytest.mark.parametrize("how", ["terminal", "pipe"])
 def test_a_models_own_words_are_shown_escaped(tmp_path: Path, how: str) -> None:
-    told = BERT | {"architectures": [f"{EVIL[:-1]}{MARKUP}ForMaskedLM"], "model_type": f"x{EVIL[:-1]}"}
+    told = BERT | {"architectures": [f"{EVIL[:-1]}{MARKUP}ForMaskedLM"]}
     (tmp_path / "config.json").write_text(json.dumps(told))
     save_file(tensors(), tmp_path / "model.safetensors")
     arguments = ["plan", "--task", "fill-mask", "--model", str(tmp_path)]

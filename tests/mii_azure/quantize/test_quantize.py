@@ -249,8 +249,8 @@ REFUSED: dict[str, tuple[Callable[[Path], None] | None, dict[str, Any], type[err
     "a model type that transformers has not": (
         lambda model: _configure(model, model_type="novel"),
         {},
-        errors.NotAvailable,
-        "not known to transformers",
+        errors.ModelInconsistent,
+        "'novel', which transformers does not have",
     ),
     "a head that is missing": (headless, {}, HeadMissing, "qa_outputs.bias, qa_outputs.weight would be random"),
     "pickle": (pickled, {"allow_pickle": True}, errors.NotAvailable, "no product in safetensors"),

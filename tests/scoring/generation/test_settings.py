@@ -152,6 +152,6 @@ def test_only_settings_that_are_known_to_do_no_harm_go_to_slots_and_into_batches
 def test_sampling_takes_as_many_tokens_as_generate_does(tiny: Tiny, serving: Serving) -> None:
     served = serving(tiny("gpt2", TASK), True)
     running: list[Any] = []
-    served.service.loaded.runtime.decoder.open = lambda slot, sampling, held=(): running.append(sampling)  # type: ignore[method-assign,union-attr]
+    served.service.loaded.runtime.decoder.open = lambda slot, sampling, *_: running.append(sampling) or 0  # type: ignore[method-assign,union-attr]
     served({"inputs": "Hello", "parameters": {"do_sample": True, "max_new_tokens": 2}})
     assert [sampling.top_k for sampling in running] == [50]

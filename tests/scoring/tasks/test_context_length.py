@@ -20,7 +20,7 @@ SILENT = SimpleNamespace(model_max_length=10**30)  # what transformers says wher
 @pytest.mark.parametrize("family", ENCODERS)
 def test_context_length_is_what_the_model_takes(family: str, tiny: Tiny) -> None:
     model, _ = load_tiny(tiny(family, TASK), TASK)
-    length = _context_length(model, SILENT)
+    length = _context_length(model, SILENT, None)
     assert length == CONTEXT
     with torch.no_grad():
         assert model(input_ids=torch.full((1, length), 5))[0].shape[1] == length
@@ -31,8 +31,8 @@ def test_context_length_is_what_the_model_takes(family: str, tiny: Tiny) -> None
 
 def test_the_tokenizer_may_say_less(tiny: Tiny) -> None:
     model, _ = load_tiny(tiny("bert", TASK), TASK)
-    assert _context_length(model, SimpleNamespace(model_max_length=100)) == 100
-    assert _context_length(model, SimpleNamespace(model_max_length=512)) == CONTEXT
+    assert _context_length(model, SimpleNamespace(model_max_length=100), None) == 100
+    assert _context_length(model, SimpleNamespace(model_max_length=512), None) == CONTEXT
 
 
 @pytest.mark.parametrize("family", ENCODERS)

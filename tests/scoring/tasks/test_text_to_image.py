@@ -223,10 +223,10 @@ def test_a_safety_checker_marks_and_blackens(serve: Serve, tmp_path_factory: pyt
         ({"width": 4096}, "parameters.width", "2048"),
         ({"num_inference_steps": 0}, "parameters.num_inference_steps", "1"),
         ({"num_inference_steps": 501}, "parameters.num_inference_steps", "500"),
-        ({"seed": -1}, "parameters.seed", "0"),
+        ({"seed": -2}, "parameters.seed", ""),
         ({"guidance_scale": -1}, "parameters.guidance_scale", "0"),
         ({"num_images_per_prompt": 17}, "parameters.num_images_per_prompt", "16"),
-        ({"steps": 3}, "parameters", "num_inference_steps"),
+        ({"steps": 3}, "parameters.steps", "num_inference_steps"),
     ],
     ids=str,
 )
