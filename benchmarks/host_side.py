@@ -32,25 +32,37 @@ class InstantDecoder:
     """Stands for a GPU's decoder: every step gives random tokens of a vocabulary after a fixed time."""
 
     def __init__(self, slots: int, vocabulary: Sequence[int], step_s: float) -> None:
+        from scoring.decoder.block_pool import blocks_of
+        from scoring.decoder.block_tables import BlockTables
+
         self.form = SimpleNamespace(device=SimpleNamespace(type="cuda"), layers=[])
-        self.slots, self.max_length = slots, CONTEXT
-        self.lengths, self.opened = [0] * slots, [0] * slots
+        self.slots, self.max_length, self.full_length, self.capacity = slots, CONTEXT, CONTEXT, slots * CONTEXT
+        self.tables = BlockTables(slots, blocks_of(CONTEXT), slots * blocks_of(CONTEXT), in_place=False)
+        self.lengths = [0] * slots
         self._pool = random.Random(0).choices(list(vocabulary), k=1 << 16)
         self._at = 0
         self._step_s = step_s
         self._free_at = 0.0  # when the device has done what was enqueued
 
-    def open(self, slot: int, sampling: Any = None, held: Sequence[int] = ()) -> None:
-        self.lengths[slot] = len(held)
-        self.opened[slot] += 1
+    def open(self, slot: int, sampling: Any = None, ids: Sequence[int] = (), salt: str | None = None) -> int:
+        self.lengths[slot] = held = self.tables.open(slot, ids, salt)
+        return held
 
-    def copy(self, source: int, target: int, count: int) -> None: ...
+    def choose(self, free: Any, ids: Sequence[int], salt: str | None) -> int:
+        return self.tables.choose(free, ids, salt)
 
-    def release(self, slot: int) -> None: ...
+    def release(self, slot: int, ids: Sequence[int] | None = None) -> None:
+        self.tables.close(slot, None if ids is None else ids[: self.lengths[slot]])
+        self.lengths[slot] = 0
+
+    def evict(self, most: int) -> None:
+        self.tables.evict(most)
 
     def prefill_many(self, parts: Sequence[tuple[int, Sequence[int]]]) -> None:
         for slot, ids in parts:
             self.lengths[slot] += len(ids)
+            self.tables.reserve(slot, self.lengths[slot])
+            self.tables.written(slot, ids)
         self._enqueue()
 
     def sample(self, slots: Sequence[int]) -> Any:
@@ -59,6 +71,8 @@ class InstantDecoder:
     def step(self, slots: Sequence[int]) -> Any:
         for slot in slots:
             self.lengths[slot] += 1
+            self.tables.reserve(slot, self.lengths[slot])
+        self.tables.copies, self.tables.grown, self.tables.pool.freed = [], [], []
         self._enqueue()
         return self._pending(len(slots))
 

@@ -101,11 +101,14 @@ class StaticDecode(Pass):
     def apply(self, model: Any) -> Applied:
         import torch
 
-        slots = self.slots if model.device.type == "cuda" else self.cpu_slots
+        from scoring.decoder.adapters.families import unsupported
+
+        on_gpu, ranks = model.device.type == "cuda", self._slicing.ranks if self._slicing else None
+        if on_gpu and self._tier is None and ranks is None and (unfit := unsupported(model.config)):
+            raise PassRefused(f"{unfit}; {_UNPROVEN}")
+        slots = self.slots if on_gpu else self.cpu_slots
         try:
-            decoder = self._made(model, slots, self._slicing.ranks if self._slicing else None)
-            if decoder.tier == "generic" and model.device.type == "cuda" and self._tier is None:
-                raise PassRefused(_UNPROVEN)
+            decoder = self._made(model, slots, ranks)
             decoder.warm_up()
         except LoadError as error:
             raise PassRefused(error.message) from error

@@ -3,6 +3,7 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -207,3 +208,11 @@ def test_where_memory_is_short_the_model_is_its_own_measure(
 
 def test_free_memory_of_the_host_is_read() -> None:
     assert 0 < verify.free_bytes(torch.device("cpu")) < 1 << 50
+
+
+def test_an_unfit_configuration_is_refused_on_a_gpu_before_anything_is_built() -> None:
+    """Its generic tier would take it, which no GPU has verified yet."""
+    config = transformers.OPTConfig(layer_norm_elementwise_affine=False)
+    model = SimpleNamespace(device=torch.device("cuda"), config=config)
+    with pytest.raises(PassRefused, match="neither weight nor bias; its generic tier is served on CPUs only"):
+        StaticDecode().apply(model)
