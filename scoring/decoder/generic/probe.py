@@ -152,7 +152,7 @@ class CallRecorder:
         heads, kv_heads = q.shape[1], v.shape[1]
         self.calls.append(_Call(module, (heads, q.shape[3]), (kv_heads, v.shape[3]), rule))
         found = attention(rule, q, k, torch.nn.functional.pad(v, (0, q.shape[3] - v.shape[3])), None)
-        return found[..., : v.shape[3]].transpose(1, 2)
+        return found[..., : v.shape[3]].transpose(1, 2).contiguous()  # some models only view it
 
     def _window(self, module: Any, mask: Any, said: dict[str, Any]) -> int:
         if mask is not None:
