@@ -62,7 +62,7 @@ def _described(model: Any, length: int) -> GenericModel:
     config = model.config.get_text_config(decoder=True)
     _check_config(model.config, config, told)
     _check_cache(config)
-    probing, configs, device = CallRecorder(length), configs_of(model), model.device
+    probing, configs, device = CallRecorder(length, model.device), configs_of(model), model.device
     tokens = torch.arange(_TOKENS, device=device) + 1
     kept = torch.tensor([_TOKENS - 1, 0], device=device)
     asked = {"logits_to_keep": kept} if "logits_to_keep" in told else {}
@@ -130,15 +130,15 @@ def _check_calls(calls: Sequence[_Call], layers: int | None, device: torch.devic
 class CallRecorder:
     """Listener that records the layers' calls; raises Unlike where one is not standard."""
 
-    def __init__(self, length: int) -> None:
+    def __init__(self, length: int, device: torch.device) -> None:
         self.calls: list[_Call] = []
-        self._length = length
+        self._length, self._device = length, device
         self._masks: list[MaskFunction] = []
 
     def mask(self, function: MaskFunction, queries: int, keys: int) -> Tensor:
         """Mask whose elements all are its number, so that it is known again after slices and conversions."""
         self._masks.append(function)
-        return torch.full((1, 1, queries, keys), float(len(self._masks)))
+        return torch.full((1, 1, queries, keys), float(len(self._masks)), device=self._device)
 
     def attend(self, module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, said: dict[str, Any]) -> Tensor:
         """Record a call; causal attention, so that the forward goes on with sound numbers."""

@@ -21,7 +21,7 @@ from tests.scoring.decoder.test_decoder_gpu import run
 from tests.scoring.decoder.test_generic import FORCED, SERVED
 from tests.tiny_causal import tiny_causal
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore::DeprecationWarning")]  # torch uses its own old parts
 
 
 @pytest.mark.parametrize("family", [*(each for each in SERVED if each != "gpt_oss"), *FORCED])
