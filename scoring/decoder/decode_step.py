@@ -180,7 +180,7 @@ class Launcher:
         """
         b, mlp = self.buffers, layer.mlp
         self.product(b.normed, mlp.up, b.up, rows)
-        self.activate(rows, mlp, mlp.down.weight.shape[1])
+        self.activate(rows, mlp, mlp.down.full.shape[1])
         joint = layer.parallel and self.form.team is not None
         if layer.parallel and not joint:
             self.add_norm(rows, b.y, layer.attention.out.bias, None)
@@ -203,15 +203,15 @@ class Launcher:
         if layer.attention.q_norm is not None:  # norms over whole heads are left to the attention kernel
             self.gemv("qkv", b.x, linear, b.qkv, rows, norm=norm)
             return
-        pairs, inputs = linear.weight.shape[0] // 2, linear.weight.shape[1]
+        pairs, inputs = linear.full.shape[0] // 2, linear.full.shape[1]
         tile = self.tile("qkv", linear, 2)
         gains, bias = self._bias(norm, linear)
         decode_gemv.gemv_qkv[(rows * triton.cdiv(pairs, tile.rows),)](
-            b.x, norm.gain, linear.weight, _or(linear.scale, b.x), gains, bias, b.q, self.state.keys[index],
+            b.x, norm.gain, linear.weight, *self._scales(linear), gains, bias, b.q, self.state.keys[index],
             self.state.values[index], *self._tables(layer), b.slots, self.state.lengths, self.state.table, inputs,
             *self._paging(), norm.eps, **tiling(tile, inputs), BLOCK=BLOCK, NORM=norm.kind, BIAS=bias is not b.x,
-            SCALE=linear.scale is not None,
-            **self._heads(layer), PER_HEAD=layer.attention.per_head, ROWS=rows, PDL=self.pdl, **self._launch(),
+            **_narrow(linear), **self._heads(layer), PER_HEAD=layer.attention.per_head, ROWS=rows, PDL=self.pdl,
+            **self._launch(),
         )  # fmt: skip
 
     def up(self, rows: int, layer: DecoderLayer) -> None:
@@ -219,26 +219,26 @@ class Launcher:
         if not mlp.gated:
             self.gemv("up", b.x, mlp.up, b.inner, rows, norm=norm, act=mlp.activation)
             return
-        outputs, inputs = mlp.up.weight.shape[0] // 2, mlp.up.weight.shape[1]
+        outputs, inputs = mlp.up.full.shape[0] // 2, mlp.up.full.shape[1]
         tile = self.tile("gated", mlp.up, 2)
         gains, bias = self._bias(norm, mlp.up)
         decode_gemv.gemv_gated[(rows * triton.cdiv(outputs, tile.rows),)](
-            b.x, norm.gain, mlp.up.weight, _or(mlp.up.scale, b.x), gains, bias, b.inner, outputs, inputs, norm.eps,
+            b.x, norm.gain, mlp.up.weight, *self._scales(mlp.up), gains, bias, b.inner, outputs, inputs, norm.eps,
             **tiling(tile, inputs), NORM=norm.kind, ACT=mlp.activation, BIAS=bias is not b.x,
-            SCALE=mlp.up.scale is not None, ROWS=rows, PDL=self.pdl, **self._launch(),
+            **_narrow(mlp.up), ROWS=rows, PDL=self.pdl, **self._launch(),
         )  # fmt: skip
 
     def gemv(self, name: str, x: Tensor, linear: Linear, out: Tensor, rows: int, *, norm: Norm | None = None,
              act: str = "none", add: bool = False, biased: bool = True, factor: float = 1.0) -> None:  # fmt: skip
         """Compute out [rows, N] = factor act(norm(x) W^T + bias), or += with `add`; another rank may add the bias."""
-        outputs, inputs = linear.weight.shape
+        outputs, inputs = linear.full.shape
         tile = self.tile(name, linear, 1)
         gains, bias = self._bias(norm, linear)
         absent = self.buffers.x
         decode_gemv.gemv[(rows * triton.cdiv(outputs, tile.rows),)](
-            x, absent if norm is None else norm.gain, linear.weight, _or(linear.scale, absent), gains, bias, out,
+            x, absent if norm is None else norm.gain, linear.weight, *self._scales(linear), gains, bias, out,
             outputs, inputs, _eps(norm), factor, **tiling(tile, inputs), NORM=_kind(norm), ACT=act,
-            BIAS=biased and bias is not absent, SCALE=linear.scale is not None, ADD=add, ROWS=rows, PDL=self.pdl,
+            BIAS=biased and bias is not absent, **_narrow(linear), ADD=add, ROWS=rows, PDL=self.pdl,
             **self._launch(),
         )  # fmt: skip
 
@@ -271,7 +271,7 @@ class Launcher:
         b, linear = self.buffers, layer.attention.qkv
         if layer.attention.q_norm is not None:
             return
-        pairs = linear.weight.shape[0] // 2
+        pairs = linear.full.shape[0] // 2
         decode_elementwise.scatter_qkv[(rows, triton.cdiv(pairs, 512))](
             b.qkv, _or(linear.bias, b.x), b.q, self.state.keys[index], self.state.values[index], *self._tables(layer),
             b.slots, self._fed()[2], self.state.table, *self._paging(), BN=512, BLOCK=BLOCK,
@@ -316,8 +316,12 @@ class Launcher:
 
     def tile(self, name: str, linear: Linear, sets: int) -> GemvTile:
         """Tile of a product; `sets` row sets are read at once."""
-        outputs, inputs = linear.weight.shape
-        return self.tiles.get(name) or choose_tile(outputs, inputs, sets, linear.scale is not None)
+        outputs, inputs = linear.full.shape
+        return self.tiles.get(name) or choose_tile(outputs, inputs, sets, linear.scale is not None, linear.group)
+
+    def _scales(self, linear: Linear) -> tuple[Tensor, Tensor]:
+        """Return (scales, zero points) of a product; the residual buffer stands in for absent ones."""
+        return _or(linear.scale, self.buffers.x), _or(linear.zero, self.buffers.x)
 
     def _bias(self, norm: Norm | None, linear: Linear) -> tuple[Tensor, Tensor]:
         """Return (row sums of W g, bias) for a kernel to add; the residual buffer stands in for an absent one."""
@@ -353,6 +357,12 @@ class Launcher:
             "INTERLEAVED": rotary is not None and rotary.interleaved,
             "ROTARY": rotary is not None,
         }
+
+
+def _narrow(linear: Linear) -> dict[str, Any]:
+    """Return what tells a kernel how a product's weights are quantised."""
+    group = linear.group
+    return {"SCALE": linear.scale is not None and not group, "GROUP": group, "ZERO": linear.zero is not None}
 
 
 def _or(tensor: Tensor | None, absent: Tensor) -> Tensor:
