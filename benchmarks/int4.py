@@ -1,7 +1,7 @@
 """int4 weights on one GPU: products of an 8 B decoder's shapes by our kernel and by torch's, and a whole step.
 
-`python -m benchmarks.int4 [OUTPUT FOLDER]` prints tables and writes int4.json. A product's time is of one in a CUDA graph
-of many, over weights that the caches do not hold, in microseconds; a step's is of one sequence, in milliseconds.
+`python -m benchmarks.int4 [OUTPUT FOLDER]` prints tables and writes int4.json. A product's time is of one in a CUDA
+graph of many, over weights that the caches do not hold, in microseconds; a step's is of one sequence, in milliseconds.
 """
 
 import sys
