@@ -20,9 +20,17 @@ from scoring.quantization.dequantize import Grid
 
 GROUP = 128
 SHAPES = ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336))  # query to value, output, gate and up, down
-TILES = ((1, 4096, 4), (2, 2048, 4), (2, 4096, 4), (4, 1024, 4), (4, 2048, 4), (4, 2048, 8), (4, 512, 1), (8, 1024, 4),
-         (8, 512, 2), (2, 1024, 2), (1, 2048, 2))  # fmt: skip
-ROWS = (1, 2, 4, 8, 16, 32, 64, 256)
+TILES = ((1, 4096, 4), (2, 4096, 4), (4, 4096, 4), (8, 4096, 4), (8, 4096, 8), (4, 2048, 2), (8, 2048, 4), (8, 1024, 4),
+         (16, 1024, 4), (4, 1024, 2), (1, 2048, 2), (2, 2048, 2))  # fmt: skip
+#: Tiles of a whole step, by name; the gated product and query to value read two sets of rows at once.
+STEPS = {
+    "1 x 2048, 2 warps": dict.fromkeys(("qkv", "gated", "out", "down"), (1, 2048, 2)),
+    "1 x 4096, 4 warps": dict.fromkeys(("qkv", "gated", "out", "down"), (1, 4096, 4)),
+    "2 x 4096, 4 warps": dict.fromkeys(("qkv", "gated", "out", "down"), (2, 4096, 4)),
+    "4 x 1024, 4 warps": dict.fromkeys(("qkv", "gated", "out", "down"), (4, 1024, 4)),
+    "4 x 2048, 4 warps": dict.fromkeys(("qkv", "gated", "out", "down"), (4, 2048, 4)),
+}
+ROWS = (1, 2, 4, 8, 16)
 
 
 def quantised(weight: Tensor) -> Grid:
@@ -48,8 +56,8 @@ def ours(x: Tensor, weights: list[Int4], out: Tensor, tile: tuple[int, int, int]
         outputs = len(weight.words)
         decode_gemv.gemv[(rows * triton.cdiv(outputs, tile[0]),)](
             x, x, weight.words, weight.scale, x, x, x, out, outputs, inputs, 0.0, 1.0, BN=tile[0], BK=tile[1],
-            ONCE=False, NORM="none", ACT="none", BIAS=False, SCALE=False, GROUP=GROUP, ZERO=False, ADD=False,
-            ROWS=rows, PDL=False, num_warps=tile[2],
+            ONCE=inputs <= tile[1], NORM="none", ACT="none", BIAS=False, SCALE=False, GROUP=GROUP, ZERO=False,
+            ADD=False, ROWS=rows, PDL=False, num_warps=tile[2],
         )  # fmt: skip
 
     return call
@@ -107,7 +115,7 @@ def product_row(outputs: int, inputs: int) -> dict[str, Any]:
 
 
 def step_rows(best: dict[str, tuple[int, int, int]]) -> list[dict[str, Any]]:
-    """A whole step of an 8 B decoder in 16 bits, int8 and int4, the latter by the usual tiles and by the best ones."""
+    """A whole step of an 8 B decoder in 16 bits, int8 and int4, the latter by several tiles."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from scoring.decoder.decoder import Decoder
@@ -130,10 +138,9 @@ def step_rows(best: dict[str, tuple[int, int, int]]) -> list[dict[str, Any]]:
         product.weight.copy_(quantised(product.weight).widen(torch.bfloat16))
     rows = []
 
-    def measured(what: str) -> None:
+    def measured(what: str, tiles: dict[str, tuple[int, int, int]] | None = None) -> None:
         decoder._start()
-        for name, tile in best.items() if what == "int4, best tiles" else ():
-            decoder._cuda.launcher.tiles[name] = GemvTile(*tile)
+        decoder._cuda.launcher.tiles = {name: GemvTile(*tile) for name, tile in (tiles or {}).items()}
         milliseconds = min(step_ms(decoder, 60) for _ in range(3))
         decoder.open(0)
         decoder.prefill(0, [5, 6, 7])
@@ -155,8 +162,8 @@ def step_rows(best: dict[str, tuple[int, int, int]]) -> list[dict[str, Any]]:
         assert found is not None
         use(product, [found])
     measured("int4")
-    if best:
-        measured("int4, best tiles")
+    for name, tiles in ({"best of the products": best} | STEPS).items():
+        measured(f"int4, {name}", tiles)
     dequantize_weights(form)
     decoder.use_int8()
     measured("int8")

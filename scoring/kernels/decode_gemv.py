@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from scoring.kernels.decode_int4 import one_int4, two_int4, words
+from scoring.kernels.decode_int4 import one_int4, scales, two_int4, words
 from scoring.kernels.decode_norms import inputs as _inputs
 from scoring.kernels.decode_norms import statistics as _statistics
 
@@ -47,24 +47,31 @@ def _tile(w_ptr, rows, inside, k, K):
 
 
 @triton.jit
-def _first(w_ptr, rows, inside, K, BK: tl.constexpr, GROUP: tl.constexpr):
-    """Load the first tile of weights: [BN, BK], or with int4 groups the words [BN, BK / GROUP, GROUP / 8]."""
+def _first(w_ptr, scale_ptr, zeros_ptr, rows, inside, K, BK: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr):
+    """Load the first tile of weights [BN, BK]; of int4, words [BN, BK / GROUP, GROUP / 8], scales and zero points."""
     if GROUP:
-        w = words(w_ptr, rows, inside, tl.arange(0, BK // GROUP), K // GROUP, GROUP)
+        group = tl.arange(0, BK // GROUP)
+        w = words(w_ptr, rows, inside, group, K // GROUP, GROUP)
+        scale = scales(scale_ptr, rows, inside, group, K // GROUP, GROUP)
+        zero = scales(zeros_ptr, rows, inside, group, K // GROUP, GROUP if ZERO else 0)
     else:
         w = _tile(w_ptr, rows, inside, tl.arange(0, BK), K)
-    return w
+        scale = 1.0
+        zero = 0.0
+    return w, scale, zero
 
 
 @triton.jit
-def _one(x_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, w, rows, inside, K, eps, BN: tl.constexpr, BK: tl.constexpr,
-         ONCE: tl.constexpr, NORM: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr):  # fmt: skip
+def _one(x_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, w, w_s, w_z, rows, inside, K, eps, BN: tl.constexpr,
+         BK: tl.constexpr, ONCE: tl.constexpr, NORM: tl.constexpr, GROUP: tl.constexpr,
+         ZERO: tl.constexpr):  # fmt: skip
     """Return sums of BN rows, whose first tile w is already loaded, with 1/deviation and mean of x."""
     k = tl.arange(0, BK)
     if GROUP:
         sums, inverse, mean = one_int4(
-            x_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, w, rows, inside, K, eps, BN, BK, GROUP, ZERO, NORM
-        )
+            x_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, w, w_s, w_z, rows, inside, K, eps, BN, BK, ONCE, GROUP, ZERO,
+            NORM,
+        )  # fmt: skip
     elif ONCE:
         x, scaled = _inputs(x_ptr, gain_ptr, k, K, NORM)
         sums = tl.sum(w.to(tl.float32) * scaled[None, :], 1)
@@ -87,15 +94,15 @@ def _one(x_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, w, rows, inside, K, eps, 
 
 
 @triton.jit
-def _two(x_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, a, b, rows_a, rows_b, inside, K, eps, BN: tl.constexpr,
-         BK: tl.constexpr, ONCE: tl.constexpr, NORM: tl.constexpr, GROUP: tl.constexpr,
+def _two(x_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, a, b, a_s, b_s, a_z, b_z, rows_a, rows_b, inside, K, eps,
+         BN: tl.constexpr, BK: tl.constexpr, ONCE: tl.constexpr, NORM: tl.constexpr, GROUP: tl.constexpr,
          ZERO: tl.constexpr):  # fmt: skip
     """Do the same as `_one` for two sets of rows at once."""
     k = tl.arange(0, BK)
     if GROUP:
         sums_a, sums_b, inverse, mean = two_int4(
-            x_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, a, b, rows_a, rows_b, inside, K, eps, BN, BK, GROUP, ZERO,
-            NORM,
+            x_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, a, b, a_s, b_s, a_z, b_z, rows_a, rows_b, inside, K, eps,
+            BN, BK, ONCE, GROUP, ZERO, NORM,
         )  # fmt: skip
     elif ONCE:
         x, scaled = _inputs(x_ptr, gain_ptr, k, K, NORM)
@@ -149,7 +156,7 @@ def gemv(x_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, gains_ptr, bias_ptr, out_
     row, tile = _place(ROWS)
     rows = tile * BN + tl.arange(0, BN)
     inside = rows < N
-    w = _first(w_ptr, rows, inside, K, BK, GROUP)
+    w, w_s, w_z = _first(w_ptr, scale_ptr, zeros_ptr, rows, inside, K, BK, GROUP, ZERO)
     scale, gains, bias = _extras(rows, inside, scale_ptr, gains_ptr, bias_ptr, SCALE, NORM, BIAS)
     if PDL:
         gdc_wait()
@@ -158,8 +165,9 @@ def gemv(x_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, gains_ptr, bias_ptr, out_
     if ADD:
         old = tl.load(out_ptr + row * N + rows, mask=inside, other=0.0)
     sums, inverse, mean = _one(
-        x_ptr + row * K, gain_ptr, w_ptr, scale_ptr, zeros_ptr, w, rows, inside, K, eps, BN, BK, ONCE, NORM, GROUP, ZERO
-    )
+        x_ptr + row * K, gain_ptr, w_ptr, scale_ptr, zeros_ptr, w, w_s, w_z, rows, inside, K, eps, BN, BK, ONCE, NORM,
+        GROUP, ZERO,
+    )  # fmt: skip
     y = activation((sums * scale - mean * gains) * inverse + bias, ACT)
     tl.store(out_ptr + row * N + rows, old + factor * y, mask=inside)
 
@@ -174,16 +182,16 @@ def gemv_gated(x_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, gains_ptr, bias_ptr
     gate = tile * BN + tl.arange(0, BN)
     inside = gate < N
     up = gate + N
-    a = _first(w_ptr, gate, inside, K, BK, GROUP)
-    b = _first(w_ptr, up, inside, K, BK, GROUP)
+    a, a_s, a_z = _first(w_ptr, scale_ptr, zeros_ptr, gate, inside, K, BK, GROUP, ZERO)
+    b, b_s, b_z = _first(w_ptr, scale_ptr, zeros_ptr, up, inside, K, BK, GROUP, ZERO)
     a_scale, a_gains, a_bias = _extras(gate, inside, scale_ptr, gains_ptr, bias_ptr, SCALE, NORM, BIAS)
     b_scale, b_gains, b_bias = _extras(up, inside, scale_ptr, gains_ptr, bias_ptr, SCALE, NORM, BIAS)
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
     a, b, inverse, mean = _two(
-        x_ptr + row * K, gain_ptr, w_ptr, scale_ptr, zeros_ptr, a, b, gate, up, inside, K, eps, BN, BK, ONCE, NORM,
-        GROUP, ZERO,
+        x_ptr + row * K, gain_ptr, w_ptr, scale_ptr, zeros_ptr, a, b, a_s, b_s, a_z, b_z, gate, up, inside, K, eps, BN,
+        BK, ONCE, NORM, GROUP, ZERO,
     )  # fmt: skip
     a = (a * a_scale - mean * a_gains) * inverse + a_bias
     b = (b * b_scale - mean * b_gains) * inverse + b_bias
@@ -268,8 +276,8 @@ def gemv_qkv(x_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, gains_ptr, bias_ptr, 
         base = (index // (D // 2)) * D
     a_rows = base + first
     b_rows = base + second
-    a = _first(w_ptr, a_rows, inside, K, BK, GROUP)
-    b = _first(w_ptr, b_rows, inside, K, BK, GROUP)
+    a, a_s, a_z = _first(w_ptr, scale_ptr, zeros_ptr, a_rows, inside, K, BK, GROUP, ZERO)
+    b, b_s, b_z = _first(w_ptr, scale_ptr, zeros_ptr, b_rows, inside, K, BK, GROUP, ZERO)
     a_scale, a_gains, a_bias = _extras(a_rows, inside, scale_ptr, gains_ptr, bias_ptr, SCALE, NORM, BIAS)
     b_scale, b_gains, b_bias = _extras(b_rows, inside, scale_ptr, gains_ptr, bias_ptr, SCALE, NORM, BIAS)
     # Slots, lengths and tables change only between steps, and the step's first kernel has waited for that.
@@ -281,8 +289,8 @@ def gemv_qkv(x_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, gains_ptr, bias_ptr, 
         gdc_wait()
         gdc_launch_dependents()
     a, b, inverse, mean = _two(
-        x_ptr + row * K, gain_ptr, w_ptr, scale_ptr, zeros_ptr, a, b, a_rows, b_rows, inside, K, eps, BN, BK, ONCE,
-        NORM, GROUP, ZERO,
+        x_ptr + row * K, gain_ptr, w_ptr, scale_ptr, zeros_ptr, a, b, a_s, b_s, a_z, b_z, a_rows, b_rows, inside, K,
+        eps, BN, BK, ONCE, NORM, GROUP, ZERO,
     )  # fmt: skip
     a = (a * a_scale - mean * a_gains) * inverse + a_bias
     b = (b * b_scale - mean * b_gains) * inverse + b_bias

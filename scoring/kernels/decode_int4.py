@@ -1,8 +1,9 @@
 """Products of single rows with int4 weights, whose groups of inputs share a scale and, if not symmetric, a zero point.
 
 A group of GROUP inputs is GROUP / 8 words: number j of word i is input j GROUP / 8 + i, so that eight reads of inputs
-are contiguous. A number becomes float32 without conversion: or-ed into the mantissa of 2^23 it is 2^23 plus itself
-times its place, and the place is taken off the input.
+are contiguous. A number becomes float32 without conversion: as bits 16 to 19 of a float between 1 and 2 it is that
+float less 1, times 128. The factor goes to the scale, and what the ones add up to is taken off the sum, which costs seven
+of the sum's 24 bits.
 """
 
 # mypy: ignore-errors
@@ -24,30 +25,33 @@ def words(w_ptr, rows, inside, group, G, GROUP: tl.constexpr):
 
 
 @triton.jit
-def _number(w, J: tl.constexpr, ZERO: tl.constexpr):
-    """Number J of words, times 16 to the power J % 4; less 8 if they have no zero points."""
-    place: tl.constexpr = 16 ** (J % 4)
-    half = w
-    if J >= 4:
-        half = w >> 16
-    read = ((half & (15 * place)) | 0x4B000000).to(tl.float32, bitcast=True)
-    if ZERO:
-        number = read - 8388608.0
-    else:
-        number = read - (8388608.0 + 8.0 * place)
-    return number
+def scales(scale_ptr, rows, inside, group, G, GROUP: tl.constexpr):
+    """Load scales, or zero points, of rows and groups: [rows, groups]; 0 unless weights are in groups."""
+    found = 0.0
+    if GROUP:
+        mask = inside[:, None] & (group < G)[None, :]
+        found = tl.load(scale_ptr + rows[:, None] * G + group[None, :], mask=mask, other=0)
+    return found
 
 
 @triton.jit
-def _scaled(sums, total, scale_ptr, zeros_ptr, rows, inside, group, G, ZERO: tl.constexpr):
-    """Scale sums [BN, several, width] of a tile, less zero point times the sum of inputs [several, width]."""
-    at = rows[:, None] * G + group[None, :]
-    mask = inside[:, None] & (group < G)[None, :]
-    scale = tl.load(scale_ptr + at, mask=mask, other=0.0).to(tl.float32)
+def _number(w, J: tl.constexpr):
+    """Number J of words as a float: 1 plus itself over 128."""
+    if J < 4:
+        moved = w << (16 - 4 * J)
+    else:
+        moved = w >> (4 * J - 16)
+    return ((moved & 0xF0000) | 0x3F800000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _scaled(sums, total, scale, zero, ZERO: tl.constexpr):
+    """Scale sums [rows, groups, words] of a tile, less what the ones and the zero points add up to."""
     if ZERO:
-        zero = tl.load(zeros_ptr + at, mask=mask, other=0).to(tl.float32)
-        sums -= zero[:, :, None] * total[None, :, :]
-    return sums * scale[:, :, None]
+        sums -= (1.0 + zero.to(tl.float32) / 128.0)[:, :, None] * total[None, :, :]
+    else:
+        sums -= 1.0625 * total[None, :, :]
+    return sums * (128.0 * scale.to(tl.float32))[:, :, None]
 
 
 @triton.jit
@@ -56,67 +60,89 @@ def _whole(acc):
 
 
 @triton.jit
-def one_int4(x_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, w, rows, inside, K, eps, BN: tl.constexpr, BK: tl.constexpr,
-             GROUP: tl.constexpr, ZERO: tl.constexpr, NORM: tl.constexpr):  # fmt: skip
+def one_int4(x_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, w, scale, zero, rows, inside, K, eps, BN: tl.constexpr,
+             BK: tl.constexpr, ONCE: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr,
+             NORM: tl.constexpr):  # fmt: skip
     """Return sums of BN rows, whose first words w are already loaded, with 1/deviation and mean of x."""
     width: tl.constexpr = GROUP // 8
     several: tl.constexpr = BK // GROUP
     groups = K // GROUP
-    group = tl.arange(0, several)
     acc = tl.zeros([BN, several, width], tl.float32)
     seen = tl.zeros([several, width], tl.float32)
     squares = tl.zeros([several, width], tl.float32)
-    for start in range(0, groups, several):
-        following = words(w_ptr, rows, inside, group + start + several, groups, GROUP)
-        k = (group + start)[:, None] * GROUP + tl.arange(0, width)[None, :]
+    for start in range(0, BK if ONCE else K, BK):
+        group = start // GROUP + tl.arange(0, several)
+        if not ONCE:
+            next_w = words(w_ptr, rows, inside, group + several, groups, GROUP)
+            next_scale = scales(scale_ptr, rows, inside, group + several, groups, GROUP)
+            if ZERO:
+                next_zero = scales(zeros_ptr, rows, inside, group + several, groups, GROUP)
+        k = group[:, None] * GROUP + tl.arange(0, width)[None, :]
         sums = tl.zeros([BN, several, width], tl.float32)
         total = tl.zeros([several, width], tl.float32)
         for j in tl.static_range(8):
             x, scaled = inputs(x_ptr, gain_ptr, k + j * width, K, NORM)
-            sums += _number(w, j, ZERO) * (scaled * (1.0 / 16 ** (j % 4)))[None, :, :]
-            if ZERO:
-                total += scaled
-            if NORM != "none":
+            sums += _number(w, j) * scaled[None, :, :]
+            total += scaled
+            if NORM == "layer":
                 seen += x
+            if NORM != "none":
                 squares += x * x
-        acc += _scaled(sums, total, scale_ptr, zeros_ptr, rows, inside, group + start, groups, ZERO)
-        w = following
+        acc += _scaled(sums, total, scale, zero, ZERO)
+        if not ONCE:
+            w = next_w
+            scale = next_scale
+            if ZERO:
+                zero = next_zero
     inverse, mean = statistics(tl.sum(seen, 1), tl.sum(squares, 1), K, eps, NORM)
     return _whole(acc), inverse, mean
 
 
 @triton.jit
-def two_int4(x_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, a, b, rows_a, rows_b, inside, K, eps, BN: tl.constexpr,
-             BK: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr, NORM: tl.constexpr):  # fmt: skip
+def two_int4(x_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, a, b, a_scale, b_scale, a_zero, b_zero, rows_a, rows_b,
+             inside, K, eps, BN: tl.constexpr, BK: tl.constexpr, ONCE: tl.constexpr, GROUP: tl.constexpr,
+             ZERO: tl.constexpr, NORM: tl.constexpr):  # fmt: skip
     """Do the same as `one_int4` for two sets of rows at once."""
     width: tl.constexpr = GROUP // 8
     several: tl.constexpr = BK // GROUP
     groups = K // GROUP
-    group = tl.arange(0, several)
     acc_a = tl.zeros([BN, several, width], tl.float32)
     acc_b = tl.zeros([BN, several, width], tl.float32)
     seen = tl.zeros([several, width], tl.float32)
     squares = tl.zeros([several, width], tl.float32)
-    for start in range(0, groups, several):
-        next_a = words(w_ptr, rows_a, inside, group + start + several, groups, GROUP)
-        next_b = words(w_ptr, rows_b, inside, group + start + several, groups, GROUP)
-        k = (group + start)[:, None] * GROUP + tl.arange(0, width)[None, :]
+    for start in range(0, BK if ONCE else K, BK):
+        group = start // GROUP + tl.arange(0, several)
+        if not ONCE:
+            following = group + several
+            next_a = words(w_ptr, rows_a, inside, following, groups, GROUP)
+            next_b = words(w_ptr, rows_b, inside, following, groups, GROUP)
+            next_a_scale = scales(scale_ptr, rows_a, inside, following, groups, GROUP)
+            next_b_scale = scales(scale_ptr, rows_b, inside, following, groups, GROUP)
+            if ZERO:
+                next_a_zero = scales(zeros_ptr, rows_a, inside, following, groups, GROUP)
+                next_b_zero = scales(zeros_ptr, rows_b, inside, following, groups, GROUP)
+        k = group[:, None] * GROUP + tl.arange(0, width)[None, :]
         sums_a = tl.zeros([BN, several, width], tl.float32)
         sums_b = tl.zeros([BN, several, width], tl.float32)
         total = tl.zeros([several, width], tl.float32)
         for j in tl.static_range(8):
             x, scaled = inputs(x_ptr, gain_ptr, k + j * width, K, NORM)
-            placed = (scaled * (1.0 / 16 ** (j % 4)))[None, :, :]
-            sums_a += _number(a, j, ZERO) * placed
-            sums_b += _number(b, j, ZERO) * placed
-            if ZERO:
-                total += scaled
-            if NORM != "none":
+            sums_a += _number(a, j) * scaled[None, :, :]
+            sums_b += _number(b, j) * scaled[None, :, :]
+            total += scaled
+            if NORM == "layer":
                 seen += x
+            if NORM != "none":
                 squares += x * x
-        acc_a += _scaled(sums_a, total, scale_ptr, zeros_ptr, rows_a, inside, group + start, groups, ZERO)
-        acc_b += _scaled(sums_b, total, scale_ptr, zeros_ptr, rows_b, inside, group + start, groups, ZERO)
-        a = next_a
-        b = next_b
+        acc_a += _scaled(sums_a, total, a_scale, a_zero, ZERO)
+        acc_b += _scaled(sums_b, total, b_scale, b_zero, ZERO)
+        if not ONCE:
+            a = next_a
+            b = next_b
+            a_scale = next_a_scale
+            b_scale = next_b_scale
+            if ZERO:
+                a_zero = next_a_zero
+                b_zero = next_b_zero
     inverse, mean = statistics(tl.sum(seen, 1), tl.sum(squares, 1), K, eps, NORM)
     return _whole(acc_a), _whole(acc_b), inverse, mean

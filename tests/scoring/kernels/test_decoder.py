@@ -88,7 +88,8 @@ def compare(model: Any, rows: list[int], quantised: str = "", steps: int = 2) ->
         before = state.lengths.clone()
         launcher.step(len(rows))
         logits = (launcher.buffers.logits if len(rows) <= 2 else launcher.buffers.narrow)[: len(rows)]
-        assert (logits - expected).abs().max() <= 1e-4
+        # int4 sums are taken near 1, which costs them seven bits.
+        assert (logits - expected).abs().max() <= (1e-3 if quantised == "int4" else 1e-4)
         assert (state.keys - written[0]).abs().max() <= 1e-4
         assert (state.values - written[1]).abs().max() <= 1e-4
         assert torch.equal(state.lengths[slots], before[slots] + 1)
