@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 
 from mii_azure.model.safetensors import FLOAT_NAMES, Tensor
-from scoring.quantization.layout import KINDS, Made, group_for, kind_for, parts_of
+from scoring.quantization.layout import KINDS, Made, group_for, is_made, parts_of
 
 LEFT_OUT = "Leave out --quantise."  # the remedy if there is nothing to quantise
 _TABLES = re.compile(
@@ -32,11 +32,11 @@ def narrow_bytes(tensors: Iterable[Tensor], file_bytes: int, tied: bool) -> dict
     """Bytes of the weight files once their products are of each kind, in the form of `scoring.quantization.layout`."""
     found = [tensor for tensor in tensors if is_product(tensor, tied)]
     group = group_for(tensor.shape[1] for tensor in found)
-    wide = sum(tensor.bytes for tensor in found)
-    return {kind: file_bytes - wide + sum(_bytes(kind, each, group) for each in found) for kind in KINDS if found}
+    return {kind: file_bytes - sum(_saved(kind, each, group) for each in found) for kind in KINDS if found}
 
 
-def _bytes(asked: Made, tensor: Tensor, group: int) -> int:
+def _saved(kind: Made, tensor: Tensor, group: int) -> int:
     rows, columns = tensor.shape
-    kind = kind_for(asked, tensor.name, columns, group)
-    return sum(Tensor(*part).bytes for part in parts_of(kind, rows, columns, group))
+    if not is_made(kind, tensor.name, columns, group):
+        return 0
+    return tensor.bytes - sum(Tensor(*part).bytes for part in parts_of(kind, rows, columns, group))

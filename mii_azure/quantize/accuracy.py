@@ -93,12 +93,12 @@ def _layer_by_layer(model: nn.Module, change: Change) -> Iterator[None]:
 
 def _as_shipped(original: Path, served: torch.dtype, kind: Made) -> Change:
     """Weights of products as they would be read back from their shipped form, everything else unchanged."""
-    products = products_of(original)
+    products = products_of(original).made(kind)
 
     def change(module: str, name: str, value: Tensor) -> Tensor:
         wide = value.float()
-        if product := products.module(f"{module}.{name}"):
-            how = products.kind(kind, product), products.group
+        if products.module(f"{module}.{name}"):
+            how = kind, products.group
             for block in blocks(wide):
                 block.copy_(compressed_tensors.widen(*compressed_tensors.quantize(block, served, *how), torch.float32))
         return wide

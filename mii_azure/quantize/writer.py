@@ -30,7 +30,7 @@ from scoring.quantization.layout import (
     Made,
     config_of,
     group_for,
-    kind_for,
+    is_made,
     parts_of,
 )
 
@@ -69,9 +69,10 @@ class Products:
         """Inputs that share a scale in int4."""
         return group_for(self.inputs.values())
 
-    def kind(self, asked: Made, module: str) -> Made:
-        """Kind of numbers that a product becomes."""
-        return kind_for(asked, module, self.inputs[module], self.group)
+    def made(self, kind: Made) -> "Products":
+        """Those that become of a kind; the rest is among the others."""
+        able = {name: size for name, size in self.inputs.items() if is_made(kind, name, size, self.group)}
+        return Products(able, self.others | (self.names - able.keys()), self.prefix)
 
     def module(self, key: str) -> str:
         """Name of the product whose weight a checkpoint calls `key`; empty if there is none."""
@@ -136,7 +137,7 @@ class Writer:
 
     def write(self) -> None:
         """Write weights, index and config.json; raises NotAvailable, WeightsCorrupt."""
-        products = self._products = products_of(self.source)
+        products = self._products = products_of(self.source).made(self.kind)
         quantized: set[str] = set()
         total = 0
         where: dict[str, str] = {}
@@ -158,8 +159,7 @@ class Writer:
             index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
             self._text(INDEX, index)
         left = sorted(products.others | (products.names - quantized))
-        beside = [each for each in quantized if products.kind(self.kind, each) != self.kind]
-        told = config_of(self.kind, products.group, beside) | {"ignore": left}
+        told = config_of(self.kind, products.group) | {"ignore": left}
         self._text("config.json", _config(self.source) | {"quantization_config": told})
 
     def _file(self, path: Path, entries: list[safetensors.Tensor], able: dict[str, str]) -> None:
@@ -172,9 +172,9 @@ class Writer:
                 file.write(content)
 
             parameters = {}
-            for name, module in sorted(able.items()):
+            for name in sorted(able):
                 weight = reader.get_tensor(name)
-                parameters[_part(name, SCALE)] = self._scales(weight, name, module)
+                parameters[_part(name, SCALE)] = self._scales(weight, name)
                 parameters[_part(name, SHAPE)] = torch.tensor(weight.shape)
             packed = {_part(name, part): name for name in able for part in (PACKED, WEIGHT)}
             put(_header(entries))
@@ -182,14 +182,12 @@ class Writer:
                 if entry.name in parameters:
                     put(_bytes(parameters[entry.name]))
                     continue
-                name = packed.get(entry.name, entry.name)
-                tensor = reader.get_tensor(name)
-                put(_bytes(self._packed(tensor, able[name]) if entry.name in packed else tensor))
+                tensor = reader.get_tensor(packed.get(entry.name, entry.name))
+                put(_bytes(self._packed(tensor) if entry.name in packed else tensor))
         self.hashes[path.name] = digest.hexdigest()
 
-    def _quantize(self, block: Tensor, module: str) -> tuple[Tensor, Tensor]:
-        kind = self._products.kind(self.kind, module)
-        return compressed_tensors.quantize(block, self.dtype, kind, self._products.group)
+    def _quantize(self, block: Tensor) -> tuple[Tensor, Tensor]:
+        return compressed_tensors.quantize(block, self.dtype, self.kind, self._products.group)
 
     def _entries(self, tensors: Iterable[safetensors.Tensor], able: dict[str, str]) -> list[safetensors.Tensor]:
         """Tensors of the new file; wide items first, so that each lies at a multiple of its size."""
@@ -198,12 +196,12 @@ class Writer:
             if tensor.name not in able:
                 entries.append(tensor)
                 continue
-            kind, (rows, columns) = self._products.kind(self.kind, able[tensor.name]), tensor.shape
-            parts = parts_of(kind, rows, columns, self._products.group)
+            rows, columns = tensor.shape
+            parts = parts_of(self.kind, rows, columns, self._products.group)
             entries += [safetensors.Tensor(_part(tensor.name, part), dtype, shape) for part, dtype, shape in parts]
         return sorted(entries, key=lambda tensor: (-safetensors.ITEM_BYTES[tensor.dtype], tensor.name))
 
-    def _scales(self, weight: Tensor, name: str, module: str) -> Tensor:
+    def _scales(self, weight: Tensor, name: str) -> Tensor:
         for block in blocks(weight):
             if not torch.isfinite(block.to(self.dtype)).all():
                 dtype = str(self.dtype).removeprefix("torch.")
@@ -211,17 +209,17 @@ class Writer:
                     f"{name} holds a number that is not finite in {dtype}, which no scale can cover.",
                     "Copy the weights again, or generate without --quantise.",
                 )
-        return torch.cat([self._quantize(block, module)[1] for block in blocks(weight)])
+        return torch.cat([self._quantize(block)[1] for block in blocks(weight)])
 
-    def _packed(self, weight: Tensor, module: str) -> Tensor:
+    def _packed(self, weight: Tensor) -> Tensor:
         parts = []
         for block in blocks(weight):
-            narrow, scale = self._quantize(block, module)
+            narrow, scale = self._quantize(block)
             wide = block.double()
             self.losses.weights += float((wide**2).sum())
             found = compressed_tensors.widen(narrow, scale, torch.float32).double()
             self.losses.errors += float(((found - wide) ** 2).sum())
-            parts.append(compressed_tensors.pack(narrow, self._products.kind(self.kind, module)))
+            parts.append(compressed_tensors.pack(narrow, self.kind))
         return torch.cat(parts)
 
     def _text(self, name: str, value: Any) -> None:

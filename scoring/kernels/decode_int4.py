@@ -2,8 +2,8 @@
 
 A group of GROUP inputs is GROUP / 8 words: number j of word i is input j GROUP / 8 + i, so that eight reads of inputs
 are contiguous. A number becomes float32 without conversion: as bits 16 to 19 of a float between 1 and 2 it is that
-float less 1, times 128. The factor goes to the scale, and what the ones add up to is taken off the sum, which costs seven
-of the sum's 24 bits.
+float less 1, times 128. The factor goes to the scale, and what the ones add up to is taken off the sum, which costs
+seven of the sum's 24 bits.
 """
 
 # mypy: ignore-errors

@@ -16,10 +16,9 @@ _WORTH = 3e9  # bytes of weights below which launches and latencies, not bandwid
 
 
 class WeightOnly(Pass):
-    """Adds int8 weights (symmetric, one scale a row) to a model's static decoder; prefill keeps the 16-bit ones.
+    """Adds int8 weights, or a checkpoint's own int4 ones, to a static decoder; prefill keeps the 16-bit ones.
 
-    Of a checkpoint in int4 they are its own numbers, in groups, and not quantised again; its other products stay as
-    they are. Kept only where a step is faster for it by measurement. Answers change by what eight bits lose, so
+    int8 is symmetric, with one scale a row; int4 is as it is stored, not quantised again. Kept only where a step is faster for it by measurement. Answers change by what eight bits lose, so
     `tolerance`, not the tolerance of exact passes, is its bound.
     """
 

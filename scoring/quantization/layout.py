@@ -20,7 +20,6 @@ Made = Literal["int8", "fp8", "int4"]
 KINDS: tuple[Made, ...] = ("int8", "fp8", "int4")
 _GROUPS = (128, 64, 32)
 _OUTPUTS = re.compile(r"(^|\.)(lm_head|embed_out)(\.weight)?$")
-_PACKED_FORMAT, _FLOAT_FORMAT = "pack-quantized", "float-quantized"
 WEIGHT, PACKED, SCALE, SHAPE = ".weight", ".weight_packed", ".weight_scale", ".weight_shape"
 
 
@@ -39,10 +38,9 @@ def group_for(inputs: Iterable[int]) -> int:
     return next((size for size in _GROUPS if all(not each % size for each in every)), _GROUPS[0])
 
 
-def kind_for(asked: Made, product: str, inputs: int, group: int) -> Made:
-    """Kind of one product: of int4, the output matrix and products that groups do not divide are int8."""
-    wider = asked == "int4" and (inputs % group != 0 or _OUTPUTS.search(product) is not None)
-    return "int8" if wider else asked
+def is_made(kind: Made, product: str, inputs: int, group: int) -> bool:
+    """True unless it stays as it is, as in int4 the output matrix and what groups do not divide."""
+    return kind != "int4" or (inputs % group == 0 and _OUTPUTS.search(product) is None)
 
 
 def parts_of(kind: Made, rows: int, columns: int, group: int) -> list[tuple[str, str, tuple[int, ...]]]:
@@ -55,25 +53,15 @@ def parts_of(kind: Made, rows: int, columns: int, group: int) -> list[tuple[str,
     return [(PACKED, "I32", (rows, -(-columns // 4))), (SCALE, "F32", (rows, 1)), shape]
 
 
-def config_of(asked: Made, group: int, others: Iterable[str] = ()) -> dict[str, Any]:
-    """The `quantization_config` of a folder, without its `ignore`; `others` are the products in int8 beside int4."""
-    beside = sorted(others)  # before the class that they are of
-    each = [_group("int8", beside, group)] if beside else []
-    groups = {f"group_{number}": told for number, told in enumerate([*each, _group(asked, ["Linear"], group)])}
-    return {
-        "quant_method": METHOD,
-        "format": _FLOAT_FORMAT if asked == "fp8" else _PACKED_FORMAT,
-        "quantization_status": "compressed",
-        "config_groups": groups,
-    }
-
-
-def _group(kind: Made, targets: list[str], group: int) -> dict[str, Any]:
+def config_of(kind: Made, group: int) -> dict[str, Any]:
+    """The `quantization_config` of a folder, without its `ignore`."""
+    form = "float-quantized" if kind == "fp8" else "pack-quantized"
     bits, number = (4, "int") if kind == "int4" else (8, "float" if kind == "fp8" else "int")
     strategy = {"strategy": "group", "group_size": group} if kind == "int4" else {"strategy": "channel"}
     weights = {"num_bits": bits, "type": number, "symmetric": True, **strategy, "dynamic": False}
     return {
-        "targets": targets,
-        "weights": weights,
-        "format": _FLOAT_FORMAT if kind == "fp8" else _PACKED_FORMAT,
+        "quant_method": METHOD,
+        "format": form,
+        "quantization_status": "compressed",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights, "format": form}},
     }

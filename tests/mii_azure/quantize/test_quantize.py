@@ -93,7 +93,7 @@ def test_a_plan_knows_the_bytes_before_anything_is_quantised(
 
 @pytest.mark.parametrize(("kind", "error"), [("fp8", 0.03), ("int4", 0.1)])
 def test_other_kinds_are_planned_made_and_measured_alike(kind: str, error: float, tiny: Tiny, tmp_path: Path) -> None:
-    """Of int4 the head is int8; the loaded model has what was written, and others are told where to find it."""
+    """Of int4 the head stays as it was, as in the checkpoints that are published."""
     source, task = tiny("llama", "text-generation"), "text-generation"
     bundle = made(source, tmp_path / "b", task, quantise=kind)
     facts = plan(task, str(source), quantise=kind).profile
@@ -101,7 +101,7 @@ def test_other_kinds_are_planned_made_and_measured_alike(kind: str, error: float
     assert facts.weight_bytes - grown[_weights(source)] == (bundle / WEIGHTS).stat().st_size - grown[bundle / WEIGHTS]
     told = told_by(bundle)
     assert told is not None
-    assert (told.scheme, told.products) == (kind, 15)
+    assert (told.scheme, told.products) == (kind, 15 if kind == "fp8" else 14)
     assert error / 2 < told.weight_error < error
     assert told.output_error is not None
     assert resolve(str(bundle / "model")).weights.kind == kind

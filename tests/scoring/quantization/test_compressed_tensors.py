@@ -168,14 +168,14 @@ def test_others_read_the_same_model(auto: bool, family: str, task: str, shipped:
 
 @pytest.mark.parametrize("kind", ["fp8", "int4"])
 def test_others_read_what_is_made_in_other_kinds(kind: Made, tiny: Tiny, tmp_path: Path) -> None:
-    """int4 in groups, beside it the head in int8; theirs is rounded to the type of the scales, bfloat16."""
+    """int4 in groups, whose wide form they round to the type of the scales, bfloat16; its head stays as it was."""
     import transformers
 
     source, target = tiny("llama", "text-generation"), tmp_path / "m"
     shutil.copytree(source, target)
     writer = Writer(source, target, torch.float32, kind)
     writer.write()
-    assert writer.losses.products == 15
+    assert writer.losses.products == (15 if kind == "fp8" else 14)
     ours = load(Deployment("x", "text-generation"), target).model
     config = transformers.CompressedTensorsConfig(dequantize=True)
     with warnings.catch_warnings(action="ignore"):  # that the file's config goes first
