@@ -1,5 +1,6 @@
 """Runs decode steps and prompts on a GPU: one CUDA graph per batch size, replayed without waiting for the host."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -7,18 +8,19 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from scoring.decoder.chunk_size import CHUNKS
 from scoring.decoder.decode_step import GEMV_ROWS, Launcher
 from scoring.decoder.kv_cache import KVCache, SamplingParams
 from scoring.decoder.model import CachedModel
-from scoring.decoder.prefill import LONGEST, Part, Prefiller, admit, extend, pieces, record
+from scoring.decoder.prefill import Part, Prefiller, admit, extend, pieces, record, runs_of
+from scoring.decoder.prompt_cost import PromptCost, fitted
 
 _ROUND = 8  # copies to the device that may be under way before one has to be waited for
 _ENTRIES = 1024  # blocks that are entered in the tables at once
+_TIMED, _FAR = 2048, 16_384  # tokens of the chunks that are timed, and the position of the second
+_GUESS = 0.04  # milliseconds per token of a prompt, of a large model: 1,024 tokens beside streams
+_AHEAD = 2  # chunks of prompts that are under way at once, so that whoever comes does not wait for more
 _COMPILING_S = 600.0  # most time that another rank may take to compile the kernels of one graph
-
-#: Chunk sizes, in tokens, that get a graph; a chunk is padded up to the next.
-PIECES = [16, 32, 64, *range(128, LONGEST + 1, 128)]
-
 
 #: Waits for a CUDA event.
 Wait = Callable[[Any], None]
@@ -103,6 +105,8 @@ class CudaBackend:
             "numbers": PinnedUpload(self._wait, self.prefiller.layout.size),
         }
         self._spare: list[Tensor] = []
+        self._chunks: deque[Any] = deque()  # events after the last chunks
+        self.prompt_cost = PromptCost(_GUESS)  # until `warm_up` measures it
 
     def _launchers(self, form: Any, state: KVCache, pdl: bool) -> tuple[Launcher, Prefiller]:
         """Return what launches a step, and a chunk of prompts."""
@@ -119,15 +123,32 @@ class CudaBackend:
         logits = torch.empty(
             len(parts), self.prefiller.form.vocabulary, dtype=told.logits.dtype, device=told.logits.device
         )
-        for piece in pieces(parts, LONGEST, told.layout.parts):
-            rows = sum(len(ids) for _, (_, _, ids) in piece)
-            size = next(size for size in PIECES if size >= rows)
-            graph = self._prompts.get(size) or self._capture_prompt(size)
-            self._tell([part for _, part in piece])
-            graph.replay()
+        for piece in pieces(parts, told.longest, told.layout.parts):
+            self._chunk([part for _, part in piece])
             first = piece[0][0]
             logits[first : first + len(piece)].copy_(told.logits[: len(piece)])
         return logits
+
+    def _chunk(self, parts: Sequence[Part]) -> None:
+        """Enqueue a chunk: in a graph, or launch by launch if prefixes are taken apart, which no graph can hold."""
+        if len(self._chunks) == _AHEAD:
+            self._wait(self._chunks.popleft())
+        self._enqueue(parts)
+        self._chunks.append(torch.cuda.Event())  # type: ignore[no-untyped-call,unused-ignore]
+        self._chunks[-1].record()
+
+    def _enqueue(self, parts: Sequence[Part]) -> None:
+        told = self.prefiller
+        rows = sum(len(ids) for _, _, ids in parts)
+        size = next(size for size in CHUNKS if size >= rows)
+        prefixes = [told.attending.prefix(len(ids), position) for _, position, ids in parts]
+        if any(prefixes):
+            self._tell(parts, prefixes)
+            told.piece(size, runs_of(parts))
+            return
+        graph = self._prompts.get(size) or self._capture_prompt(size)
+        self._tell(parts)
+        graph.replay()
 
     def extend(self, grown: Iterable[tuple[int, int, int]]) -> None:
         """Enter blocks in the tables, as `KVCache.extend` does; sent before the next prefill or step."""
@@ -177,9 +198,32 @@ class CudaBackend:
             fitting = next(known for known in self.sizes if known >= size)
             if fitting not in self._graphs:
                 self._capture(fitting)
-        for size in PIECES if sizes is None else ():
-            if size not in self._prompts:
+        for size in reversed(CHUNKS) if sizes is None else ():
+            if size <= self.prefiller.longest and size not in self._prompts:
                 self._capture_prompt(size)
+        if sizes is None:
+            self.prompt_cost = self._measured()
+
+    def _measured(self) -> PromptCost:
+        """Time chunks of the scratch slot, at its start and as far on as it helps."""
+        length = self.prefiller.state.max_length
+        count = min(_TIMED, self.prefiller.longest, length)
+        distance = min(_FAR, length - count)
+        near, far = (self._timed((self._scratch, at, [0] * count)) for at in (0, distance))
+        self.prefiller.state.lengths[self._scratch] = 0
+        return fitted(count, near, far, distance)
+
+    def _timed(self, part: Part) -> float:
+        """Milliseconds of a chunk of one part, the faster of two."""
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call,unused-ignore]
+        found = []
+        for _ in range(2):
+            begin.record()
+            self._enqueue([part])
+            end.record()
+            self._wait(end)
+            found.append(float(begin.elapsed_time(end)))
+        return min(found)
 
     def _read(self, count: int) -> PendingTokens:
         return PendingTokens(self.launcher.buffers.out[:count], self._spare, self.launcher.rows, self._wait)
@@ -191,9 +235,9 @@ class CudaBackend:
         self._sent["slots"].send(self.launcher.buffers.slots[: len(slots)], partial(_fill, slots))
         self._placed = slots + self._placed[len(slots) :]
 
-    def _tell(self, parts: Sequence[Part]) -> None:
-        layout = self.prefiller.layout
-        self._sent["numbers"].send(self.prefiller.numbers, lambda buffer: layout.fill(buffer, parts, self._scratch))
+    def _tell(self, parts: Sequence[Part], prefixes: Sequence[int] = ()) -> None:
+        fill = partial(self.prefiller.layout.fill, parts=parts, scratch=self._scratch, prefixes=prefixes)
+        self._sent["numbers"].send(self.prefiller.numbers, fill)
 
     def _capture_prompt(self, size: int) -> Launches:
         self._tell([])

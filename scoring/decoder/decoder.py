@@ -29,6 +29,7 @@ from scoring.decoder.kv_cache import KVCache, SamplingParams
 from scoring.decoder.logprobs import indices
 from scoring.decoder.model import DecoderModel, dequantize_weights, quantize_weights
 from scoring.decoder.pool_size import pool_blocks
+from scoring.decoder.prompt_cost import PromptCost
 from scoring.decoder.sampler import pick_all
 from scoring.decoder.torch_backend import TorchBackend
 from scoring.distributed.tp_group import TensorParallelGroup
@@ -226,6 +227,12 @@ class Decoder:
         """Compile and capture the step for batches of these sizes (default: every size up to the slots)."""
         if self._cuda is not None:
             self._cuda.warm_up(sizes)
+
+    @property
+    def prompt_cost(self) -> PromptCost | None:
+        """Time that chunks of prompts take on a GPU, measured by `warm_up`; None on a CPU."""
+        cost: PromptCost | None = None if self._cuda is None else self._cuda.prompt_cost
+        return cost
 
     @property
     def uncaptured(self) -> str:

@@ -2,8 +2,9 @@
 
 A step decodes first: one token for every row that is past its prompt. The rest of the step's token budget is
 filled with prompts: long ones in chunks, several short ones in one forward; so a long prompt
-delays the rows beside it by no more than the budget. A row that has ended, failed or been cancelled leaves its slot at
-the end of the step. Rows are taken in the order in which they came.
+delays the rows beside it by no more than the budget. On a GPU, which knows how long its prompts take, chunks are
+shorter still, for as long as the rows that decode can wait. A row that has ended, failed or been cancelled leaves its
+slot at the end of the step. Rows are taken in the order in which they came.
 
 A slot is a row of the batch; memory is counted in blocks of the decoder's cache, which rows whose prompts begin alike
 share. Blocks keep their keys and values until others need them: a row whose prompt begins with their tokens computes
@@ -24,6 +25,7 @@ from math import ceil
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scoring.decoder.block_pool import BLOCK, blocks_of
+from scoring.decoder.chunk_size import LONGEST_CHUNK, chunk_within
 from scoring.decoder.decoder import Decoder, Pending
 from scoring.decoder.logprobs import TokenLogprob, copy_to_host, indices, measure_logprobs, read_logprobs
 from scoring.decoder.prefix_cache import MIN_PREFIX_TOKENS, Begin, begin, common_prefix
@@ -39,7 +41,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("mii_azure.scheduler")
 
 #: Tokens of one step: about as many as a device computes in the time it takes to read the weights a few times.
-_BUDGET = {"cpu": 128, "cuda": 1024}
+_BUDGET = {"cpu": 128, "cuda": LONGEST_CHUNK}
+_PIECE_MS = 40.0  # of prompts in one step, if the decoder knows: with its own step, a stream waits less than 50 ms
+_ALONE_MS = 150.0  # if nobody decodes: of two such steps at most, which are under way, a newcomer has to wait
 _LEAST_PROMPT = 16  # tokens of a step reserved for prompts, however many rows decode
 _SHARE = 0.5  # share of the tokens a row may generate for which it needs room to be admitted
 
@@ -172,18 +176,27 @@ class Scheduler:
         rows = [row for row, running in enumerate(batch) if running.details is not None]
         return self._enqueued(batch, pending, self.decoder.last_logits(len(batch)) if rows else None, rows)
 
-    def _prefill(self, budget: int) -> list[Enqueued]:
+    def _pieces(self, budget: int) -> list[tuple[RunningSequence, list[int]]]:
+        """Choose the next pieces of prompts, within a number of tokens and the time that there is."""
         parts: list[tuple[RunningSequence, list[int]]] = []
         leaders: dict[Begin, RunningSequence] = {}
+        cost, ms = self.decoder.prompt_cost, _PIECE_MS if self._decoding else _ALONE_MS
         for running in self._prefilling:
-            if budget <= 0:
+            if budget <= 0 or ms <= 0:
                 break
             leader = leaders.setdefault(begin(running.salt, running.ids), running)
             if not running.begun and not self._begin(running, leader):
                 continue
-            ids = running.ids[running.filled : running.filled + budget]
+            left = len(running.ids) - running.filled
+            most = budget if cost is None else min(budget, chunk_within(cost.most(running.filled, ms), left))
+            ids = running.ids[running.filled : running.filled + most]
             budget -= len(ids)
+            ms -= cost.ms(running.filled, len(ids)) if cost else 0.0
             parts.append((running, ids))
+        return parts
+
+    def _prefill(self, budget: int) -> list[Enqueued]:
+        parts = self._pieces(budget)
         pieces = dict(parts)
         chosen = [running for running, _ in parts]
         filled = self._isolate_failures(

@@ -4,7 +4,7 @@ A forward that waits for the host, as some mixtures of experts do, cannot be cap
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from scoring.decoder.generic.model import GenericModel
 from scoring.decoder.kv_cache import KVCache
 from scoring.decoder.model import Linear, Norm
 from scoring.decoder.prefill import Prefiller
+from scoring.decoder.prompt_attention import Run
 
 
 class GenericStep(Launcher):
@@ -40,7 +41,8 @@ class GenericPrefiller(Prefiller):
 
     form: Any  # a GenericModel
 
-    def piece(self, rows: int) -> None:
+    def piece(self, rows: int, runs: Sequence[Run] = ()) -> None:
+        self.runs = runs
         self.mark(rows)
         tokens, positions = self.tokens[:rows].long(), self.positions[:rows].long()
         self.logits.copy_(_forward(self, rows, tokens, positions, self.ends[0].long()))
