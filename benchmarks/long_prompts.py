@@ -67,7 +67,7 @@ class Task:
 
     eos: tuple[int, ...] = ()
     stops = None
-    statistics = Statistics(())
+    statistics = Statistics()
 
     def generation_config(self, settings: Any) -> tuple[Any, int | None]:
         """The row's settings are its config."""
@@ -160,6 +160,18 @@ def closeness(model: Any, decoder: Decoder, length: int) -> dict[str, float]:
     return {"error": float((found - told).norm() / told.norm()), "same": float(found.argmax() == told.argmax())}
 
 
+def kernels(decoder: Decoder, length: int) -> dict[str, float]:
+    """Milliseconds of the kernels that take the most of a prompt's chunk, by name."""
+    from torch.profiler import ProfilerActivity, profile
+
+    back_end: Any = decoder._cuda
+    with profile(activities=[ProfilerActivity.CUDA]) as told:
+        back_end._enqueue([(decoder.slots, 0, [0] * length)])
+        torch.cuda.synchronize()
+    times = {each.key[:60]: each.self_device_time_total / 1e3 for each in told.key_averages()}
+    return {name: round(ms, 2) for name, ms in sorted(times.items(), key=lambda pair: -pair[1])[:14]}
+
+
 def _measured(name: str, lengths: Sequence[int], card: dict[str, float]) -> dict[str, Any]:
     model, rows = make(SHAPES[name]), []
     plain = {n: attempt(lambda n=n: sdpa_ms(model, n, 3 if n < 30_000 else 1), f"sdpa {n}") for n in lengths}
@@ -182,6 +194,7 @@ def _measured(name: str, lengths: Sequence[int], card: dict[str, float]) -> dict
         rows.append(row)
         print(json.dumps(row), flush=True)
     told["beside"] = attempt(lambda: gaps_ms(decoder, BESIDE), "beside")
+    told["kernels"] = attempt(lambda: kernels(decoder, 8192), "kernels")
     print(json.dumps(told), flush=True)
     return {"rows": rows, **told}
 
