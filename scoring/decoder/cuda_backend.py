@@ -88,6 +88,7 @@ class CudaBackend:
         self._wait: Wait = _synchronize if form.team is None else form.team.wait
         self._scratch = state.slots
         self._graphs: dict[int, Launches] = {}
+        self._far_graphs: dict[int, Launches] = {}  # of steps with long rows
         self._prompts: dict[int, Launches] = {}  # by tokens of a chunk
         self._pool: Any = None
         self._placed: list[int] = []  # slots that the rows on the device stand for now
@@ -171,11 +172,12 @@ class CudaBackend:
         admit(self.prefiller.form, self.prefiller.state, target, len(records))
         self._opened = {}
 
-    def step(self, slots: Sequence[int]) -> PendingTokens:
-        """One step of these slots: feed each its last token, pick the next."""
+    def step(self, slots: Sequence[int], longest: int) -> PendingTokens:
+        """One step of these slots, of up to `longest` tokens: feed each its last token, pick the next."""
         self.settle()
         size = next(size for size in self.sizes if size >= len(slots))
-        graph = self._graphs.get(size) or self._capture(size)
+        far = self.launcher.is_far(size, longest)
+        graph = (self._far_graphs if far else self._graphs).get(size) or self._capture(size, far)
         self._place([*slots, *[self._scratch] * (size - len(slots))])
         graph.replay()
         self._last = size
@@ -198,6 +200,8 @@ class CudaBackend:
             fitting = next(known for known in self.sizes if known >= size)
             if fitting not in self._graphs:
                 self._capture(fitting)
+            if fitting not in self._far_graphs and self.launcher.is_far(fitting, self.prefiller.state.max_length):
+                self._capture(fitting, far=True)
         for size in reversed(CHUNKS) if sizes is None else ():
             if size <= self.prefiller.longest and size not in self._prompts:
                 self._capture_prompt(size)
@@ -244,10 +248,11 @@ class CudaBackend:
         self._prompts[size] = self._captured(lambda: self.prefiller.piece(size))
         return self._prompts[size]
 
-    def _capture(self, size: int) -> Launches:
+    def _capture(self, size: int, far: bool = False) -> Launches:
         self._place([self._scratch] * size)
-        self._graphs[size] = self._captured(lambda: self.launcher.step(size))
-        return self._graphs[size]
+        graph = self._captured(lambda: self.launcher.step(size, far))
+        (self._far_graphs if far else self._graphs)[size] = graph
+        return graph
 
     def _captured(self, launch: Callable[[], None]) -> Launches:
         """Run the function once on scratch rows, which compiles its kernels, then capture it."""

@@ -185,14 +185,17 @@ class Decoder:
         slot has changed.
         """
         self._reserve(self._check_step(slots))
-        pending: Pending = self._cuda.step(list(slots)) if self._cuda is not None else self._step(slots)
+        longest = 1 + max(self.lengths[slot] for slot in slots)
+        pending: Pending = (
+            self._cuda.step(list(slots), longest) if self._cuda is not None else self._step(slots, longest)
+        )
         for slot in slots:
             self.lengths[slot] += 1
         return pending
 
-    def _step(self, slots: Sequence[int]) -> Pending:
+    def _step(self, slots: Sequence[int], longest: int) -> Pending:
         rows = torch.tensor(list(slots), dtype=torch.int64, device=self.form.device)
-        logits = self._torch.step(rows, 1 + max(self.lengths[slot] for slot in slots))
+        logits = self._torch.step(rows, longest)
         self.state.lengths[rows] += 1
         self._last = logits
         return self._pick(slots, logits)

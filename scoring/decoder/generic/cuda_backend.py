@@ -24,7 +24,8 @@ class GenericStep(Launcher):
 
     form: Any  # a GenericModel
 
-    def step(self, rows: int) -> None:
+    def step(self, rows: int, far: bool = False) -> None:
+        self.far = far
         s, b = self.state, self.buffers
         slots = b.slots[:rows].long()
         order = torch.arange(rows, device=slots.device)
