@@ -11,6 +11,7 @@ import gc
 import json
 import time
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
@@ -40,6 +41,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 LENGTHS = (512, 2048, 8192, 32_768, 100_000)
 BESIDE = 32_768  # tokens of the prompt that comes beside a stream
 SLOTS_HELD = 8
+EXACT = 8192  # tokens up to which logits are compared with float32's
 COLUMNS = ("model", "tokens", "sdpa", "ours", "over sdpa", "floor", "floor share")
 
 
@@ -118,7 +120,7 @@ def check(done: Sequence[Any]) -> None:
             raise each
 
 
-def gaps_ms(decoder: Decoder, length: int) -> dict[str, float]:
+def gaps_ms(decoder: Decoder, length: int) -> dict[str, Any]:
     """Milliseconds between a stream's tokens while a long prompt comes, and to that prompt's first token."""
     slots, done = Scheduler(Task(), decoder, decoder.capacity, reuse=False), []
     slots.add(row_of(prompt(200, 1), 4000), done.append)
@@ -139,7 +141,12 @@ def gaps_ms(decoder: Decoder, length: int) -> dict[str, float]:
     while slots.active:
         slots.step()
     check(done)
-    return {"longest gap": max(gaps), "median gap": median(gaps), "beside first": first, "steps": len(gaps)}
+    return {
+        "longest gap": max(gaps),
+        "median gap": median(gaps),
+        "beside first": first,
+        "gaps": [round(gap, 1) for gap in gaps],
+    }
 
 
 def floor_ms(decoder: Decoder, length: int, card: dict[str, float]) -> float:
@@ -150,14 +157,29 @@ def floor_ms(decoder: Decoder, length: int, card: dict[str, float]) -> float:
     return float(1e3 * (2 * products * length + attention) / card["peak"])
 
 
-def closeness(model: Any, decoder: Decoder, length: int) -> dict[str, float]:
-    """Relative error of the logits after a prompt against the sdpa forward's, and whether the same token leads."""
-    ids = prompt(length, 99)
-    told = model(torch.tensor([ids], device="cuda"), use_cache=False, logits_to_keep=1).logits[0, -1].float()
+def answers(model: Any, lengths: Sequence[int]) -> dict[int, tuple[torch.Tensor, float]]:
+    """Logits after a prompt by length, by plain transformers in float32, and the relative error of sdpa in bfloat16."""
+    found = {}
+    ours = {n: _after(model, n) for n in lengths if n <= EXACT}
+    exact = deepcopy(model).float()
+    for n, narrow in ours.items():
+        wide = _after(exact, n)
+        found[n] = wide, float((narrow - wide).norm() / wide.norm())
+    return found
+
+
+def _after(model: Any, length: int) -> torch.Tensor:
+    ids = torch.tensor([prompt(length, 99)], device="cuda")
+    logits: torch.Tensor = model(ids, use_cache=False, logits_to_keep=1).logits[0, -1].float()
+    return logits
+
+
+def closeness(decoder: Decoder, length: int, told: torch.Tensor) -> float:
+    """Relative error of the logits after a prompt."""
     decoder.open(0)
-    found = decoder.prefill(0, ids).float()
+    found = decoder.prefill(0, prompt(length, 99)).float()
     decoder.release(0)
-    return {"error": float((found - told).norm() / told.norm()), "same": float(found.argmax() == told.argmax())}
+    return float((found - told).norm() / told.norm())
 
 
 def kernels(decoder: Decoder, length: int) -> dict[str, float]:
@@ -175,6 +197,7 @@ def kernels(decoder: Decoder, length: int) -> dict[str, float]:
 def _measured(name: str, lengths: Sequence[int], card: dict[str, float]) -> dict[str, Any]:
     model, rows = make(SHAPES[name]), []
     plain = {n: attempt(lambda n=n: sdpa_ms(model, n, 3 if n < 30_000 else 1), f"sdpa {n}") for n in lengths}
+    exact = attempt(lambda: answers(model, lengths), "exact") or {}
     gc.collect()
     torch.cuda.empty_cache()
     began = time.perf_counter()
@@ -182,15 +205,13 @@ def _measured(name: str, lengths: Sequence[int], card: dict[str, float]) -> dict
     decoder.warm_up()
     told: dict[str, Any] = {"prepare s": time.perf_counter() - began, "cost": vars(decoder.prompt_cost)}
     for n in lengths:
-        ours, floor = (
-            attempt(lambda n=n: first_ms(decoder, n, 3 if n < 30_000 else 1), f"ours {n}"),
-            floor_ms(decoder, n, card),
-        )
+        ours = attempt(lambda n=n: first_ms(decoder, n, 3 if n < 30_000 else 1), f"ours {n}")
+        floor = floor_ms(decoder, n, card)
         row = {"model": name, "tokens": n, "sdpa": plain[n], "ours": ours, "floor": floor}
         if ours and plain[n]:
             row |= {"over sdpa": ours / plain[n], "floor share": floor / ours}
-        if n <= BESIDE:
-            row |= attempt(lambda n=n: closeness(model, decoder, n), f"closeness {n}") or {}
+        if n in exact:
+            row |= {"error": closeness(decoder, n, exact[n][0]), "sdpa error": exact[n][1]}
         rows.append(row)
         print(json.dumps(row), flush=True)
     told["beside"] = attempt(lambda: gaps_ms(decoder, BESIDE), "beside")

@@ -10,8 +10,11 @@ LONGEST_CHUNK, LEAST_CHUNK = 8192, 1024
 CHUNKS = [16, 32, 64, *range(128, 1024, 128)]
 CHUNKS += [*range(1024, 2048, 256), *range(2048, 4096, 512), *range(4096, LONGEST_CHUNK + 1, 1024)]
 PARTS = 64  # slots whose prompts a chunk may hold
-SPAN = 32_768  # keys of a prompt's prefix that cuDNN takes at once: one plan of its for each number of queries
-SPANS = 4  # most of them; our kernel takes what keys there are beyond
+#: Keys of a prompt's prefix that cuDNN takes at once, by the least queries of a part for which that is worth its
+#: launches; so there is one plan of cuDNN's for each and each number of queries. What keys are left, our kernel takes.
+SPANS = {32_768: 256, 8192: 4096}
+_MOST_SPANS = 8
+Span = tuple[int, int]  # first key, keys
 _CHUNK_SHARE = 0.02  # of a GPU's memory, that a chunk's rows may take
 
 
@@ -38,19 +41,40 @@ def row_bytes(form: CachedModel) -> int:
     return 4 * form.hidden + size * (2 * form.hidden + form.scratch_width + heads)
 
 
-def spans_of(form: CachedModel, length: int) -> int:
-    """Number of spans of keys, of a prompt of up to `length` tokens, that are left to cuDNN; 0 where it cannot."""
+def takes_spans(form: CachedModel) -> bool:
+    """Return True if cuDNN takes a form's heads, and is faster."""
     if form.device.type != "cuda" or form.dtype.itemsize != 2 or form.head_dim not in (64, 128):
-        return 0
+        return False
     served = any(not (own := layer.attention).window and not own.cap and own.sinks is None for layer in form.layers)
-    if form.alibi is not None or not served or torch.cuda.get_device_capability(form.device) < (9, 0):
-        return 0
-    return min(SPANS, (length - 1) // SPAN)
+    return form.alibi is None and served and torch.cuda.get_device_capability(form.device) >= (9, 0)
+
+
+def spans_of(form: CachedModel, length: int, count: int, position: int) -> list[Span]:
+    """Spans of keys before a part of `count` tokens that are left to cuDNN, in slots of `length` tokens."""
+    found: list[Span] = []
+    if length <= min(SPANS) or not takes_spans(form):
+        return found
+    first = 0
+    for keys, least in SPANS.items():
+        while count >= least and first + keys <= position and len(found) < _MOST_SPANS:
+            found.append((first, keys))
+            first += keys
+    return found
+
+
+def most_spans(form: CachedModel, length: int) -> int:
+    """Most spans that a part has, in slots of `length` tokens."""
+    return max((len(spans_of(form, length, LONGEST_CHUNK, at)) for at in range(0, length, min(SPANS))), default=0)
 
 
 def span_bytes(form: CachedModel, length: int) -> int:
     """Bytes of a span's keys and values, gathered, and of the results of all spans."""
-    spans, size = spans_of(form, length), form.dtype.itemsize
+    spans, size = most_spans(form, length), form.dtype.itemsize
     results = longest_chunk(form) * form.heads * (4 + size * form.head_dim)
-    whole = 2 * SPAN * form.kv_heads * form.head_dim * size + results  # one more result is being copied
-    return spans and whole + spans * results
+    whole = 2 * gathered_keys(form, length) * form.kv_heads * form.head_dim * size
+    return whole + (spans and spans + 1) * results  # one more is being copied
+
+
+def gathered_keys(form: CachedModel, length: int) -> int:
+    """Keys of the largest span of a part."""
+    return max((keys for _, keys in spans_of(form, length, LONGEST_CHUNK, length - 1)), default=0)

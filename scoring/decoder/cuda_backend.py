@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from scoring.decoder.chunk_size import CHUNKS
+from scoring.decoder.chunk_size import CHUNKS, Span, spans_of
 from scoring.decoder.decode_step import GEMV_ROWS, Launcher
 from scoring.decoder.kv_cache import KVCache, SamplingParams
 from scoring.decoder.model import CachedModel
@@ -17,7 +17,7 @@ from scoring.decoder.prompt_cost import PromptCost, fitted
 
 _ROUND = 8  # copies to the device that may be under way before one has to be waited for
 _ENTRIES = 1024  # blocks that are entered in the tables at once
-_TIMED, _FAR = 2048, 16_384  # tokens of the chunks that are timed, and the position of the second
+_TIMED, _FAR = 1024, 16_384  # tokens of the chunks that are timed, and the position of the second
 _GUESS = 0.04  # milliseconds per token of a prompt, of a large model: 1,024 tokens beside streams
 _AHEAD = 2  # chunks of prompts that are under way at once, so that whoever comes does not wait for more
 _COMPILING_S = 600.0  # most time that another rank may take to compile the kernels of one graph
@@ -131,7 +131,7 @@ class CudaBackend:
         return logits
 
     def _chunk(self, parts: Sequence[Part]) -> None:
-        """Enqueue a chunk: in a graph, or launch by launch if prefixes are taken apart, which no graph can hold."""
+        """Enqueue a chunk: in a graph, or launch by launch if there are spans, which no graph can hold."""
         if len(self._chunks) == _AHEAD:
             self._wait(self._chunks.popleft())
         self._enqueue(parts)
@@ -142,9 +142,9 @@ class CudaBackend:
         told = self.prefiller
         rows = sum(len(ids) for _, _, ids in parts)
         size = next(size for size in CHUNKS if size >= rows)
-        prefixes = [told.attending.prefix(len(ids), position) for _, position, ids in parts]
-        if any(prefixes):
-            self._tell(parts, prefixes)
+        spans = [told.attending.spans(len(ids), position) for _, position, ids in parts]
+        if any(spans):
+            self._tell(parts, spans)
             told.piece(size, runs_of(parts))
             return
         graph = self._prompts.get(size) or self._capture_prompt(size)
@@ -209,13 +209,17 @@ class CudaBackend:
             self.prompt_cost = self._measured()
 
     def _measured(self) -> PromptCost:
-        """Time chunks of the scratch slot, at its start and as far on as it helps."""
-        length = self.prefiller.state.max_length
-        count = min(_TIMED, self.prefiller.longest, length)
+        """Time chunks of the scratch slot: at its start, further on, and where spans of keys are cuDNN's."""
+        told, length = self.prefiller, self.prefiller.state.max_length
+        count = min(_TIMED, told.longest, length)
         distance = min(_FAR, length - count)
         near, far = (self._timed((self._scratch, at, [0] * count)) for at in (0, distance))
-        self.prefiller.state.lengths[self._scratch] = 0
-        return fitted(count, near, far, distance)
+        cost = fitted(count, near, far, distance)
+        spanned = sum(keys for _, keys in spans_of(told.form, length, count, length - count))
+        if spanned:
+            cost = cost.with_spans(count, spanned, self._timed((self._scratch, spanned, [0] * count)))
+        told.state.lengths[self._scratch] = 0
+        return cost
 
     def _timed(self, part: Part) -> float:
         """Milliseconds of a chunk of one part, the faster of two."""
@@ -239,8 +243,8 @@ class CudaBackend:
         self._sent["slots"].send(self.launcher.buffers.slots[: len(slots)], partial(_fill, slots))
         self._placed = slots + self._placed[len(slots) :]
 
-    def _tell(self, parts: Sequence[Part], prefixes: Sequence[int] = ()) -> None:
-        fill = partial(self.prefiller.layout.fill, parts=parts, scratch=self._scratch, prefixes=prefixes)
+    def _tell(self, parts: Sequence[Part], spans: Sequence[Sequence[Span]] = ()) -> None:
+        fill = partial(self.prefiller.layout.fill, parts=parts, scratch=self._scratch, spans=spans)
         self._sent["numbers"].send(self.prefiller.numbers, fill)
 
     def _capture_prompt(self, size: int) -> Launches:

@@ -11,7 +11,7 @@ import triton  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 
 from scoring.decoder.block_pool import BLOCK
-from scoring.decoder.chunk_size import PARTS, longest_chunk
+from scoring.decoder.chunk_size import PARTS, Span, longest_chunk
 from scoring.decoder.decode_step import Launcher, _or
 from scoring.decoder.kv_cache import FORBIDDEN, KVCache, SamplingParams
 from scoring.decoder.model import DecoderLayer, DecoderModel, Linear, Norm
@@ -26,24 +26,24 @@ Part = tuple[int, int, Sequence[int]]  # slot, position of the first token, toke
 class Layout:
     """Layout of a chunk's numbers in one int32 tensor, so that one copy uploads them all.
 
-    Rows: token, slot and position. Parts: row of the last token, slot, length after it. Tiles [5, tiles], for
-    the attention kernel: first row, tokens, slot, position, first key.
+    Rows: token, slot and position. Parts: row of the last token, slot, length after it. Tiles [6, tiles], for
+    the attention kernel: first row, tokens, slot, position, first key, spans of keys before it.
     """
 
     def __init__(self, rows: int, parts: int, tile: int) -> None:
         self.rows, self.parts, self.tile = rows, parts, tile
         self.tiles = rows // tile + parts
-        self.size = 3 * rows + 3 * parts + 5 * self.tiles
+        self.size = 3 * rows + 3 * parts + 6 * self.tiles
 
     def cut(self, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Split into rows [3, rows], parts [3, parts] and tiles [5, tiles]."""
-        rows, parts, tiles = torch.split(numbers, [3 * self.rows, 3 * self.parts, 5 * self.tiles])
-        return rows.view(3, -1), parts.view(3, -1), tiles.view(5, -1)
+        """Split into rows [3, rows], parts [3, parts] and tiles [6, tiles]."""
+        rows, parts, tiles = torch.split(numbers, [3 * self.rows, 3 * self.parts, 6 * self.tiles])
+        return rows.view(3, -1), parts.view(3, -1), tiles.view(6, -1)
 
-    def fill(self, numbers: Tensor, parts: Sequence[Part], scratch: int, prefixes: Sequence[int] = ()) -> None:
+    def fill(self, numbers: Tensor, parts: Sequence[Part], scratch: int, spans: Sequence[Sequence[Span]] = ()) -> None:
         """Write a chunk, part after part; unused rows and parts go to the scratch slot, of length 0.
 
-        `prefixes`: of each part, the keys that the attention kernel does not read; without, it reads all.
+        `spans`: of each part, the spans of keys that the attention kernel does not read; without, it reads all.
         """
         tokens, ends, tiles = (view.numpy() for view in self.cut(numbers))
         row = tile = 0
@@ -57,7 +57,8 @@ class Layout:
             taken = tiles[:, tile : tile + len(offsets)]
             taken[0], taken[1] = row + offsets, np.minimum(count - offsets, self.tile)
             taken[2], taken[3] = slot, position + offsets
-            taken[4] = prefixes[number] if prefixes else 0
+            own = spans[number] if spans else ()
+            taken[4], taken[5] = sum(keys for _, keys in own), len(own)
             row, tile = row + count, tile + len(offsets)
         tokens[:, row:] = [[0], [scratch], [0]]
         ends[:, len(parts) :] = [[0], [scratch], [0]]

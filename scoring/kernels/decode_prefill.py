@@ -17,11 +17,12 @@ _LOG2E = tl.constexpr(1.4426950408889634)
 def _rows(source, place, t, d, D: tl.constexpr, DP: tl.constexpr, DESCRIBED: tl.constexpr):
     """Read BN rows [BN, DP] from a place of keys or values on, given as a descriptor or a pointer."""
     if DESCRIBED:
-        return source.load([place.to(tl.int32), 0])
-    offset = (place + t)[:, None] * D + d[None, :]
-    if D == DP:
-        return tl.load(source + offset)
-    return tl.load(source + offset, mask=(d < D)[None, :], other=0.0)
+        rows = source.load([place.to(tl.int32), 0])
+    elif D == DP:
+        rows = tl.load(source + (place + t)[:, None] * D + d[None, :])
+    else:
+        rows = tl.load(source + (place + t)[:, None] * D + d[None, :], mask=(d < D)[None, :], other=0.0)
+    return rows
 
 
 @triton.jit
@@ -61,16 +62,16 @@ def _attend_span(acc, mass, top, q, keys, values, row_ptr, head, low, high, end,
 @triton.jit
 def attend_prompt(q_ptr, keys, values, out_ptr, slopes_ptr, tiles_ptr, table_ptr, part_ptr, stats_ptr, TILES, WIDTH,
                   BLOCKS, PARTED, scale, limit, BLOCK: tl.constexpr, H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr,
-                  DP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, SPAN: tl.constexpr, WINDOW: tl.constexpr,
+                  DP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, SPANS: tl.constexpr, WINDOW: tl.constexpr,
                   ALIBI: tl.constexpr, CAP: tl.constexpr, DESCRIBED: tl.constexpr, PRECISION: tl.constexpr,
                   PDL: tl.constexpr):  # fmt: skip
     """Compute out [T, H, D] of q [T, H, D] over keys and values [KV, BLOCKS, BLOCK, D]. Grid (tiles, H).
 
     A tile is up to BM consecutive tokens of one slot; a program takes one head of it, over the slot's keys up to the
-    last of its tokens, earlier chunks included. tiles [5, TILES]: the first token's row, the number of tokens, the
-    slot, the first token's position, the first key. Of the keys before that one, which are whole spans of SPAN keys,
-    there are results already: part [spans, PARTED, H, D] by span and row, and stats [spans, H, PARTED], the logarithms
-    of the sums of their weights. BN divides BLOCK. DESCRIBED: keys and values are descriptors of rows [BN, DP].
+    last of its tokens, earlier chunks included. tiles [6, TILES]: the first token's row, the number of tokens, the
+    slot, the first token's position, the first key, the number of spans. Of the keys before that one there are results
+    already, by spans, with SPANS: part [spans, PARTED, H, D] by span and row, and stats [spans, H, PARTED], the
+    logarithms of the sums of their weights. BN divides BLOCK. DESCRIBED: keys and values are descriptors of rows.
     """
     if PDL:
         gdc_wait()
@@ -82,7 +83,7 @@ def attend_prompt(q_ptr, keys, values, out_ptr, slopes_ptr, tiles_ptr, table_ptr
     slot = tl.load(tiles_ptr + 2 * TILES + tile).to(tl.int64)
     position = tl.load(tiles_ptr + 3 * TILES + tile)
     low = 0
-    if SPAN > 0:
+    if SPANS:
         low = tl.load(tiles_ptr + 4 * TILES + tile)
     shared = head // (H // KV)
     if count > 0:
@@ -100,8 +101,8 @@ def attend_prompt(q_ptr, keys, values, out_ptr, slopes_ptr, tiles_ptr, table_ptr
         top = tl.full([BM], -1e30, tl.float32)
         mass = tl.zeros([BM], tl.float32)
         acc = tl.zeros([BM, DP], tl.float32)
-        if SPAN > 0:
-            for span in range(low // SPAN):
+        if SPANS:
+            for span in range(tl.load(tiles_ptr + 5 * TILES + tile)):
                 begin = span * PARTED.to(tl.int64) * H
                 part = tl.load(part_ptr + begin * D + queries, mask=shown, other=0.0).to(tl.float32)
                 stats = stats_ptr + begin + head * PARTED + first

@@ -19,3 +19,11 @@ def test_it_is_fitted_to_a_chunk_at_the_start_and_one_further_on() -> None:
     assert fitted(128, 5.0, 5.0, 0) == PromptCost(5.0 / 128)
     slower_at_the_start = fitted(2048, 20.0, 19.0, 1000)
     assert slower_at_the_start.key == 0 < slower_at_the_start.token
+
+
+def test_keys_in_spans_have_a_cost_of_their_own() -> None:
+    cost = fitted(1024, 10.0, 24.0, 16_384)
+    spanned = cost.with_spans(1024, 98_304, 60.0)
+    assert spanned.ms(98_304, 1024) == pytest.approx(60.0)
+    assert spanned.ms(16_384, 1024) == cost.ms(16_384, 1024)
+    assert spanned.most(98_304, 60.0) == pytest.approx(1024, abs=1)

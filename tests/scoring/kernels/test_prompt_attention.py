@@ -15,7 +15,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs a GPU, or TRITON_INTERPRET=1", allow_module_level=True)
 
-from scoring.decoder import prompt_attention  # noqa: E402
+from scoring.decoder import chunk_size, prompt_attention  # noqa: E402
 from scoring.decoder.block_pool import BLOCK  # noqa: E402
 from scoring.decoder.kv_cache import KVCache  # noqa: E402
 from scoring.decoder.model import Attention, Linear  # noqa: E402
@@ -23,7 +23,7 @@ from scoring.decoder.prefill import Layout, Part, runs_of  # noqa: E402
 from scoring.decoder.prompt_attention import PromptAttention, Tiling  # noqa: E402
 
 LENGTH = 512
-PARTS: list[Part] = [(2, 300, range(70)), (0, 0, range(3)), (1, 131, range(20))]
+PARTS: list[Part] = [(2, 330, range(70)), (0, 0, range(3)), (1, 131, range(20))]
 
 
 def form_of(head_dim: int = 16, alibi: bool = False, dtype: torch.dtype = torch.float32, **own: Any) -> Any:
@@ -80,11 +80,11 @@ def attended(form: Any, state: KVCache, q: torch.Tensor, rows: int) -> torch.Ten
     ours = PromptAttention(form, state, rows, max(16, 1 << (form.head_dim - 1).bit_length()))
     layout = Layout(rows, 4, ours.tiling.queries)
     numbers = torch.zeros(layout.size, dtype=torch.int32)
-    prefixes = [ours.prefix(len(ids), position) for _, position, ids in PARTS]
-    layout.fill(numbers, PARTS, 3, prefixes)
+    spans = [ours.spans(len(ids), position) for _, position, ids in PARTS]
+    layout.fill(numbers, PARTS, 3, spans)
     tiled = layout.cut(numbers.to(DEVICE))[2]
     out, slopes = torch.zeros_like(q), q if form.alibi is None else form.alibi
-    ours.attend(0, q, out, tiled, layout.tiles, slopes, False, {}, runs_of(PARTS) if any(prefixes) else ())
+    ours.attend(0, q, out, tiled, layout.tiles, slopes, False, {}, runs_of(PARTS) if any(spans) else ())
     return out[: sum(len(ids) for _, _, ids in PARTS)]
 
 
@@ -122,9 +122,15 @@ def test_it_reads_keys_and_values_through_descriptors(
 
 @pytest.mark.parametrize("case", ["plain", "window"])
 def test_it_goes_on_from_the_results_of_spans(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prompt_attention, "SPAN", 128)
-    monkeypatch.setattr(prompt_attention, "LEAST_QUERIES", 16)
-    monkeypatch.setattr(prompt_attention, "spans_of", lambda form, length: 2)
+    """Of the first part two long spans and a short one; of the last, too few tokens for a short one, a long one."""
+    for module in (chunk_size, prompt_attention):
+        monkeypatch.setattr(module, "SPANS", {128: 16, 64: 64})
+    monkeypatch.setattr(chunk_size, "takes_spans", lambda form: True)
+    assert [chunk_size.spans_of(None, LENGTH, len(ids), at) for _, at, ids in PARTS] == [  # type: ignore[arg-type]
+        [(0, 128), (128, 128), (256, 64)],
+        [],
+        [(0, 128)],
+    ]
     torch.manual_seed(0)
     dtype = torch.float32 if DEVICE == "cpu" else torch.bfloat16
     form = form_of(64, dtype=dtype, **CASES[case])
