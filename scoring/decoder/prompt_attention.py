@@ -55,7 +55,7 @@ class PromptAttention:
         self.form, self.state, self.rows, self.wide = form, state, rows, wide
         self.tiling = tiling_of(form, wide)
         self.precision = "ieee" if form.dtype == torch.float32 else "tf32"
-        made = {"dtype": form.dtype, "device": form.device}
+        made: dict[str, Any] = {"dtype": form.dtype, "device": form.device}
         gathered = form.kv_heads * gathered_keys(form, state.max_length) * form.head_dim
         self._keys, self._values = torch.empty(2, gathered, **made)
         spans = most_spans(form, state.max_length)
