@@ -20,15 +20,16 @@ import torch
 from torch import Tensor
 
 from scoring.decoder.adapters.families import build, unsupported
-from scoring.decoder.block_pool import BLOCK
+from scoring.decoder.block_pool import BLOCK, blocks_of
 from scoring.decoder.block_tables import BlockTables
+from scoring.decoder.chunk_size import LONGEST_CHUNK
 from scoring.decoder.generic.model import GenericModel
 from scoring.decoder.generic.probe import probe
 from scoring.decoder.generic.torch_backend import GenericTorchBackend
 from scoring.decoder.kv_cache import KVCache, SamplingParams
 from scoring.decoder.logprobs import indices
 from scoring.decoder.model import DecoderModel, dequantize_weights, quantize_weights
-from scoring.decoder.pool_size import pool_blocks
+from scoring.decoder.pool_size import pool_blocks, window_of
 from scoring.decoder.prompt_cost import PromptCost
 from scoring.decoder.sampler import pick_all
 from scoring.decoder.torch_backend import TorchBackend
@@ -81,10 +82,12 @@ class Decoder:
         self.slots = slots
         blocks = pool_blocks(self.form, slots, length, tokens, share)
         self.full_length = length  # before it is reduced to what the cache holds
-        self.max_length = min(length, blocks * BLOCK)
+        window = window_of(self.form)
+        least = blocks_of(window) + blocks_of(LONGEST_CHUNK) + 1  # of a sequence that keeps no more than its window
+        self.max_length = length if window and blocks >= least else min(length, blocks * BLOCK)
         self.state = KVCache(self.form, slots, self.max_length, blocks)
         self.capacity = min(slots * self.max_length, self.state.blocks * BLOCK)
-        self.tables = BlockTables(slots, self.state.width, self.state.blocks, self.state.in_place)
+        self.tables = BlockTables(slots, self.state.width, self.state.blocks, self.state.in_place, window)
         self.lengths = [0] * slots  # the host's copy: known without asking the device
         self._torch = (
             TorchBackend(self.form, self.state)
@@ -156,6 +159,7 @@ class Decoder:
             self.lengths[slot] += len(ids)
             self.tables.written(slot, ids)
             self._logits[slot] = after
+        self._advance(slot for slot, _ in parts)
         return logits
 
     def _prefill(self, parts: Sequence[tuple[int, int, Sequence[int]]]) -> Tensor:
@@ -191,6 +195,7 @@ class Decoder:
         )
         for slot in slots:
             self.lengths[slot] += 1
+        self._advance(slots)
         return pending
 
     def _step(self, slots: Sequence[int], longest: int) -> Pending:
@@ -280,6 +285,13 @@ class Decoder:
         for slot, length in lengths:
             self.tables.reserve(slot, length)
         if self.tables.grown:
+            self._sync()
+
+    def _advance(self, slots: Iterable[int]) -> None:
+        """Give up blocks before the slots' windows, of which what is enqueued already may still read."""
+        if self.tables.window:
+            for slot in slots:
+                self.tables.advance(slot, self.lengths[slot])
             self._sync()
 
     def _check_parts(self, parts: Sequence[tuple[int, Sequence[int]]]) -> None:

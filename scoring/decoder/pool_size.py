@@ -35,6 +35,12 @@ def memory_room(free: int, total: int, share: float) -> int:
     return min(free - RESERVE_BYTES, int(share * total) - (total - free))
 
 
+def window_of(form: CachedModel) -> int:
+    """Keys that a token sees at most, in whichever layer; 0 if some layer sees all."""
+    windows = [layer.attention.window for layer in form.layers]
+    return max(windows) if all(windows) else 0
+
+
 def block_bytes(form: CachedModel) -> int:
     """Size of one block's keys and values in all layers."""
     return 2 * len(form.layers) * form.kv_heads * BLOCK * form.head_dim * form.dtype.itemsize

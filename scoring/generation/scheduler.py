@@ -89,8 +89,10 @@ class Scheduler:
     def cache(self) -> dict[str, int]:
         """Tokens that active rows hold in the KV cache, shared ones once, and their upper bound."""
         slots, tables = [running.slot for running in (*self._prefilling, *self._decoding)], self.decoder.tables
-        shared = sum(len(tables.blocks(slot)) for slot in slots) - tables.pool.used  # whole blocks, each time but one
-        held = sum(self.decoder.lengths[slot] for slot in slots) - max(0, shared) * BLOCK
+        blocks = sum(len(tables.blocks(slot)) for slot in slots)
+        past = sum(blocks_of(self.decoder.lengths[slot]) for slot in slots) - blocks  # before windows
+        shared = blocks - tables.pool.used  # whole blocks, each time but one
+        held = sum(self.decoder.lengths[slot] for slot in slots) - max(0, past + shared) * BLOCK
         return {"kv_tokens": held, "kv_capacity": self._capacity}
 
     def fits(self, row: Row) -> bool:
@@ -105,12 +107,17 @@ class Scheduler:
         if not self._bounded or not running:
             return True
         expected = self._needed(lambda r: max(self._holds(r), r.row.tokens + ceil(_SHARE * r.most)))
-        return expected + blocks_of(tokens + ceil(_SHARE * more)) <= self._blocks
+        return expected + self.decoder.tables.most(tokens + ceil(_SHARE * more), self.budget) <= self._blocks
 
     def _needed(self, tokens: Callable[[RunningSequence], int]) -> int:
         """Blocks in use once each active row holds so many tokens; those that rows share count once."""
         tables, running = self.decoder.tables, (*self._prefilling, *self._decoding)
-        return tables.pool.used + sum(tables.missing(each.slot, tokens(each)) for each in running)
+
+        def more(slot: int, length: int) -> int:
+            most = tables.most(length, self.budget) - len(tables.blocks(slot)) if tables.window else length
+            return max(0, min(tables.missing(slot, length), most))
+
+        return tables.pool.used + sum(more(each.slot, tokens(each)) for each in running)
 
     def _holds(self, running: RunningSequence) -> int:
         """Tokens in a row's slot after its next step."""
