@@ -23,7 +23,7 @@ from scoring.decoder.block_pool import blocks_of
 from scoring.decoder.kv_cache import KVCache
 from scoring.decoder.model import Attention, Linear
 from scoring.decoder.prefill import Layout, runs_of
-from scoring.decoder.prompt_attention import PromptAttention, Tiling
+from scoring.decoder.prompt_attention import ChunkAttention, Tiling
 from scoring.kernels import decode_prefill
 
 LENGTH = 131_072
@@ -62,7 +62,7 @@ class Chunk:
     def ours(self, tiling: Tiling, spans: bool = False) -> Callable[[int, int], Callable[[], None]]:
         """Calls of our kernel by tokens and position, with spans left to cuDNN or without."""
         prompt_attention.TILINGS[2] = {256: tiling}
-        own = PromptAttention(self.form, self.state, 8192, self.form.head_dim)
+        own = ChunkAttention(self.form, self.state, 8192, self.form.head_dim)
 
         def at(count: int, position: int) -> Callable[[], None]:
             layout = Layout(8192, 1, tiling.queries)

@@ -15,7 +15,7 @@ from scoring.decoder.chunk_size import PARTS, Span, longest_chunk
 from scoring.decoder.decode_step import Launcher, _or
 from scoring.decoder.kv_cache import FORBIDDEN, KVCache, SamplingParams
 from scoring.decoder.model import DecoderLayer, DecoderModel, Linear, Norm
-from scoring.decoder.prompt_attention import PromptAttention, Run
+from scoring.decoder.prompt_attention import ChunkAttention, Run
 from scoring.kernels import decode_prefill
 
 _RECORD = 8 + FORBIDDEN  # numbers of a slot's sampling record
@@ -96,7 +96,7 @@ class Prefiller(Launcher):
         longest = longest_chunk(form)
         super().__init__(form, state, longest, pdl=pdl, picked=1)
         self.longest = longest
-        self.attending = PromptAttention(form, state, longest, self.wide)
+        self.attending = ChunkAttention(form, state, longest, self.wide)
         parts = min(PARTS, state.slots)
         self.layout = Layout(longest, parts, self.attending.tiling.queries)
         self.numbers = torch.zeros(self.layout.size, dtype=torch.int32, device=form.device)

@@ -48,7 +48,7 @@ def tiling_of(form: CachedModel, wide: int) -> Tiling:
     return known[min(size for size in known if size >= wide)]
 
 
-class PromptAttention:
+class ChunkAttention:
     """Launches the attention of chunks of up to `rows` tokens of a form over its cache."""
 
     def __init__(self, form: CachedModel, state: KVCache, rows: int, wide: int) -> None:

@@ -20,7 +20,7 @@ from scoring.decoder.block_pool import BLOCK  # noqa: E402
 from scoring.decoder.kv_cache import KVCache  # noqa: E402
 from scoring.decoder.model import Attention, Linear  # noqa: E402
 from scoring.decoder.prefill import Layout, Part, runs_of  # noqa: E402
-from scoring.decoder.prompt_attention import PromptAttention, Tiling  # noqa: E402
+from scoring.decoder.prompt_attention import ChunkAttention, Tiling  # noqa: E402
 
 LENGTH = 512
 PARTS: list[Part] = [(2, 330, range(70)), (0, 0, range(3)), (1, 131, range(20))]
@@ -77,7 +77,7 @@ def plain(form: Any, state: KVCache, q: torch.Tensor) -> torch.Tensor:
 
 def attended(form: Any, state: KVCache, q: torch.Tensor, rows: int) -> torch.Tensor:
     """By the kernel, in a layout of more tiles than are used; prefixes by spans where there are any."""
-    ours = PromptAttention(form, state, rows, max(16, 1 << (form.head_dim - 1).bit_length()))
+    ours = ChunkAttention(form, state, rows, max(16, 1 << (form.head_dim - 1).bit_length()))
     layout = Layout(rows, 4, ours.tiling.queries)
     numbers = torch.zeros(layout.size, dtype=torch.int32)
     spans = [ours.spans(len(ids), position) for _, position, ids in PARTS]
