@@ -2,7 +2,7 @@
 
 import torch
 
-from scoring.decoder.model import CachedModel
+from scoring.decoder.model import Attention, CachedModel
 
 #: Most tokens of a chunk: GPUs are as fast per token at 8,192 as they get. Least, however short memory is.
 LONGEST_CHUNK, LEAST_CHUNK = 8192, 1024
@@ -29,9 +29,15 @@ def longest_chunk(form: CachedModel) -> int:
     return rows
 
 
-def chunk_within(most: int, left: int) -> int:
-    """Tokens of a chunk of at most so many, of a part that has so many left: without padding if it is to be cut."""
-    return left if left <= most else max(size for size in CHUNKS if size <= max(most, CHUNKS[0]))
+def chunk_within(most: int, left: int, position: int) -> int:
+    """Tokens of a chunk of at most so many, of a part that has so many left: without padding if it is to be cut.
+
+    Where keys before its position may be in spans, those are not padded either: their queries are powers of two.
+    """
+    if left <= most:
+        return left
+    most = max(most, CHUNKS[0])
+    return 1 << most.bit_length() - 1 if position >= min(SPANS) else max(size for size in CHUNKS if size <= most)
 
 
 def row_bytes(form: CachedModel) -> int:
@@ -45,8 +51,13 @@ def takes_spans(form: CachedModel) -> bool:
     """Return True if cuDNN takes a form's heads, and is faster."""
     if form.device.type != "cuda" or form.dtype.itemsize != 2 or form.head_dim not in (64, 128):
         return False
-    served = any(not (own := layer.attention).window and not own.cap and own.sinks is None for layer in form.layers)
-    return form.alibi is None and served and torch.cuda.get_device_capability(form.device) >= (9, 0)
+    plain = any(is_plain(layer.attention) for layer in form.layers)
+    return form.alibi is None and plain and torch.cuda.get_device_capability(form.device) >= (9, 0)
+
+
+def is_plain(own: Attention) -> bool:
+    """Return True for a layer whose attention sees all keys, by plain scores."""
+    return not own.window and not own.cap and own.sinks is None
 
 
 def spans_of(form: CachedModel, length: int, count: int, position: int) -> list[Span]:

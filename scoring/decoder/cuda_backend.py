@@ -208,6 +208,10 @@ class CudaBackend:
         if sizes is None:
             self.prompt_cost = self._measured()
 
+    def plan(self) -> None:
+        """Prepare what libraries keep by thread: to be called on the one that will run this."""
+        self.prefiller.attending.plan()
+
     def _measured(self) -> PromptCost:
         """Time chunks of the scratch slot: at its start, further on, and where spans of keys are cuDNN's."""
         told, length = self.prefiller, self.prefiller.state.max_length

@@ -236,6 +236,12 @@ class Decoder:
         if self._cuda is not None:
             self._cuda.warm_up(sizes)
 
+    @torch.inference_mode()
+    def plan(self) -> None:
+        """Prepare what libraries keep by thread: to be called on the one that will run this."""
+        if self._cuda is not None:
+            self._cuda.plan()
+
     @property
     def prompt_cost(self) -> PromptCost | None:
         """Time that chunks of prompts take on a GPU, measured by `warm_up`; None on a CPU."""

@@ -14,7 +14,7 @@ import triton  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 
 from scoring.decoder.block_pool import BLOCK
-from scoring.decoder.chunk_size import SPANS, Span, gathered_keys, most_spans, spans_of
+from scoring.decoder.chunk_size import SPANS, Span, gathered_keys, is_plain, most_spans, spans_of
 from scoring.decoder.kv_cache import KVCache
 from scoring.decoder.model import CachedModel
 from scoring.kernels import decode_prefill
@@ -35,15 +35,20 @@ class Tiling:
     described: bool = False  # keys and values are read through descriptors, by the card's copy engine
 
 
-#: By bytes of a number and padded size of a head, up to which it holds.
+#: By bytes of a number and padded size of a head, up to which it holds (benchmarks/results/prompt_attention.json).
 TILINGS = {
     2: {64: Tiling(64, 64, 4, 2), 128: Tiling(64, 64, 4, 3), 256: Tiling(64, 32, 4, 2)},
     4: {64: Tiling(64, 32, 4, 1), 128: Tiling(32, 32, 4, 1), 256: Tiling(16, 32, 4, 1)},
 }
+#: The same where cards have a copy engine and it gains.
+DESCRIBED = {128: Tiling(128, 64, 4, 2, described=True)}
 
 
 def tiling_of(form: CachedModel, wide: int) -> Tiling:
     """Tiling for heads of `wide` numbers."""
+    copied = form.device.type == "cuda" and torch.cuda.get_device_capability(form.device) >= (9, 0)
+    if copied and form.dtype.itemsize == 2 and wide in DESCRIBED and not form.head_dim % 8:
+        return DESCRIBED[wide]
     known = TILINGS[form.dtype.itemsize]
     return known[min(size for size in known if size >= wide)]
 
@@ -70,7 +75,7 @@ class ChunkAttention:
                launch: dict[str, Any], runs: Sequence[Run] = ()) -> None:  # fmt: skip
         """Enqueue out [T, H, D] of q [T, H, D] for the first tiles of `tiled`; `runs`: parts, if some have spans."""
         form, state, own, tiling = self.form, self.state, self.form.layers[index].attention, self.tiling
-        parted = bool(runs) and not own.window and not own.cap and own.sinks is None
+        parted = bool(runs) and is_plain(own)
         for row, count, slot, position in runs if parted else ():
             for number, span in enumerate(self.spans(count, position)):
                 self._span(index, q, row, count, slot, number, span)
@@ -83,6 +88,15 @@ class ChunkAttention:
             PRECISION=self.precision, PDL=pdl, num_warps=tiling.warps, num_stages=tiling.stages, **launch,
         )  # fmt: skip
 
+    def plan(self) -> None:
+        """Have cuDNN plan what it will be asked for: it keeps plans by thread, so this is for the one that attends."""
+        scales = {layer.attention.scale for layer in self.form.layers if is_plain(layer.attention)}
+        for keys, least in SPANS.items() if len(self._part) else ():
+            fitting = range((self.rows // least).bit_length()) if keys < self.state.max_length else ()
+            for queries in (self._part[0, : least << power] for power in fitting):
+                for scale in scales:
+                    attend_whole(queries.transpose(0, 1)[None], *self._gathered(keys), scale)
+
     def _source(self, cache: Tensor) -> Any:
         """A layer's keys or values [KV, blocks, BLOCK, D] as the kernel takes them."""
         if not self.tiling.described:
@@ -94,8 +108,7 @@ class ChunkAttention:
     def _span(self, index: int, q: Tensor, row: int, count: int, slot: int, number: int, span: Span) -> None:
         """Enqueue the attention of a part over a span of keys, into its place among the results."""
         form, state, (first, keys), size = self.form, self.state, span, BLOCK * self.form.head_dim
-        shape = (1, form.kv_heads, keys, form.head_dim)
-        k, v = (gathered[: math.prod(shape)].view(shape) for gathered in (self._keys, self._values))
+        k, v = self._gathered(keys)
         decode_prefill.gather[(keys // BLOCK, form.kv_heads, triton.cdiv(size, _COPIED))](
             state.keys[index], state.values[index], state.table[slot], k, v, first // BLOCK, state.blocks + 1,
             keys // BLOCK, SIZE=size, BE=_COPIED, num_warps=4,
@@ -107,6 +120,12 @@ class ChunkAttention:
         own = slice(row - begin, row - begin + count)
         self._part[number, row : row + count].copy_(found[0, :, own].transpose(0, 1))
         self._stats[number, :, row : row + count].copy_(stats[0, :, own])
+
+    def _gathered(self, keys: int) -> tuple[Tensor, Tensor]:
+        """Room for a span's keys and values [1, KV, keys, D]."""
+        shape = (1, self.form.kv_heads, keys, self.form.head_dim)
+        k, v = (whole[: math.prod(shape)].view(shape) for whole in (self._keys, self._values))
+        return k, v
 
 
 def attend_whole(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:

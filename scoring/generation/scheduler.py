@@ -43,17 +43,19 @@ logger = logging.getLogger("mii_azure.scheduler")
 #: Tokens of one step: about as many as a device computes in the time it takes to read the weights a few times.
 _BUDGET = {"cpu": 128, "cuda": LONGEST_CHUNK}
 _PIECE_MS = 40.0  # of prompts in one step, if the decoder knows: with its own step, a stream waits less than 50 ms
-_ALONE_MS = 250.0  # if nobody decodes: of two such steps at most, which are under way, a newcomer has to wait
+_SLOW_MS = 10.0  # of prompts, from which on a stream's token is not held back for their first ones
+_ALONE_MS = 300.0  # if nobody decodes: of two such steps at most, which are under way, a newcomer has to wait
 _LEAST_PROMPT = 16  # tokens of a step reserved for prompts, however many rows decode
 _SHARE = 0.5  # share of the tokens a row may generate for which it needs room to be admitted
 
 
 class Enqueued(NamedTuple):
-    """Tokens being computed, with logprobs for rows that ask for them."""
+    """Tokens being computed, with logprobs for rows that ask for them; `slow` ones come after a long piece."""
 
     batch: list[RunningSequence]
     tokens: Pending
     logprobs: Callable[[], dict[RunningSequence, TokenLogprob]]
+    slow: bool = False
 
 
 class Scheduler:
@@ -79,6 +81,8 @@ class Scheduler:
         self._prefilling: list[RunningSequence] = []
         self._decoding: list[RunningSequence] = []
         self._pending: list[Enqueued] = []
+        self._held: list[Enqueued] = []  # first tokens that come too late for the tokens pending with them
+        decoder.plan()
 
     @property
     def active(self) -> int:
@@ -163,11 +167,17 @@ class Scheduler:
         """Advance every row by one token, and prompts by the rest of the budget; never raises."""
         enqueued = self._decode()
         enqueued += self._prefill(max(_LEAST_PROMPT, self.budget - len(self._decoding)))
-        due = self._pending if self._late else enqueued
-        self._pending = enqueued if self._late else []
+        due, self._pending = (self._due(), enqueued) if self._late else (enqueued, [])
         for each in due:
             self._read(each)
         self._sweep()
+
+    def _due(self) -> list[Enqueued]:
+        """Take the tokens of the step before; first ones after a long piece wait for the next, not others for them."""
+        fast = [each for each in self._pending if not each.slow]
+        slow = [each for each in self._pending if each.slow]
+        due, self._held = ([*self._held, *fast], slow) if fast else ([*self._held, *slow], [])
+        return due
 
     def _decode(self) -> list[Enqueued]:
         going = [running for running in self._decoding if running.enqueued < running.most]
@@ -195,7 +205,11 @@ class Scheduler:
             if not running.begun and not self._begin(running, leader):
                 continue
             left = len(running.ids) - running.filled
-            most = budget if cost is None else min(budget, chunk_within(cost.most(running.filled, ms), left))
+            most = (
+                budget
+                if cost is None
+                else min(budget, chunk_within(cost.most(running.filled, ms), left, running.filled))
+            )
             ids = running.ids[running.filled : running.filled + most]
             budget -= len(ids)
             ms -= cost.ms(running.filled, len(ids)) if cost else 0.0
@@ -204,7 +218,8 @@ class Scheduler:
 
     def _prefill(self, budget: int) -> list[Enqueued]:
         parts = self._pieces(budget)
-        pieces = dict(parts)
+        pieces, cost = dict(parts), self.decoder.prompt_cost
+        ms = sum(cost.ms(running.filled, len(ids)) for running, ids in parts) if cost else 0.0
         chosen = [running for running, _ in parts]
         filled = self._isolate_failures(
             chosen, lambda batch: self.decoder.prefill_many([(running.slot, pieces[running]) for running in batch])
@@ -219,7 +234,8 @@ class Scheduler:
         self._decoding += whole
         for running in whole:
             running.enqueued = len(running.tokens) + 1
-        return [each for _, each in self._isolate_failures(whole, self._sample)]
+        sampled = [each for _, each in self._isolate_failures(whole, self._sample)]
+        return [each._replace(slow=ms > _SLOW_MS) for each in sampled]
 
     def _begin(self, running: RunningSequence, leader: RunningSequence) -> bool:
         """Take the prefix that was cached since the slot was opened; False to wait for a row that is computing it."""
@@ -318,7 +334,7 @@ class Scheduler:
 
     def _resume(self) -> None:
         """Give preempted rows new slots; tokens still being computed when they lost theirs have been read by now."""
-        while self._preempted:
+        while self._preempted and not any(self._preempted[0] in each.batch for each in self._held):
             running = self._preempted[0]
             if not self._has_room(len(running.token_ids), running.most - len(running.tokens)):
                 return

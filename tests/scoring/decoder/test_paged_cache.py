@@ -15,6 +15,7 @@ from scoring.decoder import decoder as decoder_module
 from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.block_tables import BlockTables
 from scoring.decoder.decoder import Decoder
+from scoring.decoder.prompt_cost import PromptCost
 from scoring.engine.row import Row
 from scoring.errors import DeviceFull, PromptTooLong
 from scoring.generation.scheduler import Scheduler
@@ -235,14 +236,18 @@ def rows_of(served: Served, generator: random.Random, count: int) -> list[Row]:
     return found
 
 
-@pytest.mark.parametrize("late", [False, True])
-def test_64_sequences_in_a_pool_far_smaller_than_all_are_each_as_alone(tiny: Tiny, late: bool) -> None:
+@pytest.mark.parametrize("late", ["at once", "late", "late and slow"])
+def test_64_sequences_in_a_pool_far_smaller_than_all_are_each_as_alone(
+    tiny: Tiny, late: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if late == "late and slow":
+        monkeypatch.setattr(Decoder, "prompt_cost", PromptCost(1.0))
     served = Served(tiny("llama", "text-generation"), "text-generation", Limits())
     model = served.service.loaded.model
     decoder = Decoder(model, 64, 128, tokens=12 * BLOCK)
     served.service.loaded.runtime.decoder = decoder
     scheduler = Scheduler(served.service.task, decoder, decoder.capacity)
-    scheduler._late = late
+    scheduler._late = late != "at once"
     waiting = list(enumerate(rows_of(served, random.Random(0), 64)))
     rows, done, most = dict(waiting), {}, 0
     while waiting or scheduler.active:
