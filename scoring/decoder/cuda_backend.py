@@ -160,10 +160,12 @@ class CudaBackend:
         self._last = size
         return self._read(len(slots))
 
-    def sample(self, slots: Sequence[int], logits: Tensor) -> PendingTokens:
-        """Pick a token for each slot from logits [len(slots), vocabulary]."""
+    def sample(self, slots: Sequence[int], logits: Tensor, masks: Tensor | None = None) -> PendingTokens:
+        """Pick a token for each slot from logits [slots, vocabulary], within masks [slots, words] if given."""
         self._place(list(slots))
-        self.launcher.sample(len(slots), logits.contiguous(), advance=False)
+        if masks is not None:
+            masks = masks.to(logits.device, non_blocking=True)
+        self.launcher.sample(len(slots), logits.contiguous(), advance=False, masks=masks)
         return self._read(len(slots))
 
     def logits(self, count: int) -> Tensor:
