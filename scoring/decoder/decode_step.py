@@ -297,20 +297,26 @@ class Launcher:
             PDL=self.pdl, num_warps=4, **self._launch(),
         )  # fmt: skip
 
-    def sample(self, rows: int, logits: Tensor, advance: bool) -> None:
-        """Sample each row's token from logits [rows, vocabulary]; `advance` counts the step's input as live."""
+    def sample(self, rows: int, logits: Tensor, advance: bool, masks: Tensor | None = None) -> None:
+        """Sample each row's token from logits [rows, vocabulary]; `advance` counts the step's input as live.
+
+        Without `masks` [rows, words] int32, bits of the tokens allowed, constrained slots get a placeholder.
+        """
         b, s, vocabulary = self.buffers, self.state, self.form.vocabulary
+        words, masked = (0, False) if masks is None else (masks.shape[1], True)
         blocks = self.chunks * (_CHUNK // _BLOCK)
         decode_sampling.scan[(rows, self.chunks)](
             logits, b.scores, b.best, b.where, b.peaks, b.masses, b.slots, s.lengths, s.seen, s.temperature, s.penalty,
-            s.seed, s.forbidden, s.forbidden_until, vocabulary, BV=_CHUNK, SB=_BLOCK, CHUNKS=self.chunks,
-            HELD=FORBIDDEN, ADVANCE=int(advance), PDL=self.pdl, num_warps=8, **self._launch(),
+            s.seed, s.forbidden, s.forbidden_until, _or(masks, b.slots), vocabulary, words, BV=_CHUNK, SB=_BLOCK,
+            CHUNKS=self.chunks, HELD=FORBIDDEN, MASKED=masked, ADVANCE=int(advance), PDL=self.pdl, num_warps=8,
+            **self._launch(),
         )  # fmt: skip
         decode_sampling.choose[(rows,)](
             b.scores, b.best, b.where, b.peaks, b.masses, b.near, b.kept, b.places, b.out, b.slots, s.lengths, s.tokens,
-            s.seen, s.temperature, s.top_k, s.top_p, s.seed, vocabulary, s.slots, blocks, SB=_BLOCK,
+            s.seen, s.temperature, s.top_k, s.top_p, s.seed, s.constrained, vocabulary, s.slots, blocks, SB=_BLOCK,
             BP=triton.next_power_of_2(blocks), TB=_AT_ONCE, MOST=self.gathered, CHUNKS=self.chunks,
-            CP=triton.next_power_of_2(self.chunks), ADVANCE=int(advance), PDL=self.pdl, num_warps=16, **self._launch(),
+            CP=triton.next_power_of_2(self.chunks), MASKED=masked, ADVANCE=int(advance), PDL=self.pdl, num_warps=16,
+            **self._launch(),
         )  # fmt: skip
         self._agree(s.tokens)
 

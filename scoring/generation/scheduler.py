@@ -44,6 +44,18 @@ _LEAST_PROMPT = 16  # tokens of a step reserved for prompts, however many rows d
 _SHARE = 0.5  # share of the tokens a row may generate for which it needs room to be admitted
 
 
+class Some:
+    """Some of the tokens that a step computes, by their rows."""
+
+    def __init__(self, pending: Pending, rows: Sequence[int]) -> None:
+        self._pending, self._rows = pending, rows
+
+    def tokens(self) -> list[int]:
+        """The tokens of these rows; waits for them."""
+        every = self._pending.tokens()
+        return [every[row] for row in self._rows]
+
+
 class Enqueued(NamedTuple):
     """Tokens being computed, with logprobs for rows that ask for them."""
 
@@ -75,6 +87,7 @@ class Scheduler:
         self._prefilling: list[RunningSequence] = []
         self._decoding: list[RunningSequence] = []
         self._pending: list[Enqueued] = []
+        self._open: list[RunningSequence] = []  # rows with a grammar whose next token is to be picked
 
     @property
     def active(self) -> int:
@@ -152,9 +165,11 @@ class Scheduler:
         """Advance every row by one token, and prompts by the rest of the budget; never raises."""
         enqueued = self._decode()
         enqueued += self._prefill(max(_LEAST_PROMPT, self.budget - len(self._decoding)))
-        due = self._pending if self._late else enqueued
+        for each in self._pending:  # a mask needs the token before, while the GPU computes the logits for it
+            self._read(each)
+        enqueued += self._pick_open()
         self._pending = enqueued if self._late else []
-        for each in due:
+        for each in [] if self._late else enqueued:
             self._read(each)
         self._sweep()
 
@@ -168,9 +183,14 @@ class Scheduler:
 
     def _step(self, batch: list[RunningSequence]) -> Enqueued:
         """Decode the next tokens of rows; logprobs are taken before a next step overwrites the logits."""
-        pending = self.decoder.step([running.slot for running in batch])
-        rows = [row for row, running in enumerate(batch) if running.details is not None]
-        return self._enqueued(batch, pending, self.decoder.last_logits(len(batch)) if rows else None, rows)
+        pending: Pending = self.decoder.step([running.slot for running in batch])
+        free = [row for row, running in enumerate(batch) if running.grammar is None]
+        rows = [row for row in free if batch[row].details is not None]
+        logits = self.decoder.last_logits(len(batch)) if rows else None
+        if len(free) < len(batch):
+            self._open += [running for running in batch if running.grammar is not None]
+            batch, pending = [batch[row] for row in free], Some(pending, free)
+        return self._enqueued(batch, pending, logits, rows)
 
     def _prefill(self, budget: int) -> list[Enqueued]:
         parts: list[tuple[RunningSequence, list[int]]] = []
@@ -199,7 +219,14 @@ class Scheduler:
         self._decoding += whole
         for running in whole:
             running.enqueued = len(running.tokens) + 1
-        return [each for _, each in self._isolate_failures(whole, self._sample)]
+        self._open += [running for running in whole if running.grammar is not None]
+        free = [running for running in whole if running.grammar is None]
+        return [each for _, each in self._isolate_failures(free, self._sample)]
+
+    def _pick_open(self) -> list[Enqueued]:
+        """Pick the next tokens of rows with a grammar, all of whose tokens so far are known."""
+        due, self._open = [running for running in self._open if not (running.ended or running.failure)], []
+        return [each for _, each in self._isolate_failures(due, self._sample)]
 
     def _begin(self, running: RunningSequence, leader: RunningSequence) -> bool:
         """Take the prefix that was cached since the slot was opened; False to wait for a row that is computing it."""
@@ -213,10 +240,12 @@ class Scheduler:
         return True
 
     def _sample(self, batch: list[RunningSequence]) -> Enqueued:
-        """Sample the first tokens of rows whose prompts are complete."""
+        """Sample the first tokens of rows whose prompts are complete, or the next of rows with a grammar."""
         asking = [running.slot for running in batch if running.details is not None]
-        logits = self.decoder.prompt_logits(asking) if asking else None
-        pending = self.decoder.sample([running.slot for running in batch])
+        logits = self.decoder.open_logits(asking) if asking else None
+        bound = [running.grammar for running in batch if running.grammar is not None]
+        masks = (self._task.grammars.masks(bound),) if bound else ()
+        pending = self.decoder.sample([running.slot for running in batch], *masks)
         return self._enqueued(batch, pending, logits, range(len(asking)))
 
     def _enqueued(

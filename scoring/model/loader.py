@@ -19,7 +19,7 @@ from scoring.model_files.own_code import fault_of
 from scoring.model_files.shards import refuse_outside
 from scoring.passes.base import Facts, Hardware, Pass
 from scoring.passes.runner import Chosen, choose, tell_differences
-from scoring.quantization.compressed_tensors import from_pretrained
+from scoring.quantization.loading import from_pretrained
 from scoring.schema.registry import task_class, task_schema
 from scoring.sentence.folder import SentenceModel, Unserved, describe, transformer_path
 from scoring.sentence.head import Head, build

@@ -201,8 +201,8 @@ def test_an_index_cannot_name_a_file_outside_the_folder(folder: Folder, tmp_path
 
 
 def test_quantised_weights_are_refused(folder: Folder) -> None:
-    with pytest.raises(NotAvailable, match="gptq"):
-        resolve(str(folder(BERT | {"quantization_config": {"quant_method": "gptq"}})))
+    with pytest.raises(NotAvailable, match="aqlm"):
+        resolve(str(folder(BERT | {"quantization_config": {"quant_method": "aqlm"}})))
 
 
 def test_integer_weights_are_refused(folder: Folder) -> None:
