@@ -78,8 +78,6 @@ class PendingTokens:
 class CudaBackend:
     """Steps of up to `state.slots` rows. A batch is padded up to the next captured size with the scratch slot."""
 
-    uncaptured = ""  # why launches are not captured, if they are not
-
     def __init__(self, form: CachedModel, state: KVCache, pdl: bool = True) -> None:
         capable = torch.cuda.get_device_capability(form.device) >= (9, 0)
         self.launcher, self.prefiller = self._launchers(form, state, pdl and capable)
@@ -112,6 +110,11 @@ class CudaBackend:
     def _launchers(self, form: Any, state: KVCache, pdl: bool) -> tuple[Launcher, Prefiller]:
         """Return what launches a step, and a chunk of prompts."""
         return Launcher(form, state, state.slots, pdl=pdl), Prefiller(form, state, pdl=pdl)
+
+    @property
+    def notes(self) -> list[str]:
+        """Remarks on how steps run, if not by kernels in graphs alone."""
+        return []
 
     def open(self, slot: int, sampling: SamplingParams) -> None:
         """Empty a slot; sent to the device, with others opened meanwhile, before the next prefill or step."""
@@ -183,10 +186,12 @@ class CudaBackend:
         self._last = size
         return self._read(len(slots))
 
-    def sample(self, slots: Sequence[int], logits: Tensor) -> PendingTokens:
-        """Pick a token for each slot from logits [len(slots), vocabulary]."""
+    def sample(self, slots: Sequence[int], logits: Tensor, masks: Tensor | None = None) -> PendingTokens:
+        """Pick a token for each slot from logits [slots, vocabulary], within masks [slots, words] if given."""
         self._place(list(slots))
-        self.launcher.sample(len(slots), logits.contiguous(), advance=False)
+        if masks is not None:
+            masks = masks.to(logits.device, non_blocking=True)
+        self.launcher.sample(len(slots), logits.contiguous(), advance=False, masks=masks)
         return self._read(len(slots))
 
     def logits(self, count: int) -> Tensor:

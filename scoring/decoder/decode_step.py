@@ -29,11 +29,9 @@ _MULTIPROCESSORS = 132
 _SPAN = BLOCK  # keys that one iteration of the attention kernel reads
 _LEAST = 64  # keys below which a span is not split
 _SPLITS = 64  # most programs for one key head of a row: the last of them joins their results one by one
-_FAR = 2048  # keys of a program above which the longest row's are split further, for a step of rows of other lengths
-_FAR_LEAST, _FAR_PROGRAMS = (
-    1024,
-    64 * _MULTIPROCESSORS,
-)  # keys below which a span is not split then; programs, if all were
+_FAR = 2048  # keys of a program, above which a step splits its long rows further
+_FAR_LEAST = 1024  # keys below which a span is not split then
+_FAR_PROGRAMS = 64 * _MULTIPROCESSORS  # of that step, if all rows were long
 _CHUNK = 2048  # logits that one program of the sampling scan reads
 _BLOCK = 256  # logits of which that scan leaves the highest and the mass
 _AT_ONCE = 16  # blocks that the sampler's choice reads at a time
@@ -109,10 +107,7 @@ class Launcher:
         return pairs if self.form.norm is None else [*pairs, (self.form.norm, self.form.head)]
 
     def splits(self, rows: int, far: bool = False) -> int:
-        """Programs that share one key head of one row: enough to fill the GPU, at most one per span.
-
-        With `far`, as many as fill it if only a few of the rows are long; the others leave most of them idle.
-        """
+        """Programs that share one key head of one row: enough to fill the GPU; with `far`, if few rows are long."""
         wanted = triton.cdiv(2 * _MULTIPROCESSORS, rows * self.form.kv_heads)
         if far and self.state.max_length > _FAR * min(wanted, _SPLITS):
             wanted = max(wanted, min(_SPLITS // 2, triton.cdiv(_FAR_PROGRAMS, rows * self.form.kv_heads)))
@@ -315,20 +310,26 @@ class Launcher:
             PDL=self.pdl, num_warps=4, **self._launch(),
         )  # fmt: skip
 
-    def sample(self, rows: int, logits: Tensor, advance: bool) -> None:
-        """Sample each row's token from logits [rows, vocabulary]; `advance` counts the step's input as live."""
+    def sample(self, rows: int, logits: Tensor, advance: bool, masks: Tensor | None = None) -> None:
+        """Sample each row's token from logits [rows, vocabulary]; `advance` counts the step's input as live.
+
+        Without `masks` [rows, words] int32, bits of the tokens allowed, constrained slots get a placeholder.
+        """
         b, s, vocabulary = self.buffers, self.state, self.form.vocabulary
+        words, masked = (0, False) if masks is None else (masks.shape[1], True)
         blocks = self.chunks * (_CHUNK // _BLOCK)
         decode_sampling.scan[(rows, self.chunks)](
             logits, b.scores, b.best, b.where, b.peaks, b.masses, b.slots, s.lengths, s.seen, s.temperature, s.penalty,
-            s.seed, s.forbidden, s.forbidden_until, vocabulary, BV=_CHUNK, SB=_BLOCK, CHUNKS=self.chunks,
-            HELD=FORBIDDEN, ADVANCE=int(advance), PDL=self.pdl, num_warps=8, **self._launch(),
+            s.seed, s.forbidden, s.forbidden_until, _or(masks, b.slots), vocabulary, words, BV=_CHUNK, SB=_BLOCK,
+            CHUNKS=self.chunks, HELD=FORBIDDEN, MASKED=masked, ADVANCE=int(advance), PDL=self.pdl, num_warps=8,
+            **self._launch(),
         )  # fmt: skip
         decode_sampling.choose[(rows,)](
             b.scores, b.best, b.where, b.peaks, b.masses, b.near, b.kept, b.places, b.out, b.slots, s.lengths, s.tokens,
-            s.seen, s.temperature, s.top_k, s.top_p, s.seed, vocabulary, s.slots, blocks, SB=_BLOCK,
+            s.seen, s.temperature, s.top_k, s.top_p, s.seed, s.constrained, vocabulary, s.slots, blocks, SB=_BLOCK,
             BP=triton.next_power_of_2(blocks), TB=_AT_ONCE, MOST=self.gathered, CHUNKS=self.chunks,
-            CP=triton.next_power_of_2(self.chunks), ADVANCE=int(advance), PDL=self.pdl, num_warps=16, **self._launch(),
+            CP=triton.next_power_of_2(self.chunks), MASKED=masked, ADVANCE=int(advance), PDL=self.pdl, num_warps=16,
+            **self._launch(),
         )  # fmt: skip
         self._agree(s.tokens)
 

@@ -94,7 +94,8 @@ class Decoder:
             if isinstance(self.form, DecoderModel)
             else GenericTorchBackend(self.form, self.state)
         )
-        self._logits: dict[int, Tensor] = {}  # of prefilled prompts not sampled yet
+        self._logits: dict[int, Tensor] = {}  # of slots from which no token was picked yet
+        self._constrained: set[int] = set()  # slots whose tokens `sample` picks
         self._last = torch.empty(0)
         self._cuda: Any = None
         self._start()
@@ -107,7 +108,9 @@ class Decoder:
 
         Returns the length of that prefix, whose tokens are not to be prefilled. Never all of the prompt.
         """
-        (self.state if self._cuda is None else self._cuda).open(slot, sampling or SamplingParams())
+        sampling = sampling or SamplingParams()
+        (self.state if self._cuda is None else self._cuda).open(slot, sampling)
+        (self._constrained.add if sampling.constrained else self._constrained.discard)(slot)
         held = self.tables.open(slot, ids, salt)
         self.lengths[slot] = held
         self._logits.pop(slot, None)
@@ -172,11 +175,18 @@ class Decoder:
         return logits
 
     @torch.inference_mode()
-    def sample(self, slots: Sequence[int]) -> Pending:
-        """Pick the first token of slots whose prompt was just prefilled, and make it their next input."""
-        logits = torch.stack([self._logits[slot] for slot in slots])
+    def sample(self, slots: Sequence[int], masks: Tensor | None = None) -> Pending:
+        """Pick the first token of slots whose prompt was just prefilled, and make it their next input.
+
+        Also every later token of constrained slots, which `step` leaves open. Of masks [slots, words] int32 on the
+        host, a set bit allows a token.
+        """
+        logits = self.open_logits(slots)
         pending: Pending
-        pending = self._cuda.sample(list(slots), logits) if self._cuda is not None else self._pick(slots, logits)
+        if self._cuda is not None:
+            pending = self._cuda.sample(list(slots), logits, masks)
+        else:
+            pending = self._pick(slots, logits, masks)
         for slot in slots:
             del self._logits[slot]
         return pending
@@ -195,15 +205,29 @@ class Decoder:
         )
         for slot in slots:
             self.lengths[slot] += 1
+        if rows := [row for row, slot in enumerate(slots) if slot in self._constrained]:
+            self._leave_open(slots, rows)
         self._advance(slots)
         return pending
+
+    def _leave_open(self, slots: Sequence[int], rows: Sequence[int]) -> None:
+        """Keep the step's logits of constrained slots, the given rows, for `sample`."""
+        logits = self.last_logits(len(slots))
+        # On a GPU the next step writes to the same memory.
+        kept = [logits[row] for row in rows] if self._cuda is None else logits[indices(rows, logits.device)]
+        self._logits.update(zip([slots[row] for row in rows], kept, strict=True))
 
     def _step(self, slots: Sequence[int], longest: int) -> Pending:
         rows = torch.tensor(list(slots), dtype=torch.int64, device=self.form.device)
         logits = self._torch.step(rows, longest)
         self.state.lengths[rows] += 1
         self._last = logits
-        return self._pick(slots, logits)
+        if not self._constrained.intersection(slots):
+            return self._pick(slots, logits)
+        free = [row for row, slot in enumerate(slots) if slot not in self._constrained]
+        picked = self._pick([slots[row] for row in free], logits[free]).tokens() if free else []
+        known = dict(zip(free, picked, strict=True))
+        return _Ready([known.get(row, -1) for row in range(len(slots))])
 
     def release(self, slot: int, ids: Sequence[int] | None = None) -> None:
         """Release a slot that will not be used before it is opened again.
@@ -227,8 +251,8 @@ class Decoder:
         logits: Tensor = self._cuda.logits(count) if self._cuda is not None else self._last
         return logits
 
-    def prompt_logits(self, slots: Sequence[int]) -> Tensor:
-        """Logits [slots, vocabulary] after the prompts of slots that were not sampled since."""
+    def open_logits(self, slots: Sequence[int]) -> Tensor:
+        """Logits [slots, vocabulary] from which `sample` is to pick."""
         return torch.stack([self._logits[slot] for slot in slots])
 
     def warm_up(self, sizes: Sequence[int] | None = None) -> None:
@@ -249,9 +273,9 @@ class Decoder:
         return cost
 
     @property
-    def uncaptured(self) -> str:
-        """Reason why steps run without graphs on a GPU; empty if they run in graphs, and on a CPU."""
-        return "" if self._cuda is None else str(self._cuda.uncaptured)
+    def notes(self) -> list[str]:
+        """Remarks on how a GPU runs the steps: without graphs, with compiled layers; none on a CPU."""
+        return [] if self._cuda is None else list(self._cuda.notes)
 
     def drop(self) -> None:
         """Release what the decoder holds; it must not be used any more."""
@@ -277,9 +301,9 @@ class Decoder:
             else:
                 self._cuda = GenericCudaBackend(self.form, self.state)
 
-    def _pick(self, slots: Sequence[int], logits: Tensor) -> Pending:
+    def _pick(self, slots: Sequence[int], logits: Tensor, masks: Tensor | None = None) -> Pending:
         rows = torch.tensor(list(slots), dtype=torch.int64, device=self.form.device)
-        tokens = pick_all(logits, self.state, rows)
+        tokens = pick_all(logits, self.state, rows, masks)
         chosen = torch.tensor(tokens, dtype=torch.int64, device=self.form.device)
         if self.form.team is not None:
             self.form.team.agree(chosen)

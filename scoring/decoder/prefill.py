@@ -18,7 +18,7 @@ from scoring.decoder.model import DecoderLayer, DecoderModel, Linear, Norm
 from scoring.decoder.prompt_attention import ChunkAttention, Run
 from scoring.kernels import decode_prefill
 
-_RECORD = 8 + FORBIDDEN  # numbers of a slot's sampling record
+_RECORD = 9 + FORBIDDEN  # numbers of a slot's sampling record
 
 Part = tuple[int, int, Sequence[int]]  # slot, position of the first token, tokens
 
@@ -169,15 +169,15 @@ def record(slot: int, sampling: SamplingParams) -> list[int]:
     wide = np.array([sampling.temperature, sampling.top_p, sampling.repetition_penalty], dtype=np.float32)
     seed = np.array([sampling.seed], dtype=np.int64)
     held = [*sampling.forbidden, *[-1] * (FORBIDDEN - len(sampling.forbidden))]
-    numbers = [*wide.view(np.int32).tolist(), *seed.view(np.int32).tolist(), *held]
+    numbers = [*wide.view(np.int32).tolist(), *seed.view(np.int32).tolist(), int(sampling.constrained), *held]
     return [slot, sampling.top_k, sampling.forbidden_until, *numbers]
 
 
 def admit(form: DecoderModel, state: KVCache, records: Tensor, count: int) -> None:
-    """Enqueue the equivalent of `KVCache.open` for records [.., 12] int32; a prompt's first chunk sets its length."""
+    """Enqueue the equivalent of `KVCache.open` for records [.., 13] int32; a prompt's first chunk sets its length."""
     decode_prefill.admit[(count, triton.cdiv(form.vocabulary, 4096))](
         records, state.seen, state.temperature, state.top_k, state.top_p, state.penalty, state.seed, state.forbidden,
-        state.forbidden_until, form.vocabulary, WIDTH=_RECORD, HELD=FORBIDDEN, BV=4096, num_warps=4,
+        state.forbidden_until, state.constrained, form.vocabulary, WIDTH=_RECORD, HELD=FORBIDDEN, BV=4096, num_warps=4,
     )  # fmt: skip
 
 

@@ -22,15 +22,16 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import ceil
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from scoring.decoder.block_pool import BLOCK, blocks_of
 from scoring.decoder.chunk_size import LONGEST_CHUNK, chunk_within
 from scoring.decoder.decoder import Decoder, Pending
-from scoring.decoder.logprobs import TokenLogprob, copy_to_host, indices, measure_logprobs, read_logprobs
+from scoring.decoder.logprobs import copy_to_host, indices, measure_logprobs, read_logprobs
 from scoring.decoder.prefix_cache import MIN_PREFIX_TOKENS, Begin, begin, common_prefix
 from scoring.engine.oom import free_memory, is_out_of_memory
 from scoring.engine.row import Done, Row
+from scoring.generation.enqueued import SLOW_MS, Enqueued, Some, UnderWay
 from scoring.generation.sequence import RunningSequence, append_token, make_sequence
 from scoring.generation.streaming import show_end
 from scoring.generation.text_generator import TextGenerator
@@ -43,19 +44,9 @@ logger = logging.getLogger("mii_azure.scheduler")
 #: Tokens of one step: about as many as a device computes in the time it takes to read the weights a few times.
 _BUDGET = {"cpu": 128, "cuda": LONGEST_CHUNK}
 _PIECE_MS = 40.0  # of prompts in one step, if the decoder knows: with its own step, a stream waits less than 50 ms
-_SLOW_MS = 10.0  # of prompts, from which on a stream's token is not held back for their first ones
 _ALONE_MS = 300.0  # if nobody decodes: of two such steps at most, which are under way, a newcomer has to wait
 _LEAST_PROMPT = 16  # tokens of a step reserved for prompts, however many rows decode
 _SHARE = 0.5  # share of the tokens a row may generate for which it needs room to be admitted
-
-
-class Enqueued(NamedTuple):
-    """Tokens being computed, with logprobs for rows that ask for them; `slow` ones come after a long piece."""
-
-    batch: list[RunningSequence]
-    tokens: Pending
-    logprobs: Callable[[], dict[RunningSequence, TokenLogprob]]
-    slow: bool = False
 
 
 class Scheduler:
@@ -80,8 +71,8 @@ class Scheduler:
         self._added = 0
         self._prefilling: list[RunningSequence] = []
         self._decoding: list[RunningSequence] = []
-        self._pending: list[Enqueued] = []
-        self._held: list[Enqueued] = []  # first tokens that come too late for the tokens pending with them
+        self._under_way = UnderWay()
+        self._open: list[RunningSequence] = []  # rows with a grammar whose next token is to be picked
         decoder.plan()
 
     @property
@@ -167,17 +158,13 @@ class Scheduler:
         """Advance every row by one token, and prompts by the rest of the budget; never raises."""
         enqueued = self._decode()
         enqueued += self._prefill(max(_LEAST_PROMPT, self.budget - len(self._decoding)))
-        due, self._pending = (self._due(), enqueued) if self._late else (enqueued, [])
-        for each in due:
+        for each in self._under_way.due():  # a mask needs the token before, while the GPU computes the logits for it
+            self._read(each)
+        enqueued += self._pick_open()
+        self._under_way.pending = enqueued if self._late else []
+        for each in [] if self._late else enqueued:
             self._read(each)
         self._sweep()
-
-    def _due(self) -> list[Enqueued]:
-        """Take the tokens of the step before; first ones after a long piece wait for the next, not others for them."""
-        fast = [each for each in self._pending if not each.slow]
-        slow = [each for each in self._pending if each.slow]
-        due, self._held = ([*self._held, *fast], slow) if fast else ([*self._held, *slow], [])
-        return due
 
     def _decode(self) -> list[Enqueued]:
         going = [running for running in self._decoding if running.enqueued < running.most]
@@ -189,9 +176,14 @@ class Scheduler:
 
     def _step(self, batch: list[RunningSequence]) -> Enqueued:
         """Decode the next tokens of rows; logprobs are taken before a next step overwrites the logits."""
-        pending = self.decoder.step([running.slot for running in batch])
-        rows = [row for row, running in enumerate(batch) if running.details is not None]
-        return self._enqueued(batch, pending, self.decoder.last_logits(len(batch)) if rows else None, rows)
+        pending: Pending = self.decoder.step([running.slot for running in batch])
+        free = [row for row, running in enumerate(batch) if running.grammar is None]
+        rows = [row for row in free if batch[row].details is not None]
+        logits = self.decoder.last_logits(len(batch)) if rows else None
+        if len(free) < len(batch):
+            self._open += [running for running in batch if running.grammar is not None]
+            batch, pending = [batch[row] for row in free], Some(pending, free)
+        return self._enqueued(batch, pending, logits, rows)
 
     def _pieces(self, budget: int) -> list[tuple[RunningSequence, list[int]]]:
         """Choose the next pieces of prompts, within a number of tokens and the time that there is."""
@@ -234,8 +226,15 @@ class Scheduler:
         self._decoding += whole
         for running in whole:
             running.enqueued = len(running.tokens) + 1
-        sampled = [each for _, each in self._isolate_failures(whole, self._sample)]
-        return [each._replace(slow=ms > _SLOW_MS) for each in sampled]
+        self._open += [running for running in whole if running.grammar is not None]
+        free = [running for running in whole if running.grammar is None]
+        sampled = [each for _, each in self._isolate_failures(free, self._sample)]
+        return [each._replace(slow=ms > SLOW_MS) for each in sampled]
+
+    def _pick_open(self) -> list[Enqueued]:
+        """Pick the next tokens of rows with a grammar, all of whose tokens so far are known."""
+        due, self._open = [running for running in self._open if not (running.ended or running.failure)], []
+        return [each for _, each in self._isolate_failures(due, self._sample)]
 
     def _begin(self, running: RunningSequence, leader: RunningSequence) -> bool:
         """Take the prefix that was cached since the slot was opened; False to wait for a row that is computing it."""
@@ -249,10 +248,12 @@ class Scheduler:
         return True
 
     def _sample(self, batch: list[RunningSequence]) -> Enqueued:
-        """Sample the first tokens of rows whose prompts are complete."""
+        """Sample the first tokens of rows whose prompts are complete, or the next of rows with a grammar."""
         asking = [running.slot for running in batch if running.details is not None]
-        logits = self.decoder.prompt_logits(asking) if asking else None
-        pending = self.decoder.sample([running.slot for running in batch])
+        logits = self.decoder.open_logits(asking) if asking else None
+        bound = [running.grammar for running in batch if running.grammar is not None]
+        masks = (self._task.grammars.masks(bound),) if bound else ()
+        pending = self.decoder.sample([running.slot for running in batch], *masks)
         return self._enqueued(batch, pending, logits, range(len(asking)))
 
     def _enqueued(
@@ -334,7 +335,7 @@ class Scheduler:
 
     def _resume(self) -> None:
         """Give preempted rows new slots; tokens still being computed when they lost theirs have been read by now."""
-        while self._preempted and not any(self._preempted[0] in each.batch for each in self._held):
+        while self._preempted and not self._under_way.holds(self._preempted[0]):
             running = self._preempted[0]
             if not self._has_room(len(running.token_ids), running.most - len(running.tokens)):
                 return
