@@ -76,8 +76,6 @@ class PendingTokens:
 class CudaBackend:
     """Steps of up to `state.slots` rows. A batch is padded up to the next captured size with the scratch slot."""
 
-    uncaptured = ""  # why launches are not captured, if they are not
-
     def __init__(self, form: CachedModel, state: KVCache, pdl: bool = True) -> None:
         capable = torch.cuda.get_device_capability(form.device) >= (9, 0)
         self.launcher, self.prefiller = self._launchers(form, state, pdl and capable)
@@ -107,6 +105,11 @@ class CudaBackend:
     def _launchers(self, form: Any, state: KVCache, pdl: bool) -> tuple[Launcher, Prefiller]:
         """Return what launches a step, and a chunk of prompts."""
         return Launcher(form, state, state.slots, pdl=pdl), Prefiller(form, state, pdl=pdl)
+
+    @property
+    def notes(self) -> list[str]:
+        """Remarks on how steps run, if not by kernels in graphs alone."""
+        return []
 
     def open(self, slot: int, sampling: SamplingParams) -> None:
         """Empty a slot; sent to the device, with others opened meanwhile, before the next prefill or step."""
