@@ -20,7 +20,7 @@ PAGE = Path(__file__).parent.parent / "mii_azure" / "data" / "speed.json"
 
 def terms(row: Measured) -> list[float]:
     """Seconds of the row at full bandwidth and at full peak, and its layers: what the constants are the factors of."""
-    return [row.effort.bytes / row.bandwidth, row.effort.flops / row.peak, float(row.effort.layers)]
+    return [row.effort.bytes / row.card.bandwidth, row.effort.flops / row.card.peak, float(row.effort.layers)]
 
 
 def fitted(rows: list[Measured]) -> list[float]:
@@ -50,7 +50,7 @@ def speed_of(rows: list[Measured]) -> Speed:
         rows=len(rows),
         median_error=0.0,
         worst_error=0.0,
-        cards=tuple(sorted({row.card for row in rows})),
+        cards=tuple(sorted({row.card.name for row in rows})),
     )
     errors = [error(speed, row) for row in rows]
     return speed.model_copy(
@@ -60,7 +60,7 @@ def speed_of(rows: list[Measured]) -> Speed:
 
 def error(speed: Speed, row: Measured) -> float:
     """Relative error of the expected time."""
-    return speed.seconds(row.effort, row.bandwidth, row.peak) / row.seconds - 1
+    return speed.seconds(row.effort, row.card.bandwidth, row.card.peak) / row.seconds - 1
 
 
 def main() -> None:
@@ -73,7 +73,7 @@ def main() -> None:
         told[runner] = speed.model_dump(exclude_none=True)
         print(runner, told[runner])
         for row in own:
-            print(f"    {row.name} ({row.card}): {1e3 * row.seconds:.3f} ms, {error(speed, row):+.0%}")
+            print(f"    {row.name} ({row.card.name}): {1e3 * row.seconds:.3f} ms, {error(speed, row):+.0%}")
     PAGE.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 
 

@@ -12,13 +12,24 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 from mii_azure.hardware import roofline
 from mii_azure.hardware.skus import all_skus
 from mii_azure.hardware.speed import Effort
+from mii_azure.planning.expected import decoder_runner
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 H100 = next(sku.gpu for sku in all_skus().values() if sku.gpu and "H100 80 GB SXM" in sku.gpu.name)
-#: Bandwidth (bytes a second) and peak (FLOP a second) of the data sheets; an H200 is an H100 with faster memory.
+
+
+class Card(NamedTuple):
+    """A measured card: its name among the instance types' data, and its data sheet's ceilings."""
+
+    name: str
+    bandwidth: float  # bytes a second
+    peak: float  # FLOP a second, dense, 16 bits
+
+
+#: By the names that drivers have for them; an H200 is an H100 with faster memory.
 CARDS = {
-    "NVIDIA H100 80GB HBM3": (H100.bandwidth_gb_s * 1e9, H100.half_tflops * 1e12),
-    "NVIDIA H200": (4.8e12, H100.half_tflops * 1e12),
+    "NVIDIA H100 80GB HBM3": Card(H100.name, H100.bandwidth_gb_s * 1e9, H100.half_tflops * 1e12),
+    "NVIDIA H200": Card("NVIDIA H200", 4.8e12, H100.half_tflops * 1e12),
 }
 _FLOORS_BANDWIDTH = 3.35e12  # what the decoders' floors are over, whatever the card (benchmarks/decoders.py)
 _BERT = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
@@ -30,10 +41,8 @@ class Measured(NamedTuple):
 
     runner: str
     name: str
-    card: str
     effort: Effort
-    bandwidth: float
-    peak: float
+    card: Card
     seconds: float
 
 
@@ -64,11 +73,6 @@ def _shape(kind: Any, family: str, told: str) -> _Shape:
     return _Shape(parameters - table, text.num_hidden_layers, text.hidden_size)
 
 
-def decoder_runner(tier: str, rows: int) -> str:
-    """Name of what runs a decode step: few rows are read by other kernels than many."""
-    return f"{tier} decode, {'few' if rows <= 2 else 'many'} rows"
-
-
 def _decoders() -> Iterator[Measured]:
     for path in sorted(RESULTS.glob("decoders*.json")):
         told = _read(path.stem)
@@ -79,7 +83,7 @@ def _decoders() -> Iterator[Measured]:
             shape = _shape(AutoModelForCausalLM, case["family"], json.dumps(case["config"]))
             effort = Effort(row["floor"] * 1e-3 * _FLOORS_BANDWIDTH, 2.0 * shape.multiplied * rows, shape.layers)
             runner = decoder_runner(row.get("tier", "fused"), rows)
-            yield Measured(runner, row["model"], told["device"], effort, *CARDS[told["device"]], row["ours"] * 1e-3)
+            yield Measured(runner, row["model"], effort, CARDS[told["device"]], row["ours"] * 1e-3)
 
 
 def _slices() -> Iterator[Measured]:
@@ -88,22 +92,20 @@ def _slices() -> Iterator[Measured]:
     for row in told["rows"]:
         if row["GPUs"] != 1:
             continue
-        bandwidth, peak = CARDS[told["device"]]
-        flops = 2.0 * 6.6e9 * row["slots"]
-        effort = Effort(row["floor"] * 1e-3 * bandwidth, flops, 32)
+        card = CARDS[told["device"]]
+        effort = Effort(row["floor"] * 1e-3 * card.bandwidth, 2.0 * 6.6e9 * row["slots"], 32)
         runner = decoder_runner("fused", row["slots"])
-        yield Measured(runner, f"6.7 B, {row['slots']}", told["device"], effort, bandwidth, peak, row["ms a token"] * 1e-3)
+        yield Measured(runner, f"6.7 B, {row['slots']}", effort, card, row["ms a token"] * 1e-3)
 
 
 def _prompts() -> Iterator[Measured]:
     told = _read("long_prompts")
     for row in told.get("models", {}).get("llama-3.2-3b", {}).get("rows", ()):
         tokens, shape = row["tokens"], _Shape(2_818_572_288, 28, 3072)
-        flops = roofline.flops(shape.multiplied, shape.layers, shape.hidden, tokens, tokens) / 2 + shape.multiplied * tokens
+        whole = roofline.flops(shape.multiplied, shape.layers, shape.hidden, tokens, tokens)
+        flops = whole / 2 + shape.multiplied * tokens  # half of the attention: a token attends to those before it
         effort = Effort(2.0 * shape.multiplied, flops, shape.layers)
-        yield Measured(
-            "fused prompt", f"{tokens} tokens", told["device"], effort, *CARDS[told["device"]], row["ours"] * 1e-3
-        )
+        yield Measured("fused prompt", f"{tokens} tokens", effort, CARDS[told["device"]], row["ours"] * 1e-3)
 
 
 def _encoders() -> Iterator[Measured]:
@@ -115,7 +117,7 @@ def _encoders() -> Iterator[Measured]:
         multiplied = shape.multiplied - (0 if "fill-mask" in words else 30522 * shape.hidden)
         flops = roofline.flops(multiplied, shape.layers, shape.hidden, length, length)
         effort = Effort(2.0 * multiplied, flops, shape.layers)
-        yield Measured("fused encoder", words, told["device"], effort, *CARDS[told["device"]], row["ours"] * 1e-3)
+        yield Measured("fused encoder", words, effort, CARDS[told["device"]], row["ours"] * 1e-3)
 
 
 def _cpu_encoders() -> Iterator[Measured]:
@@ -124,8 +126,8 @@ def _cpu_encoders() -> Iterator[Measured]:
     for row in told["rows"]:
         if "ours float32" not in row:
             continue
-        peak = told["peaks"]["float32"]
+        card = Card(told["device"], 1.0, told["peaks"]["float32"])
         flops = row["floor"] * 1e-3 * told["peaks"][row["choice"]]
         layers = 6 if "MiniLM" in row["work"] else 12
         effort = Effort(0.0, flops, layers)
-        yield Measured("cpu encoder", row["work"], told["device"], effort, 1.0, peak, row["ours float32"] * 1e-3)
+        yield Measured("cpu encoder", row["work"], effort, card, row["ours float32"] * 1e-3)
