@@ -239,16 +239,16 @@ def of_time(facts: Profile, device: str, begun: Start, wait: Wait, timeout_ms: i
     ]
 
 
-def of_instances(spec: Spec) -> Decision:
-    """Describe the number of instances."""
+def of_instances(spec: Spec, sku: Sku, cores: int) -> list[Decision]:
+    """Describe the number of instances, and the cores of quota that they take."""
     reason = "Asked for."
     if spec.instance_count < limits.PRODUCTION_INSTANCES:
         reason = f"For production Microsoft advises {limits.PRODUCTION_INSTANCES} or more: with fewer, an upgrade or a"
         reason += " lost machine takes a large part of the endpoint away."
-    return Decision(what="instances", value=str(spec.instance_count), reason=reason)
+    return [Decision(what="instances", value=str(spec.instance_count), reason=reason), _of_quota(spec, sku, cores)]
 
 
-def of_quota(spec: Spec, sku: Sku, cores: int) -> Decision:
+def _of_quota(spec: Spec, sku: Sku, cores: int) -> Decision:
     """Describe the cores of quota and their family."""
     n = spec.instance_count
     rule = f"{n} x {sku.cores} cores; this family skips Azure's 20 % reserve for upgrades."
