@@ -1,4 +1,4 @@
-"""Variants of an encoder on a CPU: threads, number format and prepared weights, timed against each other."""
+"""Variants of an encoder on a CPU: number format and prepared weights, timed against each other."""
 
 import operator
 import time
@@ -16,7 +16,6 @@ from scoring.encoder.cpu_ops import BFLOAT16, INT8, CpuOps, bfloat16_pays
 from scoring.encoder.ops import TorchOps
 from scoring.encoder.real_text import Judge, calibration
 from scoring.encoder.verify import Batch, answers, reference, relative_error
-from scoring.limits.cpus import cores, operators_choice
 from scoring.model.loaded import Runtime
 from scoring.passes.base import BOUNDS, Applied, PassRefused
 
@@ -52,7 +51,6 @@ def keep_fastest(model: Any, precisions: Sequence[str], shapes: Sequence[tuple[i
 
     Raises PassRefused, with the times, if none is faster than plain transformers, and slower for no shape.
     """
-    undo_threads = _use_best_threads(model, _batch(model, *shapes[0]))
     ways, refusals = _ways(model, precisions)
     rows = [_batch(model, *shape) for shape in shapes]
     times = dict(zip([way.name for way in ways], _race(model, ways, rows, seconds), strict=True))
@@ -63,16 +61,10 @@ def keep_fastest(model: Any, precisions: Sequence[str], shapes: Sequence[tuple[i
     best = min(never_slower, key=lambda way: sum(times[way.name]))
     gain = sum(plain) / sum(times[best.name])
     if gain < GAIN:
-        undo_threads()
         raise PassRefused(f"nothing is faster than eager here: {measured}")
     best.on()
-
-    def restore() -> None:
-        best.off()
-        undo_threads()
-
     what = f"{best.name}, {gain:.2f} times as fast as eager with {torch.get_num_threads()} threads"
-    return Applied(best.count, f"{what} ({measured})", restore, Runtime(precision=best.name))
+    return Applied(best.count, f"{what} ({measured})", best.off, Runtime(precision=best.name))
 
 
 def _ways(model: Any, precisions: Sequence[str]) -> tuple[list["Variant"], dict[str, str]]:
@@ -171,20 +163,6 @@ def _ops(model: Any, stack: "FusedStack", precision: str) -> CpuOps:
     from scoring.encoder.cpu_int8 import Int8Ops
 
     return Int8Ops(stack, calibration(model))
-
-
-def _use_best_threads(model: Any, batch: dict[str, Tensor]) -> Callable[[], None]:
-    """Set the fastest number of threads, unless the operator chose one; return a function that restores the old."""
-    before = torch.get_num_threads()
-    if operators_choice():
-        return lambda: None
-    allowed = cores()
-    times = {}
-    for count in sorted({min(before, allowed), allowed, max(1, allowed // 2)}):
-        torch.set_num_threads(count)
-        times[count] = _race(model, [Variant("eager", [])], [batch], 0.2)[0][0]
-    torch.set_num_threads(min(times, key=times.__getitem__))
-    return lambda: torch.set_num_threads(before)
 
 
 def _batch(model: Any, rows: int, length: int) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Encoders on CPUs: threads, number format and prepared weights, all chosen by timing them on this machine."""
+"""Encoders on CPUs: number format and prepared weights, chosen by timing them on this machine."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar

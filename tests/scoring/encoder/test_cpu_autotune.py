@@ -194,24 +194,6 @@ def test_flags_decide_the_format() -> None:
     assert cpu_autotune.missing("int8", frozenset({"avx512_vnni"})) == ""
 
 
-def test_threads_are_left_to_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    before = torch.get_num_threads()
-    cpu_autotune._use_best_threads(covered("bert embeddings"), {})()
-    assert torch.get_num_threads() == before
-
-
-def test_threads_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(cpu_autotune, "cores", lambda: 2)
-    monkeypatch.setattr(cpu_autotune, "_race", lambda *_: [[1.0 if torch.get_num_threads() == 2 else 5.0]])
-    before = torch.get_num_threads()
-    undo = cpu_autotune._use_best_threads(None, {})
-    assert torch.get_num_threads() == 2
-    undo()
-    assert torch.get_num_threads() == before
-
-
 def test_rounding() -> None:
     x = torch.randn(5, 48)
     values, scale = cpu_ops.quantize(x)
