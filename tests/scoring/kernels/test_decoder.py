@@ -17,7 +17,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs a GPU, or TRITON_INTERPRET=1", allow_module_level=True)
 
-from scoring.decoder import cuda_backend  # noqa: E402
+from scoring.decoder import cuda_backend, decode_step  # noqa: E402
 from scoring.decoder.adapters.families import FAMILIES, build  # noqa: E402
 from scoring.decoder.decode_step import Launcher  # noqa: E402
 from scoring.decoder.decoder import Decoder  # noqa: E402
@@ -71,7 +71,7 @@ def prepared(model: Any, slots: int, quantised: bool = False) -> tuple[KVCache, 
 
 
 @torch.inference_mode()
-def compare(model: Any, rows: list[int], quantised: bool = False, steps: int = 2) -> None:
+def compare(model: Any, rows: list[int], quantised: bool = False, steps: int = 2, far: bool = False) -> None:
     """Several steps by the kernels, each against the torch step of the same state."""
     state, reference, launcher = prepared(model, 5, quantised)
     slots = torch.tensor(rows, device=DEVICE)
@@ -82,7 +82,7 @@ def compare(model: Any, rows: list[int], quantised: bool = False, steps: int = 2
         written = state.keys.clone(), state.values.clone()
         state.keys.copy_(saved[0]), state.values.copy_(saved[1])
         before = state.lengths.clone()
-        launcher.step(len(rows))
+        launcher.step(len(rows), far)
         logits = (launcher.buffers.logits if len(rows) <= 2 else launcher.buffers.narrow)[: len(rows)]
         assert (logits - expected).abs().max() <= 1e-4
         assert (state.keys - written[0]).abs().max() <= 1e-4
@@ -96,6 +96,26 @@ def compare(model: Any, rows: list[int], quantised: bool = False, steps: int = 2
 @pytest.mark.parametrize("rows", [[1], [3, 0], [4, 2, 1, 3]], ids=["one", "two", "four"])
 def test_steps_match_the_reference(family: str, rows: list[int], tmp_path: Path) -> None:
     compare(tiny(family, tmp_path).to(DEVICE), rows)
+
+
+def test_a_steps_long_rows_are_split_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a small GPU, one program a row, unless a row of the step is long."""
+    monkeypatch.setattr(decode_step, "_MULTIPROCESSORS", 1)
+    monkeypatch.setattr(decode_step, "_FAR", 40)
+    monkeypatch.setattr(decode_step, "_FAR_LEAST", 64)
+    split: list[tuple[int, bool]] = []
+    attention = Launcher.attention
+
+    def spy(launcher: Launcher, rows: int, *layer: Any) -> None:
+        split.append((launcher.splits(rows, launcher.far), launcher.is_far(rows, max(LENGTHS))))
+        attention(launcher, rows, *layer)
+
+    monkeypatch.setattr(Launcher, "attention", spy)
+    model = tiny("llama", tmp_path).to(DEVICE)
+    for far in (False, True):
+        compare(model, [4, 2, 1, 3], far=far)
+        assert set(split) == {(2 if far else 1, True)}
+        split.clear()
 
 
 def by_torch(reference: TorchBackend, parts: list[tuple[int, int, list[int]]]) -> torch.Tensor:
