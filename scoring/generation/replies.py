@@ -30,7 +30,7 @@ class ReplyForm:
         return not self.thinks and not self.tools
 
 
-class Call:
+class PartialCall:
     """One call while its JSON comes: its name, and its arguments as they are written."""
 
     def __init__(self, key: str) -> None:
@@ -109,7 +109,7 @@ class ReplyParser:
         self._seed, self._answer = seed, answer
         self._text = ""  # not yet told
         self._stage = "thought" if form.opened else "start"
-        self._call: Call | None = None
+        self._call: PartialCall | None = None
         self._lead = ""  # text between a mark and its call
         self._sent = 0  # characters of the running call's arguments told
         self._calls = 0
@@ -193,7 +193,7 @@ class ReplyParser:
         """Begin a call at the first brace; what stands before it is text again if that is no call."""
         assert self._form.format is not None
         self._lead, brace, rest = text.partition("{")
-        self._call, self._sent, self._text, self._stage = Call(self._form.format.key), 0, brace + rest, "calling"
+        self._call, self._sent, self._text, self._stage = PartialCall(self._form.format.key), 0, brace + rest, "calling"
 
     def _calling(self, last: bool) -> list[Part]:
         call = self._call
@@ -215,7 +215,7 @@ class ReplyParser:
             self._stage = "between"
         return [part for part in parts if part]
 
-    def _told(self, call: Call) -> Part:
+    def _told(self, call: PartialCall) -> Part:
         """What a call has gained: at first its id and name, then more of its arguments."""
         arguments = call.told
         part: dict[str, Any] = {"index": self._calls}
