@@ -90,7 +90,8 @@ class GenericCudaBackend(CudaBackend):
         try:
             beside = _milliseconds(self._capture(1))
         except Exception as failure:  # whatever a compiler says of a model's own code
-            self.uncompiled = f"compiling fails: {type(failure).__name__}"
+            told = next((line for line in str(failure).splitlines() if line.strip()), "")
+            self.uncompiled = f"compiling fails: {type(failure).__name__}: {told.strip()[:200]}"
         else:
             if plain >= beside * _GAIN:
                 return
