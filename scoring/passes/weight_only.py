@@ -18,8 +18,9 @@ _WORTH = 3e9  # bytes of weights below which launches and latencies, not bandwid
 class WeightOnly(Pass):
     """Adds int8 weights, or a checkpoint's own int4 ones, to a static decoder; prefill keeps the 16-bit ones.
 
-    int8 is symmetric, with one scale a row; int4 is as it is stored, not quantised again. Kept only where a step is faster for it by measurement. Answers change by what eight bits lose, so
-    `tolerance`, not the tolerance of exact passes, is its bound.
+    int8 is symmetric, with one scale a row; int4 is as it is stored, not quantised again. Kept only where a step is
+    faster for it by measurement. Answers change by what eight bits lose, so `tolerance`, not the tolerance of exact
+    passes, is its bound.
     """
 
     name: ClassVar[str] = "weight_only"
@@ -37,7 +38,7 @@ class WeightOnly(Pass):
             return Applicability(False, f"it builds on static_decode: {below.reason}")
         if hardware.device != "cuda":
             return Applicability(False, "its kernels are for GPUs")
-        if decoder_tier(facts.family, True).tier != "fused":
+        if decoder_tier(facts.family).tier != "fused":
             return Applicability(False, f"the products of {facts.family} are transformers' own (generic tier)")
         if objective != LATENCY:
             return Applicability(False, "it serves one or two sequences at a time; larger batches read 16-bit weights")

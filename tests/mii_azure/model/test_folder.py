@@ -239,6 +239,8 @@ def test_what_is_neither_a_path_nor_a_hub_id(text: str) -> None:
     [
         "azureml:bert:3",
         "azureml:bert@latest",
+        "azureml:Llama-3.2-1B:2",
+        "azureml://registries/azureml-meta/models/Llama-3.2-1B/versions/2",
         "azureml://registries/HuggingFace/models/gpt2/versions/17",
         "azureml://registries/azureml/models/gpt2/labels/latest",
         "azureml://datastores/blobs/paths/models/bert/",
