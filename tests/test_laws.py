@@ -95,6 +95,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "tasks",
         "model",
         "api",
+        "front_ends",
         "entry",
         "batch_files",
         "host_api",
