@@ -134,6 +134,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "client",
         "targets",
         "replicas",
+        "doors",
+        "front_ends",
         "server",
         "container",
         "__main__",

@@ -1,9 +1,11 @@
 """uvicorn as every host here runs it: on a given socket, without its own signal handlers."""
 
+import asyncio
 import contextlib
 import errno
 import logging
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +26,26 @@ class HttpServer(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+
+class HttpDoor:
+    """uvicorn over a socket that listens already, until `stop`."""
+
+    def __init__(self, app: Any, drain_s: float, **options: Any) -> None:
+        self._server = make(app, drain_s, **options)
+        self._serving: asyncio.Task[None]
+
+    def open(self, listener: socket.socket) -> None:
+        """Begin to answer."""
+        self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
+
+    def stop(self) -> None:
+        """Accept no more connections; those that are open finish what they answer."""
+        self._server.should_exit = True
+
+    async def stopped(self, deadline: float) -> None:
+        """Wait for the last answer, until the deadline by the monotonic clock but a second at least."""
+        await asyncio.wait({self._serving}, timeout=max(1.0, deadline - time.monotonic()))
 
 
 def make(app: Any, drain_s: float, **options: Any) -> HttpServer:

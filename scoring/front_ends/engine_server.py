@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from scoring.engine.job import Job
 from scoring.engine.row import SLOTS
 from scoring.front_ends.channel import Channel, Message
-from scoring.front_ends.messages import Facts, State, facts_of, pack_error, unpack_row
+from scoring.front_ends.messages import State, facts_of, pack_error, unpack_row
 
 if TYPE_CHECKING:
     from scoring.api.service import Service
@@ -142,8 +142,7 @@ class _Link:
         """Take rows for a service that is ready."""
         self._service = service
         service.engine.outbox.attach(self._hand_over)
-        facts: Facts = facts_of(service.deployment, service.task)
-        self.channel.post("facts", facts)
+        self.channel.post("facts", facts_of(service.deployment, service.task))
 
     def tell(self, state: State) -> None:
         """Tell the front end of another state."""

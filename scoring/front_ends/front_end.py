@@ -8,7 +8,7 @@ from typing import Any
 from scoring.api.answers import Answers, Reply
 from scoring.config import Deployment
 from scoring.engine.row import Row
-from scoring.front_ends.messages import Facts, State
+from scoring.front_ends.messages import Facts, State, read_facts
 from scoring.front_ends.remote_engine import RemoteEngine
 from scoring.generation.streaming import SequenceStreamer, show_end
 from scoring.model.loaded import Loaded, Runtime
@@ -58,7 +58,7 @@ class FrontEnd(Answers):
 def build(deployment: Deployment, folder: Path, engine: RemoteEngine) -> FrontEnd:
     """Load what the model folder says but its weights, and wait until the engine is ready; raises LoadError."""
     loaded = load_without_weights(deployment, folder)
-    facts = engine.facts.result()
+    facts = read_facts(engine.facts.result())
     deployment = replace(deployment, limits=facts.limits)
     task = _task(deployment, loaded, facts)
     engine.texts = _Texts(task)

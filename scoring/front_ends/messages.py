@@ -1,5 +1,6 @@
 """What the engine's process and a front end tell each other: rows, outputs, errors and facts, as plain values."""
 
+import pickle
 import traceback
 from array import array
 from collections.abc import Sequence
@@ -45,11 +46,14 @@ class EngineFailure(Exception):
     """Raised for a row that failed in the engine's process otherwise than by an error of the interface."""
 
 
-def facts_of(deployment: Deployment, task: Any) -> Facts:
-    """Facts of a task that is ready to serve."""
+def facts_of(deployment: Deployment, task: Any) -> bytes:
+    """Facts of a task that is ready to serve, pickled.
+
+    A front end reads them where it loads, because two threads cannot import transformers at once.
+    """
     loaded = task.loaded
     decoder = loaded.runtime.decoder
-    return Facts(
+    facts = Facts(
         deployment.limits,
         loaded.context_length,
         loaded.precision,
@@ -58,6 +62,13 @@ def facts_of(deployment: Deployment, task: Any) -> Facts:
         getattr(task, "defaults", None),
         None if decoder is None else (decoder.max_length, decoder.full_length),
     )
+    return pickle.dumps(facts, pickle.HIGHEST_PROTOCOL)
+
+
+def read_facts(pickled: bytes) -> Facts:
+    """Facts as the engine's process has sent them."""
+    facts: Facts = pickle.loads(pickled)  # noqa: S301  # see `channel`
+    return facts
 
 
 def pack_rows(rows: Sequence[Row]) -> list[tuple[Any, ...]]:

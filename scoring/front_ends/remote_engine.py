@@ -18,7 +18,7 @@ from scoring.engine.job import Job
 from scoring.engine.outbox import Outbox
 from scoring.engine.row import SLOTS, Row
 from scoring.front_ends.channel import Channel
-from scoring.front_ends.messages import Facts, State, pack_rows, unpack_error
+from scoring.front_ends.messages import State, pack_rows, unpack_error
 from scoring.telemetry.statistics import Statistics
 
 logger = logging.getLogger("mii_azure.front_ends")
@@ -54,7 +54,7 @@ class RemoteEngine:
         self.texts: Texts  # set before the first row comes
         self.state = State()
         self.on_state: Callable[[State], None] = lambda state: None
-        self.facts: Future[Facts] = Future()
+        self.facts: Future[bytes] = Future()
         self._gone = gone
         self._channel = Channel(connection, waits=True)
         self._jobs: dict[int, RemoteJob] = {}
