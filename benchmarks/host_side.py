@@ -1,9 +1,9 @@
 """What the host adds to an engine that costs nothing: tokens per second and processor time per token over real HTTP.
 
 `python -m benchmarks.host_side [--step-ms MS] [--clients N] [--seconds S] [--front-ends N ...]` generates a bundle of a
-tiny model with a real vocabulary, serves it by `local_runner.server` in a process of its own, or with so many front
-ends beside it, and asks it from another, whole and streamed. In place of the decoder stands one whose step gives random tokens, at once or after MS milliseconds, in which
-the interpreter is free, as it is while a GPU works. Prints a table.
+tiny model with a real vocabulary, serves it by `local_runner.server` in a process of its own, alone and with front
+ends, and asks it from another, whole and streamed. In place of the decoder stands one whose step gives random tokens,
+at once or after MS milliseconds, in which the interpreter is free, as it is while a GPU works. Prints a table.
 """
 
 import argparse

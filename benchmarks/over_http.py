@@ -27,22 +27,13 @@ from typing import Any
 
 from benchmarks.common import RESULTS, provenance, table, write
 from benchmarks.decoders import CASES
+from benchmarks.host_side import front_ends_of, processor_s
 from benchmarks.http_clients import ANSWER_S, LONGEST, NEW, SHORTEST, ask, body, prompt
 
 PROCESSES = 4  # of clients
 START_S = 300.0
-COLUMNS = (
-    "model",
-    "front ends",
-    "clients",
-    "way",
-    "tokens/s",
-    "first p50",
-    "first p99",
-    "next p50",
-    "next p99",
-    "failed",
-)
+_TIMES = ("first p50", "first p99", "next p50", "next p99")
+COLUMNS = ("model", "front ends", "clients", "way", "tokens/s", *_TIMES, "engine us", "front ends us", "failed")
 
 
 @dataclass(frozen=True)
@@ -90,14 +81,14 @@ def build(shape: Shape, folder: Path, instance_type: str) -> None:
 
 
 @contextmanager
-def served(folder: Path, arguments: list[str]) -> Iterator[int]:
-    """The port of a server of the folder's bundle, ready."""
+def served(folder: Path, arguments: list[str]) -> Iterator[tuple[int, int]]:
+    """Process and port of a server of the folder's bundle, ready."""
     command = [sys.executable, "-m", "mii_azure.cli.app", "serve", str(folder / "bundle"), "--http-port", "0"]
     command += arguments
     with (folder / "serve.log").open("wb") as log:
         server = subprocess.Popen([*command, "--grpc-port", "0"], stdout=log, stderr=log, start_new_session=True)
         try:
-            yield port_of(server, folder / "serve.log")
+            yield server.pid, port_of(server, folder / "serve.log")
         except BaseException:
             print((folder / "serve.log").read_text(encoding="utf-8")[-4000:])
             raise
@@ -164,13 +155,18 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         build(shape, Path(folder), options.instance_type)
         for front_ends in options.front_ends or [None]:
             arguments = [] if front_ends is None else ["--front-ends", str(front_ends)]
-            with served(Path(folder), arguments) as port:
+            with served(Path(folder), arguments) as (pid, port):
                 for each in ("plan.md", "serve.log"):
                     (options.out / f"{name}-{each}").write_bytes((Path(folder) / each).read_bytes())
                 for count in options.clients:
                     for way in ("whole", "stream", "openai"):
                         load(port, count, way, 1)
-                        row = {"model": name, "front ends": front_ends} | load(port, count, way, 2)
+                        others = front_ends_of(pid)
+                        before, before_others = processor_s(pid), sum(map(processor_s, others))
+                        row = {"model": name, "front ends": len(others)} | load(port, count, way, 2)
+                        row["engine us"] = 1e6 * (processor_s(pid) - before) / (count * NEW)  # of a token
+                        spent = sum(map(processor_s, others)) - before_others
+                        row["front ends us"] = 1e6 * spent / (count * NEW)
                         rows.append(row)
                         print(table(COLUMNS, [row]).splitlines()[-1], flush=True)
                 if not prompts:
