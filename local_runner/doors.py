@@ -21,10 +21,10 @@ class Doors:
     """Both servers of a process; `shared`: other processes of the same server answer at the same ports."""
 
     def __init__(self, host: Host, security: Security, drain_s: float, shared: bool = False) -> None:
+        self._host = host
         self._health = services.Health(host)
         self._security = security
         self._shared = shared
-        self._grpc = services.build(host, self._health, security.interceptors(), shared)
         app = logs.Middleware(security.guard(http_app.build(host)))
         self._http = HttpDoor(app, drain_s, **security.uvicorn_options())
 
@@ -33,6 +33,8 @@ class Doors:
         await self._health.update()
         if not self._shared:
             http_server.listen(address, grpc_port).close()  # a plain socket tells why gRPC could not bind the port
+        # Built here: it belongs to the event loop that runs.
+        self._grpc = services.build(self._host, self._health, self._security.interceptors(), self._shared)
         port = _bind(self._grpc, address, grpc_port, self._security.grpc_credentials())
         await self._grpc.start()
         self._http.open(listener)
