@@ -1,7 +1,6 @@
 """HTTP and gRPC of one process over one host."""
 
 import asyncio
-import socket
 import time
 from typing import Any
 
@@ -28,9 +27,10 @@ class Doors:
         app = logs.Middleware(security.guard(http_app.build(host)))
         self._http = HttpDoor(app, drain_s, **security.uvicorn_options())
 
-    async def open(self, listener: socket.socket, address: str, grpc_port: int) -> int:
-        """Answer on both ports, not ready yet; return gRPC's. Raises PortInUse or RunnerFailed."""
+    async def open(self, address: str, http_port: int, grpc_port: int) -> tuple[int, int]:
+        """Answer on both ports, not ready yet; return them. Raises PortInUse or RunnerFailed."""
         await self._health.update()
+        listener = http_server.listen(address, http_port, self._shared)
         if not self._shared:
             http_server.listen(address, grpc_port).close()  # a plain socket tells why gRPC could not bind the port
         # Built here: it belongs to the event loop that runs.
@@ -39,7 +39,7 @@ class Doors:
         await self._grpc.start()
         self._http.open(listener)
         self._watching = asyncio.create_task(self._watch())
-        return port
+        return listener.getsockname()[1], port
 
     async def ready(self) -> None:
         """Nothing: these doors are as ready as their host."""

@@ -6,7 +6,6 @@ Import this only after `manifest.enter`: it imports `scoring`, which has to be t
 import asyncio
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -23,7 +22,6 @@ from local_runner.front_ends.front_end import FrontEnd, FrontEndHost, FrontEndSc
 from local_runner.front_ends.pool import EngineHost, FrontEndPool
 from local_runner.host import reload
 from local_runner.host.host import Host, HostState, ScriptHost
-from local_runner.http import server as http_server
 from local_runner.process import ready_file
 from local_runner.process.hangup import Terminal
 from local_runner.replicas.frontend import Frontend
@@ -106,9 +104,7 @@ class _Runner:
     async def _open(self) -> None:
         """Bind both ports and answer on them, not ready yet. Raises PortInUse or RunnerFailed."""
         settings = self._settings
-        listener = http_server.listen(settings.host, settings.http_port)
-        http_port = listener.getsockname()[1]
-        grpc_port = await self._doors.open(listener, settings.host, settings.grpc_port)
+        http_port, grpc_port = await self._doors.open(settings.host, settings.http_port, settings.grpc_port)
         self._ports = (grpc_port, http_port)
 
     async def _load(self) -> None:
@@ -199,5 +195,5 @@ async def _front_end(settings: ServerSettings, place: Place) -> int:
         settings.security.reload()
         return reload.read_settings(settings.settings_file)
 
-    opened = doors.open(socket.socket(fileno=place.http), settings.host, place.grpc_port)
+    opened = doors.open(settings.host, place.http_port, place.grpc_port)
     return await FrontEnd(host, doors, again, place).run(opened)

@@ -66,7 +66,7 @@ def _loaded(deployment: Deployment) -> Any:
 
 
 def _front_end(deployment: Deployment) -> Any:
-    from scoring.front_ends.front_end import build
+    from scoring.front_ends.remote_answers import build
 
     service = build(deployment, find_model_dir(CODE_DIR), _engine)
     _settle()

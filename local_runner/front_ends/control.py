@@ -22,7 +22,7 @@ class Place:
     engine: int  # connection to the engine
     control: int  # connection to the process that started it
     board: int
-    http: int  # listening socket, which all front ends share
+    http_port: int
     grpc_port: int
     late: bool  # the others are ready
 
@@ -38,7 +38,7 @@ class Place:
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        return self.engine, self.control, self.board, self.http
+        return self.engine, self.control, self.board
 
 
 class Control:

@@ -24,7 +24,7 @@ from scoring.errors import MiiAzureError, NotReady
 _ORPHANED = 1  # exit code
 
 
-class Doors(Protocol):
+class OpenDoors(Protocol):
     """Servers of one process."""
 
     async def update(self) -> None:
@@ -124,7 +124,7 @@ class FrontEnd:
     """Life of a front end; `reload` reads keys and certificates again and returns the settings that apply."""
 
     host: FrontEndHost
-    doors: Doors
+    doors: OpenDoors
     reload: Callable[[], Tuning]
     place: Place
 

@@ -47,21 +47,18 @@ class FrontEndPool:
     def __init__(self, host: EngineHost, count: int, command: Sequence[str]) -> None:
         self._host = host
         self._command = command
-        self._listener: socket.socket
-        self._reserved: socket.socket | None = None
+        self._reserved: list[socket.socket] = []  # ports that only the front ends share
         self._each = [_Process(index, count, self) for index in range(count)]
         self.serving = False  # all are ready
         self._stopping = False
 
-    async def open(self, listener: socket.socket, address: str, grpc_port: int | None) -> int:
-        """Start the processes, and wait until each answers, not ready yet; return gRPC's port, if there is one."""
-        self._listener = listener
-        if grpc_port is not None:
-            self._reserved = _reserve(address, grpc_port)
+    async def open(self, address: str, http_port: int, grpc_port: int | None) -> tuple[int, int]:
+        """Start the processes, and wait until each answers, not ready yet; return the ports, 0 where there is none."""
+        self._reserved = [_reserve(address, port) for port in (http_port, grpc_port) if port is not None]
         for each in self._each:
             each.start()
         await self._all(lambda each: each.up)
-        return self._grpc_port
+        return self._ports
 
     async def ready(self) -> None:
         """Wait until each takes requests; raises the error of one that cannot."""
@@ -81,9 +78,8 @@ class FrontEndPool:
     async def stop(self, budget_s: float) -> None:
         """Have each accept no more; what is in flight has `budget_s` seconds."""
         self._stopping = True
-        self._listener.close()
-        if self._reserved is not None:
-            self._reserved.close()
+        for reserved in self._reserved:
+            reserved.close()
         for each in self._each:
             each.drain(budget_s)
 
@@ -110,13 +106,14 @@ class FrontEndPool:
         return self._command
 
     @property
-    def _grpc_port(self) -> int:
-        return self._reserved.getsockname()[1] if self._reserved else 0
+    def _ports(self) -> tuple[int, int]:
+        ports = [reserved.getsockname()[1] for reserved in self._reserved]
+        return ports[0], ports[1] if len(ports) > 1 else 0
 
     def place(self, index: int, count: int, engine: int, control: int) -> Place:
         """Place of one front end, with its ends of two connections."""
         board = self._host.board.descriptor
-        return Place(index, count, engine, control, board, self._listener.fileno(), self._grpc_port, self.serving)
+        return Place(index, count, engine, control, board, *self._ports, self.serving)
 
 
 class _Process:

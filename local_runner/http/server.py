@@ -64,11 +64,11 @@ def make(app: Any, drain_s: float, **options: Any) -> HttpServer:
     return HttpServer(config)
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Open a listening socket that no other process can share. Raises PortInUse or RunnerFailed."""
+def listen(host: str, port: int, shared: bool = False) -> socket.socket:
+    """Open a listening socket that only processes which share it on purpose can. Raises PortInUse or RunnerFailed."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=1024)
+        return socket.create_server((host, port), family=family, backlog=1024, reuse_port=shared)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise PortInUse(f"Port {port} of {host} is in use.", "Choose another, or 0 for any free one.") from error

@@ -20,7 +20,7 @@ _FIELDS = ("item", "key", "parameters", "new_tokens", "cut", "copies", "answer",
 
 
 @dataclass(frozen=True)
-class Facts:
+class EngineFacts:
     """What a front end has to know of the loaded model to make rows and answers as the engine's process would."""
 
     limits: Limits
@@ -47,13 +47,13 @@ class EngineFailure(Exception):
 
 
 def facts_of(deployment: Deployment, task: Any) -> bytes:
-    """Facts of a task that is ready to serve, pickled.
+    """EngineFacts of a task that is ready to serve, pickled.
 
     A front end reads them where it loads, because two threads cannot import transformers at once.
     """
     loaded = task.loaded
     decoder = loaded.runtime.decoder
-    facts = Facts(
+    facts = EngineFacts(
         deployment.limits,
         loaded.context_length,
         loaded.precision,
@@ -65,9 +65,9 @@ def facts_of(deployment: Deployment, task: Any) -> bytes:
     return pickle.dumps(facts, pickle.HIGHEST_PROTOCOL)
 
 
-def read_facts(pickled: bytes) -> Facts:
-    """Facts as the engine's process has sent them."""
-    facts: Facts = pickle.loads(pickled)  # noqa: S301  # see `channel`
+def read_facts(pickled: bytes) -> EngineFacts:
+    """EngineFacts as the engine's process has sent them."""
+    facts: EngineFacts = pickle.loads(pickled)  # noqa: S301  # see `channel`
     return facts
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from scoring.api.answers import Answers, Reply
 from scoring.config import Deployment
 from scoring.engine.row import Row
-from scoring.front_ends.messages import Facts, State, read_facts
+from scoring.front_ends.messages import EngineFacts, State, read_facts
 from scoring.front_ends.remote_engine import RemoteEngine
 from scoring.generation.streaming import SequenceStreamer, show_end
 from scoring.model.loaded import Loaded, Runtime
@@ -19,7 +19,7 @@ from scoring.tasks.base import Task
 logger = logging.getLogger("mii_azure.front_ends")
 
 
-class FrontEnd(Answers):
+class RemoteAnswers(Answers):
     """One task over the engine of another process."""
 
     def __init__(self, deployment: Deployment, task: Task, engine: RemoteEngine) -> None:
@@ -55,17 +55,17 @@ class FrontEnd(Answers):
         return True
 
 
-def build(deployment: Deployment, folder: Path, engine: RemoteEngine) -> FrontEnd:
+def build(deployment: Deployment, folder: Path, engine: RemoteEngine) -> RemoteAnswers:
     """Load what the model folder says but its weights, and wait until the engine is ready; raises LoadError."""
     loaded = load_without_weights(deployment, folder)
     facts = read_facts(engine.facts.result())
     deployment = replace(deployment, limits=facts.limits)
     task = _task(deployment, loaded, facts)
     engine.texts = _Texts(task)
-    return FrontEnd(deployment, task, engine)
+    return RemoteAnswers(deployment, task, engine)
 
 
-def _task(deployment: Deployment, loaded: Loaded, facts: Facts) -> Task:
+def _task(deployment: Deployment, loaded: Loaded, facts: EngineFacts) -> Task:
     """The task as the engine's process has it, by its facts."""
     decoder: Any = SlotLengths(*facts.slot_lengths) if facts.slot_lengths else None
     runtime = Runtime(decoder=decoder, precision=facts.precision)

@@ -14,8 +14,8 @@ from scoring.api.answers import Reply
 from scoring.config import Limits
 from scoring.decoder.decoder import Decoder
 from scoring.front_ends.engine_server import EngineServer
-from scoring.front_ends.front_end import FrontEnd, build
 from scoring.front_ends.messages import State
+from scoring.front_ends.remote_answers import RemoteAnswers, build
 from scoring.front_ends.remote_engine import RemoteEngine
 from tests.scoring.conftest import Serve, Served
 from tests.waiting import until
@@ -66,7 +66,7 @@ def on_slots(tiny: Any) -> Iterator[tuple[Served, Path]]:
 
 
 @contextmanager
-def front_end(served: Served, folder: Path) -> Iterator[tuple[FrontEnd, EngineServer]]:
+def front_end(served: Served, folder: Path) -> Iterator[tuple[RemoteAnswers, EngineServer]]:
     """A front end of a served model, and the server of its engine."""
     here, there = socket.socketpair()
     server = EngineServer(lambda: State(served.service.ready, phase="ready"))
@@ -93,15 +93,15 @@ def test_every_answer_is_that_of_one_process(
     serve: Serve, tiny: Any, family: str, task: str, payloads: tuple[dict[str, Any], ...]
 ) -> None:
     folder = tiny(family, task)
-    check(serve(folder, task), folder, payloads)
+    compared(serve(folder, task), folder, payloads)
 
 
 def test_every_answer_of_slots_is_that_of_one_process(on_slots: tuple[Served, Path]) -> None:
-    check(*on_slots, GENERATING)
+    compared(*on_slots, GENERATING)
     assert on_slots[0].service.task.slots(Limits()) is not None
 
 
-def check(served: Served, folder: Path, payloads: tuple[dict[str, Any], ...]) -> None:
+def compared(served: Served, folder: Path, payloads: tuple[dict[str, Any], ...]) -> None:
     """Compare all answers of a front end with the service's own, and what is counted of them."""
     before = served.service.metadata()["statistics"]["stages"]["parse"]["buckets"][-1][1]
     with front_end(served, folder) as (front, server):
