@@ -92,7 +92,8 @@ class FrontEndHost(ScriptHost):
         self.control.send(ask=number)
         try:
             async with asyncio.timeout(self.deployment.limits.request_timeout_s):
-                return (await told).encode()
+                text: str = await told
+                return text.encode()
         except TimeoutError:
             raise NotReady("The engine's process does not tell its metrics.", "Ask again later.") from None
 
