@@ -18,6 +18,22 @@ _GENERATION: dict[str, Any] = {
     "seed": {"type": "integer", "minimum": -1},
     "stop": _TEXTS,
     "user": _TEXT,
+    "response_format": {
+        "type": "object",
+        "properties": {
+            "type": {"type": "string", "enum": ["text", "json_object", "json_schema"]},
+            "json_schema": {
+                "type": "object",
+                "properties": {"name": _TEXT, "schema": {"type": "object"}, "strict": {"type": "boolean"}},
+            },
+        },
+        "required": ["type"],
+    },
+    "structured_outputs": {"type": "object"},
+    "guided_json": {"anyOf": [{"type": "object"}, _TEXT]},
+    "guided_regex": _TEXT,
+    "guided_choice": {"type": "array", "items": _TEXT, "minItems": 1},
+    "guided_grammar": _TEXT,
 }
 
 
@@ -26,7 +42,7 @@ def _object(required: list[str], **properties: Any) -> dict[str, Any]:
 
 
 _MESSAGE = _object(
-    ["role", "content"],
+    ["role"],
     role={"type": "string", "enum": ["system", "developer", "user", "assistant", "tool"]},
     content={
         "anyOf": [
@@ -36,7 +52,21 @@ _MESSAGE = _object(
         ]
     },
     name=_TEXT,
+    tool_calls={"type": "array", "items": {"type": "object"}},
+    tool_call_id=_TEXT,
+    reasoning_content=_TEXT,
 )
+_TOOL = _object(
+    ["type", "function"],
+    type={"const": "function"},
+    function=_object(["name"], name=_TEXT, description=_TEXT, parameters={"type": "object"}),
+)
+_TOOLS: dict[str, Any] = {
+    "tools": {"type": "array", "items": _TOOL},
+    "tool_choice": {"anyOf": [{"type": "string", "enum": ["none", "auto", "required"]}, {"type": "object"}]},
+    "parallel_tool_calls": {"type": "boolean"},
+    "chat_template_kwargs": {"type": "object"},
+}
 _TENSOR = _object(
     ["name", "datatype", "shape", "data"],
     name={"type": "string", "enum": [name for name, _ in INPUTS]},
@@ -55,7 +85,7 @@ BODIES: dict[str, dict[str, Any]] = {
     ),
     "/v1/completions": _object(["prompt"], prompt=_TEXTS, echo={"type": "boolean"}, **_GENERATION),
     "/v1/chat/completions": _object(
-        ["messages"], messages={"type": "array", "items": _MESSAGE, "minItems": 1}, **_GENERATION
+        ["messages"], messages={"type": "array", "items": _MESSAGE, "minItems": 1}, **_TOOLS, **_GENERATION
     ),
     "/v1/embeddings": _object(
         ["input"],

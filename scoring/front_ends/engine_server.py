@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from scoring.engine.job import Job
 from scoring.engine.row import SLOTS
 from scoring.front_ends.channel import Channel, Message
-from scoring.front_ends.messages import State, facts_of, pack_error, unpack_row
+from scoring.front_ends.messages import State, facts_of, pack_error, parameters_of, unpack_row
 
 if TYPE_CHECKING:
     from scoring.api.service import Service
@@ -163,7 +163,7 @@ class _Link:
         return self._kinds[message[0]](*message[1:])
 
     def _submit(self, number: int, packed: list[Any], patience_s: float) -> None:
-        if patience_s > 0:  # waiting is for a thread of its own
+        if patience_s > 0 or _constraint(packed):  # waiting, and compiling grammars, is for a thread of its own
             threading.Thread(target=self._queue, args=(number, packed, patience_s), daemon=True).start()
         else:
             self._queue(number, packed, 0.0)
@@ -178,6 +178,8 @@ class _Link:
                 elif streamed:
                     row.emit = partial(self.channel.post, "event", own)
                 rows.append(row)
+            if constraint := _constraint(packed):  # before the inference thread needs it
+                self._service.task.grammars.start(constraint)
             job = self._service.engine.submit(rows, patience_s, partial(self._done, number))
         except Exception as error:
             self._send("refused", number, pack_error(error))
@@ -234,3 +236,8 @@ class _Link:
     def _send(self, *message: Any) -> None:
         if not self.channel.send(*message):
             self._server.wake()
+
+
+def _constraint(packed: list[Any]) -> Any:
+    """What the answers of a request have to be, if they are bound."""
+    return next((getattr(parameters_of(each), "constraint", None) for each in packed), None)

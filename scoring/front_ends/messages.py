@@ -84,6 +84,11 @@ def pack_rows(rows: Sequence[Row]) -> list[tuple[Any, ...]]:
     ]
 
 
+def parameters_of(packed: tuple[Any, ...]) -> Any:
+    """Parameters of a packed row."""
+    return packed[1][_FIELDS.index("parameters")]
+
+
 def unpack_row(packed: tuple[Any, ...]) -> tuple[Row, bool]:
     """Row of a packed one, and whether somebody waits for its pieces."""
     features, values, extra, streamed = packed

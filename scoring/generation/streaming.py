@@ -9,6 +9,8 @@ from scoring.decoder.logprobs import ScoredTokens, TokenLogprob
 from scoring.engine.row import Between, Row
 from scoring.generation.details import Details, describe
 from scoring.generation.detokenizer import Detokenizer, Stops, stop_at
+from scoring.generation.grammars import Grammar
+from scoring.generation.replies import ReplyParser
 from scoring.generation.text_generator import TextGenerator
 
 
@@ -18,8 +20,17 @@ class BatchStreamer:
     Between its steps, the rows on slots advance.
     """
 
-    def __init__(self, task: TextGenerator, rows: Sequence[Row], start: int, searching: bool, between: Between) -> None:
+    def __init__(
+        self,
+        task: TextGenerator,
+        rows: Sequence[Row],
+        start: int,
+        searching: bool,
+        between: Between,
+        grammars: Sequence[Grammar] = (),
+    ) -> None:
         self._task = task
+        self._grammars = grammars  # of each sequence, if there are any
         self._rows = rows
         self._start = start
         self._between = between
@@ -50,9 +61,18 @@ class BatchStreamer:
             if self._task.stops is not None:
                 found = self._task.stops.found(input_ids).tolist()
                 done = [own or other for own, other in zip(done, found, strict=True)]
+            if self._grammars:
+                done = [own or other for own, other in zip(done, self._advance(input_ids[:, -1]), strict=True)]
             self._note(done, input_ids.shape[1] - self._start)
         self._between()
         return torch.tensor(done, device=input_ids.device)
+
+    def _advance(self, tokens: torch.Tensor) -> list[bool]:
+        """Take the last tokens of sequences with grammars; True for those after which nothing may follow."""
+        for grammar, token in zip(self._grammars, tokens.tolist(), strict=True):
+            if not grammar.ended:
+                grammar.advance(token)
+        return [grammar.ended for grammar in self._grammars]
 
     def _note(self, done: Sequence[bool], tokens: int) -> None:
         """Note the length of each sequence that ends now: what follows it, while others go on, is padding."""
@@ -117,9 +137,10 @@ class SequenceStreamer:
 class Shown:
     """Part of an answer that its stream has been sent: its text, and the number of tokens with details."""
 
-    def __init__(self) -> None:
+    def __init__(self, parser: ReplyParser | None) -> None:
         self.parts: list[str] = []
         self.tokens = 0
+        self.parser = parser  # of answers that may hold more than text
 
     def rest(self, text: str) -> str:
         """Text of an answer that has not been sent; none if what was sent is not its beginning."""
@@ -130,7 +151,11 @@ class Shown:
 def shown(row: Row, number: int) -> Shown:
     """Part of an answer sent so far; a row that is run again continues where its stream was."""
     row.extra = {} if row.extra is None else row.extra
-    found: Shown = row.extra.setdefault(number, Shown())
+    if number not in row.extra:
+        form = row.parameters.reply
+        parser = None if form.plain else ReplyParser(form, row.features["input_ids"], row.answer + number)
+        row.extra[number] = Shown(parser)
+    found: Shown = row.extra[number]
     return found
 
 
@@ -138,14 +163,26 @@ def send(row: Row, sent: Shown, text: str, number: int = 0, details: Details | N
     """Send a row's stream the next text of an answer, and the details of its first `count` tokens not sent yet."""
     if row.emit is None or not (text or count > sent.tokens):
         return
-    event: dict[str, Any] = {"token": {"text": text}}
-    if row.answers > 1:
-        event["token"]["index"] = row.answer + number
+    parts = [{"text": text}] if sent.parser is None else sent.parser.push(text)
+    told = None
     if details is not None:
-        event["details"] = details.to_dict(sent.tokens, max(sent.tokens, count))
+        told = details.to_dict(sent.tokens, max(sent.tokens, count))
         sent.tokens = max(sent.tokens, count)
+        parts = parts or [{"text": ""}]
     sent.parts.append(text)
-    row.emit(event)
+    emit(row, number, parts, told)
+
+
+def emit(row: Row, number: int, parts: Sequence[dict[str, Any]], details: dict[str, Any] | None = None) -> None:
+    """Send a row's stream parts of an answer, one event each, the first one with details."""
+    for part in parts:
+        event: dict[str, Any] = {"token": {"text": "", **part}}
+        if row.answers > 1:
+            event["token"]["index"] = row.answer + number
+        if details is not None:
+            event["details"], details = details, None
+        if row.emit is not None:
+            row.emit(event)
 
 
 def show_end(task: TextGenerator, row: Row, output: Sequence[list[int]]) -> None:
@@ -156,3 +193,5 @@ def show_end(task: TextGenerator, row: Row, output: Sequence[list[int]]) -> None
         details, count = describe(task, row, tokens) if isinstance(tokens, ScoredTokens) else (None, 0)
         sent = shown(row, number)
         send(row, sent, sent.rest(task.text(tokens, row.parameters.stop)), number, details, count)
+        if sent.parser is not None:
+            emit(row, number, sent.parser.finish())

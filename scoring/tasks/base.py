@@ -97,6 +97,10 @@ class Task(ABC):
         twin = {**long, "input_ids": [ids[0], *reversed(ids[1:-1]), *ids[1:][-1:]]}
         return [Row(short, 0), Row(long, 0)], [Row(long, 0), Row(twin, 0)]
 
+    def abilities(self) -> dict[str, Any]:
+        """What this model's answers may hold beside the usual, for the metadata."""
+        return {}
+
     def slots(self, limits: Limits) -> Slots | None:
         """Runner of rows with the key SLOTS, or None."""
         return None
@@ -338,3 +342,9 @@ def vocabulary(config: Any) -> int:
     """Number of token ids for which a model has embeddings; unbounded if its config does not say."""
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     return int(getattr(text, "vocab_size", 0) or 0) or 1 << 62
+
+
+def logit_count(model: Any) -> int:
+    """Number of logits of a model that generates."""
+    head = model.get_output_embeddings()
+    return vocabulary(model.config) if head is None else int(head.weight.shape[0])

@@ -41,6 +41,8 @@ GENERATING: tuple[dict[str, Any], ...] = (
     {"inputs": TEXT, "parameters": {"max_new_tokens": 6, "num_beams": 2}, "stream": True},
     {"inputs": TEXT, "parameters": {"max_new_tokens": 6, "no_repeat_ngram_size": 2}, "stream": True},
     {"inputs": TEXT, "parameters": {"max_new_tokens": 1 << 20}},
+    {"inputs": TEXT, "parameters": {"max_new_tokens": 9, "guided_regex": "[a-e]{2,6}"}, "stream": True},
+    {"inputs": TEXT, "parameters": {"max_new_tokens": 9, "guided_regex": "["}},
     {"inputs": TEXT, "parameters": {"temperature": "hot"}},
     {"inputs": 3},
 )
