@@ -7,7 +7,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from scoring.decoder import draft_step
 from scoring.decoder.decode_step import GEMV_ROWS, Launcher
+from scoring.decoder.draft_step import DraftStep, Placed
 from scoring.decoder.kv_cache import KVCache, SamplingParams
 from scoring.decoder.model import CachedModel
 from scoring.decoder.prefill import LONGEST, Part, Prefiller, admit, extend, pieces, record
@@ -74,22 +76,28 @@ class PendingTokens:
 
 
 class CudaBackend:
-    """Steps of up to `state.slots` rows. A batch is padded up to the next captured size with the scratch slot."""
+    """Steps of up to `state.slots` rows. A batch is padded up to the next captured size with the scratch slot.
+
+    With `drafts` also steps of several tokens a slot, which have buffers and graphs of their own.
+    """
 
     uncaptured = ""  # why launches are not captured, if they are not
 
-    def __init__(self, form: CachedModel, state: KVCache, pdl: bool = True) -> None:
+    def __init__(self, form: CachedModel, state: KVCache, pdl: bool = True, drafts: bool = False) -> None:
         capable = torch.cuda.get_device_capability(form.device) >= (9, 0)
         self.launcher, self.prefiller = self._launchers(form, state, pdl and capable)
+        self.drafter = self._drafter(form, state, pdl and capable) if drafts else None
         self.sizes = batch_sizes(state.slots)
         self._team = form.team
         self._wait: Wait = _synchronize if form.team is None else form.team.wait
         self._scratch = state.slots
         self._graphs: dict[int, Launches] = {}
         self._prompts: dict[int, Launches] = {}  # by tokens of a chunk
+        self._drafts: dict[int, Launches] = {}  # by rows of a step with drafts
         self._pool: Any = None
         self._placed: list[int] = []  # slots that the rows on the device stand for now
         self._last = 0
+        self._ran = self.launcher  # what picked the last tokens
         self._opened: dict[int, list[int]] = {}  # records of opened slots, not yet sent to the device
         self._records = torch.zeros(
             state.slots, len(record(0, SamplingParams())), dtype=torch.int32, device=form.device
@@ -102,11 +110,17 @@ class CudaBackend:
             "records": PinnedUpload(self._wait, *self._records.shape),
             "numbers": PinnedUpload(self._wait, self.prefiller.layout.size),
         }
+        if self.drafter is not None:
+            self._sent["drafts"] = PinnedUpload(self._wait, self.drafter.layout.size)
         self._spare: list[Tensor] = []
 
     def _launchers(self, form: Any, state: KVCache, pdl: bool) -> tuple[Launcher, Prefiller]:
         """Return what launches a step, and a chunk of prompts."""
         return Launcher(form, state, state.slots, pdl=pdl), Prefiller(form, state, pdl=pdl)
+
+    def _drafter(self, form: Any, state: KVCache, pdl: bool) -> DraftStep:
+        """Return what launches a step with drafts."""
+        return DraftStep(form, state, pdl=pdl)
 
     def open(self, slot: int, sampling: SamplingParams) -> None:
         """Empty a slot; sent to the device, with others opened meanwhile, before the next prefill or step."""
@@ -157,19 +171,36 @@ class CudaBackend:
         graph = self._graphs.get(size) or self._capture(size)
         self._place([*slots, *[self._scratch] * (size - len(slots))])
         graph.replay()
-        self._last = size
+        self._last, self._ran = size, self.launcher
         return self._read(len(slots))
+
+    def speculate(self, placed: Sequence[Placed]) -> PendingTokens:
+        """One step of up to 8 slots, fed up to 32 tokens: the token picked after each of them."""
+        assert self.drafter is not None
+        self.settle()
+        rows = sum(len(tokens) for _, _, tokens in placed)
+        size = next(size for size in draft_step.SIZES if size >= rows)
+        graph = self._drafts.get(size) or self._capture_drafts(size)
+        self._tell_drafts(placed)
+        graph.replay()
+        self._last, self._ran = size, self.drafter
+        return self._read(rows)
 
     def sample(self, slots: Sequence[int], logits: Tensor) -> PendingTokens:
         """Pick a token for each slot from logits [len(slots), vocabulary]."""
         self._place(list(slots))
         self.launcher.sample(len(slots), logits.contiguous(), advance=False)
+        self._ran = self.launcher
         return self._read(len(slots))
 
     def logits(self, count: int) -> Tensor:
         """Logits of the last step's first rows, [count, vocabulary]."""
-        b = self.launcher.buffers
+        b = self._ran.buffers
         return (b.logits if self._last <= GEMV_ROWS else b.narrow)[:count]
+
+    def picked(self, count: int) -> Tensor:
+        """Tokens [count] picked last."""
+        return self._ran.buffers.out[:count]
 
     def warm_up(self, sizes: Sequence[int] | None = None) -> None:
         """Compile and capture batch sizes, largest first, so that the graphs share one pool; without sizes, all."""
@@ -181,8 +212,13 @@ class CudaBackend:
             if size not in self._prompts:
                 self._capture_prompt(size)
 
+        for size in draft_step.SIZES if sizes is None and self.drafter is not None else ():
+            if size not in self._drafts:
+                self._capture_drafts(size)
+
     def _read(self, count: int) -> PendingTokens:
-        return PendingTokens(self.launcher.buffers.out[:count], self._spare, self.launcher.rows, self._wait)
+        rows = max(self.launcher.rows, draft_step.SIZES[-1])
+        return PendingTokens(self.picked(count), self._spare, rows, self._wait)
 
     def _place(self, slots: list[int]) -> None:
         if slots == self._placed[: len(slots)]:
@@ -199,6 +235,18 @@ class CudaBackend:
         self._tell([])
         self._prompts[size] = self._captured(lambda: self.prefiller.piece(size))
         return self._prompts[size]
+
+    def _tell_drafts(self, placed: Sequence[Placed]) -> None:
+        told = self.drafter
+        assert told is not None
+        self._sent["drafts"].send(told.numbers, lambda buffer: told.layout.fill(buffer, placed, self._scratch))
+
+    def _capture_drafts(self, size: int) -> Launches:
+        told = self.drafter
+        assert told is not None
+        self._tell_drafts([])
+        self._drafts[size] = self._captured(lambda: told.step(size))
+        return self._drafts[size]
 
     def _capture(self, size: int) -> Launches:
         self._place([self._scratch] * size)

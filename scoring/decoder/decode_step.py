@@ -50,7 +50,7 @@ class Launcher:
 
     def __post_init__(self) -> None:
         form = self.form
-        self.group = triton.next_power_of_2(max(16, form.heads // form.kv_heads))
+        self.group = self.queries()
         self.wide = triton.next_power_of_2(max(16, form.head_dim))
         self.span, self.least, self.warps = _SPAN, _LEAST, 4
         self.gathered = _GATHERED
@@ -58,9 +58,8 @@ class Launcher:
         self.precision = "ieee" if form.dtype == torch.float32 else "tf32"
         self._gains = {id(linear): gains_of(norm, linear) for norm, linear in self._normed_products()}
         picked = self.picked or self.rows
-        work = max(size * form.kv_heads * self.splits(size) for size in range(1, picked + 1))
         self.buffers = allocate(
-            form, self.rows, picked, work, self.chunks, self.group, self.wide, _CHUNK // _BLOCK, _GATHERED
+            form, self.rows, picked, self.spans(picked), self.chunks, self.group, self.wide, _CHUNK // _BLOCK, _GATHERED
         )
         self._summed = False  # the previous kernel is NCCL's
         self._first = form.team is None or form.team.first
@@ -100,6 +99,14 @@ class Launcher:
         for layer in self.form.layers:
             pairs += [(layer.norm1, layer.attention.qkv), (layer.norm2, layer.mlp.up)]
         return pairs if self.form.norm is None else [*pairs, (self.form.norm, self.form.head)]
+
+    def queries(self) -> int:
+        """Queries of an attention program: at least as many as a matrix product takes."""
+        return int(triton.next_power_of_2(max(16, self.form.heads // self.form.kv_heads)))
+
+    def spans(self, rows: int) -> int:
+        """Spans of keys over which steps of up to so many rows divide their attention."""
+        return max(size * self.form.kv_heads * self.splits(size) for size in range(1, rows + 1))
 
     def splits(self, rows: int) -> int:
         """Programs that share one key head of one row: enough to fill the GPU, at most one per span."""
@@ -299,18 +306,19 @@ class Launcher:
 
     def sample(self, rows: int, logits: Tensor, advance: bool) -> None:
         """Sample each row's token from logits [rows, vocabulary]; `advance` counts the step's input as live."""
-        b, s, vocabulary = self.buffers, self.state, self.form.vocabulary
+        b, s, vocabulary, lengths = self.buffers, self.state, self.form.vocabulary, self._fed()[2]
         blocks = self.chunks * (_CHUNK // _BLOCK)
         decode_sampling.scan[(rows, self.chunks)](
-            logits, b.scores, b.best, b.where, b.peaks, b.masses, b.slots, s.lengths, s.seen, s.temperature, s.penalty,
+            logits, b.scores, b.best, b.where, b.peaks, b.masses, b.slots, lengths, s.seen, s.temperature, s.penalty,
             s.seed, s.forbidden, s.forbidden_until, vocabulary, BV=_CHUNK, SB=_BLOCK, CHUNKS=self.chunks,
-            HELD=FORBIDDEN, ADVANCE=int(advance), PDL=self.pdl, num_warps=8, **self._launch(),
+            HELD=FORBIDDEN, ADVANCE=int(advance), OWN=self.own, PDL=self.pdl, num_warps=8, **self._launch(),
         )  # fmt: skip
         decode_sampling.choose[(rows,)](
-            b.scores, b.best, b.where, b.peaks, b.masses, b.near, b.kept, b.places, b.out, b.slots, s.lengths, s.tokens,
+            b.scores, b.best, b.where, b.peaks, b.masses, b.near, b.kept, b.places, b.out, b.slots, lengths, s.tokens,
             s.seen, s.temperature, s.top_k, s.top_p, s.seed, vocabulary, s.slots, blocks, SB=_BLOCK,
             BP=triton.next_power_of_2(blocks), TB=_AT_ONCE, MOST=self.gathered, CHUNKS=self.chunks,
-            CP=triton.next_power_of_2(self.chunks), ADVANCE=int(advance), PDL=self.pdl, num_warps=16, **self._launch(),
+            CP=triton.next_power_of_2(self.chunks), ADVANCE=int(advance), OWN=self.own, PDL=self.pdl, num_warps=16,
+            **self._launch(),
         )  # fmt: skip
         self._agree(s.tokens)
 

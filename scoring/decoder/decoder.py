@@ -22,6 +22,7 @@ from torch import Tensor
 from scoring.decoder.adapters.families import build, unsupported
 from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.block_tables import BlockTables
+from scoring.decoder.drafts import Fed, Runs, kept
 from scoring.decoder.generic.model import GenericModel
 from scoring.decoder.generic.probe import probe
 from scoring.decoder.generic.torch_backend import GenericTorchBackend
@@ -58,7 +59,8 @@ class Decoder:
     to the model's own positions and to `capacity`, the tokens that all slots can hold: up to `tokens` if given, within
     a `share` of a GPU's memory. With a `team`, the model is this rank's slice, and all ranks must make the same calls
     in the same order: each then gives its slots the same blocks.
-    The tier is the fused one where an adapter builds the model's form, unless one is asked for.
+    The tier is the fused one where an adapter builds the model's form, unless one is asked for. With `drafts` it may
+    `speculate`.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Decoder:
         tokens: int = 0,
         share: float = 0.0,
         tier: Tier | None = None,
+        drafts: bool = False,
     ) -> None:
         bound = int(getattr(model.config, "max_position_embeddings", 0) or 0)
         length = min(max_length, bound) if bound and model.config.model_type != "bloom" else max_length
@@ -90,8 +93,12 @@ class Decoder:
             if isinstance(self.form, DecoderModel)
             else GenericTorchBackend(self.form, self.state)
         )
+        self._drafts = drafts
         self._logits: dict[int, Tensor] = {}  # of prefilled prompts not sampled yet
         self._last = torch.empty(0)
+        self._picked = torch.empty(0)
+        self._drafted: Runs | None = None  # a step with drafts, until the lengths of its slots are known
+        self._unsettled: dict[int, int] = {}  # such slots, with their places among its runs
         self._cuda: Any = None
         self._start()
 
@@ -106,6 +113,7 @@ class Decoder:
         (self.state if self._cuda is None else self._cuda).open(slot, sampling or SamplingParams())
         held = self.tables.open(slot, ids, salt)
         self.lengths[slot] = held
+        self._unsettled.pop(slot, None)
         self._logits.pop(slot, None)
         self._sync()
         if held:
@@ -183,6 +191,7 @@ class Decoder:
         Raises PromptTooLong or DeviceFull, before anything is computed, when a slot has no room. When it raises, no
         slot has changed.
         """
+        self._settle()
         self._reserve(self._check_step(slots))
         pending: Pending = self._cuda.step(list(slots)) if self._cuda is not None else self._step(slots)
         for slot in slots:
@@ -196,6 +205,62 @@ class Decoder:
         self._last = logits
         return self._pick(slots, logits)
 
+    @property
+    def speculates(self) -> bool:
+        """Return True if `speculate` may be called: if asked for, and steps read the same weights, in this process."""
+        form = self.form
+        rounded = isinstance(form, DecoderModel) and form.layers[0].attention.qkv.scale is not None
+        return self._drafts and form.team is None and not rounded
+
+    @torch.inference_mode()
+    def speculate(self, fed: Sequence[Fed]) -> Runs:
+        """Feed each slot its last token and a draft, and pick the next token after every one of them.
+
+        Each slot goes on by the tokens that `step` would have picked one by one, as far as they are its draft, and one
+        more. Until they are read, `lengths` counts the first of them alone. Raises as `step` does. What a draft would
+        change, repetition penalties, is left to the caller: such slots are fed without one.
+        """
+        self._settle()
+        self._check_fed(fed)
+        self._reserve((slot, self.lengths[slot] + len(tokens)) for slot, tokens in fed)
+        placed = [(slot, self.lengths[slot], tokens) for slot, tokens in fed]
+        picked = self._speculate(placed) if self._cuda is None else self._cuda.speculate(placed)
+        for slot, _ in fed:
+            self.lengths[slot] += 1
+        self._unsettled = {slot: place for place, (slot, _) in enumerate(fed)}
+        self._drafted = Runs(fed, picked.tokens, self._advance)
+        return self._drafted
+
+    def _speculate(self, placed: Sequence[tuple[int, int, Sequence[int]]]) -> Pending:
+        device, state = self.form.device, self.state
+        tokens = torch.tensor([token for _, _, some in placed for token in some], device=device)
+        rows = torch.tensor([slot for slot, _, some in placed for _ in some], device=device)
+        lengths = torch.tensor([at + number for _, at, some in placed for number in range(1, len(some) + 1)])
+        self._last = self._torch.speculate([(slot, at, len(some)) for slot, at, some in placed], tokens)
+        picked = pick_all(self._last, state, rows, lengths.to(device))
+        self._picked = torch.tensor(picked, device=device)
+        runs = kept([(slot, some) for slot, _, some in placed], picked)
+        for (slot, at, _), run in zip(placed, runs, strict=True):
+            state.lengths[slot], state.tokens[slot] = at + len(run), run[-1]
+            state.seen[slot, torch.tensor(run, device=device)] = 1
+        return _Ready(picked)
+
+    def _settle(self) -> None:
+        """Read a step with drafts, so that lengths are known."""
+        drafted, self._drafted = self._drafted, None
+        if drafted is not None:
+            drafted.runs()
+
+    def _advance(self, runs: Sequence[Sequence[int]]) -> None:
+        """Count the tokens of a step with drafts that follow the first, of slots that were not released since."""
+        for slot, place in self._unsettled.items():
+            self.lengths[slot] += len(runs[place]) - 1
+
+    def picked(self, count: int) -> Tensor:
+        """Tokens [count] picked last, by `sample`, `step` or `speculate`: one a row of their logits."""
+        tokens: Tensor = self._cuda.picked(count) if self._cuda is not None else self._picked
+        return tokens
+
     def release(self, slot: int, ids: Sequence[int] | None = None) -> None:
         """Release a slot that will not be used before it is opened again.
 
@@ -203,6 +268,7 @@ class Decoder:
         """
         self.tables.close(slot, None if ids is None else ids[: self.lengths[slot]])
         self.lengths[slot] = 0
+        self._unsettled.pop(slot, None)
         self._sync()
 
     @torch.inference_mode()
@@ -252,14 +318,14 @@ class Decoder:
 
             self._cuda = None  # frees the previous back end's memory first
             if isinstance(self.form, DecoderModel):
-                self._cuda = CudaBackend(self.form, self.state)
+                self._cuda = CudaBackend(self.form, self.state, drafts=self._drafts)
             else:
-                self._cuda = GenericCudaBackend(self.form, self.state)
+                self._cuda = GenericCudaBackend(self.form, self.state, self._drafts)
 
     def _pick(self, slots: Sequence[int], logits: Tensor) -> Pending:
         rows = torch.tensor(list(slots), dtype=torch.int64, device=self.form.device)
-        tokens = pick_all(logits, self.state, rows)
-        chosen = torch.tensor(tokens, dtype=torch.int64, device=self.form.device)
+        tokens = pick_all(logits, self.state, rows, self.state.lengths[rows])
+        self._picked = chosen = torch.tensor(tokens, dtype=torch.int64, device=self.form.device)
         if self.form.team is not None:
             self.form.team.agree(chosen)
         self.state.tokens[rows] = chosen
@@ -278,6 +344,11 @@ class Decoder:
                 raise ValueError("a prefill needs at least one token")
             self._check_room(slot, len(ids))
         self.tables.check((slot, self.lengths[slot] + len(ids)) for slot, ids in parts)
+
+    def _check_fed(self, fed: Sequence[Fed]) -> None:
+        for slot, tokens in fed:
+            self._check_room(slot, len(tokens))
+        self.tables.check((slot, self.lengths[slot] + len(tokens)) for slot, tokens in fed)
 
     def _check_step(self, slots: Sequence[int]) -> list[tuple[int, int]]:
         """Return the slots that need another block for their next token, with their lengths then."""

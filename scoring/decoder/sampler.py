@@ -42,14 +42,14 @@ def gumbel(seed: int, count: int, length: int, tokens: Words | None = None) -> T
     return torch.from_numpy(-np.log(-np.log(uniform)))
 
 
-def adjust(logits: Tensor, state: KVCache, slot: int) -> Tensor:
+def adjust(logits: Tensor, state: KVCache, slot: int, length: int) -> Tensor:
     """Apply a slot's repetition penalty and forbidden tokens to its logits [vocabulary]; float32."""
     scores = logits.float().clone()
     penalty = float(state.penalty[slot])
     if penalty != 1.0:
         seen = state.seen[slot].bool()
         scores[seen] = torch.where(scores[seen] < 0, scores[seen] * penalty, scores[seen] / penalty)
-    if int(state.lengths[slot]) < int(state.forbidden_until[slot]):
+    if length < int(state.forbidden_until[slot]):
         held = state.forbidden[slot]
         scores[held[held >= 0].long()] = -torch.inf
     return scores
@@ -68,25 +68,28 @@ def restrict(scores: Tensor, temperature: float, top_k: int, top_p: float) -> Te
     return scores
 
 
-def pick(logits: Tensor, state: KVCache, slot: int) -> int:
-    """Sample a slot's next token from its logits [vocabulary]."""
-    scores = adjust(logits, state, slot).cpu()
+def pick(logits: Tensor, state: KVCache, slot: int, length: int | None = None) -> int:
+    """Sample the token after a slot's first `length`, all it has if not given, from its logits [vocabulary]."""
+    length = int(state.lengths[slot]) if length is None else length
+    scores = adjust(logits, state, slot, length).cpu()
     temperature = float(state.temperature[slot])
     if temperature == 0.0:
         return int(scores.argmax())
     scores = restrict(scores, temperature, int(state.top_k[slot]), float(state.top_p[slot]))
     open_to = (scores > -torch.inf).nonzero()[:, 0]  # usually few: only they need random numbers
     words = open_to.numpy().astype(np.uint64)
-    noise = gumbel(int(state.seed[slot]), len(words), int(state.lengths[slot]), words)
+    noise = gumbel(int(state.seed[slot]), len(words), length, words)
     return int(open_to[(scores[open_to] + noise).argmax()])
 
 
-def pick_all(logits: Tensor, state: KVCache, slots: Tensor) -> list[int]:
-    """Sample the next token of each of slots [B] from logits [B, vocabulary]; plain greedy ones in one operation."""
-    held = state.lengths[slots] < state.forbidden_until[slots]
+def pick_all(logits: Tensor, state: KVCache, slots: Tensor, lengths: Tensor) -> list[int]:
+    """Sample the token after so many of each of slots [B] from logits [B, vocabulary]; greedy ones in one operation."""
+    held = lengths < state.forbidden_until[slots]
     plain = (state.temperature[slots] == 0) & (state.penalty[slots] == 1) & ~held
     likeliest: list[int] = logits.argmax(-1).tolist()
     return [
-        token if simple else pick(logits[row], state, slot)
-        for row, (slot, token, simple) in enumerate(zip(slots.tolist(), likeliest, plain.tolist(), strict=True))
+        token if simple else pick(logits[row], state, slot, length)
+        for row, (slot, token, simple, length) in enumerate(
+            zip(slots.tolist(), likeliest, plain.tolist(), lengths.tolist(), strict=True)
+        )
     ]

@@ -13,7 +13,7 @@ its prompt and its tokens when there is room again; random numbers depend only o
 the same.
 
 On a GPU a step is enqueued before the previous one's tokens are read: the GPU never waits for the host, and a row that
-turns out to have ended costs one wasted step of its slot.
+turns out to have ended costs one wasted step of its slot. Only a step with drafts needs the tokens before it.
 """
 
 import logging
@@ -21,15 +21,16 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import ceil
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from scoring.decoder.block_pool import BLOCK, blocks_of
-from scoring.decoder.decoder import Decoder, Pending
-from scoring.decoder.logprobs import TokenLogprob, copy_to_host, indices, measure_logprobs, read_logprobs
+from scoring.decoder.decoder import Decoder
 from scoring.decoder.prefix_cache import MIN_PREFIX_TOKENS, Begin, begin, common_prefix
 from scoring.engine.oom import free_memory, is_out_of_memory
 from scoring.engine.row import Done, Row
-from scoring.generation.sequence import RunningSequence, append_token, make_sequence
+from scoring.generation.drafting import Drafting, Drafts
+from scoring.generation.enqueued import Asking, Enqueued, Runs, logprobs_of, single
+from scoring.generation.sequence import RunningSequence, make_sequence
 from scoring.generation.streaming import show_end
 from scoring.generation.text_generator import TextGenerator
 
@@ -42,14 +43,6 @@ logger = logging.getLogger("mii_azure.scheduler")
 _BUDGET = {"cpu": 128, "cuda": 1024}
 _LEAST_PROMPT = 16  # tokens of a step reserved for prompts, however many rows decode
 _SHARE = 0.5  # share of the tokens a row may generate for which it needs room to be admitted
-
-
-class Enqueued(NamedTuple):
-    """Tokens being computed, with logprobs for rows that ask for them."""
-
-    batch: list[RunningSequence]
-    tokens: Pending
-    logprobs: Callable[[], dict[RunningSequence, TokenLogprob]]
 
 
 class Scheduler:
@@ -70,6 +63,7 @@ class Scheduler:
         self._late = device == "cuda"
         self._free_slots = dict.fromkeys(range(decoder.slots))  # that which was left the longest ago first
         self._reuse = reuse
+        self._drafting = Drafting(decoder)
         self._preempted: deque[RunningSequence] = deque()  # rows that lost their slots, the oldest first
         self._added = 0
         self._prefilling: list[RunningSequence] = []
@@ -110,7 +104,7 @@ class Scheduler:
 
     def _holds(self, running: RunningSequence) -> int:
         """Tokens in a row's slot after its next step."""
-        return max(len(running.ids), self.decoder.lengths[running.slot]) + 1
+        return max(len(running.ids), self.decoder.lengths[running.slot] + running.drafted) + 1
 
     def add(self, row: Row, done: Done) -> None:
         """Assign a slot to a row that fits; a later `step` calls `done` when the row ends."""
@@ -155,13 +149,17 @@ class Scheduler:
         due = self._pending if self._late else enqueued
         self._pending = enqueued if self._late else []
         for each in due:
-            self._read(each)
+            self._tried(each, each.append)
         self._sweep()
 
     def _decode(self) -> list[Enqueued]:
-        going = [running for running in self._decoding if running.enqueued < running.most]
+        for each in self._pending:
+            self._tried(each, each.settle)
+        going = [each for each in self._decoding if each.enqueued < each.most and not each.failure]
         going.sort(key=lambda running: running.slot)
-        stepped = [each for _, each in self._isolate_failures(going, self._step)]
+        drafts = self._drafting.drafts(going, self._pending)
+        step = partial(self._speculate, drafts) if drafts else self._step
+        stepped = [each for _, each in self._isolate_failures(going, step)]
         for running in going:
             running.enqueued += 1
         return stepped
@@ -169,8 +167,21 @@ class Scheduler:
     def _step(self, batch: list[RunningSequence]) -> Enqueued:
         """Decode the next tokens of rows; logprobs are taken before a next step overwrites the logits."""
         pending = self.decoder.step([running.slot for running in batch])
-        rows = [row for row, running in enumerate(batch) if running.details is not None]
-        return self._enqueued(batch, pending, self.decoder.last_logits(len(batch)) if rows else None, rows)
+        asking = {running: [row] for row, running in enumerate(batch) if running.details is not None}
+        return self._enqueued(batch, single(pending), asking, self.decoder.last_logits(len(batch)) if asking else None)
+
+    def _speculate(self, drafts: Drafts, batch: list[RunningSequence]) -> Enqueued:
+        """Decode the next tokens of rows that are fed these."""
+        runs = self.decoder.speculate([(running.slot, drafts[running]) for running in batch])
+        asking, count = {}, 0
+        for running in batch:
+            first, count = count, count + len(drafts[running])
+            running.drafted = count - first - 1
+            if running.details is not None:
+                asking[running] = list(range(first, count))
+        made = self._enqueued(batch, runs.runs, asking, self.decoder.last_logits(count) if asking else None)
+        made.unsettled = True
+        return made
 
     def _prefill(self, budget: int) -> list[Enqueued]:
         parts: list[tuple[RunningSequence, list[int]]] = []
@@ -214,27 +225,21 @@ class Scheduler:
 
     def _sample(self, batch: list[RunningSequence]) -> Enqueued:
         """Sample the first tokens of rows whose prompts are complete."""
-        asking = [running.slot for running in batch if running.details is not None]
-        logits = self.decoder.prompt_logits(asking) if asking else None
-        pending = self.decoder.sample([running.slot for running in batch])
-        return self._enqueued(batch, pending, logits, range(len(asking)))
+        slots = [running.slot for running in batch]
+        asking = {running: [row] for row, running in enumerate(batch) if running.details is not None}
+        logits = self.decoder.prompt_logits(slots) if asking else None
+        return self._enqueued(batch, single(self.decoder.sample(slots)), asking, logits)
 
-    def _enqueued(
-        self, batch: list[RunningSequence], pending: Pending, logits: "Tensor | None", rows: Sequence[int]
-    ) -> Enqueued:
-        """Pair tokens just sampled with the logprobs of rows that ask for them, from these rows of the logits."""
+    def _enqueued(self, batch: list[RunningSequence], runs: Runs, asking: Asking, logits: "Tensor | None") -> Enqueued:
+        """Pair tokens just picked with the logprobs of sequences that ask for them, by their rows of the logits."""
         if logits is None:
-            return Enqueued(batch, pending, dict)
-        asking = [running for running in batch if running.details is not None]
-        most = [running.details or 0 for running in asking]
+            return Enqueued(batch, runs, dict)
         try:
-            chosen = self.decoder.state.tokens[indices([running.slot for running in asking], logits.device)]
-            numbers = copy_to_host(measure_logprobs(logits[indices(rows, logits.device)], chosen, max(most)))
+            return Enqueued(batch, runs, logprobs_of(asking, logits, self.decoder.picked(len(logits))))
         except Exception as error:  # the tokens are valid all the same: only these rows fail
             for running in asking:
                 running.failure = error
-            return Enqueued(batch, pending, dict)
-        return Enqueued(batch, pending, lambda: dict(zip(asking, read_logprobs(numbers(), most), strict=True)))
+            return Enqueued(batch, runs, dict)
 
     def _take_smaller_pieces(self, running: RunningSequence, tokens: int) -> None:
         """Halve the chunk size for all prompts, after a chunk ran out of memory by itself, and try again."""
@@ -265,19 +270,12 @@ class Scheduler:
         parts = [batch[at : at + size] for at in range(0, len(batch), size)]
         return [found for part in parts for found in self._isolate_failures(part, call)]
 
-    def _read(self, enqueued: Enqueued) -> None:
-        batch = enqueued.batch
+    def _tried(self, enqueued: Enqueued, call: Callable[[TextGenerator], None]) -> None:
+        """Settle or append tokens; if they cannot be read, their rows fail."""
         try:
-            tokens, chances = enqueued.tokens.tokens(), enqueued.logprobs()
+            call(self._task)
         except Exception as error:
-            for running in batch:
-                running.failure = error
-            return
-        self._task.statistics.tokens(running.row for running in batch if not running.ended)
-        for running, token in zip(batch, tokens, strict=True):
-            try:
-                append_token(self._task, running, token, chances.get(running))
-            except Exception as error:
+            for running in enqueued.batch:
                 running.failure = error
 
     def _sweep(self) -> None:
