@@ -81,8 +81,6 @@ class CudaBackend:
     With `drafts` also steps of several tokens a slot, which have buffers and graphs of their own.
     """
 
-    uncaptured = ""  # why launches are not captured, if they are not
-
     def __init__(self, form: CachedModel, state: KVCache, pdl: bool = True, drafts: bool = False) -> None:
         capable = torch.cuda.get_device_capability(form.device) >= (9, 0)
         self.launcher, self.prefiller = self._launchers(form, state, pdl and capable)
@@ -121,6 +119,11 @@ class CudaBackend:
     def _drafter(self, form: Any, state: KVCache, pdl: bool) -> DraftStep:
         """Return what launches a step with drafts."""
         return DraftStep(form, state, pdl=pdl)
+
+    @property
+    def notes(self) -> list[str]:
+        """Remarks on how steps run, if not by kernels in graphs alone."""
+        return []
 
     def open(self, slot: int, sampling: SamplingParams) -> None:
         """Empty a slot; sent to the device, with others opened meanwhile, before the next prefill or step."""

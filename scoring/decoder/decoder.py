@@ -294,9 +294,9 @@ class Decoder:
             self._cuda.warm_up(sizes)
 
     @property
-    def uncaptured(self) -> str:
-        """Reason why steps run without graphs on a GPU; empty if they run in graphs, and on a CPU."""
-        return "" if self._cuda is None else str(self._cuda.uncaptured)
+    def notes(self) -> list[str]:
+        """Remarks on how a GPU runs the steps: without graphs, with compiled layers; none on a CPU."""
+        return [] if self._cuda is None else list(self._cuda.notes)
 
     def drop(self) -> None:
         """Release what the decoder holds; it must not be used any more."""
