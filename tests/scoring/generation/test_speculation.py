@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import pytest
-import torch
 
 from scoring.config import Limits
 from scoring.decoder.block_pool import BLOCK
@@ -21,6 +20,7 @@ from scoring.generation.prompt_lookup import PromptLookup
 from scoring.generation.scheduler import Scheduler
 from tests.conftest import Tiny
 from tests.scoring.conftest import Served
+from tests.scoring.generating import repeating
 
 TASK = "text-generation"
 SLOTS = 6
@@ -32,17 +32,10 @@ Ask = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def served(tiny: Tiny) -> Served:
-    """A tiny model that mostly counts, seven tokens and again; what its layers add has it deviate now and then."""
+    """A tiny model that repeats itself."""
     found = Served(tiny("llama", TASK), TASK, Limits())
     assert found.service.drain(20)
-    model = found.service.loaded.model
-    embedding = model.model.embed_tokens.weight.data
-    embedding *= 5.6 / embedding.norm(dim=1, keepdim=True)
-    numbers = torch.arange(len(embedding) - len(embedding) % 7)
-    model.lm_head.weight.data[numbers - numbers % 7 + (numbers + 1) % 7] = embedding[: len(numbers)]
-    for layer in model.model.layers:
-        layer.self_attn.o_proj.weight.data *= 0.03
-        layer.mlp.down_proj.weight.data *= 0.03
+    repeating(found.service.loaded.model)
     return found
 
 
