@@ -7,9 +7,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from scoring.decoder import draft_step
 from scoring.decoder.decode_step import GEMV_ROWS, Launcher
 from scoring.decoder.draft_step import DraftStep, Placed
+from scoring.decoder.drafts import SIZES
 from scoring.decoder.kv_cache import KVCache, SamplingParams
 from scoring.decoder.model import CachedModel
 from scoring.decoder.prefill import LONGEST, Part, Prefiller, admit, extend, pieces, record
@@ -182,7 +182,7 @@ class CudaBackend:
         assert self.drafter is not None
         self.settle()
         rows = sum(len(tokens) for _, _, tokens in placed)
-        size = next(size for size in draft_step.SIZES if size >= rows)
+        size = next(size for size in SIZES if size >= rows)
         graph = self._drafts.get(size) or self._capture_drafts(size)
         self._tell_drafts(placed)
         graph.replay()
@@ -215,12 +215,12 @@ class CudaBackend:
             if size not in self._prompts:
                 self._capture_prompt(size)
 
-        for size in draft_step.SIZES if sizes is None and self.drafter is not None else ():
+        for size in SIZES if sizes is None and self.drafter is not None else ():
             if size not in self._drafts:
                 self._capture_drafts(size)
 
     def _read(self, count: int) -> PendingTokens:
-        rows = max(self.launcher.rows, draft_step.SIZES[-1])
+        rows = max(self.launcher.rows, SIZES[-1])
         return PendingTokens(self.picked(count), self._spare, rows, self._wait)
 
     def _place(self, slots: list[int]) -> None:

@@ -94,6 +94,7 @@ class Decoder:
             else GenericTorchBackend(self.form, self.state)
         )
         self._drafts = drafts
+        self.rounds = False  # drafts come beside int8 steps too: their tokens are then those of the 16-bit weights
         self._logits: dict[int, Tensor] = {}  # of prefilled prompts not sampled yet
         self._last = torch.empty(0)
         self._picked = torch.empty(0)
@@ -210,7 +211,7 @@ class Decoder:
         """Return True if `speculate` may be called: if asked for, and steps read the same weights, in this process."""
         form = self.form
         rounded = isinstance(form, DecoderModel) and form.layers[0].attention.qkv.scale is not None
-        return self._drafts and form.team is None and not rounded
+        return self._drafts and form.team is None and (self.rounds or not rounded)
 
     @torch.inference_mode()
     def speculate(self, fed: Sequence[Fed]) -> Runs:

@@ -6,19 +6,19 @@ own; the weights are read once for all.
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import triton  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 
 from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.decode_step import _or
+from scoring.decoder.drafts import SIZES, SLOTS
 from scoring.decoder.kv_cache import KVCache
 from scoring.decoder.model import DecoderLayer, DecoderModel
 from scoring.decoder.token_rows import TokenRows
 from scoring.kernels import decode_sampling, draft_attention
 
-SIZES = [8, 16, 32]  # rows of a step with drafts that get a graph
-SLOTS = 8  # most slots of one
 _QUERIES = 64  # of an attention program, over its tokens and a group's heads
 _TOKENS = 8  # of these, tokens
 
@@ -28,36 +28,37 @@ Placed = tuple[int, int, Sequence[int]]  # slot, position of the first token fed
 class DraftLayout:
     """Layout of a step's numbers in one int32 tensor, so that one copy uploads them all.
 
-    Rows: token, slot, position, and first row of the slot's. Tiles, for attention: first row, tokens, slot, position.
+    Rows: token, slot, position, and first row of the slot's. Tiles, for attention: first row, tokens, slot, position,
+    and the slot's tokens before it.
     """
 
     def __init__(self, tile: int) -> None:
         self.tile = tile
         self.tiles = self.most(SIZES[-1])
-        self.size = 4 * (SIZES[-1] + self.tiles)
+        self.size = 4 * SIZES[-1] + 5 * self.tiles
 
     def most(self, rows: int) -> int:
         """Most tiles of a step of so many rows: one of each slot is not full."""
         return min(rows, SLOTS + rows // self.tile)
 
     def cut(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        """Split into rows [4, rows] and tiles [4, tiles]."""
-        rows, tiles = torch.split(numbers, [4 * SIZES[-1], 4 * self.tiles])
-        return rows.view(4, -1), tiles.view(4, -1)
+        """Split into rows [4, rows] and tiles [5, tiles]."""
+        rows, tiles = torch.split(numbers, [4 * SIZES[-1], 5 * self.tiles])
+        return rows.view(4, -1), tiles.view(5, -1)
 
     def fill(self, numbers: Tensor, placed: Sequence[Placed], scratch: int) -> None:
         """Write the rows of slots, one after another; those left are of the scratch slot, of length 0."""
         rows, tiles = (view.numpy() for view in self.cut(numbers))
         row = tile = 0
         for slot, at, tokens in placed:
-            for number, token in enumerate(tokens):
-                rows[:, row + number] = token, slot, at + number, row
+            own = rows[:, row : row + len(tokens)]
+            own[0], own[1], own[2], own[3] = tokens, slot, np.arange(at, at + len(tokens)), row
             for first in range(0, len(tokens), self.tile):
-                tiles[:, tile] = row + first, min(self.tile, len(tokens) - first), slot, at + first
+                tiles[:, tile] = row + first, min(self.tile, len(tokens) - first), slot, at + first, first
                 tile += 1
             row += len(tokens)
         rows[:3, row:] = [[0], [scratch], [0]]
-        rows[3, row:] = range(row, SIZES[-1])
+        rows[3, row:] = np.arange(row, SIZES[-1])
         tiles[:, tile:] = 0
 
 
@@ -75,7 +76,7 @@ class DraftStep(TokenRows):
         self.order = torch.arange(SIZES[-1], dtype=torch.int32, device=form.device)
 
     def queries(self) -> int:
-        return max(16, self.layout.tile * self.heads)
+        return max(16, self.layout.tile * int(self.heads))
 
     def spans(self, rows: int) -> int:
         return self.layout.most(rows) * self.form.kv_heads * self.splits(rows)

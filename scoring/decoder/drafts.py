@@ -6,6 +6,9 @@ position alone: sampled or not, a sequence is the same as without drafts.
 
 from collections.abc import Callable, Sequence
 
+SIZES = (8, 16, 32)  # tokens fed in a step on a GPU, up to which it is padded
+SLOTS = 8  # most slots of one
+
 Fed = tuple[int, Sequence[int]]  # a slot; its last token, then the draft of those after it
 
 

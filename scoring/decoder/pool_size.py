@@ -3,6 +3,7 @@
 import torch
 
 from scoring.decoder.block_pool import BLOCK, blocks_of
+from scoring.decoder.drafts import SIZES
 from scoring.decoder.model import CachedModel
 from scoring.limits.memory_shares import LEAST_CACHE_TOKENS, RESERVE_BYTES, WEIGHTS_AND_SLOTS
 
@@ -45,8 +46,9 @@ def block_bytes(form: CachedModel) -> int:
 def scratch_bytes(form: CachedModel, slots: int) -> int:
     """Upper bound of the memory that steps of so many slots and chunks of prompts take beside the cache."""
     size = form.dtype.itemsize
-    logits = slots * form.vocabulary * (9 + 2 * size) + _PROMPT_PARTS * form.vocabulary * size
+    rows = slots + SIZES[-1]  # those of steps with drafts are beside the others
+    logits = rows * form.vocabulary * (9 + 2 * size) + _PROMPT_PARTS * form.vocabulary * size
     row = 4 * form.hidden + size * (
         2 * form.hidden + form.scratch_width + 4 * (form.heads + form.kv_heads) * form.head_dim
     )
-    return int(logits + (_PROMPT_ROWS + slots) * row)
+    return int(logits + (_PROMPT_ROWS + rows) * row)

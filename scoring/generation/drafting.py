@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from scoring.decoder.block_pool import BLOCK, blocks_of
 from scoring.decoder.decoder import Decoder
+from scoring.decoder.drafts import SIZES, SLOTS
 from scoring.generation.enqueued import Enqueued
 from scoring.generation.prompt_lookup import PromptLookup
 from scoring.generation.sequence import RunningSequence
@@ -26,9 +27,10 @@ class Payoff:
     fed: int  # most tokens of a step with drafts
     least: float  # share of right tokens below which a step with drafts costs more than it saves
     cost: float  # of one more token in a step, in steps: a drafted one is worth it if likelier than that
+    fill: int = 1  # drafted tokens of a row that cost no more than one, since a step is padded
 
 
-PAYOFFS = {"cuda": Payoff(8, 32, 0.4, 0.03), "cpu": Payoff(2, 8, 0.5, 0.2)}
+PAYOFFS = {"cuda": Payoff(SLOTS, SIZES[-1], 0.4, 0.03, SIZES[0] - 1), "cpu": Payoff(2, 8, 0.5, 0.2)}
 _MOST = 15  # tokens of one draft
 
 
@@ -65,12 +67,20 @@ class Drafting:
         return [lookup.last, *lookup.draft(min(most, room, self._reach(running)))]
 
     def _reach(self, running: RunningSequence) -> int:
-        """Drafted tokens that are worth their cost; none under a penalty, which depends on those before."""
+        """Drafted tokens that are worth their cost: the longer a match, the further it is trusted.
+
+        None under a penalty, which depends on the tokens before.
+        """
         lookup = running.lookup
-        if lookup is None or running.sampling.repetition_penalty != 1.0 or lookup.rate < self._pays.least:
+        if (
+            lookup is None
+            or not lookup.matched
+            or running.sampling.repetition_penalty != 1.0
+            or lookup.rate < self._pays.least
+        ):
             return 0
         far = math.log(self._pays.cost) / math.log(min(lookup.rate, 0.99))
-        return min(int(far), lookup.matched)
+        return min(int(far), max(lookup.matched, self._pays.fill))
 
 
 def _follow(running: RunningSequence) -> None:

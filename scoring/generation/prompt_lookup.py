@@ -18,7 +18,7 @@ _MEASURED = 32  # of tokens that come at once, those that are measured
 class PromptLookup:
     """Foretells one sequence's tokens. `rate` is the share of its foretold tokens that came; the newest weigh most.
 
-    The next `matched` tokens are foretold: as many as those before them are known to be alike; 0 if none is.
+    `matched` is the number of newest tokens that occurred before; 0, and nothing foretold, if they are too few.
     """
 
     def __init__(self, ids: Sequence[int]) -> None:
@@ -47,10 +47,12 @@ class PromptLookup:
             self._find()
 
     def draft(self, most: int) -> list[int]:
-        """Up to so many of the next tokens."""
-        wanted, period = min(most, self.matched), self.count - self._source
-        found: list[int] = self._ids[self._source : min(self.count, self._source + wanted)].tolist()
-        while len(found) < wanted:  # the source ends here: it goes on with what it foretold
+        """So many of the next tokens; none if nothing is foretold."""
+        if most < 1 or not self.matched:
+            return []
+        period = self.count - self._source
+        found: list[int] = self._ids[self._source : min(self.count, self._source + most)].tolist()
+        while len(found) < most:  # the source ends here: it goes on with what it foretold
             found.append(found[-period])
         return found
 

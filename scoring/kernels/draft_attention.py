@@ -19,7 +19,8 @@ def attend_drafts(q_ptr, keys_ptr, values_ptr, out_ptr, part_ptr, stats_ptr, arr
     """Compute out [T, H, D] of q [T, H, D] over keys and values [KV, BLOCKS, BLOCK, D]. Grid (tiles * KV, SPLITS).
 
     A tile is up to GP / GG consecutive tokens of one slot, each seeing the keys up to its own, which are all in the
-    cache; tiles [4, TILES]: the first token's row, the number of tokens, the slot, the first token's position. A
+    cache; tiles [5, TILES]: the first token's row, the number of tokens, the slot, the first token's position, and the
+    slot's tokens of this step before it. Older keys are read before waiting for the kernel that writes the new ones. A
     program reads a span of one key head for all of its group's queries (of which GG is the next power of two), so that
     several tokens read keys once. Spans are joined as `decode_attention.attend` joins them.
     """
@@ -46,13 +47,18 @@ def attend_drafts(q_ptr, keys_ptr, values_ptr, out_ptr, part_ptr, stats_ptr, arr
     d = tl.arange(0, DP)
     t = tl.arange(0, BT)
     row_ptr = table_ptr + slot * WIDTH
+    place = tile_place(row_ptr, low, high, head, BLOCKS, BLOCK)
+    following = tile_place(row_ptr, low + BT, high, head, BLOCKS, BLOCK)
+    fresh = position - tl.load(tiles_ptr + 4 * TILES + tile)  # from here on, keys are this step's
+    at = low + t
+    k, v = keys_values(keys_ptr, values_ptr, place, t, (at < high) & (at < fresh), d, D)
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
     if (count > 0) & (split < live):
-        place = tile_place(row_ptr, low, high, head, BLOCKS, BLOCK)
-        following = tile_place(row_ptr, low + BT, high, head, BLOCKS, BLOCK)
-        k, v = keys_values(keys_ptr, values_ptr, place, t, low + t < high, d, D)
+        new_k, new_v = keys_values(keys_ptr, values_ptr, place, t, (at < high) & (at >= fresh), d, D)
+        k = tl.where((at >= fresh)[:, None], new_k, k)
+        v = tl.where((at >= fresh)[:, None], new_v, v)
         queries = ((row + token[:, None]) * H + head * G + g[:, None]) * D + d[None, :]
         shown = ((token < count) & (g < G))[:, None] & (d < D)[None, :]
         q = tl.load(q_ptr + queries, mask=shown, other=0.0)
