@@ -14,42 +14,30 @@ steps, so a step need not wait for the tokens of the one before. All calls must 
 """
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from scoring.decoder.adapters.families import build, unsupported
-from scoring.decoder.block_pool import BLOCK
+from scoring.decoder.block_pool import BLOCK, blocks_of
 from scoring.decoder.block_tables import BlockTables
-from scoring.decoder.drafts import Fed, Runs, kept
+from scoring.decoder.chunk_size import LONGEST_CHUNK
+from scoring.decoder.drafts import Fed, Placed, Runs, speculate
 from scoring.decoder.generic.model import GenericModel
 from scoring.decoder.generic.probe import probe
 from scoring.decoder.generic.torch_backend import GenericTorchBackend
 from scoring.decoder.kv_cache import KVCache, SamplingParams
 from scoring.decoder.logprobs import indices
 from scoring.decoder.model import DecoderModel, dequantize_weights, quantize_weights
-from scoring.decoder.pool_size import pool_blocks
+from scoring.decoder.pending import Pending, Ready
+from scoring.decoder.pool_size import pool_blocks, window_of
+from scoring.decoder.prompt_cost import PromptCost
 from scoring.decoder.sampler import pick_all
 from scoring.decoder.torch_backend import TorchBackend
 from scoring.distributed.tp_group import TensorParallelGroup
 from scoring.errors import PromptTooLong
 from scoring.passes.families import Tier
-
-
-class Pending(Protocol):
-    """Tokens that are being computed."""
-
-    def tokens(self) -> list[int]:
-        """One token per slot asked for, in their order; waits for them."""
-
-
-class _Ready:
-    def __init__(self, tokens: list[int]) -> None:
-        self._tokens = tokens
-
-    def tokens(self) -> list[int]:
-        return self._tokens
 
 
 class Decoder:
@@ -83,19 +71,22 @@ class Decoder:
         self.slots = slots
         blocks = pool_blocks(self.form, slots, length, tokens, share)
         self.full_length = length  # before it is reduced to what the cache holds
-        self.max_length = min(length, blocks * BLOCK)
+        window = window_of(self.form)
+        least = blocks_of(window) + blocks_of(LONGEST_CHUNK) + 1  # of a sequence that keeps no more than its window
+        self.max_length = length if window and blocks >= least else min(length, blocks * BLOCK)
         self.state = KVCache(self.form, slots, self.max_length, blocks)
         self.capacity = min(slots * self.max_length, self.state.blocks * BLOCK)
-        self.tables = BlockTables(slots, self.state.width, self.state.blocks, self.state.in_place)
+        self.tables = BlockTables(slots, self.state.width, self.state.blocks, self.state.in_place, window)
         self.lengths = [0] * slots  # the host's copy: known without asking the device
         self._torch = (
             TorchBackend(self.form, self.state)
             if isinstance(self.form, DecoderModel)
             else GenericTorchBackend(self.form, self.state)
         )
+        self._logits: dict[int, Tensor] = {}  # of slots from which no token was picked yet
+        self._constrained: set[int] = set()  # slots whose tokens `sample` picks
         self._drafts = drafts
         self.rounds = False  # drafts come beside int8 steps too: their tokens are then those of the 16-bit weights
-        self._logits: dict[int, Tensor] = {}  # of prefilled prompts not sampled yet
         self._last = torch.empty(0)
         self._picked = torch.empty(0)
         self._drafted: Runs | None = None  # a step with drafts, until the lengths of its slots are known
@@ -111,7 +102,9 @@ class Decoder:
 
         Returns the length of that prefix, whose tokens are not to be prefilled. Never all of the prompt.
         """
-        (self.state if self._cuda is None else self._cuda).open(slot, sampling or SamplingParams())
+        sampling = sampling or SamplingParams()
+        (self.state if self._cuda is None else self._cuda).open(slot, sampling)
+        (self._constrained.add if sampling.constrained else self._constrained.discard)(slot)
         held = self.tables.open(slot, ids, salt)
         self.lengths[slot] = held
         self._unsettled.pop(slot, None)
@@ -164,6 +157,7 @@ class Decoder:
             self.lengths[slot] += len(ids)
             self.tables.written(slot, ids)
             self._logits[slot] = after
+        self._advance(slot for slot, _ in parts)
         return logits
 
     def _prefill(self, parts: Sequence[tuple[int, int, Sequence[int]]]) -> Tensor:
@@ -176,11 +170,18 @@ class Decoder:
         return logits
 
     @torch.inference_mode()
-    def sample(self, slots: Sequence[int]) -> Pending:
-        """Pick the first token of slots whose prompt was just prefilled, and make it their next input."""
-        logits = torch.stack([self._logits[slot] for slot in slots])
+    def sample(self, slots: Sequence[int], masks: Tensor | None = None) -> Pending:
+        """Pick the first token of slots whose prompt was just prefilled, and make it their next input.
+
+        Also every later token of constrained slots, which `step` leaves open. Of masks [slots, words] int32 on the
+        host, a set bit allows a token.
+        """
+        logits = self.open_logits(slots)
         pending: Pending
-        pending = self._cuda.sample(list(slots), logits) if self._cuda is not None else self._pick(slots, logits)
+        if self._cuda is not None:
+            pending = self._cuda.sample(list(slots), logits, masks)
+        else:
+            pending = self._pick(slots, logits, masks)
         for slot in slots:
             del self._logits[slot]
         return pending
@@ -194,17 +195,37 @@ class Decoder:
         """
         self._settle()
         self._reserve(self._check_step(slots))
-        pending: Pending = self._cuda.step(list(slots)) if self._cuda is not None else self._step(slots)
+        longest = 1 + max(self.lengths[slot] for slot in slots)
+        pending: Pending = (
+            self._cuda.step(list(slots), longest) if self._cuda is not None else self._step(slots, longest)
+        )
         for slot in slots:
             self.lengths[slot] += 1
+        if rows := [row for row, slot in enumerate(slots) if slot in self._constrained]:
+            self._leave_open(slots, rows)
+        self._advance(slots)
         return pending
 
-    def _step(self, slots: Sequence[int]) -> Pending:
+    def _leave_open(self, slots: Sequence[int], rows: Sequence[int]) -> None:
+        """Keep the step's logits of constrained slots, the given rows, for `sample`."""
+        logits = self.last_logits(len(slots))
+        # On a GPU the next step writes to the same memory.
+        kept = [logits[row] for row in rows] if self._cuda is None else logits[indices(rows, logits.device)]
+        self._logits.update(zip([slots[row] for row in rows], kept, strict=True))
+
+    def _step(self, slots: Sequence[int], longest: int) -> Pending:
         rows = torch.tensor(list(slots), dtype=torch.int64, device=self.form.device)
-        logits = self._torch.step(rows, 1 + max(self.lengths[slot] for slot in slots))
+        logits = self._torch.step(rows, longest)
         self.state.lengths[rows] += 1
         self._last = logits
-        return self._pick(slots, logits)
+        if not self._constrained.intersection(slots):
+            return self._pick(slots, logits)
+        free = [row for row, slot in enumerate(slots) if slot not in self._constrained]
+        picked = self._pick([slots[row] for row in free], logits[free]).tokens() if free else []
+        known = dict(zip(free, picked, strict=True))
+        tokens = [known.get(row, -1) for row in range(len(slots))]
+        self._picked = torch.tensor(tokens, device=self.form.device)
+        return Ready(tokens)
 
     @property
     def speculates(self) -> bool:
@@ -229,22 +250,13 @@ class Decoder:
         for slot, _ in fed:
             self.lengths[slot] += 1
         self._unsettled = {slot: place for place, (slot, _) in enumerate(fed)}
-        self._drafted = Runs(fed, picked.tokens, self._advance)
+        self._drafted = Runs(fed, picked.tokens, self._count)
+        self._advance(slot for slot, _ in fed)
         return self._drafted
 
-    def _speculate(self, placed: Sequence[tuple[int, int, Sequence[int]]]) -> Pending:
-        device, state = self.form.device, self.state
-        tokens = torch.tensor([token for _, _, some in placed for token in some], device=device)
-        rows = torch.tensor([slot for slot, _, some in placed for _ in some], device=device)
-        lengths = torch.tensor([at + number for _, at, some in placed for number in range(1, len(some) + 1)])
-        self._last = self._torch.speculate([(slot, at, len(some)) for slot, at, some in placed], tokens)
-        picked = pick_all(self._last, state, rows, lengths.to(device))
-        self._picked = torch.tensor(picked, device=device)
-        runs = kept([(slot, some) for slot, _, some in placed], picked)
-        for (slot, at, _), run in zip(placed, runs, strict=True):
-            state.lengths[slot], state.tokens[slot] = at + len(run), run[-1]
-            state.seen[slot, torch.tensor(run, device=device)] = 1
-        return _Ready(picked)
+    def _speculate(self, placed: Sequence[Placed]) -> Pending:
+        self._last, self._picked = speculate(self._torch, self.state, placed)
+        return Ready(self._picked.tolist())
 
     def _settle(self) -> None:
         """Read a step with drafts, so that lengths are known."""
@@ -252,7 +264,7 @@ class Decoder:
         if drafted is not None:
             drafted.runs()
 
-    def _advance(self, runs: Sequence[Sequence[int]]) -> None:
+    def _count(self, runs: Sequence[Sequence[int]]) -> None:
         """Count the tokens of a step with drafts that follow the first, of slots that were not released since."""
         for slot, place in self._unsettled.items():
             self.lengths[slot] += len(runs[place]) - 1
@@ -285,14 +297,26 @@ class Decoder:
         logits: Tensor = self._cuda.logits(count) if self._cuda is not None else self._last
         return logits
 
-    def prompt_logits(self, slots: Sequence[int]) -> Tensor:
-        """Logits [slots, vocabulary] after the prompts of slots that were not sampled since."""
+    def open_logits(self, slots: Sequence[int]) -> Tensor:
+        """Logits [slots, vocabulary] from which `sample` is to pick."""
         return torch.stack([self._logits[slot] for slot in slots])
 
     def warm_up(self, sizes: Sequence[int] | None = None) -> None:
         """Compile and capture the step for batches of these sizes (default: every size up to the slots)."""
         if self._cuda is not None:
             self._cuda.warm_up(sizes)
+
+    @torch.inference_mode()
+    def plan(self) -> None:
+        """Prepare what libraries keep by thread: to be called on the one that will run this."""
+        if self._cuda is not None:
+            self._cuda.plan()
+
+    @property
+    def prompt_cost(self) -> PromptCost | None:
+        """Time that chunks of prompts take on a GPU, measured by `warm_up`; None on a CPU."""
+        cost: PromptCost | None = None if self._cuda is None else self._cuda.prompt_cost
+        return cost
 
     @property
     def notes(self) -> list[str]:
@@ -323,20 +347,27 @@ class Decoder:
             else:
                 self._cuda = GenericCudaBackend(self.form, self.state, self._drafts)
 
-    def _pick(self, slots: Sequence[int], logits: Tensor) -> Pending:
+    def _pick(self, slots: Sequence[int], logits: Tensor, masks: Tensor | None = None) -> Pending:
         rows = torch.tensor(list(slots), dtype=torch.int64, device=self.form.device)
-        tokens = pick_all(logits, self.state, rows, self.state.lengths[rows])
+        tokens = pick_all(logits, self.state, rows, self.state.lengths[rows], masks)
         self._picked = chosen = torch.tensor(tokens, dtype=torch.int64, device=self.form.device)
         if self.form.team is not None:
             self.form.team.agree(chosen)
         self.state.tokens[rows] = chosen
         self.state.seen[rows, chosen] = 1
-        return _Ready(tokens)
+        return Ready(tokens)
 
     def _reserve(self, lengths: Iterable[tuple[int, int]]) -> None:
         for slot, length in lengths:
             self.tables.reserve(slot, length)
         if self.tables.grown:
+            self._sync()
+
+    def _advance(self, slots: Iterable[int]) -> None:
+        """Give up blocks before the slots' windows, of which what is enqueued already may still read."""
+        if self.tables.window:
+            for slot in slots:
+                self.tables.advance(slot, self.lengths[slot])
             self._sync()
 
     def _check_parts(self, parts: Sequence[tuple[int, Sequence[int]]]) -> None:

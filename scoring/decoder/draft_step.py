@@ -13,7 +13,7 @@ from torch import Tensor
 
 from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.decode_step import _or
-from scoring.decoder.drafts import SIZES, SLOTS
+from scoring.decoder.drafts import SIZES, SLOTS, Placed
 from scoring.decoder.kv_cache import KVCache
 from scoring.decoder.model import DecoderLayer, DecoderModel
 from scoring.decoder.token_rows import TokenRows
@@ -21,8 +21,6 @@ from scoring.kernels import decode_sampling, draft_attention
 
 _QUERIES = 64  # of an attention program, over its tokens and a group's heads
 _TOKENS = 8  # of these, tokens
-
-Placed = tuple[int, int, Sequence[int]]  # slot, position of the first token fed, tokens fed
 
 
 class DraftLayout:
@@ -81,7 +79,7 @@ class DraftStep(TokenRows):
     def spans(self, rows: int) -> int:
         return self.layout.most(rows) * self.form.kv_heads * self.splits(rows)
 
-    def splits(self, rows: int) -> int:
+    def splits(self, rows: int, far: bool = False) -> int:
         return super().splits(2)  # a step has few slots, and a tile holds several rows of one
 
     def attention(self, rows: int, index: int, layer: DecoderLayer) -> None:

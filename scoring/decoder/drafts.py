@@ -5,11 +5,26 @@ position alone: sampled or not, a sequence is the same as without drafts.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from scoring.decoder.kv_cache import KVCache
+from scoring.decoder.sampler import pick_all
 
 SIZES = (8, 16, 32)  # tokens fed in a step on a GPU, up to which it is padded
 SLOTS = 8  # most slots of one
 
 Fed = tuple[int, Sequence[int]]  # a slot; its last token, then the draft of those after it
+Placed = tuple[int, int, Sequence[int]]  # slot, position of the first token fed, tokens fed
+
+
+class Rows(Protocol):
+    """A back end in plain torch."""
+
+    def speculate(self, parts: Sequence[tuple[int, int, int]], tokens: Tensor) -> Tensor:
+        """Append tokens; logits [T, vocabulary] after every one of them."""
 
 
 def kept(fed: Sequence[Fed], picked: Sequence[int]) -> list[list[int]]:
@@ -41,3 +56,18 @@ class Runs:
             self._found = kept(self._fed, self._read())
             self._then(self._found)
         return self._found
+
+
+def speculate(back_end: Rows, state: KVCache, placed: Sequence[Placed]) -> tuple[Tensor, Tensor]:
+    """Run a step with drafts in plain torch; logits [T, vocabulary] after the tokens fed, and the tokens [T] picked."""
+    device = state.tokens.device
+    tokens = torch.tensor([token for _, _, some in placed for token in some], device=device)
+    rows = torch.tensor([slot for slot, _, some in placed for _ in some], device=device)
+    lengths = torch.tensor([at + number for _, at, some in placed for number in range(1, len(some) + 1)], device=device)
+    logits = back_end.speculate([(slot, at, len(some)) for slot, at, some in placed], tokens)
+    picked = pick_all(logits, state, rows, lengths)
+    runs = kept([(slot, some) for slot, _, some in placed], picked)
+    for (slot, at, _), run in zip(placed, runs, strict=True):
+        state.lengths[slot], state.tokens[slot] = at + len(run), run[-1]
+        state.seen[slot, torch.tensor(run, device=device)] = 1
+    return logits, torch.tensor(picked, device=device)

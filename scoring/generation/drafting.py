@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from scoring.decoder.block_pool import BLOCK, blocks_of
 from scoring.decoder.decoder import Decoder
 from scoring.decoder.drafts import SIZES, SLOTS
-from scoring.generation.enqueued import Enqueued
+from scoring.generation.enqueued import UnderWay
 from scoring.generation.prompt_lookup import PromptLookup
 from scoring.generation.sequence import RunningSequence
 
@@ -41,17 +41,17 @@ class Drafting:
         self._decoder = decoder
         self._pays = PAYOFFS[decoder.form.device.type]
 
-    def drafts(self, going: Sequence[RunningSequence], pending: Sequence[Enqueued]) -> Drafts:
-        """Tokens that each of these rows is to be fed, if any is worth a draft; else none. `pending` is in flight."""
+    def drafts(self, going: Sequence[RunningSequence], under_way: UnderWay) -> Drafts:
+        """Tokens that each of these rows is to be fed, if any is worth a draft; else none. None beside grammars."""
         if not 0 < len(going) <= self._pays.sequences or not self._decoder.speculates:
+            return {}
+        if any(running.grammar is not None for running in going):
             return {}
         for running in going:
             _follow(running)
         if not any(self._reach(running) for running in going):
             return {}
-        try:
-            newest = {running: run for each in pending for running, run in zip(each.batch, each.runs(), strict=True)}
-        except Exception:  # told where the tokens are appended
+        if (newest := under_way.newest(going)) is None:
             return {}
         most = min(_MOST, self._pays.fed // len(going) - 1)
         found = {running: self._fed(running, newest.get(running, ()), most) for running in going}

@@ -1,20 +1,22 @@
-"""Tokens of one step or sampling, from when they are enqueued until they are read."""
+"""Tokens that a decoder is computing for rows, and in which order they are read."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, zip_longest
 from typing import TYPE_CHECKING
 
-from scoring.decoder.decoder import Pending
 from scoring.decoder.logprobs import TokenLogprob, copy_to_host, indices, measure_logprobs, read_logprobs
+from scoring.decoder.pending import Pending
 from scoring.generation.sequence import RunningSequence, append_token
 from scoring.generation.text_generator import TextGenerator
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+SLOW_MS = 10.0  # of pieces of prompts, from which on other rows' tokens do not wait for their first ones
+
 #: Waits for the next tokens of each row, one or several; may be called again.
-Runs = Callable[[], Sequence[Sequence[int]]]
+Tokens = Callable[[], Sequence[Sequence[int]]]
 #: Rows of the logits whose logprobs a sequence asks for.
 Asking = Mapping[RunningSequence, Sequence[int]]
 Chances = dict[RunningSequence, list[TokenLogprob]]
@@ -25,8 +27,9 @@ class Enqueued:
     """Tokens being computed, one or several of each row, with logprobs for rows that ask for them."""
 
     batch: list[RunningSequence]
-    runs: Runs
+    tokens: Tokens
     logprobs: Callable[[], Chances]
+    slow: bool = False  # they come after a long piece
     unsettled: bool = False  # a step with drafts, of which it is not known yet how many were right
 
     def settle(self, task: TextGenerator) -> None:
@@ -34,7 +37,7 @@ class Enqueued:
         if not self.unsettled:
             return
         self.unsettled = False
-        for running, run in zip(self.batch, self.runs(), strict=True):
+        for running, run in zip(self.batch, self.tokens(), strict=True):
             task.statistics.count("drafted_tokens", running.drafted)
             task.statistics.count("accepted_tokens", len(run) - 1)
             running.enqueued += len(run) - 1
@@ -43,7 +46,7 @@ class Enqueued:
     def append(self, task: TextGenerator) -> None:
         """Append the tokens to their rows, which fail alone; raises if none of them can be read."""
         self.settle(task)
-        runs, chances = self.runs(), self.logprobs()
+        runs, chances = self.tokens(), self.logprobs()
         before = [len(running.tokens) for running in self.batch]
         for running, run in zip(self.batch, runs, strict=True):
             try:
@@ -55,12 +58,50 @@ class Enqueued:
         task.statistics.tokens(running.row for running, held in grown for _ in running.tokens[held:])
 
 
-def single(pending: Pending) -> Runs:
-    """Tokens of a step that gives each row one."""
-    return lambda: [[token] for token in pending.tokens()]
+class UnderWay:
+    """Tokens that are read a step after they were enqueued; slow ones one step later, if others were with them."""
+
+    def __init__(self) -> None:
+        self.pending: list[Enqueued] = []
+        self._held: list[Enqueued] = []
+
+    def due(self) -> list[Enqueued]:
+        """Take what is to be read now, in the order in which it is computed."""
+        fast = [each for each in self.pending if not each.slow]
+        slow = [each for each in self.pending if each.slow]
+        due, self._held = ([*self._held, *fast], slow) if fast else ([*self._held, *slow], [])
+        self.pending = []
+        return due
+
+    def holds(self, running: RunningSequence) -> bool:
+        """Return True if a token of a row waits longer."""
+        return any(running in each.batch for each in self._held)
+
+    def newest(self, rows: Sequence[RunningSequence]) -> dict[RunningSequence, Sequence[int]] | None:
+        """Wait for the tokens of rows that are under way; None if they are slow, or cannot be read."""
+        wanted = set(rows)
+        if any(
+            wanted.intersection(each.batch) for each in [*self._held, *(each for each in self.pending if each.slow)]
+        ):
+            return None
+        try:
+            pairs = [(each.batch, each.tokens()) for each in self.pending if not each.slow]
+        except Exception:  # told where they are appended
+            return None
+        return {running: run for batch, runs in pairs for running, run in zip(batch, runs, strict=True)}
 
 
-def logprobs_of(asking: Asking, logits: "Tensor", picked: "Tensor") -> Callable[[], Chances]:
+def single(pending: Pending, rows: Sequence[int] | None = None) -> Tokens:
+    """Tokens of a step that gives each row one; of all its rows, or of some."""
+
+    def read() -> Sequence[Sequence[int]]:
+        every = pending.tokens()
+        return [[token] for token in every] if rows is None else [[every[row]] for row in rows]
+
+    return read
+
+
+def measured(asking: Asking, logits: "Tensor", picked: "Tensor") -> Callable[[], Chances]:
     """Logprobs that sequences ask for, of rows of logits and the tokens picked of each."""
     rows = indices([row for own in asking.values() for row in own], logits.device)
     most = [running.details or 0 for running, own in asking.items() for _ in own]

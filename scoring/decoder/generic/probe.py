@@ -156,7 +156,7 @@ class CallRecorder:
 
     def _window(self, module: Any, mask: Any, said: dict[str, Any]) -> int:
         if mask is not None:
-            return window_of(self._masked(mask), self._length)
+            return window_of(self._masked(mask), self._length, self._device)
         if not (said.get("is_causal") or (said.get("is_causal") is None and getattr(module, "is_causal", True))):
             raise Unlike("its attention is not causal")
         if said.get("sliding_window"):
@@ -196,13 +196,13 @@ def _attention(q: Tensor, k: Tensor, said: dict[str, Any], window: int) -> Atten
     )
 
 
-def window_of(function: MaskFunction, length: int) -> int:
+def window_of(function: MaskFunction, length: int, device: torch.device) -> int:
     """Keys that each query sees up to itself, 0 for all, in sequences of `length` tokens; raises Unlike for others."""
-    keys = torch.arange(length)
-    nothing = torch.zeros(1, dtype=torch.int64)
+    keys = torch.arange(length, device=device)  # what the function compares with may lie there
+    nothing = torch.zeros(1, dtype=torch.int64, device=device)
 
     def seen(query: int) -> Tensor:
-        found = function(nothing, nothing, torch.tensor([query]), keys)
+        found = function(nothing, nothing, torch.tensor([query], device=device), keys)
         return found.broadcast_to((length,))
 
     window = int(seen(length - 1).sum())

@@ -119,7 +119,7 @@ def test_rows_that_do_not_ask_pay_nothing(gpt2: Served, monkeypatch: pytest.Monk
         raise AssertionError
 
     monkeypatch.setattr("scoring.generation.enqueued.measure_logprobs", never)
-    monkeypatch.setattr("scoring.tasks.generation.measure_logprobs", never)
+    monkeypatch.setattr("scoring.generation.generated.measure_logprobs", never)
     gpt2.ok([PROMPT, "The"], max_new_tokens=4)
 
 
