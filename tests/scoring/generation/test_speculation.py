@@ -94,6 +94,7 @@ def asks_of(rng: random.Random, count: int) -> list[Ask]:
         {"do_sample": True, "temperature": 0.3, "return_details": True},
         {"do_sample": True, "temperature": 1.1, "top_k": 5},
         {"do_sample": True, "temperature": 0.7, "top_p": 0.8},
+        {"guided_regex": "[a-c]{3,30}"},
     ]
     return [
         kinds[number % len(kinds)]
