@@ -207,6 +207,7 @@ class Service:
             "limits": vars(d.limits),
             "precision": self.loaded.precision,
             "batching": self.task.company.to_dict(),
+            **self.task.abilities(),
             **({"quantisation": d.quantisation} if d.quantisation else {}),
             "optimisations": {record.name: record.state for record in self.records},
             "passes": [record.to_dict() for record in self.records],

@@ -269,11 +269,11 @@ class Launcher:
         decode_attention.attend[(rows * form.kv_heads, splits)](
             b.qkv if normed else b.q, state.keys[index], state.values[index], b.attended, b.part, b.stats, b.arrived,
             _or(form.alibi, b.x), b.slots, state.lengths, _or(bias, b.x), *self._gains_of_heads(own),
-            *self._tables(layer), state.table, *self._paging(), own.scale, own.cap, _eps(own.q_norm),
-            **self._heads(layer), BLOCK=BLOCK,
+            *self._tables(layer), state.table, _or(own.sinks, b.x), *self._paging(), own.scale, own.cap,
+            _eps(own.q_norm), **self._heads(layer), BLOCK=BLOCK,
             DP=self.wide, GP=self.group, BT=self.span, LEAST=least, SPLITS=splits, WINDOW=own.window,
-            ALIBI=form.alibi is not None, CAP=own.cap > 0, NORMED=normed, BIAS=bias is not None,
-            PRECISION=self.precision, PDL=self.pdl,
+            ALIBI=form.alibi is not None, CAP=own.cap > 0, SINKS=own.sinks is not None, NORMED=normed,
+            BIAS=bias is not None, PRECISION=self.precision, PDL=self.pdl,
             num_warps=self.warps, **self._launch(),
         )  # fmt: skip
 

@@ -157,6 +157,20 @@ def test_a_steps_long_rows_are_split_further(tmp_path: Path, monkeypatch: pytest
         split.clear()
 
 
+@pytest.mark.parametrize("rows", [[1], [4, 2, 1, 3]], ids=["one", "four"])
+def test_attention_sinks_take_their_part(rows: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = build
+
+    def with_sinks(model: Any, length: int) -> Any:
+        form = made(model, length)
+        for layer in form.layers:
+            layer.attention.sinks = torch.linspace(-1, 2, form.heads, device=DEVICE)
+        return form
+
+    monkeypatch.setitem(globals(), "build", with_sinks)
+    compare(tiny("llama", tmp_path).to(DEVICE), rows)
+
+
 def by_torch(reference: TorchBackend, parts: list[tuple[int, int, list[int]]]) -> torch.Tensor:
     """Logits by the plain back end, which writes keys and values."""
     tokens = torch.tensor([token for _, _, ids in parts for token in ids], device=DEVICE)
