@@ -87,10 +87,11 @@ class DraftStep(TokenRows):
         splits = self.splits(rows)
         draft_attention.attend_drafts[(self.layout.most(rows) * form.kv_heads, splits)](
             b.q, state.keys[index], state.values[index], b.attended, b.part, b.stats, b.arrived,
-            _or(form.alibi, b.x), self.tiled, state.table, self.layout.tiles, *self._paging(), own.scale, own.cap,
+            _or(form.alibi, b.x), self.tiled, state.table, _or(own.sinks, b.x), self.layout.tiles,
+            *self._paging(), own.scale, own.cap,
             BLOCK=BLOCK, H=form.heads, KV=form.kv_heads, D=form.head_dim, DP=self.wide, GG=self.heads, GP=self.group,
             BT=self.span, LEAST=self.least, SPLITS=splits, WINDOW=own.window, ALIBI=form.alibi is not None,
-            CAP=own.cap > 0, PRECISION=self.precision, PDL=self.pdl,
+            CAP=own.cap > 0, SINKS=own.sinks is not None, PRECISION=self.precision, PDL=self.pdl,
             num_warps=4 if self.group * self.wide <= 4096 else 8, **self._launch(),
         )  # fmt: skip
 

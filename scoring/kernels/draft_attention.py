@@ -12,10 +12,11 @@ from scoring.kernels.decode_attention import cap, join, keys_values, tile_place
 
 @triton.jit
 def attend_drafts(q_ptr, keys_ptr, values_ptr, out_ptr, part_ptr, stats_ptr, arrived_ptr, slopes_ptr, tiles_ptr,
-                  table_ptr, TILES, WIDTH, BLOCKS, scale, limit, BLOCK: tl.constexpr, H: tl.constexpr,
+                  table_ptr, sinks_ptr, TILES, WIDTH, BLOCKS, scale, limit, BLOCK: tl.constexpr, H: tl.constexpr,
                   KV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GG: tl.constexpr, GP: tl.constexpr,
                   BT: tl.constexpr, LEAST: tl.constexpr, SPLITS: tl.constexpr, WINDOW: tl.constexpr,
-                  ALIBI: tl.constexpr, CAP: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+                  ALIBI: tl.constexpr, CAP: tl.constexpr, SINKS: tl.constexpr, PRECISION: tl.constexpr,
+                  PDL: tl.constexpr):  # fmt: skip
     """Compute out [T, H, D] of q [T, H, D] over keys and values [KV, BLOCKS, BLOCK, D]. Grid (tiles * KV, SPLITS).
 
     A tile is up to GP / GG consecutive tokens of one slot, each seeing the keys up to its own, which are all in the
@@ -67,6 +68,10 @@ def attend_drafts(q_ptr, keys_ptr, values_ptr, out_ptr, part_ptr, stats_ptr, arr
             slopes = tl.load(slopes_ptr + head * G + g, mask=g < G, other=0.0)
         top = tl.full([GP], -1e30, tl.float32)
         mass = tl.zeros([GP], tl.float32)
+        if SINKS:  # a key without a value, in the first span
+            sunk = (g < G) & (split == 0)
+            top = tl.load(sinks_ptr + head * G + g, mask=sunk, other=-1e30).to(tl.float32)
+            mass = tl.where(sunk, 1.0, 0.0)
         acc = tl.zeros([GP, DP], tl.float32)
         for start in range(low, high, BT):
             at = start + t
