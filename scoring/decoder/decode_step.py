@@ -255,7 +255,7 @@ class Launcher:
         gains, bias = self._bias(norm, linear)
         absent = self.buffers.x
         decode_gemv.gemv[(rows * triton.cdiv(outputs, tile.rows),)](
-            x, absent if norm is None else norm.gain, linear.weight, *scales_of(linear, self.buffers.x), gains, bias, out,
+            x, absent if norm is None else norm.gain, linear.weight, *scales_of(linear, absent), gains, bias, out,
             outputs, inputs, _eps(norm), factor, **tiling(tile, inputs), NORM=_kind(norm), ACT=act,
             BIAS=biased and bias is not absent, **narrow(linear), ADD=add, ROWS=rows, PDL=self.pdl,
             **self._launch(),

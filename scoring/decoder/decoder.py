@@ -48,8 +48,7 @@ class Decoder:
     to the model's own positions and to `capacity`, the tokens that all slots can hold: up to `tokens` if given, within
     a `share` of a GPU's memory. With a `team`, the model is this rank's slice, and all ranks must make the same calls
     in the same order: each then gives its slots the same blocks.
-    The tier is the fused one where an adapter builds the model's form, unless one is asked for. With `drafts` it may
-    `speculate`.
+    The tier is fused where an adapter builds the model's form, unless one is asked for; with `drafts` it may `speculate`.
     """
 
     def __init__(
@@ -88,8 +87,7 @@ class Decoder:
         self._constrained: set[int] = set()  # slots whose tokens `sample` picks
         self._drafts = drafts
         self.rounds = False  # drafts come beside int8 steps too: their tokens are then those of the 16-bit weights
-        self._last = torch.empty(0)
-        self._picked = torch.empty(0)
+        self._last = self._picked = torch.empty(0)
         self._drafted: Runs | None = None  # a step with drafts, until the lengths of its slots are known
         self._unsettled: dict[int, int] = {}  # such slots, with their places among its runs
         self._cuda: Any = None
@@ -231,28 +229,27 @@ class Decoder:
     @property
     def speculates(self) -> bool:
         """Return True if `speculate` may be called: if asked for, and steps read the same weights, in this process."""
-        form = self.form
-        rounded = isinstance(form, DecoderModel) and form.layers[0].attention.qkv.scale is not None
-        return self._drafts and form.team is None and (self.rounds or not rounded)
+        rounded = isinstance(self.form, DecoderModel) and self.form.layers[0].attention.qkv.scale is not None
+        return self._drafts and self.form.team is None and (self.rounds or not rounded)
 
     @torch.inference_mode()
     def speculate(self, fed: Sequence[Fed]) -> Runs:
         """Feed each slot its last token and a draft, and pick the next token after every one of them.
 
         Each slot goes on by the tokens that `step` would have picked one by one, as far as they are its draft, and one
-        more. Until they are read, `lengths` counts the first of them alone. Raises as `step` does. What a draft would
-        change, repetition penalties, is left to the caller: such slots are fed without one.
+        more; until they are read, `lengths` counts the first alone. Raises as `step` does. No drafts for slots with a
+        repetition penalty, which they would change.
         """
         self._settle()
-        self._check_fed(fed)
+        self._check_parts(fed)
         self._reserve((slot, self.lengths[slot] + len(tokens)) for slot, tokens in fed)
         placed = [(slot, self.lengths[slot], tokens) for slot, tokens in fed]
         picked = self._speculate(placed) if self._cuda is None else self._cuda.speculate(placed)
-        for slot, _ in fed:
-            self.lengths[slot] += 1
         self._unsettled = {slot: place for place, (slot, _) in enumerate(fed)}
+        for slot in self._unsettled:
+            self.lengths[slot] += 1
         self._drafted = Runs(fed, picked.tokens, self._count)
-        self._advance(slot for slot, _ in fed)
+        self._advance(self._unsettled)
         return self._drafted
 
     def _speculate(self, placed: Sequence[Placed]) -> Pending:
@@ -387,11 +384,6 @@ class Decoder:
                 raise ValueError("a prefill needs at least one token")
             self._check_room(slot, len(ids))
         self.tables.check((slot, self.lengths[slot] + len(ids)) for slot, ids in parts)
-
-    def _check_fed(self, fed: Sequence[Fed]) -> None:
-        for slot, tokens in fed:
-            self._check_room(slot, len(tokens))
-        self.tables.check((slot, self.lengths[slot] + len(tokens)) for slot, tokens in fed)
 
     def _check_step(self, slots: Sequence[int]) -> list[tuple[int, int]]:
         """Return the slots that need another block for their next token, with their lengths then."""

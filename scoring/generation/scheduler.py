@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from scoring.decoder.block_pool import BLOCK, blocks_of
 from scoring.decoder.chunk_size import LONGEST_CHUNK, chunk_within
@@ -37,9 +37,6 @@ from scoring.generation.enqueued import SLOW_MS, Asking, Enqueued, Tokens, Under
 from scoring.generation.sequence import RunningSequence, make_sequence
 from scoring.generation.streaming import show_end
 from scoring.generation.text_generator import TextGenerator
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 logger = logging.getLogger("mii_azure.scheduler")
 
@@ -280,9 +277,7 @@ class Scheduler:
         masks = (self._task.grammars.masks(bound),) if bound else ()
         return self._enqueued(batch, single(self.decoder.sample(slots, *masks)), asking, logits)
 
-    def _enqueued(
-        self, batch: list[RunningSequence], tokens: Tokens, asking: Asking, logits: "Tensor | None"
-    ) -> Enqueued:
+    def _enqueued(self, batch: list[RunningSequence], tokens: Tokens, asking: Asking, logits: Any) -> Enqueued:
         """Pair tokens just picked with the logprobs of sequences that ask for them, by their rows of the logits."""
         if logits is None:
             return Enqueued(batch, tokens, dict)
