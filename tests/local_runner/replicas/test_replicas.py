@@ -31,6 +31,8 @@ from scoring.errors import LoadError
 from tests.local_runner.test_lifecycle import started
 from tests.waiting import until
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 _PATIENCE_S = 30.0
 
 

@@ -15,6 +15,8 @@ from mii_azure.verdict.parity import parity
 from tests.conftest import Packaged, Tiny
 from tests.scoring.conftest import Served
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 Command = Callable[..., str]
 
 
