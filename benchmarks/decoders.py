@@ -336,7 +336,7 @@ def prepare_ours(case: Case, row: dict[str, Any], tier: Tier) -> Decoder:
     if case.int8:
         decoder.use_int8()
     decoder.warm_up([case.slots, 2, 4])
-    row["uncaptured"] = decoder.uncaptured
+    row["notes"] = decoder.notes
     row["prepare_seconds"] = time.perf_counter() - began
     row["error"] = errors(decoder, told())
     return decoder

@@ -34,7 +34,9 @@ class InstantDecoder:
     def __init__(self, slots: int, vocabulary: Sequence[int], step_s: float) -> None:
         from scoring.decoder.block_pool import blocks_of
         from scoring.decoder.block_tables import BlockTables
+        from scoring.decoder.prompt_cost import PromptCost
 
+        self.prompt_cost = PromptCost(0.04)
         self.form = SimpleNamespace(device=SimpleNamespace(type="cuda"), layers=[])
         self.slots, self.max_length, self.full_length, self.capacity = slots, CONTEXT, CONTEXT, slots * CONTEXT
         self.tables = BlockTables(slots, blocks_of(CONTEXT), slots * blocks_of(CONTEXT), in_place=False)
@@ -47,6 +49,9 @@ class InstantDecoder:
     def open(self, slot: int, sampling: Any = None, ids: Sequence[int] = (), salt: str | None = None) -> int:
         self.lengths[slot] = held = self.tables.open(slot, ids, salt)
         return held
+
+    def plan(self) -> None:
+        """Nothing is kept by thread."""
 
     def choose(self, free: Any, ids: Sequence[int], salt: str | None) -> int:
         return self.tables.choose(free, ids, salt)

@@ -40,12 +40,15 @@
     │   └── UnknownDeployment
     └── AzureError              exit 5   Azure said no; carries Azure's own code and the request id
         ├── NotSignedIn                  no credential, or one that has expired
+        ├── SubscriptionNotReady         disabled, or without a service that is needed
+        ├── BlockedByPolicy              by a policy, a lock or a forbidden kind of key: no role helps
         ├── AccessDenied                 a role is missing
         ├── NotInAzure                   workspace, endpoint or slot does not exist
         ├── NameTaken
         ├── QuotaExceeded                three verdicts told apart: quota,
         ├── InstanceTypeNotOffered       not in this region or workspace,
         ├── NoCapacity                   and offered, allowed, but none free now
+        ├── DiskFull                     of an instance
         ├── ImageNotBuilt
         ├── ContainerNotReady            the probes gave up
         ├── UploadFailed
@@ -194,6 +197,18 @@ class NotSignedIn(AzureError):
 
 class AccessDenied(AzureError):
     code = "access_denied"
+
+
+class SubscriptionNotReady(AzureError):
+    code = "subscription_not_ready"
+
+
+class BlockedByPolicy(AzureError):
+    code = "blocked_by_policy"
+
+
+class DiskFull(AzureError):
+    code = "disk_full"
 
 
 class NotInAzure(AzureError):

@@ -12,6 +12,8 @@ from scoring.strict_json.files import read_object, typed
 SCHEMA = 1
 DIFFUSERS_INDEX = "model_index.json"  # a diffusers folder has it in place of config.json
 MODULES = "modules.json"  # a sentence-transformers folder has it, and its config.json perhaps one level down
+_MARKS = ("config.json", DIFFUSERS_INDEX, MODULES)
+_DEEPEST = 6  # levels below AZUREML_MODEL_DIR at which a model is looked for; registries' MLflow layout has three
 _LARGEST_NUMBER = 2**53  # beyond it a float, which other hosts' JSON uses, is not exact
 
 _PLAIN = (str, bool, dict[str, Any])
@@ -126,18 +128,42 @@ def _field(value: Any, kind: Any, what: str) -> Any:
 def find_model_dir(code_dir: Path) -> Path:
     """Return the folder that holds config.json, a diffusers pipeline's model_index.json, or modules.json.
 
-    Azure ML mounts the model at AZUREML_MODEL_DIR, which may be the folder itself, or its parent, and may contain a
-    double slash; without that variable the bundle's own `model/` beside `code/` is used. Raises ModelNotFound.
+    Azure ML mounts the model at AZUREML_MODEL_DIR, which may be the folder itself or lie levels above it, as in the
+    MLflow layout of registries (`mlflow_model_folder/data/model`), and may contain a double slash; without that
+    variable the bundle's own `model/` beside `code/` is used. Raises ModelNotFound, also for several models.
     """
     named = os.environ.get("AZUREML_MODEL_DIR")
     root = Path(os.path.normpath(named)) if named else code_dir.parent / "model"
-    candidates = [root, root / "model"]
-    if root.is_dir():
-        candidates += sorted(child for child in root.iterdir() if child.is_dir())
-    for folder in candidates:
-        if any((folder / name).is_file() for name in ("config.json", DIFFUSERS_INDEX, MODULES)):
-            return folder
+    found = models_below(root)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(folder.relative_to(root).as_posix() for folder in found[:4])
+        raise ModelNotFound(f"{root} holds several models: {names}.", "Register the folder of one.")
     raise ModelNotFound(
-        f"No config.json in {root} or one level below it.",
-        "AZUREML_MODEL_DIR must name the folder of the model, or its parent.",
+        f"No config.json in {root} or up to {_DEEPEST} levels below it.",
+        "AZUREML_MODEL_DIR must name the folder of the model, or one above it.",
     )
+
+
+def models_below(root: Path) -> list[Path]:
+    """Model folders at the level nearest to `root` that has any with weights, else that has any.
+
+    Of several in one level one named `model` stands for all: others there are its configuration or tokenizer.
+    """
+    level = [root]
+    bare: list[Path] = []
+    for _ in range(_DEEPEST + 1):
+        marked = [folder for folder in level if any((folder / name).is_file() for name in _MARKS)]
+        whole = [folder for folder in marked if _is_whole(folder)]
+        if whole:
+            return [folder for folder in whole if folder.name == "model"][:1] or whole
+        bare = bare or marked
+        level = sorted(child for folder in level if folder.is_dir() for child in folder.iterdir() if child.is_dir())
+    return [folder for folder in bare if folder.name == "model"][:1] or bare
+
+
+def _is_whole(folder: Path) -> bool:
+    """Return True for a pipeline, a sentence-transformers folder, or weights beside config.json."""
+    parts = any((folder / name).is_file() for name in (DIFFUSERS_INDEX, MODULES))
+    return parts or any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "*.bin"))

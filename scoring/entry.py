@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from scoring.config import Deployment, find_model_dir
+from scoring.limits import cpus
 from scoring.telemetry.statistics import phase
 
 #: Seconds after which a thread gives the interpreter to another that waits; Python's own 5 ms are longer than a step
@@ -29,9 +30,10 @@ def init() -> None:
     """Load the model and warm it up; raises LoadError and its kinds, with a sentence and a remedy."""
     global _service
     _logging()
-    # Set before anything imports torch: no hub access while serving, no tokenizer fork warnings.
+    # Set before anything imports torch: no hub access while serving, no tokenizer fork warnings, OpenMP's threads.
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    cpus.settle()
     sys.setswitchinterval(SWITCH_S)
     deployment = Deployment.read(CODE_DIR / "deployment.json")
     from scoring.api.service import Service

@@ -94,6 +94,8 @@ def tiny_causal(family: str, **changes: Any) -> Any:
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1 and "norm" in name:
                 parameter.data += 0.5 * torch.rand(parameter.shape) - 0.25
+            elif parameter.ndim == 2 and not parameter.any():  # a router, whose ties devices would break differently
+                parameter.data.normal_(0, 0.3)
     return model
 
 

@@ -38,5 +38,10 @@ compile --python-version 3.11 --generate-hashes -c constraints.txt templates/loc
 awk 'NR == FNR { if ($1 ~ /==/) known[$1] = 1; next } /^[^ ]/ { keep = !($1 in known) } keep' \
     templates/locks/cpu.lock "$WHEELS/http.lock" >templates/locks/http.lock
 
+# What a CI job installs, around the wheel of this project that `mii-azure ci` ships.
+compile --python-version 3.11 --generate-hashes -c constraints.txt --find-links "$WHEELS" --extra diffusion \
+    pyproject.toml -o "$WHEELS/ci.lock"
+{ echo "--extra-index-url $TORCH_CPU_INDEX"; cat "$WHEELS/ci.lock"; } >templates/locks/ci.lock
+
 # The licences, from the metadata of what is installed.
 python3 -m tools.licences

@@ -18,6 +18,22 @@ _GENERATION: dict[str, Any] = {
     "seed": {"type": "integer", "minimum": -1},
     "stop": _TEXTS,
     "user": _TEXT,
+    "response_format": {
+        "type": "object",
+        "properties": {
+            "type": {"type": "string", "enum": ["text", "json_object", "json_schema"]},
+            "json_schema": {
+                "type": "object",
+                "properties": {"name": _TEXT, "schema": {"type": "object"}, "strict": {"type": "boolean"}},
+            },
+        },
+        "required": ["type"],
+    },
+    "structured_outputs": {"type": "object"},
+    "guided_json": {"anyOf": [{"type": "object"}, _TEXT]},
+    "guided_regex": _TEXT,
+    "guided_choice": {"type": "array", "items": _TEXT, "minItems": 1},
+    "guided_grammar": _TEXT,
 }
 
 

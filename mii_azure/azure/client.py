@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from local_runner.flags.flag import twin
 from mii_azure.azure.errors import translated
+from mii_azure.azure.sign_in import KeptTokens, credential
 from mii_azure.errors import NotSignedIn, SpecError
 
 if TYPE_CHECKING:
@@ -20,9 +21,9 @@ _JOIN_S = 0.5  # short, so that Ctrl-C takes effect at once
 
 
 def connect(subscription: str | None = None, resource_group: str | None = None, workspace: str | None = None) -> Any:
-    """Create an MLClient with DefaultAzureCredential; missing values come from MII_AZURE_SUBSCRIPTION and its siblings.
+    """Create an MLClient under this process's identity.
 
-    Raises SpecError naming what is missing.
+    Missing values come from MII_AZURE_SUBSCRIPTION and its siblings. Raises SpecError naming what is missing.
     """
     given = dict(zip(SCOPE, (subscription, resource_group, workspace), strict=True))
     scope = {name: value or os.environ.get(twin(name)) for name, value in given.items()}
@@ -30,12 +31,11 @@ def connect(subscription: str | None = None, resource_group: str | None = None, 
     if missing:
         raise SpecError(f"Which workspace? {', '.join(missing)} missing.", "Each has a twin, e.g. MII_AZURE_WORKSPACE.")
     from azure.ai.ml import MLClient
-    from azure.identity import DefaultAzureCredential
 
     with translated():
         try:
             return MLClient(
-                DefaultAzureCredential(), scope["subscription"], scope["resource_group"], scope["workspace"]
+                KeptTokens(credential()), scope["subscription"], scope["resource_group"], scope["workspace"]
             )
         except ValueError as error:
             raise NotSignedIn(f"The client was not made: {error}.", "Run `az login`.") from error

@@ -1,123 +1,14 @@
-"""Translation of Azure's errors: a table from its codes and sentences to our errors, each with a remedy."""
+"""Translation of Azure's errors into ours, by the table in `causes`."""
 
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
-from mii_azure import errors
-from mii_azure.errors import AzureError
+from mii_azure.azure.causes import BY_STATUS, CAUSES, TROUBLE, UNKNOWN, UNREACHED, VAGUE, Cause
+from mii_azure.errors import AzureError, NotSignedIn
 
 _MAX_SENTENCE = 1000
-
-
-class Cause(NamedTuple):
-    """Row of the table: if `pattern` is found in Azure's code and sentence, the error class and remedy."""
-
-    pattern: str
-    error: type[AzureError]
-    summary: str
-    remedy: str
-
-
-# In order; the first row that matches decides.
-CAUSES: tuple[Cause, ...] = (
-    Cause(
-        r"liveness probe|readiness probe",
-        errors.ContainerNotReady,
-        "The container did not answer its probes.",
-        "Read `mii-azure logs`; if the model was still loading, raise the probes' initial_delay or failure_threshold.",
-    ),
-    Cause(
-        r"OutOfMemory|OOMKilled|out of memory",
-        errors.ContainerNotReady,
-        "The container ran out of memory.",
-        "Choose an instance type with more memory; `mii-azure plan` says which fit.",
-    ),
-    Cause(
-        r"ImageBuildFail|image build|BuildError|building the image",
-        errors.ImageNotBuilt,
-        "The environment's image was not built.",
-        "Read the build log in the workspace's studio under Environments; a private network needs a build compute.",
-    ),
-    Cause(
-        r"AcrPull|container registry.*(denied|unauthori[sz]ed)|unauthori[sz]ed.*azurecr",
-        errors.AccessDenied,
-        "The endpoint's identity may not read the container registry.",
-        "Give it the role AcrPull on the workspace's registry.",
-    ),
-    Cause(
-        r"AuthorizationFailed|does not have authorization",  # the sentence names what was requested, e.g. quotas
-        errors.AccessDenied,
-        "This identity lacks a role.",
-        "Take the role AzureML Data Scientist on the workspace, or one that allows what the message names.",
-    ),
-    Cause(
-        r"OutOfQuota|quota",
-        errors.QuotaExceeded,
-        "The subscription's quota does not reach.",
-        "Ask for more cores of this family, or choose a smaller type; `mii-azure plan` says how many it takes.",
-    ),
-    Cause(
-        r"OutOfCapacity|ZonalAllocationFailed|AllocationFail|insufficient capacity|no capacity",
-        errors.NoCapacity,
-        "Azure has none of these instances free in this region now.",
-        "Run the same command later, or choose another instance type or region.",
-    ),
-    Cause(
-        r"(Sku|VmSize)Not|InvalidVmSize|(sku|instance type|vm size).*(not|unsupported)",
-        errors.InstanceTypeNotOffered,
-        "This instance type is not offered to this workspace.",
-        "Choose another one; `mii-azure plan` ranks those that fit.",
-    ),
-    Cause(
-        r"(name).*(taken|in use|already exists|not available)|NameConflict|NameNotAvailable",
-        errors.NameTaken,
-        "The endpoint's name is taken: names are unique in a region.",
-        "Generate the bundle under another --name.",
-    ),
-    Cause(
-        r"(Expired|Invalid)AuthenticationToken|AADSTS|CredentialUnavailable|failed to retrieve a token",
-        errors.NotSignedIn,
-        "Azure does not accept the sign-in.",
-        "Run `az login`, or check the identity that this process runs under, and run the same command again.",
-    ),
-    Cause(
-        r"AuthorizationPermissionMismatch|AuthorizationFailure|SasToken|Server failed to authenticate",
-        errors.AccessDenied,
-        "The workspace's storage refused the upload.",
-        "Take the role Storage Blob Data Contributor on the storage account, or check its firewall.",
-    ),
-    Cause(
-        r"Forbidden",
-        errors.AccessDenied,
-        "This identity lacks a role.",
-        "Take the role AzureML Data Scientist on the workspace, or one that allows what the message names.",
-    ),
-    Cause(
-        r"ResourceNotReady|OperationFailed|ContainerCrash|crash",
-        errors.ContainerNotReady,
-        "The deployment did not become ready.",
-        "Read `mii-azure logs`: the last exception there is the reason.",
-    ),
-)
-_BY_STATUS: dict[int, Cause] = {
-    401: Cause("", errors.NotSignedIn, "Azure does not accept the sign-in.", "Run `az login` and the command again."),
-    403: Cause("", errors.AccessDenied, "This identity lacks a role.", "Ask for the role that the message names."),
-    404: Cause(
-        "",
-        errors.NotInAzure,
-        "Azure does not know it.",
-        "Check subscription, resource group, workspace and the endpoint's name.",
-    ),
-    409: Cause("", errors.AzureUnavailable, "Another operation is under way.", "Wait and run the same command again."),
-    429: Cause("", errors.AzureUnavailable, "Azure takes no more requests now.", "Wait a minute and run it again."),
-}
-_TROUBLE = Cause("", errors.AzureUnavailable, "Azure failed to answer.", "Run the same command again.")
-_UNREACHED = Cause(
-    "", errors.AzureUnavailable, "Azure was not reached.", "Check network and proxy, and run the same command again."
-)
-_UNKNOWN = Cause("", AzureError, "Azure refused.", "The message is Azure's own; run the same command to try again.")
 
 
 @contextmanager
@@ -133,32 +24,66 @@ def translated() -> Iterator[None]:
 
 def translate(error: Exception) -> AzureError:
     """Our error for one of Azure's: cause, remedy, Azure's own sentence, code and request id."""
-    code, sentence = azure_code(error), azure_sentence(error)
+    codes, sentence = azure_codes(error), azure_sentence(error)
     response = getattr(error, "response", None)
-    cause = find_cause(f"{code} {type(error).__name__} {sentence}", getattr(response, "status_code", None), error)
-    told = f"{cause.summary} Azure says: {sentence}" if sentence else cause.summary
-    return cause.error(told, cause.remedy, azure_code=code, request_id=request_id(error))
+    cause = find_cause(codes, sentence, getattr(response, "status_code", None), error)
+    quoted = sentence and not (cause.error is NotSignedIn and _CHAIN.search(sentence))
+    told = f"{cause.summary} Azure says: {sentence}" if quoted else cause.summary
+    return cause.error(told, cause.remedy, azure_code=codes[0] if codes else "", request_id=request_id(error))
 
 
-def find_cause(text: str, status: int | None, error: Exception | None = None) -> Cause:
-    """Find the row for Azure's code and sentence, else the one for the status, else `Azure refused`."""
+def find_cause(codes: list[str], sentence: str, status: int | None = None, error: Exception | None = None) -> Cause:
+    """Find the row for Azure's codes, else for its words, else for a vague code or the status."""
     from azure.core import exceptions
 
+    for code in codes:
+        if found := next((cause for cause in CAUSES if code in cause.codes.split()), None):
+            return found
+    text = f"{' '.join(codes)} {type(error).__name__ if error else ''} {sentence}"
     for cause in CAUSES:
-        if re.search(cause.pattern, text, re.IGNORECASE | re.DOTALL):
+        if cause.words and re.search(cause.words, text, re.IGNORECASE | re.DOTALL):
             return cause
     if isinstance(error, exceptions.ServiceRequestError | exceptions.ServiceResponseError):
-        return _UNREACHED
+        return UNREACHED
+    vague = next((cause for code in codes for cause in VAGUE if code in cause.codes.split()), None)
+    if vague:
+        return vague
     if status is not None and status >= 500:
-        return _TROUBLE
-    return _BY_STATUS.get(status or 0, _UNKNOWN)
+        return TROUBLE
+    return BY_STATUS.get(status or 0, UNKNOWN)
 
 
-def azure_code(error: Exception) -> str:
-    """Innermost code that Azure gave: ResourceNotReady, AuthorizationFailed, ..."""
+def azure_codes(error: Exception) -> list[str]:
+    """Codes that Azure gave, the innermost first: those of inner errors and details, then the outer one's.
+
+    Some services put an error as text into another one's message, so codes are looked for there too.
+    """
     model = getattr(error, "error", None)
-    code = getattr(model, "code", None) or getattr(error, "error_code", None)
-    return str(getattr(code, "value", code)) if code else ""
+    outer = getattr(model, "code", None) or getattr(error, "error_code", None)
+    text = str(getattr(model, "message", "") or getattr(error, "message", "") or error)
+    named = [next(filter(None, groups)) for groups in _IN_TEXT.findall(text)]
+    found = [*_inner_codes(model), *reversed(named), *([getattr(outer, "value", outer)] if outer else [])]
+    return list(dict.fromkeys(str(code) for code in found if code))
+
+
+# As in `(OutOfQuota) ...`, `Code: OutOfQuota`, `ErrorCode:X`, `"code":"X"`, `ResourceNotReady: ...`, `AADSTS700024`.
+_IN_TEXT = re.compile(
+    r"\(([A-Z][A-Za-z]{4,60})\)|\b[Cc]ode\\?[\"']?\s*:\s*\\?[\"']?([A-Z][A-Za-z]{4,60})|ErrorCode:\s*([A-Za-z]{5,60})"
+    r"|\b([A-Z][a-z]+(?:[A-Z][a-z]+){1,8}):\s|\b(AADSTS\d+)"
+)
+_CHAIN = re.compile(r"failed to retrieve a token|authentication unavailable|run 'az login'", re.IGNORECASE)
+
+
+def _inner_codes(model: Any) -> list[Any]:
+    """Codes below an error of OData's form, the deepest first."""
+    found: list[Any] = []
+    inner = getattr(model, "innererror", None) or {}
+    while isinstance(inner, dict) and inner:
+        found.insert(0, inner.get("code"))
+        inner = inner.get("innererror") or inner.get("innerError") or {}
+    for detail in getattr(model, "details", None) or []:
+        found = [*_inner_codes(detail), getattr(detail, "code", None), *found]
+    return found
 
 
 def azure_sentence(error: Exception) -> str:

@@ -14,6 +14,7 @@ from mii_azure.errors import AzureUnavailable, SpecError
 from mii_azure.platform.targets import ENDPOINT
 
 SLOT_HEADER = "azureml-model-deployment"
+ENTRA_SCOPE = "https://ml.azure.com/.default"  # that azure-ai-ml asks for where an endpoint's auth mode is aad_token
 STATUS_HEADER = "ms-azureml-model-error-statuscode"
 PAUSE_S = 5.0  # between attempts of the sample request: a new slot's routes take a moment to work
 _TIMEOUT_S = 200.0  # above Azure's cap of 180 s

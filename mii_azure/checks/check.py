@@ -129,7 +129,7 @@ RULES: tuple[Rule, ...] = (
     Rule("MII304", "error", "The plan", code.deployment_settings),
     Rule("MII305", "error", "The task's request", code.sample),
     Rule("MII306", "error", "azureml-inference-server-http: swagger files", code.openapi),
-    Rule("MII307", "error", "AZUREML_MODEL_DIR: the folder or its parent", code.model_layout),
+    Rule("MII307", "error", "AZUREML_MODEL_DIR: the folder or one above it", code.model_layout),
     Rule("MII308", "error", "The lock: all that the image installs", code.imports_past_the_lock),
     Rule("MII309", "error", "Only transformers' own model code", code.own_code),
     Rule("MII401", "error", "pip --require-hashes", files.lock_without_hashes),

@@ -10,7 +10,7 @@ from importlib.metadata import packages_distributions
 
 from mii_azure.bundle.bundle_view import DEPLOYMENT, LOCK, MODEL, SCORE, SETTINGS, Inspected, Problem
 from scoring.api import dialects
-from scoring.config import MODULES
+from scoring.config import MODULES, models_below
 from scoring.errors import MiiAzureError
 from scoring.schema.registry import task_schema
 from scoring.sentence.folder import transformer_path
@@ -117,11 +117,15 @@ def deployment_settings(bundle: Inspected) -> Iterator[Problem]:
 
 
 def model_layout(bundle: Inspected) -> Iterator[Problem]:
-    """Require config.json in AZUREML_MODEL_DIR or one level below: that is the registered folder or its parent."""
+    """Require one model in AZUREML_MODEL_DIR, at the depth at which the scoring code looks for it."""
     given = bundle.get(MODEL, "path")
     folder = bundle.path(MODEL).parent / given if isinstance(given, str) else None
-    if folder and folder.is_dir() and not any(folder.glob("config.json")) and not any(folder.glob("*/config.json")):
-        message = f"There is no config.json in {given} or one level below it; the scoring code would find no model."
+    if folder is None or not folder.is_dir():
+        return
+    found = models_below(folder)
+    if len(found) != 1:
+        what = "no config.json" if not found else f"more than one model, {found[0].name} first,"
+        message = f"There is {what} in {given} or below it; the scoring code would not know what to load."
         yield Problem(message, "Register the folder that holds config.json and the weights.", MODEL, ("path",))
 
 

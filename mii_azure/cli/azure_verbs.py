@@ -107,6 +107,7 @@ def rollout(
     ] = False,
     max_errors: Annotated[float, flag("max-errors", "With --watch: points of failed requests above the old slot.")] = 1,
     max_slower: Annotated[float, flag("max-slower", "With --watch: percent above the old slot's p90.")] = 50,
+    undo: Annotated[bool, flag("undo", "Give all traffic back to the slot that this bundle was to replace.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Replace what an endpoint serves, gate by gate: 0 %, parity, mirror, 10, 50, 100 %. A failed gate rolls back."""
@@ -114,6 +115,13 @@ def rollout(
 
     from mii_azure.operations.metrics_gate import Allowed
     from mii_azure.operations.rollout import rollout as run
+    from mii_azure.operations.rollout import undo as give_back
+
+    if undo:
+        with _azure(subscription, resource_group, workspace) as client:
+            traffic = give_back(bundle, client, _say)
+        print_json({"traffic": traffic}) if as_json else out.print(f"traffic: {traffic}", soft_wrap=True)
+        return
 
     gate = Allowed(max_errors, max_slower) if watch else None
     with _azure(subscription, resource_group, workspace) as client:

@@ -11,24 +11,28 @@ from mii_azure.cli.shared import Bundle, flag, out
 Force = Annotated[bool, flag("force", "Replace files that differ.")]
 
 
-@derived.takes(derived.of_spec(("task", "name", "instance_type", "auth_mode", "instance_count")))
+@derived.takes(derived.of_spec(derived.FIELDS))
 def ci(
     provider: Annotated[str, flag("provider", "github or azure-devops.")],
-    model: Annotated[
-        str, flag("model", "A folder of the repository, a Hugging Face hub id, or an azureml: reference.")
-    ],
-    revision: Annotated[str | None, flag("revision", "Hub commit to pin.")] = None,
+    index_url: Annotated[
+        str, flag("index-url", "Where the workflow gets the packages that mii-azure needs; PyPI when empty.")
+    ] = "",
     output: Annotated[Path | None, flag("output", "Repository to write into; . when absent.")] = None,
     force: Force = False,
     **given: Any,
 ) -> None:
-    """Write a workflow: OIDC sign-in, check, what would be done, green at 0 %, parity gate, promote."""
-    from mii_azure.mlops.workflows import workflow, write_files
+    """Write a workflow, and the package that it installs: check, OIDC sign-in, green at 0 %, parity gate, promote.
+
+    A folder for --model is one of the repository.
+    """
+    from mii_azure.mlops.workflows import NEEDS, workflow, write_files
     from mii_azure.spec import make_spec
 
-    spec = make_spec(model=model, revision=revision, **derived.fields(given))
-    for path in write_files(workflow(provider, spec), output or Path(), force):
+    spec = make_spec(**derived.fields(given))
+    for path in write_files(workflow(provider, spec, index_url), output or Path(), force):
         out.print(f"wrote {path}", soft_wrap=True)
+    for need in NEEDS[provider]:
+        out.print(f"it needs: {need}", soft_wrap=True)
 
 
 def component(

@@ -2,6 +2,10 @@
 
 The bodies are built by azure-ai-ml from the YAML. Model, environment and code are assets with files, which no
 template uploads: `mii-azure deploy` or `az ml` registers them, and the template takes their ids.
+
+An endpoint's body states its traffic too, so that sending the bundle's again would take it from every live slot. The
+endpoint is therefore made only where there is none, and its traffic is set once the deployment is ready: as it is live
+by then, or all of it to this deployment if no slot has any.
 """
 
 import contextlib
@@ -23,7 +27,8 @@ _DEPLOYED_ID = "azapi_resource.deployment.id"
 _WORKSPACE = "\0workspace\0"  # placeholder for the workspace's id, until a language's own expression replaces it
 _CODE = "\0code\0"
 _DEPLOYED = "\0deployment\0"
-FORMATS = {"bicep": "main.bicep", "terraform": "main.tf.json"}
+_LIVE, _MIRRORED = "\0live\0", "\0mirrored\0"
+FORMATS = ("bicep", "terraform")
 
 
 def infra(bundle: Path, form: str) -> dict[str, str]:
@@ -33,11 +38,11 @@ def infra(bundle: Path, form: str) -> dict[str, str]:
     if Inspected(bundle).kind == "batch":
         raise SpecError("Templates are written of online endpoints only.", "Use the batch bundle's deploy.sh.")
     write = _bicep if form == "bicep" else _terraform
-    return {FORMATS[form]: write(*bodies(bundle), autoscale(bundle))}
+    return write(*bodies(bundle), autoscale(bundle))
 
 
 def bodies(bundle: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Requests that azure-ai-ml would send, each with its name, without the location."""
+    """Requests that azure-ai-ml would send to a fresh workspace, each with its name, without the location."""
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         from azure.ai.ml import load_online_deployment, load_online_endpoint
@@ -50,6 +55,8 @@ def bodies(bundle: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     properties["codeConfiguration"]["codeId"] = _CODE
     properties["model"] = _asset("models", properties["model"])
     properties["environmentId"] = _asset("environments", properties["environmentId"])
+    if cluster := first["properties"].get("compute"):
+        first["properties"]["compute"] = _compute(cluster)
     for body, name in ((first, endpoint.name), (second, deployment.name)):
         del body["location"]
         body["name"] = name
@@ -71,35 +78,64 @@ def _asset(kind: str, reference: str) -> str:
     return f"{_WORKSPACE}/{kind}/{found[1]}/versions/{found[2]}" if found else reference
 
 
-def _terraform(endpoint: dict[str, Any], deployment: dict[str, Any], scaling: dict[str, Any] | None) -> str:
-    def resource(kind: str, body: dict[str, Any], parent: str) -> dict[str, Any]:
-        block = {
-            "type": kind,
-            "name": body["name"],
-            "parent_id": parent,
-            "location": "${var.location}",
-            **({"tags": _hcl(body["tags"])} if "tags" in body else {}),
-            "body": _hcl({key: value for key, value in body.items() if key not in ("name", "tags", "identity")}),
-        }
-        if "identity" in body:
-            block["identity"] = _identity(body["identity"])
-        return block
+def _compute(reference: str) -> str:
+    """Resource id of a cluster that the workspace has by this name, as the client sends it."""
+    found = re.fullmatch(r"(?:azureml:)?([\w-]+)", reference)
+    return f"{_WORKSPACE}/computes/{found[1]}" if found else reference
 
+
+def _terraform(endpoint: dict[str, Any], deployment: dict[str, Any], scaling: dict[str, Any] | None) -> dict[str, str]:
     names = {"workspace_id": "Resource id of the workspace.", "code_id": "Resource id of the registered code."}
     names["location"] = "Region of the workspace."
-    blocks = {
-        "endpoint": resource(f"{_TYPE}@{API}", endpoint, "${var.workspace_id}"),
-        "deployment": resource(f"{_TYPE}/deployments@{API}", deployment, "${azapi_resource.endpoint.id}"),
+    made = {
+        "endpoint": _block(f"{_TYPE}@{API}", endpoint, "${var.workspace_id}") | _KEPT,
+        "deployment": _block(f"{_TYPE}/deployments@{API}", deployment, "${azapi_resource.endpoint.id}"),
     }
     if scaling:
         group = '${regex("^/subscriptions/[^/]+/resource[gG]roups/[^/]+", var.workspace_id)}'
-        blocks["autoscale"] = resource(f"{_SCALING}@{autoscaling.API}", scaling, group)
+        made["autoscale"] = _block(f"{_SCALING}@{autoscaling.API}", scaling, group)
+    of_endpoint = {"type": f"{_TYPE}@{API}", "resource_id": "${azapi_resource.endpoint.id}"}
+    ready = {"depends_on": ["azapi_resource.deployment"]}
     document = {
         "terraform": {"required_providers": {"azapi": {"source": "Azure/azapi", "version": "~> 2.0"}}},
         "variable": {name: {"type": "string", "description": text} for name, text in names.items()},
-        "resource": {"azapi_resource": blocks},
+        "data": {"azapi_resource": {"live": of_endpoint | {"response_export_values": ["properties.traffic"]} | ready}},
+        "locals": {
+            "live": "${try({for slot, share in data.azapi_resource.live.output.properties.traffic :"
+            " slot => share if share > 0}, {})}"
+        },
+        "resource": {
+            "azapi_resource": made,
+            "azapi_update_resource": {
+                "traffic": of_endpoint | {"body": {"properties": {"traffic": _live_or(deployment["name"])}}} | _KEPT
+            },
+        },
     }
-    return json.dumps(document, indent=2) + "\n"
+    return {"main.tf.json": json.dumps(document, indent=2) + "\n"}
+
+
+#: What Terraform makes once and then leaves as it is: an update would send the endpoint's traffic of that time.
+_KEPT = {"lifecycle": {"ignore_changes": "all"}}
+
+
+def _live_or(slot: str) -> str:
+    """Terraform's expression of the traffic as it is live, or all of it to one slot."""
+    return f"${{length(local.live) > 0 ? tomap(local.live) : tomap({{ {json.dumps(slot)} = 100 }})}}"
+
+
+def _block(kind: str, body: dict[str, Any], parent: str) -> dict[str, Any]:
+    """Resource of Terraform's provider azapi."""
+    block = {
+        "type": kind,
+        "name": body["name"],
+        "parent_id": parent,
+        "location": "${var.location}",
+        **({"tags": _hcl(body["tags"])} if "tags" in body else {}),
+        "body": _hcl({key: value for key, value in body.items() if key not in ("name", "tags", "identity")}),
+    }
+    if "identity" in body:
+        block["identity"] = _identity(body["identity"])
+    return block
 
 
 def _identity(identity: dict[str, Any]) -> dict[str, Any]:
@@ -121,26 +157,92 @@ def _hcl(value: Any) -> Any:
     return escaped
 
 
-def _bicep(endpoint: dict[str, Any], deployment: dict[str, Any], scaling: dict[str, Any] | None) -> str:
+def _bicep(endpoint: dict[str, Any], deployment: dict[str, Any], scaling: dict[str, Any] | None) -> dict[str, str]:
     kind = f"{_TYPE}@{API}"
     child = f"{_TYPE}/deployments@{API}"
     rules = f"\nresource autoscale '{_SCALING}@{autoscaling.API}' = {_resource(scaling)}\n" if scaling else ""
-    return f"""@description('Name of the workspace.')
-param workspaceName string
-
+    main = f"""// For Bicep 0.38 and later, which knows onlyIfNotExists.
+{_WORKSPACE_NAME}
 @description('Resource id of the registered code.')
 param codeId string
 
 param location string = resourceGroup().location
 
-resource workspace 'Microsoft.MachineLearningServices/workspaces@{API}' existing = {{
-  name: workspaceName
-}}
-
+{_WORKSPACE_ITSELF}
+// Sent again, it would take the traffic from every slot.
+@onlyIfNotExists()
 resource endpoint '{kind}' = {_resource(endpoint, "workspace")}
 
 resource deployment '{child}' = {_resource(deployment, "endpoint")}
-{rules}"""
+{rules}
+// The traffic as it is once the deployment is ready.
+module live 'live.bicep' = {{
+  name: {_literal(f"live-{endpoint['name']}", 1)}
+  params: {{
+    workspaceName: workspaceName
+  }}
+  dependsOn: [
+    deployment
+  ]
+}}
+
+module traffic 'traffic.bicep' = {{
+  name: {_literal(f"traffic-{endpoint['name']}", 1)}
+  params: {{
+    workspaceName: workspaceName
+    location: location
+    live: live.outputs.traffic
+    mirrored: live.outputs.mirrored
+  }}
+}}
+"""
+    return {
+        "main.bicep": main,
+        "live.bicep": _live_bicep(kind, endpoint["name"]),
+        "traffic.bicep": _traffic_bicep(kind, endpoint, deployment["name"]),
+    }
+
+
+_WORKSPACE_NAME = """@description('Name of the workspace.')
+param workspaceName string
+"""
+_WORKSPACE_ITSELF = f"""resource workspace 'Microsoft.MachineLearningServices/workspaces@{API}' existing = {{
+  name: workspaceName
+}}
+"""
+
+
+def _live_bicep(kind: str, name: str) -> str:
+    return f"""// Reads the endpoint's traffic.
+{_WORKSPACE_NAME}
+{_WORKSPACE_ITSELF}
+resource endpoint '{kind}' existing = {{
+  parent: workspace
+  name: {_literal(name, 1)}
+}}
+
+output traffic object = endpoint.properties.?traffic ?? {{}}
+output mirrored object = endpoint.properties.?mirrorTraffic ?? {{}}
+"""
+
+
+def _traffic_bicep(kind: str, endpoint: dict[str, Any], slot: str) -> str:
+    changed = endpoint | {"properties": endpoint["properties"] | {"traffic": _LIVE, "mirrorTraffic": _MIRRORED}}
+    return f"""// Sets the endpoint's traffic: as it is live, or all of it to this deployment if no slot has any.
+{_WORKSPACE_NAME}
+param location string
+
+@description('Percentage of each slot.')
+param live object
+
+@description('Mirrored percentage of each slot.')
+param mirrored object
+
+var taking = toObject(filter(items(live), slot => slot.value > 0), slot => slot.key, slot => slot.value)
+
+{_WORKSPACE_ITSELF}
+resource endpoint '{kind}' = {_resource(changed, "workspace")}
+""".replace(f"'{_LIVE}'", f"empty(taking) ? {{ {_key(slot)}: 100 }} : taking").replace(f"'{_MIRRORED}'", "mirrored")
 
 
 def _resource(body: dict[str, Any], parent: str = "") -> str:

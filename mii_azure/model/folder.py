@@ -16,15 +16,14 @@ from mii_azure.errors import (
     WeightsCorrupt,
     WeightsMissing,
 )
-from mii_azure.model import configs, diffusers, safetensors, sentence
+from mii_azure.model import configs, diffusers, published, safetensors, sentence
 from mii_azure.model.consistency import is_compared
 from mii_azure.model.families import find_family
 from mii_azure.model.files import contained, shards
-from mii_azure.model.quantizable import int8_bytes, unpacked
+from mii_azure.model.quantizable import int8_bytes
 from mii_azure.model.resolved import INDEX, WEIGHTS, Model, is_pickle, read_settings
 from mii_azure.model.safetensors import Tensor, Weights
 from scoring.config import DIFFUSERS_INDEX, MODULES
-from scoring.quantization.layout import is_shipped
 from scoring.strict_json.files import read_object
 
 PICKLE_INDEX = "pytorch_model.bin.index.json"
@@ -49,7 +48,7 @@ def read_folder(folder: Path, name: str, allow_pickle: bool = False) -> Model:
     inner = sentence.transformer_path(listed, names)
     base = folder / inner
     config = _read_config(base, folder)
-    refuse_quantised(config)
+    published.refuse_unread(config)
     tensors, size = _read_weights(base, allow_pickle)
     settings = {name: read_settings(contained(base, name)) for name in SETTINGS if (base / name).is_file()}
     settings |= {} if listed is None else {MODULES: listed}
@@ -78,13 +77,6 @@ def _quantised(how: str) -> NotAvailable:
     )
 
 
-def refuse_quantised(config: dict[str, Any]) -> None:
-    """Raise NotAvailable if config.json says the weights are quantised, except in the format that bundles ship."""
-    told = configs.value(config, "quantization_config", dict)
-    if told is not None and not is_shipped(told):
-        raise _quantised(f"by {told.get('quant_method', 'an unnamed method')}")
-
-
 def weigh(config: dict[str, Any], tensors: list[Tensor], size: int) -> Weights:
     """Sum up the weight files of a model, and note what its config and tokenizer have to agree with."""
     return _sum(config, tensors, size)._replace(compared=tuple(filter(is_compared, tensors)))
@@ -92,16 +84,24 @@ def weigh(config: dict[str, Any], tensors: list[Tensor], size: int) -> Weights:
 
 def _sum(config: dict[str, Any], tensors: list[Tensor], size: int) -> Weights:
     """Sum up the weight files of a model; from their size alone if they are pickle (no tensors known)."""
+    found = published.find(config, tensors)
     if tensors:
-        if "quantization_config" in config:
-            return safetensors.count(unpacked(tensors), size, False)._replace(dtype=_stored_dtype(config))
         tied = bool(config.get("tie_word_embeddings", find_family(config).tied))
+        if found is not None:
+            weights = safetensors.count(found.wide, size, tied)
+            return weights._replace(dtype=_served_from(config, weights.dtype), published=found.method, kind=found.kind)
         weights = safetensors.count(tensors, size, tied)
         if not weights.dtype:
             raise _quantised("in a type other than float32, float16 and bfloat16")
         return weights._replace(int8_bytes=int8_bytes(tensors, size, tied))
     dtype = _stored_dtype(config)
     return Weights(size // (4 if dtype == "float32" else 2), size, dtype)
+
+
+def _served_from(config: dict[str, Any], usual: str) -> str:
+    """Type that quantised weights stand for: config.json's, or that of the weights that are not quantised."""
+    said = configs.value(config, "dtype", str) or configs.value(config, "torch_dtype", str)
+    return _stored_dtype(config) if said else usual or "float16"
 
 
 def _stored_dtype(config: dict[str, Any]) -> str:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mii_azure.errors import ConfigMissing, ModelError, PickleRefused, UnknownModel, WeightsCorrupt, WeightsMissing
-from mii_azure.model import diffusers, safetensors, sentence
+from mii_azure.model import diffusers, published, safetensors, sentence
 from mii_azure.model import recorded as recorded_models
 from mii_azure.model.files import shards
-from mii_azure.model.folder import SETTINGS, bundle_files, read_folder, refuse_quantised, weigh
+from mii_azure.model.folder import SETTINGS, bundle_files, read_folder, weigh
 from mii_azure.model.resolved import INDEX, WEIGHTS, Model, is_pickle, read_settings
 from mii_azure.model.safetensors import Tensor
 from scoring.config import DIFFUSERS_INDEX, MODULES
@@ -156,7 +156,7 @@ def _read(info: "ModelInfo", allow_pickle: bool) -> Model:
         kind = "an adapter; merge it into its base model first" if "adapter_config.json" in names else kind
         raise ConfigMissing(f"{repo} has no config.json on the hub.", f"It is {kind}.")
     config = _small_file(repo, f"{base}config.json", commit)
-    refuse_quantised(config)
+    published.refuse_unread(config)
     tensors, size = _weights(info, allow_pickle, base)
     settings = {name: _small_file(repo, base + name, commit) for name in SETTINGS if base + name in names}
     settings |= {} if listed is None else {MODULES: listed}

@@ -42,7 +42,8 @@ class Profile(BaseModel):
     image_size: int = 0  # width and height in pixels of the model's training images; 0 if it makes no images
     kv_bytes_per_token: int  # at the stored dtype; 0 for encoders
     pooling: str = ""  # and what follows it, as a sentence-transformers folder says; "" if it does not
-    shipped: str = ""  # "int8" if the weight files hold products in that form
+    shipped: str = ""  # numbers of the products in the weight files, if they are quantised, e.g. "int4"
+    published: str = ""  # method by which their author quantised them, e.g. "awq"
     estimated: tuple[str, ...] = ()  # names of facts that config.json does not say under a known name
     unembedded: tuple[str, ...] = ()  # tokens of the tokenizer that the model has no embedding for, "TOKEN (ID)"
     source: Source  # origin of the facts
@@ -87,7 +88,8 @@ def profile(model: Model) -> Profile:
         context_length=context_length(model),
         image_size=fact(config, family, "image_size") or 0 if family.kind == "diffusion" else 0,
         kv_bytes_per_token=0 if family.kind in ("encoder", "diffusion") else kv_bytes,
-        shipped="int8" if "quantization_config" in config else "",
+        shipped=model.weights.kind,
+        published=model.weights.published,
         source=model.source,
         estimated=tuple(sizes.estimated),
         unembedded=() if family.kind == "diffusion" else tokens_without_embedding(model),

@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterable
 
 from mii_azure.model.safetensors import FLOAT_NAMES, Tensor
-from scoring.quantization.layout import PACKED, SCALE, SHAPE, WEIGHT
 
 LEFT_OUT = "Leave out --quantise."  # the remedy if there is nothing to quantise
 _TABLES = re.compile(
@@ -37,15 +36,3 @@ def int8_bytes(tensors: Iterable[Tensor], file_bytes: int, tied: bool) -> int:
 def _bytes(rows: int, columns: int) -> int:
     """Bytes of an int8 product: four numbers per 32-bit word of a row, one scale per row, two 64-bit integers."""
     return rows * -(-columns // 4) * 4 + 4 * rows + 16
-
-
-def unpacked(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Tensors of int8 files as they were before; a row's columns rounded up to four, as the header states them."""
-    found = []
-    for tensor in tensors:
-        if tensor.name.endswith(PACKED):
-            rows, words = tensor.shape
-            found.append(Tensor(tensor.name.removesuffix(PACKED) + WEIGHT, "F16", (rows, 4 * words)))
-        elif not tensor.name.endswith((SCALE, SHAPE)):
-            found.append(tensor)
-    return found

@@ -53,6 +53,8 @@ class Weights(NamedTuple):
     bytes: int  # on disk
     dtype: str  # the one with most bytes, e.g. "float32"; "" if not floating point
     int8_bytes: int = 0  # on disk, once the products are int8; 0 if nothing is known of them
+    published: str = ""  # method by which the files' weights are quantised, e.g. "awq"; "" if they are not
+    kind: str = ""  # numbers that most quantised weights are made of, e.g. "int4"
     compared: tuple[Tensor, ...] = ()  # embeddings and heads, whose rows are tokens and labels
 
 

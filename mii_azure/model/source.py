@@ -15,7 +15,7 @@ from mii_azure.model.safetensors import Weights
 AZUREML = re.compile(
     r"^azureml:(?://(?:registries/[\w.-]+/models/[\w.-]+/(?:versions|labels)/[\w.-]+"
     r"|datastores/[\w.-]+/paths/.+|jobs/.+|subscriptions/.+)"
-    r"|[a-zA-Z0-9][\w-]{0,254}(?::\d[\w.]*|@latest)|/subscriptions/.+)$"
+    r"|[a-zA-Z0-9][\w.-]{0,254}(?::\d[\w.-]*|@latest)|/subscriptions/.+)$"
 )
 _FILES = re.compile(r"^azureml://(?:datastores/|jobs/|subscriptions/.+/datastores/)")
 # The hub's own rule: an optional owner, then a name, of letters, digits, hyphens, dots and underscores.

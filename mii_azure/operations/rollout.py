@@ -1,4 +1,4 @@
-"""Verb rollout: the new bundle beside the old one, gate by gate; a failed gate restores the traffic."""
+"""Verb rollout: the new bundle beside the old one, gate by gate; a failed gate restores the traffic, as `undo` does."""
 
 import time
 from collections.abc import Iterator
@@ -11,7 +11,8 @@ from mii_azure.azure import batch, endpoints
 from mii_azure.azure.autoscale import FILE, drop_autoscale, ensure_autoscale
 from mii_azure.azure.client import Say, wait
 from mii_azure.azure.errors import translate
-from mii_azure.azure.live import Live, smoke
+from mii_azure.azure.live import ENTRA_SCOPE, Live, smoke
+from mii_azure.azure.sign_in import kept_by
 from mii_azure.errors import AzureError, MiiAzureError, NotAvailable, RolloutFailed
 from mii_azure.operations.deploy import AGAIN, deploy, intact, place, silent
 from mii_azure.operations.metrics_gate import Allowed, MetricsGate, worse
@@ -57,6 +58,8 @@ def rollout(
     journal = Journal(say, AGAIN)
     with journal.step("looking at the endpoint"):
         old, new = _slots(client, name, digest)
+    if tokens := kept_by(client):
+        tokens.prepare(ENTRA_SCOPE)  # for the requests of a later gate, by which time the sign-in may have ended
     if old is None:
         done = deploy(folder, client, new, 100, say)
         return Rollout(name, done.slot, None, ("deployment", "smoke"), digest)
@@ -67,6 +70,24 @@ def rollout(
     return Rollout(name, new, old, tuple(run.passed), digest)
 
 
+def undo(bundle: Path | str, client: Any, say: Say = silent) -> dict[str, int]:
+    """Give all traffic back to the slot that a rollout of this bundle was to replace; return the traffic.
+
+    Changes nothing on an endpoint that no other bundle serves. Raises NotAvailable for batch endpoints.
+    """
+    folder, digest = Path(bundle).expanduser().resolve(), intact(bundle)
+    if batch.is_batch(folder):
+        raise NotAvailable("A batch endpoint has no traffic to give back.", "Run `deploy --slot NAME --traffic 100`.")
+    name = _endpoint_name(folder)
+    with Journal(say, AGAIN).step("undoing"):
+        old, new = _slots(client, name, digest)
+        if old is None:
+            say(f"nothing to undo: no other bundle serves {name}")
+            return {new: 100}
+        endpoints.set_traffic(client, name, {old: 100}, {}, say)
+    return {old: 100}
+
+
 class _Run:
     """Rollout in progress, from `old` to `new`."""
 
@@ -75,6 +96,7 @@ class _Run:
     ) -> None:
         self.client, self.folder, self.name, self.old, self.new = client, folder, name, old, new
         self.hold_s, self.journal = hold_s, journal
+        self.tokens = kept_by(client)
         self.passed: list[str] = []
         self.watch: MetricsGate | None = None
 
@@ -130,6 +152,7 @@ class _Run:
     def _gate(self, gate: str) -> Iterator[None]:
         try:
             with self.journal.step(f"gate {gate}"):
+                self._still_signed_in()
                 yield
         except (AzureError, MiiAzureError) as error:
             if error.exit_code == 130:
@@ -152,6 +175,11 @@ class _Run:
             azure_code=getattr(error, "azure_code", ""),
             request_id=getattr(error, "request_id", ""),
         )
+
+    def _still_signed_in(self) -> None:
+        """Fail the gate while there is a token left to give the traffic back with."""
+        if self.tokens:
+            self.tokens.check()
 
     def _set(self, shares: dict[str, int], mirror: dict[str, int]) -> None:
         endpoints.set_traffic(self.client, self.name, shares, mirror, self.journal.say)
@@ -177,6 +205,7 @@ class _Run:
             self.watch.restart()
         until = time.monotonic() + self.hold_s
         while True:
+            self._still_signed_in()
             self._ask(self.new)
             self._ask(None)
             left = until - time.monotonic()

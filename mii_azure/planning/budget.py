@@ -13,7 +13,7 @@ from mii_azure.planning.demand import Demand
 from mii_azure.platform import limits
 from mii_azure.platform.limits import GB
 from mii_azure.spec import CACHED_TASKS
-from scoring.passes.families import SLICED_DECODERS, STATIC_DECODE
+from scoring.passes.families import SLICED_DECODERS, decoder_tier
 
 
 class Memory(BaseModel):
@@ -66,9 +66,10 @@ def device_of(sku: Sku) -> str:
 
 def is_paged(work: Work, sku: Sku, gpus: int) -> bool:
     """True if sequences of the model share a paged cache there, and need not be batches."""
-    served = STATIC_DECODE.served if gpus == 1 else SLICED_DECODERS
+    family = work.profile.family
+    served = decoder_tier(family, on_gpu=True).tier is not None if gpus == 1 else family in SLICED_DECODERS
     able = sku.gpu is not None and sku.gpu.compute_capability >= limits.BF16_COMPUTE_CAPABILITY
-    return able and work.demand.paged and work.task in CACHED_TASKS and work.profile.family in served
+    return able and work.demand.paged and work.task in CACHED_TASKS and served
 
 
 def most_rows(work: Work, sku: Sku, paged: bool) -> int:

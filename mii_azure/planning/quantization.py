@@ -36,7 +36,7 @@ def require(spec: Spec, found: Model, facts: Profile) -> None:
         )
     if facts.shipped:
         raise NotAvailable(
-            f"The weights of {facts.model} are int8 already.", f"{LEFT_OUT} They are shipped as they are."
+            f"The weights of {facts.model} are {facts.shipped} already.", f"{LEFT_OUT} They are shipped as they are."
         )
     if spec.trust_remote_code:
         raise NotAvailable(f"{facts.model} runs its own code, so its products are not known.", LEFT_OUT)
@@ -61,10 +61,15 @@ def as_shipped(found: Model, facts: Profile) -> Profile:
 
 def decision(facts: Profile, dtype: str, told: Quantization | None = None) -> Decision:
     """Decision on quantisation for the plan; with the measured errors once they exist."""
-    reason = f"Shipped so, one scale a row of each product, and widened to {dtype} where it is served."
+    wide = facts.parameters * DTYPE_BYTES[dtype] / 1e6
+    widened = f"widened to {dtype} while it is loaded, tensor by tensor: {wide:,.1f} MB in memory"
+    if facts.published:
+        reason = f"As published, by {facts.published}; {widened}, and as fast as an unquantised model."
+    else:
+        reason = f"Shipped so, one scale a row of each product; {widened}."
     if told:
         reason += f" {told.sentence()}"
-    return Decision(what="weights", value=f"int8, {facts.weight_bytes / 1e6:,.1f} MB", reason=reason)
+    return Decision(what="weights", value=f"{facts.shipped}, {facts.weight_bytes / 1e6:,.1f} MB", reason=reason)
 
 
 @dataclass

@@ -10,9 +10,9 @@ from mii_azure.preflight.scene import AzureAnswer, Scene
 
 RESOURCES_API = "2021-04-01"
 MAX_DEPLOYMENTS = 20  # per endpoint; how-to-manage-quotas
-_ASSET = re.compile(r"(?:azureml:)?([a-zA-Z0-9][\w-]*)(?::([\w.-]+)|@latest)")
+_ASSET = re.compile(r"(?:azureml:)?([a-zA-Z0-9][\w.-]*)(?::([\w.-]+)|@latest)")
 _DATASTORE = re.compile(r"azureml://(?:.+/)?datastores/([\w-]+)/paths/")
-_REGISTRY = re.compile(r"azureml://registries/([\w-]+)/(models|environments)/([\w-]+)/(versions|labels)/([\w.-]+)")
+_REGISTRY = re.compile(r"azureml://registries/([\w.-]+)/(models|environments)/([\w.-]+)/(versions|labels)/([\w.-]+)")
 
 
 def workspace(scene: Scene) -> Iterator[AzureAnswer]:
@@ -70,6 +70,7 @@ def references(scene: Scene) -> Iterator[AzureAnswer]:
             there = exists(lambda n=name, v=version, lb=label, o=operations: o.get(n, v, lb)) is not None  # type: ignore[misc]
             told = f"the {what} {name}, version {version or 'latest'}"
         else:
+            yield AzureAnswer("unverified", f"The {what} is {given}.", "Azure resolves it on deploying.")
             continue
         if there:
             yield AzureAnswer("yes", f"{told[0].upper()}{told[1:]} is registered.")

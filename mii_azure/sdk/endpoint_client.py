@@ -14,6 +14,7 @@ from local_runner.protocol import errors
 from mii_azure.azure.errors import translated
 from mii_azure.azure.live import SLOT_HEADER, fresh_key, model_status, split_address
 from mii_azure.azure.sending import in_azure, post, scoring_address
+from mii_azure.azure.sign_in import credential
 from mii_azure.errors import AzureUnavailable, NotSignedIn
 from scoring.errors import InvalidInput, MiiAzureError, RequestTimeout
 
@@ -128,13 +129,12 @@ def of_url(url: str, credentials: Credentials | None = None) -> EndpointClient:
 def _identity() -> Token:
     """Token source for the signed-in identity; azure-identity caches tokens until they are about to expire."""
     from azure.core.exceptions import ClientAuthenticationError
-    from azure.identity import DefaultAzureCredential
 
-    credential = DefaultAzureCredential()
+    signed_in = credential()
 
     def token() -> str:
         try:
-            return str(credential.get_token(AUDIENCE).token)
+            return str(signed_in.get_token(AUDIENCE).token)
         except ClientAuthenticationError as error:
             said = str(error).strip().splitlines()[0]
             raise NotSignedIn(f"Nobody is signed in: {said}", "Run `az login`, or send a key.") from error

@@ -22,15 +22,24 @@ _EMBEDDING: list[dict[str, Any]] = [
     {"dimensions": 2**30},
 ]
 
+#: Of tasks that continue a text: answers bound to a grammar, and a grammar that is refused.
+_BOUND: list[dict[str, Any]] = [
+    {"max_new_tokens": 16, "guided_choice": ["yes", "nein", "ça va"]},
+    {"max_new_tokens": 24, "response_format": {"type": "json_object"}},
+    {"max_new_tokens": 8, "guided_json": {"type": "nothing"}},
+]
+
 #: Parameter variants per task; every host must answer each alike.
 _VARIANTS: dict[str, list[dict[str, Any]]] = {
     "text-generation": [
         {"max_new_tokens": 4, "return_full_text": False},
         {"max_new_tokens": 6, "do_sample": True, "seed": 7, "temperature": 0.8, "top_p": 0.9},
+        *_BOUND,
     ],
     "conversational": [
         {"max_new_tokens": 4, "return_full_text": False},
         {"max_new_tokens": 6, "do_sample": True, "seed": 7, "temperature": 0.8, "top_p": 0.9},
+        *_BOUND,
     ],
     "question-answering": [{"top_k": 3}, {"handle_impossible_answer": True}],
     "text-classification": [{"top_k": None}, {"function_to_apply": "none"}],

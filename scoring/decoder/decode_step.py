@@ -28,6 +28,10 @@ GEMV_ROWS = 2
 _MULTIPROCESSORS = 132
 _SPAN = BLOCK  # keys that one iteration of the attention kernel reads
 _LEAST = 64  # keys below which a span is not split
+_SPLITS = 64  # most programs for one key head of a row: the last of them joins their results one by one
+_FAR = 2048  # keys of a program, above which a step splits its long rows further
+_FAR_LEAST = 1024  # keys below which a span is not split then
+_FAR_PROGRAMS = 64 * _MULTIPROCESSORS  # of that step, if all rows were long
 _CHUNK = 2048  # logits that one program of the sampling scan reads
 _BLOCK = 256  # logits of which that scan leaves the highest and the mass
 _AT_ONCE = 16  # blocks that the sampler's choice reads at a time
@@ -58,7 +62,8 @@ class Launcher:
         self.precision = "ieee" if form.dtype == torch.float32 else "tf32"
         self._gains = {id(linear): gains_of(norm, linear) for norm, linear in self._normed_products()}
         picked = self.picked or self.rows
-        work = max(size * form.kv_heads * self.splits(size) for size in range(1, picked + 1))
+        self.far = False  # the step being enqueued splits long rows further
+        work = max(size * form.kv_heads * self.splits(size, far=True) for size in range(1, picked + 1))
         self.buffers = allocate(
             form, self.rows, picked, work, self.chunks, self.group, self.wide, _CHUNK // _BLOCK, _GATHERED
         )
@@ -101,13 +106,20 @@ class Launcher:
             pairs += [(layer.norm1, layer.attention.qkv), (layer.norm2, layer.mlp.up)]
         return pairs if self.form.norm is None else [*pairs, (self.form.norm, self.form.head)]
 
-    def splits(self, rows: int) -> int:
-        """Programs that share one key head of one row: enough to fill the GPU, at most one per span."""
+    def splits(self, rows: int, far: bool = False) -> int:
+        """Programs that share one key head of one row: enough to fill the GPU; with `far`, if few rows are long."""
         wanted = triton.cdiv(2 * _MULTIPROCESSORS, rows * self.form.kv_heads)
-        return int(max(1, min(wanted, 32, triton.cdiv(self.state.max_length, _SPAN))))
+        if far and self.state.max_length > _FAR * min(wanted, _SPLITS):
+            wanted = max(wanted, min(_SPLITS // 2, triton.cdiv(_FAR_PROGRAMS, rows * self.form.kv_heads)))
+        return int(max(1, min(wanted, _SPLITS, triton.cdiv(self.state.max_length, _SPAN))))
 
-    def step(self, rows: int) -> None:
-        """Enqueue one step of the first `rows` rows."""
+    def is_far(self, rows: int, longest: int) -> bool:
+        """Return True if a step is faster with its longest row, of so many tokens, split further."""
+        return longest > _FAR * self.splits(rows) < _FAR * self.splits(rows, far=True)
+
+    def step(self, rows: int, far: bool = False) -> None:
+        """Enqueue one step of the first `rows` rows; `far` splits long rows over more programs."""
+        self.far = far
         self.embed(rows)
         for index, layer in enumerate(self.form.layers):
             if rows <= GEMV_ROWS:
@@ -244,14 +256,15 @@ class Launcher:
 
     def attention(self, rows: int, index: int, layer: DecoderLayer) -> None:
         form, b, state, own = self.form, self.buffers, self.state, layer.attention
-        splits, normed = self.splits(rows), own.q_norm is not None
+        far, normed = self.far and not own.window, own.q_norm is not None
+        splits, least = self.splits(rows, far), _FAR_LEAST if far else self.least
         bias = own.qkv.bias if normed and rows > GEMV_ROWS else None  # the product still lacks it
         decode_attention.attend[(rows * form.kv_heads, splits)](
             b.qkv if normed else b.q, state.keys[index], state.values[index], b.attended, b.part, b.stats, b.arrived,
             _or(form.alibi, b.x), b.slots, state.lengths, _or(bias, b.x), *self._gains_of_heads(own),
             *self._tables(layer), state.table, *self._paging(), own.scale, own.cap, _eps(own.q_norm),
             **self._heads(layer), BLOCK=BLOCK,
-            DP=self.wide, GP=self.group, BT=self.span, LEAST=self.least, SPLITS=splits, WINDOW=own.window,
+            DP=self.wide, GP=self.group, BT=self.span, LEAST=least, SPLITS=splits, WINDOW=own.window,
             ALIBI=form.alibi is not None, CAP=own.cap > 0, NORMED=normed, BIAS=bias is not None,
             PRECISION=self.precision, PDL=self.pdl,
             num_warps=self.warps, **self._launch(),
@@ -297,20 +310,26 @@ class Launcher:
             PDL=self.pdl, num_warps=4, **self._launch(),
         )  # fmt: skip
 
-    def sample(self, rows: int, logits: Tensor, advance: bool) -> None:
-        """Sample each row's token from logits [rows, vocabulary]; `advance` counts the step's input as live."""
+    def sample(self, rows: int, logits: Tensor, advance: bool, masks: Tensor | None = None) -> None:
+        """Sample each row's token from logits [rows, vocabulary]; `advance` counts the step's input as live.
+
+        Without `masks` [rows, words] int32, bits of the tokens allowed, constrained slots get a placeholder.
+        """
         b, s, vocabulary = self.buffers, self.state, self.form.vocabulary
+        words, masked = (0, False) if masks is None else (masks.shape[1], True)
         blocks = self.chunks * (_CHUNK // _BLOCK)
         decode_sampling.scan[(rows, self.chunks)](
             logits, b.scores, b.best, b.where, b.peaks, b.masses, b.slots, s.lengths, s.seen, s.temperature, s.penalty,
-            s.seed, s.forbidden, s.forbidden_until, vocabulary, BV=_CHUNK, SB=_BLOCK, CHUNKS=self.chunks,
-            HELD=FORBIDDEN, ADVANCE=int(advance), PDL=self.pdl, num_warps=8, **self._launch(),
+            s.seed, s.forbidden, s.forbidden_until, _or(masks, b.slots), vocabulary, words, BV=_CHUNK, SB=_BLOCK,
+            CHUNKS=self.chunks, HELD=FORBIDDEN, MASKED=masked, ADVANCE=int(advance), PDL=self.pdl, num_warps=8,
+            **self._launch(),
         )  # fmt: skip
         decode_sampling.choose[(rows,)](
             b.scores, b.best, b.where, b.peaks, b.masses, b.near, b.kept, b.places, b.out, b.slots, s.lengths, s.tokens,
-            s.seen, s.temperature, s.top_k, s.top_p, s.seed, vocabulary, s.slots, blocks, SB=_BLOCK,
+            s.seen, s.temperature, s.top_k, s.top_p, s.seed, s.constrained, vocabulary, s.slots, blocks, SB=_BLOCK,
             BP=triton.next_power_of_2(blocks), TB=_AT_ONCE, MOST=self.gathered, CHUNKS=self.chunks,
-            CP=triton.next_power_of_2(self.chunks), ADVANCE=int(advance), PDL=self.pdl, num_warps=16, **self._launch(),
+            CP=triton.next_power_of_2(self.chunks), MASKED=masked, ADVANCE=int(advance), PDL=self.pdl, num_warps=16,
+            **self._launch(),
         )  # fmt: skip
         self._agree(s.tokens)
 

@@ -20,15 +20,17 @@ import torch
 from torch import Tensor
 
 from scoring.decoder.adapters.families import build, unsupported
-from scoring.decoder.block_pool import BLOCK
+from scoring.decoder.block_pool import BLOCK, blocks_of
 from scoring.decoder.block_tables import BlockTables
+from scoring.decoder.chunk_size import LONGEST_CHUNK
 from scoring.decoder.generic.model import GenericModel
 from scoring.decoder.generic.probe import probe
 from scoring.decoder.generic.torch_backend import GenericTorchBackend
 from scoring.decoder.kv_cache import KVCache, SamplingParams
 from scoring.decoder.logprobs import indices
 from scoring.decoder.model import DecoderModel, dequantize_weights, quantize_weights
-from scoring.decoder.pool_size import pool_blocks
+from scoring.decoder.pool_size import pool_blocks, window_of
+from scoring.decoder.prompt_cost import PromptCost
 from scoring.decoder.sampler import pick_all
 from scoring.decoder.torch_backend import TorchBackend
 from scoring.distributed.tp_group import TensorParallelGroup
@@ -80,17 +82,20 @@ class Decoder:
         self.slots = slots
         blocks = pool_blocks(self.form, slots, length, tokens, share)
         self.full_length = length  # before it is reduced to what the cache holds
-        self.max_length = min(length, blocks * BLOCK)
+        window = window_of(self.form)
+        least = blocks_of(window) + blocks_of(LONGEST_CHUNK) + 1  # of a sequence that keeps no more than its window
+        self.max_length = length if window and blocks >= least else min(length, blocks * BLOCK)
         self.state = KVCache(self.form, slots, self.max_length, blocks)
         self.capacity = min(slots * self.max_length, self.state.blocks * BLOCK)
-        self.tables = BlockTables(slots, self.state.width, self.state.blocks, self.state.in_place)
+        self.tables = BlockTables(slots, self.state.width, self.state.blocks, self.state.in_place, window)
         self.lengths = [0] * slots  # the host's copy: known without asking the device
         self._torch = (
             TorchBackend(self.form, self.state)
             if isinstance(self.form, DecoderModel)
             else GenericTorchBackend(self.form, self.state)
         )
-        self._logits: dict[int, Tensor] = {}  # of prefilled prompts not sampled yet
+        self._logits: dict[int, Tensor] = {}  # of slots from which no token was picked yet
+        self._constrained: set[int] = set()  # slots whose tokens `sample` picks
         self._last = torch.empty(0)
         self._cuda: Any = None
         self._start()
@@ -103,7 +108,9 @@ class Decoder:
 
         Returns the length of that prefix, whose tokens are not to be prefilled. Never all of the prompt.
         """
-        (self.state if self._cuda is None else self._cuda).open(slot, sampling or SamplingParams())
+        sampling = sampling or SamplingParams()
+        (self.state if self._cuda is None else self._cuda).open(slot, sampling)
+        (self._constrained.add if sampling.constrained else self._constrained.discard)(slot)
         held = self.tables.open(slot, ids, salt)
         self.lengths[slot] = held
         self._logits.pop(slot, None)
@@ -155,6 +162,7 @@ class Decoder:
             self.lengths[slot] += len(ids)
             self.tables.written(slot, ids)
             self._logits[slot] = after
+        self._advance(slot for slot, _ in parts)
         return logits
 
     def _prefill(self, parts: Sequence[tuple[int, int, Sequence[int]]]) -> Tensor:
@@ -167,11 +175,18 @@ class Decoder:
         return logits
 
     @torch.inference_mode()
-    def sample(self, slots: Sequence[int]) -> Pending:
-        """Pick the first token of slots whose prompt was just prefilled, and make it their next input."""
-        logits = torch.stack([self._logits[slot] for slot in slots])
+    def sample(self, slots: Sequence[int], masks: Tensor | None = None) -> Pending:
+        """Pick the first token of slots whose prompt was just prefilled, and make it their next input.
+
+        Also every later token of constrained slots, which `step` leaves open. Of masks [slots, words] int32 on the
+        host, a set bit allows a token.
+        """
+        logits = self.open_logits(slots)
         pending: Pending
-        pending = self._cuda.sample(list(slots), logits) if self._cuda is not None else self._pick(slots, logits)
+        if self._cuda is not None:
+            pending = self._cuda.sample(list(slots), logits, masks)
+        else:
+            pending = self._pick(slots, logits, masks)
         for slot in slots:
             del self._logits[slot]
         return pending
@@ -184,17 +199,35 @@ class Decoder:
         slot has changed.
         """
         self._reserve(self._check_step(slots))
-        pending: Pending = self._cuda.step(list(slots)) if self._cuda is not None else self._step(slots)
+        longest = 1 + max(self.lengths[slot] for slot in slots)
+        pending: Pending = (
+            self._cuda.step(list(slots), longest) if self._cuda is not None else self._step(slots, longest)
+        )
         for slot in slots:
             self.lengths[slot] += 1
+        if rows := [row for row, slot in enumerate(slots) if slot in self._constrained]:
+            self._leave_open(slots, rows)
+        self._advance(slots)
         return pending
 
-    def _step(self, slots: Sequence[int]) -> Pending:
+    def _leave_open(self, slots: Sequence[int], rows: Sequence[int]) -> None:
+        """Keep the step's logits of constrained slots, the given rows, for `sample`."""
+        logits = self.last_logits(len(slots))
+        # On a GPU the next step writes to the same memory.
+        kept = [logits[row] for row in rows] if self._cuda is None else logits[indices(rows, logits.device)]
+        self._logits.update(zip([slots[row] for row in rows], kept, strict=True))
+
+    def _step(self, slots: Sequence[int], longest: int) -> Pending:
         rows = torch.tensor(list(slots), dtype=torch.int64, device=self.form.device)
-        logits = self._torch.step(rows, 1 + max(self.lengths[slot] for slot in slots))
+        logits = self._torch.step(rows, longest)
         self.state.lengths[rows] += 1
         self._last = logits
-        return self._pick(slots, logits)
+        if not self._constrained.intersection(slots):
+            return self._pick(slots, logits)
+        free = [row for row, slot in enumerate(slots) if slot not in self._constrained]
+        picked = self._pick([slots[row] for row in free], logits[free]).tokens() if free else []
+        known = dict(zip(free, picked, strict=True))
+        return _Ready([known.get(row, -1) for row in range(len(slots))])
 
     def release(self, slot: int, ids: Sequence[int] | None = None) -> None:
         """Release a slot that will not be used before it is opened again.
@@ -218,8 +251,8 @@ class Decoder:
         logits: Tensor = self._cuda.logits(count) if self._cuda is not None else self._last
         return logits
 
-    def prompt_logits(self, slots: Sequence[int]) -> Tensor:
-        """Logits [slots, vocabulary] after the prompts of slots that were not sampled since."""
+    def open_logits(self, slots: Sequence[int]) -> Tensor:
+        """Logits [slots, vocabulary] from which `sample` is to pick."""
         return torch.stack([self._logits[slot] for slot in slots])
 
     def warm_up(self, sizes: Sequence[int] | None = None) -> None:
@@ -227,10 +260,22 @@ class Decoder:
         if self._cuda is not None:
             self._cuda.warm_up(sizes)
 
+    @torch.inference_mode()
+    def plan(self) -> None:
+        """Prepare what libraries keep by thread: to be called on the one that will run this."""
+        if self._cuda is not None:
+            self._cuda.plan()
+
     @property
-    def uncaptured(self) -> str:
-        """Reason why steps run without graphs on a GPU; empty if they run in graphs, and on a CPU."""
-        return "" if self._cuda is None else str(self._cuda.uncaptured)
+    def prompt_cost(self) -> PromptCost | None:
+        """Time that chunks of prompts take on a GPU, measured by `warm_up`; None on a CPU."""
+        cost: PromptCost | None = None if self._cuda is None else self._cuda.prompt_cost
+        return cost
+
+    @property
+    def notes(self) -> list[str]:
+        """Remarks on how a GPU runs the steps: without graphs, with compiled layers; none on a CPU."""
+        return [] if self._cuda is None else list(self._cuda.notes)
 
     def drop(self) -> None:
         """Release what the decoder holds; it must not be used any more."""
@@ -256,9 +301,9 @@ class Decoder:
             else:
                 self._cuda = GenericCudaBackend(self.form, self.state)
 
-    def _pick(self, slots: Sequence[int], logits: Tensor) -> Pending:
+    def _pick(self, slots: Sequence[int], logits: Tensor, masks: Tensor | None = None) -> Pending:
         rows = torch.tensor(list(slots), dtype=torch.int64, device=self.form.device)
-        tokens = pick_all(logits, self.state, rows)
+        tokens = pick_all(logits, self.state, rows, masks)
         chosen = torch.tensor(tokens, dtype=torch.int64, device=self.form.device)
         if self.form.team is not None:
             self.form.team.agree(chosen)
@@ -270,6 +315,13 @@ class Decoder:
         for slot, length in lengths:
             self.tables.reserve(slot, length)
         if self.tables.grown:
+            self._sync()
+
+    def _advance(self, slots: Iterable[int]) -> None:
+        """Give up blocks before the slots' windows, of which what is enqueued already may still read."""
+        if self.tables.window:
+            for slot in slots:
+                self.tables.advance(slot, self.lengths[slot])
             self._sync()
 
     def _check_parts(self, parts: Sequence[tuple[int, Sequence[int]]]) -> None:

@@ -26,7 +26,8 @@ class SamplingParams:
     """Sampling parameters of a slot; temperature 0 takes the likeliest token.
 
     `forbidden` tokens (at most 4) are suppressed while the slot holds fewer than `forbidden_until` tokens, prompt
-    included. The same seed gives the same tokens, whatever shares the batch.
+    included. The same seed gives the same tokens, whatever shares the batch. All tokens of a `constrained` slot are
+    picked by `Decoder.sample`, none by a step.
     """
 
     temperature: float = 0.0
@@ -36,6 +37,7 @@ class SamplingParams:
     seed: int = 0
     forbidden: tuple[int, ...] = ()
     forbidden_until: int = 0
+    constrained: bool = False
 
 
 class KVCache:
@@ -71,6 +73,7 @@ class KVCache:
         self.seed = torch.zeros(rows, dtype=torch.int64, device=device)
         self.forbidden = torch.full((rows, FORBIDDEN), -1, dtype=torch.int32, device=device)
         self.forbidden_until = torch.zeros(rows, dtype=torch.int32, device=device)
+        self.constrained = torch.zeros(rows, dtype=torch.int32, device=device)
 
     def open(self, slot: int, sampling: SamplingParams) -> None:
         """Empty a slot and set its sampling parameters; raises ValueError for more than 4 forbidden tokens."""
@@ -87,6 +90,7 @@ class KVCache:
         padded = [*sampling.forbidden, *[-1] * (FORBIDDEN - len(sampling.forbidden))]
         self.forbidden[slot] = torch.tensor(padded, dtype=torch.int32, device=self.forbidden.device)
         self.forbidden_until[slot] = sampling.forbidden_until
+        self.constrained[slot] = sampling.constrained
 
     def extend(self, grown: Iterable[tuple[int, int, int]]) -> None:
         """Enter blocks in the tables: (slot, number of the block in it, block)."""

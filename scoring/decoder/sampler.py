@@ -1,8 +1,8 @@
 """Sampler in plain torch and numpy: the reference for the GPU's sampling kernel, and what a CPU runs.
 
-The order is that of transformers: repetition penalty, forbidden tokens, temperature, top-k, top-p. The draw is the
-Gumbel-max trick over Philox-4x32-10 numbers, keyed by the slot's seed, the sequence's length and the token, so that it
-depends on nothing else in the batch.
+The order is that of transformers: repetition penalty, forbidden tokens, mask, temperature, top-k, top-p. The draw is
+the Gumbel-max trick over Philox-4x32-10 numbers, keyed by the slot's seed, the sequence's length and the token, so that
+it depends on nothing else in the batch.
 """
 
 import numpy as np
@@ -42,8 +42,8 @@ def gumbel(seed: int, count: int, length: int, tokens: Words | None = None) -> T
     return torch.from_numpy(-np.log(-np.log(uniform)))
 
 
-def adjust(logits: Tensor, state: KVCache, slot: int) -> Tensor:
-    """Apply a slot's repetition penalty and forbidden tokens to its logits [vocabulary]; float32."""
+def adjust(logits: Tensor, state: KVCache, slot: int, allowed: Tensor | None = None) -> Tensor:
+    """Apply a slot's repetition penalty, forbidden and allowed tokens to its logits [vocabulary]; float32."""
     scores = logits.float().clone()
     penalty = float(state.penalty[slot])
     if penalty != 1.0:
@@ -52,7 +52,7 @@ def adjust(logits: Tensor, state: KVCache, slot: int) -> Tensor:
     if int(state.lengths[slot]) < int(state.forbidden_until[slot]):
         held = state.forbidden[slot]
         scores[held[held >= 0].long()] = -torch.inf
-    return scores
+    return scores if allowed is None else scores.masked_fill_(~allowed, -torch.inf)
 
 
 def restrict(scores: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
@@ -68,9 +68,9 @@ def restrict(scores: Tensor, temperature: float, top_k: int, top_p: float) -> Te
     return scores
 
 
-def pick(logits: Tensor, state: KVCache, slot: int) -> int:
-    """Sample a slot's next token from its logits [vocabulary]."""
-    scores = adjust(logits, state, slot).cpu()
+def pick(logits: Tensor, state: KVCache, slot: int, allowed: Tensor | None = None) -> int:
+    """Sample a slot's next token from its logits [vocabulary], among those `allowed` [vocabulary] if given."""
+    scores = adjust(logits, state, slot, allowed).cpu()
     temperature = float(state.temperature[slot])
     if temperature == 0.0:
         return int(scores.argmax())
@@ -81,12 +81,23 @@ def pick(logits: Tensor, state: KVCache, slot: int) -> int:
     return int(open_to[(scores[open_to] + noise).argmax()])
 
 
-def pick_all(logits: Tensor, state: KVCache, slots: Tensor) -> list[int]:
-    """Sample the next token of each of slots [B] from logits [B, vocabulary]; plain greedy ones in one operation."""
+def pick_all(logits: Tensor, state: KVCache, slots: Tensor, masks: Tensor | None = None) -> list[int]:
+    """Sample the next token of each of slots [B] from logits [B, vocabulary]; plain greedy ones in one operation.
+
+    Within masks [B, words] int32 if given: bits of the tokens allowed.
+    """
+    allowed = None if masks is None else unpack(masks, logits.shape[1]).to(logits.device)
     held = state.lengths[slots] < state.forbidden_until[slots]
     plain = (state.temperature[slots] == 0) & (state.penalty[slots] == 1) & ~held
-    likeliest: list[int] = logits.argmax(-1).tolist()
+    scores = logits if allowed is None else logits.masked_fill(~allowed, -torch.inf)
+    likeliest: list[int] = scores.argmax(-1).tolist()
     return [
-        token if simple else pick(logits[row], state, slot)
+        token if simple else pick(logits[row], state, slot, None if allowed is None else allowed[row])
         for row, (slot, token, simple) in enumerate(zip(slots.tolist(), likeliest, plain.tolist(), strict=True))
     ]
+
+
+def unpack(masks: Tensor, count: int) -> Tensor:
+    """Bits of masks [B, words] int32, the lowest first, as bool [B, count]."""
+    bits = np.unpackbits(masks.numpy().view(np.uint8), axis=1, count=count, bitorder="little")
+    return torch.from_numpy(bits).bool()

@@ -1,7 +1,6 @@
 """Variants of an encoder on a CPU: threads, number format and prepared weights, timed against each other."""
 
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,23 +12,13 @@ from torch import Tensor, nn
 
 from scoring.encoder.buckets import longest_input
 from scoring.encoder.verify import answers, reference, relative_error
+from scoring.limits.cpus import cores, operators_choice
 from scoring.model.loaded import Runtime
 from scoring.passes.base import BOUNDS, Applied, PassRefused
 
 GAIN = 1.05  # a smaller speed-up is noise
 _SMALLEST = 1 << 14  # elements of a weight worth preparing
 _LEAST_ROUNDS, _MOST_ROUNDS = 4, 50  # rounds of a race, however short or long the calls
-
-
-def cores() -> int:
-    """Cores that this process may use: its affinity, cut by the container's quota."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        allowed = min(allowed, math.ceil(int(quota) / int(period)))
-    except (OSError, ValueError):  # no such file, or "max"
-        pass
-    return max(1, allowed)
 
 
 def cpu_flags() -> frozenset[str]:
@@ -143,7 +132,7 @@ def prepare(model: Any, precision: str) -> Variant:
 def _use_best_threads(model: Any, batch: dict[str, Tensor]) -> Callable[[], None]:
     """Set the fastest number of threads, unless the operator chose one; return a function that restores the old."""
     before = torch.get_num_threads()
-    if "OMP_NUM_THREADS" in os.environ:
+    if operators_choice():
         return lambda: None
     allowed = cores()
     times = {}

@@ -10,6 +10,7 @@ from scoring.decoder.kv_cache import FORBIDDEN, SamplingParams
 from scoring.decoder.logprobs import ScoredTokens, TokenLogprob
 from scoring.engine.row import Done, Row
 from scoring.errors import PromptTooLong
+from scoring.generation.grammars import Grammar
 from scoring.generation.settings import suits_slots, value_of
 from scoring.generation.streaming import SequenceStreamer
 from scoring.generation.text_generator import TextGenerator
@@ -41,6 +42,7 @@ class RunningSequence:
     follower: SequenceStreamer | None
     sampling: SamplingParams
     number: int  # of its arrival
+    grammar: Grammar | None
     ids: list[int]  # to prefill: the prompt, and after preemption the generated tokens too
     filled: int = 0  # of these, tokens that the slot holds
     begun: bool = False
@@ -76,6 +78,7 @@ class RunningSequence:
 def make_sequence(task: TextGenerator, row: Row, done: Done, number: int) -> RunningSequence:
     """Make the sequence of a row, with its sampling parameters and no slot yet."""
     config, seed = task.generation_config(row.parameters)
+    constraint = row.parameters.constraint
     sampling = SamplingParams(
         temperature=float(config.temperature or 1.0) if config.do_sample else 0.0,
         # Without sampling, `generate` ignores both.
@@ -85,10 +88,12 @@ def make_sequence(task: TextGenerator, row: Row, done: Done, number: int) -> Run
         seed=seed or 0,
         forbidden=tuple(task.eos),
         forbidden_until=row.tokens + int(config.min_new_tokens or 0),
+        constrained=constraint is not None,
     )
     follower = SequenceStreamer(task, row) if row.emit is not None or row.parameters.stop else None
+    grammar = None if constraint is None else task.grammars.start(constraint)
     return RunningSequence(
-        -1, row, done, int(config.max_new_tokens), follower, sampling, number, row.features["input_ids"]
+        -1, row, done, int(config.max_new_tokens), follower, sampling, number, grammar, row.features["input_ids"]
     )
 
 
@@ -103,6 +108,9 @@ def append_token(task: TextGenerator, running: RunningSequence, token: int, chan
     if task.stops is not None:
         stopped |= task.stops.ends(running.row.features["input_ids"], running.tokens)
     running.ended = stopped or token in task.eos or len(running.tokens) == running.most
+    if running.grammar is not None and not running.ended:
+        running.grammar.advance(token)
+        running.ended = running.grammar.ended
 
 
 def capacity(decoder: Decoder, limits: Limits) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import GenerationConfig, StopStringCriteria
 
 from scoring.generation.detokenizer import special_tokens
+from scoring.schema.structured import Constraint
 
 #: Settings that slots follow, whatever their values.
 _FOLLOWED = {
@@ -62,6 +63,7 @@ class GenerationSettings:
     length: int | None = None  # of the prompt, if padding would change the answer
     details: int | None = None  # number of likeliest tokens to report for each token; None: no details
     salt: str = ""  # rows with different salts share no prefix
+    constraint: Constraint | None = None  # what the answer has to be
 
     def __getitem__(self, name: str) -> Any:
         return dict(self.overrides)[name]

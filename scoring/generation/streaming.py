@@ -9,6 +9,7 @@ from scoring.decoder.logprobs import ScoredTokens, TokenLogprob
 from scoring.engine.row import Between, Row
 from scoring.generation.details import Details, describe
 from scoring.generation.detokenizer import Detokenizer, Stops, stop_at
+from scoring.generation.grammars import Grammar
 from scoring.generation.text_generator import TextGenerator
 
 
@@ -18,8 +19,17 @@ class BatchStreamer:
     Between its steps, the rows on slots advance.
     """
 
-    def __init__(self, task: TextGenerator, rows: Sequence[Row], start: int, searching: bool, between: Between) -> None:
+    def __init__(
+        self,
+        task: TextGenerator,
+        rows: Sequence[Row],
+        start: int,
+        searching: bool,
+        between: Between,
+        grammars: Sequence[Grammar] = (),
+    ) -> None:
         self._task = task
+        self._grammars = grammars  # of each sequence, if there are any
         self._rows = rows
         self._start = start
         self._between = between
@@ -50,9 +60,18 @@ class BatchStreamer:
             if self._task.stops is not None:
                 found = self._task.stops.found(input_ids).tolist()
                 done = [own or other for own, other in zip(done, found, strict=True)]
+            if self._grammars:
+                done = [own or other for own, other in zip(done, self._advance(input_ids[:, -1]), strict=True)]
             self._note(done, input_ids.shape[1] - self._start)
         self._between()
         return torch.tensor(done, device=input_ids.device)
+
+    def _advance(self, tokens: torch.Tensor) -> list[bool]:
+        """Take the last tokens of sequences with grammars; True for those after which nothing may follow."""
+        for grammar, token in zip(self._grammars, tokens.tolist(), strict=True):
+            if not grammar.ended:
+                grammar.advance(token)
+        return [grammar.ended for grammar in self._grammars]
 
     def _note(self, done: Sequence[bool], tokens: int) -> None:
         """Note the length of each sequence that ends now: what follows it, while others go on, is padding."""

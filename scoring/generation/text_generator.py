@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from scoring.generation.grammars import Grammars
 from scoring.generation.settings import ModelStops
 from scoring.telemetry.statistics import Statistics
 
@@ -14,6 +15,7 @@ class TextGenerator(Protocol):
     encoder_decoder: bool
     eos: list[int]  # tokens that end an answer
     stops: ModelStops | None  # texts of the model's own that end one
+    grammars: Grammars
     statistics: Statistics
 
     def generation_config(self, settings: Any) -> tuple[Any, int | None]:

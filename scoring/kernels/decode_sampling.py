@@ -24,12 +24,14 @@ def _gumbel(seed, v, length):
 
 @triton.jit
 def scan(logits_ptr, scores_ptr, best_ptr, where_ptr, peaks_ptr, masses_ptr, slots_ptr, lengths_ptr, seen_ptr,
-         temperature_ptr, penalty_ptr, seed_ptr, forbidden_ptr, until_ptr, V, BV: tl.constexpr, SB: tl.constexpr,
-         CHUNKS: tl.constexpr, HELD: tl.constexpr, ADVANCE: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+         temperature_ptr, penalty_ptr, seed_ptr, forbidden_ptr, until_ptr, masks_ptr, V, WORDS, BV: tl.constexpr,
+         SB: tl.constexpr, CHUNKS: tl.constexpr, HELD: tl.constexpr, MASKED: tl.constexpr, ADVANCE: tl.constexpr,
+         PDL: tl.constexpr):  # fmt: skip
     """Adjust a chunk of a row's logits [B, V]; write its best candidate to best and where [B, CHUNKS].
 
     Sampled rows leave for `choose` their adjusted scores, divided by the temperature, [B, V], and of each block of SB
-    the highest score and the mass relative to it, peaks and masses [B, CHUNKS * BV / SB]. Grid (B, CHUNKS).
+    the highest score and the mass relative to it, peaks and masses [B, CHUNKS * BV / SB]. With MASKED, tokens whose bit
+    is not set in masks [B, WORDS] int32 are left out. Grid (B, CHUNKS).
     """
     if PDL:
         gdc_wait()
@@ -49,6 +51,9 @@ def scan(logits_ptr, scores_ptr, best_ptr, where_ptr, peaks_ptr, masses_ptr, slo
     if length < tl.load(until_ptr + slot):
         for index in tl.static_range(HELD):
             x = tl.where(v == tl.load(forbidden_ptr + slot * HELD + index), -float("inf"), x)
+    if MASKED:
+        word = tl.load(masks_ptr + row * WORDS + v // 32, mask=inside, other=0)
+        x = tl.where(((word >> (v % 32)) & 1) != 0, x, -float("inf"))
     if temperature > 0:
         x = x / temperature
         tl.store(scores_ptr + row * V + v, x, mask=inside)
@@ -226,10 +231,14 @@ def _restricted(scores_ptr, peaks_ptr, masses_ptr, near_ptr, kept_ptr, places_pt
 
 @triton.jit
 def choose(scores_ptr, best_ptr, where_ptr, peaks_ptr, masses_ptr, near_ptr, kept_ptr, places_ptr, out_ptr, slots_ptr,
-           lengths_ptr, tokens_ptr, seen_ptr, temperature_ptr, top_k_ptr, top_p_ptr, seed_ptr, V, SLOTS, BLOCKS,
-           SB: tl.constexpr, BP: tl.constexpr, TB: tl.constexpr, MOST: tl.constexpr, CHUNKS: tl.constexpr,
-           CP: tl.constexpr, ADVANCE: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
-    """Choose a row's token: write out [B], the slot's next input and its seen tokens; advance the length. Grid (B,)."""
+           lengths_ptr, tokens_ptr, seen_ptr, temperature_ptr, top_k_ptr, top_p_ptr, seed_ptr, constrained_ptr, V,
+           SLOTS, BLOCKS, SB: tl.constexpr, BP: tl.constexpr, TB: tl.constexpr, MOST: tl.constexpr,
+           CHUNKS: tl.constexpr, CP: tl.constexpr, MASKED: tl.constexpr, ADVANCE: tl.constexpr,
+           PDL: tl.constexpr):  # fmt: skip
+    """Choose a row's token: write out [B], the slot's next input and its seen tokens; advance the length. Grid (B,).
+
+    The token of a constrained slot is only a placeholder unless MASKED, and is not counted as seen.
+    """
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
@@ -252,6 +261,7 @@ def choose(scores_ptr, best_ptr, where_ptr, peaks_ptr, masses_ptr, near_ptr, kep
     tl.store(out_ptr + row, token.to(tl.int64))
     tl.store(tokens_ptr + slot, token.to(tl.int64))
     if slot < SLOTS:
-        tl.store(seen_ptr + slot * V + token, 1)
+        chosen = MASKED | (tl.load(constrained_ptr + slot) == 0)
+        tl.store(seen_ptr + slot * V + token, 1, mask=chosen)
         if ADVANCE == 1:
             tl.store(lengths_ptr + slot, length + 1)

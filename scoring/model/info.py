@@ -3,6 +3,7 @@
 from typing import Any
 
 from scoring.passes.base import Facts
+from scoring.quantization.recognised import kind_of
 
 
 def facts_of(model: Any, generative: bool) -> Facts:
@@ -20,7 +21,7 @@ def facts_of(model: Any, generative: bool) -> Facts:
         heads=heads,
         kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
         hidden_size=int(getattr(config, "hidden_size", 0) or 0),
-        shipped="int8" if getattr(model.config, "quantization_config", None) else "",
+        shipped=kind_of(getattr(model.config, "quantization_config", None) or {}),
     )
 
 

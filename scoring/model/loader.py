@@ -19,7 +19,7 @@ from scoring.model_files.own_code import fault_of
 from scoring.model_files.shards import refuse_outside
 from scoring.passes.base import Facts, Hardware, Pass
 from scoring.passes.runner import Chosen, choose, tell_differences
-from scoring.quantization.compressed_tensors import from_pretrained
+from scoring.quantization.loading import from_pretrained
 from scoring.schema.registry import task_class, task_schema
 from scoring.sentence.folder import SentenceModel, Unserved, describe, transformer_path
 from scoring.sentence.head import Head, build
@@ -166,6 +166,7 @@ def _refuse_pipeline(deployment: Deployment, folder: Path) -> None:
 
 def _tokenizer(transformers: Any, folder: Path, trust_remote_code: bool) -> Any:
     hint = "The folder needs tokenizer.json, or the vocabulary files of the model's own tokenizer."
+    folder = _tokenizer_folder(folder)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=trust_remote_code
@@ -178,6 +179,13 @@ def _tokenizer(transformers: Any, folder: Path, trust_remote_code: bool) -> Any:
         # transformers would continue with an empty vocabulary, in which every word is unknown.
         raise LoadError(f"The model folder has no vocabulary for its {type(tokenizer).__name__} tokenizer.", hint)
     return tokenizer
+
+
+def _tokenizer_folder(model: Path) -> Path:
+    """The model's folder, or, if that has no tokenizer, the one beside it where MLflow's layouts put it."""
+    beside = (model.parent / "tokenizer", model.parent / "components" / "tokenizer")
+    candidates = [folder for folder in (model, *beside) if any(folder.glob("tokenizer*"))]
+    return candidates[0] if candidates else model
 
 
 def _weights(deployment: Deployment, folder: Path, device: torch.device) -> Any:

@@ -12,7 +12,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from scoring.decoder.verify import DecoderReference
 from scoring.encoder.verify import verify_encoder
 from scoring.engine.batch_invariance import lend
-from scoring.quantization.compressed_tensors import from_pretrained
+from scoring.quantization.loading import from_pretrained
 
 _PREFILLED = 12  # tokens of each probe; the rest goes through cached steps
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from scoring.tensor_parallel.workers import Workers
 
 _LONGEST_HEAD = 256
-_UNPROVEN = "its generic tier is served on CPUs only: on a GPU it has not been verified and measured yet"
 
 
 class StaticDecode(Pass):
@@ -57,13 +56,11 @@ class StaticDecode(Pass):
         """Take it by the family's tier: on GPUs with bf16 matrix units and memory for the slots, on CPUs in float32."""
         if facts.kind != "decoder":
             return Applicability(False, f"{facts.family} is not a decoder")
-        tier, reason = decoder_tier(facts.family)
+        tier, reason = decoder_tier(facts.family, hardware.device == "cuda")
         if tier is None:
             return Applicability(False, reason)
         if tier == "generic" and self.degree(facts, hardware, objective) > 1:
             return Applicability(False, f"the generic tier serves no slices, and {facts.family} has no other")
-        if tier == "generic" and hardware.device == "cuda" and self._tier is None:
-            return Applicability(False, _UNPROVEN)
         decision = self._fits(facts, hardware, objective)
         return replace(decision, reason=f"{reason}; {decision.reason}") if decision.take else decision
 
@@ -101,11 +98,7 @@ class StaticDecode(Pass):
     def apply(self, model: Any) -> Applied:
         import torch
 
-        from scoring.decoder.adapters.families import unsupported
-
         on_gpu, ranks = model.device.type == "cuda", self._slicing.ranks if self._slicing else None
-        if on_gpu and self._tier is None and ranks is None and (unfit := unsupported(model.config)):
-            raise PassRefused(f"{unfit}; {_UNPROVEN}")
         slots = self.slots if on_gpu else self.cpu_slots
         try:
             decoder = self._made(model, slots, ranks)
@@ -120,11 +113,10 @@ class StaticDecode(Pass):
         detail += f" for {decoder.capacity:,} tokens"
         if decoder.max_length < decoder.full_length:
             detail += f"; the context is {decoder.max_length:,} tokens instead of {decoder.full_length:,}"
-        if decoder.tier != decoder_tier(model.config.model_type).tier:
+        if decoder.tier != decoder_tier(model.config.model_type, on_gpu).tier:
             detail += f"; in the {decoder.tier} tier after all"
             detail += f": {decoder.unfit}" if decoder.unfit else ""
-        if decoder.uncaptured:
-            detail += f"; without graphs: {decoder.uncaptured}"
+        detail += "".join(f"; {note}" for note in decoder.notes)
 
         def undo() -> None:
             decoder.drop()

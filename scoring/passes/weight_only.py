@@ -35,7 +35,7 @@ class WeightOnly(Pass):
             return Applicability(False, f"it builds on static_decode: {below.reason}")
         if hardware.device != "cuda":
             return Applicability(False, "its kernels are for GPUs")
-        if decoder_tier(facts.family).tier != "fused":
+        if decoder_tier(facts.family, True).tier != "fused":
             return Applicability(False, f"the products of {facts.family} are transformers' own (generic tier)")
         if objective != LATENCY:
             return Applicability(False, "it serves one or two sequences at a time; larger batches read 16-bit weights")

@@ -5,7 +5,6 @@ A product's int8 weight [N, K] is `X.weight_packed`, int32 [N, K/4]: four number
 int8 weights beside 16-bit activations in this layout.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +34,3 @@ def config_of() -> dict[str, Any]:
         "quantization_status": "compressed",
         "config_groups": {"group_0": group},
     }
-
-
-def is_shipped(told: Mapping[str, Any]) -> bool:
-    """Return True if a `quantization_config` is of the supported kind: int8 weights, one scale per row, no more."""
-    groups = told.get("config_groups")
-    if told.get("quant_method") != METHOD or told.get("format") != FORMAT or not isinstance(groups, dict):
-        return False
-    return bool(groups) and all(_is_rows(group) for group in groups.values())
-
-
-def _is_rows(group: Any) -> bool:
-    weights = group.get("weights") if isinstance(group, dict) else None
-    wanted = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
-    told = isinstance(weights, dict) and all(weights.get(name) == value for name, value in wanted.items())
-    return told and not group.get("input_activations") and not group.get("output_activations")

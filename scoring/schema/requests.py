@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
 
 from scoring.errors import InvalidInput, InvalidParameter
+from scoring.schema.structured import StructuredParameters
 
 #: Bounds of any one request: more than a model can use, and little enough to be read at once.
 MOST = 2**31 - 1  # of any count; the model's context, its labels and its vocabulary bound it further
@@ -170,7 +171,7 @@ class GenerationParameters(Strict):
     )
 
 
-class TextGenerationParameters(GenerationParameters):
+class TextGenerationParameters(GenerationParameters, StructuredParameters):
     return_full_text: bool = Field(True, description="Answer with the prompt in front, as the pipeline does.")
 
 

@@ -338,3 +338,9 @@ def vocabulary(config: Any) -> int:
     """Number of token ids for which a model has embeddings; unbounded if its config does not say."""
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     return int(getattr(text, "vocab_size", 0) or 0) or 1 << 62
+
+
+def logit_count(model: Any) -> int:
+    """Number of logits of a model that generates."""
+    head = model.get_output_embeddings()
+    return vocabulary(model.config) if head is None else int(head.weight.shape[0])

@@ -16,7 +16,7 @@ import torch
 from transformers import GenerationConfig, StoppingCriteriaList
 
 from scoring.config import Limits
-from scoring.decoder.logprobs import ScoredTokens, TokenLogprob, indices, measure_logprobs, read_logprobs
+from scoring.decoder.logprobs import ScoredTokens
 from scoring.engine import dynamic_rotary
 from scoring.engine.row import SLOTS, Between, Row, nothing
 from scoring.errors import InvalidInput, InvalidParameter, PromptTooLong
@@ -24,12 +24,15 @@ from scoring.generation import scheduler, sequence
 from scoring.generation.cache_salt import salt_of
 from scoring.generation.details import token_details
 from scoring.generation.detokenizer import stop_at
+from scoring.generation.generated import GrammarProcessor, logprobs_of, until_end
+from scoring.generation.grammars import Grammars
 from scoring.generation.scheduler import Scheduler
 from scoring.generation.settings import GenerationSettings, ModelStops, end_tokens, suits_batches, value_of
 from scoring.generation.streaming import BatchStreamer, show_end
 from scoring.model.loaded import Loaded
 from scoring.schema.requests import GenerationParameters
-from scoring.tasks.base import Task, vocabulary
+from scoring.schema.structured import Constraint
+from scoring.tasks.base import Task, logit_count, vocabulary
 from scoring.tasks.measuring import two_logits
 
 DEFAULT_NEW_TOKENS = 128
@@ -70,6 +73,7 @@ class Generative(Task):
         self.stops = ModelStops(self.tokenizer, own) if own else None
         pads = [self.defaults.pad_token_id, self.tokenizer.pad_token_id, *self.eos, 0]
         self.pad_id: int = next(pad for pad in pads if pad is not None and 0 <= pad < vocabulary(loaded.model.config))
+        self.grammars = Grammars(self.tokenizer, logit_count(loaded.model), self.eos)
         self._continuous: Scheduler | None = None
         self._config = lru_cache(64)(self._make_config)  # copying the defaults costs as much as a step of one slot
 
@@ -82,7 +86,9 @@ class Generative(Task):
 
     # -- on the caller's thread --------------------------------------------------------------------------------------
 
-    def generation_rows(self, tokens: Tokens, parameters: Any, item: int, **overrides: Any) -> list[Row]:
+    def generation_rows(
+        self, tokens: Tokens, parameters: Any, item: int, constraint: Constraint | None = None, **overrides: Any
+    ) -> list[Row]:
         """Check the parameters against the prompt, and make its rows; raises InvalidParameter, PromptTooLong.
 
         On slots each of several sampled answers is a row of its own, with its own seed; otherwise one row has all.
@@ -92,30 +98,42 @@ class Generative(Task):
         self.check_tokens(tokens, item)
         start = 1 if self.encoder_decoder else len(tokens)
         asked = self._asked(parameters) | self._lengths(parameters, start, item) | overrides
+        if constraint is not None:
+            self._bind(constraint, asked)
         answers = asked["num_return_sequences"]
         if answers > 1 and asked["num_beams"] == 1:
             each = [
                 asked | {"num_return_sequences": 1, "seed": (asked["seed"] + number) % 2**63}
                 for number in range(answers)
             ]
-            if self._slotted(self._settings(each[0], parameters, tokens), len(tokens)):
-                return [self._row(one, parameters, tokens, item, number, answers) for number, one in enumerate(each)]
-        return [self._row(asked, parameters, tokens, item, 0, answers)]
+            settings = [self._settings(one, parameters, tokens, constraint) for one in each]
+            if self._slotted(settings[0], len(tokens)):
+                return [self._row(own, tokens, item, number, answers) for number, own in enumerate(settings)]
+        return [self._row(self._settings(asked, parameters, tokens, constraint), tokens, item, 0, answers)]
 
-    def _row(self, asked: dict[str, Any], parameters: Any, tokens: Tokens, item: int, answer: int, answers: int) -> Row:
-        settings = self._settings(asked, parameters, tokens)
+    def _bind(self, constraint: Constraint, asked: dict[str, Any]) -> None:
+        """Compile what the answer has to be; raises InvalidParameter if it cannot be, or not with beams."""
+        if asked["num_beams"] > 1:
+            raise InvalidParameter(
+                "A search with beams cannot be bound to a grammar.", "Set num_beams to 1.", where=constraint.where
+            )
+        self.grammars.start(constraint)
+
+    def _row(self, settings: GenerationSettings, tokens: Tokens, item: int, answer: int, answers: int) -> Row:
         return Row(
             {"input_ids": tokens, "attention_mask": [1] * len(tokens)},
             item,
             key=self._key(settings, len(tokens)),
             parameters=settings,
-            new_tokens=asked["max_new_tokens"],
-            copies=max(asked["num_beams"], asked["num_return_sequences"]),
+            new_tokens=settings["max_new_tokens"],
+            copies=max(settings["num_beams"], settings["num_return_sequences"]),
             answer=answer,
             answers=answers,
         )
 
-    def _settings(self, asked: dict[str, Any], parameters: Any, tokens: Tokens) -> GenerationSettings:
+    def _settings(
+        self, asked: dict[str, Any], parameters: Any, tokens: Tokens, constraint: Constraint | None
+    ) -> GenerationSettings:
         stop = parameters.stop or ()
         return GenerationSettings(
             tuple(sorted(asked.items())),
@@ -123,6 +141,7 @@ class Generative(Task):
             len(tokens) if self._padding_matters(asked) else None,
             parameters.top_n_tokens if parameters.return_details else None,
             salt_of(parameters.cache_salt),
+            constraint,
         )
 
     def _key(self, settings: GenerationSettings, length: int) -> Hashable:
@@ -130,7 +149,7 @@ class Generative(Task):
         if self._slotted(settings, length):
             return SLOTS
         config, _ = self.generation_config(settings)
-        if settings["do_sample"] or not suits_batches(config) or config.stop_strings:
+        if settings["do_sample"] or not suits_batches(config) or config.stop_strings or settings.constraint:
             return object()
         total = length if self.encoder_decoder else length + settings["max_new_tokens"]
         mates = self.company.key(length), dynamic_rotary.length_class(self.rotary, length, total)
@@ -282,7 +301,9 @@ class Generative(Task):
         if self.rotary:
             dynamic_rotary.forget(self.model, batch["input_ids"].shape[1])
         start = 1 if self.encoder_decoder else batch["input_ids"].shape[1]
-        watch = BatchStreamer(self, rows, start, searching=settings["num_beams"] > 1, between=between)
+        constraint, count = settings.constraint, settings["num_return_sequences"]
+        own = [] if constraint is None else [self.grammars.start(constraint) for _ in range(count)]
+        watch = BatchStreamer(self, rows, start, settings["num_beams"] > 1, between, own)
         with torch.inference_mode(), self._random_numbers(seed) if config.do_sample else nullcontext():
             if settings.details is not None:
                 config = copy.deepcopy(config)
@@ -292,12 +313,13 @@ class Generative(Task):
                 generation_config=config,
                 stopping_criteria=StoppingCriteriaList([watch]),
                 **({"tokenizer": self.tokenizer} if config.stop_strings else {}),
+                **({"logits_processor": [GrammarProcessor(self.grammars, own)]} if own else {}),
             )
         sequences = made if settings.details is None else made.sequences
         made_ids = zip(sequences[:, start:].tolist(), watch.lengths, strict=True)
-        answers = [_until(tokens[:length], self.eos) for tokens, length in made_ids]
+        answers = [until_end(tokens[:length], self.eos) for tokens, length in made_ids]
         if settings.details is not None:
-            chances = _chances(made, start, settings.details)
+            chances = logprobs_of(made, start, settings.details)
             answers = [ScoredTokens(tokens, own[: len(tokens)]) for tokens, own in zip(answers, chances, strict=True)]
         each = len(answers) // len(rows)
         return [answers[i : i + each] for i in range(0, len(answers), each)]
@@ -373,21 +395,3 @@ class Generative(Task):
     @abstractmethod
     def plain_text(self, entry: dict[str, Any]) -> str:
         """The bare text of one answer."""
-
-
-def _until(tokens: Tokens, ends: Sequence[int]) -> Tokens:
-    """Tokens up to and including the first end token."""
-    return next((tokens[: i + 1] for i, token in enumerate(tokens) if token in ends), tokens)
-
-
-def _chances(made: Any, start: int, most: int) -> list[list[TokenLogprob]]:
-    """Logprobs of the tokens of each sequence from `generate`; beams, which swap rows at each step, are traced."""
-    beams = getattr(made, "beam_indices", None)
-    found: list[list[TokenLogprob]] = [[] for _ in made.sequences]
-    for step, logits in enumerate(made.logits[: made.sequences.shape[1] - start]):
-        tokens = made.sequences[:, start + step]
-        rows = indices(range(len(tokens)), logits.device) if beams is None else beams[:, step].clamp(min=0)
-        measured = measure_logprobs(logits[rows], tokens, most).tolist()
-        for own, chance in zip(found, read_logprobs(measured, [most] * len(found)), strict=True):
-            own.append(chance)
-    return found

@@ -8,6 +8,7 @@ from scoring.errors import InvalidInput, LoadError, RequestTimeout
 from scoring.limits.deadline import interrupting
 from scoring.model.loaded import Loaded
 from scoring.schema.requests import Message, TextGenerationParameters
+from scoring.schema.structured import constraint_of
 from scoring.strict_json.body import text_bytes
 from scoring.tasks.generation import Generative, Tokens
 
@@ -24,7 +25,8 @@ class TextGeneration(Generative):
         return text_bytes(value) if parameters.return_full_text else 0
 
     def encode(self, value: str, parameters: TextGenerationParameters, item: int) -> list[Row]:
-        return self.generation_rows(self.call_tokenizer(value)["input_ids"], parameters, item)
+        tokens = self.call_tokenizer(value)["input_ids"]
+        return self.generation_rows(tokens, parameters, item, constraint_of(parameters))
 
     def decode(
         self,
@@ -66,7 +68,7 @@ class Conversational(Generative):
         prompt = self._prompt([message.model_dump(exclude_none=True) for message in value], item)
         # The template writes the special tokens itself.
         tokens = self.call_tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        return self.generation_rows(tokens, parameters, item)
+        return self.generation_rows(tokens, parameters, item, constraint_of(parameters))
 
     def repeated_bytes(self, value: list[Message], parameters: TextGenerationParameters) -> int:
         if not parameters.return_full_text:

@@ -64,10 +64,10 @@ class SlicedDecoder(Decoder):
         with self._together("prefill_many", parts=[(slot, list(ids)) for slot, ids in parts]):
             return super().prefill_many(parts)
 
-    def sample(self, slots: Sequence[int]) -> Pending:
-        self.prompt_logits(slots)
-        with self._together("sample", slots=list(slots)):
-            return _Watched(super().sample(slots), self._ranks)
+    def sample(self, slots: Sequence[int], masks: Tensor | None = None) -> Pending:
+        self.open_logits(slots)
+        with self._together("sample", slots=list(slots)):  # the others take this rank's tokens, and need no masks
+            return _Watched(super().sample(slots, masks), self._ranks)
 
     def step(self, slots: Sequence[int]) -> Pending:
         self._check_step(slots)

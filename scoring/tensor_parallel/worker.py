@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from scoring.quantization.compressed_tensors import from_pretrained
+from scoring.quantization.loading import from_pretrained
 from scoring.tensor_parallel.rpc import RpcServer
 from scoring.tensor_parallel.workers import ShardSpec, leave_nothing, slice_model
 

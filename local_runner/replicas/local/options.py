@@ -1,13 +1,14 @@
 """Options of `--replicas`, and each replica's share of the machine. Standard library only."""
 
 import argparse
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 _GPU_NODE = re.compile(r"nvidia\d+")
+#: Tells the scoring package how many processes share the cores that it may use.
+_SHARERS = "MII_AZURE_SHARERS"
 MOST = 64
 
 
@@ -42,7 +43,7 @@ def gpus(environment: Mapping[str, str], devices: Path = Path("/dev")) -> list[s
     return [str(index) for index in range(sum(bool(_GPU_NODE.fullmatch(node.name)) for node in devices.iterdir()))]
 
 
-def shares(count: int, group: int, visible: list[str], environment: Mapping[str, str]) -> list[dict[str, str]]:
+def shares(count: int, group: int, visible: list[str]) -> list[dict[str, str]]:
     """Environment of each of `count` replicas: `group` GPUs each, or a share of the cores without GPUs.
 
     Raises ValueError, with a sentence, if there are too few GPUs.
@@ -53,7 +54,4 @@ def shares(count: int, group: int, visible: list[str], environment: Mapping[str,
             raise ValueError(f"{count} replicas with {each} need {count * group} GPUs; {len(visible)} are visible.")
         parts = [visible[at * group : (at + 1) * group] for at in range(count)]
         return [{"CUDA_VISIBLE_DEVICES": ",".join(part)} for part in parts]
-    if "OMP_NUM_THREADS" in environment:
-        return [{} for _ in range(count)]
-    threads = max(1, len(os.sched_getaffinity(0)) // count)
-    return [{"OMP_NUM_THREADS": str(threads)} for _ in range(count)]
+    return [{_SHARERS: str(count)} for _ in range(count)]

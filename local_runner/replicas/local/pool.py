@@ -126,7 +126,7 @@ class LocalPool:
 def _shares(count: int, deployment: Deployment) -> list[dict[str, str]]:
     group = max(1, deployment.optimisation.tensor_parallel)
     try:
-        return local_options.shares(count, group, local_options.gpus(os.environ), os.environ)
+        return local_options.shares(count, group, local_options.gpus(os.environ))
     except ValueError as error:
         raise RunnerFailed(str(error), "Ask for fewer --replicas.") from None
 

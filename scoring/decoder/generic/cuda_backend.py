@@ -4,7 +4,8 @@ A forward that waits for the host, as some mixtures of experts do, cannot be cap
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from statistics import median
 from typing import Any
 
 import torch
@@ -12,10 +13,15 @@ from torch import Tensor
 
 from scoring.decoder.cuda_backend import CudaBackend, Launches
 from scoring.decoder.decode_step import Launcher
+from scoring.decoder.generic.compiled import compiled_forwards, layers_with
 from scoring.decoder.generic.model import GenericModel
 from scoring.decoder.kv_cache import KVCache
 from scoring.decoder.model import Linear, Norm
 from scoring.decoder.prefill import Prefiller
+from scoring.decoder.prompt_attention import Run
+
+_GAIN = 1.1  # a smaller speed-up is not worth a compiler at every start
+_TIMED = 20  # steps of one row, of which the median tells whether compiled layers are faster
 
 
 class GenericStep(Launcher):
@@ -23,7 +29,8 @@ class GenericStep(Launcher):
 
     form: Any  # a GenericModel
 
-    def step(self, rows: int) -> None:
+    def step(self, rows: int, far: bool = False) -> None:
+        self.far = far
         s, b = self.state, self.buffers
         slots = b.slots[:rows].long()
         order = torch.arange(rows, device=slots.device)
@@ -40,7 +47,8 @@ class GenericPrefiller(Prefiller):
 
     form: Any  # a GenericModel
 
-    def piece(self, rows: int) -> None:
+    def piece(self, rows: int, runs: Sequence[Run] = ()) -> None:
+        self.runs = runs
         self.mark(rows)
         tokens, positions = self.tokens[:rows].long(), self.positions[:rows].long()
         self.logits.copy_(_forward(self, rows, tokens, positions, self.ends[0].long()))
@@ -49,11 +57,47 @@ class GenericPrefiller(Prefiller):
 class GenericCudaBackend(CudaBackend):
     """`CudaBackend` of the generic tier."""
 
+    uncaptured = ""  # why launches are not captured, if they are not
+    uncompiled = ""  # why the layers are not compiled, if that was tried
+
     def __init__(self, form: GenericModel, state: KVCache) -> None:
+        self._model = form
         super().__init__(form, state, pdl=False)  # the modules' kernels are none that start early
 
     def _launchers(self, form: Any, state: KVCache, pdl: bool) -> tuple[Launcher, Prefiller]:
         return GenericStep(form, state, state.slots, pdl=pdl), GenericPrefiller(form, state, pdl=pdl)
+
+    @property
+    def notes(self) -> list[str]:
+        """Remarks on graphs and compiled layers."""
+        graphs = [f"without graphs: {self.uncaptured}"] if self.uncaptured else []
+        layers = [f"layers not compiled: {self.uncompiled}"] if self.uncompiled else []
+        return [*graphs, *layers, *(["layers compiled"] if self._model.compiled else [])]
+
+    def warm_up(self, sizes: Sequence[int] | None = None) -> None:
+        """Compile the layers if a step gains by it, then capture as `CudaBackend` does."""
+        if not self.uncaptured:
+            self._compile()
+        super().warm_up(sizes)
+
+    def _compile(self) -> None:
+        """Time a step of one row as the modules are and compiled, and keep the faster; tell why not if not."""
+        form = self._model
+        plain = _milliseconds(self._capture(1))
+        if self.uncaptured:
+            return
+        form.compiled = compiled_forwards(layers_with(form.module, form.places))
+        try:
+            beside = _milliseconds(self._capture(1))
+        except Exception as failure:  # whatever a compiler says of a model's own code
+            told = next((line for line in str(failure).splitlines() if line.strip()), "")
+            self.uncompiled = f"compiling fails: {type(failure).__name__}: {told.strip()[:200]}"
+        else:
+            if plain >= beside * _GAIN:
+                return
+            self.uncompiled = f"compiled {beside:.2f} ms a step against {plain:.2f} ms"
+        form.compiled = {}
+        self._capture(1)
 
     def logits(self, count: int) -> Tensor:
         return self.launcher.buffers.narrow[:count]
@@ -61,6 +105,19 @@ class GenericCudaBackend(CudaBackend):
     def _captured(self, launch: Callable[[], None]) -> Launches:
         self.uncaptured = self.uncaptured or waits_for_the_host(launch)
         return _Launched(launch) if self.uncaptured else super()._captured(launch)
+
+
+def _milliseconds(step: Launches) -> float:
+    """Median milliseconds of a step on the device."""
+    times = []
+    for _ in range(_TIMED):
+        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call,unused-ignore]
+        began.record()
+        step.replay()
+        ended.record()
+        ended.synchronize()
+        times.append(began.elapsed_time(ended))
+    return float(median(times))
 
 
 class _Launched:

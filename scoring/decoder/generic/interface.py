@@ -45,6 +45,13 @@ def _mask(*, mask_function: MaskFunction, q_length: int, kv_length: int, **_: An
     return found
 
 
+def seal_attention() -> None:
+    """Keep compilers out of the served attention: they compile what is before and after a call."""
+    import torch
+
+    AttentionInterface.register(SERVED, torch.compiler.disable(_attend))  # type: ignore[no-untyped-call,unused-ignore]
+
+
 AttentionInterface.register(SERVED, _attend)
 AttentionInterface.register(PROBED, _attend)
 AttentionMaskInterface.register(PROBED, _mask)

@@ -1,12 +1,13 @@
 """A model of transformers as the generic tier runs it: its own modules, and what its attention calls are like."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from scoring.decoder.generic.compiled import Forward, in_place_of
 from scoring.decoder.generic.interface import listening
 from scoring.decoder.model import Attention
 from scoring.distributed.tp_group import TensorParallelGroup
@@ -46,6 +47,7 @@ class GenericModel:
     alibi: None = None
     team: TensorParallelGroup | None = None
     widths: tuple[int, int] = (0, 0)  # of an MLP's products, which are the module's
+    compiled: dict[nn.Module, Forward] = field(default_factory=dict)  # layers that run by another forward
 
     @property
     def scratch_width(self) -> int:
@@ -61,7 +63,7 @@ class GenericModel:
     def forward(self, tokens: Tensor, positions: Tensor, rows: Tensor, attend: Attend) -> Tensor:
         """Logits [rows, vocabulary] after those rows of tokens [T] at positions [T]; all of them int64."""
         kept = {"logits_to_keep": rows} if self.keeps else {}
-        with listening(self.configs, _Routed(self, attend)):
+        with listening(self.configs, _Routed(self, attend)), in_place_of(self.compiled):
             found = self.module(
                 input_ids=tokens[None], position_ids=positions[None], use_cache=False, return_dict=True, **kept
             )
@@ -91,7 +93,7 @@ class _Routed:
             raise ValueError("a layer masks its attention by itself")
         rows = [_rows(each, form.head_dim).to(form.dtype) for each in (q, k, v)]
         found = self._attend(form.places[id(module)], *rows)
-        return found.view(1, q.shape[2], form.heads, form.head_dim)[..., : v.shape[-1]].to(v.dtype)
+        return found.view(1, q.shape[2], form.heads, form.head_dim)[..., : v.shape[-1]].contiguous().to(v.dtype)
 
 
 def _rows(heads: Tensor, width: int) -> Tensor:

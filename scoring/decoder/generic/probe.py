@@ -62,7 +62,7 @@ def _described(model: Any, length: int) -> GenericModel:
     config = model.config.get_text_config(decoder=True)
     _check_config(model.config, config, told)
     _check_cache(config)
-    probing, configs, device = CallRecorder(length), configs_of(model), model.device
+    probing, configs, device = CallRecorder(length, model.device), configs_of(model), model.device
     tokens = torch.arange(_TOKENS, device=device) + 1
     kept = torch.tensor([_TOKENS - 1, 0], device=device)
     asked = {"logits_to_keep": kept} if "logits_to_keep" in told else {}
@@ -130,15 +130,15 @@ def _check_calls(calls: Sequence[_Call], layers: int | None, device: torch.devic
 class CallRecorder:
     """Listener that records the layers' calls; raises Unlike where one is not standard."""
 
-    def __init__(self, length: int) -> None:
+    def __init__(self, length: int, device: torch.device) -> None:
         self.calls: list[_Call] = []
-        self._length = length
+        self._length, self._device = length, device
         self._masks: list[MaskFunction] = []
 
     def mask(self, function: MaskFunction, queries: int, keys: int) -> Tensor:
         """Mask whose elements all are its number, so that it is known again after slices and conversions."""
         self._masks.append(function)
-        return torch.full((1, 1, queries, keys), float(len(self._masks)))
+        return torch.full((1, 1, queries, keys), float(len(self._masks)), device=self._device)
 
     def attend(self, module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, said: dict[str, Any]) -> Tensor:
         """Record a call; causal attention, so that the forward goes on with sound numbers."""
@@ -152,11 +152,11 @@ class CallRecorder:
         heads, kv_heads = q.shape[1], v.shape[1]
         self.calls.append(_Call(module, (heads, q.shape[3]), (kv_heads, v.shape[3]), rule))
         found = attention(rule, q, k, torch.nn.functional.pad(v, (0, q.shape[3] - v.shape[3])), None)
-        return found[..., : v.shape[3]].transpose(1, 2)
+        return found[..., : v.shape[3]].transpose(1, 2).contiguous()  # some models only view it
 
     def _window(self, module: Any, mask: Any, said: dict[str, Any]) -> int:
         if mask is not None:
-            return window_of(self._masked(mask), self._length)
+            return window_of(self._masked(mask), self._length, self._device)
         if not (said.get("is_causal") or (said.get("is_causal") is None and getattr(module, "is_causal", True))):
             raise Unlike("its attention is not causal")
         if said.get("sliding_window"):
@@ -196,13 +196,13 @@ def _attention(q: Tensor, k: Tensor, said: dict[str, Any], window: int) -> Atten
     )
 
 
-def window_of(function: MaskFunction, length: int) -> int:
+def window_of(function: MaskFunction, length: int, device: torch.device) -> int:
     """Keys that each query sees up to itself, 0 for all, in sequences of `length` tokens; raises Unlike for others."""
-    keys = torch.arange(length)
-    nothing = torch.zeros(1, dtype=torch.int64)
+    keys = torch.arange(length, device=device)  # what the function compares with may lie there
+    nothing = torch.zeros(1, dtype=torch.int64, device=device)
 
     def seen(query: int) -> Tensor:
-        found = function(nothing, nothing, torch.tensor([query]), keys)
+        found = function(nothing, nothing, torch.tensor([query], device=device), keys)
         return found.broadcast_to((length,))
 
     window = int(seen(length - 1).sum())

@@ -313,7 +313,22 @@ REFUSED: list[tuple[str, dict[str, Any], str, str | None]] = [
     ("chat", {"messages": [{"role": "user", "content": "a " * 999}]}, "The prompt has", "messages"),
     ("chat", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "Only parts of text", None),
     ("chat", {"messages": HELLO, "tools": [{"type": "function"}]}, "tools is not served here.", "tools"),
-    ("chat", {"messages": HELLO, "response_format": {"type": "json_object"}}, "response_format is not", None),
+    ("chat", {"messages": HELLO, "response_format": {"type": "yaml"}}, "Input should be", "response_format.type"),
+    (
+        "chat",
+        {
+            "messages": HELLO,
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "a", "strict": True, "schema": {"properties": {"b": {"not": {}}}}},
+            },
+        },
+        'Unimplemented keys: ["not"]',
+        "response_format.json_schema.schema.properties.b",
+    ),
+    ("chat", {"messages": HELLO, "guided_regex": "a(b"}, "unclosed group", "guided_regex"),
+    ("gpt2", {"prompt": "a", "guided_regex": "a", "guided_choice": ["a"]}, "both bind", "guided_choice"),
+    ("gpt2", {"prompt": "a", "guided_regex": "a", "num_beams": 2}, "beams cannot be bound", "guided_regex"),
     ("embed", {"input": ""}, "at least 1 character", "input"),
     ("embed", {"input": ["a", ""]}, "at least 1 character", "input[1]"),
     ("embed", {"input": "a", "stream": True}, "Unknown parameter 'stream'.", "stream"),

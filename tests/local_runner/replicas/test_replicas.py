@@ -28,6 +28,7 @@ from local_runner.replicas.local import framing, options, worker
 from local_runner.replicas.metrics import merged
 from mii_azure.errors import RunnerFailed
 from scoring.errors import LoadError
+from scoring.limits import cpus
 from tests.local_runner.test_lifecycle import started
 from tests.waiting import until
 
@@ -309,12 +310,10 @@ def test_too_few_gpus_are_told(bundle: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_each_replica_has_its_gpus_or_its_share_of_the_cores() -> None:
     visible = options.gpus({"CUDA_VISIBLE_DEVICES": "3,GPU-a,5,6"})
-    parts = options.shares(2, 2, visible, {})
+    parts = options.shares(2, 2, visible)
     assert parts == [{"CUDA_VISIBLE_DEVICES": "3,GPU-a"}, {"CUDA_VISIBLE_DEVICES": "5,6"}]
     assert options.gpus({"CUDA_VISIBLE_DEVICES": ""}) == []
-    cores = len(os.sched_getaffinity(0))
-    assert options.shares(2, 1, [], {}) == [{"OMP_NUM_THREADS": str(max(1, cores // 2))}] * 2
-    assert options.shares(2, 1, [], {"OMP_NUM_THREADS": "3"}) == [{}, {}]
+    assert options.shares(2, 1, []) == [{cpus.SHARERS: "2"}] * 2
 
 
 def test_gpus_are_counted_by_their_device_files(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from mii_azure.azure.autoscale import ensure_autoscale
+from mii_azure.mlops.infra import bodies
 from mii_azure.operations.deploy import deploy, intact, place
 from mii_azure.operations.steps import Journal
 from mii_azure.sdk.generate import generate
@@ -135,3 +136,22 @@ def test_identity_network_secrets_and_scale(variant, cloud, client, made):
     ensure_autoscale(client, bundle, "my-qa", "blue")
     for name in bodies:
         compare(f"{variant}-{name}", cloud.sent("PUT", PLACES[name])[0].json)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"kind": "kubernetes", "compute": "arc"}, {"identities": (IDENTITY,)}, {"secrets": {"HF_TOKEN": HUB}}],
+    ids=["managed", "kubernetes", "identity", "secrets"],
+)
+def test_templates_hold_the_bodies_that_the_client_sends(options, cloud, client, made):
+    bundle = made(**options)
+    place(bundle, client, "my-qa", intact(bundle), Journal(print, "Again"))
+    sent = [cloud.sent("PUT", where)[0].json for where in (ENDPOINT, SLOT.format("my-qa"))]
+    code = sent[1]["properties"]["codeConfiguration"]["codeId"]
+    space = code.partition("/codes/")[0]
+    text = json.dumps(bodies(bundle)).replace("\\u0000workspace\\u0000", space).replace("\\u0000code\\u0000", code)
+    for body, wanted in zip(json.loads(text), sent, strict=True):
+        assert body.pop("name") == "my-qa"
+        assert wanted.pop("location") == "eastus"
+        wanted["tags"].pop("mii_azure_bundle", None)  # by which `mii-azure deploy` knows what runs
+        assert body == wanted

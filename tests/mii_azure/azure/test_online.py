@@ -326,3 +326,12 @@ def test_the_command_line(cloud, client, mii, bundle):
 def test_from_python(client, bundle):
     found = mii_azure.check(bundle, ml_client=client)
     assert [f for f in found if isinstance(f, asking.OnlineFinding)] == asking.online(bundle, client)
+
+
+@pytest.mark.parametrize(
+    "model", ["azureml://registries/azureml-meta/models/Llama-3.2-1B/versions/2", "azureml:Llama-3.2-1B:2"]
+)
+def test_a_reference_with_dots_gets_an_answer(model, cloud, client, made):
+    bundle = made(model=model, instance_type="Standard_F8s_v2")
+    told = [f for f in asking.online(bundle, client) if "Llama-3.2-1B" in f.message]
+    assert [f.verdict for f in told] == ["unverified" if "registries" in model else "no"]

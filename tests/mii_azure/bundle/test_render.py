@@ -94,7 +94,8 @@ def test_the_version_follows_the_content():
 @pytest.mark.parametrize("line", images())
 def test_every_device_line_has_a_lock_a_date_and_a_source(line):
     image = images()[line]
-    assert (TEMPLATES / "locks" / image["lock"]).read_text().count("--hash=sha256:") > 50
+    for lock in ("lock", "batch_lock"):
+        assert (TEMPLATES / "locks" / image[lock]).read_text().count("--hash=sha256:") > 50
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", image["date"])
     assert image["source"]
     assert image["image"].startswith("mcr.microsoft.com/azureml/")
@@ -105,29 +106,44 @@ def instructions(dockerfile: str) -> list[tuple[str, str]]:
     return [(line.split(None, 1)[0], line.split(None, 1)[1]) for line in lines if line.strip()]
 
 
+BATCH = {"kind": "batch", "compute": "cluster"}
+
+
+@pytest.mark.parametrize("asked", [{}, BATCH], ids=["online", "batch"])
 @pytest.mark.parametrize(("device", "capability"), [("cpu", None), ("t4", "7.5"), ("a100", "8.0")])
-def test_the_image(device, capability):
-    dockerfile = rendered("fill-mask", device)["environment/Dockerfile"]
-    steps = instructions(dockerfile)
+def test_the_image(device, capability, asked):
+    files = rendered("fill-mask", device, **asked)
+    steps = instructions(files["environment/Dockerfile"])
     assert {name for name, _ in steps} <= {"FROM", "USER", "RUN", "WORKDIR", "COPY", "ENV", "EXPOSE", "CMD"}
-    base = images()["cpu" if device == "cpu" else "cuda13"]["image"]
+    image = images()["cpu" if device == "cpu" else "cuda13"]
+    base = image["image"]
     assert [value for name, value in steps if name == "FROM"] == [f"{base} AS builder", base]
     assert steps[0][0] == "FROM"
-    assert [value for name, value in steps if name == "USER"] == ["root", "root", "10001"]
     venv = "/opt/mii-azure/venv"
     assert [value for name, value in steps if name == "COPY"] == [
         "requirements.lock .",
         f"--from=builder {venv} {venv}",
     ]
-    assert steps[-1][0] == "CMD"
-    assert ("EXPOSE", "5001") in steps
     for name, value in steps:
         if name == "RUN":
             subprocess.run(["sh", "-n", "-c", value], check=True)
     variables = dict(pair.split("=", 1) for name, value in steps if name == "ENV" for pair in shlex.split(value))
     assert variables.get("TORCH_CUDA_ARCH_LIST") == capability
     assert variables["DS_ACCELERATOR"] == ("cpu" if device == "cpu" else "cuda")
-    assert variables["WORKER_COUNT"] == "1"
+    assert variables["PATH"].startswith(f"{venv}/bin:")
+    lock = (TEMPLATES / "locks" / image["batch_lock" if asked else "lock"]).read_text()
+    assert files["environment/requirements.lock"] == lock
+    _starts(steps, variables, batch=bool(asked))
+
+
+def _starts(steps, variables, batch):
+    """Azure ML starts a batch script itself, as root and with its inputs mounted by fuse; a server starts alone."""
+    final = steps[max(number for number, (name, _) in enumerate(steps) if name == "FROM") :]
+    installs = [value for name, value in final if name == "RUN" and "apt-get install" in value]
+    assert any(re.search(r"\bfuse\b", value) for value in installs) == batch
+    assert [value for name, value in steps if name == "USER"] == ["root", "root", *([] if batch else ["10001"])]
+    assert (steps[-1][0] == "CMD", ("EXPOSE", "5001") in steps) == (not batch, not batch)
+    assert variables.get("WORKER_COUNT") == (None if batch else "1")
 
 
 @pytest.mark.parametrize(
@@ -138,6 +154,7 @@ def test_the_image(device, capability):
         ("fill-mask", "a100", {}, None),  # another pass has kernels of its own there
         ("text-generation", "t4", {}, None),
         ("fill-mask", "cpu", {}, None),
+        ("fill-mask", "t4", BATCH, "7.5"),
     ],
 )
 def test_the_image_compiles_deepspeeds_kernels_where_the_plan_takes_them(task, device, asked, capability):
@@ -151,10 +168,11 @@ def test_the_image_compiles_deepspeeds_kernels_where_the_plan_takes_them(task, d
         assert "g++" in builder  # beside the image's nvcc
 
 
-def test_torch_is_installed_before_what_is_compiled_against_it(tmp_path):
+@pytest.mark.parametrize("asked", [{}, BATCH], ids=["online", "batch"])
+def test_torch_is_installed_before_what_is_compiled_against_it(asked, tmp_path):
     """The lock that the Dockerfile's own awk leaves for the first step is all of it but deepspeed."""
-    files = rendered("fill-mask", "t4")
-    (install,) = (line for line in _runs("fill-mask", "t4", {}) if "venv/bin/pip" in line)
+    files = rendered("fill-mask", "t4", **asked)
+    (install,) = (line for line in _runs("fill-mask", "t4", asked) if "venv/bin/pip" in line)
     (cut,) = (part for part in install.split("&&") if "before.lock" in part and "awk" in part)
     (tmp_path / "requirements.lock").write_text(files["environment/requirements.lock"])
     subprocess.run(["sh", "-c", cut], check=True, cwd=tmp_path)
@@ -191,10 +209,11 @@ def test_a_digest_pins_the_base_image(monkeypatch):
     assert f"FROM {pinned['cpu']['image']}@sha256:{'0' * 64}\n" in rendered("fill-mask")["environment/Dockerfile"]
 
 
+@pytest.mark.parametrize("asked", [{}, BATCH], ids=["online", "batch"])
 @pytest.mark.parametrize("device", ["cpu", "t4"])
-def test_both_stages_start_from_the_digest_that_the_spec_gives(device):
+def test_both_stages_start_from_the_digest_that_the_spec_gives(device, asked):
     digest = "sha256:" + "1" * 64
-    dockerfile = rendered("fill-mask", device, image_digest=digest)["environment/Dockerfile"]
+    dockerfile = rendered("fill-mask", device, image_digest=digest, **asked)["environment/Dockerfile"]
     assert [f"@{digest}" in value for name, value in instructions(dockerfile) if name == "FROM"] == [True, True]
 
 

@@ -10,6 +10,7 @@ import pytest
 import mii_azure
 from mii_azure.bundle.licences import model_licence, package_licences
 from mii_azure.bundle.lockfile import pins
+from mii_azure.bundle.render import TEMPLATES
 from mii_azure.bundle.sbom import ModelFacts, make_sbom
 
 LOCK = f"a==1.0 \\\n    --hash=sha256:{'1' * 64} \\\n    --hash=sha256:{'2' * 64}\nb==2.0 --hash=sha256:{'3' * 64}\n"
@@ -139,3 +140,13 @@ def test_it_is_the_same_in_processes_that_order_sets_differently(tmp_path):
         for seed in "123"
     }
     assert texts == {bill(a="MIT AND ISC", b="Terms")}
+
+
+def test_licences_are_recorded_for_what_azure_runs_batch_scripts_with():
+    recorded = package_licences()
+    batch, online = (
+        {pin.name for pin in pins((TEMPLATES / "locks" / f"cpu{kind}.lock").read_text())} for kind in ("-batch", "")
+    )
+    unknown = {name for name in batch - online if name not in recorded}
+    assert unknown <= {"pkginfo"}  # whose metadata says nothing
+    assert "azureml" in recorded["azureml-core"]

@@ -1,10 +1,8 @@
 """Bicep and Terraform hold the bodies that azure-ai-ml would send, with nothing expanded but the ids given."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
 
 import pytest
 from pycep import BicepParser
@@ -13,6 +11,7 @@ from typer.testing import CliRunner
 from mii_azure.cli.app import app
 from mii_azure.errors import SpecError
 from mii_azure.mlops.infra import autoscale, bodies, infra
+from tests.mii_azure.mlops.template_runs import apply_bicep, apply_terraform, terraform
 
 SECRET = "${{azureml://connections/hub/credentials/token}}"
 
@@ -60,26 +59,26 @@ def test_bicep_read_by_a_parser_of_its_own_is_what_the_client_sends(bundle):
         assert re.fullmatch(r"\d{4}-\d\d-\d\d", resource["api_version"])
 
 
+needs_terraform = pytest.mark.skipif(not shutil.which("terraform"), reason="needs terraform")
+
+
+@needs_terraform
 def test_terraform_itself_evaluates_it_to_what_the_client_sends(bundle, tmp_path):
     """The provider is in no registry of packages: its resources become outputs, which need none."""
-    if not shutil.which("terraform"):
-        pytest.skip("needs terraform")
     text = infra(bundle, "terraform")["main.tf.json"].replace("${azapi_resource.deployment.id}", "/deployment")
     document = json.loads(text.replace("${azapi_resource.endpoint.id}", "/endpoint"))
-    blocks = document.pop("resource")["azapi_resource"]
-    del document["terraform"]
-    document["output"] = {name: {"value": block} for name, block in blocks.items()}
-    (tmp_path / "main.tf.json").write_text(json.dumps(document))
-    environment = {
-        **os.environ,
-        "CHECKPOINT_DISABLE": "1",
-        **{f"TF_VAR_{name}": value for name, value in {**IDS, "location": "eastus"}.items()},
+    blocks = document["resource"]["azapi_resource"]
+    kept = {name: block.pop("lifecycle", None) for name, block in blocks.items()}
+    # A type of terraform's own shows that it reads what a resource says of its changes.
+    made = {
+        name: {"input": block} | ({"lifecycle": kept[name]} if kept[name] else {}) for name, block in blocks.items()
     }
-    for command in (["init", "-input=false"], ["validate"], ["plan", "-input=false", "-out=plan"]):
-        done = subprocess.run(["terraform", *command], cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-    shown = subprocess.run(["terraform", "show", "-json", "plan"], cwd=tmp_path, env=environment, capture_output=True)
-    outputs = json.loads(shown.stdout)["planned_values"]["outputs"]
+    document = {
+        "variable": document["variable"],
+        "resource": {"terraform_data": made},
+        "output": {name: {"value": block} for name, block in blocks.items()},
+    }
+    outputs = terraform(document, tmp_path, **IDS, location="eastus")
     parents = {
         "endpoint": IDS["workspace_id"],
         "deployment": "/endpoint",
@@ -90,6 +89,35 @@ def test_terraform_itself_evaluates_it_to_what_the_client_sends(bundle, tmp_path
         assert (value["name"], value["location"], value["parent_id"]) == (body["name"], "eastus", parents[name])
         assert value["body"] == {key: item for key, item in body.items() if key not in ("name", "tags", "identity")}
         assert value.get("tags") == body.get("tags")
+
+
+def shares(live) -> tuple[dict, dict]:
+    return live["endpoint"]["properties"]["traffic"], live["endpoint"]["properties"]["mirrorTraffic"]
+
+
+@pytest.mark.parametrize("form", ["bicep", pytest.param("terraform", marks=needs_terraform)])
+def test_templates_leave_live_traffic_as_it_is_and_give_a_fresh_endpoint_its_first(form, make_bundle, tmp_path):
+    files = infra(make_bundle(), form)
+    live, state = {}, set()
+
+    def apply():
+        if form == "bicep":
+            apply_bicep(files, live, {"workspaceName": "space", "location": "eastus", "codeId": "/code/1"})
+        else:
+            apply_terraform(files["main.tf.json"], live, state, tmp_path / "run")
+
+    apply()
+    assert shares(live) == ({"my-qa": 100}, {})
+    apply()
+    assert shares(live) == ({"my-qa": 100}, {})
+    live["endpoint"]["properties"] |= {"traffic": {"my-qa": 50, "green": 50}, "mirrorTraffic": {"red": 10}}
+    apply()
+    apply()
+    assert shares(live) == ({"my-qa": 50, "green": 50}, {"red": 10})
+    state.discard("traffic")  # as where an endpoint that is live was taken over by `terraform import`
+    apply()
+    assert shares(live) == ({"my-qa": 50, "green": 50}, {"red": 10})
+    assert live["deployment"]["properties"]["codeConfiguration"]["scoringScript"] == "score.py"
 
 
 def test_terraform_holds_what_the_client_sends(bundle):

@@ -201,8 +201,8 @@ def test_an_index_cannot_name_a_file_outside_the_folder(folder: Folder, tmp_path
 
 
 def test_quantised_weights_are_refused(folder: Folder) -> None:
-    with pytest.raises(NotAvailable, match="gptq"):
-        resolve(str(folder(BERT | {"quantization_config": {"quant_method": "gptq"}})))
+    with pytest.raises(NotAvailable, match="aqlm"):
+        resolve(str(folder(BERT | {"quantization_config": {"quant_method": "aqlm"}})))
 
 
 def test_integer_weights_are_refused(folder: Folder) -> None:
@@ -239,6 +239,8 @@ def test_what_is_neither_a_path_nor_a_hub_id(text: str) -> None:
     [
         "azureml:bert:3",
         "azureml:bert@latest",
+        "azureml:Llama-3.2-1B:2",
+        "azureml://registries/azureml-meta/models/Llama-3.2-1B/versions/2",
         "azureml://registries/HuggingFace/models/gpt2/versions/17",
         "azureml://registries/azureml/models/gpt2/labels/latest",
         "azureml://datastores/blobs/paths/models/bert/",

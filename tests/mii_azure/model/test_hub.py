@@ -237,11 +237,11 @@ def test_repositories_that_are_no_transformers_model(hub: FakeHub, ask: Ask, rep
     hub.repos["me/adapter"] = folder(None, name="adapter", **{"adapter_config.json": "{}"})
     hub.repos["me/empty"] = folder(None, weights=False, name="empty", **{"README.md": "x"})
     hub.repos["me/weightless"] = folder(weights=False, name="weightless")
-    hub.repos["me/quantised"] = folder(BERT | {"quantization_config": {"quant_method": "awq"}}, name="quantised")
+    hub.repos["me/quantised"] = folder(BERT | {"quantization_config": {"quant_method": "aqlm"}}, name="quantised")
     assert "merge" in ask(model="me/adapter")["error"]["hint"]
     assert ask(model="me/empty")["error"]["code"] == "config_missing"
     assert ask(model="me/weightless")["error"]["code"] == "weights_missing"
-    assert "awq" in ask(model="me/quantised")["error"]["message"]
+    assert "aqlm" in ask(model="me/quantised")["error"]["message"]
 
 
 def test_damaged_weights_on_the_hub(hub: FakeHub, ask: Ask, repo: str, folder: Folder) -> None:

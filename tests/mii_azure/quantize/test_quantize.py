@@ -16,7 +16,6 @@ from mii_azure import errors
 from mii_azure.bundle.bundle_view import told_by
 from mii_azure.bundle.manifest import load_manifest
 from mii_azure.model import safetensors
-from mii_azure.model.quantizable import unpacked
 from mii_azure.model.source import resolve
 from mii_azure.planning.planner import plan
 from mii_azure.planning.ranking import rank
@@ -213,8 +212,8 @@ def headless(model: Path) -> None:
     save_file(stored, _weights(model), metadata={"format": "pt"})
 
 
-def awq(model: Path) -> None:
-    _configure(model, quantization_config={"quant_method": "awq"})
+def aqlm(model: Path) -> None:
+    _configure(model, quantization_config={"quant_method": "aqlm"})
 
 
 def unknown_class(model: Path) -> None:
@@ -238,7 +237,7 @@ def pickled(model: Path) -> None:
 #: What is wrong: damage to the model, options, the error and its words.
 REFUSED: dict[str, tuple[Callable[[Path], None] | None, dict[str, Any], type[errors.MiiAzureError], str]] = {
     "a scheme that there is not": (None, {"quantise": "int4"}, errors.SpecError, "quantise: "),
-    "quantised in another way": (awq, {}, errors.NotAvailable, "quantised by awq"),
+    "quantised in another way": (aqlm, {}, errors.NotAvailable, "quantised by aqlm"),
     "a class that transformers has not": (
         unknown_class,
         {},
@@ -309,4 +308,4 @@ def test_a_model_that_is_int8_already_is_served_as_it_is(tiny: Tiny, tmp_path: P
         made(first / "model", tmp_path / "c", "text-generation")
     wide, int8 = (resolve(str(folder)).weights for folder in (tiny("llama", "text-generation"), first / "model"))
     assert int8.parameters == wide.parameters
-    assert len(unpacked(safetensors.read_header(first / WEIGHTS))) == 21
+    assert (int8.kind, int8.published, wide.kind) == ("int8", "compressed-tensors", "")

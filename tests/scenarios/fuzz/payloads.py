@@ -171,6 +171,8 @@ _DEEP = (
     '{"inputs": [{"name": "inputs", "datatype": "BYTES", "shape": [1], "data": ["a"]}], "parameters": {"stop": @}}',
     '{"prompt": "a", "stop": @}',
     '{"prompt": "a", "logit_bias": @}',
+    '{"inputs": "a", "parameters": {"guided_json": {"enum": [@]}}}',
+    '{"prompt": "a", "response_format": {"type": "json_schema", "json_schema": {"schema": @}}}',
     '{"messages": @, "input": @, "tools": @}',
 )
 

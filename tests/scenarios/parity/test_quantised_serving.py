@@ -1,18 +1,21 @@
 """A bundle whose weights are int8, made by the command line and served as any other."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import save_file
 
 import mii_azure
 from local_runner.targets.targets import InProcess
 from mii_azure.cli import app
 from mii_azure.verdict.parity import parity
 from tests.conftest import Packaged, Tiny
+from tests.published import publish
 from tests.scoring.conftest import Served
 
 pytestmark = pytest.mark.usefixtures("forked")
@@ -54,6 +57,30 @@ def test_it_serves_and_says_what_its_weights_are(tiny: Tiny, tmp_path: Path, com
     tokenizer = transformers.AutoTokenizer.from_pretrained(bundle / "model")
     inputs = tokenizer("Once upon a time", return_tensors="pt")
     wanted = plain.generate(**inputs, max_new_tokens=12, do_sample=False, pad_token_id=0)
+    text = tokenizer.decode(wanted[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)
+    assert answer[0]["generated_text"].endswith(text)
+
+
+def test_what_others_quantised_is_served_as_it_is(tiny: Tiny, tmp_path: Path) -> None:
+    """Generated, checked and served from the published files, it answers as the weights that they stand for."""
+    import transformers
+
+    source, bundle = tiny("llama", "text-generation"), tmp_path / "bundle"
+    wide = publish(source, tmp_path / "published", "awq")
+    shutil.copytree(source, tmp_path / "wide")
+    save_file(wide, tmp_path / "wide" / "model.safetensors", metadata={"format": "pt"})
+    given: dict[str, Any] = {"output": bundle, "instance_type": "Standard_F4s_v2"}
+    mii_azure.generate("text-generation", str(tmp_path / "published"), "tiny", **given)
+    assert mii_azure.check(bundle) == []
+    assert "widened to float32 while it is loaded" in (bundle / "plan.md").read_text()
+    body = {"inputs": "Once upon a time", "parameters": {"max_new_tokens": 12, "do_sample": False}}
+    with InProcess(bundle) as target:
+        assert target.metadata()["optimisations"]["static_decode"] == "applied"
+        answer = json.loads(target.send(json.dumps(body)).body)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "wide", dtype="float32")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    inputs = tokenizer("Once upon a time", return_tensors="pt")
+    wanted = model.generate(**inputs, max_new_tokens=12, do_sample=False, pad_token_id=0)
     text = tokenizer.decode(wanted[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)
     assert answer[0]["generated_text"].endswith(text)
 

@@ -10,7 +10,9 @@ from transformers import AutoTokenizer
 
 from scoring.decoder.adapters.families import FAMILIES as ADAPTED
 from scoring.decoder.decoder import Decoder
+from scoring.decoder.generic.compiled import compiled_forwards, layers_with
 from scoring.decoder.generic.interface import configs_of
+from scoring.decoder.generic.model import GenericModel
 from scoring.decoder.generic.probe import Unlike, window_of
 from scoring.errors import LoadError
 from scoring.passes.base import PassRefused
@@ -42,6 +44,7 @@ REFUSED = {
     "qwen3_next": "LinearAttentionLayer",
 }
 NEW = 5
+CPU = torch.device("cpu")
 TASK = "text-generation"
 
 
@@ -53,8 +56,8 @@ def model(request: pytest.FixtureRequest) -> Iterator[Any]:
 
 def test_none_of_the_families_served_has_an_adapter() -> None:
     assert not set(SERVED) & set(ADAPTED)
-    assert all(decoder_tier(family).tier == "generic" for family in SERVED)
-    assert all(decoder_tier(family).tier == "fused" for family in ADAPTED)
+    assert all(decoder_tier(family, on_gpu=False).tier == "generic" for family in SERVED)
+    assert all(decoder_tier(family, on_gpu=False).tier == "fused" for family in ADAPTED)
     assert not set(GENERIC_DECODE.refused) & (set(SERVED) | set(ADAPTED))
 
 
@@ -138,13 +141,39 @@ def test_requests_are_answered_from_its_slots_as_plain_transformers_does(tiny: T
 
 def test_masks_are_known_over_the_whole_length() -> None:
     causal = lambda b, h, q, k: k <= q  # noqa: E731
-    assert window_of(causal, 1000) == 0
-    assert window_of(lambda b, h, q, k: (k <= q) & (k > q - 300), 1000) == 300
-    assert window_of(lambda b, h, q, k: (k <= q) & (k // 1024 == q // 1024), 1000) == 0  # one chunk
+    assert window_of(causal, 1000, CPU) == 0
+    assert window_of(lambda b, h, q, k: (k <= q) & (k > q - 300), 1000, CPU) == 300
+    assert window_of(lambda b, h, q, k: (k <= q) & (k // 1024 == q // 1024), 1000, CPU) == 0  # one chunk
     for strange in (
         lambda b, h, q, k: (k <= q) & (k // 300 == q // 300),
         lambda b, h, q, k: (k <= q) | (k < 7),
         lambda b, h, q, k: k >= 0,
     ):
         with pytest.raises(Unlike, match="neither causal nor a window"):
-            window_of(strange, 1000)
+            window_of(strange, 1000, CPU)
+
+
+def test_layers_are_found_once_though_one_holds_a_list_of_attentions() -> None:
+    model = tiny_causal("longcat_flash")
+    form = Decoder(model, slots=1, max_length=64, tier="generic").form
+    assert isinstance(form, GenericModel)
+    assert layers_with(model, form.places) == list(model.model.layers)
+    assert len(form.places) == 2 * len(model.model.layers)
+
+
+def test_layers_that_a_compiler_traced_answer_alike_and_are_left_as_they_were() -> None:
+    model = tiny_causal("llama")
+    form = Decoder(model, slots=1, max_length=64, tier="generic").form
+    assert isinstance(form, GenericModel)
+
+    def logits() -> torch.Tensor:
+        tokens = torch.arange(7) + 1
+        return form.forward(tokens, tokens - 1, tokens[-1:] - 1, lambda index, q, k, v: q.flatten(1))
+
+    plain = logits()
+    form.compiled = compiled_forwards(layers_with(model, form.places), "eager")
+    try:
+        assert torch.equal(logits(), plain)
+    finally:
+        torch.compiler.reset()
+    assert not any("forward" in vars(layer) for layer in model.model.layers)

@@ -21,7 +21,7 @@ from tests.scoring.decoder.test_decoder_gpu import run
 from tests.scoring.decoder.test_generic import FORCED, SERVED
 from tests.tiny_causal import tiny_causal
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore::DeprecationWarning")]  # torch uses its own old parts
 
 
 @pytest.mark.parametrize("family", [*(each for each in SERVED if each != "gpt_oss"), *FORCED])
@@ -38,6 +38,10 @@ def test_greedy_tokens_equal_generate_in_every_bucket(family: str) -> None:
         assert produced == expected, count
 
 
+#: Of these torch 2.11's Inductor does not compile every tiny model's grouped products: their layers stay as they are.
+EXPERTS = ("deepseek_v3", "mixtral", "qwen3_moe")
+
+
 @pytest.mark.parametrize("family", ["llama", "olmo2", "phi", "deepseek_v3", "mixtral", "qwen3_moe"])
 def test_in_16_bits_its_forward_is_captured_and_verified(family: str) -> None:
     model = tiny_causal(family).to(torch.bfloat16).cuda()
@@ -45,6 +49,10 @@ def test_in_16_bits_its_forward_is_captured_and_verified(family: str) -> None:
     chosen = StaticDecode(slots=3, max_length=128, tier="generic")
     applied = chosen.apply(model)
     assert "without graphs" not in applied.detail
+    if family not in EXPERTS:
+        assert "layers compiled" in applied.detail
+    assert "layers" in applied.detail
+    print(applied.detail)
     bound = max(TOLERANCE, 1.5 * told().own_error)
     assert max(errors(chosen.decoder, told()).values()) <= bound
 
@@ -65,7 +73,8 @@ def test_experts_that_wait_for_the_host_are_launched_without_graphs() -> None:
     model.set_experts_implementation("eager")  # loops over the experts that were chosen
     decoder = Decoder(model.cuda(), slots=2, max_length=128, tier="generic")
     decoder.warm_up()
-    assert "synchroniz" in decoder.uncaptured
+    assert "without graphs" in decoder.notes[0]
+    assert "synchroniz" in decoder.notes[0]
     assert run(decoder, [prompt(model, 21)], greedy(model)) == [expected]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,7 +17,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs a GPU, or TRITON_INTERPRET=1", allow_module_level=True)
 
-from scoring.decoder import cuda_backend  # noqa: E402
+from scoring.decoder import cuda_backend, decode_step  # noqa: E402
 from scoring.decoder.adapters.families import FAMILIES, build  # noqa: E402
 from scoring.decoder.decode_step import Launcher  # noqa: E402
 from scoring.decoder.decoder import Decoder  # noqa: E402
@@ -24,7 +25,7 @@ from scoring.decoder.gemv_config import GemvTile  # noqa: E402
 from scoring.decoder.kv_cache import KVCache, SamplingParams  # noqa: E402
 from scoring.decoder.model import quantize_weights  # noqa: E402
 from scoring.decoder.prefill import Prefiller, admit, pieces, record  # noqa: E402
-from scoring.decoder.sampler import pick  # noqa: E402
+from scoring.decoder.sampler import pick, pick_all  # noqa: E402
 from scoring.decoder.torch_backend import TorchBackend  # noqa: E402
 from tests.scoring.decoder.test_adapters import prompt, tiny  # noqa: E402
 
@@ -70,7 +71,7 @@ def prepared(model: Any, slots: int, quantised: bool = False) -> tuple[KVCache, 
 
 
 @torch.inference_mode()
-def compare(model: Any, rows: list[int], quantised: bool = False, steps: int = 2) -> None:
+def compare(model: Any, rows: list[int], quantised: bool = False, steps: int = 2, far: bool = False) -> None:
     """Several steps by the kernels, each against the torch step of the same state."""
     state, reference, launcher = prepared(model, 5, quantised)
     slots = torch.tensor(rows, device=DEVICE)
@@ -81,7 +82,7 @@ def compare(model: Any, rows: list[int], quantised: bool = False, steps: int = 2
         written = state.keys.clone(), state.values.clone()
         state.keys.copy_(saved[0]), state.values.copy_(saved[1])
         before = state.lengths.clone()
-        launcher.step(len(rows))
+        launcher.step(len(rows), far)
         logits = (launcher.buffers.logits if len(rows) <= 2 else launcher.buffers.narrow)[: len(rows)]
         assert (logits - expected).abs().max() <= 1e-4
         assert (state.keys - written[0]).abs().max() <= 1e-4
@@ -95,6 +96,26 @@ def compare(model: Any, rows: list[int], quantised: bool = False, steps: int = 2
 @pytest.mark.parametrize("rows", [[1], [3, 0], [4, 2, 1, 3]], ids=["one", "two", "four"])
 def test_steps_match_the_reference(family: str, rows: list[int], tmp_path: Path) -> None:
     compare(tiny(family, tmp_path).to(DEVICE), rows)
+
+
+def test_a_steps_long_rows_are_split_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a small GPU, one program a row, unless a row of the step is long."""
+    monkeypatch.setattr(decode_step, "_MULTIPROCESSORS", 1)
+    monkeypatch.setattr(decode_step, "_FAR", 40)
+    monkeypatch.setattr(decode_step, "_FAR_LEAST", 64)
+    split: list[tuple[int, bool]] = []
+    attention = Launcher.attention
+
+    def spy(launcher: Launcher, rows: int, *layer: Any) -> None:
+        split.append((launcher.splits(rows, launcher.far), launcher.is_far(rows, max(LENGTHS))))
+        attention(launcher, rows, *layer)
+
+    monkeypatch.setattr(Launcher, "attention", spy)
+    model = tiny("llama", tmp_path).to(DEVICE)
+    for far in (False, True):
+        compare(model, [4, 2, 1, 3], far=far)
+        assert set(split) == {(2 if far else 1, True)}
+        split.clear()
 
 
 def by_torch(reference: TorchBackend, parts: list[tuple[int, int, list[int]]]) -> torch.Tensor:
@@ -186,7 +207,17 @@ def test_slots_are_opened_together_as_one_by_one(tmp_path: Path) -> None:
         single.open(slot, sampling)
     records = torch.tensor([record(slot, sampling) for slot, sampling in enumerate(SAMPLINGS)], dtype=torch.int32)
     admit(form, together, records.to(DEVICE), len(SAMPLINGS))
-    for name in ("seen", "temperature", "top_k", "top_p", "penalty", "seed", "forbidden", "forbidden_until"):
+    for name in (
+        "seen",
+        "temperature",
+        "top_k",
+        "top_p",
+        "penalty",
+        "seed",
+        "forbidden",
+        "forbidden_until",
+        "constrained",
+    ):
         assert torch.equal(getattr(together, name), getattr(single, name)), name
     with pytest.raises(ValueError, match="5 forbidden"):
         record(0, SamplingParams(forbidden=(1, 2, 3, 4, 5)))
@@ -218,6 +249,7 @@ SAMPLINGS = (
     SamplingParams(0.4, top_p=0.95, seed=5),
     SamplingParams(0.7, top_k=40, seed=6),
     SamplingParams(0.9, 30, 0.8, seed=4, forbidden=(5,), forbidden_until=1000),
+    SamplingParams(0.6, 20, 0.9, seed=9, constrained=True),
 )
 
 
@@ -242,3 +274,36 @@ def test_the_sampler_picks_what_the_reference_picks(gathered: int, spread: float
         expected = [pick(logits[slot].to(DEVICE), state, slot) for slot in range(len(SAMPLINGS))]
         launcher.sample(len(SAMPLINGS), logits.to(DEVICE), advance=False)
         assert launcher.buffers.out.tolist() == expected, length
+
+
+@pytest.mark.parametrize("allowed", [3, 400, 4000])
+@torch.inference_mode()
+def test_a_mask_leaves_the_sampler_what_it_leaves_the_reference(allowed: int, tmp_path: Path) -> None:
+    form = build(tiny("gpt2", tmp_path).to(DEVICE), 128)
+    form.head.weight = form.head.weight.new_zeros(5000, form.hidden)
+    state, rows = KVCache(form, len(SAMPLINGS), 128), torch.arange(len(SAMPLINGS), device=DEVICE)
+    launcher = Launcher(form, state, len(SAMPLINGS), pdl=DEVICE == "cuda")
+    for slot, sampling in enumerate(SAMPLINGS):
+        state.open(slot, sampling)
+    launcher.buffers.slots[:] = rows.int()
+    generator = torch.Generator().manual_seed(2)
+    for length in range(3):
+        state.lengths.fill_(length)
+        logits = 2 * torch.randn(len(SAMPLINGS), form.vocabulary, generator=generator).to(DEVICE)
+        tokens = torch.stack([torch.randperm(form.vocabulary, generator=generator)[:allowed] for _ in SAMPLINGS])
+        masks = packed(tokens, form.vocabulary)
+        expected = pick_all(logits, state, rows, masks)
+        assert all(token in own for token, own in zip(expected, tokens.tolist(), strict=True))
+        before = state.seen.clone()
+        launcher.sample(len(SAMPLINGS), logits, advance=False)  # leaves the constrained slot's token uncounted
+        assert torch.equal(state.seen[-2], before[-2])
+        state.seen.copy_(before)
+        launcher.sample(len(SAMPLINGS), logits, advance=False, masks=masks.to(DEVICE))
+        assert launcher.buffers.out.tolist() == expected, length
+        assert bool(state.seen[-2, expected[-1]])
+
+
+def packed(tokens: torch.Tensor, vocabulary: int) -> torch.Tensor:
+    """Masks [rows, words] int32 that allow tokens [rows, count]."""
+    bits = torch.zeros(len(tokens), 32 * ((vocabulary + 31) // 32), dtype=torch.uint8).scatter_(1, tokens, 1)
+    return torch.from_numpy(np.packbits(bits.numpy(), axis=1, bitorder="little").view(np.int32))

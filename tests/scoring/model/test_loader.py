@@ -82,6 +82,48 @@ def test_the_model_folder_is_found_wherever_azure_mounts_it(
     assert find_model_dir(tmp_path / "code") == tmp_path / "model"
 
 
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        (("mlflow_model_folder/data/model/",), "mlflow_model_folder/data/model"),
+        (("mlflow_model_folder/model/",), "mlflow_model_folder/model"),
+        (("m/data/config/config.json", "m/data/model/", "m/data/tokenizer/tokenizer.json"), "m/data/model"),
+        (("config.json", "a/b/weights/"), "a/b/weights"),  # what lies above has no weights
+        (("a/", "a/old/"), "a"),
+        (("onnx/model.onnx", "pipe/model_index.json", "pipe/unet/"), "pipe"),
+        (("a/", "b/"), "several models: a, b"),
+        (("a/config.json", "b/config.json"), "several models: a, b"),
+        (("a/weights.onnx",), "No config.json"),
+    ],
+)
+def test_a_model_is_found_at_any_depth_unless_there_are_several(
+    files: tuple[str, ...], found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in files:
+        names = ("config.json", "model.safetensors") if name.endswith("/") else ("",)
+        for each in names:
+            path = tmp_path / "mounted" / f"{name}{each}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("{}", encoding="utf-8")
+    monkeypatch.setenv("AZUREML_MODEL_DIR", f"{tmp_path}//mounted")
+    if " " in found:
+        with pytest.raises(ModelNotFound, match=found):
+            find_model_dir(tmp_path / "code")
+    else:
+        assert find_model_dir(tmp_path / "code") == tmp_path / "mounted" / found
+
+
+@pytest.mark.parametrize("place", ["tokenizer", "components/tokenizer"])
+def test_a_registrys_mlflow_layout_starts(place: str, tiny: Tiny, tmp_path: Path) -> None:
+    data = tmp_path / "mlflow_model_folder" / "data"
+    shutil.copytree(tiny("bert", "fill-mask"), data / "model")
+    (data / place).mkdir(parents=True)
+    for path in [*(data / "model").glob("tokenizer*"), *(data / "model").glob("vocab*")]:
+        path.rename(data / place / path.name)
+    loaded = load(Deployment(name="x", task="fill-mask"), data / "model")
+    assert loaded.tokenizer.mask_token_id is not None
+
+
 def test_without_the_variable_the_bundle_s_own_model_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AZUREML_MODEL_DIR", raising=False)
     with pytest.raises(ModelNotFound, match=r"No config\.json"):

@@ -3,7 +3,6 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -46,13 +45,14 @@ def test_refusals_name_their_reason(facts: Facts, hardware: Hardware, reason: st
 
 
 def test_a_family_without_an_adapter_is_for_the_generic_tier() -> None:
-    """Its products are not quantised, its slices not served; on GPUs it is not taken by itself."""
+    """Its products are not quantised, its slices not served."""
     mixtral = replace(FACTS, family="mixtral", weight_bytes=4 * FACTS.parameters)
     decision = StaticDecode().applies(mixtral, CPU, LATENCY)
     assert decision.take
     assert decision.reason.startswith("generic tier: transformers' own modules over our cache; 16 slots of 2048 tokens")
-    assert "served on CPUs only" in StaticDecode().applies(mixtral, H100, LATENCY).reason
-    assert StaticDecode(tier="generic").applies(replace(mixtral, weight_bytes=10**9), H100, LATENCY).take
+    assert StaticDecode().applies(replace(mixtral, weight_bytes=10**9), H100, LATENCY).take
+    assert "no attention sinks" in StaticDecode().applies(replace(mixtral, family="gpt_oss"), H100, LATENCY).reason
+    assert StaticDecode().applies(replace(mixtral, family="gpt_oss"), CPU, LATENCY).take
     assert (
         "mixtral are transformers' own"
         in WeightOnly(StaticDecode(tier="generic")).applies(mixtral, H100, LATENCY).reason
@@ -208,11 +208,3 @@ def test_where_memory_is_short_the_model_is_its_own_measure(
 
 def test_free_memory_of_the_host_is_read() -> None:
     assert 0 < verify.free_bytes(torch.device("cpu")) < 1 << 50
-
-
-def test_an_unfit_configuration_is_refused_on_a_gpu_before_anything_is_built() -> None:
-    """Its generic tier would take it, which no GPU has verified yet."""
-    config = transformers.OPTConfig(layer_norm_elementwise_affine=False)
-    model = SimpleNamespace(device=torch.device("cuda"), config=config)
-    with pytest.raises(PassRefused, match="neither weight nor bias; its generic tier is served on CPUs only"):
-        StaticDecode().apply(model)

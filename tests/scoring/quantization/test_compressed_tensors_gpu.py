@@ -13,7 +13,7 @@ from mii_azure.quantize.int8_writer import Writer
 from scoring.decoder.verify import reference
 from scoring.passes.static_decode import StaticDecode
 from scoring.passes.weight_only import WeightOnly
-from scoring.quantization.compressed_tensors import from_pretrained
+from scoring.quantization.loading import from_pretrained
 from tests.scoring.decoder.test_adapters import tiny
 
 pytestmark = pytest.mark.gpu

@@ -177,6 +177,9 @@ PARAMETERS = st.fixed_dictionaries(
         "stop": st.sampled_from(["a", ["\n", " the"]]),
         "use_cache": st.booleans(),
         "return_full_text": st.booleans(),
+        "guided_choice": st.sampled_from([["a"], ["yes", "no"]]),
+        "guided_regex": st.sampled_from(["[0-9]+", "a(b"]),
+        "guided_json": st.sampled_from([{"type": "object"}, {"not": {}}, "{"]),
     },
 )
 

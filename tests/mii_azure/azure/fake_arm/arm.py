@@ -4,6 +4,7 @@ Paths are compared without regard to case, as ARM does.
 """
 
 import re
+import time
 from collections import Counter
 from copy import deepcopy
 from typing import Any
@@ -28,6 +29,8 @@ class Arm:
         self.tokens = 0
         self.logs = "Loading\nTraceback (most recent call last):\n  File x\nValueError: weights are missing\n"
         self.refused_tokens: set[str] = set()
+        self.expires: dict[str, float] = {}  # by token
+        self.clock = time.time
         self.subscription = Subscription()
 
     def endpoint(self, name: str) -> dict[str, Any] | None:
@@ -52,7 +55,8 @@ class Arm:
         from tests.mii_azure.azure.fake_arm.cloud import Answer
 
         token = request.headers.get("authorization", "")
-        if not token.startswith("Bearer ") or token in self.refused_tokens:
+        over = self.expires.get(token, float("inf")) <= self.clock()
+        if not token.startswith("Bearer ") or token in self.refused_tokens or over:
             return refusal(401, "ExpiredAuthenticationToken", "The access token expiry UTC time is earlier than now.")
         path = request.path
         if path.startswith("/operations/"):

@@ -16,6 +16,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from tests.mii_azure.azure.fake_arm.arm import Arm
 from tests.mii_azure.azure.fake_arm.blobs import Blobs
 from tests.mii_azure.azure.fake_arm.certificate import make_certificate
+from tests.mii_azure.azure.fake_arm.login import Login
 from tests.mii_azure.azure.fake_arm.scoring import Scoring
 
 SUFFIX = "fakeazure.test"
@@ -95,6 +96,7 @@ class Cloud:
         self.blobs = Blobs()
         self.scoring = Scoring(self, old.hosts if old else None)
         self.arm = Arm(self)
+        self.login = Login(self)
 
     def __enter__(self) -> "Cloud":
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -137,6 +139,9 @@ class Cloud:
         if ".blob." in request.host:
             with self.lock:
                 return self.blobs.answer(request)
+        if request.host.startswith(("login.", "actions.")):
+            with self.lock:
+                return self.login.answer(request)
         if ".inference." in request.host:
             return self.scoring.answer(request)
         with self.lock:

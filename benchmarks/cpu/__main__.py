@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from benchmarks.common import RESULTS, revision, table, write
 from benchmarks.onnx_models import sessions
 from mii_azure.hardware.roofline import flops
-from scoring.encoder.cpu_autotune import cores, cpu_flags, missing, prepare
+from scoring.encoder.cpu_autotune import cpu_flags, missing, prepare
 from scoring.encoder.cpu_ops import Product
 from scoring.encoder.verify import reference, relative_error
+from scoring.limits.cpus import cores
 from scoring.passes.base import BOUNDS, PassRefused
 from scoring.passes.cpu import Cpu
 

@@ -1,0 +1,67 @@
+"""Cores that this process may use, and OpenMP set up for them before torch is imported. Standard library only."""
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+#: Processes on this machine that share the cores, this one among them; set by who starts several.
+SHARERS = "MII_AZURE_SHARERS"
+_THREADS = "OMP_NUM_THREADS"
+#: What an operator may have said of waiting; libgomp and Intel's OpenMP have a name each beside the standard's.
+_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+
+_set_here: set[str] = set()
+
+
+def cores(root: Path = Path("/")) -> int:
+    """Cores that this process may use: its affinity, cut by its control groups' quotas, and its share of both."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = min([allowed, *map(math.ceil, _quotas(root))])
+    with suppress(KeyError, ValueError, ZeroDivisionError):
+        share //= int(os.environ[SHARERS])
+    return max(1, share)
+
+
+def settle() -> None:
+    """Have OpenMP wait without spinning, on no more threads than cores; what an operator has set stays.
+
+    A spinning thread keeps its core from whoever has work: beside one busy process a region of two threads then takes
+    ten times as long. OpenMP counts the machine's cores, and knows no quota.
+    """
+    if not any(name in os.environ for name in _WAITING):
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+    if _THREADS not in os.environ and cores() < (os.cpu_count() or 1):
+        os.environ[_THREADS] = str(cores())
+        _set_here.add(_THREADS)
+
+
+def operators_choice() -> bool:
+    """Return True if an operator chose the number of threads."""
+    return _THREADS in os.environ and _THREADS not in _set_here
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """Cores by the quota of each control group around this process, of version 2 and of version 1."""
+    with suppress(OSError, ValueError):  # no such file, or not in the form that Linux writes
+        for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers and "cpu" not in controllers.split(","):
+                continue
+            top = root / "sys/fs/cgroup" / controllers
+            inner = top / path.lstrip("/")
+            # In a container the path may be the host's, of which only the top is mounted.
+            for folder in (inner, *inner.parents):
+                if folder.is_relative_to(top):
+                    yield from _quota(folder)
+
+
+def _quota(folder: Path) -> Iterator[float]:
+    with suppress(OSError, ValueError, ZeroDivisionError):  # no such file, or "max"
+        quota, period = (folder / "cpu.max").read_text(encoding="ascii").split()
+        yield int(quota) / int(period)
+    with suppress(OSError, ValueError, ZeroDivisionError):
+        quota, period = ((folder / f"cpu.cfs_{name}_us").read_text(encoding="ascii") for name in ("quota", "period"))
+        if int(quota) > 0:  # -1: none
+            yield int(quota) / int(period)
