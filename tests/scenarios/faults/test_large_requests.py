@@ -14,8 +14,6 @@ import mii_azure
 from local_runner.process.launch import LOOPBACK, Runner
 from tests.scenarios.faults.conftest import peak
 
-pytestmark = pytest.mark.usefixtures("forked")
-
 Tiny = Callable[[str, str], Path]
 
 MOST_GROWTH = 300 << 20  # of the server's memory, at its peak
