@@ -39,6 +39,7 @@ READ_LATER = (
     "AML_",
     "AZUREML_",
     "COLUMNS",
+    "KMP_INIT_AT_FORK",
     "MII_AZURE_",
     "OLDPWD",
     "OTEL_",
