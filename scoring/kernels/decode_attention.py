@@ -19,7 +19,7 @@ def keys_values(keys_ptr, values_ptr, place, t, wanted, d, D: tl.constexpr):
 
 
 @triton.jit
-def tile_place(row_ptr, position, end, head, BLOCKS, BLOCK: tl.constexpr):
+def _tile(row_ptr, position, end, head, BLOCKS, BLOCK: tl.constexpr):
     """Place of the tile of keys that begins at a position, by its slot's row of the table; any place past the end."""
     block = tl.load(row_ptr + position // BLOCK, mask=position < end, other=0)
     return cache_place(block, position, head, BLOCKS, BLOCK)
@@ -80,131 +80,6 @@ def normed_heads(x_ptr, bias_ptr, base, shown, d, other, gain, gain_other, cos, 
 
 
 @triton.jit
-def _after_predecessor(PDL: tl.constexpr):
-    if PDL:
-        gdc_wait()
-        gdc_launch_dependents()
-
-
-@triton.jit
-def _span(end, split, BT: tl.constexpr, LEAST: tl.constexpr, SPLITS: tl.constexpr, WINDOW: tl.constexpr):
-    """Return the first position that is seen of `end`, this split's span of them, and the number of spans."""
-    first = 0
-    if WINDOW > 0:
-        first = tl.maximum(end - WINDOW, 0)
-    begin = first // BT * BT
-    span = tl.maximum(tl.cdiv(tl.cdiv(end - begin, SPLITS), BT) * BT, LEAST)
-    low = begin + split * span
-    return first, low, tl.minimum(low + span, end), tl.cdiv(end - begin, span)
-
-
-@triton.jit
-def _constants(q_gain_ptr, k_gain_ptr, cos_ptr, sin_ptr, at, d, D: tl.constexpr, HALF: tl.constexpr,
-               INTERLEAVED: tl.constexpr, ROTARY: tl.constexpr, NORMED: tl.constexpr):  # fmt: skip
-    """Return what queries and keys are normed and rotated with: (partner, gains and partners' gains, cos, sin)."""
-    if not NORMED:
-        return d, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-    other, q_gain, q_gain_other, cos, sin = constants_of_heads(q_gain_ptr, cos_ptr, sin_ptr, at, d, D, HALF,
-                                                               INTERLEAVED, ROTARY)  # fmt: skip
-    k_gain = tl.load(k_gain_ptr + d, mask=d < D, other=0.0)
-    k_gain_other = tl.load(k_gain_ptr + other, mask=d < D, other=0.0)
-    return other, q_gain, q_gain_other, k_gain, k_gain_other, cos, sin
-
-
-@triton.jit
-def _normed_newest(product, bias_ptr, keys_ptr, values_ptr, place, last, head, g, d, other, q_gain, q_gain_other,
-                   k_gain, k_gain_other, cos, sin, eps, H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr,
-                   ROTARY: tl.constexpr, BIAS: tl.constexpr):  # fmt: skip
-    """Norm and rotate a key head's queries and new key, from a row of the fused product [(H + 2 KV) D].
-
-    The program of the last span, which ends with the new token, writes key and value at their place.
-    """
-    G: tl.constexpr = H // KV
-    q = normed_heads(product, bias_ptr, (head * G + g) * D, g < G, d, other, q_gain, q_gain_other, cos, sin, eps, D,
-                     ROTARY, BIAS).to(keys_ptr.dtype.element_ty)  # fmt: skip
-    one = tl.arange(0, 1)
-    key = normed_heads(product, bias_ptr, (H + head + one) * D, one == 0, d, other, k_gain, k_gain_other, cos, sin,
-                       eps, D, ROTARY, BIAS).to(keys_ptr.dtype.element_ty)  # fmt: skip
-    inside = (d < D)[None, :]
-    at = (H + KV + head + one[:, None]) * D + d[None, :]
-    value = tl.load(product + at, mask=inside, other=0.0)
-    if BIAS:
-        value += tl.load(bias_ptr + at, mask=inside, other=0.0)
-    to_cache = place * D + one[:, None] + d[None, :]
-    tl.store(keys_ptr + to_cache, key, mask=inside & last)
-    tl.store(values_ptr + to_cache, value, mask=inside & last)
-    tl.debug_barrier()  # spans of several tiles read them back
-    return q, key, value
-
-
-@triton.jit
-def _with_newest(q_ptr, bias_ptr, keys_ptr, values_ptr, row, head, queries, shown, k, v, at, end, place, newest_place,
-                 last, t, g, d, other, q_gain, q_gain_other, k_gain, k_gain_other, cos, sin, eps, H: tl.constexpr,
-                 KV: tl.constexpr, D: tl.constexpr, ROTARY: tl.constexpr, BIAS: tl.constexpr,
-                 NORMED: tl.constexpr):  # fmt: skip
-    """Return queries, and a tile of keys and of values with those of the new token, if it is in the tile."""
-    if NORMED:
-        q, new_k, new_v = _normed_newest(q_ptr + row * (H + 2 * KV) * D, bias_ptr, keys_ptr, values_ptr, newest_place,
-                                         last, head, g, d, other, q_gain, q_gain_other, k_gain, k_gain_other, cos, sin,
-                                         eps, H, KV, D, ROTARY, BIAS)  # fmt: skip
-    else:
-        q = tl.load(q_ptr + queries, mask=shown, other=0.0)
-        new_k, new_v = keys_values(keys_ptr, values_ptr, place, t, at == end - 1, d, D)
-    newest = (at == end - 1)[:, None]
-    return q, tl.where(newest, new_k, k), tl.where(newest, new_v, v)
-
-
-@triton.jit
-def _attend_span(q, k, v, keys_ptr, values_ptr, row_ptr, following, slopes_ptr, shown, head, first, low, high, end,
-                 BLOCKS, scale, limit, t, d, BLOCK: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GP: tl.constexpr,
-                 BT: tl.constexpr, WINDOW: tl.constexpr, ALIBI: tl.constexpr, CAP: tl.constexpr,
-                 PRECISION: tl.constexpr):  # fmt: skip
-    """Return (weighted sum of values, sum of weights, highest score) of a span; k and v hold its first tile."""
-    if ALIBI:
-        slopes = tl.load(slopes_ptr, mask=shown, other=0.0)
-    top = tl.full([GP], -1e30, tl.float32)
-    mass = tl.zeros([GP], tl.float32)
-    acc = tl.zeros([GP, DP], tl.float32)
-    for start in range(low, high, BT):
-        at = start + t
-        next_k, next_v = keys_values(keys_ptr, values_ptr, following, t, at + BT < high, d, D)
-        following = tile_place(row_ptr, start + 2 * BT, high, head, BLOCKS, BLOCK)
-        scores = cap(tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale, limit, CAP)
-        if ALIBI:
-            scores += slopes[:, None] * (at - end + 1).to(tl.float32)[None, :]
-        seen = at < high
-        if WINDOW > 0:
-            seen = seen & (at >= first)
-        scores = tl.where(seen[None, :], scores, -1e30)
-        higher = tl.maximum(top, tl.max(scores, 1))
-        weights = tl.exp(scores - higher[:, None])
-        shrink = tl.exp(top - higher)
-        mass = mass * shrink + tl.sum(weights, 1)
-        acc = acc * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
-        top = higher
-        k = next_k
-        v = next_v
-    return acc, mass, top
-
-
-@triton.jit
-def _leave(out_ptr, part_ptr, stats_ptr, arrived_ptr, work, split, live, acc, mass, top, queries, shown, g, d,
-           GP: tl.constexpr, DP: tl.constexpr, SPLITS: tl.constexpr):  # fmt: skip
-    """Write the part of one span; the last of the live spans to do so merges them all and resets the counter.
-
-    part [B, KV, SPLITS, GP, DP], stats [.., 2, GP].
-    """
-    place = (work * SPLITS + split).to(tl.int64)
-    tl.store(part_ptr + place * GP * DP + g[:, None] * DP + d[None, :], acc)
-    tl.store(stats_ptr + place * 2 * GP + g, top)
-    tl.store(stats_ptr + place * 2 * GP + GP + g, mass)
-    tl.debug_barrier()
-    if tl.atomic_add(arrived_ptr, 1, sem="acq_rel") == live - 1:
-        join(out_ptr, part_ptr, stats_ptr, work, live, queries, shown, g, d, GP, DP, SPLITS)
-        tl.store(arrived_ptr, 0)
-
-
-@triton.jit
 def attend(q_ptr, keys_ptr, values_ptr, out_ptr, part_ptr, stats_ptr, arrived_ptr, slopes_ptr, slots_ptr,
            lengths_ptr, bias_ptr, q_gain_ptr, k_gain_ptr, cos_ptr, sin_ptr, table_ptr, WIDTH, BLOCKS, scale, limit, eps,
            BLOCK: tl.constexpr, H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GP: tl.constexpr,
@@ -213,53 +88,113 @@ def attend(q_ptr, keys_ptr, values_ptr, out_ptr, part_ptr, stats_ptr, arrived_pt
            ROTARY: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """Compute out [B, H, D] of q [B, H, D] over keys and values [KV, BLOCKS, BLOCK, D]. Grid (B * KV, SPLITS).
 
-    With NORMED, q is the raw fused product [B, (H + 2 KV) D], so that no kernel is needed between.
+    With NORMED, q is the raw fused product [B, (H + 2 KV) D]: a program norms and rotates the queries it reads,
+    and the one whose span ends with the new token writes its key and value, so that no kernel is needed between.
+
     A program reads a span of one key head, at least LEAST keys, for its whole group of queries, by tiles of BT keys,
     each in one block (BT divides BLOCK): the slot's row of table [slots, WIDTH] tells which. The lengths come from
     device memory: a slot's live tokens are lengths + 1, the new one included. Lengths and tables change only between
     steps, and so does the cache except the new token's row: all are read before waiting for the kernel that writes it.
-    Empty spans return at once; the last of the others to finish merges their parts.
+    Empty spans return at once; the last of the others to finish merges the parts (part [B, KV, SPLITS, GP,
+    DP], stats [.., 2, GP]) and resets the counter.
     """
-    work, split = tl.program_id(0), tl.program_id(1)
+    work = tl.program_id(0)
+    split = tl.program_id(1)
     row = (work // KV).to(tl.int64)
     head = work % KV
     G: tl.constexpr = H // KV
     slot = tl.load(slots_ptr + row).to(tl.int64)
     end = tl.load(lengths_ptr + slot) + 1
-    first, low, high, live = _span(end, split, BT, LEAST, SPLITS, WINDOW)
+    first = 0
+    if WINDOW > 0:
+        first = tl.maximum(end - WINDOW, 0)
+    begin = first // BT * BT
+    span = tl.maximum(tl.cdiv(tl.cdiv(end - begin, SPLITS), BT) * BT, LEAST)
+    live = tl.cdiv(end - begin, span)
+    low = begin + split * span
+    high = tl.minimum(low + span, end)
     g = tl.arange(0, GP)
     d = tl.arange(0, DP)
     t = tl.arange(0, BT)
     row_ptr = table_ptr + slot * WIDTH
-    place = tile_place(row_ptr, low, high, head, BLOCKS, BLOCK)
-    following = tile_place(row_ptr, low + BT, high, head, BLOCKS, BLOCK)
-    newest_place = tile_place(row_ptr, end - 1, end, head, BLOCKS, BLOCK)
+    place = _tile(row_ptr, low, high, head, BLOCKS, BLOCK)
+    following = _tile(row_ptr, low + BT, high, head, BLOCKS, BLOCK)
+    newest_place = _tile(row_ptr, end - 1, end, head, BLOCKS, BLOCK)
     at = low + t
     k, v = keys_values(keys_ptr, values_ptr, place, t, (at < high) & (at < end - 1), d, D)
-    other, q_gain, q_gain_other, k_gain, k_gain_other, cos, sin = _constants(
-        q_gain_ptr, k_gain_ptr, cos_ptr, sin_ptr, end - 1, d, D, HALF, INTERLEAVED, ROTARY, NORMED
-    )  # fmt: skip
-    _after_predecessor(PDL)
+    if NORMED:  # constants of the model are read before waiting too
+        other, q_gain, q_gain_other, cos, sin = constants_of_heads(q_gain_ptr, cos_ptr, sin_ptr, end - 1, d, D, HALF,
+                                                                   INTERLEAVED, ROTARY)  # fmt: skip
+        k_gain = tl.load(k_gain_ptr + d, mask=d < D, other=0.0)
+        k_gain_other = tl.load(k_gain_ptr + other, mask=d < D, other=0.0)
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
     if split < live:
         queries = (row * H + head * G + g[:, None]) * D + d[None, :]
         shown = (g < G)[:, None] & (d < D)[None, :]
-        q, k, v = _with_newest(q_ptr, bias_ptr, keys_ptr, values_ptr, row, head, queries, shown, k, v, at, end, place,
-                               newest_place, split == live - 1, t, g, d, other, q_gain, q_gain_other, k_gain,
-                               k_gain_other, cos, sin, eps, H, KV, D, ROTARY, BIAS, NORMED)  # fmt: skip
-        acc, mass, top = _attend_span(q, k, v, keys_ptr, values_ptr, row_ptr, following, slopes_ptr + head * G + g,
-                                      g < G, head, first, low, high, end, BLOCKS, scale, limit, t, d, BLOCK, D, DP, GP,
-                                      BT, WINDOW, ALIBI, CAP, PRECISION)  # fmt: skip
+        newest = (at == end - 1)[:, None]
+        if NORMED:
+            product = q_ptr + row * (H + 2 * KV) * D
+            q = normed_heads(product, bias_ptr, (head * G + g) * D, g < G, d, other, q_gain, q_gain_other, cos, sin,
+                             eps, D, ROTARY, BIAS).to(k.dtype)  # fmt: skip
+            one = tl.arange(0, 1)
+            new_k = normed_heads(product, bias_ptr, (H + head + one) * D, one == 0, d, other, k_gain, k_gain_other,
+                                 cos, sin, eps, D, ROTARY, BIAS).to(k.dtype)  # fmt: skip
+            value = (H + KV + head + one[:, None]) * D + d[None, :]
+            new_v = tl.load(product + value, mask=(d < D)[None, :], other=0.0)
+            if BIAS:
+                new_v += tl.load(bias_ptr + value, mask=(d < D)[None, :], other=0.0)
+            last = (d < D)[None, :] & (split == live - 1)
+            to_cache = newest_place * D + one[:, None] + d[None, :]
+            tl.store(keys_ptr + to_cache, new_k, mask=last)
+            tl.store(values_ptr + to_cache, new_v, mask=last)
+            tl.debug_barrier()  # spans of several tiles read them back
+        else:
+            q = tl.load(q_ptr + queries, mask=shown, other=0.0)
+            new_k, new_v = keys_values(keys_ptr, values_ptr, place, t, at == end - 1, d, D)
+        k = tl.where(newest, new_k, k)
+        v = tl.where(newest, new_v, v)
+        if ALIBI:
+            slopes = tl.load(slopes_ptr + head * G + g, mask=g < G, other=0.0)
+        top = tl.full([GP], -1e30, tl.float32)
+        mass = tl.zeros([GP], tl.float32)
+        acc = tl.zeros([GP, DP], tl.float32)
+        for start in range(low, high, BT):
+            at = start + t
+            next_k, next_v = keys_values(keys_ptr, values_ptr, following, t, at + BT < high, d, D)
+            following = _tile(row_ptr, start + 2 * BT, high, head, BLOCKS, BLOCK)
+            scores = cap(tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale, limit, CAP)
+            if ALIBI:
+                scores += slopes[:, None] * (at - end + 1).to(tl.float32)[None, :]
+            seen = at < high
+            if WINDOW > 0:
+                seen = seen & (at >= first)
+            scores = tl.where(seen[None, :], scores, -1e30)
+            higher = tl.maximum(top, tl.max(scores, 1))
+            weights = tl.exp(scores - higher[:, None])
+            shrink = tl.exp(top - higher)
+            mass = mass * shrink + tl.sum(weights, 1)
+            acc = acc * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
+            top = higher
+            k = next_k
+            v = next_v
         if live == 1:
             tl.store(out_ptr + queries, acc / mass[:, None], mask=shown)
         else:
-            _leave(out_ptr, part_ptr, stats_ptr, arrived_ptr + work, work, split, live, acc, mass, top, queries, shown,
-                   g, d, GP, DP, SPLITS)  # fmt: skip
+            place = (work * SPLITS + split).to(tl.int64)
+            tl.store(part_ptr + place * GP * DP + g[:, None] * DP + d[None, :], acc)
+            tl.store(stats_ptr + place * 2 * GP + g, top)
+            tl.store(stats_ptr + place * 2 * GP + GP + g, mass)
+            tl.debug_barrier()
+            if tl.atomic_add(arrived_ptr + work, 1, sem="acq_rel") == live - 1:
+                _join(out_ptr, part_ptr, stats_ptr, work, live, queries, shown, g, d, GP, DP, SPLITS)
+                tl.store(arrived_ptr + work, 0)
 
 
 @triton.jit
-def join(out_ptr, part_ptr, stats_ptr, work, live, queries, shown, g, d, GP: tl.constexpr, DP: tl.constexpr,
-         SPLITS: tl.constexpr):  # fmt: skip
-    """Merge the parts of the live spans into out."""
+def _join(out_ptr, part_ptr, stats_ptr, work, live, queries, shown, g, d, GP: tl.constexpr, DP: tl.constexpr,
+          SPLITS: tl.constexpr):  # fmt: skip
     top = tl.full([GP], -1e30, tl.float32)
     mass = tl.zeros([GP], tl.float32)
     acc = tl.zeros([GP, DP], tl.float32)

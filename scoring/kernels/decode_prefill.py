@@ -60,56 +60,6 @@ def _attend_span(acc, mass, top, q, keys, values, row_ptr, head, low, high, end,
 
 
 @triton.jit
-def _described(tile_ptr, TILES, SPANS: tl.constexpr):
-    """Return (first row, number of tokens, slot, first position, first key) of a tile."""
-    slot = tl.load(tile_ptr + 2 * TILES).to(tl.int64)
-    low = 0
-    if SPANS:
-        low = tl.load(tile_ptr + 4 * TILES)
-    return tl.load(tile_ptr), tl.load(tile_ptr + TILES), slot, tl.load(tile_ptr + 3 * TILES), low
-
-
-@triton.jit
-def _attended(acc, mass, top, part_ptr, stats_ptr, spans, PARTED, queries, token, count, shown, H: tl.constexpr,
-              D: tl.constexpr):  # fmt: skip
-    """Add the results that there are of earlier spans of keys to a tile's sums."""
-    for span in range(spans):
-        begin = span * PARTED.to(tl.int64) * H
-        part = tl.load(part_ptr + begin * D + queries, mask=shown, other=0.0).to(tl.float32)
-        other = tl.load(stats_ptr + begin + token, mask=token < count, other=0.0) * _LOG2E
-        higher = tl.maximum(top, other)
-        shrink = tl.exp2(top - higher)
-        grow = tl.exp2(other - higher)
-        mass = mass * shrink + grow
-        acc = acc * shrink[:, None] + part * grow[:, None]
-        top = higher
-    return acc, mass, top
-
-
-@triton.jit
-def _attend_keys(acc, mass, top, q, keys, values, row_ptr, shared, low, position, end, own, slope, BLOCKS, scale, limit,
-                 t, d, BLOCK: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BN: tl.constexpr, WINDOW: tl.constexpr,
-                 ALIBI: tl.constexpr, CAP: tl.constexpr, DESCRIBED: tl.constexpr,
-                 PRECISION: tl.constexpr):  # fmt: skip
-    """Add the keys from `low` on: those that a window or the tile's own order hides from some queries are masked."""
-    inner = low
-    if WINDOW > 0:
-        low = tl.maximum(low, tl.maximum(position - WINDOW + 1, 0) // BN * BN)
-        inner = tl.maximum(low, tl.cdiv(tl.maximum(end - WINDOW, 0), BN) * BN)  # all queries see from here on
-        acc, mass, top = _attend_span(acc, mass, top, q, keys, values, row_ptr, shared, low, tl.minimum(inner, end),
-                                      end, own, slope, BLOCKS, scale, limit, t, d, BLOCK, D, DP, BN, WINDOW, ALIBI,
-                                      CAP, True, DESCRIBED, PRECISION)  # fmt: skip
-    whole = tl.maximum(inner, (position + 1) // BN * BN)  # and up to here
-    acc, mass, top = _attend_span(acc, mass, top, q, keys, values, row_ptr, shared, inner, whole, end, own, slope,
-                                  BLOCKS, scale, limit, t, d, BLOCK, D, DP, BN, WINDOW, ALIBI, CAP, False,
-                                  DESCRIBED, PRECISION)  # fmt: skip
-    acc, mass, top = _attend_span(acc, mass, top, q, keys, values, row_ptr, shared, whole, end, end, own, slope,
-                                  BLOCKS, scale, limit, t, d, BLOCK, D, DP, BN, WINDOW, ALIBI, CAP, True, DESCRIBED,
-                                  PRECISION)  # fmt: skip
-    return acc, mass, top
-
-
-@triton.jit
 def attend_prompt(q_ptr, keys, values, out_ptr, slopes_ptr, tiles_ptr, table_ptr, part_ptr, stats_ptr, TILES, WIDTH,
                   BLOCKS, PARTED, scale, limit, BLOCK: tl.constexpr, H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr,
                   DP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, SPANS: tl.constexpr, WINDOW: tl.constexpr,
@@ -128,7 +78,13 @@ def attend_prompt(q_ptr, keys, values, out_ptr, slopes_ptr, tiles_ptr, table_ptr
         gdc_launch_dependents()
     tile = tl.num_programs(0) - 1 - tl.program_id(0)  # those with the most keys first
     head = tl.program_id(1)
-    first, count, slot, position, low = _described(tiles_ptr + tile, TILES, SPANS)
+    first = tl.load(tiles_ptr + tile)
+    count = tl.load(tiles_ptr + TILES + tile)
+    slot = tl.load(tiles_ptr + 2 * TILES + tile).to(tl.int64)
+    position = tl.load(tiles_ptr + 3 * TILES + tile)
+    low = 0
+    if SPANS:
+        low = tl.load(tiles_ptr + 4 * TILES + tile)
     shared = head // (H // KV)
     if count > 0:
         token = tl.arange(0, BM)
@@ -146,12 +102,32 @@ def attend_prompt(q_ptr, keys, values, out_ptr, slopes_ptr, tiles_ptr, table_ptr
         mass = tl.zeros([BM], tl.float32)
         acc = tl.zeros([BM, DP], tl.float32)
         if SPANS:
-            acc, mass, top = _attended(acc, mass, top, part_ptr, stats_ptr + head * PARTED + first,
-                                       tl.load(tiles_ptr + 5 * TILES + tile), PARTED, queries, token, count, shown, H,
-                                       D)  # fmt: skip
-        acc, mass, top = _attend_keys(acc, mass, top, q, keys, values, table_ptr + slot * WIDTH, shared, low, position,
-                                      end, own, slope, BLOCKS, scale, limit, t, d, BLOCK, D, DP, BN, WINDOW, ALIBI, CAP,
+            for span in range(tl.load(tiles_ptr + 5 * TILES + tile)):
+                begin = span * PARTED.to(tl.int64) * H
+                part = tl.load(part_ptr + begin * D + queries, mask=shown, other=0.0).to(tl.float32)
+                stats = stats_ptr + begin + head * PARTED + first
+                other = tl.load(stats + token, mask=token < count, other=0.0) * _LOG2E
+                higher = tl.maximum(top, other)
+                shrink = tl.exp2(top - higher)
+                grow = tl.exp2(other - higher)
+                mass = mass * shrink + grow
+                acc = acc * shrink[:, None] + part * grow[:, None]
+                top = higher
+        row_ptr = table_ptr + slot * WIDTH
+        inner = low
+        if WINDOW > 0:
+            low = tl.maximum(low, tl.maximum(position - WINDOW + 1, 0) // BN * BN)
+            inner = tl.maximum(low, tl.cdiv(tl.maximum(end - WINDOW, 0), BN) * BN)  # all queries see from here on
+            acc, mass, top = _attend_span(acc, mass, top, q, keys, values, row_ptr, shared, low, tl.minimum(inner, end),
+                                          end, own, slope, BLOCKS, scale, limit, t, d, BLOCK, D, DP, BN, WINDOW, ALIBI,
+                                          CAP, True, DESCRIBED, PRECISION)  # fmt: skip
+        whole = tl.maximum(inner, (position + 1) // BN * BN)  # and up to here
+        acc, mass, top = _attend_span(acc, mass, top, q, keys, values, row_ptr, shared, inner, whole, end, own, slope,
+                                      BLOCKS, scale, limit, t, d, BLOCK, D, DP, BN, WINDOW, ALIBI, CAP, False,
                                       DESCRIBED, PRECISION)  # fmt: skip
+        acc, mass, top = _attend_span(acc, mass, top, q, keys, values, row_ptr, shared, whole, end, end, own, slope,
+                                      BLOCKS, scale, limit, t, d, BLOCK, D, DP, BN, WINDOW, ALIBI, CAP, True, DESCRIBED,
+                                      PRECISION)  # fmt: skip
         tl.store(out_ptr + queries, acc / mass[:, None], mask=shown)
 
 
