@@ -110,6 +110,7 @@ MODELS = {
     "chat": ("llama", "conversational"),
     "gpt2": ("gpt2", "text-generation"),
     "embed": ("bert", "sentence-embeddings"),
+    "tools": ("qwen2", "conversational"),
 }
 
 
@@ -132,6 +133,11 @@ def real(
                     prompts = {"prompts": {"query": "query: "}}
                     inner = tmp_path_factory.mktemp("sentence") / "model"
                     model = str(sentence_folder(tiny(family, task), inner, layers=[NORMALIZE], prompts=prompts))
+                if name == "tools":
+                    from tests.tool_models import TEMPLATES, with_template
+
+                    copied = tmp_path_factory.mktemp("tools") / "model"
+                    model = str(with_template(tiny(family, task), copied, TEMPLATES["hermes"]))
                 # The CPU's pass takes seconds to time its ways, of which a tiny model shows nothing.
                 off = ("cpu",) if family == "bert" else ()
                 bundle = mii_azure.generate(task, model, name, output=folder, passes_off=off)
