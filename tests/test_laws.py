@@ -20,7 +20,6 @@ LONG_FUNCTIONS = {
     "scoring.kernels.decode_attention:attend",
     "scoring.kernels.decode_prefill:attend_prompt",
     "scoring.kernels.draft_attention:attend_drafts",
-    "scoring.kernels.encoder:linear_kernel",
 }
 SAME_NAMES: set[str] = set()
 

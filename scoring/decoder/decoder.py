@@ -48,7 +48,7 @@ class Decoder:
     to the model's own positions and to `capacity`, the tokens that all slots can hold: up to `tokens` if given, within
     a `share` of a GPU's memory. With a `team`, the model is this rank's slice, and all ranks must make the same calls
     in the same order: each then gives its slots the same blocks.
-    The tier is fused where an adapter builds the model's form, unless one is asked for; with `drafts` it may `speculate`.
+    The tier is fused where an adapter builds the form, unless one is asked for; with `drafts` it may `speculate`.
     """
 
     def __init__(
@@ -357,7 +357,7 @@ class Decoder:
 
     def _pick(self, slots: Sequence[int], logits: Tensor, masks: Tensor | None = None) -> Pending:
         rows = torch.tensor(list(slots), dtype=torch.int64, device=self.form.device)
-        tokens = pick_all(logits, self.state, rows, self.state.lengths[rows], masks)
+        tokens = pick_all(logits, self.state, rows, masks)
         self._picked = chosen = torch.tensor(tokens, dtype=torch.int64, device=self.form.device)
         if self.form.team is not None:
             self.form.team.agree(chosen)

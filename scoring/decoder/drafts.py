@@ -65,7 +65,7 @@ def speculate(back_end: Rows, state: KVCache, placed: Sequence[Placed]) -> tuple
     rows = torch.tensor([slot for slot, _, some in placed for _ in some], device=device)
     lengths = torch.tensor([at + number for _, at, some in placed for number in range(1, len(some) + 1)], device=device)
     logits = back_end.speculate([(slot, at, len(some)) for slot, at, some in placed], tokens)
-    picked = pick_all(logits, state, rows, lengths)
+    picked = pick_all(logits, state, rows, lengths=lengths)
     runs = kept([(slot, some) for slot, _, some in placed], picked)
     for (slot, at, _), run in zip(placed, runs, strict=True):
         state.lengths[slot], state.tokens[slot] = at + len(run), run[-1]

@@ -85,11 +85,15 @@ def pick(logits: Tensor, state: KVCache, slot: int, allowed: Tensor | None = Non
     return int(open_to[(scores[open_to] + noise).argmax()])
 
 
-def pick_all(logits: Tensor, state: KVCache, slots: Tensor, lengths: Tensor, masks: Tensor | None = None) -> list[int]:
-    """Sample the token after so many of each of slots [B] from logits [B, vocabulary]; greedy ones in one operation.
+def pick_all(
+    logits: Tensor, state: KVCache, slots: Tensor, masks: Tensor | None = None, lengths: Tensor | None = None
+) -> list[int]:
+    """Sample the next token of each of slots [B] from logits [B, vocabulary]; plain greedy ones in one operation.
 
-    Within masks [B, words] int32 if given: bits of the tokens allowed.
+    Within masks [B, words] int32 if given: bits of the tokens allowed. After so many of each slot's tokens, lengths
+    [B]; without them, after all that it has.
     """
+    lengths = state.lengths[slots] if lengths is None else lengths
     allowed = None if masks is None else unpack(masks, logits.shape[1]).to(logits.device)
     held = lengths < state.forbidden_until[slots]
     plain = (state.temperature[slots] == 0) & (state.penalty[slots] == 1) & ~held
