@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import RESULTS, ceilings, provenance, table, write
-from benchmarks.decoders import attempt
+from benchmarks.common import RESULTS, ceilings, device_ms, provenance, table, write
+from benchmarks.decoders import DATASHEET, attempt
 from scoring.decoder.decoder import Decoder
 from scoring.engine.row import SLOTS, Row
 from scoring.generation.scheduler import Scheduler
@@ -40,7 +40,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 LENGTHS = (512, 2048, 8192, 32_768, 100_000)
 BESIDE = 32_768  # tokens of the prompt that comes beside a stream
-SLOTS_HELD = 8
+SLOTS_HELD = 64
 EXACT = 8192  # tokens up to which logits are compared with float32's
 COLUMNS = ("model", "tokens", "sdpa", "ours", "over sdpa", "floor", "floor share")
 
@@ -149,6 +149,32 @@ def gaps_ms(decoder: Decoder, length: int) -> dict[str, Any]:
     }
 
 
+def steps_ms(decoder: Decoder, length: int) -> dict[str, float]:
+    """Milliseconds of a step of a long row alone, and beside short ones with its keys split as theirs, and further.
+
+    The floor: weights and live keys and values at the card's bandwidth.
+    """
+    back_end: Any = decoder._cuda
+    slots = list(range(SLOTS_HELD))
+    for slot in slots:
+        decoder.open(slot)
+        decoder._reserve([(slot, live := 400 if slot else length)])
+        decoder.lengths[slot] = decoder.state.lengths[slot] = live - 1
+    found = {}
+    for name, size, graphs in (
+        ("alone", 1, back_end._graphs), ("split alike", SLOTS_HELD, back_end._graphs),
+        ("split further", SLOTS_HELD, back_end._far_graphs),
+    ):  # fmt: skip
+        decoder.step(slots[:size]).tokens()  # places the rows
+        decoder.state.lengths[:SLOTS_HELD] = torch.tensor(decoder.lengths, dtype=torch.int32)
+        found[name] = device_ms(graphs[size].replay, 8)
+    for slot in slots:
+        decoder.release(slot)
+    live = length + 400 * (SLOTS_HELD - 1)
+    form: Any = decoder.form
+    return found | {"floor": 1e3 * (form.step_bytes() + live * form.kv_bytes_per_token()) / DATASHEET}
+
+
 def floor_ms(decoder: Decoder, length: int, card: dict[str, float]) -> float:
     """Milliseconds of a prompt's arithmetic at the card's rate, causal attention counted by half, head once."""
     form: Any = decoder.form
@@ -215,6 +241,7 @@ def _measured(name: str, lengths: Sequence[int], card: dict[str, float]) -> dict
         rows.append(row)
         print(json.dumps(row), flush=True)
     told["beside"] = attempt(lambda: gaps_ms(decoder, BESIDE), "beside")
+    told["steps"] = attempt(lambda: steps_ms(decoder, 100_000), "steps")
     told["kernels"] = attempt(lambda: kernels(decoder, 8192), "kernels")
     print(json.dumps(told), flush=True)
     return {"rows": rows, **told}

@@ -26,6 +26,7 @@ from scoring.decoder.chunk_size import LONGEST_CHUNK
 from scoring.decoder.generic.model import GenericModel
 from scoring.decoder.generic.probe import probe
 from scoring.decoder.generic.torch_backend import GenericTorchBackend
+from scoring.decoder.int4 import attach
 from scoring.decoder.kv_cache import KVCache, SamplingParams
 from scoring.decoder.logprobs import indices
 from scoring.decoder.model import DecoderModel, dequantize_weights, quantize_weights
@@ -288,6 +289,16 @@ class Decoder:
         assert isinstance(self.form, DecoderModel)
         quantize_weights(self.form) if wanted else dequantize_weights(self.form)
         self._start()
+
+    def use_int4(self, model: Any) -> int:
+        """Make those steps read the int4 weights in the folder of the model, where it has them; how many products do.
+
+        Of the fused tier only. Raises WeightsUnreadable if the folder has changed.
+        """
+        assert isinstance(self.form, DecoderModel)
+        count = attach(self.form, model)
+        self._start()
+        return count
 
     def _start(self) -> None:
         """Start the GPU back end over the form as it is; its graphs are captured on use or by `warm_up`."""
