@@ -103,6 +103,7 @@ def test_the_second_run_makes_nothing_twice(cloud):
         "online-endpoint show",
         "online-deployment show",
         "online-deployment update",
+        "online-endpoint invoke",
         "online-endpoint update",
     ]
     assert cloud.state == state
