@@ -63,8 +63,8 @@ class Spec(AzureOptions):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto", description="auto, float32, float16 or bfloat16."
     )
-    quantise: Literal["none", "int8"] = Field(
-        "none", description="none, or int8: weights quantised once, at generation, and shipped so."
+    quantise: Literal["none", "int8", "fp8", "int4"] = Field(
+        "none", description="none, or int8, fp8 or int4: weights quantised once, at generation, and shipped so."
     )
     allow_pickle: bool = Field(False, description="Accept weights that exist only as pickle files.")
     trust_remote_code: bool = Field(

@@ -86,13 +86,19 @@ class _Form:
     def choice(self, index: int, entry: dict[str, Any], reason: str) -> dict[str, Any]:
         """Format one complete answer."""
         text = entry[self.key]
-        said = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
+        said = {"message": _message(entry, text)} if self.chat else {"text": text}
         return {"index": index, **said, "logprobs": self._logprobs(entry.get("details")), "finish_reason": reason}
 
     def _logprobs(self, details: dict[str, Any] | None) -> dict[str, Any] | None:
         if details is None:
             return None
         return openai_logprobs.chat(details) if self.chat else openai_logprobs.completion(details)
+
+
+def _message(entry: dict[str, Any], text: str) -> dict[str, Any]:
+    """An answer as a message; as at OpenAI, the content of one that only calls tools is null."""
+    more: dict[str, Any] = {name: entry[name] for name in ("reasoning_content", "tool_calls") if name in entry}
+    return {"role": "assistant", "content": text or (None if "tool_calls" in more else ""), **more}
 
 
 async def _generate(

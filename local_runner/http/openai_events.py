@@ -42,10 +42,14 @@ class StreamFormat:
         """One event's part of an answer."""
         token, details = event["token"], event.get("details")
         index = token.get("index", 0)
-        if details is None:  # nearly every event
+        more = {name: token[name] for name in ("reasoning_content", "tool_calls") if name in token}
+        if details is None and not more:  # nearly every event
             choice = self._choice % (index, pydantic_core.to_json(token["text"]))
             return self._before + choice + self._after
-        said = {"delta": {"content": token["text"]}} if self._chat else {"text": token["text"]}
+        delta = {**({"content": token["text"]} if token["text"] or not more else {}), **more}
+        said = {"delta": delta} if self._chat else {"text": token["text"]}
+        if details is None:
+            return self._event([{"index": index, **said, "logprobs": None, "finish_reason": None}])
         offset = self._offsets[index]
         logprobs = openai_logprobs.chat(details) if self._chat else openai_logprobs.completion(details, offset)
         self._offsets[index] += openai_logprobs.length(details)

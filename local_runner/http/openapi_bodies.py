@@ -42,7 +42,7 @@ def _object(required: list[str], **properties: Any) -> dict[str, Any]:
 
 
 _MESSAGE = _object(
-    ["role", "content"],
+    ["role"],
     role={"type": "string", "enum": ["system", "developer", "user", "assistant", "tool"]},
     content={
         "anyOf": [
@@ -52,7 +52,21 @@ _MESSAGE = _object(
         ]
     },
     name=_TEXT,
+    tool_calls={"type": "array", "items": {"type": "object"}},
+    tool_call_id=_TEXT,
+    reasoning_content=_TEXT,
 )
+_TOOL = _object(
+    ["type", "function"],
+    type={"const": "function"},
+    function=_object(["name"], name=_TEXT, description=_TEXT, parameters={"type": "object"}),
+)
+_TOOLS: dict[str, Any] = {
+    "tools": {"type": "array", "items": _TOOL},
+    "tool_choice": {"anyOf": [{"type": "string", "enum": ["none", "auto", "required"]}, {"type": "object"}]},
+    "parallel_tool_calls": {"type": "boolean"},
+    "chat_template_kwargs": {"type": "object"},
+}
 _TENSOR = _object(
     ["name", "datatype", "shape", "data"],
     name={"type": "string", "enum": [name for name, _ in INPUTS]},
@@ -71,7 +85,7 @@ BODIES: dict[str, dict[str, Any]] = {
     ),
     "/v1/completions": _object(["prompt"], prompt=_TEXTS, echo={"type": "boolean"}, **_GENERATION),
     "/v1/chat/completions": _object(
-        ["messages"], messages={"type": "array", "items": _MESSAGE, "minItems": 1}, **_GENERATION
+        ["messages"], messages={"type": "array", "items": _MESSAGE, "minItems": 1}, **_TOOLS, **_GENERATION
     ),
     "/v1/embeddings": _object(
         ["input"],

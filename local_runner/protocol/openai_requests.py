@@ -25,7 +25,6 @@ _RENAMED = {"n": "num_return_sequences", "max_tokens": "max_new_tokens", "max_co
 #: Fields that change no answer: marks for bookkeeping, billing and caches of OpenAI's own.
 _MARKS = {
     *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
-    "parallel_tool_calls",  # without tools, which are refused, there is nothing to call
 }
 #: Fields that this module reads itself, by path; any other goes to the scoring script.
 _READ = {
@@ -40,9 +39,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "logit_bias": ({},),
     "suffix": ("",),
     "best_of": (1,),
-    "tools": ([],),
     "functions": ([],),
-    "tool_choice": ("none", "auto"),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
     "return_full_text": (),  # it is called echo here
@@ -50,9 +47,16 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "verbosity": ("medium",),
     **dict.fromkeys(("audio", "prediction", "web_search_options"), ()),
 }
+#: The same of fields that only conversations have.
+_NEUTRAL_IN_COMPLETIONS: dict[str, tuple[Any, ...]] = {
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
+}
 _STREAM_OPTIONS = {"include_usage": (True, False), "include_obfuscation": (False,)}
 _ROLES = {"developer": "system"}
-_MESSAGE = ("role", "content", "name")  # fields of a message that are honoured
+#: Fields of a message that are honoured beside its role and content.
+_MESSAGE = ("name", "tool_calls", "tool_call_id", "reasoning_content")
 
 
 def completion(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
@@ -127,11 +131,15 @@ def _check(sent: dict[str, Any], deployment: Deployment, tasks: tuple[str, ...],
     _flag(sent, "stream")
     _check_stream_options(sent)
     _check_twice_named(sent)
-    for name, neutral in _NEUTRAL.items():
+    for name, neutral in _neutral(path).items():
         value = sent.get(name)
         neutral = (*neutral, sent.get("n")) if name == "best_of" else neutral  # as many as are answered: no choice
         if value is not None and json.dumps(value) not in map(json.dumps, neutral) and not _zero(value, neutral):
             raise InvalidParameter(f"{name} is not served here.", f'Leave out "{name}".', name)
+
+
+def _neutral(path: str) -> dict[str, tuple[Any, ...]]:
+    return _NEUTRAL if path == "/v1/chat/completions" else _NEUTRAL | _NEUTRAL_IN_COMPLETIONS
 
 
 def _flag(sent: dict[str, Any], name: str) -> None:
@@ -167,7 +175,7 @@ def _zero(value: Any, neutral: tuple[Any, ...]) -> bool:
 
 def _parameters(sent: dict[str, Any], path: str) -> dict[str, Any]:
     given = {name: value for name, value in sent.items() if value is not None}
-    done = _MARKS | _READ[path] | _NEUTRAL.keys()
+    done = _MARKS | _READ[path] | _neutral(path).keys()
     parameters = {
         _RENAMED.get(name, name): value
         for name, value in given.items()
@@ -219,17 +227,29 @@ def _message(message: Any, where: str) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise InvalidInput("A message is a JSON object.", 'It has "role" and "content".', where)
     for name, value in message.items():
-        if name not in _MESSAGE and value not in (None, "", [], {}):
-            told = "Tool calls are not served" if name == "tool_calls" else f"{name[:80]!r} of a message is not served"
-            raise InvalidInput(f"{told} here.", "Leave it out.", f"{where}.{name[:80]}")
-    role, content = message.get("role"), message.get("content", ...)
+        if name not in ("role", "content", *_MESSAGE) and value not in (None, "", [], {}):
+            raise InvalidInput(
+                f"{name[:80]!r} of a message is not served here.", "Leave it out.", f"{where}.{name[:80]}"
+            )
+    calls = message.get("tool_calls")
+    role, content = message.get("role"), message.get("content", None if calls else ...)
     content = "" if content is None else content  # what clients send back of an answer without text
     if isinstance(content, list):
         content = "".join(_part(part, f"{where}.content[{at}]") for at, part in enumerate(content))
     if not isinstance(role, str) or not isinstance(content, str):
         raise InvalidInput('A message needs the texts "role" and "content".', where=where)
-    named = {"name": message["name"]} if message.get("name") is not None else {}
-    return {"role": _ROLES.get(role, role), "content": content, **named}
+    honoured = {name: message[name] for name in _MESSAGE if message.get(name) not in (None, [])}
+    if isinstance(calls, list) and calls:
+        honoured["tool_calls"] = [_call(call) for call in calls]
+    return {"role": _ROLES.get(role, role), "content": content, **honoured}
+
+
+def _call(call: Any) -> Any:
+    """A call without what clients note beside it (`parsed_arguments`, an `index`)."""
+    if not isinstance(call, dict) or not isinstance(call.get("function"), dict):
+        return call
+    function = {name: value for name, value in call["function"].items() if name != "parsed_arguments"}
+    return {**{name: value for name, value in call.items() if name != "index"}, "function": function}
 
 
 def _part(part: Any, where: str) -> str:

@@ -121,7 +121,7 @@ def _tell_written(folder: Path, as_json: bool) -> None:
     shown = _short(folder)
     out.print(f"wrote {shown} ({len(manifest['files'])} files, bundle {manifest['bundle'][:12]})", soft_wrap=True)
     if quantised:
-        out.print(f"int8: {quantised.sentence()}", soft_wrap=True)
+        out.print(f"{quantised.scheme}: {quantised.sentence()}", soft_wrap=True)
     out.print(f"next: mii-azure serve {shown}    or    {shown}/deploy.sh --dry-run", soft_wrap=True)
 
 

@@ -75,13 +75,14 @@ def all_skus() -> dict[str, Sku]:
 
 def find_sku(name: str) -> Sku:
     """Find the instance type called `name`, ignoring case; raise UnknownInstanceType with the nearest names."""
-    canonical = {sku.lower(): sku for sku in all_skus()}
+    canonical = {name.lower(): name for name in all_skus()}
     key = name.strip().lower()
     if key in canonical:
         return all_skus()[canonical[key]]
     if f"standard_{key}" in canonical:
         return all_skus()[canonical[f"standard_{key}"]]
-    near = get_close_matches(key, canonical, n=3, cutoff=0.6)
+    alive = [low for low, known in canonical.items() if not all_skus()[known].retired]
+    near = get_close_matches(key, alive, n=3, cutoff=0.6)
     choices = ", ".join(canonical[match] for match in near)
     hint = f"Nearest: {choices}." if choices else "See mii_azure/data/skus.json for the list, or leave it out."
     raise UnknownInstanceType(f"Azure ML has no managed online instance type {name!r}.", hint)

@@ -98,7 +98,7 @@ def _batch_seconds(work: Work, placed: Fit, new: int) -> float:
 
 def _drawing_seconds(work: Work, placed: Fit) -> float:
     """Seconds for a batch of images: the UNet twice a step, with and without the prompt, and the VAE once."""
-    (peak, bandwidth), efficiency = _ceilings(placed), limits.EFFICIENCY[device_of(placed.sku)]
+    (peak, bandwidth), efficiency = ceilings(placed), limits.EFFICIENCY[device_of(placed.sku)]
     one_pass = 2.0 * work.profile.parameters * limits.LATENT_SHARE * placed.room.tokens
     step = roofline.forward_floor(placed.memory.weights, 2 * one_pass, bandwidth, peak) / efficiency
     vae = limits.VAE_PASSES * one_pass / peak / efficiency
@@ -107,30 +107,31 @@ def _drawing_seconds(work: Work, placed: Fit) -> float:
 
 def prefill_seconds(work: Work, placed: Fit, tokens: int, length: int) -> float:
     """Seconds for a forward pass over `tokens` tokens in sequences of `length`."""
-    profile, (peak, bandwidth) = work.profile, _ceilings(placed)
-    work_flops = roofline.flops(_matmul(work), profile.layers, profile.hidden_size, tokens, length)
+    profile, (peak, bandwidth) = work.profile, ceilings(placed)
+    work_flops = roofline.flops(multiplied(work), profile.layers, profile.hidden_size, tokens, length)
     floor = roofline.forward_floor(placed.memory.weights, work_flops / placed.gpus, bandwidth, peak)
     return floor / limits.EFFICIENCY[device_of(placed.sku)] + _overhead(work, placed)
 
 
 def step_seconds(work: Work, placed: Fit, kv_bytes: int, rows: int = 1) -> float:
     """Seconds for the next token of `rows` sequences whose keys and values take `kv_bytes`."""
-    peak, bandwidth = _ceilings(placed)
+    peak, bandwidth = ceilings(placed)
     floor = roofline.decode_floor(placed.memory.weights, kv_bytes, bandwidth)
-    floor = max(floor, 2.0 * _matmul(work) * rows / placed.gpus / peak if rows > 1 else 0.0)
+    floor = max(floor, 2.0 * multiplied(work) * rows / placed.gpus / peak if rows > 1 else 0.0)
     return floor / limits.EFFICIENCY[device_of(placed.sku)] + _overhead(work, placed)
 
 
-def _ceilings(placed: Fit) -> tuple[float, float]:
-    """Peak FLOP and bytes per second of the instance's device."""
+def ceilings(placed: Fit) -> tuple[float, float]:
+    """Peak FLOP and bytes per second of the instance's device, or of its share of a GPU."""
     sku = placed.sku
     if sku.gpu:
+        share = min(sku.gpus, 1.0)
         peak = (sku.gpu.single_tflops if placed.dtype == "float32" else sku.gpu.half_tflops) * 1e12
-        return peak, sku.gpu.bandwidth_gb_s * 1e9
+        return peak * share, sku.gpu.bandwidth_gb_s * 1e9 * share
     return sku.cores * limits.CPU_FLOPS, sku.cores * limits.CPU_BYTES_PER_S
 
 
-def _matmul(work: Work) -> int:
+def multiplied(work: Work) -> int:
     """Parameters that are multiplied: tables are looked up; the output matrix only counts where masks are filled."""
     table = 0 if work.task == "fill-mask" else work.profile.vocab_size * work.profile.hidden_size
     return max(work.profile.parameters - table, 0)

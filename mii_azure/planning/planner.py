@@ -92,7 +92,7 @@ def make_plan(spec: Spec, facts: Profile, options: Options) -> Plan:
             *rationale.of_serving(work, placed, bounds),
             *rationale.of_time(facts, device, begun, wait, timeout),
             *planning_passes.lines(passes),
-            rationale.of_quota(spec, sku, quota),
+            *rationale.of_instances(spec, sku, quota),
         ),
     )
 

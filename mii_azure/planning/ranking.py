@@ -1,7 +1,7 @@
 """Ranking of all instance types: those that hold the model, with predicted speed and cost.
 
-Predictions are the roofline's floors over the stated efficiency: they order instance types, and
-promise nothing. Costs hold only for the stated batch and utilisation.
+Times are expected from measured constants where what will run was measured (`basis`), else the roofline's floors over
+the stated efficiency. Costs hold only for the stated batch and utilisation.
 """
 
 from typing import Any
@@ -16,9 +16,10 @@ from mii_azure.model.profile import Profile, profile, task_check
 from mii_azure.model.safetensors import DTYPE_BYTES
 from mii_azure.model.sentence import as_embedder, sentence_model
 from mii_azure.model.source import resolve
-from mii_azure.planning import latency, memory, quantization
+from mii_azure.planning import expected, latency, memory, quantization
 from mii_azure.planning.budget import Work, device_of
 from mii_azure.planning.demand import demand_of
+from mii_azure.planning.expected import Basis
 from mii_azure.planning.memory import Fit
 from mii_azure.platform import limits
 from mii_azure.spec import Spec, make_spec
@@ -41,6 +42,7 @@ class Ranked(BaseModel):
     batch: int | None = None  # requests served at once in the throughput and the cost
     latency_s: float | None = None  # one request alone
     throughput: float | None = None  # per second, in the ranking's unit, at that batch
+    basis: Basis | None = None  # of the two
     quota_family: str
     quota_cores: int
     price_per_hour: float | None = None  # of all instances
@@ -58,7 +60,7 @@ class Ranking(BaseModel):
     request_tokens: int
     new_tokens: int
     utilisation: float  # fraction of time that the instances are busy with full batches
-    efficiency: dict[str, float]  # fraction of the floor's speed that is assumed, by device
+    efficiency: dict[str, float]  # fraction of the floor's speed of rows whose basis is "assumed", by device
     instance_count: int
     currency: str | None = None
     region: str | None = None
@@ -151,6 +153,7 @@ def _row(
         batch=batch,
         latency_s=_seconds(work, placed, 1, length, answer),
         throughput=throughput,
+        basis=expected.basis(work, placed, batch),
         cost_per_million=hourly * spec.instance_count / busy * MILLION if hourly else None,
         **shared,
     )
@@ -174,10 +177,10 @@ def _placed(spec: Spec, work: Work, sku: Sku) -> tuple[Fit | None, str]:
 
 def _seconds(work: Work, placed: Fit, rows: int, length: int, answer: int) -> float:
     """Predicted seconds for `rows` requests of `length` tokens at once, with `answer` new tokens each."""
-    seconds = latency.prefill_seconds(work, placed, rows * length, length)
+    seconds = expected.prompt_seconds(work, placed, rows * length, length)
     if not answer:
         return seconds
     item = DTYPE_BYTES[placed.dtype]
     per_token = work.profile.kv_bytes_per_token * item // DTYPE_BYTES[work.profile.dtype]
     kept = per_token * rows * (length + answer // 2)  # keys and values that the average step reads
-    return seconds + answer * latency.step_seconds(work, placed, kept, rows)
+    return seconds + answer * expected.step_seconds(work, placed, kept, rows)

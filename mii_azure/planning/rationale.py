@@ -8,7 +8,7 @@ from mii_azure.model.families import Options
 from mii_azure.model.profile import Profile
 from mii_azure.planning.budget import Work, device_of
 from mii_azure.planning.latency import Start, Wait
-from mii_azure.planning.memory import Fit
+from mii_azure.planning.memory import Fit, smallest_gpu
 from mii_azure.platform import limits
 from mii_azure.platform.limits import GB
 from mii_azure.spec import Spec
@@ -91,7 +91,20 @@ def of_place(spec: Spec, work: Work, placed: Fit) -> list[Decision]:
     if placed.gpus > 1:
         reason = "Asked for." if spec.tensor_parallel else "No single GPU holds it."
         decisions.append(Decision(what="tensor parallel", value=str(placed.gpus), reason=reason))
+    if sku.whole_gpus > placed.gpus:
+        decisions.append(_of_idle_gpus(spec, work, placed))
     return decisions
+
+
+def _of_idle_gpus(spec: Spec, work: Work, placed: Fit) -> Decision:
+    """Tell of GPUs that are paid for and not used, and what would use them or cost less."""
+    sku = placed.sku
+    smaller = smallest_gpu(work, spec.dtype)
+    reason = f"An instance serves one copy of the model, on {placed.gpus} of its {sku.whole_gpus} GPUs."
+    if smaller and smaller.sku.whole_gpus < sku.whole_gpus:
+        reason += f" {smaller.sku.name} holds it on {smaller.sku.whole_gpus}, so more instances of it cost less."
+    reason += f" `mii-azure serve --replicas {sku.whole_gpus // placed.gpus}` on a machine of your own uses them all."
+    return Decision(what="idle GPUs", value=f"{sku.whole_gpus - placed.gpus} of {sku.whole_gpus}", reason=reason)
 
 
 def _why_sku(spec: Spec, work: Work, placed: Fit) -> str:
@@ -226,7 +239,16 @@ def of_time(facts: Profile, device: str, begun: Start, wait: Wait, timeout_ms: i
     ]
 
 
-def of_quota(spec: Spec, sku: Sku, cores: int) -> Decision:
+def of_instances(spec: Spec, sku: Sku, cores: int) -> list[Decision]:
+    """Describe the number of instances, and the cores of quota that they take."""
+    reason = "Asked for."
+    if spec.instance_count < limits.PRODUCTION_INSTANCES:
+        reason = f"For production Microsoft advises {limits.PRODUCTION_INSTANCES} or more: with fewer, an upgrade or a"
+        reason += " lost machine takes a large part of the endpoint away."
+    return [Decision(what="instances", value=str(spec.instance_count), reason=reason), _of_quota(spec, sku, cores)]
+
+
+def _of_quota(spec: Spec, sku: Sku, cores: int) -> Decision:
     """Describe the cores of quota and their family."""
     n = spec.instance_count
     rule = f"{n} x {sku.cores} cores; this family skips Azure's 20 % reserve for upgrades."

@@ -54,6 +54,7 @@ LATENT_SHARE = 0.08  # of the UNet's weights per latent position: most are used 
 VAE_PASSES = 4  # cost of decoding an image, in passes of the UNet
 QUEUE_ROWS = 256
 NEW_TOKENS = 512  # answer length that the request timeout allows for
+PRODUCTION_INSTANCES = 3  # that Microsoft advises at least for production, for high availability
 RANKED_PROMPT_TOKENS, RANKED_ANSWER_TOKENS = 128, 128  # of the request used to rank instance types
 EFFICIENCY = {"cpu": 0.5, "cuda": 0.3}  # fraction of the floor's speed that timeouts assume
 LAYER_OVERHEAD_S = {"cpu": 0.0003, "cuda": 0.001}  # launching one layer's kernels without CUDA graphs

@@ -29,6 +29,13 @@ _BOUND: list[dict[str, Any]] = [
     {"max_new_tokens": 8, "guided_json": {"type": "nothing"}},
 ]
 
+#: Of conversations; a template without tools refuses them on every host alike.
+_TOOLS: list[dict[str, Any]] = [
+    {"max_new_tokens": 24, "tools": [{"type": "function", "function": {"name": "now"}}], "tool_choice": "required"},
+    {"max_new_tokens": 4, "chat_template_kwargs": {"enable_thinking": False}},
+    {"max_new_tokens": 4, "tool_choice": "required"},
+]
+
 #: Parameter variants per task; every host must answer each alike.
 _VARIANTS: dict[str, list[dict[str, Any]]] = {
     "text-generation": [
@@ -40,6 +47,7 @@ _VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"max_new_tokens": 4, "return_full_text": False},
         {"max_new_tokens": 6, "do_sample": True, "seed": 7, "temperature": 0.8, "top_p": 0.9},
         *_BOUND,
+        *_TOOLS,
     ],
     "question-answering": [{"top_k": 3}, {"handle_impossible_answer": True}],
     "text-classification": [{"top_k": None}, {"function_to_apply": "none"}],

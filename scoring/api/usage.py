@@ -34,10 +34,19 @@ def usage(task: Task, rows: Sequence[Row], outputs: Sequence[Any]) -> dict[str, 
 
 
 def _end(task: Any, row: Row, tokens: list[int]) -> tuple[int, str]:
-    """Token count and finish reason: "stop" for an end token or a stop text, "length" if there was no room for more."""
+    """Token count and finish reason: "stop" for an end token or a stop text, "length" if there was no room for more.
+
+    "tool_calls" for an answer that calls tools and has an end.
+    """
+    reason = _reason(task, row, tokens)
+    called = reason == "stop" and row.parameters.reply.tools and task.calls(row, tokens)
+    return len(tokens), "tool_calls" if called else reason
+
+
+def _reason(task: Any, row: Row, tokens: list[int]) -> str:
     stop = row.parameters.stop
     if tokens and tokens[-1] in task.eos:
-        return len(tokens), "stop"
+        return "stop"
     if stop and stop_at(task.tokenizer.decode(tokens, skip_special_tokens=True), stop) is not None:
-        return len(tokens), "stop"
-    return len(tokens), "length" if len(tokens) >= row.new_tokens else "stop"
+        return "stop"
+    return "length" if len(tokens) >= row.new_tokens else "stop"

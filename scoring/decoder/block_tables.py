@@ -2,7 +2,8 @@
 
 Blocks hold a prefix once for all sequences that share it; a block of which only the beginning is shared is copied.
 With room for every slot at full length on a CPU, tables never change (`in_place`): slot s has its own blocks in order,
-so that attention reads its tokens where they lie, and prefixes are copied into them.
+so that attention reads its tokens where they lie, and prefixes are copied into them. Where all layers see a window of
+keys only, a slot gives up the blocks before it: their contents are kept until others need the room, as an ended slot's.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -15,19 +16,27 @@ from scoring.errors import DeviceFull
 
 @dataclass
 class SlotBlocks:
-    """Blocks of a slot's sequence; of one with a salt, its tokens as far as they are known, and where they are."""
+    """Blocks of a slot's sequence; of one with a salt, its tokens as far as they are known, and where they are.
+
+    The first `past` blocks are before its window, and no longer its own.
+    """
 
     blocks: list[int] = field(default_factory=list)
+    past: int = 0
     salt: str | None = None
     ids: list[int] = field(default_factory=list)
     nodes: list[Node] = field(default_factory=list)  # of its whole blocks, as far as they can be found
 
 
 class BlockTables:
-    """Tables of `slots` sequences of up to `width` blocks. `copies` and `grown` collect what the device has to do."""
+    """Tables of `slots` sequences of up to `width` blocks. `copies` and `grown` collect what the device has to do.
 
-    def __init__(self, slots: int, width: int, blocks: int, in_place: bool) -> None:
+    `window`: keys that a token sees, itself included, in every layer; 0 is all.
+    """
+
+    def __init__(self, slots: int, width: int, blocks: int, in_place: bool, window: int = 0) -> None:
         self.width = width
+        self.window = window
         self.in_place = in_place
         self.pool = BlockPool(blocks)
         self.cache = PrefixCache(self.pool)
@@ -36,8 +45,22 @@ class BlockTables:
         self._slots = [SlotBlocks() for _ in range(slots)]
 
     def blocks(self, slot: int) -> list[int]:
-        """Blocks of a slot, in order."""
-        return self._slots[slot].blocks
+        """Blocks of a slot, in order; without those that it gave up."""
+        own = self._slots[slot]
+        return own.blocks[own.past :]
+
+    def most(self, tokens: int, piece: int) -> int:
+        """Most blocks that a sequence of so many tokens has at once, its prompt computed in pieces."""
+        whole = blocks_of(tokens)
+        return min(whole, blocks_of(self.window) + blocks_of(piece) + 1) if self.window else whole
+
+    def advance(self, slot: int, length: int) -> None:
+        """Give up the blocks that no token from position `length` on sees."""
+        own = self._slots[slot]
+        first = min(max(0, length - self.window + 1) // BLOCK, len(own.blocks)) if self.window else 0
+        for block in own.blocks[own.past : first]:
+            self.pool.drop(block, block in self.cache)
+        own.past = max(own.past, first)
 
     def open(self, slot: int, ids: Sequence[int], salt: str | None) -> int:
         """Begin a sequence, with the longest cached prefix of its prompt; returns that prefix's length.
@@ -67,6 +90,7 @@ class BlockTables:
                 self._append(slot, target)
                 self.copies.append((source, target))
                 self.pool.drop(source, source in self.cache)
+        self.advance(slot, found.tokens)
         return found.tokens
 
     def match(self, ids: Sequence[int], salt: str) -> int:
@@ -113,7 +137,7 @@ class BlockTables:
         own.ids += ids
         for number in range(first, blocks_of(len(own.ids))):
             above = own.nodes[number - 1] if 0 < number <= len(own.nodes) else None
-            if number and above is None:
+            if (number and above is None) or number < own.past:
                 return
             tokens = own.ids[number * BLOCK : (number + 1) * BLOCK]
             node = self.cache.insert(above, own.salt, tokens, own.blocks[number])
@@ -126,7 +150,9 @@ class BlockTables:
         if ids is not None:
             self.written(slot, ids[len(own.ids) :])
         self._slots[slot] = SlotBlocks()
-        for block in reversed(own.blocks):  # a later block is of no use without the earlier ones: it goes first
+        for block in reversed(
+            own.blocks[own.past :]
+        ):  # a later block is of no use without the earlier ones: it goes first
             if ids is None and self.pool.users(block) == 1:
                 self.cache.remove(block)
             self.pool.drop(block, block in self.cache)

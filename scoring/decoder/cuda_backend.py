@@ -1,5 +1,6 @@
 """Runs decode steps and prompts on a GPU: one CUDA graph per batch size, replayed without waiting for the host."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -7,18 +8,19 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from scoring.decoder.chunk_size import CHUNKS, Span, spans_of
 from scoring.decoder.decode_step import GEMV_ROWS, Launcher
 from scoring.decoder.kv_cache import KVCache, SamplingParams
 from scoring.decoder.model import CachedModel
-from scoring.decoder.prefill import LONGEST, Part, Prefiller, admit, extend, pieces, record
+from scoring.decoder.prefill import Part, Prefiller, admit, extend, pieces, record, runs_of
+from scoring.decoder.prompt_cost import PromptCost, fitted
 
 _ROUND = 8  # copies to the device that may be under way before one has to be waited for
 _ENTRIES = 1024  # blocks that are entered in the tables at once
+_TIMED, _FAR = 1024, 16_384  # tokens of the chunks that are timed, and the position of the second
+_GUESS = 0.04  # milliseconds per token of a prompt, of a large model: 1,024 tokens beside streams
+_AHEAD = 2  # chunks of prompts that are under way at once, so that whoever comes does not wait for more
 _COMPILING_S = 600.0  # most time that another rank may take to compile the kernels of one graph
-
-#: Chunk sizes, in tokens, that get a graph; a chunk is padded up to the next.
-PIECES = [16, 32, 64, *range(128, LONGEST + 1, 128)]
-
 
 #: Waits for a CUDA event.
 Wait = Callable[[Any], None]
@@ -84,6 +86,7 @@ class CudaBackend:
         self._wait: Wait = _synchronize if form.team is None else form.team.wait
         self._scratch = state.slots
         self._graphs: dict[int, Launches] = {}
+        self._far_graphs: dict[int, Launches] = {}  # of steps with long rows
         self._prompts: dict[int, Launches] = {}  # by tokens of a chunk
         self._pool: Any = None
         self._placed: list[int] = []  # slots that the rows on the device stand for now
@@ -101,6 +104,8 @@ class CudaBackend:
             "numbers": PinnedUpload(self._wait, self.prefiller.layout.size),
         }
         self._spare: list[Tensor] = []
+        self._chunks: deque[Any] = deque()  # events after the last chunks
+        self.prompt_cost = PromptCost(_GUESS)  # until `warm_up` measures it
 
     def _launchers(self, form: Any, state: KVCache, pdl: bool) -> tuple[Launcher, Prefiller]:
         """Return what launches a step, and a chunk of prompts."""
@@ -122,15 +127,32 @@ class CudaBackend:
         logits = torch.empty(
             len(parts), self.prefiller.form.vocabulary, dtype=told.logits.dtype, device=told.logits.device
         )
-        for piece in pieces(parts, LONGEST, told.layout.parts):
-            rows = sum(len(ids) for _, (_, _, ids) in piece)
-            size = next(size for size in PIECES if size >= rows)
-            graph = self._prompts.get(size) or self._capture_prompt(size)
-            self._tell([part for _, part in piece])
-            graph.replay()
+        for piece in pieces(parts, told.longest, told.layout.parts):
+            self._chunk([part for _, part in piece])
             first = piece[0][0]
             logits[first : first + len(piece)].copy_(told.logits[: len(piece)])
         return logits
+
+    def _chunk(self, parts: Sequence[Part]) -> None:
+        """Enqueue a chunk: in a graph, or launch by launch if there are spans, which no graph can hold."""
+        if len(self._chunks) == _AHEAD:
+            self._wait(self._chunks.popleft())
+        self._enqueue(parts)
+        self._chunks.append(torch.cuda.Event())  # type: ignore[no-untyped-call,unused-ignore]
+        self._chunks[-1].record()
+
+    def _enqueue(self, parts: Sequence[Part]) -> None:
+        told = self.prefiller
+        rows = sum(len(ids) for _, _, ids in parts)
+        size = next(size for size in CHUNKS if size >= rows)
+        spans = [told.attending.spans(len(ids), position) for _, position, ids in parts]
+        if any(spans):
+            self._tell(parts, spans)
+            told.piece(size, runs_of(parts))
+            return
+        graph = self._prompts.get(size) or self._capture_prompt(size)
+        self._tell(parts)
+        graph.replay()
 
     def extend(self, grown: Iterable[tuple[int, int, int]]) -> None:
         """Enter blocks in the tables, as `KVCache.extend` does; sent before the next prefill or step."""
@@ -153,11 +175,12 @@ class CudaBackend:
         admit(self.prefiller.form, self.prefiller.state, target, len(records))
         self._opened = {}
 
-    def step(self, slots: Sequence[int]) -> PendingTokens:
-        """One step of these slots: feed each its last token, pick the next."""
+    def step(self, slots: Sequence[int], longest: int) -> PendingTokens:
+        """One step of these slots, of up to `longest` tokens: feed each its last token, pick the next."""
         self.settle()
         size = next(size for size in self.sizes if size >= len(slots))
-        graph = self._graphs.get(size) or self._capture(size)
+        far = self.launcher.is_far(size, longest)
+        graph = (self._far_graphs if far else self._graphs).get(size) or self._capture(size, far)
         self._place([*slots, *[self._scratch] * (size - len(slots))])
         graph.replay()
         self._last = size
@@ -182,9 +205,42 @@ class CudaBackend:
             fitting = next(known for known in self.sizes if known >= size)
             if fitting not in self._graphs:
                 self._capture(fitting)
-        for size in PIECES if sizes is None else ():
-            if size not in self._prompts:
+            if fitting not in self._far_graphs and self.launcher.is_far(fitting, self.prefiller.state.max_length):
+                self._capture(fitting, far=True)
+        for size in reversed(CHUNKS) if sizes is None else ():
+            if size <= self.prefiller.longest and size not in self._prompts:
                 self._capture_prompt(size)
+        if sizes is None:
+            self.prompt_cost = self._measured()
+
+    def plan(self) -> None:
+        """Prepare what libraries keep by thread: to be called on the one that will run this."""
+        self.prefiller.attending.plan()
+
+    def _measured(self) -> PromptCost:
+        """Time chunks of the scratch slot: at its start, further on, and where spans of keys are cuDNN's."""
+        told, length = self.prefiller, self.prefiller.state.max_length
+        count = min(_TIMED, told.longest, length)
+        distance = min(_FAR, length - count)
+        near, far = (self._timed((self._scratch, at, [0] * count)) for at in (0, distance))
+        cost = fitted(count, near, far, distance)
+        spanned = sum(keys for _, keys in spans_of(told.form, length, count, length - count))
+        if spanned:
+            cost = cost.with_spans(count, spanned, self._timed((self._scratch, spanned, [0] * count)))
+        told.state.lengths[self._scratch] = 0
+        return cost
+
+    def _timed(self, part: Part) -> float:
+        """Milliseconds of a chunk of one part, the faster of two."""
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call,unused-ignore]
+        found = []
+        for _ in range(2):
+            begin.record()
+            self._enqueue([part])
+            end.record()
+            self._wait(end)
+            found.append(float(begin.elapsed_time(end)))
+        return min(found)
 
     def _read(self, count: int) -> PendingTokens:
         return PendingTokens(self.launcher.buffers.out[:count], self._spare, self.launcher.rows, self._wait)
@@ -196,19 +252,20 @@ class CudaBackend:
         self._sent["slots"].send(self.launcher.buffers.slots[: len(slots)], partial(_fill, slots))
         self._placed = slots + self._placed[len(slots) :]
 
-    def _tell(self, parts: Sequence[Part]) -> None:
-        layout = self.prefiller.layout
-        self._sent["numbers"].send(self.prefiller.numbers, lambda buffer: layout.fill(buffer, parts, self._scratch))
+    def _tell(self, parts: Sequence[Part], spans: Sequence[Sequence[Span]] = ()) -> None:
+        fill = partial(self.prefiller.layout.fill, parts=parts, scratch=self._scratch, spans=spans)
+        self._sent["numbers"].send(self.prefiller.numbers, fill)
 
     def _capture_prompt(self, size: int) -> Launches:
         self._tell([])
         self._prompts[size] = self._captured(lambda: self.prefiller.piece(size))
         return self._prompts[size]
 
-    def _capture(self, size: int) -> Launches:
+    def _capture(self, size: int, far: bool = False) -> Launches:
         self._place([self._scratch] * size)
-        self._graphs[size] = self._captured(lambda: self.launcher.step(size))
-        return self._graphs[size]
+        graph = self._captured(lambda: self.launcher.step(size, far))
+        (self._far_graphs if far else self._graphs)[size] = graph
+        return graph
 
     def _captured(self, launch: Callable[[], None]) -> Launches:
         """Run the function once on scratch rows, which compiles its kernels, then capture it."""

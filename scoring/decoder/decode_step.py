@@ -19,7 +19,7 @@ from torch import Tensor
 from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.buffers import allocate
 from scoring.decoder.fold_norm import gains_of, joint_bias
-from scoring.decoder.gemv_config import GemvTile, choose_tile, tiling
+from scoring.decoder.gemv_config import GemvTile, choose_tile, narrow, scales_of, tiling
 from scoring.decoder.kv_cache import FORBIDDEN, KVCache
 from scoring.decoder.model import Attention, DecoderLayer, DecoderModel, Linear, Mlp, Norm
 from scoring.kernels import decode_attention, decode_elementwise, decode_gemv, decode_sampling
@@ -28,6 +28,10 @@ GEMV_ROWS = 2
 _MULTIPROCESSORS = 132
 _SPAN = BLOCK  # keys that one iteration of the attention kernel reads
 _LEAST = 64  # keys below which a span is not split
+_SPLITS = 64  # most programs for one key head of a row: the last of them joins their results one by one
+_FAR = 2048  # keys of a program, above which a step splits its long rows further
+_FAR_LEAST = 1024  # keys below which a span is not split then
+_FAR_PROGRAMS = 64 * _MULTIPROCESSORS  # of that step, if all rows were long
 _CHUNK = 2048  # logits that one program of the sampling scan reads
 _BLOCK = 256  # logits of which that scan leaves the highest and the mass
 _AT_ONCE = 16  # blocks that the sampler's choice reads at a time
@@ -58,7 +62,8 @@ class Launcher:
         self.precision = "ieee" if form.dtype == torch.float32 else "tf32"
         self._gains = {id(linear): gains_of(norm, linear) for norm, linear in self._normed_products()}
         picked = self.picked or self.rows
-        work = max(size * form.kv_heads * self.splits(size) for size in range(1, picked + 1))
+        self.far = False  # the step being enqueued splits long rows further
+        work = max(size * form.kv_heads * self.splits(size, far=True) for size in range(1, picked + 1))
         self.buffers = allocate(
             form, self.rows, picked, work, self.chunks, self.group, self.wide, _CHUNK // _BLOCK, _GATHERED
         )
@@ -101,13 +106,20 @@ class Launcher:
             pairs += [(layer.norm1, layer.attention.qkv), (layer.norm2, layer.mlp.up)]
         return pairs if self.form.norm is None else [*pairs, (self.form.norm, self.form.head)]
 
-    def splits(self, rows: int) -> int:
-        """Programs that share one key head of one row: enough to fill the GPU, at most one per span."""
+    def splits(self, rows: int, far: bool = False) -> int:
+        """Programs that share one key head of one row: enough to fill the GPU; with `far`, if few rows are long."""
         wanted = triton.cdiv(2 * _MULTIPROCESSORS, rows * self.form.kv_heads)
-        return int(max(1, min(wanted, 32, triton.cdiv(self.state.max_length, _SPAN))))
+        if far and self.state.max_length > _FAR * min(wanted, _SPLITS):
+            wanted = max(wanted, min(_SPLITS // 2, triton.cdiv(_FAR_PROGRAMS, rows * self.form.kv_heads)))
+        return int(max(1, min(wanted, _SPLITS, triton.cdiv(self.state.max_length, _SPAN))))
 
-    def step(self, rows: int) -> None:
-        """Enqueue one step of the first `rows` rows."""
+    def is_far(self, rows: int, longest: int) -> bool:
+        """Return True if a step is faster with its longest row, of so many tokens, split further."""
+        return longest > _FAR * self.splits(rows) < _FAR * self.splits(rows, far=True)
+
+    def step(self, rows: int, far: bool = False) -> None:
+        """Enqueue one step of the first `rows` rows; `far` splits long rows over more programs."""
+        self.far = far
         self.embed(rows)
         for index, layer in enumerate(self.form.layers):
             if rows <= GEMV_ROWS:
@@ -180,7 +192,7 @@ class Launcher:
         """
         b, mlp = self.buffers, layer.mlp
         self.product(b.normed, mlp.up, b.up, rows)
-        self.activate(rows, mlp, mlp.down.weight.shape[1])
+        self.activate(rows, mlp, mlp.down.full.shape[1])
         joint = layer.parallel and self.form.team is not None
         if layer.parallel and not joint:
             self.add_norm(rows, b.y, layer.attention.out.bias, None)
@@ -203,15 +215,15 @@ class Launcher:
         if layer.attention.q_norm is not None:  # norms over whole heads are left to the attention kernel
             self.gemv("qkv", b.x, linear, b.qkv, rows, norm=norm)
             return
-        pairs, inputs = linear.weight.shape[0] // 2, linear.weight.shape[1]
+        pairs, inputs = linear.full.shape[0] // 2, linear.full.shape[1]
         tile = self.tile("qkv", linear, 2)
         gains, bias = self._bias(norm, linear)
         decode_gemv.gemv_qkv[(rows * triton.cdiv(pairs, tile.rows),)](
-            b.x, norm.gain, linear.weight, _or(linear.scale, b.x), gains, bias, b.q, self.state.keys[index],
+            b.x, norm.gain, linear.weight, *scales_of(linear, self.buffers.x), gains, bias, b.q, self.state.keys[index],
             self.state.values[index], *self._tables(layer), b.slots, self.state.lengths, self.state.table, inputs,
             *self._paging(), norm.eps, **tiling(tile, inputs), BLOCK=BLOCK, NORM=norm.kind, BIAS=bias is not b.x,
-            SCALE=linear.scale is not None,
-            **self._heads(layer), PER_HEAD=layer.attention.per_head, ROWS=rows, PDL=self.pdl, **self._launch(),
+            **narrow(linear), **self._heads(layer), PER_HEAD=layer.attention.per_head, ROWS=rows, PDL=self.pdl,
+            **self._launch(),
         )  # fmt: skip
 
     def up(self, rows: int, layer: DecoderLayer) -> None:
@@ -219,41 +231,42 @@ class Launcher:
         if not mlp.gated:
             self.gemv("up", b.x, mlp.up, b.inner, rows, norm=norm, act=mlp.activation)
             return
-        outputs, inputs = mlp.up.weight.shape[0] // 2, mlp.up.weight.shape[1]
+        outputs, inputs = mlp.up.full.shape[0] // 2, mlp.up.full.shape[1]
         tile = self.tile("gated", mlp.up, 2)
         gains, bias = self._bias(norm, mlp.up)
         decode_gemv.gemv_gated[(rows * triton.cdiv(outputs, tile.rows),)](
-            b.x, norm.gain, mlp.up.weight, _or(mlp.up.scale, b.x), gains, bias, b.inner, outputs, inputs, norm.eps,
+            b.x, norm.gain, mlp.up.weight, *scales_of(mlp.up, b.x), gains, bias, b.inner, outputs, inputs, norm.eps,
             **tiling(tile, inputs), NORM=norm.kind, ACT=mlp.activation, BIAS=bias is not b.x,
-            SCALE=mlp.up.scale is not None, ROWS=rows, PDL=self.pdl, **self._launch(),
+            **narrow(mlp.up), ROWS=rows, PDL=self.pdl, **self._launch(),
         )  # fmt: skip
 
     def gemv(self, name: str, x: Tensor, linear: Linear, out: Tensor, rows: int, *, norm: Norm | None = None,
              act: str = "none", add: bool = False, biased: bool = True, factor: float = 1.0) -> None:  # fmt: skip
         """Compute out [rows, N] = factor act(norm(x) W^T + bias), or += with `add`; another rank may add the bias."""
-        outputs, inputs = linear.weight.shape
+        outputs, inputs = linear.full.shape
         tile = self.tile(name, linear, 1)
         gains, bias = self._bias(norm, linear)
         absent = self.buffers.x
         decode_gemv.gemv[(rows * triton.cdiv(outputs, tile.rows),)](
-            x, absent if norm is None else norm.gain, linear.weight, _or(linear.scale, absent), gains, bias, out,
+            x, absent if norm is None else norm.gain, linear.weight, *scales_of(linear, self.buffers.x), gains, bias, out,
             outputs, inputs, _eps(norm), factor, **tiling(tile, inputs), NORM=_kind(norm), ACT=act,
-            BIAS=biased and bias is not absent, SCALE=linear.scale is not None, ADD=add, ROWS=rows, PDL=self.pdl,
+            BIAS=biased and bias is not absent, **narrow(linear), ADD=add, ROWS=rows, PDL=self.pdl,
             **self._launch(),
         )  # fmt: skip
 
     def attention(self, rows: int, index: int, layer: DecoderLayer) -> None:
         form, b, state, own = self.form, self.buffers, self.state, layer.attention
-        splits, normed = self.splits(rows), own.q_norm is not None
+        far, normed = self.far and not own.window, own.q_norm is not None
+        splits, least = self.splits(rows, far), _FAR_LEAST if far else self.least
         bias = own.qkv.bias if normed and rows > GEMV_ROWS else None  # the product still lacks it
         decode_attention.attend[(rows * form.kv_heads, splits)](
             b.qkv if normed else b.q, state.keys[index], state.values[index], b.attended, b.part, b.stats, b.arrived,
             _or(form.alibi, b.x), b.slots, state.lengths, _or(bias, b.x), *self._gains_of_heads(own),
-            *self._tables(layer), state.table, *self._paging(), own.scale, own.cap, _eps(own.q_norm),
-            **self._heads(layer), BLOCK=BLOCK,
-            DP=self.wide, GP=self.group, BT=self.span, LEAST=self.least, SPLITS=splits, WINDOW=own.window,
-            ALIBI=form.alibi is not None, CAP=own.cap > 0, NORMED=normed, BIAS=bias is not None,
-            PRECISION=self.precision, PDL=self.pdl,
+            *self._tables(layer), state.table, _or(own.sinks, b.x), *self._paging(), own.scale, own.cap,
+            _eps(own.q_norm), **self._heads(layer), BLOCK=BLOCK,
+            DP=self.wide, GP=self.group, BT=self.span, LEAST=least, SPLITS=splits, WINDOW=own.window,
+            ALIBI=form.alibi is not None, CAP=own.cap > 0, SINKS=own.sinks is not None, NORMED=normed,
+            BIAS=bias is not None, PRECISION=self.precision, PDL=self.pdl,
             num_warps=self.warps, **self._launch(),
         )  # fmt: skip
 
@@ -271,7 +284,7 @@ class Launcher:
         b, linear = self.buffers, layer.attention.qkv
         if layer.attention.q_norm is not None:
             return
-        pairs = linear.weight.shape[0] // 2
+        pairs = linear.full.shape[0] // 2
         decode_elementwise.scatter_qkv[(rows, triton.cdiv(pairs, 512))](
             b.qkv, _or(linear.bias, b.x), b.q, self.state.keys[index], self.state.values[index], *self._tables(layer),
             b.slots, self._fed()[2], self.state.table, *self._paging(), BN=512, BLOCK=BLOCK,
@@ -322,8 +335,8 @@ class Launcher:
 
     def tile(self, name: str, linear: Linear, sets: int) -> GemvTile:
         """Tile of a product; `sets` row sets are read at once."""
-        outputs, inputs = linear.weight.shape
-        return self.tiles.get(name) or choose_tile(outputs, inputs, sets, linear.scale is not None)
+        outputs, inputs = linear.full.shape
+        return self.tiles.get(name) or choose_tile(outputs, inputs, sets, linear.scale is not None, linear.group)
 
     def _bias(self, norm: Norm | None, linear: Linear) -> tuple[Tensor, Tensor]:
         """Return (row sums of W g, bias) for a kernel to add; the residual buffer stands in for an absent one."""

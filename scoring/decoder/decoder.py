@@ -20,15 +20,18 @@ import torch
 from torch import Tensor
 
 from scoring.decoder.adapters.families import build, unsupported
-from scoring.decoder.block_pool import BLOCK
+from scoring.decoder.block_pool import BLOCK, blocks_of
 from scoring.decoder.block_tables import BlockTables
+from scoring.decoder.chunk_size import LONGEST_CHUNK
 from scoring.decoder.generic.model import GenericModel
 from scoring.decoder.generic.probe import probe
 from scoring.decoder.generic.torch_backend import GenericTorchBackend
+from scoring.decoder.int4 import attach
 from scoring.decoder.kv_cache import KVCache, SamplingParams
 from scoring.decoder.logprobs import indices
 from scoring.decoder.model import DecoderModel, dequantize_weights, quantize_weights
-from scoring.decoder.pool_size import pool_blocks
+from scoring.decoder.pool_size import pool_blocks, window_of
+from scoring.decoder.prompt_cost import PromptCost
 from scoring.decoder.sampler import pick_all
 from scoring.decoder.torch_backend import TorchBackend
 from scoring.distributed.tp_group import TensorParallelGroup
@@ -80,10 +83,12 @@ class Decoder:
         self.slots = slots
         blocks = pool_blocks(self.form, slots, length, tokens, share)
         self.full_length = length  # before it is reduced to what the cache holds
-        self.max_length = min(length, blocks * BLOCK)
+        window = window_of(self.form)
+        least = blocks_of(window) + blocks_of(LONGEST_CHUNK) + 1  # of a sequence that keeps no more than its window
+        self.max_length = length if window and blocks >= least else min(length, blocks * BLOCK)
         self.state = KVCache(self.form, slots, self.max_length, blocks)
         self.capacity = min(slots * self.max_length, self.state.blocks * BLOCK)
-        self.tables = BlockTables(slots, self.state.width, self.state.blocks, self.state.in_place)
+        self.tables = BlockTables(slots, self.state.width, self.state.blocks, self.state.in_place, window)
         self.lengths = [0] * slots  # the host's copy: known without asking the device
         self._torch = (
             TorchBackend(self.form, self.state)
@@ -158,6 +163,7 @@ class Decoder:
             self.lengths[slot] += len(ids)
             self.tables.written(slot, ids)
             self._logits[slot] = after
+        self._advance(slot for slot, _ in parts)
         return logits
 
     def _prefill(self, parts: Sequence[tuple[int, int, Sequence[int]]]) -> Tensor:
@@ -194,11 +200,15 @@ class Decoder:
         slot has changed.
         """
         self._reserve(self._check_step(slots))
-        pending: Pending = self._cuda.step(list(slots)) if self._cuda is not None else self._step(slots)
+        longest = 1 + max(self.lengths[slot] for slot in slots)
+        pending: Pending = (
+            self._cuda.step(list(slots), longest) if self._cuda is not None else self._step(slots, longest)
+        )
         for slot in slots:
             self.lengths[slot] += 1
         if rows := [row for row, slot in enumerate(slots) if slot in self._constrained]:
             self._leave_open(slots, rows)
+        self._advance(slots)
         return pending
 
     def _leave_open(self, slots: Sequence[int], rows: Sequence[int]) -> None:
@@ -208,9 +218,9 @@ class Decoder:
         kept = [logits[row] for row in rows] if self._cuda is None else logits[indices(rows, logits.device)]
         self._logits.update(zip([slots[row] for row in rows], kept, strict=True))
 
-    def _step(self, slots: Sequence[int]) -> Pending:
+    def _step(self, slots: Sequence[int], longest: int) -> Pending:
         rows = torch.tensor(list(slots), dtype=torch.int64, device=self.form.device)
-        logits = self._torch.step(rows, 1 + max(self.lengths[slot] for slot in slots))
+        logits = self._torch.step(rows, longest)
         self.state.lengths[rows] += 1
         self._last = logits
         if not self._constrained.intersection(slots):
@@ -251,6 +261,18 @@ class Decoder:
         if self._cuda is not None:
             self._cuda.warm_up(sizes)
 
+    @torch.inference_mode()
+    def plan(self) -> None:
+        """Prepare what libraries keep by thread: to be called on the one that will run this."""
+        if self._cuda is not None:
+            self._cuda.plan()
+
+    @property
+    def prompt_cost(self) -> PromptCost | None:
+        """Time that chunks of prompts take on a GPU, measured by `warm_up`; None on a CPU."""
+        cost: PromptCost | None = None if self._cuda is None else self._cuda.prompt_cost
+        return cost
+
     @property
     def notes(self) -> list[str]:
         """Remarks on how a GPU runs the steps: without graphs, with compiled layers; none on a CPU."""
@@ -267,6 +289,16 @@ class Decoder:
         assert isinstance(self.form, DecoderModel)
         quantize_weights(self.form) if wanted else dequantize_weights(self.form)
         self._start()
+
+    def use_int4(self, model: Any) -> int:
+        """Make those steps read the int4 weights in the folder of the model, where it has them; how many products do.
+
+        Of the fused tier only. Raises WeightsUnreadable if the folder has changed.
+        """
+        assert isinstance(self.form, DecoderModel)
+        count = attach(self.form, model)
+        self._start()
+        return count
 
     def _start(self) -> None:
         """Start the GPU back end over the form as it is; its graphs are captured on use or by `warm_up`."""
@@ -294,6 +326,13 @@ class Decoder:
         for slot, length in lengths:
             self.tables.reserve(slot, length)
         if self.tables.grown:
+            self._sync()
+
+    def _advance(self, slots: Iterable[int]) -> None:
+        """Give up blocks before the slots' windows, of which what is enqueued already may still read."""
+        if self.tables.window:
+            for slot in slots:
+                self.tables.advance(slot, self.lengths[slot])
             self._sync()
 
     def _check_parts(self, parts: Sequence[tuple[int, Sequence[int]]]) -> None:

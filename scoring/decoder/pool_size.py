@@ -3,11 +3,9 @@
 import torch
 
 from scoring.decoder.block_pool import BLOCK, blocks_of
+from scoring.decoder.chunk_size import PARTS, longest_chunk, row_bytes, span_bytes
 from scoring.decoder.model import CachedModel
 from scoring.limits.memory_shares import LEAST_CACHE_TOKENS, RESERVE_BYTES, WEIGHTS_AND_SLOTS
-
-_PROMPT_ROWS = 1024  # tokens of a prompt's chunk
-_PROMPT_PARTS = 64  # slots of a chunk
 
 
 def pool_blocks(form: CachedModel, slots: int, max_length: int, tokens: int, share: float) -> int:
@@ -23,7 +21,7 @@ def pool_blocks(form: CachedModel, slots: int, max_length: int, tokens: int, sha
         return most
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(form.device)
-    room = memory_room(free, total, share or WEIGHTS_AND_SLOTS) - scratch_bytes(form, slots)
+    room = memory_room(free, total, share or WEIGHTS_AND_SLOTS) - scratch_bytes(form, slots, max_length)
     fitting = min(most, room // block_bytes(form) - 1)  # one is scratch
     if form.team is not None:
         fitting = form.team.least(fitting)
@@ -37,16 +35,19 @@ def memory_room(free: int, total: int, share: float) -> int:
     return min(free - RESERVE_BYTES, int(share * total) - (total - free))
 
 
+def window_of(form: CachedModel) -> int:
+    """Keys that a token sees at most, in whichever layer; 0 if some layer sees all."""
+    windows = [layer.attention.window for layer in form.layers]
+    return max(windows) if all(windows) else 0
+
+
 def block_bytes(form: CachedModel) -> int:
     """Size of one block's keys and values in all layers."""
     return 2 * len(form.layers) * form.kv_heads * BLOCK * form.head_dim * form.dtype.itemsize
 
 
-def scratch_bytes(form: CachedModel, slots: int) -> int:
+def scratch_bytes(form: CachedModel, slots: int, length: int) -> int:
     """Upper bound of the memory that steps of so many slots and chunks of prompts take beside the cache."""
     size = form.dtype.itemsize
-    logits = slots * form.vocabulary * (9 + 2 * size) + _PROMPT_PARTS * form.vocabulary * size
-    row = 4 * form.hidden + size * (
-        2 * form.hidden + form.scratch_width + 4 * (form.heads + form.kv_heads) * form.head_dim
-    )
-    return int(logits + (_PROMPT_ROWS + slots) * row)
+    logits = slots * form.vocabulary * (9 + 2 * size) + PARTS * form.vocabulary * size
+    return logits + (longest_chunk(form) + slots) * row_bytes(form) + span_bytes(form, length)

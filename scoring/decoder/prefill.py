@@ -1,5 +1,6 @@
 """Prefill on a GPU: chunks of several slots' prompts in one forward, of a fixed shape so that a graph can hold it."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import ClassVar
@@ -10,14 +11,13 @@ import triton  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 
 from scoring.decoder.block_pool import BLOCK
+from scoring.decoder.chunk_size import PARTS, Span, longest_chunk
 from scoring.decoder.decode_step import Launcher, _or
 from scoring.decoder.kv_cache import FORBIDDEN, KVCache, SamplingParams
 from scoring.decoder.model import DecoderLayer, DecoderModel, Linear, Norm
+from scoring.decoder.prompt_attention import ChunkAttention, Run
 from scoring.kernels import decode_prefill
 
-LONGEST = 1024  # most tokens of a chunk
-_PARTS = 64  # slots whose prompts a chunk may hold
-_QUERIES = {2: 64, 4: 16}  # queries of an attention program, over a group's heads, by bytes per element
 _RECORD = 9 + FORBIDDEN  # numbers of a slot's sampling record
 
 Part = tuple[int, int, Sequence[int]]  # slot, position of the first token, tokens
@@ -26,22 +26,25 @@ Part = tuple[int, int, Sequence[int]]  # slot, position of the first token, toke
 class Layout:
     """Layout of a chunk's numbers in one int32 tensor, so that one copy uploads them all.
 
-    Rows: token, slot and position. Parts: row of the last token, slot, length after it. Tiles [4, tiles], for
-    the attention kernel: first row, tokens, slot, position.
+    Rows: token, slot and position. Parts: row of the last token, slot, length after it. Tiles [6, tiles], for
+    the attention kernel: first row, tokens, slot, position, first key, spans of keys before it.
     """
 
     def __init__(self, rows: int, parts: int, tile: int) -> None:
         self.rows, self.parts, self.tile = rows, parts, tile
         self.tiles = rows // tile + parts
-        self.size = 3 * rows + 3 * parts + 4 * self.tiles
+        self.size = 3 * rows + 3 * parts + 6 * self.tiles
 
     def cut(self, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Split into rows [3, rows], parts [3, parts] and tiles [4, tiles]."""
-        rows, parts, tiles = torch.split(numbers, [3 * self.rows, 3 * self.parts, 4 * self.tiles])
-        return rows.view(3, -1), parts.view(3, -1), tiles.view(4, -1)
+        """Split into rows [3, rows], parts [3, parts] and tiles [6, tiles]."""
+        rows, parts, tiles = torch.split(numbers, [3 * self.rows, 3 * self.parts, 6 * self.tiles])
+        return rows.view(3, -1), parts.view(3, -1), tiles.view(6, -1)
 
-    def fill(self, numbers: Tensor, parts: Sequence[Part], scratch: int) -> None:
-        """Write a chunk, part after part; unused rows and parts go to the scratch slot, of length 0."""
+    def fill(self, numbers: Tensor, parts: Sequence[Part], scratch: int, spans: Sequence[Sequence[Span]] = ()) -> None:
+        """Write a chunk, part after part; unused rows and parts go to the scratch slot, of length 0.
+
+        `spans`: of each part, the spans of keys that the attention kernel does not read; without, it reads all.
+        """
         tokens, ends, tiles = (view.numpy() for view in self.cut(numbers))
         row = tile = 0
         for number, (slot, position, ids) in enumerate(parts):
@@ -54,6 +57,8 @@ class Layout:
             taken = tiles[:, tile : tile + len(offsets)]
             taken[0], taken[1] = row + offsets, np.minimum(count - offsets, self.tile)
             taken[2], taken[3] = slot, position + offsets
+            own = spans[number] if spans else ()
+            taken[4], taken[5] = sum(keys for _, keys in own), len(own)
             row, tile = row + count, tile + len(offsets)
         tokens[:, row:] = [[0], [scratch], [0]]
         ends[:, len(parts) :] = [[0], [scratch], [0]]
@@ -76,28 +81,39 @@ def pieces(parts: Sequence[Part], rows: int, most: int) -> list[list[tuple[int, 
     return found
 
 
+def runs_of(parts: Sequence[Part]) -> list[Run]:
+    """Rows of a chunk's parts."""
+    firsts = itertools.accumulate((len(ids) for _, _, ids in parts), initial=0)
+    return [(row, len(ids), slot, at) for row, (slot, at, ids) in zip(firsts, parts, strict=False)]
+
+
 class Prefiller(Launcher):
     """Launches the kernels of one chunk; a row is a prompt's token, and a part's last row gets logits."""
 
     own: ClassVar[bool] = True
 
     def __init__(self, form: DecoderModel, state: KVCache, pdl: bool = True) -> None:
-        super().__init__(form, state, LONGEST, pdl=pdl, picked=1)
-        self.heads = triton.next_power_of_2(form.heads // form.kv_heads)
-        parts = min(_PARTS, state.slots)
-        self.layout = Layout(LONGEST, parts, max(1, _QUERIES[form.dtype.itemsize] // self.heads))
+        longest = longest_chunk(form)
+        super().__init__(form, state, longest, pdl=pdl, picked=1)
+        self.longest = longest
+        self.attending = ChunkAttention(form, state, longest, self.wide)
+        parts = min(PARTS, state.slots)
+        self.layout = Layout(longest, parts, self.attending.tiling.queries)
         self.numbers = torch.zeros(self.layout.size, dtype=torch.int32, device=form.device)
         rows, self.ends, self.tiled = self.layout.cut(self.numbers)
         self.tokens, self.positions = rows[0], rows[2]
         self.buffers.slots = rows[1]
-        self.order = torch.arange(LONGEST, dtype=torch.int32, device=form.device)
+        self.order = torch.arange(longest, dtype=torch.int32, device=form.device)
         self.last = torch.zeros(parts, form.hidden, dtype=form.dtype, device=form.device)
         self.logits = torch.zeros(parts, form.vocabulary, dtype=form.dtype, device=form.device)
-        narrow = form.dtype.itemsize < 4 and self.wide <= 128
-        self.keys, self.stages = (64, 2) if narrow else (32, 2 if form.dtype.itemsize < 4 else 1)
+        self.runs: Sequence[Run] = ()  # of the chunk being enqueued
 
-    def piece(self, rows: int) -> None:
-        """Enqueue the chunk that `numbers` describes, of at most `rows` tokens; `logits` are those of its parts."""
+    def piece(self, rows: int, runs: Sequence[Run] = ()) -> None:
+        """Enqueue the chunk that `numbers` describes, of at most `rows` tokens; `logits` are those of its parts.
+
+        `runs` are the parts, if the prefixes of some are taken apart.
+        """
+        self.runs = runs
         self.mark(rows)
         b, linear = self.buffers, self.form.head
         self.embed(rows)
@@ -133,14 +149,10 @@ class Prefiller(Launcher):
         )  # fmt: skip
 
     def attention(self, rows: int, index: int, layer: DecoderLayer) -> None:
-        form, b, state = self.form, self.buffers, self.state
-        decode_prefill.attend_prompt[(rows // self.layout.tile + self.layout.parts, form.kv_heads)](
-            b.q, state.keys[index], state.values[index], b.attended, _or(form.alibi, b.x), self.tiled,
-            state.table, self.layout.tiles, *self._paging(), layer.attention.scale, layer.attention.cap,
-            BLOCK=BLOCK, H=form.heads, KV=form.kv_heads, D=form.head_dim, DP=self.wide, GP=self.heads,
-            BM=self.layout.tile, BN=self.keys, WINDOW=layer.attention.window, ALIBI=form.alibi is not None,
-            CAP=layer.attention.cap > 0, PRECISION=self.precision, PDL=self.pdl,
-            num_warps=4, num_stages=self.stages, **self._launch(),
+        b = self.buffers
+        self.attending.attend(
+            index, b.q, b.attended, self.tiled, rows // self.layout.tile + self.layout.parts,
+            _or(self.form.alibi, b.x), self.pdl, self._launch(), self.runs,
         )  # fmt: skip
 
     def _fed(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,24 +1,31 @@
-"""Variants of an encoder on a CPU: threads, number format and prepared weights, timed against each other."""
+"""Variants of an encoder on a CPU: number format and prepared weights, timed against each other."""
 
-import math
+import operator
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from scoring.encoder.buckets import longest_input
-from scoring.encoder.verify import answers, reference, relative_error
-from scoring.limits.cpus import cores, operators_choice
+from scoring.encoder.cpu_ops import BFLOAT16, INT8, CpuOps, bfloat16_pays
+from scoring.encoder.ops import TorchOps
+from scoring.encoder.real_text import Judge, calibration
+from scoring.encoder.verify import Batch, answers, reference, relative_error
 from scoring.model.loaded import Runtime
 from scoring.passes.base import BOUNDS, Applied, PassRefused
 
+if TYPE_CHECKING:
+    from scoring.encoder.fused_model import FusedStack
+
 GAIN = 1.05  # a smaller speed-up is noise
 _SMALLEST = 1 << 14  # elements of a weight worth preparing
-_LEAST_ROUNDS, _MOST_ROUNDS = 4, 50  # rounds of a race, however short or long the calls
+_WORTH_INT8 = 1 << 20  # elements of a model's products; rounding smaller ones costs what int8 gains
+_LEAST_ROUNDS, _MOST_ROUNDS = 5, 50  # rounds of a race, however short or long the calls
 
 
 def cpu_flags() -> frozenset[str]:
@@ -32,7 +39,7 @@ def cpu_flags() -> frozenset[str]:
 
 def missing(precision: str, flags: frozenset[str]) -> str:
     """Reason why a format cannot be fast on a processor; empty if it can."""
-    if precision == "bfloat16" and not flags & {"avx512_bf16", "amx_bf16"}:
+    if precision == BFLOAT16 and not flags & {"avx512_bf16", "amx_bf16"}:
         return "the CPU multiplies no bfloat16 (no avx512_bf16, no amx_bf16)"
     if precision == "int8" and not flags & {"avx512_vnni", "avx_vnni", "amx_int8"}:
         return "the CPU multiplies no int8 (no vnni, no amx_int8)"
@@ -42,27 +49,22 @@ def missing(precision: str, flags: frozenset[str]) -> str:
 def keep_fastest(model: Any, precisions: Sequence[str], shapes: Sequence[tuple[int, int]], seconds: float) -> Applied:
     """Time plain transformers and each format over some (batch, length) shapes, and keep the fastest.
 
-    Raises PassRefused, with the times, if nothing is faster than plain transformers.
+    Raises PassRefused, with the times, if none is faster than plain transformers, and slower for no shape.
     """
-    undo_threads = _use_best_threads(model, _batch(model, *shapes[0]))
     ways, refusals = _ways(model, precisions)
     rows = [_batch(model, *shape) for shape in shapes]
-    times = {way.name: sum(ms) for way, ms in zip(ways, _race(model, ways, rows, seconds), strict=True)}
-    measured = ", ".join(f"{name} {ms:.1f}" for name, ms in times.items()) + " ms"
+    times = dict(zip([way.name for way in ways], _race(model, ways, rows, seconds), strict=True))
+    measured = ", ".join(f"{name} {sum(ms):.1f}" for name, ms in times.items()) + " ms"
     measured += "".join(f"; no {name}: {why}" for name, why in refusals.items())
-    best = min((way for way in ways if way.name not in refusals), key=lambda way: times[way.name])
-    gain = times[ways[0].name] / times[best.name]
+    plain = times[ways[0].name]
+    never_slower = [way for way in ways if all(map(operator.le, times[way.name], plain))]
+    best = min(never_slower, key=lambda way: sum(times[way.name]))
+    gain = sum(plain) / sum(times[best.name])
     if gain < GAIN:
-        undo_threads()
         raise PassRefused(f"nothing is faster than eager here: {measured}")
     best.on()
-
-    def restore() -> None:
-        best.off()
-        undo_threads()
-
     what = f"{best.name}, {gain:.2f} times as fast as eager with {torch.get_num_threads()} threads"
-    return Applied(best.count, f"{what} ({measured})", restore, Runtime(precision=best.name))
+    return Applied(best.count, f"{what} ({measured})", best.off, Runtime(precision=best.name))
 
 
 def _ways(model: Any, precisions: Sequence[str]) -> tuple[list["Variant"], dict[str, str]]:
@@ -70,17 +72,35 @@ def _ways(model: Any, precisions: Sequence[str]) -> tuple[list["Variant"], dict[
     references = reference(model)()
     ways, refusals = [Variant("eager", [])], {}
     for name in precisions:
-        reason = missing(name, cpu_flags())
-        if not reason:
-            way = prepare(model, name)
+        try:
+            way = _judged(model, name, references)
+        except PassRefused as refused:
+            refusals[name] = str(refused)
+        else:
             ways.append(way)
-            way.on()
-            error = max(relative_error(answers(model, batch), expected) for batch, expected in references)
-            way.off()
-            reason = "" if error <= BOUNDS[name] else f"its relative error is {error:.1e}"
-        if reason:
-            refusals[name] = reason
     return ways, refusals
+
+
+def _judged(model: Any, name: str, references: Sequence[tuple[Batch, dict[str, Tensor]]]) -> "Variant":
+    """Variant in a format; raises PassRefused if it cannot be fast here, or is too far from the plain answers."""
+    if reason := missing(name, cpu_flags()):
+        raise PassRefused(reason)
+    if name == BFLOAT16 and not bfloat16_pays():
+        raise PassRefused("a product takes longer in it than in float32, whatever the CPU says of itself")
+    if name == INT8 and _products(model) < _WORTH_INT8:
+        raise PassRefused("the model is too small for it to pay")
+    judge = Judge(model) if name == INT8 else None
+    way = prepare(model, name)
+    way.on()
+    try:
+        error = max(relative_error(answers(model, batch), expected) for batch, expected in references)
+        fault = f"its relative error is {error:.1e}" if not error <= BOUNDS[name] else ""
+        fault = fault or (judge.fault(model) if judge else "")
+    finally:
+        way.off()
+    if fault:
+        raise PassRefused(fault)
+    return way
 
 
 @dataclass(frozen=True)
@@ -100,47 +120,49 @@ class Variant:
             del vars(module)["forward"]
 
 
+def _products(model: Any) -> int:
+    return sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
+
+
 def prepare(model: Any, precision: str) -> Variant:
     """Prepare weights in a format; the model is unchanged until the variant is on.
 
     Encoders that `fused_model` covers run whole, without padding; in others, and in heads, each nn.Linear is replaced.
+    Heads of int8 encoders stay in float32, except that over the vocabulary: they are small, and labels hang on them.
+    Raises PassRefused for int8 if there is no text to calibrate it on.
     """
     from scoring.encoder import fused_model
-    from scoring.encoder.cpu_ops import CpuOps, prepared_linear
+    from scoring.encoder.cpu_ops import prepared_linear
 
     base = getattr(model, model.base_model_prefix, model)
     forwards: list[tuple[nn.Module, Callable[..., Any]]] = []
     inside: set[nn.Module] = set()
     count = 0
-    ops = CpuOps(precision)
     try:
-        stack, undo = fused_model.replace(model, ops)
+        stack, undo = fused_model.replace(model, TorchOps())
     except PassRefused:
         pass
     else:
-        stack.layers = ops.prepare(stack.layers)
         forwards.append((base, base.forward))
-        inside, count = {*base.modules()}, len(stack.layers)
         undo()
+        stack.ops = ops = _ops(model, stack, precision)
+        stack.layers = ops.prepare(stack.layers)
+        inside, count = {*base.modules()}, len(stack.layers)
+    vocabulary = model.get_output_embeddings()
     for module in model.modules():
-        if isinstance(module, nn.Linear) and module.weight.numel() >= _SMALLEST and module not in inside:
+        spared = precision == INT8 and inside and module is not vocabulary
+        if isinstance(module, nn.Linear) and module.weight.numel() >= _SMALLEST and module not in inside and not spared:
             forwards.append((module, prepared_linear(module, precision)))
             count += 1
     return Variant(precision, forwards, count)
 
 
-def _use_best_threads(model: Any, batch: dict[str, Tensor]) -> Callable[[], None]:
-    """Set the fastest number of threads, unless the operator chose one; return a function that restores the old."""
-    before = torch.get_num_threads()
-    if operators_choice():
-        return lambda: None
-    allowed = cores()
-    times = {}
-    for count in sorted({min(before, allowed), allowed, max(1, allowed // 2)}):
-        torch.set_num_threads(count)
-        times[count] = _race(model, [Variant("eager", [])], [batch], 0.2)[0][0]
-    torch.set_num_threads(min(times, key=times.__getitem__))
-    return lambda: torch.set_num_threads(before)
+def _ops(model: Any, stack: "FusedStack", precision: str) -> CpuOps:
+    if precision != INT8:
+        return CpuOps(precision)
+    from scoring.encoder.cpu_int8 import Int8Ops
+
+    return Int8Ops(stack, calibration(model))
 
 
 def _batch(model: Any, rows: int, length: int) -> dict[str, Tensor]:
@@ -153,17 +175,30 @@ def _batch(model: Any, rows: int, length: int) -> dict[str, Tensor]:
 def _race(
     model: Any, ways: Sequence[Variant], batches: Sequence[dict[str, Tensor]], seconds: float
 ) -> list[list[float]]:
-    """Milliseconds of the fastest call by variant and batch; variants take turns, as others may share the cores."""
-    fastest = [[math.inf] * len(batches) for _ in ways]
-    rounds, end = 0, time.perf_counter() + seconds
+    """Typical milliseconds of a call by variant and batch: the first variant's median, and its multiples for others.
+
+    Variants take turns, and each is compared with the first's call of the same round: others may share the cores, and
+    whatever slows one round slows all its calls.
+    """
+    took: list[list[list[float]]] = []  # by round, variant and batch
+    end = time.perf_counter() + seconds
     with torch.inference_mode():
-        while rounds < _LEAST_ROUNDS or (rounds < _MOST_ROUNDS and time.perf_counter() < end):
-            for way, times in zip(ways, fastest, strict=True):
-                way.on()
-                for index, batch in enumerate(batches):
-                    began = time.perf_counter()
-                    model(**batch)
-                    times[index] = min(times[index], 1e3 * (time.perf_counter() - began))
-                way.off()
-            rounds += 1
-    return fastest
+        while len(took) < _LEAST_ROUNDS or (len(took) < _MOST_ROUNDS and time.perf_counter() < end):
+            took.append([_times(model, way, batches) for way in ways])
+    typical = []
+    for way in range(len(ways)):
+        multiples = [median(row[way][at] / row[0][at] for row in took) for at in range(len(batches))]
+        typical.append([median(row[0][at] for row in took) * multiples[at] for at in range(len(batches))])
+    return typical
+
+
+def _times(model: Any, way: Variant, batches: Sequence[dict[str, Tensor]]) -> list[float]:
+    """Milliseconds of one call a batch."""
+    found = []
+    way.on()
+    for batch in batches:
+        began = time.perf_counter()
+        model(**batch)
+        found.append(1e3 * (time.perf_counter() - began))
+    way.off()
+    return found

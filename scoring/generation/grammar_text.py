@@ -17,11 +17,9 @@ _ONE = ("items", "additionalProperties", "not", "contains", "propertyNames", "if
 
 def grammar_text(constraint: Constraint) -> str:
     """llguidance's grammars, as JSON; raises InvalidParameter for EBNF that cannot be read."""
-    named = {"name": "answer", **_answer(constraint)}
-    if not constraint.before:
-        return json.dumps({"grammars": [named]})
-    start = {"name": "start", "lark_grammar": f"start: before @answer\n{constraint.before}"}
-    return json.dumps({"grammars": [start, named]})
+    named = {**_answer(constraint), "name": "answer"}
+    frame = [{"name": "start", "lark_grammar": constraint.frame}] if constraint.frame else []
+    return json.dumps({"grammars": [*frame, named]})
 
 
 def _answer(constraint: Constraint) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 A step decodes first: one token for every row that is past its prompt. The rest of the step's token budget is
 filled with prompts: long ones in chunks, several short ones in one forward; so a long prompt
-delays the rows beside it by no more than the budget. A row that has ended, failed or been cancelled leaves its slot at
-the end of the step. Rows are taken in the order in which they came.
+delays the rows beside it by no more than the budget. On a GPU, which knows how long its prompts take, chunks are
+shorter still, for as long as the rows that decode can wait. A row that has ended, failed or been cancelled leaves its
+slot at the end of the step. Rows are taken in the order in which they came, but a long prompt leaves half of a step's
+time to those behind it.
 
 A slot is a row of the batch; memory is counted in blocks of the decoder's cache, which rows whose prompts begin alike
 share. Blocks keep their keys and values until others need them: a row whose prompt begins with their tokens computes
@@ -21,14 +23,17 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import ceil
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from scoring.decoder.block_pool import BLOCK, blocks_of
+from scoring.decoder.chunk_size import LONGEST_CHUNK, chunk_within
 from scoring.decoder.decoder import Decoder, Pending
-from scoring.decoder.logprobs import TokenLogprob, copy_to_host, indices, measure_logprobs, read_logprobs
+from scoring.decoder.logprobs import copy_to_host, indices, measure_logprobs, read_logprobs
 from scoring.decoder.prefix_cache import MIN_PREFIX_TOKENS, Begin, begin, common_prefix
+from scoring.decoder.prompt_cost import PromptCost
 from scoring.engine.oom import free_memory, is_out_of_memory
 from scoring.engine.row import Done, Row
+from scoring.generation.enqueued import SLOW_MS, Enqueued, Some, UnderWay
 from scoring.generation.sequence import RunningSequence, append_token, make_sequence
 from scoring.generation.streaming import show_end
 from scoring.generation.text_generator import TextGenerator
@@ -39,29 +44,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger("mii_azure.scheduler")
 
 #: Tokens of one step: about as many as a device computes in the time it takes to read the weights a few times.
-_BUDGET = {"cpu": 128, "cuda": 1024}
+_BUDGET = {"cpu": 128, "cuda": LONGEST_CHUNK}
+_PIECE_MS = 36.0  # of prompts in one step, if the decoder knows: with its own step, a stream waits less than 50 ms
+_ALONE_MS = 300.0  # if nobody decodes: of two such steps at most, which are under way, a newcomer has to wait
 _LEAST_PROMPT = 16  # tokens of a step reserved for prompts, however many rows decode
 _SHARE = 0.5  # share of the tokens a row may generate for which it needs room to be admitted
-
-
-class Some:
-    """Some of the tokens that a step computes, by their rows."""
-
-    def __init__(self, pending: Pending, rows: Sequence[int]) -> None:
-        self._pending, self._rows = pending, rows
-
-    def tokens(self) -> list[int]:
-        """The tokens of these rows; waits for them."""
-        every = self._pending.tokens()
-        return [every[row] for row in self._rows]
-
-
-class Enqueued(NamedTuple):
-    """Tokens being computed, with logprobs for rows that ask for them."""
-
-    batch: list[RunningSequence]
-    tokens: Pending
-    logprobs: Callable[[], dict[RunningSequence, TokenLogprob]]
 
 
 class Scheduler:
@@ -86,8 +73,9 @@ class Scheduler:
         self._added = 0
         self._prefilling: list[RunningSequence] = []
         self._decoding: list[RunningSequence] = []
-        self._pending: list[Enqueued] = []
+        self._under_way = UnderWay()
         self._open: list[RunningSequence] = []  # rows with a grammar whose next token is to be picked
+        decoder.plan()
 
     @property
     def active(self) -> int:
@@ -98,8 +86,10 @@ class Scheduler:
     def cache(self) -> dict[str, int]:
         """Tokens that active rows hold in the KV cache, shared ones once, and their upper bound."""
         slots, tables = [running.slot for running in (*self._prefilling, *self._decoding)], self.decoder.tables
-        shared = sum(len(tables.blocks(slot)) for slot in slots) - tables.pool.used  # whole blocks, each time but one
-        held = sum(self.decoder.lengths[slot] for slot in slots) - max(0, shared) * BLOCK
+        blocks = sum(len(tables.blocks(slot)) for slot in slots)
+        past = sum(blocks_of(self.decoder.lengths[slot]) for slot in slots) - blocks  # before windows
+        shared = blocks - tables.pool.used  # whole blocks, each time but one
+        held = sum(self.decoder.lengths[slot] for slot in slots) - max(0, past + shared) * BLOCK
         return {"kv_tokens": held, "kv_capacity": self._capacity}
 
     def fits(self, row: Row) -> bool:
@@ -114,12 +104,17 @@ class Scheduler:
         if not self._bounded or not running:
             return True
         expected = self._needed(lambda r: max(self._holds(r), r.row.tokens + ceil(_SHARE * r.most)))
-        return expected + blocks_of(tokens + ceil(_SHARE * more)) <= self._blocks
+        return expected + self.decoder.tables.most(tokens + ceil(_SHARE * more), self.budget) <= self._blocks
 
     def _needed(self, tokens: Callable[[RunningSequence], int]) -> int:
         """Blocks in use once each active row holds so many tokens; those that rows share count once."""
         tables, running = self.decoder.tables, (*self._prefilling, *self._decoding)
-        return tables.pool.used + sum(tables.missing(each.slot, tokens(each)) for each in running)
+
+        def more(slot: int, length: int) -> int:
+            most = tables.most(length, self.budget) - len(tables.blocks(slot)) if tables.window else length
+            return max(0, min(tables.missing(slot, length), most))
+
+        return tables.pool.used + sum(more(each.slot, tokens(each)) for each in running)
 
     def _holds(self, running: RunningSequence) -> int:
         """Tokens in a row's slot after its next step."""
@@ -165,10 +160,10 @@ class Scheduler:
         """Advance every row by one token, and prompts by the rest of the budget; never raises."""
         enqueued = self._decode()
         enqueued += self._prefill(max(_LEAST_PROMPT, self.budget - len(self._decoding)))
-        for each in self._pending:  # a mask needs the token before, while the GPU computes the logits for it
+        for each in self._under_way.due():  # a mask needs the token before, while the GPU computes the logits for it
             self._read(each)
         enqueued += self._pick_open()
-        self._pending = enqueued if self._late else []
+        self._under_way.pending = enqueued if self._late else []
         for each in [] if self._late else enqueued:
             self._read(each)
         self._sweep()
@@ -192,19 +187,37 @@ class Scheduler:
             batch, pending = [batch[row] for row in free], Some(pending, free)
         return self._enqueued(batch, pending, logits, rows)
 
-    def _prefill(self, budget: int) -> list[Enqueued]:
+    def _pieces(self, budget: int) -> list[tuple[RunningSequence, list[int]]]:
+        """Choose the next pieces of prompts, within a number of tokens and the time that there is."""
         parts: list[tuple[RunningSequence, list[int]]] = []
         leaders: dict[Begin, RunningSequence] = {}
+        cost, ms = self.decoder.prompt_cost, _PIECE_MS if self._decoding else _ALONE_MS
         for running in self._prefilling:
-            if budget <= 0:
+            if budget <= 0 or ms <= 0:
                 break
             leader = leaders.setdefault(begin(running.salt, running.ids), running)
             if not running.begun and not self._begin(running, leader):
                 continue
-            ids = running.ids[running.filled : running.filled + budget]
+            most, at, left = budget, running.filled, len(running.ids) - running.filled
+            if cost is not None:
+                share, most = (ms, budget) if parts else self._oldest_share(cost, ms, budget)
+                most = min(most, chunk_within(cost.most(at, share), left, at))
+                ms -= cost.ms(at, min(most, left))
+            ids = running.ids[at : at + most]
             budget -= len(ids)
             parts.append((running, ids))
-        pieces = dict(parts)
+        return parts
+
+    def _oldest_share(self, cost: PromptCost, ms: float, budget: int) -> tuple[float, int]:
+        """Time and tokens for the oldest prompt's piece: all, less what the others need, of which at most half."""
+        others = [(running.filled, len(running.ids) - running.filled) for running in self._prefilling[1:]]
+        needed, tokens = sum(cost.ms(*each) for each in others), sum(left for _, left in others)
+        return ms - min(ms / 2, needed), budget - min(budget // 2, tokens)
+
+    def _prefill(self, budget: int) -> list[Enqueued]:
+        parts = self._pieces(budget)
+        pieces, cost = dict(parts), self.decoder.prompt_cost
+        ms = sum(cost.ms(running.filled, len(ids)) for running, ids in parts) if cost else 0.0
         chosen = [running for running, _ in parts]
         filled = self._isolate_failures(
             chosen, lambda batch: self.decoder.prefill_many([(running.slot, pieces[running]) for running in batch])
@@ -221,7 +234,8 @@ class Scheduler:
             running.enqueued = len(running.tokens) + 1
         self._open += [running for running in whole if running.grammar is not None]
         free = [running for running in whole if running.grammar is None]
-        return [each for _, each in self._isolate_failures(free, self._sample)]
+        sampled = [each for _, each in self._isolate_failures(free, self._sample)]
+        return [each._replace(slow=ms > SLOW_MS) for each in sampled]
 
     def _pick_open(self) -> list[Enqueued]:
         """Pick the next tokens of rows with a grammar, all of whose tokens so far are known."""
@@ -327,7 +341,7 @@ class Scheduler:
 
     def _resume(self) -> None:
         """Give preempted rows new slots; tokens still being computed when they lost theirs have been read by now."""
-        while self._preempted:
+        while self._preempted and not self._under_way.holds(self._preempted[0]):
             running = self._preempted[0]
             if not self._has_room(len(running.token_ids), running.most - len(running.tokens)):
                 return

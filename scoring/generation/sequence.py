@@ -104,6 +104,8 @@ def append_token(task: TextGenerator, running: RunningSequence, token: int, chan
     running.tokens.append(token)
     if chance is not None:
         running.logprobs.append(chance)
+    if running.row.on_token is not None:
+        running.row.on_token(token, chance)
     stopped = running.follower.push(token, chance) if running.follower else False
     if task.stops is not None:
         stopped |= task.stops.ends(running.row.features["input_ids"], running.tokens)

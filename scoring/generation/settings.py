@@ -4,7 +4,7 @@ Every setting of transformers' `GenerationConfig` that is not named here means o
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import GenerationConfig, StopStringCriteria
 
 from scoring.generation.detokenizer import special_tokens
+from scoring.generation.replies import ReplyForm
 from scoring.schema.structured import Constraint
 
 #: Settings that slots follow, whatever their values.
@@ -55,6 +56,14 @@ _KNOWN = frozenset(name for name in vars(GenerationConfig()) if not name.startsw
 
 
 @dataclass(frozen=True)
+class Bound:
+    """What a row's answer has to be, and what it may hold beside text."""
+
+    constraint: Constraint | None = None
+    reply: ReplyForm = field(default_factory=ReplyForm)
+
+
+@dataclass(frozen=True)
 class GenerationSettings:
     """Settings of `generate` for one row; rows with equal settings may share a batch."""
 
@@ -64,6 +73,7 @@ class GenerationSettings:
     details: int | None = None  # number of likeliest tokens to report for each token; None: no details
     salt: str = ""  # rows with different salts share no prefix
     constraint: Constraint | None = None  # what the answer has to be
+    reply: ReplyForm = field(default_factory=ReplyForm)  # what it may hold beside text
 
     def __getitem__(self, name: str) -> Any:
         return dict(self.overrides)[name]

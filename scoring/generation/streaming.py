@@ -10,6 +10,7 @@ from scoring.engine.row import Between, Row
 from scoring.generation.details import Details, describe
 from scoring.generation.detokenizer import Detokenizer, Stops, stop_at
 from scoring.generation.grammars import Grammar
+from scoring.generation.replies import ReplyParser
 from scoring.generation.text_generator import TextGenerator
 
 
@@ -104,7 +105,8 @@ class SequenceStreamer:
         self._text = ""  # of a row that is run again
         self._length = 0  # characters of the text
         prompt = [] if task.encoder_decoder else row.features["input_ids"]
-        self._details = Details(task.tokenizer, prompt) if row.parameters.details is not None else None
+        told = row.emit is not None and row.parameters.details is not None
+        self._details = Details(task.tokenizer, prompt) if told else None
 
     def push(self, token: int, chance: TokenLogprob | None = None) -> bool:
         """Take the next token; True when a stop text ends the sequence."""
@@ -112,11 +114,11 @@ class SequenceStreamer:
             return True
         piece = self._detokenizer.push(token)
         text = piece if self._stops is None else self._stops.push(piece)
-        self._length += len(text)
-        details = self._details if chance is not None else None
-        if details is not None and chance is not None:
-            details.push(token, piece, chance)
         if self.row.emit is not None:
+            self._length += len(text)
+            details = self._details if chance is not None else None
+            if details is not None and chance is not None:
+                details.push(token, piece, chance)
             self._show(text, details)
         stopped = self._stops is not None and self._stops.found
         self._ended = stopped or token in self._eos
@@ -135,9 +137,10 @@ class SequenceStreamer:
 class Shown:
     """Part of an answer that its stream has been sent: its text, and the number of tokens with details."""
 
-    def __init__(self) -> None:
+    def __init__(self, parser: ReplyParser | None) -> None:
         self.parts: list[str] = []
         self.tokens = 0
+        self.parser = parser  # of answers that may hold more than text
 
     def rest(self, text: str) -> str:
         """Text of an answer that has not been sent; none if what was sent is not its beginning."""
@@ -148,7 +151,11 @@ class Shown:
 def shown(row: Row, number: int) -> Shown:
     """Part of an answer sent so far; a row that is run again continues where its stream was."""
     row.extra = {} if row.extra is None else row.extra
-    found: Shown = row.extra.setdefault(number, Shown())
+    if number not in row.extra:
+        form = row.parameters.reply
+        parser = None if form.plain else ReplyParser(form, row.features["input_ids"], row.answer + number)
+        row.extra[number] = Shown(parser)
+    found: Shown = row.extra[number]
     return found
 
 
@@ -156,14 +163,26 @@ def send(row: Row, sent: Shown, text: str, number: int = 0, details: Details | N
     """Send a row's stream the next text of an answer, and the details of its first `count` tokens not sent yet."""
     if row.emit is None or not (text or count > sent.tokens):
         return
-    event: dict[str, Any] = {"token": {"text": text}}
-    if row.answers > 1:
-        event["token"]["index"] = row.answer + number
+    parts = [{"text": text}] if sent.parser is None else sent.parser.push(text)
+    told = None
     if details is not None:
-        event["details"] = details.to_dict(sent.tokens, max(sent.tokens, count))
+        told = details.to_dict(sent.tokens, max(sent.tokens, count))
         sent.tokens = max(sent.tokens, count)
+        parts = parts or [{"text": ""}]
     sent.parts.append(text)
-    row.emit(event)
+    emit(row, number, parts, told)
+
+
+def emit(row: Row, number: int, parts: Sequence[dict[str, Any]], details: dict[str, Any] | None = None) -> None:
+    """Send a row's stream parts of an answer, one event each, the first one with details."""
+    for part in parts:
+        event: dict[str, Any] = {"token": {"text": "", **part}}
+        if row.answers > 1:
+            event["token"]["index"] = row.answer + number
+        if details is not None:
+            event["details"], details = details, None
+        if row.emit is not None:
+            row.emit(event)
 
 
 def show_end(task: TextGenerator, row: Row, output: Sequence[list[int]]) -> None:
@@ -174,3 +193,5 @@ def show_end(task: TextGenerator, row: Row, output: Sequence[list[int]]) -> None
         details, count = describe(task, row, tokens) if isinstance(tokens, ScoredTokens) else (None, 0)
         sent = shown(row, number)
         send(row, sent, sent.rest(task.text(tokens, row.parameters.stop)), number, details, count)
+        if sent.parser is not None:
+            emit(row, number, sent.parser.finish())

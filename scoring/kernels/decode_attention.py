@@ -81,11 +81,12 @@ def normed_heads(x_ptr, bias_ptr, base, shown, d, other, gain, gain_other, cos, 
 
 @triton.jit
 def attend(q_ptr, keys_ptr, values_ptr, out_ptr, part_ptr, stats_ptr, arrived_ptr, slopes_ptr, slots_ptr,
-           lengths_ptr, bias_ptr, q_gain_ptr, k_gain_ptr, cos_ptr, sin_ptr, table_ptr, WIDTH, BLOCKS, scale, limit, eps,
-           BLOCK: tl.constexpr, H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GP: tl.constexpr,
-           BT: tl.constexpr, LEAST: tl.constexpr, SPLITS: tl.constexpr, WINDOW: tl.constexpr, ALIBI: tl.constexpr,
-           CAP: tl.constexpr, NORMED: tl.constexpr, BIAS: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr,
-           ROTARY: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+           lengths_ptr, bias_ptr, q_gain_ptr, k_gain_ptr, cos_ptr, sin_ptr, table_ptr, sinks_ptr, WIDTH, BLOCKS,
+           scale, limit, eps, BLOCK: tl.constexpr, H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, DP:
+           tl.constexpr, GP: tl.constexpr, BT: tl.constexpr, LEAST: tl.constexpr, SPLITS: tl.constexpr, WINDOW:
+           tl.constexpr, ALIBI: tl.constexpr, CAP: tl.constexpr, SINKS: tl.constexpr, NORMED: tl.constexpr, BIAS:
+           tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr, ROTARY: tl.constexpr, PRECISION:
+           tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """Compute out [B, H, D] of q [B, H, D] over keys and values [KV, BLOCKS, BLOCK, D]. Grid (B * KV, SPLITS).
 
     With NORMED, q is the raw fused product [B, (H + 2 KV) D]: a program norms and rotates the queries it reads,
@@ -159,6 +160,10 @@ def attend(q_ptr, keys_ptr, values_ptr, out_ptr, part_ptr, stats_ptr, arrived_pt
             slopes = tl.load(slopes_ptr + head * G + g, mask=g < G, other=0.0)
         top = tl.full([GP], -1e30, tl.float32)
         mass = tl.zeros([GP], tl.float32)
+        if SINKS:  # a key without a value, in the first span
+            sunk = (g < G) & (split == 0)
+            top = tl.load(sinks_ptr + head * G + g, mask=sunk, other=-1e30).to(tl.float32)
+            mass = tl.where(sunk, 1.0, 0.0)
         acc = tl.zeros([GP, DP], tl.float32)
         for start in range(low, high, BT):
             at = start + t

@@ -1,75 +1,154 @@
 """Kernels of a prefill chunk beyond those of a decode step: attention, updates of the state, and new slots."""
 
 # mypy: ignore-errors
-# ruff: noqa: N803, N806
+# ruff: noqa: N803
 
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from scoring.kernels.decode_attention import cap, constants_of_heads, keys_values, normed_heads
+from scoring.kernels.decode_attention import cap, constants_of_heads, normed_heads
 from scoring.kernels.decode_gemv import cache_place, split_heads
+
+_LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def attend_prompt(q_ptr, keys_ptr, values_ptr, out_ptr, slopes_ptr, tiles_ptr, table_ptr, TILES, WIDTH, BLOCKS, scale,
-                  limit, BLOCK: tl.constexpr, H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
-                  GP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, WINDOW: tl.constexpr, ALIBI: tl.constexpr,
-                  CAP: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
-    """Compute out [T, H, D] of q [T, H, D] over keys and values [KV, BLOCKS, BLOCK, D]. Grid (tiles, KV).
+def _rows(source, place, t, d, D: tl.constexpr, DP: tl.constexpr, DESCRIBED: tl.constexpr):
+    """Read BN rows [BN, DP] from a place of keys or values on, given as a descriptor or a pointer."""
+    if DESCRIBED:
+        rows = source.load([place.to(tl.int32), 0])
+    elif D == DP:
+        rows = tl.load(source + (place + t)[:, None] * D + d[None, :])
+    else:
+        rows = tl.load(source + (place + t)[:, None] * D + d[None, :], mask=(d < D)[None, :], other=0.0)
+    return rows
 
-    A tile is up to BM consecutive tokens of one slot; a program takes its queries of one key head, all GP
-    heads of the group, over the slot's keys up to the last of them, earlier chunks included. tiles
-    [4, TILES]: the first token's row, the number of tokens, the slot, the first token's position. BN divides BLOCK.
+
+@triton.jit
+def _attend_span(acc, mass, top, q, keys, values, row_ptr, head, low, high, end, own, slope, BLOCKS, scale, limit, t, d,
+                 BLOCK: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BN: tl.constexpr, WINDOW: tl.constexpr,
+                 ALIBI: tl.constexpr, CAP: tl.constexpr, MASKED: tl.constexpr, DESCRIBED: tl.constexpr,
+                 PRECISION: tl.constexpr):  # fmt: skip
+    """Take the keys of [low, high) into a running softmax in base 2; without MASKED every query sees all of them."""
+    for start in tl.range(low, high, BN):
+        block = tl.load(row_ptr + start // BLOCK)
+        place = cache_place(block, start, head, BLOCKS, BLOCK)
+        k = _rows(keys, place, t, d, D, DP, DESCRIBED)
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        scores = cap(scores * scale, limit, CAP) * _LOG2E if CAP else scores * (scale * _LOG2E)
+        at = start + t
+        distance = own[:, None] - at[None, :]
+        if ALIBI:
+            scores -= (slope * _LOG2E) * distance.to(tl.float32)
+        if MASKED:
+            seen = distance >= 0
+            if WINDOW > 0:
+                seen = seen & (distance < WINDOW)
+            scores = tl.where(seen, scores, -1e30)
+        higher = tl.maximum(top, tl.max(scores, 1))
+        weights = tl.exp2(scores - higher[:, None])
+        shrink = tl.exp2(top - higher)
+        mass = mass * shrink + tl.sum(weights, 1)
+        acc = acc * shrink[:, None]
+        v = _rows(values, place, t, d, D, DP, DESCRIBED)
+        if MASKED:
+            v = tl.where((at < end)[:, None], v, 0.0)  # a block's rest may hold anything
+        acc = tl.dot(weights.to(v.dtype), v, acc, input_precision=PRECISION)
+        top = higher
+    return acc, mass, top
+
+
+@triton.jit
+def attend_prompt(q_ptr, keys, values, out_ptr, slopes_ptr, tiles_ptr, table_ptr, sinks_ptr, part_ptr, stats_ptr,
+                  TILES, WIDTH, BLOCKS, PARTED, scale, limit, BLOCK: tl.constexpr, H: tl.constexpr, KV:
+                  tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, SPANS:
+                  tl.constexpr, WINDOW: tl.constexpr, ALIBI: tl.constexpr, CAP: tl.constexpr, SINKS: tl.constexpr,
+                  DESCRIBED: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+    """Compute out [T, H, D] of q [T, H, D] over keys and values [KV, BLOCKS, BLOCK, D]. Grid (tiles, H).
+
+    A tile is up to BM consecutive tokens of one slot; a program takes one head of it, over the slot's keys up to the
+    last of its tokens, earlier chunks included. tiles [6, TILES]: the first token's row, the number of tokens, the
+    slot, the first token's position, the first key, the number of spans. Of the keys before that one there are results
+    already, by spans, with SPANS: part [spans, PARTED, H, D] by span and row, and stats [spans, H, PARTED], the
+    logarithms of the sums of their weights. BN divides BLOCK. DESCRIBED: keys and values are descriptors of rows.
     """
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
-    tile = tl.program_id(0)
+    tile = tl.num_programs(0) - 1 - tl.program_id(0)  # those with the most keys first
     head = tl.program_id(1)
     first = tl.load(tiles_ptr + tile)
     count = tl.load(tiles_ptr + TILES + tile)
     slot = tl.load(tiles_ptr + 2 * TILES + tile).to(tl.int64)
     position = tl.load(tiles_ptr + 3 * TILES + tile)
-    G: tl.constexpr = H // KV
+    low = 0
+    if SPANS:
+        low = tl.load(tiles_ptr + 4 * TILES + tile)
+    shared = head // (H // KV)
     if count > 0:
-        r = tl.arange(0, BM * GP)
-        token = r // GP
-        g = r % GP
+        token = tl.arange(0, BM)
         d = tl.arange(0, DP)
         t = tl.arange(0, BN)
-        shown = ((token < count) & (g < G))[:, None] & (d < D)[None, :]
-        queries = (((first + token).to(tl.int64) * H + head * G + g) * D)[:, None] + d[None, :]
+        shown = (token < count)[:, None] & (d < D)[None, :]
+        queries = (((first + token).to(tl.int64) * H + head) * D)[:, None] + d[None, :]
         q = tl.load(q_ptr + queries, mask=shown, other=0.0)
         own = position + token
         end = position + count
+        slope = 0.0
         if ALIBI:
-            slopes = tl.load(slopes_ptr + head * G + g, mask=g < G, other=0.0)
-        low = 0
+            slope = tl.load(slopes_ptr + head)
+        top = tl.full([BM], -1e30, tl.float32)
+        mass = tl.zeros([BM], tl.float32)
+        if SINKS:  # a key without a value
+            top = tl.zeros([BM], tl.float32) + tl.load(sinks_ptr + head).to(tl.float32) * _LOG2E
+            mass += 1.0
+        acc = tl.zeros([BM, DP], tl.float32)
+        if SPANS:
+            for span in range(tl.load(tiles_ptr + 5 * TILES + tile)):
+                begin = span * PARTED.to(tl.int64) * H
+                part = tl.load(part_ptr + begin * D + queries, mask=shown, other=0.0).to(tl.float32)
+                stats = stats_ptr + begin + head * PARTED + first
+                other = tl.load(stats + token, mask=token < count, other=0.0) * _LOG2E
+                higher = tl.maximum(top, other)
+                shrink = tl.exp2(top - higher)
+                grow = tl.exp2(other - higher)
+                mass = mass * shrink + grow
+                acc = acc * shrink[:, None] + part * grow[:, None]
+                top = higher
+        row_ptr = table_ptr + slot * WIDTH
+        inner = low
         if WINDOW > 0:
-            low = tl.maximum(position - WINDOW + 1, 0) // BN * BN
-        top = tl.full([BM * GP], -1e30, tl.float32)
-        mass = tl.zeros([BM * GP], tl.float32)
-        acc = tl.zeros([BM * GP, DP], tl.float32)
-        for start in range(low, end, BN):
-            at = start + t
-            block = tl.load(table_ptr + slot * WIDTH + start // BLOCK)
-            k, v = keys_values(keys_ptr, values_ptr, cache_place(block, start, head, BLOCKS, BLOCK), t, at < end, d, D)
-            scores = cap(tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale, limit, CAP)
-            distance = own[:, None] - at[None, :]
-            if ALIBI:
-                scores -= slopes[:, None] * distance.to(tl.float32)
-            seen = distance >= 0
-            if WINDOW > 0:
-                seen = seen & (distance < WINDOW)
-            scores = tl.where(seen, scores, -1e30)
-            higher = tl.maximum(top, tl.max(scores, 1))
-            weights = tl.exp(scores - higher[:, None])
-            shrink = tl.exp(top - higher)
-            mass = mass * shrink + tl.sum(weights, 1)
-            acc = acc * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
-            top = higher
+            low = tl.maximum(low, tl.maximum(position - WINDOW + 1, 0) // BN * BN)
+            inner = tl.maximum(low, tl.cdiv(tl.maximum(end - WINDOW, 0), BN) * BN)  # all queries see from here on
+            acc, mass, top = _attend_span(acc, mass, top, q, keys, values, row_ptr, shared, low, tl.minimum(inner, end),
+                                          end, own, slope, BLOCKS, scale, limit, t, d, BLOCK, D, DP, BN, WINDOW, ALIBI,
+                                          CAP, True, DESCRIBED, PRECISION)  # fmt: skip
+        whole = tl.maximum(inner, (position + 1) // BN * BN)  # and up to here
+        acc, mass, top = _attend_span(acc, mass, top, q, keys, values, row_ptr, shared, inner, whole, end, own, slope,
+                                      BLOCKS, scale, limit, t, d, BLOCK, D, DP, BN, WINDOW, ALIBI, CAP, False,
+                                      DESCRIBED, PRECISION)  # fmt: skip
+        acc, mass, top = _attend_span(acc, mass, top, q, keys, values, row_ptr, shared, whole, end, end, own, slope,
+                                      BLOCKS, scale, limit, t, d, BLOCK, D, DP, BN, WINDOW, ALIBI, CAP, True, DESCRIBED,
+                                      PRECISION)  # fmt: skip
         tl.store(out_ptr + queries, acc / mass[:, None], mask=shown)
+
+
+@triton.jit
+def gather(keys_ptr, values_ptr, table_ptr, to_keys_ptr, to_values_ptr, FIRST, BLOCKS, COUNT, SIZE: tl.constexpr,
+           BE: tl.constexpr):  # fmt: skip
+    """Copy COUNT blocks of SIZE numbers from keys and values [KV, BLOCKS, SIZE] to [KV, COUNT, SIZE].
+
+    The slot's row of the table names them from FIRST on. Grid (COUNT, KV, SIZE / BE).
+    """
+    number = tl.program_id(0)
+    head = tl.program_id(1).to(tl.int64)
+    e = tl.program_id(2) * BE + tl.arange(0, BE)
+    block = tl.load(table_ptr + FIRST + number)
+    source = (head * BLOCKS + block) * SIZE + e
+    target = (head * COUNT + number) * SIZE + e
+    tl.store(to_keys_ptr + target, tl.load(keys_ptr + source, mask=e < SIZE), mask=e < SIZE)
+    tl.store(to_values_ptr + target, tl.load(values_ptr + source, mask=e < SIZE), mask=e < SIZE)
 
 
 @triton.jit

@@ -12,8 +12,6 @@ _THREADS = "OMP_NUM_THREADS"
 #: What an operator may have said of waiting; libgomp and Intel's OpenMP have a name each beside the standard's.
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
-_set_here: set[str] = set()
-
 
 def cores(root: Path = Path("/")) -> int:
     """Cores that this process may use: its affinity, cut by its control groups' quotas, and its share of both."""
@@ -34,12 +32,6 @@ def settle() -> None:
         os.environ["OMP_WAIT_POLICY"] = "passive"
     if _THREADS not in os.environ and cores() < (os.cpu_count() or 1):
         os.environ[_THREADS] = str(cores())
-        _set_here.add(_THREADS)
-
-
-def operators_choice() -> bool:
-    """Return True if an operator chose the number of threads."""
-    return _THREADS in os.environ and _THREADS not in _set_here
 
 
 def _quotas(root: Path) -> Iterator[float]:

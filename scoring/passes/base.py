@@ -15,8 +15,9 @@ OWN_ERRORS = 1.25
 #: Least speed-up of a pass that is timed against what it replaces; a smaller one is noise.
 GAIN = 1.03
 
-#: Largest relative error of each format against float32: its rounding over a dozen layers.
-BOUNDS = {"float32": 1e-4, "bfloat16": 2e-2, "int8": 5e-2}
+#: Largest relative error of each format against float32: its rounding over a dozen layers. int8's is a cosine of 0.99,
+#: on random tokens; `scoring.encoder.real_text` judges it by text besides.
+BOUNDS = {"float32": 1e-4, "bfloat16": 2e-2, "int8": 1.4e-1}
 
 LATENCY, COST = "latency", "cost"
 

@@ -1,9 +1,9 @@
-"""Encoders on CPUs: threads, number format and prepared weights, all chosen by timing them on this machine."""
+"""Encoders on CPUs: number format and prepared weights, chosen by timing them on this machine."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
-from scoring.passes.base import BOUNDS, COST, Applicability, Applied, Facts, Hardware, Pass, PassRefused
+from scoring.passes.base import BOUNDS, Applicability, Applied, Facts, Hardware, Pass, PassRefused
 
 
 class Cpu(Pass):
@@ -14,12 +14,11 @@ class Cpu(Pass):
 
     def __init__(
         self,
-        objective: str = "latency",
-        precisions: Sequence[str] | None = None,
-        shapes: Sequence[tuple[int, int]] = ((1, 128), (4, 128)),
+        precisions: Sequence[str] = ("int8", "bfloat16", "float32"),
+        shapes: Sequence[tuple[int, int]] = ((1, 32), (1, 128), (4, 128)),
         seconds: float = 4.0,
     ) -> None:
-        self.precisions = tuple(precisions or (("int8",) if objective == COST else ()) + ("bfloat16", "float32"))
+        self.precisions = tuple(precisions)
         self._shapes = tuple(shapes)
         self._seconds = seconds
 

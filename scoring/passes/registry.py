@@ -38,7 +38,7 @@ def encoder_passes(asked: Optimisation = Optimisation()) -> list[Pass]:  # noqa:
         W8A8(fused, forced="w8a8" in asked.on),
         Compile(),
         CudaGraph(),
-        Cpu(asked.objective),
+        Cpu(),
     ]
 
 

@@ -56,7 +56,7 @@ class StaticDecode(Pass):
         """Take it by the family's tier: on GPUs with bf16 matrix units and memory for the slots, on CPUs in float32."""
         if facts.kind != "decoder":
             return Applicability(False, f"{facts.family} is not a decoder")
-        tier, reason = decoder_tier(facts.family, hardware.device == "cuda")
+        tier, reason = decoder_tier(facts.family)
         if tier is None:
             return Applicability(False, reason)
         if tier == "generic" and self.degree(facts, hardware, objective) > 1:
@@ -113,7 +113,7 @@ class StaticDecode(Pass):
         detail += f" for {decoder.capacity:,} tokens"
         if decoder.max_length < decoder.full_length:
             detail += f"; the context is {decoder.max_length:,} tokens instead of {decoder.full_length:,}"
-        if decoder.tier != decoder_tier(model.config.model_type, on_gpu).tier:
+        if decoder.tier != decoder_tier(model.config.model_type).tier:
             detail += f"; in the {decoder.tier} tier after all"
             detail += f": {decoder.unfit}" if decoder.unfit else ""
         detail += "".join(f"; {note}" for note in decoder.notes)

@@ -93,7 +93,7 @@ _TABLE = (
     TaskSchema(
         name="conversational",
         summary="Answers the last message of a conversation, through the tokenizer's chat template.",
-        parameters=s.TextGenerationParameters,
+        parameters=s.ConversationalParameters,
         input=s.Conversation,
         sample={
             "inputs": [{"role": "user", "content": "What is the capital of France? Answer in one short sentence."}],
@@ -104,7 +104,9 @@ _TABLE = (
             "items": {
                 "type": "object",
                 "properties": {
-                    "generated_text": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]}
+                    "generated_text": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]},
+                    "reasoning_content": {"type": "string", "description": "What a reasoning model thought first."},
+                    "tool_calls": {"type": "array", "items": {"type": "object"}, "description": "OpenAI's form."},
                 },
                 "required": ["generated_text"],
             },
@@ -203,7 +205,7 @@ TASKS: dict[str, TaskSchema] = {task.name: task for task in _TABLE}
 
 _IMPLEMENTATIONS = {
     "text-generation": "text_generation:TextGeneration",
-    "conversational": "text_generation:Conversational",
+    "conversational": "conversational:Conversational",
     "question-answering": "question_answering:QuestionAnswering",
     "text-classification": "text_classification:TextClassification",
     "token-classification": "token_classification:TokenClassification",

@@ -7,10 +7,22 @@ import difflib
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from scoring.errors import InvalidInput, InvalidParameter
 from scoring.schema.structured import StructuredParameters
+from scoring.schema.tools import ToolCall, ToolParameters
 
 #: Bounds of any one request: more than a model can use, and little enough to be read at once.
 MOST = 2**31 - 1  # of any count; the model's context, its labels and its vocabulary bound it further
@@ -175,6 +187,10 @@ class TextGenerationParameters(GenerationParameters, StructuredParameters):
     return_full_text: bool = Field(True, description="Answer with the prompt in front, as the pipeline does.")
 
 
+class ConversationalParameters(TextGenerationParameters, ToolParameters):
+    pass
+
+
 class SummarizationParameters(GenerationParameters):
     truncation: bool = Field(False, description="Cut texts at the context length instead of refusing them.")
 
@@ -239,8 +255,18 @@ class QuestionContext(Strict):
 
 class Message(Strict):
     role: Literal["system", "user", "assistant", "tool"]
-    content: str
+    tool_calls: list[ToolCall] | None = Field(None, description="Of an assistant: what it called.")
+    content: str | None = Field(None, validate_default=True, description="null only beside tool_calls.")
     name: Word | None = Field(None, description="Of who speaks, for chat templates that write it.")
+    tool_call_id: Word | None = Field(None, description="Of a tool: the call that this answers.")
+    reasoning_content: str | None = Field(None, description="Of an assistant: its thought, for templates that keep it.")
+
+    @field_validator("content", mode="after")
+    @classmethod
+    def _says_something(cls, content: str | None, found: ValidationInfo) -> str | None:
+        if content is None and not found.data.get("tool_calls"):
+            raise PydanticCustomError("content", "Input should be a valid string")
+        return content
 
 
 Conversation = Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES)]

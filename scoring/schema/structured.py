@@ -79,7 +79,7 @@ class Constraint:
     where: str  # in the request, for refusals
     exact: bool = True  # refuse what cannot be kept to the letter, instead of leaving it out
     blanks: str | None = None  # expression of what may stand between the parts of JSON
-    before: str = ""  # Lark rules for what precedes it: see `scoring.generation.grammars`
+    frame: str = ""  # a grammar in Lark's form around it, which calls it @answer
 
     def __post_init__(self) -> None:
         if len(self.text) > MOST_GRAMMAR:

@@ -97,6 +97,10 @@ class Task(ABC):
         twin = {**long, "input_ids": [ids[0], *reversed(ids[1:-1]), *ids[1:][-1:]]}
         return [Row(short, 0), Row(long, 0)], [Row(long, 0), Row(twin, 0)]
 
+    def abilities(self) -> dict[str, Any]:
+        """What this model's answers may hold beside the usual, for the metadata."""
+        return {}
+
     def slots(self, limits: Limits) -> Slots | None:
         """Runner of rows with the key SLOTS, or None."""
         return None

@@ -27,7 +27,7 @@ from scoring.generation.detokenizer import stop_at
 from scoring.generation.generated import GrammarProcessor, logprobs_of, until_end
 from scoring.generation.grammars import Grammars
 from scoring.generation.scheduler import Scheduler
-from scoring.generation.settings import GenerationSettings, ModelStops, end_tokens, suits_batches, value_of
+from scoring.generation.settings import Bound, GenerationSettings, ModelStops, end_tokens, suits_batches, value_of
 from scoring.generation.streaming import BatchStreamer, show_end
 from scoring.model.loaded import Loaded
 from scoring.schema.requests import GenerationParameters
@@ -87,7 +87,7 @@ class Generative(Task):
     # -- on the caller's thread --------------------------------------------------------------------------------------
 
     def generation_rows(
-        self, tokens: Tokens, parameters: Any, item: int, constraint: Constraint | None = None, **overrides: Any
+        self, tokens: Tokens, parameters: Any, item: int, bound: Bound | None = None, **overrides: Any
     ) -> list[Row]:
         """Check the parameters against the prompt, and make its rows; raises InvalidParameter, PromptTooLong.
 
@@ -98,18 +98,19 @@ class Generative(Task):
         self.check_tokens(tokens, item)
         start = 1 if self.encoder_decoder else len(tokens)
         asked = self._asked(parameters) | self._lengths(parameters, start, item) | overrides
-        if constraint is not None:
-            self._bind(constraint, asked)
+        bound = bound or Bound()
+        if bound.constraint is not None:
+            self._bind(bound.constraint, asked)
         answers = asked["num_return_sequences"]
         if answers > 1 and asked["num_beams"] == 1:
             each = [
                 asked | {"num_return_sequences": 1, "seed": (asked["seed"] + number) % 2**63}
                 for number in range(answers)
             ]
-            settings = [self._settings(one, parameters, tokens, constraint) for one in each]
+            settings = [self._settings(one, parameters, tokens, bound) for one in each]
             if self._slotted(settings[0], len(tokens)):
                 return [self._row(own, tokens, item, number, answers) for number, own in enumerate(settings)]
-        return [self._row(self._settings(asked, parameters, tokens, constraint), tokens, item, 0, answers)]
+        return [self._row(self._settings(asked, parameters, tokens, bound), tokens, item, 0, answers)]
 
     def _bind(self, constraint: Constraint, asked: dict[str, Any]) -> None:
         """Compile what the answer has to be; raises InvalidParameter if it cannot be, or not with beams."""
@@ -131,9 +132,7 @@ class Generative(Task):
             answers=answers,
         )
 
-    def _settings(
-        self, asked: dict[str, Any], parameters: Any, tokens: Tokens, constraint: Constraint | None
-    ) -> GenerationSettings:
+    def _settings(self, asked: dict[str, Any], parameters: Any, tokens: Tokens, bound: Bound) -> GenerationSettings:
         stop = parameters.stop or ()
         return GenerationSettings(
             tuple(sorted(asked.items())),
@@ -141,7 +140,8 @@ class Generative(Task):
             len(tokens) if self._padding_matters(asked) else None,
             parameters.top_n_tokens if parameters.return_details else None,
             salt_of(parameters.cache_salt),
-            constraint,
+            bound.constraint,
+            bound.reply,
         )
 
     def _key(self, settings: GenerationSettings, length: int) -> Hashable:

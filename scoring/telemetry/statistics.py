@@ -118,17 +118,17 @@ class Phase:
     """Phase of the process: importing, loading, optimising, warming, ready; draining, failed."""
 
     def __init__(self) -> None:
-        self._began = time.monotonic()
+        self.began = time.monotonic()
         self.name = "importing"
 
     def enter(self, name: str) -> None:
         """Enter the next phase, and log how long this one took."""
         logger.info("%s took %.1f s; now %s", self.name, self.seconds(), name)
-        self.name, self._began = name, time.monotonic()
+        self.name, self.began = name, time.monotonic()
 
     def seconds(self) -> float:
         """Seconds since this phase began."""
-        return time.monotonic() - self._began
+        return time.monotonic() - self.began
 
 
 phase = Phase()

@@ -18,6 +18,7 @@ from scoring.decoder.generic.model import GenericModel
 from scoring.decoder.kv_cache import KVCache
 from scoring.decoder.model import Linear, Norm
 from scoring.decoder.prefill import Prefiller
+from scoring.decoder.prompt_attention import Run
 
 _GAIN = 1.1  # a smaller speed-up is not worth a compiler at every start
 _TIMED = 20  # steps of one row, of which the median tells whether compiled layers are faster
@@ -28,7 +29,8 @@ class GenericStep(Launcher):
 
     form: Any  # a GenericModel
 
-    def step(self, rows: int) -> None:
+    def step(self, rows: int, far: bool = False) -> None:
+        self.far = far
         s, b = self.state, self.buffers
         slots = b.slots[:rows].long()
         order = torch.arange(rows, device=slots.device)
@@ -45,7 +47,8 @@ class GenericPrefiller(Prefiller):
 
     form: Any  # a GenericModel
 
-    def piece(self, rows: int) -> None:
+    def piece(self, rows: int, runs: Sequence[Run] = ()) -> None:
+        self.runs = runs
         self.mark(rows)
         tokens, positions = self.tokens[:rows].long(), self.positions[:rows].long()
         self.logits.copy_(_forward(self, rows, tokens, positions, self.ends[0].long()))
@@ -87,7 +90,8 @@ class GenericCudaBackend(CudaBackend):
         try:
             beside = _milliseconds(self._capture(1))
         except Exception as failure:  # whatever a compiler says of a model's own code
-            self.uncompiled = f"compiling fails: {type(failure).__name__}"
+            told = next((line for line in str(failure).splitlines() if line.strip()), "")
+            self.uncompiled = f"compiling fails: {type(failure).__name__}: {told.strip()[:200]}"
         else:
             if plain >= beside * _GAIN:
                 return

@@ -120,11 +120,8 @@ def _check_calls(calls: Sequence[_Call], layers: int | None, device: torch.devic
         raise Unlike(f"{len(calls)} attention calls of {layers} layers: the others keep a state of another kind")
     if len({(call.queries, call.values) for call in calls}) > 1:
         raise Unlike("its layers differ in their heads")
-    if device.type == "cuda":
-        if any(call.rule.sinks is not None for call in calls):
-            raise Unlike("the kernels have no attention sinks")
-        if calls[0].queries[1] > _WIDEST or calls[0].queries[1] % 2:
-            raise Unlike(f"heads of {calls[0].queries[1]}: the attention kernels hold even ones up to {_WIDEST}")
+    if device.type == "cuda" and (calls[0].queries[1] > _WIDEST or calls[0].queries[1] % 2):
+        raise Unlike(f"heads of {calls[0].queries[1]}: the attention kernels hold even ones up to {_WIDEST}")
 
 
 class CallRecorder:
@@ -156,7 +153,7 @@ class CallRecorder:
 
     def _window(self, module: Any, mask: Any, said: dict[str, Any]) -> int:
         if mask is not None:
-            return window_of(self._masked(mask), self._length)
+            return window_of(self._masked(mask), self._length, self._device)
         if not (said.get("is_causal") or (said.get("is_causal") is None and getattr(module, "is_causal", True))):
             raise Unlike("its attention is not causal")
         if said.get("sliding_window"):
@@ -196,13 +193,13 @@ def _attention(q: Tensor, k: Tensor, said: dict[str, Any], window: int) -> Atten
     )
 
 
-def window_of(function: MaskFunction, length: int) -> int:
+def window_of(function: MaskFunction, length: int, device: torch.device) -> int:
     """Keys that each query sees up to itself, 0 for all, in sequences of `length` tokens; raises Unlike for others."""
-    keys = torch.arange(length)
-    nothing = torch.zeros(1, dtype=torch.int64)
+    keys = torch.arange(length, device=device)  # what the function compares with may lie there
+    nothing = torch.zeros(1, dtype=torch.int64, device=device)
 
     def seen(query: int) -> Tensor:
-        found = function(nothing, nothing, torch.tensor([query]), keys)
+        found = function(nothing, nothing, torch.tensor([query], device=device), keys)
         return found.broadcast_to((length,))
 
     window = int(seen(length - 1).sum())

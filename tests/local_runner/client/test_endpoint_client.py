@@ -18,6 +18,8 @@ from mii_azure.sdk.query import query
 from scoring.errors import InvalidInput, Overloaded
 from tests.local_runner.certificates import Authority
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 KEY = "a-key-that-nobody-guesses"
 
 

@@ -265,6 +265,7 @@ def test_truncation_is_told_at_every_door(base: Base, client: Client, real: Call
     assert dict(call.trailing_metadata())["x-truncated-inputs"] == "1"
 
 
+TOOLS = [{"type": "function", "function": {"name": "now"}}]
 REFUSED: list[tuple[str, dict[str, Any], str, str | None]] = [
     ("gpt2", {"prompt": [1, 2, 3]}, "Token ids are not taken.", "prompt"),
     ("gpt2", {}, "The prompt must be a text", "prompt"),
@@ -303,16 +304,20 @@ REFUSED: list[tuple[str, dict[str, Any], str, str | None]] = [
     ("chat", {"messages": [{"role": "robot", "content": "a"}]}, "Input should be", "messages[0].role"),
     (
         "chat",
-        {"messages": [*HELLO, {"role": "tool", "content": "a", "tool_call_id": "x"}]},
+        {"messages": [*HELLO, {"role": "assistant", "content": "a", "audio": {"id": "x"}}]},
         "is not served here.",
-        "messages[1].tool_call_id",
+        "messages[1].audio",
     ),
+    ("chat", {"messages": [*HELLO, {"role": "assistant", "content": None, "tool_calls": [1]}]}, "Input", None),
     ("chat", {"messages": HELLO, "echo": True}, "Unknown parameter 'echo'.", "echo"),
     ("chat", {"messages": HELLO, "stream": True, "reasoning_effort": "low"}, "is not served", "reasoning_effort"),
     ("chat", {"messages": HELLO, "logprobs": 1}, '"logprobs" must be true or false.', "logprobs"),
     ("chat", {"messages": [{"role": "user", "content": "a " * 999}]}, "The prompt has", "messages"),
     ("chat", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "Only parts of text", None),
-    ("chat", {"messages": HELLO, "tools": [{"type": "function"}]}, "tools is not served here.", "tools"),
+    ("chat", {"messages": HELLO, "tools": [{"type": "function"}]}, "Field required", "tools.0.function"),
+    ("chat", {"messages": HELLO, "tools": TOOLS}, "template takes no tools", "tools"),
+    ("chat", {"messages": HELLO, "tool_choice": "required"}, "no tools to call", "tool_choice"),
+    ("gpt2", {"prompt": "a", "tools": TOOLS}, "tools is not served here.", "tools"),
     ("chat", {"messages": HELLO, "response_format": {"type": "yaml"}}, "Input should be", "response_format.type"),
     (
         "chat",

@@ -68,3 +68,12 @@ def test_the_ray_host_knows_instance_types_with_gpus_by_their_names() -> None:
     from local_runner.replicas.ray.cluster import _GPU_SERIES
 
     assert all(name.startswith(_GPU_SERIES) == (sku.gpu is not None) for name, sku in all_skus().items())
+
+
+@pytest.mark.parametrize("name", ["Standard_NC6", "Standard_NC12s", "Standard_NC24r"])
+def test_a_retired_size_is_answered_with_sizes_that_exist(name: str) -> None:
+    with pytest.raises(UnknownInstanceType) as caught:
+        find_sku(name)
+    near = caught.value.hint.removeprefix("Nearest: ").removesuffix(".").split(", ")
+    assert near
+    assert not any(all_skus()[each].retired for each in near)

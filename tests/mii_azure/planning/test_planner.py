@@ -365,3 +365,24 @@ def test_an_architecture_that_cannot_do_the_task(tiny: Tiny) -> None:
     with pytest.raises(TaskUnsupported, match="BertForMaskedLM") as caught:
         plan("question-answering", str(tiny("bert", "fill-mask")))
     assert "fill-mask" in caught.value.hint
+
+
+def test_gpus_that_idle_are_told_with_what_would_use_them() -> None:
+    made = make_plan(_spec("Standard_ND96isr_H100_v5"), facts(), {})
+    told = next(each for each in made.decisions if each.what == "idle GPUs")
+    assert told.value == "7 of 8"
+    assert "Standard_NC4as_T4_v3 holds it on 1" in told.reason
+    assert "--replicas 8" in told.reason
+    assert not any(each.what == "idle GPUs" for each in make_plan(_spec(A100), facts(), {}).decisions)
+
+
+def test_a_single_instance_is_told_what_production_asks_for() -> None:
+    told = {count: make_plan(_spec(A100, count), facts(), {}).decisions for count in (1, 3)}
+    reasons = {n: next(each for each in made if each.what == "instances").reason for n, made in told.items()}
+    assert "advises 3 or more" in reasons[1]
+    assert reasons[3] == "Asked for."
+
+
+def _spec(instance_type: str, count: int = 1) -> Spec:
+    fields = {"task": "text-generation", "model": "m", "name": "abc", "instance_type": instance_type}
+    return Spec(**fields, instance_count=count)

@@ -42,14 +42,18 @@ def test_every_instance_type_is_ranked_once_and_those_that_fit_come_first():
             assert 0 <= row.headroom < 1
 
 
-def test_a_prediction_is_slower_than_the_floor_by_the_stated_efficiency():
+def test_nothing_is_expected_faster_than_its_floor_and_what_is_assumed_is_slower_by_the_stated_efficiency():
     made = ranked()
     profile = facts()
     for row in (row for row in made.rows if row.fits and row.device == "cuda"):
-        gpu = find_sku(row.instance_type).gpu
-        floor = made.new_tokens * roofline.decode_floor(profile.weight_bytes, 0, gpu.bandwidth_gb_s * 1e9)
-        assert row.latency_s >= floor / limits.EFFICIENCY["cuda"]
-        assert row.throughput <= row.batch * made.new_tokens / (floor / limits.EFFICIENCY["cuda"])
+        sku = find_sku(row.instance_type)
+        bandwidth = sku.gpu.bandwidth_gb_s * 1e9 * min(sku.gpus, 1)
+        floor = made.new_tokens * roofline.decode_floor(profile.weight_bytes, 0, bandwidth)
+        if row.basis == "assumed":
+            floor /= limits.EFFICIENCY["cuda"]
+        assert row.latency_s >= floor
+        assert row.throughput <= row.batch * made.new_tokens / floor
+    assert {row.basis for row in made.rows if row.fits} == {"measured", "scaled", "assumed"}
 
 
 def test_cost_is_price_over_what_is_served_in_the_busy_share():
@@ -105,5 +109,5 @@ def test_the_command_ranks_with_prices(tiny, tmp_path):
     assert made["rows"][0]["cost_per_million"] > 0
     done = CliRunner().invoke(app, [*command, "--prices", str(path)], env={"COLUMNS": "200"})
     assert "in westeurope, EUR" in done.stdout
-    assert "Predicted, not measured" in done.stdout
+    assert "Assumed: a share of the speed of the floor" in done.stdout
     assert "2026-11-24" in done.stdout

@@ -174,6 +174,7 @@ _DEEP = (
     '{"inputs": "a", "parameters": {"guided_json": {"enum": [@]}}}',
     '{"prompt": "a", "response_format": {"type": "json_schema", "json_schema": {"schema": @}}}',
     '{"messages": @, "input": @, "tools": @}',
+    '{"messages": [{"role": "user", "content": "a"}], "chat_template_kwargs": {"a": @}}',
 )
 
 ODD = st.sampled_from(

@@ -44,6 +44,7 @@ REFUSED = {
     "qwen3_next": "LinearAttentionLayer",
 }
 NEW = 5
+CPU = torch.device("cpu")
 TASK = "text-generation"
 
 
@@ -55,8 +56,8 @@ def model(request: pytest.FixtureRequest) -> Iterator[Any]:
 
 def test_none_of_the_families_served_has_an_adapter() -> None:
     assert not set(SERVED) & set(ADAPTED)
-    assert all(decoder_tier(family, on_gpu=False).tier == "generic" for family in SERVED)
-    assert all(decoder_tier(family, on_gpu=False).tier == "fused" for family in ADAPTED)
+    assert all(decoder_tier(family).tier == "generic" for family in SERVED)
+    assert all(decoder_tier(family).tier == "fused" for family in ADAPTED)
     assert not set(GENERIC_DECODE.refused) & (set(SERVED) | set(ADAPTED))
 
 
@@ -140,16 +141,16 @@ def test_requests_are_answered_from_its_slots_as_plain_transformers_does(tiny: T
 
 def test_masks_are_known_over_the_whole_length() -> None:
     causal = lambda b, h, q, k: k <= q  # noqa: E731
-    assert window_of(causal, 1000) == 0
-    assert window_of(lambda b, h, q, k: (k <= q) & (k > q - 300), 1000) == 300
-    assert window_of(lambda b, h, q, k: (k <= q) & (k // 1024 == q // 1024), 1000) == 0  # one chunk
+    assert window_of(causal, 1000, CPU) == 0
+    assert window_of(lambda b, h, q, k: (k <= q) & (k > q - 300), 1000, CPU) == 300
+    assert window_of(lambda b, h, q, k: (k <= q) & (k // 1024 == q // 1024), 1000, CPU) == 0  # one chunk
     for strange in (
         lambda b, h, q, k: (k <= q) & (k // 300 == q // 300),
         lambda b, h, q, k: (k <= q) | (k < 7),
         lambda b, h, q, k: k >= 0,
     ):
         with pytest.raises(Unlike, match="neither causal nor a window"):
-            window_of(strange, 1000)
+            window_of(strange, 1000, CPU)
 
 
 def test_layers_are_found_once_though_one_holds_a_list_of_attentions() -> None:

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from scoring.decoder.block_pool import BLOCK
-from scoring.decoder.pool_size import block_bytes, pool_blocks
+from scoring.decoder.chunk_size import longest_chunk, row_bytes, span_bytes
+from scoring.decoder.pool_size import block_bytes, pool_blocks, scratch_bytes
 from scoring.limits.memory_shares import LEAST_CACHE_TOKENS, RESERVE_BYTES
 
 GPU = 80 << 30
@@ -19,7 +20,8 @@ def form(device: str = "cuda", least: int | None = None) -> Any:
     team = None if least is None else SimpleNamespace(least=lambda own: min(own, least))
     return SimpleNamespace(
         device=torch.device(device),
-        layers=[None] * 28,
+        layers=[SimpleNamespace(attention=SimpleNamespace(window=0, cap=0.0, sinks=None))] * 28,
+        alibi=None,
         scratch_width=16_384 + 8192,
         heads=24,
         kv_heads=8,
@@ -37,6 +39,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     free = [GPU - (7 << 30)]
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[0], GPU))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     return free
 
 
@@ -57,15 +60,28 @@ def test_it_is_bounded_by_what_was_asked_for_and_what_slots_can_fill(memory: lis
     assert pool_blocks(form("cpu"), 64, CONTEXT, 0, 0.0) == 64 * CONTEXT // BLOCK
 
 
+def test_chunks_of_prompts_are_as_long_as_memory_allows_and_counted(memory: list[int], monkeypatch: Any) -> None:
+    assert longest_chunk(form()) == 8192
+    counted = scratch_bytes(form(), 64, CONTEXT)
+    assert counted > 8192 * row_bytes(form()) + span_bytes(form(), CONTEXT)
+    assert span_bytes(form(), CONTEXT) > 2 * 32_768 * 8 * 128 * 2 + 6 * 8192 * 24 * 128 * 2  # keys, values, results
+    assert span_bytes(form(), 8192) == 0
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (memory[0] // 5, GPU // 5))
+    assert longest_chunk(form()) == 2048
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (memory[0] // 40, GPU // 40))
+    assert longest_chunk(form()) == 1024
+    assert longest_chunk(form("cpu")) == 1024
+
+
 def test_all_ranks_take_the_smallest(memory: list[int]) -> None:
     assert pool_blocks(form(least=300), 64, CONTEXT, 0, 0.0) == 300
     assert pool_blocks(form(least=10**9), 64, CONTEXT, 0, 0.0) == pool_blocks(form(), 64, CONTEXT, 0, 0.0)
 
 
 def test_too_little_to_serve_is_refused(memory: list[int]) -> None:
-    memory[0] = RESERVE_BYTES + (2 << 30)
+    memory[0] = RESERVE_BYTES + (3 << 30)
     assert pool_blocks(form(), 2, CONTEXT, 0, 1.0) * BLOCK >= LEAST_CACHE_TOKENS
-    memory[0] = RESERVE_BYTES + (1 << 30)
+    memory[0] = RESERVE_BYTES + (2 << 30)
     with pytest.raises(torch.OutOfMemoryError, match="would have room for"):
         pool_blocks(form(), 64, CONTEXT, 0, 1.0)
     with pytest.raises(torch.OutOfMemoryError):

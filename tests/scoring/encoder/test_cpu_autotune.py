@@ -2,14 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from scoring.encoder import cpu_autotune, cpu_ops
-from scoring.encoder.verify import answers, probes, reference, relative_error, verify_encoder
+from scoring.encoder import cpu_autotune, cpu_ops, real_text
+from scoring.encoder.verify import Batch, answers, probes, reference, relative_error, verify_encoder
 from scoring.passes import cpu
-from scoring.passes.base import Facts, Hardware, PassRefused
+from scoring.passes.base import BOUNDS, Facts, Hardware, PassRefused
 from tests.scoring.encoder.encoder_models import COVERED, SIZES, covered, make
 
 BERT = Facts("bert", "BertModel", "encoder", 110_000_000, 440_000_000, 12, 12, 12, 768)
@@ -25,15 +26,21 @@ DECODERS = {
     "qwen3 embeddings": ("Qwen3Model", SIZES | _HEADS),
     "gemma embeddings": ("Gemma3TextModel", SIZES | _HEADS | {"use_bidirectional_attention": True}),
 }
-#: Largest relative error of the tiny models, whose initial weights are larger than a trained model's.
-ALLOWED = {"float32": 1e-5, "bfloat16": 2e-2, "int8": 5e-2}
+#: Largest relative error of the tiny models, whose initial weights are larger than a trained model's; int8's is that of
+#: two logits near zero.
+ALLOWED = {"float32": 1e-5, "bfloat16": 2e-2, "int8": 3e-1}
 
 
 @pytest.fixture(autouse=True)
-def no_waiting_for_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """int8 rounds in plain torch here; the compiled form has a test of its own."""
-    monkeypatch.setattr(cpu_ops, "_quantiser", lambda: cpu_ops.quantize)
-    monkeypatch.setattr(cpu_autotune, "_SMALLEST", 64)  # tiny models have tiny weights
+def tiny_models_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny models have tiny weights and no tokenizer: their text is random tokens."""
+    monkeypatch.setattr(cpu_autotune, "_SMALLEST", 64)
+    monkeypatch.setattr(cpu_autotune, "_WORTH_INT8", 0)
+    monkeypatch.setattr(real_text, "_rows", _random_text)
+
+
+def _random_text(model: torch.nn.Module) -> list[Batch]:
+    return [probes(model, seed=seed)[0] for seed in range(1, real_text.CALIBRATION + 10)]
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
@@ -48,7 +55,7 @@ def test_answers_as_plain_transformers(name: str, precision: str) -> None:
     error = verify_encoder(model, told)
     assert error < ALLOWED[precision]
     assert error > 0.0 or precision == "float32"
-    assert way.count >= 2
+    assert way.count >= 1
     way.off()
     assert verify_encoder(model, told) < 1e-6
 
@@ -88,16 +95,71 @@ def test_nothing_faster_is_refused_with_the_figures(monkeypatch: pytest.MonkeyPa
     )
     monkeypatch.setattr(cpu_autotune, "_race", _times(eager=1.0, float32=0.99))
     model = covered("bert classification")
-    with pytest.raises(PassRefused, match=r"eager 1\.0, float32 1\.0 ms; no bfloat16: no such units"):
+    with pytest.raises(PassRefused, match=r"eager 1\.0, int8 99\.0, float32 1\.0 ms; no bfloat16: no such units"):
         cpu.Cpu().apply(model)
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_a_format_that_is_slower_for_one_shape_is_not_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever sends single texts must not pay for those who send many."""
+    monkeypatch.setattr(cpu_autotune, "missing", lambda precision, flags: "")
+    times = {"eager": [2.0, 8.0], "int8": [2.5, 1.0], "bfloat16": [1.9, 6.0], "float32": [2.0, 7.0]}
+    monkeypatch.setattr(cpu_autotune, "_race", lambda model, ways, *_: [times[way.name] for way in ways])
+    assert cpu.Cpu().apply(covered("bert classification")).detail.startswith("bfloat16")
+
+
+def test_a_busy_round_falls_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounds beside other work, in which every call takes long, change no verdict."""
+    ways = [cpu_autotune.Variant("eager", []), cpu_autotune.Variant("ours", [])]
+    rounds = iter([(1.0, 0.5), (9.0, 4.5), (9.0, 4.5), (1.0, 0.5), (9.0, 4.5)])
+    calls = iter([[ms] for both in rounds for ms in both])
+    monkeypatch.setattr(cpu_autotune, "_times", lambda model, way, batches: next(calls))
+    assert cpu_autotune._race(None, ways, [{}], 0.0) == [[9.0], [4.5]]
+
+
+def test_a_cpu_that_lies_about_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its flag is there, and oneDNN may not use the units: products would take three times as long."""
+    monkeypatch.setattr(cpu_autotune, "missing", lambda precision, flags: "")
+    monkeypatch.setattr(cpu_autotune, "bfloat16_pays", lambda: False)
+    ways, refusals = cpu_autotune._ways(covered("bert classification"), ["bfloat16"])
+    assert [way.name for way in ways] == ["eager"]
+    assert "takes longer" in refusals["bfloat16"]
+
+
+@pytest.mark.parametrize("name", ["bert embeddings", "bert classification", "bert fill-mask"])
+def test_int8_is_judged_by_text(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_autotune, "missing", lambda precision, flags: "")
+    monkeypatch.setattr(real_text, "LEAST_COSINE" if name == "bert embeddings" else "LEAST_EQUAL", 1.01)
+    _, refusals = cpu_autotune._ways(covered(name), ["int8"])
+    assert ("cosine" if name == "bert embeddings" else "% of the labels stay") in refusals["int8"]
+
+
+def test_int8_without_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(cpu_autotune, "missing", lambda precision, flags: "")
+    model = covered("bert embeddings")
+    assert cpu_autotune._ways(model, ["int8"])[1]["int8"] == "the model is too small for it to pay"
+    monkeypatch.setattr(cpu_autotune, "_WORTH_INT8", 0)
+    assert "no folder with a tokenizer" in cpu_autotune._ways(model, ["int8"])[1]["int8"]
+
+
+@pytest.mark.skipif(cpu_autotune.missing("int8", cpu_autotune.cpu_flags()) != "", reason="no int8 units")
+def test_a_real_model_in_int8(monkeypatch: pytest.MonkeyPatch, packaged: Callable[[str], Path]) -> None:
+    import transformers
+
+    monkeypatch.undo()
+    model = transformers.AutoModel.from_pretrained(packaged("minilm")).eval()
+    judge, way = real_text.Judge(model), cpu_autotune.prepare(model, "int8")
+    way.on()
+    assert judge.fault(model) == ""
+    way.off()
 
 
 def test_an_inaccurate_format_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_autotune, "missing", lambda precision, flags: "")
     monkeypatch.setattr(cpu_autotune, "_race", _times(eager=9.0, int8=1.0, bfloat16=3.0, float32=5.0))
-    monkeypatch.setitem(cpu_autotune.BOUNDS, "int8", 1e-9)
-    applied = cpu.Cpu("cost").apply(covered("bert classification"))
+    monkeypatch.setitem(BOUNDS, "int8", 1e-9)
+    applied = cpu.Cpu().apply(covered("bert classification"))
     assert applied.detail.startswith("bfloat16")
     assert "no int8: its relative error is" in applied.detail
 
@@ -110,7 +172,7 @@ def test_timing_is_real() -> None:
         cpu.Cpu(seconds=0.2).apply(model)
     except PassRefused as refused:
         assert "nothing is faster than eager" in str(refused)
-    assert verify_encoder(model, told) < cpu.BOUNDS["bfloat16"] * 1.5
+    assert verify_encoder(model, told) < BOUNDS["int8"]
 
 
 def test_weights_of_another_type_are_refused() -> None:
@@ -119,9 +181,7 @@ def test_weights_of_another_type_are_refused() -> None:
 
 
 def test_decisions() -> None:
-    assert cpu.Cpu().applies(BERT, HERE, "latency").take
-    assert "int8" in cpu.Cpu("cost").applies(BERT, HERE, "cost").reason
-    assert "int8" not in cpu.Cpu().applies(BERT, HERE, "latency").reason
+    assert "int8, bfloat16, float32 are timed" in cpu.Cpu().applies(BERT, HERE, "latency").reason
     assert not cpu.Cpu().applies(BERT, replace(HERE, device="cuda"), "latency").take
     assert not cpu.Cpu().applies(replace(BERT, kind="decoder"), HERE, "latency").take
 
@@ -134,38 +194,16 @@ def test_flags_decide_the_format() -> None:
     assert cpu_autotune.missing("int8", frozenset({"avx512_vnni"})) == ""
 
 
-def test_threads_are_left_to_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    before = torch.get_num_threads()
-    cpu_autotune._use_best_threads(covered("bert embeddings"), {})()
-    assert torch.get_num_threads() == before
-    assert cpu_autotune.cores() >= 1
-
-
-def test_threads_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(cpu_autotune, "cores", lambda: 2)
-    monkeypatch.setattr(cpu_autotune, "_race", lambda *_: [[1.0 if torch.get_num_threads() == 2 else 5.0]])
-    before = torch.get_num_threads()
-    undo = cpu_autotune._use_best_threads(None, {})
-    assert torch.get_num_threads() == 2
-    undo()
-    assert torch.get_num_threads() == before
-
-
-@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # inside Inductor
-@pytest.mark.skipif(not cpu_ops.has_compiler(), reason="Inductor needs a C++ compiler")
-def test_rounding_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
-    cpu_ops._quantiser.cache_clear()
+def test_rounding() -> None:
     x = torch.randn(5, 48)
-    values, scale = cpu_ops._quantiser()(x)
+    values, scale = cpu_ops.quantize(x)
     assert values.dtype == torch.uint8
     assert ((values.float() - 128) * scale - x).abs().max() <= 0.51 * scale.max()
+    assert torch.equal(cpu_ops.quantize(x, -9.0)[1], torch.full((5, 1), 9.0 / 127))
 
 
 def _times(**milliseconds: float) -> Callable[..., list[list[float]]]:
-    return lambda model, ways, batches, seconds: [[milliseconds[way.name]] for way in ways]
+    return lambda model, ways, batches, seconds: [[milliseconds.get(way.name, 99.0)] for way in ways]
 
 
 def test_products_come_in_few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:

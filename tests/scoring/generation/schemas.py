@@ -50,7 +50,7 @@ def _number(rng: random.Random) -> Schema:
             {"type": "integer", "minimum": low, "maximum": low + rng.randint(0, 1000)},
             {"type": "integer", "exclusiveMinimum": low, "exclusiveMaximum": low + rng.randint(2, 90)},
             {"type": "integer", "minimum": 0, "maximum": 999, "multipleOf": rng.randint(2, 9)},
-            {"type": "number", "minimum": low / 10, "maximum": low / 10 + 3, "multipleOf": 0.1},
+            {"type": "number", "minimum": low, "maximum": low + 3, "multipleOf": 0.5},
         ]
     )
 
@@ -124,6 +124,7 @@ def _maps(rng: random.Random) -> Schema:
         "type": "object",
         "patternProperties": {"^x[0-9]{1,2}$": _leaf(rng)},
         "properties": {"y": _leaf(rng)},
+        "required": ["y"],
         "additionalProperties": False,
         "maxProperties": 3,
     }

@@ -143,7 +143,7 @@ def test_five_hundred_schemas_of_many_kinds_are_kept(tiny: Tiny) -> None:
     """A part of them here; `python -m benchmarks.grammars --schemas` asks for all."""
     model = roomy(Served(tiny("qwen2", TASK), TASK, Limits(queue_size=1024, max_batch_tokens=2**20)))
     model.service.loaded.runtime.decoder = Decoder(model.service.loaded.model, 64, CONTEXT)
-    keeps_schemas(model, schemas()[::25])
+    keeps_schemas(model, schemas()[::21])
 
 
 def keeps_schemas(model: Served, asked: list[dict[str, Any]]) -> None:

@@ -36,7 +36,6 @@ def big(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
-    monkeypatch.setattr(cpus, "_set_here", set())
 
 
 @pytest.mark.usefixtures("big")
@@ -62,14 +61,11 @@ def test_threads_are_cut_to_the_quota_and_an_operator_is_obeyed(monkeypatch: pyt
     monkeypatch.setattr(cpus, "_quotas", lambda root: iter([1.5]))
     cpus.settle()
     assert (os.environ["OMP_NUM_THREADS"], os.environ["OMP_WAIT_POLICY"]) == ("2", "passive")
-    assert not cpus.operators_choice()
-    monkeypatch.setattr(cpus, "_set_here", set())
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.delenv("OMP_WAIT_POLICY")
     monkeypatch.setenv("GOMP_SPINCOUNT", "1000")
     cpus.settle()
     assert (os.environ["OMP_NUM_THREADS"], os.environ.get("OMP_WAIT_POLICY")) == ("7", None)
-    assert cpus.operators_choice()
 
 
 @pytest.mark.usefixtures("big")

@@ -2,13 +2,12 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-
-from scoring.encoder.cpu_ops import has_compiler
 
 RUN = """
 import json, sys
@@ -32,7 +31,8 @@ print(json.dumps([known, counters["inductor"]["fxgraph_cache_hit"], counters["in
 
 def start(shipped: Path, cache: Path, target: Path | None = None) -> tuple[dict[str, float], int, int]:
     """What a process knew, and how often it found compiled code and did not."""
-    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(cache)}
+    # Plain code will do; to learn which vectors the compiler knows takes it longer than all else here.
+    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(cache), "TORCHINDUCTOR_VEC_ISA_OK": "0"}
     if target is not None:
         environment["MII_AZURE_PREPARE"] = str(target)
     done = subprocess.run(
@@ -43,7 +43,7 @@ def start(shipped: Path, cache: Path, target: Path | None = None) -> tuple[dict[
     return known, hits, misses
 
 
-@pytest.mark.skipif(not has_compiler(), reason="Inductor needs a C++ compiler")
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="Inductor needs a C++ compiler")
 def test_code_is_compiled_once_and_shipped(tmp_path: Path) -> None:
     shipped = tmp_path / "prepared"
     shipped.mkdir()

@@ -125,8 +125,8 @@ if ! $dry_run; then
     }
 fi
 
-step "environment My-question-answering-env, version ee3a87cff6e5"
-exists environment show --name My-question-answering-env --version ee3a87cff6e5 ||
+step "environment My-question-answering-env, version bd3d70dd8b78"
+exists environment show --name My-question-answering-env --version bd3d70dd8b78 ||
     azml environment create --file environment.yml
 
 step "model My-question-answering-model, version 0123456789ab"

@@ -125,8 +125,8 @@ if ! $dry_run; then
     }
 fi
 
-step "environment My-question-answering-env, version 127813f06360"
-exists environment show --name My-question-answering-env --version 127813f06360 ||
+step "environment My-question-answering-env, version e4a86147b746"
+exists environment show --name My-question-answering-env --version e4a86147b746 ||
     azml environment create --file environment.yml
 
 step "model My-question-answering-model, version 0123456789ab"

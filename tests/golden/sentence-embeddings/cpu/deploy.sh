@@ -125,8 +125,8 @@ if ! $dry_run; then
     }
 fi
 
-step "environment My-sentence-embeddings-env, version 7964c8df1ed3"
-exists environment show --name My-sentence-embeddings-env --version 7964c8df1ed3 ||
+step "environment My-sentence-embeddings-env, version a64cbd388d46"
+exists environment show --name My-sentence-embeddings-env --version a64cbd388d46 ||
     azml environment create --file environment.yml
 
 step "model My-sentence-embeddings-model, version 0123456789ab"

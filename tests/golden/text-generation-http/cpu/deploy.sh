@@ -125,8 +125,8 @@ if ! $dry_run; then
     }
 fi
 
-step "environment My-text-generation-env, version c0f0e7cd6409"
-exists environment show --name My-text-generation-env --version c0f0e7cd6409 ||
+step "environment My-text-generation-env, version d0f75d99d409"
+exists environment show --name My-text-generation-env --version d0f75d99d409 ||
     azml environment create --file environment.yml
 
 step "model My-text-generation-model, version 0123456789ab"

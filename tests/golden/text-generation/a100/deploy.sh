@@ -125,8 +125,8 @@ if ! $dry_run; then
     }
 fi
 
-step "environment My-text-generation-env, version 608880979885"
-exists environment show --name My-text-generation-env --version 608880979885 ||
+step "environment My-text-generation-env, version 77e50ac02083"
+exists environment show --name My-text-generation-env --version 77e50ac02083 ||
     azml environment create --file environment.yml
 
 step "model My-text-generation-model, version 0123456789ab"

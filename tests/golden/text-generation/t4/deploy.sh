@@ -125,8 +125,8 @@ if ! $dry_run; then
     }
 fi
 
-step "environment My-text-generation-env, version f75c72a1c2c3"
-exists environment show --name My-text-generation-env --version f75c72a1c2c3 ||
+step "environment My-text-generation-env, version 81dd9b198843"
+exists environment show --name My-text-generation-env --version 81dd9b198843 ||
     azml environment create --file environment.yml
 
 step "model My-text-generation-model, version 0123456789ab"

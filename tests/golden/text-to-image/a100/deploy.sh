@@ -125,8 +125,8 @@ if ! $dry_run; then
     }
 fi
 
-step "environment My-text-to-image-env, version 3d8376ac48b3"
-exists environment show --name My-text-to-image-env --version 3d8376ac48b3 ||
+step "environment My-text-to-image-env, version 7785c1ee22ad"
+exists environment show --name My-text-to-image-env --version 7785c1ee22ad ||
     azml environment create --file environment.yml
 
 step "model My-text-to-image-model, version 0123456789ab"

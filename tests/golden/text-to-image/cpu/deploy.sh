@@ -125,8 +125,8 @@ if ! $dry_run; then
     }
 fi
 
-step "environment My-text-to-image-env, version eb4f503d7d17"
-exists environment show --name My-text-to-image-env --version eb4f503d7d17 ||
+step "environment My-text-to-image-env, version 85cd685fa178"
+exists environment show --name My-text-to-image-env --version 85cd685fa178 ||
     azml environment create --file environment.yml
 
 step "model My-text-to-image-model, version 0123456789ab"

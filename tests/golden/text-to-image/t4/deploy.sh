@@ -125,8 +125,8 @@ if ! $dry_run; then
     }
 fi
 
-step "environment My-text-to-image-env, version 068081e797ce"
-exists environment show --name My-text-to-image-env --version 068081e797ce ||
+step "environment My-text-to-image-env, version 031e6ca057b2"
+exists environment show --name My-text-to-image-env --version 031e6ca057b2 ||
     azml environment create --file environment.yml
 
 step "model My-text-to-image-model, version 0123456789ab"

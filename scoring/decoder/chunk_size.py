@@ -1,0 +1,91 @@
+"""Size of a chunk of prompts on a GPU, and of the memory that it takes beside the cache."""
+
+import torch
+
+from scoring.decoder.model import Attention, CachedModel
+
+#: Most tokens of a chunk: GPUs are as fast per token at 8,192 as they get. Least, however short memory is.
+LONGEST_CHUNK, LEAST_CHUNK = 8192, 1024
+#: Sizes of chunks that get a graph, as far as memory allows; a chunk is padded up to the next.
+CHUNKS = [16, 32, 64, *range(128, 1024, 128)]
+CHUNKS += [*range(1024, 2048, 256), *range(2048, 4096, 512), *range(4096, LONGEST_CHUNK + 1, 1024)]
+PARTS = 64  # slots whose prompts a chunk may hold
+#: Keys of a prompt's prefix that cuDNN takes at once, by the least queries of a part for which that is worth its
+#: launches; so there is one plan of cuDNN's for each and each number of queries. What keys are left, our kernel takes.
+SPANS = {32_768: 256, 8192: 4096}
+_MOST_SPANS = 8
+Span = tuple[int, int]  # first key, keys
+_CHUNK_SHARE = 0.02  # of a GPU's memory, that a chunk's rows may take
+
+
+def longest_chunk(form: CachedModel) -> int:
+    """Tokens of the longest chunk of prompts for which there is memory: a power of two."""
+    if form.device.type != "cuda":
+        return LEAST_CHUNK
+    room = _CHUNK_SHARE * torch.cuda.mem_get_info(form.device)[1]
+    rows = LONGEST_CHUNK
+    while rows > LEAST_CHUNK and rows * row_bytes(form) > room:
+        rows //= 2
+    return rows
+
+
+def chunk_within(most: int, left: int, position: int) -> int:
+    """Tokens of a chunk of at most so many, of a part that has so many left: without padding if it is to be cut.
+
+    Where keys before its position may be in spans, those are not padded either: their queries are powers of two.
+    """
+    if left <= most:
+        return left
+    most = max(most, CHUNKS[0])
+    return 1 << most.bit_length() - 1 if position >= min(SPANS) else max(size for size in CHUNKS if size <= most)
+
+
+def row_bytes(form: CachedModel) -> int:
+    """Bytes that a token of a step or chunk takes."""
+    size = form.dtype.itemsize
+    heads = 4 * (form.heads + form.kv_heads) * form.head_dim
+    return 4 * form.hidden + size * (2 * form.hidden + form.scratch_width + heads)
+
+
+def takes_spans(form: CachedModel) -> bool:
+    """Return True if cuDNN takes a form's heads, and is faster."""
+    if form.device.type != "cuda" or form.dtype.itemsize != 2 or form.head_dim not in (64, 128):
+        return False
+    plain = any(is_plain(layer.attention) for layer in form.layers)
+    return form.alibi is None and plain and torch.cuda.get_device_capability(form.device) >= (9, 0)
+
+
+def is_plain(own: Attention) -> bool:
+    """Return True for a layer whose attention sees all keys, by plain scores."""
+    return not own.window and not own.cap and own.sinks is None
+
+
+def spans_of(form: CachedModel, length: int, count: int, position: int) -> list[Span]:
+    """Spans of keys before a part of `count` tokens that are left to cuDNN, in slots of `length` tokens."""
+    found: list[Span] = []
+    if length <= min(SPANS) or not takes_spans(form):
+        return found
+    first = 0
+    for keys, least in SPANS.items():
+        while count >= least and first + keys <= position and len(found) < _MOST_SPANS:
+            found.append((first, keys))
+            first += keys
+    return found
+
+
+def most_spans(form: CachedModel, length: int) -> int:
+    """Most spans that a part has, in slots of `length` tokens."""
+    return max((len(spans_of(form, length, LONGEST_CHUNK, at)) for at in range(0, length, min(SPANS))), default=0)
+
+
+def span_bytes(form: CachedModel, length: int) -> int:
+    """Bytes of a span's keys and values, gathered, and of the results of all spans."""
+    spans, size = most_spans(form, length), form.dtype.itemsize
+    results = longest_chunk(form) * form.heads * (4 + size * form.head_dim)
+    whole = 2 * gathered_keys(form, length) * form.kv_heads * form.head_dim * size
+    return whole + (spans and spans + 1) * results  # one more is being copied
+
+
+def gathered_keys(form: CachedModel, length: int) -> int:
+    """Keys of the largest span of a part."""
+    return max((keys for _, keys in spans_of(form, length, LONGEST_CHUNK, length - 1)), default=0)

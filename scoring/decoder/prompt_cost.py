@@ -1,0 +1,44 @@
+"""Time that a chunk of prompts takes on a device, measured when it warms up, by which pieces of prompts are sized."""
+
+from dataclasses import dataclass, replace
+from math import sqrt
+
+from scoring.decoder.chunk_size import SPANS
+
+
+@dataclass(frozen=True)
+class PromptCost:
+    """Milliseconds per token of a chunk, for its products, and per token and key that it sees, for its attention.
+
+    `spanned` is that of keys in whole spans of `span` keys before the chunk; span 0: there are none.
+    """
+
+    token: float
+    key: float = 0.0
+    spanned: float = 0.0
+    span: int = 0
+
+    def ms(self, position: int, count: int) -> float:
+        """Milliseconds of a part of `count` tokens from a position on."""
+        return count * (self._each(position) + self.key * count / 2)
+
+    def most(self, position: int, ms: float) -> int:
+        """Most tokens of a part from a position on that take no longer."""
+        each = self._each(position)
+        # count * each + key / 2 * count ** 2 = ms, solved without a difference of large numbers
+        return int(2 * ms / (each + sqrt(each * each + 2 * self.key * ms)))
+
+    def with_spans(self, count: int, keys: int, ms: float) -> "PromptCost":
+        """This cost, by the milliseconds of a chunk of `count` tokens right after spans of so many keys."""
+        return replace(self, spanned=max(0.0, ms - self.ms(0, count)) / (count * keys), span=max(SPANS))
+
+    def _each(self, position: int) -> float:
+        """Milliseconds of a token that sees the keys before a position."""
+        spanned = position - position % self.span if self.span else 0
+        return self.token + self.key * (position - spanned) + self.spanned * spanned
+
+
+def fitted(count: int, near: float, far: float, distance: int) -> PromptCost:
+    """Cost by the milliseconds of two chunks of `count` tokens, at position 0 and at a `distance`."""
+    key = max(0.0, far - near) / (count * distance) if distance else 0.0
+    return PromptCost(max(near / count - key * count / 2, 0.1 * near / count), key)

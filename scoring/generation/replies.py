@@ -1,0 +1,294 @@
+"""Splits a model's answer, as it comes, into its thought, its text and its calls of tools.
+
+Whatever is no call of a tool that was offered stays text. Pieces of any sizes give the same parts.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scoring.generation.tool_formats import THINK, ToolFormat
+
+_CALL_KEYS = ("name", "id", "type")
+Part = dict[str, Any]  # "text", "reasoning_content" or "tool_calls", as in a stream's events
+
+
+@dataclass(frozen=True)
+class ReplyForm:
+    """What an answer may hold beside text."""
+
+    thinks: bool = False
+    opened: bool = False  # the prompt ends within a thought
+    tools: tuple[str, ...] = ()  # names that may be called
+    format: ToolFormat | None = None
+
+    @property
+    def plain(self) -> bool:
+        """True if an answer is text and nothing else."""
+        return not self.thinks and not self.tools
+
+
+class PartialCall:
+    """One call while its JSON comes: its name, and its arguments as they are written."""
+
+    def __init__(self, key: str) -> None:
+        self.name = ""
+        self.arguments = ""
+        self.raw = ""
+        self.ended = False
+        self.wrong = False  # no call after all
+        self._keys = (key, "arguments", "parameters")
+        self._depth = 0
+        self._string: str | None = None  # what a string holds so far, as written
+        self._escaped = False
+        self._key = ""
+        self._valued = False  # past the colon of a pair of the outermost object
+        self._taking = False  # the arguments' value
+
+    def take(self, character: str) -> None:
+        """Take the next character of the call's JSON."""
+        self.raw += character
+        if self._taking:
+            self.arguments += character
+        if self._string is not None:
+            self._in_string(character)
+        elif character == '"':
+            self._string = ""
+        elif character in "{[":
+            self._depth += 1
+        elif character in "}]":
+            self._close(character)
+        elif character == ":" and self._depth == 1:
+            self._valued = True
+            self._taking = self._key in self._keys
+        elif character == "," and self._depth == 1:
+            self._end_value(character)
+
+    def _in_string(self, character: str) -> None:
+        assert self._string is not None
+        if self._escaped or character != '"':
+            self._escaped = character == "\\" and not self._escaped
+            self._string += character
+            return
+        text, self._string = self._string, None
+        if self._depth == 1 and not self._valued:
+            self._key = text
+            self.wrong = text not in (*self._keys, *_CALL_KEYS)
+        elif self._depth == 1 and self._key == "name":
+            self.name = _unescaped(text)
+
+    def _close(self, character: str) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            self._end_value(character)
+            self.ended = True
+
+    def _end_value(self, character: str) -> None:
+        if self._taking:
+            self.arguments = self.arguments.removesuffix(character).strip()
+            if self.arguments.startswith('"'):  # JSON as text
+                self.arguments = _unescaped(self.arguments[1:-1])
+        self._taking = self._valued = False
+
+    @property
+    def told(self) -> str:
+        """The part of the arguments that further characters cannot change."""
+        if self.ended:
+            return self.arguments or "{}"
+        begun = self.arguments.strip()
+        return "" if begun.startswith('"') else begun
+
+
+class ReplyParser:
+    """Takes an answer's text in pieces; returns its parts."""
+
+    def __init__(self, form: ReplyForm, seed: Iterable[int], answer: int) -> None:
+        self._form = form
+        self._seed, self._answer = seed, answer
+        self._text = ""  # not yet told
+        self._stage = "thought" if form.opened else "start"
+        self._call: PartialCall | None = None
+        self._lead = ""  # text between a mark and its call
+        self._sent = 0  # characters of the running call's arguments told
+        self._calls = 0
+
+    def push(self, text: str) -> list[Part]:
+        """Take the next piece."""
+        self._text += text
+        return _joined(self._parts(False))
+
+    def finish(self) -> list[Part]:
+        """The parts that were held back until the end."""
+        return _joined(self._parts(True))
+
+    def _parts(self, last: bool) -> list[Part]:
+        found: list[Part] = []
+        while True:
+            before = (self._stage, len(self._text))
+            found += getattr(self, f"_{self._stage}")(last)
+            if (self._stage, len(self._text)) == before:
+                return found
+
+    def _start(self, last: bool) -> list[Part]:
+        """Before the answer's first character that is no blank."""
+        begun = self._text.lstrip()
+        if self._form.thinks and begun.startswith(THINK[0]):
+            self._text, self._stage = begun.removeprefix(THINK[0]), "thought"
+        elif last or not (self._form.thinks and THINK[0].startswith(begun)):
+            self._stage = "first"
+        return []
+
+    def _thought(self, last: bool) -> list[Part]:
+        inside, mark, rest = self._text.partition(THINK[1])
+        if mark:
+            self._text, self._stage = rest, "thought_over"
+            return [{"reasoning_content": inside}]
+        return self._tell("reasoning_content", 0 if last else _held(inside, THINK[1]))
+
+    def _thought_over(self, last: bool) -> list[Part]:
+        self._text = self._text.lstrip()
+        self._stage = "first" if self._text or last else self._stage
+        return []
+
+    def _call_over(self, last: bool) -> list[Part]:
+        self._text = self._text.lstrip()
+        self._stage = "said" if self._text or last else self._stage
+        return []
+
+    def _first(self, last: bool) -> list[Part]:
+        """At the beginning of what is not thought: a call may stand here without a mark."""
+        begun = self._text.lstrip()
+        form = self._form.format
+        if not self._form.tools or form is None:
+            self._stage = "said"
+            return []
+        mark = form.begin
+        if mark and begun.startswith(mark):
+            self._stage = "said"
+        elif begun.lstrip("[ \n")[:1] == "{":
+            self._begin(self._text)
+        elif last or (begun and begun.strip("[ \n") and not mark.startswith(begun)):
+            self._stage = "said"
+        return []
+
+    def _said(self, last: bool) -> list[Part]:
+        mark = self._form.format.begin if self._form.tools and self._form.format else ""
+        if not mark:
+            return self._tell("text", 0)
+        before, found, rest = self._text.partition(mark)
+        if not found:
+            return self._tell("text", 0 if last else _held(before, mark))
+        begun = rest.lstrip(" \n[")
+        if begun[:1] == "{":
+            self._begin(mark + rest)
+        elif begun or last:  # the mark, and no call
+            before, self._text = before + mark, rest
+        else:
+            self._text = mark + rest
+        return [{"text": before}] if before else []
+
+    def _begin(self, text: str) -> None:
+        """Begin a call at the first brace; what stands before it is text again if that is no call."""
+        assert self._form.format is not None
+        self._lead, brace, rest = text.partition("{")
+        self._call, self._sent, self._text, self._stage = PartialCall(self._form.format.key), 0, brace + rest, "calling"
+
+    def _calling(self, last: bool) -> list[Part]:
+        call = self._call
+        assert call is not None
+        taken = 0
+        for character in self._text:
+            if call.ended or call.wrong:
+                break
+            call.take(character)
+            taken += 1
+        self._text = self._text[taken:]
+        known = call.name in self._form.tools
+        if call.wrong or ((call.ended or last) and not known) or (call.name and not known):
+            self._stage = "said"
+            return [{"text": self._lead + call.raw}]
+        parts = [self._told(call)] if known else []
+        if call.ended:
+            self._calls += 1
+            self._stage = "between"
+        return [part for part in parts if part]
+
+    def _told(self, call: PartialCall) -> Part:
+        """What a call has gained: at first its id and name, then more of its arguments."""
+        arguments = call.told
+        part: dict[str, Any] = {"index": self._calls}
+        if not self._sent:
+            own = {"id": self._id(), "type": "function", "function": {"name": call.name, "arguments": ""}}
+            part |= own
+        new = arguments[max(0, self._sent - 1) :]
+        if self._sent and not new:
+            return {}
+        self._sent = 1 + len(arguments)
+        part["function"] = {**part.get("function", {}), "arguments": new}
+        return {"tool_calls": [part]}
+
+    def _between(self, last: bool) -> list[Part]:
+        """After a call: what ends it, and what leads to the next."""
+        form = self._form.format
+        assert form is not None
+        rest = self._text.lstrip(" \n;,]")
+        if form.end and rest.startswith(form.end):
+            self._text, self._stage = rest.removeprefix(form.end), "call_over"
+        elif rest[:1] == "{" and not form.end:
+            self._begin(rest)
+        elif last or (rest and not form.end.startswith(rest)):
+            self._text, self._stage = rest, "said"
+        return []
+
+    def _tell(self, kind: str, held: int) -> list[Part]:
+        cut = len(self._text) - held
+        told, self._text = self._text[:cut], self._text[cut:]
+        return [{kind: told}] if told else []
+
+    def _id(self) -> str:
+        """Id of the next call: of nine letters and digits, as Mistral's templates want it; the same on every host."""
+        told = f"{self._answer} {self._calls} {list(self._seed)}"
+        return hashlib.sha256(told.encode()).hexdigest()[:9]
+
+
+def whole(form: ReplyForm, seed: Sequence[int], answer: int, text: str) -> Part:
+    """A complete answer: `text`, and `reasoning_content` and `tool_calls` where it has them."""
+    parser = ReplyParser(form, seed, answer)
+    found: Part = {"text": ""}
+    calls: list[dict[str, Any]] = []
+    for part in [*parser.push(text), *parser.finish()]:
+        for name in ("text", "reasoning_content"):
+            if name in part:
+                found[name] = found.get(name, "") + part[name]
+        for delta in part.get("tool_calls", ()):
+            if "id" in delta:
+                calls.append({"id": delta["id"], "type": "function", "function": dict(delta["function"])})
+            else:
+                calls[delta["index"]]["function"]["arguments"] += delta["function"]["arguments"]
+    return {**found, "tool_calls": calls} if calls else found
+
+
+def _joined(parts: Iterable[Part]) -> list[Part]:
+    """Parts with neighbours of one kind of text put together."""
+    found: list[Part] = []
+    for part in parts:
+        [(kind, value)] = part.items()
+        if kind != "tool_calls" and found and kind in found[-1]:
+            found[-1] = {kind: found[-1][kind] + value}
+        elif value:
+            found.append(part)
+    return found
+
+
+def _held(text: str, mark: str) -> int:
+    """Number of last characters that may be the beginning of a mark."""
+    return next((size for size in range(min(len(mark) - 1, len(text)), 0, -1) if mark.startswith(text[-size:])), 0)
+
+
+def _unescaped(text: str) -> str:
+    try:
+        return str(json.loads(f'"{text}"', strict=False))
+    except ValueError:
+        return text

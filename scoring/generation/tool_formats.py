@@ -1,0 +1,128 @@
+"""Forms in which models call tools, recognised from the chat template; and the grammars of calls that must be made."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from scoring.schema.structured import Constraint
+from scoring.schema.tools import Tool
+
+FormatName = Literal["hermes", "mistral", "llama3", "json"]
+THINK = ("<think>", "</think>")
+_MOST_CALLS = 16  # of one answer that must call: a model that is lost would go on until its tokens end
+_BLANKS = "BLANKS: /[ \\n]{0,2}/"
+_NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
+
+
+@dataclass(frozen=True)
+class ToolFormat:
+    """A form: what stands around a call or all of them, and the key of a call's arguments."""
+
+    name: FormatName
+    begin: str = ""  # before each call, or before the list of them
+    end: str = ""
+    key: str = "arguments"
+    listed: bool = False  # all calls in one JSON list
+
+
+_FORMATS = (
+    ToolFormat("hermes", "<tool_call>", "</tool_call>"),
+    ToolFormat("mistral", "[TOOL_CALLS]", listed=True),
+    ToolFormat("llama3", "<|python_tag|>", key="parameters"),
+)
+_PLAIN = ToolFormat("json")
+
+
+def tool_format(template: str) -> ToolFormat | None:
+    """The form that a chat template teaches, JSON where it teaches no known one; None if it takes no tools."""
+    if not re.search(r"\btools\b", template):
+        return None
+    if "<function=" in template or "[ARGS]" in template:  # neither of XML nor of names outside the JSON
+        return _PLAIN
+    if known := [each for each in _FORMATS if each.begin in template]:
+        return known[0]
+    return _FORMATS[2] if "ipython" in template else _PLAIN
+
+
+def thinks(template: str) -> bool:
+    """Return True if a chat template knows thoughts between <think> and </think>."""
+    return THINK[1] in template
+
+
+def thought_rule(prompt: str, wanted: bool) -> str:
+    """Lark's rules of the thought that may come first after a prompt; empty if none may.
+
+    Defines `thought`, to be used before whatever follows.
+    """
+    inner = f"inner[suffix={_quoted(THINK[1])}]: /(.|\\n)*/\nGAP: /[ \\n]{{0,4}}/"
+    if not wanted or prompt.rstrip().endswith(THINK[1]):
+        return ""
+    if prompt.rstrip().endswith(THINK[0]):
+        return f"thought: inner GAP\n{inner}"
+    return f"thought: ({_quoted(THINK[0])} inner GAP)?\n{inner}"
+
+
+def framed(constraint: Constraint, thought: str) -> Constraint:
+    """The constraint of an answer that a thought may precede."""
+    return replace(constraint, frame=f"start: thought @answer\n{thought}") if thought else constraint
+
+
+def must_call(form: ToolFormat, tools: Sequence[Tool], several: bool, thought: str) -> Constraint:
+    """The constraint of an answer that calls one of the tools, or several times."""
+    calls = "marked" if form.end else "call"
+    if several:
+        between = "COMMA" if form.listed else "BLANKS" if form.end else "SEMICOLON"
+        calls += f" ({between} {calls}){{0,{_MOST_CALLS - 1}}}"
+    if form.listed:
+        calls = f'"[" {calls} "]"'
+    first = "thought " if thought else ""
+    rules = [f"start: {first}{calls}", *_calls(form, tools), 'COMMA: ", "', 'SEMICOLON: "; "', thought]
+    return Constraint("grammar", "\n".join(rules), "parameters.tools")
+
+
+def may_call(form: ToolFormat, tools: Sequence[Tool], thought: str) -> Constraint:
+    """The constraint of an answer whose calls, where it makes any between its marks, are right."""
+    first = "thought " if thought else ""
+    rules = [
+        f"start: {first}(said BLANKS call BLANKS {_quoted(form.end)})* TEXT",
+        "TEXT: /(.|\\n)*/",
+        f"said[lazy]: TEXT {_quoted(form.begin)}",
+    ]
+    own = [rule for rule in _calls(form, tools) if not rule.startswith("marked")]
+    return Constraint("grammar", "\n".join([*rules, *own, thought]), "parameters.tools")
+
+
+def argument_schemas(tools: Sequence[Tool]) -> list[Constraint]:
+    """The schemas of the tools' arguments as constraints of their own, by which a fault is placed."""
+    return [
+        Constraint("json", json.dumps(_schema(tool)), f"parameters.tools[{at}].function.parameters", _exact(tool))
+        for at, tool in enumerate(tools)
+    ]
+
+
+def _calls(form: ToolFormat, tools: Sequence[Tool]) -> list[str]:
+    rules = [f"call: {' | '.join(f'call{at}' for at in range(len(tools)))}", _BLANKS]
+    if form.end:
+        rules.append(f"marked: {_quoted(form.begin)} BLANKS call BLANKS {_quoted(form.end)}")
+    for at, tool in enumerate(tools):
+        name = f'{_quoted(json.dumps("name"))} ":" BLANKS {_quoted(json.dumps(tool.function.name))} BLANKS "," BLANKS'
+        rules.append(f'call{at}: "{{" BLANKS {name} {_quoted(json.dumps(form.key))} ":" BLANKS given{at} BLANKS "}}"')
+        options = {"lenient": not _exact(tool), "coerce_one_of": not _exact(tool)}
+        guided = {**_schema(tool), "x-guidance": {"whitespace_pattern": "[ \\n]{1,16}", **options}}
+        rules.append(f"given{at}: %json {json.dumps(guided)}")
+    return rules
+
+
+def _schema(tool: Tool) -> dict[str, Any]:
+    own = tool.function.parameters
+    return {"type": "object", **own} if own else _NO_ARGUMENTS
+
+
+def _exact(tool: Tool) -> bool:
+    return tool.function.strict is True
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)

@@ -1,0 +1,86 @@
+"""Conversations as prompts, through the tokenizer's chat template."""
+
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from scoring.errors import InvalidInput, InvalidParameter, RequestTimeout
+from scoring.limits.deadline import interrupting
+from scoring.schema.requests import Message
+from scoring.schema.tools import Tool
+
+_OWN = {"messages", "tools", "documents"}  # variables of a template that a request sets otherwise, or not at all
+
+
+def render(
+    tokenizer: Any, value: Sequence[Message], tools: Sequence[Tool], variables: Mapping[str, Any], item: int
+) -> str:
+    """The prompt of a conversation; its last message, if the assistant's, is continued.
+
+    Raises InvalidInput if the template refuses it, InvalidParameter for a variable that is no template's.
+    """
+    if taken := sorted(set(variables) & (_OWN | _arguments())):
+        raise InvalidParameter(
+            f"{taken[0]!r} is no variable of a chat template.",
+            "Leave it out.",
+            where=f"parameters.chat_template_kwargs.{taken[0]}",
+        )
+    going_on = continues(value)
+    try:
+        with interrupting():
+            prompt: str = tokenizer.apply_chat_template(
+                [_message(message) for message in value],
+                tools=[_tool(tool) for tool in tools] or None,
+                tokenize=False,
+                add_generation_prompt=not going_on,
+                continue_final_message=going_on,
+                **variables,
+            )
+    except RequestTimeout:
+        raise
+    except Exception as error:  # a template may refuse messages by raising anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise InvalidInput(
+            f"The model's chat template refuses the messages: {reason}.",
+            "Most templates want user and assistant in turn, a system message only at the beginning.",
+            where=f"inputs[{item}]",
+        ) from error
+    return prompt
+
+
+def continues(value: Sequence[Message]) -> bool:
+    """Return True if a conversation's last message is the assistant's own, to be continued."""
+    return value[-1].role == "assistant" and not value[-1].tool_calls
+
+
+def _message(message: Message) -> dict[str, Any]:
+    """A message as templates take it: the arguments of calls as JSON, not as text."""
+    told = {"content": "", **message.model_dump(exclude_none=True, exclude={"tool_calls"})}
+    calls = []
+    for call in message.tool_calls or ():
+        function = {"name": call.function.name, "arguments": _arguments_of(call.function.arguments)}
+        calls.append({"id": call.id or "", "type": "function", "function": function})
+    return {**told, "tool_calls": calls} if calls else told
+
+
+def _arguments_of(arguments: str | dict[str, Any]) -> Any:
+    """Arguments of a call as JSON; text that is none stays text, as a model wrote it."""
+    if not isinstance(arguments, str):
+        return arguments
+    try:
+        return json.loads(arguments or "{}")
+    except (ValueError, RecursionError):
+        return arguments
+
+
+def _tool(tool: Tool) -> dict[str, Any]:
+    return tool.model_dump(exclude_none=True, exclude={"function": {"strict"}})
+
+
+@lru_cache(maxsize=1)
+def _arguments() -> frozenset[str]:
+    return frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters)

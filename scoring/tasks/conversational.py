@@ -1,0 +1,165 @@
+"""conversational: a decoder answers the last message of a conversation, calls tools, thinks first."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from scoring.engine.row import Row
+from scoring.errors import InvalidParameter, LoadError
+from scoring.generation.replies import ReplyForm, whole
+from scoring.generation.settings import Bound
+from scoring.generation.tool_formats import (
+    THINK,
+    argument_schemas,
+    framed,
+    may_call,
+    must_call,
+    thinks,
+    thought_rule,
+    tool_format,
+)
+from scoring.model.loaded import Loaded
+from scoring.schema.requests import ConversationalParameters, Message
+from scoring.schema.structured import Constraint, constraint_of
+from scoring.schema.tools import Tool, ToolChoice
+from scoring.strict_json.body import dumps, text_bytes
+from scoring.tasks.chat_template import continues, render
+from scoring.tasks.generation import Generative, Tokens
+
+_MESSAGE_BYTES = 40  # of a message's JSON beside its content
+
+
+class Conversational(Generative):
+    """Answers a conversation through the tokenizer's chat template; continues a last message of the assistant's."""
+
+    name = "conversational"
+    auto_class = "AutoModelForCausalLM"
+
+    def __init__(self, loaded: Loaded, name: str) -> None:
+        super().__init__(loaded, name)
+        if not self.tokenizer.chat_template:
+            raise LoadError(
+                "The model's tokenizer has no chat template, so messages cannot become a prompt.",
+                "Serve it as text-generation, or put its chat_template.jinja into the model folder.",
+            )
+        template = self.tokenizer.chat_template
+        self._template = template if isinstance(template, str) else "".join(template.values())
+        self.tool_format = tool_format(self._template)
+        self.thinks = thinks(self._template)
+
+    def abilities(self) -> dict[str, Any]:
+        """What the chat template lets an answer hold beside text, for the metadata."""
+        switch = "enable_thinking" if "enable_thinking" in self._template else None
+        return {
+            "tools": self.tool_format.name if self.tool_format else None,
+            "reasoning": {"marks": THINK, "switch": switch} if self.thinks else None,
+        }
+
+    def samples(self) -> Iterator[tuple[Any, dict[str, Any]]]:
+        """Samples with and without a system message: some templates demand one, some refuse it."""
+        usual = list(super().samples())
+        yield from usual
+        for messages, parameters in usual:
+            yield [{"role": "system", "content": "Be brief."}, *messages], parameters
+
+    def encode(self, value: list[Message], parameters: ConversationalParameters, item: int) -> list[Row]:
+        tools = self._tools(parameters)
+        variables = parameters.chat_template_kwargs or {}
+        prompt = render(self.tokenizer, value, tools, variables, item)
+        going_on = continues(value)
+        thinking = self.thinks and not going_on and variables.get("enable_thinking") is not False
+        opened = thinking and prompt.rstrip().endswith(THINK[0])
+        called = () if going_on else tuple(tool.function.name for tool in tools)
+        form = ReplyForm(thinking, opened, called, self.tool_format)
+        # The template writes the special tokens itself.
+        tokens = self.call_tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        constraint = self._constraint(parameters, tools, thought_rule(prompt, thinking))
+        return self.generation_rows(tokens, parameters, item, Bound(constraint, form))
+
+    def _tools(self, parameters: ConversationalParameters) -> list[Tool]:
+        """The tools that the template is told of; raises InvalidParameter if it takes none, or a choice is none."""
+        tools, choice = parameters.tools or [], parameters.tool_choice
+        if choice == "none":
+            return []
+        if isinstance(choice, ToolChoice) and choice.function.name not in [tool.function.name for tool in tools]:
+            raise InvalidParameter(
+                f"tool_choice names {choice.function.name!r}, which is none of the tools.",
+                where="parameters.tool_choice",
+            )
+        if choice == "required" and not tools:
+            raise InvalidParameter("There are no tools to call.", "Send tools.", where="parameters.tool_choice")
+        if tools and self.tool_format is None:
+            raise InvalidParameter(
+                "The model's chat template takes no tools.",
+                "Leave them out, or serve a model whose template does.",
+                where="parameters.tools",
+            )
+        return tools
+
+    def _constraint(self, p: ConversationalParameters, tools: list[Tool], thought: str) -> Constraint | None:
+        """What the answer has to be: calls, where one must be made; else what the request binds it to."""
+        own, choice = constraint_of(p), p.tool_choice
+        must = choice == "required" or isinstance(choice, ToolChoice)
+        strict = [tool for tool in tools if tool.function.strict]
+        if own is not None and must:
+            name = own.where.removeprefix("parameters.")
+            raise InvalidParameter(f"An answer that must call a tool cannot keep {name}.", where=own.where)
+        if own is not None:
+            return framed(own, thought)
+        assert self.tool_format is not None or not tools
+        if not tools or self.tool_format is None or not (must or (strict and self.tool_format.end)):
+            return None
+        for schema in argument_schemas(tools):
+            self.grammars.start(schema)
+        if not must:
+            return may_call(self.tool_format, tools, thought)
+        if isinstance(choice, ToolChoice):
+            tools = [tool for tool in tools if tool.function.name == choice.function.name]
+        several = p.parallel_tool_calls is not False and not isinstance(choice, ToolChoice)
+        return must_call(self.tool_format, tools, several, thought)
+
+    def repeated_bytes(self, value: list[Message], parameters: ConversationalParameters) -> int:
+        if not parameters.return_full_text:
+            return 0
+        return sum(_bytes(message) for message in value)
+
+    def decode(
+        self,
+        value: list[Message],
+        parameters: ConversationalParameters,
+        rows: Sequence[Row],
+        outputs: Sequence[list[Tokens]],
+    ) -> list[dict[str, Any]]:
+        replies = [
+            self._reply(row, number, tokens)
+            for row, output in zip(rows, outputs, strict=True)
+            for number, tokens in enumerate(output)
+        ]
+        if not parameters.return_full_text:
+            plain = [{"generated_text": reply.pop("text"), **reply} for reply in replies]
+            return self.detailed(plain, rows, outputs)
+        messages = [message.model_dump(exclude_none=True) for message in value]
+        last = messages.pop() if messages[-1]["role"] == "assistant" else {"role": "assistant", "content": ""}
+        full = [
+            {"generated_text": [*messages, {**last, "content": last.get("content", "") + reply.pop("text"), **reply}]}
+            for reply in replies
+        ]
+        return self.detailed(full, rows, outputs)
+
+    def _reply(self, row: Row, number: int, tokens: Tokens) -> dict[str, Any]:
+        settings = row.parameters
+        text = self.text(tokens, settings.stop)
+        return whole(settings.reply, row.features["input_ids"], row.answer + number, text)
+
+    def calls(self, row: Row, tokens: Tokens) -> bool:
+        """Return True if an answer calls tools."""
+        return "tool_calls" in self._reply(row, 0, tokens)
+
+    def plain_text(self, entry: dict[str, Any]) -> str:
+        text = entry["generated_text"]
+        return str(text if isinstance(text, str) else text[-1]["content"])
+
+
+def _bytes(message: Message) -> int:
+    calls = len(dumps(message.model_dump(exclude_none=True)["tool_calls"])) if message.tool_calls else 0
+    texts = (message.content, message.name, message.reasoning_content, message.tool_call_id)
+    return sum(text_bytes(text) for text in texts if text) + calls + _MESSAGE_BYTES

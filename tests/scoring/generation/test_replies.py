@@ -1,0 +1,119 @@
+"""Answers are split into thought, text and calls, whatever pieces they come in."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import pytest
+
+from scoring.generation.replies import ReplyForm, ReplyParser, whole
+from scoring.generation.tool_formats import tool_format
+
+HERMES = tool_format("{{ tools }} <tool_call>")
+MISTRAL = tool_format("{{ tools }} [TOOL_CALLS]")
+LLAMA = tool_format("{{ tools }} <|python_tag|>")
+PLAIN = tool_format("{% for tool in tools %}")
+NAMES = ("now", "get_weather")
+CALLS, LISTS, BARE, JSON = (ReplyForm(tools=NAMES, format=form) for form in (HERMES, MISTRAL, LLAMA, PLAIN))
+WEATHER = '{"name": "get_weather", "arguments": {"city": "Zürich \\"1\\"", "days": [1, {"a": "}"}]}}'
+ARGUMENTS = '{"city": "Zürich \\"1\\"", "days": [1, {"a": "}"}]}'
+NOW = '{"name": "now", "arguments": {}}'
+
+#: Form, text, and what it is: thought, text, calls.
+CASES: list[tuple[ReplyForm, str, tuple[str | None, str, list[tuple[str, str]]]]] = [
+    (ReplyForm(), "<think>a</think> {b", (None, "<think>a</think> {b", [])),
+    (ReplyForm(thinks=True), "<think>\nHm <b>.\n</think>\n\nYes.", ("\nHm <b>.\n", "Yes.", [])),
+    (ReplyForm(thinks=True), "No <think>x</think>", (None, "No <think>x</think>", [])),
+    (ReplyForm(thinks=True, opened=True), "Hm </thin k></think> Yes", ("Hm </thin k>", "Yes", [])),
+    (ReplyForm(thinks=True, opened=True), "Hm </thi", ("Hm </thi", "", [])),
+    (
+        CALLS,
+        f"<tool_call>\n{WEATHER}\n</tool_call>",
+        (None, "", [("get_weather", ARGUMENTS)]),
+    ),
+    (
+        ReplyForm(True, False, NAMES, HERMES),
+        f"<think>t</think>I look. <tool_call>{NOW}</tool_call>\n<tool_call>{WEATHER}</tool_call>\nDone",
+        ("t", "I look. Done", [("now", "{}"), ("get_weather", ARGUMENTS)]),
+    ),
+    (CALLS, "a <tool_call>b</tool_call>", (None, "a <tool_call>b</tool_call>", [])),
+    (CALLS, 'a <tool_call>{"name": "rm"}x', (None, 'a <tool_call>{"name": "rm"}x', [])),
+    (CALLS, 'a <tool_call>{"name": "now"', (None, "a ", [("now", "")])),
+    (CALLS, "a <tool_ca", (None, "a <tool_ca", [])),
+    (CALLS, '{"name": "now"}', (None, "", [("now", "{}")])),
+    (
+        LISTS,
+        f"[{NOW}, {WEATHER}]",
+        (None, "", [("now", "{}"), ("get_weather", ARGUMENTS)]),
+    ),
+    (LISTS, f"[TOOL_CALLS] [{NOW}]", (None, "", [("now", "{}")])),
+    (LISTS, "[1, 2]", (None, "[1, 2]", [])),
+    (
+        BARE,
+        '{"name": "now", "parameters": {"a": 1}}; {"type": "function", "name": "now", "parameters": {}}',
+        (None, "", [("now", '{"a": 1}'), ("now", "{}")]),
+    ),
+    (
+        JSON,
+        '{"arguments": {"b": null}, "name": "now"}',
+        (None, "", [("now", '{"b": null}')]),
+    ),
+    (
+        JSON,
+        '{"name": "now", "arguments": "{\\"a\\": 1}"}',
+        (None, "", [("now", '{"a": 1}')]),
+    ),
+    (JSON, ' {"answer": [1]} ok', (None, ' {"answer": [1]} ok', [])),
+    (JSON, "Hello {", (None, "Hello {", [])),
+]
+
+
+@pytest.mark.parametrize(("form", "text", "parts"), CASES)
+def test_an_answer_has_the_same_parts_in_any_pieces(form: ReplyForm, text: str, parts: Any) -> None:
+    thought, said, calls = parts
+    found = whole(form, [1, 2], 0, text)
+    assert (found.get("reasoning_content"), found["text"]) == (thought, said)
+    told = [(call["function"]["name"], call["function"]["arguments"]) for call in found.get("tool_calls", [])]
+    assert told == calls
+    assert len({call["id"] for call in found.get("tool_calls", [])}) == len(calls)
+    for number in range(20):
+        assert in_pieces(form, text, random.Random(number)) == found
+
+
+def in_pieces(form: ReplyForm, text: str, rng: random.Random) -> Any:
+    parser, found = ReplyParser(form, [1, 2], 0), []
+    while text:
+        size = rng.choice([1, 1, 2, 5])
+        found += parser.push(text[:size])
+        text = text[size:]
+    return put_together([*found, *parser.finish()])
+
+
+def put_together(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a client makes of a stream's deltas."""
+    made: dict[str, Any] = {"text": ""}
+    calls: list[dict[str, Any]] = []
+    for part in parts:
+        for name in ("text", "reasoning_content"):
+            if name in part:
+                made[name] = made.get(name, "") + part[name]
+        for delta in part.get("tool_calls", ()):
+            if delta["index"] == len(calls):
+                calls.append(
+                    {
+                        "id": delta["id"],
+                        "type": "function",
+                        "function": {"name": delta["function"]["name"], "arguments": ""},
+                    }
+                )
+            calls[delta["index"]]["function"]["arguments"] += delta["function"]["arguments"]
+    return {**made, "tool_calls": calls} if calls else made
+
+
+def test_arguments_are_told_while_they_come() -> None:
+    parser = ReplyParser(CALLS, [], 0)
+    told = [part for piece in f"<tool_call>{WEATHER}</tool_call>" for part in parser.push(piece)]
+    assert len(told) > 30
+    assert json.loads(put_together(told)["tool_calls"][0]["function"]["arguments"])["days"][0] == 1
