@@ -31,6 +31,7 @@ _TEXTS = {
     "deploy.sh": "deploy.sh.j2",
     "README.md": "README.md.j2",
     "plan.md": "plan.md.j2",
+    ".gitattributes": "gitattributes.j2",
 }
 
 
@@ -80,7 +81,6 @@ def render(
     if model_version:
         files["model.yml"] = fill("model.yml.j2", context)
     files["code/deployment.json"] = as_json(deployment_settings(spec, plan, model_id))
-    files[".gitattributes"] = "# Git leaves every byte as it is: manifest.json has each file's hash.\n* -text\n"
     files["requests/sample.json"] = as_json(schema["sample"])
     for name, document in openapi.documents(schema, title=spec.name, model=model_id).items():
         files[f"code/{name}"] = as_json(document)
