@@ -130,6 +130,7 @@ def deployment_settings(spec: Spec, plan: Plan, model_id: str) -> dict[str, Any]
             "request_timeout_s": plan.request_timeout_ms / 1000,
             "context_length": plan.context_length,
             "prefix_reuse": spec.prefix_reuse,
+            "speculation": spec.speculation,
         },
         "optimisation": {
             "objective": spec.objective,

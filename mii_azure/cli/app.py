@@ -51,6 +51,7 @@ PLANNED = (
     "context_length",
     "max_concurrency",
     "memory_share",
+    "speculation",
     "expected_prompt_tokens",
     "expected_new_tokens",
 )
