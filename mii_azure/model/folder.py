@@ -20,7 +20,7 @@ from mii_azure.model import configs, diffusers, published, safetensors, sentence
 from mii_azure.model.consistency import is_compared
 from mii_azure.model.families import find_family
 from mii_azure.model.files import contained, shards
-from mii_azure.model.quantizable import int8_bytes
+from mii_azure.model.quantizable import narrow_bytes
 from mii_azure.model.resolved import INDEX, WEIGHTS, Model, is_pickle, read_settings
 from mii_azure.model.safetensors import Tensor, Weights
 from scoring.config import DIFFUSERS_INDEX, MODULES
@@ -93,7 +93,7 @@ def _sum(config: dict[str, Any], tensors: list[Tensor], size: int) -> Weights:
         weights = safetensors.count(tensors, size, tied)
         if not weights.dtype:
             raise _quantised("in a type other than float32, float16 and bfloat16")
-        return weights._replace(int8_bytes=int8_bytes(tensors, size, tied))
+        return weights._replace(narrow_bytes=narrow_bytes(tensors, size, tied))
     dtype = _stored_dtype(config)
     return Weights(size // (4 if dtype == "float32" else 2), size, dtype)
 

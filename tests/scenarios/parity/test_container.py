@@ -19,6 +19,8 @@ from local_runner.process.launch import LOOPBACK, Container
 from mii_azure.errors import RunnerFailed
 from mii_azure.verdict.parity import _targets_of, parity
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 Tiny = Callable[[str, str], Path]
 
 
