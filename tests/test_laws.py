@@ -19,7 +19,7 @@ LONG_FILES: set[str] = set()
 LONG_FUNCTIONS = {
     "scoring.kernels.decode_attention:attend",
     "scoring.kernels.decode_prefill:attend_prompt",
-    "scoring.kernels.encoder:linear_kernel",
+    "scoring.kernels.draft_attention:attend_drafts",
 }
 SAME_NAMES: set[str] = set()
 

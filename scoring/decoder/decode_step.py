@@ -17,7 +17,7 @@ import triton  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 
 from scoring.decoder.block_pool import BLOCK
-from scoring.decoder.buffers import allocate
+from scoring.decoder.buffers import allocate, packed
 from scoring.decoder.fold_norm import gains_of, joint_bias
 from scoring.decoder.gemv_config import GemvTile, choose_tile, narrow, scales_of, tiling
 from scoring.decoder.kv_cache import FORBIDDEN, KVCache
@@ -54,7 +54,7 @@ class Launcher:
 
     def __post_init__(self) -> None:
         form = self.form
-        self.group = triton.next_power_of_2(max(16, form.heads // form.kv_heads))
+        self.group = self.queries()
         self.wide = triton.next_power_of_2(max(16, form.head_dim))
         self.span, self.least, self.warps = _SPAN, _LEAST, 4
         self.gathered = _GATHERED
@@ -63,9 +63,8 @@ class Launcher:
         self._gains = {id(linear): gains_of(norm, linear) for norm, linear in self._normed_products()}
         picked = self.picked or self.rows
         self.far = False  # the step being enqueued splits long rows further
-        work = max(size * form.kv_heads * self.splits(size, far=True) for size in range(1, picked + 1))
         self.buffers = allocate(
-            form, self.rows, picked, work, self.chunks, self.group, self.wide, _CHUNK // _BLOCK, _GATHERED
+            form, self.rows, picked, self.spans(picked), self.chunks, self.group, self.wide, _CHUNK // _BLOCK, _GATHERED
         )
         self._summed = False  # the previous kernel is NCCL's
         self._first = form.team is None or form.team.first
@@ -105,6 +104,14 @@ class Launcher:
         for layer in self.form.layers:
             pairs += [(layer.norm1, layer.attention.qkv), (layer.norm2, layer.mlp.up)]
         return pairs if self.form.norm is None else [*pairs, (self.form.norm, self.form.head)]
+
+    def queries(self) -> int:
+        """Queries of an attention program: at least as many as a matrix product takes."""
+        return int(triton.next_power_of_2(max(16, self.form.heads // self.form.kv_heads)))
+
+    def spans(self, rows: int) -> int:
+        """Spans of keys over which steps of up to so many rows divide their attention."""
+        return max(size * self.form.kv_heads * self.splits(size, far=True) for size in range(1, rows + 1))
 
     def splits(self, rows: int, far: bool = False) -> int:
         """Programs that share one key head of one row: enough to fill the GPU; with `far`, if few rows are long."""
@@ -248,7 +255,7 @@ class Launcher:
         gains, bias = self._bias(norm, linear)
         absent = self.buffers.x
         decode_gemv.gemv[(rows * triton.cdiv(outputs, tile.rows),)](
-            x, absent if norm is None else norm.gain, linear.weight, *scales_of(linear, self.buffers.x), gains, bias, out,
+            x, absent if norm is None else norm.gain, linear.weight, *scales_of(linear, absent), gains, bias, out,
             outputs, inputs, _eps(norm), factor, **tiling(tile, inputs), NORM=_kind(norm), ACT=act,
             BIAS=biased and bias is not absent, **narrow(linear), ADD=add, ROWS=rows, PDL=self.pdl,
             **self._launch(),
@@ -273,7 +280,7 @@ class Launcher:
     def product(self, x: Tensor, linear: Linear, out: Tensor, rows: int, add: bool = False) -> None:
         """Compute out [rows, N] = x W^T by cuBLAS, or += with `add`; the bias is left to the next kernel."""
         outputs, inputs = linear.full.shape
-        source, target = _rows(x, rows, inputs), _rows(out, rows, outputs)
+        source, target = packed(x, rows, inputs), packed(out, rows, outputs)
         if add:
             target.addmm_(source, linear.full.t())
         else:
@@ -315,21 +322,21 @@ class Launcher:
 
         Without `masks` [rows, words] int32, bits of the tokens allowed, constrained slots get a placeholder.
         """
-        b, s, vocabulary = self.buffers, self.state, self.form.vocabulary
+        b, s, vocabulary, lengths = self.buffers, self.state, self.form.vocabulary, self._fed()[2]
         words, masked = (0, False) if masks is None else (masks.shape[1], True)
         blocks = self.chunks * (_CHUNK // _BLOCK)
         decode_sampling.scan[(rows, self.chunks)](
-            logits, b.scores, b.best, b.where, b.peaks, b.masses, b.slots, s.lengths, s.seen, s.temperature, s.penalty,
+            logits, b.scores, b.best, b.where, b.peaks, b.masses, b.slots, lengths, s.seen, s.temperature, s.penalty,
             s.seed, s.forbidden, s.forbidden_until, _or(masks, b.slots), vocabulary, words, BV=_CHUNK, SB=_BLOCK,
-            CHUNKS=self.chunks, HELD=FORBIDDEN, MASKED=masked, ADVANCE=int(advance), PDL=self.pdl, num_warps=8,
-            **self._launch(),
+            CHUNKS=self.chunks, HELD=FORBIDDEN, MASKED=masked, ADVANCE=int(advance), OWN=self.own, PDL=self.pdl,
+            num_warps=8, **self._launch(),
         )  # fmt: skip
         decode_sampling.choose[(rows,)](
-            b.scores, b.best, b.where, b.peaks, b.masses, b.near, b.kept, b.places, b.out, b.slots, s.lengths, s.tokens,
+            b.scores, b.best, b.where, b.peaks, b.masses, b.near, b.kept, b.places, b.out, b.slots, lengths, s.tokens,
             s.seen, s.temperature, s.top_k, s.top_p, s.seed, s.constrained, vocabulary, s.slots, blocks, SB=_BLOCK,
             BP=triton.next_power_of_2(blocks), TB=_AT_ONCE, MOST=self.gathered, CHUNKS=self.chunks,
-            CP=triton.next_power_of_2(self.chunks), MASKED=masked, ADVANCE=int(advance), PDL=self.pdl, num_warps=16,
-            **self._launch(),
+            CP=triton.next_power_of_2(self.chunks), MASKED=masked, ADVANCE=int(advance), OWN=self.own, PDL=self.pdl,
+            num_warps=16, **self._launch(),
         )  # fmt: skip
         self._agree(s.tokens)
 
@@ -389,8 +396,3 @@ def _kind(norm: Norm | None) -> str:
 
 def _eps(norm: Norm | None) -> float:
     return 0.0 if norm is None else norm.eps
-
-
-def _rows(buffer: Tensor, rows: int, width: int) -> Tensor:
-    """View of the first rows of a buffer, packed at this width."""
-    return buffer.view(-1)[: rows * width].view(rows, width)

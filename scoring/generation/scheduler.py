@@ -15,7 +15,7 @@ its prompt and its tokens when there is room again; random numbers depend only o
 the same.
 
 On a GPU a step is enqueued before the previous one's tokens are read: the GPU never waits for the host, and a row that
-turns out to have ended costs one wasted step of its slot.
+turns out to have ended costs one wasted step of its slot. Only a step with drafts needs the tokens before it.
 """
 
 import logging
@@ -23,23 +23,20 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from scoring.decoder.block_pool import BLOCK, blocks_of
 from scoring.decoder.chunk_size import LONGEST_CHUNK, chunk_within
-from scoring.decoder.decoder import Decoder, Pending
-from scoring.decoder.logprobs import copy_to_host, indices, measure_logprobs, read_logprobs
+from scoring.decoder.decoder import Decoder
 from scoring.decoder.prefix_cache import MIN_PREFIX_TOKENS, Begin, begin, common_prefix
 from scoring.decoder.prompt_cost import PromptCost
 from scoring.engine.oom import free_memory, is_out_of_memory
 from scoring.engine.row import Done, Row
-from scoring.generation.enqueued import SLOW_MS, Enqueued, Some, UnderWay
-from scoring.generation.sequence import RunningSequence, append_token, make_sequence
+from scoring.generation.drafting import Drafting, Drafts
+from scoring.generation.enqueued import SLOW_MS, Asking, Enqueued, Tokens, UnderWay, measured, single
+from scoring.generation.sequence import RunningSequence, make_sequence
 from scoring.generation.streaming import show_end
 from scoring.generation.text_generator import TextGenerator
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 logger = logging.getLogger("mii_azure.scheduler")
 
@@ -69,6 +66,7 @@ class Scheduler:
         self._late = device == "cuda"
         self._free_slots = dict.fromkeys(range(decoder.slots))  # that which was left the longest ago first
         self._reuse = reuse
+        self._drafting = Drafting(decoder)
         self._preempted: deque[RunningSequence] = deque()  # rows that lost their slots, the oldest first
         self._added = 0
         self._prefilling: list[RunningSequence] = []
@@ -118,7 +116,7 @@ class Scheduler:
 
     def _holds(self, running: RunningSequence) -> int:
         """Tokens in a row's slot after its next step."""
-        return max(len(running.ids), self.decoder.lengths[running.slot]) + 1
+        return max(len(running.ids), self.decoder.lengths[running.slot] + running.drafted) + 1
 
     def add(self, row: Row, done: Done) -> None:
         """Assign a slot to a row that fits; a later `step` calls `done` when the row ends."""
@@ -161,31 +159,46 @@ class Scheduler:
         enqueued = self._decode()
         enqueued += self._prefill(max(_LEAST_PROMPT, self.budget - len(self._decoding)))
         for each in self._under_way.due():  # a mask needs the token before, while the GPU computes the logits for it
-            self._read(each)
+            self._tried(each, each.append)
         enqueued += self._pick_open()
         self._under_way.pending = enqueued if self._late else []
         for each in [] if self._late else enqueued:
-            self._read(each)
+            self._tried(each, each.append)
         self._sweep()
 
     def _decode(self) -> list[Enqueued]:
-        going = [running for running in self._decoding if running.enqueued < running.most]
+        for each in self._under_way.pending:
+            self._tried(each, each.settle)
+        going = [each for each in self._decoding if each.enqueued < each.most and not each.failure]
         going.sort(key=lambda running: running.slot)
-        stepped = [each for _, each in self._isolate_failures(going, self._step)]
+        drafts = self._drafting.drafts(going, self._under_way)
+        step = partial(self._speculate, drafts) if drafts else self._step
+        stepped = [each for _, each in self._isolate_failures(going, step)]
         for running in going:
             running.enqueued += 1
         return stepped
 
     def _step(self, batch: list[RunningSequence]) -> Enqueued:
         """Decode the next tokens of rows; logprobs are taken before a next step overwrites the logits."""
-        pending: Pending = self.decoder.step([running.slot for running in batch])
+        pending = self.decoder.step([running.slot for running in batch])
         free = [row for row, running in enumerate(batch) if running.grammar is None]
-        rows = [row for row in free if batch[row].details is not None]
-        logits = self.decoder.last_logits(len(batch)) if rows else None
-        if len(free) < len(batch):
-            self._open += [running for running in batch if running.grammar is not None]
-            batch, pending = [batch[row] for row in free], Some(pending, free)
-        return self._enqueued(batch, pending, logits, rows)
+        asking = {batch[row]: [row] for row in free if batch[row].details is not None}
+        logits = self.decoder.last_logits(len(batch)) if asking else None
+        self._open += [running for running in batch if running.grammar is not None]
+        return self._enqueued([batch[row] for row in free], single(pending, free), asking, logits)
+
+    def _speculate(self, drafts: Drafts, batch: list[RunningSequence]) -> Enqueued:
+        """Decode the next tokens of rows that are fed these."""
+        runs = self.decoder.speculate([(running.slot, drafts[running]) for running in batch])
+        asking, count = {}, 0
+        for running in batch:
+            first, count = count, count + len(drafts[running])
+            running.drafted = count - first - 1
+            if running.details is not None:
+                asking[running] = list(range(first, count))
+        made = self._enqueued(batch, runs.runs, asking, self.decoder.last_logits(count) if asking else None)
+        made.unsettled = True
+        return made
 
     def _pieces(self, budget: int) -> list[tuple[RunningSequence, list[int]]]:
         """Choose the next pieces of prompts, within a number of tokens and the time that there is."""
@@ -235,7 +248,9 @@ class Scheduler:
         self._open += [running for running in whole if running.grammar is not None]
         free = [running for running in whole if running.grammar is None]
         sampled = [each for _, each in self._isolate_failures(free, self._sample)]
-        return [each._replace(slow=ms > SLOW_MS) for each in sampled]
+        for each in sampled:
+            each.slow = ms > SLOW_MS
+        return sampled
 
     def _pick_open(self) -> list[Enqueued]:
         """Pick the next tokens of rows with a grammar, all of whose tokens so far are known."""
@@ -255,29 +270,23 @@ class Scheduler:
 
     def _sample(self, batch: list[RunningSequence]) -> Enqueued:
         """Sample the first tokens of rows whose prompts are complete, or the next of rows with a grammar."""
-        asking = [running.slot for running in batch if running.details is not None]
-        logits = self.decoder.open_logits(asking) if asking else None
+        slots = [running.slot for running in batch]
+        asking = {running: [row] for row, running in enumerate(batch) if running.details is not None}
+        logits = self.decoder.open_logits(slots) if asking else None
         bound = [running.grammar for running in batch if running.grammar is not None]
         masks = (self._task.grammars.masks(bound),) if bound else ()
-        pending = self.decoder.sample([running.slot for running in batch], *masks)
-        return self._enqueued(batch, pending, logits, range(len(asking)))
+        return self._enqueued(batch, single(self.decoder.sample(slots, *masks)), asking, logits)
 
-    def _enqueued(
-        self, batch: list[RunningSequence], pending: Pending, logits: "Tensor | None", rows: Sequence[int]
-    ) -> Enqueued:
-        """Pair tokens just sampled with the logprobs of rows that ask for them, from these rows of the logits."""
+    def _enqueued(self, batch: list[RunningSequence], tokens: Tokens, asking: Asking, logits: Any) -> Enqueued:
+        """Pair tokens just picked with the logprobs of sequences that ask for them, by their rows of the logits."""
         if logits is None:
-            return Enqueued(batch, pending, dict)
-        asking = [running for running in batch if running.details is not None]
-        most = [running.details or 0 for running in asking]
+            return Enqueued(batch, tokens, dict)
         try:
-            chosen = self.decoder.state.tokens[indices([running.slot for running in asking], logits.device)]
-            numbers = copy_to_host(measure_logprobs(logits[indices(rows, logits.device)], chosen, max(most)))
+            return Enqueued(batch, tokens, measured(asking, logits, self.decoder.picked(len(logits))))
         except Exception as error:  # the tokens are valid all the same: only these rows fail
             for running in asking:
                 running.failure = error
-            return Enqueued(batch, pending, dict)
-        return Enqueued(batch, pending, lambda: dict(zip(asking, read_logprobs(numbers(), most), strict=True)))
+            return Enqueued(batch, tokens, dict)
 
     def _take_smaller_pieces(self, running: RunningSequence, tokens: int) -> None:
         """Halve the chunk size for all prompts, after a chunk ran out of memory by itself, and try again."""
@@ -308,19 +317,12 @@ class Scheduler:
         parts = [batch[at : at + size] for at in range(0, len(batch), size)]
         return [found for part in parts for found in self._isolate_failures(part, call)]
 
-    def _read(self, enqueued: Enqueued) -> None:
-        batch = enqueued.batch
+    def _tried(self, enqueued: Enqueued, call: Callable[[TextGenerator], None]) -> None:
+        """Settle or append tokens; if they cannot be read, their rows fail."""
         try:
-            tokens, chances = enqueued.tokens.tokens(), enqueued.logprobs()
+            call(self._task)
         except Exception as error:
-            for running in batch:
-                running.failure = error
-            return
-        self._task.statistics.tokens(running.row for running in batch if not running.ended)
-        for running, token in zip(batch, tokens, strict=True):
-            try:
-                append_token(self._task, running, token, chances.get(running))
-            except Exception as error:
+            for running in enqueued.batch:
                 running.failure = error
 
     def _sweep(self) -> None:

@@ -33,6 +33,8 @@ from scoring.limits import cpus
 from tests.local_runner.test_lifecycle import started
 from tests.waiting import until
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 _PATIENCE_S = 30.0
 
 

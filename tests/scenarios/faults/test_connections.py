@@ -20,6 +20,8 @@ from scoring.api.answers import Reply
 from tests.scenarios.faults.conftest import HOST, connect, lines, resident, served, until
 from tests.scenarios.fuzz.apps import serving
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 HALVES = {
     "nothing": b"",
     "half a line": b"POST /sco",

@@ -12,11 +12,14 @@ import torch
 
 from scoring.config import Limits
 from scoring.decoder.decoder import Decoder
+from scoring.decoder.logprobs import ScoredTokens
 from scoring.engine.row import Row
+from scoring.generation import drafting
 from scoring.generation.scheduler import Scheduler
 from scoring.schema.structured import Constraint
 from tests.conftest import Tiny
 from tests.scoring.conftest import Served
+from tests.scoring.generating import repeating
 
 pytestmark = [
     pytest.mark.gpu,
@@ -131,3 +134,32 @@ def test_a_mask_knows_the_token_before_though_others_are_read_late(tiny: Tiny) -
         assert len(tokens) == 4
         assert all(0 < after - before <= 40 for before, after in pairwise([300, *tokens]))
         assert len(tokens.logprobs) == 4
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3", "mistral"])
+@pytest.mark.parametrize("tier", ["fused", "generic"])
+def test_drafts_change_no_answer(tiny: Tiny, family: str, tier: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that share steps, drafted wherever a token occurred before, against the same without drafts."""
+    monkeypatch.setitem(drafting.PAYOFFS, "cuda", drafting.Payoff(6, 32, 0.0, 0.001))
+    monkeypatch.setattr("scoring.generation.prompt_lookup._LEAST", 1)
+    served = on_gpu(tiny(family, TASK))
+    task: Any = served.service.task
+    model = repeating(served.service.loaded.model)
+    asked: list[dict[str, Any]] = [{}, {"do_sample": True, "temperature": 0.4}, {"repetition_penalty": 1.2}]
+    asked += [{"do_sample": True, "temperature": 1.1, "top_p": 0.9}, {"return_details": True, "top_n_tokens": 2}]
+    asks = [
+        {"max_new_tokens": 20 + 7 * number, "min_new_tokens": 9, **how, **({"seed": 5} if "do_sample" in how else {})}
+        for number, how in enumerate(asked)
+    ]
+    found = []
+    for drafts, most in ((False, 10**6), (True, 10**6), (True, 4 * 64)):
+        decoder = Decoder(model, 5, served.service.loaded.context_length, drafts=drafts, tier=tier)
+        found.append(outputs(Scheduler(task, decoder, most), [encoded(served, LONG[:60], **ask) for ask in asks]))
+    assert found[0] == found[1] == found[2]
+    told = served.service.statistics()
+    assert told["drafted_tokens"] > told["accepted_tokens"] > 60
+    for one, other in zip(found[0], found[1], strict=True):
+        if isinstance(one, ScoredTokens):
+            wanted = [chance.logprob for chance in one.logprobs]
+            assert [chance.logprob for chance in other.logprobs] == pytest.approx(wanted, abs=2e-3)
+    assert served.service.drain(20)

@@ -3,6 +3,7 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from scoring.decoder.verify import errors, reference
 from scoring.passes.base import COST, LATENCY, TOLERANCE, Facts, Hardware, PassRefused
 from scoring.passes.families import STATIC_DECODE
 from scoring.passes.registry import decoder_passes
+from scoring.passes.speculation import decide
 from scoring.passes.static_decode import StaticDecode
 from scoring.passes.tensor_parallel import TensorParallel
 from scoring.passes.weight_only import WeightOnly
@@ -80,6 +82,16 @@ def test_in_float32_it_is_taken_on_a_cpu_with_a_slot_for_every_row(tmp_path: Pat
     model = tiny("llama", tmp_path)
     decoder = decode.apply(model).made.decoder
     assert (decoder.slots, decoder.capacity) == (24, 24 * 64)  # a size for a GPU's memory is not for a host's
+
+
+@pytest.mark.parametrize("speculation", ["auto", "ngram", "off"])
+def test_on_a_cpu_steps_are_drafted_if_asked_for(speculation: Any, tmp_path: Path) -> None:
+    *_, decode, _ = decoder_passes(Limits(max_batch_size=2, context_length=64, speculation=speculation))
+    applied = decode.apply(tiny("llama", tmp_path))
+    assert applied.made.decoder.speculates == (speculation == "ngram")
+    assert ("drafted by n-grams" in applied.detail) == (speculation == "ngram")
+    assert decide(speculation, "cuda").take == (speculation != "off")
+    assert decide(speculation, "cuda", experts=True).take == (speculation == "ngram")
 
 
 def test_a_released_slot_gives_its_memory_back_and_is_used_again(tmp_path: Path) -> None:
