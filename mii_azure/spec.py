@@ -165,6 +165,12 @@ class Spec(AzureOptions):
         return {name: language for name, language in given.items() if language}
 
     @model_validator(mode="after")
+    def _auth_mode(self) -> Self:
+        if self.kind == "kubernetes" and self.auth_mode == "aad_token":
+            raise ValueError("endpoints on Kubernetes take keys and aml_token, not aad_token; change auth_mode")
+        return self
+
+    @model_validator(mode="after")
     def _server(self) -> Self:
         if self.kind == "batch" and self.server != "azmlinfsrv":
             raise ValueError("a batch endpoint runs no HTTP server; leave out server")

@@ -13,6 +13,7 @@ from scoring.api.events import encode as encode
 from scoring.config import Deployment as Deployment
 from scoring.config import Limits as Limits
 from scoring.generation.cache_salt import caller as caller
+from scoring.limits.cpus import cores as cores
 from scoring.strict_json.body import read_json as read_json
 from scoring.telemetry.spans import Span as Span
 from scoring.telemetry.spans import taken as taken

@@ -7,6 +7,7 @@ from pathlib import Path
 from local_runner.errors import RunnerFailed
 from local_runner.process.devices import gpus
 from scoring.host_api import Deployment
+from scoring.host_api import cores as cores_here
 
 #: Tasks whose streams make more work for the interpreter than for a GPU.
 _STREAMING = ("text-generation", "conversational")
@@ -22,7 +23,7 @@ def number_of(asked: int | None, code: Path, environment: Mapping[str, str] = os
         if asked and task in _ONE_PROCESS:
             raise RunnerFailed(f"{task} is answered by the engine's process alone.", "Leave out --front-ends.")
         return asked
-    cores = cores or len(os.sched_getaffinity(0))
+    cores = cores or cores_here()
     if task not in _STREAMING or cores < _LEAST_CORES or not gpus(environment):
         return 0
     return min(_USUAL_MOST, cores // _CORES_EACH)

@@ -54,7 +54,7 @@ class FrontEndPool:
 
     async def open(self, address: str, http_port: int, grpc_port: int | None) -> tuple[int, int]:
         """Start the processes, and wait until each answers, not ready yet; return the ports, 0 where there is none."""
-        self._reserved = [_reserve(address, port) for port in (http_port, grpc_port) if port is not None]
+        self._reserved = [reserve(address, port) for port in (http_port, grpc_port) if port is not None]
         for each in self._each:
             each.start()
         await self._all(lambda each: each.up)
@@ -238,7 +238,7 @@ class _Process:
             done.set_result(None)
 
 
-def _reserve(address: str, port: int) -> socket.socket:
+def reserve(address: str, port: int) -> socket.socket:
     """Bind a port that only the front ends of this server may share; raises PortInUse or RunnerFailed."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:

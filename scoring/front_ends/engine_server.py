@@ -179,7 +179,8 @@ class _Link:
                     row.emit = partial(self.channel.post, "event", own)
                 rows.append(row)
             if constraint := _constraint(packed):  # before the inference thread needs it
-                self._service.task.grammars.start(constraint)
+                task: Any = self._service.task  # one that generates
+                task.grammars.start(constraint)
             job = self._service.engine.submit(rows, patience_s, partial(self._done, number))
         except Exception as error:
             self._send("refused", number, pack_error(error))

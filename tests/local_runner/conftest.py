@@ -40,6 +40,8 @@ def make_bundle(folder: Path, name: str = "echo", task: str = "text-classificati
         "generation/__init__.py",
         "generation/cache_salt.py",
         "host_api.py",
+        "limits/__init__.py",
+        "limits/cpus.py",
         "strict_json/__init__.py",
         "strict_json/body.py",
         "strict_json/files.py",

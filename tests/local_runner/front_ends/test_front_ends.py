@@ -1,5 +1,6 @@
 """Front ends in processes of their own: every answer, count and end is what one process gives."""
 
+import contextlib
 import json
 import os
 import re
@@ -14,7 +15,10 @@ import httpx
 import psutil
 import pytest
 
+from local_runner.errors import PortInUse
 from local_runner.front_ends.number import number_of
+from local_runner.front_ends.pool import reserve
+from local_runner.http.server import listen
 from local_runner.process.launch import LOOPBACK, Runner
 from local_runner.protos import inference_pb2, inference_pb2_grpc, scoring_pb2, scoring_pb2_grpc
 from scoring.errors import MiiAzureError
@@ -232,6 +236,16 @@ def test_their_number_is_what_pays(bundle: Path, own_bundle: Callable[..., Path]
     assert number_of(0, images) == 0
     with pytest.raises(MiiAzureError, match="Leave out --front-ends"):
         number_of(2, images)
+
+
+def test_their_ports_are_shared_by_no_other_server() -> None:
+    with contextlib.closing(reserve(LOOPBACK, 0)) as reserved:
+        port = reserved.getsockname()[1]
+        with listen(LOOPBACK, port, shared=True), listen(LOOPBACK, port, shared=True):
+            with pytest.raises(PortInUse):
+                reserve(LOOPBACK, port)
+            with pytest.raises(PortInUse):
+                listen(LOOPBACK, port)
 
 
 def test_a_signal_drains(alone: Runner) -> None:
