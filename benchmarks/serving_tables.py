@@ -1,4 +1,4 @@
-"""Tables of whole answers: images, many requests at once, long prompts, memory, weights on the host, and CPUs."""
+"""Tables of whole answers: images, many requests at once, memory, weights on the host, and CPUs."""
 
 from typing import Any
 
@@ -150,27 +150,3 @@ def slice_alone(result: Result) -> str:
     took = result["sum_between_streams"]["us"]
     note = f"The sum's kernel takes {took:.1f} us between two streams of this GPU, with no link between them."
     return "\n".join([*rows, "", f"Llama 6.7 B in fp16. {note} {where(result)}."])
-
-
-def long_prompts(result: Result) -> str:
-    """First tokens of long prompts, and a stream beside one."""
-    rows = [
-        "| first token | tokens | sdpa forward ms | ours ms | over sdpa | floor ms | of the floor |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    notes = []
-    for name, model in result["models"].items():
-        rows += [
-            f"| {name} | {row['tokens']:,} | {row['sdpa']:.0f} | {row['ours']:.0f} | {row['over sdpa']:.2f}× "
-            f"| {row['floor']:.0f} | {row['floor share']:.0%} |"
-            for row in model["rows"]
-        ]
-        beside = model["beside"]
-        notes.append(
-            f"A stream of {name} beside a prompt of 32,768 tokens waits {beside['longest gap']:.0f} ms at most for its "
-            f"next token; the prompt's first comes after {beside['beside first']:,.0f} ms."
-        )
-    about = "Plain transformers computes one position's logits. Floor: the arithmetic at the card's measured rate."
-    return "\n".join(
-        [*rows, "", f"{where(result)}, bf16, random weights of the real shapes. {about} {' '.join(notes)}"]
-    )

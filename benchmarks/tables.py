@@ -158,7 +158,6 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "decoders": ("decoders-h100.json", decoders),
     "families": ("decoders-families-h100.json", decoders),
     "throughput": ("throughput.json", serving_tables.throughput),
-    "long-prompts": ("long_prompts.json", serving_tables.long_prompts),
     "diffusion": ("diffusion.json", serving_tables.diffusion),
     "memory": ("memory.json", serving_tables.memory),
     "offload": ("offload.json", serving_tables.offload),

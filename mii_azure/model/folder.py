@@ -26,6 +26,7 @@ from mii_azure.model.safetensors import Tensor, Weights
 from scoring.config import DIFFUSERS_INDEX, MODULES
 from scoring.strict_json.files import read_object
 
+_NOT_GGUF = "give the model that they were made from, or one published as awq, gptq or compressed-tensors."
 PICKLE_INDEX = "pytorch_model.bin.index.json"
 # Small files beside config.json that are read for planning; `Model.settings` has the parsed ones under the same name.
 SETTINGS = ("tokenizer_config.json", "chat_template.jinja")
@@ -130,7 +131,7 @@ def _config_remedy(folder: Path) -> str:
     if (folder / "modules.json").is_file():
         return "It is a sentence-transformers folder: copy its transformer's folder too, such as 0_Transformer."
     if any(folder.glob("*.gguf")):
-        return "It holds GGUF weights only: give the original model's folder, or convert it with transformers."
+        return f"It holds GGUF weights only, which are not read here: {_NOT_GGUF}"
     return "Give the folder that save_pretrained wrote: config.json, model.safetensors and the tokenizer's files."
 
 
@@ -160,6 +161,8 @@ def _weights_remedy(folder: Path) -> str:
     ]
     if others and others[0].endswith(".safetensors"):
         return f"Looked for {WEIGHTS} or {INDEX}; {others[0]} alone is not loaded: restore the index, or save again."
+    if others and others[0].endswith(".gguf"):
+        return f"{others[0]} is GGUF, which is not read here: {_NOT_GGUF}"
     if others:
         return f"Looked for {WEIGHTS} or {INDEX}; {others[0]} is another runtime's format: save it from PyTorch."
     return f"Looked for {WEIGHTS} or {INDEX}: copy the weights there."

@@ -32,6 +32,7 @@ class Payoff:
 
 PAYOFFS = {"cuda": Payoff(SLOTS, SIZES[-1], 0.4, 0.03, SIZES[0] - 1), "cpu": Payoff(2, 8, 0.5, 0.2)}
 _MOST = 15  # tokens of one draft
+_SURE, _NEAR = 0.75, 8  # a text that copies: share of right tokens, and most tokens since the last foretold one
 
 
 class Drafting:
@@ -41,30 +42,38 @@ class Drafting:
         self._decoder = decoder
         self._pays = PAYOFFS[decoder.form.device.type]
 
-    def drafts(self, going: Sequence[RunningSequence], under_way: UnderWay) -> Drafts:
-        """Tokens that each of these rows is to be fed, if any is worth a draft; else none. None beside grammars."""
+    def drafts(self, going: Sequence[RunningSequence], under_way: UnderWay, spare: bool) -> Drafts:
+        """Tokens that each of these rows is to be fed, if any is worth a draft; else none. None beside grammars.
+
+        With `spare` blocks a draft may end in the block after the one that the next token needs.
+        """
         if not 0 < len(going) <= self._pays.sequences or not self._decoder.speculates:
             return {}
         if any(running.grammar is not None for running in going):
             return {}
         for running in going:
             _follow(running)
-        if not any(self._reach(running) for running in going):
+        if not under_way.read and not any(self._promises(running) for running in going):
             return {}
         if (newest := under_way.newest(going)) is None:
             return {}
         most = min(_MOST, self._pays.fed // len(going) - 1)
-        found = {running: self._fed(running, newest.get(running, ()), most) for running in going}
+        found = {running: self._fed(running, newest.get(running, ()), most, int(spare)) for running in going}
         return found if any(len(tokens) > 1 for tokens in found.values()) else {}
 
-    def _fed(self, running: RunningSequence, newest: Sequence[int], most: int) -> list[int]:
-        """Last token of a row and its draft, within the row's tokens and the block that the next one needs."""
+    def _fed(self, running: RunningSequence, newest: Sequence[int], most: int, spare: int) -> list[int]:
+        """Last token of a row and its draft, within the row's tokens and its blocks."""
         lookup = running.lookup
         assert lookup is not None
         lookup.push(newest)
         last = lookup.count - 1
-        room = min(running.most - running.enqueued - 1, blocks_of(last + 1) * BLOCK - last - 1)
+        room = min(running.most - running.enqueued - 1, (blocks_of(last + 1) + spare) * BLOCK - last - 1)
         return [lookup.last, *lookup.draft(min(most, room, self._reach(running)))]
+
+    def _promises(self, running: RunningSequence) -> bool:
+        """Return True if the tokens under way are worth waiting for: they may go on a match, or begin one soon."""
+        lookup = running.lookup
+        return self._reach(running) > 0 or (lookup is not None and lookup.rate >= _SURE and lookup.idle <= _NEAR)
 
     def _reach(self, running: RunningSequence) -> int:
         """Drafted tokens that are worth their cost: the longer a match, the further it is trusted.

@@ -31,13 +31,15 @@ class Enqueued:
     logprobs: Callable[[], Chances]
     slow: bool = False  # they come after a long piece
     unsettled: bool = False  # a step with drafts, of which it is not known yet how many were right
+    read: bool = False  # its tokens are there
 
     def settle(self, task: TextGenerator) -> None:
         """Wait for the tokens of a step with drafts, and count those that are kept; raises if they cannot be read."""
         if not self.unsettled:
             return
         self.unsettled = False
-        for running, run in zip(self.batch, self.tokens(), strict=True):
+        runs, self.read = self.tokens(), True
+        for running, run in zip(self.batch, runs, strict=True):
             task.statistics.count("drafted_tokens", running.drafted)
             task.statistics.count("accepted_tokens", len(run) - 1)
             running.enqueued += len(run) - 1
@@ -76,6 +78,11 @@ class UnderWay:
     def holds(self, running: RunningSequence) -> bool:
         """Return True if a token of a row waits longer."""
         return any(running in each.batch for each in self._held)
+
+    @property
+    def read(self) -> bool:
+        """True if all tokens are there, so that nobody waits for them."""
+        return all(each.read for each in self.pending)
 
     def newest(self, rows: Sequence[RunningSequence]) -> dict[RunningSequence, Sequence[int]] | None:
         """Wait for the tokens of rows that are under way; None if they are slow, or cannot be read."""

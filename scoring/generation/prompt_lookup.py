@@ -25,6 +25,7 @@ class PromptLookup:
         self.rate = 0.5  # as good as unknown
         self.matched = 0
         self.count = 0  # tokens known
+        self.idle = 0  # of these, the newest ones that were not foretold
         self._ids = np.empty(0, np.int32)
         self._source = 0  # place of the token that is foretold next
         self.push(ids)
@@ -58,6 +59,7 @@ class PromptLookup:
 
     def _take(self, token: int) -> None:
         """Compare a token with what was foretold in its place."""
+        self.idle = 0 if self.matched else self.idle + 1
         if self.matched:
             right = bool(self._ids[self._source] == token)
             self.rate = _MEMORY * self.rate + (1 - _MEMORY) * right

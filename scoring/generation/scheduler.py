@@ -66,6 +66,7 @@ class Scheduler:
         self._late = device == "cuda"
         self._free_slots = dict.fromkeys(range(decoder.slots))  # that which was left the longest ago first
         self._reuse = reuse
+        self._left = 0  # blocks that active rows leave of the capacity, once there is a bound
         self._drafting = Drafting(decoder)
         self._preempted: deque[RunningSequence] = deque()  # rows that lost their slots, the oldest first
         self._added = 0
@@ -171,7 +172,7 @@ class Scheduler:
             self._tried(each, each.settle)
         going = [each for each in self._decoding if each.enqueued < each.most and not each.failure]
         going.sort(key=lambda running: running.slot)
-        drafts = self._drafting.drafts(going, self._under_way)
+        drafts = self._drafting.drafts(going, self._under_way, not self._bounded or self._left >= 2 * len(going))
         step = partial(self._speculate, drafts) if drafts else self._step
         stepped = [each for _, each in self._isolate_failures(going, step)]
         for running in going:
@@ -373,9 +374,9 @@ class Scheduler:
         """Evict cached blocks until the rest fits; return the blocks that active rows leave of the capacity."""
         if not self._bounded:
             return 0
-        left = self._blocks - self._needed(self._holds)
-        self.decoder.evict(max(left, 0))
-        return left
+        self._left = self._blocks - self._needed(self._holds)
+        self.decoder.evict(max(self._left, 0))
+        return self._left
 
 
 def generate_on_slots(task: TextGenerator, decoder: Decoder, rows: Sequence[Row]) -> list[list[list[int]]]:

@@ -254,9 +254,10 @@ def test_lookup_foretells_what_followed_and_measures_itself(monkeypatch: pytest.
     lookup.push([4, 5])
     assert lookup.rate > rate
     assert lookup.draft(4) == [9, 8, 2, 3]
-    lookup.push([7])
-    assert lookup.draft(9) == []
-    assert lookup.last == 7
+    assert lookup.idle == 0
+    lookup.push([7, 6])
+    assert (lookup.draft(9), lookup.idle) == ([], 1)
+    assert lookup.last == 6
     loop = PromptLookup([3, 1, 2, 1, 2, 1, 2])
     assert loop.draft(4) == [1, 2, 1, 2]
     assert loop.draft(5) == [1, 2, 1, 2, 1]
