@@ -63,13 +63,22 @@ azml() {
     fi
 }
 
-# True if `az ml ... show` finds the thing; a dry run shows the question and takes the answer to be no.
+# True if `az ml ... show` finds the thing; a dry run shows the question and takes the answer to be no. Any answer but
+# "there" and "not there", such as a missing role, ends the script: what is not seen must not be made anew.
 exists() {
+    local said
     if $dry_run; then
         azml "$@"
         return 1
     fi
-    azml "$@" 2>/dev/null
+    said=$(azml "$@" 2>&1 >/dev/null) && return 0
+    if grep -qiE 'AuthorizationFailed|Forbidden|does not have authorization' <<<"$said" ||
+        ! grep -qiE 'not ?found|does not exist|could not be found|no .* with name' <<<"$said"; then
+        printf '%s\n' "$said" >&2
+        printf 'deploy.sh: whether it is there could not be told: az ml %s\n' "$1 $2" >&2
+        exit 1
+    fi
+    return 1
 }
 
 step() { printf '# %s\n' "$*"; }
@@ -148,6 +157,23 @@ azml online-deployment "$verb" --file deployment.yml || {
     show online-deployment get-logs --name "$DEPLOYMENT" --endpoint-name "$ENDPOINT" --lines 200 >&2
     exit 1
 }
+
+# The new deployment is asked itself, whatever the traffic; its routes take a moment to work.
+answers() {
+    azml online-endpoint invoke --name "$ENDPOINT" --deployment-name "$DEPLOYMENT" \
+        --request-file requests/sample.json
+}
+
+step "sample request"
+for attempt in 1 2 3; do
+    answers && break
+    if ((attempt == 3)); then
+        echo "deploy.sh: the sample request was not answered, so the traffic stays as it is; the log:" >&2
+        show online-deployment get-logs --name "$DEPLOYMENT" --endpoint-name "$ENDPOINT" --lines 200 >&2
+        exit 1
+    fi
+    sleep "${DEPLOY_PAUSE:-10}"
+done
 
 step "traffic"
 azml online-endpoint update --name "$ENDPOINT" --traffic "$DEPLOYMENT=100"
