@@ -2,9 +2,9 @@
 
     python -m benchmarks.grammars FOLDER [--rows 64] [--tokens 40]
 
-FOLDER holds a decoder, such as the packaged SmolLM2. Both kinds of rounds take turns, so that a busy machine slows
-both; the medians of their steps are compared. `--schemas` instead asks a tiny model for the 500 schemas of the tests,
-and says how many answers keep them.
+FOLDER holds a decoder, such as the packaged SmolLM2. Both kinds of rounds take turns; the medians of their steps are
+compared, in processor time of all threads, which other processes change least. `--schemas` instead asks a tiny model
+for the 500 schemas of the tests, and says how many answers keep them.
 """
 
 import argparse
@@ -26,7 +26,7 @@ _TASK = "text-generation"
 
 
 def steps(task: Any, decoder: Decoder, bound: int, rows: int, tokens: int) -> list[float]:
-    """Seconds of each step in which all rows decode, `bound` of them by a grammar."""
+    """Processor seconds of each step in which all rows decode, `bound` of them by a grammar."""
     scheduler = Scheduler(task, decoder, decoder.capacity, reuse=False)
     asked = [each for each in schemas() if each.get("type") == "object" and "$ref" not in json.dumps(each)]
     done: list[Any] = []
@@ -39,9 +39,9 @@ def steps(task: Any, decoder: Decoder, bound: int, rows: int, tokens: int) -> li
         scheduler.step()
     found = []
     for _ in range(tokens):
-        began = time.perf_counter()
+        began = time.process_time()
         scheduler.step()
-        found.append(time.perf_counter() - began)
+        found.append(time.process_time() - began)
     while scheduler.active:
         scheduler.step()
     failed = [each for each in done if isinstance(each, Exception)]
@@ -51,7 +51,7 @@ def steps(task: Any, decoder: Decoder, bound: int, rows: int, tokens: int) -> li
 
 
 def measure(folder: Path, rows: int, tokens: int) -> dict[str, float]:
-    """Median milliseconds of a step, free and half bound, and what the latter takes more."""
+    """Median milliseconds of processor time of a step, free and half bound, and what the latter takes more."""
     deployment = Deployment("grammars", _TASK, limits=Limits(max_batch_tokens=2**20))
     loaded = load(deployment, folder)
     task = task_class(_TASK)(loaded, _TASK)

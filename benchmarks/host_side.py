@@ -1,9 +1,9 @@
 """What the host adds to an engine that costs nothing: tokens per second and processor time per token over real HTTP.
 
-`python -m benchmarks.host_side [--step-ms MS] [--clients N] [--seconds S]` generates a bundle of a tiny model with a
-real vocabulary, serves it by `local_runner.server` in a process of its own, and asks it from another, whole and
-streamed. In place of the decoder stands one whose step gives random tokens, at once or after MS milliseconds, in which
-the interpreter is free, as it is while a GPU works. Prints a table.
+`python -m benchmarks.host_side [--step-ms MS] [--clients N] [--seconds S] [--front-ends N ...]` generates a bundle of a
+tiny model with a real vocabulary, serves it by `local_runner.server` in a process of its own, alone and with front
+ends, and asks it from another, whole and streamed. In place of the decoder stands one whose step gives random tokens,
+at once or after MS milliseconds, in which the interpreter is free, as it is while a GPU works. Prints a table.
 """
 
 import argparse
@@ -15,7 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -117,8 +118,8 @@ def write_bundle(folder: Path) -> Path:
     )
 
 
-def serve(bundle: Path, ready: Path, clients: int, step_s: float) -> int:
-    """Serve the bundle with an `InstantDecoder`; this process's `scoring` is the bundle's."""
+def serve(bundle: Path, ready: Path, clients: int, step_s: float, front_ends: int) -> int:
+    """Serve the bundle with an `InstantDecoder`; this process's `scoring` is the bundle's. Front ends run this too."""
     from local_runner.bundle import manifest
 
     manifest.enter(bundle)
@@ -143,7 +144,9 @@ def serve(bundle: Path, ready: Path, clients: int, step_s: float) -> int:
     config.Deployment.read = read_wide  # type: ignore[method-assign,assignment]
     StaticDecode.apply = apply  # type: ignore[method-assign]
     StaticDecode.verify = lambda self, model, reference: 0.0  # type: ignore[method-assign]
-    return run(ServerSettings(bundle, grpc_port=0, http_port=0, ready_file=ready))
+    command = (sys.executable, "-m", "benchmarks.host_side", *sys.argv[1:])
+    files = {"grpc_port": 0, "http_port": 0, "ready_file": ready}
+    return run(ServerSettings(bundle, **files, front_ends=front_ends, command=command))  # type: ignore[arg-type]
 
 
 class _Client(asyncio.Protocol):
@@ -234,6 +237,43 @@ def processor_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def front_ends_of(pid: int) -> list[int]:
+    """Processes that a server has started."""
+    children = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(each) for path in children for each in path.read_text().split()]
+
+
+@contextmanager
+def served(bundle: Path, folder: Path, options: argparse.Namespace, front_ends: int) -> Iterator[tuple[int, int]]:
+    """Process and HTTP port of a server of the bundle, ready."""
+    ready = folder / f"ready-{front_ends}"
+    arguments = ["--serve", bundle, ready, "--clients", options.clients, "--step-ms", options.step_ms]
+    arguments += ["--front-ends", front_ends]
+    server = subprocess.Popen([sys.executable, "-m", "benchmarks.host_side", *map(str, arguments)])
+    try:
+        while '"ready"' not in (told := ready.read_text() if ready.exists() else ""):
+            if server.poll() is not None:
+                raise SystemExit("the server did not start")
+            time.sleep(0.2)
+        yield server.pid, json.loads(told)["http_port"]
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def measure(pid: int, port: int, mode: str, options: argparse.Namespace) -> dict[str, Any]:
+    """One row: a load, and the processor time that it took the server."""
+    import uvloop
+
+    uvloop.run(ask(port, mode, options.clients, 1.0))
+    others = front_ends_of(pid)
+    before, before_others = processor_s(pid), sum(map(processor_s, others))
+    row = uvloop.run(ask(port, mode, options.clients, options.seconds))
+    row["engine us/token"] = 1e6 * (processor_s(pid) - before) / row["tokens"]
+    row["front ends us/token"] = 1e6 * (sum(map(processor_s, others)) - before_others) / row["tokens"]
+    return row | {"front ends": len(others)}
+
+
 def main() -> None:
     """Measure every mode in turn."""
     parser = argparse.ArgumentParser()
@@ -241,37 +281,21 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=256)
     parser.add_argument("--seconds", type=float, default=6.0)
     parser.add_argument("--modes", nargs="*", default=MODES)
+    parser.add_argument("--front-ends", nargs="*", type=int, default=[0, 1])
     parser.add_argument("--serve", nargs=2, type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        os._exit(serve(*options.serve, options.clients, options.step_ms / 1e3))
-    import uvloop
-
+        os._exit(serve(*options.serve, options.clients, options.step_ms / 1e3, *options.front_ends))
     from benchmarks.common import table
 
+    rows = []
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        bundle = write_bundle(folder)
-        arguments = ["--serve", bundle, folder / "ready", "--clients", options.clients, "--step-ms", options.step_ms]
-        server = subprocess.Popen([sys.executable, "-m", "benchmarks.host_side", *map(str, arguments)])
-        try:
-            while '"ready"' not in (told := (folder / "ready").read_text() if (folder / "ready").exists() else ""):
-                if server.poll() is not None:
-                    raise SystemExit("the server did not start")
-                time.sleep(0.2)
-            port = json.loads(told)["http_port"]
-            rows = []
-            for mode in options.modes:
-                uvloop.run(ask(port, mode, options.clients, 1.0))
-                before = processor_s(server.pid)
-                row = uvloop.run(ask(port, mode, options.clients, options.seconds))
-                row["server us/token"] = 1e6 * (processor_s(server.pid) - before) / row["tokens"]
-                rows.append(row)
-        finally:
-            server.terminate()
-            server.wait(20)
-    columns = ("mode", "tokens/s", "server us/token", "first token ms p50", "answer s p50", "events/token")
-    print(table(columns, rows))
+        bundle = write_bundle(Path(name))
+        for front_ends in options.front_ends:
+            with served(bundle, Path(name), options, front_ends) as (pid, port):
+                rows += [measure(pid, port, mode, options) for mode in options.modes]
+    columns = ("front ends", "mode", "tokens/s", "engine us/token", "front ends us/token", "first token ms p50")
+    print(table((*columns, "answer s p50", "events/token"), rows))
 
 
 if __name__ == "__main__":

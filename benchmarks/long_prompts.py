@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import RESULTS, ceilings, provenance, table, write
+from benchmarks.common import RESULTS, ceilings, device_ms, provenance, table, write
 from benchmarks.decoders import attempt
 from scoring.decoder.decoder import Decoder
 from scoring.engine.row import SLOTS, Row
@@ -40,7 +40,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 LENGTHS = (512, 2048, 8192, 32_768, 100_000)
 BESIDE = 32_768  # tokens of the prompt that comes beside a stream
-SLOTS_HELD = 8
+SLOTS_HELD = 64
 EXACT = 8192  # tokens up to which logits are compared with float32's
 COLUMNS = ("model", "tokens", "sdpa", "ours", "over sdpa", "floor", "floor share")
 
@@ -80,9 +80,15 @@ def row_of(ids: list[int], new: int) -> Row:
     """A request of these tokens and so many new ones."""
     settings = SimpleNamespace(
         do_sample=False, temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0, min_new_tokens=new,
-        max_new_tokens=new, details=None, salt="", stop=None,
+        max_new_tokens=new, details=None, salt="", stop=None, constraint=None,
     )  # fmt: skip
     return Row({"input_ids": ids}, 0, SLOTS, settings, new_tokens=new)
+
+
+def settle() -> None:
+    """Wait for a GPU, if there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def sdpa_ms(model: Any, length: int, calls: int) -> float:
@@ -90,7 +96,7 @@ def sdpa_ms(model: Any, length: int, calls: int) -> float:
     times = []
     for seed in range(calls + 1):
         ids = torch.tensor([prompt(length, seed)], device="cuda")
-        torch.cuda.synchronize()
+        settle()
         began = time.perf_counter()
         model(ids, use_cache=True, logits_to_keep=1).logits.argmax(-1).item()
         times.append(1e3 * (time.perf_counter() - began))
@@ -103,7 +109,7 @@ def first_ms(decoder: Decoder, length: int, calls: int) -> float:
     for seed in range(calls + 1):
         slots, done = Scheduler(Task(), decoder, decoder.capacity, reuse=False), []
         row = row_of(prompt(length, seed), 1)
-        torch.cuda.synchronize()
+        settle()
         began = time.perf_counter()
         slots.add(row, done.append)
         while not done:
@@ -147,6 +153,33 @@ def gaps_ms(decoder: Decoder, length: int) -> dict[str, Any]:
         "beside first": first,
         "gaps": [round(gap, 1) for gap in gaps],
     }
+
+
+def steps_ms(decoder: Decoder, length: int, card: dict[str, float]) -> dict[str, float]:
+    """Milliseconds of a step of a long row alone, and beside short ones with its keys split as theirs, and further.
+
+    The floors: weights and live keys and values at the card's measured bandwidth.
+    """
+    back_end: Any = decoder._cuda
+    slots = list(range(SLOTS_HELD))
+    for slot in slots:
+        decoder.open(slot)
+        decoder._reserve([(slot, live := 400 if slot else length)])
+        decoder.lengths[slot] = decoder.state.lengths[slot] = live - 1
+    found = {}
+    for name, size, graphs in (
+        ("alone", 1, back_end._graphs), ("split alike", SLOTS_HELD, back_end._graphs),
+        ("split further", SLOTS_HELD, back_end._far_graphs),
+    ):  # fmt: skip
+        decoder.step(slots[:size]).tokens()  # places the rows
+        decoder.state.lengths[:SLOTS_HELD] = torch.tensor(decoder.lengths, dtype=torch.int32)
+        found[name] = device_ms(graphs[size].replay, 8)
+    for slot in slots:
+        decoder.release(slot)
+    form: Any = decoder.form
+    for name, live in (("floor alone", length), ("floor", length + 400 * (SLOTS_HELD - 1))):
+        found[name] = 1e3 * (form.step_bytes() + live * form.kv_bytes_per_token()) / card["bandwidth"]
+    return found
 
 
 def floor_ms(decoder: Decoder, length: int, card: dict[str, float]) -> float:
@@ -215,6 +248,7 @@ def _measured(name: str, lengths: Sequence[int], card: dict[str, float]) -> dict
         rows.append(row)
         print(json.dumps(row), flush=True)
     told["beside"] = attempt(lambda: gaps_ms(decoder, BESIDE), "beside")
+    told["steps"] = attempt(lambda: steps_ms(decoder, 100_000, card), "steps")
     told["kernels"] = attempt(lambda: kernels(decoder, 8192), "kernels")
     print(json.dumps(told), flush=True)
     return {"rows": rows, **told}

@@ -1,6 +1,6 @@
 """Tokens per second and latencies by a user's way in: generate, serve, and clients over HTTP, on one GPU or a CPU.
 
-    python -m benchmarks.over_http [--only NAME ...] [--clients N ...] [--out FOLDER]
+    python -m benchmarks.over_http [--only NAME ...] [--clients N ...] [--front-ends N ...] [--out FOLDER]
 
 A folder with random weights of the real shape becomes a bundle by `mii-azure generate`; `mii-azure serve` answers on
 loopback; processes of clients, each with many connections, send requests of 16 to 256 prompt tokens that get exactly
@@ -27,11 +27,13 @@ from typing import Any
 
 from benchmarks.common import RESULTS, provenance, table, write
 from benchmarks.decoders import CASES
+from benchmarks.host_side import front_ends_of, processor_s
 from benchmarks.http_clients import ANSWER_S, LONGEST, NEW, SHORTEST, ask, body, prompt
 
 PROCESSES = 4  # of clients
 START_S = 300.0
-COLUMNS = ("model", "clients", "way", "tokens/s", "first p50", "first p99", "next p50", "next p99", "failed")
+_TIMES = ("first p50", "first p99", "next p50", "next p99")
+COLUMNS = ("model", "front ends", "clients", "way", "tokens/s", *_TIMES, "engine us", "front ends us", "failed")
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,8 @@ SHAPES = {
 }  # fmt: skip
 
 
-@contextmanager
-def served(name: str, shape: Shape, folder: Path, instance_type: str) -> Iterator[int]:
-    """The port of a server of the shape's bundle, ready."""
+def build(shape: Shape, folder: Path, instance_type: str) -> None:
+    """Write the shape's bundle, as a user does."""
     import torch
 
     from benchmarks.throughput import write_folder
@@ -77,11 +78,17 @@ def served(name: str, shape: Shape, folder: Path, instance_type: str) -> Iterato
     command += ["--dtype", shape.dtype, "--output", str(folder / "bundle"), *shape.flags]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     (folder / "plan.md").write_bytes((folder / "bundle" / "plan.md").read_bytes())
+
+
+@contextmanager
+def served(folder: Path, arguments: list[str]) -> Iterator[tuple[int, int]]:
+    """Process and port of a server of the folder's bundle, ready."""
     command = [sys.executable, "-m", "mii_azure.cli.app", "serve", str(folder / "bundle"), "--http-port", "0"]
+    command += arguments
     with (folder / "serve.log").open("wb") as log:
         server = subprocess.Popen([*command, "--grpc-port", "0"], stdout=log, stderr=log, start_new_session=True)
         try:
-            yield port_of(server, folder / "serve.log")
+            yield server.pid, port_of(server, folder / "serve.log")
         except BaseException:
             print((folder / "serve.log").read_text(encoding="utf-8")[-4000:])
             raise
@@ -141,19 +148,29 @@ def long_prompt_ms(port: int, tokens: int, seed: int) -> float:
     return min(times)
 
 
-def measure(name: str, clients: list[int], instance_type: str, logs: Path) -> dict[str, Any]:
+def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """All rows of one shape; every row is asked twice, and the second is told."""
-    shape = SHAPES[name]
-    with tempfile.TemporaryDirectory() as folder, served(name, shape, Path(folder), instance_type) as port:
-        for each in ("plan.md", "serve.log"):
-            (logs / f"{name}-{each}").write_bytes((Path(folder) / each).read_bytes())
-        rows = []
-        for count in clients:
-            for way in ("whole", "stream", "openai"):
-                load(port, count, way, 1)
-                rows.append({"model": name} | load(port, count, way, 2))
-                print(table(COLUMNS, rows[-1:]).splitlines()[-1], flush=True)
-        prompts = {str(tokens): long_prompt_ms(port, tokens, tokens) for tokens in shape.long}
+    shape, rows, prompts = SHAPES[name], [], {}
+    with tempfile.TemporaryDirectory() as folder:
+        build(shape, Path(folder), options.instance_type)
+        for front_ends in options.front_ends or [None]:
+            arguments = [] if front_ends is None else ["--front-ends", str(front_ends)]
+            with served(Path(folder), arguments) as (pid, port):
+                for each in ("plan.md", "serve.log"):
+                    (options.out / f"{name}-{each}").write_bytes((Path(folder) / each).read_bytes())
+                for count in options.clients:
+                    for way in ("whole", "stream", "openai"):
+                        load(port, count, way, 1)
+                        others = front_ends_of(pid)
+                        before, before_others = processor_s(pid), sum(map(processor_s, others))
+                        row = {"model": name, "front ends": len(others)} | load(port, count, way, 2)
+                        row["engine us"] = 1e6 * (processor_s(pid) - before) / (count * NEW)  # of a token
+                        spent = sum(map(processor_s, others)) - before_others
+                        row["front ends us"] = 1e6 * spent / (count * NEW)
+                        rows.append(row)
+                        print(table(COLUMNS, [row]).splitlines()[-1], flush=True)
+                if not prompts:
+                    prompts = {str(tokens): long_prompt_ms(port, tokens, tokens) for tokens in shape.long}
     return {"rows": rows, "first token ms by prompt tokens": prompts}
 
 
@@ -164,11 +181,12 @@ def main() -> None:
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 256])
     parser.add_argument("--instance-type", default="Standard_NC40ads_H100_v5")
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--front-ends", nargs="+", type=int, help="each in turn; what serve decides when absent")
     chosen = parser.parse_args()
     results: dict[str, Any] = {}
     print(table(COLUMNS, []))
     for name in chosen.only:
-        results[name] = measure(name, chosen.clients, chosen.instance_type, chosen.out)
+        results[name] = measure(name, chosen)
         print(json.dumps(results[name]["first token ms by prompt tokens"]), flush=True)
         write("over_http", provenance() | {"load": [SHORTEST, LONGEST, NEW], "models": results}, chosen.out)
 

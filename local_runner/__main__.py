@@ -33,6 +33,9 @@ def main(argv: list[str] | None = None) -> NoReturn:
     options = parser.parse_args(argv)
     options.ray = ray_options.read(parser, options)
     options.several = local_options.read(parser, options)
+    if options.front_ends and (options.ray or options.several):
+        parser.error("--front-ends is for one model: each replica has a process already")
+    options.command = (sys.executable, "-m", "local_runner", *(sys.argv[1:] if argv is None else argv))
     logs.set_up(options.log_format, options.verbose)
     if options.otlp_endpoint:  # set in the environment, so that replicas inherit it
         os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = options.otlp_endpoint
@@ -51,8 +54,11 @@ def _serve(options: argparse.Namespace) -> int:
             os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
         # Imported only now: these import `scoring`, and the bundle's own has to be the one found.
         from local_runner.access import security
+        from local_runner.front_ends.number import number_of
         from local_runner.server import ServerSettings, serve
 
+        several = options.ray or options.several
+        front_ends = 0 if several else number_of(options.front_ends, bundle / "code")
         files = security.SecurityFiles(options.tls_cert, options.tls_key, options.tls_client_ca, options.api_key_file)
         return serve(
             ServerSettings(
@@ -63,8 +69,10 @@ def _serve(options: argparse.Namespace) -> int:
                 options.drain_seconds,
                 options.ready_file,
                 security.load(files),
-                options.ray or options.several,
+                several,
                 options.settings_file,
+                front_ends,
+                options.command,
             )
         )
     except KeyboardInterrupt:  # before the event loop handled signals
@@ -90,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("bundle", type=Path, help="the folder that `mii-azure generate` wrote")
     add(parser, (*serving.PEOPLE, *serving.PROGRAMS))
-    add(parser, serving.LOCAL, "replicas on this machine")
+    add(parser, serving.LOCAL, "processes on this machine")
     add(parser, serving.RAY, "Ray Serve (--engine ray)")
     return parser
 

@@ -8,20 +8,20 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import uvloop
 
 from local_runner.access.security import Security
 from local_runner.bundle import environment
-from local_runner.errors import PortInUse
-from local_runner.grpc import services
+from local_runner.doors import Doors
+from local_runner.front_ends.control import Place
+from local_runner.front_ends.front_end import FrontEnd, FrontEndHost, FrontEndScript
+from local_runner.front_ends.pool import EngineHost, FrontEndPool
 from local_runner.host import reload
 from local_runner.host.host import Host, HostState, ScriptHost
-from local_runner.http import app as http_app
-from local_runner.http import server as http_server
 from local_runner.process import ready_file
 from local_runner.process.hangup import Terminal
 from local_runner.replicas.frontend import Frontend
@@ -30,11 +30,10 @@ from local_runner.replicas.local.pool import LocalPool
 from local_runner.replicas.ray import cluster
 from local_runner.replicas.ray.options import RayOptions
 from local_runner.replicas.ray.pool import RayPool
-from local_runner.telemetry import logs, terminal
+from local_runner.telemetry import terminal
 from scoring.errors import MiiAzureError
 
 EXIT_ABANDONED = 1
-_HEALTH_PERIOD_S = 0.25
 
 
 @dataclass(frozen=True)
@@ -50,10 +49,14 @@ class ServerSettings:
     security: Security = field(default_factory=Security)
     replicas: ReplicaOptions | RayOptions | None = None  # None: one model, in this process
     settings_file: Path | None = None
+    front_ends: int = 0  # processes that answer requests beside this one, which then has the engine alone
+    command: Sequence[str] = ()  # starts a front end: the command of this process, which finds its place
 
 
 def serve(settings: ServerSettings) -> int:
     """Serve until a signal; return the exit code. Raises whatever prevents serving."""
+    if place := Place.taken():
+        return uvloop.run(_front_end(settings, place))
     if differing := environment.report(environment.differences(settings.bundle)):
         terminal.say(differing)
     if isinstance(settings.replicas, RayOptions):
@@ -65,8 +68,7 @@ class _Runner:
     def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
         self._terminal = Terminal()
-        self._host = _host(settings)
-        self._health = services.Health(self._host)
+        self._host, self._doors = _parts(settings)
         self._ports = (0, 0)
 
     async def run(self) -> int:
@@ -77,11 +79,14 @@ class _Runner:
             asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
         await self._tune(reload.read_settings(settings.settings_file))
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._on_hangup)
-        await self._open()
-        await self._announce()
-        watching = asyncio.create_task(self._watch())
-        loading = asyncio.create_task(self._host.load())
         stopping = asyncio.create_task(self._stop.wait())
+        opening = asyncio.create_task(self._open())
+        await asyncio.wait({opening, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not opening.done():
+            return 0  # nobody has been answered yet
+        opening.result()
+        await self._announce()
+        loading = asyncio.create_task(self._load())
         await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
         try:
             if loading.done():
@@ -92,7 +97,6 @@ class _Runner:
             await self._close(0)
             raise
         code = await self._close(self._drain_s)
-        watching.cancel()
         if settings.ready_file:
             settings.ready_file.unlink(missing_ok=True)
         return code
@@ -100,35 +104,21 @@ class _Runner:
     async def _open(self) -> None:
         """Bind both ports and answer on them, not ready yet. Raises PortInUse or RunnerFailed."""
         settings = self._settings
-        listener = http_server.listen(settings.host, settings.http_port)
-        security = settings.security
-        self._grpc = services.build(self._host, self._health, security.interceptors())
-        await self._health.update()
-        grpc_port = _bind_grpc(self._grpc, settings.host, settings.grpc_port, security.grpc_credentials())
-        self._ports = (grpc_port, listener.getsockname()[1])
-        await self._grpc.start()
-        app = logs.Middleware(security.guard(http_app.build(self._host)))
-        self._http = http_server.make(app, settings.drain_s, **security.uvicorn_options())
-        self._serving = asyncio.create_task(self._http.serve(sockets=[listener]))
+        http_port, grpc_port = await self._doors.open(settings.host, settings.http_port, settings.grpc_port)
+        self._ports = (grpc_port, http_port)
 
-    async def _watch(self) -> None:
-        """Keep grpc.health.v1 true, also if the engine dies later."""
-        while True:
-            await self._health.update()
-            await asyncio.sleep(_HEALTH_PERIOD_S)
+    async def _load(self) -> None:
+        await self._host.load()
+        await self._doors.ready()
 
     async def _close(self, budget_s: float) -> int:
         """Stop accepting, finish what is in flight within the budget; return the exit code."""
         deadline = time.monotonic() + budget_s
         if self._host.state is not HostState.FAILED:
             self._host.change(HostState.DRAINING)
-        await self._health.update()
-        self._http.should_exit = True
-        stopping = asyncio.create_task(self._grpc.stop(budget_s))
+        await self._doors.stop(budget_s)
         abandoned = await self._host.finish(budget_s)
-        # Open health watches would keep gRPC waiting for the whole budget; replies on their way get a moment.
-        await self._grpc.stop(min(1.0, max(0.0, deadline - time.monotonic())))
-        await asyncio.wait({stopping, self._serving}, timeout=max(1.0, deadline - time.monotonic()))
+        await self._doors.stopped(deadline)
         if abandoned:
             terminal.say(f"{abandoned} requests were abandoned after {budget_s:g} s of draining.")
         return EXIT_ABANDONED if abandoned else 0
@@ -155,6 +145,7 @@ class _Runner:
             terminal.say(f"not reloaded: {error}")
             return
         await self._tune(tuned)
+        await self._doors.reload()
         parts = [part for part in (security.summary(), tuned.told()) if part]
         terminal.say("reloaded: " + (", ".join(parts) or "the settings of the command line"))
 
@@ -169,7 +160,7 @@ class _Runner:
         self._stop.set()
 
     async def _announce(self) -> None:
-        await self._health.update()  # a client that sees it ready may send at once
+        await self._doors.update()  # a client that sees it ready may send at once
         grpc_port, http_port = self._ports
         deployment, state = self._host.deployment, self._host.state
         ready_file.write(self._settings.ready_file, state, grpc_port, http_port)
@@ -181,20 +172,28 @@ class _Runner:
             terminal.say(f"{state}: {deployment.name} ({deployment.task}) at {where}")
 
 
-def _host(settings: ServerSettings) -> Host:
+def _parts(settings: ServerSettings) -> tuple[Host, Doors | FrontEndPool]:
+    """The host of this process, and where its requests come from."""
     bundle, replicas = settings.bundle, settings.replicas
-    if replicas is None:
-        return ScriptHost(bundle)
-    pool = RayPool(bundle, replicas) if isinstance(replicas, RayOptions) else LocalPool(bundle, replicas)
-    return Frontend(bundle, pool)
+    if replicas is not None:
+        pool = RayPool(bundle, replicas) if isinstance(replicas, RayOptions) else LocalPool(bundle, replicas)
+        host: Host = Frontend(bundle, pool)
+    elif settings.front_ends:
+        engine = EngineHost(bundle, settings.front_ends)
+        return engine, FrontEndPool(engine, settings.front_ends, settings.command)
+    else:
+        host = ScriptHost(bundle)
+    return host, Doors(host, settings.security, settings.drain_s)
 
 
-def _bind_grpc(server: Any, host: str, port: int, credentials: Any) -> int:
-    """Bind the gRPC server; return its port. A trial bind with a plain socket reveals the reason for a failure."""
-    http_server.listen(host, port).close()
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    try:
-        bound = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
-        return int(bound)
-    except RuntimeError as error:
-        raise PortInUse(f"Port {port} of {host} is in use.", "Choose another, or 0 for any free one.") from error
+async def _front_end(settings: ServerSettings, place: Place) -> int:
+    """Answer requests beside other front ends of one server, until told to drain; return the exit code."""
+    host = FrontEndHost(FrontEndScript(settings.bundle, settings.bundle / "code", place), place)
+    doors = Doors(host, settings.security, settings.drain_s, shared=True)
+
+    def again() -> reload.Tuning:
+        settings.security.reload()
+        return reload.read_settings(settings.settings_file)
+
+    opened = doors.open(settings.host, place.http_port, place.grpc_port)
+    return await FrontEnd(host, doors, again, place).run(opened)

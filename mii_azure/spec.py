@@ -15,6 +15,7 @@ from mii_azure.platform.limits import (
 )
 from mii_azure.platform.options import AzureOptions, OnCommandLine
 from mii_azure.platform.servers import Server
+from scoring.config import Speculation
 
 # Azure's rule for endpoint and deployment names (managed online endpoints reference, azure-ai-ml's validators).
 # Names of two characters, which MII's users have, get a suffix in Azure: see `azure_name`.
@@ -63,8 +64,8 @@ class Spec(AzureOptions):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto", description="auto, float32, float16 or bfloat16."
     )
-    quantise: Literal["none", "int8"] = Field(
-        "none", description="none, or int8: weights quantised once, at generation, and shipped so."
+    quantise: Literal["none", "int8", "fp8", "int4"] = Field(
+        "none", description="none, or int8, fp8 or int4: weights quantised once, at generation, and shipped so."
     )
     allow_pickle: bool = Field(False, description="Accept weights that exist only as pickle files.")
     trust_remote_code: bool = Field(
@@ -90,6 +91,10 @@ class Spec(AzureOptions):
     prefix_reuse: Annotated[
         bool, OnCommandLine("Compute every prompt whole: nothing of another caller's is reused.")
     ] = Field(True, description="Compute the beginning that prompts share once.")
+    speculation: Speculation = Field(
+        "auto",
+        description="auto, ngram or off: several tokens a step where a text repeats itself; auto: on GPUs.",
+    )
     src_lang: str | None = Field(
         None, min_length=1, description="Of translation: the texts' language, unless a request says."
     )
@@ -158,6 +163,12 @@ class Spec(AzureOptions):
         """Languages that were given, by the names of the request's parameters."""
         given = {"src_lang": self.src_lang, "tgt_lang": self.tgt_lang}
         return {name: language for name, language in given.items() if language}
+
+    @model_validator(mode="after")
+    def _auth_mode(self) -> Self:
+        if self.kind == "kubernetes" and self.auth_mode == "aad_token":
+            raise ValueError("endpoints on Kubernetes take keys and aml_token, not aad_token; change auth_mode")
+        return self
 
     @model_validator(mode="after")
     def _server(self) -> Self:

@@ -4,7 +4,7 @@ import math
 import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from scoring.errors import LoadError, ModelNotFound
 from scoring.strict_json.files import read_object, typed
@@ -17,6 +17,8 @@ _DEEPEST = 6  # levels below AZUREML_MODEL_DIR at which a model is looked for; r
 _LARGEST_NUMBER = 2**53  # beyond it a float, which other hosts' JSON uses, is not exact
 
 _PLAIN = (str, bool, dict[str, Any])
+
+Speculation = Literal["auto", "ngram", "off"]
 
 T = TypeVar("T")
 
@@ -31,6 +33,7 @@ class Limits:
     kv_cache_tokens: int = 0  # tokens of a GPU's paged cache, in all sequences; 0: as many as memory has room for
     memory_share: float = 0.0  # share of a GPU's memory for weights and cache; 0: the default of `memory_shares`
     prefix_reuse: bool = True  # reuse cached prefixes of prompts; false: no timing reveals other callers' prompts
+    speculation: Speculation = "auto"  # draft what a text repeats; auto: on GPUs, where it was measured to pay
     queue_size: int = 256  # rows waiting; past it requests are answered 429
     max_payload_bytes: int = 4 << 20
     max_answer_bytes: int = 32 << 20  # of one reply, by the upper bound of its answers
@@ -117,6 +120,10 @@ def _field(value: Any, kind: Any, what: str) -> Any:
         return tuple(_made(PassDecision, each, what) for each in typed(value, list, what))
     if kind == str | None:
         return value if value is None else typed(value, str, what)
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise ValueError(f"{what} is none of {', '.join(get_args(kind))}")
+        return value
     if kind in (int, float):
         number = typed(value, kind, what)
         if not (0 <= number <= _LARGEST_NUMBER and math.isfinite(number)):

@@ -6,7 +6,9 @@ One process, one model: `init` loads it, `run` may be called from many threads.
 import gc
 import logging
 import os
+import socket
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,15 @@ COLLECT_AFTER = 20_000
 CODE_DIR = Path(__file__).resolve().parent.parent
 
 _service: Any = None
+_front_ends: Any = None  # the server of this process's engine, if processes of front ends use it
+_engine: Any = None  # of another process, if this one is a front end of it
 
 
 def init() -> None:
-    """Load the model and warm it up; raises LoadError and its kinds, with a sentence and a remedy."""
+    """Load the model and warm it up; raises LoadError and its kinds, with a sentence and a remedy.
+
+    A front end loads all but the model, and waits for the engine to be ready.
+    """
     global _service
     _logging()
     # Set before anything imports torch: no hub access while serving, no tokenizer fork warnings, OpenMP's threads.
@@ -36,6 +43,12 @@ def init() -> None:
     cpus.settle()
     sys.setswitchinterval(SWITCH_S)
     deployment = Deployment.read(CODE_DIR / "deployment.json")
+    _service = _loaded(deployment) if _engine is None else _front_end(deployment)
+    if _front_ends is not None:
+        _front_ends.serve(_service)
+
+
+def _loaded(deployment: Deployment) -> Any:
     from scoring.api.service import Service
     from scoring.model import caches
     from scoring.model.loader import environment, load_with
@@ -51,7 +64,42 @@ def init() -> None:
     service.start(chosen, verification_cache.known_errors(CODE_DIR / "prepared", loaded.model))
     verification_cache.save(loaded.model, service.records)
     _settle()
-    _service = service
+    return service
+
+
+def _front_end(deployment: Deployment) -> Any:
+    from scoring.front_ends.remote_answers import build
+
+    service = build(deployment, find_model_dir(CODE_DIR), _engine)
+    _settle()
+    return service
+
+
+def attach(connection: socket.socket) -> None:
+    """Have the engine of this process answer the front end at the other end of a connection; also before `init`."""
+    global _front_ends
+    if _front_ends is None:
+        from scoring.front_ends.engine_server import EngineServer
+
+        _front_ends = EngineServer(_state)
+        if _service is not None:
+            _front_ends.serve(_service)
+    _front_ends.attach(connection)
+
+
+def become_front_end(connection: socket.socket) -> None:
+    """Use the engine at the other end of a connection in place of one here; before `init`."""
+    global _engine
+    from scoring.front_ends.remote_engine import RemoteEngine
+
+    _engine = RemoteEngine(connection, lambda: os._exit(1))  # its callers can get no answer any more
+
+
+def _state() -> Any:
+    """Condition of this process, as front ends are told it."""
+    from scoring.front_ends.messages import State
+
+    return State(ready(), _service.lost if _service else "", phase.name, phase.began)
 
 
 def _settle() -> None:
@@ -64,7 +112,7 @@ def run(raw: str) -> Any:
     """Answer one JSON body with an AMLResponse; bad input gets its status, never an exception."""
     from azureml_inference_server_http.api.aml_response import AMLResponse
 
-    from scoring.api.service import error_reply
+    from scoring.api.answers import error_reply
     from scoring.errors import NotReady
 
     if _service is None:
@@ -87,6 +135,12 @@ def ready() -> bool:
 
 def statistics() -> dict[str, Any]:
     """Phase and its seconds; after init also the engine's counts, times and queue."""
+    if _engine is not None:
+        state = _engine.state
+        told = {"phase": state.phase, "phase_seconds": round(max(0.0, time.monotonic() - state.began), 3)}
+        return {**told, **_service.statistics()} if _service else told
+    if _front_ends is not None:
+        _front_ends.settle()
     told = {"phase": phase.name, "phase_seconds": round(phase.seconds(), 3)}
     return {**told, **_service.statistics()} if _service else told
 

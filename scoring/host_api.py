@@ -4,6 +4,7 @@ A host finds the scoring package in the bundle, which another version may have w
 both agree. It grows whenever a host that knows the old interface would fail or get another answer.
 """
 
+import socket
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,15 +13,22 @@ from scoring.api.events import encode as encode
 from scoring.config import Deployment as Deployment
 from scoring.config import Limits as Limits
 from scoring.generation.cache_salt import caller as caller
+from scoring.limits.cpus import cores as cores
 from scoring.strict_json.body import read_json as read_json
 from scoring.telemetry.spans import Span as Span
 from scoring.telemetry.spans import taken as taken
 
-VERSION = 2
+VERSION = 3
 
 
 class ScoringEntry(Protocol):
     """The module `scoring.entry`; `init` and `run` are called through the bundle's score.py."""
+
+    def attach(self, connection: socket.socket) -> None:
+        """Have the engine of this process answer the front end at the other end; also before init."""
+
+    def become_front_end(self, connection: socket.socket) -> None:
+        """Use the engine at the other end in place of one here; before init. Ends the process when that closes."""
 
     def metadata(self) -> dict[str, Any]:
         """Metadata of the deployment and of what it runs on; only {"ready": False} before init."""

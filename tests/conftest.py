@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import mkdtemp
 
 import pytest
+
+from tests.fork_server import ForkServer, fork_server, forking
 
 # No test reaches a hub; one thread makes sums repeatable and leaves the cores to xdist's workers.
 for _name, _value in {
@@ -64,3 +66,17 @@ def packaged() -> Packaged:
     from tools.packaged_models import packaged_model
 
     return packaged_model
+
+
+@pytest.fixture(scope="session", name="fork_server")
+def _fork_server() -> Iterator[ForkServer]:
+    """The server that forks processes of this project's programs, for `forking`."""
+    with fork_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def forked(fork_server: ForkServer) -> Iterator[None]:
+    """What a module's tests start of this project's programs is forked, where the start is not what they test."""
+    with forking(fork_server):
+        yield

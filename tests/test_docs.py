@@ -12,6 +12,8 @@ import pytest
 from benchmarks import tables
 from benchmarks.tables import TABLES, shown
 from benchmarks.tables import render as render_table
+from tests.fork_server import ForkServer
+from tests.forked_commands import commands
 from tests.tiny_models import tiny_model
 from tools.docs import PAGES
 
@@ -44,8 +46,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield root
 
 
-def run(command: list[str], folder: Path) -> str:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+@pytest.fixture(scope="module")
+def forked_commands(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder whose `mii-azure` is a forked process."""
+    with commands(fork_server, tmp_path_factory.mktemp("bin"), {"mii-azure": "mii_azure.cli.app"}) as place:
+        yield place
+
+
+def run(command: list[str], folder: Path, first_of_path: Path) -> str:
+    path = os.pathsep.join((str(first_of_path), str(Path(sys.executable).parent), os.environ["PATH"]))
     environment = {**os.environ, "PATH": path, "MII_AZURE_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -53,8 +62,10 @@ def run(command: list[str], folder: Path) -> str:
 
 
 @pytest.mark.parametrize("number", range(len(blocks("bash"))))
-def test_readme_commands_run(number: int, folder: Path) -> None:
-    output = run(["bash", "-euo", "pipefail", "-c", blocks("bash")[number]], folder)
+def test_readme_commands_run(number: int, folder: Path, request: pytest.FixtureRequest) -> None:
+    """The first block's commands are the installed ones; those of the others, which differ in the task, are forked."""
+    first = request.getfixturevalue("forked_commands") if number else Path(sys.executable).parent
+    output = run(["bash", "-euo", "pipefail", "-c", blocks("bash")[number]], folder, first)
     if number == 0:
         assert "agree: in-process, grpc, azmlinfsrv" in output
         assert "az ml online-endpoint create" in output
@@ -63,7 +74,7 @@ def test_readme_commands_run(number: int, folder: Path) -> None:
 @pytest.mark.parametrize("number", range(len(blocks("python"))))
 def test_readme_python_runs(number: int, folder: Path) -> None:
     code = blocks("python")[number] + "\nprint(answer)\n"
-    assert "'answer'" in run([sys.executable, "-c", code], folder)
+    assert "'answer'" in run([sys.executable, "-c", code], folder, Path(sys.executable).parent)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.name))

@@ -19,7 +19,7 @@ LONG_FILES: set[str] = set()
 LONG_FUNCTIONS = {
     "scoring.kernels.decode_attention:attend",
     "scoring.kernels.decode_prefill:attend_prompt",
-    "scoring.kernels.encoder:linear_kernel",
+    "scoring.kernels.draft_attention:attend_drafts",
 }
 SAME_NAMES: set[str] = set()
 
@@ -95,6 +95,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "tasks",
         "model",
         "api",
+        "front_ends",
         "entry",
         "batch_files",
         "host_api",
@@ -133,6 +134,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "client",
         "targets",
         "replicas",
+        "doors",
+        "front_ends",
         "server",
         "container",
         "__main__",

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from local_runner.flags.flag import Flag
 
+_MOST_FRONT_ENDS = 64
+
 
 def _port(number: int) -> None:
     if not 0 <= number <= 65535:
@@ -13,6 +15,11 @@ def _port(number: int) -> None:
 def _amount(number: float) -> None:
     if not number >= 0:  # nan is refused too
         raise ValueError(f"{number:g} is none: it takes numbers that are not negative")
+
+
+def _front_ends(number: int) -> None:
+    if not 0 <= number <= _MOST_FRONT_ENDS:
+        raise ValueError(f"{number} is none: it takes 0 to {_MOST_FRONT_ENDS}")
 
 
 HOST = Flag("host", "Address to listen on.", default="127.0.0.1", guard=True)
@@ -37,7 +44,13 @@ PEOPLE = (HOST, GRPC_PORT, HTTP_PORT, *KEYS, LOG_FORMAT, OTLP_ENDPOINT, SETTINGS
 
 REPLICAS = Flag("replicas", "Processes that each hold the model, one per GPU or group of GPUs.", int, 1)
 STICKY = Flag("sticky", "Header whose value keeps a session on one replica, such as x-session-id.")
-LOCAL = (REPLICAS, STICKY)
+FRONT_ENDS = Flag(
+    "front-ends",
+    "Processes that answer HTTP and gRPC beside the engine's; 0: none; by GPU and cores when absent.",
+    int,
+    check=_front_ends,
+)
+LOCAL = (REPLICAS, STICKY, FRONT_ENDS)
 
 ENGINE = Flag(
     "engine",

@@ -25,7 +25,6 @@ SERVICES = (
     inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
 )
 _OPTIONS = (
-    ("grpc.so_reuseport", 0),  # otherwise a second runner would silently share the port
     ("grpc.max_send_message_length", -1),
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
@@ -144,9 +143,12 @@ class OpenInference(inference_pb2_grpc.GRPCInferenceServiceServicer):  # type: i
             return _infer_response(request, name, elements)
 
 
-def build(host: Host, health_: Health, interceptors: Sequence[Any] = ()) -> Any:
-    """Build a grpc.aio server with every service; the caller binds and starts it."""
-    options = (*_OPTIONS, ("grpc.max_receive_message_length", host.max_body))
+def build(host: Host, health_: Health, interceptors: Sequence[Any] = (), shared: bool = False) -> Any:
+    """Build a grpc.aio server with every service; the caller binds and starts it.
+
+    Unless its port is `shared` on purpose, no second runner may share it silently.
+    """
+    options = (*_OPTIONS, ("grpc.so_reuseport", int(shared)), ("grpc.max_receive_message_length", host.max_body))
     server = grpc.aio.server(interceptors=interceptors, options=options)
     registry = malformed.Registry(server)
     scoring_pb2_grpc.add_ScoringServicer_to_server(Scoring(host), registry)

@@ -23,8 +23,9 @@ class _Waiter:
 class EventLoopStreams:
     """Reads streams on one event loop; `submit` runs a blocking call on a thread."""
 
-    def __init__(self, submit: Submit) -> None:
-        self.waiting = 0  # streams that wait for the model, not for their clients
+    def __init__(self, submit: Submit, changed: Callable[[], None] = lambda: None) -> None:
+        self.waiting = 0  # streams that wait for the model, not for their clients; `changed` is called when it changes
+        self._changed = changed
         self._submit = submit
         self._loop: asyncio.AbstractEventLoop
 
@@ -49,10 +50,12 @@ class EventLoopStreams:
 
     async def _wait(self, future: "asyncio.Future[T]") -> T:
         self.waiting += 1
+        self._changed()
         try:
             return await future
         finally:
             self.waiting -= 1
+            self._changed()
 
     def _post(self, waiters: list[Any]) -> None:
         """Wake the readers of streams; called on the inference thread."""

@@ -102,6 +102,10 @@ class Host(ABC):
                 for text in parser.feed(chunk):
                     yield [json.loads(text)]
 
+    async def exposed(self) -> bytes:
+        """Metrics in Prometheus' text format."""
+        return self.metrics.expose()
+
     @abstractmethod
     async def _end(self, left: float) -> None:
         """Finish accepted work within `left` seconds."""
@@ -192,9 +196,10 @@ class ScriptHost(Host):
     def __init__(self, bundle: Path, script: ScoreScript | None = None) -> None:
         self.script = script or ScoreScript(bundle)
         super().__init__(self.script.code)
-        self._workers = ThreadPool(_MAX_THREADS, "score")
-        self._pullers = ThreadPool(_MAX_THREADS, "stream")  # for pieces of a script's own streams
-        self._listening = EventLoopStreams(ThreadPool(_LAST_THREADS, "answer").submit)
+        self._workers = ThreadPool(_MAX_THREADS, "score", self._counted)
+        self._pullers = ThreadPool(_MAX_THREADS, "stream", self._counted)  # for pieces of a script's own streams
+        last = ThreadPool(_LAST_THREADS, "answer")
+        self._listening = EventLoopStreams(last.submit, self._counted)
 
     async def load(self) -> None:
         """Run init() on a thread of its own; on failure, raise its error and leave the state at FAILED."""
@@ -205,7 +210,11 @@ class ScriptHost(Host):
             raise
         if self.state is HostState.LOADING:
             await self.tune(self._tuning)
+            await self._may_be_ready()
             self.change(HostState.READY)
+
+    async def _may_be_ready(self) -> None:
+        """Wait for what else has to be ready before this host says so."""
 
     async def tune(self, tuning: Tuning) -> None:
         """Apply new settings to later requests; before the model is loaded they wait for it."""
@@ -235,9 +244,9 @@ class ScriptHost(Host):
         return self.state is HostState.READY and not self.script.entry.ready()
 
     async def _score(self, raw: str, headers: Mapping[str, str]) -> Answer:
-        if self.state is not HostState.READY:
+        if not self._takes():
             raise self.unready()
-        if (busy := self._workers.busy + self._pullers.busy + self._listening.waiting) >= self._slots:
+        if (busy := self.busy + self._busy_elsewhere()) >= self._slots:
             raise Overloaded(f"{busy} requests are in flight already.", "Ask again later.")
         if self._by_key:
             callers.tell(headers)
@@ -274,6 +283,7 @@ class ScriptHost(Host):
         """Yield the parts of a streamed answer, lists of events or bytes, counted and timed; closing this closes it."""
         began: float | None = time.perf_counter()
         self._streams += 1
+        self._counted()
         parts = self._pulled(answer) if answer.events is None else self._listening.read(answer.events)
         try:
             async with aclosing(parts):
@@ -285,6 +295,7 @@ class ScriptHost(Host):
                     yield part
         finally:
             self._streams -= 1
+            self._counted()
             if answer.events is not None:
                 answer.close()
 
@@ -313,8 +324,24 @@ class ScriptHost(Host):
                     logger.error("the engine did not drain", exc_info=error)
 
     @property
+    def busy(self) -> int:
+        """Requests that wait for the model."""
+        return self._workers.busy + self._pullers.busy + self._listening.waiting
+
+    @property
     def _in_flight(self) -> int:
         return self._workers.busy + self._streams
+
+    def _takes(self) -> bool:
+        """True if a request may be scored."""
+        return self.state is HostState.READY
+
+    def _counted(self) -> None:
+        """Called whenever one of these counts has changed."""
+
+    def _busy_elsewhere(self) -> int:
+        """Requests that wait for the same model in other processes."""
+        return 0
 
 
 def slots_of(limits: Limits) -> int:

@@ -26,8 +26,9 @@ class ThreadPool:
     where this takes 22. Its threads are no daemons, and it hands no late result over.
     """
 
-    def __init__(self, limit: int, name: str) -> None:
-        self.busy = 0  # calls that occupy or await a thread
+    def __init__(self, limit: int, name: str, changed: Callable[[], None] = lambda: None) -> None:
+        self.busy = 0  # calls that occupy or await a thread; `changed` is called whenever that changes
+        self._changed = changed
         self._limit = limit
         self._name = name
         self._threads = 0
@@ -46,6 +47,7 @@ class ThreadPool:
             self._threads += 1
             threading.Thread(target=self._work, name=f"{self._name}-{self._threads}", daemon=True).start()
         self.busy += 1
+        self._changed()
         # In the caller's context, so that log lines of the call carry the request's id.
         self._calls.put(_Call(run, arguments, contextvars.copy_context(), future, abandoned))
         return future
@@ -66,6 +68,7 @@ class ThreadPool:
 
     def _ended(self, call: _Call, result: Any, error: BaseException | None) -> None:
         self.busy -= 1
+        self._changed()
         if call.future.cancelled():
             call.abandoned(result)
         elif error is None:

@@ -84,7 +84,7 @@ def _add_health(app: FastAPI, host: Host) -> None:
 
     @app.get("/metrics", summary="Prometheus metrics")
     async def metrics() -> Response:
-        return Response(host.metrics.expose(), media_type=host.metrics.content_type)
+        return Response(await host.exposed(), media_type=host.metrics.content_type)
 
 
 def _add_protocol(app: FastAPI, host: Host) -> None:

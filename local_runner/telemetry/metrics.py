@@ -105,6 +105,10 @@ def _tokens(statistics: dict[str, Any]) -> Iterator[Metric]:
         yield CounterMetricFamily("mii_azure_cached_prompt_tokens", text, statistics.get("cached_tokens", 0))
         text = "Times that a row gave up its slot to be continued later."
         yield CounterMetricFamily("mii_azure_preemptions", text, statistics.get("preemptions", 0))
+        text = "Tokens drafted, which a step checks beside the next one."
+        yield CounterMetricFamily("mii_azure_drafted_tokens", text, statistics.get("drafted_tokens", 0))
+        text = "Drafted tokens that were right."
+        yield CounterMetricFamily("mii_azure_accepted_tokens", text, statistics.get("accepted_tokens", 0))
     if "kv_tokens" in statistics:
         used, capacity = statistics["kv_tokens"], statistics["kv_capacity"]
         yield GaugeMetricFamily("mii_azure_kv_cache_tokens", "Tokens that rows hold keys and values of.", used)

@@ -1,25 +1,42 @@
 """Translation of Azure's errors into ours, by the table in `causes`."""
 
 import re
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from mii_azure.azure.causes import BY_STATUS, CAUSES, TROUBLE, UNKNOWN, UNREACHED, VAGUE, Cause
-from mii_azure.errors import AzureError, NotSignedIn
+from mii_azure.errors import AzureError, AzureUnavailable, NotSignedIn
 
 _MAX_SENTENCE = 1000
 
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Translate errors of azure-core, azure-identity and azure-ai-ml into ours; ours pass unchanged."""
+    """Translate errors of azure-core, azure-identity and azure-ai-ml into ours; ours pass unchanged.
+
+    An answer that azure-ai-ml stumbles over, e.g. a deployment without scaleSettings, becomes AzureUnavailable.
+    """
     from azure.core import exceptions
 
     try:
         yield
     except exceptions.AzureError as error:
         raise translate(error) from error
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        if not _raised_in_client(error):
+            raise
+        raise AzureUnavailable(
+            f"azure-ai-ml cannot read what Azure answered: {type(error).__name__}: {error}.",
+            "Look at it with `az ml` or in the studio; another version of azure-ai-ml may read it.",
+        ) from error
+
+
+def _raised_in_client(error: Exception) -> bool:
+    """Return True if the innermost frame is one of azure-ai-ml's."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and "/azure/ai/ml/" in frames[-1].filename.replace("\\", "/")
 
 
 def translate(error: Exception) -> AzureError:

@@ -12,6 +12,7 @@ from mii_azure.azure.errors import translated
 from mii_azure.azure.sending import post
 from mii_azure.errors import AzureUnavailable, SpecError
 from mii_azure.platform.targets import ENDPOINT
+from mii_azure.spec import azure_name
 
 SLOT_HEADER = "azureml-model-deployment"
 ENTRA_SCOPE = "https://ml.azure.com/.default"  # that azure-ai-ml asks for where an endpoint's auth mode is aad_token
@@ -30,10 +31,10 @@ class Live:
     def __init__(self, client: Any, endpoint: str, slot: str | None = None) -> None:
         import requests
 
-        self._client, self.endpoint, self.slot = client, endpoint, slot
+        self._client, self.endpoint, self.slot = client, azure_name(endpoint), slot
         with translated():
-            self.uri = str(client.online_endpoints.get(endpoint).scoring_uri)
-        self._key = fresh_key(client, endpoint)
+            self.uri = str(client.online_endpoints.get(self.endpoint).scoring_uri)
+        self._key = fresh_key(client, self.endpoint)
         self._session = requests.Session()  # honours REQUESTS_CA_BUNDLE and proxies, as the client does
 
     def send(self, raw: str) -> TargetReply:

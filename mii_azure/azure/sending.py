@@ -6,8 +6,13 @@ from typing import Any
 from local_runner.protocol.addresses import Address, read_url
 from mii_azure.errors import AzureUnavailable, SpecError
 
-#: Azure's own hosts of online endpoints: a user's or identity's token is sent to no other, and only over TLS.
-_AZURE = (".inference.ml.azure.com", ".inference.ml.azure.us", ".inference.ml.azure.cn")
+#: Azure's own hosts of online endpoints, with the scope of each cloud's tokens: a user's or identity's token is sent to
+#: no other, and only over TLS.
+_AZURE = {
+    ".inference.ml.azure.com": "https://ml.azure.com/.default",
+    ".inference.ml.azure.us": "https://ml.azure.us/.default",
+    ".inference.ml.azure.cn": "https://ml.azure.cn/.default",
+}
 
 
 def scoring_address(url: str) -> Address:
@@ -25,7 +30,13 @@ def scoring_address(url: str) -> Address:
 
 def in_azure(address: Address) -> bool:
     """True if the host is that of an online endpoint in Azure."""
-    return address.host.rstrip(".").endswith(_AZURE)
+    return bool(scope_of(address))
+
+
+def scope_of(address: Address) -> str:
+    """Scope of a Microsoft Entra token for an online endpoint in Azure; empty for any other host."""
+    host = address.host.rstrip(".")
+    return next((scope for suffix, scope in _AZURE.items() if host.endswith(suffix)), "")
 
 
 class Bearer:

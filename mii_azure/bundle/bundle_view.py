@@ -45,6 +45,7 @@ class Problem(NamedTuple):
     keys: tuple[str, ...] = ()  # place in a YAML file
     line: int | None = None
     fixes: tuple[Fix, ...] = ()
+    doubtful: bool = False  # whether Azure refuses it: a warning, whatever the rule
 
 
 def _place(path: Path) -> tuple[Path, str]:
@@ -59,9 +60,12 @@ class Inspected:
     Raises NotABundle for a bundle without a manifest.
     """
 
-    def __init__(self, root: Path, loose: Mapping[str, Path] | None = None) -> None:
+    def __init__(
+        self, root: Path, loose: Mapping[str, Path] | None = None, slots: frozenset[str] = frozenset()
+    ) -> None:
         self.root = root
         self.loose = loose
+        self._slots = slots
         self.manifest = load_manifest(root) if loose is None else {"files": {}}
         self._texts: dict[str, str | None] = {}
         self._yamls: dict[str, tuple[Any, yaml.Node | None, str]] = {}
@@ -79,6 +83,13 @@ class Inspected:
             return "batch"
         kubernetes = self.get(DEPLOYMENT, "type") == "kubernetes" or self.get(ENDPOINT, "compute")
         return "kubernetes" if kubernetes or "kubernetes" in schemas else "managed"
+
+    @cached_property
+    def slots(self) -> frozenset[str]:
+        """Names of the endpoint's deployments that are here, in lower case, as Azure keeps them."""
+        return self._slots or frozenset(
+            {str(self.get(DEPLOYMENT, "name")).lower()} if self.readable(DEPLOYMENT) else ()
+        )
 
     @cached_property
     def server_kind(self) -> Server:

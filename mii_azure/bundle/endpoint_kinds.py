@@ -9,7 +9,7 @@ from mii_azure.planning.plan import Plan
 from mii_azure.planning.rationale import Decision
 from mii_azure.platform import limits
 from mii_azure.platform.limits import NAMES_LENGTH
-from mii_azure.platform.secret_references import uses_connection
+from mii_azure.platform.secret_references import CONNECTION_ROLE, uses_connection
 from mii_azure.spec import Spec
 
 MINI_BATCH_FILES = 10
@@ -89,7 +89,7 @@ def _of_access(spec: Spec) -> list[Decision]:
     if spec.identities:
         roles = ["AcrPull on the workspace's registry", "Storage Blob Data Reader on its storage account"]
         if any(uses_connection(value) for value in spec.secrets.values()):
-            roles.append("Azure Machine Learning Workspace Connection Secret Reader on the workspace")
+            roles.append(f"{CONNECTION_ROLE} on the workspace")
         if any(not uses_connection(value) for value in spec.secrets.values()):
             roles.append("Key Vault Secrets User on the key vault")
         reason = f"Azure grants a user-assigned identity nothing by itself; it needs {', '.join(roles)}."

@@ -31,6 +31,7 @@ _TEXTS = {
     "deploy.sh": "deploy.sh.j2",
     "README.md": "README.md.j2",
     "plan.md": "plan.md.j2",
+    ".gitattributes": "gitattributes.j2",
 }
 
 
@@ -55,7 +56,7 @@ def render(
     image = images()[plan.image]
     context = _context(spec, plan, schema, model_id, model_version) | endpoint_kinds.context(spec, plan)
     context |= servers.context(spec.server)
-    variables = image["environment"] | _gpu_variables(plan)
+    variables = image["environment"] | _gpu_variables(plan) | _group_variables(plan)
     environment = {
         "environment/Dockerfile": fill(
             "Dockerfile.j2",
@@ -129,6 +130,7 @@ def deployment_settings(spec: Spec, plan: Plan, model_id: str) -> dict[str, Any]
             "request_timeout_s": plan.request_timeout_ms / 1000,
             "context_length": plan.context_length,
             "prefix_reuse": spec.prefix_reuse,
+            "speculation": spec.speculation,
         },
         "optimisation": {
             "objective": spec.objective,
@@ -189,6 +191,14 @@ def _gpu_variables(plan: Plan) -> dict[str, str]:
     """Environment variables for DeepSpeed's compiled operators: the architecture of the plan's GPU."""
     gpu = find_sku(plan.instance_type).gpu
     return {"TORCH_CUDA_ARCH_LIST": f"{gpu.compute_capability:.1f}"} if gpu and plan.device == "cuda" else {}
+
+
+def _group_variables(plan: Plan) -> dict[str, str]:
+    """Environment variables of GPUs that share a model: Azure's containers have 64 MB of /dev/shm, too few for NCCL.
+
+    Without it NCCL goes from GPU to GPU, or where the machine has no way between them over the loopback interface.
+    """
+    return {"NCCL_SHM_DISABLE": "1"} if plan.tensor_parallel > 1 and plan.device == "cuda" else {}
 
 
 def _kernels(plan: Plan, image: Mapping[str, Any]) -> dict[str, str]:

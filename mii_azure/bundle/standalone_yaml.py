@@ -33,13 +33,18 @@ def views(target: Path) -> list[Inspected]:
     found = []
     paired: set[Path] = set()
     endpoints = {_value(path).get("name"): path for path, role in roles.items() if role == ENDPOINT}
-    for path in (path for path, role in roles.items() if role == DEPLOYMENT):
+    deployments = [path for path, role in roles.items() if role == DEPLOYMENT]
+    for path in deployments:
         files = {DEPLOYMENT: path}
-        endpoint = endpoints.get(_value(path).get("endpoint_name"))
+        named = _value(path).get("endpoint_name")
+        slots = frozenset(
+            str(_value(each).get("name")).lower() for each in deployments if _value(each).get("endpoint_name") == named
+        )
+        endpoint = endpoints.get(named)
         if endpoint:
             files[ENDPOINT] = endpoint
             paired.add(endpoint)
-        found.append(Inspected(path.parent, files))
+        found.append(Inspected(path.parent, files, slots))
     found += [
         Inspected(path.parent, {role: path})
         for path, role in roles.items()
@@ -56,11 +61,19 @@ def _value(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _is_empty(path: Path) -> bool:
+    """True for a file of comments."""
+    try:
+        return parse_yaml(path.read_text(encoding="utf-8")) is None
+    except (OSError, yaml.YAMLError, ValueError):
+        return False
+
+
 def _role(path: Path) -> str | None:
     """Role of a file, "" or None for YAML of another kind; a file that cannot be read is treated as an endpoint."""
     value = _value(path)
     if not value:
-        return ENDPOINT
+        return None if _is_empty(path) else ENDPOINT
     schema = str(value.get("$schema", "")).lower().rsplit("/", 1)[-1].split(".")[0]
     for end, role in (*_SCHEMAS, *_ASSETS):
         if schema.endswith(end):

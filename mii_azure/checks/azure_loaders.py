@@ -20,7 +20,8 @@ def refused_by_azure(bundle: Inspected) -> Iterator[Problem]:
             for keys, reason in _refusals(bundle.path(file), _submission(file, bundle.kind)):
                 place = ".".join(keys) or file
                 message = f"azure-ai-ml refuses {place}: {reason.rstrip('.')}."
-                yield Problem(message, "Correct it, or generate the bundle again.", file, keys)
+                remedy = "Correct it, or generate the bundle again." if bundle.loose is None else "Correct it."
+                yield Problem(message, remedy, file, keys)
 
 
 def _refusals(path: Path, submit: Callable[[Path], Any]) -> list[tuple[tuple[str, ...], str]]:

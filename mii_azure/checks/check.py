@@ -12,10 +12,12 @@ from mii_azure.checks import (
     code,
     files,
     kinds,
+    refusals,
     safety,
     serving,
     yaml_rules,
 )
+from mii_azure.checks.refusals import placeholder_in
 
 
 class Rule(NamedTuple):
@@ -36,6 +38,7 @@ RULES: tuple[Rule, ...] = (
     Rule("MII004", "warning", "The manifest", files.added_elsewhere),
     Rule("MII005", "warning", "One scoring package on every host", files.scoring_of_another_version),
     Rule("MII006", "error", "No secret in a file", files.secrets),
+    Rule("MII120", "warning", "Templates of YAML", refusals.placeholders, alone=True),
     Rule("MII101", "error", "YAML 1.1, a mapping", yaml_rules.malformed, alone=True),
     Rule("MII102", "error", "Azure: names of 3 to 32 characters", yaml_rules.names, alone=True),
     Rule("MII103", "warning", "Azure lower-cases deployment names", yaml_rules.deployment_name_in_capitals, alone=True),
@@ -79,6 +82,17 @@ RULES: tuple[Rule, ...] = (
         yaml_rules.model_by_its_files,
         alone=True,
     ),
+    Rule("MII121", "error", "Azure: assets by name and version", refusals.unversioned, alone=True),
+    Rule("MII122", "error", "Azure: only MLflow models bring an environment", refusals.no_environment, alone=True),
+    Rule("MII123", "error", "Azure: an image or a build", refusals.built_and_named, alone=True),
+    Rule("MII124", "error", "Azure: traffic goes to deployments that exist", refusals.shares_of_no_slot, alone=True),
+    Rule("MII125", "error", "ARM: routes of a path and a port", refusals.routes, alone=True),
+    Rule("MII126", "error", "az ml uploads the code's folder only", refusals.script_outside, alone=True),
+    Rule("MII127", "error", "Azure ML's own variables; Kubernetes: their names", refusals.variables, alone=True),
+    Rule("MII128", "error", "Azure ML: modelMountPath", refusals.mount_path, alone=True),
+    Rule("MII129", "error", "ARM: 50 tags of 512 and 256 characters", refusals.tags, alone=True),
+    Rule("MII131", "warning", "Flags of az ml", refusals.left_to_flags, alone=True),
+    Rule("MII130", "error", "Azure ML: names of computes", refusals.computes, alone=True),
     Rule(
         "MII201",
         "error",
@@ -106,6 +120,7 @@ RULES: tuple[Rule, ...] = (
     Rule("MII206", "error", "The probes outlast the start", serving.probes_before_the_model_is_loaded, alone=True),
     Rule("MII207", "error", "Azure: 180 s a request, 150 s on Kubernetes", serving.request_timeout, alone=True),
     Rule("MII208", "error", "ARM's default: one request at a time", serving.concurrency, alone=True),
+    Rule("MII216", "warning", "ARM's defaults: 5 s a request, one request at a time", serving.left_to_arm, alone=True),
     Rule("MII209", "error", "gunicorn: WORKER_TIMEOUT", serving.worker_timeout, alone=True),
     Rule("MII210", "error", "gunicorn: every worker is a process", serving.workers),
     Rule("MII211", "warning", "gunicorn: a thread for each request and probe", serving.threads),
@@ -149,6 +164,7 @@ RULES: tuple[Rule, ...] = (
     Rule("MII603", "error", "Azure: both names 6 to 62 characters", kinds.names_together, alone=True),
     Rule("MII604", "error", "Azure: a Kubernetes endpoint names its cluster", kinds.cluster, alone=True),
     Rule("MII605", "error", "Azure: scale settings", kinds.scale, alone=True),
+    Rule("MII606", "error", "Azure: Kubernetes endpoints, keys and no mirror", refusals.on_kubernetes, alone=True),
     Rule("MII701", "error", "ARM: ranges of a batch deployment", kinds.batch_numbers, alone=True),
     Rule("MII702", "error", "Azure: a batch deployment runs on a cluster", kinds.batch_compute, alone=True),
     Rule("MII703", "error", "An endpoint's default is one of its deployments", kinds.batch_default),
@@ -172,7 +188,7 @@ def check(target: Path | str, *, ml_client: Any = None, slot: str | None = None)
         line = problem.line or inspected.line(problem.file, problem.keys)
         finding = Finding(
             id=rule.id,
-            severity=rule.severity,
+            severity="warning" if problem.doubtful else rule.severity,
             message=problem.message,
             remedy=problem.remedy,
             file=file,
@@ -194,10 +210,13 @@ def problems(target: Path) -> Iterator[tuple[Inspected, Rule, Problem]]:
     bundled = is_bundle(target)
     for inspected in [Inspected(target)] if bundled else views(target):
         places: set[tuple[str, tuple[str, ...]]] = set()
+        templates = {file for file in inspected.yamls if placeholder_in(inspected, file)}
         for rule in RULES:
             if not bundled and not rule.alone:
                 continue
             for problem in list(rule.find(inspected)):
+                if problem.file in templates and rule.find is not refusals.placeholders:
+                    continue
                 place = (problem.file, problem.keys)
                 if problem.keys and place in places:
                     continue

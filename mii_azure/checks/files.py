@@ -1,5 +1,6 @@
 """Rules on the files of a bundle: unchanged, complete, without secrets, installed with hashes."""
 
+import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,13 +29,25 @@ _AGAIN = "Generate the bundle again with the settings you want; what is edited b
 
 def edited(bundle: Inspected) -> Iterator[Problem]:
     for mismatch in bundle.mismatches:
-        if mismatch.kind == "edited":
+        if mismatch.kind == "edited" and _has_other_line_endings(bundle, mismatch.path):
+            message = "The file has other line endings (CRLF) than were generated, as Git makes them on Windows."
+            yield Problem(message, "Keep .gitattributes beside it, and check the folder out again.", mismatch.path)
+        elif mismatch.kind == "edited":
             yield Problem("The file is not as it was generated.", _AGAIN, mismatch.path)
         if mismatch.kind == "no regular file":
             message = "This is a link, a device or a pipe, or a folder that cannot be read; a bundle has files only."
             yield Problem(
                 message, "Remove it, and generate the bundle again where it took a file's place.", mismatch.path
             )
+
+
+def _has_other_line_endings(bundle: Inspected, path: str) -> bool:
+    """True if the file is the generated one but for carriage returns."""
+    text = bundle.text(path)
+    if text is None:  # no text, or too odd to be read
+        return False
+    content = (bundle.root / path).read_bytes().replace(b"\r\n", b"\n")
+    return bool(hashlib.sha256(content).hexdigest() == bundle.manifest["files"].get(path))
 
 
 def missing(bundle: Inspected) -> Iterator[Problem]:

@@ -77,6 +77,10 @@ def cluster(bundle: Inspected) -> Iterator[Problem]:
 def scale(bundle: Inspected) -> Iterator[Problem]:
     if bundle.get(DEPLOYMENT, "scale_settings", "type") != "target_utilization":
         return
+    place = ("scale_settings", "target_utilization_percentage")
+    share = bundle.number(DEPLOYMENT, *place)
+    if share is not None and not 1 <= share <= 100:
+        yield Problem(f"target_utilization_percentage is {share}.", "Give 1 to 100.", DEPLOYMENT, place)
     low, high = (bundle.number(DEPLOYMENT, "scale_settings", key) for key in ("min_instances", "max_instances"))
     if low is not None and high is not None and not 1 <= low <= high:
         message = f"min_instances is {low} and max_instances {high}."
@@ -110,7 +114,7 @@ def batch_numbers(bundle: Inspected) -> Iterator[Problem]:
 
 
 def batch_compute(bundle: Inspected) -> Iterator[Problem]:
-    if bundle.kind != "batch" or not bundle.readable(DEPLOYMENT):
+    if bundle.kind != "batch" or not bundle.readable(DEPLOYMENT) or bundle.loose is not None:
         return
     # A pipeline component's steps may each name a cluster of their own.
     if not bundle.get(DEPLOYMENT, "compute") and bundle.get(DEPLOYMENT, "type") != "pipeline":

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from mii_azure.bundle.bundle_view import DEPLOYMENT, DOCKERFILE, ENDPOINT, ENVIRONMENT, MODEL, Inspected, Problem
 from mii_azure.bundle.render import images
-from mii_azure.platform.secret_references import FORMS, is_reference, names_a_secret, uses_connection
+from mii_azure.platform.secret_references import CONNECTION_ROLE, FORMS, is_reference, names_a_secret, uses_connection
 
 ASSET_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9\-_]{0,254}")
 _IDENTITY = re.compile(
@@ -32,9 +32,7 @@ def unreadable_connections(bundle: Inspected) -> Iterator[Problem]:
     asks = bundle.get(ENDPOINT, *_FLAG) is not None
     user_assigned = bundle.get(ENDPOINT, "identity", "type") == "user_assigned"
     if user_assigned and asks:
-        remedy = (
-            "Leave it out, and give the identity the role Azure Machine Learning Workspace Connection Secret Reader."
-        )
+        remedy = f"Leave it out, and give the identity the role {CONNECTION_ROLE}."
         yield Problem(f"{_FLAG[1]} is not allowed with a user-assigned identity.", remedy, ENDPOINT, _FLAG)
     elif not user_assigned and not asks and any(uses_connection(str(value)) for value in values):
         yield Problem(
@@ -46,10 +44,13 @@ def unreadable_connections(bundle: Inspected) -> Iterator[Problem]:
 
 
 def identity(bundle: Inspected) -> Iterator[Problem]:
-    if bundle.get(ENDPOINT, "identity", "type") != "user_assigned":
-        return
-    place = ("identity", "user_assigned_identities")
+    place, kind = ("identity", "user_assigned_identities"), bundle.get(ENDPOINT, "identity", "type")
     given = bundle.get(ENDPOINT, *place)
+    if kind == "system_assigned" and given:
+        message = "The identity is the system's own, and ids of others are named beside it."
+        yield Problem(message, "Write type: user_assigned, or leave the ids out.", ENDPOINT, place)
+    if kind != "user_assigned":
+        return
     items = given if isinstance(given, list) else [given] if given else []
     ids = [str(item.get("resource_id") if isinstance(item, dict) else item) for item in items]
     if not ids or not all(_IDENTITY.fullmatch(resource) for resource in ids):

@@ -91,7 +91,7 @@ def missing_probes(bundle: Inspected) -> Iterator[Problem]:
             patience = ARM_PROBE["initial_delay"] + ARM_PROBE["period"] * ARM_PROBE["failure_threshold"]
             yield Problem(
                 f"{probe} is missing; Azure's default gives up after {patience} s, however large the model.",
-                _AGAIN,
+                _AGAIN if bundle.loose is None else f"Write {probe}, with an initial_delay as long as the start takes.",
                 DEPLOYMENT,
                 (probe,),
                 fixes=_derived(bundle, probe),
@@ -168,7 +168,7 @@ def request_timeout(bundle: Inspected) -> Iterator[Problem]:
     timeout = bundle.number(DEPLOYMENT, *place)
     cap = limits.KUBERNETES_TIMEOUT_MS if bundle.kind == "kubernetes" else limits.MAX_REQUEST_TIMEOUT_MS
     planned = bundle.settings and min(int(bundle.settings.limits.request_timeout_s * 1000), cap)
-    if bundle.get(DEPLOYMENT, *place) is None:
+    if bundle.get(DEPLOYMENT, *place) is None and bundle.loose is None:
         fixes = (Fix(DEPLOYMENT, place, planned),) if planned else ()
         yield Problem("request_timeout_ms is missing; Azure's default is 5 s.", _AGAIN, DEPLOYMENT, place, fixes=fixes)
     if timeout is not None and not 1 <= timeout <= cap:
@@ -179,6 +179,19 @@ def request_timeout(bundle: Inspected) -> Iterator[Problem]:
             place,
             fixes=(Fix(DEPLOYMENT, place, planned or cap),),
         )
+
+
+def left_to_arm(bundle: Inspected) -> Iterator[Problem]:
+    """Tell what a file that this program did not write leaves to ARM's defaults, which suit a small model only."""
+    if bundle.loose is None or not _online(bundle):
+        return
+    for key, default, remedy in (
+        ("request_timeout_ms", "5000", "the longest answer in milliseconds"),
+        ("max_concurrent_requests_per_instance", "1", "how many requests the script answers at once"),
+    ):
+        if bundle.get(DEPLOYMENT, "request_settings", key) is None:
+            message = f"{key} is left to Azure, whose default is {default}."
+            yield Problem(message, f"Write request_settings.{key}: {remedy}.", DEPLOYMENT, ("request_settings", key))
 
 
 def queue_wait(bundle: Inspected) -> Iterator[Problem]:
@@ -220,10 +233,11 @@ def concurrency(bundle: Inspected) -> Iterator[Problem]:
     allowed = bundle.number(DEPLOYMENT, *place)
     limits_of = bundle.settings.limits if bundle.settings else None
     wanted = (limits_of.slots or limits_of.max_batch_size) if limits_of else 0
-    if _online(bundle) and (allowed is None or allowed < 1):
+    absent = bundle.get(DEPLOYMENT, *place) is None and bundle.loose is not None  # told by `left_to_arm`
+    if _online(bundle) and not absent and (allowed is None or allowed < 1):
         yield Problem(
             f"{place[1]} is {bundle.get(DEPLOYMENT, *place)!r}; Azure's default is 1, which leaves nothing to batch.",
-            _AGAIN,
+            _AGAIN if bundle.loose is None else "Write how many requests the script answers at once.",
             DEPLOYMENT,
             place,
             fixes=(Fix(DEPLOYMENT, place, wanted),) if wanted else (),

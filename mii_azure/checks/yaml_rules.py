@@ -31,19 +31,24 @@ def malformed(bundle: Inspected) -> Iterator[Problem]:
         if reason:
             yield Problem(
                 f"The YAML cannot be read: {reason[0]}.",
-                "Correct it, or generate the bundle again.",
+                "Correct it." if bundle.loose is not None else "Correct it, or generate the bundle again.",
                 file,
                 line=reason[1],
             )
 
 
 def names(bundle: Inspected) -> Iterator[Problem]:
-    for file in (ENDPOINT, DEPLOYMENT):
+    """Judge the names of endpoint and deployment, and the endpoint's in the deployment by the same rule."""
+    for file, key in ((ENDPOINT, "name"), (DEPLOYMENT, "name"), (DEPLOYMENT, "endpoint_name")):
         if not bundle.readable(file):
             continue
-        name = bundle.get(file, "name")
+        name = bundle.get(file, key)
+        if key != "name" and (not name or name == bundle.get(ENDPOINT, "name")):
+            continue  # another rule's, or judged in the endpoint's file
+        if name is None and bundle.loose is not None:
+            continue  # given by a flag
         if not isinstance(name, str):
-            yield Problem(f"The name must be text, not {name!r}.", "Azure takes 3 to 32 characters.", file, ("name",))
+            yield Problem(f"The {key} must be text, not {name!r}.", "Azure takes 3 to 32 characters.", file, (key,))
             continue
         low, high = NAME_LENGTH
         if not low <= len(name) <= high or not NAME_PATTERN.fullmatch(name):
@@ -51,7 +56,7 @@ def names(bundle: Inspected) -> Iterator[Problem]:
                 f"Azure refuses the name {name!r}.",
                 f"{low} to {high} letters, digits and hyphens, a letter first, no hyphen last.",
                 file,
-                ("name",),
+                (key,),
             )
 
 
@@ -70,7 +75,7 @@ def deployment_name_in_capitals(bundle: Inspected) -> Iterator[Problem]:
 def another_endpoint(bundle: Inspected) -> Iterator[Problem]:
     wanted, named = bundle.get(ENDPOINT, "name"), bundle.get(DEPLOYMENT, "endpoint_name")
     place = ("endpoint_name",)
-    if bundle.readable(DEPLOYMENT) and not named:
+    if bundle.readable(DEPLOYMENT) and not named and bundle.loose is None:
         fixes = (Fix(DEPLOYMENT, place, wanted),) if isinstance(wanted, str) and wanted else ()
         yield Problem("endpoint_name is empty.", "Name the endpoint.", DEPLOYMENT, place, fixes=fixes)
     elif bundle.readable(ENDPOINT, DEPLOYMENT) and wanted != named:
@@ -141,6 +146,7 @@ def variables_that_are_not_strings(bundle: Inspected) -> Iterator[Problem]:
                 DEPLOYMENT,
                 ("environment_variables", str(name)),
                 fixes=_quoted(str(name), value),
+                doubtful=bundle.loose is not None and isinstance(value, int | float),  # ARM reads these as text
             )
 
 
@@ -160,6 +166,8 @@ def paths(bundle: Inspected) -> Iterator[Problem]:
         value = bundle.get(file, *keys)
         if bundle.loose is not None and value is None and not (bundle.section(file, *keys[:-1]) and base):
             continue  # a custom container needs no code, and a model may be a reference
+        if value is None and keys[-1] == "dockerfile_path" and bundle.loose is not None:
+            value = "Dockerfile"  # which the client and Azure take, where no other is named
         folder = str(bundle.get(file, *base)) if base else "."
         root = bundle.path(file).parent
         bundled = bundle.loose is None

@@ -51,6 +51,7 @@ PLANNED = (
     "context_length",
     "max_concurrency",
     "memory_share",
+    "speculation",
     "expected_prompt_tokens",
     "expected_new_tokens",
 )
@@ -97,11 +98,15 @@ def generate(
     """Write the folder that Azure ML deploys: environment, scoring script, endpoint and deployment."""
     from mii_azure.cli.progress import copying
     from mii_azure.sdk.generate import generate as write
+    from mii_azure.spec import azure_name
 
     asked = derived.fields(given)
     with copying(err, enabled=not as_json) as progress:
         folder = write(deployment_name=asked.pop("name"), output=output, force=force, progress=progress, **asked)
     _tell_written(folder, as_json)
+    if not as_json and azure_name(given["name"]) != given["name"]:
+        told = f"in Azure it is {azure_name(given['name'])}: names there have three characters at least"
+        out.print(told, soft_wrap=True)
 
 
 def _tell_written(folder: Path, as_json: bool) -> None:
@@ -117,7 +122,7 @@ def _tell_written(folder: Path, as_json: bool) -> None:
     shown = _short(folder)
     out.print(f"wrote {shown} ({len(manifest['files'])} files, bundle {manifest['bundle'][:12]})", soft_wrap=True)
     if quantised:
-        out.print(f"int8: {quantised.sentence()}", soft_wrap=True)
+        out.print(f"{quantised.scheme}: {quantised.sentence()}", soft_wrap=True)
     out.print(f"next: mii-azure serve {shown}    or    {shown}/deploy.sh --dry-run", soft_wrap=True)
 
 

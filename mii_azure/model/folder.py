@@ -20,12 +20,13 @@ from mii_azure.model import configs, diffusers, published, safetensors, sentence
 from mii_azure.model.consistency import is_compared
 from mii_azure.model.families import find_family
 from mii_azure.model.files import contained, shards
-from mii_azure.model.quantizable import int8_bytes
+from mii_azure.model.quantizable import narrow_bytes
 from mii_azure.model.resolved import INDEX, WEIGHTS, Model, is_pickle, read_settings
 from mii_azure.model.safetensors import Tensor, Weights
 from scoring.config import DIFFUSERS_INDEX, MODULES
 from scoring.strict_json.files import read_object
 
+_NOT_GGUF = "give the model that they were made from, or one published as awq, gptq or compressed-tensors."
 PICKLE_INDEX = "pytorch_model.bin.index.json"
 # Small files beside config.json that are read for planning; `Model.settings` has the parsed ones under the same name.
 SETTINGS = ("tokenizer_config.json", "chat_template.jinja")
@@ -93,7 +94,7 @@ def _sum(config: dict[str, Any], tensors: list[Tensor], size: int) -> Weights:
         weights = safetensors.count(tensors, size, tied)
         if not weights.dtype:
             raise _quantised("in a type other than float32, float16 and bfloat16")
-        return weights._replace(int8_bytes=int8_bytes(tensors, size, tied))
+        return weights._replace(narrow_bytes=narrow_bytes(tensors, size, tied))
     dtype = _stored_dtype(config)
     return Weights(size // (4 if dtype == "float32" else 2), size, dtype)
 
@@ -130,7 +131,7 @@ def _config_remedy(folder: Path) -> str:
     if (folder / "modules.json").is_file():
         return "It is a sentence-transformers folder: copy its transformer's folder too, such as 0_Transformer."
     if any(folder.glob("*.gguf")):
-        return "It holds GGUF weights only: give the original model's folder, or convert it with transformers."
+        return f"It holds GGUF weights only, which are not read here: {_NOT_GGUF}"
     return "Give the folder that save_pretrained wrote: config.json, model.safetensors and the tokenizer's files."
 
 
@@ -160,6 +161,8 @@ def _weights_remedy(folder: Path) -> str:
     ]
     if others and others[0].endswith(".safetensors"):
         return f"Looked for {WEIGHTS} or {INDEX}; {others[0]} alone is not loaded: restore the index, or save again."
+    if others and others[0].endswith(".gguf"):
+        return f"{others[0]} is GGUF, which is not read here: {_NOT_GGUF}"
     if others:
         return f"Looked for {WEIGHTS} or {INDEX}; {others[0]} is another runtime's format: save it from PyTorch."
     return f"Looked for {WEIGHTS} or {INDEX}: copy the weights there."

@@ -1,9 +1,10 @@
-"""Stored tensors that quantising makes int8: weights of products, recognised by name and shape alone."""
+"""Stored tensors that quantising makes narrow: weights of products, recognised by name and shape alone."""
 
 import re
 from collections.abc import Iterable
 
 from mii_azure.model.safetensors import FLOAT_NAMES, Tensor
+from scoring.quantization.layout import KINDS, Made, group_for, is_made, parts_of
 
 LEFT_OUT = "Leave out --quantise."  # the remedy if there is nothing to quantise
 _TABLES = re.compile(
@@ -27,12 +28,15 @@ def is_product(tensor: Tensor, tied: bool) -> bool:
     return not (tied and _OUTPUTS.search(tensor.name))
 
 
-def int8_bytes(tensors: Iterable[Tensor], file_bytes: int, tied: bool) -> int:
-    """Bytes of the weight files with int8 products, as `compressed_tensors` lays them out; 0 without any."""
+def narrow_bytes(tensors: Iterable[Tensor], file_bytes: int, tied: bool) -> dict[str, int]:
+    """Bytes of the weight files once their products are of each kind, in the form of `scoring.quantization.layout`."""
     found = [tensor for tensor in tensors if is_product(tensor, tied)]
-    return file_bytes - sum(tensor.bytes - _bytes(*tensor.shape) for tensor in found) if found else 0
+    group = group_for(tensor.shape[1] for tensor in found)
+    return {kind: file_bytes - sum(_saved(kind, each, group) for each in found) for kind in KINDS if found}
 
 
-def _bytes(rows: int, columns: int) -> int:
-    """Bytes of an int8 product: four numbers per 32-bit word of a row, one scale per row, two 64-bit integers."""
-    return rows * -(-columns // 4) * 4 + 4 * rows + 16
+def _saved(kind: Made, tensor: Tensor, group: int) -> int:
+    rows, columns = tensor.shape
+    if not is_made(kind, tensor.name, columns, group):
+        return 0
+    return tensor.bytes - sum(Tensor(*part).bytes for part in parts_of(kind, rows, columns, group))

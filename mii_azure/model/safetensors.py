@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,7 +52,7 @@ class Weights(NamedTuple):
     parameters: int  # tied matrices once, buffers not at all
     bytes: int  # on disk
     dtype: str  # the one with most bytes, e.g. "float32"; "" if not floating point
-    int8_bytes: int = 0  # on disk, once the products are int8; 0 if nothing is known of them
+    narrow_bytes: Mapping[str, int] = {}  # on disk, by the kind of numbers that products become; {} if not known
     published: str = ""  # method by which the files' weights are quantised, e.g. "awq"; "" if they are not
     kind: str = ""  # numbers that most quantised weights are made of, e.g. "int4"
     compared: tuple[Tensor, ...] = ()  # embeddings and heads, whose rows are tokens and labels

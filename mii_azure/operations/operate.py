@@ -13,6 +13,7 @@ from mii_azure.azure.client import Say, wait
 from mii_azure.azure.errors import translated
 from mii_azure.azure.live import Live
 from mii_azure.operations.deploy import silent
+from mii_azure.spec import azure_name
 
 
 class SlotStatus(BaseModel):
@@ -42,7 +43,8 @@ class Status(BaseModel):
 
 
 def status(client: Any, endpoint: str) -> Status:
-    """Status of an endpoint and its slots; raises NotInAzure."""
+    """Status of an endpoint and its slots; raises NotInAzure. A name too short for Azure is the bundle's own."""
+    endpoint = azure_name(endpoint)
     with translated():
         found = exists(lambda: client.online_endpoints.get(endpoint))
         if found is None and batch.is_live(client, endpoint):
@@ -103,6 +105,7 @@ def _slot(entry: Any, traffic: dict[str, int], mirrored: dict[str, int]) -> Slot
 
 def logs(client: Any, endpoint: str, slot: str, lines: int = 200, container: str | None = None) -> str:
     """Last lines of a slot's container, `inference-server` or `storage-initializer`; raises NotInAzure."""
+    endpoint = azure_name(endpoint)
     with translated():
         return str(client.online_deployments.get_logs(slot, endpoint, lines, container_type=container))
 
@@ -121,6 +124,7 @@ def invoke(client: Any, endpoint: str, payload: Any, slot: str | None = None) ->
 
 def delete(client: Any, endpoint: str, slot: str | None = None, say: Say = silent) -> None:
     """Delete a slot, after removing its traffic, or the endpoint with all of its slots; raises NotInAzure."""
+    endpoint = azure_name(endpoint)
     with translated():
         if batch.is_live(client, endpoint) and exists(lambda: client.online_endpoints.get(endpoint)) is None:
             operations = client.batch_deployments if slot else client.batch_endpoints

@@ -67,7 +67,7 @@ def device_of(sku: Sku) -> str:
 def is_paged(work: Work, sku: Sku, gpus: int) -> bool:
     """True if sequences of the model share a paged cache there, and need not be batches."""
     family = work.profile.family
-    served = decoder_tier(family, on_gpu=True).tier is not None if gpus == 1 else family in SLICED_DECODERS
+    served = decoder_tier(family).tier is not None if gpus == 1 else family in SLICED_DECODERS
     able = sku.gpu is not None and sku.gpu.compute_capability >= limits.BF16_COMPUTE_CAPABILITY
     return able and work.demand.paged and work.task in CACHED_TASKS and served
 

@@ -31,7 +31,7 @@ def runner(work: Work, placed: Fit, rows: int) -> str:
         else:
             name = "fused encoder" if work.profile.family in FUSED_ENCODER.served else ""
     else:
-        tier = decoder_tier(work.profile.family, on_gpu=True).tier if placed.room.pool else None
+        tier = decoder_tier(work.profile.family).tier if placed.room.pool else None
         name = decoder_runner(tier, rows) if tier else ""
     return name if name in speeds() else ""
 

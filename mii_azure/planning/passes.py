@@ -1,10 +1,11 @@
 """Passes that would be chosen for an instance type that this machine does not have; decided without running them."""
 
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from mii_azure.hardware.skus import Sku
 from mii_azure.model.profile import Profile
 from mii_azure.model.safetensors import DTYPE_BYTES
+from mii_azure.planning.budget import device_of
 from mii_azure.planning.memory import Fit
 from mii_azure.planning.rationale import Decision
 from mii_azure.platform.limits import GB
@@ -13,6 +14,7 @@ from scoring.config import Deployment, Limits, Optimisation, PassDecision
 from scoring.passes.base import Facts, Hardware
 from scoring.passes.registry import catalogue
 from scoring.passes.runner import choose
+from scoring.passes.speculation import decide
 
 
 def settings(spec: Spec, gpus: int) -> Optimisation:
@@ -48,9 +50,9 @@ def pass_decisions(spec: Spec, facts: Profile, placed: Fit, limits: Limits) -> t
     )
 
 
-def lines(passes: Iterable[PassDecision]) -> list[Decision]:
-    """Lines of the plan that show the pass decisions to people."""
-    return [
+def lines(spec: Spec, placed: Fit, passes: Collection[PassDecision]) -> list[Decision]:
+    """Lines of the plan that show the pass decisions to people, and of a static decoder whether it drafts."""
+    decisions = [
         Decision(
             what=f"pass {each.name}",
             value="yes" if each.take else "no",
@@ -59,6 +61,14 @@ def lines(passes: Iterable[PassDecision]) -> list[Decision]:
         )
         for each in passes
     ]
+    taken = {each.name for each in passes if each.take}
+    return [*decisions, _drafts(spec, placed, "weight_only" in taken)] if "static_decode" in taken else decisions
+
+
+def _drafts(spec: Spec, placed: Fit, rounded: bool) -> Decision:
+    told = decide(spec.speculation, device_of(placed.sku), placed.gpus, rounded=rounded)
+    value = "n-grams" if told.take else "off"
+    return Decision(what="speculation", value=value, reason=_sentence(told.reason), forecast=spec.speculation == "auto")
 
 
 def _hardware(sku: Sku) -> Hardware:

@@ -1,7 +1,5 @@
 """Plan: every setting of a deployment, derived by planning and read by all later stages."""
 
-from typing import Literal
-
 from pydantic import BaseModel, ConfigDict
 
 from mii_azure.errors import DoesNotFit
@@ -11,6 +9,7 @@ from mii_azure.planning.budget import Memory
 from mii_azure.planning.latency import Probe
 from mii_azure.planning.rationale import Decision
 from scoring.config import PassDecision
+from scoring.quantization.layout import Made
 
 
 class Quantization(BaseModel):
@@ -18,8 +17,8 @@ class Quantization(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    scheme: Literal["int8"] = "int8"
-    products: int  # matrices that are int8
+    scheme: Made = "int8"
+    products: int  # matrices that are quantised
     weight_error: float  # relative, 2-norms over all of them
     output_error: float | None  # relative, against the original in float32; None if it was not measured
     note: str = ""  # reason why it was not measured

@@ -91,7 +91,7 @@ def make_plan(spec: Spec, facts: Profile, options: Options) -> Plan:
             *([quantization.decision(facts, placed.dtype)] if facts.shipped else []),
             *rationale.of_serving(work, placed, bounds),
             *rationale.of_time(facts, device, begun, wait, timeout),
-            *planning_passes.lines(passes),
+            *planning_passes.lines(spec, placed, passes),
             *rationale.of_instances(spec, sku, quota),
         ),
     )
@@ -106,6 +106,7 @@ def _bounds(spec: Spec, room: Room, device: str) -> Limits:
         slots=room.rows if room.pool else 0,
         kv_cache_tokens=room.pool,
         memory_share=spec.memory_share or 0.0,
+        speculation=spec.speculation,
     )
 
 

@@ -12,7 +12,10 @@ from mii_azure.model.safetensors import DTYPE_BYTES
 from mii_azure.planning.plan import Plan, Quantization
 from mii_azure.planning.rationale import Decision
 from mii_azure.spec import Spec
+from scoring.quantization.layout import Made
 
+_EACH: dict[str, float] = {"int8": 1, "fp8": 1, "int4": 0.516}  # bytes of a number with its share of the scales
+_SCALES = {"int4": "one scale a group of inputs of each product"}  # of other kinds, one a row
 _CONV1D = ("gpt2", "openai-gpt")  # families whose products are no nn.Linear
 
 
@@ -21,7 +24,7 @@ def as_asked(spec: Spec, found: Model, facts: Profile) -> Profile:
     if spec.quantise == "none":
         return facts
     require(spec, found, facts)
-    return as_shipped(found, facts)
+    return as_shipped(found, facts, spec.quantise)
 
 
 def require(spec: Spec, found: Model, facts: Profile) -> None:
@@ -32,7 +35,7 @@ def require(spec: Spec, found: Model, facts: Profile) -> None:
         raise NotAvailable("The weights of text-to-image pipelines are not quantised.", LEFT_OUT)
     if facts.family in _CONV1D:
         raise NotAvailable(
-            f"{facts.family} keeps its products as Conv1D, which no shared format of int8 weights has.", LEFT_OUT
+            f"{facts.family} keeps its products as Conv1D, which no shared format of quantised weights has.", LEFT_OUT
         )
     if facts.shipped:
         raise NotAvailable(
@@ -45,18 +48,19 @@ def require(spec: Spec, found: Model, facts: Profile) -> None:
             f"{facts.model} has its transformer in {found.transformer}, where it is not quantised.",
             f'{LEFT_OUT} Or move those files one up, and set that path to "" in modules.json.',
         )
-    if not found.weights.int8_bytes and found.source != "recorded":
+    if not found.weights.narrow_bytes and found.source != "recorded":
         raise NotAvailable(
-            f"{facts.model} has no product in safetensors whose weights could be int8.",
+            f"{facts.model} has no product in safetensors whose weights could be {spec.quantise}.",
             "Save it as safetensors (save_pretrained), or leave out --quantise.",
         )
 
 
-def as_shipped(found: Model, facts: Profile) -> Profile:
-    """Facts of a model with the size of its weight files after quantisation to int8."""
+def as_shipped(found: Model, facts: Profile, kind: Made) -> Profile:
+    """Facts of a model with the size of its weight files after quantisation."""
     table = facts.vocab_size * facts.hidden_size  # if no header is known: all but the input table
-    guess = facts.parameters + table * (DTYPE_BYTES[facts.dtype] - 1)
-    return facts.model_copy(update={"weight_bytes": found.weights.int8_bytes or guess, "shipped": "int8"})
+    guess = int((facts.parameters - table) * _EACH[kind]) + table * DTYPE_BYTES[facts.dtype]
+    size = found.weights.narrow_bytes.get(kind, guess)
+    return facts.model_copy(update={"weight_bytes": size, "shipped": kind})
 
 
 def decision(facts: Profile, dtype: str, told: Quantization | None = None) -> Decision:
@@ -66,7 +70,8 @@ def decision(facts: Profile, dtype: str, told: Quantization | None = None) -> De
     if facts.published:
         reason = f"As published, by {facts.published}; {widened}, and as fast as an unquantised model."
     else:
-        reason = f"Shipped so, one scale a row of each product; {widened}."
+        scales = _SCALES.get(facts.shipped, "one scale a row of each product")
+        reason = f"Shipped so, {scales}; {widened}."
     if told:
         reason += f" {told.sentence()}"
     return Decision(what="weights", value=f"{facts.shipped}, {facts.weight_bytes / 1e6:,.1f} MB", reason=reason)
@@ -78,6 +83,7 @@ class QuantizationJob:
 
     folder: Path  # the original
     plan: Plan
+    kind: Made
     told: Quantization | None = None
 
     def makes(self, path: str) -> bool:
@@ -99,12 +105,14 @@ class QuantizationJob:
         import torch
 
         from mii_azure.quantize.accuracy import output_error
-        from mii_azure.quantize.int8_writer import Writer
+        from mii_azure.quantize.writer import Writer
 
-        writer = Writer(self.folder, target, getattr(torch, self.plan.dtype), progress)
+        plan, kind = self.plan, self.kind
+        writer = Writer(self.folder, target, getattr(torch, plan.dtype), kind, progress)
         writer.write()
-        error, note = output_error(self.folder, target, self.plan.task, self.plan.profile, self.plan.dtype)
+        error, note = output_error(self.folder, target, plan.task, plan.profile, plan.dtype, kind)
         self.told = Quantization(
+            scheme=kind,
             products=writer.losses.products,
             weight_error=_rounded(writer.losses.relative),
             output_error=None if error is None else _rounded(error),

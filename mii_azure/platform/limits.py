@@ -13,6 +13,7 @@ MAX_INSTANCES = 50  # per deployment
 UPGRADE_RESERVE_PERCENT = 20  # quota held back for rolling upgrades, except for families that skip it
 ENDPOINT_BYTES_PER_S = 5_000_000  # bandwidth of one endpoint
 UPLOAD_BYTES = 20 * GB  # above it the client warns about the upload: azure-cli#12651
+MAX_TAGS, TAG_NAME_LENGTH, TAG_VALUE_LENGTH = 50, 512, 256  # Azure Resource Manager
 IN_FLIGHT_FACTOR = 2  # 429 above this times max_concurrent_requests_per_instance times instances
 
 # Hardware

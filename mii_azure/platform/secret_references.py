@@ -9,6 +9,8 @@ _CONNECTION = re.compile(r"\$\{\{azureml://connections/[^/}]+(?:/target|/(?:cred
 _KEY_VAULT = re.compile(r"\$\{\{keyvault:https://[^/}]+/secrets/[^/}]+/[^/}]+\}\}")
 _NAME = re.compile(r"(^|_)(TOKEN|KEY|SECRET|PASSWORD|PASSWD|PWD|CREDENTIALS?|CONNECTION_STRING|SAS)$", re.IGNORECASE)
 
+#: Role that reads a workspace's connections.
+CONNECTION_ROLE = "Azure Machine Learning Workspace Connection Secrets Reader"
 FORMS = "${{azureml://connections/NAME/credentials/KEY}} or ${{keyvault:https://VAULT.vault.azure.net/secrets/NAME/VERSION}}"
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from mii_azure.azure.arm import permits
 from mii_azure.bundle.bundle_view import DEPLOYMENT, ENDPOINT
-from mii_azure.platform.secret_references import uses_connection
+from mii_azure.platform.secret_references import CONNECTION_ROLE, uses_connection
 from mii_azure.preflight.scene import AzureAnswer, Scene
 
 AUTHORIZATION_API = "2022-04-01"
@@ -161,8 +161,9 @@ def _needs(scene: Scene) -> list[Need]:
         found.append(Need("Storage Blob Data Reader", "the storage account", path, action, True))
     values = [str(value) for value in scene.bundle.section(DEPLOYMENT, "environment_variables").values()]
     if any(uses_connection(value) for value in values):
-        role = "Azure Machine Learning Workspace Connection Secrets Reader"
-        found.append(Need(role, "the workspace", scene.workspace_id, f"{_ML}/connections/listsecrets/action", False))
+        found.append(
+            Need(CONNECTION_ROLE, "the workspace", scene.workspace_id, f"{_ML}/connections/listsecrets/action", False)
+        )
     own = str(scene.workspace.key_vault or "")
     for vault in sorted({match[1] for value in values if (match := _VAULT.match(value))}):
         if vault.lower() == own.rsplit("/", 1)[-1].lower():  # the id of any other vault is not known here

@@ -48,6 +48,25 @@ def name(scene: Scene) -> Iterator[AzureAnswer]:
     yield AzureAnswer("unverified", message, "If `deploy` ends in name_taken, generate it under another --name.")
 
 
+def network(scene: Scene) -> Iterator[AzureAnswer]:
+    """Say by which of Azure's two ways a deployment reaches the network: the workspace's managed one, or its own."""
+    managed = getattr(scene.workspace, "managed_network", None)
+    given = getattr(managed, "isolation_mode", None) or "disabled"
+    mode = str(getattr(given, "value", given)).lower().replace("_", "")
+    egress = str(scene.bundle.get(DEPLOYMENT, "egress_public_network_access") or "").lower()
+    if mode == "disabled":
+        told = "by its own egress_public_network_access" if egress else "the internet, as nothing forbids it"
+        yield AzureAnswer("yes", f"The workspace has no managed network: the deployment reaches {told}.")
+    elif egress == "disabled":
+        message = f"The workspace's managed network ({mode}) governs what is reached; egress disabled is the other way."
+        yield AzureAnswer("no", message, "Generate the bundle without --egress disabled.", "azure_error")
+    elif mode == "allowonlyapprovedoutbound":
+        message = "The workspace's managed network lets deployments reach approved addresses only; the image build too."
+        yield AzureAnswer("note", message, "Approve what the image's build downloads from, or build it elsewhere.")
+    else:
+        yield AzureAnswer("yes", f"The workspace's managed network ({mode}) governs what the deployment reaches.")
+
+
 def references(scene: Scene) -> Iterator[AzureAnswer]:
     """Check that the deployment's model and environment exist, unless this folder registers them."""
     made = {

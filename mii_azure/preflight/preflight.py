@@ -67,6 +67,7 @@ QUESTIONS: tuple[Question, ...] = (
     Question("MII810", "cluster", "Computes of the workspace", _READER, endpoint.cluster),
     Question("MII811", "secrets", "Connections of the workspace", _READER, access.secrets),
     Question("MII812", "slots and traffic", "The endpoint", _READER, endpoint.slots),
+    Question("MII813", "network", "The workspace's managed network", _READER, endpoint.network),
 )
 _OF_MACHINES = ("MII801", "MII803", "MII804", "MII805")
 

@@ -1,4 +1,4 @@
-"""Accuracy of int8 weights: a model's answers against the original's, both in float32, on the probes of the passes."""
+"""Accuracy of quantised weights: a model's answers against the original's, both in float32, on the passes' probes."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -12,20 +12,23 @@ from torch import Tensor, nn
 from mii_azure.errors import WeightsCorrupt
 from mii_azure.model.profile import Profile
 from mii_azure.model.safetensors import DTYPE_BYTES
-from mii_azure.quantize.int8_writer import blocks, products_of
+from mii_azure.quantize.writer import blocks, products_of
 from scoring.config import Deployment
 from scoring.decoder import verify as decoder_verify
 from scoring.encoder import verify as encoder_verify
 from scoring.limits.memory_shares import LOADED
 from scoring.model.loader import load
 from scoring.quantization import compressed_tensors
+from scoring.quantization.layout import Made
 from scoring.schema.registry import task_schema
 
 #: Maps a module's name and module, a parameter's name and its values, to the values to compute with.
 Change = Callable[[str, str, Tensor], Tensor]
 
 
-def output_error(original: Path, shipped: Path, task: str, facts: Profile, served: str) -> tuple[float | None, str]:
+def output_error(
+    original: Path, shipped: Path, task: str, facts: Profile, served: str, kind: Made
+) -> tuple[float | None, str]:
     """Largest relative error (2-norms) over the outputs; or None, and the reason why nothing was compared.
 
     Both models are loaded, one after the other, if memory holds one in float32; else only the original, as stored,
@@ -41,7 +44,7 @@ def output_error(original: Path, shipped: Path, task: str, facts: Profile, serve
         model = _load(original, task, facts.dtype)
         with _layer_by_layer(model, lambda module, name, value: value.float()):
             expected = _answers(model, task)
-        with _layer_by_layer(model, _as_shipped(original, getattr(torch, served))):
+        with _layer_by_layer(model, _as_shipped(original, getattr(torch, served), kind)):
             actual = _answers(model, task)
     else:
         return None, f"that needs {least / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free"
@@ -88,15 +91,16 @@ def _layer_by_layer(model: nn.Module, change: Change) -> Iterator[None]:
             hook.remove()
 
 
-def _as_shipped(original: Path, served: torch.dtype) -> Change:
+def _as_shipped(original: Path, served: torch.dtype, kind: Made) -> Change:
     """Weights of products as they would be read back from their shipped form, everything else unchanged."""
-    products = products_of(original)
+    products = products_of(original).made(kind)
 
     def change(module: str, name: str, value: Tensor) -> Tensor:
         wide = value.float()
         if products.module(f"{module}.{name}"):
+            how = kind, products.group
             for block in blocks(wide):
-                block.copy_(compressed_tensors.widen(*compressed_tensors.quantize(block, served), torch.float32))
+                block.copy_(compressed_tensors.widen(*compressed_tensors.quantize(block, served, *how), torch.float32))
         return wide
 
     return change

@@ -13,12 +13,11 @@ from local_runner.client.client import TIMEOUT_S
 from local_runner.protocol import errors
 from mii_azure.azure.errors import translated
 from mii_azure.azure.live import SLOT_HEADER, fresh_key, model_status, split_address
-from mii_azure.azure.sending import in_azure, post, scoring_address
+from mii_azure.azure.sending import in_azure, post, scope_of, scoring_address
 from mii_azure.azure.sign_in import credential
 from mii_azure.errors import AzureUnavailable, NotSignedIn
+from mii_azure.spec import azure_name
 from scoring.errors import InvalidInput, MiiAzureError, RequestTimeout
-
-AUDIENCE = "https://ml.azure.com/.default"
 
 Token = Callable[[], str]
 
@@ -108,6 +107,7 @@ class EndpointClient:
 def of_endpoint(address: str, ml_client: Any) -> EndpointClient:
     """Create a client of `endpoint:NAME[/SLOT]`: by key, aml_token or aad_token, as the endpoint's auth mode says."""
     endpoint, slot = split_address(address)
+    endpoint = azure_name(endpoint)
     with translated():
         url = str(ml_client.online_endpoints.get(endpoint).scoring_uri)
     return EndpointClient(url, lambda: fresh_key(ml_client, endpoint), slot)
@@ -123,18 +123,18 @@ def of_url(url: str, credentials: Credentials | None = None) -> EndpointClient:
     key = credentials.api_key if credentials else ""
     if key or not (address.scheme == "https" and in_azure(address)):
         return EndpointClient(url, lambda: key, credentials=credentials)
-    return EndpointClient(url, _identity(), credentials=credentials)
+    return EndpointClient(url, _identity(scope_of(address)), credentials=credentials)
 
 
-def _identity() -> Token:
-    """Token source for the signed-in identity; azure-identity caches tokens until they are about to expire."""
+def _identity(scope: str) -> Token:
+    """Token source for the signed-in identity, in the endpoint's cloud; azure-identity keeps tokens."""
     from azure.core.exceptions import ClientAuthenticationError
 
     signed_in = credential()
 
     def token() -> str:
         try:
-            return str(signed_in.get_token(AUDIENCE).token)
+            return str(signed_in.get_token(scope).token)
         except ClientAuthenticationError as error:
             said = str(error).strip().splitlines()[0]
             raise NotSignedIn(f"Nobody is signed in: {said}", "Run `az login`, or send a key.") from error

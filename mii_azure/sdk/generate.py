@@ -68,7 +68,8 @@ class _Parts:
     sources: dict[str, Path]  # path in the bundle: file of the model
 
     def __post_init__(self) -> None:
-        self.job = QuantizationJob(self.folder, self.plan) if self.folder and self.spec.quantise == "int8" else None
+        kind = self.spec.quantise
+        self.job = QuantizationJob(self.folder, self.plan, kind) if self.folder and kind != "none" else None
 
     @property
     def copied(self) -> dict[str, Path]:

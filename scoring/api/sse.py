@@ -9,7 +9,7 @@ from typing import Any
 from scoring.api.dialects import Call, render
 from scoring.api.events import Event, encode
 from scoring.api.usage import usage
-from scoring.engine.engine import Engine, Job
+from scoring.engine.job import Job, RowQueue
 from scoring.engine.outbox import END, Pieces, Post
 from scoring.engine.row import Row
 from scoring.errors import InternalError, MiiAzureError, RequestTimeout
@@ -68,7 +68,7 @@ class Events:
         self.close()
 
 
-def events(engine: Engine, task: Task, call: Call, rows: list[Row], deadline: Deadline) -> Events:
+def events(engine: RowQueue, task: Task, call: Call, rows: list[Row], deadline: Deadline) -> Events:
     """Submit the rows now, so that a full queue still gets a status code, and return the stream of events.
 
     Events: `{"token": {"text": str}}` while text appears, with the `index` of the answer where there are several, and

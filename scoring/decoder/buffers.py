@@ -76,3 +76,8 @@ def allocate(form: DecoderModel, rows: int, picked: int, work: int, chunks: int,
         stats=empty(work, 2, group, dtype=f32),
         arrived=empty(picked * form.kv_heads, dtype=torch.int32),
     )
+
+
+def packed(buffer: Tensor, rows: int, width: int) -> Tensor:
+    """View of the first rows of a buffer, packed at this width."""
+    return buffer.view(-1)[: rows * width].view(rows, width)

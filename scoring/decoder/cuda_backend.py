@@ -10,6 +10,8 @@ from torch import Tensor
 
 from scoring.decoder.chunk_size import CHUNKS, Span, spans_of
 from scoring.decoder.decode_step import GEMV_ROWS, Launcher
+from scoring.decoder.draft_step import DraftStep
+from scoring.decoder.drafts import SIZES, Placed
 from scoring.decoder.kv_cache import KVCache, SamplingParams
 from scoring.decoder.model import CachedModel
 from scoring.decoder.prefill import Part, Prefiller, admit, extend, pieces, record, runs_of
@@ -76,11 +78,15 @@ class PendingTokens:
 
 
 class CudaBackend:
-    """Steps of up to `state.slots` rows. A batch is padded up to the next captured size with the scratch slot."""
+    """Steps of up to `state.slots` rows. A batch is padded up to the next captured size with the scratch slot.
 
-    def __init__(self, form: CachedModel, state: KVCache, pdl: bool = True) -> None:
+    With `drafts` also steps of several tokens a slot, which have buffers and graphs of their own.
+    """
+
+    def __init__(self, form: CachedModel, state: KVCache, pdl: bool = True, drafts: bool = False) -> None:
         capable = torch.cuda.get_device_capability(form.device) >= (9, 0)
         self.launcher, self.prefiller = self._launchers(form, state, pdl and capable)
+        self.drafter = self._drafter(form, state, pdl and capable) if drafts else None
         self.sizes = batch_sizes(state.slots)
         self._team = form.team
         self._wait: Wait = _synchronize if form.team is None else form.team.wait
@@ -88,9 +94,11 @@ class CudaBackend:
         self._graphs: dict[int, Launches] = {}
         self._far_graphs: dict[int, Launches] = {}  # of steps with long rows
         self._prompts: dict[int, Launches] = {}  # by tokens of a chunk
+        self._drafts: dict[int, Launches] = {}  # by rows of a step with drafts
         self._pool: Any = None
         self._placed: list[int] = []  # slots that the rows on the device stand for now
         self._last = 0
+        self._ran = self.launcher  # what picked the last tokens
         self._opened: dict[int, list[int]] = {}  # records of opened slots, not yet sent to the device
         self._records = torch.zeros(
             state.slots, len(record(0, SamplingParams())), dtype=torch.int32, device=form.device
@@ -103,6 +111,8 @@ class CudaBackend:
             "records": PinnedUpload(self._wait, *self._records.shape),
             "numbers": PinnedUpload(self._wait, self.prefiller.layout.size),
         }
+        if self.drafter is not None:
+            self._sent["drafts"] = PinnedUpload(self._wait, self.drafter.layout.size)
         self._spare: list[Tensor] = []
         self._chunks: deque[Any] = deque()  # events after the last chunks
         self.prompt_cost = PromptCost(_GUESS)  # until `warm_up` measures it
@@ -110,6 +120,10 @@ class CudaBackend:
     def _launchers(self, form: Any, state: KVCache, pdl: bool) -> tuple[Launcher, Prefiller]:
         """Return what launches a step, and a chunk of prompts."""
         return Launcher(form, state, state.slots, pdl=pdl), Prefiller(form, state, pdl=pdl)
+
+    def _drafter(self, form: Any, state: KVCache, pdl: bool) -> DraftStep:
+        """Return what launches a step with drafts."""
+        return DraftStep(form, state, pdl=pdl)
 
     @property
     def notes(self) -> list[str]:
@@ -183,8 +197,20 @@ class CudaBackend:
         graph = (self._far_graphs if far else self._graphs).get(size) or self._capture(size, far)
         self._place([*slots, *[self._scratch] * (size - len(slots))])
         graph.replay()
-        self._last = size
+        self._last, self._ran = size, self.launcher
         return self._read(len(slots))
+
+    def speculate(self, placed: Sequence[Placed]) -> PendingTokens:
+        """One step of up to 8 slots, fed up to 32 tokens: the token picked after each of them."""
+        assert self.drafter is not None
+        self.settle()
+        rows = sum(len(tokens) for _, _, tokens in placed)
+        size = next(size for size in SIZES if size >= rows)
+        graph = self._drafts.get(size) or self._capture_drafts(size)
+        self._tell_drafts(placed)
+        graph.replay()
+        self._last, self._ran = size, self.drafter
+        return self._read(rows)
 
     def sample(self, slots: Sequence[int], logits: Tensor, masks: Tensor | None = None) -> PendingTokens:
         """Pick a token for each slot from logits [slots, vocabulary], within masks [slots, words] if given."""
@@ -192,12 +218,17 @@ class CudaBackend:
         if masks is not None:
             masks = masks.to(logits.device, non_blocking=True)
         self.launcher.sample(len(slots), logits.contiguous(), advance=False, masks=masks)
+        self._ran = self.launcher
         return self._read(len(slots))
 
     def logits(self, count: int) -> Tensor:
         """Logits of the last step's first rows, [count, vocabulary]."""
-        b = self.launcher.buffers
+        b = self._ran.buffers
         return (b.logits if self._last <= GEMV_ROWS else b.narrow)[:count]
+
+    def picked(self, count: int) -> Tensor:
+        """Tokens [count] picked last."""
+        return self._ran.buffers.out[:count]
 
     def warm_up(self, sizes: Sequence[int] | None = None) -> None:
         """Compile and capture batch sizes, largest first, so that the graphs share one pool; without sizes, all."""
@@ -210,6 +241,9 @@ class CudaBackend:
         for size in reversed(CHUNKS) if sizes is None else ():
             if size <= self.prefiller.longest and size not in self._prompts:
                 self._capture_prompt(size)
+        for size in SIZES if sizes is None and self.drafter is not None else ():
+            if size not in self._drafts:
+                self._capture_drafts(size)
         if sizes is None:
             self.prompt_cost = self._measured()
 
@@ -243,7 +277,8 @@ class CudaBackend:
         return min(found)
 
     def _read(self, count: int) -> PendingTokens:
-        return PendingTokens(self.launcher.buffers.out[:count], self._spare, self.launcher.rows, self._wait)
+        rows = max(self.launcher.rows, SIZES[-1])
+        return PendingTokens(self.picked(count), self._spare, rows, self._wait)
 
     def _place(self, slots: list[int]) -> None:
         if slots == self._placed[: len(slots)]:
@@ -260,6 +295,18 @@ class CudaBackend:
         self._tell([])
         self._prompts[size] = self._captured(lambda: self.prefiller.piece(size))
         return self._prompts[size]
+
+    def _tell_drafts(self, placed: Sequence[Placed]) -> None:
+        told = self.drafter
+        assert told is not None
+        self._sent["drafts"].send(told.numbers, lambda buffer: told.layout.fill(buffer, placed, self._scratch))
+
+    def _capture_drafts(self, size: int) -> Launches:
+        told = self.drafter
+        assert told is not None
+        self._tell_drafts([])
+        self._drafts[size] = self._captured(lambda: told.step(size))
+        return self._drafts[size]
 
     def _capture(self, size: int, far: bool = False) -> Launches:
         self._place([self._scratch] * size)

@@ -17,9 +17,9 @@ import triton  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 
 from scoring.decoder.block_pool import BLOCK
-from scoring.decoder.buffers import allocate
+from scoring.decoder.buffers import allocate, packed
 from scoring.decoder.fold_norm import gains_of, joint_bias
-from scoring.decoder.gemv_config import GemvTile, choose_tile, tiling
+from scoring.decoder.gemv_config import GemvTile, choose_tile, narrow, scales_of, tiling
 from scoring.decoder.kv_cache import FORBIDDEN, KVCache
 from scoring.decoder.model import Attention, DecoderLayer, DecoderModel, Linear, Mlp, Norm
 from scoring.kernels import decode_attention, decode_elementwise, decode_gemv, decode_sampling
@@ -54,7 +54,7 @@ class Launcher:
 
     def __post_init__(self) -> None:
         form = self.form
-        self.group = triton.next_power_of_2(max(16, form.heads // form.kv_heads))
+        self.group = self.queries()
         self.wide = triton.next_power_of_2(max(16, form.head_dim))
         self.span, self.least, self.warps = _SPAN, _LEAST, 4
         self.gathered = _GATHERED
@@ -63,9 +63,8 @@ class Launcher:
         self._gains = {id(linear): gains_of(norm, linear) for norm, linear in self._normed_products()}
         picked = self.picked or self.rows
         self.far = False  # the step being enqueued splits long rows further
-        work = max(size * form.kv_heads * self.splits(size, far=True) for size in range(1, picked + 1))
         self.buffers = allocate(
-            form, self.rows, picked, work, self.chunks, self.group, self.wide, _CHUNK // _BLOCK, _GATHERED
+            form, self.rows, picked, self.spans(picked), self.chunks, self.group, self.wide, _CHUNK // _BLOCK, _GATHERED
         )
         self._summed = False  # the previous kernel is NCCL's
         self._first = form.team is None or form.team.first
@@ -105,6 +104,14 @@ class Launcher:
         for layer in self.form.layers:
             pairs += [(layer.norm1, layer.attention.qkv), (layer.norm2, layer.mlp.up)]
         return pairs if self.form.norm is None else [*pairs, (self.form.norm, self.form.head)]
+
+    def queries(self) -> int:
+        """Queries of an attention program: at least as many as a matrix product takes."""
+        return int(triton.next_power_of_2(max(16, self.form.heads // self.form.kv_heads)))
+
+    def spans(self, rows: int) -> int:
+        """Spans of keys over which steps of up to so many rows divide their attention."""
+        return max(size * self.form.kv_heads * self.splits(size, far=True) for size in range(1, rows + 1))
 
     def splits(self, rows: int, far: bool = False) -> int:
         """Programs that share one key head of one row: enough to fill the GPU; with `far`, if few rows are long."""
@@ -192,7 +199,7 @@ class Launcher:
         """
         b, mlp = self.buffers, layer.mlp
         self.product(b.normed, mlp.up, b.up, rows)
-        self.activate(rows, mlp, mlp.down.weight.shape[1])
+        self.activate(rows, mlp, mlp.down.full.shape[1])
         joint = layer.parallel and self.form.team is not None
         if layer.parallel and not joint:
             self.add_norm(rows, b.y, layer.attention.out.bias, None)
@@ -215,15 +222,15 @@ class Launcher:
         if layer.attention.q_norm is not None:  # norms over whole heads are left to the attention kernel
             self.gemv("qkv", b.x, linear, b.qkv, rows, norm=norm)
             return
-        pairs, inputs = linear.weight.shape[0] // 2, linear.weight.shape[1]
+        pairs, inputs = linear.full.shape[0] // 2, linear.full.shape[1]
         tile = self.tile("qkv", linear, 2)
         gains, bias = self._bias(norm, linear)
         decode_gemv.gemv_qkv[(rows * triton.cdiv(pairs, tile.rows),)](
-            b.x, norm.gain, linear.weight, _or(linear.scale, b.x), gains, bias, b.q, self.state.keys[index],
+            b.x, norm.gain, linear.weight, *scales_of(linear, self.buffers.x), gains, bias, b.q, self.state.keys[index],
             self.state.values[index], *self._tables(layer), b.slots, self.state.lengths, self.state.table, inputs,
             *self._paging(), norm.eps, **tiling(tile, inputs), BLOCK=BLOCK, NORM=norm.kind, BIAS=bias is not b.x,
-            SCALE=linear.scale is not None,
-            **self._heads(layer), PER_HEAD=layer.attention.per_head, ROWS=rows, PDL=self.pdl, **self._launch(),
+            **narrow(linear), **self._heads(layer), PER_HEAD=layer.attention.per_head, ROWS=rows, PDL=self.pdl,
+            **self._launch(),
         )  # fmt: skip
 
     def up(self, rows: int, layer: DecoderLayer) -> None:
@@ -231,26 +238,26 @@ class Launcher:
         if not mlp.gated:
             self.gemv("up", b.x, mlp.up, b.inner, rows, norm=norm, act=mlp.activation)
             return
-        outputs, inputs = mlp.up.weight.shape[0] // 2, mlp.up.weight.shape[1]
+        outputs, inputs = mlp.up.full.shape[0] // 2, mlp.up.full.shape[1]
         tile = self.tile("gated", mlp.up, 2)
         gains, bias = self._bias(norm, mlp.up)
         decode_gemv.gemv_gated[(rows * triton.cdiv(outputs, tile.rows),)](
-            b.x, norm.gain, mlp.up.weight, _or(mlp.up.scale, b.x), gains, bias, b.inner, outputs, inputs, norm.eps,
+            b.x, norm.gain, mlp.up.weight, *scales_of(mlp.up, b.x), gains, bias, b.inner, outputs, inputs, norm.eps,
             **tiling(tile, inputs), NORM=norm.kind, ACT=mlp.activation, BIAS=bias is not b.x,
-            SCALE=mlp.up.scale is not None, ROWS=rows, PDL=self.pdl, **self._launch(),
+            **narrow(mlp.up), ROWS=rows, PDL=self.pdl, **self._launch(),
         )  # fmt: skip
 
     def gemv(self, name: str, x: Tensor, linear: Linear, out: Tensor, rows: int, *, norm: Norm | None = None,
              act: str = "none", add: bool = False, biased: bool = True, factor: float = 1.0) -> None:  # fmt: skip
         """Compute out [rows, N] = factor act(norm(x) W^T + bias), or += with `add`; another rank may add the bias."""
-        outputs, inputs = linear.weight.shape
+        outputs, inputs = linear.full.shape
         tile = self.tile(name, linear, 1)
         gains, bias = self._bias(norm, linear)
         absent = self.buffers.x
         decode_gemv.gemv[(rows * triton.cdiv(outputs, tile.rows),)](
-            x, absent if norm is None else norm.gain, linear.weight, _or(linear.scale, absent), gains, bias, out,
+            x, absent if norm is None else norm.gain, linear.weight, *scales_of(linear, absent), gains, bias, out,
             outputs, inputs, _eps(norm), factor, **tiling(tile, inputs), NORM=_kind(norm), ACT=act,
-            BIAS=biased and bias is not absent, SCALE=linear.scale is not None, ADD=add, ROWS=rows, PDL=self.pdl,
+            BIAS=biased and bias is not absent, **narrow(linear), ADD=add, ROWS=rows, PDL=self.pdl,
             **self._launch(),
         )  # fmt: skip
 
@@ -262,18 +269,18 @@ class Launcher:
         decode_attention.attend[(rows * form.kv_heads, splits)](
             b.qkv if normed else b.q, state.keys[index], state.values[index], b.attended, b.part, b.stats, b.arrived,
             _or(form.alibi, b.x), b.slots, state.lengths, _or(bias, b.x), *self._gains_of_heads(own),
-            *self._tables(layer), state.table, *self._paging(), own.scale, own.cap, _eps(own.q_norm),
-            **self._heads(layer), BLOCK=BLOCK,
+            *self._tables(layer), state.table, _or(own.sinks, b.x), *self._paging(), own.scale, own.cap,
+            _eps(own.q_norm), **self._heads(layer), BLOCK=BLOCK,
             DP=self.wide, GP=self.group, BT=self.span, LEAST=least, SPLITS=splits, WINDOW=own.window,
-            ALIBI=form.alibi is not None, CAP=own.cap > 0, NORMED=normed, BIAS=bias is not None,
-            PRECISION=self.precision, PDL=self.pdl,
+            ALIBI=form.alibi is not None, CAP=own.cap > 0, SINKS=own.sinks is not None, NORMED=normed,
+            BIAS=bias is not None, PRECISION=self.precision, PDL=self.pdl,
             num_warps=self.warps, **self._launch(),
         )  # fmt: skip
 
     def product(self, x: Tensor, linear: Linear, out: Tensor, rows: int, add: bool = False) -> None:
         """Compute out [rows, N] = x W^T by cuBLAS, or += with `add`; the bias is left to the next kernel."""
         outputs, inputs = linear.full.shape
-        source, target = _rows(x, rows, inputs), _rows(out, rows, outputs)
+        source, target = packed(x, rows, inputs), packed(out, rows, outputs)
         if add:
             target.addmm_(source, linear.full.t())
         else:
@@ -284,7 +291,7 @@ class Launcher:
         b, linear = self.buffers, layer.attention.qkv
         if layer.attention.q_norm is not None:
             return
-        pairs = linear.weight.shape[0] // 2
+        pairs = linear.full.shape[0] // 2
         decode_elementwise.scatter_qkv[(rows, triton.cdiv(pairs, 512))](
             b.qkv, _or(linear.bias, b.x), b.q, self.state.keys[index], self.state.values[index], *self._tables(layer),
             b.slots, self._fed()[2], self.state.table, *self._paging(), BN=512, BLOCK=BLOCK,
@@ -315,28 +322,28 @@ class Launcher:
 
         Without `masks` [rows, words] int32, bits of the tokens allowed, constrained slots get a placeholder.
         """
-        b, s, vocabulary = self.buffers, self.state, self.form.vocabulary
+        b, s, vocabulary, lengths = self.buffers, self.state, self.form.vocabulary, self._fed()[2]
         words, masked = (0, False) if masks is None else (masks.shape[1], True)
         blocks = self.chunks * (_CHUNK // _BLOCK)
         decode_sampling.scan[(rows, self.chunks)](
-            logits, b.scores, b.best, b.where, b.peaks, b.masses, b.slots, s.lengths, s.seen, s.temperature, s.penalty,
+            logits, b.scores, b.best, b.where, b.peaks, b.masses, b.slots, lengths, s.seen, s.temperature, s.penalty,
             s.seed, s.forbidden, s.forbidden_until, _or(masks, b.slots), vocabulary, words, BV=_CHUNK, SB=_BLOCK,
-            CHUNKS=self.chunks, HELD=FORBIDDEN, MASKED=masked, ADVANCE=int(advance), PDL=self.pdl, num_warps=8,
-            **self._launch(),
+            CHUNKS=self.chunks, HELD=FORBIDDEN, MASKED=masked, ADVANCE=int(advance), OWN=self.own, PDL=self.pdl,
+            num_warps=8, **self._launch(),
         )  # fmt: skip
         decode_sampling.choose[(rows,)](
-            b.scores, b.best, b.where, b.peaks, b.masses, b.near, b.kept, b.places, b.out, b.slots, s.lengths, s.tokens,
+            b.scores, b.best, b.where, b.peaks, b.masses, b.near, b.kept, b.places, b.out, b.slots, lengths, s.tokens,
             s.seen, s.temperature, s.top_k, s.top_p, s.seed, s.constrained, vocabulary, s.slots, blocks, SB=_BLOCK,
             BP=triton.next_power_of_2(blocks), TB=_AT_ONCE, MOST=self.gathered, CHUNKS=self.chunks,
-            CP=triton.next_power_of_2(self.chunks), MASKED=masked, ADVANCE=int(advance), PDL=self.pdl, num_warps=16,
-            **self._launch(),
+            CP=triton.next_power_of_2(self.chunks), MASKED=masked, ADVANCE=int(advance), OWN=self.own, PDL=self.pdl,
+            num_warps=16, **self._launch(),
         )  # fmt: skip
         self._agree(s.tokens)
 
     def tile(self, name: str, linear: Linear, sets: int) -> GemvTile:
         """Tile of a product; `sets` row sets are read at once."""
-        outputs, inputs = linear.weight.shape
-        return self.tiles.get(name) or choose_tile(outputs, inputs, sets, linear.scale is not None)
+        outputs, inputs = linear.full.shape
+        return self.tiles.get(name) or choose_tile(outputs, inputs, sets, linear.scale is not None, linear.group)
 
     def _bias(self, norm: Norm | None, linear: Linear) -> tuple[Tensor, Tensor]:
         """Return (row sums of W g, bias) for a kernel to add; the residual buffer stands in for an absent one."""
@@ -389,8 +396,3 @@ def _kind(norm: Norm | None) -> str:
 
 def _eps(norm: Norm | None) -> float:
     return 0.0 if norm is None else norm.eps
-
-
-def _rows(buffer: Tensor, rows: int, width: int) -> Tensor:
-    """View of the first rows of a buffer, packed at this width."""
-    return buffer.view(-1)[: rows * width].view(rows, width)

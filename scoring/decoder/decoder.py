@@ -14,7 +14,7 @@ steps, so a step need not wait for the tokens of the one before. All calls must 
 """
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,12 +23,15 @@ from scoring.decoder.adapters.families import build, unsupported
 from scoring.decoder.block_pool import BLOCK, blocks_of
 from scoring.decoder.block_tables import BlockTables
 from scoring.decoder.chunk_size import LONGEST_CHUNK
+from scoring.decoder.drafts import Fed, Placed, Runs, speculate
 from scoring.decoder.generic.model import GenericModel
 from scoring.decoder.generic.probe import probe
 from scoring.decoder.generic.torch_backend import GenericTorchBackend
+from scoring.decoder.int4 import attach
 from scoring.decoder.kv_cache import KVCache, SamplingParams
 from scoring.decoder.logprobs import indices
 from scoring.decoder.model import DecoderModel, dequantize_weights, quantize_weights
+from scoring.decoder.pending import Pending, Ready
 from scoring.decoder.pool_size import pool_blocks, window_of
 from scoring.decoder.prompt_cost import PromptCost
 from scoring.decoder.sampler import pick_all
@@ -38,21 +41,6 @@ from scoring.errors import PromptTooLong
 from scoring.passes.families import Tier
 
 
-class Pending(Protocol):
-    """Tokens that are being computed."""
-
-    def tokens(self) -> list[int]:
-        """One token per slot asked for, in their order; waits for them."""
-
-
-class _Ready:
-    def __init__(self, tokens: list[int]) -> None:
-        self._tokens = tokens
-
-    def tokens(self) -> list[int]:
-        return self._tokens
-
-
 class Decoder:
     """A loaded transformers decoder served slot by slot; shares the model's weights.
 
@@ -60,7 +48,7 @@ class Decoder:
     to the model's own positions and to `capacity`, the tokens that all slots can hold: up to `tokens` if given, within
     a `share` of a GPU's memory. With a `team`, the model is this rank's slice, and all ranks must make the same calls
     in the same order: each then gives its slots the same blocks.
-    The tier is the fused one where an adapter builds the model's form, unless one is asked for.
+    The tier is fused where an adapter builds the form, unless one is asked for; with `drafts` it may `speculate`.
     """
 
     def __init__(
@@ -72,6 +60,7 @@ class Decoder:
         tokens: int = 0,
         share: float = 0.0,
         tier: Tier | None = None,
+        drafts: bool = False,
     ) -> None:
         bound = int(getattr(model.config, "max_position_embeddings", 0) or 0)
         length = min(max_length, bound) if bound and model.config.model_type != "bloom" else max_length
@@ -96,7 +85,11 @@ class Decoder:
         )
         self._logits: dict[int, Tensor] = {}  # of slots from which no token was picked yet
         self._constrained: set[int] = set()  # slots whose tokens `sample` picks
-        self._last = torch.empty(0)
+        self._drafts = drafts
+        self.rounds = False  # drafts come beside int8 steps too: their tokens are then those of the 16-bit weights
+        self._last = self._picked = torch.empty(0)
+        self._drafted: Runs | None = None  # a step with drafts, until the lengths of its slots are known
+        self._unsettled: dict[int, int] = {}  # such slots, with their places among its runs
         self._cuda: Any = None
         self._start()
 
@@ -113,6 +106,7 @@ class Decoder:
         (self._constrained.add if sampling.constrained else self._constrained.discard)(slot)
         held = self.tables.open(slot, ids, salt)
         self.lengths[slot] = held
+        self._unsettled.pop(slot, None)
         self._logits.pop(slot, None)
         self._sync()
         if held:
@@ -198,6 +192,7 @@ class Decoder:
         Raises PromptTooLong or DeviceFull, before anything is computed, when a slot has no room. When it raises, no
         slot has changed.
         """
+        self._settle()
         self._reserve(self._check_step(slots))
         longest = 1 + max(self.lengths[slot] for slot in slots)
         pending: Pending = (
@@ -227,7 +222,55 @@ class Decoder:
         free = [row for row, slot in enumerate(slots) if slot not in self._constrained]
         picked = self._pick([slots[row] for row in free], logits[free]).tokens() if free else []
         known = dict(zip(free, picked, strict=True))
-        return _Ready([known.get(row, -1) for row in range(len(slots))])
+        tokens = [known.get(row, -1) for row in range(len(slots))]
+        self._picked = torch.tensor(tokens, device=self.form.device)
+        return Ready(tokens)
+
+    @property
+    def speculates(self) -> bool:
+        """Return True if `speculate` may be called: if asked for, and steps read the same weights, in this process."""
+        rounded = isinstance(self.form, DecoderModel) and self.form.layers[0].attention.qkv.scale is not None
+        return self._drafts and self.form.team is None and (self.rounds or not rounded)
+
+    @torch.inference_mode()
+    def speculate(self, fed: Sequence[Fed]) -> Runs:
+        """Feed each slot its last token and a draft, and pick the next token after every one of them.
+
+        Each slot goes on by the tokens that `step` would have picked one by one, as far as they are its draft, and one
+        more; until they are read, `lengths` counts the first alone. Raises as `step` does. No drafts for slots with a
+        repetition penalty, which they would change.
+        """
+        self._settle()
+        self._check_parts(fed)
+        self._reserve((slot, self.lengths[slot] + len(tokens)) for slot, tokens in fed)
+        placed = [(slot, self.lengths[slot], tokens) for slot, tokens in fed]
+        picked = self._speculate(placed) if self._cuda is None else self._cuda.speculate(placed)
+        self._unsettled = {slot: place for place, (slot, _) in enumerate(fed)}
+        for slot in self._unsettled:
+            self.lengths[slot] += 1
+        self._drafted = Runs(fed, picked.tokens, self._count)
+        self._advance(self._unsettled)
+        return self._drafted
+
+    def _speculate(self, placed: Sequence[Placed]) -> Pending:
+        self._last, self._picked = speculate(self._torch, self.state, placed)
+        return Ready(self._picked.tolist())
+
+    def _settle(self) -> None:
+        """Read a step with drafts, so that lengths are known."""
+        drafted, self._drafted = self._drafted, None
+        if drafted is not None:
+            drafted.runs()
+
+    def _count(self, runs: Sequence[Sequence[int]]) -> None:
+        """Count the tokens of a step with drafts that follow the first, of slots that were not released since."""
+        for slot, place in self._unsettled.items():
+            self.lengths[slot] += len(runs[place]) - 1
+
+    def picked(self, count: int) -> Tensor:
+        """Tokens [count] picked last, by `sample`, `step` or `speculate`: one a row of their logits."""
+        tokens: Tensor = self._cuda.picked(count) if self._cuda is not None else self._picked
+        return tokens
 
     def release(self, slot: int, ids: Sequence[int] | None = None) -> None:
         """Release a slot that will not be used before it is opened again.
@@ -236,6 +279,7 @@ class Decoder:
         """
         self.tables.close(slot, None if ids is None else ids[: self.lengths[slot]])
         self.lengths[slot] = 0
+        self._unsettled.pop(slot, None)
         self._sync()
 
     @torch.inference_mode()
@@ -289,6 +333,16 @@ class Decoder:
         quantize_weights(self.form) if wanted else dequantize_weights(self.form)
         self._start()
 
+    def use_int4(self, model: Any) -> int:
+        """Make those steps read the int4 weights in the folder of the model, where it has them; how many products do.
+
+        Of the fused tier only. Raises WeightsUnreadable if the folder has changed.
+        """
+        assert isinstance(self.form, DecoderModel)
+        count = attach(self.form, model)
+        self._start()
+        return count
+
     def _start(self) -> None:
         """Start the GPU back end over the form as it is; its graphs are captured on use or by `warm_up`."""
         if self.form.device.type == "cuda":
@@ -297,19 +351,19 @@ class Decoder:
 
             self._cuda = None  # frees the previous back end's memory first
             if isinstance(self.form, DecoderModel):
-                self._cuda = CudaBackend(self.form, self.state)
+                self._cuda = CudaBackend(self.form, self.state, drafts=self._drafts)
             else:
-                self._cuda = GenericCudaBackend(self.form, self.state)
+                self._cuda = GenericCudaBackend(self.form, self.state, self._drafts)
 
     def _pick(self, slots: Sequence[int], logits: Tensor, masks: Tensor | None = None) -> Pending:
         rows = torch.tensor(list(slots), dtype=torch.int64, device=self.form.device)
         tokens = pick_all(logits, self.state, rows, masks)
-        chosen = torch.tensor(tokens, dtype=torch.int64, device=self.form.device)
+        self._picked = chosen = torch.tensor(tokens, dtype=torch.int64, device=self.form.device)
         if self.form.team is not None:
             self.form.team.agree(chosen)
         self.state.tokens[rows] = chosen
         self.state.seen[rows, chosen] = 1
-        return _Ready(tokens)
+        return Ready(tokens)
 
     def _reserve(self, lengths: Iterable[tuple[int, int]]) -> None:
         for slot, length in lengths:

@@ -10,10 +10,11 @@ def gains_of(norm: Norm, linear: Linear) -> tuple[Tensor, Tensor]:
     """Return (W g, W b + bias) of a LayerNorm and the product that follows it, float32 [N] each."""
     if norm.kind != "layer" or norm.shift is None:
         return norm.gain, norm.gain
-    blocks = torch.split(linear.weight, 8192)  # widened block by block
+    four = linear.group > 0
+    blocks = torch.split(linear.full if four else linear.weight, 8192)  # widened block by block
     gain = torch.cat([block.float() @ norm.gain for block in blocks])
     shift = torch.cat([block.float() @ norm.shift for block in blocks])
-    if linear.scale is not None:
+    if linear.scale is not None and not four:
         gain, shift = gain * linear.scale, shift * linear.scale
     return gain, shift if linear.bias is None else shift + linear.bias.float()
 

@@ -1,9 +1,12 @@
-"""Tiles for the products of single rows."""
+"""Tiles for the products of single rows, and what tells their kernels of narrow weights."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import triton  # type: ignore[import-not-found,unused-ignore]
+from torch import Tensor
+
+from scoring.decoder.model import Linear
 
 
 @dataclass(frozen=True)
@@ -15,13 +18,16 @@ class GemvTile:
     warps: int
 
 
-def choose_tile(outputs: int, inputs: int, sets: int, byte: bool) -> GemvTile:
+def choose_tile(outputs: int, inputs: int, sets: int, byte: bool, group: int = 0) -> GemvTile:
     """Choose the tile that was fastest, or nearly, on an H100 over shapes of 0.1 to 8 billion parameters.
 
     A thread holds 64 weights, so that 8 loads of 16 bytes are in flight, and a row that fits is read in one pass.
-    int8 weights (`byte`) take more instructions per byte and do better in small tiles; so do rows of up to 4,096
+    int4 weights (in groups) are bound by instructions more than by bytes, and no other tile did better over a whole
+    step. int8 weights (`byte`) take more instructions per byte and do better in small tiles; so do rows of up to 4,096
     inputs of which a pass would leave a fifth or more of its lanes empty, if there are enough rows to fill the GPU.
     """
+    if group:
+        return GemvTile(1, min(4096 // sets, triton.next_power_of_2(inputs)), 4 // sets)
     if byte:
         return GemvTile(4, 512, 2)
     wide = triton.next_power_of_2(inputs)
@@ -35,3 +41,14 @@ def choose_tile(outputs: int, inputs: int, sets: int, byte: bool) -> GemvTile:
 
 def tiling(tile: GemvTile, inputs: int) -> dict[str, Any]:
     return {"BN": tile.rows, "BK": tile.inputs, "ONCE": inputs <= tile.inputs, "num_warps": tile.warps}
+
+
+def narrow(linear: Linear) -> dict[str, Any]:
+    """Return what tells a kernel how a product's weights are quantised."""
+    group = linear.group
+    return {"SCALE": linear.scale is not None and not group, "GROUP": group, "ZERO": linear.zero is not None}
+
+
+def scales_of(linear: Linear, absent: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (scales, zero points) of a product, with a placeholder for absent ones."""
+    return absent if linear.scale is None else linear.scale, absent if linear.zero is None else linear.zero

@@ -23,13 +23,22 @@ class Linear:
     """A product: weight [N, K] row-major, bias [N].
 
     An int8 weight has scale [N] (float32), one number per row, and `wide`, the 16-bit weight that prefill and larger
-    batches read, which are not bound by the bytes of the weights.
+    batches read, which are not bound by the bytes of the weights. An int4 weight is words [N, K / 8] as `kernels` read
+    them, with scale [N, G], one number per group of inputs, and `zero` [N, G] unless it is 8 throughout.
     """
 
     weight: Tensor
     bias: Tensor | None = None
     scale: Tensor | None = None
     wide: Tensor | None = None
+    zero: Tensor | None = None
+
+    @property
+    def group(self) -> int:
+        """Inputs that share a scale of an int4 weight; 0 for any other."""
+        if self.scale is None or self.weight.dtype != torch.int32:
+            return 0
+        return int(self.full.shape[1] // self.scale.shape[1])
 
     @property
     def full(self) -> Tensor:
@@ -184,8 +193,8 @@ class DecoderModel:
     @property
     def widths(self) -> tuple[int, int]:
         """Largest outputs of an MLP's up product, and inputs of its down product."""
-        up = max(layer.mlp.up.weight.shape[0] for layer in self.layers)
-        return up, max(layer.mlp.down.weight.shape[1] for layer in self.layers)
+        up = max(layer.mlp.up.full.shape[0] for layer in self.layers)
+        return up, max(layer.mlp.down.full.shape[1] for layer in self.layers)
 
     @property
     def scratch_width(self) -> int:
@@ -230,6 +239,6 @@ def quantize_weights(form: DecoderModel) -> None:
 
 
 def dequantize_weights(form: DecoderModel) -> None:
-    """Drop the int8 weights."""
+    """Drop the int8 or int4 weights."""
     for product in form.products():
-        product.weight, product.scale, product.wide = product.full, None, None
+        product.weight, product.scale, product.zero, product.wide = product.full, None, None, None

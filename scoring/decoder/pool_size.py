@@ -4,6 +4,7 @@ import torch
 
 from scoring.decoder.block_pool import BLOCK, blocks_of
 from scoring.decoder.chunk_size import PARTS, longest_chunk, row_bytes, span_bytes
+from scoring.decoder.drafts import SIZES
 from scoring.decoder.model import CachedModel
 from scoring.limits.memory_shares import LEAST_CACHE_TOKENS, RESERVE_BYTES, WEIGHTS_AND_SLOTS
 
@@ -49,5 +50,6 @@ def block_bytes(form: CachedModel) -> int:
 def scratch_bytes(form: CachedModel, slots: int, length: int) -> int:
     """Upper bound of the memory that steps of so many slots and chunks of prompts take beside the cache."""
     size = form.dtype.itemsize
-    logits = slots * form.vocabulary * (9 + 2 * size) + PARTS * form.vocabulary * size
-    return logits + (longest_chunk(form) + slots) * row_bytes(form) + span_bytes(form, length)
+    rows = slots + SIZES[-1]  # those of steps with drafts are beside the others
+    logits = rows * form.vocabulary * (9 + 2 * size) + PARTS * form.vocabulary * size
+    return logits + (longest_chunk(form) + rows) * row_bytes(form) + span_bytes(form, length)

@@ -1,21 +1,19 @@
 """Prefill on a GPU: chunks of several slots' prompts in one forward, of a fixed shape so that a graph can hold it."""
 
 import itertools
-import math
 from collections.abc import Sequence
-from typing import ClassVar
 
 import numpy as np
 import torch
 import triton  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 
-from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.chunk_size import PARTS, Span, longest_chunk
-from scoring.decoder.decode_step import Launcher, _or
+from scoring.decoder.decode_step import _or
 from scoring.decoder.kv_cache import FORBIDDEN, KVCache, SamplingParams
-from scoring.decoder.model import DecoderLayer, DecoderModel, Linear, Norm
+from scoring.decoder.model import DecoderLayer, DecoderModel
 from scoring.decoder.prompt_attention import ChunkAttention, Run
+from scoring.decoder.token_rows import TokenRows
 from scoring.kernels import decode_prefill
 
 _RECORD = 9 + FORBIDDEN  # numbers of a slot's sampling record
@@ -87,10 +85,8 @@ def runs_of(parts: Sequence[Part]) -> list[Run]:
     return [(row, len(ids), slot, at) for row, (slot, at, ids) in zip(firsts, parts, strict=False)]
 
 
-class Prefiller(Launcher):
+class Prefiller(TokenRows):
     """Launches the kernels of one chunk; a row is a prompt's token, and a part's last row gets logits."""
-
-    own: ClassVar[bool] = True
 
     def __init__(self, form: DecoderModel, state: KVCache, pdl: bool = True) -> None:
         longest = longest_chunk(form)
@@ -134,32 +130,12 @@ class Prefiller(Launcher):
             **self._launch(),
         )  # fmt: skip
 
-    def scatter(self, rows: int, index: int, layer: DecoderLayer) -> None:
-        own, form, b = layer.attention, self.form, self.buffers
-        if own.q_norm is None:
-            super().scatter(rows, index, layer)
-            return
-        together = math.gcd(form.heads, form.kv_heads, 8)
-        decode_prefill.scatter_normed[(rows, (form.heads + 2 * form.kv_heads) // together)](
-            b.qkv, _or(own.qkv.bias, b.x), b.q, self.state.keys[index], self.state.values[index],
-            *self._gains_of_heads(own), *self._tables(layer), b.slots, self.positions, self.state.table,
-            *self._paging(), own.q_norm.eps, BLOCK=BLOCK, **self._heads(layer), DP=self.wide, BH=together,
-            BIAS=own.qkv.bias is not None,
-            PDL=self.pdl, num_warps=4, **self._launch(),
-        )  # fmt: skip
-
     def attention(self, rows: int, index: int, layer: DecoderLayer) -> None:
         b = self.buffers
         self.attending.attend(
             index, b.q, b.attended, self.tiled, rows // self.layout.tile + self.layout.parts,
             _or(self.form.alibi, b.x), self.pdl, self._launch(), self.runs,
         )  # fmt: skip
-
-    def _fed(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.order, self.tokens, self.positions
-
-    def _normed_products(self) -> list[tuple[Norm, Linear]]:
-        return []  # only GEMV products have their norms folded in
 
 
 def record(slot: int, sampling: SamplingParams) -> list[int]:

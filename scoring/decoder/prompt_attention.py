@@ -81,11 +81,12 @@ class ChunkAttention:
                 self._span(index, q, row, count, slot, number, span)
         keys, values = (self._source(cache[index]) for cache in (state.keys, state.values))
         decode_prefill.attend_prompt[(tiles, form.heads)](
-            q, keys, values, out, slopes, tiled, state.table, self._part, self._stats, tiled.shape[1], state.width,
-            state.blocks + 1, self.rows, own.scale, own.cap, BLOCK=BLOCK, H=form.heads, KV=form.kv_heads,
-            D=form.head_dim, DP=self.wide, BM=tiling.queries, BN=tiling.keys, SPANS=parted,
-            WINDOW=own.window, ALIBI=form.alibi is not None, CAP=own.cap > 0, DESCRIBED=tiling.described,
-            PRECISION=self.precision, PDL=pdl, num_warps=tiling.warps, num_stages=tiling.stages, **launch,
+            q, keys, values, out, slopes, tiled, state.table, q if own.sinks is None else own.sinks, self._part,
+            self._stats, tiled.shape[1], state.width, state.blocks + 1, self.rows, own.scale, own.cap, BLOCK=BLOCK,
+            H=form.heads, KV=form.kv_heads, D=form.head_dim, DP=self.wide, BM=tiling.queries, BN=tiling.keys,
+            SPANS=parted, WINDOW=own.window, ALIBI=form.alibi is not None, CAP=own.cap > 0, SINKS=own.sinks is not None,
+            DESCRIBED=tiling.described, PRECISION=self.precision, PDL=pdl, num_warps=tiling.warps,
+            num_stages=tiling.stages, **launch,
         )  # fmt: skip
 
     def plan(self) -> None:

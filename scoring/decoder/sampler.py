@@ -42,14 +42,14 @@ def gumbel(seed: int, count: int, length: int, tokens: Words | None = None) -> T
     return torch.from_numpy(-np.log(-np.log(uniform)))
 
 
-def adjust(logits: Tensor, state: KVCache, slot: int, allowed: Tensor | None = None) -> Tensor:
+def adjust(logits: Tensor, state: KVCache, slot: int, length: int, allowed: Tensor | None = None) -> Tensor:
     """Apply a slot's repetition penalty, forbidden and allowed tokens to its logits [vocabulary]; float32."""
     scores = logits.float().clone()
     penalty = float(state.penalty[slot])
     if penalty != 1.0:
         seen = state.seen[slot].bool()
         scores[seen] = torch.where(scores[seen] < 0, scores[seen] * penalty, scores[seen] / penalty)
-    if int(state.lengths[slot]) < int(state.forbidden_until[slot]):
+    if length < int(state.forbidden_until[slot]):
         held = state.forbidden[slot]
         scores[held[held >= 0].long()] = -torch.inf
     return scores if allowed is None else scores.masked_fill_(~allowed, -torch.inf)
@@ -68,32 +68,42 @@ def restrict(scores: Tensor, temperature: float, top_k: int, top_p: float) -> Te
     return scores
 
 
-def pick(logits: Tensor, state: KVCache, slot: int, allowed: Tensor | None = None) -> int:
-    """Sample a slot's next token from its logits [vocabulary], among those `allowed` [vocabulary] if given."""
-    scores = adjust(logits, state, slot, allowed).cpu()
+def pick(logits: Tensor, state: KVCache, slot: int, allowed: Tensor | None = None, length: int | None = None) -> int:
+    """Sample the token after a slot's first `length` (default: all that it has) from its logits [vocabulary].
+
+    Among those `allowed` [vocabulary] if given.
+    """
+    length = int(state.lengths[slot]) if length is None else length
+    scores = adjust(logits, state, slot, length, allowed).cpu()
     temperature = float(state.temperature[slot])
     if temperature == 0.0:
         return int(scores.argmax())
     scores = restrict(scores, temperature, int(state.top_k[slot]), float(state.top_p[slot]))
     open_to = (scores > -torch.inf).nonzero()[:, 0]  # usually few: only they need random numbers
     words = open_to.numpy().astype(np.uint64)
-    noise = gumbel(int(state.seed[slot]), len(words), int(state.lengths[slot]), words)
+    noise = gumbel(int(state.seed[slot]), len(words), length, words)
     return int(open_to[(scores[open_to] + noise).argmax()])
 
 
-def pick_all(logits: Tensor, state: KVCache, slots: Tensor, masks: Tensor | None = None) -> list[int]:
+def pick_all(
+    logits: Tensor, state: KVCache, slots: Tensor, masks: Tensor | None = None, lengths: Tensor | None = None
+) -> list[int]:
     """Sample the next token of each of slots [B] from logits [B, vocabulary]; plain greedy ones in one operation.
 
-    Within masks [B, words] int32 if given: bits of the tokens allowed.
+    Within masks [B, words] int32 if given: bits of the tokens allowed. After so many of each slot's tokens, lengths
+    [B]; without them, after all that it has.
     """
+    lengths = state.lengths[slots] if lengths is None else lengths
     allowed = None if masks is None else unpack(masks, logits.shape[1]).to(logits.device)
-    held = state.lengths[slots] < state.forbidden_until[slots]
+    held = lengths < state.forbidden_until[slots]
     plain = (state.temperature[slots] == 0) & (state.penalty[slots] == 1) & ~held
     scores = logits if allowed is None else logits.masked_fill(~allowed, -torch.inf)
     likeliest: list[int] = scores.argmax(-1).tolist()
     return [
-        token if simple else pick(logits[row], state, slot, None if allowed is None else allowed[row])
-        for row, (slot, token, simple) in enumerate(zip(slots.tolist(), likeliest, plain.tolist(), strict=True))
+        token if simple else pick(logits[row], state, slot, None if allowed is None else allowed[row], length)
+        for row, (slot, token, simple, length) in enumerate(
+            zip(slots.tolist(), likeliest, plain.tolist(), lengths.tolist(), strict=True)
+        )
     ]
 
 

@@ -28,6 +28,10 @@ class TorchBackend:
         last = torch.tensor([count for _, _, count in parts], device=tokens.device).cumsum(0) - 1
         return self.head(hidden[last])
 
+    def speculate(self, parts: Sequence[tuple[int, int, int]], tokens: Tensor) -> Tensor:
+        """Append tokens as `prefill` does; logits [T, vocabulary] after every one."""
+        return self.head(self._run(tokens, PromptAttention(self.form, self.state, parts)))
+
     def step(self, slots: Tensor, longest: int) -> Tensor:
         """Feed a token to each of slots [B]; `longest` bounds their lengths, it included; logits [B, vocabulary]."""
         return self.head(self._run(self.state.tokens[slots], StepAttention(self.form, self.state, slots, longest)))

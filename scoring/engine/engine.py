@@ -12,44 +12,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
 from scoring.config import Limits
+from scoring.engine.job import Job
 from scoring.engine.oom import LargestServed, free_memory, is_out_of_memory
 from scoring.engine.outbox import Outbox
 from scoring.engine.row import SLOTS, ModelRunner, Row, Slots, generated
 from scoring.errors import MiiAzureError, NotReady, Overloaded
-from scoring.telemetry.spans import note
 
 logger = logging.getLogger("mii_azure.engine")
-
-
-@dataclass(eq=False)
-class Job:
-    """The rows of one request and where their outputs go."""
-
-    rows: Sequence[Row]
-    future: "Future[list[Any]]" = field(default_factory=Future)
-    outputs: dict[int, Any] = field(default_factory=dict)  # by position in rows
-    since: float = field(default_factory=time.perf_counter)
-    began: float = 0.0  # when its first row left the queue
-    ended: float = 0.0
-
-    def finished(self, timeout_s: float | None = None) -> list[Any]:
-        """Wait for the outputs; raises the job's error, CancelledError, or TimeoutError."""
-        try:
-            return self.future.result(timeout_s)
-        finally:
-            note("queue", self.since, self.began)
-            note("forward", self.began, self.ended)
-
-    def cancel(self) -> None:
-        """Cancel the job: drop its waiting rows, and stop its running ones at their next step."""
-        for row in self.rows:
-            row.cancelled.set()
-
 
 Waiting = tuple[Job, int, Row]
 
@@ -99,8 +72,8 @@ class Engine:
         self._thread.start()
         self._started.result()
 
-    def submit(self, rows: Sequence[Row], patience_s: float = 0.0) -> Job:
-        """Queue the rows of one request, waiting so long for room in the queue.
+    def submit(self, rows: Sequence[Row], patience_s: float = 0.0, then: Callable[[Job], None] | None = None) -> Job:
+        """Queue the rows of one request, waiting so long for room in the queue; `then` takes the job when it has ended.
 
         Raises Overloaded when the queue stays full, NotReady while draining.
         """
@@ -117,6 +90,8 @@ class Engine:
                     f"{len(self._waiting)} rows are waiting already.",
                     "Try again in a second, or send less at once.",
                 )
+            if then is not None:
+                job.future.add_done_callback(lambda _: then(job))
             self._waiting.extend((job, position, row) for position, row in enumerate(rows))
             self.statistics.count("prompt_tokens", sum(row.tokens for row in rows if not row.answer))
             self._changed.notify_all()

@@ -21,13 +21,24 @@ class Outbox:
 
     def __init__(self) -> None:
         self._due: dict[Pieces, None] = {}
+        self._calls: tuple[Callable[[], None], ...] = ()
 
     def add(self, pieces: "Pieces") -> None:
         """Note that a stream whose reader listens has pieces."""
         self._due[pieces] = None
 
+    def attach(self, call: Callable[[], None]) -> None:
+        """Have `call` called, on the inference thread, after each step; any thread. It must not wait or raise."""
+        self._calls += (call,)
+
+    def detach(self, call: Callable[[], None]) -> None:
+        """Undo `attach`."""
+        self._calls = tuple(each for each in self._calls if each != call)
+
     def hand_over(self) -> None:
         """Tell each reader, once, which of its streams have pieces."""
+        for call in self._calls:
+            call()
         if not self._due:
             return
         due, self._due = self._due, {}

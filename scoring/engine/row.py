@@ -13,6 +13,8 @@ SLOTS = "slots"
 
 #: Takes a row's output, or the exception with which it failed.
 Done = Callable[[Any], None]
+#: Takes a row's next token, and its log-probabilities if the row asks for them.
+OnToken = Callable[[int, Any], None]
 #: Called after each step of a forward of several steps.
 Between = Callable[[], None]
 
@@ -31,6 +33,7 @@ class Row:
     parameters: Any = None
     extra: Any = None  # the task's own: offsets, spans
     emit: Callable[[Any], None] | None = None  # takes partial results, for streams
+    on_token: OnToken | None = None  # takes the tokens of a row on slots, for streams of another process
     cancelled: threading.Event = field(default_factory=threading.Event)
     new_tokens: int = 0  # most tokens that the forward may add
     cut: bool = False  # truncation left tokens of its input out

@@ -1,34 +1,63 @@
 """Tokens that a decoder is computing for rows, and in which order they are read."""
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice, zip_longest
+from typing import TYPE_CHECKING
 
-from scoring.decoder.decoder import Pending
-from scoring.decoder.logprobs import TokenLogprob
-from scoring.generation.sequence import RunningSequence
+from scoring.decoder.logprobs import TokenLogprob, copy_to_host, indices, measure_logprobs, read_logprobs
+from scoring.decoder.pending import Pending
+from scoring.generation.sequence import RunningSequence, append_token
+from scoring.generation.text_generator import TextGenerator
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SLOW_MS = 10.0  # of pieces of prompts, from which on other rows' tokens do not wait for their first ones
 
-
-class Some:
-    """Some of the tokens that a step computes, by their rows."""
-
-    def __init__(self, pending: Pending, rows: Sequence[int]) -> None:
-        self._pending, self._rows = pending, rows
-
-    def tokens(self) -> list[int]:
-        """The tokens of these rows; waits for them."""
-        every = self._pending.tokens()
-        return [every[row] for row in self._rows]
+#: Waits for the next tokens of each row, one or several; may be called again.
+Tokens = Callable[[], Sequence[Sequence[int]]]
+#: Rows of the logits whose logprobs a sequence asks for.
+Asking = Mapping[RunningSequence, Sequence[int]]
+Chances = dict[RunningSequence, list[TokenLogprob]]
 
 
-class Enqueued(NamedTuple):
-    """Tokens being computed, with logprobs for rows that ask for them; `slow` ones come after a long piece."""
+@dataclass(eq=False)
+class Enqueued:
+    """Tokens being computed, one or several of each row, with logprobs for rows that ask for them."""
 
     batch: list[RunningSequence]
-    tokens: Pending
-    logprobs: Callable[[], dict[RunningSequence, TokenLogprob]]
-    slow: bool = False
+    tokens: Tokens
+    logprobs: Callable[[], Chances]
+    slow: bool = False  # they come after a long piece
+    unsettled: bool = False  # a step with drafts, of which it is not known yet how many were right
+    read: bool = False  # its tokens are there
+
+    def settle(self, task: TextGenerator) -> None:
+        """Wait for the tokens of a step with drafts, and count those that are kept; raises if they cannot be read."""
+        if not self.unsettled:
+            return
+        self.unsettled = False
+        runs, self.read = self.tokens(), True
+        for running, run in zip(self.batch, runs, strict=True):
+            task.statistics.count("drafted_tokens", running.drafted)
+            task.statistics.count("accepted_tokens", len(run) - 1)
+            running.enqueued += len(run) - 1
+            running.drafted = 0
+
+    def append(self, task: TextGenerator) -> None:
+        """Append the tokens to their rows, which fail alone; raises if none of them can be read."""
+        self.settle(task)
+        runs, chances = self.tokens(), self.logprobs()
+        before = [len(running.tokens) for running in self.batch]
+        for running, run in zip(self.batch, runs, strict=True):
+            try:
+                for token, chance in zip_longest(run, chances.get(running, [])[: len(run)]):
+                    append_token(task, running, token, chance)
+            except Exception as error:
+                running.failure = error
+        grown = zip(self.batch, before, strict=True)
+        task.statistics.tokens(running.row for running, held in grown for _ in running.tokens[held:])
 
 
 class UnderWay:
@@ -49,3 +78,44 @@ class UnderWay:
     def holds(self, running: RunningSequence) -> bool:
         """Return True if a token of a row waits longer."""
         return any(running in each.batch for each in self._held)
+
+    @property
+    def read(self) -> bool:
+        """True if all tokens are there, so that nobody waits for them."""
+        return all(each.read for each in self.pending)
+
+    def newest(self, rows: Sequence[RunningSequence]) -> dict[RunningSequence, Sequence[int]] | None:
+        """Wait for the tokens of rows that are under way; None if they are slow, or cannot be read."""
+        wanted = set(rows)
+        if any(
+            wanted.intersection(each.batch) for each in [*self._held, *(each for each in self.pending if each.slow)]
+        ):
+            return None
+        try:
+            pairs = [(each.batch, each.tokens()) for each in self.pending if not each.slow]
+        except Exception:  # told where they are appended
+            return None
+        return {running: run for batch, runs in pairs for running, run in zip(batch, runs, strict=True)}
+
+
+def single(pending: Pending, rows: Sequence[int] | None = None) -> Tokens:
+    """Tokens of a step that gives each row one; of all its rows, or of some."""
+
+    def read() -> Sequence[Sequence[int]]:
+        every = pending.tokens()
+        return [[token] for token in every] if rows is None else [[every[row]] for row in rows]
+
+    return read
+
+
+def measured(asking: Asking, logits: "Tensor", picked: "Tensor") -> Callable[[], Chances]:
+    """Logprobs that sequences ask for, of rows of logits and the tokens picked of each."""
+    rows = indices([row for own in asking.values() for row in own], logits.device)
+    most = [running.details or 0 for running, own in asking.items() for _ in own]
+    numbers = copy_to_host(measure_logprobs(logits[rows], picked[rows], max(most)))
+
+    def read() -> Chances:
+        every = iter(read_logprobs(numbers(), most))
+        return {running: list(islice(every, len(own))) for running, own in asking.items()}
+
+    return read

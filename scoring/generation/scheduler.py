@@ -4,7 +4,8 @@ A step decodes first: one token for every row that is past its prompt. The rest 
 filled with prompts: long ones in chunks, several short ones in one forward; so a long prompt
 delays the rows beside it by no more than the budget. On a GPU, which knows how long its prompts take, chunks are
 shorter still, for as long as the rows that decode can wait. A row that has ended, failed or been cancelled leaves its
-slot at the end of the step. Rows are taken in the order in which they came.
+slot at the end of the step. Rows are taken in the order in which they came, but a long prompt leaves half of a step's
+time to those behind it.
 
 A slot is a row of the batch; memory is counted in blocks of the decoder's cache, which rows whose prompts begin alike
 share. Blocks keep their keys and values until others need them: a row whose prompt begins with their tokens computes
@@ -14,7 +15,7 @@ its prompt and its tokens when there is room again; random numbers depend only o
 the same.
 
 On a GPU a step is enqueued before the previous one's tokens are read: the GPU never waits for the host, and a row that
-turns out to have ended costs one wasted step of its slot.
+turns out to have ended costs one wasted step of its slot. Only a step with drafts needs the tokens before it.
 """
 
 import logging
@@ -22,28 +23,26 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from scoring.decoder.block_pool import BLOCK, blocks_of
 from scoring.decoder.chunk_size import LONGEST_CHUNK, chunk_within
-from scoring.decoder.decoder import Decoder, Pending
-from scoring.decoder.logprobs import copy_to_host, indices, measure_logprobs, read_logprobs
+from scoring.decoder.decoder import Decoder
 from scoring.decoder.prefix_cache import MIN_PREFIX_TOKENS, Begin, begin, common_prefix
+from scoring.decoder.prompt_cost import PromptCost
 from scoring.engine.oom import free_memory, is_out_of_memory
 from scoring.engine.row import Done, Row
-from scoring.generation.enqueued import SLOW_MS, Enqueued, Some, UnderWay
-from scoring.generation.sequence import RunningSequence, append_token, make_sequence
+from scoring.generation.drafting import Drafting, Drafts
+from scoring.generation.enqueued import SLOW_MS, Asking, Enqueued, Tokens, UnderWay, measured, single
+from scoring.generation.sequence import RunningSequence, make_sequence
 from scoring.generation.streaming import show_end
 from scoring.generation.text_generator import TextGenerator
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 logger = logging.getLogger("mii_azure.scheduler")
 
 #: Tokens of one step: about as many as a device computes in the time it takes to read the weights a few times.
 _BUDGET = {"cpu": 128, "cuda": LONGEST_CHUNK}
-_PIECE_MS = 40.0  # of prompts in one step, if the decoder knows: with its own step, a stream waits less than 50 ms
+_PIECE_MS = 36.0  # of prompts in one step, if the decoder knows: with its own step, a stream waits less than 50 ms
 _ALONE_MS = 300.0  # if nobody decodes: of two such steps at most, which are under way, a newcomer has to wait
 _LEAST_PROMPT = 16  # tokens of a step reserved for prompts, however many rows decode
 _SHARE = 0.5  # share of the tokens a row may generate for which it needs room to be admitted
@@ -67,6 +66,8 @@ class Scheduler:
         self._late = device == "cuda"
         self._free_slots = dict.fromkeys(range(decoder.slots))  # that which was left the longest ago first
         self._reuse = reuse
+        self._left = 0  # blocks that active rows leave of the capacity, once there is a bound
+        self._drafting = Drafting(decoder)
         self._preempted: deque[RunningSequence] = deque()  # rows that lost their slots, the oldest first
         self._added = 0
         self._prefilling: list[RunningSequence] = []
@@ -116,7 +117,7 @@ class Scheduler:
 
     def _holds(self, running: RunningSequence) -> int:
         """Tokens in a row's slot after its next step."""
-        return max(len(running.ids), self.decoder.lengths[running.slot]) + 1
+        return max(len(running.ids), self.decoder.lengths[running.slot] + running.drafted) + 1
 
     def add(self, row: Row, done: Done) -> None:
         """Assign a slot to a row that fits; a later `step` calls `done` when the row ends."""
@@ -159,31 +160,46 @@ class Scheduler:
         enqueued = self._decode()
         enqueued += self._prefill(max(_LEAST_PROMPT, self.budget - len(self._decoding)))
         for each in self._under_way.due():  # a mask needs the token before, while the GPU computes the logits for it
-            self._read(each)
+            self._tried(each, each.append)
         enqueued += self._pick_open()
         self._under_way.pending = enqueued if self._late else []
         for each in [] if self._late else enqueued:
-            self._read(each)
+            self._tried(each, each.append)
         self._sweep()
 
     def _decode(self) -> list[Enqueued]:
-        going = [running for running in self._decoding if running.enqueued < running.most]
+        for each in self._under_way.pending:
+            self._tried(each, each.settle)
+        going = [each for each in self._decoding if each.enqueued < each.most and not each.failure]
         going.sort(key=lambda running: running.slot)
-        stepped = [each for _, each in self._isolate_failures(going, self._step)]
+        drafts = self._drafting.drafts(going, self._under_way, not self._bounded or self._left >= 2 * len(going))
+        step = partial(self._speculate, drafts) if drafts else self._step
+        stepped = [each for _, each in self._isolate_failures(going, step)]
         for running in going:
             running.enqueued += 1
         return stepped
 
     def _step(self, batch: list[RunningSequence]) -> Enqueued:
         """Decode the next tokens of rows; logprobs are taken before a next step overwrites the logits."""
-        pending: Pending = self.decoder.step([running.slot for running in batch])
+        pending = self.decoder.step([running.slot for running in batch])
         free = [row for row, running in enumerate(batch) if running.grammar is None]
-        rows = [row for row in free if batch[row].details is not None]
-        logits = self.decoder.last_logits(len(batch)) if rows else None
-        if len(free) < len(batch):
-            self._open += [running for running in batch if running.grammar is not None]
-            batch, pending = [batch[row] for row in free], Some(pending, free)
-        return self._enqueued(batch, pending, logits, rows)
+        asking = {batch[row]: [row] for row in free if batch[row].details is not None}
+        logits = self.decoder.last_logits(len(batch)) if asking else None
+        self._open += [running for running in batch if running.grammar is not None]
+        return self._enqueued([batch[row] for row in free], single(pending, free), asking, logits)
+
+    def _speculate(self, drafts: Drafts, batch: list[RunningSequence]) -> Enqueued:
+        """Decode the next tokens of rows that are fed these."""
+        runs = self.decoder.speculate([(running.slot, drafts[running]) for running in batch])
+        asking, count = {}, 0
+        for running in batch:
+            first, count = count, count + len(drafts[running])
+            running.drafted = count - first - 1
+            if running.details is not None:
+                asking[running] = list(range(first, count))
+        made = self._enqueued(batch, runs.runs, asking, self.decoder.last_logits(count) if asking else None)
+        made.unsettled = True
+        return made
 
     def _pieces(self, budget: int) -> list[tuple[RunningSequence, list[int]]]:
         """Choose the next pieces of prompts, within a number of tokens and the time that there is."""
@@ -196,17 +212,21 @@ class Scheduler:
             leader = leaders.setdefault(begin(running.salt, running.ids), running)
             if not running.begun and not self._begin(running, leader):
                 continue
-            left = len(running.ids) - running.filled
-            most = (
-                budget
-                if cost is None
-                else min(budget, chunk_within(cost.most(running.filled, ms), left, running.filled))
-            )
-            ids = running.ids[running.filled : running.filled + most]
+            most, at, left = budget, running.filled, len(running.ids) - running.filled
+            if cost is not None:
+                share, most = (ms, budget) if parts else self._oldest_share(cost, ms, budget)
+                most = min(most, chunk_within(cost.most(at, share), left, at))
+                ms -= cost.ms(at, min(most, left))
+            ids = running.ids[at : at + most]
             budget -= len(ids)
-            ms -= cost.ms(running.filled, len(ids)) if cost else 0.0
             parts.append((running, ids))
         return parts
+
+    def _oldest_share(self, cost: PromptCost, ms: float, budget: int) -> tuple[float, int]:
+        """Time and tokens for the oldest prompt's piece: all, less what the others need, of which at most half."""
+        others = [(running.filled, len(running.ids) - running.filled) for running in self._prefilling[1:]]
+        needed, tokens = sum(cost.ms(*each) for each in others), sum(left for _, left in others)
+        return ms - min(ms / 2, needed), budget - min(budget // 2, tokens)
 
     def _prefill(self, budget: int) -> list[Enqueued]:
         parts = self._pieces(budget)
@@ -229,7 +249,9 @@ class Scheduler:
         self._open += [running for running in whole if running.grammar is not None]
         free = [running for running in whole if running.grammar is None]
         sampled = [each for _, each in self._isolate_failures(free, self._sample)]
-        return [each._replace(slow=ms > SLOW_MS) for each in sampled]
+        for each in sampled:
+            each.slow = ms > SLOW_MS
+        return sampled
 
     def _pick_open(self) -> list[Enqueued]:
         """Pick the next tokens of rows with a grammar, all of whose tokens so far are known."""
@@ -249,29 +271,23 @@ class Scheduler:
 
     def _sample(self, batch: list[RunningSequence]) -> Enqueued:
         """Sample the first tokens of rows whose prompts are complete, or the next of rows with a grammar."""
-        asking = [running.slot for running in batch if running.details is not None]
-        logits = self.decoder.open_logits(asking) if asking else None
+        slots = [running.slot for running in batch]
+        asking = {running: [row] for row, running in enumerate(batch) if running.details is not None}
+        logits = self.decoder.open_logits(slots) if asking else None
         bound = [running.grammar for running in batch if running.grammar is not None]
         masks = (self._task.grammars.masks(bound),) if bound else ()
-        pending = self.decoder.sample([running.slot for running in batch], *masks)
-        return self._enqueued(batch, pending, logits, range(len(asking)))
+        return self._enqueued(batch, single(self.decoder.sample(slots, *masks)), asking, logits)
 
-    def _enqueued(
-        self, batch: list[RunningSequence], pending: Pending, logits: "Tensor | None", rows: Sequence[int]
-    ) -> Enqueued:
-        """Pair tokens just sampled with the logprobs of rows that ask for them, from these rows of the logits."""
+    def _enqueued(self, batch: list[RunningSequence], tokens: Tokens, asking: Asking, logits: Any) -> Enqueued:
+        """Pair tokens just picked with the logprobs of sequences that ask for them, by their rows of the logits."""
         if logits is None:
-            return Enqueued(batch, pending, dict)
-        asking = [running for running in batch if running.details is not None]
-        most = [running.details or 0 for running in asking]
+            return Enqueued(batch, tokens, dict)
         try:
-            chosen = self.decoder.state.tokens[indices([running.slot for running in asking], logits.device)]
-            numbers = copy_to_host(measure_logprobs(logits[indices(rows, logits.device)], chosen, max(most)))
+            return Enqueued(batch, tokens, measured(asking, logits, self.decoder.picked(len(logits))))
         except Exception as error:  # the tokens are valid all the same: only these rows fail
             for running in asking:
                 running.failure = error
-            return Enqueued(batch, pending, dict)
-        return Enqueued(batch, pending, lambda: dict(zip(asking, read_logprobs(numbers(), most), strict=True)))
+            return Enqueued(batch, tokens, dict)
 
     def _take_smaller_pieces(self, running: RunningSequence, tokens: int) -> None:
         """Halve the chunk size for all prompts, after a chunk ran out of memory by itself, and try again."""
@@ -302,19 +318,12 @@ class Scheduler:
         parts = [batch[at : at + size] for at in range(0, len(batch), size)]
         return [found for part in parts for found in self._isolate_failures(part, call)]
 
-    def _read(self, enqueued: Enqueued) -> None:
-        batch = enqueued.batch
+    def _tried(self, enqueued: Enqueued, call: Callable[[TextGenerator], None]) -> None:
+        """Settle or append tokens; if they cannot be read, their rows fail."""
         try:
-            tokens, chances = enqueued.tokens.tokens(), enqueued.logprobs()
+            call(self._task)
         except Exception as error:
-            for running in batch:
-                running.failure = error
-            return
-        self._task.statistics.tokens(running.row for running in batch if not running.ended)
-        for running, token in zip(batch, tokens, strict=True):
-            try:
-                append_token(self._task, running, token, chances.get(running))
-            except Exception as error:
+            for running in enqueued.batch:
                 running.failure = error
 
     def _sweep(self) -> None:
@@ -365,9 +374,9 @@ class Scheduler:
         """Evict cached blocks until the rest fits; return the blocks that active rows leave of the capacity."""
         if not self._bounded:
             return 0
-        left = self._blocks - self._needed(self._holds)
-        self.decoder.evict(max(left, 0))
-        return left
+        self._left = self._blocks - self._needed(self._holds)
+        self.decoder.evict(max(self._left, 0))
+        return self._left
 
 
 def generate_on_slots(task: TextGenerator, decoder: Decoder, rows: Sequence[Row]) -> list[list[list[int]]]:

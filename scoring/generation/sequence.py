@@ -11,6 +11,7 @@ from scoring.decoder.logprobs import ScoredTokens, TokenLogprob
 from scoring.engine.row import Done, Row
 from scoring.errors import PromptTooLong
 from scoring.generation.grammars import Grammar
+from scoring.generation.prompt_lookup import PromptLookup
 from scoring.generation.settings import suits_slots, value_of
 from scoring.generation.streaming import SequenceStreamer
 from scoring.generation.text_generator import TextGenerator
@@ -48,7 +49,9 @@ class RunningSequence:
     begun: bool = False
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)  # of the tokens, if the row asks for details
-    enqueued: int = 0  # tokens generated or being computed
+    enqueued: int = 0  # tokens generated or being computed, drafted ones left out
+    drafted: int = 0  # drafted tokens being computed
+    lookup: PromptLookup | None = None  # once the row was in a step that may have drafts
     ended: bool = False
     failure: Exception | None = None
 
@@ -104,6 +107,8 @@ def append_token(task: TextGenerator, running: RunningSequence, token: int, chan
     running.tokens.append(token)
     if chance is not None:
         running.logprobs.append(chance)
+    if running.row.on_token is not None:
+        running.row.on_token(token, chance)
     stopped = running.follower.push(token, chance) if running.follower else False
     if task.stops is not None:
         stopped |= task.stops.ends(running.row.features["input_ids"], running.tokens)

@@ -105,7 +105,8 @@ class SequenceStreamer:
         self._text = ""  # of a row that is run again
         self._length = 0  # characters of the text
         prompt = [] if task.encoder_decoder else row.features["input_ids"]
-        self._details = Details(task.tokenizer, prompt) if row.parameters.details is not None else None
+        told = row.emit is not None and row.parameters.details is not None
+        self._details = Details(task.tokenizer, prompt) if told else None
 
     def push(self, token: int, chance: TokenLogprob | None = None) -> bool:
         """Take the next token; True when a stop text ends the sequence."""
@@ -113,11 +114,11 @@ class SequenceStreamer:
             return True
         piece = self._detokenizer.push(token)
         text = piece if self._stops is None else self._stops.push(piece)
-        self._length += len(text)
-        details = self._details if chance is not None else None
-        if details is not None and chance is not None:
-            details.push(token, piece, chance)
         if self.row.emit is not None:
+            self._length += len(text)
+            details = self._details if chance is not None else None
+            if details is not None and chance is not None:
+                details.push(token, piece, chance)
             self._show(text, details)
         stopped = self._stops is not None and self._stops.found
         self._ended = stopped or token in self._eos

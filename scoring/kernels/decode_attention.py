@@ -19,7 +19,7 @@ def keys_values(keys_ptr, values_ptr, place, t, wanted, d, D: tl.constexpr):
 
 
 @triton.jit
-def _tile(row_ptr, position, end, head, BLOCKS, BLOCK: tl.constexpr):
+def tile_place(row_ptr, position, end, head, BLOCKS, BLOCK: tl.constexpr):
     """Place of the tile of keys that begins at a position, by its slot's row of the table; any place past the end."""
     block = tl.load(row_ptr + position // BLOCK, mask=position < end, other=0)
     return cache_place(block, position, head, BLOCKS, BLOCK)
@@ -81,11 +81,12 @@ def normed_heads(x_ptr, bias_ptr, base, shown, d, other, gain, gain_other, cos, 
 
 @triton.jit
 def attend(q_ptr, keys_ptr, values_ptr, out_ptr, part_ptr, stats_ptr, arrived_ptr, slopes_ptr, slots_ptr,
-           lengths_ptr, bias_ptr, q_gain_ptr, k_gain_ptr, cos_ptr, sin_ptr, table_ptr, WIDTH, BLOCKS, scale, limit, eps,
-           BLOCK: tl.constexpr, H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GP: tl.constexpr,
-           BT: tl.constexpr, LEAST: tl.constexpr, SPLITS: tl.constexpr, WINDOW: tl.constexpr, ALIBI: tl.constexpr,
-           CAP: tl.constexpr, NORMED: tl.constexpr, BIAS: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr,
-           ROTARY: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+           lengths_ptr, bias_ptr, q_gain_ptr, k_gain_ptr, cos_ptr, sin_ptr, table_ptr, sinks_ptr, WIDTH, BLOCKS,
+           scale, limit, eps, BLOCK: tl.constexpr, H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, DP:
+           tl.constexpr, GP: tl.constexpr, BT: tl.constexpr, LEAST: tl.constexpr, SPLITS: tl.constexpr, WINDOW:
+           tl.constexpr, ALIBI: tl.constexpr, CAP: tl.constexpr, SINKS: tl.constexpr, NORMED: tl.constexpr, BIAS:
+           tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr, ROTARY: tl.constexpr, PRECISION:
+           tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """Compute out [B, H, D] of q [B, H, D] over keys and values [KV, BLOCKS, BLOCK, D]. Grid (B * KV, SPLITS).
 
     With NORMED, q is the raw fused product [B, (H + 2 KV) D]: a program norms and rotates the queries it reads,
@@ -117,9 +118,9 @@ def attend(q_ptr, keys_ptr, values_ptr, out_ptr, part_ptr, stats_ptr, arrived_pt
     d = tl.arange(0, DP)
     t = tl.arange(0, BT)
     row_ptr = table_ptr + slot * WIDTH
-    place = _tile(row_ptr, low, high, head, BLOCKS, BLOCK)
-    following = _tile(row_ptr, low + BT, high, head, BLOCKS, BLOCK)
-    newest_place = _tile(row_ptr, end - 1, end, head, BLOCKS, BLOCK)
+    place = tile_place(row_ptr, low, high, head, BLOCKS, BLOCK)
+    following = tile_place(row_ptr, low + BT, high, head, BLOCKS, BLOCK)
+    newest_place = tile_place(row_ptr, end - 1, end, head, BLOCKS, BLOCK)
     at = low + t
     k, v = keys_values(keys_ptr, values_ptr, place, t, (at < high) & (at < end - 1), d, D)
     if NORMED:  # constants of the model are read before waiting too
@@ -159,11 +160,15 @@ def attend(q_ptr, keys_ptr, values_ptr, out_ptr, part_ptr, stats_ptr, arrived_pt
             slopes = tl.load(slopes_ptr + head * G + g, mask=g < G, other=0.0)
         top = tl.full([GP], -1e30, tl.float32)
         mass = tl.zeros([GP], tl.float32)
+        if SINKS:  # a key without a value, in the first span
+            sunk = (g < G) & (split == 0)
+            top = tl.load(sinks_ptr + head * G + g, mask=sunk, other=-1e30).to(tl.float32)
+            mass = tl.where(sunk, 1.0, 0.0)
         acc = tl.zeros([GP, DP], tl.float32)
         for start in range(low, high, BT):
             at = start + t
             next_k, next_v = keys_values(keys_ptr, values_ptr, following, t, at + BT < high, d, D)
-            following = _tile(row_ptr, start + 2 * BT, high, head, BLOCKS, BLOCK)
+            following = tile_place(row_ptr, start + 2 * BT, high, head, BLOCKS, BLOCK)
             scores = cap(tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale, limit, CAP)
             if ALIBI:
                 scores += slopes[:, None] * (at - end + 1).to(tl.float32)[None, :]
@@ -188,13 +193,14 @@ def attend(q_ptr, keys_ptr, values_ptr, out_ptr, part_ptr, stats_ptr, arrived_pt
             tl.store(stats_ptr + place * 2 * GP + GP + g, mass)
             tl.debug_barrier()
             if tl.atomic_add(arrived_ptr + work, 1, sem="acq_rel") == live - 1:
-                _join(out_ptr, part_ptr, stats_ptr, work, live, queries, shown, g, d, GP, DP, SPLITS)
+                join(out_ptr, part_ptr, stats_ptr, work, live, queries, shown, g, d, GP, DP, SPLITS)
                 tl.store(arrived_ptr + work, 0)
 
 
 @triton.jit
-def _join(out_ptr, part_ptr, stats_ptr, work, live, queries, shown, g, d, GP: tl.constexpr, DP: tl.constexpr,
-          SPLITS: tl.constexpr):  # fmt: skip
+def join(out_ptr, part_ptr, stats_ptr, work, live, queries, shown, g, d, GP: tl.constexpr, DP: tl.constexpr,
+         SPLITS: tl.constexpr):  # fmt: skip
+    """Merge the parts of the live spans into out."""
     top = tl.full([GP], -1e30, tl.float32)
     mass = tl.zeros([GP], tl.float32)
     acc = tl.zeros([GP, DP], tl.float32)

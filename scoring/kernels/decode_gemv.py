@@ -15,6 +15,10 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from scoring.kernels.decode_int4 import one_int4, scales, two_int4, words
+from scoring.kernels.decode_norms import inputs as _inputs
+from scoring.kernels.decode_norms import statistics as _statistics
+
 
 @triton.jit
 def activation(x, ACT: tl.constexpr):
@@ -43,33 +47,32 @@ def _tile(w_ptr, rows, inside, k, K):
 
 
 @triton.jit
-def _inputs(x_ptr, gain_ptr, k, K, NORM: tl.constexpr):
-    x = tl.load(x_ptr + k, mask=k < K, other=0.0).to(tl.float32)
-    if NORM == "none":
-        scaled = x
+def _first(w_ptr, scale_ptr, zeros_ptr, rows, inside, K, BK: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr):
+    """Load the first tile of weights [BN, BK]; of int4, words [BN, BK / GROUP, GROUP / 8], scales and zero points."""
+    if GROUP:
+        group = tl.arange(0, BK // GROUP)
+        w = words(w_ptr, rows, inside, group, K // GROUP, GROUP)
+        scale = scales(scale_ptr, rows, inside, group, K // GROUP, GROUP)
+        zero = scales(zeros_ptr, rows, inside, group, K // GROUP, GROUP if ZERO else 0)
     else:
-        scaled = x * tl.load(gain_ptr + k, mask=k < K, other=0.0)
-    return x, scaled
+        w = _tile(w_ptr, rows, inside, tl.arange(0, BK), K)
+        scale = 1.0
+        zero = 0.0
+    return w, scale, zero
 
 
 @triton.jit
-def _statistics(total, squares, K, eps, NORM: tl.constexpr):
-    """Return (1 / deviation, mean) of x from its lane sums."""
-    mean = 0.0
-    if NORM == "layer":
-        mean = tl.sum(total, 0) / K
-    inverse = 1.0
-    if NORM != "none":
-        inverse = tl.rsqrt(tl.maximum(tl.sum(squares, 0) / K - mean * mean, 0.0) + eps)
-    return inverse, mean
-
-
-@triton.jit
-def _one(x_ptr, gain_ptr, w_ptr, w, rows, inside, K, eps, BN: tl.constexpr, BK: tl.constexpr, ONCE: tl.constexpr,
-         NORM: tl.constexpr):  # fmt: skip
+def _one(x_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, w, w_s, w_z, rows, inside, K, eps, BN: tl.constexpr,
+         BK: tl.constexpr, ONCE: tl.constexpr, NORM: tl.constexpr, GROUP: tl.constexpr,
+         ZERO: tl.constexpr):  # fmt: skip
     """Return sums of BN rows, whose first tile w is already loaded, with 1/deviation and mean of x."""
     k = tl.arange(0, BK)
-    if ONCE:
+    if GROUP:
+        sums, inverse, mean = one_int4(
+            x_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, w, w_s, w_z, rows, inside, K, eps, BN, BK, ONCE, GROUP, ZERO,
+            NORM,
+        )  # fmt: skip
+    elif ONCE:
         x, scaled = _inputs(x_ptr, gain_ptr, k, K, NORM)
         sums = tl.sum(w.to(tl.float32) * scaled[None, :], 1)
         inverse, mean = _statistics(x, x * x, K, eps, NORM)
@@ -91,11 +94,17 @@ def _one(x_ptr, gain_ptr, w_ptr, w, rows, inside, K, eps, BN: tl.constexpr, BK: 
 
 
 @triton.jit
-def _two(x_ptr, gain_ptr, w_ptr, a, b, rows_a, rows_b, inside, K, eps, BN: tl.constexpr, BK: tl.constexpr,
-         ONCE: tl.constexpr, NORM: tl.constexpr):  # fmt: skip
+def _two(x_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, a, b, a_s, b_s, a_z, b_z, rows_a, rows_b, inside, K, eps,
+         BN: tl.constexpr, BK: tl.constexpr, ONCE: tl.constexpr, NORM: tl.constexpr, GROUP: tl.constexpr,
+         ZERO: tl.constexpr):  # fmt: skip
     """Do the same as `_one` for two sets of rows at once."""
     k = tl.arange(0, BK)
-    if ONCE:
+    if GROUP:
+        sums_a, sums_b, inverse, mean = two_int4(
+            x_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, a, b, a_s, b_s, a_z, b_z, rows_a, rows_b, inside, K, eps,
+            BN, BK, ONCE, GROUP, ZERO, NORM,
+        )  # fmt: skip
+    elif ONCE:
         x, scaled = _inputs(x_ptr, gain_ptr, k, K, NORM)
         sums_a = tl.sum(a.to(tl.float32) * scaled[None, :], 1)
         sums_b = tl.sum(b.to(tl.float32) * scaled[None, :], 1)
@@ -139,14 +148,15 @@ def _extras(rows, inside, scale_ptr, gains_ptr, bias_ptr, SCALE: tl.constexpr, N
 
 
 @triton.jit
-def gemv(x_ptr, gain_ptr, w_ptr, scale_ptr, gains_ptr, bias_ptr, out_ptr, N, K, eps, factor, BN: tl.constexpr,
-         BK: tl.constexpr, ONCE: tl.constexpr, NORM: tl.constexpr, ACT: tl.constexpr, BIAS: tl.constexpr,
-         SCALE: tl.constexpr, ADD: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+def gemv(x_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, gains_ptr, bias_ptr, out_ptr, N, K, eps, factor,
+         BN: tl.constexpr, BK: tl.constexpr, ONCE: tl.constexpr, NORM: tl.constexpr, ACT: tl.constexpr,
+         BIAS: tl.constexpr, SCALE: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr, ADD: tl.constexpr,
+         ROWS: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """Compute out [B, N] = factor act(norm(x) W^T + bias), or out += that with ADD. Grid (B N / BN,)."""
     row, tile = _place(ROWS)
     rows = tile * BN + tl.arange(0, BN)
     inside = rows < N
-    w = _tile(w_ptr, rows, inside, tl.arange(0, BK), K)
+    w, w_s, w_z = _first(w_ptr, scale_ptr, zeros_ptr, rows, inside, K, BK, GROUP, ZERO)
     scale, gains, bias = _extras(rows, inside, scale_ptr, gains_ptr, bias_ptr, SCALE, NORM, BIAS)
     if PDL:
         gdc_wait()
@@ -154,28 +164,35 @@ def gemv(x_ptr, gain_ptr, w_ptr, scale_ptr, gains_ptr, bias_ptr, out_ptr, N, K, 
     old = 0.0
     if ADD:
         old = tl.load(out_ptr + row * N + rows, mask=inside, other=0.0)
-    sums, inverse, mean = _one(x_ptr + row * K, gain_ptr, w_ptr, w, rows, inside, K, eps, BN, BK, ONCE, NORM)
+    sums, inverse, mean = _one(
+        x_ptr + row * K, gain_ptr, w_ptr, scale_ptr, zeros_ptr, w, w_s, w_z, rows, inside, K, eps, BN, BK, ONCE, NORM,
+        GROUP, ZERO,
+    )  # fmt: skip
     y = activation((sums * scale - mean * gains) * inverse + bias, ACT)
     tl.store(out_ptr + row * N + rows, old + factor * y, mask=inside)
 
 
 @triton.jit
-def gemv_gated(x_ptr, gain_ptr, w_ptr, scale_ptr, gains_ptr, bias_ptr, out_ptr, N, K, eps, BN: tl.constexpr,
+def gemv_gated(x_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, gains_ptr, bias_ptr, out_ptr, N, K, eps, BN: tl.constexpr,
                BK: tl.constexpr, ONCE: tl.constexpr, NORM: tl.constexpr, ACT: tl.constexpr, BIAS: tl.constexpr,
-               SCALE: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+               SCALE: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr, ROWS: tl.constexpr,
+               PDL: tl.constexpr):  # fmt: skip
     """Compute out [B, N] = act(gate) * up over weights [2N, K], the gate's rows first. Grid (B N / BN,)."""
     row, tile = _place(ROWS)
     gate = tile * BN + tl.arange(0, BN)
     inside = gate < N
     up = gate + N
-    a = _tile(w_ptr, gate, inside, tl.arange(0, BK), K)
-    b = _tile(w_ptr, up, inside, tl.arange(0, BK), K)
+    a, a_s, a_z = _first(w_ptr, scale_ptr, zeros_ptr, gate, inside, K, BK, GROUP, ZERO)
+    b, b_s, b_z = _first(w_ptr, scale_ptr, zeros_ptr, up, inside, K, BK, GROUP, ZERO)
     a_scale, a_gains, a_bias = _extras(gate, inside, scale_ptr, gains_ptr, bias_ptr, SCALE, NORM, BIAS)
     b_scale, b_gains, b_bias = _extras(up, inside, scale_ptr, gains_ptr, bias_ptr, SCALE, NORM, BIAS)
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
-    a, b, inverse, mean = _two(x_ptr + row * K, gain_ptr, w_ptr, a, b, gate, up, inside, K, eps, BN, BK, ONCE, NORM)
+    a, b, inverse, mean = _two(
+        x_ptr + row * K, gain_ptr, w_ptr, scale_ptr, zeros_ptr, a, b, a_s, b_s, a_z, b_z, gate, up, inside, K, eps, BN,
+        BK, ONCE, NORM, GROUP, ZERO,
+    )  # fmt: skip
     a = (a * a_scale - mean * a_gains) * inverse + a_bias
     b = (b * b_scale - mean * b_gains) * inverse + b_bias
     tl.store(out_ptr + row * N + gate, activation(a, ACT) * b, mask=inside)
@@ -236,10 +253,11 @@ def split_heads(index, H: tl.constexpr, KV: tl.constexpr):
 
 
 @triton.jit
-def gemv_qkv(x_ptr, gain_ptr, w_ptr, scale_ptr, gains_ptr, bias_ptr, q_ptr, keys_ptr, values_ptr, cos_ptr, sin_ptr,
-             slots_ptr, lengths_ptr, table_ptr, K, WIDTH, BLOCKS, eps, BN: tl.constexpr, BK: tl.constexpr,
+def gemv_qkv(x_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, gains_ptr, bias_ptr, q_ptr, keys_ptr, values_ptr, cos_ptr,
+             sin_ptr, slots_ptr, lengths_ptr, table_ptr, K, WIDTH, BLOCKS, eps, BN: tl.constexpr, BK: tl.constexpr,
              ONCE: tl.constexpr, BLOCK: tl.constexpr,
-             NORM: tl.constexpr, BIAS: tl.constexpr, SCALE: tl.constexpr, H: tl.constexpr, KV: tl.constexpr,
+             NORM: tl.constexpr, BIAS: tl.constexpr, SCALE: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr,
+             H: tl.constexpr, KV: tl.constexpr,
              D: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr, PER_HEAD: tl.constexpr,
              ROTARY: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """Compute query, key and value of one token: norm, product, bias, rotation, and the cache write.
@@ -258,8 +276,8 @@ def gemv_qkv(x_ptr, gain_ptr, w_ptr, scale_ptr, gains_ptr, bias_ptr, q_ptr, keys
         base = (index // (D // 2)) * D
     a_rows = base + first
     b_rows = base + second
-    a = _tile(w_ptr, a_rows, inside, tl.arange(0, BK), K)
-    b = _tile(w_ptr, b_rows, inside, tl.arange(0, BK), K)
+    a, a_s, a_z = _first(w_ptr, scale_ptr, zeros_ptr, a_rows, inside, K, BK, GROUP, ZERO)
+    b, b_s, b_z = _first(w_ptr, scale_ptr, zeros_ptr, b_rows, inside, K, BK, GROUP, ZERO)
     a_scale, a_gains, a_bias = _extras(a_rows, inside, scale_ptr, gains_ptr, bias_ptr, SCALE, NORM, BIAS)
     b_scale, b_gains, b_bias = _extras(b_rows, inside, scale_ptr, gains_ptr, bias_ptr, SCALE, NORM, BIAS)
     # Slots, lengths and tables change only between steps, and the step's first kernel has waited for that.
@@ -271,8 +289,9 @@ def gemv_qkv(x_ptr, gain_ptr, w_ptr, scale_ptr, gains_ptr, bias_ptr, q_ptr, keys
         gdc_wait()
         gdc_launch_dependents()
     a, b, inverse, mean = _two(
-        x_ptr + row * K, gain_ptr, w_ptr, a, b, a_rows, b_rows, inside, K, eps, BN, BK, ONCE, NORM
-    )
+        x_ptr + row * K, gain_ptr, w_ptr, scale_ptr, zeros_ptr, a, b, a_s, b_s, a_z, b_z, a_rows, b_rows, inside, K,
+        eps, BN, BK, ONCE, NORM, GROUP, ZERO,
+    )  # fmt: skip
     a = (a * a_scale - mean * a_gains) * inverse + a_bias
     b = (b * b_scale - mean * b_gains) * inverse + b_bias
     write_pair(a, b, cos, sin, first, second, row, block, position, part, head, inside, q_ptr, keys_ptr, values_ptr,

@@ -60,11 +60,11 @@ def _attend_span(acc, mass, top, q, keys, values, row_ptr, head, low, high, end,
 
 
 @triton.jit
-def attend_prompt(q_ptr, keys, values, out_ptr, slopes_ptr, tiles_ptr, table_ptr, part_ptr, stats_ptr, TILES, WIDTH,
-                  BLOCKS, PARTED, scale, limit, BLOCK: tl.constexpr, H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr,
-                  DP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, SPANS: tl.constexpr, WINDOW: tl.constexpr,
-                  ALIBI: tl.constexpr, CAP: tl.constexpr, DESCRIBED: tl.constexpr, PRECISION: tl.constexpr,
-                  PDL: tl.constexpr):  # fmt: skip
+def attend_prompt(q_ptr, keys, values, out_ptr, slopes_ptr, tiles_ptr, table_ptr, sinks_ptr, part_ptr, stats_ptr,
+                  TILES, WIDTH, BLOCKS, PARTED, scale, limit, BLOCK: tl.constexpr, H: tl.constexpr, KV:
+                  tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, SPANS:
+                  tl.constexpr, WINDOW: tl.constexpr, ALIBI: tl.constexpr, CAP: tl.constexpr, SINKS: tl.constexpr,
+                  DESCRIBED: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """Compute out [T, H, D] of q [T, H, D] over keys and values [KV, BLOCKS, BLOCK, D]. Grid (tiles, H).
 
     A tile is up to BM consecutive tokens of one slot; a program takes one head of it, over the slot's keys up to the
@@ -100,6 +100,9 @@ def attend_prompt(q_ptr, keys, values, out_ptr, slopes_ptr, tiles_ptr, table_ptr
             slope = tl.load(slopes_ptr + head)
         top = tl.full([BM], -1e30, tl.float32)
         mass = tl.zeros([BM], tl.float32)
+        if SINKS:  # a key without a value
+            top = tl.zeros([BM], tl.float32) + tl.load(sinks_ptr + head).to(tl.float32) * _LOG2E
+            mass += 1.0
         acc = tl.zeros([BM, DP], tl.float32)
         if SPANS:
             for span in range(tl.load(tiles_ptr + 5 * TILES + tile)):

@@ -26,8 +26,10 @@ def _gumbel(seed, v, length):
 def scan(logits_ptr, scores_ptr, best_ptr, where_ptr, peaks_ptr, masses_ptr, slots_ptr, lengths_ptr, seen_ptr,
          temperature_ptr, penalty_ptr, seed_ptr, forbidden_ptr, until_ptr, masks_ptr, V, WORDS, BV: tl.constexpr,
          SB: tl.constexpr, CHUNKS: tl.constexpr, HELD: tl.constexpr, MASKED: tl.constexpr, ADVANCE: tl.constexpr,
-         PDL: tl.constexpr):  # fmt: skip
+         OWN: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """Adjust a chunk of a row's logits [B, V]; write its best candidate to best and where [B, CHUNKS].
+
+    Lengths are by slot, or with OWN by row.
 
     Sampled rows leave for `choose` their adjusted scores, divided by the temperature, [B, V], and of each block of SB
     the highest score and the mass relative to it, peaks and masses [B, CHUNKS * BV / SB]. With MASKED, tokens whose bit
@@ -41,7 +43,7 @@ def scan(logits_ptr, scores_ptr, best_ptr, where_ptr, peaks_ptr, masses_ptr, slo
     v = chunk * BV + tl.arange(0, BV)
     inside = v < V
     slot = tl.load(slots_ptr + row).to(tl.int64)
-    length = tl.load(lengths_ptr + slot) + ADVANCE
+    length = tl.load(lengths_ptr + (row if OWN else slot)) + ADVANCE
     temperature = tl.load(temperature_ptr + slot)
     penalty = tl.load(penalty_ptr + slot)
     x = tl.load(logits_ptr + row * V + v, mask=inside, other=-float("inf")).to(tl.float32)
@@ -234,17 +236,18 @@ def choose(scores_ptr, best_ptr, where_ptr, peaks_ptr, masses_ptr, near_ptr, kep
            lengths_ptr, tokens_ptr, seen_ptr, temperature_ptr, top_k_ptr, top_p_ptr, seed_ptr, constrained_ptr, V,
            SLOTS, BLOCKS, SB: tl.constexpr, BP: tl.constexpr, TB: tl.constexpr, MOST: tl.constexpr,
            CHUNKS: tl.constexpr, CP: tl.constexpr, MASKED: tl.constexpr, ADVANCE: tl.constexpr,
-           PDL: tl.constexpr):  # fmt: skip
+           OWN: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """Choose a row's token: write out [B], the slot's next input and its seen tokens; advance the length. Grid (B,).
 
-    The token of a constrained slot is only a placeholder unless MASKED, and is not counted as seen.
+    The token of a constrained slot is only a placeholder unless MASKED, and is not counted as seen. With OWN, rows have
+    lengths of their own, and only out is written.
     """
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots_ptr + row).to(tl.int64)
-    length = tl.load(lengths_ptr + slot)
+    length = tl.load(lengths_ptr + (row if OWN else slot))
     top_k = tl.load(top_k_ptr + slot)
     top_p = tl.load(top_p_ptr + slot)
     narrowed = ((top_k > 0) & (top_k < V)) | (top_p < 1.0)
@@ -259,9 +262,40 @@ def choose(scores_ptr, best_ptr, where_ptr, peaks_ptr, masses_ptr, near_ptr, kep
         best = tl.load(best_ptr + row * CHUNKS + c, mask=c < CHUNKS, other=-float("inf"))
         token = tl.load(where_ptr + row * CHUNKS + tl.argmax(best, 0))
     tl.store(out_ptr + row, token.to(tl.int64))
-    tl.store(tokens_ptr + slot, token.to(tl.int64))
-    if slot < SLOTS:
-        chosen = MASKED | (tl.load(constrained_ptr + slot) == 0)
-        tl.store(seen_ptr + slot * V + token, 1, mask=chosen)
-        if ADVANCE == 1:
-            tl.store(lengths_ptr + slot, length + 1)
+    if not OWN:
+        tl.store(tokens_ptr + slot, token.to(tl.int64))
+        if slot < SLOTS:
+            chosen = MASKED | (tl.load(constrained_ptr + slot) == 0)
+            tl.store(seen_ptr + slot * V + token, 1, mask=chosen)
+            if ADVANCE == 1:
+                tl.store(lengths_ptr + slot, length + 1)
+
+
+@triton.jit
+def accept(out_ptr, fed_ptr, slots_ptr, positions_ptr, firsts_ptr, tokens_ptr, seen_ptr, lengths_ptr, ROWS, V, SLOTS,
+           BR: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+    """Keep what was picked [B] as far as it was fed to the next row: seen tokens, next inputs and lengths. Grid (B,).
+
+    Rows from firsts on are of one slot, at consecutive positions. What a row picked counts if each row before it was
+    followed by what it picked; the last such row tells the slot's next input and its length.
+    """
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    row = tl.program_id(0)
+    first = tl.load(firsts_ptr + row)
+    slot = tl.load(slots_ptr + row).to(tl.int64)
+    i = tl.arange(0, BR)
+    before = i < row - first
+    picked = tl.load(out_ptr + first + i, mask=before, other=0)
+    fed = tl.load(fed_ptr + first + 1 + i, mask=before, other=0).to(tl.int64)
+    wrong = tl.sum((before & (picked != fed)).to(tl.int32), 0)
+    if (wrong == 0) & (slot < SLOTS):
+        token = tl.load(out_ptr + row)
+        tl.store(seen_ptr + slot * V + token, 1)
+        follows = row + 1 < ROWS
+        other = tl.load(firsts_ptr + row + 1, mask=follows, other=-1)
+        after = tl.load(fed_ptr + row + 1, mask=follows, other=-1).to(tl.int64)
+        if (other != first) | (after != token):
+            tl.store(tokens_ptr + slot, token)
+            tl.store(lengths_ptr + slot, tl.load(positions_ptr + row) + 1)

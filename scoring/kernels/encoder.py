@@ -34,6 +34,14 @@ def _prefetch(pointers):
 
 
 @triton.jit
+def _prefetch_rows(rows, DEPTH: tl.constexpr, PREFETCH: tl.constexpr, LINE: tl.constexpr):
+    """Prefetch DEPTH numbers from each of the pointers `rows` on, PREFETCH lines at a time; 0: none."""
+    if PREFETCH:
+        for j in tl.static_range(0, DEPTH // LINE, PREFETCH):
+            _prefetch(rows[:, None] + ((j + tl.arange(0, PREFETCH)) * LINE)[None, :])
+
+
+@triton.jit
 def pack_kernel(
     ids,  # [B, S] int64
     mask,  # [B, S] int64
@@ -162,6 +170,21 @@ def _widen(acc, x_scales, w_scales):
 
 
 @triton.jit
+def _store_product(acc, bias, x_scales, w_scales, out, rows, pid_k, m, n, N: tl.constexpr, PARTIAL: tl.constexpr,
+                   ACT: tl.constexpr, NARROW: tl.constexpr):  # fmt: skip
+    """Store a tile of a product: of slice `pid_k` as it is where PARTIAL, else with bias and activation."""
+    if NARROW:
+        acc = _widen(acc, tl.load(x_scales + m), tl.load(w_scales + n))
+    if PARTIAL:
+        to = out + pid_k.to(tl.int64) * rows * N + m[:, None] * N + n[None, :]
+    else:
+        acc += tl.load(bias + n).to(tl.float32)[None, :]
+        acc = _activate(acc, ACT)
+        to = out + m[:, None] * N + n[None, :]
+    tl.store(to, acc.to(out.dtype.element_ty))
+
+
+@triton.jit
 def linear_kernel(
     x,  # [rows, K]
     w,  # [N, K]
@@ -191,10 +214,7 @@ def linear_kernel(
     m = pid_m * BM + tl.arange(0, BM)
     n = pid_n * BN + tl.arange(0, BN)
     k = pid_k * DEPTH + tl.arange(0, BK)
-    if PREFETCH:
-        for j in tl.static_range(0, DEPTH // LINE, PREFETCH):
-            line = pid_k * DEPTH + (j + tl.arange(0, PREFETCH)) * LINE
-            _prefetch(w + n[:, None] * K + line[None, :])
+    _prefetch_rows(w + n * K + pid_k * DEPTH, DEPTH, PREFETCH, LINE)
     _after_predecessor(PDL)
     if SKIP and pid_m * BM >= tl.load(total):
         return
@@ -205,15 +225,7 @@ def linear_kernel(
         acc = tl.dot(tl.load(xs), tl.load(ws), acc, out_dtype=acc.dtype)
         xs += BK
         ws += BK
-    if NARROW:
-        acc = _widen(acc, tl.load(x_scales + m), tl.load(w_scales + n))
-    if PARTIAL:
-        to = out + pid_k.to(tl.int64) * rows * N + m[:, None] * N + n[None, :]
-    else:
-        acc += tl.load(bias + n).to(tl.float32)[None, :]
-        acc = _activate(acc, ACT)
-        to = out + m[:, None] * N + n[None, :]
-    tl.store(to, acc.to(out.dtype.element_ty))
+    _store_product(acc, bias, x_scales, w_scales, out, rows, pid_k, m, n, N, PARTIAL, ACT, NARROW)
 
 
 @triton.jit
@@ -246,25 +258,14 @@ def linear_tma_kernel(
     DEPTH: tl.constexpr = K // SPLIT
     m = pid_m * BM + tl.arange(0, BM)
     n = pid_n * BN + tl.arange(0, BN)
-    if PREFETCH:
-        for j in tl.static_range(0, DEPTH // LINE, PREFETCH):
-            line = pid_k * DEPTH + (j + tl.arange(0, PREFETCH)) * LINE
-            _prefetch(w_pointer + n[:, None] * K + line[None, :])
+    _prefetch_rows(w_pointer + n * K + pid_k * DEPTH, DEPTH, PREFETCH, LINE)
     _after_predecessor(PDL)
     if SKIP and pid_m * BM >= tl.load(total):
         return
     acc = tl.zeros((BM, BN), tl.int32 if w_pointer.dtype.element_ty == tl.int8 else tl.float32)
     for k in range(pid_k * DEPTH, pid_k * DEPTH + DEPTH, BK):
         acc = tl.dot(x.load([pid_m * BM, k]), w.load([pid_n * BN, k]).T, acc, out_dtype=acc.dtype)
-    if NARROW:
-        acc = _widen(acc, tl.load(x_scales + m), tl.load(w_scales + n))
-    if PARTIAL:
-        to = out + pid_k.to(tl.int64) * rows * N + m[:, None] * N + n[None, :]
-    else:
-        acc += tl.load(bias + n).to(tl.float32)[None, :]
-        acc = _activate(acc, ACT)
-        to = out + m[:, None] * N + n[None, :]
-    tl.store(to, acc.to(out.dtype.element_ty))
+    _store_product(acc, bias, x_scales, w_scales, out, rows, pid_k, m, n, N, PARTIAL, ACT, NARROW)
 
 
 @triton.jit

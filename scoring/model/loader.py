@@ -116,6 +116,30 @@ def load(deployment: Deployment, folder: Path, on_host: bool = False) -> Loaded:
     return Loaded(model, tokenizer, device, context, deployment.task_options, head)
 
 
+def load_without_weights(deployment: Deployment, folder: Path) -> Loaded:
+    """Load what making rows and answers takes: tokenizer, head, and the model's modules without memory.
+
+    Its context length is that of no pass; raises LoadError and its kinds.
+    """
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    top, folder = folder, _transformer(folder)
+    _refuse_foreign_code(deployment, folder)
+    embeds = task_schema(deployment.task).embeds
+    told = _sentence_model(top) if embeds else None
+    tokenizer = _tokenizer(transformers, folder, deployment.trust_remote_code)
+    if told and told.lower_case:
+        _lower_case(tokenizer)
+    config = transformers.AutoConfig.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=deployment.trust_remote_code
+    )
+    with torch.device("meta"):
+        model = _made("from_config", deployment, config).eval()
+    head = _head(told, top, model, deployment.allow_pickle) if told else None
+    return Loaded(model, tokenizer, torch.device("cpu"), 0, deployment.task_options, head)
+
+
 def _transformer(folder: Path) -> Path:
     """Folder of config.json and weights: the model's own, or the one that its modules.json names."""
     if (folder / "config.json").is_file() or not (folder / MODULES).is_file():

@@ -115,8 +115,6 @@ GENERIC_DECODE = Families(
         ),
     },
 )  # fmt: skip
-#: Refused by the generic tier where the model is on a GPU.
-GENERIC_DECODE_ON_GPUS = Families((), {"gpt_oss": "the GPU kernels have no attention sinks"})
 #: Families whose slices the static decoder serves.
 SLICED_DECODERS = tuple(family for family in STATIC_DECODE.served if family in TENSOR_SLICING.served)
 #: Encoders whose learned positions begin after the padding token's.
@@ -130,11 +128,10 @@ class TierChoice(NamedTuple):
     reason: str
 
 
-def decoder_tier(family: str, on_gpu: bool) -> TierChoice:
+def decoder_tier(family: str) -> TierChoice:
     """Choose the tier of a decoder family; the generic one is a forecast: the loaded model's attention decides."""
     if family in STATIC_DECODE.served:
         return TierChoice("fused", "fused tier")
-    refused = {**GENERIC_DECODE.refused, **(GENERIC_DECODE_ON_GPUS.refused if on_gpu else {})}
-    if family in refused:
-        return TierChoice(None, f"{family}: {refused[family]}")
+    if family in GENERIC_DECODE.refused:
+        return TierChoice(None, f"{family}: {GENERIC_DECODE.refused[family]}")
     return TierChoice("generic", "generic tier: transformers' own modules over our cache")

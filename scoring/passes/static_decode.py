@@ -8,11 +8,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from scoring.config import Speculation
 from scoring.errors import LoadError, RankLost
 from scoring.limits.memory_shares import LEAST_CACHE_TOKENS, WEIGHTS_AND_SLOTS
 from scoring.model.loaded import Runtime
 from scoring.passes.base import Applicability, Applied, Facts, Hardware, Pass, PassRefused
 from scoring.passes.families import Tier, decoder_tier
+from scoring.passes.speculation import decide
 from scoring.passes.tensor_parallel import TensorParallel
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ class StaticDecode(Pass):
         tokens: int = 0,
         share: float = 0.0,
         tier: Tier | None = None,
+        speculation: Speculation = "off",
     ) -> None:
         self.slots = slots
         self.max_length = max_length
@@ -50,13 +53,14 @@ class StaticDecode(Pass):
         self.spare_bytes = 0  # that the cache leaves on each GPU to a pass that was decided on
         self._slicing = slicing
         self._tier = tier  # None: the one that the family is for
+        self._speculation: Speculation = speculation
         self.decoder: Decoder | None = None  # while it is applied
 
     def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Applicability:
         """Take it by the family's tier: on GPUs with bf16 matrix units and memory for the slots, on CPUs in float32."""
         if facts.kind != "decoder":
             return Applicability(False, f"{facts.family} is not a decoder")
-        tier, reason = decoder_tier(facts.family, hardware.device == "cuda")
+        tier, reason = decoder_tier(facts.family)
         if tier is None:
             return Applicability(False, reason)
         if tier == "generic" and self.degree(facts, hardware, objective) > 1:
@@ -113,9 +117,10 @@ class StaticDecode(Pass):
         detail += f" for {decoder.capacity:,} tokens"
         if decoder.max_length < decoder.full_length:
             detail += f"; the context is {decoder.max_length:,} tokens instead of {decoder.full_length:,}"
-        if decoder.tier != decoder_tier(model.config.model_type, on_gpu).tier:
+        if decoder.tier != decoder_tier(model.config.model_type).tier:
             detail += f"; in the {decoder.tier} tier after all"
             detail += f": {decoder.unfit}" if decoder.unfit else ""
+        detail += "; drafted by n-grams" if decoder.speculates else ""
         detail += "".join(f"; {note}" for note in decoder.notes)
 
         def undo() -> None:
@@ -134,7 +139,11 @@ class StaticDecode(Pass):
         if model.device.type == "cuda":
             tokens, share = self.tokens, self.share - self.spare_bytes / torch.cuda.mem_get_info(model.device)[1]
         if ranks is None:
-            return Decoder(model, slots, self.max_length, tokens=tokens, share=share, tier=self._tier)
+            experts = bool(getattr(model.config.get_text_config(decoder=True), "num_experts_per_tok", None))
+            drafts = decide(self._speculation, model.device.type, experts=experts).take
+            decoder = Decoder(model, slots, self.max_length, None, tokens, share, self._tier, drafts)
+            decoder.rounds = self._speculation == "ngram"
+            return decoder
         from scoring.decoder.adapters.families import unsupported
         from scoring.tensor_parallel.decoder import SlicedDecoder
 

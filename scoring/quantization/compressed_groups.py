@@ -35,8 +35,8 @@ def weights_of(told: Mapping[str, Any], tensors: Tensors) -> Iterable[Packed]:
 
 
 def kind_of(told: Mapping[str, Any]) -> str:
-    """Numbers of the first group's weights; raises Unrecognised as `weights_of`."""
-    group = _groups(told)[0]
+    """Numbers of the weights of most modules' group; raises Unrecognised as `weights_of`."""
+    group = _group_of("", _groups(told))
     bits = number(group["weights"], "num_bits", usual=8)
     return f"fp{bits}" if group["weights"].get("type") == "float" else f"int{bits}"
 
@@ -71,7 +71,7 @@ def _group_of(module: str, groups: list[Group]) -> Group:
     for group in groups:
         if any(_named(module, target) for target in _targets(group)):
             return group
-    usual = (group for group in groups if not _targets(group) or any("." not in t for t in _targets(group)))
+    usual = (group for group in groups if not _targets(group) or any(t[:1].isupper() for t in _targets(group)))
     return next(usual, groups[0])
 
 

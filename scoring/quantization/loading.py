@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scoring.errors import WeightsUnreadable
 from scoring.model_files.shards import read_shard_names
-from scoring.quantization.dequantize import Parts, widen
+from scoring.quantization.dequantize import Grid, Parts, grid, widen
 from scoring.quantization.headers import Packed, Stored, Unrecognised
 from scoring.quantization.layout import quantization_of
 from scoring.quantization.recognised import method_of, recognise
@@ -73,6 +73,10 @@ class Quantised:
     def __getitem__(self, _: Any) -> Tensor:
         return widen(self.weight, self.parts(), self._dtype)
 
+    def grid(self) -> Grid:
+        """Its numbers and scales, on the device."""
+        return grid(self.weight, self.parts())
+
     def parts(self) -> Parts:
         """Its stored tensors, on the device."""
         return {role: part[...].to(self._device) for role, part in self._parts.items()}
@@ -92,7 +96,11 @@ class Checkpoint:
     def tensors(self, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         """Map from names of a wide checkpoint to what reads each tensor by `[...]`."""
         wide: dict[str, Any] = {name: each for name, each in self._found.items() if name not in self._told.dropped}
-        return wide | {each.name: Quantised(each, self._found, device, dtype) for each in self._told.weights}
+        return wide | self.quantised(device, dtype)
+
+    def quantised(self, device: torch.device, dtype: torch.dtype) -> dict[str, Quantised]:
+        """Quantised weights by the names of their wide forms."""
+        return {each.name: Quantised(each, self._found, device, dtype) for each in self._told.weights}
 
 
 def _in_files(folder: Path) -> Iterator[tuple[str, InFile]]:

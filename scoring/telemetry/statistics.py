@@ -19,6 +19,8 @@ _TOKEN = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.
 _ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 #: parse, encode and decode of a request; queue of a row; forward of a batch, or one step of a decoder's slots.
 STAGES = ("parse", "encode", "queue", "forward", "decode")
+#: Tokens of prompts, taken from cached prefixes, generated; drafted, and of these the right ones; slots given up.
+COUNTERS = ("prompt_tokens", "cached_tokens", "generated_tokens", "drafted_tokens", "accepted_tokens", "preemptions")
 
 
 class Histogram:
@@ -69,7 +71,7 @@ class Statistics:
         self.first_token = Histogram(_SECONDS)  # from the queue to a row's first token
         self.next_token = Histogram(_TOKEN)  # between consecutive tokens of a row
         self.cache: dict[str, int] = {}  # of keys and values, in tokens: kv_tokens, kv_capacity; empty without slots
-        self._counters = {"prompt_tokens": 0, "cached_tokens": 0, "generated_tokens": 0, "preemptions": 0}
+        self._counters = dict.fromkeys(COUNTERS, 0)
         self._lock = threading.Lock()
 
     @contextmanager
@@ -118,17 +120,17 @@ class Phase:
     """Phase of the process: importing, loading, optimising, warming, ready; draining, failed."""
 
     def __init__(self) -> None:
-        self._began = time.monotonic()
+        self.began = time.monotonic()
         self.name = "importing"
 
     def enter(self, name: str) -> None:
         """Enter the next phase, and log how long this one took."""
         logger.info("%s took %.1f s; now %s", self.name, self.seconds(), name)
-        self.name, self._began = name, time.monotonic()
+        self.name, self.began = name, time.monotonic()
 
     def seconds(self) -> float:
         """Seconds since this phase began."""
-        return time.monotonic() - self._began
+        return time.monotonic() - self.began
 
 
 phase = Phase()

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoring.decoder.decoder import Decoder, Pending
+from scoring.decoder.decoder import Decoder
 from scoring.decoder.kv_cache import SamplingParams
+from scoring.decoder.pending import Pending
 from scoring.distributed.tp_group import TensorParallelGroup
 from scoring.errors import RankLost
 from scoring.tensor_parallel.workers import Workers

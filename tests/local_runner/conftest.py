@@ -12,6 +12,7 @@ import mii_azure
 import scoring
 from local_runner.bundle.manifest import bundle_digest, hash_files
 from local_runner.process.launch import Azmlinfsrv, Runner
+from tests.fork_server import ForkServer, forking
 
 STUB = Path(__file__).parent / "stub"
 PACKAGE = Path(scoring.__file__).parent
@@ -39,6 +40,8 @@ def make_bundle(folder: Path, name: str = "echo", task: str = "text-classificati
         "generation/__init__.py",
         "generation/cache_salt.py",
         "host_api.py",
+        "limits/__init__.py",
+        "limits/cpus.py",
         "strict_json/__init__.py",
         "strict_json/body.py",
         "strict_json/files.py",
@@ -115,7 +118,7 @@ MODELS = {
 
 @pytest.fixture(scope="session")
 def real(
-    tiny: Callable[[str, str], Path], tmp_path_factory: pytest.TempPathFactory
+    tiny: Callable[[str, str], Path], tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer
 ) -> Iterator[Callable[[str], Runner]]:
     """`real(name)` is a runner over a real bundle of a tiny model, started when first asked for."""
     started: dict[str, Runner] = {}
@@ -140,7 +143,8 @@ def real(
                 # The CPU's pass takes seconds to time its ways, of which a tiny model shows nothing.
                 off = ("cpu",) if family == "bert" else ()
                 bundle = mii_azure.generate(task, model, name, output=folder, passes_off=off)
-                started[name] = stack.enter_context(Runner(bundle, arguments=("--drain-seconds", "1")))
+                with forking(fork_server):
+                    started[name] = stack.enter_context(Runner(bundle, arguments=("--drain-seconds", "1")))
             return started[name]
 
         yield runner

@@ -69,3 +69,18 @@ class Steps:
             return forward(*args, **kwargs)
 
         monkeypatch.setattr(model, "forward", spy)
+
+
+def repeating(model: Any) -> Any:
+    """A tiny model made to count mostly, seven tokens and again; what its layers add has it deviate now and then."""
+    table = model.get_input_embeddings().weight.data
+    table *= 5.6 / table.norm(dim=1, keepdim=True).clamp(min=1e-6)
+    numbers = torch.arange(len(table) - len(table) % 7, device=table.device)
+    head = torch.nn.Linear(table.shape[1], len(table), bias=False, device=table.device, dtype=table.dtype)
+    head.weight.data = table.clone()
+    head.weight.data[numbers - numbers % 7 + (numbers + 1) % 7] = table[: len(numbers)]
+    model.set_output_embeddings(head)
+    for name, parameter in model.named_parameters():
+        if any(part in name for part in ("o_proj", "down_proj", "c_proj")):
+            parameter.data *= 0.03
+    return model

@@ -2,11 +2,8 @@
 
 import argparse
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-_GPU_NODE = re.compile(r"nvidia\d+")
 #: Tells the scoring package how many processes share the cores that it may use.
 _SHARERS = "MII_AZURE_SHARERS"
 MOST = 64
@@ -33,14 +30,6 @@ def read(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Replic
     if options.engine != "local":
         parser.error("--replicas is for one machine; with --engine ray give --min-replicas")
     return ReplicaOptions(options.replicas, (options.sticky or "").lower(), options.verbose, options.log_format)
-
-
-def gpus(environment: Mapping[str, str], devices: Path = Path("/dev")) -> list[str]:
-    """GPUs that this process may use: CUDA_VISIBLE_DEVICES, or all of the machine's."""
-    visible = environment.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
-    return [str(index) for index in range(sum(bool(_GPU_NODE.fullmatch(node.name)) for node in devices.iterdir()))]
 
 
 def shares(count: int, group: int, visible: list[str]) -> list[dict[str, str]]:

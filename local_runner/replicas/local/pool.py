@@ -16,6 +16,7 @@ from typing import Any
 from local_runner.bundle.script import Answer
 from local_runner.errors import ReplicaLost, RunnerFailed
 from local_runner.host.reload import Tuning
+from local_runner.process.devices import gpus
 from local_runner.process.scratch import Scratch
 from local_runner.protocol import errors
 from local_runner.replicas.local import options as local_options
@@ -126,7 +127,7 @@ class LocalPool:
 def _shares(count: int, deployment: Deployment) -> list[dict[str, str]]:
     group = max(1, deployment.optimisation.tensor_parallel)
     try:
-        return local_options.shares(count, group, local_options.gpus(os.environ))
+        return local_options.shares(count, group, gpus(os.environ))
     except ValueError as error:
         raise RunnerFailed(str(error), "Ask for fewer --replicas.") from None
 

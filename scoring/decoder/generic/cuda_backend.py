@@ -13,6 +13,7 @@ from torch import Tensor
 
 from scoring.decoder.cuda_backend import CudaBackend, Launches
 from scoring.decoder.decode_step import Launcher
+from scoring.decoder.draft_step import DraftStep
 from scoring.decoder.generic.compiled import compiled_forwards, layers_with
 from scoring.decoder.generic.model import GenericModel
 from scoring.decoder.kv_cache import KVCache
@@ -54,18 +55,32 @@ class GenericPrefiller(Prefiller):
         self.logits.copy_(_forward(self, rows, tokens, positions, self.ends[0].long()))
 
 
+class GenericDraftStep(DraftStep):
+    """Launches one step with drafts over the model's modules."""
+
+    form: Any  # a GenericModel
+
+    def step(self, rows: int, far: bool = False) -> None:
+        logits = _forward(self, rows, self.tokens[:rows].long(), self.positions[:rows].long(), self.order[:rows].long())
+        self.buffers.narrow[:rows].copy_(logits)
+        self.sample(rows, self.buffers.narrow, advance=True)
+
+
 class GenericCudaBackend(CudaBackend):
     """`CudaBackend` of the generic tier."""
 
     uncaptured = ""  # why launches are not captured, if they are not
     uncompiled = ""  # why the layers are not compiled, if that was tried
 
-    def __init__(self, form: GenericModel, state: KVCache) -> None:
+    def __init__(self, form: GenericModel, state: KVCache, drafts: bool = False) -> None:
         self._model = form
-        super().__init__(form, state, pdl=False)  # the modules' kernels are none that start early
+        super().__init__(form, state, pdl=False, drafts=drafts)  # the modules' kernels are none that start early
 
     def _launchers(self, form: Any, state: KVCache, pdl: bool) -> tuple[Launcher, Prefiller]:
         return GenericStep(form, state, state.slots, pdl=pdl), GenericPrefiller(form, state, pdl=pdl)
+
+    def _drafter(self, form: Any, state: KVCache, pdl: bool) -> DraftStep:
+        return GenericDraftStep(form, state, pdl=pdl)
 
     @property
     def notes(self) -> list[str]:
@@ -100,7 +115,7 @@ class GenericCudaBackend(CudaBackend):
         self._capture(1)
 
     def logits(self, count: int) -> Tensor:
-        return self.launcher.buffers.narrow[:count]
+        return self._ran.buffers.narrow[:count]
 
     def _captured(self, launch: Callable[[], None]) -> Launches:
         self.uncaptured = self.uncaptured or waits_for_the_host(launch)
@@ -148,11 +163,10 @@ def waits_for_the_host(launch: Callable[[], None]) -> str:
     return ""
 
 
-def _forward(
-    own: GenericStep | GenericPrefiller, rows: int, tokens: Tensor, positions: Tensor, picked: Tensor
-) -> Tensor:
+def _forward(own: Launcher, rows: int, tokens: Tensor, positions: Tensor, picked: Tensor) -> Tensor:
     """Enqueue the model's forward over rows of tokens, its attention over the cache; logits of the rows picked."""
-    form, b = own.form, own.buffers
+    form: Any = own.form
+    b = own.buffers
     width, heads = form.head_dim, form.heads + 2 * form.kv_heads
 
     def attend(index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

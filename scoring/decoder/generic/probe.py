@@ -120,11 +120,8 @@ def _check_calls(calls: Sequence[_Call], layers: int | None, device: torch.devic
         raise Unlike(f"{len(calls)} attention calls of {layers} layers: the others keep a state of another kind")
     if len({(call.queries, call.values) for call in calls}) > 1:
         raise Unlike("its layers differ in their heads")
-    if device.type == "cuda":
-        if any(call.rule.sinks is not None for call in calls):
-            raise Unlike("the kernels have no attention sinks")
-        if calls[0].queries[1] > _WIDEST or calls[0].queries[1] % 2:
-            raise Unlike(f"heads of {calls[0].queries[1]}: the attention kernels hold even ones up to {_WIDEST}")
+    if device.type == "cuda" and (calls[0].queries[1] > _WIDEST or calls[0].queries[1] % 2):
+        raise Unlike(f"heads of {calls[0].queries[1]}: the attention kernels hold even ones up to {_WIDEST}")
 
 
 class CallRecorder:

@@ -26,6 +26,11 @@ class GenericTorchBackend:
         last = torch.tensor([count for _, _, count in parts], device=tokens.device).cumsum(0) - 1
         return self.form.forward(tokens, own.positions, last, own.attend)
 
+    def speculate(self, parts: Sequence[tuple[int, int, int]], tokens: Tensor) -> Tensor:
+        """Append tokens as `prefill` does; logits [T, vocabulary] after every one."""
+        own = PromptAttention(self.form, self.state, parts)
+        return self.form.forward(tokens, own.positions, torch.arange(len(tokens), device=tokens.device), own.attend)
+
     def step(self, slots: Tensor, longest: int) -> Tensor:
         """Feed a token to each of slots [B]; `longest` bounds their lengths, it included; logits [B, vocabulary]."""
         own = StepAttention(self.form, self.state, slots, longest)

@@ -25,6 +25,8 @@ from local_runner.http import app as http_app
 from local_runner.process.launch import LOOPBACK, Runner
 from tests.scenarios.faults.conftest import connect
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 KEY = "a-key-that-nobody-guesses"
 PROBES = {"/", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"}
 OPEN = {(method, path) for method in ("GET", "HEAD") for path in PROBES}

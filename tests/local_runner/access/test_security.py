@@ -22,6 +22,8 @@ from mii_azure.errors import RunnerFailed, Unauthenticated
 from mii_azure.sdk.query import query
 from tests.local_runner.certificates import Authority, Pair
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 KEY, NEXT_KEY = "a-key-that-nobody-guesses", "the-next-key"
 ASK = {"inputs": "a"}
 

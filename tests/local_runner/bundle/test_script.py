@@ -11,6 +11,8 @@ from local_runner.targets.targets import make_target
 from scoring.errors import LoadError
 from tests.local_runner.conftest import seal
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 Own = Callable[..., Path]
 HEAD = "import sys, pathlib\nsys.path.insert(0, str(pathlib.Path(__file__).parent))\nfrom scoring.entry import init\n"
 

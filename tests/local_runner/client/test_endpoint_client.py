@@ -18,6 +18,8 @@ from mii_azure.sdk.query import query
 from scoring.errors import InvalidInput, Overloaded
 from tests.local_runner.certificates import Authority
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 KEY = "a-key-that-nobody-guesses"
 
 
@@ -128,10 +130,11 @@ def sent(client: EndpointClient, answers: list[int]) -> list[str | None]:
     return seen
 
 
-def test_a_token_goes_to_azure_and_is_renewed_once(signed_in: list[str]) -> None:
-    client = endpoint_client.of_url("https://name.westeurope.inference.ml.azure.com/score")
+@pytest.mark.parametrize("cloud", ["com", "us", "cn"])
+def test_a_token_of_its_cloud_goes_to_azure_and_is_renewed_once(cloud: str, signed_in: list[str]) -> None:
+    client = endpoint_client.of_url(f"https://name.westeurope.inference.ml.azure.{cloud}/score")
     assert sent(client, [401, 200]) == ["Bearer token-1", "Bearer token-2"]
-    assert signed_in == [endpoint_client.AUDIENCE] * 2
+    assert signed_in == [f"https://ml.azure.{cloud}/.default"] * 2
 
 
 @pytest.mark.parametrize(

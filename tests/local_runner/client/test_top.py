@@ -15,6 +15,8 @@ from local_runner.client.top import Source, table
 from local_runner.process.launch import LOOPBACK, Runner
 from mii_azure.errors import RunnerFailed
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 DOCS = Path(__file__).parents[3] / "docs"
 
 

@@ -24,6 +24,8 @@ from mii_azure.errors import RunnerFailed
 from tests.local_runner.certificates import Authority, Pair
 from tests.waiting import until
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 _PATIENCE_S = 20.0
 
 

@@ -22,6 +22,7 @@ import pytest
 from local_runner.bundle.script import Answer
 from local_runner.flags import serving
 from local_runner.flags.flag import add
+from local_runner.process.devices import gpus
 from local_runner.process.launch import LOOPBACK, Runner
 from local_runner.protos import scoring_pb2, scoring_pb2_grpc
 from local_runner.replicas.local import framing, options, worker
@@ -31,6 +32,8 @@ from scoring.errors import LoadError
 from scoring.limits import cpus
 from tests.local_runner.test_lifecycle import started
 from tests.waiting import until
+
+pytestmark = pytest.mark.usefixtures("forked")
 
 _PATIENCE_S = 30.0
 
@@ -307,17 +310,17 @@ def test_too_few_gpus_are_told(bundle: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_each_replica_has_its_gpus_or_its_share_of_the_cores() -> None:
-    visible = options.gpus({"CUDA_VISIBLE_DEVICES": "3,GPU-a,5,6"})
+    visible = gpus({"CUDA_VISIBLE_DEVICES": "3,GPU-a,5,6"})
     parts = options.shares(2, 2, visible)
     assert parts == [{"CUDA_VISIBLE_DEVICES": "3,GPU-a"}, {"CUDA_VISIBLE_DEVICES": "5,6"}]
-    assert options.gpus({"CUDA_VISIBLE_DEVICES": ""}) == []
+    assert gpus({"CUDA_VISIBLE_DEVICES": ""}) == []
     assert options.shares(2, 1, []) == [{cpus.SHARERS: "2"}] * 2
 
 
 def test_gpus_are_counted_by_their_device_files(tmp_path: Path) -> None:
     for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
         (tmp_path / name).touch()
-    assert options.gpus({}, tmp_path) == ["0", "1"]
+    assert gpus({}, tmp_path) == ["0", "1"]
 
 
 @pytest.mark.parametrize(

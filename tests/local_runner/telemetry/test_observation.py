@@ -14,6 +14,8 @@ import mii_azure
 from local_runner.process.launch import LOOPBACK, Runner
 from local_runner.protos import scoring_pb2, scoring_pb2_grpc
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 SECRET = "the quick brown fox"
 BODY = {"inputs": SECRET, "parameters": {"max_new_tokens": 5, "min_new_tokens": 5}}
 

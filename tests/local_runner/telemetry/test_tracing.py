@@ -22,6 +22,8 @@ from local_runner.process.launch import LOOPBACK, Runner
 from local_runner.protos import scoring_pb2, scoring_pb2_grpc
 from tests.waiting import until
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 CALLER = f"00-{TRACE}-{PARENT}-01"
 TEXT = "a sentence that nobody may find in a trace"

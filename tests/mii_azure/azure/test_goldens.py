@@ -88,8 +88,10 @@ def attach(cloud, name, kind):
     cloud.arm.resources[path.lower()] = {"id": path, "name": name, "location": "eastus", "properties": properties}
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("kind", ["managed", "kubernetes"])
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [*(("managed", mode) for mode in MODES), ("kubernetes", "key"), ("kubernetes", "aml_token")],
+)
 def test_online_endpoints_of_every_auth_mode_in_both_slots(kind, mode, cloud, client, made):
     bundle = made(auth_mode=mode, kind=kind, **({"compute": "arc"} if kind == "kubernetes" else {}))
     first, second = deploy(bundle, client), deploy(bundle, client, slot="green", traffic=10)

@@ -58,7 +58,7 @@ def test_what_a_good_bundle_is_told(cloud, client, bundle):
     assert [f.verdict for f in found if f.severity in ("error", "warning")] == []
     assert {f.question for f in found} == {
         "workspace", "your permissions", "instance type", "quota", "capacity", "name", "identity", "registry",
-        "slots and traffic",
+        "network", "slots and traffic",
     }  # fmt: skip
     assert cloud.sent("PUT", ".") == cloud.sent("POST", ".") == []
     for entry in found:
@@ -335,3 +335,20 @@ def test_a_reference_with_dots_gets_an_answer(model, cloud, client, made):
     bundle = made(model=model, instance_type="Standard_F8s_v2")
     told = [f for f in asking.online(bundle, client) if "Llama-3.2-1B" in f.message]
     assert [f.verdict for f in told] == ["unverified" if "registries" in model else "no"]
+
+
+@pytest.mark.parametrize(
+    ("isolation", "egress", "verdict"),
+    [
+        ("", "enabled", "yes"),
+        ("Disabled", "disabled", "yes"),
+        ("AllowInternetOutbound", "enabled", "yes"),
+        ("AllowInternetOutbound", "disabled", "no"),
+        ("AllowOnlyApprovedOutbound", "enabled", "note"),
+    ],
+)
+def test_which_of_the_two_network_ways_applies(isolation, egress, verdict, cloud, client, made):
+    cloud.arm.isolation = isolation
+    found = one(made(egress=egress), client, "network")
+    assert found.verdict == verdict
+    assert ("managed network" in found.message) == bool(found.message)

@@ -6,9 +6,12 @@ import sys
 import pytest
 
 from mii_azure import errors
+from mii_azure.azure.endpoints import ensure_endpoint
+from mii_azure.checks.check import check
 from mii_azure.cli import app
 from mii_azure.operations import operate
-from mii_azure.operations.deploy import deploy
+from mii_azure.operations.deploy import deploy, intact, place
+from mii_azure.operations.steps import Journal
 from mii_azure.sdk.generate import generate
 from scoring.errors import InvalidParameter
 from tests.mii_azure.azure.test_goldens import attach
@@ -91,3 +94,45 @@ def test_without_a_workspace(monkeypatch, bundle, capsys):
         app.main()
     assert end.value.code == 2
     assert "--workspace" in capsys.readouterr().err
+
+
+def test_a_name_that_is_too_short_for_azure_is_one_name_everywhere(cloud, client, tiny, tmp_path, mii):
+    model = tiny("bert", "question-answering")
+    asked = ("--task", "question-answering", "--model", model, "--name", "qa", "--output", tmp_path / "b")
+    code, said, _ = mii("generate", *asked)
+    assert code == 0
+    assert "in Azure it is qa-endpoint" in said
+    ensure_endpoint(client, tmp_path / "b", print)
+    assert operate.status(client, "qa") == operate.status(client, "qa-endpoint")
+    assert operate.status(client, "qa").endpoint == "qa-endpoint"
+    operate.logs(client, "qa", "blue")
+    assert cloud.sent("POST", "onlineEndpoints/qa-endpoint/deployments/blue/getLogs$")
+    operate.delete(client, "qa")
+    with pytest.raises(errors.NotInAzure):
+        operate.status(client, "qa")
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "scaleSettings",
+        "livenessProbe",
+        "requestSettings",
+        "endpointComputeType",
+        "traffic",
+        "mirrorTraffic",
+        "scoringUri",
+    ],
+)
+def test_an_answer_that_lacks_a_property_is_read_or_told_and_never_raised_raw(missing, cloud, client, bundle, mii):
+    place(bundle, client, "blue", intact(bundle), Journal(print, "Again"))
+    cloud.arm.missing = {missing}
+    code, _, told = mii("status", "my-qa")
+    assert code in (0, 5), told
+    assert "internal" not in told
+    if missing == "scaleSettings":
+        assert code == 5
+        assert "azure-ai-ml cannot read what Azure answered: AttributeError" in told
+        slots = [finding for finding in check(bundle, ml_client=client) if "azure-ai-ml cannot read" in finding.message]
+        assert slots
+        assert {finding.severity for finding in slots} <= {"info", "warning"}

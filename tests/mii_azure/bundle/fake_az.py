@@ -36,6 +36,10 @@ def main(arguments: list[str]) -> None:
         asset.get("version") or flags.get("--version") or asset.get("endpoint_name") or flags.get("--endpoint-name")
     )
     key = f"{kind}/{name}/{version or ''}"
+    if verb == os.environ.get("FAKE_AZ_FORBIDS"):
+        fail("(AuthorizationFailed) The client 'me' does not have authorization to perform this; or it was not found.")
+    if verb == "invoke" and os.environ.get("FAKE_AZ_INVOKE_FAILS"):
+        fail("(424) Failed Dependency")
     if verb == "create" and key in state:
         fail(f"{key} exists")
     if verb in ("show", "update") and key not in state:

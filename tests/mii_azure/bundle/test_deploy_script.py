@@ -68,9 +68,28 @@ def test_the_first_run_creates_everything_in_order(cloud):
         "online-endpoint create",
         "online-deployment show",
         "online-deployment create",
+        "online-endpoint invoke",
         "online-endpoint update",
     ]
     assert cloud.state["online-endpoint/My-qa/"]["traffic"] == "my-qa=100"
+
+
+def test_traffic_moves_only_once_a_sample_request_was_answered(cloud):
+    done = cloud.run(*SCOPE, FAKE_AZ_INVOKE_FAILS="1", DEPLOY_PAUSE="0")
+    assert done.returncode == 1
+    assert "the traffic stays as it is" in done.stderr
+    assert verbs(cloud.calls()).count("online-endpoint invoke") == 3
+    assert "traffic" not in cloud.state["online-endpoint/My-qa/"]
+    assert cloud.run(*SCOPE).returncode == 0
+    assert cloud.state["online-endpoint/My-qa/"]["traffic"] == "my-qa=100"
+
+
+def test_a_missing_role_is_not_taken_for_not_there(cloud):
+    done = cloud.run(*SCOPE, FAKE_AZ_FORBIDS="show")
+    assert done.returncode == 1
+    assert "AuthorizationFailed" in done.stderr
+    assert "could not be told: az ml environment show" in done.stderr
+    assert verbs(cloud.calls()) == ["environment show"]
 
 
 def test_the_second_run_makes_nothing_twice(cloud):
@@ -84,6 +103,7 @@ def test_the_second_run_makes_nothing_twice(cloud):
         "online-endpoint show",
         "online-deployment show",
         "online-deployment update",
+        "online-endpoint invoke",
         "online-endpoint update",
     ]
     assert cloud.state == state

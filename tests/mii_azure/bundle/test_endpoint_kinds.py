@@ -110,6 +110,14 @@ def test_a_default_that_the_folder_does_not_create_is_found(make):
     assert [finding.id for finding in check(bundle)] == ["MII703"]
 
 
+def test_a_batch_bundle_without_a_cluster_is_found(make):
+    bundle = make(kind="batch", compute="cluster")
+    path = bundle / "deployment.yml"
+    path.write_text(re.sub(r"^compute:.*\n", "", path.read_text(), flags=re.MULTILINE))
+    adopt(bundle)
+    assert [finding.id for finding in check(bundle)] == ["MII702"]
+
+
 def test_a_batch_image_without_azures_packages_is_found(make):
     bundle = make(kind="batch", compute="cluster")
     lock = bundle / "environment" / "requirements.lock"
@@ -205,6 +213,7 @@ def test_the_systems_identity_asks_for_the_workspaces_connections(tmp_path):
         {"compute": "cluster"},
         {"kind": "batch", "compute": "cluster", "secrets": {"A_KEY": CONNECTION}},
         {"kind": "kubernetes", "compute": "cluster", "egress": "disabled"},
+        {"kind": "kubernetes", "compute": "cluster", "auth_mode": "aad_token"},
         {"kind": "edge"},
         {"identities": ["mine"]},
     ],

@@ -21,6 +21,7 @@ from mii_azure.errors import BundleExists, NotABundle, NotWritten
 from scoring.config import Deployment, Limits
 
 EXPECTED = {
+    ".gitattributes",
     "README.md", "deploy.sh", "deployment.yml", "endpoint.yml", "environment.yml", "model.yml", "plan.md",
     "code/score.py", "code/deployment.json", "code/swagger2.json", "code/swagger3.json", "code/swagger3.1.json",
     "environment/Dockerfile", "environment/requirements.lock", "requests/sample.json",

@@ -90,7 +90,8 @@ def write(folder: Path, kind: str, change: Callable[[Files], None] = lambda file
         (folder / name).write_text(yaml.safe_dump(content))
     for name in ("onlinescoring", "weights"):
         (folder / name).mkdir(exist_ok=True)
-    (folder / "onlinescoring" / "score.py").write_text("def init(): ...\ndef run(data): ...\n")
+    for name in ("onlinescoring", "weights"):
+        (folder / name / "score.py").write_text("def init(): ...\ndef run(data): ...\n")
 
 
 def change(case: Case) -> Callable[[Files], None]:
@@ -114,12 +115,60 @@ def _of(kind: str, rule: str, place: str, value: Any, file: str = "blue.yml") ->
     return Case(kind, rule, file, tuple(place.split("/")), value)
 
 
+_UAI = "/subscriptions/s/resourceGroups/g/providers/Microsoft.ManagedIdentity/userAssignedIdentities/i"
+
+
+def _config(path: str = "/score", port: int = 5001) -> dict[str, Any]:
+    routes = ("liveness_route", "readiness_route", "scoring_route")
+    return {route: {"port": 5001, "path": "/"} for route in routes[:2]} | {routes[2]: {"port": port, "path": path}}
+
+
+def _environment(path: str) -> dict[str, Any]:
+    return {"name": "e", "version": "1", "image": "python:3.11", "inference_config": _config(path)}
+
+
 #: What breaks in YAML that stands alone; azure-ai-ml accepts each of them.
 LOOSE: dict[str, Case] = {
     "a name that the client does not judge": _of("managed", "MII102", "name", "a" * 40),
     "a long name of a batch deployment, which the client sends": _of("batch", "MII102", "name", "a" * 40),
     "a name in capitals": _of("managed", "MII103", "name", "Blue"),
-    "no endpoint": _of("managed", "MII104", "endpoint_name", ""),
+    "no endpoint": _of("managed", "MII131", "endpoint_name", ""),
+    "an endpoint with a blank in its name": _of("flat batch", "MII102", "endpoint_name", "my endpoint"),
+    "a placeholder": _of("managed", "MII120", "instance_type", "{{SKU}}"),
+    "a model of no version": _of("managed", "MII121", "model", "azureml:my-model"),
+    "an environment of no version": _of("managed", "MII121", "environment", "azureml://registries/R/environments/E"),
+    "a script and no environment": _of("managed", "MII122", "environment", None),
+    "an image and a build": _of(
+        "managed", "MII123", "environment", {"name": "e", "image": "python:3.11", "build": {"path": "onlinescoring"}}
+    ),
+    "traffic to no slot": _of("managed", "MII124", "traffic/green", 100, "endpoint.yml"),
+    "a route without a slash": _of("managed", "MII125", "environment", _environment(path="score")),
+    "port 0": _of("environment", "MII125", "inference_config", _config(port=0), "environment.yml"),
+    "a script above its folder": _of("managed", "MII126", "code_configuration/scoring_script", "../weights/score.py"),
+    "where the model is": _of("managed", "MII127", "environment_variables/AZUREML_MODEL_DIR", "/m"),
+    "a variable with a blank in its name": _of("managed", "MII127", "environment_variables/MY VAR", "1"),
+    "a model over the root": _of("managed", "MII128", "model_mount_path", "/"),
+    "a tag that is a number": _of("managed", "MII129", "tags/year", 2026),
+    "a long tag": _of("managed", "MII129", "tags/told", "x" * 257, "endpoint.yml"),
+    "many tags": _of("managed", "MII129", "tags", {f"t{number}": "x" for number in range(51)}, "endpoint.yml"),
+    "a cluster with a blank in its name": _of("flat batch", "MII130", "compute", "azureml:my cluster"),
+    "the system's identity with ids of others": _of(
+        "managed",
+        "MII116",
+        "identity",
+        {"type": "system_assigned", "user_assigned_identities": [{"resource_id": _UAI}]},
+        "endpoint.yml",
+    ),
+    "a user's token on Kubernetes": _of("kubernetes", "MII606", "auth_mode", "aad_token", "endpoint.yml"),
+    "a mirror on Kubernetes": _of("kubernetes", "MII606", "mirror_traffic/blue", 10, "endpoint.yml"),
+    "more than busy": _of(
+        "kubernetes",
+        "MII605",
+        "scale_settings",
+        {"type": "target_utilization", "min_instances": 1, "max_instances": 2, "target_utilization_percentage": 170},
+    ),
+    "5 s a request": _of("managed", "MII216", "request_settings/request_timeout_ms", None),
+    "one request at a time": _of("managed", "MII216", "request_settings/max_concurrent_requests_per_instance", None),
     "a number in the environment": _of("managed", "MII107", "environment_variables/A", 1),
     "a script that is not there": _of("managed", "MII108", "code_configuration/scoring_script", "other.py"),
     "code that is not there": _of("managed", "MII108", "code_configuration/code", "src"),
@@ -164,7 +213,7 @@ LOOSE: dict[str, Case] = {
     "no time for a batch": _of("batch", "MII701", "settings/retry_settings/timeout", 0),
     "fewer failures than any": _of("batch", "MII701", "settings/error_threshold", -2),
     "the same in the older form": _of("flat batch", "MII701", "error_threshold", -2),
-    "no cluster for batches": _of("flat batch", "MII702", "compute", None),
+    "no cluster for batches": _of("flat batch", "MII131", "compute", None),
     "a log of everything": _of("batch", "MII704", "settings/logging_level", "trace"),
 }
 LOOSE = {what: case._replace(keys=tuple(k.replace("*", "/") for k in case.keys)) for what, case in LOOSE.items()}

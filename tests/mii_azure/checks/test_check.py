@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,7 @@ ELSEWHERE = {
     "test_names_too_long_together_on_kubernetes": {"MII603"},
     "test_a_default_that_the_folder_does_not_create_is_found": {"MII703"},
     "test_a_batch_image_without_azures_packages_is_found": {"MII705"},
+    "test_a_batch_bundle_without_a_cluster_is_found": {"MII702"},
 }
 
 
@@ -171,6 +173,19 @@ def test_edits_are_found_by_hash(bundle):
         ("MII003", "code/extra.py"),
         ("MII004", "notes.txt"),
     ]
+
+
+def test_line_endings_that_git_changed_are_told_as_such(bundle):
+    for path in ("deploy.sh", "code/score.py"):
+        (bundle / path).write_bytes((bundle / path).read_bytes().replace(b"\n", b"\r\n"))
+    (bundle / "plan.md").write_bytes(b"x\r\n")
+    told = {finding.file: finding.message for finding in check(bundle) if finding.id == "MII001"}
+    assert "line endings" in told["deploy.sh"]
+    assert "line endings" in told["code/score.py"]
+    assert "as it was generated" in told["plan.md"]
+    subprocess.run(["git", "init", "-q"], cwd=bundle, check=True)
+    git = subprocess.run(["git", "check-attr", "text", "deploy.sh"], cwd=bundle, capture_output=True, text=True)
+    assert git.stdout == "deploy.sh: text: unset\n"
 
 
 def test_a_missing_file_is_found_even_if_no_manifest_lists_it(bundle):

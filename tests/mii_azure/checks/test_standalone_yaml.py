@@ -65,6 +65,33 @@ def test_an_endpoint_with_two_deployments_is_judged_once(tmp_path):
     assert [finding.id for finding in check(tmp_path)] == ["MII110"]
 
 
+def test_traffic_goes_to_any_deployment_of_the_folder_and_is_mirrored_to_none_that_is_live(tmp_path):
+    def shares(traffic, mirror):
+        write(tmp_path, "managed", lambda files: files["endpoint.yml"].update(traffic=traffic, mirror_traffic=mirror))
+        (tmp_path / "green.yml").write_text((tmp_path / "blue.yml").read_text().replace("blue", "green"))
+        return [finding.id for finding in check(tmp_path)]
+
+    assert shares({"blue": 90, "green": 10}, {}) == []
+    assert shares({"blue": 100}, {"green": 10}) == []
+    assert shares({"blue": 100}, {"blue": 10}) == ["MII124"]
+
+
+def test_a_dockerfile_in_the_builds_folder_needs_no_name(tmp_path):
+    (tmp_path / "context").mkdir()
+    environment = {"name": "my-env", "version": "1", "build": {"path": "context"}}
+    (tmp_path / "environment.yml").write_text(yaml.safe_dump(environment))
+    assert [finding.id for finding in check(tmp_path)] == ["MII108"]
+    (tmp_path / "context" / "Dockerfile").write_text("FROM python:3.11\n")
+    assert check(tmp_path) == []
+
+
+@pytest.mark.parametrize("what", LOOSE)
+def test_no_remedy_tells_the_owner_of_a_foreign_file_to_generate(what, tmp_path):
+    case = LOOSE[what]
+    write(tmp_path, case.kind, change(case))
+    assert not [finding.remedy for finding in check(tmp_path) if "enerate" in finding.remedy]
+
+
 def test_other_yaml_is_left_alone_and_named_when_there_is_nothing_else(tmp_path):
     job = {"$schema": "https://azuremlschemas.azureedge.net/latest/commandJob.schema.json", "command": "true"}
     (tmp_path / "job.yml").write_text(yaml.safe_dump(job))

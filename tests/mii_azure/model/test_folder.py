@@ -87,7 +87,7 @@ def test_config_that_is_a_list(folder: Folder) -> None:
     [
         (None, "copy the weights"),
         ("flax_model.msgpack", "another runtime's format"),
-        ("tiny.gguf", "another runtime's format"),
+        ("tiny.gguf", "not read here"),
         ("model-00001-of-00002.safetensors", "restore the index"),
     ],
 )

@@ -190,6 +190,8 @@ _GOOD: dict[str, Any] = {"schema": 1, "name": "a", "task": "fill-mask", "model":
         {"limits": {"queue_size": 10**400}},
         {"limits": {"request_timeout_s": 1e400}},
         {"limits": {"prefix_reuse": 1}},
+        {"limits": {"speculation": "always"}},
+        {"limits": {"speculation": ["off"]}},
         {"limits": 5},
         {"model": "x"},
         {"model": {"revision": 5}},

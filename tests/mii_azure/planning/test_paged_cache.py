@@ -240,8 +240,29 @@ def test_the_scoring_script_is_told_all_of_it() -> None:
     spec = make_spec(task="text-generation", model="m", name="abc", instance_type=H100, memory_share=0.5)
     made = make_plan(spec, llama(), {})
     written = deployment_settings(spec, made, "m")["limits"]
+    assert written["speculation"] == "auto"
     assert written["kv_cache_tokens"] == made.kv_cache_tokens > 0
     assert (written["slots"], written["memory_share"], written["context_length"]) == (made.slots, 0.5, ROPE)
+
+
+@pytest.mark.parametrize(
+    ("asked", "value", "reason"),
+    [
+        ({}, "off", "read int8 weights"),
+        ({"passes_off": ("weight_only",)}, "n-grams", "what it would have picked"),
+        ({"speculation": "ngram"}, "n-grams", "As asked for."),
+        ({"speculation": "off"}, "off", "As asked for."),
+        (
+            {"tensor_parallel": 2, "instance_type": "Standard_NC80adis_H100_v5", "speculation": "ngram"},
+            "off",
+            "over several GPUs",
+        ),
+    ],
+)
+def test_a_plan_tells_whether_steps_are_drafted(asked: dict[str, object], value: str, reason: str) -> None:
+    found = told(planned(llama(), **{"instance_type": H100, **asked}), "speculation")
+    assert found.startswith(f"{value}: ")
+    assert reason in found
 
 
 def test_ranking_asks_the_same_of_every_instance_type() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mii_azure.bundle.render import deployment_settings
+from mii_azure.bundle.render import _group_variables, deployment_settings
 from mii_azure.errors import DoesNotFit, NotAvailable
 from mii_azure.model.safetensors import DTYPE_BYTES
 from mii_azure.planning.planner import make_plan, plan
@@ -30,6 +30,8 @@ def test_a_model_that_needs_two_gpus_is_sliced_and_its_bundle_says_so():
     assert written["tensor_parallel"] == 2
     assert {each["name"]: each["forecast"] for each in written["planned"]}["tensor_slicing"] is False
     assert Optimisation(planned=tuple(PassDecision(**each) for each in written["planned"])).planned == made.passes
+    assert _group_variables(made) == {"NCCL_SHM_DISABLE": "1"}
+    assert _group_variables(made.model_copy(update={"tensor_parallel": 0})) == {}
     assert written["on"] == ["tensor_slicing"]  # a server with one GPU must say so, not run out of memory
 
 

@@ -91,6 +91,25 @@ def test_a_plan_knows_the_bytes_before_anything_is_quantised(
     assert 0 < told.output_error < 1  # random weights spread wide make much of little
 
 
+@pytest.mark.parametrize(("kind", "error"), [("fp8", 0.03), ("int4", 0.1)])
+def test_other_kinds_are_planned_made_and_measured_alike(kind: str, error: float, tiny: Tiny, tmp_path: Path) -> None:
+    """Of int4 the head stays as it was, as in the checkpoints that are published."""
+    source, task = tiny("llama", "text-generation"), "text-generation"
+    bundle = made(source, tmp_path / "b", task, quantise=kind)
+    facts = plan(task, str(source), quantise=kind).profile
+    grown = {path: 8 + int.from_bytes(path.read_bytes()[:8], "little") for path in (_weights(source), bundle / WEIGHTS)}
+    assert facts.weight_bytes - grown[_weights(source)] == (bundle / WEIGHTS).stat().st_size - grown[bundle / WEIGHTS]
+    told = told_by(bundle)
+    assert told is not None
+    assert (told.scheme, told.products) == (kind, 15 if kind == "fp8" else 14)
+    assert error / 2 < told.weight_error < error
+    assert told.output_error is not None
+    assert resolve(str(bundle / "model")).weights.kind == kind
+    assert mii_azure.check(bundle) == []
+    kinds = {each.dtype for each in safetensors.read_header(bundle / WEIGHTS)}
+    assert kinds == ({"F32", "F8_E4M3"} if kind == "fp8" else {"F32", "I32", "I64", "BF16"})
+
+
 def _weights(folder: Path) -> Path:
     return folder / "model.safetensors"
 
@@ -144,7 +163,7 @@ def test_what_it_costs_is_what_plain_transformers_says(tiny: Tiny, tmp_path: Pat
     error = float((found - wanted).norm() / wanted.norm())
     assert told_by(bundle).output_error == float(f"{error:.2g}")  # type: ignore[union-attr]
     facts = plan("text-generation", str(source)).profile
-    assert accuracy.output_error(source, source, "text-generation", facts, "float32") == (0.0, "")
+    assert accuracy.output_error(source, source, "text-generation", facts, "float32", "int8") == (0.0, "")
 
 
 @pytest.mark.parametrize(
@@ -166,12 +185,12 @@ def test_where_memory_is_short_layers_are_compared_one_at_a_time(
     facts, dtype = plan(task, str(source)).profile.model_copy(update={"dtype": "bfloat16"}), "bfloat16"
     getattr(transformers, facts.architecture).from_pretrained(source, dtype=torch.bfloat16).save_pretrained(source)
     bundle = made(source, tmp_path / "b", task, dtype=dtype, instance_type=A100)
-    whole, _ = accuracy.output_error(source, bundle / "model", task, facts, dtype)
+    whole, _ = accuracy.output_error(source, bundle / "model", task, facts, dtype, "int8")
     models = []
     load = accuracy._load
     monkeypatch.setattr(accuracy, "_load", lambda *given: models.append(load(*given)) or models[-1])
     monkeypatch.setattr(accuracy.decoder_verify, "free_bytes", lambda device: 3 * facts.parameters)
-    error, note = accuracy.output_error(source, bundle / "model", task, facts, dtype)
+    error, note = accuracy.output_error(source, bundle / "model", task, facts, dtype, "int8")
     assert (len(models), note) == (1, "")
     assert error == pytest.approx(whole, rel=near)
     plain = load(source, task, dtype).state_dict()
@@ -236,7 +255,7 @@ def pickled(model: Path) -> None:
 
 #: What is wrong: damage to the model, options, the error and its words.
 REFUSED: dict[str, tuple[Callable[[Path], None] | None, dict[str, Any], type[errors.MiiAzureError], str]] = {
-    "a scheme that there is not": (None, {"quantise": "int4"}, errors.SpecError, "quantise: "),
+    "a scheme that there is not": (None, {"quantise": "int3"}, errors.SpecError, "quantise: "),
     "quantised in another way": (aqlm, {}, errors.NotAvailable, "quantised by aqlm"),
     "a class that transformers has not": (
         unknown_class,

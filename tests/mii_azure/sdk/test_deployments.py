@@ -13,6 +13,8 @@ from mii_azure.errors import RunnerFailed, SpecError, TaskUnsupported, UnknownDe
 from scoring.errors import InvalidParameter
 from tests.waiting import until
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 Tiny = Callable[[str, str], Path]
 QUESTION = {"inputs": {"question": "Who?", "context": "It was Ann."}}
 

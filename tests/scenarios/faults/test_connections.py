@@ -16,9 +16,11 @@ from local_runner.http import server as http_server
 from local_runner.http import uvicorn_protocol
 from local_runner.process.launch import Runner
 from local_runner.protos import scoring_pb2, scoring_pb2_grpc
-from scoring.api.service import Reply
+from scoring.api.answers import Reply
 from tests.scenarios.faults.conftest import HOST, connect, lines, resident, served, until
 from tests.scenarios.fuzz.apps import serving
+
+pytestmark = pytest.mark.usefixtures("forked")
 
 HALVES = {
     "nothing": b"",

@@ -24,6 +24,8 @@ from tests.scenarios.faults.test_connections import Talker, heard
 from tests.scenarios.fuzz.apps import ServiceScript, serving
 from tests.waiting import until_async
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 GET = b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n"
 POST = b"POST /score HTTP/1.1\r\nhost: a\r\n"
 CHUNKED = POST + b"transfer-encoding: chunked\r\n\r\n"

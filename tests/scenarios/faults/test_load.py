@@ -19,6 +19,8 @@ from local_runner.protocol import errors
 from local_runner.protos import inference_pb2, inference_pb2_grpc, scoring_pb2, scoring_pb2_grpc
 from tests.scenarios.faults.conftest import HOST, lines, served, until
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 
 def test_a_full_queue_is_429_on_every_protocol(
     own_bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

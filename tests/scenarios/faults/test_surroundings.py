@@ -25,6 +25,8 @@ from tests.scenarios.faults.conftest import HOST, lines, served, until
 from tests.scenarios.fuzz.apps import serving
 from tests.scoring.conftest import Served
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 Tiny = Callable[[str, str], Path]
 
 

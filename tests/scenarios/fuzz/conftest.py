@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis.strategies import SearchStrategy
 
 import mii_azure
 from local_runner.process.launch import LOOPBACK, Runner
+from tests.fork_server import ForkServer, forking
 
 Tiny = Callable[[str, str], Path]
 Check = Callable[[Any], None]
@@ -90,8 +92,10 @@ def generating(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def _server(generating: Path) -> Iterator[Runner]:
-    with Runner(generating, arguments=("--drain-seconds", "2")) as runner:
+def _server(generating: Path, fork_server: ForkServer) -> Iterator[Runner]:
+    with ExitStack() as stack:
+        with forking(fork_server):
+            runner = stack.enter_context(Runner(generating, arguments=("--drain-seconds", "2")))
         yield runner
 
 

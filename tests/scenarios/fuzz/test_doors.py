@@ -23,6 +23,8 @@ from tests.scenarios.faults.test_limits import GET, LONG, POST, flood, heard_unt
 from tests.scenarios.fuzz.conftest import Tally, sizes
 from tests.waiting import until
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 __all__ = ["bundle"]
 
 #: More that a server may hold after an attack than before, and while one goes on; what it answers with comes back.

@@ -108,7 +108,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         base / "packed", **shared, **{"config.json": BERT | {"quantization_config": shipped, "dtype": "float16"}}
     )
     save_file(
-        {"a.weight_packed": np.ones((8, 2), np.int32), "a.weight_scale": np.ones((8, 1), np.float32)},
+        {
+            "a.weight_packed": np.ones((8, 2), np.int32),
+            "a.weight_scale": np.ones((8, 1), np.float32),
+            "a.weight_shape": np.array([8, 8], np.int64),
+        },
         packed / "model.safetensors",
     )
     return {"text-generation": decoder, "sentence-embeddings": encoder, "fill-mask": packed}

@@ -16,6 +16,8 @@ from local_runner.process.launch import LOOPBACK, Runner
 from tests.scenarios.faults.conftest import peak
 from tests.scenarios.fuzz.conftest import DEADLINE_S, Tally, sizes, sound
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 Tiny = Callable[[str, str], Path]
 
 MOST_GROWTH = 400 << 20  # of the server's memory at its peak, whatever was sent

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 import mii_azure
 from local_runner.process.launch import LOOPBACK, Azmlinfsrv
 from tests.waiting import until
+
+pytestmark = pytest.mark.usefixtures("forked")
 
 KEY = "00000000-0000-4000-8000-000000000000"
 TEXT = "a text that is no log line"

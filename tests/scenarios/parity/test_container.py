@@ -14,9 +14,12 @@ import openai
 import pytest
 
 import mii_azure
+from local_runner.process import launch
 from local_runner.process.launch import LOOPBACK, Container
 from mii_azure.errors import RunnerFailed
 from mii_azure.verdict.parity import _targets_of, parity
+
+pytestmark = pytest.mark.usefixtures("forked")
 
 Tiny = Callable[[str, str], Path]
 
@@ -152,3 +155,16 @@ def test_a_port_in_use_is_told(bundle: Path, container: Container) -> None:
     done = subprocess.run(command, cwd=bundle / "code", env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == RunnerFailed.exit_code
     assert f"Port {container.port}" in done.stderr
+
+
+def test_front_ends_answer_in_it_as_the_process_does(
+    bundle: Path, container: Container, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = launch._settings
+    monkeypatch.setattr(launch, "_settings", lambda folder: settings(folder) | {"MII_AZURE_FRONT_ENDS": "2"})
+    body = '{"inputs": "a b", "stream": true, "parameters": {"max_new_tokens": 9}}'
+    with Container(bundle) as several:
+        assert [ask(several, "POST", "/score", body) for _ in range(4)] == [ask(container, "POST", "/", body)] * 4
+        assert b'mii_azure_requests_total{code="200"} 4.0' in ask(several, "GET", "/metrics")[2]
+        several.process.send_signal(signal.SIGTERM)
+        assert several.process.wait(30) == 0

@@ -14,6 +14,8 @@ from local_runner.targets.load import TargetReply
 from mii_azure.errors import SpecError
 from mii_azure.verdict.parity import TARGETS, Verdict, parity
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 Tiny = Callable[[str, str], Path]
 
 

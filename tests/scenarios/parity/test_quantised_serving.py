@@ -18,6 +18,8 @@ from tests.conftest import Packaged, Tiny
 from tests.published import publish
 from tests.scoring.conftest import Served
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 Command = Callable[..., str]
 
 

@@ -6,6 +6,8 @@ import pytest
 
 from tests.scenarios.soak.soak import MIB, soaked
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 
 @pytest.mark.timeout(200)
 def test_nothing_is_lost_crossed_or_grows(tmp_path: Path) -> None:

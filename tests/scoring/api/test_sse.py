@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scoring.api.service import Reply
+from scoring.api.answers import Reply
 from scoring.config import Limits
 from scoring.generation.detokenizer import Detokenizer, Stops, stop_at
 from tests import tiny_tokenizers

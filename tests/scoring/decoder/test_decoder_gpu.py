@@ -11,6 +11,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA device", allow_module_level=True)
 
+from scoring.decoder import chunk_size
 from scoring.decoder.adapters.families import FAMILIES
 from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.decoder import Decoder
@@ -115,3 +116,49 @@ def test_the_cache_of_a_long_context_takes_its_share_of_the_memory(tmp_path: Pat
     decoder.open(255)
     decoder.prefill(255, prompt(model, 3000))
     assert len(decoder.sample([255]).tokens()) == len(decoder.step([255]).tokens()) == 1
+
+
+def test_keys_in_spans_change_logits_by_rounding_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt of 45,000 tokens in pieces: one span of 32,768 keys and short ones after it, against none."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        hidden_size=256, intermediate_size=256, num_hidden_layers=2, vocab_size=199, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=64, max_position_embeddings=65_536,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).bfloat16().eval().cuda()
+    ids = prompt(model, 45_000)
+    found, used = [], []
+    for spans in (True, False):
+        if not spans:
+            monkeypatch.setattr(chunk_size, "takes_spans", lambda form: False)
+        decoder = Decoder(model, slots=2, max_length=65_536, tokens=50_000)
+        decoder.plan()
+        decoder.open(1)
+        for start in range(0, len(ids), 4096):
+            used.append(len(decoder._cuda.prefiller.attending.spans(4096, start)))
+            logits = decoder.prefill(1, ids[start : start + 4096])
+        found.append(logits.float())
+    assert max(used[:11]) == 3 and not any(used[11:])
+    assert (found[0] - found[1]).norm() <= 2e-2 * found[1].norm()
+
+
+def test_a_long_row_beside_short_ones_gets_the_tokens_that_it_gets_alone() -> None:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        hidden_size=64, intermediate_size=96, num_hidden_layers=2, vocab_size=199, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=65_536,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).eval().cuda()
+    decoder = Decoder(model, slots=200, max_length=65_536, tokens=60_000)
+    told = []
+    for rows in (1, 150):
+        slots = list(range(rows))
+        for slot in slots:
+            decoder.open(slot)
+            decoder.prefill(slot, prompt(model, 30 if slot else 20_000, slot))
+        pending = [decoder.sample(slots)] + [decoder.step(slots) for _ in range(12)]
+        told.append([each.tokens()[0] for each in pending])
+        for slot in slots:
+            decoder.release(slot)
+    assert told[0] == told[1]
+    assert decoder._cuda._far_graphs.keys() == {200}

@@ -56,8 +56,8 @@ def model(request: pytest.FixtureRequest) -> Iterator[Any]:
 
 def test_none_of_the_families_served_has_an_adapter() -> None:
     assert not set(SERVED) & set(ADAPTED)
-    assert all(decoder_tier(family, on_gpu=False).tier == "generic" for family in SERVED)
-    assert all(decoder_tier(family, on_gpu=False).tier == "fused" for family in ADAPTED)
+    assert all(decoder_tier(family).tier == "generic" for family in SERVED)
+    assert all(decoder_tier(family).tier == "fused" for family in ADAPTED)
     assert not set(GENERIC_DECODE.refused) & (set(SERVED) | set(ADAPTED))
 
 

@@ -13,7 +13,6 @@ from scoring.decoder.decoder import Decoder
 from scoring.decoder.generic.cuda_backend import waits_for_the_host
 from scoring.decoder.kv_cache import SamplingParams
 from scoring.decoder.verify import errors, reference
-from scoring.errors import LoadError
 from scoring.passes.base import TOLERANCE
 from scoring.passes.static_decode import StaticDecode
 from tests.scoring.decoder.test_adapters import NEW, PROMPTS, generated, greedy, prompt
@@ -24,7 +23,7 @@ from tests.tiny_causal import tiny_causal
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore::DeprecationWarning")]  # torch uses its own old parts
 
 
-@pytest.mark.parametrize("family", [*(each for each in SERVED if each != "gpt_oss"), *FORCED])
+@pytest.mark.parametrize("family", [*SERVED, *FORCED])
 def test_greedy_tokens_equal_generate_in_every_bucket(family: str) -> None:
     model = tiny_causal(family)
     held = greedy(model)
@@ -83,8 +82,3 @@ def test_what_waits_is_told_and_the_debug_mode_is_restored() -> None:
     assert waits_for_the_host(lambda: x.add_(1)) == ""
     assert "synchroniz" in waits_for_the_host(lambda: x.sum().item())
     assert torch.cuda.get_sync_debug_mode() == 0
-
-
-def test_attention_sinks_are_refused() -> None:
-    with pytest.raises(LoadError, match="no attention sinks"):
-        Decoder(tiny_causal("gpt_oss").cuda(), slots=1, max_length=64)

@@ -37,7 +37,7 @@ def test_scores_match_transformers(model: Any, temperature: float, top_k: int, t
     if top_p < 1:
         processors.append(TopPLogitsWarper(top_p))
     expected = processors(torch.tensor([ids]), logits[None].clone())[0]
-    actual = restrict(adjust(logits, decoder.state, 0), temperature, top_k, top_p)
+    actual = restrict(adjust(logits, decoder.state, 0, 30), temperature, top_k, top_p)
     assert torch.equal(actual.isinf(), expected.isinf())
     assert torch.allclose(actual, expected, atol=1e-5)
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from scoring.api.service import Reply
+from scoring.api.answers import Reply
 from scoring.config import Limits
 from scoring.engine.engine import Engine
 from scoring.engine.row import Between, Row, nothing

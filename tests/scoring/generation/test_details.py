@@ -118,8 +118,8 @@ def test_rows_that_do_not_ask_pay_nothing(gpt2: Served, monkeypatch: pytest.Monk
     def never(*_: Any) -> Any:
         raise AssertionError
 
-    monkeypatch.setattr("scoring.generation.scheduler.measure_logprobs", never)
-    monkeypatch.setattr("scoring.tasks.generation.measure_logprobs", never)
+    monkeypatch.setattr("scoring.generation.enqueued.measure_logprobs", never)
+    monkeypatch.setattr("scoring.generation.generated.measure_logprobs", never)
     gpt2.ok([PROMPT, "The"], max_new_tokens=4)
 
 

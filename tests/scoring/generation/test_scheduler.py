@@ -228,13 +228,13 @@ def test_a_long_prompt_comes_in_pieces_beside_the_steps_of_others(
 
 
 def test_pieces_are_as_long_as_the_rows_beside_them_can_wait(gpt2: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device whose prompts take 2 ms a token and 0.04 ms a token and key: 40 ms beside a stream, 300 ms alone."""
+    """A device whose prompts take 2 ms a token and 0.04 ms a token and key: 36 ms beside a stream, 300 ms alone."""
     cost = PromptCost(2.0, 0.04)
     wanted = gpt2.ok(LONG, max_new_tokens=2, return_full_text=False)
     monkeypatch.setattr(Decoder, "prompt_cost", cost)
     steps = Steps(gpt2, monkeypatch)
     engine = gpt2.service.engine
-    for alone, most in ((True, 300.0), (False, 40.0)):
+    for alone, most in ((True, 300.0), (False, 36.0)):
         steps.prompts.clear()
         if not alone:
             steps.go.clear()
@@ -250,13 +250,27 @@ def test_pieces_are_as_long_as_the_rows_beside_them_can_wait(gpt2: Served, monke
         taken = [cost.ms(sum(counts[:number]), count) for number, count in enumerate(counts)]
         assert sum(counts) == row.tokens > 64
         assert len(counts) > 1 and all(
-            ms <= most or count == CHUNKS[0] for ms, count in zip(taken, counts, strict=True)
+            ms <= most or count <= CHUNKS[0] for ms, count in zip(taken, counts, strict=True)
         )
         assert max(counts) == (64 if alone else 16)
         assert all(count in CHUNKS for count in counts[:-1])
         if not alone:
             running.future.result(20)
     assert gpt2.ok(LONG, max_new_tokens=2, return_full_text=False) == wanted
+
+
+def test_a_long_prompt_leaves_time_to_short_ones_behind_it(gpt2: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Decoder, "prompt_cost", PromptCost(8.0))
+    steps = Steps(gpt2, monkeypatch)
+    slots: Any = gpt2.service.task.slots(gpt2.service.deployment.limits)
+    done: list[str] = []
+    for name, text in (("long", LONG), ("short", "The cat")):
+        [row] = rows(gpt2, text, max_new_tokens=1)
+        slots.add(row, lambda output, name=name: done.append(name))
+    while slots.active:
+        slots.step()
+    assert done == ["short", "long"]
+    assert steps.prompts[0][0] == 32 and 0 < steps.prompts[0][1] < 5  # 296 ms of 300
 
 
 def test_short_prompts_share_a_forward(gpt2: Served, monkeypatch: pytest.MonkeyPatch) -> None:

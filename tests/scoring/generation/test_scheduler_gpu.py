@@ -1,18 +1,25 @@
 """On a GPU, where tokens are read a step late: log-probabilities, prompts that begin alike, lost slots."""
 
+from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from scoring.config import Limits
 from scoring.decoder.decoder import Decoder
+from scoring.decoder.logprobs import ScoredTokens
 from scoring.engine.row import Row
+from scoring.generation import drafting
 from scoring.generation.scheduler import Scheduler
+from scoring.schema.structured import Constraint
 from tests.conftest import Tiny
 from tests.scoring.conftest import Served
+from tests.scoring.generating import repeating
 
 pytestmark = [
     pytest.mark.gpu,
@@ -73,4 +80,86 @@ def test_answers_are_the_same_whatever_slots_hold_and_give_up(tiny: Tiny, family
     short = Scheduler(task, decoder, sum(row.tokens + 12 for row in rows()) + 3)
     assert outputs(short, rows()) == alone
     assert served.service.statistics()["preemptions"] > given_up
+    assert served.service.drain(20)
+
+
+class Ascending:
+    """A grammar without a library: each token is above the one before, by 40 at most."""
+
+    ended = False
+
+    def __init__(self) -> None:
+        self.last = 300
+
+    def advance(self, token: int) -> None:
+        assert self.last < token <= self.last + 40, (self.last, token)
+        self.last = token
+
+
+class AscendingGrammars:
+    """Stands for compiled grammars, and their masks."""
+
+    def __init__(self, vocabulary: int) -> None:
+        self.words = -(-vocabulary // 32)
+
+    def start(self, constraint: Any) -> Ascending:
+        return Ascending()
+
+    def masks(self, grammars: list[Ascending]) -> torch.Tensor:
+        bits = np.zeros((len(grammars), 32 * self.words), dtype=np.uint8)
+        for own, grammar in zip(bits, grammars, strict=True):
+            own[grammar.last + 1 : grammar.last + 41] = 1
+        return torch.from_numpy(np.packbits(bits, axis=1, bitorder="little").view(np.int32)).pin_memory()
+
+
+def test_a_mask_knows_the_token_before_though_others_are_read_late(tiny: Tiny) -> None:
+    """Free rows beside bound ones answer as without them; bound ones obey masks that their last tokens make."""
+    served = on_gpu(tiny("gpt2", TASK))
+    task: Any = served.service.task
+    decoder = served.service.loaded.runtime.decoder
+    task.grammars = AscendingGrammars(decoder.form.vocabulary)
+    free = [
+        encoded(served, text, max_new_tokens=4, **how) for text in (LONG, "The") for how in ({}, SAMPLED | {"seed": 1})
+    ]
+    slots = Scheduler(task, decoder, 4 * 128)
+    alone = outputs(slots, free)
+    bound = []
+    for how in ({}, SAMPLED | {"seed": 2}):
+        row = encoded(served, LONG, max_new_tokens=4, min_new_tokens=4, return_details=True, top_n_tokens=2, **how)
+        row.parameters = replace(row.parameters, constraint=Constraint("regex", "a", "here"))
+        bound.append(row)
+    together = outputs(slots, [free[0], bound[0], free[1], bound[1], free[2], free[3]])
+    assert [together[0], together[2], *together[4:]] == alone
+    for tokens in (together[1], together[3]):
+        assert len(tokens) == 4
+        assert all(0 < after - before <= 40 for before, after in pairwise([300, *tokens]))
+        assert len(tokens.logprobs) == 4
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3", "mistral"])
+@pytest.mark.parametrize("tier", ["fused", "generic"])
+def test_drafts_change_no_answer(tiny: Tiny, family: str, tier: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that share steps, drafted wherever a token occurred before, against the same without drafts."""
+    monkeypatch.setitem(drafting.PAYOFFS, "cuda", drafting.Payoff(6, 32, 0.0, 0.001))
+    monkeypatch.setattr("scoring.generation.prompt_lookup._LEAST", 1)
+    served = on_gpu(tiny(family, TASK))
+    task: Any = served.service.task
+    model = repeating(served.service.loaded.model)
+    asked: list[dict[str, Any]] = [{}, {"do_sample": True, "temperature": 0.4}, {"repetition_penalty": 1.2}]
+    asked += [{"do_sample": True, "temperature": 1.1, "top_p": 0.9}, {"return_details": True, "top_n_tokens": 2}]
+    asks = [
+        {"max_new_tokens": 20 + 7 * number, "min_new_tokens": 9, **how, **({"seed": 5} if "do_sample" in how else {})}
+        for number, how in enumerate(asked)
+    ]
+    found = []
+    for drafts, most in ((False, 10**6), (True, 10**6), (True, 4 * 64)):
+        decoder = Decoder(model, 5, served.service.loaded.context_length, drafts=drafts, tier=tier)
+        found.append(outputs(Scheduler(task, decoder, most), [encoded(served, LONG[:60], **ask) for ask in asks]))
+    assert found[0] == found[1] == found[2]
+    told = served.service.statistics()
+    assert told["drafted_tokens"] > told["accepted_tokens"] > 60
+    for one, other in zip(found[0], found[1], strict=True):
+        if isinstance(one, ScoredTokens):
+            wanted = [chance.logprob for chance in one.logprobs]
+            assert [chance.logprob for chance in other.logprobs] == pytest.approx(wanted, abs=2e-3)
     assert served.service.drain(20)

@@ -70,7 +70,10 @@ def plain(form: Any, state: KVCache, q: torch.Tensor) -> torch.Tensor:
             if form.alibi is not None:
                 scores = scores - form.alibi[:, None] * distance
             hidden = (distance < 0) | ((distance >= own.window) if own.window else (distance < 0))
-            weights = torch.softmax(scores.masked_fill(hidden, -torch.inf), -1)
+            scores = scores.masked_fill(hidden, -torch.inf)
+            if own.sinks is not None:
+                scores = torch.cat((scores, own.sinks[:, None]), 1)
+            weights = torch.softmax(scores, -1)[:, : position + count]
             out.append((weights[:, None] @ v.nan_to_num())[:, 0])
     return torch.stack(out)
 
@@ -96,6 +99,7 @@ CASES: dict[str, dict[str, Any]] = {
     "short-window": {"window": 5},
     "capped": {"cap": 2.0},
     "alibi": {"alibi": True},
+    "sinks": {"sinks": torch.tensor([0.5, -1.0, 3.0, 0.0], device=DEVICE), "window": 100},
 }
 
 

@@ -3,6 +3,7 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,13 +13,17 @@ from scoring.config import Limits
 from scoring.decoder import verify
 from scoring.decoder.adapters.families import FAMILIES as BUILT
 from scoring.decoder.decoder import Decoder
+from scoring.decoder.model import Linear
 from scoring.decoder.verify import errors, reference
 from scoring.passes.base import COST, LATENCY, TOLERANCE, Facts, Hardware, PassRefused
 from scoring.passes.families import STATIC_DECODE
 from scoring.passes.registry import decoder_passes
+from scoring.passes.speculation import decide
 from scoring.passes.static_decode import StaticDecode
 from scoring.passes.tensor_parallel import TensorParallel
 from scoring.passes.weight_only import WeightOnly
+from scoring.quantization.loading import from_pretrained
+from tests.published import publish
 from tests.scoring.decoder.test_adapters import plain_logits, prompt, tiny
 
 FACTS = Facts("llama", "LlamaForCausalLM", "decoder", 1_100_000_000, 2_200_000_000, 22, 32, 4, 2048)
@@ -51,7 +56,6 @@ def test_a_family_without_an_adapter_is_for_the_generic_tier() -> None:
     assert decision.take
     assert decision.reason.startswith("generic tier: transformers' own modules over our cache; 16 slots of 2048 tokens")
     assert StaticDecode().applies(replace(mixtral, weight_bytes=10**9), H100, LATENCY).take
-    assert "no attention sinks" in StaticDecode().applies(replace(mixtral, family="gpt_oss"), H100, LATENCY).reason
     assert StaticDecode().applies(replace(mixtral, family="gpt_oss"), CPU, LATENCY).take
     assert (
         "mixtral are transformers' own"
@@ -78,6 +82,16 @@ def test_in_float32_it_is_taken_on_a_cpu_with_a_slot_for_every_row(tmp_path: Pat
     model = tiny("llama", tmp_path)
     decoder = decode.apply(model).made.decoder
     assert (decoder.slots, decoder.capacity) == (24, 24 * 64)  # a size for a GPU's memory is not for a host's
+
+
+@pytest.mark.parametrize("speculation", ["auto", "ngram", "off"])
+def test_on_a_cpu_steps_are_drafted_if_asked_for(speculation: Any, tmp_path: Path) -> None:
+    *_, decode, _ = decoder_passes(Limits(max_batch_size=2, context_length=64, speculation=speculation))
+    applied = decode.apply(tiny("llama", tmp_path))
+    assert applied.made.decoder.speculates == (speculation == "ngram")
+    assert ("drafted by n-grams" in applied.detail) == (speculation == "ngram")
+    assert decide(speculation, "cuda").take == (speculation != "off")
+    assert decide(speculation, "cuda", experts=True).take == (speculation == "ngram")
 
 
 def test_a_released_slot_gives_its_memory_back_and_is_used_again(tmp_path: Path) -> None:
@@ -158,7 +172,7 @@ def test_int8_weights_come_and_go(tmp_path: Path) -> None:
     told = iter((3.0, 2.0))
     applied = WeightOnly(decode, lambda _: next(told)).apply(model)
     assert applied.count == len(products)
-    assert applied.detail == "a step of one sequence 3.00 to 2.00 ms"
+    assert applied.detail == "int8: a step of one sequence 3.00 to 2.00 ms"
     for product, wide in zip(products, before, strict=True):
         assert product.weight.dtype == torch.int8
         assert product.scale is not None
@@ -166,6 +180,37 @@ def test_int8_weights_come_and_go(tmp_path: Path) -> None:
         assert ((product.weight * step - wide).abs() <= 0.5001 * step).all()
     applied.undo()
     assert all(product.weight is wide and product.scale is None for product, wide in zip(products, before, strict=True))
+
+
+@pytest.mark.parametrize(("method", "kind"), [("w4a16", "int4"), ("awq", "int4"), ("gptq-ordered", "int8")])
+def test_int4_weights_of_a_checkpoint_are_used_as_they_are(method: str, kind: str, tmp_path: Path) -> None:
+    """Beside the wide ones, and int8 instead where the kernels do not read their layout."""
+    tiny("llama", tmp_path / "wide").save_pretrained(tmp_path / "wide")
+    publish(tmp_path / "wide", tmp_path / method, method)
+    model = from_pretrained(transformers.LlamaForCausalLM, tmp_path / method, dtype=torch.float32).eval()
+    decode, told = StaticDecode(slots=2, max_length=64), iter((3.0, 1.0))
+    chosen = WeightOnly(decode, lambda _: next(told))
+    facts = replace(FACTS, weight_bytes=13_400_000_000, shipped="int4")
+    assert "int4 weights as shipped" in chosen.applies(facts, H100, LATENCY).reason
+    decode.apply(model)
+    products = decode.decoder.form.products()
+    before = [product.weight for product in products]
+    applied = chosen.apply(model)
+    assert applied.detail == f"{kind}: a step of one sequence 3.00 to 1.00 ms"
+    assert applied.count == len(products) - (kind == "int4")  # the head is not stored so
+    for product, wide in zip(products[: applied.count], before, strict=False):
+        assert product.weight.dtype == (torch.int32 if kind == "int4" else torch.int8)
+        assert kind == "int8" or torch.equal(widened(product), wide)
+    applied.undo()
+    assert all(product.weight is wide and product.zero is None for product, wide in zip(products, before, strict=True))
+
+
+def widened(product: Linear) -> torch.Tensor:
+    """An int4 product's weight, from the numbers that a step reads."""
+    words = product.weight.view(len(product.weight), -1, 1, product.group // 8)
+    numbers = torch.cat([words >> 4 * place & 15 for place in range(8)], 2).flatten(2).float()
+    zero = torch.tensor(8.0) if product.zero is None else product.zero[..., None].float()
+    return ((numbers - zero) * product.scale[..., None].float()).view(product.full.shape)
 
 
 def test_int8_weights_that_are_no_faster_are_refused(tmp_path: Path) -> None:

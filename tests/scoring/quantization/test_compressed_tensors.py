@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mii_azure.quantize.int8_writer import Writer, products_of
+from mii_azure.quantize.writer import Writer, products_of
 from scoring.config import Deployment, Limits
 from scoring.decoder.adapters.families import build
 from scoring.decoder.model import Linear, quantize_weights
@@ -28,6 +29,7 @@ from scoring.passes.static_decode import StaticDecode
 from scoring.passes.weight_only import WeightOnly
 from scoring.quantization.compressed_tensors import pack, unpack, widen
 from scoring.quantization.compressed_tensors import quantize as ship
+from scoring.quantization.layout import Made
 from scoring.quantization.loading import from_pretrained
 from scoring.tensor_parallel.worker import load as load_rank
 from scoring.tensor_parallel.workers import ShardSpec
@@ -162,6 +164,26 @@ def test_others_read_the_same_model(auto: bool, family: str, task: str, shipped:
     ids = torch.arange(5, 29)[None]
     with torch.inference_mode():
         assert torch.equal(theirs.eval()(ids).logits, ours(ids).logits)
+
+
+@pytest.mark.parametrize("kind", ["fp8", "int4"])
+def test_others_read_what_is_made_in_other_kinds(kind: Made, tiny: Tiny, tmp_path: Path) -> None:
+    """int4 in groups, whose wide form they round to the type of the scales, bfloat16; its head stays as it was."""
+    import transformers
+
+    source, target = tiny("llama", "text-generation"), tmp_path / "m"
+    shutil.copytree(source, target)
+    writer = Writer(source, target, torch.float32, kind)
+    writer.write()
+    assert writer.losses.products == (15 if kind == "fp8" else 14)
+    ours = load(Deployment("x", "text-generation"), target).model
+    config = transformers.CompressedTensorsConfig(dequantize=True)
+    with warnings.catch_warnings(action="ignore"):  # that the file's config goes first
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(
+            target, dtype=torch.float32, quantization_config=config
+        )
+    for name, tensor in theirs.state_dict().items():
+        assert torch.allclose(tensor, ours.state_dict()[name], rtol=2**-8, atol=0), name
 
 
 def test_weights_go_straight_to_the_device_that_is_named(shipped: Shipped) -> None:

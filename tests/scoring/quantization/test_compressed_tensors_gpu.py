@@ -9,7 +9,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA device", allow_module_level=True)
 
-from mii_azure.quantize.int8_writer import Writer
+from mii_azure.quantize.writer import Writer
 from scoring.decoder.verify import reference
 from scoring.passes.static_decode import StaticDecode
 from scoring.passes.weight_only import WeightOnly

@@ -31,6 +31,8 @@ class Arm:
         self.refused_tokens: set[str] = set()
         self.expires: dict[str, float] = {}  # by token
         self.clock = time.time
+        self.isolation = ""  # of the workspace's managed network
+        self.missing: set[str] = set()  # properties that no answer to a GET has
         self.subscription = Subscription()
 
     def endpoint(self, name: str) -> dict[str, Any] | None:
@@ -89,6 +91,8 @@ class Arm:
 
         if re.search(r"/workspaces/[^/]+$", path):
             parts = {"containerRegistry": REGISTRY, "storageAccount": STORAGE, "keyVault": VAULT}
+            if self.isolation:
+                parts["managedNetwork"] = {"isolationMode": self.isolation}
             parts["workspaceId"] = "00000000-0000-0000-0000-00000000000a"
             body = {"id": path, "name": path.rsplit("/", 1)[1], "location": "eastus", "properties": parts}
             return Answer(200, body)
@@ -104,7 +108,9 @@ class Arm:
         for operation in self.operations.values():
             if operation["path"] == path.lower():
                 self._advance(operation)
-        found_one = self.resources.get(path.lower())
+        found_one = deepcopy(self.resources.get(path.lower()))
+        for name in self.missing if found_one else ():
+            found_one["properties"].pop(name, None)
         return Answer(200, found_one) if found_one else refusal(404, "ResourceNotFound", f"{path} was not found.")
 
     def _put(self, path: str, body: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Writes a model folder with int8 products: tensor by tensor, as `compressed_tensors` reads them.
+"""Writes a model folder with quantised products: tensor by tensor, in the form of `scoring.quantization.layout`.
 
 Imports torch and transformers; only quantising does.
 """
@@ -22,7 +22,17 @@ from mii_azure.model.files import contained, shards
 from mii_azure.model.quantizable import LEFT_OUT
 from mii_azure.model.resolved import INDEX, WEIGHTS
 from scoring.quantization import compressed_tensors
-from scoring.quantization.layout import PACKED, SCALE, SHAPE, WEIGHT, config_of
+from scoring.quantization.layout import (
+    PACKED,
+    SCALE,
+    SHAPE,
+    WEIGHT,
+    Made,
+    config_of,
+    group_for,
+    is_made,
+    parts_of,
+)
 
 _AT_ONCE = 1 << 20  # numbers, in rows, that are held in float32 and float64 at a time
 _RENAMED = {"embed_out": "lm_head"}  # GPT-NeoX's, renamed by transformers at load
@@ -44,11 +54,25 @@ class Losses:
 
 @dataclass(frozen=True)
 class Products:
-    """Products of a model: names of modules that become int8, and of the other linear ones."""
+    """Products of a model: modules that are quantised with their inputs, and names of the other linear ones."""
 
-    names: frozenset[str]
+    inputs: dict[str, int]
     others: frozenset[str]
     prefix: str  # of the body's names; a checkpoint may lack it, or have it though the model does not
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(self.inputs)
+
+    @property
+    def group(self) -> int:
+        """Inputs that share a scale in int4."""
+        return group_for(self.inputs.values())
+
+    def made(self, kind: Made) -> "Products":
+        """Those that become of a kind; the rest is among the others."""
+        able = {name: size for name, size in self.inputs.items() if is_made(kind, name, size, self.group)}
+        return Products(able, self.others | (self.names - able.keys()), self.prefix)
 
     def module(self, key: str) -> str:
         """Name of the product whose weight a checkpoint calls `key`; empty if there is none."""
@@ -64,14 +88,15 @@ def products_of(folder: Path) -> Products:
     body = model.base_model
     if any(isinstance(module, Conv1D) for module in body.modules()):
         raise NotAvailable(
-            f"{type(model).__name__} keeps its products as Conv1D, which no shared format of int8 weights has.",
+            f"{type(model).__name__} keeps its products as Conv1D, which no shared format of quantised weights has.",
             LEFT_OUT,
         )
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     linear = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
     inside = {id(module) for module in body.modules()} | {id(_own_outputs(model))}
-    names = {name for name, each in linear.items() if id(each) in inside and id(each.weight) not in tables}
-    return Products(frozenset(names), frozenset(linear.keys() - names), model.base_model_prefix)
+    able = {name: each for name, each in linear.items() if id(each) in inside and id(each.weight) not in tables}
+    inputs = {name: each.in_features for name, each in able.items()}
+    return Products(inputs, frozenset(linear.keys() - inputs.keys()), model.base_model_prefix)
 
 
 def _outline(folder: Path) -> Any:
@@ -105,13 +130,14 @@ class Writer:
     source: Path
     target: Path
     dtype: torch.dtype  # type that the weights will be widened to
+    kind: Made = "int8"
     progress: Callable[[int, int], None] = lambda done, total: None
     losses: Losses = field(default_factory=Losses)
     hashes: dict[str, str] = field(default_factory=dict)
 
     def write(self) -> None:
         """Write weights, index and config.json; raises NotAvailable, WeightsCorrupt."""
-        products = products_of(self.source)
+        products = self._products = products_of(self.source).made(self.kind)
         quantized: set[str] = set()
         total = 0
         where: dict[str, str] = {}
@@ -120,20 +146,21 @@ class Writer:
             tensors = safetensors.read_header(path)
             able = {t.name: module for t in tensors if _may_be(t) and (module := products.module(t.name))}
             quantized |= set(able.values())
-            entries = _entries(tensors, able)
+            entries = self._entries(tensors, able)
             total += sum(entry.bytes for entry in entries)
             where |= {entry.name: path.name for entry in entries}
             self.progress(*_bytes_of(files, number))
             self._file(path, entries, able)
         self.progress(*_bytes_of(files, len(files)))
         if not quantized:
-            raise NotAvailable("The model has no product whose weights could be int8.", LEFT_OUT)
+            raise NotAvailable(f"The model has no product whose weights could be {self.kind}.", LEFT_OUT)
         self.losses.products = len(quantized)
         if not (self.source / WEIGHTS).is_file():
             index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
             self._text(INDEX, index)
         left = sorted(products.others | (products.names - quantized))
-        self._text("config.json", _with_quantisation(self.source, left))
+        told = config_of(self.kind, products.group) | {"ignore": left}
+        self._text("config.json", _config(self.source) | {"quantization_config": told})
 
     def _file(self, path: Path, entries: list[safetensors.Tensor], able: dict[str, str]) -> None:
         """Write one file, tensor by tensor; only the scales and shapes of its products are held, which precede them."""
@@ -149,7 +176,7 @@ class Writer:
                 weight = reader.get_tensor(name)
                 parameters[_part(name, SCALE)] = self._scales(weight, name)
                 parameters[_part(name, SHAPE)] = torch.tensor(weight.shape)
-            packed = {_part(name, PACKED): name for name in able}
+            packed = {_part(name, part): name for name in able for part in (PACKED, WEIGHT)}
             put(_header(entries))
             for entry in entries:
                 if entry.name in parameters:
@@ -159,6 +186,21 @@ class Writer:
                 put(_bytes(self._packed(tensor) if entry.name in packed else tensor))
         self.hashes[path.name] = digest.hexdigest()
 
+    def _quantize(self, block: Tensor) -> tuple[Tensor, Tensor]:
+        return compressed_tensors.quantize(block, self.dtype, self.kind, self._products.group)
+
+    def _entries(self, tensors: Iterable[safetensors.Tensor], able: dict[str, str]) -> list[safetensors.Tensor]:
+        """Tensors of the new file; wide items first, so that each lies at a multiple of its size."""
+        entries = []
+        for tensor in tensors:
+            if tensor.name not in able:
+                entries.append(tensor)
+                continue
+            rows, columns = tensor.shape
+            parts = parts_of(self.kind, rows, columns, self._products.group)
+            entries += [safetensors.Tensor(_part(tensor.name, part), dtype, shape) for part, dtype, shape in parts]
+        return sorted(entries, key=lambda tensor: (-safetensors.ITEM_BYTES[tensor.dtype], tensor.name))
+
     def _scales(self, weight: Tensor, name: str) -> Tensor:
         for block in blocks(weight):
             if not torch.isfinite(block.to(self.dtype)).all():
@@ -167,16 +209,17 @@ class Writer:
                     f"{name} holds a number that is not finite in {dtype}, which no scale can cover.",
                     "Copy the weights again, or generate without --quantise.",
                 )
-        return torch.cat([compressed_tensors.scales(block, self.dtype) for block in blocks(weight)])
+        return torch.cat([self._quantize(block)[1] for block in blocks(weight)])
 
     def _packed(self, weight: Tensor) -> Tensor:
         parts = []
         for block in blocks(weight):
-            narrow, scale = compressed_tensors.quantize(block, self.dtype)
+            narrow, scale = self._quantize(block)
             wide = block.double()
             self.losses.weights += float((wide**2).sum())
-            self.losses.errors += float(((narrow.double() * scale.double() - wide) ** 2).sum())
-            parts.append(compressed_tensors.pack(narrow))
+            found = compressed_tensors.widen(narrow, scale, torch.float32).double()
+            self.losses.errors += float(((found - wide) ** 2).sum())
+            parts.append(compressed_tensors.pack(narrow, self.kind))
         return torch.cat(parts)
 
     def _text(self, name: str, value: Any) -> None:
@@ -204,20 +247,6 @@ def _part(weight: str, part: str) -> str:
     return weight.removesuffix(WEIGHT) + part
 
 
-def _entries(tensors: Iterable[safetensors.Tensor], able: dict[str, str]) -> list[safetensors.Tensor]:
-    """Tensors of the new file; wide items first, so that each lies at a multiple of its size."""
-    entries = []
-    for tensor in tensors:
-        if tensor.name not in able:
-            entries.append(tensor)
-            continue
-        rows, columns = tensor.shape
-        entries.append(safetensors.Tensor(_part(tensor.name, PACKED), "I32", (rows, -(-columns // 4))))
-        entries.append(safetensors.Tensor(_part(tensor.name, SCALE), "F32", (rows, 1)))
-        entries.append(safetensors.Tensor(_part(tensor.name, SHAPE), "I64", (2,)))
-    return sorted(entries, key=lambda tensor: (-safetensors.ITEM_BYTES[tensor.dtype], tensor.name))
-
-
 def _header(entries: Iterable[safetensors.Tensor]) -> bytes:
     """Safetensors header of tensors that follow it in that order."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -236,7 +265,6 @@ def _bytes(tensor: Tensor) -> memoryview:
     return memoryview(flat)
 
 
-def _with_quantisation(source: Path, ignored: list[str]) -> dict[str, Any]:
-    """config.json with the entries that readers of compressed-tensors need."""
+def _config(source: Path) -> dict[str, Any]:
     config: dict[str, Any] = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    return config | {"quantization_config": config_of() | {"ignore": ignored}}
+    return config

@@ -1,0 +1,205 @@
+"""int4 weights on one GPU: products of an 8 B decoder's shapes by our kernel and by torch's, and a whole step.
+
+`python -m benchmarks.int4 [OUTPUT FOLDER]` prints tables and writes int4.json. A product's time is of one in a CUDA
+graph of many, over weights that the caches do not hold, in microseconds; a step's is of one sequence, in milliseconds.
+"""
+
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.common import RESULTS, provenance, table, write
+from benchmarks.products import CALLS, microseconds
+from scoring.decoder.int4 import Int4, pack
+from scoring.quantization.dequantize import Grid
+
+GROUP = 128
+SHAPES = ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336))  # query to value, output, gate and up, down
+TILES = ((1, 4096, 4), (2, 4096, 4), (4, 4096, 4), (8, 4096, 4), (8, 4096, 8), (4, 2048, 2), (8, 2048, 4), (8, 1024, 4),
+         (16, 1024, 4), (4, 1024, 2), (1, 2048, 2), (2, 2048, 2))  # fmt: skip
+#: Tiles of a whole step, by name; the gated product and query to value read two sets of rows at once.
+STEPS = {
+    "1 x 2048, 2 warps": dict.fromkeys(("qkv", "gated", "out", "down"), (1, 2048, 2)),
+    "1 x 4096, 4 warps": dict.fromkeys(("qkv", "gated", "out", "down"), (1, 4096, 4)),
+    "2 x 4096, 4 warps": dict.fromkeys(("qkv", "gated", "out", "down"), (2, 4096, 4)),
+    "4 x 1024, 4 warps": dict.fromkeys(("qkv", "gated", "out", "down"), (4, 1024, 4)),
+    "4 x 2048, 4 warps": dict.fromkeys(("qkv", "gated", "out", "down"), (4, 2048, 4)),
+}
+ROWS = (1, 2, 4, 8, 16)
+
+
+def quantised(weight: Tensor) -> Grid:
+    """Symmetric int4 in groups, of a weight [N, K]."""
+    shaped = weight.float().view(len(weight), -1, GROUP)
+    scale = (shaped.abs().amax(2) / 7).to(weight.dtype)
+    values = (shaped / scale.float()[..., None] + 8).round().clamp(0, 15).to(torch.uint8).view(weight.shape)
+    return Grid(values, scale, (1, GROUP), torch.full_like(scale, 8))
+
+
+def ours(x: Tensor, weights: list[Int4], out: Tensor, tile: tuple[int, int, int]) -> Callable[[], None]:
+    """Our kernel over one weight after the other."""
+    import triton  # type: ignore[import-not-found,unused-ignore]
+
+    from scoring.kernels import decode_gemv
+
+    rows, inputs = x.shape
+    state = {"turn": 0}
+
+    def call() -> None:
+        state["turn"] = (state["turn"] + 1) % len(weights)
+        weight = weights[state["turn"]]
+        outputs = len(weight.words)
+        decode_gemv.gemv[(rows * triton.cdiv(outputs, tile[0]),)](
+            x, x, weight.words, weight.scale, x, x, x, out, outputs, inputs, 0.0, 1.0, BN=tile[0], BK=tile[1],
+            ONCE=inputs <= tile[1], NORM="none", ACT="none", BIAS=False, SCALE=False, GROUP=GROUP, ZERO=False,
+            ADD=False, ROWS=rows, PDL=False, num_warps=tile[2],
+        )  # fmt: skip
+
+    return call
+
+
+def over(weights: list[Any], product: Callable[[Any], Any]) -> Callable[[], Any]:
+    """A product over one weight after the other."""
+    state = {"turn": 0}
+
+    def call() -> Any:
+        state["turn"] = (state["turn"] + 1) % len(weights)
+        return product(weights[state["turn"]])
+
+    return call
+
+
+def of_torch(grid: Grid) -> tuple[Tensor, Tensor]:
+    """A weight as torch's `_weight_int4pack_mm` takes it: packed, and scales and zeros [G, N, 2] in bfloat16."""
+    octets = grid.values[:, ::2] << 4 | grid.values[:, 1::2]
+    packed = torch._convert_weight_to_int4pack(octets.contiguous(), 8)
+    scales = torch.stack((grid.scale.t(), torch.zeros_like(grid.scale.t())), -1)
+    return packed, scales.bfloat16().contiguous()
+
+
+def product_row(outputs: int, inputs: int) -> dict[str, Any]:
+    """One shape: a single row by every tile of ours and by torch, and more rows by torch."""
+    copies = max(2, int(4e8 / (outputs * inputs)))
+    wide = [torch.randn(outputs, inputs, device="cuda", dtype=torch.bfloat16) for _ in range(copies)]
+    grids = [quantised(each) for each in wide]
+    packed = [each for grid in grids if (each := pack(grid)) is not None]
+    theirs = [of_torch(grid) for grid in grids]
+    exact = grids[0].widen(torch.float32)
+    row: dict[str, Any] = {"outputs": outputs, "inputs": inputs}
+    x = torch.randn(1, inputs, device="cuda", dtype=torch.float32)
+    out = torch.empty(1, outputs, device="cuda", dtype=torch.float32)
+    for tile in TILES:
+        name = "ours " + "x".join(map(str, tile))
+        try:
+            ours(x, packed[:1], out, tile)()
+            error = float((out - x @ exact.t()).norm() / out.norm())
+            row[name] = microseconds(ours(x, packed, out, tile))
+            row["worst error"] = max(row.get("worst error", 0.0), error)
+        except Exception:
+            traceback.print_exc()
+    for rows in ROWS:
+        many = torch.randn(rows, inputs, device="cuda", dtype=torch.bfloat16)
+        row[f"cuBLAS {rows}"] = microseconds(over(wide, lambda w, y=many: y @ w.t()))
+        row[f"torch int4 {rows}"] = microseconds(
+            over(theirs, lambda w, y=many: torch._weight_int4pack_mm(y, w[0], GROUP, w[1]))
+        )
+    found = torch._weight_int4pack_mm(x.bfloat16(), theirs[0][0], GROUP, theirs[0][1]).float()
+    row["torch's error"] = float((found - x @ exact.t()).norm() / found.norm())
+    row["floor"] = outputs * inputs * 0.53 / 3.35e6
+    return row
+
+
+def step_rows(best: dict[str, tuple[int, int, int]]) -> list[dict[str, Any]]:
+    """A whole step of an 8 B decoder in 16 bits, int8 and int4, the latter by several tiles."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from scoring.decoder.decoder import Decoder
+    from scoring.decoder.gemv_config import GemvTile
+    from scoring.decoder.int4 import use
+    from scoring.decoder.model import dequantize_weights
+    from scoring.decoder.verify import step_ms
+
+    config = LlamaConfig(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
+                         intermediate_size=14336, vocab_size=128256, max_position_embeddings=2048)  # fmt: skip
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config).to(torch.bfloat16)
+    model = model.to_empty(device="cuda").eval()
+    for name, parameter in model.named_parameters():
+        parameter.data.fill_(1.0) if "norm" in name else parameter.data.normal_(0, 0.02)
+    model.model.rotary_emb = type(model.model.rotary_emb)(config).to("cuda")
+    decoder = Decoder(model, slots=1, max_length=512)
+    form: Any = decoder.form
+    for product in form.products()[:-1]:
+        product.weight.copy_(quantised(product.weight).widen(torch.bfloat16))
+    rows = []
+
+    def measured(what: str, tiles: dict[str, tuple[int, int, int]] | None = None) -> None:
+        decoder._start()
+        decoder._cuda.launcher.tiles = {name: GemvTile(*tile) for name, tile in (tiles or {}).items()}
+        milliseconds = min(step_ms(decoder, 60) for _ in range(3))
+        decoder.open(0)
+        decoder.prefill(0, [5, 6, 7])
+        decoder.sample([0]).tokens()
+        decoder.feed(0, 9)
+        decoder.step([0]).tokens()
+        logits = decoder.last_logits(1).float().clone()
+        decoder.release(0)
+        row = {"weights": what, "ms": milliseconds, "GB": form.step_bytes() / 1e9}
+        row["GB/s"] = row["GB"] / milliseconds * 1e3
+        rows.append(row | {"differs": float((logits - first.get("logits", logits)).norm() / logits.norm())})
+        first.setdefault("logits", logits)
+        print(rows[-1], flush=True)
+
+    first: dict[str, Tensor] = {}
+    measured("16 bits")
+    for product in form.products()[:-1]:
+        found = pack(quantised(product.weight))
+        assert found is not None
+        use(product, [found])
+    measured("int4")
+    for name, tiles in ({"best of the products": best} | STEPS).items():
+        measured(f"int4, {name}", tiles)
+    dequantize_weights(form)
+    decoder.use_int8()
+    measured("int8")
+    return rows
+
+
+def fastest(rows: list[dict[str, Any]]) -> dict[str, tuple[int, int, int]]:
+    """Best tile of each of a step's products, by the shapes measured."""
+    found: dict[str, tuple[int, int, int]] = {}
+    for name, row in zip(("qkv", "out", "gated", "down"), rows, strict=False):
+        times = {key: value for key, value in row.items() if key.startswith("ours ")}
+        if not times:
+            continue
+        outputs, inputs, warps = map(int, min(times, key=times.__getitem__).removeprefix("ours ").split("x"))
+        found[name] = (max(1, outputs // 2) if name in ("qkv", "gated") else outputs, inputs, warps)
+    return found
+
+
+def main() -> None:
+    """Every shape, the step, the tables, the JSON."""
+    torch.manual_seed(0)
+    result: dict[str, Any] = provenance()
+    rows = []
+    for shape in SHAPES:
+        try:
+            rows.append(product_row(*shape))
+            print(rows[-1], flush=True)
+        except Exception:
+            traceback.print_exc()
+        torch.cuda.empty_cache()
+    with torch.inference_mode():
+        steps = step_rows(fastest(rows))
+    write("int4", result | {"products": rows, "steps": steps, "calls": CALLS},
+          Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS)  # fmt: skip
+    print(table(tuple(steps[0]), steps))
+
+
+if __name__ == "__main__":
+    main()

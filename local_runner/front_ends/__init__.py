@@ -1,0 +1,1 @@
+"""Processes that answer HTTP and gRPC beside the engine's, which alone has the model."""

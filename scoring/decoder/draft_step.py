@@ -1,0 +1,105 @@
+"""Launches one step with drafts: a slot's last token and those drafted after it are rows of one batch.
+
+Their keys and values are written before attention reads them, so that each row is computed as if it were a step of its
+own; the weights are read once for all.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import triton  # type: ignore[import-not-found,unused-ignore]
+from torch import Tensor
+
+from scoring.decoder.block_pool import BLOCK
+from scoring.decoder.decode_step import _or
+from scoring.decoder.drafts import SIZES, SLOTS, Placed
+from scoring.decoder.kv_cache import KVCache
+from scoring.decoder.model import DecoderLayer, DecoderModel
+from scoring.decoder.token_rows import TokenRows
+from scoring.kernels import decode_sampling, draft_attention
+
+_QUERIES = 64  # of an attention program, over its tokens and a group's heads
+_TOKENS = 8  # of these, tokens
+
+
+class DraftLayout:
+    """Layout of a step's numbers in one int32 tensor, so that one copy uploads them all.
+
+    Rows: token, slot, position, and first row of the slot's. Tiles, for attention: first row, tokens, slot, position,
+    and the slot's tokens before it.
+    """
+
+    def __init__(self, tile: int) -> None:
+        self.tile = tile
+        self.tiles = self.most(SIZES[-1])
+        self.size = 4 * SIZES[-1] + 5 * self.tiles
+
+    def most(self, rows: int) -> int:
+        """Most tiles of a step of so many rows: one of each slot is not full."""
+        return min(rows, SLOTS + rows // self.tile)
+
+    def cut(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """Split into rows [4, rows] and tiles [5, tiles]."""
+        rows, tiles = torch.split(numbers, [4 * SIZES[-1], 5 * self.tiles])
+        return rows.view(4, -1), tiles.view(5, -1)
+
+    def fill(self, numbers: Tensor, placed: Sequence[Placed], scratch: int) -> None:
+        """Write the rows of slots, one after another; those left are of the scratch slot, of length 0."""
+        rows, tiles = (view.numpy() for view in self.cut(numbers))
+        row = tile = 0
+        for slot, at, tokens in placed:
+            own = rows[:, row : row + len(tokens)]
+            own[0], own[1], own[2], own[3] = tokens, slot, np.arange(at, at + len(tokens)), row
+            for first in range(0, len(tokens), self.tile):
+                tiles[:, tile] = row + first, min(self.tile, len(tokens) - first), slot, at + first, first
+                tile += 1
+            row += len(tokens)
+        rows[:3, row:] = [[0], [scratch], [0]]
+        rows[3, row:] = np.arange(row, SIZES[-1])
+        tiles[:, tile:] = 0
+
+
+class DraftStep(TokenRows):
+    """Launches the kernels of one step with drafts, of up to 32 rows of up to 8 slots; every row is sampled."""
+
+    def __init__(self, form: DecoderModel, state: KVCache, pdl: bool = True) -> None:
+        self.heads = triton.next_power_of_2(form.heads // form.kv_heads)
+        self.layout = DraftLayout(max(1, min(_TOKENS, _QUERIES // self.heads)))
+        super().__init__(form, state, SIZES[-1], pdl=pdl)
+        self.numbers = torch.zeros(self.layout.size, dtype=torch.int32, device=form.device)
+        rows, self.tiled = self.layout.cut(self.numbers)
+        self.tokens, self.positions, self.firsts = rows[0], rows[2], rows[3]
+        self.buffers.slots = rows[1]
+        self.order = torch.arange(SIZES[-1], dtype=torch.int32, device=form.device)
+
+    def queries(self) -> int:
+        return max(16, self.layout.tile * int(self.heads))
+
+    def spans(self, rows: int) -> int:
+        return self.layout.most(rows) * self.form.kv_heads * self.splits(rows)
+
+    def splits(self, rows: int, far: bool = False) -> int:
+        return super().splits(2)  # a step has few slots, and a tile holds several rows of one
+
+    def attention(self, rows: int, index: int, layer: DecoderLayer) -> None:
+        form, b, state, own = self.form, self.buffers, self.state, layer.attention
+        splits = self.splits(rows)
+        draft_attention.attend_drafts[(self.layout.most(rows) * form.kv_heads, splits)](
+            b.q, state.keys[index], state.values[index], b.attended, b.part, b.stats, b.arrived,
+            _or(form.alibi, b.x), self.tiled, state.table, _or(own.sinks, b.x), self.layout.tiles,
+            *self._paging(), own.scale, own.cap,
+            BLOCK=BLOCK, H=form.heads, KV=form.kv_heads, D=form.head_dim, DP=self.wide, GG=self.heads, GP=self.group,
+            BT=self.span, LEAST=self.least, SPLITS=splits, WINDOW=own.window, ALIBI=form.alibi is not None,
+            CAP=own.cap > 0, SINKS=own.sinks is not None, PRECISION=self.precision, PDL=self.pdl,
+            num_warps=4 if self.group * self.wide <= 4096 else 8, **self._launch(),
+        )  # fmt: skip
+
+    def sample(self, rows: int, logits: Tensor, advance: bool, masks: Tensor | None = None) -> None:
+        """Sample every row's token, and keep each slot's as far as they were fed."""
+        b, s = self.buffers, self.state
+        super().sample(rows, logits, advance, masks)
+        decode_sampling.accept[(rows,)](
+            b.out, self.tokens, b.slots, self.positions, self.firsts, s.tokens, s.seen, s.lengths, rows,
+            self.form.vocabulary, s.slots, BR=SIZES[-1], PDL=self.pdl, num_warps=1, **self._launch(),
+        )  # fmt: skip

@@ -1,0 +1,106 @@
+"""Attention of a few new tokens of each sequence at once over the live part of its cache, split over programs."""
+
+# mypy: ignore-errors
+# ruff: noqa: N803, N806
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from scoring.kernels.decode_attention import cap, join, keys_values, tile_place
+
+
+@triton.jit
+def attend_drafts(q_ptr, keys_ptr, values_ptr, out_ptr, part_ptr, stats_ptr, arrived_ptr, slopes_ptr, tiles_ptr,
+                  table_ptr, sinks_ptr, TILES, WIDTH, BLOCKS, scale, limit, BLOCK: tl.constexpr, H: tl.constexpr,
+                  KV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GG: tl.constexpr, GP: tl.constexpr,
+                  BT: tl.constexpr, LEAST: tl.constexpr, SPLITS: tl.constexpr, WINDOW: tl.constexpr,
+                  ALIBI: tl.constexpr, CAP: tl.constexpr, SINKS: tl.constexpr, PRECISION: tl.constexpr,
+                  PDL: tl.constexpr):  # fmt: skip
+    """Compute out [T, H, D] of q [T, H, D] over keys and values [KV, BLOCKS, BLOCK, D]. Grid (tiles * KV, SPLITS).
+
+    A tile is up to GP / GG consecutive tokens of one slot, each seeing the keys up to its own, which are all in the
+    cache; tiles [5, TILES]: the first token's row, the number of tokens, the slot, the first token's position, and the
+    slot's tokens of this step before it. Older keys are read before waiting for the kernel that writes the new ones. A
+    program reads a span of one key head for all of its group's queries (of which GG is the next power of two), so that
+    several tokens read keys once. Spans are joined as `decode_attention.attend` joins them.
+    """
+    work = tl.program_id(0)
+    split = tl.program_id(1)
+    tile = work // KV
+    head = work % KV
+    G: tl.constexpr = H // KV
+    row = tl.load(tiles_ptr + tile).to(tl.int64)
+    count = tl.load(tiles_ptr + TILES + tile)
+    slot = tl.load(tiles_ptr + 2 * TILES + tile).to(tl.int64)
+    position = tl.load(tiles_ptr + 3 * TILES + tile)
+    end = position + count
+    begin = 0
+    if WINDOW > 0:
+        begin = tl.maximum(position - WINDOW + 1, 0) // BT * BT
+    span = tl.maximum(tl.cdiv(tl.cdiv(end - begin, SPLITS), BT) * BT, LEAST)
+    live = tl.cdiv(end - begin, span)
+    low = begin + split * span
+    high = tl.minimum(low + span, end)
+    r = tl.arange(0, GP)
+    token = r // GG
+    g = r % GG
+    d = tl.arange(0, DP)
+    t = tl.arange(0, BT)
+    row_ptr = table_ptr + slot * WIDTH
+    place = tile_place(row_ptr, low, high, head, BLOCKS, BLOCK)
+    following = tile_place(row_ptr, low + BT, high, head, BLOCKS, BLOCK)
+    fresh = position - tl.load(tiles_ptr + 4 * TILES + tile)  # from here on, keys are this step's
+    at = low + t
+    k, v = keys_values(keys_ptr, values_ptr, place, t, (at < high) & (at < fresh), d, D)
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    if (count > 0) & (split < live):
+        new_k, new_v = keys_values(keys_ptr, values_ptr, place, t, (at < high) & (at >= fresh), d, D)
+        k = tl.where((at >= fresh)[:, None], new_k, k)
+        v = tl.where((at >= fresh)[:, None], new_v, v)
+        queries = ((row + token[:, None]) * H + head * G + g[:, None]) * D + d[None, :]
+        shown = ((token < count) & (g < G))[:, None] & (d < D)[None, :]
+        q = tl.load(q_ptr + queries, mask=shown, other=0.0)
+        own = position + token
+        if ALIBI:
+            slopes = tl.load(slopes_ptr + head * G + g, mask=g < G, other=0.0)
+        top = tl.full([GP], -1e30, tl.float32)
+        mass = tl.zeros([GP], tl.float32)
+        if SINKS:  # a key without a value, in the first span
+            sunk = (g < G) & (split == 0)
+            top = tl.load(sinks_ptr + head * G + g, mask=sunk, other=-1e30).to(tl.float32)
+            mass = tl.where(sunk, 1.0, 0.0)
+        acc = tl.zeros([GP, DP], tl.float32)
+        for start in range(low, high, BT):
+            at = start + t
+            next_k, next_v = keys_values(keys_ptr, values_ptr, following, t, at + BT < high, d, D)
+            following = tile_place(row_ptr, start + 2 * BT, high, head, BLOCKS, BLOCK)
+            scores = cap(tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale, limit, CAP)
+            distance = own[:, None] - at[None, :]
+            if ALIBI:
+                scores -= slopes[:, None] * distance.to(tl.float32)
+            seen = (distance >= 0) & (at < high)[None, :]
+            if WINDOW > 0:
+                seen = seen & (distance < WINDOW)
+            scores = tl.where(seen, scores, -1e30)  # a token that sees none of a span has no weight in the join
+            higher = tl.maximum(top, tl.max(scores, 1))
+            weights = tl.exp(scores - higher[:, None])
+            shrink = tl.exp(top - higher)
+            mass = mass * shrink + tl.sum(weights, 1)
+            acc = acc * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
+            top = higher
+            k = next_k
+            v = next_v
+        if live == 1:
+            tl.store(out_ptr + queries, acc / mass[:, None], mask=shown)
+        else:
+            part = (work * SPLITS + split).to(tl.int64)
+            tl.store(part_ptr + part * GP * DP + r[:, None] * DP + d[None, :], acc)
+            tl.store(stats_ptr + part * 2 * GP + r, top)
+            tl.store(stats_ptr + part * 2 * GP + GP + r, mass)
+            tl.debug_barrier()
+            if tl.atomic_add(arrived_ptr + work, 1, sem="acq_rel") == live - 1:
+                join(out_ptr, part_ptr, stats_ptr, work, live, queries, shown, r, d, GP, DP, SPLITS)
+                tl.store(arrived_ptr + work, 0)

@@ -1,0 +1,31 @@
+"""Decision whether a static decoder drafts tokens out of the text that it continues."""
+
+from scoring.config import Speculation
+from scoring.passes.base import Applicability
+
+
+def decide(
+    asked: Speculation, device: str, degree: int = 1, *, experts: bool = False, rounded: bool = False
+) -> Applicability:
+    """Decide for a decoder over so many ranks; `experts`: of a mixture, `rounded`: steps read int8 weights."""
+    if asked == "off":
+        return Applicability(False, "as asked for")
+    if degree > 1:
+        return Applicability(False, "a decoder over several GPUs has no steps with drafts")
+    if rounded and asked != "ngram":
+        return Applicability(
+            False,
+            "steps of one token read int8 weights and those of several 16-bit ones, so that answers would differ; ngram"
+            " drafts all the same, and without weight_only nothing differs",
+        )
+    if asked == "ngram":
+        return Applicability(True, "as asked for")
+    if device != "cuda":
+        return Applicability(False, "on a CPU a drafted token costs a good part of a step; ngram drafts all the same")
+    if experts:
+        return Applicability(False, "each further token of a step reads experts of its own")
+    return Applicability(
+        True,
+        "where a text repeats itself, a step checks several tokens that followed before, and keeps what it would have"
+        " picked; not where they seldom are right, nor beside many sequences",
+    )

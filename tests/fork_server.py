@@ -1,0 +1,247 @@
+"""A server that forks Python processes which have imported torch, transformers and what else a model server needs.
+
+`forking()` makes `subprocess.Popen` of this process ask it for `python -m MODULE ...` of this project's programs. What
+comes is a real process: a child of this one with the command line, the environment, the working directory, the session
+and the files that were asked for, and with nothing of this project imported. Only importing libraries is spared, two
+thirds of what a tiny model's start takes. Start a process as it stands where its start is what is tested.
+"""
+
+import ctypes
+import fcntl
+import gc
+import importlib
+import json
+import os
+import runpy
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+#: Programs that may be forked.
+PROGRAMS = (
+    "gunicorn",
+    "local_runner",
+    "local_runner.replicas.local.worker",
+    "local_runner.targets.inprocess",
+    "mii_azure.cli.app",
+)
+#: What a process with one of these words starts is forked too.
+STARTERS = {"mii_azure.cli.app", "--replicas"}
+#: Beginnings of the environment variables that libraries do not read while they are imported.
+READ_LATER = (
+    "AML_",
+    "AZUREML_",
+    "COLUMNS",
+    "KMP_INIT_AT_FORK",
+    "MII_AZURE_",
+    "OLDPWD",
+    "OTEL_",
+    "PATH",
+    "PWD",
+    "PYTEST_",
+    "PYTHONDONTWRITEBYTECODE",
+    "PYTORCH_NVML_BASED_CUDA_CHECK",
+    "SHLVL",
+    "STUB_",
+    "TMPDIR",
+    "TORCHINDUCTOR_CACHE_DIR",
+    "_",
+)
+LIBRARIES = """
+    torch torch.distributed.tensor torch._dynamo safetensors.torch tokenizers accelerate huggingface_hub
+    transformers transformers.modeling_utils transformers.modeling_layers transformers.core_model_loading
+    transformers.conversion_mapping transformers.integrations.flash_attention transformers.masking_utils
+    transformers.activations transformers.tokenization_utils_tokenizers transformers.models.auto.modeling_auto
+    transformers.models.auto.tokenization_auto transformers.models.gpt2.modeling_gpt2
+    transformers.models.bert.modeling_bert
+    fastapi uvicorn uvicorn.protocols.http.httptools_impl uvicorn.lifespan.on uvloop httptools httpx flask gunicorn
+    grpc grpc.aio grpc_health.v1.health grpc_reflection.v1alpha.reflection google.protobuf.json_format
+    prometheus_client pydantic jinja2 yaml typer rich.console rich.table cryptography.x509
+"""
+_ROOM_FOR_COMMAND = 4000  # bytes; /proc shows a command line as long as the server's own at most
+_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of Linux' prctl
+_ARGUMENTS = 48, 49  # fields of /proc/self/stat: where the command line begins and ends
+
+
+class ForkServer:
+    """The server, as the process that asks it sees it."""
+
+    def __init__(self, asked: socket.socket) -> None:
+        self.environment = dict(os.environ)
+        self._lock = threading.Lock()
+        self._socket = asked
+
+    def can(self, arguments: Any, environment: dict[str, str]) -> bool:
+        """Whether a forked process would be the one that these arguments and environment start."""
+        if not isinstance(arguments, list) or list(arguments[:2]) != [sys.executable, "-m"]:
+            return False
+        differing = {name for name, _ in set(environment.items()) ^ set(self.environment.items())}
+        short = sum(map(len, map(str, arguments))) < _ROOM_FOR_COMMAND // 4
+        return short and arguments[2] in PROGRAMS and all(name.startswith(READ_LATER) for name in differing)
+
+    def fork(self, request: dict[str, Any], files: list[int]) -> int:
+        """Fork a process with these files as those that `request["files"]` numbers; return its pid, a child's."""
+        message = json.dumps(request).encode()
+        with self._lock, _adopting():
+            socket.send_fds(self._socket, [len(message).to_bytes(4, "big")], files)
+            self._socket.sendall(message)
+            return int.from_bytes(self._socket.recv(4, socket.MSG_WAITALL), "big")
+
+    def close(self) -> None:
+        """End the server; what it forked runs on."""
+        self._socket.close()
+
+
+class _Popen(subprocess.Popen[Any]):
+    """`subprocess.Popen` that forks where it can."""
+
+    _server: ForkServer
+
+    def _execute_child(self, args: Any, executable: Any, preexec_fn: Any, *rest: Any) -> None:
+        close_fds, kept, cwd, env, _, _, shell, *pipes, restore, gid, gids, uid, umask, session, group = rest
+        environment = dict(os.environ if env is None else env)
+        usual = preexec_fn is None and executable is None and not shell and close_fds and restore
+        usual = usual and (gid, gids, uid, umask, group) == (None, None, None, -1, -1)
+        if not usual or not self._server.can(args, environment):
+            super()._execute_child(args, executable, preexec_fn, *rest)  # type: ignore[misc]
+            return
+        read, _, _, write, _, errors = pipes
+        standard = [number if number >= 0 else usual for usual, number in enumerate((read, write, errors))]
+        request = {
+            "arguments": [str(each) for each in args],
+            "environment": environment,
+            "folder": str(cwd or Path.cwd()),
+            "files": [0, 1, 2, *kept],
+            "session": bool(session),
+        }
+        self.pid = self._server.fork(request, [*standard, *kept])
+        self._child_created = True
+        self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def fork_server() -> Iterator[ForkServer]:
+    """Start a server; it ends with the block."""
+    ours, theirs = socket.socketpair()
+    command = [sys.executable, "-m", "tests.fork_server", str(theirs.fileno()), "." * _ROOM_FOR_COMMAND]
+    root = Path(__file__).resolve().parent.parent
+    with ours, subprocess.Popen(command, pass_fds=(theirs.fileno(),), cwd=root, stdin=subprocess.DEVNULL) as process:
+        theirs.close()
+        try:
+            yield ForkServer(ours)
+        finally:
+            ours.close()
+            process.wait()
+
+
+@contextmanager
+def forking(server: ForkServer) -> Iterator[None]:
+    """Fork what `subprocess.Popen` starts in this block and can be forked."""
+    with mock.patch("subprocess.Popen", type("Popen", (_Popen,), {"_server": server})):
+        yield
+
+
+@contextmanager
+def _adopting() -> Iterator[None]:
+    """Become the parent of processes below whose own parent ends."""
+    libc = ctypes.CDLL(None)
+    libc.prctl(_SUBREAPER, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        libc.prctl(_SUBREAPER, 0, 0, 0, 0)
+
+
+def main() -> None:
+    """Import, then fork a process for every request until nobody asks any more."""
+    asked = socket.socket(fileno=int(sys.argv[1]))
+    for name in LIBRARIES.split():
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
+    _serve(asked)
+
+
+def _serve(asked: socket.socket) -> None:
+    """Answer requests with pids; what is forked returns from here when its program has ended."""
+    while True:
+        length, files, _, _ = socket.recv_fds(asked, 4, 64)
+        if not length:
+            os._exit(0)
+        request = json.loads(asked.recv(int.from_bytes(length, "big"), socket.MSG_WAITALL))
+        told, tell = os.pipe()
+        middle = os.fork()
+        if not middle:
+            if os.fork():
+                os._exit(0)  # so that whoever asked adopts the child
+            asked.close()
+            os.close(told)
+            _become(request, files, tell)
+            return
+        os.waitpid(middle, 0)
+        asked.sendall(os.read(told, 4))
+        for number in (told, tell, *files):
+            os.close(number)
+
+
+def _become(request: dict[str, Any], files: list[int], tell: int) -> None:
+    """Be the process that was asked for, tell its pid once it is, and run its program."""
+    if request["session"]:
+        os.setsid()
+    os.chdir(request["folder"])
+    above = max(*request["files"], *files, tell) + 1
+    *moved, telling = [fcntl.fcntl(number, fcntl.F_DUPFD, above) for number in (*files, tell)]
+    for number in (*files, tell):
+        os.close(number)
+    for number, place in zip(moved, request["files"], strict=True):
+        os.dup2(number, place)
+        os.close(number)
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    arguments = request["arguments"]
+    _show(arguments)
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
+    sys.path[0], sys.orig_argv, sys.argv = request["folder"], arguments, arguments[2:]
+    sys.modules.pop("tests", None)
+    tempfile.tempdir = None
+    importlib.invalidate_caches()
+    if STARTERS & set(arguments):
+        _stand_by(telling)
+    os.write(telling, os.getpid().to_bytes(4, "big"))
+    os.close(telling)
+    runpy.run_module(arguments[2], run_name="__main__", alter_sys=True)
+
+
+def _show(arguments: list[str]) -> None:
+    """Write the command line where /proc shows it from."""
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    start, end = (int(fields[field - 3]) for field in _ARGUMENTS)
+    ctypes.memmove(start, "\0".join(arguments).encode().ljust(end - start, b"\0"), end - start)
+
+
+def _stand_by(telling: int) -> None:
+    """Leave a server beside this process, which forks what this process starts."""
+    ours, theirs = socket.socketpair()
+    beside = os.fork()
+    if not beside:
+        ours.close()
+        os.close(telling)
+        os.setsid()
+        _serve(theirs)  # what it forks comes back from here, and ends
+        sys.exit(0)
+    theirs.close()
+    subprocess.Popen = type("Popen", (_Popen,), {"_server": ForkServer(ours)})  # type: ignore[misc]
+
+
+if __name__ == "__main__":
+    main()
