@@ -127,7 +127,8 @@ def _cpu_encoders() -> Iterator[Measured]:
         if "ours float32" not in row:
             continue
         card = Card(told["device"], 1.0, told["peaks"]["float32"])
-        flops = row["floor"] * 1e-3 * told["peaks"][row["choice"]]
+        peaks = told["peaks"]
+        flops = row["floor"] * 1e-3 * peaks.get(row["choice"], peaks["float32"])  # "eager" has no peak of its own
         layers = 6 if "MiniLM" in row["work"] else 12
         effort = Effort(0.0, flops, layers)
         yield Measured("cpu encoder", row["work"], effort, card, row["ours float32"] * 1e-3)

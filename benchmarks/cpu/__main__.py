@@ -1,297 +1,80 @@
-"""Encoders on this machine's CPU: plain transformers, torch's own means, ONNX Runtime, ours, floor; all in turns.
+"""Models on this machine's CPU: encoders' forwards, what a service adds, and generation beside a busy process.
 
-`python -m benchmarks.cpu [SECONDS PER ROW [OUTPUT FOLDER]]` prints the table and writes cpu.json; it wants an idle
-machine. Times are milliseconds of the model alone, S = 128, medians of rounds in which every column runs once; the
-JSON has the minima as well.
+`python -m benchmarks.cpu [SECONDS PER ROW [OUTPUT FOLDER [PART ...]]]` prints tables and writes cpu.json; the parts are
+forwards, service and neighbour. It wants an idle machine, and says how loaded it was. In front of it
+`ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI` stands for a chip without bfloat16.
 """
 
 import datetime
-import gc
+import os
 import platform
 import sys
-import time
 import warnings
-from collections.abc import Callable
-from functools import partial
 from importlib import metadata
 from pathlib import Path
-from statistics import median
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from scoring.limits import cpus
 
-from benchmarks.common import RESULTS, revision, table, write
-from benchmarks.onnx_models import sessions
-from mii_azure.hardware.roofline import flops
-from scoring.encoder.cpu_autotune import cpu_flags, missing, prepare
-from scoring.encoder.cpu_ops import Product
-from scoring.encoder.verify import reference, relative_error
-from scoring.limits.cpus import cores
-from scoring.passes.base import BOUNDS, PassRefused
-from scoring.passes.cpu import Cpu
-
-LENGTH = 128
-FORMATS = ("float32", "bfloat16", "int8")
-COLUMNS = (
-    "work",
-    "eager",
-    "autocast",
-    "compile",
-    "compile bf16",
-    "ORT",
-    "ORT fused",
-    "ORT int8",
-    "ours float32",
-    "ours bfloat16",
-    "ours int8",
-    "ours",
-    "floor",
-    "ours/eager",
-    "ours/ORT",
-)
-Batch = dict[str, Tensor]
-Answers = dict[str, Tensor]
-Call = Callable[[Batch], Answers]
-
-
-def models() -> dict[str, Any]:
-    """A real MiniLM, and BERT-base's shape with random weights."""
-    import transformers
-
-    from tools.packaged_models import packaged_model
-
-    transformers.utils.logging.disable_progress_bar()
-    mini = transformers.AutoModel.from_pretrained(packaged_model("minilm")).eval()
-    torch.manual_seed(0)
-    bert = transformers.BertForSequenceClassification(transformers.BertConfig()).eval()
-    return {"MiniLM embeddings": mini, "BERT-base classification": bert}
-
-
-def batches(model: Any) -> dict[str, Batch]:
-    """One text, sixteen of one length, and sixteen of lengths from 8 to 128."""
-    made = {}
-    for name, lengths in (
-        ("1", [LENGTH]),
-        ("16", [LENGTH] * 16),
-        ("16, 8-128 tokens", [8 * (n + 1) for n in range(16)]),
-    ):
-        generator = torch.Generator().manual_seed(len(lengths))
-        ids = torch.randint(1000, model.config.vocab_size, (len(lengths), LENGTH), generator=generator)
-        mask = (torch.arange(LENGTH) < torch.tensor(lengths)[:, None]).long()
-        made[name] = {"input_ids": ids * mask, "attention_mask": mask}
-    return made
-
-
-def peaks() -> dict[str, float]:
-    """FLOP per second of each format's own product, at the best of three shapes."""
-    found = {}
-    for name in FORMATS:
-        if missing(name, cpu_flags()):
-            continue
-        rates = []
-        for rows, width, depth in ((128, 3072, 768), (512, 768, 3072), (1024, 1024, 1024)):
-            product = Product(torch.randn(width, depth), None, name)
-            x = product_input(product, torch.randn(rows, depth))
-            fastest = min(seconds(partial(bare, product, x)) for _ in range(60))
-            rates.append(2 * rows * width * depth / fastest)
-        found[name] = max(rates)
-    return found
-
-
-def product_input(product: Product, x: Tensor) -> Tensor:
-    """What the multiplication itself takes: casts and rounding are not part of the ceiling."""
-    return x.to(product.dtype) if product.precision != "int8" else (x * 20 + 128).to(torch.uint8)
-
-
-def bare(product: Product, x: Tensor) -> Any:
-    """The multiplication alone."""
-    if product.precision != "int8":
-        return product(x)
-    p = product
-    return torch.ops.onednn.qlinear_pointwise(
-        x, 1.0, 128, p.weight, p.scale, p.zeros, None, 1.0, 0, torch.float32, "none", [], ""
-    )
-
-
-def seconds(call: Callable[[], Any]) -> float:
-    """One call's."""
-    began = time.perf_counter()
-    call()
-    return time.perf_counter() - began
-
-
-def floors(model: Any, batch: Batch, peak: dict[str, float]) -> dict[str, float]:
-    """Milliseconds that the live tokens' arithmetic takes at each format's peak."""
-    base = getattr(model, model.base_model_prefix, model)
-    size = sum(m.weight.numel() for m in base.encoder.modules() if isinstance(m, nn.Linear))
-    config, lengths = model.config, batch["attention_mask"].sum(1).tolist()
-    work = sum(flops(size, config.num_hidden_layers, config.hidden_size, n, n) for n in lengths)
-    return {name: 1e3 * work / rate for name, rate in peak.items()}
-
-
-class Row:
-    """One model and batch: every way to run it, built once, then timed in turns."""
-
-    def __init__(self, name: str, model: Any, batch: Batch, onnx: dict[str, Call]) -> None:
-        self.model, self.batch = model, batch
-        self.told = reference(model, [batch])()[0][1]
-        self.result: dict[str, Any] = {"work": name, "seconds": {}, "errors": {}, "refused": {}}
-        self.calls: dict[str, tuple[Callable[[], Any], Call]] = {}  # what switches it on, and the call
-        self._add("eager", lambda b: model(**b))
-        self._add("autocast", self._autocast)
-        self._compile("compile", lambda **b: model(**b))
-        self._compile("compile bf16", lambda **b: self._autocast(b))
-        for key, call in onnx.items():
-            self._add(key, call)
-        for key in FORMATS:
-            self._ours(key)
-
-    def _add(self, name: str, call: Call, switch: Callable[[], Any] = lambda: None) -> None:
-        self.calls[name] = (switch, call)
-
-    def _autocast(self, batch: Batch) -> Any:
-        with torch.autocast("cpu", torch.bfloat16):
-            return self.model(**batch)
-
-    def _compile(self, name: str, call: Callable[..., Any]) -> None:
-        compiled = torch.compile(call, dynamic=False, options={"freezing": True})
-        try:
-            with torch.no_grad():
-                self.result["seconds"][name] = seconds(lambda: compiled(**self.batch))
-        except Exception as error:
-            self.result["refused"][name] = str(error).strip().splitlines()[0][:200]
-            return
-        self._add(name, lambda b: compiled(**b))
-
-    def _ours(self, precision: str) -> None:
-        reason = missing(precision, cpu_flags())
-        if reason:
-            self.result["refused"][f"ours {precision}"] = reason
-            return
-        began = time.perf_counter()
-        way = prepare(self.model, precision)
-        self.result["seconds"][f"ours {precision}"] = time.perf_counter() - began
-
-        def switch() -> Callable[[], None]:
-            way.on()
-            return way.off
-
-        self._add(f"ours {precision}", lambda b: self.model(**b), switch)
-
-    def measure(self, budget_s: float, peak: dict[str, float]) -> dict[str, Any]:
-        """Rounds in which every way runs once, until the seconds are over."""
-        times: dict[str, list[float]] = {name: [] for name in self.calls}
-        with torch.no_grad():
-            for name in self.calls:
-                self.result["errors"][name] = self._error(self._once(name)[1])
-            end, rounds = time.perf_counter() + budget_s, 0
-            while rounds < 5 or time.perf_counter() < end:
-                for name in self.calls:
-                    times[name].append(self._once(name)[0])
-                rounds += 1
-        result = self.result
-        result |= {name: 1e3 * median(values) for name, values in times.items()}
-        result["minima"] = {name: 1e3 * min(values) for name, values in times.items()}
-        result["rounds"] = rounds
-        result["floors"] = floors(self.model, self.batch, peak)
-        return result
-
-    def _once(self, name: str) -> tuple[float, Any]:
-        switch, call = self.calls[name]
-        off = switch()
-        began = time.perf_counter()
-        output = call(self.batch)
-        took = time.perf_counter() - began
-        if off:
-            off()
-        return took, output
-
-    def _error(self, output: Any) -> dict[str, float]:
-        """Relative error, and one minus the cosine, against float32; live positions only."""
-        found: Answers = {key: value.float() for key, value in output.items() if key in self.told}
-        live = self.batch["attention_mask"] != 0
-        for key, value in found.items():
-            if value.dim() == 3:
-                found[key] = value * live[..., None]
-        told = {key: self.told[key] for key in found}
-        cosines = [torch.cosine_similarity(found[k].flatten(), told[k].flatten(), 0) for k in told]
-        return {"relative": relative_error(found, told), "1 - cosine": 1 - float(min(cosines))}
-
-
-def start(name: str, model: Any, objective: str) -> dict[str, Any]:
-    """What the pass does at start: its choice, its words, its seconds."""
-    began = time.perf_counter()
-    try:
-        applied = Cpu(objective).apply(model)
-    except PassRefused as refused:
-        return {"work": name, "objective": objective, "refused": str(refused), "seconds": time.perf_counter() - began}
-    took = time.perf_counter() - began
-    applied.undo()
-    choice = applied.detail.split(",", 1)[0]
-    return {"work": name, "objective": objective, "choice": choice, "detail": applied.detail, "seconds": took}
-
-
-def judge(row: dict[str, Any], choice: str) -> None:
-    """Fill in what the pass had chosen, its ratios and the bars."""
-    ours = row[f"ours {choice}"]
-    exact = min(row["ORT"], row["ORT fused"])
-    row |= {"choice": choice, "ours": ours, "floor": row["floors"][choice]}
-    row |= {"ours/eager": row["eager"] / ours, "ours/ORT": exact / ours}
-    row["bars"] = {"1.5 x eager": row["eager"] >= 1.5 * ours, "no slower than ONNX Runtime float32": exact >= ours}
-    if row.get("ours int8") and row.get("ORT int8"):
-        row["bars"]["int8 no slower than ONNX Runtime int8"] = row["ORT int8"] >= row["ours int8"]
-    row["bars"]["not faster than the floor"] = all(
-        row["minima"][f"ours {name}"] >= floor for name, floor in row["floors"].items() if f"ours {name}" in row
-    )
-
-
-def run(budget_s: float) -> dict[str, Any]:
-    """Everything, one row after another."""
-    peak = peaks()
-    rows, starts = [], []
-    for name, model in models().items():
-        choices = [start(name, model, objective) for objective in ("latency", "cost")]
-        starts += choices
-        with TemporaryDirectory() as folder:
-            onnx = sessions(model, Path(folder), torch.get_num_threads())
-            for size, batch in batches(model).items():
-                row = Row(f"{name}, batch {size}", model, batch, onnx).measure(budget_s, peak)
-                judge(row, choices[0].get("choice", "float32"))
-                rows.append(row)
-                print(table(COLUMNS, [row]), flush=True)
-                torch.compiler.reset()
-                gc.collect()
-    return {"rows": rows, "starts": starts, "peaks": peak, "bounds": BOUNDS, **provenance()}
+PARTS = ("forwards", "service", "neighbour")
+_PACKAGES = ("torch", "transformers", "onnxruntime", "openvino", "nncf")
 
 
 def provenance() -> dict[str, Any]:
-    """Processor, versions, date and revision."""
-    packages = ("torch", "transformers", "onnxruntime")
+    """Processor, its flags, versions, load, date and revision."""
+    import torch
+
+    from benchmarks.common import revision
+    from scoring.encoder.cpu_autotune import cpu_flags
+
     info = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
     names = [line.split(":", 1)[1].strip() for line in info.splitlines() if line.startswith("model name")]
     return {
         "device": names[0] if names else platform.processor(),
-        "cores": cores(),
+        "cores": cpus.cores(),
         "threads": torch.get_num_threads(),
         "flags": sorted(flag for flag in cpu_flags() if flag.startswith(("avx", "amx"))),
-        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in packages},
+        "oneDNN may use": os.environ.get("ONEDNN_MAX_CPU_ISA", "all"),
+        "load": os.getloadavg(),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
         "date": datetime.date.today().isoformat(),
         "revision": revision(),
     }
 
 
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "absent"
+
+
 def main() -> None:
     """Measure, print, write."""
     warnings.simplefilter("ignore")
-    result = run(float(sys.argv[1]) if len(sys.argv) > 1 else 20.0)
-    print(table(COLUMNS, result["rows"]))
-    for each in result["starts"]:
-        words = each.get("detail") or f"refused, {each['refused']}"
-        print(f"start, {each['work']}, {each['objective']}: {each['seconds']:.1f} s, {words}")
-    print("peaks:", ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in result["peaks"].items()))
-    write("cpu", result, Path(sys.argv[2]) if len(sys.argv) > 2 else RESULTS)
+    cpus.settle()  # as a server does, before torch is imported
+    from benchmarks.common import RESULTS, table, write
+
+    budget_s = float(sys.argv[1]) if len(sys.argv) > 1 else 20.0
+    folder = Path(sys.argv[2]) if len(sys.argv) > 2 else RESULTS
+    parts = sys.argv[3:] or PARTS
+    result: dict[str, Any] = {}
+    if "neighbour" in parts:  # first: it wants the cores for its own processes
+        from benchmarks.cpu import neighbour
+
+        result["neighbour"] = neighbour.run(budget_s)
+        print(table([*result["neighbour"][0]], result["neighbour"]))
+    if "service" in parts:
+        from benchmarks.cpu import service
+
+        result["service"] = service.run(budget_s)
+        print(table([*result["service"][0]], result["service"]))
+    if "forwards" in parts:
+        from benchmarks.cpu import forwards
+
+        result |= forwards.run(budget_s)
+        print(table(forwards.COLUMNS, result["rows"]))
+    write("cpu", result | provenance(), folder)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,274 @@
+"""Encoders' forwards: plain transformers, torch's own means, ONNX Runtime, OpenVINO if it is here, ours, floor.
+
+Times are milliseconds of the model alone, medians of rounds in which every column runs once; the JSON has the minima as
+well. MiniLM is real; the others have its tokenizer and random weights.
+"""
+
+import gc
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.common import table
+from benchmarks.cpu.openvino_models import quantised
+from benchmarks.onnx_models import sessions
+from mii_azure.hardware.roofline import flops
+from scoring.encoder.cpu_autotune import cpu_flags, missing, prepare
+from scoring.encoder.cpu_ops import Product
+from scoring.encoder.verify import reference, relative_error
+from scoring.passes.base import BOUNDS, PassRefused
+from scoring.passes.cpu import Cpu
+
+LENGTHS = (32, 128)
+FORMATS = ("float32", "bfloat16", "int8")
+COLUMNS = (
+    "work",
+    "eager",
+    "autocast",
+    "compile",
+    "compile bf16",
+    "ORT",
+    "ORT fused",
+    "ORT int8",
+    "OpenVINO int8",
+    "ours float32",
+    "ours bfloat16",
+    "ours int8",
+    "ours",
+    "floor",
+    "ours/eager",
+    "ours/ORT",
+    "ours int8/eager",
+)
+Batch = dict[str, Tensor]
+Answers = dict[str, Tensor]
+Call = Callable[[Batch], Answers]
+
+
+def models() -> dict[str, Any]:
+    """A real MiniLM, and the shapes of BGE-small and BERT-base."""
+    import transformers
+
+    from tools.packaged_models import packaged_model
+
+    transformers.utils.logging.disable_progress_bar()
+    folder = packaged_model("minilm")
+    mini = transformers.AutoModel.from_pretrained(folder).eval()
+    torch.manual_seed(0)
+    small = transformers.BertConfig(hidden_size=384, num_attention_heads=12, intermediate_size=1536)
+    made = {
+        "MiniLM embeddings": mini,
+        "BGE-small's shape": transformers.BertModel(small).eval(),
+        "BERT-base classification": transformers.BertForSequenceClassification(transformers.BertConfig()).eval(),
+    }
+    for model in made.values():
+        model.name_or_path = str(folder)  # whose tokenizer cuts the text that int8 is judged by
+    return made
+
+
+def batches(model: Any) -> dict[str, Batch]:
+    """One text and sixteen of each length, and sixteen of lengths from 8 to 128."""
+    wanted = {f"{rows} x {length}": [length] * rows for length in LENGTHS for rows in (1, 16)}
+    wanted["16 x 8-128"] = [8 * (n + 1) for n in range(16)]
+    made = {}
+    for name, lengths in wanted.items():
+        generator = torch.Generator().manual_seed(len(lengths))
+        ids = torch.randint(1000, model.config.vocab_size, (len(lengths), max(lengths)), generator=generator)
+        mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+        made[name] = {"input_ids": ids * mask, "attention_mask": mask}
+    return made
+
+
+def peaks() -> dict[str, float]:
+    """FLOP per second of each format's own product, at the best of three shapes."""
+    found = {}
+    for name in FORMATS:
+        if missing(name, cpu_flags()):
+            continue
+        rates = []
+        for rows, width, depth in ((128, 3072, 768), (512, 768, 3072), (1024, 1024, 1024)):
+            product = Product(torch.randn(width, depth), None, name)
+            x = product_input(product, torch.randn(rows, depth))
+            fastest = min(seconds(partial(bare, product, x)) for _ in range(60))
+            rates.append(2 * rows * width * depth / fastest)
+        found[name] = max(rates)
+    return found
+
+
+def product_input(product: Product, x: Tensor) -> Tensor:
+    """What the multiplication itself takes: casts and rounding are not part of the ceiling."""
+    return x.to(product.dtype) if product.precision != "int8" else (x * 20 + 128).to(torch.uint8)
+
+
+def bare(product: Product, x: Tensor) -> Any:
+    """The multiplication alone."""
+    if product.precision != "int8":
+        return product(x)
+    p = product
+    return torch.ops.onednn.qlinear_pointwise(
+        x, 1.0, 128, p.weight, p.scale, p.zeros, None, 1.0, 0, torch.float32, "none", [], ""
+    )
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    """One call's."""
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def floors(model: Any, batch: Batch, peak: dict[str, float]) -> dict[str, float]:
+    """Milliseconds that the live tokens' arithmetic takes at each format's peak."""
+    base = getattr(model, model.base_model_prefix, model)
+    size = sum(m.weight.numel() for m in base.encoder.modules() if isinstance(m, nn.Linear))
+    config, lengths = model.config, batch["attention_mask"].sum(1).tolist()
+    work = sum(flops(size, config.num_hidden_layers, config.hidden_size, n, n) for n in lengths)
+    return {name: 1e3 * work / rate for name, rate in peak.items()}
+
+
+class Row:
+    """One model and batch: every way to run it, built once, then timed in turns."""
+
+    def __init__(self, name: str, model: Any, batch: Batch, onnx: dict[str, Call]) -> None:
+        self.model, self.batch = model, batch
+        self.told = reference(model, [batch])()[0][1]
+        self.result: dict[str, Any] = {"work": name, "seconds": {}, "errors": {}, "refused": {}}
+        self.calls: dict[str, tuple[Callable[[], Any], Call]] = {}  # what switches it on, and the call
+        self._add("eager", lambda b: model(**b))
+        self._add("autocast", self._autocast)
+        self._compile("compile", lambda **b: model(**b))
+        self._compile("compile bf16", lambda **b: self._autocast(b))
+        for key, call in onnx.items():
+            self._add(key, call)
+        for key in FORMATS:
+            self._ours(key)
+
+    def _add(self, name: str, call: Call, switch: Callable[[], Any] = lambda: None) -> None:
+        self.calls[name] = (switch, call)
+
+    def _autocast(self, batch: Batch) -> Any:
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.model(**batch)
+
+    def _compile(self, name: str, call: Callable[..., Any]) -> None:
+        compiled = torch.compile(call, dynamic=False, options={"freezing": True})
+        try:
+            with torch.no_grad():
+                self.result["seconds"][name] = seconds(lambda: compiled(**self.batch))
+        except Exception as error:
+            self.result["refused"][name] = str(error).strip().splitlines()[0][:200]
+            return
+        self._add(name, lambda b: compiled(**b))
+
+    def _ours(self, precision: str) -> None:
+        reason = missing(precision, cpu_flags())
+        if reason:
+            self.result["refused"][f"ours {precision}"] = reason
+            return
+        began = time.perf_counter()
+        try:
+            way = prepare(self.model, precision)
+        except PassRefused as refused:
+            self.result["refused"][f"ours {precision}"] = str(refused)
+            return
+        self.result["seconds"][f"ours {precision}"] = time.perf_counter() - began
+
+        def switch() -> Callable[[], None]:
+            way.on()
+            return way.off
+
+        self._add(f"ours {precision}", lambda b: self.model(**b), switch)
+
+    def measure(self, budget_s: float, peak: dict[str, float]) -> dict[str, Any]:
+        """Rounds in which every way runs once, until the seconds are over."""
+        times: dict[str, list[float]] = {name: [] for name in self.calls}
+        with torch.no_grad():
+            for name in self.calls:
+                self.result["errors"][name] = self._error(self._once(name)[1])
+            end, rounds = time.perf_counter() + budget_s, 0
+            while rounds < 5 or time.perf_counter() < end:
+                for name in self.calls:
+                    times[name].append(self._once(name)[0])
+                rounds += 1
+        result = self.result
+        result |= {name: 1e3 * median(values) for name, values in times.items()}
+        result["minima"] = {name: 1e3 * min(values) for name, values in times.items()}
+        result["rounds"] = rounds
+        result["floors"] = floors(self.model, self.batch, peak)
+        return result
+
+    def _once(self, name: str) -> tuple[float, Any]:
+        switch, call = self.calls[name]
+        off = switch()
+        began = time.perf_counter()
+        output = call(self.batch)
+        took = time.perf_counter() - began
+        if off:
+            off()
+        return took, output
+
+    def _error(self, output: Any) -> dict[str, float]:
+        """Relative error, and one minus the cosine, against float32; live positions only."""
+        found: Answers = {key: value.float() for key, value in output.items() if key in self.told}
+        live = self.batch["attention_mask"] != 0
+        for key, value in found.items():
+            if value.dim() == 3:
+                found[key] = value * live[..., None]
+        told = {key: self.told[key] for key in found}
+        cosines = [torch.cosine_similarity(found[k].flatten(), told[k].flatten(), 0) for k in told]
+        return {"relative": relative_error(found, told), "1 - cosine": 1 - float(min(cosines))}
+
+
+def start(name: str, model: Any) -> dict[str, Any]:
+    """What the pass does at start: its choice, its words, its seconds."""
+    began = time.perf_counter()
+    try:
+        applied = Cpu().apply(model)
+    except PassRefused as refused:
+        return {"work": name, "refused": str(refused), "seconds": time.perf_counter() - began}
+    took = time.perf_counter() - began
+    applied.undo()
+    choice = applied.detail.split(",", 1)[0]
+    return {"work": name, "choice": choice, "detail": applied.detail, "seconds": took}
+
+
+def judge(row: dict[str, Any], choice: str) -> None:
+    """Fill in what the pass had chosen, its ratios and the bars; "eager" is a choice too."""
+    ours = row["eager"] if choice == "eager" else row[f"ours {choice}"]
+    exact = min(row["ORT"], row["ORT fused"])
+    row |= {"choice": choice, "ours": ours, "floor": row["floors"].get(choice, row["floors"]["float32"])}
+    row |= {"ours/eager": row["eager"] / ours, "ours/ORT": exact / ours}
+    row["bars"] = {"no slower than eager": row["eager"] >= ours}
+    if narrow := row.get("ours int8"):
+        peers = [row[name] for name in ("ORT int8", "OpenVINO int8") if name in row]
+        row["ours int8/eager"] = row["eager"] / narrow
+        row["bars"] |= {"int8 2.5 x eager": row["eager"] >= 2.5 * narrow, "int8 as peers": min(peers) >= narrow}
+    row["bars"]["not faster than the floor"] = all(
+        row["minima"][f"ours {name}"] >= floor for name, floor in row["floors"].items() if f"ours {name}" in row
+    )
+
+
+def run(budget_s: float) -> dict[str, Any]:
+    """Every model and batch, one row after another."""
+    peak = peaks()
+    rows, starts = [], []
+    for name, model in models().items():
+        starts.append(start(name, model))
+        with TemporaryDirectory() as folder:
+            peers: dict[str, Call] = dict(sessions(model, Path(folder), torch.get_num_threads()))
+            peers |= quantised(model, Path(folder) / "plain.onnx", torch.get_num_threads())
+            for size, batch in batches(model).items():
+                row = Row(f"{name}, {size}", model, batch, peers).measure(budget_s, peak)
+                judge(row, starts[-1].get("choice", "eager"))
+                rows.append(row)
+                print(table(COLUMNS, [row]), flush=True)
+                torch.compiler.reset()
+                gc.collect()
+    return {"rows": rows, "starts": starts, "peaks": peak, "bounds": BOUNDS}
