@@ -20,6 +20,8 @@ TEXT_KEYS = {
     "summarization": "summary_text",
     "translation": "translation_text",
 }
+#: Names for whatever model is here: what huggingface_hub's InferenceClient sends to a URL, and TGI's users by custom.
+_ANY_MODEL = ("dummy", "tgi")
 _EMBEDDING_TASKS = ("sentence-embeddings", "feature-extraction")
 _RENAMED = {"n": "num_return_sequences", "max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens"}
 #: Fields that change no answer: marks for bookkeeping, billing and caches of OpenAI's own.
@@ -124,7 +126,7 @@ def _check(sent: dict[str, Any], deployment: Deployment, tasks: tuple[str, ...],
         hint = f"{path} answers for {', '.join(tasks)}; /score takes every task."
         raise InvalidInput(f"This deployment serves {deployment.task}.", hint, "model")
     model = sent.get("model")
-    if model not in (None, "", deployment.name, deployment.model.id):
+    if model not in (None, "", *_ANY_MODEL, deployment.name, deployment.model.id):
         raise ModelNotServed(
             f"No model {str(model)[:80]!r} here.", f"This runner serves {deployment.name!r}.", where="model"
         )

@@ -254,6 +254,31 @@ def test_hugging_faces_client_is_understood(base: Base, monkeypatch: pytest.Monk
     assert raised.value.response.json()["error"]["hint"] == "It has 'query'."
 
 
+def test_hugging_faces_client_chats(base: Base, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """InferenceClient, unmodified: given a URL, it names every model "dummy"."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    huggingface = InferenceClient(base("chat"), timeout=60)
+    asked: Any = {
+        "messages": HELLO,
+        "max_tokens": 5,
+        "seed": 1,
+        "temperature": 0.5,
+        "logprobs": True,
+        "top_logprobs": 2,
+    }
+    expected = client("chat").chat.completions.create(model="chat", **asked).choices[0]
+    got = huggingface.chat_completion(**asked).choices[0]
+    assert got.message.content == expected.message.content
+    assert [each.logprob for each in got.logprobs.content] == [each.logprob for each in expected.logprobs.content]
+    pieces = huggingface.chat_completion(**asked, stream=True)
+    assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == expected.message.content
+    continued = huggingface.text_generation("the quick brown", model=base("gpt2"), max_new_tokens=5)
+    assert (
+        continued
+        == score(base("gpt2"), {"inputs": "the quick brown", "parameters": {"max_new_tokens": 5}})[0]["generated_text"]
+    )
+
+
 def test_truncation_is_told_at_every_door(base: Base, client: Client, real: Callable[[str], Runner]) -> None:
     body = {"inputs": ["a", "word " * 200], "truncate": True}
     assert httpx.post(f"{base('embed')}/score", json=body, trust_env=False).headers["x-truncated-inputs"] == "1"
