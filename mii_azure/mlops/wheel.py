@@ -20,7 +20,7 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # the first time that a zip file can state: the 
 def wheel() -> tuple[str, bytes]:
     """Pack (file name, content); the same installed files give the same bytes."""
     files = {path.relative_to(_ROOT).as_posix(): path.read_bytes() for path in _sources()}
-    files[f"{_INFO}/METADATA"] = (metadata.distribution("mii-azure").read_text("METADATA") or "").encode()
+    files[f"{_INFO}/METADATA"] = _metadata().encode()
     files |= {f"{_INFO}/WHEEL": _TAGS.encode(), f"{_INFO}/entry_points.txt": _SCRIPTS.encode()}
     rows = [f"{name},sha256={_digest(content)},{len(content)}\n" for name, content in files.items()]
     files[f"{_INFO}/RECORD"] = "".join([*rows, f"{_INFO}/RECORD,,\n"]).encode()
@@ -31,6 +31,12 @@ def wheel() -> tuple[str, bytes]:
             entry.external_attr = 0o644 << 16
             archive.writestr(entry, content, zipfile.ZIP_DEFLATED)
     return f"mii_azure-{__version__}-py3-none-any.whl", packed.getvalue()
+
+
+def _metadata() -> str:
+    """Metadata as installed; a checkout that is on the path comes first with the same under setuptools' older name."""
+    known = metadata.distribution("mii-azure")
+    return known.read_text("METADATA") or known.read_text("PKG-INFO") or ""
 
 
 def _sources() -> list[Path]:
