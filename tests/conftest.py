@@ -20,6 +20,7 @@ for _name, _value in {
     "TOKENIZERS_PARALLELISM": "false",
     "DS_ACCELERATOR": "cuda" if Path("/dev/nvidiactl").exists() else "cpu",  # asked of the system: torch comes later
     "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "passive",  # an init in this process would set it, and forks would not be those asked for
 }.items():
     os.environ.setdefault(_name, _value)
 
