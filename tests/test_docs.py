@@ -12,6 +12,7 @@ import pytest
 from benchmarks import tables
 from benchmarks.tables import TABLES, shown
 from benchmarks.tables import render as render_table
+from mii_azure.verdict.cases import edge_requests
 from tests.fork_server import ForkServer
 from tests.forked_commands import commands
 from tests.tiny_models import tiny_model
@@ -69,6 +70,11 @@ def test_readme_commands_run(number: int, folder: Path, request: pytest.FixtureR
     if number == 0:
         assert "agree: in-process, grpc, azmlinfsrv" in output
         assert "az ml online-endpoint create" in output
+
+
+def test_the_demo_ends_as_the_readme_says() -> None:
+    """As many requests as parity sends for its task; `make demo` itself loads a real model."""
+    assert f"azmlinfsrv answered {len(edge_requests('conversational', 8192))} requests alike" in README
 
 
 @pytest.mark.parametrize("number", range(len(blocks("python"))))

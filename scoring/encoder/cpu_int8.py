@@ -2,48 +2,35 @@
 
 oneDNN multiplies uint8 by int8 on AVX512-VNNI, AVX-VNNI and AMX; int8 activations, without their units, run in its
 reference code, a thousand times slower. Query, key, value, output and up take a fixed range, measured on real text,
-so that bias, GELU and residual are part of the product; channels are weighed as SmoothQuant does (arXiv:2211.10438).
+so that bias, GELU and residual are part of the product; channels are weighed (`calibration`).
 Down takes one scale a token: the outliers behind GELU lose too much under a range for all. No scale depends on the
 rows beside a row. T: tokens; weights are [N, K].
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, cast
+from dataclasses import replace
+from typing import cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from scoring.encoder.calibration import SMALLEST, Span, smoothing, spans
 from scoring.encoder.cpu_ops import INT8, LEAST_GELU, POST, CpuOps, as_bytes
 from scoring.encoder.fused_model import EncoderLayer, FusedStack
-from scoring.encoder.ops import NONE, Hidden, LayerNorm, Matrix, Packing, TorchOps
+from scoring.encoder.ops import NONE, Hidden, LayerNorm, Matrix, Packing
 from scoring.quantization.int8 import quantize_per_row
 
 _MARGIN = 1.1  # of the ranges that calibration saw
-_SMALLEST = 1e-5
-
-
-@dataclass
-class Span:
-    """Least and largest value of each channel [K] that a product reads."""
-
-    low: Tensor
-    high: Tensor
-
-    def take(self, x: Tensor) -> None:
-        """Widen to the values of x [T, K]."""
-        self.low, self.high = torch.minimum(self.low, x.amin(0)), torch.maximum(self.high, x.amax(0))
 
 
 class StaticProduct:
     """Product act(x w^T + b) + residual of a weight whose inputs keep to a span."""
 
     def __init__(self, weight: Tensor, bias: Tensor, span: Span) -> None:
-        peak = torch.maximum(span.high, -span.low).clamp_min(_SMALLEST)
-        smooth = (peak / weight.abs().amax(0).clamp_min(_SMALLEST)).sqrt()
+        smooth = smoothing(weight, span.peak)
         low, high = (min(0.0, float((span.low / smooth).min())), max(0.0, float((span.high / smooth).max())))
-        self.scale = max(_SMALLEST, _MARGIN * (high - low) / 255)
+        self.scale = max(SMALLEST, _MARGIN * (high - low) / 255)
         self.zero = round(-_MARGIN * low / self.scale)
         self.factor, self.middle = 1 / (smooth * self.scale), torch.full_like(smooth, self.zero + 0.5)
         whole, scale = quantize_per_row(weight.detach().float() * smooth)
@@ -108,42 +95,3 @@ class Int8Ops(CpuOps):
             return super().project_add_norm(x, weight, bias, residual, norm, packing, then)
         y = static(x.float(), residual=residual.wide)
         return Hidden(F.layer_norm(y, y.shape[-1:], norm.gamma, norm.beta, norm.eps))
-
-
-class _Watch(TorchOps):
-    """Operations in plain torch that record the span of every channel that a product reads."""
-
-    def __init__(self) -> None:
-        self.seen: dict[int, Span] = {}  # by the id of the weight
-
-    def _take(self, x: Tensor, weight: Matrix, packing: Packing) -> None:
-        live = x[: int(packing.bounds[-1])].float()
-        self.seen.setdefault(id(weight), Span(live[0], live[0])).take(live)
-
-    def linear(self, x: Hidden, weight: Matrix, bias: Tensor, act: int, packing: Packing) -> Tensor:
-        self._take(x.wide, weight, packing)
-        return super().linear(x, weight, bias, act, packing)
-
-    def project_add_norm(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        residual: Hidden,
-        norm: LayerNorm,
-        packing: Packing,
-        then: Matrix | None = None,
-    ) -> Hidden:
-        self._take(x, weight, packing)
-        return super().project_add_norm(x, weight, bias, residual, norm, packing, then)
-
-
-@torch.inference_mode()
-def spans(stack: FusedStack, batches: Sequence[Mapping[str, Tensor]]) -> dict[int, Span]:
-    """Spans of all products' inputs over some batches, by the id of the weight."""
-    watch = _Watch()
-    watched = FusedStack(stack.tables, stack.layers, stack.heads, stack.act, watch)
-    for batch in batches:
-        names: Any = ("input_ids", "attention_mask", "token_type_ids")
-        watched(*(batch.get(name) for name in names))  # type: ignore[arg-type]
-    return watch.seen

@@ -198,7 +198,7 @@ class _Link:
 
     def _timed(self, stage: str, seconds: float) -> None:
         if self._service is not None:
-            self._service.engine.statistics.stages[stage].add(seconds)
+            self._service.engine.statistics.took(stage, seconds)
 
     def _answer(self, number: int, name: str) -> None:
         assert self._service is not None  # as above

@@ -176,25 +176,39 @@ def attend(q_ptr, keys_ptr, values_ptr, out_ptr, part_ptr, stats_ptr, arrived_pt
             if WINDOW > 0:
                 seen = seen & (at >= first)
             scores = tl.where(seen[None, :], scores, -1e30)
-            higher = tl.maximum(top, tl.max(scores, 1))
-            weights = tl.exp(scores - higher[:, None])
-            shrink = tl.exp(top - higher)
-            mass = mass * shrink + tl.sum(weights, 1)
-            acc = acc * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
-            top = higher
+            acc, mass, top = weigh(acc, mass, top, scores, v, PRECISION)
             k = next_k
             v = next_v
-        if live == 1:
-            tl.store(out_ptr + queries, acc / mass[:, None], mask=shown)
-        else:
-            place = (work * SPLITS + split).to(tl.int64)
-            tl.store(part_ptr + place * GP * DP + g[:, None] * DP + d[None, :], acc)
-            tl.store(stats_ptr + place * 2 * GP + g, top)
-            tl.store(stats_ptr + place * 2 * GP + GP + g, mass)
-            tl.debug_barrier()
-            if tl.atomic_add(arrived_ptr + work, 1, sem="acq_rel") == live - 1:
-                join(out_ptr, part_ptr, stats_ptr, work, live, queries, shown, g, d, GP, DP, SPLITS)
-                tl.store(arrived_ptr + work, 0)
+        finish(out_ptr, part_ptr, stats_ptr, arrived_ptr, acc, mass, top, work, split, live, queries, shown, g, d, GP,
+               DP, SPLITS)  # fmt: skip
+
+
+@triton.jit
+def weigh(acc, mass, top, scores, values, PRECISION: tl.constexpr):
+    """Return acc, mass and top [R] of a running softmax after a tile of scores [R, BT] and its values [BT, DP]."""
+    higher = tl.maximum(top, tl.max(scores, 1))
+    weights = tl.exp(scores - higher[:, None])
+    shrink = tl.exp(top - higher)
+    mass = mass * shrink + tl.sum(weights, 1)
+    acc = acc * shrink[:, None] + tl.dot(weights.to(values.dtype), values, input_precision=PRECISION)
+    return acc, mass, higher
+
+
+@triton.jit
+def finish(out_ptr, part_ptr, stats_ptr, arrived_ptr, acc, mass, top, work, split, live, queries, shown, r, d,
+           GP: tl.constexpr, DP: tl.constexpr, SPLITS: tl.constexpr):  # fmt: skip
+    """Store out of a single span, or a part of several, which the last program to arrive joins."""
+    if live == 1:
+        tl.store(out_ptr + queries, acc / mass[:, None], mask=shown)
+    else:
+        part = (work * SPLITS + split).to(tl.int64)
+        tl.store(part_ptr + part * GP * DP + r[:, None] * DP + d[None, :], acc)
+        tl.store(stats_ptr + part * 2 * GP + r, top)
+        tl.store(stats_ptr + part * 2 * GP + GP + r, mass)
+        tl.debug_barrier()
+        if tl.atomic_add(arrived_ptr + work, 1, sem="acq_rel") == live - 1:
+            join(out_ptr, part_ptr, stats_ptr, work, live, queries, shown, r, d, GP, DP, SPLITS)
+            tl.store(arrived_ptr + work, 0)
 
 
 @triton.jit

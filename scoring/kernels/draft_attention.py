@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from scoring.kernels.decode_attention import cap, join, keys_values, tile_place
+from scoring.kernels.decode_attention import cap, finish, keys_values, tile_place, weigh
 
 
 @triton.jit
@@ -85,22 +85,8 @@ def attend_drafts(q_ptr, keys_ptr, values_ptr, out_ptr, part_ptr, stats_ptr, arr
             if WINDOW > 0:
                 seen = seen & (distance < WINDOW)
             scores = tl.where(seen, scores, -1e30)  # a token that sees none of a span has no weight in the join
-            higher = tl.maximum(top, tl.max(scores, 1))
-            weights = tl.exp(scores - higher[:, None])
-            shrink = tl.exp(top - higher)
-            mass = mass * shrink + tl.sum(weights, 1)
-            acc = acc * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
-            top = higher
+            acc, mass, top = weigh(acc, mass, top, scores, v, PRECISION)
             k = next_k
             v = next_v
-        if live == 1:
-            tl.store(out_ptr + queries, acc / mass[:, None], mask=shown)
-        else:
-            part = (work * SPLITS + split).to(tl.int64)
-            tl.store(part_ptr + part * GP * DP + r[:, None] * DP + d[None, :], acc)
-            tl.store(stats_ptr + part * 2 * GP + r, top)
-            tl.store(stats_ptr + part * 2 * GP + GP + r, mass)
-            tl.debug_barrier()
-            if tl.atomic_add(arrived_ptr + work, 1, sem="acq_rel") == live - 1:
-                join(out_ptr, part_ptr, stats_ptr, work, live, queries, shown, r, d, GP, DP, SPLITS)
-                tl.store(arrived_ptr + work, 0)
+        finish(out_ptr, part_ptr, stats_ptr, arrived_ptr, acc, mass, top, work, split, live, queries, shown, r, d, GP,
+               DP, SPLITS)  # fmt: skip

@@ -81,7 +81,11 @@ class Statistics:
         try:
             yield
         finally:
-            self.stages[stage].add(time.perf_counter() - began)
+            self.took(stage, time.perf_counter() - began)
+
+    def took(self, stage: str, seconds: float) -> None:
+        """Count the time that a stage took."""
+        self.stages[stage].add(seconds)
 
     def tokens(self, rows: Iterable[Timed]) -> None:
         """Record that each of these rows just got its next token; rows that were never queued are left out."""

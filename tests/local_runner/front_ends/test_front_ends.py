@@ -208,9 +208,12 @@ def test_a_front_end_that_is_killed_takes_its_own_requests_along_and_no_others(s
 
 
 def test_a_client_that_goes_frees_its_slot(server: Runner) -> None:
-    stream = Open(server, 100)
-    stream.socket.close()
+    before = counted(server)["mii_azure_generated_tokens_total"]
+    streams = [Open(server, 100) for _ in range(6)]
+    for stream in streams:
+        stream.socket.close()
     until(lambda: active(server) == 0 and counted(server)["mii_azure_in_flight"] == 0)
+    assert counted(server)["mii_azure_generated_tokens_total"] - before < 100 * len(streams)  # none was left to run on
 
 
 def test_settings_are_read_again_by_all(server: Runner, settings: Path) -> None:

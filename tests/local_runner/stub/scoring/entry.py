@@ -125,5 +125,6 @@ def _events(text: str) -> Any:
                 return
             yield b"data: " + json.dumps({"token": {"text": word.upper()}}).encode() + b"\n\n"
         yield b"data: [DONE]\n\n"
-    finally:
+    except GeneratorExit:  # left before its end
         closed.set()
+        raise
