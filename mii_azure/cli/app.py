@@ -207,6 +207,9 @@ def parity(
     requests: Annotated[
         Path | None, _flag("requests", "File of request bodies, one per line, instead of our own.")
     ] = None,
+    load: Annotated[
+        int, _flag("load", "Ask again with so many requests in flight; answers must stay what they were alone.")
+    ] = 0,
     subscription: Subscription = None,
     resource_group: ResourceGroup = None,
     workspace: Workspace = None,
@@ -220,7 +223,7 @@ def parity(
     client = azure_verbs.workspace_client(subscription, resource_group, workspace) if live else None
     with _status(as_json) as status:
         verdict = compare(
-            bundle, targets=derived.split(targets), requests=requests, on_progress=status, ml_client=client
+            bundle, targets=derived.split(targets), requests=requests, on_progress=status, ml_client=client, load=load
         )
     _print_json(verdict) if as_json else show_verdict(out, verdict)
     if not verdict.agree:

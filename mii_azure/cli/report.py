@@ -76,13 +76,23 @@ def show_verdict(console: Console, verdict: Any) -> None:
     print_table(console, made)
     for entry in verdict.comparisons:
         if entry.grade in ("scores", "different"):
-            cause = verdict.environment[entry.target][:1] or ["no difference in the environment explains it"]
-            told = f", {entry.request}: {entry.difference} ({cause[0]})"
+            told = f", {entry.request}: {entry.difference} ({_cause(verdict, entry)})"
             console.print(Text.assemble((entry.target, "red"), told), soft_wrap=True)
+    if verdict.load:
+        moved = ", ".join(f"{target} {count}" for target, count in verdict.moved.items())
+        told = f"with {verdict.load} requests in flight, of {verdict.requests} requests otherwise than alone: {moved}"
+        console.print(told, soft_wrap=True)
     targets = ", ".join(verdict.targets)
     told = f": {targets} answered {verdict.requests} requests {'alike' if verdict.agree else 'differently'}"
     word = ("agree", "bold green") if verdict.agree else ("disagree", "bold red")
     console.print(Text.assemble(word, told), soft_wrap=True)
+
+
+def _cause(verdict: Any, entry: Any) -> str:
+    if entry.under_load:
+        return "alone it answered otherwise"
+    explained: list[str] = verdict.environment[entry.target]
+    return explained[0] if explained else "no difference in the environment explains it"
 
 
 def show_bench(console: Console, report: Any) -> None:
