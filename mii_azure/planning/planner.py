@@ -58,7 +58,6 @@ def make_plan(spec: Spec, facts: Profile, options: Options) -> Plan:
     quota = latency.quota_cores(sku.cores, spec.instance_count, sku.skip_20_percent)
     bounds = _bounds(spec, room, device)
     passes = planning_passes.pass_decisions(spec, facts, placed, bounds) if facts.known else ()
-    sliced = any(each.name == "tensor_slicing" and each.take for each in passes)
     return Plan(
         task=spec.task,
         task_options=options,
@@ -71,7 +70,7 @@ def make_plan(spec: Spec, facts: Profile, options: Options) -> Plan:
         dtype=placed.dtype,
         tensor_parallel=placed.gpus,
         memory=placed.memory,
-        fits=placed.gpus == 1 or sliced,
+        fits=placed.gpus == 1 or any(each.name == "tensor_slicing" and each.take for each in passes),
         context_length=room.context,
         max_batch_tokens=room.tokens,
         max_batch_size=bounds.max_batch_size,
