@@ -81,7 +81,7 @@ def basis(work: Work, placed: Fit, rows: int) -> Basis:
     return "measured" if gpu is not None and gpu.name in speeds()[name].cards else "scaled"
 
 
-class Request(BaseModel):
+class Workload(BaseModel):
     """Request that speeds are told for: tokens of its prompt and of its answer, and what an answer is counted in."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -91,15 +91,15 @@ class Request(BaseModel):
     answer: int  # 0 where nothing is generated
 
 
-def request_of(work: Work) -> Request:
-    """Request that the spec expects, else the one that instance types are ranked by, within the model's context."""
+def request_of(work: Work) -> Workload:
+    """Workload that the spec expects, else the one that instance types are ranked by, within the model's context."""
     if work.profile.kind == "diffusion":
-        return Request(unit="images", prompt=work.context or limits.PROMPT_TOKENS, answer=0)
+        return Workload(unit="images", prompt=work.context or limits.PROMPT_TOKENS, answer=0)
     asked = work.demand.prompt, work.demand.new
     if asked == (limits.EXPECTED_PROMPT_TOKENS, limits.EXPECTED_NEW_TOKENS):
         asked = limits.RANKED_PROMPT_TOKENS, limits.RANKED_ANSWER_TOKENS
     answer = asked[1] if work.profile.kind != "encoder" and work.task in GENERATES else 0
-    return Request(
+    return Workload(
         unit="tokens" if answer else "requests", prompt=max(min(asked[0], work.context - answer), 1), answer=answer
     )
 
@@ -109,7 +109,7 @@ class Outlook(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    request: Request
+    request: Workload
     batch: int  # requests served at once in `per_second`, on each instance
     per_second: float  # tokens generated, requests or images, of all instances
     alone_s: float  # one request alone, to its end
@@ -133,7 +133,7 @@ def outlook(work: Work, placed: Fit, instances: int = 1, batch: int = 0) -> Outl
     )
 
 
-def request_seconds(work: Work, placed: Fit, rows: int, request: Request) -> float:
+def request_seconds(work: Work, placed: Fit, rows: int, request: Workload) -> float:
     """Seconds for `rows` requests at once, to the end of their answers."""
     if request.unit == "images":
         return latency.drawing_seconds(work, placed, rows)
