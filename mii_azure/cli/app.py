@@ -205,7 +205,7 @@ def parity(
     client = azure_verbs.workspace_client(subscription, resource_group, workspace) if live else None
     with _status(as_json) as status:
         verdict = compare(
-            bundle, targets=derived.split(targets), requests=requests, on_progress=status, ml_client=client, load=load
+            bundle, targets=derived.split(targets), requests=requests, progress=status, ml_client=client, load=load
         )
     _print_json(verdict) if as_json else show_verdict(out, verdict)
     if not verdict.agree:
@@ -225,7 +225,7 @@ def bench(
     from mii_azure.verdict.benchmark import bench as measure
 
     with _status(as_json) as status:
-        report = measure(bundle, targets=derived.split(targets), requests=count, clients=clients, on_progress=status)
+        report = measure(bundle, targets=derived.split(targets), requests=count, clients=clients, progress=status)
     _print_json(report) if as_json else show_bench(out, report)
 
 
