@@ -52,7 +52,9 @@ def reached(
             progress(f"starting {target}")
             runner = stack.enter_context(Runner(Path(target), environment={BRIEF: "1"} if brief else {}))
             target = f"{LOOPBACK}:{runner.grpc_port}"
-        yield stack.enter_context(_client(target, credentials))
+        client = _client(target, credentials)
+        stack.callback(client.close)
+        yield client
 
 
 def task_of(client: "Client | EndpointClient", timeout: float = 30.0) -> str:

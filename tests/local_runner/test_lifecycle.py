@@ -162,7 +162,7 @@ def test_a_signal_while_loading_ends_at_once(bundle: Path, tmp_path: Path) -> No
         ("fail", "The stub does not load. Do not ask it to."),
         (
             "import",
-            "error [load_failed]: score.py needs the package 'a_package_that_is_not_there', which is not installed here.",
+            "score.py needs the package 'a_package_that_is_not_there', which is not installed here.",
         ),
         ("crash", "score.py did not start: RuntimeError: an unforeseen failure"),
     ],
