@@ -1,6 +1,7 @@
 """Spec, the one frozen input: the user's request, validated once."""
 
 import re
+from pathlib import PurePath
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -34,7 +35,7 @@ def check_name(name: str) -> str:
         what = f"Azure refuses the name {name!r}: letters, digits and hyphens only, a letter first, no hyphen last."
     else:
         return name
-    raise InvalidName(what, f"Try {_near_name(name)!r}.")
+    raise InvalidName(what, f"Try {near_name(name)!r}.")
 
 
 def azure_name(name: str) -> str:
@@ -42,9 +43,11 @@ def azure_name(name: str) -> str:
     return name if len(name) >= NAME_LENGTH[0] else f"{name}-endpoint"
 
 
-def _near_name(name: str) -> str:
+def near_name(name: str) -> str:
+    """Name that Azure accepts, made of the letters of another, or of a model's last part."""
+    name = PurePath(name).name
     letters = re.sub(r"[^a-zA-Z0-9]+", "-", name).lstrip("-0123456789")[: NAME_LENGTH[1]].rstrip("-")
-    if len(letters) >= NAME_LENGTH[0]:
+    if len(letters) >= SHORTEST_NAME:
         return letters
     return f"{letters}-model" if letters else "my-model"
 
