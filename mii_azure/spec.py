@@ -4,8 +4,17 @@ import re
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from local_runner.flags.serving import MOST_SERVED_NAMES, check_served_name, split_names
 from mii_azure.errors import InvalidName, SpecError
 from mii_azure.platform.limits import (
     EXPECTED_NEW_TOKENS,
@@ -126,6 +135,11 @@ class Spec(AzureOptions):
         EXPECTED_NEW_TOKENS, ge=1, description="New tokens of the requests to plan concurrency for."
     )
 
+    served_name: Annotated[
+        tuple[Annotated[str, AfterValidator(check_served_name)], ...],
+        OnCommandLine("Comma-separated further names by which requests may call the model."),
+        BeforeValidator(split_names),
+    ] = Field((), max_length=MOST_SERVED_NAMES, description="Further names by which requests may call the model.")
     server: Server = Field(
         "azmlinfsrv", description="azmlinfsrv: Azure's; http: our own in the container, with streams and /v1/*."
     )
