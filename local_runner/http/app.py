@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 
 from local_runner.errors import NoSuchRoute, WrongMethod
 from local_runner.host.host import Host, internal
-from local_runner.http import oip_bodies, openai, openapi_bodies
+from local_runner.http import oip_bodies, openai, openapi_bodies, retrieval
 from local_runner.http.bodies import read_body
 from local_runner.protocol import oip
 from local_runner.protocol.errors import body_of, failure_of
@@ -38,6 +38,7 @@ def build(host: Host) -> FastAPI:
     _add_health(app, host)
     _add_protocol(app, host)
     openai.add(app, host, lambda request: _sent(request, host.max_body))
+    retrieval.add(app, host, lambda request: _sent(request, host.max_body))
     _add_schemas(app, host)
     return app
 
