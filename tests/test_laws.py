@@ -81,6 +81,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "sentence",
         "kernels",
         "quantization",
+        "lora",
         "passes.families",
         "distributed",
         "decoder",
