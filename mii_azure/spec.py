@@ -150,8 +150,8 @@ class Spec(AzureOptions):
     def _adapter(self) -> Self:
         if self.adapter and self.quantise != "none":
             raise ValueError(
-                "an adapter is merged into weights as they were trained: generate with adapter first, then with quantise"
-                " from that bundle's model/"
+                "an adapter is merged into weights as they were trained: generate with adapter first, then"
+                " with quantise from that bundle's model/"
             )
         return self
 

@@ -46,9 +46,8 @@ def plan_spec(spec: Spec) -> Plan:
     task_check(facts, task)
     facts = as_embedder(facts, found, sentence_model(found, task, spec.allow_pickle), task)
     adapters = _adapters(spec, found, facts)
-    planned = make_plan(
-        spec, quantization.as_asked(spec, found, facts), {**task_options(found, task), **spec.languages}
-    )
+    options = {**task_options(found, task), **spec.languages}
+    planned = make_plan(spec, quantization.as_asked(spec, found, facts), options)
     return _with_adapters(planned, adapters) if adapters else planned
 
 
@@ -58,8 +57,10 @@ def _adapters(spec: Spec, found: Model, facts: Profile) -> list[Adapter]:
         return []
     adapters = [merged_adapter(spec.adapter)]
     require_base(facts, found.transformer)
-    for each in adapters if found.folder else ():
-        targets(each, stored_tensors(found.folder), facts.family)
+    if found.folder:
+        stored = stored_tensors(found.folder)
+        for each in adapters:
+            targets(each, stored, facts.family)
     return adapters
 
 

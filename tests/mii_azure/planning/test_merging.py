@@ -1,4 +1,4 @@
-"""Adapters that `generate` merges: the same weights as peft's, named with their hash, and refused where not the same."""
+"""Adapters that `generate` merges: the same weights as peft's, named with their hash, or refused by what is wrong."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_adapters_that_mean_something_else_are_refused(
 ) -> None:
     base = tiny("llama", "text-generation")
     adapter = tiny_adapter(base, "text-generation", tmp_path / "mine", LLAMA, **config)
-    _refused(tmp_path, base, adapter, sentence)
+    assert _refused(tmp_path, base, adapter, sentence)
 
 
 def test_rank_and_alpha_patterns_are_followed(tiny: Tiny, tmp_path: Path) -> None:
@@ -127,22 +127,22 @@ def test_tensors_that_do_not_fit_are_refused(tiny: Tiny, tmp_path: Path, change:
     adapter = tiny_adapter(base, "text-generation", tmp_path / "mine", ("q_proj",))
     path = adapter / "adapter_model.safetensors"
     save_file(change(load_file(path)), path)
-    _refused(tmp_path, base, adapter, sentence)
+    assert _refused(tmp_path, base, adapter, sentence)
 
 
 def test_files_that_are_no_adapter(tiny: Tiny, tmp_path: Path) -> None:
     base = tiny("llama", "text-generation")
-    _refused(tmp_path, base, tmp_path / "nowhere", "is no folder")
-    _refused(tmp_path, base, base, "has no adapter_config.json")
+    assert _refused(tmp_path, base, tmp_path / "nowhere", "is no folder")
+    assert _refused(tmp_path, base, base, "has no adapter_config.json")
     adapter = tiny_adapter(base, "text-generation", tmp_path / "mine", LLAMA)
     weights = adapter / "adapter_model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-3])
-    _refused(tmp_path, base, adapter, "is damaged", errors.WeightsCorrupt)
+    assert _refused(tmp_path, base, adapter, "is damaged", errors.WeightsCorrupt)
     weights.rename(adapter / "adapter_model.bin")
-    _refused(tmp_path, base, adapter, "pickle", errors.PickleRefused)
+    assert _refused(tmp_path, base, adapter, "pickle", errors.PickleRefused)
     (adapter / "adapter_config.json").write_text("[]", encoding="utf-8")
-    _refused(tmp_path, base, adapter, "not a JSON object")
+    assert _refused(tmp_path, base, adapter, "not a JSON object")
 
 
 def test_a_sum_that_is_not_finite_leaves_nothing_behind(tiny: Tiny, tmp_path: Path) -> None:
@@ -150,14 +150,14 @@ def test_a_sum_that_is_not_finite_leaves_nothing_behind(tiny: Tiny, tmp_path: Pa
     adapter = tiny_adapter(base, "text-generation", tmp_path / "mine", ("q_proj",))
     path = adapter / "adapter_model.safetensors"
     save_file({name: value / 0 for name, value in load_file(path).items()}, path)
-    _refused(tmp_path, base, adapter, "is not finite once mine is merged", errors.WeightsCorrupt)
+    assert _refused(tmp_path, base, adapter, "is not finite once mine is merged", errors.WeightsCorrupt)
 
 
 def test_a_quantised_base_is_refused(tiny: Tiny, tmp_path: Path) -> None:
     base = tiny("llama", "text-generation")
     adapter = tiny_adapter(base, "text-generation", tmp_path / "mine", LLAMA)
     narrow = mii_azure.generate("text-generation", str(base), "narrow", output=tmp_path / "n", quantise="int8")
-    _refused(tmp_path, narrow / "model", adapter, "are quantised")
+    assert _refused(tmp_path, narrow / "model", adapter, "are quantised")
     with pytest.raises(errors.SpecError, match="from that bundle's model/"):
         mii_azure.generate("text-generation", str(base), "x-y", adapter=str(adapter), quantise="int8")
     merged = mii_azure.generate("text-generation", str(base), "one", output=tmp_path / "m", adapter=str(adapter))
@@ -167,10 +167,11 @@ def test_a_quantised_base_is_refused(tiny: Tiny, tmp_path: Path) -> None:
 
 def _refused(
     tmp_path: Path, base: Path, adapter: Path, sentence: str, error: type[Exception] = errors.AdapterUnusable
-) -> None:
+) -> str:
+    """Remedy of the refusal, after which nothing is left behind."""
     with pytest.raises(error) as caught:
         mii_azure.generate("text-generation", str(base), "refused", output=tmp_path / "none", adapter=str(adapter))
     assert sentence in str(caught.value)
-    assert getattr(caught.value, "hint", "")
     assert not (tmp_path / "none").exists()
     assert not list(tmp_path.glob(".none*"))
+    return str(getattr(caught.value, "hint", ""))
