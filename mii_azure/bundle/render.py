@@ -104,9 +104,11 @@ def deployment_settings(spec: Spec, plan: Plan, model_id: str) -> dict[str, Any]
     cache = cache if plan.kv_cache_tokens else {}
     quantised = {"quantisation": plan.quantisation.model_dump()} if plan.quantisation else {}
     adapters = {"adapters": [each.model_dump() for each in plan.adapters]} if plan.adapters else {}
+    aliases = {"served_names": list(spec.served_name)} if spec.served_name else {}
     return {
         "schema": 1,
         "name": spec.name,
+        **aliases,
         "task": plan.task,
         "task_options": plan.task_options,
         "model": {
