@@ -130,6 +130,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "http",
         "grpc",
         "access",
+        "page",
         "process",
         "client",
         "targets",
