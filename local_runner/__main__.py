@@ -39,6 +39,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
     logs.set_up(options.log_format, options.verbose)
     if options.otlp_endpoint:  # set in the environment, so that replicas inherit it
         os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = options.otlp_endpoint
+    if options.served_name:  # front ends inherit it too
+        os.environ[serving.SERVED_NAME.twin] = options.served_name
     code = _serve(options)
     sys.stdout.flush()
     sys.stderr.flush()

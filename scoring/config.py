@@ -88,6 +88,12 @@ class Deployment:
     instance_type: str = ""
     limits: Limits = Limits()
     optimisation: Optimisation = Optimisation()
+    served_names: tuple[str, ...] = ()  # further names that requests may call the model by
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names that requests may call the model by, each once; the deployment's own is the first."""
+        return tuple(dict.fromkeys((self.name, *self.served_names)))
 
     @classmethod
     def read(cls, path: Path) -> "Deployment":

@@ -67,6 +67,22 @@ _TOOLS: dict[str, Any] = {
     "parallel_tool_calls": {"type": "boolean"},
     "chat_template_kwargs": {"type": "object"},
 }
+_CONTINUED = _object(
+    ["inputs"],
+    inputs=_TEXT,
+    parameters={
+        "type": "object",
+        "properties": {
+            "details": {"type": "boolean"},
+            "return_full_text": {"type": "boolean"},
+            "max_new_tokens": {"type": "integer", "minimum": 1},
+            "stop": {"type": "array", "items": _TEXT, "maxItems": 16},
+            "grammar": _object(
+                ["type", "value"], type={"type": "string", "enum": ["json", "regex", "json_schema"]}, value={}
+            ),
+        },
+    },
+)
 _TENSOR = _object(
     ["name", "datatype", "shape", "data"],
     name={"type": "string", "enum": [name for name, _ in INPUTS]},
@@ -87,6 +103,8 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": _object(
         ["messages"], messages={"type": "array", "items": _MESSAGE, "minItems": 1}, **_TOOLS, **_GENERATION
     ),
+    "/generate": _CONTINUED,
+    "/generate_stream": _CONTINUED,
     "/v1/embeddings": _object(
         ["input"],
         model=_TEXT,

@@ -103,9 +103,11 @@ def deployment_settings(spec: Spec, plan: Plan, model_id: str) -> dict[str, Any]
     cache = {"kv_cache_tokens": plan.kv_cache_tokens, "memory_share": spec.memory_share or 0.0}
     cache = cache if plan.kv_cache_tokens else {}
     quantised = {"quantisation": plan.quantisation.model_dump()} if plan.quantisation else {}
+    aliases = {"served_names": list(spec.served_name)} if spec.served_name else {}
     return {
         "schema": 1,
         "name": spec.name,
+        **aliases,
         "task": plan.task,
         "task_options": plan.task_options,
         "model": {

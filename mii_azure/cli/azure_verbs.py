@@ -51,20 +51,16 @@ def asked_online(
         return list(online(target, client, slot or None))
 
 
-def show_afforded(plan: Any, instances: int, scope: tuple[str | None, str | None, str | None], as_json: bool) -> None:
-    """Print a plan with the workspace's answers about its machines; exit 1 if it cannot have them."""
-    from mii_azure.cli.report import show_findings, show_plan
+def afforded(
+    plan: Any, instances: int, scope: tuple[str | None, str | None, str | None], online: bool
+) -> list[Any] | None:
+    """Answers of the workspace about a plan's machines; None unless it is to be asked."""
     from mii_azure.preflight.preflight import afford
 
+    if not online:
+        return None
     with _azure(*scope) as client:
-        found = afford(plan.instance_type, instances, client)
-    if as_json:
-        print_json(plan.model_dump(mode="json") | {"online": [finding.model_dump() for finding in found]})
-    else:
-        show_plan(out, plan)
-        show_findings(out, found)
-    if any(finding.severity == "error" for finding in found):
-        raise typer.Exit(1)
+        return list(afford(plan.instance_type, instances, client))
 
 
 def _say(text: str) -> None:

@@ -6,6 +6,7 @@ from mii_azure.errors import DoesNotFit
 from mii_azure.model.families import Options
 from mii_azure.model.profile import Profile
 from mii_azure.planning.budget import Memory
+from mii_azure.planning.expected import Outlook
 from mii_azure.planning.latency import Probe
 from mii_azure.planning.rationale import Decision
 from scoring.config import PassDecision
@@ -58,6 +59,7 @@ class Plan(BaseModel):
     max_payload_bytes: int
     max_concurrent_requests: int
     request_timeout_ms: int
+    outlook: Outlook | None = None  # speed that is expected; None if the model is not known here
     readiness: Probe
     liveness: Probe
     passes: tuple[PassDecision, ...]  # empty if the model is not known here

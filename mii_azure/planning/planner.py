@@ -10,7 +10,7 @@ from mii_azure.model.profile import Profile, profile, task_check, task_options
 from mii_azure.model.remote_code import check_remote_code
 from mii_azure.model.sentence import as_embedder, sentence_model
 from mii_azure.model.source import resolve
-from mii_azure.planning import latency, memory, quantization, rationale
+from mii_azure.planning import expected, latency, memory, quantization, rationale
 from mii_azure.planning import passes as planning_passes
 from mii_azure.planning.budget import Room, Work, at_once, device_of
 from mii_azure.planning.demand import demand_of
@@ -58,7 +58,6 @@ def make_plan(spec: Spec, facts: Profile, options: Options) -> Plan:
     quota = latency.quota_cores(sku.cores, spec.instance_count, sku.skip_20_percent)
     bounds = _bounds(spec, room, device)
     passes = planning_passes.pass_decisions(spec, facts, placed, bounds) if facts.known else ()
-    sliced = any(each.name == "tensor_slicing" and each.take for each in passes)
     return Plan(
         task=spec.task,
         task_options=options,
@@ -71,7 +70,7 @@ def make_plan(spec: Spec, facts: Profile, options: Options) -> Plan:
         dtype=placed.dtype,
         tensor_parallel=placed.gpus,
         memory=placed.memory,
-        fits=placed.gpus == 1 or sliced,
+        fits=placed.gpus == 1 or any(each.name == "tensor_slicing" and each.take for each in passes),
         context_length=room.context,
         max_batch_tokens=room.tokens,
         max_batch_size=bounds.max_batch_size,
@@ -82,6 +81,7 @@ def make_plan(spec: Spec, facts: Profile, options: Options) -> Plan:
         max_payload_bytes=limits.ENDPOINT_BYTES_PER_S,
         max_concurrent_requests=room.rows,
         request_timeout_ms=timeout,
+        outlook=expected.outlook(work, placed, spec.instance_count) if facts.known else None,
         readiness=begun.readiness,
         liveness=begun.liveness,
         passes=passes,

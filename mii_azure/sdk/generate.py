@@ -38,6 +38,13 @@ def generate(
     Raises the SpecError, ModelError and BundleError branches of the error tree; on any error nothing is left behind.
     """
     spec = make_spec(task=task, model=model, name=deployment_name, **preferences)
+    return write_bundle(spec, output=output, force=force, progress=progress)[0]
+
+
+def write_bundle(
+    spec: Spec, *, output: Path | str | None = None, force: bool = False, progress: Progress | None = None
+) -> tuple[Path, Plan]:
+    """Write the bundle of a spec; return its folder, and the plan that it was written by. Raises what generate does."""
     target = Path(output or spec.name).expanduser().resolve()
     refuse_place(target)
     refuse_existing(target, force)
@@ -47,7 +54,7 @@ def generate(
     if folder:
         refuse_overlap(target, folder)
     parts = _Parts(spec, plan, folder, _sources(spec, folder) if folder else {})
-    return write(
+    written = write(
         target,
         render_files=parts.texts,
         weights=parts.copied,
@@ -56,6 +63,7 @@ def generate(
         force=force,
         progress=progress,
     )
+    return written, plan
 
 
 @dataclass
