@@ -7,13 +7,13 @@ import os
 import shutil
 import subprocess
 import tempfile
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
+from tests.waiting import until
+
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-_PATIENCE_S = 60.0
 _FLAGS = (
     "--headless=new",
     "--no-sandbox",
@@ -125,17 +125,17 @@ class Browser:
         return told["result"].get("value")
 
     def wait(self, script: str) -> None:
-        """Wait until an expression is true; one that throws is not true yet. Raises PageFailed."""
-        deadline = time.monotonic() + _PATIENCE_S
-        while time.monotonic() < deadline:
-            try:
-                if self.run(f"!!({script})"):
-                    return
-            except PageFailed:
-                pass
-            time.sleep(0.02)
-        said = self.run("document.body.innerText")
-        raise PageFailed(f"Not within {_PATIENCE_S:g} s: {script}; the page said: {said}")
+        """Wait until an expression is true; one that throws is not true yet. Fails with what the page shows."""
+        try:
+            until(lambda: self._is(script))
+        except AssertionError:
+            raise PageFailed(f"{script} is not true; the page shows: {self.run('document.body.innerText')}") from None
+
+    def _is(self, script: str) -> bool:
+        try:
+            return bool(self.run(f"!!({script})"))
+        except PageFailed:
+            return False
 
     def press(self, key: str) -> None:
         """Press a key where the focus is."""
