@@ -131,6 +131,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "http",
         "grpc",
         "access",
+        "page",
         "process",
         "client",
         "targets",

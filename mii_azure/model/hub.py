@@ -92,10 +92,10 @@ def _unreachable(model: str, error: Exception, near_folder: str = "") -> Unknown
     near = get_close_matches(model, recorded_models.names(), n=1, cutoff=0.6)
     hint = "Check the network and HF_HUB_OFFLINE, or give a folder that holds the model."
     if near_folder:
-        hint += f" There is a folder {near_folder}."
+        hint = f"Did you mean {near_folder}? {hint}"
     elif near:
         hint += f" Facts of {near[0]} are recorded here, if you meant that."
-    return UnknownModel(f"The hub cannot be asked about {model}: {error}.", hint)
+    return UnknownModel(f"There is no folder {model}, and the hub cannot be asked about it: {error}.", hint)
 
 
 def _info(repo: str, revision: str | None, near_folder: str = "") -> "ModelInfo":
