@@ -75,6 +75,7 @@ def _serve(options: argparse.Namespace) -> int:
                 options.settings_file,
                 front_ends,
                 options.command,
+                not options.no_page,
             )
         )
     except KeyboardInterrupt:  # before the event loop handled signals

@@ -153,7 +153,11 @@ def _read(info: "ModelInfo", allow_pickle: bool) -> Model:
     base = f"{inner}/" if inner else ""
     if f"{base}config.json" not in names:
         kind = "not a transformers model"
-        kind = "an adapter; merge it into its base model first" if "adapter_config.json" in names else kind
+        kind = (
+            "an adapter: give its base as the model, and a copy of it by --adapter, which merges the two"
+            if "adapter_config.json" in names
+            else kind
+        )
         raise ConfigMissing(f"{repo} has no config.json on the hub.", f"It is {kind}.")
     config = _small_file(repo, f"{base}config.json", commit)
     published.refuse_unread(config)
