@@ -115,6 +115,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "preflight",
         "checks",
         "verdict",
+        "reports",
         "operations",
         "mlops",
         "sdk",
