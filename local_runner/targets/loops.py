@@ -18,7 +18,7 @@ _MOST_AT_ONCE = 512  # threads of an open loop; a request that is due and has no
 
 
 @dataclass(frozen=True)
-class Timed:
+class TimedReply:
     """One answered request: status, seconds to its end, seconds to its first event, and tokens in and out.
 
     `first` is None for an answer that was not streamed, the tokens where the answer did not tell its usage.
@@ -32,19 +32,19 @@ class Timed:
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoopRun:
     """Answers to a load, in order of sending, and the seconds from the first request to the last answer."""
 
-    answers: tuple[Timed, ...]
+    answers: tuple[TimedReply, ...]
     elapsed: float
 
 
-def timed(reply: TargetReply, first: float | None = None) -> Timed:
+def timed(reply: TargetReply, first: float | None = None) -> TimedReply:
     """Figures of a reply; a stream that broke off has the status of its error."""
     used, status = _usage(reply.body), reply.status
     if first is not None and b'"error"' in reply.body.rsplit(b"data: ", 2)[-1]:
         status = 500
-    return Timed(status, reply.seconds, first, used.get("prompt_tokens"), used.get("completion_tokens"))
+    return TimedReply(status, reply.seconds, first, used.get("prompt_tokens"), used.get("completion_tokens"))
 
 
 def _usage(body: bytes) -> dict[str, Any]:
@@ -59,19 +59,19 @@ def _usage(body: bytes) -> dict[str, Any]:
     return {}
 
 
-def closed(ask: Callable[[str], Timed], bodies: Sequence[str], clients: int) -> Loaded:
+def closed(ask: Callable[[str], TimedReply], bodies: Sequence[str], clients: int) -> LoopRun:
     """Send the bodies once each with `clients` in flight at a time."""
     with ThreadPoolExecutor(clients) as pool:
         began = time.perf_counter()
         answers = tuple(pool.map(ask, bodies))
-        return Loaded(answers, time.perf_counter() - began)
+        return LoopRun(answers, time.perf_counter() - began)
 
 
-def opened(ask: Callable[[str], Timed], bodies: Sequence[str], rate: float, seed: int = 0) -> Loaded:
+def opened(ask: Callable[[str], TimedReply], bodies: Sequence[str], rate: float, seed: int = 0) -> LoopRun:
     """Send the bodies once each as a Poisson process of `rate` requests a second."""
     gaps = random.Random(seed)  # noqa: S311  (arrivals, no secret)
 
-    def late(body: str, due: float) -> Timed:
+    def late(body: str, due: float) -> TimedReply:
         behind = max(0.0, time.perf_counter() - due)
         answer = ask(body)
         first = None if answer.first is None else answer.first + behind
@@ -79,10 +79,10 @@ def opened(ask: Callable[[str], Timed], bodies: Sequence[str], rate: float, seed
 
     with ThreadPoolExecutor(min(_MOST_AT_ONCE, len(bodies))) as pool:
         began = due = time.perf_counter()
-        sent: list[Future[Timed]] = []
+        sent: list[Future[TimedReply]] = []
         for body in bodies:
             time.sleep(max(0.0, due - time.perf_counter()))
             sent.append(pool.submit(late, body, due))
             due += gaps.expovariate(rate)
         answers = tuple(each.result() for each in sent)
-        return Loaded(answers, time.perf_counter() - began)
+        return LoopRun(answers, time.perf_counter() - began)

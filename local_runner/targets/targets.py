@@ -29,7 +29,7 @@ from local_runner.process.launch import LOOPBACK, Azmlinfsrv, Container, Runner,
 from local_runner.protocol import errors
 from local_runner.protos import scoring_pb2, scoring_pb2_grpc
 from local_runner.targets.load import Load, TargetReply, measure, together
-from local_runner.targets.loops import Timed, timed
+from local_runner.targets.loops import TimedReply, timed
 
 _TIMEOUT_S = 600.0
 # Servers close idle connections; one idle for this long is not reused.
@@ -60,7 +60,7 @@ class Target(ABC):
     def send(self, raw: str) -> TargetReply:
         """Send the request body `raw`, whatever it is; safe to call from several threads."""
 
-    def timed(self, raw: str) -> Timed:
+    def timed(self, raw: str) -> TimedReply:
         """Send a request and time its answer, and where this way of asking streams, its first event."""
         return timed(self.send(raw))
 
@@ -158,7 +158,7 @@ class Grpc(Target):
     def send(self, raw: str) -> TargetReply:
         return self._ask(raw, [])
 
-    def timed(self, raw: str) -> Timed:
+    def timed(self, raw: str) -> TimedReply:
         arrivals: list[float] = []
         began = time.perf_counter()
         reply = self._ask(raw, arrivals)
@@ -202,7 +202,7 @@ class _OverHttp(Target):
     def send(self, raw: str) -> TargetReply:
         return self._ask(raw)[0]
 
-    def timed(self, raw: str) -> Timed:
+    def timed(self, raw: str) -> TimedReply:
         return timed(*self._ask(raw))
 
     def _ask(self, raw: str) -> tuple[TargetReply, float | None]:

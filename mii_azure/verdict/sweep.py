@@ -17,7 +17,7 @@ from scoring.schema.registry import task_schema
 from scoring.strict_json.files import read_file
 
 if TYPE_CHECKING:
-    from local_runner.targets.loops import Loaded
+    from local_runner.targets.loops import LoopRun
     from local_runner.targets.targets import Target
 
 Loop = Literal["closed", "open"]
@@ -212,7 +212,7 @@ def _measured(
     return points
 
 
-def _point(name: str, loop: Loop, load: float, began: datetime, loaded: "Loaded") -> Point:
+def _point(name: str, loop: Loop, load: float, began: datetime, loaded: "LoopRun") -> Point:
     good = [answer for answer in loaded.answers if answer.status == 200]
     latency = Distribution.of(answer.seconds * 1e3 for answer in good)
     if latency is None:

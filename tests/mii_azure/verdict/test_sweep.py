@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import mii_azure
 from local_runner.targets import loops
 from local_runner.targets.load import TargetReply
-from local_runner.targets.loops import Timed, closed, opened, timed
+from local_runner.targets.loops import TimedReply, closed, opened, timed
 from mii_azure.cli.app import app
 from mii_azure.errors import SpecError
 from mii_azure.verdict.aiperf import FILE, exported
@@ -43,9 +43,9 @@ def test_figures_are_numpys() -> None:
 def test_a_closed_loop_has_each_client_in_flight() -> None:
     together = threading.Barrier(4, timeout=30)
 
-    def ask(body: str) -> Timed:
+    def ask(body: str) -> TimedReply:
         together.wait()  # four at a time, or never
-        return Timed(200, float(body))
+        return TimedReply(200, float(body))
 
     loaded = closed(ask, ["1", "2", "3", "4", "5", "6", "7", "8"], 4)
     assert [answer.seconds for answer in loaded.answers] == [1, 2, 3, 4, 5, 6, 7, 8]
@@ -54,10 +54,10 @@ def test_a_closed_loop_has_each_client_in_flight() -> None:
 def test_an_open_loop_waits_for_no_answer() -> None:
     second = threading.Event()
 
-    def ask(body: str) -> Timed:
+    def ask(body: str) -> TimedReply:
         if body == "second":
             second.set()
-        return Timed(200 if second.wait(30) else 504, 0.0)
+        return TimedReply(200 if second.wait(30) else 504, 0.0)
 
     assert [answer.status for answer in opened(ask, ["first", "second"], 1e6).answers] == [200, 200]
 
@@ -66,10 +66,10 @@ def test_an_open_loop_counts_from_when_a_request_was_due(monkeypatch: pytest.Mon
     monkeypatch.setattr(loops, "_MOST_AT_ONCE", 1)  # a client that is slow itself
     work = np.ones((300, 300))
 
-    def ask(body: str) -> Timed:
+    def ask(body: str) -> TimedReply:
         for _ in range(20):
             work @ work
-        return Timed(200, 0.0, 0.0)
+        return TimedReply(200, 0.0, 0.0)
 
     last = opened(ask, ["a"] * 5, 1e6).answers[-1]
     assert last.seconds > 0
