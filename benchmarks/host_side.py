@@ -38,7 +38,7 @@ class InstantDecoder:
         from scoring.decoder.prompt_cost import PromptCost
 
         self.prompt_cost = PromptCost(0.04)
-        self.form = SimpleNamespace(device=SimpleNamespace(type="cuda"), layers=[])
+        self.model = SimpleNamespace(device=SimpleNamespace(type="cuda"), layers=[])
         self.slots, self.max_length, self.full_length, self.capacity = slots, CONTEXT, CONTEXT, slots * CONTEXT
         self.tables = BlockTables(slots, blocks_of(CONTEXT), slots * blocks_of(CONTEXT), in_place=False)
         self.lengths = [0] * slots
@@ -102,7 +102,7 @@ def write_bundle(folder: Path) -> Path:
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     import mii_azure
-    from tools.packaged_models import packaged_model
+    from mii_azure.model.packaged import packaged_model
 
     tokenizer = AutoTokenizer.from_pretrained(packaged_model("smollm2"))
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -1,10 +1,20 @@
 """Spec, the one frozen input: the user's request, validated once."""
 
 import re
+from pathlib import PurePath
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from local_runner.flags.serving import MOST_SERVED_NAMES, check_served_name, split_names
 from mii_azure.errors import InvalidName, SpecError
 from mii_azure.platform.limits import (
     EXPECTED_NEW_TOKENS,
@@ -34,7 +44,7 @@ def check_name(name: str) -> str:
         what = f"Azure refuses the name {name!r}: letters, digits and hyphens only, a letter first, no hyphen last."
     else:
         return name
-    raise InvalidName(what, f"Try {_near_name(name)!r}.")
+    raise InvalidName(what, f"Try {near_name(name)!r}.")
 
 
 def azure_name(name: str) -> str:
@@ -42,9 +52,11 @@ def azure_name(name: str) -> str:
     return name if len(name) >= NAME_LENGTH[0] else f"{name}-endpoint"
 
 
-def _near_name(name: str) -> str:
+def near_name(name: str) -> str:
+    """Name that Azure accepts, made of the letters of another, or of a model's last part."""
+    name = PurePath(name).name
     letters = re.sub(r"[^a-zA-Z0-9]+", "-", name).lstrip("-0123456789")[: NAME_LENGTH[1]].rstrip("-")
-    if len(letters) >= NAME_LENGTH[0]:
+    if len(letters) >= SHORTEST_NAME:
         return letters
     return f"{letters}-model" if letters else "my-model"
 
@@ -95,6 +107,9 @@ class Spec(AzureOptions):
         "auto",
         description="auto, ngram or off: several tokens a step where a text repeats itself; auto: on GPUs.",
     )
+    adapter: str | None = Field(
+        None, min_length=1, description="Folder of a PEFT LoRA adapter, merged into the weights at generation."
+    )
     src_lang: str | None = Field(
         None, min_length=1, description="Of translation: the texts' language, unless a request says."
     )
@@ -123,6 +138,11 @@ class Spec(AzureOptions):
         EXPECTED_NEW_TOKENS, ge=1, description="New tokens of the requests to plan concurrency for."
     )
 
+    served_name: Annotated[
+        tuple[Annotated[str, AfterValidator(check_served_name)], ...],
+        OnCommandLine("Comma-separated further names by which requests may call the model."),
+        BeforeValidator(split_names),
+    ] = Field((), max_length=MOST_SERVED_NAMES, description="Further names by which requests may call the model.")
     server: Server = Field(
         "azmlinfsrv", description="azmlinfsrv: Azure's; http: our own in the container, with streams and /v1/*."
     )
@@ -141,6 +161,15 @@ class Spec(AzureOptions):
     def _languages(self) -> Self:
         if self.task != "translation" and (self.src_lang or self.tgt_lang):
             raise ValueError("only translation has languages; leave out src_lang and tgt_lang")
+        return self
+
+    @model_validator(mode="after")
+    def _adapter(self) -> Self:
+        if self.adapter and self.quantise != "none":
+            raise ValueError(
+                "an adapter is merged into weights as they were trained: generate with adapter first, then"
+                " with quantise from that bundle's model/"
+            )
         return self
 
     @property

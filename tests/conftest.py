@@ -64,7 +64,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 @pytest.fixture(scope="session")
 def packaged() -> Packaged:
     """`packaged(name)` gives the folder of a real model out of a package; never write into it."""
-    from tools.packaged_models import packaged_model
+    from mii_azure.model.packaged import packaged_model
 
     return packaged_model
 

@@ -15,7 +15,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from local_runner.bundle.script import Answer
-from local_runner.errors import ModelNotServed
+from local_runner.errors import ModelNotServed, served_as
 from local_runner.host.host import Host, internal
 from local_runner.http.openai_events import StreamFormat, sse
 from local_runner.protocol import errors, openai_errors, openai_logprobs, openai_requests
@@ -28,18 +28,18 @@ _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
 def add(app: FastAPI, host: Host, body: Callable[[Request], Any]) -> None:
     """Add the routes; `body` reads a request's JSON object within the limits."""
-    name = host.deployment.name
-    model = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "mii-azure"}
+    about = {"object": "model", "created": int(time.time()), "owned_by": "mii-azure"}
+    served = {name: {"id": name, **about} for name in host.deployment.names}
 
     @app.get("/v1/models", summary="Models, as OpenAI lists them")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [model]}
+        return {"object": "list", "data": list(served.values())}
 
     @app.get("/v1/models/{wanted:path}", summary="One model")
     async def one_model(wanted: str) -> dict[str, Any]:
-        if wanted != name:
-            raise ModelNotServed(f"No model {wanted[:80]!r} here.", f"This runner serves {name!r}.", where="model")
-        return model
+        if wanted not in served:
+            raise ModelNotServed(f"No model {wanted[:80]!r} here.", served_as(host.deployment.names), where="model")
+        return served[wanted]
 
     @app.post("/v1/completions", summary="Continue a prompt")
     async def completions(request: Request) -> Response:
@@ -64,6 +64,7 @@ def add(app: FastAPI, host: Host, body: Callable[[Request], Any]) -> None:
         data = [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(answer)]
         cut = {name: value for name, value in used.items() if name == "truncated"}
         usage = {"prompt_tokens": used["prompt_tokens"], "total_tokens": used["prompt_tokens"], **cut}
+        name = openai_requests.answered_as(sent, host.deployment)
         return JSONResponse({"object": "list", "data": data, "model": name, "usage": usage})
 
 
@@ -104,7 +105,7 @@ def _message(entry: dict[str, Any], text: str) -> dict[str, Any]:
 async def _generate(
     host: Host, headers: Mapping[str, str], sent: dict[str, Any], canonical: dict[str, Any], form: _Form
 ) -> Response:
-    form.head["model"] = host.deployment.name
+    form.head["model"] = openai_requests.answered_as(sent, host.deployment)
     if canonical.get("stream"):
         answer = await _ask(host, headers, canonical)
         if answer.chunks is None:

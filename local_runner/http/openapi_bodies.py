@@ -67,6 +67,22 @@ _TOOLS: dict[str, Any] = {
     "parallel_tool_calls": {"type": "boolean"},
     "chat_template_kwargs": {"type": "object"},
 }
+_CONTINUED = _object(
+    ["inputs"],
+    inputs=_TEXT,
+    parameters={
+        "type": "object",
+        "properties": {
+            "details": {"type": "boolean"},
+            "return_full_text": {"type": "boolean"},
+            "max_new_tokens": {"type": "integer", "minimum": 1},
+            "stop": {"type": "array", "items": _TEXT, "maxItems": 16},
+            "grammar": _object(
+                ["type", "value"], type={"type": "string", "enum": ["json", "regex", "json_schema"]}, value={}
+            ),
+        },
+    },
+)
 _TENSOR = _object(
     ["name", "datatype", "shape", "data"],
     name={"type": "string", "enum": [name for name, _ in INPUTS]},
@@ -87,6 +103,8 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": _object(
         ["messages"], messages={"type": "array", "items": _MESSAGE, "minItems": 1}, **_TOOLS, **_GENERATION
     ),
+    "/generate": _CONTINUED,
+    "/generate_stream": _CONTINUED,
     "/v1/embeddings": _object(
         ["input"],
         model=_TEXT,
@@ -97,6 +115,34 @@ BODIES: dict[str, dict[str, Any]] = {
         prompt_name=_TEXT,
         prompt={"type": "string"},
         normalize={"type": "boolean"},
+        user=_TEXT,
+    ),
+    "/v1/rerank": _object(
+        ["query", "documents"],
+        model=_TEXT,
+        query=_TEXT,
+        documents={
+            "type": "array",
+            "items": {"anyOf": [{"type": "string"}, _object(["text"], text={"type": "string"})]},
+            "minItems": 1,
+            "maxItems": 2048,
+        },
+        top_n={"type": "integer", "minimum": 1},
+        return_documents={"type": "boolean"},
+        max_tokens_per_doc={"type": "integer", "minimum": 1},
+        truncation={"type": "boolean"},
+        raw_scores={"type": "boolean"},
+        instruction={"type": "string"},
+        user=_TEXT,
+    ),
+    "/v1/score": _object(
+        ["text_1", "text_2"],
+        model=_TEXT,
+        text_1=_TEXTS,
+        text_2=_TEXTS,
+        truncate_prompt_tokens={"type": "integer", "enum": [-1]},
+        raw_scores={"type": "boolean"},
+        instruction={"type": "string"},
         user=_TEXT,
     ),
 }

@@ -7,7 +7,7 @@ answer but are unsupported are refused; any other field goes to the scoring scri
 import json
 from typing import Any
 
-from local_runner.errors import ModelNotServed
+from local_runner.errors import ModelNotServed, served_as
 from scoring.errors import InvalidInput, InvalidParameter
 from scoring.host_api import Deployment
 
@@ -110,6 +110,11 @@ def _is_tokens(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(type(each) is int for each in value)
 
 
+def answered_as(sent: dict[str, Any], deployment: Deployment) -> str:
+    """Name of the model in an answer: the one of this runner's that was asked for."""
+    return str(sent["model"]) if sent.get("model") in deployment.names else deployment.name
+
+
 def wants_usage(sent: dict[str, Any]) -> bool:
     """True if a stream's last event reports its usage."""
     return bool((sent.get("stream_options") or {}).get("include_usage"))
@@ -120,16 +125,19 @@ def repeated(canonical: dict[str, Any]) -> str:
     return str(canonical["inputs"]) if canonical["parameters"].get("return_full_text") else ""
 
 
-def _check(sent: dict[str, Any], deployment: Deployment, tasks: tuple[str, ...], path: str) -> None:
-    """Refuse another model's name, a task that this path does not serve, and unsupported fields."""
+def check_served(sent: dict[str, Any], deployment: Deployment, tasks: tuple[str, ...], path: str) -> None:
+    """Raise InvalidInput for a task that this path does not serve, ModelNotServed for another model's name."""
     if deployment.task not in tasks:
         hint = f"{path} answers for {', '.join(tasks)}; /score takes every task."
         raise InvalidInput(f"This deployment serves {deployment.task}.", hint, "model")
     model = sent.get("model")
-    if model not in (None, "", *_ANY_MODEL, deployment.name, deployment.model.id):
-        raise ModelNotServed(
-            f"No model {str(model)[:80]!r} here.", f"This runner serves {deployment.name!r}.", where="model"
-        )
+    if model not in (None, "", *_ANY_MODEL, *deployment.names, deployment.model.id):
+        raise ModelNotServed(f"No model {str(model)[:80]!r} here.", served_as(deployment.names), where="model")
+
+
+def _check(sent: dict[str, Any], deployment: Deployment, tasks: tuple[str, ...], path: str) -> None:
+    """Refuse another model's name, a task that this path does not serve, and unsupported fields."""
+    check_served(sent, deployment, tasks, path)
     _flag(sent, "stream")
     _check_stream_options(sent)
     _check_twice_named(sent)
@@ -183,10 +191,19 @@ def _parameters(sent: dict[str, Any], path: str) -> dict[str, Any]:
         for name, value in given.items()
         if name not in done and (name, value) != ("stop", [])
     }
+    if "response_format" in parameters:
+        parameters["response_format"] = _response_format(parameters["response_format"])
     # OpenAI samples by default; here several answers have to be sampled, and one is the likeliest.
     if given.get("n") not in (None, 1) and "temperature" not in given:
         parameters.setdefault("do_sample", True)
     return parameters
+
+
+def _response_format(asked: Any) -> Any:
+    """A format as OpenAI writes it; huggingface_hub's client sends a schema as the "value" of a json_object."""
+    if not isinstance(asked, dict) or set(asked) != {"type", "value"} or asked["type"] not in ("json", "json_object"):
+        return asked
+    return {"type": "json_schema", "json_schema": {"schema": asked["value"], "strict": True}}
 
 
 def _completion_details(sent: dict[str, Any]) -> dict[str, Any]:

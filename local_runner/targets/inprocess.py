@@ -1,7 +1,8 @@
 """`python -m local_runner.targets.inprocess BUNDLE`: a child process that scores lines of JSON from standard input.
 
 `{"body": "<raw>"}` is answered `{"status", "body", "seconds"}`; `{"bench": {"bodies", "requests", "clients"}}` runs a
-load inside this process and is answered with its `Load`. The first line out is `{"state": "ready"}`, or
+load inside this process and is answered with its `Load`; `{"together": {"bodies", "clients"}}` is answered with each
+body's replies under load. The first line out is `{"state": "ready"}`, or
 `{"state": "failed", "error": {...}, "exit_code": n}` before the process ends with that code.
 """
 
@@ -15,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from local_runner.bundle import manifest
 from local_runner.process import leash
-from local_runner.targets.load import TargetReply, measure
+from local_runner.targets.load import TargetReply, measure, together
 
 if TYPE_CHECKING:
     from local_runner.bundle.script import ScoreScript
@@ -68,7 +69,12 @@ def _answer(script: "ScoreScript", command: dict[str, Any]) -> dict[str, Any]:
 
     if "bench" in command:
         return asdict(measure(send, **command["bench"]))
-    reply = send(command["body"])
+    if "together" in command:
+        return {"replies": [[_shown(one) for one in replies] for replies in together(send, **command["together"])]}
+    return _shown(send(command["body"]))
+
+
+def _shown(reply: TargetReply) -> dict[str, Any]:
     return {"status": reply.status, "body": reply.body.decode(), "seconds": reply.seconds}
 
 

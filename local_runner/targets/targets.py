@@ -28,7 +28,7 @@ from local_runner.errors import RunnerFailed
 from local_runner.process.launch import LOOPBACK, Azmlinfsrv, Container, Runner, carries_host, failure, tail
 from local_runner.protocol import errors
 from local_runner.protos import scoring_pb2, scoring_pb2_grpc
-from local_runner.targets.load import Load, TargetReply, measure
+from local_runner.targets.load import Load, TargetReply, measure, together
 
 _TIMEOUT_S = 600.0
 # Servers close idle connections; one idle for this long is not reused.
@@ -71,6 +71,10 @@ class Target(ABC):
         """Send `requests` requests with `clients` in flight at a time."""
         return measure(self.send, bodies, requests, clients)
 
+    def together(self, bodies: Sequence[str], clients: int) -> list[list[TargetReply]]:
+        """Send each body several times with `clients` in flight; returns each body's replies."""
+        return together(self.send, bodies, clients)
+
     @abstractmethod
     def _start(self) -> None:
         """Start the host and push its cleanup on `self._open`."""
@@ -98,12 +102,15 @@ class InProcess(Target):
             raise failure(first)
 
     def send(self, raw: str) -> TargetReply:
-        answer = self._ask({"body": raw})
-        return TargetReply(answer["status"], answer["body"].encode(), answer["seconds"])
+        return _reply(self._ask({"body": raw}))
 
     def measure(self, bodies: Sequence[str], requests: int, clients: int) -> Load:
         answer = self._ask({"bench": {"bodies": list(bodies), "requests": requests, "clients": clients}})
         return Load(tuple(answer["seconds"]), tuple(answer["statuses"]), answer["elapsed"])
+
+    def together(self, bodies: Sequence[str], clients: int) -> list[list[TargetReply]]:
+        answer = self._ask({"together": {"bodies": list(bodies), "clients": clients}})
+        return [[_reply(one) for one in replies] for replies in answer["replies"]]
 
     def _ask(self, command: dict[str, Any]) -> dict[str, Any]:
         with self._lock:
@@ -234,6 +241,10 @@ TARGETS: dict[str, type[Target]] = {cls.name: cls for cls in (InProcess, Grpc, H
 def make_target(name: str, bundle: Path) -> Target:
     """Create the target of that name over the bundle, not started yet."""
     return TARGETS[name](bundle)
+
+
+def _reply(told: dict[str, Any]) -> TargetReply:
+    return TargetReply(told["status"], told["body"].encode(), told["seconds"])
 
 
 def _streams(raw: str) -> bool:

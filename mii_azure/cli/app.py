@@ -2,18 +2,29 @@
 
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.text import Text
 
-from mii_azure.cli import azure_verbs, derived, handover, mlops_verbs, price_verbs, serving
-from mii_azure.cli.shared import AsJson, Bundle, ResourceGroup, Subscription, Workspace, err, out, print_text
+from mii_azure.cli import (
+    azure_verbs,
+    derived,
+    handover,
+    lists,
+    local_verbs,
+    mlops_verbs,
+    price_verbs,
+    query_verbs,
+    serving,
+)
+from mii_azure.cli.shared import AsJson, Bundle, ResourceGroup, Subscription, Workspace, a_folder, err, out
 from mii_azure.cli.shared import flag as _flag
 from mii_azure.cli.shared import print_json as _print_json
-from mii_azure.cli.shared import read_request as _read_request
 from mii_azure.errors import MiiAzureError
+from mii_azure.version import __version__
 
 app = typer.Typer(
     name="mii-azure",
@@ -24,6 +35,22 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        out.print(f"mii-azure {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    return
+
 
 Targets = Annotated[
     str, _flag("targets", "Comma-separated: in-process, grpc, http, azmlinfsrv, container; parity also endpoint:NAME.")
@@ -60,7 +87,10 @@ PLANNED = (
 @app.command()
 @derived.takes(derived.of_spec(PLANNED))
 def plan(
-    rank: Annotated[bool, _flag("rank", "Rank every instance type: fit, speed, quota and cost.")] = False,
+    context: typer.Context,
+    file: derived.SpecFile = None,
+    rank: Annotated[bool, _flag("rank", "Rank the instance types: fit, speed, quota and cost.")] = False,
+    verbose: Annotated[bool, _flag("verbose", "Also tell of each pass; with --rank, of every instance type.")] = False,
     prices: price_verbs.PriceFile = None,
     utilisation: price_verbs.Utilisation = 0.5,
     batch: price_verbs.BatchSize = 0,
@@ -72,65 +102,74 @@ def plan(
     **given: Any,
 ) -> None:
     """Say whether a model fits, where, and with which settings, before anything starts. Downloads no weights."""
-    from mii_azure.cli.report import show_plan
+    from mii_azure.cli.report import show_findings
+    from mii_azure.cli.report_plan import show_plan
     from mii_azure.planning.planner import plan as make
 
-    asked = derived.fields(given)
+    asked = derived.asked(context, given, file)
     if rank:
-        price_verbs.show_ranked(prices=prices, as_json=as_json, utilisation=utilisation, batch=batch, **asked)
+        price_verbs.show_ranked(
+            prices=prices, as_json=as_json, verbose=verbose, utilisation=utilisation, batch=batch, **asked
+        )
         return
+    known = price_verbs.known(prices)
     made = make(**asked)
-    if online:
-        scope = subscription, resource_group, workspace
-        azure_verbs.show_afforded(made, asked["instance_count"], scope, as_json)
-        return
-    _print_json(made) if as_json else show_plan(out, made)
+    found = azure_verbs.afforded(made, asked["instance_count"], (subscription, resource_group, workspace), online)
+    if as_json:
+        told = {} if found is None else {"online": [finding.model_dump() for finding in found]}
+        _print_json(made.model_dump(mode="json") | told)
+    else:
+        show_plan(out, made, asked, known, verbose)
+        if found is not None:
+            show_findings(out, found)
+    _fail_on_errors(found or [])
 
 
 @app.command()
 @derived.takes(derived.of_spec(derived.FIELDS))
 def generate(
+    context: typer.Context,
+    file: derived.SpecFile = None,
     output: Annotated[Path | None, _flag("output", "Folder to write; ./NAME when absent.")] = None,
     force: Annotated[bool, _flag("force", "Replace an existing bundle.")] = False,
+    prices: price_verbs.PriceFile = None,
     as_json: AsJson = False,
     **given: Any,
 ) -> None:
     """Write the folder that Azure ML deploys: environment, scoring script, endpoint and deployment."""
     from mii_azure.cli.progress import copying
-    from mii_azure.sdk.generate import generate as write
-    from mii_azure.spec import azure_name
+    from mii_azure.cli.report_plan import show_written
+    from mii_azure.sdk.generate import write_bundle
+    from mii_azure.spec import make_spec
 
-    asked = derived.fields(given)
+    spec, known = make_spec(**derived.asked(context, given, file)), price_verbs.known(prices)
     with copying(err, enabled=not as_json) as progress:
-        folder = write(deployment_name=asked.pop("name"), output=output, force=force, progress=progress, **asked)
-    _tell_written(folder, as_json)
-    if not as_json and azure_name(given["name"]) != given["name"]:
-        told = f"in Azure it is {azure_name(given['name'])}: names there have three characters at least"
-        out.print(told, soft_wrap=True)
+        folder, plan = write_bundle(spec, output=output, force=force, progress=progress)
+    if as_json:
+        _print_json(_written(folder))
+    else:
+        show_written(out, folder, plan, spec, known)
 
 
-def _tell_written(folder: Path, as_json: bool) -> None:
-    """Print the written files, and the next steps."""
+def _written(folder: Path) -> dict[str, Any]:
+    """What a program is told of a bundle that was written."""
     from mii_azure.bundle.bundle_view import told_by
     from mii_azure.bundle.manifest import load_manifest
 
     manifest, quantised = load_manifest(folder), told_by(folder)
-    if as_json:
-        told = {"bundle": str(folder), "hash": manifest["bundle"], "files": len(manifest["files"])}
-        _print_json(told | ({"quantisation": quantised.model_dump()} if quantised else {}))
-        return
-    shown = _short(folder)
-    out.print(f"wrote {shown} ({len(manifest['files'])} files, bundle {manifest['bundle'][:12]})", soft_wrap=True)
-    if quantised:
-        out.print(f"{quantised.scheme}: {quantised.sentence()}", soft_wrap=True)
-    out.print(f"next: mii-azure serve {shown}    or    {shown}/deploy.sh --dry-run", soft_wrap=True)
+    told = {"bundle": str(folder), "hash": manifest["bundle"], "files": len(manifest["files"])}
+    return told | ({"quantisation": quantised.model_dump()} if quantised else {})
 
 
 @app.command()
 def check(
     target: Annotated[
         Path,
-        typer.Argument(envvar="MII_AZURE_BUNDLE", help="A generated folder, or Azure ML YAML: a file or a folder."),
+        typer.Argument(
+            envvar="MII_AZURE_BUNDLE",
+            help="A generated folder, or Azure ML YAML: a file or a folder.",
+            callback=a_folder,
+        ),
     ],
     fix: Annotated[bool, _flag("fix", "Make the changes that are safe, then check again.")] = False,
     online: azure_verbs.Online = False,
@@ -148,12 +187,19 @@ def check(
 
     if not is_bundle(target):
         err.print("no manifest.json: only the rules on YAML apply", soft_wrap=True)
-    changes, findings = repair(target) if fix else ([], find(target))
-    if online:
-        findings = [*findings, *azure_verbs.asked_online(target, slot, subscription, resource_group, workspace)]
+    with _status(as_json) as status:
+        status("checking, azure-ai-ml's loaders too")
+        changes, findings = repair(target) if fix else ([], find(target))
+        if online:
+            status("asking the workspace")
+            findings = [*findings, *azure_verbs.asked_online(target, slot, subscription, resource_group, workspace)]
     for change in changes:
         (err if as_json else out).print(f"changed {change}", soft_wrap=True)
     _print_json([finding.model_dump() for finding in findings]) if as_json else show_findings(out, findings)
+    _fail_on_errors(findings)
+
+
+def _fail_on_errors(findings: Iterable[Any]) -> None:
     if any(finding.severity == "error" for finding in findings):
         raise typer.Exit(1)
 
@@ -168,36 +214,15 @@ def serve(bundle: Bundle, **given: Any) -> None:
 
 
 @app.command()
-def query(
-    target: Annotated[
-        str,
-        typer.Argument(help="A bundle, HOST:PORT of gRPC, a local deployment, endpoint:NAME, or a scoring URL."),
-    ],
-    request: Annotated[str, typer.Argument(help="The request as JSON, or - to read it from standard input.")],
-    stream: Annotated[bool, _flag("stream", "Print text as it is generated.")] = False,
-    timeout: Annotated[float, _flag("timeout", "Deadline in seconds.")] = 120.0,
-    tls: serving.Tls = False,
-    tls_ca: serving.TlsCa = None,
-    tls_cert: serving.TlsCert = None,
-    tls_key: serving.TlsKey = None,
-    api_key_file: serving.ApiKeyFile = None,
-) -> None:
-    """Send one request and print the answer."""
-    from mii_azure.sdk.query import query as send
-
-    payload = _read_request(request)
-    proof = serving.credentials(tls, tls_ca, tls_cert, tls_key, api_key_file)
-    for piece in send(target, payload, stream=stream, timeout=timeout, credentials=proof):
-        print_text(piece) if isinstance(piece, str) else _print_json(piece)
-
-
-@app.command()
 def parity(
     bundle: Bundle,
     targets: Targets = "",
     requests: Annotated[
         Path | None, _flag("requests", "File of request bodies, one per line, instead of our own.")
     ] = None,
+    load: Annotated[
+        int, _flag("load", "Ask again with so many requests in flight; answers must stay what they were alone.")
+    ] = 0,
     subscription: Subscription = None,
     resource_group: ResourceGroup = None,
     workspace: Workspace = None,
@@ -211,7 +236,7 @@ def parity(
     client = azure_verbs.workspace_client(subscription, resource_group, workspace) if live else None
     with _status(as_json) as status:
         verdict = compare(
-            bundle, targets=derived.split(targets), requests=requests, on_progress=status, ml_client=client
+            bundle, targets=derived.split(targets), requests=requests, progress=status, ml_client=client, load=load
         )
     _print_json(verdict) if as_json else show_verdict(out, verdict)
     if not verdict.agree:
@@ -231,13 +256,8 @@ def bench(
     from mii_azure.verdict.benchmark import bench as measure
 
     with _status(as_json) as status:
-        report = measure(bundle, targets=derived.split(targets), requests=count, clients=clients, on_progress=status)
+        report = measure(bundle, targets=derived.split(targets), requests=count, clients=clients, progress=status)
     _print_json(report) if as_json else show_bench(out, report)
-
-
-def _short(folder: Path) -> Path:
-    """Path as a user would type it here."""
-    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
 def _status(quiet: bool) -> Any:
@@ -246,6 +266,9 @@ def _status(quiet: bool) -> Any:
     return status(err, enabled=not quiet)
 
 
+local_verbs.register(app)
+lists.register(app)
+query_verbs.register(app)
 azure_verbs.register(app)
 handover.register(app)
 price_verbs.register(app)

@@ -1,44 +1,50 @@
 """Verb prices, and the output of `plan --rank`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mii_azure.cli.shared import AsJson, err, flag, out, print_json
 
-PriceFile = Annotated[Path | None, flag("prices", "File of prices, JSON or CSV, for --rank.")]
+if TYPE_CHECKING:
+    from mii_azure.hardware.prices import Prices
+
+PriceFile = Annotated[Path | None, flag("prices", "File of prices, JSON or CSV; `mii-azure prices` writes one.")]
 Utilisation = Annotated[float, flag("utilisation", "Share of the time that instances are busy, for the cost.")]
 BatchSize = Annotated[int, flag("batch", "Requests served at once, for --rank; 0 is the largest.")]
 
 
-def show_ranked(*, prices: Path | None, as_json: bool, **fields: Any) -> None:
+def known(file: Path | None) -> "Prices | None":
+    """Prices of a file, if one is given."""
+    from mii_azure.hardware.prices import read_prices
+
+    return read_prices(file) if file else None
+
+
+def show_ranked(*, prices: Path | None, as_json: bool, verbose: bool, **fields: Any) -> None:
     """Rank instance types and print them."""
     from mii_azure.cli.report_ranking import show_ranking
-    from mii_azure.hardware.prices import read_prices
     from mii_azure.planning.ranking import rank
 
-    ranking = rank(prices=read_prices(prices) if prices else None, **fields)
-    print_json(ranking) if as_json else show_ranking(out, ranking)
+    ranking = rank(prices=known(prices), **fields)
+    print_json(ranking) if as_json else show_ranking(out, ranking, verbose)
 
 
 def prices(
     region: Annotated[str, flag("region", "Azure region, e.g. westeurope.")],
-    refresh: Annotated[bool, flag("refresh", "Ask the public Retail Prices API; without it nothing is sent.")] = False,
     output: Annotated[Path | None, flag("output", "File to write; ./prices-REGION.json when absent.")] = None,
     currency: Annotated[str, flag("currency", "Currency as three letters.")] = "USD",
     price_api: Annotated[str, flag("price-api", "Address of the Retail Prices API; its own when empty.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Write a file of today's prices in a region, for `plan --rank --prices FILE`. Needs network, and no sign-in."""
+    """Write a file of a region's prices for `plan --prices`, asked of the public Retail Prices API. No sign-in."""
     from datetime import UTC, datetime
 
     from mii_azure.bundle.render import as_json as text_of
     from mii_azure.errors import SpecError
     from mii_azure.hardware.prices import API, fetch_prices
 
-    if not refresh:
-        raise SpecError("Prices are only fetched when asked to.", "Add --refresh, or write the file yourself.")
     found = fetch_prices(region, datetime.now(UTC).date().isoformat(), currency, price_api or API)
     target = output or Path(f"prices-{region}.json")
     try:

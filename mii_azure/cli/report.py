@@ -17,36 +17,39 @@ _COLOURS = {
     "different": "red",
 }
 
+_UNBOUNDED = 100_000  # columns
+
 
 def _coloured(word: str) -> Text:
     return Text(word, style=_COLOURS.get(word, ""))
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
+def table(*columns: str, named: int = 1) -> Table:
+    """Table without a frame; the first `named` columns are names, which are never broken."""
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for number, column in enumerate(columns):
+        made.add_column(column, overflow="fold", no_wrap=number < named)
+    return made
 
 
-def show_plan(console: Console, plan: Any) -> None:
-    """Print the plan's headline, memory budget and decisions."""
-    profile = plan.profile
-    console.print(
-        f"{profile.model} for {plan.task}: {profile.architecture}, "
-        f"{profile.parameters / 1e6:,.1f} M parameters, {size(profile.weight_bytes)} of weights, "
-        f"context {plan.context_length:,} tokens",
-        soft_wrap=True,
-    )
-    table = _table("what", "chosen", "why")
-    for decision in plan.decisions:
-        table.add_row(decision.what, decision.shown, decision.reason)
-    console.print(table)
-    if plan.at_once:
-        table = _table("if your requests are, prompt and answer", "so many at once")
-        for tokens, requests in plan.at_once:
-            table.add_row(f"{tokens:,} tokens", str(requests))
-        console.print(table)
+def print_table(console: Console, made: Table) -> None:
+    """Print a table; where no terminal sets a width, every row is one line."""
+    if console.file.isatty():
+        console.print(made)
+        return
+    width, console.width = console.width, _UNBOUNDED
+    try:
+        with console.capture() as written:
+            console.print(made)
+    finally:
+        console.width = width
+    for line in written.get().splitlines():
+        console.print(line.rstrip(), soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """Format a time for people."""
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
 
 
 def show_findings(console: Console, findings: Iterable[Any]) -> None:
@@ -55,39 +58,49 @@ def show_findings(console: Console, findings: Iterable[Any]) -> None:
     if not found:
         console.print("no findings")
         return
-    table = _table("id", "severity", "where", "finding", "remedy")
+    made = table("id", "severity", "where", "finding", "remedy", named=2)
     for entry in found:
         place = f"{entry.file}:{entry.line}" if entry.line else entry.file or entry.question
-        table.add_row(entry.id, _coloured(entry.severity), place, entry.message, entry.remedy)
-    console.print(table)
+        made.add_row(entry.id, _coloured(entry.severity), place, entry.message, entry.remedy)
+    print_table(console, made)
 
 
 def show_verdict(console: Console, verdict: Any) -> None:
     """Print grades per target, each disagreement, and environment differences that may explain it."""
-    table = _table("target", "bytes", "values", "scores", "different", "environment against " + verdict.reference)
-    table.add_row(verdict.reference, *[""] * 4, "the reference")
+    made = table("target", "bytes", "values", "scores", "different", "environment against " + verdict.reference)
+    made.add_row(verdict.reference, *[""] * 4, "the reference")
     for target in verdict.targets[1:]:
         counts = verdict.counts[target]
         numbers = [str(counts.get(grade, 0) or "") for grade in ("bytes", "values", "scores", "different")]
-        table.add_row(target, *numbers, "; ".join(verdict.environment[target]) or "the same")
-    console.print(table)
+        made.add_row(target, *numbers, "; ".join(verdict.environment[target]) or "the same")
+    print_table(console, made)
     for entry in verdict.comparisons:
         if entry.grade in ("scores", "different"):
-            cause = verdict.environment[entry.target][:1] or ["no difference in the environment explains it"]
-            told = f", {entry.request}: {entry.difference} ({cause[0]})"
+            told = f", {entry.request}: {entry.difference} ({_cause(verdict, entry)})"
             console.print(Text.assemble((entry.target, "red"), told), soft_wrap=True)
+    if verdict.load:
+        moved = ", ".join(f"{target} {count}" for target, count in verdict.moved.items())
+        told = f"with {verdict.load} requests in flight, of {verdict.requests} requests otherwise than alone: {moved}"
+        console.print(told, soft_wrap=True)
     targets = ", ".join(verdict.targets)
     told = f": {targets} answered {verdict.requests} requests {'alike' if verdict.agree else 'differently'}"
     word = ("agree", "bold green") if verdict.agree else ("disagree", "bold red")
     console.print(Text.assemble(word, told), soft_wrap=True)
 
 
+def _cause(verdict: Any, entry: Any) -> str:
+    if entry.under_load:
+        return "alone it answered otherwise"
+    explained: list[str] = verdict.environment[entry.target]
+    return explained[0] if explained else "no difference in the environment explains it"
+
+
 def show_bench(console: Console, report: Any) -> None:
     """Print latency percentiles at one client and throughput at several, side by side."""
-    table = _table("target", "p50 ms", "p90 ms", "p99 ms", "added p50 ms", f"requests/s, {report.clients} clients")
+    made = table("target", "p50 ms", "p90 ms", "p99 ms", "added p50 ms", f"requests/s, {report.clients} clients")
     for row in report.rows:
         added = "" if row.added_p50_ms is None else f"{row.added_p50_ms:.2f}"
-        table.add_row(
+        made.add_row(
             row.target,
             f"{row.p50_ms:.2f}",
             f"{row.p90_ms:.2f}",
@@ -95,17 +108,17 @@ def show_bench(console: Console, report: Any) -> None:
             added,
             f"{row.requests_per_s:,.0f}",
         )
-    console.print(table)
+    print_table(console, made)
 
 
 def show_status(console: Console, status: Any) -> None:
     """Print an endpoint's headline and one line per slot."""
     console.print(f"{status.endpoint}: {status.state}, {status.auth_mode}, {status.scoring_uri}", soft_wrap=True)
-    table = _table("slot", "state", "traffic %", "mirrored %", "instances", "bundle")
+    made = table("slot", "state", "traffic %", "mirrored %", "instances", "bundle")
     for slot in status.slots:
         numbers = [str(slot.traffic), str(slot.mirrored or ""), f"{slot.instances} x {slot.instance_type}"]
-        table.add_row(slot.slot, slot.state, *numbers, slot.bundle[:12] or "not ours")
-    console.print(table)
+        made.add_row(slot.slot, slot.state, *numbers, slot.bundle[:12] or "not ours")
+    print_table(console, made)
 
 
 def size(count: int) -> str:

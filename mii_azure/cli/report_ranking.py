@@ -1,40 +1,47 @@
 """Table of ranked instance types, with the conditions that its numbers hold for."""
 
 from rich.console import Console
-from rich.table import Table
 
+from mii_azure.cli.report import duration, print_table, table
 from mii_azure.hardware.speed import speeds
 from mii_azure.planning.ranking import Ranked, Ranking
 
 
-def show_ranking(console: Console, ranking: Ranking) -> None:
-    """Print the instance types that fit, best first, then those that do not, each with its reason."""
-    unit = ranking.unit
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    columns = ["instance type", "dtype", "memory left", "batch", "alone", f"{unit}/s", "basis", "quota cores"]
-    if ranking.currency:
-        columns += [f"{ranking.currency}/h", f"{ranking.currency}/million {unit}"]
-    for column in columns:
-        table.add_column(column, overflow="fold")
+def show_ranking(console: Console, ranking: Ranking, verbose: bool = False) -> None:
+    """Print the few instance types worth a look, each with its reason, or all of them, also those that do not fit."""
+    chosen = next((pick.instance_type for pick in ranking.picks if pick.chosen), "")
+    reasons = {pick.instance_type: pick.reason for pick in ranking.picks}
+    columns = ["", "instance type", "batch", "alone", f"{ranking.unit}/s", "cores"]
+    columns += [f"{ranking.currency}/h", f"{ranking.currency}/M {ranking.unit}"] if ranking.currency else []
+    columns += ["dtype", "memory left", "basis"] if verbose else []
+    made = table(*columns, "why", named=len(columns))
     for row in ranking.rows:
-        if row.fits:
-            table.add_row(*_cells(row, priced=bool(ranking.currency)))
-    console.print(table)
-    for row in ranking.rows:
-        if not row.fits:
+        if row.fits and (verbose or row.instance_type in reasons):
+            mark = ">" if row.instance_type == chosen else ""
+            made.add_row(mark, *_cells(row, bool(ranking.currency), verbose), reasons.get(row.instance_type, ""))
+    print_table(console, made)
+    shown, unfit = len(made.rows), [row for row in ranking.rows if not row.fits]
+    if verbose:
+        for row in unfit:
             console.print(f"{row.instance_type} does not fit: {row.why}", soft_wrap=True)
+    else:
+        rest = len(ranking.rows) - len(unfit) - shown
+        console.print(f"\n{rest} more fit and {len(unfit)} do not; --verbose tells of each.", soft_wrap=True)
     console.print(f"\n{_basis(ranking)}", soft_wrap=True)
 
 
-def _cells(row: Ranked, priced: bool) -> list[str]:
-    latency = row.latency_s or 0.0
-    shown = f"{latency:.1f} s" if latency >= 1 else f"{latency * 1000:.1f} ms"
-    cells = [row.instance_type, str(row.dtype), f"{row.headroom or 0:.0%}", str(row.batch), shown]
-    cells += [f"{row.throughput or 0:,.0f}", str(row.basis), str(row.quota_cores)]
+def _cells(row: Ranked, priced: bool, verbose: bool) -> list[str]:
+    cells = [
+        row.instance_type,
+        str(row.batch),
+        duration(row.latency_s or 0.0),
+        f"{row.throughput or 0:,.0f}",
+        str(row.quota_cores),
+    ]
     if priced:
         cells.append("" if row.price_per_hour is None else f"{row.price_per_hour:,.3f}")
         cells.append("" if row.cost_per_million is None else f"{row.cost_per_million:,.4g}")
-    return cells
+    return [*cells, str(row.dtype), f"{row.headroom or 0:.0%}", str(row.basis)] if verbose else cells
 
 
 def _basis(ranking: Ranking) -> str:
@@ -43,7 +50,7 @@ def _basis(ranking: Ranking) -> str:
     text = f"Expected, of requests of {ranking.request_tokens} tokens{answer}, {ranking.instance_count} instance(s),"
     text += f" one copy of the model each. {_bases(ranking)}"
     if not ranking.currency:
-        return f"{text} No prices: give --prices FILE, which `mii-azure prices --refresh` writes."
+        return f"{text} No prices: give --prices FILE, which `mii-azure prices --region REGION` writes."
     text += f" Prices of {ranking.prices_of} in {ranking.region}, {ranking.currency}. Cost at the batch shown,"
     return f"{text} busy {ranking.utilisation:.0%} of the time."
 

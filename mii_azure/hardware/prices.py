@@ -18,7 +18,7 @@ from mii_azure.errors import AzureUnavailable, SpecError
 from mii_azure.hardware.skus import all_skus
 
 API = "https://prices.azure.com/api/retail/prices"
-_FORM = "See `mii-azure prices --help`, or fetch one with `mii-azure prices --refresh --region REGION`."
+_FORM = "See `mii-azure prices --help`, or fetch one with `mii-azure prices --region REGION`."
 _TIMEOUT_S = 30.0
 _MAX_PAGES = 500
 
@@ -76,8 +76,8 @@ def _from_csv(text: str) -> dict[str, Any]:
 def fetch_prices(region: str, date: str, currency: str = "USD", url: str = API) -> Prices:
     """Ask the Retail Prices API, page by page, for pay-as-you-go Linux prices of the instance types known here.
 
-    `date` is the day to record. Raises AzureUnavailable without network or on an answer of another form, SpecError for
-    `date` is the day to record. Raises AzureUnavailable without network or for an unexpected answer, SpecError for
+    `date` is the day to record. Raises AzureUnavailable without network or for an unexpected answer, SpecError for a
+    region without prices.
     """
     known = {name.lower(): name for name in all_skus()}
     wanted = f"serviceName eq 'Virtual Machines' and priceType eq 'Consumption' and armRegionName eq '{region}'"

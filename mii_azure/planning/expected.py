@@ -5,16 +5,23 @@ Timeouts are not set by these but by `planning/latency.py`, which allows for sev
 
 from typing import Literal
 
+from pydantic import BaseModel, ConfigDict
+
 from mii_azure.hardware import roofline
 from mii_azure.hardware.speed import Effort, Speed, speeds
+from mii_azure.model.safetensors import DTYPE_BYTES
 from mii_azure.planning import latency
 from mii_azure.planning.budget import Work, device_of
 from mii_azure.planning.memory import Fit
+from mii_azure.platform import limits
 from scoring.passes.families import FUSED_ENCODER, decoder_tier
 
 #: measured: constants of this card; scaled: of another, by the data sheets; assumed: a share of the floor's speed.
 Basis = Literal["measured", "scaled", "assumed"]
 
+Unit = Literal["tokens", "requests", "images"]
+
+GENERATES = ("text-generation", "conversational", "summarization", "translation")
 FEW_ROWS = 2  # sequences up to which a step multiplies vectors and no matrices (scoring/decoder/decode_step.py)
 
 
@@ -72,3 +79,68 @@ def basis(work: Work, placed: Fit, rows: int) -> Basis:
         return "assumed"
     gpu = placed.sku.gpu
     return "measured" if gpu is not None and gpu.name in speeds()[name].cards else "scaled"
+
+
+class Workload(BaseModel):
+    """Request that speeds are told for: tokens of its prompt and of its answer, and what an answer is counted in."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    unit: Unit
+    prompt: int
+    answer: int  # 0 where nothing is generated
+
+
+def request_of(work: Work) -> Workload:
+    """Workload that the spec expects, else the one that instance types are ranked by, within the model's context."""
+    if work.profile.kind == "diffusion":
+        return Workload(unit="images", prompt=work.context or limits.PROMPT_TOKENS, answer=0)
+    asked = work.demand.prompt, work.demand.new
+    if asked == (limits.EXPECTED_PROMPT_TOKENS, limits.EXPECTED_NEW_TOKENS):
+        asked = limits.RANKED_PROMPT_TOKENS, limits.RANKED_ANSWER_TOKENS
+    answer = asked[1] if work.profile.kind != "encoder" and work.task in GENERATES else 0
+    return Workload(
+        unit="tokens" if answer else "requests", prompt=max(min(asked[0], work.context - answer), 1), answer=answer
+    )
+
+
+class Outlook(BaseModel):
+    """Speed expected of a deployment, of requests as `request` says."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    request: Workload
+    batch: int  # requests served at once in `per_second`, on each instance
+    per_second: float  # tokens generated, requests or images, of all instances
+    alone_s: float  # one request alone, to its end
+    first_token_s: float | None  # of one request alone; None where nothing is generated
+    basis: Basis
+
+
+def outlook(work: Work, placed: Fit, instances: int = 1, batch: int = 0) -> Outlook:
+    """Speed expected of a placed model; `batch` requests at once, or 0 for the most that it serves."""
+    request, room = request_of(work), placed.room
+    length, answer = request.prompt, request.answer
+    most = room.rows if room.pool or request.unit == "images" else min(room.tokens // (length + answer), room.rows)
+    rows = min(batch or most, most) or 1
+    return Outlook(
+        request=request,
+        batch=rows,
+        per_second=rows * (answer or 1) / request_seconds(work, placed, rows, request) * instances,
+        alone_s=request_seconds(work, placed, 1, request),
+        first_token_s=prompt_seconds(work, placed, length, length) if answer else None,
+        basis=basis(work, placed, rows),
+    )
+
+
+def request_seconds(work: Work, placed: Fit, rows: int, request: Workload) -> float:
+    """Seconds for `rows` requests at once, to the end of their answers."""
+    if request.unit == "images":
+        return latency.drawing_seconds(work, placed, rows)
+    seconds = prompt_seconds(work, placed, rows * request.prompt, request.prompt)
+    if not request.answer:
+        return seconds
+    item = DTYPE_BYTES[placed.dtype]
+    per_token = work.profile.kv_bytes_per_token * item // DTYPE_BYTES[work.profile.dtype]
+    kept = per_token * rows * (request.prompt + request.answer // 2)  # keys and values that the average step reads
+    return seconds + request.answer * step_seconds(work, placed, kept, rows)

@@ -89,17 +89,20 @@ def _cache_wait(work: Work, placed: Fit) -> Wait:
 def _batch_seconds(work: Work, placed: Fit, new: int) -> float:
     """Seconds for one full batch: the floor over the assumed efficiency, and for generation the answer's tokens."""
     if work.profile.kind == "diffusion":
-        return _drawing_seconds(work, placed)
+        return drawing_seconds(work, placed, placed.room.rows)
     seconds = prefill_seconds(work, placed, placed.room.tokens, placed.room.context)
     if work.profile.kind == "encoder":
         return seconds
     return seconds + new * step_seconds(work, placed, placed.memory.kv_cache)
 
 
-def _drawing_seconds(work: Work, placed: Fit) -> float:
-    """Seconds for a batch of images: the UNet twice a step, with and without the prompt, and the VAE once."""
+def drawing_seconds(work: Work, placed: Fit, images: int) -> float:
+    """Seconds for `images` at once, at most as many as fit.
+
+    The UNet runs twice a step, with and without the prompt, and the VAE once.
+    """
     (peak, bandwidth), efficiency = ceilings(placed), limits.EFFICIENCY[device_of(placed.sku)]
-    one_pass = 2.0 * work.profile.parameters * limits.LATENT_SHARE * placed.room.tokens
+    one_pass = 2.0 * work.profile.parameters * limits.LATENT_SHARE * placed.room.tokens * images / placed.room.rows
     step = roofline.forward_floor(placed.memory.weights, 2 * one_pass, bandwidth, peak) / efficiency
     vae = limits.VAE_PASSES * one_pass / peak / efficiency
     return limits.IMAGE_STEPS * (step + _overhead(work, placed)) + vae

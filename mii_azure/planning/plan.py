@@ -6,6 +6,7 @@ from mii_azure.errors import DoesNotFit
 from mii_azure.model.families import Options
 from mii_azure.model.profile import Profile
 from mii_azure.planning.budget import Memory
+from mii_azure.planning.expected import Outlook
 from mii_azure.planning.latency import Probe
 from mii_azure.planning.rationale import Decision
 from scoring.config import PassDecision
@@ -29,6 +30,28 @@ class Quantization(BaseModel):
         if self.output_error is None:
             return f"{told}; answers were not compared: {self.note}."
         return f"{told}, answers by {self.output_error:.2%} from the original in float32."
+
+
+class AdapterPlan(BaseModel):
+    """A LoRA adapter of the deployment."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    sha256: str  # over its config and weights
+    rank: int  # the largest of its products
+    products: int
+    parameters: int
+    merged: bool  # into the weights; else served beside them
+
+    def decision(self) -> Decision:
+        """Decision for the plan."""
+        how = "Merged into the weights" if self.merged else "Served beside the base, by requests that name it"
+        return Decision(
+            what="adapter",
+            value=f"{self.name}, rank {self.rank}, {self.parameters:,} parameters",
+            reason=f"{how}: {self.products} products. SHA-256 {self.sha256}.",
+        )
 
 
 class Plan(BaseModel):
@@ -58,10 +81,12 @@ class Plan(BaseModel):
     max_payload_bytes: int
     max_concurrent_requests: int
     request_timeout_ms: int
+    outlook: Outlook | None = None  # speed that is expected; None if the model is not known here
     readiness: Probe
     liveness: Probe
     passes: tuple[PassDecision, ...]  # empty if the model is not known here
     decisions: tuple[Decision, ...]
+    adapters: tuple[AdapterPlan, ...] = ()
     quantisation: Quantization | None = None  # known once the weights are quantised
 
     def takes(self, name: str) -> bool:

@@ -4,6 +4,7 @@ Times are expected from measured constants where what will run was measured (`ba
 the stated efficiency. Costs hold only for the stated batch and utilisation.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -13,7 +14,6 @@ from mii_azure.hardware.prices import Prices
 from mii_azure.hardware.skus import Sku, all_skus
 from mii_azure.model.families import family_named, find_task
 from mii_azure.model.profile import Profile, profile, task_check
-from mii_azure.model.safetensors import DTYPE_BYTES
 from mii_azure.model.sentence import as_embedder, sentence_model
 from mii_azure.model.source import resolve
 from mii_azure.planning import expected, latency, memory, quantization
@@ -26,6 +26,7 @@ from mii_azure.spec import Spec, make_spec
 from scoring.passes.families import TENSOR_SLICING
 
 MILLION = 1_000_000
+PICKS = 5  # rows that are told with their reasons
 
 
 class Ranked(BaseModel):
@@ -49,6 +50,16 @@ class Ranked(BaseModel):
     cost_per_million: float | None = None  # in the ranking's unit
 
 
+class Pick(BaseModel):
+    """Instance type worth a look, and why."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    instance_type: str
+    reason: str
+    chosen: bool
+
+
 class Ranking(BaseModel):
     """Instance types, best first: those that fit, by cost if prices are known, else the smallest first."""
 
@@ -56,7 +67,7 @@ class Ranking(BaseModel):
 
     model: str
     task: str
-    unit: str  # "tokens" generated, or "requests"
+    unit: expected.Unit
     request_tokens: int
     new_tokens: int
     utilisation: float  # fraction of time that the instances are busy with full batches
@@ -66,6 +77,7 @@ class Ranking(BaseModel):
     region: str | None = None
     prices_of: str | None = None  # date
     rows: tuple[Ranked, ...]
+    picks: tuple[Pick, ...]  # few of them, in their order, one of them chosen; none if nothing fits
 
 
 def rank(
@@ -94,27 +106,24 @@ def rank_profile(
     if not 0 < utilisation <= 1 or batch < 0:
         raise SpecError("utilisation is a share above 0 and up to 1, batch a number of requests.", "Leave them out.")
     work = Work(facts, family_named(facts.family, facts.kind), spec.task, demand_of(spec, facts))
-    answer = 0 if facts.kind == "encoder" or not _generates(spec.task) else limits.RANKED_ANSWER_TOKENS
-    length = max(min(limits.RANKED_PROMPT_TOKENS, work.context - answer), 1)
-    rows = [_row(spec, work, sku, (length, answer, batch), prices, utilisation) for sku in all_skus().values()]
+    request = expected.request_of(work)
+    rows = [_row(spec, work, sku, batch, prices, utilisation) for sku in all_skus().values()]
+    rows.sort(key=_order)
     return Ranking(
         model=facts.model,
         task=spec.task,
-        unit="tokens" if answer else "requests",
-        request_tokens=length,
-        new_tokens=answer,
+        unit=request.unit,
+        request_tokens=request.prompt,
+        new_tokens=request.answer,
         utilisation=utilisation,
         efficiency=dict(limits.EFFICIENCY),
         instance_count=spec.instance_count,
         currency=prices.currency if prices else None,
         region=prices.region if prices else None,
         prices_of=prices.date if prices else None,
-        rows=tuple(sorted(rows, key=_order)),
+        rows=tuple(rows),
+        picks=tuple(picks(work, spec.dtype, rows)),
     )
-
-
-def _generates(task: str) -> bool:
-    return task in ("text-generation", "conversational", "summarization", "translation")
 
 
 def _order(row: Ranked) -> tuple[bool, bool, float, float, int, str]:
@@ -123,9 +132,7 @@ def _order(row: Ranked) -> tuple[bool, bool, float, float, int, str]:
     return not row.fits, cost is None, cost or 0.0, sku.gpus * sku.gpu_memory_gb, sku.cores, sku.name
 
 
-def _row(
-    spec: Spec, work: Work, sku: Sku, request: tuple[int, int, int], prices: Prices | None, utilisation: float
-) -> Ranked:
+def _row(spec: Spec, work: Work, sku: Sku, batch: int, prices: Prices | None, utilisation: float) -> Ranked:
     device = device_of(sku)
     hourly = prices.of(sku.name) if prices else None
     shared: dict[str, Any] = {
@@ -138,22 +145,17 @@ def _row(
     placed, why = _placed(spec, work, sku)
     if placed is None:
         return Ranked(fits=False, why=why, **shared)
-    length, answer, asked = request
-    room = placed.room
-    most = room.rows if room.pool else max(min(room.tokens // (length + answer), room.rows), 1)
-    batch = min(asked or most, most)
-    seconds = _seconds(work, placed, batch, length, answer)
-    throughput = batch * (answer or 1) / seconds * spec.instance_count
-    busy = throughput * 3600 * utilisation
+    made = expected.outlook(work, placed, spec.instance_count, batch)
+    busy = made.per_second * 3600 * utilisation
     return Ranked(
         fits=True,
         why="",
         dtype=placed.dtype,
         headroom=1 - placed.memory.needed / placed.memory.available,
-        batch=batch,
-        latency_s=_seconds(work, placed, 1, length, answer),
-        throughput=throughput,
-        basis=expected.basis(work, placed, batch),
+        batch=made.batch,
+        latency_s=made.alone_s,
+        throughput=made.per_second,
+        basis=made.basis,
         cost_per_million=hourly * spec.instance_count / busy * MILLION if hourly else None,
         **shared,
     )
@@ -175,12 +177,67 @@ def _placed(spec: Spec, work: Work, sku: Sku) -> tuple[Fit | None, str]:
     return (None, placed.problem) if placed.problem else (placed, "")
 
 
-def _seconds(work: Work, placed: Fit, rows: int, length: int, answer: int) -> float:
-    """Predicted seconds for `rows` requests of `length` tokens at once, with `answer` new tokens each."""
-    seconds = expected.prompt_seconds(work, placed, rows * length, length)
-    if not answer:
-        return seconds
-    item = DTYPE_BYTES[placed.dtype]
-    per_token = work.profile.kv_bytes_per_token * item // DTYPE_BYTES[work.profile.dtype]
-    kept = per_token * rows * (length + answer // 2)  # keys and values that the average step reads
-    return seconds + answer * expected.step_seconds(work, placed, kept, rows)
+def picks(work: Work, dtype: str, rows: Sequence[Ranked]) -> list[Pick]:
+    """Few of the rows that fit: the choice, the best by each measure, and what comes next; in the order of the rows.
+
+    The choice costs least where prices are known, among those with as many cores as Azure advises; else it is what a
+    plan chooses.
+    """
+    fits = [row for row in rows if row.fits]
+    if not fits:
+        return []
+    chosen = _choice(work, dtype, fits)
+    reasons = {chosen.instance_type: [_why_chosen(chosen)]}
+    for told, value in _MEASURES.items():
+        known = [row for row in fits if value(row) is not None]
+        if known and len({value(row) for row in known}) > 1:
+            best = min(known, key=lambda row: (value(row) or 0.0, rows.index(row)))
+            reasons.setdefault(best.instance_type, []).append(told)
+    for row in fits:
+        if len(reasons) < PICKS:
+            reasons.setdefault(row.instance_type, [_beside(row, chosen)])
+    return [
+        Pick(
+            instance_type=row.instance_type,
+            reason=", ".join(reasons[row.instance_type]),
+            chosen=row is chosen,
+        )
+        for row in fits
+        if row.instance_type in reasons
+    ]
+
+
+def _choice(work: Work, dtype: str, fits: Sequence[Ranked]) -> Ranked:
+    able = [row for row in fits if all_skus()[row.instance_type].cores >= limits.MIN_CPU_CORES] or fits
+    priced = [row for row in able if row.cost_per_million is not None]
+    if priced:
+        return min(priced, key=lambda row: row.cost_per_million or 0.0)
+    try:
+        named = memory.choose(work, dtype).sku.name
+    except MiiAzureError:
+        return able[0]
+    return next((row for row in fits if row.instance_type == named), able[0])
+
+
+def _why_chosen(row: Ranked) -> str:
+    if row.cost_per_million is not None:
+        return "costs least for what it serves"
+    if row.device == "cuda":
+        return "smallest GPU that holds it with headroom"
+    return f"fewest cores that hold it, {limits.MIN_CPU_CORES} at least"
+
+
+def _beside(row: Ranked, chosen: Ranked) -> str:
+    """What a row that is best at nothing is against the choice."""
+    speed = (row.throughput or 0.0) / (chosen.throughput or 1.0)
+    return f"{speed:.2g} x the speed of the choice"
+
+
+#: Measures that an instance type may be best by: the least value wins.
+_MEASURES: dict[str, Callable[[Ranked], float | None]] = {
+    "least cost for what it serves": lambda row: row.cost_per_million,
+    "least cost an hour": lambda row: row.price_per_hour,
+    "fastest alone": lambda row: row.latency_s,
+    "most at once": lambda row: -(row.throughput or 0.0),
+    "least quota": lambda row: row.quota_cores,
+}

@@ -12,9 +12,11 @@ from mii_azure.bundle.render import base_image, content_hash, reference_version,
 from mii_azure.bundle.sbom import SBOM, ModelFacts, make_sbom
 from mii_azure.bundle.secret_scan import refuse_secrets
 from mii_azure.bundle.writer import Progress, write
+from mii_azure.model.adapters import merged_adapter
 from mii_azure.model.folder import files_to_copy, require_vocabulary
 from mii_azure.model.languages import with_languages
 from mii_azure.model.remote_code import refuse_foreign_code
+from mii_azure.planning.merging import MergeJob
 from mii_azure.planning.plan import Plan
 from mii_azure.planning.planner import plan_spec
 from mii_azure.planning.quantization import QuantizationJob
@@ -38,6 +40,13 @@ def generate(
     Raises the SpecError, ModelError and BundleError branches of the error tree; on any error nothing is left behind.
     """
     spec = make_spec(task=task, model=model, name=deployment_name, **preferences)
+    return write_bundle(spec, output=output, force=force, progress=progress)[0]
+
+
+def write_bundle(
+    spec: Spec, *, output: Path | str | None = None, force: bool = False, progress: Progress | None = None
+) -> tuple[Path, Plan]:
+    """Write the bundle of a spec; return its folder, and the plan that it was written by. Raises what generate does."""
     target = Path(output or spec.name).expanduser().resolve()
     refuse_place(target)
     refuse_existing(target, force)
@@ -47,7 +56,7 @@ def generate(
     if folder:
         refuse_overlap(target, folder)
     parts = _Parts(spec, plan, folder, _sources(spec, folder) if folder else {})
-    return write(
+    written = write(
         target,
         render_files=parts.texts,
         weights=parts.copied,
@@ -56,6 +65,7 @@ def generate(
         force=force,
         progress=progress,
     )
+    return written, plan
 
 
 @dataclass
@@ -68,8 +78,7 @@ class _Parts:
     sources: dict[str, Path]  # path in the bundle: file of the model
 
     def __post_init__(self) -> None:
-        kind = self.spec.quantise
-        self.job = QuantizationJob(self.folder, self.plan, kind) if self.folder and kind != "none" else None
+        self.job = _job(self.spec, self.plan, self.folder) if self.folder else None
 
     @property
     def copied(self) -> dict[str, Path]:
@@ -100,6 +109,13 @@ class _Parts:
             model_licence(folder) if folder else None,
             hashes,
         )
+
+
+def _job(spec: Spec, plan: Plan, folder: Path) -> QuantizationJob | MergeJob | None:
+    """Maker of the weight files that are not copied, if any; raises AdapterUnusable."""
+    if spec.adapter:
+        return MergeJob(folder, plan, merged_adapter(spec.adapter))
+    return QuantizationJob(folder, plan, spec.quantise) if spec.quantise != "none" else None
 
 
 def _sources(spec: Spec, folder: Path) -> dict[str, Path]:

@@ -2,9 +2,13 @@
 
 import json
 import math
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
 
 Grade = Literal["bytes", "values", "scores", "different"]
+
+GRADES: tuple[Grade, ...] = get_args(Grade)  # from the best to the worst
+ALIKE: tuple[Grade, ...] = GRADES[:2]  # that a verdict agrees with
 
 #: Scores of one model on one machine in fp32 differ by less; half precision and other devices by more.
 TOLERANCES = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 2e-2, "int8": 5e-2}
@@ -31,6 +35,11 @@ def grade(reference: tuple[int, bytes], other: tuple[int, bytes], tolerance: flo
     if worst.gap > 0:
         return "scores", f"{worst.place} is off by {worst.error:.2e}, more than {tolerance:g}"
     return "values", ""
+
+
+def worst(graded: Sequence[tuple[int, Grade, str]]) -> tuple[int, Grade, str]:
+    """Worst of several graded replies, each (status, grade, difference)."""
+    return max(graded, key=lambda entry: GRADES.index(entry[1]))
 
 
 IMAGE = "generated_image"  # the field that holds a PNG in base64

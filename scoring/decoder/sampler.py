@@ -38,7 +38,8 @@ def philox(seed: int, count: int, length: int, tokens: Words | None = None) -> W
 
 def gumbel(seed: int, count: int, length: int, tokens: Words | None = None) -> Tensor:
     """Gumbel noise [count], float32, for one draw, over all tokens or those given."""
-    uniform = ((philox(seed, count, length, tokens) >> np.uint64(8)).astype(np.float32) + 0.5) * np.float32(2**-24)
+    # 23 bits: with more, adding a half rounds the highest number up to 1, whose noise is infinite.
+    uniform = ((philox(seed, count, length, tokens) >> np.uint64(9)).astype(np.float32) + 0.5) * np.float32(2**-23)
     return torch.from_numpy(-np.log(-np.log(uniform)))
 
 

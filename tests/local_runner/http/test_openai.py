@@ -14,7 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoTokenizer
 
 from local_runner.process.launch import LOOPBACK, Runner
-from local_runner.protos import scoring_pb2, scoring_pb2_grpc
+from local_runner.protos import inference_pb2, inference_pb2_grpc, scoring_pb2, scoring_pb2_grpc
 
 Base = Callable[[str], str]
 HELLO: Any = [{"role": "user", "content": "the quick brown fox"}]
@@ -52,6 +52,27 @@ def test_models(client: Client) -> None:
     assert client("gpt2").models.retrieve("gpt2").owned_by == "mii-azure"
     with pytest.raises(openai.NotFoundError, match="No model 'other' here"):
         client("gpt2").models.retrieve("other")
+
+
+def test_a_model_answers_by_every_name_that_it_is_served_as(client: Client, base: Base, real: Any) -> None:
+    """One name was given at generation, two to the server."""
+    names = ["embed", "vectors", "org/embed-1", "text-embedding-3-small"]
+    own = client("embed")
+    assert [model.id for model in own.models.list()] == names
+    assert own.models.retrieve("org/embed-1").id == "org/embed-1"
+    vectors = [own.embeddings.create(model=name, input="a fine day") for name in names]
+    assert [each.model for each in vectors] == names
+    assert len({tuple(each.data[0].embedding) for each in vectors}) == 1
+    assert own.embeddings.create(model="", input="a").model == "embed"
+    with pytest.raises(openai.NotFoundError, match="serves 'embed' or 'vectors' or 'org/embed-1'"):
+        own.embeddings.create(model="text-embedding-4", input="a")
+    told = httpx.get(f"{base('embed')}/v2/models/vectors", trust_env=False)
+    assert told.json()["name"] == "vectors"
+    with grpc.insecure_channel(f"{LOOPBACK}:{real('embed').grpc_port}") as channel:
+        stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        assert stub.ModelReady(inference_pb2.ModelReadyRequest(name="org/embed-1"), timeout=60).ready
+        with pytest.raises(grpc.RpcError, match="No model 'other' here"):
+            stub.ModelReady(inference_pb2.ModelReadyRequest(name="other"), timeout=60)
 
 
 def test_a_completion_is_what_score_answers(client: Client, base: Base, real: Callable[[str], Runner]) -> None:
@@ -272,6 +293,10 @@ def test_hugging_faces_client_chats(base: Base, client: Client, monkeypatch: pyt
     assert [each.logprob for each in got.logprobs.content] == [each.logprob for each in expected.logprobs.content]
     pieces = huggingface.chat_completion(**asked, stream=True)
     assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == expected.message.content
+    schema = {"type": "object", "properties": {"x": {"enum": [1, 2]}}, "required": ["x"], "additionalProperties": False}
+    bound: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    told = huggingface.chat_completion(HELLO, max_tokens=40, response_format=bound).choices[0].message.content
+    assert json.loads(told)["x"] in (1, 2)
     continued = huggingface.text_generation("the quick brown", model=base("gpt2"), max_new_tokens=5)
     assert (
         continued

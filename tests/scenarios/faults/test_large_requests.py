@@ -12,7 +12,10 @@ import pytest
 
 import mii_azure
 from local_runner.process.launch import LOOPBACK, Runner
+from mii_azure.verdict.grade import TOLERANCES, grade
 from tests.scenarios.faults.conftest import peak
+
+pytestmark = pytest.mark.usefixtures("forked")
 
 Tiny = Callable[[str, str], Path]
 
@@ -54,8 +57,10 @@ def test_six_at_once_leave_memory_and_others_alone(name: str, tiny: Tiny, tmp_pa
         assert good.status_code == 200
         before = peak(runner.process.pid)
         sent = [pool.submit(http.post, "/score", json=body) for _ in range(TOGETHER)]
-        others = [http.post("/score", content=sample) for _ in range(3)]
+        others = [http.post("/score", content=sample) for _ in range(3)]  # products over more rows round otherwise
         codes = {reply.result().status_code for reply in sent}
         assert codes <= ({200} if parameters.get("truncation") else {400, 413})
-        assert [(other.status_code, other.content) for other in others] == [(200, good.content)] * 3
+        for other in others:
+            same = grade((200, good.content), (other.status_code, other.content), TOLERANCES["float32"])
+            assert same[0] in ("bytes", "values"), same
         assert peak(runner.process.pid) - before < MOST_GROWTH

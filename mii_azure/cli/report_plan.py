@@ -1,0 +1,152 @@
+"""Plan for people: whether it fits, what it will do, what it needs, the next command; then each setting's reason."""
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from mii_azure.cli.report import duration, print_table, size, table
+from mii_azure.hardware.skus import find_sku
+from mii_azure.planning.expected import Outlook
+from mii_azure.planning.plan import Plan
+from mii_azure.platform.limits import GB
+from mii_azure.spec import Spec, near_name
+
+if TYPE_CHECKING:
+    from mii_azure.hardware.prices import Prices
+
+#: Shares of the memory that is not free for keys and values, and the words for them.
+_TIGHT, _WELL = 0.9, 0.7
+_BASES = {
+    "measured": "fitted to measurements of that card",
+    "scaled": "scaled from measurements of other hardware",
+    "assumed": "assumed from the hardware's data sheet",
+}
+
+
+def show_plan(
+    console: Console, plan: Plan, asked: Mapping[str, Any], prices: "Prices | None" = None, verbose: bool = False
+) -> None:
+    """Print the answer in three lines and the next command, then the settings; passes only if `verbose`."""
+    instances = int(asked.get("instance_count") or 1)
+    for name, text in (
+        ("fits", _fits(plan)),
+        ("does", _does(plan.outlook, instances)),
+        ("needs", _needs(plan, instances, prices)),
+        ("next", next_command(plan, asked)),
+    ):
+        console.print(f"{name:<6} {text}", soft_wrap=True)
+    console.print()
+    _show_settings(console, plan, verbose)
+
+
+def show_written(console: Console, folder: Path, plan: Plan, spec: Spec, prices: "Prices | None" = None) -> None:
+    """Print what was written, what it will run on and be called in Azure, and the next commands."""
+    from mii_azure.bundle.bundle_view import told_by
+    from mii_azure.bundle.manifest import load_manifest
+
+    shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    manifest, quantised = load_manifest(folder), told_by(folder)
+    lines = [f"wrote {shown} ({len(manifest['files'])} files, bundle {manifest['bundle'][:12]})"]
+    if quantised:
+        lines.append(f"{quantised.scheme}: {quantised.sentence()}")
+    why = "" if spec.azure_name == spec.name else ": names there have three characters at least"
+    lines += [
+        f"fits      {_fits(plan)}",
+        f"needs     {_needs(plan, spec.instance_count, prices)}",
+        f"in Azure it is {spec.azure_name}{why}",
+        f"next      mii-azure serve {shown}    or    {shown}/deploy.sh --dry-run",
+    ]
+    for line in lines:
+        console.print(line, soft_wrap=True)
+
+
+def _show_settings(console: Console, plan: Plan, verbose: bool) -> None:
+    profile = plan.profile
+    console.print(
+        f"{profile.model} for {plan.task}: {profile.architecture}, "
+        f"{profile.parameters / 1e6:,.1f} M parameters, {size(profile.weight_bytes)} of weights, "
+        f"context {plan.context_length:,} tokens",
+        soft_wrap=True,
+    )
+    passes = {f"pass {each.name}" for each in plan.passes}
+    made = table("what", "chosen", "why")
+    for decision in plan.decisions:
+        if verbose or decision.what not in passes:
+            made.add_row(decision.what, decision.shown, decision.reason)
+    taken = ", ".join(each.name for each in plan.passes if each.take)
+    if plan.passes and not verbose:
+        left = sum(not each.take for each in plan.passes)
+        made.add_row("passes", taken or "none", f"{left} are left out; --verbose tells why.")
+    print_table(console, made)
+    if plan.at_once:
+        made = table("if your requests are, prompt and answer", "so many at once", named=2)
+        for tokens, requests in plan.at_once:
+            made.add_row(f"{tokens:,} tokens", str(requests))
+        print_table(console, made)
+
+
+def _fits(plan: Plan) -> str:
+    place = f"{find_sku(plan.instance_type)} in {plan.dtype}"
+    memory = plan.memory
+    if not plan.profile.known:
+        return f"unknown on {place}: the reference is not opened"
+    if not plan.fits:
+        return f"no, on {place}: only in slices over {plan.tensor_parallel} GPUs, and its family cannot be sliced"
+    held = (memory.needed - memory.kv_cache if plan.kv_cache_tokens else memory.needed) / memory.available
+    word = "tightly" if held > _TIGHT else "well" if held <= _WELL else "yes"
+    each = f" on each of {plan.tensor_parallel} GPUs" if plan.tensor_parallel > 1 else ""
+    left = f"{memory.needed / GB:.1f} of {memory.available / GB:.1f} GB{each}"
+    if plan.kv_cache_tokens:
+        left += f", {memory.kv_cache / GB:.1f} of them to cache {plan.kv_cache_tokens:,} tokens"
+    return f"{word}, on {place}: {left}"
+
+
+def _does(outlook: Outlook | None, instances: int) -> str:
+    if outlook is None:
+        return "unknown: the reference is not opened"
+    request = outlook.request
+    several = f" on {instances} instances" if instances > 1 else ""
+    told = f"about {_number(outlook.per_second)} {request.unit}/s with {outlook.batch} at once{several}"
+    told += f"; alone {duration(outlook.alone_s)}"
+    if outlook.first_token_s is not None:
+        told += f", first token {duration(outlook.first_token_s)}"
+    length = f"{request.prompt} tokens" + (f" and {request.answer} new ones" if request.answer else "")
+    length = "" if request.unit == "images" else f"requests of {length}, "
+    return f"{told} ({length}{_BASES[outlook.basis]})"
+
+
+def _needs(plan: Plan, instances: int, prices: "Prices | None") -> str:
+    told = f"{plan.quota_cores} cores of {plan.quota_family} quota for {instances} "
+    told += "instance" if instances == 1 else "instances"
+    if prices is None:
+        return f"{told}; price unknown without --prices FILE (mii-azure prices --region REGION writes one)"
+    hourly = prices.of(plan.instance_type)
+    if hourly is None:
+        return f"{told}; the price file has no {plan.instance_type}"
+    return f"{told}; {hourly * instances:,.3f} {prices.currency}/h in {prices.region}, {prices.date}"
+
+
+def next_command(plan: Plan, asked: Mapping[str, Any]) -> str:
+    """Command that writes what was planned."""
+    if not plan.fits:
+        return "plan a smaller model of the family, or another instance type"
+    words = ["mii-azure", "generate"]
+    for name, value in {**asked, "name": near_name(str(asked["model"]))}.items():
+        flag = name.replace("_", "-")
+        default = None if name == "name" else Spec.model_fields[name].get_default(call_default_factory=True)
+        if value == default or value in (None, "", [], ()):
+            continue
+        if default is True:
+            words.append(f"--no-{flag}")
+        elif value is True:
+            words.append(f"--{flag}")
+        else:
+            words += [f"--{flag}", ",".join(value) if isinstance(value, (list, tuple)) else str(value)]
+    return shlex.join(words)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
