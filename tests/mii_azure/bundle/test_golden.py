@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from mii_azure.bundle import render as rendering
 from mii_azure.bundle.render import TEMPLATES
 from scoring.schema.registry import TASKS
 from tests.mii_azure.bundles import SKUS, rendered
@@ -84,7 +85,9 @@ def read(task: str, device: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("task", [*TASKS, *VARIANTS])
-def test_rendered_files_are_the_golden_ones(task):
+def test_rendered_files_are_the_golden_ones(task, monkeypatch):
+    # The tag of an image that carries the code would change with every line of `scoring/`.
+    monkeypatch.setattr(rendering, "carried_code", lambda server: {})
     of, preferences = VARIANTS.get(task, (task, {}))
     trees = {device: rendered(of, device, **preferences) for device in devices(task)}
     for device, files in trees.items():

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from local_runner.process.launch import _settings
+from mii_azure.bundle import render as rendering
 from mii_azure.errors import NotAvailable, SpecError
 from mii_azure.hardware.skus import find_sku
 from mii_azure.spec import make_spec
@@ -71,7 +72,7 @@ def test_a_template_reaches_the_wire_as_planned(tmp_path, device):
 
 
 @pytest.mark.parametrize("options", [TEMPLATE, KAITO], ids=["template", "kaito"])
-def test_the_tag_is_the_hash_of_what_the_image_carries(options):
+def test_the_tag_is_the_hash_of_what_the_image_carries(options, monkeypatch):
     def tag(**changes) -> str:
         files = rendered("fill-mask", instance_type="Standard_D8as_v4", **(options | changes))
         name = "workspace.yml" if options is KAITO else "environment.yml"
@@ -81,6 +82,8 @@ def test_the_tag_is_the_hash_of_what_the_image_carries(options):
     assert first == tag()
     assert first != tag(context_length=64)  # code/deployment.json says so
     assert (first != tag(version="ba9876543210")) == (options is KAITO)  # weights, which only KAITO's image carries
+    monkeypatch.setattr(rendering, "carried_code", lambda server: {})
+    assert first != tag()
 
 
 def test_the_image_is_built_of_what_it_carries():
