@@ -14,6 +14,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "return_details": ("logprobs",),
     "top_n_tokens": ("top_logprobs", "logprobs"),
     "return_full_text": ("echo",),
+    "min_new_tokens": ("min_tokens",),
 }
 _WORD = re.compile(rf"\b({'|'.join(NAMES)})\b")
 _NESTED = re.compile(r'"parameters": \{([^{}]*)\}')

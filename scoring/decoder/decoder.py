@@ -13,7 +13,7 @@ On a GPU, `sample` and `step` only enqueue; tokens stay on the device between
 steps, so a step need not wait for the tokens of the one before. All calls must come from one thread.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ from scoring.decoder.model import DecoderModel, dequantize_weights, quantize_wei
 from scoring.decoder.pending import Pending, Ready
 from scoring.decoder.pool_size import pool_blocks, window_of
 from scoring.decoder.prompt_cost import PromptCost
-from scoring.decoder.sampler import pick_all
+from scoring.decoder.sampler import add_to, pick_all
 from scoring.decoder.torch_backend import TorchBackend
 from scoring.distributed.tp_group import TensorParallelGroup
 from scoring.errors import PromptTooLong
@@ -169,13 +169,18 @@ class Decoder:
         return logits
 
     @torch.inference_mode()
-    def sample(self, slots: Sequence[int], masks: Tensor | None = None) -> Pending:
+    def sample(
+        self, slots: Sequence[int], masks: Tensor | None = None, added: Sequence[Mapping[int, float]] = ()
+    ) -> Pending:
         """Pick the first token of slots whose prompt was just prefilled, and make it their next input.
 
         Also every later token of constrained slots, which `step` leaves open. Of masks [slots, words] int32 on the
-        host, a set bit allows a token.
+        host, a set bit allows a token; `added` numbers are added to the logits of each slot, by token.
         """
-        logits = self.open_logits(slots)
+        logits = self.open_logits(slots)  # a copy
+        if any(added):
+            logits = logits.float()
+            add_to(logits, added)
         pending: Pending
         if self._cuda is not None:
             pending = self._cuda.sample(list(slots), logits, masks)
@@ -294,6 +299,11 @@ class Decoder:
         """Logits [count, vocabulary] of the last step's rows, as its sampling left them."""
         logits: Tensor = self._cuda.logits(count) if self._cuda is not None else self._last
         return logits
+
+    @property
+    def takes_min_p(self) -> bool:
+        """True if slots may have a min-p: where tokens are picked in plain torch."""
+        return self._cuda is None
 
     def open_logits(self, slots: Sequence[int]) -> Tensor:
         """Logits [slots, vocabulary] from which `sample` is to pick."""

@@ -1,6 +1,6 @@
 """A static decoder over slices: rank 0's calls are repeated by the other ranks, each with its part of the heads."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -65,10 +65,12 @@ class SlicedDecoder(Decoder):
         with self._together("prefill_many", parts=[(slot, list(ids)) for slot, ids in parts]):
             return super().prefill_many(parts)
 
-    def sample(self, slots: Sequence[int], masks: Tensor | None = None) -> Pending:
+    def sample(
+        self, slots: Sequence[int], masks: Tensor | None = None, added: Sequence[Mapping[int, float]] = ()
+    ) -> Pending:
         self.open_logits(slots)
-        with self._together("sample", slots=list(slots)):  # the others take this rank's tokens, and need no masks
-            return _Watched(super().sample(slots, masks), self._ranks)
+        with self._together("sample", slots=list(slots)):  # the others take this rank's tokens, and need no more
+            return _Watched(super().sample(slots, masks, added), self._ranks)
 
     def step(self, slots: Sequence[int]) -> Pending:
         self._check_step(slots)
