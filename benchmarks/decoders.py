@@ -240,7 +240,7 @@ def ours_ms(decoder: Decoder, rows: int) -> dict[str, float]:
 
 def breakdown(decoder: Decoder, rows: int) -> dict[str, float]:
     """Microseconds a layer of each kernel, launched layer after layer in a graph of its own; head and sampling once."""
-    launcher, layers = decoder._cuda.launcher, decoder.form.layers
+    launcher, layers = decoder._cuda.launcher, decoder.model.layers
     fill(decoder, rows)
     b = launcher.buffers
     parts: dict[str, Callable[[int], None]] = {"attention": lambda i: launcher.attention(rows, i, layers[i])}
@@ -377,7 +377,7 @@ def measure(name: str, tier: Tier) -> None:
         decoder = prepare_ours(case, row, tier)
     row |= ours_ms(decoder, case.slots)
     live = sum(decoder.lengths[: case.slots])
-    row["floor"] = 1e3 * (decoder.form.step_bytes() + live * decoder.form.kv_bytes_per_token()) / DATASHEET
+    row["floor"] = 1e3 * (decoder.model.step_bytes() + live * decoder.model.kv_bytes_per_token()) / DATASHEET
     if tier == "fused":
         row["kernels"] = attempt(lambda: breakdown(decoder, case.slots), "breakdown")
     options = [row[key] for key in ("generate_static", "stock_graph", "stock_compiled") if row.get(key)]

@@ -38,7 +38,7 @@ class InstantDecoder:
         from scoring.decoder.prompt_cost import PromptCost
 
         self.prompt_cost = PromptCost(0.04)
-        self.form = SimpleNamespace(device=SimpleNamespace(type="cuda"), layers=[])
+        self.model = SimpleNamespace(device=SimpleNamespace(type="cuda"), layers=[])
         self.slots, self.max_length, self.full_length, self.capacity = slots, CONTEXT, CONTEXT, slots * CONTEXT
         self.tables = BlockTables(slots, blocks_of(CONTEXT), slots * blocks_of(CONTEXT), in_place=False)
         self.lengths = [0] * slots

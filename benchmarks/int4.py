@@ -133,8 +133,8 @@ def step_rows(best: dict[str, tuple[int, int, int]]) -> list[dict[str, Any]]:
         parameter.data.fill_(1.0) if "norm" in name else parameter.data.normal_(0, 0.02)
     model.model.rotary_emb = type(model.model.rotary_emb)(config).to("cuda")
     decoder = Decoder(model, slots=1, max_length=512)
-    form: Any = decoder.form
-    for product in form.products()[:-1]:
+    decoder_model: Any = decoder.model
+    for product in decoder_model.products()[:-1]:
         product.weight.copy_(quantised(product.weight).widen(torch.bfloat16))
     rows = []
 
@@ -149,7 +149,7 @@ def step_rows(best: dict[str, tuple[int, int, int]]) -> list[dict[str, Any]]:
         decoder.step([0]).tokens()
         logits = decoder.last_logits(1).float().clone()
         decoder.release(0)
-        row = {"weights": what, "ms": milliseconds, "GB": form.step_bytes() / 1e9}
+        row = {"weights": what, "ms": milliseconds, "GB": decoder_model.step_bytes() / 1e9}
         row["GB/s"] = row["GB"] / milliseconds * 1e3
         rows.append(row | {"differs": float((logits - first.get("logits", logits)).norm() / logits.norm())})
         first.setdefault("logits", logits)
@@ -157,14 +157,14 @@ def step_rows(best: dict[str, tuple[int, int, int]]) -> list[dict[str, Any]]:
 
     first: dict[str, Tensor] = {}
     measured("16 bits")
-    for product in form.products()[:-1]:
+    for product in decoder_model.products()[:-1]:
         found = pack(quantised(product.weight))
         assert found is not None
         use(product, [found])
     measured("int4")
     for name, tiles in ({"best of the products": best} | STEPS).items():
         measured(f"int4, {name}", tiles)
-    dequantize_weights(form)
+    dequantize_weights(decoder_model)
     decoder.use_int8()
     measured("int8")
     return rows

@@ -176,17 +176,17 @@ def steps_ms(decoder: Decoder, length: int, card: dict[str, float]) -> dict[str,
         found[name] = device_ms(graphs[size].replay, 8)
     for slot in slots:
         decoder.release(slot)
-    form: Any = decoder.form
+    model: Any = decoder.model
     for name, live in (("floor alone", length), ("floor", length + 400 * (SLOTS_HELD - 1))):
-        found[name] = 1e3 * (form.step_bytes() + live * form.kv_bytes_per_token()) / card["bandwidth"]
+        found[name] = 1e3 * (model.step_bytes() + live * model.kv_bytes_per_token()) / card["bandwidth"]
     return found
 
 
 def floor_ms(decoder: Decoder, length: int, card: dict[str, float]) -> float:
     """Milliseconds of a prompt's arithmetic at the card's rate, causal attention counted by half, head once."""
-    form: Any = decoder.form
-    products = sum(each.weight.numel() for each in form.products()[:-1])
-    attention = 2 * len(form.layers) * form.heads * form.head_dim * length**2
+    model: Any = decoder.model
+    products = sum(each.weight.numel() for each in model.products()[:-1])
+    attention = 2 * len(model.layers) * model.heads * model.head_dim * length**2
     return float(1e3 * (2 * products * length + attention) / card["peak"])
 
 

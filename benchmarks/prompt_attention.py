@@ -49,11 +49,11 @@ class Chunk:
         torch.manual_seed(0)
         heads, kv_heads = HEADS[head_dim]
         linear, self.device = Linear(torch.empty(0, 0)), torch.device("cuda")
-        self.form: Any = SimpleNamespace(
+        self.model: Any = SimpleNamespace(
             layers=[SimpleNamespace(attention=Attention(linear, linear, head_dim**-0.5))], heads=heads,
             kv_heads=kv_heads, head_dim=head_dim, vocabulary=8, alibi=None, dtype=torch.bfloat16, device=self.device,
         )  # fmt: skip
-        self.state = KVCache(self.form, 1, length)
+        self.state = KVCache(self.model, 1, length)
         self.state.table[0] = torch.randperm(self.state.blocks, device="cuda").int()
         self.state.keys.normal_(), self.state.values.normal_()
         self.q = torch.randn(8192, heads, head_dim, device="cuda", dtype=torch.bfloat16)
@@ -62,7 +62,7 @@ class Chunk:
     def ours(self, tiling: Tiling, spans: bool = False) -> Callable[[int, int], Callable[[], None]]:
         """Calls of our kernel by tokens and position, with spans left to cuDNN or without."""
         prompt_attention.TILINGS[2] = {256: tiling}
-        own = ChunkAttention(self.form, self.state, 8192, self.form.head_dim)
+        own = ChunkAttention(self.model, self.state, 8192, self.model.head_dim)
 
         def at(count: int, position: int) -> Callable[[], None]:
             layout = Layout(8192, 1, tiling.queries)
@@ -78,20 +78,20 @@ class Chunk:
 
     def flash(self, count: int, position: int) -> Callable[[], None]:
         """Keys gathered, then torch's flash attention, whose causal mask is aligned at the end."""
-        form, state, blocks = self.form, self.state, blocks_of(position + count)
-        shape = (2, form.kv_heads, blocks * 64, form.head_dim)
+        model, state, blocks = self.model, self.state, blocks_of(position + count)
+        shape = (2, model.kv_heads, blocks * 64, model.head_dim)
         keys, values = torch.empty(shape, dtype=torch.bfloat16, device="cuda")
-        size = 64 * form.head_dim
+        size = 64 * model.head_dim
 
         def call() -> None:
-            decode_prefill.gather[(blocks, form.kv_heads, size // 2048)](
+            decode_prefill.gather[(blocks, model.kv_heads, size // 2048)](
                 state.keys[0], state.values[0], state.table[0], keys, values, 0, state.blocks + 1, blocks, SIZE=size,
                 BE=2048, num_warps=4,
             )  # fmt: skip
             k, v = (x[:, : position + count].transpose(0, 1)[None] for x in (keys, values))
             found = torch.ops.aten._flash_attention_forward(
                 self.q[None, :count], k, v, None, None, count, position + count, 0.0, True, False,
-                scale=form.head_dim**-0.5,
+                scale=model.head_dim**-0.5,
             )  # fmt: skip
             self.out[:count] = found[0][0]
 
@@ -101,28 +101,28 @@ class Chunk:
         """cuDNN's causal attention without earlier keys, as transformers calls it; only for position 0."""
         if position:
             raise ValueError("only whole prompts")
-        form = self.form
-        k, v = torch.randn(2, 1, form.kv_heads, count, form.head_dim, dtype=torch.bfloat16, device="cuda")
+        model = self.model
+        k, v = torch.randn(2, 1, model.kv_heads, count, model.head_dim, dtype=torch.bfloat16, device="cuda")
         q = self.q[:count].transpose(0, 1)[None]
         call = torch.ops.aten._scaled_dot_product_cudnn_attention
-        return lambda: call(q, k, v, None, True, 0.0, True, False, scale=form.head_dim**-0.5)
+        return lambda: call(q, k, v, None, True, 0.0, True, False, scale=model.head_dim**-0.5)
 
 
-def flops(form: Any, count: int, position: int) -> float:
+def flops(model: Any, count: int, position: int) -> float:
     """Operations of a chunk's attention, each query over what it sees."""
-    return 4.0 * form.heads * form.head_dim * count * (position + count / 2)
+    return 4.0 * model.heads * model.head_dim * count * (position + count / 2)
 
 
 def row(chunk: Chunk, name: str, at: Callable[[int, int], Callable[[], None]], told: torch.Tensor) -> dict[str, Any]:
     """TFLOP/s at every point, and the largest difference from flash attention's results of the second point."""
-    found: dict[str, Any] = {"attention": name, "head": chunk.form.head_dim}
+    found: dict[str, Any] = {"attention": name, "head": chunk.model.head_dim}
     for count, position in POINTS:
 
         def timed(count: int = count, position: int = position) -> float:
             call = at(count, position)
             call()
             torch.cuda.synchronize()
-            return flops(chunk.form, count, position) / device_ms(call, 4) / 1e9
+            return flops(chunk.model, count, position) / device_ms(call, 4) / 1e9
 
         found[f"{count}@{position}"] = attempt(timed, f"{name} {count}@{position}")
     if name != "cudnn":

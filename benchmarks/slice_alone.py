@@ -41,7 +41,7 @@ def steps(config: dict[str, Any]) -> list[dict[str, float]]:
     with torch.device("cuda"):
         model = transformers.LlamaForCausalLM._from_config(transformers.LlamaConfig(**config), dtype=torch.float16)
     decoder = Decoder(model.eval(), max(SLOTS), LENGTH)
-    floor = 1e3 * decoder.form.step_bytes() / bandwidth()
+    floor = 1e3 * decoder.model.step_bytes() / bandwidth()
     return [{"slots": slots, "ms": step_ms(decoder, slots), "floor": floor} for slots in SLOTS]
 
 

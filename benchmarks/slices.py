@@ -109,13 +109,13 @@ def bandwidth() -> float:
 
 
 def _measured(decoder: Decoder, gpus: int, error: dict[str, float]) -> dict[str, Any]:
-    form = decoder.form
+    model = decoder.model
     rows = []
     for slots in SLOTS:
         live = slots * (PROMPT + TOKENS // 2)
-        floor = 1e3 * (form.step_bytes() + live * form.kv_bytes_per_token()) / bandwidth()
+        floor = 1e3 * (model.step_bytes() + live * model.kv_bytes_per_token()) / bandwidth()
         took = step_ms(decoder, slots)
-        sums = None if form.team is None else "NCCL" if form.team.quick(torch.empty(1)) is None else "ours"
+        sums = None if model.team is None else "NCCL" if model.team.quick(torch.empty(1)) is None else "ours"
         row = {"GPUs": gpus, "sums": sums, "slots": slots, "ms a token": took, "floor": floor}
         rows.append(row | {"floor share": floor / took})
     return {"error": error, "rows": rows}

@@ -108,11 +108,12 @@ class Sides:
 @torch.no_grad()
 def dictate(decoder: Decoder, prompt: Sequence[int], answer: Sequence[int]) -> None:
     """Have a decoder's model write this answer after this prompt, by its table of positions."""
-    form = decoder.form
-    assert isinstance(form, DecoderModel)
-    assert form.positions is not None
-    places = torch.arange(len(prompt) - 1, len(prompt) - 1 + len(answer), device=form.device)
-    form.positions[places + form.position_offset] = 40 * form.embedding[torch.tensor(answer, device=form.device)]
+    decoder_model = decoder.model
+    assert isinstance(decoder_model, DecoderModel)
+    assert decoder_model.positions is not None
+    places = torch.arange(len(prompt) - 1, len(prompt) - 1 + len(answer), device=decoder_model.device)
+    written = decoder_model.embedding[torch.tensor(answer, device=decoder_model.device)]
+    decoder_model.positions[places + decoder_model.position_offset] = 40 * written
 
 
 @torch.inference_mode()
@@ -147,9 +148,9 @@ def on_gpu() -> dict[str, Any]:
     texts = json.loads(TEXTS.read_text(encoding="utf-8"))
     model = make(CASES["opt-1.3b"])
     sides = Sides(model, 16)
-    form = sides.decoders[0].form
-    assert isinstance(form, DecoderModel)
-    for layer in form.layers:  # what random layers add must not outweigh the table of positions
+    decoder_model = sides.decoders[0].model
+    assert isinstance(decoder_model, DecoderModel)
+    for layer in decoder_model.layers:  # what random layers add must not outweigh the table of positions
         for product in (layer.attention.out, layer.mlp.down):
             product.weight.mul_(0.02)
     told: dict[str, Any] = {"texts": {}, "free": {}}

@@ -316,12 +316,12 @@ def stock(service: Service, load: Load) -> float:
 
 def floor(service: Service, load: Load, card: dict[str, float]) -> float:
     """Tokens per second that the card's measured ceilings allow: the prompts' arithmetic, then what each step reads."""
-    form = service.loaded.runtime.decoder.form
+    model = service.loaded.runtime.decoder.model
     prompt = sum(row.tokens for row in rows(service, load))
-    matmul = sum(product.full.numel() for product in form.products())
-    prefill = 2.0 * (matmul - form.head.full.numel()) * prompt / card["peak"]
+    matmul = sum(product.full.numel() for product in model.products())
+    prefill = 2.0 * (matmul - model.head.full.numel()) * prompt / card["peak"]
     live = sum(prompt + load.requests * (number + 1) for number in range(load.new - 1))
-    read = (load.new - 1) * form.step_bytes() + live * form.kv_bytes_per_token()
+    read = (load.new - 1) * model.step_bytes() + live * model.kv_bytes_per_token()
     return float(load.requests * load.new / (prefill + read / card["bandwidth"]))
 
 

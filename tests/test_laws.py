@@ -218,8 +218,8 @@ def test_nothing_is_planted_on_a_model_for_others_to_find() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         for target in (node.targets if isinstance(node, ast.Assign) else [])
         for target in (target.elts if isinstance(target, ast.Tuple) else [target])
-        if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id == "model"
-        if target.attr not in own
+        if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name)
+        if target.value.id in ("model", "hf_model") and target.attr not in own
     }
     assert planted == set()
 

@@ -22,7 +22,7 @@ class Buffers:
     up: Tensor  # [rows, up outputs]
     inner: Tensor  # [rows, F]
     logits: Tensor  # [rows, vocabulary] float32
-    narrow: Tensor  # [rows, vocabulary] in the form's dtype: logits as cuBLAS writes them
+    narrow: Tensor  # [rows, vocabulary] in the model's dtype: logits as cuBLAS writes them
     scores: Tensor  # [rows, vocabulary] float32
     best: Tensor
     where: Tensor
@@ -37,33 +37,33 @@ class Buffers:
     arrived: Tensor
 
 
-def allocate(form: DecoderModel, rows: int, picked: int, work: int, chunks: int, group: int, wide: int, blocks: int,
+def allocate(model: DecoderModel, rows: int, picked: int, work: int, chunks: int, group: int, wide: int, blocks: int,
              gathered: int) -> Buffers:  # fmt: skip
     """Allocate buffers for `rows` rows, of which `picked` get logits.
 
     `work` counts the spans into which attention is split over programs, each with partial results [`group`, `wide`];
     `chunks` the programs that scan a row of logits, each of so many `blocks`; `gathered` tokens are kept for sampling.
     """
-    up, inner = form.widths
-    qkv = (form.heads + 2 * form.kv_heads) * form.head_dim
+    up, inner = model.widths
+    qkv = (model.heads + 2 * model.kv_heads) * model.head_dim
 
-    def empty(*shape: int, dtype: torch.dtype = form.dtype) -> Tensor:
-        return torch.zeros(shape, dtype=dtype, device=form.device)
+    def empty(*shape: int, dtype: torch.dtype = model.dtype) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=model.device)
 
-    f32, width = torch.float32, form.heads * form.head_dim
+    f32, width = torch.float32, model.heads * model.head_dim
     return Buffers(
         slots=empty(rows, dtype=torch.int32),
-        x=empty(rows, form.hidden, dtype=f32),
-        normed=empty(rows, form.hidden),
+        x=empty(rows, model.hidden, dtype=f32),
+        normed=empty(rows, model.hidden),
         qkv=empty(rows, qkv),
         q=empty(rows, width),
         attended=empty(rows, width),
-        y=empty(rows, form.hidden),
+        y=empty(rows, model.hidden),
         up=empty(rows, up),
         inner=empty(rows, inner),
-        logits=empty(picked, form.vocabulary, dtype=f32),
-        narrow=empty(picked, form.vocabulary),
-        scores=empty(picked, form.vocabulary, dtype=f32),
+        logits=empty(picked, model.vocabulary, dtype=f32),
+        narrow=empty(picked, model.vocabulary),
+        scores=empty(picked, model.vocabulary, dtype=f32),
         best=empty(picked, chunks, dtype=f32),
         where=empty(picked, chunks, dtype=torch.int32),
         peaks=empty(picked, chunks * blocks, dtype=f32),
@@ -74,7 +74,7 @@ def allocate(form: DecoderModel, rows: int, picked: int, work: int, chunks: int,
         out=empty(picked, dtype=torch.int64),
         part=empty(work, group, wide, dtype=f32),
         stats=empty(work, 2, group, dtype=f32),
-        arrived=empty(picked * form.kv_heads, dtype=torch.int32),
+        arrived=empty(picked * model.kv_heads, dtype=torch.int32),
     )
 
 

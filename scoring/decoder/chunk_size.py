@@ -18,13 +18,13 @@ Span = tuple[int, int]  # first key, keys
 _CHUNK_SHARE = 0.02  # of a GPU's memory, that a chunk's rows may take
 
 
-def longest_chunk(form: CachedModel) -> int:
+def longest_chunk(model: CachedModel) -> int:
     """Tokens of the longest chunk of prompts for which there is memory: a power of two."""
-    if form.device.type != "cuda":
+    if model.device.type != "cuda":
         return LEAST_CHUNK
-    room = _CHUNK_SHARE * torch.cuda.mem_get_info(form.device)[1]
+    room = _CHUNK_SHARE * torch.cuda.mem_get_info(model.device)[1]
     rows = LONGEST_CHUNK
-    while rows > LEAST_CHUNK and rows * row_bytes(form) > room:
+    while rows > LEAST_CHUNK and rows * row_bytes(model) > room:
         rows //= 2
     return rows
 
@@ -40,19 +40,19 @@ def chunk_within(most: int, left: int, position: int) -> int:
     return 1 << most.bit_length() - 1 if position >= min(SPANS) else max(size for size in CHUNKS if size <= most)
 
 
-def row_bytes(form: CachedModel) -> int:
+def row_bytes(model: CachedModel) -> int:
     """Bytes that a token of a step or chunk takes."""
-    size = form.dtype.itemsize
-    heads = 4 * (form.heads + form.kv_heads) * form.head_dim
-    return 4 * form.hidden + size * (2 * form.hidden + form.scratch_width + heads)
+    size = model.dtype.itemsize
+    heads = 4 * (model.heads + model.kv_heads) * model.head_dim
+    return 4 * model.hidden + size * (2 * model.hidden + model.scratch_width + heads)
 
 
-def takes_spans(form: CachedModel) -> bool:
-    """Return True if cuDNN takes a form's heads, and is faster."""
-    if form.device.type != "cuda" or form.dtype.itemsize != 2 or form.head_dim not in (64, 128):
+def takes_spans(model: CachedModel) -> bool:
+    """Return True if cuDNN takes a model's heads, and is faster."""
+    if model.device.type != "cuda" or model.dtype.itemsize != 2 or model.head_dim not in (64, 128):
         return False
-    plain = any(is_plain(layer.attention) for layer in form.layers)
-    return form.alibi is None and plain and torch.cuda.get_device_capability(form.device) >= (9, 0)
+    plain = any(is_plain(layer.attention) for layer in model.layers)
+    return model.alibi is None and plain and torch.cuda.get_device_capability(model.device) >= (9, 0)
 
 
 def is_plain(own: Attention) -> bool:
@@ -60,10 +60,10 @@ def is_plain(own: Attention) -> bool:
     return not own.window and not own.cap and own.sinks is None
 
 
-def spans_of(form: CachedModel, length: int, count: int, position: int) -> list[Span]:
+def spans_of(model: CachedModel, length: int, count: int, position: int) -> list[Span]:
     """Spans of keys before a part of `count` tokens that are left to cuDNN, in slots of `length` tokens."""
     found: list[Span] = []
-    if length <= min(SPANS) or not takes_spans(form):
+    if length <= min(SPANS) or not takes_spans(model):
         return found
     first = 0
     for keys, least in SPANS.items():
@@ -73,19 +73,19 @@ def spans_of(form: CachedModel, length: int, count: int, position: int) -> list[
     return found
 
 
-def most_spans(form: CachedModel, length: int) -> int:
+def most_spans(model: CachedModel, length: int) -> int:
     """Most spans that a part has, in slots of `length` tokens."""
-    return max((len(spans_of(form, length, LONGEST_CHUNK, at)) for at in range(0, length, min(SPANS))), default=0)
+    return max((len(spans_of(model, length, LONGEST_CHUNK, at)) for at in range(0, length, min(SPANS))), default=0)
 
 
-def span_bytes(form: CachedModel, length: int) -> int:
+def span_bytes(model: CachedModel, length: int) -> int:
     """Bytes of a span's keys and values, gathered, and of the results of all spans."""
-    spans, size = most_spans(form, length), form.dtype.itemsize
-    results = longest_chunk(form) * form.heads * (4 + size * form.head_dim)
-    whole = 2 * gathered_keys(form, length) * form.kv_heads * form.head_dim * size
+    spans, size = most_spans(model, length), model.dtype.itemsize
+    results = longest_chunk(model) * model.heads * (4 + size * model.head_dim)
+    whole = 2 * gathered_keys(model, length) * model.kv_heads * model.head_dim * size
     return whole + (spans and spans + 1) * results  # one more is being copied
 
 
-def gathered_keys(form: CachedModel, length: int) -> int:
+def gathered_keys(model: CachedModel, length: int) -> int:
     """Keys of the largest span of a part."""
-    return max((keys for _, keys in spans_of(form, length, LONGEST_CHUNK, length - 1)), default=0)
+    return max((keys for _, keys in spans_of(model, length, LONGEST_CHUNK, length - 1)), default=0)

@@ -83,13 +83,13 @@ class CudaBackend:
     With `drafts` also steps of several tokens a slot, which have buffers and graphs of their own.
     """
 
-    def __init__(self, form: CachedModel, state: KVCache, pdl: bool = True, drafts: bool = False) -> None:
-        capable = torch.cuda.get_device_capability(form.device) >= (9, 0)
-        self.launcher, self.prefiller = self._launchers(form, state, pdl and capable)
-        self.drafter = self._drafter(form, state, pdl and capable) if drafts else None
+    def __init__(self, model: CachedModel, state: KVCache, pdl: bool = True, drafts: bool = False) -> None:
+        capable = torch.cuda.get_device_capability(model.device) >= (9, 0)
+        self.launcher, self.prefiller = self._launchers(model, state, pdl and capable)
+        self.drafter = self._drafter(model, state, pdl and capable) if drafts else None
         self.sizes = batch_sizes(state.slots)
-        self._team = form.team
-        self._wait: Wait = _synchronize if form.team is None else form.team.wait
+        self._team = model.team
+        self._wait: Wait = _synchronize if model.team is None else model.team.wait
         self._scratch = state.slots
         self._graphs: dict[int, Launches] = {}
         self._far_graphs: dict[int, Launches] = {}  # of steps with long rows
@@ -101,10 +101,10 @@ class CudaBackend:
         self._ran = self.launcher  # what picked the last tokens
         self._opened: dict[int, list[int]] = {}  # records of opened slots, not yet sent to the device
         self._records = torch.zeros(
-            state.slots, len(record(0, SamplingParams())), dtype=torch.int32, device=form.device
+            state.slots, len(record(0, SamplingParams())), dtype=torch.int32, device=model.device
         )
         self._grown: list[tuple[int, int]] = []  # places in the table and blocks, not yet sent
-        self._entries = torch.zeros(_ENTRIES, 2, dtype=torch.int32, device=form.device)
+        self._entries = torch.zeros(_ENTRIES, 2, dtype=torch.int32, device=model.device)
         self._sent = {
             "table": PinnedUpload(self._wait, *self._entries.shape),
             "slots": PinnedUpload(self._wait, state.slots),
@@ -117,13 +117,13 @@ class CudaBackend:
         self._chunks: deque[Any] = deque()  # events after the last chunks
         self.prompt_cost = PromptCost(_GUESS)  # until `warm_up` measures it
 
-    def _launchers(self, form: Any, state: KVCache, pdl: bool) -> tuple[Launcher, Prefiller]:
+    def _launchers(self, model: Any, state: KVCache, pdl: bool) -> tuple[Launcher, Prefiller]:
         """Return what launches a step, and a chunk of prompts."""
-        return Launcher(form, state, state.slots, pdl=pdl), Prefiller(form, state, pdl=pdl)
+        return Launcher(model, state, state.slots, pdl=pdl), Prefiller(model, state, pdl=pdl)
 
-    def _drafter(self, form: Any, state: KVCache, pdl: bool) -> DraftStep:
+    def _drafter(self, model: Any, state: KVCache, pdl: bool) -> DraftStep:
         """Return what launches a step with drafts."""
-        return DraftStep(form, state, pdl=pdl)
+        return DraftStep(model, state, pdl=pdl)
 
     @property
     def notes(self) -> list[str]:
@@ -139,7 +139,7 @@ class CudaBackend:
         self.settle()
         told = self.prefiller
         logits = torch.empty(
-            len(parts), self.prefiller.form.vocabulary, dtype=told.logits.dtype, device=told.logits.device
+            len(parts), self.prefiller.model.vocabulary, dtype=told.logits.dtype, device=told.logits.device
         )
         for piece in pieces(parts, told.longest, told.layout.parts):
             self._chunk([part for _, part in piece])
@@ -186,7 +186,7 @@ class CudaBackend:
         records = list(self._opened.values())
         target = self._records[: len(records)]
         self._sent["records"].send(target, partial(_fill, records))
-        admit(self.prefiller.form, self.prefiller.state, target, len(records))
+        admit(self.prefiller.model, self.prefiller.state, target, len(records))
         self._opened = {}
 
     def step(self, slots: Sequence[int], longest: int) -> PendingTokens:
@@ -258,7 +258,7 @@ class CudaBackend:
         distance = min(_FAR, length - count)
         near, far = (self._timed((self._scratch, at, [0] * count)) for at in (0, distance))
         cost = fitted(count, near, far, distance)
-        spanned = sum(keys for _, keys in spans_of(told.form, length, count, length - count))
+        spanned = sum(keys for _, keys in spans_of(told.model, length, count, length - count))
         if spanned:
             cost = cost.with_spans(count, spanned, self._timed((self._scratch, spanned, [0] * count)))
         told.state.lengths[self._scratch] = 0

@@ -6,7 +6,7 @@ weights once for all rows, with small kernels between them.
 
 With tensor parallelism, the outputs of `out` and `down` are partial sums. In Triton's products, rank 0 adds its part to
 the residual stream and the other ranks replace the stream with theirs, so that the all-reduce yields it in no further
-kernel. Outputs of cuBLAS's products are all-reduced in the form's dtype. A parallel layer has one all-reduce.
+kernel. Outputs of cuBLAS's products are all-reduced in the model's dtype. A parallel layer has one all-reduce.
 """
 
 from dataclasses import dataclass, field
@@ -40,12 +40,12 @@ _GATHERED = 4096  # tokens among which it looks for thresholds; with more candid
 
 @dataclass
 class Launcher:
-    """One decode step over a form and its state. `pdl` overlaps each kernel's start with the end of the one before.
+    """One decode step over a model and its state. `pdl` overlaps each kernel's start with the end of the one before.
 
     `rows` bounds the rows of a step, `picked` those that get logits and a token (0: all of them).
     """
 
-    form: DecoderModel
+    model: DecoderModel
     state: KVCache
     rows: int
     pdl: bool = True
@@ -53,22 +53,21 @@ class Launcher:
     tiles: dict[str, GemvTile] = field(default_factory=dict)  # by kernel name, for measurements
 
     def __post_init__(self) -> None:
-        form = self.form
+        model = self.model
         self.group = self.queries()
-        self.wide = triton.next_power_of_2(max(16, form.head_dim))
+        self.wide = triton.next_power_of_2(max(16, model.head_dim))
         self.span, self.least, self.warps = _SPAN, _LEAST, 4
         self.gathered = _GATHERED
-        self.chunks = triton.cdiv(form.vocabulary, _CHUNK)
-        self.precision = "ieee" if form.dtype == torch.float32 else "tf32"
+        self.chunks = triton.cdiv(model.vocabulary, _CHUNK)
+        self.precision = "ieee" if model.dtype == torch.float32 else "tf32"
         self._gains = {id(linear): gains_of(norm, linear) for norm, linear in self._normed_products()}
         picked = self.picked or self.rows
         self.far = False  # the step being enqueued splits long rows further
-        self.buffers = allocate(
-            form, self.rows, picked, self.spans(picked), self.chunks, self.group, self.wide, _CHUNK // _BLOCK, _GATHERED
-        )
+        spans, blocks = self.spans(picked), _CHUNK // _BLOCK
+        self.buffers = allocate(model, self.rows, picked, spans, self.chunks, self.group, self.wide, blocks, _GATHERED)
         self._summed = False  # the previous kernel is NCCL's
-        self._first = form.team is None or form.team.first
-        self._both = {id(layer): joint_bias(layer) for layer in form.layers if layer.parallel}
+        self._first = model.team is None or model.team.first
+        self._both = {id(layer): joint_bias(layer) for layer in model.layers if layer.parallel}
 
     def _launch(self) -> dict[str, Any]:
         """Launch options of the next kernel: an early start, except after a kernel of NCCL's, which never triggers one.
@@ -81,7 +80,7 @@ class Launcher:
 
     def _sum(self, x: Tensor) -> None:
         """All-reduce the ranks' parts, in place."""
-        if (team := self.form.team) is None:
+        if (team := self.model.team) is None:
             return
         if (exchange := team.quick(x)) is not None:
             exchange.sum(x, self.pdl, self._launch())
@@ -91,7 +90,7 @@ class Launcher:
 
     def _agree(self, tokens: Tensor) -> None:
         """Take rank 0's tokens on all ranks: a last bit that differs between GPUs must not make sequences diverge."""
-        if (team := self.form.team) is None:
+        if (team := self.model.team) is None:
             return
         if (exchange := team.quick(tokens)) is not None:
             exchange.agree(tokens, self.pdl, self._launch())
@@ -101,23 +100,23 @@ class Launcher:
 
     def _normed_products(self) -> list[tuple[Norm, Linear]]:
         pairs: list[tuple[Norm, Linear]] = []
-        for layer in self.form.layers:
+        for layer in self.model.layers:
             pairs += [(layer.norm1, layer.attention.qkv), (layer.norm2, layer.mlp.up)]
-        return pairs if self.form.norm is None else [*pairs, (self.form.norm, self.form.head)]
+        return pairs if self.model.norm is None else [*pairs, (self.model.norm, self.model.head)]
 
     def queries(self) -> int:
         """Queries of an attention program: at least as many as a matrix product takes."""
-        return int(triton.next_power_of_2(max(16, self.form.heads // self.form.kv_heads)))
+        return int(triton.next_power_of_2(max(16, self.model.heads // self.model.kv_heads)))
 
     def spans(self, rows: int) -> int:
         """Spans of keys over which steps of up to so many rows divide their attention."""
-        return max(size * self.form.kv_heads * self.splits(size, far=True) for size in range(1, rows + 1))
+        return max(size * self.model.kv_heads * self.splits(size, far=True) for size in range(1, rows + 1))
 
     def splits(self, rows: int, far: bool = False) -> int:
         """Programs that share one key head of one row: enough to fill the GPU; with `far`, if few rows are long."""
-        wanted = triton.cdiv(2 * _MULTIPROCESSORS, rows * self.form.kv_heads)
+        wanted = triton.cdiv(2 * _MULTIPROCESSORS, rows * self.model.kv_heads)
         if far and self.state.max_length > _FAR * min(wanted, _SPLITS):
-            wanted = max(wanted, min(_SPLITS // 2, triton.cdiv(_FAR_PROGRAMS, rows * self.form.kv_heads)))
+            wanted = max(wanted, min(_SPLITS // 2, triton.cdiv(_FAR_PROGRAMS, rows * self.model.kv_heads)))
         return int(max(1, min(wanted, _SPLITS, triton.cdiv(self.state.max_length, _SPAN))))
 
     def is_far(self, rows: int, longest: int) -> bool:
@@ -128,7 +127,7 @@ class Launcher:
         """Enqueue one step of the first `rows` rows; `far` splits long rows over more programs."""
         self.far = far
         self.embed(rows)
-        for index, layer in enumerate(self.form.layers):
+        for index, layer in enumerate(self.model.layers):
             if rows <= GEMV_ROWS:
                 self._layer_gemv(rows, index, layer)
             else:
@@ -138,17 +137,17 @@ class Launcher:
         self.sample(rows, logits, advance=True)
 
     def embed(self, rows: int) -> None:
-        form, b = self.form, self.buffers
-        norm = form.embedding_norm
+        model, b = self.model, self.buffers
+        norm = model.embedding_norm
         decode_elementwise.embed[(rows,)](
-            form.embedding, _or(form.positions, b.x), *_affine(norm, b.x), b.x, *self._fed(), form.embedding_scale,
-            form.position_offset, form.hidden, _eps(norm),
-            BE=triton.next_power_of_2(form.hidden), LEARNED=form.positions is not None, NORM=_kind(norm), PDL=self.pdl,
-            num_warps=8, **self._launch(),
+            model.embedding, _or(model.positions, b.x), *_affine(norm, b.x), b.x, *self._fed(), model.embedding_scale,
+            model.position_offset, model.hidden, _eps(norm),
+            BE=triton.next_power_of_2(model.hidden), LEARNED=model.positions is not None, NORM=_kind(norm),
+            PDL=self.pdl, num_warps=8, **self._launch(),
         )  # fmt: skip
 
     def _layer_gemv(self, rows: int, index: int, layer: DecoderLayer) -> None:
-        b, first, factor = self.buffers, self._first, self.form.residual_scale
+        b, first, factor = self.buffers, self._first, self.model.residual_scale
         self.qkv(rows, index, layer)
         self.attention(rows, index, layer)
         if layer.parallel:
@@ -165,7 +164,7 @@ class Launcher:
         """Add the product of x to the residual stream; if it is normalised first, in a kernel of its own."""
         b, first = self.buffers, self._first
         if post is None:
-            self.gemv(name, x, linear, b.x, rows, add=first, biased=first, factor=self.form.residual_scale)
+            self.gemv(name, x, linear, b.x, rows, add=first, biased=first, factor=self.model.residual_scale)
             self._sum(b.x[:rows])
             return
         self.gemv(name, x, linear, b.y, rows, biased=first)
@@ -188,7 +187,7 @@ class Launcher:
             self.add_norm(rows, b.y, layer.attention.out.bias, layer.norm2, layer.post1)
         bias = self._mlp_blas(rows, layer)
         self._sum(b.y[:rows])
-        following = self.form.layers[index + 1].norm1 if index + 1 < len(self.form.layers) else self.form.norm
+        following = self.model.layers[index + 1].norm1 if index + 1 < len(self.model.layers) else self.model.norm
         self.add_norm(rows, b.y, bias, following, layer.post2)
 
     def _mlp_blas(self, rows: int, layer: DecoderLayer) -> Tensor | None:
@@ -200,22 +199,22 @@ class Launcher:
         b, mlp = self.buffers, layer.mlp
         self.product(b.normed, mlp.up, b.up, rows)
         self.activate(rows, mlp, mlp.down.full.shape[1])
-        joint = layer.parallel and self.form.team is not None
+        joint = layer.parallel and self.model.team is not None
         if layer.parallel and not joint:
             self.add_norm(rows, b.y, layer.attention.out.bias, None)
         self.product(b.inner, mlp.down, b.y, rows, add=joint)
         return self._both[id(layer)] if joint else mlp.down.bias
 
     def head(self, rows: int) -> None:
-        b, form = self.buffers, self.form
+        b, model = self.buffers, self.model
         if rows <= GEMV_ROWS:
-            self.gemv("head", b.x, form.head, b.logits, rows, norm=form.norm)
-            form.finish(b.logits[:rows])
+            self.gemv("head", b.x, model.head, b.logits, rows, norm=model.norm)
+            model.finish(b.logits[:rows])
             return
-        self.product(b.normed, form.head, b.narrow, rows)
-        if form.head.bias is not None:
-            b.narrow[:rows] += form.head.bias
-        form.finish(b.narrow[:rows])
+        self.product(b.normed, model.head, b.narrow, rows)
+        if model.head.bias is not None:
+            b.narrow[:rows] += model.head.bias
+        model.finish(b.narrow[:rows])
 
     def qkv(self, rows: int, index: int, layer: DecoderLayer) -> None:
         b, linear, norm = self.buffers, layer.attention.qkv, layer.norm1
@@ -262,17 +261,17 @@ class Launcher:
         )  # fmt: skip
 
     def attention(self, rows: int, index: int, layer: DecoderLayer) -> None:
-        form, b, state, own = self.form, self.buffers, self.state, layer.attention
+        model, b, state, own = self.model, self.buffers, self.state, layer.attention
         far, normed = self.far and not own.window, own.q_norm is not None
         splits, least = self.splits(rows, far), _FAR_LEAST if far else self.least
         bias = own.qkv.bias if normed and rows > GEMV_ROWS else None  # the product still lacks it
-        decode_attention.attend[(rows * form.kv_heads, splits)](
+        decode_attention.attend[(rows * model.kv_heads, splits)](
             b.qkv if normed else b.q, state.keys[index], state.values[index], b.attended, b.part, b.stats, b.arrived,
-            _or(form.alibi, b.x), b.slots, state.lengths, _or(bias, b.x), *self._gains_of_heads(own),
+            _or(model.alibi, b.x), b.slots, state.lengths, _or(bias, b.x), *self._gains_of_heads(own),
             *self._tables(layer), state.table, _or(own.sinks, b.x), *self._paging(), own.scale, own.cap,
             _eps(own.q_norm), **self._heads(layer), BLOCK=BLOCK,
             DP=self.wide, GP=self.group, BT=self.span, LEAST=least, SPLITS=splits, WINDOW=own.window,
-            ALIBI=form.alibi is not None, CAP=own.cap > 0, SINKS=own.sinks is not None, NORMED=normed,
+            ALIBI=model.alibi is not None, CAP=own.cap > 0, SINKS=own.sinks is not None, NORMED=normed,
             BIAS=bias is not None, PRECISION=self.precision, PDL=self.pdl,
             num_warps=self.warps, **self._launch(),
         )  # fmt: skip
@@ -304,8 +303,8 @@ class Launcher:
         """Compute x += y + bias if there is a y, normed by `post` first, and normed = norm(x) if there is a norm."""
         b = self.buffers
         decode_elementwise.add_norm[(rows,)](
-            b.x, _or(y, b.x), _or(bias, b.x), _affine(post, b.x)[0], *_affine(norm, b.x), b.normed, self.form.hidden,
-            _eps(norm), _eps(post), self.form.residual_scale, BE=triton.next_power_of_2(self.form.hidden),
+            b.x, _or(y, b.x), _or(bias, b.x), _affine(post, b.x)[0], *_affine(norm, b.x), b.normed, self.model.hidden,
+            _eps(norm), _eps(post), self.model.residual_scale, BE=triton.next_power_of_2(self.model.hidden),
             ADD=y is not None, BIAS=bias is not None, POST=post is not None,
             NORM="skip" if norm is None else norm.kind, PDL=self.pdl, num_warps=4, **self._launch(),
         )  # fmt: skip
@@ -322,7 +321,7 @@ class Launcher:
 
         Without `masks` [rows, words] int32, bits of the tokens allowed, constrained slots get a placeholder.
         """
-        b, s, vocabulary, lengths = self.buffers, self.state, self.form.vocabulary, self._fed()[2]
+        b, s, vocabulary, lengths = self.buffers, self.state, self.model.vocabulary, self._fed()[2]
         words, masked = (0, False) if masks is None else (masks.shape[1], True)
         blocks = self.chunks * (_CHUNK // _BLOCK)
         decode_sampling.scan[(rows, self.chunks)](
@@ -370,12 +369,12 @@ class Launcher:
         return _affine(own.q_norm, self.buffers.x)[0], _affine(own.k_norm, self.buffers.x)[0]
 
     def _heads(self, layer: DecoderLayer) -> dict[str, Any]:
-        form, rotary = self.form, layer.attention.rotary
+        model, rotary = self.model, layer.attention.rotary
         return {
-            "H": form.heads,
-            "KV": form.kv_heads,
-            "D": form.head_dim,
-            "HALF": form.head_dim // 2 if rotary is None else rotary.half,
+            "H": model.heads,
+            "KV": model.kv_heads,
+            "D": model.head_dim,
+            "HALF": model.head_dim // 2 if rotary is None else rotary.half,
             "INTERLEAVED": rotary is not None and rotary.interleaved,
             "ROTARY": rotary is not None,
         }

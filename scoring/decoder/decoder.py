@@ -1,6 +1,6 @@
 """A decoder over slots: a paged KV cache, one step for many sequences, sampling on the device.
 
-    decoder = Decoder(model, slots=8, max_length=1024)
+    decoder = Decoder(hf_model, slots=8, max_length=1024)
     decoder.open(3, SamplingParams())      # a slot joins between steps
     decoder.prefill(3, prompt_ids)         # in one piece or several
     first = decoder.sample([3])            # from the prefill's logits
@@ -48,12 +48,12 @@ class Decoder:
     to the model's own positions and to `capacity`, the tokens that all slots can hold: up to `tokens` if given, within
     a `share` of a GPU's memory. With a `team`, the model is this rank's slice, and all ranks must make the same calls
     in the same order: each then gives its slots the same blocks.
-    The tier is fused where an adapter builds the form, unless one is asked for; with `drafts` it may `speculate`.
+    The tier is fused where an adapter builds the model, unless one is asked for; with `drafts` it may `speculate`.
     """
 
     def __init__(
         self,
-        model: Any,
+        hf_model: Any,
         slots: int,
         max_length: int,
         team: TensorParallelGroup | None = None,
@@ -62,26 +62,26 @@ class Decoder:
         tier: Tier | None = None,
         drafts: bool = False,
     ) -> None:
-        bound = int(getattr(model.config, "max_position_embeddings", 0) or 0)
-        length = min(max_length, bound) if bound and model.config.model_type != "bloom" else max_length
-        self.unfit = unsupported(model.config)  # for the fused tier
+        bound = int(getattr(hf_model.config, "max_position_embeddings", 0) or 0)
+        length = min(max_length, bound) if bound and hf_model.config.model_type != "bloom" else max_length
+        self.unfit = unsupported(hf_model.config)  # for the fused tier
         self.tier: Tier = tier or ("generic" if self.unfit and team is None else "fused")
-        self.form: DecoderModel | GenericModel
-        self.form = probe(model, length, self.unfit) if self.tier == "generic" else build(model, length, team)
+        self.model: DecoderModel | GenericModel
+        self.model = probe(hf_model, length, self.unfit) if self.tier == "generic" else build(hf_model, length, team)
         self.slots = slots
-        blocks = pool_blocks(self.form, slots, length, tokens, share)
+        blocks = pool_blocks(self.model, slots, length, tokens, share)
         self.full_length = length  # before it is reduced to what the cache holds
-        window = window_of(self.form)
+        window = window_of(self.model)
         least = blocks_of(window) + blocks_of(LONGEST_CHUNK) + 1  # of a sequence that keeps no more than its window
         self.max_length = length if window and blocks >= least else min(length, blocks * BLOCK)
-        self.state = KVCache(self.form, slots, self.max_length, blocks)
+        self.state = KVCache(self.model, slots, self.max_length, blocks)
         self.capacity = min(slots * self.max_length, self.state.blocks * BLOCK)
         self.tables = BlockTables(slots, self.state.width, self.state.blocks, self.state.in_place, window)
         self.lengths = [0] * slots  # the host's copy: known without asking the device
         self._torch = (
-            TorchBackend(self.form, self.state)
-            if isinstance(self.form, DecoderModel)
-            else GenericTorchBackend(self.form, self.state)
+            TorchBackend(self.model, self.state)
+            if isinstance(self.model, DecoderModel)
+            else GenericTorchBackend(self.model, self.state)
         )
         self._logits: dict[int, Tensor] = {}  # of slots from which no token was picked yet
         self._constrained: set[int] = set()  # slots whose tokens `sample` picks
@@ -112,7 +112,7 @@ class Decoder:
         if held:
             if self._cuda is not None:
                 self._cuda.settle()
-            self.state.seen[slot, indices(ids[:held], self.form.device)] = 1
+            self.state.seen[slot, indices(ids[:held], self.model.device)] = 1
         return held
 
     def choose(self, free: Collection[int], ids: Sequence[int], salt: str | None) -> int:
@@ -218,7 +218,7 @@ class Decoder:
         self._logits.update(zip([slots[row] for row in rows], kept, strict=True))
 
     def _step(self, slots: Sequence[int], longest: int) -> Pending:
-        rows = torch.tensor(list(slots), dtype=torch.int64, device=self.form.device)
+        rows = torch.tensor(list(slots), dtype=torch.int64, device=self.model.device)
         logits = self._torch.step(rows, longest)
         self.state.lengths[rows] += 1
         self._last = logits
@@ -228,14 +228,14 @@ class Decoder:
         picked = self._pick([slots[row] for row in free], logits[free]).tokens() if free else []
         known = dict(zip(free, picked, strict=True))
         tokens = [known.get(row, -1) for row in range(len(slots))]
-        self._picked = torch.tensor(tokens, device=self.form.device)
+        self._picked = torch.tensor(tokens, device=self.model.device)
         return Ready(tokens)
 
     @property
     def speculates(self) -> bool:
         """Return True if `speculate` may be called: if asked for, and steps read the same weights, in this process."""
-        rounded = isinstance(self.form, DecoderModel) and self.form.layers[0].attention.qkv.scale is not None
-        return self._drafts and self.form.team is None and (self.rounds or not rounded)
+        rounded = isinstance(self.model, DecoderModel) and self.model.layers[0].attention.qkv.scale is not None
+        return self._drafts and self.model.team is None and (self.rounds or not rounded)
 
     @torch.inference_mode()
     def speculate(self, fed: Sequence[Fed]) -> Runs:
@@ -339,38 +339,38 @@ class Decoder:
 
         Of the fused tier only: the generic one's products are the model's own.
         """
-        assert isinstance(self.form, DecoderModel)
-        quantize_weights(self.form) if wanted else dequantize_weights(self.form)
+        assert isinstance(self.model, DecoderModel)
+        quantize_weights(self.model) if wanted else dequantize_weights(self.model)
         self._start()
 
-    def use_int4(self, model: Any) -> int:
+    def use_int4(self, hf_model: Any) -> int:
         """Make those steps read the int4 weights in the folder of the model, where it has them; how many products do.
 
         Of the fused tier only. Raises WeightsUnreadable if the folder has changed.
         """
-        assert isinstance(self.form, DecoderModel)
-        count = attach(self.form, model)
+        assert isinstance(self.model, DecoderModel)
+        count = attach(self.model, hf_model)
         self._start()
         return count
 
     def _start(self) -> None:
-        """Start the GPU back end over the form as it is; its graphs are captured on use or by `warm_up`."""
-        if self.form.device.type == "cuda":
+        """Start the GPU back end over the model as it is; its graphs are captured on use or by `warm_up`."""
+        if self.model.device.type == "cuda":
             from scoring.decoder.cuda_backend import CudaBackend
             from scoring.decoder.generic.cuda_backend import GenericCudaBackend
 
             self._cuda = None  # frees the previous back end's memory first
-            if isinstance(self.form, DecoderModel):
-                self._cuda = CudaBackend(self.form, self.state, drafts=self._drafts)
+            if isinstance(self.model, DecoderModel):
+                self._cuda = CudaBackend(self.model, self.state, drafts=self._drafts)
             else:
-                self._cuda = GenericCudaBackend(self.form, self.state, self._drafts)
+                self._cuda = GenericCudaBackend(self.model, self.state, self._drafts)
 
     def _pick(self, slots: Sequence[int], logits: Tensor, masks: Tensor | None = None) -> Pending:
-        rows = torch.tensor(list(slots), dtype=torch.int64, device=self.form.device)
+        rows = torch.tensor(list(slots), dtype=torch.int64, device=self.model.device)
         tokens = pick_all(logits, self.state, rows, masks)
-        self._picked = chosen = torch.tensor(tokens, dtype=torch.int64, device=self.form.device)
-        if self.form.team is not None:
-            self.form.team.agree(chosen)
+        self._picked = chosen = torch.tensor(tokens, dtype=torch.int64, device=self.model.device)
+        if self.model.team is not None:
+            self.model.team.agree(chosen)
         self.state.tokens[rows] = chosen
         self.state.seen[rows, chosen] = 1
         return Ready(tokens)

@@ -63,34 +63,34 @@ class DraftLayout:
 class DraftStep(TokenRows):
     """Launches the kernels of one step with drafts, of up to 32 rows of up to 8 slots; every row is sampled."""
 
-    def __init__(self, form: DecoderModel, state: KVCache, pdl: bool = True) -> None:
-        self.heads = triton.next_power_of_2(form.heads // form.kv_heads)
+    def __init__(self, model: DecoderModel, state: KVCache, pdl: bool = True) -> None:
+        self.heads = triton.next_power_of_2(model.heads // model.kv_heads)
         self.layout = DraftLayout(max(1, min(_TOKENS, _QUERIES // self.heads)))
-        super().__init__(form, state, SIZES[-1], pdl=pdl)
-        self.numbers = torch.zeros(self.layout.size, dtype=torch.int32, device=form.device)
+        super().__init__(model, state, SIZES[-1], pdl=pdl)
+        self.numbers = torch.zeros(self.layout.size, dtype=torch.int32, device=model.device)
         rows, self.tiled = self.layout.cut(self.numbers)
         self.tokens, self.positions, self.firsts = rows[0], rows[2], rows[3]
         self.buffers.slots = rows[1]
-        self.order = torch.arange(SIZES[-1], dtype=torch.int32, device=form.device)
+        self.order = torch.arange(SIZES[-1], dtype=torch.int32, device=model.device)
 
     def queries(self) -> int:
         return max(16, self.layout.tile * int(self.heads))
 
     def spans(self, rows: int) -> int:
-        return self.layout.most(rows) * self.form.kv_heads * self.splits(rows)
+        return self.layout.most(rows) * self.model.kv_heads * self.splits(rows)
 
     def splits(self, rows: int, far: bool = False) -> int:
         return super().splits(2)  # a step has few slots, and a tile holds several rows of one
 
     def attention(self, rows: int, index: int, layer: DecoderLayer) -> None:
-        form, b, state, own = self.form, self.buffers, self.state, layer.attention
+        model, b, state, own = self.model, self.buffers, self.state, layer.attention
         splits = self.splits(rows)
-        draft_attention.attend_drafts[(self.layout.most(rows) * form.kv_heads, splits)](
+        draft_attention.attend_drafts[(self.layout.most(rows) * model.kv_heads, splits)](
             b.q, state.keys[index], state.values[index], b.attended, b.part, b.stats, b.arrived,
-            _or(form.alibi, b.x), self.tiled, state.table, _or(own.sinks, b.x), self.layout.tiles,
+            _or(model.alibi, b.x), self.tiled, state.table, _or(own.sinks, b.x), self.layout.tiles,
             *self._paging(), own.scale, own.cap,
-            BLOCK=BLOCK, H=form.heads, KV=form.kv_heads, D=form.head_dim, DP=self.wide, GG=self.heads, GP=self.group,
-            BT=self.span, LEAST=self.least, SPLITS=splits, WINDOW=own.window, ALIBI=form.alibi is not None,
+            BLOCK=BLOCK, H=model.heads, KV=model.kv_heads, D=model.head_dim, DP=self.wide, GG=self.heads, GP=self.group,
+            BT=self.span, LEAST=self.least, SPLITS=splits, WINDOW=own.window, ALIBI=model.alibi is not None,
             CAP=own.cap > 0, SINKS=own.sinks is not None, PRECISION=self.precision, PDL=self.pdl,
             num_warps=4 if self.group * self.wide <= 4096 else 8, **self._launch(),
         )  # fmt: skip
@@ -101,5 +101,5 @@ class DraftStep(TokenRows):
         super().sample(rows, logits, advance, masks)
         decode_sampling.accept[(rows,)](
             b.out, self.tokens, b.slots, self.positions, self.firsts, s.tokens, s.seen, s.lengths, rows,
-            self.form.vocabulary, s.slots, BR=SIZES[-1], PDL=self.pdl, num_warps=1, **self._launch(),
+            self.model.vocabulary, s.slots, BR=SIZES[-1], PDL=self.pdl, num_warps=1, **self._launch(),
         )  # fmt: skip

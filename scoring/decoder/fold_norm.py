@@ -1,4 +1,4 @@
-"""Constants of a form that the kernels of a step need, computed once."""
+"""Constants of a model that the kernels of a step need, computed once."""
 
 import torch
 from torch import Tensor

@@ -44,18 +44,18 @@ def words_of(numbers: Tensor, group: int) -> Tensor:
     return words.view(len(numbers), -1)
 
 
-def attach(form: DecoderModel, model: Any) -> int:
+def attach(model: DecoderModel, hf_model: Any) -> int:
     """Have products read the int4 weights of the model's folder beside their wide ones; how many do.
 
     Raises WeightsUnreadable if the folder has changed since the model was loaded.
     """
-    folder = Path(model.name_or_path)
+    folder = Path(hf_model.name_or_path)
     told = quantization_of(folder)
-    stored = Checkpoint(folder, told).quantised(form.device, form.dtype) if told else {}
-    modules = {name: each for name, each in model.named_modules() if type(each) is nn.Linear}
+    stored = Checkpoint(folder, told).quantised(model.device, model.dtype) if told else {}
+    modules = {name: each for name, each in hf_model.named_modules() if type(each) is nn.Linear}
     count = 0
-    for product in form.products():
-        packed = [_read(name, stored, model.base_model_prefix) for name in _inside(product, modules)]
+    for product in model.products():
+        packed = [_read(name, stored, hf_model.base_model_prefix) for name in _inside(product, modules)]
         found = [each for each in packed if each is not None]
         if found and len(found) == len(packed) and sum(len(each.words) for each in found) == len(product.full):
             count += use(product, found)

@@ -49,24 +49,24 @@ class KVCache:
     from s * width on, and keeps them on a CPU (`in_place`).
     """
 
-    def __init__(self, form: CachedModel, slots: int, max_length: int, blocks: int = 0) -> None:
-        device = form.device
+    def __init__(self, model: CachedModel, slots: int, max_length: int, blocks: int = 0) -> None:
+        device = model.device
         rows = slots + 1
         self.slots = slots
         self.max_length = max_length
         self.width = blocks_of(max_length)
         self.blocks = min(blocks or slots * self.width, slots * self.width)
         self.in_place = device.type == "cpu" and self.blocks == slots * self.width
-        shape = (len(form.layers), form.kv_heads, self.blocks + 1, BLOCK, form.head_dim)
+        shape = (len(model.layers), model.kv_heads, self.blocks + 1, BLOCK, model.head_dim)
         self._mapped: list[mmap.mmap] = []
-        self.keys = self._cache(shape, form.dtype, device)
-        self.values = self._cache(shape, form.dtype, device)
+        self.keys = self._cache(shape, model.dtype, device)
+        self.values = self._cache(shape, model.dtype, device)
         self.table = torch.full((rows, self.width), self.blocks, dtype=torch.int32, device=device)
         if self.blocks == slots * self.width:
             self.table[:slots] = torch.arange(self.blocks, dtype=torch.int32, device=device).view(slots, -1)
         self.lengths = torch.zeros(rows, dtype=torch.int32, device=device)
         self.tokens = torch.zeros(rows, dtype=torch.int64, device=device)
-        self.seen = torch.zeros(rows, form.vocabulary, dtype=torch.uint8, device=device)
+        self.seen = torch.zeros(rows, model.vocabulary, dtype=torch.uint8, device=device)
         self.temperature = torch.zeros(rows, dtype=torch.float32, device=device)
         self.top_k = torch.zeros(rows, dtype=torch.int32, device=device)
         self.top_p = torch.ones(rows, dtype=torch.float32, device=device)

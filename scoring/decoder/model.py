@@ -1,7 +1,7 @@
-"""The form to which a decoder is converted: layers as plain data, which both back ends of `decoder.decoder` execute.
+"""The model to which a decoder of transformers is converted: layers as plain data, which both back ends execute.
 
-Tensors are the model's own, or views of a packed tensor that the model's modules then view too, so that a model
-and its form share their memory. N is a product's outputs, K its inputs, E the hidden size, D a head's size.
+Tensors are those of transformers' model, or views of a packed tensor that its modules then view too, so that both
+share their memory. N is a product's outputs, K its inputs, E the hidden size, D a head's size.
 """
 
 from collections.abc import Sequence
@@ -122,7 +122,7 @@ class Attending(Protocol):
 
 
 class CachedModel(Protocol):
-    """What cache and attention read of a model, in whichever form it is executed."""
+    """What cache and attention read of a model, whichever tier executes it."""
 
     @property
     def layers(self) -> Sequence[Attending]: ...
@@ -226,9 +226,9 @@ class DecoderModel:
         return 2 * len(self.layers) * self.kv_heads * self.head_dim * size
 
 
-def quantize_weights(form: DecoderModel) -> None:
+def quantize_weights(model: DecoderModel) -> None:
     """Give every product an int8 weight beside its 16-bit one: symmetric, one scale per row."""
-    for product in form.products():
+    for product in model.products():
         wide = product.full
         blocks = [
             quantize_per_row(block) for block in torch.split(wide, 8192)
@@ -238,7 +238,7 @@ def quantize_weights(form: DecoderModel) -> None:
         product.wide = wide
 
 
-def dequantize_weights(form: DecoderModel) -> None:
+def dequantize_weights(model: DecoderModel) -> None:
     """Drop the int8 or int4 weights."""
-    for product in form.products():
+    for product in model.products():
         product.weight, product.scale, product.zero, product.wide = product.full, None, None, None

@@ -9,7 +9,7 @@ from scoring.decoder.model import CachedModel
 from scoring.limits.memory_shares import LEAST_CACHE_TOKENS, RESERVE_BYTES, WEIGHTS_AND_SLOTS
 
 
-def pool_blocks(form: CachedModel, slots: int, max_length: int, tokens: int, share: float) -> int:
+def pool_blocks(model: CachedModel, slots: int, max_length: int, tokens: int, share: float) -> int:
     """Number of blocks for slots of up to `max_length` tokens: no more than they can fill, nor than `tokens` if given.
 
     On a GPU also no more than a share of its memory (0: the default) leaves, and on all ranks as many as on the
@@ -18,14 +18,14 @@ def pool_blocks(form: CachedModel, slots: int, max_length: int, tokens: int, sha
     most = slots * blocks_of(max_length)
     if tokens:
         most = min(most, blocks_of(tokens))
-    if form.device.type != "cuda":
+    if model.device.type != "cuda":
         return most
     torch.cuda.empty_cache()
-    free, total = torch.cuda.mem_get_info(form.device)
-    room = memory_room(free, total, share or WEIGHTS_AND_SLOTS) - scratch_bytes(form, slots, max_length)
-    fitting = min(most, room // block_bytes(form) - 1)  # one is scratch
-    if form.team is not None:
-        fitting = form.team.least(fitting)
+    free, total = torch.cuda.mem_get_info(model.device)
+    room = memory_room(free, total, share or WEIGHTS_AND_SLOTS) - scratch_bytes(model, slots, max_length)
+    fitting = min(most, room // block_bytes(model) - 1)  # one is scratch
+    if model.team is not None:
+        fitting = model.team.least(fitting)
     if fitting < min(most, blocks_of(min(max_length, LEAST_CACHE_TOKENS))):
         raise torch.OutOfMemoryError(f"the KV cache would have room for {max(fitting, 0) * BLOCK} tokens")
     return fitting
@@ -36,20 +36,20 @@ def memory_room(free: int, total: int, share: float) -> int:
     return min(free - RESERVE_BYTES, int(share * total) - (total - free))
 
 
-def window_of(form: CachedModel) -> int:
+def window_of(model: CachedModel) -> int:
     """Keys that a token sees at most, in whichever layer; 0 if some layer sees all."""
-    windows = [layer.attention.window for layer in form.layers]
+    windows = [layer.attention.window for layer in model.layers]
     return max(windows) if all(windows) else 0
 
 
-def block_bytes(form: CachedModel) -> int:
+def block_bytes(model: CachedModel) -> int:
     """Size of one block's keys and values in all layers."""
-    return 2 * len(form.layers) * form.kv_heads * BLOCK * form.head_dim * form.dtype.itemsize
+    return 2 * len(model.layers) * model.kv_heads * BLOCK * model.head_dim * model.dtype.itemsize
 
 
-def scratch_bytes(form: CachedModel, slots: int, length: int) -> int:
+def scratch_bytes(model: CachedModel, slots: int, length: int) -> int:
     """Upper bound of the memory that steps of so many slots and chunks of prompts take beside the cache."""
-    size = form.dtype.itemsize
+    size = model.dtype.itemsize
     rows = slots + SIZES[-1]  # those of steps with drafts are beside the others
-    logits = rows * form.vocabulary * (9 + 2 * size) + PARTS * form.vocabulary * size
-    return logits + (longest_chunk(form) + rows) * row_bytes(form) + span_bytes(form, length)
+    logits = rows * model.vocabulary * (9 + 2 * size) + PARTS * model.vocabulary * size
+    return logits + (longest_chunk(model) + rows) * row_bytes(model) + span_bytes(model, length)

@@ -88,20 +88,20 @@ def runs_of(parts: Sequence[Part]) -> list[Run]:
 class Prefiller(TokenRows):
     """Launches the kernels of one chunk; a row is a prompt's token, and a part's last row gets logits."""
 
-    def __init__(self, form: DecoderModel, state: KVCache, pdl: bool = True) -> None:
-        longest = longest_chunk(form)
-        super().__init__(form, state, longest, pdl=pdl, picked=1)
+    def __init__(self, model: DecoderModel, state: KVCache, pdl: bool = True) -> None:
+        longest = longest_chunk(model)
+        super().__init__(model, state, longest, pdl=pdl, picked=1)
         self.longest = longest
-        self.attending = ChunkAttention(form, state, longest, self.wide)
+        self.attending = ChunkAttention(model, state, longest, self.wide)
         parts = min(PARTS, state.slots)
         self.layout = Layout(longest, parts, self.attending.tiling.queries)
-        self.numbers = torch.zeros(self.layout.size, dtype=torch.int32, device=form.device)
+        self.numbers = torch.zeros(self.layout.size, dtype=torch.int32, device=model.device)
         rows, self.ends, self.tiled = self.layout.cut(self.numbers)
         self.tokens, self.positions = rows[0], rows[2]
         self.buffers.slots = rows[1]
-        self.order = torch.arange(longest, dtype=torch.int32, device=form.device)
-        self.last = torch.zeros(parts, form.hidden, dtype=form.dtype, device=form.device)
-        self.logits = torch.zeros(parts, form.vocabulary, dtype=form.dtype, device=form.device)
+        self.order = torch.arange(longest, dtype=torch.int32, device=model.device)
+        self.last = torch.zeros(parts, model.hidden, dtype=model.dtype, device=model.device)
+        self.logits = torch.zeros(parts, model.vocabulary, dtype=model.dtype, device=model.device)
         self.runs: Sequence[Run] = ()  # of the chunk being enqueued
 
     def piece(self, rows: int, runs: Sequence[Run] = ()) -> None:
@@ -111,21 +111,21 @@ class Prefiller(TokenRows):
         """
         self.runs = runs
         self.mark(rows)
-        b, linear = self.buffers, self.form.head
+        b, linear = self.buffers, self.model.head
         self.embed(rows)
-        for index, layer in enumerate(self.form.layers):
+        for index, layer in enumerate(self.model.layers):
             self._layer_blas(rows, index, layer)
         torch.index_select(b.normed, 0, self.ends[0], out=self.last)
         torch.mm(self.last, linear.full.t(), out=self.logits)
         if linear.bias is not None:
             self.logits += linear.bias
-        self.form.finish(self.logits)
+        self.model.finish(self.logits)
 
     def mark(self, rows: int) -> None:
         """Mark the chunk's tokens as seen, and set the lengths of its slots."""
         b, s = self.buffers, self.state
         decode_prefill.mark[(triton.cdiv(rows, 256),)](
-            self.tokens, b.slots, self.ends[1], self.ends[2], s.seen, s.lengths, rows, self.form.vocabulary,
+            self.tokens, b.slots, self.ends[1], self.ends[2], s.seen, s.lengths, rows, self.model.vocabulary,
             self.layout.parts, BT=256, BP=triton.next_power_of_2(self.layout.parts), PDL=self.pdl, num_warps=4,
             **self._launch(),
         )  # fmt: skip
@@ -134,7 +134,7 @@ class Prefiller(TokenRows):
         b = self.buffers
         self.attending.attend(
             index, b.q, b.attended, self.tiled, rows // self.layout.tile + self.layout.parts,
-            _or(self.form.alibi, b.x), self.pdl, self._launch(), self.runs,
+            _or(self.model.alibi, b.x), self.pdl, self._launch(), self.runs,
         )  # fmt: skip
 
 
@@ -149,11 +149,11 @@ def record(slot: int, sampling: SamplingParams) -> list[int]:
     return [slot, sampling.top_k, sampling.forbidden_until, *numbers]
 
 
-def admit(form: DecoderModel, state: KVCache, records: Tensor, count: int) -> None:
+def admit(model: DecoderModel, state: KVCache, records: Tensor, count: int) -> None:
     """Enqueue the equivalent of `KVCache.open` for records [.., 13] int32; a prompt's first chunk sets its length."""
-    decode_prefill.admit[(count, triton.cdiv(form.vocabulary, 4096))](
+    decode_prefill.admit[(count, triton.cdiv(model.vocabulary, 4096))](
         records, state.seen, state.temperature, state.top_k, state.top_p, state.penalty, state.seed, state.forbidden,
-        state.forbidden_until, state.constrained, form.vocabulary, WIDTH=_RECORD, HELD=FORBIDDEN, BV=4096, num_warps=4,
+        state.forbidden_until, state.constrained, model.vocabulary, WIDTH=_RECORD, HELD=FORBIDDEN, BV=4096, num_warps=4,
     )  # fmt: skip
 
 

@@ -44,54 +44,54 @@ TILINGS = {
 DESCRIBED = {128: Tiling(128, 64, 4, 2, described=True)}
 
 
-def tiling_of(form: CachedModel, wide: int) -> Tiling:
+def tiling_of(model: CachedModel, wide: int) -> Tiling:
     """Tiling for heads of `wide` numbers."""
-    copied = form.device.type == "cuda" and torch.cuda.get_device_capability(form.device) >= (9, 0)
-    if copied and form.dtype.itemsize == 2 and wide in DESCRIBED and not form.head_dim % 8:
+    copied = model.device.type == "cuda" and torch.cuda.get_device_capability(model.device) >= (9, 0)
+    if copied and model.dtype.itemsize == 2 and wide in DESCRIBED and not model.head_dim % 8:
         return DESCRIBED[wide]
-    known = TILINGS[form.dtype.itemsize]
+    known = TILINGS[model.dtype.itemsize]
     return known[min(size for size in known if size >= wide)]
 
 
 class ChunkAttention:
-    """Launches the attention of chunks of up to `rows` tokens of a form over its cache."""
+    """Launches the attention of chunks of up to `rows` tokens of a model over its cache."""
 
-    def __init__(self, form: CachedModel, state: KVCache, rows: int, wide: int) -> None:
-        self.form, self.state, self.rows, self.wide = form, state, rows, wide
-        self.tiling = tiling_of(form, wide)
-        self.precision = "ieee" if form.dtype == torch.float32 else "tf32"
-        made: dict[str, Any] = {"dtype": form.dtype, "device": form.device}
-        gathered = form.kv_heads * gathered_keys(form, state.max_length) * form.head_dim
+    def __init__(self, model: CachedModel, state: KVCache, rows: int, wide: int) -> None:
+        self.model, self.state, self.rows, self.wide = model, state, rows, wide
+        self.tiling = tiling_of(model, wide)
+        self.precision = "ieee" if model.dtype == torch.float32 else "tf32"
+        made: dict[str, Any] = {"dtype": model.dtype, "device": model.device}
+        gathered = model.kv_heads * gathered_keys(model, state.max_length) * model.head_dim
         self._keys, self._values = torch.empty(2, gathered, **made)
-        spans = most_spans(form, state.max_length)
-        self._part = torch.empty(spans, rows, form.heads, form.head_dim, **made)
-        self._stats = torch.empty(spans, form.heads, rows, dtype=torch.float32, device=form.device)
+        spans = most_spans(model, state.max_length)
+        self._part = torch.empty(spans, rows, model.heads, model.head_dim, **made)
+        self._stats = torch.empty(spans, model.heads, rows, dtype=torch.float32, device=model.device)
 
     def spans(self, count: int, position: int) -> list[Span]:
         """Spans of keys before a part that cuDNN takes, in layers where it can."""
-        return spans_of(self.form, self.state.max_length, count, position)
+        return spans_of(self.model, self.state.max_length, count, position)
 
     def attend(self, index: int, q: Tensor, out: Tensor, tiled: Tensor, tiles: int, slopes: Tensor, pdl: bool,
                launch: dict[str, Any], runs: Sequence[Run] = ()) -> None:  # fmt: skip
         """Enqueue out [T, H, D] of q [T, H, D] for the first tiles of `tiled`; `runs`: parts, if some have spans."""
-        form, state, own, tiling = self.form, self.state, self.form.layers[index].attention, self.tiling
+        model, state, own, tiling = self.model, self.state, self.model.layers[index].attention, self.tiling
         parted = bool(runs) and is_plain(own)
         for row, count, slot, position in runs if parted else ():
             for number, span in enumerate(self.spans(count, position)):
                 self._span(index, q, row, count, slot, number, span)
         keys, values = (self._source(cache[index]) for cache in (state.keys, state.values))
-        decode_prefill.attend_prompt[(tiles, form.heads)](
+        decode_prefill.attend_prompt[(tiles, model.heads)](
             q, keys, values, out, slopes, tiled, state.table, q if own.sinks is None else own.sinks, self._part,
             self._stats, tiled.shape[1], state.width, state.blocks + 1, self.rows, own.scale, own.cap, BLOCK=BLOCK,
-            H=form.heads, KV=form.kv_heads, D=form.head_dim, DP=self.wide, BM=tiling.queries, BN=tiling.keys,
-            SPANS=parted, WINDOW=own.window, ALIBI=form.alibi is not None, CAP=own.cap > 0, SINKS=own.sinks is not None,
-            DESCRIBED=tiling.described, PRECISION=self.precision, PDL=pdl, num_warps=tiling.warps,
-            num_stages=tiling.stages, **launch,
+            H=model.heads, KV=model.kv_heads, D=model.head_dim, DP=self.wide, BM=tiling.queries, BN=tiling.keys,
+            SPANS=parted, WINDOW=own.window, ALIBI=model.alibi is not None, CAP=own.cap > 0,
+            SINKS=own.sinks is not None, DESCRIBED=tiling.described, PRECISION=self.precision, PDL=pdl,
+            num_warps=tiling.warps, num_stages=tiling.stages, **launch,
         )  # fmt: skip
 
     def plan(self) -> None:
         """Have cuDNN plan what it will be asked for: it keeps plans by thread, so this is for the one that attends."""
-        scales = {layer.attention.scale for layer in self.form.layers if is_plain(layer.attention)}
+        scales = {layer.attention.scale for layer in self.model.layers if is_plain(layer.attention)}
         for keys, least in SPANS.items() if len(self._part) else ():
             fitting = range((self.rows // least).bit_length()) if keys < self.state.max_length else ()
             for queries in (self._part[0, : least << power] for power in fitting):
@@ -108,23 +108,23 @@ class ChunkAttention:
 
     def _span(self, index: int, q: Tensor, row: int, count: int, slot: int, number: int, span: Span) -> None:
         """Enqueue the attention of a part over a span of keys, into its place among the results."""
-        form, state, (first, keys), size = self.form, self.state, span, BLOCK * self.form.head_dim
+        model, state, (first, keys), size = self.model, self.state, span, BLOCK * self.model.head_dim
         k, v = self._gathered(keys)
-        decode_prefill.gather[(keys // BLOCK, form.kv_heads, triton.cdiv(size, _COPIED))](
+        decode_prefill.gather[(keys // BLOCK, model.kv_heads, triton.cdiv(size, _COPIED))](
             state.keys[index], state.values[index], state.table[slot], k, v, first // BLOCK, state.blocks + 1,
             keys // BLOCK, SIZE=size, BE=_COPIED, num_warps=4,
         )  # fmt: skip
         padded = min(self.rows, max(min(SPANS.values()), triton.next_power_of_2(count)))
         begin = min(row, self.rows - padded)
-        queries = q.view(-1, form.heads, form.head_dim)[begin : begin + padded].transpose(0, 1)[None]
-        found, stats = attend_whole(queries, k, v, form.layers[index].attention.scale)
+        queries = q.view(-1, model.heads, model.head_dim)[begin : begin + padded].transpose(0, 1)[None]
+        found, stats = attend_whole(queries, k, v, model.layers[index].attention.scale)
         own = slice(row - begin, row - begin + count)
         self._part[number, row : row + count].copy_(found[0, :, own].transpose(0, 1))
         self._stats[number, :, row : row + count].copy_(stats[0, :, own])
 
     def _gathered(self, keys: int) -> tuple[Tensor, Tensor]:
         """Room for a span's keys and values [1, KV, keys, D]."""
-        shape = (1, self.form.kv_heads, keys, self.form.head_dim)
+        shape = (1, self.model.kv_heads, keys, self.model.head_dim)
         k, v = (whole[: math.prod(shape)].view(shape) for whole in (self._keys, self._values))
         return k, v
 

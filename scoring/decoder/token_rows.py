@@ -20,12 +20,12 @@ class TokenRows(Launcher):
     positions: Tensor  # [rows] int32
 
     def scatter(self, rows: int, index: int, layer: DecoderLayer) -> None:
-        own, form, b = layer.attention, self.form, self.buffers
+        own, model, b = layer.attention, self.model, self.buffers
         if own.q_norm is None:
             super().scatter(rows, index, layer)
             return
-        together = math.gcd(form.heads, form.kv_heads, 8)
-        decode_prefill.scatter_normed[(rows, (form.heads + 2 * form.kv_heads) // together)](
+        together = math.gcd(model.heads, model.kv_heads, 8)
+        decode_prefill.scatter_normed[(rows, (model.heads + 2 * model.kv_heads) // together)](
             b.qkv, _or(own.qkv.bias, b.x), b.q, self.state.keys[index], self.state.values[index],
             *self._gains_of_heads(own), *self._tables(layer), b.slots, self.positions, self.state.table,
             *self._paging(), own.q_norm.eps, BLOCK=BLOCK, **self._heads(layer), DP=self.wide, BH=together,

@@ -15,11 +15,11 @@ from scoring.decoder.model import Attention, CachedModel
 class PromptAttention:
     """Attention of the layers in one prefill of parts (slot, start position, number of tokens)."""
 
-    def __init__(self, form: CachedModel, state: KVCache, parts: Sequence[tuple[int, int, int]]) -> None:
-        self.form = form
+    def __init__(self, model: CachedModel, state: KVCache, parts: Sequence[tuple[int, int, int]]) -> None:
+        self.model = model
         self.state = state
         self.parts = parts
-        device = form.device
+        device = model.device
         self.positions = torch.cat([torch.arange(at, at + count, device=device) for _, at, count in parts])
         self._counts = [count for _, _, count in parts]
         split = zip(parts, torch.split(self.positions, self._counts), strict=True)
@@ -28,7 +28,7 @@ class PromptAttention:
 
     def attend(self, index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of a layer for q [T, heads, D], k and v [T, kv_heads, D], part after part: [T, heads * D]."""
-        layer = self.form.layers[index].attention
+        layer = self.model.layers[index].attention
         out = []
         split = zip(*(torch.split(whole, self._counts) for whole in (q, k, v, self.positions)), strict=True)
         for (slot, start, count), (own_q, own_k, own_v, where) in zip(self.parts, split, strict=True):
@@ -37,7 +37,7 @@ class PromptAttention:
             keys = _updated(self.state, self.state.keys[index], where_to, own_k, row, end)
             values = _updated(self.state, self.state.values[index], where_to, own_v, row, end)
             if (slot, layer.window) not in self._masks:
-                self._masks[slot, layer.window] = _mask(self.form, where[None], end, layer.window)
+                self._masks[slot, layer.window] = _mask(self.model, where[None], end, layer.window)
             seen = attention(layer, own_q.transpose(0, 1)[None], keys, values, self._masks[slot, layer.window])
             out.append(seen[0].transpose(0, 1).flatten(1))
         return torch.cat(out)
@@ -46,8 +46,8 @@ class PromptAttention:
 class StepAttention:
     """Attention of the layers in one step of slots [B]; `longest` bounds their lengths, the new token included."""
 
-    def __init__(self, form: CachedModel, state: KVCache, slots: Tensor, longest: int) -> None:
-        self.form = form
+    def __init__(self, model: CachedModel, state: KVCache, slots: Tensor, longest: int) -> None:
+        self.model = model
         self.state = state
         self.positions = state.lengths[slots].long()
         self._longest = longest
@@ -57,14 +57,14 @@ class StepAttention:
 
     def attend(self, index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of a layer for q [B, heads, D], k and v [B, kv_heads, D]: [B, heads * D]."""
-        layer = self.form.layers[index].attention
+        layer = self.model.layers[index].attention
         state, longest = self.state, self._longest
         keys = _updated(state, state.keys[index], self._places, k, self._rows, longest)
         values = _updated(state, state.values[index], self._places, v, self._rows, longest)
         if layer.window not in self._masks:
-            self._masks[layer.window] = _step_mask(self.form, self.positions, self._longest, layer.window)
+            self._masks[layer.window] = _step_mask(self.model, self.positions, self._longest, layer.window)
         # Queries that share keys are rows of one product, so that keys are not repeated.
-        shared = q.view(len(q), self.form.kv_heads, -1, self.form.head_dim)
+        shared = q.view(len(q), self.model.kv_heads, -1, self.model.head_dim)
         return attention(layer, shared, keys, values, self._masks[layer.window]).flatten(1)
 
 
@@ -86,10 +86,10 @@ def _updated(state: KVCache, cache: Tensor, places: Tensor, new: Tensor, rows: T
     return cache[:, blocks].transpose(0, 1).flatten(2, 3)[:, :, :length]
 
 
-def _mask(form: CachedModel, positions: Tensor, length: int, window: int) -> Tensor | None:
-    """Additive mask [B or 1, 1 or heads, T, length] in the form's dtype, or None for a plain causal prefill."""
+def _mask(model: CachedModel, positions: Tensor, length: int, window: int) -> Tensor | None:
+    """Additive mask [B or 1, 1 or heads, T, length] in the model's dtype, or None for a plain causal prefill."""
     rows = positions.shape[1]
-    if window == 0 and form.alibi is None and rows == length:
+    if window == 0 and model.alibi is None and rows == length:
         return None
     keys = torch.arange(length, device=positions.device)
     distance = positions[:, None, :, None] - keys
@@ -97,18 +97,18 @@ def _mask(form: CachedModel, positions: Tensor, length: int, window: int) -> Ten
     if window:
         hidden = hidden | (distance >= window)
     bias = torch.zeros(distance.shape, device=distance.device)
-    if form.alibi is not None:
-        bias = -form.alibi[None, :, None, None] * distance
-    return bias.masked_fill(hidden, -math.inf).to(form.dtype)
+    if model.alibi is not None:
+        bias = -model.alibi[None, :, None, None] * distance
+    return bias.masked_fill(hidden, -math.inf).to(model.dtype)
 
 
-def _step_mask(form: CachedModel, positions: Tensor, length: int, window: int) -> Tensor:
+def _step_mask(model: CachedModel, positions: Tensor, length: int, window: int) -> Tensor:
     """Mask, added: [B, 1 or kv_heads, queries per key head or 1, length] for one query at each of positions [B]."""
-    mask = _mask(form, positions[:, None], length, window)
+    mask = _mask(model, positions[:, None], length, window)
     assert mask is not None
     if mask.shape[1] == 1:
-        return mask.expand(-1, -1, form.heads // form.kv_heads, -1)
-    return mask.view(len(mask), form.kv_heads, -1, length)
+        return mask.expand(-1, -1, model.heads // model.kv_heads, -1)
+    return mask.view(len(mask), model.kv_heads, -1, length)
 
 
 def _rows(slots: Tensor) -> Tensor | slice:

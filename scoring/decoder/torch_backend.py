@@ -14,8 +14,8 @@ from scoring.decoder.torch_attention import PromptAttention, StepAttention
 class TorchBackend:
     """Prefill and a step of several slots, over the cache of a `KVCache`."""
 
-    def __init__(self, form: DecoderModel, state: KVCache) -> None:
-        self.form = form
+    def __init__(self, model: DecoderModel, state: KVCache) -> None:
+        self.model = model
         self.state = state
 
     def prefill(self, parts: Sequence[tuple[int, int, int]], tokens: Tensor) -> Tensor:
@@ -23,27 +23,27 @@ class TorchBackend:
 
         A part is (slot, start position, number of tokens). Each product runs once for all parts.
         """
-        attention = PromptAttention(self.form, self.state, parts)
+        attention = PromptAttention(self.model, self.state, parts)
         hidden = self._run(tokens, attention)
         last = torch.tensor([count for _, _, count in parts], device=tokens.device).cumsum(0) - 1
         return self.head(hidden[last])
 
     def speculate(self, parts: Sequence[tuple[int, int, int]], tokens: Tensor) -> Tensor:
         """Append tokens as `prefill` does; logits [T, vocabulary] after every one."""
-        return self.head(self._run(tokens, PromptAttention(self.form, self.state, parts)))
+        return self.head(self._run(tokens, PromptAttention(self.model, self.state, parts)))
 
     def step(self, slots: Tensor, longest: int) -> Tensor:
         """Feed a token to each of slots [B]; `longest` bounds their lengths, it included; logits [B, vocabulary]."""
-        return self.head(self._run(self.state.tokens[slots], StepAttention(self.form, self.state, slots, longest)))
+        return self.head(self._run(self.state.tokens[slots], StepAttention(self.model, self.state, slots, longest)))
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [T, vocabulary] of hidden states [T, E]."""
-        normed = hidden if self.form.norm is None else normalize(hidden, self.form.norm)
-        return self.form.finish(product(normed, self.form.head))
+        normed = hidden if self.model.norm is None else normalize(hidden, self.model.norm)
+        return self.model.finish(product(normed, self.model.head))
 
     def _run(self, tokens: Tensor, attention: PromptAttention | StepAttention) -> Tensor:
         hidden = self._embed(tokens, attention.positions)
-        for index, layer in enumerate(self.form.layers):
+        for index, layer in enumerate(self.model.layers):
             terms = [(self._attend(index, normalize(hidden, layer.norm1), attention), layer.attention.out)]
             if not layer.parallel:
                 hidden = self._add(hidden, self._total(terms), layer.post1)
@@ -56,35 +56,35 @@ class TorchBackend:
     def _add(self, hidden: Tensor, found: Tensor, norm: Norm | None) -> Tensor:
         """Add a block's output to the residual stream, post-normalised if the block has a post norm, and scaled."""
         found = found if norm is None else normalize(found, norm)
-        return hidden + (found if self.form.residual_scale == 1.0 else found * self.form.residual_scale)
+        return hidden + (found if self.model.residual_scale == 1.0 else found * self.model.residual_scale)
 
     def _total(self, terms: Sequence[tuple[Tensor, Linear]]) -> Tensor:
         """Sum of products of inputs [T, K], all-reduced over ranks if each holds a part of K: [T, E]."""
-        parts = [functional.linear(x, linear.full, None if self.form.team else linear.bias) for x, linear in terms]
+        parts = [functional.linear(x, linear.full, None if self.model.team else linear.bias) for x, linear in terms]
         total = parts[0] if len(parts) == 1 else parts[0] + parts[1]
-        if self.form.team is not None:
-            self.form.team.sum(total)
+        if self.model.team is not None:
+            self.model.team.sum(total)
             for bias in (linear.bias for _, linear in terms if linear.bias is not None):
                 total = total + bias
         return total
 
     def _embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        form = self.form
-        hidden = functional.embedding(tokens, form.embedding)
-        if form.embedding_scale != 1.0:
-            hidden = hidden * form.embedding_scale
-        if form.positions is not None:
-            hidden = hidden + functional.embedding(positions + form.position_offset, form.positions)
-        return hidden if form.embedding_norm is None else normalize(hidden, form.embedding_norm)
+        model = self.model
+        hidden = functional.embedding(tokens, model.embedding)
+        if model.embedding_scale != 1.0:
+            hidden = hidden * model.embedding_scale
+        if model.positions is not None:
+            hidden = hidden + functional.embedding(positions + model.position_offset, model.positions)
+        return hidden if model.embedding_norm is None else normalize(hidden, model.embedding_norm)
 
     def _attend(self, index: int, normed: Tensor, attention: PromptAttention | StepAttention) -> Tensor:
-        form, layer = self.form, self.form.layers[index].attention
+        model, layer = self.model, self.model.layers[index].attention
         qkv = product(normed, layer.qkv)
         if layer.per_head:
-            q, k, v = qkv.view(-1, form.heads, 3, form.head_dim).unbind(2)
+            q, k, v = qkv.view(-1, model.heads, 3, model.head_dim).unbind(2)
         else:
-            sizes = [form.heads, form.kv_heads, form.kv_heads]
-            q, k, v = torch.split(qkv.view(-1, sum(sizes), form.head_dim), sizes, 1)
+            sizes = [model.heads, model.kv_heads, model.kv_heads]
+            q, k, v = torch.split(qkv.view(-1, sum(sizes), model.head_dim), sizes, 1)
         if layer.q_norm is not None and layer.k_norm is not None:
             q, k = normalize(q, layer.q_norm), normalize(k, layer.k_norm)
         if layer.rotary is not None:

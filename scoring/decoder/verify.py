@@ -68,7 +68,7 @@ def _logits(model: Any, ids: list[list[int]]) -> list[Tensor]:
 def errors(decoder: Decoder, told: DecoderReference) -> dict[str, float]:
     """Relative errors (2-norms over all positions) of "prefill" and "decode", with teacher forcing."""
     slots = list(range(min(decoder.slots, len(told.ids))))
-    on_cpu = decoder.form.device.type == "cpu"
+    on_cpu = decoder.model.device.type == "cpu"
     probes = [ids[: decoder.max_length] for ids in told.ids]
     steps = [min(max(1, len(ids) - _PREFILLED), _ON_CPU[i] if on_cpu else len(ids)) for i, ids in enumerate(probes)]
     starts = [len(ids) - count for ids, count in zip(probes, steps, strict=True)]

@@ -40,7 +40,7 @@ class Drafting:
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
-        self._pays = PAYOFFS[decoder.form.device.type]
+        self._pays = PAYOFFS[decoder.model.device.type]
 
     def drafts(self, going: Sequence[RunningSequence], under_way: UnderWay, spare: bool) -> Drafts:
         """Tokens that each of these rows is to be fed, if any is worth a draft; else none. None beside open rows.

@@ -56,7 +56,7 @@ class Scheduler:
     """
 
     def __init__(self, task: TextGenerator, decoder: Decoder, capacity: int, reuse: bool = True) -> None:
-        device = decoder.form.device.type
+        device = decoder.model.device.type
         self.decoder = decoder
         self.budget = _BUDGET[device]
         self._task = task

@@ -140,4 +140,4 @@ def append_token(task: TextGenerator, running: RunningSequence, token: int, chan
 def capacity(decoder: Decoder, limits: Limits) -> int:
     """Tokens that slots may hold at once: on a GPU as many as their memory holds, on a CPU a batch's budget."""
     whole = decoder.capacity
-    return whole if decoder.form.device.type == "cuda" else min(whole, limits.max_batch_tokens)
+    return whole if decoder.model.device.type == "cuda" else min(whole, limits.max_batch_tokens)

@@ -6,7 +6,7 @@ Imports nothing, so that plans and documents read it without torch.
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
-#: Tiers of the static decoder: adapters' own form and kernels, or transformers' modules over its cache.
+#: Tiers of the static decoder: adapters' own model and kernels, or transformers' modules over its cache.
 Tier = Literal["fused", "generic"]
 
 

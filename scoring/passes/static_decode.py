@@ -127,7 +127,7 @@ class StaticDecode(Pass):
             decoder.drop()
             self.decoder = None
 
-        return Applied(len(decoder.form.layers), detail, undo, Runtime(decoder=decoder))
+        return Applied(len(decoder.model.layers), detail, undo, Runtime(decoder=decoder))
 
     def _made(self, model: Any, slots: int, ranks: "Workers | None") -> "Decoder":
         """Decoder of a model, whole or cut over ranks; raises PassRefused if another rank has no memory for it."""

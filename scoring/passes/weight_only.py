@@ -66,7 +66,7 @@ class WeightOnly(Pass):
         decoder = self.decode.decoder
         if decoder is None:
             raise PassRefused("the model has no static decoder")
-        if not isinstance(decoder.form, DecoderModel):
+        if not isinstance(decoder.model, DecoderModel):
             raise PassRefused("the model's products are transformers' own (generic tier)")
         timer = self._timer or step_ms
         alone = timer(decoder)
@@ -89,7 +89,7 @@ class WeightOnly(Pass):
                 f"a step with {self._kind} weights takes {beside:.2f} ms, with 16-bit ones {alone:.2f} ms"
             )
         detail = f"{self._kind}: a step of one sequence {alone:.2f} to {beside:.2f} ms"
-        return Applied(count or len(decoder.form.products()), detail, lambda: decoder.use_int8(False))
+        return Applied(count or len(decoder.model.products()), detail, lambda: decoder.use_int8(False))
 
     def verify(self, model: Any, reference: Callable[..., Any]) -> float:
         """Larger relative error of prefill and of cached steps against plain transformers in float32."""

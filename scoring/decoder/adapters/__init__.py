@@ -1,1 +1,1 @@
-"""Adapters from the decoders of transformers to `DecoderModel`, the one form that is executed."""
+"""Adapters from the decoders of transformers to `DecoderModel`, which is what the fused tier executes."""

@@ -22,18 +22,18 @@ from scoring.errors import LoadError
 
 
 def build(model: Any, positions: int, team: TensorParallelGroup | None = None) -> DecoderModel:
-    """Build the model's form, with rotary tables for `positions` tokens; raises LoadError for an unsupported model.
+    """Build the `DecoderModel`, with rotary tables for `positions` tokens; raises LoadError for an unsupported model.
 
-    With a team, it is the form of this rank's slice, as DeepSpeed's AutoTP cut it.
+    With a team, it is this rank's slice, as DeepSpeed's AutoTP cut it.
     """
     reason = unsupported(model.config)
     if reason:
         raise LoadError(f"The static decoder does not cover this model: {reason}.", "Serve it with plain transformers.")
     with torch.no_grad():
-        form = _BUILDERS[model.config.model_type](model, positions)
+        built = _BUILDERS[model.config.model_type](model, positions)
     if team is not None:
-        form.heads, form.kv_heads, form.team = form.heads // team.degree, form.kv_heads // team.degree, team
-    return form
+        built.heads, built.kv_heads, built.team = built.heads // team.degree, built.kv_heads // team.degree, team
+    return built
 
 
 def unsupported(config: Any) -> str:

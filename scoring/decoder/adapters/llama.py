@@ -29,7 +29,7 @@ _POST_NORMS = {
 
 
 def build(model: Any, positions: int) -> DecoderModel:
-    """Build the model's form, with rotary tables for `positions` tokens."""
+    """Build the `DecoderModel`, with rotary tables for `positions` tokens."""
     body, config = model.model, model.config
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     rotary = _rotaries(model, positions, head_dim)

@@ -28,7 +28,7 @@ _TIMED = 20  # steps of one row, of which the median tells whether compiled laye
 class GenericStep(Launcher):
     """Launches one decode step: the model's modules, then sampling."""
 
-    form: Any  # a GenericModel
+    model: Any  # a GenericModel
 
     def step(self, rows: int, far: bool = False) -> None:
         self.far = far
@@ -46,7 +46,7 @@ class GenericStep(Launcher):
 class GenericPrefiller(Prefiller):
     """Launches one chunk of prompts over the model's modules."""
 
-    form: Any  # a GenericModel
+    model: Any  # a GenericModel
 
     def piece(self, rows: int, runs: Sequence[Run] = ()) -> None:
         self.runs = runs
@@ -58,7 +58,7 @@ class GenericPrefiller(Prefiller):
 class GenericDraftStep(DraftStep):
     """Launches one step with drafts over the model's modules."""
 
-    form: Any  # a GenericModel
+    model: Any  # a GenericModel
 
     def step(self, rows: int, far: bool = False) -> None:
         logits = _forward(self, rows, self.tokens[:rows].long(), self.positions[:rows].long(), self.order[:rows].long())
@@ -72,15 +72,15 @@ class GenericCudaBackend(CudaBackend):
     uncaptured = ""  # why launches are not captured, if they are not
     uncompiled = ""  # why the layers are not compiled, if that was tried
 
-    def __init__(self, form: GenericModel, state: KVCache, drafts: bool = False) -> None:
-        self._model = form
-        super().__init__(form, state, pdl=False, drafts=drafts)  # the modules' kernels are none that start early
+    def __init__(self, model: GenericModel, state: KVCache, drafts: bool = False) -> None:
+        self._model = model
+        super().__init__(model, state, pdl=False, drafts=drafts)  # the modules' kernels are none that start early
 
-    def _launchers(self, form: Any, state: KVCache, pdl: bool) -> tuple[Launcher, Prefiller]:
-        return GenericStep(form, state, state.slots, pdl=pdl), GenericPrefiller(form, state, pdl=pdl)
+    def _launchers(self, model: Any, state: KVCache, pdl: bool) -> tuple[Launcher, Prefiller]:
+        return GenericStep(model, state, state.slots, pdl=pdl), GenericPrefiller(model, state, pdl=pdl)
 
-    def _drafter(self, form: Any, state: KVCache, pdl: bool) -> DraftStep:
-        return GenericDraftStep(form, state, pdl=pdl)
+    def _drafter(self, model: Any, state: KVCache, pdl: bool) -> DraftStep:
+        return GenericDraftStep(model, state, pdl=pdl)
 
     @property
     def notes(self) -> list[str]:
@@ -97,11 +97,11 @@ class GenericCudaBackend(CudaBackend):
 
     def _compile(self) -> None:
         """Time a step of one row as the modules are and compiled, and keep the faster; tell why not if not."""
-        form = self._model
+        layers = layers_with(self._model.module, self._model.places)
         plain = _milliseconds(self._capture(1))
         if self.uncaptured:
             return
-        form.compiled = compiled_forwards(layers_with(form.module, form.places))
+        self._model.compiled = compiled_forwards(layers)
         try:
             beside = _milliseconds(self._capture(1))
         except Exception as failure:  # whatever a compiler says of a model's own code
@@ -111,7 +111,7 @@ class GenericCudaBackend(CudaBackend):
             if plain >= beside * _GAIN:
                 return
             self.uncompiled = f"compiled {beside:.2f} ms a step against {plain:.2f} ms"
-        form.compiled = {}
+        self._model.compiled = {}
         self._capture(1)
 
     def logits(self, count: int) -> Tensor:
@@ -165,16 +165,16 @@ def waits_for_the_host(launch: Callable[[], None]) -> str:
 
 def _forward(own: Launcher, rows: int, tokens: Tensor, positions: Tensor, picked: Tensor) -> Tensor:
     """Enqueue the model's forward over rows of tokens, its attention over the cache; logits of the rows picked."""
-    form: Any = own.form
+    model: Any = own.model
     b = own.buffers
-    width, heads = form.head_dim, form.heads + 2 * form.kv_heads
+    width, heads = model.head_dim, model.heads + 2 * model.kv_heads
 
     def attend(index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        layer = form.layers[index]
+        layer = model.layers[index]
         torch.cat((q, k, v), 1, out=b.qkv.view(-1)[: rows * heads * width].view(rows, heads, width))
         own.scatter(rows, index, layer)
         own.attention(rows, index, layer)
         return b.attended[:rows]
 
-    found: Tensor = form.forward(tokens, positions, picked, attend)
+    found: Tensor = model.forward(tokens, positions, picked, attend)
     return found

@@ -84,16 +84,16 @@ class GenericModel:
 class _Routed:
     """Attention calls of a forward, handed on as a layer's number and rows of heads."""
 
-    def __init__(self, form: GenericModel, attend: Attend) -> None:
-        self._form, self._attend = form, attend
+    def __init__(self, model: GenericModel, attend: Attend) -> None:
+        self._model, self._attend = model, attend
 
     def attend(self, module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, said: dict[str, Any]) -> Tensor:
-        form = self._form
+        model = self._model
         if mask is not None:  # none was asked for: it is of the model's own making, and means more than causal
             raise ValueError("a layer masks its attention by itself")
-        rows = [_rows(each, form.head_dim).to(form.dtype) for each in (q, k, v)]
-        found = self._attend(form.places[id(module)], *rows)
-        return found.view(1, q.shape[2], form.heads, form.head_dim)[..., : v.shape[-1]].contiguous().to(v.dtype)
+        rows = [_rows(each, model.head_dim).to(model.dtype) for each in (q, k, v)]
+        found = self._attend(model.places[id(module)], *rows)
+        return found.view(1, q.shape[2], model.heads, model.head_dim)[..., : v.shape[-1]].contiguous().to(v.dtype)
 
 
 def _rows(heads: Tensor, width: int) -> Tensor:

@@ -71,7 +71,7 @@ def _described(model: Any, length: int) -> GenericModel:
     calls = probing.calls
     _check_calls(calls, getattr(config, "num_hidden_layers", None), device)
     (heads, head_dim), (kv_heads, _) = calls[0].queries, calls[0].values
-    form = GenericModel(
+    described = GenericModel(
         family=model.config.model_type,
         module=model,
         configs=configs,
@@ -86,8 +86,8 @@ def _described(model: Any, length: int) -> GenericModel:
         device=device,
         keeps=bool(asked) and found.logits.shape[1] == len(kept),
     )
-    form.forward(tokens, tokens - 1, kept, lambda index, q, k, v: torch.zeros_like(q).flatten(1))
-    return form
+    described.forward(tokens, tokens - 1, kept, lambda index, q, k, v: torch.zeros_like(q).flatten(1))
+    return described
 
 
 def _check_config(whole: Any, text: Any, told: Any) -> None:

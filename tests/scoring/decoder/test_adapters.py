@@ -131,7 +131,7 @@ def test_the_model_itself_still_answers_as_before(tmp_path: Path) -> None:
         decoder = Decoder(model, slots=1, max_length=64)
         assert torch.allclose(plain_logits(model, ids), before, atol=1e-5), family
         storages = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-        copies = [p for p in decoder.form.products() if p.weight.untyped_storage().data_ptr() not in storages]
+        copies = [p for p in decoder.model.products() if p.weight.untyped_storage().data_ptr() not in storages]
         assert copies == [], family
 
 

@@ -130,7 +130,7 @@ def test_keys_in_spans_change_logits_by_rounding_only(monkeypatch: pytest.Monkey
     found, used = [], []
     for spans in (True, False):
         if not spans:
-            monkeypatch.setattr(chunk_size, "takes_spans", lambda form: False)
+            monkeypatch.setattr(chunk_size, "takes_spans", lambda model: False)
         decoder = Decoder(model, slots=2, max_length=65_536, tokens=50_000)
         decoder.plan()
         decoder.open(1)

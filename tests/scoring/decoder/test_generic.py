@@ -111,7 +111,7 @@ def test_the_pass_serves_and_verifies_it() -> None:
     assert applied.detail.startswith("3 slots")
     assert chosen.decoder.tier == "generic"
     assert chosen.verify(model, told) <= 1e-5
-    for layer in chosen.decoder.form.layers:
+    for layer in chosen.decoder.model.layers:
         layer.attention.sinks = None  # a wrong answer is told
     assert chosen.verify(model, told) > 1e-3
 
@@ -154,26 +154,26 @@ def test_masks_are_known_over_the_whole_length() -> None:
 
 
 def test_layers_are_found_once_though_one_holds_a_list_of_attentions() -> None:
-    model = tiny_causal("longcat_flash")
-    form = Decoder(model, slots=1, max_length=64, tier="generic").form
-    assert isinstance(form, GenericModel)
-    assert layers_with(model, form.places) == list(model.model.layers)
-    assert len(form.places) == 2 * len(model.model.layers)
+    hf_model = tiny_causal("longcat_flash")
+    model = Decoder(hf_model, slots=1, max_length=64, tier="generic").model
+    assert isinstance(model, GenericModel)
+    assert layers_with(hf_model, model.places) == list(hf_model.model.layers)
+    assert len(model.places) == 2 * len(hf_model.model.layers)
 
 
 def test_layers_that_a_compiler_traced_answer_alike_and_are_left_as_they_were() -> None:
-    model = tiny_causal("llama")
-    form = Decoder(model, slots=1, max_length=64, tier="generic").form
-    assert isinstance(form, GenericModel)
+    hf_model = tiny_causal("llama")
+    model = Decoder(hf_model, slots=1, max_length=64, tier="generic").model
+    assert isinstance(model, GenericModel)
 
     def logits() -> torch.Tensor:
         tokens = torch.arange(7) + 1
-        return form.forward(tokens, tokens - 1, tokens[-1:] - 1, lambda index, q, k, v: q.flatten(1))
+        return model.forward(tokens, tokens - 1, tokens[-1:] - 1, lambda index, q, k, v: q.flatten(1))
 
     plain = logits()
-    form.compiled = compiled_forwards(layers_with(model, form.places), "eager")
+    model.compiled = compiled_forwards(layers_with(hf_model, model.places), "eager")
     try:
         assert torch.equal(logits(), plain)
     finally:
         torch.compiler.reset()
-    assert not any("forward" in vars(layer) for layer in model.model.layers)
+    assert not any("forward" in vars(layer) for layer in hf_model.model.layers)

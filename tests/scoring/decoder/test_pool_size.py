@@ -15,7 +15,7 @@ GPU = 80 << 30
 CONTEXT = 131_072
 
 
-def form(device: str = "cuda", least: int | None = None) -> Any:
+def model(device: str = "cuda", least: int | None = None) -> Any:
     """Sizes of Llama 3.2 3B; with `least`, another rank has room for so many blocks."""
     team = None if least is None else SimpleNamespace(least=lambda own: min(own, least))
     return SimpleNamespace(
@@ -44,45 +44,45 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_it_is_what_the_share_leaves_beside_weights_and_scratch(memory: list[int]) -> None:
-    blocks = pool_blocks(form(), 64, CONTEXT, 0, 0.0)
-    taken = (blocks + 1) * block_bytes(form()) + (7 << 30)
+    blocks = pool_blocks(model(), 64, CONTEXT, 0, 0.0)
+    taken = (blocks + 1) * block_bytes(model()) + (7 << 30)
     assert 0.88 * GPU < taken < 0.9 * GPU
     assert blocks * BLOCK > 4 * CONTEXT  # where every slot at full length would need 64 times as much
-    assert pool_blocks(form(), 64, CONTEXT, 0, 0.5) < 0.6 * blocks
-    whole = pool_blocks(form(), 64, CONTEXT, 0, 1.0)
-    assert (whole + 1) * block_bytes(form()) < memory[0] - RESERVE_BYTES
+    assert pool_blocks(model(), 64, CONTEXT, 0, 0.5) < 0.6 * blocks
+    whole = pool_blocks(model(), 64, CONTEXT, 0, 1.0)
+    assert (whole + 1) * block_bytes(model()) < memory[0] - RESERVE_BYTES
 
 
 def test_it_is_bounded_by_what_was_asked_for_and_what_slots_can_fill(memory: list[int]) -> None:
-    assert pool_blocks(form(), 64, CONTEXT, 100_000, 0.0) == -(-100_000 // BLOCK)
-    assert pool_blocks(form(), 64, CONTEXT, 10**9, 0.0) == pool_blocks(form(), 64, CONTEXT, 0, 0.0)
-    assert pool_blocks(form(), 4, 100, 0, 0.0) == 4 * 2
-    assert pool_blocks(form("cpu"), 64, CONTEXT, 0, 0.0) == 64 * CONTEXT // BLOCK
+    assert pool_blocks(model(), 64, CONTEXT, 100_000, 0.0) == -(-100_000 // BLOCK)
+    assert pool_blocks(model(), 64, CONTEXT, 10**9, 0.0) == pool_blocks(model(), 64, CONTEXT, 0, 0.0)
+    assert pool_blocks(model(), 4, 100, 0, 0.0) == 4 * 2
+    assert pool_blocks(model("cpu"), 64, CONTEXT, 0, 0.0) == 64 * CONTEXT // BLOCK
 
 
 def test_chunks_of_prompts_are_as_long_as_memory_allows_and_counted(memory: list[int], monkeypatch: Any) -> None:
-    assert longest_chunk(form()) == 8192
-    counted = scratch_bytes(form(), 64, CONTEXT)
-    assert counted > 8192 * row_bytes(form()) + span_bytes(form(), CONTEXT)
-    assert span_bytes(form(), CONTEXT) > 2 * 32_768 * 8 * 128 * 2 + 6 * 8192 * 24 * 128 * 2  # keys, values, results
-    assert span_bytes(form(), 8192) == 0
+    assert longest_chunk(model()) == 8192
+    counted = scratch_bytes(model(), 64, CONTEXT)
+    assert counted > 8192 * row_bytes(model()) + span_bytes(model(), CONTEXT)
+    assert span_bytes(model(), CONTEXT) > 2 * 32_768 * 8 * 128 * 2 + 6 * 8192 * 24 * 128 * 2  # keys, values, results
+    assert span_bytes(model(), 8192) == 0
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (memory[0] // 5, GPU // 5))
-    assert longest_chunk(form()) == 2048
+    assert longest_chunk(model()) == 2048
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (memory[0] // 40, GPU // 40))
-    assert longest_chunk(form()) == 1024
-    assert longest_chunk(form("cpu")) == 1024
+    assert longest_chunk(model()) == 1024
+    assert longest_chunk(model("cpu")) == 1024
 
 
 def test_all_ranks_take_the_smallest(memory: list[int]) -> None:
-    assert pool_blocks(form(least=300), 64, CONTEXT, 0, 0.0) == 300
-    assert pool_blocks(form(least=10**9), 64, CONTEXT, 0, 0.0) == pool_blocks(form(), 64, CONTEXT, 0, 0.0)
+    assert pool_blocks(model(least=300), 64, CONTEXT, 0, 0.0) == 300
+    assert pool_blocks(model(least=10**9), 64, CONTEXT, 0, 0.0) == pool_blocks(model(), 64, CONTEXT, 0, 0.0)
 
 
 def test_too_little_to_serve_is_refused(memory: list[int]) -> None:
     memory[0] = RESERVE_BYTES + (3 << 30)
-    assert pool_blocks(form(), 2, CONTEXT, 0, 1.0) * BLOCK >= LEAST_CACHE_TOKENS
+    assert pool_blocks(model(), 2, CONTEXT, 0, 1.0) * BLOCK >= LEAST_CACHE_TOKENS
     memory[0] = RESERVE_BYTES + (2 << 30)
     with pytest.raises(torch.OutOfMemoryError, match="would have room for"):
-        pool_blocks(form(), 64, CONTEXT, 0, 1.0)
+        pool_blocks(model(), 64, CONTEXT, 0, 1.0)
     with pytest.raises(torch.OutOfMemoryError):
-        pool_blocks(form(least=-1), 64, CONTEXT, 0, 1.0)
+        pool_blocks(model(least=-1), 64, CONTEXT, 0, 1.0)

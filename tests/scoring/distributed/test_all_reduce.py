@@ -1,4 +1,4 @@
-"""The GPU's steps and prompts over slices: the launches of two ranks, interpreted, against the whole form in torch.
+"""The GPU's steps and prompts over slices: the launches of two ranks, interpreted, against the whole model in torch.
 
 TRITON_INTERPRET=1 pytest tests/scoring/distributed/test_all_reduce.py     # with triton installed, no GPU
 """
@@ -40,13 +40,13 @@ LENGTHS = (40, 3, 21, 11)
 STEPS = 2
 
 
-def _state(form: Any, model: Any) -> KVCache:
-    """Slots that hold prompts of LENGTHS and a next token; keys and values of the form's own heads are written."""
-    state = KVCache(form, len(LENGTHS), 128)
-    backend = TorchBackend(form, state)
+def _state(model: Any, hf_model: Any) -> KVCache:
+    """Slots that hold prompts of LENGTHS and a next token; keys and values of the model's own heads are written."""
+    state = KVCache(model, len(LENGTHS), 128)
+    backend = TorchBackend(model, state)
     for slot, length in enumerate(LENGTHS):
         state.open(slot, SamplingParams())
-        ids = torch.tensor(prompt(model, length))
+        ids = torch.tensor(prompt(hf_model, length))
         backend.prefill([(slot, 0, length)], ids)
         state.lengths[slot], state.tokens[slot] = length, 7 + slot
         state.seen[slot, ids] = 1
@@ -55,20 +55,20 @@ def _state(form: Any, model: Any) -> KVCache:
 
 @pytest.mark.parametrize("family", SLICED_DECODERS)
 @pytest.mark.parametrize("rows", [[1], [3, 0], [3, 2, 1, 0]], ids=["one", "two", "four"])
-def test_steps_over_two_ranks_match_the_whole_form(family: str, rows: list[int], tmp_path: Path) -> None:
-    model = tiny(family, tmp_path)
-    form = build(model, 128)
+def test_steps_over_two_ranks_match_the_whole_model(family: str, rows: list[int], tmp_path: Path) -> None:
+    hf_model = tiny(family, tmp_path)
+    model = build(hf_model, 128)
     with torch.inference_mode():
-        whole = _state(form, model)
+        whole = _state(model, hf_model)
         slots, wanted = torch.tensor(rows), []
         for _ in range(STEPS):
-            wanted.append(TorchBackend(form, whole).step(slots, 128))
+            wanted.append(TorchBackend(model, whole).step(slots, 128))
             whole.lengths[slots] += 1
             whole.tokens[slots] = wanted[-1].argmax(1)
 
     def work(team: TensorParallelGroup) -> list[torch.Tensor]:
-        part = cut(form, team)
-        state = _state(part, model)
+        part = cut(model, team)
+        state = _state(part, hf_model)
         launcher = Launcher(part, state, 4, pdl=False)
         launcher.tiles = {name: GemvTile(64, 64, 1) for name in ("qkv", "out", "up", "gated", "down", "head")}
         launcher.buffers.slots[: len(rows)] = slots.int()
@@ -77,7 +77,7 @@ def test_steps_over_two_ranks_match_the_whole_form(family: str, rows: list[int],
             before = threads.sums[team.rank]
             launcher.step(len(rows))
             sums = threads.sums[team.rank] - before
-            assert sums == len(form.layers) * (1 if form.layers[0].parallel else 2) + 1  # and the tokens
+            assert sums == len(model.layers) * (1 if model.layers[0].parallel else 2) + 1  # and the tokens
             logits = launcher.buffers.logits if len(rows) <= 2 else launcher.buffers.narrow
             found.append(logits[: len(rows)].clone())
         assert torch.equal(state.tokens[slots], whole.tokens[slots])
@@ -91,16 +91,16 @@ def test_steps_over_two_ranks_match_the_whole_form(family: str, rows: list[int],
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])
 def test_int8_slices_match_their_widened_reference(family: str, tmp_path: Path) -> None:
-    model = tiny(family, tmp_path)
-    form = build(model, 128)
+    hf_model = tiny(family, tmp_path)
+    model = build(hf_model, 128)
 
     def work(team: TensorParallelGroup) -> float:
-        part = cut(form, team)
+        part = cut(model, team)
         quantize_weights(part)
         for product in part.products():  # the reference reads what the kernels read
             assert product.scale is not None
             product.wide = product.weight * product.scale[:, None]
-        state = _state(part, model)
+        state = _state(part, hf_model)
         slots = torch.tensor([2, 0])
         wanted = TorchBackend(part, state).step(slots, 128)
         launcher = Launcher(part, state, 2, pdl=False)
@@ -113,17 +113,17 @@ def test_int8_slices_match_their_widened_reference(family: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "gptj", "opt"])
-def test_prompts_over_two_ranks_match_the_whole_form(family: str, tmp_path: Path) -> None:
-    model = tiny(family, tmp_path)
-    form = build(model, 128)
-    parts = [(2, 0, prompt(model, 30)), (0, 0, prompt(model, 9, 3))]
+def test_prompts_over_two_ranks_match_the_whole_model(family: str, tmp_path: Path) -> None:
+    hf_model = tiny(family, tmp_path)
+    model = build(hf_model, 128)
+    parts = [(2, 0, prompt(hf_model, 30)), (0, 0, prompt(hf_model, 9, 3))]
     with torch.inference_mode():
-        reference = TorchBackend(form, KVCache(form, 3, 128))
+        reference = TorchBackend(model, KVCache(model, 3, 128))
         tokens = torch.tensor([token for _, _, ids in parts for token in ids])
         wanted = reference.prefill([(slot, start, len(ids)) for slot, start, ids in parts], tokens)
 
     def work(team: TensorParallelGroup) -> torch.Tensor:
-        part = cut(form, team)
+        part = cut(model, team)
         prefiller = Prefiller(part, KVCache(part, 3, 128), pdl=False)
         numbers = torch.empty(prefiller.layout.size, dtype=torch.int32)
         prefiller.layout.fill(numbers, parts, 3)
@@ -191,10 +191,10 @@ def test_words_that_are_late_are_waited_for() -> None:
 
 
 def test_the_kernel_after_a_sum_waits_for_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    form = build(tiny("llama", tmp_path), 128)
+    model = build(tiny("llama", tmp_path), 128)
 
     def work(team: TensorParallelGroup) -> None:
-        part = cut(form, team)
+        part = cut(model, team)
         launcher = Launcher(part, KVCache(part, 2, 128), 2, pdl=True)
         assert launcher._launch() == {"launch_pdl": True}
         launcher._sum(launcher.buffers.x[:1])
@@ -219,19 +219,19 @@ def test_a_world_of_one_rank_is_the_plain_decoder(
     queried: list[int] = []
     event = SimpleNamespace(record=lambda: None, query=lambda: queried.append(1) or len(queried) % 2 == 0)
     monkeypatch.setattr(torch.cuda, "Event", lambda: event)
-    model = tiny("gptj", tmp_path)
+    hf_model = tiny("gptj", tmp_path)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         checked: list[int] = []
         team = TensorParallelGroup(0, 1, torch.device("cpu"), 20.0, lambda: checked.append(1))
-        plain, ours = Decoder(model, 3, 128), Decoder(model, 3, 128, team)
-        ours._cuda = back_end(ours.form, ours.state)
+        plain, ours = Decoder(hf_model, 3, 128), Decoder(hf_model, 3, 128, team)
+        ours._cuda = back_end(ours.model, ours.state)
         ours._cuda.launcher.tiles = {name: GemvTile(64, 64, 1) for name in ("qkv", "out", "up", "down", "head")}
         told = []
         for decoder in (plain, ours):
             decoder.open(2, SamplingParams(0.8, seed=11))
             decoder.open(0)
-            decoder.prefill_many([(2, prompt(model, 20)), (0, prompt(model, 7, 3))])
+            decoder.prefill_many([(2, prompt(hf_model, 20)), (0, prompt(hf_model, 7, 3))])
             pending = [decoder.sample([2, 0]), decoder.step([2, 0]), decoder.step([0])]
             told.append([each.tokens() for each in pending])
     finally:

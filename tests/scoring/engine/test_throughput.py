@@ -40,6 +40,6 @@ def test_every_figure_comes_of_the_requests_asked_for(tmp_path: Path) -> None:
     assert vars(decoder).keys().isdisjoint({"step", "sample", "open", "prefill_many"})  # nothing stays wrapped
     assert stock(service, load) > 0
     counted = floor(service, load, {"peak": 1e12, "bandwidth": 1e12})
-    weights = decoder.form.step_bytes() * (load.new - 1) / 1e12
+    weights = decoder.model.step_bytes() * (load.new - 1) / 1e12
     assert 0 < counted < load.requests * load.new / weights
     service.drain(5)

@@ -117,7 +117,7 @@ def test_a_mask_knows_the_token_before_though_others_are_read_late(tiny: Tiny) -
     served = on_gpu(tiny("gpt2", TASK))
     task: Any = served.service.task
     decoder = served.service.loaded.runtime.decoder
-    task.grammars = AscendingGrammars(decoder.form.vocabulary)
+    task.grammars = AscendingGrammars(decoder.model.vocabulary)
     free = [
         encoded(served, text, max_new_tokens=4, **how) for text in (LONG, "The") for how in ({}, SAMPLED | {"seed": 1})
     ]

@@ -140,5 +140,5 @@ def test_a_cancelled_row_frees_its_slot(gpt2: tuple[Served, Path]) -> None:
 
 @pytest.mark.parametrize(("device", "tokens"), [("cuda", 128 * 2048), ("cpu", 16_384)])
 def test_slots_may_be_full_where_their_memory_is_taken_already(device: str, tokens: int) -> None:
-    decoder = SimpleNamespace(capacity=128 * 2048, form=SimpleNamespace(device=torch.device(device)))
+    decoder = SimpleNamespace(capacity=128 * 2048, model=SimpleNamespace(device=torch.device(device)))
     assert capacity(decoder, Limits(max_batch_tokens=16_384, slots=128)) == tokens

@@ -53,34 +53,34 @@ def tokens_of(state: KVCache, slot: int, count: int) -> torch.Tensor:
     return both.flatten(3, 4)[:, :, :, :count]
 
 
-def prepared(model: Any, slots: int, quantised: str = "") -> tuple[KVCache, TorchBackend, Launcher]:
+def prepared(hf_model: Any, slots: int, quantised: str = "") -> tuple[KVCache, TorchBackend, Launcher]:
     """A state whose slots hold prompts of LENGTHS and a next token, and both back ends over it."""
-    form = build(model, 128)
+    model = build(hf_model, 128)
     if quantised == "int4":
-        assert attach(form, model) == len(form.products()) - 1  # all but the head, which is not stored so
+        assert attach(model, hf_model) == len(model.products()) - 1  # all but the head, which is not stored so
     elif quantised:
-        quantize_weights(form)
-        for product in form.products():  # the reference reads what the kernels read
+        quantize_weights(model)
+        for product in model.products():  # the reference reads what the kernels read
             product.wide = product.weight * product.scale[:, None]
-    state = shuffled(KVCache(form, slots, 128))
-    reference = TorchBackend(form, state)
+    state = shuffled(KVCache(model, slots, 128))
+    reference = TorchBackend(model, state)
     for slot in range(slots):
         state.open(slot, SamplingParams())
-        ids = torch.tensor(prompt(model, LENGTHS[slot]), device=DEVICE)
+        ids = torch.tensor(prompt(hf_model, LENGTHS[slot]), device=DEVICE)
         reference.prefill([(slot, 0, len(ids))], ids)
         state.lengths[slot] = LENGTHS[slot]
         state.seen[slot, ids] = 1
         state.tokens[slot] = 7 + slot
-    launcher = Launcher(form, state, max(slots, 4), pdl=DEVICE == "cuda")
+    launcher = Launcher(model, state, max(slots, 4), pdl=DEVICE == "cuda")
     if DEVICE == "cpu":  # the interpreter runs programs one by one: let there be few
         launcher.tiles = {name: GemvTile(64, 64, 1) for name in ("qkv", "out", "up", "gated", "down", "head")}
     return state, reference, launcher
 
 
 @torch.inference_mode()
-def compare(model: Any, rows: list[int], quantised: str = "", steps: int = 2, far: bool = False) -> None:
+def compare(hf_model: Any, rows: list[int], quantised: str = "", steps: int = 2, far: bool = False) -> None:
     """Several steps by the kernels, each against the torch step of the same state."""
-    state, reference, launcher = prepared(model, 5, quantised)
+    state, reference, launcher = prepared(hf_model, 5, quantised)
     slots = torch.tensor(rows, device=DEVICE)
     launcher.buffers.slots[: len(rows)] = slots.int()
     for _ in range(steps):
@@ -110,11 +110,11 @@ def test_steps_match_the_reference(family: str, rows: list[int], tmp_path: Path)
 @torch.inference_mode()
 def test_steps_with_drafts_match_the_reference(family: str, tmp_path: Path) -> None:
     """Drafts within a block and across, past a window and of one token; right, wrong in the middle, and empty."""
-    model = tiny("llama" if family == "sinks" else family, tmp_path).to(DEVICE)
-    state, reference, _ = prepared(model, 5)
-    for layer in reference.form.layers if family == "sinks" else ():
-        layer.attention.sinks = torch.linspace(-1, 2, reference.form.heads, device=DEVICE)
-    drafter = DraftStep(reference.form, state, pdl=DEVICE == "cuda")
+    hf_model = tiny("llama" if family == "sinks" else family, tmp_path).to(DEVICE)
+    state, reference, _ = prepared(hf_model, 5)
+    for layer in reference.model.layers if family == "sinks" else ():
+        layer.attention.sinks = torch.linspace(-1, 2, reference.model.heads, device=DEVICE)
+    drafter = DraftStep(reference.model, state, pdl=DEVICE == "cuda")
     placed = [(1, LENGTHS[1], [8]), (4, LENGTHS[4], [11, 5, 6]), (0, LENGTHS[0], [7])]
     for slot, at, tokens in (placed[0], placed[2]):  # followed by what the model picks
         saved = state.keys.clone(), state.values.clone()
@@ -158,9 +158,9 @@ def test_a_steps_long_rows_are_split_further(tmp_path: Path, monkeypatch: pytest
         attention(launcher, rows, *layer)
 
     monkeypatch.setattr(Launcher, "attention", spy)
-    model = tiny("llama", tmp_path).to(DEVICE)
+    hf_model = tiny("llama", tmp_path).to(DEVICE)
     for far in (False, True):
-        compare(model, [4, 2, 1, 3], far=far)
+        compare(hf_model, [4, 2, 1, 3], far=far)
         assert set(split) == {(2 if far else 1, True)}
         split.clear()
 
@@ -169,11 +169,11 @@ def test_a_steps_long_rows_are_split_further(tmp_path: Path, monkeypatch: pytest
 def test_attention_sinks_take_their_part(rows: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = build
 
-    def with_sinks(model: Any, length: int) -> Any:
-        form = made(model, length)
-        for layer in form.layers:
-            layer.attention.sinks = torch.linspace(-1, 2, form.heads, device=DEVICE)
-        return form
+    def with_sinks(hf_model: Any, length: int) -> Any:
+        model = made(hf_model, length)
+        for layer in model.layers:
+            layer.attention.sinks = torch.linspace(-1, 2, model.heads, device=DEVICE)
+        return model
 
     monkeypatch.setitem(globals(), "build", with_sinks)
     compare(tiny("llama", tmp_path).to(DEVICE), rows)
@@ -189,11 +189,11 @@ def by_torch(reference: TorchBackend, parts: list[tuple[int, int, list[int]]]) -
 @torch.inference_mode()
 def test_prompts_match_the_reference(family: str, tmp_path: Path) -> None:
     """Two pieces: prompts of several slots at once, then the rest of one beside a whole other one."""
-    model = tiny(family, tmp_path).to(DEVICE)
-    form = build(model, 128)
-    state, plain = shuffled(KVCache(form, 5, 128)), KVCache(form, 5, 128)
-    reference, prefiller = TorchBackend(form, plain), Prefiller(form, state, pdl=DEVICE == "cuda")
-    one, two, three = prompt(model, 90), prompt(model, 70, 3), prompt(model, 3, 7)
+    hf_model = tiny(family, tmp_path).to(DEVICE)
+    model = build(hf_model, 128)
+    state, plain = shuffled(KVCache(model, 5, 128)), KVCache(model, 5, 128)
+    reference, prefiller = TorchBackend(model, plain), Prefiller(model, state, pdl=DEVICE == "cuda")
+    one, two, three = prompt(hf_model, 90), prompt(hf_model, 70, 3), prompt(hf_model, 3, 7)
     for parts in ([(4, 0, one[:20]), (2, 0, two)], [(4, 20, one[20:]), (0, 0, three)]):
         rows = sum(len(ids) for _, _, ids in parts) + 5  # padded, as up to a captured size
         numbers = torch.empty(prefiller.layout.size, dtype=torch.int32)
@@ -229,19 +229,19 @@ def back_end(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_slots_join_and_go_on_as_on_a_cpu(back_end: Any, tmp_path: Path) -> None:
-    model = tiny("llama", tmp_path)
-    plain, ours = Decoder(model, 6, 128), Decoder(model, 6, 128, tokens=640)
-    ours._cuda = back_end(ours.form, ours.state)
+    hf_model = tiny("llama", tmp_path)
+    plain, ours = Decoder(hf_model, 6, 128), Decoder(hf_model, 6, 128, tokens=640)
+    ours._cuda = back_end(ours.model, ours.state)
     ours._cuda.launcher.tiles = {name: GemvTile(64, 64, 1) for name in ("qkv", "out", "gated", "down", "head")}
     told = []
     for decoder in (plain, ours):
         for slot, sampling in zip((5, 0, 3), (SAMPLINGS[0], SAMPLINGS[5], SAMPLINGS[1]), strict=True):
             decoder.open(slot, sampling)
-        decoder.prefill_many([(5, prompt(model, 30)), (0, prompt(model, 50, 3))])
-        decoder.prefill_many([(5, prompt(model, 9, 2)), (3, prompt(model, 5, 4))])
+        decoder.prefill_many([(5, prompt(hf_model, 30)), (0, prompt(hf_model, 50, 3))])
+        decoder.prefill_many([(5, prompt(hf_model, 9, 2)), (3, prompt(hf_model, 5, 4))])
         pending = [decoder.sample([5, 0, 3]), decoder.step([5, 0, 3]), decoder.step([5, 0, 3])]
         decoder.open(1)
-        decoder.prefill(1, prompt(model, 20))
+        decoder.prefill(1, prompt(hf_model, 20))
         pending += [decoder.sample([1]), decoder.step([0, 1, 3, 5]), decoder.step([0, 1, 3, 5])]
         told.append([each.tokens() for each in pending])
         told[-1] += [getattr(decoder.state, name)[:6].tolist() for name in ("lengths", "tokens", "seen")]
@@ -250,18 +250,18 @@ def test_slots_join_and_go_on_as_on_a_cpu(back_end: Any, tmp_path: Path) -> None
 
 def test_drafts_change_no_token(back_end: Any, tmp_path: Path) -> None:
     """Two slots, sampled and not, fed what comes and what does not; the third goes on beside them by single tokens."""
-    model = tiny("llama", tmp_path)
+    hf_model = tiny("llama", tmp_path)
     slots, told = [5, 0, 3], []
-    plain, ours = Decoder(model, 6, 128, drafts=True), Decoder(model, 6, 128, tokens=640, drafts=True)
+    plain, ours = Decoder(hf_model, 6, 128, drafts=True), Decoder(hf_model, 6, 128, tokens=640, drafts=True)
     for decoder in (plain, ours):
         if decoder is ours:
-            decoder._cuda = back_end(ours.form, ours.state, drafts=True)
+            decoder._cuda = back_end(ours.model, ours.state, drafts=True)
             decoder._cuda.launcher.tiles = {
                 name: GemvTile(64, 64, 1) for name in ("qkv", "out", "gated", "down", "head")
             }
         for slot, sampling in zip(slots, (SAMPLINGS[0], SAMPLINGS[5], SAMPLINGS[4]), strict=True):
             decoder.open(slot, sampling)
-        decoder.prefill_many([(5, prompt(model, 30)), (0, prompt(model, 61, 3)), (3, prompt(model, 5, 4))])
+        decoder.prefill_many([(5, prompt(hf_model, 30)), (0, prompt(hf_model, 61, 3)), (3, prompt(hf_model, 5, 4))])
         found = [[token] for token in decoder.sample(slots).tokens()]
         if decoder is plain:
             for _ in range(9):
@@ -294,14 +294,14 @@ def test_prompts_are_cut_into_pieces() -> None:
 
 @torch.inference_mode()
 def test_slots_are_opened_together_as_one_by_one(tmp_path: Path) -> None:
-    form = build(tiny("gpt2", tmp_path).to(DEVICE), 128)
-    together, single = (KVCache(form, len(SAMPLINGS), 128) for _ in range(2))
+    model = build(tiny("gpt2", tmp_path).to(DEVICE), 128)
+    together, single = (KVCache(model, len(SAMPLINGS), 128) for _ in range(2))
     for state in (together, single):
         state.seen.fill_(1)
     for slot, sampling in enumerate(SAMPLINGS):
         single.open(slot, sampling)
     records = torch.tensor([record(slot, sampling) for slot, sampling in enumerate(SAMPLINGS)], dtype=torch.int32)
-    admit(form, together, records.to(DEVICE), len(SAMPLINGS))
+    admit(model, together, records.to(DEVICE), len(SAMPLINGS))
     for name in (
         "seen",
         "temperature",
@@ -327,16 +327,16 @@ def test_int8_weights_match_their_widened_reference(family: str, tmp_path: Path)
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "opt"])
 def test_int4_weights_are_the_stored_ones(family: str, method: str, tmp_path: Path) -> None:
     """Norms of both kinds, gates, biases, heads in groups and heads of their own; with and without zero points."""
-    model = tiny(family, tmp_path / "wide")
-    model.save_pretrained(tmp_path / "wide")
+    hf_model = tiny(family, tmp_path / "wide")
+    hf_model.save_pretrained(tmp_path / "wide")
     publish(tmp_path / "wide", tmp_path / method, method)
-    loaded = from_pretrained(type(model), tmp_path / method, dtype=torch.float32)
+    loaded = from_pretrained(type(hf_model), tmp_path / method, dtype=torch.float32)
     compare(loaded.eval().to(DEVICE), [3, 1], quantised="int4")
 
 
 def test_products_cut_in_several_passes(tmp_path: Path) -> None:
-    model = tiny("qwen2", tmp_path).to(DEVICE)
-    _, reference, launcher = prepared(model, 2)
+    hf_model = tiny("qwen2", tmp_path).to(DEVICE)
+    _, reference, launcher = prepared(hf_model, 2)
     launcher.tiles = {name: GemvTile(32, 16, 1) for name in ("qkv", "out", "gated", "down", "head")}
     slots = torch.tensor([1, 0], device=DEVICE)
     launcher.buffers.slots[:2] = slots.int()
@@ -363,11 +363,11 @@ SAMPLINGS = (
 @pytest.mark.parametrize("gathered", [1024, 16], ids=["gathered", "whole-rows"])
 @torch.inference_mode()
 def test_the_sampler_picks_what_the_reference_picks(gathered: int, spread: float, tmp_path: Path) -> None:
-    model = tiny("gpt2", tmp_path).to(DEVICE)
-    form = build(model, 128)
-    form.head.weight = form.head.weight.new_zeros(5000, form.hidden)  # several programs of the scan, the last not full
-    state = KVCache(form, len(SAMPLINGS), 128)
-    launcher = Launcher(form, state, len(SAMPLINGS), pdl=DEVICE == "cuda")
+    hf_model = tiny("gpt2", tmp_path).to(DEVICE)
+    model = build(hf_model, 128)
+    model.head.weight = model.head.weight.new_zeros(5000, model.hidden)  # several programs scan, the last not full
+    state = KVCache(model, len(SAMPLINGS), 128)
+    launcher = Launcher(model, state, len(SAMPLINGS), pdl=DEVICE == "cuda")
     launcher.gathered = gathered
     for slot, sampling in enumerate(SAMPLINGS):
         state.open(slot, sampling)
@@ -376,7 +376,7 @@ def test_the_sampler_picks_what_the_reference_picks(gathered: int, spread: float
     generator = torch.Generator().manual_seed(1)
     for length in range(4):
         state.lengths.fill_(length)
-        logits = spread * torch.randn(len(SAMPLINGS), form.vocabulary, generator=generator)
+        logits = spread * torch.randn(len(SAMPLINGS), model.vocabulary, generator=generator)
         expected = [pick(logits[slot].to(DEVICE), state, slot) for slot in range(len(SAMPLINGS))]
         launcher.sample(len(SAMPLINGS), logits.to(DEVICE), advance=False)
         assert launcher.buffers.out.tolist() == expected, length
@@ -385,19 +385,19 @@ def test_the_sampler_picks_what_the_reference_picks(gathered: int, spread: float
 @pytest.mark.parametrize("allowed", [3, 400, 4000])
 @torch.inference_mode()
 def test_a_mask_leaves_the_sampler_what_it_leaves_the_reference(allowed: int, tmp_path: Path) -> None:
-    form = build(tiny("gpt2", tmp_path).to(DEVICE), 128)
-    form.head.weight = form.head.weight.new_zeros(5000, form.hidden)
-    state, rows = KVCache(form, len(SAMPLINGS), 128), torch.arange(len(SAMPLINGS), device=DEVICE)
-    launcher = Launcher(form, state, len(SAMPLINGS), pdl=DEVICE == "cuda")
+    model = build(tiny("gpt2", tmp_path).to(DEVICE), 128)
+    model.head.weight = model.head.weight.new_zeros(5000, model.hidden)
+    state, rows = KVCache(model, len(SAMPLINGS), 128), torch.arange(len(SAMPLINGS), device=DEVICE)
+    launcher = Launcher(model, state, len(SAMPLINGS), pdl=DEVICE == "cuda")
     for slot, sampling in enumerate(SAMPLINGS):
         state.open(slot, sampling)
     launcher.buffers.slots[:] = rows.int()
     generator = torch.Generator().manual_seed(2)
     for length in range(3):
         state.lengths.fill_(length)
-        logits = 2 * torch.randn(len(SAMPLINGS), form.vocabulary, generator=generator).to(DEVICE)
-        tokens = torch.stack([torch.randperm(form.vocabulary, generator=generator)[:allowed] for _ in SAMPLINGS])
-        masks = packed(tokens, form.vocabulary)
+        logits = 2 * torch.randn(len(SAMPLINGS), model.vocabulary, generator=generator).to(DEVICE)
+        tokens = torch.stack([torch.randperm(model.vocabulary, generator=generator)[:allowed] for _ in SAMPLINGS])
+        masks = packed(tokens, model.vocabulary)
         expected = pick_all(logits, state, rows, masks)
         assert all(token in own for token, own in zip(expected, tokens.tolist(), strict=True))
         before = state.seen.clone()

@@ -26,7 +26,7 @@ LENGTH = 512
 PARTS: list[Part] = [(2, 330, range(70)), (0, 0, range(3)), (1, 131, range(20))]
 
 
-def form_of(head_dim: int = 16, alibi: bool = False, dtype: torch.dtype = torch.float32, **own: Any) -> Any:
+def model_of(head_dim: int = 16, alibi: bool = False, dtype: torch.dtype = torch.float32, **own: Any) -> Any:
     """What the attention reads of a model of 4 query heads on 2 key heads."""
     linear = Linear(torch.empty(0, 0))
     return SimpleNamespace(
@@ -41,9 +41,9 @@ def form_of(head_dim: int = 16, alibi: bool = False, dtype: torch.dtype = torch.
     )
 
 
-def prepared(form: Any) -> KVCache:
+def prepared(model: Any) -> KVCache:
     """A cache of random numbers, its blocks in any order; what no token holds is not a number."""
-    state = KVCache(form, 3, LENGTH)
+    state = KVCache(model, 3, LENGTH)
     order = torch.randperm(state.blocks, generator=torch.Generator().manual_seed(0)).int()
     state.table[:3] = order.view(3, -1).to(DEVICE)
     for cache in (state.keys, state.values):
@@ -54,9 +54,9 @@ def prepared(form: Any) -> KVCache:
     return state
 
 
-def plain(form: Any, state: KVCache, q: torch.Tensor) -> torch.Tensor:
+def plain(model: Any, state: KVCache, q: torch.Tensor) -> torch.Tensor:
     """The same in float32, query by query."""
-    own, out = form.layers[0].attention, []
+    own, out = model.layers[0].attention, []
     for row, count, slot, position in runs_of(PARTS):
         blocks = state.table[slot].long()
         k, v = (
@@ -67,8 +67,8 @@ def plain(form: Any, state: KVCache, q: torch.Tensor) -> torch.Tensor:
             scores = (k @ q[row + token].float()[:, :, None])[..., 0] * own.scale
             scores = own.cap * torch.tanh(scores / own.cap) if own.cap else scores
             distance = position + token - torch.arange(position + count, device=q.device)
-            if form.alibi is not None:
-                scores = scores - form.alibi[:, None] * distance
+            if model.alibi is not None:
+                scores = scores - model.alibi[:, None] * distance
             hidden = (distance < 0) | ((distance >= own.window) if own.window else (distance < 0))
             scores = scores.masked_fill(hidden, -torch.inf)
             if own.sinks is not None:
@@ -78,15 +78,15 @@ def plain(form: Any, state: KVCache, q: torch.Tensor) -> torch.Tensor:
     return torch.stack(out)
 
 
-def attended(form: Any, state: KVCache, q: torch.Tensor, rows: int) -> torch.Tensor:
+def attended(model: Any, state: KVCache, q: torch.Tensor, rows: int) -> torch.Tensor:
     """By the kernel, in a layout of more tiles than are used; prefixes by spans where there are any."""
-    ours = ChunkAttention(form, state, rows, max(16, 1 << (form.head_dim - 1).bit_length()))
+    ours = ChunkAttention(model, state, rows, max(16, 1 << (model.head_dim - 1).bit_length()))
     layout = Layout(rows, 4, ours.tiling.queries)
     numbers = torch.zeros(layout.size, dtype=torch.int32)
     spans = [ours.spans(len(ids), position) for _, position, ids in PARTS]
     layout.fill(numbers, PARTS, 3, spans)
     tiled = layout.cut(numbers.to(DEVICE))[2]
-    out, slopes = torch.zeros_like(q), q if form.alibi is None else form.alibi
+    out, slopes = torch.zeros_like(q), q if model.alibi is None else model.alibi
     ours.attend(0, q, out, tiled, layout.tiles, slopes, False, {}, runs_of(PARTS) if any(spans) else ())
     return out[: sum(len(ids) for _, _, ids in PARTS)]
 
@@ -106,9 +106,9 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_it_equals_plain_attention(case: str) -> None:
     torch.manual_seed(0)
-    form = form_of(**CASES[case])
-    state, q = prepared(form), torch.randn(128, 4, form.head_dim, device=DEVICE)
-    assert (attended(form, state, q, 128) - plain(form, state, q)).abs().max() <= 2e-5
+    model = model_of(**CASES[case])
+    state, q = prepared(model), torch.randn(128, 4, model.head_dim, device=DEVICE)
+    assert (attended(model, state, q, 128) - plain(model, state, q)).abs().max() <= 2e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.float16] if DEVICE == "cpu" else [torch.float16, torch.bfloat16])
@@ -119,9 +119,9 @@ def test_it_reads_keys_and_values_through_descriptors(
     tilings = {2: {256: Tiling(64, 64, 4, 2, described=True)}}
     monkeypatch.setattr(prompt_attention, "TILINGS", tilings)
     torch.manual_seed(0)
-    form = form_of(dtype=dtype, **CASES[case])
-    state, q = prepared(form), torch.randn(128, 4, form.head_dim, device=DEVICE, dtype=dtype)
-    assert (attended(form, state, q, 128) - plain(form, state, q)).abs().max() <= 3e-2
+    model = model_of(dtype=dtype, **CASES[case])
+    state, q = prepared(model), torch.randn(128, 4, model.head_dim, device=DEVICE, dtype=dtype)
+    assert (attended(model, state, q, 128) - plain(model, state, q)).abs().max() <= 3e-2
 
 
 @pytest.mark.parametrize("case", ["plain", "window"])
@@ -129,7 +129,7 @@ def test_it_goes_on_from_the_results_of_spans(case: str, monkeypatch: pytest.Mon
     """Of the first part two long spans and a short one; of the last, too few tokens for a short one, a long one."""
     for module in (chunk_size, prompt_attention):
         monkeypatch.setattr(module, "SPANS", {128: 16, 64: 64})
-    monkeypatch.setattr(chunk_size, "takes_spans", lambda form: True)
+    monkeypatch.setattr(chunk_size, "takes_spans", lambda model: True)
     assert [chunk_size.spans_of(None, LENGTH, len(ids), at) for _, at, ids in PARTS] == [  # type: ignore[arg-type]
         [(0, 128), (128, 128), (256, 64)],
         [],
@@ -137,6 +137,6 @@ def test_it_goes_on_from_the_results_of_spans(case: str, monkeypatch: pytest.Mon
     ]
     torch.manual_seed(0)
     dtype = torch.float32 if DEVICE == "cpu" else torch.bfloat16
-    form = form_of(64, dtype=dtype, **CASES[case])
-    state, q = prepared(form), torch.randn(128, 4, 64, device=DEVICE, dtype=dtype)
-    assert (attended(form, state, q, 128) - plain(form, state, q)).abs().max() <= (2e-5 if DEVICE == "cpu" else 3e-2)
+    model = model_of(64, dtype=dtype, **CASES[case])
+    state, q = prepared(model), torch.randn(128, 4, 64, device=DEVICE, dtype=dtype)
+    assert (attended(model, state, q, 128) - plain(model, state, q)).abs().max() <= (2e-5 if DEVICE == "cpu" else 3e-2)

@@ -133,10 +133,10 @@ def test_verification_fails_where_an_answer_is_wrong(tmp_path: Path) -> None:
     told = reference(model)
     chosen = StaticDecode(slots=2, max_length=64)
     chosen.apply(model)
-    for layer in chosen.decoder.form.layers:
+    for layer in chosen.decoder.model.layers:
         layer.attention.window = 0  # sees past the window: only sequences longer than it can tell
     assert chosen.verify(model, told) > TOLERANCE
-    chosen.decoder.form.layers[0].norm1.gain[0] = float("nan")
+    chosen.decoder.model.layers[0].norm1.gain[0] = float("nan")
     assert errors(chosen.decoder, told())["prefill"] != errors(chosen.decoder, told())["prefill"]
     assert not chosen.verify(model, told) <= TOLERANCE
 
@@ -167,7 +167,7 @@ def test_int8_weights_come_and_go(tmp_path: Path) -> None:
         WeightOnly(StaticDecode()).apply(model)
     decode = StaticDecode(slots=2, max_length=64)
     decode.apply(model)
-    products = decode.decoder.form.products()
+    products = decode.decoder.model.products()
     before = [product.weight for product in products]
     told = iter((3.0, 2.0))
     applied = WeightOnly(decode, lambda _: next(told)).apply(model)
@@ -193,7 +193,7 @@ def test_int4_weights_of_a_checkpoint_are_used_as_they_are(method: str, kind: st
     facts = replace(FACTS, weight_bytes=13_400_000_000, shipped="int4")
     assert "int4 weights as shipped" in chosen.applies(facts, H100, LATENCY).reason
     decode.apply(model)
-    products = decode.decoder.form.products()
+    products = decode.decoder.model.products()
     before = [product.weight for product in products]
     applied = chosen.apply(model)
     assert applied.detail == f"{kind}: a step of one sequence 3.00 to 1.00 ms"
@@ -217,7 +217,7 @@ def test_int8_weights_that_are_no_faster_are_refused(tmp_path: Path) -> None:
     model = tiny("llama", tmp_path)
     decode = StaticDecode(slots=2, max_length=64)
     decode.apply(model)
-    products = decode.decoder.form.products()
+    products = decode.decoder.model.products()
     wide, told = [product.weight for product in products], iter((2.0, 1.99))
     with pytest.raises(PassRefused, match=r"takes 1\.99 ms, with 16-bit ones 2\.00 ms"):
         WeightOnly(decode, lambda _: next(told)).apply(model)

@@ -55,15 +55,15 @@ def shipped(tiny: Tiny, tmp_path: Path) -> Shipped:
 def again(weight: Tensor) -> Tensor:
     """int8 of a weight, as the pass weight_only makes it at start."""
 
-    class Form:
+    class OneProduct:
         product = Linear(weight)
 
         def products(self) -> list[Linear]:
             return [self.product]
 
-    form: Any = Form()
-    quantize_weights(form)
-    return form.product.weight
+    model: Any = OneProduct()
+    quantize_weights(model)
+    return model.product.weight
 
 
 @settings(max_examples=80, deadline=None)
@@ -116,17 +116,17 @@ def test_packing_is_undone_and_is_compressed_tensors_own(columns: int) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "opt"])
 def test_a_loaded_decoder_has_the_shipped_numbers(family: str, dtype: torch.dtype, shipped: Shipped) -> None:
-    """Every product of the form that weight_only quantises, but an output matrix that is the table of inputs."""
+    """Every product of the decoder that weight_only quantises, but an output matrix that is the table of inputs."""
     folder = shipped(family, dtype=dtype)
     name = str(dtype).removeprefix("torch.")
-    model = load(Deployment("x", "text-generation", dtype=name), folder).model
+    hf_model = load(Deployment("x", "text-generation", dtype=name), folder).model
     stored = load_file(folder / "model.safetensors")
     rows = {key: unpack(stored[key], int(stored[key.replace("packed", "shape")][1])) for key in stored if "pack" in key}
     found = {tuple(row.tolist()) for narrow in rows.values() for row in narrow}
-    form = build(model, 32)
-    quantize_weights(form)
-    tied = form.head.full.data_ptr() == form.embedding.data_ptr()
-    products = form.products()[:-1] if tied else form.products()
+    model = build(hf_model, 32)
+    quantize_weights(model)
+    tied = model.head.full.data_ptr() == model.embedding.data_ptr()
+    products = model.products()[:-1] if tied else model.products()
     assert {tuple(row.tolist()) for product in products for row in product.weight} == found
     assert tied == (family == "opt")
 

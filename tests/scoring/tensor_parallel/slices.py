@@ -1,4 +1,4 @@
-"""Slices of a decoder without processes: a form that is cut by hand, and ranks that are threads."""
+"""Slices of a decoder without processes: a model that is cut by hand, and ranks that are threads."""
 
 import threading
 from collections.abc import Callable
@@ -12,16 +12,16 @@ from scoring.decoder.model import DecoderLayer, DecoderModel, Linear
 from scoring.distributed.tp_group import TensorParallelGroup
 
 
-def cut(form: DecoderModel, team: TensorParallelGroup) -> DecoderModel:
-    """One rank's part of a form: its heads, its rows of `up`, its columns of `out` and `down`."""
-    layers = [_cut_layer(form, layer, team) for layer in form.layers]
-    heads, kv_heads = form.heads // team.degree, form.kv_heads // team.degree
-    return replace(form, layers=layers, heads=heads, kv_heads=kv_heads, team=team)
+def cut(model: DecoderModel, team: TensorParallelGroup) -> DecoderModel:
+    """One rank's part of a model: its heads, its rows of `up`, its columns of `out` and `down`."""
+    layers = [_cut_layer(model, layer, team) for layer in model.layers]
+    heads, kv_heads = model.heads // team.degree, model.kv_heads // team.degree
+    return replace(model, layers=layers, heads=heads, kv_heads=kv_heads, team=team)
 
 
-def _cut_layer(form: DecoderModel, layer: DecoderLayer, team: TensorParallelGroup) -> DecoderLayer:
-    attention, mlp, d = layer.attention, layer.mlp, form.head_dim
-    whole = [3 * form.heads * d] if attention.per_head else [form.heads * d, form.kv_heads * d, form.kv_heads * d]
+def _cut_layer(model: DecoderModel, layer: DecoderLayer, team: TensorParallelGroup) -> DecoderLayer:
+    attention, mlp, d = layer.attention, layer.mlp, model.head_dim
+    whole = [3 * model.heads * d] if attention.per_head else [model.heads * d, model.kv_heads * d, model.kv_heads * d]
     inner = mlp.down.weight.shape[1]
     return replace(
         layer,

@@ -67,7 +67,7 @@ class TestDecoder:
         model = many.slice(folder)
         decoder = SlicedDecoder(model, 3, 96, many.ranks)
         whole = Decoder(plain, 3, 96)
-        assert decoder.form.heads * 2 == whole.form.heads
+        assert decoder.model.heads * 2 == whole.model.heads
         assert decoder.state.bytes() * 2 == whole.state.bytes()
         assert max(errors(decoder, reference(plain)()).values()) < 1e-5  # prompts in pieces, steps of 3, 2 and 1 slots
         _join_and_leave(decoder, plain)
