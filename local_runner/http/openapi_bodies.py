@@ -129,6 +129,30 @@ BODIES: dict[str, dict[str, Any]] = {
         **_TOOLS,
         **_GENERATION,
     ),
+    "/v1/responses": _object(
+        ["input"],
+        model=_TEXT,
+        input={"anyOf": [{**_TEXT, "minLength": 1}, {"type": "array", "items": {"type": "object"}, "minItems": 1}]},
+        instructions=_TEXT,
+        max_output_tokens={"type": "integer", "minimum": 1},
+        stream={"type": "boolean"},
+        temperature=_GENERATION["temperature"],
+        top_p=_GENERATION["top_p"],
+        top_logprobs={"type": "integer", "minimum": 0, "maximum": 20},
+        include={"type": "array", "items": {"const": "message.output_text.logprobs"}},
+        text={"type": "object", "properties": {"format": {"type": "object"}}},
+        tools={
+            "type": "array",
+            "items": _object(
+                ["type", "name"], type={"const": "function"}, name=_TEXT, parameters={"type": ["object", "null"]}
+            ),
+        },
+        tool_choice=_TOOLS["tool_choice"],
+        parallel_tool_calls={"type": "boolean"},
+        reasoning={"type": "object", "properties": {"effort": {"const": "none"}}},
+        store={"const": False},
+        metadata={"type": "object"},
+    ),
     "/generate": _CONTINUED,
     "/generate_stream": _CONTINUED,
     "/v1/embeddings": _object(

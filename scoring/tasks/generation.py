@@ -210,6 +210,12 @@ class Generative(Task):
 
     def _generated(self, rows: Sequence[Row], between: Between) -> list[list[Tokens]]:
         settings: GenerationSettings = rows[0].parameters
+        if settings.prompt_logprobs is not None and self.loaded.runtime.ranks is not None:
+            raise InvalidParameter(
+                "A model that is sliced over GPUs does not tell its prompts' log-probabilities.",
+                "Leave it out, or serve the model on one GPU.",
+                where="parameters.prompt_logprobs",
+            )
         config, seed = self.generation_config(settings)
         batch = self._pad(rows, self.loaded.device)
         if self.rotary:
@@ -240,11 +246,16 @@ class Generative(Task):
         each = len(answers) // len(rows)
         found = [answers[i : i + each] for i in range(0, len(answers), each)]
         if settings.prompt_logprobs is not None:
-            for row, output in zip(rows, found, strict=True):
-                scored = prompt_logprobs(self.model, row.features["input_ids"], settings.prompt_logprobs, between)
-                for tokens in output:
-                    tokens.prompt = scored
+            self._score_prompts(rows, found, settings.prompt_logprobs, between)
         return found
+
+    def _score_prompts(self, rows: Sequence[Row], found: list[list[Tokens]], most: int, between: Between) -> None:
+        """Note the log-probabilities of prompts with their answers."""
+        for row, output in zip(rows, found, strict=True):
+            scored = prompt_logprobs(self.model, row.features["input_ids"], most, between)
+            for tokens in output:
+                if isinstance(tokens, ScoredTokens):
+                    tokens.prompt = scored
 
     def _ending_at(self, config: GenerationConfig, settings: GenerationSettings) -> GenerationConfig:
         """The config with the row's own tokens that end a text, and no penalty that is applied elsewhere."""
