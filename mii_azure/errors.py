@@ -13,6 +13,7 @@
     │   ├── WeightsCorrupt
     │   ├── TokenizerMissing
     │   ├── ModelInconsistent        config, weights and transformers do not agree
+    │   ├── AdapterUnusable          a LoRA adapter of another kind, or for another base
     │   ├── PickleRefused
     │   ├── RemoteCodeRefused
     │   ├── OutsideFolder            a name or a link that leads out of the model's folder
@@ -131,6 +132,10 @@ class TokenizerMissing(ModelError):
 
 class ModelInconsistent(ModelError):
     code = "model_inconsistent"
+
+
+class AdapterUnusable(ModelError):
+    code = "adapter_unusable"
 
 
 class PickleRefused(ModelError):

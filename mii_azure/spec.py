@@ -107,6 +107,9 @@ class Spec(AzureOptions):
         "auto",
         description="auto, ngram or off: several tokens a step where a text repeats itself; auto: on GPUs.",
     )
+    adapter: str | None = Field(
+        None, min_length=1, description="Folder of a PEFT LoRA adapter, merged into the weights at generation."
+    )
     src_lang: str | None = Field(
         None, min_length=1, description="Of translation: the texts' language, unless a request says."
     )
@@ -158,6 +161,15 @@ class Spec(AzureOptions):
     def _languages(self) -> Self:
         if self.task != "translation" and (self.src_lang or self.tgt_lang):
             raise ValueError("only translation has languages; leave out src_lang and tgt_lang")
+        return self
+
+    @model_validator(mode="after")
+    def _adapter(self) -> Self:
+        if self.adapter and self.quantise != "none":
+            raise ValueError(
+                "an adapter is merged into weights as they were trained: generate with adapter first, then"
+                " with quantise from that bundle's model/"
+            )
         return self
 
     @property

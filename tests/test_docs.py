@@ -30,6 +30,7 @@ MODELS = {
     "ner": ("bert", "token-classification"),
     "mlm": ("bert", "fill-mask"),
     "minilm": ("bert", "feature-extraction"),
+    "reranker": ("bert", "text-ranking"),
     "t5": ("t5", "translation"),
     "sd": ("stable-diffusion", "text-to-image"),
 }

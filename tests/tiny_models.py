@@ -30,6 +30,7 @@ ENCODER_TASKS = (
     "fill-mask",
     "feature-extraction",
     "sentence-embeddings",
+    "text-ranking",
 )
 DECODER_TASKS = ("text-generation", "conversational")
 
@@ -40,6 +41,7 @@ _AUTO_CLASS = {
     "fill-mask": "AutoModelForMaskedLM",
     "feature-extraction": "AutoModel",
     "sentence-embeddings": "AutoModel",
+    "text-ranking": "AutoModelForSequenceClassification",
     "text-generation": "AutoModelForCausalLM",
     "conversational": "AutoModelForCausalLM",
     "summarization": "AutoModelForSeq2SeqLM",
@@ -281,7 +283,7 @@ def _config(family: str, task: str, tokenizer: PreTrainedTokenizerBase) -> Any:
     names = ("pad_token_id", "bos_token_id", "eos_token_id")
     changes: dict[str, Any] = {name: getattr(tokenizer, name) for name in names}
     changes |= {"vocab_size": len(tokenizer)} | FAMILIES[family].config
-    labels = {"text-classification": LABELS, "token-classification": ENTITIES}.get(task)
+    labels = {"text-classification": LABELS, "token-classification": ENTITIES, "text-ranking": ("LABEL_0",)}.get(task)
     if labels:
         changes["id2label"] = dict(enumerate(labels))
         changes["label2id"] = {label: index for index, label in enumerate(labels)}

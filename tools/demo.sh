@@ -28,8 +28,7 @@ until curl -sf "http://127.0.0.1:$http/readyz" >/dev/null; do
     kill -0 "$server" 2>/dev/null || { echo "the server did not start" >&2; exit 4; }
     sleep 0.2
 done
-question='{"inputs": [{"role": "user", "content": "What is the capital of France? Answer in one short sentence."}], "parameters": {"return_full_text": false}}'
-run mii-azure query "127.0.0.1:$grpc" "$question"
+run mii-azure query "127.0.0.1:$grpc" "What is the capital of France? Answer in one short sentence."
 kill "$server" && wait "$server" || true
 trap - EXIT
 

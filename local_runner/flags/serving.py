@@ -60,13 +60,14 @@ OTLP_ENDPOINT = Flag("otlp-endpoint", "Traces go to this OTLP/HTTP port: http://
 SETTINGS_FILE = Flag(
     "settings-file", "JSON of log level, limits and drain; read again on SIGHUP, like keys.", Path, guard=True
 )
+NO_PAGE = Flag("no-page", "Serve no page to browsers at /; they get Healthy, as probes do.", bool, False)
 SERVED_NAME = Flag(
     "served-name",
     "Comma-separated further names by which requests may call the model.",
     check=_served_names,
 )
 KEYS = (TLS_CERT, TLS_KEY, TLS_CLIENT_CA, API_KEY_FILE)
-PEOPLE = (HOST, GRPC_PORT, HTTP_PORT, *KEYS, LOG_FORMAT, OTLP_ENDPOINT, SETTINGS_FILE, SERVED_NAME)
+PEOPLE = (HOST, GRPC_PORT, HTTP_PORT, *KEYS, LOG_FORMAT, OTLP_ENDPOINT, SETTINGS_FILE, SERVED_NAME, NO_PAGE)
 
 REPLICAS = Flag("replicas", "Processes that each hold the model, one per GPU or group of GPUs.", int, 1)
 STICKY = Flag("sticky", "Header whose value keeps a session on one replica, such as x-session-id.")

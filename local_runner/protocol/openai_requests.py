@@ -127,14 +127,19 @@ def repeated(canonical: dict[str, Any]) -> str:
     return str(canonical["inputs"]) if canonical["parameters"].get("return_full_text") else ""
 
 
-def _check(sent: dict[str, Any], deployment: Deployment, tasks: tuple[str, ...], path: str) -> None:
-    """Refuse another model's name, a task that this path does not serve, and unsupported fields."""
+def check_served(sent: dict[str, Any], deployment: Deployment, tasks: tuple[str, ...], path: str) -> None:
+    """Raise InvalidInput for a task that this path does not serve, ModelNotServed for another model's name."""
     if deployment.task not in tasks:
         hint = f"{path} answers for {', '.join(tasks)}; /score takes every task."
         raise InvalidInput(f"This deployment serves {deployment.task}.", hint, "model")
     model = sent.get("model")
     if model not in (None, "", *_ANY_MODEL, *deployment.names, deployment.model.id):
         raise ModelNotServed(f"No model {str(model)[:80]!r} here.", served_as(deployment.names), where="model")
+
+
+def _check(sent: dict[str, Any], deployment: Deployment, tasks: tuple[str, ...], path: str) -> None:
+    """Refuse another model's name, a task that this path does not serve, and unsupported fields."""
+    check_served(sent, deployment, tasks, path)
     _flag(sent, "stream")
     _check_stream_options(sent)
     _check_twice_named(sent)

@@ -9,11 +9,10 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from mii_azure.cli import azure_verbs, derived, handover, mlops_verbs, price_verbs, serving
-from mii_azure.cli.shared import AsJson, Bundle, ResourceGroup, Subscription, Workspace, err, out, print_text
+from mii_azure.cli import azure_verbs, derived, handover, mlops_verbs, price_verbs, query_verbs, serving
+from mii_azure.cli.shared import AsJson, Bundle, ResourceGroup, Subscription, Workspace, a_folder, err, out
 from mii_azure.cli.shared import flag as _flag
 from mii_azure.cli.shared import print_json as _print_json
-from mii_azure.cli.shared import read_request as _read_request
 from mii_azure.errors import MiiAzureError
 
 app = typer.Typer(
@@ -135,7 +134,11 @@ def _written(folder: Path) -> dict[str, Any]:
 def check(
     target: Annotated[
         Path,
-        typer.Argument(envvar="MII_AZURE_BUNDLE", help="A generated folder, or Azure ML YAML: a file or a folder."),
+        typer.Argument(
+            envvar="MII_AZURE_BUNDLE",
+            help="A generated folder, or Azure ML YAML: a file or a folder.",
+            callback=a_folder,
+        ),
     ],
     fix: Annotated[bool, _flag("fix", "Make the changes that are safe, then check again.")] = False,
     online: azure_verbs.Online = False,
@@ -153,9 +156,12 @@ def check(
 
     if not is_bundle(target):
         err.print("no manifest.json: only the rules on YAML apply", soft_wrap=True)
-    changes, findings = repair(target) if fix else ([], find(target))
-    if online:
-        findings = [*findings, *azure_verbs.asked_online(target, slot, subscription, resource_group, workspace)]
+    with _status(as_json) as status:
+        status("checking, azure-ai-ml's loaders too")
+        changes, findings = repair(target) if fix else ([], find(target))
+        if online:
+            status("asking the workspace")
+            findings = [*findings, *azure_verbs.asked_online(target, slot, subscription, resource_group, workspace)]
     for change in changes:
         (err if as_json else out).print(f"changed {change}", soft_wrap=True)
     _print_json([finding.model_dump() for finding in findings]) if as_json else show_findings(out, findings)
@@ -174,30 +180,6 @@ def serve(bundle: Bundle, **given: Any) -> None:
     command = [sys.executable, "-m", "local_runner", str(bundle), *serving.runner_options(given)]
     # The runner replaces this process: only the bundle's own scoring package may ever be imported there.
     os.execv(sys.executable, command)  # noqa: S606
-
-
-@app.command()
-def query(
-    target: Annotated[
-        str,
-        typer.Argument(help="A bundle, HOST:PORT of gRPC, a local deployment, endpoint:NAME, or a scoring URL."),
-    ],
-    request: Annotated[str, typer.Argument(help="The request as JSON, or - to read it from standard input.")],
-    stream: Annotated[bool, _flag("stream", "Print text as it is generated.")] = False,
-    timeout: Annotated[float, _flag("timeout", "Deadline in seconds.")] = 120.0,
-    tls: serving.Tls = False,
-    tls_ca: serving.TlsCa = None,
-    tls_cert: serving.TlsCert = None,
-    tls_key: serving.TlsKey = None,
-    api_key_file: serving.ApiKeyFile = None,
-) -> None:
-    """Send one request and print the answer."""
-    from mii_azure.sdk.query import query as send
-
-    payload = _read_request(request)
-    proof = serving.credentials(tls, tls_ca, tls_cert, tls_key, api_key_file)
-    for piece in send(target, payload, stream=stream, timeout=timeout, credentials=proof):
-        print_text(piece) if isinstance(piece, str) else _print_json(piece)
 
 
 @app.command()
@@ -223,7 +205,7 @@ def parity(
     client = azure_verbs.workspace_client(subscription, resource_group, workspace) if live else None
     with _status(as_json) as status:
         verdict = compare(
-            bundle, targets=derived.split(targets), requests=requests, on_progress=status, ml_client=client, load=load
+            bundle, targets=derived.split(targets), requests=requests, progress=status, ml_client=client, load=load
         )
     _print_json(verdict) if as_json else show_verdict(out, verdict)
     if not verdict.agree:
@@ -243,7 +225,7 @@ def bench(
     from mii_azure.verdict.benchmark import bench as measure
 
     with _status(as_json) as status:
-        report = measure(bundle, targets=derived.split(targets), requests=count, clients=clients, on_progress=status)
+        report = measure(bundle, targets=derived.split(targets), requests=count, clients=clients, progress=status)
     _print_json(report) if as_json else show_bench(out, report)
 
 
@@ -253,6 +235,7 @@ def _status(quiet: bool) -> Any:
     return status(err, enabled=not quiet)
 
 
+query_verbs.register(app)
 azure_verbs.register(app)
 handover.register(app)
 price_verbs.register(app)

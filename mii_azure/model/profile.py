@@ -12,6 +12,7 @@ from mii_azure.model.families import Family, Options, TaskFacts, all_tasks, fact
 from mii_azure.model.resolved import Model, Source
 from mii_azure.model.safetensors import DTYPE_BYTES
 from scoring.config import MODULES
+from scoring.sentence.ranker import CAUSAL, FORM, JUDGES
 
 # A tokenizer without a limit records a number of this size (transformers' VERY_LARGE_INTEGER is 1e30).
 _NO_LIMIT = 1_000_000
@@ -190,6 +191,8 @@ def task_options(model: Model, task: TaskFacts) -> Options:
         return {}
     if task.name == "sentence-embeddings" and find_family(model.config).kind == "decoder":
         return {**task.options, "pooling": "lasttoken"}  # the only token that has seen the whole text
+    if task.name == "text-ranking" and first_architecture(model.config).endswith(CAUSAL):
+        return {FORM: JUDGES}
     return dict(task.options)
 
 

@@ -55,6 +55,11 @@ _VARIANTS: dict[str, list[dict[str, Any]]] = {
     "fill-mask": [{"top_k": 2}],
     "feature-extraction": [{"pooling": "mean", "normalize": True}, *_EMBEDDING],
     "sentence-embeddings": [{"pooling": "cls"}, *_EMBEDDING],
+    "text-ranking": [
+        {"top_k": 1, "return_text": True},
+        {"raw_scores": True, "instruction": "Find: "},
+        {"truncate": True, "max_tokens_per_doc": 2},
+    ],
     "summarization": [{"max_new_tokens": 4}],
     "translation": [{"max_new_tokens": 4}],
     "text-to-image": [
@@ -97,6 +102,9 @@ def _generate(task: TaskSchema, context_length: int) -> Iterator[Request]:
         yield Request("token ids", _body({"inputs": [[5, 6, 7], [8, 9]]}))
         yield Request("unknown encoding", _body({"inputs": value, "encoding_format": "hex"}))
         yield Request("fields beside the inputs", _body({"inputs": value, "normalize": True, "pooling": "max"}))
+    if task.ranks:
+        yield Request("a pair", _body({"inputs": ["What is it?", _UNICODE]}))
+        yield Request("pairs", _body({"inputs": [["a", "b"], ["c", ""]], "parameters": {"truncation": True}}))
     long = "long words " * min(context_length // 8, _LONG_WORDS)
     endless = "long words " * context_length
     yield Request("long", _body({"inputs": _with_text(value, long, task), "parameters": parameters}))
@@ -119,6 +127,8 @@ def _with_text(value: Any, text: str, task: TaskSchema) -> Any:
     if task.name == "conversational":
         return [*value[:-1], {**value[-1], "content": text}]
     if isinstance(value, dict):
+        if isinstance(texts := value.get("texts"), list):
+            return {**value, "texts": [*texts[:-1], text]}
         return {**value, "context": text} if "context" in value else {**value, "text": text}
     return f"{text} [MASK]" if task.name == "fill-mask" else text
 

@@ -18,6 +18,8 @@ _KEY_A, _KEY_B = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 _LOW = np.uint64(0xFFFFFFFF)
 
 
+#: Numbers to add to the logits of each row, by token.
+Added = Sequence[Mapping[int, float]]
 Words = np.ndarray[tuple[int], np.dtype[np.uint64]]
 
 
@@ -40,7 +42,8 @@ def philox(seed: int, count: int, length: int, tokens: Words | None = None) -> W
 
 def gumbel(seed: int, count: int, length: int, tokens: Words | None = None) -> Tensor:
     """Gumbel noise [count], float32, for one draw, over all tokens or those given."""
-    uniform = ((philox(seed, count, length, tokens) >> np.uint64(8)).astype(np.float32) + 0.5) * np.float32(2**-24)
+    # 23 bits: with more, adding a half rounds the highest number up to 1, whose noise is infinite.
+    uniform = ((philox(seed, count, length, tokens) >> np.uint64(9)).astype(np.float32) + 0.5) * np.float32(2**-23)
     return torch.from_numpy(-np.log(-np.log(uniform)))
 
 
@@ -57,12 +60,15 @@ def adjust(logits: Tensor, state: KVCache, slot: int, length: int, allowed: Tens
     return scores if allowed is None else scores.masked_fill_(~allowed, -torch.inf)
 
 
-def add_to(logits: Tensor, added: Sequence[Mapping[int, float]]) -> None:
-    """Add numbers by token to each row of logits [B, vocabulary], in place."""
+def add_to(logits: Tensor, added: Added) -> Tensor:
+    """Logits [B, vocabulary] of nobody else, with numbers added by token to each row: float32, where there are any."""
+    if not any(added):
+        return logits
+    logits = logits.float()
     for row, own in zip(logits, added, strict=True):
-        if own:
-            tokens = torch.tensor(list(own), device=logits.device)
-            row.index_add_(0, tokens, torch.tensor(list(own.values()), dtype=logits.dtype, device=logits.device))
+        tokens = torch.tensor(list(own), dtype=torch.int64, device=logits.device)
+        row.index_add_(0, tokens, torch.tensor(list(own.values()), device=logits.device))
+    return logits
 
 
 def restrict(scores: Tensor, temperature: float, top_k: int, top_p: float, min_p: float = 0.0) -> Tensor:

@@ -47,6 +47,6 @@ class AdjustmentsProcessor(LogitsProcessor):  # type: ignore[misc,unused-ignore]
         self._start = start
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        scores = scores.clone()
-        add_to(scores, [self._adjustments.after(Counter(row)) for row in input_ids[:, self._start :].tolist()])
-        return scores
+        return add_to(
+            scores.clone(), [self._adjustments.after(Counter(row)) for row in input_ids[:, self._start :].tolist()]
+        )

@@ -6,6 +6,7 @@ from typing import Any
 
 from scoring.errors import LoadError
 from scoring.schema import requests as s
+from scoring.schema import retrieval
 from scoring.schema.requests import TaskSchema
 
 _LABEL = {
@@ -54,6 +55,20 @@ _TOKEN_VECTORS = {
     "maxItems": 1,
 }
 
+
+_RANKED = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "properties": {
+            "index": {"type": "integer", "description": "Which of the texts; they are answered the best first."},
+            "score": {"type": "number"},
+            "text": {"type": "string", "description": "With return_text."},
+            "truncated": {"type": "boolean", "description": "true where the text or its query was cut."},
+        },
+        "required": ["index", "score"],
+    },
+}
 
 _IMAGES = {
     "type": "array",
@@ -167,6 +182,20 @@ _TABLE = (
         response={"anyOf": [_VECTOR, _TOKEN_VECTORS, _ENCODED]},
     ),
     TaskSchema(
+        name="text-ranking",
+        summary="Scores how well texts answer a query.",
+        parameters=retrieval.RankingParameters,
+        input=retrieval.RankingInput,
+        ranks=True,
+        sample={
+            "inputs": {
+                "query": "How many people live in Berlin?",
+                "texts": ["Berlin has 3.7 million inhabitants.", "Berlin is known for its museums."],
+            }
+        },
+        response={"anyOf": [_RANKED, {"type": "number", "description": "Of one pair of texts."}]},
+    ),
+    TaskSchema(
         name="summarization",
         summary="Shortens a text.",
         parameters=s.SummarizationParameters,
@@ -212,6 +241,7 @@ _IMPLEMENTATIONS = {
     "fill-mask": "fill_mask:FillMask",
     "feature-extraction": "embeddings:Embeddings",
     "sentence-embeddings": "embeddings:Embeddings",
+    "text-ranking": "text_ranking:TextRanking",
     "summarization": "sequence_to_sequence:Summarization",
     "translation": "sequence_to_sequence:Translation",
     "text-to-image": "text_to_image:TextToImage",

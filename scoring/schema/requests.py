@@ -322,6 +322,7 @@ class TaskSchema:
     response: dict[str, Any]  # JSON schema of the answer to one input
     generative: bool = False
     embeds: bool = False  # takes token ids for texts, and parameters beside the inputs too
+    ranks: bool = False  # a list of two texts is one input, a pair
     adapter: TypeAdapter[Any] = field(init=False)
 
     def __post_init__(self) -> None:

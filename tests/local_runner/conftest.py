@@ -113,6 +113,7 @@ MODELS = {
     "gpt2": ("gpt2", "text-generation"),
     "embed": ("bert", "sentence-embeddings"),
     "tools": ("qwen2", "conversational"),
+    "rerank": ("bert", "text-ranking"),
 }
 
 #: Further names of models: the first is given at generation, the others when it is served.

@@ -38,10 +38,11 @@ def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., lis
 def test_the_runner_gets_each_flag_that_serve_got(
     flag: Flag, twin: bool, served: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    value = {int: "3", float: "2.5"}.get(flag.kind, flag.choices[-1] if flag.choices else "x")
+    value = {int: "3", float: "2.5", bool: "true"}.get(flag.kind, flag.choices[-1] if flag.choices else "x")
     if twin:
         monkeypatch.setenv(flag.twin, value)
-    arguments = served(*([] if twin else [f"--{flag.name}", value]))
+    words = [f"--{flag.name}", value]
+    arguments = served(*([] if twin else words[:1] if flag.kind is bool else words))
     monkeypatch.delenv(flag.twin, raising=False)
     assert getattr(_parser().parse_args(arguments), flag.variable) == flag.kind(value)
 

@@ -23,6 +23,7 @@ FAMILIES = {
     "fill-mask": "bert",
     "sentence-embeddings": "bert",
     "feature-extraction": "bert",
+    "text-ranking": "bert",
     "conversational": "llama",
     "summarization": "bart",
     "translation": "t5",
