@@ -14,7 +14,7 @@ import mii_azure
 from benchmarks import tables
 from benchmarks.common import revision
 from benchmarks.echo import Echo
-from tools.packaged_models import packaged_model
+from mii_azure.model.packaged import packaged_model
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "hosts.json"

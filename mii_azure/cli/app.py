@@ -9,11 +9,22 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from mii_azure.cli import azure_verbs, derived, handover, mlops_verbs, price_verbs, query_verbs, serving
+from mii_azure.cli import (
+    azure_verbs,
+    derived,
+    handover,
+    lists,
+    local_verbs,
+    mlops_verbs,
+    price_verbs,
+    query_verbs,
+    serving,
+)
 from mii_azure.cli.shared import AsJson, Bundle, ResourceGroup, Subscription, Workspace, a_folder, err, out
 from mii_azure.cli.shared import flag as _flag
 from mii_azure.cli.shared import print_json as _print_json
 from mii_azure.errors import MiiAzureError
+from mii_azure.version import __version__
 
 app = typer.Typer(
     name="mii-azure",
@@ -24,6 +35,22 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        out.print(f"mii-azure {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    return
+
 
 Targets = Annotated[
     str, _flag("targets", "Comma-separated: in-process, grpc, http, azmlinfsrv, container; parity also endpoint:NAME.")
@@ -60,6 +87,8 @@ PLANNED = (
 @app.command()
 @derived.takes(derived.of_spec(PLANNED))
 def plan(
+    context: typer.Context,
+    file: derived.SpecFile = None,
     rank: Annotated[bool, _flag("rank", "Rank the instance types: fit, speed, quota and cost.")] = False,
     verbose: Annotated[bool, _flag("verbose", "Also tell of each pass; with --rank, of every instance type.")] = False,
     prices: price_verbs.PriceFile = None,
@@ -77,7 +106,7 @@ def plan(
     from mii_azure.cli.report_plan import show_plan
     from mii_azure.planning.planner import plan as make
 
-    asked = derived.fields(given)
+    asked = derived.asked(context, given, file)
     if rank:
         price_verbs.show_ranked(
             prices=prices, as_json=as_json, verbose=verbose, utilisation=utilisation, batch=batch, **asked
@@ -99,6 +128,8 @@ def plan(
 @app.command()
 @derived.takes(derived.of_spec(derived.FIELDS))
 def generate(
+    context: typer.Context,
+    file: derived.SpecFile = None,
     output: Annotated[Path | None, _flag("output", "Folder to write; ./NAME when absent.")] = None,
     force: Annotated[bool, _flag("force", "Replace an existing bundle.")] = False,
     prices: price_verbs.PriceFile = None,
@@ -111,7 +142,7 @@ def generate(
     from mii_azure.sdk.generate import write_bundle
     from mii_azure.spec import make_spec
 
-    spec, known = make_spec(**derived.fields(given)), price_verbs.known(prices)
+    spec, known = make_spec(**derived.asked(context, given, file)), price_verbs.known(prices)
     with copying(err, enabled=not as_json) as progress:
         folder, plan = write_bundle(spec, output=output, force=force, progress=progress)
     if as_json:
@@ -235,6 +266,8 @@ def _status(quiet: bool) -> Any:
     return status(err, enabled=not quiet)
 
 
+local_verbs.register(app)
+lists.register(app)
 query_verbs.register(app)
 azure_verbs.register(app)
 handover.register(app)

@@ -53,11 +53,11 @@ def flag(name: str, text: str) -> Any:
     return option(Flag(name, text))
 
 
-def a_folder(path: Path) -> Path:
-    """Return a path; raises NotABundle for the address of something that answers."""
+def a_folder(path: Path | None) -> Path | None:
+    """Return a path, or None for none; raises NotABundle for the address of something that answers."""
     # A path has lost one of two slashes.
     scheme, colon, rest = str(path).partition(":")
-    if not colon or scheme not in ("http", "https", "endpoint") or path.exists():
+    if path is None or not colon or scheme not in ("http", "https", "endpoint") or path.exists():
         return path
     address = f"{scheme}:{rest if scheme == 'endpoint' else '//' + rest.lstrip('/')}"
     raise NotABundle(

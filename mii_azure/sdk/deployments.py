@@ -191,10 +191,10 @@ def _wait_until_ready(process: subprocess.Popen[bytes], ready: Path, log: Path, 
 def _running(name: str) -> LocalDeployment | None:
     """The deployment, if its process runs; raises UnknownDeployment where the record cannot be read."""
     deployment = deployment_records.read(name)
-    return deployment if deployment and _alive(deployment) else None
+    return deployment if deployment and alive(deployment) else None
 
 
-def _alive(deployment: LocalDeployment) -> bool:
+def alive(deployment: LocalDeployment) -> bool:
     """Whether the process that was started runs; reaps it when it is a finished child of ours."""
     alive = processes.running(deployment.process)
     child = _children.get(deployment.pid)
@@ -283,7 +283,7 @@ def terminate(name: str) -> None:
             raise UnknownDeployment(
                 error.message, "The record has been removed, and nothing was signalled; see `ps` for a runner."
             ) from error
-        deployment = find(name) if recorded is None or _alive(recorded) else None
+        deployment = find(name) if recorded is None or alive(recorded) else None
         if deployment and not processes.end(deployment.process, STOP_TIMEOUT_S):
             raise RunnerFailed(
                 f"The runner of {name!r}, pid {deployment.pid}, has not ended after SIGKILL.",

@@ -67,6 +67,12 @@ _VARIANTS: dict[str, list[dict[str, Any]]] = {
     "fill-mask": [{"top_k": 2}],
     "feature-extraction": [{"pooling": "mean", "normalize": True}, *_EMBEDDING],
     "sentence-embeddings": [{"pooling": "cls"}, *_EMBEDDING],
+    "sentence-similarity": [{"pooling": "cls", "dimensions": 4}, {"prompt": "a: ", "truncate": True}],
+    "zero-shot-classification": [
+        {"candidate_labels": ["a", "b", "c"], "multi_label": True},
+        {"candidate_labels": "one, two", "hypothesis_template": "It is {}!", "truncation": True},
+        {"candidate_labels": ["a"], "hypothesis_template": "It is nothing."},
+    ],
     "text-ranking": [
         {"top_k": 1, "return_text": True},
         {"raw_scores": True, "instruction": "Find: "},
@@ -110,7 +116,7 @@ def _generate(task: TaskSchema, context_length: int) -> Iterator[Request]:
     )
     for variant in _VARIANTS[task.name]:
         yield Request(f"parameters {json.dumps(variant)}", _body({"inputs": value, "parameters": variant}))
-    if task.embeds:
+    if task.embeds and isinstance(value, str):
         yield Request("token ids", _body({"inputs": [[5, 6, 7], [8, 9]]}))
         yield Request("unknown encoding", _body({"inputs": value, "encoding_format": "hex"}))
         yield Request("fields beside the inputs", _body({"inputs": value, "normalize": True, "pooling": "max"}))
@@ -141,6 +147,8 @@ def _with_text(value: Any, text: str, task: TaskSchema) -> Any:
     if isinstance(value, dict):
         if isinstance(texts := value.get("texts"), list):
             return {**value, "texts": [*texts[:-1], text]}
+        if "source_sentence" in value:
+            return {**value, "source_sentence": text}
         return {**value, "context": text} if "context" in value else {**value, "text": text}
     return f"{text} [MASK]" if task.name == "fill-mask" else text
 

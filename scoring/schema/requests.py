@@ -80,15 +80,9 @@ class FillMaskParameters(Strict):
     truncation: bool = Field(False, description="Cut texts at the context length instead of refusing them.")
 
 
-class EmbeddingParameters(Strict):
-    pooling: (
-        Literal["none", "mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken", "model"] | None
-    ) = Field(
-        None,
-        description="How token vectors become one, without the model's Dense and LayerNorm modules; model: as its "
-        "modules.json says, else mean; null: the deployment's default.",
-    )
-    normalize: bool | None = Field(None, description="Scale to unit length; null: the deployment's default.")
+class VectorParameters(Strict):
+    """What tasks over a text's vector have in common."""
+
     truncation: bool = Field(False, description="Cut texts at the context length instead of refusing them.")
     truncate: bool | None = Field(None, description="text-embeddings-inference's name of truncation; before it.")
     truncation_direction: Literal["right", "left", "Right", "Left"] | None = Field(
@@ -103,14 +97,25 @@ class EmbeddingParameters(Strict):
     dimensions: int | None = Field(
         None, ge=1, le=MOST, description="Keep so many numbers of each vector; scaled to unit length again."
     )
-    encoding_format: Literal["float", "base64"] = Field(
-        "float", description="base64: each vector as little-endian float32."
-    )
 
     @property
     def cut(self) -> bool:
         """True if texts past the context length are cut."""
         return self.truncation if self.truncate is None else self.truncate
+
+
+class EmbeddingParameters(VectorParameters):
+    pooling: (
+        Literal["none", "mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken", "model"] | None
+    ) = Field(
+        None,
+        description="How token vectors become one, without the model's Dense and LayerNorm modules; model: as its "
+        "modules.json says, else mean; null: the deployment's default.",
+    )
+    normalize: bool | None = Field(None, description="Scale to unit length; null: the deployment's default.")
+    encoding_format: Literal["float", "base64"] = Field(
+        "float", description="base64: each vector as little-endian float32."
+    )
 
 
 class QuestionAnsweringParameters(Strict):
