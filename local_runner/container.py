@@ -178,7 +178,7 @@ def main() -> NoReturn:
         code = uvloop.run(serve(settings))
     except MiiAzureError as error:
         logger.debug("why:", exc_info=True)
-        terminal.say(f"error: {error}")
+        terminal.say(f"error [{error.code}]: {error}")
         file = serving.READY_FILE.told(os.environ)
         ready_file.write(Path(file) if file else None, "failed", **error.to_dict(), exit_code=error.exit_code)
         code = error.exit_code

@@ -11,20 +11,27 @@ from local_runner.host.host import Host
 from local_runner.http import app as http_app
 from local_runner.http import server as http_server
 from local_runner.http.server import HttpDoor
+from local_runner.page.page import Page
 from local_runner.telemetry import logs
 
 _HEALTH_PERIOD_S = 0.25
 
 
 class Doors:
-    """Both servers of a process; `shared`: other processes of the same server answer at the same ports."""
+    """Both servers of a process; `shared`: other processes of the same server answer at the same ports.
 
-    def __init__(self, host: Host, security: Security, drain_s: float, shared: bool = False) -> None:
+    `page`: browsers get a page at `/`; its files are open, what it asks for needs a key like every other request.
+    """
+
+    def __init__(
+        self, host: Host, security: Security, drain_s: float, shared: bool = False, page: bool = False
+    ) -> None:
         self._host = host
         self._health = services.Health(host)
         self._security = security
         self._shared = shared
-        app = logs.Middleware(security.guard(http_app.build(host)))
+        guarded = security.guard(http_app.build(host))
+        app = logs.Middleware(Page(guarded) if page else guarded)
         self._http = HttpDoor(app, drain_s, **security.uvicorn_options())
 
     async def open(self, address: str, http_port: int, grpc_port: int) -> tuple[int, int]:

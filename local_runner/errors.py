@@ -4,6 +4,8 @@ Two branches of the tree in `mii_azure.errors`. Kept here because a bundle with 
 without `mii_azure`.
 """
 
+from collections.abc import Sequence
+
 from scoring.errors import MiiAzureError
 
 
@@ -91,3 +93,8 @@ class Unauthenticated(RunnerError):
 
 class UnknownDeployment(RunnerError):
     code = "unknown_deployment"
+
+
+def served_as(names: Sequence[str]) -> str:
+    """Sentence that tells the names of the model that a runner serves."""
+    return f"This runner serves {' or '.join(map(repr, names))}."

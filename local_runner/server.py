@@ -51,6 +51,7 @@ class ServerSettings:
     settings_file: Path | None = None
     front_ends: int = 0  # processes that answer requests beside this one, which then has the engine alone
     command: Sequence[str] = ()  # starts a front end: the command of this process, which finds its place
+    page: bool = True  # for browsers, at /
 
 
 def serve(settings: ServerSettings) -> int:
@@ -183,13 +184,13 @@ def _parts(settings: ServerSettings) -> tuple[Host, Doors | FrontEndPool]:
         return engine, FrontEndPool(engine, settings.front_ends, settings.command)
     else:
         host = ScriptHost(bundle)
-    return host, Doors(host, settings.security, settings.drain_s)
+    return host, Doors(host, settings.security, settings.drain_s, page=settings.page)
 
 
 async def _front_end(settings: ServerSettings, place: Place) -> int:
     """Answer requests beside other front ends of one server, until told to drain; return the exit code."""
     host = FrontEndHost(FrontEndScript(settings.bundle, settings.bundle / "code", place), place)
-    doors = Doors(host, settings.security, settings.drain_s, shared=True)
+    doors = Doors(host, settings.security, settings.drain_s, shared=True, page=settings.page)
 
     def again() -> reload.Tuning:
         settings.security.reload()

@@ -13,9 +13,11 @@
     │   ├── WeightsCorrupt
     │   ├── TokenizerMissing
     │   ├── ModelInconsistent        config, weights and transformers do not agree
+    │   ├── AdapterUnusable          a LoRA adapter of another kind, or for another base
     │   ├── PickleRefused
     │   ├── RemoteCodeRefused
     │   ├── OutsideFolder            a name or a link that leads out of the model's folder
+    │   ├── PackagedModelError       a small model out of a package cannot be had
     │   ├── TaskUnsupported
     │   └── DoesNotFit
     ├── BundleError             exit 3   the folder is not a bundle, not as generated, or was not written
@@ -133,6 +135,10 @@ class ModelInconsistent(ModelError):
     code = "model_inconsistent"
 
 
+class AdapterUnusable(ModelError):
+    code = "adapter_unusable"
+
+
 class PickleRefused(ModelError):
     code = "pickle_refused"
 
@@ -147,6 +153,10 @@ class OutsideFolder(ModelError):
 
 class TaskUnsupported(ModelError):
     code = "task_unsupported"
+
+
+class PackagedModelError(ModelError):
+    code = "packaged_model"
 
 
 class DoesNotFit(ModelError):

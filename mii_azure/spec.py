@@ -4,8 +4,17 @@ import re
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from local_runner.flags.serving import MOST_SERVED_NAMES, check_served_name, split_names
 from mii_azure.errors import InvalidName, SpecError
 from mii_azure.platform.limits import (
     EXPECTED_NEW_TOKENS,
@@ -98,6 +107,9 @@ class Spec(AzureOptions):
         "auto",
         description="auto, ngram or off: several tokens a step where a text repeats itself; auto: on GPUs.",
     )
+    adapter: str | None = Field(
+        None, min_length=1, description="Folder of a PEFT LoRA adapter, merged into the weights at generation."
+    )
     src_lang: str | None = Field(
         None, min_length=1, description="Of translation: the texts' language, unless a request says."
     )
@@ -126,6 +138,11 @@ class Spec(AzureOptions):
         EXPECTED_NEW_TOKENS, ge=1, description="New tokens of the requests to plan concurrency for."
     )
 
+    served_name: Annotated[
+        tuple[Annotated[str, AfterValidator(check_served_name)], ...],
+        OnCommandLine("Comma-separated further names by which requests may call the model."),
+        BeforeValidator(split_names),
+    ] = Field((), max_length=MOST_SERVED_NAMES, description="Further names by which requests may call the model.")
     server: Server = Field(
         "azmlinfsrv", description="azmlinfsrv: Azure's; http: our own in the container, with streams and /v1/*."
     )
@@ -144,6 +161,15 @@ class Spec(AzureOptions):
     def _languages(self) -> Self:
         if self.task != "translation" and (self.src_lang or self.tgt_lang):
             raise ValueError("only translation has languages; leave out src_lang and tgt_lang")
+        return self
+
+    @model_validator(mode="after")
+    def _adapter(self) -> Self:
+        if self.adapter and self.quantise != "none":
+            raise ValueError(
+                "an adapter is merged into weights as they were trained: generate with adapter first, then"
+                " with quantise from that bundle's model/"
+            )
         return self
 
     @property

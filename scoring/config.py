@@ -74,6 +74,18 @@ class ModelRef:
 
 
 @dataclass(frozen=True)
+class AdapterRef:
+    """A LoRA adapter of the deployment: merged into the weights, or served beside them from `adapters/NAME`."""
+
+    name: str
+    sha256: str
+    rank: int
+    products: int
+    parameters: int
+    merged: bool
+
+
+@dataclass(frozen=True)
 class Deployment:
     """The settings of one deployment."""
 
@@ -83,11 +95,18 @@ class Deployment:
     task_options: dict[str, Any] = field(default_factory=dict)
     dtype: str = "float32"
     quantisation: dict[str, Any] = field(default_factory=dict)  # of the shipped weights, with its error; empty: none
+    adapters: tuple[AdapterRef, ...] = ()
     allow_pickle: bool = False
     trust_remote_code: bool = False  # run the Python files in the model folder
     instance_type: str = ""
     limits: Limits = Limits()
     optimisation: Optimisation = Optimisation()
+    served_names: tuple[str, ...] = ()  # further names that requests may call the model by
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names that requests may call the model by, each once; the deployment's own is the first."""
+        return tuple(dict.fromkeys((self.name, *self.served_names)))
 
     @classmethod
     def read(cls, path: Path) -> "Deployment":
@@ -116,8 +135,9 @@ def _made(kind: type[T], raw: Any, what: str) -> T:
 def _field(value: Any, kind: Any, what: str) -> Any:
     if kind == tuple[str, ...]:
         return tuple(typed(each, str, what) for each in typed(value, list, what))
-    if kind == tuple[PassDecision, ...]:
-        return tuple(_made(PassDecision, each, what) for each in typed(value, list, what))
+    for each in (PassDecision, AdapterRef):
+        if kind == tuple[each, ...]:  # type: ignore[valid-type]
+            return tuple(_made(each, one, what) for one in typed(value, list, what))
     if kind == str | None:
         return value if value is None else typed(value, str, what)
     if get_origin(kind) is Literal:

@@ -18,7 +18,7 @@ from scoring.strict_json.body import read_json as read_json
 from scoring.telemetry.spans import Span as Span
 from scoring.telemetry.spans import taken as taken
 
-VERSION = 3
+VERSION = 4
 
 
 class ScoringEntry(Protocol):

@@ -8,7 +8,7 @@ say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 run() { printf '$ %s\n' "$*"; "$@"; }
 
 say "1. A small open model, from a package"
-model=$(python -m tools.packaged_models smollm2)
+model=$(mii-azure models smollm2)
 echo "$model"
 
 say "2. From a model and a task to a folder"
@@ -28,8 +28,7 @@ until curl -sf "http://127.0.0.1:$http/readyz" >/dev/null; do
     kill -0 "$server" 2>/dev/null || { echo "the server did not start" >&2; exit 4; }
     sleep 0.2
 done
-question='{"inputs": [{"role": "user", "content": "What is the capital of France? Answer in one short sentence."}], "parameters": {"return_full_text": false}}'
-run mii-azure query "127.0.0.1:$grpc" "$question"
+run mii-azure query "127.0.0.1:$grpc" "What is the capital of France? Answer in one short sentence."
 kill "$server" && wait "$server" || true
 trap - EXIT
 

@@ -1,10 +1,13 @@
 """Flags of `python -m local_runner`; `mii-azure serve` has those of PEOPLE, LOCAL and RAY, and passes them on."""
 
+import re
 from pathlib import Path
 
 from local_runner.flags.flag import Flag
 
 _MOST_FRONT_ENDS = 64
+MOST_SERVED_NAMES = 32
+_SERVED_NAME = re.compile(r"[^\s,\x00-\x1f\x7f]{1,128}")
 
 
 def _port(number: int) -> None:
@@ -20,6 +23,24 @@ def _amount(number: float) -> None:
 def _front_ends(number: int) -> None:
     if not 0 <= number <= _MOST_FRONT_ENDS:
         raise ValueError(f"{number} is none: it takes 0 to {_MOST_FRONT_ENDS}")
+
+
+def split_names(told: object) -> object:
+    """Names of a text with commas; anything else is left as it is."""
+    return [name.strip() for name in told.split(",") if name.strip()] if isinstance(told, str) else told
+
+
+def check_served_name(name: str) -> str:
+    """Return a name by which requests may call the model; raises ValueError for one that no client could send."""
+    if not _SERVED_NAME.fullmatch(name):
+        raise ValueError(f"{name[:80]!r} is no name of a model: 1 to 128 characters without blanks and commas")
+    return name
+
+
+def _served_names(told: str) -> None:
+    names = [check_served_name(name) for name in told.split(",")]
+    if len(names) > MOST_SERVED_NAMES:
+        raise ValueError(f"there are {len(names)} names; it takes {MOST_SERVED_NAMES}")
 
 
 HOST = Flag("host", "Address to listen on.", default="127.0.0.1", guard=True)
@@ -39,8 +60,14 @@ OTLP_ENDPOINT = Flag("otlp-endpoint", "Traces go to this OTLP/HTTP port: http://
 SETTINGS_FILE = Flag(
     "settings-file", "JSON of log level, limits and drain; read again on SIGHUP, like keys.", Path, guard=True
 )
+NO_PAGE = Flag("no-page", "Serve no page to browsers at /; they get Healthy, as probes do.", bool, False)
+SERVED_NAME = Flag(
+    "served-name",
+    "Comma-separated further names by which requests may call the model.",
+    check=_served_names,
+)
 KEYS = (TLS_CERT, TLS_KEY, TLS_CLIENT_CA, API_KEY_FILE)
-PEOPLE = (HOST, GRPC_PORT, HTTP_PORT, *KEYS, LOG_FORMAT, OTLP_ENDPOINT, SETTINGS_FILE)
+PEOPLE = (HOST, GRPC_PORT, HTTP_PORT, *KEYS, LOG_FORMAT, OTLP_ENDPOINT, SETTINGS_FILE, SERVED_NAME, NO_PAGE)
 
 REPLICAS = Flag("replicas", "Processes that each hold the model, one per GPU or group of GPUs.", int, 1)
 STICKY = Flag("sticky", "Header whose value keeps a session on one replica, such as x-session-id.")
@@ -80,4 +107,4 @@ VERBOSE = Flag("verbose", "Log requests, and tracebacks of failures.", bool, Fal
 PROGRAMS = (DRAIN_SECONDS, READY_FILE, VERBOSE)  # of what starts and watches a runner
 
 #: What an operator says of one server; a runner that another process starts on loopback has none of it.
-OPERATORS = (*KEYS, SETTINGS_FILE, *LOCAL)
+OPERATORS = (*KEYS, SETTINGS_FILE, SERVED_NAME, *LOCAL)

@@ -112,7 +112,7 @@ class OpenInference(inference_pb2_grpc.GRPCInferenceServiceServicer):  # type: i
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._name = host.deployment.name
+        self._names = host.deployment.names
 
     async def ServerLive(self, request: Any, context: Any) -> Any:  # noqa: N802
         return inference_pb2.ServerLiveResponse(live=True)
@@ -122,7 +122,7 @@ class OpenInference(inference_pb2_grpc.GRPCInferenceServiceServicer):  # type: i
 
     async def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
         async with _reporting(context):
-            oip.check_model(request.name, request.version, self._name)
+            oip.check_model(request.name, request.version, self._names)
             return inference_pb2.ModelReadyResponse(ready=self._host.ready)
 
     async def ServerMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -130,13 +130,13 @@ class OpenInference(inference_pb2_grpc.GRPCInferenceServiceServicer):  # type: i
 
     async def ModelMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
         async with _reporting(context):
-            oip.check_model(request.name, request.version, self._name)
-            facts = oip.model_metadata(self._host.deployment)
+            oip.check_model(request.name, request.version, self._names)
+            facts = oip.model_metadata(self._host.deployment, request.name)
             return inference_pb2.ModelMetadataResponse(**facts)
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
         async with _reporting(context):
-            oip.check_model(request.model_name, request.model_version, self._name)
+            oip.check_model(request.model_name, request.model_version, self._names)
             call = _inference(request)
             body = await _whole(self._host, oip.to_raw(call, self._host.deployment.task), context)
             name, elements = oip.from_answer(call, body)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import os
 import sys
 import threading
 import time
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from local_runner.bundle.script import Answer, ScoreScript
+from local_runner.flags import serving
 from local_runner.host import callers
 from local_runner.host.event_loop_streams import EventLoopStreams
 from local_runner.host.reload import Tuning, set_level
@@ -54,7 +56,7 @@ class Host(ABC):
     def __init__(self, code: Path, copies: int = 1) -> None:
         self.code = code
         self._copies = copies
-        self.deployment = Deployment.read(code / "deployment.json")
+        self.deployment = _named(Deployment.read(code / "deployment.json"))
         self.state = HostState.LOADING
         limits = self.deployment.limits
         self.max_body = limits.max_payload_bytes + PAYLOAD_SLACK
@@ -188,6 +190,12 @@ class Host(ABC):
         if self._tracing:
             await asyncio.wait([asyncio.wrap_future(_in_thread(self._tracing.close))], timeout=_FLUSH_S)
         return abandoned
+
+
+def _named(deployment: Deployment) -> Deployment:
+    """Add the names of this runner's flag to those by which requests may call the model."""
+    told = serving.SERVED_NAME.read(os.environ) or ""
+    return replace(deployment, served_names=(*deployment.served_names, *told.split(","))) if told else deployment
 
 
 class ScriptHost(Host):

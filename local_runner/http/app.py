@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 
 from local_runner.errors import NoSuchRoute, WrongMethod
 from local_runner.host.host import Host, internal
-from local_runner.http import oip_bodies, openai, openapi_bodies
+from local_runner.http import oip_bodies, openai, openapi_bodies, responses, retrieval, tgi
 from local_runner.http.bodies import read_body
 from local_runner.protocol import oip
 from local_runner.protocol.errors import body_of, failure_of
@@ -37,7 +37,8 @@ def build(host: Host) -> FastAPI:
     _add_scoring(app, host)
     _add_health(app, host)
     _add_protocol(app, host)
-    openai.add(app, host, lambda request: _sent(request, host.max_body))
+    for each in (openai, responses, tgi, retrieval):
+        each.add(app, host, lambda request: _sent(request, host.max_body))
     _add_schemas(app, host)
     return app
 
@@ -45,9 +46,16 @@ def build(host: Host) -> FastAPI:
 def _add_scoring(app: FastAPI, host: Host) -> None:
     # Azure's scoring route is / if the container also serves other paths: a POST there is scored.
     @app.post("/", include_in_schema=False)
+    async def root(request: Request) -> Response:
+        raw = await _body(request, host.max_body)
+        return await tgi.answer_to_client(host, request.headers, raw) or await scored(raw, request)
+
     @app.post("/score", summary="Score one request")
     async def score(request: Request) -> Response:
-        answer = await host.score(await _body(request, host.max_body), request.headers)
+        return await scored(await _body(request, host.max_body), request)
+
+    async def scored(raw: str, request: Request) -> Response:
+        answer = await host.score(raw, request.headers)
         if answer.chunks is not None:
             return StreamingResponse(host.chunks(answer), answer.status, answer.headers)
         return Response(answer.body, answer.status, answer.headers)
@@ -88,7 +96,7 @@ def _add_health(app: FastAPI, host: Host) -> None:
 
 
 def _add_protocol(app: FastAPI, host: Host) -> None:
-    name = host.deployment.name
+    names = host.deployment.names
 
     @app.get("/v2", summary="Server metadata")
     async def server_metadata() -> dict[str, Any]:
@@ -109,19 +117,19 @@ def _add_protocol(app: FastAPI, host: Host) -> None:
     @app.get(versioned, include_in_schema=False)
     @app.get("/v2/models/{model}", summary="Model metadata")
     async def model_metadata(model: str, version: str = "") -> dict[str, Any]:
-        oip.check_model(model, version, name)
-        return oip.model_metadata(host.deployment)
+        oip.check_model(model, version, names)
+        return oip.model_metadata(host.deployment, model)
 
     @app.get(versioned + "/ready", include_in_schema=False)
     @app.get("/v2/models/{model}/ready", summary="Model ready")
     async def model_ready(model: str, version: str = "") -> JSONResponse:
-        oip.check_model(model, version, name)
-        return JSONResponse({"name": name, "ready": host.ready}, 200 if host.ready else 503)
+        oip.check_model(model, version, names)
+        return JSONResponse({"name": model, "ready": host.ready}, 200 if host.ready else 503)
 
     @app.post(versioned + "/infer", include_in_schema=False)
     @app.post("/v2/models/{model}/infer", summary="Infer")
     async def infer(model: str, request: Request, version: str = "") -> Response:
-        oip.check_model(model, version, name)
+        oip.check_model(model, version, names)
         body = await read_body(request, host.max_body)
         sent, call = oip_bodies.read_inference(body, request.headers.get(oip_bodies.JSON_BYTES))
         answer = await host.score(oip.to_raw(call, host.deployment.task), request.headers)
@@ -130,7 +138,7 @@ def _add_protocol(app: FastAPI, host: Host) -> None:
         if answer.chunks is not None:
             answer.close()
             raise InvalidParameter("Infer cannot stream its answer.", "Use /score.", "stream")
-        return JSONResponse(oip_bodies.infer_response(name, sent, *oip.from_answer(call, answer.body)))
+        return JSONResponse(oip_bodies.infer_response(model, sent, *oip.from_answer(call, answer.body)))
 
 
 def _add_schemas(app: FastAPI, host: Host) -> None:
@@ -203,6 +211,8 @@ def error_response(path: str, error: MiiAzureError) -> Response:
         return JSONResponse(openai.error_body(error), error.http_status, error.headers)
     if path.startswith(oip.PREFIX):
         return JSONResponse(oip.error_body(error), error.http_status, error.headers)
+    if path.startswith(tgi.PREFIX):
+        return JSONResponse(tgi.error_body(error), error.http_status, error.headers)
     return Response(body_of(error), error.http_status, error.headers, "application/json")
 
 

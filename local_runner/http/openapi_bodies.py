@@ -17,6 +17,18 @@ _GENERATION: dict[str, Any] = {
     "top_p": {"type": "number", "minimum": 0, "maximum": 1},
     "seed": {"type": "integer", "minimum": -1},
     "stop": _TEXTS,
+    "stop_token_ids": {"type": "array", "items": {"type": "integer", "minimum": 0}, "maxItems": 16},
+    "min_tokens": {"type": "integer", "minimum": 0},
+    "ignore_eos": {"type": "boolean"},
+    "top_k": {"type": "integer", "minimum": -1},
+    "min_p": {"type": "number", "minimum": 0, "maximum": 1},
+    "repetition_penalty": {"type": "number", "minimum": 0.01, "maximum": 100},
+    "presence_penalty": {"type": "number", "minimum": -2, "maximum": 2},
+    "frequency_penalty": {"type": "number", "minimum": -2, "maximum": 2},
+    "logit_bias": {"type": "object", "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100}},
+    "priority": {"type": "integer"},
+    "prompt_logprobs": {"type": "integer", "minimum": 0, "maximum": 20},
+    "truncate_prompt_tokens": {"type": "integer", "minimum": 1},
     "user": _TEXT,
     "response_format": {
         "type": "object",
@@ -67,6 +79,22 @@ _TOOLS: dict[str, Any] = {
     "parallel_tool_calls": {"type": "boolean"},
     "chat_template_kwargs": {"type": "object"},
 }
+_CONTINUED = _object(
+    ["inputs"],
+    inputs=_TEXT,
+    parameters={
+        "type": "object",
+        "properties": {
+            "details": {"type": "boolean"},
+            "return_full_text": {"type": "boolean"},
+            "max_new_tokens": {"type": "integer", "minimum": 1},
+            "stop": {"type": "array", "items": _TEXT, "maxItems": 16},
+            "grammar": _object(
+                ["type", "value"], type={"type": "string", "enum": ["json", "regex", "json_schema"]}, value={}
+            ),
+        },
+    },
+)
 _TENSOR = _object(
     ["name", "datatype", "shape", "data"],
     name={"type": "string", "enum": [name for name, _ in INPUTS]},
@@ -83,10 +111,50 @@ BODIES: dict[str, dict[str, Any]] = {
         outputs={"type": "array", "items": _object(["name"], name=_TEXT)},
         parameters={"type": "object"},
     ),
-    "/v1/completions": _object(["prompt"], prompt=_TEXTS, echo={"type": "boolean"}, **_GENERATION),
-    "/v1/chat/completions": _object(
-        ["messages"], messages={"type": "array", "items": _MESSAGE, "minItems": 1}, **_TOOLS, **_GENERATION
+    "/v1/completions": _object(
+        ["prompt"],
+        prompt=_TEXTS,
+        echo={"type": "boolean"},
+        logprobs={"type": "integer", "minimum": 0, "maximum": 20},
+        **_GENERATION,
     ),
+    "/v1/chat/completions": _object(
+        ["messages"],
+        messages={"type": "array", "items": _MESSAGE, "minItems": 1},
+        logprobs={"type": "boolean"},
+        top_logprobs={"type": "integer", "minimum": 0, "maximum": 20},
+        max_completion_tokens={"type": "integer", "minimum": 1},
+        continue_final_message={"type": "boolean"},
+        add_generation_prompt={"type": "boolean"},
+        **_TOOLS,
+        **_GENERATION,
+    ),
+    "/v1/responses": _object(
+        ["input"],
+        model=_TEXT,
+        input={"anyOf": [{**_TEXT, "minLength": 1}, {"type": "array", "items": {"type": "object"}, "minItems": 1}]},
+        instructions=_TEXT,
+        max_output_tokens={"type": "integer", "minimum": 1},
+        stream={"type": "boolean"},
+        temperature=_GENERATION["temperature"],
+        top_p=_GENERATION["top_p"],
+        top_logprobs={"type": "integer", "minimum": 0, "maximum": 20},
+        include={"type": "array", "items": {"const": "message.output_text.logprobs"}},
+        text={"type": "object", "properties": {"format": {"type": "object"}}},
+        tools={
+            "type": "array",
+            "items": _object(
+                ["type", "name"], type={"const": "function"}, name=_TEXT, parameters={"type": ["object", "null"]}
+            ),
+        },
+        tool_choice=_TOOLS["tool_choice"],
+        parallel_tool_calls={"type": "boolean"},
+        reasoning={"type": "object", "properties": {"effort": {"const": "none"}}},
+        store={"const": False},
+        metadata={"type": "object"},
+    ),
+    "/generate": _CONTINUED,
+    "/generate_stream": _CONTINUED,
     "/v1/embeddings": _object(
         ["input"],
         model=_TEXT,
@@ -97,6 +165,34 @@ BODIES: dict[str, dict[str, Any]] = {
         prompt_name=_TEXT,
         prompt={"type": "string"},
         normalize={"type": "boolean"},
+        user=_TEXT,
+    ),
+    "/v1/rerank": _object(
+        ["query", "documents"],
+        model=_TEXT,
+        query=_TEXT,
+        documents={
+            "type": "array",
+            "items": {"anyOf": [{"type": "string"}, _object(["text"], text={"type": "string"})]},
+            "minItems": 1,
+            "maxItems": 2048,
+        },
+        top_n={"type": "integer", "minimum": 1},
+        return_documents={"type": "boolean"},
+        max_tokens_per_doc={"type": "integer", "minimum": 1},
+        truncation={"type": "boolean"},
+        raw_scores={"type": "boolean"},
+        instruction={"type": "string"},
+        user=_TEXT,
+    ),
+    "/v1/score": _object(
+        ["text_1", "text_2"],
+        model=_TEXT,
+        text_1=_TEXTS,
+        text_2=_TEXTS,
+        truncate_prompt_tokens={"type": "integer", "enum": [-1]},
+        raw_scores={"type": "boolean"},
+        instruction={"type": "string"},
         user=_TEXT,
     ),
 }

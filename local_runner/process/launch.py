@@ -12,9 +12,10 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 from local_runner.bundle import manifest
@@ -124,9 +125,15 @@ class HostProcess:
 class Runner(HostProcess):
     """`python -m local_runner` on free ports."""
 
-    def __init__(self, bundle: Path, timeout_s: float = START_TIMEOUT_S, arguments: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        bundle: Path,
+        timeout_s: float = START_TIMEOUT_S,
+        arguments: tuple[str, ...] = (),
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         super().__init__(bundle, timeout_s)
-        self._arguments = arguments
+        self._arguments, self._environment = arguments, environment
         self.grpc_port = self.http_port = 0
 
     def _start(self) -> None:
@@ -135,7 +142,7 @@ class Runner(HostProcess):
         command += ["--grpc-port", "0", "--http-port", "0", "--ready-file", str(self._ready)]
         # A child runner on loopback is one process without certificates and keys, unless they are given here.
         kept = {name: value for name, value in os.environ.items() if name not in _OPERATORS_OWN}
-        self._spawn([*command, *self._arguments], kept)
+        self._spawn([*command, *self._arguments], {**kept, **self._environment})
 
     def _up(self) -> bool:
         state = ready_file.read(self._ready)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from local_runner.errors import ModelNotServed
+from local_runner.errors import ModelNotServed, served_as
 from scoring.errors import InternalError, InvalidInput, InvalidJson, InvalidParameter, MiiAzureError
 from scoring.host_api import Deployment, read_json
 
@@ -25,10 +25,12 @@ OUTPUTS = (("outputs", -1), ("response", 1))
 _OUTPUT_OF = {"inputs": "outputs", "request": "response"}
 _MOST_DIMENSIONS = 8
 # Tasks whose inputs have parts, and the JSON type of such an input.
-_STRUCTURED: dict[str, type] = {
+_STRUCTURED: dict[str, type | tuple[type, ...]] = {
     "question-answering": dict,
     "conversational": list,
     "text-classification": dict,
+    "text-ranking": (dict, list),
+    "sentence-similarity": dict,
 }
 
 
@@ -52,24 +54,24 @@ def error_body(error: MiiAzureError) -> dict[str, Any]:
     return {"error": told.pop("message"), **told}
 
 
-def check_model(name: str, version: str, served: str) -> None:
-    """Raise ModelNotServed unless `name` and `version` match this runner's model."""
-    if name != served:
-        raise ModelNotServed(f"No model {name!r} here.", f"This runner serves {served!r}.", where="model_name")
+def check_model(name: str, version: str, served: Sequence[str]) -> None:
+    """Raise ModelNotServed unless `name` is one of this runner's and `version` that of its model."""
+    if name not in served:
+        raise ModelNotServed(f"No model {name!r} here.", served_as(served), where="model_name")
     if version not in ("", VERSION):
         raise ModelNotServed(
-            f"No version {version!r} of {served!r} here.", f"Its only version is {VERSION!r}.", "model_version"
+            f"No version {version!r} of {name!r} here.", f"Its only version is {VERSION!r}.", "model_version"
         )
 
 
-def model_metadata(deployment: Deployment) -> dict[str, Any]:
-    """Answer to ModelMetadata, over either protocol."""
+def model_metadata(deployment: Deployment, name: str) -> dict[str, Any]:
+    """Answer to ModelMetadata over either protocol, by the name that was asked for."""
 
     def tensors(named: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
         return [{"name": name, "datatype": DATATYPE, "shape": [length]} for name, length in named]
 
     return {
-        "name": deployment.name,
+        "name": name,
         "versions": [VERSION],
         "platform": f"mii-azure_{deployment.task}",
         "inputs": tensors(INPUTS),

@@ -14,18 +14,21 @@ _AZURE = {
     ".inference.ml.azure.cn": "https://ml.azure.cn/.default",
 }
 
+_NO_PATH = "it has no path"
+
 
 def scoring_address(url: str) -> Address:
     """Parse a scoring URL; raises SpecError for one that is odd or has no path."""
     try:
         address = read_url(url)
         if not address.path.strip("/"):
-            raise ValueError("it has no path")
+            raise ValueError(_NO_PATH)
         return address
     except ValueError as error:
-        raise SpecError(
-            f"{url!r} is no scoring URL: {error}.", "It looks like https://NAME.REGION.inference.ml.azure.com/score."
-        ) from None
+        hint = "It looks like https://NAME.REGION.inference.ml.azure.com/score."
+        if str(error) == _NO_PATH:
+            hint = f"Did you mean {url.rstrip('/')}/score?"
+        raise SpecError(f"{url!r} is no scoring URL: {error}.", hint) from None
 
 
 def in_azure(address: Address) -> bool:

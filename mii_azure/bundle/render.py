@@ -103,9 +103,12 @@ def deployment_settings(spec: Spec, plan: Plan, model_id: str) -> dict[str, Any]
     cache = {"kv_cache_tokens": plan.kv_cache_tokens, "memory_share": spec.memory_share or 0.0}
     cache = cache if plan.kv_cache_tokens else {}
     quantised = {"quantisation": plan.quantisation.model_dump()} if plan.quantisation else {}
+    adapters = {"adapters": [each.model_dump() for each in plan.adapters]} if plan.adapters else {}
+    aliases = {"served_names": list(spec.served_name)} if spec.served_name else {}
     return {
         "schema": 1,
         "name": spec.name,
+        **aliases,
         "task": plan.task,
         "task_options": plan.task_options,
         "model": {
@@ -116,6 +119,7 @@ def deployment_settings(spec: Spec, plan: Plan, model_id: str) -> dict[str, Any]
         },
         "dtype": plan.dtype,
         **quantised,
+        **adapters,
         "allow_pickle": spec.allow_pickle,
         "trust_remote_code": spec.trust_remote_code,
         "instance_type": plan.instance_type,

@@ -63,7 +63,7 @@ def write(
             _check_space(folder, weights, making.bytes if making else 0)
             copied = _copy_weights(weights, folder, None if making else progress)
             if making:
-                _in_staging(folder, "model/config.json")
+                (folder / "model").mkdir(exist_ok=True)
                 made = making.make(folder / "model", progress or (lambda done, total: None))
                 copied |= {f"model/{name}": digest for name, digest in made.items()}
             hashes = copied | _copy_code(folder, server)

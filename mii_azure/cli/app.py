@@ -9,12 +9,22 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from mii_azure.cli import azure_verbs, derived, handover, mlops_verbs, price_verbs, serving
-from mii_azure.cli.shared import AsJson, Bundle, ResourceGroup, Subscription, Workspace, err, out, print_text
+from mii_azure.cli import (
+    azure_verbs,
+    derived,
+    handover,
+    lists,
+    local_verbs,
+    mlops_verbs,
+    price_verbs,
+    query_verbs,
+    serving,
+)
+from mii_azure.cli.shared import AsJson, Bundle, ResourceGroup, Subscription, Workspace, a_folder, err, out
 from mii_azure.cli.shared import flag as _flag
 from mii_azure.cli.shared import print_json as _print_json
-from mii_azure.cli.shared import read_request as _read_request
 from mii_azure.errors import MiiAzureError
+from mii_azure.version import __version__
 
 app = typer.Typer(
     name="mii-azure",
@@ -25,6 +35,22 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        out.print(f"mii-azure {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    return
+
 
 Targets = Annotated[
     str, _flag("targets", "Comma-separated: in-process, grpc, http, azmlinfsrv, container; parity also endpoint:NAME.")
@@ -61,6 +87,8 @@ PLANNED = (
 @app.command()
 @derived.takes(derived.of_spec(PLANNED))
 def plan(
+    context: typer.Context,
+    file: derived.SpecFile = None,
     rank: Annotated[bool, _flag("rank", "Rank the instance types: fit, speed, quota and cost.")] = False,
     verbose: Annotated[bool, _flag("verbose", "Also tell of each pass; with --rank, of every instance type.")] = False,
     prices: price_verbs.PriceFile = None,
@@ -78,7 +106,7 @@ def plan(
     from mii_azure.cli.report_plan import show_plan
     from mii_azure.planning.planner import plan as make
 
-    asked = derived.fields(given)
+    asked = derived.asked(context, given, file)
     if rank:
         price_verbs.show_ranked(
             prices=prices, as_json=as_json, verbose=verbose, utilisation=utilisation, batch=batch, **asked
@@ -100,6 +128,8 @@ def plan(
 @app.command()
 @derived.takes(derived.of_spec(derived.FIELDS))
 def generate(
+    context: typer.Context,
+    file: derived.SpecFile = None,
     output: Annotated[Path | None, _flag("output", "Folder to write; ./NAME when absent.")] = None,
     force: Annotated[bool, _flag("force", "Replace an existing bundle.")] = False,
     prices: price_verbs.PriceFile = None,
@@ -112,7 +142,7 @@ def generate(
     from mii_azure.sdk.generate import write_bundle
     from mii_azure.spec import make_spec
 
-    spec, known = make_spec(**derived.fields(given)), price_verbs.known(prices)
+    spec, known = make_spec(**derived.asked(context, given, file)), price_verbs.known(prices)
     with copying(err, enabled=not as_json) as progress:
         folder, plan = write_bundle(spec, output=output, force=force, progress=progress)
     if as_json:
@@ -135,7 +165,11 @@ def _written(folder: Path) -> dict[str, Any]:
 def check(
     target: Annotated[
         Path,
-        typer.Argument(envvar="MII_AZURE_BUNDLE", help="A generated folder, or Azure ML YAML: a file or a folder."),
+        typer.Argument(
+            envvar="MII_AZURE_BUNDLE",
+            help="A generated folder, or Azure ML YAML: a file or a folder.",
+            callback=a_folder,
+        ),
     ],
     fix: Annotated[bool, _flag("fix", "Make the changes that are safe, then check again.")] = False,
     online: azure_verbs.Online = False,
@@ -153,9 +187,12 @@ def check(
 
     if not is_bundle(target):
         err.print("no manifest.json: only the rules on YAML apply", soft_wrap=True)
-    changes, findings = repair(target) if fix else ([], find(target))
-    if online:
-        findings = [*findings, *azure_verbs.asked_online(target, slot, subscription, resource_group, workspace)]
+    with _status(as_json) as status:
+        status("checking, azure-ai-ml's loaders too")
+        changes, findings = repair(target) if fix else ([], find(target))
+        if online:
+            status("asking the workspace")
+            findings = [*findings, *azure_verbs.asked_online(target, slot, subscription, resource_group, workspace)]
     for change in changes:
         (err if as_json else out).print(f"changed {change}", soft_wrap=True)
     _print_json([finding.model_dump() for finding in findings]) if as_json else show_findings(out, findings)
@@ -174,30 +211,6 @@ def serve(bundle: Bundle, **given: Any) -> None:
     command = [sys.executable, "-m", "local_runner", str(bundle), *serving.runner_options(given)]
     # The runner replaces this process: only the bundle's own scoring package may ever be imported there.
     os.execv(sys.executable, command)  # noqa: S606
-
-
-@app.command()
-def query(
-    target: Annotated[
-        str,
-        typer.Argument(help="A bundle, HOST:PORT of gRPC, a local deployment, endpoint:NAME, or a scoring URL."),
-    ],
-    request: Annotated[str, typer.Argument(help="The request as JSON, or - to read it from standard input.")],
-    stream: Annotated[bool, _flag("stream", "Print text as it is generated.")] = False,
-    timeout: Annotated[float, _flag("timeout", "Deadline in seconds.")] = 120.0,
-    tls: serving.Tls = False,
-    tls_ca: serving.TlsCa = None,
-    tls_cert: serving.TlsCert = None,
-    tls_key: serving.TlsKey = None,
-    api_key_file: serving.ApiKeyFile = None,
-) -> None:
-    """Send one request and print the answer."""
-    from mii_azure.sdk.query import query as send
-
-    payload = _read_request(request)
-    proof = serving.credentials(tls, tls_ca, tls_cert, tls_key, api_key_file)
-    for piece in send(target, payload, stream=stream, timeout=timeout, credentials=proof):
-        print_text(piece) if isinstance(piece, str) else _print_json(piece)
 
 
 @app.command()
@@ -223,7 +236,7 @@ def parity(
     client = azure_verbs.workspace_client(subscription, resource_group, workspace) if live else None
     with _status(as_json) as status:
         verdict = compare(
-            bundle, targets=derived.split(targets), requests=requests, on_progress=status, ml_client=client, load=load
+            bundle, targets=derived.split(targets), requests=requests, progress=status, ml_client=client, load=load
         )
     _print_json(verdict) if as_json else show_verdict(out, verdict)
     if not verdict.agree:
@@ -243,7 +256,7 @@ def bench(
     from mii_azure.verdict.benchmark import bench as measure
 
     with _status(as_json) as status:
-        report = measure(bundle, targets=derived.split(targets), requests=count, clients=clients, on_progress=status)
+        report = measure(bundle, targets=derived.split(targets), requests=count, clients=clients, progress=status)
     _print_json(report) if as_json else show_bench(out, report)
 
 
@@ -253,6 +266,9 @@ def _status(quiet: bool) -> Any:
     return status(err, enabled=not quiet)
 
 
+local_verbs.register(app)
+lists.register(app)
+query_verbs.register(app)
 azure_verbs.register(app)
 handover.register(app)
 price_verbs.register(app)

@@ -1,23 +1,70 @@
-"""Progress on a terminal; silent elsewhere."""
+"""What goes on, with its time, on standard error: one changing line on a terminal, a line an activity elsewhere."""
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.status import Status
 from rich.text import Text
+
+T = TypeVar("T")
+_NOTABLE_S = 2.0  # less needs no telling
+
+
+class Activity:
+    """Line that tells the current activity and the seconds since it all began; call it with each new one."""
+
+    def __init__(self, console: Console, line: Status | None) -> None:
+        self._console, self._line, self._text, self._began = console, line, "", time.monotonic()
+
+    def __call__(self, text: str) -> None:
+        self._text = text
+        if self._line is not None:
+            self._line.start()
+        else:
+            self._console.print(self.__rich__(), soft_wrap=True)
+
+    def __rich__(self) -> Text:
+        seconds = time.monotonic() - self._began
+        return Text(f"{self._text} ({seconds:.0f} s)" if seconds >= _NOTABLE_S else self._text)
+
+    def end(self) -> None:
+        """Remove the line from the terminal, so that other things can be printed."""
+        if self._line is not None:
+            self._line.stop()
+
+    def over(self, items: Iterable[T]) -> Iterator[T]:
+        """Yield the items; the line ends with the first."""
+        for item in items:
+            self.end()
+            yield item
+
+
+class Silence(Activity):
+    """Activity that nobody is told of."""
+
+    def __call__(self, text: str) -> None:
+        return
 
 
 @contextmanager
-def status(console: Console, enabled: bool) -> Iterator[Callable[[str], None]]:
-    """Show the current activity on one line."""
+def status(console: Console, enabled: bool) -> Iterator[Activity]:
+    """Show the current activity; yields what it is told to."""
     if not enabled:
-        yield lambda text: None
+        yield Silence(console, None)
     elif not console.is_terminal:
-        yield lambda text: console.print(text, highlight=False)
+        yield Activity(console, None)
     else:
-        with console.status("") as line:
-            yield lambda text: line.update(Text(text))
+        line = console.status("")
+        shown = Activity(console, line)
+        line.update(shown)
+        try:
+            yield shown
+        finally:
+            line.stop()
 
 
 @contextmanager

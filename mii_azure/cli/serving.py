@@ -28,8 +28,14 @@ Tls = Annotated[bool, option(Flag("tls", "Use TLS, trusting the authorities that
 
 def runner_options(values: Mapping[str, Path | str | float | None]) -> list[str]:
     """Command-line options of the runner for the values that are given."""
-    given = {flag.name: values[flag.variable] for flag in RUNNER if values[flag.variable] is not None}
-    return [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    words: list[str] = []
+    for declared_flag in RUNNER:
+        value = values[declared_flag.variable]
+        if value is True:
+            words.append(f"--{declared_flag.name}")
+        elif value is not None and value is not False:
+            words += [f"--{declared_flag.name}", str(value)]
+    return words
 
 
 def credentials(

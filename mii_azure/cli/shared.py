@@ -13,7 +13,7 @@ from rich.segment import Segment
 
 from local_runner.flags.flag import Flag
 from local_runner.telemetry.terminal import escaped, escaped_json
-from mii_azure.errors import SpecError
+from mii_azure.errors import NotABundle
 
 
 class Plain(Console):
@@ -53,8 +53,23 @@ def flag(name: str, text: str) -> Any:
     return option(Flag(name, text))
 
 
+def a_folder(path: Path | None) -> Path | None:
+    """Return a path, or None for none; raises NotABundle for the address of something that answers."""
+    # A path has lost one of two slashes.
+    scheme, colon, rest = str(path).partition(":")
+    if path is None or not colon or scheme not in ("http", "https", "endpoint") or path.exists():
+        return path
+    address = f"{scheme}:{rest if scheme == 'endpoint' else '//' + rest.lstrip('/')}"
+    raise NotABundle(
+        f"{address} is an address, and a folder that `mii-azure generate` wrote is needed here.",
+        "`mii-azure query` asks what answers at an address; parity and bench take one as a target.",
+    )
+
+
 AsJson = Annotated[bool, flag("json", "Print JSON instead of tables.")]
-Bundle = Annotated[Path, typer.Argument(envvar="MII_AZURE_BUNDLE", help="A generated folder.")]
+Bundle = Annotated[
+    Path, typer.Argument(envvar="MII_AZURE_BUNDLE", help="A generated folder.", callback=lambda path: a_folder(path))
+]
 Subscription = Annotated[str | None, flag("subscription", "Id of the Azure subscription.")]
 ResourceGroup = Annotated[str | None, flag("resource-group", "Resource group of the workspace.")]
 Workspace = Annotated[str | None, flag("workspace", "Azure ML workspace.")]
@@ -62,12 +77,9 @@ Workspace = Annotated[str | None, flag("workspace", "Azure ML workspace.")]
 
 def read_request(request: str) -> Any:
     """Parse the JSON of a request given as text, or `-` for standard input; raises SpecError."""
-    try:
-        return json.loads(sys.stdin.read() if request == "-" else request)
-    except RecursionError:
-        raise SpecError("The request is nested too deeply.", 'It looks like \'{"inputs": "..."}\'.') from None
-    except ValueError as error:
-        raise SpecError(f"The request is not JSON: {error}.", 'It looks like \'{"inputs": "..."}\'.') from None
+    from mii_azure.sdk.typed_request import read_json
+
+    return read_json(sys.stdin.read() if request == "-" else request)
 
 
 def print_json(value: Any) -> None:

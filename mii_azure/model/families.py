@@ -23,6 +23,7 @@ class TaskFacts(BaseModel):
     name: str
     summary: str
     kinds: tuple[str, ...]
+    also: tuple[str, ...] = ()  # what people call it
     heads: tuple[str, ...]  # ends of architecture names; "" is any
     options: Options
 
@@ -60,8 +61,9 @@ def find_task(name: str) -> TaskFacts:
     tasks = all_tasks()
     if name in tasks:
         return tasks[name]
-    near = get_close_matches(name.lower().replace("_", "-"), tasks, n=1, cutoff=0.5)
-    nearest = f"Did you mean {near[0]}? " if near else ""
+    called = {word: task for task, facts in tasks.items() for word in (task, *facts.also)}
+    near = get_close_matches(name.strip().lower().replace("_", "-"), called, n=1, cutoff=0.6)
+    nearest = f"Did you mean {called[near[0]]}? " if near else ""
     raise UnknownTask(f"There is no task {name!r}.", f"{nearest}Tasks: {', '.join(tasks)}.")
 
 

@@ -26,6 +26,7 @@ from mii_azure.model.safetensors import Tensor, Weights
 from scoring.config import DIFFUSERS_INDEX, MODULES
 from scoring.strict_json.files import read_object
 
+ADAPTER = "It is an adapter: give its base as the model, and this folder by --adapter, which merges the two."
 _NOT_GGUF = "give the model that they were made from, or one published as awq, gptq or compressed-tensors."
 PICKLE_INDEX = "pytorch_model.bin.index.json"
 # Small files beside config.json that are read for planning; `Model.settings` has the parsed ones under the same name.
@@ -123,7 +124,7 @@ def _read_config(folder: Path, given: Path) -> dict[str, Any]:
 def _config_remedy(folder: Path) -> str:
     """Remedy for a folder without config.json, by the files it holds instead."""
     if (folder / "adapter_config.json").is_file():
-        return "It is an adapter: merge it into its base model (peft's merge_and_unload, then save_pretrained)."
+        return ADAPTER
     nested = sorted(path.parent for path in folder.glob("*/config.json") if (path.parent / WEIGHTS).is_file())
     nested += sorted(path.parent for path in folder.glob("*/*/config.json") if (path.parent / WEIGHTS).is_file())
     if nested:
@@ -156,6 +157,8 @@ def _read_weights(folder: Path, allow_pickle: bool) -> tuple[list[Tensor], int]:
 
 
 def _weights_remedy(folder: Path) -> str:
+    if (folder / "adapter_config.json").is_file():
+        return ADAPTER
     others = [
         p.name for p in sorted(folder.iterdir()) if p.suffix in (".safetensors", ".gguf", ".h5", ".msgpack", ".onnx")
     ]
@@ -166,6 +169,18 @@ def _weights_remedy(folder: Path) -> str:
     if others:
         return f"Looked for {WEIGHTS} or {INDEX}; {others[0]} is another runtime's format: save it from PyTorch."
     return f"Looked for {WEIGHTS} or {INDEX}: copy the weights there."
+
+
+def stored_tensors(folder: Path) -> dict[str, Tensor]:
+    """Tensors of a folder's safetensors files by name; raises as `read_folder` does."""
+    return {each.name: each for each in _read_weights(folder, False)[0]}
+
+
+def weight_files(folder: Path) -> list[str]:
+    """Names of a folder's safetensors files, in order."""
+    if (folder / WEIGHTS).is_file():
+        return [WEIGHTS]
+    return shards(read_settings(contained(folder, INDEX)), INDEX)
 
 
 def _read_shards(folder: Path) -> tuple[list[Tensor], int]:

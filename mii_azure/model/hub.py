@@ -92,10 +92,10 @@ def _unreachable(model: str, error: Exception, near_folder: str = "") -> Unknown
     near = get_close_matches(model, recorded_models.names(), n=1, cutoff=0.6)
     hint = "Check the network and HF_HUB_OFFLINE, or give a folder that holds the model."
     if near_folder:
-        hint += f" There is a folder {near_folder}."
+        hint = f"Did you mean {near_folder}? {hint}"
     elif near:
         hint += f" Facts of {near[0]} are recorded here, if you meant that."
-    return UnknownModel(f"The hub cannot be asked about {model}: {error}.", hint)
+    return UnknownModel(f"There is no folder {model}, and the hub cannot be asked about it: {error}.", hint)
 
 
 def _info(repo: str, revision: str | None, near_folder: str = "") -> "ModelInfo":
@@ -153,7 +153,11 @@ def _read(info: "ModelInfo", allow_pickle: bool) -> Model:
     base = f"{inner}/" if inner else ""
     if f"{base}config.json" not in names:
         kind = "not a transformers model"
-        kind = "an adapter; merge it into its base model first" if "adapter_config.json" in names else kind
+        kind = (
+            "an adapter: give its base as the model, and a copy of it by --adapter, which merges the two"
+            if "adapter_config.json" in names
+            else kind
+        )
         raise ConfigMissing(f"{repo} has no config.json on the hub.", f"It is {kind}.")
     config = _small_file(repo, f"{base}config.json", commit)
     published.refuse_unread(config)

@@ -71,9 +71,11 @@ def _looks_like_path(model: str) -> bool:
 
 
 def _near_folder(path: Path) -> str:
-    """Folder beside the missing one whose name is nearest, or an empty string."""
+    """Folder whose name is nearest to the missing one's, its parents' names too, or an empty string."""
     if not os.path.isdir(path.parent):  # noqa: PTH112
-        return ""
+        parent = _near_folder(path.parent) if path.parent != path else ""
+        other = Path(parent) / path.name
+        return (str(other) if os.path.isdir(other) else _near_folder(other)) if parent else ""  # noqa: PTH112
     names = [child.name for child in path.parent.iterdir() if child.is_dir() and not child.name.startswith(".")]
     near = get_close_matches(path.name, names, n=1, cutoff=0.6)
     return str(path.parent / near[0]) if near else ""

@@ -220,7 +220,7 @@ class _Run:
         verdict = parity(
             self.folder,
             ["grpc", f"{ENDPOINT}{self.name}/{self.new}"],
-            on_progress=self.journal.say,
+            progress=self.journal.say,
             ml_client=self.client,
         )
         if not verdict.agree:

@@ -32,6 +32,28 @@ class Quantization(BaseModel):
         return f"{told}, answers by {self.output_error:.2%} from the original in float32."
 
 
+class AdapterPlan(BaseModel):
+    """A LoRA adapter of the deployment."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    sha256: str  # over its config and weights
+    rank: int  # the largest of its products
+    products: int
+    parameters: int
+    merged: bool  # into the weights; else served beside them
+
+    def decision(self) -> Decision:
+        """Decision for the plan."""
+        how = "Merged into the weights" if self.merged else "Served beside the base, by requests that name it"
+        return Decision(
+            what="adapter",
+            value=f"{self.name}, rank {self.rank}, {self.parameters:,} parameters",
+            reason=f"{how}: {self.products} products. SHA-256 {self.sha256}.",
+        )
+
+
 class Plan(BaseModel):
     """Settings of a deployment, all derived, each with its reason in `decisions`."""
 
@@ -64,6 +86,7 @@ class Plan(BaseModel):
     liveness: Probe
     passes: tuple[PassDecision, ...]  # empty if the model is not known here
     decisions: tuple[Decision, ...]
+    adapters: tuple[AdapterPlan, ...] = ()
     quantisation: Quantization | None = None  # known once the weights are quantised
 
     def takes(self, name: str) -> bool:

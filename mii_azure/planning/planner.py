@@ -4,10 +4,13 @@ from typing import Any
 
 from mii_azure.errors import NotAvailable, SpecError
 from mii_azure.hardware.skus import find_sku
+from mii_azure.model.adapters import Adapter, merged_adapter, require_base, targets
 from mii_azure.model.consistency import check_consistency
 from mii_azure.model.families import Options, family_named, find_task
+from mii_azure.model.folder import stored_tensors
 from mii_azure.model.profile import Profile, profile, task_check, task_options
 from mii_azure.model.remote_code import check_remote_code
+from mii_azure.model.resolved import Model
 from mii_azure.model.sentence import as_embedder, sentence_model
 from mii_azure.model.source import resolve
 from mii_azure.planning import expected, latency, memory, quantization, rationale
@@ -15,7 +18,7 @@ from mii_azure.planning import passes as planning_passes
 from mii_azure.planning.budget import Room, Work, at_once, device_of
 from mii_azure.planning.demand import demand_of
 from mii_azure.planning.memory import Fit
-from mii_azure.planning.plan import Plan
+from mii_azure.planning.plan import AdapterPlan, Plan
 from mii_azure.platform import limits
 from mii_azure.spec import Spec, make_spec
 from scoring.config import Limits
@@ -42,7 +45,40 @@ def plan_spec(spec: Spec) -> Plan:
         facts = facts.model_copy(update={"kind": task.kinds[0]})
     task_check(facts, task)
     facts = as_embedder(facts, found, sentence_model(found, task, spec.allow_pickle), task)
-    return make_plan(spec, quantization.as_asked(spec, found, facts), {**task_options(found, task), **spec.languages})
+    adapters = _adapters(spec, found, facts)
+    options = {**task_options(found, task), **spec.languages}
+    planned = make_plan(spec, quantization.as_asked(spec, found, facts), options)
+    return _with_adapters(planned, adapters) if adapters else planned
+
+
+def _adapters(spec: Spec, found: Model, facts: Profile) -> list[Adapter]:
+    """Adapters of a spec, compared with their base as far as it is on disk; raises AdapterUnusable."""
+    if not spec.adapter:
+        return []
+    adapters = [merged_adapter(spec.adapter)]
+    require_base(facts, found.transformer)
+    if found.folder:
+        stored = stored_tensors(found.folder)
+        for each in adapters:
+            targets(each, stored, facts.family)
+    return adapters
+
+
+def _with_adapters(planned: Plan, adapters: list[Adapter]) -> Plan:
+    told = tuple(
+        AdapterPlan(
+            name=each.name,
+            sha256=each.sha256,
+            rank=each.content.rank,
+            products=len(each.content.products),
+            parameters=each.parameters,
+            merged=True,
+        )
+        for each in adapters
+    )
+    reasons = [each.decision() for each in told]
+    first, *others = planned.decisions  # that of the model, which they change
+    return planned.model_copy(update={"adapters": told, "decisions": (first, *reasons, *others)})
 
 
 def make_plan(spec: Spec, facts: Profile, options: Options) -> Plan:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mii_azure.errors import NotAvailable
+from mii_azure.model.adapters import CONV1D
 from mii_azure.model.profile import Profile
 from mii_azure.model.quantizable import LEFT_OUT
 from mii_azure.model.resolved import INDEX, Model
@@ -16,7 +17,6 @@ from scoring.quantization.layout import Made
 
 _EACH: dict[str, float] = {"int8": 1, "fp8": 1, "int4": 0.516}  # bytes of a number with its share of the scales
 _SCALES = {"int4": "one scale a group of inputs of each product"}  # of other kinds, one a row
-_CONV1D = ("gpt2", "openai-gpt")  # families whose products are no nn.Linear
 
 
 def as_asked(spec: Spec, found: Model, facts: Profile) -> Profile:
@@ -33,7 +33,7 @@ def require(spec: Spec, found: Model, facts: Profile) -> None:
         raise NotAvailable(f"{facts.model} is not opened, so it cannot be quantised.", "Give its folder or hub id.")
     if facts.kind == "diffusion":
         raise NotAvailable("The weights of text-to-image pipelines are not quantised.", LEFT_OUT)
-    if facts.family in _CONV1D:
+    if facts.family in CONV1D:
         raise NotAvailable(
             f"{facts.family} keeps its products as Conv1D, which no shared format of quantised weights has.", LEFT_OUT
         )

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from mii_azure.errors import RunnerFailed, SpecError, UnknownDeployment
 from mii_azure.platform.targets import ENDPOINT
 from mii_azure.sdk import deployment_records, processes
 from mii_azure.sdk.deployment_records import LocalDeployment, home, locked
+from mii_azure.sdk.narration import Progress, narrated
 from mii_azure.spec import check_name
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def deploy(
     resource_group: str | None = None,
     workspace: str | None = None,
     timeout_s: float = START_TIMEOUT_S,
-    on_progress: Callable[[str], None] = lambda text: None,
+    progress: Progress | None = None,
     **preferences: Any,
 ) -> "LocalDeployment | AzureDeployment":
     """Bring a bundle, or a model for a task, to Azure ML or onto this machine.
@@ -67,7 +67,8 @@ def deploy(
     `deploy(bundle, ml_client=client, slot="blue")` deploys a folder that `generate` wrote. `deploy(task, model, name)`
     is MII's call: generate, then serve here until `terminate`, or with DeploymentType.AML deploy to Azure;
     `preferences` are those of `generate`. Without `ml_client` the workspace is named, by argument or by
-    MII_AZURE_WORKSPACE and its siblings. Raises what generation raises, RunnerFailed when the runner does not become
+    MII_AZURE_WORKSPACE and its siblings. `progress` is called with what goes on; without it that is printed where
+    somebody watches. Raises what generation raises, RunnerFailed when the runner does not become
     ready, AzureError from Azure.
     """
     if bundle is None and task is not None and model is None:
@@ -80,17 +81,19 @@ def deploy(
         if not task or not model or not deployment_name:
             raise SpecError("deploy needs a bundle, or task, model and deployment_name.", "Name all three.")
         if deployment_type is not DeploymentType.AML:
-            return _deploy_here(str(task), model, deployment_name, timeout_s, preferences)
+            return _deploy_here(str(task), model, deployment_name, timeout_s, narrated(progress), preferences)
     from mii_azure.azure.client import connect
     from mii_azure.operations.deploy import deploy as to_azure
 
     client = ml_client or connect(subscription, resource_group, workspace)
     if bundle is None:
         folder = _generate(str(task), str(model), str(deployment_name), preferences)
-    return to_azure(folder, client, slot, traffic, on_progress)
+    return to_azure(folder, client, slot, traffic, narrated(progress))
 
 
-def _deploy_here(task: str, model: str, name: str, timeout_s: float, preferences: dict[str, Any]) -> LocalDeployment:
+def _deploy_here(
+    task: str, model: str, name: str, timeout_s: float, tell: Progress, preferences: dict[str, Any]
+) -> LocalDeployment:
     with locked(check_name(name)):
         try:
             running = _running(name)
@@ -103,8 +106,12 @@ def _deploy_here(task: str, model: str, name: str, timeout_s: float, preferences
                 f"The deployment {name!r} is running already.",
                 f"Call mii_azure.terminate({name!r}) first.",
             )
+        tell(f"writing the bundle of {name}")
         bundle = _generate(task, model, name, preferences)
-        return _start(name, bundle, home() / name, timeout_s)
+        tell(f"starting {name}: the model is loaded, and its passes are verified")
+        started = _start(name, bundle, home() / name, timeout_s)
+        tell(f"{name} answers at {started.host}:{started.grpc_port} (gRPC) and :{started.http_port} (HTTP)")
+        return started
 
 
 def _generate(task: str, model: str, name: str, preferences: dict[str, Any]) -> Path:
@@ -184,10 +191,10 @@ def _wait_until_ready(process: subprocess.Popen[bytes], ready: Path, log: Path, 
 def _running(name: str) -> LocalDeployment | None:
     """The deployment, if its process runs; raises UnknownDeployment where the record cannot be read."""
     deployment = deployment_records.read(name)
-    return deployment if deployment and _alive(deployment) else None
+    return deployment if deployment and alive(deployment) else None
 
 
-def _alive(deployment: LocalDeployment) -> bool:
+def alive(deployment: LocalDeployment) -> bool:
     """Whether the process that was started runs; reaps it when it is a finished child of ours."""
     alive = processes.running(deployment.process)
     child = _children.get(deployment.pid)
@@ -276,7 +283,7 @@ def terminate(name: str) -> None:
             raise UnknownDeployment(
                 error.message, "The record has been removed, and nothing was signalled; see `ps` for a runner."
             ) from error
-        deployment = find(name) if recorded is None or _alive(recorded) else None
+        deployment = find(name) if recorded is None or alive(recorded) else None
         if deployment and not processes.end(deployment.process, STOP_TIMEOUT_S):
             raise RunnerFailed(
                 f"The runner of {name!r}, pid {deployment.pid}, has not ended after SIGKILL.",

@@ -12,9 +12,11 @@ from mii_azure.bundle.render import base_image, content_hash, reference_version,
 from mii_azure.bundle.sbom import SBOM, ModelFacts, make_sbom
 from mii_azure.bundle.secret_scan import refuse_secrets
 from mii_azure.bundle.writer import Progress, write
+from mii_azure.model.adapters import merged_adapter
 from mii_azure.model.folder import files_to_copy, require_vocabulary
 from mii_azure.model.languages import with_languages
 from mii_azure.model.remote_code import refuse_foreign_code
+from mii_azure.planning.merging import MergeJob
 from mii_azure.planning.plan import Plan
 from mii_azure.planning.planner import plan_spec
 from mii_azure.planning.quantization import QuantizationJob
@@ -76,8 +78,7 @@ class _Parts:
     sources: dict[str, Path]  # path in the bundle: file of the model
 
     def __post_init__(self) -> None:
-        kind = self.spec.quantise
-        self.job = QuantizationJob(self.folder, self.plan, kind) if self.folder and kind != "none" else None
+        self.job = _job(self.spec, self.plan, self.folder) if self.folder else None
 
     @property
     def copied(self) -> dict[str, Path]:
@@ -108,6 +109,13 @@ class _Parts:
             model_licence(folder) if folder else None,
             hashes,
         )
+
+
+def _job(spec: Spec, plan: Plan, folder: Path) -> QuantizationJob | MergeJob | None:
+    """Maker of the weight files that are not copied, if any; raises AdapterUnusable."""
+    if spec.adapter:
+        return MergeJob(folder, plan, merged_adapter(spec.adapter))
+    return QuantizationJob(folder, plan, spec.quantise) if spec.quantise != "none" else None
 
 
 def _sources(spec: Spec, folder: Path) -> dict[str, Path]:

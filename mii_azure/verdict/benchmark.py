@@ -50,7 +50,7 @@ def bench(
     targets: Sequence[str] = TARGETS,
     requests: int = 100,
     clients: int = 8,
-    on_progress: Callable[[str], None] = lambda text: None,
+    progress: Callable[[str], None] = lambda text: None,
     beside: Sequence[Any] = (),
 ) -> Report:
     """Send the bundle's sample request to every target: `requests` times from one client, and from `clients`.
@@ -70,11 +70,11 @@ def bench(
     with ExitStack() as stack:
         hosts = {}
         for target in (*(make_target(name, folder) for name in targets), *beside):
-            on_progress(f"starting {target.name}")
+            progress(f"starting {target.name}")
             hosts[target.name] = stack.enter_context(target)
             _warm_up(target, target.name, body)
         metadata = hosts[targets[0]].metadata()
-        loads = _measure(hosts, body, requests, clients, on_progress)
+        loads = _measure(hosts, body, requests, clients, progress)
     base = statistics.median(loads["in-process"].alone) if "in-process" in loads else None
     return Report(
         bundle=str(folder),
@@ -101,13 +101,13 @@ def _warm_up(target: Any, name: str, body: str) -> None:
 
 
 def _measure(
-    hosts: dict[str, Any], body: str, requests: int, clients: int, on_progress: Callable[[str], None]
+    hosts: dict[str, Any], body: str, requests: int, clients: int, progress: Callable[[str], None]
 ) -> dict[str, _Loads]:
     """Measure the targets in turns, so that a busy moment of the machine affects every host."""
     loads = {name: _Loads() for name in hosts}
     share = max(1, requests // ROUNDS)
     for number in range(ROUNDS):
-        on_progress(f"round {number + 1} of {ROUNDS}")
+        progress(f"round {number + 1} of {ROUNDS}")
         for name, target in hosts.items():
             loads[name].alone += target.measure([body], share, 1).seconds
             together = target.measure([body], max(share, clients), clients)

@@ -72,7 +72,7 @@ def parity(
     bundle: str | Path,
     targets: Sequence[str] = (),
     requests: str | Path | None = None,
-    on_progress: Callable[[str], None] = lambda text: None,
+    progress: Callable[[str], None] = lambda text: None,
     ml_client: Any = None,
     load: int = 0,
 ) -> Verdict:
@@ -95,15 +95,15 @@ def parity(
     own = read_requests(Path(requests)) if requests else None
     runs: dict[str, _Run] = {}
     sent: list[Request] = own or []
-    for name in targets:
-        on_progress(f"starting {name}")
+    for number, name in enumerate(targets, 1):
+        progress(f"{number} of {len(targets)}: starting {name}")
         with _target(name, folder, ml_client) as target:
             metadata = target.metadata()
             sent = sent or edge_requests(settings["task"], int(metadata["context_length"]))
-            on_progress(f"asking {name} {len(sent)} requests")
+            progress(f"{number} of {len(targets)}: asking {name} {len(sent)} requests")
             replies = [target.send(request.body) for request in sent]
             if load:
-                on_progress(f"asking {name} with {load} requests in flight")
+                progress(f"{number} of {len(targets)}: asking {name} with {load} requests in flight")
             loaded = target.together([request.body for request in sent], load) if load else []
         runs[name] = _Run(replies=_bare(replies), loaded=[_bare(each) for each in loaded], metadata=metadata)
     formats = {settings["dtype"], *(run.metadata.get("precision", settings["dtype"]) for run in runs.values())}

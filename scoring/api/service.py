@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import asdict
 from types import MappingProxyType
 from typing import Any
 
@@ -166,6 +167,7 @@ class Service(Answers):
             "batching": self.task.company.to_dict(),
             **self.task.abilities(),
             **({"quantisation": d.quantisation} if d.quantisation else {}),
+            **({"adapters": [asdict(each) for each in d.adapters]} if d.adapters else {}),
             "optimisations": {record.name: record.state for record in self.records},
             "passes": [record.to_dict() for record in self.records],
             "statistics": {name: told for name, told in self.statistics().items() if tells or name != "cached_tokens"},

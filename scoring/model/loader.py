@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from scoring.quantization.loading import from_pretrained
 from scoring.schema.registry import task_class, task_schema
 from scoring.sentence.folder import SentenceModel, Unserved, describe, transformer_path
 from scoring.sentence.head import Head, build
+from scoring.sentence.judge import judge_of, judged_tokens
+from scoring.sentence.ranker import FORM, JUDGES, Ranker, describe_ranker
 from scoring.strict_json.files import read_file, read_object
 from scoring.telemetry.versions import versions
 
@@ -98,11 +101,16 @@ def load(deployment: Deployment, folder: Path, on_host: bool = False) -> Loaded:
     tokenizer = _tokenizer(transformers, folder, deployment.trust_remote_code)
     if told and told.lower_case:
         _lower_case(tokenizer)
+    ranker = _ranker(deployment, top)
+    if ranker and ranker.lower_case:
+        _lower_case(tokenizer)
     model = _weights(deployment, folder, torch.device("cpu") if on_host else device)
+    if ranker and deployment.task_options.get(FORM) == JUDGES:
+        model = judge_of(model, *judged_tokens(ranker, tokenizer))
     if task_schema(deployment.task).embeds:
         model.config.use_cache = False  # a decoder would keep keys and values that nobody reads
     head = _head(told, top, model, deployment.allow_pickle) if told else None
-    context = deployment.limits.context_length or _context_length(model, tokenizer, told)
+    context = deployment.limits.context_length or _context_length(model, tokenizer, told or ranker)
     seconds = time.perf_counter() - began
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     logger.info(
@@ -113,7 +121,7 @@ def load(deployment: Deployment, folder: Path, on_host: bool = False) -> Loaded:
         size / 1e9,
         seconds,
     )
-    return Loaded(model, tokenizer, device, context, deployment.task_options, head)
+    return Loaded(model, tokenizer, device, context, deployment.task_options, head, ranker)
 
 
 def load_without_weights(deployment: Deployment, folder: Path) -> Loaded:
@@ -131,13 +139,16 @@ def load_without_weights(deployment: Deployment, folder: Path) -> Loaded:
     tokenizer = _tokenizer(transformers, folder, deployment.trust_remote_code)
     if told and told.lower_case:
         _lower_case(tokenizer)
+    ranker = _ranker(deployment, top)
+    if ranker and ranker.lower_case:
+        _lower_case(tokenizer)
     config = transformers.AutoConfig.from_pretrained(
         folder, local_files_only=True, trust_remote_code=deployment.trust_remote_code
     )
     with torch.device("meta"):
         model = _made("from_config", deployment, config).eval()
     head = _head(told, top, model, deployment.allow_pickle) if told else None
-    return Loaded(model, tokenizer, torch.device("cpu"), 0, deployment.task_options, head)
+    return Loaded(model, tokenizer, torch.device("cpu"), 0, deployment.task_options, head, ranker)
 
 
 def _transformer(folder: Path) -> Path:
@@ -158,6 +169,22 @@ def _sentence_model(folder: Path) -> SentenceModel | None:
         return describe(lambda name: read_file(folder / name) if (folder / name).is_file() else None)
     except Unserved as error:
         raise LoadError(str(error), error.hint) from error
+
+
+def _ranker(deployment: Deployment, folder: Path) -> Ranker | None:
+    """What the model's folder says of its scores, for a task that ranks."""
+    if not task_schema(deployment.task).ranks:
+        return None
+
+    def read(name: str) -> Any:
+        return read_file(folder / name) if (folder / name).is_file() else None
+
+    try:
+        told = describe_ranker(read, read_object(_transformer(folder) / "config.json"))
+    except Unserved as error:
+        raise LoadError(str(error), error.hint) from error
+    judges = deployment.task_options.get(FORM) == JUDGES
+    return replace(told, templated=True) if judges else told
 
 
 def _head(told: SentenceModel, folder: Path, model: Any, allow_pickle: bool) -> Head:
@@ -248,6 +275,11 @@ def _made(how: str, deployment: Deployment, source: Any, **options: Any) -> Any:
     import transformers
 
     name = task_class(deployment.task).auto_class
+    if deployment.task_options.get(FORM) == JUDGES:
+        if how == "from_config":
+            source.num_labels = 1
+        else:
+            name = "AutoModelForCausalLM"
     for each in (name, *_WRAPPERS.get(name, ())):
         auto = getattr(transformers, each)
         try:
@@ -308,7 +340,7 @@ def _named(config: dict[str, Any]) -> str:
     return str((config.get("architectures") or [config.get("model_type", "The model")])[0])
 
 
-def _context_length(model: Any, tokenizer: Any, told: SentenceModel | None) -> int:
+def _context_length(model: Any, tokenizer: Any, told: SentenceModel | Ranker | None) -> int:
     """Tokens that the model takes: the smaller of the config's and the tokenizer's limit, less position offsets.
 
     A sentence-transformers folder's max_seq_length goes before the tokenizer's.

@@ -98,6 +98,7 @@ class Pass(ABC):
     public: ClassVar[bool] = False  # one of DeepSpeed's own open passes, or torch's own
     tolerance: ClassVar[float] = TOLERANCE
     supersedes: ClassVar[tuple[str, ...]] = ()  # passes over the same layers that this one makes pointless
+    timed: ClassVar[bool] = False  # chosen by seconds of timing, which a few requests do not repay
     places: ClassVar[bool] = False  # moves the weights to the devices itself: they are loaded into host memory
 
     @abstractmethod

@@ -10,6 +10,7 @@ class Cpu(Pass):
     """Runs an encoder without padding in the fastest of its number formats, or not at all where none is faster."""
 
     name: ClassVar[str] = "cpu"
+    timed: ClassVar[bool] = True
     tolerance: ClassVar[float] = BOUNDS["int8"]  # each format's own, finer bound is kept by `apply`
 
     def __init__(

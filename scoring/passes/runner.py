@@ -6,6 +6,7 @@ it. A pass that was forced on and cannot be served is an error.
 
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,8 @@ from scoring.passes.base import Applicability, Applied, Facts, Hardware, Pass, P
 
 logger = logging.getLogger("mii_azure.passes")
 
+#: Set in the environment of a process that answers few requests.
+BRIEF = "MII_AZURE_BRIEF"
 #: Passes in order, each with its decision.
 Chosen = Sequence[tuple[Pass, Applicability]]
 
@@ -80,6 +83,8 @@ def tell_differences(chosen: Chosen, planned: Sequence[PassDecision]) -> None:
 def _decide(each: Pass, facts: Facts, hardware: Hardware, settings: Optimisation) -> Applicability:
     if each.name in settings.off:
         return Applicability(False, "switched off")
+    if each.timed and os.environ.get(BRIEF) and each.name not in settings.on:
+        return Applicability(False, "this process answers few requests, which do not repay timing it")
     try:
         decision = each.applies(facts, hardware, settings.objective)
     except Exception as failure:

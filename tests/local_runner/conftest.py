@@ -113,6 +113,13 @@ MODELS = {
     "gpt2": ("gpt2", "text-generation"),
     "embed": ("bert", "sentence-embeddings"),
     "tools": ("qwen2", "conversational"),
+    "rerank": ("bert", "text-ranking"),
+    "alike": ("bert", "sentence-similarity"),
+}
+
+#: Further names of models: the first is given at generation, the others when it is served.
+ALIASES: dict[str, tuple[str, ...]] = dict.fromkeys(MODELS, ()) | {
+    "embed": ("vectors", "org/embed-1", "text-embedding-3-small")
 }
 
 
@@ -142,9 +149,12 @@ def real(
                     model = str(with_template(tiny(family, task), copied, TEMPLATES["hermes"]))
                 # The CPU's pass takes seconds to time its ways, of which a tiny model shows nothing.
                 off = ("cpu",) if family == "bert" else ()
-                bundle = mii_azure.generate(task, model, name, output=folder, passes_off=off)
+                bundle = mii_azure.generate(
+                    task, model, name, output=folder, passes_off=off, served_name=ALIASES[name][:1]
+                )
+                told = ("--served-name", ",".join(ALIASES[name][1:])) if ALIASES[name] else ()
                 with forking(fork_server):
-                    started[name] = stack.enter_context(Runner(bundle, arguments=("--drain-seconds", "1")))
+                    started[name] = stack.enter_context(Runner(bundle, arguments=("--drain-seconds", "1", *told)))
             return started[name]
 
         yield runner

@@ -159,16 +159,20 @@ def test_a_signal_while_loading_ends_at_once(bundle: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("how", "says"),
     [
-        ("fail", "error: The stub does not load. Do not ask it to."),
-        ("import", "error: score.py needs the package 'a_package_that_is_not_there', which is not installed here."),
-        ("crash", "error: score.py did not start: RuntimeError: an unforeseen failure"),
+        ("fail", "The stub does not load. Do not ask it to."),
+        (
+            "import",
+            "score.py needs the package 'a_package_that_is_not_there', which is not installed here.",
+        ),
+        ("crash", "score.py did not start: RuntimeError: an unforeseen failure"),
     ],
 )
 def test_a_load_that_fails_ends_with_one_sentence(bundle: Path, tmp_path: Path, how: str, says: str) -> None:
     with started(bundle, tmp_path, STUB_LOAD=how) as runner:
         code, log = runner.ended()
         assert code == 3
-        assert next(line for line in log.splitlines() if line.startswith("error:")).startswith(says)
+        told = next(line for line in log.splitlines() if line.startswith("error "))
+        assert told.startswith(f"error [load_failed]: {says}")
         assert "Traceback" not in log
         state = ready_file.read(runner.ready)
         assert (state["state"], state["exit_code"], state["error"]["code"]) == ("failed", 3, "load_failed")
@@ -181,7 +185,7 @@ def test_a_port_in_use(bundle: Path, tmp_path: Path, option: str) -> None:
         with started(bundle, tmp_path, option, port) as runner:
             code, log = runner.ended()
     assert code == 4
-    assert f"error: Port {port} of 127.0.0.1 is in use. Choose another, or 0 for any free one." in log
+    assert f"error [port_in_use]: Port {port} of 127.0.0.1 is in use. Choose another, or 0 for any free one." in log
     assert ready_file.read(runner.ready)["error"]["code"] == "port_in_use"
 
 
@@ -189,7 +193,7 @@ def test_an_address_that_is_not_this_machines(bundle: Path, tmp_path: Path) -> N
     with started(bundle, tmp_path, "--host", "192.0.2.1") as runner:
         code, log = runner.ended()
     assert code == 4
-    assert "error: 192.0.2.1:0 cannot be listened on" in log
+    assert ": 192.0.2.1:0 cannot be listened on" in log
 
 
 def test_two_runners_never_share_a_port(bundle: Path, tmp_path: Path, runner: Runner) -> None:

@@ -1,8 +1,7 @@
 """The official OpenAI client, unmodified, against real bundles of tiny models."""
 
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -14,24 +13,10 @@ from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoTokenizer
 
 from local_runner.process.launch import LOOPBACK, Runner
-from local_runner.protos import scoring_pb2, scoring_pb2_grpc
+from local_runner.protos import inference_pb2, inference_pb2_grpc, scoring_pb2, scoring_pb2_grpc
 
 Base = Callable[[str], str]
 HELLO: Any = [{"role": "user", "content": "the quick brown fox"}]
-
-
-@pytest.fixture
-def base(real: Callable[[str], Runner]) -> Base:
-    """`base(name)` gives the base URL of the runner of that name."""
-    return lambda name: f"http://{LOOPBACK}:{real(name).http_port}"
-
-
-@pytest.fixture
-def client(base: Base) -> Iterator[Callable[[str], openai.OpenAI]]:
-    with ExitStack() as stack:
-        yield lambda name: stack.enter_context(
-            openai.OpenAI(base_url=base(name) + "/v1", api_key="none", max_retries=0, timeout=60)
-        )
 
 
 @pytest.fixture
@@ -52,6 +37,27 @@ def test_models(client: Client) -> None:
     assert client("gpt2").models.retrieve("gpt2").owned_by == "mii-azure"
     with pytest.raises(openai.NotFoundError, match="No model 'other' here"):
         client("gpt2").models.retrieve("other")
+
+
+def test_a_model_answers_by_every_name_that_it_is_served_as(client: Client, base: Base, real: Any) -> None:
+    """One name was given at generation, two to the server."""
+    names = ["embed", "vectors", "org/embed-1", "text-embedding-3-small"]
+    own = client("embed")
+    assert [model.id for model in own.models.list()] == names
+    assert own.models.retrieve("org/embed-1").id == "org/embed-1"
+    vectors = [own.embeddings.create(model=name, input="a fine day") for name in names]
+    assert [each.model for each in vectors] == names
+    assert len({tuple(each.data[0].embedding) for each in vectors}) == 1
+    assert own.embeddings.create(model="", input="a").model == "embed"
+    with pytest.raises(openai.NotFoundError, match="serves 'embed' or 'vectors' or 'org/embed-1'"):
+        own.embeddings.create(model="text-embedding-4", input="a")
+    told = httpx.get(f"{base('embed')}/v2/models/vectors", trust_env=False)
+    assert told.json()["name"] == "vectors"
+    with grpc.insecure_channel(f"{LOOPBACK}:{real('embed').grpc_port}") as channel:
+        stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        assert stub.ModelReady(inference_pb2.ModelReadyRequest(name="org/embed-1"), timeout=60).ready
+        with pytest.raises(grpc.RpcError, match="No model 'other' here"):
+            stub.ModelReady(inference_pb2.ModelReadyRequest(name="other"), timeout=60)
 
 
 def test_a_completion_is_what_score_answers(client: Client, base: Base, real: Callable[[str], Runner]) -> None:
@@ -272,6 +278,10 @@ def test_hugging_faces_client_chats(base: Base, client: Client, monkeypatch: pyt
     assert [each.logprob for each in got.logprobs.content] == [each.logprob for each in expected.logprobs.content]
     pieces = huggingface.chat_completion(**asked, stream=True)
     assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == expected.message.content
+    schema = {"type": "object", "properties": {"x": {"enum": [1, 2]}}, "required": ["x"], "additionalProperties": False}
+    bound: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    told = huggingface.chat_completion(HELLO, max_tokens=40, response_format=bound).choices[0].message.content
+    assert json.loads(told)["x"] in (1, 2)
     continued = huggingface.text_generation("the quick brown", model=base("gpt2"), max_new_tokens=5)
     assert (
         continued
@@ -296,10 +306,21 @@ REFUSED: list[tuple[str, dict[str, Any], str, str | None]] = [
     ("gpt2", {}, "The prompt must be a text", "prompt"),
     ("gpt2", {"prompt": "a", "temperature": 900}, "less than or equal to 100", "temperature"),
     ("gpt2", {"prompt": "a", "logprobs": 21}, "logprobs is a number from 0 to 20.", "logprobs"),
-    ("gpt2", {"prompt": "a", "logprobs": 1, "echo": True}, "The prompt's own log-probabilities are not told.", "echo"),
+    ("gpt2", {"prompt": "a", "logprobs": 1, "echo": True, "stream": True}, "are not streamed.", "echo"),
+    ("gpt2", {"prompt": "a", "prompt_logprobs": 1, "stream": True}, "are not streamed.", "prompt_logprobs"),
+    ("gpt2", {"prompt": "a", "prompt_logprobs": 1, "echo": True, "logprobs": 1}, "already", "prompt_logprobs"),
+    ("gpt2", {"prompt": "a", "min_tokens": 30, "max_tokens": 3}, "min_tokens is 30", "min_tokens"),
+    ("gpt2", {"prompt": "a", "best_of": 3}, "best_of is not served here.", "best_of"),
+    ("chat", {"messages": HELLO, "logit_bias": {"77777": 1}}, "The model has no token 77777.", "logit_bias"),
+    (
+        "chat",
+        {"messages": HELLO, "continue_final_message": True, "add_generation_prompt": True},
+        "has no answer behind it",
+        "continue_final_message",
+    ),
     ("chat", {"messages": HELLO, "top_logprobs": 2}, "top_logprobs needs logprobs.", "top_logprobs"),
     ("chat", {"messages": HELLO, "logprobs": "yes"}, '"logprobs" must be true or false.', "logprobs"),
-    ("gpt2", {"prompt": "a", "presence_penalty": 0.5}, "presence_penalty is not served here.", "presence_penalty"),
+    ("gpt2", {"prompt": "a", "presence_penalty": 2.5}, "less than or equal to 2", "presence_penalty"),
     ("gpt2", {"prompt": "a", "best_off": 1}, "Unknown parameter 'best_off'.", "best_off"),
     ("gpt2", {"prompt": "a", "max_tokens": 10**6}, "max_tokens is 1000000, but", "max_tokens"),
     ("gpt2", {"prompt": "a", "max_completion_tokens": 10**6}, "max_completion_tokens is", "max_completion_tokens"),

@@ -80,6 +80,6 @@ def test_answers_must_match_the_inputs() -> None:
 
 @pytest.mark.parametrize(("name", "version"), [("other", ""), ("mine", "2")])
 def test_another_model_is_not_served(name: str, version: str) -> None:
-    oip.check_model("mine", "1", "mine")
+    oip.check_model("mine", "1", ("other", "mine"))
     with pytest.raises(ModelNotServed):
-        oip.check_model(name, version, "mine")
+        oip.check_model(name, version, ("mine",))

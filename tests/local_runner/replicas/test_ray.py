@@ -359,7 +359,7 @@ def test_without_ray_a_sentence_and_a_remedy(bundle: Path, tmp_path: Path) -> No
     code = f"import sys; sys.modules['ray'] = None; from local_runner.__main__ import main; main({arguments!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ})
     assert done.returncode == 4
-    assert "error: --engine ray needs Ray Serve" in done.stderr
+    assert "error [ray_missing]: --engine ray needs Ray Serve" in done.stderr
     assert "pip install 'mii-azure[ray]'" in done.stderr
     assert "Traceback" not in done.stderr
     assert json.loads(ready.read_text())["error"]["code"] == "ray_missing"

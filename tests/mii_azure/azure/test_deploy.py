@@ -33,7 +33,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def test_a_deployment_answers_and_what_was_uploaded_is_the_bundle(cloud, client, bundle):
     said: list[str] = []
-    done = mii_azure.deploy(bundle, ml_client=client, slot="blue", on_progress=said.append)
+    done = mii_azure.deploy(bundle, ml_client=client, slot="blue", progress=said.append)
     assert done.traffic == {"blue": 100}
     assert done.answer["answer"]
     assert said == ["environment", "model", "endpoint", "deployment blue", "smoke request to blue", "traffic"]

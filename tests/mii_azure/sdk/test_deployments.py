@@ -27,12 +27,15 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def deployed(tiny: Tiny) -> Iterator[str]:
+    told: list[str] = []
     mii_azure.deploy(
         task="question-answering",
         model=str(tiny("bert", "question-answering")),
         deployment_name="qa",
         deployment_type=mii_azure.DeploymentType.LOCAL,
+        progress=told.append,
     )
+    assert [line.split()[0] for line in told] == ["writing", "starting", "qa"]
     yield "qa"
     with contextlib.suppress(UnknownDeployment):
         mii_azure.terminate("qa")

@@ -151,6 +151,16 @@ def test_languages_reach_the_scoring_script(told: dict[str, str], tiny, tmp_path
     assert deployment["task_options"] == told
 
 
+@pytest.mark.parametrize(
+    ("told", "refused"), [("a b", "is no name of a model"), ("x" * 129, "is no name"), (["a"] * 33, "32")]
+)
+def test_names_that_no_client_could_send_are_refused(told: object, refused: str, tiny, tmp_path) -> None:
+    from mii_azure.errors import SpecError
+
+    with pytest.raises(SpecError, match=refused):
+        mii_azure.generate("fill-mask", "m", "mask", output=tmp_path / "bundle", served_name=told)
+
+
 def test_languages_are_flags_with_environment_twins(tiny, tmp_path) -> None:
     from typer.testing import CliRunner
 

@@ -126,7 +126,7 @@ def test_a_model_that_does_not_load_ends_it_with_a_sentence(bundle: Path, tmp_pa
     command = [sys.executable, "-B", "-m", "local_runner.container"]
     done = subprocess.run(command, cwd=code, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 3
-    assert "error: No config.json in" in done.stderr
+    assert ": No config.json in" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -14,7 +14,7 @@ from scoring.passes.base import Applicability, Applied, Facts, Hardware, Pass
 from scoring.passes.compile import Compile
 from scoring.passes.fused_encoder import FusedEncoder
 from scoring.passes.registry import encoder_passes
-from scoring.passes.runner import choose, tell_differences
+from scoring.passes.runner import BRIEF, choose, tell_differences
 from scoring.passes.static_decode import StaticDecode
 from scoring.passes.w8a8 import W8A8
 from tests.scoring.passes.scaled import ASK, BERT, CPU, H100, T4, Breaking, Crashing, Refusing, Scaled, Tiny, service
@@ -97,6 +97,13 @@ def test_what_is_chosen_on_paper() -> None:
     assert set(taken(CPU, profile="public")) == set()
     assert set(taken(H100, on=("deepspeed_kernels",))) == {"deepspeed_kernels", "cuda_graph"}
     assert set(taken(H100, off=("fused_encoder", "cuda_graph"))) == {"deepspeed_kernels"}
+
+
+def test_a_process_that_answers_few_requests_times_nothing_unless_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(BRIEF, "1")
+    for forced, taken in (((), False), (("cpu",), True)):
+        chosen = choose(encoder_passes(), BERT, CPU, Optimisation(on=forced))
+        assert {each.name: decision.take for each, decision in chosen}["cpu"] is taken
 
 
 def test_every_pass_says_why_it_is_not_taken() -> None:

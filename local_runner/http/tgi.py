@@ -1,0 +1,143 @@
+"""text-generation-inference's HTTP interface, over the same scoring script as every other protocol.
+
+/generate and /generate_stream answer in its form. A request to / by one of its clients, which send everything there,
+is answered so too: a list of one answer, or a stream. Source of the forms: the types of huggingface_hub.
+"""
+
+import json
+import re
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from local_runner.bundle.script import Answer
+from local_runner.host.host import Host, internal
+from local_runner.http.openai_events import sse
+from local_runner.protocol import errors, tgi_requests
+from scoring.errors import InternalError, InvalidJson, MiiAzureError
+from scoring.host_api import Event, read_json
+
+PREFIX = "/generate"
+#: Clients that send to / what /generate takes, by how they name themselves.
+_CLIENTS = re.compile(r"\bhf_hub/|^@huggingface/inference\b|^text-generation\b")
+_TYPES = {429: "overloaded", 500: "generation", 504: "incomplete_generation"}
+_NO_TOKEN = {"id": 0, "text": "", "logprob": 0.0, "special": True}  # of an answer that a stop text ended at once
+
+
+def add(app: FastAPI, host: Host, body: Callable[[Request], Any]) -> None:
+    """Add the routes; `body` reads a request's JSON object within the limits."""
+
+    @app.post("/generate", summary="Continue a text, in text-generation-inference's form")
+    async def generate(request: Request) -> Response:
+        asked = tgi_requests.canonical(await body(request), host.deployment, stream=False, full=False)
+        return JSONResponse(await _whole(host, request.headers, asked))
+
+    @app.post("/generate_stream", summary="Continue a text as a stream, in text-generation-inference's form")
+    async def generate_stream(request: Request) -> Response:
+        asked = tgi_requests.canonical(await body(request), host.deployment, stream=True, full=False)
+        return await _streamed(host, request.headers, asked)
+
+    @app.get("/info", summary="The model and its limits, in text-generation-inference's form")
+    async def info() -> dict[str, Any]:
+        deployment = host.deployment
+        return {
+            "model_id": deployment.model.id,
+            "model_sha": deployment.model.revision,
+            "model_dtype": deployment.dtype,
+            "model_pipeline_tag": deployment.task,
+            "max_concurrent_requests": deployment.limits.queue_size,
+            "max_total_tokens": deployment.limits.context_length or None,
+            "router": "mii-azure",
+        }
+
+    @app.get("/health", summary="Ready to score")
+    async def health() -> Response:
+        if not host.ready:
+            raise host.unready()
+        return Response()
+
+
+async def answer_to_client(host: Host, headers: Mapping[str, str], raw: str) -> Response | None:
+    """Answer to a body sent to / by a client of this interface; None if it is to be scored as any other."""
+    if host.deployment.task != tgi_requests.TASK or not _CLIENTS.search(headers.get("user-agent", "")):
+        return None
+    try:
+        sent = read_json(raw)
+    except InvalidJson:
+        return None
+    if not isinstance(sent, dict) or not isinstance(sent.get("inputs"), str):
+        return None
+    stream = sent.get("stream") is True
+    asked = tgi_requests.canonical(sent, host.deployment, stream, full=True)
+    return await _streamed(host, headers, asked) if stream else JSONResponse([await _whole(host, headers, asked)])
+
+
+def error_body(error: MiiAzureError) -> dict[str, Any]:
+    """Error in this interface's shape; the fields of ours stand beside its sentence."""
+    told = error.to_dict()["error"]
+    message = " ".join(part for part in (told.pop("message"), told.get("hint", "")) if part)
+    return {"error": message, "error_type": _TYPES.get(error.http_status, "validation"), **told}
+
+
+async def _ask(host: Host, headers: Mapping[str, str], asked: dict[str, Any]) -> Answer:
+    """Answer of the script; raises the error that it stands for."""
+    answer = await host.score(json.dumps(asked, ensure_ascii=False), headers)
+    if answer.status >= 400:
+        raise errors.failure_of(answer)
+    return answer
+
+
+async def _whole(host: Host, headers: Mapping[str, str], asked: dict[str, Any]) -> dict[str, Any]:
+    told = json.loads((await _ask(host, headers, asked)).body)
+    first: dict[str, Any] = told["answer"][0]
+    return first
+
+
+async def _streamed(host: Host, headers: Mapping[str, str], asked: dict[str, Any]) -> Response:
+    answer = await _ask(host, headers, asked)
+    if answer.chunks is None:
+        raise InternalError("The scoring script did not stream.")
+    return StreamingResponse(_events(host, answer), 200, {"Cache-Control": "no-cache"}, "text/event-stream")
+
+
+async def _events(host: Host, answer: Answer) -> AsyncIterator[bytes]:
+    tokens = _Tokens()
+    try:
+        async with aclosing(host.events(answer)) as lists:
+            async for events in lists:
+                if told := b"".join(map(tokens.told, events)):
+                    yield told
+    except Exception as error:
+        yield sse(error_body(error if isinstance(error, MiiAzureError) else internal(error)))
+
+
+class _Tokens:
+    """Events of one stream, one a token; each waits for the next, since the last one carries the whole text."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._held: dict[str, Any] | None = None
+
+    def told(self, event: Event) -> bytes:
+        """Encode what an event lets be sent."""
+        if "answer" in event:
+            return self._last(event["answer"][0], event["usage"])
+        details = event.get("details") or {"tokens": []}
+        tops = details.get("top_tokens") or [None] * len(details["tokens"])
+        sent = [self._next(token, others) for token, others in zip(details["tokens"], tops, strict=True)]
+        return b"".join(sent)
+
+    def _next(self, token: dict[str, Any], others: list[dict[str, Any]] | None) -> bytes:
+        held, self._count = self._held, self._count + 1
+        more = {} if others is None else {"top_tokens": others}
+        self._held = {"index": self._count, "token": token, **more, "generated_text": None, "details": None}
+        return b"" if held is None else sse(held)
+
+    def _last(self, whole: dict[str, Any], used: dict[str, Any]) -> bytes:
+        found = {name: whole["details"][name] for name in ("finish_reason", "generated_tokens", "seed")}
+        held = self._held or {"index": 1, "token": _NO_TOKEN}
+        details = {**found, "input_length": used["prompt_tokens"]}
+        return sse({**held, "generated_text": whole["generated_text"], "details": details})
