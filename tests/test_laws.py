@@ -271,6 +271,7 @@ def test_public_names() -> None:
         "parity",
         "plan",
         "prepare",
+        "sweep",
         "terminate",
         "verify",
     ]
