@@ -41,7 +41,7 @@ class Parsed(HTMLParser):
         self.text += data
 
     @property
-    def harmless(self) -> bool:
+    def loads_nothing(self) -> bool:
         """True if nothing is loaded or run."""
         names = {name for name, _ in self.attributes}
         return not {"script", "img", "link", "iframe"} & set(self.tags) and not {"src", "href", "onerror"} & names
@@ -66,7 +66,7 @@ def verdict(*bodies: str) -> Verdict:
 def test_texts_of_models_are_texts(tmp_path: Path) -> None:
     write_parity(verdict(ATTACK, ATTACK + " more"), tmp_path / "a" / "report.html")
     found = Parsed(tmp_path / "a" / "report.html")
-    assert found.harmless
+    assert found.loads_nothing
     assert "<script>alert(1)</script>" in found.text
     assert "\x1b" not in found.text
     assert ("content", "default-src 'none'; style-src 'unsafe-inline'; img-src data:") in found.attributes
@@ -129,7 +129,7 @@ def test_a_sweep_over_two_targets(tmp_path: Path) -> None:
     )
     write_bench(made, tmp_path / "r.html")
     told = Parsed(tmp_path / "r.html")
-    assert told.harmless
+    assert told.loads_nothing
     assert told.tags.count("svg") == 4  # latency and throughput of both loops; nothing is generated
     assert re.search(r"grpc: knee\s*1 at a time", told.text)
 
@@ -140,7 +140,7 @@ def test_a_plan(tiny: Tiny, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, [*words, "--report", str(tmp_path / "plan.html")])
     assert done.exit_code == 0, done.output
     found = Parsed(tmp_path / "plan.html")
-    assert found.harmless
+    assert found.loads_nothing
     assert found.tags.count("svg") == 2
     assert "keys and values" in found.text and "one request, token by token" in found.text
 
