@@ -210,7 +210,8 @@ def serve(bundle: Bundle, **given: Any) -> None:
     """Serve a bundle over gRPC and HTTP until SIGTERM or Ctrl-C, on this machine or on a Ray cluster."""
     command = [sys.executable, "-m", "local_runner", str(bundle), *serving.runner_options(given)]
     # The runner replaces this process: only the bundle's own scoring package may ever be imported there.
-    os.execv(sys.executable, command)  # noqa: S606
+    # What lies in the current folder is not imported, by this process or by its children.
+    os.execve(sys.executable, command, {**os.environ, "PYTHONSAFEPATH": "1"})  # noqa: S606
 
 
 @app.command()
@@ -256,7 +257,7 @@ def bench(
     from mii_azure.verdict.benchmark import bench as measure
 
     with _status(as_json) as status:
-        report = measure(bundle, targets=derived.split(targets), requests=count, clients=clients, progress=status)
+        report = measure(bundle, targets=derived.split(targets), count=count, clients=clients, progress=status)
     _print_json(report) if as_json else show_bench(out, report)
 
 
