@@ -30,11 +30,21 @@ _BOUND: list[dict[str, Any]] = [
     {"max_new_tokens": 8, "guided_json": {"type": "nothing"}},
 ]
 
+#: Of tasks that continue a text: what is added to logits, what ends it, and a token that no model has.
+_CHOSEN: list[dict[str, Any]] = [
+    {"max_new_tokens": 6, "presence_penalty": 1.5, "frequency_penalty": 0.5, "logit_bias": {"5": 3.0, "7": -100}},
+    {"max_new_tokens": 6, "min_p": 0.1, "temperature": 0.9, "seed": 3, "stop_token_ids": [9], "priority": 1},
+    {"max_new_tokens": 2, "return_details": True, "prompt_logprobs": 1, "truncate_prompt_tokens": 16},
+    {"max_new_tokens": 2, "logit_bias": {"2147483647": 1.0}},
+]
+
 #: Of conversations; a template without tools refuses them on every host alike.
 _TOOLS: list[dict[str, Any]] = [
     {"max_new_tokens": 24, "tools": [{"type": "function", "function": {"name": "now"}}], "tool_choice": "required"},
     {"max_new_tokens": 4, "chat_template_kwargs": {"enable_thinking": False}},
     {"max_new_tokens": 4, "tool_choice": "required"},
+    {"max_new_tokens": 4, "continue_final_message": True},
+    {"max_new_tokens": 4, "add_generation_prompt": False},
 ]
 
 #: Parameter variants per task; every host must answer each alike.
@@ -43,11 +53,13 @@ _VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"max_new_tokens": 4, "return_full_text": False},
         {"max_new_tokens": 6, "do_sample": True, "seed": 7, "temperature": 0.8, "top_p": 0.9},
         *_BOUND,
+        *_CHOSEN,
     ],
     "conversational": [
         {"max_new_tokens": 4, "return_full_text": False},
         {"max_new_tokens": 6, "do_sample": True, "seed": 7, "temperature": 0.8, "top_p": 0.9},
         *_BOUND,
+        *_CHOSEN,
         *_TOOLS,
     ],
     "question-answering": [{"top_k": 3}, {"handle_impossible_answer": True}],
