@@ -207,10 +207,18 @@ class Spec(AzureOptions):
             raise ValueError("endpoints on Kubernetes take keys and aml_token, not aad_token; change auth_mode")
         return self
 
+    @model_validator(mode="before")
+    @classmethod
+    def _server_of_kaito(cls, given: Any) -> Any:
+        """The HTTP host for KAITO, whatever is given: Azure's server answers on another port than its service asks."""
+        return given | {"server": "http"} if isinstance(given, dict) and given.get("kind") == "kaito" else given
+
     @model_validator(mode="after")
     def _server(self) -> Self:
         if self.kind == "batch" and self.server != "azmlinfsrv":
             raise ValueError("a batch endpoint runs no HTTP server; leave out server")
+        if self.kind == "kaito" and self.instance_count > 1:
+            raise ValueError("the service that KAITO makes reaches one pod only; leave out instance_count")
         return self
 
 

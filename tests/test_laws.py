@@ -16,11 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 IN_CYCLES: list[list[str]] = []
 ABOVE: set[tuple[str, str]] = set()
 LONG_FILES: set[str] = set()
-LONG_FUNCTIONS = {
-    "scoring.kernels.decode_attention:attend",
-    "scoring.kernels.decode_prefill:attend_prompt",
-    "scoring.kernels.draft_attention:attend_drafts",
-}
+LONG_FUNCTIONS: set[str] = set()
 SAME_NAMES: set[str] = set()
 
 # Sleeps of the tests beside `tests/waiting.py`: none of them decides that something has come. By file and function.
