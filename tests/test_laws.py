@@ -98,6 +98,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "host_api",
     ),
     "mii_azure": (
+        "own_packages",
+        "notebook",
         "errors",
         "version",
         "platform",

@@ -214,7 +214,8 @@ def serve(bundle: Bundle, **given: Any) -> None:
     """Serve a bundle over gRPC and HTTP until SIGTERM or Ctrl-C, on this machine or on a Ray cluster."""
     command = [sys.executable, "-m", "local_runner", str(bundle), *serving.runner_options(given)]
     # The runner replaces this process: only the bundle's own scoring package may ever be imported there.
-    os.execv(sys.executable, command)  # noqa: S606
+    # What lies in the current folder is not imported, by this process or by its children.
+    os.execve(sys.executable, command, {**os.environ, "PYTHONSAFEPATH": "1"})  # noqa: S606
 
 
 @app.command()

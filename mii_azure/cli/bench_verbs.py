@@ -47,7 +47,7 @@ def bench(
             raise SpecError("--concurrency, --rates, --export and --report belong to a sweep.", "Give --sweep too.")
         with status(err, enabled=not as_json) as told:
             measured = measure(
-                bundle, requests=count, clients=clients, progress=told, **({"targets": named} if named else {})
+                bundle, count=count, clients=clients, progress=told, **({"targets": named} if named else {})
             )
         print_json(measured) if as_json else show_bench(out, measured)
         return

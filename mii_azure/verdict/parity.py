@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
+from mii_azure import notebook
 from mii_azure.errors import SpecError
 from mii_azure.platform.targets import CONTAINER, ENDPOINT, KNOWN, TARGETS
 from mii_azure.verdict.cases import Request, edge_requests, read_requests
@@ -50,6 +51,29 @@ class Verdict(BaseModel):
     load: int  # requests in flight during the second pass; 0: there was none
     comparisons: tuple[Comparison, ...]
     environment: dict[str, list[str]]  # per target: differences from the reference, likeliest cause first
+
+    def __repr__(self) -> str:
+        return f"Verdict({self.headline()})"
+
+    __str__ = __repr__
+
+    def headline(self) -> str:
+        """Whether the targets agree, in one line."""
+        word, alike = ("agree", "alike") if self.agree else ("disagree", "differently")
+        return f"{word}: {', '.join(self.targets)} answered {self.requests} requests {alike}"
+
+    def _repr_html_(self) -> str:
+        grades = ("bytes", "values", "scores", "different")
+        counts = [
+            (name, *(self.counts[name].get(grade, "") for grade in grades), "; ".join(self.environment.get(name, [])))
+            for name in self.targets
+        ]
+        other = [each for each in self.comparisons if each.grade not in ALIKE]
+        made = notebook.table(("target", *grades, "environment"), counts)
+        told = notebook.table(
+            ("target", "request", "difference"), [(each.target, each.request, each.difference) for each in other]
+        )
+        return notebook.page(self.headline(), made, told if other else "")
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:

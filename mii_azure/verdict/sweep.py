@@ -117,10 +117,10 @@ def sweep(
     targets: Sequence[str] = ("http",),
     clients: Sequence[int] = CLIENTS,
     rates: Sequence[float] | None = None,
-    requests: int = 100,
+    count: int = 100,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Sweep:
-    """Send the bundle's sample to each target under rising load: `requests` at each, more where there are many clients.
+    """Send the bundle's sample to each target under rising load: `count` requests at each, more where there are many clients.
 
     A closed loop has each of `clients` in flight. An open loop then has `rates` in requests a second, or shares of the
     closed loop's best if None. Generated answers are streamed, and no prompt finds its beginning cached by another.
@@ -129,7 +129,7 @@ def sweep(
     """
     from local_runner.targets.targets import make_target
 
-    _check(targets, clients, rates, requests)
+    _check(targets, clients, rates, count)
     folder = Path(bundle)
     digest = str(load_manifest(folder)["bundle"])
     sample = read_file(folder / "requests" / "sample.json", NotABundle, "Generate the bundle again.")
@@ -139,7 +139,7 @@ def sweep(
             progress(f"starting {name}")
             hosts[name] = stack.enter_context(make_target(name, folder))
         facts = hosts[targets[0]].metadata()
-        points = _measured(hosts, _Bodies(sample, str(facts["task"])), (clients, rates, requests), progress)
+        points = _measured(hosts, _Bodies(sample, str(facts["task"])), (clients, rates, count), progress)
     return Sweep(
         bundle=str(folder),
         bundle_hash=digest,
@@ -151,14 +151,14 @@ def sweep(
     )
 
 
-def _check(targets: Sequence[str], clients: Sequence[int], rates: Sequence[float] | None, requests: int) -> None:
+def _check(targets: Sequence[str], clients: Sequence[int], rates: Sequence[float] | None, count: int) -> None:
     if unknown := [name for name in targets if name not in KNOWN]:
         raise SpecError(f"Unknown target {unknown[0]!r}.", f"Targets: {', '.join(KNOWN)}.")
     if not targets or not clients or min(clients) < 1 or max(clients) > 512:
         raise SpecError("A sweep needs a target, and clients from 1 to 512.", "For example --concurrency 1,2,4,8.")
     if rates is not None and not all(0 < rate <= 1e5 for rate in rates):
         raise SpecError("Rates are requests a second, above 0.", "For example --rates 5,10,20.")
-    if requests < 1:
+    if count < 1:
         raise SpecError("A load has one request at least.", "For example --count 100.")
 
 
@@ -191,7 +191,7 @@ def _measured(
     """Measure every target at each load before the next load, so that a busy moment of the machine affects them all."""
     from local_runner.targets.loops import closed, opened
 
-    clients, rates, requests = loads
+    clients, rates, least = loads
     for name, host in hosts.items():
         for body in bodies.take(WARM_UP):
             if (status := host.timed(body).status) != 200:
@@ -200,14 +200,14 @@ def _measured(
     for count in sorted(set(clients)):
         progress(f"{count} at a time")
         for name, host in hosts.items():
-            began, sent = datetime.now(UTC), bodies.take(max(requests, ROUNDS * count))
+            began, sent = datetime.now(UTC), bodies.take(max(least, ROUNDS * count))
             points.append(_point(name, "closed", count, began, closed(host.timed, sent, count)))
     best = {name: max(each.requests_per_s for each in points if each.target == name) for name in hosts}
     for place, share in enumerate(sorted(set(rates if rates is not None else SHARES)), 1):
         progress(f"open loop, load {place}")
         for name, host in hosts.items():
             rate = share if rates is not None else share * best[name]
-            began, sent = datetime.now(UTC), bodies.take(requests)
+            began, sent = datetime.now(UTC), bodies.take(least)
             points.append(_point(name, "open", rate, began, opened(host.timed, sent, rate)))
     return points
 
