@@ -120,7 +120,7 @@ def sweep(
     count: int = 100,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Sweep:
-    """Send the bundle's sample to each target under rising load: `count` requests at each, more where there are many clients.
+    """Send the bundle's sample to each target under rising load: `count` requests at each, more for many clients.
 
     A closed loop has each of `clients` in flight. An open loop then has `rates` in requests a second, or shares of the
     closed loop's best if None. Generated answers are streamed, and no prompt finds its beginning cached by another.
