@@ -10,6 +10,7 @@ from mii_azure.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from mii_azure.bundle.diff import diff as diff
+    from mii_azure.bundle.package import package as package
     from mii_azure.bundle.prepare import prepare as prepare
     from mii_azure.bundle.verify import verify_bundle as verify  # noqa: F401  (named apart from manifest.verify)
     from mii_azure.checks.check import check as check
@@ -36,6 +37,7 @@ _NAMES = {
     "deploy": "mii_azure.sdk.deployments:deploy",
     "diff": "mii_azure.bundle.diff:diff",
     "generate": "mii_azure.sdk.generate:generate",
+    "package": "mii_azure.bundle.package:package",
     "parity": "mii_azure.verdict.parity:parity",
     "plan": "mii_azure.planning.planner:plan",
     "prepare": "mii_azure.bundle.prepare:prepare",
