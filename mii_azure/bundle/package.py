@@ -108,7 +108,7 @@ def _config(
 ) -> dict[str, Any]:
     """Configuration of the image: the base's, with where code and weights lie."""
     own = [{"created": _EPOCH, "created_by": f"mii-azure package: {what}"} for what in added]
-    found = image.config if image else {"architecture": "amd64", "os": "linux"}
+    found: dict[str, Any] = image.config if image else {"architecture": "amd64", "os": "linux"}
     settings = dict(found.get("config") or {})
     if image:
         settings["Env"] = _variables(settings.get("Env") or [], weights)
