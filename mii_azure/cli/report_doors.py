@@ -3,10 +3,10 @@
 from rich.console import Console
 
 from mii_azure.cli.report import print_table, table
-from mii_azure.planning.doors import Comparison, Door
+from mii_azure.planning.doors import Door, DoorComparison
 
 
-def show_doors(console: Console, comparison: Comparison) -> None:
+def show_doors(console: Console, comparison: DoorComparison) -> None:
     """Print a column a question and a row a door, then what the rows hold for."""
     columns = ["door", "request", "payload", "streams", "/v1/*", "identity", "scale"]
     columns += [f"{comparison.currency}/h"] if comparison.currency else []

@@ -36,7 +36,7 @@ class Door(BaseModel):
     source: str
 
 
-class Comparison(BaseModel):
+class DoorComparison(BaseModel):
     """Doors for one model, on the instance type of its plan."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,7 +54,7 @@ class Comparison(BaseModel):
 
 def compare(
     task: str, model: str, *, prices: Prices | None = None, instance_count: int = 1, **preferences: Any
-) -> Comparison:
+) -> DoorComparison:
     """Set the doors side by side for a model; `preferences` are other fields of Spec.
 
     Raises the SpecError and ModelError branches of the error tree.
@@ -64,7 +64,7 @@ def compare(
     hour = prices.of(made.instance_type) if prices else None
     rows = (_door(row, data["sources"], made, hour, instance_count) for row in data["doors"])
     told = {"currency": prices.currency, "region": prices.region, "prices_of": prices.date} if prices else {}
-    return Comparison(
+    return DoorComparison(
         model=made.profile.model,
         task=made.task,
         instance_type=made.instance_type,
