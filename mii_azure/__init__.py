@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mii_azure.spec import Spec as Spec
     from mii_azure.verdict.benchmark import bench as bench
     from mii_azure.verdict.parity import parity as parity
+    from mii_azure.verdict.sweep import sweep as sweep
 
     verify = verify_bundle
 
@@ -44,6 +45,7 @@ _NAMES = {
     "parity": "mii_azure.verdict.parity:parity",
     "plan": "mii_azure.planning.planner:plan",
     "prepare": "mii_azure.bundle.prepare:prepare",
+    "sweep": "mii_azure.verdict.sweep:sweep",
     "terminate": "mii_azure.sdk.deployments:terminate",
     "verify": "mii_azure.bundle.verify:verify_bundle",
 }

@@ -113,6 +113,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "preflight",
         "checks",
         "verdict",
+        "reports",
         "operations",
         "mlops",
         "sdk",
@@ -272,6 +273,7 @@ def test_public_names() -> None:
         "parity",
         "plan",
         "prepare",
+        "sweep",
         "terminate",
         "verify",
     ]

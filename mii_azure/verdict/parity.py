@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from local_runner.targets.targets import Target
 
 
+_MOST_SHOWN = 20_000  # bytes of a reply that a verdict repeats
+
+
 class Comparison(BaseModel):
     """Comparison of one target's answer to one request with the reference target's."""
 
@@ -29,6 +32,7 @@ class Comparison(BaseModel):
     status: int
     grade: Grade
     difference: str
+    bodies: tuple[str, str] | None = None  # where they differ: the reference's and the target's, as far as is shown
     under_load: bool = False  # asked while other requests were in flight, and compared with the answer alone
 
 
@@ -177,7 +181,14 @@ def _judge(
     names = list(runs)
     reference = runs[names[0]]
     comparisons = [
-        Comparison(request=request.name, target=name, status=reply[0], grade=given, difference=difference)
+        Comparison(
+            request=request.name,
+            target=name,
+            status=reply[0],
+            grade=given,
+            difference=difference,
+            bodies=None if given in ALIKE else (_shown(expected[1]), _shown(reply[1])),
+        )
         for name in names[1:]
         for request, expected, reply in zip(sent, reference.replies, runs[name].replies, strict=True)
         for given, difference in [grade(expected, reply, tolerance)]
@@ -195,6 +206,11 @@ def _judge(
         comparisons=tuple(comparisons),
         environment={name: environment_difference(reference.metadata, runs[name].metadata) for name in names[1:]},
     )
+
+
+def _shown(body: bytes) -> str:
+    """Beginning of a reply, as text."""
+    return body[:_MOST_SHOWN].decode(errors="replace")
 
 
 def _under_load(name: str, sent: list[Request], run: _Run, tolerance: float) -> Iterator[Comparison]:
