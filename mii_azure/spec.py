@@ -107,6 +107,9 @@ class Spec(AzureOptions):
         "auto",
         description="auto, ngram or off: several tokens a step where a text repeats itself; auto: on GPUs.",
     )
+    handler: str | None = Field(
+        None, min_length=1, description="Python file with your own preprocess and postprocess, carried in the bundle."
+    )
     adapter: str | None = Field(
         None, min_length=1, description="Folder of a PEFT LoRA adapter, merged into the weights at generation."
     )
