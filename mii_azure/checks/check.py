@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mii_azure.bundle.bundle_view import Inspected, Problem, is_bundle
-from mii_azure.bundle.findings import Finding, Severity
+from mii_azure.bundle.findings import Finding, Findings, Severity
 from mii_azure.bundle.standalone_yaml import views
 from mii_azure.checks import (
     azure_loaders,
@@ -195,7 +195,7 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-def check(target: Path | str, *, ml_client: Any = None, slot: str | None = None) -> list[Finding]:
+def check(target: Path | str, *, ml_client: Any = None, slot: str | None = None) -> Findings:
     """List every finding on a bundle, a YAML file or a folder of those, in the order of the rules.
 
     With `ml_client`, answers of its workspace follow, as `OnlineFinding`s; `slot` is the deployment to be made.
@@ -220,10 +220,10 @@ def check(target: Path | str, *, ml_client: Any = None, slot: str | None = None)
         # An endpoint is checked with each of its deployments; duplicate findings are reported once.
         found.setdefault((finding.id, finding.file, finding.line, finding.message), finding)
     if ml_client is None:
-        return list(found.values())
+        return Findings(found.values())
     from mii_azure.preflight.preflight import online
 
-    return [*found.values(), *online(root, ml_client, slot)]
+    return Findings([*found.values(), *online(root, ml_client, slot)])
 
 
 def problems(target: Path) -> Iterator[tuple[Inspected, Rule, Problem]]:

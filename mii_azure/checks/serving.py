@@ -48,21 +48,24 @@ def retired_instance_type(bundle: Inspected) -> Iterator[Problem]:
 
 def model_does_not_fit(bundle: Inspected) -> Iterator[Problem]:
     """Plan the model in the bundle again for the deployment's instance type."""
-    from mii_azure.planning.planner import plan
+    from mii_azure.planning.planner import plan_spec
+    from mii_azure.spec import make_spec
 
     sku, settings = _sku(bundle), bundle.settings
     if not sku or sku.retired or not settings or not (bundle.root / "model").is_dir():
         return
     try:
-        plan(
+        spec = make_spec(
             task=settings.task,
             model=str(bundle.root / "model"),
+            name="model",
             instance_type=sku.name,
             dtype=settings.dtype,
             allow_pickle=settings.allow_pickle,
             trust_remote_code=settings.trust_remote_code,
             **_asked_of_the_cache(settings.limits),
-        ).require_fit()
+        )
+        plan_spec(spec).require_fit()
     except MiiAzureError as error:
         yield Problem(error.message, error.hint, bundle.runtime, bundle.instance_type)
 
