@@ -229,8 +229,11 @@ class OtherPreferences(TypedDict, total=False):
     """Preferences of a spec beside the instance type, as keyword arguments; `Spec` says what each means."""
 
     adapter: str | None
+    handler: str | None
     served_name: Sequence[str]
-    kind: Literal["managed", "kubernetes", "batch"]
+    kind: Literal["managed", "kubernetes", "batch", "template", "kaito"]
+    registry: str | None
+    image: str | None
     compute: str | None
     public_network_access: Literal["enabled", "disabled"]
     egress: Literal["enabled", "disabled"]
