@@ -76,7 +76,9 @@ class Spec(AzureOptions):
 
     task: str = Field(description="What the endpoint does, e.g. question-answering.")
     model: str = Field(description="A folder, a Hugging Face hub id, or an azureml: reference.")
-    name: str = Field(description="Name of endpoint and deployment: 3 to 32 letters, digits and hyphens.")
+    name: str = Field(
+        description="Name of endpoint and deployment: 2 to 32 letters, digits and hyphens; Azure's has 3 or more."
+    )
     instance_type: str | None = Field(None, description="Azure instance type; the plan chooses one when absent.")
     revision: str | None = Field(None, description="Hub commit, branch or tag; pinned to a commit.")
     auth_mode: Literal["key", "aml_token", "aad_token"] = Field("key", description="key, aml_token or aad_token.")
@@ -114,6 +116,9 @@ class Spec(AzureOptions):
     speculation: Speculation = Field(
         "auto",
         description="auto, ngram or off: several tokens a step where a text repeats itself; auto: on GPUs.",
+    )
+    handler: str | None = Field(
+        None, min_length=1, description="Python file with your own preprocess and postprocess, carried in the bundle."
     )
     adapter: str | None = Field(
         None, min_length=1, description="Folder of a PEFT LoRA adapter, merged into the weights at generation."
@@ -226,8 +231,11 @@ class OtherPreferences(TypedDict, total=False):
     """Preferences of a spec beside the instance type, as keyword arguments; `Spec` says what each means."""
 
     adapter: str | None
+    handler: str | None
     served_name: Sequence[str]
-    kind: Literal["managed", "kubernetes", "batch"]
+    kind: Literal["managed", "kubernetes", "batch", "template", "kaito"]
+    registry: str | None
+    image: str | None
     compute: str | None
     public_network_access: Literal["enabled", "disabled"]
     egress: Literal["enabled", "disabled"]
