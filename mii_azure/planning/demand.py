@@ -16,7 +16,8 @@ class Demand(NamedTuple):
     share: float | None = None  # of a GPU's memory
     prompt: int = limits.EXPECTED_PROMPT_TOKENS  # of an expected request
     new: int = limits.EXPECTED_NEW_TOKENS
-    paged: bool = True  # False: the pass that has a paged cache is forced off
+    adapters: int = 0  # parameters of those beside the model
+    paged: bool = True  # False: the pass that has a paged cache is forced off, or serves no adapters
 
     def tokens(self, context: int) -> int:
         """Tokens that an expected request holds at its end, within a context."""
@@ -49,5 +50,5 @@ def demand_of(spec: Spec, facts: Profile) -> Demand:
         spec.memory_share,
         spec.expected_prompt_tokens,
         spec.expected_new_tokens,
-        "static_decode" not in spec.passes_off,
+        paged="static_decode" not in spec.passes_off and not spec.adapters,
     )

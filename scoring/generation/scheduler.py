@@ -136,6 +136,7 @@ class Scheduler:
     def _allocate(self, running: RunningSequence) -> None:
         """Open a slot for a row, with its longest cached prefix."""
         slot = self.decoder.choose(self._free_slots, running.ids, self._salt(running))
+        self.decoder.adapters.use(slot, running.adapter)
         running.filled = self.decoder.open(slot, running.sampling, running.ids, self._salt(running))
         del self._free_slots[slot]
         running.slot, running.begun = slot, False

@@ -21,6 +21,7 @@ from scoring.engine import dynamic_rotary
 from scoring.engine.row import SLOTS, Between, Row, nothing
 from scoring.errors import InvalidInput, InvalidParameter, PromptTooLong
 from scoring.generation import scheduler, sequence
+from scoring.generation.adapters import adapter_of, all_with
 from scoring.generation.cache_salt import salt_of
 from scoring.generation.details import token_details
 from scoring.generation.detokenizer import stop_at
@@ -133,13 +134,14 @@ class Generative(Task):
         )
 
     def _settings(self, asked: dict[str, Any], parameters: Any, tokens: Tokens, bound: Bound) -> GenerationSettings:
-        stop = parameters.stop or ()
+        stop, adapter = parameters.stop or (), adapter_of(parameters.adapter, self.loaded.adapter_names)
         return GenerationSettings(
             tuple(sorted(asked.items())),
             (stop,) if isinstance(stop, str) else tuple(stop),
             len(tokens) if self._padding_matters(asked) else None,
             parameters.top_n_tokens if parameters.return_details else None,
-            salt_of(parameters.cache_salt),
+            adapter,
+            f"{adapter}\0{salt_of(parameters.cache_salt)}",  # an adapter's keys and values are its own
             bound.constraint,
             bound.reply,
         )
@@ -153,7 +155,7 @@ class Generative(Task):
             return object()
         total = length if self.encoder_decoder else length + settings["max_new_tokens"]
         mates = self.company.key(length), dynamic_rotary.length_class(self.rotary, length, total)
-        return settings.overrides, settings.length, settings.details, mates
+        return settings.overrides, settings.length, settings.details, settings.adapter, mates
 
     def _slotted(self, settings: GenerationSettings, length: int) -> bool:
         decoder = self.loaded.runtime.decoder
@@ -280,7 +282,8 @@ class Generative(Task):
         if rows[0].key == SLOTS and decoder is not None:
             outputs = scheduler.generate_on_slots(self, decoder, rows)
         else:
-            outputs = self._generated(rows, between)
+            with all_with(self.loaded.adapters, rows[0].parameters.adapter):
+                outputs = self._generated(rows, between)
         for row, output in zip(rows, outputs, strict=True):
             show_end(self, row, output)
         return outputs
