@@ -1,6 +1,6 @@
 """Parity run: the same requests to every target, replies graded, differences explained."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,7 +99,7 @@ def parity(
         progress(f"{number} of {len(targets)}: starting {name}")
         with _target(name, folder, ml_client) as target:
             metadata = target.metadata()
-            sent = sent or edge_requests(settings["task"], int(metadata["context_length"]))
+            sent = sent or edge_requests(settings["task"], int(metadata["context_length"]), _beside(settings))
             progress(f"{number} of {len(targets)}: asking {name} {len(sent)} requests")
             replies = [target.send(request.body) for request in sent]
             if load:
@@ -108,6 +108,11 @@ def parity(
         runs[name] = _Run(replies=_bare(replies), loaded=[_bare(each) for each in loaded], metadata=metadata)
     formats = {settings["dtype"], *(run.metadata.get("precision", settings["dtype"]) for run in runs.values())}
     return _judge(folder, digest, sent, runs, max(TOLERANCES[name] for name in formats), load)
+
+
+def _beside(settings: Mapping[str, Any]) -> list[str]:
+    """Names of the adapters beside the model of a bundle, by its settings."""
+    return [each["name"] for each in settings.get("adapters", []) if not each["merged"]]
 
 
 def _bare(replies: "Sequence[TargetReply]") -> list[tuple[int, bytes]]:
