@@ -18,13 +18,13 @@ _AGAIN = "Generate the bundle again."
 Found = Mapping[str, tuple[LowRank, Mapping[str, Tensor]]]  # by module
 
 
-def load_bank(names: Sequence[str], folder: Path, model: nn.Module) -> AdapterBank:
+def load_bank(names: Sequence[str], folder: Path, model: Any) -> AdapterBank:
     """Load adapters from the folder of a model, in its type and on its device, and attach them to its modules.
 
     Raises LoadError for one that is not as generation left it, or that the loaded model has no such products for.
     """
     modules = dict(model.named_modules())
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    head = model.get_output_embeddings()
     adapters = [_read(folder / FOLDER / name) for name in names]
     wanted = list(dict.fromkeys(module for each in adapters for module in each))
     stacks = {}

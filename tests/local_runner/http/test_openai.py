@@ -65,7 +65,7 @@ def test_the_name_of_an_adapter_is_a_model(client: Client, base: Base) -> None:
     assert plain.choices[0].message.content != adapted.choices[0].message.content
     parameters = {"max_new_tokens": 8, "return_full_text": False, "adapter": "terse"}
     told = score(base("chat"), {"inputs": HELLO, "parameters": parameters})
-    assert told["generated_text"] == adapted.choices[0].message.content
+    assert told[0]["generated_text"] == adapted.choices[0].message.content
     with pytest.raises(openai.NotFoundError, match="serves 'chat' or 'terse'"):
         own.chat.completions.create(model="formal", messages=HELLO)
     unknown = {"inputs": HELLO, "parameters": {"adapter": "formal"}}
