@@ -162,10 +162,11 @@ def _adopting() -> Iterator[None]:
 def main() -> None:
     """Import, then fork a process for every request until nobody asks any more."""
     asked = socket.socket(fileno=int(sys.argv[1]))
+    gc.disable()  # it would take a sixth of the time
     for name in LIBRARIES.split():
         importlib.import_module(name)
-    gc.collect()
     gc.freeze()
+    gc.enable()
     _serve(asked)
 
 

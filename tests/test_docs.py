@@ -30,6 +30,8 @@ MODELS = {
     "ner": ("bert", "token-classification"),
     "mlm": ("bert", "fill-mask"),
     "minilm": ("bert", "feature-extraction"),
+    "reranker": ("bert", "text-ranking"),
+    "nli": ("bert", "zero-shot-classification"),
     "t5": ("t5", "translation"),
     "sd": ("stable-diffusion", "text-to-image"),
 }

@@ -25,10 +25,12 @@ OUTPUTS = (("outputs", -1), ("response", 1))
 _OUTPUT_OF = {"inputs": "outputs", "request": "response"}
 _MOST_DIMENSIONS = 8
 # Tasks whose inputs have parts, and the JSON type of such an input.
-_STRUCTURED: dict[str, type] = {
+_STRUCTURED: dict[str, type | tuple[type, ...]] = {
     "question-answering": dict,
     "conversational": list,
     "text-classification": dict,
+    "text-ranking": (dict, list),
+    "sentence-similarity": dict,
 }
 
 

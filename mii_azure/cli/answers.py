@@ -23,6 +23,8 @@ _ROWS = (
     (("entity",), ("word", "entity", "score", "start", "end")),
     (("token_str", "sequence"), ("token_str", "score", "sequence")),
     (("label", "score"), ("label", "score")),
+    (("index", "score", "text"), ("index", "score", "text")),
+    (("index", "score"), ("index", "score")),
 )
 _SHOWN = 4  # numbers of a vector
 

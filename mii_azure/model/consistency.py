@@ -49,14 +49,19 @@ def _check_type(name: str, trust_remote_code: bool) -> None:
 def _check_head(model: Model) -> None:
     if not first_architecture(model.config).endswith(_LABELLING):
         return
-    labels = configs.value(model.config, "id2label", dict)
-    told = len(labels) if labels else configs.value(model.config, "num_labels", int) or _USUAL_LABELS
+    told = label_count(model.config)
     for tensor in model.weights.compared:
         if not tensor.name.endswith(INPUTS) and tensor.shape[0] != told:
             raise ModelInconsistent(
                 f"{tensor.name} has {tensor.shape[0]} labels, and config.json {told}.",
                 "Copy config.json and weights from the same place; id2label has a name for each label.",
             )
+
+
+def label_count(config: dict[str, Any]) -> int:
+    """Labels of a model with such a head, by its config.json."""
+    labels = configs.value(config, "id2label", dict)
+    return len(labels) if labels else configs.value(config, "num_labels", int) or _USUAL_LABELS
 
 
 def _check_embeddings(model: Model, family: Family) -> None:

@@ -1,10 +1,11 @@
-"""sentence-transformers folders before they are loaded: their files, and what they say of vectors, prompts, length."""
+"""sentence-transformers folders before they are loaded: their files, and what they say of vectors, scores, length."""
 
 from collections.abc import Collection
 from typing import Any
 
 from mii_azure.errors import ConfigMissing, ModelError, PickleRefused, TaskUnsupported, WeightsMissing
-from mii_azure.model.families import TaskFacts
+from mii_azure.model.consistency import label_count
+from mii_azure.model.families import TaskFacts, first_architecture
 from mii_azure.model.files import refuse_odd_names
 from mii_azure.model.profile import Profile, context_length
 from mii_azure.model.resolved import Model
@@ -12,6 +13,7 @@ from scoring.config import MODULES
 from scoring.schema.registry import task_schema
 from scoring.sentence import folder as sentence
 from scoring.sentence.folder import PICKLE, Malformed, SentenceModel, Unserved
+from scoring.sentence.ranker import CAUSAL, Ranker, describe_ranker
 
 
 def module_folders(listed: Any) -> list[str]:
@@ -42,11 +44,13 @@ def bundle_files(listed: Any, names: Collection[str], allow_pickle: bool) -> lis
     return [*setting_files(listed, names), *sentence.weight_files(listed, list(names), allow_pickle)]
 
 
-def sentence_model(model: Model, task: TaskFacts, allow_pickle: bool) -> SentenceModel | None:
-    """What a model's folder says of its vectors; None without modules.json, or for a task that does not embed.
+def sentence_model(model: Model, task: TaskFacts, allow_pickle: bool) -> SentenceModel | Ranker | None:
+    """What a model's folder says of its vectors or scores; None for other tasks, and without modules.json for vectors.
 
     Raises TaskUnsupported for what is not served, ConfigMissing, WeightsMissing, PickleRefused.
     """
+    if task_schema(task.name).ranks:
+        return _ranker(model)
     if MODULES not in model.settings or not task_schema(task.name).embeds:
         return None
     try:
@@ -57,6 +61,22 @@ def sentence_model(model: Model, task: TaskFacts, allow_pickle: bool) -> Sentenc
         if layer.inputs:
             _require_weights(model, layer.module, allow_pickle)
     return told
+
+
+def _ranker(model: Model) -> Ranker | None:
+    """What a model's folder says of its scores; raises TaskUnsupported for one with several labels."""
+    if model.source not in ("folder", "hub"):
+        return None
+    judges = first_architecture(model.config).endswith(CAUSAL)
+    if not judges and (labels := label_count(model.config)) != 1:
+        raise TaskUnsupported(
+            f"A model that ranks gives one number a pair; {model.name} has {labels} labels.",
+            "Its task is text-classification, which takes pairs too.",
+        )
+    try:
+        return describe_ranker(model.settings.get, model.config)
+    except Unserved as error:
+        raise _of(error, model.name) from error
 
 
 def _require_weights(model: Model, module: sentence.Module, allow_pickle: bool) -> None:
@@ -71,17 +91,20 @@ def _require_weights(model: Model, module: sentence.Module, allow_pickle: bool) 
     raise WeightsMissing(f"{module.path} of {model.name} has no weights: looked for {safe}.", "Copy that file too.")
 
 
-def as_embedder(facts: Profile, model: Model, told: SentenceModel | None, task: TaskFacts) -> Profile:
-    """Facts of a model as a task that embeds runs it: decoders in one forward, texts as long as modules.json says.
+def as_embedder(facts: Profile, model: Model, told: SentenceModel | Ranker | None, task: TaskFacts) -> Profile:
+    """Facts of a model as a task that embeds or ranks runs it: decoders in one forward, texts as long as it says.
 
     Raises ConfigMissing for modules whose sizes do not fit.
     """
-    if not task_schema(task.name).embeds:
+    schema = task_schema(task.name)
+    if not schema.embeds and not schema.ranks:
         return facts
     if facts.kind == "decoder":
         facts = facts.model_copy(update={"kind": "encoder", "kv_bytes_per_token": 0})
     if told is None:
         return facts
+    if isinstance(told, Ranker):
+        return facts.model_copy(update={"context_length": context_length(model, told.max_seq_length)})
     try:
         told.dimension(facts.hidden_size)
     except Unserved as error:

@@ -82,6 +82,8 @@ def _fields(task: TaskSchema) -> list[str]:
     """Keys of an input that has any: those of a question and its context, say; `system` of a conversation."""
     if task.name == "conversational":
         return ["system"]
+    if task.ranks:
+        return ["query"]
     kinds = [kind for kind in (task.input, *get_args(task.input)) if hasattr(kind, "model_fields")]
     return [key for kind in kinds for key in kind.model_fields if key not in task.parameters.model_fields]
 
@@ -92,6 +94,14 @@ def _inputs(task: str, texts: list[str], own: dict[str, str], fields: list[str])
             raise SpecError("There is no message to answer.", _FORM)
         system = [{"role": "system", "content": own["system"]}] if "system" in own else []
         return [*system, {"role": "user", "content": " ".join(texts)}]
+    if fields == ["query"]:  # of a ranking; two texts without one are a pair
+        if not texts or (not own and len(texts) != 2):
+            raise SpecError(f"An input of {task} is query=... and texts, or two texts.", _FORM)
+        return {**own, "texts": texts} if own else texts
+    if "sentences" in fields:
+        if not texts or list(own) != ["source_sentence"]:
+            raise SpecError(f"An input of {task} is source_sentence=... and sentences.", _FORM)
+        return {**own, "sentences": texts}
     if own and not texts:
         return own
     if own or not texts or (task == "question-answering"):

@@ -123,7 +123,8 @@ def _unwrap(payload: dict[str, Any], task: TaskSchema) -> Found:
         return Found(rows, "list", where)
     if azure and _is_conversation(data, task):
         return Found([data], "chat", where, single=True)
-    single = not isinstance(data, list) or _is_conversation(data, task) or _is_tokens(data, task)
+    alone = (_is_conversation, _is_tokens, _is_pair)
+    single = not isinstance(data, list) or any(each(data, task) for each in alone)
     return Found([data] if single else data, "list" if azure else "canonical", where, single)
 
 
@@ -140,6 +141,11 @@ def _is_conversation(data: Any, task: TaskSchema) -> bool:
 def _is_tokens(data: Any, task: TaskSchema) -> bool:
     """Return True for the token ids of one text."""
     return task.embeds and isinstance(data, list) and bool(data) and all(type(each) is int for each in data)
+
+
+def _is_pair(data: Any, task: TaskSchema) -> bool:
+    """Return True for two texts to compare, where one text alone is no input."""
+    return task.ranks and isinstance(data, list) and len(data) == 2 and all(isinstance(each, str) for each in data)
 
 
 def _columnar(data: dict[str, Any]) -> bool:

@@ -18,7 +18,8 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 def _gumbel(seed, v, length):
     zero = v * 0
     bits, _, _, _ = tl.philox(seed, v, zero + length, zero, zero)
-    uniform = ((bits.to(tl.uint32) >> 8).to(tl.float32) + 0.5) * 5.9604644775390625e-08
+    # 23 bits: with more, adding a half rounds the highest number up to 1, whose noise is infinite.
+    uniform = ((bits.to(tl.uint32) >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-07
     return -tl.log(-tl.log(uniform))
 
 

@@ -143,12 +143,13 @@ class AdapterBank:
 
     @contextmanager
     def rows(self, which: Sequence[int]) -> Iterator[None]:
-        """Run a forward whose flat rows have these adapters, -1 for the base."""
-        before, self.groups = self.groups, self._grouped(tuple(which))
+        """Run a forward whose flat rows have these adapters, -1 for the base; also between forwards of `everywhere`."""
+        before = self.groups, self.only
+        self.groups, self.only = self._grouped(tuple(which)), -1
         try:
             yield
         finally:
-            self.groups = before
+            self.groups, self.only = before
 
     @contextmanager
     def everywhere(self, name: str) -> Iterator[None]:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from scoring.decoder.decoder import Decoder
     from scoring.lora.bank import AdapterBank
     from scoring.sentence.head import Head
+    from scoring.sentence.ranker import Ranker
     from scoring.tensor_parallel.workers import Workers
 
 
@@ -40,6 +41,7 @@ class Loaded:
     context_length: int  # tokens, special ones included
     options: dict[str, Any]  # the deployment's task options
     head: "Head | None" = None  # of a sentence-transformers folder, for tasks that embed
+    ranker: "Ranker | None" = None  # what the folder says of its scores, for tasks that rank
     runtime: Runtime = field(default_factory=Runtime)
     adapter_names: tuple[str, ...] = ()  # of those beside the model
     adapters: "AdapterBank | None" = None  # the same, loaded

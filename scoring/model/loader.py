@@ -25,6 +25,8 @@ from scoring.quantization.loading import from_pretrained
 from scoring.schema.registry import task_class, task_schema
 from scoring.sentence.folder import SentenceModel, Unserved, describe, transformer_path
 from scoring.sentence.head import Head, build
+from scoring.sentence.judge import judge_of, judged_tokens
+from scoring.sentence.ranker import FORM, JUDGES, Ranker, describe_ranker
 from scoring.strict_json.files import read_file, read_object
 from scoring.telemetry.versions import versions
 
@@ -101,11 +103,16 @@ def load(deployment: Deployment, folder: Path, on_host: bool = False) -> Loaded:
     tokenizer = _tokenizer(transformers, folder, deployment.trust_remote_code)
     if told and told.lower_case:
         _lower_case(tokenizer)
+    ranker = _ranker(deployment, top)
+    if ranker and ranker.lower_case:
+        _lower_case(tokenizer)
     model = _weights(deployment, folder, torch.device("cpu") if on_host else device)
+    if ranker and deployment.task_options.get(FORM) == JUDGES:
+        model = judge_of(model, *judged_tokens(ranker, tokenizer))
     if task_schema(deployment.task).embeds:
         model.config.use_cache = False  # a decoder would keep keys and values that nobody reads
     head = _head(told, top, model, deployment.allow_pickle) if told else None
-    context = deployment.limits.context_length or _context_length(model, tokenizer, told)
+    context = deployment.limits.context_length or _context_length(model, tokenizer, told or ranker)
     seconds = time.perf_counter() - began
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     logger.info(
@@ -125,6 +132,7 @@ def load(deployment: Deployment, folder: Path, on_host: bool = False) -> Loaded:
         context,
         deployment.task_options,
         head,
+        ranker,
         adapter_names=names,
         adapters=adapters,
     )
@@ -145,6 +153,9 @@ def load_without_weights(deployment: Deployment, folder: Path) -> Loaded:
     tokenizer = _tokenizer(transformers, folder, deployment.trust_remote_code)
     if told and told.lower_case:
         _lower_case(tokenizer)
+    ranker = _ranker(deployment, top)
+    if ranker and ranker.lower_case:
+        _lower_case(tokenizer)
     config = transformers.AutoConfig.from_pretrained(
         folder, local_files_only=True, trust_remote_code=deployment.trust_remote_code
     )
@@ -152,7 +163,7 @@ def load_without_weights(deployment: Deployment, folder: Path) -> Loaded:
         model = _made("from_config", deployment, config).eval()
     head = _head(told, top, model, deployment.allow_pickle) if told else None
     options, names = deployment.task_options, deployment.beside
-    return Loaded(model, tokenizer, torch.device("cpu"), 0, options, head, adapter_names=names)
+    return Loaded(model, tokenizer, torch.device("cpu"), 0, options, head, ranker, adapter_names=names)
 
 
 def _transformer(folder: Path) -> Path:
@@ -173,6 +184,22 @@ def _sentence_model(folder: Path) -> SentenceModel | None:
         return describe(lambda name: read_file(folder / name) if (folder / name).is_file() else None)
     except Unserved as error:
         raise LoadError(str(error), error.hint) from error
+
+
+def _ranker(deployment: Deployment, folder: Path) -> Ranker | None:
+    """What the model's folder says of its scores, for a task that ranks."""
+    if not task_schema(deployment.task).ranks:
+        return None
+
+    def read(name: str) -> Any:
+        return read_file(folder / name) if (folder / name).is_file() else None
+
+    try:
+        told = describe_ranker(read, read_object(_transformer(folder) / "config.json"))
+    except Unserved as error:
+        raise LoadError(str(error), error.hint) from error
+    judges = deployment.task_options.get(FORM) == JUDGES
+    return replace(told, templated=True) if judges else told
 
 
 def _head(told: SentenceModel, folder: Path, model: Any, allow_pickle: bool) -> Head:
@@ -263,6 +290,11 @@ def _made(how: str, deployment: Deployment, source: Any, **options: Any) -> Any:
     import transformers
 
     name = task_class(deployment.task).auto_class
+    if deployment.task_options.get(FORM) == JUDGES:
+        if how == "from_config":
+            source.num_labels = 1
+        else:
+            name = "AutoModelForCausalLM"
     for each in (name, *_WRAPPERS.get(name, ())):
         auto = getattr(transformers, each)
         try:
@@ -323,7 +355,7 @@ def _named(config: dict[str, Any]) -> str:
     return str((config.get("architectures") or [config.get("model_type", "The model")])[0])
 
 
-def _context_length(model: Any, tokenizer: Any, told: SentenceModel | None) -> int:
+def _context_length(model: Any, tokenizer: Any, told: SentenceModel | Ranker | None) -> int:
     """Tokens that the model takes: the smaller of the config's and the tokenizer's limit, less position offsets.
 
     A sentence-transformers folder's max_seq_length goes before the tokenizer's.

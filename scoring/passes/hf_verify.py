@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList
 
 from scoring.decoder.verify import DecoderReference
 from scoring.encoder.verify import verify_encoder
 from scoring.engine.batch_invariance import lend
 from scoring.quantization.loading import from_pretrained
+from scoring.sentence.judge import judge_of
 
 _PREFILLED = 12  # tokens of each probe; the rest goes through cached steps
 
@@ -73,7 +74,11 @@ def _device(model: Any) -> torch.device:
 
 def reload(model: Any) -> None:
     """Reload a model from its folder, in place, on the device that it was on."""
-    fresh = from_pretrained(type(model), Path(model.name_or_path), dtype=model.dtype, local_files_only=True)
+    judged = getattr(model.config, "judged_tokens", None)
+    kind = type(model) if judged is None else AutoModelForCausalLM
+    fresh = from_pretrained(kind, Path(model.name_or_path), dtype=model.dtype, local_files_only=True)
+    if judged is not None:
+        fresh = judge_of(fresh, *judged)
     fresh.to(_device(model)).eval()
     lend(fresh.config, getattr(model.config, "pad_token_id", None))
     vars(model).clear()

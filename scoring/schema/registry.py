@@ -6,6 +6,7 @@ from typing import Any
 
 from scoring.errors import LoadError
 from scoring.schema import requests as s
+from scoring.schema import retrieval
 from scoring.schema.requests import TaskSchema
 
 _LABEL = {
@@ -54,6 +55,20 @@ _TOKEN_VECTORS = {
     "maxItems": 1,
 }
 
+
+_RANKED = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "properties": {
+            "index": {"type": "integer", "description": "Which of the texts; they are answered the best first."},
+            "score": {"type": "number"},
+            "text": {"type": "string", "description": "With return_text."},
+            "truncated": {"type": "boolean", "description": "true where the text or its query was cut."},
+        },
+        "required": ["index", "score"],
+    },
+}
 
 _IMAGES = {
     "type": "array",
@@ -167,6 +182,53 @@ _TABLE = (
         response={"anyOf": [_VECTOR, _TOKEN_VECTORS, _ENCODED]},
     ),
     TaskSchema(
+        name="sentence-similarity",
+        summary="Compares sentences with a source sentence.",
+        parameters=retrieval.SimilarityParameters,
+        input=retrieval.SourceSentences,
+        embeds=True,
+        sample={
+            "inputs": {
+                "source_sentence": "A man is eating food.",
+                "sentences": ["A man is eating a piece of bread.", "The girl is carrying a baby."],
+            }
+        },
+        response={"type": "array", "items": {"type": "number"}, "description": "Cosines, in the sentences' order."},
+    ),
+    TaskSchema(
+        name="zero-shot-classification",
+        summary="Gives a text labels that the request names.",
+        parameters=retrieval.ZeroShotParameters,
+        input=s.Text,
+        sample={
+            "inputs": "I have a problem with my phone that must be solved soon.",
+            "parameters": {"candidate_labels": ["urgent", "not urgent", "phone", "tablet"]},
+        },
+        response={
+            "type": "object",
+            "properties": {
+                "sequence": {"type": "string"},
+                "labels": {"type": "array", "items": {"type": "string"}, "description": "The likeliest first."},
+                "scores": {"type": "array", "items": {"type": "number"}},
+            },
+            "required": ["sequence", "labels", "scores"],
+        },
+    ),
+    TaskSchema(
+        name="text-ranking",
+        summary="Scores how well texts answer a query.",
+        parameters=retrieval.RankingParameters,
+        input=retrieval.RankingInput,
+        ranks=True,
+        sample={
+            "inputs": {
+                "query": "How many people live in Berlin?",
+                "texts": ["Berlin has 3.7 million inhabitants.", "Berlin is known for its museums."],
+            }
+        },
+        response={"anyOf": [_RANKED, {"type": "number", "description": "Of one pair of texts."}]},
+    ),
+    TaskSchema(
         name="summarization",
         summary="Shortens a text.",
         parameters=s.SummarizationParameters,
@@ -212,6 +274,9 @@ _IMPLEMENTATIONS = {
     "fill-mask": "fill_mask:FillMask",
     "feature-extraction": "embeddings:Embeddings",
     "sentence-embeddings": "embeddings:Embeddings",
+    "sentence-similarity": "sentence_similarity:SentenceSimilarity",
+    "zero-shot-classification": "zero_shot_classification:ZeroShotClassification",
+    "text-ranking": "text_ranking:TextRanking",
     "summarization": "sequence_to_sequence:Summarization",
     "translation": "sequence_to_sequence:Translation",
     "text-to-image": "text_to_image:TextToImage",

@@ -125,13 +125,13 @@ class SentenceModel:
 
 def modules(listed: Any) -> list[Module]:
     """Entries of a parsed modules.json; raises Malformed."""
-    return [_module(entry) for entry in _typed(listed, list, "it", MODULES)]
+    return [_module(entry) for entry in typed_in(listed, list, "it", MODULES)]
 
 
 def _module(entry: Any) -> Module:
-    told = _typed(entry, dict, "an entry", MODULES)
-    name = _typed(told.get("type", ""), str, "type", MODULES)
-    path = _typed(told.get("path", ""), str, "path", MODULES).strip("/")
+    told = typed_in(entry, dict, "an entry", MODULES)
+    name = typed_in(told.get("type", ""), str, "type", MODULES)
+    path = typed_in(told.get("path", ""), str, "path", MODULES).strip("/")
     if path and {"", ".", ".."} & set(path.split("/")):
         raise Malformed(f"{MODULES} names the folder {path[:80]!a}, which is not one of the model's.")
     return Module(name.rpartition(".")[2] if name.startswith("sentence_transformers.") else "", name, path)
@@ -166,20 +166,20 @@ def describe(read: Read) -> SentenceModel:
     first, pool, *rest = found
     settings: Any = next((told for name in TRANSFORMER if (told := read(first.file(name))) is not None), {})
     file = first.file(TRANSFORMER[0])
-    settings = _typed(settings, dict, "it", file)
+    settings = typed_in(settings, dict, "it", file)
     _check_transformer(settings, file)
     length = settings.get("max_seq_length")
-    if length is not None and _typed(length, int, "max_seq_length", file) < 1:
+    if length is not None and typed_in(length, int, "max_seq_length", file) < 1:
         raise Malformed(f"{file}: max_seq_length is {length}.")
     modes, include = _pooling(pool, read)
-    prompts, default = _prompts(read)
+    prompts, default = prompts_of(read, "SentenceTransformer")
     return SentenceModel(
         first.path,
         modes,
         tuple(_layer(each, read) for each in rest if each.kind != "Dropout"),
         include,
         length,
-        _typed(settings.get("do_lower_case", False), bool, "do_lower_case", file),
+        typed_in(settings.get("do_lower_case", False), bool, "do_lower_case", file),
         prompts,
         default,
     )
@@ -210,14 +210,19 @@ def _check_transformer(told: Mapping[str, Any], file: str) -> None:
         raise Unserved(f"{file} asks for the transformer task {str(purpose)[:80]}.")
     ways = told.get("modality_config")
     if ways is not None:
-        text = _typed(ways, dict, "modality_config", file).get("text")
+        text = typed_in(ways, dict, "modality_config", file).get("text")
         named = text.get("method_output_name") if isinstance(text, dict) else None
         if named != "last_hidden_state" or told.get("module_output_name") != "token_embeddings":
             raise Unserved(f"{file} has vectors made of something else than a text's last hidden states.")
+    check_arguments(told, file)
+
+
+def check_arguments(told: Mapping[str, Any], file: str) -> None:
+    """Refuse arguments of tokenizer, model or config that would change what it computes."""
     if told.get("processing_kwargs"):
         raise Unserved(f"{file} has texts prepared by processing_kwargs.")
     for key in _ARGUMENTS:
-        given = _typed(told.get(key) or {}, dict, key, file)
+        given = typed_in(told.get(key) or {}, dict, key, file)
         strange = sorted(name for name in given if name not in _HARMLESS)
         if strange:
             raise Unserved(f"{file} sets {strange[0][:80]} in {key}.")
@@ -229,16 +234,16 @@ def _pooling(module: Module, read: Read) -> tuple[tuple[str, ...], bool]:
     told = read(file)
     if told is None:
         raise Malformed(f"{MODULES} names {module.path}, and there is no {file}.")
-    told = _typed(told, dict, "it", file)
-    include = _typed(told.get("include_prompt", True), bool, "include_prompt", file)
+    told = typed_in(told, dict, "it", file)
+    include = typed_in(told.get("include_prompt", True), bool, "include_prompt", file)
     named = told.get("pooling_mode")
     if named is None:
         odd = [key for key, on in told.items() if key.startswith("pooling_mode_") and on and key not in _BOOLEANS]
         if odd:
             raise Unserved(f"{file} pools by {odd[0][:80]}; served are {', '.join(POOLINGS)}.")
-        flags = {mode: _typed(told.get(key, False), bool, key, file) for key, mode in _BOOLEANS.items()}
+        flags = {mode: typed_in(told.get(key, False), bool, key, file) for key, mode in _BOOLEANS.items()}
         return tuple(mode for mode, on in flags.items() if on) or ("mean",), include
-    modes = [named] if isinstance(named, str) else _typed(named, list, "pooling_mode", file)
+    modes = [named] if isinstance(named, str) else typed_in(named, list, "pooling_mode", file)
     for mode in modes:
         if mode not in POOLINGS:
             raise Unserved(f"{file} pools by {str(mode)[:80]}; served are {', '.join(POOLINGS)}.")
@@ -251,7 +256,7 @@ def _layer(module: Module, read: Read) -> Layer:
     file = module.file("config.json")
     told = (read(file) if module.path else None) or {}
     for key in ("module_input_name", "module_output_name"):
-        if _typed(told, dict, "it", file).get(key) not in (None, "sentence_embedding"):
+        if typed_in(told, dict, "it", file).get(key) not in (None, "sentence_embedding"):
             raise Unserved(f"{module.type} works on {str(told[key])[:80]}, not on the pooled vector.")
     if module.kind == "Normalize":
         return Layer(module)
@@ -262,9 +267,9 @@ def _layer(module: Module, read: Read) -> Layer:
         module,
         _size(told, "in_features", file),
         _size(told, "out_features", file),
-        _typed(told.get("bias", True), bool, "bias", file),
+        typed_in(told.get("bias", True), bool, "bias", file),
         _activation(told, file),
-        _typed(told.get("use_residual", False), bool, "use_residual", file),
+        typed_in(told.get("use_residual", False), bool, "use_residual", file),
     )
 
 
@@ -273,7 +278,7 @@ def _activation(told: Mapping[str, Any], file: str) -> str:
     named = told.get("activation_function", "torch.nn.modules.activation.Tanh")
     if named is None:
         return "Identity"
-    name = _typed(named, str, "activation_function", file)
+    name = typed_in(named, str, "activation_function", file)
     if not name.startswith("torch.nn.") or name.rpartition(".")[2] not in ACTIVATIONS:
         raise Unserved(
             f"{file} names the activation function {name[:80]!r}; served are torch.nn's {', '.join(ACTIVATIONS)}."
@@ -281,31 +286,32 @@ def _activation(told: Mapping[str, Any], file: str) -> str:
     return name.rpartition(".")[2]
 
 
-def _prompts(read: Read) -> tuple[dict[str, str], str | None]:
+def prompts_of(read: Read, purpose: str) -> tuple[dict[str, str], str | None]:
     """Prompts by name, and the name of the one that goes before every text."""
-    told = _typed(read(PROMPTS) or {}, dict, "it", PROMPTS)
+    told = typed_in(read(PROMPTS) or {}, dict, "it", PROMPTS)
     kind = told.get("model_type")
-    if kind not in (None, "SentenceTransformer"):
-        raise Unserved(f"{PROMPTS} says that it is a {str(kind)[:80]}, which gives no vector a text.")
+    if kind not in (None, purpose):
+        raise Unserved(f"{PROMPTS} says that it is a {str(kind)[:80]}, and not a {purpose}.")
     prompts = {
-        name: _typed(text, str, f"prompt {name[:80]!r}", PROMPTS)
-        for name, text in _typed(told.get("prompts") or {}, dict, "prompts", PROMPTS).items()
+        name: typed_in(text, str, f"prompt {name[:80]!r}", PROMPTS)
+        for name, text in typed_in(told.get("prompts") or {}, dict, "prompts", PROMPTS).items()
         if text is not None
     }
     default = told.get("default_prompt_name")
-    if default is not None and _typed(default, str, "default_prompt_name", PROMPTS) not in prompts:
+    if default is not None and typed_in(default, str, "default_prompt_name", PROMPTS) not in prompts:
         raise Malformed(f"{PROMPTS} names {default[:80]!r} as its default prompt, and has no prompt of that name.")
     return prompts, default
 
 
 def _size(told: Mapping[str, Any], key: str, file: str) -> int:
-    size = _typed(told.get(key), int, key, file)
+    size = typed_in(told.get(key), int, key, file)
     if not 1 <= size < 2**24:
         raise Malformed(f"{file}: {key} is {size}.")
     return size
 
 
-def _typed(value: Any, kind: type[T], what: str, file: str) -> T:
+def typed_in(value: Any, kind: type[T], what: str, file: str) -> T:
+    """A value of a file if it has that type; raises Malformed naming the file."""
     try:
         return typed(value, kind, what)
     except TypeError as error:

@@ -34,6 +34,7 @@ def shown(answer: Any, capsys: pytest.CaptureFixture[str], folder: Path = Path()
         ([{"entity_group": "PER", "word": "John", "score": 0.9, **SPAN}], ["John  PER           0.9000  1      4"]),
         ([{"token_str": "x", "token": 1, "score": 0.1, "sequence": "a x"}], ["x          0.1000  a x"]),
         ([[0.6, 0.8], [0.6, 0.8]], ["1. 2 numbers, length 1.000: 0.6000, 0.8000", "2       1.000  1.000"]),
+        ([{"index": 1, "score": 0.5}], ["index  score", "1      0.5000"]),
         ([0.0] * 6, ["1. 6 numbers, length 0.000: 0.0000, 0.0000, 0.0000, 0.0000, ..."]),
     ],
 )

@@ -31,6 +31,16 @@ from mii_azure.sdk.typed_request import json_of, payload_of, read_json
             },
         ),
         (
+            "sentence-similarity",
+            ["a", "b", "source_sentence=c"],
+            {"inputs": {"source_sentence": "c", "sentences": ["a", "b"]}},
+        ),
+        (
+            "text-ranking",
+            ["a", "b", "query=Who?", "top_k=1"],
+            {"inputs": {"query": "Who?", "texts": ["a", "b"]}, "parameters": {"top_k": 1}},
+        ),
+        (
             "text-to-image",
             ["A house", "negative_prompt=people", "seed=7"],
             {"inputs": "A house", "parameters": {"negative_prompt": "people", "seed": 7}},
@@ -57,6 +67,7 @@ def test_files_stand_for_their_text(tmp_path: Path) -> None:
         ("question-answering", ["Who?"], "question=... context=..."),
         ("question-answering", ["quesion=Who?"], "Did you mean question?"),
         ("text-generation", ["max_tokenz=8", "x"], "text-generation has no max_tokenz"),
+        ("text-ranking", ["query=Who?"], "query=... and texts"),
         ("summarization", ["@/nowhere/at/all"], "/nowhere/at/all cannot be read"),
         ("text-generation", ["max_new_tokens=8"], "a text"),
         ("conversational", ["system=x"], "no message"),

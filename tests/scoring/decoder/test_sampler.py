@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -92,6 +93,12 @@ def test_a_seed_gives_the_same_tokens_whatever_shares_the_batch(model: Any) -> N
 def test_philox_matches_its_published_vectors() -> None:
     # Random123's known answers for philox4x32-10: counter and key all zeros.
     assert int(philox(0, 1, 0)[0]) == 0x6627E8D5
+
+
+def test_the_highest_number_of_a_draw_wins_no_token_for_certain() -> None:
+    token = np.array([3094], dtype=np.uint64)
+    assert int(philox(7, 1, 35, token)[0]) >> 8 == 2**24 - 1
+    assert gumbel(7, 1, 35, token).item() < 17
 
 
 def test_draws_follow_the_distribution() -> None:

@@ -350,6 +350,7 @@ SAMPLINGS = (
     SamplingParams(),
     SamplingParams(repetition_penalty=1.7, forbidden=(3, 9), forbidden_until=1000),
     SamplingParams(0.8, seed=11),
+    SamplingParams(1.0, seed=7),  # whose draw after 35 tokens has the highest number of all
     SamplingParams(1.3, top_k=7, seed=2**40 + 5),
     SamplingParams(1.1, top_p=0.6, repetition_penalty=1.2, seed=3),
     SamplingParams(0.4, top_p=0.95, seed=5),
@@ -374,7 +375,7 @@ def test_the_sampler_picks_what_the_reference_picks(gathered: int, spread: float
         state.seen[slot, ::3] = 1
     launcher.buffers.slots[:] = torch.arange(len(SAMPLINGS), device=DEVICE).int()
     generator = torch.Generator().manual_seed(1)
-    for length in range(4):
+    for length in (0, 1, 2, 35):
         state.lengths.fill_(length)
         logits = spread * torch.randn(len(SAMPLINGS), model.vocabulary, generator=generator)
         expected = [pick(logits[slot].to(DEVICE), state, slot) for slot in range(len(SAMPLINGS))]

@@ -96,9 +96,13 @@ def test_rows_of_the_base_keep_its_numbers(tiny: Tiny, tmp_path: Path) -> None:
     base = tiny("llama", TASK)
     bare = _decoded(Decoder(load_tiny(base, TASK)[0].eval(), slots=4, max_length=64), [""] * 4)
     model = load_tiny(base, TASK)[0].eval()
-    load_bank(["a", "b"], _folder(base, tmp_path, "llama"), model)
-    mixed = _decoded(Decoder(model, slots=4, max_length=64), NAMES)
+    bank = load_bank(["a", "b"], _folder(base, tmp_path, "llama"), model)
+    decoder = Decoder(model, slots=4, max_length=64)
+    mixed = _decoded(decoder, NAMES)
     assert torch.equal(mixed[1], bare[1])
+    with bank.everywhere("a"):  # slots take turns with a batch of one adapter
+        between = _decoded(decoder, [""] * 4)
+    assert all(torch.equal(found, wanted) for found, wanted in zip(between, bare, strict=True))
     assert not torch.allclose(mixed[0], bare[0], atol=0.1)
 
 
