@@ -89,10 +89,7 @@ def _with_adapters(spec: Spec, planned: Plan, adapters: list[Adapter]) -> Plan:
 
 
 def make_plan(spec: Spec, facts: Profile, options: Options, beside: int = 0) -> Plan:
-    """Derive every setting from the spec and the model's facts; does no I/O.
-
-    `beside` counts the parameters of adapters that are served beside the model.
-    """
+    """Derive every setting from the spec, the model's facts and the parameters of adapters beside it; does no I/O."""
     demand = demand_of(spec, facts)._replace(adapters=beside)
     work = Work(facts, family_named(facts.family, facts.kind), spec.task, demand)
     placed = _place(spec, work)

@@ -123,19 +123,9 @@ def load(deployment: Deployment, folder: Path, on_host: bool = False) -> Loaded:
         size / 1e9,
         seconds,
     )
-    names = deployment.beside
-    adapters = load_bank(names, top, model) if names else None
-    return Loaded(
-        model,
-        tokenizer,
-        device,
-        context,
-        deployment.task_options,
-        head,
-        ranker,
-        adapter_names=names,
-        adapters=adapters,
-    )
+    options, names = deployment.task_options, deployment.beside
+    bank = load_bank(names, top, model) if names else None
+    return Loaded(model, tokenizer, device, context, options, head, ranker, adapter_names=names, adapters=bank)
 
 
 def load_without_weights(deployment: Deployment, folder: Path) -> Loaded:
