@@ -24,8 +24,11 @@ class Demand(NamedTuple):
         return max(1, min(self.prompt + self.new, context))
 
 
-def demand_of(spec: Spec, facts: Profile) -> Demand:
-    """Demand of a spec; raises NotAvailable, or SpecError where an expected request is longer than the context."""
+def demand_of(spec: Spec, facts: Profile, beside: int = 0) -> Demand:
+    """Demand of a spec, with so many parameters of adapters beside the model.
+
+    Raises NotAvailable, or SpecError where an expected request is longer than the context.
+    """
     own, asked = facts.context_length, spec.context_length
     if asked and not facts.known:
         raise NotAvailable(
@@ -50,5 +53,6 @@ def demand_of(spec: Spec, facts: Profile) -> Demand:
         spec.memory_share,
         spec.expected_prompt_tokens,
         spec.expected_new_tokens,
-        paged="static_decode" not in spec.passes_off and not spec.adapters,
+        beside,
+        "static_decode" not in spec.passes_off and not spec.adapters,
     )

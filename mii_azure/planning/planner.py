@@ -90,8 +90,7 @@ def _with_adapters(spec: Spec, planned: Plan, adapters: list[Adapter]) -> Plan:
 
 def make_plan(spec: Spec, facts: Profile, options: Options, beside: int = 0) -> Plan:
     """Derive every setting from the spec, the model's facts and the parameters of adapters beside it; does no I/O."""
-    demand = demand_of(spec, facts)._replace(adapters=beside)
-    work = Work(facts, family_named(facts.family, facts.kind), spec.task, demand)
+    work = Work(facts, family_named(facts.family, facts.kind), spec.task, demand_of(spec, facts, beside))
     placed = _place(spec, work)
     _require_used(spec, placed)
     sku, room, device = placed.sku, placed.room, device_of(placed.sku)
