@@ -115,6 +115,9 @@ class Spec(AzureOptions):
         "auto",
         description="auto, ngram or off: several tokens a step where a text repeats itself; auto: on GPUs.",
     )
+    handler: str | None = Field(
+        None, min_length=1, description="Python file with your own preprocess and postprocess, carried in the bundle."
+    )
     adapter: str | None = Field(
         None, min_length=1, description="Folder of a PEFT LoRA adapter, merged into the weights at generation."
     )
@@ -226,8 +229,11 @@ class OtherPreferences(TypedDict, total=False):
     """Preferences of a spec beside the instance type, as keyword arguments; `Spec` says what each means."""
 
     adapter: str | None
+    handler: str | None
     served_name: Sequence[str]
-    kind: Literal["managed", "kubernetes", "batch"]
+    kind: Literal["managed", "kubernetes", "batch", "template", "kaito"]
+    registry: str | None
+    image: str | None
     compute: str | None
     public_network_access: Literal["enabled", "disabled"]
     egress: Literal["enabled", "disabled"]

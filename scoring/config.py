@@ -101,6 +101,7 @@ class Deployment:
     instance_type: str = ""
     limits: Limits = Limits()
     optimisation: Optimisation = Optimisation()
+    handler: bool = False  # a handler.py stands beside score.py
     served_names: tuple[str, ...] = ()  # further names that requests may call the model by
 
     @property

@@ -14,6 +14,7 @@
     │   └── DeviceFull               no memory for a request of a size that has been served before
     ├── RequestTimeout          504
     ├── InternalError           500  with an id that the log repeats
+    ├── HandlerFailed           500  the deployment's own handler.py raised, or gave what it may not; with such an id
     └── LoadError               503  the model could not be loaded; the process exits with 3
         ├── ModelNotFound
         ├── WeightsUnreadable
@@ -132,6 +133,10 @@ class RequestTimeout(MiiAzureError):
 
 class InternalError(MiiAzureError):
     code = "internal"
+
+
+class HandlerFailed(MiiAzureError):
+    code = "handler_failed"
 
 
 class LoadError(MiiAzureError):

@@ -7,6 +7,7 @@ from typing import Unpack
 
 from mii_azure.bundle.bundle_view import LOCK
 from mii_azure.bundle.folders import refuse_existing, refuse_overlap, refuse_place
+from mii_azure.bundle.handler import read_handler
 from mii_azure.bundle.licences import model_licence, package_licences
 from mii_azure.bundle.render import base_image, content_hash, reference_version, render
 from mii_azure.bundle.sbom import SBOM, ModelFacts, make_sbom
@@ -22,6 +23,7 @@ from mii_azure.planning.planner import plan_spec
 from mii_azure.planning.quantization import QuantizationJob
 from mii_azure.spec import Preferences, Spec, make_spec, one_name
 from mii_azure.version import __version__
+from scoring.api.hooks import FILE as HANDLER
 from scoring.schema.registry import schema
 
 
@@ -52,6 +54,8 @@ def write_bundle(
     target = Path(output or spec.name).expanduser().resolve()
     refuse_place(target)
     refuse_existing(target, force)
+    if spec.handler:
+        read_handler(spec.handler)  # refused before anything takes time
     plan = plan_spec(spec)
     plan.require_fit()
     folder = _model_folder(spec, plan)
@@ -98,6 +102,8 @@ class _Parts:
         texts[SBOM] = make_sbom(
             spec.azure_name, __version__, texts[LOCK], base_image(spec, plan), facts, package_licences()
         )
+        if spec.handler:
+            texts[f"code/{HANDLER}"] = read_handler(spec.handler)
         refuse_secrets(texts, self.sources)
         return texts
 
