@@ -80,7 +80,9 @@ class Spec(AzureOptions):
 
     task: str = Field(description="What the endpoint does, e.g. question-answering.")
     model: str = Field(description="A folder, a Hugging Face hub id, or an azureml: reference.")
-    name: str = Field(description="Name of endpoint and deployment: 3 to 32 letters, digits and hyphens.")
+    name: str = Field(
+        description="Name of endpoint and deployment: 2 to 32 letters, digits and hyphens; Azure's has 3 or more."
+    )
     instance_type: str | None = Field(None, description="Azure instance type; the plan chooses one when absent.")
     revision: str | None = Field(None, description="Hub commit, branch or tag; pinned to a commit.")
     auth_mode: Literal["key", "aml_token", "aad_token"] = Field("key", description="key, aml_token or aad_token.")
