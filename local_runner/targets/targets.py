@@ -39,6 +39,7 @@ class Target(ABC):
     """Way to reach a bundle's score.py."""
 
     name: ClassVar[str]
+    own_form = True  # requests and errors have the form of score.py
 
     def __init__(self, bundle: Path) -> None:
         self.bundle = bundle.resolve()
@@ -58,6 +59,10 @@ class Target(ABC):
     @abstractmethod
     def send(self, raw: str) -> TargetReply:
         """Send the request body `raw`, whatever it is; safe to call from several threads."""
+
+    def takes(self, raw: str) -> bool:
+        """Whether the request has a form there at all."""
+        return True
 
     def metadata(self) -> dict[str, Any]:
         """Metadata that the scoring script reports there."""
