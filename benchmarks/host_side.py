@@ -102,7 +102,7 @@ def write_bundle(folder: Path) -> Path:
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     import mii_azure
-    from tools.packaged_models import packaged_model
+    from mii_azure.model.packaged import packaged_model
 
     tokenizer = AutoTokenizer.from_pretrained(packaged_model("smollm2"))
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -14,7 +14,7 @@ import mii_azure
 from benchmarks import tables
 from benchmarks.common import revision
 from benchmarks.echo import Echo
-from tools.packaged_models import packaged_model
+from mii_azure.model.packaged import packaged_model
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "hosts.json"
@@ -31,7 +31,7 @@ def measure() -> dict[str, object]:
             passes_off=("cpu",),  # it times this machine at every start: hosts could run different models
             output=Path(folder) / "minilm",
         )
-        report = mii_azure.bench(bundle, requests=200, clients=8, progress=print, beside=[Echo(bundle)])
+        report = mii_azure.bench(bundle, count=200, clients=8, progress=print, beside=[Echo(bundle)])
     fields = report.model_dump(mode="json", exclude={"bundle"})
     return {
         **fields,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import revision, table, write
-from tools.packaged_models import packaged_model
+from mii_azure.model.packaged import packaged_model
 
 MODELS = (
     ("SmolLM2-135M-Instruct", "smollm2", "text-generation"),

@@ -178,7 +178,7 @@ def on_cpu() -> dict[str, Any]:
     """The recorded texts by the model that wrote them."""
     from transformers import AutoModelForCausalLM
 
-    from tools.packaged_models import packaged_model
+    from mii_azure.model.packaged import packaged_model
 
     texts = json.loads(TEXTS.read_text(encoding="utf-8"))
     sides = Sides(AutoModelForCausalLM.from_pretrained(packaged_model("smollm2"), dtype=torch.float32).eval(), 2)
@@ -200,7 +200,7 @@ def record() -> None:
     """Have SmolLM2-135M-Instruct answer the questions, greedily, by plain transformers."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from tools.packaged_models import packaged_model
+    from mii_azure.model.packaged import packaged_model
 
     folder = packaged_model("smollm2")
     model, tokenizer = (

@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tools.packaged_models import packaged_model
+from mii_azure.model.packaged import packaged_model
 
 ROUNDS = 5
 IMPORT_BUDGET_S, GENERATE_BUDGET_S = 0.150, 1.5

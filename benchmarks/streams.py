@@ -18,13 +18,13 @@ from typing import Any
 import torch
 
 from benchmarks.common import revision, table, write
+from mii_azure.model.packaged import packaged_model
 from scoring.api.service import Service
 from scoring.config import Deployment, Limits
 from scoring.model.loader import load_with
 from scoring.passes.registry import decoder_passes
 from scoring.schema.registry import task_class
 from scoring.telemetry.versions import versions
-from tools.packaged_models import packaged_model
 
 STREAMS = 64
 NEW_TOKENS = 16

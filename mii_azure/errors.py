@@ -17,6 +17,7 @@
     │   ├── PickleRefused
     │   ├── RemoteCodeRefused
     │   ├── OutsideFolder            a name or a link that leads out of the model's folder
+    │   ├── PackagedModelError       a small model out of a package cannot be had
     │   ├── TaskUnsupported
     │   └── DoesNotFit
     ├── BundleError             exit 3   the folder is not a bundle, not as generated, or was not written
@@ -152,6 +153,10 @@ class OutsideFolder(ModelError):
 
 class TaskUnsupported(ModelError):
     code = "task_unsupported"
+
+
+class PackagedModelError(ModelError):
+    code = "packaged_model"
 
 
 class DoesNotFit(ModelError):

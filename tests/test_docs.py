@@ -31,6 +31,7 @@ MODELS = {
     "mlm": ("bert", "fill-mask"),
     "minilm": ("bert", "feature-extraction"),
     "reranker": ("bert", "text-ranking"),
+    "nli": ("bert", "zero-shot-classification"),
     "t5": ("t5", "translation"),
     "sd": ("stable-diffusion", "text-to-image"),
 }

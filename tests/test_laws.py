@@ -16,11 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 IN_CYCLES: list[list[str]] = []
 ABOVE: set[tuple[str, str]] = set()
 LONG_FILES: set[str] = set()
-LONG_FUNCTIONS = {
-    "scoring.kernels.decode_attention:attend",
-    "scoring.kernels.decode_prefill:attend_prompt",
-    "scoring.kernels.draft_attention:attend_drafts",
-}
+LONG_FUNCTIONS: set[str] = set()
 SAME_NAMES: set[str] = set()
 
 # Sleeps of the tests beside `tests/waiting.py`: none of them decides that something has come. By file and function.
@@ -102,6 +98,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "host_api",
     ),
     "mii_azure": (
+        "own_packages",
+        "notebook",
         "errors",
         "version",
         "platform",
@@ -115,6 +113,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "preflight",
         "checks",
         "verdict",
+        "reports",
         "operations",
         "mlops",
         "sdk",
@@ -274,6 +273,7 @@ def test_public_names() -> None:
         "parity",
         "plan",
         "prepare",
+        "sweep",
         "terminate",
         "verify",
     ]

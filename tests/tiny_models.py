@@ -23,6 +23,14 @@ SEED = 20240607
 LABELS = ("negative", "neutral", "positive")
 ENTITIES = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 
+ENTAILMENTS = ("contradiction", "neutral", "entailment")
+_LABELS: dict[str, tuple[str, ...]] = {
+    "text-classification": LABELS,
+    "token-classification": ENTITIES,
+    "text-ranking": ("LABEL_0",),
+    "zero-shot-classification": ENTAILMENTS,
+}
+
 ENCODER_TASKS = (
     "question-answering",
     "text-classification",
@@ -31,6 +39,8 @@ ENCODER_TASKS = (
     "feature-extraction",
     "sentence-embeddings",
     "text-ranking",
+    "sentence-similarity",
+    "zero-shot-classification",
 )
 DECODER_TASKS = ("text-generation", "conversational")
 
@@ -42,6 +52,8 @@ _AUTO_CLASS = {
     "feature-extraction": "AutoModel",
     "sentence-embeddings": "AutoModel",
     "text-ranking": "AutoModelForSequenceClassification",
+    "sentence-similarity": "AutoModel",
+    "zero-shot-classification": "AutoModelForSequenceClassification",
     "text-generation": "AutoModelForCausalLM",
     "conversational": "AutoModelForCausalLM",
     "summarization": "AutoModelForSeq2SeqLM",
@@ -283,7 +295,7 @@ def _config(family: str, task: str, tokenizer: PreTrainedTokenizerBase) -> Any:
     names = ("pad_token_id", "bos_token_id", "eos_token_id")
     changes: dict[str, Any] = {name: getattr(tokenizer, name) for name in names}
     changes |= {"vocab_size": len(tokenizer)} | FAMILIES[family].config
-    labels = {"text-classification": LABELS, "token-classification": ENTITIES, "text-ranking": ("LABEL_0",)}.get(task)
+    labels = _LABELS.get(task)
     if labels:
         changes["id2label"] = dict(enumerate(labels))
         changes["label2id"] = {label: index for index, label in enumerate(labels)}

@@ -8,7 +8,7 @@ say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 run() { printf '$ %s\n' "$*"; "$@"; }
 
 say "1. A small open model, from a package"
-model=$(python -m tools.packaged_models smollm2)
+model=$(mii-azure models smollm2)
 echo "$model"
 
 say "2. From a model and a task to a folder"

@@ -33,7 +33,7 @@ TESTS_OF: dict[str, tuple[str, ...]] = {
     "scoring/telemetry/": ("tests/scoring/engine", "tests/local_runner/telemetry"),
     "templates/": ("tests/mii_azure/bundle",),
     "tests/golden/": ("tests/mii_azure/bundle/test_golden.py",),
-    "tools/packaged_models.py": ("tests/test_packaged_models.py",),
+    "mii_azure/model/packaged.py": ("tests/test_packaged_models.py",),
 }
 
 

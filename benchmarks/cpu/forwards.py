@@ -56,7 +56,7 @@ def models() -> dict[str, Any]:
     """A real MiniLM, and the shapes of BGE-small and BERT-base."""
     import transformers
 
-    from tools.packaged_models import packaged_model
+    from mii_azure.model.packaged import packaged_model
 
     transformers.utils.logging.disable_progress_bar()
     folder = packaged_model("minilm")

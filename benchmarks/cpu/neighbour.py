@@ -81,7 +81,7 @@ def _work(waiting: str) -> None:
     import torch
     import transformers
 
-    from tools.packaged_models import packaged_model
+    from mii_azure.model.packaged import packaged_model
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
+from mii_azure.model.packaged import packaged_model
 from scoring.api.service import Service
 from scoring.config import Deployment
 from scoring.encoder.real_text import paragraphs
 from scoring.model.loader import load
 from scoring.schema.registry import task_class
-from tools.packaged_models import packaged_model
 
 ALLOWED = 1.05
 

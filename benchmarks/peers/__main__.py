@@ -24,7 +24,7 @@ import mii_azure
 from benchmarks import tables
 from benchmarks.hosts import here
 from benchmarks.peers import servers
-from tools.packaged_models import packaged_model
+from mii_azure.model.packaged import packaged_model
 
 CLIENTS = (1, 8, 32, 128)
 ROUNDS = 4

@@ -47,12 +47,12 @@ def add(app: FastAPI, host: Host, body: Callable[[Request], Any]) -> None:
         with openai_errors.in_words_of(sent, "prompt"):
             canonical = openai_requests.completion(sent, host.deployment)
             key = openai_requests.TEXT_KEYS[host.deployment.task]
-            return await _generate(host, request.headers, sent, canonical, _Form("cmpl", "text_completion", key))
+            return await _generate(host, request.headers, sent, canonical, _Form("cmpl", "text_completion", key, sent))
 
     @app.post("/v1/chat/completions", summary="Answer a conversation")
     async def chat(request: Request) -> Response:
         sent = await body(request)
-        form = _Form("chatcmpl", "chat.completion", "generated_text")
+        form = _Form("chatcmpl", "chat.completion", "generated_text", sent)
         with openai_errors.in_words_of(sent, "messages"):
             return await _generate(host, request.headers, sent, openai_requests.chat(sent, host.deployment), form)
 
@@ -79,20 +79,26 @@ def error_body(error: MiiAzureError) -> dict[str, Any]:
 class _Form:
     """Response format of one of the two generating interfaces."""
 
-    def __init__(self, prefix: str, kind: str, key: str) -> None:
+    def __init__(self, prefix: str, kind: str, key: str, sent: dict[str, Any]) -> None:
         self.chat = prefix == "chatcmpl"
         self.key = key
+        self._scored = sent.get("logprobs") not in (None, False)
+        self._prompt_scored = sent.get("prompt_logprobs") is not None
         self.head = {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time())}
 
     def choice(self, index: int, entry: dict[str, Any], reason: str) -> dict[str, Any]:
         """Format one complete answer."""
         text = entry[self.key]
         said = {"message": _message(entry, text)} if self.chat else {"text": text}
-        return {"index": index, **said, "logprobs": self._logprobs(entry.get("details")), "finish_reason": reason}
+        logprobs = self._logprobs(entry["details"]) if self._scored else None
+        more = {} if self.chat else self.of_prompt(entry)
+        return {"index": index, **said, "logprobs": logprobs, "finish_reason": reason, **more}
 
-    def _logprobs(self, details: dict[str, Any] | None) -> dict[str, Any] | None:
-        if details is None:
-            return None
+    def of_prompt(self, entry: dict[str, Any]) -> dict[str, Any]:
+        """Log-probabilities of the prompt, if asked for: of a chat its own field, of a completion each choice's."""
+        return {"prompt_logprobs": openai_logprobs.of_prompt(entry["details"])} if self._prompt_scored else {}
+
+    def _logprobs(self, details: dict[str, Any]) -> dict[str, Any]:
         return openai_logprobs.chat(details) if self.chat else openai_logprobs.completion(details)
 
 
@@ -121,7 +127,8 @@ async def _generate(
         form.choice(index, entry, reason)
         for index, (entry, reason) in enumerate(zip(entries, used["finish_reasons"], strict=True))
     ]
-    return JSONResponse({**form.head, "choices": choices, "usage": _usage(used)})
+    more = form.of_prompt(entries[0]) if form.chat else {}
+    return JSONResponse({**form.head, "choices": choices, "usage": _usage(used), **more})
 
 
 async def _events(host: Host, answer: Answer, form: StreamFormat) -> AsyncIterator[bytes]:

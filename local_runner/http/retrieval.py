@@ -13,7 +13,7 @@ from local_runner.host.host import Host
 from local_runner.protocol import errors, retrieval_requests
 from local_runner.protocol.retrieval_requests import in_order, in_words_of
 
-_CUT = "Documents were cut at the context length: {}."
+_CUT = "Documents were cut at the context length"
 
 
 def add(app: FastAPI, host: Host, body: Callable[[Request], Any]) -> None:
@@ -25,12 +25,13 @@ def add(app: FastAPI, host: Host, body: Callable[[Request], Any]) -> None:
         sent = await body(request)
         with in_words_of("query", "documents"):
             answer, used = await score_of(host, request.headers, retrieval_requests.rerank(sent, host.deployment))
-        return JSONResponse(_ranking(sent, answer, used["prompt_tokens"], host.deployment.name, request.url.path[2:3]))
+        return JSONResponse(_ranking(sent, answer, used, host.deployment.name, request.url.path[2:3]))
 
     @app.post("/v1/score", summary="Score pairs of texts")
     async def score(request: Request) -> Response:
         sent = await body(request)
-        with in_words_of("text_1", "text_2"):
+        paired = isinstance(sent.get("text_1"), list) and len(sent["text_1"]) > 1
+        with in_words_of("text_1", "text_2", paired):
             answer, used = await score_of(host, request.headers, retrieval_requests.score(sent, host.deployment))
         data = [{"index": at, "object": "score", "score": each} for at, each in enumerate(in_order(answer))]
         head = {"id": f"score-{uuid.uuid4().hex}", "object": "list", "created": int(time.time())}
@@ -50,7 +51,8 @@ async def score_of(
     return told["answer"], told["usage"]
 
 
-def _ranking(sent: dict[str, Any], answer: list[Any], tokens: int, model: str, version: str) -> dict[str, Any]:
+def _ranking(sent: dict[str, Any], answer: list[Any], used: dict[str, Any], model: str, version: str) -> dict[str, Any]:
+    tokens, ranked = used["prompt_tokens"], retrieval_requests.ranked(answer, sent)
     returned = sent.get("return_documents") is True
     results = [
         {
@@ -58,10 +60,11 @@ def _ranking(sent: dict[str, Any], answer: list[Any], tokens: int, model: str, v
             "relevance_score": entry["score"],
             **({"document": retrieval_requests.document(sent, entry["index"])} if returned else {}),
         }
-        for entry in answer
+        for entry in ranked
     ]
-    cut = sorted(entry["index"] for entry in answer if entry.get("truncated"))
-    warnings = {"warnings": [_CUT.format(", ".join(map(str, cut)))]} if cut else {}
+    cut = sorted(entry["index"] for entry in ranked if entry.get("truncated"))
+    told = f"{_CUT}: {', '.join(map(str, cut))}." if cut else f"{_CUT}."
+    warnings = {"warnings": [told]} if "truncated" in used else {}
     meta = {"api_version": {"version": version}, "tokens": {"input_tokens": tokens}, **warnings}
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return {"id": f"rerank-{uuid.uuid4().hex}", "model": model, "results": results, "usage": usage, "meta": meta}

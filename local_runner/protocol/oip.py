@@ -30,6 +30,7 @@ _STRUCTURED: dict[str, type | tuple[type, ...]] = {
     "conversational": list,
     "text-classification": dict,
     "text-ranking": (dict, list),
+    "sentence-similarity": dict,
 }
 
 

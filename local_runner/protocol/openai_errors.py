@@ -9,11 +9,12 @@ from scoring.errors import MiiAzureError
 
 #: OpenAI's names of canonical parameters; the first that was sent is told, else the first.
 NAMES: dict[str, tuple[str, ...]] = {
-    "max_new_tokens": ("max_tokens", "max_completion_tokens"),
+    "max_new_tokens": ("max_tokens", "max_completion_tokens", "max_output_tokens"),
     "num_return_sequences": ("n",),
     "return_details": ("logprobs",),
     "top_n_tokens": ("top_logprobs", "logprobs"),
     "return_full_text": ("echo",),
+    "min_new_tokens": ("min_tokens",),
 }
 _WORD = re.compile(rf"\b({'|'.join(NAMES)})\b")
 _NESTED = re.compile(r'"parameters": \{([^{}]*)\}')

@@ -23,7 +23,12 @@ TEXT_KEYS = {
 #: Names for whatever model is here: what huggingface_hub's InferenceClient sends to a URL, and TGI's users by custom.
 _ANY_MODEL = ("dummy", "tgi")
 _EMBEDDING_TASKS = ("sentence-embeddings", "feature-extraction")
-_RENAMED = {"n": "num_return_sequences", "max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens"}
+_RENAMED = {
+    "n": "num_return_sequences",
+    "max_tokens": "max_new_tokens",
+    "max_completion_tokens": "max_new_tokens",
+    "min_tokens": "min_new_tokens",
+}
 #: Fields that change no answer: marks for bookkeeping, billing and caches of OpenAI's own.
 _MARKS = {
     *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
@@ -36,9 +41,6 @@ _READ = {
 }
 #: Values that request nothing; any other value of these fields requests a missing feature.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "logit_bias": ({},),
     "suffix": ("",),
     "best_of": (1,),
     "functions": ([],),
@@ -144,7 +146,7 @@ def _check(sent: dict[str, Any], deployment: Deployment, tasks: tuple[str, ...],
     for name, neutral in _neutral(path).items():
         value = sent.get(name)
         neutral = (*neutral, sent.get("n")) if name == "best_of" else neutral  # as many as are answered: no choice
-        if value is not None and json.dumps(value) not in map(json.dumps, neutral) and not _zero(value, neutral):
+        if value is not None and json.dumps(value) not in map(json.dumps, neutral):
             raise InvalidParameter(f"{name} is not served here.", f'Leave out "{name}".', name)
 
 
@@ -178,11 +180,6 @@ def _check_twice_named(sent: dict[str, Any]) -> None:
             raise InvalidParameter(f"{other} and {name} are the same setting.", f'Leave out "{other}".', name)
 
 
-def _zero(value: Any, neutral: tuple[Any, ...]) -> bool:
-    """True for 0.0 if 0 is neutral; False never stands for a number."""
-    return isinstance(value, float) and neutral == (0,) and value == 0
-
-
 def _parameters(sent: dict[str, Any], path: str) -> dict[str, Any]:
     given = {name: value for name, value in sent.items() if value is not None}
     done = _MARKS | _READ[path] | _neutral(path).keys()
@@ -193,6 +190,12 @@ def _parameters(sent: dict[str, Any], path: str) -> dict[str, Any]:
     }
     if "response_format" in parameters:
         parameters["response_format"] = _response_format(parameters["response_format"])
+    if "prompt_logprobs" in parameters:
+        if sent.get("stream"):
+            raise InvalidParameter(
+                "The prompt's own log-probabilities are not streamed.", 'Leave out "stream".', "prompt_logprobs"
+            )
+        parameters["return_details"] = True
     # OpenAI samples by default; here several answers have to be sampled, and one is the likeliest.
     if given.get("n") not in (None, 1) and "temperature" not in given:
         parameters.setdefault("do_sample", True)
@@ -212,8 +215,19 @@ def _completion_details(sent: dict[str, Any]) -> dict[str, Any]:
     if asked is None or asked is False:
         return {}
     if sent.get("echo") is True:
-        raise InvalidParameter("The prompt's own log-probabilities are not told.", 'Leave out "echo".', "echo")
+        return {**_details(asked, "logprobs"), **_echoed(sent, asked)}
     return _details(asked, "logprobs")
+
+
+def _echoed(sent: dict[str, Any], most: int) -> dict[str, Any]:
+    """Log-probabilities of a prompt that is repeated."""
+    if sent.get("stream"):
+        raise InvalidParameter(
+            "The prompt's own log-probabilities are not streamed.", 'Leave out "stream", "echo" or "logprobs".', "echo"
+        )
+    if sent.get("prompt_logprobs") is not None:
+        raise InvalidParameter("echo with logprobs tells them already.", where="prompt_logprobs")
+    return {"prompt_logprobs": most}
 
 
 def _chat_details(sent: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from local_runner.protocol.openai_requests import check_served
 from scoring.errors import InvalidInput, InvalidParameter, MiiAzureError
 from scoring.host_api import Deployment
 
-TASKS = ("text-ranking",)
+TASKS = ("text-ranking", "sentence-similarity")
+_RANKS = TASKS[0]
 #: Fields that change no answer.
 _MARKS = {"user", "priority"}
 #: Values that request nothing; any other value of these fields requests a missing feature.
@@ -20,7 +21,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "overlap_tokens": (),
 }
 _RENAMED = {"top_n": "top_k", "instruct": "instruction"}
-_PLACE = re.compile(r"inputs(?:\[(\d+)\])?(?:\.(query|texts|\d+))?(?:[.\[](\d+)\]?)?(.*)", re.DOTALL)
+_PLACE = re.compile(r"inputs(?:\[(\d+)\])?(?:\.(query|source_sentence|texts|sentences))?(?:[.\[](\d+)\]?)?")
 
 
 def rerank(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
@@ -40,7 +41,9 @@ def rerank(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
     parameters = _parameters(sent, {"query", "documents", "return_documents"})
     if not {"truncation", "truncate"} & set(parameters):
         parameters["truncation"] = True
-    return {"inputs": {"query": query, "texts": texts}, "parameters": parameters, "options": {"usage": True}}
+    if deployment.task != _RANKS:
+        _best_of(parameters.pop("top_k", None), "top_n")
+    return _canonical(_compared(query, texts, deployment), parameters)
 
 
 def score(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
@@ -59,16 +62,45 @@ def score(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
     parameters = _parameters(sent, {"text_1", "text_2", "truncate_prompt_tokens"})
     if most is not None:
         parameters["truncation"] = True
-    one = {"query": first[0], "texts": second}
-    inputs = one if len(first) == 1 else [list(pair) for pair in zip(first, second, strict=True)]
+    if len(first) == 1:
+        return _canonical(_compared(first[0], second, deployment), parameters)
+    return _canonical(
+        [_compared(one, [other], deployment) for one, other in zip(first, second, strict=True)], parameters
+    )
+
+
+def _compared(text: str, others: list[str], deployment: Deployment) -> dict[str, Any]:
+    """One input of the task: a text, and those that are compared with it."""
+    if deployment.task == _RANKS:
+        return {"query": text, "texts": others}
+    return {"source_sentence": text, "sentences": others}
+
+
+def _canonical(inputs: Any, parameters: dict[str, Any]) -> dict[str, Any]:
     return {"inputs": inputs, "parameters": parameters, "options": {"usage": True}}
 
 
-def in_order(answer: Any) -> list[float]:
+def _best_of(most: Any, where: str) -> int | None:
+    if most is not None and (type(most) is not int or most < 1):
+        raise InvalidParameter(f"{where} is a number from 1.", where=where)
+    return most
+
+
+def ranked(answer: list[Any], sent: dict[str, Any]) -> list[dict[str, Any]]:
+    """Entries of an answer to a rerank request, the best first; cosines come in the documents' order."""
+    if isinstance(answer[0], dict):
+        return answer
+    entries = [{"index": index, "score": score} for index, score in enumerate(answer)]
+    return sorted(entries, key=lambda entry: -entry["score"])[: sent.get("top_n")]
+
+
+def in_order(answer: list[Any]) -> list[float]:
     """Scores of an answer to a score request, in the order of the texts."""
-    if answer and isinstance(answer[0], dict):
+    if isinstance(answer[0], list):  # text by text, each an input with one other text
+        return [score for one in answer for score in in_order(one)]
+    if isinstance(answer[0], dict):
         return [entry["score"] for entry in sorted(answer, key=lambda entry: entry["index"])]
-    return list(answer)
+    return answer
 
 
 def document(sent: dict[str, Any], index: int) -> dict[str, Any]:
@@ -78,28 +110,24 @@ def document(sent: dict[str, Any], index: int) -> dict[str, Any]:
 
 
 @contextmanager
-def in_words_of(first: str, second: str) -> Iterator[None]:
-    """Name the caller's fields in errors raised inside: the query's, and that of the texts compared with it."""
+def in_words_of(first: str, second: str, paired: bool = False) -> Iterator[None]:
+    """Name the caller's fields in errors raised inside: the text's, and that of the texts compared with it.
+
+    `paired`: each text of the one field is compared with one of the other.
+    """
     try:
         yield
     except MiiAzureError as error:
-        names = {ours: theirs for theirs, ours in _RENAMED.items() if theirs == "top_n"}
         name = error.where.removeprefix("parameters.")
         if name != error.where:
-            error.where = names.get(name, name)
-        elif found := _PLACE.fullmatch(error.where):
-            error.where = _place(found, first, second)
+            error.where = "top_n" if name == "top_k" else name
+        elif found := _PLACE.match(error.where):
+            item, part, index = found.groups()
+            number = item if paired else index
+            own = first if part in ("query", "source_sentence") else second
+            bare = number is None or (own == first and not paired)
+            error.where = own if bare else f"{own}[{number}]"
         raise
-
-
-def _place(found: re.Match[str], first: str, second: str) -> str:
-    item, part, index, _ = found.groups()
-    if part == "query":
-        return first
-    if part in ("0", "1"):  # of a pair
-        return f"{(first, second)[int(part)]}[{item or 0}]"
-    number = index if part == "texts" else item
-    return second if number is None else f"{second}[{number}]"
 
 
 def _parameters(sent: dict[str, Any], read: set[str]) -> dict[str, Any]:

@@ -14,10 +14,9 @@ TASK = "text-generation"
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "adapter_id": (),
     "best_of": (1,),
-    "decoder_input_details": (False,),
-    "truncate": (),
     "watermark": (False,),
 }
+_RENAMED = {"details": "return_details", "truncate": "truncate_prompt_tokens"}
 #: Canonical parameters for the kinds of `grammar`.
 _GRAMMARS = {"json": "guided_json", "regex": "guided_regex", "json_schema": "guided_json"}
 
@@ -53,8 +52,11 @@ def _parameters(sent: dict[str, Any]) -> dict[str, Any]:
         given.pop(name, None)
     if not given.get("details"):
         given.pop("top_n_tokens", None)  # as there: told only in details
-    if "details" in given:
-        given["return_details"] = given.pop("details")
+    for theirs, ours in _RENAMED.items():
+        if theirs in given:
+            given[ours] = given.pop(theirs)
+    if given.pop("decoder_input_details", False) and given.get("return_details"):
+        given["prompt_logprobs"] = 0
     if "grammar" in given:
         given |= _grammar(given.pop("grammar"))
     return given

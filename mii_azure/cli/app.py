@@ -9,11 +9,23 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from mii_azure.cli import azure_verbs, derived, handover, mlops_verbs, price_verbs, query_verbs, serving
-from mii_azure.cli.shared import AsJson, Bundle, ResourceGroup, Subscription, Workspace, a_folder, err, out
+from mii_azure.cli import (
+    azure_verbs,
+    bench_verbs,
+    derived,
+    handover,
+    lists,
+    local_verbs,
+    mlops_verbs,
+    price_verbs,
+    query_verbs,
+    serving,
+)
+from mii_azure.cli.shared import AsJson, Bundle, Report, ResourceGroup, Subscription, Workspace, a_folder, err, out
 from mii_azure.cli.shared import flag as _flag
 from mii_azure.cli.shared import print_json as _print_json
 from mii_azure.errors import MiiAzureError
+from mii_azure.version import __version__
 
 app = typer.Typer(
     name="mii-azure",
@@ -25,6 +37,22 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+
+def _version(asked: bool) -> None:
+    if asked:
+        out.print(f"mii-azure {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    return
+
+
 Targets = Annotated[
     str,
     _flag(
@@ -33,8 +61,6 @@ Targets = Annotated[
         "bundle:FOLDER.",
     ),
 ]
-
-ALL_TARGETS = "in-process,grpc,http,azmlinfsrv"
 
 
 #: Fields of a spec that a plan depends on.
@@ -65,6 +91,8 @@ PLANNED = (
 @app.command()
 @derived.takes(derived.of_spec(PLANNED))
 def plan(
+    context: typer.Context,
+    file: derived.SpecFile = None,
     rank: Annotated[bool, _flag("rank", "Rank the instance types: fit, speed, quota and cost.")] = False,
     verbose: Annotated[bool, _flag("verbose", "Also tell of each pass; with --rank, of every instance type.")] = False,
     prices: price_verbs.PriceFile = None,
@@ -74,15 +102,16 @@ def plan(
     subscription: Subscription = None,
     resource_group: ResourceGroup = None,
     workspace: Workspace = None,
+    report: Report = None,
     as_json: AsJson = False,
     **given: Any,
 ) -> None:
     """Say whether a model fits, where, and with which settings, before anything starts. Downloads no weights."""
     from mii_azure.cli.report import show_findings
-    from mii_azure.cli.report_plan import show_plan
+    from mii_azure.cli.report_plan import headline, show_plan
     from mii_azure.planning.planner import plan as make
 
-    asked = derived.fields(given)
+    asked = derived.asked(context, given, file)
     if rank:
         price_verbs.show_ranked(
             prices=prices, as_json=as_json, verbose=verbose, utilisation=utilisation, batch=batch, **asked
@@ -91,6 +120,10 @@ def plan(
     known = price_verbs.known(prices)
     made = make(**asked)
     found = azure_verbs.afforded(made, asked["instance_count"], (subscription, resource_group, workspace), online)
+    if report:
+        from mii_azure.reports.plan_report import write_plan
+
+        write_plan(made, headline(made, asked, known), report)
     if as_json:
         told = {} if found is None else {"online": [finding.model_dump() for finding in found]}
         _print_json(made.model_dump(mode="json") | told)
@@ -104,6 +137,8 @@ def plan(
 @app.command()
 @derived.takes(derived.of_spec(derived.FIELDS))
 def generate(
+    context: typer.Context,
+    file: derived.SpecFile = None,
     output: Annotated[Path | None, _flag("output", "Folder to write; ./NAME when absent.")] = None,
     force: Annotated[bool, _flag("force", "Replace an existing bundle.")] = False,
     prices: price_verbs.PriceFile = None,
@@ -116,7 +151,7 @@ def generate(
     from mii_azure.sdk.generate import write_bundle
     from mii_azure.spec import make_spec
 
-    spec, known = make_spec(**derived.fields(given)), price_verbs.known(prices)
+    spec, known = make_spec(**derived.asked(context, given, file)), price_verbs.known(prices)
     with copying(err, enabled=not as_json) as progress:
         folder, plan = write_bundle(spec, output=output, force=force, progress=progress)
     if as_json:
@@ -184,7 +219,8 @@ def serve(bundle: Bundle, **given: Any) -> None:
     """Serve a bundle over gRPC and HTTP until SIGTERM or Ctrl-C, on this machine or on a Ray cluster."""
     command = [sys.executable, "-m", "local_runner", str(bundle), *serving.runner_options(given)]
     # The runner replaces this process: only the bundle's own scoring package may ever be imported there.
-    os.execv(sys.executable, command)  # noqa: S606
+    # What lies in the current folder is not imported, by this process or by its children.
+    os.execve(sys.executable, command, {**os.environ, "PYTHONSAFEPATH": "1"})  # noqa: S606
 
 
 @app.command()
@@ -208,6 +244,7 @@ def parity(
     subscription: Subscription = None,
     resource_group: ResourceGroup = None,
     workspace: Workspace = None,
+    report: Report = None,
     as_json: AsJson = False,
 ) -> None:
     """Prove that hosts answer alike: same requests, graded replies. Exit 0 only when every target agrees."""
@@ -232,26 +269,13 @@ def parity(
         )
     if output:
         write_verdict(verdict, output)
+    if report:
+        from mii_azure.reports.parity_report import write_parity
+
+        write_parity(verdict, report)
     _print_json(verdict) if as_json else show_verdict(out, verdict)
     if not verdict.agree:
         raise typer.Exit(1)
-
-
-@app.command()
-def bench(
-    bundle: Bundle,
-    targets: Targets = ALL_TARGETS,
-    count: Annotated[int, _flag("count", "Requests per target.")] = 100,
-    clients: Annotated[int, _flag("clients", "Concurrent clients for the throughput column.")] = 8,
-    as_json: AsJson = False,
-) -> None:
-    """Measure what each host adds: percentiles and requests per second, side by side."""
-    from mii_azure.cli.report import show_bench
-    from mii_azure.verdict.benchmark import bench as measure
-
-    with _status(as_json) as status:
-        report = measure(bundle, targets=derived.split(targets), requests=count, clients=clients, progress=status)
-    _print_json(report) if as_json else show_bench(out, report)
 
 
 def _status(quiet: bool) -> Any:
@@ -260,7 +284,10 @@ def _status(quiet: bool) -> Any:
     return status(err, enabled=not quiet)
 
 
+local_verbs.register(app)
+lists.register(app)
 query_verbs.register(app)
+bench_verbs.register(app)
 azure_verbs.register(app)
 handover.register(app)
 price_verbs.register(app)

@@ -8,12 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
+from mii_azure.cli.derived import SpecFile
 from mii_azure.cli.shared import (
     AsJson,
     Bundle,
     ResourceGroup,
     Subscription,
     Workspace,
+    a_folder,
     err,
     flag,
     out,
@@ -21,6 +23,7 @@ from mii_azure.cli.shared import (
     print_text,
     read_request,
 )
+from mii_azure.errors import SpecError
 
 Slot = Annotated[str, flag("slot", "Deployment of the endpoint, e.g. blue or green.")]
 Online = Annotated[bool, flag("online", "Also ask the workspace what only Azure knows; changes nothing there.")]
@@ -68,7 +71,10 @@ def _say(text: str) -> None:
 
 
 def deploy(
-    bundle: Bundle,
+    bundle: Annotated[
+        Path | None, typer.Argument(envvar="MII_AZURE_BUNDLE", help="A generated folder.", callback=a_folder)
+    ] = None,
+    file: SpecFile = None,
     subscription: Subscription = None,
     resource_group: ResourceGroup = None,
     workspace: Workspace = None,
@@ -76,10 +82,16 @@ def deploy(
     traffic: Annotated[int | None, flag("traffic", "Percentage for the slot; all when no other slot has any.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Deploy a bundle: environment, model, endpoint, deployment, sample request, traffic. Safe to run again."""
+    """Deploy a bundle: environment, model, endpoint, deployment, sample request, traffic. Safe to run again.
+
+    With -f and no bundle, the one that the file describes is written to ./NAME first.
+    """
     from dataclasses import asdict
 
     from mii_azure.operations.deploy import deploy as run
+
+    if bundle is None:
+        bundle = _written(file)
 
     with _azure(subscription, resource_group, workspace) as client:
         done = run(bundle, client, slot, traffic, _say)
@@ -88,6 +100,19 @@ def deploy(
         return
     out.print(f"{done.endpoint}, slot {done.slot}, answers at {done.scoring_uri}", soft_wrap=True)
     out.print(f"traffic: {done.traffic or 'none yet'}", soft_wrap=True)
+
+
+def _written(file: Path | None) -> Path:
+    """Bundle of a spec's file, written anew below the current folder."""
+    from mii_azure.sdk.generate import write_bundle
+    from mii_azure.sdk.spec_file import read
+    from mii_azure.spec import make_spec
+
+    if file is None:
+        raise SpecError("deploy needs a bundle, or a file of settings.", "Name a bundle, or give -f mii-azure.yml.")
+    spec = make_spec(**read(file))
+    _say(f"writing the bundle {spec.name}")
+    return write_bundle(spec, force=True)[0]
 
 
 def rollout(

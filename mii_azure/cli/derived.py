@@ -5,13 +5,19 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_origin
 
+import typer
+
 from local_runner.flags.flag import Flag
 from mii_azure.cli.shared import flag as named
 from mii_azure.cli.shared import option
 from mii_azure.errors import SpecError
 from mii_azure.platform.options import AzureOptions, OnCommandLine
+from mii_azure.sdk.spec_file import read
 from mii_azure.spec import Spec
 
+SpecFile = Annotated[
+    Path | None, typer.Option("--file", "-f", envvar="MII_AZURE_FILE", help="mii-azure.yml; flags go before it.")
+]
 Verb = TypeVar("Verb", bound=Callable[..., None])
 
 #: Fields in the order that help shows: what every bundle has, then what only Azure reads.
@@ -36,13 +42,33 @@ def of_flags(flags: Iterable[Flag]) -> list[inspect.Parameter]:
 
 
 def of_spec(names: Iterable[str]) -> list[inspect.Parameter]:
-    """Parameters for fields of Spec: collections as text with commas, what is on by default as `--no-...`."""
+    """Parameters for fields of Spec: collections as text with commas, what is on by default as `--no-...`.
+
+    A field that a spec must have may be absent: a file may give it.
+    """
     return [_of_field(name) for name in names]
 
 
 def fields(values: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of Spec from the values of their parameters; raises SpecError for secrets that are no pairs."""
     return {name: _field(name, values[_variable(name)]) for name in FIELDS if _variable(name) in values}
+
+
+def asked(context: typer.Context, values: Mapping[str, Any], file: Path | None) -> dict[str, Any]:
+    """Fields of Spec, from a file where no flag or variable gives them; raises SpecError for a missing one."""
+    found = fields(values)
+    told = read(file) if file else {}
+    for name in found.keys() & told.keys():
+        source = context.get_parameter_source(_variable(name))
+        if source is None or source.name.startswith("DEFAULT"):
+            found[name] = told[name]
+    missing = [f"--{name}" for name, value in found.items() if value is None and Spec.model_fields[name].is_required()]
+    if missing:
+        raise SpecError(
+            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing.",
+            "Give them as flags, or in a file with -f; `mii-azure init` writes one.",
+        )
+    return found
 
 
 def split(text: str) -> list[str]:
@@ -65,7 +91,8 @@ def _variable(name: str) -> str:
 def _of_field(name: str) -> inspect.Parameter:
     field, variable = Spec.model_fields[name], _variable(name)
     told = next((each.text for each in field.metadata if isinstance(each, OnCommandLine)), str(field.description))
-    kind, default = field.annotation, inspect.Parameter.empty if field.is_required() else field.default
+    kind: Any = str | None if field.is_required() else field.annotation
+    default = None if field.is_required() else field.default
     if get_origin(kind) in (tuple, dict):
         kind, default = str, ""
     elif get_origin(kind) is Literal:

@@ -53,11 +53,11 @@ def flag(name: str, text: str) -> Any:
     return option(Flag(name, text))
 
 
-def a_folder(path: Path) -> Path:
-    """Return a path; raises NotABundle for the address of something that answers."""
+def a_folder(path: Path | None) -> Path | None:
+    """Return a path, or None for none; raises NotABundle for the address of something that answers."""
     # A path has lost one of two slashes.
     scheme, colon, rest = str(path).partition(":")
-    if not colon or scheme not in ("http", "https", "endpoint") or path.exists():
+    if path is None or not colon or scheme not in ("http", "https", "endpoint") or path.exists():
         return path
     address = f"{scheme}:{rest if scheme == 'endpoint' else '//' + rest.lstrip('/')}"
     raise NotABundle(
@@ -67,6 +67,7 @@ def a_folder(path: Path) -> Path:
 
 
 AsJson = Annotated[bool, flag("json", "Print JSON instead of tables.")]
+Report = Annotated[Path | None, flag("report", "HTML file to write: charts and tables, for a browser or a printer.")]
 Bundle = Annotated[
     Path, typer.Argument(envvar="MII_AZURE_BUNDLE", help="A generated folder.", callback=lambda path: a_folder(path))
 ]

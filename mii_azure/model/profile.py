@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mii_azure.errors import TaskUnsupported
 from mii_azure.hardware import roofline
+from mii_azure.model import configs
 from mii_azure.model.consistency import tokens_without_embedding
 from mii_azure.model.families import Family, Options, TaskFacts, all_tasks, fact, find_family, first_architecture
 from mii_azure.model.resolved import Model, Source
@@ -183,17 +184,31 @@ def task_check(profile: Profile, task: TaskFacts) -> None:
 def task_options(model: Model, task: TaskFacts) -> Options:
     """Options of the task for this model: its defaults, or none where modules.json says how to make vectors.
 
-    Raises TaskUnsupported if the model lacks a chat template that the task needs.
+    Raises TaskUnsupported if the model lacks a chat template or a label that the task needs.
     """
     if task.name == "conversational" and model.source in ("folder", "hub"):
         _check_chat_template(model)
-    if task.name == "sentence-embeddings" and MODULES in model.settings:
+    if task.name == "zero-shot-classification":
+        _check_entailment(model)
+    one_vector = task.name in ("sentence-embeddings", "sentence-similarity")
+    if one_vector and MODULES in model.settings:
         return {}
-    if task.name == "sentence-embeddings" and find_family(model.config).kind == "decoder":
+    if one_vector and find_family(model.config).kind == "decoder":
         return {**task.options, "pooling": "lasttoken"}  # the only token that has seen the whole text
     if task.name == "text-ranking" and first_architecture(model.config).endswith(CAUSAL):
         return {FORM: JUDGES}
     return dict(task.options)
+
+
+def _check_entailment(model: Model) -> None:
+    names = (configs.value(model.config, "id2label", dict) or {}).values()
+    labels = [*(configs.value(model.config, "label2id", dict) or {}), *map(str, names)]
+    if model.source in ("folder", "hub") and not any(name.lower().startswith("entail") for name in labels):
+        known = ", ".join(sorted(set(labels)))[:200] or "it has none"
+        raise TaskUnsupported(
+            f"None of the labels of {model.name} says entailment: {known}.",
+            'Take a model of natural language inference, whose label2id has "entailment".',
+        )
 
 
 def _check_chat_template(model: Model) -> None:

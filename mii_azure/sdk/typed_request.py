@@ -98,6 +98,10 @@ def _inputs(task: str, texts: list[str], own: dict[str, str], fields: list[str])
         if not texts or (not own and len(texts) != 2):
             raise SpecError(f"An input of {task} is query=... and texts, or two texts.", _FORM)
         return {**own, "texts": texts} if own else texts
+    if "sentences" in fields:
+        if not texts or list(own) != ["source_sentence"]:
+            raise SpecError(f"An input of {task} is source_sentence=... and sentences.", _FORM)
+        return {**own, "sentences": texts}
     if own and not texts:
         return own
     if own or not texts or (task == "question-answering"):

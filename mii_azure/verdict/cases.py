@@ -9,6 +9,7 @@ from mii_azure.errors import SpecError
 from scoring.schema.registry import task_schema
 from scoring.schema.requests import TaskSchema
 
+TOKENS = "tokens"  # name of a request that is of no task
 _UNICODE = "Zoë paid 5 € for a naïve 名前 and a 😀, \u200btwice."
 
 #: Long enough to exercise padding and windows, short enough for a decoder on two cores.
@@ -29,11 +30,21 @@ _BOUND: list[dict[str, Any]] = [
     {"max_new_tokens": 8, "guided_json": {"type": "nothing"}},
 ]
 
+#: Of tasks that continue a text: what is added to logits, what ends it, and a token that no model has.
+_CHOSEN: list[dict[str, Any]] = [
+    {"max_new_tokens": 6, "presence_penalty": 1.5, "frequency_penalty": 0.5, "logit_bias": {"5": 3.0, "7": -100}},
+    {"max_new_tokens": 6, "min_p": 0.1, "temperature": 0.9, "seed": 3, "stop_token_ids": [9], "priority": 1},
+    {"max_new_tokens": 2, "return_details": True, "prompt_logprobs": 1, "truncate_prompt_tokens": 16},
+    {"max_new_tokens": 2, "logit_bias": {"2147483647": 1.0}},
+]
+
 #: Of conversations; a template without tools refuses them on every host alike.
 _TOOLS: list[dict[str, Any]] = [
     {"max_new_tokens": 24, "tools": [{"type": "function", "function": {"name": "now"}}], "tool_choice": "required"},
     {"max_new_tokens": 4, "chat_template_kwargs": {"enable_thinking": False}},
     {"max_new_tokens": 4, "tool_choice": "required"},
+    {"max_new_tokens": 4, "continue_final_message": True},
+    {"max_new_tokens": 4, "add_generation_prompt": False},
 ]
 
 #: Parameter variants per task; every host must answer each alike.
@@ -42,11 +53,13 @@ _VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"max_new_tokens": 4, "return_full_text": False},
         {"max_new_tokens": 6, "do_sample": True, "seed": 7, "temperature": 0.8, "top_p": 0.9},
         *_BOUND,
+        *_CHOSEN,
     ],
     "conversational": [
         {"max_new_tokens": 4, "return_full_text": False},
         {"max_new_tokens": 6, "do_sample": True, "seed": 7, "temperature": 0.8, "top_p": 0.9},
         *_BOUND,
+        *_CHOSEN,
         *_TOOLS,
     ],
     "question-answering": [{"top_k": 3}, {"handle_impossible_answer": True}],
@@ -55,6 +68,12 @@ _VARIANTS: dict[str, list[dict[str, Any]]] = {
     "fill-mask": [{"top_k": 2}],
     "feature-extraction": [{"pooling": "mean", "normalize": True}, *_EMBEDDING],
     "sentence-embeddings": [{"pooling": "cls"}, *_EMBEDDING],
+    "sentence-similarity": [{"pooling": "cls", "dimensions": 4}, {"prompt": "a: ", "truncate": True}],
+    "zero-shot-classification": [
+        {"candidate_labels": ["a", "b", "c"], "multi_label": True},
+        {"candidate_labels": "one, two", "hypothesis_template": "It is {}!", "truncation": True},
+        {"candidate_labels": ["a"], "hypothesis_template": "It is nothing."},
+    ],
     "text-ranking": [
         {"top_k": 1, "return_text": True},
         {"raw_scores": True, "instruction": "Find: "},
@@ -98,7 +117,7 @@ def _generate(task: TaskSchema, context_length: int) -> Iterator[Request]:
     )
     for variant in _VARIANTS[task.name]:
         yield Request(f"parameters {json.dumps(variant)}", _body({"inputs": value, "parameters": variant}))
-    if task.embeds:
+    if task.embeds and isinstance(value, str):
         yield Request("token ids", _body({"inputs": [[5, 6, 7], [8, 9]]}))
         yield Request("unknown encoding", _body({"inputs": value, "encoding_format": "hex"}))
         yield Request("fields beside the inputs", _body({"inputs": value, "normalize": True, "pooling": "max"}))
@@ -109,6 +128,7 @@ def _generate(task: TaskSchema, context_length: int) -> Iterator[Request]:
     endless = "long words " * context_length
     yield Request("long", _body({"inputs": _with_text(value, long, task), "parameters": parameters}))
     yield Request("past the context", _body({"inputs": _with_text(value, endless, task), "parameters": parameters}))
+    yield Request(TOKENS, _body({"mii_azure": "tokenize", "prompt": _UNICODE, "return_token_strs": True}))
     yield from _bad(value)
 
 
@@ -129,6 +149,8 @@ def _with_text(value: Any, text: str, task: TaskSchema) -> Any:
     if isinstance(value, dict):
         if isinstance(texts := value.get("texts"), list):
             return {**value, "texts": [*texts[:-1], text]}
+        if "source_sentence" in value:
+            return {**value, "source_sentence": text}
         return {**value, "context": text} if "context" in value else {**value, "text": text}
     return f"{text} [MASK]" if task.name == "fill-mask" else text
 

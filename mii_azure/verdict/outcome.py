@@ -6,9 +6,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from mii_azure import notebook
 from mii_azure.verdict.cases import Request
 from mii_azure.verdict.grade import ALIKE, FIRST_ERROR, Grade, Reply, environment_difference, grade, worst
 from mii_azure.verdict.tokens.judge import TokenVerdict
+
+_MOST_SHOWN = 20_000  # bytes of a reply that a verdict repeats
 
 
 class Comparison(BaseModel):
@@ -21,6 +24,7 @@ class Comparison(BaseModel):
     status: int
     grade: Grade
     difference: str
+    bodies: tuple[str, str] | None = None  # where they differ: the reference's and the target's, as far as is shown
     under_load: bool = False  # asked while other requests were in flight, and compared with the answer alone
 
 
@@ -40,6 +44,29 @@ class Verdict(BaseModel):
     comparisons: tuple[Comparison, ...]
     environment: dict[str, list[str]]  # per target: differences from the reference, likeliest cause first
     tokens: tuple[TokenVerdict, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Verdict({self.headline()})"
+
+    __str__ = __repr__
+
+    def headline(self) -> str:
+        """Whether the targets agree, in one line."""
+        word, alike = ("agree", "alike") if self.agree else ("disagree", "differently")
+        return f"{word}: {', '.join(self.targets)} answered {self.requests} requests {alike}"
+
+    def _repr_html_(self) -> str:
+        grades = ("bytes", "values", "scores", "different")
+        counts = [
+            (name, *(self.counts[name].get(grade, "") for grade in grades), "; ".join(self.environment.get(name, [])))
+            for name in self.targets
+        ]
+        other = [each for each in self.comparisons if each.grade not in ALIKE]
+        made = notebook.table(("target", *grades, "environment"), counts)
+        told = notebook.table(
+            ("target", "request", "difference"), [(each.target, each.request, each.difference) for each in other]
+        )
+        return notebook.page(self.headline(), made, told if other else "")
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
@@ -96,7 +123,19 @@ def _against(
             given, difference = "values", ""  # each protocol words its refusals in its own way
         else:
             given, difference = grade(expected, reply, tolerance)
-        yield Comparison(request=request.name, target=name, status=reply[0], grade=given, difference=difference)
+        yield Comparison(
+            request=request.name,
+            target=name,
+            status=reply[0],
+            grade=given,
+            difference=difference,
+            bodies=None if given in ALIKE else (_shown(expected[1]), _shown(reply[1])),
+        )
+
+
+def _shown(body: bytes) -> str:
+    """Beginning of a reply, as text."""
+    return body[:_MOST_SHOWN].decode(errors="replace")
 
 
 def _under_load(name: str, run: TargetRun, sent: Sequence[Request], tolerance: float) -> Iterator[Comparison]:

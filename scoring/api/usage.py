@@ -45,7 +45,7 @@ def _end(task: Any, row: Row, tokens: list[int]) -> tuple[int, str]:
 
 def _reason(task: Any, row: Row, tokens: list[int]) -> str:
     stop = row.parameters.stop
-    if tokens and tokens[-1] in task.eos:
+    if tokens and (tokens[-1] in task.eos or tokens[-1] in row.parameters.stop_ids):
         return "stop"
     if stop and stop_at(task.tokenizer.decode(tokens, skip_special_tokens=True), stop) is not None:
         return "stop"

@@ -34,7 +34,7 @@ from scoring.decoder.model import DecoderModel, dequantize_weights, quantize_wei
 from scoring.decoder.pending import Pending, Ready
 from scoring.decoder.pool_size import pool_blocks, window_of
 from scoring.decoder.prompt_cost import PromptCost
-from scoring.decoder.sampler import pick_all
+from scoring.decoder.sampler import Added, add_to, pick_all
 from scoring.decoder.torch_backend import TorchBackend
 from scoring.distributed.tp_group import TensorParallelGroup
 from scoring.errors import PromptTooLong
@@ -77,6 +77,7 @@ class Decoder:
         self.state = KVCache(self.model, slots, self.max_length, blocks)
         self.capacity = min(slots * self.max_length, self.state.blocks * BLOCK)
         self.tables = BlockTables(slots, self.state.width, self.state.blocks, self.state.in_place, window)
+        self.takes_min_p = self.model.device.type != "cuda"  # whose sampler has none
         self.lengths = [0] * slots  # the host's copy: known without asking the device
         self._torch = (
             TorchBackend(self.model, self.state)
@@ -169,18 +170,15 @@ class Decoder:
         return logits
 
     @torch.inference_mode()
-    def sample(self, slots: Sequence[int], masks: Tensor | None = None) -> Pending:
+    def sample(self, slots: Sequence[int], masks: Tensor | None = None, added: Added = ()) -> Pending:
         """Pick the first token of slots whose prompt was just prefilled, and make it their next input.
 
         Also every later token of constrained slots, which `step` leaves open. Of masks [slots, words] int32 on the
-        host, a set bit allows a token.
+        host, a set bit allows a token; `added` numbers are added to the logits of each slot, by token.
         """
-        logits = self.open_logits(slots)
-        pending: Pending
-        if self._cuda is not None:
-            pending = self._cuda.sample(list(slots), logits, masks)
-        else:
-            pending = self._pick(slots, logits, masks)
+        logits = add_to(self.open_logits(slots), added)
+        pick = self._pick if self._cuda is None else self._cuda.sample
+        pending: Pending = pick(list(slots), logits, masks)
         for slot in slots:
             del self._logits[slot]
         return pending

@@ -38,6 +38,7 @@ class SamplingParams:
     forbidden: tuple[int, ...] = ()
     forbidden_until: int = 0
     constrained: bool = False
+    min_p: float = 0.0  # by the sampler in plain torch alone
 
 
 class KVCache:
@@ -69,6 +70,7 @@ class KVCache:
         self.temperature = torch.zeros(rows, dtype=torch.float32, device=device)
         self.top_k = torch.zeros(rows, dtype=torch.int32, device=device)
         self.top_p = torch.ones(rows, dtype=torch.float32, device=device)
+        self.min_p = torch.zeros(rows, dtype=torch.float32, device=device)
         self.penalty = torch.ones(rows, dtype=torch.float32, device=device)
         self.seed = torch.zeros(rows, dtype=torch.int64, device=device)
         self.forbidden = torch.full((rows, FORBIDDEN), -1, dtype=torch.int32, device=device)
@@ -85,6 +87,7 @@ class KVCache:
         self.temperature[slot] = sampling.temperature
         self.top_k[slot] = sampling.top_k
         self.top_p[slot] = sampling.top_p
+        self.min_p[slot] = sampling.min_p
         self.penalty[slot] = sampling.repetition_penalty
         self.seed[slot] = sampling.seed
         padded = [*sampling.forbidden, *[-1] * (FORBIDDEN - len(sampling.forbidden))]

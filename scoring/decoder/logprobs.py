@@ -17,7 +17,9 @@ class TokenLogprob(NamedTuple):
 
 
 class ScoredTokens(list[int]):
-    """The tokens of one answer, with the logprob of each."""
+    """The tokens of one answer, with the logprob of each; `prompt` has those of the prompt's, from the second on."""
+
+    prompt: Sequence[TokenLogprob] | None = None  # if asked for
 
     def __init__(self, tokens: Sequence[int], chances: Sequence[TokenLogprob]) -> None:
         super().__init__(tokens)

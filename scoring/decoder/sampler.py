@@ -1,9 +1,11 @@
 """Sampler in plain torch and numpy: the reference for the GPU's sampling kernel, and what a CPU runs.
 
-The order is that of transformers: repetition penalty, forbidden tokens, mask, temperature, top-k, top-p. The draw is
-the Gumbel-max trick over Philox-4x32-10 numbers, keyed by the slot's seed, the sequence's length and the token, so that
-it depends on nothing else in the batch.
+The order is that of transformers: repetition penalty, forbidden tokens, mask, temperature, top-k, top-p, min-p. The
+draw is the Gumbel-max trick over Philox-4x32-10 numbers, keyed by the slot's seed, the sequence's length and the token,
+so that it depends on nothing else in the batch.
 """
+
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -16,6 +18,8 @@ _KEY_A, _KEY_B = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 _LOW = np.uint64(0xFFFFFFFF)
 
 
+#: Numbers to add to the logits of each row, by token.
+Added = Sequence[Mapping[int, float]]
 Words = np.ndarray[tuple[int], np.dtype[np.uint64]]
 
 
@@ -56,8 +60,22 @@ def adjust(logits: Tensor, state: KVCache, slot: int, length: int, allowed: Tens
     return scores if allowed is None else scores.masked_fill_(~allowed, -torch.inf)
 
 
-def restrict(scores: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
-    """Divide scores by the temperature, and set them to -inf outside top-k and the nucleus; ties stay in."""
+def add_to(logits: Tensor, added: Added) -> Tensor:
+    """Logits [B, vocabulary] of nobody else, with numbers added by token to each row: float32, where there are any."""
+    if not any(added):
+        return logits
+    logits = logits.float()
+    for row, own in zip(logits, added, strict=True):
+        tokens = torch.tensor(list(own), dtype=torch.int64, device=logits.device)
+        row.index_add_(0, tokens, torch.tensor(list(own.values()), device=logits.device))
+    return logits
+
+
+def restrict(scores: Tensor, temperature: float, top_k: int, top_p: float, min_p: float = 0.0) -> Tensor:
+    """Divide scores by the temperature, and set them to -inf outside top-k and the nucleus; ties stay in.
+
+    So are those of tokens less likely than `min_p` times the likeliest.
+    """
     scores = scores / temperature
     if 0 < top_k < scores.shape[0]:
         scores = scores.masked_fill(scores < scores.topk(top_k).values[-1], -torch.inf)
@@ -66,6 +84,9 @@ def restrict(scores: Tensor, temperature: float, top_k: int, top_p: float) -> Te
         before = torch.softmax(ordered, 0).cumsum(0) - torch.softmax(ordered, 0)  # mass of likelier tokens
         kept = int((before < top_p).sum().clamp(min=1))
         scores = scores.masked_fill(scores < ordered[kept - 1], -torch.inf)
+    if min_p > 0.0:
+        chances = torch.softmax(scores, 0)
+        scores = scores.masked_fill(chances < min_p * chances.max(), -torch.inf)
     return scores
 
 
@@ -79,7 +100,8 @@ def pick(logits: Tensor, state: KVCache, slot: int, allowed: Tensor | None = Non
     temperature = float(state.temperature[slot])
     if temperature == 0.0:
         return int(scores.argmax())
-    scores = restrict(scores, temperature, int(state.top_k[slot]), float(state.top_p[slot]))
+    limits = int(state.top_k[slot]), float(state.top_p[slot]), float(state.min_p[slot])
+    scores = restrict(scores, temperature, *limits)
     open_to = (scores > -torch.inf).nonzero()[:, 0]  # usually few: only they need random numbers
     words = open_to.numpy().astype(np.uint64)
     noise = gumbel(int(state.seed[slot]), len(words), length, words)

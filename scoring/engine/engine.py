@@ -1,5 +1,7 @@
 """One inference thread behind a bounded queue; rows that wait together run together.
 
+The queue is in the order of priorities, of equal ones in that of arrival.
+
 Rows with the key SLOTS join and leave a running batch between its steps; other rows run in separate batches, each
 to its end. Both kinds take turns: after every batch, and between the steps of a batch that generates, the slots advance
 one step; after every step of the slots the oldest waiting batch starts. So neither waits for more than one batch
@@ -92,10 +94,18 @@ class Engine:
                 )
             if then is not None:
                 job.future.add_done_callback(lambda _: then(job))
-            self._waiting.extend((job, position, row) for position, row in enumerate(rows))
+            self._enqueue([(job, position, row) for position, row in enumerate(rows)])
             self.statistics.count("prompt_tokens", sum(row.tokens for row in rows if not row.answer))
             self._changed.notify_all()
         return job
+
+    def _enqueue(self, entries: Sequence[Waiting]) -> None:
+        """Append entries to the queue, behind all of no higher priority."""
+        urgent = entries[0][2].priority if entries else 0
+        if not self._waiting or self._waiting[-1][2].priority <= urgent:  # nearly every request
+            self._waiting.extend(entries)
+        else:
+            self._waiting = deque(sorted([*self._waiting, *entries], key=lambda entry: entry[2].priority))
 
     def _full(self, rows: Sequence[Row]) -> bool:
         return bool(self._waiting) and len(self._waiting) + len(rows) > self._limits.queue_size

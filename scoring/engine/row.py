@@ -40,6 +40,7 @@ class Row:
     copies: int = 1  # of the sequence that run at once (beams, answers)
     answer: int = 0  # index of its first among its input's answers
     answers: int = 1  # of its input, over all of that input's rows
+    priority: int = 0  # rows with lower ones are taken first
     cached: int = 0  # prompt tokens found in a slot's KV cache
     queued: float = 0.0  # time by perf_counter; 0: it runs outside the engine
     token_at: float = 0.0  # time of its last token

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from scoring.engine.batch_invariance import Company
 
 #: Fields of a row that cross as they are.
-_FIELDS = ("item", "key", "parameters", "new_tokens", "cut", "copies", "answer", "answers")
+_FIELDS = ("item", "key", "parameters", "new_tokens", "cut", "copies", "answer", "answers", "priority")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class EngineFacts:
     company: "Company"
     side: str  # of padding; empty for tasks that have no choice
     generation_config: Any  # the model's defaults; None for tasks that generate no text
-    slot_lengths: tuple[int, int] | None  # most tokens of a decoder's slot, as it is and as the model takes
+    slots: tuple[int, int, bool] | None  # most tokens of a decoder's slot, as it is and as the model takes; min-p
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def facts_of(deployment: Deployment, task: Any) -> bytes:
         task.company,
         getattr(task, "side", ""),
         getattr(task, "defaults", None),
-        None if decoder is None else (decoder.max_length, decoder.full_length),
+        None if decoder is None else (decoder.max_length, decoder.full_length, decoder.takes_min_p),
     )
     return pickle.dumps(facts, pickle.HIGHEST_PROTOCOL)
 

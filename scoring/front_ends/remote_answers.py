@@ -1,7 +1,7 @@
 """Answers of a front end: everything that a request needs but the model, which another process has."""
 
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ def build(deployment: Deployment, folder: Path, engine: RemoteEngine) -> RemoteA
 
 def _task(deployment: Deployment, loaded: Loaded, facts: EngineFacts) -> Task:
     """The task as the engine's process has it, by its facts."""
-    decoder: Any = SlotLengths(*facts.slot_lengths) if facts.slot_lengths else None
+    decoder: Any = SlotFacts(*facts.slots) if facts.slots else None
     runtime = Runtime(decoder=decoder, precision=facts.precision)
     loaded = replace(loaded, context_length=facts.context_length, runtime=runtime)
     if facts.generation_config is not None:
@@ -92,9 +92,10 @@ class _Texts:
         show_end(self._task, row, output)
 
 
-class SlotLengths:
-    """What a front end has to know of a decoder: most tokens of a slot, as it is and as the model takes."""
+@dataclass(frozen=True)
+class SlotFacts:
+    """What a front end has to know of a decoder."""
 
-    def __init__(self, max_length: int, full_length: int) -> None:
-        self.max_length = max_length
-        self.full_length = full_length
+    max_length: int  # most tokens of a slot
+    full_length: int  # the same as the model takes
+    takes_min_p: bool

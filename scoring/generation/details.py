@@ -78,11 +78,28 @@ def token_details(task: TextGenerator, row: Row, answer: ScoredTokens) -> dict[s
     details, count = describe(task, row, answer)
     cut = count < len(answer) or stop_at(task.tokenizer.decode(answer, skip_special_tokens=True), row.parameters.stop)
     short = len(answer) < row.new_tokens  # ended by a text of the model's own
+    short |= bool(answer) and answer[-1] in row.parameters.stop_ids
     reason = "eos" if answer and answer[-1] in task.eos else "stop" if cut or short else "length"
     return {
         "finish_reason": _REASONS[reason],
         "generated_tokens": len(answer),
         "seed": dict(row.parameters.overrides).get("seed"),
-        "prefill": [],
+        **_prefill(task, row, answer),
         **details.to_dict(0, count),
     }
+
+
+def _prefill(task: TextGenerator, row: Row, answer: ScoredTokens) -> dict[str, Any]:
+    """The prompt's tokens with their logprobs, if asked for; the first has none."""
+    if answer.prompt is None:
+        return {"prefill": []}
+    first, *others = row.features["input_ids"]
+    details, detokenizer = Details(task.tokenizer, []), Detokenizer(task.tokenizer)
+    details.push(first, detokenizer.push(first), TokenLogprob(0.0, []))
+    for token, chance in zip(others, answer.prompt, strict=True):
+        check()
+        details.push(token, detokenizer.push(token), chance)
+    details.close(task.tokenizer.decode(row.features["input_ids"], skip_special_tokens=True))
+    details.tokens[0]["logprob"] = None
+    tops = {"prefill_top_tokens": details.tops} if row.parameters.prompt_logprobs else {}
+    return {"prefill": details.tokens, **tops}

@@ -43,13 +43,13 @@ class Drafting:
         self._pays = PAYOFFS[decoder.model.device.type]
 
     def drafts(self, going: Sequence[RunningSequence], under_way: UnderWay, spare: bool) -> Drafts:
-        """Tokens that each of these rows is to be fed, if any is worth a draft; else none. None beside grammars.
+        """Tokens that each of these rows is to be fed, if any is worth a draft; else none. None beside open rows.
 
         With `spare` blocks a draft may end in the block after the one that the next token needs.
         """
         if not 0 < len(going) <= self._pays.sequences or not self._decoder.speculates:
             return {}
-        if any(running.grammar is not None for running in going):
+        if any(running.open for running in going):
             return {}
         for running in going:
             _follow(running)

@@ -9,7 +9,10 @@ from transformers import LogitsProcessor
 
 from scoring.decoder.logprobs import TokenLogprob, indices, measure_logprobs, read_logprobs
 from scoring.decoder.sampler import unpack
+from scoring.engine.row import Between
 from scoring.generation.grammars import Grammar, Grammars
+
+_PIECE = 256  # tokens of a prompt whose logits are held at once
 
 
 class GrammarProcessor(LogitsProcessor):  # type: ignore[misc,unused-ignore]
@@ -30,6 +33,27 @@ class GrammarProcessor(LogitsProcessor):  # type: ignore[misc,unused-ignore]
 def until_end(tokens: list[int], ends: Sequence[int]) -> list[int]:
     """Tokens up to and including the first end token."""
     return next((tokens[: i + 1] for i, token in enumerate(tokens) if token in ends), tokens)
+
+
+@torch.inference_mode()
+def prompt_logprobs(model: Any, ids: Sequence[int], most: int, between: Between) -> list[TokenLogprob]:
+    """Logprobs of a prompt's tokens after the first, with `most` of the likeliest each, computed in pieces."""
+    found: list[TokenLogprob] = []
+    past, size = None, _PIECE
+    at = 0
+    while at < len(ids) - 1:
+        piece = torch.tensor([ids[at : at + size]], device=model.device)
+        made = model(input_ids=piece, past_key_values=past, use_cache=True)
+        past = getattr(made, "past_key_values", None)
+        if past is None and size < len(ids):  # a model that keeps no keys and values: all at once
+            found, at, size = [], 0, len(ids)
+            continue
+        following = torch.tensor(ids[at + 1 : at + 1 + size], device=model.device)
+        measured = measure_logprobs(made.logits[0, : len(following)], following, most).tolist()
+        found += read_logprobs(measured, [most] * len(measured))
+        at += size
+        between()
+    return found
 
 
 def logprobs_of(made: Any, start: int, most: int) -> list[list[TokenLogprob]]:

@@ -73,7 +73,7 @@ class Scheduler:
         self._prefilling: list[RunningSequence] = []
         self._decoding: list[RunningSequence] = []
         self._under_way = UnderWay()
-        self._open: list[RunningSequence] = []  # rows with a grammar whose next token is to be picked
+        self._open: list[RunningSequence] = []  # rows whose next token is to be picked once the others are known
         decoder.plan()
 
     @property
@@ -182,10 +182,10 @@ class Scheduler:
     def _step(self, batch: list[RunningSequence]) -> Enqueued:
         """Decode the next tokens of rows; logprobs are taken before a next step overwrites the logits."""
         pending = self.decoder.step([running.slot for running in batch])
-        free = [row for row, running in enumerate(batch) if running.grammar is None]
+        free = [row for row, running in enumerate(batch) if not running.open]
         asking = {batch[row]: [row] for row in free if batch[row].details is not None}
         logits = self.decoder.last_logits(len(batch)) if asking else None
-        self._open += [running for running in batch if running.grammar is not None]
+        self._open += [running for running in batch if running.open]
         return self._enqueued([batch[row] for row in free], single(pending, free), asking, logits)
 
     def _speculate(self, drafts: Drafts, batch: list[RunningSequence]) -> Enqueued:
@@ -246,17 +246,18 @@ class Scheduler:
         self._decoding += whole
         for running in whole:
             running.enqueued = len(running.tokens) + 1
-        self._open += [running for running in whole if running.grammar is not None]
-        free = [running for running in whole if running.grammar is None]
+        self._open += [running for running in whole if running.open]
+        free = [running for running in whole if not running.open]
         sampled = [each for _, each in self._isolate_failures(free, self._sample)]
         for each in sampled:
             each.slow = ms > SLOW_MS
         return sampled
 
     def _pick_open(self) -> list[Enqueued]:
-        """Pick the next tokens of rows with a grammar, all of whose tokens so far are known."""
+        """Pick the next tokens of open rows, all of whose tokens so far are known."""
         due, self._open = [running for running in self._open if not (running.ended or running.failure)], []
-        return [each for _, each in self._isolate_failures(due, self._sample)]
+        bound, free = ([each for each in due if (each.grammar is None) is alone] for alone in (False, True))
+        return [each for some in (bound, free) for _, each in self._isolate_failures(some, self._sample)]
 
     def _begin(self, running: RunningSequence, leader: RunningSequence) -> bool:
         """Take the prefix that was cached since the slot was opened; False to wait for a row that is computing it."""
@@ -270,13 +271,14 @@ class Scheduler:
         return True
 
     def _sample(self, batch: list[RunningSequence]) -> Enqueued:
-        """Sample the first tokens of rows whose prompts are complete, or the next of rows with a grammar."""
+        """Sample the next tokens of rows with whole prompts, or of open rows; all have a grammar, or none."""
         slots = [running.slot for running in batch]
         asking = {running: [row] for row, running in enumerate(batch) if running.details is not None}
         logits = self.decoder.open_logits(slots) if asking else None
         bound = [running.grammar for running in batch if running.grammar is not None]
-        masks = (self._task.grammars.masks(bound),) if bound else ()
-        return self._enqueued(batch, single(self.decoder.sample(slots, *masks)), asking, logits)
+        masks = self._task.grammars.masks(bound) if bound else None
+        added = [running.added for running in batch]
+        return self._enqueued(batch, single(self.decoder.sample(slots, masks, added)), asking, logits)
 
     def _enqueued(self, batch: list[RunningSequence], tokens: Tokens, asking: Asking, logits: Any) -> Enqueued:
         """Pair tokens just picked with the logprobs of sequences that ask for them, by their rows of the logits."""
@@ -363,7 +365,7 @@ class Scheduler:
             running = [*self._prefilling, *self._decoding]
             if len(running) <= 1:
                 return
-            youngest = max(running, key=lambda each: each.number)
+            youngest = max(running, key=lambda each: (each.row.priority, each.number))
             self._prefilling = [each for each in self._prefilling if each is not youngest]
             self._decoding = [each for each in self._decoding if each is not youngest]
             self._free(youngest)

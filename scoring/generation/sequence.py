@@ -1,5 +1,6 @@
 """Sequences on a `Decoder`'s slots: the check that a row may have one, and its state as tokens are generated."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ from scoring.decoder.kv_cache import FORBIDDEN, SamplingParams
 from scoring.decoder.logprobs import ScoredTokens, TokenLogprob
 from scoring.engine.row import Done, Row
 from scoring.errors import PromptTooLong
+from scoring.generation.adjustments import Adjustments
 from scoring.generation.grammars import Grammar
 from scoring.generation.prompt_lookup import PromptLookup
 from scoring.generation.settings import suits_slots, value_of
@@ -22,7 +24,7 @@ def supports(config: Any, ends: Sequence[int], tokens: int, decoder: Decoder) ->
 
     Raises PromptTooLong if only the cache is too small for it, because there is no memory for `generate` then either.
     """
-    if not suits_slots(config) or len(ends) > FORBIDDEN:
+    if not suits_slots(config, decoder.takes_min_p) or len(ends) > FORBIDDEN:
         return False
     if decoder.max_length < tokens <= decoder.full_length:
         raise PromptTooLong(
@@ -54,6 +56,7 @@ class RunningSequence:
     lookup: PromptLookup | None = None  # once the row was in a step that may have drafts
     ended: bool = False
     failure: Exception | None = None
+    counts: Counter[int] = field(default_factory=Counter)  # of the tokens, if numbers are added to the row's logits
 
     @property
     def token_ids(self) -> list[int]:
@@ -65,6 +68,17 @@ class RunningSequence:
         """Number of likeliest tokens that the row wants for each token; None for no details at all."""
         asked: int | None = self.row.parameters.details
         return asked
+
+    @property
+    def open(self) -> bool:
+        """True if each of its tokens is picked only once those before it are known."""
+        return self.sampling.constrained
+
+    @property
+    def added(self) -> dict[int, float]:
+        """Numbers to add to its next logits, by token."""
+        adjustments: Adjustments = self.row.parameters.adjustments
+        return adjustments.after(self.counts) if adjustments else {}
 
     @property
     def salt(self) -> str:
@@ -82,6 +96,7 @@ def make_sequence(task: TextGenerator, row: Row, done: Done, number: int) -> Run
     """Make the sequence of a row, with its sampling parameters and no slot yet."""
     config, seed = task.generation_config(row.parameters)
     constraint = row.parameters.constraint
+    opened = constraint is not None or bool(row.parameters.adjustments)
     sampling = SamplingParams(
         temperature=float(config.temperature or 1.0) if config.do_sample else 0.0,
         # Without sampling, `generate` ignores both.
@@ -91,7 +106,8 @@ def make_sequence(task: TextGenerator, row: Row, done: Done, number: int) -> Run
         seed=seed or 0,
         forbidden=tuple(task.eos),
         forbidden_until=row.tokens + int(config.min_new_tokens or 0),
-        constrained=constraint is not None,
+        constrained=opened,
+        min_p=float(config.min_p or 0.0) if config.do_sample else 0.0,
     )
     follower = SequenceStreamer(task, row) if row.emit is not None or row.parameters.stop else None
     grammar = None if constraint is None else task.grammars.start(constraint)
@@ -105,6 +121,8 @@ def append_token(task: TextGenerator, running: RunningSequence, token: int, chan
     if running.ended:
         return
     running.tokens.append(token)
+    if running.row.parameters.adjustments:
+        running.counts[token] += 1
     if chance is not None:
         running.logprobs.append(chance)
     if running.row.on_token is not None:
@@ -112,7 +130,8 @@ def append_token(task: TextGenerator, running: RunningSequence, token: int, chan
     stopped = running.follower.push(token, chance) if running.follower else False
     if task.stops is not None:
         stopped |= task.stops.ends(running.row.features["input_ids"], running.tokens)
-    running.ended = stopped or token in task.eos or len(running.tokens) == running.most
+    ends = token in task.eos or token in running.row.parameters.stop_ids
+    running.ended = stopped or ends or len(running.tokens) == running.most
     if running.grammar is not None and not running.ended:
         running.grammar.advance(token)
         running.ended = running.grammar.ended

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, StopStringCriteria
 
+from scoring.generation.adjustments import Adjustments
 from scoring.generation.detokenizer import special_tokens
 from scoring.generation.replies import ReplyForm
 from scoring.schema.structured import Constraint
@@ -74,6 +75,9 @@ class GenerationSettings:
     salt: str = ""  # rows with different salts share no prefix
     constraint: Constraint | None = None  # what the answer has to be
     reply: ReplyForm = field(default_factory=ReplyForm)  # what it may hold beside text
+    adjustments: Adjustments = field(default_factory=Adjustments)
+    stop_ids: tuple[int, ...] = ()  # tokens that end the text beside the model's own
+    prompt_logprobs: int | None = None  # number of likeliest tokens to report for each token of the prompt
 
     def __getitem__(self, name: str) -> Any:
         return dict(self.overrides)[name]
@@ -85,9 +89,9 @@ def value_of(config: Any, name: str) -> Any:
     return _DEFAULTS.get(name) if own is None else own
 
 
-def suits_slots(config: Any) -> bool:
-    """Return True if slots follow every setting of a config."""
-    return not _set(config) - _FOLLOWED - _IDLE
+def suits_slots(config: Any, min_p: bool = False) -> bool:
+    """Return True if slots follow every setting of a config; only slots that are sampled in torch do `min_p`."""
+    return not _set(config) - _FOLLOWED - _IDLE - ({"min_p"} if min_p else set())
 
 
 def suits_batches(config: Any) -> bool:

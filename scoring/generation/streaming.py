@@ -85,9 +85,8 @@ class BatchStreamer:
         live = [self._searching or not all(self._over[i * each : (i + 1) * each]) for i in range(len(self._rows))]
         self._task.statistics.tokens(row for row, going in zip(self._rows, live, strict=True) if going)
         if not self._searching:
-            self._over = [
-                over or token in self._task.eos for over, token in zip(self._over, tokens.tolist(), strict=True)
-            ]
+            ends = {*self._task.eos, *self._rows[0].parameters.stop_ids}
+            self._over = [over or token in ends for over, token in zip(self._over, tokens.tolist(), strict=True)]
 
 
 class SequenceStreamer:
@@ -96,7 +95,7 @@ class SequenceStreamer:
     def __init__(self, task: TextGenerator, row: Row, number: int = 0) -> None:
         self.row = row
         self._number = number
-        self._eos = task.eos
+        self._ends = {*task.eos, *row.parameters.stop_ids}
         self._ended = False
         self._detokenizer = Detokenizer(task.tokenizer)
         self._stops = Stops(row.parameters.stop) if row.parameters.stop else None
@@ -121,7 +120,7 @@ class SequenceStreamer:
                 details.push(token, piece, chance)
             self._show(text, details)
         stopped = self._stops is not None and self._stops.found
-        self._ended = stopped or token in self._eos
+        self._ended = stopped or token in self._ends
         return stopped
 
     def _show(self, text: str, details: Details | None) -> None:

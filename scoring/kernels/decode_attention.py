@@ -80,24 +80,87 @@ def normed_heads(x_ptr, bias_ptr, base, shown, d, other, gain, gain_other, cos, 
 
 
 @triton.jit
+def span_of(position, end, split, BT: tl.constexpr, LEAST: tl.constexpr, SPLITS: tl.constexpr, WINDOW: tl.constexpr):
+    """Return a split's keys [low, high) of those that queries from a position to `end` see, and how many spans live."""
+    begin = 0
+    if WINDOW > 0:
+        begin = tl.maximum(position - WINDOW + 1, 0) // BT * BT
+    span = tl.maximum(tl.cdiv(tl.cdiv(end - begin, SPLITS), BT) * BT, LEAST)
+    low = begin + split * span
+    return low, tl.minimum(low + span, end), tl.cdiv(end - begin, span)
+
+
+@triton.jit
+def _constants(q_gain_ptr, k_gain_ptr, cos_ptr, sin_ptr, at, d, D: tl.constexpr, HALF: tl.constexpr,
+               INTERLEAVED: tl.constexpr, ROTARY: tl.constexpr, NORMED: tl.constexpr):  # fmt: skip
+    """Return what norms and rotates heads at a position: partner, gains of queries and of keys, cosine and sine."""
+    if NORMED:
+        other, q_gain, q_gain_other, cos, sin = constants_of_heads(q_gain_ptr, cos_ptr, sin_ptr, at, d, D, HALF,
+                                                                   INTERLEAVED, ROTARY)  # fmt: skip
+        k_gain = tl.load(k_gain_ptr + d, mask=d < D, other=0.0)
+        k_gain_other = tl.load(k_gain_ptr + other, mask=d < D, other=0.0)
+        found = other, q_gain, q_gain_other, k_gain, k_gain_other, cos, sin
+    else:
+        found = d, d, d, d, d, d, d
+    return found
+
+
+@triton.jit
+def _normed_newest(product, bias_ptr, keys_ptr, values_ptr, place, last, head, g, d, constants, eps, H: tl.constexpr,
+                   KV: tl.constexpr, D: tl.constexpr, ROTARY: tl.constexpr, BIAS: tl.constexpr):  # fmt: skip
+    """Return a key head's queries [GP, DP], and the new key and value [1, DP], of a fused product [(H + 2 KV) D].
+
+    The program of the last span, which ends with the new token, also writes key and value to their place.
+    """
+    other, q_gain, q_gain_other, k_gain, k_gain_other, cos, sin = constants
+    G: tl.constexpr = H // KV
+    dtype = keys_ptr.dtype.element_ty
+    q = normed_heads(product, bias_ptr, (head * G + g) * D, g < G, d, other, q_gain, q_gain_other, cos, sin, eps, D,
+                     ROTARY, BIAS).to(dtype)  # fmt: skip
+    one = tl.arange(0, 1)
+    key = normed_heads(product, bias_ptr, (H + head + one) * D, one == 0, d, other, k_gain, k_gain_other, cos, sin,
+                       eps, D, ROTARY, BIAS).to(dtype)  # fmt: skip
+    at = (H + KV + head + one[:, None]) * D + d[None, :]
+    value = tl.load(product + at, mask=(d < D)[None, :], other=0.0)
+    if BIAS:
+        value += tl.load(bias_ptr + at, mask=(d < D)[None, :], other=0.0)
+    to_cache = place * D + one[:, None] + d[None, :]
+    tl.store(keys_ptr + to_cache, key, mask=(d < D)[None, :] & last)
+    tl.store(values_ptr + to_cache, value, mask=(d < D)[None, :] & last)
+    tl.debug_barrier()  # spans of several tiles read them back
+    return q, key, value
+
+
+@triton.jit
+def _newest(q_ptr, bias_ptr, keys_ptr, values_ptr, row, head, queries, shown, place, newest, last, t, wanted, g, d,
+            constants, eps, H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, ROTARY: tl.constexpr,
+            BIAS: tl.constexpr, NORMED: tl.constexpr):  # fmt: skip
+    """Return a key head's queries, and the new key and value: computed with NORMED, else the wanted row of a tile."""
+    if NORMED:
+        q, key, value = _normed_newest(q_ptr + row * (H + 2 * KV) * D, bias_ptr, keys_ptr, values_ptr, newest, last,
+                                       head, g, d, constants, eps, H, KV, D, ROTARY, BIAS)  # fmt: skip
+    else:
+        q = tl.load(q_ptr + queries, mask=shown, other=0.0)
+        key, value = keys_values(keys_ptr, values_ptr, place, t, wanted, d, D)
+    return q, key, value
+
+
+@triton.jit
 def attend(q_ptr, keys_ptr, values_ptr, out_ptr, part_ptr, stats_ptr, arrived_ptr, slopes_ptr, slots_ptr,
            lengths_ptr, bias_ptr, q_gain_ptr, k_gain_ptr, cos_ptr, sin_ptr, table_ptr, sinks_ptr, WIDTH, BLOCKS,
-           scale, limit, eps, BLOCK: tl.constexpr, H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, DP:
-           tl.constexpr, GP: tl.constexpr, BT: tl.constexpr, LEAST: tl.constexpr, SPLITS: tl.constexpr, WINDOW:
-           tl.constexpr, ALIBI: tl.constexpr, CAP: tl.constexpr, SINKS: tl.constexpr, NORMED: tl.constexpr, BIAS:
-           tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr, ROTARY: tl.constexpr, PRECISION:
-           tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+           scale, limit, eps, BLOCK: tl.constexpr, H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr,
+           DP: tl.constexpr, GP: tl.constexpr, BT: tl.constexpr, LEAST: tl.constexpr, SPLITS: tl.constexpr,
+           WINDOW: tl.constexpr, ALIBI: tl.constexpr, CAP: tl.constexpr, SINKS: tl.constexpr, NORMED: tl.constexpr,
+           BIAS: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr, ROTARY: tl.constexpr,
+           PRECISION: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """Compute out [B, H, D] of q [B, H, D] over keys and values [KV, BLOCKS, BLOCK, D]. Grid (B * KV, SPLITS).
 
-    With NORMED, q is the raw fused product [B, (H + 2 KV) D]: a program norms and rotates the queries it reads,
-    and the one whose span ends with the new token writes its key and value, so that no kernel is needed between.
-
+    With NORMED, q is the raw fused product [B, (H + 2 KV) D], so that no kernel is needed between.
     A program reads a span of one key head, at least LEAST keys, for its whole group of queries, by tiles of BT keys,
     each in one block (BT divides BLOCK): the slot's row of table [slots, WIDTH] tells which. The lengths come from
     device memory: a slot's live tokens are lengths + 1, the new one included. Lengths and tables change only between
     steps, and so does the cache except the new token's row: all are read before waiting for the kernel that writes it.
-    Empty spans return at once; the last of the others to finish merges the parts (part [B, KV, SPLITS, GP,
-    DP], stats [.., 2, GP]) and resets the counter.
+    Empty spans return at once; the last of the others to finish joins the parts.
     """
     work = tl.program_id(0)
     split = tl.program_id(1)
@@ -105,82 +168,71 @@ def attend(q_ptr, keys_ptr, values_ptr, out_ptr, part_ptr, stats_ptr, arrived_pt
     head = work % KV
     G: tl.constexpr = H // KV
     slot = tl.load(slots_ptr + row).to(tl.int64)
-    end = tl.load(lengths_ptr + slot) + 1
-    first = 0
-    if WINDOW > 0:
-        first = tl.maximum(end - WINDOW, 0)
-    begin = first // BT * BT
-    span = tl.maximum(tl.cdiv(tl.cdiv(end - begin, SPLITS), BT) * BT, LEAST)
-    live = tl.cdiv(end - begin, span)
-    low = begin + split * span
-    high = tl.minimum(low + span, end)
+    own = tl.load(lengths_ptr + slot)
+    low, high, live = span_of(own, own + 1, split, BT, LEAST, SPLITS, WINDOW)
     g = tl.arange(0, GP)
     d = tl.arange(0, DP)
-    t = tl.arange(0, BT)
+    at = low + tl.arange(0, BT)
     row_ptr = table_ptr + slot * WIDTH
     place = tile_place(row_ptr, low, high, head, BLOCKS, BLOCK)
     following = tile_place(row_ptr, low + BT, high, head, BLOCKS, BLOCK)
-    newest_place = tile_place(row_ptr, end - 1, end, head, BLOCKS, BLOCK)
-    at = low + t
-    k, v = keys_values(keys_ptr, values_ptr, place, t, (at < high) & (at < end - 1), d, D)
-    if NORMED:  # constants of the model are read before waiting too
-        other, q_gain, q_gain_other, cos, sin = constants_of_heads(q_gain_ptr, cos_ptr, sin_ptr, end - 1, d, D, HALF,
-                                                                   INTERLEAVED, ROTARY)  # fmt: skip
-        k_gain = tl.load(k_gain_ptr + d, mask=d < D, other=0.0)
-        k_gain_other = tl.load(k_gain_ptr + other, mask=d < D, other=0.0)
+    newest = tile_place(row_ptr, own, own + 1, head, BLOCKS, BLOCK)
+    k, v = keys_values(keys_ptr, values_ptr, place, at - low, (at < high) & (at < own), d, D)
+    constants = _constants(q_gain_ptr, k_gain_ptr, cos_ptr, sin_ptr, own, d, D, HALF, INTERLEAVED, ROTARY, NORMED)
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
     if split < live:
         queries = (row * H + head * G + g[:, None]) * D + d[None, :]
         shown = (g < G)[:, None] & (d < D)[None, :]
-        newest = (at == end - 1)[:, None]
-        if NORMED:
-            product = q_ptr + row * (H + 2 * KV) * D
-            q = normed_heads(product, bias_ptr, (head * G + g) * D, g < G, d, other, q_gain, q_gain_other, cos, sin,
-                             eps, D, ROTARY, BIAS).to(k.dtype)  # fmt: skip
-            one = tl.arange(0, 1)
-            new_k = normed_heads(product, bias_ptr, (H + head + one) * D, one == 0, d, other, k_gain, k_gain_other,
-                                 cos, sin, eps, D, ROTARY, BIAS).to(k.dtype)  # fmt: skip
-            value = (H + KV + head + one[:, None]) * D + d[None, :]
-            new_v = tl.load(product + value, mask=(d < D)[None, :], other=0.0)
-            if BIAS:
-                new_v += tl.load(bias_ptr + value, mask=(d < D)[None, :], other=0.0)
-            last = (d < D)[None, :] & (split == live - 1)
-            to_cache = newest_place * D + one[:, None] + d[None, :]
-            tl.store(keys_ptr + to_cache, new_k, mask=last)
-            tl.store(values_ptr + to_cache, new_v, mask=last)
-            tl.debug_barrier()  # spans of several tiles read them back
-        else:
-            q = tl.load(q_ptr + queries, mask=shown, other=0.0)
-            new_k, new_v = keys_values(keys_ptr, values_ptr, place, t, at == end - 1, d, D)
-        k = tl.where(newest, new_k, k)
-        v = tl.where(newest, new_v, v)
-        if ALIBI:
-            slopes = tl.load(slopes_ptr + head * G + g, mask=g < G, other=0.0)
-        top = tl.full([GP], -1e30, tl.float32)
-        mass = tl.zeros([GP], tl.float32)
-        if SINKS:  # a key without a value, in the first span
-            sunk = (g < G) & (split == 0)
-            top = tl.load(sinks_ptr + head * G + g, mask=sunk, other=-1e30).to(tl.float32)
-            mass = tl.where(sunk, 1.0, 0.0)
-        acc = tl.zeros([GP, DP], tl.float32)
-        for start in range(low, high, BT):
-            at = start + t
-            next_k, next_v = keys_values(keys_ptr, values_ptr, following, t, at + BT < high, d, D)
-            following = tile_place(row_ptr, start + 2 * BT, high, head, BLOCKS, BLOCK)
-            scores = cap(tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale, limit, CAP)
-            if ALIBI:
-                scores += slopes[:, None] * (at - end + 1).to(tl.float32)[None, :]
-            seen = at < high
-            if WINDOW > 0:
-                seen = seen & (at >= first)
-            scores = tl.where(seen[None, :], scores, -1e30)
-            acc, mass, top = weigh(acc, mass, top, scores, v, PRECISION)
-            k = next_k
-            v = next_v
+        q, new_k, new_v = _newest(q_ptr, bias_ptr, keys_ptr, values_ptr, row, head, queries, shown, place, newest,
+                                  split == live - 1, at - low, at == own, g, d, constants, eps, H, KV, D, ROTARY,
+                                  BIAS, NORMED)  # fmt: skip
+        k = tl.where((at == own)[:, None], new_k, k)
+        v = tl.where((at == own)[:, None], new_v, v)
+        acc, mass, top = attend_span(q, k, v, keys_ptr, values_ptr, row_ptr, following, slopes_ptr + head * G + g,
+                                     sinks_ptr + head * G + g, g < G, own + tl.zeros([1], tl.int32), split, head, low,
+                                     high, BLOCKS, scale, limit, d, BLOCK, D, DP, GP, BT, WINDOW, ALIBI, CAP, SINKS,
+                                     PRECISION)  # fmt: skip
         finish(out_ptr, part_ptr, stats_ptr, arrived_ptr, acc, mass, top, work, split, live, queries, shown, g, d, GP,
                DP, SPLITS)  # fmt: skip
+
+
+@triton.jit
+def attend_span(q, k, v, keys_ptr, values_ptr, row_ptr, following, slopes_ptr, sinks_ptr, heads, own, split, head, low,
+                high, BLOCKS, scale, limit, d, BLOCK: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+                GP: tl.constexpr, BT: tl.constexpr, WINDOW: tl.constexpr, ALIBI: tl.constexpr, CAP: tl.constexpr,
+                SINKS: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """Return acc, mass and top of queries [GP, DP] over the keys [low, high), whose first tile k and v hold.
+
+    `own`, [GP] or [1]: the queries' positions. slopes and sinks: pointers [GP], of which `heads` masks the real ones.
+    """
+    t = tl.arange(0, BT)
+    if ALIBI:
+        slopes = tl.load(slopes_ptr, mask=heads, other=0.0)
+    top = tl.full([GP], -1e30, tl.float32)
+    mass = tl.zeros([GP], tl.float32)
+    if SINKS:  # a key without a value, in the first span
+        sunk = heads & (split == 0)
+        top = tl.load(sinks_ptr, mask=sunk, other=-1e30).to(tl.float32)
+        mass = tl.where(sunk, 1.0, 0.0)
+    acc = tl.zeros([GP, DP], tl.float32)
+    for start in range(low, high, BT):
+        at = start + t
+        next_k, next_v = keys_values(keys_ptr, values_ptr, following, t, at + BT < high, d, D)
+        following = tile_place(row_ptr, start + 2 * BT, high, head, BLOCKS, BLOCK)
+        scores = cap(tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale, limit, CAP)
+        distance = own[:, None] - at[None, :]
+        if ALIBI:
+            scores -= slopes[:, None] * distance.to(tl.float32)
+        seen = (distance >= 0) & (at < high)[None, :]
+        if WINDOW > 0:
+            seen = seen & (distance < WINDOW)
+        scores = tl.where(seen, scores, -1e30)  # a query that sees none of a span has no weight in the join
+        acc, mass, top = weigh(acc, mass, top, scores, v, PRECISION)
+        k = next_k
+        v = next_v
+    return acc, mass, top
 
 
 @triton.jit
@@ -197,7 +249,10 @@ def weigh(acc, mass, top, scores, values, PRECISION: tl.constexpr):
 @triton.jit
 def finish(out_ptr, part_ptr, stats_ptr, arrived_ptr, acc, mass, top, work, split, live, queries, shown, r, d,
            GP: tl.constexpr, DP: tl.constexpr, SPLITS: tl.constexpr):  # fmt: skip
-    """Store out of a single span, or a part of several, which the last program to arrive joins."""
+    """Store out of a single span, or a part of several, which the last program to arrive joins.
+
+    part [B, KV, SPLITS, GP, DP], stats [.., 2, GP]; the counter arrived [B, KV] is 0 again afterwards.
+    """
     if live == 1:
         tl.store(out_ptr + queries, acc / mass[:, None], mask=shown)
     else:

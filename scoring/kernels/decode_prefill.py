@@ -60,6 +60,46 @@ def _attend_span(acc, mass, top, q, keys, values, row_ptr, head, low, high, end,
 
 
 @triton.jit
+def _join_spans(acc, mass, top, part_ptr, stats_ptr, spans, PARTED, queries, token, count, shown, H: tl.constexpr,
+                D: tl.constexpr):  # fmt: skip
+    """Take the results that there are of earlier spans of keys into a tile's running softmax in base 2."""
+    for span in range(spans):
+        begin = span * PARTED.to(tl.int64) * H
+        part = tl.load(part_ptr + begin * D + queries, mask=shown, other=0.0).to(tl.float32)
+        other = tl.load(stats_ptr + begin + token, mask=token < count, other=0.0) * _LOG2E
+        higher = tl.maximum(top, other)
+        shrink = tl.exp2(top - higher)
+        grow = tl.exp2(other - higher)
+        mass = mass * shrink + grow
+        acc = acc * shrink[:, None] + part * grow[:, None]
+        top = higher
+    return acc, mass, top
+
+
+@triton.jit
+def _attend_keys(acc, mass, top, q, keys, values, row_ptr, head, low, position, end, own, slope, BLOCKS, scale, limit,
+                 t, d, BLOCK: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BN: tl.constexpr, WINDOW: tl.constexpr,
+                 ALIBI: tl.constexpr, CAP: tl.constexpr, DESCRIBED: tl.constexpr,
+                 PRECISION: tl.constexpr):  # fmt: skip
+    """Take the keys of [low, end) into a running softmax, masked only where some of the tile's queries miss a key."""
+    inner = low
+    if WINDOW > 0:
+        low = tl.maximum(low, tl.maximum(position - WINDOW + 1, 0) // BN * BN)
+        inner = tl.maximum(low, tl.cdiv(tl.maximum(end - WINDOW, 0), BN) * BN)  # all queries see from here on
+        acc, mass, top = _attend_span(acc, mass, top, q, keys, values, row_ptr, head, low, tl.minimum(inner, end), end,
+                                      own, slope, BLOCKS, scale, limit, t, d, BLOCK, D, DP, BN, WINDOW, ALIBI, CAP,
+                                      True, DESCRIBED, PRECISION)  # fmt: skip
+    whole = tl.maximum(inner, (position + 1) // BN * BN)  # and up to here
+    acc, mass, top = _attend_span(acc, mass, top, q, keys, values, row_ptr, head, inner, whole, end, own, slope,
+                                  BLOCKS, scale, limit, t, d, BLOCK, D, DP, BN, WINDOW, ALIBI, CAP, False, DESCRIBED,
+                                  PRECISION)  # fmt: skip
+    acc, mass, top = _attend_span(acc, mass, top, q, keys, values, row_ptr, head, whole, end, end, own, slope, BLOCKS,
+                                  scale, limit, t, d, BLOCK, D, DP, BN, WINDOW, ALIBI, CAP, True, DESCRIBED,
+                                  PRECISION)  # fmt: skip
+    return acc, mass, top
+
+
+@triton.jit
 def attend_prompt(q_ptr, keys, values, out_ptr, slopes_ptr, tiles_ptr, table_ptr, sinks_ptr, part_ptr, stats_ptr,
                   TILES, WIDTH, BLOCKS, PARTED, scale, limit, BLOCK: tl.constexpr, H: tl.constexpr, KV:
                   tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, SPANS:
@@ -85,7 +125,6 @@ def attend_prompt(q_ptr, keys, values, out_ptr, slopes_ptr, tiles_ptr, table_ptr
     low = 0
     if SPANS:
         low = tl.load(tiles_ptr + 4 * TILES + tile)
-    shared = head // (H // KV)
     if count > 0:
         token = tl.arange(0, BM)
         d = tl.arange(0, DP)
@@ -93,8 +132,6 @@ def attend_prompt(q_ptr, keys, values, out_ptr, slopes_ptr, tiles_ptr, table_ptr
         shown = (token < count)[:, None] & (d < D)[None, :]
         queries = (((first + token).to(tl.int64) * H + head) * D)[:, None] + d[None, :]
         q = tl.load(q_ptr + queries, mask=shown, other=0.0)
-        own = position + token
-        end = position + count
         slope = 0.0
         if ALIBI:
             slope = tl.load(slopes_ptr + head)
@@ -105,32 +142,12 @@ def attend_prompt(q_ptr, keys, values, out_ptr, slopes_ptr, tiles_ptr, table_ptr
             mass += 1.0
         acc = tl.zeros([BM, DP], tl.float32)
         if SPANS:
-            for span in range(tl.load(tiles_ptr + 5 * TILES + tile)):
-                begin = span * PARTED.to(tl.int64) * H
-                part = tl.load(part_ptr + begin * D + queries, mask=shown, other=0.0).to(tl.float32)
-                stats = stats_ptr + begin + head * PARTED + first
-                other = tl.load(stats + token, mask=token < count, other=0.0) * _LOG2E
-                higher = tl.maximum(top, other)
-                shrink = tl.exp2(top - higher)
-                grow = tl.exp2(other - higher)
-                mass = mass * shrink + grow
-                acc = acc * shrink[:, None] + part * grow[:, None]
-                top = higher
-        row_ptr = table_ptr + slot * WIDTH
-        inner = low
-        if WINDOW > 0:
-            low = tl.maximum(low, tl.maximum(position - WINDOW + 1, 0) // BN * BN)
-            inner = tl.maximum(low, tl.cdiv(tl.maximum(end - WINDOW, 0), BN) * BN)  # all queries see from here on
-            acc, mass, top = _attend_span(acc, mass, top, q, keys, values, row_ptr, shared, low, tl.minimum(inner, end),
-                                          end, own, slope, BLOCKS, scale, limit, t, d, BLOCK, D, DP, BN, WINDOW, ALIBI,
-                                          CAP, True, DESCRIBED, PRECISION)  # fmt: skip
-        whole = tl.maximum(inner, (position + 1) // BN * BN)  # and up to here
-        acc, mass, top = _attend_span(acc, mass, top, q, keys, values, row_ptr, shared, inner, whole, end, own, slope,
-                                      BLOCKS, scale, limit, t, d, BLOCK, D, DP, BN, WINDOW, ALIBI, CAP, False,
-                                      DESCRIBED, PRECISION)  # fmt: skip
-        acc, mass, top = _attend_span(acc, mass, top, q, keys, values, row_ptr, shared, whole, end, end, own, slope,
-                                      BLOCKS, scale, limit, t, d, BLOCK, D, DP, BN, WINDOW, ALIBI, CAP, True, DESCRIBED,
-                                      PRECISION)  # fmt: skip
+            acc, mass, top = _join_spans(acc, mass, top, part_ptr, stats_ptr + head * PARTED + first,
+                                         tl.load(tiles_ptr + 5 * TILES + tile), PARTED, queries, token, count, shown,
+                                         H, D)  # fmt: skip
+        acc, mass, top = _attend_keys(acc, mass, top, q, keys, values, table_ptr + slot * WIDTH, head // (H // KV), low,
+                                      position, position + count, position + token, slope, BLOCKS, scale, limit, t, d,
+                                      BLOCK, D, DP, BN, WINDOW, ALIBI, CAP, DESCRIBED, PRECISION)  # fmt: skip
         tl.store(out_ptr + queries, acc / mass[:, None], mask=shown)
 
 

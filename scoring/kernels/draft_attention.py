@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from scoring.kernels.decode_attention import cap, finish, keys_values, tile_place, weigh
+from scoring.kernels.decode_attention import attend_span, finish, keys_values, span_of, tile_place
 
 
 @triton.jit
@@ -34,59 +34,30 @@ def attend_drafts(q_ptr, keys_ptr, values_ptr, out_ptr, part_ptr, stats_ptr, arr
     count = tl.load(tiles_ptr + TILES + tile)
     slot = tl.load(tiles_ptr + 2 * TILES + tile).to(tl.int64)
     position = tl.load(tiles_ptr + 3 * TILES + tile)
-    end = position + count
-    begin = 0
-    if WINDOW > 0:
-        begin = tl.maximum(position - WINDOW + 1, 0) // BT * BT
-    span = tl.maximum(tl.cdiv(tl.cdiv(end - begin, SPLITS), BT) * BT, LEAST)
-    live = tl.cdiv(end - begin, span)
-    low = begin + split * span
-    high = tl.minimum(low + span, end)
+    low, high, live = span_of(position, position + count, split, BT, LEAST, SPLITS, WINDOW)
     r = tl.arange(0, GP)
     token = r // GG
     g = r % GG
     d = tl.arange(0, DP)
-    t = tl.arange(0, BT)
+    at = low + tl.arange(0, BT)
     row_ptr = table_ptr + slot * WIDTH
     place = tile_place(row_ptr, low, high, head, BLOCKS, BLOCK)
     following = tile_place(row_ptr, low + BT, high, head, BLOCKS, BLOCK)
     fresh = position - tl.load(tiles_ptr + 4 * TILES + tile)  # from here on, keys are this step's
-    at = low + t
-    k, v = keys_values(keys_ptr, values_ptr, place, t, (at < high) & (at < fresh), d, D)
+    k, v = keys_values(keys_ptr, values_ptr, place, at - low, (at < high) & (at < fresh), d, D)
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
     if (count > 0) & (split < live):
-        new_k, new_v = keys_values(keys_ptr, values_ptr, place, t, (at < high) & (at >= fresh), d, D)
+        new_k, new_v = keys_values(keys_ptr, values_ptr, place, at - low, (at < high) & (at >= fresh), d, D)
         k = tl.where((at >= fresh)[:, None], new_k, k)
         v = tl.where((at >= fresh)[:, None], new_v, v)
         queries = ((row + token[:, None]) * H + head * G + g[:, None]) * D + d[None, :]
         shown = ((token < count) & (g < G))[:, None] & (d < D)[None, :]
         q = tl.load(q_ptr + queries, mask=shown, other=0.0)
-        own = position + token
-        if ALIBI:
-            slopes = tl.load(slopes_ptr + head * G + g, mask=g < G, other=0.0)
-        top = tl.full([GP], -1e30, tl.float32)
-        mass = tl.zeros([GP], tl.float32)
-        if SINKS:  # a key without a value, in the first span
-            sunk = (g < G) & (split == 0)
-            top = tl.load(sinks_ptr + head * G + g, mask=sunk, other=-1e30).to(tl.float32)
-            mass = tl.where(sunk, 1.0, 0.0)
-        acc = tl.zeros([GP, DP], tl.float32)
-        for start in range(low, high, BT):
-            at = start + t
-            next_k, next_v = keys_values(keys_ptr, values_ptr, following, t, at + BT < high, d, D)
-            following = tile_place(row_ptr, start + 2 * BT, high, head, BLOCKS, BLOCK)
-            scores = cap(tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale, limit, CAP)
-            distance = own[:, None] - at[None, :]
-            if ALIBI:
-                scores -= slopes[:, None] * distance.to(tl.float32)
-            seen = (distance >= 0) & (at < high)[None, :]
-            if WINDOW > 0:
-                seen = seen & (distance < WINDOW)
-            scores = tl.where(seen, scores, -1e30)  # a token that sees none of a span has no weight in the join
-            acc, mass, top = weigh(acc, mass, top, scores, v, PRECISION)
-            k = next_k
-            v = next_v
+        acc, mass, top = attend_span(q, k, v, keys_ptr, values_ptr, row_ptr, following, slopes_ptr + head * G + g,
+                                     sinks_ptr + head * G + g, g < G, position + token, split, head, low, high, BLOCKS,
+                                     scale, limit, d, BLOCK, D, DP, GP, BT, WINDOW, ALIBI, CAP, SINKS,
+                                     PRECISION)  # fmt: skip
         finish(out_ptr, part_ptr, stats_ptr, arrived_ptr, acc, mass, top, work, split, live, queries, shown, r, d, GP,
                DP, SPLITS)  # fmt: skip

@@ -182,6 +182,39 @@ _TABLE = (
         response={"anyOf": [_VECTOR, _TOKEN_VECTORS, _ENCODED]},
     ),
     TaskSchema(
+        name="sentence-similarity",
+        summary="Compares sentences with a source sentence.",
+        parameters=retrieval.SimilarityParameters,
+        input=retrieval.SourceSentences,
+        embeds=True,
+        sample={
+            "inputs": {
+                "source_sentence": "A man is eating food.",
+                "sentences": ["A man is eating a piece of bread.", "The girl is carrying a baby."],
+            }
+        },
+        response={"type": "array", "items": {"type": "number"}, "description": "Cosines, in the sentences' order."},
+    ),
+    TaskSchema(
+        name="zero-shot-classification",
+        summary="Gives a text labels that the request names.",
+        parameters=retrieval.ZeroShotParameters,
+        input=s.Text,
+        sample={
+            "inputs": "I have a problem with my phone that must be solved soon.",
+            "parameters": {"candidate_labels": ["urgent", "not urgent", "phone", "tablet"]},
+        },
+        response={
+            "type": "object",
+            "properties": {
+                "sequence": {"type": "string"},
+                "labels": {"type": "array", "items": {"type": "string"}, "description": "The likeliest first."},
+                "scores": {"type": "array", "items": {"type": "number"}},
+            },
+            "required": ["sequence", "labels", "scores"],
+        },
+    ),
+    TaskSchema(
         name="text-ranking",
         summary="Scores how well texts answer a query.",
         parameters=retrieval.RankingParameters,
@@ -241,6 +274,8 @@ _IMPLEMENTATIONS = {
     "fill-mask": "fill_mask:FillMask",
     "feature-extraction": "embeddings:Embeddings",
     "sentence-embeddings": "embeddings:Embeddings",
+    "sentence-similarity": "sentence_similarity:SentenceSimilarity",
+    "zero-shot-classification": "zero_shot_classification:ZeroShotClassification",
     "text-ranking": "text_ranking:TextRanking",
     "summarization": "sequence_to_sequence:Summarization",
     "translation": "sequence_to_sequence:Translation",

@@ -27,6 +27,7 @@ from scoring.schema.tools import ToolCall, ToolParameters
 #: Bounds of any one request: more than a model can use, and little enough to be read at once.
 MOST = 2**31 - 1  # of any count; the model's context, its labels and its vocabulary bound it further
 MOST_STOPS, MOST_STOP_CHARACTERS = 16, 256
+MOST_BIASES = 1024  # of tokens
 MOST_WORDS, MOST_WORD_CHARACTERS = 4096, 256  # labels, targets, names
 MOST_PROMPT_CHARACTERS = 2**16  # of a negative prompt, or one that goes before a text
 MOST_TOKENS = 2**17  # of an input in token ids
@@ -37,6 +38,12 @@ Text = Annotated[str, Field(min_length=1)]
 Word = Annotated[str, Field(min_length=1, max_length=MOST_WORD_CHARACTERS)]
 StopText = Annotated[str, Field(min_length=1, max_length=MOST_STOP_CHARACTERS)]
 Stops = Annotated[list[StopText], Field(max_length=MOST_STOPS)]
+TokenId = Annotated[int, Field(ge=0, le=MOST)]
+#: JSON names tokens as text.
+LogitBias = Annotated[
+    dict[Annotated[str, Field(pattern=r"^[0-9]{1,10}$")], Annotated[float, Field(ge=-100, le=100)]],
+    Field(max_length=MOST_BIASES),
+]
 Words = Annotated[list[Word], Field(max_length=MOST_WORDS)]
 Labels = Annotated[list[Annotated[str, Field(max_length=MOST_WORD_CHARACTERS)]], Field(max_length=MOST_WORDS)]
 NegativePrompt = Annotated[str, Field(max_length=MOST_PROMPT_CHARACTERS)]
@@ -73,15 +80,9 @@ class FillMaskParameters(Strict):
     truncation: bool = Field(False, description="Cut texts at the context length instead of refusing them.")
 
 
-class EmbeddingParameters(Strict):
-    pooling: (
-        Literal["none", "mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken", "model"] | None
-    ) = Field(
-        None,
-        description="How token vectors become one, without the model's Dense and LayerNorm modules; model: as its "
-        "modules.json says, else mean; null: the deployment's default.",
-    )
-    normalize: bool | None = Field(None, description="Scale to unit length; null: the deployment's default.")
+class VectorParameters(Strict):
+    """What tasks over a text's vector have in common."""
+
     truncation: bool = Field(False, description="Cut texts at the context length instead of refusing them.")
     truncate: bool | None = Field(None, description="text-embeddings-inference's name of truncation; before it.")
     truncation_direction: Literal["right", "left", "Right", "Left"] | None = Field(
@@ -96,14 +97,25 @@ class EmbeddingParameters(Strict):
     dimensions: int | None = Field(
         None, ge=1, le=MOST, description="Keep so many numbers of each vector; scaled to unit length again."
     )
-    encoding_format: Literal["float", "base64"] = Field(
-        "float", description="base64: each vector as little-endian float32."
-    )
 
     @property
     def cut(self) -> bool:
         """True if texts past the context length are cut."""
         return self.truncation if self.truncate is None else self.truncate
+
+
+class EmbeddingParameters(VectorParameters):
+    pooling: (
+        Literal["none", "mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken", "model"] | None
+    ) = Field(
+        None,
+        description="How token vectors become one, without the model's Dense and LayerNorm modules; model: as its "
+        "modules.json says, else mean; null: the deployment's default.",
+    )
+    normalize: bool | None = Field(None, description="Scale to unit length; null: the deployment's default.")
+    encoding_format: Literal["float", "base64"] = Field(
+        "float", description="base64: each vector as little-endian float32."
+    )
 
 
 class QuestionAnsweringParameters(Strict):
@@ -160,6 +172,13 @@ class GenerationParameters(Strict):
         None, ge=-1, lt=2**63, description="Makes sampling repeatable; -1: another each time, as without one."
     )
     repetition_penalty: float | None = Field(None, ge=0.01, le=100, description="Above 1 discourages repetition.")
+    presence_penalty: float | None = Field(
+        None, ge=-2, le=2, description="Taken from the logit of each token that the answer holds already."
+    )
+    frequency_penalty: float | None = Field(
+        None, ge=-2, le=2, description="Taken from the logit of each token as often as the answer holds it."
+    )
+    logit_bias: LogitBias | None = Field(None, description="Added to the logits of tokens, by their ids.")
     no_repeat_ngram_size: int | None = Field(
         None, ge=0, le=MOST, description="No run of this many tokens twice; 0: off."
     )
@@ -169,6 +188,15 @@ class GenerationParameters(Strict):
     num_return_sequences: int = Field(1, ge=1, le=16, description="Answers per input; sampled, or one per beam.")
     stop: Stops | StopText | None = Field(
         None, description="Texts that end the generation, up to 16 of 256 characters; not part of the answer."
+    )
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MOST_STOPS)] | None = Field(
+        None, description="Tokens that end the generation; part of the answer unless special."
+    )
+    priority: int = Field(
+        0,
+        ge=-MOST,
+        le=MOST,
+        description="Lower ones are taken first from the queue, and give way last where tokens are short.",
     )
     return_details: bool = Field(
         False, description="Answer with `details`: each token with its log-probability, and why the answer ended."
@@ -185,10 +213,25 @@ class GenerationParameters(Strict):
 
 class TextGenerationParameters(GenerationParameters, StructuredParameters):
     return_full_text: bool = Field(True, description="Answer with the prompt in front, as the pipeline does.")
+    prompt_logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=20,
+        description="With return_details: each of the prompt's tokens with its log-probability, and so many of the "
+        "likeliest in its place.",
+    )
+    truncate_prompt_tokens: int | None = Field(
+        None, ge=1, le=MOST, description="Keep only so many of the prompt's last tokens."
+    )
 
 
 class ConversationalParameters(TextGenerationParameters, ToolParameters):
-    pass
+    continue_final_message: bool | None = Field(
+        None, description="Continue the last message; null: where it is the assistant's own."
+    )
+    add_generation_prompt: bool | None = Field(
+        None, description="Begin the assistant's turn behind the messages; null: unless the last one is continued."
+    )
 
 
 class SummarizationParameters(GenerationParameters):
@@ -295,7 +338,7 @@ class TaskSchema:
         try:
             return self.adapter.validate_python(value)
         except ValidationError as error:
-            place, reason = _first(error)
+            place, reason = first_fault(error)
             raise InvalidInput(
                 f"{reason}.",
                 f"One input of {self.name} looks like {self.example()}.",
@@ -316,7 +359,7 @@ class TaskSchema:
         try:
             return self.parameters.model_validate(values)
         except ValidationError as error:
-            place, reason = _first(error)
+            place, reason = first_fault(error)
             raise InvalidParameter(f"{reason}.", where=_join("parameters", place)) from None
 
     def example(self) -> str:
@@ -326,7 +369,8 @@ class TaskSchema:
         return json.dumps(self.sample["inputs"])
 
 
-def _first(error: ValidationError) -> tuple[str, str]:
+def first_fault(error: ValidationError) -> tuple[str, str]:
+    """Place and reason of the first thing that is wrong."""
     detail = error.errors(include_url=False, include_context=False, include_input=False)[0]
     place = ".".join(str(part) for part in detail["loc"] if not str(part).startswith(("function-", "constrained")))
     return place, str(detail["msg"])

@@ -1,16 +1,17 @@
 """Requests of tasks that compare texts: rankings of texts by a query, pairs, sentences beside a source."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
 from scoring.schema.requests import (
     MOST_EMBEDDED,
     MOST_PROMPT_CHARACTERS,
-    EmbeddingParameters,
     Strict,
     Text,
     TextPair,
+    VectorParameters,
+    Words,
 )
 
 
@@ -52,10 +53,23 @@ RankingInput = Annotated[
 ]
 
 
-class SimilarityParameters(EmbeddingParameters):
-    pass
+class SimilarityParameters(VectorParameters):
+    pooling: Literal["mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken", "model"] | None = Field(
+        None, description="How token vectors become one; null: as the model's folder says, else the mean."
+    )
 
 
 class SourceSentences(Strict):
     source_sentence: Text
     sentences: Annotated[list[Text], Field(min_length=1, max_length=MOST_EMBEDDED)]
+
+
+class ZeroShotParameters(Strict):
+    candidate_labels: Annotated[Words, Field(min_length=1)] | Annotated[str, Field(min_length=1, max_length=2**16)] = (
+        Field(description="The labels; or one text, with commas between them.")
+    )
+    hypothesis_template: Annotated[str, Field(max_length=MOST_PROMPT_CHARACTERS)] = Field(
+        "This example is {}.", description="A sentence with {} in the label's place."
+    )
+    multi_label: bool = Field(False, description="Score each label by itself; else the scores add up to 1.")
+    truncation: bool = Field(False, description="Cut texts at the context length instead of refusing them.")

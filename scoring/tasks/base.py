@@ -4,6 +4,7 @@ import inspect
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -206,7 +207,7 @@ class EncoderTask(Task):
         pads = (getattr(config, "pad_token_id", None), self.tokenizer.pad_token_id, 0)
         self.pad_id: int = next(pad for pad in pads if pad is not None and 0 <= pad < vocabulary(config))
 
-    def tokenize(self, texts: Sequence[str], truncation: bool, item: int, **options: Any) -> Any:
+    def tokenize(self, texts: Sequence[str], truncation: bool | str, item: int, **options: Any) -> Any:
         """Tokenise one text or a pair into a BatchEncoding; refuse or cut what exceeds the context length."""
         limit = self.loaded.context_length if truncation else None
         encoded = self.call_tokenizer(*texts, truncation=truncation, max_length=limit, **options)
@@ -348,3 +349,14 @@ def logit_count(model: Any) -> int:
     """Number of logits of a model that generates."""
     head = model.get_output_embeddings()
     return vocabulary(model.config) if head is None else int(head.weight.shape[0])
+
+
+@contextmanager
+def placed(whole: str, place: str) -> Iterator[None]:
+    """Name the text in errors that name its input only."""
+    try:
+        yield
+    except RequestError as error:
+        if error.where in ("", whole):
+            error.where = whole + place
+        raise

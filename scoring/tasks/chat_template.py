@@ -10,16 +10,22 @@ from transformers import PreTrainedTokenizerBase
 
 from scoring.errors import InvalidInput, InvalidParameter, RequestTimeout
 from scoring.limits.deadline import interrupting
-from scoring.schema.requests import Message
+from scoring.schema.requests import ConversationalParameters, Message
 from scoring.schema.tools import Tool
 
 _OWN = {"messages", "tools", "documents"}  # variables of a template that a request sets otherwise, or not at all
 
 
 def render(
-    tokenizer: Any, value: Sequence[Message], tools: Sequence[Tool], variables: Mapping[str, Any], item: int
+    tokenizer: Any,
+    value: Sequence[Message],
+    tools: Sequence[Tool],
+    variables: Mapping[str, Any],
+    item: int,
+    going_on: bool,
+    begun: bool | None = None,
 ) -> str:
-    """The prompt of a conversation; its last message, if the assistant's, is continued.
+    """The prompt of a conversation, with its last message continued, or an answer `begun` unless said otherwise.
 
     Raises InvalidInput if the template refuses it, InvalidParameter for a variable that is no template's.
     """
@@ -29,14 +35,13 @@ def render(
             "Leave it out.",
             where=f"parameters.chat_template_kwargs.{taken[0]}",
         )
-    going_on = continues(value)
     try:
         with interrupting():
             prompt: str = tokenizer.apply_chat_template(
                 [_message(message) for message in value],
                 tools=[_tool(tool) for tool in tools] or None,
                 tokenize=False,
-                add_generation_prompt=not going_on,
+                add_generation_prompt=not going_on if begun is None else begun,
                 continue_final_message=going_on,
                 **variables,
             )
@@ -52,9 +57,20 @@ def render(
     return prompt
 
 
-def continues(value: Sequence[Message]) -> bool:
-    """Return True if a conversation's last message is the assistant's own, to be continued."""
-    return value[-1].role == "assistant" and not value[-1].tool_calls
+def continues(value: Sequence[Message], p: ConversationalParameters) -> bool:
+    """Return True if a conversation's last message is to be continued: as asked, else if it is the assistant's own.
+
+    Raises InvalidParameter if it is asked to be both continued and answered.
+    """
+    if p.continue_final_message and p.add_generation_prompt:
+        raise InvalidParameter(
+            "A message that is continued has no answer behind it.",
+            'Leave out "add_generation_prompt".',
+            where="parameters.continue_final_message",
+        )
+    if p.continue_final_message is not None:
+        return p.continue_final_message
+    return value[-1].role == "assistant" and not value[-1].tool_calls and not p.add_generation_prompt
 
 
 def _message(message: Message) -> dict[str, Any]:

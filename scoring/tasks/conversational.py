@@ -24,6 +24,7 @@ from scoring.schema.tools import Tool, ToolChoice
 from scoring.strict_json.body import dumps, text_bytes
 from scoring.tasks.chat_template import continues, render
 from scoring.tasks.generation import Generative, Tokens
+from scoring.tasks.generation_parameters import last_of
 
 _MESSAGE_BYTES = 40  # of a message's JSON beside its content
 
@@ -64,14 +65,14 @@ class Conversational(Generative):
     def encode(self, value: list[Message], parameters: ConversationalParameters, item: int) -> list[Row]:
         tools = self._tools(parameters)
         variables = parameters.chat_template_kwargs or {}
-        prompt = render(self.tokenizer, value, tools, variables, item)
-        going_on = continues(value)
+        going_on = continues(value, parameters)
+        prompt = render(self.tokenizer, value, tools, variables, item, going_on, parameters.add_generation_prompt)
         thinking = self.thinks and not going_on and variables.get("enable_thinking") is not False
         opened = thinking and prompt.rstrip().endswith(THINK[0])
         called = () if going_on else tuple(tool.function.name for tool in tools)
         form = ReplyForm(thinking, opened, called, self.tool_format)
         # The template writes the special tokens itself.
-        tokens = self.call_tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        tokens = last_of(self.call_tokenizer(prompt, add_special_tokens=False)["input_ids"], parameters)
         constraint = self._constraint(parameters, tools, thought_rule(prompt, thinking))
         return self.generation_rows(tokens, parameters, item, Bound(constraint, form))
 

@@ -16,7 +16,11 @@ from scoring.strict_json.body import NUMBER_BYTES
 from scoring.tasks.base import EncoderTask, vocabulary
 
 #: Pooling and normalize unless the deployment or the model's folder sets them.
-_DEFAULTS = {"feature-extraction": ("none", False), "sentence-embeddings": ("mean", True)}
+_DEFAULTS = {
+    "feature-extraction": ("none", False),
+    "sentence-embeddings": ("mean", True),
+    "sentence-similarity": ("mean", True),
+}
 _MOST_NAMED = 20  # prompts listed in a refusal
 
 
@@ -33,7 +37,7 @@ class Embeddings(EncoderTask):
         self.side = "right"
         self.head = loaded.head
         pooling, normalize = _DEFAULTS[name]
-        if self.head and name == "sentence-embeddings":
+        if self.head and name != "feature-extraction":
             pooling, normalize = "model", self.head.told.normalize
         self._pooling = str(loaded.options.get("pooling", pooling))
         self._normalize = bool(loaded.options.get("normalize", normalize))

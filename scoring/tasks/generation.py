@@ -5,7 +5,6 @@ Greedy unless sampling is asked for, so that one request has one answer. Rows sh
 """
 
 import copy
-import secrets
 from abc import abstractmethod
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -13,19 +12,25 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    StoppingCriteriaList,
+)
 
 from scoring.config import Limits
 from scoring.decoder.logprobs import ScoredTokens
 from scoring.engine import dynamic_rotary
 from scoring.engine.row import SLOTS, Between, Row, nothing
-from scoring.errors import InvalidInput, InvalidParameter, PromptTooLong
+from scoring.errors import InvalidInput, InvalidParameter
 from scoring.generation import scheduler, sequence
+from scoring.generation.adjustments import AdjustmentsProcessor
 from scoring.generation.cache_salt import salt_of
 from scoring.generation.details import token_details
 from scoring.generation.detokenizer import stop_at
-from scoring.generation.generated import GrammarProcessor, logprobs_of, until_end
-from scoring.generation.grammars import Grammars
+from scoring.generation.generated import GrammarProcessor, logprobs_of, prompt_logprobs, until_end
+from scoring.generation.grammars import Grammar, Grammars
 from scoring.generation.scheduler import Scheduler
 from scoring.generation.settings import Bound, GenerationSettings, ModelStops, end_tokens, suits_batches, value_of
 from scoring.generation.streaming import BatchStreamer, show_end
@@ -33,28 +38,11 @@ from scoring.model.loaded import Loaded
 from scoring.schema.requests import GenerationParameters
 from scoring.schema.structured import Constraint
 from scoring.tasks.base import Task, logit_count, vocabulary
+from scoring.tasks.generation_parameters import adjustments_of, asked_of, lengths_of
 from scoring.tasks.measuring import two_logits
 
-DEFAULT_NEW_TOKENS = 128
-#: Parameters passed on to `generate` unchanged, if given.
-_PASSED = (
-    "top_k",
-    "top_p",
-    "min_p",
-    "typical_p",
-    "repetition_penalty",
-    "no_repeat_ngram_size",
-    "num_beams",
-    "length_penalty",
-    "early_stopping",
-    "use_cache",
-)
-#: Each of these, given without do_sample, turns sampling on.
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 #: Bytes of a reply that a generated token takes as text, and as an entry with its logprob.
 _TOKEN_BYTES, _TOLD_BYTES = 16, 96
-_COOLEST = 1e-3  # a temperature below this overflows logits and picks the same token anyway
-
 Tokens = list[int]
 
 
@@ -97,7 +85,7 @@ class Generative(Task):
             raise InvalidInput("The tokenizer finds nothing in the text.", "Send visible text.", f"inputs[{item}]")
         self.check_tokens(tokens, item)
         start = 1 if self.encoder_decoder else len(tokens)
-        asked = self._asked(parameters) | self._lengths(parameters, start, item) | overrides
+        asked = asked_of(parameters, self.defaults) | self._lengths(parameters, start, item) | overrides
         bound = bound or Bound()
         if bound.constraint is not None:
             self._bind(bound.constraint, asked)
@@ -109,8 +97,10 @@ class Generative(Task):
             ]
             settings = [self._settings(one, parameters, tokens, bound) for one in each]
             if self._slotted(settings[0], len(tokens)):
-                return [self._row(own, tokens, item, number, answers) for number, own in enumerate(settings)]
-        return [self._row(self._settings(asked, parameters, tokens, bound), tokens, item, 0, answers)]
+                urgent = parameters.priority
+                return [self._row(own, tokens, item, number, answers, urgent) for number, own in enumerate(settings)]
+        own = self._settings(asked, parameters, tokens, bound)
+        return [self._row(own, tokens, item, 0, answers, parameters.priority)]
 
     def _bind(self, constraint: Constraint, asked: dict[str, Any]) -> None:
         """Compile what the answer has to be; raises InvalidParameter if it cannot be, or not with beams."""
@@ -120,7 +110,9 @@ class Generative(Task):
             )
         self.grammars.start(constraint)
 
-    def _row(self, settings: GenerationSettings, tokens: Tokens, item: int, answer: int, answers: int) -> Row:
+    def _row(
+        self, settings: GenerationSettings, tokens: Tokens, item: int, answer: int, answers: int, priority: int
+    ) -> Row:
         return Row(
             {"input_ids": tokens, "attention_mask": [1] * len(tokens)},
             item,
@@ -130,6 +122,7 @@ class Generative(Task):
             copies=max(settings["num_beams"], settings["num_return_sequences"]),
             answer=answer,
             answers=answers,
+            priority=priority,
         )
 
     def _settings(self, asked: dict[str, Any], parameters: Any, tokens: Tokens, bound: Bound) -> GenerationSettings:
@@ -142,6 +135,9 @@ class Generative(Task):
             salt_of(parameters.cache_salt),
             bound.constraint,
             bound.reply,
+            adjustments_of(parameters, asked["min_new_tokens"], vocabulary(self.model.config)),
+            tuple(parameters.stop_token_ids or ()),
+            getattr(parameters, "prompt_logprobs", None),
         )
 
     def _key(self, settings: GenerationSettings, length: int) -> Hashable:
@@ -153,102 +149,18 @@ class Generative(Task):
             return object()
         total = length if self.encoder_decoder else length + settings["max_new_tokens"]
         mates = self.company.key(length), dynamic_rotary.length_class(self.rotary, length, total)
-        return settings.overrides, settings.length, settings.details, mates
+        own = settings.adjustments, settings.stop_ids, settings.prompt_logprobs
+        return settings.overrides, settings.length, settings.details, own, mates
 
     def _slotted(self, settings: GenerationSettings, length: int) -> bool:
         decoder = self.loaded.runtime.decoder
-        if decoder is None:
+        if decoder is None or settings.prompt_logprobs is not None:
             return False
         config, _ = self.generation_config(settings)
         return sequence.supports(config, self.eos, length + settings["max_new_tokens"], decoder)
 
-    def _asked(self, p: GenerationParameters) -> dict[str, Any]:
-        asked = {name: value for name in _PASSED if (value := getattr(p, name)) is not None}
-        if asked.get("top_k") == -1:
-            asked["top_k"] = 0
-        if asked.get("top_p") == 0:  # slots count the mass in numbers that have no room for a least one
-            asked = {**asked, "top_p": 1.0, "top_k": 1}
-        sampling = p.do_sample
-        if sampling is None:
-            sampling = p.temperature != 0 and any(getattr(p, name) is not None for name in _SAMPLING)
-        if sampling and p.temperature == 0:
-            raise InvalidParameter(
-                "temperature 0 takes the most likely token, which is not sampling.",
-                "Leave out do_sample, or raise the temperature.",
-                where="parameters.temperature",
-            )
-        if sampling and p.temperature is not None:
-            asked["temperature"] = max(p.temperature, _COOLEST)
-        asked["do_sample"] = sampling
-        asked["num_beams"] = p.num_beams or self.defaults.num_beams or 1
-        asked["num_return_sequences"] = p.num_return_sequences
-        if sampling:
-            asked["seed"] = secrets.randbits(63) if p.seed in (None, -1) else p.seed
-        if p.top_n_tokens and not p.return_details:
-            raise InvalidParameter(
-                "top_n_tokens tells nothing without details.",
-                'Set "return_details": true, or leave it out.',
-                where="parameters.top_n_tokens",
-            )
-        if p.num_return_sequences > asked["num_beams"] and (asked["num_beams"] > 1 or not sampling):
-            raise InvalidParameter(
-                f"{p.num_return_sequences} answers need sampling, or as many beams; there are {asked['num_beams']}.",
-                'Set "do_sample": true with num_beams 1, or num_beams to at least num_return_sequences.',
-                where="parameters.num_return_sequences",
-            )
-        return asked
-
     def _lengths(self, p: GenerationParameters, start: int, item: int) -> dict[str, int]:
-        """Most and least new tokens; `start` is the number of tokens that the model continues."""
-        context = self.loaded.context_length
-        room = context - start
-        if room < 1:
-            raise PromptTooLong(
-                f"The prompt has {start} tokens; the model takes {context}, the answer included.",
-                "Shorten the prompt.",
-                where=f"inputs[{item}]",
-            )
-        if p.max_new_tokens is not None:
-            most = p.max_new_tokens
-        elif p.max_length is not None:
-            most = min(p.max_length, context) - start
-        else:
-            most = min(self._default_new_tokens(), room)
-        if most < 1:
-            raise InvalidParameter(
-                f"max_length is {p.max_length}, but the prompt alone has {start} tokens.",
-                "Raise it, or set max_new_tokens instead.",
-                where="parameters.max_length",
-            )
-        if most > room:
-            raise InvalidParameter(
-                f"max_new_tokens is {most}, but after {start} tokens only {room} fit the model's context of {context}.",
-                f"Ask for {room} or fewer.",
-                where="parameters.max_new_tokens",
-            )
-        return {"max_new_tokens": most, "min_new_tokens": self._least(p, start, most), "min_length": 0}
-
-    def _least(self, p: GenerationParameters, start: int, most: int) -> int:
-        if p.ignore_eos:
-            return most
-        if p.min_new_tokens is not None and p.min_new_tokens > most:
-            raise InvalidParameter(
-                f"min_new_tokens is {p.min_new_tokens}, more than the {most} that may be generated.",
-                f"Ask for {most} or fewer, or raise max_new_tokens.",
-                where="parameters.min_new_tokens",
-            )
-        if p.min_new_tokens is not None:
-            return p.min_new_tokens
-        own = self.defaults
-        total = own.min_length if p.min_length is None else p.min_length
-        least = own.min_new_tokens if p.min_length is None and own.min_new_tokens else (total or 0) - start
-        return min(max(0, least), most)
-
-    def _default_new_tokens(self) -> int:
-        own = self.defaults
-        if self.encoder_decoder and own.max_length and not own.max_new_tokens:
-            return max(1, int(own.max_length) - 1)  # the length of a decoder counts its start token
-        return int(own.max_new_tokens or DEFAULT_NEW_TOKENS)
+        return lengths_of(p, self.defaults, start, self.loaded.context_length, self.encoder_decoder, item)
 
     def _padding_matters(self, asked: dict[str, Any]) -> bool:
         """Return True if a penalty would see padding: in a decoder's prompt, or in an encoder's input."""
@@ -263,6 +175,8 @@ class Generative(Task):
     def answer_bytes(self, value: Any, parameters: Any, rows: Sequence[Row]) -> int:
         told = 1 + parameters.top_n_tokens if parameters.return_details else 0
         own = rows[0].new_tokens * (_TOKEN_BYTES + told * _TOLD_BYTES)
+        if rows[0].parameters.prompt_logprobs is not None:
+            own += rows[0].tokens * (1 + rows[0].parameters.prompt_logprobs) * _TOLD_BYTES
         return rows[0].answers * (own + self.repeated_bytes(value, parameters))
 
     def repeated_bytes(self, value: Any, parameters: Any) -> int:
@@ -296,6 +210,12 @@ class Generative(Task):
 
     def _generated(self, rows: Sequence[Row], between: Between) -> list[list[Tokens]]:
         settings: GenerationSettings = rows[0].parameters
+        if settings.prompt_logprobs is not None and self.loaded.runtime.ranks is not None:
+            raise InvalidParameter(
+                "A model that is sliced over GPUs does not tell its prompts' log-probabilities.",
+                "Leave it out, or serve the model on one GPU.",
+                where="parameters.prompt_logprobs",
+            )
         config, seed = self.generation_config(settings)
         batch = self._pad(rows, self.loaded.device)
         if self.rotary:
@@ -303,6 +223,8 @@ class Generative(Task):
         start = 1 if self.encoder_decoder else batch["input_ids"].shape[1]
         constraint, count = settings.constraint, settings["num_return_sequences"]
         own = [] if constraint is None else [self.grammars.start(constraint) for _ in range(count)]
+        config = self._ending_at(config, settings)
+        processors = self._processors(config, settings, own, start)
         watch = BatchStreamer(self, rows, start, settings["num_beams"] > 1, between, own)
         with torch.inference_mode(), self._random_numbers(seed) if config.do_sample else nullcontext():
             if settings.details is not None:
@@ -313,16 +235,49 @@ class Generative(Task):
                 generation_config=config,
                 stopping_criteria=StoppingCriteriaList([watch]),
                 **({"tokenizer": self.tokenizer} if config.stop_strings else {}),
-                **({"logits_processor": [GrammarProcessor(self.grammars, own)]} if own else {}),
+                logits_processor=processors,
             )
         sequences = made if settings.details is None else made.sequences
         made_ids = zip(sequences[:, start:].tolist(), watch.lengths, strict=True)
-        answers = [until_end(tokens[:length], self.eos) for tokens, length in made_ids]
+        answers = [until_end(tokens[:length], [*self.eos, *settings.stop_ids]) for tokens, length in made_ids]
         if settings.details is not None:
             chances = logprobs_of(made, start, settings.details)
             answers = [ScoredTokens(tokens, own[: len(tokens)]) for tokens, own in zip(answers, chances, strict=True)]
         each = len(answers) // len(rows)
-        return [answers[i : i + each] for i in range(0, len(answers), each)]
+        found = [answers[i : i + each] for i in range(0, len(answers), each)]
+        if settings.prompt_logprobs is not None:
+            self._score_prompts(rows, found, settings.prompt_logprobs, between)
+        return found
+
+    def _score_prompts(self, rows: Sequence[Row], found: list[list[Tokens]], most: int, between: Between) -> None:
+        """Note the log-probabilities of prompts with their answers."""
+        for row, output in zip(rows, found, strict=True):
+            scored = prompt_logprobs(self.model, row.features["input_ids"], most, between)
+            for tokens in output:
+                if isinstance(tokens, ScoredTokens):
+                    tokens.prompt = scored
+
+    def _ending_at(self, config: GenerationConfig, settings: GenerationSettings) -> GenerationConfig:
+        """The config with the row's own tokens that end a text, and no penalty that is applied elsewhere."""
+        if not settings.stop_ids and not settings.adjustments:
+            return config
+        config = copy.deepcopy(config)
+        config.eos_token_id = [*self.eos, *settings.stop_ids] or None
+        return config
+
+    def _processors(
+        self, config: GenerationConfig, settings: GenerationSettings, own: list[Grammar], start: int
+    ) -> LogitsProcessorList:
+        """What `generate` does to logits beside its config, in the order of the slots' sampler."""
+        found = LogitsProcessorList()
+        if settings.adjustments:
+            found.append(AdjustmentsProcessor(settings.adjustments, start))
+            penalty, config.repetition_penalty = config.repetition_penalty or 1.0, 1.0  # behind them, on slots too
+            if penalty != 1.0:
+                found.append(RepetitionPenaltyLogitsProcessor(penalty))
+        if own:
+            found.append(GrammarProcessor(self.grammars, own))
+        return found
 
     def generation_config(self, settings: GenerationSettings) -> tuple[GenerationConfig, int | None]:
         """The model's generation config with a row's settings (read-only), and the seed of a sampled row."""

@@ -9,6 +9,7 @@ from scoring.schema.requests import TextGenerationParameters
 from scoring.schema.structured import constraint_of
 from scoring.strict_json.body import text_bytes
 from scoring.tasks.generation import Generative, Tokens
+from scoring.tasks.generation_parameters import last_of
 
 _MESSAGE_BYTES = 40  # of a message's JSON beside its content
 
@@ -23,7 +24,7 @@ class TextGeneration(Generative):
         return text_bytes(value) if parameters.return_full_text else 0
 
     def encode(self, value: str, parameters: TextGenerationParameters, item: int) -> list[Row]:
-        tokens = self.call_tokenizer(value)["input_ids"]
+        tokens = last_of(self.call_tokenizer(value)["input_ids"], parameters)
         return self.generation_rows(tokens, parameters, item, Bound(constraint_of(parameters)))
 
     def decode(

@@ -1,7 +1,6 @@
 """text-ranking: how well texts answer a query, by a cross-encoder or by a decoder that writes yes or no."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -9,12 +8,13 @@ import torch
 
 from scoring.config import Limits
 from scoring.engine.row import Row
-from scoring.errors import InvalidParameter, LoadError, RequestError
+from scoring.errors import InvalidParameter, LoadError
 from scoring.model.loaded import Loaded
 from scoring.schema.requests import MOST_EMBEDDED, TextPair
 from scoring.schema.retrieval import QueryTexts, RankingParameters
 from scoring.sentence.ranker import Ranker
 from scoring.strict_json.body import NUMBER_BYTES, text_bytes
+from scoring.tasks.base import placed
 from scoring.tasks.pair_prompt import PairPrompt
 from scoring.tasks.sequence_head import SequenceHead
 
@@ -51,7 +51,7 @@ class TextRanking(SequenceHead):
         ]
 
     def _encoded(self, query: str, text: str, parameters: RankingParameters, item: int, place: str) -> list[Row]:
-        with _placed(f"inputs[{item}]", place):
+        with placed(f"inputs[{item}]", place):
             text, shortened = self._shortened(text, parameters.max_tokens_per_doc)
             if self._prompt is not None:
                 row = self.row(self._judged(query, text, parameters, item), item)
@@ -128,14 +128,3 @@ def _pairs(value: Value) -> Iterator[tuple[str, str]]:
         yield value.text, value.text_pair or ""
     else:
         yield value[0], value[1]
-
-
-@contextmanager
-def _placed(whole: str, place: str) -> Iterator[None]:
-    """Name the text in errors that name its input only."""
-    try:
-        yield
-    except RequestError as error:
-        if error.where in ("", whole):
-            error.where = whole + place
-        raise

@@ -10,6 +10,7 @@ from torch import Tensor
 from scoring.decoder.decoder import Decoder
 from scoring.decoder.kv_cache import SamplingParams
 from scoring.decoder.pending import Pending
+from scoring.decoder.sampler import Added
 from scoring.distributed.tp_group import TensorParallelGroup
 from scoring.errors import RankLost
 from scoring.tensor_parallel.workers import Workers
@@ -65,10 +66,10 @@ class SlicedDecoder(Decoder):
         with self._together("prefill_many", parts=[(slot, list(ids)) for slot, ids in parts]):
             return super().prefill_many(parts)
 
-    def sample(self, slots: Sequence[int], masks: Tensor | None = None) -> Pending:
+    def sample(self, slots: Sequence[int], masks: Tensor | None = None, added: Added = ()) -> Pending:
         self.open_logits(slots)
-        with self._together("sample", slots=list(slots)):  # the others take this rank's tokens, and need no masks
-            return _Watched(super().sample(slots, masks), self._ranks)
+        with self._together("sample", slots=list(slots)):  # the others take this rank's tokens, and need no more
+            return _Watched(super().sample(slots, masks, added), self._ranks)
 
     def step(self, slots: Sequence[int]) -> Pending:
         self._check_step(slots)

@@ -114,10 +114,13 @@ MODELS = {
     "embed": ("bert", "sentence-embeddings"),
     "tools": ("qwen2", "conversational"),
     "rerank": ("bert", "text-ranking"),
+    "alike": ("bert", "sentence-similarity"),
 }
 
 #: Further names of models: the first is given at generation, the others when it is served.
-ALIASES = {"embed": ("vectors", "org/embed-1", "text-embedding-3-small"), "chat": (), "gpt2": (), "tools": ()}
+ALIASES: dict[str, tuple[str, ...]] = dict.fromkeys(MODELS, ()) | {
+    "embed": ("vectors", "org/embed-1", "text-embedding-3-small")
+}
 
 
 @pytest.fixture(scope="session")

@@ -178,3 +178,19 @@ def test_the_garbage_collector_leaves_a_loaded_model_alone() -> None:
     finally:
         gc.unfreeze()
         gc.set_threshold(*before)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_garbage_collector_leaves_what_a_start_imports_alone(enabled: bool) -> None:
+    before = gc.isenabled()
+    try:
+        (gc.enable if enabled else gc.disable)()
+        with pytest.raises(ImportError), entry._importing():
+            assert not gc.isenabled()
+            kept = [object]
+            raise ImportError
+        assert gc.isenabled() is enabled
+        assert not any(kept is each for each in gc.get_objects(generation=0))
+    finally:
+        gc.unfreeze()
+        (gc.enable if before else gc.disable)()

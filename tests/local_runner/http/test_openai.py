@@ -1,8 +1,7 @@
 """The official OpenAI client, unmodified, against real bundles of tiny models."""
 
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -18,20 +17,6 @@ from local_runner.protos import inference_pb2, inference_pb2_grpc, scoring_pb2, 
 
 Base = Callable[[str], str]
 HELLO: Any = [{"role": "user", "content": "the quick brown fox"}]
-
-
-@pytest.fixture
-def base(real: Callable[[str], Runner]) -> Base:
-    """`base(name)` gives the base URL of the runner of that name."""
-    return lambda name: f"http://{LOOPBACK}:{real(name).http_port}"
-
-
-@pytest.fixture
-def client(base: Base) -> Iterator[Callable[[str], openai.OpenAI]]:
-    with ExitStack() as stack:
-        yield lambda name: stack.enter_context(
-            openai.OpenAI(base_url=base(name) + "/v1", api_key="none", max_retries=0, timeout=60)
-        )
 
 
 @pytest.fixture
@@ -321,10 +306,21 @@ REFUSED: list[tuple[str, dict[str, Any], str, str | None]] = [
     ("gpt2", {}, "The prompt must be a text", "prompt"),
     ("gpt2", {"prompt": "a", "temperature": 900}, "less than or equal to 100", "temperature"),
     ("gpt2", {"prompt": "a", "logprobs": 21}, "logprobs is a number from 0 to 20.", "logprobs"),
-    ("gpt2", {"prompt": "a", "logprobs": 1, "echo": True}, "The prompt's own log-probabilities are not told.", "echo"),
+    ("gpt2", {"prompt": "a", "logprobs": 1, "echo": True, "stream": True}, "are not streamed.", "echo"),
+    ("gpt2", {"prompt": "a", "prompt_logprobs": 1, "stream": True}, "are not streamed.", "prompt_logprobs"),
+    ("gpt2", {"prompt": "a", "prompt_logprobs": 1, "echo": True, "logprobs": 1}, "already", "prompt_logprobs"),
+    ("gpt2", {"prompt": "a", "min_tokens": 30, "max_tokens": 3}, "min_tokens is 30", "min_tokens"),
+    ("gpt2", {"prompt": "a", "best_of": 3}, "best_of is not served here.", "best_of"),
+    ("chat", {"messages": HELLO, "logit_bias": {"77777": 1}}, "The model has no token 77777.", "logit_bias"),
+    (
+        "chat",
+        {"messages": HELLO, "continue_final_message": True, "add_generation_prompt": True},
+        "has no answer behind it",
+        "continue_final_message",
+    ),
     ("chat", {"messages": HELLO, "top_logprobs": 2}, "top_logprobs needs logprobs.", "top_logprobs"),
     ("chat", {"messages": HELLO, "logprobs": "yes"}, '"logprobs" must be true or false.', "logprobs"),
-    ("gpt2", {"prompt": "a", "presence_penalty": 0.5}, "presence_penalty is not served here.", "presence_penalty"),
+    ("gpt2", {"prompt": "a", "presence_penalty": 2.5}, "less than or equal to 2", "presence_penalty"),
     ("gpt2", {"prompt": "a", "best_off": 1}, "Unknown parameter 'best_off'.", "best_off"),
     ("gpt2", {"prompt": "a", "max_tokens": 10**6}, "max_tokens is 1000000, but", "max_tokens"),
     ("gpt2", {"prompt": "a", "max_completion_tokens": 10**6}, "max_completion_tokens is", "max_completion_tokens"),

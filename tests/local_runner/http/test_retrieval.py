@@ -68,6 +68,23 @@ def test_scores_of_one_text_with_each_and_text_by_text(http: httpx.Client) -> No
     assert cut.status_code == 200
 
 
+def test_vectors_are_compared_where_the_task_is_to(real: Callable[[str], Runner]) -> None:
+    with httpx.Client(base_url=f"http://127.0.0.1:{real('alike').http_port}", timeout=60) as http:
+        expected = score(http, {"source_sentence": QUERY, "sentences": TEXTS})
+        told = http.post("/v1/score", json={"text_1": QUERY, "text_2": TEXTS}).json()
+        assert_agree([each["score"] for each in told["data"]], expected)
+        told = http.post("/v1/score", json={"text_1": [QUERY] * len(TEXTS), "text_2": TEXTS}).json()
+        assert_agree([each["score"] for each in told["data"]], expected)
+        told = http.post("/v1/rerank", json={"query": QUERY, "documents": [*TEXTS, LONG], "top_n": 2}).json()
+        best = score(http, {"source_sentence": QUERY, "sentences": [*TEXTS, LONG]}, truncation=True)
+        order = sorted(range(len(best)), key=lambda number: -best[number])[:2]
+        assert [each["index"] for each in told["results"]] == order
+        assert told["meta"]["warnings"] == ["Documents were cut at the context length."]
+        refused = http.post("/v1/rerank", json={"query": QUERY, "documents": ["a", ""], "top_n": 2})
+        assert refused.json()["error"]["param"] == "documents[1]"
+        assert http.post("/v1/rerank", json={"query": "a", "documents": ["a"], "top_n": 0}).status_code == 400
+
+
 @pytest.mark.parametrize(
     ("path", "changes", "status", "param"),
     [

@@ -31,6 +31,11 @@ from mii_azure.sdk.typed_request import json_of, payload_of, read_json
             },
         ),
         (
+            "sentence-similarity",
+            ["a", "b", "source_sentence=c"],
+            {"inputs": {"source_sentence": "c", "sentences": ["a", "b"]}},
+        ),
+        (
             "text-ranking",
             ["a", "b", "query=Who?", "top_k=1"],
             {"inputs": {"query": "Who?", "texts": ["a", "b"]}, "parameters": {"top_k": 1}},

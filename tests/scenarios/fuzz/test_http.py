@@ -20,7 +20,16 @@ from tests.scoring.conftest import Served
 
 Tiny = Callable[[str, str], Path]
 
-BODIES = ("/score", "/", "/v1/completions", "/v1/chat/completions", "/v1/embeddings", f"/v2/models/{NAME}/infer")
+BODIES = (
+    "/score",
+    "/",
+    "/v1/completions",
+    "/v1/chat/completions",
+    "/v1/responses",
+    "/v1/embeddings",
+    "/generate",
+    f"/v2/models/{NAME}/infer",
+)
 pytestmark = pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisWarning")
 
 

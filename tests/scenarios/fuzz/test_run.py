@@ -24,6 +24,8 @@ FAMILIES = {
     "sentence-embeddings": "bert",
     "feature-extraction": "bert",
     "text-ranking": "bert",
+    "sentence-similarity": "bert",
+    "zero-shot-classification": "bert",
     "conversational": "llama",
     "summarization": "bart",
     "translation": "t5",

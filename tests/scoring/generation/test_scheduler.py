@@ -4,85 +4,22 @@ from __future__ import annotations
 
 import json
 import random
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-import torch
 
 from scoring.config import Limits
 from scoring.decoder.chunk_size import CHUNKS
 from scoring.decoder.decoder import Decoder
 from scoring.decoder.prompt_cost import PromptCost
-from scoring.engine.row import Row
-from scoring.errors import NotReady
 from scoring.generation.scheduler import Scheduler
 from tests.conftest import Tiny
 from tests.scoring.conftest import Served
 from tests.scoring.generating import PROMPTS, continuation
+from tests.scoring.generation.slots import LONG, SLOTS, TASK, Ask, Steps, forever, rows, slotted
 from tests.waiting import until
-
-TASK = "text-generation"
-SLOTS = 4
-LONG = "Once upon a time there was a king who wanted to know everything about stars. " * 2
-
-Ask = dict[str, Any]
-
-
-def slotted(folder: Path, tokens: int = 0, **limits: Any) -> Served:
-    served = Served(folder, TASK, Limits(**limits))
-    loaded = served.service.loaded
-    loaded.runtime.decoder = Decoder(loaded.model, SLOTS, loaded.context_length, tokens=tokens)
-    return served
-
-
-@pytest.fixture
-def gpt2(tiny: Tiny) -> Iterator[Served]:
-    served = slotted(tiny("gpt2", TASK))
-    yield served
-    assert served.service.drain(20)
-
-
-class Steps:
-    """Counts the decoder's steps and notes which slots each advanced; `hold` keeps the thread before a step."""
-
-    def __init__(self, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.batches: list[list[int]] = []
-        self.prompts: list[list[int]] = []  # per prefill, the tokens of each slot
-        self.go = threading.Event()
-        self.go.set()
-        self.poison = -1  # a slot whose steps fail
-        decoder = served.service.loaded.runtime.decoder
-        step, prefill = decoder.step, decoder.prefill_many
-
-        def spy(slots: Any) -> Any:
-            self.batches.append(list(slots))
-            assert self.go.wait(30)
-            if self.poison in slots:
-                raise RuntimeError("secret of the house")
-            return step(slots)
-
-        def spy_prefill(parts: Any) -> Any:
-            self.prompts.append([len(ids) for _, ids in parts])
-            return prefill(parts)
-
-        monkeypatch.setattr(decoder, "step", spy)
-        monkeypatch.setattr(decoder, "prefill_many", spy_prefill)
-
-
-def rows(served: Served, text: str, **parameters: Any) -> list[Row]:
-    task = served.service.task
-    return task.encode(text, task.schema.parse_parameters(parameters), 0)
-
-
-def forever(served: Served) -> Row:
-    """A row that generates a hundred tokens."""
-    [row] = rows(served, "The", max_new_tokens=100, ignore_eos=True)
-    return row
-
 
 # -- answers -------------------------------------------------------------------------------------------------------
 
@@ -297,204 +234,6 @@ def test_capacity_in_tokens_bounds_what_runs_and_none_is_overtaken(gpt2: Served)
     while slots.active:
         slots.step()
     assert slots.fits(large)
-
-
-# -- beside other rows, failures, bounds ------------------------------------------------------------------------------
-
-
-def test_beams_and_slots_take_turns(gpt2: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    turns: list[str] = []
-    model, decoder = gpt2.service.loaded.model, gpt2.service.loaded.runtime.decoder
-    forward, step = model.forward, decoder.step
-
-    def spy(*args: Any, **kwargs: Any) -> Any:
-        turns.append("generate")
-        return forward(*args, **kwargs)
-
-    def spy_step(slots: Any) -> Any:
-        turns.append("slots")
-        return step(slots)
-
-    monkeypatch.setattr(model, "forward", spy)
-    monkeypatch.setattr(decoder, "step", spy_step)
-    engine = gpt2.service.engine
-    running = engine.submit([forever(gpt2)])
-    beams = engine.submit(rows(gpt2, "Hello", num_beams=2, max_new_tokens=20, min_new_tokens=20))
-    assert beams.future.result(20)
-    assert not running.future.done()
-    running.future.result(20)
-    first, last = turns.index("generate"), len(turns) - turns[::-1].index("generate")
-    during = turns[first:last]
-    assert "".join(turn[0] for turn in during).count("gg") <= 1
-    assert "".join(turn[0] for turn in during).count("ss") == 0
-
-
-def useless(**_: Any) -> Any:
-    """Make a row fail without slots too, which shows that the row is to blame."""
-    raise RuntimeError("no answer")
-
-
-def test_a_row_whose_step_fails_fails_alone(
-    gpt2: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    steps = Steps(gpt2, monkeypatch)
-    wanted = gpt2.ok("Hello", max_new_tokens=12)
-    monkeypatch.setattr(gpt2.service.loaded.model, "generate", useless)
-    steps.poison = 1
-    steps.go.clear()
-    seen = len(steps.batches)
-    with ThreadPoolExecutor(3) as pool:
-        first: Future[Any] = pool.submit(gpt2, {"inputs": "Hello", "parameters": {"max_new_tokens": 12}})
-        until(lambda: len(steps.batches) > seen)
-        second = pool.submit(gpt2, {"inputs": "The", "parameters": {"max_new_tokens": 12}})
-        until(lambda: len(gpt2.service.engine._waiting) == 1)
-        steps.go.set()
-        assert first.result(20) == (200, wanted)
-        status, answer = second.result(20)
-    assert (status, answer["error"]["code"]) == (500, "internal")
-    assert "secret" not in json.dumps(answer)
-    assert "secret of the house" in caplog.text
-    steps.poison = -1
-    assert gpt2.ok(["Hello"] * SLOTS, max_new_tokens=12) == [wanted] * SLOTS
-
-
-def test_a_prompt_that_fails_fails_alone(gpt2: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = [gpt2.ok(text, max_new_tokens=5) for text in ("Hello", "12")]
-    decoder = gpt2.service.loaded.runtime.decoder
-    poison = rows(gpt2, "The", max_new_tokens=5)[0].features["input_ids"]
-    prefill = decoder.prefill_many
-
-    def failing(parts: Any) -> Any:
-        if any(list(ids) == poison for _, ids in parts):
-            raise ValueError("no number")
-        return prefill(parts)
-
-    monkeypatch.setattr(decoder, "prefill_many", failing)
-    monkeypatch.setattr(gpt2.service.loaded.model, "generate", useless)
-    with ThreadPoolExecutor(3) as pool:
-        ask: list[Ask] = [{"inputs": text, "parameters": {"max_new_tokens": 5}} for text in ("Hello", "The", "12")]
-        statuses = list(pool.map(gpt2, ask))
-    assert [status for status, _ in statuses] == [200, 500, 200]
-    assert [statuses[0][1], statuses[2][1]] == wanted
-
-
-def test_a_step_that_runs_out_of_memory_is_halved(gpt2: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = [gpt2.ok(text, max_new_tokens=6) for text in ("Hello", "12", "The", "a")]
-    steps = Steps(gpt2, monkeypatch)
-    decoder = gpt2.service.loaded.runtime.decoder
-    step, prefill = decoder.step, decoder.prefill_many
-
-    def full(slots: Any) -> Any:
-        if len(slots) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        return step(slots)
-
-    def full_prefill(parts: Any) -> Any:
-        if len(parts) > 3:
-            raise MemoryError
-        return prefill(parts)
-
-    monkeypatch.setattr(decoder, "step", full)
-    monkeypatch.setattr(decoder, "prefill_many", full_prefill)
-    assert gpt2.ok(["Hello", "12", "The", "a"], max_new_tokens=6) == wanted
-    assert {len(batch) for batch in steps.batches} == {2}
-    assert [len(parts) for parts in steps.prompts] == [2, 2]
-
-
-def test_a_prompt_too_large_for_the_memory_comes_in_smaller_pieces(
-    gpt2: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wanted = gpt2.ok(LONG, max_new_tokens=6)
-    decoder = gpt2.service.loaded.runtime.decoder
-    decoder.evict(0)  # what it holds is not used again
-    prefill = decoder.prefill_many
-    taken: list[int] = []
-
-    def full(parts: Any) -> Any:
-        if (tokens := sum(len(ids) for _, ids in parts)) > 20:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        taken.append(tokens)
-        return prefill(parts)
-
-    monkeypatch.setattr(decoder, "prefill_many", full)
-    [row] = rows(gpt2, LONG, max_new_tokens=6)
-    assert gpt2.ok(LONG, max_new_tokens=6) == wanted
-    assert sum(taken) == row.tokens
-    assert len(taken) > 1
-
-
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
-def test_a_row_on_slots_that_does_not_fit_the_memory_fails_alone(
-    gpt2: Served, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    wanted = gpt2.ok("Hello", max_new_tokens=12)
-    [hello] = rows(gpt2, "Hello", max_new_tokens=12)
-    decoder = gpt2.service.loaded.runtime.decoder
-    prefill = decoder.prefill_many
-    limit = hello.tokens
-
-    def full(parts: Any) -> Any:
-        if any(len(ids) > limit for _, ids in parts):
-            raise error
-        return prefill(parts)
-
-    monkeypatch.setattr(decoder, "prefill_many", full)
-    monkeypatch.setattr("scoring.generation.scheduler._LEAST_PROMPT", 10**6)
-    [large] = rows(gpt2, LONG, max_new_tokens=12)
-    with ThreadPoolExecutor(2) as pool:
-        ask: list[Ask] = [{"inputs": text, "parameters": {"max_new_tokens": 12}} for text in ("Hello", LONG)]
-        fits, refused = pool.map(gpt2, ask)
-    assert fits == (200, wanted)
-    status, answer = refused
-    assert (status, answer["error"]["code"]) == (413, "payload_too_large")
-    assert f"{large.footprint} tokens do not fit" in answer["error"]["message"]
-    assert f"up to {hello.footprint} tokens have been served" in answer["error"]["message"]
-    limit = 0
-    reply = gpt2.service.answer(json.dumps({"inputs": "Hello", "parameters": {"max_new_tokens": 12}}))
-    assert (reply.status, reply.headers) == (503, {"Retry-After": "1"})
-    assert b"device_full" in reply.body  # type: ignore[operator]
-    limit = hello.tokens
-    assert gpt2.ok("Hello", max_new_tokens=12) == wanted
-
-
-def test_a_full_queue_is_429_while_the_slots_run(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    served = slotted(tiny("gpt2", TASK), queue_size=3)
-    steps = Steps(served, monkeypatch)
-    steps.go.clear()
-    running = served.service.engine.submit([forever(served) for _ in range(SLOTS)])
-    until(lambda: len(steps.batches) == 1)
-    waiting = served.service.engine.submit([forever(served) for _ in range(3)])
-    status, answer = served({"inputs": "a"})
-    assert (status, answer["error"]["code"]) == (429, "overloaded")
-    assert served.service.engine.depth() == SLOTS + 3
-    steps.go.set()
-    assert [len(job.future.result(30)) for job in (running, waiting)] == [SLOTS, 3]
-    assert served.service.drain(20)
-
-
-def test_a_timeout_frees_the_slot(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    served = slotted(tiny("gpt2", TASK), request_timeout_s=0.2)
-    steps = Steps(served, monkeypatch)
-    steps.go.clear()
-    status, answer = served({"inputs": "The", "parameters": {"max_new_tokens": 100, "ignore_eos": True}})
-    assert (status, answer["error"]["code"]) == (504, "request_timeout")
-    steps.go.set()
-    until(lambda: served.service.engine.depth() == 0)
-    assert len(steps.batches) <= 2
-
-
-def test_draining_finishes_what_is_on_slots(gpt2: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = Steps(gpt2, monkeypatch)
-    engine = gpt2.service.engine
-    steps.go.clear()
-    job = engine.submit([forever(gpt2) for _ in range(SLOTS + 1)])
-    until(lambda: len(steps.batches) == 1)
-    assert not engine.drain(0.05)
-    with pytest.raises(NotReady):
-        engine.submit([forever(gpt2)])
-    steps.go.set()
-    assert engine.drain(20)
-    assert [len(output[0]) for output in job.future.result(0)] == [100] * (SLOTS + 1)
 
 
 # -- what is told ----------------------------------------------------------------------------------------------------

