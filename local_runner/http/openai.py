@@ -82,7 +82,7 @@ class _Form:
     def __init__(self, prefix: str, kind: str, key: str, sent: dict[str, Any]) -> None:
         self.chat = prefix == "chatcmpl"
         self.key = key
-        self._scored = sent.get("logprobs") not in (None, False)
+        self._scored = sent.get("logprobs") is not None and sent["logprobs"] is not False  # 0 asks for them
         self._prompt_scored = sent.get("prompt_logprobs") is not None
         self.head = {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time())}
 
