@@ -223,6 +223,12 @@ def serve(bundle: Bundle, **given: Any) -> None:
     os.execve(sys.executable, command, {**os.environ, "PYTHONSAFEPATH": "1"})  # noqa: S606
 
 
+Tokens = Annotated[
+    int, _flag("tokens", "Ask for so many tokens, and let plain transformers judge them; 1,000 see most faults.")
+]
+Suspects = Annotated[str, _flag("suspects", "Comma-separated NAME=FOLDER: adapters or models that may serve instead.")]
+
+
 @app.command()
 def parity(
     bundle: Bundle,
@@ -233,12 +239,8 @@ def parity(
     load: Annotated[
         int, _flag("load", "Ask again with so many requests in flight; answers must stay what they were alone.")
     ] = 0,
-    tokens: Annotated[
-        int, _flag("tokens", "Ask for so many tokens, and let plain transformers judge them; 1,000 see most faults.")
-    ] = 0,
-    suspects: Annotated[
-        str, _flag("suspects", "Comma-separated NAME=FOLDER: adapters or models that may serve instead.")
-    ] = "",
+    tokens: Tokens = 0,
+    suspects: Suspects = "",
     api_key_file: serving.ApiKeyFile = None,
     output: Annotated[Path | None, _flag("output", "Write the verdict to this file as JSON, too.")] = None,
     subscription: Subscription = None,

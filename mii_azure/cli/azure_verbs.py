@@ -148,19 +148,10 @@ def rollout(
         print_json({"traffic": traffic}) if as_json else out.print(f"traffic: {traffic}", soft_wrap=True)
         return
 
-    gate = Allowed(max_errors, max_slower) if watch else None
+    options: dict[str, Any] = {"hold_s": hold, "parity": not skip_parity, "tokens": tokens, "require": require}
+    options |= {"keep_old": keep_old, "watch": Allowed(max_errors, max_slower) if watch else None}
     with _azure(subscription, resource_group, workspace) as client:
-        done = run(
-            bundle,
-            client,
-            hold_s=hold,
-            parity=not skip_parity,
-            keep_old=keep_old,
-            watch=gate,
-            tokens=tokens,
-            require=require,
-            say=_say,
-        )
+        done = run(bundle, client, say=_say, **options)
     if as_json:
         print_json(asdict(done))
         return

@@ -48,8 +48,6 @@ def parity(
     digest, settings = _identity(folder)
     targets = targets or targets_of(folder)
     check_targets(targets, 1 if tokens else 2)
-    if load < 0:
-        raise SpecError(f"No {load} requests can be in flight.", "Give the number of clients, or 0 for none.")
     run = _Run(settings, load, tokens, progress)
     if requests:
         run.sent = read_requests(Path(requests))
@@ -79,6 +77,8 @@ class _Run:
     """Run in progress: what is asked, and what was replied so far."""
 
     def __init__(self, settings: dict[str, Any], load: int, tokens: int, progress: Progress) -> None:
+        if load < 0:
+            raise SpecError(f"No {load} requests can be in flight.", "Give the number of clients, or 0 for none.")
         self._settings, self._load, self._progress = settings, load, progress
         self._context = int(settings["limits"]["context_length"])
         self._probes = probes_for(settings["task"], tokens, self._context) if tokens else []
