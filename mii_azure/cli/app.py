@@ -94,6 +94,7 @@ def plan(
     context: typer.Context,
     file: derived.SpecFile = None,
     rank: Annotated[bool, _flag("rank", "Rank the instance types: fit, speed, quota and cost.")] = False,
+    compare: Annotated[bool, _flag("compare", "Set the ways to serve it side by side: limits, price, proof.")] = False,
     verbose: Annotated[bool, _flag("verbose", "Also tell of each pass; with --rank, of every instance type.")] = False,
     prices: price_verbs.PriceFile = None,
     utilisation: price_verbs.Utilisation = 0.5,
@@ -116,6 +117,9 @@ def plan(
         price_verbs.show_ranked(
             prices=prices, as_json=as_json, verbose=verbose, utilisation=utilisation, batch=batch, **asked
         )
+        return
+    if compare:
+        price_verbs.show_compared(prices=prices, as_json=as_json, **asked)
         return
     known = price_verbs.known(prices)
     made = make(**asked)

@@ -102,7 +102,7 @@ class _Run:
         """Send a target every request, alone and under load, and the probes."""
         metadata = target.metadata()
         context = int(metadata.get("context_length", self._context))
-        self.sent = self.sent or edge_requests(self._settings["task"], context)
+        self.sent = self.sent or edge_requests(self._settings["task"], context, _beside(self._settings))
         self.say(f"asking {name} {len(self.sent)} requests")
         taken = [target.takes(request.body) for request in self.sent]
         replies = [
@@ -136,6 +136,11 @@ class _Run:
     def _precision(self, metadata: Mapping[str, Any]) -> str:
         """What bounds margins: the format that the bundle asks for, not another one that a target tells of."""
         return "int8" if metadata.get("precision") == "int8" else str(self._settings["dtype"])
+
+
+def _beside(settings: Mapping[str, Any]) -> list[str]:
+    """Names of the adapters beside the model of a bundle, by its settings."""
+    return [each["name"] for each in settings.get("adapters", []) if not each["merged"]]
 
 
 def _bare(reply: "TargetReply") -> Reply:
