@@ -23,12 +23,12 @@ import mii_azure
 from benchmarks.common import revision, table, write
 from local_runner.targets.load import TargetReply
 from local_runner.targets.targets import Target, make_target
+from mii_azure.model.packaged import packaged_model
 from mii_azure.verdict.tokens.judge import TokenVerdict, ask, judge, probes_for
 from mii_azure.verdict.tokens.margins import pick_scores
 from mii_azure.verdict.tokens.probes import NEW_TOKENS
 from mii_azure.verdict.tokens.reference import ReferenceModel
 from scoring.telemetry.versions import versions
-from tools.packaged_models import packaged_model
 
 TASK = "conversational"
 TOKENS = 1000
