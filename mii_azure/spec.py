@@ -105,7 +105,11 @@ class Spec(AzureOptions):
     ] = Field(True, description="Compute the beginning that prompts share once.")
     speculation: Speculation = Field(
         "auto",
-        description="auto, ngram or off: several tokens a step where a text repeats itself; auto: on GPUs.",
+        description="auto, ngram, draft or off: several tokens a step, of what a text repeats or of the draft model;"
+        " auto: of the draft model, else on GPUs.",
+    )
+    draft_model: str | None = Field(
+        None, min_length=1, description="Folder of a small model with the same vocabulary, which drafts tokens."
     )
     adapter: str | None = Field(
         None, min_length=1, description="Folder of a PEFT LoRA adapter, merged into the weights at generation."
@@ -170,6 +174,16 @@ class Spec(AzureOptions):
                 "an adapter is merged into weights as they were trained: generate with adapter first, then"
                 " with quantise from that bundle's model/"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _draft(self) -> Self:
+        if self.draft_model and self.task not in CACHED_TASKS:
+            raise ValueError(f"only {' and '.join(CACHED_TASKS)} are drafted; leave out draft_model")
+        if self.draft_model and self.speculation not in ("auto", "draft"):
+            raise ValueError(f"with speculation {self.speculation} nothing reads a draft model; leave one of them out")
+        if self.speculation == "draft" and not self.draft_model:
+            raise ValueError("speculation draft needs a draft_model")
         return self
 
     @property

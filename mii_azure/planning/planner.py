@@ -6,6 +6,7 @@ from mii_azure.errors import NotAvailable, SpecError
 from mii_azure.hardware.skus import find_sku
 from mii_azure.model.adapters import Adapter, merged_adapter, require_base, targets
 from mii_azure.model.consistency import check_consistency
+from mii_azure.model.draft import FOLDER, draft_folder, read_draft, require_same_vocabulary
 from mii_azure.model.families import Options, family_named, find_task
 from mii_azure.model.folder import stored_tensors
 from mii_azure.model.profile import Profile, profile, task_check, task_options
@@ -47,7 +48,7 @@ def plan_spec(spec: Spec) -> Plan:
     facts = as_embedder(facts, found, sentence_model(found, task, spec.allow_pickle), task)
     adapters = _adapters(spec, found, facts)
     options = {**task_options(found, task), **spec.languages}
-    planned = make_plan(spec, quantization.as_asked(spec, found, facts), options)
+    planned = make_plan(spec, quantization.as_asked(spec, found, facts), options, _draft(spec, found))
     return _with_adapters(planned, adapters) if adapters else planned
 
 
@@ -62,6 +63,20 @@ def _adapters(spec: Spec, found: Model, facts: Profile) -> list[Adapter]:
         for each in adapters:
             targets(each, stored, facts.family)
     return adapters
+
+
+def _draft(spec: Spec, found: Model) -> Profile | None:
+    """Draft model of a spec, compared with a model that is on disk; raises DraftUnusable."""
+    if not spec.draft_model:
+        return None
+    if found.source == "reference":
+        raise NotAvailable(
+            f"{spec.model} is not opened, so that no draft model can be put beside it.",
+            "Give the model's folder or hub id, or leave out draft_model.",
+        )
+    if found.folder:
+        require_same_vocabulary(found.folder, draft_folder(spec.draft_model))
+    return read_draft(spec.draft_model)
 
 
 def _with_adapters(planned: Plan, adapters: list[Adapter]) -> Plan:
@@ -81,14 +96,14 @@ def _with_adapters(planned: Plan, adapters: list[Adapter]) -> Plan:
     return planned.model_copy(update={"adapters": told, "decisions": (first, *reasons, *others)})
 
 
-def make_plan(spec: Spec, facts: Profile, options: Options) -> Plan:
-    """Derive every setting from the spec and the model's facts; does no I/O."""
-    work = Work(facts, family_named(facts.family, facts.kind), spec.task, demand_of(spec, facts))
+def make_plan(spec: Spec, facts: Profile, options: Options, draft: Profile | None = None) -> Plan:
+    """Derive every setting from the spec and the facts of the model and its draft model; does no I/O."""
+    work = Work(facts, family_named(facts.family, facts.kind), spec.task, demand_of(spec, facts), draft)
     placed = _place(spec, work)
     _require_used(spec, placed)
     sku, room, device = placed.sku, placed.room, device_of(placed.sku)
     # The size of an azureml: reference is not known: allow for the largest that the device holds.
-    begun = latency.start(facts.weight_bytes if facts.known else placed.memory.available, device)
+    begun = latency.start(work.stored_bytes if facts.known else placed.memory.available, device)
     wait = latency.longest_wait(work, placed)
     timeout = latency.request_timeout_ms(wait.seconds) if facts.known else limits.MAX_REQUEST_TIMEOUT_MS
     quota = latency.quota_cores(sku.cores, spec.instance_count, sku.skip_20_percent)
@@ -123,6 +138,7 @@ def make_plan(spec: Spec, facts: Profile, options: Options) -> Plan:
         passes=passes,
         decisions=(
             *rationale.of_model(work, options),
+            *rationale.of_draft(work, placed),
             *rationale.of_place(spec, work, placed),
             *([quantization.decision(facts, placed.dtype)] if facts.shipped else []),
             *rationale.of_serving(work, placed, bounds),
@@ -143,11 +159,17 @@ def _bounds(spec: Spec, room: Room, device: str) -> Limits:
         kv_cache_tokens=room.pool,
         memory_share=spec.memory_share or 0.0,
         speculation=spec.speculation,
+        draft_model=FOLDER if spec.draft_model else "",
     )
 
 
 def _require_used(spec: Spec, placed: Fit) -> None:
-    """Raise NotAvailable for a share of memory where no cache takes it."""
+    """Raise NotAvailable for a share of memory where no cache takes it, and a draft model that nothing reads."""
+    if spec.draft_model and placed.gpus > 1:
+        raise NotAvailable(
+            f"{spec.model} is put on {placed.gpus} GPUs of {placed.sku.name}, and several take no steps with drafts.",
+            "Leave out draft_model, or take an instance type whose GPU holds both.",
+        )
     if spec.memory_share and not placed.room.pool:
         raise NotAvailable(
             f"memory_share sizes a decoder's KV cache, and {spec.model} runs in batches on {placed.sku.name}.",

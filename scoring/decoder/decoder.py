@@ -87,6 +87,8 @@ class Decoder:
         self._logits: dict[int, Tensor] = {}  # of slots from which no token was picked yet
         self._constrained: set[int] = set()  # slots whose tokens `sample` picks
         self._drafts = drafts
+        self.draft: Decoder | None = None  # a small model's, which foretells tokens
+        self.draft_cost = 0.0  # of one of its steps, in steps of this decoder
         self.rounds = False  # drafts come beside int8 steps too: their tokens are then those of the 16-bit weights
         self._last = self._picked = torch.empty(0)
         self._drafted: Runs | None = None  # a step with drafts, until the lengths of its slots are known
@@ -280,6 +282,13 @@ class Decoder:
         self._unsettled.pop(slot, None)
         self._sync()
 
+    def rewind(self, slot: int, length: int) -> None:
+        """Forget a slot's tokens from position `length` on; `prefill` goes on from there.
+
+        Not where all layers have windows that are shorter than the slot's tokens, since their blocks are given up.
+        """
+        self.lengths[slot] = length
+
     @torch.inference_mode()
     def feed(self, slot: int, token: int) -> None:
         """Replace a slot's next input, for teacher forcing."""
@@ -301,12 +310,16 @@ class Decoder:
         """Compile and capture the step for batches of these sizes (default: every size up to the slots)."""
         if self._cuda is not None:
             self._cuda.warm_up(sizes)
+        if self.draft is not None:
+            self.draft.warm_up()
 
     @torch.inference_mode()
     def plan(self) -> None:
         """Prepare what libraries keep by thread: to be called on the one that will run this."""
         if self._cuda is not None:
             self._cuda.plan()
+        if self.draft is not None:
+            self.draft.plan()
 
     @property
     def prompt_cost(self) -> PromptCost | None:
