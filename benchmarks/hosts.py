@@ -31,7 +31,7 @@ def measure() -> dict[str, object]:
             passes_off=("cpu",),  # it times this machine at every start: hosts could run different models
             output=Path(folder) / "minilm",
         )
-        report = mii_azure.bench(bundle, requests=200, clients=8, progress=print, beside=[Echo(bundle)])
+        report = mii_azure.bench(bundle, count=200, clients=8, progress=print, beside=[Echo(bundle)])
     fields = report.model_dump(mode="json", exclude={"bundle"})
     return {
         **fields,

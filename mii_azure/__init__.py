@@ -6,12 +6,15 @@ Names are imported when first used, so that `import mii_azure` is instant.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from mii_azure.own_packages import put_first
 from mii_azure.version import __version__ as __version__
+
+put_first()
 
 if TYPE_CHECKING:
     from mii_azure.bundle.diff import diff as diff
     from mii_azure.bundle.prepare import prepare as prepare
-    from mii_azure.bundle.verify import verify_bundle as verify  # noqa: F401  (named apart from manifest.verify)
+    from mii_azure.bundle.verify import verify_bundle  # named apart from manifest.verify
     from mii_azure.checks.check import check as check
     from mii_azure.errors import MiiAzureError as MiiAzureError
     from mii_azure.planning.planner import plan as plan
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
     from mii_azure.spec import Spec as Spec
     from mii_azure.verdict.benchmark import bench as bench
     from mii_azure.verdict.parity import parity as parity
+    from mii_azure.verdict.sweep import sweep as sweep
+
+    verify = verify_bundle
 
 _NAMES = {
     "DeploymentType": "mii_azure.sdk.deployments:DeploymentType",
@@ -39,6 +45,7 @@ _NAMES = {
     "parity": "mii_azure.verdict.parity:parity",
     "plan": "mii_azure.planning.planner:plan",
     "prepare": "mii_azure.bundle.prepare:prepare",
+    "sweep": "mii_azure.verdict.sweep:sweep",
     "terminate": "mii_azure.sdk.deployments:terminate",
     "verify": "mii_azure.bundle.verify:verify_bundle",
 }

@@ -1,8 +1,9 @@
 """Spec, the one frozen input: the user's request, validated once."""
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypedDict
 
 from pydantic import (
     AfterValidator,
@@ -50,6 +51,13 @@ def check_name(name: str) -> str:
 def azure_name(name: str) -> str:
     """Name of the endpoint in Azure: the deployment's own, or `NAME-endpoint` (MII's form) if that is too short."""
     return name if len(name) >= NAME_LENGTH[0] else f"{name}-endpoint"
+
+
+def one_name(name: str | None, deployment_name: str | None) -> str:
+    """Name that was given by one of its two words; raises SpecError for none, or two."""
+    if (name is None) == (deployment_name is None):
+        raise SpecError("A deployment has one name.", "Give name; deployment_name, MII's word, means the same.")
+    return str(name if name is not None else deployment_name)
 
 
 def near_name(name: str) -> str:
@@ -213,11 +221,62 @@ class Spec(AzureOptions):
             raise ValueError("endpoints on Kubernetes take keys and aml_token, not aad_token; change auth_mode")
         return self
 
+    @model_validator(mode="before")
+    @classmethod
+    def _server_of_kaito(cls, given: Any) -> Any:
+        """The HTTP host for KAITO, whatever is given: Azure's server answers on another port than its service asks."""
+        return given | {"server": "http"} if isinstance(given, dict) and given.get("kind") == "kaito" else given
+
     @model_validator(mode="after")
     def _server(self) -> Self:
         if self.kind == "batch" and self.server != "azmlinfsrv":
             raise ValueError("a batch endpoint runs no HTTP server; leave out server")
+        if self.kind == "kaito" and self.instance_count > 1:
+            raise ValueError("the service that KAITO makes reaches one pod only; leave out instance_count")
         return self
+
+
+class OtherPreferences(TypedDict, total=False):
+    """Preferences of a spec beside the instance type, as keyword arguments; `Spec` says what each means."""
+
+    adapter: str | None
+    served_name: Sequence[str]
+    kind: Literal["managed", "kubernetes", "batch"]
+    compute: str | None
+    public_network_access: Literal["enabled", "disabled"]
+    egress: Literal["enabled", "disabled"]
+    identities: Sequence[str]
+    secrets: Mapping[str, str]
+    max_instances: int | None
+    revision: str | None
+    auth_mode: Literal["key", "aml_token", "aad_token"]
+    instance_count: int
+    dtype: Literal["auto", "float32", "float16", "bfloat16"]
+    quantise: Literal["none", "int8", "fp8", "int4"]
+    allow_pickle: bool
+    trust_remote_code: bool
+    image_digest: str | None
+    objective: Literal["latency", "cost"]
+    optimisations: Literal["azure", "public"]
+    passes_on: Sequence[str]
+    passes_off: Sequence[str]
+    prefix_reuse: bool
+    speculation: Speculation
+    src_lang: str | None
+    tgt_lang: str | None
+    tensor_parallel: int
+    context_length: int | None
+    max_concurrency: int | None
+    memory_share: float | None
+    expected_prompt_tokens: int
+    expected_new_tokens: int
+    server: Server
+
+
+class Preferences(OtherPreferences, total=False):
+    """Preferences of a spec, as keyword arguments."""
+
+    instance_type: str | None
 
 
 def make_spec(**preferences: Any) -> Spec:

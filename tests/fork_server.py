@@ -31,6 +31,8 @@ PROGRAMS = (
     "local_runner.replicas.local.worker",
     "local_runner.targets.inprocess",
     "mii_azure.cli.app",
+    "scoring.tensor_parallel.worker",
+    "tests.scoring.tensor_parallel.many_ranks",
 )
 #: What a process with one of these words starts is forked too.
 STARTERS = {"mii_azure.cli.app", "--replicas"}
@@ -39,19 +41,27 @@ READ_LATER = (
     "AML_",
     "AZUREML_",
     "COLUMNS",
+    "GLOO_",
     "KMP_INIT_AT_FORK",
+    "LOCAL_",
+    "MASTER_",
     "MII_AZURE_",
+    "NCCL_",
     "OLDPWD",
     "OTEL_",
     "PATH",
     "PWD",
     "PYTEST_",
     "PYTHONDONTWRITEBYTECODE",
+    "PYTHONPATH",
     "PYTORCH_NVML_BASED_CUDA_CHECK",
+    "RANK",
+    "REQUESTS_CA_BUNDLE",
     "SHLVL",
     "STUB_",
     "TMPDIR",
     "TORCHINDUCTOR_CACHE_DIR",
+    "WORLD_SIZE",
     "_",
 )
 LIBRARIES = """
@@ -212,7 +222,9 @@ def _become(request: dict[str, Any], files: list[int], tell: int) -> None:
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     sys.stdin = open(0, closefd=False)  # noqa: SIM115
     sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
-    sys.path[0], sys.orig_argv, sys.argv = request["folder"], arguments, arguments[2:]
+    listed = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:1] = [request["folder"], *(path for path in listed if path and path not in sys.path)]
+    sys.orig_argv, sys.argv = arguments, arguments[2:]
     sys.modules.pop("tests", None)
     tempfile.tempdir = None
     importlib.invalidate_caches()

@@ -98,6 +98,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "host_api",
     ),
     "mii_azure": (
+        "own_packages",
+        "notebook",
         "errors",
         "version",
         "platform",
@@ -111,6 +113,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "preflight",
         "checks",
         "verdict",
+        "reports",
         "operations",
         "mlops",
         "sdk",
@@ -270,6 +273,7 @@ def test_public_names() -> None:
         "parity",
         "plan",
         "prepare",
+        "sweep",
         "terminate",
         "verify",
     ]

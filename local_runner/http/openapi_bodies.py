@@ -195,6 +195,23 @@ BODIES: dict[str, dict[str, Any]] = {
         instruction={"type": "string"},
         user=_TEXT,
     ),
+    "/v1/tokenize": _object(
+        [],
+        model=_TEXT,
+        prompt={"type": "string"},
+        messages={"type": "array", "items": _MESSAGE, "minItems": 1},
+        add_special_tokens={"type": "boolean"},
+        add_generation_prompt={"type": "boolean"},
+        continue_final_message={"type": "boolean"},
+        return_token_strs={"type": "boolean"},
+        tools=_TOOLS["tools"],
+        chat_template_kwargs=_TOOLS["chat_template_kwargs"],
+    ),
+    "/v1/detokenize": _object(
+        ["tokens"],
+        model=_TEXT,
+        tokens={"type": "array", "items": {"type": "integer", "minimum": 0}, "maxItems": 131072},
+    ),
 }
 _REFUSALS = {
     "400": "The request is wrong; the message says where.",

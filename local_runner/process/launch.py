@@ -246,7 +246,8 @@ def _settings(bundle: Path) -> dict[str, str]:
     dockerfile = (bundle / "environment" / "Dockerfile").read_text(encoding="utf-8")
     words = " ".join(line.removeprefix("ENV ") for line in dockerfile.splitlines() if line.startswith("ENV "))
     image = dict(word.split("=", 1) for word in shlex.split(words) if word.startswith(_CONTAINERS_OWN))
-    deployment = yaml.safe_load((bundle / "deployment.yml").read_text(encoding="utf-8"))
+    path = bundle / "deployment.yml"  # which a bundle for KAITO does without
+    deployment = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return image | {key: str(value) for key, value in deployment.get("environment_variables", {}).items()}
 
 

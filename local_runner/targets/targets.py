@@ -29,6 +29,7 @@ from local_runner.process.launch import LOOPBACK, Azmlinfsrv, Container, Runner,
 from local_runner.protocol import errors
 from local_runner.protos import scoring_pb2, scoring_pb2_grpc
 from local_runner.targets.load import Load, TargetReply, measure, together
+from local_runner.targets.loops import TimedReply, timed
 
 _TIMEOUT_S = 600.0
 # Servers close idle connections; one idle for this long is not reused.
@@ -58,6 +59,10 @@ class Target(ABC):
     @abstractmethod
     def send(self, raw: str) -> TargetReply:
         """Send the request body `raw`, whatever it is; safe to call from several threads."""
+
+    def timed(self, raw: str) -> TimedReply:
+        """Send a request and time its answer, and where this way of asking streams, its first event."""
+        return timed(self.send(raw))
 
     def metadata(self) -> dict[str, Any]:
         """Metadata that the scoring script reports there."""
@@ -151,13 +156,24 @@ class Grpc(Target):
         self._stub = scoring_pb2_grpc.ScoringStub(self._open.enter_context(channel))
 
     def send(self, raw: str) -> TargetReply:
+        return self._ask(raw, [])
+
+    def timed(self, raw: str) -> TimedReply:
+        arrivals: list[float] = []
+        began = time.perf_counter()
+        reply = self._ask(raw, arrivals)
+        return timed(reply, arrivals[0] - began if arrivals else None)
+
+    def _ask(self, raw: str, arrivals: list[float]) -> TargetReply:
+        """Send a request; of a stream, note when each event arrived."""
         request = scoring_pb2.ScoreRequest(json=raw)
         began = time.perf_counter()
         pieces: list[bytes] = []
         try:
             if _streams(raw):
-                events = self._stub.ScoreStream(request, timeout=_TIMEOUT_S)
-                pieces.extend(_event(event.json.encode()) for event in events)
+                for event in self._stub.ScoreStream(request, timeout=_TIMEOUT_S):
+                    arrivals.append(time.perf_counter())
+                    pieces.append(_event(event.json.encode()))
                 status, body = 200, b"".join([*pieces, _event(errors.DONE.encode())])
             else:
                 status, body = 200, self._stub.Score(request, timeout=_TIMEOUT_S).json.encode()
@@ -184,14 +200,25 @@ class _OverHttp(Target):
         super().__exit__(*exception)
 
     def send(self, raw: str) -> TargetReply:
+        return self._ask(raw)[0]
+
+    def timed(self, raw: str) -> TimedReply:
+        return timed(*self._ask(raw))
+
+    def _ask(self, raw: str) -> tuple[TargetReply, float | None]:
+        """Reply to a request, and of a stream the seconds to its first event."""
         data = raw.encode()
         began = time.perf_counter()
         connection = self._connection()
         connection.request("POST", "/score", data, {"Content-Type": "application/json"})
         response = connection.getresponse()
-        body = response.read()
+        first, beginning = None, b""
+        if (response.getheader("Content-Type") or "").startswith("text/event-stream"):
+            beginning = response.readline()
+            first = time.perf_counter() - began
+        body = beginning + response.read()
         self._local.used = time.monotonic()
-        return TargetReply(response.status, body, time.perf_counter() - began)
+        return TargetReply(response.status, body, time.perf_counter() - began), first
 
     def _connection(self) -> http.client.HTTPConnection:
         fresh = time.monotonic() - getattr(self._local, "used", 0.0) < _MAX_IDLE_S

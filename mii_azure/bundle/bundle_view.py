@@ -11,20 +11,22 @@ import yaml
 from local_runner.bundle.manifest import MANIFEST
 from mii_azure.bundle.manifest import Mismatch, find_mismatches, load_manifest, read_text
 from mii_azure.bundle.yaml_text import compose_yaml, parse_yaml
+from mii_azure.errors import SpecError
 from mii_azure.planning.plan import Quantization
 from mii_azure.platform.servers import HOST_FOLDER, Server
 from scoring.config import Deployment
 from scoring.errors import LoadError
 
 ENDPOINT, DEPLOYMENT, ENVIRONMENT, MODEL = "endpoint.yml", "deployment.yml", "environment.yml", "model.yml"
-YAMLS = (ENDPOINT, DEPLOYMENT, ENVIRONMENT, MODEL)
+TEMPLATE, WORKSPACE = "deployment-template.yml", "workspace.yml"
+YAMLS = (ENDPOINT, DEPLOYMENT, ENVIRONMENT, MODEL, TEMPLATE, WORKSPACE)
 SETTINGS, SCORE, DOCKERFILE = "code/deployment.json", "code/score.py", "environment/Dockerfile"
 LOCK = "environment/requirements.lock"
 SERVER_DEFAULTS = {"WORKER_COUNT": "1", "WORKER_TIMEOUT": "300"}  # azureml-inference-server-http 1.5.1
 _ENV_LINE = re.compile(r'^ENV +([A-Za-z_]\w*)=(?:"((?:[^"\\]|\\.)*)"|(\S*)) *$', re.MULTILINE)
 
 
-Kind = Literal["managed", "kubernetes", "batch"]
+Kind = Literal["managed", "kubernetes", "batch", "kaito"]
 
 
 class Fix(NamedTuple):
@@ -77,12 +79,24 @@ class Inspected:
     @cached_property
     def kind(self) -> Kind:
         """Kind of endpoint that the YAML deploys to: by its `type`, its `$schema`, or the endpoint's `compute`."""
+        if WORKSPACE in self.yamls:
+            return "kaito"
         schemas = " ".join(str(self.get(file, "$schema")).lower() for file in (DEPLOYMENT, ENDPOINT))
         batch = self.get(DEPLOYMENT, "mini_batch_size") or self.get(DEPLOYMENT, "settings")
         if "batch" in schemas or batch:
             return "batch"
         kubernetes = self.get(DEPLOYMENT, "type") == "kubernetes" or self.get(ENDPOINT, "compute")
         return "kubernetes" if kubernetes or "kubernetes" in schemas else "managed"
+
+    @cached_property
+    def runtime(self) -> str:
+        """File with probes, request settings and variables of the container: the deployment, or its template."""
+        return TEMPLATE if TEMPLATE in self.yamls else DEPLOYMENT
+
+    @property
+    def instance_type(self) -> tuple[str, ...]:
+        """Key of the instance type in `runtime`."""
+        return ("default_instance_type",) if self.runtime == TEMPLATE else ("instance_type",)
 
     @cached_property
     def slots(self) -> frozenset[str]:
@@ -182,7 +196,7 @@ class Inspected:
         image = {
             name: quoted if quoted else plain for name, quoted, plain in _ENV_LINE.findall(self.text(DOCKERFILE) or "")
         }
-        given = self.section(DEPLOYMENT, "environment_variables")
+        given = self.section(self.runtime, "environment_variables")
         return SERVER_DEFAULTS | image | {str(name): str(value) for name, value in given.items()}
 
     def _parsed(self, file: str) -> tuple[Any, yaml.Node | None, str]:
@@ -204,6 +218,13 @@ class Inspected:
 def is_bundle(target: Path) -> bool:
     """True if all rules apply; to YAML files, and folders of them without a manifest, only the rules on YAML do."""
     return not target.is_file() and ((target / MANIFEST).is_file() or not any(target.glob("*.y*ml")))
+
+
+def refuse_own_image(bundle: Path) -> None:
+    """Raise SpecError for a bundle whose image carries it: its own script publishes and deploys it."""
+    for file, kind in ((TEMPLATE, "template"), (WORKSPACE, "kaito")):
+        if (bundle / file).is_file():
+            raise SpecError(f"This is a bundle of kind {kind}, which needs its image first.", "Run its own deploy.sh.")
 
 
 def told_by(bundle: Path) -> Quantization | None:

@@ -1,8 +1,9 @@
-"""Differences between managed, Kubernetes and batch bundles: files, limits, and the decisions that plan.md shows."""
+"""Differences between kinds of bundles: files, limits, and the decisions that plan.md shows."""
 
 import math
 from typing import Any
 
+from mii_azure.bundle.own_image import KAITO_PORT
 from mii_azure.errors import InvalidName
 from mii_azure.hardware.skus import find_sku
 from mii_azure.planning.plan import Plan
@@ -16,15 +17,34 @@ MINI_BATCH_FILES = 10
 _MEMORY_SHARE = 0.85  # of a node's memory; Kubernetes' and Azure's agents use the rest
 
 
+_COMMON = ("README.md", "plan.md", "deploy.sh")
+_AZURE = ("endpoint.yml", "deployment.yml", "environment.yml")
+
+
 def texts(spec: Spec) -> dict[str, str]:
-    """Files that this kind of bundle has beyond, or in place of, a managed one's: {path in the bundle: template}."""
+    """Files of this kind of bundle beside code/ and environment/: {path in the bundle: template}."""
+    found = {path: f"{path}.j2" for path in _COMMON} | {".gitattributes": "gitattributes.j2"}
+    if spec.carries_code:
+        found[".dockerignore"] = "dockerignore.j2"
+    if spec.kind == "kaito":
+        return found | {"workspace.yml": "workspace-kaito.yml.j2", "deploy.sh": "deploy-kaito.sh.j2"}
+    found |= {path: f"{path}.j2" for path in _AZURE}
+    if spec.max_instances:
+        found |= {f"autoscale.{end}": f"autoscale.{end}.j2" for end in ("sh", "json")}
     if spec.kind == "batch":
-        return {
-            "endpoint.yml": "endpoint-batch.yml.j2",
-            "deployment.yml": "deployment-batch.yml.j2",
-            "code/batch_score.py": "batch_score.py.j2",
+        return found | {"endpoint.yml": "endpoint-batch.yml.j2", "deployment.yml": "deployment-batch.yml.j2"}
+    if spec.kind == "template":
+        return found | {
+            "deployment.yml": "deployment-of-template.yml.j2",
+            "environment.yml": "environment-of-template.yml.j2",
         }
-    return {f"autoscale.{end}": f"autoscale.{end}.j2" for end in ("sh", "json")} if spec.max_instances else {}
+    return found
+
+
+def code(spec: Spec) -> dict[str, str]:
+    """Rendered Python of this kind's code/: {path in the bundle: template}."""
+    batch = {"code/batch_score.py": "batch_score.py.j2"} if spec.kind == "batch" else {}
+    return {"code/score.py": "score.py.j2"} | batch
 
 
 def adapt(spec: Spec, plan: Plan) -> Plan:
@@ -47,7 +67,7 @@ def context(spec: Spec, plan: Plan) -> dict[str, Any]:
     return {
         "kind": spec.kind,
         "compute": spec.cluster,
-        "resources": resources(plan) if spec.kind == "kubernetes" else {},
+        "resources": resources(plan) if spec.kind in ("kubernetes", "kaito") else {},
         "public_network_access": spec.public_network_access,
         "egress": spec.egress,
         "identities": spec.identities,
@@ -65,7 +85,7 @@ def resources(plan: Plan) -> dict[str, dict[str, str]]:
     """Kubernetes resources, all text, requests no higher than limits: half of the planned machine, up to all of it."""
     sku = find_sku(plan.instance_type)
     memory = math.floor(sku.ram_gb * _MEMORY_SHARE)
-    gpu = {"nvidia.com/gpu": "1"} if plan.device == "cuda" else {}
+    gpu = {"nvidia.com/gpu": str(plan.tensor_parallel)} if plan.device == "cuda" else {}
     return {
         "requests": {"cpu": str(max(sku.cores // 2, 1)), "memory": f"{max(memory // 2, 1)}Gi"} | gpu,
         "limits": {"cpu": str(sku.cores), "memory": f"{memory}Gi"} | gpu,
@@ -75,12 +95,23 @@ def resources(plan: Plan) -> dict[str, dict[str, str]]:
 def _of_kind(spec: Spec, timeout: int) -> list[Decision]:
     if spec.kind == "managed":
         return []
+    if spec.carries_code:
+        return [_of_image(spec)]
     where = f"{spec.kind}, on {spec.cluster}"
     if spec.kind == "batch":
         reason = f"Mini-batches of {MINI_BATCH_FILES} files; one that fails as a whole is tried again."
         return [Decision(what="kind", value=where, reason=reason)]
     reason = f"Nodes like the instance type above; requests end after {timeout // 1000} s (Azure's cap there is 150 s)."
     return [Decision(what="kind", value=where, reason=reason)]
+
+
+def _of_image(spec: Spec) -> Decision:
+    """Decision on a bundle whose image carries it."""
+    if spec.kind == "template":
+        reason = "What deploys the model takes all from the template; no code is uploaded, so the image carries it."
+        return Decision(what="kind", value=f"template, in the registry {spec.registry}", reason=reason)
+    reason = f"One pod of an image with code and weights; KAITO's service asks port {KAITO_PORT}, the HTTP host's."
+    return Decision(what="kind", value="kaito, on AKS", reason=reason)
 
 
 def _of_access(spec: Spec) -> list[Decision]:

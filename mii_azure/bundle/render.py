@@ -12,7 +12,8 @@ import jinja2
 import yaml
 
 from local_runner.bundle.manifest import bundle_digest
-from mii_azure.bundle import endpoint_kinds, openapi
+from mii_azure.bundle import endpoint_kinds, openapi, own_image
+from mii_azure.bundle.carried import carried_code
 from mii_azure.hardware.skus import find_sku
 from mii_azure.model.draft import FOLDER as DRAFT_FOLDER
 from mii_azure.model.source import names_files
@@ -23,17 +24,6 @@ from mii_azure.spec import Spec
 from scoring.config import Limits
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "templates"
-
-_TEXTS = {
-    "endpoint.yml": "endpoint.yml.j2",
-    "deployment.yml": "deployment.yml.j2",
-    "environment.yml": "environment.yml.j2",
-    "code/score.py": "score.py.j2",
-    "deploy.sh": "deploy.sh.j2",
-    "README.md": "README.md.j2",
-    "plan.md": "plan.md.j2",
-    ".gitattributes": "gitattributes.j2",
-}
 
 
 def render(
@@ -50,42 +40,75 @@ def render(
     copied weights, that of a reference to files, or None for a registered model, which needs neither model.yml nor a
     folder.
     """
+    own_image.require(spec, plan, model_version)
     plan = endpoint_kinds.adapt(spec, plan)
     if reason := servers.why(spec.server):
         chosen = Decision(what="server", value=spec.server, reason=reason)
         plan = plan.model_copy(update={"decisions": (*plan.decisions, chosen)})
-    image = images()[plan.image]
     context = _context(spec, plan, schema, model_id, model_version) | endpoint_kinds.context(spec, plan)
-    context |= servers.context(spec.server)
-    variables = image["environment"] | _gpu_variables(plan) | _group_variables(plan)
-    environment = {
-        "environment/Dockerfile": fill(
-            "Dockerfile.j2",
-            context
-            | {
-                "image": image,
-                "base_image": base_image(spec, plan),
-                "image_variables": variables,
-                "kernels": _kernels(plan, image),
-            },
-        ),
-        "environment/requirements.lock": _lock(spec, image["batch_lock" if spec.kind == "batch" else "lock"]),
-    }
-    version = content_hash({path: _sha256(text) for path, text in environment.items()})
+    context |= servers.context(spec.server) | own_image.context(spec, plan)
+    files = _environment_files(spec, plan, context) | _code_files(spec, plan, schema, model_id, context)
+    version = _image_version(spec, files, model_version)
     context |= {
         "environment_version": version,
         "environment_reference": f"azureml:{context['environment_name']}:{version}",
+        "image_reference": f"{spec.image}:{version}",
     }
-    files = environment | {
-        path: fill(template, context) for path, template in (_TEXTS | endpoint_kinds.texts(spec)).items()
-    }
-    if model_version:
+    if spec.kind == "template":
+        text = fill("deployment-template.yml.j2", context | {"template_version": ""})
+        context["template_version"] = template_version(text)
+        files["deployment-template.yml"] = fill("deployment-template.yml.j2", context)
+    files |= {path: fill(template, context) for path, template in endpoint_kinds.texts(spec).items()}
+    if model_version and spec.kind != "kaito":
         files["model.yml"] = fill("model.yml.j2", context)
-    files["code/deployment.json"] = as_json(deployment_settings(spec, plan, model_id))
     files["requests/sample.json"] = as_json(schema["sample"])
-    for name, document in openapi.documents(schema, title=spec.name, model=model_id).items():
-        files[f"code/{name}"] = as_json(document)
     return dict(sorted(files.items()))
+
+
+def _environment_files(spec: Spec, plan: Plan, context: Mapping[str, Any]) -> dict[str, str]:
+    """Files of environment/: the Dockerfile and the lock."""
+    image = images()[plan.image]
+    own = {
+        "image": image,
+        "base_image": base_image(spec, plan),
+        "image_variables": image["environment"] | _gpu_variables(plan) | _group_variables(plan),
+        "kernels": _kernels(plan, image),
+    }
+    return {
+        "environment/Dockerfile": fill("Dockerfile.j2", {**context, **own}),
+        "environment/requirements.lock": _lock(spec, image["batch_lock" if spec.kind == "batch" else "lock"]),
+    }
+
+
+def _code_files(
+    spec: Spec, plan: Plan, schema: Mapping[str, Any], model_id: str, context: Mapping[str, Any]
+) -> dict[str, str]:
+    """Files of code/ that are rendered and not carried."""
+    found = {path: fill(template, context) for path, template in endpoint_kinds.code(spec).items()}
+    found["code/deployment.json"] = as_json(deployment_settings(spec, plan, model_id))
+    for name, document in openapi.documents(schema, title=spec.name, model=model_id).items():
+        found[f"code/{name}"] = as_json(document)
+    return found
+
+
+def _image_version(spec: Spec, files: Mapping[str, str], model_version: str | None) -> str:
+    """Content hash of what the image is built of: environment/, and what a bundle of its kind has it carry."""
+    carried = own_image.carried(spec)
+    hashes = {path: _sha256(text) for path, text in files.items() if path.startswith(("environment/", *carried))}
+    if "code" in carried:
+        sources = carried_code(spec.server).items()
+        hashes |= {path: hashlib.sha256(source.read_bytes()).hexdigest() for path, source in sources}
+    return image_version(hashes, model_version if "model" in carried else None)
+
+
+def image_version(hashes: Mapping[str, str], model_version: str | None = None) -> str:
+    """Version of an image by the hashes of its files, and by that of the weights if it carries them."""
+    return content_hash({**hashes, **({"model": model_version} if model_version else {})})
+
+
+def template_version(text: str) -> str:
+    """Version of a deployment template, whose text has none: Azure changes no template that exists."""
+    return content_hash({"deployment-template.yml": _sha256(text)})
 
 
 def content_hash(hashes: Mapping[str, str]) -> str:

@@ -5,13 +5,18 @@ from typing import Any
 
 import yaml
 
-from mii_azure.bundle.bundle_view import DEPLOYMENT, ENDPOINT, ENVIRONMENT, MODEL, Inspected
+from mii_azure.bundle.bundle_view import DEPLOYMENT, ENDPOINT, ENVIRONMENT, MODEL, TEMPLATE, WORKSPACE, Inspected
 from mii_azure.bundle.yaml_text import parse_yaml
 from mii_azure.errors import NotABundle
 
 _SUFFIXES = {".yml", ".yaml"}
 # By the end of `$schema`, in lower case, then by keys that only one kind of file has.
-_SCHEMAS = (("onlineendpoint", ENDPOINT), ("batchendpoint", ENDPOINT), ("deployment", DEPLOYMENT))
+_SCHEMAS = (
+    ("deploymenttemplate", TEMPLATE),
+    ("onlineendpoint", ENDPOINT),
+    ("batchendpoint", ENDPOINT),
+    ("deployment", DEPLOYMENT),
+)
 _ASSETS = (("environment", ENVIRONMENT), ("model", MODEL))
 _MODEL_TYPES = {"custom_model", "mlflow_model", "triton_model"}
 
@@ -80,6 +85,10 @@ def _role(path: Path) -> str | None:
             return role
     if schema:
         return None
+    if str(value.get("apiVersion", "")).startswith("kaito.sh/") and value.get("kind") == "Workspace":
+        return WORKSPACE
+    if "deployment_template_type" in value:
+        return TEMPLATE
     if "endpoint_name" in value:
         return DEPLOYMENT
     if value.keys() & {"auth_mode", "traffic"}:

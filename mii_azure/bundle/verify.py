@@ -9,10 +9,10 @@ from pydantic import BaseModel, ConfigDict
 
 from local_runner.bundle.manifest import hash_files
 from mii_azure.bundle.bundle_view import LOCK, SETTINGS
+from mii_azure.bundle.carried import carried_code
 from mii_azure.bundle.lockfile import gaps, pins
 from mii_azure.bundle.manifest import find_mismatches, load_manifest, read_text, walk
 from mii_azure.bundle.sbom import SBOM
-from mii_azure.bundle.writer import carried_code
 from mii_azure.version import __version__
 
 _FOLDERS = ("code/scoring", "code/local_runner")

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Protocol
 
 from local_runner.bundle.manifest import MANIFEST, entries, is_plain_path
+from mii_azure.bundle.carried import carried_code
 from mii_azure.bundle.folders import refuse_existing, remove_empty
 from mii_azure.bundle.manifest import make_manifest
 from mii_azure.bundle.render import as_json
 from mii_azure.bundle.stopping import unwinding
 from mii_azure.errors import NotWritten
-from mii_azure.platform.servers import HOST, HOST_FILES, HOST_FOLDER, Server
+from mii_azure.platform.servers import Server
 
 Progress = Callable[[int, int], None]  # bytes done so far, bytes in all
 
@@ -32,7 +33,6 @@ class Making(Protocol):
         """Write them into `target` and return {name: SHA-256}."""
 
 
-SCORING = Path(__file__).resolve().parents[2] / "scoring"
 _CHUNK = 4 << 20
 _EXECUTABLE = {"deploy.sh", "autoscale.sh"}
 _NAMES = "Rename that file in the model's folder."
@@ -79,12 +79,6 @@ def write(
     return target
 
 
-def scoring_files() -> list[str]:
-    """Files of the package `scoring` that every bundle carries, relative to it, sorted."""
-    found = [path for path in SCORING.rglob("*") if path.suffix == ".py" or path.name == "py.typed"]
-    return sorted(path.relative_to(SCORING).as_posix() for path in found)
-
-
 @contextlib.contextmanager
 def _staging(target: Path) -> Iterator[Path]:
     """Create a folder beside `target`, always removed afterwards; so are its new parents, if left empty."""
@@ -124,12 +118,6 @@ def _copy_weights(weights: Mapping[str, Path], folder: Path, progress: Progress 
                     progress(done, total)
         hashes[relative] = digest.hexdigest()
     return hashes
-
-
-def carried_code(server: Server) -> dict[str, Path]:
-    """Python files that every bundle with that server carries: {path in the bundle: file of this installation}."""
-    found = {f"code/scoring/{relative}": SCORING / relative for relative in scoring_files()}
-    return found | ({HOST_FOLDER + name: HOST / name for name in HOST_FILES} if server == "http" else {})
 
 
 def _copy_code(folder: Path, server: Server) -> dict[str, str]:

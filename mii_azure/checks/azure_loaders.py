@@ -10,13 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from mii_azure.azure import batch
-from mii_azure.bundle.bundle_view import DEPLOYMENT, ENDPOINT, ENVIRONMENT, MODEL, Inspected, Kind, Problem
+from mii_azure.bundle.bundle_view import (
+    DEPLOYMENT,
+    ENDPOINT,
+    ENVIRONMENT,
+    MODEL,
+    TEMPLATE,
+    WORKSPACE,
+    Inspected,
+    Kind,
+    Problem,
+)
 
 
 def refused_by_azure(bundle: Inspected) -> Iterator[Problem]:
     """Find refusals of azure-ai-ml's own loaders and conversions, as sentences with their places."""
     for file in bundle.yamls:
-        if not bundle.malformed(file):
+        if file != WORKSPACE and not bundle.malformed(file):
             for keys, reason in _refusals(bundle.path(file), _submission(file, bundle.kind)):
                 place = ".".join(keys) or file
                 message = f"azure-ai-ml refuses {place}: {reason.rstrip('.')}."
@@ -47,6 +57,11 @@ def _submission(file: str, kind: Kind) -> Callable[[Path], Any]:
         loaded.validate()
         loaded._to_rest_object()
 
+    def deployment_template(_: Any, path: Path) -> None:
+        from azure.ai.ml.entities._load_functions import load_deployment_template
+
+        load_deployment_template(path)._to_rest_object()
+
     def batch_deployment(_: Any, path: Path) -> None:
         loaded = batch.load_deployment(path)
         if hasattr(loaded, "component"):  # Microsoft's client converts it only once its component is registered
@@ -60,6 +75,7 @@ def _submission(file: str, kind: Kind) -> Callable[[Path], Any]:
         (DEPLOYMENT, True): batch_deployment,
         (ENVIRONMENT, False): environment,
         (MODEL, False): lambda ml, path: ml.load_model(path)._to_rest_object(),
+        (TEMPLATE, False): deployment_template,
     }
     chosen = submissions[file, kind == "batch" and file in (ENDPOINT, DEPLOYMENT)]
 

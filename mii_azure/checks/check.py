@@ -5,16 +5,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mii_azure.bundle.bundle_view import Inspected, Problem, is_bundle
-from mii_azure.bundle.findings import Finding, Severity
+from mii_azure.bundle.findings import Finding, Findings, Severity
 from mii_azure.bundle.standalone_yaml import views
 from mii_azure.checks import (
     azure_loaders,
     code,
     files,
+    kaito,
     kinds,
     refusals,
     safety,
     serving,
+    templates,
     yaml_rules,
 )
 from mii_azure.checks.refusals import placeholder_in
@@ -170,11 +172,30 @@ RULES: tuple[Rule, ...] = (
     Rule("MII703", "error", "An endpoint's default is one of its deployments", kinds.batch_default),
     Rule("MII704", "error", "Azure: warning, info or debug", kinds.batch_logging, alone=True),
     Rule("MII705", "error", "Azure: what runs a batch script", kinds.batch_packages),
+    Rule("MII901", "error", "Azure: templates of managed endpoints", templates.kind_of_template, alone=True),
+    Rule("MII902", "error", "Azure: what a deployment template must say", templates.needed, alone=True),
+    Rule("MII903", "error", "Azure: a template's environment is a registry's", templates.environment, alone=True),
+    Rule("MII904", "error", "Azure: a template's allowed_instance_types", templates.instance_types, alone=True),
+    Rule("MII905", "error", "Azure: a template's scoring path and port", templates.scoring_route, alone=True),
+    Rule("MII906", "error", "Azure: what a template's probes ask", templates.probe_targets, alone=True),
+    Rule("MII907", "error", "azure-ai-ml: AcceleratorMapSchema", templates.accelerators, alone=True),
+    Rule("MII908", "error", "Azure: a model's default template by its version", templates.default_of_model, alone=True),
+    Rule("MII909", "error", "Azure: a model's other templates by label", templates.allowed_of_model, alone=True),
+    Rule("MII910", "error", "The folder's own assets, in one registry", templates.assets_that_disagree),
+    Rule("MII911", "error", "Azure: a version of a template never changes", templates.stale),
+    Rule("MII912", "warning", "Azure: a template's settings come first", templates.ignored),
+    Rule("MII921", "error", "KAITO: the form of a Workspace", kaito.form, alone=True),
+    Rule("MII922", "error", "KAITO: nodes and labels", kaito.resource, alone=True),
+    Rule("MII923", "error", "KAITO: PortInferenceServer", kaito.port, alone=True),
+    Rule("MII924", "error", "Kubernetes: probes that outlast the start", kaito.probes, alone=True),
+    Rule("MII925", "error", "Kubernetes: quantities, requests no higher than limits", kaito.amounts, alone=True),
+    Rule("MII926", "error", "Kubernetes: variables are strings", kaito.variables, alone=True),
+    Rule("MII927", "error", "The tag of an image is its content's hash", kaito.stale_image),
     Rule("MII501", "error", "azure-ai-ml: its loaders and conversions", azure_loaders.refused_by_azure, alone=True),
 )
 
 
-def check(target: Path | str, *, ml_client: Any = None, slot: str | None = None) -> list[Finding]:
+def check(target: Path | str, *, ml_client: Any = None, slot: str | None = None) -> Findings:
     """List every finding on a bundle, a YAML file or a folder of those, in the order of the rules.
 
     With `ml_client`, answers of its workspace follow, as `OnlineFinding`s; `slot` is the deployment to be made.
@@ -199,10 +220,10 @@ def check(target: Path | str, *, ml_client: Any = None, slot: str | None = None)
         # An endpoint is checked with each of its deployments; duplicate findings are reported once.
         found.setdefault((finding.id, finding.file, finding.line, finding.message), finding)
     if ml_client is None:
-        return list(found.values())
+        return Findings(found.values())
     from mii_azure.preflight.preflight import online
 
-    return [*found.values(), *online(root, ml_client, slot)]
+    return Findings([*found.values(), *online(root, ml_client, slot)])
 
 
 def problems(target: Path) -> Iterator[tuple[Inspected, Rule, Problem]]:

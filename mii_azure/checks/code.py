@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.metadata import packages_distributions
 
-from mii_azure.bundle.bundle_view import DEPLOYMENT, LOCK, MODEL, SCORE, SETTINGS, Inspected, Problem
+from mii_azure.bundle.bundle_view import LOCK, MODEL, SCORE, SETTINGS, Inspected, Problem
 from scoring.api import dialects
 from scoring.config import MODULES, models_below
 from scoring.errors import MiiAzureError
@@ -106,13 +106,13 @@ def deployment_settings(bundle: Inspected) -> Iterator[Problem]:
         if (bundle.root / SETTINGS).exists():
             yield Problem("The scoring code cannot read its settings.", _AGAIN, SETTINGS)
         return
-    instance = bundle.get(DEPLOYMENT, "instance_type")
+    instance = bundle.get(bundle.runtime, *bundle.instance_type)
     if isinstance(instance, str) and instance.lower() != bundle.settings.instance_type.lower():
         yield Problem(
             f"Planned for {bundle.settings.instance_type} and deployed on {instance}, with the former's batches.",
             f"Generate the bundle again with --instance-type {instance}.",
-            DEPLOYMENT,
-            ("instance_type",),
+            bundle.runtime,
+            bundle.instance_type,
         )
 
 

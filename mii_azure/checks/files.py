@@ -16,13 +16,14 @@ from mii_azure.bundle.bundle_view import (
     Inspected,
     Problem,
 )
+from mii_azure.bundle.carried import carried_code
 from mii_azure.bundle.lockfile import pins
 from mii_azure.bundle.manifest import walk
 from mii_azure.bundle.secret_scan import Leak, leaks_of
-from mii_azure.bundle.writer import carried_code
 from mii_azure.platform.servers import HOST, HOST_FOLDER, HOST_MODULE, HOST_PACKAGES
 
-REQUIRED = (ENDPOINT, DEPLOYMENT, ENVIRONMENT, SCORE, SETTINGS, DOCKERFILE, LOCK, "requests/sample.json")
+REQUIRED = (SCORE, SETTINGS, DOCKERFILE, LOCK, "requests/sample.json")
+_OF_AZURE_ML = (ENDPOINT, DEPLOYMENT, ENVIRONMENT)
 UPLOADED = ("code/", "model/", "environment/")
 _AGAIN = "Generate the bundle again with the settings you want; what is edited by hand is not what was planned."
 
@@ -52,7 +53,8 @@ def _has_other_line_endings(bundle: Inspected, path: str) -> bool:
 
 def missing(bundle: Inspected) -> Iterator[Problem]:
     lost = {mismatch.path for mismatch in bundle.mismatches if mismatch.kind == "missing"}
-    lost |= {file for file in REQUIRED if not (bundle.root / file).is_file()}
+    required = REQUIRED if bundle.kind == "kaito" else (*_OF_AZURE_ML, *REQUIRED)
+    lost |= {file for file in required if not (bundle.root / file).is_file()}
     for path in sorted(lost):
         yield Problem("The file is missing.", "Generate the bundle again.", path)
 

@@ -59,7 +59,8 @@ def no_environment(bundle: Inspected) -> Iterator[Problem]:
     given = bundle.get(DEPLOYMENT, "environment")
     model_type = bundle.get(DEPLOYMENT, "model", "type") or bundle.get(MODEL, "type")
     script = bundle.get(DEPLOYMENT, "code_configuration") and model_type != "mlflow_model"
-    if bundle.readable(DEPLOYMENT) and given is None and (script or model_type == "custom_model"):
+    templated = bundle.section(MODEL, "default_deployment_template")
+    if bundle.readable(DEPLOYMENT) and given is None and not templated and (script or model_type == "custom_model"):
         message = "The deployment names no environment, and only an MLflow model brings one."
         yield Problem(message, "Write environment: azureml:NAME:VERSION.", DEPLOYMENT, ("environment",))
 
@@ -119,21 +120,23 @@ def script_outside(bundle: Inspected) -> Iterator[Problem]:
 
 
 def variables(bundle: Inspected) -> Iterator[Problem]:
-    for name in bundle.section(DEPLOYMENT, "environment_variables"):
+    file = bundle.runtime
+    for name in bundle.section(file, "environment_variables"):
         place = ("environment_variables", str(name))
         if name in _OF_AZURE:
             message = f"{name} is Azure ML's own: it tells the container where the model is."
-            yield Problem(message, "Leave it out; model_mount_path says where models are mounted.", DEPLOYMENT, place)
+            yield Problem(message, "Leave it out; model_mount_path says where models are mounted.", file, place)
         elif not _VARIABLE.fullmatch(str(name)):
             message = f"{str(name)!r} is no name of an environment variable."
-            yield Problem(message, "Letters, digits, underscores, hyphens and dots, no digit first.", DEPLOYMENT, place)
+            yield Problem(message, "Letters, digits, underscores, hyphens and dots, no digit first.", file, place)
 
 
 def mount_path(bundle: Inspected) -> Iterator[Problem]:
-    given = bundle.get(DEPLOYMENT, "model_mount_path")
+    key = "model_mount_path"
+    given = bundle.get(bundle.runtime, key)
     if isinstance(given, str) and (not given.startswith("/") or set(given) <= {"/", "."}):
         message = f"model_mount_path is {given!r}; the model cannot be mounted there."
-        yield Problem(message, "Name a folder below the root, e.g. /var/models.", DEPLOYMENT, ("model_mount_path",))
+        yield Problem(message, "Name a folder below the root, e.g. /var/models.", bundle.runtime, (key,))
 
 
 def tags(bundle: Inspected) -> Iterator[Problem]:

@@ -3,7 +3,16 @@
 import re
 from collections.abc import Iterator
 
-from mii_azure.bundle.bundle_view import DEPLOYMENT, DOCKERFILE, ENDPOINT, ENVIRONMENT, MODEL, Inspected, Problem
+from mii_azure.bundle.bundle_view import (
+    DEPLOYMENT,
+    DOCKERFILE,
+    ENDPOINT,
+    ENVIRONMENT,
+    MODEL,
+    TEMPLATE,
+    Inspected,
+    Problem,
+)
 from mii_azure.bundle.render import images
 from mii_azure.platform.secret_references import CONNECTION_ROLE, FORMS, is_reference, names_a_secret, uses_connection
 
@@ -18,10 +27,10 @@ _BY_REFERENCE = f"Store it in a workspace connection or a key vault, and write {
 
 
 def literal_secrets(bundle: Inspected) -> Iterator[Problem]:
-    for name, value in bundle.section(DEPLOYMENT, "environment_variables").items():
+    for name, value in bundle.section(bundle.runtime, "environment_variables").items():
         if names_a_secret(str(name)) and isinstance(value, str) and value and not is_reference(value):
             message = f"The environment variable {name} holds a secret as it is; everybody who reads the file has it."
-            yield Problem(message, _BY_REFERENCE, DEPLOYMENT, ("environment_variables", str(name)))
+            yield Problem(message, _BY_REFERENCE, bundle.runtime, ("environment_variables", str(name)))
 
 
 def unreadable_connections(bundle: Inspected) -> Iterator[Problem]:
@@ -64,7 +73,7 @@ def identity(bundle: Inspected) -> Iterator[Problem]:
 
 
 def asset_names(bundle: Inspected) -> Iterator[Problem]:
-    for file in (ENVIRONMENT, MODEL):
+    for file in (ENVIRONMENT, MODEL, TEMPLATE):
         name = bundle.get(file, "name")
         if bundle.readable(file) and not (isinstance(name, str) and ASSET_NAME.fullmatch(name)):
             remedy = "A letter or digit, then up to 254 letters, digits, hyphens and underscores."

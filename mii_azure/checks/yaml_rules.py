@@ -89,6 +89,8 @@ def another_endpoint(bundle: Inspected) -> Iterator[Problem]:
 
 def references(bundle: Inspected) -> Iterator[Problem]:
     """Require that the deployment uses the environment and the model that this folder registers."""
+    if bundle.runtime != DEPLOYMENT:
+        return  # a template's references are judged with it
     for key, file in (("environment", ENVIRONMENT), ("model", MODEL)):
         if not bundle.readable(DEPLOYMENT, file):
             continue
@@ -114,8 +116,8 @@ def model_by_its_files(bundle: Inspected) -> Iterator[Problem]:
 def stale_versions(bundle: Inspected) -> Iterator[Problem]:
     """Find stale versions: deploy.sh registers a version once, so changed content under it is never uploaded."""
     for file, folder in _ASSET_FOLDERS.items():
-        if not bundle.readable(file):
-            continue
+        if not bundle.readable(file) or (file == ENVIRONMENT and bundle.runtime != DEPLOYMENT):
+            continue  # a template's image carries more than environment/, and is judged with it
         hashes: dict[str, str] = bundle.manifest["files"]
         wanted = content_hash({path: digest for path, digest in hashes.items() if path.startswith(folder)})
         if file == MODEL and (of_reference := reference_version(str(bundle.get(MODEL, "path")))):
@@ -138,24 +140,24 @@ def _version_fixes(old: Any, new: str, file: str) -> tuple[Fix, ...]:
 
 
 def variables_that_are_not_strings(bundle: Inspected) -> Iterator[Problem]:
-    for name, value in bundle.section(DEPLOYMENT, "environment_variables").items():
+    for name, value in bundle.section(bundle.runtime, "environment_variables").items():
         if not isinstance(value, str):
             yield Problem(
                 f"The environment variable {name} is {value!r}, not a string; azure-ai-ml sends it as it is.",
                 "Put it in quotes.",
-                DEPLOYMENT,
+                bundle.runtime,
                 ("environment_variables", str(name)),
-                fixes=_quoted(str(name), value),
+                fixes=_quoted(bundle.runtime, str(name), value),
                 doubtful=bundle.loose is not None and isinstance(value, int | float),  # ARM reads these as text
             )
 
 
-def _quoted(name: str, value: Any) -> tuple[Fix, ...]:
+def _quoted(file: str, name: str, value: Any) -> tuple[Fix, ...]:
     """String for the value, if it is beyond doubt: a whole number or a boolean."""
     if not isinstance(value, int):
         return ()
     text = str(value).lower() if isinstance(value, bool) else str(value)
-    return (Fix(DEPLOYMENT, ("environment_variables", name), text),)
+    return (Fix(file, ("environment_variables", name), text),)
 
 
 def paths(bundle: Inspected) -> Iterator[Problem]:
@@ -164,7 +166,8 @@ def paths(bundle: Inspected) -> Iterator[Problem]:
         if not bundle.readable(file) or base in bad:
             continue
         value = bundle.get(file, *keys)
-        if bundle.loose is not None and value is None and not (bundle.section(file, *keys[:-1]) and base):
+        sparse = bundle.loose is not None or bundle.runtime != DEPLOYMENT
+        if sparse and value is None and not (bundle.section(file, *keys[:-1]) and base):
             continue  # a custom container needs no code, and a model may be a reference
         if value is None and keys[-1] == "dockerfile_path" and bundle.loose is not None:
             value = "Dockerfile"  # which the client and Azure take, where no other is named

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from mii_azure.cli import (
     azure_verbs,
+    bench_verbs,
     derived,
     handover,
     lists,
@@ -20,7 +21,7 @@ from mii_azure.cli import (
     query_verbs,
     serving,
 )
-from mii_azure.cli.shared import AsJson, Bundle, ResourceGroup, Subscription, Workspace, a_folder, err, out
+from mii_azure.cli.shared import AsJson, Bundle, Report, ResourceGroup, Subscription, Workspace, a_folder, err, out
 from mii_azure.cli.shared import flag as _flag
 from mii_azure.cli.shared import print_json as _print_json
 from mii_azure.errors import MiiAzureError
@@ -55,8 +56,6 @@ def _main(
 Targets = Annotated[
     str, _flag("targets", "Comma-separated: in-process, grpc, http, azmlinfsrv, container; parity also endpoint:NAME.")
 ]
-
-ALL_TARGETS = "in-process,grpc,http,azmlinfsrv"
 
 
 #: Fields of a spec that a plan depends on.
@@ -99,12 +98,13 @@ def plan(
     subscription: Subscription = None,
     resource_group: ResourceGroup = None,
     workspace: Workspace = None,
+    report: Report = None,
     as_json: AsJson = False,
     **given: Any,
 ) -> None:
     """Say whether a model fits, where, and with which settings, before anything starts. Downloads no weights."""
     from mii_azure.cli.report import show_findings
-    from mii_azure.cli.report_plan import show_plan
+    from mii_azure.cli.report_plan import headline, show_plan
     from mii_azure.planning.planner import plan as make
 
     asked = derived.asked(context, given, file)
@@ -116,6 +116,10 @@ def plan(
     known = price_verbs.known(prices)
     made = make(**asked)
     found = azure_verbs.afforded(made, asked["instance_count"], (subscription, resource_group, workspace), online)
+    if report:
+        from mii_azure.reports.plan_report import write_plan
+
+        write_plan(made, headline(made, asked, known), report)
     if as_json:
         told = {} if found is None else {"online": [finding.model_dump() for finding in found]}
         _print_json(made.model_dump(mode="json") | told)
@@ -211,7 +215,8 @@ def serve(bundle: Bundle, **given: Any) -> None:
     """Serve a bundle over gRPC and HTTP until SIGTERM or Ctrl-C, on this machine or on a Ray cluster."""
     command = [sys.executable, "-m", "local_runner", str(bundle), *serving.runner_options(given)]
     # The runner replaces this process: only the bundle's own scoring package may ever be imported there.
-    os.execv(sys.executable, command)  # noqa: S606
+    # What lies in the current folder is not imported, by this process or by its children.
+    os.execve(sys.executable, command, {**os.environ, "PYTHONSAFEPATH": "1"})  # noqa: S606
 
 
 @app.command()
@@ -227,6 +232,7 @@ def parity(
     subscription: Subscription = None,
     resource_group: ResourceGroup = None,
     workspace: Workspace = None,
+    report: Report = None,
     as_json: AsJson = False,
 ) -> None:
     """Prove that hosts answer alike: same requests, graded replies. Exit 0 only when every target agrees."""
@@ -239,26 +245,13 @@ def parity(
         verdict = compare(
             bundle, targets=derived.split(targets), requests=requests, progress=status, ml_client=client, load=load
         )
+    if report:
+        from mii_azure.reports.parity_report import write_parity
+
+        write_parity(verdict, report)
     _print_json(verdict) if as_json else show_verdict(out, verdict)
     if not verdict.agree:
         raise typer.Exit(1)
-
-
-@app.command()
-def bench(
-    bundle: Bundle,
-    targets: Targets = ALL_TARGETS,
-    count: Annotated[int, _flag("count", "Requests per target.")] = 100,
-    clients: Annotated[int, _flag("clients", "Concurrent clients for the throughput column.")] = 8,
-    as_json: AsJson = False,
-) -> None:
-    """Measure what each host adds: percentiles and requests per second, side by side."""
-    from mii_azure.cli.report import show_bench
-    from mii_azure.verdict.benchmark import bench as measure
-
-    with _status(as_json) as status:
-        report = measure(bundle, targets=derived.split(targets), requests=count, clients=clients, progress=status)
-    _print_json(report) if as_json else show_bench(out, report)
 
 
 def _status(quiet: bool) -> Any:
@@ -270,6 +263,7 @@ def _status(quiet: bool) -> Any:
 local_verbs.register(app)
 lists.register(app)
 query_verbs.register(app)
+bench_verbs.register(app)
 azure_verbs.register(app)
 handover.register(app)
 price_verbs.register(app)

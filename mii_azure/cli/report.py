@@ -95,22 +95,6 @@ def _cause(verdict: Any, entry: Any) -> str:
     return explained[0] if explained else "no difference in the environment explains it"
 
 
-def show_bench(console: Console, report: Any) -> None:
-    """Print latency percentiles at one client and throughput at several, side by side."""
-    made = table("target", "p50 ms", "p90 ms", "p99 ms", "added p50 ms", f"requests/s, {report.clients} clients")
-    for row in report.rows:
-        added = "" if row.added_p50_ms is None else f"{row.added_p50_ms:.2f}"
-        made.add_row(
-            row.target,
-            f"{row.p50_ms:.2f}",
-            f"{row.p90_ms:.2f}",
-            f"{row.p99_ms:.2f}",
-            added,
-            f"{row.requests_per_s:,.0f}",
-        )
-    print_table(console, made)
-
-
 def show_status(console: Console, status: Any) -> None:
     """Print an endpoint's headline and one line per slot."""
     console.print(f"{status.endpoint}: {status.state}, {status.auth_mode}, {status.scoring_uri}", soft_wrap=True)

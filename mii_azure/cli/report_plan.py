@@ -30,16 +30,21 @@ def show_plan(
     console: Console, plan: Plan, asked: Mapping[str, Any], prices: "Prices | None" = None, verbose: bool = False
 ) -> None:
     """Print the answer in three lines and the next command, then the settings; passes only if `verbose`."""
+    for name, text in headline(plan, asked, prices):
+        console.print(f"{name:<6} {text}", soft_wrap=True)
+    console.print()
+    _show_settings(console, plan, verbose)
+
+
+def headline(plan: Plan, asked: Mapping[str, Any], prices: "Prices | None" = None) -> list[tuple[str, str]]:
+    """Answer in three lines, and the next command, each with its word."""
     instances = int(asked.get("instance_count") or 1)
-    for name, text in (
+    return [
         ("fits", _fits(plan)),
         ("does", _does(plan.outlook, instances)),
         ("needs", _needs(plan, instances, prices)),
         ("next", next_command(plan, asked)),
-    ):
-        console.print(f"{name:<6} {text}", soft_wrap=True)
-    console.print()
-    _show_settings(console, plan, verbose)
+    ]
 
 
 def show_written(console: Console, folder: Path, plan: Plan, spec: Spec, prices: "Prices | None" = None) -> None:

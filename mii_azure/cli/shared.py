@@ -67,6 +67,7 @@ def a_folder(path: Path | None) -> Path | None:
 
 
 AsJson = Annotated[bool, flag("json", "Print JSON instead of tables.")]
+Report = Annotated[Path | None, flag("report", "HTML file to write: charts and tables, for a browser or a printer.")]
 Bundle = Annotated[
     Path, typer.Argument(envvar="MII_AZURE_BUNDLE", help="A generated folder.", callback=lambda path: a_folder(path))
 ]

@@ -21,6 +21,7 @@ class Gpu(BaseModel):
     bandwidth_gb_s: float
     half_tflops: float
     single_tflops: float
+    accelerator_type: str | None = None  # Azure's name of it in deployment templates, where it documents one
 
 
 class Sku(BaseModel):

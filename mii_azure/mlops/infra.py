@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mii_azure.azure import autoscale as autoscaling
-from mii_azure.bundle.bundle_view import DEPLOYMENT, ENDPOINT, Inspected
+from mii_azure.bundle.bundle_view import DEPLOYMENT, ENDPOINT, Inspected, refuse_own_image
 from mii_azure.errors import SpecError
 
 API = "2024-10-01"
@@ -35,6 +35,7 @@ def infra(bundle: Path, form: str) -> dict[str, str]:
     """Generate {file name: text} for the bundle's endpoint and deployment; raises SpecError, NotABundle."""
     if form not in FORMATS:
         raise SpecError(f"There is no format {form!r}.", f"Formats: {', '.join(FORMATS)}.")
+    refuse_own_image(bundle)
     if Inspected(bundle).kind == "batch":
         raise SpecError("Templates are written of online endpoints only.", "Use the batch bundle's deploy.sh.")
     write = _bicep if form == "bicep" else _terraform

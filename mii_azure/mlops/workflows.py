@@ -46,6 +46,8 @@ def workflow(provider: str, spec: Spec, index_url: str = "") -> dict[str, str | 
     """
     if provider not in PROVIDERS:
         raise SpecError(f"There is no provider {provider!r}.", f"Providers: {', '.join(PROVIDERS)}.")
+    if spec.carries_code:
+        raise SpecError(f"A bundle of kind {spec.kind} deploys by its own script, which no workflow runs.", "Run it.")
     arguments = list(_arguments(spec))
     odd = next((given for given in (*arguments, index_url) if _CONTROL.search(given)), None)
     if odd is not None:

@@ -8,6 +8,7 @@ from mii_azure.azure import assets, batch, endpoints
 from mii_azure.azure.autoscale import FILE, ensure_autoscale
 from mii_azure.azure.client import Say
 from mii_azure.azure.live import Live, smoke
+from mii_azure.bundle.bundle_view import refuse_own_image
 from mii_azure.errors import BundleEdited, InvalidName, SpecError
 from mii_azure.operations.steps import Journal
 from mii_azure.spec import NAME_LENGTH, NAME_PATTERN
@@ -111,11 +112,12 @@ def _deploy_batch(
 
 
 def intact(bundle: Path | str) -> str:
-    """Hash of the bundle; raises NotABundle, and BundleEdited if a file is not as generated."""
+    """Hash of the bundle; raises NotABundle, SpecError, and BundleEdited if a file is not as generated."""
     from mii_azure.bundle.manifest import find_mismatches, load_manifest
 
     folder = Path(bundle).expanduser()
     digest = str(load_manifest(folder)["bundle"])
+    refuse_own_image(folder)
     changed = find_mismatches(folder)
     if changed:
         raise BundleEdited(

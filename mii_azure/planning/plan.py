@@ -2,6 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict
 
+from mii_azure import notebook
 from mii_azure.errors import DoesNotFit
 from mii_azure.model.families import Options
 from mii_azure.model.profile import Profile
@@ -9,6 +10,7 @@ from mii_azure.planning.budget import Memory
 from mii_azure.planning.expected import Outlook
 from mii_azure.planning.latency import Probe
 from mii_azure.planning.rationale import Decision
+from mii_azure.platform.limits import GB
 from scoring.config import PassDecision
 from scoring.quantization.layout import Made
 
@@ -88,6 +90,24 @@ class Plan(BaseModel):
     decisions: tuple[Decision, ...]
     adapters: tuple[AdapterPlan, ...] = ()
     quantisation: Quantization | None = None  # known once the weights are quantised
+
+    def __repr__(self) -> str:
+        return f"Plan({self.headline()})"
+
+    __str__ = __repr__
+
+    def headline(self) -> str:
+        """Whether it fits, where, and the speed that is expected, in one line."""
+        memory = f"{self.memory.needed / GB:.1f} of {self.memory.available / GB:.1f} GB"
+        fits = f"fits {self.instance_type} in {self.dtype}, {memory}" if self.fits else f"fits no {self.instance_type}"
+        told = f"{self.profile.model} for {self.task}: {fits}"
+        if self.outlook is None:
+            return told
+        return f"{told}, about {self.outlook.per_second:,.0f} {self.outlook.request.unit}/s"
+
+    def _repr_html_(self) -> str:
+        rows = [(each.what, each.shown, each.reason) for each in self.decisions]
+        return notebook.page(self.headline(), notebook.table(("what", "chosen", "why"), rows))
 
     def takes(self, name: str) -> bool:
         """True if the plan relies on a pass."""

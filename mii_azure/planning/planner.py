@@ -1,6 +1,6 @@
 """Planner: decides every setting of a deployment, with reasons."""
 
-from typing import Any
+from typing import Unpack
 
 from mii_azure.errors import NotAvailable, SpecError
 from mii_azure.hardware.skus import find_sku
@@ -21,11 +21,17 @@ from mii_azure.planning.demand import demand_of
 from mii_azure.planning.memory import Fit
 from mii_azure.planning.plan import AdapterPlan, Plan
 from mii_azure.platform import limits
-from mii_azure.spec import Spec, make_spec
+from mii_azure.spec import OtherPreferences, Spec, make_spec
 from scoring.config import Limits
 
 
-def plan(task: str, model: str, instance_type: str | None = None, name: str = "model", **preferences: Any) -> Plan:
+def plan(
+    task: str,
+    model: str,
+    instance_type: str | None = None,
+    name: str = "model",
+    **preferences: Unpack[OtherPreferences],
+) -> Plan:
     """Plan the deployment of a model; `preferences` are the other fields of `Spec`.
 
     Reads config.json and safetensors headers only. Raises the SpecError and ModelError branches of the error tree.

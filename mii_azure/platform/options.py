@@ -9,10 +9,21 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from mii_azure.platform.secret_references import FORMS, is_reference
 
 _COMPUTE = r"^(azureml:)?[a-zA-Z][-a-zA-Z0-9]{1,62}$"
+_REGISTRY = r"^[a-zA-Z0-9][-_a-zA-Z0-9]{1,32}$"
+#: Repository of an image, with its host and without a tag: the tag is the content's hash.
+_IMAGE = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?(:\d{1,5})?(/[a-z0-9]+([._-]+[a-z0-9]+)*)+$"
 IDENTITY = re.compile(
     r"/subscriptions/[^/]+/resourcegroups/[^/]+/providers/Microsoft\.ManagedIdentity/userAssignedIdentities/[^/]+",
     re.IGNORECASE,
 )
+
+_KINDS = {
+    "managed": "a managed endpoint",
+    "kubernetes": "a kubernetes endpoint",
+    "batch": "a batch endpoint",
+    "template": "a deployment template",
+    "kaito": "a KAITO workspace",
+}
 
 
 @dataclass(frozen=True)
@@ -27,7 +38,17 @@ class AzureOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["managed", "kubernetes", "batch"] = Field("managed", description="managed, kubernetes or batch.")
+    kind: Literal["managed", "kubernetes", "batch", "template", "kaito"] = Field(
+        "managed", description="managed, kubernetes, batch, template or kaito."
+    )
+    registry: str | None = Field(
+        None, pattern=_REGISTRY, description="Azure ML registry of the template's assets, for template."
+    )
+    image: str | None = Field(
+        None,
+        pattern=_IMAGE,
+        description="Where the image that carries the bundle goes, HOST/REPOSITORY, for template and kaito.",
+    )
     compute: str | None = Field(None, pattern=_COMPUTE, description="Name of the cluster, for kubernetes and batch.")
     public_network_access: Literal["enabled", "disabled"] = Field(
         "enabled", description="enabled or disabled, of a managed endpoint."
@@ -45,14 +66,16 @@ class AzureOptions(BaseModel):
 
     @model_validator(mode="after")
     def _options(self) -> Self:
-        if self.kind != "managed" and not self.compute:
-            raise ValueError(f"a {self.kind} endpoint needs the name of its cluster: compute")
-        if self.kind == "managed" and self.compute:
-            raise ValueError("a managed endpoint has no compute; give instance_type")
-        if self.kind != "managed" and (self.max_instances or "disabled" in (self.public_network_access, self.egress)):
+        self._check_place()
+        managed = self.kind in ("managed", "template")
+        if not managed and (self.max_instances or "disabled" in (self.public_network_access, self.egress)):
             raise ValueError("max_instances, public_network_access and egress are for managed endpoints")
         if self.kind == "batch" and (self.secrets or self.identities):
             raise ValueError("Azure ML injects no secrets and takes no identity at batch endpoints; use the cluster's")
+        if self.kind == "template" and self.secrets:
+            raise ValueError("a deployment template is shared, and Azure documents no secrets in it; leave out secrets")
+        if self.kind == "kaito" and (self.secrets or self.identities):
+            raise ValueError("secrets and identities are Azure ML's; give the workspace's pod the cluster's own")
         wrong = [identity for identity in self.identities if not IDENTITY.fullmatch(identity)]
         if wrong:
             raise ValueError(f"{wrong[0]!r} is not the resource id of a user-assigned identity")
@@ -60,6 +83,28 @@ class AzureOptions(BaseModel):
         if literal:  # the value is not repeated: it may be the secret
             raise ValueError(f"the secret {literal[0]} is not given by reference: {FORMS}")
         return self
+
+    def _check_place(self) -> None:
+        """Raise ValueError unless the kind has what names its place, and nothing of another kind's."""
+        needed = {
+            "kubernetes": {"compute"},
+            "batch": {"compute"},
+            "template": {"registry", "image"},
+            "kaito": {"image"},
+        }
+        wanted = needed.get(self.kind, set())
+        given = {name for name in ("compute", "registry", "image") if getattr(self, name)}
+        if missing := sorted(wanted - given):
+            told = "the name of its cluster: compute" if missing == ["compute"] else " and ".join(missing)
+            raise ValueError(f"{_KINDS[self.kind]} needs {told}")
+        if surplus := sorted(given - wanted):
+            hint = "; give instance_type" if surplus == ["compute"] else ""
+            raise ValueError(f"{_KINDS[self.kind]} has no {' and no '.join(surplus)}{hint}")
+
+    @property
+    def carries_code(self) -> bool:
+        """True if the image carries the code, since nothing else brings it there."""
+        return self.kind in ("template", "kaito")
 
     @property
     def cluster(self) -> str | None:

@@ -78,7 +78,7 @@ def online(target: Path | str, client: Any, slot: str | None = None) -> list[Onl
     Changes nothing in Azure. A question that may not be asked is answered `unverified`, with Azure's reason.
     """
     root = Path(target)
-    seen = [Inspected(root)] if is_bundle(root) else views(root)
+    seen = [view for view in ([Inspected(root)] if is_bundle(root) else views(root)) if view.kind != "kaito"]
     found: dict[tuple[str, str], OnlineFinding] = {}
     for inspected in seen:
         for finding in _asked(inspected, client, slot, QUESTIONS):

@@ -8,7 +8,7 @@ import sys
 import time
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from local_runner.protocol.addresses import read_host_port
 from mii_azure.bundle import folders
@@ -17,7 +17,7 @@ from mii_azure.platform.targets import ENDPOINT
 from mii_azure.sdk import deployment_records, processes
 from mii_azure.sdk.deployment_records import LocalDeployment, home, locked
 from mii_azure.sdk.narration import Progress, narrated
-from mii_azure.spec import check_name
+from mii_azure.spec import Preferences, check_name, one_name
 
 if TYPE_CHECKING:
     from local_runner.access.credentials import Credentials
@@ -48,7 +48,7 @@ class DeploymentType(Enum):
 def deploy(
     task: str | Path | None = None,
     model: str | None = None,
-    deployment_name: str | None = None,
+    name: str | None = None,
     deployment_type: DeploymentType | None = None,
     *,
     bundle: str | Path | None = None,
@@ -60,7 +60,8 @@ def deploy(
     workspace: str | None = None,
     timeout_s: float = START_TIMEOUT_S,
     progress: Progress | None = None,
-    **preferences: Any,
+    deployment_name: str | None = None,
+    **preferences: Unpack[Preferences],
 ) -> "LocalDeployment | AzureDeployment":
     """Bring a bundle, or a model for a task, to Azure ML or onto this machine.
 
@@ -78,21 +79,22 @@ def deploy(
             raise SpecError("A bundle is deployed to Azure.", "Serve it here with `mii-azure serve BUNDLE`.")
         folder = Path(bundle)
     else:
-        if not task or not model or not deployment_name:
-            raise SpecError("deploy needs a bundle, or task, model and deployment_name.", "Name all three.")
+        if not task or not model or not (name or deployment_name):
+            raise SpecError("deploy needs a bundle, or task, model and name.", "Name all three.")
+        name = one_name(name, deployment_name)
         if deployment_type is not DeploymentType.AML:
-            return _deploy_here(str(task), model, deployment_name, timeout_s, narrated(progress), preferences)
+            return _deploy_here(str(task), model, name, timeout_s, narrated(progress), preferences)
     from mii_azure.azure.client import connect
     from mii_azure.operations.deploy import deploy as to_azure
 
     client = ml_client or connect(subscription, resource_group, workspace)
     if bundle is None:
-        folder = _generate(str(task), str(model), str(deployment_name), preferences)
+        folder = _generate(str(task), str(model), str(name), preferences)
     return to_azure(folder, client, slot, traffic, narrated(progress))
 
 
 def _deploy_here(
-    task: str, model: str, name: str, timeout_s: float, tell: Progress, preferences: dict[str, Any]
+    task: str, model: str, name: str, timeout_s: float, tell: Progress, preferences: Preferences
 ) -> LocalDeployment:
     with locked(check_name(name)):
         try:
@@ -109,12 +111,12 @@ def _deploy_here(
         tell(f"writing the bundle of {name}")
         bundle = _generate(task, model, name, preferences)
         tell(f"starting {name}: the model is loaded, and its passes are verified")
-        started = _start(name, bundle, home() / name, timeout_s)
+        started = _start(name, bundle, (home() / name).resolve(), timeout_s)
         tell(f"{name} answers at {started.host}:{started.grpc_port} (gRPC) and :{started.http_port} (HTTP)")
         return started
 
 
-def _generate(task: str, model: str, name: str, preferences: dict[str, Any]) -> Path:
+def _generate(task: str, model: str, name: str, preferences: Preferences) -> Path:
     """The bundle of a deployment by name, below `home()`; the same model gives the same bytes, so a rerun goes on."""
     from mii_azure.sdk.generate import generate
 
@@ -135,6 +137,7 @@ def _start(name: str, bundle: Path, folder: Path, timeout_s: float) -> LocalDepl
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, **leash.ENVIRONMENT},
+            cwd=folder,  # what lies in the caller's is not imported
             start_new_session=True,  # survives the caller's Ctrl-C
         )
     try:

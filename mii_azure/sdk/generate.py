@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from mii_azure.bundle.bundle_view import LOCK
 from mii_azure.bundle.folders import refuse_existing, refuse_overlap, refuse_place
@@ -22,7 +22,7 @@ from mii_azure.planning.merging import MergeJob
 from mii_azure.planning.plan import Plan
 from mii_azure.planning.planner import plan_spec
 from mii_azure.planning.quantization import QuantizationJob
-from mii_azure.spec import Spec, make_spec
+from mii_azure.spec import Preferences, Spec, make_spec, one_name
 from mii_azure.version import __version__
 from scoring.schema.registry import schema
 
@@ -30,18 +30,20 @@ from scoring.schema.registry import schema
 def generate(
     task: str,
     model: str,
-    deployment_name: str,
+    name: str | None = None,
     *,
     output: Path | str | None = None,
     force: bool = False,
     progress: Progress | None = None,
-    **preferences: Any,
+    deployment_name: str | None = None,
+    **preferences: Unpack[Preferences],
 ) -> Path:
     """Write the bundle of a model and return its folder, `output` or ./NAME; `preferences` are further fields of Spec.
 
+    `deployment_name` is MII's word for `name`. `progress` is called with bytes written and bytes in all.
     Raises the SpecError, ModelError and BundleError branches of the error tree; on any error nothing is left behind.
     """
-    spec = make_spec(task=task, model=model, name=deployment_name, **preferences)
+    spec = make_spec(task=task, model=model, name=one_name(name, deployment_name), **preferences)
     return write_bundle(spec, output=output, force=force, progress=progress)[0]
 
 

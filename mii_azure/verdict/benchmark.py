@@ -48,12 +48,12 @@ class Report(BaseModel):
 def bench(
     bundle: str | Path,
     targets: Sequence[str] = TARGETS,
-    requests: int = 100,
+    count: int = 100,
     clients: int = 8,
     progress: Callable[[str], None] = lambda text: None,
     beside: Sequence[Any] = (),
 ) -> Report:
-    """Send the bundle's sample request to every target: `requests` times from one client, and from `clients`.
+    """Send the bundle's sample request to every target: `count` times from one client, and from `clients`.
 
     All targets run side by side, so each holds the model, and take turns. In-process latencies are measured inside the
     process that scores. `beside` are further targets (`targets.targets.Target`) to measure in the same turns.
@@ -74,12 +74,12 @@ def bench(
             hosts[target.name] = stack.enter_context(target)
             _warm_up(target, target.name, body)
         metadata = hosts[targets[0]].metadata()
-        loads = _measure(hosts, body, requests, clients, progress)
+        loads = _measure(hosts, body, count, clients, progress)
     base = statistics.median(loads["in-process"].alone) if "in-process" in loads else None
     return Report(
         bundle=str(folder),
         request=json.dumps(json.loads(body), ensure_ascii=False),
-        requests=requests,
+        requests=count,
         clients=clients,
         environment={key: metadata.get(key) for key in ("device", "dtype", "threads", "versions")},
         rows=tuple(_row(name, load, base) for name, load in loads.items()),

@@ -9,6 +9,7 @@ from mii_azure.errors import SpecError
 from scoring.schema.registry import task_schema
 from scoring.schema.requests import TaskSchema
 
+TOKENS = "tokens"  # name of a request that is of no task
 _UNICODE = "Zoë paid 5 € for a naïve 名前 and a 😀, \u200btwice."
 
 #: Long enough to exercise padding and windows, short enough for a decoder on two cores.
@@ -127,6 +128,7 @@ def _generate(task: TaskSchema, context_length: int) -> Iterator[Request]:
     endless = "long words " * context_length
     yield Request("long", _body({"inputs": _with_text(value, long, task), "parameters": parameters}))
     yield Request("past the context", _body({"inputs": _with_text(value, endless, task), "parameters": parameters}))
+    yield Request(TOKENS, _body({"mii_azure": "tokenize", "prompt": _UNICODE, "return_token_strs": True}))
     yield from _bad(value)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
+from mii_azure import notebook
 from mii_azure.errors import SpecError
 from mii_azure.platform.targets import CONTAINER, ENDPOINT, KNOWN, TARGETS
 from mii_azure.verdict.cases import Request, edge_requests, read_requests
@@ -16,6 +17,9 @@ from scoring.config import Deployment
 if TYPE_CHECKING:
     from local_runner.targets.load import TargetReply
     from local_runner.targets.targets import Target
+
+
+_MOST_SHOWN = 20_000  # bytes of a reply that a verdict repeats
 
 
 class Comparison(BaseModel):
@@ -28,6 +32,7 @@ class Comparison(BaseModel):
     status: int
     grade: Grade
     difference: str
+    bodies: tuple[str, str] | None = None  # where they differ: the reference's and the target's, as far as is shown
     under_load: bool = False  # asked while other requests were in flight, and compared with the answer alone
 
 
@@ -46,6 +51,29 @@ class Verdict(BaseModel):
     load: int  # requests in flight during the second pass; 0: there was none
     comparisons: tuple[Comparison, ...]
     environment: dict[str, list[str]]  # per target: differences from the reference, likeliest cause first
+
+    def __repr__(self) -> str:
+        return f"Verdict({self.headline()})"
+
+    __str__ = __repr__
+
+    def headline(self) -> str:
+        """Whether the targets agree, in one line."""
+        word, alike = ("agree", "alike") if self.agree else ("disagree", "differently")
+        return f"{word}: {', '.join(self.targets)} answered {self.requests} requests {alike}"
+
+    def _repr_html_(self) -> str:
+        grades = ("bytes", "values", "scores", "different")
+        counts = [
+            (name, *(self.counts[name].get(grade, "") for grade in grades), "; ".join(self.environment.get(name, [])))
+            for name in self.targets
+        ]
+        other = [each for each in self.comparisons if each.grade not in ALIKE]
+        made = notebook.table(("target", *grades, "environment"), counts)
+        told = notebook.table(
+            ("target", "request", "difference"), [(each.target, each.request, each.difference) for each in other]
+        )
+        return notebook.page(self.headline(), made, told if other else "")
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
@@ -153,7 +181,14 @@ def _judge(
     names = list(runs)
     reference = runs[names[0]]
     comparisons = [
-        Comparison(request=request.name, target=name, status=reply[0], grade=given, difference=difference)
+        Comparison(
+            request=request.name,
+            target=name,
+            status=reply[0],
+            grade=given,
+            difference=difference,
+            bodies=None if given in ALIKE else (_shown(expected[1]), _shown(reply[1])),
+        )
         for name in names[1:]
         for request, expected, reply in zip(sent, reference.replies, runs[name].replies, strict=True)
         for given, difference in [grade(expected, reply, tolerance)]
@@ -171,6 +206,11 @@ def _judge(
         comparisons=tuple(comparisons),
         environment={name: environment_difference(reference.metadata, runs[name].metadata) for name in names[1:]},
     )
+
+
+def _shown(body: bytes) -> str:
+    """Beginning of a reply, as text."""
+    return body[:_MOST_SHOWN].decode(errors="replace")
 
 
 def _under_load(name: str, sent: list[Request], run: _Run, tolerance: float) -> Iterator[Comparison]:

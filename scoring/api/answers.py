@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from scoring.api.dialects import Call, parse, render
+from scoring.api.tokens import answer as answer_tokens
 from scoring.api.usage import usage
 from scoring.config import Deployment
 from scoring.engine.job import Job, RowQueue
@@ -26,6 +27,7 @@ from scoring.errors import (
     RequestTimeout,
 )
 from scoring.limits.deadline import Deadline, check, held, left, within
+from scoring.schema import tokens
 from scoring.strict_json.body import dumps, read_json
 from scoring.tasks.base import Task
 from scoring.telemetry.spans import noted
@@ -109,6 +111,9 @@ class Answers(ABC):
             return Reply(200, dumps(self.metadata()))
         if not self.ready:
             raise NotReady("The model is not ready.", "Try again shortly.")
+        if isinstance(payload, dict) and (asked := tokens.read(payload)):
+            with held(self._seats), self._stage("encode"):
+                return Reply(200, self._serialise(answer_tokens(self.task, asked, limit)))
         call = parse(payload, self.task.schema)
         with held(self._seats), self._stage("encode"):
             rows = self._encode(call)

@@ -338,7 +338,7 @@ class TaskSchema:
         try:
             return self.adapter.validate_python(value)
         except ValidationError as error:
-            place, reason = _first(error)
+            place, reason = first_fault(error)
             raise InvalidInput(
                 f"{reason}.",
                 f"One input of {self.name} looks like {self.example()}.",
@@ -359,7 +359,7 @@ class TaskSchema:
         try:
             return self.parameters.model_validate(values)
         except ValidationError as error:
-            place, reason = _first(error)
+            place, reason = first_fault(error)
             raise InvalidParameter(f"{reason}.", where=_join("parameters", place)) from None
 
     def example(self) -> str:
@@ -369,7 +369,8 @@ class TaskSchema:
         return json.dumps(self.sample["inputs"])
 
 
-def _first(error: ValidationError) -> tuple[str, str]:
+def first_fault(error: ValidationError) -> tuple[str, str]:
+    """Place and reason of the first thing that is wrong."""
     detail = error.errors(include_url=False, include_context=False, include_input=False)[0]
     place = ".".join(str(part) for part in detail["loc"] if not str(part).startswith(("function-", "constrained")))
     return place, str(detail["msg"])

@@ -24,6 +24,8 @@ from local_runner.protos import inference_pb2, inference_pb2_grpc, scoring_pb2, 
 from scoring.errors import MiiAzureError
 from tests.waiting import until
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 COUNT = 2
 PROMPT = "Once upon a time there was a king"
 #: What differs from one answer to the next: ids and times.

@@ -29,6 +29,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.filterwarnings(rule))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _forked(forked: None) -> None:
+    """Have the servers behind live endpoints forked."""
+
+
 class Credential:
     """Hands out tokens that live for `lifetime_s`."""
 

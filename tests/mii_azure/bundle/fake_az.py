@@ -20,9 +20,22 @@ def fail(message: str) -> None:
     sys.exit(1)
 
 
+def images(arguments: list[str]) -> None:
+    """An image registry: `repository show` fails until `build` has made the image."""
+    state = json.loads(STATE.read_text()) if STATE.exists() else {}
+    key = f"image/{arguments[arguments.index('--image') + 1]}"
+    if arguments[0] == "build":
+        STATE.write_text(json.dumps({**state, key: {"dockerfile": arguments[arguments.index("--file") + 1]}}))
+    elif key not in state:
+        fail(f"{key} is not found")
+
+
 def main(arguments: list[str]) -> None:
     with (HOME / "calls").open("a") as calls:
         calls.write(json.dumps(arguments) + "\n")
+    if arguments[0] == "acr":
+        images(arguments[1:])
+        return
     if arguments[0] != "ml":
         if arguments[0] in json.loads(os.environ.get("FAKE_AZ_BROKEN", "[]")):
             fail("broken")
@@ -45,7 +58,7 @@ def main(arguments: list[str]) -> None:
     if verb in ("show", "update") and key not in state:
         fail(f"{key} does not exist")
     if kind == "online-deployment" and verb in ("create", "update"):
-        for part in ("environment", "model"):
+        for part in sorted({"environment", "model"} & asset.keys()):
             reference = asset[part].split(":")
             if "registries" not in asset[part] and f"{part}/{reference[1]}/{reference[2]}" not in state:
                 fail(f"{asset[part]} does not exist")

@@ -9,7 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from mii_azure.errors import SpecError
+from mii_azure.mlops.infra import infra
+from mii_azure.mlops.workflows import workflow
+from mii_azure.operations.deploy import deploy
 from mii_azure.sdk.generate import generate
+from mii_azure.spec import make_spec
 
 FAKE = Path(__file__).with_name("fake_az.py")
 SCOPE = ["--resource-group", "my group", "--workspace-name", "ws"]
@@ -255,3 +260,61 @@ def test_without_gnu_coreutils_shasum_is_asked(cloud, tmp_path):
     done = subprocess.run(command, env={"PATH": str(tools)}, capture_output=True, text=True)
     assert done.returncode == 1
     assert CHANGES["edited"] in done.stderr
+
+
+TEMPLATE = {"kind": "template", "registry": "shared", "image": "mine.azurecr.io/models/qa"}
+KAITO = {"kind": "kaito", "image": "mine.azurecr.io/models/qa", "instance_type": "Standard_D8as_v4"}
+
+
+def test_a_template_is_published_in_its_registry_and_deployed_in_the_workspace(make_bundle, tmp_path):
+    cloud = Cloud(tmp_path / "cloud", make_bundle(**TEMPLATE))
+    done = cloud.run(*SCOPE)
+    assert done.returncode == 0, done.stderr
+    calls = cloud.calls()
+    shared = ["--registry-name", "shared", "--output", "none"]
+    assert verbs(calls[:6]) == [
+        "environment show",
+        "environment create",
+        "deployment-template show",
+        "deployment-template create",
+        "model show",
+        "model create",
+    ]
+    assert all(call[-4:] == shared and "ws" not in call for call in calls[:6])
+    assert all(call[-6:-2] == SCOPE for call in calls[6:])
+    (image,) = (key for key in cloud.state if key.startswith("image/"))
+    assert f"mine.azurecr.io/{image.removeprefix('image/')}" in (cloud.bundle / "environment.yml").read_text()
+    assert cloud.run(*SCOPE).returncode == 0
+    again = cloud.calls()
+    assert not [call for call in again if call[1] == "create"]
+    (update,) = (call for call in again if call[:2] == ["model", "update"])
+    assert any("default_deployment_template.asset_id=azureml://registries/shared/" in word for word in update)
+
+
+def test_kaito_gets_an_image_and_its_workspace(make_bundle, tmp_path):
+    cloud = Cloud(tmp_path / "cloud", make_bundle(**KAITO))
+    kubectl = cloud.folder / "bin" / "kubectl"
+    kubectl.write_text('#!/bin/sh\necho "$@" >> "$FAKE_AZ/kubectl"\n')
+    kubectl.chmod(0o755)
+    done = cloud.run("--namespace", "models", "--timeout", "60")
+    assert done.returncode == 0, done.stderr
+    (image,) = (key for key in cloud.state if key.startswith("image/"))
+    assert f"mine.azurecr.io/{image.removeprefix('image/')}" in (cloud.bundle / "workspace.yml").read_text()
+    assert (cloud.folder / "kubectl").read_text().splitlines() == [
+        "apply --namespace models --filename workspace.yml",
+        "wait --namespace models workspace/my-qa --for=condition=WorkspaceSucceeded --timeout=60s",
+    ]
+    assert "kubectl port-forward --namespace models service/my-qa 8080:80" in done.stdout
+    (cloud.bundle / "code/score.py").write_text("")
+    assert "a file was edited: code/score.py" in cloud.run().stderr
+
+
+@pytest.mark.parametrize("options", [TEMPLATE, KAITO], ids=["template", "kaito"])
+def test_other_verbs_leave_such_a_bundle_to_its_script(make_bundle, options):
+    bundle = make_bundle(**options)
+    for refuse in (lambda: deploy(bundle, None), lambda: infra(bundle, "bicep")):
+        with pytest.raises(SpecError, match=r"Run its own deploy\.sh"):
+            refuse()
+    spec = make_spec(task="question-answering", model="m", name="my-qa", **options)
+    with pytest.raises(SpecError, match="deploys by its own script"):
+        workflow("github", spec)

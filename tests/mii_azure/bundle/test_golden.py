@@ -1,9 +1,9 @@
 """The rendered files of every task on CPU, byte for byte; the diff of a golden tree is the review.
 
 An encoder, a decoder and a pipeline are kept on a T4 and an A100 too: what a device changes, it changes by the kind of
-model. Of those, a file that is the same on all three is kept once, under `any/`. One more tree is what `--server http`
-changes of a bundle. `make golden` writes the trees anew, and refuses while they have changes that are not committed.
-The lock is not kept: it is a copy, compared with its source.
+model. Of those, a file that is the same on all three is kept once, under `any/`. More trees are what `--server http`
+and other kinds change of a bundle. `make golden` writes the trees anew, and refuses while they have changes that are
+not committed. The lock is not kept: it is a copy, compared with its source.
 """
 
 import os
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from mii_azure.bundle import render as rendering
 from mii_azure.bundle.render import TEMPLATES
 from scoring.schema.registry import TASKS
 from tests.mii_azure.bundles import SKUS, rendered
@@ -20,9 +21,22 @@ from tests.mii_azure.bundles import SKUS, rendered
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 UPDATE = os.environ.get("MII_AZURE_UPDATE_GOLDEN") == "1"
 LOCK = "environment/requirements.lock"
-HTTP = "text-generation-http"
+#: Trees of which what differs from a task's own tree is kept: the task, and what is asked beside it.
+VARIANTS = {
+    "text-generation-http": ("text-generation", {"server": "http"}),
+    "question-answering-template": (
+        "question-answering",
+        {"kind": "template", "registry": "shared", "image": "mine.azurecr.io/models/qa"},
+    ),
+    "text-generation-kaito": (
+        "text-generation",
+        {"kind": "kaito", "image": "mine.azurecr.io/models/text", "instance_type": "Standard_D8as_v4"},
+    ),
+}
 #: Tasks whose trees are kept on every device.
 ON_EVERY_DEVICE = ("question-answering", "text-generation", "text-to-image")
+#: Files of the task's own tree that a variant does without.
+ABSENT = {"text-generation-kaito": {"endpoint.yml", "deployment.yml", "environment.yml", "model.yml"}}
 LOCKS = {"cpu": "cpu.lock", "t4": "cuda13.lock", "a100": "cuda13.lock"}
 
 
@@ -44,7 +58,7 @@ def start_from_committed_trees():
 
 def write(task: str, trees: dict[str, dict[str, str]]) -> None:
     first = next(iter(trees.values()))
-    same = read("text-generation", "cpu") if task == HTTP else {}
+    same = read(VARIANTS[task][0], "cpu") if task in VARIANTS else {}
     for device, files in trees.items():
         for path, text in files.items():
             shared = len(trees) > 1 and all(tree[path] == text for tree in trees.values())
@@ -60,7 +74,7 @@ def devices(task: str) -> tuple[str, ...]:
 
 
 def read(task: str, device: str) -> dict[str, str]:
-    found = read("text-generation", device) if task == HTTP else {}
+    found = read(VARIANTS[task][0], device) if task in VARIANTS else {}
     for folder in (GOLDEN / task / "any", GOLDEN / task / device):
         found |= {
             path.relative_to(folder).as_posix(): path.read_bytes().decode()
@@ -70,25 +84,28 @@ def read(task: str, device: str) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("task", [*TASKS, HTTP])
-def test_rendered_files_are_the_golden_ones(task):
-    preferences = {"server": "http"} if task == HTTP else {}
-    trees = {device: rendered(task.removesuffix("-http"), device, **preferences) for device in devices(task)}
+@pytest.mark.parametrize("task", [*TASKS, *VARIANTS])
+def test_rendered_files_are_the_golden_ones(task, monkeypatch):
+    # The tag of an image that carries the code would change with every line of `scoring/`.
+    monkeypatch.setattr(rendering, "carried_code", lambda server: {})
+    of, preferences = VARIANTS.get(task, (task, {}))
+    trees = {device: rendered(of, device, **preferences) for device in devices(task)}
     for device, files in trees.items():
-        locks = [LOCKS[device], *(["http.lock"] if task == HTTP else [])]
+        served = "local_runner.container" in files["environment/Dockerfile"]
+        locks = [LOCKS[device], *(["http.lock"] if served else [])]
         assert files.pop(LOCK) == "".join((TEMPLATES / "locks" / lock).read_text() for lock in locks)
     if UPDATE:
         write(task, trees)
     for device, files in trees.items():
         expected = read(task, device)
-        assert files.keys() == expected.keys()
+        assert files.keys() == expected.keys() - ABSENT.get(task, set())
         for path, text in files.items():
             assert text == expected[path], f"{task}, {device}, {path}: `make golden` shows the difference"
 
 
 def test_every_golden_tree_belongs_to_a_task_and_one_of_its_devices():
     found = {path.name: {tree.name for tree in path.iterdir()} - {"any"} for path in GOLDEN.iterdir()}
-    assert found == {task: set(devices(task)) for task in (*TASKS, HTTP)}
+    assert found == {task: set(devices(task)) for task in (*TASKS, *VARIANTS)}
 
 
 def test_an_update_would_lose_nothing_that_is_not_committed(tmp_path):

@@ -70,11 +70,15 @@ def test_a_forgotten_value_is_an_error():
 
 
 def test_every_template_is_used():
+    image = {"image": "mine.azurecr.io/qa"}
     kinds = [{"kind": "batch", "compute": "cluster"}, {"max_instances": 2}]
-    specs = [spec_and_plan("fill-mask", **options)[0] for options in kinds]
-    used = {*rendering._TEXTS.values(), "Dockerfile.j2", "model.yml.j2"}
-    used |= {template for spec in specs for template in rendering.endpoint_kinds.texts(spec).values()}
-    assert {path.name for path in TEMPLATES.glob("*.j2")} == used
+    kinds += [{"kind": "template", "registry": "shared", **image}, {"kind": "kaito", **image}]
+    specs = [spec_and_plan("fill-mask", **options)[0] for options in ({}, *kinds)]
+    used = {"Dockerfile.j2", "model.yml.j2", "deployment-template.yml.j2"}
+    for make in (rendering.endpoint_kinds.texts, rendering.endpoint_kinds.code):
+        used |= {template for spec in specs for template in make(spec).values()}
+    included = re.findall(r'{% include "(.*?)" %}', "".join((TEMPLATES / name).read_text() for name in used))
+    assert {path.name for path in TEMPLATES.glob("*.j2")} == used | set(included)
 
 
 def test_nothing_rendered_names_a_place_on_this_machine():

@@ -23,7 +23,7 @@ COMMANDS: dict[str, click.Command] = typer.main.get_command(app.app).commands  #
 def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[str]]:
     """Run `mii-azure serve` up to where it becomes the runner; returns the runner's arguments."""
     told: list[list[str]] = []
-    monkeypatch.setattr(os, "execv", lambda path, command: told.append(command[3:]))
+    monkeypatch.setattr(os, "execve", lambda path, command, environment: told.append(command[3:]))
 
     def serve(*arguments: str) -> list[str]:
         done = CliRunner().invoke(app.app, ["serve", str(tmp_path), *arguments])

@@ -13,6 +13,8 @@ import mii_azure
 from tests.processes import Seen, alive, below, command, none_left, seen
 from tests.scenarios.faults.conftest import Served, served, until
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 _LISTENING = "0A"
 
 

@@ -102,22 +102,6 @@ def test_it_writes_json_logs_without_prompts(container: Container) -> None:
     assert not any("private" in line for line in lines)
 
 
-def test_a_stop_finishes_what_it_has_taken(bundle: Path) -> None:
-    with Container(bundle) as own:
-        answers: list[tuple[int, str, bytes]] = []
-        body = '{"inputs": "a b", "parameters": {"max_new_tokens": 50}, "stream": true}'
-        connection = http.client.HTTPConnection(LOOPBACK, own.port, timeout=60)
-        connection.request("POST", "/score", body, {"Content-Type": "application/json"})
-        response = connection.getresponse()  # the stream has begun
-        reader = threading.Thread(target=lambda: answers.append((response.status, "", response.read())))
-        os.kill(own.process.pid, signal.SIGTERM)
-        reader.start()
-        reader.join(60)
-        connection.close()
-        assert own.process.wait(60) == 0
-    assert answers[0][2].endswith(b"data: [DONE]\n\n")
-
-
 def test_a_model_that_does_not_load_ends_it_with_a_sentence(bundle: Path, tmp_path: Path) -> None:
     """As in Azure, where the model's folder may hold something else than was planned."""
     code = bundle / "code"
@@ -161,10 +145,26 @@ def test_front_ends_answer_in_it_as_the_process_does(
     bundle: Path, container: Container, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = launch._settings
-    monkeypatch.setattr(launch, "_settings", lambda folder: settings(folder) | {"MII_AZURE_FRONT_ENDS": "2"})
+    monkeypatch.setattr(launch, "_settings", lambda folder: settings(folder) | {"MII_AZURE_FRONT_ENDS": "1"})
     body = '{"inputs": "a b", "stream": true, "parameters": {"max_new_tokens": 9}}'
     with Container(bundle) as several:
         assert [ask(several, "POST", "/score", body) for _ in range(4)] == [ask(container, "POST", "/", body)] * 4
         assert b'mii_azure_requests_total{code="200"} 4.0' in ask(several, "GET", "/metrics")[2]
         several.process.send_signal(signal.SIGTERM)
         assert several.process.wait(30) == 0
+
+
+def test_a_stop_finishes_what_it_has_taken(container: Container) -> None:
+    """The last test of this server."""
+    answers: list[bytes] = []
+    body = '{"inputs": "a b", "parameters": {"max_new_tokens": 50}, "stream": true}'
+    connection = http.client.HTTPConnection(LOOPBACK, container.port, timeout=60)
+    connection.request("POST", "/score", body, {"Content-Type": "application/json"})
+    response = connection.getresponse()  # the stream has begun
+    reader = threading.Thread(target=lambda: answers.append(response.read()))
+    os.kill(container.process.pid, signal.SIGTERM)
+    reader.start()
+    reader.join(60)
+    connection.close()
+    assert container.process.wait(60) == 0
+    assert answers[0].endswith(b"data: [DONE]\n\n")

@@ -32,7 +32,7 @@ from tests.local_runner.conftest import bundle
 
 __all__ = ["bundle"]  # a fixture
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # DeepSpeed warns a lot
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("forked")]  # DeepSpeed warns a lot
 
 LLAMA = Facts("llama", "LlamaForCausalLM", "decoder", 7_000_000_000, 14_000_000_000, 32, 32, 8, 4096)
 ONE = Hardware("cuda", "NVIDIA H100", (9, 0), 80 << 30, 1, True)

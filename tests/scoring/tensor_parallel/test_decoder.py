@@ -34,7 +34,7 @@ from tests.scoring.decoder.test_adapters import generated, greedy, prompt
 from tests.scoring.tensor_parallel.many_ranks import Many
 from tests.tiny_models import load_tiny
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # DeepSpeed warns a lot
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("forked")]  # DeepSpeed warns a lot
 TASK = "text-generation"
 NEW = 10
 

@@ -1,0 +1,87 @@
+"""Report of a parity run: the verdict, grades per target, and each difference marked in the two replies."""
+
+import difflib
+import json
+import re
+from pathlib import Path
+
+from mii_azure.reports.html import Child, Node, el, figures, section, table, write
+from mii_azure.verdict.grade import ALIKE
+from mii_azure.verdict.parity import Comparison, Verdict
+
+_GRADES = ("bytes", "values", "scores", "different")
+_MOST_SHOWN = 50  # differences; a target that is wrong altogether differs in all of them
+
+
+def write_parity(verdict: Verdict, file: Path) -> None:
+    """Write the report of a parity run."""
+    word = el("span", "agree" if verdict.agree else "disagree", class_="good" if verdict.agree else "bad")
+    how = "alike" if verdict.agree else "differently"
+    told = f": {', '.join(verdict.targets)} answered {verdict.requests} requests {how}."
+    pairs = [
+        ("requests", str(verdict.requests)),
+        ("targets", str(len(verdict.targets))),
+        ("tolerance of numbers", f"{verdict.tolerance:g}"),
+        ("in flight under load", str(verdict.load) if verdict.load else "no pass under load"),
+    ]
+    parts = [el("section", el("p", word, told), figures(pairs)), _grades(verdict)]
+    unlike = [entry for entry in verdict.comparisons if entry.grade not in ALIKE]
+    if unlike:
+        parts.append(section("Differences", [_difference(verdict, entry) for entry in unlike[:_MOST_SHOWN]]))
+        if len(unlike) > _MOST_SHOWN:
+            parts.append(el("p", f"{len(unlike) - _MOST_SHOWN} more are in the verdict's JSON.", class_="soft"))
+    rows = [(entry.request, entry.target, _graded(entry.grade), str(entry.status)) for entry in verdict.comparisons]
+    parts.append(section("Every comparison", table(["Request", "Target", "Grade", "Status"], rows, [3])))
+    write(file, f"Parity of {Path(verdict.bundle).name}", f"bundle {verdict.bundle_hash}", *parts)
+
+
+def _graded(grade: str) -> Node:
+    return el("span", grade, class_="good" if grade in ALIKE else "bad")
+
+
+def _grades(verdict: Verdict) -> Node:
+    heads = [
+        "Target",
+        *(grade.capitalize() for grade in _GRADES),
+        "Moved under load",
+        f"Environment against {verdict.reference}",
+    ]
+    rows: list[list[Child]] = [[verdict.reference, "", "", "", "", _moved(verdict, verdict.reference), "the reference"]]
+    for target in verdict.targets[1:]:
+        counts = [str(verdict.counts[target].get(grade, 0) or "") for grade in _GRADES]
+        environment = "; ".join(verdict.environment[target]) or "the same"
+        rows.append([target, *counts, _moved(verdict, target), environment])
+    return section("Grades", table(heads, rows, range(1, 6)))
+
+
+def _moved(verdict: Verdict, target: str) -> str:
+    return str(verdict.moved[target]) if verdict.load else ""
+
+
+def _difference(verdict: Verdict, entry: Comparison) -> Node:
+    against = "its answer alone" if entry.under_load else verdict.reference
+    title = f"{entry.target} against {against}: {entry.request}"
+    if entry.bodies is None:
+        return el("div", el("h3", title), el("p", entry.difference))
+    left, right = marked(*(_pretty(body) for body in entry.bodies))
+    sides = el("div", el("div", against, left), el("div", entry.target, right), class_="sides")
+    return el("div", el("h3", title), el("p", entry.difference), sides)
+
+
+def _pretty(body: str) -> str:
+    try:
+        return json.dumps(json.loads(body), ensure_ascii=False, indent=1)
+    except ValueError:
+        return body
+
+
+def marked(left: str, right: str) -> tuple[Node, Node]:
+    """Two texts with what only one of them has marked, word by word."""
+    ours, theirs = (re.findall(r"\w+|\s+|[^\w\s]", text) for text in (left, right))
+    sides: tuple[list[Child], list[Child]] = ([], [])
+    for kind, *places in difflib.SequenceMatcher(None, ours, theirs, autojunk=False).get_opcodes():
+        pieces = ("".join(ours[places[0] : places[1]]), "".join(theirs[places[2] : places[3]]))
+        for side, piece, tag in zip(sides, pieces, ("del", "ins"), strict=True):
+            if piece:
+                side.append(piece if kind == "equal" else el(tag, piece))
+    return el("pre", sides[0]), el("pre", sides[1])
