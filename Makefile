@@ -7,6 +7,8 @@ TORCH := $(shell sed -n 's/^torch==//p' templates/locks/scoring.in)
 .PHONY: help demo test quick lint unit bench peers image docs golden lock protos ray fuzz soak azure-npm page clean
 
 $(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { echo \
+	  "$(PYTHON) is not Python 3.11, which the images and the locks have: install it, or name one, as in make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -qq --upgrade pip
 	@echo "Installing torch $(TORCH), then the project (a few minutes, once)"

@@ -1,6 +1,7 @@
 """What gRPC, HTTP and azmlinfsrv add over in-process: MiniLM sentence embeddings, all hosts in one run.
 
-`python -m benchmarks.hosts` prints the table, writes benchmarks/results/hosts.json, and puts the table into README.md.
+`python -m benchmarks.hosts` prints the table, writes benchmarks/results/hosts.json, and puts it into
+docs/performance.md.
 """
 
 import datetime
@@ -60,5 +61,5 @@ if __name__ == "__main__":
     result = measure()
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    tables.write(tables.README)
+    tables.write()
     print(tables.hosts(result))

@@ -1,4 +1,4 @@
-"""The tables of README and docs/performance.md, from the results alone: `python -m benchmarks.tables` writes them.
+"""The tables of docs/performance.md, from the results alone: `python -m benchmarks.tables` writes them.
 
 No number in a table is typed by hand.
 """
@@ -12,7 +12,7 @@ from benchmarks import serving_tables
 from benchmarks.serving_tables import where
 
 ROOT = Path(__file__).resolve().parent.parent
-README, PERFORMANCE = ROOT / "README.md", ROOT / "docs" / "performance.md"
+PERFORMANCE = ROOT / "docs" / "performance.md"
 RESULTS = ROOT / "benchmarks" / "results"
 
 FLOOR = "grpc-echo"
@@ -185,16 +185,15 @@ def tables_of(text: str) -> list[str]:
     return [name for name in TABLES if f"<!-- {name}:begin -->" in text]
 
 
-def write(document: Path) -> None:
-    """Replace what stands between the markers of every table in a document."""
-    text = document.read_text(encoding="utf-8")
+def write() -> None:
+    """Replace what stands between the markers of every table in the document."""
+    text = PERFORMANCE.read_text(encoding="utf-8")
     for name in tables_of(text):
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
         head, rest = text.split(begin)
         text = f"{head}{begin}\n{render(name)}\n{end}{rest.split(end)[1]}"
-    document.write_text(text, encoding="utf-8")
+    PERFORMANCE.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    for document in (README, PERFORMANCE):
-        write(document)
+    write()

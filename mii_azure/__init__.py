@@ -13,6 +13,7 @@ put_first()
 
 if TYPE_CHECKING:
     from mii_azure.bundle.diff import diff as diff
+    from mii_azure.bundle.package import package as package
     from mii_azure.bundle.prepare import prepare as prepare
     from mii_azure.bundle.verify import verify_bundle  # named apart from manifest.verify
     from mii_azure.checks.check import check as check
@@ -42,6 +43,7 @@ _NAMES = {
     "deploy": "mii_azure.sdk.deployments:deploy",
     "diff": "mii_azure.bundle.diff:diff",
     "generate": "mii_azure.sdk.generate:generate",
+    "package": "mii_azure.bundle.package:package",
     "parity": "mii_azure.verdict.parity:parity",
     "plan": "mii_azure.planning.planner:plan",
     "prepare": "mii_azure.bundle.prepare:prepare",

@@ -5,6 +5,7 @@
     │   ├── UnknownTask
     │   ├── InvalidName
     │   ├── UnknownInstanceType
+    │   ├── HandlerUnusable          --handler names a file without hooks of the declared signatures
     │   └── NotAvailable
     ├── ModelError              exit 3   the model cannot be used as asked
     │   ├── UnknownModel
@@ -101,6 +102,10 @@ class InvalidName(SpecError):
 
 class UnknownInstanceType(SpecError):
     code = "unknown_instance_type"
+
+
+class HandlerUnusable(SpecError):
+    code = "handler_unusable"
 
 
 class NotAvailable(SpecError):

@@ -33,6 +33,10 @@ from scoring.config import Speculation
 NAME_PATTERN = re.compile(r"^[a-zA-Z]([-a-zA-Z0-9]*[a-zA-Z0-9])?$")
 NAME_LENGTH = (3, 32)
 SHORTEST_NAME = 2
+ADAPTED_TASKS = ("text-generation", "conversational", "summarization", "translation")
+#: A folder of the bundle, and what a request may call a model.
+ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+MOST_ADAPTERS = 256
 CACHED_TASKS = ("text-generation", "conversational")
 
 
@@ -76,7 +80,9 @@ class Spec(AzureOptions):
 
     task: str = Field(description="What the endpoint does, e.g. question-answering.")
     model: str = Field(description="A folder, a Hugging Face hub id, or an azureml: reference.")
-    name: str = Field(description="Name of endpoint and deployment: 3 to 32 letters, digits and hyphens.")
+    name: str = Field(
+        description="Name of endpoint and deployment: 2 to 32 letters, digits and hyphens; Azure's has 3 or more."
+    )
     instance_type: str | None = Field(None, description="Azure instance type; the plan chooses one when absent.")
     revision: str | None = Field(None, description="Hub commit, branch or tag; pinned to a commit.")
     auth_mode: Literal["key", "aml_token", "aad_token"] = Field("key", description="key, aml_token or aad_token.")
@@ -119,8 +125,14 @@ class Spec(AzureOptions):
     draft_model: str | None = Field(
         None, min_length=1, description="Folder of a small model with the same vocabulary, which drafts tokens."
     )
+    handler: str | None = Field(
+        None, min_length=1, description="Python file with your own preprocess and postprocess, carried in the bundle."
+    )
     adapter: str | None = Field(
         None, min_length=1, description="Folder of a PEFT LoRA adapter, merged into the weights at generation."
+    )
+    adapters: Annotated[tuple[str, ...], OnCommandLine("Comma-separated NAME=FOLDER of LoRA adapters to serve.")] = (
+        Field((), max_length=MOST_ADAPTERS, description="NAME=FOLDER of PEFT LoRA adapters served beside the model.")
     )
     src_lang: str | None = Field(
         None, min_length=1, description="Of translation: the texts' language, unless a request says."
@@ -177,12 +189,28 @@ class Spec(AzureOptions):
 
     @model_validator(mode="after")
     def _adapter(self) -> Self:
-        if self.adapter and self.quantise != "none":
+        self._adapters()
+        if (self.adapter or self.adapters) and self.quantise != "none":
             raise ValueError(
                 "an adapter is merged into weights as they were trained: generate with adapter first, then"
                 " with quantise from that bundle's model/"
             )
         return self
+
+    def _adapters(self) -> None:
+        """Raise ValueError for adapters that could not be told apart, or that the task's requests cannot name."""
+        names = [each.partition("=")[0] for each in self.adapters]
+        for pair, name in zip(self.adapters, names, strict=True):
+            if not (ADAPTER_NAME.fullmatch(name) and pair.partition("=")[2]):
+                raise ValueError(f"{pair[:80]!r} is no NAME=FOLDER; a name has 1 to 64 letters, digits, '.', '_', '-'")
+        taken = [*names, *dict.fromkeys((self.name, self.azure_name, *self.served_name))]
+        if len(set(taken)) < len(taken):
+            raise ValueError("two adapters, or an adapter and the model, have one name; give each its own")
+        if names and self.adapter:
+            raise ValueError("adapters are served beside the weights that they were trained on; leave out adapter")
+        if names and self.task not in ADAPTED_TASKS:
+            told = ", ".join(ADAPTED_TASKS)
+            raise ValueError(f"adapters are served beside models of {told}; merge one by adapter")
 
     @model_validator(mode="after")
     def _draft(self) -> Self:
@@ -240,8 +268,11 @@ class OtherPreferences(TypedDict, total=False):
     """Preferences of a spec beside the instance type, as keyword arguments; `Spec` says what each means."""
 
     adapter: str | None
+    handler: str | None
     served_name: Sequence[str]
-    kind: Literal["managed", "kubernetes", "batch"]
+    kind: Literal["managed", "kubernetes", "batch", "template", "kaito"]
+    registry: str | None
+    image: str | None
     compute: str | None
     public_network_access: Literal["enabled", "disabled"]
     egress: Literal["enabled", "disabled"]

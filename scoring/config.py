@@ -102,7 +102,13 @@ class Deployment:
     instance_type: str = ""
     limits: Limits = Limits()
     optimisation: Optimisation = Optimisation()
+    handler: bool = False  # a handler.py stands beside score.py
     served_names: tuple[str, ...] = ()  # further names that requests may call the model by
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """Names of the adapters that are served beside the model, by requests that name one."""
+        return tuple(each.name for each in self.adapters if not each.merged)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from scoring.api.hooks import Hooks
+from scoring.api.hooks import load as load_hooks
 from scoring.config import Deployment, find_model_dir
 from scoring.limits import cpus
 from scoring.telemetry.statistics import phase
@@ -46,7 +48,10 @@ def init() -> None:
     cpus.settle()
     sys.setswitchinterval(SWITCH_S)
     deployment = Deployment.read(CODE_DIR / "deployment.json")
-    _service = _loaded(deployment) if _engine is None else _front_end(deployment)
+    hooks = load_hooks(CODE_DIR) if deployment.handler else Hooks()
+    service = _loaded(deployment) if _engine is None else _front_end(deployment)
+    service.hooks = hooks
+    _service = service
     if _front_ends is not None:
         _front_ends.serve(_service)
 

@@ -5,6 +5,7 @@
     │   ├── InvalidJson
     │   ├── InvalidInput
     │   ├── InvalidParameter
+    │   ├── AdapterNotServed    404  an adapter of a name that is not served beside the model
     │   ├── PromptTooLong
     │   │   └── TextTooLong     413  so long that its tokens are not even counted
     │   └── PayloadTooLarge     413
@@ -14,6 +15,7 @@
     │   └── DeviceFull               no memory for a request of a size that has been served before
     ├── RequestTimeout          504
     ├── InternalError           500  with an id that the log repeats
+    ├── HandlerFailed           500  the deployment's own handler.py raised, or gave what it may not; with such an id
     └── LoadError               503  the model could not be loaded; the process exits with 3
         ├── ModelNotFound
         ├── WeightsUnreadable
@@ -76,6 +78,12 @@ class InvalidParameter(RequestError):
     code = "invalid_parameter"
 
 
+class AdapterNotServed(RequestError):
+    code = "adapter_not_served"
+    http_status = 404
+    grpc_status = "NOT_FOUND"
+
+
 class PromptTooLong(RequestError):
     code = "prompt_too_long"
 
@@ -132,6 +140,10 @@ class RequestTimeout(MiiAzureError):
 
 class InternalError(MiiAzureError):
     code = "internal"
+
+
+class HandlerFailed(MiiAzureError):
+    code = "handler_failed"
 
 
 class LoadError(MiiAzureError):

@@ -92,10 +92,27 @@ def test_pages_that_the_code_writes_are_current(page: Path) -> None:
 
 @pytest.mark.parametrize("name", TABLES)
 def test_benchmark_tables_are_generated_from_their_results(name: str) -> None:
-    documents = [each.read_text(encoding="utf-8") for each in (tables.README, tables.PERFORMANCE)]
-    places = [text for text in documents if name in tables.tables_of(text)]
-    assert len(places) == 1
-    assert shown(name, places[0]) == render_table(name), "run `python -m benchmarks.tables`"
+    text = tables.PERFORMANCE.read_text(encoding="utf-8")
+    assert name in tables.tables_of(text)
+    assert shown(name, text) == render_table(name), "run `python -m benchmarks.tables`"
+
+
+def test_every_figure_that_the_readme_sums_up_is_in_the_tables() -> None:
+    text = README.partition("## What it costs, and what it gives")[2].partition("\n## ")[0]
+    lines = [line for line in text.splitlines() if line.startswith("- **")]
+    figures = [
+        figure for line in lines for figure in re.findall(r"\d[\d,]*\.\d+×?|\d+(?= requests/s)|\d\d+(?= with)", line)
+    ]
+    figures += re.findall(r"[\d,]{6,}", text)
+    assert len(lines) == 5 and len(figures) >= 10
+    table = " ".join(render_table(name) for name in ("hosts", "peers", "encoders", "decoders", "throughput"))
+    assert [figure for figure in figures if figure not in table] == []
+
+
+def test_the_readme_counts_the_rules_that_there_are() -> None:
+    from mii_azure.checks.check import RULES
+
+    assert f"Microsoft's own loaders and {len(RULES)} rules" in README
 
 
 def test_every_promise_of_security_names_a_test_that_exists() -> None:

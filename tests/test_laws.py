@@ -270,6 +270,7 @@ def test_public_names() -> None:
         "deploy",
         "diff",
         "generate",
+        "package",
         "parity",
         "plan",
         "prepare",

@@ -1,8 +1,8 @@
 """LitServe, Azure's own server and ours with the same MiniLM model: requests/s and latencies at 1 to 128 clients.
 
-`python -m benchmarks.peers` prints the table, writes benchmarks/results/peers.json and puts the table into README.md;
-about five minutes. Every server has the machine to itself while it is measured, and they take turns, so that a busy
-moment falls on all. `--tune` tells how LitServe does at 32 clients with other batches and waits.
+`python -m benchmarks.peers` prints the table, writes benchmarks/results/peers.json and puts it into
+docs/performance.md; about five minutes. Every server has the machine to itself while it is measured, and they take
+turns, so that a busy moment falls on all. `--tune` tells how LitServe does at 32 clients with other batches and waits.
 """
 
 import argparse
@@ -181,7 +181,7 @@ def main() -> None:
         return
     result = measure()
     RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    tables.write(tables.README)
+    tables.write()
     print(tables.peers(result))
 
 

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from local_runner.flags.serving import LOG_FORMAT
-from local_runner.telemetry.terminal import escaped, escaped_json
+from local_runner.telemetry.terminal import escaped, escaped_json, write_lines_as
 
 HEADER = "x-request-id"
 FORMATS = LOG_FORMAT.choices
@@ -40,6 +40,16 @@ def set_up(log_format: str, verbose: bool) -> None:
     handler.setFormatter(_Json() if log_format == "json" else _Text(_TEXT))
     level = logging.DEBUG if verbose else logging.INFO if log_format == "json" else logging.WARNING
     logging.basicConfig(level=level, handlers=[handler])
+    if log_format == "json":
+        logging.captureWarnings(True)
+        write_lines_as(_said)
+
+
+def _said(text: str) -> str:
+    """Line of the runner about itself, as the log's other lines are."""
+    record = logging.LogRecord("mii_azure.runner", logging.INFO, __file__, 0, text, None, None)
+    _with_id(record)
+    return _Json().format(record)
 
 
 class _Unfailing(io.FileIO):

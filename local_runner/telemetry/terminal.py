@@ -3,6 +3,7 @@
 import contextlib
 import re
 import sys
+from collections.abc import Callable
 from typing import TextIO
 
 #: Characters that control a terminal: C0 except tab and line feed, DEL, C1, text-direction marks; and lone surrogates,
@@ -20,9 +21,18 @@ def escaped_json(text: str) -> str:
     return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
+def write_lines_as(form: Callable[[str], str]) -> None:
+    """Have `say` write lines in another form than plain text, as the log does."""
+    global _form
+    _form = form
+
+
+_form: Callable[[str], str] = escaped
+
+
 def say(text: str, stream: TextIO | None = None) -> None:
-    """Write a line to standard error, or to `stream`, escaped."""
+    """Write a line to standard error, or to `stream`, escaped, in the form that the log has."""
     stream = stream or sys.stderr
     with contextlib.suppress(OSError):  # the reader may have closed the terminal
-        stream.write(escaped(text) + "\n")
+        stream.write(_form(text) + "\n")
         stream.flush()

@@ -128,11 +128,11 @@ def deployment_settings(spec: Spec, plan: Plan, model_id: str) -> dict[str, Any]
     cache = cache if plan.kv_cache_tokens else {}
     quantised = {"quantisation": plan.quantisation.model_dump()} if plan.quantisation else {}
     adapters = {"adapters": [each.model_dump() for each in plan.adapters]} if plan.adapters else {}
-    aliases = {"served_names": list(spec.served_name)} if spec.served_name else {}
+    asked = {"handler": bool(spec.handler), "served_names": list(spec.served_name)}
     return {
         "schema": 1,
         "name": spec.name,
-        **aliases,
+        **{name: value for name, value in asked.items() if value},
         "task": plan.task,
         "task_options": plan.task_options,
         "model": {

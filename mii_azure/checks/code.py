@@ -10,6 +10,7 @@ from importlib.metadata import packages_distributions
 
 from mii_azure.bundle.bundle_view import LOCK, MODEL, SCORE, SETTINGS, Inspected, Problem
 from scoring.api import dialects
+from scoring.api.hooks import FILE
 from scoring.config import MODULES, models_below
 from scoring.errors import MiiAzureError
 from scoring.schema.registry import task_schema
@@ -17,6 +18,7 @@ from scoring.sentence.folder import transformer_path
 from scoring.strict_json.body import read_json
 from scoring.strict_json.files import parse
 
+HANDLER = f"code/{FILE}"
 SAMPLE = "requests/sample.json"
 OPENAPI = ("code/swagger2.json", "code/swagger3.json", "code/swagger3.1.json")
 # Read by the inference server as its own settings, and not intended for it.
@@ -25,9 +27,9 @@ _CONFIG = "model/config.json"
 _AGAIN = "Generate the bundle again."
 
 
-def _tree(bundle: Inspected) -> ast.Module | None:
+def _tree(bundle: Inspected, file: str = SCORE) -> ast.Module | None:
     try:
-        return ast.parse(bundle.text(SCORE) or "")
+        return ast.parse(bundle.text(file) or "")
     except (SyntaxError, ValueError):
         return None
 
@@ -149,17 +151,18 @@ def own_code(bundle: Inspected) -> Iterator[Problem]:
 
 
 def imports_past_the_lock(bundle: Inspected) -> Iterator[Problem]:
-    """Require that top-level imports of score.py are in Python, beside it, or in the lock."""
-    tree, lock = _tree(bundle), bundle.text(LOCK)
-    if tree is None or lock is None or bundle.text(SCORE) is None:
+    """Require that top-level imports of score.py and handler.py are in Python, beside them, or in the lock."""
+    if (lock := bundle.text(LOCK)) is None:
         return
     locked = {_normal(name) for name in re.findall(r"^([A-Za-z0-9][\w.-]*)==", lock, re.MULTILINE)}
-    for node in tree.body:
-        for name in _imported(node):
+    for file in (SCORE, HANDLER):
+        tree = _tree(bundle, file)
+        imports = [(each, name) for each in (tree.body if tree else []) for name in _imported(each)]
+        for node, name in imports:
             beside = any((bundle.root / "code" / found).exists() for found in (name, f"{name}.py"))
             if not beside and name not in sys.stdlib_module_names and not _distributions(name) & locked:
-                message = f"score.py imports {name}, which the image does not install."
-                yield Problem(message, _AGAIN, SCORE, line=node.lineno)
+                message = f"{file.removeprefix('code/')} imports {name}, which the image does not install."
+                yield Problem(message, _AGAIN, file, line=node.lineno)
 
 
 def _distributions(module: str) -> set[str]:

@@ -1,11 +1,11 @@
-"""Verbs for handing a bundle over: prepare, verify and diff."""
+"""Verbs for handing a bundle over: prepare, verify, diff and package."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mii_azure.cli.shared import AsJson, Bundle, out, print_json
+from mii_azure.cli.shared import AsJson, Bundle, flag, out, print_json
 
 
 def register(app: typer.Typer) -> None:
@@ -13,6 +13,7 @@ def register(app: typer.Typer) -> None:
     app.command()(prepare)
     app.command()(verify)
     app.command()(diff)
+    app.command()(package)
 
 
 def prepare(bundle: Bundle, as_json: AsJson = False) -> None:
@@ -67,3 +68,25 @@ def diff(
             out.print("the same")
     if changes:
         raise typer.Exit(1)
+
+
+def package(
+    bundle: Bundle,
+    output: Annotated[Path | None, flag("output", "Folder of the OCI layout to write; BUNDLE.oci when absent.")] = None,
+    base: Annotated[
+        Path | None, flag("base", "OCI layout of the image that the bundle's Dockerfile builds: the result then runs.")
+    ] = None,
+    tag: Annotated[str, flag("tag", "Tag of the image; the bundle's hash if empty.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Write an OCI image layout of a bundle, without a container engine: files to mount, or an image that runs."""
+    from mii_azure.bundle.package import package as write
+
+    folder = bundle.expanduser().resolve()
+    made = write(bundle, output or folder.with_name(f"{folder.name}.oci"), base=base, tag=tag)
+    if as_json:
+        print_json(made)
+        return
+    what = "an image that runs" if made.runs else "an image of files, to mount or to serve from"
+    out.print(f"wrote {made.layout}: {what}, {made.bytes / 1e6:,.1f} MB, tag {made.tag}, {made.digest}", soft_wrap=True)
+    out.print(f"next: skopeo copy oci:{made.layout}:{made.tag} docker://REGISTRY/NAME:{made.tag}", soft_wrap=True)

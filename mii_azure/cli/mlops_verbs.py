@@ -13,12 +13,14 @@ Force = Annotated[bool, flag("force", "Replace files that differ.")]
 
 @derived.takes(derived.of_spec(derived.FIELDS))
 def ci(
+    context: typer.Context,
     provider: Annotated[str, flag("provider", "github or azure-devops.")],
     index_url: Annotated[
         str, flag("index-url", "Where the workflow gets the packages that mii-azure needs; PyPI when empty.")
     ] = "",
     output: Annotated[Path | None, flag("output", "Repository to write into; . when absent.")] = None,
     force: Force = False,
+    file: derived.SpecFile = None,
     **given: Any,
 ) -> None:
     """Write a workflow, and the package that it installs: check, OIDC sign-in, green at 0 %, parity gate, promote.
@@ -28,7 +30,7 @@ def ci(
     from mii_azure.mlops.workflows import NEEDS, workflow, write_files
     from mii_azure.spec import make_spec
 
-    spec = make_spec(**derived.fields(given))
+    spec = make_spec(**derived.asked(context, given, file))
     for path in write_files(workflow(provider, spec, index_url), output or Path(), force):
         out.print(f"wrote {path}", soft_wrap=True)
     for need in NEEDS[provider]:

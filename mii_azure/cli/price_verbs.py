@@ -31,6 +31,15 @@ def show_ranked(*, prices: Path | None, as_json: bool, verbose: bool, **fields: 
     print_json(ranking) if as_json else show_ranking(out, ranking, verbose)
 
 
+def show_compared(*, prices: Path | None, as_json: bool, **fields: Any) -> None:
+    """Set the doors for a model side by side and print them."""
+    from mii_azure.cli.report_doors import show_doors
+    from mii_azure.planning.doors import compare
+
+    comparison = compare(prices=known(prices), **fields)
+    print_json(comparison) if as_json else show_doors(out, comparison)
+
+
 def prices(
     region: Annotated[str, flag("region", "Azure region, e.g. westeurope.")],
     output: Annotated[Path | None, flag("output", "File to write; ./prices-REGION.json when absent.")] = None,

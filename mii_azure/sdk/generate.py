@@ -7,15 +7,16 @@ from typing import Unpack
 
 from mii_azure.bundle.bundle_view import LOCK
 from mii_azure.bundle.folders import refuse_existing, refuse_overlap, refuse_place
+from mii_azure.bundle.handler import read_handler
 from mii_azure.bundle.licences import model_licence, package_licences
 from mii_azure.bundle.render import base_image, content_hash, reference_version, render
 from mii_azure.bundle.sbom import SBOM, ModelFacts, make_sbom
 from mii_azure.bundle.secret_scan import refuse_secrets
 from mii_azure.bundle.writer import Progress, write
-from mii_azure.model.adapters import merged_adapter
+from mii_azure.model.adapters import merged_adapter, served_adapter, targets
 from mii_azure.model.draft import FOLDER as DRAFT_FOLDER
 from mii_azure.model.draft import draft_folder, require_same_vocabulary
-from mii_azure.model.folder import files_to_copy, require_vocabulary
+from mii_azure.model.folder import files_to_copy, require_vocabulary, stored_tensors
 from mii_azure.model.languages import with_languages
 from mii_azure.model.remote_code import refuse_foreign_code
 from mii_azure.planning.merging import MergeJob
@@ -24,6 +25,7 @@ from mii_azure.planning.planner import plan_spec
 from mii_azure.planning.quantization import QuantizationJob
 from mii_azure.spec import Preferences, Spec, make_spec, one_name
 from mii_azure.version import __version__
+from scoring.api.hooks import FILE as HANDLER
 from scoring.schema.registry import schema
 
 
@@ -54,6 +56,8 @@ def write_bundle(
     target = Path(output or spec.name).expanduser().resolve()
     refuse_place(target)
     refuse_existing(target, force)
+    if spec.handler:
+        read_handler(spec.handler)  # refused before anything takes time
     plan = plan_spec(spec)
     plan.require_fit()
     folder = _model_folder(spec, plan)
@@ -61,7 +65,8 @@ def write_bundle(
         refuse_overlap(target, folder)
         if spec.draft_model:
             refuse_overlap(target, draft_folder(spec.draft_model))
-    parts = _Parts(spec, plan, folder, _sources(spec, folder) if folder else {})
+    sources = _sources(spec, folder) | _adapter_files(spec, plan, folder) if folder else {}
+    parts = _Parts(spec, plan, folder, sources)
     written = write(
         target,
         render_files=parts.texts,
@@ -102,6 +107,8 @@ class _Parts:
         texts[SBOM] = make_sbom(
             spec.azure_name, __version__, texts[LOCK], base_image(spec, plan), facts, package_licences()
         )
+        if spec.handler:
+            texts[f"code/{HANDLER}"] = read_handler(spec.handler)
         refuse_secrets(texts, self.sources)
         return texts
 
@@ -136,6 +143,15 @@ def _sources(spec: Spec, folder: Path) -> dict[str, Path]:
         require_same_vocabulary(folder, draft)
         found |= {f"model/{DRAFT_FOLDER}/{path.as_posix()}": draft / path for path in files_to_copy(draft)}
     return found
+
+
+def _adapter_files(spec: Spec, plan: Plan, folder: Path) -> dict[str, Path]:
+    """Files of adapters served beside the model, by their paths in the bundle; raises AdapterUnusable."""
+    files, stored = dict[str, Path](), stored_tensors(folder) if spec.adapters else {}
+    for adapter in map(served_adapter, spec.adapters):
+        targets(adapter, stored, plan.profile.family)
+        files |= {f"model/adapters/{adapter.name}/{name}": path for name, path in adapter.files.items()}
+    return files
 
 
 def _model_folder(spec: Spec, plan: Plan) -> Path | None:

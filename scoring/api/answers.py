@@ -12,12 +12,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from scoring.api.dialects import Call, parse, render
+from scoring.api.hooks import Hooks
 from scoring.api.tokens import answer as answer_tokens
 from scoring.api.usage import usage
 from scoring.config import Deployment
 from scoring.engine.job import Job, RowQueue
 from scoring.engine.row import Row
 from scoring.errors import (
+    HandlerFailed,
     InternalError,
     InvalidInput,
     MiiAzureError,
@@ -62,6 +64,7 @@ class Answers(ABC):
         self.deployment = deployment
         self.task = task
         self.ready = False
+        self.hooks = Hooks()  # of the deployment's handler.py
         self._queue = queue
         self._seats = threading.BoundedSemaphore(_SEATS)
 
@@ -114,7 +117,10 @@ class Answers(ABC):
         if isinstance(payload, dict) and (asked := tokens.read(payload)):
             with held(self._seats), self._stage("encode"):
                 return Reply(200, self._serialise(answer_tokens(self.task, asked, limit)))
-        call = parse(payload, self.task.schema)
+        call = parse(payload, self.task.schema, self.hooks)
+        if call.stream:
+            self.hooks.refuse_stream()
+        check()
         with held(self._seats), self._stage("encode"):
             rows = self._encode(call)
         if call.stream:
@@ -141,6 +147,7 @@ class Answers(ABC):
                 check()
                 answers.append(self.task.decode(value, call.parameters, group, [next(outputs) for _ in group]))
         answer = render(call, answers, self.task.collect, self.task.table)
+        answer = self.hooks.finish(answer)
         if call.usage:
             answer = {"answer": answer, "usage": usage(self.task, [row for group in rows for row in group], results)}
         check()
@@ -196,6 +203,8 @@ class Answers(ABC):
     def _serialise(self, answer: Any) -> bytes:
         try:
             return dumps(answer)
+        except TypeError as error:  # only a handler puts anything else into an answer
+            raise HandlerFailed("The handler's postprocess gives what is no JSON.", "Give plain values.") from error
         except ValueError:
             raise InternalError(
                 "The model computed a number that is not finite.",

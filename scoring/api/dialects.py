@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from scoring.api.hooks import Hooks
 from scoring.errors import InvalidInput
 from scoring.schema.requests import Strict, TaskSchema
 
@@ -48,8 +49,8 @@ class Found:
     parameters: Any = None  # found beside the values
 
 
-def parse(payload: Any, task: TaskSchema) -> Call:
-    """Recognise the form of a payload and check it against the task's schema."""
+def parse(payload: Any, task: TaskSchema, hooks: Hooks = Hooks()) -> Call:  # noqa: B008
+    """Recognise the form of a payload and check it against the task's schema, after what the deployment puts before."""
     if not isinstance(payload, dict):
         raise InvalidInput("The body must be a JSON object.", f"It looks like {json.dumps(task.sample)}.")
     lifted = set(payload) & (set(task.parameters.model_fields) if task.embeds else set())
@@ -71,13 +72,15 @@ def parse(payload: Any, task: TaskSchema) -> Call:
     named = {**inner, **_mapping(_parameters(payload), "parameters")}
     if twice := sorted(lifted & set(named)):
         raise InvalidInput(f"{twice[0]!r} is given twice.", "Leave out one of them.", where=twice[0])
-    parameters = task.parse_parameters({**named, **{name: payload[name] for name in lifted}})
+    given = {**named, **{name: payload[name] for name in lifted}}
     if not found.values:
         raise InvalidInput(
             "There is nothing to score.", f"The request looks like {json.dumps(task.sample)}.", where=found.where
         )
-    places = [found.where if found.single else f"{found.where}[{i}]" for i in range(len(found.values))]
-    inputs = [task.parse_input(value, place) for value, place in zip(found.values, places, strict=True)]
+    values, given = hooks.prepare(found.values, given)
+    parameters = task.parse_parameters(given)
+    places = [found.where if found.single else f"{found.where}[{i}]" for i in range(len(values))]
+    inputs = [task.parse_input(value, place) for value, place in zip(values, places, strict=True)]
     if stream and len(inputs) > 1:
         raise InvalidInput("A stream answers one input.", "Send one request per input.", where=found.where)
     usage = (payload.get("options") or {}).get("usage", False) is True

@@ -166,6 +166,7 @@ class Service(Answers):
             "precision": self.loaded.precision,
             "batching": self.task.company.to_dict(),
             **self.task.abilities(),
+            **({"handler": self.hooks.names} if self.hooks.names else {}),
             **({"quantisation": d.quantisation} if d.quantisation else {}),
             **({"adapters": [asdict(each) for each in d.adapters]} if d.adapters else {}),
             "optimisations": {record.name: record.state for record in self.records},

@@ -71,15 +71,25 @@ def framed(constraint: Constraint, thought: str) -> Constraint:
 
 def must_call(form: ToolFormat, tools: Sequence[Tool], several: bool, thought: str) -> Constraint:
     """The constraint of an answer that calls one of the tools, or several times."""
+    return Constraint("grammar", _calling(form, tools, several, thought, "called"), "parameters.tools")
+
+
+def call_or(own: Constraint, form: ToolFormat, tools: Sequence[Tool], several: bool, thought: str) -> Constraint:
+    """The constraint of an answer that either keeps its own, or calls tools."""
+    return replace(own, frame=_calling(form, tools, several, thought, "(@answer | called)"))
+
+
+def _calling(form: ToolFormat, tools: Sequence[Tool], several: bool, thought: str, answer: str) -> str:
+    """Lark's rules of an answer in which calls are `called`."""
     calls = "marked" if form.end else "call"
     if several:
         between = "COMMA" if form.listed else "BLANKS" if form.end else "SEMICOLON"
         calls += f" ({between} {calls}){{0,{_MOST_CALLS - 1}}}"
     if form.listed:
         calls = f'"[" {calls} "]"'
-    first = "thought " if thought else ""
-    rules = [f"start: {first}{calls}", *_calls(form, tools), 'COMMA: ", "', 'SEMICOLON: "; "', thought]
-    return Constraint("grammar", "\n".join(rules), "parameters.tools")
+    start = f"start: {'thought ' if thought else ''}{answer}"
+    rules = [start, f"called: {calls}", *_calls(form, tools), 'COMMA: ", "', 'SEMICOLON: "; "', thought]
+    return "\n".join(rules)
 
 
 def may_call(form: ToolFormat, tools: Sequence[Tool], thought: str) -> Constraint:

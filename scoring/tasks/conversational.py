@@ -10,6 +10,7 @@ from scoring.generation.settings import Bound
 from scoring.generation.tool_formats import (
     THINK,
     argument_schemas,
+    call_or,
     framed,
     may_call,
     must_call,
@@ -26,6 +27,7 @@ from scoring.tasks.chat_template import continues, render
 from scoring.tasks.generation import Generative, Tokens
 from scoring.tasks.generation_parameters import last_of
 
+_SCHEMA = "parameters.response_format.json_schema"
 _MESSAGE_BYTES = 40  # of a message's JSON beside its content
 
 
@@ -97,26 +99,28 @@ class Conversational(Generative):
         return tools
 
     def _constraint(self, p: ConversationalParameters, tools: list[Tool], thought: str) -> Constraint | None:
-        """What the answer has to be: calls, where one must be made; else what the request binds it to."""
-        own, choice = constraint_of(p), p.tool_choice
+        """What the answer has to be: calls, where one must be made; else what the request binds it to.
+
+        A format binds the answer's text: there is none where a call must be made, and a schema leaves calls open.
+        """
+        own, choice, form = constraint_of(p), p.tool_choice, self.tool_format
         must = choice == "required" or isinstance(choice, ToolChoice)
-        strict = [tool for tool in tools if tool.function.strict]
-        if own is not None and must:
+        if own is not None and must and not own.where.startswith("parameters.response_format"):
             name = own.where.removeprefix("parameters.")
             raise InvalidParameter(f"An answer that must call a tool cannot keep {name}.", where=own.where)
-        if own is not None:
+        if own is not None and not must and not (tools and own.where.startswith(_SCHEMA)):
             return framed(own, thought)
-        assert self.tool_format is not None or not tools
-        if not tools or self.tool_format is None or not (must or (strict and self.tool_format.end)):
+        strict = any(tool.function.strict for tool in tools) and form is not None and bool(form.end)
+        if not tools or form is None or not (must or own is not None or strict):
             return None
         for schema in argument_schemas(tools):
             self.grammars.start(schema)
+        several = p.parallel_tool_calls is not False and not isinstance(choice, ToolChoice)
         if not must:
-            return may_call(self.tool_format, tools, thought)
+            return may_call(form, tools, thought) if own is None else call_or(own, form, tools, several, thought)
         if isinstance(choice, ToolChoice):
             tools = [tool for tool in tools if tool.function.name == choice.function.name]
-        several = p.parallel_tool_calls is not False and not isinstance(choice, ToolChoice)
-        return must_call(self.tool_format, tools, several, thought)
+        return must_call(form, tools, several, thought)
 
     def repeated_bytes(self, value: list[Message], parameters: ConversationalParameters) -> int:
         if not parameters.return_full_text:

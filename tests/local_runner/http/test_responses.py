@@ -107,6 +107,8 @@ def test_tools_are_called_and_their_outputs_go_back(tools: openai.OpenAI) -> Non
     assert "".join(event.delta for event in deltas) == call.arguments
     final: Any = events[-1]
     assert (final.response.output[0].call_id, final.response.output[0].name) == (call.call_id, "get_weather")
+    formatted = tools.responses.parse(input=ASK, text_format=Weather, **asked)  # a call has no text to be formatted
+    assert [(item.type, getattr(item, "arguments", "")) for item in formatted.output] == [(call.type, call.arguments)]
     output = {"type": "function_call_output", "call_id": call.call_id, "output": '{"degrees": 3}'}
     items: Any = [{"role": "user", "content": ASK}, call.model_dump(exclude={"parsed_arguments"}), output]
     back = tools.responses.create(input=items, tools=[FUNCTION], tool_choice="none", **HOW)

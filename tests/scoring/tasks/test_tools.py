@@ -79,6 +79,32 @@ def test_a_tool_that_must_be_called_is_called(model: Served) -> None:
     assert several["finish_reason"] == "length" or checked(several)
 
 
+def test_an_answer_keeps_its_format_or_calls_tools(model: Served) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"sky": {"enum": ["clear", "grey"]}},
+        "required": ["sky"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
+    how = {"response_format": form, "do_sample": True, "temperature": 2.0, "parallel_tool_calls": False}
+    own = model.service.task.tool_format
+    begin = (own.end and own.begin) or ("[" if own.listed else "")
+    first = model.service.task.call_tokenizer(begin, add_special_tokens=False)["input_ids"][:1]
+    kinds = set()
+    for seed in range(8):
+        bias = {str(token): 100.0 for token in first if seed % 2}
+        told = ask(model, seed=seed, logit_bias=bias, max_new_tokens=600, **how)
+        if "tool_calls" in told:
+            checked(told)
+        else:
+            Draft202012Validator(schema).validate(json.loads(told["generated_text"]))
+        kinds.add("tool_calls" in told)
+    assert kinds == {True, False}
+    [call] = checked(ask(model, response_format=form, tool_choice=NAMED))  # there is no text for a format to bind
+    assert call["function"]["name"] == "get_weather"
+
+
 def test_streamed_calls_add_up_to_the_answers(model: Served) -> None:
     parameters = {"max_new_tokens": 600, "return_full_text": False, "tools": TOOLS, "tool_choice": NAMED}
     how = {"do_sample": True, "seed": 2, "temperature": 2.0}
