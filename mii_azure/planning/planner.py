@@ -106,8 +106,7 @@ def _with_adapters(spec: Spec, planned: Plan, adapters: list[Adapter]) -> Plan:
 def make_plan(spec: Spec, facts: Profile, options: Options, beside: int = 0, draft: Profile | None = None) -> Plan:
     """Derive every setting from the spec, and from the facts of its model, adapters and draft model; does no I/O."""
     work = Work(facts, family_named(facts.family, facts.kind), spec.task, demand_of(spec, facts, beside), draft)
-    placed = _place(spec, work)
-    _require_used(spec, placed)
+    placed = _checked(spec, _place(spec, work))
     sku, room, device = placed.sku, placed.room, device_of(placed.sku)
     # The size of an azureml: reference is not known: allow for the largest that the device holds.
     begun = latency.start(work.stored_bytes if facts.known else placed.memory.available, device)
@@ -170,8 +169,8 @@ def _bounds(spec: Spec, room: Room, device: str) -> Limits:
     )
 
 
-def _require_used(spec: Spec, placed: Fit) -> None:
-    """Raise NotAvailable for a share of memory where no cache takes it, and a draft model that nothing reads."""
+def _checked(spec: Spec, placed: Fit) -> Fit:
+    """The place; raises NotAvailable for a share of memory that no cache takes, and a draft model that nothing reads."""
     if spec.draft_model and placed.gpus > 1:
         raise NotAvailable(
             f"{spec.model} is put on {placed.gpus} GPUs of {placed.sku.name}, and several take no steps with drafts.",
@@ -182,6 +181,7 @@ def _require_used(spec: Spec, placed: Fit) -> None:
             f"memory_share sizes a decoder's KV cache, and {spec.model} runs in batches on {placed.sku.name}.",
             "Leave it out; --max-concurrency and --context-length bound batches too.",
         )
+    return placed
 
 
 def _place(spec: Spec, work: Work) -> Fit:

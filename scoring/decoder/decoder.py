@@ -281,13 +281,6 @@ class Decoder:
         self._unsettled.pop(slot, None)
         self._sync()
 
-    def rewind(self, slot: int, length: int) -> None:
-        """Forget a slot's tokens from position `length` on; `prefill` goes on from there.
-
-        Not where all layers have windows that are shorter than the slot's tokens, since their blocks are given up.
-        """
-        self.lengths[slot] = length
-
     @torch.inference_mode()
     def feed(self, slot: int, token: int) -> None:
         """Replace a slot's next input, for teacher forcing."""
@@ -309,16 +302,12 @@ class Decoder:
         """Compile and capture the step for batches of these sizes (default: every size up to the slots)."""
         if self._cuda is not None:
             self._cuda.warm_up(sizes)
-        if self.draft is not None:
-            self.draft.warm_up()
 
     @torch.inference_mode()
     def plan(self) -> None:
         """Prepare what libraries keep by thread: to be called on the one that will run this."""
         if self._cuda is not None:
             self._cuda.plan()
-        if self.draft is not None:
-            self.draft.plan()
 
     @property
     def prompt_cost(self) -> PromptCost | None:

@@ -52,6 +52,7 @@ class DraftModel:
         self._free = set(range(decoder.slots))
         self._followed: dict[RunningSequence, _Followed] = {}
         self._failed = False
+        decoder.plan()
 
     def reach(self, running: RunningSequence, most: int) -> int:
         """Number of tokens, up to `most`, by which a step is fastest on average; 0: no draft pays.
@@ -128,7 +129,7 @@ class DraftModel:
             missing = followed.ids[followed.held : followed.held + left]
             if not missing:  # the bound is reached
                 break
-            self._decoder.rewind(followed.slot, followed.held)
+            self._decoder.lengths[followed.slot] = followed.held  # wound back: the prefill goes on from there
             parts.append((followed.slot, missing))
             followed.held += len(missing)
             left -= len(missing)

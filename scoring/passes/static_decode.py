@@ -111,7 +111,9 @@ class StaticDecode(Pass):
         slots = self.slots if on_gpu else self.cpu_slots
         try:
             decoder = self._made(model, slots, ranks)
-            decoder.warm_up()
+            for each in (decoder, decoder.draft):
+                if each is not None:
+                    each.warm_up()
         except LoadError as error:
             raise PassRefused(error.message) from error
         except (torch.OutOfMemoryError, OSError) as error:
