@@ -170,7 +170,7 @@ def _bounds(spec: Spec, room: Room, device: str) -> Limits:
 
 
 def _checked(spec: Spec, placed: Fit) -> Fit:
-    """The place; raises NotAvailable for a share of memory that no cache takes, and a draft model that nothing reads."""
+    """The place; raises NotAvailable for a share of memory that no cache takes, and for a draft model beside slices."""
     if spec.draft_model and placed.gpus > 1:
         raise NotAvailable(
             f"{spec.model} is put on {placed.gpus} GPUs of {placed.sku.name}, and several take no steps with drafts.",
