@@ -3,7 +3,7 @@
 from typing import Unpack
 
 from mii_azure.errors import NotAvailable, SpecError
-from mii_azure.hardware.skus import find_sku
+from mii_azure.hardware.described import asked_sku
 from mii_azure.model.adapters import Adapter, merged_adapter, require_base, targets
 from mii_azure.model.consistency import check_consistency
 from mii_azure.model.families import Options, family_named, find_task
@@ -41,8 +41,7 @@ def plan(
 def plan_spec(spec: Spec) -> Plan:
     """Resolve the spec's model, check that it can do the task, and plan."""
     task = find_task(spec.task)
-    if spec.instance_type:
-        find_sku(spec.instance_type)
+    asked_sku(spec)
     found = resolve(spec.model, spec.revision, spec.allow_pickle)
     check_remote_code(found, spec.revision, spec.trust_remote_code)
     check_consistency(found, spec.trust_remote_code)
@@ -105,6 +104,7 @@ def make_plan(spec: Spec, facts: Profile, options: Options) -> Plan:
         task_options=options,
         profile=facts,
         instance_type=sku.name,
+        machine=sku if spec.describes else None,
         quota_family=sku.quota_family,
         quota_cores=quota,
         device=device,
@@ -162,7 +162,7 @@ def _require_used(spec: Spec, placed: Fit) -> None:
 
 
 def _place(spec: Spec, work: Work) -> Fit:
-    sku = find_sku(spec.instance_type) if spec.instance_type else None
+    sku = asked_sku(spec)
     if spec.tensor_parallel > 1 and work.profile.known:
         return memory.in_slices(work, spec.tensor_parallel, spec.dtype, sku)
     if sku and sku.gpu and "zero_inference" in spec.passes_on:
