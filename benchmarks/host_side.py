@@ -45,6 +45,7 @@ class InstantDecoder:
         self._pool = random.Random(0).choices(list(vocabulary), k=1 << 16)
         self._at = 0
         self._step_s = step_s
+        self.adapters = SimpleNamespace(use=lambda slot, name: None)
         self._free_at = 0.0  # when the device has done what was enqueued
 
     def open(self, slot: int, sampling: Any = None, ids: Sequence[int] = (), salt: str | None = None) -> int:

@@ -80,7 +80,8 @@ def row_of(ids: list[int], new: int) -> Row:
     """A request of these tokens and so many new ones."""
     settings = SimpleNamespace(
         do_sample=False, temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0, min_new_tokens=new,
-        max_new_tokens=new, details=None, salt="", stop=None, constraint=None,
+        max_new_tokens=new, details=None, adapter="", salt="", stop=None, constraint=None,
+        adjustments=None, stop_ids=(),
     )  # fmt: skip
     return Row({"input_ids": ids}, 0, SLOTS, settings, new_tokens=new)
 

@@ -33,6 +33,10 @@ from scoring.config import Speculation
 NAME_PATTERN = re.compile(r"^[a-zA-Z]([-a-zA-Z0-9]*[a-zA-Z0-9])?$")
 NAME_LENGTH = (3, 32)
 SHORTEST_NAME = 2
+ADAPTED_TASKS = ("text-generation", "conversational", "summarization", "translation")
+#: A folder of the bundle, and what a request may call a model.
+ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+MOST_ADAPTERS = 256
 CACHED_TASKS = ("text-generation", "conversational")
 
 
@@ -123,6 +127,9 @@ class Spec(AzureOptions):
     adapter: str | None = Field(
         None, min_length=1, description="Folder of a PEFT LoRA adapter, merged into the weights at generation."
     )
+    adapters: Annotated[tuple[str, ...], OnCommandLine("Comma-separated NAME=FOLDER of LoRA adapters to serve.")] = (
+        Field((), max_length=MOST_ADAPTERS, description="NAME=FOLDER of PEFT LoRA adapters served beside the model.")
+    )
     src_lang: str | None = Field(
         None, min_length=1, description="Of translation: the texts' language, unless a request says."
     )
@@ -178,12 +185,28 @@ class Spec(AzureOptions):
 
     @model_validator(mode="after")
     def _adapter(self) -> Self:
-        if self.adapter and self.quantise != "none":
+        self._adapters()
+        if (self.adapter or self.adapters) and self.quantise != "none":
             raise ValueError(
                 "an adapter is merged into weights as they were trained: generate with adapter first, then"
                 " with quantise from that bundle's model/"
             )
         return self
+
+    def _adapters(self) -> None:
+        """Raise ValueError for adapters that could not be told apart, or that the task's requests cannot name."""
+        names = [each.partition("=")[0] for each in self.adapters]
+        for pair, name in zip(self.adapters, names, strict=True):
+            if not (ADAPTER_NAME.fullmatch(name) and pair.partition("=")[2]):
+                raise ValueError(f"{pair[:80]!r} is no NAME=FOLDER; a name has 1 to 64 letters, digits, '.', '_', '-'")
+        taken = [*names, *dict.fromkeys((self.name, self.azure_name, *self.served_name))]
+        if len(set(taken)) < len(taken):
+            raise ValueError("two adapters, or an adapter and the model, have one name; give each its own")
+        if names and self.adapter:
+            raise ValueError("adapters are served beside the weights that they were trained on; leave out adapter")
+        if names and self.task not in ADAPTED_TASKS:
+            told = ", ".join(ADAPTED_TASKS)
+            raise ValueError(f"adapters are served beside models of {told}; merge one by adapter")
 
     @property
     def expects(self) -> bool:
@@ -237,6 +260,14 @@ class OtherPreferences(TypedDict, total=False):
     registry: str | None
     image: str | None
     compute: str | None
+    cores: int | None
+    ram: float | None
+    disk: float | None
+    gpus: int | None
+    gpu_memory: float | None
+    gpu_bandwidth: float | None
+    gpu_tflops: float | None
+    gpu_capability: float | None
     public_network_access: Literal["enabled", "disabled"]
     egress: Literal["enabled", "disabled"]
     identities: Sequence[str]

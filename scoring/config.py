@@ -105,6 +105,11 @@ class Deployment:
     served_names: tuple[str, ...] = ()  # further names that requests may call the model by
 
     @property
+    def beside(self) -> tuple[str, ...]:
+        """Names of the adapters that are served beside the model, by requests that name one."""
+        return tuple(each.name for each in self.adapters if not each.merged)
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Names that requests may call the model by, each once; the deployment's own is the first."""
         return tuple(dict.fromkeys((self.name, *self.served_names)))

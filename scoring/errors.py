@@ -5,6 +5,7 @@
     │   ├── InvalidJson
     │   ├── InvalidInput
     │   ├── InvalidParameter
+    │   ├── AdapterNotServed    404  an adapter of a name that is not served beside the model
     │   ├── PromptTooLong
     │   │   └── TextTooLong     413  so long that its tokens are not even counted
     │   └── PayloadTooLarge     413
@@ -75,6 +76,12 @@ class InvalidInput(RequestError):
 
 class InvalidParameter(RequestError):
     code = "invalid_parameter"
+
+
+class AdapterNotServed(RequestError):
+    code = "adapter_not_served"
+    http_status = 404
+    grpc_status = "NOT_FOUND"
 
 
 class PromptTooLong(RequestError):

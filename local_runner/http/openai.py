@@ -30,6 +30,8 @@ def add(app: FastAPI, host: Host, body: Callable[[Request], Any]) -> None:
     """Add the routes; `body` reads a request's JSON object within the limits."""
     about = {"object": "model", "created": int(time.time()), "owned_by": "mii-azure"}
     served = {name: {"id": name, **about} for name in host.deployment.names}
+    parent = {"parent": host.deployment.name}  # as other servers tell of an adapter's base
+    served |= {name: {"id": name, **about, **parent} for name in host.deployment.beside}
 
     @app.get("/v1/models", summary="Models, as OpenAI lists them")
     async def models() -> dict[str, Any]:
@@ -38,7 +40,7 @@ def add(app: FastAPI, host: Host, body: Callable[[Request], Any]) -> None:
     @app.get("/v1/models/{wanted:path}", summary="One model")
     async def one_model(wanted: str) -> dict[str, Any]:
         if wanted not in served:
-            raise ModelNotServed(f"No model {wanted[:80]!r} here.", served_as(host.deployment.names), where="model")
+            raise ModelNotServed(f"No model {wanted[:80]!r} here.", served_as(tuple(served)), where="model")
         return served[wanted]
 
     @app.post("/v1/completions", summary="Continue a prompt")

@@ -71,7 +71,7 @@ def completion(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
     prompts = prompt if isinstance(prompt, list) else [prompt]
     if not prompts or not all(isinstance(text, str) for text in prompts):
         raise InvalidInput("The prompt must be a text, or a list of texts.", "Token ids are not taken.", "prompt")
-    own = _parameters(sent, "/v1/completions")
+    own = _parameters(sent, "/v1/completions") | _adapter(sent, deployment)
     parameters = {"max_new_tokens": COMPLETION_TOKENS, **own, **_completion_details(sent)}
     if deployment.task == "text-generation":
         parameters["return_full_text"] = sent.get("echo") is True
@@ -87,7 +87,8 @@ def chat(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
     if not isinstance(messages, list) or not messages:
         raise InvalidInput("The messages are missing.", 'Send [{"role": "user", "content": "..."}].', "messages")
     conversation = [_message(message, f"messages[{at}]") for at, message in enumerate(messages)]
-    parameters = {**_parameters(sent, "/v1/chat/completions"), **_chat_details(sent), "return_full_text": False}
+    own = _parameters(sent, "/v1/chat/completions") | _adapter(sent, deployment)
+    parameters = {**own, **_chat_details(sent), "return_full_text": False}
     return _canonical(sent, [conversation], parameters)
 
 
@@ -114,7 +115,12 @@ def _is_tokens(value: Any) -> bool:
 
 def answered_as(sent: dict[str, Any], deployment: Deployment) -> str:
     """Name of the model in an answer: the one of this runner's that was asked for."""
-    return str(sent["model"]) if sent.get("model") in deployment.names else deployment.name
+    return str(sent["model"]) if sent.get("model") in served_names(deployment) else deployment.name
+
+
+def served_names(deployment: Deployment) -> tuple[str, ...]:
+    """Names of models that a request may give: the deployment's own, and those of adapters beside it."""
+    return (*deployment.names, *deployment.beside)
 
 
 def wants_usage(sent: dict[str, Any]) -> bool:
@@ -133,8 +139,8 @@ def check_served(sent: dict[str, Any], deployment: Deployment, tasks: tuple[str,
         hint = f"{path} answers for {', '.join(tasks)}; /score takes every task."
         raise InvalidInput(f"This deployment serves {deployment.task}.", hint, "model")
     model = sent.get("model")
-    if model not in (None, "", *_ANY_MODEL, *deployment.names, deployment.model.id):
-        raise ModelNotServed(f"No model {str(model)[:80]!r} here.", served_as(deployment.names), where="model")
+    if model not in (None, "", *_ANY_MODEL, *served_names(deployment), deployment.model.id):
+        raise ModelNotServed(f"No model {str(model)[:80]!r} here.", served_as(served_names(deployment)), where="model")
 
 
 def _check(sent: dict[str, Any], deployment: Deployment, tasks: tuple[str, ...], path: str) -> None:
@@ -207,6 +213,11 @@ def _response_format(asked: Any) -> Any:
     if not isinstance(asked, dict) or set(asked) != {"type", "value"} or asked["type"] not in ("json", "json_object"):
         return asked
     return {"type": "json_schema", "json_schema": {"schema": asked["value"], "strict": True}}
+
+
+def _adapter(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
+    """Parameter of a request whose model is an adapter's name."""
+    return {"adapter": sent["model"]} if sent.get("model") in deployment.beside else {}
 
 
 def _completion_details(sent: dict[str, Any]) -> dict[str, Any]:

@@ -144,6 +144,8 @@ def _messages(given: Any, instructions: Any) -> list[Message]:
         if thought and found[-1]["role"] == "assistant":
             found[-1]["reasoning_content"] = thought
         thought = ""
+    if len(found) == bool(instructions):
+        raise InvalidInput("The input holds no message.", 'Send {"role": "user", "content": "..."}.', "input")
     return found
 
 

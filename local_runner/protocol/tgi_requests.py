@@ -35,13 +35,19 @@ def canonical(sent: dict[str, Any], deployment: Deployment, stream: bool, full: 
     given = sent.get("parameters")
     if not isinstance(given, dict | None):
         raise InvalidInput("Parameters must be a JSON object.", where="parameters")
-    parameters = {"return_full_text": full, **_parameters(given or {})}
+    parameters = {"return_full_text": full, **_parameters(_with_adapter(given or {}, deployment))}
     if stream:
         if parameters.get("num_return_sequences") not in (None, 1):
             raise InvalidParameter("A stream has one answer.", where="parameters.num_return_sequences")
         parameters["return_details"] = True  # each event has its token's id and log-probability
     head = {"inputs": sent["inputs"], "parameters": parameters, "options": {"usage": True}}
     return {**head, **({"stream": True} if stream else {})}
+
+
+def _with_adapter(given: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
+    """Parameters with `adapter_id` under its name here, if the deployment has adapters beside its model."""
+    named = {"adapter": given["adapter_id"]} if deployment.beside and given.get("adapter_id") else {}
+    return {name: value for name, value in given.items() if not (named and name == "adapter_id")} | named
 
 
 def _parameters(sent: dict[str, Any]) -> dict[str, Any]:

@@ -40,6 +40,7 @@ class Target(ABC):
     """Way to reach a bundle's score.py."""
 
     name: ClassVar[str]
+    own_form = True  # requests and errors have the form of score.py
 
     def __init__(self, bundle: Path) -> None:
         self.bundle = bundle.resolve()
@@ -59,6 +60,10 @@ class Target(ABC):
     @abstractmethod
     def send(self, raw: str) -> TargetReply:
         """Send the request body `raw`, whatever it is; safe to call from several threads."""
+
+    def takes(self, raw: str) -> bool:
+        """Whether the request has a form there at all."""
+        return True
 
     def timed(self, raw: str) -> TimedReply:
         """Send a request and time its answer, and where this way of asking streams, its first event."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jinja2
@@ -31,8 +32,9 @@ def render(
     *,
     model_id: str,
     model_version: str | None,
+    own: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, str]:
-    """Return {path in the bundle: text}, sorted by path.
+    """Return {path in the bundle: text}, sorted by path; `own` are texts of the user's in code/.
 
     `schema` is the task's `{"request", "response", "sample", "summary"}`. `model_version` is the content hash of the
     copied weights, that of a reference to files, or None for a registered model, which needs neither model.yml nor a
@@ -45,6 +47,7 @@ def render(
     context = _context(spec, plan, schema, model_id, model_version) | endpoint_kinds.context(spec, plan)
     context |= servers.context(spec.server) | own_image.context(spec, plan)
     files = _environment_files(spec, plan, context) | _code_files(spec, plan, schema, model_id, context)
+    files |= own
     version = _image_version(spec, files, model_version)
     context |= {
         "environment_version": version,

@@ -55,7 +55,12 @@ def _main(
 
 
 Targets = Annotated[
-    str, _flag("targets", "Comma-separated: in-process, grpc, http, azmlinfsrv, container; parity also endpoint:NAME.")
+    str,
+    _flag(
+        "targets",
+        "Comma-separated: in-process, grpc, http, azmlinfsrv, container; parity also endpoint:NAME, url:URL, "
+        "bundle:FOLDER.",
+    ),
 ]
 
 
@@ -224,6 +229,12 @@ def serve(bundle: Bundle, **given: Any) -> None:
     os.execve(sys.executable, command, {**os.environ, "PYTHONSAFEPATH": "1"})  # noqa: S606
 
 
+Tokens = Annotated[
+    int, _flag("tokens", "Ask for so many tokens, and let plain transformers judge them; 1,000 see most faults.")
+]
+Suspects = Annotated[str, _flag("suspects", "Comma-separated NAME=FOLDER: adapters or models that may serve instead.")]
+
+
 @app.command()
 def parity(
     bundle: Bundle,
@@ -234,6 +245,10 @@ def parity(
     load: Annotated[
         int, _flag("load", "Ask again with so many requests in flight; answers must stay what they were alone.")
     ] = 0,
+    tokens: Tokens = 0,
+    suspects: Suspects = "",
+    api_key_file: serving.ApiKeyFile = None,
+    output: Annotated[Path | None, _flag("output", "Write the verdict to this file as JSON, too.")] = None,
     subscription: Subscription = None,
     resource_group: ResourceGroup = None,
     workspace: Workspace = None,
@@ -243,13 +258,25 @@ def parity(
     """Prove that hosts answer alike: same requests, graded replies. Exit 0 only when every target agrees."""
     from mii_azure.cli.report import show_verdict
     from mii_azure.verdict.parity import parity as compare
+    from mii_azure.verdict.verdict_file import write_verdict
 
+    proof = serving.credentials(tls=False, ca=None, cert=None, key=None, api_key_file=api_key_file)
     live = any(name.startswith("endpoint:") for name in derived.split(targets))
     client = azure_verbs.workspace_client(subscription, resource_group, workspace) if live else None
     with _status(as_json) as status:
         verdict = compare(
-            bundle, targets=derived.split(targets), requests=requests, progress=status, ml_client=client, load=load
+            bundle,
+            targets=derived.split(targets),
+            requests=requests,
+            progress=status,
+            ml_client=client,
+            load=load,
+            tokens=tokens,
+            suspects=derived.folders(suspects),
+            api_key=proof.api_key if proof else "",
         )
+    if output:
+        write_verdict(verdict, output)
     if report:
         from mii_azure.reports.parity_report import write_parity
 

@@ -122,6 +122,10 @@ def rollout(
     workspace: Workspace = None,
     hold: Annotated[float, flag("hold", "Seconds that each share of traffic is held and watched.")] = 60.0,
     skip_parity: Annotated[bool, flag("skip-parity", "Do not compare with the local runner.")] = False,
+    tokens: Annotated[int, flag("tokens", "Let the parity gate judge so many tokens by plain transformers.")] = 0,
+    require: Annotated[
+        Path | None, flag("require", "Go on only with this file of a verdict of yes, by `parity --output`.")
+    ] = None,
     keep_old: Annotated[bool, flag("keep-old", "Leave the old slot, without traffic.")] = False,
     watch: Annotated[
         bool, flag("watch", "Compare both slots' numbers in Azure Monitor too; hold for minutes.")
@@ -144,9 +148,10 @@ def rollout(
         print_json({"traffic": traffic}) if as_json else out.print(f"traffic: {traffic}", soft_wrap=True)
         return
 
-    gate = Allowed(max_errors, max_slower) if watch else None
+    options: dict[str, Any] = {"hold_s": hold, "parity": not skip_parity, "tokens": tokens, "require": require}
+    options |= {"keep_old": keep_old, "watch": Allowed(max_errors, max_slower) if watch else None}
     with _azure(subscription, resource_group, workspace) as client:
-        done = run(bundle, client, hold_s=hold, parity=not skip_parity, keep_old=keep_old, watch=gate, say=_say)
+        done = run(bundle, client, say=_say, **options)
     if as_json:
         print_json(asdict(done))
         return

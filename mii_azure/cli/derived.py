@@ -118,3 +118,11 @@ def _pairs(name: str, words: list[str]) -> dict[str, str]:
     if not all(found) or not all(found.values()):
         raise SpecError(f"--{name} takes NAME=REFERENCE pairs.", "Secrets are given by reference, never as they are.")
     return found
+
+
+def folders(words: str) -> dict[str, Path]:
+    """Folders by name, of comma-separated NAME=FOLDER."""
+    found = dict(word.partition("=")[::2] for word in split(words))
+    if not all(found) or not all(found.values()):
+        raise SpecError(f"{words!r} is no list of NAME=FOLDER.", "Write --suspects polite=adapters/polite.")
+    return {name: Path(folder) for name, folder in found.items()}

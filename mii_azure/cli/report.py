@@ -82,10 +82,22 @@ def show_verdict(console: Console, verdict: Any) -> None:
         moved = ", ".join(f"{target} {count}" for target, count in verdict.moved.items())
         told = f"with {verdict.load} requests in flight, of {verdict.requests} requests otherwise than alone: {moved}"
         console.print(told, soft_wrap=True)
+    for judged in verdict.tokens:
+        _show_tokens(console, judged)
     targets = ", ".join(verdict.targets)
     told = f": {targets} answered {verdict.requests} requests {'alike' if verdict.agree else 'differently'}"
     word = ("agree", "bold green") if verdict.agree else ("disagree", "bold red")
     console.print(Text.assemble(word, told), soft_wrap=True)
+
+
+def _show_tokens(console: Console, judged: Any) -> None:
+    word = Text("its tokens are the model's", "green") if judged.agree else Text(judged.cause, "red")
+    most = max(judged.margins, key=lambda kind: judged.margins[kind])
+    told = (
+        f"{judged.target}, {judged.tokens:,} tokens of which the reference picks {judged.picked:,}; "
+        f"mean margin {judged.margins[most]:.2g} nats ({most}), bound {judged.bound:g}: "
+    )
+    console.print(Text.assemble(told, word), soft_wrap=True)
 
 
 def _cause(verdict: Any, entry: Any) -> str:

@@ -10,7 +10,16 @@ from mii_azure.errors import AdapterUnusable, PickleRefused
 from mii_azure.model.files import contained
 from mii_azure.model.profile import Profile
 from mii_azure.model.safetensors import FLOAT_NAMES, Tensor, read_header
-from scoring.lora.peft_folder import CONFIG, PICKLE, WEIGHTS, LowRank, PeftAdapter, UnservedAdapter, describe
+from scoring.lora.peft_folder import (
+    CONFIG,
+    PICKLE,
+    WEIGHTS,
+    LowRank,
+    PeftAdapter,
+    UnservedAdapter,
+    describe,
+    require_products,
+)
 from scoring.strict_json.files import read_object
 
 CONV1D = ("gpt2", "openai-gpt")  # families whose products are stored [inputs, outputs]
@@ -79,6 +88,18 @@ def read_adapter(name: str, path: str) -> Adapter:
 def merged_adapter(path: str) -> Adapter:
     """The adapter of a folder that is to be merged, under the folder's name; raises as `read_adapter` does."""
     return read_adapter(Path(path).expanduser().resolve().name, path)
+
+
+def served_adapter(pair: str) -> Adapter:
+    """The adapter of a NAME=FOLDER that is to be served beside its base; raises as `read_adapter` does."""
+    name, _, path = pair.partition("=")
+    adapter = read_adapter(name, path)
+    try:
+        require_products(adapter.content)
+    except UnservedAdapter as refused:
+        told = f"The adapter {name} cannot be served beside its base: {refused}"
+        raise AdapterUnusable(told, refused.hint) from refused
+    return adapter
 
 
 def require_base(facts: Profile, transformer: str = "") -> None:

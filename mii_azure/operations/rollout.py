@@ -43,29 +43,36 @@ def rollout(
     parity: bool = True,
     keep_old: bool = False,
     watch: Allowed | None = None,
+    tokens: int = 0,
+    require: Path | None = None,
     say: Say = silent,
 ) -> Rollout:
     """Replace the bundle that an endpoint serves: 0 %, smoke, parity, mirror, then `shares`; remove the old slot.
 
     Each stage lasts `hold_s` seconds while the new slot is sent requests; with `watch`, its Azure Monitor metrics must
-    also be no worse than the old slot's by more than that. Resumes where an interrupted rollout stopped.
+    also be no worse than the old slot's by more than that. With `tokens`, the parity gate has so many judged. `require`
+    is a verdict's file, which must be a yes on this bundle. Resumes where an interrupted rollout stopped.
     Raises RolloutFailed naming the gate, once the traffic is restored.
     """
     folder, digest = Path(bundle).expanduser().resolve(), intact(bundle)
     if batch.is_batch(folder):
         raise NotAvailable("A batch endpoint has no traffic to roll over.", "Run `deploy --slot green --traffic 100`.")
+    if require:
+        from mii_azure.verdict.verdict_file import require_verdict
+
+        require_verdict(require, digest)
     name = _endpoint_name(folder)
     journal = Journal(say, AGAIN)
     with journal.step("looking at the endpoint"):
         old, new = _slots(client, name, digest)
-    if tokens := kept_by(client):
-        tokens.prepare(ENTRA_SCOPE)  # for the requests of a later gate, by which time the sign-in may have ended
+    if kept := kept_by(client):
+        kept.prepare(ENTRA_SCOPE)  # for the requests of a later gate, by which time the sign-in may have ended
     if old is None:
         done = deploy(folder, client, new, 100, say)
         return Rollout(name, done.slot, None, ("deployment", "smoke"), digest)
     run = _Run(client, folder, name, old, new, hold_s, journal)
     with run.watching(watch):
-        run.go(digest, shares, parity)
+        run.go(digest, shares, parity, tokens)
     run.settle(keep_old)
     return Rollout(name, new, old, tuple(run.passed), digest)
 
@@ -123,7 +130,7 @@ class _Run:
                 poller = self.client.online_deployments.begin_delete(self.old, self.name)
                 wait(poller, self.journal.say, f"deployment {self.old}")
 
-    def go(self, digest: str, shares: tuple[int, ...], parity: bool) -> None:
+    def go(self, digest: str, shares: tuple[int, ...], parity: bool, tokens: int) -> None:
         """Run every gate in order."""
         endpoint = self.client.online_endpoints.get(self.name)
         share = endpoints.nonzero(endpoint.traffic).get(self.new, 0)
@@ -133,7 +140,7 @@ class _Run:
             self._ask(self.new)
         if parity:
             with self._gate("parity"):
-                self._parity()
+                self._parity(tokens)
         if not share and not getattr(endpoint, "compute", None):  # Kubernetes endpoints do not support mirroring
             with self._gate("mirror"):
                 self._set({self.old: 100}, {self.new: MIRROR_PERCENT})
@@ -213,7 +220,7 @@ class _Run:
                 return
             time.sleep(min(5.0, left))
 
-    def _parity(self) -> None:
+    def _parity(self, tokens: int) -> None:
         from mii_azure.platform.targets import ENDPOINT
         from mii_azure.verdict.parity import parity
 
@@ -222,7 +229,11 @@ class _Run:
             ["grpc", f"{ENDPOINT}{self.name}/{self.new}"],
             progress=self.journal.say,
             ml_client=self.client,
+            tokens=tokens,
         )
+        for judged in verdict.tokens:
+            if not judged.agree:
+                raise RolloutFailed(f"{self.new} generates other tokens than its model: {judged.cause}.")
         if not verdict.agree:
             bad = next(entry for entry in verdict.comparisons if entry.grade in ("scores", "different"))
             raise RolloutFailed(f"{self.new} answers {bad.request} unlike the local runner: {bad.difference}.")

@@ -137,7 +137,8 @@ def budget(work: Work, sku: Sku, dtype: str, rows: int, gpus: int, held: float, 
     profile, item = work.profile, DTYPE_BYTES[dtype]
     kv_per_token = profile.kv_bytes_per_token * item // DTYPE_BYTES[profile.dtype]
     return Memory(
-        weights=int(_own_parameters(profile, gpus) * item * held),
+        # Adapters are held once for all, and those in use once more, one after another.
+        weights=int(_own_parameters(profile, gpus) * item * held) + 2 * work.demand.adapters * item,
         kv_cache=kv_per_token * kept // gpus,
         activations=_activations(work, tokens, rows, item, device_of(sku)),
         context=limits.CUDA_CONTEXT_BYTES if sku.gpu else limits.PROCESS_BYTES,

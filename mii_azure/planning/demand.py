@@ -16,15 +16,19 @@ class Demand(NamedTuple):
     share: float | None = None  # of a GPU's memory
     prompt: int = limits.EXPECTED_PROMPT_TOKENS  # of an expected request
     new: int = limits.EXPECTED_NEW_TOKENS
-    paged: bool = True  # False: the pass that has a paged cache is forced off
+    adapters: int = 0  # parameters of those beside the model
+    paged: bool = True  # False: the pass that has a paged cache is forced off, or serves no adapters
 
     def tokens(self, context: int) -> int:
         """Tokens that an expected request holds at its end, within a context."""
         return max(1, min(self.prompt + self.new, context))
 
 
-def demand_of(spec: Spec, facts: Profile) -> Demand:
-    """Demand of a spec; raises NotAvailable, or SpecError where an expected request is longer than the context."""
+def demand_of(spec: Spec, facts: Profile, beside: int = 0) -> Demand:
+    """Demand of a spec, with so many parameters of adapters beside the model.
+
+    Raises NotAvailable, or SpecError where an expected request is longer than the context.
+    """
     own, asked = facts.context_length, spec.context_length
     if asked and not facts.known:
         raise NotAvailable(
@@ -49,5 +53,6 @@ def demand_of(spec: Spec, facts: Profile) -> Demand:
         spec.memory_share,
         spec.expected_prompt_tokens,
         spec.expected_new_tokens,
-        "static_decode" not in spec.passes_off,
+        beside,
+        "static_decode" not in spec.passes_off and not spec.adapters,
     )

@@ -41,6 +41,7 @@ def pass_decisions(spec: Spec, facts: Profile, placed: Fit, limits: Limits) -> t
         kv_heads=facts.kv_heads,
         hidden_size=facts.hidden_size,
         shipped=facts.shipped,
+        adapters=len(spec.adapters),
     )
     chosen = choose(passes, on_paper, _hardware(placed.sku), asked)
     forced = {*asked.on, *asked.off, *(["tensor_slicing"] if asked.tensor_parallel else [])}

@@ -4,7 +4,7 @@ from typing import Unpack
 
 from mii_azure.errors import NotAvailable, SpecError
 from mii_azure.hardware.described import asked_sku
-from mii_azure.model.adapters import Adapter, merged_adapter, require_base, targets
+from mii_azure.model.adapters import Adapter, merged_adapter, require_base, served_adapter, targets
 from mii_azure.model.consistency import check_consistency
 from mii_azure.model.families import Options, family_named, find_task
 from mii_azure.model.folder import stored_tensors
@@ -52,15 +52,16 @@ def plan_spec(spec: Spec) -> Plan:
     facts = as_embedder(facts, found, sentence_model(found, task, spec.allow_pickle), task)
     adapters = _adapters(spec, found, facts)
     options = {**task_options(found, task), **spec.languages}
-    planned = make_plan(spec, quantization.as_asked(spec, found, facts), options)
-    return _with_adapters(planned, adapters) if adapters else planned
+    beside = sum(each.parameters for each in adapters) if spec.adapters else 0
+    planned = make_plan(spec, quantization.as_asked(spec, found, facts), options, beside)
+    return _with_adapters(spec, planned, adapters) if adapters else planned
 
 
 def _adapters(spec: Spec, found: Model, facts: Profile) -> list[Adapter]:
     """Adapters of a spec, compared with their base as far as it is on disk; raises AdapterUnusable."""
-    if not spec.adapter:
+    if not (spec.adapter or spec.adapters):
         return []
-    adapters = [merged_adapter(spec.adapter)]
+    adapters = [merged_adapter(spec.adapter)] if spec.adapter else [served_adapter(pair) for pair in spec.adapters]
     require_base(facts, found.transformer)
     if found.folder:
         stored = stored_tensors(found.folder)
@@ -69,7 +70,7 @@ def _adapters(spec: Spec, found: Model, facts: Profile) -> list[Adapter]:
     return adapters
 
 
-def _with_adapters(planned: Plan, adapters: list[Adapter]) -> Plan:
+def _with_adapters(spec: Spec, planned: Plan, adapters: list[Adapter]) -> Plan:
     told = tuple(
         AdapterPlan(
             name=each.name,
@@ -77,7 +78,7 @@ def _with_adapters(planned: Plan, adapters: list[Adapter]) -> Plan:
             rank=each.content.rank,
             products=len(each.content.products),
             parameters=each.parameters,
-            merged=True,
+            merged=spec.adapter is not None,
         )
         for each in adapters
     )
@@ -86,9 +87,9 @@ def _with_adapters(planned: Plan, adapters: list[Adapter]) -> Plan:
     return planned.model_copy(update={"adapters": told, "decisions": (first, *reasons, *others)})
 
 
-def make_plan(spec: Spec, facts: Profile, options: Options) -> Plan:
-    """Derive every setting from the spec and the model's facts; does no I/O."""
-    work = Work(facts, family_named(facts.family, facts.kind), spec.task, demand_of(spec, facts))
+def make_plan(spec: Spec, facts: Profile, options: Options, beside: int = 0) -> Plan:
+    """Derive every setting from the spec, the model's facts and the parameters of adapters beside it; does no I/O."""
+    work = Work(facts, family_named(facts.family, facts.kind), spec.task, demand_of(spec, facts, beside))
     placed = _place(spec, work)
     _require_used(spec, placed)
     sku, room, device = placed.sku, placed.room, device_of(placed.sku)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mii_azure.reports.html import Child, Node, el, figures, section, table, write
 from mii_azure.verdict.grade import ALIKE
-from mii_azure.verdict.parity import Comparison, Verdict
+from mii_azure.verdict.outcome import Comparison, Verdict
 
 _GRADES = ("bytes", "values", "scores", "different")
 _MOST_SHOWN = 50  # differences; a target that is wrong altogether differs in all of them

@@ -13,8 +13,8 @@ from mii_azure.bundle.render import base_image, content_hash, reference_version,
 from mii_azure.bundle.sbom import SBOM, ModelFacts, make_sbom
 from mii_azure.bundle.secret_scan import refuse_secrets
 from mii_azure.bundle.writer import Progress, write
-from mii_azure.model.adapters import merged_adapter
-from mii_azure.model.folder import files_to_copy, require_vocabulary
+from mii_azure.model.adapters import merged_adapter, served_adapter, targets
+from mii_azure.model.folder import files_to_copy, require_vocabulary, stored_tensors
 from mii_azure.model.languages import with_languages
 from mii_azure.model.remote_code import refuse_foreign_code
 from mii_azure.planning.merging import MergeJob
@@ -61,7 +61,8 @@ def write_bundle(
     folder = _model_folder(spec, plan)
     if folder:
         refuse_overlap(target, folder)
-    parts = _Parts(spec, plan, folder, _sources(spec, folder) if folder else {})
+    sources = _sources(spec, folder) | _adapter_files(spec, plan, folder) if folder else {}
+    parts = _Parts(spec, plan, folder, sources)
     written = write(
         target,
         render_files=parts.texts,
@@ -98,12 +99,11 @@ class _Parts:
         version = facts.version or reference_version(spec.model)
         settled = self.job.settled() if self.job else plan
         task_schema = with_languages(schema(plan.task), spec, self.folder)
-        texts = render(spec, settled, task_schema, model_id=facts.id, model_version=version)
+        own = {f"code/{HANDLER}": read_handler(spec.handler)} if spec.handler else {}
+        texts = render(spec, settled, task_schema, model_id=facts.id, model_version=version, own=own)
         texts[SBOM] = make_sbom(
             spec.azure_name, __version__, texts[LOCK], base_image(spec, plan), facts, package_licences()
         )
-        if spec.handler:
-            texts[f"code/{HANDLER}"] = read_handler(spec.handler)
         refuse_secrets(texts, self.sources)
         return texts
 
@@ -133,6 +133,15 @@ def _sources(spec: Spec, folder: Path) -> dict[str, Path]:
     if spec.trust_remote_code:
         refuse_foreign_code(folder)
     return {f"model/{path.as_posix()}": folder / path for path in files}
+
+
+def _adapter_files(spec: Spec, plan: Plan, folder: Path) -> dict[str, Path]:
+    """Files of adapters served beside the model, by their paths in the bundle; raises AdapterUnusable."""
+    files, stored = dict[str, Path](), stored_tensors(folder) if spec.adapters else {}
+    for adapter in map(served_adapter, spec.adapters):
+        targets(adapter, stored, plan.profile.family)
+        files |= {f"model/adapters/{adapter.name}/{name}": path for name, path in adapter.files.items()}
+    return files
 
 
 def _model_folder(spec: Spec, plan: Plan) -> Path | None:

@@ -1,7 +1,7 @@
 """Requests that parity sends beside the sample: edge cases where hosts are known to differ."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,9 +96,19 @@ class Request(NamedTuple):
     body: str
 
 
-def edge_requests(task_name: str, context_length: int) -> list[Request]:
-    """The sample and its edge cases for a task; `context_length` in tokens sizes the long ones."""
-    return list(_generate(task_schema(task_name), context_length))
+def edge_requests(task_name: str, context_length: int, adapters: Sequence[str] = ()) -> list[Request]:
+    """The sample and its edge cases for a task; `context_length` in tokens sizes the long ones.
+
+    Each of the adapters beside the model is asked, and one that is not there.
+    """
+    task = task_schema(task_name)
+    return [*_generate(task, context_length), *_adapted(task, adapters)]
+
+
+def _adapted(task: TaskSchema, adapters: Sequence[str]) -> Iterator[Request]:
+    for name in (*adapters, "there is none") if adapters else ():
+        parameters = {**task.sample.get("parameters", {}), "adapter": name}
+        yield Request(f"adapter {name}", _body({"inputs": task.sample["inputs"], "parameters": parameters}))
 
 
 def _generate(task: TaskSchema, context_length: int) -> Iterator[Request]:

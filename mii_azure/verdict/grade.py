@@ -5,6 +5,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
+Reply = tuple[int, bytes]  # status and body
+FIRST_ERROR = 400  # of the statuses
 Grade = Literal["bytes", "values", "scores", "different"]
 
 GRADES: tuple[Grade, ...] = get_args(Grade)  # from the best to the worst
@@ -14,7 +16,7 @@ ALIKE: tuple[Grade, ...] = GRADES[:2]  # that a verdict agrees with
 TOLERANCES = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 2e-2, "int8": 5e-2}
 
 
-def grade(reference: tuple[int, bytes], other: tuple[int, bytes], tolerance: float) -> tuple[Grade, str]:
+def grade(reference: Reply, other: Reply, tolerance: float) -> tuple[Grade, str]:
     """Grade a reply against the reference; returns (grade, difference).
 
     bytes: identical. values: same status, same texts, labels and structure, every number within `tolerance`

@@ -30,6 +30,7 @@ from scoring.decoder.generic.torch_backend import GenericTorchBackend
 from scoring.decoder.int4 import attach
 from scoring.decoder.kv_cache import KVCache, SamplingParams
 from scoring.decoder.logprobs import indices
+from scoring.decoder.low_rank import SlotAdapters
 from scoring.decoder.model import DecoderModel, dequantize_weights, quantize_weights
 from scoring.decoder.pending import Pending, Ready
 from scoring.decoder.pool_size import pool_blocks, window_of
@@ -79,11 +80,9 @@ class Decoder:
         self.tables = BlockTables(slots, self.state.width, self.state.blocks, self.state.in_place, window)
         self.takes_min_p = self.model.device.type != "cuda"  # whose sampler has none
         self.lengths = [0] * slots  # the host's copy: known without asking the device
-        self._torch = (
-            TorchBackend(self.model, self.state)
-            if isinstance(self.model, DecoderModel)
-            else GenericTorchBackend(self.model, self.state)
-        )
+        plain = TorchBackend if isinstance(self.model, DecoderModel) else GenericTorchBackend
+        self.adapters = SlotAdapters(hf_model, self.model)
+        self._torch = self.adapters.around(plain(self.model, self.state))  # type: ignore[arg-type]
         self._logits: dict[int, Tensor] = {}  # of slots from which no token was picked yet
         self._constrained: set[int] = set()  # slots whose tokens `sample` picks
         self._drafts = drafts

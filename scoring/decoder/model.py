@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from scoring.distributed.tp_group import TensorParallelGroup
+from scoring.lora.bank import GroupedLowRank
 from scoring.quantization.int8 import quantize_per_row
 
 NormKind = Literal["rms", "layer"]
@@ -32,6 +33,7 @@ class Linear:
     scale: Tensor | None = None
     wide: Tensor | None = None
     zero: Tensor | None = None
+    adapters: GroupedLowRank | None = None  # what rows' adapters add to the outputs
 
     @property
     def group(self) -> int:

@@ -60,7 +60,7 @@ class TorchBackend:
 
     def _total(self, terms: Sequence[tuple[Tensor, Linear]]) -> Tensor:
         """Sum of products of inputs [T, K], all-reduced over ranks if each holds a part of K: [T, E]."""
-        parts = [functional.linear(x, linear.full, None if self.model.team else linear.bias) for x, linear in terms]
+        parts = [product(x, linear, biased=self.model.team is None) for x, linear in terms]
         total = parts[0] if len(parts) == 1 else parts[0] + parts[1]
         if self.model.team is not None:
             self.model.team.sum(total)
@@ -106,9 +106,10 @@ class TorchBackend:
         return torch.cat((pairs, rest), -1) if rest.shape[-1] else pairs
 
 
-def product(x: Tensor, linear: Linear) -> Tensor:
-    """Apply a product to x [T, K]: [T, N]."""
-    return functional.linear(x, linear.full, linear.bias)
+def product(x: Tensor, linear: Linear, biased: bool = True) -> Tensor:
+    """Apply a product to x [T, K], and what the adapters of its rows add: [T, N]."""
+    out = functional.linear(x, linear.full, linear.bias if biased else None)
+    return out if linear.adapters is None else linear.adapters.add(x, out)
 
 
 def normalize(x: Tensor, norm: Norm) -> Tensor:

@@ -135,13 +135,12 @@ class Scheduler:
 
     def _allocate(self, running: RunningSequence) -> None:
         """Open a slot for a row, with its longest cached prefix."""
-        slot = self.decoder.choose(self._free_slots, running.ids, self._salt(running))
-        running.filled = self.decoder.open(slot, running.sampling, running.ids, self._salt(running))
+        salt = running.salt if self._reuse else None
+        slot = self.decoder.choose(self._free_slots, running.ids, salt)
+        self.decoder.adapters.use(slot, running.adapter)
+        running.filled = self.decoder.open(slot, running.sampling, running.ids, salt)
         del self._free_slots[slot]
         running.slot, running.begun = slot, False
-
-    def _salt(self, running: RunningSequence) -> str | None:
-        return running.salt if self._reuse else None
 
     def _reused(self, running: RunningSequence, count: int) -> None:
         """Count prompt tokens found in the prefix cache."""

@@ -87,6 +87,12 @@ class RunningSequence:
         return own
 
     @property
+    def adapter(self) -> str:
+        """Name of the adapter that answers; empty for the model alone."""
+        own: str = self.row.parameters.adapter
+        return own
+
+    @property
     def output(self) -> list[int]:
         """The tokens, with their logprobs if asked for."""
         return self.tokens if self.details is None else ScoredTokens(self.tokens, self.logprobs)

@@ -17,6 +17,7 @@ CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "a
 
 MERGE = "Merge it into its base model with peft (merge_and_unload, then save_pretrained), and serve that folder."
 _COPY = "Copy the adapter's folder again, as peft's save_pretrained wrote it."
+_HEADS = ("lm_head", "embed_out", "output_projection", "proj_out")
 _PREFIX = "base_model.model."
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
 #: Parts of adapters of other kinds, by what their tensors' names contain.
@@ -100,6 +101,22 @@ def describe(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -
     if not products:
         raise UnservedAdapter(f"{WEIGHTS} holds no lora_A and lora_B of any product.", _COPY)
     return PeftAdapter(tuple(products), whole)
+
+
+def require_products(adapter: PeftAdapter) -> None:
+    """Raise UnservedAdapter for one that changes more than products, which cannot be served beside the base."""
+    if adapter.whole:
+        name = min(adapter.whole)
+        raise UnservedAdapter(
+            f"It holds {name} whole, which is the base's for all requests at once.",
+            "Merge it at generation, by --adapter; or train it without modules_to_save and bias.",
+        )
+    heads = [each.module for each in adapter.products if each.module.rpartition(".")[2] in _HEADS]
+    if heads:
+        raise UnservedAdapter(
+            f"It changes {heads[0]}, the output matrix, which is the base's for all requests at once.",
+            "Merge it at generation, by --adapter; or train it without that module.",
+        )
 
 
 def _refuse_kinds(config: Mapping[str, Any]) -> None:

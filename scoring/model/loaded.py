@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     import torch
 
     from scoring.decoder.decoder import Decoder
+    from scoring.lora.bank import AdapterBank
     from scoring.sentence.head import Head
     from scoring.sentence.ranker import Ranker
     from scoring.tensor_parallel.workers import Workers
@@ -42,6 +43,8 @@ class Loaded:
     head: "Head | None" = None  # of a sentence-transformers folder, for tasks that embed
     ranker: "Ranker | None" = None  # what the folder says of its scores, for tasks that rank
     runtime: Runtime = field(default_factory=Runtime)
+    adapter_names: tuple[str, ...] = ()  # of those beside the model
+    adapters: "AdapterBank | None" = None  # the same, loaded
 
     @property
     def precision(self) -> str:

@@ -14,6 +14,7 @@ import torch
 from scoring.config import MODULES, Deployment
 from scoring.errors import HeadMissing, LoadError, OutOfMemory, WeightsUnreadable
 from scoring.limits.memory_shares import LOADED
+from scoring.lora.loading import load_bank
 from scoring.model.info import facts_of
 from scoring.model.loaded import Loaded
 from scoring.model_files.own_code import fault_of
@@ -48,7 +49,8 @@ def load_with(passes: Sequence[Pass], deployment: Deployment, folder: Path) -> t
         chosen = choose(passes, facts_of(loaded.model, True), hardware, asked)
         tell_differences(chosen, asked.planned)
         return loaded, chosen
-    chosen = choose(passes, survey(deployment, folder), hardware, asked)
+    facts = replace(survey(deployment, folder), adapters=len(deployment.beside))
+    chosen = choose(passes, facts, hardware, asked)
     tell_differences(chosen, asked.planned)
     return load(deployment, folder, on_host=any(each.places for each, decision in chosen if decision.take)), chosen
 
@@ -121,7 +123,9 @@ def load(deployment: Deployment, folder: Path, on_host: bool = False) -> Loaded:
         size / 1e9,
         seconds,
     )
-    return Loaded(model, tokenizer, device, context, deployment.task_options, head, ranker)
+    options, names = deployment.task_options, deployment.beside
+    bank = load_bank(names, top, model) if names else None
+    return Loaded(model, tokenizer, device, context, options, head, ranker, adapter_names=names, adapters=bank)
 
 
 def load_without_weights(deployment: Deployment, folder: Path) -> Loaded:
@@ -148,7 +152,8 @@ def load_without_weights(deployment: Deployment, folder: Path) -> Loaded:
     with torch.device("meta"):
         model = _made("from_config", deployment, config).eval()
     head = _head(told, top, model, deployment.allow_pickle) if told else None
-    return Loaded(model, tokenizer, torch.device("cpu"), 0, deployment.task_options, head, ranker)
+    options, names = deployment.task_options, deployment.beside
+    return Loaded(model, tokenizer, torch.device("cpu"), 0, options, head, ranker, adapter_names=names)
 
 
 def _transformer(folder: Path) -> Path:

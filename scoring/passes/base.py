@@ -62,6 +62,7 @@ class Facts:
     heads: int
     kv_heads: int
     hidden_size: int
+    adapters: int = 0  # served beside the model
     shipped: str = ""  # "int8" if the products' weights are quantised in the model's folder
 
     @property
@@ -99,6 +100,7 @@ class Pass(ABC):
     tolerance: ClassVar[float] = TOLERANCE
     supersedes: ClassVar[tuple[str, ...]] = ()  # passes over the same layers that this one makes pointless
     timed: ClassVar[bool] = False  # chosen by seconds of timing, which a few requests do not repay
+    serves_adapters: ClassVar[bool] = False  # rows with adapters run through what it makes as well
     places: ClassVar[bool] = False  # moves the weights to the devices itself: they are loaded into host memory
 
     @abstractmethod

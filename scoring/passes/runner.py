@@ -87,6 +87,8 @@ def _decide(each: Pass, facts: Facts, hardware: Hardware, settings: Optimisation
         return Applicability(False, "this process answers few requests, which do not repay timing it")
     try:
         decision = each.applies(facts, hardware, settings.objective)
+        if decision.take and facts.adapters and not each.serves_adapters:
+            decision = Applicability(False, "it serves no adapters beside the model")
     except Exception as failure:
         logger.exception("pass %s failed while it was decided on", each.name)
         decision = Applicability(False, f"it failed while it was decided on: {_brief(failure)}")

@@ -205,6 +205,9 @@ class GenerationParameters(Strict):
         0, ge=0, le=20, description="With return_details: so many of the likeliest tokens in place of each."
     )
     use_cache: bool | None = Field(None, description="false computes every step anew: same tokens, slower.")
+    adapter: Word | None = Field(
+        None, description="Which of the deployment's LoRA adapters answers; null: the model without any."
+    )
     cache_salt: Word | None = Field(
         None,
         description="Only prompts with the same one share what is held of their beginning; the caller's secret.",

@@ -25,6 +25,7 @@ from scoring.engine import dynamic_rotary
 from scoring.engine.row import SLOTS, Between, Row, nothing
 from scoring.errors import InvalidInput, InvalidParameter
 from scoring.generation import scheduler, sequence
+from scoring.generation.adapters import adapter_of, all_with
 from scoring.generation.adjustments import AdjustmentsProcessor
 from scoring.generation.cache_salt import salt_of
 from scoring.generation.details import token_details
@@ -126,13 +127,14 @@ class Generative(Task):
         )
 
     def _settings(self, asked: dict[str, Any], parameters: Any, tokens: Tokens, bound: Bound) -> GenerationSettings:
-        stop = parameters.stop or ()
+        stop, adapter = parameters.stop or (), adapter_of(parameters.adapter, self.loaded.adapter_names)
         return GenerationSettings(
             tuple(sorted(asked.items())),
             (stop,) if isinstance(stop, str) else tuple(stop),
             len(tokens) if self._padding_matters(asked) else None,
             parameters.top_n_tokens if parameters.return_details else None,
-            salt_of(parameters.cache_salt),
+            adapter,
+            f"{adapter}\0{salt_of(parameters.cache_salt)}",  # an adapter's keys and values are its own
             bound.constraint,
             bound.reply,
             adjustments_of(parameters, asked["min_new_tokens"], vocabulary(self.model.config)),
@@ -150,7 +152,7 @@ class Generative(Task):
         total = length if self.encoder_decoder else length + settings["max_new_tokens"]
         mates = self.company.key(length), dynamic_rotary.length_class(self.rotary, length, total)
         own = settings.adjustments, settings.stop_ids, settings.prompt_logprobs
-        return settings.overrides, settings.length, settings.details, own, mates
+        return settings.overrides, settings.length, settings.details, settings.adapter, own, mates
 
     def _slotted(self, settings: GenerationSettings, length: int) -> bool:
         decoder = self.loaded.runtime.decoder
@@ -194,7 +196,8 @@ class Generative(Task):
         if rows[0].key == SLOTS and decoder is not None:
             outputs = scheduler.generate_on_slots(self, decoder, rows)
         else:
-            outputs = self._generated(rows, between)
+            with all_with(self.loaded.adapters, rows[0].parameters.adapter):
+                outputs = self._generated(rows, between)
         for row, output in zip(rows, outputs, strict=True):
             show_end(self, row, output)
         return outputs

@@ -149,8 +149,20 @@ def real(
                     model = str(with_template(tiny(family, task), copied, TEMPLATES["hermes"]))
                 # The CPU's pass takes seconds to time its ways, of which a tiny model shows nothing.
                 off = ("cpu",) if family == "bert" else ()
+                adapters = []
+                if name == "chat":
+                    from tests.tiny_adapters import tiny_adapter
+
+                    beside = tmp_path_factory.mktemp("adapter") / "terse"
+                    adapters = [f"terse={tiny_adapter(Path(model), task, beside, ('q_proj', 'up_proj'))}"]
                 bundle = mii_azure.generate(
-                    task, model, name, output=folder, passes_off=off, served_name=ALIASES[name][:1]
+                    task,
+                    model,
+                    name,
+                    output=folder,
+                    passes_off=off,
+                    served_name=ALIASES[name][:1],
+                    adapters=adapters,
                 )
                 told = ("--served-name", ",".join(ALIASES[name][1:])) if ALIASES[name] else ()
                 with forking(fork_server):

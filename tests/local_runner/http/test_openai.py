@@ -39,6 +39,25 @@ def test_models(client: Client) -> None:
         client("gpt2").models.retrieve("other")
 
 
+def test_the_name_of_an_adapter_is_a_model(client: Client, base: Base) -> None:
+    own = client("chat")
+    assert [model.id for model in own.models.list()] == ["chat", "terse"]
+    assert own.models.retrieve("terse").model_dump()["parent"] == "chat"
+    plain, adapted = (
+        own.chat.completions.create(model=name, messages=HELLO, max_tokens=8) for name in ("chat", "terse")
+    )
+    assert (plain.model, adapted.model) == ("chat", "terse")
+    assert plain.choices[0].message.content != adapted.choices[0].message.content
+    parameters = {"max_new_tokens": 8, "return_full_text": False, "adapter": "terse"}
+    told = score(base("chat"), {"inputs": HELLO, "parameters": parameters})
+    assert told[0]["generated_text"] == adapted.choices[0].message.content
+    with pytest.raises(openai.NotFoundError, match="serves 'chat' or 'terse'"):
+        own.chat.completions.create(model="formal", messages=HELLO)
+    unknown = {"inputs": HELLO, "parameters": {"adapter": "formal"}}
+    answer = httpx.post(f"{base('chat')}/score", json=unknown, trust_env=False, timeout=60)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "adapter_not_served")
+
+
 def test_a_model_answers_by_every_name_that_it_is_served_as(client: Client, base: Base, real: Any) -> None:
     """One name was given at generation, two to the server."""
     names = ["embed", "vectors", "org/embed-1", "text-embedding-3-small"]

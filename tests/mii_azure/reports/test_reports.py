@@ -15,7 +15,7 @@ from mii_azure.reports.charts import Axis, Series, lines, number, stack
 from mii_azure.reports.html import el, write
 from mii_azure.reports.parity_report import marked, write_parity
 from mii_azure.reports.plan_report import ceilings, points
-from mii_azure.verdict.parity import Comparison, Verdict
+from mii_azure.verdict.outcome import Comparison, Verdict
 from mii_azure.verdict.sweep import Sweep, knee
 from tests.conftest import Tiny
 from tests.mii_azure.verdict.test_sweep import point

@@ -1,7 +1,7 @@
 """Results in a notebook: a short repr, a table whose text is escaped."""
 
 from mii_azure.bundle.findings import Finding, Findings
-from mii_azure.verdict.parity import Comparison, Verdict
+from mii_azure.verdict.outcome import Comparison, Verdict
 from tests.mii_azure.bundles import spec_and_plan
 
 

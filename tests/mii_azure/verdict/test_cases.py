@@ -31,6 +31,12 @@ def test_good_edges_satisfy_the_schema_and_bad_ones_do_not(task: str) -> None:
             assert parse(read_json(request.body), TASKS[task]).inputs
 
 
+def test_each_adapter_is_asked_and_one_that_is_not_there() -> None:
+    plain = edge_requests("conversational", context_length=128)
+    more = edge_requests("conversational", 128, ("formal", "terse"))[len(plain) :]
+    assert [json.loads(each.body)["parameters"]["adapter"] for each in more] == ["formal", "terse", "there is none"]
+
+
 def test_requests_from_a_file(tmp_path: Path) -> None:
     lines = tmp_path / "requests.jsonl"
     lines.write_text('{"inputs": "a"}\n\nnot json at all\n', encoding="utf-8")

@@ -71,7 +71,7 @@ def tensor() -> st.SearchStrategy[Any]:
 
 
 NAMES = ["max_new_tokens", "stop", "seed", "temperature", "top_k", "do_sample", "num_return_sequences"]
-NAMES += ["guided_regex", "guided_grammar", "guided_json", "guided_choice"]
+NAMES += ["guided_regex", "guided_grammar", "guided_json", "guided_choice", "adapter"]
 
 
 def inference() -> st.SearchStrategy[Any]:

@@ -17,7 +17,8 @@ import mii_azure
 from local_runner.process import launch
 from local_runner.process.launch import LOOPBACK, Container
 from mii_azure.errors import RunnerFailed
-from mii_azure.verdict.parity import _targets_of, parity
+from mii_azure.verdict.parity import parity
+from mii_azure.verdict.targets import targets_of
 
 pytestmark = pytest.mark.usefixtures("forked")
 
@@ -55,7 +56,7 @@ def test_its_server_answers_byte_for_byte_as_the_process_and_grpc_do(bundle: Pat
 
 
 def test_parity_takes_the_container_for_such_a_bundle_by_itself(bundle: Path) -> None:
-    assert _targets_of(bundle) == ("in-process", "grpc", "http", "container")
+    assert targets_of(bundle) == ("in-process", "grpc", "http", "container")
 
 
 def test_it_runs_the_mounted_files_and_nothing_of_this_installation(container: Container) -> None:

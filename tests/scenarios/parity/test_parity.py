@@ -12,7 +12,9 @@ import pytest
 import mii_azure
 from local_runner.targets.load import TargetReply
 from mii_azure.errors import SpecError
-from mii_azure.verdict.parity import TARGETS, Verdict, parity
+from mii_azure.platform.targets import TARGETS
+from mii_azure.verdict.outcome import Verdict
+from mii_azure.verdict.parity import parity
 
 pytestmark = pytest.mark.usefixtures("forked")
 
@@ -78,6 +80,11 @@ class FakeTarget:
 
     def together(self, bodies: Sequence[str], clients: int) -> list[list[TargetReply]]:
         return [[TargetReply(200, self.body, 0.0), TargetReply(200, self.loaded or self.body, 0.0)] for _ in bodies]
+
+    own_form = True
+
+    def takes(self, raw: str) -> bool:
+        return True
 
     def metadata(self) -> dict[str, Any]:
         return {"context_length": 64, **self.facts}

@@ -124,6 +124,8 @@ def test_a_text_without_tokens_is_refused(gpt2: Served) -> None:
         ("top_k", 10**30),
         ("no_repeat_ngram_size", 10**30),
         ("cache_salt", ""),
+        ("adapter", ""),
+        ("adapter", 7),
         ("stop", ["a", 1]),
         ("seed", -2),
         ("length_penalty", 1e300),

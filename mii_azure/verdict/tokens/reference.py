@@ -1,0 +1,110 @@
+"""Reference model: plain transformers over a model folder, which scores the tokens of other servers' answers."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mii_azure.verdict.tokens.margins import margins, pick_scores
+from mii_azure.verdict.tokens.probes import NEW_TOKENS, TokenProbe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_MOST_REPAIRS = 2 * NEW_TOKENS  # of one answer, whose text can be cut into tokens in several ways
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Margins of one answer's tokens."""
+
+    probe: TokenProbe
+    margins: tuple[float, ...]
+
+
+class ReferenceModel:
+    """Model and tokenizer of a folder, in float32, on a GPU if there is one."""
+
+    def __init__(self, folder: Path, task: str) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()
+        self.task = task
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().to(self.device)
+        ends = self.model.generation_config.eos_token_id
+        self.ends = set(ends if isinstance(ends, list) else [ends]) | {self.tokenizer.eos_token_id}
+        self.new_cache: Callable[[], Any] | None = None  # of keys and values, instead of the model's own
+
+    @property
+    def greedy_by_default(self) -> bool:
+        """Whether a request without parameters takes the likeliest token, as the scoring script reads the config."""
+        config = self.model.generation_config
+        return (config.repetition_penalty or 1.0) == 1.0 and (config.num_beams or 1) == 1
+
+    def prompt(self, value: Any) -> list[int]:
+        """Tokens of a prompt or of a conversation, through the chat template."""
+        if self.task != "conversational":
+            tokens: list[int] = self.tokenizer(value)["input_ids"]
+            return tokens
+        text = self.tokenizer.apply_chat_template(value, tokenize=False, add_generation_prompt=True)
+        return self.read(text)
+
+    def read(self, text: str) -> list[int]:
+        """Tokens of a text, with no special ones added."""
+        tokens: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return tokens
+
+    def score(self, probe: TokenProbe, answer: str, prompt: Sequence[int] | None = None) -> Scored:
+        """Score the tokens of an answer to a probe; with `prompt`, as if that had been the prompt's tokens."""
+        prompt = self.prompt(probe.value) if prompt is None else list(prompt)
+        seed = probe.seed if probe.kind == "seeded" else None
+        tokens = self._tokens(prompt, answer)
+        for _ in range(_MOST_REPAIRS):
+            if not tokens:
+                return Scored(probe, ())
+            scores = pick_scores(self.logits(prompt, tokens), seed, len(prompt))
+            repaired = self._repair(tokens, scores.argmax(1).tolist(), answer)
+            if repaired is None:
+                break
+            tokens = repaired
+        return Scored(probe, tuple(margins(scores, tokens)))
+
+    def logits(self, prompt: Sequence[int], tokens: Sequence[int]) -> "Tensor":
+        """Logits [tokens, vocabulary] in whose places the tokens stand, on the CPU."""
+        import torch
+
+        ids = torch.tensor([[*prompt, *tokens]], device=self.device)
+        more = {"past_key_values": self.new_cache(), "use_cache": True} if self.new_cache else {"use_cache": False}
+        with torch.inference_mode():
+            logits: Tensor = self.model(ids, **more).logits[0, len(prompt) - 1 : -1]
+        return logits.cpu()
+
+    def _tokens(self, prompt: Sequence[int], answer: str) -> list[int]:
+        """Tokens of the answer as it follows the prompt: some tokenizers put a space before a text that begins."""
+        if self.task == "conversational":
+            return self.read(answer)[:NEW_TOKENS]
+        before = self.tokenizer.decode(prompt, skip_special_tokens=True)
+        held, joined = self.read(before), self.read(before + answer)
+        return (joined[len(held) :] if joined[: len(held)] == held else self.read(answer))[:NEW_TOKENS]
+
+    def _repair(self, tokens: list[int], picks: list[int], answer: str) -> list[int] | None:
+        """Cut the text where the model would, at the first token that it would not pick; None if it fits nowhere.
+
+        A text is cut in more ways than one, and special tokens show nowhere in it.
+        """
+        for place, (token, pick) in enumerate(zip(tokens, picks, strict=True)):
+            if token == pick or pick in self.ends:
+                continue
+            before, said = self._said(tokens[:place]), self._said([*tokens[:place], pick])
+            if answer.startswith(said) and (said != before or pick in self.tokenizer.all_special_ids):
+                cut = [*tokens[:place], pick, *self.read(answer[len(said) :])][:NEW_TOKENS]
+                if cut != tokens:
+                    return cut
+        return None
+
+    def _said(self, tokens: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))

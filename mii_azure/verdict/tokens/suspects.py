@@ -1,0 +1,257 @@
+"""Suspects: what commonly differs between two servers of one model, each as a change of the reference.
+
+A target whose tokens the reference would not pick is judged again by each suspect; the one that picks them names the
+cause.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mii_azure.errors import SpecError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mii_azure.verdict.tokens.reference import ReferenceModel
+
+_GROUP = 128  # weights that share a scale in int4, as published checkpoints have them
+_FP8_MAX = 448.0  # of float8_e4m3fn
+_CUTS = (64, 128, 256, 512, 1024, 2048)  # lengths that a tokenizer or a server commonly cuts at, in tokens
+
+Prompt = Callable[["ReferenceModel", Any], list[int]]
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A cause, and how the reference has to change to answer as it would."""
+
+    cause: str
+    model: Callable[["ReferenceModel"], AbstractContextManager[None]] = lambda reference: nullcontext()
+    prompt: Prompt = lambda reference, value: reference.prompt(value)
+
+
+def suspects(task: str, named: Mapping[str, Path]) -> list[Suspect]:
+    """Suspects of a task; `named` are folders of a user's: of adapters, or of whole models.
+
+    Raises SpecError for a folder that is neither.
+    """
+    return [*_templates(task), *_tokenizers(), *_cuts(), *_weights(), *_dtypes(), *map(_folder, named.items())]
+
+
+def _templates(task: str) -> Iterator[Suspect]:
+    if task != "conversational":
+        return
+    yield Suspect("another chat template: none, the messages alone", prompt=_joined)
+    yield Suspect("another chat template: ChatML", prompt=_chatml)
+    yield Suspect("another chat template: User and Assistant in words", prompt=_words)
+    yield Suspect("another chat template: no turn opened for the answer", prompt=_unopened)
+    for system in ("", "You are a helpful assistant."):
+        told = f"a system message {system!r}" if system else "an empty system message"
+        yield Suspect(f"another chat template: {told}", prompt=_with_system(system))
+
+
+def _joined(reference: "ReferenceModel", value: Any) -> list[int]:
+    return reference.read("\n".join(message["content"] for message in value))
+
+
+def _chatml(reference: "ReferenceModel", value: Any) -> list[int]:
+    turns = "".join(f"<|im_start|>{message['role']}\n{message['content']}<|im_end|>\n" for message in value)
+    return reference.read(f"{turns}<|im_start|>assistant\n")
+
+
+def _words(reference: "ReferenceModel", value: Any) -> list[int]:
+    turns = "".join(f"{message['role'].capitalize()}: {message['content']}\n" for message in value)
+    return reference.read(f"{turns}Assistant:")
+
+
+def _unopened(reference: "ReferenceModel", value: Any) -> list[int]:
+    text = reference.tokenizer.apply_chat_template(value, tokenize=False, add_generation_prompt=False)
+    return reference.read(text)
+
+
+def _with_system(system: str) -> Prompt:
+    def prompt(reference: "ReferenceModel", value: Any) -> list[int]:
+        return reference.prompt([{"role": "system", "content": system}, *value])
+
+    return prompt
+
+
+def _tokenizers() -> Iterator[Suspect]:
+    yield Suspect("another tokenizer: special tokens read as plain text", prompt=_as_text)
+    yield Suspect("another tokenizer: a token that begins texts is left out or put twice", prompt=_other_start)
+    yield Suspect("another tokenizer: texts in lower case", prompt=_lower)
+
+
+def _as_text(reference: "ReferenceModel", value: Any) -> list[int]:
+    """Tokens of the prompt with each special token spelt in ordinary ones."""
+    special = set(reference.tokenizer.all_special_ids)
+    spelt: list[int] = []
+    for token in reference.prompt(value):
+        text = reference.tokenizer.convert_ids_to_tokens(token)
+        spelt += _pieces(reference, text) if token in special else [token]
+    return spelt
+
+
+def _pieces(reference: "ReferenceModel", text: str) -> list[int]:
+    tokens: list[int] = reference.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return tokens
+
+
+def _other_start(reference: "ReferenceModel", value: Any) -> list[int]:
+    prompt, start = reference.prompt(value), reference.tokenizer.bos_token_id
+    if start is None:
+        return prompt
+    return prompt[1:] if prompt[:1] == [start] else [start, *prompt]
+
+
+def _lower(reference: "ReferenceModel", value: Any) -> list[int]:
+    if isinstance(value, str):
+        return reference.prompt(value.lower())
+    return reference.prompt([{**message, "content": message["content"].lower()} for message in value])
+
+
+def _cuts() -> Iterator[Suspect]:
+    for most in _CUTS:
+        yield Suspect(f"truncation: the first {most} tokens of a prompt kept", prompt=_cut(slice(0, most)))
+        yield Suspect(f"truncation: the last {most} tokens of a prompt kept", prompt=_cut(slice(-most, None)))
+
+
+def _cut(kept: slice) -> Prompt:
+    return lambda reference, value: reference.prompt(value)[kept]
+
+
+def _weights() -> Iterator[Suspect]:
+    yield Suspect(
+        f"weights in int4, groups of {_GROUP}", model=lambda r: _rounded(r, lambda w: _integers(w, 7, _GROUP))
+    )
+    yield Suspect("weights in int8", model=lambda r: _rounded(r, lambda w: _integers(w, 127, w.shape[-1])))
+    yield Suspect("weights in FP8", model=lambda r: _rounded(r, _fp8))
+    yield Suspect("KV cache in FP8", model=_fp8_cache)
+
+
+def _dtypes() -> Iterator[Suspect]:
+    yield Suspect("dtype bfloat16", model=lambda reference: _cast(reference, "bfloat16"))
+    yield Suspect("dtype float16", model=lambda reference: _cast(reference, "float16"))
+
+
+@contextmanager
+def _rounded(reference: "ReferenceModel", change: Callable[["Tensor"], "Tensor"]) -> Iterator[None]:
+    """Round the weights of every linear layer but the head within the block."""
+    import torch
+
+    head = reference.model.get_output_embeddings()
+    layers = [m for m in reference.model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
+    kept = [layer.weight.data for layer in layers]
+    for layer in layers:
+        layer.weight.data = change(layer.weight.data)
+    try:
+        yield
+    finally:
+        for layer, weight in zip(layers, kept, strict=True):
+            layer.weight.data = weight
+
+
+def _integers(weight: "Tensor", most: int, group: int) -> "Tensor":
+    """Round to symmetric integers of [-most, most] with one scale a group of a row; a row's rest is a group too."""
+    import torch
+
+    parts = []
+    for part in torch.split(weight, group, dim=-1):
+        scale = part.abs().amax(-1, keepdim=True).clamp(min=1e-12) / most
+        parts.append((part / scale).round() * scale)
+    return torch.cat(parts, -1)
+
+
+def _fp8(values: "Tensor") -> "Tensor":
+    """Round to float8_e4m3fn with one scale a row."""
+    import torch
+
+    scale = values.abs().amax(-1, keepdim=True).clamp(min=1e-12) / _FP8_MAX
+    return (values / scale).to(torch.float8_e4m3fn).to(values.dtype) * scale
+
+
+@contextmanager
+def _fp8_cache(reference: "ReferenceModel") -> Iterator[None]:
+    """Round keys and values as they enter the cache, unscaled as servers do by default."""
+    import torch
+    from transformers import DynamicCache
+
+    class Rounding(DynamicCache):  # type: ignore[misc,unused-ignore]
+        def update(self, key_states: "Tensor", value_states: "Tensor", *more: Any, **named: Any) -> Any:
+            both = [
+                each.clamp(-_FP8_MAX, _FP8_MAX).to(torch.float8_e4m3fn).to(each.dtype)
+                for each in (key_states, value_states)
+            ]
+            return super().update(both[0], both[1], *more, **named)
+
+    reference.new_cache = lambda: Rounding(config=reference.model.config)
+    try:
+        yield
+    finally:
+        reference.new_cache = None
+
+
+@contextmanager
+def _cast(reference: "ReferenceModel", dtype: str) -> Iterator[None]:
+    """Run a copy of the model in another dtype within the block."""
+    import copy
+
+    import torch
+
+    kept = reference.model
+    reference.model = copy.deepcopy(kept).to(getattr(torch, dtype))
+    try:
+        yield
+    finally:
+        reference.model = kept
+
+
+def _folder(named: tuple[str, Path]) -> Suspect:
+    name, folder = named
+    if (folder / "adapter_config.json").is_file():
+        return Suspect(f"the adapter {name}", model=lambda reference: _adapted(reference, folder))
+    if (folder / "config.json").is_file():
+        return Suspect(f"the weights of {name}", model=lambda reference: _replaced(reference, folder))
+    raise SpecError(
+        f"The suspect {name}, {folder}, is no folder of a model or of an adapter.",
+        "Name a folder with config.json or adapter_config.json.",
+    )
+
+
+@contextmanager
+def _replaced(reference: "ReferenceModel", folder: Path) -> Iterator[None]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    kept = reference.model
+    reference.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().to(reference.device)
+    try:
+        yield
+    finally:
+        reference.model = kept
+
+
+@contextmanager
+def _adapted(reference: "ReferenceModel", folder: Path) -> Iterator[None]:
+    """Add a LoRA adapter's products to the weights that it names, within the block."""
+    import json
+
+    from safetensors.torch import load_file
+
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    scale = config["lora_alpha"] / config["r"]
+    tensors = load_file(folder / "adapter_model.safetensors")
+    downs = {name.partition(".lora_A")[0]: tensor for name, tensor in tensors.items() if ".lora_A" in name}
+    ups: Sequence[tuple[str, Any]] = [(n.partition(".lora_B")[0], t) for n, t in tensors.items() if ".lora_B" in n]
+    layers = [(reference.model.get_submodule(n.removeprefix("base_model.model.")), downs[n], up) for n, up in ups]
+    kept = [layer.weight.data for layer, _, _ in layers]
+    for layer, down, up in layers:
+        layer.weight.data = layer.weight.data + scale * (up.float() @ down.float()).to(layer.weight.device)
+    try:
+        yield
+    finally:
+        for (layer, _, _), weight in zip(layers, kept, strict=True):
+            layer.weight.data = weight

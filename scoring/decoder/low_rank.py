@@ -1,0 +1,106 @@
+"""Adapters of a decoder's slots: beside the products of its form, and told to the forwards of the plain back ends."""
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from scoring.decoder.model import DecoderModel, Linear
+from scoring.errors import LoadError
+from scoring.lora.bank import AdapterBank, GroupedLowRank, LowRankStack, bank_of
+
+Parts = Sequence[tuple[int, int, int]]  # slot, start position, number of tokens
+
+
+class PlainBackend(Protocol):
+    """A back end in plain torch."""
+
+    def prefill(self, parts: Parts, tokens: Tensor) -> Tensor:
+        """Append tokens; logits [parts, vocabulary] after the last of each part."""
+
+    def speculate(self, parts: Parts, tokens: Tensor) -> Tensor:
+        """Append tokens; logits [T, vocabulary] after every one."""
+
+    def step(self, slots: Tensor, longest: int) -> Tensor:
+        """Feed a token to each slot; logits [B, vocabulary]."""
+
+
+class SlotAdapters:
+    """Adapters of the sequences on slots; a slot that is not told of has the base alone."""
+
+    def __init__(self, hf_model: nn.Module, model: Any) -> None:
+        self._bank = attach_adapters(hf_model, model)
+        self._of: dict[int, int] = {}
+
+    def use(self, slot: int, name: str) -> None:
+        """Have a slot's next sequence use an adapter, whose prefixes need a salt of their own; "" is the base."""
+        self._of.pop(slot, None)
+        if name and self._bank is not None:
+            self._of[slot] = self._bank.index(name)
+
+    def around(self, backend: PlainBackend) -> PlainBackend:
+        """The back end with each forward's rows told; itself for a model without adapters."""
+        return backend if self._bank is None else _Told(backend, self, self._bank)
+
+    def of(self, rows: Iterable[tuple[int, int]]) -> list[int]:
+        """Adapter of each row, by number, of (slot, number of rows); -1 is the base."""
+        return [self._of.get(slot, -1) for slot, count in rows for _ in range(count)]
+
+
+class _Told:
+    """A back end whose forwards know the adapter of each of their rows."""
+
+    def __init__(self, backend: PlainBackend, slots: SlotAdapters, bank: AdapterBank) -> None:
+        self._backend, self._slots, self._bank = backend, slots, bank
+
+    def prefill(self, parts: Parts, tokens: Tensor) -> Tensor:
+        with self._rows((slot, count) for slot, _, count in parts):
+            return self._backend.prefill(parts, tokens)
+
+    def speculate(self, parts: Parts, tokens: Tensor) -> Tensor:
+        with self._rows((slot, count) for slot, _, count in parts):
+            return self._backend.speculate(parts, tokens)
+
+    def step(self, slots: Tensor, longest: int) -> Tensor:
+        with self._rows((slot, 1) for slot in slots.tolist()):
+            return self._backend.step(slots, longest)
+
+    def _rows(self, rows: Iterable[tuple[int, int]]) -> AbstractContextManager[None]:
+        return self._bank.rows(self._slots.of(rows))
+
+
+def attach_adapters(hf_model: nn.Module, model: Any) -> AdapterBank | None:
+    """Adapters of a model, if it has any, from now on beside the products of its form too.
+
+    The generic tier runs the modules themselves, whose hooks do it. Raises LoadError for a module that is no product of
+    the form.
+    """
+    bank = bank_of(hf_model)
+    if bank is None or not isinstance(model, DecoderModel):
+        return bank
+    parts: dict[int, list[tuple[int, LowRankStack]]] = {}
+    products = model.products()
+    for module, stack in bank.stacks.items():
+        number, first = _place(module, products)
+        parts.setdefault(number, []).append((first, stack))
+    for number, own in parts.items():
+        products[number].adapters = GroupedLowRank(bank, sorted(own, key=lambda part: part[0]))
+    return bank
+
+
+def _place(module: Any, products: list[Linear]) -> tuple[int, int]:
+    """Number of the product whose memory a module's weight views, and the first of its outputs that are the module's.
+
+    A product and the modules that it was fused from share their weights' memory, row after row.
+    """
+    at = module.weight.data_ptr()
+    for number, product in enumerate(products):
+        full = product.full
+        offset = at - full.data_ptr()
+        if 0 <= offset < full.nbytes:
+            return number, offset // (full.shape[1] * full.element_size())
+    raise LoadError(
+        f"An adapter changes a {type(module).__name__} that is no product of the static decoder.",
+        "Serve it without the pass static_decode.",
+    )

@@ -1,0 +1,114 @@
+"""Tokens of a generative target, judged from its texts: sound ones agree, planted faults are seen and named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from local_runner.targets.load import TargetReply
+from mii_azure.verdict.tokens.judge import Answered, ask, judge, probes_for
+from mii_azure.verdict.tokens.margins import pick_scores
+from mii_azure.verdict.tokens.probes import NEW_TOKENS
+from mii_azure.verdict.tokens.reference import ReferenceModel
+from mii_azure.verdict.tokens.suspects import Suspect, suspects
+
+TASK = "conversational"
+CONTEXT = 256
+TOKENS = 160
+
+
+class Faulty:
+    """A server of a reference model that answers as a suspect would, token after token."""
+
+    def __init__(self, reference: ReferenceModel, suspect: Suspect) -> None:
+        self.reference, self.suspect = reference, suspect
+
+    def send(self, raw: str) -> TargetReply:
+        body = json.loads(raw)
+        seed = body["parameters"].get("seed")
+        prompt, tokens = self.suspect.prompt(self.reference, body["inputs"]), list[int]()
+        while len(tokens) < NEW_TOKENS:
+            logits = self.reference.logits(prompt, [*tokens, 0])[-1:]
+            token = int(pick_scores(logits, seed, len(prompt) + len(tokens)).argmax())
+            if token in self.reference.ends:
+                break
+            tokens.append(token)
+        text = self.reference.tokenizer.decode(tokens, skip_special_tokens=True)
+        return TargetReply(200, json.dumps([{"generated_text": text}]).encode(), 0.0)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama whose tokens are characters, so that a text has one way to be cut."""
+    folder = tmp_path_factory.mktemp("characters")
+    signs = [chr(number) for number in range(32, 127)] + ["\n"]
+    special = ["<|im_start|>", "<|im_end|>"]
+    vocabulary = {sign: number for number, sign in enumerate([*special, *signs])}
+    characters = Tokenizer(models.WordLevel(vocabulary, unk_token=" "))
+    characters.pre_tokenizer = pre_tokenizers.Split(Regex("[\\s\\S]"), "isolated")
+    characters.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=characters, bos_token=special[0], eos_token=special[1], clean_up_tokenization_spaces=False
+    )
+    tokenizer.chat_template = (
+        "{% if messages[0].role != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=CONTEXT,
+        initializer_range=0.3,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference(model: Path) -> ReferenceModel:
+    return ReferenceModel(model, TASK)
+
+
+def answers(reference: ReferenceModel, suspect: Suspect) -> Answered:
+    probes = probes_for(TASK, TOKENS, CONTEXT)
+    with suspect.model(reference):
+        return ask("faulty", Faulty(reference, suspect), "float32", probes)  # type: ignore[arg-type]
+
+
+def test_sound_tokens_agree(reference: ReferenceModel) -> None:
+    verdict = judge(reference, answers(reference, Suspect("nothing")), {})
+    assert verdict.agree
+    assert verdict.picked == verdict.tokens > TOKENS / 4
+
+
+NAMED = (
+    "another chat template: ChatML",
+    "another tokenizer: special tokens read as plain text",
+    "truncation: the last 64 tokens of a prompt kept",
+    "weights in int4, groups of 128",
+    "KV cache in FP8",
+    "dtype bfloat16",
+)
+
+
+@pytest.mark.parametrize("cause", NAMED)
+def test_a_suspect_that_serves_is_named(cause: str, reference: ReferenceModel) -> None:
+    planted = next(suspect for suspect in suspects(TASK, {}) if suspect.cause == cause)
+    verdict = judge(reference, answers(reference, planted), {})
+    assert not verdict.agree
+    assert verdict.cause == cause
+    assert verdict.suspects[cause] == min(verdict.suspects.values())
