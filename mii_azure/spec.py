@@ -254,6 +254,7 @@ class OtherPreferences(TypedDict, total=False):
     """Preferences of a spec beside the instance type, as keyword arguments; `Spec` says what each means."""
 
     adapter: str | None
+    adapters: Sequence[str]
     handler: str | None
     served_name: Sequence[str]
     kind: Literal["managed", "kubernetes", "batch", "template", "kaito"]
