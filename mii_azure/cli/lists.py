@@ -38,11 +38,11 @@ def skus(
     if as_json:
         print_json([sku.model_dump(mode="json") for sku in found])
         return
-    made = table("instance type", "GPUs", "GPU memory", "cores", "RAM", "quota", *(["retired"] if everything else []))
+    made = table("instance type", "GPUs", "GPU memory", "cores", "RAM", "quota", "retired or to be")
     for sku in found:
         gpus = [f"{sku.gpus:g} x {sku.gpu.name}", f"{sku.gpu_memory_gb:g} GB"] if sku.gpu else ["", ""]
         cells = [*gpus, str(sku.cores), f"{sku.ram_gb:g} GB", sku.quota_family]
-        made.add_row(sku.name, *cells, *([sku.retired or ""] if everything else []))
+        made.add_row(sku.name, *cells, sku.retired or sku.retires or "")
     print_table(out, made)
 
 

@@ -39,6 +39,7 @@ class Sku(BaseModel):
     quota_family: str
     skip_20_percent: bool  # Azure reserves no 20 % of quota for upgrades
     retired: str | None  # date on which Azure retired the series
+    retires: str | None  # date for which Azure has announced that
 
     @property
     def whole_gpus(self) -> int:
@@ -67,6 +68,7 @@ def all_skus() -> dict[str, Sku]:
             "quota_family": family["quota_family"],
             "skip_20_percent": family.get("skip_20_percent", False),
             "retired": family.get("retired"),
+            "retires": family.get("retires"),
         }
         for row in family["sizes"]:
             fields: dict[str, Any] = {"gpus": 0, "gpu_memory_gb": 0} | dict(zip(data["columns"], row, strict=False))

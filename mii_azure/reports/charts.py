@@ -10,6 +10,7 @@ _WIDTH, _HEIGHT = 640.0, 330.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62.0, 16.0, 14.0, 46.0
 _COLOURS = 6
 _MOST_TICKS = 6
+_LETTER = 6.2  # pixels, about, of a label
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def _decades(least: float, most: float) -> list[float]:
 
 def number(value: float) -> str:
     """Number for people, with a letter for thousands, millions and more."""
-    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
+    for size, letter in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= size:
             scaled = value / (1e3 if letter == "k" else size)
             return f"{scaled:.3g} {letter}"
@@ -131,13 +132,13 @@ def _drawn(series: Series, place: int, across: _Scale, up: _Scale) -> Node:
     if not (series.joined and series.dashed):
         made += [el("circle", cx=left, cy=top, r=3.5 if series.joined else 5.0) for left, top in places]
     for (left, top), text in zip(places, series.labels, strict=False):
-        near_edge = left > _WIDTH - 170
+        near_edge = left + 9 + _LETTER * len(text) > _WIDTH
         made.append(
             el(
                 "text",
                 text,
                 x=left - 9 if near_edge else left + 9,
-                y=top - 8,
+                y=top + 19,
                 class_="tick end" if near_edge else "tick",
             )
         )

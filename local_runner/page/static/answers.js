@@ -137,6 +137,18 @@ function similarities(answer, inputs) {
   ];
 }
 
+// Texts with a score each; logits have no bound, so that the longest bar is the greatest score.
+function scored(pairs) {
+  const greatest = Math.max(...pairs.map(([, score]) => score));
+  const least = Math.min(...pairs.map(([, score]) => score), 0);
+  const share = (score) => (greatest <= 1 && least >= 0 ? score : (score - least) / (greatest - least || 1));
+  return el("div", { class: "bars" }, pairs.map(([text, score]) => bar(text, share(score), score.toFixed(3))));
+}
+
+const ranked = (answer, { texts }) => scored(answer.map((each) => [texts[each.index], each.score]));
+const zeroShot = (answer) => scored(answer.labels.map((label, index) => [label, answer.scores[index]]));
+const similar = (answer, { sentences }) => scored(answer.map((score, index) => [sentences[index], score]));
+
 function images(answer) {
   return el("div", { class: "images" }, answer.map((each, index) => {
     const source = `data:image/png;base64,${each.generated_image}`;
@@ -156,5 +168,8 @@ const VIEWS = {
   "fill-mask": fillings,
   "feature-extraction": similarities,
   "sentence-embeddings": similarities,
+  "sentence-similarity": similar,
+  "zero-shot-classification": zeroShot,
+  "text-ranking": ranked,
   "text-to-image": images,
 };

@@ -5,7 +5,7 @@ import { asides, passage, said, show, turn } from "./answers.js";
 import { LANGUAGES, code } from "./code.js";
 import { byId, el, facts, fill } from "./dom.js";
 import { Form } from "./form.js";
-import { passes, watch, watchNumbers } from "./live.js";
+import { numbers, passes, watch, watchNumbers } from "./live.js";
 import { described } from "./schema.js";
 import { taskOf } from "./tasks.js";
 
@@ -104,6 +104,7 @@ async function ask() {
     state.running = null;
     state.form.busy(false);
     byId("out").setAttribute("aria-busy", "false");
+    numbers();
   }
 }
 

@@ -4,7 +4,8 @@
 
 const text = (label, rows = 4) => [{ name: "text", label, rows }];
 const one = { inputs: (given) => given.text, of: (inputs) => ({ text: asText(inputs) }) };
-const lines = { inputs: (given) => given.text.split("\n").filter((line) => line.trim()), of: (inputs) => ({ text: [inputs].flat().join("\n") }) };
+const byLine = (written) => written.split("\n").filter((line) => line.trim());
+const lines = { inputs: (given) => byLine(given.text), of: (inputs) => ({ text: [inputs].flat().join("\n") }) };
 const GENERATION = ["max_new_tokens", "temperature", "top_p", "seed"];
 const asText = (value) => (typeof value === "string" ? value : JSON.stringify(value));
 
@@ -43,6 +44,19 @@ export const TASKS = {
   "fill-mask": { ...one, fields: text("Text with masks", 3), mask: "[MASK]", first: ["top_k", "targets"] },
   "feature-extraction": { ...lines, fields: text("Texts, one a line", 5), first: ["pooling", "normalize"], presets: { pooling: "mean" }, openai: "embeddings" },
   "sentence-embeddings": { ...lines, fields: text("Texts, one a line", 5), first: ["normalize", "prompt_name"], openai: "embeddings" },
+  "sentence-similarity": {
+    fields: [{ name: "source", label: "Source sentence", rows: 1 }, { name: "text", label: "Sentences, one a line", rows: 5 }],
+    inputs: (given) => ({ source_sentence: given.source, sentences: byLine(given.text) }),
+    of: (inputs) => ({ source: inputs.source_sentence, text: inputs.sentences.join("\n") }),
+    first: ["normalize", "prompt_name"],
+  },
+  "zero-shot-classification": { ...one, fields: text("Text"), first: ["candidate_labels", "hypothesis_template", "multi_label"] },
+  "text-ranking": {
+    fields: [{ name: "query", label: "Query", rows: 1 }, { name: "text", label: "Texts to rank, one a line", rows: 5 }],
+    inputs: (given) => ({ query: given.query, texts: byLine(given.text) }),
+    of: (inputs) => ({ query: inputs.query, text: inputs.texts.join("\n") }),
+    first: ["top_k"],
+  },
   summarization: { ...one, fields: text("Text to shorten", 8), first: GENERATION, openai: "completions" },
   translation: { ...one, fields: text("Text to translate", 5), first: ["src_lang", "tgt_lang", "max_new_tokens"], openai: "completions" },
   "text-to-image": {

@@ -30,6 +30,9 @@ FAMILIES = {
     "fill-mask": "bert",
     "feature-extraction": "bert",
     "sentence-embeddings": "bert",
+    "sentence-similarity": "bert",
+    "zero-shot-classification": "bert",
+    "text-ranking": "bert",
     "summarization": "bart",
     "translation": "marian",
     "text-to-image": "stable-diffusion",
@@ -44,6 +47,9 @@ SHOWN = {
     "fill-mask": ".bar",
     "feature-extraction": "td.heat",
     "sentence-embeddings": "td.heat",
+    "sentence-similarity": ".bar",
+    "zero-shot-classification": ".bar",
+    "text-ranking": ".bar",
     "summarization": ".passage .made",
     "translation": ".passage .made",
     "text-to-image": "figure img",
@@ -134,7 +140,7 @@ def test_each_form_answers_streams_and_shows_errors(task: str, browser: Browser,
             assert "First token" not in shown(browser, "#times")
         no_overflow(browser)
         assert nameless(browser) == []
-        browser.run("document.querySelectorAll('textarea').forEach((each) => { each.value = ''; })")
+        browser.run("document.querySelectorAll('[id^=f-]').forEach((each) => { each.value = ''; })")
         ask(browser)
         assert re.match("(invalid_input|prompt_too_long): ", shown(browser, "#error"))
         no_overflow(browser)

@@ -24,7 +24,10 @@ def test_a_plan_opens_with_three_lines_and_a_command_that_works(
     lines = mii("plan", *arguments, "--prices", prices).out.splitlines()
     assert re.match(r"fits   well, on Standard_F4s_v2 .* in float32: 0\.9 of 6\.5 GB$", lines[0])
     assert re.match(r"does   about [\d,]+ requests/s with 8 at once on 2 instances; alone .* ms ", lines[1])
-    assert lines[2].startswith("needs  12 cores of standardFSv2Family quota for 2 instances; 0.400 EUR/h in westeurope")
+    assert lines[2].startswith(
+        "needs  12 cores of standardFSv2Family quota for 2 instances, of a series that Azure retires "
+    )
+    assert lines[2].endswith(" on 2028-11-15; 0.400 EUR/h in westeurope, 2026-11-24")
     command = shlex.split(lines[3].removeprefix("next   "))
     assert command[:2] == ["mii-azure", "generate"]
     assert command[command.index("--passes-off") + 1] == "cpu,compile"

@@ -77,3 +77,13 @@ def test_a_retired_size_is_answered_with_sizes_that_exist(name: str) -> None:
     near = caught.value.hint.removeprefix("Nearest: ").partition(". ")[0].split(", ")
     assert near
     assert not any(all_skus()[each].retired for each in near)
+
+
+def test_series_that_azure_has_announced_to_retire() -> None:
+    retiring = {sku.quota_family: sku.retires for sku in all_skus().values() if sku.retires}
+    assert retiring == {
+        "standardDSv2Family": "2028-05-01",
+        "standardFSv2Family": "2028-11-15",
+        "standardLSv2Family": "2028-11-15",
+    }
+    assert not any(sku.retired and sku.retires for sku in all_skus().values())
