@@ -125,7 +125,7 @@ def _does(outlook: Outlook | None, instances: int) -> str:
 def _needs(plan: Plan, instances: int, prices: "Prices | None") -> str:
     told = f"{plan.quota_cores} cores of {plan.quota_family} quota for {instances} "
     told += "instance" if instances == 1 else "instances"
-    retires = find_sku(plan.instance_type).retires
+    retires = plan.sku.retires
     told += f", of a series that Azure retires on {retires}" if retires else ""
     if prices is None:
         return f"{told}; price unknown without --prices FILE (mii-azure prices --region REGION writes one)"

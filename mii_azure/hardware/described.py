@@ -44,4 +44,5 @@ def _described(spec: Spec, name: str) -> Sku:
         quota_family=f"the family of {name}",
         skip_20_percent=False,
         retired=None,
+        retires=None,
     )
