@@ -269,8 +269,8 @@ class OtherPreferences(TypedDict, total=False):
 
     adapter: str | None
     adapters: Sequence[str]
+    draft_model: str | None
     handler: str | None
-    adapters: Sequence[str]
     served_name: Sequence[str]
     kind: Literal["managed", "kubernetes", "batch", "template", "kaito"]
     registry: str | None
