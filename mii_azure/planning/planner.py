@@ -1,9 +1,10 @@
 """Planner: decides every setting of a deployment, with reasons."""
 
-from typing import Unpack
+from typing import Any, Unpack
 
 from mii_azure.errors import NotAvailable, SpecError
 from mii_azure.hardware.described import asked_sku
+from mii_azure.hardware.skus import Sku
 from mii_azure.model.adapters import Adapter, merged_adapter, require_base, served_adapter, targets
 from mii_azure.model.consistency import check_consistency
 from mii_azure.model.draft import FOLDER, draft_folder, read_draft, require_same_vocabulary
@@ -118,8 +119,7 @@ def make_plan(spec: Spec, facts: Profile, options: Options, beside: int = 0, dra
         task=spec.task,
         task_options=options,
         profile=facts,
-        instance_type=sku.name,
-        machine=sku if spec.describes else None,
+        **_machine(spec, sku),
         quota_family=sku.quota_family,
         quota_cores=quota,
         device=device,
@@ -153,6 +153,11 @@ def make_plan(spec: Spec, facts: Profile, options: Options, beside: int = 0, dra
             *rationale.of_instances(spec, sku, quota),
         ),
     )
+
+
+def _machine(spec: Spec, sku: Sku) -> dict[str, Any]:
+    """Fields of a plan that name its instance type, and describe one that the data do not know."""
+    return {"instance_type": sku.name, "machine": sku if spec.describes else None}
 
 
 def _bounds(spec: Spec, room: Room, device: str) -> Limits:
