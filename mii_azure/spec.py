@@ -255,6 +255,7 @@ class OtherPreferences(TypedDict, total=False):
 
     adapter: str | None
     handler: str | None
+    adapters: Sequence[str]
     served_name: Sequence[str]
     kind: Literal["managed", "kubernetes", "batch", "template", "kaito"]
     registry: str | None

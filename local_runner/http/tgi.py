@@ -23,6 +23,7 @@ from scoring.host_api import Event, read_json
 PREFIX = "/generate"
 #: Clients that send to / what /generate takes, by how they name themselves.
 _CLIENTS = re.compile(r"\bhf_hub/|^@huggingface/inference\b|^text-generation\b")
+_ZERO_SHOT = "zero-shot-classification"
 _TYPES = {429: "overloaded", 500: "generation", 504: "incomplete_generation"}
 _NO_TOKEN = {"id": 0, "text": "", "logprob": 0.0, "special": True}  # of an answer that a stop text ended at once
 
@@ -62,7 +63,11 @@ def add(app: FastAPI, host: Host, body: Callable[[Request], Any]) -> None:
 
 async def answer_to_client(host: Host, headers: Mapping[str, str], raw: str) -> Response | None:
     """Answer to a body sent to / by a client of this interface; None if it is to be scored as any other."""
-    if host.deployment.task != tgi_requests.TASK or not _CLIENTS.search(headers.get("user-agent", "")):
+    if not _CLIENTS.search(headers.get("user-agent", "")):
+        return None
+    if host.deployment.task == _ZERO_SHOT:
+        return await _labels(host, headers, raw)
+    if host.deployment.task != tgi_requests.TASK:
         return None
     try:
         sent = read_json(raw)
@@ -73,6 +78,16 @@ async def answer_to_client(host: Host, headers: Mapping[str, str], raw: str) -> 
     stream = sent.get("stream") is True
     asked = tgi_requests.canonical(sent, host.deployment, stream, full=True)
     return await _streamed(host, headers, asked) if stream else JSONResponse([await _whole(host, headers, asked)])
+
+
+async def _labels(host: Host, headers: Mapping[str, str], raw: str) -> Response:
+    """Labels as the Hub's inference API lists them, which is not as the pipeline does."""
+    answer = await host.score(raw, headers)
+    told = json.loads(answer.body)
+    if answer.status >= 400 or not isinstance(told, dict) or not {"labels", "scores"} <= told.keys():
+        return Response(answer.body, answer.status, answer.headers)
+    pairs = zip(told["labels"], told["scores"], strict=True)
+    return JSONResponse([{"label": label, "score": score} for label, score in pairs])
 
 
 def error_body(error: MiiAzureError) -> dict[str, Any]:

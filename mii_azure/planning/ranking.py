@@ -196,8 +196,8 @@ def picks(work: Work, dtype: str, rows: Sequence[Ranked]) -> list[Pick]:
     for row in fits:
         if len(reasons) < PICKS:
             reasons.setdefault(row.instance_type, [_beside(row, chosen)])
-    for name, told in reasons.items():
-        told += [f"Azure retires it on {date}"] if (date := all_skus()[name].retires) else []
+    for name, why in reasons.items():
+        why += [f"Azure retires it on {date}"] if (date := all_skus()[name].retires) else []
     return [
         Pick(
             instance_type=row.instance_type,

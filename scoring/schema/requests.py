@@ -375,7 +375,9 @@ class TaskSchema:
 def first_fault(error: ValidationError) -> tuple[str, str]:
     """Place and reason of the first thing that is wrong."""
     detail = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    place = ".".join(str(part) for part in detail["loc"] if not str(part).startswith(("function-", "constrained")))
+    place = ".".join(
+        str(part) for part in detail["loc"] if not str(part).startswith(("function-", "constrained", "list["))
+    )
     return place, str(detail["msg"])
 
 

@@ -115,6 +115,7 @@ MODELS = {
     "tools": ("qwen2", "conversational"),
     "rerank": ("bert", "text-ranking"),
     "alike": ("bert", "sentence-similarity"),
+    "labels": ("bert", "zero-shot-classification"),
 }
 
 #: Further names of models: the first is given at generation, the others when it is served.

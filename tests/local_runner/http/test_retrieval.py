@@ -7,6 +7,8 @@ from typing import Any
 
 import httpx
 import pytest
+from huggingface_hub import InferenceClient
+from huggingface_hub.errors import HfHubHTTPError
 
 from local_runner.process.launch import Runner
 from tests.scoring.encoders import LONG, TEXTS, assert_agree
@@ -83,6 +85,24 @@ def test_vectors_are_compared_where_the_task_is_to(real: Callable[[str], Runner]
         refused = http.post("/v1/rerank", json={"query": QUERY, "documents": ["a", ""], "top_n": 2})
         assert refused.json()["error"]["param"] == "documents[1]"
         assert http.post("/v1/rerank", json={"query": "a", "documents": ["a"], "top_n": 0}).status_code == 400
+
+
+def test_the_hubs_client_compares_and_labels_unmodified(
+    real: Callable[[str], Runner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # it asks no hub, but this runner
+    alike, labels = (f"http://127.0.0.1:{real(name).http_port}" for name in ("alike", "labels"))
+    with httpx.Client(base_url=alike, timeout=60) as http:
+        expected = score(http, {"source_sentence": QUERY, "sentences": TEXTS})
+    assert_agree(InferenceClient(alike).sentence_similarity(QUERY, other_sentences=TEXTS), expected)
+    asked = {"candidate_labels": ["a place", "a person"], "multi_label": True}
+    with httpx.Client(base_url=labels, timeout=60) as http:
+        whole = score(http, QUERY, **asked)
+    told = InferenceClient(labels).zero_shot_classification(QUERY, **asked)
+    assert_agree([each.label for each in told], whole["labels"])
+    assert_agree([each.score for each in told], whole["scores"])
+    with pytest.raises(HfHubHTTPError, match="Bad request"):
+        InferenceClient(labels).zero_shot_classification(QUERY, candidate_labels=[])
 
 
 @pytest.mark.parametrize(

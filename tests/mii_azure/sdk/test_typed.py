@@ -22,7 +22,7 @@ CONFIGURATION = "[mypy]\nstrict = True\n" + "".join(
     f"[mypy-{name}.*]\nfollow_imports = skip\nignore_missing_imports = True\n" for name in UNREAD.split()
 )
 #: Fields that take any collection, and are kept as one of their own.
-COLLECTIONS = ("identities", "passes_off", "passes_on", "secrets", "served_name")
+COLLECTIONS = ("adapters", "identities", "passes_off", "passes_on", "secrets", "served_name")
 PROJECT = """
 import mii_azure
 

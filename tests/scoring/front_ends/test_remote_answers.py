@@ -43,6 +43,13 @@ GENERATING: tuple[dict[str, Any], ...] = (
     {"inputs": TEXT, "parameters": {"max_new_tokens": 1 << 20}},
     {"inputs": TEXT, "parameters": {"max_new_tokens": 9, "guided_regex": "[a-e]{2,6}"}, "stream": True},
     {"inputs": TEXT, "parameters": {"max_new_tokens": 9, "guided_regex": "["}},
+    {
+        "inputs": TEXT,
+        "parameters": {"max_new_tokens": 12, "presence_penalty": 2, "logit_bias": {"5": 4.0}, "stop_token_ids": [9]},
+        "stream": True,
+    },
+    {"inputs": TEXT, "parameters": {"max_new_tokens": 2, "return_details": True, "prompt_logprobs": 2, "priority": 3}},
+    {"inputs": TEXT, "parameters": {"max_new_tokens": 9, "temperature": 0.8, "seed": 2, "min_p": 0.2}},
     {"inputs": TEXT, "parameters": {"temperature": "hot"}},
     {"inputs": 3},
 )
