@@ -83,6 +83,7 @@ PLANNED = (
     "max_concurrency",
     "memory_share",
     "speculation",
+    "draft_model",
     "expected_prompt_tokens",
     "expected_new_tokens",
 )
