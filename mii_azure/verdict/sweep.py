@@ -140,7 +140,7 @@ def sweep(
         for name in targets:
             progress(f"starting {name}")
             hosts[name] = stack.enter_context(open_target(name, folder, task, Reach(key=api_key)))
-        facts = next(filter(None, (host.metadata() for host in hosts.values())), {})
+        facts: dict[str, Any] = next(filter(None, (host.metadata() for host in hosts.values())), {})
         points = _measured(hosts, _Bodies(sample, task), (clients, rates, count), progress)
     return Sweep(
         bundle=str(folder),
