@@ -15,6 +15,7 @@
     │   ├── TokenizerMissing
     │   ├── ModelInconsistent        config, weights and transformers do not agree
     │   ├── AdapterUnusable          a LoRA adapter of another kind, or for another base
+    │   ├── DraftUnusable            a draft model with another vocabulary, or of another kind
     │   ├── PickleRefused
     │   ├── RemoteCodeRefused
     │   ├── OutsideFolder            a name or a link that leads out of the model's folder
@@ -142,6 +143,10 @@ class ModelInconsistent(ModelError):
 
 class AdapterUnusable(ModelError):
     code = "adapter_unusable"
+
+
+class DraftUnusable(ModelError):
+    code = "draft_unusable"
 
 
 class PickleRefused(ModelError):

@@ -119,7 +119,11 @@ class Spec(AzureOptions):
     ] = Field(True, description="Compute the beginning that prompts share once.")
     speculation: Speculation = Field(
         "auto",
-        description="auto, ngram or off: several tokens a step where a text repeats itself; auto: on GPUs.",
+        description="auto, ngram, draft or off: several tokens a step, of what a text repeats or of the draft model;"
+        " auto: of the draft model, else on GPUs.",
+    )
+    draft_model: str | None = Field(
+        None, min_length=1, description="Folder of a small model with the same vocabulary, which drafts tokens."
     )
     handler: str | None = Field(
         None, min_length=1, description="Python file with your own preprocess and postprocess, carried in the bundle."
@@ -207,6 +211,16 @@ class Spec(AzureOptions):
         if names and self.task not in ADAPTED_TASKS:
             told = ", ".join(ADAPTED_TASKS)
             raise ValueError(f"adapters are served beside models of {told}; merge one by adapter")
+
+    @model_validator(mode="after")
+    def _draft(self) -> Self:
+        if self.draft_model and self.task not in CACHED_TASKS:
+            raise ValueError(f"only {' and '.join(CACHED_TASKS)} are drafted; leave out draft_model")
+        if self.draft_model and self.speculation not in ("auto", "draft"):
+            raise ValueError(f"with speculation {self.speculation} nothing reads a draft model; leave one of them out")
+        if self.speculation == "draft" and not self.draft_model:
+            raise ValueError("speculation draft needs a draft_model")
+        return self
 
     @property
     def expects(self) -> bool:

@@ -18,7 +18,7 @@ _LARGEST_NUMBER = 2**53  # beyond it a float, which other hosts' JSON uses, is n
 
 _PLAIN = (str, bool, dict[str, Any])
 
-Speculation = Literal["auto", "ngram", "off"]
+Speculation = Literal["auto", "ngram", "draft", "off"]
 
 T = TypeVar("T")
 
@@ -33,7 +33,8 @@ class Limits:
     kv_cache_tokens: int = 0  # tokens of a GPU's paged cache, in all sequences; 0: as many as memory has room for
     memory_share: float = 0.0  # share of a GPU's memory for weights and cache; 0: the default of `memory_shares`
     prefix_reuse: bool = True  # reuse cached prefixes of prompts; false: no timing reveals other callers' prompts
-    speculation: Speculation = "auto"  # draft what a text repeats; auto: on GPUs, where it was measured to pay
+    speculation: Speculation = "auto"  # who drafts; auto: the draft model, else on GPUs what a text repeats
+    draft_model: str = ""  # folder of the draft model, within the model's; none if empty
     queue_size: int = 256  # rows waiting; past it requests are answered 429
     max_payload_bytes: int = 4 << 20
     max_answer_bytes: int = 32 << 20  # of one reply, by the upper bound of its answers

@@ -15,6 +15,7 @@ from local_runner.bundle.manifest import bundle_digest
 from mii_azure.bundle import endpoint_kinds, openapi, own_image
 from mii_azure.bundle.carried import carried_code
 from mii_azure.hardware.skus import find_sku
+from mii_azure.model.draft import FOLDER as DRAFT_FOLDER
 from mii_azure.model.source import names_files
 from mii_azure.planning.plan import Plan
 from mii_azure.planning.rationale import Decision
@@ -158,6 +159,7 @@ def deployment_settings(spec: Spec, plan: Plan, model_id: str) -> dict[str, Any]
             "context_length": plan.context_length,
             "prefix_reuse": spec.prefix_reuse,
             "speculation": spec.speculation,
+            **({"draft_model": DRAFT_FOLDER} if spec.draft_model else {}),
         },
         "optimisation": {
             "objective": spec.objective,

@@ -71,6 +71,8 @@ PLANNED = (
     "revision",
     "dtype",
     "quantise",
+    "adapter",
+    "adapters",
     "instance_count",
     "allow_pickle",
     "trust_remote_code",
@@ -83,6 +85,7 @@ PLANNED = (
     "max_concurrency",
     "memory_share",
     "speculation",
+    "draft_model",
     "expected_prompt_tokens",
     "expected_new_tokens",
 )

@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from mii_azure.errors import ConfigMissing, ModelInconsistent
 from mii_azure.model import configs
 from mii_azure.model.families import Family, fact, find_family, first_architecture, is_known_type, nearest_type
+from mii_azure.model.files import contained
 from mii_azure.model.resolved import Model, read_settings
 from mii_azure.model.safetensors import INPUTS, Tensor
 
@@ -92,6 +94,18 @@ def shown(tokens: tuple[str, ...]) -> str:
     """The first of these tokens, and how many there are."""
     more = f" and {len(tokens) - _SHOWN} more" if len(tokens) > _SHOWN else ""
     return ", ".join(tokens[:_SHOWN]) + more
+
+
+def vocabulary(folder: Path) -> dict[int, str]:
+    """Tokens of a model folder's tokenizer by their ids; empty where no file tells all of them."""
+    found: dict[int, str] = {}
+    if (folder / "tokenizer.json").is_file():
+        found.update(_numbered(read_settings(contained(folder, "tokenizer.json"))))
+    elif (folder / "vocab.json").is_file():
+        for name in ("vocab.json", "added_tokens.json"):
+            listed = read_settings(contained(folder, name)) if (folder / name).is_file() else {}
+            found |= {number: token for token, number in listed.items() if isinstance(number, int)}
+    return found
 
 
 def _tokens(model: Model) -> Iterator[tuple[int, str]]:

@@ -13,6 +13,7 @@ from mii_azure.planning.demand import Demand
 from mii_azure.platform import limits
 from mii_azure.platform.limits import GB
 from mii_azure.spec import CACHED_TASKS
+from scoring.limits.memory_shares import DRAFT_CACHE_TOKENS
 from scoring.passes.families import SLICED_DECODERS, decoder_tier
 
 
@@ -39,6 +40,12 @@ class Work(NamedTuple):
     family: Family
     task: str
     demand: Demand = Demand()
+    draft: Profile | None = None
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the weights on disk, a draft model's included."""
+        return self.profile.weight_bytes + (self.draft.weight_bytes if self.draft else 0)
 
     @property
     def context(self) -> int:
@@ -138,12 +145,23 @@ def budget(work: Work, sku: Sku, dtype: str, rows: int, gpus: int, held: float, 
     kv_per_token = profile.kv_bytes_per_token * item // DTYPE_BYTES[profile.dtype]
     return Memory(
         # Adapters are held once for all, and those in use once more, one after another.
-        weights=int(_own_parameters(profile, gpus) * item * held) + 2 * work.demand.adapters * item,
+        weights=int(_own_parameters(profile, gpus) * item * held)
+        + 2 * work.demand.adapters * item
+        + draft_bytes(work, dtype),
         kv_cache=kv_per_token * kept // gpus,
         activations=_activations(work, tokens, rows, item, device_of(sku)),
         context=limits.CUDA_CONTEXT_BYTES if sku.gpu else limits.PROCESS_BYTES,
         available=_available(sku, work.demand.share),
     )
+
+
+def draft_bytes(work: Work, dtype: str) -> int:
+    """Bytes that a draft model takes, weights and cache, in the type of the model; 0 without one."""
+    if work.draft is None:
+        return 0
+    item = DTYPE_BYTES[dtype]
+    each = work.draft.kv_bytes_per_token * item // DTYPE_BYTES[work.draft.dtype]
+    return work.draft.parameters * item + each * DRAFT_CACHE_TOKENS
 
 
 def at_once(work: Work, room: Room) -> tuple[tuple[int, int], ...]:

@@ -87,7 +87,7 @@ def fit(work: Work, sku: Sku, wanted: str = "auto", gpus: int = 1, headroom: flo
         place = f"each {sku.gpu.name}" if sku.gpu else "memory"
         problem = f"{_asked(work)}it needs {memory.needed / GB:.1f} GB and {place} has"
         problem += f" {memory.available / GB:.1f} GB free"
-    return Fit(sku, dtype, reason, room, memory, gpus, problem or _disk_problem(work.profile, sku))
+    return Fit(sku, dtype, reason, room, memory, gpus, problem or _disk_problem(work, sku))
 
 
 def _asked(work: Work) -> str:
@@ -98,13 +98,13 @@ def _asked(work: Work) -> str:
     return f"with {' and '.join(words)} " if words else ""
 
 
-def _disk_problem(profile: Profile, sku: Sku) -> str:
+def _disk_problem(work: Work, sku: Sku) -> str:
     image = limits.IMAGE_BYTES[device_of(sku)]
-    need, room = profile.weight_bytes + image, sku.disk_gb * GB
+    need, room = work.stored_bytes + image, sku.disk_gb * GB
     if need <= room:
         return ""
     return (
-        f"weights ({profile.weight_bytes / GB:.1f} GB) and the container image (about {image / GB:.0f} GB)"
+        f"weights ({work.stored_bytes / GB:.1f} GB) and the container image (about {image / GB:.0f} GB)"
         f" do not fit its local disk of {sku.disk_gb:g} GB"
     )
 

@@ -6,6 +6,7 @@ from mii_azure.errors import NotAvailable, SpecError
 from mii_azure.hardware.skus import find_sku
 from mii_azure.model.adapters import Adapter, merged_adapter, require_base, served_adapter, targets
 from mii_azure.model.consistency import check_consistency
+from mii_azure.model.draft import FOLDER, draft_folder, read_draft, require_same_vocabulary
 from mii_azure.model.families import Options, family_named, find_task
 from mii_azure.model.folder import stored_tensors
 from mii_azure.model.profile import Profile, profile, task_check, task_options
@@ -54,7 +55,7 @@ def plan_spec(spec: Spec) -> Plan:
     adapters = _adapters(spec, found, facts)
     options = {**task_options(found, task), **spec.languages}
     beside = sum(each.parameters for each in adapters) if spec.adapters else 0
-    planned = make_plan(spec, quantization.as_asked(spec, found, facts), options, beside)
+    planned = make_plan(spec, quantization.as_asked(spec, found, facts), options, beside, _draft(spec, found))
     return _with_adapters(spec, planned, adapters) if adapters else planned
 
 
@@ -69,6 +70,20 @@ def _adapters(spec: Spec, found: Model, facts: Profile) -> list[Adapter]:
         for each in adapters:
             targets(each, stored, facts.family)
     return adapters
+
+
+def _draft(spec: Spec, found: Model) -> Profile | None:
+    """Draft model of a spec, compared with a model that is on disk; raises DraftUnusable."""
+    if not spec.draft_model:
+        return None
+    if found.source == "reference":
+        raise NotAvailable(
+            f"{spec.model} is not opened, so that no draft model can be put beside it.",
+            "Give the model's folder or hub id, or leave out draft_model.",
+        )
+    if found.folder:
+        require_same_vocabulary(found.folder, draft_folder(spec.draft_model))
+    return read_draft(spec.draft_model)
 
 
 def _with_adapters(spec: Spec, planned: Plan, adapters: list[Adapter]) -> Plan:
@@ -88,14 +103,13 @@ def _with_adapters(spec: Spec, planned: Plan, adapters: list[Adapter]) -> Plan:
     return planned.model_copy(update={"adapters": told, "decisions": (first, *reasons, *others)})
 
 
-def make_plan(spec: Spec, facts: Profile, options: Options, beside: int = 0) -> Plan:
-    """Derive every setting from the spec, the model's facts and the parameters of adapters beside it; does no I/O."""
-    work = Work(facts, family_named(facts.family, facts.kind), spec.task, demand_of(spec, facts, beside))
-    placed = _place(spec, work)
-    _require_used(spec, placed)
+def make_plan(spec: Spec, facts: Profile, options: Options, beside: int = 0, draft: Profile | None = None) -> Plan:
+    """Derive every setting from the spec, and from the facts of its model, adapters and draft model; does no I/O."""
+    work = Work(facts, family_named(facts.family, facts.kind), spec.task, demand_of(spec, facts, beside), draft)
+    placed = _checked(spec, _place(spec, work))
     sku, room, device = placed.sku, placed.room, device_of(placed.sku)
     # The size of an azureml: reference is not known: allow for the largest that the device holds.
-    begun = latency.start(facts.weight_bytes if facts.known else placed.memory.available, device)
+    begun = latency.start(work.stored_bytes if facts.known else placed.memory.available, device)
     wait = latency.longest_wait(work, placed)
     timeout = latency.request_timeout_ms(wait.seconds) if facts.known else limits.MAX_REQUEST_TIMEOUT_MS
     quota = latency.quota_cores(sku.cores, spec.instance_count, sku.skip_20_percent)
@@ -130,6 +144,7 @@ def make_plan(spec: Spec, facts: Profile, options: Options, beside: int = 0) -> 
         passes=passes,
         decisions=(
             *rationale.of_model(work, options),
+            *rationale.of_draft(work, placed),
             *rationale.of_place(spec, work, placed),
             *([quantization.decision(facts, placed.dtype)] if facts.shipped else []),
             *rationale.of_serving(work, placed, bounds),
@@ -150,16 +165,23 @@ def _bounds(spec: Spec, room: Room, device: str) -> Limits:
         kv_cache_tokens=room.pool,
         memory_share=spec.memory_share or 0.0,
         speculation=spec.speculation,
+        draft_model=FOLDER if spec.draft_model else "",
     )
 
 
-def _require_used(spec: Spec, placed: Fit) -> None:
-    """Raise NotAvailable for a share of memory where no cache takes it."""
+def _checked(spec: Spec, placed: Fit) -> Fit:
+    """The place; raises NotAvailable for a share of memory that no cache takes, and for a draft model beside slices."""
+    if spec.draft_model and placed.gpus > 1:
+        raise NotAvailable(
+            f"{spec.model} is put on {placed.gpus} GPUs of {placed.sku.name}, and several take no steps with drafts.",
+            "Leave out draft_model, or take an instance type whose GPU holds both.",
+        )
     if spec.memory_share and not placed.room.pool:
         raise NotAvailable(
             f"memory_share sizes a decoder's KV cache, and {spec.model} runs in batches on {placed.sku.name}.",
             "Leave it out; --max-concurrency and --context-length bound batches too.",
         )
+    return placed
 
 
 def _place(spec: Spec, work: Work) -> Fit:

@@ -6,13 +6,14 @@ from mii_azure.hardware.skus import Sku
 from mii_azure.model.consistency import shown
 from mii_azure.model.families import Options
 from mii_azure.model.profile import Profile
-from mii_azure.planning.budget import Work, device_of
+from mii_azure.planning.budget import Work, device_of, draft_bytes
 from mii_azure.planning.latency import Start, Wait
 from mii_azure.planning.memory import Fit, smallest_gpu
 from mii_azure.platform import limits
 from mii_azure.platform.limits import GB
 from mii_azure.spec import Spec
 from scoring.config import Limits
+from scoring.limits.memory_shares import DRAFT_CACHE_TOKENS
 
 
 class Decision(BaseModel):
@@ -64,6 +65,15 @@ def of_model(work: Work, options: Options) -> list[Decision]:
         reason = asked or default or "The model's own, or the task's default."
         decisions.append(Decision(what="task options", value=value, reason=reason))
     return decisions
+
+
+def of_draft(work: Work, placed: Fit) -> list[Decision]:
+    """Describe the draft model, if there is one."""
+    if work.draft is None:
+        return []
+    size = draft_bytes(work, placed.dtype) / GB
+    reason = f"Its vocabulary is the model's. Weights and a cache of {DRAFT_CACHE_TOKENS:,} tokens take {size:.2f} GB."
+    return [Decision(what="draft model", value=f"{work.draft.parameters:,} parameters", reason=reason)]
 
 
 def of_place(spec: Spec, work: Work, placed: Fit) -> list[Decision]:

@@ -14,6 +14,8 @@ from mii_azure.bundle.sbom import SBOM, ModelFacts, make_sbom
 from mii_azure.bundle.secret_scan import refuse_secrets
 from mii_azure.bundle.writer import Progress, write
 from mii_azure.model.adapters import merged_adapter, served_adapter, targets
+from mii_azure.model.draft import FOLDER as DRAFT_FOLDER
+from mii_azure.model.draft import draft_folder, require_same_vocabulary
 from mii_azure.model.folder import files_to_copy, require_vocabulary, stored_tensors
 from mii_azure.model.languages import with_languages
 from mii_azure.model.remote_code import refuse_foreign_code
@@ -61,6 +63,8 @@ def write_bundle(
     folder = _model_folder(spec, plan)
     if folder:
         refuse_overlap(target, folder)
+        if spec.draft_model:
+            refuse_overlap(target, draft_folder(spec.draft_model))
     sources = _sources(spec, folder) | _adapter_files(spec, plan, folder) if folder else {}
     parts = _Parts(spec, plan, folder, sources)
     written = write(
@@ -133,7 +137,12 @@ def _sources(spec: Spec, folder: Path) -> dict[str, Path]:
     require_vocabulary(files, folder, spec.model)
     if spec.trust_remote_code:
         refuse_foreign_code(folder)
-    return {f"model/{path.as_posix()}": folder / path for path in files}
+    found = {f"model/{path.as_posix()}": folder / path for path in files}
+    if spec.draft_model:
+        draft = draft_folder(spec.draft_model)
+        require_same_vocabulary(folder, draft)
+        found |= {f"model/{DRAFT_FOLDER}/{path.as_posix()}": draft / path for path in files_to_copy(draft)}
+    return found
 
 
 def _adapter_files(spec: Spec, plan: Plan, folder: Path) -> dict[str, Path]:

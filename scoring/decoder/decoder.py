@@ -86,6 +86,8 @@ class Decoder:
         self._logits: dict[int, Tensor] = {}  # of slots from which no token was picked yet
         self._constrained: set[int] = set()  # slots whose tokens `sample` picks
         self._drafts = drafts
+        self.draft: Decoder | None = None  # a small model's, which foretells tokens
+        self.draft_cost = 0.0  # of one of its steps, in steps of this decoder
         self.rounds = False  # drafts come beside int8 steps too: their tokens are then those of the 16-bit weights
         self._last = self._picked = torch.empty(0)
         self._drafted: Runs | None = None  # a step with drafts, until the lengths of its slots are known

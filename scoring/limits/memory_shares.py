@@ -6,6 +6,8 @@ WEIGHTS = 0.8
 WEIGHTS_AND_SLOTS = 0.9
 #: Tokens of all sequences for which a decoder's KV cache must have room, or for one of full length if that is shorter.
 LEAST_CACHE_TOKENS = 8192
+#: Tokens of all sequences in a draft model's KV cache; longer sequences are not drafted.
+DRAFT_CACHE_TOKENS = 16_384
 #: Memory that a KV cache leaves free whatever its share: compiled kernels, graphs, and what `generate` needs, bytes.
 RESERVE_BYTES = 1 << 30
 #: Memory that loading and serving a model takes, as a multiple of the weights' size.

@@ -59,7 +59,8 @@ def decoder_passes(limits: Limits, asked: Optimisation = Optimisation()) -> list
     below = None if slicing.name in asked.off else slicing
     rows = limits.max_batch_size
     tokens, share = limits.kv_cache_tokens, limits.memory_share
-    decode = StaticDecode(limits.slots or rows, context, rows, below, tokens, share, speculation=limits.speculation)
+    decode = StaticDecode(limits.slots or rows, context, rows, below, tokens, share, None, limits.speculation)
+    decode.draft_model = limits.draft_model
     return [slicing, offloading, decode, WeightOnly(decode)]
 
 

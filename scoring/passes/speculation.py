@@ -1,25 +1,42 @@
-"""Decision whether a static decoder drafts tokens out of the text that it continues."""
+"""Decision whether a static decoder drafts tokens: by a draft model, or out of the text that it continues."""
 
 from scoring.config import Speculation
 from scoring.passes.base import Applicability
 
 
 def decide(
-    asked: Speculation, device: str, degree: int = 1, *, experts: bool = False, rounded: bool = False
+    asked: Speculation,
+    device: str,
+    degree: int = 1,
+    *,
+    experts: bool = False,
+    rounded: bool = False,
+    draft: bool = False,
 ) -> Applicability:
-    """Decide for a decoder over so many ranks; `experts`: of a mixture, `rounded`: steps read int8 weights."""
+    """Decide for a decoder over so many ranks.
+
+    `experts`: of a mixture, `rounded`: steps read int8 weights, `draft`: there is a draft model.
+    """
     if asked == "off":
         return Applicability(False, "as asked for")
     if degree > 1:
         return Applicability(False, "a decoder over several GPUs has no steps with drafts")
-    if rounded and asked != "ngram":
+    if asked == "draft" and not draft:
+        return Applicability(False, "there is no draft model")
+    if rounded and asked == "auto":
         return Applicability(
             False,
             "steps of one token read int8 weights and those of several 16-bit ones, so that answers would differ; ngram"
-            " drafts all the same, and without weight_only nothing differs",
+            " and draft do so all the same, and without weight_only nothing differs",
         )
-    if asked == "ngram":
+    if asked != "auto":
         return Applicability(True, "as asked for")
+    if draft:
+        return Applicability(
+            True,
+            "a step checks several tokens of the draft model, and keeps what it would have picked; no more of a request"
+            " where they are seldom right, nor beside many sequences",
+        )
     if device != "cuda":
         return Applicability(False, "on a CPU a drafted token costs a good part of a step; ngram drafts all the same")
     if experts:

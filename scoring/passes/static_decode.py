@@ -13,6 +13,7 @@ from scoring.errors import LoadError, RankLost
 from scoring.limits.memory_shares import LEAST_CACHE_TOKENS, WEIGHTS_AND_SLOTS
 from scoring.model.loaded import Runtime
 from scoring.passes.base import Applicability, Applied, Facts, Hardware, Pass, PassRefused
+from scoring.passes.draft_model import cost_of, draft_decoder
 from scoring.passes.families import Tier, decoder_tier
 from scoring.passes.speculation import decide
 from scoring.passes.tensor_parallel import TensorParallel
@@ -55,6 +56,7 @@ class StaticDecode(Pass):
         self._slicing = slicing
         self._tier = tier  # None: the one that the family is for
         self._speculation: Speculation = speculation
+        self.draft_model = ""  # folder of a draft model within the model's
         self.decoder: Decoder | None = None  # while it is applied
 
     def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Applicability:
@@ -109,7 +111,9 @@ class StaticDecode(Pass):
         slots = self.slots if on_gpu else self.cpu_slots
         try:
             decoder = self._made(model, slots, ranks)
-            decoder.warm_up()
+            for each in (decoder, decoder.draft):
+                if each is not None:
+                    each.warm_up()
         except LoadError as error:
             raise PassRefused(error.message) from error
         except (torch.OutOfMemoryError, OSError) as error:
@@ -123,7 +127,8 @@ class StaticDecode(Pass):
         if decoder.tier != decoder_tier(model.config.model_type).tier:
             detail += f"; in the {decoder.tier} tier after all"
             detail += f": {decoder.unfit}" if decoder.unfit else ""
-        detail += "; drafted by n-grams" if decoder.speculates else ""
+        if decoder.speculates:
+            detail += f"; drafted by {'n-grams' if decoder.draft is None else 'a draft model'}"
         detail += "".join(f"; {note}" for note in decoder.notes)
 
         def undo() -> None:
@@ -143,9 +148,12 @@ class StaticDecode(Pass):
             tokens, share = self.tokens, self.share - self.spare_bytes / torch.cuda.mem_get_info(model.device)[1]
         if ranks is None:
             experts = bool(getattr(model.config.get_text_config(decoder=True), "num_experts_per_tok", None))
-            drafts = decide(self._speculation, model.device.type, experts=experts).take
+            named = self.draft_model if self._speculation in ("auto", "draft") else ""
+            drafts = decide(self._speculation, model.device.type, experts=experts, draft=bool(named)).take
+            small = draft_decoder(model, named, self.max_length, share) if named else None
             decoder = Decoder(model, slots, self.max_length, None, tokens, share, self._tier, drafts)
-            decoder.rounds = self._speculation == "ngram"
+            decoder.rounds = self._speculation in ("ngram", "draft")
+            decoder.draft, decoder.draft_cost = small, cost_of(small, decoder) if small else 0.0
             return decoder
         from scoring.decoder.adapters.families import unsupported
         from scoring.tensor_parallel.decoder import SlicedDecoder
@@ -163,12 +171,13 @@ class StaticDecode(Pass):
             raise
 
     def verify(self, model: Any, reference: Callable[..., Any]) -> float:
-        """Larger relative error of prefill and of cached steps against `reference(model)` taken before."""
-        from scoring.decoder.verify import errors
+        """Largest relative error of prefill, of cached steps and of adapters against plain transformers' answers."""
+        from scoring.decoder.verify import adapter_error, errors
 
         if self.decoder is None:
             return float("nan")
-        return max(errors(self.decoder, reference()).values(), key=lambda e: float("inf") if e != e else e)
+        found = [*errors(self.decoder, reference()).values(), adapter_error(self.decoder, model)]
+        return max(found, key=lambda e: float("inf") if e != e else e)
 
     def bound(self, reference: Callable[..., Any]) -> float:
         return self.own_bound(reference)

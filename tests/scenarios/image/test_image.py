@@ -15,6 +15,7 @@ from local_runner.targets.targets import make_target
 from mii_azure.bundle.lockfile import pins
 from mii_azure.bundle.render import images
 from mii_azure.sdk.generate import generate
+from mii_azure.verdict.grade import TOLERANCES, grade
 from tools.image.images import Images, Server, missing_programs
 
 MISSING = missing_programs()
@@ -116,7 +117,8 @@ def test_the_server_inside_answers_the_sample_as_the_process_here_does(server, b
     assert status == 200, body
     with make_target("in-process", bundle) as here:
         reply = here.send(sample)
-    assert (reply.status, reply.body) == (status, body)
+    same = grade((reply.status, reply.body), (status, body), TOLERANCES["float32"])  # each timed CPU formats for itself
+    assert same[0] in ("bytes", "values"), same
 
 
 @pytest.mark.skipif(SERVER != "azmlinfsrv", reason="of Azure's server")

@@ -58,11 +58,13 @@ def answers(
     late: bool = False,
     tokens: int = 0,
     between: Callable[[Scheduler, dict[int, Row]], None] = lambda scheduler, rows: None,
+    draft: Decoder | None = None,
     **options: Any,
 ) -> list[Any]:
     """Outputs of rows that run together, on slots of their own decoder."""
     task: Any = served.service.task
     decoder = Decoder(served.service.loaded.model, SLOTS, 128, tokens=tokens, drafts=speculation, **options)
+    decoder.draft, decoder.draft_cost = draft, 0.02
     scheduler = Scheduler(task, decoder, decoder.capacity)
     scheduler._late = late
     rows = {number: row_of(served, **ask) for number, ask in enumerate(asks)}
