@@ -71,6 +71,8 @@ PLANNED = (
     "revision",
     "dtype",
     "quantise",
+    "adapter",
+    "adapters",
     "instance_count",
     "allow_pickle",
     "trust_remote_code",
