@@ -30,18 +30,18 @@ class SlotAdapters:
     """Adapters of the sequences on slots; a slot that is not told of has the base alone."""
 
     def __init__(self, hf_model: nn.Module, model: Any) -> None:
-        self._bank = attach_adapters(hf_model, model)
+        self.bank = attach_adapters(hf_model, model)
         self._of: dict[int, int] = {}
 
     def use(self, slot: int, name: str) -> None:
         """Have a slot's next sequence use an adapter, whose prefixes need a salt of their own; "" is the base."""
         self._of.pop(slot, None)
-        if name and self._bank is not None:
-            self._of[slot] = self._bank.index(name)
+        if name and self.bank is not None:
+            self._of[slot] = self.bank.index(name)
 
     def around(self, backend: PlainBackend) -> PlainBackend:
         """The back end with each forward's rows told; itself for a model without adapters."""
-        return backend if self._bank is None else _Told(backend, self, self._bank)
+        return backend if self.bank is None else _Told(backend, self, self.bank)
 
     def of(self, rows: Iterable[tuple[int, int]]) -> list[int]:
         """Adapter of each row, by number, of (slot, number of rows); -1 is the base."""

@@ -92,6 +92,28 @@ def errors(decoder: Decoder, told: DecoderReference) -> dict[str, float]:
     }
 
 
+@torch.inference_mode()
+def adapter_error(decoder: Decoder, hf_model: Any) -> float:
+    """Largest relative error of adapters in one prefill together, as many as there are slots; 0 without adapters.
+
+    Against the model's own modules, where all tokens of a forward have the adapter.
+    """
+    bank = decoder.adapters.bank
+    if bank is None:
+        return 0.0
+    names, ids = bank.names[: decoder.slots], probes(hf_model.config)[-1][: decoder.max_length]
+    for slot, name in enumerate(names):
+        decoder.open(slot)
+        decoder.adapters.use(slot, name)
+    found, errors = decoder.prefill_many([(slot, ids) for slot in range(len(names))]).float(), []
+    for slot, name in enumerate(names):
+        with bank.everywhere(name):
+            errors.append(_relative(found[slot], _logits(hf_model, [ids])[0][-1]))
+        decoder.adapters.use(slot, "")
+        decoder.release(slot)
+    return max(errors, key=lambda error: float("inf") if error != error else error)
+
+
 def step_ms(decoder: Decoder, steps: int = 40) -> float:
     """Milliseconds per step of one sequence after a short prompt, tokens read one step late; uses slot 0."""
     steps = max(1, min(steps, decoder.max_length - 4))

@@ -171,12 +171,13 @@ class StaticDecode(Pass):
             raise
 
     def verify(self, model: Any, reference: Callable[..., Any]) -> float:
-        """Larger relative error of prefill and of cached steps against `reference(model)` taken before."""
-        from scoring.decoder.verify import errors
+        """Largest relative error of prefill, of cached steps and of adapters against plain transformers' answers."""
+        from scoring.decoder.verify import adapter_error, errors
 
         if self.decoder is None:
             return float("nan")
-        return max(errors(self.decoder, reference()).values(), key=lambda e: float("inf") if e != e else e)
+        found = [*errors(self.decoder, reference()).values(), adapter_error(self.decoder, model)]
+        return max(found, key=lambda e: float("inf") if e != e else e)
 
     def bound(self, reference: Callable[..., Any]) -> float:
         return self.own_bound(reference)

@@ -18,7 +18,7 @@ _MARKS = ("<|im_start|>", "<|im_end|>")
 
 
 class PairPrompt:
-    """Writes a query and a document into a prompt, and tells what follows the document."""
+    """Writes a query and a document into a prompt."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -30,12 +30,15 @@ class PairPrompt:
                 "Give it a chat template that writes messages of the roles query and document.",
             )
 
-    def write(self, query: str, document: str, instruction: str | None, item: int) -> tuple[str, str]:
-        """The prompt, and the part of it that follows the document; raises InvalidInput if the template refuses."""
+    def after(self, query: str, instruction: str | None, item: int) -> str:
+        """The part of the prompt that follows the document; raises InvalidInput if the template refuses."""
+        return self.write(query, _PLACE, instruction, item).rpartition(_PLACE)[2]
+
+    def write(self, query: str, document: str, instruction: str | None, item: int) -> str:
+        """The prompt; raises InvalidInput if the template refuses."""
         try:
             with interrupting():
-                prompt = self._written(query, document, instruction)
-                after = self._written(query, _PLACE, instruction).rpartition(_PLACE)[2]
+                return self._written(query, document, instruction)
         except RequestTimeout:
             raise
         except Exception as error:  # a template may refuse messages by raising anything
@@ -43,7 +46,6 @@ class PairPrompt:
             raise InvalidInput(
                 f"The model's chat template refuses the texts: {reason}.", where=f"inputs[{item}]"
             ) from error
-        return prompt, after
 
     def _written(self, query: str, document: str, instruction: str | None) -> str:
         if not self._templated:

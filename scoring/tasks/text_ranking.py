@@ -65,7 +65,7 @@ class TextRanking(SequenceHead):
         """Features of a prompt; one past the context is cut within its texts, and keeps what follows them."""
         assert self._prompt is not None
         asked = self.ranker.prompt if parameters.instruction is None else parameters.instruction
-        prompt, after = self._prompt.write(query, text, asked or None, item)
+        prompt = self._prompt.write(query, text, asked or None, item)
         most = self.loaded.context_length
         whole: dict[str, Any] = {"add_special_tokens": False}
         if not parameters.cut:
@@ -74,6 +74,7 @@ class TextRanking(SequenceHead):
             return dict(encoded)
         encoded = dict(self.call_tokenizer(prompt, truncation=True, max_length=most, **whole))
         if encoded["cut"]:
+            after = self._prompt.after(query, asked or None, item)
             tail = self.call_tokenizer(after, **whole)["input_ids"][-most:]
             encoded["input_ids"] = [*encoded["input_ids"][: most - len(tail)], *tail]
         return encoded

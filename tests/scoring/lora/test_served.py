@@ -17,6 +17,7 @@ from mii_azure import errors
 from scoring.api.service import Service
 from scoring.config import Deployment
 from scoring.decoder.decoder import Decoder
+from scoring.decoder.verify import adapter_error
 from scoring.lora.loading import load_bank
 from scoring.model.loader import load_with
 from scoring.passes.registry import catalogue
@@ -104,6 +105,18 @@ def test_rows_of_the_base_keep_its_numbers(tiny: Tiny, tmp_path: Path) -> None:
         between = _decoded(decoder, [""] * 4)
     assert all(torch.equal(found, wanted) for found, wanted in zip(between, bare, strict=True))
     assert not torch.allclose(mixed[0], bare[0], atol=0.1)
+
+
+def test_a_start_sees_adapters_that_differ(tiny: Tiny, tmp_path: Path) -> None:
+    base = tiny("llama", TASK)
+    model = load_tiny(base, TASK)[0].eval()
+    bank = load_bank(["a", "b"], _folder(base, tmp_path, "llama"), model)
+    decoder = Decoder(model, slots=4, max_length=64)
+    assert adapter_error(decoder, model) < 1e-4
+    product = decoder.model.layers[0].attention.qkv.adapters
+    product._ups = [torch.zeros_like(up) for up in product._ups]
+    assert adapter_error(decoder, model) > 0.01
+    assert bank.groups is None
 
 
 def test_requests_name_their_adapter(tiny: Tiny, tmp_path: Path) -> None:
