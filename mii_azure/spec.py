@@ -268,13 +268,22 @@ class OtherPreferences(TypedDict, total=False):
     """Preferences of a spec beside the instance type, as keyword arguments; `Spec` says what each means."""
 
     adapter: str | None
-    handler: str | None
     adapters: Sequence[str]
+    draft_model: str | None
+    handler: str | None
     served_name: Sequence[str]
     kind: Literal["managed", "kubernetes", "batch", "template", "kaito"]
     registry: str | None
     image: str | None
     compute: str | None
+    cores: int | None
+    ram: float | None
+    disk: float | None
+    gpus: int | None
+    gpu_memory: float | None
+    gpu_bandwidth: float | None
+    gpu_tflops: float | None
+    gpu_capability: float | None
     public_network_access: Literal["enabled", "disabled"]
     egress: Literal["enabled", "disabled"]
     identities: Sequence[str]

@@ -5,7 +5,6 @@ from typing import Any
 
 from mii_azure.bundle.own_image import KAITO_PORT
 from mii_azure.errors import InvalidName
-from mii_azure.hardware.skus import find_sku
 from mii_azure.planning.plan import Plan
 from mii_azure.planning.rationale import Decision
 from mii_azure.platform import limits
@@ -83,7 +82,7 @@ def context(spec: Spec, plan: Plan) -> dict[str, Any]:
 
 def resources(plan: Plan) -> dict[str, dict[str, str]]:
     """Kubernetes resources, all text, requests no higher than limits: half of the planned machine, up to all of it."""
-    sku = find_sku(plan.instance_type)
+    sku = plan.sku
     memory = math.floor(sku.ram_gb * _MEMORY_SHARE)
     gpu = {"nvidia.com/gpu": str(plan.tensor_parallel)} if plan.device == "cuda" else {}
     return {

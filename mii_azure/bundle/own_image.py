@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from mii_azure.errors import NotAvailable, SpecError
-from mii_azure.hardware.skus import Sku, all_skus, find_sku
+from mii_azure.hardware.skus import Sku, all_skus
 from mii_azure.model.source import names_files
 from mii_azure.planning.plan import Plan
 from mii_azure.spec import Spec
@@ -53,7 +53,7 @@ def context(spec: Spec, plan: Plan) -> dict[str, Any]:
         "acr": registry[1] if registry else None,
         "repository": (spec.image or "").partition("/")[2],
         "template_name": f"{spec.azure_name}-template",
-        "allowed_types": [sku.name for sku in _like(find_sku(plan.instance_type))] if spec.kind == "template" else [],
+        "allowed_types": [sku.name for sku in _like(plan.sku)] if spec.kind == "template" else [],
         "accelerator": _accelerator(plan),
         "accelerators": plan.tensor_parallel,
         "kaito_port": KAITO_PORT,
@@ -70,10 +70,10 @@ def _like(sku: Sku) -> list[Sku]:
         room = other.cores >= sku.cores and other.ram_gb >= sku.ram_gb and other.disk_gb >= sku.disk_gb
         return machine and family and room and not other.retired
 
-    return [other for other in all_skus().values() if same(other)]
+    return [other for other in all_skus().values() if same(other)] or [sku]
 
 
 def _accelerator(plan: Plan) -> str | None:
     """Azure's name of the GPU in accelerator maps; None where it documents none."""
-    gpu = find_sku(plan.instance_type).gpu
+    gpu = plan.sku.gpu
     return gpu.accelerator_type if gpu and plan.device == "cuda" else None

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jinja2
@@ -14,7 +15,6 @@ import yaml
 from local_runner.bundle.manifest import bundle_digest
 from mii_azure.bundle import endpoint_kinds, openapi, own_image
 from mii_azure.bundle.carried import carried_code
-from mii_azure.hardware.skus import find_sku
 from mii_azure.model.draft import FOLDER as DRAFT_FOLDER
 from mii_azure.model.source import names_files
 from mii_azure.planning.plan import Plan
@@ -33,8 +33,9 @@ def render(
     *,
     model_id: str,
     model_version: str | None,
+    own: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, str]:
-    """Return {path in the bundle: text}, sorted by path.
+    """Return {path in the bundle: text}, sorted by path; `own` are texts of the user's in code/.
 
     `schema` is the task's `{"request", "response", "sample", "summary"}`. `model_version` is the content hash of the
     copied weights, that of a reference to files, or None for a registered model, which needs neither model.yml nor a
@@ -42,12 +43,12 @@ def render(
     """
     own_image.require(spec, plan, model_version)
     plan = endpoint_kinds.adapt(spec, plan)
-    if reason := servers.why(spec.server):
-        chosen = Decision(what="server", value=spec.server, reason=reason)
-        plan = plan.model_copy(update={"decisions": (*plan.decisions, chosen)})
+    chosen = [*_of_server(spec), *_of_base_image(spec, plan)]
+    plan = plan.model_copy(update={"decisions": (*plan.decisions, *chosen)})
     context = _context(spec, plan, schema, model_id, model_version) | endpoint_kinds.context(spec, plan)
     context |= servers.context(spec.server) | own_image.context(spec, plan)
     files = _environment_files(spec, plan, context) | _code_files(spec, plan, schema, model_id, context)
+    files |= own
     version = _image_version(spec, files, model_version)
     context |= {
         "environment_version": version,
@@ -63,6 +64,20 @@ def render(
         files["model.yml"] = fill("model.yml.j2", context)
     files["requests/sample.json"] = as_json(schema["sample"])
     return dict(sorted(files.items()))
+
+
+def _of_server(spec: Spec) -> list[Decision]:
+    """Decision on the server, if it is not Azure's own."""
+    reason = servers.why(spec.server)
+    return [Decision(what="server", value=spec.server, reason=reason)] if reason else []
+
+
+def _of_base_image(spec: Spec, plan: Plan) -> list[Decision]:
+    """Decision on a base image that a digest pins."""
+    named, _, digest = base_image(spec, plan).partition("@")
+    reason = f"{named}, and no other: every build is of the same base, which gets no patches. For those give a newer"
+    reason += " digest from time to time, and deploy the bundle that it makes."
+    return [Decision(what="base image", value=digest[:19], reason=reason)] if digest else []
 
 
 def _environment_files(spec: Spec, plan: Plan, context: Mapping[str, Any]) -> dict[str, str]:
@@ -218,7 +233,7 @@ def _context(
 
 def _gpu_variables(plan: Plan) -> dict[str, str]:
     """Environment variables for DeepSpeed's compiled operators: the architecture of the plan's GPU."""
-    gpu = find_sku(plan.instance_type).gpu
+    gpu = plan.sku.gpu
     return {"TORCH_CUDA_ARCH_LIST": f"{gpu.compute_capability:.1f}"} if gpu and plan.device == "cuda" else {}
 
 

@@ -36,7 +36,8 @@ def unknown_instance_type(bundle: Inspected) -> Iterator[Problem]:
         try:
             find_sku(name)
         except UnknownInstanceType as error:
-            yield Problem(error.message, error.hint, bundle.runtime, bundle.instance_type)
+            # Azure may offer one that is newer than the data.
+            yield Problem(error.message, error.hint, bundle.runtime, bundle.instance_type, doubtful=True)
 
 
 def retired_instance_type(bundle: Inspected) -> Iterator[Problem]:

@@ -57,7 +57,7 @@ def instance_types(bundle: Inspected) -> Iterator[Problem]:
         try:
             retired = find_sku(each).retired
         except UnknownInstanceType as error:
-            yield Problem(error.message, error.hint, TEMPLATE, place)
+            yield Problem(error.message, error.hint, TEMPLATE, place, doubtful=True)
             return
         if retired:
             yield Problem(f"Azure retired {each} on {retired}.", "Leave it out.", TEMPLATE, place)

@@ -25,6 +25,7 @@ from mii_azure.cli.shared import AsJson, Bundle, Report, ResourceGroup, Subscrip
 from mii_azure.cli.shared import flag as _flag
 from mii_azure.cli.shared import print_json as _print_json
 from mii_azure.errors import MiiAzureError
+from mii_azure.platform.machine import DESCRIPTION
 from mii_azure.version import __version__
 
 app = typer.Typer(
@@ -88,6 +89,7 @@ PLANNED = (
     "draft_model",
     "expected_prompt_tokens",
     "expected_new_tokens",
+    *DESCRIPTION,
 )
 
 

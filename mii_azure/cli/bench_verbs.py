@@ -9,49 +9,53 @@ from rich.console import Console
 from mii_azure.cli import derived
 from mii_azure.cli.progress import status
 from mii_azure.cli.report import print_table, table
+from mii_azure.cli.serving import ApiKeyFile, credentials
 from mii_azure.cli.shared import AsJson, Bundle, Report, err, flag, out, print_json
 from mii_azure.errors import SpecError
 
 _SWEPT = "http"  # a sweep takes minutes a target
 
 
+Targets = Annotated[
+    str,
+    flag("targets", "Comma-separated: in-process, grpc, http, azmlinfsrv, container; of a sweep also url:URL."),
+]
+Concurrency = Annotated[
+    str, flag("concurrency", "With --sweep: comma-separated clients in flight; 1 to 32 when absent.")
+]
+Rates = Annotated[
+    str, flag("rates", "With --sweep: comma-separated requests a second; shares of the best when absent.")
+]
+Export = Annotated[
+    Path | None, flag("export", "With --sweep: folder for each load's profile_export_aiperf.json, AIPerf's form.")
+]
+
+
 def bench(
     bundle: Bundle,
-    targets: Annotated[
-        str,
-        flag("targets", "Comma-separated: in-process, grpc, http, azmlinfsrv, container; parity also endpoint:NAME."),
-    ] = "",
+    targets: Targets = "",
     count: Annotated[int, flag("count", "Requests per target; of a sweep, at each load.")] = 100,
     clients: Annotated[int, flag("clients", "Concurrent clients for the throughput column.")] = 8,
     sweep: Annotated[
         bool, flag("sweep", "Raise the load, in a closed loop and in an open one, and find the knee.")
     ] = False,
-    concurrency: Annotated[
-        str, flag("concurrency", "With --sweep: comma-separated clients in flight; 1 to 32 when absent.")
-    ] = "",
-    rates: Annotated[
-        str, flag("rates", "With --sweep: comma-separated requests a second; shares of the best when absent.")
-    ] = "",
-    export: Annotated[
-        Path | None, flag("export", "With --sweep: folder for each load's profile_export_aiperf.json, AIPerf's form.")
-    ] = None,
+    concurrency: Concurrency = "",
+    rates: Rates = "",
+    export: Export = None,
     report: Report = None,
+    api_key_file: ApiKeyFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure what each host adds, side by side; with --sweep latency against load, and where the knee is."""
-    from mii_azure.verdict.benchmark import bench as measure
-
     named = derived.split(targets)
     if not sweep:
         if concurrency or rates or export or report:
             raise SpecError("--concurrency, --rates, --export and --report belong to a sweep.", "Give --sweep too.")
-        with status(err, enabled=not as_json) as told:
-            measured = measure(
-                bundle, count=count, clients=clients, progress=told, **({"targets": named} if named else {})
-            )
-        print_json(measured) if as_json else show_bench(out, measured)
+        _compare(bundle, {"targets": named} if named else {}, count, clients, as_json)
         return
-    swept = _swept(bundle, named or [_SWEPT], (concurrency, rates), count, as_json)
+    proof = credentials(tls=False, ca=None, cert=None, key=None, api_key_file=api_key_file)
+    asked = {"count": count, "api_key": proof.api_key if proof else ""}
+    swept = _swept(bundle, named or [_SWEPT], (concurrency, rates), asked, as_json)
     if export:
         from mii_azure.verdict.aiperf import export as write
 
@@ -63,14 +67,22 @@ def bench(
     print_json(swept) if as_json else show_sweep(out, swept)
 
 
-def _swept(bundle: Path, targets: list[str], loads: tuple[str, str], count: int, quiet: bool) -> Any:
+def _compare(bundle: Path, named: dict[str, list[str]], count: int, clients: int, as_json: bool) -> None:
+    from mii_azure.verdict.benchmark import bench as measure
+
+    with status(err, enabled=not as_json) as told:
+        measured = measure(bundle, count=count, clients=clients, progress=told, **named)
+    print_json(measured) if as_json else show_bench(out, measured)
+
+
+def _swept(bundle: Path, targets: list[str], loads: tuple[str, str], asked: dict[str, Any], quiet: bool) -> Any:
     from mii_azure.verdict.sweep import CLIENTS
     from mii_azure.verdict.sweep import sweep as measure
 
     clients = [int(number) for number in _numbers("concurrency", loads[0], int)] or CLIENTS
     rates = _numbers("rates", loads[1], float) or None
     with status(err, enabled=not quiet) as told:
-        return measure(bundle, targets, clients, rates, count, told)
+        return measure(bundle, targets, clients, rates, progress=told, **asked)
 
 
 def _numbers(name: str, text: str, kind: type[int] | type[float]) -> list[float]:

@@ -11,6 +11,7 @@ from local_runner.flags.flag import Flag
 from mii_azure.cli.shared import flag as named
 from mii_azure.cli.shared import option
 from mii_azure.errors import SpecError
+from mii_azure.platform.machine import MachineOptions
 from mii_azure.platform.options import AzureOptions, OnCommandLine
 from mii_azure.sdk.spec_file import read
 from mii_azure.spec import Spec
@@ -21,7 +22,7 @@ SpecFile = Annotated[
 Verb = TypeVar("Verb", bound=Callable[..., None])
 
 #: Fields in the order that help shows: what every bundle has, then what only Azure reads.
-FIELDS = (*Spec.__annotations__, *AzureOptions.__annotations__)
+FIELDS = (*Spec.__annotations__, *AzureOptions.__annotations__, *MachineOptions.__annotations__)
 
 
 def takes(parameters: Iterable[inspect.Parameter]) -> Callable[[Verb], Verb]:

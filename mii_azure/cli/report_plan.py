@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from mii_azure.cli.report import duration, print_table, size, table
-from mii_azure.hardware.skus import find_sku
 from mii_azure.planning.expected import Outlook
 from mii_azure.planning.plan import Plan
 from mii_azure.platform.limits import GB
@@ -94,7 +93,7 @@ def _show_settings(console: Console, plan: Plan, verbose: bool) -> None:
 
 
 def _fits(plan: Plan) -> str:
-    place = f"{find_sku(plan.instance_type)} in {plan.dtype}"
+    place = f"{plan.sku} in {plan.dtype}"
     memory = plan.memory
     if not plan.profile.known:
         return f"unknown on {place}: the reference is not opened"
@@ -126,7 +125,7 @@ def _does(outlook: Outlook | None, instances: int) -> str:
 def _needs(plan: Plan, instances: int, prices: "Prices | None") -> str:
     told = f"{plan.quota_cores} cores of {plan.quota_family} quota for {instances} "
     told += "instance" if instances == 1 else "instances"
-    retires = find_sku(plan.instance_type).retires
+    retires = plan.sku.retires
     told += f", of a series that Azure retires on {retires}" if retires else ""
     if prices is None:
         return f"{told}; price unknown without --prices FILE (mii-azure prices --region REGION writes one)"

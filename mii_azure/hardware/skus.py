@@ -87,5 +87,8 @@ def find_sku(name: str) -> Sku:
     alive = [low for low, known in canonical.items() if not all_skus()[known].retired]
     near = get_close_matches(key, alive, n=3, cutoff=0.6)
     choices = ", ".join(canonical[match] for match in near)
-    hint = f"Nearest: {choices}." if choices else "See mii_azure/data/skus.json for the list, or leave it out."
-    raise UnknownInstanceType(f"Azure ML has no managed online instance type {name!r}.", hint)
+    hint = f"Nearest: {choices}." if choices else "Leave it out, and the plan chooses."
+    hint += " One that is newer than the data: describe it by --cores, --ram, --disk, and of GPUs --gpus, --gpu-memory,"
+    hint += " --gpu-bandwidth, --gpu-tflops, --gpu-capability."
+    recorded = load_data("skus")["recorded"]
+    raise UnknownInstanceType(f"The data of {recorded} know no instance type {name!r} of managed endpoints.", hint)

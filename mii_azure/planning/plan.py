@@ -4,6 +4,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mii_azure import notebook
 from mii_azure.errors import DoesNotFit
+from mii_azure.hardware.skus import Sku, find_sku
 from mii_azure.model.families import Options
 from mii_azure.model.profile import Profile
 from mii_azure.planning.budget import Memory
@@ -65,6 +66,7 @@ class Plan(BaseModel):
     task_options: Options  # the task's own defaults, e.g. {"pooling": "mean"}
     profile: Profile
     instance_type: str
+    machine: Sku | None = None  # as the user described it; None if the data know the instance type
     quota_family: str  # Azure's name of the family whose core quota the deployment uses
     quota_cores: int
     device: str  # "cpu" or "cuda"
@@ -112,6 +114,11 @@ class Plan(BaseModel):
     def takes(self, name: str) -> bool:
         """True if the plan relies on a pass."""
         return any(each.name == name and each.take for each in self.passes)
+
+    @property
+    def sku(self) -> Sku:
+        """Facts of the instance type."""
+        return self.machine or find_sku(self.instance_type)
 
     def require_fit(self) -> None:
         """Raise DoesNotFit if the planned deployment cannot be served."""

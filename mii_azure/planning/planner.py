@@ -1,9 +1,10 @@
 """Planner: decides every setting of a deployment, with reasons."""
 
-from typing import Unpack
+from typing import Any, Unpack
 
 from mii_azure.errors import NotAvailable, SpecError
-from mii_azure.hardware.skus import find_sku
+from mii_azure.hardware.described import asked_sku
+from mii_azure.hardware.skus import Sku
 from mii_azure.model.adapters import Adapter, merged_adapter, require_base, served_adapter, targets
 from mii_azure.model.consistency import check_consistency
 from mii_azure.model.draft import FOLDER, draft_folder, read_draft, require_same_vocabulary
@@ -42,8 +43,7 @@ def plan(
 def plan_spec(spec: Spec) -> Plan:
     """Resolve the spec's model, check that it can do the task, and plan."""
     task = find_task(spec.task)
-    if spec.instance_type:
-        find_sku(spec.instance_type)
+    asked_sku(spec)
     found = resolve(spec.model, spec.revision, spec.allow_pickle)
     check_remote_code(found, spec.revision, spec.trust_remote_code)
     check_consistency(found, spec.trust_remote_code)
@@ -119,7 +119,7 @@ def make_plan(spec: Spec, facts: Profile, options: Options, beside: int = 0, dra
         task=spec.task,
         task_options=options,
         profile=facts,
-        instance_type=sku.name,
+        **_machine(spec, sku),
         quota_family=sku.quota_family,
         quota_cores=quota,
         device=device,
@@ -155,6 +155,11 @@ def make_plan(spec: Spec, facts: Profile, options: Options, beside: int = 0, dra
     )
 
 
+def _machine(spec: Spec, sku: Sku) -> dict[str, Any]:
+    """Fields of a plan that name its instance type, and describe one that the data do not know."""
+    return {"instance_type": sku.name, "machine": sku if spec.describes else None}
+
+
 def _bounds(spec: Spec, room: Room, device: str) -> Limits:
     """Limits of the scoring script that memory decides."""
     return Limits(
@@ -185,7 +190,7 @@ def _checked(spec: Spec, placed: Fit) -> Fit:
 
 
 def _place(spec: Spec, work: Work) -> Fit:
-    sku = find_sku(spec.instance_type) if spec.instance_type else None
+    sku = asked_sku(spec)
     if spec.tensor_parallel > 1 and work.profile.known:
         return memory.in_slices(work, spec.tensor_parallel, spec.dtype, sku)
     if sku and sku.gpu and "zero_inference" in spec.passes_on:

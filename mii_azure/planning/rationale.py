@@ -122,6 +122,8 @@ def _why_sku(spec: Spec, work: Work, placed: Fit) -> str:
     what = f"{sku.cores} cores, {sku.ram_gb:g} GB"
     if sku.gpu:
         what = f"{sku.gpus:g} x {sku.gpu.name}, {what}"
+    if spec.describes:
+        return f"Described by you: the data do not know it; {what}. Its quota family and price are not known here."
     if spec.instance_type:
         shared = " It is a share of a GPU, which others use too." if sku.gpu and not sku.whole_gpus else ""
         return f"Asked for; {what}.{shared}"

@@ -4,8 +4,9 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
+from mii_azure.platform.machine import MachineOptions
 from mii_azure.platform.secret_references import FORMS, is_reference
 
 _COMPUTE = r"^(azureml:)?[a-zA-Z][-a-zA-Z0-9]{1,62}$"
@@ -33,7 +34,7 @@ class OnCommandLine:
     text: str
 
 
-class AzureOptions(BaseModel):
+class AzureOptions(MachineOptions):
     """Part of a spec that only Azure reads; with every default the YAML is unchanged."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

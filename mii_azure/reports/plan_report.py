@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from mii_azure.hardware.skus import find_sku
 from mii_azure.planning.plan import Plan
 from mii_azure.platform import limits
 from mii_azure.platform.limits import GB
@@ -44,7 +43,7 @@ def _memory(plan: Plan) -> Node:
 
 def ceilings(plan: Plan) -> tuple[float, float]:
     """Peak FLOP and bytes a second of the device, or of its share of a GPU, as its data sheet says."""
-    sku = find_sku(plan.instance_type)
+    sku = plan.sku
     if sku.gpu is None:
         return sku.cores * limits.CPU_FLOPS, sku.cores * limits.CPU_BYTES_PER_S
     share = min(sku.gpus, 1.0)

@@ -103,12 +103,11 @@ class _Parts:
         version = facts.version or reference_version(spec.model)
         settled = self.job.settled() if self.job else plan
         task_schema = with_languages(schema(plan.task), spec, self.folder)
-        texts = render(spec, settled, task_schema, model_id=facts.id, model_version=version)
+        own = {f"code/{HANDLER}": read_handler(spec.handler)} if spec.handler else {}
+        texts = render(spec, settled, task_schema, model_id=facts.id, model_version=version, own=own)
         texts[SBOM] = make_sbom(
             spec.azure_name, __version__, texts[LOCK], base_image(spec, plan), facts, package_licences()
         )
-        if spec.handler:
-            texts[f"code/{HANDLER}"] = read_handler(spec.handler)
         refuse_secrets(texts, self.sources)
         return texts
 

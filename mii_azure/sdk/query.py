@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mii_azure.errors import NotABundle, SpecError
+from mii_azure.errors import NotABundle, RunnerFailed, SpecError
 from mii_azure.sdk import typed_request
 
 _LOOK_S = 1.0
@@ -54,7 +54,11 @@ def reached(
             target = f"{LOOPBACK}:{runner.grpc_port}"
         client = _client(target, credentials)
         stack.callback(client.close)
-        yield client
+        try:
+            yield client
+        except RunnerFailed:
+            _refuse_http(target)
+            raise
 
 
 def task_of(client: "Client | EndpointClient", timeout: float = 30.0) -> str:
@@ -96,7 +100,6 @@ def _client(target: str, credentials: "Credentials | None") -> "Client | Endpoin
 
     if target.startswith(SCHEMES):
         return client(target, credentials)
-    _refuse_http(target)
     try:
         return client(target, credentials)
     except (UnknownDeployment, SpecError) as error:

@@ -5,6 +5,7 @@ Names, units and statistics are those of AIPerf's JSON export, schema 1.0, as it
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from mii_azure.verdict.sweep import Distribution, Point, Sweep
 
 FILE = "profile_export_aiperf.json"
 _SCHEMA = "1.0"
+_UNSAFE = re.compile(r"[^\w.-]+")  # of a target's name, in the name of a folder
 
 
 def export(sweep: Sweep, folder: Path) -> list[Path]:
@@ -19,7 +21,7 @@ def export(sweep: Sweep, folder: Path) -> list[Path]:
     written = []
     for point in sweep.points:
         kind = "concurrency" if point.loop == "closed" else "request_rate"
-        target = folder / f"{point.target}-{kind}{point.load:.4g}" / FILE
+        target = folder / f"{_UNSAFE.sub('-', point.target)}-{kind}{point.load:.4g}" / FILE
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(json.dumps(exported(point), indent=2) + "\n", encoding="utf-8")
         written.append(target)

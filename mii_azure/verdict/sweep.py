@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict
 
 from mii_azure.bundle.manifest import load_manifest
 from mii_azure.errors import NotABundle, RunnerFailed, SpecError
-from mii_azure.platform.targets import KNOWN
+from mii_azure.verdict.targets import Reach, check_targets, open_target
+from scoring.config import Deployment
 from scoring.schema.registry import task_schema
 from scoring.strict_json.files import read_file
 
@@ -119,31 +120,32 @@ def sweep(
     rates: Sequence[float] | None = None,
     count: int = 100,
     progress: Callable[[str], None] = lambda text: None,
+    api_key: str = "",
 ) -> Sweep:
     """Send the bundle's sample to each target under rising load: `count` requests at each, more for many clients.
 
     A closed loop has each of `clients` in flight. An open loop then has `rates` in requests a second, or shares of the
     closed loop's best if None. Generated answers are streamed, and no prompt finds its beginning cached by another.
-    All targets run side by side, so each holds the model, and take turns. Raises SpecError for targets or loads that
-    do not exist, RunnerFailed for a target that refuses the sample, and what starting a target raises.
+    `api_key` is for targets `url:URL`, which run already; all others run side by side, so each holds the model. Targets
+    take turns. Raises SpecError for targets or loads that do not exist, RunnerFailed for a target that refuses the
+    sample, and what starting a target raises.
     """
-    from local_runner.targets.targets import make_target
-
     _check(targets, clients, rates, count)
     folder = Path(bundle)
+    task = Deployment.read(folder / "code" / "deployment.json").task
     digest = str(load_manifest(folder)["bundle"])
     sample = read_file(folder / "requests" / "sample.json", NotABundle, "Generate the bundle again.")
     with ExitStack() as stack:
         hosts: dict[str, Any] = {}
         for name in targets:
             progress(f"starting {name}")
-            hosts[name] = stack.enter_context(make_target(name, folder))
-        facts = hosts[targets[0]].metadata()
-        points = _measured(hosts, _Bodies(sample, str(facts["task"])), (clients, rates, count), progress)
+            hosts[name] = stack.enter_context(open_target(name, folder, task, Reach(key=api_key)))
+        facts: dict[str, Any] = next(filter(None, (host.metadata() for host in hosts.values())), {})
+        points = _measured(hosts, _Bodies(sample, task), (clients, rates, count), progress)
     return Sweep(
         bundle=str(folder),
         bundle_hash=digest,
-        task=str(facts["task"]),
+        task=task,
         request=json.dumps(sample, ensure_ascii=False),
         environment={key: facts.get(key) for key in ("device", "dtype", "threads", "versions")},
         points=tuple(points),
@@ -152,8 +154,7 @@ def sweep(
 
 
 def _check(targets: Sequence[str], clients: Sequence[int], rates: Sequence[float] | None, count: int) -> None:
-    if unknown := [name for name in targets if name not in KNOWN]:
-        raise SpecError(f"Unknown target {unknown[0]!r}.", f"Targets: {', '.join(KNOWN)}.")
+    check_targets(targets, 0)
     if not targets or not clients or min(clients) < 1 or max(clients) > 512:
         raise SpecError("A sweep needs a target, and clients from 1 to 512.", "For example --concurrency 1,2,4,8.")
     if rates is not None and not all(0 < rate <= 1e5 for rate in rates):
@@ -163,19 +164,22 @@ def _check(targets: Sequence[str], clients: Sequence[int], rates: Sequence[float
 
 
 class _Bodies:
-    """Bodies of the sample; of generating tasks streamed, with their usage, each with a cache salt of its own."""
+    """Bodies of the sample; of generating tasks streamed, with their usage, each with a cache salt of its own.
+
+    Servers that do not speak the scoring script's form are asked the sample as it is.
+    """
 
     def __init__(self, sample: dict[str, Any], task: str) -> None:
         self._sample = sample
         self._generative = task_schema(task).generative
         self._number = 0
 
-    def take(self, count: int) -> list[str]:
-        return [self._next() for _ in range(count)]
+    def take(self, count: int, host: "Target") -> list[str]:
+        return [self._next(host.own_form) for _ in range(count)]
 
-    def _next(self) -> str:
+    def _next(self, own_form: bool) -> str:
         self._number += 1
-        if not self._generative:
+        if not (self._generative and own_form):
             return json.dumps(self._sample)
         parameters = {**self._sample.get("parameters", {}), "cache_salt": f"sweep-{self._number}"}
         asked = {**self._sample, "parameters": parameters, "stream": True, "options": {"usage": True}}
@@ -193,21 +197,21 @@ def _measured(
 
     clients, rates, least = loads
     for name, host in hosts.items():
-        for body in bodies.take(WARM_UP):
+        for body in bodies.take(WARM_UP, host):
             if (status := host.timed(body).status) != 200:
                 raise RunnerFailed(f"{name} answers the sample with {status}.", "Ask it with `mii-azure query`.")
     points = []
     for count in sorted(set(clients)):
         progress(f"{count} at a time")
         for name, host in hosts.items():
-            began, sent = datetime.now(UTC), bodies.take(max(least, ROUNDS * count))
+            began, sent = datetime.now(UTC), bodies.take(max(least, ROUNDS * count), host)
             points.append(_point(name, "closed", count, began, closed(host.timed, sent, count)))
     best = {name: max(each.requests_per_s for each in points if each.target == name) for name in hosts}
     for place, share in enumerate(sorted(set(rates if rates is not None else SHARES)), 1):
         progress(f"open loop, load {place}")
         for name, host in hosts.items():
             rate = share if rates is not None else share * best[name]
-            began, sent = datetime.now(UTC), bodies.take(least)
+            began, sent = datetime.now(UTC), bodies.take(least, host)
             points.append(_point(name, "open", rate, began, opened(host.timed, sent, rate)))
     return points
 

@@ -286,3 +286,11 @@ def test_a_recorded_model_can_be_planned_for_and_rendered():
     spec, _ = spec_and_plan("text-generation")
     files = render(spec, made, schema("text-generation"), model_id="gpt2", model_version="0123456789ab")
     assert "GPT2LMHeadModel" in files["plan.md"]
+
+
+def test_a_base_image_by_digest_is_told_with_what_it_costs():
+    digest = f"sha256:{'a1' * 32}"
+    files = rendered("fill-mask", image_digest=digest)
+    assert f"@{digest}" in files["environment/Dockerfile"]
+    assert "gets no patches" in files["plan.md"]
+    assert "gets no patches" not in rendered("fill-mask")["plan.md"]

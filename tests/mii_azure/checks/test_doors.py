@@ -48,6 +48,16 @@ def test_a_bundle_as_generated_has_no_findings(pristine, kind):
     assert check(pristine[kind]) == []
 
 
+def test_the_tag_is_of_the_users_own_code_too(pristine, tiny, tmp_path):
+    handler = tmp_path / "handler.py"
+    handler.write_text("def preprocess(inputs, parameters):\n    return inputs, parameters\n")
+    model = str(tiny("bert", "question-answering"))
+    bundle = generate("question-answering", model, "My-qa", output=tmp_path / "b", handler=str(handler), **OF_TEMPLATE)
+    assert check(bundle) == []
+    name = "environment.yml"
+    assert (bundle / name).read_text() != (pristine["template"] / name).read_text()
+
+
 @pytest.mark.parametrize("what", TEMPLATE)
 def test_each_break_of_a_template_has_one_finding(pristine, tmp_path, what):
     rule, mutation = TEMPLATE[what]

@@ -74,7 +74,7 @@ def test_the_ray_host_knows_instance_types_with_gpus_by_their_names() -> None:
 def test_a_retired_size_is_answered_with_sizes_that_exist(name: str) -> None:
     with pytest.raises(UnknownInstanceType) as caught:
         find_sku(name)
-    near = caught.value.hint.removeprefix("Nearest: ").removesuffix(".").split(", ")
+    near = caught.value.hint.removeprefix("Nearest: ").partition(". ")[0].split(", ")
     assert near
     assert not any(all_skus()[each].retired for each in near)
 

@@ -10,12 +10,13 @@ import pytest
 from typer.testing import CliRunner
 
 import mii_azure
+from local_runner.process.launch import Runner
 from local_runner.targets import loops
 from local_runner.targets.load import TargetReply
 from local_runner.targets.loops import TimedReply, closed, opened, timed
 from mii_azure.cli.app import app
 from mii_azure.errors import SpecError
-from mii_azure.verdict.aiperf import FILE, exported
+from mii_azure.verdict.aiperf import FILE, export, exported
 from mii_azure.verdict.sweep import Distribution, Point, Sweep, knee, sweep
 from tests.conftest import Tiny
 
@@ -137,3 +138,19 @@ def test_a_real_sweep(tiny: Tiny, tmp_path: Path) -> None:
     runs = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob(f"*/{FILE}")]
     assert len(runs) == 6 and all(run["inter_token_latency"]["unit"] == "ms" for run in runs)
     assert "Time to the first token" in (tmp_path / "a" / "r.html").read_text()
+
+
+def test_a_server_that_runs_already_is_swept_beside_ours(tiny: Tiny, tmp_path: Path, forked: None) -> None:
+    model = str(tiny("llama", "conversational"))
+    bundle = mii_azure.generate("conversational", model, "chat", output=tmp_path / "chat")
+    with Runner(bundle) as runner:
+        root = f"url:http://127.0.0.1:{runner.http_port}"
+        found = sweep(bundle, [f"{root}/score", f"{root}/v1"], clients=[2], rates=[], count=4)
+    own, openai = found.points
+    assert own.failed == openai.failed == 0
+    assert own.answer_tokens and found.environment["device"] == "cpu"
+    assert openai.first_token_ms is None
+    assert [path.parent.name for path in export(found, tmp_path)] == [
+        f"url-http-127.0.0.1-{runner.http_port}-score-concurrency2",
+        f"url-http-127.0.0.1-{runner.http_port}-v1-concurrency2",
+    ]

@@ -13,6 +13,8 @@ from openapi_spec_validator import validate
 import mii_azure
 from local_runner.process.launch import LOOPBACK, Azmlinfsrv
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 Tiny = Callable[[str, str], Path]
 
 
@@ -33,6 +35,7 @@ def ask(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callab
         model=str(tiny("bert", "text-classification")),
         deployment_name="azure",
         output=tmp_path_factory.mktemp("azure") / "bundle",
+        passes_off=("cpu",),  # it takes seconds to time its ways, of which a tiny model shows nothing
     )
     with Azmlinfsrv(bundle) as server:
 
