@@ -20,7 +20,7 @@ from scoring.sentence.folder import (
 
 #: Option of a deployment that ranks: which of a decoder's logits are its scores.
 FORM, JUDGES = "form", "yes_no"
-CAUSAL = ("ForCausalLM", "LMHeadModel")  # ends of the names of models that do so
+CAUSAL = "ForCausalLM"  # end of the names of models that do so
 _SERVED = "Its task is text-classification, which takes pairs too and answers with every label."
 _PURPOSES = ("sequence-classification", "text-generation")
 

@@ -18,7 +18,8 @@ from tests.conftest import Packaged, Tiny
 from tests.mii_azure.model_folders import BERT, LLAMA, Folder
 from tests.tiny_models import FAMILIES, auto_class
 
-EMBED = {"feature-extraction", "sentence-embeddings"}
+EMBED = {"feature-extraction", "sentence-embeddings", "sentence-similarity"}
+LABEL = {"text-classification", "text-ranking", "zero-shot-classification"}
 FIRST_TASK = [(name, family.tasks[0]) for name, family in FAMILIES.items()]
 _AUTO = {
     "encoder": "AutoModelForMaskedLM",
@@ -134,7 +135,8 @@ def test_the_tokenizer_may_shorten_the_context(limit: object, expected: int) -> 
         ("BertModel", "bert", EMBED),
         ("GPT2LMHeadModel", "gpt2", {"text-generation", "conversational", *EMBED}),
         ("GPT2Model", "gpt2", EMBED),
-        ("LlamaForSequenceClassification", "llama", {"text-classification", *EMBED}),
+        ("Qwen3ForCausalLM", "qwen3", {"text-generation", "conversational", "text-ranking", *EMBED}),
+        ("LlamaForSequenceClassification", "llama", {*LABEL, *EMBED}),
         ("MarianMTModel", "marian", {"translation"}),
         ("T5ForConditionalGeneration", "t5", {"summarization", "translation"}),
         ("T5WithLMHeadModel", "t5", {"summarization", "translation"}),
