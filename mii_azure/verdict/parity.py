@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mii_azure.errors import SpecError
 from mii_azure.verdict.cases import Request, edge_requests, read_requests
 from mii_azure.verdict.grade import ALIKE, TOLERANCES, Reply
-from mii_azure.verdict.outcome import TargetRun, Verdict, compare, differences, require_compared
+from mii_azure.verdict.outcome import Comparison, TargetRun, Verdict, compare, differences, require_compared
 from mii_azure.verdict.targets import Reach, check_targets, open_target, targets_of
 from mii_azure.verdict.tokens.judge import Answered, TokenVerdict, ask, judge, probes_for
 from mii_azure.verdict.tokens.suspects import Suspect, named_suspects
@@ -58,10 +58,7 @@ def parity(
         run.say(f"starting {name}")
         with open_target(name, folder, settings["task"], Reach(ml_client, api_key)) as target:
             run.ask(name, target)
-    judged = run.judged(folder / "model", named)
-    compared = compare(run.sent, run.runs, run.tolerance)
-    if not judged:
-        require_compared(run.runs, len(run.sent))
+    judged, compared = run.judged(folder / "model", named), run.compared()
     return Verdict(
         agree=all(entry.grade in ALIKE for entry in compared) and all(one.agree for one in judged),
         bundle=str(folder),
@@ -121,6 +118,12 @@ class _Run:
             self.say(f"asking {name} for tokens")
             self._answered.append(ask(name, target, self._precision(metadata), self._probes))
         self.runs[name] = run
+
+    def compared(self) -> list[Comparison]:
+        """Comparisons of all replies; raises SpecError if nothing was compared and no tokens are judged."""
+        if not self._answered:
+            require_compared(self.runs, len(self.sent))
+        return compare(self.sent, self.runs, self.tolerance)
 
     def judged(self, model: Path, suspects: Sequence[Suspect]) -> tuple[TokenVerdict, ...]:
         """Verdicts on the targets' tokens, by the model in a folder."""
