@@ -28,6 +28,7 @@
     │   ├── BundleEdited
     │   ├── SecretFound
     │   └── NotWritten
+    ├── FileUnusable            exit 3   the machine refuses a file: its name, its permissions, its disk
     ├── RunnerError             exit 4   a host did not start or went away
     │   ├── PortInUse
     │   ├── RunnerFailed
@@ -183,6 +184,11 @@ class SecretFound(BundleError):
 
 class NotWritten(BundleError):
     code = "not_written"
+
+
+class FileUnusable(MiiAzureError):
+    code = "file_unusable"
+    exit_code = 3
 
 
 class AzureError(MiiAzureError):

@@ -8,6 +8,7 @@ from local_runner.bundle.manifest import MANIFEST, open_file
 from mii_azure.bundle.bundle_view import SCORE, SETTINGS
 from mii_azure.bundle.manifest import load_manifest
 from mii_azure.errors import BundleExists, NotABundle, NotWritten
+from mii_azure.platform.paths import exists
 
 _OWN = "Choose a folder of its own with --output, such as ./NAME."
 
@@ -25,7 +26,7 @@ def is_ours(folder: Path) -> bool:
 
 def refuse_existing(target: Path, force: bool) -> None:
     """Raise BundleExists unless `target` may be written: absent, empty, or with `force` a bundle of ours."""
-    if not target.exists():
+    if not exists(target):
         return
     if not target.is_dir():
         raise BundleExists(f"{target} is a file.", "Choose another --output.")

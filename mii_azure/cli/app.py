@@ -1,5 +1,6 @@
 """Command line: one thin function per verb; every flag has an environment variable, MII_AZURE_<FLAG>."""
 
+import errno
 import os
 import sys
 from collections.abc import Iterable
@@ -24,7 +25,7 @@ from mii_azure.cli import (
 from mii_azure.cli.shared import AsJson, Bundle, Report, ResourceGroup, Subscription, Workspace, a_folder, err, out
 from mii_azure.cli.shared import flag as _flag
 from mii_azure.cli.shared import print_json as _print_json
-from mii_azure.errors import MiiAzureError
+from mii_azure.errors import FileUnusable, MiiAzureError
 from mii_azure.platform.machine import DESCRIPTION
 from mii_azure.version import __version__
 
@@ -307,6 +308,19 @@ serving.register(app)
 mlops_verbs.register(app)
 
 
+#: What a machine says of a file that a user named, wherever that is noticed; anything else is a defect of ours.
+_REFUSALS = (
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EIO,
+)
+
+
 def main() -> None:
     """Run the command line; errors become one line and an exit code, never a traceback."""
     try:
@@ -320,6 +334,10 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("MII_AZURE_DEBUG"):
             raise
+        if isinstance(error, OSError) and error.errno in _REFUSALS and error.filename is not None:
+            refused = FileUnusable(f"{error.filename}: {error.strerror}.", "Name another file or folder.")
+            err.print(Text.assemble(("error", "red"), f" [{refused.code}]: {refused}"), soft_wrap=True)
+            sys.exit(refused.exit_code)
         told = f" [internal]: {type(error).__name__}: {error}. This is a defect; MII_AZURE_DEBUG=1 shows where."
         err.print(Text.assemble(("error", "red"), told), soft_wrap=True)
         sys.exit(70)  # EX_SOFTWARE of sysexits.h

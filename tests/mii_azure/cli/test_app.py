@@ -79,6 +79,13 @@ def test_models_that_cannot_be_used(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
+@pytest.mark.parametrize("verb", ["check", "parity", "bench", "package", "prepare", "init"])
+def test_names_that_are_too_long_are_told(verb: str, mii: Callable[..., Done]) -> None:
+    done = mii(verb, "a" * 300)
+    assert (done.code, "[internal]" in done.err) == (3, False), done
+    assert done.err.startswith("error [") and done.err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("change", "exit_code", "code", "told"),
     [
@@ -86,6 +93,7 @@ def test_models_that_cannot_be_used(
         ({"--task": "text-to-image"}, 3, "task_unsupported", "fill-mask"),
         ({"--task": "summarization"}, 3, "task_unsupported", "fill-mask"),
         ({"--model": "./modle"}, 3, "unknown_model", "model"),
+        ({"--output": "a" * 300}, 3, "not_written", "File name too long"),
         ({"--name": "a"}, 2, "invalid_name", "3 to 32"),
         ({"--name": "q" * 33}, 2, "invalid_name", "3 to 32"),
         ({"--name": "q_a"}, 2, "invalid_name", "q-a"),
