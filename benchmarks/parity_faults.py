@@ -28,6 +28,7 @@ from mii_azure.verdict.tokens.judge import TokenVerdict, ask, judge, probes_for
 from mii_azure.verdict.tokens.margins import pick_scores
 from mii_azure.verdict.tokens.probes import NEW_TOKENS
 from mii_azure.verdict.tokens.reference import ReferenceModel
+from mii_azure.verdict.tokens.suspects import Suspect, named_suspects
 from scoring.telemetry.versions import versions
 
 TASK = "conversational"
@@ -216,12 +217,12 @@ def faults(model: Path, sound: Path, work: Path) -> dict[str, tuple[str, Callabl
     }
 
 
-def measure(name: str, expected: str, target: Any, reference: ReferenceModel, polite: Path) -> dict[str, Any]:
+def measure(name: str, expected: str, target: Any, reference: ReferenceModel, named: list[Suspect]) -> dict[str, Any]:
     """One fault's row."""
     tokens = TOKENS if expected else CLEAN_TOKENS
     began = time.perf_counter()
     answered = ask(name, target, "float32", probes_for(TASK, tokens, 2048))
-    verdict: TokenVerdict = judge(reference, answered, {"polite": polite})
+    verdict: TokenVerdict = judge(reference, answered, named)
     return {
         "fault": name,
         "seen": not verdict.agree,
@@ -238,11 +239,12 @@ def main(names: list[str]) -> None:
         work = Path(folder)
         polite, sound = adapter(model, work / "polite"), _bundle(model, work / "sound")
         reference = ReferenceModel(sound / "model", TASK)
+        named = named_suspects({"polite": polite}, sound / "model", "llama")
         for name, (expected, start) in faults(model, sound, work).items():
             if names and name not in names:
                 continue
             with start() as target:
-                rows.append(measure(name, expected, target, reference, polite))
+                rows.append(measure(name, expected, target, reference, named))
             print(json.dumps(rows[-1]), flush=True)
     if not names:
         result = {"rows": rows, "versions": versions(), "revision": revision()}

@@ -84,10 +84,9 @@ def show_verdict(console: Console, verdict: Any) -> None:
         console.print(told, soft_wrap=True)
     for judged in verdict.tokens:
         _show_tokens(console, judged)
-    targets = ", ".join(verdict.targets)
-    told = f": {targets} answered {verdict.requests} requests {'alike' if verdict.agree else 'differently'}"
-    word = ("agree", "bold green") if verdict.agree else ("disagree", "bold red")
-    console.print(Text.assemble(word, told), soft_wrap=True)
+    said, told = verdict.headline().split(":", 1)
+    word = (said, "bold green" if verdict.agree else "bold red")
+    console.print(Text.assemble(word, f":{told}"), soft_wrap=True)
 
 
 def _show_tokens(console: Console, judged: Any) -> None:

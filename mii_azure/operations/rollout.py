@@ -57,6 +57,8 @@ def rollout(
     folder, digest = Path(bundle).expanduser().resolve(), intact(bundle)
     if batch.is_batch(folder):
         raise NotAvailable("A batch endpoint has no traffic to roll over.", "Run `deploy --slot green --traffic 100`.")
+    if tokens and not parity:
+        raise NotAvailable("Tokens are judged by the parity gate, which is skipped.", "Leave one of the two out.")
     if require:
         from mii_azure.verdict.verdict_file import require_verdict
 

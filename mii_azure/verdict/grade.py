@@ -58,7 +58,9 @@ class _Worst:
     def note(self, left: float, right: float, place: str) -> None:
         error = abs(left - right)
         gap = error - self.tolerance * max(1.0, abs(left))
-        if math.isfinite(gap) and gap > self.gap:
+        if not math.isfinite(gap):  # infinities and NaN are alike only to themselves
+            gap = 0.0 if left == right or (math.isnan(left) and math.isnan(right)) else math.inf
+        if gap > self.gap:
             self.gap, self.error, self.place = gap, error, place
 
 

@@ -29,7 +29,6 @@ class OpenAIForm:
         forms: dict[str, tuple[str, Callable[[Any], dict[str, Any]], Callable[[Any, Any], Any]]] = {
             "text-generation": ("completions", _prompt, _continued),
             "conversational": ("chat/completions", _messages, _replied),
-            "feature-extraction": ("embeddings", _input, _vector),
             "sentence-embeddings": ("embeddings", _input, _vector),
         }
         self._form = forms.get(task)

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from mii_azure import notebook
+from mii_azure.errors import SpecError
 from mii_azure.verdict.cases import Request
 from mii_azure.verdict.grade import ALIKE, FIRST_ERROR, Grade, Reply, environment_difference, grade, worst
 from mii_azure.verdict.tokens.judge import TokenVerdict
@@ -53,7 +54,9 @@ class Verdict(BaseModel):
     def headline(self) -> str:
         """Whether the targets agree, in one line."""
         word, alike = ("agree", "alike") if self.agree else ("disagree", "differently")
-        return f"{word}: {', '.join(self.targets)} answered {self.requests} requests {alike}"
+        fewer = [f"{name} {count}" for name, count in self.compared.items() if count < self.requests]
+        told = f", of which have a form there: {', '.join(fewer)}" if fewer else ""
+        return f"{word}: {', '.join(self.targets)} answered {self.requests} requests {alike}{told}"
 
     def _repr_html_(self) -> str:
         grades = ("bytes", "values", "scores", "different")
@@ -75,6 +78,11 @@ class Verdict(BaseModel):
         for entry in (entry for entry in self.comparisons if not entry.under_load):
             table[entry.target][entry.grade] = table[entry.target].get(entry.grade, 0) + 1
         return table
+
+    @property
+    def compared(self) -> dict[str, int]:
+        """Number of requests, per target but the reference, that were compared."""
+        return {name: sum(self.counts[name].values()) for name in self.targets[1:]}
 
     @property
     def moved(self) -> dict[str, int]:
@@ -99,6 +107,18 @@ def compare(sent: Sequence[Request], runs: Mapping[str, TargetRun], tolerance: f
     found = [entry for name, run in others for entry in _against(reference, name, run, sent, tolerance)]
     found += [entry for name, run in runs.items() for entry in _under_load(name, run, sent, tolerance)]
     return found
+
+
+def require_compared(runs: Mapping[str, TargetRun], requests: int) -> None:
+    """Raise SpecError if no request was compared with a target: there is nothing to say then."""
+    (first, reference), *others = runs.items()
+    for name, run in others:
+        both = [pair for pair in zip(reference.replies, run.replies, strict=True) if None not in pair]
+        if not both:
+            raise SpecError(
+                f"None of {requests} requests has a form at both {first} and {name}.",
+                "Give the URL of its /score or /v2/models/NAME, or requests of your own.",
+            )
 
 
 def differences(runs: Mapping[str, TargetRun]) -> dict[str, list[str]]:

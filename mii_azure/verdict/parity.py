@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from mii_azure.errors import SpecError
 from mii_azure.verdict.cases import Request, edge_requests, read_requests
 from mii_azure.verdict.grade import ALIKE, TOLERANCES, Reply
-from mii_azure.verdict.outcome import TargetRun, Verdict, compare, differences
+from mii_azure.verdict.outcome import Comparison, TargetRun, Verdict, compare, differences, require_compared
 from mii_azure.verdict.targets import Reach, check_targets, open_target, targets_of
 from mii_azure.verdict.tokens.judge import Answered, TokenVerdict, ask, judge, probes_for
+from mii_azure.verdict.tokens.suspects import Suspect, named_suspects
 from scoring.config import Deployment
 
 if TYPE_CHECKING:
@@ -47,8 +48,9 @@ def parity(
     folder = Path(bundle)
     digest, settings = _identity(folder)
     targets = targets or targets_of(folder)
-    check_targets(targets, 1 if tokens else 2)
+    check_targets(targets, 1 if tokens else 2, api_key)
     run = _Run(settings, load, tokens, progress)
+    named = named_suspects(suspects, folder / "model", settings["model"]["family"])
     if requests:
         run.sent = read_requests(Path(requests))
     for number, name in enumerate(targets, 1):
@@ -56,8 +58,7 @@ def parity(
         run.say(f"starting {name}")
         with open_target(name, folder, settings["task"], Reach(ml_client, api_key)) as target:
             run.ask(name, target)
-    compared = compare(run.sent, run.runs, run.tolerance)
-    judged = run.judged(folder / "model", suspects)
+    judged, compared = run.judged(folder / "model", named), run.compared()
     return Verdict(
         agree=all(entry.grade in ALIKE for entry in compared) and all(one.agree for one in judged),
         bundle=str(folder),
@@ -92,7 +93,7 @@ class _Run:
         """Tolerance of the least exact format that a target computes in."""
         asked = self._settings["dtype"]
         formats = {asked, *(run.metadata.get("precision", asked) for run in self.runs.values())}
-        return max(TOLERANCES[name] for name in formats)
+        return max(TOLERANCES.get(name, TOLERANCES[asked]) for name in formats)
 
     def say(self, told: str) -> None:
         """Tell what is done, and for which target."""
@@ -118,7 +119,13 @@ class _Run:
             self._answered.append(ask(name, target, self._precision(metadata), self._probes))
         self.runs[name] = run
 
-    def judged(self, model: Path, suspects: Mapping[str, Path]) -> tuple[TokenVerdict, ...]:
+    def compared(self) -> list[Comparison]:
+        """Comparisons of all replies; raises SpecError if nothing was compared and no tokens are judged."""
+        if not self._answered:
+            require_compared(self.runs, len(self.sent))
+        return compare(self.sent, self.runs, self.tolerance)
+
+    def judged(self, model: Path, suspects: Sequence[Suspect]) -> tuple[TokenVerdict, ...]:
         """Verdicts on the targets' tokens, by the model in a folder."""
         if not self._answered:
             return ()

@@ -2,19 +2,21 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 from local_runner.targets.load import TargetReply
 from local_runner.targets.targets import Target
 from mii_azure.azure.live import model_status
-from mii_azure.azure.sending import post, scoring_address
+from mii_azure.azure.sending import Bearer, post, scoring_address
 from mii_azure.errors import AzureUnavailable, SpecError
 from mii_azure.platform.targets import URL
 from mii_azure.verdict.openai_form import OpenAIForm, Untranslatable
 
 _TIMEOUT_S = 200.0
+_LIST_S = 30.0  # for the list of models
+_NOT_OF_THE_FORM = 502
 _REQUEST = "request"  # the tensor that carries a whole body, of this project's servers
 
 
@@ -66,7 +68,10 @@ class RemoteTarget(Target):
             self._model = self._first_model()
 
     def _first_model(self) -> str:
-        response = self._called(lambda: self._session.get(f"{self.url}/models", headers=self._headers(), timeout=30))
+        auth = Bearer(scoring_address(self.url), self._key) if self._key else None
+        response = self._called(
+            lambda: self._session.get(f"{self.url}/models", auth=auth, allow_redirects=False, timeout=_LIST_S)
+        )
         try:
             return str(response.json()["data"][0]["id"])
         except (ValueError, LookupError, TypeError):
@@ -82,17 +87,14 @@ class RemoteTarget(Target):
         tensor = {"name": _REQUEST, "datatype": "BYTES", "shape": [1], "data": [raw]}
         url = self.url if self.url.endswith("/infer") else f"{self.url}/infer"
         reply = self._posted(url, json.dumps({"inputs": [tensor]}).encode())
-        if reply.status != 200:
-            return reply
-        return TargetReply(200, json.loads(reply.body)["outputs"][0]["data"][0].encode(), reply.seconds)
+        return _read(reply, lambda told: told["outputs"][0]["data"][0].encode())
 
     def _as_openai(self, raw: str) -> TargetReply:
         assert self._openai is not None
-        path, body = self._openai.request(raw)
+        form = self._openai
+        path, body = form.request(raw)
         reply = self._posted(f"{self.url}/{path}", json.dumps({"model": self._model, **body}).encode())
-        if reply.status != 200:
-            return reply
-        return TargetReply(200, self._openai.answer(raw, json.loads(reply.body)), reply.seconds)
+        return _read(reply, lambda told: form.answer(raw, told))
 
     def _posted(self, url: str, body: bytes) -> TargetReply:
         began = time.perf_counter()
@@ -107,5 +109,12 @@ class RemoteTarget(Target):
         except requests.RequestException as error:
             raise AzureUnavailable(f"{self.url} was not reached: {error}.", "Check the URL and the network.") from error
 
-    def _headers(self) -> Mapping[str, str]:
-        return {"Authorization": f"Bearer {self._key}"} if self._key else {}
+
+def _read(reply: TargetReply, answer: Callable[[Any], bytes]) -> TargetReply:
+    """Read an answer out of a reply; one that is not of the protocol's form is told as 502, with its body."""
+    if reply.status != 200:
+        return reply
+    try:
+        return TargetReply(200, answer(json.loads(reply.body)), reply.seconds)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return TargetReply(_NOT_OF_THE_FORM, reply.body, reply.seconds)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mii_azure.azure.sending import scoring_address
 from mii_azure.errors import SpecError
 from mii_azure.platform.targets import BUNDLE, CONTAINER, ELSEWHERE, ENDPOINT, KNOWN, TARGETS, URL
 
@@ -27,14 +28,17 @@ def targets_of(folder: Path) -> tuple[str, ...]:
     return (*TARGETS[:-1], CONTAINER) if carries_host(folder) else TARGETS
 
 
-def check_targets(targets: Sequence[str], least: int) -> None:
-    """Raise SpecError for names that are no targets, or fewer different ones than `least`."""
+def check_targets(targets: Sequence[str], least: int, key: str = "") -> None:
+    """Raise SpecError for names that are no targets, fewer than `least` different ones, or a key for several hosts."""
     known = f"Targets: {', '.join(KNOWN)}, {ENDPOINT}NAME, {URL}URL, {BUNDLE}FOLDER."
     unknown = [name for name in targets if name not in KNOWN and not name.startswith(ELSEWHERE)]
     if unknown:
         raise SpecError(f"Unknown target {unknown[0]!r}.", known)
     if len(set(targets)) < least:
         raise SpecError("Parity compares at least two targets.", known)
+    hosts = {scoring_address(name.removeprefix(URL))[:3] for name in targets if name.startswith(URL)}
+    if key and len(hosts) > 1:
+        raise SpecError("The key would go to several hosts.", "Compare them one at a time, each with its own key.")
 
 
 def open_target(name: str, folder: Path, task: str, reach: Reach) -> "Target":

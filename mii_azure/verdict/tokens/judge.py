@@ -1,9 +1,8 @@
 """Verdict on a generative target by its tokens: a statistic, its bound, and the cause if it is exceeded."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
@@ -47,6 +46,7 @@ class Answered(BaseModel):
 
     target: str
     precision: str
+    asked: int
     answers: tuple[tuple[Any, str], ...]
 
 
@@ -54,26 +54,33 @@ def ask(name: str, target: "Target", precision: str, probes: Sequence[TokenProbe
     """Send every probe, several at a time. Raises SpecError if the target answers none of them."""
     with ThreadPoolExecutor(_CLIENTS) as pool:
         replies = list(pool.map(lambda probe: target.send(probe.body), probes))
-    answers = tuple(
-        (probe, _text(reply.body)) for probe, reply in zip(probes, replies, strict=True) if reply.status == 200
-    )
+    texts = [_text(reply.body) if reply.status == 200 else None for reply in replies]
+    answers = tuple((probe, text) for probe, text in zip(probes, texts, strict=True) if text is not None)
     if not answers:
         told = replies[0].body.decode(errors="replace")[:200]
-        raise SpecError(f"{name} answered no probe; the first one with {replies[0].status}: {told}")
-    return Answered(target=name, precision=precision, answers=answers)
+        raise SpecError(
+            f"{name} answered none of {len(probes)} requests for tokens, the first with {replies[0].status}: {told}",
+            "Ask a target that generates text, with the task of the bundle.",
+        )
+    return Answered(target=name, precision=precision, asked=len(probes), answers=answers)
 
 
-def _text(body: bytes) -> str:
-    answer = json.loads(body)
-    while isinstance(answer, list):
-        answer = answer[0]
-    return str(answer["generated_text"])
+def _text(body: bytes) -> str | None:
+    """Text of an answer; None if it has another form."""
+    try:
+        answer = json.loads(body)
+        while isinstance(answer, list):
+            answer = answer[0]
+        text = answer["generated_text"]
+    except (ValueError, LookupError, TypeError):
+        return None
+    return text if isinstance(text, str) else None
 
 
 def judge(
     reference: "ReferenceModel",
     answered: Answered,
-    named: Mapping[str, Path],
+    named: Sequence[Suspect] = (),
     progress: Callable[[str], None] = lambda text: None,
 ) -> TokenVerdict:
     """Score a target's answers by the reference model; beyond the bound, find the suspect that explains them."""
@@ -85,10 +92,13 @@ def judge(
     means = {kind: _mean([one for one in scored if one.probe.kind == kind]) for kind in ("greedy", "seeded", "default")}
     over = [kind for kind, mean in means.items() if mean > bound]
     cause, tried = _cause(reference, answers, scored, over, named, progress) if over else ("", {})
+    missing = answered.asked - len(answered.answers)
+    if missing and not over:
+        cause = f"{missing} of {answered.asked} requests for tokens were not answered"
     every = [margin for one in scored for margin in one.margins]
     return TokenVerdict(
         target=answered.target,
-        agree=not over,
+        agree=not over and not missing,
         tokens=len(every),
         picked=sum(margin == 0 for margin in every),
         bound=bound,
@@ -103,7 +113,7 @@ def _cause(
     answers: Sequence[tuple[TokenProbe, str]],
     scored: Sequence["Scored"],
     over: Sequence[str],
-    named: Mapping[str, Path],
+    named: Sequence[Suspect],
     progress: Callable[[str], None],
 ) -> tuple[str, dict[str, float]]:
     if over == ["seeded"]:

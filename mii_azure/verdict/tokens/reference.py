@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 _MOST_REPAIRS = 2 * NEW_TOKENS  # of one answer, whose text can be cut into tokens in several ways
 
 
+_SHORT = 2  # tokens that a text may lose or gain when it is cut again
+
+
 @dataclass(frozen=True)
 class Scored:
     """Margins of one answer's tokens."""
@@ -36,7 +39,9 @@ class ReferenceModel:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().to(self.device)
         ends = self.model.generation_config.eos_token_id
-        self.ends = set(ends if isinstance(ends, list) else [ends]) | {self.tokenizer.eos_token_id}
+        every = {*(ends if isinstance(ends, list) else [ends]), self.tokenizer.eos_token_id}
+        self.ends = {end for end in every if end is not None}
+        self._end = min(self.ends, default=0)
         self.new_cache: Callable[[], Any] | None = None  # of keys and values, instead of the model's own
 
     @property
@@ -59,19 +64,24 @@ class ReferenceModel:
         return tokens
 
     def score(self, probe: TokenProbe, answer: str, prompt: Sequence[int] | None = None) -> Scored:
-        """Score the tokens of an answer to a probe; with `prompt`, as if that had been the prompt's tokens."""
+        """Score the tokens of an answer to a probe; with `prompt`, as if that had been the prompt's tokens.
+
+        An answer shorter than was asked for has its end scored, too: the model should have ended there.
+        """
         prompt = self.prompt(probe.value) if prompt is None else list(prompt)
         seed = probe.seed if probe.kind == "seeded" else None
         tokens = self._tokens(prompt, answer)
         for _ in range(_MOST_REPAIRS):
-            if not tokens:
-                return Scored(probe, ())
-            scores = pick_scores(self.logits(prompt, tokens), seed, len(prompt))
-            repaired = self._repair(tokens, scores.argmax(1).tolist(), answer)
+            scores = pick_scores(self.logits(prompt, [*tokens, self._end]), seed, len(prompt))
+            repaired = self._repair(tokens, scores[:-1].argmax(1).tolist(), answer) if tokens else None
             if repaired is None:
                 break
             tokens = repaired
-        return Scored(probe, tuple(margins(scores, tokens)))
+        if len(tokens) >= NEW_TOKENS - _SHORT or not self.ends:
+            return Scored(probe, tuple(margins(scores[: len(tokens)], tokens)))
+        ends = sorted(self.ends)
+        end = ends[int(scores[-1, ends].argmax())]
+        return Scored(probe, tuple(margins(scores, [*tokens, end])))
 
     def logits(self, prompt: Sequence[int], tokens: Sequence[int]) -> "Tensor":
         """Logits [tokens, vocabulary] in whose places the tokens stand, on the CPU."""

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mii_azure.errors import SpecError
+from mii_azure.model.adapters import CONV1D, Adapter, read_adapter, targets
+from mii_azure.model.folder import stored_tensors
+from scoring.lora.peft_folder import WEIGHTS, LowRank
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,12 +36,17 @@ class Suspect:
     prompt: Prompt = lambda reference, value: reference.prompt(value)
 
 
-def suspects(task: str, named: Mapping[str, Path]) -> list[Suspect]:
-    """Suspects of a task; `named` are folders of a user's: of adapters, or of whole models.
+def suspects(task: str, named: Sequence[Suspect] = ()) -> list[Suspect]:
+    """Suspects of a task, and those that a user named."""
+    return [*_templates(task), *_tokenizers(), *_cuts(), *_weights(), *_dtypes(), *named]
 
-    Raises SpecError for a folder that is neither.
+
+def named_suspects(folders: Mapping[str, Path], base: Path, family: str) -> list[Suspect]:
+    """Suspects in folders of a user's, of adapters or of whole models, beside the base in a folder.
+
+    Raises SpecError for a folder that is neither, AdapterUnusable for an adapter that is damaged or of another base.
     """
-    return [*_templates(task), *_tokenizers(), *_cuts(), *_weights(), *_dtypes(), *map(_folder, named.items())]
+    return [_folder(name, folder, base, family) for name, folder in folders.items()]
 
 
 def _templates(task: str) -> Iterator[Suspect]:
@@ -209,10 +217,14 @@ def _cast(reference: "ReferenceModel", dtype: str) -> Iterator[None]:
         reference.model = kept
 
 
-def _folder(named: tuple[str, Path]) -> Suspect:
-    name, folder = named
+def _folder(name: str, folder: Path, base: Path, family: str) -> Suspect:
     if (folder / "adapter_config.json").is_file():
-        return Suspect(f"the adapter {name}", model=lambda reference: _adapted(reference, folder))
+        adapter = read_adapter(name, str(folder))
+        changes = targets(adapter, stored_tensors(base), family)
+        return Suspect(
+            f"the adapter {name}",
+            model=lambda reference: _adapted(reference, adapter, changes, transposed=family in CONV1D),
+        )
     if (folder / "config.json").is_file():
         return Suspect(f"the weights of {name}", model=lambda reference: _replaced(reference, folder))
     raise SpecError(
@@ -235,23 +247,24 @@ def _replaced(reference: "ReferenceModel", folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _adapted(reference: "ReferenceModel", folder: Path) -> Iterator[None]:
-    """Add a LoRA adapter's products to the weights that it names, within the block."""
-    import json
-
+def _adapted(
+    reference: "ReferenceModel", adapter: Adapter, changes: Mapping[str, LowRank | str], transposed: bool
+) -> Iterator[None]:
+    """Merge an adapter into the weights that it changes, within the block."""
     from safetensors.torch import load_file
 
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    scale = config["lora_alpha"] / config["r"]
-    tensors = load_file(folder / "adapter_model.safetensors")
-    downs = {name.partition(".lora_A")[0]: tensor for name, tensor in tensors.items() if ".lora_A" in name}
-    ups: Sequence[tuple[str, Any]] = [(n.partition(".lora_B")[0], t) for n, t in tensors.items() if ".lora_B" in n]
-    layers = [(reference.model.get_submodule(n.removeprefix("base_model.model.")), downs[n], up) for n, up in ups]
-    kept = [layer.weight.data for layer, _, _ in layers]
-    for layer, down, up in layers:
-        layer.weight.data = layer.weight.data + scale * (up.float() @ down.float()).to(layer.weight.device)
+    own = load_file(adapter.folder / WEIGHTS)
+    parameters = {name: each for name, each in reference.model.named_parameters() if name in changes}
+    kept = {name: each.data for name, each in parameters.items()}
+    for name, parameter in parameters.items():
+        change = changes[name]
+        if isinstance(change, str):
+            parameter.data = own[change].to(parameter.device, parameter.dtype)
+            continue
+        product = change.scaling * (own[change.up].float() @ own[change.down].float())
+        parameter.data = parameter.data + (product.T if transposed else product).to(parameter.device)
     try:
         yield
     finally:
-        for (layer, _, _), weight in zip(layers, kept, strict=True):
-            layer.weight.data = weight
+        for name, parameter in parameters.items():
+            parameter.data = kept[name]

@@ -32,12 +32,12 @@ def test_a_verdict() -> None:
         reference="in-process",
         targets=("in-process", "grpc"),
         tolerance=0.1,
-        requests=3,
+        requests=1,
         comparisons=(wrong,),
         environment={"grpc": ["torch 1 against 2"]},
         load=0,
     )
-    assert repr(verdict) == "Verdict(disagree: in-process, grpc answered 3 requests differently)"
+    assert repr(verdict) == "Verdict(disagree: in-process, grpc answered 1 requests differently)"
     html = verdict._repr_html_()
     assert "&lt;r&gt;" in html
     assert "torch 1 against 2" in html

@@ -82,3 +82,10 @@ def test_environment_difference_names_the_likeliest_cause_first() -> None:
     there = {"versions": {"torch": "2.12.0", "python": "3.11"}, "dtype": "float32", "device": "cpu", "threads": 8}
     assert environment_difference(here, there) == ["torch 2.13.0 against 2.12.0", "threads 2 against 8"]
     assert environment_difference(here, here) == []
+
+
+@pytest.mark.parametrize(("left", "right", "given"), [("1.0", "NaN", "scores"), ("1.0", "Infinity", "scores")])
+def test_numbers_that_are_none(left: str, right: str, given: str) -> None:
+    one, two = (200, f"[[{left}]]".encode()), (200, f"[[{right}]]".encode())
+    assert grade(one, two, 1e-3)[0] == grade(two, one, 1e-3)[0] == given
+    assert grade(two, (200, f"[[ {right} ]]".encode()), 1e-3)[0] == "values"

@@ -7,15 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from local_runner.targets.load import TargetReply
+from mii_azure.errors import AdapterUnusable, SpecError
 from mii_azure.verdict.tokens.judge import Answered, ask, judge, probes_for
 from mii_azure.verdict.tokens.margins import pick_scores
 from mii_azure.verdict.tokens.probes import NEW_TOKENS
 from mii_azure.verdict.tokens.reference import ReferenceModel
-from mii_azure.verdict.tokens.suspects import Suspect, suspects
+from mii_azure.verdict.tokens.suspects import Suspect, named_suspects, suspects
 
 TASK = "conversational"
 CONTEXT = 256
@@ -90,7 +92,7 @@ def answers(reference: ReferenceModel, suspect: Suspect) -> Answered:
 
 
 def test_sound_tokens_agree(reference: ReferenceModel) -> None:
-    verdict = judge(reference, answers(reference, Suspect("nothing")), {})
+    verdict = judge(reference, answers(reference, Suspect("nothing")))
     assert verdict.agree
     assert verdict.picked == verdict.tokens > TOKENS / 4
 
@@ -107,8 +109,60 @@ NAMED = (
 
 @pytest.mark.parametrize("cause", NAMED)
 def test_a_suspect_that_serves_is_named(cause: str, reference: ReferenceModel) -> None:
-    planted = next(suspect for suspect in suspects(TASK, {}) if suspect.cause == cause)
-    verdict = judge(reference, answers(reference, planted), {})
+    planted = next(suspect for suspect in suspects(TASK) if suspect.cause == cause)
+    verdict = judge(reference, answers(reference, planted))
     assert not verdict.agree
     assert verdict.cause == cause
     assert verdict.suspects[cause] == min(verdict.suspects.values())
+
+
+class Silent:
+    """A server that ends every answer before it begins."""
+
+    def send(self, raw: str) -> TargetReply:
+        return TargetReply(200, b'[{"generated_text": ""}]', 0.0)
+
+
+class Failing:
+    """A sound server that fails now and then."""
+
+    def __init__(self, sound: Faulty) -> None:
+        self.sound, self.count = sound, 0
+
+    def send(self, raw: str) -> TargetReply:
+        self.count += 1
+        return TargetReply(500, b"{}", 0.0) if self.count == 1 else self.sound.send(raw)
+
+
+def test_answers_that_say_nothing_are_no_proof(reference: ReferenceModel) -> None:
+    probes = probes_for(TASK, TOKENS, CONTEXT)
+    verdict = judge(reference, ask("silent", Silent(), "float32", probes))  # type: ignore[arg-type]
+    assert not verdict.agree
+    failing = Failing(Faulty(reference, Suspect("nothing")))
+    verdict = judge(reference, ask("failing", failing, "float32", probes))  # type: ignore[arg-type]
+    assert not verdict.agree
+    assert verdict.cause == "1 of 5 requests for tokens were not answered"
+
+
+def test_an_adapter_left_on_is_named(model: Path, reference: ReferenceModel, tmp_path: Path) -> None:
+    rank, config = 2, reference.model.config
+    layer = "base_model.model.model.layers.0.self_attn.q_proj"
+    torch.manual_seed(2)
+    tensors = {
+        f"{layer}.lora_A.weight": torch.randn(rank, config.hidden_size),
+        f"{layer}.lora_B.weight": torch.randn(config.hidden_size, rank),
+    }
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    told = {"peft_type": "LORA", "r": rank, "lora_alpha": 1, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(told), encoding="utf-8")
+    named = named_suspects({"polite": tmp_path}, model, "llama")
+    verdict = judge(reference, answers(reference, named[0]), named)
+    assert verdict.cause == "the adapter polite"
+
+
+def test_suspects_are_looked_at_before_anything_starts(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="is no folder of a model or of an adapter"):
+        named_suspects({"typo": tmp_path / "none"}, model, "llama")
+    (tmp_path / "adapter_config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(AdapterUnusable):
+        named_suspects({"empty": tmp_path}, model, "llama")

@@ -10,7 +10,7 @@ import pytest
 import mii_azure
 from local_runner.process.launch import LOOPBACK, Runner
 from mii_azure.errors import NotABundle, SpecError
-from mii_azure.verdict.outcome import Verdict
+from mii_azure.verdict.outcome import TargetRun, Verdict, require_compared
 from mii_azure.verdict.parity import parity
 from mii_azure.verdict.verdict_file import require_verdict, write_verdict
 
@@ -41,6 +41,7 @@ def test_every_interface_of_a_running_server_agrees(verdict: Verdict, tmp_path: 
     _, raw, openai, oip = verdict.targets
     assert sum(verdict.counts[raw].values()) == sum(verdict.counts[oip].values()) == verdict.requests
     assert 0 < sum(verdict.counts[openai].values()) < verdict.requests  # the rest has no form there
+    assert f"of which have a form there: {openai} {verdict.compared[openai]}" in verdict.headline()
     assert verdict.environment[raw] == []
     assert verdict.environment[openai] == ["it tells nothing of its environment"]
     file = tmp_path / "verdict.json"
@@ -67,6 +68,19 @@ def test_every_interface_of_a_running_server_agrees(verdict: Verdict, tmp_path: 
 def test_odd_urls(target: str, told: str, bundle: Path) -> None:
     with pytest.raises(SpecError, match=told):
         parity(bundle, targets=[target, "grpc"])
+
+
+def test_a_key_is_for_one_host(bundle: Path) -> None:
+    urls = ["url:https://ours.example/v1", "url:https://theirs.example/v1"]
+    with pytest.raises(SpecError, match="The key would go to several hosts"):
+        parity(bundle, targets=urls, api_key="secret")
+
+
+def test_nothing_compared_is_no_verdict() -> None:
+    whole, none = TargetRun([(200, b"1")], {}), TargetRun([None], {}, own_form=False)
+    require_compared({"grpc": whole, "http": whole}, 1)
+    with pytest.raises(SpecError, match="None of 1 requests has a form at both grpc and url:x/v1"):
+        require_compared({"grpc": whole, "url:x/v1": none}, 1)
 
 
 def test_a_folder_that_is_no_bundle(bundle: Path, tmp_path: Path) -> None:
