@@ -33,7 +33,7 @@ from scoring.telemetry.versions import versions
 
 TASK = "conversational"
 TOKENS = 1000
-CLEAN_TOKENS = 10_000  # ten times a verdict's
+CLEAN_TOKENS = 4000  # four verdicts
 _RANK = 8
 _CUT = 256
 

@@ -156,14 +156,14 @@ def latencies(service: Service, load: Load) -> dict[str, float]:
     decoder = service.loaded.runtime.decoder
     stamps: dict[int, list[float]] = defaultdict(list)
 
-    def stamped(call: Callable[[Any], Any]) -> Callable[[Any], Stamped]:
-        def wrapper(slots: Any) -> Stamped:
+    def stamped(call: Callable[..., Any]) -> Callable[..., Stamped]:
+        def wrapper(slots: Any, *more: Any) -> Stamped:
             def note(own: tuple[int, ...] = tuple(slots)) -> None:
                 now = time.perf_counter()
                 for slot in own:
                     stamps[slot].append(now)
 
-            return Stamped(call(slots), note)
+            return Stamped(call(slots, *more), note)
 
         return wrapper
 

@@ -1,9 +1,9 @@
 """A user's handler.py before it goes into a bundle: read and checked without being run."""
 
 import ast
-from pathlib import Path
 
 from mii_azure.errors import HandlerUnusable
+from mii_azure.platform.paths import expanded
 from scoring.api.hooks import HOOKS
 
 _FORM = " and/or ".join(f"def {name}({', '.join(arguments)})" for name, arguments in HOOKS.items())
@@ -12,13 +12,15 @@ _REMEDY = f"It defines {_FORM}."
 
 def read_handler(path: str) -> str:
     """Text of the file; raises HandlerUnusable, with the line, for one that is no handler."""
-    file = Path(path).expanduser()
+    file = expanded(path)
     try:
         text = file.read_bytes().decode()
     except OSError as error:
         raise HandlerUnusable(f"The handler {path} cannot be read: {error.strerror}.", _REMEDY) from error
     except UnicodeDecodeError as error:
         raise HandlerUnusable(f"The handler {path} is not UTF-8 text.", _REMEDY) from error
+    except ValueError as error:  # of a null byte in the name
+        raise HandlerUnusable(f"{path!r} is no name of a file.", _REMEDY) from error
     check_handler(text, path)
     return text
 

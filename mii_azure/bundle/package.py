@@ -17,6 +17,7 @@ from mii_azure.bundle.folders import refuse_existing
 from mii_azure.bundle.manifest import find_mismatches, load_manifest
 from mii_azure.bundle.stopping import unwinding
 from mii_azure.errors import BundleEdited, NotWritten, SpecError
+from mii_azure.platform.paths import expanded
 from mii_azure.version import __version__
 
 _VENV = "/opt/mii-azure/venv/bin"  # of the generated Dockerfile
@@ -42,20 +43,20 @@ def package(bundle: Path | str, output: Path | str, *, base: Path | str | None =
     `base` is the layout of the image that the bundle's Dockerfile builds; `tag` is the bundle's hash if empty. Raises
     NotABundle, BundleEdited, BundleExists, SpecError and NotWritten.
     """
-    root, target = Path(bundle).expanduser().resolve(), Path(output).expanduser().resolve()
+    root, target = expanded(bundle).resolve(), expanded(output).resolve()
     told = load_manifest(root)
     if changed := find_mismatches(root):
         raise BundleEdited(f"{changed[0].path} is {changed[0].kind}.", "Generate the bundle again.")
     refuse_existing(target, force=False)
     if target.is_relative_to(root):
         raise NotWritten(f"{target} is inside the bundle.", "Choose another --output.")
-    image = _base(root, Path(base).expanduser()) if base else None
+    image = _base(root, expanded(base)) if base else None
     tag = tag or str(told["bundle"])[:12]
     draft = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     try:
         with unwinding():
             draft.mkdir(parents=True)
-            made = _write(root, sorted(told["files"]), draft, image, Path(base).expanduser() if base else None, tag)
+            made = _write(root, sorted(told["files"]), draft, image, expanded(base) if base else None, tag)
             if target.exists():
                 target.rmdir()  # an empty folder
             draft.rename(target)

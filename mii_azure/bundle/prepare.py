@@ -14,6 +14,7 @@ from mii_azure.bundle.manifest import load_manifest, make_manifest, walk
 from mii_azure.bundle.render import as_json
 from mii_azure.bundle.stopping import unwinding
 from mii_azure.errors import NotABundle, NotWritten
+from mii_azure.platform.paths import expanded
 from scoring.strict_json.files import read_object
 
 FOLDER = "code/prepared"
@@ -39,7 +40,7 @@ def prepare(bundle: str | Path) -> Prepared:
     """
     from local_runner.targets.targets import InProcess
 
-    root = Path(bundle).expanduser().resolve()
+    root = expanded(bundle).resolve()
     load_manifest(root)
     with _writing(root):  # fails before a minute is spent on results that could not be stored
         (root / FOLDER).mkdir(exist_ok=True)

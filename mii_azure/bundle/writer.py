@@ -17,6 +17,7 @@ from mii_azure.bundle.manifest import make_manifest
 from mii_azure.bundle.render import as_json
 from mii_azure.bundle.stopping import unwinding
 from mii_azure.errors import NotWritten
+from mii_azure.platform.paths import expanded
 from mii_azure.platform.servers import Server
 
 Progress = Callable[[int, int], None]  # bytes done so far, bytes in all
@@ -56,7 +57,7 @@ def write(
     SHA-256s are passed to `render_files`, which returns the text of every other file except the Python carried
     for `server`. `target` appears only once complete. Raises BundleExists, NotWritten.
     """
-    target = target.expanduser().resolve()
+    target = expanded(target).resolve()
     try:
         refuse_existing(target, force)
         with unwinding(), _staging(target) as folder:

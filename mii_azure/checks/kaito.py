@@ -4,7 +4,7 @@ By kaito-project/kaito (Apache-2.0): api/v1beta1/workspace_validation.go, pkg/wo
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mii_azure.bundle.bundle_view import WORKSPACE, Inspected, Problem
@@ -33,7 +33,12 @@ _PROBES = ("livenessProbe", "readinessProbe")
 
 
 def _containers(bundle: Inspected) -> list[dict[str, Any]]:
-    given = bundle.get(WORKSPACE, *_CONTAINERS)
+    return _entries(bundle.section(WORKSPACE, *_POD), _CONTAINERS[-1])
+
+
+def _entries(value: Mapping[Any, Any], key: str) -> list[dict[str, Any]]:
+    """Mappings in a mapping's list; none of anything else."""
+    given = value.get(key)
     return [each for each in given if isinstance(each, dict)] if isinstance(given, list) else []
 
 
@@ -84,10 +89,8 @@ def resource(bundle: Inspected) -> Iterator[Problem]:
 def port(bundle: Inspected) -> Iterator[Problem]:
     """Require that the container listens where KAITO's service asks, and is probed there."""
     for container in _containers(bundle)[:1]:
-        ports = container.get("ports")
-        listed = [each.get("containerPort") for each in ports if isinstance(each, dict)] if ports else []
-        env = container.get("env")
-        values = {each.get("name"): each.get("value") for each in env if isinstance(each, dict)} if env else {}
+        listed = [each.get("containerPort") for each in _entries(container, "ports")]
+        values = {str(each.get("name")): each.get("value") for each in _entries(container, "env")}
         said = values.get("MII_AZURE_HTTP_PORT", str(KAITO_PORT) if bundle.loose is not None else "5001")
         if (KAITO_PORT not in listed and listed) or said != str(KAITO_PORT):
             given = said if said != str(KAITO_PORT) else ", ".join(map(str, listed))
@@ -173,9 +176,8 @@ def _gpus(bundle: Inspected, wanted: Any) -> Iterator[Problem]:
 
 def variables(bundle: Inspected) -> Iterator[Problem]:
     for container in _containers(bundle):
-        env = container.get("env")
-        for each in env if isinstance(env, list) else []:
-            value = each.get("value") if isinstance(each, dict) else None
+        for each in _entries(container, "env"):
+            value = each.get("value")
             if value is not None and not isinstance(value, str):
                 message = f"The variable {each.get('name')} is {value!r}, not a string; Kubernetes refuses it."
                 yield Problem(message, "Put it in quotes.", WORKSPACE, _CONTAINERS)

@@ -126,7 +126,7 @@ def accelerators(bundle: Inspected) -> Iterator[Problem]:
             message = f"{kind} is used {count} times by a copy of the model."
             yield Problem(message, "Give 1 or more.", TEMPLATE, place)
             return
-    kinds = [each.get("accelerator_type") for each in maps]
+    kinds = [each["accelerator_type"] for each in maps if isinstance(each.get("accelerator_type"), str)]
     if len(set(kinds)) < len(kinds):
         yield Problem("accelerator_maps names a type twice.", "Name each once.", TEMPLATE, place)
     elif sum(each.get("default") is True for each in maps) > 1:

@@ -58,8 +58,7 @@ Targets = Annotated[
     str,
     _flag(
         "targets",
-        "Comma-separated: in-process, grpc, http, azmlinfsrv, container; parity also endpoint:NAME, url:URL, "
-        "bundle:FOLDER.",
+        "Comma-separated: in-process, grpc, http, azmlinfsrv, container, endpoint:NAME, url:URL, bundle:FOLDER.",
     ),
 ]
 
@@ -114,7 +113,7 @@ def plan(
 ) -> None:
     """Say whether a model fits, where, and with which settings, before anything starts. Downloads no weights."""
     from mii_azure.cli.report import show_findings
-    from mii_azure.cli.report_plan import headline, show_plan
+    from mii_azure.cli.report_plan import headline, next_command, show_plan
     from mii_azure.planning.planner import plan as make
 
     asked = derived.asked(context, given, file)
@@ -128,18 +127,20 @@ def plan(
         return
     known = price_verbs.known(prices)
     made = make(**asked)
+    flags = derived.beside_file(context, given, file) if file else asked
+    lines = headline(made, asked, next_command(made, flags, file), known)
     found = azure_verbs.afforded(made, asked["instance_count"], (subscription, resource_group, workspace), online)
-    if report:
-        from mii_azure.reports.plan_report import write_plan
-
-        write_plan(made, headline(made, asked, known), report)
     if as_json:
         told = {} if found is None else {"online": [finding.model_dump() for finding in found]}
         _print_json(made.model_dump(mode="json") | told)
     else:
-        show_plan(out, made, asked, known, verbose)
+        show_plan(out, made, lines, verbose)
         if found is not None:
             show_findings(out, found)
+    if report:
+        from mii_azure.reports.plan_report import write_plan
+
+        write_plan(made, lines, report)
     _fail_on_errors(found or [])
 
 
@@ -278,13 +279,13 @@ def parity(
             suspects=derived.folders(suspects),
             api_key=proof.api_key if proof else "",
         )
+    _print_json(verdict) if as_json else show_verdict(out, verdict)
     if output:
         write_verdict(verdict, output)
     if report:
         from mii_azure.reports.parity_report import write_parity
 
         write_parity(verdict, report)
-    _print_json(verdict) if as_json else show_verdict(out, verdict)
     if not verdict.agree:
         raise typer.Exit(1)
 

@@ -56,6 +56,8 @@ def bench(
     proof = credentials(tls=False, ca=None, cert=None, key=None, api_key_file=api_key_file)
     asked = {"count": count, "api_key": proof.api_key if proof else ""}
     swept = _swept(bundle, named or [_SWEPT], (concurrency, rates), asked, as_json)
+    print_json(swept) if as_json else show_sweep(out, swept)
+    # What was measured is told before a file that cannot be written ends the run.
     if export:
         from mii_azure.verdict.aiperf import export as write
 
@@ -64,7 +66,6 @@ def bench(
         from mii_azure.reports.bench_report import write_bench
 
         write_bench(swept, report)
-    print_json(swept) if as_json else show_sweep(out, swept)
 
 
 def _compare(bundle: Path, named: dict[str, list[str]], count: int, clients: int, as_json: bool) -> None:

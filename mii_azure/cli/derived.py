@@ -14,7 +14,7 @@ from mii_azure.errors import SpecError
 from mii_azure.platform.machine import MachineOptions
 from mii_azure.platform.options import AzureOptions, OnCommandLine
 from mii_azure.sdk.spec_file import read
-from mii_azure.spec import Spec
+from mii_azure.spec import Spec, near_name
 
 SpecFile = Annotated[
     Path | None, typer.Option("--file", "-f", envvar="MII_AZURE_FILE", help="mii-azure.yml; flags go before it.")
@@ -59,10 +59,7 @@ def asked(context: typer.Context, values: Mapping[str, Any], file: Path | None) 
     """Fields of Spec, from a file where no flag or variable gives them; raises SpecError for a missing one."""
     found = fields(values)
     told = read(file) if file else {}
-    for name in found.keys() & told.keys():
-        source = context.get_parameter_source(_variable(name))
-        if source is None or source.name.startswith("DEFAULT"):
-            found[name] = told[name]
+    found |= {name: told[name] for name in found.keys() & told.keys() if not _given(context, name)}
     missing = [f"--{name}" for name, value in found.items() if value is None and Spec.model_fields[name].is_required()]
     if missing:
         raise SpecError(
@@ -70,6 +67,18 @@ def asked(context: typer.Context, values: Mapping[str, Any], file: Path | None) 
             "Give them as flags, or in a file with -f; `mii-azure init` writes one.",
         )
     return found
+
+
+def beside_file(context: typer.Context, values: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """Fields that generating by the file takes beside it: those of flags and variables, and a name if it has none."""
+    found = {name: value for name, value in fields(values).items() if _given(context, name)}
+    told = read(file)
+    return found if "name" in told else {**found, "name": near_name(str(found.get("model", told.get("model"))))}
+
+
+def _given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(_variable(name))
+    return source is not None and not source.name.startswith("DEFAULT")
 
 
 def split(text: str) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from mii_azure.cli.shared import AsJson, Bundle, flag, out, print_json
+from mii_azure.platform.paths import expanded
 
 
 def register(app: typer.Typer) -> None:
@@ -82,7 +83,7 @@ def package(
     """Write an OCI image layout of a bundle, without a container engine: files to mount, or an image that runs."""
     from mii_azure.bundle.package import package as write
 
-    folder = bundle.expanduser().resolve()
+    folder = expanded(bundle).resolve()
     made = write(bundle, output or folder.with_name(f"{folder.name}.oci"), base=base, tag=tag)
     if as_json:
         print_json(made)

@@ -1,7 +1,7 @@
 """Plan for people: whether it fits, what it will do, what it needs, the next command; then each setting's reason."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,24 +25,24 @@ _BASES = {
 }
 
 
-def show_plan(
-    console: Console, plan: Plan, asked: Mapping[str, Any], prices: "Prices | None" = None, verbose: bool = False
-) -> None:
-    """Print the answer in three lines and the next command, then the settings; passes only if `verbose`."""
-    for name, text in headline(plan, asked, prices):
+def show_plan(console: Console, plan: Plan, lines: Iterable[tuple[str, str]], verbose: bool = False) -> None:
+    """Print the lines of `headline`, then the settings; passes only if `verbose`."""
+    for name, text in lines:
         console.print(f"{name:<6} {text}", soft_wrap=True)
     console.print()
     _show_settings(console, plan, verbose)
 
 
-def headline(plan: Plan, asked: Mapping[str, Any], prices: "Prices | None" = None) -> list[tuple[str, str]]:
+def headline(
+    plan: Plan, asked: Mapping[str, Any], command: str, prices: "Prices | None" = None
+) -> list[tuple[str, str]]:
     """Answer in three lines, and the next command, each with its word."""
     instances = int(asked.get("instance_count") or 1)
     return [
         ("fits", _fits(plan)),
         ("does", _does(plan.outlook, instances)),
         ("needs", _needs(plan, instances, prices)),
-        ("next", next_command(plan, asked)),
+        ("next", command),
     ]
 
 
@@ -135,15 +135,15 @@ def _needs(plan: Plan, instances: int, prices: "Prices | None") -> str:
     return f"{told}; {hourly * instances:,.3f} {prices.currency}/h in {prices.region}, {prices.date}"
 
 
-def next_command(plan: Plan, asked: Mapping[str, Any]) -> str:
-    """Command that writes what was planned."""
+def next_command(plan: Plan, asked: Mapping[str, Any], file: Path | None = None) -> str:
+    """Command that writes what was planned: by the fields `asked`, or by a file and those that go before it."""
     if not plan.fits:
         return "plan a smaller model of the family, or another instance type"
-    words = ["mii-azure", "generate"]
-    for name, value in {**asked, "name": near_name(str(asked["model"]))}.items():
+    words = ["mii-azure", "generate", *(["-f", str(file)] if file else [])]
+    for name, value in (asked if file else {**asked, "name": near_name(str(asked["model"]))}).items():
         flag = name.replace("_", "-")
-        default = None if name == "name" else Spec.model_fields[name].get_default(call_default_factory=True)
-        if value == default or value in (None, "", [], ()):
+        default = Spec.model_fields[name].get_default(call_default_factory=True)
+        if value in (None, "", [], ()) or (value == default and (isinstance(value, bool) or not file)):
             continue
         if default is True:
             words.append(f"--no-{flag}")

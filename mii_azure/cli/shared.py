@@ -14,6 +14,7 @@ from rich.segment import Segment
 from local_runner.flags.flag import Flag
 from local_runner.telemetry.terminal import escaped, escaped_json
 from mii_azure.errors import NotABundle
+from mii_azure.platform.paths import exists
 
 
 class Plain(Console):
@@ -57,7 +58,7 @@ def a_folder(path: Path | None) -> Path | None:
     """Return a path, or None for none; raises NotABundle for the address of something that answers."""
     # A path has lost one of two slashes.
     scheme, colon, rest = str(path).partition(":")
-    if path is None or not colon or scheme not in ("http", "https", "endpoint") or path.exists():
+    if path is None or not colon or scheme not in ("http", "https", "endpoint") or exists(path):
         return path
     address = f"{scheme}:{rest if scheme == 'endpoint' else '//' + rest.lstrip('/')}"
     raise NotABundle(

@@ -10,6 +10,7 @@ from mii_azure.errors import AdapterUnusable, PickleRefused
 from mii_azure.model.files import contained
 from mii_azure.model.profile import Profile
 from mii_azure.model.safetensors import FLOAT_NAMES, Tensor, read_header
+from mii_azure.platform.paths import expanded, is_folder
 from scoring.lora.peft_folder import (
     CONFIG,
     PICKLE,
@@ -49,9 +50,9 @@ def read_adapter(name: str, path: str) -> Adapter:
 
     Hashes its weights, which are small beside the base's.
     """
-    folder = Path(path).expanduser()
-    if not (folder / CONFIG).is_file():
-        what = f"has no {CONFIG}" if folder.is_dir() else "is no folder"
+    folder = expanded(path)
+    if not is_folder(folder) or not (folder / CONFIG).is_file():
+        what = f"has no {CONFIG}" if is_folder(folder) else "is no folder"
         raise AdapterUnusable(
             f"The adapter {path} {what}.",
             f"Give the folder that peft's save_pretrained wrote: {CONFIG} and {WEIGHTS}.",
@@ -87,7 +88,7 @@ def read_adapter(name: str, path: str) -> Adapter:
 
 def merged_adapter(path: str) -> Adapter:
     """The adapter of a folder that is to be merged, under the folder's name; raises as `read_adapter` does."""
-    return read_adapter(Path(path).expanduser().resolve().name, path)
+    return read_adapter(expanded(path).resolve().name, path)
 
 
 def served_adapter(pair: str) -> Adapter:

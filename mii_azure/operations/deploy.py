@@ -11,6 +11,7 @@ from mii_azure.azure.live import Live, smoke
 from mii_azure.bundle.bundle_view import refuse_own_image
 from mii_azure.errors import BundleEdited, InvalidName, SpecError
 from mii_azure.operations.steps import Journal
+from mii_azure.platform.paths import expanded
 from mii_azure.spec import NAME_LENGTH, NAME_PATTERN
 
 AGAIN = "The same command"
@@ -42,7 +43,7 @@ def deploy(
     `traffic` is the slot's percentage, the rest stays with the slot that has most; None gives it all if no other slot
     has any, and none otherwise. Raises BundleError, SpecError, and AzureError with the resources that exist by then.
     """
-    folder, digest = Path(bundle).expanduser().resolve(), intact(bundle)
+    folder, digest = expanded(bundle).resolve(), intact(bundle)
     check_slot(slot)
     if traffic is not None and not 0 <= traffic <= 100:
         raise SpecError(f"traffic: {traffic} is no percentage.", "Give 0 to 100.")
@@ -115,7 +116,7 @@ def intact(bundle: Path | str) -> str:
     """Hash of the bundle; raises NotABundle, SpecError, and BundleEdited if a file is not as generated."""
     from mii_azure.bundle.manifest import find_mismatches, load_manifest
 
-    folder = Path(bundle).expanduser()
+    folder = expanded(bundle)
     digest = str(load_manifest(folder)["bundle"])
     refuse_own_image(folder)
     changed = find_mismatches(folder)

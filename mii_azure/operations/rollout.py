@@ -17,6 +17,7 @@ from mii_azure.errors import AzureError, MiiAzureError, NotAvailable, RolloutFai
 from mii_azure.operations.deploy import AGAIN, deploy, intact, place, silent
 from mii_azure.operations.metrics_gate import Allowed, MetricsGate, worse
 from mii_azure.operations.steps import Journal
+from mii_azure.platform.paths import expanded
 
 SHARES = (10, 50, 100)
 MIRROR_PERCENT = 10  # Azure allows up to 50
@@ -54,7 +55,7 @@ def rollout(
     is a verdict's file, which must be a yes on this bundle. Resumes where an interrupted rollout stopped.
     Raises RolloutFailed naming the gate, once the traffic is restored.
     """
-    folder, digest = Path(bundle).expanduser().resolve(), intact(bundle)
+    folder, digest = expanded(bundle).resolve(), intact(bundle)
     if batch.is_batch(folder):
         raise NotAvailable("A batch endpoint has no traffic to roll over.", "Run `deploy --slot green --traffic 100`.")
     if tokens and not parity:
@@ -84,7 +85,7 @@ def undo(bundle: Path | str, client: Any, say: Say = silent) -> dict[str, int]:
 
     Changes nothing on an endpoint that no other bundle serves. Raises NotAvailable for batch endpoints.
     """
-    folder, digest = Path(bundle).expanduser().resolve(), intact(bundle)
+    folder, digest = expanded(bundle).resolve(), intact(bundle)
     if batch.is_batch(folder):
         raise NotAvailable("A batch endpoint has no traffic to give back.", "Run `deploy --slot NAME --traffic 100`.")
     name = _endpoint_name(folder)

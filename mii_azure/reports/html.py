@@ -6,6 +6,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from local_runner.telemetry.terminal import escaped
+from mii_azure.errors import NotWritten
 
 Node = ElementTree.Element
 Child = Node | str | None
@@ -69,7 +70,7 @@ def figures(pairs: Iterable[tuple[str, str]]) -> Node:
 
 
 def write(file: Path, title: str, about: str, *sections: Node) -> None:
-    """Write a report, in place of an earlier one; folders above it are made."""
+    """Write a report, in place of an earlier one; folders above it are made. Raises NotWritten."""
     head = el(
         "head",
         el("meta", charset="utf-8"),
@@ -82,5 +83,8 @@ def write(file: Path, title: str, about: str, *sections: Node) -> None:
     style.text = _STYLE
     body = el("body", el("header", el("h1", title), el("p", about)), el("main", sections))
     text = ElementTree.tostring(el("html", head, body, lang="en"), encoding="unicode", method="html")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(f"<!doctype html>\n{text}\n", encoding="utf-8")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"<!doctype html>\n{text}\n", encoding="utf-8")
+    except OSError as error:
+        raise NotWritten(f"The report {file} cannot be written: {error.strerror}.", "Name another file.") from None

@@ -3,6 +3,7 @@
 import difflib
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from mii_azure.reports.html import Child, Node, el, figures, section, table, write
@@ -10,6 +11,8 @@ from mii_azure.verdict.grade import ALIKE
 from mii_azure.verdict.outcome import Comparison, Verdict
 
 _GRADES = ("bytes", "values", "scores", "different")
+_PIECES = re.compile(r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?(?!\w)|\w+|\s+|[^\w\s]")
+_MOST_COMPARED = 2000  # pieces, or lines, of a text: time grows faster than their number
 _MOST_SHOWN = 50  # differences; a target that is wrong altogether differs in all of them
 
 
@@ -76,12 +79,39 @@ def _pretty(body: str) -> str:
 
 
 def marked(left: str, right: str) -> tuple[Node, Node]:
-    """Two texts with what only one of them has marked, word by word."""
-    ours, theirs = (re.findall(r"\w+|\s+|[^\w\s]", text) for text in (left, right))
+    """Two texts with what only one of them has marked: word by word in lines that differ, numbers whole.
+
+    What is too long to compare so is marked as a whole.
+    """
     sides: tuple[list[Child], list[Child]] = ([], [])
-    for kind, *places in difflib.SequenceMatcher(None, ours, theirs, autojunk=False).get_opcodes():
-        pieces = ("".join(ours[places[0] : places[1]]), "".join(theirs[places[2] : places[3]]))
-        for side, piece, tag in zip(sides, pieces, ("del", "ins"), strict=True):
-            if piece:
-                side.append(piece if kind == "equal" else el(tag, piece))
+    for ours, theirs in _unlike_lines(left.splitlines(keepends=True), right.splitlines(keepends=True)):
+        for kind, *pieces in _aligned(_PIECES.findall(ours), _PIECES.findall(theirs)):
+            for side, piece, tag in zip(sides, pieces, ("del", "ins"), strict=True):
+                if piece:
+                    side.append(piece if kind == "equal" else el(tag, piece))
     return el("pre", sides[0]), el("pre", sides[1])
+
+
+def _unlike_lines(left: list[str], right: list[str]) -> Iterator[tuple[str, str]]:
+    """Texts to compare with one another: each line with its twin where as many were replaced, else blocks of lines."""
+    blocks = difflib.SequenceMatcher(None, left, right).get_opcodes() if _short(left, right) else ()
+    for _, *places in blocks or [("replace", 0, len(left), 0, len(right))]:
+        ours, theirs = left[places[0] : places[1]], right[places[2] : places[3]]
+        if len(ours) == len(theirs):
+            yield from zip(ours, theirs, strict=True)
+        else:
+            yield "".join(ours), "".join(theirs)
+
+
+def _aligned(ours: list[str], theirs: list[str]) -> Iterator[tuple[str, str, str]]:
+    if ours == theirs or not _short(ours, theirs):
+        yield "equal" if ours == theirs else "replace", "".join(ours), "".join(theirs)
+        return
+    # Commas and spaces of long texts are no beginnings of what is alike: its time grows with their number cubed.
+    matcher = difflib.SequenceMatcher(None, ours, theirs)
+    for kind, *places in matcher.get_opcodes():
+        yield kind, "".join(ours[places[0] : places[1]]), "".join(theirs[places[2] : places[3]])
+
+
+def _short(*sides: list[str]) -> bool:
+    return max(map(len, sides)) <= _MOST_COMPARED

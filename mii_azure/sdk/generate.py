@@ -23,6 +23,7 @@ from mii_azure.planning.merging import MergeJob
 from mii_azure.planning.plan import Plan
 from mii_azure.planning.planner import plan_spec
 from mii_azure.planning.quantization import QuantizationJob
+from mii_azure.platform.paths import expanded
 from mii_azure.spec import Preferences, Spec, make_spec, one_name
 from mii_azure.version import __version__
 from scoring.api.hooks import FILE as HANDLER
@@ -53,7 +54,7 @@ def write_bundle(
     spec: Spec, *, output: Path | str | None = None, force: bool = False, progress: Progress | None = None
 ) -> tuple[Path, Plan]:
     """Write the bundle of a spec; return its folder, and the plan that it was written by. Raises what generate does."""
-    target = Path(output or spec.name).expanduser().resolve()
+    target = expanded(output or spec.name).resolve()
     refuse_place(target)
     refuse_existing(target, force)
     if spec.handler:
@@ -158,7 +159,7 @@ def _model_folder(spec: Spec, plan: Plan) -> Path | None:
     if plan.profile.source == "reference":
         return None
     if plan.profile.source == "folder":
-        return Path(spec.model).expanduser()
+        return expanded(spec.model)
     from mii_azure.model.hub import download
 
     return download(spec.model, plan.profile.revision, spec.allow_pickle, spec.trust_remote_code)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mii_azure.errors import NotWritten, SpecError
+from mii_azure.platform.paths import exists
 from mii_azure.spec import Spec
 
 NAME, SCHEMA = "mii-azure.yml", "mii-azure.schema.json"
@@ -25,7 +26,7 @@ def schema() -> dict[str, Any]:
 def init(folder: Path, given: Mapping[str, Any], force: bool = False) -> Path:
     """Write the file, and its schema beside it; return its path. Raises NotWritten for one that is there."""
     path = folder / NAME
-    if path.exists() and not force:
+    if exists(path) and not force:
         raise NotWritten(f"{path} exists.", "Edit it, or pass --force to replace it.")
     try:
         path.write_text(text(given), encoding="utf-8")
@@ -47,6 +48,8 @@ def text(given: Mapping[str, Any]) -> str:
     return "".join(parts)
 
 
+#: Settings that name a file or a folder.
+_PATHS = {"model", "handler", "adapter", "draft_model"}
 _EXAMPLES = {"task": "text-classification", "model": "./model", "name": "my-endpoint"}
 
 
@@ -56,14 +59,16 @@ def _yaml(value: Any) -> str:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Settings of a file; a model's folder is relative to it. Raises SpecError for what is no such file."""
+    """Settings of a file; what they name that lies beside it is relative to it. Raises SpecError for no such file."""
     import yaml
 
+    from mii_azure.bundle.yaml_text import parse_yaml
+
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SpecError(f"{path} cannot be read: {error.strerror}.", "`mii-azure init` writes one.") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         first = str(getattr(error, "problem", None) or error).splitlines()[0]
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark else ""
@@ -75,9 +80,21 @@ def read(path: Path) -> dict[str, Any]:
             near = get_close_matches(key, Spec.model_fields, n=1, cutoff=0.6)
             hint = f"Did you mean {near[0]}?" if near else f"Settings: {', '.join(Spec.model_fields)}."
             raise SpecError(f"{path} has a setting {key}, which there is not.", hint)
-    model = found.get("model")
-    if isinstance(model, str) and (path.parent / model).is_dir():
-        found["model"] = str(path.parent / model)
+    for key in _PATHS & found.keys():
+        found[key] = _beside(path, found[key])
+    if isinstance(found.get("adapters"), list):
+        found["adapters"] = [_pair_beside(path, pair) for pair in found["adapters"]]
     return {
         key: tuple(value) if isinstance(value, list) else value for key, value in found.items() if value is not None
     }
+
+
+def _beside(file: Path, value: Any) -> Any:
+    """Path of what lies beside the file; anything else as it is."""
+    return str(file.parent / value) if isinstance(value, str) and exists(file.parent / value) else value
+
+
+def _pair_beside(file: Path, pair: Any) -> Any:
+    """NAME=FOLDER with its folder as `_beside` has it."""
+    name, equals, folder = pair.partition("=") if isinstance(pair, str) else ("", "", "")
+    return f"{name}={_beside(file, folder)}" if equals and folder else pair

@@ -4,10 +4,10 @@ import json
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, get_args
 
 from mii_azure.errors import SpecError
+from mii_azure.platform.paths import expanded
 from scoring.schema.registry import TASKS
 from scoring.schema.requests import TaskSchema
 
@@ -38,7 +38,7 @@ def contents(word: str) -> str:
     """Text that a word stands for: its own, or with `@` before it that of a file; raises SpecError."""
     if not word.startswith("@") or len(word) == 1:
         return word
-    path = Path(word[1:]).expanduser()
+    path = expanded(word[1:])
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

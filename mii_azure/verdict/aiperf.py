@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from mii_azure.errors import NotWritten
 from mii_azure.verdict.sweep import Distribution, Point, Sweep
 
 FILE = "profile_export_aiperf.json"
@@ -17,13 +18,19 @@ _UNSAFE = re.compile(r"[^\w.-]+")  # of a target's name, in the name of a folder
 
 
 def export(sweep: Sweep, folder: Path) -> list[Path]:
-    """Write a folder for each point, such as `http-concurrency8` or `http-request_rate12.5`; return the files."""
+    """Write a folder for each point, such as `http-concurrency8` or `http-request_rate12.5`; return the files.
+
+    Raises NotWritten.
+    """
     written = []
     for point in sweep.points:
         kind = "concurrency" if point.loop == "closed" else "request_rate"
         target = folder / f"{_UNSAFE.sub('-', point.target)}-{kind}{point.load:.4g}" / FILE
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(exported(point), indent=2) + "\n", encoding="utf-8")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(json.dumps(exported(point), indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise NotWritten(f"{target} cannot be written: {error.strerror}.", "Choose another --export.") from None
         written.append(target)
     return written
 

@@ -127,21 +127,24 @@ def sweep(
     A closed loop has each of `clients` in flight. An open loop then has `rates` in requests a second, or shares of the
     closed loop's best if None. Generated answers are streamed, and no prompt finds its beginning cached by another.
     `api_key` is for targets `url:URL`, which run already; all others run side by side, so each holds the model. Targets
-    take turns. Raises SpecError for targets or loads that do not exist, RunnerFailed for a target that refuses the
-    sample, and what starting a target raises.
+    take turns. Raises SpecError for targets or loads that do not exist and for a target that has no form of the sample,
+    RunnerFailed for one that refuses it, and what starting a target raises.
     """
     _check(targets, clients, rates, count)
     folder = Path(bundle)
     task = Deployment.read(folder / "code" / "deployment.json").task
     digest = str(load_manifest(folder)["bundle"])
     sample = read_file(folder / "requests" / "sample.json", NotABundle, "Generate the bundle again.")
+    bodies = _Bodies(sample, task)
     with ExitStack() as stack:
+        reached = {name: open_target(name, folder, task, Reach(key=api_key)) for name in targets}
+        _require_form(reached, bodies)
         hosts: dict[str, Any] = {}
-        for name in targets:
+        for name, target in reached.items():
             progress(f"starting {name}")
-            hosts[name] = stack.enter_context(open_target(name, folder, task, Reach(key=api_key)))
+            hosts[name] = stack.enter_context(target)
         facts: dict[str, Any] = next(filter(None, (host.metadata() for host in hosts.values())), {})
-        points = _measured(hosts, _Bodies(sample, task), (clients, rates, count), progress)
+        points = _measured(hosts, bodies, (clients, rates, count), progress)
     return Sweep(
         bundle=str(folder),
         bundle_hash=digest,
@@ -184,6 +187,16 @@ class _Bodies:
         parameters = {**self._sample.get("parameters", {}), "cache_salt": f"sweep-{self._number}"}
         asked = {**self._sample, "parameters": parameters, "stream": True, "options": {"usage": True}}
         return json.dumps(asked)
+
+
+def _require_form(targets: "Mapping[str, Target]", bodies: _Bodies) -> None:
+    """Raise SpecError for a target where the sample cannot be said, before anything starts."""
+    for name, target in targets.items():
+        if not target.takes(*bodies.take(1, target)):
+            raise SpecError(
+                f"The sample has no form at {name}.",
+                "OpenAI's interface cannot say it: name another path of that server, such as /score, or leave it out.",
+            )
 
 
 def _measured(

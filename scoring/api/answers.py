@@ -116,7 +116,9 @@ class Answers(ABC):
             raise NotReady("The model is not ready.", "Try again shortly.")
         if isinstance(payload, dict) and (asked := tokens.read(payload)):
             with held(self._seats), self._stage("encode"):
-                return Reply(200, self._serialise(answer_tokens(self.task, asked, limit)))
+                body = self._serialise(answer_tokens(self.task, asked))
+                self._check_answer(len(body), "Send a shorter text, or fewer tokens.")
+                return Reply(200, body)
         call = parse(payload, self.task.schema, self.hooks)
         if call.stream:
             self.hooks.refuse_stream()
@@ -183,11 +185,12 @@ class Answers(ABC):
             error.where = error.where or f"inputs[{item}]"
             raise
 
-    def _check_answer(self, answers: int) -> None:
+    def _check_answer(self, answers: int, smaller: str = "") -> None:
         most = self.task.most_bytes(self.deployment.limits)
         if answers > most:
             raise PayloadTooLarge(
-                f"The answer may take {answers:,} bytes, and a reply has at most {most:,}.", self.task.smaller
+                f"The answer may take {answers:,} bytes, and a reply has at most {most:,}.",
+                smaller or self.task.smaller,
             )
 
     def _wait(self, job: Job) -> list[Any]:

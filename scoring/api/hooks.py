@@ -9,6 +9,7 @@ Either may be missing. An error of scoring.errors that a hook raises is answered
 import importlib.util
 import inspect
 import logging
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -72,14 +73,17 @@ def load(folder: Path) -> Hooks:
     if spec is None or spec.loader is None or not (folder / FILE).is_file():
         raise LoadError(f"There is no {FILE} beside score.py.", "Generate the bundle again with --handler.")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses and pydantic look for what its annotations name
     try:
         spec.loader.exec_module(module)
     except ModuleNotFoundError as error:
+        sys.modules.pop(spec.name, None)
         raise LoadError(
             f"handler.py needs the package {error.name!r}, which is not installed here.",
             "Use what the bundle's lock installs, or put the code into handler.py itself.",
         ) from error
     except BaseException as error:
+        sys.modules.pop(spec.name, None)
         raise LoadError(f"handler.py did not load: {type(error).__name__}: {error}.", _REMEDY) from error
     hooks = Hooks(**{name: getattr(module, name, None) for name in HOOKS})
     for name in hooks.names:

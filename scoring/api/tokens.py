@@ -2,17 +2,16 @@
 
 from typing import Any
 
-from scoring.errors import InvalidInput
+from scoring.errors import InvalidInput, PromptTooLong
+from scoring.schema.requests import MOST_TOKENS
 from scoring.schema.tokens import ConversationTokens, TextTokens, TokenRequest
 from scoring.tasks.base import Task
 
 
-def answer(task: Task, request: TokenRequest, most: int) -> dict[str, Any]:
-    """Answer a request for tokens, of texts with up to `most` of them; raises RequestError and its kinds."""
+def answer(task: Task, request: TokenRequest) -> dict[str, Any]:
+    """Answer a request for tokens; raises RequestError and its kinds."""
     if isinstance(request, TextTokens):
-        special: dict[str, Any] = {"add_special_tokens": request.add_special_tokens}
-        ids = task.call_tokenizer(request.prompt, most=most, verbose=False, **special)["input_ids"]
-        return _told(task, list(ids), request.return_token_strs)
+        return _told(task, _text(task, request), request.return_token_strs)
     if isinstance(request, ConversationTokens):
         return _told(task, _conversation(task, request), request.return_token_strs)
     known = len(task.tokenizer)
@@ -27,12 +26,26 @@ def answer(task: Task, request: TokenRequest, most: int) -> dict[str, Any]:
         return {"prompt": task.tokenizer.decode(request.tokens)}
 
 
+def _text(task: Task, request: TextTokens) -> list[int]:
+    """Tokens of a text: as many as an input in token ids may have, or the model takes; raises PromptTooLong."""
+    most = max(MOST_TOKENS, task.loaded.context_length)
+    special: dict[str, Any] = {"add_special_tokens": request.add_special_tokens}
+    refusal = PromptTooLong(f"The text has more than {most:,} tokens.", "Shorten it.", "prompt")
+    try:
+        ids = list(task.call_tokenizer(request.prompt, most=most, verbose=False, **special)["input_ids"])
+    except PromptTooLong:
+        raise refusal from None
+    if len(ids) > most:  # the count before it is a lower bound
+        raise refusal
+    return ids
+
+
 def _conversation(task: Task, request: ConversationTokens) -> list[int]:
     """Tokens of the prompt that the task makes of a conversation."""
     if task.schema.name != "conversational":
         raise InvalidInput(f"{task.schema.name} takes no messages.", 'Send the text as "prompt".', "messages")
     parameters = task.schema.parse_parameters(request.parameters)
-    (row,) = task.encode(request.messages, parameters, 0)
+    row, *_ = task.encode(request.messages, parameters, 0)
     return row.features["input_ids"]
 
 

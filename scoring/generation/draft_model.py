@@ -10,8 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 
+from scoring.decoder.block_pool import blocks_of
 from scoring.decoder.decoder import Decoder
 from scoring.engine.oom import free_memory
+from scoring.errors import DeviceFull
 from scoring.generation.sequence import RunningSequence
 
 logger = logging.getLogger("mii_azure.scheduler")
@@ -73,15 +75,19 @@ class DraftModel:
         newest: Mapping[RunningSequence, Sequence[int]],
         room: Callable[[RunningSequence, int], int],
     ) -> dict[RunningSequence, list[int]]:
-        """Last token of each of these sequences and its draft; empty if the draft model fails, which ends all drafts.
+        """Last token of each of these sequences and its draft; empty if the draft model's cache is full, or it fails.
 
-        `newest`: tokens of each that are read but not appended yet. No more tokens than there is `room` for behind the
-        place of the last one. Of sequences that are not among these nothing is kept.
+        A failure ends all drafts. `newest`: tokens of each that are read but not appended yet. No more tokens than
+        there is `room` for behind the place of the last one. Of sequences that are not among these nothing is kept.
         """
         try:
             self._follow(newest)
             wanted = {each: self.reach(each, room(each, len(self._followed[each].ids) - 1)) for each in newest}
             found = self._drafted([each for each, count in wanted.items() if count], wanted)
+        except DeviceFull:  # it fits once other sequences have ended
+            logger.warning("the draft model's cache is full; a step goes on without drafts")
+            self._follow({})
+            return {}
         except Exception as error:  # drafts are not needed to answer
             logger.exception("the draft model fails; steps go on without drafts")
             self._failed = True
@@ -108,7 +114,7 @@ class DraftModel:
     ) -> dict[RunningSequence, list[int]]:
         """Draft the tokens wanted of these rows, but of those that the draft model has yet to catch up with."""
         most = max((wanted[running] for running in rows), default=0)
-        ready = self._caught_up([each for each in rows if len(self._followed[each].ids) + most <= self._most])
+        ready = self._caught_up(self._fitting(rows, most))
         if not ready:
             return {}
         slots = [self._followed[running].slot for running in ready]
@@ -120,6 +126,30 @@ class DraftModel:
             known = takewhile(lambda token: token < self._vocabulary, tokens[: wanted[running]])
             followed.drafted = found[running] = list(known)
         return found
+
+    def _fitting(self, rows: Sequence[RunningSequence], most: int) -> list[RunningSequence]:
+        """Those of these rows that the cache holds together with drafts of `most` tokens; first those that it has.
+
+        Of all other sequences it keeps what it has room for besides.
+        """
+        tables, fitting = self._decoder.tables, []
+        left = tables.pool.blocks
+        for running in sorted(rows, key=lambda each: not self._followed[each].held):
+            followed = self._followed[running]
+            length = len(followed.ids) + most
+            blocks = max(blocks_of(length), len(tables.blocks(followed.slot)))
+            if length <= self._most and blocks <= left:
+                fitting.append(running)
+                left -= blocks
+        for running, followed in self._followed.items():
+            if running in fitting:
+                continue
+            if (blocks := len(tables.blocks(followed.slot))) <= left:
+                left -= blocks
+            else:
+                self._decoder.open(followed.slot, running.sampling)
+                followed.held = 0
+        return fitting
 
     def _caught_up(self, rows: Sequence[RunningSequence]) -> list[RunningSequence]:
         """Compute the tokens that the draft model lacks, within a step's bound; the sequences that lack none."""

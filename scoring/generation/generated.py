@@ -9,7 +9,7 @@ from transformers import LogitsProcessor
 
 from scoring.decoder.logprobs import TokenLogprob, indices, measure_logprobs, read_logprobs
 from scoring.decoder.sampler import unpack
-from scoring.engine.row import Between
+from scoring.engine.row import Between, Row
 from scoring.generation.grammars import Grammar, Grammars
 
 _PIECE = 256  # tokens of a prompt whose logits are held at once
@@ -36,12 +36,18 @@ def until_end(tokens: list[int], ends: Sequence[int]) -> list[int]:
 
 
 @torch.inference_mode()
-def prompt_logprobs(model: Any, ids: Sequence[int], most: int, between: Between) -> list[TokenLogprob]:
-    """Logprobs of a prompt's tokens after the first, with `most` of the likeliest each, computed in pieces."""
+def prompt_logprobs(model: Any, row: Row, most: int, between: Between) -> list[TokenLogprob] | None:
+    """Logprobs of a prompt's tokens after the first, with `most` of the likeliest each, computed in pieces.
+
+    None if the row is cancelled before its last piece.
+    """
+    ids = row.features["input_ids"]
     found: list[TokenLogprob] = []
     past, size = None, _PIECE
     at = 0
     while at < len(ids) - 1:
+        if row.cancelled.is_set():
+            return None
         piece = torch.tensor([ids[at : at + size]], device=model.device)
         made = model(input_ids=piece, past_key_values=past, use_cache=True)
         past = getattr(made, "past_key_values", None)

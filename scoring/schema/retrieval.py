@@ -1,12 +1,15 @@
 """Requests of tasks that compare texts: rankings of texts by a query, pairs, sentences beside a source."""
 
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from scoring.errors import InvalidParameter
 from scoring.schema.requests import (
     MOST_EMBEDDED,
     MOST_PROMPT_CHARACTERS,
+    MOST_WORDS,
     Strict,
     Text,
     TextPair,
@@ -73,3 +76,18 @@ class ZeroShotParameters(Strict):
     )
     multi_label: bool = Field(False, description="Score each label by itself; else the scores add up to 1.")
     truncation: bool = Field(False, description="Cut texts at the context length instead of refusing them.")
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """The labels of either form; raises InvalidParameter for a text that holds none, or more than a list may."""
+        named, where = self.candidate_labels, "parameters.candidate_labels"
+        if not isinstance(named, str):
+            return list(named)
+        found = [each.strip() for each in named.split(",") if each.strip()]
+        if not found:
+            raise InvalidParameter("There is no label.", "Send a list of labels.", where)
+        if len(found) > MOST_WORDS:
+            raise InvalidParameter(
+                f"There are {len(found):,} labels; at most {MOST_WORDS:,} are taken.", "Send fewer labels.", where
+            )
+        return found

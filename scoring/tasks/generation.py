@@ -255,7 +255,7 @@ class Generative(Task):
     def _score_prompts(self, rows: Sequence[Row], found: list[list[Tokens]], most: int, between: Between) -> None:
         """Note the log-probabilities of prompts with their answers."""
         for row, output in zip(rows, found, strict=True):
-            scored = prompt_logprobs(self.model, row.features["input_ids"], most, between)
+            scored = prompt_logprobs(self.model, row, most, between)
             for tokens in output:
                 if isinstance(tokens, ScoredTokens):
                     tokens.prompt = scored

@@ -9,6 +9,7 @@ import torch
 from scoring.config import Limits
 from scoring.engine.row import Row
 from scoring.errors import InvalidParameter, LoadError, PromptTooLong
+from scoring.limits.deadline import check
 from scoring.model.loaded import Loaded
 from scoring.schema.requests import MOST_EMBEDDED
 from scoring.schema.retrieval import ZeroShotParameters
@@ -38,7 +39,8 @@ class ZeroShotClassification(SequenceHead):
 
     def encode(self, value: str, parameters: ZeroShotParameters, item: int) -> list[Row]:
         rows = []
-        for label in _labels(parameters):
+        for label in parameters.labels:
+            check()
             pair = [value, _hypothesis(parameters.hypothesis_template, label)]
             try:
                 encoded = self.tokenize(pair, "only_first" if parameters.truncation else False, item)
@@ -52,7 +54,7 @@ class ZeroShotClassification(SequenceHead):
         return rows
 
     def answer_bytes(self, value: str, parameters: ZeroShotParameters, rows: Sequence[Row]) -> int:
-        return text_bytes(value) + sum(_ENTRY_BYTES + text_bytes(label) for label in _labels(parameters))
+        return text_bytes(value) + sum(_ENTRY_BYTES + text_bytes(label) for label in parameters.labels)
 
     def most_rows(self, limits: Limits) -> int:
         return max(limits.queue_size, MOST_EMBEDDED)
@@ -60,7 +62,7 @@ class ZeroShotClassification(SequenceHead):
     def decode(
         self, value: str, parameters: ZeroShotParameters, rows: Sequence[Row], outputs: Sequence[torch.Tensor]
     ) -> dict[str, Any]:
-        labels, logits = _labels(parameters), torch.stack(list(outputs))  # [labels, L]
+        labels, logits = parameters.labels, torch.stack(list(outputs))  # [labels, L]
         if parameters.multi_label or len(labels) == 1:
             scores = logits[:, [self._contradicted, self._entailed]].softmax(1)[:, 1]
         else:
@@ -76,15 +78,6 @@ class ZeroShotClassification(SequenceHead):
 def entailment_label(labels: dict[str, int]) -> int | None:
     """The first label that says entailment, as the pipeline finds it."""
     return next((number for label, number in labels.items() if label.lower().startswith("entail")), None)
-
-
-def _labels(parameters: ZeroShotParameters) -> list[str]:
-    """Labels of a request; raises InvalidParameter for a text that holds none."""
-    named = parameters.candidate_labels
-    labels = [each.strip() for each in named.split(",") if each.strip()] if isinstance(named, str) else list(named)
-    if not labels:
-        raise InvalidParameter("There is no label.", "Send a list of labels.", "parameters.candidate_labels")
-    return labels
 
 
 def _hypothesis(template: str, label: str) -> str:

@@ -46,6 +46,12 @@ def test_without_one_nothing_tells_of_it(tiny: Tiny, tmp_path: Path) -> None:
     assert not (bundle / "code" / "handler.py").exists()
 
 
+@pytest.mark.parametrize("path", ["~nobody-of-that-name/x.py", "m" * 300, "a\0b"])
+def test_a_path_that_leads_nowhere_is_no_handler(path: str) -> None:
+    with pytest.raises(HandlerUnusable):
+        read_handler(path)
+
+
 @pytest.mark.parametrize(
     ("code", "said", "line"),
     [

@@ -9,8 +9,11 @@ import pytest
 from mii_azure.bundle.bundle_view import Inspected
 from mii_azure.checks.azure_loaders import refused_by_azure
 from mii_azure.checks.check import RULES, check
+from mii_azure.checks.kaito import port, variables
+from mii_azure.checks.templates import accelerators
 from mii_azure.sdk.generate import generate
-from tests.mii_azure.checks.doors import KAITO, OF_KAITO, OF_TEMPLATE, TEMPLATE, YML, adopt
+from tests.mii_azure.checks.doors import KAITO, OF_KAITO, OF_TEMPLATE, TEMPLATE, YML, adopt, maps
+from tests.mii_azure.checks.mutations import edit
 
 KINDS = {"template": OF_TEMPLATE, "kaito": OF_KAITO}
 
@@ -99,6 +102,23 @@ def test_versions_of_other_content_are_found(pristine, tmp_path):
             (bundle / YML).write_text((bundle / YML).read_text() + "# newer\n")
         adopt(bundle, versions=False)
         assert [(finding.id, finding.file) for finding in check(bundle)] == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "mutation"),
+    [
+        ("template", maps(*["accelerator_type: [a]"] * 2)),
+        ("kaito", edit("workspace.yml", r"^( +)(livenessProbe:)", r"\1ports: 5\n\1\2")),
+        ("kaito", edit("workspace.yml", r"^( +)env:\n(\1 .*\n|\1- .*\n)+", r"\1env: 5\n")),
+        ("kaito", edit("workspace.yml", r"^( +)env:\n", r"\1env:\n\1  - name: [a]\n")),
+    ],
+)
+def test_values_of_any_type_are_judged(pristine, tmp_path, kind, mutation):
+    bundle = Path(shutil.copytree(pristine[kind], tmp_path / "bundle"))
+    mutation.apply(bundle)
+    assert not Inspected(bundle).malformed(mutation.file)
+    for rule in (accelerators, port, variables):
+        list(rule(Inspected(bundle)))
 
 
 @pytest.mark.parametrize(("kind", "file"), [("template", YML), ("kaito", "workspace.yml")])

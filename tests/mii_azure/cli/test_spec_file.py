@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import jsonschema
 import pytest
 import yaml
 
+from mii_azure.sdk.spec_file import read
 from mii_azure.spec import Spec
 from tests.mii_azure.cli.conftest import Done
 
@@ -65,12 +67,54 @@ def test_every_setting_is_explained_has_its_default_and_fits_the_schema(file: Pa
         ("- task", "is no list of settings"),
         ("task: fill-mask\nmodel: m\ndtype: int3", "dtype"),
         ("task: fill-mask", "--model is missing"),
+        ("name: 2026-02-30", "is not YAML"),
+        ("name: !!int foo", "is not YAML"),
+        ("name: 0x_", "is not YAML"),
+        ("name: !!timestamp foo", "is not YAML"),
     ],
 )
 def test_mistakes_are_named(text: str, told: str, mii: Mii, tmp_path: Path) -> None:
     (tmp_path / "mii-azure.yml").write_text(text)
     done = mii("plan", "-f", "mii-azure.yml")
     assert (done.code, told in done.err) == (2, True), done
+
+
+@pytest.mark.parametrize("setting", ["model", "adapter", "draft_model"])
+def test_a_name_that_is_too_long_is_no_folder(setting: str, tiny: Tiny, mii: Mii, tmp_path: Path) -> None:
+    settings = {"task": "text-generation", "model": str(tiny("llama", "text-generation")), setting: "m" * 300}
+    (tmp_path / "mii-azure.yml").write_text(json.dumps(settings))
+    done = mii("plan", "-f", "mii-azure.yml")
+    assert (done.code, "no folder" in done.err) == (3, True), done
+
+
+def test_paths_are_beside_the_file_where_they_are_there(tmp_path: Path) -> None:
+    for name in ("model", "draft", "lora", "handler.py"):
+        (tmp_path / name).mkdir()
+    file = tmp_path / "mii-azure.yml"
+    lines = (
+        "model: model",
+        "handler: handler.py",
+        "adapter: ./lora",
+        "draft_model: draft",
+        "adapters: [a=lora, b=c, 5]",
+    )
+    file.write_text("\n".join(lines))
+    found = read(file)
+    assert [found[key] for key in ("model", "handler", "adapter", "draft_model")] == [
+        str(tmp_path / name) for name in ("model", "handler.py", "lora", "draft")
+    ]
+    assert found["adapters"] == (f"a={tmp_path / 'lora'}", "b=c", 5)
+
+
+@pytest.mark.parametrize("flags", [[], ["--instance-count", "2", "--dtype", "auto"]])
+def test_what_a_plan_names_next_writes_the_files_deployment(file: Path, mii: Mii, flags: list[str]) -> None:
+    file.write_text(re.sub(r"# dtype: .*", "dtype: float16", file.read_text()))
+    planned = mii("plan", "-f", file, *flags)
+    command = re.search("^next +(mii-azure generate .*)$", planned.out, re.MULTILINE)
+    assert command, planned
+    assert command[1] == shlex.join(["mii-azure", "generate", "-f", str(file), *flags])
+    file.write_text(re.sub("(?m)^name: .*", "", file.read_text()))
+    assert mii("plan", "-f", file).out.splitlines()[3].endswith(" --name model")
 
 
 def test_a_file_that_is_there_stays_and_one_that_is_not_is_told(file: Path, mii: Mii) -> None:

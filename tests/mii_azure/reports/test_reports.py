@@ -1,6 +1,7 @@
 """Reports: one file that loads and runs nothing, whose every text is text; charts with numbers where they belong."""
 
 import re
+from difflib import SequenceMatcher
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -9,7 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from mii_azure.cli.app import app
+from mii_azure.errors import NotWritten
 from mii_azure.planning.planner import plan
+from mii_azure.reports import parity_report
 from mii_azure.reports.bench_report import write_bench
 from mii_azure.reports.charts import Axis, Series, lines, number, stack
 from mii_azure.reports.html import el, write
@@ -78,6 +81,26 @@ def test_differences_are_marked_in_the_text(tmp_path: Path) -> None:
     assert ElementTree.tostring(right, "unicode") == "<pre>It is <ins>Lyon</ins>, on the Seine<ins>!</ins></pre>"
 
 
+def test_numbers_are_marked_whole_and_long_lists_line_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    left, right = marked("score: -0.125e-3,\nsame", "score: -0.125e-4,\nsame")
+    assert ElementTree.tostring(left, "unicode") == "<pre>score: <del>-0.125e-3</del>,\nsame</pre>"
+    assert ElementTree.tostring(right, "unicode") == "<pre>score: <ins>-0.125e-4</ins>,\nsame</pre>"
+    compared: list[int] = []
+    matcher = parity_report.difflib.SequenceMatcher
+
+    def counted(junk: None, ours: list[str], theirs: list[str], **options: bool) -> SequenceMatcher[str]:
+        compared.append(len(ours) * len(theirs))
+        return matcher(junk, ours, theirs, **options)
+
+    monkeypatch.setattr(parity_report.difflib, "SequenceMatcher", counted)
+    numbers = [f"0.{number:06}" for number in range(3000)]
+    for joint in (",\n", ","):  # a line each, or all in one
+        left, right = marked(joint.join(numbers), joint.join([*numbers[:-1], "7"]))
+        assert "".join(left.itertext()) == joint.join(numbers)
+        assert right.findall("ins")
+    assert sum(compared) < 1000
+
+
 def test_a_chart_puts_points_where_they_belong() -> None:
     chart = lines("t", Axis("x"), Axis("y"), [Series("a", [(0, 0), (5, 50), (10, 100)])])
     places = [(float(str(each.get("cx"))), float(str(each.get("cy")))) for each in chart.iter("circle")]
@@ -143,6 +166,16 @@ def test_a_plan(tiny: Tiny, tmp_path: Path) -> None:
     assert found.loads_nothing
     assert found.tags.count("svg") == 2
     assert "keys and values" in found.text and "one request, token by token" in found.text
+
+
+def test_a_report_that_cannot_be_written_is_told_after_the_result(tiny: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    words = ["plan", "--task", "fill-mask", "--model", str(tiny("bert", "fill-mask"))]
+    done = CliRunner().invoke(app, [*words, "--report", str(tmp_path / "file" / "plan.html")])
+    assert isinstance(done.exception, NotWritten), done.exception
+    assert done.stdout.startswith("fits ")
+    with pytest.raises(NotWritten, match="Is a directory"):
+        write(tmp_path, "t", "about")
 
 
 def test_nothing_is_expected_above_the_roof(tiny: Tiny) -> None:

@@ -52,6 +52,11 @@ def test_texts_and_pairs(task: str, words: list[str], payload: dict[str, Any]) -
     assert payload_of(words, task) == payload
 
 
+def test_a_home_of_nobody_is_no_file() -> None:
+    with pytest.raises(SpecError, match="cannot be read"):
+        payload_of(["@~nobody-of-that-name hi"], "summarization")
+
+
 def test_files_stand_for_their_text(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("a = b", encoding="utf-8")
     assert payload_of([f"@{tmp_path / 'text'}"], "summarization") == {"inputs": "a = b"}

@@ -14,8 +14,9 @@ from local_runner.process.launch import Runner
 from local_runner.targets import loops
 from local_runner.targets.load import TargetReply
 from local_runner.targets.loops import TimedReply, closed, opened, timed
+from mii_azure.cli import bench_verbs
 from mii_azure.cli.app import app
-from mii_azure.errors import SpecError
+from mii_azure.errors import NotWritten, SpecError
 from mii_azure.verdict.aiperf import FILE, export, exported
 from mii_azure.verdict.sweep import Distribution, Point, Sweep, knee, sweep
 from tests.conftest import Tiny
@@ -117,6 +118,27 @@ def test_loads_that_do_not_exist(wrong: dict[str, list[float]], tmp_path: Path) 
 def test_flags_of_a_sweep(arguments: list[str], tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["bench", str(tmp_path), *arguments])
     assert isinstance(done.exception, SpecError)
+
+
+def test_a_target_that_cannot_say_the_sample_is_told_before_anything_starts(tiny: Tiny, tmp_path: Path) -> None:
+    bundle = mii_azure.generate("fill-mask", str(tiny("bert", "fill-mask")), "mlm", output=tmp_path / "mlm")
+    with pytest.raises(SpecError, match="no form at url:"):
+        sweep(bundle, ["in-process", "url:http://127.0.0.1:1/v1"], progress=pytest.fail)
+
+
+def test_an_export_that_cannot_be_written_is_told_after_the_result(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    points = (point(1, 10, 100),)
+    facts = {"bundle": "b", "bundle_hash": "0", "task": "fill-mask", "request": "{}", "environment": {}}
+    made = Sweep(**facts, points=points, knees=(knee(points, "http"),))
+    monkeypatch.setattr(bench_verbs, "_swept", lambda *arguments: made)
+    for flag in ("--export", "--report"):
+        words = ["bench", str(tmp_path), "--sweep", flag, str(tmp_path / "file" / "x"), "--json"]
+        done = CliRunner().invoke(app, words)
+        assert isinstance(done.exception, NotWritten), done.exception
+        assert Sweep.model_validate_json(done.stdout) == made
 
 
 @pytest.mark.usefixtures("forked")

@@ -107,8 +107,8 @@ def test_a_jump_of_the_clock_ends_no_generation(tiny: Tiny, bundle: Path, monkey
     assert text.endswith("data: [DONE]\n\n")
 
 
-#: Where the time of day is meant: OpenAI's `created`, and the validity of certificates.
-_TIME_OF_DAY = {"openai.py", "security.py"}
+#: Where the time of day is meant: `created` of OpenAI's interface, and the validity of certificates.
+_TIME_OF_DAY = {"openai.py", "responses_events.py", "retrieval.py", "security.py"}
 
 
 @pytest.mark.parametrize("package", [scoring, local_runner], ids=lambda package: package.__name__)

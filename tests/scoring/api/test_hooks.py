@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tests.scoring.encoders import LONG
 TASK = "text-classification"
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "handler.md"
 EXAMPLE = re.findall(r"^```python\n(.*?)^```$", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)[0]
+NAME = "mii_azure_handler"
 PLAIN = "def preprocess(inputs, parameters):\n    return inputs, parameters\n"
 
 
@@ -78,6 +80,32 @@ def test_a_hook_that_fails_is_answered_without_its_traceback(
 def test_what_a_hook_gives_is_checked_as_if_it_were_sent(served: Served, tmp_path: Path) -> None:
     served.service.hooks = hooks(tmp_path, "def preprocess(inputs, parameters):\n    return [5], {'top_k': 0}\n")
     assert served.refused("a")["code"] == "invalid_parameter"
+
+
+def test_a_handler_may_have_dataclasses_with_annotations_that_are_read_late(tmp_path: Path) -> None:
+    code = """
+from __future__ import annotations
+from dataclasses import dataclass
+from pydantic import BaseModel
+
+@dataclass
+class Mail:
+    text: str
+
+class Named(BaseModel):
+    mails: list[Mail]
+
+def postprocess(outputs):
+    return [mail.text for mail in Named(mails=[{"text": outputs}]).mails]
+"""
+    assert hooks(tmp_path, code).finish("a") == ["a"]
+
+
+@pytest.mark.parametrize("code", ["import no_such_package_at_all\n", "raise SystemExit(3)\n"])
+def test_nothing_is_left_of_a_handler_that_does_not_load(code: str, tmp_path: Path) -> None:
+    with pytest.raises(LoadError):
+        hooks(tmp_path, code)
+    assert NAME not in sys.modules
 
 
 def test_tokens_pass_by_the_hooks(served: Served, tmp_path: Path) -> None:

@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
+from scoring.config import Limits
+from scoring.decoder.decoder import Decoder
+from scoring.schema.requests import MOST_TOKENS
 from tests.conftest import Tiny
 from tests.scoring.conftest import Serve
 from tests.scoring.encoders import LONG, TEXTS
@@ -41,6 +44,35 @@ def test_a_conversation_is_the_prompt_that_the_model_gets(tiny: Tiny, serve: Ser
     assert served({"mii_azure": "tokenize", "messages": SAID})[1]["tokens"] == ids
     usage = served({"inputs": SAID, "parameters": {"max_new_tokens": 1}, "options": {"usage": True}})[1]["usage"]
     assert usage["prompt_tokens"] == len(ids)
+
+
+def test_a_conversation_that_asks_for_several_answers_has_one_prompt(
+    tiny: Tiny, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve(tiny("llama", "conversational"), "conversational")
+    loaded = served.service.loaded
+    monkeypatch.setattr(loaded.runtime, "decoder", Decoder(loaded.model, 2, loaded.context_length))
+    one = {"mii_azure": "tokenize", "messages": SAID}
+    status, told = served(one | {"parameters": {"do_sample": True, "num_return_sequences": 2}})
+    assert (status, told) == (200, served(one)[1])
+
+
+def test_tokens_of_a_text_are_bounded(tiny: Tiny, serve: Serve) -> None:
+    served = serve(tiny("bert", "text-classification"), "text-classification")
+    status, told = served({"mii_azure": "tokenize", "prompt": ". " * (MOST_TOKENS + 2000)})
+    assert (status, told["error"]["code"], told["error"]["where"]) == (400, "prompt_too_long", "prompt")
+    assert f"more than {MOST_TOKENS:,} tokens" in told["error"]["message"]
+
+
+def test_an_answer_of_tokens_takes_no_more_bytes_than_a_reply_may(tiny: Tiny, serve: Serve) -> None:
+    served = serve(tiny("bert", "text-classification"), "text-classification", Limits(max_answer_bytes=1000))
+    text = {"mii_azure": "tokenize", "prompt": "a " * 150}
+    status, told = served(text)
+    assert status == 200
+    for asked in (text | {"return_token_strs": True}, {"mii_azure": "detokenize", "tokens": told["tokens"] * 10}):
+        status, answer = served(asked)
+        assert (status, answer["error"]["code"]) == (413, "payload_too_large")
+        assert "shorter text" in answer["error"]["hint"]
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,12 @@ import torch
 from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.decoder import Decoder
 from scoring.decoder.kv_cache import SamplingParams
+from scoring.errors import DeviceFull
 from scoring.generation import drafting
 from scoring.generation.draft_model import DraftModel
 from tests.conftest import Tiny
 from tests.scoring.conftest import Served
-from tests.scoring.generation.test_speculation import ALWAYS, SLOTS, accepted, answers, asks_of
+from tests.scoring.generation.test_speculation import ALWAYS, COPIED, SLOTS, accepted, answers, asks_of, row_of
 from tests.scoring.generation.test_speculation import served as served
 
 TASK = "text-generation"
@@ -28,7 +29,7 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(drafting.PAYOFFS, "cpu", ALWAYS)
 
 
-def near(served: Served, noise: float, tier: Any = None, length: int = 128) -> Decoder:
+def near(served: Served, noise: float, tier: Any = None, length: int = 128, tokens: int = 0) -> Decoder:
     """Decoder of a model that is the served one but for some noise in its weights."""
     model = deepcopy(served.service.loaded.model)
     generator = torch.Generator().manual_seed(5)
@@ -36,7 +37,7 @@ def near(served: Served, noise: float, tier: Any = None, length: int = 128) -> D
         for parameter in model.parameters():
             scale = noise * parameter.std() if parameter.numel() > 1 else 0.0
             parameter += scale * torch.randn(parameter.shape, generator=generator)
-    return Decoder(model, SLOTS, length, tier=tier)
+    return Decoder(model, SLOTS, length, tier=tier, tokens=tokens)
 
 
 @pytest.mark.parametrize(("late", "tokens"), [(False, 0), (True, 0), (True, 7 * BLOCK)])
@@ -100,6 +101,32 @@ def test_rows_longer_than_the_draft_models_cache_go_on_without_it(served: Served
     before = accepted(served)
     assert answers(served, asks, True, draft=draft) == answers(served, asks, speculation=False)
     assert 20 < accepted(served) - before < BLOCK
+
+
+def test_rows_that_do_not_fit_the_draft_models_cache_together_are_drafted_in_turn(served: Served) -> None:
+    """Each takes two blocks, and the cache has three."""
+    asks = [{"text": COPIED * 2, "max_new_tokens": 50 + number, "ignore_eos": True} for number in range(3)]
+    assert BLOCK < row_of(served, **asks[0]).tokens < 2 * BLOCK - 52
+    draft, before = near(served, 0.0, tokens=3 * BLOCK), accepted(served)
+    assert answers(served, asks, True, draft=draft) == answers(served, asks, speculation=False)
+    assert accepted(served) - before > 60
+
+
+def test_a_full_cache_ends_no_draft_but_the_steps(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    draft, calls, before = near(served, 0.0), [], accepted(served)
+    prefill_many = draft.prefill_many
+
+    def full(parts: Any) -> Any:
+        calls.append(parts)
+        if len(calls) == 2:
+            raise DeviceFull("All blocks are in use.")
+        return prefill_many(parts)
+
+    monkeypatch.setattr(draft, "prefill_many", full)
+    asks = [{"text": "one two", "max_new_tokens": 60, "ignore_eos": True}]
+    assert answers(served, asks, True, draft=draft) == answers(served, asks, speculation=False)
+    assert accepted(served) - before > 30
+    assert len(calls) > 2
 
 
 def test_a_draft_is_as_long_as_pays(served: Served) -> None:

@@ -196,6 +196,23 @@ def test_the_prompts_log_probabilities_are_the_models(tiny: Tiny, either: Served
     assert tokens(either, text)[:3] == [token["id"] for token in told["details"]["tokens"]]
 
 
+def test_a_prompt_is_not_scored_on_once_its_row_is_cancelled(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scoring.generation.generated._PIECE", 4)
+    task, pieces = served.service.task, []
+    asked = {"prompt_logprobs": 1, "return_details": True, "max_new_tokens": 1}
+    [row] = task.encode(" ".join(PROMPTS[1:4]), task.schema.parse_parameters(asked), 0)
+    assert row.tokens > 12
+
+    def between() -> None:
+        pieces.append(1)
+        if len(pieces) == 3:  # the one of the new token, and two of the prompt
+            row.cancelled.set()
+
+    [[tokens]] = task.forward([row], between)
+    assert len(pieces) == 3
+    assert tokens.prompt is None
+
+
 def test_only_the_last_tokens_of_a_prompt(served: Served) -> None:
     ids = served.service.task.call_tokenizer(PROMPT)["input_ids"]
     [told] = served.ok(PROMPT, truncate_prompt_tokens=3, prompt_logprobs=0, return_details=True, max_new_tokens=2)

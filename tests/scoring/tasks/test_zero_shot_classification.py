@@ -81,6 +81,15 @@ def test_many_labels_pass_a_short_queue(tiny: Tiny, serve: Serve) -> None:
     assert len(served.ok("a", candidate_labels=[str(number) for number in range(40)])["labels"]) == 40
 
 
+def test_a_text_has_no_more_labels_than_a_list(tiny: Tiny, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    served, tokenised = serve(tiny("bert", TASK), TASK), []
+    monkeypatch.setattr(served.service.task, "tokenize", lambda *asked, **_: tokenised.append(asked))
+    error = served.refused("a text", candidate_labels="a," * 2**15)
+    assert (error["code"], error["where"]) == ("invalid_parameter", "parameters.candidate_labels")
+    assert "32,768 labels; at most 4,096" in error["message"]
+    assert not tokenised
+
+
 @pytest.mark.parametrize(
     "parameters",
     [
