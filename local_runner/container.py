@@ -61,6 +61,7 @@ class ContainerSettings:
                 "Unset it: the endpoint before the container asks for keys. `mii-azure serve` has both.",
             )
         try:
+            serving.SERVED_NAME.read(os.environ)  # by the host, and only here with a sentence
             return cls(
                 serving.HOST.read(os.environ, default="0.0.0.0"),  # noqa: S104
                 serving.HTTP_PORT.read(os.environ),

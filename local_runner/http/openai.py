@@ -85,6 +85,7 @@ class _Form:
         self.chat = prefix == "chatcmpl"
         self.key = key
         self._scored = sent.get("logprobs") is not None and sent["logprobs"] is not False  # 0 asks for them
+        self._echo = sent.get("echo") is True
         self._prompt_scored = sent.get("prompt_logprobs") is not None
         self.head = {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time())}
 
@@ -101,7 +102,7 @@ class _Form:
         return {"prompt_logprobs": openai_logprobs.of_prompt(entry["details"])} if self._prompt_scored else {}
 
     def _logprobs(self, details: dict[str, Any]) -> dict[str, Any]:
-        return openai_logprobs.chat(details) if self.chat else openai_logprobs.completion(details)
+        return openai_logprobs.chat(details) if self.chat else openai_logprobs.completion(details, echo=self._echo)
 
 
 def _message(entry: dict[str, Any], text: str) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def output_of(entry: dict[str, Any], with_logprobs: bool) -> list[Item]:
         found.append(_done(_item("reasoning"), thought, []))
     calls = entry.get("tool_calls", ())
     if entry["generated_text"] or not calls:
-        logprobs = _logprobs(entry["details"]) if with_logprobs else []
+        logprobs = _of_message(entry) if with_logprobs else []
         found.append(_done(_item("message"), entry["generated_text"], logprobs))
     for call in calls:
         item = _item("function_call", call_id=call["id"], name=call["function"]["name"])
@@ -90,6 +90,7 @@ class ResponseEvents:
         self._call = -1  # its index, of a call
         self._text: list[str] = []
         self._logprobs: list[dict[str, Any]] = []
+        self._untold: list[dict[str, Any]] = []  # those of tokens whose text no message holds yet, or ever
 
     def begin(self) -> bytes:
         """Events before the first text."""
@@ -108,11 +109,12 @@ class ResponseEvents:
 
     def _token(self, event: Event) -> Iterator[bytes]:
         token = event["token"]
+        if self._scored and "details" in event:
+            self._untold += _logprobs(event["details"])
         if thought := token.get("reasoning_content"):
             yield from self._piece("reasoning", thought)
-        scored = _logprobs(event["details"]) if self._scored and "details" in event else []
-        if token["text"] or scored:
-            yield from self._piece("message", token["text"], scored)
+        if token["text"]:
+            yield from self._say(token["text"])
         for call in token.get("tool_calls", ()):
             function = call["function"]
             if call["index"] != self._call:
@@ -120,6 +122,12 @@ class ResponseEvents:
                 self._call = call["index"]
                 yield from self._open(_item("function_call", call_id=call["id"], name=function["name"]))
             yield from self._piece("function_call", function["arguments"])
+
+    def _say(self, text: str) -> Iterator[bytes]:
+        """Add to the message that comes; a new one leaves out the tokens of the thought or call before it."""
+        going_on = self._item is not None and self._item["type"] == "message"
+        own, self._untold = self._untold if going_on else _spelling(self._untold, text), []
+        yield from self._piece("message", text, own)
 
     def _piece(self, kind: str, text: str, logprobs: list[dict[str, Any]] | None = None) -> Iterator[bytes]:
         """Add to the item that comes, after opening one of this kind."""
@@ -164,6 +172,8 @@ class ResponseEvents:
     def _end(self, event: Event) -> Iterator[bytes]:
         if self._item is None and not self._output:
             yield from self._open(_item("message"))
+        if self._untold and self._item is not None and self._item["type"] == "message":
+            yield from self._say("")
         yield from self._close()
         response = ended(self._response, self._output, event["usage"])
         yield self._event(f"response.{response['status']}", response=response)
@@ -205,4 +215,29 @@ def _part(kind: str, text: str, logprobs: list[dict[str, Any]]) -> dict[str, Any
 
 def _logprobs(details: dict[str, Any]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = openai_logprobs.chat(details)["content"]
+    return found
+
+
+def _of_message(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """Log-probabilities of a whole answer's text, without those of its thought and of its calls."""
+    scored, text = _logprobs(entry["details"]), entry["generated_text"]
+    if not entry.get("tool_calls"):
+        return _spelling(scored, text)
+    raw, thought = "".join(token["token"] for token in scored), entry.get("reasoning_content") or ""
+    begin = raw.find(thought) + len(thought)
+    return _spelling(scored, text, begin, raw.find(entry["tool_calls"][0]["function"]["name"], begin))
+
+
+def _spelling(scored: list[dict[str, Any]], text: str, begin: int = 0, end: int | None = None) -> list[dict[str, Any]]:
+    """Those tokens of an answer that spell a text of it, the last such between two characters; none if none do."""
+    raw = "".join(token["token"] for token in scored)
+    if raw == text:
+        return scored
+    first = raw.rfind(text, begin, end)
+    found, start = [], 0
+    for token in scored:
+        after = start + len(token["token"])
+        if 0 <= first < max(after, start + 1) and start < first + len(text):
+            found.append(token)
+        start = after
     return found

@@ -1,7 +1,7 @@
 """text-generation-inference's HTTP interface, over the same scoring script as every other protocol.
 
 /generate and /generate_stream answer in its form. A request to / by one of its clients, which send everything there,
-is answered so too: a list of one answer, or a stream. Source of the forms: the types of huggingface_hub.
+is answered so too: a list of its answers, or a stream. Source of the forms: the types of huggingface_hub.
 """
 
 import json
@@ -34,7 +34,8 @@ def add(app: FastAPI, host: Host, body: Callable[[Request], Any]) -> None:
     @app.post("/generate", summary="Continue a text, in text-generation-inference's form")
     async def generate(request: Request) -> Response:
         asked = tgi_requests.canonical(await body(request), host.deployment, stream=False, full=False)
-        return JSONResponse(await _whole(host, request.headers, asked))
+        [answer] = await _whole(host, request.headers, asked)
+        return JSONResponse(answer)
 
     @app.post("/generate_stream", summary="Continue a text as a stream, in text-generation-inference's form")
     async def generate_stream(request: Request) -> Response:
@@ -77,7 +78,7 @@ async def answer_to_client(host: Host, headers: Mapping[str, str], raw: str) -> 
         return None
     stream = sent.get("stream") is True
     asked = tgi_requests.canonical(sent, host.deployment, stream, full=True)
-    return await _streamed(host, headers, asked) if stream else JSONResponse([await _whole(host, headers, asked)])
+    return await _streamed(host, headers, asked) if stream else JSONResponse(await _whole(host, headers, asked))
 
 
 async def _labels(host: Host, headers: Mapping[str, str], raw: str) -> Response:
@@ -105,10 +106,9 @@ async def _ask(host: Host, headers: Mapping[str, str], asked: dict[str, Any]) ->
     return answer
 
 
-async def _whole(host: Host, headers: Mapping[str, str], asked: dict[str, Any]) -> dict[str, Any]:
-    told = json.loads((await _ask(host, headers, asked)).body)
-    first: dict[str, Any] = told["answer"][0]
-    return first
+async def _whole(host: Host, headers: Mapping[str, str], asked: dict[str, Any]) -> list[dict[str, Any]]:
+    answers: list[dict[str, Any]] = json.loads((await _ask(host, headers, asked)).body)["answer"]
+    return answers
 
 
 async def _streamed(host: Host, headers: Mapping[str, str], asked: dict[str, Any]) -> Response:

@@ -12,9 +12,12 @@ def chat(details: dict[str, Any]) -> dict[str, Any]:
     return {"content": content, "refusal": None}
 
 
-def completion(details: dict[str, Any], offset: int = 0) -> dict[str, Any]:
-    """`logprobs` of /v1/completions, of a repeated prompt too; `offset` is the position of the first token's text."""
-    spoken = [*_prompt(details), *_spoken(details)]
+def completion(details: dict[str, Any], offset: int = 0, echo: bool = False) -> dict[str, Any]:
+    """`logprobs` of /v1/completions, with `echo` of the repeated prompt too.
+
+    `offset` is the position of the first token's text.
+    """
+    spoken = [*(_prompt(details) if echo else ()), *_spoken(details)]
     starts = []
     for token, _ in spoken:
         starts.append(offset)

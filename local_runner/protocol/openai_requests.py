@@ -238,6 +238,12 @@ def _echoed(sent: dict[str, Any], most: int) -> dict[str, Any]:
         )
     if sent.get("prompt_logprobs") is not None:
         raise InvalidParameter("echo with logprobs tells them already.", where="prompt_logprobs")
+    if sent.get("truncate_prompt_tokens") is not None:  # the text repeats the whole prompt, the model sees its end
+        raise InvalidParameter(
+            "A prompt that is cut has no log-probabilities to repeat.",
+            'Leave out "truncate_prompt_tokens", "echo" or "logprobs".',
+            "truncate_prompt_tokens",
+        )
     return {"prompt_logprobs": most}
 
 

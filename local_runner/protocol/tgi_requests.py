@@ -22,8 +22,9 @@ _GRAMMARS = {"json": "guided_json", "regex": "guided_regex", "json_schema": "gui
 
 
 def canonical(sent: dict[str, Any], deployment: Deployment, stream: bool, full: bool) -> dict[str, Any]:
-    """Canonical request for a body with "inputs" and "parameters"; `full` texts have the prompt in front if unasked.
+    """Canonical request for a body with "inputs" and "parameters".
 
+    `full` is for the clients that send to /: texts have the prompt in front if unasked, and there may be several.
     Raises InvalidInput for another task or form, InvalidParameter for what is not served.
     """
     if deployment.task != TASK:
@@ -36,9 +37,13 @@ def canonical(sent: dict[str, Any], deployment: Deployment, stream: bool, full: 
     if not isinstance(given, dict | None):
         raise InvalidInput("Parameters must be a JSON object.", where="parameters")
     parameters = {"return_full_text": full, **_parameters(_with_adapter(given or {}, deployment))}
+    if (stream or not full) and parameters.get("num_return_sequences") not in (None, 1):
+        raise InvalidParameter(
+            "There is one answer here.",
+            "Leave it out, or ask /score for several.",
+            where="parameters.num_return_sequences",
+        )
     if stream:
-        if parameters.get("num_return_sequences") not in (None, 1):
-            raise InvalidParameter("A stream has one answer.", where="parameters.num_return_sequences")
         parameters["return_details"] = True  # each event has its token's id and log-probability
     head = {"inputs": sent["inputs"], "parameters": parameters, "options": {"usage": True}}
     return {**head, **({"stream": True} if stream else {})}

@@ -37,8 +37,12 @@ def of_environment(service: str) -> "Tracing | None":
     from local_runner.telemetry.otlp import Exporter
 
     resource = Resource.create({} if os.environ.get("OTEL_SERVICE_NAME") else {SERVICE_NAME: service})
-    provider = TracerProvider(resource=resource)
-    provider.add_span_processor(BatchSpanProcessor(Exporter(url)))
+    try:
+        provider = TracerProvider(resource=resource)
+        provider.add_span_processor(BatchSpanProcessor(Exporter(url)))
+    except ValueError as error:
+        reason = str(error).strip().rstrip(".")
+        raise RunnerFailed(f"The environment's settings of traces are wrong: {reason}.", "See OTEL_*.") from error
     return Tracing(provider)
 
 

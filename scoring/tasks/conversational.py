@@ -143,7 +143,7 @@ class Conversational(Generative):
             plain = [{"generated_text": reply.pop("text"), **reply} for reply in replies]
             return self.detailed(plain, rows, outputs)
         messages = [message.model_dump(exclude_none=True) for message in value]
-        last = messages.pop() if messages[-1]["role"] == "assistant" else {"role": "assistant", "content": ""}
+        last = messages.pop() if continues(value, parameters) else {"role": "assistant", "content": ""}
         full = [
             {"generated_text": [*messages, {**last, "content": last.get("content", "") + reply.pop("text"), **reply}]}
             for reply in replies

@@ -328,6 +328,12 @@ REFUSED: list[tuple[str, dict[str, Any], str, str | None]] = [
     ("gpt2", {"prompt": "a", "logprobs": 1, "echo": True, "stream": True}, "are not streamed.", "echo"),
     ("gpt2", {"prompt": "a", "prompt_logprobs": 1, "stream": True}, "are not streamed.", "prompt_logprobs"),
     ("gpt2", {"prompt": "a", "prompt_logprobs": 1, "echo": True, "logprobs": 1}, "already", "prompt_logprobs"),
+    (
+        "gpt2",
+        {"prompt": "a b", "truncate_prompt_tokens": 1, "echo": True, "logprobs": 1},
+        "A prompt that is cut",
+        "truncate_prompt_tokens",
+    ),
     ("gpt2", {"prompt": "a", "min_tokens": 30, "max_tokens": 3}, "min_tokens is 30", "min_tokens"),
     ("gpt2", {"prompt": "a", "best_of": 3}, "best_of is not served here.", "best_of"),
     ("chat", {"messages": HELLO, "logit_bias": {"77777": 1}}, "The model has no token 77777.", "logit_bias"),

@@ -39,6 +39,10 @@ def test_log_probabilities_of_a_repeated_prompt(client: Client, base: Base) -> N
     assert [next(iter(each.values()))["logprob"] for each in others] == [
         t["logprob"] for t in answers[1][0]["details"]["prefill"][1:]
     ]
+    more: Any = {"logprobs": 2, "extra_body": {"prompt_logprobs": 1}}  # scored, and not repeated
+    for choice in client("gpt2").completions.create(**asked | more).choices:
+        assert choice.logprobs is not None
+        assert "".join(choice.logprobs.tokens or []) == choice.text
     chat = client("chat").chat.completions.create(
         model="chat", messages=HELLO, max_tokens=1, extra_body={"prompt_logprobs": 0}
     )

@@ -82,6 +82,17 @@ def test_log_probabilities(chat: openai.OpenAI) -> None:
     assert [each.logprob for event in deltas for each in event.logprobs] == [token.logprob for token in told]
 
 
+def test_log_probabilities_leave_a_call_whole(tools: openai.OpenAI) -> None:
+    asked: Any = {"tools": [FUNCTION], "tool_choice": {"type": "function", "name": "get_weather"}, **HOW}
+    asked["include"] = ["message.output_text.logprobs"]
+    [call] = tools.responses.create(input=ASK, **asked).output
+    last: Any = list(tools.responses.create(input=ASK, **asked, stream=True))[-1]
+    assert last.type == "response.completed"
+    assert [(item.type, item.arguments) for item in last.response.output] == [
+        (call.type, getattr(call, "arguments", ""))
+    ]
+
+
 def test_a_parsed_answer_whole_and_streamed(tools: openai.OpenAI) -> None:
     told = tools.responses.parse(input=ASK, text_format=Weather, **HOW)
     assert isinstance(told.output_parsed, Weather)

@@ -91,6 +91,18 @@ def test_what_is_not_served_is_refused_in_the_clients_form(url: str, parameters:
         InferenceClient(url, timeout=60).text_generation(PROMPT, **parameters)
 
 
+def test_several_answers_come_in_the_list_that_there_is_at_the_root(url: str) -> None:
+    body = {"inputs": PROMPT, "parameters": {"max_new_tokens": 5, "num_return_sequences": 3, "seed": 2, "top_k": 50}}
+    body["parameters"] |= {"do_sample": True, "temperature": 1.5}
+    wanted = httpx.post(f"{url}/score", json=body, trust_env=False, timeout=60).json()
+    told = httpx.post(url, json=body, headers={"user-agent": "hf_hub/2"}, trust_env=False, timeout=60).json()
+    assert told == wanted
+    assert len({answer["generated_text"] for answer in told}) == 3
+    for path in ("/generate", "/generate_stream"):
+        refused = httpx.post(url + path, json=body, trust_env=False, timeout=60)
+        assert (refused.status_code, refused.json()["where"]) == (400, "parameters.num_return_sequences")
+
+
 @pytest.mark.parametrize("body", [b"{", b"[]", b"{}", b'{"inputs": 3}', b'{"inputs": "a", "parameters": 1}'], ids=str)
 def test_bodies_that_are_none(url: str, body: bytes) -> None:
     for path in ("/generate", "/generate_stream", ""):

@@ -183,6 +183,7 @@ def test_nothing_is_imported_where_no_traces_are_asked_for() -> None:
     [
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4318"}, "is no address for traces"),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4317", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "over HTTP"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318", "OTEL_BSP_MAX_QUEUE_SIZE": "0"}, "max_queue_size must be"),
     ],
 )
 def test_an_address_that_is_none_is_refused(
@@ -194,4 +195,4 @@ def test_an_address_that_is_none_is_refused(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(RunnerFailed, match=says):
-        tracing.endpoint()
+        tracing.of_environment("any")

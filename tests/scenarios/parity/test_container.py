@@ -115,12 +115,18 @@ def test_a_model_that_does_not_load_ends_it_with_a_sentence(bundle: Path, tmp_pa
     assert "Traceback" not in done.stderr
 
 
-def test_an_environment_that_is_wrong_ends_it_with_a_sentence(bundle: Path) -> None:
-    env = {**os.environ, "MII_AZURE_HTTP_PORT": "many"}
+@pytest.mark.parametrize(
+    ("name", "value"), [("MII_AZURE_HTTP_PORT", "many"), ("MII_AZURE_SERVED_NAME", "my model")], ids=str
+)
+def test_an_environment_that_is_wrong_ends_it_with_a_sentence(
+    name: str, value: str, bundle: Path, tmp_path: Path
+) -> None:
+    env = {**os.environ, name: value, "MII_AZURE_READY_FILE": str(tmp_path / "ready")}
     command = [sys.executable, "-B", "-m", "local_runner.container"]
     done = subprocess.run(command, cwd=bundle / "code", env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 3
-    assert "many" in done.stderr
+    assert value in done.stderr
+    assert json.loads((tmp_path / "ready").read_text())["exit_code"] == 3
     assert "Traceback" not in done.stderr
 
 

@@ -69,6 +69,27 @@ def test_a_last_message_of_the_assistants_is_gone_on_with(tiny: Tiny, qwen: Serv
     assert len(answer[0]["generated_text"]) == 2
 
 
+@pytest.mark.parametrize("continued", [True, False])
+@pytest.mark.parametrize("chat", [CHAT[:1], CHAT[:2]], ids=["user", "assistant"])
+def test_a_full_text_is_the_pipelines_whether_or_not_the_last_message_is_continued(
+    chat: list[dict[str, str]], continued: bool, tiny: Tiny, qwen: Served
+) -> None:
+    pipeline = transformers.pipeline("text-generation", model=str(tiny("qwen2", TASK)), device="cpu")
+    wanted = pipeline(chat, max_new_tokens=8, do_sample=False, continue_final_message=continued)
+    how = {"continue_final_message": continued, "add_generation_prompt": not continued}
+    assert qwen.ok(chat, max_new_tokens=8, **how) == wanted
+    bare = qwen({"input_data": {"input_string": chat, "parameters": {"max_new_tokens": 8, **how}}})
+    assert bare == (200, {"output": wanted[0]["generated_text"][-1]["content"]})
+
+
+def test_an_answer_behind_a_call_is_a_message_of_its_own(qwen: Served) -> None:
+    call = {"id": "a1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    called = [CHAT[0], {"role": "assistant", "content": "", "tool_calls": [call]}]
+    *before, last = qwen.ok(called, max_new_tokens=8)[0]["generated_text"]
+    assert before == called
+    assert last.keys() == {"role", "content"}
+
+
 def test_the_template_writes_the_special_tokens(tiny: Tiny, serve: Serve) -> None:
     task = serve(tiny("llama", TASK), TASK).service.task
     [row] = task.encode([task.schema.parse_input(CHAT, "")][0], task.schema.parse_parameters({}), 0)
