@@ -1,6 +1,6 @@
 """Reference model: plain transformers over a model folder, which scores the tokens of other servers' answers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from mii_azure.verdict.tokens.probes import NEW_TOKENS, TokenProbe
 if TYPE_CHECKING:
     from torch import Tensor
 
-_MOST_REPAIRS = 2 * NEW_TOKENS  # of one answer, whose text can be cut into tokens in several ways
+_MOST_CUTS = 8  # of one answer into tokens, beside the tokenizer's own
 
 
 _SHORT = 2  # tokens that a text may lose or gain when it is cut again
@@ -23,6 +23,19 @@ class Scored:
 
     probe: TokenProbe
     margins: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """Tokens that a text may have been, the model's picks in their places, and their margins."""
+
+    tokens: list[int]
+    picks: list[int]
+    margins: list[float]
+
+    @property
+    def mean(self) -> float:
+        return sum(self.margins) / max(1, len(self.margins))
 
 
 class ReferenceModel:
@@ -70,18 +83,25 @@ class ReferenceModel:
         """
         prompt = self.prompt(probe.value) if prompt is None else list(prompt)
         seed = probe.seed if probe.kind == "seeded" else None
-        tokens = self._tokens(prompt, answer)
-        for _ in range(_MOST_REPAIRS):
-            scores = pick_scores(self.logits(prompt, [*tokens, self._end]), seed, len(prompt))
-            repaired = self._repair(tokens, scores[:-1].argmax(1).tolist(), answer) if tokens else None
-            if repaired is None:
+        best = self._judged(prompt, self._tokens(prompt, answer), seed)
+        tried = {tuple(best.tokens)}
+        for _ in range(_MOST_CUTS):
+            cut = next((each for each in self._cuts(best, answer) if tuple(each) not in tried), None)
+            if cut is None:
                 break
-            tokens = repaired
-        if len(tokens) >= NEW_TOKENS - _SHORT or not self.ends:
-            return Scored(probe, tuple(margins(scores[: len(tokens)], tokens)))
-        ends = sorted(self.ends)
-        end = ends[int(scores[-1, ends].argmax())]
-        return Scored(probe, tuple(margins(scores, [*tokens, end])))
+            tried.add(tuple(cut))
+            other = self._judged(prompt, cut, seed)
+            best = other if other.mean < best.mean else best
+        return Scored(probe, tuple(best.margins))
+
+    def _judged(self, prompt: Sequence[int], tokens: Sequence[int], seed: int | None) -> "_Reading":
+        scores = pick_scores(self.logits(prompt, [*tokens, self._end]), seed, len(prompt))
+        judged = [*tokens]
+        if len(tokens) < NEW_TOKENS - _SHORT and self.ends:
+            ends = sorted(self.ends)
+            judged.append(ends[int(scores[-1, ends].argmax())])
+        rows = scores[: len(judged)]
+        return _Reading(list(tokens), rows.argmax(1).tolist(), margins(rows, judged))
 
     def logits(self, prompt: Sequence[int], tokens: Sequence[int]) -> "Tensor":
         """Logits [tokens, vocabulary] in whose places the tokens stand, on the CPU."""
@@ -101,20 +121,18 @@ class ReferenceModel:
         held, joined = self.read(before), self.read(before + answer)
         return (joined[len(held) :] if joined[: len(held)] == held else self.read(answer))[:NEW_TOKENS]
 
-    def _repair(self, tokens: list[int], picks: list[int], answer: str) -> list[int] | None:
-        """Cut the text where the model would, at the first token that it would not pick; None if it fits nowhere.
+    def _cuts(self, reading: "_Reading", answer: str) -> Iterator[list[int]]:
+        """Other tokens of the same text: at each that the model would not pick, the one that it would, if it fits.
 
         A text is cut in more ways than one, and special tokens show nowhere in it.
         """
-        for place, (token, pick) in enumerate(zip(tokens, picks, strict=True)):
+        tokens = reading.tokens
+        for place, (token, pick) in enumerate(zip(tokens, reading.picks, strict=False)):
             if token == pick or pick in self.ends:
                 continue
             before, said = self._said(tokens[:place]), self._said([*tokens[:place], pick])
             if answer.startswith(said) and (said != before or pick in self.tokenizer.all_special_ids):
-                cut = [*tokens[:place], pick, *self.read(answer[len(said) :])][:NEW_TOKENS]
-                if cut != tokens:
-                    return cut
-        return None
+                yield [*tokens[:place], pick, *self.read(answer[len(said) :])][:NEW_TOKENS]
 
     def _said(self, tokens: Sequence[int]) -> str:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
