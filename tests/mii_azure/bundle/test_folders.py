@@ -117,8 +117,8 @@ def test_terminate_removes_what_a_deployment_wrote_and_nothing_else(make_bundle,
     (place / "bundle" / "thesis.tex").write_text("years")
     # A process that the record takes for a runner: by its command line.
     with subprocess.Popen([sys.executable, "-c", "input()", "-m", "local_runner", "."], stdin=subprocess.PIPE) as child:
-        known = processes.look(child.pid)
-        assert known is not None
+        # A process has no command line for a moment after it has begun.
+        known = until(lambda: (found := processes.look(child.pid)) and found.command and found)
         ports = "127.0.0.1", 1, 2
         told = deployments.LocalDeployment("Documents", str(place), child.pid, *ports, known.started, known.command)
         deployment_records.write(told)
