@@ -1,5 +1,6 @@
 """Reference model: plain transformers over a model folder, which scores the tokens of other servers' answers."""
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,7 @@ class ReferenceModel:
         every = {*(ends if isinstance(ends, list) else [ends]), self.tokenizer.eos_token_id}
         self.ends = {end for end in every if end is not None}
         self._end = min(self.ends, default=0)
+        self._keeps = "logits_to_keep" in inspect.signature(self.model.forward).parameters
         self.new_cache: Callable[[], Any] | None = None  # of keys and values, instead of the model's own
 
     @property
@@ -108,9 +110,13 @@ class ReferenceModel:
         import torch
 
         ids = torch.tensor([[*prompt, *tokens]], device=self.device)
-        more = {"past_key_values": self.new_cache(), "use_cache": True} if self.new_cache else {"use_cache": False}
+        more: dict[str, Any] = {"use_cache": False}
+        if self.new_cache:
+            more = {"past_key_values": self.new_cache(), "use_cache": True}
+        if self._keeps:  # a long prompt's own logits take longer than the rest
+            more["logits_to_keep"] = len(tokens) + 1
         with torch.inference_mode():
-            logits: Tensor = self.model(ids, **more).logits[0, len(prompt) - 1 : -1]
+            logits: Tensor = self.model(ids, **more).logits[0, -len(tokens) - 1 : -1]
         return logits.cpu()
 
     def _tokens(self, prompt: Sequence[int], answer: str) -> list[int]:
