@@ -32,8 +32,8 @@ from mii_azure.verdict.tokens.suspects import Suspect, named_suspects
 from scoring.telemetry.versions import versions
 
 TASK = "conversational"
-TOKENS = 1000
-CLEAN_TOKENS = 4000  # four verdicts
+TOKENS = 320
+CLEAN_TOKENS = 1280  # four verdicts
 _RANK = 8
 _CUT = 256
 
