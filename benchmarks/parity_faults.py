@@ -1,7 +1,7 @@
 """Faults planted in a served model, and whether `parity --tokens` sees and names them.
 
 `python -m benchmarks.parity_faults [FAULT...]` serves SmolLM2-135M-Instruct in float32 with one fault at a time, has
-1,000 tokens of each judged by plain transformers over the sound model, and does the same without a fault. Prints the
+320 tokens of each judged by plain transformers over the sound model, and 1,280 of the sound server. Prints the
 table and writes results/parity_faults.json.
 """
 
