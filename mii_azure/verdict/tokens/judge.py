@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from mii_azure.verdict.tokens.reference import ReferenceModel, Scored
 
 TASKS = ("text-generation", "conversational")
-#: Mean margins in nats that a sound target stays below, by what it computes in. Sound float32 runs of SmolLM2-135M had 0;
-#: those of 16 bits and int8 allow for their rounding and are not calibrated yet.
+#: Mean margins in nats that a sound target stays below, by what it computes in. A sound float32 run has 0;
+#: the bounds of 16 bits and int8 allow for their rounding and are not calibrated yet.
 BOUNDS = {"float32": 1e-3, "float16": 4e-3, "bfloat16": 1e-2, "int8": 2e-2}
 _CLIENTS = 8
 _EXPLAINED = 0.5  # of the mean margin; a suspect that leaves more does not name the cause
