@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import RESULTS, provenance, table, write
+from benchmarks.decoders import datasheet
 from benchmarks.products import CALLS, microseconds
 from scoring.decoder.int4 import Int4, pack
 from scoring.quantization.dequantize import Grid
@@ -110,7 +111,7 @@ def product_row(outputs: int, inputs: int) -> dict[str, Any]:
         )
     found = torch._weight_int4pack_mm(x.bfloat16(), theirs[0][0], GROUP, theirs[0][1]).float()
     row["torch's error"] = float((found - x @ exact.t()).norm() / found.norm())
-    row["floor"] = outputs * inputs * 0.53 / 3.35e6
+    row["floor"] = 1e6 * outputs * inputs * 0.53 / datasheet()
     return row
 
 
