@@ -7,7 +7,7 @@ Two of them, over high and low bytes, take fewer instructions than four conversi
 """
 
 # mypy: ignore-errors
-# ruff: noqa: N803, N806, SIM108
+# ruff: noqa: N803, N806
 
 import triton
 import triton.language as tl
