@@ -91,7 +91,7 @@ def compare(hf_model: Any, rows: list[int], quantised: str = "", steps: int = 2,
         before = state.lengths.clone()
         launcher.step(len(rows), far)
         logits = (launcher.buffers.logits if len(rows) <= 2 else launcher.buffers.narrow)[: len(rows)]
-        close = 1e-3 if quantised == "int4" else 1e-4  # sums of int4 are taken near 1, which costs seven bits
+        close = 4e-3 if quantised == "int4" else 1e-4  # int4 weights take inputs as integers of 16 bits
         assert (logits - expected).abs().max() <= close
         assert (state.keys - written[0]).abs().max() <= close
         assert (state.values - written[1]).abs().max() <= close
