@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from scoring.decoder.chunk_size import CHUNKS, Span, spans_of
-from scoring.decoder.decode_step import GEMV_ROWS, Launcher
+from scoring.decoder.decode_step import Launcher
 from scoring.decoder.draft_step import DraftStep
 from scoring.decoder.drafts import SIZES, Placed
 from scoring.decoder.kv_cache import KVCache, SamplingParams
@@ -223,8 +223,7 @@ class CudaBackend:
 
     def logits(self, count: int) -> Tensor:
         """Logits of the last step's first rows, [count, vocabulary]."""
-        b = self._ran.buffers
-        return (b.logits if self._last <= GEMV_ROWS else b.narrow)[:count]
+        return self._ran.logits(self._last)[:count]
 
     def picked(self, count: int) -> Tensor:
         """Tokens [count] picked last."""

@@ -128,13 +128,15 @@ class Launcher:
         self.far = far
         self.embed(rows)
         for index, layer in enumerate(self.model.layers):
-            if rows <= GEMV_ROWS:
+            if rows <= self.gemv_rows:
                 self._layer_gemv(rows, index, layer)
             else:
                 self._layer_blas(rows, index, layer)
         self.head(rows)
-        logits = self.buffers.logits if rows <= GEMV_ROWS else self.buffers.narrow
-        self.sample(rows, logits, advance=True)
+        self.sample(rows, self.logits(rows), advance=True)
+
+    def logits(self, rows: int) -> Tensor:
+        return self.buffers.logits if rows <= self.gemv_rows else self.buffers.narrow
 
     def embed(self, rows: int) -> None:
         model, b = self.model, self.buffers
@@ -207,7 +209,7 @@ class Launcher:
 
     def head(self, rows: int) -> None:
         b, model = self.buffers, self.model
-        if rows <= GEMV_ROWS:
+        if rows <= self.gemv_rows:
             self.gemv("head", b.x, model.head, b.logits, rows, norm=model.norm)
             model.finish(b.logits[:rows])
             return
@@ -264,7 +266,7 @@ class Launcher:
         model, b, state, own = self.model, self.buffers, self.state, layer.attention
         far, normed = self.far and not own.window, own.q_norm is not None
         splits, least = self.splits(rows, far), _FAR_LEAST if far else self.least
-        bias = own.qkv.bias if normed and rows > GEMV_ROWS else None  # the product still lacks it
+        bias = own.qkv.bias if normed and rows > self.gemv_rows else None  # the product still lacks it
         decode_attention.attend[(rows * model.kv_heads, splits)](
             b.qkv if normed else b.q, state.keys[index], state.values[index], b.attended, b.part, b.stats, b.arrived,
             _or(model.alibi, b.x), b.slots, state.lengths, _or(bias, b.x), *self._gains_of_heads(own),
@@ -350,6 +352,7 @@ class Launcher:
             return self._gains[id(linear)]
         return self.buffers.x, _or(linear.bias, self.buffers.x)
 
+    gemv_rows: ClassVar[int] = GEMV_ROWS
     #: True if each row has its own position; a decode step's rows are at their slots' lengths.
     own: ClassVar[bool] = False
 
