@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from scoring.decoder.fixed_torch import FixedTorchBackend
 from scoring.decoder.generic.model import GenericModel
 from scoring.decoder.generic.torch_backend import GenericTorchBackend
 from scoring.decoder.kv_cache import KVCache
@@ -14,7 +15,7 @@ def plain_backend(model: DecoderModel | GenericModel, state: KVCache, fixed: boo
     """Return the back end in plain torch."""
     if isinstance(model, GenericModel):
         return GenericTorchBackend(model, state)
-    return TorchBackend(model, state)
+    return (FixedTorchBackend if fixed and model.device.type == "cpu" else TorchBackend)(model, state)
 
 
 def gpu_backend(model: DecoderModel | GenericModel, state: KVCache, drafts: bool, fixed: bool) -> Any:
