@@ -173,6 +173,7 @@ def deployment_settings(spec: Spec, plan: Plan, model_id: str) -> dict[str, Any]
             "request_timeout_s": plan.request_timeout_ms / 1000,
             "context_length": plan.context_length,
             "prefix_reuse": spec.prefix_reuse,
+            **({"batch_invariant": True} if spec.batch_invariant else {}),
             "speculation": spec.speculation,
             **({"draft_model": DRAFT_FOLDER} if spec.draft_model else {}),
         },

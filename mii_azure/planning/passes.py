@@ -67,7 +67,14 @@ def lines(spec: Spec, placed: Fit, passes: Collection[PassDecision]) -> list[Dec
 
 
 def _drafts(spec: Spec, placed: Fit, rounded: bool) -> Decision:
-    told = decide(spec.speculation, device_of(placed.sku), placed.gpus, rounded=rounded, draft=bool(spec.draft_model))
+    told = decide(
+        spec.speculation,
+        device_of(placed.sku),
+        placed.gpus,
+        rounded=rounded,
+        draft=bool(spec.draft_model),
+        fixed=spec.batch_invariant,
+    )
     value = ("the draft model" if spec.draft_model else "n-grams") if told.take else "off"
     return Decision(what="speculation", value=value, reason=_sentence(told.reason), forecast=spec.speculation == "auto")
 

@@ -36,7 +36,7 @@ def parity(
     """Reach each target in turn, send it the same requests, and grade the replies against the first target's.
 
     With `load`, each target is then sent all of them again, shuffled and so many at a time, and every reply is graded
-    against that target's reply to the request alone.
+    against that target's reply to the request alone; of one that serves with batch_invariant, no number may differ.
     With `tokens`, each target is asked for about so many of them, which the bundle's model then scores by plain
     transformers, the first target's too; `suspects` are folders of adapters or models that may serve instead. One
     target is then enough.
@@ -109,7 +109,8 @@ class _Run:
         replies = [
             _bare(target.send(request.body)) if takes else None for request, takes in zip(self.sent, taken, strict=True)
         ]
-        run = TargetRun(replies, metadata, target.own_form)
+        invariant = bool(metadata.get("limits", self._settings["limits"]).get("batch_invariant"))
+        run = TargetRun(replies, metadata, target.own_form, invariant)
         if self._load and any(taken):
             self.say(f"asking {name} with {self._load} requests in flight")
             bodies = [request.body for request, takes in zip(self.sent, taken, strict=True) if takes]

@@ -49,7 +49,7 @@ class Made:
             self.state.tokens[slot] = token
         self.stepper.buffers.slots[: len(fed)] = torch.tensor(list(fed), device=DEVICE).int()
         self.stepper.step(len(fed))
-        return self.stepper.logits(len(fed))[: len(fed)].clone()
+        return self.stepper.buffers.narrow[: len(fed)].clone()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -59,17 +59,16 @@ def test_fixed_steps_and_prompts_match_the_reference(family: str, tmp_path: Path
     model = build(hf_model, 128)
     made, plain = Made(model), KVCache(model, 5, 128)
     reference = TorchBackend(model, plain)
-    one, two = prompt(hf_model, 90), prompt(hf_model, 30, 3)
+    one, two = prompt(hf_model, 66), prompt(hf_model, 3, 3)
     found = made.prefill([(4, 0, one), (2, 0, two)])
     ids = torch.tensor([*one, *two], device=DEVICE)
-    assert (found - reference.prefill([(4, 0, 90), (2, 0, 30)], ids)).abs().max() <= 1e-4
-    plain.lengths[4], plain.lengths[2], plain.tokens[4], plain.tokens[2] = 90, 30, 7, 8
+    assert (found - reference.prefill([(4, 0, 66), (2, 0, 3)], ids)).abs().max() <= 1e-4
+    plain.lengths[4], plain.lengths[2], plain.tokens[4], plain.tokens[2] = 66, 3, 7, 8
     expected = reference.step(torch.tensor([2, 4], device=DEVICE), 128)
     assert (made.step({2: 8, 4: 7}) - expected).abs().max() <= 1e-4
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "qwen3", "bloom"])
-@pytest.mark.parametrize("span", [64, 256], ids=["several spans", "one"])
+@pytest.mark.parametrize(("family", "span"), [("llama", 64), ("qwen3", 256), ("gemma2", 64), ("bloom", 64)])
 @torch.inference_mode()
 def test_rows_are_the_same_bits_in_any_company(
     family: str, span: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -80,21 +79,21 @@ def test_rows_are_the_same_bits_in_any_company(
         monkeypatch.setattr(fixed_order, "TILES", {1 << 30: ProductTile(64, 64, 64, 4, 1)})
     hf_model = tiny(family, tmp_path).to(DEVICE)
     model = build(hf_model, 128)
-    ids, other = prompt(hf_model, 100), prompt(hf_model, 40, 3)
+    ids, other = prompt(hf_model, 70), prompt(hf_model, 9, 3)
     alone, beside, single = Made(model), Made(model), Made(model)
     first = alone.prefill([(1, 0, ids)])[0]
-    after = [alone.step({1: token})[0] for token in (7, 9)]
+    after = alone.step({1: 7})[0]
     beside.prefill([(3, 0, other), (4, 0, ids[:33])])
     pieces = beside.prefill([(0, 0, other[:5]), (4, 33, ids[33:])])[1]
     monkeypatch.setattr(fixed_order, "_BUSY", 1)  # a program takes all spans
-    together = [beside.step({0: 3, 3: 5, 4: token})[2] for token in (7, 9)]
-    single.prefill([(2, 0, ids[:94])])
-    for token in ids[94:]:
+    together = beside.step({0: 3, 3: 5, 4: 7})[2]
+    single.prefill([(2, 0, ids[:67])])
+    for token in ids[67:]:
         stepped = single.step({2: token})[0]
     assert torch.equal(first, pieces) and torch.equal(first, stepped)
-    assert all(torch.equal(one, two) for one, two in zip(after, together, strict=True))
+    assert torch.equal(after, together)
     for slot, made in ((4, beside), (2, single)):
-        assert torch.equal(tokens_of(made.state, slot, 100), tokens_of(alone.state, 1, 100))
+        assert torch.equal(tokens_of(made.state, slot, 70), tokens_of(alone.state, 1, 70))
 
 
 @pytest.mark.parametrize("rows", [1, 5, 70])
