@@ -16,6 +16,7 @@ import torch
 import triton  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 
+from scoring.decoder.adapter_step import AdaptedLaunches
 from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.buffers import allocate, packed
 from scoring.decoder.fold_norm import gains_of, joint_bias
@@ -24,7 +25,6 @@ from scoring.decoder.kv_cache import FORBIDDEN, KVCache
 from scoring.decoder.model import Attention, DecoderLayer, DecoderModel, Linear, Mlp, Norm
 from scoring.kernels import decode_attention, decode_elementwise, decode_gemv, decode_sampling
 
-GEMV_ROWS = 2
 _MULTIPROCESSORS = 132
 _SPAN = BLOCK  # keys that one iteration of the attention kernel reads
 _LEAST = 64  # keys below which a span is not split
@@ -39,7 +39,7 @@ _GATHERED = 4096  # tokens among which it looks for thresholds; with more candid
 
 
 @dataclass
-class Launcher:
+class Launcher(AdaptedLaunches):
     """One decode step over a model and its state. `pdl` overlaps each kernel's start with the end of the one before.
 
     `rows` bounds the rows of a step, `picked` those that get logits and a token (0: all of them).
@@ -133,10 +133,8 @@ class Launcher:
             else:
                 self._layer_blas(rows, index, layer)
         self.head(rows)
-        self.sample(rows, self.logits(rows), advance=True)
-
-    def logits(self, rows: int) -> Tensor:
-        return self.buffers.logits if rows <= self.gemv_rows else self.buffers.narrow
+        logits = self.buffers.logits if rows <= self.gemv_rows else self.buffers.narrow
+        self.sample(rows, logits, advance=True)
 
     def embed(self, rows: int) -> None:
         model, b = self.model, self.buffers
@@ -286,6 +284,7 @@ class Launcher:
             target.addmm_(source, linear.full.t())
         else:
             torch.mm(source, linear.full.t(), out=target)
+        self.adapt(linear.adapters, source, target)
 
     def scatter(self, rows: int, index: int, layer: DecoderLayer) -> None:
         """Copy queries out of the fused product, keys and values into the cache; normed heads are left to attention."""
@@ -334,8 +333,8 @@ class Launcher:
         )  # fmt: skip
         decode_sampling.choose[(rows,)](
             b.scores, b.best, b.where, b.peaks, b.masses, b.near, b.kept, b.places, b.out, b.slots, lengths, s.tokens,
-            s.seen, s.temperature, s.top_k, s.top_p, s.seed, s.constrained, vocabulary, s.slots, blocks, SB=_BLOCK,
-            BP=triton.next_power_of_2(blocks), TB=_AT_ONCE, MOST=self.gathered, CHUNKS=self.chunks,
+            s.seen, s.temperature, s.top_k, s.top_p, s.min_p, s.seed, s.constrained, vocabulary, s.slots, blocks,
+            SB=_BLOCK, BP=triton.next_power_of_2(blocks), TB=_AT_ONCE, MOST=self.gathered, CHUNKS=self.chunks,
             CP=triton.next_power_of_2(self.chunks), MASKED=masked, ADVANCE=int(advance), OWN=self.own, PDL=self.pdl,
             num_warps=16, **self._launch(),
         )  # fmt: skip
@@ -352,7 +351,6 @@ class Launcher:
             return self._gains[id(linear)]
         return self.buffers.x, _or(linear.bias, self.buffers.x)
 
-    gemv_rows: ClassVar[int] = GEMV_ROWS
     #: True if each row has its own position; a decode step's rows are at their slots' lengths.
     own: ClassVar[bool] = False
 

@@ -79,7 +79,6 @@ class Decoder:
         self.state = KVCache(self.model, slots, self.max_length, blocks)
         self.capacity = min(slots * self.max_length, self.state.blocks * BLOCK)
         self.tables = BlockTables(slots, self.state.width, self.state.blocks, self.state.in_place, window)
-        self.takes_min_p = self.model.device.type != "cuda"  # whose sampler has none
         self.lengths = [0] * slots  # the host's copy: known without asking the device
         self.fixed = fixed  # answers are the same bits alone and in company
         self.adapters = SlotAdapters(hf_model, self.model)
@@ -347,7 +346,7 @@ class Decoder:
         """Start the GPU back end over the model as it is; its graphs are captured on use or by `warm_up`."""
         self._cuda = None  # frees the previous back end's memory first
         if self.model.device.type == "cuda":
-            self._cuda = gpu_backend(self.model, self.state, self._drafts, self.fixed)
+            self._cuda = gpu_backend(self.model, self.state, self._drafts, self.fixed, self.adapters)
 
     def _pick(self, slots: Sequence[int], logits: Tensor, masks: Tensor | None = None) -> Pending:
         rows = torch.tensor(list(slots), dtype=torch.int64, device=self.model.device)

@@ -7,7 +7,7 @@ in pieces, out of a cached prefix or one by one.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import triton  # type: ignore[import-not-found,unused-ignore]
@@ -101,7 +101,9 @@ def group_of(model: CachedModel) -> int:
 class FixedStep(Launcher):
     """A `Launcher` of which every step, however many rows it has, runs the same products and attention."""
 
-    gemv_rows: ClassVar[int] = 0
+    @property
+    def gemv_rows(self) -> int:
+        return 0
 
     def __post_init__(self) -> None:
         self.keys = span_keys(self.state.max_length)
