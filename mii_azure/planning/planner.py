@@ -148,7 +148,6 @@ def make_plan(spec: Spec, facts: Profile, options: Options, beside: int = 0, dra
             *rationale.of_place(spec, work, placed),
             *([quantization.decision(facts, placed.dtype)] if facts.shipped else []),
             *rationale.of_serving(work, placed, bounds),
-            *rationale.of_invariance(spec, passes),
             *rationale.of_time(facts, device, begun, wait, timeout),
             *planning_passes.lines(spec, placed, passes),
             *rationale.of_instances(spec, sku, quota),

@@ -1,7 +1,5 @@
 """Reasons of a plan, in sentences."""
 
-from collections.abc import Sequence
-
 from pydantic import BaseModel, ConfigDict
 
 from mii_azure.hardware.skus import Sku
@@ -14,7 +12,7 @@ from mii_azure.planning.memory import Fit, smallest_gpu
 from mii_azure.platform import limits
 from mii_azure.platform.limits import GB
 from mii_azure.spec import Spec
-from scoring.config import Limits, PassDecision
+from scoring.config import Limits
 from scoring.limits.memory_shares import DRAFT_CACHE_TOKENS
 
 
@@ -164,19 +162,6 @@ def of_serving(work: Work, placed: Fit, bounds: Limits) -> list[Decision]:
             reason="What an Azure endpoint's bandwidth carries in a second.",
         ),
     ]
-
-
-def of_invariance(spec: Spec, passes: Sequence[PassDecision]) -> list[Decision]:
-    """Describe how answers are kept from depending on their company, if that is asked for."""
-    if not spec.batch_invariant:
-        return []
-    value, reason = "one row at a time", "Asked for; nothing else of this model's shares a batch without a trace."
-    if any(each.name == "static_decode" and each.take for each in passes):
-        value = "sums of one order"
-        reason = (
-            "Asked for; rows share steps and are the same bits alone, which the start verifies. Nothing is drafted."
-        )
-    return [Decision(what="batch invariance", value=value, reason=reason)]
 
 
 def _of_context(work: Work, placed: Fit) -> Decision:

@@ -100,6 +100,22 @@ def _joined(acc, mass, top, part, part_mass, part_top):
 
 
 @triton.jit
+def _all_spans(acc, mass, top, q, keys_ptr, values_ptr, row_ptr, slopes, own, head, first, live, begin, end, BLOCKS,
+               scale, limit, BLOCK: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GP: tl.constexpr,
+               BT: tl.constexpr, SPAN: tl.constexpr, WINDOW: tl.constexpr, ALIBI: tl.constexpr, CAP: tl.constexpr,
+               PRECISION: tl.constexpr):  # fmt: skip
+    """Return acc and mass after so many spans, the first of them in part if it begins before `begin`."""
+    for span in range(first, first + live):
+        part, part_mass, part_top = _span(
+            q, keys_ptr, values_ptr, row_ptr, slopes, own, head, tl.maximum(span * SPAN, begin),
+            tl.minimum((span + 1) * SPAN, end), end, BLOCKS, scale, limit, BLOCK, D, DP, GP, BT, WINDOW, ALIBI, CAP,
+            PRECISION,
+        )  # fmt: skip
+        acc, mass, top = _joined(acc, mass, top, part, part_mass, part_top)
+    return acc, mass
+
+
+@triton.jit
 def attend(q_ptr, keys_ptr, values_ptr, out_ptr, part_ptr, stats_ptr, arrived_ptr, slopes_ptr, tiles_ptr, table_ptr,
            sinks_ptr, TILES, WIDTH, BLOCKS, scale, limit, BLOCK: tl.constexpr, H: tl.constexpr, KV: tl.constexpr,
            D: tl.constexpr, DP: tl.constexpr, GG: tl.constexpr, GP: tl.constexpr, BT: tl.constexpr, SPAN: tl.constexpr,
@@ -116,50 +132,37 @@ def attend(q_ptr, keys_ptr, values_ptr, out_ptr, part_ptr, stats_ptr, arrived_pt
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
-    work = tl.program_id(0)
-    split = tl.program_id(1)
-    tile = work // KV
-    head = work % KV
+    work, split = tl.program_id(0), tl.program_id(1)
+    tile, head = work // KV, work % KV
     G: tl.constexpr = H // KV
     row = tl.load(tiles_ptr + tile).to(tl.int64)
     count = tl.load(tiles_ptr + TILES + tile)
     slot = tl.load(tiles_ptr + 2 * TILES + tile).to(tl.int64)
     position = tl.load(tiles_ptr + 3 * TILES + tile)
     end = position + count
-    begin = 0
-    if WINDOW > 0:
-        begin = tl.maximum(position - WINDOW + 1, 0) // BT * BT
+    begin = tl.maximum(position - WINDOW + 1, 0) // BT * BT if WINDOW > 0 else 0
     first = begin // SPAN
     live = tl.cdiv(end, SPAN) - first
-    r = tl.arange(0, GP)
-    token = r // GG
-    g = r % GG
-    d = tl.arange(0, DP)
+    r, d = tl.arange(0, GP), tl.arange(0, DP)
+    token, g = r // GG, r % GG
     heads = head * G + g
     queries = ((row + token[:, None]) * H + heads[:, None]) * D + d[None, :]
     shown = ((token < count) & (g < G))[:, None] & (d < D)[None, :]
     if (count > 0) & (split < live):
         q = tl.load(q_ptr + queries, mask=shown, other=0.0)
-        slopes = tl.zeros([GP], tl.float32)
-        if ALIBI:
-            slopes = tl.load(slopes_ptr + heads, mask=g < G, other=0.0)
+        slopes = tl.load(slopes_ptr + heads, mask=g < G, other=0.0) if ALIBI else tl.zeros([GP], tl.float32)
+        row_ptr = table_ptr + slot * WIDTH
         if SPLITS == 1:
             acc, mass, top = _begun(sinks_ptr, heads, g < G, GP, DP, SINKS)
-            for span in range(first, first + live):
-                part, part_mass, part_top = _span(
-                    q, keys_ptr, values_ptr, table_ptr + slot * WIDTH, slopes, position + token, head,
-                    tl.maximum(span * SPAN, begin), tl.minimum((span + 1) * SPAN, end), end, BLOCKS, scale, limit,
-                    BLOCK, D, DP, GP, BT, WINDOW, ALIBI, CAP, PRECISION,
-                )  # fmt: skip
-                acc, mass, top = _joined(acc, mass, top, part, part_mass, part_top)
+            acc, mass = _all_spans(acc, mass, top, q, keys_ptr, values_ptr, row_ptr, slopes, position + token, head,
+                                   first, live, begin, end, BLOCKS, scale, limit, BLOCK, D, DP, GP, BT, SPAN, WINDOW,
+                                   ALIBI, CAP, PRECISION)  # fmt: skip
             tl.store(out_ptr + queries, acc / mass[:, None], mask=shown)
         else:
-            span = first + split
-            acc, mass, top = _span(
-                q, keys_ptr, values_ptr, table_ptr + slot * WIDTH, slopes, position + token, head,
-                tl.maximum(span * SPAN, begin), tl.minimum((span + 1) * SPAN, end), end, BLOCKS, scale, limit, BLOCK,
-                D, DP, GP, BT, WINDOW, ALIBI, CAP, PRECISION,
-            )  # fmt: skip
+            low = (first + split) * SPAN
+            acc, mass, top = _span(q, keys_ptr, values_ptr, row_ptr, slopes, position + token, head,
+                                   tl.maximum(low, begin), tl.minimum(low + SPAN, end), end, BLOCKS, scale, limit,
+                                   BLOCK, D, DP, GP, BT, WINDOW, ALIBI, CAP, PRECISION)  # fmt: skip
             _finish(out_ptr, part_ptr, stats_ptr, arrived_ptr, sinks_ptr, heads, g < G, acc, mass, top, work, split,
                     live, queries, shown, r, d, GG, GP, DP, SPLITS, SINKS)  # fmt: skip
 
