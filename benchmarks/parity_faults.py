@@ -28,7 +28,7 @@ from scoring.telemetry.versions import versions
 CLEAN = "none"
 _KEPT = ROOT / ".cache" / "parity_faults"
 _CONTEXT = 2048
-_TOKENS = 640  # of a fault's verdict
+_TOKENS = 320  # of a fault's verdict
 _CLEAN_RUNS = 100
 _PROBES = 5  # of a clean verdict: one of each kind in turn
 _PIECE = 10  # clean verdicts that are asked for at once

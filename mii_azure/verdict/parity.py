@@ -37,10 +37,9 @@ def parity(
     """Reach each target in turn, send it the same requests, and grade the replies against the first target's.
 
     With `load`, each target is then sent all of them again, shuffled and so many at a time, and every reply is graded
-    against that target's reply to the request alone.
-    With `tokens`, each target is asked for about so many of them, which the bundle's model then scores by plain
-    transformers, the first target's too; `suspects` are folders of adapters or models that may serve instead. One
-    target is then enough.
+    against that target's reply to the request alone. With `tokens`, each target is asked for about so many of them,
+    which the bundle's model then scores by plain transformers, the first target's too; `suspects` are folders of
+    adapters or models that may serve instead. One target is then enough.
     Without `targets` they are those of `targets_of`. `ml_client` reaches the targets that are live in Azure,
     `endpoint:NAME[/SLOT]`; MII_AZURE_WORKSPACE and its siblings name the workspace without it. `api_key` goes to
     targets `url:URL`.
@@ -60,8 +59,9 @@ def parity(
         with open_target(name, folder, settings["task"], Reach(ml_client, api_key)) as target:
             run.ask(name, target)
     judged, compared = run.judged(folder / "model", named), run.compared()
+    alike = all(entry.grade in ALIKE for entry in compared)
     return Verdict(
-        agree=all(entry.grade in ALIKE for entry in compared) and all(one.agree for one in judged),
+        agree=alike and all(one.agree for one in judged),
         bundle=str(folder),
         bundle_hash=digest,
         reference=targets[0],

@@ -72,7 +72,7 @@ class ReferenceModel:
         self._end = min(self.ends, default=0)
         self._keeps = "logits_to_keep" in inspect.signature(self.model.forward).parameters
         self.new_cache: Callable[[], Any] | None = None  # of keys and values, instead of the model's own
-        self._latest: list[int] = []  # prompt
+        self._latest: list[int] = []  # long prompt
         self._kept: tuple[list[int], Any] = ([], None)  # tokens that prompts begin with, and their cache
 
     @contextmanager
@@ -148,11 +148,11 @@ class ReferenceModel:
     def _begun(self, prompt: list[int]) -> tuple[int, Any]:
         """Number of the prompt's tokens that are computed already, and a cache of their keys and values.
 
-        The cache is None where nothing needs one. What a prompt shares with the one before it is computed once.
+        The cache is None where nothing needs one. What a long prompt shares with the last long one is computed once.
         """
         kept, cache = self._kept
         shared = _shared(self._latest, prompt[:-1])
-        self._latest = prompt
+        self._latest = prompt if len(prompt) > _WORTH_KEEPING else self._latest
         if kept != prompt[: len(kept)] or not kept:
             if shared < _WORTH_KEEPING:
                 return 0, self.new_cache and self.new_cache()

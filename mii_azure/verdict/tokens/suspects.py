@@ -137,10 +137,7 @@ def _weights() -> Iterator[Suspect]:
     for kind in KINDS:
         yield Suspect(f"weights in {kind}, as `generate --quantise` makes them", model=_made(kind))
     for group in _GROUPS:
-        yield Suspect(f"weights in int4, groups of {group}", model=_nearest(7, group))
-    yield Suspect("weights in int4, a scale a row", model=_nearest(7))
-    yield Suspect("weights in int8", model=_nearest(127))
-    yield Suspect("weights in FP8", model=lambda reference: _rounded(reference, _fp8))
+        yield Suspect(f"weights in int4, groups of {group}", model=_nearest(group))
     yield Suspect("KV cache in FP8", model=_fp8_cache)
 
 
@@ -164,8 +161,8 @@ def _made(kind: Made) -> Change:
     return change
 
 
-def _nearest(most: int, group: int = 0) -> Change:
-    return lambda reference: _rounded(reference, lambda weight: _integers(weight, most, group or weight.shape[-1]))
+def _nearest(group: int) -> Change:
+    return lambda reference: _rounded(reference, lambda weight: _int4(weight, group))
 
 
 def _dtypes() -> Iterator[Suspect]:
@@ -194,23 +191,15 @@ def _rounded(reference: "ReferenceModel", change: Callable[["Tensor"], "Tensor"]
             layer.weight.data = weight
 
 
-def _integers(weight: "Tensor", most: int, group: int) -> "Tensor":
-    """Round to symmetric integers of [-most, most] with one scale a group of a row; a row's rest is a group too."""
+def _int4(weight: "Tensor", group: int) -> "Tensor":
+    """Round to the nearest integers of [-7, 7] with one scale a group of a row; a row's rest is a group too."""
     import torch
 
     parts = []
     for part in torch.split(weight, group, dim=-1):
-        scale = part.abs().amax(-1, keepdim=True).clamp(min=1e-12) / most
+        scale = part.abs().amax(-1, keepdim=True).clamp(min=1e-12) / 7
         parts.append((part / scale).round() * scale)
     return torch.cat(parts, -1)
-
-
-def _fp8(values: "Tensor") -> "Tensor":
-    """Round to float8_e4m3fn with one scale a row."""
-    import torch
-
-    scale = values.abs().amax(-1, keepdim=True).clamp(min=1e-12) / _FP8_MAX
-    return (values / scale).to(torch.float8_e4m3fn).to(values.dtype) * scale
 
 
 @contextmanager
