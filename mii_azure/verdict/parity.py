@@ -51,17 +51,15 @@ def parity(
     check_targets(targets, 1 if tokens else 2, api_key)
     run = _Run(settings, load, tokens, progress)
     named = named_suspects(suspects, folder / "model", settings["model"]["family"])
-    if requests:
-        run.sent = read_requests(Path(requests))
+    run.sent = read_requests(Path(requests)) if requests else []
     for number, name in enumerate(targets, 1):
         run.place = f"{number} of {len(targets)}: "
         run.say(f"starting {name}")
         with open_target(name, folder, settings["task"], Reach(ml_client, api_key)) as target:
             run.ask(name, target)
     judged, compared = run.judged(folder / "model", named), run.compared()
-    alike = all(entry.grade in ALIKE for entry in compared)
     return Verdict(
-        agree=alike and all(one.agree for one in judged),
+        agree=all(entry.grade in ALIKE for entry in compared) and all(one.agree for one in judged),
         bundle=str(folder),
         bundle_hash=digest,
         reference=targets[0],
