@@ -240,7 +240,7 @@ def ours_ms(decoder: Decoder, rows: int) -> dict[str, float]:
         late.tokens()
         best.append(1e3 * (time.perf_counter() - began) / (TOKENS - 1))
     fill(decoder, rows)
-    graph = decoder._cuda._graphs[next(size for size in decoder._cuda.sizes if size >= rows)]
+    graph = decoder._cuda.graphs.near[next(size for size in decoder._cuda.sizes if size >= rows)]
     return {"ours": sorted(best)[len(best) // 2], "ours_device": device_ms(graph.replay, 40)}
 
 

@@ -17,7 +17,7 @@ class Demand(NamedTuple):
     prompt: int = limits.EXPECTED_PROMPT_TOKENS  # of an expected request
     new: int = limits.EXPECTED_NEW_TOKENS
     adapters: int = 0  # parameters of those beside the model
-    paged: bool = True  # False: the pass that has a paged cache is forced off, or serves no adapters
+    paged: bool = True  # False: the pass that has a paged cache is forced off
 
     def tokens(self, context: int) -> int:
         """Tokens that an expected request holds at its end, within a context."""
@@ -54,5 +54,5 @@ def demand_of(spec: Spec, facts: Profile, beside: int = 0) -> Demand:
         spec.expected_prompt_tokens,
         spec.expected_new_tokens,
         beside,
-        "static_decode" not in spec.passes_off and not spec.adapters,
+        "static_decode" not in spec.passes_off,
     )

@@ -78,7 +78,6 @@ class Decoder:
         self.state = KVCache(self.model, slots, self.max_length, blocks)
         self.capacity = min(slots * self.max_length, self.state.blocks * BLOCK)
         self.tables = BlockTables(slots, self.state.width, self.state.blocks, self.state.in_place, window)
-        self.takes_min_p = self.model.device.type != "cuda"  # whose sampler has none
         self.lengths = [0] * slots  # the host's copy: known without asking the device
         plain = TorchBackend if isinstance(self.model, DecoderModel) else GenericTorchBackend
         self.adapters = SlotAdapters(hf_model, self.model)
@@ -350,9 +349,9 @@ class Decoder:
 
             self._cuda = None  # frees the previous back end's memory first
             if isinstance(self.model, DecoderModel):
-                self._cuda = CudaBackend(self.model, self.state, drafts=self._drafts)
+                self._cuda = CudaBackend(self.model, self.state, drafts=self._drafts, adapters=self.adapters)
             else:
-                self._cuda = GenericCudaBackend(self.model, self.state, self._drafts)
+                self._cuda = GenericCudaBackend(self.model, self.state, self._drafts, self.adapters)
 
     def _pick(self, slots: Sequence[int], logits: Tensor, masks: Tensor | None = None) -> Pending:
         rows = torch.tensor(list(slots), dtype=torch.int64, device=self.model.device)

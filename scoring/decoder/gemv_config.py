@@ -8,6 +8,8 @@ from torch import Tensor
 
 from scoring.decoder.model import Linear
 
+GEMV_ROWS = 2  # rows of a step up to which its products are these
+
 
 @dataclass(frozen=True)
 class GemvTile:

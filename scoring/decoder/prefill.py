@@ -8,6 +8,7 @@ import torch
 import triton  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 
+from scoring.decoder.adapter_step import Tiles
 from scoring.decoder.chunk_size import PARTS, Span, longest_chunk
 from scoring.decoder.decode_step import _or
 from scoring.decoder.kv_cache import FORBIDDEN, KVCache, SamplingParams
@@ -16,7 +17,7 @@ from scoring.decoder.prompt_attention import ChunkAttention, Run
 from scoring.decoder.token_rows import TokenRows
 from scoring.kernels import decode_prefill
 
-_RECORD = 9 + FORBIDDEN  # numbers of a slot's sampling record
+_RECORD = 10 + FORBIDDEN  # numbers of a slot's sampling record
 
 Part = tuple[int, int, Sequence[int]]  # slot, position of the first token, tokens
 
@@ -121,6 +122,13 @@ class Prefiller(TokenRows):
             self.logits += linear.bias
         self.model.finish(self.logits)
 
+    def tiles_of(self, rows: int) -> Tiles:
+        return Tiles(self._tiles(rows), self.layout.tile, self.tiled, self.layout.tiles)
+
+    def _tiles(self, rows: int) -> int:
+        """Most tiles of a chunk of so many rows."""
+        return rows // self.layout.tile + self.layout.parts
+
     def mark(self, rows: int) -> None:
         """Mark the chunk's tokens as seen, and set the lengths of its slots."""
         b, s = self.buffers, self.state
@@ -133,7 +141,7 @@ class Prefiller(TokenRows):
     def attention(self, rows: int, index: int, layer: DecoderLayer) -> None:
         b = self.buffers
         self.attending.attend(
-            index, b.q, b.attended, self.tiled, rows // self.layout.tile + self.layout.parts,
+            index, b.q, b.attended, self.tiled, self._tiles(rows),
             _or(self.model.alibi, b.x), self.pdl, self._launch(), self.runs,
         )  # fmt: skip
 
@@ -142,7 +150,8 @@ def record(slot: int, sampling: SamplingParams) -> list[int]:
     """Record of a slot for `admit`; raises ValueError for more than 4 forbidden tokens."""
     if len(sampling.forbidden) > FORBIDDEN:
         raise ValueError(f"{len(sampling.forbidden)} forbidden tokens; a slot holds {FORBIDDEN}")
-    wide = np.array([sampling.temperature, sampling.top_p, sampling.repetition_penalty], dtype=np.float32)
+    told = (sampling.temperature, sampling.top_p, sampling.repetition_penalty, sampling.min_p)
+    wide = np.array(told, dtype=np.float32)
     seed = np.array([sampling.seed], dtype=np.int64)
     held = [*sampling.forbidden, *[-1] * (FORBIDDEN - len(sampling.forbidden))]
     numbers = [*wide.view(np.int32).tolist(), *seed.view(np.int32).tolist(), int(sampling.constrained), *held]
@@ -150,10 +159,11 @@ def record(slot: int, sampling: SamplingParams) -> list[int]:
 
 
 def admit(model: DecoderModel, state: KVCache, records: Tensor, count: int) -> None:
-    """Enqueue the equivalent of `KVCache.open` for records [.., 13] int32; a prompt's first chunk sets its length."""
+    """Enqueue the equivalent of `KVCache.open` for records [.., 14] int32; a prompt's first chunk sets its length."""
     decode_prefill.admit[(count, triton.cdiv(model.vocabulary, 4096))](
-        records, state.seen, state.temperature, state.top_k, state.top_p, state.penalty, state.seed, state.forbidden,
-        state.forbidden_until, state.constrained, model.vocabulary, WIDTH=_RECORD, HELD=FORBIDDEN, BV=4096, num_warps=4,
+        records, state.seen, state.temperature, state.top_k, state.top_p, state.min_p, state.penalty, state.seed,
+        state.forbidden, state.forbidden_until, state.constrained, model.vocabulary, WIDTH=_RECORD, HELD=FORBIDDEN,
+        BV=4096, num_warps=4,
     )  # fmt: skip
 
 

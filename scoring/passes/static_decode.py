@@ -34,7 +34,7 @@ class StaticDecode(Pass):
     """
 
     name: ClassVar[str] = "static_decode"
-    serves_adapters: ClassVar[bool] = True  # on a CPU
+    serves_adapters: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -75,8 +75,6 @@ class StaticDecode(Pass):
         """Decide by hardware and memory, which do not depend on the tier."""
         if hardware.device != "cuda":
             return self._on_cpu(facts)
-        if facts.adapters:
-            return Applicability(False, "on a GPU it serves no adapters: rows run in batches of one adapter each")
         if hardware.capability < (8, 0):
             major, minor = hardware.capability
             return Applicability(False, f"its kernels need compute capability 8.0; {hardware.name} has {major}.{minor}")

@@ -307,6 +307,7 @@ def test_slots_are_opened_together_as_one_by_one(tmp_path: Path) -> None:
         "temperature",
         "top_k",
         "top_p",
+        "min_p",
         "penalty",
         "seed",
         "forbidden",
@@ -356,6 +357,8 @@ SAMPLINGS = (
     SamplingParams(0.4, top_p=0.95, seed=5),
     SamplingParams(0.7, top_k=40, seed=6),
     SamplingParams(0.9, 30, 0.8, seed=4, forbidden=(5,), forbidden_until=1000),
+    SamplingParams(1.2, min_p=0.05, seed=12),
+    SamplingParams(0.9, 30, 0.9, seed=13, min_p=0.3),
     SamplingParams(0.6, 20, 0.9, seed=9, constrained=True),
 )
 
