@@ -21,3 +21,4 @@ def test_a_batch_starts_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "azureml_inference_server_http.api.aml_response", raising=False)
     with entry._importing():
         pass
+    assert "azureml_inference_server_http.api.aml_response" not in sys.modules
