@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 from mii_azure.cli import derived
+from mii_azure.cli.price_verbs import PriceFile, known
 from mii_azure.cli.progress import status
 from mii_azure.cli.report import print_table, table
 from mii_azure.cli.serving import ApiKeyFile, credentials
@@ -18,7 +19,7 @@ _SWEPT = "http"  # a sweep takes minutes a target
 
 Targets = Annotated[
     str,
-    flag("targets", "Comma-separated: in-process, grpc, http, azmlinfsrv, container; of a sweep also url:URL."),
+    flag("targets", "Comma-separated: in-process, grpc, http, azmlinfsrv, container; of a sweep also those of parity."),
 ]
 Concurrency = Annotated[
     str, flag("concurrency", "With --sweep: comma-separated clients in flight; 1 to 32 when absent.")
@@ -43,16 +44,19 @@ def bench(
     rates: Rates = "",
     export: Export = None,
     report: Report = None,
+    prices: PriceFile = None,
     api_key_file: ApiKeyFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure what each host adds, side by side; with --sweep latency against load, and where the knee is."""
     named = derived.split(targets)
     if not sweep:
-        if concurrency or rates or export or report:
-            raise SpecError("--concurrency, --rates, --export and --report belong to a sweep.", "Give --sweep too.")
+        if concurrency or rates or export or report or prices:
+            told = "--concurrency, --rates, --export, --report and --prices belong to a sweep."
+            raise SpecError(told, "Give --sweep too.")
         _compare(bundle, {"targets": named} if named else {}, count, clients, as_json)
         return
+    billed = known(prices)
     proof = credentials(tls=False, ca=None, cert=None, key=None, api_key_file=api_key_file)
     asked = {"count": count, "api_key": proof.api_key if proof else ""}
     swept = _swept(bundle, named or [_SWEPT], (concurrency, rates), asked, as_json)
@@ -65,7 +69,7 @@ def bench(
     if report:
         from mii_azure.reports.bench_report import write_bench
 
-        write_bench(swept, report)
+        write_bench(swept, report, billed)
 
 
 def _compare(bundle: Path, named: dict[str, list[str]], count: int, clients: int, as_json: bool) -> None:

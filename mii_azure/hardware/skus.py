@@ -76,6 +76,13 @@ def all_skus() -> dict[str, Sku]:
     return found
 
 
+def nearest(name: str) -> str:
+    """Sentence of the instance types whose names are like `name`, none of them retired; empty if there are none."""
+    canonical = {known.lower(): known for known, sku in all_skus().items() if not sku.retired}
+    near = get_close_matches(name.strip().lower(), canonical, n=3, cutoff=0.6)
+    return f"Nearest: {', '.join(canonical[match] for match in near)}." if near else ""
+
+
 def find_sku(name: str) -> Sku:
     """Find the instance type called `name`, ignoring case; raise UnknownInstanceType with the nearest names."""
     canonical = {name.lower(): name for name in all_skus()}
@@ -84,10 +91,7 @@ def find_sku(name: str) -> Sku:
         return all_skus()[canonical[key]]
     if f"standard_{key}" in canonical:
         return all_skus()[canonical[f"standard_{key}"]]
-    alive = [low for low, known in canonical.items() if not all_skus()[known].retired]
-    near = get_close_matches(key, alive, n=3, cutoff=0.6)
-    choices = ", ".join(canonical[match] for match in near)
-    hint = f"Nearest: {choices}." if choices else "Leave it out, and the plan chooses."
+    hint = nearest(name) or "Leave it out, and the plan chooses."
     hint += " One that is newer than the data: describe it by --cores, --ram, --disk, and of GPUs --gpus, --gpu-memory,"
     hint += " --gpu-bandwidth, --gpu-tflops, --gpu-capability."
     recorded = load_data("skus")["recorded"]

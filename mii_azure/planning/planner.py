@@ -169,13 +169,20 @@ def _bounds(spec: Spec, room: Room, device: str) -> Limits:
         slots=room.rows if room.pool else 0,
         kv_cache_tokens=room.pool,
         memory_share=spec.memory_share or 0.0,
+        batch_invariant=spec.batch_invariant,
         speculation=spec.speculation,
         draft_model=FOLDER if spec.draft_model else "",
     )
 
 
 def _checked(spec: Spec, placed: Fit) -> Fit:
-    """The place; raises NotAvailable for a share of memory that no cache takes, and for a draft model beside slices."""
+    """The place; raises NotAvailable for a share of memory that no cache takes, and for what slices do not serve."""
+    if spec.batch_invariant and placed.gpus > 1:
+        raise NotAvailable(
+            f"{spec.model} is put on {placed.gpus} GPUs of {placed.sku.name}, whose sums are added up in an order that"
+            " depends on the batch.",
+            "Leave out batch_invariant, or take an instance type whose GPU holds the model.",
+        )
     if spec.draft_model and placed.gpus > 1:
         raise NotAvailable(
             f"{spec.model} is put on {placed.gpus} GPUs of {placed.sku.name}, and several take no steps with drafts.",

@@ -16,6 +16,7 @@ import torch
 import triton  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 
+from scoring.decoder.adapter_step import AdaptedLaunches
 from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.buffers import allocate, packed
 from scoring.decoder.fold_norm import gains_of, joint_bias
@@ -24,7 +25,6 @@ from scoring.decoder.kv_cache import FORBIDDEN, KVCache
 from scoring.decoder.model import Attention, DecoderLayer, DecoderModel, Linear, Mlp, Norm
 from scoring.kernels import decode_attention, decode_elementwise, decode_gemv, decode_sampling
 
-GEMV_ROWS = 2
 _MULTIPROCESSORS = 132
 _SPAN = BLOCK  # keys that one iteration of the attention kernel reads
 _LEAST = 64  # keys below which a span is not split
@@ -39,7 +39,7 @@ _GATHERED = 4096  # tokens among which it looks for thresholds; with more candid
 
 
 @dataclass
-class Launcher:
+class Launcher(AdaptedLaunches):
     """One decode step over a model and its state. `pdl` overlaps each kernel's start with the end of the one before.
 
     `rows` bounds the rows of a step, `picked` those that get logits and a token (0: all of them).
@@ -128,12 +128,12 @@ class Launcher:
         self.far = far
         self.embed(rows)
         for index, layer in enumerate(self.model.layers):
-            if rows <= GEMV_ROWS:
+            if rows <= self.gemv_rows:
                 self._layer_gemv(rows, index, layer)
             else:
                 self._layer_blas(rows, index, layer)
         self.head(rows)
-        logits = self.buffers.logits if rows <= GEMV_ROWS else self.buffers.narrow
+        logits = self.buffers.logits if rows <= self.gemv_rows else self.buffers.narrow
         self.sample(rows, logits, advance=True)
 
     def embed(self, rows: int) -> None:
@@ -207,7 +207,7 @@ class Launcher:
 
     def head(self, rows: int) -> None:
         b, model = self.buffers, self.model
-        if rows <= GEMV_ROWS:
+        if rows <= self.gemv_rows:
             self.gemv("head", b.x, model.head, b.logits, rows, norm=model.norm)
             model.finish(b.logits[:rows])
             return
@@ -264,7 +264,7 @@ class Launcher:
         model, b, state, own = self.model, self.buffers, self.state, layer.attention
         far, normed = self.far and not own.window, own.q_norm is not None
         splits, least = self.splits(rows, far), _FAR_LEAST if far else self.least
-        bias = own.qkv.bias if normed and rows > GEMV_ROWS else None  # the product still lacks it
+        bias = own.qkv.bias if normed and rows > self.gemv_rows else None  # the product still lacks it
         decode_attention.attend[(rows * model.kv_heads, splits)](
             b.qkv if normed else b.q, state.keys[index], state.values[index], b.attended, b.part, b.stats, b.arrived,
             _or(model.alibi, b.x), b.slots, state.lengths, _or(bias, b.x), *self._gains_of_heads(own),
@@ -284,6 +284,7 @@ class Launcher:
             target.addmm_(source, linear.full.t())
         else:
             torch.mm(source, linear.full.t(), out=target)
+        self.adapt(linear.adapters, source, target)
 
     def scatter(self, rows: int, index: int, layer: DecoderLayer) -> None:
         """Copy queries out of the fused product, keys and values into the cache; normed heads are left to attention."""
@@ -332,8 +333,8 @@ class Launcher:
         )  # fmt: skip
         decode_sampling.choose[(rows,)](
             b.scores, b.best, b.where, b.peaks, b.masses, b.near, b.kept, b.places, b.out, b.slots, lengths, s.tokens,
-            s.seen, s.temperature, s.top_k, s.top_p, s.seed, s.constrained, vocabulary, s.slots, blocks, SB=_BLOCK,
-            BP=triton.next_power_of_2(blocks), TB=_AT_ONCE, MOST=self.gathered, CHUNKS=self.chunks,
+            s.seen, s.temperature, s.top_k, s.top_p, s.min_p, s.seed, s.constrained, vocabulary, s.slots, blocks,
+            SB=_BLOCK, BP=triton.next_power_of_2(blocks), TB=_AT_ONCE, MOST=self.gathered, CHUNKS=self.chunks,
             CP=triton.next_power_of_2(self.chunks), MASKED=masked, ADVANCE=int(advance), OWN=self.own, PDL=self.pdl,
             num_warps=16, **self._launch(),
         )  # fmt: skip

@@ -11,6 +11,7 @@ import torch
 import triton  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 
+from scoring.decoder.adapter_step import Tiles
 from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.decode_step import _or
 from scoring.decoder.drafts import SIZES, SLOTS, Placed
@@ -81,6 +82,9 @@ class DraftStep(TokenRows):
 
     def splits(self, rows: int, far: bool = False) -> int:
         return super().splits(2)  # a step has few slots, and a tile holds several rows of one
+
+    def tiles_of(self, rows: int) -> Tiles:
+        return Tiles(self.layout.most(rows), self.layout.tile, self.tiled, self.layout.tiles)
 
     def attention(self, rows: int, index: int, layer: DecoderLayer) -> None:
         model, b, state, own = self.model, self.buffers, self.state, layer.attention

@@ -48,12 +48,13 @@ def _tile(w_ptr, rows, inside, k, K):
 
 @triton.jit
 def _first(w_ptr, scale_ptr, zeros_ptr, rows, inside, K, BK: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr):
-    """Load the first tile of weights [BN, BK]; of int4, words [BN, BK / GROUP, GROUP / 8], scales and zero points."""
+    """Load the first tile of weights [BN, BK]; of int4, words of units, scales and zero points."""
     if GROUP:
-        group = tl.arange(0, BK // GROUP)
-        w = words(w_ptr, rows, inside, group, K // GROUP, GROUP)
-        scale = scales(scale_ptr, rows, inside, group, K // GROUP, GROUP)
-        zero = scales(zeros_ptr, rows, inside, group, K // GROUP, GROUP if ZERO else 0)
+        unit: tl.constexpr = 8 * min(4, GROUP // 8)
+        units = tl.arange(0, BK // unit)
+        w = words(w_ptr, rows, inside, units, K // unit, GROUP)
+        scale = scales(scale_ptr, rows, inside, units, K // unit, GROUP)
+        zero = scales(zeros_ptr, rows, inside, units, K // unit, GROUP if ZERO else 0)
     else:
         w = _tile(w_ptr, rows, inside, tl.arange(0, BK), K)
         scale = 1.0

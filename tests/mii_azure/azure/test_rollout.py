@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import yaml
 
 import mii_azure
 from mii_azure import errors
@@ -163,6 +164,10 @@ def test_parity_with_a_live_endpoint(cloud, client, whole):
     verdict = mii_azure.parity(whole, ["grpc", "endpoint:My-qa/blue"], ml_client=client)
     assert verdict.agree, verdict.comparisons
     assert {entry.status for entry in verdict.comparisons} >= {200, 400}  # the model's own, not 424
+    local, deployed = verdict.sides
+    assert (local.instance_type, local.instances) == ("", 0)
+    settings = yaml.safe_load((bundle / "deployment.yml").read_text("utf-8"))
+    assert (deployed.instance_type, deployed.instances) == (settings["instance_type"], settings["instance_count"])
     with pytest.raises(errors.SpecError, match="names no endpoint"):
         mii_azure.parity(whole, ["grpc", "endpoint:"], ml_client=client)
 
