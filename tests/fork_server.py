@@ -3,7 +3,8 @@
 `forking()` makes `subprocess.Popen` of this process ask it for `python -m MODULE ...` of this project's programs. What
 comes is a real process: a child of this one with the command line, the environment, the working directory, the session
 and the files that were asked for, and with nothing of this project imported. Only importing libraries is spared, two
-thirds of what a tiny model's start takes, and taking their modules apart at the end. Start a process as it stands where its start is what is tested.
+thirds of what a tiny model's start takes, and taking their modules apart at the end. Start a process as it stands where
+its start or its end is what is tested.
 """
 
 import atexit
