@@ -166,7 +166,7 @@ def test_parity_with_a_live_endpoint(cloud, client, whole):
     assert {entry.status for entry in verdict.comparisons} >= {200, 400}  # the model's own, not 424
     local, deployed = verdict.sides
     assert (local.instance_type, local.instances) == ("", 0)
-    settings = yaml.safe_load((bundle / "deployment.yml").read_text("utf-8"))
+    settings = yaml.safe_load((whole / "deployment.yml").read_text("utf-8"))
     assert (deployed.instance_type, deployed.instances) == (settings["instance_type"], settings["instance_count"])
     with pytest.raises(errors.SpecError, match="names no endpoint"):
         mii_azure.parity(whole, ["grpc", "endpoint:"], ml_client=client)
