@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 TORCH := $(shell sed -n 's/^torch==//p' templates/locks/scoring.in)
 
-.PHONY: help demo test quick lint unit bench peers image docs golden lock protos ray fuzz soak azure-npm page clean
+.PHONY: help demo test quick lint unit bench peers image docs golden lock digests protos ray fuzz soak azure-npm page clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { echo \
@@ -71,6 +71,9 @@ fuzz: $(STAMP)  ## throw thousands of inputs at every door; some minutes
 
 soak: $(STAMP)  ## ten minutes of mixed load, cancellations and bad input; writes benchmarks/results/soak.json
 	$(BIN)/python -m tests.scenarios.soak
+
+digests: $(STAMP)  ## pin the base images to what the registry has now; needs a network
+	$(BIN)/python -m tools.digests
 
 protos: $(STAMP)  ## regenerate the gRPC messages
 	PATH="$(CURDIR)/$(BIN):$$PATH" tools/protos.sh
