@@ -56,9 +56,9 @@ def ours(x: Tensor, weights: list[Int4], out: Tensor, tile: tuple[int, int, int]
         weight = weights[state["turn"]]
         outputs = len(weight.words)
         decode_gemv.gemv[(rows * triton.cdiv(outputs, tile[0]),)](
-            x, x, weight.words, weight.scale, x, x, x, out, outputs, inputs, 0.0, 1.0, BN=tile[0], BK=tile[1],
-            ONCE=inputs <= tile[1], NORM="none", ACT="none", BIAS=False, SCALE=False, GROUP=GROUP, ZERO=False,
-            ADD=False, ROWS=rows, PDL=False, num_warps=tile[2],
+            x, x, x, x, x, weight.words, weight.scale, x, x, x, out, outputs, inputs, 0.0, 0.0, 1.0, BN=tile[0],
+            BK=tile[1], ONCE=inputs <= tile[1], NORM="none", ACT="none", BIAS=False, SCALE=False, GROUP=GROUP,
+            ZERO=False, ADD=False, POST=False, ROWS=rows, PDL=False, num_warps=tile[2],
         )  # fmt: skip
 
     return call

@@ -5,8 +5,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from scoring.decoder.absent import given
 from scoring.decoder.block_pool import BLOCK
-from scoring.decoder.decode_step import Launcher, _or
+from scoring.decoder.decode_step import Launcher
 from scoring.decoder.model import DecoderLayer, Linear, Norm
 from scoring.kernels import decode_prefill
 
@@ -26,7 +27,7 @@ class TokenRows(Launcher):
             return
         together = math.gcd(model.heads, model.kv_heads, 8)
         decode_prefill.scatter_normed[(rows, (model.heads + 2 * model.kv_heads) // together)](
-            b.qkv, _or(own.qkv.bias, b.x), b.q, self.state.keys[index], self.state.values[index],
+            b.qkv, given(own.qkv.bias, b.x), b.q, self.state.keys[index], self.state.values[index],
             *self._gains_of_heads(own), *self._tables(layer), b.slots, self.positions, self.state.table,
             *self._paging(), own.q_norm.eps, BLOCK=BLOCK, **self._heads(layer), DP=self.wide, BH=together,
             BIAS=own.qkv.bias is not None,

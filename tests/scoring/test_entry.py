@@ -6,7 +6,6 @@ import pytest
 
 from scoring import entry
 
-
 PACKAGE = "azureml_inference_server_http"
 ANSWERS = f"{PACKAGE}.api.aml_response"
 
