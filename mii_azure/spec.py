@@ -117,6 +117,9 @@ class Spec(AzureOptions):
     prefix_reuse: Annotated[
         bool, OnCommandLine("Compute every prompt whole: nothing of another caller's is reused.")
     ] = Field(True, description="Compute the beginning that prompts share once.")
+    batch_invariant: bool = Field(
+        False, description="Answer with the same bits alone and in company, by sums whose order no batch changes."
+    )
     speculation: Speculation = Field(
         "auto",
         description="auto, ngram, draft or off: several tokens a step, of what a text repeats or of the draft model;"
@@ -220,6 +223,11 @@ class Spec(AzureOptions):
             raise ValueError(f"with speculation {self.speculation} nothing reads a draft model; leave one of them out")
         if self.speculation == "draft" and not self.draft_model:
             raise ValueError("speculation draft needs a draft_model")
+        if self.batch_invariant and (self.draft_model or self.speculation in ("ngram", "draft")):
+            raise ValueError(
+                "with batch_invariant nothing is drafted, since who else is served decides on drafts; leave out"
+                " speculation and draft_model"
+            )
         return self
 
     @property
@@ -302,6 +310,7 @@ class OtherPreferences(TypedDict, total=False):
     passes_on: Sequence[str]
     passes_off: Sequence[str]
     prefix_reuse: bool
+    batch_invariant: bool
     speculation: Speculation
     src_lang: str | None
     tgt_lang: str | None

@@ -85,6 +85,7 @@ PLANNED = (
     "context_length",
     "max_concurrency",
     "memory_share",
+    "batch_invariant",
     "speculation",
     "draft_model",
     "expected_prompt_tokens",

@@ -107,6 +107,7 @@ class TargetRun:
     metadata: dict[str, Any]
     side: Side
     own_form: bool = True  # errors have the form of score.py
+    invariant: bool = False  # it says that its answers do not depend on their company
     loaded: list[list[Reply]] = field(default_factory=list)  # each request's replies under load
 
 
@@ -169,6 +170,7 @@ def _shown(body: bytes) -> str:
 
 def _under_load(name: str, run: TargetRun, sent: Sequence[Request], tolerance: float) -> Iterator[Comparison]:
     """Compare what a target answered under load with what it answered alone: of each request, the worst."""
+    tolerance = 0.0 if run.invariant else tolerance  # then no number may move, whatever the format
     taken = [pair for pair in zip(sent, run.replies, strict=True) if pair[1] is not None]
     for (request, alone), replies in zip(taken, run.loaded, strict=bool(run.loaded)):
         assert alone is not None

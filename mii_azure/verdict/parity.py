@@ -37,9 +37,10 @@ def parity(
     """Reach each target in turn, send it the same requests, and grade the replies against the first target's.
 
     With `load`, each target is then sent all of them again, shuffled and so many at a time, and every reply is graded
-    against that target's reply to the request alone. With `tokens`, each target is asked for about so many of them,
-    which the bundle's model then scores by plain transformers, the first target's too; `suspects` are folders of
-    adapters or models that may serve instead. One target is then enough.
+    against that target's reply to the request alone; of one that serves with batch_invariant, no number may differ.
+    With `tokens`, each target is asked for about so many of them, which the bundle's model then scores by plain
+    transformers, the first target's too; `suspects` are folders of adapters or models that may serve instead. One
+    target is then enough.
     Without `targets` they are those of `targets_of`. `ml_client` reaches the targets that are live in Azure,
     `endpoint:NAME[/SLOT]`; MII_AZURE_WORKSPACE and its siblings name the workspace without it. `api_key` goes to
     targets `url:URL`.
@@ -109,7 +110,8 @@ class _Run:
         timed = [target.send(request.body) if takes else None for request, takes in zip(self.sent, taken, strict=True)]
         seconds = [reply.seconds for reply in timed if reply is not None and reply.status == 200]
         replies = [None if reply is None else _bare(reply) for reply in timed]
-        run = TargetRun(replies, metadata, side_of(name, target, metadata, seconds), target.own_form)
+        invariant = bool(metadata.get("limits", self._settings["limits"]).get("batch_invariant"))
+        run = TargetRun(replies, metadata, side_of(name, target, metadata, seconds), target.own_form, invariant)
         if self._load and any(taken):
             self.say(f"asking {name} with {self._load} requests in flight")
             bodies = [request.body for request, takes in zip(self.sent, taken, strict=True) if takes]

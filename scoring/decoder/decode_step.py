@@ -61,7 +61,9 @@ class Launcher(AdaptedLaunches):
         self.gathered = _GATHERED
         self.chunks = triton.cdiv(model.vocabulary, _CHUNK)
         self.precision = "ieee" if model.dtype == torch.float32 else "tf32"
-        self._gains = {id(linear): gains_of(norm, linear) for norm, linear in normed_products(model)}
+        self._gains = {
+            id(linear): gains_of(norm, linear) for norm, linear in ([] if self.own else normed_products(model))
+        }
         picked = self.picked or self.rows
         self.far = False  # the step being enqueued splits long rows further
         spans, blocks = self.spans(picked), _CHUNK // _BLOCK
@@ -138,9 +140,8 @@ class Launcher(AdaptedLaunches):
         norm, self._stream, self._open = model.embedding_norm, b.x, None
         decode_elementwise.embed[(rows,)](
             model.embedding, given(model.positions, b.x), *affine(norm, b.x), b.x, *self._fed(), model.embedding_scale,
-            model.position_offset, model.hidden, epsilon(norm),
-            BE=triton.next_power_of_2(model.hidden), LEARNED=model.positions is not None, NORM=kind(norm),
-            PDL=self.pdl, num_warps=8, **self._launch(),
+            model.position_offset, model.hidden, epsilon(norm), BE=triton.next_power_of_2(model.hidden),
+            LEARNED=model.positions is not None, NORM=kind(norm), PDL=self.pdl, num_warps=8, **self._launch(),
         )  # fmt: skip
 
     def _layer_gemv(self, rows: int, index: int, layer: DecoderLayer) -> None:
@@ -255,8 +256,7 @@ class Launcher(AdaptedLaunches):
         sources, taking = self._taken()
         decode_gemv.gemv_gated[(rows * triton.cdiv(outputs, tile.rows),)](
             *sources, norm.gain, mlp.up.weight, *scales_of(mlp.up, b.x), gains, bias, b.inner, outputs, inputs,
-            norm.eps, **taking, **tiling(tile, inputs), NORM=norm.kind,
-            ACT=mlp.activation, BIAS=bias is not b.x,
+            norm.eps, **taking, **tiling(tile, inputs), NORM=norm.kind, ACT=mlp.activation, BIAS=bias is not b.x,
             **narrow(mlp.up), ROWS=rows, PDL=self.pdl, **self._launch(),
         )  # fmt: skip
 
@@ -312,8 +312,7 @@ class Launcher(AdaptedLaunches):
         decode_elementwise.scatter_qkv[(rows, triton.cdiv(pairs, 512))](
             b.qkv, given(linear.bias, b.x), b.q, self.state.keys[index], self.state.values[index], *self._tables(layer),
             b.slots, self._fed()[2], self.state.table, *self._paging(), BN=512, BLOCK=BLOCK,
-            BIAS=linear.bias is not None, OWN=self.own,
-            **self._heads(layer), PER_HEAD=layer.attention.per_head, PDL=self.pdl, num_warps=4, **self._launch(),
+            BIAS=linear.bias is not None, OWN=self.own, **self._heads(layer), PER_HEAD=layer.attention.per_head, PDL=self.pdl, num_warps=4, **self._launch(),
         )  # fmt: skip
 
     def add_norm(self, rows: int, y: Tensor | None, bias: Tensor | None, norm: Norm | None,
@@ -369,6 +368,7 @@ class Launcher(AdaptedLaunches):
             return self._gains[id(linear)]
         return self.buffers.x, given(linear.bias, self.buffers.x)
 
+    folds: ClassVar[bool] = True  # norms are folded into products
     #: True if each row has its own position; a decode step's rows are at their slots' lengths.
     own: ClassVar[bool] = False
 

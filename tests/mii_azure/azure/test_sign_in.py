@@ -1,5 +1,8 @@
 """Sign-in of a workflow: assertions are fetched anew, and a rollout whose sign-in ends gives the traffic back."""
 
+import io
+import logging
+
 import pytest
 from azure.core.exceptions import ClientAuthenticationError
 
@@ -37,6 +40,18 @@ def test_a_workflow_asks_for_another_assertion_whenever_a_token_ends(cloud, gith
     assert deploy(bundle, connect(KeptTokens(github))).traffic == {"blue": 100}
     assert len(cloud.login.asserted) > 2  # each is good once, and no token lives as long as the rollout
     assert len(cloud.login.good) == 0
+
+
+def test_nothing_is_printed_of_the_credentials_that_were_tried(monkeypatch):
+    """Where no handler listens, as in a command, logging prints warnings by its last resort."""
+    printed = io.StringIO()
+    monkeypatch.setattr(logging.root, "handlers", [])
+    monkeypatch.setattr(logging, "lastResort", logging.StreamHandler(printed))
+    monkeypatch.setattr(logging.getLogger("azure.identity"), "handlers", [])
+    logging.getLogger("azure.identity._credentials.chained").warning("before")
+    credential()
+    logging.getLogger("azure.identity._credentials.chained").warning("Attempted credentials: ...")
+    assert printed.getvalue() == "before\n"
 
 
 def test_who_signs_in_where(monkeypatch):
