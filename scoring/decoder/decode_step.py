@@ -312,7 +312,8 @@ class Launcher(AdaptedLaunches):
         decode_elementwise.scatter_qkv[(rows, triton.cdiv(pairs, 512))](
             b.qkv, given(linear.bias, b.x), b.q, self.state.keys[index], self.state.values[index], *self._tables(layer),
             b.slots, self._fed()[2], self.state.table, *self._paging(), BN=512, BLOCK=BLOCK,
-            BIAS=linear.bias is not None, OWN=self.own, **self._heads(layer), PER_HEAD=layer.attention.per_head, PDL=self.pdl, num_warps=4, **self._launch(),
+            BIAS=linear.bias is not None, OWN=self.own, **self._heads(layer),
+            PER_HEAD=layer.attention.per_head, PDL=self.pdl, num_warps=4, **self._launch(),
         )  # fmt: skip
 
     def add_norm(self, rows: int, y: Tensor | None, bias: Tensor | None, norm: Norm | None,
