@@ -22,6 +22,7 @@ from mii_azure.planning.rationale import Decision
 from mii_azure.platform import servers
 from mii_azure.spec import Spec
 from scoring.config import Limits
+from scoring.schema.registry import task_schema
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "templates"
 
@@ -189,8 +190,9 @@ def deployment_settings(spec: Spec, plan: Plan, model_id: str) -> dict[str, Any]
 
 
 def _lock(spec: Spec, device_line: str) -> str:
-    """Lock of everything that the image installs; the HTTP host's packages follow those of the device line."""
+    """Lock of everything that the image installs: of the device line, then of the HTTP host and of tasks that hear."""
     names = [device_line, *([servers.HTTP_LOCK] if spec.server == "http" else [])]
+    names += [servers.SPEECH_LOCK] if task_schema(spec.task).hears else []
     return "".join((TEMPLATES / "locks" / name).read_text(encoding="utf-8") for name in names)
 
 

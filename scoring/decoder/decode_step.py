@@ -280,11 +280,12 @@ class Launcher(AdaptedLaunches):
         """Compute out [rows, N] = x W^T by cuBLAS, or += with `add`; the bias is left to the next kernel."""
         outputs, inputs = linear.full.shape
         source, target = packed(x, rows, inputs), packed(out, rows, outputs)
+        self.lower(linear.adapters, source)
         if add:
             target.addmm_(source, linear.full.t())
         else:
             torch.mm(source, linear.full.t(), out=target)
-        self.adapt(linear.adapters, source, target)
+        self.lift(linear.adapters, target)
 
     def scatter(self, rows: int, index: int, layer: DecoderLayer) -> None:
         """Copy queries out of the fused product, keys and values into the cache; normed heads are left to attention."""

@@ -92,7 +92,7 @@ def test_rendered_files_are_the_golden_ones(task, monkeypatch):
     trees = {device: rendered(of, device, **preferences) for device in devices(task)}
     for device, files in trees.items():
         served = "local_runner.container" in files["environment/Dockerfile"]
-        locks = [LOCKS[device], *(["http.lock"] if served else [])]
+        locks = [LOCKS[device], *(["http.lock"] if served else []), *(["speech.lock"] if TASKS[of].hears else [])]
         assert files.pop(LOCK) == "".join((TEMPLATES / "locks" / lock).read_text() for lock in locks)
     if UPDATE:
         write(task, trees)
