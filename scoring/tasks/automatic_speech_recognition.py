@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from scoring.engine.row import Between, Row, nothing
-from scoring.errors import InvalidParameter, LoadError
+from scoring.errors import InvalidInput, InvalidParameter, LoadError
 from scoring.model.loaded import Loaded
 from scoring.schema.speech import MOST_SPEECH_TOKENS, RATE, SpeechParameters
 from scoring.tasks.base import Task
@@ -37,6 +37,30 @@ class Spoken:
     seed: int
     prompt: tuple[int, ...]
     most: int | None
+
+
+class _Stuck(Exception):
+    """A window whose reading ends where it began."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+
+class _Progress:
+    """Sees after each window that every row goes on, and that somebody still waits for one."""
+
+    def __init__(self, rows: Sequence[Row], between: Between) -> None:
+        self._rows, self._between = rows, between
+        self._before = [-1] * len(rows)
+
+    def __call__(self, progress: torch.Tensor) -> None:
+        self._between()
+        if all(row.cancelled.is_set() for row in self._rows):
+            raise InvalidInput("Nobody waits for the answer any more.")
+        for number, (at, end) in enumerate(progress.tolist()):
+            if at < end and at == self._before[number]:
+                raise _Stuck(at / 100)  # frames are of 10 ms
+            self._before[number] = at
 
 
 class AutomaticSpeechRecognition(Task):
@@ -120,15 +144,31 @@ class AutomaticSpeechRecognition(Task):
         return (first, *rest[-_PROMPT_TOKENS:])
 
     def forward(self, rows: Sequence[Row], between: Between = nothing) -> list[Any]:
-        """Write rows down; per row its language, tokens and segments, on the CPU."""
+        """Write rows down; per row its language, tokens and segments, on the CPU.
+
+        Where a window's last timestamp is its start, transformers' loop would read it for ever: of one window the first
+        reading counts, and longer sound is refused. Rows beside such a one are read again by themselves.
+        """
+        try:
+            return self._written(rows, between)
+        except _Stuck as stuck:
+            if len(rows) > 1:
+                return [output for row in rows for output in self.forward([row], between)]
+            if rows[0].extra.features.shape[1] > self._frames:
+                raise InvalidInput(
+                    f"The model does not go on from second {stuck.seconds:g}.", "Cut the sound there."
+                ) from None
+            return self._written(rows, between, force_unique_generate_call=True)
+
+    def _written(self, rows: Sequence[Row], between: Between, **more: Any) -> list[Any]:
         first: Spoken = rows[0].extra
         features = torch.stack([row.extra.features for row in rows]).to(self.model.device, self.model.dtype)
         with torch.inference_mode(), self._random(first):
             languages = self._heard(features, first)
             told = {} if not self._codes else {"language": languages, "task": first.task}
             made = self.model.generate(
-                features, **told, **self._options(rows, first), return_segments=True,
-                monitor_progress=lambda progress: between(),
+                features, **told, **self._options(rows, first), **more, return_segments=True,
+                monitor_progress=_Progress(rows, between),
             )  # fmt: skip
         found = []
         for number in range(len(rows)):

@@ -122,6 +122,14 @@ def test_rows_of_a_batch_are_those_alone(service: Service) -> None:
     assert len({each["text"] for each in together}) == 3
 
 
+def test_a_window_that_is_read_for_ever_is_read_once(service: Service) -> None:
+    """Of this model's own: what it writes of a tone after a prompt holds times that lead nowhere."""
+    asked = {"prompt": "Anna", "task": "translate"}
+    told = ask(service, tone(1.2), **asked)
+    assert told["text"]
+    assert ask(service, [file_of(noise(1)), tone(1.2)], **asked) == [ask(service, file_of(noise(1)), **asked), told]
+
+
 def test_what_verbose_answers_tell(service: Service) -> None:
     told = ask(service, file_of(noise(1.5)), return_segments=True)
     assert told["language"] in LANGUAGES
