@@ -76,9 +76,10 @@ def model_does_not_fit(bundle: Inspected) -> Iterator[Problem]:
 
 def _asked_of_the_cache(bounds: Limits) -> dict[str, Any]:
     """Fields of a spec that ask for the cache that the scoring script is told to make."""
+    invariant = {"batch_invariant": True} if bounds.batch_invariant else {}
     if not bounds.kv_cache_tokens:
-        return {}
-    asked = {"context_length": bounds.context_length, "max_concurrency": bounds.slots}
+        return invariant
+    asked = invariant | {"context_length": bounds.context_length, "max_concurrency": bounds.slots}
     return asked | ({"memory_share": bounds.memory_share} if bounds.memory_share else {})
 
 

@@ -6,6 +6,7 @@ from mii_azure.errors import NotAvailable, SpecError
 from mii_azure.model.profile import Profile
 from mii_azure.platform import limits
 from mii_azure.spec import Spec
+from scoring.passes.families import decoder_tier
 
 
 class Demand(NamedTuple):
@@ -54,5 +55,10 @@ def demand_of(spec: Spec, facts: Profile, beside: int = 0) -> Demand:
         spec.expected_prompt_tokens,
         spec.expected_new_tokens,
         beside,
-        "static_decode" not in spec.passes_off,
+        "static_decode" not in spec.passes_off and _has_one_order(spec, facts),
     )
+
+
+def _has_one_order(spec: Spec, facts: Profile) -> bool:
+    """Return True unless sums of one order are asked for, and the family's tier or adapters have none."""
+    return not spec.batch_invariant or (decoder_tier(facts.family).tier == "fused" and not spec.adapters)

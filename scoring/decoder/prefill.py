@@ -8,11 +8,11 @@ import torch
 import triton  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 
+from scoring.decoder.absent import given
 from scoring.decoder.adapter_step import Tiles
 from scoring.decoder.chunk_size import PARTS, Span, longest_chunk
-from scoring.decoder.decode_step import _or
 from scoring.decoder.kv_cache import FORBIDDEN, KVCache, SamplingParams
-from scoring.decoder.model import DecoderLayer, DecoderModel
+from scoring.decoder.model import DecoderLayer, DecoderModel, Linear
 from scoring.decoder.prompt_attention import ChunkAttention, Run
 from scoring.decoder.token_rows import TokenRows
 from scoring.kernels import decode_prefill
@@ -93,7 +93,7 @@ class Prefiller(TokenRows):
         longest = longest_chunk(model)
         super().__init__(model, state, longest, pdl=pdl, picked=1)
         self.longest = longest
-        self.attending = ChunkAttention(model, state, longest, self.wide)
+        self.attending = self._attending(longest)
         parts = min(PARTS, state.slots)
         self.layout = Layout(longest, parts, self.attending.tiling.queries)
         self.numbers = torch.zeros(self.layout.size, dtype=torch.int32, device=model.device)
@@ -117,10 +117,17 @@ class Prefiller(TokenRows):
         for index, layer in enumerate(self.model.layers):
             self._layer_blas(rows, index, layer)
         torch.index_select(b.normed, 0, self.ends[0], out=self.last)
-        torch.mm(self.last, linear.full.t(), out=self.logits)
+        self.project(self.last, linear, self.logits)
         if linear.bias is not None:
             self.logits += linear.bias
         self.model.finish(self.logits)
+
+    def _attending(self, rows: int) -> ChunkAttention:
+        return ChunkAttention(self.model, self.state, rows, self.wide)
+
+    def project(self, x: Tensor, linear: Linear, out: Tensor) -> None:
+        """Compute out [parts, N] = x W^T."""
+        torch.mm(x, linear.full.t(), out=out)
 
     def tiles_of(self, rows: int) -> Tiles:
         return Tiles(self._tiles(rows), self.layout.tile, self.tiled, self.layout.tiles)
@@ -142,7 +149,7 @@ class Prefiller(TokenRows):
         b = self.buffers
         self.attending.attend(
             index, b.q, b.attended, self.tiled, self._tiles(rows),
-            _or(self.model.alibi, b.x), self.pdl, self._launch(), self.runs,
+            given(self.model.alibi, b.x), self.pdl, self._launch(), self.runs,
         )  # fmt: skip
 
 

@@ -36,6 +36,8 @@ class WeightOnly(Pass):
         below = self.decode.applies(facts, hardware, objective)
         if not below.take:
             return Applicability(False, f"it builds on static_decode: {below.reason}")
+        if self.decode.invariant:
+            return Applicability(False, "steps of one or two rows would read other weights than those of more")
         if hardware.device != "cuda":
             return Applicability(False, "its kernels are for GPUs")
         if decoder_tier(facts.family).tier != "fused":
