@@ -1,4 +1,4 @@
-"""Encoders' forwards: plain transformers, torch's own means, ONNX Runtime, OpenVINO if it is here, ours, floor.
+"""Encoders' forwards: plain transformers, ONNX Runtime, OpenVINO with NNCF if they are here, ours, floor.
 
 Times are milliseconds of the model alone, medians of rounds in which every column runs once; the JSON has the minima as
 well, and how like plain transformers' each way's answers to real text are. MiniLM is real; the others have its
@@ -33,10 +33,7 @@ FORMATS = ("float32", "bfloat16", "int8")
 COLUMNS = (
     "work",
     "eager",
-    "autocast",
-    "compile",
     "ORT",
-    "ORT fused",
     "ORT int8",
     "OpenVINO int8",
     "ours float32",
@@ -148,9 +145,6 @@ class Row:
         self.result: dict[str, Any] = {"work": name, "seconds": {}, "errors": {}, "refused": {}}
         self.calls: dict[str, tuple[Callable[[], Any], Call]] = {}  # what switches it on, and the call
         self._add("eager", lambda b: model(**b))
-        if bfloat16_pays():
-            self._add("autocast", self._autocast)
-        self._compile("compile", lambda **b: model(**b))
         for key, call in onnx.items():
             self._add(key, call)
         for key in FORMATS:
@@ -158,20 +152,6 @@ class Row:
 
     def _add(self, name: str, call: Call, switch: Callable[[], Any] = lambda: None) -> None:
         self.calls[name] = (switch, call)
-
-    def _autocast(self, batch: Batch) -> Any:
-        with torch.autocast("cpu", torch.bfloat16):
-            return self.model(**batch)
-
-    def _compile(self, name: str, call: Callable[..., Any]) -> None:
-        compiled = torch.compile(call, dynamic=False, options={"freezing": True})
-        try:
-            with torch.no_grad():
-                self.result["seconds"][name] = seconds(lambda: compiled(**self.batch))
-        except Exception as error:
-            self.result["refused"][name] = str(error).strip().splitlines()[0][:200]
-            return
-        self._add(name, lambda b: compiled(**b))
 
     def _ours(self, precision: str) -> None:
         reason = missing(precision, cpu_flags())
@@ -193,8 +173,8 @@ class Row:
         self._add(f"ours {precision}", lambda b: self.model(**b), switch)
 
     def ways(self) -> dict[str, Call]:
-        """Each way as a call that any batch may be given; compiled code, made for one shape, is left out."""
-        return {name: partial(self._answer, name) for name in self.calls if name != "compile"}
+        """Each way as a call that any batch may be given."""
+        return {name: partial(self._answer, name) for name in self.calls}
 
     def _answer(self, name: str, batch: Batch) -> Any:
         switch, call = self.calls[name]
@@ -313,6 +293,5 @@ def run(name: str, budget_s: float) -> dict[str, Any]:
             rows.append(row.measure(budget_s, peak))
             judge(rows[-1], began.get("choice", "eager"), began["fidelity"])
             print(table(COLUMNS, rows[-1:]), flush=True)
-            torch.compiler.reset()
             gc.collect()
     return {"rows": rows, "starts": [began], "peaks": peak, "bounds": BOUNDS}
