@@ -155,6 +155,8 @@ class Row:
 
     def _ours(self, precision: str) -> None:
         reason = missing(precision, cpu_flags())
+        if not reason and precision == "bfloat16" and not bfloat16_pays():
+            reason = "a product takes longer in it than in float32"
         if reason:
             self.result["refused"][f"ours {precision}"] = reason
             return
