@@ -70,8 +70,7 @@ def model_of(name: str) -> Any:
     if name == "MiniLM":
         return transformers.AutoModel.from_pretrained(folder).eval()
     torch.manual_seed(0)
-    kind = transformers.BertForSequenceClassification if name == "BERT-base" else transformers.BertModel
-    model = kind(transformers.BertConfig(**SHAPES[name])).eval()
+    model = transformers.BertModel(transformers.BertConfig(**SHAPES[name])).eval()  # a random head's labels are tosses
     model.name_or_path = str(folder)  # whose tokenizer cuts the text that int8 is judged by
     return model
 
