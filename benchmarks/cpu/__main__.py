@@ -59,27 +59,24 @@ def main() -> None:
     warnings.simplefilter("ignore")
     cpus.settle()  # as a server does, before torch is imported
     from benchmarks.common import RESULTS, table, write
-    from benchmarks.cpu import forwards
+    from benchmarks.cpu import forwards, neighbour, service
 
     budget_s = float(sys.argv[1]) if len(sys.argv) > 1 else 8.0
     folder = Path(sys.argv[2]) if len(sys.argv) > 2 else RESULTS
     parts = sys.argv[3:] or PARTS
     made = provenance()
     name = "cpu" if made["oneDNN may use"] == "all" else "cpu-vnni"
-    for part in sorted(parts, key=PARTS.index):
-        found = measure(part, budget_s)
-        rows = found[part] if part in found else found["rows"]
-        print(table(list(rows[0]) if part in found else forwards.COLUMNS, rows), flush=True)
+
+    def keep(found: dict[str, Any]) -> None:
         write(name, merged(folder / f"{name}.json", found, made), folder)
 
-
-def measure(part: str, budget_s: float) -> dict[str, Any]:
-    """Result of one part: rows of its own, or of a model."""
-    from benchmarks.cpu import forwards, neighbour, service
-
-    if part in MODELS:
-        return forwards.run(part, budget_s)
-    return {part: {"neighbour": neighbour, "service": service}[part].run(budget_s)}
+    for part in sorted(parts, key=PARTS.index):
+        if part in MODELS:
+            found = forwards.run(part, budget_s, keep)
+            print(table(forwards.COLUMNS, found["rows"]), flush=True)
+        else:
+            keep({part: (rows := {"neighbour": neighbour, "service": service}[part].run(budget_s))})
+            print(table(list(rows[0]), rows), flush=True)
 
 
 def merged(path: Path, found: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
