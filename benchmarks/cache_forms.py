@@ -12,7 +12,7 @@ import gc
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -127,9 +127,10 @@ def step_times(decoder: Decoder, rows: int) -> dict[str, float]:
     return found
 
 
-def measure(model: Any) -> dict[str, Any]:
-    """All figures, by form."""
-    told, result = reference(model)(), {}
+def measure(model: Any, keep: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+    """All figures, by form; `keep` is given them after each."""
+    told = reference(model)()
+    result: dict[str, Any] = {}
     for form in FORMS:
         decoder = decoder_of(model, form)
         own: dict[str, Any] = {"errors": errors(decoder, told), "cache_bytes": decoder.state.bytes()}
@@ -142,6 +143,7 @@ def measure(model: Any) -> dict[str, Any]:
             own |= _queries(decoder)
         result[form] = own
         print(form, own, flush=True)
+        keep(result)
         del decoder
         gc.collect()
         torch.cuda.empty_cache()
@@ -164,7 +166,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--out", type=Path, default=RESULTS)
     folder = parser.parse_args().out
-    result = {**provenance(), "model": MODEL, **measure(make(CASES[MODEL]))}
+    told = {**provenance(), "model": MODEL}
+    result = told | measure(make(CASES[MODEL]), lambda found: write("cache_forms", told | found, folder))
     print(f"cost: {result['cost']}")
     write("cache_forms", result, folder)
     sys.exit(0 if all(result["batch-invariant"]["bits"].values()) else 1)

@@ -22,8 +22,10 @@ from mii_azure.planning.rationale import Decision
 from mii_azure.platform import servers
 from mii_azure.spec import Spec
 from scoring.config import Limits
+from scoring.passes.families import FUSED_ENCODER
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "templates"
+OPENVINO_LOCK = "openvino.lock"  # of what runs such encoders on a CPU
 
 
 def render(
@@ -91,7 +93,7 @@ def _environment_files(spec: Spec, plan: Plan, context: Mapping[str, Any]) -> di
     }
     return {
         "environment/Dockerfile": fill("Dockerfile.j2", {**context, **own}),
-        "environment/requirements.lock": _lock(spec, image["batch_lock" if spec.kind == "batch" else "lock"]),
+        "environment/requirements.lock": _lock(spec, plan, image["batch_lock" if spec.kind == "batch" else "lock"]),
     }
 
 
@@ -194,9 +196,11 @@ def _forms(spec: Spec) -> dict[str, Any]:
     return {name: value for name, value in asked.items() if value != getattr(Limits, name)}
 
 
-def _lock(spec: Spec, device_line: str) -> str:
-    """Lock of everything that the image installs; the HTTP host's packages follow those of the device line."""
-    names = [device_line, *([servers.HTTP_LOCK] if spec.server == "http" else [])]
+def _lock(spec: Spec, plan: Plan, device_line: str) -> str:
+    """Lock of everything that the image installs: a device line's, and what of this bundle's own comes with it."""
+    names = [device_line]
+    names += [servers.HTTP_LOCK] if spec.server == "http" else []
+    names += [OPENVINO_LOCK] if plan.takes("cpu") and plan.profile.family in FUSED_ENCODER.served else []
     return "".join((TEMPLATES / "locks" / name).read_text(encoding="utf-8") for name in names)
 
 
