@@ -93,7 +93,7 @@ def multiply(x: Tensor, weight: Tensor, out: Tensor, pdl: bool, launch: dict[str
     )  # fmt: skip
 
 
-class Products:
+class OrderedProducts:
     """Products of the shapes that launches have: cuBLAS's where it adds up in the kernel's order, else the kernel's.
 
     cuBLAS mostly does, and is faster; where it cuts the inputs into parts it does not. That is found by trying each
@@ -194,7 +194,7 @@ class FixedStep(Launcher):
 
     def __post_init__(self) -> None:
         self.keys = span_keys(self.state.max_length)
-        self.products = Products()
+        self.products = OrderedProducts()
         super().__post_init__()
         device = self.model.device
         self.fewer = fewer_queries(self.model, self.wide)
@@ -238,7 +238,7 @@ class FixedPrefiller(Prefiller):
     """A `Prefiller` with the products and the attention of a `FixedStep`."""
 
     def _attending(self, rows: int) -> "FixedAttention":
-        self.products = Products()
+        self.products = OrderedProducts()
         return FixedAttention(self.model, self.state, rows, self.wide)
 
     def project(self, x: Tensor, linear: Linear, out: Tensor) -> None:
@@ -269,7 +269,7 @@ class FixedAttention(ChunkAttention):
         return
 
 
-def _product(launcher: Launcher, products: Products, x: Tensor, linear: Linear, out: Tensor, rows: int) -> None:
+def _product(launcher: Launcher, products: OrderedProducts, x: Tensor, linear: Linear, out: Tensor, rows: int) -> None:
     outputs, inputs = linear.full.shape
     source, target = packed(x, rows, inputs), packed(out, rows, outputs)
     products.enqueue(source, linear.full, target, launcher.pdl, launcher._launch)
