@@ -4,16 +4,15 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 TORCH := $(shell sed -n 's/^torch==//p' templates/locks/scoring.in)
 
-.PHONY: help demo test quick lint unit bench peers image docs golden lock protos ray fuzz soak azure-npm page clean
+.PHONY: help demo test quick lint unit bench peers image docs golden lock digests protos ray fuzz soak azure-npm page clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { echo \
 	  "$(PYTHON) is not Python 3.11, which the images and the locks have: install it, or name one, as in make PYTHON=/path/to/python3.11" >&2; exit 2; }
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -qq --upgrade pip
-	@echo "Installing torch $(TORCH), then the project (a few minutes, once)"
-	$(BIN)/pip install -qq "torch==$(TORCH)"
-	$(BIN)/pip install -qq -c constraints.txt -e '.[dev]'
+	@tools/told.sh "Making .venv with $(PYTHON)" $(PYTHON) -m venv .venv
+	@tools/told.sh "Upgrading pip" $(BIN)/pip install -qq --upgrade pip
+	@tools/told.sh "Installing torch $(TORCH) (a minute or more, once)" $(BIN)/pip install -qq "torch==$(TORCH)"
+	@tools/told.sh "Installing the project and its tools" $(BIN)/pip install -qq -c constraints.txt -e '.[dev]'
 	@touch $@
 
 help:  ## this list
@@ -72,6 +71,9 @@ fuzz: $(STAMP)  ## throw thousands of inputs at every door; some minutes
 
 soak: $(STAMP)  ## ten minutes of mixed load, cancellations and bad input; writes benchmarks/results/soak.json
 	$(BIN)/python -m tests.scenarios.soak
+
+digests: $(STAMP)  ## pin the base images to what the registry has now; needs a network
+	$(BIN)/python -m tools.digests
 
 protos: $(STAMP)  ## regenerate the gRPC messages
 	PATH="$(CURDIR)/$(BIN):$$PATH" tools/protos.sh

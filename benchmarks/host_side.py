@@ -46,6 +46,7 @@ class InstantDecoder:
         self._at = 0
         self._step_s = step_s
         self.adapters = SimpleNamespace(use=lambda slot, name: None)
+        self.draft, self.draft_cost, self.speculates = None, 0.0, False
         self._free_at = 0.0  # when the device has done what was enqueued
 
     def open(self, slot: int, sampling: Any = None, ids: Sequence[int] = (), salt: str | None = None) -> int:
@@ -72,7 +73,7 @@ class InstantDecoder:
             self.tables.written(slot, ids)
         self._enqueue()
 
-    def sample(self, slots: Sequence[int]) -> Any:
+    def sample(self, slots: Sequence[int], masks: Any = None, added: Any = ()) -> Any:
         return self._pending(len(slots))
 
     def step(self, slots: Sequence[int]) -> Any:

@@ -169,8 +169,8 @@ def steps_ms(decoder: Decoder, length: int, card: dict[str, float]) -> dict[str,
         decoder.lengths[slot] = decoder.state.lengths[slot] = live - 1
     found = {}
     for name, size, graphs in (
-        ("alone", 1, back_end._graphs), ("split alike", SLOTS_HELD, back_end._graphs),
-        ("split further", SLOTS_HELD, back_end._far_graphs),
+        ("alone", 1, back_end.graphs.near), ("split alike", SLOTS_HELD, back_end.graphs.near),
+        ("split further", SLOTS_HELD, back_end.graphs.far),
     ):  # fmt: skip
         decoder.step(slots[:size]).tokens()  # places the rows
         decoder.state.lengths[:SLOTS_HELD] = torch.tensor(decoder.lengths, dtype=torch.int32)

@@ -4,8 +4,9 @@
 
 A folder with random weights of the real shape becomes a bundle by `mii-azure generate`; `mii-azure serve` answers on
 loopback; processes of clients, each with many connections, send requests of 16 to 256 prompt tokens that get exactly
-128, greedily, all at once. Streams are read event by event. `long` prompts are answered with one token, alone. Floors
-are in decoders.json, which measures the same shapes in process.
+128, greedily, all at once. Streams are read event by event. `long` prompts are answered with one token, alone; then
+the longest of them, with as many tokens as the others, among 64 of those requests. Floors are in decoders.json, which
+measures the same shapes in process.
 """
 
 import argparse
@@ -22,15 +23,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import quantiles
+from statistics import median, quantiles
 from typing import Any
 
 from benchmarks.common import RESULTS, provenance, table, write
 from benchmarks.decoders import CASES
 from benchmarks.host_side import front_ends_of, processor_s
-from benchmarks.http_clients import ANSWER_S, LONGEST, NEW, SHORTEST, ask, body, prompt
+from benchmarks.http_clients import ANSWER_S, LONGEST, NEW, SHORTEST, ask, ask_all, bodies, body, prompt
 
 PROCESSES = 4  # of clients
+SHORT = 64  # requests beside a long one
+WAYS = ("whole", "stream", "openai")
 START_S = 300.0
 _TIMES = ("first p50", "first p99", "next p50", "next p99")
 COLUMNS = ("model", "front ends", "clients", "way", "tokens/s", *_TIMES, "engine us", "front ends us", "failed")
@@ -148,9 +151,29 @@ def long_prompt_ms(port: int, tokens: int, seed: int) -> float:
     return min(times)
 
 
+async def _beside(port: int, tokens: int) -> dict[str, Any]:
+    """Have a long streamed request run among short ones, which come when it has been sent."""
+    words = random.Random(tokens - 1)  # others than those of the prompt that was timed alone
+    long = asyncio.create_task(ask(port, body(prompt(tokens, words), NEW, "stream")))
+    began = time.perf_counter()
+    await asyncio.sleep(0.2)
+    short = await ask_all(port, bodies(SHORT, "stream", 3))
+    good, stamps = await long
+    found = {
+        "long tokens": tokens, "long answered": good, "long first ms": 1e3 * (stamps[0] - began),
+        "long ms": 1e3 * (stamps[-1] - began), "short": SHORT, "short failed": short["failed"],
+        "short ms": 1e3 * (short["ended"] - short["began"]),
+    }  # fmt: skip
+    if short["failed"] < SHORT:
+        waits = quantiles(short["next"], n=100)
+        found |= {"short first p50": median(short["first"]), "short next p50": waits[49], "short next p99": waits[98]}
+        found["short next most"] = max(short["next"])
+    return found
+
+
 def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """All rows of one shape; every row is asked twice, and the second is told."""
-    shape, rows, prompts = SHAPES[name], [], {}
+    shape, rows, prompts, beside = SHAPES[name], [], {}, None
     with tempfile.TemporaryDirectory() as folder:
         build(shape, Path(folder), options.instance_type)
         for front_ends in options.front_ends or [None]:
@@ -159,7 +182,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
                 for each in ("plan.md", "serve.log"):
                     (options.out / f"{name}-{each}").write_bytes((Path(folder) / each).read_bytes())
                 for count in options.clients:
-                    for way in ("whole", "stream", "openai"):
+                    for way in options.ways:
                         load(port, count, way, 1)
                         others = front_ends_of(pid)
                         before, before_others = processor_s(pid), sum(map(processor_s, others))
@@ -171,7 +194,10 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
                         print(table(COLUMNS, [row]).splitlines()[-1], flush=True)
                 if not prompts:
                     prompts = {str(tokens): long_prompt_ms(port, tokens, tokens) for tokens in shape.long}
-    return {"rows": rows, "first token ms by prompt tokens": prompts}
+                    if shape.long:
+                        beside = asyncio.run(asyncio.wait_for(_beside(port, shape.long[-1]), ANSWER_S))
+                        print(json.dumps(beside), flush=True)
+    return {"rows": rows, "first token ms by prompt tokens": prompts, "long beside short": beside}
 
 
 def main() -> None:
@@ -179,6 +205,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", default=[name for name in SHAPES if name != "tiny"], choices=SHAPES)
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 256])
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     parser.add_argument("--instance-type", default="Standard_NC40ads_H100_v5")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--front-ends", nargs="+", type=int, help="each in turn; what serve decides when absent")

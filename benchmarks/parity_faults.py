@@ -1,256 +1,138 @@
 """Faults planted in a served model, and whether `parity --tokens` sees and names them.
 
-`python -m benchmarks.parity_faults [FAULT...]` serves SmolLM2-135M-Instruct in float32 with one fault at a time, has
-320 tokens of each judged by plain transformers over the sound model, and 1,280 of the sound server. Prints the
-table and writes results/parity_faults.json.
+`python -m benchmarks.parity_faults` serves SmolLM2-135M-Instruct in float32 with one fault at a time and has some
+hundred tokens of each judged by plain transformers over the sound model; then come 100 verdicts on the sound server,
+each on requests of its own. `--only NAME` does one of them. Answers and verdicts are kept in .cache/parity_faults, so
+that a run goes on where another ended; results/parity_faults.json is written once all are there.
 """
 
+import argparse
 import datetime
 import json
-import shutil
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
-
-import mii_azure
-from benchmarks.common import revision, table, write
-from local_runner.targets.load import TargetReply
-from local_runner.targets.targets import Target, make_target
+from benchmarks.common import ROOT, revision, table, write
+from benchmarks.faulty_servers import TASK, adapter, bundle, faults
 from mii_azure.model.packaged import packaged_model
-from mii_azure.verdict.tokens.judge import TokenVerdict, ask, judge, probes_for
-from mii_azure.verdict.tokens.margins import pick_scores
-from mii_azure.verdict.tokens.probes import NEW_TOKENS
+from mii_azure.verdict.tokens.judge import Answered, ask, judge
+from mii_azure.verdict.tokens.probes import TokenProbe, make_probes
 from mii_azure.verdict.tokens.reference import ReferenceModel
 from mii_azure.verdict.tokens.suspects import Suspect, named_suspects
 from scoring.telemetry.versions import versions
 
-TASK = "conversational"
-TOKENS = 320
-CLEAN_TOKENS = 1280  # four verdicts
-_RANK = 8
-_CUT = 256
+CLEAN = "none"
+_KEPT = ROOT / ".cache" / "parity_faults"
+_CONTEXT = 2048
+_TOKENS = 320  # of a fault's verdict
+_CLEAN_RUNS = 100
+_PROBES = 5  # of a clean verdict: one of each kind in turn
+_PIECE = 10  # clean verdicts that are asked for at once
 
 
-class Altering:
-    """A target whose requests are altered on their way."""
-
-    def __init__(self, target: Target, alter: Callable[[dict[str, Any]], None]) -> None:
-        self._target, self._alter = target, alter
-
-    def send(self, raw: str) -> TargetReply:
-        """Send the altered body."""
-        body = json.loads(raw)
-        self._alter(body["parameters"])
-        return self._target.send(json.dumps(body))
+def clean_probes() -> list[list[TokenProbe]]:
+    """Probes of each clean verdict, none of them in two."""
+    every = make_probes(TASK, _CLEAN_RUNS * _PROBES * 32, _CONTEXT)
+    return [every[first : first + _PROBES] for first in range(0, _CLEAN_RUNS * _PROBES, _PROBES)]
 
 
-class PlainServer:
-    """Plain transformers, one token after the other, with a cache and prompts that a fault may change."""
-
-    def __init__(self, folder: Path, cache: Callable[[], Any] = DynamicCache, most: int = 1 << 20) -> None:
-        self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        self._cache, self._most = cache, most
-
-    @torch.inference_mode()
-    def send(self, raw: str) -> TargetReply:
-        """Answer one probe."""
-        body = json.loads(raw)
-        text = self.tokenizer.apply_chat_template(body["inputs"], tokenize=False, add_generation_prompt=True)
-        prompt = self.tokenizer(text, add_special_tokens=False)["input_ids"][-self._most :]
-        seed = body["parameters"].get("seed")
-        cache, tokens, fed = self._cache(), [], prompt
-        while len(tokens) < NEW_TOKENS:
-            logits = self.model(torch.tensor([fed]), past_key_values=cache, use_cache=True).logits[:, -1]
-            token = int(pick_scores(logits, seed, len(prompt) + len(tokens)).argmax())
-            if token == self.tokenizer.eos_token_id:
-                break
-            tokens.append(token)
-            fed = [token]
-        answer = [{"generated_text": self.tokenizer.decode(tokens, skip_special_tokens=True)}]
-        return TargetReply(200, json.dumps(answer).encode(), 0.0)
+def _file(name: str, what: str) -> Path:
+    return _KEPT / f"{name}.{what}.json"
 
 
-class ScaledFP8Cache(DynamicCache):
-    """Keys and values in FP8 with one scale a tensor, which is not how the suspect rounds them."""
-
-    def update(self, key_states: Any, value_states: Any, *more: Any, **named: Any) -> Any:
-        """Round, then keep."""
-        return super().update(_fp8(key_states), _fp8(value_states), *more, **named)
+def keep_answers(name: str, target: Any, probes: Sequence[TokenProbe]) -> None:
+    """Have a target answer, and keep the texts for this run and another."""
+    texts = {probe.name: text for probe, text in ask(name, target, "float32", probes).answers}
+    _file(name, "answers").write_text(json.dumps(texts, indent=1), encoding="utf-8")
 
 
-def _fp8(values: torch.Tensor) -> torch.Tensor:
-    scale = values.abs().max() / torch.finfo(torch.float8_e4m3fn).max
-    return (values / scale).to(torch.float8_e4m3fn).to(values.dtype) * scale
+def answered(name: str, probes: Sequence[TokenProbe], kept: str = "") -> Answered:
+    """Answers to probes that were kept, under another name if told."""
+    texts = json.loads(_file(kept or name, "answers").read_text(encoding="utf-8"))
+    pairs = tuple((probe, texts[probe.name]) for probe in probes if probe.name in texts)
+    return Answered(target=name, precision="float32", asked=len(probes), answers=pairs)
 
 
-def _bundle(model: Path, folder: Path, **options: Any) -> Path:
-    settings = {"dtype": "float32", "instance_type": "Standard_F8s_v2"} | options
-    return mii_azure.generate(task=TASK, model=str(model), deployment_name="faults", output=folder, **settings)
+def verdict(name: str, told: Answered, reference: ReferenceModel, named: list[Suspect]) -> dict[str, Any]:
+    """Verdict on answers, kept for another run."""
+    file = _file(name, "verdict")
+    if not file.is_file():
+        began = time.process_time()
+        found = judge(reference, told, named).model_dump()
+        row = {**found, "answers": len(told.answers), "cpu_s": round(time.process_time() - began, 1)}
+        file.write_text(json.dumps(row, indent=1), encoding="utf-8")
+    row = json.loads(file.read_text(encoding="utf-8"))
+    print(json.dumps(row), flush=True)
+    return dict(row)
 
 
-def _copied(model: Path, folder: Path) -> Path:
-    return Path(shutil.copytree(model, folder))
+def planted(name: str, expected: str, row: dict[str, Any]) -> dict[str, Any]:
+    """Row of a fault: whether it was seen, and named."""
+    shown = {key: value for key, value in row.items() if key not in ("target", "agree")}
+    return {"fault": name, "seen": not row["agree"], "named": expected in row["cause"]} | shown
 
 
-def _perturbed(model: Path, folder: Path, change: Callable[[str, torch.Tensor], torch.Tensor]) -> Path:
-    """A copy of a model with its projections changed."""
-    from safetensors.torch import load_file, save_file
-
-    torch.manual_seed(0)
-    copy = _copied(model, folder)
-    for shard in copy.glob("*.safetensors"):
-        tensors = {n: change(n, t) if "_proj" in n else t for n, t in load_file(shard).items()}
-        save_file({n: t.contiguous() for n, t in tensors.items()}, shard, {"format": "pt"})
-    return copy
-
-
-def _noise(name: str, weight: torch.Tensor) -> torch.Tensor:
-    return weight + (0.02 * weight.float().std() * torch.randn(weight.shape)).to(weight.dtype)
-
-
-def adapter(model: Path, folder: Path) -> Path:
-    """A LoRA adapter of random numbers on the attention's projections, of the size that training leaves."""
-    from safetensors.torch import save_file
-
-    torch.manual_seed(1)
-    folder.mkdir()
-    layers = {
-        n: m for n, m in AutoModelForCausalLM.from_pretrained(model).named_modules() if n.endswith(("q_proj", "v_proj"))
-    }
-    tensors = {}
-    for name, layer in layers.items():
-        tensors[f"base_model.model.{name}.lora_A.weight"] = 0.02 * torch.randn(_RANK, layer.in_features)
-        tensors[f"base_model.model.{name}.lora_B.weight"] = 0.02 * torch.randn(layer.out_features, _RANK)
-    save_file(tensors, folder / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": _RANK, "lora_alpha": 2 * _RANK, "target_modules": ["q_proj", "v_proj"]}
-    (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
-    return folder
+def clean(start: Callable[[], Any], reference: ReferenceModel) -> list[dict[str, Any]]:
+    """Verdicts on a sound server."""
+    runs = clean_probes()
+    pieces = {f"{CLEAN}-{first}": runs[first : first + _PIECE] for first in range(0, _CLEAN_RUNS, _PIECE)}
+    rows: list[dict[str, Any]] = []
+    with ExitStack() as stack:
+        target = None
+        for kept, piece in pieces.items():
+            if not _file(kept, "answers").is_file():
+                target = target or stack.enter_context(start())
+                keep_answers(kept, target, [probe for run in piece for probe in run])
+            for probes in piece:
+                name = f"{CLEAN}-{len(rows)}"
+                rows.append(verdict(name, answered(name, probes, kept), reference, []))
+    return rows
 
 
-def _with_adapter(model: Path, folder: Path, polite: Path) -> Path:
-    from safetensors.torch import load_file
-
-    low = load_file(polite / "adapter_model.safetensors")
-
-    def change(name: str, weight: torch.Tensor) -> torch.Tensor:
-        key = f"base_model.model.{name.removesuffix('.weight')}"
-        if f"{key}.lora_A.weight" not in low:
-            return weight
-        return weight + (2 * low[f"{key}.lora_B.weight"] @ low[f"{key}.lora_A.weight"]).to(weight.dtype)
-
-    return _perturbed(model, folder, change)
-
-
-def _without_system(model: Path, folder: Path) -> Path:
-    """A copy of a model whose template adds no system message of its own."""
-    copy = _copied(model, folder)
-    turns = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    template = turns + "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    (copy / "chat_template.jinja").write_text(template, encoding="utf-8")
-    config = json.loads((copy / "tokenizer_config.json").read_text(encoding="utf-8"))
-    config.pop("chat_template", None)
-    (copy / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
-    return copy
-
-
-def _without_special(model: Path, folder: Path) -> Path:
-    """A copy of a model whose tokenizer has lost the special tokens of turns, and cuts them up like other text."""
-    copy = _copied(model, folder)
-    tokenizer = json.loads((copy / "tokenizer.json").read_text(encoding="utf-8"))
-    tokenizer["added_tokens"] = [t for t in tokenizer["added_tokens"] if t["content"] != "<|im_start|>"]
-    (copy / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
-    config = json.loads((copy / "tokenizer_config.json").read_text(encoding="utf-8"))
-    for key in ("added_tokens_decoder", "additional_special_tokens", "extra_special_tokens", "bos_token"):
-        config.pop(key, None)
-    (copy / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
-    (copy / "special_tokens_map.json").unlink(missing_ok=True)
-    return copy
-
-
-def _sampled(parameters: dict[str, Any]) -> None:
-    if "do_sample" not in parameters:
-        parameters.update(do_sample=True, temperature=0.7, top_p=0.9)
-
-
-def _reseeded(parameters: dict[str, Any]) -> None:
-    if "seed" in parameters:
-        parameters["seed"] += 1
-
-
-@contextmanager
-def _altered(bundle: Path, alter: Callable[[dict[str, Any]], None]) -> Iterator[Altering]:
-    with make_target("in-process", bundle) as target:
-        yield Altering(target, alter)
-
-
-@contextmanager
-def _plain(server: PlainServer) -> Iterator[PlainServer]:
-    yield server
-
-
-def faults(model: Path, sound: Path, work: Path) -> dict[str, tuple[str, Callable[[], Any]]]:
-    """Faults by name: a word that the cause must hold, and what serves with it."""
-
-    def served(folder: Path, **options: Any) -> Any:
-        return make_target("in-process", _bundle(folder, work / f"bundle-{folder.name}-{len(options)}", **options))
-
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What 100 clean verdicts come to."""
     return {
-        "int4 weights": ("int4", lambda: served(model, quantise="int4")),
-        "KV cache in FP8": ("KV cache", lambda: _plain(PlainServer(model, ScaledFP8Cache))),
-        "another chat template": ("chat template", lambda: served(_without_system(model, work / "template"))),
-        "sampling defaults": ("sampling defaults", lambda: _altered(sound, _sampled)),
-        "another revision": ("other weights", lambda: served(_perturbed(model, work / "revision", _noise))),
-        "a LoRA left on": ("adapter polite", lambda: served(_with_adapter(model, work / "lora", work / "polite"))),
-        "truncation": ("truncation", lambda: _plain(PlainServer(model, most=_CUT))),
-        "another tokenizer": ("tokenizer", lambda: _plain(PlainServer(_without_special(model, work / "tokenizer")))),
-        "dtype": ("bfloat16", lambda: served(model, dtype="bfloat16")),
-        "seed": ("seed", lambda: _altered(sound, _reseeded)),
-        "none": ("", lambda: make_target("in-process", sound)),
+        "runs": len(rows),
+        "false_alarms": sum(not row["agree"] for row in rows),
+        "tokens": sum(row["tokens"] for row in rows),
+        "picked": sum(row["picked"] for row in rows),
+        "greatest_margin": max(max(row["margins"].values()) for row in rows),
+        "bound": rows[0]["bound"],
     }
 
 
-def measure(name: str, expected: str, target: Any, reference: ReferenceModel, named: list[Suspect]) -> dict[str, Any]:
-    """One fault's row."""
-    tokens = TOKENS if expected else CLEAN_TOKENS
-    began = time.perf_counter()
-    answered = ask(name, target, "float32", probes_for(TASK, tokens, 2048))
-    verdict: TokenVerdict = judge(reference, answered, named)
-    return {
-        "fault": name,
-        "seen": not verdict.agree,
-        "named": bool(expected) and expected in verdict.cause,
-        "s": round(time.perf_counter() - began, 1),
-    } | verdict.model_dump(exclude={"target", "agree"})
-
-
-def main(names: list[str]) -> None:
+def main(only: Sequence[str]) -> None:
     """Plant, judge, write and print."""
     model = packaged_model("smollm2")
-    rows = []
+    rows, sound_rows = [], []
+    _KEPT.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        polite, sound = adapter(model, work / "polite"), _bundle(model, work / "sound")
+        polite, sound = adapter(model, work / "polite"), bundle(model, work / "sound")
         reference = ReferenceModel(sound / "model", TASK)
         named = named_suspects({"polite": polite}, sound / "model", "llama")
         for name, (expected, start) in faults(model, sound, work).items():
-            if names and name not in names:
+            if only and name not in only:
                 continue
-            with start() as target:
-                rows.append(measure(name, expected, target, reference, named))
-            print(json.dumps(rows[-1]), flush=True)
-    if not names:
-        result = {"rows": rows, "versions": versions(), "revision": revision()}
+            if name == CLEAN:
+                sound_rows = clean(start, reference)
+                continue
+            probes = make_probes(TASK, _TOKENS, _CONTEXT)
+            if not _file(name, "answers").is_file():
+                with start() as target:
+                    keep_answers(name, target, probes)
+            rows.append(planted(name, expected, verdict(name, answered(name, probes), reference, named)))
+    if not only:
+        result = {"rows": rows, "clean": summary(sound_rows), "versions": versions(), "revision": revision()}
         write("parity_faults", result | {"date": datetime.date.today().isoformat()})
     print(table(("fault", "seen", "named", "tokens", "picked", "cause"), rows))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", action="append", default=[], metavar="NAME")
+    main(parser.parse_args().only)

@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 import torch
 
 from benchmarks.common import RESULTS, device_ms, provenance, table, write
-from benchmarks.decoders import CASES, DATASHEET, LENGTH, PROMPT, TOKENS
+from benchmarks.decoders import CASES, LENGTH, PROMPT, TOKENS, datasheet
 from scoring.decoder.decoder import Decoder
 from scoring.decoder.kv_cache import SamplingParams
 from scoring.decoder.verify import errors, reference
@@ -35,7 +35,6 @@ DEGREE, SLOTS, BAR = 2, (1, 16), 1.6
 COLUMNS = ("GPUs", "sums", "slots", "ms a token", "floor", "floor share", "over one GPU")
 _SUMS = 64  # in one graph: what a step of 32 layers has
 _PART_S = 400.0
-H200 = 4.8e12
 OVER_NCCL = "two over NCCL"
 
 
@@ -103,17 +102,12 @@ def two(folder: Path) -> dict[str, Any]:
     return _measured(decoder, DEGREE, errors(decoder, told))
 
 
-def bandwidth() -> float:
-    """Bytes a second of this card's memory, by its datasheet."""
-    return H200 if torch.cuda.is_available() and "H200" in torch.cuda.get_device_name(0) else DATASHEET
-
-
 def _measured(decoder: Decoder, gpus: int, error: dict[str, float]) -> dict[str, Any]:
     model = decoder.model
     rows = []
     for slots in SLOTS:
         live = slots * (PROMPT + TOKENS // 2)
-        floor = 1e3 * (model.step_bytes() + live * model.kv_bytes_per_token()) / bandwidth()
+        floor = 1e3 * (model.step_bytes() + live * model.kv_bytes_per_token()) / datasheet()
         took = step_ms(decoder, slots)
         sums = None if model.team is None else "NCCL" if model.team.quick(torch.empty(1)) is None else "ours"
         row = {"GPUs": gpus, "sums": sums, "slots": slots, "ms a token": took, "floor": floor}

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, Self, TypedDict
 
@@ -117,6 +118,9 @@ class Spec(AzureOptions):
     prefix_reuse: Annotated[
         bool, OnCommandLine("Compute every prompt whole: nothing of another caller's is reused.")
     ] = Field(True, description="Compute the beginning that prompts share once.")
+    batch_invariant: bool = Field(
+        False, description="Answer with the same bits alone and in company, by sums whose order no batch changes."
+    )
     speculation: Speculation = Field(
         "auto",
         description="auto, ngram, draft or off: several tokens a step, of what a text repeats or of the draft model;"
@@ -220,6 +224,11 @@ class Spec(AzureOptions):
             raise ValueError(f"with speculation {self.speculation} nothing reads a draft model; leave one of them out")
         if self.speculation == "draft" and not self.draft_model:
             raise ValueError("speculation draft needs a draft_model")
+        if self.batch_invariant and (self.draft_model or self.speculation in ("ngram", "draft")):
+            raise ValueError(
+                "with batch_invariant nothing is drafted, since who else is served decides on drafts; leave out"
+                " speculation and draft_model"
+            )
         return self
 
     @property
@@ -302,6 +311,7 @@ class OtherPreferences(TypedDict, total=False):
     passes_on: Sequence[str]
     passes_off: Sequence[str]
     prefix_reuse: bool
+    batch_invariant: bool
     speculation: Speculation
     src_lang: str | None
     tgt_lang: str | None
@@ -327,7 +337,20 @@ def make_spec(**preferences: Any) -> Spec:
     except ValidationError as error:
         detail = error.errors(include_url=False, include_context=False, include_input=False)[0]
         field = ".".join(str(part) for part in detail["loc"])
-        known = Spec.model_fields.get(field)
-        hint = str(known.description) if known else f"Preferences: {', '.join(Spec.model_fields)}."
         told = detail["msg"].removeprefix("Value error, ")
-        raise SpecError(f"{field}: {told}." if field else f"{told[:1].upper()}{told[1:]}.", hint) from None
+        if detail["type"] == "string_pattern_mismatch":
+            told = "it does not have the form that is asked for"
+        sentence = f"{field}: {told}." if field else f"{told[:1].upper()}{told[1:]}."
+        raise SpecError(sentence, _hint(field, told)) from None
+
+
+def _hint(field: str, told: str) -> str:
+    """Remedy for a field or for what is said of several: its description, their flags, names like an unknown one."""
+    if known := Spec.model_fields.get(field):
+        return str(known.description)
+    if field:
+        near = get_close_matches(field, Spec.model_fields, n=3)
+        return f"Nearest: {', '.join(near)}." if near else f"Preferences: {', '.join(Spec.model_fields)}."
+    said = set(re.findall(r"[a-z_]+", told)) - {"name", "model", "task", "kind", "server"}
+    flags = [f"--{each.replace('_', '-')}" for each in Spec.model_fields if each in said]
+    return f"{' and '.join(flags)}: `--help` says what belongs there." if flags else "`--help` says what goes together."

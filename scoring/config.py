@@ -33,6 +33,7 @@ class Limits:
     kv_cache_tokens: int = 0  # tokens of a GPU's paged cache, in all sequences; 0: as many as memory has room for
     memory_share: float = 0.0  # share of a GPU's memory for weights and cache; 0: the default of `memory_shares`
     prefix_reuse: bool = True  # reuse cached prefixes of prompts; false: no timing reveals other callers' prompts
+    batch_invariant: bool = False  # answers are the same bits alone and in company
     speculation: Speculation = "auto"  # who drafts; auto: the draft model, else on GPUs what a text repeats
     draft_model: str = ""  # folder of the draft model, within the model's; none if empty
     queue_size: int = 256  # rows waiting; past it requests are answered 429

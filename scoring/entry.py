@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,8 @@ def _importing() -> Iterator[None]:
     enabled = gc.isenabled()
     gc.disable()
     try:
+        with suppress(ModuleNotFoundError):  # which batches do without; the first answer would wait for it
+            importlib.import_module("azureml_inference_server_http.api.aml_response")
         yield
     finally:
         gc.freeze()

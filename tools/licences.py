@@ -20,6 +20,7 @@ _NAMES = {
     "Apache Software License 2.0": "Apache-2.0",
     "Apache Software License": "Apache-2.0",
     "MIT License": "MIT",
+    "The MIT License (MIT)": "MIT",
     "ISC License (ISCL)": "ISC",
     "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0",
     "Python Software Foundation License": "PSF-2.0",
@@ -34,11 +35,13 @@ def licence(package: str) -> str:
     except metadata.PackageNotFoundError:
         return ""
     told = " ".join((found.get("License-Expression") or "").split())
-    named = " ".join((found.get("License") or "").split())
+    whole = (found.get("License") or "").strip()
+    headed = _NAMES.get(whole.partition("\n")[0].strip(), "")  # the licence's text, under its name
+    named = " ".join(whole.split())
     classes = [each.rpartition(" :: ")[2] for each in found.get_all("Classifier") or () if each.startswith("License")]
     exact = [_NAMES[each] for each in classes if each in _NAMES]
     short = named if len(named) <= _LONGEST_NAME and named != "UNKNOWN" else ""
-    return told or " OR ".join(exact) or _NAMES.get(short, short) or next(iter(classes), "")
+    return told or " OR ".join(exact) or headed or _NAMES.get(short, short) or next(iter(classes), "")
 
 
 def main() -> None:

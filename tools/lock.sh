@@ -33,10 +33,13 @@ for line in cpu:3.11 cuda13:3.12; do
 done
 sed -i "1i --extra-index-url $TORCH_CPU_INDEX" templates/locks/cpu-batch.lock
 
-# The HTTP server's own packages: what of them no device line has already. One lock serves both Pythons.
-compile --python-version 3.11 --generate-hashes -c constraints.txt templates/locks/http.in -o "$WHEELS/http.lock"
-awk 'NR == FNR { if ($1 ~ /==/) known[$1] = 1; next } /^[^ ]/ { keep = !($1 in known) } keep' \
-    templates/locks/cpu.lock "$WHEELS/http.lock" >templates/locks/http.lock
+# Packages of some bundles beside a device line's: the HTTP server's, whose one lock serves both Pythons, and OpenVINO.
+# What of them no device line has already.
+for name in http openvino; do
+    compile --python-version 3.11 --generate-hashes -c constraints.txt "templates/locks/$name.in" -o "$WHEELS/$name.lock"
+    awk 'NR == FNR { if ($1 ~ /==/) known[$1] = 1; next } /^[^ ]/ { keep = !($1 in known) } keep' \
+        templates/locks/cpu.lock "$WHEELS/$name.lock" >"templates/locks/$name.lock"
+done
 
 # What a CI job installs, around the wheel of this project that `mii-azure ci` ships.
 compile --python-version 3.11 --generate-hashes -c constraints.txt --find-links "$WHEELS" --extra diffusion \

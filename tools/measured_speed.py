@@ -12,7 +12,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 from mii_azure.hardware import roofline
 from mii_azure.hardware.skus import all_skus
 from mii_azure.hardware.speed import Effort
-from mii_azure.planning.expected import decoder_runner
+from mii_azure.model.experts import Experts, experts_of
+from mii_azure.model.families import find_family
+from mii_azure.planning.expected import SERVED, decoder_runner
+from mii_azure.platform import limits
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 H100 = next(sku.gpu for sku in all_skus().values() if sku.gpu and "H100 80 GB SXM" in sku.gpu.name)
@@ -31,30 +34,55 @@ CARDS = {
     "NVIDIA H100 80GB HBM3": Card(H100.name, H100.bandwidth_gb_s * 1e9, H100.half_tflops * 1e12),
     "NVIDIA H200": Card("NVIDIA H200", 4.8e12, H100.half_tflops * 1e12),
 }
-_FLOORS_BANDWIDTH = 3.35e12  # what the decoders' floors are over, whatever the card (benchmarks/decoders.py)
+#: Revisions whose decoders' floors are over an H100's bandwidth whatever the card was; later ones are over the card's.
+_OVER_AN_H100S = {"38028cf", "6314433"}
+_LLAMA_8B = (7_504_658_432, 32)  # parameters in products, and layers, of benchmarks/int4.py
+_STABLE_DIFFUSION = 1_066_235_307  # parameters of version 1.4: UNet, VAE and text encoder
+#: Results that hold no time of a whole forward of a deployment's own runner, and why.
+OTHER_RESULTS = {
+    "encoders-kernels": "kernels",
+    "hosts": "what hosts add",
+    "memory": "bytes",
+    "offload": "weights in host memory, which no plan chooses by itself",
+    "peers": "other servers, and what hosts add",
+    "products": "kernels",
+    "prompt_attention": "kernels",
+    "quantised": "bytes and errors",
+    "sampling": "kernels",
+    "slice_alone": "one of two slices, without the other",
+    "soak": "endurance",
+    "speculation": "drafts, which depend on the text",
+    "streams": "plain generate on a CPU, whose basis is assumed",
+    "throughput": "throughput: tests/mii_azure/planning/test_expected.py predicts it",
+}
 _BERT = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 _LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
 
 
 class Measured(NamedTuple):
-    """One measured row: its runner's name in `speed.json`, what was done, on what, and how long it took."""
+    """One measured row: its runner's name in `speed.json`, what was done, on what, and how long it took.
+
+    One that is not `fitted` is held against the constants only.
+    """
 
     runner: str
     name: str
     effort: Effort
     card: Card
     seconds: float
+    fitted: bool = True
 
 
 class _Shape(NamedTuple):
-    multiplied: int  # parameters in products
+    multiplied: int  # parameters in products, all experts included
     layers: int
     hidden: int
+    experts: Experts = Experts()
 
 
 def measured() -> list[Measured]:
     """Every row of the product's own runners that the results hold."""
-    return [*_decoders(), *_slices(), *_prompts(), *_encoders(), *_cpu_encoders()]
+    return [*_decoders(), *_int4(), *_slices(), *_prompts(), *_encoders(), *_cpu_encoders(), *_images(), *_served()]
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -70,32 +98,47 @@ def _shape(kind: Any, family: str, told: str) -> _Shape:
         parameters = sum(each.numel() for each in kind.from_config(config).parameters())
     text = config.get_text_config()
     table = 0 if kind is AutoModelForMaskedLM else text.vocab_size * text.hidden_size
-    return _Shape(parameters - table, text.num_hidden_layers, text.hidden_size)
+    layers, hidden = text.num_hidden_layers, text.hidden_size
+    experts = experts_of(text.to_dict(), find_family(text.to_dict()), layers, hidden, parameters)
+    return _Shape(parameters - table, layers, hidden, experts)
 
 
 def _decoders() -> Iterator[Measured]:
     for path in sorted(RESULTS.glob("decoders*.json")):
         told = _read(path.stem)
         for row in told["rows"]:
-            if row["model"].endswith("int8"):
-                continue  # its weights are read in two precisions
-            case, rows = told["cases"][row["model"]], row["slots"]
+            case, rows, card = told["cases"][row["model"]], row["slots"], CARDS[told["device"]]
             shape = _shape(AutoModelForCausalLM, case["family"], json.dumps(case["config"]))
-            effort = Effort(row["floor"] * 1e-3 * _FLOORS_BANDWIDTH, 2.0 * shape.multiplied * rows, shape.layers)
-            runner = decoder_runner(row.get("tier", "fused"), rows)
-            yield Measured(runner, row["model"], effort, CARDS[told["device"]], row["ours"] * 1e-3)
+            experts, share = shape.experts
+            bandwidth = H100.bandwidth_gb_s * 1e9 if told["revision"] in _OVER_AN_H100S else card.bandwidth
+            # The floors are of all weights, and a step reads the experts that its rows chose.
+            read = row["floor"] * 1e-3 * bandwidth - 2.0 * experts * (1 - share) ** rows
+            flops = 2.0 * (shape.multiplied - experts * (1 - share)) * rows
+            runner = decoder_runner(row.get("tier", "fused"), rows, "int8" if case["int8"] else "")
+            yield Measured(runner, row["model"], Effort(read, flops, shape.layers), card, row["ours"] * 1e-3)
+
+
+def _int4() -> Iterator[Measured]:
+    """An 8 B model's step by its numbers; rows of other tiles are trials."""
+    told = _read("int4")
+    for row in told.get("steps", ()):
+        shipped = {"int4": "int4", "int8": "int8", "16 bits": ""}.get(row["weights"])
+        if shipped is not None:
+            effort = Effort(row["GB"] * 1e9, 2.0 * _LLAMA_8B[0], _LLAMA_8B[1])
+            name = f"8 B, {row['weights']}"
+            yield Measured(decoder_runner("fused", 1, shipped), name, effort, CARDS[told["device"]], row["ms"] * 1e-3)
 
 
 def _slices() -> Iterator[Measured]:
-    """6.7 B on one GPU: the rows over two are read through other sums."""
+    """6.7 B on one GPU, and sliced over two, which are held only: a plan takes their sums for nothing."""
     told = _read("slices")
     for row in told["rows"]:
-        if row["GPUs"] != 1:
-            continue
-        card = CARDS[told["device"]]
-        effort = Effort(row["floor"] * 1e-3 * card.bandwidth, 2.0 * 6.6e9 * row["slots"], 32)
-        runner = decoder_runner("fused", row["slots"])
-        yield Measured(runner, f"6.7 B, {row['slots']}", effort, card, row["ms a token"] * 1e-3)
+        if row["sums"] == "NCCL":
+            continue  # what ours are measured beside
+        card, gpus = CARDS[told["device"]], row["GPUs"]
+        effort = Effort(row["floor"] * 1e-3 * card.bandwidth, 2.0 * 6.6e9 * row["slots"] / gpus, 32)
+        runner, name = decoder_runner("fused", row["slots"]), f"6.7 B, {row['slots']}, GPUs {gpus}"
+        yield Measured(runner, name, effort, card, row["ms a token"] * 1e-3, gpus == 1)
 
 
 def _prompts() -> Iterator[Measured]:
@@ -132,3 +175,24 @@ def _cpu_encoders() -> Iterator[Measured]:
         layers = 6 if "MiniLM" in row["work"] else 12
         effort = Effort(0.0, flops, layers)
         yield Measured("cpu encoder", row["work"], effort, card, row["ours float32"] * 1e-3)
+
+
+def _images() -> Iterator[Measured]:
+    """Stable Diffusion's images, in FLOP as a plan counts them."""
+    told = _read("diffusion")
+    for row in told["rows"]:
+        size, steps = int(row["work"].split(", ")[1].partition(" ")[0]), int(row["work"].split()[-2])
+        positions = (size // limits.LATENT_SCALE) ** 2
+        one_pass = 2.0 * _STABLE_DIFFUSION * limits.LATENT_SHARE * positions
+        effort = Effort(0.0, one_pass * (2 * steps + limits.VAE_PASSES), 0)
+        yield Measured("diffusion", row["work"], effort, CARDS[told["device"]], row["ours"] * 1e-3)
+
+
+def _served() -> Iterator[Measured]:
+    """Tokens of many clients through front ends, where the engine's process is what they wait for."""
+    told = _read("over_http")
+    for name, model in told["models"].items():
+        for row in model["rows"]:
+            if row["front ends"]:
+                what = f"{name}, {row['way']}"
+                yield Measured(SERVED, what, Effort(0.0, 0.0, 1), CARDS[told["device"]], 1 / row["tokens/s"])

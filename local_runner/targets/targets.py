@@ -77,6 +77,10 @@ class Target(ABC):
         facts: dict[str, Any] = json.loads(reply.body)
         return facts
 
+    def billed(self) -> tuple[str, int]:
+        """Instance type and number of instances that answer there; "" and 0 for what no cloud bills."""
+        return "", 0
+
     def measure(self, bodies: Sequence[str], requests: int, clients: int) -> Load:
         """Send `requests` requests with `clients` in flight at a time."""
         return measure(self.send, bodies, requests, clients)

@@ -1,22 +1,10 @@
 """Causes of Azure's refusals as data: by its codes, by its words, by the HTTP status; each with error and remedy."""
 
-from typing import NamedTuple
-
 from mii_azure import errors
+from mii_azure.azure.account_causes import ACCOUNT_CAUSES
+from mii_azure.azure.cause import Cause
 from mii_azure.errors import AzureError
 
-
-class Cause(NamedTuple):
-    """Row of the table: it fits an error with one of the codes, or a sentence in which the words are found."""
-
-    codes: str  # of Azure, with blanks between
-    words: str  # pattern, whatever the case
-    error: type[AzureError]
-    summary: str
-    remedy: str
-
-
-_QUOTA_CODES = "OutOfQuota QuotaExceeded ErrOutOfQuota"
 _ROLE = "Take the role AzureML Data Scientist on the workspace, or one that allows what the message names."
 _LOGS = "Read `mii-azure logs`: the last exception there is the reason."
 _REATTACH = "Update the cluster's Azure ML extension, or detach and attach the compute again under the same name."
@@ -24,103 +12,10 @@ _AZ_LOGIN = "Run `az login`, or check the identity that this process runs under,
 
 # In order: the first row with one of the error's codes, from the innermost code on, else the first whose words fit.
 CAUSES: tuple[Cause, ...] = (
+    *ACCOUNT_CAUSES,
     Cause(
-        "MissingSubscriptionRegistration SubscriptionNotRegistered",
-        r"not registered to use namespace|resource ?provider.{0,80}(not registered|registration)",
-        errors.SubscriptionNotReady,
-        "The subscription does not have this service of Azure switched on.",
-        "Run `az provider register --namespace NAMESPACE --wait` for what the message names; on the "
-        "subscription that takes the role Contributor.",
-    ),
-    Cause(
-        "ReadOnlyDisabledSubscription SubscriptionDisabled",
-        r"subscription .{0,60}is disabled",
-        errors.SubscriptionNotReady,
-        "The subscription is disabled.",
-        "Have it enabled again in the portal, under Subscriptions: its credit or payment has ended.",
-    ),
-    Cause(
-        "RequestDisallowedByPolicy PolicyViolation RequestDisallowedByAzure",
-        r"disallowed by policy",
-        errors.BlockedByPolicy,
-        "A policy of the subscription forbids it; no role and no retry changes that.",
-        "Change what the message names (region, size, network, tags), or ask the policy's owner for an exemption.",
-    ),
-    Cause(
-        "ScopeLocked ReadOnlyLock CannotDeleteLock",
-        r"scope\(s\) are locked",
-        errors.BlockedByPolicy,
-        "A lock on the resource, its group or subscription forbids it.",
-        "`az lock list` tells which; ask its owner to remove it for the deployment.",
-    ),
-    Cause(
-        "KeyBasedAuthenticationNotPermitted",
-        r"key.based authentication is not permitted|shared key .{0,40}(disabled|not permitted)",
-        errors.BlockedByPolicy,
-        "The storage account allows no keys, and the workspace's datastore signs in by one.",
-        "Set the workspace's system_datastores_auth_mode to identity, and take the role Storage Blob Data "
-        "Contributor on the storage account.",
-    ),
-    Cause(
-        "TasksOperationsNotAllowed",
-        r"ACR Tasks requests .{0,120}not permitted",
-        errors.ImageNotBuilt,
-        "The container registry builds no images for this subscription.",
-        "Build on a cluster: `az ml workspace update --image-build-compute CLUSTER`; or ask Azure's support "
-        "to allow ACR tasks, which trial subscriptions have not.",
-    ),
-    Cause(
-        "AADSTS700024",
-        "",
-        errors.NotSignedIn,
-        "The workflow's assertion has ended: it signs in for minutes only.",
-        "Let mii-azure sign in itself, as `mii-azure ci` writes the workflow; then undo or run the job again.",
-    ),
-    Cause(
-        "AADSTS70021 AADSTS700213 AADSTS700211 AADSTS700212",
-        "",
-        errors.NotSignedIn,
-        "No federated credential of the identity fits this workflow.",
-        "Give it the issuer, subject and audience that `mii-azure ci` prints: the subject names repository "
-        "and environment.",
-    ),
-    Cause(
-        "AADSTS50076 AADSTS50079 AADSTS50158 AADSTS53003",
-        "",
-        errors.NotSignedIn,
-        "The tenant asks for another proof of who you are, or its rules forbid this sign-in.",
-        "Run `az login --tenant TENANT` on a machine that those rules allow.",
-    ),
-    Cause(
-        "AADSTS7000215 AADSTS7000222",
-        "",
-        errors.NotSignedIn,
-        "The client secret is wrong or has expired.",
-        "Give the identity a new one, or better a federated credential.",
-    ),
-    Cause(
-        "InvalidAuthenticationTokenTenant",
-        "",
-        errors.NotSignedIn,
-        "The sign-in is of another tenant than the subscription.",
-        "Run `az login --tenant TENANT` with the tenant that the message names.",
-    ),
-    Cause(
-        "LinkedAuthorizationFailed",
-        "",
-        errors.AccessDenied,
-        "This identity may not hand on a resource that the request names, such as an identity or a network.",
-        "Take the role Managed Identity Operator, or for a network Network Contributor, on what the message names.",
-    ),
-    Cause(
-        "ForbiddenByRbac ForbiddenByPolicy",
-        "",
-        errors.AccessDenied,
-        "The key vault does not let this identity read.",
-        "Give it the role Key Vault Secrets User on the key vault.",
-    ),
-    Cause(
-        "ACRSecretError ACRAuthenticationChallengeFailed ACRTokenExchangeFailed TokenRefreshFailed GetAADTokenFailed",
+        "DeploymentIdentityError ACRTokenExchangeForbidden ACRSecretError ACRAuthenticationChallengeFailed "
+        "ACRTokenExchangeFailed TokenRefreshFailed GetAADTokenFailed",
         "",
         errors.AccessDenied,
         "The cluster got no credential for the registry or the workspace.",
@@ -128,7 +23,7 @@ CAUSES: tuple[Cause, ...] = (
         "Update the cluster's Azure ML extension, or detach and attach the compute again under the same name.",
     ),
     Cause(
-        "KubernetesUnaccessible InferencingClientCallFailed ScoringFeUnhealthy NamespaceNotFound",
+        "KubernetesUnaccessible InferencingClientCallFailed ScoringFeUnhealthy ValidateScoringFailed NamespaceNotFound",
         "",
         errors.AzureUnavailable,
         "The cluster, or Azure ML's part in it, does not answer.",
@@ -140,6 +35,84 @@ CAUSES: tuple[Cause, ...] = (
         errors.AzureUnavailable,
         "Azure ended the operation for another one.",
         "Wait a minute, and run the same command again.",
+    ),
+    Cause(
+        "ModelNotFound EnvironmentNotFound",
+        r"\b(model|environment)( container| version)?( with name)?:? [\w:.'-]{1,99} (was |is )?not (found|registered)"
+        r"|no builds exist for environment",
+        errors.NotInAzure,
+        "Azure does not know the model or the environment.",
+        "Check name and version: `az ml model list`, `az ml environment list`; `mii-azure deploy` makes its own.",
+    ),
+    Cause(
+        "NoMatchingArtifactsFoundFromJob",
+        "",
+        errors.NotInAzure,
+        "The job has no output at the model's path.",
+        "Look at its outputs in the studio, and generate the bundle with the path of the one that is the model.",
+    ),
+    Cause(
+        "MissingDriverProgram",
+        "",
+        errors.AzureError,
+        "The deployment names no scoring script, and neither model nor environment brings one.",
+        "Write code_configuration, with code and scoring_script.",
+    ),
+    Cause(
+        "InvalidDeploymentSpec",
+        "",
+        errors.AzureError,
+        "Azure does not take the numbers of the deployment.",
+        "Check instance_count and, with autoscale, the fewest and the most instances.",
+    ),
+    Cause(
+        "",
+        r"'?image'? must not be empty",
+        errors.AzureError,
+        "The deployment has no image: neither an environment nor the model brings one.",
+        "Write environment: azureml:NAME:VERSION, one that the workspace has.",
+    ),
+    Cause(
+        "",
+        r"requests? .{0,60}(greater|higher|more) than .{0,20}limit|less than or equal to limit",
+        errors.AzureError,
+        "The deployment asks for more of the cluster than its own limits.",
+        "Lower resources.requests in deployment.yml, or raise its limits; `az ml compute show` tells the cluster's.",
+    ),
+    Cause(
+        "",
+        r"\b(deployment|end ?point)\b.{0,80} in '?failed'? (provisioning )?state",
+        errors.AzureError,
+        "What stands there has failed, and Azure takes nothing over it.",
+        "Delete it, e.g. `mii-azure delete BUNDLE --slot SLOT`, and run the same command again.",
+    ),
+    Cause(
+        "",
+        r"taking longer than .{0,20}normal|OperationTimedOut|did not (complete|finish) (with)?in",
+        errors.AzureUnavailable,
+        "Azure did not finish in its time.",
+        "Look at `mii-azure status`: it may still come up. If it does not, read `mii-azure logs`.",
+    ),
+    Cause(
+        "PreemptionError",
+        r"pre-?empted",
+        errors.NoCapacity,
+        "Azure took low-priority nodes back.",
+        "Run the same command again, or use a cluster of dedicated nodes.",
+    ),
+    Cause(
+        "",
+        r"ValidateInstanceTypeAsync",
+        errors.InstanceTypeNotOffered,
+        "The cluster does not know the instance type.",
+        "`kubectl get instancetypes` lists them; write one of those names as instance_type, or none for the default.",
+    ),
+    Cause(
+        "VaultAlreadyExists StorageAccountAlreadyTaken",
+        r"\b(vault|storage account)\b.{0,80}(same name|already)|soft.deleted|in deleted state",
+        errors.NameTaken,
+        "Another resource has the name, or was deleted and is kept for recovery; the endpoint's name is not meant.",
+        "Recover or purge the deleted one, or give the new one another name.",
     ),
     Cause(
         "ResourceGroupNotFound WorkspaceNotFound ParentResourceNotFound EndpointNotFound DatastoreNotFound "
@@ -218,7 +191,8 @@ CAUSES: tuple[Cause, ...] = (
     ),
     Cause(
         "SkuNotAvailable InvalidVmSize VmSizeNotSupported VMSizeNotSupported UnsupportedVmSize SkuNotSupported",
-        r"(sku|instance type|vm size|vmsize|requested size).{0,120}(not|unsupported)"
+        r"(sku|instance type|vm size|vmsize|requested size).{0,120}"
+        r"(not .{0,20}(available|supported|offered|allowed|valid)|unsupported)"
         r"|not .{0,40}(supported|valid).{0,20}vm size",
         errors.InstanceTypeNotOffered,
         "This instance type is not offered to this workspace.",
@@ -226,21 +200,21 @@ CAUSES: tuple[Cause, ...] = (
     ),
     Cause(
         "NameConflict NameNotAvailable NameUnavailable EndpointAlreadyExists EndpointNameTaken",
-        r"already an? (online )?endpoint with this name|\bname\b.{0,60}(taken|in use|already exists|not available)",
+        r"already an? .{0,10}endpoint with this name|\bend ?point\b.{0,60}(taken|in use|already exists|not available)",
         errors.NameTaken,
         "The endpoint's name is taken: names are unique in a region, and in a cluster.",
         "Generate the bundle under another --name.",
     ),
     Cause(
-        "ImagePullLoopBackOff ImagePullBackOff ErrImagePull",
-        r"download (the )?user container image|failed to pull image|manifest.{0,40}unknown",
+        "ImagePullLoopBackOff ImagePullBackOff ErrImagePull InaccessibleImage",
+        r"download (the )?user container image|failed to pull image|image pull failed|manifest.{0,40}unknown",
         errors.ImageNotBuilt,
         "The image was not pulled.",
         "Check that the registry has it, that the endpoint's identity has AcrPull, and the way to the registry.",
     ),
     Cause(
         "",
-        r"download (the )?user model|BlobContainerNotFound|storage.initializer",
+        r"download (the )?user model|model download failed|BlobContainerNotFound|storage.initializer",
         errors.ContainerNotReady,
         "The model's files were not fetched.",
         "Read `mii-azure logs --container storage-initializer`; the endpoint's identity needs Storage Blob "
@@ -255,6 +229,20 @@ CAUSES: tuple[Cause, ...] = (
     ),
     Cause(
         "",
+        r"container registry authorization failure",
+        errors.AccessDenied,
+        "The workspace's keys of its container registry are out of date, or its network is.",
+        "Run `az ml workspace sync-keys --name WORKSPACE`, and then the same command again.",
+    ),
+    Cause(
+        "",
+        r"communicate with the workspace's container registry",
+        errors.ImageNotBuilt,
+        "The container registry is private, and builds no image from outside its network.",
+        "Build on a cluster in that network: `az ml workspace update --image-build-compute CLUSTER`.",
+    ),
+    Cause(
+        "",
         r"AcrPull|container registry.{0,80}(denied|unauthori[sz]ed)"
         r"|unauthori[sz]ed.{0,80}(azurecr|container registry)",
         errors.AccessDenied,
@@ -262,8 +250,8 @@ CAUSES: tuple[Cause, ...] = (
         "Give it the role AcrPull on the workspace's registry.",
     ),
     Cause(
-        "ImageBuildFailure ImageBuildFailed BuildError EnvironmentBuildFailed",
-        r"image build failed|failed to build the image|building the image|ImageBuildFail",
+        "",
+        r"image ?build ?fail|failed to build the image|building the image|BuildError|EnvironmentBuildFailed",
         errors.ImageNotBuilt,
         "The environment's image was not built.",
         "Read the build log in the workspace's studio under Environments; a private network needs a build compute.",
@@ -305,7 +293,9 @@ CAUSES: tuple[Cause, ...] = (
     ),
     Cause(
         "",
-        r"higher priority|lock confirmation|(another|an active) operation .{0,60}(progress|running|pending|in flight)",
+        r"higher priority|lock confirmation|parallel operations"
+        r"|in '?(updating|creating|deleting)'? (provisioning )?state"
+        r"|(another|an active) operation .{0,60}(progress|running|pending|in flight)",
         errors.AzureUnavailable,
         "Another operation is under way.",
         "Wait and run the same command again.",
@@ -341,7 +331,13 @@ VAGUE: tuple[Cause, ...] = (
 
 BY_STATUS: dict[int, Cause] = {
     401: Cause("", "", errors.NotSignedIn, "Azure does not accept the sign-in.", _AZ_LOGIN),
-    403: Cause("", "", errors.AccessDenied, "This identity lacks a role.", "Ask for the role that the message names."),
+    403: Cause(
+        "",
+        "",
+        errors.AccessDenied,
+        "Azure refuses this identity, or this network.",
+        "Ask for the role that the message names; if it names none, a firewall or a private link may stand between.",
+    ),
     404: Cause(
         "",
         "",
@@ -350,7 +346,11 @@ BY_STATUS: dict[int, Cause] = {
         "Check subscription, resource group, workspace and the endpoint's name.",
     ),
     409: Cause(
-        "", "", errors.AzureUnavailable, "Another operation is under way.", "Wait and run the same command again."
+        "",
+        "",
+        errors.AzureUnavailable,
+        "Another operation, or what is there already, stands in the way.",
+        "Wait a minute and run the same command again; if it stays so, rename or remove what the message names.",
     ),
     429: Cause("", "", errors.AzureUnavailable, "Azure takes no more requests now.", "Wait a minute and run it again."),
 }

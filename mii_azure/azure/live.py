@@ -53,6 +53,18 @@ class Live:
             ) from error
         return TargetReply(model_status(response), response.content, time.perf_counter() - began)
 
+    def billed(self) -> tuple[str, int]:
+        """Instance type and number of instances of the slot, or of the one with most of the traffic."""
+        with translated():
+            slot = self.slot
+            if slot is None:
+                traffic = self._client.online_endpoints.get(self.endpoint).traffic or {}
+                slot = max(traffic, key=lambda name: int(traffic[name]), default=None)
+            if slot is None:
+                return "", 0
+            found = self._client.online_deployments.get(slot, self.endpoint)
+        return str(found.instance_type or ""), int(found.instance_count or 0)
+
     def close(self) -> None:
         """Close the connections."""
         self._session.close()
@@ -91,6 +103,9 @@ class EndpointTarget(Target):
 
     def send(self, raw: str) -> TargetReply:
         return self._live.send(raw)
+
+    def billed(self) -> tuple[str, int]:
+        return self._live.billed()
 
 
 def split_address(address: str) -> tuple[str, str | None]:

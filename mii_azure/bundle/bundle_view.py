@@ -175,8 +175,10 @@ class Inspected:
         return value if isinstance(value, dict) else {}
 
     def number(self, file: str, *keys: str) -> int | None:
-        """Integer in a YAML file; None for anything else, a boolean included."""
+        """Integer in a YAML file, in quotes too, as azure-ai-ml reads it; None for anything else, booleans included."""
         value = self.get(file, *keys)
+        if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,18}", value):
+            return int(value)
         return value if isinstance(value, int) and not isinstance(value, bool) else None
 
     def line(self, file: str, keys: tuple[str, ...]) -> int | None:

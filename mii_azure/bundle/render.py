@@ -22,8 +22,10 @@ from mii_azure.planning.rationale import Decision
 from mii_azure.platform import servers
 from mii_azure.spec import Spec
 from scoring.config import Limits
+from scoring.passes.families import FUSED_ENCODER
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "templates"
+OPENVINO_LOCK = "openvino.lock"  # of what runs such encoders on a CPU
 
 
 def render(
@@ -93,7 +95,7 @@ def _environment_files(spec: Spec, plan: Plan, context: Mapping[str, Any]) -> di
     }
     return {
         "environment/Dockerfile": fill("Dockerfile.j2", {**context, **own}),
-        "environment/requirements.lock": _lock(spec, image["batch_lock" if spec.kind == "batch" else "lock"]),
+        "environment/requirements.lock": _lock(spec, plan, image["batch_lock" if spec.kind == "batch" else "lock"]),
     }
 
 
@@ -142,7 +144,7 @@ def deployment_settings(spec: Spec, plan: Plan, model_id: str) -> dict[str, Any]
     """Content of code/deployment.json; `scoring.config.Deployment` reads it."""
     sliced = plan.tensor_parallel > 1
     cache = {"kv_cache_tokens": plan.kv_cache_tokens, "memory_share": spec.memory_share or 0.0}
-    cache = cache if plan.kv_cache_tokens else {}
+    cache = (cache if plan.kv_cache_tokens else {}) | ({"batch_invariant": True} if spec.batch_invariant else {})
     quantised = {"quantisation": plan.quantisation.model_dump()} if plan.quantisation else {}
     adapters = {"adapters": [each.model_dump() for each in plan.adapters]} if plan.adapters else {}
     asked = {"handler": bool(spec.handler), "served_names": list(spec.served_name)}
@@ -190,9 +192,11 @@ def deployment_settings(spec: Spec, plan: Plan, model_id: str) -> dict[str, Any]
     }
 
 
-def _lock(spec: Spec, device_line: str) -> str:
-    """Lock of everything that the image installs; the HTTP host's packages follow those of the device line."""
-    names = [device_line, *([servers.HTTP_LOCK] if spec.server == "http" else [])]
+def _lock(spec: Spec, plan: Plan, device_line: str) -> str:
+    """Lock of everything that the image installs: a device line's, and what of this bundle's own comes with it."""
+    names = [device_line]
+    names += [servers.HTTP_LOCK] if spec.server == "http" else []
+    names += [OPENVINO_LOCK] if plan.takes("cpu") and plan.profile.family in FUSED_ENCODER.served else []
     return "".join((TEMPLATES / "locks" / name).read_text(encoding="utf-8") for name in names)
 
 

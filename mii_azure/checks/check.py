@@ -84,9 +84,11 @@ RULES: tuple[Rule, ...] = (
         yaml_rules.model_by_its_files,
         alone=True,
     ),
-    Rule("MII121", "error", "Azure: assets by name and version", refusals.unversioned, alone=True),
+    Rule("MII121", "error", "Azure: assets by kind, name and version", refusals.unversioned, alone=True),
     Rule("MII122", "error", "Azure: only MLflow models bring an environment", refusals.no_environment, alone=True),
-    Rule("MII123", "error", "Azure: an image or a build", refusals.built_and_named, alone=True),
+    Rule(
+        "MII123", "error", "Azure: an image or a build; Docker: names of images", refusals.built_and_named, alone=True
+    ),
     Rule("MII124", "error", "Azure: traffic goes to deployments that exist", refusals.shares_of_no_slot, alone=True),
     Rule("MII125", "error", "ARM: routes of a path and a port", refusals.routes, alone=True),
     Rule("MII126", "error", "az ml uploads the code's folder only", refusals.script_outside, alone=True),
@@ -94,7 +96,7 @@ RULES: tuple[Rule, ...] = (
     Rule("MII128", "error", "Azure ML: modelMountPath", refusals.mount_path, alone=True),
     Rule("MII129", "error", "ARM: 50 tags of 512 and 256 characters", refusals.tags, alone=True),
     Rule("MII131", "warning", "Flags of az ml", refusals.left_to_flags, alone=True),
-    Rule("MII130", "error", "Azure ML: names of computes", refusals.computes, alone=True),
+    Rule("MII130", "error", "Azure ML: names of computes and instance types", refusals.computes, alone=True),
     Rule(
         "MII201",
         "error",
@@ -172,6 +174,7 @@ RULES: tuple[Rule, ...] = (
     Rule("MII703", "error", "An endpoint's default is one of its deployments", kinds.batch_default),
     Rule("MII704", "error", "Azure: warning, info or debug", kinds.batch_logging, alone=True),
     Rule("MII705", "error", "Azure: what runs a batch script", kinds.batch_packages),
+    Rule("MII706", "error", "Azure: batch endpoints sign in by Microsoft Entra", kinds.batch_sign_in, alone=True),
     Rule("MII901", "error", "Azure: templates of managed endpoints", templates.kind_of_template, alone=True),
     Rule("MII902", "error", "Azure: what a deployment template must say", templates.needed, alone=True),
     Rule("MII903", "error", "Azure: a template's environment is a registry's", templates.environment, alone=True),
@@ -241,5 +244,6 @@ def problems(target: Path) -> Iterator[tuple[Inspected, Rule, Problem]]:
                 place = (problem.file, problem.keys)
                 if problem.keys and place in places:
                     continue
-                places.add(place)
+                if rule.severity != "info":  # a remark hides no refusal
+                    places.add(place)
                 yield inspected, rule, problem

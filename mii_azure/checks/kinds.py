@@ -129,6 +129,14 @@ def batch_default(bundle: Inspected) -> Iterator[Problem]:
         yield Problem(message, f"Write {name}.", ENDPOINT, ("defaults", "deployment_name"))
 
 
+def batch_sign_in(bundle: Inspected) -> Iterator[Problem]:
+    """Require Microsoft Entra's tokens, the only sign-in of batch endpoints; azure-ai-ml sends what is written."""
+    mode = bundle.get(ENDPOINT, "auth_mode")
+    if bundle.kind == "batch" and mode is not None and str(mode).lower() != "aad_token":
+        message = f"auth_mode is {mode!r}; batch endpoints take aad_token only."
+        yield Problem(message, "Write auth_mode: aad_token, or leave it out.", ENDPOINT, ("auth_mode",))
+
+
 def batch_logging(bundle: Inspected) -> Iterator[Problem]:
     for keys in (("logging_level",), ("settings", "logging_level")) if bundle.kind == "batch" else ():
         level = bundle.get(DEPLOYMENT, *keys)

@@ -3,20 +3,34 @@
 import re
 from collections.abc import Iterator
 from pathlib import PurePosixPath, PureWindowsPath
+from posixpath import normpath
 from typing import Any
 
 from mii_azure.bundle.bundle_view import DEPLOYMENT, ENDPOINT, ENVIRONMENT, MODEL, Inspected, Problem
 from mii_azure.platform.limits import MAX_TAGS, TAG_NAME_LENGTH, TAG_VALUE_LENGTH
 
-_UNVERSIONED = re.compile(r"azureml:[^:/@]+|azureml://registries/[^/]+/(models|environments)/[^/]+/?")
+_UNVERSIONED = re.compile(
+    r"azureml:[^:/@]+:?|azureml:/?/.*/(models|environments)/[^/]+(/versions)?/?", re.IGNORECASE | re.DOTALL
+)
+_KIND = re.compile(r"azureml:/?/.*/(models|environments)/[^/]+/(versions|labels)/[^/]+", re.IGNORECASE)
+#: Characters that names of a resource's tags must not have.
+_NOT_IN_TAGS = frozenset("<>%&\\?/")
+#: Docker takes repositories in lower case; a host before the first slash may have capitals.
+_IMAGE_CAPITALS = re.compile(r"^(?:[^/]*[.:][^/]*/)?[^:@]*[A-Z]")
+_OF_CLUSTER = re.compile(r"[a-z0-9]([-.a-z0-9]*[a-z0-9])?")
 _OF_AZURE = ("AZUREML_MODEL_DIR",)  # where Azure ML mounts the model
-_VARIABLE = re.compile(r"[-._a-zA-Z][-._a-zA-Z0-9]*")  # Kubernetes' rule for names in a container's environment
+VARIABLE = re.compile(r"[-._a-zA-Z][-._a-zA-Z0-9]*")  # Kubernetes' rule for names in a container's environment
 _COMPUTE = re.compile(r"(azureml:)?[a-zA-Z0-9][-a-zA-Z0-9_]*")
 #: What people put where a value belongs, for a script to fill in; `${{...}}` is a reference of Azure's own.
 _PLACEHOLDER = re.compile(
     r"(?<!\$)\{\{ *\w+ *\}\}|<[A-Z][A-Z0-9_]+>|: *[\"']?<[\w-]+>[\"']? *$|\{insert [\w ]+\}|\b\w+_place_?holder\b",
     re.MULTILINE,
 )
+
+
+def image_in_capitals(image: Any) -> bool:
+    """True for a repository that Docker takes for none, since it has capitals."""
+    return isinstance(image, str) and ":/" not in image and bool(_IMAGE_CAPITALS.match(image))
 
 
 def placeholder_in(bundle: Inspected, file: str) -> str:
@@ -38,7 +52,11 @@ def unversioned(bundle: Inspected) -> Iterator[Problem]:
         named = bundle.get(DEPLOYMENT, key)
         if isinstance(named, str) and _UNVERSIONED.fullmatch(named):
             message = f"{key} names no version: {named}."
-            yield Problem(message, f"Write {named.rstrip('/')}:VERSION, or @latest.", DEPLOYMENT, (key,))
+            bare = re.sub(r"(/versions)?/?$|:$", "", named)
+            whole = f"{bare}/versions/N" if "/" in bare else f"{bare}:VERSION, or {bare}@latest"
+            yield Problem(message, f"Write {whole}.", DEPLOYMENT, (key,))
+        elif isinstance(named, str) and (found := _KIND.fullmatch(named)) and found[1].lower() != f"{key}s":
+            yield Problem(f"{key} names one of {found[1]}: {named}.", f"Name one of {key}s.", DEPLOYMENT, (key,))
 
 
 def left_to_flags(bundle: Inspected) -> Iterator[Problem]:
@@ -71,6 +89,15 @@ def built_and_named(bundle: Inspected) -> Iterator[Problem]:
     if inline.get("build") and inline.get("image"):
         message = "The environment has both an image and a build; Azure takes one of them."
         yield Problem(message, "Leave out one of them.", DEPLOYMENT, ("environment", "image"))
+    for file, keys in _environments(bundle):
+        image = bundle.get(file, *keys, "image")
+        place = (*keys, "image")
+        if image is not None and not image:
+            message = "The environment's image has no name."
+            yield Problem(message, "Write an image, or leave the key out and build one.", file, place)
+        elif image_in_capitals(image):
+            message = f"{image} is no name of an image: names of images have no capitals."
+            yield Problem(message, f"Write {image.lower()}, if that is meant.", file, place)
 
 
 def routes(bundle: Inspected) -> Iterator[Problem]:
@@ -126,7 +153,7 @@ def variables(bundle: Inspected) -> Iterator[Problem]:
         if name in _OF_AZURE:
             message = f"{name} is Azure ML's own: it tells the container where the model is."
             yield Problem(message, "Leave it out; model_mount_path says where models are mounted.", file, place)
-        elif not _VARIABLE.fullmatch(str(name)):
+        elif not VARIABLE.fullmatch(str(name)):
             message = f"{str(name)!r} is no name of an environment variable."
             yield Problem(message, "Letters, digits, underscores, hyphens and dots, no digit first.", file, place)
 
@@ -134,7 +161,7 @@ def variables(bundle: Inspected) -> Iterator[Problem]:
 def mount_path(bundle: Inspected) -> Iterator[Problem]:
     key = "model_mount_path"
     given = bundle.get(bundle.runtime, key)
-    if isinstance(given, str) and (not given.startswith("/") or set(given) <= {"/", "."}):
+    if isinstance(given, str) and (not given.startswith("/") or set(normpath(given)) == {"/"}):
         message = f"model_mount_path is {given!r}; the model cannot be mounted there."
         yield Problem(message, "Name a folder below the root, e.g. /var/models.", bundle.runtime, (key,))
 
@@ -145,16 +172,28 @@ def tags(bundle: Inspected) -> Iterator[Problem]:
         if len(given) > MAX_TAGS:
             yield Problem(f"There are {len(given)} tags.", f"Azure takes {MAX_TAGS}.", file, ("tags",))
         for name, value in given.items():
-            if reason := _bad_tag(name, value):
-                message, remedy = f"The tag {str(name)[:40]!r} {reason}.", "Shorten it, or put it in quotes."
+            if reason := _bad_tag(name, value, file in (ENDPOINT, DEPLOYMENT)):
+                message, remedy = f"The tag {str(name)[:40]!r} {reason}.", _tag_remedy(reason)
                 plain = bundle.loose is not None and isinstance(value, int | float)  # which ARM reads as text
                 yield Problem(message, remedy, file, ("tags",), doubtful=plain)
                 break
 
 
-def _bad_tag(name: Any, value: Any) -> str:
+def _tag_remedy(reason: str) -> str:
+    return (
+        "Put it in quotes."
+        if "no text" in reason
+        else "Name it otherwise."
+        if " in its name" in reason
+        else "Shorten it."
+    )
+
+
+def _bad_tag(name: Any, value: Any, of_resource: bool) -> str:
     if not isinstance(name, str) or not isinstance(value, str | None):
         return f"has a value that is no text: {value!r}"
+    if of_resource and (wrong := _NOT_IN_TAGS & set(name)):
+        return f"has {' '.join(sorted(wrong))} in its name, which Azure does not take"
     if len(name) > TAG_NAME_LENGTH:
         return f"has a name of {len(name)} characters; Azure takes {TAG_NAME_LENGTH}"
     if value and len(value) > TAG_VALUE_LENGTH:
@@ -168,12 +207,17 @@ def computes(bundle: Inspected) -> Iterator[Problem]:
         if isinstance(given, str) and not given.startswith(("/", "azureml:/")) and not _COMPUTE.fullmatch(given):
             remedy = "Letters, digits, hyphens and underscores, as in azureml:my-cluster."
             yield Problem(f"{given!r} is no name of a compute.", remedy, file, ("compute",))
+    given = bundle.get(DEPLOYMENT, "instance_type") if bundle.kind == "kubernetes" else None
+    if isinstance(given, str) and not _OF_CLUSTER.fullmatch(given):
+        message = f"{given!r} is no name that a cluster's instance type can have."
+        remedy = "Write one that `kubectl get instancetypes` lists, or leave it out for the cluster's default."
+        yield Problem(message, remedy, DEPLOYMENT, ("instance_type",))
 
 
 def on_kubernetes(bundle: Inspected) -> Iterator[Problem]:
     if bundle.kind != "kubernetes":
         return
-    if bundle.get(ENDPOINT, "auth_mode") == "aad_token":
+    if str(bundle.get(ENDPOINT, "auth_mode")).lower() == "aad_token":
         message = "Endpoints on Kubernetes take keys and aml_token, not aad_token."
         yield Problem(message, "Write auth_mode: key, or aml_token.", ENDPOINT, ("auth_mode",))
     if any(bundle.section(ENDPOINT, "mirror_traffic").values()):

@@ -7,7 +7,7 @@ from typing import Any
 
 from mii_azure.bundle.bundle_view import DEPLOYMENT, MODEL, SERVER_DEFAULTS, SETTINGS, Fix, Inspected, Problem
 from mii_azure.errors import UnknownInstanceType
-from mii_azure.hardware.skus import Sku, find_sku
+from mii_azure.hardware.skus import Sku, find_sku, nearest
 from mii_azure.planning.budget import device_of
 from mii_azure.planning.latency import start
 from mii_azure.platform import limits
@@ -34,10 +34,13 @@ def unknown_instance_type(bundle: Inspected) -> Iterator[Problem]:
     name = bundle.get(bundle.runtime, *bundle.instance_type)
     if isinstance(name, str) and bundle.kind == "managed":
         try:
-            find_sku(name)
+            known = find_sku(name).name
         except UnknownInstanceType as error:
-            # Azure may offer one that is newer than the data.
-            yield Problem(error.message, error.hint, bundle.runtime, bundle.instance_type, doubtful=True)
+            remedy = f"{nearest(name)} Azure may offer one that is newer than these data.".lstrip()
+            yield Problem(error.message, remedy, bundle.runtime, bundle.instance_type, doubtful=True)
+            return
+        if known.lower() != name.lower():
+            yield Problem(f"Azure knows no {name!r}.", f"Write {known}.", bundle.runtime, bundle.instance_type)
 
 
 def retired_instance_type(bundle: Inspected) -> Iterator[Problem]:
@@ -73,9 +76,10 @@ def model_does_not_fit(bundle: Inspected) -> Iterator[Problem]:
 
 def _asked_of_the_cache(bounds: Limits) -> dict[str, Any]:
     """Fields of a spec that ask for the cache that the scoring script is told to make."""
+    invariant = {"batch_invariant": True} if bounds.batch_invariant else {}
     if not bounds.kv_cache_tokens:
-        return {}
-    asked = {"context_length": bounds.context_length, "max_concurrency": bounds.slots}
+        return invariant
+    asked = invariant | {"context_length": bounds.context_length, "max_concurrency": bounds.slots}
     return asked | ({"memory_share": bounds.memory_share} if bounds.memory_share else {})
 
 

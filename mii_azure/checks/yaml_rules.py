@@ -16,6 +16,8 @@ from mii_azure.spec import NAME_LENGTH, NAME_PATTERN
 PATHS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     (DEPLOYMENT, ("code_configuration", "code"), ()),
     (DEPLOYMENT, ("code_configuration", "scoring_script"), ("code_configuration", "code")),
+    (DEPLOYMENT, ("environment", "build", "path"), ()),
+    (DEPLOYMENT, ("environment", "build", "dockerfile_path"), ("environment", "build", "path")),
     (ENVIRONMENT, ("build", "path"), ()),
     (ENVIRONMENT, ("build", "dockerfile_path"), ("build", "path")),
     (MODEL, ("path",), ()),
@@ -166,7 +168,8 @@ def paths(bundle: Inspected) -> Iterator[Problem]:
         if not bundle.readable(file) or base in bad:
             continue
         value = bundle.get(file, *keys)
-        sparse = bundle.loose is not None or bundle.runtime != DEPLOYMENT
+        inline = file == DEPLOYMENT and keys[0] == "environment"  # most name one instead
+        sparse = bundle.loose is not None or bundle.runtime != DEPLOYMENT or inline
         if sparse and value is None and not (bundle.section(file, *keys[:-1]) and base):
             continue  # a custom container needs no code, and a model may be a reference
         if value is None and keys[-1] == "dockerfile_path" and bundle.loose is not None:
@@ -178,7 +181,8 @@ def paths(bundle: Inspected) -> Iterator[Problem]:
         if reason:
             bad.add(keys)
             message = f"{'.'.join(keys)} {reason}."
-            yield Problem(message, "Name something inside the bundle, relative to it.", file, keys)
+            remedy = "inside the bundle, relative to it." if bundled else "that is there, relative to this file."
+            yield Problem(message, f"Name something {remedy}", file, keys)
 
 
 def _bad_path(root: Path, folder: str, value: str, bundled: bool) -> str:

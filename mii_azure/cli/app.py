@@ -85,6 +85,7 @@ PLANNED = (
     "context_length",
     "max_concurrency",
     "memory_share",
+    "batch_invariant",
     "speculation",
     "draft_model",
     "expected_prompt_tokens",
@@ -258,6 +259,7 @@ def parity(
     resource_group: ResourceGroup = None,
     workspace: Workspace = None,
     report: Report = None,
+    prices: price_verbs.PriceFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Prove that hosts answer alike: same requests, graded replies. Exit 0 only when every target agrees."""
@@ -266,6 +268,7 @@ def parity(
     from mii_azure.verdict.verdict_file import write_verdict
 
     proof = serving.credentials(tls=False, ca=None, cert=None, key=None, api_key_file=api_key_file)
+    billed = price_verbs.known(prices)
     live = any(name.startswith("endpoint:") for name in derived.split(targets))
     client = azure_verbs.workspace_client(subscription, resource_group, workspace) if live else None
     with _status(as_json) as status:
@@ -286,7 +289,7 @@ def parity(
     if report:
         from mii_azure.reports.parity_report import write_parity
 
-        write_parity(verdict, report)
+        write_parity(verdict, report, billed)
     if not verdict.agree:
         raise typer.Exit(1)
 

@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 from mii_azure.cli import derived
+from mii_azure.cli.price_verbs import PriceFile, known
 from mii_azure.cli.progress import status
 from mii_azure.cli.report import print_table, table
 from mii_azure.cli.serving import ApiKeyFile, credentials
@@ -18,7 +19,7 @@ _SWEPT = "http"  # a sweep takes minutes a target
 
 Targets = Annotated[
     str,
-    flag("targets", "Comma-separated: in-process, grpc, http, azmlinfsrv, container; of a sweep also url:URL."),
+    flag("targets", "Comma-separated: in-process, grpc, http, azmlinfsrv, container; of a sweep also those of parity."),
 ]
 Concurrency = Annotated[
     str, flag("concurrency", "With --sweep: comma-separated clients in flight; 1 to 32 when absent.")
@@ -27,7 +28,7 @@ Rates = Annotated[
     str, flag("rates", "With --sweep: comma-separated requests a second; shares of the best when absent.")
 ]
 Export = Annotated[
-    Path | None, flag("export", "With --sweep: folder for each load's profile_export_aiperf.json, AIPerf's form.")
+    Path | None, flag("export", "With --sweep: folder for what AIPerf and GuideLLM would have written of these loads.")
 ]
 
 
@@ -43,29 +44,33 @@ def bench(
     rates: Rates = "",
     export: Export = None,
     report: Report = None,
+    prices: PriceFile = None,
     api_key_file: ApiKeyFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure what each host adds, side by side; with --sweep latency against load, and where the knee is."""
     named = derived.split(targets)
     if not sweep:
-        if concurrency or rates or export or report:
-            raise SpecError("--concurrency, --rates, --export and --report belong to a sweep.", "Give --sweep too.")
+        if concurrency or rates or export or report or prices:
+            told = "--concurrency, --rates, --export, --report and --prices belong to a sweep."
+            raise SpecError(told, "Give --sweep too.")
         _compare(bundle, {"targets": named} if named else {}, count, clients, as_json)
         return
+    billed = known(prices)
     proof = credentials(tls=False, ca=None, cert=None, key=None, api_key_file=api_key_file)
     asked = {"count": count, "api_key": proof.api_key if proof else ""}
     swept = _swept(bundle, named or [_SWEPT], (concurrency, rates), asked, as_json)
     print_json(swept) if as_json else show_sweep(out, swept)
     # What was measured is told before a file that cannot be written ends the run.
     if export:
-        from mii_azure.verdict.aiperf import export as write
+        from mii_azure.verdict import aiperf, guidellm
 
-        write(swept, export)
+        aiperf.export(swept, export)
+        guidellm.export(swept, export)
     if report:
         from mii_azure.reports.bench_report import write_bench
 
-        write_bench(swept, report)
+        write_bench(swept, report, billed)
 
 
 def _compare(bundle: Path, named: dict[str, list[str]], count: int, clients: int, as_json: bool) -> None:

@@ -13,7 +13,7 @@ def show_ranking(console: Console, ranking: Ranking, verbose: bool = False) -> N
     reasons = {pick.instance_type: pick.reason for pick in ranking.picks}
     columns = ["", "instance type", "batch", "alone", f"{ranking.unit}/s", "cores"]
     columns += [f"{ranking.currency}/h", f"{ranking.currency}/M {ranking.unit}"] if ranking.currency else []
-    columns += ["dtype", "memory left", "basis"] if verbose else []
+    columns += ["dtype", "memory left", "basis"] if verbose else ["basis"]
     made = table(*columns, "why", named=len(columns))
     for row in ranking.rows:
         if row.fits and (verbose or row.instance_type in reasons):
@@ -41,14 +41,17 @@ def _cells(row: Ranked, priced: bool, verbose: bool) -> list[str]:
     if priced:
         cells.append("" if row.price_per_hour is None else f"{row.price_per_hour:,.3f}")
         cells.append("" if row.cost_per_million is None else f"{row.cost_per_million:,.4g}")
-    return [*cells, str(row.dtype), f"{row.headroom or 0:.0%}", str(row.basis)] if verbose else cells
+    return [*cells, *([str(row.dtype), f"{row.headroom or 0:.0%}"] if verbose else []), str(row.basis)]
 
 
 def _basis(ranking: Ranking) -> str:
     """Assumptions of the predictions, in sentences."""
     answer = f" with answers of {ranking.new_tokens}" if ranking.new_tokens else ""
     text = f"Expected, of requests of {ranking.request_tokens} tokens{answer}, {ranking.instance_count} instance(s),"
-    text += f" one copy of the model each. {_bases(ranking)}"
+    text += " one copy of the model each."
+    if ranking.unit == "requests":
+        text += " They are the model's times: the server's own, a few milliseconds, come on top."
+    text += f" {_bases(ranking)}"
     if not ranking.currency:
         return f"{text} No prices: give --prices FILE, which `mii-azure prices --region REGION` writes."
     text += f" Prices of {ranking.prices_of} in {ranking.region}, {ranking.currency}. Cost at the batch shown,"
@@ -68,5 +71,5 @@ def _bases(ranking: Ranking) -> str:
         texts.append("Scaled: from another card's rows by the data sheets, not verified.")
     if "assumed" in bases:
         counted = ", ".join(f"{share:.0%} on {device}" for device, share in ranking.efficiency.items())
-        texts.append(f"Assumed: a share of the speed of the floor ({counted}).")
+        texts.append(f"Assumed: a share of the speed of the floor ({counted}), not verified.")
     return " ".join(texts)

@@ -25,3 +25,11 @@ def forward_floor(weight_bytes: float, work_flops: float, bandwidth: float, peak
 def decode_floor(weight_bytes: float, kv_bytes: float, bandwidth: float, gpus: int = 1) -> float:
     """Floor of one decode step: every weight and live key and value is read once, split over the GPUs."""
     return (weight_bytes + kv_bytes) / (bandwidth * gpus)
+
+
+def touched(parameters: float, experts: float, share: float, rows: int) -> float:
+    """Parameters that `rows` tokens read at once: all but the experts, and the experts that any of them chose.
+
+    Each token chooses `share` of the experts, taken to be independent of what others choose.
+    """
+    return parameters - experts * (1 - share) ** rows

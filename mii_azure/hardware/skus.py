@@ -1,7 +1,8 @@
 """Azure ML's managed online inference instance types: dated data and lookup."""
 
 import json
-from difflib import get_close_matches
+import re
+from difflib import SequenceMatcher, get_close_matches
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -76,6 +77,35 @@ def all_skus() -> dict[str, Sku]:
     return found
 
 
+_SIZE = re.compile(r"([a-z]+)(\d+)")  # series and cores, as in nc24ads_a100_v4
+_NEAR = 3
+
+
+def _apart(name: str, asked: re.Match[str], key: str) -> tuple[int, float]:
+    """How far a size of the same series is from the one asked for: by cores, then by spelling."""
+    own = _SIZE.match(name[len("standard_") :])
+    cores = abs(int(own[2]) - int(asked[2])) if own else 0
+    return cores, -SequenceMatcher(None, name, f"standard_{key}").ratio()
+
+
+def nearest(name: str) -> str:
+    """Sentence of the instance types whose names are like `name`, none of them retired; empty if there are none.
+
+    Those of the same series (NC, ND, ...) by their cores come before those that are only spelled alike.
+    """
+    canonical = {known.lower(): known for known, sku in all_skus().items() if not sku.retired}
+    key = name.strip().lower().removeprefix("standard_")
+    alike = get_close_matches(f"standard_{key}", canonical, n=_NEAR, cutoff=0.6)
+    if asked := _SIZE.match(key):
+        series = [
+            each for each in canonical if (found := _SIZE.match(each[len("standard_") :])) and found[1] == asked[1]
+        ]
+        series.sort(key=lambda each: _apart(each, asked, key))
+        alike = list(dict.fromkeys([*series, *alike]))
+    near = alike[:_NEAR] if key else []
+    return f"Nearest: {', '.join(canonical[match] for match in near)}." if near else ""
+
+
 def find_sku(name: str) -> Sku:
     """Find the instance type called `name`, ignoring case; raise UnknownInstanceType with the nearest names."""
     canonical = {name.lower(): name for name in all_skus()}
@@ -84,10 +114,7 @@ def find_sku(name: str) -> Sku:
         return all_skus()[canonical[key]]
     if f"standard_{key}" in canonical:
         return all_skus()[canonical[f"standard_{key}"]]
-    alive = [low for low, known in canonical.items() if not all_skus()[known].retired]
-    near = get_close_matches(key, alive, n=3, cutoff=0.6)
-    choices = ", ".join(canonical[match] for match in near)
-    hint = f"Nearest: {choices}." if choices else "Leave it out, and the plan chooses."
+    hint = nearest(name) or "Leave it out, and the plan chooses."
     hint += " One that is newer than the data: describe it by --cores, --ram, --disk, and of GPUs --gpus, --gpu-memory,"
     hint += " --gpu-bandwidth, --gpu-tflops, --gpu-capability."
     recorded = load_data("skus")["recorded"]

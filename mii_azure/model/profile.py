@@ -9,6 +9,7 @@ from mii_azure.errors import TaskUnsupported
 from mii_azure.hardware import roofline
 from mii_azure.model import configs
 from mii_azure.model.consistency import tokens_without_embedding
+from mii_azure.model.experts import experts_of
 from mii_azure.model.families import Family, Options, TaskFacts, all_tasks, fact, find_family, first_architecture
 from mii_azure.model.resolved import Model, Source
 from mii_azure.model.safetensors import DTYPE_BYTES
@@ -41,6 +42,8 @@ class Profile(BaseModel):
     head_dim: int
     vocab_size: int
     context_length: int  # tokens
+    expert_parameters: int = 0  # of all experts of all layers; 0 if every token goes through the whole model
+    expert_share: float = 1.0  # of them that one token goes through
     image_size: int = 0  # width and height in pixels of the model's training images; 0 if it makes no images
     kv_bytes_per_token: int  # at the stored dtype; 0 for encoders
     pooling: str = ""  # and what follows it, as a sentence-transformers folder says; "" if it does not
@@ -71,6 +74,7 @@ def profile(model: Model) -> Profile:
     kv_heads = fact(config, family, "kv_heads") or heads
     head_dim = fact(config, family, "head_dim") or hidden // heads
     dtype = model.weights.dtype or "float32"
+    experts = experts_of(config, family, layers, hidden, model.weights.parameters)
     kv_bytes = roofline.kv_bytes_per_token(kv_layers, kv_heads, head_dim, DTYPE_BYTES[dtype])
     return Profile(
         model=model.name,
@@ -88,6 +92,8 @@ def profile(model: Model) -> Profile:
         head_dim=head_dim,
         vocab_size=vocabulary,
         context_length=context_length(model),
+        expert_parameters=experts.parameters,
+        expert_share=experts.share,
         image_size=fact(config, family, "image_size") or 0 if family.kind == "diffusion" else 0,
         kv_bytes_per_token=0 if family.kind in ("encoder", "diffusion") else kv_bytes,
         shipped=model.weights.kind,

@@ -6,6 +6,7 @@ from mii_azure.errors import NotAvailable, SpecError
 from mii_azure.model.profile import Profile
 from mii_azure.platform import limits
 from mii_azure.spec import Spec
+from scoring.passes.families import decoder_tier
 
 
 class Demand(NamedTuple):
@@ -17,7 +18,7 @@ class Demand(NamedTuple):
     prompt: int = limits.EXPECTED_PROMPT_TOKENS  # of an expected request
     new: int = limits.EXPECTED_NEW_TOKENS
     adapters: int = 0  # parameters of those beside the model
-    paged: bool = True  # False: the pass that has a paged cache is forced off, or serves no adapters
+    paged: bool = True  # False: the pass that has a paged cache is forced off
 
     def tokens(self, context: int) -> int:
         """Tokens that an expected request holds at its end, within a context."""
@@ -54,5 +55,10 @@ def demand_of(spec: Spec, facts: Profile, beside: int = 0) -> Demand:
         spec.expected_prompt_tokens,
         spec.expected_new_tokens,
         beside,
-        "static_decode" not in spec.passes_off and not spec.adapters,
+        "static_decode" not in spec.passes_off and _has_one_order(spec, facts),
     )
+
+
+def _has_one_order(spec: Spec, facts: Profile) -> bool:
+    """Return True unless sums of one order are asked for, and the family's tier or adapters have none."""
+    return not spec.batch_invariant or (decoder_tier(facts.family).tier == "fused" and not spec.adapters)

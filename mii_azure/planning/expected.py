@@ -3,6 +3,7 @@
 Timeouts are not set by these but by `planning/latency.py`, which allows for several times as long.
 """
 
+import math
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -22,12 +23,13 @@ Basis = Literal["measured", "scaled", "assumed"]
 Unit = Literal["tokens", "requests", "images"]
 
 GENERATES = ("text-generation", "conversational", "summarization", "translation")
+SERVED = "served token"  # what hands one on, whatever the model: the host's time of the engine's process
 FEW_ROWS = 2  # sequences up to which a step multiplies vectors and no matrices (scoring/decoder/decode_step.py)
 
 
-def decoder_runner(tier: str, rows: int) -> str:
-    """Name of what runs a decode step: few rows are read by other kernels than many."""
-    return f"{tier} decode, {'few' if rows <= FEW_ROWS else 'many'} rows"
+def decoder_runner(tier: str, rows: int, shipped: str = "") -> str:
+    """Name of what runs a decode step: few rows are read by other kernels than many, quantised numbers by their own."""
+    return f"{tier} decode, {'few' if rows <= FEW_ROWS else 'many'} rows{shipped and ', ' + shipped}"
 
 
 def runner(work: Work, placed: Fit, rows: int) -> str:
@@ -37,9 +39,11 @@ def runner(work: Work, placed: Fit, rows: int) -> str:
             name = "cpu encoder"
         else:
             name = "fused encoder" if work.profile.family in FUSED_ENCODER.served else ""
+    elif work.profile.kind == "diffusion":
+        name = "diffusion" if device_of(placed.sku) == "cuda" else ""
     else:
         tier = decoder_tier(work.profile.family).tier if placed.room.pool else None
-        name = decoder_runner(tier, rows) if tier else ""
+        name = decoder_runner(tier, rows, work.profile.shipped) if tier else ""
     return name if name in speeds() else ""
 
 
@@ -48,12 +52,12 @@ def prompt_seconds(work: Work, placed: Fit, tokens: int, length: int) -> float:
     profile = work.profile
     name = runner(work, placed, 1)
     if profile.kind != "encoder" and name:
-        name = name.partition(" ")[0] + " prompt"
+        name = "" if profile.shipped else name.partition(" ")[0] + " prompt"  # widened, by products of 16 bits
     if name not in speeds():
         return latency.prefill_seconds(work, placed, tokens, length)
     causal = 1 if profile.kind == "encoder" else 0.5  # a token attends to those before it only
-    products = 2.0 * latency.multiplied(work) * tokens
-    flops = roofline.flops(latency.multiplied(work), profile.layers, profile.hidden_size, tokens, length)
+    products = 2.0 * _multiplied(work) * tokens
+    flops = roofline.flops(round(_multiplied(work)), profile.layers, profile.hidden_size, tokens, length)
     work_flops = (products + causal * (flops - products)) / placed.gpus
     return _seconds(speeds()[name], placed, Effort(placed.memory.weights, work_flops, profile.layers))
 
@@ -63,8 +67,30 @@ def step_seconds(work: Work, placed: Fit, kv_bytes: int, rows: int) -> float:
     name = runner(work, placed, rows)
     if not name:
         return latency.step_seconds(work, placed, kv_bytes, rows)
-    flops = 2.0 * latency.multiplied(work) * rows / placed.gpus
-    return _seconds(speeds()[name], placed, Effort(placed.memory.weights + kv_bytes, flops, work.profile.layers))
+    flops = 2.0 * _multiplied(work) * rows / placed.gpus
+    return _seconds(speeds()[name], placed, Effort(_read(work, placed, rows) + kv_bytes, flops, work.profile.layers))
+
+
+def drawing_seconds(work: Work, placed: Fit, images: int) -> float:
+    """Seconds for `images` at once."""
+    if not (name := runner(work, placed, images)):
+        return latency.drawing_seconds(work, placed, images)
+    passes = latency.one_pass(work, placed, images) * (2 * limits.IMAGE_STEPS + limits.VAE_PASSES)
+    return _seconds(speeds()[name], placed, Effort(0.0, passes, 0))
+
+
+def _multiplied(work: Work) -> float:
+    """Parameters that one token is multiplied by: of experts those that it goes through."""
+    profile = work.profile
+    return max(latency.multiplied(work) - profile.expert_parameters * (1 - profile.expert_share), 1.0)
+
+
+def _read(work: Work, placed: Fit, rows: int) -> float:
+    """Bytes of weights that a step of so many rows reads."""
+    profile = work.profile
+    all_of_it = max(profile.parameters, 1)
+    read = roofline.touched(all_of_it, profile.expert_parameters, profile.expert_share, rows)
+    return placed.memory.weights * read / all_of_it
 
 
 def _seconds(speed: Speed, placed: Fit, effort: Effort) -> float:
@@ -79,6 +105,12 @@ def basis(work: Work, placed: Fit, rows: int) -> Basis:
         return "assumed"
     gpu = placed.sku.gpu
     return "measured" if gpu is not None and gpu.name in speeds()[name].cards else "scaled"
+
+
+def most_served(work: Work, placed: Fit) -> float:
+    """Most tokens a second that an instance hands on to its clients."""
+    tier = decoder_tier(work.profile.family).tier if placed.room.pool else None
+    return 1.0 / speeds()[SERVED].seconds(Effort(0.0, 0.0, 1), 1.0, 1.0) if tier else math.inf
 
 
 class Workload(BaseModel):
@@ -123,10 +155,11 @@ def outlook(work: Work, placed: Fit, instances: int = 1, batch: int = 0) -> Outl
     length, answer = request.prompt, request.answer
     most = room.rows if room.pool or request.unit == "images" else min(room.tokens // (length + answer), room.rows)
     rows = min(batch or most, most) or 1
+    handed_on = most_served(work, placed) if answer else math.inf
     return Outlook(
         request=request,
         batch=rows,
-        per_second=rows * (answer or 1) / request_seconds(work, placed, rows, request) * instances,
+        per_second=min(rows * (answer or 1) / request_seconds(work, placed, rows, request), handed_on) * instances,
         alone_s=request_seconds(work, placed, 1, request),
         first_token_s=prompt_seconds(work, placed, length, length) if answer else None,
         basis=basis(work, placed, rows),
@@ -136,7 +169,7 @@ def outlook(work: Work, placed: Fit, instances: int = 1, batch: int = 0) -> Outl
 def request_seconds(work: Work, placed: Fit, rows: int, request: Workload) -> float:
     """Seconds for `rows` requests at once, to the end of their answers."""
     if request.unit == "images":
-        return latency.drawing_seconds(work, placed, rows)
+        return drawing_seconds(work, placed, rows)
     seconds = prompt_seconds(work, placed, rows * request.prompt, request.prompt)
     if not request.answer:
         return seconds

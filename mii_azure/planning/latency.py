@@ -102,10 +102,15 @@ def drawing_seconds(work: Work, placed: Fit, images: int) -> float:
     The UNet runs twice a step, with and without the prompt, and the VAE once.
     """
     (peak, bandwidth), efficiency = ceilings(placed), limits.EFFICIENCY[device_of(placed.sku)]
-    one_pass = 2.0 * work.profile.parameters * limits.LATENT_SHARE * placed.room.tokens * images / placed.room.rows
-    step = roofline.forward_floor(placed.memory.weights, 2 * one_pass, bandwidth, peak) / efficiency
-    vae = limits.VAE_PASSES * one_pass / peak / efficiency
+    pass_flops = one_pass(work, placed, images)
+    step = roofline.forward_floor(placed.memory.weights, 2 * pass_flops, bandwidth, peak) / efficiency
+    vae = limits.VAE_PASSES * pass_flops / peak / efficiency
     return limits.IMAGE_STEPS * (step + _overhead(work, placed)) + vae
+
+
+def one_pass(work: Work, placed: Fit, images: int) -> float:
+    """FLOP of one pass of the UNet over `images`, without guidance."""
+    return 2.0 * work.profile.parameters * limits.LATENT_SHARE * placed.room.tokens * images / placed.room.rows
 
 
 def prefill_seconds(work: Work, placed: Fit, tokens: int, length: int) -> float:

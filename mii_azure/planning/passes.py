@@ -63,11 +63,32 @@ def lines(spec: Spec, placed: Fit, passes: Collection[PassDecision]) -> list[Dec
         for each in passes
     ]
     taken = {each.name for each in passes if each.take}
-    return [*decisions, _drafts(spec, placed, "weight_only" in taken)] if "static_decode" in taken else decisions
+    drafts = [_drafts(spec, placed, "weight_only" in taken)] if "static_decode" in taken else []
+    return [*decisions, *drafts, *_invariance(spec, taken)]
+
+
+def _invariance(spec: Spec, taken: Collection[str]) -> list[Decision]:
+    """Describe how answers are kept from depending on their company, if that is asked for."""
+    if not spec.batch_invariant:
+        return []
+    value, reason = "one row at a time", "Asked for; nothing else of this model's shares a batch without a trace."
+    if "static_decode" in taken:
+        value = "sums of one order"
+        reason = (
+            "Asked for; rows share steps and are the same bits alone, which the start verifies. Nothing is drafted."
+        )
+    return [Decision(what="batch invariance", value=value, reason=reason)]
 
 
 def _drafts(spec: Spec, placed: Fit, rounded: bool) -> Decision:
-    told = decide(spec.speculation, device_of(placed.sku), placed.gpus, rounded=rounded, draft=bool(spec.draft_model))
+    told = decide(
+        spec.speculation,
+        device_of(placed.sku),
+        placed.gpus,
+        rounded=rounded,
+        draft=bool(spec.draft_model),
+        fixed=spec.batch_invariant,
+    )
     value = ("the draft model" if spec.draft_model else "n-grams") if told.take else "off"
     return Decision(what="speculation", value=value, reason=_sentence(told.reason), forecast=spec.speculation == "auto")
 

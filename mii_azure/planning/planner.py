@@ -112,7 +112,7 @@ def make_plan(spec: Spec, facts: Profile, options: Options, beside: int = 0, dra
     begun = latency.start(work.stored_bytes if facts.known else placed.memory.available, device)
     wait = latency.longest_wait(work, placed)
     timeout = latency.request_timeout_ms(wait.seconds) if facts.known else limits.MAX_REQUEST_TIMEOUT_MS
-    quota = latency.quota_cores(sku.cores, spec.instance_count, sku.skip_20_percent)
+    quota = rationale.quota_cores(spec, sku)
     bounds = _bounds(spec, room, device)
     passes = planning_passes.pass_decisions(spec, facts, placed, bounds) if facts.known else ()
     return Plan(
@@ -169,13 +169,20 @@ def _bounds(spec: Spec, room: Room, device: str) -> Limits:
         slots=room.rows if room.pool else 0,
         kv_cache_tokens=room.pool,
         memory_share=spec.memory_share or 0.0,
+        batch_invariant=spec.batch_invariant,
         speculation=spec.speculation,
         draft_model=FOLDER if spec.draft_model else "",
     )
 
 
 def _checked(spec: Spec, placed: Fit) -> Fit:
-    """The place; raises NotAvailable for a share of memory that no cache takes, and for a draft model beside slices."""
+    """The place; raises NotAvailable for a share of memory that no cache takes, and for what slices do not serve."""
+    if spec.batch_invariant and placed.gpus > 1:
+        raise NotAvailable(
+            f"{spec.model} is put on {placed.gpus} GPUs of {placed.sku.name}, whose sums are added up in an order that"
+            " depends on the batch.",
+            "Leave out batch_invariant, or take an instance type whose GPU holds the model.",
+        )
     if spec.draft_model and placed.gpus > 1:
         raise NotAvailable(
             f"{spec.model} is put on {placed.gpus} GPUs of {placed.sku.name}, and several take no steps with drafts.",

@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from mii_azure.hardware.prices import Prices
 from mii_azure.reports.charts import Axis, Series, lines
 from mii_azure.reports.html import Node, el, figures, section, table, write
+from mii_azure.reports.sides import side_by_side
 from mii_azure.verdict.sweep import Distribution, Loop, Point, Sweep
 
 _X = {"closed": Axis("requests in flight"), "open": Axis("requests a second, offered")}
@@ -16,9 +18,9 @@ _LOOPS: dict[Loop, str] = {
 Quantity = Callable[[Point], float | None]
 
 
-def write_bench(sweep: Sweep, file: Path) -> None:
-    """Write the report of a sweep."""
-    parts = [_headline(sweep)]
+def write_bench(sweep: Sweep, file: Path, prices: Prices | None = None) -> None:
+    """Write the report of a sweep; with prices, what the machines of deployed targets cost at the knee."""
+    parts = [_headline(sweep), _sides(sweep, prices)]
     for loop, title in _LOOPS.items():
         charts = [chart for chart in _charts(sweep, loop) if chart is not None]
         parts.append(section(title, el("div", charts, class_="charts")))
@@ -42,6 +44,26 @@ def _headline(sweep: Sweep) -> Node:
         ]
     told = "The knee is the load of a closed loop with the most requests a second for each second of median latency."
     return el("section", figures(pairs), el("p", told, class_="soft"))
+
+
+def _sides(sweep: Sweep, prices: Prices | None) -> Node:
+    def at_knee(of: Callable[[Point], str]) -> dict[str, str]:
+        found = {}
+        for knee in sweep.knees:
+            point = next(each for each in sweep.of(knee.target, "closed") if each.load == knee.clients)
+            found[knee.target] = of(point)
+        return found
+
+    more = [
+        ("at its knee", at_knee(lambda point: f"{point.load:g} at a time, {point.requests_per_s:,.1f} requests/s")),
+        ("p50, p99 there", at_knee(lambda point: f"{point.latency_ms.p50:,.1f} ms, {point.latency_ms.p99:,.1f} ms")),
+        ("tokens a second", at_knee(lambda point: f"{point.tokens_per_s:,.1f}" if point.tokens_per_s else "")),
+        (
+            "first token, p50",
+            at_knee(lambda point: f"{point.first_token_ms.p50:,.1f} ms" if point.first_token_ms else ""),
+        ),
+    ]
+    return side_by_side(sweep.sides, more, {knee.target: knee.requests_per_s for knee in sweep.knees}, prices)
 
 
 def _charts(sweep: Sweep, loop: Loop) -> list[Node | None]:

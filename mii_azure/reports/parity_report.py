@@ -6,9 +6,12 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from mii_azure.hardware.prices import Prices
 from mii_azure.reports.html import Child, Node, el, figures, section, table, write
+from mii_azure.reports.sides import Row, side_by_side
 from mii_azure.verdict.grade import ALIKE
 from mii_azure.verdict.outcome import Comparison, Verdict
+from mii_azure.verdict.tokens.judge import TokenVerdict
 
 _GRADES = ("bytes", "values", "scores", "different")
 _PIECES = re.compile(r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?(?!\w)|\w+|\s+|[^\w\s]")
@@ -16,18 +19,19 @@ _MOST_COMPARED = 2000  # pieces, or lines, of a text: time grows faster than the
 _MOST_SHOWN = 50  # differences; a target that is wrong altogether differs in all of them
 
 
-def write_parity(verdict: Verdict, file: Path) -> None:
-    """Write the report of a parity run."""
-    word = el("span", "agree" if verdict.agree else "disagree", class_="good" if verdict.agree else "bad")
-    how = "alike" if verdict.agree else "differently"
-    told = f": {', '.join(verdict.targets)} answered {verdict.requests} requests {how}."
+def write_parity(verdict: Verdict, file: Path, prices: Prices | None = None) -> None:
+    """Write the report of a parity run; with prices, what the machines of deployed targets cost."""
+    said, told = verdict.headline().split(":", 1)
+    word = el("span", said, class_="good" if verdict.agree else "bad")
     pairs = [
         ("requests", str(verdict.requests)),
         ("targets", str(len(verdict.targets))),
         ("tolerance of numbers", f"{verdict.tolerance:g}"),
         ("in flight under load", str(verdict.load) if verdict.load else "no pass under load"),
     ]
-    parts = [el("section", el("p", word, told), figures(pairs)), _grades(verdict)]
+    parts = [el("section", el("p", word, f":{told}."), figures(pairs)), _sides(verdict, prices), _grades(verdict)]
+    if verdict.tokens:
+        parts.append(_tokens(verdict))
     unlike = [entry for entry in verdict.comparisons if entry.grade not in ALIKE]
     if unlike:
         parts.append(section("Differences", [_difference(verdict, entry) for entry in unlike[:_MOST_SHOWN]]))
@@ -36,6 +40,53 @@ def write_parity(verdict: Verdict, file: Path) -> None:
     rows = [(entry.request, entry.target, _graded(entry.grade), str(entry.status)) for entry in verdict.comparisons]
     parts.append(section("Every comparison", table(["Request", "Target", "Grade", "Status"], rows, [3])))
     write(file, f"Parity of {Path(verdict.bundle).name}", f"bundle {verdict.bundle_hash}", *parts)
+
+
+def _sides(verdict: Verdict, prices: Prices | None) -> Node:
+    alone = {side.target: 1e3 / side.p50_ms for side in verdict.sides if side.p50_ms}
+    more: list[Row] = [
+        ("answers", {name: _answers(verdict, name) for name in verdict.targets}),
+        ("tokens", {judged.target: _judged(judged) for judged in verdict.tokens}),
+        ("p50, one at a time", {side.target: _ms(side.p50_ms) for side in verdict.sides}),
+        ("p90", {side.target: _ms(side.p90_ms) for side in verdict.sides}),
+        ("answers timed", {side.target: str(side.answered or "") for side in verdict.sides}),
+    ]
+    return side_by_side(verdict.sides, more, alone, prices)
+
+
+def _ms(value: float | None) -> str:
+    return "" if value is None else f"{value:,.1f} ms"
+
+
+def _answers(verdict: Verdict, target: str) -> Child:
+    if target == verdict.reference:
+        return "the reference"
+    counts = verdict.counts[target]
+    alike = sum(counts.get(grade, 0) for grade in ALIKE)
+    every = sum(counts.values())
+    return el("span", f"{alike} of {every} alike", class_="good" if alike == every else "bad")
+
+
+def _judged(judged: TokenVerdict) -> Node:
+    told = f"{judged.picked:,} of {judged.tokens:,} are the model's"
+    return el("span", told if judged.agree else judged.cause, class_="good" if judged.agree else "bad")
+
+
+def _tokens(verdict: Verdict) -> Node:
+    rows: list[list[Child]] = []
+    for judged in verdict.tokens:
+        means = [f"{judged.margins[kind]:.2g}" for kind in ("greedy", "seeded", "default")]
+        rows.append([judged.target, f"{judged.tokens:,}", f"{judged.picked:,}", *means, f"{judged.bound:g}"])
+        rows[-1].append(_judged(judged))
+    heads = ["Target", "Tokens", "The model's", "Greedy", "Seeded", "By default", "Bound", "Verdict"]
+    tried = [
+        (judged.target, cause, f"{left:.2g}")
+        for judged in verdict.tokens
+        for cause, left in sorted(judged.suspects.items(), key=lambda found: found[1])
+    ]
+    suspects = table(["Target", "Suspect", "Leaves, nats"], tried, [2]) if tried else None
+    told = "Mean margins in nats: how far each token lies below the one that plain transformers picks in its place."
+    return section("Tokens", table(heads, rows, range(1, 7)), el("p", told, class_="soft"), suspects)
 
 
 def _graded(grade: str) -> Node:

@@ -10,6 +10,7 @@ from mii_azure import notebook
 from mii_azure.errors import SpecError
 from mii_azure.verdict.cases import Request
 from mii_azure.verdict.grade import ALIKE, FIRST_ERROR, Grade, Reply, environment_difference, grade, worst
+from mii_azure.verdict.sides import Side
 from mii_azure.verdict.tokens.judge import TokenVerdict
 
 _MOST_SHOWN = 20_000  # bytes of a reply that a verdict repeats
@@ -45,6 +46,7 @@ class Verdict(BaseModel):
     comparisons: tuple[Comparison, ...]
     environment: dict[str, list[str]]  # per target: differences from the reference, likeliest cause first
     tokens: tuple[TokenVerdict, ...] = ()
+    sides: tuple[Side, ...] = ()
 
     def __repr__(self) -> str:
         return f"Verdict({self.headline()})"
@@ -53,10 +55,16 @@ class Verdict(BaseModel):
 
     def headline(self) -> str:
         """Whether the targets agree, in one line."""
-        word, alike = ("agree", "alike") if self.agree else ("disagree", "differently")
-        fewer = [f"{name} {count}" for name, count in self.compared.items() if count < self.requests]
-        told = f", of which have a form there: {', '.join(fewer)}" if fewer else ""
-        return f"{word}: {', '.join(self.targets)} answered {self.requests} requests {alike}{told}"
+        told = []
+        if len(self.targets) > 1:
+            alike = "alike" if all(entry.grade in ALIKE for entry in self.comparisons) else "differently"
+            fewer = [f"{name} {count}" for name, count in self.compared.items() if count < self.requests]
+            form = f", of which have a form there: {', '.join(fewer)}" if fewer else ""
+            told.append(f"{', '.join(self.targets)} answered {self.requests} requests {alike}{form}")
+        if self.tokens:
+            other = ", ".join(judged.target for judged in self.tokens if not judged.agree)
+            told.append(f"the tokens of {other} are not the model's" if other else "their tokens are the model's")
+        return f"{'agree' if self.agree else 'disagree'}: {'; '.join(told)}"
 
     def _repr_html_(self) -> str:
         grades = ("bytes", "values", "scores", "different")
@@ -97,7 +105,9 @@ class TargetRun:
 
     replies: list[Reply | None]
     metadata: dict[str, Any]
+    side: Side
     own_form: bool = True  # errors have the form of score.py
+    invariant: bool = False  # it says that its answers do not depend on their company
     loaded: list[list[Reply]] = field(default_factory=list)  # each request's replies under load
 
 
@@ -160,6 +170,7 @@ def _shown(body: bytes) -> str:
 
 def _under_load(name: str, run: TargetRun, sent: Sequence[Request], tolerance: float) -> Iterator[Comparison]:
     """Compare what a target answered under load with what it answered alone: of each request, the worst."""
+    tolerance = 0.0 if run.invariant else tolerance  # then no number may move, whatever the format
     taken = [pair for pair in zip(sent, run.replies, strict=True) if pair[1] is not None]
     for (request, alone), replies in zip(taken, run.loaded, strict=bool(run.loaded)):
         assert alone is not None

@@ -10,6 +10,7 @@ from mii_azure.errors import SpecError
 from mii_azure.verdict.cases import Request, edge_requests, read_requests
 from mii_azure.verdict.grade import ALIKE, TOLERANCES, Reply
 from mii_azure.verdict.outcome import Comparison, TargetRun, Verdict, compare, differences, require_compared
+from mii_azure.verdict.sides import side_of
 from mii_azure.verdict.targets import Reach, check_targets, open_target, targets_of
 from mii_azure.verdict.tokens.judge import Answered, TokenVerdict, ask, judge, probes_for
 from mii_azure.verdict.tokens.suspects import Suspect, named_suspects
@@ -36,7 +37,7 @@ def parity(
     """Reach each target in turn, send it the same requests, and grade the replies against the first target's.
 
     With `load`, each target is then sent all of them again, shuffled and so many at a time, and every reply is graded
-    against that target's reply to the request alone.
+    against that target's reply to the request alone; of one that serves with batch_invariant, no number may differ.
     With `tokens`, each target is asked for about so many of them, which the bundle's model then scores by plain
     transformers, the first target's too; `suspects` are folders of adapters or models that may serve instead. One
     target is then enough.
@@ -51,8 +52,7 @@ def parity(
     check_targets(targets, 1 if tokens else 2, api_key)
     run = _Run(settings, load, tokens, progress)
     named = named_suspects(suspects, folder / "model", settings["model"]["family"])
-    if requests:
-        run.sent = read_requests(Path(requests))
+    run.sent = read_requests(Path(requests)) if requests else []
     for number, name in enumerate(targets, 1):
         run.place = f"{number} of {len(targets)}: "
         run.say(f"starting {name}")
@@ -71,6 +71,7 @@ def parity(
         comparisons=tuple(compared),
         environment=differences(run.runs),
         tokens=judged,
+        sides=tuple(each.side for each in run.runs.values()),
     )
 
 
@@ -106,10 +107,11 @@ class _Run:
         self.sent = self.sent or edge_requests(self._settings["task"], context, _beside(self._settings))
         self.say(f"asking {name} {len(self.sent)} requests")
         taken = [target.takes(request.body) for request in self.sent]
-        replies = [
-            _bare(target.send(request.body)) if takes else None for request, takes in zip(self.sent, taken, strict=True)
-        ]
-        run = TargetRun(replies, metadata, target.own_form)
+        timed = [target.send(request.body) if takes else None for request, takes in zip(self.sent, taken, strict=True)]
+        seconds = [reply.seconds for reply in timed if reply is not None and reply.status == 200]
+        replies = [None if reply is None else _bare(reply) for reply in timed]
+        invariant = bool(metadata.get("limits", self._settings["limits"]).get("batch_invariant"))
+        run = TargetRun(replies, metadata, side_of(name, target, metadata, seconds), target.own_form, invariant)
         if self._load and any(taken):
             self.say(f"asking {name} with {self._load} requests in flight")
             bodies = [request.body for request, takes in zip(self.sent, taken, strict=True) if takes]

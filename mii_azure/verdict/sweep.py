@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mii_azure.bundle.manifest import load_manifest
 from mii_azure.errors import NotABundle, RunnerFailed, SpecError
+from mii_azure.verdict.sides import Side, side_of
 from mii_azure.verdict.targets import Reach, check_targets, open_target
 from scoring.config import Deployment
 from scoring.schema.registry import task_schema
@@ -106,6 +107,7 @@ class Sweep(_Frozen):
     environment: dict[str, Any]
     points: tuple[Point, ...]
     knees: tuple[Knee, ...]
+    sides: tuple[Side, ...] = ()
 
     def of(self, target: str, loop: Loop) -> tuple[Point, ...]:
         """Points of one target and loop, by load."""
@@ -126,9 +128,9 @@ def sweep(
 
     A closed loop has each of `clients` in flight. An open loop then has `rates` in requests a second, or shares of the
     closed loop's best if None. Generated answers are streamed, and no prompt finds its beginning cached by another.
-    `api_key` is for targets `url:URL`, which run already; all others run side by side, so each holds the model. Targets
-    take turns. Raises SpecError for targets or loads that do not exist and for a target that has no form of the sample,
-    RunnerFailed for one that refuses it, and what starting a target raises.
+    Targets `url:URL` (with `api_key`) and `endpoint:NAME[/SLOT]` run already; all others run side by side, so each
+    holds the model. Targets take turns. Raises SpecError for targets or loads that do not exist and for a target that
+    has no form of the sample, RunnerFailed for one that refuses it, and what starting a target raises.
     """
     _check(targets, clients, rates, count)
     folder = Path(bundle)
@@ -143,7 +145,9 @@ def sweep(
         for name, target in reached.items():
             progress(f"starting {name}")
             hosts[name] = stack.enter_context(target)
-        facts: dict[str, Any] = next(filter(None, (host.metadata() for host in hosts.values())), {})
+        told = {name: host.metadata() for name, host in hosts.items()}
+        facts: dict[str, Any] = next(filter(None, told.values()), {})
+        sides = tuple(side_of(name, host, told[name]) for name, host in hosts.items())
         points = _measured(hosts, bodies, (clients, rates, count), progress)
     return Sweep(
         bundle=str(folder),
@@ -153,6 +157,7 @@ def sweep(
         environment={key: facts.get(key) for key in ("device", "dtype", "threads", "versions")},
         points=tuple(points),
         knees=tuple(knee(points, name) for name in targets),
+        sides=sides,
     )
 
 

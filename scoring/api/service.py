@@ -9,6 +9,7 @@ from typing import Any
 from scoring.api.answers import Answers
 from scoring.api.usage import tells_cached_tokens
 from scoring.config import Deployment
+from scoring.engine.batch_invariance import ALONE
 from scoring.engine.engine import Engine
 from scoring.engine.oom import is_out_of_memory
 from scoring.errors import LoadError, MiiAzureError, OutOfMemory
@@ -68,13 +69,16 @@ class Service(Answers):
         reference = reference_of(self.deployment.task)
         # A model that a pass places is examined only once it is placed: nothing else can run it.
         placed = any(each.places for each, decision in chosen if decision.take)
-        if not placed:
+        if self.deployment.limits.batch_invariant:
+            self.task.company = ALONE
+        elif not placed:
             self.task.examine()
         forced = self.deployment.optimisation.on
         self.records = run_passes(self.loaded.model, self.loaded.runtime, chosen, forced, reference, known)
         if placed:
             self._bring(chosen)
-            self.task.examine()
+            if not self.deployment.limits.batch_invariant:
+                self.task.examine()
         if self.loaded.device.type == "cuda":
             import torch
 

@@ -2,30 +2,30 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from scoring.decoder.adapter_step import AdaptedLaunches, AdapterStep
 from scoring.decoder.chunk_size import CHUNKS, Span, spans_of
-from scoring.decoder.decode_step import GEMV_ROWS, Launcher
+from scoring.decoder.decode_step import Launcher
 from scoring.decoder.draft_step import DraftStep
 from scoring.decoder.drafts import SIZES, Placed
 from scoring.decoder.kv_cache import KVCache, SamplingParams
+from scoring.decoder.low_rank import SlotAdapters
 from scoring.decoder.model import CachedModel
 from scoring.decoder.prefill import Part, Prefiller, admit, extend, pieces, record, runs_of
 from scoring.decoder.prompt_cost import PromptCost, fitted
+from scoring.decoder.transfers import PendingTokens, PinnedUpload, Wait
 
-_ROUND = 8  # copies to the device that may be under way before one has to be waited for
 _ENTRIES = 1024  # blocks that are entered in the tables at once
 _TIMED, _FAR = 1024, 16_384  # tokens of the chunks that are timed, and the position of the second
 _GUESS = 0.04  # milliseconds per token of a prompt, of a large model: 1,024 tokens beside streams
 _AHEAD = 2  # chunks of prompts that are under way at once, so that whoever comes does not wait for more
 _COMPILING_S = 600.0  # most time that another rank may take to compile the kernels of one graph
-
-#: Waits for a CUDA event.
-Wait = Callable[[Any], None]
 
 
 class Launches(Protocol):
@@ -35,55 +35,27 @@ class Launches(Protocol):
         """Enqueue them."""
 
 
-class PinnedUpload:
-    """Page-locked buffers used in turn: each is rewritten only once the copy out of it is complete."""
+@dataclass
+class Graphs:
+    """Graphs by size: rows of a step, with long rows in `far`, tokens of a chunk, rows of a step with drafts."""
 
-    def __init__(self, wait: Wait, *shape: int) -> None:
-        self._wait = wait
-        self._turns = [
-            (torch.zeros(shape, dtype=torch.int32, pin_memory=True), torch.cuda.Event())  # type: ignore[no-untyped-call,unused-ignore]
-            for _ in range(_ROUND)
-        ]
-        self._turn = 0
-
-    def send(self, target: Tensor, fill: Callable[[Tensor], None]) -> None:
-        """Have `fill` write the next buffer from its start, and copy as much as the target holds."""
-        self._turn = (self._turn + 1) % _ROUND
-        buffer, copied = self._turns[self._turn]
-        self._wait(copied)
-        fill(buffer)
-        target.copy_(buffer[: target.shape[0]], non_blocking=True)
-        copied.record()
-
-
-class PendingTokens:
-    """Tokens being copied to the host, into a buffer from `spare` that is returned there when they are read."""
-
-    def __init__(self, source: Tensor, spare: list[Tensor], rows: int, wait: Wait) -> None:
-        self._wait = wait
-        self._host = spare.pop() if spare else torch.empty(rows, dtype=source.dtype, pin_memory=True)
-        self._spare, self._count = spare, source.shape[0]
-        self._values: list[int] | None = None
-        self._host[: self._count].copy_(source, non_blocking=True)
-        self._event = torch.cuda.Event()  # type: ignore[no-untyped-call,unused-ignore]
-        self._event.record()
-
-    def tokens(self) -> list[int]:
-        """One token per row; waits for the copy, but for nothing enqueued after it."""
-        if self._values is None:
-            self._wait(self._event)
-            self._values = self._host[: self._count].tolist()
-            self._spare.append(self._host)
-        return self._values
+    near: dict[int, Launches] = field(default_factory=dict)
+    far: dict[int, Launches] = field(default_factory=dict)
+    prompts: dict[int, Launches] = field(default_factory=dict)
+    drafts: dict[int, Launches] = field(default_factory=dict)
 
 
 class CudaBackend:
     """Steps of up to `state.slots` rows. A batch is padded up to the next captured size with the scratch slot.
 
-    With `drafts` also steps of several tokens a slot, which have buffers and graphs of their own.
+    With `drafts` also steps of several tokens a slot, which have buffers and graphs of their own. Steps in which a row
+    has one of the `adapters` have graphs of their own too: all others run as without them.
     """
 
-    def __init__(self, model: CachedModel, state: KVCache, pdl: bool = True, drafts: bool = False) -> None:
+    def __init__(
+        self, model: CachedModel, state: KVCache, pdl: bool = True, drafts: bool = False,
+        adapters: SlotAdapters | None = None,
+    ) -> None:  # fmt: skip
         capable = torch.cuda.get_device_capability(model.device) >= (9, 0)
         self.launcher, self.prefiller = self._launchers(model, state, pdl and capable)
         self.drafter = self._drafter(model, state, pdl and capable) if drafts else None
@@ -91,10 +63,9 @@ class CudaBackend:
         self._team = model.team
         self._wait: Wait = _synchronize if model.team is None else model.team.wait
         self._scratch = state.slots
-        self._graphs: dict[int, Launches] = {}
-        self._far_graphs: dict[int, Launches] = {}  # of steps with long rows
-        self._prompts: dict[int, Launches] = {}  # by tokens of a chunk
-        self._drafts: dict[int, Launches] = {}  # by rows of a step with drafts
+        self.graphs = self._plain = Graphs()  # of the kind of the last launch
+        self._adapted = Graphs()  # of launches of which some rows have adapters
+        self._adapters = adapters if adapters is not None and adapters.bank is not None else None
         self._pool: Any = None
         self._placed: list[int] = []  # slots that the rows on the device stand for now
         self._last = 0
@@ -110,12 +81,14 @@ class CudaBackend:
             "slots": PinnedUpload(self._wait, state.slots),
             "records": PinnedUpload(self._wait, *self._records.shape),
             "numbers": PinnedUpload(self._wait, self.prefiller.layout.size),
+            "adapters": PinnedUpload(self._wait, state.slots + 1),
         }
         if self.drafter is not None:
             self._sent["drafts"] = PinnedUpload(self._wait, self.drafter.layout.size)
         self._spare: list[Tensor] = []
         self._chunks: deque[Any] = deque()  # events after the last chunks
         self.prompt_cost = PromptCost(_GUESS)  # until `warm_up` measures it
+        self._reserve_adapters(model)
 
     def _launchers(self, model: Any, state: KVCache, pdl: bool) -> tuple[Launcher, Prefiller]:
         """Return what launches a step, and a chunk of prompts."""
@@ -124,6 +97,29 @@ class CudaBackend:
     def _drafter(self, model: Any, state: KVCache, pdl: bool) -> DraftStep:
         """Return what launches a step with drafts."""
         return DraftStep(model, state, pdl=pdl)
+
+    def _reserve_adapters(self, model: Any) -> None:
+        """Have all launches serve the adapters."""
+        if self._adapters is None:
+            return
+        rows = max(self.launcher.rows, self.prefiller.longest, SIZES[-1])
+        step = AdapterStep(self._adapters, self.prefiller.state.adapter, rows)
+        for told in self._launches():
+            told.adapters = step
+
+    def _launches(self) -> list[AdaptedLaunches]:
+        return [self.launcher, self.prefiller, *([] if self.drafter is None else [self.drafter])]
+
+    def _kind(self, slots: Iterable[int]) -> Graphs:
+        """Have the next launches add what adapters of these slots do, if any has one; the graphs of that kind."""
+        adapted = self._adapters is not None and self._adapters.any(slots)
+        return self._of_kind(adapted)
+
+    def _of_kind(self, adapted: bool) -> Graphs:
+        for told in self._launches():
+            told.adapted = adapted
+        self.graphs = self._adapted if adapted else self._plain
+        return self.graphs
 
     @property
     def notes(self) -> list[str]:
@@ -157,6 +153,7 @@ class CudaBackend:
 
     def _enqueue(self, parts: Sequence[Part]) -> None:
         told = self.prefiller
+        graphs = self._kind(slot for slot, _, _ in parts)
         rows = sum(len(ids) for _, _, ids in parts)
         size = next(size for size in CHUNKS if size >= rows)
         spans = [told.attending.spans(len(ids), position) for _, position, ids in parts]
@@ -164,7 +161,7 @@ class CudaBackend:
             self._tell(parts, spans)
             told.piece(size, runs_of(parts))
             return
-        graph = self._prompts.get(size) or self._capture_prompt(size)
+        graph = graphs.prompts.get(size) or self._capture_prompt(size)
         self._tell(parts)
         graph.replay()
 
@@ -181,6 +178,10 @@ class CudaBackend:
             self._sent["table"].send(target, partial(_fill, some))
             extend(self.prefiller.state, target)
         self._grown = []
+        if self._adapters is not None and self._adapters.changed:
+            table = self._adapters.of((slot, 1) for slot in range(self._scratch + 1))
+            self._sent["adapters"].send(self.prefiller.state.adapter, partial(_fill, table))
+            self._adapters.changed = False
         if not self._opened:
             return
         records = list(self._opened.values())
@@ -193,8 +194,8 @@ class CudaBackend:
         """One step of these slots, of up to `longest` tokens: feed each its last token, pick the next."""
         self.settle()
         size = next(size for size in self.sizes if size >= len(slots))
-        far = self.launcher.is_far(size, longest)
-        graph = (self._far_graphs if far else self._graphs).get(size) or self._capture(size, far)
+        far, graphs = self.launcher.is_far(size, longest), self._kind(slots)
+        graph = (graphs.far if far else graphs.near).get(size) or self._capture(size, far)
         self._place([*slots, *[self._scratch] * (size - len(slots))])
         graph.replay()
         self._last, self._ran = size, self.launcher
@@ -206,7 +207,8 @@ class CudaBackend:
         self.settle()
         rows = sum(len(tokens) for _, _, tokens in placed)
         size = next(size for size in SIZES if size >= rows)
-        graph = self._drafts.get(size) or self._capture_drafts(size)
+        graphs = self._kind(slot for slot, _, _ in placed)
+        graph = graphs.drafts.get(size) or self._capture_drafts(size)
         self._tell_drafts(placed)
         graph.replay()
         self._last, self._ran = size, self.drafter
@@ -224,7 +226,7 @@ class CudaBackend:
     def logits(self, count: int) -> Tensor:
         """Logits of the last step's first rows, [count, vocabulary]."""
         b = self._ran.buffers
-        return (b.logits if self._last <= GEMV_ROWS else b.narrow)[:count]
+        return (b.logits if self._last <= self._ran.gemv_rows else b.narrow)[:count]
 
     def picked(self, count: int) -> Tensor:
         """Tokens [count] picked last."""
@@ -232,20 +234,25 @@ class CudaBackend:
 
     def warm_up(self, sizes: Sequence[int] | None = None) -> None:
         """Compile and capture batch sizes, largest first, so that the graphs share one pool; without sizes, all."""
-        for size in sorted(sizes or self.sizes, reverse=True):
-            fitting = next(known for known in self.sizes if known >= size)
-            if fitting not in self._graphs:
-                self._capture(fitting)
-            if fitting not in self._far_graphs and self.launcher.is_far(fitting, self.prefiller.state.max_length):
-                self._capture(fitting, far=True)
-        for size in reversed(CHUNKS) if sizes is None else ():
-            if size <= self.prefiller.longest and size not in self._prompts:
-                self._capture_prompt(size)
-        for size in SIZES if sizes is None and self.drafter is not None else ():
-            if size not in self._drafts:
-                self._capture_drafts(size)
+        for adapted in (False,) if self._adapters is None else (True, False):
+            self._capture_all(self._of_kind(adapted), sizes)
         if sizes is None:
             self.prompt_cost = self._measured()
+
+    def _capture_all(self, graphs: Graphs, sizes: Sequence[int] | None) -> None:
+        """Capture what `warm_up` does, of one kind."""
+        for size in sorted(sizes or self.sizes, reverse=True):
+            fitting = next(known for known in self.sizes if known >= size)
+            if fitting not in graphs.near:
+                self._capture(fitting)
+            if fitting not in graphs.far and self.launcher.is_far(fitting, self.prefiller.state.max_length):
+                self._capture(fitting, far=True)
+        for size in reversed(CHUNKS) if sizes is None else ():
+            if size <= self.prefiller.longest and size not in graphs.prompts:
+                self._capture_prompt(size)
+        for size in SIZES if sizes is None and self.drafter is not None else ():
+            if size not in graphs.drafts:
+                self._capture_drafts(size)
 
     def plan(self) -> None:
         """Prepare what libraries keep by thread: to be called on the one that will run this."""
@@ -293,8 +300,8 @@ class CudaBackend:
 
     def _capture_prompt(self, size: int) -> Launches:
         self._tell([])
-        self._prompts[size] = self._captured(lambda: self.prefiller.piece(size))
-        return self._prompts[size]
+        self.graphs.prompts[size] = self._captured(lambda: self.prefiller.piece(size))
+        return self.graphs.prompts[size]
 
     def _tell_drafts(self, placed: Sequence[Placed]) -> None:
         told = self.drafter
@@ -305,13 +312,13 @@ class CudaBackend:
         told = self.drafter
         assert told is not None
         self._tell_drafts([])
-        self._drafts[size] = self._captured(lambda: told.step(size))
-        return self._drafts[size]
+        self.graphs.drafts[size] = self._captured(lambda: told.step(size))
+        return self.graphs.drafts[size]
 
     def _capture(self, size: int, far: bool = False) -> Launches:
         self._place([self._scratch] * size)
         graph = self._captured(lambda: self.launcher.step(size, far))
-        (self._far_graphs if far else self._graphs)[size] = graph
+        (self.graphs.far if far else self.graphs.near)[size] = graph
         return graph
 
     def _captured(self, launch: Callable[[], None]) -> Launches:

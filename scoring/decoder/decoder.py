@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 
 from scoring.decoder.adapters.families import build, unsupported
+from scoring.decoder.back_ends import gpu_backend, plain_backend
 from scoring.decoder.block_pool import BLOCK, blocks_of
 from scoring.decoder.block_tables import BlockTables
 from scoring.decoder.chunk_size import LONGEST_CHUNK
 from scoring.decoder.drafts import Fed, Placed, Runs, speculate
 from scoring.decoder.generic.model import GenericModel
 from scoring.decoder.generic.probe import probe
-from scoring.decoder.generic.torch_backend import GenericTorchBackend
 from scoring.decoder.int4 import attach
 from scoring.decoder.kv_cache import KVCache, SamplingParams
 from scoring.decoder.logprobs import indices
@@ -36,7 +36,6 @@ from scoring.decoder.pending import Pending, Ready
 from scoring.decoder.pool_size import pool_blocks, window_of
 from scoring.decoder.prompt_cost import PromptCost
 from scoring.decoder.sampler import Added, add_to, pick_all
-from scoring.decoder.torch_backend import TorchBackend
 from scoring.distributed.tp_group import TensorParallelGroup
 from scoring.errors import PromptTooLong
 from scoring.passes.families import Tier
@@ -50,6 +49,7 @@ class Decoder:
     a `share` of a GPU's memory. With a `team`, the model is this rank's slice, and all ranks must make the same calls
     in the same order: each then gives its slots the same blocks.
     The tier is fused where an adapter builds the model, unless one is asked for; with `drafts` it may `speculate`.
+    `fixed`: in the fused tier, an answer is the same bits alone and in company.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class Decoder:
         share: float = 0.0,
         tier: Tier | None = None,
         drafts: bool = False,
+        fixed: bool = False,
     ) -> None:
         bound = int(getattr(hf_model.config, "max_position_embeddings", 0) or 0)
         length = min(max_length, bound) if bound and hf_model.config.model_type != "bloom" else max_length
@@ -78,11 +79,10 @@ class Decoder:
         self.state = KVCache(self.model, slots, self.max_length, blocks)
         self.capacity = min(slots * self.max_length, self.state.blocks * BLOCK)
         self.tables = BlockTables(slots, self.state.width, self.state.blocks, self.state.in_place, window)
-        self.takes_min_p = self.model.device.type != "cuda"  # whose sampler has none
         self.lengths = [0] * slots  # the host's copy: known without asking the device
-        plain = TorchBackend if isinstance(self.model, DecoderModel) else GenericTorchBackend
-        self.plain = plain(self.model, self.state)  # type: ignore[arg-type]
+        self.fixed = fixed  # answers are the same bits alone and in company
         self.adapters = SlotAdapters(hf_model, self.model)
+        self.plain = plain_backend(self.model, self.state, fixed)
         self._torch = self.adapters.around(self.plain)
         self._logits: dict[int, Tensor] = {}  # of slots from which no token was picked yet
         self._constrained: set[int] = set()  # slots whose tokens `sample` picks
@@ -345,15 +345,9 @@ class Decoder:
 
     def _start(self) -> None:
         """Start the GPU back end over the model as it is; its graphs are captured on use or by `warm_up`."""
+        self._cuda = None  # frees the previous back end's memory first
         if self.model.device.type == "cuda":
-            from scoring.decoder.cuda_backend import CudaBackend
-            from scoring.decoder.generic.cuda_backend import GenericCudaBackend
-
-            self._cuda = None  # frees the previous back end's memory first
-            if isinstance(self.model, DecoderModel):
-                self._cuda = CudaBackend(self.model, self.state, drafts=self._drafts)
-            else:
-                self._cuda = GenericCudaBackend(self.model, self.state, self._drafts)
+            self._cuda = gpu_backend(self.model, self.state, self._drafts, self.fixed, self.adapters)
 
     def _pick(self, slots: Sequence[int], logits: Tensor, masks: Tensor | None = None) -> Pending:
         rows = torch.tensor(list(slots), dtype=torch.int64, device=self.model.device)

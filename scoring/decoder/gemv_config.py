@@ -8,6 +8,8 @@ from torch import Tensor
 
 from scoring.decoder.model import Linear
 
+GEMV_ROWS = 2  # rows of a step up to which its products are these
+
 
 @dataclass(frozen=True)
 class GemvTile:
@@ -22,12 +24,12 @@ def choose_tile(outputs: int, inputs: int, sets: int, byte: bool, group: int = 0
     """Choose the tile that was fastest, or nearly, on an H100 over shapes of 0.1 to 8 billion parameters.
 
     A thread holds 64 weights, so that 8 loads of 16 bytes are in flight, and a row that fits is read in one pass.
-    int4 weights (in groups) are bound by instructions more than by bytes, and no other tile did better over a whole
-    step. int8 weights (`byte`) take more instructions per byte and do better in small tiles; so do rows of up to 4,096
-    inputs of which a pass would leave a fifth or more of its lanes empty, if there are enough rows to fill the GPU.
+    Of int4 weights (in groups), rows of a program share what is done to its inputs, which are made integers. int8
+    weights (`byte`) take more instructions per byte and do better in small tiles; so do rows of up to 4,096 inputs of
+    which a pass would leave a fifth or more of its lanes empty, if there are enough rows to fill the GPU.
     """
     if group:
-        return GemvTile(1, min(4096 // sets, triton.next_power_of_2(inputs)), 4 // sets)
+        return GemvTile(8 // sets, min(4096, triton.next_power_of_2(inputs)), 4)
     if byte:
         return GemvTile(4, 512, 2)
     wide = triton.next_power_of_2(inputs)

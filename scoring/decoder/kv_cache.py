@@ -38,7 +38,7 @@ class SamplingParams:
     forbidden: tuple[int, ...] = ()
     forbidden_until: int = 0
     constrained: bool = False
-    min_p: float = 0.0  # by the sampler in plain torch alone
+    min_p: float = 0.0  # 0: all
 
 
 class KVCache:
@@ -76,6 +76,7 @@ class KVCache:
         self.forbidden = torch.full((rows, FORBIDDEN), -1, dtype=torch.int32, device=device)
         self.forbidden_until = torch.zeros(rows, dtype=torch.int32, device=device)
         self.constrained = torch.zeros(rows, dtype=torch.int32, device=device)
+        self.adapter = torch.full((rows,), -1, dtype=torch.int32, device=device)  # for kernels; -1: the base
 
     def open(self, slot: int, sampling: SamplingParams) -> None:
         """Empty a slot and set its sampling parameters; raises ValueError for more than 4 forbidden tokens."""

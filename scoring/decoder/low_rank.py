@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from scoring.decoder.model import DecoderModel, Linear
 from scoring.errors import LoadError
-from scoring.lora.bank import AdapterBank, GroupedLowRank, LowRankStack, bank_of
+from scoring.lora.bank import AdapterBank, GroupedLowRank, bank_of
+from scoring.lora.stacks import LowRankStack
 
 Parts = Sequence[tuple[int, int, int]]  # slot, start position, number of tokens
 
@@ -31,13 +32,23 @@ class SlotAdapters:
 
     def __init__(self, hf_model: nn.Module, model: Any) -> None:
         self.bank = attach_adapters(hf_model, model)
+        self.products: list[GroupedLowRank] = []  # that steps compute: of the decoder's form, or of the modules
+        if isinstance(model, DecoderModel):
+            self.products = [each.adapters for each in model.products() if each.adapters is not None]
+        elif self.bank is not None:
+            self.products = self.bank.hooked
+        self.changed = False  # since the device was told
         self._of: dict[int, int] = {}
 
     def use(self, slot: int, name: str) -> None:
         """Have a slot's next sequence use an adapter, whose prefixes need a salt of their own; "" is the base."""
-        self._of.pop(slot, None)
+        self.changed = self._of.pop(slot, None) is not None or bool(name) or self.changed
         if name and self.bank is not None:
             self._of[slot] = self.bank.index(name)
+
+    def any(self, slots: Iterable[int]) -> bool:
+        """Return True if any of these slots has an adapter."""
+        return bool(self._of) and any(slot in self._of for slot in slots)
 
     def around(self, backend: PlainBackend) -> PlainBackend:
         """The back end with each forward's rows told; itself for a model without adapters."""

@@ -8,15 +8,16 @@ import torch
 import triton  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 
+from scoring.decoder.absent import given
+from scoring.decoder.adapter_step import Tiles
 from scoring.decoder.chunk_size import PARTS, Span, longest_chunk
-from scoring.decoder.decode_step import _or
 from scoring.decoder.kv_cache import FORBIDDEN, KVCache, SamplingParams
-from scoring.decoder.model import DecoderLayer, DecoderModel
+from scoring.decoder.model import DecoderLayer, DecoderModel, Linear
 from scoring.decoder.prompt_attention import ChunkAttention, Run
 from scoring.decoder.token_rows import TokenRows
 from scoring.kernels import decode_prefill
 
-_RECORD = 9 + FORBIDDEN  # numbers of a slot's sampling record
+_RECORD = 10 + FORBIDDEN  # numbers of a slot's sampling record
 
 Part = tuple[int, int, Sequence[int]]  # slot, position of the first token, tokens
 
@@ -92,7 +93,7 @@ class Prefiller(TokenRows):
         longest = longest_chunk(model)
         super().__init__(model, state, longest, pdl=pdl, picked=1)
         self.longest = longest
-        self.attending = ChunkAttention(model, state, longest, self.wide)
+        self.attending = self._attending(longest)
         parts = min(PARTS, state.slots)
         self.layout = Layout(longest, parts, self.attending.tiling.queries)
         self.numbers = torch.zeros(self.layout.size, dtype=torch.int32, device=model.device)
@@ -116,10 +117,24 @@ class Prefiller(TokenRows):
         for index, layer in enumerate(self.model.layers):
             self._layer_blas(rows, index, layer)
         torch.index_select(b.normed, 0, self.ends[0], out=self.last)
-        torch.mm(self.last, linear.full.t(), out=self.logits)
+        self.project(self.last, linear, self.logits)
         if linear.bias is not None:
             self.logits += linear.bias
         self.model.finish(self.logits)
+
+    def _attending(self, rows: int) -> ChunkAttention:
+        return ChunkAttention(self.model, self.state, rows, self.wide)
+
+    def project(self, x: Tensor, linear: Linear, out: Tensor) -> None:
+        """Compute out [parts, N] = x W^T."""
+        torch.mm(x, linear.full.t(), out=out)
+
+    def tiles_of(self, rows: int) -> Tiles:
+        return Tiles(self._tiles(rows), self.layout.tile, self.tiled, self.layout.tiles)
+
+    def _tiles(self, rows: int) -> int:
+        """Most tiles of a chunk of so many rows."""
+        return rows // self.layout.tile + self.layout.parts
 
     def mark(self, rows: int) -> None:
         """Mark the chunk's tokens as seen, and set the lengths of its slots."""
@@ -133,8 +148,8 @@ class Prefiller(TokenRows):
     def attention(self, rows: int, index: int, layer: DecoderLayer) -> None:
         b = self.buffers
         self.attending.attend(
-            index, b.q, b.attended, self.tiled, rows // self.layout.tile + self.layout.parts,
-            _or(self.model.alibi, b.x), self.pdl, self._launch(), self.runs,
+            index, b.q, b.attended, self.tiled, self._tiles(rows),
+            given(self.model.alibi, b.x), self.pdl, self._launch(), self.runs,
         )  # fmt: skip
 
 
@@ -142,7 +157,8 @@ def record(slot: int, sampling: SamplingParams) -> list[int]:
     """Record of a slot for `admit`; raises ValueError for more than 4 forbidden tokens."""
     if len(sampling.forbidden) > FORBIDDEN:
         raise ValueError(f"{len(sampling.forbidden)} forbidden tokens; a slot holds {FORBIDDEN}")
-    wide = np.array([sampling.temperature, sampling.top_p, sampling.repetition_penalty], dtype=np.float32)
+    told = (sampling.temperature, sampling.top_p, sampling.repetition_penalty, sampling.min_p)
+    wide = np.array(told, dtype=np.float32)
     seed = np.array([sampling.seed], dtype=np.int64)
     held = [*sampling.forbidden, *[-1] * (FORBIDDEN - len(sampling.forbidden))]
     numbers = [*wide.view(np.int32).tolist(), *seed.view(np.int32).tolist(), int(sampling.constrained), *held]
@@ -150,10 +166,11 @@ def record(slot: int, sampling: SamplingParams) -> list[int]:
 
 
 def admit(model: DecoderModel, state: KVCache, records: Tensor, count: int) -> None:
-    """Enqueue the equivalent of `KVCache.open` for records [.., 13] int32; a prompt's first chunk sets its length."""
+    """Enqueue the equivalent of `KVCache.open` for records [.., 14] int32; a prompt's first chunk sets its length."""
     decode_prefill.admit[(count, triton.cdiv(model.vocabulary, 4096))](
-        records, state.seen, state.temperature, state.top_k, state.top_p, state.penalty, state.seed, state.forbidden,
-        state.forbidden_until, state.constrained, model.vocabulary, WIDTH=_RECORD, HELD=FORBIDDEN, BV=4096, num_warps=4,
+        records, state.seen, state.temperature, state.top_k, state.top_p, state.min_p, state.penalty, state.seed,
+        state.forbidden, state.forbidden_until, state.constrained, model.vocabulary, WIDTH=_RECORD, HELD=FORBIDDEN,
+        BV=4096, num_warps=4,
     )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ class PromptAttention:
         self.positions = torch.cat([torch.arange(at, at + count, device=device) for _, at, count in parts])
         self._counts = [count for _, _, count in parts]
         split = zip(parts, torch.split(self.positions, self._counts), strict=True)
-        self._places = {slot: _places(state, slot, where) for (slot, _, _), where in split}
+        self._places = {slot: places(state, slot, where) for (slot, _, _), where in split}
         self._masks: dict[tuple[int, int], Tensor | None] = {}
 
     def attend(self, index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ class StepAttention:
         self.state = state
         self.positions = state.lengths[slots].long()
         self._longest = longest
-        self._places = _places(state, slots, self.positions)
+        self._places = places(state, slots, self.positions)
         self._rows = _rows(slots)
         self._masks: dict[int, Tensor] = {}
 
@@ -68,17 +68,22 @@ class StepAttention:
         return attention(layer, shared, keys, values, self._masks[layer.window]).flatten(1)
 
 
-def _places(state: KVCache, slots: Tensor | int, positions: Tensor) -> Tensor:
+def places(state: KVCache, slots: Tensor | int, positions: Tensor) -> Tensor:
     """Places of tokens [T] among those of all blocks, of one slot or of slots [T]."""
     return state.table[slots, positions // BLOCK].long() * BLOCK + positions % BLOCK
 
 
-def _updated(state: KVCache, cache: Tensor, places: Tensor, new: Tensor, rows: Tensor | slice, length: int) -> Tensor:
+def write(cache: Tensor, places: Tensor, new: Tensor) -> None:
+    """Write keys or values [T, KV, D] of tokens at places [T] into a layer's cache [KV, blocks, BLOCK, D]."""
+    cache.view(len(cache), -1, cache.shape[-1]).index_copy_(1, places, new.transpose(0, 1))
+
+
+def _updated(state: KVCache, cache: Tensor, at: Tensor, new: Tensor, rows: Tensor | slice, length: int) -> Tensor:
     """Write keys or values [T, KV, D] of tokens at places [T] into a layer's cache [KV, blocks, BLOCK, D].
 
     Returns those of the first tokens of slots, [B, KV, length, D]: a view if blocks are in place.
     """
-    cache.view(len(cache), -1, cache.shape[-1]).index_copy_(1, places, new.transpose(0, 1))
+    write(cache, at, new)
     if state.in_place:
         by_slot = cache[:, : state.blocks].view(len(cache), state.slots, -1, cache.shape[-1])
         return by_slot[:, rows, :length].transpose(0, 1)

@@ -1,6 +1,7 @@
 """Executes a `DecoderModel` in plain torch: the CPU back end, and the reference for the kernels."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,6 +11,15 @@ from scoring.decoder.kv_cache import KVCache
 from scoring.decoder.model import Activation, DecoderModel, Linear, Norm, Rotary
 from scoring.decoder.native_step import ROWS, NativeStep
 from scoring.decoder.torch_attention import PromptAttention, StepAttention
+
+
+class LayerAttention(Protocol):
+    """Attention of the layers over what a forward appends to the cache."""
+
+    positions: Tensor  # of the rows
+
+    def attend(self, index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of a layer for q [T, heads, D], k and v [T, kv_heads, D]: [T, heads * D]."""
 
 
 class TorchBackend:
@@ -55,17 +65,17 @@ class TorchBackend:
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [T, vocabulary] of hidden states [T, E]."""
         normed = hidden if self.model.norm is None else normalize(hidden, self.model.norm)
-        return self.model.finish(product(normed, self.model.head))
+        return self.model.finish(self.product(normed, self.model.head))
 
-    def _run(self, tokens: Tensor, attention: PromptAttention | StepAttention) -> Tensor:
+    def _run(self, tokens: Tensor, attention: LayerAttention) -> Tensor:
         hidden = self._embed(tokens, attention.positions)
         for index, layer in enumerate(self.model.layers):
             terms = [(self._attend(index, normalize(hidden, layer.norm1), attention), layer.attention.out)]
             if not layer.parallel:
                 hidden = self._add(hidden, self._total(terms), layer.post1)
                 terms = []
-            up = product(normalize(hidden, layer.norm2), layer.mlp.up)
-            terms.append((activate(up, layer.mlp.activation, layer.mlp.gated), layer.mlp.down))
+            up = self.product(normalize(hidden, layer.norm2), layer.mlp.up)
+            terms.append((self.activate(up, layer.mlp.activation, layer.mlp.gated), layer.mlp.down))
             hidden = self._add(hidden, self._total(terms), layer.post2)
         return hidden
 
@@ -76,7 +86,7 @@ class TorchBackend:
 
     def _total(self, terms: Sequence[tuple[Tensor, Linear]]) -> Tensor:
         """Sum of products of inputs [T, K], all-reduced over ranks if each holds a part of K: [T, E]."""
-        parts = [product(x, linear, biased=self.model.team is None) for x, linear in terms]
+        parts = [self.product(x, linear, biased=self.model.team is None) for x, linear in terms]
         total = parts[0] if len(parts) == 1 else parts[0] + parts[1]
         if self.model.team is not None:
             self.model.team.sum(total)
@@ -93,9 +103,9 @@ class TorchBackend:
             hidden = hidden + functional.embedding(positions + model.position_offset, model.positions)
         return hidden if model.embedding_norm is None else normalize(hidden, model.embedding_norm)
 
-    def _attend(self, index: int, normed: Tensor, attention: PromptAttention | StepAttention) -> Tensor:
+    def _attend(self, index: int, normed: Tensor, attention: LayerAttention) -> Tensor:
         model, layer = self.model, self.model.layers[index].attention
-        qkv = product(normed, layer.qkv)
+        qkv = self.product(normed, layer.qkv)
         if layer.per_head:
             q, k, v = qkv.view(-1, model.heads, 3, model.head_dim).unbind(2)
         else:
@@ -121,11 +131,21 @@ class TorchBackend:
             pairs = torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
         return torch.cat((pairs, rest), -1) if rest.shape[-1] else pairs
 
+    def product(self, x: Tensor, linear: Linear, biased: bool = True) -> Tensor:
+        """Apply a product to x [T, K], and what the adapters of its rows add: [T, N]."""
+        out = functional.linear(x, linear.full, linear.bias if biased else None)
+        return out if linear.adapters is None else linear.adapters.add(x, out)
 
-def product(x: Tensor, linear: Linear, biased: bool = True) -> Tensor:
-    """Apply a product to x [T, K], and what the adapters of its rows add: [T, N]."""
-    out = functional.linear(x, linear.full, linear.bias if biased else None)
-    return out if linear.adapters is None else linear.adapters.add(x, out)
+    def activate(self, x: Tensor, activation: Activation, gated: bool) -> Tensor:
+        """Activation of x [T, F], or if gated of [T, 2F] with the gate first: [T, F]."""
+        gate, up = x.chunk(2, -1) if gated else (x, None)
+        if activation == "relu":
+            y = functional.relu(gate)
+        elif activation == "silu":
+            y = functional.silu(gate)
+        else:
+            y = functional.gelu(gate, approximate="tanh" if activation == "gelu_tanh" else "none")
+        return y if up is None else y * up
 
 
 def normalize(x: Tensor, norm: Norm) -> Tensor:
@@ -134,15 +154,3 @@ def normalize(x: Tensor, norm: Norm) -> Tensor:
     if norm.kind == "layer":
         return functional.layer_norm(wide, (wide.shape[-1],), norm.gain, norm.shift, norm.eps).to(x.dtype)
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + norm.eps) * norm.gain).to(x.dtype)
-
-
-def activate(x: Tensor, activation: Activation, gated: bool) -> Tensor:
-    """Activation of x [T, F], or if gated of [T, 2F] with the gate first: [T, F]."""
-    gate, up = x.chunk(2, -1) if gated else (x, None)
-    if activation == "relu":
-        y = functional.relu(gate)
-    elif activation == "silu":
-        y = functional.silu(gate)
-    else:
-        y = functional.gelu(gate, approximate="tanh" if activation == "gelu_tanh" else "none")
-    return y if up is None else y * up

@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from scoring.encoder import fused_model, openvino_stack
 from scoring.encoder.buckets import longest_input
 from scoring.encoder.cpu_ops import BFLOAT16, INT8, CpuOps, bfloat16_pays
 from scoring.encoder.ops import TorchOps
@@ -18,9 +19,6 @@ from scoring.encoder.real_text import Judge, calibration
 from scoring.encoder.verify import Batch, answers, reference, relative_error
 from scoring.model.loaded import Runtime
 from scoring.passes.base import BOUNDS, Applied, PassRefused
-
-if TYPE_CHECKING:
-    from scoring.encoder.fused_model import FusedStack
 
 GAIN = 1.05  # a smaller speed-up is noise
 _SMALLEST = 1 << 14  # elements of a weight worth preparing
@@ -63,7 +61,7 @@ def keep_fastest(model: Any, precisions: Sequence[str], shapes: Sequence[tuple[i
     if gain < GAIN:
         raise PassRefused(f"nothing is faster than eager here: {measured}")
     best.on()
-    what = f"{best.name}, {gain:.2f} times as fast as eager with {torch.get_num_threads()} threads"
+    what = f"{best.name}, {gain:.2f} times as fast as eager with {torch.get_num_threads()} threads{best.means}"
     return Applied(best.count, f"{what} ({measured})", best.off, Runtime(precision=best.name))
 
 
@@ -110,6 +108,7 @@ class Variant:
     name: str
     forwards: Sequence[tuple[nn.Module, Callable[..., Any]]]
     count: int = 0  # layers, and products outside them
+    means: str = ""  # that run the layers, for records
 
     def on(self) -> None:
         for module, forward in self.forwards:
@@ -127,42 +126,45 @@ def _products(model: Any) -> int:
 def prepare(model: Any, precision: str) -> Variant:
     """Prepare weights in a format; the model is unchanged until the variant is on.
 
-    Encoders that `fused_model` covers run whole, without padding; in others, and in heads, each nn.Linear is replaced.
-    Heads of int8 encoders stay in float32, except that over the vocabulary: they are small, and labels hang on them.
-    Raises PassRefused for int8 if there is no text to calibrate it on.
+    Encoders that `fused_model` covers run whole, without padding, by OpenVINO where it is installed; in others, and in
+    heads, each nn.Linear is replaced. Heads of int8 encoders stay in float32, except that over the vocabulary: they are
+    small, and labels hang on them. Raises PassRefused for int8 if there is no text to calibrate it on.
     """
-    from scoring.encoder import fused_model
     from scoring.encoder.cpu_ops import prepared_linear
 
     base = getattr(model, model.base_model_prefix, model)
     forwards: list[tuple[nn.Module, Callable[..., Any]]] = []
     inside: set[nn.Module] = set()
-    count = 0
-    try:
-        stack, undo = fused_model.replace(model, TorchOps())
-    except PassRefused:
-        pass
-    else:
-        forwards.append((base, base.forward))
-        undo()
-        stack.ops = ops = _ops(model, stack, precision)
-        stack.layers = ops.prepare(stack.layers)
-        inside, count = {*base.modules()}, len(stack.layers)
+    count, means = 0, ""
+    if (plain := _stack(base)) is not None:
+        stack, means = _prepared(model, plain, precision)
+        forwards.append((base, fused_model.forward_over(base, stack, base.forward)))
+        inside, count = {*base.modules()}, len(plain.layers)
     vocabulary = model.get_output_embeddings()
     for module in model.modules():
         spared = precision == INT8 and inside and module is not vocabulary
         if isinstance(module, nn.Linear) and module.weight.numel() >= _SMALLEST and module not in inside and not spared:
             forwards.append((module, prepared_linear(module, precision)))
             count += 1
-    return Variant(precision, forwards, count)
+    return Variant(precision, forwards, count, means)
 
 
-def _ops(model: Any, stack: "FusedStack", precision: str) -> CpuOps:
-    if precision != INT8:
-        return CpuOps(precision)
-    from scoring.encoder.cpu_int8 import Int8Ops
+def _stack(base: Any) -> fused_model.FusedStack | None:
+    try:
+        return fused_model.build(base, TorchOps())
+    except PassRefused:
+        return None
 
-    return Int8Ops(stack, calibration(model))
+
+def _prepared(model: Any, plain: fused_model.FusedStack, precision: str) -> tuple[fused_model.FusedStack, str]:
+    """Stack in a format, and what runs it, for records."""
+    if openvino_stack.installed():
+        texts = calibration(model) if precision == INT8 else ()
+        return openvino_stack.OpenVinoStack(plain, precision, texts), ", by OpenVINO"
+    ops = CpuOps(precision)
+    return fused_model.FusedStack(
+        plain.tables, ops.prepare(plain.layers), plain.heads, plain.act, ops
+    ), ", by torch: OpenVINO is not installed"
 
 
 def _batch(model: Any, rows: int, length: int) -> dict[str, Tensor]:

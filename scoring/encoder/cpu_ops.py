@@ -166,7 +166,7 @@ class CpuOps(EncoderOps):
             shape = (count, (end - start) // count, 3, heads, width // heads)
             q, k, v = qkv[start:end].view(shape).permute(2, 0, 3, 1, 4)
             parts.append(attend(q, k, v).transpose(1, 2).reshape(end - start, width))
-        if tail := rows - int(packing.bounds[-1]):
+        if (tail := rows - int(packing.bounds[-1])) or not parts:
             parts.append(qkv.new_zeros(tail, width))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -184,12 +184,17 @@ class CpuOps(EncoderOps):
         y = F.layer_norm(y, y.shape[-1:], norm.gamma, norm.beta, norm.eps)
         if then is not None:
             return Hidden(y)
-        live = int(packing.bounds[-1])
-        if live == packing.batch * packing.length:
-            return Hidden(y[:live].view(packing.batch, packing.length, -1))
-        out = y.new_zeros(packing.batch * packing.length, y.shape[1])
-        out[packing.places[:live].long()] = y[:live]
-        return Hidden(out.view(packing.batch, packing.length, -1))
+        return Hidden(unpacked(y, packing))
+
+
+def unpacked(y: Tensor, packing: Packing) -> Tensor:
+    """Hidden states [R, H] in their places, [B, S, H], zeros at padding; a view of `y` where nothing is padded."""
+    live = int(packing.bounds[-1])
+    if live == packing.batch * packing.length:
+        return y[:live].view(packing.batch, packing.length, -1)
+    out = y.new_zeros(packing.batch * packing.length, y.shape[1])
+    out[packing.places[:live].long()] = y[:live]
+    return out.view(packing.batch, packing.length, -1)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ def replace(model: Any, ops: EncoderOps | None = None) -> tuple[FusedStack, Call
     if ops is None and base.device.type == "cuda" and base.dtype not in (torch.float16, torch.bfloat16):
         raise PassRefused(f"its kernels run in 16 bits; the model is loaded in {str(base.dtype)[6:]}")
     stack = build(base, ops or _ops_for(base.device))
-    base.forward = _forward(base, stack, base.forward)
+    base.forward = forward_over(base, stack, base.forward)
     unpad = _pad_vocabulary(model)
 
     def undo() -> None:
@@ -155,7 +155,8 @@ def _distilbert_layer(module: Any) -> EncoderLayer:
     )
 
 
-def _forward(base: Any, stack: FusedStack, plain: Callable[..., Any]) -> Callable[..., Any]:
+def forward_over(base: Any, stack: FusedStack, plain: Callable[..., Any]) -> Callable[..., Any]:
+    """Forward of an encoder over a stack; what the stack does not compute, such as attentions, is asked of `plain`."""
     from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPoolingAndCrossAttentions
 
     pooler = getattr(base, "pooler", None)

@@ -44,6 +44,10 @@ class Company:
         return {"rows": _TOLD[self.mates], "reason": self.reason}
 
 
+#: With `batch_invariant`: rows that share a forward change each other's last bits.
+ALONE = Company("none", "batch_invariant was asked for; only a static decoder's slots give the same bits together")
+
+
 def judge(model: Any, rows: Sequence[Any], twins: Sequence[Any], measure: Measure) -> Company:
     """Compare rows alone with the same rows together; `rows` differ in length, `twins` do not. Never raises.
 

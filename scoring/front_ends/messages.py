@@ -60,7 +60,7 @@ def facts_of(deployment: Deployment, task: Any) -> bytes:
         task.company,
         getattr(task, "side", ""),
         getattr(task, "defaults", None),
-        None if decoder is None else (decoder.max_length, decoder.full_length, decoder.takes_min_p),
+        None if decoder is None else (decoder.max_length, decoder.full_length),
     )
     return pickle.dumps(facts, pickle.HIGHEST_PROTOCOL)
 

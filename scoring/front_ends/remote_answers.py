@@ -98,4 +98,3 @@ class SlotFacts:
 
     max_length: int  # most tokens of a slot
     full_length: int  # the same as the model takes
-    takes_min_p: bool

@@ -24,7 +24,7 @@ def supports(config: Any, ends: Sequence[int], tokens: int, decoder: Decoder) ->
 
     Raises PromptTooLong if only the cache is too small for it, because there is no memory for `generate` then either.
     """
-    if not suits_slots(config, decoder.takes_min_p) or len(ends) > FORBIDDEN:
+    if not suits_slots(config) or len(ends) > FORBIDDEN:
         return False
     if decoder.max_length < tokens <= decoder.full_length:
         raise PromptTooLong(

@@ -18,7 +18,7 @@ from scoring.schema.structured import Constraint
 
 #: Settings that slots follow, whatever their values.
 _FOLLOWED = {
-    *("do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "min_new_tokens"),
+    *("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens", "min_new_tokens"),
     *("max_length", "min_length", "eos_token_id", "stop_strings"),
 }
 #: Settings that change no token of a decoder without beams and without an assistant.
@@ -90,9 +90,9 @@ def value_of(config: Any, name: str) -> Any:
     return _DEFAULTS.get(name) if own is None else own
 
 
-def suits_slots(config: Any, min_p: bool = False) -> bool:
-    """Return True if slots follow every setting of a config; only slots that are sampled in torch do `min_p`."""
-    return not _set(config) - _FOLLOWED - _IDLE - ({"min_p"} if min_p else set())
+def suits_slots(config: Any) -> bool:
+    """Return True if slots follow every setting of a config."""
+    return not _set(config) - _FOLLOWED - _IDLE
 
 
 def suits_batches(config: Any) -> bool:

@@ -1,141 +1,202 @@
 """Products of single rows with int4 weights, whose groups of inputs share a scale and, if not symmetric, a zero point.
 
-A group of GROUP inputs is GROUP / 8 words: number j of word i is input j GROUP / 8 + i, so that eight reads of inputs
-are contiguous. A number becomes float32 without conversion: as bits 16 to 19 of a float between 1 and 2 it is that
-float less 1, times 128. The factor goes to the scale, and what the ones add up to is taken off the sum, which costs
-seven of the sum's 24 bits.
+A group of GROUP inputs is GROUP / 8 words: number j of word i is input j GROUP / 8 + i. A unit is the words of a group
+that a lane loads at once, four if the group has as many. Inputs become integers of 16 bits, with one scale a unit, so
+that products and their sums are exact: an instruction multiplies four numbers by four bytes of inputs and adds them up.
+Two of them, over high and low bytes, take fewer instructions than four conversions and four sums in float32.
 """
 
 # mypy: ignore-errors
-# ruff: noqa: N803, SIM108
+# ruff: noqa: N803, N806
 
 import triton
 import triton.language as tl
 
 from scoring.kernels.decode_norms import inputs, statistics
 
-
-@triton.jit
-def words(w_ptr, rows, inside, group, G, GROUP: tl.constexpr):
-    """Load words [rows, groups, GROUP / 8] of weights [N, G, GROUP / 8]."""
-    width: tl.constexpr = GROUP // 8
-    at = (rows[:, None] * G + group[None, :]) * width
-    mask = inside[:, None] & (group < G)[None, :]
-    return tl.load(w_ptr + at[:, :, None] + tl.arange(0, width)[None, None, :], mask=mask[:, :, None], other=0)
+_COMPILED = tl.constexpr(not triton.knobs.runtime.interpret)
+_ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23: a float32 with it added has the nearest integer in its low bits
+_LARGEST = tl.constexpr(32767.0)
 
 
 @triton.jit
-def scales(scale_ptr, rows, inside, group, G, GROUP: tl.constexpr):
-    """Load scales, or zero points, of rows and groups: [rows, groups]; 0 unless weights are in groups."""
+def words(w_ptr, rows, inside, unit, U, GROUP: tl.constexpr):
+    """Load words [rows, units, words of a unit] of weights [N, U, words of a unit]."""
+    V: tl.constexpr = min(4, GROUP // 8)
+    at = (rows[:, None] * U + unit[None, :]) * V
+    mask = inside[:, None] & (unit < U)[None, :]
+    return tl.load(w_ptr + at[:, :, None] + tl.arange(0, V)[None, None, :], mask=mask[:, :, None], other=0)
+
+
+@triton.jit
+def scales(scale_ptr, rows, inside, unit, U, GROUP: tl.constexpr):
+    """Load the scales, or zero points, of rows and units: [rows, units]; 0 unless weights are in groups."""
     found = 0.0
     if GROUP:
-        mask = inside[:, None] & (group < G)[None, :]
-        found = tl.load(scale_ptr + rows[:, None] * G + group[None, :], mask=mask, other=0)
+        P: tl.constexpr = GROUP // 8 // min(4, GROUP // 8)
+        mask = inside[:, None] & (unit < U)[None, :]
+        found = tl.load(scale_ptr + rows[:, None] * (U // P) + (unit // P)[None, :], mask=mask, other=0)
     return found
 
 
 @triton.jit
-def _number(w, J: tl.constexpr):
-    """Number J of words as a float: 1 plus itself over 128."""
-    if J < 4:
-        moved = w << (16 - 4 * J)
+def _dot4(a, b, c, SIGNED: tl.constexpr):
+    """Add to c the products of the four bytes of a, unsigned, and of b, which may be signed."""
+    if _COMPILED:
+        if SIGNED:
+            c = tl.inline_asm_elementwise("dp4a.u32.s32 $0, $1, $2, $3;", "=r,r,r,r", [a, b, c], tl.int32, True, 1)
+        else:
+            c = tl.inline_asm_elementwise("dp4a.u32.u32 $0, $1, $2, $3;", "=r,r,r,r", [a, b, c], tl.int32, True, 1)
     else:
-        moved = w >> (4 * J - 16)
-    return ((moved & 0xF0000) | 0x3F800000).to(tl.float32, bitcast=True)
+        for place in tl.static_range(4):
+            byte = (b >> (8 * place)) & 0xFF
+            if SIGNED:
+                byte = (byte ^ 0x80) - 0x80
+            c = c + ((a >> (8 * place)) & 0xFF) * byte
+    return c
 
 
 @triton.jit
-def _scaled(sums, total, scale, zero, ZERO: tl.constexpr):
-    """Scale sums [rows, groups, words] of a tile, less what the ones and the zero points add up to."""
+def _bytes(a, b, c, d, FROM: tl.constexpr):
+    """Pack a byte of each of four integers, the one at bit FROM."""
+    low = ((a >> FROM) & 0xFF) | (((b >> FROM) & 0xFF) << 8)
+    return low | (((c >> FROM) & 0xFF) << 16) | ((d >> FROM) << 24)
+
+
+@triton.jit
+def _rounded(x, factor):
+    return (x * factor + _ROUND).to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def _narrow(source, gain_ptr, unit, K, GROUP: tl.constexpr, NORM: tl.constexpr, POST: tl.constexpr):
+    """Return a unit's inputs as bytes: high of even numbers and of odd ones, low likewise; their sum and scale.
+
+    Also what they add to the norm's sums of x and of its squares, [1, units, words of a unit].
+    """
+    V: tl.constexpr = min(4, GROUP // 8)
+    P: tl.constexpr = GROUP // 8 // V
+    W: tl.constexpr = GROUP // 8
+    k = ((unit // P) * GROUP + unit % P * V)[None, :, None] + tl.arange(0, V)[None, None, :]
+    x0, y0 = inputs(source, gain_ptr, k, K, NORM, POST)
+    x1, y1 = inputs(source, gain_ptr, k + W, K, NORM, POST)
+    x2, y2 = inputs(source, gain_ptr, k + 2 * W, K, NORM, POST)
+    x3, y3 = inputs(source, gain_ptr, k + 3 * W, K, NORM, POST)
+    x4, y4 = inputs(source, gain_ptr, k + 4 * W, K, NORM, POST)
+    x5, y5 = inputs(source, gain_ptr, k + 5 * W, K, NORM, POST)
+    x6, y6 = inputs(source, gain_ptr, k + 6 * W, K, NORM, POST)
+    x7, y7 = inputs(source, gain_ptr, k + 7 * W, K, NORM, POST)
+    seen = 0.0 * x0
+    squares = 0.0 * x0
+    if NORM == "layer":
+        seen = x0 + x1 + x2 + x3 + x4 + x5 + x6 + x7
+    if NORM != "none":
+        squares = x0 * x0 + x1 * x1 + x2 * x2 + x3 * x3 + x4 * x4 + x5 * x5 + x6 * x6 + x7 * x7
+    top = tl.maximum(tl.maximum(tl.abs(y0), tl.abs(y1)), tl.maximum(tl.abs(y2), tl.abs(y3)))
+    top = tl.maximum(top, tl.maximum(tl.maximum(tl.abs(y4), tl.abs(y5)), tl.maximum(tl.abs(y6), tl.abs(y7))))
+    most = tl.maximum(tl.max(top, 2), 1e-30)
+    factor = (1.0 / most * _LARGEST)[:, :, None]
+    y0 = _rounded(y0, factor)
+    y1 = _rounded(y1, factor)
+    y2 = _rounded(y2, factor)
+    y3 = _rounded(y3, factor)
+    y4 = _rounded(y4, factor)
+    y5 = _rounded(y5, factor)
+    y6 = _rounded(y6, factor)
+    y7 = _rounded(y7, factor)
+    even = _bytes(y0, y2, y4, y6, 8)
+    odd = _bytes(y1, y3, y5, y7, 8)
+    even_low = _bytes(y0, y2, y4, y6, 0)
+    odd_low = _bytes(y1, y3, y5, y7, 0)
+    ones = (even & 0) + 0x01010101
+    total = tl.sum(_both(ones, ones, even, odd, even_low, odd_low), 2)
+    return even, odd, even_low, odd_low, total, most / _LARGEST, seen, squares
+
+
+@triton.jit
+def _both(w_even, w_odd, even, odd, even_low, odd_low):
+    """Products of even and odd numbers of words with inputs of 16 bits, added up."""
+    none = (w_even + even) & 0
+    high = _dot4(w_odd, odd, _dot4(w_even, even, none, True), True)
+    low = _dot4(w_odd, odd_low, _dot4(w_even, even_low, none, False), False)
+    return (high << 8) + low
+
+
+@triton.jit
+def _sums(w, scale, zero, even, odd, even_low, odd_low, total, factor, ZERO: tl.constexpr):
+    """Return sums [rows, units] of words [rows, units, words of a unit] with inputs, scaled."""
+    numbers = _both(w & 0x0F0F0F0F, (w >> 4) & 0x0F0F0F0F, even, odd, even_low, odd_low)
+    found = tl.sum(numbers, 2)
     if ZERO:
-        sums -= (1.0 + zero.to(tl.float32) / 128.0)[:, :, None] * total[None, :, :]
+        found -= zero.to(tl.int32) * total
     else:
-        sums -= 1.0625 * total[None, :, :]
-    return sums * (128.0 * scale.to(tl.float32))[:, :, None]
+        found -= 8 * total
+    return found.to(tl.float32) * (scale.to(tl.float32) * factor)
 
 
 @triton.jit
-def _whole(acc):
-    return tl.sum(tl.sum(acc, 2), 1)
-
-
-@triton.jit
-def one_int4(x_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, w, scale, zero, rows, inside, K, eps, BN: tl.constexpr,
+def one_int4(source, gain_ptr, w_ptr, scale_ptr, zeros_ptr, w, scale, zero, rows, inside, K, eps, BN: tl.constexpr,
              BK: tl.constexpr, ONCE: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr,
-             NORM: tl.constexpr):  # fmt: skip
+             NORM: tl.constexpr, POST: tl.constexpr):  # fmt: skip
     """Return sums of BN rows, whose first words w are already loaded, with 1/deviation and mean of x."""
-    width: tl.constexpr = GROUP // 8
-    several: tl.constexpr = BK // GROUP
-    groups = K // GROUP
-    acc = tl.zeros([BN, several, width], tl.float32)
-    seen = tl.zeros([several, width], tl.float32)
-    squares = tl.zeros([several, width], tl.float32)
+    V: tl.constexpr = min(4, GROUP // 8)
+    several: tl.constexpr = BK // (8 * V)
+    units = K // (8 * V)
+    acc = tl.zeros([BN, several], tl.float32)
+    seen = tl.zeros([1, several, V], tl.float32)
+    squares = tl.zeros([1, several, V], tl.float32)
     for start in range(0, BK if ONCE else K, BK):
-        group = start // GROUP + tl.arange(0, several)
+        unit = start // (8 * V) + tl.arange(0, several)
         if not ONCE:
-            next_w = words(w_ptr, rows, inside, group + several, groups, GROUP)
-            next_scale = scales(scale_ptr, rows, inside, group + several, groups, GROUP)
+            next_w = words(w_ptr, rows, inside, unit + several, units, GROUP)
+            next_scale = scales(scale_ptr, rows, inside, unit + several, units, GROUP)
             if ZERO:
-                next_zero = scales(zeros_ptr, rows, inside, group + several, groups, GROUP)
-        k = group[:, None] * GROUP + tl.arange(0, width)[None, :]
-        sums = tl.zeros([BN, several, width], tl.float32)
-        total = tl.zeros([several, width], tl.float32)
-        for j in tl.static_range(8):
-            x, scaled = inputs(x_ptr, gain_ptr, k + j * width, K, NORM)
-            sums += _number(w, j) * scaled[None, :, :]
-            total += scaled
-            if NORM == "layer":
-                seen += x
-            if NORM != "none":
-                squares += x * x
-        acc += _scaled(sums, total, scale, zero, ZERO)
+                next_zero = scales(zeros_ptr, rows, inside, unit + several, units, GROUP)
+        even, odd, even_low, odd_low, total, factor, x, x2 = _narrow(source, gain_ptr, unit, K, GROUP, NORM, POST)
+        acc += _sums(w, scale, zero, even, odd, even_low, odd_low, total, factor, ZERO)
+        if NORM == "layer":
+            seen += x
+        if NORM != "none":
+            squares += x2
         if not ONCE:
             w = next_w
             scale = next_scale
             if ZERO:
                 zero = next_zero
-    inverse, mean = statistics(tl.sum(seen, 1), tl.sum(squares, 1), K, eps, NORM)
-    return _whole(acc), inverse, mean
+    inverse, mean = statistics(tl.sum(tl.sum(seen, 2), 0), tl.sum(tl.sum(squares, 2), 0), K, eps, NORM)
+    return tl.sum(acc, 1), inverse, mean
 
 
 @triton.jit
-def two_int4(x_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, a, b, a_scale, b_scale, a_zero, b_zero, rows_a, rows_b,
+def two_int4(source, gain_ptr, w_ptr, scale_ptr, zeros_ptr, a, b, a_scale, b_scale, a_zero, b_zero, rows_a, rows_b,
              inside, K, eps, BN: tl.constexpr, BK: tl.constexpr, ONCE: tl.constexpr, GROUP: tl.constexpr,
-             ZERO: tl.constexpr, NORM: tl.constexpr):  # fmt: skip
+             ZERO: tl.constexpr, NORM: tl.constexpr, POST: tl.constexpr):  # fmt: skip
     """Do the same as `one_int4` for two sets of rows at once."""
-    width: tl.constexpr = GROUP // 8
-    several: tl.constexpr = BK // GROUP
-    groups = K // GROUP
-    acc_a = tl.zeros([BN, several, width], tl.float32)
-    acc_b = tl.zeros([BN, several, width], tl.float32)
-    seen = tl.zeros([several, width], tl.float32)
-    squares = tl.zeros([several, width], tl.float32)
+    V: tl.constexpr = min(4, GROUP // 8)
+    several: tl.constexpr = BK // (8 * V)
+    units = K // (8 * V)
+    acc_a = tl.zeros([BN, several], tl.float32)
+    acc_b = tl.zeros([BN, several], tl.float32)
+    seen = tl.zeros([1, several, V], tl.float32)
+    squares = tl.zeros([1, several, V], tl.float32)
     for start in range(0, BK if ONCE else K, BK):
-        group = start // GROUP + tl.arange(0, several)
+        unit = start // (8 * V) + tl.arange(0, several)
         if not ONCE:
-            following = group + several
-            next_a = words(w_ptr, rows_a, inside, following, groups, GROUP)
-            next_b = words(w_ptr, rows_b, inside, following, groups, GROUP)
-            next_a_scale = scales(scale_ptr, rows_a, inside, following, groups, GROUP)
-            next_b_scale = scales(scale_ptr, rows_b, inside, following, groups, GROUP)
+            following = unit + several
+            next_a = words(w_ptr, rows_a, inside, following, units, GROUP)
+            next_b = words(w_ptr, rows_b, inside, following, units, GROUP)
+            next_a_scale = scales(scale_ptr, rows_a, inside, following, units, GROUP)
+            next_b_scale = scales(scale_ptr, rows_b, inside, following, units, GROUP)
             if ZERO:
-                next_a_zero = scales(zeros_ptr, rows_a, inside, following, groups, GROUP)
-                next_b_zero = scales(zeros_ptr, rows_b, inside, following, groups, GROUP)
-        k = group[:, None] * GROUP + tl.arange(0, width)[None, :]
-        sums_a = tl.zeros([BN, several, width], tl.float32)
-        sums_b = tl.zeros([BN, several, width], tl.float32)
-        total = tl.zeros([several, width], tl.float32)
-        for j in tl.static_range(8):
-            x, scaled = inputs(x_ptr, gain_ptr, k + j * width, K, NORM)
-            sums_a += _number(a, j) * scaled[None, :, :]
-            sums_b += _number(b, j) * scaled[None, :, :]
-            total += scaled
-            if NORM == "layer":
-                seen += x
-            if NORM != "none":
-                squares += x * x
-        acc_a += _scaled(sums_a, total, a_scale, a_zero, ZERO)
-        acc_b += _scaled(sums_b, total, b_scale, b_zero, ZERO)
+                next_a_zero = scales(zeros_ptr, rows_a, inside, following, units, GROUP)
+                next_b_zero = scales(zeros_ptr, rows_b, inside, following, units, GROUP)
+        even, odd, even_low, odd_low, total, factor, x, x2 = _narrow(source, gain_ptr, unit, K, GROUP, NORM, POST)
+        acc_a += _sums(a, a_scale, a_zero, even, odd, even_low, odd_low, total, factor, ZERO)
+        acc_b += _sums(b, b_scale, b_zero, even, odd, even_low, odd_low, total, factor, ZERO)
+        if NORM == "layer":
+            seen += x
+        if NORM != "none":
+            squares += x2
         if not ONCE:
             a = next_a
             b = next_b
@@ -144,5 +205,5 @@ def two_int4(x_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, a, b, a_scale, b_scal
             if ZERO:
                 a_zero = next_a_zero
                 b_zero = next_b_zero
-    inverse, mean = statistics(tl.sum(seen, 1), tl.sum(squares, 1), K, eps, NORM)
-    return _whole(acc_a), _whole(acc_b), inverse, mean
+    inverse, mean = statistics(tl.sum(tl.sum(seen, 2), 0), tl.sum(tl.sum(squares, 2), 0), K, eps, NORM)
+    return tl.sum(acc_a, 1), tl.sum(acc_b, 1), inverse, mean

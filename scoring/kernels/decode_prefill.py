@@ -232,12 +232,13 @@ def mark(tokens_ptr, slots_ptr, part_slots_ptr, part_ends_ptr, seen_ptr, lengths
 
 
 @triton.jit
-def admit(records_ptr, seen_ptr, temperature_ptr, top_k_ptr, top_p_ptr, penalty_ptr, seed_ptr, forbidden_ptr,
-          until_ptr, constrained_ptr, V, WIDTH: tl.constexpr, HELD: tl.constexpr, BV: tl.constexpr):  # fmt: skip
+def admit(records_ptr, seen_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, penalty_ptr, seed_ptr,
+          forbidden_ptr, until_ptr, constrained_ptr, V, WIDTH: tl.constexpr, HELD: tl.constexpr,
+          BV: tl.constexpr):  # fmt: skip
     """Empty slots and set their sampling parameters from records [n, WIDTH] int32. Grid (n, V / BV).
 
-    A record: slot, top-k, length until which tokens are forbidden, temperature, top-p and penalty as float32 bits, the
-    seed's low and high word, whether the slot is constrained, the forbidden tokens.
+    A record: slot, top-k, length until which tokens are forbidden, temperature, top-p, penalty and min-p as float32
+    bits, the seed's low and high word, whether the slot is constrained, the forbidden tokens.
     """
     record = records_ptr + tl.program_id(0) * WIDTH
     slot = tl.load(record).to(tl.int64)
@@ -249,11 +250,12 @@ def admit(records_ptr, seen_ptr, temperature_ptr, top_k_ptr, top_p_ptr, penalty_
         tl.store(temperature_ptr + slot, tl.load(record + 3).to(tl.float32, bitcast=True))
         tl.store(top_p_ptr + slot, tl.load(record + 4).to(tl.float32, bitcast=True))
         tl.store(penalty_ptr + slot, tl.load(record + 5).to(tl.float32, bitcast=True))
-        low = tl.load(record + 6).to(tl.int64) & 0xFFFFFFFF
-        tl.store(seed_ptr + slot, low | (tl.load(record + 7).to(tl.int64) << 32))
-        tl.store(constrained_ptr + slot, tl.load(record + 8))
+        tl.store(min_p_ptr + slot, tl.load(record + 6).to(tl.float32, bitcast=True))
+        low = tl.load(record + 7).to(tl.int64) & 0xFFFFFFFF
+        tl.store(seed_ptr + slot, low | (tl.load(record + 8).to(tl.int64) << 32))
+        tl.store(constrained_ptr + slot, tl.load(record + 9))
         for index in tl.static_range(HELD):
-            tl.store(forbidden_ptr + slot * HELD + index, tl.load(record + 9 + index))
+            tl.store(forbidden_ptr + slot * HELD + index, tl.load(record + 10 + index))
 
 
 @triton.jit

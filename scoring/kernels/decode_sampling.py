@@ -175,15 +175,15 @@ def _gather(scores_ptr, peaks, least, near_ptr, kept_ptr, places_ptr, top, V, SB
 
 
 @triton.jit
-def _floor(w, scores_ptr, top_k, top_p, total, top, V, BV: tl.constexpr, GATHERED: tl.constexpr):
-    """Return the bits of the least weight in top-k and the nucleus; `total` is the mass of all tokens."""
+def _floor(w, scores_ptr, top_k, top_p, min_p, total, top, V, BV: tl.constexpr, GATHERED: tl.constexpr):
+    """Return the bits of the least weight in top-k, the nucleus and min-p; `total` is the mass of all tokens."""
     floor = tl.full([], 0, tl.int32)
     if (top_k > 0) & (top_k < V):
         floor = _threshold(w, scores_ptr, floor, top_k.to(tl.float32), top, V, BV, GATHERED, False)
         total = _reach(w, scores_ptr, floor, top, V, BV, GATHERED, True)
     if top_p < 1.0:
         floor = _threshold(w, scores_ptr, floor, top_p * total, top, V, BV, GATHERED, True)
-    return floor
+    return tl.maximum(floor, _bits(min_p))
 
 
 @triton.jit
@@ -194,9 +194,10 @@ def _drawn(x, v, floor, top, seed, length):
 
 
 @triton.jit
-def _restricted(scores_ptr, peaks_ptr, masses_ptr, near_ptr, kept_ptr, places_ptr, top_k, top_p, seed, length, V,
-                BLOCKS, SB: tl.constexpr, BP: tl.constexpr, TB: tl.constexpr, MOST: tl.constexpr):  # fmt: skip
-    """Draw once from the top-k and the nucleus of one row's scores; thresholds are found by bisection."""
+def _restricted(scores_ptr, peaks_ptr, masses_ptr, near_ptr, kept_ptr, places_ptr, top_k, top_p, min_p, seed,
+                length, V, BLOCKS, SB: tl.constexpr, BP: tl.constexpr, TB: tl.constexpr,
+                MOST: tl.constexpr):  # fmt: skip
+    """Draw once from what top-k, the nucleus and min-p leave of a row's scores; thresholds are found by bisection."""
     BV: tl.constexpr = TB * SB
     block = tl.arange(0, BP)
     peaks = tl.load(peaks_ptr + block, mask=block < BLOCKS, other=-float("inf"))
@@ -209,7 +210,7 @@ def _restricted(scores_ptr, peaks_ptr, masses_ptr, near_ptr, kept_ptr, places_pt
         # Of the k-th highest block the peak alone is k-th or higher.
         least = _threshold(peaks, scores_ptr, least, top_k.to(tl.float32), top, V, BV, True, False)
     else:
-        least = _nucleus_bound(peaks, masses, top_p, SB)
+        least = tl.maximum(_nucleus_bound(peaks, masses, top_p, SB), _bits(min_p))
     count = _gather(scores_ptr, peaks, least, near_ptr, kept_ptr, places_ptr, top, V, SB, BP, TB, MOST)
     place = tl.full([], 0, tl.int32)
     if count <= MOST:
@@ -217,10 +218,10 @@ def _restricted(scores_ptr, peaks_ptr, masses_ptr, near_ptr, kept_ptr, places_pt
         x = tl.load(kept_ptr + i, mask=i < count, other=-float("inf"))
         v = tl.load(places_ptr + i, mask=i < count, other=0)
         w = tl.where(i < count, tl.exp(x - top), -1.0)
-        floor = _floor(w, scores_ptr, top_k, top_p, total, top, V, BV, True)
+        floor = _floor(w, scores_ptr, top_k, top_p, min_p, total, top, V, BV, True)
         place = tl.load(places_ptr + tl.argmax(_drawn(x, v, floor, top, seed, length), 0))
     else:
-        floor = _floor(peaks, scores_ptr, top_k, top_p, total, top, V, BV, False)
+        floor = _floor(peaks, scores_ptr, top_k, top_p, min_p, total, top, V, BV, False)
         best = tl.full([], -float("inf"), tl.float32)
         for start in range(0, V, BV):
             v = start + tl.arange(0, BV)
@@ -234,8 +235,8 @@ def _restricted(scores_ptr, peaks_ptr, masses_ptr, near_ptr, kept_ptr, places_pt
 
 @triton.jit
 def choose(scores_ptr, best_ptr, where_ptr, peaks_ptr, masses_ptr, near_ptr, kept_ptr, places_ptr, out_ptr, slots_ptr,
-           lengths_ptr, tokens_ptr, seen_ptr, temperature_ptr, top_k_ptr, top_p_ptr, seed_ptr, constrained_ptr, V,
-           SLOTS, BLOCKS, SB: tl.constexpr, BP: tl.constexpr, TB: tl.constexpr, MOST: tl.constexpr,
+           lengths_ptr, tokens_ptr, seen_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, seed_ptr,
+           constrained_ptr, V, SLOTS, BLOCKS, SB: tl.constexpr, BP: tl.constexpr, TB: tl.constexpr, MOST: tl.constexpr,
            CHUNKS: tl.constexpr, CP: tl.constexpr, MASKED: tl.constexpr, ADVANCE: tl.constexpr,
            OWN: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """Choose a row's token: write out [B], the slot's next input and its seen tokens; advance the length. Grid (B,).
@@ -251,13 +252,14 @@ def choose(scores_ptr, best_ptr, where_ptr, peaks_ptr, masses_ptr, near_ptr, kep
     length = tl.load(lengths_ptr + (row if OWN else slot))
     top_k = tl.load(top_k_ptr + slot)
     top_p = tl.load(top_p_ptr + slot)
-    narrowed = ((top_k > 0) & (top_k < V)) | (top_p < 1.0)
+    min_p = tl.load(min_p_ptr + slot)
+    narrowed = ((top_k > 0) & (top_k < V)) | (top_p < 1.0) | (min_p > 0)
     token = tl.full([], 0, tl.int32)
     if (tl.load(temperature_ptr + slot) > 0) & narrowed:
         seed = tl.load(seed_ptr + slot)
         token = _restricted(scores_ptr + row * V, peaks_ptr + row * BLOCKS, masses_ptr + row * BLOCKS,
-                            near_ptr + row * BLOCKS, kept_ptr + row * MOST, places_ptr + row * MOST, top_k, top_p, seed,
-                            length + ADVANCE, V, BLOCKS, SB, BP, TB, MOST)  # fmt: skip
+                            near_ptr + row * BLOCKS, kept_ptr + row * MOST, places_ptr + row * MOST, top_k, top_p,
+                            min_p, seed, length + ADVANCE, V, BLOCKS, SB, BP, TB, MOST)  # fmt: skip
     else:
         c = tl.arange(0, CP)
         best = tl.load(best_ptr + row * CHUNKS + c, mask=c < CHUNKS, other=-float("inf"))

@@ -1,7 +1,8 @@
 """A bounded tokenizer: the cost of a text before it is refused depends on the model's context, not on the text.
 
-A text longer than one piece is first tokenised piece by piece, only to count. If the count exceeds what the model
-takes, the text is refused, or with truncation cut there: the tokens that are kept are the same.
+A text of more characters than the model's context may well have is first tokenised piece by piece, only to count. If
+the count exceeds what the model takes, the text is refused, or with truncation cut there: the tokens that are kept are
+the same.
 """
 
 import threading
@@ -14,6 +15,7 @@ from scoring.errors import PromptTooLong, TextTooLong
 from scoring.limits.deadline import check, held
 
 _PIECE = 1 << 14  # characters tokenised at once to count
+_PLAIN = 4  # characters a token of the context, up to which a text is tokenised once: most fit, and few have more
 _SEAM = 128  # tokens that a cut within a word may add: WordPiece makes a word of over 100 characters one unknown token
 _LEAST_LIMIT = 1 << 16  # characters that are always allowed
 _SHRINKING = 4  # times the characters of the longest token: normalisers drop spaces, accents and control characters
@@ -75,7 +77,7 @@ class Tokenizing:
         return tuple(self._bounded(text, most or self._context, cut, left) for text in texts)
 
     def _bounded(self, text: str, most: int, cut: bool, left: bool) -> str:
-        if len(text) <= _PIECE:
+        if len(text) <= max(_PIECE, _PLAIN * most):
             return text
         limit = max(_LEAST_LIMIT, _SHRINKING * most * self._longest)
         if len(text) > limit and not cut:

@@ -4,26 +4,18 @@ Rows of a forward are sorted into groups, one an adapter; for each product of th
 what each group's adapter adds. Rows of the base are in no group and keep the base's numbers to the last bit.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from scoring.lora.stacks import LowRankStack, Parts, StaticLowRank, laid_out, packed
+
 _KEPT = 8  # groupings that are kept: steps repeat the one before until a row joins or leaves
-
-
-@dataclass
-class LowRankStack:
-    """Low-rank products of all adapters for one product of the base, zeros where an adapter has none.
-
-    down [n, r, K] and up [n, r, N], the factor on them in `up`; r is the largest rank.
-    """
-
-    down: Tensor
-    up: Tensor
 
 
 class Groups:
@@ -58,15 +50,25 @@ class GroupedLowRank:
     `parts` are the stacks with the first output of each.
     """
 
-    def __init__(self, bank: "AdapterBank", parts: Sequence[tuple[int, LowRankStack]]) -> None:
+    def __init__(self, bank: "AdapterBank", parts: Parts) -> None:
         self._bank = bank
-        self._down = _packed([stack for _, stack in parts])
+        self._parts = parts
+        self._down = packed([stack for _, stack in parts])
         self._ups = [stack.up for _, stack in parts]
         self._outputs = [slice(first, first + stack.up.shape[2]) for first, stack in parts]
         self._active: tuple[tuple[int, ...], Tensor, list[Tensor]] = ((), self._down, self._ups)
 
+    @cached_property
+    def static(self) -> StaticLowRank:
+        """The matrices as kernels take them, laid out once."""
+        return laid_out(self._parts)
+
     def add(self, x: Tensor, out: Tensor) -> Tensor:
         """Add to outputs [..., N] what the adapters of its rows make of inputs [..., K], in place."""
+        if self._bank.launch is not None:
+            out = out.contiguous()
+            self._bank.launch(self, x.reshape(-1, x.shape[-1]).contiguous(), out.view(-1, out.shape[-1]))
+            return out
         groups, only = self._bank.groups, self._bank.only
         if groups is None and only < 0:
             return out
@@ -106,17 +108,6 @@ class GroupedLowRank:
         return self._active[1:]
 
 
-def _packed(stacks: Sequence[LowRankStack]) -> Tensor:
-    """First matrices of several stacks as one, which they then view."""
-    if len(stacks) == 1:
-        return stacks[0].down
-    whole, first = torch.cat([stack.down for stack in stacks], 1), 0
-    for stack in stacks:
-        stack.down = whole[:, first : first + stack.down.shape[1]]
-        first += stack.down.shape[1]
-    return whole
-
-
 @dataclass
 class AdapterBank:
     """Adapters of a loaded model; hooks on its modules add to their outputs wherever rows have adapters."""
@@ -125,12 +116,16 @@ class AdapterBank:
     stacks: Mapping[nn.Module, LowRankStack]
     groups: Groups | None = None  # of the forward that runs; None: its rows are all alike
     only: int = -1  # the one adapter of all rows then; -1: the base
+    #: What adds to the outputs of a forward that a graph holds, whose rows' adapters are known on the device alone.
+    launch: Callable[[GroupedLowRank, Tensor, Tensor], None] | None = None
+    hooked: list[GroupedLowRank] = field(default_factory=list)  # products of the modules
     _known: dict[tuple[int, ...], Groups] = field(default_factory=dict)
 
     def attach(self) -> None:
         """Have the model's own modules add what the adapters of their rows do."""
         for module, stack in self.stacks.items():
-            module.register_forward_hook(_Hook(self, GroupedLowRank(self, [(0, stack)])))
+            self.hooked.append(GroupedLowRank(self, [(0, stack)]))
+            module.register_forward_hook(_Hook(self, self.hooked[-1]))
 
     @property
     def bytes(self) -> int:

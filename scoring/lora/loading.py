@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from scoring.errors import LoadError, WeightsUnreadable
-from scoring.lora.bank import AdapterBank, LowRankStack
+from scoring.lora.bank import AdapterBank
 from scoring.lora.peft_folder import CONFIG, WEIGHTS, LowRank, UnservedAdapter, describe, require_products
+from scoring.lora.stacks import LowRankStack
 from scoring.strict_json.files import read_object
 
 FOLDER = "adapters"  # of a bundle's model/, with a folder for each by its name

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from scoring.passes.base import BOUNDS, Applicability, Applied, Facts, Hardware, Pass, PassRefused
+from scoring.passes.families import FUSED_ENCODER
 
 
 class Cpu(Pass):
@@ -28,9 +29,9 @@ class Cpu(Pass):
             return Applicability(False, "the model runs on a GPU")
         if facts.kind != "encoder":
             return Applicability(False, "it covers encoders")
-        return Applicability(
-            True, f"{', '.join(self.precisions)} are timed at start; the fastest is kept if it beats eager"
-        )
+        formats = ", ".join(self.precisions)
+        means = ", run by OpenVINO where it is installed" if facts.family in FUSED_ENCODER.served else ""
+        return Applicability(True, f"{formats} are timed at start{means}; the fastest is kept if it beats eager")
 
     def apply(self, model: Any) -> Applied:
         """Apply the fastest variant; raises PassRefused, with the times, if none is faster than plain transformers."""

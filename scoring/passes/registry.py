@@ -60,7 +60,7 @@ def decoder_passes(limits: Limits, asked: Optimisation = Optimisation()) -> list
     rows = limits.max_batch_size
     tokens, share = limits.kv_cache_tokens, limits.memory_share
     decode = StaticDecode(limits.slots or rows, context, rows, below, tokens, share, None, limits.speculation)
-    decode.draft_model = limits.draft_model
+    decode.draft_model, decode.invariant = limits.draft_model, limits.batch_invariant
     return [slicing, offloading, decode, WeightOnly(decode)]
 
 

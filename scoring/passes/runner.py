@@ -196,6 +196,8 @@ def _verified(each: Pass, model: Any, expected: Callable[..., Any], reason: str,
     """Record of an applied pass compared with plain transformers; without `applied` if it is to be undone."""
     try:
         error, bound = each.verify(model, expected), each.bound(expected)
+    except PassRefused as refused:
+        return Record(each.name, "dropped", str(refused), applied.count)
     except Exception as failure:  # a pass that cannot even be verified is not served
         logger.exception("pass %s failed while it was verified", each.name)
         reason = f"it failed while it was verified: {_brief(failure)}"

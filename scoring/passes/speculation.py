@@ -12,13 +12,17 @@ def decide(
     experts: bool = False,
     rounded: bool = False,
     draft: bool = False,
+    fixed: bool = False,
 ) -> Applicability:
     """Decide for a decoder over so many ranks.
 
-    `experts`: of a mixture, `rounded`: steps read int8 weights, `draft`: there is a draft model.
+    `experts`: of a mixture, `rounded`: steps read int8 weights, `draft`: there is a draft model, `fixed`: no answer may
+    depend on its company.
     """
     if asked == "off":
         return Applicability(False, "as asked for")
+    if fixed:
+        return Applicability(False, "who else is served would decide which tokens are drafted")
     if degree > 1:
         return Applicability(False, "a decoder over several GPUs has no steps with drafts")
     if asked == "draft" and not draft:

@@ -34,7 +34,7 @@ class StaticDecode(Pass):
     """
 
     name: ClassVar[str] = "static_decode"
-    serves_adapters: ClassVar[bool] = True  # on a CPU
+    serves_adapters: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -57,6 +57,7 @@ class StaticDecode(Pass):
         self._tier = tier  # None: the one that the family is for
         self._speculation: Speculation = speculation
         self.draft_model = ""  # folder of a draft model within the model's
+        self.invariant = False  # answers are to be the same bits alone and in company
         self.decoder: Decoder | None = None  # while it is applied
 
     def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Applicability:
@@ -68,15 +69,25 @@ class StaticDecode(Pass):
             return Applicability(False, reason)
         if tier == "generic" and self.degree(facts, hardware, objective) > 1:
             return Applicability(False, f"the generic tier serves no slices, and {facts.family} has no other")
+        if self.invariant and (told := self._varies(tier, facts, hardware, objective)):
+            return Applicability(False, f"{told}: with batch_invariant rows run one at a time")
         decision = self._fits(facts, hardware, objective)
         return replace(decision, reason=f"{reason}; {decision.reason}") if decision.take else decision
+
+    def _varies(self, tier: Tier, facts: Facts, hardware: Hardware, objective: str) -> str:
+        """Why a decoder's answers would depend on their company; empty if they need not."""
+        if (self._tier or tier) == "generic":
+            return (
+                f"the products of {facts.family} are transformers' own (generic tier), whose sums depend on the batch"
+            )
+        if self.degree(facts, hardware, objective) > 1:
+            return "sums over several GPUs are added up in an order that depends on the batch"
+        return "products of adapters depend on who else uses them" if facts.adapters else ""
 
     def _fits(self, facts: Facts, hardware: Hardware, objective: str) -> Applicability:
         """Decide by hardware and memory, which do not depend on the tier."""
         if hardware.device != "cuda":
             return self._on_cpu(facts)
-        if facts.adapters:
-            return Applicability(False, "on a GPU it serves no adapters: rows run in batches of one adapter each")
         if hardware.capability < (8, 0):
             major, minor = hardware.capability
             return Applicability(False, f"its kernels need compute capability 8.0; {hardware.name} has {major}.{minor}")
@@ -127,6 +138,8 @@ class StaticDecode(Pass):
         if decoder.tier != decoder_tier(model.config.model_type).tier:
             detail += f"; in the {decoder.tier} tier after all"
             detail += f": {decoder.unfit}" if decoder.unfit else ""
+        if self.invariant:
+            detail += "; sums of one order: answers are the same bits alone and in company"
         if decoder.speculates:
             detail += f"; drafted by {'n-grams' if decoder.draft is None else 'a draft model'}"
         detail += "".join(f"; {note}" for note in decoder.notes)
@@ -149,9 +162,13 @@ class StaticDecode(Pass):
         if ranks is None:
             experts = bool(getattr(model.config.get_text_config(decoder=True), "num_experts_per_tok", None))
             named = self.draft_model if self._speculation in ("auto", "draft") else ""
-            drafts = decide(self._speculation, model.device.type, experts=experts, draft=bool(named)).take
+            drafts = decide(
+                self._speculation, model.device.type, experts=experts, draft=bool(named), fixed=self.invariant
+            ).take
             small = draft_decoder(model, named, self.max_length, share) if named else None
-            decoder = Decoder(model, slots, self.max_length, None, tokens, share, self._tier, drafts)
+            decoder = Decoder(
+                model, slots, self.max_length, None, tokens, share, self._tier, drafts, fixed=self.invariant
+            )
             decoder.rounds = self._speculation in ("ngram", "draft")
             decoder.draft, decoder.draft_cost = small, cost_of(small, decoder) if small else 0.0
             return decoder
@@ -172,10 +189,13 @@ class StaticDecode(Pass):
 
     def verify(self, model: Any, reference: Callable[..., Any]) -> float:
         """Largest relative error of prefill, of cached steps and of adapters against plain transformers' answers."""
+        from scoring.decoder.company import difference
         from scoring.decoder.verify import adapter_error, errors
 
         if self.decoder is None:
             return float("nan")
+        if self.invariant and (told := difference(self.decoder, model.config)):
+            raise PassRefused(f"{told}: with batch_invariant rows run one at a time")
         found = [*errors(self.decoder, reference()).values(), adapter_error(self.decoder, model)]
         return max(found, key=lambda e: float("inf") if e != e else e)
 

@@ -23,7 +23,7 @@ logger = logging.getLogger("mii_azure.verification_cache")
 #: Names the folder to write to, in the process that `mii-azure prepare` starts.
 TARGET = "MII_AZURE_PREPARE"
 VERIFIED, COMPILED = "verified.json", "compiled.inductor"
-_MATTERS = ("python", "torch", "transformers", "deepspeed", "diffusers")
+_MATTERS = ("python", "torch", "transformers", "deepspeed", "diffusers", "openvino")
 
 
 def key(model: Any) -> dict[str, Any]:

@@ -45,6 +45,8 @@ class WeightOnly(Pass):
         below = self.decode.applies(facts, hardware, objective)
         if not below.take:
             return Applicability(False, f"it builds on static_decode: {below.reason}")
+        if self.decode.invariant:
+            return Applicability(False, "steps of few rows would read other weights than those of more")
         if decoder_tier(facts.family).tier != "fused":
             return Applicability(False, f"the products of {facts.family} are transformers' own (generic tier)")
         if objective != LATENCY:

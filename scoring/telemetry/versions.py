@@ -7,7 +7,16 @@ def versions() -> dict[str, str]:
     from importlib import metadata
 
     found = {"python": platform.python_version()}
-    for package in ("torch", "transformers", "tokenizers", "safetensors", "deepspeed", "diffusers", "pillow"):
+    for package in (
+        "torch",
+        "transformers",
+        "tokenizers",
+        "safetensors",
+        "deepspeed",
+        "diffusers",
+        "pillow",
+        "openvino",
+    ):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

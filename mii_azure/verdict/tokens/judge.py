@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict
 
 from mii_azure.errors import SpecError
-from mii_azure.verdict.tokens.probes import Kind, TokenProbe, make_probes
-from mii_azure.verdict.tokens.suspects import Suspect, suspects
+from mii_azure.verdict.tokens.causes import find_cause
+from mii_azure.verdict.tokens.probes import TokenProbe, make_probes
+from mii_azure.verdict.tokens.suspects import Suspect
 
 if TYPE_CHECKING:
     from local_runner.targets.targets import Target
@@ -20,9 +21,6 @@ TASKS = ("text-generation", "conversational")
 #: the bounds of 16 bits and int8 allow for their rounding and are not calibrated yet.
 BOUNDS = {"float32": 1e-3, "float16": 4e-3, "bfloat16": 1e-2, "int8": 2e-2}
 _CLIENTS = 8
-_EXPLAINED = 0.5  # of the mean margin; a suspect that leaves more does not name the cause
-_MOST_EXPLAINED = 12  # answers
-UNEXPLAINED = "other weights or other code: another revision, a fine-tune, or a change that no suspect stands for"
 
 
 class TokenVerdict(BaseModel):
@@ -92,7 +90,7 @@ def judge(
     bound = BOUNDS[answered.precision]
     means = {kind: _mean([one for one in scored if one.probe.kind == kind]) for kind in ("greedy", "seeded", "default")}
     over = [kind for kind, mean in means.items() if mean > bound]
-    cause, tried = _cause(reference, answers, scored, over, named, progress) if over else ("", {})
+    cause, tried = _cause(reference, scored, bound, over, named, progress) if over else ("", {})
     missing = answered.asked - len(answered.answers)
     if missing and not over:
         cause = f"{missing} of {answered.asked} requests for tokens were not answered"
@@ -111,8 +109,8 @@ def judge(
 
 def _cause(
     reference: "ReferenceModel",
-    answers: Sequence[tuple[TokenProbe, str]],
     scored: Sequence["Scored"],
+    bound: float,
     over: Sequence[str],
     named: Sequence[Suspect],
     progress: Callable[[str], None],
@@ -121,28 +119,7 @@ def _cause(
         return "the seed, or another sampler: greedy answers agree, seeded ones do not", {}
     if over == ["default"]:
         return "sampling defaults: only answers to requests that set nothing differ", {}
-    kinds: tuple[Kind, ...] = ("greedy", "seeded")
-    worst = _worst([one for one in scored if one.probe.kind in kinds], answers)
-    tried: dict[str, float] = {}
-    for suspect in suspects(reference.task, named):
-        progress(f"is it {suspect.cause}?")
-        tried[suspect.cause] = _explained(reference, suspect, worst)
-    found = min(tried, key=lambda cause: tried[cause])
-    before = _mean([reference.score(probe, text) for probe, text in worst])
-    return (found if tried[found] < _EXPLAINED * before else UNEXPLAINED), tried
-
-
-def _worst(scored: Sequence["Scored"], answers: Sequence[tuple[TokenProbe, str]]) -> list[tuple[TokenProbe, str]]:
-    """Answers with the greatest margins, which say most of the cause; each suspect is asked to explain these."""
-    texts = dict(answers)
-    worst = sorted(scored, key=lambda one: -sum(one.margins))[:_MOST_EXPLAINED]
-    return [(one.probe, texts[one.probe]) for one in worst]
-
-
-def _explained(reference: "ReferenceModel", suspect: Suspect, answers: Sequence[tuple[TokenProbe, str]]) -> float:
-    with suspect.model(reference):
-        scored = [reference.score(probe, text, suspect.prompt(reference, probe.value)) for probe, text in answers]
-    return _mean(scored)
+    return find_cause(reference, [one for one in scored if one.probe.kind != "default"], bound, named, progress)
 
 
 def _mean(scored: Sequence["Scored"]) -> float:

@@ -92,7 +92,8 @@ class TokenProbe:
 def make_probes(task: str, tokens: int, context_length: int) -> list[TokenProbe]:
     """Make probes whose answers have about so many tokens in all; the same ones every time.
 
-    A quarter has a long prompt, of half the `context_length` (in tokens) at most.
+    A quarter has a long prompt, of half the `context_length` (in tokens) at most; these begin with the same notes,
+    which servers and the reference compute once.
     """
     return list(_generate(task, max(len(_KINDS), -(-tokens // NEW_TOKENS)), context_length))
 
@@ -101,14 +102,12 @@ def _generate(task: str, count: int, context_length: int) -> Iterator[TokenProbe
     drawn = random.Random(0)  # noqa: S311  (probes, no secret)
     sentences = min(_LONG_TOKENS, max(0, context_length // 2 - NEW_TOKENS)) // _TOKENS_A_SENTENCE
     frames = _ASKED if task == "conversational" else _BEGUN
+    notes = [f"Note {n}: {drawn.choice(_TOPICS)} is not {drawn.choice(_TOPICS)}." for n in range(sentences)]
     for number in range(count):
         kind = _KINDS[number % len(_KINDS)]
         text = drawn.choice(frames).format(f"{drawn.choice(_TOPICS)} and {drawn.choice(_TOPICS)}")
         long = number % _LONG_EVERY == _LONG_EVERY - 1
         if long:
-            told = " ".join(
-                f"Note {n}: {drawn.choice(_TOPICS)} is not {drawn.choice(_TOPICS)}." for n in range(sentences)
-            )
-            text = f"{told} {text}"
+            text = " ".join([*notes, text])
         value = [{"role": "user", "content": text}] if task == "conversational" else text
         yield TokenProbe(f"{kind}{' long' if long else ''} {number}", kind, value, drawn.getrandbits(31))

@@ -1,7 +1,9 @@
 """Reference model: plain transformers over a model folder, which scores the tokens of other servers' answers."""
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +15,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _MOST_CUTS = 8  # of one answer into tokens, beside the tokenizer's own
-
-
+_WORTH_KEEPING = 128  # tokens that prompts share; the keys and values of fewer are computed again sooner than copied
 _SHORT = 2  # tokens that a text may lose or gain when it is cut again
+
+
+def _shared(left: Sequence[int], right: Sequence[int]) -> int:
+    """Number of tokens that both begin with."""
+    unlike = (place for place, (one, other) in enumerate(zip(left, right, strict=False)) if one != other)
+    return next(unlike, min(len(left), len(right)))
 
 
 @dataclass(frozen=True)
@@ -23,7 +30,14 @@ class Scored:
     """Margins of one answer's tokens."""
 
     probe: TokenProbe
+    answer: str
     margins: tuple[float, ...]
+    length: int  # tokens of the prompt and of the answer
+
+    @property
+    def total(self) -> float:
+        """Sum of the margins."""
+        return sum(self.margins)
 
 
 @dataclass(frozen=True)
@@ -58,6 +72,19 @@ class ReferenceModel:
         self._end = min(self.ends, default=0)
         self._keeps = "logits_to_keep" in inspect.signature(self.model.forward).parameters
         self.new_cache: Callable[[], Any] | None = None  # of keys and values, instead of the model's own
+        self._latest: list[int] = []  # long prompt
+        self._kept: tuple[list[int], Any] = ([], None)  # tokens that prompts begin with, and their cache
+
+    @contextmanager
+    def changed(self, change: Callable[["ReferenceModel"], AbstractContextManager[None]]) -> Iterator[None]:
+        """Have a suspect change the model within the block; caches that one of them computed are not the other's."""
+        self._forget()
+        with change(self):
+            yield
+        self._forget()
+
+    def _forget(self) -> None:
+        self._latest, self._kept = [], ([], None)
 
     @property
     def greedy_by_default(self) -> bool:
@@ -94,7 +121,7 @@ class ReferenceModel:
             tried.add(tuple(cut))
             other = self._judged(prompt, cut, seed)
             best = other if other.mean < best.mean else best
-        return Scored(probe, tuple(best.margins))
+        return Scored(probe, answer, tuple(best.margins), len(prompt) + len(best.tokens))
 
     def _judged(self, prompt: Sequence[int], tokens: Sequence[int], seed: int | None) -> "_Reading":
         scores = pick_scores(self.logits(prompt, [*tokens, self._end]), seed, len(prompt))
@@ -109,15 +136,37 @@ class ReferenceModel:
         """Logits [tokens, vocabulary] in whose places the tokens stand, on the CPU."""
         import torch
 
-        ids = torch.tensor([[*prompt, *tokens]], device=self.device)
-        more: dict[str, Any] = {"use_cache": False}
-        if self.new_cache:
-            more = {"past_key_values": self.new_cache(), "use_cache": True}
+        began, cache = self._begun(list(prompt))
+        ids = torch.tensor([[*prompt[began:], *tokens]], device=self.device)
+        more: dict[str, Any] = {"past_key_values": cache, "use_cache": True} if cache else {"use_cache": False}
         if self._keeps:  # a long prompt's own logits take longer than the rest
             more["logits_to_keep"] = len(tokens) + 1
         with torch.inference_mode():
             logits: Tensor = self.model(ids, **more).logits[0, -len(tokens) - 1 : -1]
         return logits.cpu()
+
+    def _begun(self, prompt: list[int]) -> tuple[int, Any]:
+        """Number of the prompt's tokens that are computed already, and a cache of their keys and values.
+
+        The cache is None where nothing needs one. What a long prompt shares with the last long one is computed once.
+        """
+        kept, cache = self._kept
+        shared = _shared(self._latest, prompt[:-1])
+        self._latest = prompt if len(prompt) > _WORTH_KEEPING else self._latest
+        if kept != prompt[: len(kept)] or not kept:
+            if shared < _WORTH_KEEPING:
+                return 0, self.new_cache and self.new_cache()
+            kept, cache = self._kept = prompt[:shared], self._computed(prompt[:shared])
+        return len(kept), copy.deepcopy(cache)
+
+    def _computed(self, tokens: list[int]) -> Any:
+        import torch
+
+        more = {"past_key_values": self.new_cache()} if self.new_cache else {}
+        if self._keeps:
+            more["logits_to_keep"] = 1
+        with torch.inference_mode():
+            return self.model(torch.tensor([tokens], device=self.device), use_cache=True, **more).past_key_values
 
     def _tokens(self, prompt: Sequence[int], answer: str) -> list[int]:
         """Tokens of the answer as it follows the prompt: some tokenizers put a space before a text that begins."""

@@ -5,7 +5,7 @@ cause.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,17 +14,19 @@ from mii_azure.errors import SpecError
 from mii_azure.model.adapters import CONV1D, Adapter, read_adapter, targets
 from mii_azure.model.folder import stored_tensors
 from scoring.lora.peft_folder import WEIGHTS, LowRank
+from scoring.quantization.layout import KINDS, Made, group_for, is_made
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from mii_azure.verdict.tokens.reference import ReferenceModel
 
-_GROUP = 128  # weights that share a scale in int4, as published checkpoints have them
+_GROUPS = (128, 64, 32)  # weights that share a scale in int4, as published checkpoints have them
 _FP8_MAX = 448.0  # of float8_e4m3fn
 _CUTS = (64, 128, 256, 512, 1024, 2048)  # lengths that a tokenizer or a server commonly cuts at, in tokens
 
 Prompt = Callable[["ReferenceModel", Any], list[int]]
+Change = Callable[["ReferenceModel"], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,13 @@ class Suspect:
     """A cause, and how the reference has to change to answer as it would."""
 
     cause: str
-    model: Callable[["ReferenceModel"], AbstractContextManager[None]] = lambda reference: nullcontext()
+    model: Change | None = None
     prompt: Prompt = lambda reference, value: reference.prompt(value)
 
 
 def suspects(task: str, named: Sequence[Suspect] = ()) -> list[Suspect]:
-    """Suspects of a task, and those that a user named."""
-    return [*_templates(task), *_tokenizers(), *_cuts(), *_weights(), *_dtypes(), *named]
+    """Suspects that a user named, and those of a task; what changes prompts alone comes first, as it costs least."""
+    return [*named, *_templates(task), *_tokenizers(), *_cuts(), *_weights(), *_dtypes()]
 
 
 def named_suspects(folders: Mapping[str, Path], base: Path, family: str) -> list[Suspect]:
@@ -132,12 +134,35 @@ def _cut(kept: slice) -> Prompt:
 
 
 def _weights() -> Iterator[Suspect]:
-    yield Suspect(
-        f"weights in int4, groups of {_GROUP}", model=lambda r: _rounded(r, lambda w: _integers(w, 7, _GROUP))
-    )
-    yield Suspect("weights in int8", model=lambda r: _rounded(r, lambda w: _integers(w, 127, w.shape[-1])))
-    yield Suspect("weights in FP8", model=lambda r: _rounded(r, _fp8))
+    for kind in KINDS:
+        yield Suspect(f"weights in {kind}, as `generate --quantise` makes them", model=_made(kind))
+    for group in _GROUPS:
+        yield Suspect(f"weights in int4, groups of {group}", model=_nearest(group))
     yield Suspect("KV cache in FP8", model=_fp8_cache)
+
+
+def _made(kind: Made) -> Change:
+    def change(reference: "ReferenceModel") -> AbstractContextManager[None]:
+        import torch
+
+        from scoring.quantization import compressed_tensors
+
+        layers = _layers(reference)
+        group = group_for(layer.in_features for layer in layers)
+
+        def rounded(weight: "Tensor") -> "Tensor":
+            if not is_made(kind, "", weight.shape[1], group):
+                return weight
+            numbers, scale = compressed_tensors.quantize(weight, torch.bfloat16, kind, group)
+            return compressed_tensors.widen(numbers, scale, torch.float32)
+
+        return _rounded(reference, rounded)
+
+    return change
+
+
+def _nearest(group: int) -> Change:
+    return lambda reference: _rounded(reference, lambda weight: _int4(weight, group))
 
 
 def _dtypes() -> Iterator[Suspect]:
@@ -145,13 +170,17 @@ def _dtypes() -> Iterator[Suspect]:
     yield Suspect("dtype float16", model=lambda reference: _cast(reference, "float16"))
 
 
-@contextmanager
-def _rounded(reference: "ReferenceModel", change: Callable[["Tensor"], "Tensor"]) -> Iterator[None]:
-    """Round the weights of every linear layer but the head within the block."""
+def _layers(reference: "ReferenceModel") -> list[Any]:
     import torch
 
     head = reference.model.get_output_embeddings()
-    layers = [m for m in reference.model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
+    return [m for m in reference.model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
+
+
+@contextmanager
+def _rounded(reference: "ReferenceModel", change: Callable[["Tensor"], "Tensor"]) -> Iterator[None]:
+    """Round the weights of every linear layer but the head within the block."""
+    layers = _layers(reference)
     kept = [layer.weight.data for layer in layers]
     for layer in layers:
         layer.weight.data = change(layer.weight.data)
@@ -162,23 +191,15 @@ def _rounded(reference: "ReferenceModel", change: Callable[["Tensor"], "Tensor"]
             layer.weight.data = weight
 
 
-def _integers(weight: "Tensor", most: int, group: int) -> "Tensor":
-    """Round to symmetric integers of [-most, most] with one scale a group of a row; a row's rest is a group too."""
+def _int4(weight: "Tensor", group: int) -> "Tensor":
+    """Round to the nearest integers of [-7, 7] with one scale a group of a row; a row's rest is a group too."""
     import torch
 
     parts = []
     for part in torch.split(weight, group, dim=-1):
-        scale = part.abs().amax(-1, keepdim=True).clamp(min=1e-12) / most
+        scale = part.abs().amax(-1, keepdim=True).clamp(min=1e-12) / 7
         parts.append((part / scale).round() * scale)
     return torch.cat(parts, -1)
-
-
-def _fp8(values: "Tensor") -> "Tensor":
-    """Round to float8_e4m3fn with one scale a row."""
-    import torch
-
-    scale = values.abs().amax(-1, keepdim=True).clamp(min=1e-12) / _FP8_MAX
-    return (values / scale).to(torch.float8_e4m3fn).to(values.dtype) * scale
 
 
 @contextmanager

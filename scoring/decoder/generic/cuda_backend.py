@@ -17,6 +17,7 @@ from scoring.decoder.draft_step import DraftStep
 from scoring.decoder.generic.compiled import compiled_forwards, layers_with
 from scoring.decoder.generic.model import GenericModel
 from scoring.decoder.kv_cache import KVCache
+from scoring.decoder.low_rank import SlotAdapters
 from scoring.decoder.model import Linear, Norm
 from scoring.decoder.prefill import Prefiller
 from scoring.decoder.prompt_attention import Run
@@ -72,9 +73,13 @@ class GenericCudaBackend(CudaBackend):
     uncaptured = ""  # why launches are not captured, if they are not
     uncompiled = ""  # why the layers are not compiled, if that was tried
 
-    def __init__(self, model: GenericModel, state: KVCache, drafts: bool = False) -> None:
+    def __init__(
+        self, model: GenericModel, state: KVCache, drafts: bool = False, adapters: SlotAdapters | None = None
+    ) -> None:
         self._model = model
-        super().__init__(model, state, pdl=False, drafts=drafts)  # the modules' kernels are none that start early
+        super().__init__(
+            model, state, pdl=False, drafts=drafts, adapters=adapters
+        )  # the modules' kernels are none that start early
 
     def _launchers(self, model: Any, state: KVCache, pdl: bool) -> tuple[Launcher, Prefiller]:
         return GenericStep(model, state, state.slots, pdl=pdl), GenericPrefiller(model, state, pdl=pdl)
@@ -91,7 +96,7 @@ class GenericCudaBackend(CudaBackend):
 
     def warm_up(self, sizes: Sequence[int] | None = None) -> None:
         """Compile the layers if a step gains by it, then capture as `CudaBackend` does."""
-        if not self.uncaptured:
+        if not self.uncaptured and self._adapters is None:  # compiled layers lose their modules' hooks
             self._compile()
         super().warm_up(sizes)
 
@@ -176,5 +181,6 @@ def _forward(own: Launcher, rows: int, tokens: Tensor, positions: Tensor, picked
         own.attention(rows, index, layer)
         return b.attended[:rows]
 
-    found: Tensor = model.forward(tokens, positions, picked, attend)
+    with own.adapting(rows):
+        found: Tensor = model.forward(tokens, positions, picked, attend)
     return found

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import shutil
 import subprocess
 import tarfile
@@ -206,3 +207,36 @@ def test_umoci_unpacks_it(bundle, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert verify_bundle(tmp_path / "unpacked/rootfs" / HOME).sound
+
+
+@pytest.mark.skipif(not shutil.which("buildah") or os.geteuid(), reason="needs buildah, and root")
+def test_buildah_makes_the_base_and_takes_what_is_packaged_over_it(bundle, tmp_path):
+    """The commands of docs/handover.md; the base is one file and the settings that a bundle's Dockerfile ends with."""
+    store = ["--storage-driver=vfs", f"--root={tmp_path / 'store'}", f"--runroot={tmp_path / 'run'}"]
+    policy = tmp_path / "policy.json"
+    policy.write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
+
+    def buildah(verb: str, *arguments: object) -> str:
+        trust = [f"--signature-policy={policy}"] if verb in ("from", "push", "build") else []
+        command = ["buildah", *store, verb, *trust, *map(str, arguments)]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    context = tmp_path / "context"
+    context.mkdir()
+    (context / "here").touch()
+    settings = f"ENV {ENV[0]}\nCMD {json.dumps(CMD)}\n"
+    (context / "Dockerfile").write_text(f"FROM scratch\nCOPY here /here\n{settings}")
+    buildah("build", "--isolation=chroot", "--tag=base", context)
+    buildah("push", "base", f"oci:{tmp_path / 'base'}")
+    made = package(bundle, tmp_path / "image", base=tmp_path / "base", tag="1")
+    assert made.runs
+    container = buildah("from", f"oci:{tmp_path / 'image'}:1")
+    root = Path(buildah("mount", container))
+    try:
+        assert (root / "here").is_file()
+        assert verify_bundle(root / HOME).sound
+        told = json.loads(buildah("inspect", container))["OCIv1"]["config"]
+        assert told["Cmd"] == CMD
+        assert f"AML_APP_ROOT=/{HOME}/code" in told["Env"]
+    finally:
+        buildah("umount", container)

@@ -136,6 +136,7 @@ def test_the_image(device, capability, asked):
     assert variables["DS_ACCELERATOR"] == ("cpu" if device == "cpu" else "cuda")
     assert variables["PATH"].startswith(f"{venv}/bin:")
     lock = (TEMPLATES / "locks" / image["batch_lock" if asked else "lock"]).read_text()
+    lock += (TEMPLATES / "locks/openvino.lock").read_text() if device == "cpu" else ""
     assert files["environment/requirements.lock"] == lock
     _starts(steps, variables, batch=bool(asked))
 

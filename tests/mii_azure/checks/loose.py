@@ -136,11 +136,22 @@ LOOSE: dict[str, Case] = {
     "an endpoint with a blank in its name": _of("flat batch", "MII102", "endpoint_name", "my endpoint"),
     "a placeholder": _of("managed", "MII120", "instance_type", "{{SKU}}"),
     "a model of no version": _of("managed", "MII121", "model", "azureml:my-model"),
+    "a model of an empty version": _of("managed", "MII121", "model", "azureml:my-model:"),
+    "a model of a registry, of no version": _of(
+        "managed", "MII121", "model", "azureml://registries/R/models/M/versions/"
+    ),
+    "an environment for a model": _of("managed", "MII121", "model", "azureml://registries/R/environments/M/versions/1"),
     "an environment of no version": _of("managed", "MII121", "environment", "azureml://registries/R/environments/E"),
     "a script and no environment": _of("managed", "MII122", "environment", None),
     "an image and a build": _of(
-        "managed", "MII123", "environment", {"name": "e", "image": "python:3.11", "build": {"path": "onlinescoring"}}
+        "managed",
+        "MII123",
+        "environment",
+        {"image": "python:3.11", "build": {"path": "onlinescoring", "dockerfile_path": "score.py"}},
     ),
+    "an image of no name": _of("environment", "MII123", "image", "", "environment.yml"),
+    "an image in capitals": _of("managed", "MII123", "environment", {"name": "e", "image": "mcr.microsoft.com/A/B:1"}),
+    "a build without a Dockerfile": _of("managed", "MII108", "environment", {"build": {"path": "onlinescoring"}}),
     "traffic to no slot": _of("managed", "MII124", "traffic/green", 100, "endpoint.yml"),
     "a route without a slash": _of("managed", "MII125", "environment", _environment(path="score")),
     "port 0": _of("environment", "MII125", "inference_config", _config(port=0), "environment.yml"),
@@ -148,10 +159,16 @@ LOOSE: dict[str, Case] = {
     "where the model is": _of("managed", "MII127", "environment_variables/AZUREML_MODEL_DIR", "/m"),
     "a variable with a blank in its name": _of("managed", "MII127", "environment_variables/MY VAR", "1"),
     "a model over the root": _of("managed", "MII128", "model_mount_path", "/"),
+    "a model over the root, by way of a folder": _of("managed", "MII128", "model_mount_path", "/var/.."),
+    "a tag of a slash": _of("managed", "MII129", "tags/a*b", "x"),
     "a tag that is a number": _of("managed", "MII129", "tags/year", 2026),
     "a long tag": _of("managed", "MII129", "tags/told", "x" * 257, "endpoint.yml"),
     "many tags": _of("managed", "MII129", "tags", {f"t{number}": "x" for number in range(51)}, "endpoint.yml"),
     "a cluster with a blank in its name": _of("flat batch", "MII130", "compute", "azureml:my cluster"),
+    "an instance type of virtual machines on a cluster": _of(
+        "kubernetes", "MII130", "instance_type", "Standard_DS3_v2"
+    ),
+    "keys for batches": _of("batch", "MII706", "auth_mode", "key", "endpoint.yml"),
     "the system's identity with ids of others": _of(
         "managed",
         "MII116",
@@ -160,6 +177,7 @@ LOOSE: dict[str, Case] = {
         "endpoint.yml",
     ),
     "a user's token on Kubernetes": _of("kubernetes", "MII606", "auth_mode", "aad_token", "endpoint.yml"),
+    "a user's token on Kubernetes, in capitals": _of("kubernetes", "MII606", "auth_mode", "AAD_TOKEN", "endpoint.yml"),
     "a mirror on Kubernetes": _of("kubernetes", "MII606", "mirror_traffic/blue", 10, "endpoint.yml"),
     "more than busy": _of(
         "kubernetes",
@@ -187,6 +205,8 @@ LOOSE: dict[str, Case] = {
     "the output of a job for a model": _of("managed", "MII119", "model", "azureml://jobs/j/outputs/artifacts/paths/m"),
     "an instance type that does not exist": _of("managed", "MII201", "instance_type", "Standard_NC7as_T4_v3"),
     "an instance type that Azure retired": _of("managed", "MII202", "instance_type", "Standard_NC6s_v3"),
+    "an instance type without its first word": _of("managed", "MII201", "instance_type", "DS3_v2"),
+    "no instances, in quotes": _of("managed", "MII204", "instance_count", "0"),
     "no instances": _of("managed", "MII204", "instance_count", 0),
     "a probe of nothing": _of("managed", "MII205", "readiness_probe/period", 0),
     "liveness after two successes": _of("managed", "MII205", "liveness_probe/success_threshold", 2),

@@ -28,6 +28,12 @@ def test_what_azure_ai_ml_accepts_is_rejected_by_one_rule(what, tmp_path):
     assert [(finding.id, finding.file) for finding in findings] == [(case.rule, case.file)], findings
 
 
+def test_a_model_of_one_workspace_and_of_no_version_is_told_as_both(tmp_path):
+    named = "azureml:/subscriptions/s/resourceGroups/g/providers/x/workspaces/w/models/m"
+    write(tmp_path, "managed", lambda files: files["blue.yml"].update(model=named))
+    assert [(finding.id, finding.severity) for finding in check(tmp_path)] == [("MII118", "info"), ("MII121", "error")]
+
+
 def test_names_too_long_together_on_kubernetes(tmp_path):
     def rename(files):
         files["endpoint.yml"]["name"] = files["blue.yml"]["endpoint_name"] = "e" * 32

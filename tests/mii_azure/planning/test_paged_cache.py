@@ -271,3 +271,34 @@ def test_ranking_asks_the_same_of_every_instance_type() -> None:
     assert not rows[A10].fits
     assert "131,072 tokens of context" in rows[A10].why
     assert rows[H100].batch == 4
+
+
+# --- batch invariance
+
+
+def test_batch_invariance_is_told_and_reaches_the_scoring_script() -> None:
+    spec = make_spec(task="text-generation", model="m", name="abc", instance_type=H100, batch_invariant=True)
+    made = make_plan(spec, llama(), {})
+    assert told(made, "batch invariance").startswith("sums of one order: Asked for; rows share steps")
+    assert made.kv_cache_tokens == planned(llama()).kv_cache_tokens
+    assert deployment_settings(spec, made, "m")["limits"]["batch_invariant"] is True
+    plain = spec.model_copy(update={"batch_invariant": False})
+    assert "batch_invariant" not in deployment_settings(plain, made, "m")["limits"]
+
+
+def test_what_has_no_sums_of_one_order_runs_one_row_at_a_time() -> None:
+    made = planned(llama(family="mixtral", architecture="MixtralForCausalLM"), batch_invariant=True)
+    assert told(made, "batch invariance").startswith("one row at a time")
+    assert made.kv_cache_tokens == 0
+
+
+def test_batch_invariance_over_several_gpus_is_refused_with_what_would_do() -> None:
+    with pytest.raises(NotAvailable, match="added up in an order that depends on the batch") as caught:
+        planned(llama(), "Standard_NC80adis_H100_v5", batch_invariant=True, tensor_parallel=2)
+    assert "Leave out batch_invariant" in caught.value.hint
+
+
+@pytest.mark.parametrize("asked", [{"speculation": "ngram"}, {"draft_model": "d"}])
+def test_nothing_is_drafted_beside_batch_invariance(asked: dict[str, str]) -> None:
+    with pytest.raises(SpecError, match="ith batch_invariant nothing is drafted"):
+        make_spec(task="text-generation", model="m", name="abc", batch_invariant=True, **asked)

@@ -9,8 +9,10 @@ from xml.etree import ElementTree
 import pytest
 from typer.testing import CliRunner
 
+from local_runner.targets.targets import make_target
 from mii_azure.cli.app import app
 from mii_azure.errors import NotWritten
+from mii_azure.hardware.prices import Prices
 from mii_azure.planning.planner import plan
 from mii_azure.reports import parity_report
 from mii_azure.reports.bench_report import write_bench
@@ -19,10 +21,13 @@ from mii_azure.reports.html import el, write
 from mii_azure.reports.parity_report import marked, write_parity
 from mii_azure.reports.plan_report import ceilings, points
 from mii_azure.verdict.outcome import Comparison, Verdict
+from mii_azure.verdict.sides import Side, side_of
 from mii_azure.verdict.sweep import Sweep, knee
+from mii_azure.verdict.tokens.judge import TokenVerdict
 from tests.conftest import Tiny
 from tests.mii_azure.verdict.test_sweep import point
 
+MARGINS = {"greedy": 0.0, "seeded": 2e-4, "default": 0.0}
 ATTACK = '</pre><script>alert(1)</script><img src="x" onerror="alert(1)">\x1b[31m'
 
 
@@ -149,12 +154,100 @@ def test_a_sweep_over_two_targets(tmp_path: Path) -> None:
         environment={"device": "cpu", "dtype": "float32", "versions": {"torch": "2"}},
         points=tuple(both),
         knees=(knee(both, "http"), knee(both, "grpc")),
+        sides=(LOCAL, DEPLOYED.model_copy(update={"target": "grpc"})),
     )
-    write_bench(made, tmp_path / "r.html")
+    write_bench(made, tmp_path / "r.html", PRICES)
+    # Two machines of half a dollar an hour answer 8 requests a second at grpc's knee.
+    cost = columns(tmp_path / "r.html", "Side by side")["costs 1,000,000 requests"]
+    assert cost == ["–", f"{1e6 / 8 / 3600:.2f} USD"]
     told = Parsed(tmp_path / "r.html")
     assert told.loads_nothing
     assert told.tags.count("svg") == 4  # latency and throughput of both loops; nothing is generated
     assert re.search(r"grpc: knee\s*1 at a time", told.text)
+
+
+LOCAL = Side(
+    target="http",
+    where="this machine",
+    facts={"device": "cpu", "computes in": "float32"},
+    versions={"torch": "2.13.0"},
+    answered=8,
+    p50_ms=40.0,
+    p90_ms=60.0,
+)
+DEPLOYED = Side(
+    target="endpoint:qa/blue",
+    where="deployed in Azure",
+    facts={"device": "cuda", "computes in": "float32"},
+    passes=("cuda_graph",),
+    versions={"torch": "2.13.0"},
+    answered=8,
+    p50_ms=36.0,
+    p90_ms=50.0,
+    instance_type="Standard_NC4as_T4_v3",
+    instances=2,
+)
+PRICES = Prices(date="2026-11-01", region="westeurope", currency="USD", prices={"standard_nc4as_t4_v3": 0.5})
+
+
+def columns(file: Path, title: str) -> dict[str, list[str]]:
+    """Rows of the table of a section by their first cell."""
+    markup = file.read_text("utf-8").split(f"<h2>{title}</h2>")[1].split("</table>")[0]
+    table = ElementTree.fromstring(markup[markup.index("<table>") :] + "</table>")
+    rows = [["".join(cell.itertext()) for cell in row] for row in table.iter("tr")]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_parity_shows_local_and_deployed_side_by_side(tmp_path: Path) -> None:
+    alike = Comparison(request="sample", target=DEPLOYED.target, status=200, grade="values", difference="")
+    judged = TokenVerdict(target=LOCAL.target, agree=True, tokens=320, picked=319, bound=1e-3, margins=MARGINS)
+    made = Verdict(
+        agree=True,
+        bundle="/qa",
+        bundle_hash="0",
+        reference=LOCAL.target,
+        targets=(LOCAL.target, DEPLOYED.target),
+        tolerance=1e-4,
+        requests=1,
+        load=0,
+        comparisons=(alike,),
+        environment={DEPLOYED.target: ["device cpu against cuda"]},
+        tokens=(judged,),
+        sides=(LOCAL, DEPLOYED),
+    )
+    write_parity(made, tmp_path / "r.html", PRICES)
+    told = "agree: http, endpoint:qa/blue answered 1 requests alike; their tokens are the model's."
+    assert told in Parsed(tmp_path / "r.html").text
+    found = columns(tmp_path / "r.html", "Side by side")
+    assert found[""] == ["http", "endpoint:qa/blue"]
+    assert found["where"] == ["this machine", "deployed in Azure: 2 x Standard_NC4as_T4_v3"]
+    assert found["answers"] == ["the reference", "1 of 1 alike"]
+    assert found["tokens"] == ["319 of 320 are the model's", "–"]
+    assert found["p50, one at a time"] == ["40.0 ms", "36.0 ms"]
+    assert found["costs an hour"] == ["not billed by the hour", "1.000 USD"]
+    assert found["costs 1,000,000 requests"] == ["–", "10.00 USD"]  # 36,000 s of a USD an hour
+    assert columns(tmp_path / "r.html", "Tokens")["http"][:2] == ["320", "319"]
+    other = made.model_copy(update={"agree": False, "tokens": (judged.model_copy(update={"agree": False}),)})
+    assert other.headline() == (
+        "disagree: http, endpoint:qa/blue answered 1 requests alike; the tokens of http are not the model's"
+    )
+    write_parity(made, tmp_path / "r.html")
+    assert columns(tmp_path / "r.html", "Side by side")["costs an hour"][1] == "no price known"
+
+
+def test_a_side_is_what_a_target_tells_of_itself(tmp_path: Path) -> None:
+    told = {
+        "device": "cpu",
+        "dtype": "float32",
+        "precision": "int8",
+        "optimisations": {"cpu": "applied", "compile": "refused"},
+        "versions": {"torch": "2"},
+    }
+    found = side_of("http", make_target("http", tmp_path), told, [0.010, 0.020, 0.030])
+    assert found.facts == {"device": "cpu", "computes in": "int8, weights float32"}
+    assert (found.passes, found.p50_ms, found.answered) == (("cpu",), pytest.approx(20.0), 3)
+    silent = side_of("url:http://a/v1", make_target("http", tmp_path), {})
+    assert (silent.where, silent.facts, silent.p50_ms) == ("a server that runs already", {}, None)
 
 
 def test_a_plan(tiny: Tiny, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -87,7 +88,7 @@ def reference(model: Path) -> ReferenceModel:
 
 def answers(reference: ReferenceModel, suspect: Suspect) -> Answered:
     probes = probes_for(TASK, TOKENS, CONTEXT)
-    with suspect.model(reference):
+    with reference.changed(suspect.model) if suspect.model else nullcontext():
         return ask("faulty", Faulty(reference, suspect), "float32", probes)  # type: ignore[arg-type]
 
 

@@ -161,4 +161,4 @@ def test_a_long_row_beside_short_ones_gets_the_tokens_that_it_gets_alone() -> No
         for slot in slots:
             decoder.release(slot)
     assert told[0] == told[1]
-    assert decoder._cuda._far_graphs.keys() == {200}
+    assert decoder._cuda.graphs.far.keys() == {200}

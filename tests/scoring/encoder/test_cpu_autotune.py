@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scoring.encoder import cpu_autotune, cpu_ops, real_text
+from scoring.encoder import cpu_autotune, cpu_ops, openvino_stack, real_text
 from scoring.encoder.verify import Batch, answers, probes, reference, relative_error, verify_encoder
 from scoring.passes import cpu
 from scoring.passes.base import BOUNDS, Facts, Hardware, PassRefused
@@ -43,8 +43,22 @@ def _random_text(model: torch.nn.Module) -> list[Batch]:
     return [probes(model, seed=seed)[0] for seed in range(1, real_text.CALIBRATION + 10)]
 
 
+@pytest.fixture
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs the layers: torch, as where OpenVINO is not installed, or OpenVINO."""
+    if request.param == "openvino":
+        pytest.importorskip("openvino")
+    else:
+        monkeypatch.setattr(openvino_stack, "installed", lambda: False)
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
-@pytest.mark.parametrize("name", [*COVERED, *OTHERS, *DECODERS])
+@pytest.mark.parametrize(
+    ("name", "library"),
+    [(name, "torch") for name in [*COVERED, *OTHERS, *DECODERS]] + [(name, "openvino") for name in COVERED],
+    indirect=["library"],
+)
+@pytest.mark.usefixtures("library")
 def test_answers_as_plain_transformers(name: str, precision: str) -> None:
     architecture, config = (COVERED | OTHERS | DECODERS)[name]
     model = make(architecture, config | {"initializer_range": 0.1})  # weights as wide as the rounding of trained ones
@@ -60,15 +74,22 @@ def test_answers_as_plain_transformers(name: str, precision: str) -> None:
     assert verify_encoder(model, told) < 1e-6
 
 
+@pytest.mark.parametrize("library", ["torch", "openvino"], indirect=True)
+@pytest.mark.usefixtures("library")
 def test_rows_of_many_lengths() -> None:
     """Neighbours of equal length run together, rows without a single live token run not at all."""
     model = covered("bert embeddings")
     batches = [probes(model, lengths, seed=3)[1] for lengths in ((7, 7, 3, 3, 3, 7), (5,) * 6, (9, 1, 9))]
+    batches[2]["attention_mask"][1] = 0
     wanted = [answers(model, batch) for batch in batches]
     way = cpu_autotune.prepare(model, "float32")
     way.on()
-    for batch, want in zip(batches, wanted, strict=True):
-        assert relative_error(answers(model, batch), want) < 1e-5
+    found = [answers(model, batch) for batch in batches]
+    for answer, want in zip(found, wanted, strict=True):  # a later call changes no earlier answer
+        answer.pop("pooler_output"), want.pop("pooler_output")  # of the row without a token there is none
+        assert relative_error(answer, want) < 1e-5
+    nothing = {"input_ids": torch.ones(2, 3, dtype=torch.long), "attention_mask": torch.zeros(2, 3, dtype=torch.long)}
+    assert not model(**nothing).last_hidden_state.any()
 
 
 def test_groups() -> None:
@@ -79,11 +100,13 @@ def test_groups() -> None:
 def test_the_fastest_way_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_autotune, "missing", lambda precision, flags: "")
     monkeypatch.setattr(cpu_autotune, "_race", _times(eager=2.0, bfloat16=1.0, float32=1.5))
+    monkeypatch.setattr(openvino_stack, "installed", lambda: False)
     model = covered("bert classification")
     told = reference(model)
     each = cpu.Cpu()
     applied = each.apply(model)
     assert applied.detail.startswith("bfloat16, 2.00 times as fast as eager")
+    assert "by torch: OpenVINO is not installed" in applied.detail
     assert 1e-4 < each.verify(model, told) < each.tolerance
     applied.undo()
     assert each.verify(model, told) < 1e-6

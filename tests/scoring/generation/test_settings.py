@@ -143,7 +143,7 @@ def test_only_settings_that_are_known_to_do_no_harm_go_to_slots_and_into_batches
         odd = GenerationConfig()
         setattr(odd, name, 5)
         assert not suits_slots(odd) and not suits_batches(odd)
-    odd = GenerationConfig(do_sample=False, min_p=0.3)
+    odd = GenerationConfig(do_sample=False, typical_p=0.3)
     assert suits_slots(odd)
     odd.do_sample = True
     assert not suits_slots(odd) and suits_batches(odd)

@@ -91,7 +91,7 @@ def compare(hf_model: Any, rows: list[int], quantised: str = "", steps: int = 2,
         before = state.lengths.clone()
         launcher.step(len(rows), far)
         logits = (launcher.buffers.logits if len(rows) <= 2 else launcher.buffers.narrow)[: len(rows)]
-        close = 1e-3 if quantised == "int4" else 1e-4  # sums of int4 are taken near 1, which costs seven bits
+        close = 4e-3 if quantised == "int4" else 1e-4  # int4 weights take inputs as integers of 16 bits
         assert (logits - expected).abs().max() <= close
         assert (state.keys - written[0]).abs().max() <= close
         assert (state.values - written[1]).abs().max() <= close
@@ -307,6 +307,7 @@ def test_slots_are_opened_together_as_one_by_one(tmp_path: Path) -> None:
         "temperature",
         "top_k",
         "top_p",
+        "min_p",
         "penalty",
         "seed",
         "forbidden",
@@ -356,6 +357,8 @@ SAMPLINGS = (
     SamplingParams(0.4, top_p=0.95, seed=5),
     SamplingParams(0.7, top_k=40, seed=6),
     SamplingParams(0.9, 30, 0.8, seed=4, forbidden=(5,), forbidden_until=1000),
+    SamplingParams(1.2, min_p=0.05, seed=12),
+    SamplingParams(0.9, 30, 0.9, seed=13, min_p=0.3),
     SamplingParams(0.6, 20, 0.9, seed=9, constrained=True),
 )
 

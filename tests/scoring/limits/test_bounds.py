@@ -113,6 +113,13 @@ def test_cutting_first_gives_the_tokens_of_cutting_last(family: str, text: str, 
     assert Tokenizing(tokenizer, 512)(text, **options)["input_ids"] == tokenizer(text, **options)["input_ids"]
 
 
+def test_a_long_text_that_may_well_fit_is_tokenised_once(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny("gpt2", "text-generation"))
+    tokenised = Tokenised(tokenizer, monkeypatch)
+    assert len(Tokenizing(tokenizer, 8192)(TEXTS["words"][:32_000], verbose=False)["input_ids"]) > 1000
+    assert tokenised.characters == 32_000
+
+
 def test_a_text_that_normalising_shortens_is_answered(tiny: Tiny, serve: Serve) -> None:
     served = serve(tiny("bert", "text-classification"), "text-classification")
     assert served.ok("A good" + " " * 60_000 + "film.") == served.ok("A good film.")

@@ -155,9 +155,9 @@ has_image() {
     "$@" >/dev/null 2>&1
 }
 
-step "image mine.azurecr.io/models/qa:31f80889dee9"
-has_image az acr repository show --name mine --image models/qa:31f80889dee9 --output none ||
-    run az acr build --registry mine --image models/qa:31f80889dee9 \
+step "image mine.azurecr.io/models/qa:58a5e94a6d52"
+has_image az acr repository show --name mine --image models/qa:58a5e94a6d52 --output none ||
+    run az acr build --registry mine --image models/qa:58a5e94a6d52 \
         --file environment/Dockerfile --only-show-errors .
 
 # Runs a command in the registry, where assets are shared, in place of the workspace.
@@ -166,18 +166,18 @@ in_registry() {
     "$@"
 }
 
-step "environment My-question-answering-env, version 31f80889dee9"
-in_registry exists environment show --name My-question-answering-env --version 31f80889dee9 ||
+step "environment My-question-answering-env, version 58a5e94a6d52"
+in_registry exists environment show --name My-question-answering-env --version 58a5e94a6d52 ||
     in_registry azml environment create --file environment.yml
 
-step "deployment template My-question-answering-template, version 3d8f7737633d"
-in_registry exists deployment-template show --name My-question-answering-template --version 3d8f7737633d ||
+step "deployment template My-question-answering-template, version 46500340c4cb"
+in_registry exists deployment-template show --name My-question-answering-template --version 46500340c4cb ||
     in_registry azml deployment-template create --file deployment-template.yml
 
 step "model My-question-answering-model, version 0123456789ab"
 if in_registry exists model show --name My-question-answering-model --version 0123456789ab; then
     in_registry azml model update --name My-question-answering-model --version 0123456789ab \
-        --set default_deployment_template.asset_id=azureml://registries/shared/deploymenttemplates/My-question-answering-template/versions/3d8f7737633d
+        --set default_deployment_template.asset_id=azureml://registries/shared/deploymenttemplates/My-question-answering-template/versions/46500340c4cb
 else
     in_registry azml model create --file model.yml
 fi

@@ -134,8 +134,8 @@ if ! $dry_run; then
     }
 fi
 
-step "environment My-question-answering-env, version a64cbd388d46"
-exists environment show --name My-question-answering-env --version a64cbd388d46 ||
+step "environment My-question-answering-env, version 45e8f68b81f7"
+exists environment show --name My-question-answering-env --version 45e8f68b81f7 ||
     azml environment create --file environment.yml
 
 step "model My-question-answering-model, version 0123456789ab"

@@ -1,0 +1,196 @@
+"""Steps and chunks of prompts on a GPU whose rows are the same bits alone and in company: for `--batch-invariant`.
+
+Steps and prompts use the same kernels: one product for any number of rows, and one attention over spans of keys whose
+length the deployment fixes. A row's number is then a function of its own tokens alone, whether they came as a prompt,
+in pieces, out of a cached prefix or one by one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import triton  # type: ignore[import-not-found,unused-ignore]
+from torch import Tensor
+
+from scoring.decoder.absent import given
+from scoring.decoder.block_pool import BLOCK
+from scoring.decoder.buffers import packed
+from scoring.decoder.chunk_size import Span
+from scoring.decoder.cuda_backend import CudaBackend
+from scoring.decoder.decode_step import Launcher
+from scoring.decoder.kv_cache import KVCache
+from scoring.decoder.model import CachedModel, DecoderLayer, Linear
+from scoring.decoder.prefill import Prefiller
+from scoring.decoder.prompt_attention import ChunkAttention, Run, Tiling
+from scoring.decoder.token_rows import scatter_normed
+from scoring.kernels import fixed_order
+
+QUERIES = 64  # of an attention program, over its tokens and a group's heads: the rows of one step of the matrix unit
+_LEAST_SPAN = 256  # keys of a span
+_MOST_SPANS = 32  # of the longest sequence
+_BUSY = 264  # programs that fill a GPU: from there on, a program takes all spans of its keys
+_FAR_SPANS = 8  # spans of a row, above which a step divides them over programs all the same
+_FAR_PROGRAMS = 16_384  # most programs of that step
+
+
+@dataclass(frozen=True)
+class ProductTile:
+    """Tile of a product: rows, outputs and inputs of a program's step, and how it is launched."""
+
+    rows: int
+    outputs: int
+    inputs: int
+    warps: int
+    stages: int
+
+
+#: Tiles by the most rows that they are for; all add up a row's inputs in one order.
+TILES = {
+    64: ProductTile(64, 16, 128, 4, 5),
+    256: ProductTile(64, 64, 64, 4, 5),
+    1024: ProductTile(128, 128, 64, 8, 4),
+    1 << 30: ProductTile(128, 256, 64, 8, 3),
+}
+
+
+def tile_of(rows: int, outputs: int) -> ProductTile:
+    """Tile for a product of so many rows and outputs."""
+    return next(tile for most, tile in TILES.items() if rows <= most)
+
+
+def multiply(x: Tensor, weight: Tensor, out: Tensor, pdl: bool, launch: dict[str, Any],
+             tile: ProductTile | None = None) -> None:  # fmt: skip
+    """Enqueue out [M, N] = x [M, K] W^T of a weight [N, K]."""
+    (rows, inputs), outputs = x.shape, weight.shape[0]
+    own = tile or tile_of(rows, outputs)
+    fixed_order.product[(triton.cdiv(rows, own.rows) * triton.cdiv(outputs, own.outputs),)](
+        x, weight, out, rows, outputs, inputs, BM=own.rows, BN=own.outputs, BK=own.inputs,
+        EVEN=inputs % own.inputs == 0, PRECISION="ieee" if x.dtype == torch.float32 else "tf32", PDL=pdl,
+        num_warps=own.warps, num_stages=own.stages, **launch,
+    )  # fmt: skip
+
+
+def span_keys(length: int) -> int:
+    """Keys of a span, for sequences of up to `length` tokens: a power of two."""
+    return max(_LEAST_SPAN, int(triton.next_power_of_2(-(-length // _MOST_SPANS))))
+
+
+def attend(model: CachedModel, state: KVCache, index: int, q: Tensor, out: Tensor, tiled: Tensor, tiles: int,
+           scratch: tuple[Tensor, Tensor, Tensor], splits: int, wide: int, pdl: bool,
+           launch: dict[str, Any]) -> None:  # fmt: skip
+    """Enqueue out [T, H, D] of q [T, H, D] for the first of `tiled` [4, tiles]; scratch: parts, statistics, counters.
+
+    With several splits, tiles are of single tokens.
+    """
+    own = model.layers[index].attention
+    fixed_order.attend[(tiles * model.kv_heads, splits)](
+        q, state.keys[index], state.values[index], out, *scratch, given(model.alibi, q), tiled, state.table,
+        given(own.sinks, q), tiled.shape[1], state.width, state.blocks + 1, own.scale, own.cap, BLOCK=BLOCK,
+        H=model.heads, KV=model.kv_heads, D=model.head_dim, DP=wide, GG=group_of(model), GP=QUERIES, BT=BLOCK,
+        SPAN=span_keys(state.max_length), SPLITS=splits, WINDOW=own.window, ALIBI=model.alibi is not None,
+        CAP=own.cap > 0, SINKS=own.sinks is not None, PRECISION="ieee" if model.dtype == torch.float32 else "tf32",
+        PDL=pdl, num_warps=4, num_stages=2, **launch,
+    )  # fmt: skip
+
+
+def group_of(model: CachedModel) -> int:
+    """Queries of a key head, up to the next power of two."""
+    return int(triton.next_power_of_2(model.heads // model.kv_heads))
+
+
+class FixedStep(Launcher):
+    """A `Launcher` of which every step, however many rows it has, runs the same products and attention."""
+
+    folds: ClassVar[bool] = False
+
+    @property
+    def gemv_rows(self) -> int:
+        return 0
+
+    def __post_init__(self) -> None:
+        self.keys = span_keys(self.state.max_length)
+        super().__post_init__()
+        device = self.model.device
+        self.tiled = torch.zeros(4, self.rows, dtype=torch.int32, device=device)
+        self.tiled[0] = torch.arange(self.rows, device=device)
+        self.tiled[1] = 1
+
+    def queries(self) -> int:
+        return group_of(self.model)
+
+    def splits(self, rows: int, far: bool = False) -> int:
+        """Programs that share one key head of one row: one a span while they do not fill the GPU."""
+        programs, spans = rows * self.model.kv_heads, triton.cdiv(self.state.max_length, self.keys)
+        return int(spans if programs < _BUSY or (far and programs * spans <= _FAR_PROGRAMS) else 1)
+
+    def is_far(self, rows: int, longest: int) -> bool:
+        return longest > _FAR_SPANS * self.keys and self.splits(rows) < self.splits(rows, far=True)
+
+    def step(self, rows: int, far: bool = False) -> None:
+        slots = self.buffers.slots[:rows]
+        self.tiled[2, :rows] = slots
+        torch.index_select(self.state.lengths, 0, slots, out=self.tiled[3, :rows])
+        super().step(rows, far)
+
+    def attention(self, rows: int, index: int, layer: DecoderLayer) -> None:
+        b = self.buffers
+        attend(self.model, self.state, index, b.q, b.attended, self.tiled, rows, (b.part, b.stats, b.arrived),
+               self.splits(rows, self.far), self.wide, self.pdl, self._launch())  # fmt: skip
+
+    def scatter(self, rows: int, index: int, layer: DecoderLayer) -> None:
+        if layer.attention.q_norm is None:
+            super().scatter(rows, index, layer)
+        else:
+            scatter_normed(self, rows, index, layer, self.tiled[3])
+
+    def product(self, x: Tensor, linear: Linear, out: Tensor, rows: int, add: bool = False) -> None:
+        _product(self, x, linear, out, rows, add)
+
+
+class FixedPrefiller(Prefiller):
+    """A `Prefiller` with the products and the attention of a `FixedStep`."""
+
+    def _attending(self, rows: int) -> "FixedAttention":
+        return FixedAttention(self.model, self.state, rows, self.wide)
+
+    def project(self, x: Tensor, linear: Linear, out: Tensor) -> None:
+        multiply(x, linear.full, out, self.pdl, {})
+
+    def product(self, x: Tensor, linear: Linear, out: Tensor, rows: int, add: bool = False) -> None:
+        _product(self, x, linear, out, rows, add)
+
+
+class FixedAttention(ChunkAttention):
+    """A `ChunkAttention` by the kernel of steps; it takes nothing apart, so that a graph can hold it."""
+
+    def __init__(self, model: CachedModel, state: KVCache, rows: int, wide: int) -> None:
+        self.model, self.state, self.rows, self.wide = model, state, rows, wide
+        self.tiling = Tiling(max(1, QUERIES // group_of(model)), BLOCK, 4, 2)
+        self._none = torch.zeros(1, dtype=torch.float32, device=model.device)
+        self._arrived = torch.zeros(1, dtype=torch.int32, device=model.device)
+
+    def spans(self, count: int, position: int) -> list[Span]:
+        return []
+
+    def attend(self, index: int, q: Tensor, out: Tensor, tiled: Tensor, tiles: int, slopes: Tensor, pdl: bool,
+               launch: dict[str, Any], runs: Sequence[Run] = ()) -> None:  # fmt: skip
+        attend(self.model, self.state, index, q, out, tiled, tiles, (self._none, self._none, self._arrived), 1,
+               self.wide, pdl, launch)  # fmt: skip
+
+    def plan(self) -> None:
+        return
+
+
+def _product(launcher: Launcher, x: Tensor, linear: Linear, out: Tensor, rows: int, add: bool) -> None:
+    assert not add  # no ranks share the model
+    outputs, inputs = linear.full.shape
+    source, target = packed(x, rows, inputs), packed(out, rows, outputs)
+    multiply(source, linear.full, target, launcher.pdl, launcher._launch())
+
+
+class FixedCudaBackend(CudaBackend):
+    """`CudaBackend` whose answers do not depend on their company; it takes no drafts."""
+
+    def _launchers(self, model: Any, state: KVCache, pdl: bool) -> tuple[Launcher, Prefiller]:
+        return FixedStep(model, state, state.slots, pdl=pdl), FixedPrefiller(model, state, pdl=pdl)

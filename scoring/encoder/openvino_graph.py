@@ -1,0 +1,132 @@
+"""An encoder's layers as an OpenVINO graph over packed tokens, in floats or with int8 products.
+
+Products of int8 layers take their inputs as uint8 in a range that real text reached, channels weighed (`calibration`),
+and weights as int8, one scale a row. Behind GELU a few units reach far beyond all others and would widen that range for
+every token: those of each layer stay in floats. T: live tokens; H: hidden size; D: a head's width; S: longest row.
+"""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import numpy as np
+import openvino
+from openvino import opset15 as ops
+from torch import Tensor
+
+from scoring.encoder.calibration import SMALLEST, Span, smoothing
+from scoring.encoder.fused_model import EncoderLayer, FusedStack
+from scoring.encoder.ops import GELU, NONE, LayerNorm
+from scoring.quantization.int8 import quantize_per_row
+
+_FAR, _SHARE = 32, 8  # units of a layer that stay in floats, but no more than a part in so many
+_LEVELS = 256
+_FIRST = np.array(0, dtype=np.int64)  # axis of tokens
+
+
+class EncoderGraph:
+    """Graph of a stack's layers; with `spans` of its products' inputs, by the id of the weight, these run in int8.
+
+    Inputs: `hidden` [T, H], the embeddings; `places` [B, heads, S] int32, where each query lies among the vectors of D
+    of packed [T, 3H]; `tokens` [T, heads] int32, where each token's context lies among those of [B, heads, S, D];
+    `mask` [B, 1, 1, S] float32, added to the scores. Output: hidden states [T, H].
+    """
+
+    def __init__(self, stack: FusedStack, spans: Mapping[int, Span] | None) -> None:
+        self._spans = spans
+        self._act = stack.act
+        self._heads = heads = stack.heads
+        self._width = width = stack.layers[0].out.shape[0]
+        kinds = {"hidden": np.float32, "places": np.int32, "tokens": np.int32, "mask": np.float32}
+        shapes = {"hidden": [-1, width], "places": [-1, heads, -1], "tokens": [-1, heads], "mask": [-1, 1, 1, -1]}
+        self._inputs = {name: ops.parameter(shapes[name], kind, name=name) for name, kind in kinds.items()}
+        x = self._inputs["hidden"]
+        for layer in stack.layers:
+            x = self._layer(x, layer)
+        self.model = openvino.Model([ops.result(x)], [*self._inputs.values()], "encoder")
+
+    def _layer(self, x: Any, layer: EncoderLayer) -> Any:
+        qkv = self._product(x, cast(Tensor, layer.qkv), layer.qkv_bias)
+        context = self._attention(qkv)
+        x = _norm(ops.add(self._product(context, layer.out, layer.out_bias), x), layer.attention_norm)
+        return _norm(ops.add(self._mlp(x, layer), x), layer.output_norm)
+
+    def _attention(self, qkv: Any) -> Any:
+        """Attention over packed [T, 3H]: the copy that brings heads together also pads, and the way back packs."""
+        vectors = ops.reshape(qkv, _shape(-1, self._width // self._heads), False)
+        parts = []
+        for part in range(3):
+            places = ops.add(self._inputs["places"], ops.constant(np.array(part * self._heads, dtype=np.int32)))
+            parts.append(ops.gather(vectors, places, ops.constant(_FIRST)))
+        padded = ops.scaled_dot_product_attention(*parts, self._inputs["mask"], causal=False)
+        flat = ops.reshape(padded, _shape(-1, self._width // self._heads), False)
+        packed = ops.gather(flat, self._inputs["tokens"], ops.constant(_FIRST))
+        return ops.reshape(packed, _shape(-1, self._width), False)
+
+    def _mlp(self, x: Any, layer: EncoderLayer) -> Any:
+        """Sum of the two products around the activation, far units apart where they are int8."""
+        up, down = cast(Tensor, layer.up), layer.down
+        if self._spans is None:
+            return self._plain(self._plain(x, up, layer.up_bias, self._act), down, layer.down_bias)
+        span = self._spans[id(down)]
+        order, count = span.peak.argsort(), min(_FAR, len(span.peak) // _SHARE)
+        near, far = (part.sort().values for part in (order[:-count], order[-count:]))
+        far_up = self._plain(x, up[far], layer.up_bias[far], self._act)
+        near_up = self._int8(x, up[near], layer.up_bias[near], self._spans[id(up)], self._act)
+        rest = Span(span.low[near], span.high[near])
+        near_down = self._int8(near_up, down[:, near], layer.down_bias, rest)
+        return ops.add(near_down, self._plain(far_up, down[:, far], None))
+
+    def _product(self, x: Any, weight: Tensor, bias: Tensor) -> Any:
+        if self._spans is None:
+            return self._plain(x, weight, bias)
+        return self._int8(x, weight, bias, self._spans[id(weight)])
+
+    def _plain(self, x: Any, weight: Tensor, bias: Tensor | None, act: int = NONE) -> Any:
+        return _finish(ops.matmul(x, _constant(weight), False, True), bias, act)
+
+    def _int8(self, x: Any, weight: Tensor, bias: Tensor, span: Span, act: int = NONE) -> Any:
+        smooth = smoothing(weight, span.peak)
+        low, high = min(0.0, float((span.low / smooth).min())), max(0.0, float((span.high / smooth).max()))
+        step = max(SMALLEST, (high - low) / (_LEVELS - 1))
+        low = step * round(low / step)  # a level is zero exactly
+        high = low + step * (_LEVELS - 1)
+        channels = [_constant((edge * smooth)[None]) for edge in (low, high)]
+        rounded = ops.fake_quantize(x, *channels, np.float32(low), np.float32(high), _LEVELS)
+        whole, scale = quantize_per_row(weight.detach().float() * smooth)
+        taken = ops.multiply(ops.convert(_constant(whole), np.float32), _constant(scale.float()))
+        return _finish(ops.matmul(rounded, taken, False, True), bias, act)
+
+
+def _finish(y: Any, bias: Tensor | None, act: int) -> Any:
+    y = y if bias is None else ops.add(y, _constant(bias[None]))
+    if act == NONE:
+        return y
+    return ops.gelu(y, "erf") if act == GELU else ops.relu(y)
+
+
+def _norm(x: Any, norm: LayerNorm) -> Any:
+    level = ops.mvn(x, ops.constant(np.array([-1])), True, norm.eps, "inside_sqrt")
+    return ops.add(ops.multiply(level, _constant(norm.gamma[None])), _constant(norm.beta[None]))
+
+
+def _constant(value: Tensor) -> Any:
+    return ops.constant(value.detach().contiguous().numpy())
+
+
+def _shape(*sizes: int) -> Any:
+    return ops.constant(np.array(sizes, dtype=np.int64))
+
+
+def compiled(graph: EncoderGraph, threads: int, bfloat16: bool) -> Any:
+    """Compile for one call at a time on so many threads, what is not int8 in bfloat16 or float32.
+
+    Raises RuntimeError where OpenVINO cannot.
+    """
+    settings: dict[str, Any] = {
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32",
+        "ENABLE_CPU_PINNING": False,  # other processes share the cores
+    }
+    return openvino.Core().compile_model(graph.model, "CPU", settings)

@@ -1,0 +1,99 @@
+"""Adapters in the launches that a GPU's graphs hold, against the plain back end and its grouped products.
+
+TRITON_INTERPRET=1 pytest tests/scoring/kernels/test_low_rank.py     # with triton installed, no GPU
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from scoring.decoder import adapter_step
+from scoring.decoder.decoder import Decoder
+from scoring.decoder.gemv_config import GemvTile
+from scoring.decoder.generic import cuda_backend as generic
+from scoring.decoder.generic.model import GenericModel
+from scoring.lora.loading import load_bank
+from tests.scoring.kernels.test_decoder import back_end  # noqa: F401
+from tests.tiny_adapters import tiny_adapter
+from tests.tiny_models import load_tiny, tiny_model
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::DeprecationWarning")
+TASK = "text-generation"
+TARGETS = {"llama": ("q_proj", "v_proj", "up_proj", "down_proj"), "gpt_neox": ("query_key_value", "dense_4h_to_h")}
+NAMES = {5: "b", 0: "", 3: "a", 1: "b"}  # of slots
+
+
+def adapted(family: str, folder: Path) -> Any:
+    """A model with adapters of two ranks, the second of fewer products."""
+    base = tiny_model(family, TASK, folder / "base")
+    tiny_adapter(base, TASK, folder / "adapters" / "a", TARGETS[family], rank=2, seed=1)
+    tiny_adapter(base, TASK, folder / "adapters" / "b", TARGETS[family][:1], rank=5, seed=2)
+    model = load_tiny(base, TASK)[0].eval()
+    load_bank(["a", "b"], folder, model)
+    return model
+
+
+def ids(length: int, seed: int = 0) -> list[int]:
+    generator = torch.Generator().manual_seed(1000 * seed + length)
+    return torch.randint(5, 90, (length,), generator=generator).tolist()
+
+
+def go(decoder: Decoder, names: dict[int, str]) -> tuple[list[list[int]], list[torch.Tensor]]:
+    """Tokens and logits of prompts in two pieces, of steps, of one with drafts, and of a step of the base alone."""
+    slots, logits = list(names), []
+    for slot, name in names.items():
+        decoder.open(slot)
+        decoder.adapters.use(slot, name)
+    logits.append(decoder.prefill_many([(slot, ids(20 + slot)) for slot in slots]).clone())
+    logits.append(decoder.prefill_many([(slot, ids(4, slot)) for slot in slots]).clone())
+    told = [decoder.sample(slots).tokens()]
+    for _ in range(2):
+        told.append(decoder.step(slots).tokens())
+        logits.append(decoder.last_logits(len(slots)).clone())
+    decoder.speculate([(slot, [token, 9, 8]) for slot, token in zip(slots, told[-1], strict=True)]).runs()
+    logits.append(decoder.last_logits(3 * len(slots)).clone())
+    for slot in slots:
+        decoder.adapters.use(slot, "")
+    told.append(decoder.step(slots).tokens())
+    logits.append(decoder.last_logits(len(slots)).clone())
+    return told, logits
+
+
+def same(ours: Decoder, plain: Decoder, names: dict[int, str]) -> None:
+    (told, logits), (expected, wanted) = go(ours, names), go(plain, names)
+    assert told == expected
+    for found, other in zip(logits, wanted, strict=True):
+        assert (found - other).abs().max() <= 1e-4 * other.abs().max()
+
+
+@pytest.mark.parametrize(("family", "whole"), [("llama", 4096), ("llama", 0), ("gpt_neox", 96)])
+def test_rows_of_any_adapters_in_one_launch(
+    family: str, whole: int, back_end: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:  # fmt: skip
+    """The first product within the second's launch, in one of its own over parts of the inputs, and both."""
+    monkeypatch.setattr(adapter_step, "WHOLE", whole)
+    monkeypatch.setattr(adapter_step, "_PIECE", 32)
+    monkeypatch.setattr(adapter_step, "_BLOCK", 32)
+    model = adapted(family, tmp_path)
+    plain, ours = (Decoder(model, 6, 128, drafts=True) for _ in range(2))
+    ours._cuda = back_end(ours.model, ours.state, drafts=True, adapters=ours.adapters)
+    ours._cuda.launcher.tiles = {name: GemvTile(64, 64, 1) for name in ("qkv", "out", "up", "gated", "down", "head")}
+    same(ours, plain, NAMES)
+    assert ours._cuda.graphs is ours._cuda._plain  # of the last step, in which no row had any
+    assert ours._cuda._adapted.near and ours._cuda._adapted.drafts
+
+
+def test_rows_of_any_adapters_by_a_models_own_modules(back_end: Any, tmp_path: Path) -> None:  # noqa: F811
+    model = adapted("llama", tmp_path)
+    plain, ours = (Decoder(model, 6, 128, tier="generic", drafts=True) for _ in range(2))
+
+    class Uncaptured(back_end, generic.GenericCudaBackend):  # type: ignore[misc]
+        pass
+
+    assert isinstance(ours.model, GenericModel)
+    ours._cuda = Uncaptured(ours.model, ours.state, True, ours.adapters)
+    same(ours, plain, NAMES)
