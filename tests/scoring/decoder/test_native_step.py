@@ -60,7 +60,7 @@ def steps(decoder: Decoder, rows: int, count: int = 3) -> torch.Tensor:
     return torch.stack(found)
 
 
-def of_rounded_inputs(x: torch.Tensor, linear: Linear, biased: bool = True) -> torch.Tensor:
+def of_rounded_inputs(_: TorchBackend, x: torch.Tensor, linear: Linear, biased: bool = True) -> torch.Tensor:
     """A product whose inputs are rounded to int8 with one scale for 64, and its narrow weight widened."""
     units = functional.pad(x, (0, -x.shape[1] % 64)).view(len(x), -1, 64)
     scale = units.abs().amax(-1, keepdim=True).clamp_min(1e-30) / 127
@@ -95,7 +95,7 @@ def test_it_computes_what_torch_computes(family: str, tmp_path: Path) -> None:
 def rounding(step: Any, *given: Any) -> torch.Tensor:
     """A step whose products round their inputs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch_backend, "product", of_rounded_inputs)
+        patch.setattr(torch_backend.TorchBackend, "product", of_rounded_inputs)
         return step(*given)
 
 
