@@ -1,9 +1,9 @@
-"""Decoders on this machine's CPU, one stream: plain transformers, our steps by torch, and over narrow weights; the floor.
+"""Decoders on this machine's CPU, one stream: plain transformers, our steps by torch and over narrow weights, the floor.
 
-`python -m benchmarks.cpu_decoders [OUTPUT FOLDER [MODEL ...]]` prints a table and writes cpu_decoders.json. The models are
-smollm2 (real weights) and llama-1b (its shape, random weights); llama.cpp is beside them where llama-cpp-python is
-installed. Milliseconds a token of one sequence after a prompt of 16 tokens; the floor is the bytes of the weights of a step
-over the bandwidth measured here. It wants an idle machine.
+`python -m benchmarks.cpu_decoders [OUTPUT FOLDER [MODEL ...]]` prints a table and writes cpu_decoders.json. The models
+are smollm2 (real weights) and llama-1b (its shape, random weights); llama.cpp is beside them where llama-cpp-python is
+installed. Milliseconds a token of one sequence after a prompt of 16 tokens; the floor is the bytes of the weights of a
+step over the bandwidth measured here. It wants an idle machine.
 """
 
 import sys
@@ -44,8 +44,8 @@ def made(name: str) -> Any:
 
     if name == "smollm2":
         return AutoModelForCausalLM.from_pretrained(packaged_model("smollm2"), dtype=torch.float32).eval()
-    config = LlamaConfig(hidden_size=2048, num_hidden_layers=16, num_attention_heads=32, num_key_value_heads=8, head_dim=64,
-                         intermediate_size=8192, vocab_size=128256, tie_word_embeddings=True)  # fmt: skip
+    config = LlamaConfig(hidden_size=2048, num_hidden_layers=16, num_attention_heads=32, num_key_value_heads=8,
+                         head_dim=64, intermediate_size=8192, vocab_size=128256, tie_word_embeddings=True)  # fmt: skip
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
     model = model.to_empty(device="cpu").eval()
@@ -149,7 +149,6 @@ def rows_of(name: str, speed: float) -> list[dict[str, Any]]:
     decoder.use_int8(False)
     add("llama.cpp, Q8_0", lambda: llama_cpp_ms(model, "Q8_0"), 34 / 32)
     add("llama.cpp, Q4_0", lambda: llama_cpp_ms(model, "Q4_0"), 18 / 32)
-    del decoder
     model = model.bfloat16()
     add("transformers, bfloat16", lambda: eager_ms(model), 2)
     return rows
