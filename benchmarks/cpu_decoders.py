@@ -1,4 +1,4 @@
-"""Decoders on this machine's CPU, one stream: plain transformers, our steps by torch and over narrow weights, the floor.
+"""Decoders on a CPU, one stream: plain transformers, our steps by torch and over narrow weights, and the floor.
 
 `python -m benchmarks.cpu_decoders [OUTPUT FOLDER [MODEL ...]]` prints a table and writes cpu_decoders.json. The models
 are smollm2 (real weights) and llama-1b (its shape, random weights); llama.cpp is beside them where llama-cpp-python is
