@@ -23,6 +23,7 @@ from mii_azure.platform import servers
 from mii_azure.spec import Spec
 from scoring.config import Limits
 from scoring.passes.families import FUSED_ENCODER
+from scoring.schema.registry import task_schema
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "templates"
 OPENVINO_LOCK = "openvino.lock"  # of what runs such encoders on a CPU
@@ -197,6 +198,7 @@ def _lock(spec: Spec, plan: Plan, device_line: str) -> str:
     names = [device_line]
     names += [servers.HTTP_LOCK] if spec.server == "http" else []
     names += [OPENVINO_LOCK] if plan.takes("cpu") and plan.profile.family in FUSED_ENCODER.served else []
+    names += [servers.SPEECH_LOCK] if task_schema(spec.task).hears else []
     return "".join((TEMPLATES / "locks" / name).read_text(encoding="utf-8") for name in names)
 
 

@@ -16,6 +16,8 @@ def catalogue(deployment: Deployment) -> list[Pass]:
     """The passes that a deployment's task may have."""
     if deployment.task == "text-to-image":
         return diffusion_passes()
+    if task_schema(deployment.task).hears:
+        return []
     if task_schema(deployment.task).generative:
         return decoder_passes(deployment.limits, deployment.optimisation)
     return encoder_passes(deployment.optimisation)
