@@ -86,6 +86,8 @@ def _of_base_image(spec: Spec, plan: Plan) -> list[Decision]:
 def _environment_files(spec: Spec, plan: Plan, context: Mapping[str, Any]) -> dict[str, str]:
     """Files of environment/: the Dockerfile and the lock."""
     image = images()[plan.image]
+    if plan.takes("weight_only"):
+        image = image | {"packages": image["packages"] + image.get("narrow_packages", [])}
     own = {
         "image": image,
         "base_image": base_image(spec, plan),

@@ -84,7 +84,8 @@ class Decoder:
         self.lengths = [0] * slots  # the host's copy: known without asking the device
         self.fixed = fixed  # answers are the same bits alone and in company
         self.adapters = SlotAdapters(hf_model, self.model)
-        self._torch = self.adapters.around(plain_backend(self.model, self.state, fixed))
+        self.plain = plain_backend(self.model, self.state, fixed)
+        self._torch = self.adapters.around(self.plain)
         self._logits: dict[int, Tensor] = {}  # of slots from which no token was picked yet
         self._constrained: set[int] = set()  # slots whose tokens `sample` picks
         self._drafts = drafts
@@ -328,19 +329,19 @@ class Decoder:
     def use_int8(self, wanted: bool = True) -> None:
         """Make steps of one or two slots on a GPU read int8 weights, quantized now beside the others; or stop it.
 
-        Of the fused tier only: the generic one's products are the model's own.
+        Of the fused tier only: the generic one's products are the model's own. On a CPU `plain.use_narrow` follows.
         """
         assert isinstance(self.model, DecoderModel)
         quantize_weights(self.model) if wanted else dequantize_weights(self.model)
         self._start()
 
-    def use_int4(self, hf_model: Any) -> int:
-        """Make those steps read the int4 weights in the folder of the model, where it has them; how many products do.
+    def use_shipped(self, hf_model: Any, rest: bool) -> int:
+        """Make those steps read the int4 or int8 weights in the folder of the model, where it has them; `attach` tells.
 
         Of the fused tier only. Raises WeightsUnreadable if the folder has changed.
         """
         assert isinstance(self.model, DecoderModel)
-        count = attach(self.model, hf_model)
+        count = attach(self.model, hf_model, rest)
         self._start()
         return count
 
