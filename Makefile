@@ -9,11 +9,10 @@ TORCH := $(shell sed -n 's/^torch==//p' templates/locks/scoring.in)
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { echo \
 	  "$(PYTHON) is not Python 3.11, which the images and the locks have: install it, or name one, as in make PYTHON=/path/to/python3.11" >&2; exit 2; }
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -qq --upgrade pip
-	@echo "Installing torch $(TORCH), then the project (a few minutes, once)"
-	$(BIN)/pip install -qq "torch==$(TORCH)"
-	$(BIN)/pip install -qq -c constraints.txt -e '.[dev]'
+	@tools/told.sh "Making .venv with $(PYTHON)" $(PYTHON) -m venv .venv
+	@tools/told.sh "Upgrading pip" $(BIN)/pip install -qq --upgrade pip
+	@tools/told.sh "Installing torch $(TORCH) (a minute or more, once)" $(BIN)/pip install -qq "torch==$(TORCH)"
+	@tools/told.sh "Installing the project and its tools" $(BIN)/pip install -qq -c constraints.txt -e '.[dev]'
 	@touch $@
 
 help:  ## this list

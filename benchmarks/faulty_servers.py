@@ -61,8 +61,8 @@ class PlainServer:
         return TargetReply(200, json.dumps(answer).encode(), 0.0)
 
 
-class ScaledFP8Cache(DynamicCache):
-    """Keys and values in FP8 with one scale a tensor, which is not how the suspect rounds them."""
+class FP8Cache(DynamicCache):
+    """Keys and values in FP8 as servers keep them that were given no scales: each is rounded as it is."""
 
     def update(self, key_states: Any, value_states: Any, *more: Any, **named: Any) -> Any:
         """Round, then keep."""
@@ -70,8 +70,20 @@ class ScaledFP8Cache(DynamicCache):
 
 
 def _fp8(values: torch.Tensor) -> torch.Tensor:
+    return values.to(torch.float8_e4m3fn).to(values.dtype)
+
+
+class ScaledFP8Cache(DynamicCache):
+    """Keys and values in FP8 with a scale for all that come at once, which no suspect can know."""
+
+    def update(self, key_states: Any, value_states: Any, *more: Any, **named: Any) -> Any:
+        """Round, then keep."""
+        return super().update(_scaled_fp8(key_states), _scaled_fp8(value_states), *more, **named)
+
+
+def _scaled_fp8(values: torch.Tensor) -> torch.Tensor:
     scale = values.abs().max() / torch.finfo(torch.float8_e4m3fn).max
-    return (values / scale).to(torch.float8_e4m3fn).to(values.dtype) * scale
+    return _fp8(values / scale) * scale
 
 
 def bundle(model: Path, folder: Path, **options: Any) -> Path:
@@ -187,7 +199,8 @@ def faults(model: Path, sound: Path, work: Path) -> dict[str, tuple[str, Callabl
 
     return {
         "int4 weights": ("int4", lambda: served(model, quantise="int4")),
-        "KV cache in FP8": ("KV cache", lambda: _plain(PlainServer(model, ScaledFP8Cache))),
+        "KV cache in FP8": ("KV cache", lambda: _plain(PlainServer(model, FP8Cache))),
+        "KV cache in FP8, with scales": ("KV cache", lambda: _plain(PlainServer(model, ScaledFP8Cache))),
         "another chat template": ("chat template", lambda: served(_without_system(model, work / "template"))),
         "sampling defaults": ("sampling defaults", lambda: _altered(sound, _sampled)),
         "another revision": ("other weights", lambda: served(_perturbed(model, work / "revision", _noise))),

@@ -28,7 +28,7 @@ until curl -sf "http://127.0.0.1:$http/readyz" >/dev/null; do
     kill -0 "$server" 2>/dev/null || { echo "the server did not start" >&2; exit 4; }
     sleep 0.2
 done
-run mii-azure query "127.0.0.1:$grpc" "What is the capital of France? Answer in one short sentence."
+run mii-azure query "127.0.0.1:$grpc" "What is the capital of France? Answer in one short sentence." --stream
 kill "$server" && wait "$server" || true
 trap - EXIT
 

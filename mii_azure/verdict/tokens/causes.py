@@ -39,9 +39,8 @@ def find_cause(
             break
     else:
         search.finish(progress)
-    cause, least = min(search.left.items(), key=lambda found: found[1])
     means = {cause: left / search.tokens for cause, left in search.left.items()}
-    return (cause if least < _EXPLAINED * search.before else UNEXPLAINED), means
+    return search.cause, means
 
 
 class _Search:
@@ -55,32 +54,36 @@ class _Search:
         # The answer that says most for what it costs comes first: every suspect is asked to explain it.
         self._first, *self._rest = sorted(worst, key=lambda one: -one.total / one.length)
         self.left: dict[str, float] = {}
+        self._best = (_EXPLAINED * self.before, UNEXPLAINED)  # of those that were asked to explain every answer
         self._open: list[Suspect] = []
+
+    @property
+    def cause(self) -> str:
+        """Suspect that explains the answers best, if one does."""
+        return self._best[1]
 
     def begin(self, suspect: Suspect) -> bool:
         """Try a suspect on the first answer, and on all where that explains it; True if nothing is left to explain."""
-        left = self._left(suspect, [self._first], math.inf)
-        if left > _WHOLLY * self._first.total:
+        self.left[suspect.cause] = self._left(suspect, [self._first], math.inf)
+        if self.left[suspect.cause] > _WHOLLY * self._first.total:
             self._open.append(suspect)
         else:
-            left += self._left(suspect, self._rest, self._most() - left)
-        self.left[suspect.cause] = left
-        return left <= self._sound
+            self._complete(suspect)
+        return self._best[0] <= self._sound
 
     def finish(self, progress: Callable[[str], None]) -> None:
         """Try every suspect on the other answers, the likeliest first, until it leaves more than another."""
         for suspect in sorted(self._open, key=lambda each: self.left[each.cause]):
-            self._open.remove(suspect)
-            left = self.left.pop(suspect.cause)
-            if left < min(self._most(), self._first.total):
+            if self.left[suspect.cause] < min(self._best[0], self._first.total):
                 progress(f"is it really {suspect.cause}?")
-                left += self._left(suspect, self._rest, self._most() - left)
-            self.left[suspect.cause] = left
+                self._complete(suspect)
 
-    def _most(self) -> float:
-        """Sum beyond which a suspect is not the cause."""
-        tried = [left for cause, left in self.left.items() if cause not in {each.cause for each in self._open}]
-        return min([_EXPLAINED * self.before, *tried])
+    def _complete(self, suspect: Suspect) -> None:
+        """Try a suspect on the other answers."""
+        left = self.left[suspect.cause]
+        left += self._left(suspect, self._rest, self._best[0] - left)
+        self.left[suspect.cause] = left
+        self._best = min(self._best, (left, suspect.cause))
 
     def _left(self, suspect: Suspect, answers: Sequence["Scored"], most: float) -> float:
         """Sum of the margins that a suspect leaves of answers, at least where it is more than `most`."""

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from mii_azure.bundle.manifest import load_manifest
+from mii_azure.bundle.manifest import load_manifest, make_manifest
+from mii_azure.bundle.render import as_json
 from mii_azure.cli import app
 from mii_azure.sdk.generate import generate
 from tests.mii_azure.azure.fake_arm import Cloud
@@ -114,7 +115,7 @@ def mii(
 
 
 @pytest.fixture(scope="session")
-def _bundles(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def _wholes(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     root = tmp_path_factory.mktemp("bundles")
     model = tiny("bert", "question-answering")
     changed = Path(shutil.copytree(model, root / "changed"))
@@ -125,19 +126,52 @@ def _bundles(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     return first, generate("question-answering", str(changed), "My-qa", output=root / "second")
 
 
+@pytest.fixture(scope="session")
+def _bundles(_wholes: tuple[Path, Path]) -> list[Path]:
+    return [lightened(whole) for whole in _wholes]
+
+
 @pytest.fixture
-def bundle(_bundles: tuple[Path, Path], cloud: Cloud) -> Path:
-    serve(cloud, _bundles[0])
+def whole(_wholes: tuple[Path, Path], cloud: Cloud) -> Path:
+    """A bundle as it was generated, which a host can load."""
+    serve(cloud, _wholes[0])
+    return _wholes[0]
+
+
+@pytest.fixture
+def whole_second(_wholes: tuple[Path, Path], cloud: Cloud) -> Path:
+    """The same with other weights."""
+    serve(cloud, _wholes[1])
+    return _wholes[1]
+
+
+@pytest.fixture
+def bundle(_wholes: tuple[Path, Path], _bundles: list[Path], cloud: Cloud) -> Path:
+    """A bundle without most of the scoring package."""
+    serve(cloud, _bundles[0], _wholes[0])
     return _bundles[0]
 
 
 @pytest.fixture
-def second(_bundles: tuple[Path, Path], cloud: Cloud) -> Path:
+def second(_wholes: tuple[Path, Path], _bundles: list[Path], cloud: Cloud) -> Path:
     """The same with other weights."""
-    serve(cloud, _bundles[1])
+    serve(cloud, _bundles[1], _wholes[1])
     return _bundles[1]
 
 
-def serve(cloud: Cloud, folder: Path) -> None:
-    """Let slots that are deployed from this bundle answer."""
-    cloud.scoring.bundles[str(load_manifest(folder)["bundle"])] = folder
+def lightened(whole: Path) -> Path:
+    """Copy a bundle without the rooms of its scoring package, whose hundreds of uploads are most of a deployment."""
+    scoring = whole / "code" / "scoring"
+
+    def rooms(folder: str, names: list[str]) -> list[str]:
+        return [name for name in names if Path(folder) == scoring and (scoring / name).is_dir()]
+
+    light = Path(shutil.copytree(whole, whole.with_name(f"{whole.name}-light"), ignore=rooms))
+    hashes = {path: digest for path, digest in load_manifest(whole)["files"].items() if (light / path).is_file()}
+    (light / "manifest.json").write_text(as_json(make_manifest(hashes)))
+    return light
+
+
+def serve(cloud: Cloud, folder: Path, whole: Path | None = None) -> None:
+    """Let slots that are deployed from this bundle answer, as `whole` if it is a lightened one."""
+    cloud.scoring.bundles[str(load_manifest(folder)["bundle"])] = whole or folder

@@ -6,7 +6,7 @@ import mii_azure
 from mii_azure.operations.deploy import deploy
 from mii_azure.sdk.generate import generate
 from scoring.errors import InvalidParameter
-from tests.mii_azure.azure.conftest import serve
+from tests.mii_azure.azure.conftest import lightened, serve
 
 QUESTION = {"inputs": {"question": "Who?", "context": "It was Ann."}}
 
@@ -14,8 +14,9 @@ QUESTION = {"inputs": {"question": "Who?", "context": "It was Ann."}}
 @pytest.mark.parametrize("mode", ["key", "aml_token", "aad_token"])
 def test_every_auth_mode(cloud, client, tiny, tmp_path, mode):
     model = str(tiny("bert", "question-answering"))
-    bundle = generate("question-answering", model, "My-qa", output=tmp_path / "bundle", auth_mode=mode)
-    serve(cloud, bundle)
+    whole = generate("question-answering", model, "My-qa", output=tmp_path / "bundle", auth_mode=mode)
+    bundle = lightened(whole)
+    serve(cloud, bundle, whole)
     deploy(bundle, client)
     with mii_azure.client("endpoint:my-qa", ml_client=client) as asked:
         assert asked.query(QUESTION)["answer"]

@@ -15,7 +15,7 @@ from mii_azure.errors import AzureError, BundleEdited, InvalidName, SpecError
 from mii_azure.operations.deploy import deploy, intact, place
 from mii_azure.operations.steps import Journal
 from mii_azure.sdk.generate import generate
-from tests.mii_azure.azure.conftest import serve
+from tests.mii_azure.azure.conftest import lightened, serve
 
 MADE = {
     r"codes/[^/]+/versions/1",
@@ -31,9 +31,9 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
 
 
-def test_a_deployment_answers_and_what_was_uploaded_is_the_bundle(cloud, client, bundle):
+def test_a_deployment_answers_and_what_was_uploaded_is_the_bundle(cloud, client, whole):
     said: list[str] = []
-    done = mii_azure.deploy(bundle, ml_client=client, slot="blue", progress=said.append)
+    done = mii_azure.deploy(whole, ml_client=client, slot="blue", progress=said.append)
     assert done.traffic == {"blue": 100}
     assert done.answer["answer"]
     assert said == ["environment", "model", "endpoint", "deployment blue", "smoke request to blue", "traffic"]
@@ -43,9 +43,9 @@ def test_a_deployment_answers_and_what_was_uploaded_is_the_bundle(cloud, client,
     assert len(made) == len(MADE)
     trees = {"/".join(path.split("/")[:4]) for path in cloud.blobs.blobs if path.startswith("models/")}
     uploaded = {path.rsplit("/", 1)[1]: cloud.blobs.tree(f"{path}/") for path in trees}
-    assert uploaded == {name: files(bundle / name) for name in ("model", "environment")}
+    assert uploaded == {name: files(whole / name) for name in ("model", "environment")}
     code = next(path.partition("/")[0] for path in cloud.blobs.blobs if path.startswith("code-"))
-    assert cloud.blobs.tree(f"{code}/code/") == files(bundle / "code")
+    assert cloud.blobs.tree(f"{code}/code/") == files(whole / "code")
 
 
 def test_the_second_run_makes_and_sends_nothing(cloud, client, bundle):
@@ -62,8 +62,9 @@ def test_an_expired_token_of_the_endpoint_is_renewed(cloud, client, tiny, tmp_pa
     from mii_azure.azure.live import Live
 
     model = str(tiny("bert", "question-answering"))
-    bundle = generate("question-answering", model, "My-qa", output=tmp_path / "bundle", auth_mode="aml_token")
-    serve(cloud, bundle)
+    whole = generate("question-answering", model, "My-qa", output=tmp_path / "bundle", auth_mode="aml_token")
+    bundle = lightened(whole)
+    serve(cloud, bundle, whole)
     deploy(bundle, client)
     live = Live(client, "my-qa")
     cloud.arm.tokens += 1

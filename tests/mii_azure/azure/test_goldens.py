@@ -16,7 +16,7 @@ from mii_azure.mlops.infra import bodies
 from mii_azure.operations.deploy import deploy, intact, place
 from mii_azure.operations.steps import Journal
 from mii_azure.sdk.generate import generate
-from tests.mii_azure.azure.conftest import serve
+from tests.mii_azure.azure.conftest import lightened, serve
 from tests.mii_azure.azure.fake_arm.subscription import GROUP, IDENTITY
 
 GOLDENS = Path(__file__).with_name("goldens")
@@ -75,9 +75,10 @@ def made(cloud, tiny, tmp_path):
         if compute := options.get("compute"):
             attach(cloud, compute, options["kind"])
         model = str(tiny("bert", "question-answering"))
-        folder = generate("question-answering", model, "My-qa", output=tmp_path / "bundle", **options)
-        serve(cloud, folder)
-        return folder
+        whole = generate("question-answering", model, "My-qa", output=tmp_path / "bundle", **options)
+        light = lightened(whole)
+        serve(cloud, light, whole)
+        return light
 
     return make
 

@@ -12,7 +12,7 @@ from mii_azure.operations.deploy import deploy
 from mii_azure.operations.metrics_gate import Allowed
 from mii_azure.operations.rollout import rollout
 from mii_azure.sdk.generate import generate
-from tests.mii_azure.azure.conftest import serve
+from tests.mii_azure.azure.conftest import lightened, serve
 from tests.mii_azure.azure.fake_arm import Fault
 from tests.mii_azure.azure.fake_arm.arm import refusal
 from tests.mii_azure.azure.fake_arm.cloud import Answer
@@ -131,8 +131,9 @@ def test_without_the_permission_to_read_azure_monitor_nothing_is_begun(cloud, cl
 
 def test_autoscale_follows_the_slot_that_serves(cloud, client, tiny, tmp_path, second):
     model = str(tiny("bert", "question-answering"))
-    bundle = generate("question-answering", model, "My-qa", output=tmp_path / "bundle", max_instances=4)
-    serve(cloud, bundle)
+    whole = generate("question-answering", model, "My-qa", output=tmp_path / "bundle", max_instances=4)
+    bundle = lightened(whole)
+    serve(cloud, bundle, whole)
 
     def rules():
         return sorted(path.rsplit("/", 1)[1] for path in cloud.arm.resources if "autoscalesettings" in path)
@@ -158,20 +159,20 @@ def test_a_batch_endpoint_has_nothing_to_roll_over(client, tiny, tmp_path, cloud
     assert cloud.log == []
 
 
-def test_parity_with_a_live_endpoint(cloud, client, bundle):
-    deploy(bundle, client)
-    verdict = mii_azure.parity(bundle, ["grpc", "endpoint:My-qa/blue"], ml_client=client)
+def test_parity_with_a_live_endpoint(cloud, client, whole):
+    deploy(whole, client)
+    verdict = mii_azure.parity(whole, ["grpc", "endpoint:My-qa/blue"], ml_client=client)
     assert verdict.agree, verdict.comparisons
     assert {entry.status for entry in verdict.comparisons} >= {200, 400}  # the model's own, not 424
     local, deployed = verdict.sides
     assert (local.instance_type, local.instances) == ("", 0)
-    settings = yaml.safe_load((bundle / "deployment.yml").read_text("utf-8"))
+    settings = yaml.safe_load((whole / "deployment.yml").read_text("utf-8"))
     assert (deployed.instance_type, deployed.instances) == (settings["instance_type"], settings["instance_count"])
     with pytest.raises(errors.SpecError, match="names no endpoint"):
-        mii_azure.parity(bundle, ["grpc", "endpoint:"], ml_client=client)
+        mii_azure.parity(whole, ["grpc", "endpoint:"], ml_client=client)
 
 
-def test_a_slot_that_answers_otherwise_than_the_local_runner_takes_no_traffic(cloud, client, bundle, second):
+def test_a_slot_that_answers_otherwise_than_the_local_runner_takes_no_traffic(cloud, client, bundle, whole_second):
     deploy(bundle, client)
     other = {"answer": "Bob", "score": 0.5, "start": 0, "end": 3}
 
@@ -183,5 +184,5 @@ def test_a_slot_that_answers_otherwise_than_the_local_runner_takes_no_traffic(cl
     with pytest.raises(
         errors.RolloutFailed, match=r"The gate 'parity' failed: green answers .* unlike the local runner"
     ):
-        rollout(second, client, hold_s=0)
+        rollout(whole_second, client, hold_s=0)
     assert cloud.arm.endpoint("my-qa")["properties"]["traffic"] == {"blue": 100}

@@ -1,9 +1,13 @@
 """Sign-in of a workflow: assertions are fetched anew, and a rollout whose sign-in ends gives the traffic back."""
 
+import io
+import logging
+
 import pytest
 from azure.core.exceptions import ClientAuthenticationError
 
 from mii_azure import errors
+from mii_azure.azure.client import connect as client_of
 from mii_azure.azure.sign_in import GITHUB, PIPELINES, KeptTokens, credential
 from mii_azure.operations.deploy import deploy
 from mii_azure.operations.rollout import rollout, undo
@@ -37,6 +41,18 @@ def test_a_workflow_asks_for_another_assertion_whenever_a_token_ends(cloud, gith
     assert deploy(bundle, connect(KeptTokens(github))).traffic == {"blue": 100}
     assert len(cloud.login.asserted) > 2  # each is good once, and no token lives as long as the rollout
     assert len(cloud.login.good) == 0
+
+
+def test_nothing_is_printed_of_the_credentials_that_were_tried(monkeypatch):
+    """Where no handler listens, as in a command, logging prints warnings by its last resort."""
+    printed = io.StringIO()
+    monkeypatch.setattr(logging.root, "handlers", [])
+    monkeypatch.setattr(logging, "lastResort", logging.StreamHandler(printed))
+    monkeypatch.setattr(logging.getLogger("azure.identity"), "handlers", [])
+    logging.getLogger("azure.identity._credentials.chained").warning("before")
+    credential()
+    logging.getLogger("azure.identity._credentials.chained").warning("Attempted credentials: ...")
+    assert printed.getvalue() == "before\n"
 
 
 def test_who_signs_in_where(monkeypatch):
@@ -109,3 +125,13 @@ def test_what_a_later_gate_needs_is_fetched_while_the_sign_in_is_fresh(cloud, co
     kept.check()
     with pytest.raises(ClientAuthenticationError):
         kept.get_token("https://ml.azure.com/.default", claims="revoked")
+
+
+@pytest.mark.parametrize(
+    ("cloud_name", "address"),
+    [("AzureUSGovernment", "management.usgovcloudapi.net"), ("AzureChinaCloud", "management.chinacloudapi.cn")],
+)
+def test_a_workspace_of_a_sovereign_cloud_is_asked_there(cloud_name, address, monkeypatch):
+    monkeypatch.setenv("AZUREML_CURRENT_CLOUD", cloud_name)
+    client = client_of("s", "g", "w")
+    assert address in str(client._base_url)

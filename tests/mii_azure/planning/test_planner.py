@@ -386,3 +386,18 @@ def test_a_single_instance_is_told_what_production_asks_for() -> None:
 def _spec(instance_type: str, count: int = 1) -> Spec:
     fields = {"task": "text-generation", "model": "m", "name": "abc", "instance_type": instance_type}
     return Spec(**fields, instance_count=count)
+
+
+@pytest.mark.parametrize(
+    ("kind", "cores", "told"),
+    [
+        ({"kind": "managed"}, 16, "reserves 20 %"),
+        ({"kind": "batch", "compute": "cluster"}, 8, "reserves none"),
+        ({"kind": "kaito", "image": "mine.azurecr.io/models/m"}, 8, "KAITO makes"),
+        ({"kind": "kubernetes", "compute": "cluster"}, 0, "your own cluster"),
+    ],
+)
+def test_quota_is_that_of_whose_machines_the_kind_takes(kind, cores, told):
+    made = planned(facts("bert", 100_000_000, "float32"), "Standard_D8as_v4", **kind)
+    assert made.quota_cores == cores
+    assert told in next(each.reason for each in made.decisions if each.what == "quota")
