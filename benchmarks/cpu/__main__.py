@@ -85,6 +85,9 @@ def merged(path: Path, found: dict[str, Any], made: dict[str, Any]) -> dict[str,
     if any(before.get(name) != made[name] for name in SAME):
         before = {}
     both = {**before, **found, **made}
+    if "peaks" in both:  # ceilings: the best that was seen
+        seen = [each.get("peaks", {}) for each in (before, found)]
+        both["peaks"] = {name: max(peak.get(name, 0.0) for peak in seen) for name in {*seen[0], *seen[1]}}
     for name in ("rows", "starts"):
         new = found.get(name, [])
         kept = [row for row in before.get(name, []) if row["work"] not in {row["work"] for row in new}]

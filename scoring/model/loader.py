@@ -13,10 +13,10 @@ import torch
 
 from scoring.config import MODULES, Deployment
 from scoring.errors import HeadMissing, LoadError, OutOfMemory, WeightsUnreadable
-from scoring.limits.control_groups import memory_limit
 from scoring.limits.memory_shares import LOADED
 from scoring.lora.loading import load_bank
 from scoring.model.extractor import feature_extractor
+from scoring.model.host_memory import refuse_beyond_limit
 from scoring.model.info import facts_of
 from scoring.model.loaded import Loaded
 from scoring.model_files.own_code import fault_of
@@ -252,8 +252,8 @@ def _weights(deployment: Deployment, folder: Path, device: torch.device) -> Any:
     """The model on a device, in eval mode; on a GPU each tensor is copied there straight from the file."""
     where: dict[str, Any] = {"device_map": {"": device}} if device.type == "cuda" else {}
     refuse_outside(folder)
-    if device.type == "cpu" and (limit := memory_limit()) is not None:
-        _refuse_beyond(limit, deployment, folder)
+    if device.type == "cpu":
+        refuse_beyond_limit(lambda: survey(deployment, folder).weight_bytes, deployment.dtype)
     try:
         model, report = _made(
             "from_pretrained",
@@ -317,14 +317,6 @@ def _too_large(deployment: Deployment, folder: Path, device: torch.device) -> Ou
         f"The weights take {needed:.1f} GB as {deployment.dtype}; the GPU has {free:.1f} of {total:.1f} GB free.",
         f"Serve it on a GPU with {LOADED * needed:.0f} GB or more, or force the pass zero_inference on.",
     )
-
-
-def _refuse_beyond(limit: int, deployment: Deployment, folder: Path) -> None:
-    needed = survey(deployment, folder).weight_bytes
-    if needed > limit:  # the kernel would end the process half-way, without a word
-        told = f"The weights take {needed / 1e9:.2f} GB as {deployment.dtype}"
-        remedy = f"Give it {LOADED * needed / 1e9:.1f} GB or more."
-        raise OutOfMemory(f"{told}; the container may use {limit / 1e9:.2f} GB.", remedy)
 
 
 def _refuse_other_sizes(mismatched: Collection[tuple[str, Sequence[int], Sequence[int]]]) -> None:
