@@ -157,6 +157,8 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "products": ("products.json", products),
     "decoders": ("decoders-h100.json", decoders),
     "families": ("decoders-families-h100.json", decoders),
+    "families-h200": ("decoders-families-h200.json", decoders),
+    "over-http": ("over_http.json", serving_tables.over_http),
     "throughput": ("throughput.json", serving_tables.throughput),
     "long-prompts": ("long_prompts.json", serving_tables.long_prompts),
     "diffusion": ("diffusion.json", serving_tables.diffusion),
@@ -165,6 +167,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "slice-alone": ("slice_alone.json", serving_tables.slice_alone),
     "quantised": ("quantised.json", serving_tables.quantised),
     "cpu": ("cpu.json", serving_tables.cpu),
+    "cpu-vnni": ("cpu-vnni.json", serving_tables.cpu),
     "streams": ("streams.json", serving_tables.streams),
 }
 
