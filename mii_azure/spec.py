@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, Self, TypedDict
 
@@ -26,7 +27,7 @@ from mii_azure.platform.limits import (
 )
 from mii_azure.platform.options import AzureOptions, OnCommandLine
 from mii_azure.platform.servers import Server
-from scoring.config import Speculation
+from scoring.config import CacheDtype, Speculation
 
 # Azure's rule for endpoint and deployment names (managed online endpoints reference, azure-ai-ml's validators).
 # Names of two characters, which MII's users have, get a suffix in Azure: see `azure_name`.
@@ -113,6 +114,9 @@ class Spec(AzureOptions):
     )
     passes_off: Annotated[tuple[str, ...], OnCommandLine("Comma-separated passes to leave out.")] = Field(
         (), description="Passes to leave out."
+    )
+    kv_cache_dtype: CacheDtype = Field(
+        "auto", description="auto or fp8: a decoder's keys and values in the model's type, or in FP8, twice the tokens."
     )
     prefix_reuse: Annotated[
         bool, OnCommandLine("Compute every prompt whole: nothing of another caller's is reused.")
@@ -237,9 +241,10 @@ class Spec(AzureOptions):
 
     @model_validator(mode="after")
     def _cache(self) -> Self:
-        if self.task not in CACHED_TASKS and (self.memory_share or self.expects):
+        if self.task not in CACHED_TASKS and (self.memory_share or self.expects or self.kv_cache_dtype != "auto"):
             raise ValueError(
-                f"only {' and '.join(CACHED_TASKS)} have a KV cache to size; leave out memory_share and expected tokens"
+                f"only {' and '.join(CACHED_TASKS)} have a KV cache to size; leave out memory_share, kv_cache_dtype and"
+                " expected tokens"
             )
         if self.task == "text-to-image" and self.context_length:
             raise ValueError("the context of a pipeline's text encoder is fixed; leave out context_length")
@@ -309,6 +314,7 @@ class OtherPreferences(TypedDict, total=False):
     optimisations: Literal["azure", "public"]
     passes_on: Sequence[str]
     passes_off: Sequence[str]
+    kv_cache_dtype: CacheDtype
     prefix_reuse: bool
     batch_invariant: bool
     speculation: Speculation
@@ -336,7 +342,20 @@ def make_spec(**preferences: Any) -> Spec:
     except ValidationError as error:
         detail = error.errors(include_url=False, include_context=False, include_input=False)[0]
         field = ".".join(str(part) for part in detail["loc"])
-        known = Spec.model_fields.get(field)
-        hint = str(known.description) if known else f"Preferences: {', '.join(Spec.model_fields)}."
         told = detail["msg"].removeprefix("Value error, ")
-        raise SpecError(f"{field}: {told}." if field else f"{told[:1].upper()}{told[1:]}.", hint) from None
+        if detail["type"] == "string_pattern_mismatch":
+            told = "it does not have the form that is asked for"
+        sentence = f"{field}: {told}." if field else f"{told[:1].upper()}{told[1:]}."
+        raise SpecError(sentence, _hint(field, told)) from None
+
+
+def _hint(field: str, told: str) -> str:
+    """Remedy for a field or for what is said of several: its description, their flags, names like an unknown one."""
+    if known := Spec.model_fields.get(field):
+        return str(known.description)
+    if field:
+        near = get_close_matches(field, Spec.model_fields, n=3)
+        return f"Nearest: {', '.join(near)}." if near else f"Preferences: {', '.join(Spec.model_fields)}."
+    said = set(re.findall(r"[a-z_]+", told)) - {"name", "model", "task", "kind", "server"}
+    flags = [f"--{each.replace('_', '-')}" for each in Spec.model_fields if each in said]
+    return f"{' and '.join(flags)}: `--help` says what belongs there." if flags else "`--help` says what goes together."
