@@ -91,7 +91,7 @@ def test_256_requests_take_as_long_as_was_measured(model: str) -> None:
 def test_256_requests_over_http_take_as_long_as_was_measured() -> None:
     """Front ends and all, on a card that no instance type has: described as `--gpus ...` describes one."""
     told = json.loads((RESULTS / "over_http.json").read_text(encoding="utf-8"))
-    rows = [each for each in told["models"]["llama-1.1b"]["rows"] if each["front ends"]]
+    rows = [each for each in told["models"]["llama-1.1b"]["rows"] if each["front ends"] and each["clients"] == 256]
     family, parameters, sizes = SHAPES["llama-1.1b"]
     profile = facts(family, parameters, kv_bytes_per_token=4 * sizes["layers"] * sizes["kv_heads"] * 64, **sizes)
     work = Work(profile, family_named(family, "decoder"), "text-generation", Demand())
