@@ -145,7 +145,7 @@ def deployment_settings(spec: Spec, plan: Plan, model_id: str) -> dict[str, Any]
     """Content of code/deployment.json; `scoring.config.Deployment` reads it."""
     sliced = plan.tensor_parallel > 1
     cache = {"kv_cache_tokens": plan.kv_cache_tokens, "memory_share": spec.memory_share or 0.0}
-    cache = (cache if plan.kv_cache_tokens else {}) | ({"batch_invariant": True} if spec.batch_invariant else {})
+    cache = (cache if plan.kv_cache_tokens else {}) | _forms(spec)
     quantised = {"quantisation": plan.quantisation.model_dump()} if plan.quantisation else {}
     adapters = {"adapters": [each.model_dump() for each in plan.adapters]} if plan.adapters else {}
     asked = {"handler": bool(spec.handler), "served_names": list(spec.served_name)}
@@ -191,6 +191,12 @@ def deployment_settings(spec: Spec, plan: Plan, model_id: str) -> dict[str, Any]
             "planned": [asdict(each) for each in plan.passes],
         },
     }
+
+
+def _forms(spec: Spec) -> dict[str, Any]:
+    """Limits that change numbers, where they are asked for."""
+    asked = {"batch_invariant": spec.batch_invariant, "kv_cache_dtype": spec.kv_cache_dtype}
+    return {name: value for name, value in asked.items() if value != getattr(Limits, name)}
 
 
 def _lock(spec: Spec, plan: Plan, device_line: str) -> str:
