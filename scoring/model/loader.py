@@ -16,6 +16,7 @@ from scoring.errors import HeadMissing, LoadError, OutOfMemory, WeightsUnreadabl
 from scoring.limits.memory_shares import LOADED
 from scoring.lora.loading import load_bank
 from scoring.model.extractor import feature_extractor
+from scoring.model.host_memory import refuse_beyond_limit
 from scoring.model.info import facts_of
 from scoring.model.loaded import Loaded
 from scoring.model_files.own_code import fault_of
@@ -251,6 +252,8 @@ def _weights(deployment: Deployment, folder: Path, device: torch.device) -> Any:
     """The model on a device, in eval mode; on a GPU each tensor is copied there straight from the file."""
     where: dict[str, Any] = {"device_map": {"": device}} if device.type == "cuda" else {}
     refuse_outside(folder)
+    if device.type == "cpu":
+        refuse_beyond_limit(lambda: survey(deployment, folder).weight_bytes, deployment.dtype)
     try:
         model, report = _made(
             "from_pretrained",
