@@ -15,7 +15,7 @@ from mii_azure.model.remote_code import check_remote_code
 from mii_azure.model.resolved import Model
 from mii_azure.model.sentence import as_embedder, sentence_model
 from mii_azure.model.source import resolve
-from mii_azure.planning import expected, latency, memory, processors, quantization, rationale
+from mii_azure.planning import expected, latency, memory, quantization, rationale
 from mii_azure.planning import passes as planning_passes
 from mii_azure.planning.budget import Room, Work, at_once, device_of
 from mii_azure.planning.demand import demand_of
@@ -149,7 +149,6 @@ def make_plan(spec: Spec, facts: Profile, options: Options, beside: int = 0, dra
             *([quantization.decision(facts, placed.dtype)] if facts.shipped else []),
             *rationale.of_serving(work, placed, bounds),
             *rationale.of_time(facts, device, begun, wait, timeout),
-            *processors.lines(sku),
             *planning_passes.lines(spec, placed, passes),
             *rationale.of_instances(spec, sku, quota),
         ),
