@@ -20,7 +20,7 @@ from benchmarks.common import ROOT, revision, table, write
 from benchmarks.faulty_servers import TASK, adapter, bundle, faults
 from mii_azure.model.packaged import packaged_model
 from mii_azure.verdict.tokens.judge import Answered, ask, judge
-from mii_azure.verdict.tokens.probes import TokenProbe, make_probes
+from mii_azure.verdict.tokens.probes import NEW_TOKENS, TokenProbe, make_probes
 from mii_azure.verdict.tokens.reference import ReferenceModel
 from mii_azure.verdict.tokens.suspects import Suspect, named_suspects
 from scoring.telemetry.versions import versions
@@ -30,13 +30,13 @@ _KEPT = ROOT / ".cache" / "parity_faults"
 _CONTEXT = 2048
 _TOKENS = 320  # of a fault's verdict
 _CLEAN_RUNS = 100
-_PROBES = 5  # of a clean verdict: one of each kind in turn
-_PIECE = 10  # clean verdicts that are asked for at once
+_PROBES = 2  # of a clean verdict: in a longer one a false alarm would be averaged out
+_PIECE = 25  # clean verdicts that are asked for at once
 
 
 def clean_probes() -> list[list[TokenProbe]]:
     """Probes of each clean verdict, none of them in two."""
-    every = make_probes(TASK, _CLEAN_RUNS * _PROBES * 32, _CONTEXT)
+    every = make_probes(TASK, _CLEAN_RUNS * _PROBES * NEW_TOKENS, _CONTEXT)
     return [every[first : first + _PROBES] for first in range(0, _CLEAN_RUNS * _PROBES, _PROBES)]
 
 
@@ -101,7 +101,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "tokens": sum(row["tokens"] for row in rows),
         "picked": sum(row["picked"] for row in rows),
         "greatest_margin": max(max(row["margins"].values()) for row in rows),
-        "bound": rows[0]["bound"],
+        "bound": min(min(row["bounds"].values()) for row in rows),
     }
 
 

@@ -174,3 +174,20 @@ def long_prompts(result: Result) -> str:
     return "\n".join(
         [*rows, "", f"{where(result)}, bf16, random weights of the real shapes. {about} {' '.join(notes)}"]
     )
+
+
+def neighbour(result: Result) -> str:
+    """Generation on a CPU beside a busy process."""
+    told = {"system": "OpenMP's own", "ours": "passive, as servers of ours do"}
+    rows = ["| threads wait | quiet s | beside one busy process s | of the fair share |", "|---|---|---|---|"]
+    rows += [
+        f"| {told[row['waiting']]} | {row['quiet s']:.2f} | {row['busy s']:.2f} | {row['of the fair share']:.2f} |"
+        for row in result["neighbour"]
+    ]
+    cores = result["cores"]
+    note = (
+        f"Eight tokens of SmolLM2-135M by plain transformers in float32, {result['device']}, {cores} cores, medians; "
+        f"the fair share is {cores} of {cores + 1} parts. torch {result['versions']['torch']}, {result['date']}, "
+        f"revision {result['revision']}. `python -m benchmarks.cpu 20 FOLDER neighbour`."
+    )
+    return "\n".join([*rows, "", note])

@@ -143,8 +143,9 @@ class _Run:
         return tuple(found)
 
     def _precision(self, metadata: Mapping[str, Any]) -> str:
-        """What bounds margins: the format that the bundle asks for, not another one that a target tells of."""
-        return "int8" if metadata.get("precision") == "int8" else str(self._settings["dtype"])
+        """What bounds margins: the format that the bundle asks for, or int8 where a pass chose it."""
+        narrow = (metadata.get("optimisations") or {}).get("weight_only") == "applied"
+        return "int8" if narrow or metadata.get("precision") == "int8" else str(self._settings["dtype"])
 
 
 def _beside(settings: Mapping[str, Any]) -> list[str]:
