@@ -21,15 +21,21 @@ from scoring.quantization.dequantize import Grid
 
 GROUP = 128
 SHAPES = ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336))  # query to value, output, gate and up, down
-TILES = ((4, 4096, 4), (8, 4096, 4), (16, 4096, 4), (4, 4096, 2), (8, 4096, 2), (4, 2048, 2), (8, 2048, 2),
-         (16, 2048, 4), (8, 2048, 4), (4, 2048, 1), (8, 1024, 1))  # fmt: skip
+TILES = (
+    (4, 4096, 4),
+    (8, 4096, 4),
+    (16, 4096, 4),
+    (4, 4096, 2),
+    (4, 2048, 2),
+    (8, 2048, 2),
+    (16, 2048, 4),
+    (8, 1024, 1),
+)
 #: Tiles of a whole step, by name; the gated product and query to value read two sets of rows at once.
 STEPS = {
     "2 x 4096, 4 warps": dict.fromkeys(("qkv", "gated", "out", "down"), (2, 4096, 4)),
     "4 x 4096, 4 warps": dict.fromkeys(("qkv", "gated", "out", "down"), (4, 4096, 4)),
-    "2 x 4096, 2 warps": dict.fromkeys(("qkv", "gated", "out", "down"), (2, 4096, 2)),
     "4 x 2048, 2 warps": dict.fromkeys(("qkv", "gated", "out", "down"), (4, 2048, 2)),
-    "2 x 2048, 1 warp": dict.fromkeys(("qkv", "gated", "out", "down"), (2, 2048, 1)),
 }
 ROWS = (1, 2, 4, 8, 16)
 
@@ -56,9 +62,9 @@ def ours(x: Tensor, weights: list[Int4], out: Tensor, tile: tuple[int, int, int]
         weight = weights[state["turn"]]
         outputs = len(weight.words)
         decode_gemv.gemv[(rows * triton.cdiv(outputs, tile[0]),)](
-            x, x, weight.words, weight.scale, x, x, x, out, outputs, inputs, 0.0, 1.0, BN=tile[0], BK=tile[1],
-            ONCE=inputs <= tile[1], NORM="none", ACT="none", BIAS=False, SCALE=False, GROUP=GROUP, ZERO=False,
-            ADD=False, ROWS=rows, PDL=False, num_warps=tile[2],
+            x, x, x, x, x, weight.words, weight.scale, x, x, x, out, outputs, inputs, 0.0, 0.0, 1.0, BN=tile[0],
+            BK=tile[1], ONCE=inputs <= tile[1], NORM="none", ACT="none", BIAS=False, SCALE=False, GROUP=GROUP,
+            ZERO=False, ADD=False, POST=False, ROWS=rows, PDL=False, num_warps=tile[2],
         )  # fmt: skip
 
     return call

@@ -191,3 +191,27 @@ def neighbour(result: Result) -> str:
         f"revision {result['revision']}. `python -m benchmarks.cpu 20 FOLDER neighbour`."
     )
     return "\n".join([*rows, "", note])
+
+
+def over_http(result: Result) -> str:
+    """Clients of a server, and one long request among short ones."""
+    columns = ("model", "clients", "answers", "tokens/s", "first token p50 / p99 ms", "next token p50 / p99 ms")
+    rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    notes = []
+    for name, model in result["models"].items():
+        for row in model["rows"]:
+            cells = ["" if row["first p50"] is None else f"{row[f'{each} p50']:.0f} / {row[f'{each} p99']:.0f}"
+                     for each in ("first", "next")]  # fmt: skip
+            way = {"whole": "whole", "stream": "streamed", "openai": "streamed, /v1"}[row["way"]]
+            way += "" if row["front ends"] else ", one process"
+            rows.append(f"| {name} | {row['clients']} | {way} | {row['tokens/s']:,.0f} | {cells[0]} | {cells[1]} |")
+        notes.append(f"{name} {model['date']}, revision {model['revision']}")
+        if beside := model.get("long beside short"):
+            notes[-1] += (
+                f" (a request of {beside['long tokens']:,} tokens among {beside['short']} short ones: its first token "
+                f"after {beside['long first ms']:,.0f} ms, {beside['short failed']} short ones failed, whose next "
+                f"tokens came after {beside['short next p50']:.0f} ms at p50 and {beside['short next p99']:.0f} at p99)"
+            )
+    load = f"prompts of {result['load'][0]} to {result['load'][1]} tokens, {result['load'][2]} new ones, all at once"
+    text = f"`generate`, `serve`, then clients on the same machine: {load}. {where(result)}: {'; '.join(notes)}."
+    return "\n".join([*rows, "", text])

@@ -8,6 +8,8 @@ SmolLM2-135M-Instruct to the prompts of `speculation_texts.json`. On a GPU an OP
 write these very tokens: its table of positions, which is added to the embeddings, is set so that after each place the
 recorded token is the likeliest. So acceptance is a real model's, and every step reads the weights of a real shape.
 Both sides run through the scheduler, greedily, in turns in one process; their tokens have to be the recorded ones.
+A draft model has no lookup's luck: an OPT of 125 million parameters is told the same texts, and so is always right, or
+others, and so is always wrong. These are the bounds of what any pair gains; a trained pair was not at hand.
 """
 
 import argparse
@@ -22,13 +24,15 @@ import torch
 from transformers import GenerationConfig
 
 from benchmarks.common import RESULTS, device_ms, provenance, table, write
-from benchmarks.decoders import CASES, make
+from benchmarks.decoders import CASES, Case, make
 from scoring.decoder.decoder import Decoder
 from scoring.decoder.drafts import SIZES
 from scoring.decoder.model import DecoderModel
+from scoring.decoder.verify import step_ms
 from scoring.engine.row import Row
 from scoring.generation.scheduler import Scheduler
 from scoring.generation.settings import GenerationSettings
+from scoring.passes.draft_model import cost_of
 from scoring.telemetry.statistics import Statistics
 
 TEXTS = Path(__file__).with_name("speculation_texts.json")
@@ -77,10 +81,13 @@ def answers(task: Task, scheduler: Scheduler, prompts: Sequence[list[int]], new:
 class Sides:
     """Two schedulers over one model: of the first, no step is drafted."""
 
-    def __init__(self, model: Any, slots: int, length: int = _LENGTH) -> None:
+    def __init__(self, model: Any, slots: int, length: int = _LENGTH, small: Any = None) -> None:
         self.tasks = [Task(), Task()]
         tokens = slots * length if model.device.type == "cuda" else 0
         self.decoders = [Decoder(model, slots, length, tokens=tokens, drafts=drafts) for drafts in (False, True)]
+        if small is not None:
+            self.decoders[1].draft = draft = Decoder(small, slots, length, tokens=tokens)
+            self.decoders[1].draft_cost = cost_of(draft, self.decoders[1])
         self.schedulers = [
             Scheduler(task, decoder, decoder.capacity, reuse=False)
             for task, decoder in zip(self.tasks, self.decoders, strict=True)
@@ -137,10 +144,15 @@ def step_times(decoder: Decoder, lengths: Sequence[int] = (256, 1024, 1900)) -> 
                 times.append(1e3 * (time.perf_counter() - began))
             row[str(fed)] = median(times)
             if fed in SIZES:
-                row[f"{fed} on the device"] = device_ms(decoder._cuda._drafts[fed].replay, 30)
+                row[f"{fed} on the device"] = device_ms(decoder._cuda.graphs.drafts[fed].replay, 30)
             decoder.release(0)
         found.append(row)
     return found
+
+
+#: OPT's smallest, with the vocabulary of the other.
+SMALL = Case("opt", {"hidden_size": 768, "word_embed_proj_dim": 768, "ffn_dim": 3072, "num_hidden_layers": 12,
+                     "num_attention_heads": 12})  # fmt: skip
 
 
 def on_gpu() -> dict[str, Any]:
@@ -148,11 +160,7 @@ def on_gpu() -> dict[str, Any]:
     texts = json.loads(TEXTS.read_text(encoding="utf-8"))
     model = make(CASES["opt-1.3b"])
     sides = Sides(model, 16)
-    decoder_model = sides.decoders[0].model
-    assert isinstance(decoder_model, DecoderModel)
-    for layer in decoder_model.layers:  # what random layers add must not outweigh the table of positions
-        for product in (layer.attention.out, layer.mlp.down):
-            product.weight.mul_(0.02)
+    quiet(sides.decoders[0])
     told: dict[str, Any] = {"texts": {}, "free": {}}
     for name, text in texts.items():
         dictate(sides.decoders[0], text["prompt"], text["answer"])  # both read one table
@@ -161,6 +169,7 @@ def on_gpu() -> dict[str, Any]:
         print(name, json.dumps(told["texts"][name]), flush=True)
     told["steps"] = {"opt-1.3b": step_times(sides.decoders[1])}
     print(json.dumps(told["steps"]), flush=True)
+    told["draft model"] = by_draft_model(model, {name: texts[name] for name in ("summary", "free_story")})
     del sides, model
     torch.cuda.empty_cache()
     sides = Sides(make(CASES["llama-1.1b"]), 64)
@@ -190,6 +199,35 @@ def on_cpu() -> dict[str, Any]:
     return told
 
 
+@torch.no_grad()
+def quiet(decoder: Decoder) -> None:
+    """Have random layers add little, so that the table of positions decides what comes."""
+    decoder_model = decoder.model
+    assert isinstance(decoder_model, DecoderModel)
+    for layer in decoder_model.layers:
+        for product in (layer.attention.out, layer.mlp.down):
+            product.weight.mul_(0.02)
+
+
+@torch.inference_mode()
+def by_draft_model(model: Any, texts: dict[str, Any]) -> dict[str, Any]:
+    """The recorded texts with a small model that is always right, and one always wrong; a step of each model alone."""
+    sides = Sides(model, 4, small=make(SMALL))
+    (plain, drafted), told = sides.decoders, dict[str, Any]()
+    assert drafted.draft is not None
+    quiet(drafted.draft)
+    for name, text in texts.items():
+        prompt, answer = text["prompt"], text["answer"]
+        dictate(plain, prompt, answer)
+        for kind, written in (("right", answer), ("wrong", [5 + token % 1000 for token in answer[1:]] + [5])):
+            dictate(drafted.draft, prompt, written)
+            told[f"{name}, {kind}"] = {"tokens": len(answer), **sides.measure([prompt], len(answer), [answer])}
+            print(name, kind, json.dumps(told[f"{name}, {kind}"]), flush=True)
+    steps = {"model": step_ms(plain, 60), "draft model": step_ms(drafted.draft, 60), "cost": drafted.draft_cost}
+    print(json.dumps(steps), flush=True)
+    return {"texts": told, "step ms": steps}
+
+
 def show(told: dict[str, Any]) -> None:
     """Print the table of texts."""
     names = ("tokens", "plain", "drafted", "gain", "drafted_tokens", "accepted_tokens", "identical")
@@ -217,12 +255,21 @@ def record() -> None:
 
 
 def main() -> None:
+    """Measure on what there is, print the table, write the JSON."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--record", action="store_true")
+    parser.add_argument("--draft-model", action="store_true", help="that part alone; writes speculation_draft.json")
     arguments = parser.parse_args()
     if arguments.record:
         record()
+        return
+    if arguments.draft_model:
+        texts = json.loads(TEXTS.read_text(encoding="utf-8"))
+        model = make(CASES["opt-1.3b"])
+        quiet(Decoder(model, 1, _LENGTH, tokens=_LENGTH))
+        told = by_draft_model(model, {name: texts[name] for name in ("summary", "free_story")})
+        write("speculation_draft", {**provenance(), **told}, arguments.out)
         return
     on_device, name = (on_gpu, "speculation") if torch.cuda.is_available() else (on_cpu, "speculation_cpu")
     told = on_device()

@@ -157,6 +157,8 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "products": ("products.json", products),
     "decoders": ("decoders-h100.json", decoders),
     "families": ("decoders-families-h100.json", decoders),
+    "families-h200": ("decoders-families-h200.json", decoders),
+    "over-http": ("over_http.json", serving_tables.over_http),
     "throughput": ("throughput.json", serving_tables.throughput),
     "long-prompts": ("long_prompts.json", serving_tables.long_prompts),
     "diffusion": ("diffusion.json", serving_tables.diffusion),

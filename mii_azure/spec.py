@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, Self, TypedDict
 
@@ -336,7 +337,20 @@ def make_spec(**preferences: Any) -> Spec:
     except ValidationError as error:
         detail = error.errors(include_url=False, include_context=False, include_input=False)[0]
         field = ".".join(str(part) for part in detail["loc"])
-        known = Spec.model_fields.get(field)
-        hint = str(known.description) if known else f"Preferences: {', '.join(Spec.model_fields)}."
         told = detail["msg"].removeprefix("Value error, ")
-        raise SpecError(f"{field}: {told}." if field else f"{told[:1].upper()}{told[1:]}.", hint) from None
+        if detail["type"] == "string_pattern_mismatch":
+            told = "it does not have the form that is asked for"
+        sentence = f"{field}: {told}." if field else f"{told[:1].upper()}{told[1:]}."
+        raise SpecError(sentence, _hint(field, told)) from None
+
+
+def _hint(field: str, told: str) -> str:
+    """Remedy for a field or for what is said of several: its description, their flags, names like an unknown one."""
+    if known := Spec.model_fields.get(field):
+        return str(known.description)
+    if field:
+        near = get_close_matches(field, Spec.model_fields, n=3)
+        return f"Nearest: {', '.join(near)}." if near else f"Preferences: {', '.join(Spec.model_fields)}."
+    said = set(re.findall(r"[a-z_]+", told)) - {"name", "model", "task", "kind", "server"}
+    flags = [f"--{each.replace('_', '-')}" for each in Spec.model_fields if each in said]
+    return f"{' and '.join(flags)}: `--help` says what belongs there." if flags else "`--help` says what goes together."

@@ -10,18 +10,23 @@ from mii_azure.errors import SecretFound
 from mii_azure.model.safetensors import MAX_HEADER_BYTES
 
 #: Each has a maximum match length, so that search time is linear in the text, and the text can be searched in pieces.
+#: Before each stand bytes of which every match holds some: text without them, as nearly all is, is not searched.
 PATTERNS = (
-    ("a Hugging Face token", re.compile(rb"\bhf_[A-Za-z0-9]{30}")),
-    ("a GitHub token", re.compile(rb"\b(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_\w{60})")),
-    ("an Azure storage key", re.compile(rb"\bAccountKey=[A-Za-z0-9+/=]{40}")),
-    ("a shared access signature", re.compile(rb"[?&;]sig=[A-Za-z0-9%+/=]{30}")),
-    ("an Azure client secret", re.compile(rb"\b[A-Za-z0-9_~.-]{3}\dQ~[A-Za-z0-9_~.-]{31,34}\b")),
+    ("a Hugging Face token", (b"hf_",), re.compile(rb"\bhf_[A-Za-z0-9]{30}")),
+    (
+        "a GitHub token",
+        (b"ghp_", b"gho_", b"ghu_", b"ghs_", b"ghr_", b"github_pat_"),
+        re.compile(rb"\b(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_\w{60})"),
+    ),
+    ("an Azure storage key", (b"AccountKey=",), re.compile(rb"\bAccountKey=[A-Za-z0-9+/=]{40}")),
+    ("a shared access signature", (b"sig=",), re.compile(rb"[?&;]sig=[A-Za-z0-9%+/=]{30}")),
+    ("an Azure client secret", (b"Q~",), re.compile(rb"\b[A-Za-z0-9_~.-]{3}\dQ~[A-Za-z0-9_~.-]{31,34}\b")),
     # The header of a token is as long as the names of its key and algorithm; a claim set follows it.
-    ("a bearer token", re.compile(rb"\beyJ[\w-]{10,1000}\.eyJ[\w-]{10}")),
-    ("an AWS key", re.compile(rb"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b")),
-    ("an API key", re.compile(rb"\bsk-[A-Za-z0-9_-]{32}")),
-    ("a private key", re.compile(rb"-----BEGIN (?:[A-Z]{1,20} )?PRIVATE KEY-----")),
-    ("a password in an address", re.compile(rb"://[!-.0-9;-?A-~]{1,100}:[!-#%-.0-9;-?A-z|}~]{3,200}@")),
+    ("a bearer token", (b".eyJ",), re.compile(rb"\beyJ[\w-]{10,1000}\.eyJ[\w-]{10}")),
+    ("an AWS key", (b"AKIA", b"ASIA"), re.compile(rb"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b")),
+    ("an API key", (b"sk-",), re.compile(rb"\bsk-[A-Za-z0-9_-]{32}")),
+    ("a private key", (b"PRIVATE KEY-----",), re.compile(rb"-----BEGIN (?:[A-Z]{1,20} )?PRIVATE KEY-----")),
+    ("a password in an address", (b"://",), re.compile(rb"://[!-.0-9;-?A-~]{1,100}:[!#-%.-0-9;-?A-z|}~]{3,200}@")),
 )
 LONGEST = 1100  # bytes of a match
 _PIECE = 1 << 20  # bytes that are searched at once
@@ -58,15 +63,16 @@ def leaks_of(path: Path) -> Iterator[Leak]:
 
 def search(file: BinaryIO) -> Iterator[Leak]:
     """Find the first place of each kind of secret in the rest of a file, read in overlapping pieces."""
-    missing = dict(PATTERNS)
+    missing = {kind: (needed, pattern) for kind, needed, pattern in PATTERNS}
     piece, lines, first = b"", 1, True
     while missing:
         more = file.read(_PIECE)
         piece, last = piece + more, len(more) < _PIECE
         # Without its zeros UTF-16 is its letters in ASCII, and so is UTF-32.
         texts = [piece, piece.replace(b"\0", b"")] if b"\0" in piece else [piece]
-        for kind, pattern in list(missing.items()):
-            found = next((at for text in texts if (at := _first(pattern, text, first, last)) is not None), None)
+        for kind, (needed, pattern) in list(missing.items()):
+            held = [text for text in texts if any(part in text for part in needed)]
+            found = next((at for text in held if (at := _first(pattern, text, first, last)) is not None), None)
             if found is not None:
                 del missing[kind]
                 yield Leak(kind, lines + found)

@@ -85,7 +85,7 @@ def _role(path: Path) -> str | None:
             return role
     if schema:
         return None
-    if str(value.get("apiVersion", "")).startswith("kaito.sh/") and value.get("kind") == "Workspace":
+    if str(value.get("apiVersion", "")).startswith("kaito.sh/") and str(value.get("kind")).lower() == "workspace":
         return WORKSPACE
     if "deployment_template_type" in value:
         return TEMPLATE

@@ -11,6 +11,7 @@ from mii_azure.bundle.bundle_view import WORKSPACE, Inspected, Problem
 from mii_azure.bundle.own_image import KAITO_PORT, KAITO_SIZES
 from mii_azure.bundle.render import content_hash, image_version
 from mii_azure.checks.kinds import quantity
+from mii_azure.checks.refusals import VARIABLE, image_in_capitals
 from mii_azure.checks.serving import weigh
 from mii_azure.errors import UnknownInstanceType
 from mii_azure.hardware.skus import find_sku
@@ -19,6 +20,7 @@ from mii_azure.planning.latency import start
 
 _VERSIONS = ("kaito.sh/v1beta1", "kaito.sh/v1alpha1")
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
+_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _POD = ("inference", "template", "spec")
 _CONTAINERS = (*_POD, "containers")
 #: Fields of a probe with the least value of each, and the default of Kubernetes.
@@ -52,6 +54,8 @@ def form(bundle: Inspected) -> Iterator[Problem]:
     """Require a version that is served, a name that a service can have, and a pod of containers that have images."""
     if not bundle.readable(WORKSPACE):
         return
+    if (kind := bundle.get(WORKSPACE, "kind")) != "Workspace":
+        yield Problem(f"kind is {kind!r}.", "Write Workspace.", WORKSPACE, ("kind",))
     version, name = bundle.get(WORKSPACE, "apiVersion"), bundle.get(WORKSPACE, "metadata", "name")
     if version not in _VERSIONS:
         yield Problem(f"apiVersion is {version!r}.", f"Write {_VERSIONS[0]}.", WORKSPACE, ("apiVersion",))
@@ -65,6 +69,16 @@ def form(bundle: Inspected) -> Iterator[Problem]:
         yield Problem(message, "Give one of them.", WORKSPACE, ("inference",))
     elif inference.get("template") and not all(each.get("image") for each in _containers(bundle) or [{}]):
         yield Problem("The pod has no container with an image.", "Write one.", WORKSPACE, _CONTAINERS)
+    elif wrong := next(filter(None, map(_misnamed, _containers(bundle))), ""):
+        yield Problem(wrong, "Small letters, digits and hyphens.", WORKSPACE, _CONTAINERS)
+
+
+def _misnamed(container: dict[str, Any]) -> str:
+    """Name of a container, or of its image, that Kubernetes refuses."""
+    name, image = container.get("name"), container.get("image")
+    if not (isinstance(name, str) and _LABEL.fullmatch(name)):
+        return f"A container is called {name!r}."
+    return f"{image} is no name of an image." if image_in_capitals(image) else ""
 
 
 def resource(bundle: Inspected) -> Iterator[Problem]:
@@ -177,7 +191,12 @@ def _gpus(bundle: Inspected, wanted: Any) -> Iterator[Problem]:
 def variables(bundle: Inspected) -> Iterator[Problem]:
     for container in _containers(bundle):
         for each in _entries(container, "env"):
-            value = each.get("value")
+            value, name = each.get("value"), each.get("name")
+            if not (isinstance(name, str) and VARIABLE.fullmatch(name)):
+                message = f"{name!r} is no name of an environment variable."
+                remedy = "Letters, digits, underscores, hyphens and dots, no digit first."
+                yield Problem(message, remedy, WORKSPACE, _CONTAINERS)
+                return
             if value is not None and not isinstance(value, str):
                 message = f"The variable {each.get('name')} is {value!r}, not a string; Kubernetes refuses it."
                 yield Problem(message, "Put it in quotes.", WORKSPACE, _CONTAINERS)

@@ -19,13 +19,18 @@ _NOT_IN_TAGS = frozenset("<>%&\\?/")
 _IMAGE_CAPITALS = re.compile(r"^(?:[^/]*[.:][^/]*/)?[^:@]*[A-Z]")
 _OF_CLUSTER = re.compile(r"[a-z0-9]([-.a-z0-9]*[a-z0-9])?")
 _OF_AZURE = ("AZUREML_MODEL_DIR",)  # where Azure ML mounts the model
-_VARIABLE = re.compile(r"[-._a-zA-Z][-._a-zA-Z0-9]*")  # Kubernetes' rule for names in a container's environment
+VARIABLE = re.compile(r"[-._a-zA-Z][-._a-zA-Z0-9]*")  # Kubernetes' rule for names in a container's environment
 _COMPUTE = re.compile(r"(azureml:)?[a-zA-Z0-9][-a-zA-Z0-9_]*")
 #: What people put where a value belongs, for a script to fill in; `${{...}}` is a reference of Azure's own.
 _PLACEHOLDER = re.compile(
     r"(?<!\$)\{\{ *\w+ *\}\}|<[A-Z][A-Z0-9_]+>|: *[\"']?<[\w-]+>[\"']? *$|\{insert [\w ]+\}|\b\w+_place_?holder\b",
     re.MULTILINE,
 )
+
+
+def image_in_capitals(image: Any) -> bool:
+    """True for a repository that Docker takes for none, since it has capitals."""
+    return isinstance(image, str) and ":/" not in image and bool(_IMAGE_CAPITALS.match(image))
 
 
 def placeholder_in(bundle: Inspected, file: str) -> str:
@@ -90,7 +95,7 @@ def built_and_named(bundle: Inspected) -> Iterator[Problem]:
         if image is not None and not image:
             message = "The environment's image has no name."
             yield Problem(message, "Write an image, or leave the key out and build one.", file, place)
-        elif isinstance(image, str) and ":/" not in image and _IMAGE_CAPITALS.match(image):
+        elif image_in_capitals(image):
             message = f"{image} is no name of an image: names of images have no capitals."
             yield Problem(message, f"Write {image.lower()}, if that is meant.", file, place)
 
@@ -148,7 +153,7 @@ def variables(bundle: Inspected) -> Iterator[Problem]:
         if name in _OF_AZURE:
             message = f"{name} is Azure ML's own: it tells the container where the model is."
             yield Problem(message, "Leave it out; model_mount_path says where models are mounted.", file, place)
-        elif not _VARIABLE.fullmatch(str(name)):
+        elif not VARIABLE.fullmatch(str(name)):
             message = f"{str(name)!r} is no name of an environment variable."
             yield Problem(message, "Letters, digits, underscores, hyphens and dots, no digit first.", file, place)
 

@@ -33,8 +33,8 @@ def kind_of_template(bundle: Inspected) -> Iterator[Problem]:
 
 
 def needed(bundle: Inspected) -> Iterator[Problem]:
-    for key in (*_NEEDED, "scoring_port") if bundle.readable(TEMPLATE) else ():
-        if bundle.get(TEMPLATE, key) is None:
+    for key in (*_NEEDED, "scoring_port", "version") if bundle.readable(TEMPLATE) else ():
+        if bundle.get(TEMPLATE, key) in (None, ""):
             yield Problem(f"The template has no {key}, which Azure requires.", f"Write {key}.", TEMPLATE, (key,))
 
 

@@ -1,7 +1,8 @@
 """Azure ML's managed online inference instance types: dated data and lookup."""
 
 import json
-from difflib import get_close_matches
+import re
+from difflib import SequenceMatcher, get_close_matches
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -76,10 +77,32 @@ def all_skus() -> dict[str, Sku]:
     return found
 
 
+_SIZE = re.compile(r"([a-z]+)(\d+)")  # series and cores, as in nc24ads_a100_v4
+_NEAR = 3
+
+
+def _apart(name: str, asked: re.Match[str], key: str) -> tuple[int, float]:
+    """How far a size of the same series is from the one asked for: by cores, then by spelling."""
+    own = _SIZE.match(name[len("standard_") :])
+    cores = abs(int(own[2]) - int(asked[2])) if own else 0
+    return cores, -SequenceMatcher(None, name, f"standard_{key}").ratio()
+
+
 def nearest(name: str) -> str:
-    """Sentence of the instance types whose names are like `name`, none of them retired; empty if there are none."""
+    """Sentence of the instance types whose names are like `name`, none of them retired; empty if there are none.
+
+    Those of the same series (NC, ND, ...) by their cores come before those that are only spelled alike.
+    """
     canonical = {known.lower(): known for known, sku in all_skus().items() if not sku.retired}
-    near = get_close_matches(name.strip().lower(), canonical, n=3, cutoff=0.6)
+    key = name.strip().lower().removeprefix("standard_")
+    alike = get_close_matches(f"standard_{key}", canonical, n=_NEAR, cutoff=0.6)
+    if asked := _SIZE.match(key):
+        series = [
+            each for each in canonical if (found := _SIZE.match(each[len("standard_") :])) and found[1] == asked[1]
+        ]
+        series.sort(key=lambda each: _apart(each, asked, key))
+        alike = list(dict.fromkeys([*series, *alike]))
+    near = alike[:_NEAR] if key else []
     return f"Nearest: {', '.join(canonical[match] for match in near)}." if near else ""
 
 

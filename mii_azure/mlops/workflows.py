@@ -4,7 +4,7 @@ import hashlib
 import re
 import shlex
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mii_azure.bundle.render import TEMPLATES, fill
@@ -36,6 +36,7 @@ NEEDS = {
 }
 _LOCK = TEMPLATES / "locks" / "ci.lock"
 _COMPONENT = ("component.yml", "environment/Dockerfile", "src/generate_and_deploy.py")
+_PLAIN_PATH = re.compile(r"[\w.-][\w ./-]*")  # without what either provider's patterns read otherwise
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -59,6 +60,7 @@ def workflow(provider: str, spec: Spec, index_url: str = "") -> dict[str, str | 
         "index": f"--index-url {shlex.quote(index_url)} " if index_url else "",
         "folder": folder,
         "path": path,
+        "watched": list(_watched(spec)),
         "needs": NEEDS[provider],
         "batch": spec.kind == "batch",
         "local": not spec.model.startswith("azureml:"),  # weights that parity can be asked of here
@@ -69,6 +71,22 @@ def workflow(provider: str, spec: Spec, index_url: str = "") -> dict[str, str | 
         f"{folder}/install.sh": fill("ci/install.sh.j2", context),
         f"{folder}/generate-{spec.azure_name}.sh": fill("ci/generate.sh.j2", context),
     } | shipped
+
+
+def _watched(spec: Spec) -> Iterator[str]:
+    """Files and folders of the repository that the bundle is made of: what changes in them is released too."""
+    given = [
+        spec.model,
+        spec.draft_model,
+        spec.handler,
+        spec.adapter,
+        *(each.partition("=")[2] for each in spec.adapters),
+    ]
+    for each in dict.fromkeys(path for path in given if path):
+        plain = PurePosixPath(each).as_posix()
+        here = each.startswith("./") or (not PurePosixPath(each).is_absolute() and Path(each).exists())
+        if here and _PLAIN_PATH.fullmatch(plain) and ".." not in plain.split("/"):
+            yield plain
 
 
 def component() -> dict[str, str | bytes]:

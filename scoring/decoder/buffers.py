@@ -14,6 +14,7 @@ class Buffers:
 
     slots: Tensor  # [rows] int32, the slot of each row
     x: Tensor  # [rows, E] float32, the residual stream
+    other: Tensor  # the same, in turn with x where kernels add to it what others have yet to read
     normed: Tensor  # [rows, E]
     qkv: Tensor  # [rows, (heads + 2 kv_heads) * D]
     q: Tensor  # [rows, heads * D]
@@ -54,6 +55,7 @@ def allocate(model: DecoderModel, rows: int, picked: int, work: int, chunks: int
     return Buffers(
         slots=empty(rows, dtype=torch.int32),
         x=empty(rows, model.hidden, dtype=f32),
+        other=empty(rows, model.hidden, dtype=f32),
         normed=empty(rows, model.hidden),
         qkv=empty(rows, qkv),
         q=empty(rows, width),

@@ -16,10 +16,11 @@ import torch
 import triton  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 
+from scoring.decoder.absent import affine, epsilon, given, kind
 from scoring.decoder.adapter_step import AdaptedLaunches
 from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.buffers import allocate, packed
-from scoring.decoder.fold_norm import gains_of, joint_bias
+from scoring.decoder.fold_norm import gains_of, joint_bias, normed_products
 from scoring.decoder.gemv_config import GemvTile, choose_tile, narrow, scales_of, tiling
 from scoring.decoder.kv_cache import FORBIDDEN, KVCache
 from scoring.decoder.model import Attention, DecoderLayer, DecoderModel, Linear, Mlp, Norm
@@ -56,15 +57,19 @@ class Launcher(AdaptedLaunches):
         model = self.model
         self.group = self.queries()
         self.wide = triton.next_power_of_2(max(16, model.head_dim))
-        self.span, self.least, self.warps = _SPAN, _LEAST, 4
+        self.span, self.least, self.warps = _SPAN, _LEAST, 8 if self.wide > 128 else 4
         self.gathered = _GATHERED
         self.chunks = triton.cdiv(model.vocabulary, _CHUNK)
         self.precision = "ieee" if model.dtype == torch.float32 else "tf32"
-        self._gains = {id(linear): gains_of(norm, linear) for norm, linear in self._normed_products()}
+        self._gains = {
+            id(linear): gains_of(norm, linear) for norm, linear in ([] if self.own else normed_products(model))
+        }
         picked = self.picked or self.rows
         self.far = False  # the step being enqueued splits long rows further
         spans, blocks = self.spans(picked), _CHUNK // _BLOCK
         self.buffers = allocate(model, self.rows, picked, spans, self.chunks, self.group, self.wide, blocks, _GATHERED)
+        self._stream = self.buffers.x  # the residual stream, but for `_open`
+        self._open: Norm | None = None  # the norm through which y is still to be added to it
         self._summed = False  # the previous kernel is NCCL's
         self._first = model.team is None or model.team.first
         self._both = {id(layer): joint_bias(layer) for layer in model.layers if layer.parallel}
@@ -97,12 +102,6 @@ class Launcher(AdaptedLaunches):
         else:
             team.agree(tokens)
             self._summed = True
-
-    def _normed_products(self) -> list[tuple[Norm, Linear]]:
-        pairs: list[tuple[Norm, Linear]] = []
-        for layer in self.model.layers:
-            pairs += [(layer.norm1, layer.attention.qkv), (layer.norm2, layer.mlp.up)]
-        return pairs if self.model.norm is None else [*pairs, (self.model.norm, self.model.head)]
 
     def queries(self) -> int:
         """Queries of an attention program: at least as many as a matrix product takes."""
@@ -138,12 +137,11 @@ class Launcher(AdaptedLaunches):
 
     def embed(self, rows: int) -> None:
         model, b = self.model, self.buffers
-        norm = model.embedding_norm
+        norm, self._stream, self._open = model.embedding_norm, b.x, None
         decode_elementwise.embed[(rows,)](
-            model.embedding, _or(model.positions, b.x), *_affine(norm, b.x), b.x, *self._fed(), model.embedding_scale,
-            model.position_offset, model.hidden, _eps(norm),
-            BE=triton.next_power_of_2(model.hidden), LEARNED=model.positions is not None, NORM=_kind(norm),
-            PDL=self.pdl, num_warps=8, **self._launch(),
+            model.embedding, given(model.positions, b.x), *affine(norm, b.x), b.x, *self._fed(), model.embedding_scale,
+            model.position_offset, model.hidden, epsilon(norm), BE=triton.next_power_of_2(model.hidden),
+            LEARNED=model.positions is not None, NORM=kind(norm), PDL=self.pdl, num_warps=8, **self._launch(),
         )  # fmt: skip
 
     def _layer_gemv(self, rows: int, index: int, layer: DecoderLayer) -> None:
@@ -152,24 +150,34 @@ class Launcher(AdaptedLaunches):
         self.attention(rows, index, layer)
         if layer.parallel:
             self.up(rows, layer)
-            self.gemv("out", b.attended, layer.attention.out, b.x, rows, add=first, biased=first, factor=factor)
-            self.gemv("down", b.inner, layer.mlp.down, b.x, rows, add=True, biased=first, factor=factor)
-            self._sum(b.x[:rows])
+            stream = self._stream
+            self.gemv("out", b.attended, layer.attention.out, stream, rows, add=first, biased=first, factor=factor)
+            self.gemv("down", b.inner, layer.mlp.down, stream, rows, add=True, biased=first, factor=factor)
+            self._sum(stream[:rows])
             return
         self._residual(rows, "out", b.attended, layer.attention.out, layer.post1)
         self.up(rows, layer)
         self._residual(rows, "down", b.inner, layer.mlp.down, layer.post2)
 
     def _residual(self, rows: int, name: str, x: Tensor, linear: Linear, post: Norm | None) -> None:
-        """Add the product of x to the residual stream; if it is normalised first, in a kernel of its own."""
+        """Add the product of x to the residual stream; if it is normalised first, the next product's kernel does it."""
         b, first = self.buffers, self._first
         if post is None:
-            self.gemv(name, x, linear, b.x, rows, add=first, biased=first, factor=self.model.residual_scale)
-            self._sum(b.x[:rows])
+            self.gemv(name, x, linear, self._stream, rows, add=first, biased=first, factor=self.model.residual_scale)
+            self._sum(self._stream[:rows])
             return
         self.gemv(name, x, linear, b.y, rows, biased=first)
         self._sum(b.y[:rows])
-        self.add_norm(rows, b.y, None, None, post)
+        self._open = post
+
+    def _taken(self, x: Tensor | None = None, factor: float = 1.0) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+        """Inputs of a product and how they are read: x, or the residual stream with what is still to be added to it."""
+        b, post, stream = self.buffers, self._open, self._stream
+        if x is not None or post is None:
+            return (stream if x is None else x,) * 4, {"post_eps": 0.0, "factor": factor, "POST": False}
+        self._stream, self._open = (b.other if stream is b.x else b.x), None
+        told = {"post_eps": post.eps, "factor": self.model.residual_scale, "POST": True}
+        return (stream, b.y, post.gain, self._stream), told
 
     def _layer_blas(self, rows: int, index: int, layer: DecoderLayer) -> None:
         b = self.buffers
@@ -208,7 +216,10 @@ class Launcher(AdaptedLaunches):
     def head(self, rows: int) -> None:
         b, model = self.buffers, self.model
         if rows <= self.gemv_rows:
-            self.gemv("head", b.x, model.head, b.logits, rows, norm=model.norm)
+            if self._open is not None:  # the head's many programs would each add it
+                self.add_norm(rows, b.y, None, None, self._open)
+                self._open = None
+            self.gemv("head", None, model.head, b.logits, rows, norm=model.norm)
             model.finish(b.logits[:rows])
             return
         self.product(b.normed, model.head, b.narrow, rows)
@@ -219,15 +230,17 @@ class Launcher(AdaptedLaunches):
     def qkv(self, rows: int, index: int, layer: DecoderLayer) -> None:
         b, linear, norm = self.buffers, layer.attention.qkv, layer.norm1
         if layer.attention.q_norm is not None:  # norms over whole heads are left to the attention kernel
-            self.gemv("qkv", b.x, linear, b.qkv, rows, norm=norm)
+            self.gemv("qkv", None, linear, b.qkv, rows, norm=norm)
             return
         pairs, inputs = linear.full.shape[0] // 2, linear.full.shape[1]
         tile = self.tile("qkv", linear, 2)
         gains, bias = self._bias(norm, linear)
+        sources, taking = self._taken()
         decode_gemv.gemv_qkv[(rows * triton.cdiv(pairs, tile.rows),)](
-            b.x, norm.gain, linear.weight, *scales_of(linear, self.buffers.x), gains, bias, b.q, self.state.keys[index],
+            *sources, norm.gain, linear.weight, *scales_of(linear, b.x), gains, bias, b.q, self.state.keys[index],
             self.state.values[index], *self._tables(layer), b.slots, self.state.lengths, self.state.table, inputs,
-            *self._paging(), norm.eps, **tiling(tile, inputs), BLOCK=BLOCK, NORM=norm.kind, BIAS=bias is not b.x,
+            *self._paging(), norm.eps, **taking, **tiling(tile, inputs), BLOCK=BLOCK,
+            NORM=norm.kind, BIAS=bias is not b.x,
             **narrow(linear), **self._heads(layer), PER_HEAD=layer.attention.per_head, ROWS=rows, PDL=self.pdl,
             **self._launch(),
         )  # fmt: skip
@@ -235,29 +248,33 @@ class Launcher(AdaptedLaunches):
     def up(self, rows: int, layer: DecoderLayer) -> None:
         mlp, b, norm = layer.mlp, self.buffers, layer.norm2
         if not mlp.gated:
-            self.gemv("up", b.x, mlp.up, b.inner, rows, norm=norm, act=mlp.activation)
+            self.gemv("up", None, mlp.up, b.inner, rows, norm=norm, act=mlp.activation)
             return
         outputs, inputs = mlp.up.full.shape[0] // 2, mlp.up.full.shape[1]
         tile = self.tile("gated", mlp.up, 2)
         gains, bias = self._bias(norm, mlp.up)
+        sources, taking = self._taken()
         decode_gemv.gemv_gated[(rows * triton.cdiv(outputs, tile.rows),)](
-            b.x, norm.gain, mlp.up.weight, *scales_of(mlp.up, b.x), gains, bias, b.inner, outputs, inputs, norm.eps,
-            **tiling(tile, inputs), NORM=norm.kind, ACT=mlp.activation, BIAS=bias is not b.x,
+            *sources, norm.gain, mlp.up.weight, *scales_of(mlp.up, b.x), gains, bias, b.inner, outputs, inputs,
+            norm.eps, **taking, **tiling(tile, inputs), NORM=norm.kind, ACT=mlp.activation, BIAS=bias is not b.x,
             **narrow(mlp.up), ROWS=rows, PDL=self.pdl, **self._launch(),
         )  # fmt: skip
 
-    def gemv(self, name: str, x: Tensor, linear: Linear, out: Tensor, rows: int, *, norm: Norm | None = None,
+    def gemv(self, name: str, x: Tensor | None, linear: Linear, out: Tensor, rows: int, *, norm: Norm | None = None,
              act: str = "none", add: bool = False, biased: bool = True, factor: float = 1.0) -> None:  # fmt: skip
-        """Compute out [rows, N] = factor act(norm(x) W^T + bias), or += with `add`; another rank may add the bias."""
+        """Compute out [rows, N] = factor act(norm(x) W^T + bias), or += with `add`; another rank may add the bias.
+
+        Without x, of the residual stream.
+        """
         outputs, inputs = linear.full.shape
         tile = self.tile(name, linear, 1)
         gains, bias = self._bias(norm, linear)
         absent = self.buffers.x
+        sources, taking = self._taken(x, factor)
         decode_gemv.gemv[(rows * triton.cdiv(outputs, tile.rows),)](
-            x, absent if norm is None else norm.gain, linear.weight, *scales_of(linear, absent), gains, bias, out,
-            outputs, inputs, _eps(norm), factor, **tiling(tile, inputs), NORM=_kind(norm), ACT=act,
-            BIAS=biased and bias is not absent, **narrow(linear), ADD=add, ROWS=rows, PDL=self.pdl,
-            **self._launch(),
+            *sources, absent if norm is None else norm.gain, linear.weight, *scales_of(linear, absent), gains, bias,
+            out, outputs, inputs, epsilon(norm), **taking, **tiling(tile, inputs), NORM=kind(norm), ACT=act, ADD=add,
+            BIAS=biased and bias is not absent, **narrow(linear), ROWS=rows, PDL=self.pdl, **self._launch(),
         )  # fmt: skip
 
     def attention(self, rows: int, index: int, layer: DecoderLayer) -> None:
@@ -267,9 +284,9 @@ class Launcher(AdaptedLaunches):
         bias = own.qkv.bias if normed and rows > self.gemv_rows else None  # the product still lacks it
         decode_attention.attend[(rows * model.kv_heads, splits)](
             b.qkv if normed else b.q, state.keys[index], state.values[index], b.attended, b.part, b.stats, b.arrived,
-            _or(model.alibi, b.x), b.slots, state.lengths, _or(bias, b.x), *self._gains_of_heads(own),
-            *self._tables(layer), state.table, _or(own.sinks, b.x), *self._paging(), own.scale, own.cap,
-            _eps(own.q_norm), **self._heads(layer), BLOCK=BLOCK,
+            given(model.alibi, b.x), b.slots, state.lengths, given(bias, b.x), *self._gains_of_heads(own),
+            *self._tables(layer), state.table, given(own.sinks, b.x), *self._paging(), own.scale, own.cap,
+            epsilon(own.q_norm), **self._heads(layer), BLOCK=BLOCK,
             DP=self.wide, GP=self.group, BT=self.span, LEAST=least, SPLITS=splits, WINDOW=own.window,
             ALIBI=model.alibi is not None, CAP=own.cap > 0, SINKS=own.sinks is not None, NORMED=normed,
             BIAS=bias is not None, PRECISION=self.precision, PDL=self.pdl,
@@ -293,10 +310,10 @@ class Launcher(AdaptedLaunches):
             return
         pairs = linear.full.shape[0] // 2
         decode_elementwise.scatter_qkv[(rows, triton.cdiv(pairs, 512))](
-            b.qkv, _or(linear.bias, b.x), b.q, self.state.keys[index], self.state.values[index], *self._tables(layer),
+            b.qkv, given(linear.bias, b.x), b.q, self.state.keys[index], self.state.values[index], *self._tables(layer),
             b.slots, self._fed()[2], self.state.table, *self._paging(), BN=512, BLOCK=BLOCK,
-            BIAS=linear.bias is not None, OWN=self.own,
-            **self._heads(layer), PER_HEAD=layer.attention.per_head, PDL=self.pdl, num_warps=4, **self._launch(),
+            BIAS=linear.bias is not None, OWN=self.own, **self._heads(layer),
+            PER_HEAD=layer.attention.per_head, PDL=self.pdl, num_warps=4, **self._launch(),
         )  # fmt: skip
 
     def add_norm(self, rows: int, y: Tensor | None, bias: Tensor | None, norm: Norm | None,
@@ -304,8 +321,9 @@ class Launcher(AdaptedLaunches):
         """Compute x += y + bias if there is a y, normed by `post` first, and normed = norm(x) if there is a norm."""
         b = self.buffers
         decode_elementwise.add_norm[(rows,)](
-            b.x, _or(y, b.x), _or(bias, b.x), _affine(post, b.x)[0], *_affine(norm, b.x), b.normed, self.model.hidden,
-            _eps(norm), _eps(post), self.model.residual_scale, BE=triton.next_power_of_2(self.model.hidden),
+            self._stream, given(y, b.x), given(bias, b.x), affine(post, b.x)[0], *affine(norm, b.x), b.normed,
+            self.model.hidden,
+            epsilon(norm), epsilon(post), self.model.residual_scale, BE=triton.next_power_of_2(self.model.hidden),
             ADD=y is not None, BIAS=bias is not None, POST=post is not None,
             NORM="skip" if norm is None else norm.kind, PDL=self.pdl, num_warps=4, **self._launch(),
         )  # fmt: skip
@@ -313,7 +331,7 @@ class Launcher(AdaptedLaunches):
     def activate(self, rows: int, mlp: Mlp, width: int) -> None:
         b, bias = self.buffers, mlp.up.bias
         decode_elementwise.activate[(rows, triton.cdiv(width, 1024))](
-            b.up, _or(bias, b.x), b.inner, width, BN=1024, ACT=mlp.activation, GATED=mlp.gated, BIAS=bias is not None,
+            b.up, given(bias, b.x), b.inner, width, BN=1024, ACT=mlp.activation, GATED=mlp.gated, BIAS=bias is not None,
             PDL=self.pdl, num_warps=4, **self._launch(),
         )  # fmt: skip
 
@@ -327,7 +345,7 @@ class Launcher(AdaptedLaunches):
         blocks = self.chunks * (_CHUNK // _BLOCK)
         decode_sampling.scan[(rows, self.chunks)](
             logits, b.scores, b.best, b.where, b.peaks, b.masses, b.slots, lengths, s.seen, s.temperature, s.penalty,
-            s.seed, s.forbidden, s.forbidden_until, _or(masks, b.slots), vocabulary, words, BV=_CHUNK, SB=_BLOCK,
+            s.seed, s.forbidden, s.forbidden_until, given(masks, b.slots), vocabulary, words, BV=_CHUNK, SB=_BLOCK,
             CHUNKS=self.chunks, HELD=FORBIDDEN, MASKED=masked, ADVANCE=int(advance), OWN=self.own, PDL=self.pdl,
             num_warps=8, **self._launch(),
         )  # fmt: skip
@@ -349,8 +367,9 @@ class Launcher(AdaptedLaunches):
         """Return (row sums of W g, bias) for a kernel to add; the residual buffer stands in for an absent one."""
         if norm is not None and norm.kind == "layer":
             return self._gains[id(linear)]
-        return self.buffers.x, _or(linear.bias, self.buffers.x)
+        return self.buffers.x, given(linear.bias, self.buffers.x)
 
+    folds: ClassVar[bool] = True  # norms are folded into products
     #: True if each row has its own position; a decode step's rows are at their slots' lengths.
     own: ClassVar[bool] = False
 
@@ -367,7 +386,7 @@ class Launcher(AdaptedLaunches):
         return self.state.width, self.state.blocks + 1
 
     def _gains_of_heads(self, own: Attention) -> tuple[Tensor, Tensor]:
-        return _affine(own.q_norm, self.buffers.x)[0], _affine(own.k_norm, self.buffers.x)[0]
+        return affine(own.q_norm, self.buffers.x)[0], affine(own.k_norm, self.buffers.x)[0]
 
     def _heads(self, layer: DecoderLayer) -> dict[str, Any]:
         model, rotary = self.model, layer.attention.rotary
@@ -379,20 +398,3 @@ class Launcher(AdaptedLaunches):
             "INTERLEAVED": rotary is not None and rotary.interleaved,
             "ROTARY": rotary is not None,
         }
-
-
-def _or(tensor: Tensor | None, absent: Tensor) -> Tensor:
-    """The tensor, or if there is none a placeholder for a kernel that will not read it."""
-    return absent if tensor is None else tensor
-
-
-def _affine(norm: Norm | None, absent: Tensor) -> tuple[Tensor, Tensor]:
-    return (absent, absent) if norm is None else (norm.gain, _or(norm.shift, absent))
-
-
-def _kind(norm: Norm | None) -> str:
-    return "none" if norm is None else norm.kind
-
-
-def _eps(norm: Norm | None) -> float:
-    return 0.0 if norm is None else norm.eps

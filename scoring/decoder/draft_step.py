@@ -11,9 +11,9 @@ import torch
 import triton  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 
+from scoring.decoder.absent import given
 from scoring.decoder.adapter_step import Tiles
 from scoring.decoder.block_pool import BLOCK
-from scoring.decoder.decode_step import _or
 from scoring.decoder.drafts import SIZES, SLOTS, Placed
 from scoring.decoder.kv_cache import KVCache
 from scoring.decoder.model import DecoderLayer, DecoderModel
@@ -91,7 +91,7 @@ class DraftStep(TokenRows):
         splits = self.splits(rows)
         draft_attention.attend_drafts[(self.layout.most(rows) * model.kv_heads, splits)](
             b.q, state.keys[index], state.values[index], b.attended, b.part, b.stats, b.arrived,
-            _or(model.alibi, b.x), self.tiled, state.table, _or(own.sinks, b.x), self.layout.tiles,
+            given(model.alibi, b.x), self.tiled, state.table, given(own.sinks, b.x), self.layout.tiles,
             *self._paging(), own.scale, own.cap,
             BLOCK=BLOCK, H=model.heads, KV=model.kv_heads, D=model.head_dim, DP=self.wide, GG=self.heads, GP=self.group,
             BT=self.span, LEAST=self.least, SPLITS=splits, WINDOW=own.window, ALIBI=model.alibi is not None,

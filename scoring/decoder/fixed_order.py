@@ -7,19 +7,20 @@ in pieces, out of a cached prefix or one by one.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import triton  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 
+from scoring.decoder.absent import given
 from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.buffers import packed
 from scoring.decoder.chunk_size import Span
 from scoring.decoder.cuda_backend import CudaBackend
-from scoring.decoder.decode_step import Launcher, _or
+from scoring.decoder.decode_step import Launcher
 from scoring.decoder.kv_cache import KVCache
-from scoring.decoder.model import CachedModel, DecoderLayer, Linear, Norm
+from scoring.decoder.model import CachedModel, DecoderLayer, Linear
 from scoring.decoder.prefill import Prefiller
 from scoring.decoder.prompt_attention import ChunkAttention, Run, Tiling
 from scoring.decoder.token_rows import scatter_normed
@@ -84,8 +85,8 @@ def attend(model: CachedModel, state: KVCache, index: int, q: Tensor, out: Tenso
     """
     own = model.layers[index].attention
     fixed_order.attend[(tiles * model.kv_heads, splits)](
-        q, state.keys[index], state.values[index], out, *scratch, _or(model.alibi, q), tiled, state.table,
-        _or(own.sinks, q), tiled.shape[1], state.width, state.blocks + 1, own.scale, own.cap, BLOCK=BLOCK,
+        q, state.keys[index], state.values[index], out, *scratch, given(model.alibi, q), tiled, state.table,
+        given(own.sinks, q), tiled.shape[1], state.width, state.blocks + 1, own.scale, own.cap, BLOCK=BLOCK,
         H=model.heads, KV=model.kv_heads, D=model.head_dim, DP=wide, GG=group_of(model), GP=QUERIES, BT=BLOCK,
         SPAN=span_keys(state.max_length), SPLITS=splits, WINDOW=own.window, ALIBI=model.alibi is not None,
         CAP=own.cap > 0, SINKS=own.sinks is not None, PRECISION="ieee" if model.dtype == torch.float32 else "tf32",
@@ -101,6 +102,8 @@ def group_of(model: CachedModel) -> int:
 class FixedStep(Launcher):
     """A `Launcher` of which every step, however many rows it has, runs the same products and attention."""
 
+    folds: ClassVar[bool] = False
+
     @property
     def gemv_rows(self) -> int:
         return 0
@@ -112,9 +115,6 @@ class FixedStep(Launcher):
         self.tiled = torch.zeros(4, self.rows, dtype=torch.int32, device=device)
         self.tiled[0] = torch.arange(self.rows, device=device)
         self.tiled[1] = 1
-
-    def _normed_products(self) -> list[tuple[Norm, Linear]]:
-        return []  # only GEMV products have their norms folded in
 
     def queries(self) -> int:
         return group_of(self.model)

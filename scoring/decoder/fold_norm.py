@@ -3,7 +3,15 @@
 import torch
 from torch import Tensor
 
-from scoring.decoder.model import DecoderLayer, Linear, Norm
+from scoring.decoder.model import DecoderLayer, DecoderModel, Linear, Norm
+
+
+def normed_products(model: DecoderModel) -> list[tuple[Norm, Linear]]:
+    """Norms of a model with the products that follow them."""
+    pairs: list[tuple[Norm, Linear]] = []
+    for layer in model.layers:
+        pairs += [(layer.norm1, layer.attention.qkv), (layer.norm2, layer.mlp.up)]
+    return pairs if model.norm is None else [*pairs, (model.norm, model.head)]
 
 
 def gains_of(norm: Norm, linear: Linear) -> tuple[Tensor, Tensor]:

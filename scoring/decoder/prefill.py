@@ -8,9 +8,9 @@ import torch
 import triton  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 
+from scoring.decoder.absent import given
 from scoring.decoder.adapter_step import Tiles
 from scoring.decoder.chunk_size import PARTS, Span, longest_chunk
-from scoring.decoder.decode_step import _or
 from scoring.decoder.kv_cache import FORBIDDEN, KVCache, SamplingParams
 from scoring.decoder.model import DecoderLayer, DecoderModel, Linear
 from scoring.decoder.prompt_attention import ChunkAttention, Run
@@ -149,7 +149,7 @@ class Prefiller(TokenRows):
         b = self.buffers
         self.attending.attend(
             index, b.q, b.attended, self.tiled, self._tiles(rows),
-            _or(self.model.alibi, b.x), self.pdl, self._launch(), self.runs,
+            given(self.model.alibi, b.x), self.pdl, self._launch(), self.runs,
         )  # fmt: skip
 
 

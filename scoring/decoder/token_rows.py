@@ -5,9 +5,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from scoring.decoder.absent import given
 from scoring.decoder.block_pool import BLOCK
-from scoring.decoder.decode_step import Launcher, _or
-from scoring.decoder.model import DecoderLayer, Linear, Norm
+from scoring.decoder.decode_step import Launcher
+from scoring.decoder.model import DecoderLayer
 from scoring.kernels import decode_prefill
 
 
@@ -15,6 +16,7 @@ class TokenRows(Launcher):
     """A `Launcher` whose rows each have a token and a position; keys and values are written before attention."""
 
     own: ClassVar[bool] = True
+    folds: ClassVar[bool] = False
     order: Tensor  # [rows] int32, 0, 1, 2 ...
     tokens: Tensor  # [rows] int32
     positions: Tensor  # [rows] int32
@@ -28,9 +30,6 @@ class TokenRows(Launcher):
     def _fed(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.order, self.tokens, self.positions
 
-    def _normed_products(self) -> list[tuple[Norm, Linear]]:
-        return []  # only GEMV products have their norms folded in
-
 
 def scatter_normed(launcher: Launcher, rows: int, index: int, layer: DecoderLayer, positions: Tensor) -> None:
     """Enqueue norms and rotation of whole heads of the fused product, and the write to q and the cache."""
@@ -38,7 +37,7 @@ def scatter_normed(launcher: Launcher, rows: int, index: int, layer: DecoderLaye
     assert own.q_norm is not None
     together = math.gcd(model.heads, model.kv_heads, 8)
     decode_prefill.scatter_normed[(rows, (model.heads + 2 * model.kv_heads) // together)](
-        b.qkv, _or(own.qkv.bias, b.x), b.q, launcher.state.keys[index], launcher.state.values[index],
+        b.qkv, given(own.qkv.bias, b.x), b.q, launcher.state.keys[index], launcher.state.values[index],
         *launcher._gains_of_heads(own), *launcher._tables(layer), b.slots, positions, launcher.state.table,
         *launcher._paging(), own.q_norm.eps, BLOCK=BLOCK, **launcher._heads(layer), DP=launcher.wide, BH=together,
         BIAS=own.qkv.bias is not None, PDL=launcher.pdl, num_warps=4, **launcher._launch(),

@@ -114,9 +114,14 @@ def _normed_newest(product, bias_ptr, keys_ptr, values_ptr, place, last, head, g
     """
     other, q_gain, q_gain_other, k_gain, k_gain_other, cos, sin = constants
     G: tl.constexpr = H // KV
+    GP: tl.constexpr = g.shape[0]
+    GH: tl.constexpr = 1 if G == 1 else 2 if G == 2 else 4 if G <= 4 else 8 if G <= 8 else GP
     dtype = keys_ptr.dtype.element_ty
-    q = normed_heads(product, bias_ptr, (head * G + g) * D, g < G, d, other, q_gain, q_gain_other, cos, sin, eps, D,
+    h = tl.arange(0, GH)
+    q = normed_heads(product, bias_ptr, (head * G + h) * D, h < G, d, other, q_gain, q_gain_other, cos, sin, eps, D,
                      ROTARY, BIAS).to(dtype)  # fmt: skip
+    # Rows past the heads that there are repeat them: nobody reads what becomes of those.
+    q = tl.broadcast_to(q[None, :, :], [GP // GH, GH, d.shape[0]]).reshape(GP, d.shape[0])
     one = tl.arange(0, 1)
     key = normed_heads(product, bias_ptr, (H + head + one) * D, one == 0, d, other, k_gain, k_gain_other, cos, sin,
                        eps, D, ROTARY, BIAS).to(dtype)  # fmt: skip

@@ -16,6 +16,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from scoring.kernels.decode_int4 import one_int4, scales, two_int4, words
+from scoring.kernels.decode_norms import added as _added
 from scoring.kernels.decode_norms import inputs as _inputs
 from scoring.kernels.decode_norms import statistics as _statistics
 
@@ -63,18 +64,18 @@ def _first(w_ptr, scale_ptr, zeros_ptr, rows, inside, K, BK: tl.constexpr, GROUP
 
 
 @triton.jit
-def _one(x_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, w, w_s, w_z, rows, inside, K, eps, BN: tl.constexpr,
-         BK: tl.constexpr, ONCE: tl.constexpr, NORM: tl.constexpr, GROUP: tl.constexpr,
-         ZERO: tl.constexpr):  # fmt: skip
+def _one(source, gain_ptr, w_ptr, scale_ptr, zeros_ptr, w, w_s, w_z, rows, inside, K, eps, BN: tl.constexpr,
+         BK: tl.constexpr, ONCE: tl.constexpr, NORM: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr,
+         POST: tl.constexpr):  # fmt: skip
     """Return sums of BN rows, whose first tile w is already loaded, with 1/deviation and mean of x."""
     k = tl.arange(0, BK)
     if GROUP:
         sums, inverse, mean = one_int4(
-            x_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, w, w_s, w_z, rows, inside, K, eps, BN, BK, ONCE, GROUP, ZERO,
-            NORM,
+            source, gain_ptr, w_ptr, scale_ptr, zeros_ptr, w, w_s, w_z, rows, inside, K, eps, BN, BK, ONCE, GROUP, ZERO,
+            NORM, POST,
         )  # fmt: skip
     elif ONCE:
-        x, scaled = _inputs(x_ptr, gain_ptr, k, K, NORM)
+        x, scaled = _inputs(source, gain_ptr, k, K, NORM, POST)
         sums = tl.sum(w.to(tl.float32) * scaled[None, :], 1)
         inverse, mean = _statistics(x, x * x, K, eps, NORM)
     else:
@@ -83,7 +84,7 @@ def _one(x_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, w, w_s, w_z, rows, inside
         squares = tl.zeros([BK], tl.float32)
         for start in range(0, K, BK):
             following = _tile(w_ptr, rows, inside, k + start + BK, K)
-            x, scaled = _inputs(x_ptr, gain_ptr, k + start, K, NORM)
+            x, scaled = _inputs(source, gain_ptr, k + start, K, NORM, POST)
             acc += w.to(tl.float32) * scaled[None, :]
             if NORM != "none":
                 total += x
@@ -95,18 +96,18 @@ def _one(x_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, w, w_s, w_z, rows, inside
 
 
 @triton.jit
-def _two(x_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, a, b, a_s, b_s, a_z, b_z, rows_a, rows_b, inside, K, eps,
+def _two(source, gain_ptr, w_ptr, scale_ptr, zeros_ptr, a, b, a_s, b_s, a_z, b_z, rows_a, rows_b, inside, K, eps,
          BN: tl.constexpr, BK: tl.constexpr, ONCE: tl.constexpr, NORM: tl.constexpr, GROUP: tl.constexpr,
-         ZERO: tl.constexpr):  # fmt: skip
+         ZERO: tl.constexpr, POST: tl.constexpr):  # fmt: skip
     """Do the same as `_one` for two sets of rows at once."""
     k = tl.arange(0, BK)
     if GROUP:
         sums_a, sums_b, inverse, mean = two_int4(
-            x_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, a, b, a_s, b_s, a_z, b_z, rows_a, rows_b, inside, K, eps,
-            BN, BK, ONCE, GROUP, ZERO, NORM,
+            source, gain_ptr, w_ptr, scale_ptr, zeros_ptr, a, b, a_s, b_s, a_z, b_z, rows_a, rows_b, inside, K, eps,
+            BN, BK, ONCE, GROUP, ZERO, NORM, POST,
         )  # fmt: skip
     elif ONCE:
-        x, scaled = _inputs(x_ptr, gain_ptr, k, K, NORM)
+        x, scaled = _inputs(source, gain_ptr, k, K, NORM, POST)
         sums_a = tl.sum(a.to(tl.float32) * scaled[None, :], 1)
         sums_b = tl.sum(b.to(tl.float32) * scaled[None, :], 1)
         inverse, mean = _statistics(x, x * x, K, eps, NORM)
@@ -118,7 +119,7 @@ def _two(x_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, a, b, a_s, b_s, a_z, b_z,
         for start in range(0, K, BK):
             next_a = _tile(w_ptr, rows_a, inside, k + start + BK, K)
             next_b = _tile(w_ptr, rows_b, inside, k + start + BK, K)
-            x, scaled = _inputs(x_ptr, gain_ptr, k + start, K, NORM)
+            x, scaled = _inputs(source, gain_ptr, k + start, K, NORM, POST)
             acc_a += a.to(tl.float32) * scaled[None, :]
             acc_b += b.to(tl.float32) * scaled[None, :]
             if NORM != "none":
@@ -149,11 +150,14 @@ def _extras(rows, inside, scale_ptr, gains_ptr, bias_ptr, SCALE: tl.constexpr, N
 
 
 @triton.jit
-def gemv(x_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, gains_ptr, bias_ptr, out_ptr, N, K, eps, factor,
-         BN: tl.constexpr, BK: tl.constexpr, ONCE: tl.constexpr, NORM: tl.constexpr, ACT: tl.constexpr,
-         BIAS: tl.constexpr, SCALE: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr, ADD: tl.constexpr,
-         ROWS: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
-    """Compute out [B, N] = factor act(norm(x) W^T + bias), or out += that with ADD. Grid (B N / BN,)."""
+def gemv(x_ptr, y_ptr, post_ptr, new_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, gains_ptr, bias_ptr, out_ptr, N, K,
+         eps, post_eps, factor, BN: tl.constexpr, BK: tl.constexpr, ONCE: tl.constexpr, NORM: tl.constexpr,
+         ACT: tl.constexpr, BIAS: tl.constexpr, SCALE: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr,
+         ADD: tl.constexpr, POST: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+    """Compute out [B, N] = factor act(norm(x) W^T + bias), or out += that with ADD. Grid (B N / BN,).
+
+    With POST, x is first what `added` makes of it and y, and the factor is for that.
+    """
     row, tile = _place(ROWS)
     rows = tile * BN + tl.arange(0, BN)
     inside = rows < N
@@ -165,19 +169,22 @@ def gemv(x_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, gains_ptr, bias_ptr, out_
     old = 0.0
     if ADD:
         old = tl.load(out_ptr + row * N + rows, mask=inside, other=0.0)
+    source = _added(x_ptr, y_ptr, post_ptr, new_ptr, row, tile, K, post_eps, factor, BK, POST)
     sums, inverse, mean = _one(
-        x_ptr + row * K, gain_ptr, w_ptr, scale_ptr, zeros_ptr, w, w_s, w_z, rows, inside, K, eps, BN, BK, ONCE, NORM,
-        GROUP, ZERO,
+        source, gain_ptr, w_ptr, scale_ptr, zeros_ptr, w, w_s, w_z, rows, inside, K, eps, BN, BK, ONCE, NORM, GROUP,
+        ZERO, POST,
     )  # fmt: skip
     y = activation((sums * scale - mean * gains) * inverse + bias, ACT)
-    tl.store(out_ptr + row * N + rows, old + factor * y, mask=inside)
+    if not POST:
+        y *= factor
+    tl.store(out_ptr + row * N + rows, old + y, mask=inside)
 
 
 @triton.jit
-def gemv_gated(x_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, gains_ptr, bias_ptr, out_ptr, N, K, eps, BN: tl.constexpr,
-               BK: tl.constexpr, ONCE: tl.constexpr, NORM: tl.constexpr, ACT: tl.constexpr, BIAS: tl.constexpr,
-               SCALE: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr, ROWS: tl.constexpr,
-               PDL: tl.constexpr):  # fmt: skip
+def gemv_gated(x_ptr, y_ptr, post_ptr, new_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, gains_ptr, bias_ptr, out_ptr, N,
+               K, eps, post_eps, factor, BN: tl.constexpr, BK: tl.constexpr, ONCE: tl.constexpr, NORM: tl.constexpr,
+               ACT: tl.constexpr, BIAS: tl.constexpr, SCALE: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr,
+               POST: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """Compute out [B, N] = act(gate) * up over weights [2N, K], the gate's rows first. Grid (B N / BN,)."""
     row, tile = _place(ROWS)
     gate = tile * BN + tl.arange(0, BN)
@@ -190,9 +197,10 @@ def gemv_gated(x_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, gains_ptr, bias_ptr
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
+    source = _added(x_ptr, y_ptr, post_ptr, new_ptr, row, tile, K, post_eps, factor, BK, POST)
     a, b, inverse, mean = _two(
-        x_ptr + row * K, gain_ptr, w_ptr, scale_ptr, zeros_ptr, a, b, a_s, b_s, a_z, b_z, gate, up, inside, K, eps, BN,
-        BK, ONCE, NORM, GROUP, ZERO,
+        source, gain_ptr, w_ptr, scale_ptr, zeros_ptr, a, b, a_s, b_s, a_z, b_z, gate, up, inside, K, eps, BN,
+        BK, ONCE, NORM, GROUP, ZERO, POST,
     )  # fmt: skip
     a = (a * a_scale - mean * a_gains) * inverse + a_bias
     b = (b * b_scale - mean * b_gains) * inverse + b_bias
@@ -254,13 +262,12 @@ def split_heads(index, H: tl.constexpr, KV: tl.constexpr):
 
 
 @triton.jit
-def gemv_qkv(x_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, gains_ptr, bias_ptr, q_ptr, keys_ptr, values_ptr, cos_ptr,
-             sin_ptr, slots_ptr, lengths_ptr, table_ptr, K, WIDTH, BLOCKS, eps, BN: tl.constexpr, BK: tl.constexpr,
-             ONCE: tl.constexpr, BLOCK: tl.constexpr,
-             NORM: tl.constexpr, BIAS: tl.constexpr, SCALE: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr,
-             H: tl.constexpr, KV: tl.constexpr,
-             D: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr, PER_HEAD: tl.constexpr,
-             ROTARY: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+def gemv_qkv(x_ptr, y_ptr, post_ptr, new_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, gains_ptr, bias_ptr, q_ptr,
+             keys_ptr, values_ptr, cos_ptr, sin_ptr, slots_ptr, lengths_ptr, table_ptr, K, WIDTH, BLOCKS, eps, post_eps,
+             factor, BN: tl.constexpr, BK: tl.constexpr, ONCE: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr,
+             BIAS: tl.constexpr, SCALE: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr, H: tl.constexpr,
+             KV: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr, PER_HEAD: tl.constexpr,
+             ROTARY: tl.constexpr, POST: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """Compute query, key and value of one token: norm, product, bias, rotation, and the cache write.
 
     Grid (B pairs / BN,); a program owns BN pairs of rows.
@@ -289,9 +296,10 @@ def gemv_qkv(x_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, gains_ptr, bias_ptr, 
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
+    source = _added(x_ptr, y_ptr, post_ptr, new_ptr, row, tile, K, post_eps, factor, BK, POST)
     a, b, inverse, mean = _two(
-        x_ptr + row * K, gain_ptr, w_ptr, scale_ptr, zeros_ptr, a, b, a_s, b_s, a_z, b_z, a_rows, b_rows, inside, K,
-        eps, BN, BK, ONCE, NORM, GROUP, ZERO,
+        source, gain_ptr, w_ptr, scale_ptr, zeros_ptr, a, b, a_s, b_s, a_z, b_z, a_rows, b_rows, inside, K,
+        eps, BN, BK, ONCE, NORM, GROUP, ZERO, POST,
     )  # fmt: skip
     a = (a * a_scale - mean * a_gains) * inverse + a_bias
     b = (b * b_scale - mean * b_gains) * inverse + b_bias

@@ -69,7 +69,7 @@ def _rounded(x, factor):
 
 
 @triton.jit
-def _narrow(x_ptr, gain_ptr, unit, K, GROUP: tl.constexpr, NORM: tl.constexpr):
+def _narrow(source, gain_ptr, unit, K, GROUP: tl.constexpr, NORM: tl.constexpr, POST: tl.constexpr):
     """Return a unit's inputs as bytes: high of even numbers and of odd ones, low likewise; their sum and scale.
 
     Also what they add to the norm's sums of x and of its squares, [1, units, words of a unit].
@@ -78,14 +78,14 @@ def _narrow(x_ptr, gain_ptr, unit, K, GROUP: tl.constexpr, NORM: tl.constexpr):
     P: tl.constexpr = GROUP // 8 // V
     W: tl.constexpr = GROUP // 8
     k = ((unit // P) * GROUP + unit % P * V)[None, :, None] + tl.arange(0, V)[None, None, :]
-    x0, y0 = inputs(x_ptr, gain_ptr, k, K, NORM)
-    x1, y1 = inputs(x_ptr, gain_ptr, k + W, K, NORM)
-    x2, y2 = inputs(x_ptr, gain_ptr, k + 2 * W, K, NORM)
-    x3, y3 = inputs(x_ptr, gain_ptr, k + 3 * W, K, NORM)
-    x4, y4 = inputs(x_ptr, gain_ptr, k + 4 * W, K, NORM)
-    x5, y5 = inputs(x_ptr, gain_ptr, k + 5 * W, K, NORM)
-    x6, y6 = inputs(x_ptr, gain_ptr, k + 6 * W, K, NORM)
-    x7, y7 = inputs(x_ptr, gain_ptr, k + 7 * W, K, NORM)
+    x0, y0 = inputs(source, gain_ptr, k, K, NORM, POST)
+    x1, y1 = inputs(source, gain_ptr, k + W, K, NORM, POST)
+    x2, y2 = inputs(source, gain_ptr, k + 2 * W, K, NORM, POST)
+    x3, y3 = inputs(source, gain_ptr, k + 3 * W, K, NORM, POST)
+    x4, y4 = inputs(source, gain_ptr, k + 4 * W, K, NORM, POST)
+    x5, y5 = inputs(source, gain_ptr, k + 5 * W, K, NORM, POST)
+    x6, y6 = inputs(source, gain_ptr, k + 6 * W, K, NORM, POST)
+    x7, y7 = inputs(source, gain_ptr, k + 7 * W, K, NORM, POST)
     seen = 0.0 * x0
     squares = 0.0 * x0
     if NORM == "layer":
@@ -135,9 +135,9 @@ def _sums(w, scale, zero, even, odd, even_low, odd_low, total, factor, ZERO: tl.
 
 
 @triton.jit
-def one_int4(x_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, w, scale, zero, rows, inside, K, eps, BN: tl.constexpr,
+def one_int4(source, gain_ptr, w_ptr, scale_ptr, zeros_ptr, w, scale, zero, rows, inside, K, eps, BN: tl.constexpr,
              BK: tl.constexpr, ONCE: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr,
-             NORM: tl.constexpr):  # fmt: skip
+             NORM: tl.constexpr, POST: tl.constexpr):  # fmt: skip
     """Return sums of BN rows, whose first words w are already loaded, with 1/deviation and mean of x."""
     V: tl.constexpr = min(4, GROUP // 8)
     several: tl.constexpr = BK // (8 * V)
@@ -152,7 +152,7 @@ def one_int4(x_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, w, scale, zero, rows,
             next_scale = scales(scale_ptr, rows, inside, unit + several, units, GROUP)
             if ZERO:
                 next_zero = scales(zeros_ptr, rows, inside, unit + several, units, GROUP)
-        even, odd, even_low, odd_low, total, factor, x, x2 = _narrow(x_ptr, gain_ptr, unit, K, GROUP, NORM)
+        even, odd, even_low, odd_low, total, factor, x, x2 = _narrow(source, gain_ptr, unit, K, GROUP, NORM, POST)
         acc += _sums(w, scale, zero, even, odd, even_low, odd_low, total, factor, ZERO)
         if NORM == "layer":
             seen += x
@@ -168,9 +168,9 @@ def one_int4(x_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, w, scale, zero, rows,
 
 
 @triton.jit
-def two_int4(x_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, a, b, a_scale, b_scale, a_zero, b_zero, rows_a, rows_b,
+def two_int4(source, gain_ptr, w_ptr, scale_ptr, zeros_ptr, a, b, a_scale, b_scale, a_zero, b_zero, rows_a, rows_b,
              inside, K, eps, BN: tl.constexpr, BK: tl.constexpr, ONCE: tl.constexpr, GROUP: tl.constexpr,
-             ZERO: tl.constexpr, NORM: tl.constexpr):  # fmt: skip
+             ZERO: tl.constexpr, NORM: tl.constexpr, POST: tl.constexpr):  # fmt: skip
     """Do the same as `one_int4` for two sets of rows at once."""
     V: tl.constexpr = min(4, GROUP // 8)
     several: tl.constexpr = BK // (8 * V)
@@ -190,7 +190,7 @@ def two_int4(x_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, a, b, a_scale, b_scal
             if ZERO:
                 next_a_zero = scales(zeros_ptr, rows_a, inside, following, units, GROUP)
                 next_b_zero = scales(zeros_ptr, rows_b, inside, following, units, GROUP)
-        even, odd, even_low, odd_low, total, factor, x, x2 = _narrow(x_ptr, gain_ptr, unit, K, GROUP, NORM)
+        even, odd, even_low, odd_low, total, factor, x, x2 = _narrow(source, gain_ptr, unit, K, GROUP, NORM, POST)
         acc_a += _sums(a, a_scale, a_zero, even, odd, even_low, odd_low, total, factor, ZERO)
         acc_b += _sums(b, b_scale, b_zero, even, odd, even_low, odd_low, total, factor, ZERO)
         if NORM == "layer":

@@ -15,7 +15,7 @@ from scoring.errors import PromptTooLong, TextTooLong
 from scoring.limits.deadline import check, held
 
 _PIECE = 1 << 14  # characters tokenised at once to count
-_PLAIN = 4  # characters a token of the context, up to which a text is tokenised once: most fit, and few have more
+_PLAIN = 8  # characters a token of the context, up to which a text is tokenised once: most such texts fit
 _SEAM = 128  # tokens that a cut within a word may add: WordPiece makes a word of over 100 characters one unknown token
 _LEAST_LIMIT = 1 << 16  # characters that are always allowed
 _SHRINKING = 4  # times the characters of the longest token: normalisers drop spaces, accents and control characters

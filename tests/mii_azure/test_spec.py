@@ -55,6 +55,23 @@ def test_a_wrong_preference_is_named(field: str, value: object) -> None:
         make_spec(**{"task": "fill-mask", "model": "m", "name": "abc", field: value})
 
 
+@pytest.mark.parametrize(
+    ("asked", "said", "remedy"),
+    [
+        ({"kind": "kubernetes"}, "name of its cluster", "--compute:"),
+        ({"kind": "template"}, "image and registry", "--registry and --image:"),
+        ({"kind": "kaito", "image": "foo"}, "form", "HOST/REPOSITORY"),
+        ({"instance_typ": "x"}, "instance_typ", "Nearest: instance_type"),
+    ],
+)
+def test_what_is_wrong_is_said_without_a_list_of_all_settings(asked: dict[str, str], said: str, remedy: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        make_spec(task="fill-mask", model="m", name="abc", **asked)
+    assert said in caught.value.message
+    assert remedy in caught.value.hint
+    assert len(str(caught.value)) < 250
+
+
 def test_a_bad_name_is_not_a_validation_error() -> None:
     with pytest.raises(InvalidName):
         make_spec(task="fill-mask", model="m", name="my_model")

@@ -7,6 +7,7 @@ import pytest
 from azure.core.exceptions import ClientAuthenticationError
 
 from mii_azure import errors
+from mii_azure.azure.client import connect as client_of
 from mii_azure.azure.sign_in import GITHUB, PIPELINES, KeptTokens, credential
 from mii_azure.operations.deploy import deploy
 from mii_azure.operations.rollout import rollout, undo
@@ -124,3 +125,13 @@ def test_what_a_later_gate_needs_is_fetched_while_the_sign_in_is_fresh(cloud, co
     kept.check()
     with pytest.raises(ClientAuthenticationError):
         kept.get_token("https://ml.azure.com/.default", claims="revoked")
+
+
+@pytest.mark.parametrize(
+    ("cloud_name", "address"),
+    [("AzureUSGovernment", "management.usgovcloudapi.net"), ("AzureChinaCloud", "management.chinacloudapi.cn")],
+)
+def test_a_workspace_of_a_sovereign_cloud_is_asked_there(cloud_name, address, monkeypatch):
+    monkeypatch.setenv("AZUREML_CURRENT_CLOUD", cloud_name)
+    client = client_of("s", "g", "w")
+    assert address in str(client._base_url)

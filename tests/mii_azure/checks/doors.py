@@ -90,6 +90,13 @@ KAITO: dict[str, tuple[str, Mutation]] = {
     "a version that is not served": ("MII921", value(KAITO_YML, "apiVersion", "kaito.sh/v1")),
     "capitals in the name": ("MII921", edit(KAITO_YML, '^  name: "my-qa"', '  name: "My-qa"')),
     "a preset too": ("MII921", edit(KAITO_YML, "^inference:\n", "inference:\n  preset: {name: phi-4}\n")),
+    "another kind": ("MII921", value(KAITO_YML, "kind", "workspace")),
+    "an image in capitals": ("MII921", edit(KAITO_YML, "^(          image: .*)/models/", r"\1/Models/")),
+    "a container's name of an underscore": (
+        "MII921",
+        edit(KAITO_YML, '^(        - name: )"scoring"', r'\1"my_scoring"'),
+    ),
+    "a variable of two words": ("MII926", edit(KAITO_YML, '"MII_AZURE_DRAIN_SECONDS"', '"DRAIN SECONDS"')),
     "no image": ("MII921", edit(KAITO_YML, r"^          image: .*\n", "")),
     "a size that it makes no node of": ("MII922", value(KAITO_YML, "instanceType", '"Standard_F8s_v2"')),
     "no labels": ("MII922", edit(KAITO_YML, r"    matchLabels:\n.*\n", "    matchLabels: {}\n")),

@@ -24,6 +24,8 @@ def test_any_letter_case_finds_the_canonical_name(name: str) -> None:
         ("Standard_NC4as_T4_v4", "Standard_NC4as_T4_v3"),
         ("Standard_DS3v2", "Standard_DS3_v2"),
         ("NC24ads_A100", "Standard_NC24ads_A100_v4"),
+        ("Standard_NC6", "Standard_NC4as_T4_v3, Standard_NC8as_T4_v3"),
+        ("Standard_ND96isr_H200_v5", "Standard_ND96isr_H100_v5"),
     ],
 )
 def test_an_unknown_name_offers_the_nearest(name: str, near: str) -> None:
