@@ -12,7 +12,7 @@ from mii_azure.verdict.grade import ALIKE, TOLERANCES, Reply
 from mii_azure.verdict.outcome import Comparison, TargetRun, Verdict, compare, differences, require_compared
 from mii_azure.verdict.sides import side_of
 from mii_azure.verdict.targets import Reach, check_targets, open_target, targets_of
-from mii_azure.verdict.tokens.judge import Answered, TokenVerdict, ask, judge, probes_for
+from mii_azure.verdict.tokens.judge import Answered, TokenVerdict, ask, askable, judge, probes_for
 from mii_azure.verdict.tokens.suspects import Suspect, named_suspects
 from scoring.config import Deployment
 
@@ -118,7 +118,8 @@ class _Run:
             run.loaded = [[_bare(reply) for reply in replies] for replies in target.together(bodies, self._load)]
         if self._probes:
             self.say(f"asking {name} for tokens")
-            self._answered.append(ask(name, target, self._precision(metadata), self._probes))
+            probes = askable(self._probes, metadata)
+            self._answered.append(ask(name, target, self._precision(metadata), probes))
         self.runs[name] = run
 
     def compared(self) -> list[Comparison]:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -84,6 +84,15 @@ def ask(name: str, target: "Target", precision: str, probes: Sequence[TokenProbe
             "Ask a target that generates text, with the task of the bundle.",
         )
     return Answered(target=name, precision=precision, asked=len(probes), answers=answers)
+
+
+def askable(probes: Sequence[TokenProbe], metadata: Mapping[str, Any]) -> list[TokenProbe]:
+    """Probes that a target can be judged by: seeded ones where its metadata tells of the static decoder's sampler.
+
+    Plain `generate`, and servers that are not ours, draw other random numbers from the same seed.
+    """
+    ours = (metadata.get("optimisations") or {}).get("static_decode") == "applied"
+    return [probe for probe in probes if ours or probe.kind != "seeded"]
 
 
 def _text(body: bytes) -> str | None:

@@ -17,7 +17,7 @@ from benchmarks.common import RESULTS
 from local_runner.targets.load import TargetReply
 from mii_azure.errors import AdapterUnusable, SpecError
 from mii_azure.verdict.tokens.causes import UNEXPLAINED
-from mii_azure.verdict.tokens.judge import ROUNDING, Answered, ask, judge, probes_for
+from mii_azure.verdict.tokens.judge import ROUNDING, Answered, ask, askable, judge, probes_for
 from mii_azure.verdict.tokens.margins import pick_scores
 from mii_azure.verdict.tokens.probes import NEW_TOKENS
 from mii_azure.verdict.tokens.reference import ReferenceModel
@@ -149,6 +149,13 @@ def test_bounds_allow_for_what_rounding_was_measured_to_cost() -> None:
         assert ROUNDING[name].bound(1000) < ROUNDING[name].bound(100)
     sound = json.loads((RESULTS / "parity_faults.json").read_text("utf-8"))["clean"]
     assert (sound["false_alarms"], sound["tokens"] - sound["picked"]) == (0, 0)
+
+
+def test_seeded_answers_are_asked_where_the_sampler_is_ours() -> None:
+    probes = probes_for(TASK, TOKENS, CONTEXT)
+    assert askable(probes, {"optimisations": {"static_decode": "applied"}}) == probes
+    for metadata in ({}, {"optimisations": {"static_decode": "refused"}}):
+        assert {probe.kind for probe in askable(probes, metadata)} == {"greedy", "default"}
 
 
 class Silent:
