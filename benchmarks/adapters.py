@@ -135,14 +135,10 @@ def steps_ms(decoder: Decoder, rows: int) -> Callable[[], float]:
     return measured
 
 
-def cost(model: Any, shape: str, kind: str, count: int, whole: int | None) -> dict[str, Any]:
+def cost(model: Any, shape: str, kind: str, count: int) -> dict[str, Any]:
     """Steps of as many rows as adapters, beside steps of the base."""
     rank, targets = KINDS[kind]
     bank = attach(model, count, rank, targets)
-    if whole is not None:
-        from scoring.decoder import adapter_step
-
-        adapter_step.WHOLE = whole
     decoder = Decoder(model, count, 2 * _ROUNDS * (_STEPS + 1) + _PROMPT + 8)
     decoder.warm_up([count])
     sides: dict[str, list[float]] = {"base": [], "adapters": []}
@@ -161,7 +157,7 @@ def cost(model: Any, shape: str, kind: str, count: int, whole: int | None) -> di
     base, other = median(sides["base"]), median(sides["adapters"])
     size = sum(each.numel() * each.element_size() for each in model.parameters())
     return {
-        "shape": shape, "kind": kind, "adapters": count, "whole": whole, "base_ms": base, "adapters_ms": other,
+        "shape": shape, "kind": kind, "adapters": count, "base_ms": base, "adapters_ms": other,
         "tokens_per_s_below_percent": 100 * (1 - base / other),
         "floor_below_percent": 100 * (1 - size / (size + bank.bytes)), "sides": sides,
     }  # fmt: skip
@@ -171,7 +167,6 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--shapes", nargs="*", default=["1b"])
     parser.add_argument("--kinds", nargs="*", default=list(KINDS))
-    parser.add_argument("--whole", nargs="*", type=int, default=[None])
     parser.add_argument("--adapters", type=int, default=32)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -185,12 +180,11 @@ def main() -> None:
                 print(json.dumps(result["checks"][-1]), flush=True)
     for shape in asked.shapes:
         model = model_of(shape, torch.bfloat16 if DEVICE == "cuda" else torch.float32)
-        for whole in asked.whole:
-            for kind in asked.kinds:
-                result["rows"].append(cost(model, shape, kind, asked.adapters, whole))
-                told = {name: value for name, value in result["rows"][-1].items() if name != "sides"}
-                print(json.dumps(told), flush=True)
-                write("adapters", result, asked.out)
+        for kind in asked.kinds:
+            result["rows"].append(cost(model, shape, kind, asked.adapters))
+            told = {name: value for name, value in result["rows"][-1].items() if name != "sides"}
+            print(json.dumps(told), flush=True)
+            write("adapters", result, asked.out)
         del model
 
 

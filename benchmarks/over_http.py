@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,7 +68,7 @@ SHAPES = {
 }  # fmt: skip
 
 
-def build(shape: Shape, folder: Path, instance_type: str) -> None:
+def build(shape: Shape, folder: Path, instance_type: str, flags: Sequence[str] = ()) -> None:
     """Write the shape's bundle, as a user does."""
     import torch
 
@@ -78,7 +78,7 @@ def build(shape: Shape, folder: Path, instance_type: str) -> None:
     write_folder(shape.architecture, shape.config, getattr(torch, shape.dtype), device, folder / "model")
     command = [sys.executable, "-m", "mii_azure.cli.app", "generate", "--task", "text-generation", "--model"]
     command += [str(folder / "model"), "--name", "bench", "--instance-type", instance_type, "--server", "http"]
-    command += ["--dtype", shape.dtype, "--output", str(folder / "bundle"), *shape.flags]
+    command += ["--dtype", shape.dtype, "--output", str(folder / "bundle"), *shape.flags, *flags]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     (folder / "plan.md").write_bytes((folder / "bundle" / "plan.md").read_bytes())
 
@@ -175,13 +175,13 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """All rows of one shape; every row is asked twice, and the second is told."""
     shape, rows, prompts, beside = SHAPES[name], [], {}, None
     with tempfile.TemporaryDirectory() as folder:
-        build(shape, Path(folder), options.instance_type)
+        build(shape, Path(folder), options.instance_type, options.flags)
         for front_ends in options.front_ends or [None]:
             arguments = [] if front_ends is None else ["--front-ends", str(front_ends)]
             with served(Path(folder), arguments) as (pid, port):
                 for each in ("plan.md", "serve.log"):
                     (options.out / f"{name}-{each}").write_bytes((Path(folder) / each).read_bytes())
-                for count in options.clients:
+                for count in () if options.only_beside else options.clients:
                     for way in options.ways:
                         load(port, count, way, 1)
                         others = front_ends_of(pid)
@@ -193,11 +193,17 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
                         rows.append(row)
                         print(table(COLUMNS, [row]).splitlines()[-1], flush=True)
                 if not prompts:
-                    prompts = {str(tokens): long_prompt_ms(port, tokens, tokens) for tokens in shape.long}
+                    lengths = () if options.only_beside else shape.long
+                    prompts = {str(tokens): long_prompt_ms(port, tokens, tokens) for tokens in lengths}
                     if shape.long:
                         beside = asyncio.run(asyncio.wait_for(_beside(port, shape.long[-1]), ANSWER_S))
                         print(json.dumps(beside), flush=True)
-    return {"rows": rows, "first token ms by prompt tokens": prompts, "long beside short": beside}
+    return {
+        "rows": rows,
+        "first token ms by prompt tokens": prompts,
+        "long beside short": beside,
+        "flags": options.flags,
+    }
 
 
 def main() -> None:
@@ -206,6 +212,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[name for name in SHAPES if name != "tiny"], choices=SHAPES)
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 256])
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
+    parser.add_argument("--only-beside", action="store_true", help="one long request among short ones, and no more")
+    parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="of generate; the last option")
     parser.add_argument("--instance-type", default="Standard_NC40ads_H100_v5")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--front-ends", nargs="+", type=int, help="each in turn; what serve decides when absent")

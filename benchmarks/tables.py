@@ -167,6 +167,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "slice-alone": ("slice_alone.json", serving_tables.slice_alone),
     "quantised": ("quantised.json", serving_tables.quantised),
     "cpu": ("cpu.json", serving_tables.cpu),
+    "cpu-vnni": ("cpu-vnni.json", serving_tables.cpu),
     "neighbour": ("neighbour.json", serving_tables.neighbour),
     "streams": ("streams.json", serving_tables.streams),
     "faults": ("parity_faults.json", parity_tables.faults),

@@ -27,7 +27,7 @@ from mii_azure.platform.limits import (
 )
 from mii_azure.platform.options import AzureOptions, OnCommandLine
 from mii_azure.platform.servers import Server
-from scoring.config import Speculation
+from scoring.config import CacheDtype, Speculation
 
 # Azure's rule for endpoint and deployment names (managed online endpoints reference, azure-ai-ml's validators).
 # Names of two characters, which MII's users have, get a suffix in Azure: see `azure_name`.
@@ -114,6 +114,9 @@ class Spec(AzureOptions):
     )
     passes_off: Annotated[tuple[str, ...], OnCommandLine("Comma-separated passes to leave out.")] = Field(
         (), description="Passes to leave out."
+    )
+    kv_cache_dtype: CacheDtype = Field(
+        "auto", description="auto or fp8: a decoder's keys and values in the model's type, or in FP8, twice the tokens."
     )
     prefix_reuse: Annotated[
         bool, OnCommandLine("Compute every prompt whole: nothing of another caller's is reused.")
@@ -238,9 +241,10 @@ class Spec(AzureOptions):
 
     @model_validator(mode="after")
     def _cache(self) -> Self:
-        if self.task not in CACHED_TASKS and (self.memory_share or self.expects):
+        if self.task not in CACHED_TASKS and (self.memory_share or self.expects or self.kv_cache_dtype != "auto"):
             raise ValueError(
-                f"only {' and '.join(CACHED_TASKS)} have a KV cache to size; leave out memory_share and expected tokens"
+                f"only {' and '.join(CACHED_TASKS)} have a KV cache to size; leave out memory_share, kv_cache_dtype and"
+                " expected tokens"
             )
         if self.task == "text-to-image" and self.context_length:
             raise ValueError("the context of a pipeline's text encoder is fixed; leave out context_length")
@@ -310,6 +314,7 @@ class OtherPreferences(TypedDict, total=False):
     optimisations: Literal["azure", "public"]
     passes_on: Sequence[str]
     passes_off: Sequence[str]
+    kv_cache_dtype: CacheDtype
     prefix_reuse: bool
     batch_invariant: bool
     speculation: Speculation

@@ -18,6 +18,7 @@ _LARGEST_NUMBER = 2**53  # beyond it a float, which other hosts' JSON uses, is n
 
 _PLAIN = (str, bool, dict[str, Any])
 
+CacheDtype = Literal["auto", "fp8"]
 Speculation = Literal["auto", "ngram", "draft", "off"]
 
 T = TypeVar("T")
@@ -32,6 +33,7 @@ class Limits:
     slots: int = 0  # sequences that a decoder on a GPU advances at once; 0: as many as a batch has rows
     kv_cache_tokens: int = 0  # tokens of a GPU's paged cache, in all sequences; 0: as many as memory has room for
     memory_share: float = 0.0  # share of a GPU's memory for weights and cache; 0: the default of `memory_shares`
+    kv_cache_dtype: CacheDtype = "auto"  # of a decoder's keys and values; auto: the model's
     prefix_reuse: bool = True  # reuse cached prefixes of prompts; false: no timing reveals other callers' prompts
     batch_invariant: bool = False  # answers are the same bits alone and in company
     speculation: Speculation = "auto"  # who drafts; auto: the draft model, else on GPUs what a text repeats

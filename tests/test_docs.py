@@ -1,5 +1,6 @@
 """What the documents say is what happens."""
 
+import base64
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ from benchmarks import tables
 from benchmarks.tables import TABLES, shown
 from benchmarks.tables import render as render_table
 from mii_azure.verdict.cases import edge_requests
+from scoring.schema.speech import tone
 from tests.fork_server import ForkServer
 from tests.forked_commands import commands
 from tests.tiny_models import tiny_model
@@ -33,6 +35,7 @@ MODELS = {
     "reranker": ("bert", "text-ranking"),
     "nli": ("bert", "zero-shot-classification"),
     "t5": ("t5", "translation"),
+    "whisper": ("whisper", "automatic-speech-recognition"),
     "sd": ("stable-diffusion", "text-to-image"),
 }
 
@@ -46,6 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     root = tmp_path_factory.mktemp("readme")
     for name, (family, task) in MODELS.items():
         tiny_model(family, task, root / "models" / name)
+    (root / "talk.wav").write_bytes(base64.b64decode(tone(1)))
     yield root
 
 
@@ -67,6 +71,8 @@ def run(command: list[str], folder: Path, first_of_path: Path) -> str:
 @pytest.mark.parametrize("number", range(len(blocks("bash"))))
 def test_readme_commands_run(number: int, folder: Path, request: pytest.FixtureRequest) -> None:
     """The first block's commands are the installed ones; those of the others, which differ in the task, are forked."""
+    if "query speech" in blocks("bash")[number]:
+        pytest.importorskip("soundfile", reason="the extra speech is not installed")
     first = request.getfixturevalue("forked_commands") if number else Path(sys.executable).parent
     output = run(["bash", "-euo", "pipefail", "-c", blocks("bash")[number]], folder, first)
     if number == 0:

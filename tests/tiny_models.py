@@ -16,7 +16,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from tests import tiny_pipelines, tiny_tokenizers
+from tests import tiny_pipelines, tiny_tokenizers, tiny_whisper
 
 CONTEXT = 128
 SEED = 20240607
@@ -58,6 +58,7 @@ _AUTO_CLASS = {
     "conversational": "AutoModelForCausalLM",
     "summarization": "AutoModelForSeq2SeqLM",
     "translation": "AutoModelForSeq2SeqLM",
+    "automatic-speech-recognition": "AutoModelForSpeechSeq2Seq",
 }
 
 # Chat templates in each family's own form; the others use DialoGPT's: every turn ends with the end token.
@@ -267,6 +268,8 @@ def tiny_model(family: str, task: str, folder: Path | str) -> Path:
     """
     if (family, task) == ("stable-diffusion", "text-to-image"):
         return tiny_pipelines.tiny_pipeline(folder)
+    if (family, task) == ("whisper", "automatic-speech-recognition"):
+        return tiny_whisper.tiny_whisper(folder)
     recipe = FAMILIES[family]
     if task not in recipe.tasks:
         raise KeyError(f"{family} does {', '.join(recipe.tasks)}, not {task}")

@@ -166,6 +166,11 @@ def gpt2(length: int) -> PreTrainedTokenizerBase:
     return GPT2Tokenizer(vocab=vocabulary, merges=list(merges), model_max_length=length)
 
 
+def merges_of_bytes() -> list[tuple[str, str]]:
+    """Merges of the byte-level tokenizers."""
+    return list(_merges(byte_level=True)[1])
+
+
 def gpt_neox(length: int) -> PreTrainedTokenizerBase:
     """GPT-NeoX's byte-level BPE, which has a <|padding|> token."""
     alphabet, merges = _merges(byte_level=True)

@@ -41,6 +41,11 @@ for name in http openvino; do
         templates/locks/cpu.lock "$WHEELS/$name.lock" >"templates/locks/$name.lock"
 done
 
+# What reads and resamples sound, of bundles whose task hears: what of it no other lock has. One lock serves both Pythons.
+compile --python-version 3.11 --generate-hashes -c constraints.txt templates/locks/speech.in -o "$WHEELS/speech.lock"
+awk 'NR == FNR { if ($1 ~ /==/) known[$1] = 1; next } /^[^ ]/ { keep = !($1 in known) } keep' \
+    templates/locks/cpu.lock "$WHEELS/speech.lock" >templates/locks/speech.lock
+
 # What a CI job installs, around the wheel of this project that `mii-azure ci` ships.
 compile --python-version 3.11 --generate-hashes -c constraints.txt --find-links "$WHEELS" --extra diffusion \
     pyproject.toml -o "$WHEELS/ci.lock"

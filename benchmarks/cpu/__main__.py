@@ -1,11 +1,13 @@
 """Models on this machine's CPU: encoders' forwards, what a service adds, and generation beside a busy process.
 
 `python -m benchmarks.cpu [SECONDS PER ROW [OUTPUT FOLDER [PART ...]]]` prints tables and writes cpu.json; the parts are
-forwards, service and neighbour. It wants an idle machine, and says how loaded it was. In front of it
-`ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI` stands for a chip without bfloat16.
+MiniLM, BGE-small, BERT-base, service and neighbour, each some minutes at most. Parts of one revision on one machine may
+run one by one: each replaces its own rows and leaves the others'. It wants an idle machine, and says how loaded it was.
+In front of it `ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI` stands for a chip without bfloat16, and writes cpu-vnni.json.
 """
 
 import datetime
+import json
 import os
 import platform
 import sys
@@ -16,7 +18,10 @@ from typing import Any
 
 from scoring.limits import cpus
 
-PARTS = ("forwards", "service", "neighbour")
+MODELS = ("MiniLM", "BGE-small", "BERT-base")
+PARTS = ("neighbour", "service", *MODELS)  # the neighbour first: it wants the cores for its own processes
+#: What parts of one result must agree in.
+SAME = ("device", "threads", "oneDNN may use", "versions", "revision")
 _PACKAGES = ("torch", "transformers", "onnxruntime", "openvino", "nncf")
 
 
@@ -54,27 +59,40 @@ def main() -> None:
     warnings.simplefilter("ignore")
     cpus.settle()  # as a server does, before torch is imported
     from benchmarks.common import RESULTS, table, write
+    from benchmarks.cpu import forwards, neighbour, service
 
-    budget_s = float(sys.argv[1]) if len(sys.argv) > 1 else 20.0
+    budget_s = float(sys.argv[1]) if len(sys.argv) > 1 else 8.0
     folder = Path(sys.argv[2]) if len(sys.argv) > 2 else RESULTS
     parts = sys.argv[3:] or PARTS
-    result: dict[str, Any] = {}
-    if "neighbour" in parts:  # first: it wants the cores for its own processes
-        from benchmarks.cpu import neighbour
+    made = provenance()
+    name = "cpu" if made["oneDNN may use"] == "all" else "cpu-vnni"
 
-        result["neighbour"] = neighbour.run(budget_s)
-        print(table([*result["neighbour"][0]], result["neighbour"]))
-    if "service" in parts:
-        from benchmarks.cpu import service
+    def keep(found: dict[str, Any]) -> None:
+        write(name, merged(folder / f"{name}.json", found, made), folder)
 
-        result["service"] = service.run(budget_s)
-        print(table([*result["service"][0]], result["service"]))
-    if "forwards" in parts:
-        from benchmarks.cpu import forwards
+    for part in sorted(parts, key=PARTS.index):
+        if part in MODELS:
+            found = forwards.run(part, budget_s, keep)
+            print(table(forwards.COLUMNS, found["rows"]), flush=True)
+        else:
+            keep({part: (rows := {"neighbour": neighbour, "service": service}[part].run(budget_s))})
+            print(table(list(rows[0]), rows), flush=True)
 
-        result |= forwards.run(budget_s)
-        print(table(forwards.COLUMNS, result["rows"]))
-    write("cpu", result | provenance(), folder)
+
+def merged(path: Path, found: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
+    """A part's result beside the others of the same machine and revision; what is measured again is replaced."""
+    before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if any(before.get(name) != made[name] for name in SAME):
+        before = {}
+    both = {**before, **found, **made}
+    if "peaks" in both:  # ceilings: the best that was seen
+        seen = [each.get("peaks", {}) for each in (before, found)]
+        both["peaks"] = {name: max(peak.get(name, 0.0) for peak in seen) for name in {*seen[0], *seen[1]}}
+    for name in ("rows", "starts"):
+        new = found.get(name, [])
+        kept = [row for row in before.get(name, []) if row["work"] not in {row["work"] for row in new}]
+        both[name] = sorted([*kept, *new], key=lambda row: MODELS.index(row["work"].split(",")[0]))
+    return both
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a service adds to the bare forward with tokenisation, passes off; in-process, sides in turns."""
+"""What a service adds to the bare forward with tokenisation, without and with the pass; in-process, sides in turns."""
 
 import json
 import time
@@ -13,6 +13,7 @@ from scoring.api.service import Service
 from scoring.config import Deployment
 from scoring.encoder.real_text import paragraphs
 from scoring.model.loader import load
+from scoring.passes.cpu import Cpu
 from scoring.schema.registry import task_class
 
 ALLOWED = 1.05
@@ -26,7 +27,9 @@ def run(budget_s: float) -> list[dict[str, Any]]:
     service.start()
     prose = paragraphs()
     inputs = {"1": prose[:1], "16 alike": prose[:1] * 16, "16 of many lengths": prose[:160:10]}
-    return [_row(name, texts, service, budget_s) for name, texts in inputs.items()]
+    rows = [_row(f"{name}, plain", texts, service, budget_s) for name, texts in inputs.items()]
+    Cpu().apply(loaded.model)
+    return rows + [_row(f"{name}, with the pass", texts, service, budget_s) for name, texts in inputs.items()]
 
 
 def _row(name: str, texts: list[str], service: Service, budget_s: float) -> dict[str, Any]:

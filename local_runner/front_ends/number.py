@@ -11,7 +11,7 @@ from scoring.host_api import cores as cores_here
 
 #: Tasks whose streams make more work for the interpreter than for a GPU.
 _STREAMING = ("text-generation", "conversational")
-_ONE_PROCESS = ("text-to-image",)  # its answers are as large as its rows, and few
+_ONE_PROCESS = ("text-to-image", "automatic-speech-recognition")  # their rows or answers are large, and few
 #: A process each for so many cores, up to so many; on fewer cores processes would take them from each other.
 _CORES_EACH, _USUAL_MOST, _LEAST_CORES = 3, 8, 8
 

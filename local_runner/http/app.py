@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 
 from local_runner.errors import NoSuchRoute, WrongMethod
 from local_runner.host.host import Host, internal
-from local_runner.http import oip_bodies, openai, openapi_bodies, responses, retrieval, tgi, tokens
+from local_runner.http import audio, oip_bodies, openai, openapi_bodies, responses, retrieval, tgi, tokens
 from local_runner.http.bodies import read_body
 from local_runner.protocol import oip
 from local_runner.protocol.errors import body_of, failure_of
@@ -37,7 +37,7 @@ def build(host: Host) -> FastAPI:
     _add_scoring(app, host)
     _add_health(app, host)
     _add_protocol(app, host)
-    for each in (openai, responses, tgi, retrieval, tokens):
+    for each in (openai, responses, tgi, retrieval, tokens, audio):
         each.add(app, host, lambda request: _sent(request, host.max_body))
     _add_schemas(app, host)
     return app
@@ -47,7 +47,7 @@ def _add_scoring(app: FastAPI, host: Host) -> None:
     # Azure's scoring route is / if the container also serves other paths: a POST there is scored.
     @app.post("/", include_in_schema=False)
     async def root(request: Request) -> Response:
-        raw = await _body(request, host.max_body)
+        raw = _text(audio.as_json(host, await read_body(request, host.max_body)))
         return await tgi.answer_to_client(host, request.headers, raw) or await scored(raw, request)
 
     @app.post("/score", summary="Score one request")
@@ -180,8 +180,12 @@ def _with_task(schema: dict[str, Any], swagger: Path) -> dict[str, Any]:
 
 async def _body(request: Request, limit: int) -> str:
     """Read the request's body as text."""
+    return _text(await read_body(request, limit))
+
+
+def _text(content: bytes) -> str:
     try:
-        return (await read_body(request, limit)).decode()
+        return content.decode()
     except UnicodeDecodeError as error:
         raise InvalidJson(f"The body is not UTF-8: {error}.") from error
 

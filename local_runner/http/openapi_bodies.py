@@ -213,6 +213,21 @@ BODIES: dict[str, dict[str, Any]] = {
         tokens={"type": "array", "items": {"type": "integer", "minimum": 0}, "maxItems": 131072},
     ),
 }
+_SPOKEN: dict[str, Any] = {
+    "file": {"type": "string", "contentMediaType": "application/octet-stream"},
+    "model": _TEXT,
+    "prompt": _TEXT,
+    "response_format": {"type": "string", "enum": ["json", "text", "srt", "verbose_json", "vtt"]},
+    "temperature": {"type": "number", "minimum": 0, "maximum": 1},
+    "seed": {"type": "integer"},
+    "max_new_tokens": {"type": "integer", "minimum": 1},
+    "timestamp_granularities[]": {"type": "array", "items": {"type": "string", "enum": ["segment"]}},
+}
+#: Bodies that are forms, with a file.
+FORMS = {
+    "/v1/audio/transcriptions": _object(["file"], **_SPOKEN, language=_TEXT),
+    "/v1/audio/translations": _object(["file"], **_SPOKEN, language=_TEXT),
+}
 _REFUSALS = {
     "400": "The request is wrong; the message says where.",
     "404": "Another model's name.",
@@ -228,8 +243,9 @@ def describe(document: dict[str, Any]) -> dict[str, Any]:
     for path, operations in document["paths"].items():
         for operation in operations.values():
             operation["responses"].pop("422", None)
-            if path in BODIES:
-                operation["requestBody"] = {"required": True, "content": _json(BODIES[path])}
+            if path in BODIES or path in FORMS:
+                content = _json(BODIES[path]) if path in BODIES else {"multipart/form-data": {"schema": FORMS[path]}}
+                operation["requestBody"] = {"required": True, "content": content}
                 told = {status: {"description": text, "content": _json(_ERROR)} for status, text in _REFUSALS.items()}
                 operation["responses"] |= told
     schemas = document.get("components", {}).get("schemas", {})

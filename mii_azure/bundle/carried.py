@@ -9,7 +9,7 @@ SCORING = Path(__file__).resolve().parents[2] / "scoring"
 
 def scoring_files() -> list[str]:
     """Files of the package `scoring` that every bundle carries, relative to it, sorted."""
-    found = [path for path in SCORING.rglob("*") if path.suffix == ".py" or path.name == "py.typed"]
+    found = [path for path in SCORING.rglob("*") if path.suffix in (".py", ".c") or path.name == "py.typed"]
     return sorted(path.relative_to(SCORING).as_posix() for path in found)
 
 

@@ -23,6 +23,7 @@ from mii_azure.platform import servers
 from mii_azure.spec import Spec
 from scoring.config import Limits
 from scoring.passes.families import FUSED_ENCODER
+from scoring.schema.registry import task_schema
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "templates"
 OPENVINO_LOCK = "openvino.lock"  # of what runs such encoders on a CPU
@@ -85,6 +86,8 @@ def _of_base_image(spec: Spec, plan: Plan) -> list[Decision]:
 def _environment_files(spec: Spec, plan: Plan, context: Mapping[str, Any]) -> dict[str, str]:
     """Files of environment/: the Dockerfile and the lock."""
     image = images()[plan.image]
+    if plan.takes("weight_only"):
+        image = image | {"packages": image["packages"] + image.get("narrow_packages", [])}
     own = {
         "image": image,
         "base_image": base_image(spec, plan),
@@ -142,7 +145,7 @@ def deployment_settings(spec: Spec, plan: Plan, model_id: str) -> dict[str, Any]
     """Content of code/deployment.json; `scoring.config.Deployment` reads it."""
     sliced = plan.tensor_parallel > 1
     cache = {"kv_cache_tokens": plan.kv_cache_tokens, "memory_share": spec.memory_share or 0.0}
-    cache = (cache if plan.kv_cache_tokens else {}) | ({"batch_invariant": True} if spec.batch_invariant else {})
+    cache = (cache if plan.kv_cache_tokens else {}) | _forms(spec)
     quantised = {"quantisation": plan.quantisation.model_dump()} if plan.quantisation else {}
     adapters = {"adapters": [each.model_dump() for each in plan.adapters]} if plan.adapters else {}
     asked = {"handler": bool(spec.handler), "served_names": list(spec.served_name)}
@@ -190,11 +193,18 @@ def deployment_settings(spec: Spec, plan: Plan, model_id: str) -> dict[str, Any]
     }
 
 
+def _forms(spec: Spec) -> dict[str, Any]:
+    """Limits that change numbers, where they are asked for."""
+    asked = {"batch_invariant": spec.batch_invariant, "kv_cache_dtype": spec.kv_cache_dtype}
+    return {name: value for name, value in asked.items() if value != getattr(Limits, name)}
+
+
 def _lock(spec: Spec, plan: Plan, device_line: str) -> str:
     """Lock of everything that the image installs: a device line's, and what of this bundle's own comes with it."""
     names = [device_line]
     names += [servers.HTTP_LOCK] if spec.server == "http" else []
     names += [OPENVINO_LOCK] if plan.takes("cpu") and plan.profile.family in FUSED_ENCODER.served else []
+    names += [servers.SPEECH_LOCK] if task_schema(spec.task).hears else []
     return "".join((TEMPLATES / "locks" / name).read_text(encoding="utf-8") for name in names)
 
 

@@ -76,10 +76,11 @@ def model_does_not_fit(bundle: Inspected) -> Iterator[Problem]:
 
 def _asked_of_the_cache(bounds: Limits) -> dict[str, Any]:
     """Fields of a spec that ask for the cache that the scoring script is told to make."""
-    invariant = {"batch_invariant": True} if bounds.batch_invariant else {}
+    form = {"batch_invariant": bounds.batch_invariant, "kv_cache_dtype": bounds.kv_cache_dtype}
+    form = {name: value for name, value in form.items() if value != getattr(Limits, name)}
     if not bounds.kv_cache_tokens:
-        return invariant
-    asked = invariant | {"context_length": bounds.context_length, "max_concurrency": bounds.slots}
+        return form
+    asked = form | {"context_length": bounds.context_length, "max_concurrency": bounds.slots}
     return asked | ({"memory_share": bounds.memory_share} if bounds.memory_share else {})
 
 

@@ -85,6 +85,7 @@ PLANNED = (
     "context_length",
     "max_concurrency",
     "memory_share",
+    "kv_cache_dtype",
     "batch_invariant",
     "speculation",
     "draft_model",

@@ -82,6 +82,8 @@ def find_family(config: dict[str, Any]) -> Family:
 def _kind(config: dict[str, Any], name: str, architecture: str) -> str:
     """Kind of a model; "multimodal" if its class does not answer text alone."""
     generates = architecture.endswith(("ForConditionalGeneration", "EncoderDecoderModel"))
+    if generates and (known := all_families().get(name)) and known.kind == "speech":
+        return known.kind
     if config.get("is_encoder_decoder"):
         writes = name in load_data("model_types")["seq2seq"] or not is_known_type(name)
         return "encoder-decoder" if writes or not generates else "multimodal"

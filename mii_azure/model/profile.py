@@ -31,7 +31,7 @@ class Profile(BaseModel):
     revision: str | None  # hub commit, 40 hex digits
     architecture: str  # first entry of config.json's "architectures", e.g. "BertForQuestionAnswering"
     family: str  # config.json's "model_type", e.g. "bert"
-    kind: str  # "encoder", "decoder", "encoder-decoder" or "diffusion"
+    kind: str  # "encoder", "decoder", "encoder-decoder", "speech" or "diffusion"
     parameters: int
     weight_bytes: int  # of the weight files
     dtype: str  # as stored: float32, float16, bfloat16
@@ -140,7 +140,7 @@ class _Sizes:
         """Number of all layers, and of layers that keep keys and values; 0 for what is not known."""
         config, family = self._config, self._family
         layers = fact(config, family, "layers") or 0
-        if family.kind != "encoder-decoder":
+        if family.kind not in ("encoder-decoder", "speech"):
             return layers, layers
         encoder, decoder = (fact(config, family, f"{side}_layers") or layers for side in ("encoder", "decoder"))
         # Each decoder layer keeps self-attention's keys per answer token and cross-attention's per source token.
@@ -153,6 +153,9 @@ def context_length(model: Model, told: int | None = None) -> int:
     `told`, a sentence-transformers folder's max_seq_length, goes before the tokenizer's.
     """
     family = find_family(model.config)
+    if family.kind == "speech":  # a window's positions of sound, and its tokens
+        sides = ((configs.value(model.config, f"max_{side}_positions", int) or 0) for side in ("source", "target"))
+        return sum(sides) or 1948
     positions = fact(model.config, family, "context_length")
     if positions is not None:
         positions -= family.context_offset

@@ -142,17 +142,22 @@ def _available(sku: Sku, share: float | None) -> int:
 def budget(work: Work, sku: Sku, dtype: str, rows: int, gpus: int, held: float, tokens: int, kept: int) -> Memory:
     """Memory of a batch of `tokens` tokens, beside the keys and values of `kept` tokens."""
     profile, item = work.profile, DTYPE_BYTES[dtype]
-    kv_per_token = profile.kv_bytes_per_token * item // DTYPE_BYTES[profile.dtype]
     return Memory(
         # Adapters are held once for all, and those in use once more, one after another.
         weights=int(_own_parameters(profile, gpus) * item * held)
         + 2 * work.demand.adapters * item
         + draft_bytes(work, dtype),
-        kv_cache=kv_per_token * kept // gpus,
+        kv_cache=kv_bytes_per_token(work, dtype) * kept // gpus,
         activations=_activations(work, tokens, rows, item, device_of(sku)),
         context=limits.CUDA_CONTEXT_BYTES if sku.gpu else limits.PROCESS_BYTES,
         available=_available(sku, work.demand.share),
     )
+
+
+def kv_bytes_per_token(work: Work, dtype: str) -> int:
+    """Bytes of a token's keys and values, in the type that they are kept in where the model is served in another."""
+    item = 1 if work.demand.narrow else DTYPE_BYTES[dtype]
+    return work.profile.kv_bytes_per_token * item // DTYPE_BYTES[work.profile.dtype]
 
 
 def draft_bytes(work: Work, dtype: str) -> int:

@@ -18,6 +18,7 @@ class Demand(NamedTuple):
     prompt: int = limits.EXPECTED_PROMPT_TOKENS  # of an expected request
     new: int = limits.EXPECTED_NEW_TOKENS
     adapters: int = 0  # parameters of those beside the model
+    narrow: bool = False  # keys and values are kept in FP8
     paged: bool = True  # False: the pass that has a paged cache is forced off
 
     def tokens(self, context: int) -> int:
@@ -55,6 +56,7 @@ def demand_of(spec: Spec, facts: Profile, beside: int = 0) -> Demand:
         spec.expected_prompt_tokens,
         spec.expected_new_tokens,
         beside,
+        spec.kv_cache_dtype == "fp8",
         "static_decode" not in spec.passes_off and _has_one_order(spec, facts),
     )
 

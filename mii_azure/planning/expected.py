@@ -10,9 +10,8 @@ from pydantic import BaseModel, ConfigDict
 
 from mii_azure.hardware import roofline
 from mii_azure.hardware.speed import Effort, Speed, speeds
-from mii_azure.model.safetensors import DTYPE_BYTES
 from mii_azure.planning import latency
-from mii_azure.planning.budget import Work, device_of
+from mii_azure.planning.budget import Work, device_of, kv_bytes_per_token
 from mii_azure.planning.memory import Fit
 from mii_azure.platform import limits
 from scoring.passes.families import FUSED_ENCODER, decoder_tier
@@ -173,7 +172,7 @@ def request_seconds(work: Work, placed: Fit, rows: int, request: Workload) -> fl
     seconds = prompt_seconds(work, placed, rows * request.prompt, request.prompt)
     if not request.answer:
         return seconds
-    item = DTYPE_BYTES[placed.dtype]
-    per_token = work.profile.kv_bytes_per_token * item // DTYPE_BYTES[work.profile.dtype]
-    kept = per_token * rows * (request.prompt + request.answer // 2)  # keys and values that the average step reads
+    kept = (
+        kv_bytes_per_token(work, placed.dtype) * rows * (request.prompt + request.answer // 2)
+    )  # keys and values that the average step reads
     return seconds + request.answer * step_seconds(work, placed, kept, rows)

@@ -22,6 +22,7 @@ from mii_azure.planning.budget import (
 from mii_azure.platform import limits
 from mii_azure.platform.limits import GB
 from scoring.limits.memory_shares import FETCHED_LAYERS, LIVE_LAYERS
+from scoring.passes.base import FP8_CAPABILITY
 from scoring.passes.tensor_parallel import DEGREES
 
 
@@ -138,7 +139,7 @@ def smallest_cpu(work: Work, wanted: str) -> Fit | None:
 
 
 def smallest_gpu(work: Work, wanted: str) -> Fit | None:
-    return _first(work, sorted(_gpu_skus(wanted), key=_by_gpu_memory), wanted)
+    return _first(work, sorted(_gpu_skus(work, wanted), key=_by_gpu_memory), wanted)
 
 
 def _by_gpu_memory(sku: Sku) -> tuple[float, int]:
@@ -155,7 +156,7 @@ def sliced(work: Work, wanted: str, only: Sku | None = None) -> Fit | None:
     """Smallest instance type (or `only`) whose GPUs together hold the model, its heads divided among them."""
     if work.profile.kind == "diffusion":
         return None
-    skus = [only] if only else sorted(_gpu_skus(wanted), key=_by_gpu_memory)
+    skus = [only] if only else sorted(_gpu_skus(work, wanted), key=_by_gpu_memory)
     headroom = 1.0 if only else limits.HEADROOM["cuda"]
     fits = (fit(work, sku, wanted, n, headroom) for sku in skus for n in _degrees(work.profile, sku))
     return next((f for f in fits if not f.problem), None)
@@ -169,7 +170,7 @@ def _degrees(profile: Profile, sku: Sku) -> list[int]:
 
 def in_slices(work: Work, degree: int, wanted: str, only: Sku | None = None) -> Fit:
     """Smallest instance type (or `only`) for `degree` slices; raises DoesNotFit, NotAvailable."""
-    skus = [only] if only else sorted(_gpu_skus(wanted), key=_by_gpu_memory)
+    skus = [only] if only else sorted(_gpu_skus(work, wanted), key=_by_gpu_memory)
     able = [sku for sku in skus if degree in _degrees(work.profile, sku)]
     if not able:
         heads = f"{work.profile.heads} heads and {work.profile.kv_heads} key-value heads"
@@ -208,9 +209,11 @@ def offloaded(work: Work, sku: Sku, wanted: str) -> Fit:
     return found
 
 
-def _gpu_skus(wanted: str) -> list[Sku]:
-    """GPU types that may be chosen by default: whole GPUs, able to run the wanted precision."""
+def _gpu_skus(work: Work, wanted: str) -> list[Sku]:
+    """GPU types that may be chosen by default: whole GPUs, able to run the wanted precision, and the cache's."""
     least = limits.BF16_COMPUTE_CAPABILITY if wanted == "bfloat16" else limits.MIN_COMPUTE_CAPABILITY
+    if work.demand.narrow:
+        least = max(least, FP8_CAPABILITY[0] + FP8_CAPABILITY[1] / 10)
     return [sku for sku in all_skus().values() if sku.gpu and sku.whole_gpus and sku.gpu.compute_capability >= least]
 
 

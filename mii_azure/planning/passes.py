@@ -1,7 +1,8 @@
 """Passes that would be chosen for an instance type that this machine does not have; decided without running them."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
+from mii_azure.errors import NotAvailable
 from mii_azure.hardware.skus import Sku
 from mii_azure.model.profile import Profile
 from mii_azure.model.safetensors import DTYPE_BYTES
@@ -11,9 +12,9 @@ from mii_azure.planning.rationale import Decision
 from mii_azure.platform.limits import GB
 from mii_azure.spec import Spec
 from scoring.config import Deployment, Limits, Optimisation, PassDecision
-from scoring.passes.base import Facts, Hardware
+from scoring.passes.base import Applicability, Facts, Hardware
 from scoring.passes.registry import catalogue
-from scoring.passes.runner import choose
+from scoring.passes.runner import WITHOUT_FP8, choose
 from scoring.passes.speculation import decide
 
 
@@ -44,11 +45,19 @@ def pass_decisions(spec: Spec, facts: Profile, placed: Fit, limits: Limits) -> t
         adapters=len(spec.adapters),
     )
     chosen = choose(passes, on_paper, _hardware(placed.sku), asked)
+    _require_cache(spec, [(each.name, decision) for each, decision in chosen])
     forced = {*asked.on, *asked.off, *(["tensor_slicing"] if asked.tensor_parallel else [])}
     return tuple(
         PassDecision(each.name, decision.take, _sentence(decision.reason), forecast=each.name not in forced)
         for each, decision in chosen
     )
+
+
+def _require_cache(spec: Spec, chosen: Sequence[tuple[str, Applicability]]) -> None:
+    """Raise NotAvailable where a cache in FP8 is asked for, and the pass that has one is not taken."""
+    refused = next((decision for name, decision in chosen if name == "static_decode" and not decision.take), None)
+    if spec.kv_cache_dtype == "fp8" and refused:
+        raise NotAvailable(f"{spec.model} cannot keep a KV cache in FP8: {refused.reason}.", WITHOUT_FP8)
 
 
 def lines(spec: Spec, placed: Fit, passes: Collection[PassDecision]) -> list[Decision]:

@@ -170,6 +170,7 @@ def _bounds(spec: Spec, room: Room, device: str) -> Limits:
         kv_cache_tokens=room.pool,
         memory_share=spec.memory_share or 0.0,
         batch_invariant=spec.batch_invariant,
+        kv_cache_dtype=spec.kv_cache_dtype,
         speculation=spec.speculation,
         draft_model=FOLDER if spec.draft_model else "",
     )

@@ -186,8 +186,9 @@ def _of_cache(work: Work, placed: Fit) -> list[Decision]:
     return [
         Decision(
             what="KV cache",
-            value=f"{room.pool} tokens, {placed.memory.kv_cache / GB:.1f} GB{each}",
-            reason=f"What is left of {share}; sequences take pages of it as they grow, whatever their number.",
+            value=f"{room.pool} tokens{' in FP8' if demand.narrow else ''}, {placed.memory.kv_cache / GB:.1f} GB{each}",
+            reason=f"What is left of {share}; sequences take pages of it as they grow, whatever their number."
+            + (" In FP8, as asked for: a byte a number, whose error the start measures." if demand.narrow else ""),
         ),
         Decision(
             what="expected request",

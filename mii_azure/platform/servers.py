@@ -41,6 +41,7 @@ HOST_FILES = (
     "host/thread_pool.py",
     "http/__init__.py",
     "http/app.py",
+    "http/audio.py",
     "http/bodies.py",
     "http/oip_bodies.py",
     "http/openai.py",
@@ -59,6 +60,7 @@ HOST_FILES = (
     "process/ready_file.py",
     "protocol/__init__.py",
     "protocol/addresses.py",
+    "protocol/audio_requests.py",
     "protocol/errors.py",
     "protocol/oip.py",
     "protocol/openai_errors.py",
@@ -77,6 +79,7 @@ HOST_FILES = (
 )
 HOST_PACKAGES = ("fastapi", "httptools", "prometheus-client", "starlette", "uvicorn", "uvloop")
 HTTP_LOCK = "http.lock"
+SPEECH_LOCK = "speech.lock"  # of bundles whose task hears
 
 
 class Routes(NamedTuple):

@@ -1,5 +1,6 @@
 """Requests as people type them: JSON, plain text, @file and key=value, made into a task's canonical request."""
 
+import base64
 import json
 import re
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ _PAIR = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
 _ARRAY = re.compile(r'\[\s*(["{\[\]\d-]|$|true|false|null)')
 _FORM = 'Type text, @FILE, key=value or JSON such as \'{"inputs": "..."}\'.'
 INPUTS = "inputs"
+#: Files that stand for their bytes in base64.
+_SOUND = (".wav", ".flac", ".ogg", ".oga", ".mp3")
 
 
 def json_of(words: Sequence[str]) -> str | None:
@@ -40,6 +43,8 @@ def contents(word: str) -> str:
         return word
     path = expanded(word[1:])
     try:
+        if path.suffix.lower() in _SOUND:
+            return base64.b64encode(path.read_bytes()).decode()
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no UTF-8 text"

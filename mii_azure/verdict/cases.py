@@ -81,6 +81,12 @@ _VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "summarization": [{"max_new_tokens": 4}],
     "translation": [{"max_new_tokens": 4}],
+    "automatic-speech-recognition": [
+        {"max_new_tokens": 4, "return_timestamps": True, "return_segments": True},
+        {"max_new_tokens": 4, "task": "transcribe", "prompt": "Names: Anna, Paul."},
+        {"max_new_tokens": 4, "generate_kwargs": {"temperature": 0.0}},
+        {"language": "no such language"},
+    ],
     "text-to-image": [
         {"num_inference_steps": 4, "seed": 3, "height": 64, "width": 128, "negative_prompt": "blurry"},
         {"num_inference_steps": 4, "seed": 3, "guidance_scale": 1.0, "num_images_per_prompt": 2},

@@ -1,6 +1,7 @@
 """Parity run: the same requests to every target, replies graded, differences explained."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
@@ -13,7 +14,7 @@ from mii_azure.verdict.outcome import Comparison, TargetRun, Verdict, compare, d
 from mii_azure.verdict.sides import side_of
 from mii_azure.verdict.targets import Reach, check_targets, open_target, targets_of
 from mii_azure.verdict.tokens.judge import Answered, TokenVerdict, ask, askable, judge, probes_for
-from mii_azure.verdict.tokens.suspects import Suspect, named_suspects
+from mii_azure.verdict.tokens.suspects import Suspect, fp8_cache, named_suspects
 from scoring.config import Deployment
 
 if TYPE_CHECKING:
@@ -138,9 +139,11 @@ class _Run:
         self.say("loading the reference model")
         reference = ReferenceModel(model, self._settings["task"])
         found = []
-        for each in self._answered:
-            self.say(f"scoring the tokens of {each.target}")
-            found.append(judge(reference, each, suspects, self.say))
+        narrow = self._settings["limits"]["kv_cache_dtype"] == "fp8"  # as the bundle asks for: then no suspect
+        with fp8_cache(reference) if narrow else nullcontext():
+            for each in self._answered:
+                self.say(f"scoring the tokens of {each.target}")
+                found.append(judge(reference, each, suspects, self.say))
         return tuple(found)
 
     def _precision(self, metadata: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from scoring.errors import LoadError, MiiAzureError, OutOfMemory
 from scoring.model.loaded import Loaded
 from scoring.passes.base import Applicability
 from scoring.passes.registry import reference_of
-from scoring.passes.runner import Chosen, Record, not_served, run_passes, withdraw
+from scoring.passes.runner import Chosen, Record, not_served, require_cache, run_passes, withdraw
 from scoring.tasks.base import Task
 from scoring.telemetry.statistics import phase
 
@@ -75,6 +75,8 @@ class Service(Answers):
             self.task.examine()
         forced = self.deployment.optimisation.on
         self.records = run_passes(self.loaded.model, self.loaded.runtime, chosen, forced, reference, known)
+        if self.deployment.limits.kv_cache_dtype == "fp8":
+            require_cache(self.records)
         if placed:
             self._bring(chosen)
             if not self.deployment.limits.batch_invariant:

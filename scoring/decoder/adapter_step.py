@@ -14,12 +14,11 @@ from scoring.decoder.gemv_config import GEMV_ROWS
 from scoring.decoder.low_rank import SlotAdapters
 from scoring.kernels import low_rank
 from scoring.lora.bank import GroupedLowRank
-from scoring.lora.stacks import StaticLowRank
+from scoring.lora.stacks import SPAN, StaticLowRank
 
-WHOLE = 4096  # inputs up to which each program computes the first product itself, instead of a launch of its own
-_PIECE = 1024  # least inputs of a program of that launch
-_PROGRAMS = 264  # that it is to have
-_BLOCK = 128  # inputs, and outputs, that one reads at once
+_PIECE, _LONG_PIECE = 1024, 4096  # inputs of a program of the first product, of a row and of a tile
+_BLOCK = 128  # inputs of a tile that are read at once
+
 
 #: Returns the launch options of the next kernel.
 Launch = Callable[[], dict[str, Any]]
@@ -40,40 +39,40 @@ class Tiles:
 
 
 class AdapterStep:
-    """Launches the adapters' part of products of up to `rows` rows; `of_slot` [slots + 1] int32 is -1 for the base."""
+    """Launches the adapters' part of products of up to `rows` rows; `of_slot` [slots + 1] int32 is -1 for the base.
 
-    def __init__(self, slots: SlotAdapters, of_slot: Tensor, rows: int, whole: int | None = None) -> None:
+    In two products: `lower` of a product's inputs, into memory that `lift` of its outputs reads; only then the next.
+    """
+
+    def __init__(self, slots: SlotAdapters, of_slot: Tensor, rows: int) -> None:
         self.bank = slots.bank
-        self._of_slot, self._rows, self._whole = of_slot, rows, WHOLE if whole is None else whole
+        self._of_slot, self._rows = of_slot, rows
         needed = max((self._size(product.static) for product in slots.products), default=0)
         self._held = torch.empty(needed, device=of_slot.device)
 
-    def add(self, product: GroupedLowRank, x: Tensor, out: Tensor, tiles: Tiles, pdl: bool, launch: Launch) -> None:
-        """Add to out [rows, N] what the tiles' adapters make of x [rows, K], both dense."""
+    def lower(self, product: GroupedLowRank, x: Tensor, tiles: Tiles, pdl: bool, launch: Launch) -> None:
+        """Take x [rows, K], dense, to the rank of the tiles' adapters."""
         own = product.static
         _, parts, rank, inputs = own.down.shape
-        whole = inputs <= self._whole
-        splits = 1 if whole else self._splits(tiles.count * parts, inputs)
-        shared: dict[str, Any] = {
-            "TILED": bool(tiles.stride), "QP": _even(tiles.queries), "RP": _even(rank), "BK": _BLOCK,
-            "PRECISION": "ieee" if x.dtype == torch.float32 else "tf32", "PDL": pdl, "num_warps": 4,
-        }  # fmt: skip
-        if not whole:
-            low_rank.lower[(tiles.count, parts, splits)](
-                x, own.down, self._held, tiles.source, self._of_slot, tiles.stride, self._rows, inputs, rank, parts,
-                _piece(inputs, splits), **shared, **launch(),
-            )  # fmt: skip
-        low_rank.lift[(tiles.count, len(own.spans))](
-            x, own.down, self._held, own.up, out, own.spans, tiles.source, self._of_slot, tiles.stride, self._rows,
-            inputs, own.up.shape[2], out.shape[1], rank, parts, splits, WHOLE=whole, BN=_BLOCK, **shared, **launch(),
+        low_rank.lower[(tiles.count, parts, _splits(inputs, tiles))](
+            x, own.down, self._held, tiles.source, self._of_slot, tiles.stride, self._rows, inputs, rank, parts,
+            PIECE=_piece(tiles), BK=_BLOCK, **_shared(rank, tiles, x, pdl), **launch(),
         )  # fmt: skip
 
-    def _splits(self, programs: int, inputs: int) -> int:
-        return int(max(1, min(triton.cdiv(_PROGRAMS, programs), triton.cdiv(inputs, _PIECE))))
+    def lift(self, product: GroupedLowRank, out: Tensor, tiles: Tiles, pdl: bool, launch: Launch) -> None:
+        """Add to out [rows, N], dense, what `lower` left."""
+        own = product.static
+        _, parts, rank, inputs = own.down.shape
+        splits = _splits(inputs, tiles)
+        low_rank.lift[(tiles.count, len(own.spans))](
+            self._held, own.up, out, own.spans, tiles.source, self._of_slot, tiles.stride, self._rows,
+            own.up.shape[2], out.shape[1], rank, parts, splits, SP=triton.next_power_of_2(splits), BN=SPAN,
+            **_shared(rank, tiles, out, pdl), **launch(),
+        )  # fmt: skip
 
     def _size(self, own: StaticLowRank) -> int:
         _, parts, rank, inputs = own.down.shape
-        return 0 if inputs <= self._whole else self._splits(1, inputs) * self._rows * parts * _even(rank)
+        return int(triton.cdiv(inputs, _PIECE)) * self._rows * parts * _even(rank)
 
 
 class AdaptedLaunches:
@@ -89,10 +88,15 @@ class AdaptedLaunches:
         """Rows up to which a step's products are Triton's, whose fused neighbours leave adapters no place."""
         return 0 if self.adapted else GEMV_ROWS
 
-    def adapt(self, product: GroupedLowRank | None, x: Tensor, out: Tensor) -> None:
-        """Add to out [rows, N] what the rows' adapters make of x [rows, K], if the product has any."""
+    def lower(self, product: GroupedLowRank | None, x: Tensor) -> None:
+        """Begin to compute what the rows' adapters make of x [rows, K], if the product has any."""
         if self.adapted and self.adapters is not None and product is not None:
-            self.adapters.add(product, x, out, self.tiles_of(len(x)), self.pdl, self._launch)
+            self.adapters.lower(product, x, self.tiles_of(len(x)), self.pdl, self._launch)
+
+    def lift(self, product: GroupedLowRank | None, out: Tensor) -> None:
+        """Add to out [rows, N] what the rows' adapters make of the product's inputs."""
+        if self.adapted and self.adapters is not None and product is not None:
+            self.adapters.lift(product, out, self.tiles_of(len(out)), self.pdl, self._launch)
 
     @contextmanager
     def adapting(self, rows: int) -> Iterator[None]:
@@ -105,7 +109,8 @@ class AdaptedLaunches:
         def launch(product: GroupedLowRank, x: Tensor, out: Tensor) -> None:
             if len(x) != rows:
                 raise ValueError(f"a product has {len(x)} rows of a forward of {rows}: adapters cannot be told")
-            self.adapt(product, x, out)
+            self.lower(product, x)
+            self.lift(product, out)
 
         bank.launch = launch
         try:
@@ -122,8 +127,20 @@ class AdaptedLaunches:
         raise NotImplementedError
 
 
-def _piece(inputs: int, splits: int) -> int:
-    return int(triton.cdiv(triton.cdiv(inputs, splits), _BLOCK)) * _BLOCK
+def _piece(tiles: Tiles) -> int:
+    return _LONG_PIECE if tiles.stride else _PIECE
+
+
+def _splits(inputs: int, tiles: Tiles) -> int:
+    return int(triton.cdiv(inputs, _piece(tiles)))
+
+
+def _shared(rank: int, tiles: Tiles, like: Tensor, pdl: bool) -> dict[str, Any]:
+    return {
+        "TILED": bool(tiles.stride), "QP": _even(tiles.queries), "HP": _even(rank), "PDL": pdl,
+        "RP": _even(rank) if tiles.stride else triton.next_power_of_2(rank),
+        "PRECISION": "ieee" if like.dtype == torch.float32 else "tf32", "num_warps": 4,
+    }  # fmt: skip
 
 
 def _even(count: int) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scoring.decoder.adapter_step import AdaptedLaunches, AdapterStep
-from scoring.decoder.chunk_size import CHUNKS, Span, spans_of
+from scoring.decoder.chunk_size import CHUNKS, Span
 from scoring.decoder.decode_step import Launcher
 from scoring.decoder.draft_step import DraftStep
 from scoring.decoder.drafts import SIZES, Placed
@@ -265,7 +265,7 @@ class CudaBackend:
         distance = min(_FAR, length - count)
         near, far = (self._timed((self._scratch, at, [0] * count)) for at in (0, distance))
         cost = fitted(count, near, far, distance)
-        spanned = sum(keys for _, keys in spans_of(told.model, length, count, length - count))
+        spanned = sum(keys for _, keys in told.attending.spans(count, length - count))
         if spanned:
             cost = cost.with_spans(count, spanned, self._timed((self._scratch, spanned, [0] * count)))
         told.state.lengths[self._scratch] = 0

@@ -297,11 +297,12 @@ class Launcher(AdaptedLaunches):
         """Compute out [rows, N] = x W^T by cuBLAS, or += with `add`; the bias is left to the next kernel."""
         outputs, inputs = linear.full.shape
         source, target = packed(x, rows, inputs), packed(out, rows, outputs)
+        self.lower(linear.adapters, source)
         if add:
             target.addmm_(source, linear.full.t())
         else:
             torch.mm(source, linear.full.t(), out=target)
-        self.adapt(linear.adapters, source, target)
+        self.lift(linear.adapters, target)
 
     def scatter(self, rows: int, index: int, layer: DecoderLayer) -> None:
         """Copy queries out of the fused product, keys and values into the cache; normed heads are left to attention."""
@@ -360,8 +361,7 @@ class Launcher(AdaptedLaunches):
 
     def tile(self, name: str, linear: Linear, sets: int) -> GemvTile:
         """Tile of a product; `sets` row sets are read at once."""
-        outputs, inputs = linear.full.shape
-        return self.tiles.get(name) or choose_tile(outputs, inputs, sets, linear.scale is not None, linear.group)
+        return self.tiles.get(name) or choose_tile(*linear.full.shape, sets, linear.scale is not None, linear.group)
 
     def _bias(self, norm: Norm | None, linear: Linear) -> tuple[Tensor, Tensor]:
         """Return (row sums of W g, bias) for a kernel to add; the residual buffer stands in for an absent one."""

@@ -28,7 +28,7 @@ from scoring.decoder.drafts import Fed, Placed, Runs, speculate
 from scoring.decoder.generic.model import GenericModel
 from scoring.decoder.generic.probe import probe
 from scoring.decoder.int4 import attach
-from scoring.decoder.kv_cache import KVCache, SamplingParams
+from scoring.decoder.kv_cache import FP8, KVCache, SamplingParams
 from scoring.decoder.logprobs import indices
 from scoring.decoder.low_rank import SlotAdapters
 from scoring.decoder.model import DecoderModel, dequantize_weights, quantize_weights
@@ -49,7 +49,7 @@ class Decoder:
     a `share` of a GPU's memory. With a `team`, the model is this rank's slice, and all ranks must make the same calls
     in the same order: each then gives its slots the same blocks.
     The tier is fused where an adapter builds the model, unless one is asked for; with `drafts` it may `speculate`.
-    `fixed`: in the fused tier, an answer is the same bits alone and in company.
+    `fixed`: in the fused tier, an answer is the same bits alone and in company. `narrow`: the cache is in FP8.
     """
 
     def __init__(
@@ -63,6 +63,7 @@ class Decoder:
         tier: Tier | None = None,
         drafts: bool = False,
         fixed: bool = False,
+        narrow: bool = False,
     ) -> None:
         bound = int(getattr(hf_model.config, "max_position_embeddings", 0) or 0)
         length = min(max_length, bound) if bound and hf_model.config.model_type != "bloom" else max_length
@@ -71,18 +72,20 @@ class Decoder:
         self.model: DecoderModel | GenericModel
         self.model = probe(hf_model, length, self.unfit) if self.tier == "generic" else build(hf_model, length, team)
         self.slots = slots
-        blocks = pool_blocks(self.model, slots, length, tokens, share)
+        dtype = FP8 if narrow else self.model.dtype
+        blocks = pool_blocks(self.model, slots, length, tokens, share, dtype.itemsize)
         self.full_length = length  # before it is reduced to what the cache holds
         window = window_of(self.model)
         least = blocks_of(window) + blocks_of(LONGEST_CHUNK) + 1  # of a sequence that keeps no more than its window
         self.max_length = length if window and blocks >= least else min(length, blocks * BLOCK)
-        self.state = KVCache(self.model, slots, self.max_length, blocks)
+        self.state = KVCache(self.model, slots, self.max_length, blocks, dtype)
         self.capacity = min(slots * self.max_length, self.state.blocks * BLOCK)
         self.tables = BlockTables(slots, self.state.width, self.state.blocks, self.state.in_place, window)
         self.lengths = [0] * slots  # the host's copy: known without asking the device
         self.fixed = fixed  # answers are the same bits alone and in company
         self.adapters = SlotAdapters(hf_model, self.model)
-        self._torch = self.adapters.around(plain_backend(self.model, self.state, fixed))
+        self.plain = plain_backend(self.model, self.state, fixed)
+        self._torch = self.adapters.around(self.plain)
         self._logits: dict[int, Tensor] = {}  # of slots from which no token was picked yet
         self._constrained: set[int] = set()  # slots whose tokens `sample` picks
         self._drafts = drafts
@@ -326,19 +329,19 @@ class Decoder:
     def use_int8(self, wanted: bool = True) -> None:
         """Make steps of one or two slots on a GPU read int8 weights, quantized now beside the others; or stop it.
 
-        Of the fused tier only: the generic one's products are the model's own.
+        Of the fused tier only: the generic one's products are the model's own. On a CPU `plain.use_narrow` follows.
         """
         assert isinstance(self.model, DecoderModel)
         quantize_weights(self.model) if wanted else dequantize_weights(self.model)
         self._start()
 
-    def use_int4(self, hf_model: Any) -> int:
-        """Make those steps read the int4 weights in the folder of the model, where it has them; how many products do.
+    def use_shipped(self, hf_model: Any, rest: bool) -> int:
+        """Make those steps read the int4 or int8 weights in the folder of the model, where it has them; `attach` tells.
 
         Of the fused tier only. Raises WeightsUnreadable if the folder has changed.
         """
         assert isinstance(self.model, DecoderModel)
-        count = attach(self.model, hf_model)
+        count = attach(self.model, hf_model, rest)
         self._start()
         return count
 

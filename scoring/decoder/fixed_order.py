@@ -5,8 +5,10 @@ length the deployment fixes. A row's number is then a function of its own tokens
 in pieces, out of a cached prefix or one by one.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
@@ -26,7 +28,14 @@ from scoring.decoder.prompt_attention import ChunkAttention, Run, Tiling
 from scoring.decoder.token_rows import scatter_normed
 from scoring.kernels import fixed_order
 
-QUERIES = 64  # of an attention program, over its tokens and a group's heads: the rows of one step of the matrix unit
+#: Returns the launch options of the next kernel.
+Launch = Callable[[], dict[str, Any]]
+
+#: Queries of an attention program, over its tokens and a group's heads, and its warps: of prompts, and of steps where
+#: the smaller tile gives the same bits.
+QUERIES, WARPS = 64, 4
+FEWER, FEWER_WARPS = 16, 1
+_TRIED = 64  # rows of a product that are compared, at its start, middle and end
 _LEAST_SPAN = 256  # keys of a span
 _MOST_SPANS = 32  # of the longest sequence
 _BUSY = 264  # programs that fill a GPU: from there on, a program takes all spans of its keys
@@ -45,30 +54,81 @@ class ProductTile:
     stages: int
 
 
-#: Tiles by the most rows that they are for; all add up a row's inputs in one order.
+#: Tiles by the most rows that they are for, for few outputs and for many; all add up a row's inputs in one order.
+#: Those that were fastest on an H200 over the shapes of Llama-1.1B.
 TILES = {
-    64: ProductTile(64, 16, 128, 4, 5),
-    256: ProductTile(64, 64, 64, 4, 5),
-    1024: ProductTile(128, 128, 64, 8, 4),
-    1 << 30: ProductTile(128, 256, 64, 8, 3),
+    64: (ProductTile(64, 16, 256, 4, 3), ProductTile(64, 128, 64, 4, 4)),
+    256: (ProductTile(64, 64, 128, 4, 3), ProductTile(128, 128, 64, 4, 3)),
+    1 << 30: (ProductTile(128, 128, 64, 8, 4), ProductTile(256, 128, 64, 8, 3)),
 }
+_FEW = 4096  # outputs
+_SHARED, _MARGIN = 99 << 10, 4 << 10  # bytes of shared memory that any such GPU gives a program; what it needs beside
 
 
-def tile_of(rows: int, outputs: int) -> ProductTile:
-    """Tile for a product of so many rows and outputs."""
-    return next(tile for most, tile in TILES.items() if rows <= most)
+def tile_of(rows: int, outputs: int, item: int) -> ProductTile:
+    """Tile for a product of so many rows and outputs, of numbers of `item` bytes, in stages for which there is room."""
+    few, many = next(tiles for most, tiles in TILES.items() if rows <= most)
+    tile = few if outputs <= _FEW else many
+    stage = (tile.rows + tile.outputs) * tile.inputs * item
+    return replace(tile, stages=max(1, min(tile.stages, _shared() // stage)))
+
+
+@cache
+def _shared() -> int:
+    """Bytes of shared memory that a program may take."""
+    if not torch.cuda.is_available():
+        return _SHARED
+    return int(getattr(torch.cuda.get_device_properties(0), "shared_memory_per_block_optin", _SHARED)) - _MARGIN
 
 
 def multiply(x: Tensor, weight: Tensor, out: Tensor, pdl: bool, launch: dict[str, Any],
              tile: ProductTile | None = None) -> None:  # fmt: skip
     """Enqueue out [M, N] = x [M, K] W^T of a weight [N, K]."""
     (rows, inputs), outputs = x.shape, weight.shape[0]
-    own = tile or tile_of(rows, outputs)
+    own = tile or tile_of(rows, outputs, x.dtype.itemsize)
     fixed_order.product[(triton.cdiv(rows, own.rows) * triton.cdiv(outputs, own.outputs),)](
         x, weight, out, rows, outputs, inputs, BM=own.rows, BN=own.outputs, BK=own.inputs,
         EVEN=inputs % own.inputs == 0, PRECISION="ieee" if x.dtype == torch.float32 else "tf32", PDL=pdl,
         num_warps=own.warps, num_stages=own.stages, **launch,
     )  # fmt: skip
+
+
+class OrderedProducts:
+    """Products of the shapes that launches have: cuBLAS's where it adds up in the kernel's order, else the kernel's.
+
+    cuBLAS mostly does, and is faster; where it cuts the inputs into parts it does not. That is found by trying each
+    shape before it is captured.
+    """
+
+    def __init__(self) -> None:
+        self._alike: dict[tuple[int, int, int], bool] = {}
+
+    def enqueue(self, x: Tensor, weight: Tensor, out: Tensor, pdl: bool, launch: Launch) -> None:
+        """Enqueue out [M, N] = x [M, K] W^T; the first time of a shape, x and out are overwritten by numbers at random.
+
+        Whoever captures a graph runs its launches once before, on rows of nobody.
+        """
+        key = (len(x), *weight.shape)
+        if key not in self._alike and x.device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
+            self._alike[key] = _alike(x, weight, out)
+        if self._alike.get(key):
+            launch()  # what it says of the next kernel is not for cuBLAS's
+            torch.mm(x, weight.t(), out=out)
+        else:
+            multiply(x, weight, out, pdl, launch())
+
+
+def _alike(x: Tensor, weight: Tensor, out: Tensor) -> bool:
+    """Return True if cuBLAS gives rows of x [M, K] the bits that the kernel gives them."""
+    x.normal_()
+    torch.mm(x, weight.t(), out=out)
+    for first in {0, (len(x) - 1) // 2, max(0, len(x) - _TRIED)}:
+        rows = x[first : first + _TRIED]
+        own = torch.empty_like(out[first : first + _TRIED])
+        multiply(rows, weight, own, False, {})
+        if not torch.equal(own, out[first : first + _TRIED]):
+            return False
+    return True
 
 
 def span_keys(length: int) -> int:
@@ -78,20 +138,44 @@ def span_keys(length: int) -> int:
 
 def attend(model: CachedModel, state: KVCache, index: int, q: Tensor, out: Tensor, tiled: Tensor, tiles: int,
            scratch: tuple[Tensor, Tensor, Tensor], splits: int, wide: int, pdl: bool,
-           launch: dict[str, Any]) -> None:  # fmt: skip
+           launch: dict[str, Any], fewer: bool = False) -> None:  # fmt: skip
     """Enqueue out [T, H, D] of q [T, H, D] for the first of `tiled` [4, tiles]; scratch: parts, statistics, counters.
 
-    With several splits, tiles are of single tokens.
+    With several splits, and with `fewer` queries a program, tiles are of single tokens.
     """
     own = model.layers[index].attention
     fixed_order.attend[(tiles * model.kv_heads, splits)](
         q, state.keys[index], state.values[index], out, *scratch, given(model.alibi, q), tiled, state.table,
         given(own.sinks, q), tiled.shape[1], state.width, state.blocks + 1, own.scale, own.cap, BLOCK=BLOCK,
-        H=model.heads, KV=model.kv_heads, D=model.head_dim, DP=wide, GG=group_of(model), GP=QUERIES, BT=BLOCK,
+        H=model.heads, KV=model.kv_heads, D=model.head_dim, DP=wide, GG=group_of(model),
+        GP=FEWER if fewer else QUERIES, BT=BLOCK,
         SPAN=span_keys(state.max_length), SPLITS=splits, WINDOW=own.window, ALIBI=model.alibi is not None,
         CAP=own.cap > 0, SINKS=own.sinks is not None, PRECISION="ieee" if model.dtype == torch.float32 else "tf32",
-        PDL=pdl, num_warps=4, num_stages=2, **launch,
+        PDL=pdl, num_warps=FEWER_WARPS if fewer else WARPS, num_stages=2, **launch,
     )  # fmt: skip
+
+
+@torch.inference_mode()
+def fewer_queries(model: CachedModel, wide: int) -> bool:
+    """Return True if programs of fewer queries give the bits of those of more, over keys in two spans at random."""
+    if group_of(model) > FEWER or model.device.type != "cuda":
+        return False
+    blocks, rows = 2 * _LEAST_SPAN // BLOCK, 5
+    made: dict[str, Any] = {"dtype": model.dtype, "device": model.device}
+    keys, values = torch.randn(2, 1, model.kv_heads, blocks + 1, BLOCK, model.head_dim, **made)
+    table = torch.arange(blocks, dtype=torch.int32, device=model.device)[None]
+    state: Any = SimpleNamespace(
+        keys=keys, values=values, table=table, width=blocks, blocks=blocks, max_length=blocks * BLOCK
+    )
+    positions = torch.tensor([0, 63, 200, 300, 511], dtype=torch.int32, device=model.device)
+    tiled = torch.stack((torch.arange(rows, device=model.device), torch.ones_like(positions), 0 * positions, positions))
+    q = torch.randn(rows, model.heads * model.head_dim, **made)
+    found = []
+    for fewer in (False, True):
+        out, scratch = torch.zeros_like(q), torch.zeros(1, device=model.device)
+        attend(model, state, 0, q, out, tiled.int(), rows, (scratch, scratch, scratch), 1, wide, False, {}, fewer)
+        found.append(out)
+    return torch.equal(*found)
 
 
 def group_of(model: CachedModel) -> int:
@@ -110,8 +194,10 @@ class FixedStep(Launcher):
 
     def __post_init__(self) -> None:
         self.keys = span_keys(self.state.max_length)
+        self.products = OrderedProducts()
         super().__post_init__()
         device = self.model.device
+        self.fewer = fewer_queries(self.model, self.wide)
         self.tiled = torch.zeros(4, self.rows, dtype=torch.int32, device=device)
         self.tiled[0] = torch.arange(self.rows, device=device)
         self.tiled[1] = 1
@@ -136,7 +222,7 @@ class FixedStep(Launcher):
     def attention(self, rows: int, index: int, layer: DecoderLayer) -> None:
         b = self.buffers
         attend(self.model, self.state, index, b.q, b.attended, self.tiled, rows, (b.part, b.stats, b.arrived),
-               self.splits(rows, self.far), self.wide, self.pdl, self._launch())  # fmt: skip
+               self.splits(rows, self.far), self.wide, self.pdl, self._launch(), self.fewer)  # fmt: skip
 
     def scatter(self, rows: int, index: int, layer: DecoderLayer) -> None:
         if layer.attention.q_norm is None:
@@ -145,20 +231,21 @@ class FixedStep(Launcher):
             scatter_normed(self, rows, index, layer, self.tiled[3])
 
     def product(self, x: Tensor, linear: Linear, out: Tensor, rows: int, add: bool = False) -> None:
-        _product(self, x, linear, out, rows, add)
+        _product(self, self.products, x, linear, out, rows)
 
 
 class FixedPrefiller(Prefiller):
     """A `Prefiller` with the products and the attention of a `FixedStep`."""
 
     def _attending(self, rows: int) -> "FixedAttention":
+        self.products = OrderedProducts()
         return FixedAttention(self.model, self.state, rows, self.wide)
 
     def project(self, x: Tensor, linear: Linear, out: Tensor) -> None:
-        multiply(x, linear.full, out, self.pdl, {})
+        self.products.enqueue(x, linear.full, out, False, dict)
 
     def product(self, x: Tensor, linear: Linear, out: Tensor, rows: int, add: bool = False) -> None:
-        _product(self, x, linear, out, rows, add)
+        _product(self, self.products, x, linear, out, rows)
 
 
 class FixedAttention(ChunkAttention):
@@ -182,11 +269,10 @@ class FixedAttention(ChunkAttention):
         return
 
 
-def _product(launcher: Launcher, x: Tensor, linear: Linear, out: Tensor, rows: int, add: bool) -> None:
-    assert not add  # no ranks share the model
+def _product(launcher: Launcher, products: OrderedProducts, x: Tensor, linear: Linear, out: Tensor, rows: int) -> None:
     outputs, inputs = linear.full.shape
     source, target = packed(x, rows, inputs), packed(out, rows, outputs)
-    multiply(source, linear.full, target, launcher.pdl, launcher._launch())
+    products.enqueue(source, linear.full, target, launcher.pdl, launcher._launch)
 
 
 class FixedCudaBackend(CudaBackend):

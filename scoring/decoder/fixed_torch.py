@@ -137,7 +137,9 @@ class BlockAttention:
             if (number, layer.window) not in self._masks:
                 self._masks[number, layer.window] = self._mask(self._begin[members], length, layer.window)
             table = state.table[slots, : length // BLOCK].long()
-            keys, values = (each[index][:, table].transpose(0, 1).flatten(2, 3) for each in (state.keys, state.values))
+            keys, values = (
+                each[index][:, table].transpose(0, 1).flatten(2, 3).to(q.dtype) for each in (state.keys, state.values)
+            )
             mask = self._masks[number, layer.window]
             if len(slots) == 1:  # the blocks of one slot share its keys
                 keys, values = (each.expand(len(members), -1, -1, -1) for each in (keys, values))

@@ -26,17 +26,18 @@ def choose_tile(outputs: int, inputs: int, sets: int, byte: bool, group: int = 0
     A thread holds 64 weights, so that 8 loads of 16 bytes are in flight, and a row that fits is read in one pass.
     Of int4 weights (in groups), rows of a program share what is done to its inputs, which are made integers. int8
     weights (`byte`) take more instructions per byte and do better in small tiles; so do rows of up to 4,096 inputs of
-    which a pass would leave a fifth or more of its lanes empty, if there are enough rows to fill the GPU.
+    which a pass would leave a fifth or more of its lanes empty, if there are enough rows to fill the GPU. Rows of more
+    than 8,192 are read by 4,096 at a time, or where that leaves much of the last pass empty, by 2,048 (on an H200).
     """
     if group:
-        return GemvTile(8 // sets, min(4096, triton.next_power_of_2(inputs)), 4)
+        return GemvTile(4, 2048, 2) if inputs > 4096 else GemvTile(4, triton.next_power_of_2(inputs), 4)
     if byte:
         return GemvTile(4, 512, 2)
     wide = triton.next_power_of_2(inputs)
     if 5 * inputs <= 4 * wide <= 4 * 4096 and outputs >= 2048:
         return GemvTile(4 // sets, 512, 2)
     if wide > 8192:
-        return GemvTile(1, 4096, 4)
+        return GemvTile(2, 2048, 8) if -inputs % 4096 > inputs // 7 else GemvTile(1, 4096, 4)
     rows, warps = {1024: (8, 4), 2048: (4, 4), 4096: (4, 8), 8192: (2, 8)}.get(wide, (8, 1))
     return GemvTile(max(1, rows // sets), wide, warps)
 

@@ -1,12 +1,13 @@
-"""int4 weights of a published checkpoint, as the kernels read them: the numbers that are stored, not rounded again."""
+"""int4 and int8 weights of a published checkpoint, as kernels read them: the numbers as stored, not rounded again."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from scoring.decoder.model import DecoderModel, Linear
+from scoring.decoder.model import DecoderModel, Linear, quantize_weights
 from scoring.quantization.dequantize import Grid
 from scoring.quantization.layout import quantization_of
 from scoring.quantization.loading import Checkpoint, Quantised
@@ -22,6 +23,13 @@ class Int4(NamedTuple):
     zero: Tensor | None
 
 
+class Int8(NamedTuple):
+    """A weight [N, K]: int8, and scale [N] in float32."""
+
+    words: Tensor
+    scale: Tensor
+
+
 def pack(grid: Grid) -> Int4 | None:
     """Lay a weight out for the kernels; None if its groups are not in order or of another size than they read."""
     columns, size = grid.values.shape[1], grid.block[1]
@@ -35,6 +43,20 @@ def pack(grid: Grid) -> Int4 | None:
     return Int4(words_of(grid.values, group), scale, None if bool((zero == 8).all()) else zero.to(torch.uint8))
 
 
+def rows_of(grid: Grid) -> "Int8 | None":
+    """int8 numbers with one scale a row; None if a weight's numbers are others."""
+    if (
+        grid.block[0] != 1
+        or grid.scale.shape != (len(grid.values), 1)
+        or grid.values.dtype not in (torch.int8, torch.uint8)
+    ):
+        return None
+    middle = 128 if grid.values.dtype == torch.uint8 else 0
+    if (grid.zero is None and middle) or (grid.zero is not None and not bool((grid.zero == middle).all())):
+        return None
+    return Int8((grid.values.int() - middle).to(torch.int8), grid.scale[:, 0].float())
+
+
 def words_of(numbers: Tensor, group: int) -> Tensor:
     """Pack uint8 [N, K] from 0 to 15 into int32 [N, K / 8]: number j of a group's word i is its input j group/8 + i."""
     parts = numbers.view(len(numbers), -1, 8, group // 8)
@@ -44,8 +66,10 @@ def words_of(numbers: Tensor, group: int) -> Tensor:
     return words.view(len(numbers), -1)
 
 
-def attach(model: DecoderModel, hf_model: Any) -> int:
-    """Have products read the int4 weights of the model's folder beside their wide ones; how many do.
+def attach(model: DecoderModel, hf_model: Any, rest: bool = False) -> int:
+    """Have products read the int4 or int8 weights of the model's folder beside their wide ones; how many do.
+
+    If any does, the `rest` of them read int8 weights, quantised now.
 
     Raises WeightsUnreadable if the folder has changed since the model was loaded.
     """
@@ -59,6 +83,8 @@ def attach(model: DecoderModel, hf_model: Any) -> int:
         found = [each for each in packed if each is not None]
         if found and len(found) == len(packed) and sum(len(each.words) for each in found) == len(product.full):
             count += use(product, found)
+    if count and rest:
+        quantize_weights(model, missing=True)
     return count
 
 
@@ -70,22 +96,25 @@ def _inside(product: Linear, modules: dict[str, nn.Linear]) -> list[str]:
     return sorted(inside, key=inside.__getitem__)
 
 
-def _read(module: str, stored: dict[str, Quantised], prefix: str) -> Int4 | None:
+def _read(module: str, stored: dict[str, Quantised], prefix: str) -> Int4 | Int8 | None:
     names = (module, module.removeprefix(f"{prefix}."), f"{prefix}.{module}")
     found = next((stored[f"{name}.weight"] for name in names if f"{name}.weight" in stored), None)
-    return pack(found.grid()) if found is not None and found.weight.kind == "int4" else None
+    if found is None or found.weight.kind not in ("int4", "int8"):
+        return None
+    return pack(found.grid()) if found.weight.kind == "int4" else rows_of(found.grid())
 
 
-def use(product: Linear, parts: list[Int4]) -> bool:
-    """Make a product of int4 parts with groups of one size; False if they differ in it."""
-    if len({each.words.shape[1] // each.scale.shape[1] for each in parts}) != 1:
+def use(product: Linear, parts: Sequence[Int4 | Int8]) -> bool:
+    """Make a product of parts of one kind, int4 with groups of one size; False if they differ in it."""
+    if len({(type(each), each.words.shape[1] // each.scale[0].numel()) for each in parts}) != 1:
         return False
     product.wide = product.full
     product.weight = torch.cat([each.words for each in parts])
     product.scale = torch.cat([each.scale for each in parts])
-    zeros = [each.zero for each in parts if each.zero is not None]
-    if zeros:
+    fours = [each for each in parts if isinstance(each, Int4)]
+    if any(each.zero is not None for each in fours):
         eights = torch.full((1, 1), 8, dtype=torch.uint8, device=product.weight.device)
-        filled = [eights.expand(each.scale.shape) if each.zero is None else each.zero for each in parts]
-        product.zero = torch.cat(filled)
+        product.zero = torch.cat(
+            [eights.expand(each.scale.shape) if each.zero is None else each.zero for each in fours]
+        )
     return True

@@ -18,6 +18,7 @@ from scoring.decoder.block_pool import BLOCK, blocks_of
 from scoring.decoder.model import CachedModel
 
 _NO_RESERVE = 0x4000  # Linux's MAP_NORESERVE, which Python names from 3.13 on
+FP8 = torch.float8_e4m3fn  # three bits of mantissa, up to 448
 FORBIDDEN = 4  # tokens that a slot can suppress until a length is reached: its end tokens
 
 
@@ -44,13 +45,15 @@ class SamplingParams:
 class KVCache:
     """Tensors over slots; `lengths` counts the tokens in the cache, `tokens` is each slot's next input.
 
-    Keys and values [layers, KV heads, blocks + 1, 64, D] are of any slot's tokens; `table` [slots + 1, width] int32
-    names the blocks of each. `blocks` 0: as many as all slots need at full length; slot s then begins with its own,
-    from s * width on, and keeps them on a CPU (`in_place`).
+    Keys and values [layers, KV heads, blocks + 1, 64, D] are of any slot's tokens, and of the model's type unless
+    another is given; `table` [slots + 1, width] int32 names the blocks of each. `blocks` 0: as many as all slots need
+    at full length; slot s then begins with its own, from s * width on, and keeps them on a CPU (`in_place`).
     """
 
-    def __init__(self, model: CachedModel, slots: int, max_length: int, blocks: int = 0) -> None:
-        device = model.device
+    def __init__(
+        self, model: CachedModel, slots: int, max_length: int, blocks: int = 0, dtype: torch.dtype | None = None
+    ) -> None:
+        device, dtype = model.device, dtype or model.dtype
         rows = slots + 1
         self.slots = slots
         self.max_length = max_length
@@ -59,8 +62,8 @@ class KVCache:
         self.in_place = device.type == "cpu" and self.blocks == slots * self.width
         shape = (len(model.layers), model.kv_heads, self.blocks + 1, BLOCK, model.head_dim)
         self._mapped: list[mmap.mmap] = []
-        self.keys = self._cache(shape, model.dtype, device)
-        self.values = self._cache(shape, model.dtype, device)
+        self.keys = self._cache(shape, dtype, device)
+        self.values = self._cache(shape, dtype, device)
         self.table = torch.full((rows, self.width), self.blocks, dtype=torch.int32, device=device)
         if self.blocks == slots * self.width:
             self.table[:slots] = torch.arange(self.blocks, dtype=torch.int32, device=device).view(slots, -1)
@@ -77,6 +80,11 @@ class KVCache:
         self.forbidden_until = torch.zeros(rows, dtype=torch.int32, device=device)
         self.constrained = torch.zeros(rows, dtype=torch.int32, device=device)
         self.adapter = torch.full((rows,), -1, dtype=torch.int32, device=device)  # for kernels; -1: the base
+
+    @property
+    def narrow(self) -> bool:
+        """True if keys and values are kept in FP8, as they are, without a scale; else they are in the model's type."""
+        return self.keys.dtype == FP8
 
     def open(self, slot: int, sampling: SamplingParams) -> None:
         """Empty a slot and set its sampling parameters; raises ValueError for more than 4 forbidden tokens."""

@@ -228,9 +228,11 @@ class DecoderModel:
         return 2 * len(self.layers) * self.kv_heads * self.head_dim * size
 
 
-def quantize_weights(model: DecoderModel) -> None:
-    """Give every product an int8 weight beside its 16-bit one: symmetric, one scale per row."""
+def quantize_weights(model: DecoderModel, missing: bool = False) -> None:
+    """Give every product, or those `missing` a narrow one, an int8 weight beside its wide one: one scale per row."""
     for product in model.products():
+        if missing and product.scale is not None:
+            continue
         wide = product.full
         blocks = [
             quantize_per_row(block) for block in torch.split(wide, 8192)

@@ -9,8 +9,10 @@ from scoring.decoder.model import CachedModel
 from scoring.limits.memory_shares import LEAST_CACHE_TOKENS, RESERVE_BYTES, WEIGHTS_AND_SLOTS
 
 
-def pool_blocks(model: CachedModel, slots: int, max_length: int, tokens: int, share: float) -> int:
+def pool_blocks(model: CachedModel, slots: int, max_length: int, tokens: int, share: float, item: int = 0) -> int:
     """Number of blocks for slots of up to `max_length` tokens: no more than they can fill, nor than `tokens` if given.
+
+    `item`: bytes of a number in the cache; 0: as in the model.
 
     On a GPU also no more than a share of its memory (0: the default) leaves, and on all ranks as many as on the
     smallest; raises torch.OutOfMemoryError if that is too little to serve.
@@ -23,7 +25,7 @@ def pool_blocks(model: CachedModel, slots: int, max_length: int, tokens: int, sh
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(model.device)
     room = memory_room(free, total, share or WEIGHTS_AND_SLOTS) - scratch_bytes(model, slots, max_length)
-    fitting = min(most, room // block_bytes(model) - 1)  # one is scratch
+    fitting = min(most, room // block_bytes(model, item) - 1)  # one is scratch
     if model.team is not None:
         fitting = model.team.least(fitting)
     if fitting < min(most, blocks_of(min(max_length, LEAST_CACHE_TOKENS))):
@@ -42,9 +44,9 @@ def window_of(model: CachedModel) -> int:
     return max(windows) if all(windows) else 0
 
 
-def block_bytes(model: CachedModel) -> int:
-    """Size of one block's keys and values in all layers."""
-    return 2 * len(model.layers) * model.kv_heads * BLOCK * model.head_dim * model.dtype.itemsize
+def block_bytes(model: CachedModel, item: int = 0) -> int:
+    """Size of one block's keys and values in all layers, of numbers of `item` bytes; 0: as in the model."""
+    return 2 * len(model.layers) * model.kv_heads * BLOCK * model.head_dim * (item or model.dtype.itemsize)
 
 
 def scratch_bytes(model: CachedModel, slots: int, length: int) -> int:

@@ -44,10 +44,10 @@ TILINGS = {
 DESCRIBED = {128: Tiling(128, 64, 4, 2, described=True)}
 
 
-def tiling_of(model: CachedModel, wide: int) -> Tiling:
-    """Tiling for heads of `wide` numbers."""
+def tiling_of(model: CachedModel, wide: int, narrow: bool = False) -> Tiling:
+    """Tiling for heads of `wide` numbers, of a cache that may be narrower than the model."""
     copied = model.device.type == "cuda" and torch.cuda.get_device_capability(model.device) >= (9, 0)
-    if copied and model.dtype.itemsize == 2 and wide in DESCRIBED and not model.head_dim % 8:
+    if copied and not narrow and model.dtype.itemsize == 2 and wide in DESCRIBED and not model.head_dim % 8:
         return DESCRIBED[wide]
     known = TILINGS[model.dtype.itemsize]
     return known[min(size for size in known if size >= wide)]
@@ -58,18 +58,19 @@ class ChunkAttention:
 
     def __init__(self, model: CachedModel, state: KVCache, rows: int, wide: int) -> None:
         self.model, self.state, self.rows, self.wide = model, state, rows, wide
-        self.tiling = tiling_of(model, wide)
+        self.tiling = tiling_of(model, wide, state.narrow)
         self.precision = "ieee" if model.dtype == torch.float32 else "tf32"
         made: dict[str, Any] = {"dtype": model.dtype, "device": model.device}
-        gathered = model.kv_heads * gathered_keys(model, state.max_length) * model.head_dim
+        longest = 0 if state.narrow else state.max_length  # cuDNN takes no keys in FP8
+        gathered = model.kv_heads * gathered_keys(model, longest) * model.head_dim
         self._keys, self._values = torch.empty(2, gathered, **made)
-        spans = most_spans(model, state.max_length)
+        spans = most_spans(model, longest)
         self._part = torch.empty(spans, rows, model.heads, model.head_dim, **made)
         self._stats = torch.empty(spans, model.heads, rows, dtype=torch.float32, device=model.device)
 
     def spans(self, count: int, position: int) -> list[Span]:
         """Spans of keys before a part that cuDNN takes, in layers where it can."""
-        return spans_of(self.model, self.state.max_length, count, position)
+        return [] if self.state.narrow else spans_of(self.model, self.state.max_length, count, position)
 
     def attend(self, index: int, q: Tensor, out: Tensor, tiled: Tensor, tiles: int, slopes: Tensor, pdl: bool,
                launch: dict[str, Any], runs: Sequence[Run] = ()) -> None:  # fmt: skip

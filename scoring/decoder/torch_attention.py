@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from scoring.decoder.block_pool import BLOCK, blocks_of
-from scoring.decoder.kv_cache import KVCache
+from scoring.decoder.kv_cache import FP8, KVCache
 from scoring.decoder.model import Attention, CachedModel
 
 
@@ -75,20 +75,23 @@ def places(state: KVCache, slots: Tensor | int, positions: Tensor) -> Tensor:
 
 def write(cache: Tensor, places: Tensor, new: Tensor) -> None:
     """Write keys or values [T, KV, D] of tokens at places [T] into a layer's cache [KV, blocks, BLOCK, D]."""
+    if cache.dtype == FP8:
+        most = torch.finfo(FP8).max  # beyond it there is no number to keep
+        cache, new = cache.view(torch.uint8), new.float().clamp(-most, most).to(FP8).view(torch.uint8)
     cache.view(len(cache), -1, cache.shape[-1]).index_copy_(1, places, new.transpose(0, 1))
 
 
 def _updated(state: KVCache, cache: Tensor, at: Tensor, new: Tensor, rows: Tensor | slice, length: int) -> Tensor:
     """Write keys or values [T, KV, D] of tokens at places [T] into a layer's cache [KV, blocks, BLOCK, D].
 
-    Returns those of the first tokens of slots, [B, KV, length, D]: a view if blocks are in place.
+    Returns those of the first tokens of slots, [B, KV, length, D]: a view if blocks are in place, and of new's type.
     """
     write(cache, at, new)
     if state.in_place:
         by_slot = cache[:, : state.blocks].view(len(cache), state.slots, -1, cache.shape[-1])
-        return by_slot[:, rows, :length].transpose(0, 1)
+        return by_slot[:, rows, :length].transpose(0, 1).to(new.dtype)
     blocks = state.table[rows, : blocks_of(length)].long()
-    return cache[:, blocks].transpose(0, 1).flatten(2, 3)[:, :, :length]
+    return cache[:, blocks].transpose(0, 1).flatten(2, 3)[:, :, :length].to(new.dtype)
 
 
 def _mask(model: CachedModel, positions: Tensor, length: int, window: int) -> Tensor | None:

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from scoring.decoder.kv_cache import KVCache
 from scoring.decoder.model import Activation, DecoderModel, Linear, Norm, Rotary
+from scoring.decoder.native_step import ROWS, NativeStep
 from scoring.decoder.torch_attention import PromptAttention, StepAttention
 
 
@@ -27,6 +28,7 @@ class TorchBackend:
     def __init__(self, model: DecoderModel, state: KVCache) -> None:
         self.model = model
         self.state = state
+        self.narrow: NativeStep | None = None  # of few slots, over narrow weights
 
     def prefill(self, parts: Sequence[tuple[int, int, int]], tokens: Tensor) -> Tensor:
         """Append tokens [T] (int64), part after part; logits [parts, vocabulary] after the last token of each.
@@ -44,7 +46,21 @@ class TorchBackend:
 
     def step(self, slots: Tensor, longest: int) -> Tensor:
         """Feed a token to each of slots [B]; `longest` bounds their lengths, it included; logits [B, vocabulary]."""
-        return self.head(self._run(self.state.tokens[slots], StepAttention(self.model, self.state, slots, longest)))
+        tokens = self.state.tokens[slots]
+        if self.narrow is not None and len(slots) <= ROWS:
+            return self.model.finish(self.narrow(slots, self._embed(tokens, self.state.lengths[slots].long())))
+        return self.head(self._run(tokens, StepAttention(self.model, self.state, slots, longest)))
+
+    def use_narrow(self) -> None:
+        """Have steps of few slots read the products' int8 and int4 weights in compiled C; raises NoNativeStep."""
+        self.use_wide()
+        self.narrow = NativeStep(self.model, self.state)
+
+    def use_wide(self) -> None:
+        """Have all steps read the wide weights again."""
+        if self.narrow is not None:
+            self.narrow.close()
+        self.narrow = None
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [T, vocabulary] of hidden states [T, E]."""

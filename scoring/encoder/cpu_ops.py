@@ -37,7 +37,7 @@ POST = {NONE: ("none", ""), GELU: ("gelu", "none"), RELU: ("relu", "")}  # oneDN
 _SCORES = 1 << 22  # attention scores held at once: about what fits the last-level cache
 
 #: oneDNN compiles a product for each new number of rows, and keeps hundreds of them, 0.3 MB each.
-_ROWS = 16
+ROWS = 16
 _MIDDLE = torch.tensor(128.5)  # of uint8, and half a step for rounding
 LEAST_GELU = -0.17  # GELU falls no lower, ReLU not as low
 _TRIED, _TRIES = 512, 20  # size of the square product that is tried in bfloat16, and how often
@@ -95,7 +95,7 @@ class Product:
 
     def __call__(self, x: Tensor, act: int = NONE) -> Tensor:
         rows = len(x)
-        if more := -rows % _ROWS:
+        if more := -rows % ROWS:
             return self._product(F.pad(x, (0, 0, 0, more)), act)[:rows]
         return self._product(x, act)
 
@@ -144,7 +144,7 @@ class CpuOps(EncoderOps):
     def pack(self, ids: Tensor, mask: Tensor | None, pad: int) -> Packing:
         whole = self._plain.pack(ids, mask, pad)
         live = int(whole.bounds[-1])
-        more = -live % _ROWS  # copies of the first token that no sequence owns: no product has to copy its input
+        more = -live % ROWS  # copies of the first token that no sequence owns: no product has to copy its input
         places, positions = (F.pad(each[:live], (0, more)) for each in (whole.places, whole.positions))
         return replace(whole, rows=live + more, places=places, positions=positions)
 
@@ -184,17 +184,12 @@ class CpuOps(EncoderOps):
         y = F.layer_norm(y, y.shape[-1:], norm.gamma, norm.beta, norm.eps)
         if then is not None:
             return Hidden(y)
-        return Hidden(unpacked(y, packing))
-
-
-def unpacked(y: Tensor, packing: Packing) -> Tensor:
-    """Hidden states [R, H] in their places, [B, S, H], zeros at padding; a view of `y` where nothing is padded."""
-    live = int(packing.bounds[-1])
-    if live == packing.batch * packing.length:
-        return y[:live].view(packing.batch, packing.length, -1)
-    out = y.new_zeros(packing.batch * packing.length, y.shape[1])
-    out[packing.places[:live].long()] = y[:live]
-    return out.view(packing.batch, packing.length, -1)
+        live = int(packing.bounds[-1])
+        if live == packing.batch * packing.length:
+            return Hidden(y[:live].view(packing.batch, packing.length, -1))
+        out = y.new_zeros(packing.batch * packing.length, y.shape[1])
+        out[packing.places[:live].long()] = y[:live]
+        return Hidden(out.view(packing.batch, packing.length, -1))
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from scoring.encoder.calibration import SMALLEST, Span, smoothing
 from scoring.encoder.fused_model import EncoderLayer, FusedStack
-from scoring.encoder.ops import GELU, NONE, LayerNorm
+from scoring.encoder.ops import GELU, NONE, LayerNorm, Tables
 from scoring.quantization.int8 import quantize_per_row
 
 _FAR, _SHARE = 32, 8  # units of a layer that stay in floats, but no more than a part in so many
@@ -26,9 +26,10 @@ _FIRST = np.array(0, dtype=np.int64)  # axis of tokens
 class EncoderGraph:
     """Graph of a stack's layers; with `spans` of its products' inputs, by the id of the weight, these run in int8.
 
-    Inputs: `hidden` [T, H], the embeddings; `places` [B, heads, S] int32, where each query lies among the vectors of D
-    of packed [T, 3H]; `tokens` [T, heads] int32, where each token's context lies among those of [B, heads, S, D];
-    `mask` [B, 1, 1, S] float32, added to the scores. Output: hidden states [T, H].
+    Inputs: `words` [T, H], embeddings; `positions` and `types` [T] int32, rows of the other tables; `places`
+    [B, heads, S] int32, where each query lies among the vectors of D of packed [T, 3H]; `tokens` [T, heads] int32,
+    where each token's context lies among those of [B, heads, S, D]; `mask` [B, 1, 1, S] float32, added to the scores.
+    Output: hidden states [T, H].
     """
 
     def __init__(self, stack: FusedStack, spans: Mapping[int, Span] | None) -> None:
@@ -36,19 +37,37 @@ class EncoderGraph:
         self._act = stack.act
         self._heads = heads = stack.heads
         self._width = width = stack.layers[0].out.shape[0]
-        kinds = {"hidden": np.float32, "places": np.int32, "tokens": np.int32, "mask": np.float32}
-        shapes = {"hidden": [-1, width], "places": [-1, heads, -1], "tokens": [-1, heads], "mask": [-1, 1, 1, -1]}
-        self._inputs = {name: ops.parameter(shapes[name], kind, name=name) for name, kind in kinds.items()}
-        x = self._inputs["hidden"]
+        shapes = {
+            "words": [-1, width],
+            "positions": [-1],
+            "types": [-1],
+            "places": [-1, heads, -1],
+            "tokens": [-1, heads],
+            "mask": [-1, 1, 1, -1],
+        }
+        if stack.tables.types is None:
+            del shapes["types"]
+        kinds = {"words": np.float32, "mask": np.float32}
+        self._inputs = {
+            name: ops.parameter(shape, kinds.get(name, np.int32), name=name) for name, shape in shapes.items()
+        }
+        x = self._embeddings(stack.tables)
         for layer in stack.layers:
             x = self._layer(x, layer)
         self.model = openvino.Model([ops.result(x)], [*self._inputs.values()], "encoder")
+
+    def _embeddings(self, tables: Tables) -> Any:
+        x = self._inputs["words"]
+        for name, table in (("positions", tables.positions), ("types", tables.types)):
+            if table is not None:
+                x = ops.add(x, ops.gather(_constant(table), self._inputs[name], ops.constant(_FIRST)))
+        return _norm(x, tables.norm)
 
     def _layer(self, x: Any, layer: EncoderLayer) -> Any:
         qkv = self._product(x, cast(Tensor, layer.qkv), layer.qkv_bias)
         context = self._attention(qkv)
         x = _norm(ops.add(self._product(context, layer.out, layer.out_bias), x), layer.attention_norm)
-        return _norm(ops.add(self._mlp(x, layer), x), layer.output_norm)
+        return _norm(self._mlp(x, layer), layer.output_norm)
 
     def _attention(self, qkv: Any) -> Any:
         """Attention over packed [T, 3H]: the copy that brings heads together also pads, and the way back packs."""
@@ -63,10 +82,13 @@ class EncoderGraph:
         return ops.reshape(packed, _shape(-1, self._width), False)
 
     def _mlp(self, x: Any, layer: EncoderLayer) -> Any:
-        """Sum of the two products around the activation, far units apart where they are int8."""
+        """Two products around the activation, far units apart where they are int8, added to x [T, H].
+
+        Sums are nested so that each product adds what was there before it.
+        """
         up, down = cast(Tensor, layer.up), layer.down
         if self._spans is None:
-            return self._plain(self._plain(x, up, layer.up_bias, self._act), down, layer.down_bias)
+            return ops.add(self._plain(self._plain(x, up, layer.up_bias, self._act), down, layer.down_bias), x)
         span = self._spans[id(down)]
         order, count = span.peak.argsort(), min(_FAR, len(span.peak) // _SHARE)
         near, far = (part.sort().values for part in (order[:-count], order[-count:]))
@@ -74,7 +96,7 @@ class EncoderGraph:
         near_up = self._int8(x, up[near], layer.up_bias[near], self._spans[id(up)], self._act)
         rest = Span(span.low[near], span.high[near])
         near_down = self._int8(near_up, down[:, near], layer.down_bias, rest)
-        return ops.add(near_down, self._plain(far_up, down[:, far], None))
+        return ops.add(near_down, ops.add(self._plain(far_up, down[:, far], None), x))
 
     def _product(self, x: Any, weight: Tensor, bias: Tensor) -> Any:
         if self._spans is None:
@@ -87,14 +109,14 @@ class EncoderGraph:
     def _int8(self, x: Any, weight: Tensor, bias: Tensor, span: Span, act: int = NONE) -> Any:
         smooth = smoothing(weight, span.peak)
         low, high = min(0.0, float((span.low / smooth).min())), max(0.0, float((span.high / smooth).max()))
-        step = max(SMALLEST, (high - low) / (_LEVELS - 1))
-        low = step * round(low / step)  # a level is zero exactly
-        high = low + step * (_LEVELS - 1)
-        channels = [_constant((edge * smooth)[None]) for edge in (low, high)]
-        rounded = ops.fake_quantize(x, *channels, np.float32(low), np.float32(high), _LEVELS)
+        width = max(SMALLEST, high - low)
+        channels = [_constant((edge * smooth)[None]) for edge in (low, low + width)]
+        rounded = ops.fake_quantize(x, *channels, np.float32(0), np.float32(width), _LEVELS)
         whole, scale = quantize_per_row(weight.detach().float() * smooth)
         taken = ops.multiply(ops.convert(_constant(whole), np.float32), _constant(scale.float()))
-        return _finish(ops.matmul(rounded, taken, False, True), bias, act)
+        # What is multiplied lies above zero; what it is above `low` belongs to the bias, so that nothing is subtracted.
+        below = low * (whole.float() * scale).sum(1)
+        return _finish(ops.matmul(rounded, taken, False, True), below if bias is None else bias + below, act)
 
 
 def _finish(y: Any, bias: Tensor | None, act: int) -> Any:

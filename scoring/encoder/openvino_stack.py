@@ -1,17 +1,25 @@
-"""A `FusedStack` whose layers OpenVINO runs on a CPU: no work on padding outside attention, embeddings in float32."""
+"""A `FusedStack` that OpenVINO runs on a CPU, with no work on padding outside attention.
+
+The table of words, often the largest matrix, stays torch's: OpenVINO would hold another copy of it.
+"""
 
 from collections.abc import Mapping, Sequence
 from importlib import util
+from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812
+from numpy.typing import NDArray
 from torch import Tensor
 
 from scoring.encoder.calibration import spans
-from scoring.encoder.cpu_ops import BFLOAT16, FLOAT32, INT8, CpuOps, bfloat16_pays, unpacked
+from scoring.encoder.cpu_ops import BFLOAT16, INT8, ROWS, bfloat16_pays
 from scoring.encoder.fused_model import FusedStack
-from scoring.encoder.ops import Packing
+from scoring.encoder.ops import TorchOps
 from scoring.passes.base import PassRefused
 
+Array = NDArray[Any]
 _NEVER = -1e9  # added to the scores of padding; finite, since a row may have nothing else
 
 
@@ -29,8 +37,7 @@ class OpenVinoStack(FusedStack):
     def __init__(self, stack: FusedStack, precision: str, texts: Sequence[Mapping[str, Tensor]] = ()) -> None:
         from scoring.encoder.openvino_graph import EncoderGraph, compiled
 
-        super().__init__(stack.tables, [], stack.heads, stack.act, CpuOps(FLOAT32))
-        self.count = len(stack.layers)
+        super().__init__(stack.tables, [], stack.heads, stack.act, TorchOps())
         seen = spans(stack, texts) if precision == INT8 else None
         narrow = precision == BFLOAT16 or (precision == INT8 and bfloat16_pays())
         try:
@@ -39,31 +46,44 @@ class OpenVinoStack(FusedStack):
             raise PassRefused(f"OpenVINO compiles no such model: {str(error).strip().splitlines()[-1]}") from error
 
     def __call__(self, ids: Tensor, mask: Tensor | None, types: Tensor | None) -> Tensor:
-        packing = self.ops.pack(ids, mask, self.tables.pad)
-        live = int(packing.bounds[-1])
-        hidden = self.ops.embed(ids, types, packing, self.tables).wide
-        if live == 0:
-            return hidden.new_zeros(*ids.shape, hidden.shape[-1])
-        found = self._request.infer(_inputs(hidden, live, packing, self.heads), share_inputs=True, share_outputs=True)
-        out = unpacked(torch.from_numpy(found[0]), packing)
-        return out.clone() if live == ids.numel() else out  # the next call writes where this one's output lies
+        (batch, length), width = ids.shape, self.tables.words.shape[1]
+        given = ids.numpy()
+        live = np.arange(batch * length) if mask is None else mask.numpy().ravel().nonzero()[0]
+        if len(live) == 0:
+            return self.tables.words.new_zeros(batch, length, width)
+        tokens = np.concatenate([live, np.repeat(live[:1], -len(live) % ROWS)])  # [T], places in [B * S]
+        inputs = _places(live, tokens, batch, length, self.heads)
+        inputs["words"] = F.embedding(torch.from_numpy(given.ravel()[tokens]), self.tables.words).numpy()
+        inputs["positions"] = _positions(given, self.tables.pad)[tokens].astype(np.int32)
+        if self.tables.types is not None:
+            kinds = np.zeros(len(tokens)) if types is None else types.numpy().ravel()[tokens]
+            inputs["types"] = kinds.astype(np.int32)
+        found = torch.from_numpy(self._request.infer(inputs, share_inputs=True, share_outputs=True)[0])
+        if len(live) == batch * length:
+            return found[: len(live)].view(batch, length, -1).clone()  # the next call writes where this one's lies
+        out = found.new_zeros(batch * length, width)
+        out[torch.from_numpy(live)] = found[: len(live)]
+        return out.view(batch, length, -1)
 
 
-def _inputs(hidden: Tensor, live: int, packing: Packing, heads: int) -> dict[str, object]:
-    """Inputs of `EncoderGraph` for packed embeddings, as arrays; copies that round tokens up attend as the first."""
-    batch, length = packing.batch, packing.length
-    tokens = packing.places.long()  # [T], each token's place in [B * S]
-    numbers = torch.zeros(batch * length, dtype=torch.int32)
-    numbers[tokens[:live]] = torch.arange(live, dtype=torch.int32)
-    mask = torch.full((batch * length,), _NEVER)
-    mask[tokens[:live]] = 0.0
-    each = torch.arange(heads, dtype=torch.int32)
-    places = numbers.view(batch, 1, length) * (3 * heads) + each.view(1, heads, 1)
-    rows = tokens.div(length, rounding_mode="floor")[:, None]
-    back = (rows * heads + each) * length + (tokens % length)[:, None]
+def _places(live: Array, tokens: Array, batch: int, length: int, heads: int) -> dict[str, Array]:
+    """Index inputs of `EncoderGraph`; copies that round tokens up attend as the first."""
+    numbers = np.zeros(batch * length, np.int32)
+    numbers[live] = np.arange(len(live), dtype=np.int32)
+    mask = np.full(batch * length, _NEVER, np.float32)
+    mask[live] = 0.0
+    each = np.arange(heads, dtype=np.int32)
+    rows, columns = np.divmod(tokens, length)
     return {
-        "hidden": hidden.numpy(),
-        "places": places.numpy(),
-        "tokens": back.int().numpy(),
-        "mask": mask.view(batch, 1, 1, length).numpy(),
+        "places": numbers.reshape(batch, 1, length) * np.int32(3 * heads) + each[:, None],
+        "tokens": ((rows[:, None] * heads + each) * length + columns[:, None]).astype(np.int32),
+        "mask": mask.reshape(batch, 1, 1, length),
     }
+
+
+def _positions(ids: Array, pad: int) -> Array:
+    """Position of each place of ids [B, S], flat: counted from 0, or where `pad` takes none, from behind it."""
+    if pad < 0:
+        return np.broadcast_to(np.arange(ids.shape[1]), ids.shape).ravel()
+    counted = ids != pad
+    return np.asarray((counted.cumsum(1) * counted + pad).ravel())

@@ -34,12 +34,16 @@ def calibration(model: Any) -> list[Batch]:
     return _rows(model)[:CALIBRATION]
 
 
+def judged(model: Any) -> list[Batch]:
+    """Texts of one row each that nothing is calibrated on; raises PassRefused as `calibration` does."""
+    return _rows(model)[CALIBRATION:]
+
+
 class Judge:
     """Answers of the plain model to texts that nothing was calibrated on; make it before anything is changed."""
 
     def __init__(self, model: Any) -> None:
-        rows = _rows(model)[CALIBRATION:]
-        self._told = [(row, answers(model, row)) for row in rows]
+        self._told = [(row, answers(model, row)) for row in judged(model)]
 
     def fault(self, model: Any) -> str:
         """Compare a model's answers; return the reason why they are too far from the plain ones, or ""."""

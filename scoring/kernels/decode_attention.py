@@ -116,7 +116,8 @@ def _normed_newest(product, bias_ptr, keys_ptr, values_ptr, place, last, head, g
     G: tl.constexpr = H // KV
     GP: tl.constexpr = g.shape[0]
     GH: tl.constexpr = 1 if G == 1 else 2 if G == 2 else 4 if G <= 4 else 8 if G <= 8 else GP
-    dtype = keys_ptr.dtype.element_ty
+    dtype = product.dtype.element_ty
+    kept = keys_ptr.dtype.element_ty  # FP8 in a narrow cache
     h = tl.arange(0, GH)
     q = normed_heads(product, bias_ptr, (head * G + h) * D, h < G, d, other, q_gain, q_gain_other, cos, sin, eps, D,
                      ROTARY, BIAS).to(dtype)  # fmt: skip
@@ -124,11 +125,12 @@ def _normed_newest(product, bias_ptr, keys_ptr, values_ptr, place, last, head, g
     q = tl.broadcast_to(q[None, :, :], [GP // GH, GH, d.shape[0]]).reshape(GP, d.shape[0])
     one = tl.arange(0, 1)
     key = normed_heads(product, bias_ptr, (H + head + one) * D, one == 0, d, other, k_gain, k_gain_other, cos, sin,
-                       eps, D, ROTARY, BIAS).to(dtype)  # fmt: skip
+                       eps, D, ROTARY, BIAS).to(dtype).to(kept)  # fmt: skip
     at = (H + KV + head + one[:, None]) * D + d[None, :]
     value = tl.load(product + at, mask=(d < D)[None, :], other=0.0)
     if BIAS:
         value += tl.load(bias_ptr + at, mask=(d < D)[None, :], other=0.0)
+    value = value.to(kept)
     to_cache = place * D + one[:, None] + d[None, :]
     tl.store(keys_ptr + to_cache, key, mask=(d < D)[None, :] & last)
     tl.store(values_ptr + to_cache, value, mask=(d < D)[None, :] & last)
@@ -226,7 +228,7 @@ def attend_span(q, k, v, keys_ptr, values_ptr, row_ptr, following, slopes_ptr, s
         at = start + t
         next_k, next_v = keys_values(keys_ptr, values_ptr, following, t, at + BT < high, d, D)
         following = tile_place(row_ptr, start + 2 * BT, high, head, BLOCKS, BLOCK)
-        scores = cap(tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale, limit, CAP)
+        scores = cap(tl.dot(q, tl.trans(k.to(q.dtype)), input_precision=PRECISION) * scale, limit, CAP)
         distance = own[:, None] - at[None, :]
         if ALIBI:
             scores -= slopes[:, None] * distance.to(tl.float32)
@@ -234,7 +236,7 @@ def attend_span(q, k, v, keys_ptr, values_ptr, row_ptr, following, slopes_ptr, s
         if WINDOW > 0:
             seen = seen & (distance < WINDOW)
         scores = tl.where(seen, scores, -1e30)  # a query that sees none of a span has no weight in the join
-        acc, mass, top = weigh(acc, mass, top, scores, v, PRECISION)
+        acc, mass, top = weigh(acc, mass, top, scores, v.to(q.dtype), PRECISION)
         k = next_k
         v = next_v
     return acc, mass, top

@@ -34,7 +34,7 @@ def _attend_span(acc, mass, top, q, keys, values, row_ptr, head, low, high, end,
     for start in tl.range(low, high, BN):
         block = tl.load(row_ptr + start // BLOCK)
         place = cache_place(block, start, head, BLOCKS, BLOCK)
-        k = _rows(keys, place, t, d, D, DP, DESCRIBED)
+        k = _rows(keys, place, t, d, D, DP, DESCRIBED).to(q.dtype)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         scores = cap(scores * scale, limit, CAP) * _LOG2E if CAP else scores * (scale * _LOG2E)
         at = start + t
@@ -51,7 +51,7 @@ def _attend_span(acc, mass, top, q, keys, values, row_ptr, head, low, high, end,
         shrink = tl.exp2(top - higher)
         mass = mass * shrink + tl.sum(weights, 1)
         acc = acc * shrink[:, None]
-        v = _rows(values, place, t, d, D, DP, DESCRIBED)
+        v = _rows(values, place, t, d, D, DP, DESCRIBED).to(q.dtype)
         if MASKED:
             v = tl.where((at < end)[:, None], v, 0.0)  # a block's rest may hold anything
         acc = tl.dot(weights.to(v.dtype), v, acc, input_precision=PRECISION)

@@ -57,7 +57,7 @@ def _span(q, keys_ptr, values_ptr, row_ptr, slopes, own, head, low, high, end, B
         block = tl.load(row_ptr + start // BLOCK)
         at = start + t
         place = (cache_place(block, start, head, BLOCKS, BLOCK) + t) * D
-        k = tl.load(keys_ptr + place[:, None] + d[None, :], mask=(d < D)[None, :], other=0.0)
+        k = tl.load(keys_ptr + place[:, None] + d[None, :], mask=(d < D)[None, :], other=0.0).to(q.dtype)
         scores = cap(tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale, limit, CAP)
         distance = own[:, None] - at[None, :]
         if ALIBI:
@@ -71,6 +71,7 @@ def _span(q, keys_ptr, values_ptr, row_ptr, slopes, own, head, low, high, end, B
         shrink = tl.exp(top - higher)
         mass = mass * shrink + tl.sum(weights, 1)
         v = tl.load(values_ptr + place[:, None] + d[None, :], mask=(at < end)[:, None] & (d < D)[None, :], other=0.0)
+        v = v.to(q.dtype)
         acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
         top = higher
     return acc, mass, top

@@ -27,74 +27,80 @@ def _tile(tiles_ptr, of_slot_ptr, STRIDE, TILED: tl.constexpr):
 
 
 @triton.jit
-def _lowered(x_ptr, down_ptr, first, count, begin, end, K, R, QP: tl.constexpr, RP: tl.constexpr, BK: tl.constexpr,
-             PRECISION: tl.constexpr):  # fmt: skip
-    """Compute x [QP, K] down^T [K, RP] over inputs `begin` to `end`, in float32."""
-    q, r = tl.arange(0, QP), tl.arange(0, RP)
-    held = tl.zeros((QP, RP), dtype=tl.float32)
-    for at in range(begin, end, BK):
-        k = at + tl.arange(0, BK)
-        x = tl.load(x_ptr + (first + q)[:, None] * K + k[None, :],
-                    mask=(q < count)[:, None] & (k < end)[None, :], other=0.0)  # fmt: skip
-        a = tl.load(down_ptr + r[None, :] * K + k[:, None], mask=(r < R)[None, :] & (k < end)[:, None], other=0.0)
-        held = tl.dot(x, a, held, input_precision=PRECISION)
-    return held
+def lower(x_ptr, down_ptr, held_ptr, tiles_ptr, of_slot_ptr, STRIDE, ROWS, K, R, PARTS, TILED: tl.constexpr,
+          QP: tl.constexpr, RP: tl.constexpr, HP: tl.constexpr, PIECE: tl.constexpr, BK: tl.constexpr,
+          PRECISION: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+    """Compute held [splits, ROWS, PARTS, HP] float32 of x [rows, K] by down [adapters, PARTS, R, K].
 
-
-@triton.jit
-def lower(x_ptr, down_ptr, held_ptr, tiles_ptr, of_slot_ptr, STRIDE, ROWS, K, R, PARTS, PIECE, TILED: tl.constexpr,
-          QP: tl.constexpr, RP: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
-          PDL: tl.constexpr):  # fmt: skip
-    """Compute held [splits, ROWS, PARTS, RP] float32 of x [rows, K] by down [adapters, PARTS, R, K].
-
-    A program has PIECE inputs. Grid (tiles, PARTS, splits).
+    A program has PIECE inputs; of a single row it reads the adapter's while the launch before still runs. Grid (tiles,
+    PARTS, splits).
     """
-    if PDL:
-        gdc_wait()
-        gdc_launch_dependents()
     first, count, adapter = _tile(tiles_ptr, of_slot_ptr, STRIDE, TILED)
-    if (adapter < 0) | (count == 0):
-        return
     part, split = tl.program_id(1), tl.program_id(2)
+    there = (adapter >= 0) & (count > 0)
+    down = down_ptr + (adapter * PARTS + part) * R * K
+    r = tl.arange(0, RP)
     begin = split * PIECE
-    found = _lowered(x_ptr, down_ptr + (adapter * PARTS + part) * R * K, first, count, begin,
-                     tl.minimum(begin + PIECE, K), K, R, QP, RP, BK, PRECISION)  # fmt: skip
-    q, r = tl.arange(0, QP), tl.arange(0, RP)
-    to = held_ptr + ((split * ROWS + first + q)[:, None] * PARTS + part) * RP + r[None, :]
-    tl.store(to, found, mask=(q < count)[:, None] & (r >= 0)[None, :])
+    if TILED:
+        if PDL:
+            gdc_wait()
+            gdc_launch_dependents()
+        if there:
+            q = tl.arange(0, QP)
+            held = tl.zeros((QP, RP), dtype=tl.float32)
+            for at in tl.range(begin, tl.minimum(begin + PIECE, K), BK, num_stages=3):
+                k = at + tl.arange(0, BK)
+                x = tl.load(x_ptr + (first + q)[:, None] * K + k[None, :],
+                            mask=(q < count)[:, None] & (k < K)[None, :], other=0.0)  # fmt: skip
+                a = tl.load(down + r[None, :] * K + k[:, None], mask=(r < R)[None, :] & (k < K)[:, None], other=0.0)
+                held = tl.dot(x, a, held, input_precision=PRECISION)
+            to = held_ptr + ((split * ROWS + first + q)[:, None] * PARTS + part) * HP + r[None, :]
+            tl.store(to, held, mask=(q < count)[:, None] & (r < R)[None, :])
+    else:
+        k = begin + tl.arange(0, PIECE)
+        a = tl.load(down + r[:, None] * K + k[None, :], mask=there & (r < R)[:, None] & (k < K)[None, :], other=0.0)
+        if PDL:
+            gdc_wait()
+            gdc_launch_dependents()
+        x = tl.load(x_ptr + first * K + k, mask=there & (k < K), other=0.0).to(tl.float32)
+        found = tl.sum(a.to(tl.float32) * x[None, :], 1)
+        tl.store(held_ptr + ((split * ROWS + first) * PARTS + part) * HP + r, found, mask=there & (r < R))
 
 
 @triton.jit
-def lift(x_ptr, down_ptr, held_ptr, up_ptr, out_ptr, spans_ptr, tiles_ptr, of_slot_ptr, STRIDE, ROWS, K, COLUMNS, N, R,
-         PARTS, SPLITS, TILED: tl.constexpr, WHOLE: tl.constexpr, QP: tl.constexpr, RP: tl.constexpr, BK: tl.constexpr,
+def lift(held_ptr, up_ptr, out_ptr, spans_ptr, tiles_ptr, of_slot_ptr, STRIDE, ROWS, COLUMNS, N, R, PARTS, SPLITS,
+         TILED: tl.constexpr, QP: tl.constexpr, RP: tl.constexpr, HP: tl.constexpr, SP: tl.constexpr,
          BN: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
-    """Add held up to out [rows, N], of up [adapters, R, COLUMNS]; WHOLE computes `held` here, else `lower` did.
+    """Add held up to out [rows, N], of up [adapters, R, COLUMNS].
 
-    Spans [programs, 3] int32: first column, the one past the last, part. Grid (tiles, programs).
+    Spans [programs, 3] int32: first column, the one past the last (at most BN on), part. Grid (tiles, programs).
     """
-    if PDL:
-        gdc_wait()
-        gdc_launch_dependents()
     first, count, adapter = _tile(tiles_ptr, of_slot_ptr, STRIDE, TILED)
-    if (adapter < 0) | (count == 0):
-        return
+    there = (adapter >= 0) & (count > 0)
     span = spans_ptr + tl.program_id(1) * 3
     begin, end, part = tl.load(span), tl.load(span + 1), tl.load(span + 2)
-    q, r = tl.arange(0, QP), tl.arange(0, RP)
-    if WHOLE:
-        held = _lowered(x_ptr, down_ptr + (adapter * PARTS + part) * R * K, first, count, 0, K, K, R, QP, RP, BK,
-                        PRECISION)  # fmt: skip
+    r, s, n = tl.arange(0, RP), tl.arange(0, SP), begin + tl.arange(0, BN)
+    b = tl.load(up_ptr + (adapter * R + r)[:, None] * COLUMNS + n[None, :],
+                mask=there & (r < R)[:, None] & (n < end)[None, :], other=0.0)  # fmt: skip
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    if TILED:
+        if there:
+            q = tl.arange(0, QP)
+            held = tl.zeros((QP, RP), dtype=tl.float32)
+            for split in range(SPLITS):
+                some = held_ptr + ((split * ROWS + first + q)[:, None] * PARTS + part) * HP + r[None, :]
+                held += tl.load(some, mask=(q < count)[:, None] & (r < R)[None, :], other=0.0)
+            added = tl.dot(held.to(b.dtype), b, input_precision=PRECISION).to(out_ptr.dtype.element_ty)
+            to = out_ptr + (first + q)[:, None] * N + n[None, :]
+            inside = (q < count)[:, None] & (n < end)[None, :]
+            tl.store(to, tl.load(to, mask=inside, other=0.0) + added, mask=inside)
     else:
-        held = tl.zeros((QP, RP), dtype=tl.float32)
-        for split in range(SPLITS):
-            some = held_ptr + ((split * ROWS + first + q)[:, None] * PARTS + part) * RP + r[None, :]
-            held += tl.load(some, mask=(q < count)[:, None] & (r >= 0)[None, :], other=0.0)
-    narrow = held.to(up_ptr.dtype.element_ty)
-    for at in range(begin, end, BN):
-        n = at + tl.arange(0, BN)
-        b = tl.load(up_ptr + (adapter * R + r)[:, None] * COLUMNS + n[None, :],
-                    mask=(r < R)[:, None] & (n < end)[None, :], other=0.0)  # fmt: skip
-        to = out_ptr + (first + q)[:, None] * N + n[None, :]
-        inside = (q < count)[:, None] & (n < end)[None, :]
-        added = tl.dot(narrow, b, input_precision=PRECISION).to(out_ptr.dtype.element_ty)
-        tl.store(to, tl.load(to, mask=inside, other=0.0) + added, mask=inside)
+        to = out_ptr + first * N + n
+        before = tl.load(to, mask=there & (n < end), other=0.0)
+        some = held_ptr + ((s[:, None] * ROWS + first) * PARTS + part) * HP + r[None, :]
+        held = tl.sum(tl.load(some, mask=there & (s < SPLITS)[:, None] & (r < R)[None, :], other=0.0), 0)
+        narrow = held.to(b.dtype).to(tl.float32)
+        added = tl.sum(narrow[:, None] * b.to(tl.float32), 0).to(out_ptr.dtype.element_ty)
+        tl.store(to, before + added, mask=there & (n < end))

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from scoring.limits.control_groups import folders
+
 #: Processes on this machine that share the cores, this one among them; set by who starts several.
 SHARERS = "MII_AZURE_SHARERS"
 _THREADS = "OMP_NUM_THREADS"
@@ -35,18 +37,9 @@ def settle() -> None:
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """Cores by the quota of each control group around this process, of version 2 and of version 1."""
-    with suppress(OSError, ValueError):  # no such file, or not in the form that Linux writes
-        for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines():
-            _, controllers, path = line.split(":", 2)
-            if controllers and "cpu" not in controllers.split(","):
-                continue
-            top = root / "sys/fs/cgroup" / controllers
-            inner = top / path.lstrip("/")
-            # In a container the path may be the host's, of which only the top is mounted.
-            for folder in (inner, *inner.parents):
-                if folder.is_relative_to(top):
-                    yield from _quota(folder)
+    """Cores by the quota of each control group around this process."""
+    for folder in folders("cpu", root):
+        yield from _quota(folder)
 
 
 def _quota(folder: Path) -> Iterator[float]:

@@ -9,7 +9,11 @@ from pathlib import Path
 logger = logging.getLogger("mii_azure.caches")
 
 #: torch's own default is a predictable name in the shared temporary folder.
-_VARIABLES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
+_VARIABLES = {
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "TRITON_CACHE_DIR": "triton",
+    "MII_AZURE_NATIVE_CACHE": "native",
+}
 _OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 

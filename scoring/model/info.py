@@ -10,7 +10,8 @@ def facts_of(model: Any, generative: bool) -> Facts:
     """Read from a transformers model and its config, whose attribute map gives every family the same names."""
     config = model.config.get_text_config()
     heads = int(getattr(config, "num_attention_heads", 0) or 0)
-    kind = getattr(model, "kind", "") or _kind(model.config, generative)
+    hears = getattr(model, "main_input_name", "") == "input_features"
+    kind = getattr(model, "kind", "") or ("speech" if hears else _kind(model.config, generative))
     return Facts(
         family=model.config.model_type,
         architecture=type(model).__name__,

@@ -41,6 +41,7 @@ class Loaded:
     context_length: int  # tokens, special ones included
     options: dict[str, Any]  # the deployment's task options
     head: "Head | None" = None  # of a sentence-transformers folder, for tasks that embed
+    extractor: Any = None  # transformers' feature extractor, for tasks that hear
     ranker: "Ranker | None" = None  # what the folder says of its scores, for tasks that rank
     runtime: Runtime = field(default_factory=Runtime)
     adapter_names: tuple[str, ...] = ()  # of those beside the model

@@ -15,6 +15,8 @@ from scoring.config import MODULES, Deployment
 from scoring.errors import HeadMissing, LoadError, OutOfMemory, WeightsUnreadable
 from scoring.limits.memory_shares import LOADED
 from scoring.lora.loading import load_bank
+from scoring.model.extractor import feature_extractor
+from scoring.model.host_memory import refuse_beyond_limit
 from scoring.model.info import facts_of
 from scoring.model.loaded import Loaded
 from scoring.model_files.own_code import fault_of
@@ -125,7 +127,8 @@ def load(deployment: Deployment, folder: Path, on_host: bool = False) -> Loaded:
     )
     options, names = deployment.task_options, deployment.beside
     bank = load_bank(names, top, model) if names else None
-    return Loaded(model, tokenizer, device, context, options, head, ranker, adapter_names=names, adapters=bank)
+    heard = feature_extractor(folder) if task_schema(deployment.task).hears else None
+    return Loaded(model, tokenizer, device, context, options, head, heard, ranker, adapter_names=names, adapters=bank)
 
 
 def load_without_weights(deployment: Deployment, folder: Path) -> Loaded:
@@ -153,7 +156,8 @@ def load_without_weights(deployment: Deployment, folder: Path) -> Loaded:
         model = _made("from_config", deployment, config).eval()
     head = _head(told, top, model, deployment.allow_pickle) if told else None
     options, names = deployment.task_options, deployment.beside
-    return Loaded(model, tokenizer, torch.device("cpu"), 0, options, head, ranker, adapter_names=names)
+    heard = feature_extractor(folder) if task_schema(deployment.task).hears else None
+    return Loaded(model, tokenizer, torch.device("cpu"), 0, options, head, heard, ranker, adapter_names=names)
 
 
 def _transformer(folder: Path) -> Path:
@@ -248,6 +252,8 @@ def _weights(deployment: Deployment, folder: Path, device: torch.device) -> Any:
     """The model on a device, in eval mode; on a GPU each tensor is copied there straight from the file."""
     where: dict[str, Any] = {"device_map": {"": device}} if device.type == "cuda" else {}
     refuse_outside(folder)
+    if device.type == "cpu":
+        refuse_beyond_limit(lambda: survey(deployment, folder).weight_bytes, deployment.dtype)
     try:
         model, report = _made(
             "from_pretrained",
@@ -350,6 +356,8 @@ def _context_length(model: Any, tokenizer: Any, told: SentenceModel | Ranker | N
 
     A sentence-transformers folder's max_seq_length goes before the tokenizer's.
     """
+    if hears := getattr(model.config, "max_source_positions", 0):  # of sound, beside those of text
+        return int(hears) + int(model.config.max_target_positions)
     length, text = 0, model.config.get_text_config()
     for name in (
         "max_position_embeddings",

@@ -19,6 +19,8 @@ GAIN = 1.03
 #: on random tokens; `scoring.encoder.real_text` judges it by text besides.
 BOUNDS = {"float32": 1e-4, "bfloat16": 2e-2, "int8": 1.4e-1}
 
+FP8_CAPABILITY = (8, 9)  # from which on GPUs convert to and from FP8
+
 LATENCY, COST = "latency", "cost"
 
 

@@ -16,6 +16,8 @@ def catalogue(deployment: Deployment) -> list[Pass]:
     """The passes that a deployment's task may have."""
     if deployment.task == "text-to-image":
         return diffusion_passes()
+    if task_schema(deployment.task).hears:
+        return []
     if task_schema(deployment.task).generative:
         return decoder_passes(deployment.limits, deployment.optimisation)
     return encoder_passes(deployment.optimisation)
@@ -61,6 +63,7 @@ def decoder_passes(limits: Limits, asked: Optimisation = Optimisation()) -> list
     tokens, share = limits.kv_cache_tokens, limits.memory_share
     decode = StaticDecode(limits.slots or rows, context, rows, below, tokens, share, None, limits.speculation)
     decode.draft_model, decode.invariant = limits.draft_model, limits.batch_invariant
+    decode.narrow = limits.kv_cache_dtype == "fp8"
     return [slicing, offloading, decode, WeightOnly(decode)]
 
 

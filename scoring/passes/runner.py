@@ -25,6 +25,9 @@ BRIEF = "MII_AZURE_BRIEF"
 #: Passes in order, each with its decision.
 Chosen = Sequence[tuple[Pass, Applicability]]
 
+#: Remedy where a KV cache cannot be in FP8.
+WITHOUT_FP8 = "Leave out kv_cache_dtype, or take what can: one GPU of compute capability 8.9, or a CPU with float32."
+
 State = Literal["applied", "not taken", "refused", "dropped"]
 
 
@@ -249,6 +252,14 @@ def _lost(records: Sequence[Record], reason: str) -> list[Record]:
 def _brief(failure: Exception) -> str:
     said = (str(failure).strip().splitlines() or [""])[0][:200].rstrip(".")
     return f"{type(failure).__name__}: {said}" if said else type(failure).__name__
+
+
+def require_cache(records: Sequence[Record]) -> None:
+    """Raise PassNotServed unless the pass that has a KV cache in FP8, which was asked for, is applied."""
+    record = next((each for each in records if each.name == "static_decode"), None)
+    if record is None or record.state != "applied":
+        reason = record.reason if record else "this model generates no text"
+        raise PassNotServed(f"A KV cache in FP8 was asked for and cannot be served: {reason}.", WITHOUT_FP8)
 
 
 def not_served(name: str, reason: str) -> PassNotServed:

@@ -12,7 +12,7 @@ from scoring.config import Speculation
 from scoring.errors import LoadError, RankLost
 from scoring.limits.memory_shares import LEAST_CACHE_TOKENS, WEIGHTS_AND_SLOTS
 from scoring.model.loaded import Runtime
-from scoring.passes.base import Applicability, Applied, Facts, Hardware, Pass, PassRefused
+from scoring.passes.base import FP8_CAPABILITY, Applicability, Applied, Facts, Hardware, Pass, PassRefused
 from scoring.passes.draft_model import cost_of, draft_decoder
 from scoring.passes.families import Tier, decoder_tier
 from scoring.passes.speculation import decide
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from scoring.tensor_parallel.workers import Workers
 
 _LONGEST_HEAD = 256
+#: Largest relative error of logits against plain transformers that a cache in FP8 is served with: that of int8 weights.
+FP8_CACHE_BOUND = 5e-2
 
 
 class StaticDecode(Pass):
@@ -57,6 +59,7 @@ class StaticDecode(Pass):
         self._tier = tier  # None: the one that the family is for
         self._speculation: Speculation = speculation
         self.draft_model = ""  # folder of a draft model within the model's
+        self.narrow = False  # keys and values are to be kept in FP8
         self.invariant = False  # answers are to be the same bits alone and in company
         self.decoder: Decoder | None = None  # while it is applied
 
@@ -69,10 +72,19 @@ class StaticDecode(Pass):
             return Applicability(False, reason)
         if tier == "generic" and self.degree(facts, hardware, objective) > 1:
             return Applicability(False, f"the generic tier serves no slices, and {facts.family} has no other")
+        if self.narrow and (told := self._wide(facts, hardware, objective)):
+            return Applicability(False, told)
         if self.invariant and (told := self._varies(tier, facts, hardware, objective)):
             return Applicability(False, f"{told}: with batch_invariant rows run one at a time")
         decision = self._fits(facts, hardware, objective)
         return replace(decision, reason=f"{reason}; {decision.reason}") if decision.take else decision
+
+    def _wide(self, facts: Facts, hardware: Hardware, objective: str) -> str:
+        """Why a cache cannot be in FP8; empty if it can."""
+        if hardware.device == "cuda" and hardware.capability < FP8_CAPABILITY:
+            (major, minor), (least, more) = hardware.capability, FP8_CAPABILITY
+            return f"a cache in FP8 needs compute capability {least}.{more}; {hardware.name} has {major}.{minor}"
+        return "slices over several GPUs keep no cache in FP8" if self.degree(facts, hardware, objective) > 1 else ""
 
     def _varies(self, tier: Tier, facts: Facts, hardware: Hardware, objective: str) -> str:
         """Why a decoder's answers would depend on their company; empty if they need not."""
@@ -94,7 +106,7 @@ class StaticDecode(Pass):
         if facts.head_dim > _LONGEST_HEAD:
             return Applicability(False, f"heads of {facts.head_dim} exceed the attention kernel's {_LONGEST_HEAD}")
         least = min(self.max_length, LEAST_CACHE_TOKENS)
-        cache = 4 * facts.layers * facts.kv_heads * facts.head_dim * least
+        cache = (2 if self.narrow else 4) * facts.layers * facts.kv_heads * facts.head_dim * least
         degree = self.degree(facts, hardware, objective)
         needed = (facts.weight_bytes + cache) / degree
         each = f" on each of {degree} GPUs" if degree > 1 else ""
@@ -132,7 +144,7 @@ class StaticDecode(Pass):
         self.decoder = decoder
         most = "up to " if model.device.type == "cpu" else ""
         detail = f"{slots} slots, {most}{decoder.state.bytes() / 2**20:.0f} MiB of keys and values"
-        detail += f" for {decoder.capacity:,} tokens"
+        detail += f" for {decoder.capacity:,} tokens{' in FP8' if decoder.state.narrow else ''}"
         if decoder.max_length < decoder.full_length:
             detail += f"; the context is {decoder.max_length:,} tokens instead of {decoder.full_length:,}"
         if decoder.tier != decoder_tier(model.config.model_type).tier:
@@ -167,7 +179,7 @@ class StaticDecode(Pass):
             ).take
             small = draft_decoder(model, named, self.max_length, share) if named else None
             decoder = Decoder(
-                model, slots, self.max_length, None, tokens, share, self._tier, drafts, fixed=self.invariant
+                model, slots, self.max_length, None, tokens, share, self._tier, drafts, self.invariant, self.narrow
             )
             decoder.rounds = self._speculation in ("ngram", "draft")
             decoder.draft, decoder.draft_cost = small, cost_of(small, decoder) if small else 0.0
@@ -200,4 +212,5 @@ class StaticDecode(Pass):
         return max(found, key=lambda e: float("inf") if e != e else e)
 
     def bound(self, reference: Callable[..., Any]) -> float:
-        return self.own_bound(reference)
+        own = self.own_bound(reference)
+        return max(own, FP8_CACHE_BOUND) if self.narrow else own

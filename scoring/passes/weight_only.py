@@ -1,4 +1,4 @@
-"""int8 or int4 weights for decode steps of one or two sequences, which are bound by the bytes of the weights."""
+"""int8 or int4 weights for decode steps of few sequences, which are bound by the bytes of the weights."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,14 +13,22 @@ if TYPE_CHECKING:
 
 _BESIDE = {"int4": 0.3, "int8": 0.5}  # bytes of the narrow weights, of those of the 16-bit ones
 _WORTH = 3e9  # bytes of weights below which launches and latencies, not bandwidth, take most of a step
+_WORTH_ON_CPU = 2e8  # that caches hold in part, and whose steps Python bounds
+_SCALES = {"int4": "one scale a group", "int8": "one scale a row"}
+_CPU_ROWS = 8  # ROWS of scoring.decoder.native_step, which imports torch
+
+
+def _named(kind: str, facts: Facts) -> str:
+    return f"{kind} weights as shipped" if facts.shipped == kind else f"{kind} weights"
 
 
 class WeightOnly(Pass):
-    """Adds int8 weights, or a checkpoint's own int4 ones, to a static decoder; prefill keeps the 16-bit ones.
+    """Adds int8 weights, or a checkpoint's own, to a static decoder; prefill and larger batches keep the wide ones.
 
-    int8 is symmetric, with one scale a row; int4 is as it is stored, not quantised again. Kept only where a step is
-    faster for it by measurement. Answers change by what eight bits lose, so `tolerance`, not the tolerance of exact
-    passes, is its bound.
+    int8 is symmetric, with one scale a row; a checkpoint's int4 and int8 are as stored, not quantised again. On a GPU
+    steps of one and two sequences read them; on a CPU of up to 8, in C that is compiled for the machine at start, with
+    inputs rounded to int8 in groups of 64. Kept only where a step is faster for it by measurement. Answers change by
+    what eight bits lose, so `tolerance`, not the tolerance of exact passes, is its bound.
     """
 
     name: ClassVar[str] = "weight_only"
@@ -30,6 +38,7 @@ class WeightOnly(Pass):
         self.decode = decode
         self._timer = timer  # milliseconds a step of one sequence
         self._kind = "int8"
+        self._natively = False  # on a CPU
 
     def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Applicability:
         """Take it for latency, on top of static_decode, for large models and with memory for half as much again."""
@@ -37,13 +46,14 @@ class WeightOnly(Pass):
         if not below.take:
             return Applicability(False, f"it builds on static_decode: {below.reason}")
         if self.decode.invariant:
-            return Applicability(False, "steps of one or two rows would read other weights than those of more")
-        if hardware.device != "cuda":
-            return Applicability(False, "its kernels are for GPUs")
+            return Applicability(False, "steps of few rows would read other weights than those of more")
         if decoder_tier(facts.family).tier != "fused":
             return Applicability(False, f"the products of {facts.family} are transformers' own (generic tier)")
         if objective != LATENCY:
-            return Applicability(False, "it serves one or two sequences at a time; larger batches read 16-bit weights")
+            return Applicability(False, "it serves few sequences at a time; larger batches read the wide weights")
+        self._natively = hardware.device == "cpu"
+        if self._natively:
+            return self._on_cpu(facts)
         degree = self.decode.degree(facts, hardware, objective)
         shard, each = facts.weight_bytes / degree, f" on each of {degree} GPUs" if degree > 1 else ""
         if shard < _WORTH:
@@ -54,15 +64,22 @@ class WeightOnly(Pass):
             return Applicability(False, f"16-bit and {kind} weights need {needed / 2**30:.1f} GiB together{each}")
         self.decode.spare_bytes = int(needed - shard)
         self._kind = kind
-        shipped = " as shipped" if facts.shipped == kind else ""
-        scale = "one scale a group" if kind == "int4" else "one scale a row"
-        return Applicability(True, f"{kind} weights{shipped} beside the 16-bit ones, {scale}")
+        return Applicability(True, f"{_named(kind, facts)} beside the 16-bit ones, {_SCALES[kind]}")
+
+    def _on_cpu(self, facts: Facts) -> Applicability:
+        if facts.weight_bytes < _WORTH_ON_CPU:
+            size = f"{facts.weight_bytes / 1e6:.1f} MB"
+            return Applicability(False, f"{size} of weights are read too fast for it to pay")
+        self._kind = kind = "int4" if facts.shipped == "int4" else "int8"
+        steps = f"in steps of up to {_CPU_ROWS} sequences, compiled and timed at start"
+        return Applicability(True, f"{_named(kind, facts)} beside the float32 ones, {_SCALES[kind]}, {steps}")
 
     def apply(self, model: Any) -> Applied:
         """Add narrow weights; raises PassRefused if memory is short, or, with both times, if they are no faster."""
         import torch
 
         from scoring.decoder.model import DecoderModel
+        from scoring.decoder.native_build import NoNativeStep
         from scoring.decoder.verify import step_ms
 
         decoder = self.decode.decoder
@@ -72,26 +89,45 @@ class WeightOnly(Pass):
             raise PassRefused("the model's products are transformers' own (generic tier)")
         timer = self._timer or step_ms
         alone = timer(decoder)
-        count = 0
         try:
-            if self._kind == "int4":
-                count = decoder.use_int4(model)
-            if not count:  # of a layout that the kernels do not read
-                self._kind = "int8"
-                decoder.use_int8()
-            decoder.warm_up()
+            count = self._narrow(decoder, model)
         except torch.OutOfMemoryError as error:
-            decoder.use_int8(False)
-            raise PassRefused(f"no memory for {self._kind} weights beside the 16-bit ones") from error
-        beside = timer(decoder)
+            self._widen(decoder)
+            raise PassRefused(f"no memory for {self._kind} weights beside the wide ones") from error
+        except NoNativeStep as error:
+            self._widen(decoder)
+            raise PassRefused(str(error)) from error
+        beside, wide = timer(decoder), "float32" if self._natively else "16-bit"
         if alone < beside * GAIN:
-            decoder.use_int8(False)
+            self._widen(decoder)
             decoder.warm_up()
             raise PassRefused(
-                f"a step with {self._kind} weights takes {beside:.2f} ms, with 16-bit ones {alone:.2f} ms"
+                f"a step with {self._kind} weights takes {beside:.2f} ms, with {wide} ones {alone:.2f} ms"
             )
         detail = f"{self._kind}: a step of one sequence {alone:.2f} to {beside:.2f} ms"
-        return Applied(count or len(decoder.model.products()), detail, lambda: decoder.use_int8(False))
+        return Applied(count or len(decoder.model.products()), detail, lambda: self._widen(decoder))
+
+    def _narrow(self, decoder: "Decoder", model: Any) -> int:
+        """Add narrow weights; how many products have those of the model's folder."""
+        from scoring.decoder.torch_backend import TorchBackend
+
+        count = 0
+        if self._kind == "int4" or self._natively:
+            count = decoder.use_shipped(model, rest=self._natively)
+        if not count:  # of a layout that the kernels do not read, or of wide weights
+            self._kind = "int8"
+            decoder.use_int8()
+        if self._natively and isinstance(decoder.plain, TorchBackend):
+            decoder.plain.use_narrow()
+        decoder.warm_up()
+        return count
+
+    def _widen(self, decoder: "Decoder") -> None:
+        from scoring.decoder.torch_backend import TorchBackend
+
+        if isinstance(decoder.plain, TorchBackend):
+            decoder.plain.use_wide()
+        decoder.use_int8(False)
 
     def verify(self, model: Any, reference: Callable[..., Any]) -> float:
         """Larger relative error of prefill and of cached steps against plain transformers in float32."""

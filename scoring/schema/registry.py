@@ -6,7 +6,7 @@ from typing import Any
 
 from scoring.errors import LoadError
 from scoring.schema import requests as s
-from scoring.schema import retrieval
+from scoring.schema import retrieval, speech
 from scoring.schema.requests import TaskSchema
 
 _LABEL = {
@@ -68,6 +68,43 @@ _RANKED = {
         },
         "required": ["index", "score"],
     },
+}
+
+_SPEECH = {
+    "type": "object",
+    "properties": {
+        "text": {"type": "string"},
+        "chunks": {
+            "type": "array",
+            "description": "With return_timestamps.",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "timestamp": {"type": "array", "items": {"type": "number"}, "description": "Seconds, from and to."},
+                    "text": {"type": "string"},
+                },
+                "required": ["timestamp", "text"],
+            },
+        },
+        "language": {"type": "string", "description": "Its code; with return_segments, as the rest."},
+        "duration": {"type": "number", "description": "Seconds of sound."},
+        "segments": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "id": {"type": "integer"},
+                    "start": {"type": "number"},
+                    "end": {"type": "number"},
+                    "tokens": {"type": "array", "items": {"type": "integer"}},
+                    "text": {"type": "string"},
+                    "temperature": {"type": "number"},
+                },
+                "required": ["id", "start", "end", "tokens", "text", "temperature"],
+            },
+        },
+    },
+    "required": ["text"],
 }
 
 _IMAGES = {
@@ -251,6 +288,15 @@ _TABLE = (
         generative=True,
     ),
     TaskSchema(
+        name="automatic-speech-recognition",
+        summary="Writes down what is said.",
+        parameters=speech.SpeechParameters,
+        input=speech.Sound,
+        hears=True,
+        sample={"inputs": speech.tone(), "parameters": {"max_new_tokens": 8}},
+        response=_SPEECH,
+    ),
+    TaskSchema(
         name="text-to-image",
         summary="Draws what a text describes.",
         parameters=s.TextToImageParameters,
@@ -279,6 +325,7 @@ _IMPLEMENTATIONS = {
     "text-ranking": "text_ranking:TextRanking",
     "summarization": "sequence_to_sequence:Summarization",
     "translation": "sequence_to_sequence:Translation",
+    "automatic-speech-recognition": "automatic_speech_recognition:AutomaticSpeechRecognition",
     "text-to-image": "text_to_image:TextToImage",
 }
 

@@ -331,6 +331,7 @@ class TaskSchema:
     generative: bool = False
     embeds: bool = False  # takes token ids for texts, and parameters beside the inputs too
     ranks: bool = False  # a list of two texts is one input, a pair
+    hears: bool = False  # its inputs are sound files
     adapter: TypeAdapter[Any] = field(init=False)
 
     def __post_init__(self) -> None:

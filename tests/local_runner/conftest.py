@@ -116,6 +116,7 @@ MODELS = {
     "rerank": ("bert", "text-ranking"),
     "alike": ("bert", "sentence-similarity"),
     "labels": ("bert", "zero-shot-classification"),
+    "speech": ("whisper", "automatic-speech-recognition"),
 }
 
 #: Further names of models: the first is given at generation, the others when it is served.

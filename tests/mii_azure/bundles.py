@@ -21,7 +21,7 @@ MakeBundle = Callable[..., Path]
 SKUS = {"cpu": "Standard_F8s_v2", "t4": "Standard_NC4as_T4_v3", "a100": "Standard_NC24ads_A100_v4"}
 
 _SHARED: dict[str, Any] = {"model": "a-model", "revision": None, "source": "folder", "dtype": "float32"}
-#: BERT base, SmolLM2 360M, Stable Diffusion 1.4 and T5 base, as their own files describe them.
+#: BERT base, SmolLM2 360M, Stable Diffusion 1.4, Whisper small and T5 base, as their own files describe them.
 _PROFILES = {
     "encoder": Profile(
         family="bert", kind="encoder", architecture="BertModel", parameters=109_482_240, weight_bytes=437_951_328,
@@ -37,6 +37,11 @@ _PROFILES = {
         family="stable-diffusion", kind="diffusion", architecture="StableDiffusionPipeline", parameters=1_066_235_307,
         weight_bytes=4_265_145_900, layers=38, hidden_size=320, heads=8, kv_heads=8, head_dim=40, vocab_size=49_408,
         context_length=77, image_size=512, kv_bytes_per_token=0, **_SHARED,
+    ),
+    "speech": Profile(
+        family="whisper", kind="speech", architecture="WhisperForConditionalGeneration", parameters=241_734_912,
+        weight_bytes=966_939_648, layers=24, hidden_size=768, heads=12, kv_heads=12, head_dim=64, vocab_size=51_865,
+        context_length=1_948, kv_bytes_per_token=73_728, **_SHARED,
     ),
     "encoder-decoder": Profile(
         family="t5", kind="encoder-decoder", architecture="T5ForConditionalGeneration", parameters=222_903_552,

@@ -158,6 +158,14 @@ function images(answer) {
   }));
 }
 
+function spoken(answer) {
+  const rows = (answer.chunks ?? answer.segments ?? []).map((each) => {
+    const [from, to] = each.timestamp ?? [each.start, each.end];
+    return el("tr", {}, el("td", { class: "number" }, `${from} – ${to} s`), el("td", {}, each.text));
+  });
+  return [passage("", answer.text), rows.length ? table(["Time", "Words"], rows) : null].filter(Boolean);
+}
+
 const VIEWS = {
   "text-generation": texts,
   summarization: texts,
@@ -171,5 +179,6 @@ const VIEWS = {
   "sentence-similarity": similar,
   "zero-shot-classification": zeroShot,
   "text-ranking": ranked,
+  "automatic-speech-recognition": spoken,
   "text-to-image": images,
 };

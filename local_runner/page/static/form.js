@@ -29,6 +29,7 @@ export class Form {
     return [
       ...task.fields.map((field) => el("div", { class: "field" },
         el("label", { for: `f-${field.name}` }, field.label, field.optional ? el("span", { class: "hint" }, " optional") : null),
+        field.file ? this.picker(field) : null,
         this.fields[field.name])),
       task.mask ? el("button", { type: "button", class: "quiet", onclick: () => this.insert(task.mask) }, `Insert ${task.mask}`) : null,
       el("div", { class: "row" }, this.send, this.stop, this.streams ? el("label", { class: "check", for: "stream" }, this.stream, "Stream") : null),
@@ -73,6 +74,20 @@ export class Form {
     const hidden = found.element.closest("details");
     if (hidden) hidden.open = true;
     found.input.focus();
+  }
+
+  // A choice of a file, whose bytes become the field's text in base64.
+  picker(field) {
+    const reads = (event) => {
+      const reader = new FileReader();
+      reader.onload = () => {
+        const target = this.fields[field.name];
+        target.value = reader.result.slice(reader.result.indexOf(",") + 1);
+        target.dispatchEvent(new Event("input", { bubbles: true }));
+      };
+      if (event.target.files[0]) reader.readAsDataURL(event.target.files[0]);
+    };
+    return el("input", { type: "file", accept: field.file, "aria-label": `File: ${field.label}`, onchange: reads });
   }
 
   insert(mask) {

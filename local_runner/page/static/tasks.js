@@ -59,6 +59,11 @@ export const TASKS = {
   },
   summarization: { ...one, fields: text("Text to shorten", 8), first: GENERATION, openai: "completions" },
   translation: { ...one, fields: text("Text to translate", 5), first: ["src_lang", "tgt_lang", "max_new_tokens"], openai: "completions" },
+  "automatic-speech-recognition": {
+    ...one,
+    fields: [{ name: "text", label: "Sound, in base64", rows: 3, file: "audio/*,.wav,.flac,.ogg,.mp3" }],
+    first: ["language", "task", "return_timestamps"],
+  },
   "text-to-image": {
     fields: [{ name: "text", label: "What to draw", rows: 3 }],
     inputs: (given) => given.text,

@@ -151,7 +151,7 @@ def _weights() -> Iterator[Suspect]:
         yield Suspect(f"weights in {kind}, as `generate --quantise` makes them", model=_made(kind))
     for group in _GROUPS:
         yield Suspect(f"weights in int4, groups of {group}", model=_nearest(group))
-    yield Suspect("KV cache in FP8", model=_fp8_cache)
+    yield Suspect("KV cache in FP8", model=fp8_cache)
 
 
 def _made(kind: Made) -> Change:
@@ -216,7 +216,7 @@ def _int4(weight: "Tensor", group: int) -> "Tensor":
 
 
 @contextmanager
-def _fp8_cache(reference: "ReferenceModel") -> Iterator[None]:
+def fp8_cache(reference: "ReferenceModel") -> Iterator[None]:
     """Round keys and values as they enter the cache, unscaled as servers do by default."""
     import torch
     from transformers import DynamicCache
@@ -229,11 +229,11 @@ def _fp8_cache(reference: "ReferenceModel") -> Iterator[None]:
             ]
             return super().update(both[0], both[1], *more, **named)
 
-    reference.new_cache = lambda: Rounding(config=reference.model.config)
+    kept, reference.new_cache = reference.new_cache, lambda: Rounding(config=reference.model.config)
     try:
         yield
     finally:
-        reference.new_cache = None
+        reference.new_cache = kept
 
 
 @contextmanager

@@ -35,6 +35,7 @@ FAMILIES = {
     "text-ranking": "bert",
     "summarization": "bart",
     "translation": "marian",
+    "automatic-speech-recognition": "whisper",
     "text-to-image": "stable-diffusion",
 }
 #: What the answer of each task has to show, as a selector.
@@ -52,6 +53,7 @@ SHOWN = {
     "text-ranking": ".bar",
     "summarization": ".passage .made",
     "translation": ".passage .made",
+    "automatic-speech-recognition": ".passage .made",
     "text-to-image": "figure img",
 }
 ATTACK = "<img src=x onerror=document.title=1>"

@@ -94,6 +94,7 @@ def test_rendered_files_are_the_golden_ones(task, monkeypatch):
         served = "local_runner.container" in files["environment/Dockerfile"]
         locks = [LOCKS[device], *(["http.lock"] if served else [])]
         locks += ["openvino.lock"] if device == "cpu" and "run by OpenVINO" in files["plan.md"] else []
+        locks += ["speech.lock"] if TASKS[of].hears else []
         assert files.pop(LOCK) == "".join((TEMPLATES / "locks" / lock).read_text() for lock in locks)
     if UPDATE:
         write(task, trees)

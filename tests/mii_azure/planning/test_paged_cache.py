@@ -302,3 +302,45 @@ def test_batch_invariance_over_several_gpus_is_refused_with_what_would_do() -> N
 def test_nothing_is_drafted_beside_batch_invariance(asked: dict[str, str]) -> None:
     with pytest.raises(SpecError, match="ith batch_invariant nothing is drafted"):
         make_spec(task="text-generation", model="m", name="abc", batch_invariant=True, **asked)
+
+
+# --- a cache in FP8
+
+
+def test_a_cache_in_fp8_holds_twice_the_tokens() -> None:
+    spec = make_spec(task="text-generation", model="m", name="abc", instance_type=H100, kv_cache_dtype="fp8")
+    made, wide = make_plan(spec, llama(), {}), planned(llama())
+    assert made.kv_cache_tokens == pytest.approx(2 * wide.kv_cache_tokens, rel=0.01)
+    assert made.memory.kv_cache == pytest.approx(wide.memory.kv_cache, rel=0.01)
+    assert re.search(r"tokens in FP8, .* a byte a number", told(made, "KV cache"))
+    assert deployment_settings(spec, made, "m")["limits"]["kv_cache_dtype"] == "fp8"
+    assert (
+        "kv_cache_dtype"
+        not in deployment_settings(spec.model_copy(update={"kv_cache_dtype": "auto"}), wide, "m")["limits"]
+    )
+
+
+def test_the_instance_type_is_one_that_converts_to_fp8() -> None:
+    assert planned(llama(), None).sku.gpu.compute_capability < 8.9
+    assert planned(llama(), None, kv_cache_dtype="fp8").sku.gpu.compute_capability >= 8.9
+
+
+@pytest.mark.parametrize(
+    ("instance_type", "asked", "reason"),
+    [
+        (A10, {}, r"needs compute capability 8\.9; NVIDIA A10 has 8\.6"),
+        ("Standard_NC80adis_H100_v5", {"tensor_parallel": 2}, "slices over several GPUs keep no cache in FP8"),
+        (H100, {"passes_off": ("static_decode",)}, "switched off"),
+    ],
+)
+def test_a_cache_in_fp8_that_cannot_be_is_refused_with_what_can(
+    instance_type: str, asked: dict[str, object], reason: str
+) -> None:
+    with pytest.raises(NotAvailable, match=f"m cannot keep a KV cache in FP8: .*{reason}") as caught:
+        planned(llama(), instance_type, kv_cache_dtype="fp8", **asked)
+    assert "Leave out kv_cache_dtype" in caught.value.hint
+
+
+def test_only_text_generation_has_a_cache_to_keep_in_fp8() -> None:
+    with pytest.raises(SpecError, match="leave out memory_share, kv_cache_dtype"):
+        make_spec(task="fill-mask", model="m", name="abc", kv_cache_dtype="fp8")

@@ -57,6 +57,12 @@ def test_a_home_of_nobody_is_no_file() -> None:
         payload_of(["@~nobody-of-that-name hi"], "summarization")
 
 
+def test_sound_files_stand_for_their_bytes(tmp_path: Path) -> None:
+    (tmp_path / "talk.wav").write_bytes(b"RIFF\xff")
+    asked = payload_of([f"@{tmp_path / 'talk.wav'}", "language=de"], "automatic-speech-recognition")
+    assert asked == {"inputs": "UklGRv8=", "parameters": {"language": "de"}}
+
+
 def test_files_stand_for_their_text(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("a = b", encoding="utf-8")
     assert payload_of([f"@{tmp_path / 'text'}"], "summarization") == {"inputs": "a = b"}

@@ -26,6 +26,7 @@ FAMILIES = {
     "text-ranking": "bert",
     "sentence-similarity": "bert",
     "zero-shot-classification": "bert",
+    "automatic-speech-recognition": "whisper",
     "conversational": "llama",
     "summarization": "bart",
     "translation": "t5",

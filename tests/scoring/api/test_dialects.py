@@ -62,7 +62,8 @@ def test_what_is_published_is_answered_in_kind(published: Published, tiny: Tiny,
 
 #: Tasks of which the catalogue has no sample.
 UNPUBLISHED = {
-    *("feature-extraction", "sentence-embeddings", "sentence-similarity", "text-ranking", "zero-shot-classification")
+    *("feature-extraction", "sentence-embeddings", "sentence-similarity", "text-ranking", "zero-shot-classification"),
+    "automatic-speech-recognition",
 }
 
 

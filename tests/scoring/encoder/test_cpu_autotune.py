@@ -149,6 +149,22 @@ def test_a_cpu_that_lies_about_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None
     assert "takes longer" in refusals["bfloat16"]
 
 
+def test_what_openvino_cannot_compile_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor that lacks what its flags promise, or a library of another build: the plain model serves."""
+    pytest.importorskip("openvino")
+    from scoring.encoder import openvino_graph
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("Exception from src/core.cpp:99:\nunsupported instruction set")
+
+    monkeypatch.setattr(openvino_graph, "compiled", fails)
+    monkeypatch.setattr(cpu_autotune, "missing", lambda precision, flags: "")
+    model = covered("bert embeddings")
+    with pytest.raises(PassRefused, match="no float32: OpenVINO compiles no such model: unsupported instruction set"):
+        cpu.Cpu(precisions=("float32",)).apply(model)
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
 @pytest.mark.parametrize("name", ["bert embeddings", "bert classification", "bert fill-mask"])
 def test_int8_is_judged_by_text(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_autotune, "missing", lambda precision, flags: "")

@@ -76,7 +76,7 @@ def test_rows_are_the_same_bits_in_any_company(
     """Alone and whole; in pieces beside others; token by token; spans by one program, and by one each."""
     monkeypatch.setattr(fixed_order, "span_keys", lambda length: span)
     if DEVICE == "cpu":  # the interpreter multiplies tiles of other shapes in other orders; the matrix unit does not
-        monkeypatch.setattr(fixed_order, "TILES", {1 << 30: ProductTile(64, 64, 64, 4, 1)})
+        monkeypatch.setattr(fixed_order, "TILES", {1 << 30: 2 * (ProductTile(64, 64, 64, 4, 1),)})
     hf_model = tiny(family, tmp_path).to(DEVICE)
     model = build(hf_model, 128)
     ids, other = prompt(hf_model, 70), prompt(hf_model, 9, 3)

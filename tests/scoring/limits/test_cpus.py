@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from scoring.limits import cpus
+from scoring.limits.control_groups import memory_limit
 
 V2, V1 = "0::/a/b\n", "9:name=systemd:/\n2:cpu,cpuacct:/a/b\n0::/\n"
 GROUPS: dict[str, tuple[str, dict[str, str], int]] = {
@@ -38,14 +39,33 @@ def big(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
 
 
+def groups(root: Path, told: str, files: dict[str, str]) -> Path:
+    """A machine's root with these files of control groups."""
+    for path, text in {"proc/self/cgroup": told, **{f"sys/fs/cgroup/{at}": text for at, text in files.items()}}.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text + "\n", encoding="utf-8")
+    return root
+
+
 @pytest.mark.usefixtures("big")
 @pytest.mark.parametrize("name", GROUPS)
 def test_quotas_of_control_groups(name: str, tmp_path: Path) -> None:
     told, files, wanted = GROUPS[name]
-    for path, text in {"proc/self/cgroup": told, **{f"sys/fs/cgroup/{at}": text for at, text in files.items()}}.items():
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).write_text(text + "\n", encoding="utf-8")
-    assert cpus.cores(tmp_path) == wanted
+    assert cpus.cores(groups(tmp_path, told, files)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("told", "files", "limit"),
+    [
+        (V2, {}, None),
+        (V2, {"a/b/memory.max": "max"}, None),
+        (V2, {"a/b/memory.max": "2000", "a/memory.max": "1000"}, 1000),
+        ("4:memory:/a/b\n", {"memory/a/b/memory.limit_in_bytes": "3000"}, 3000),
+        (V1, {"cpu,cpuacct/memory.max": "7"}, None),
+    ],
+)
+def test_memory_limits_of_control_groups(told: str, files: dict[str, str], limit: int | None, tmp_path: Path) -> None:
+    assert memory_limit(groups(tmp_path, told, files)) == limit
 
 
 @pytest.mark.usefixtures("big")

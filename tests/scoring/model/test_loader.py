@@ -11,6 +11,7 @@ import transformers
 
 from scoring.config import Deployment, find_model_dir
 from scoring.errors import HeadMissing, LoadError, ModelNotFound, OutOfMemory, WeightsUnreadable
+from scoring.model import host_memory
 from scoring.model.loader import load, survey
 
 Tiny = Callable[[str, str], Path]
@@ -169,6 +170,18 @@ def test_weights_that_the_device_cannot_hold(tiny: Tiny, monkeypatch: pytest.Mon
         load(Deployment(name="x", task="text-generation"), tiny("llama", "text-generation"))
     assert "zero_inference" in told.value.hint
     assert (told.value.http_status, told.value.exit_code) == (503, 3)
+
+
+def test_a_container_of_less_memory_than_the_weights(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel would end the process while it loads; it is refused with both sizes before, and just enough is not."""
+    folder, deployment = tiny("bert", "fill-mask"), Deployment(name="x", task="fill-mask")
+    size = survey(deployment, folder).weight_bytes
+    monkeypatch.setattr(host_memory, "memory_limit", lambda: size - 1)
+    with pytest.raises(OutOfMemory, match=r"as float32; the container may use 0\.00 GB") as told:
+        load(deployment, folder)
+    assert "GB or more" in told.value.hint
+    monkeypatch.setattr(host_memory, "memory_limit", lambda: size)
+    assert load(deployment, folder).model.num_parameters() > 0
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bloom", "opt"])

@@ -10,7 +10,7 @@ import pytest
 
 from scoring.model import caches
 
-NAMES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+NAMES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "MII_AZURE_NATIVE_CACHE")
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,7 @@ def told() -> list[Path]:
 
 
 def test_they_are_below_the_users_own_cache_and_private(unset: Path) -> None:
-    assert told() == [unset / "compiled" / "inductor", unset / "compiled" / "triton"]
+    assert told() == [unset / "compiled" / name for name in ("inductor", "triton", "native")]
     for folder in (unset, unset / "compiled", *told()):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 

@@ -78,7 +78,9 @@ def test_in_float32_it_is_taken_on_a_cpu_with_a_slot_for_every_row(tmp_path: Pat
     decision = decode.applies(wide, CPU, LATENCY)
     assert decision.take
     assert "24 slots of 64 tokens" in decision.reason
-    assert "for GPUs" in weight_only.applies(wide, CPU, LATENCY).reason
+    assert "int8 weights beside the float32 ones" in weight_only.applies(wide, CPU, LATENCY).reason
+    small = replace(wide, parameters=10**6, weight_bytes=4 * 10**6)
+    assert "4.0 MB of weights are read too fast" in weight_only.applies(small, CPU, LATENCY).reason
     model = tiny("llama", tmp_path)
     decoder = decode.apply(model).made.decoder
     assert (decoder.slots, decoder.capacity) == (24, 24 * 64)  # a size for a GPU's memory is not for a host's

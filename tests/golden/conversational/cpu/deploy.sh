@@ -134,8 +134,8 @@ if ! $dry_run; then
     }
 fi
 
-step "environment My-conversational-env, version a64cbd388d46"
-exists environment show --name My-conversational-env --version a64cbd388d46 ||
+step "environment My-conversational-env, version 2c052bc40db8"
+exists environment show --name My-conversational-env --version 2c052bc40db8 ||
     azml environment create --file environment.yml
 
 step "model My-conversational-model, version 0123456789ab"

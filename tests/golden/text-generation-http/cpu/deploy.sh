@@ -134,8 +134,8 @@ if ! $dry_run; then
     }
 fi
 
-step "environment My-text-generation-env, version d0f75d99d409"
-exists environment show --name My-text-generation-env --version d0f75d99d409 ||
+step "environment My-text-generation-env, version a9f812d3c358"
+exists environment show --name My-text-generation-env --version a9f812d3c358 ||
     azml environment create --file environment.yml
 
 step "model My-text-generation-model, version 0123456789ab"

@@ -1,0 +1,184 @@
+"""Decoders on a CPU, one stream: plain transformers, our steps by torch and over narrow weights, and the floor.
+
+`python -m benchmarks.cpu_decoders [OUTPUT FOLDER [MODEL ...]]` prints a table and writes cpu_decoders.json. The models
+are smollm2 (real weights) and llama-1b (its shape, random weights); llama.cpp is beside them where llama-cpp-python is
+installed. Milliseconds a token of one sequence after a prompt of 16 tokens; the floor is the bytes of the weights of a
+step over the bandwidth measured here. It wants an idle machine.
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from benchmarks.common import RESULTS, table, write
+from benchmarks.cpu.__main__ import provenance
+
+PROMPT, TOKENS, RUNS = 16, 32, 3
+MODELS = ("smollm2", "llama-1b")
+_AT_LEAST = 1 << 27  # float32 numbers read to measure bandwidth, more than caches hold
+
+
+def bandwidth() -> float:
+    """Bytes a second of a sum over memory by all threads, the best of a few."""
+    numbers = torch.ones(_AT_LEAST)
+    numbers.sum()
+    times = []
+    for _ in range(8):
+        began = time.perf_counter()
+        numbers.sum()
+        times.append(time.perf_counter() - began)
+    return numbers.nbytes / min(times)
+
+
+def made(name: str) -> Any:
+    """A model in float32."""
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+    from mii_azure.model.packaged import packaged_model
+
+    if name == "smollm2":
+        return AutoModelForCausalLM.from_pretrained(packaged_model("smollm2"), dtype=torch.float32).eval()
+    config = LlamaConfig(hidden_size=2048, num_hidden_layers=16, num_attention_heads=32, num_key_value_heads=8,
+                         head_dim=64, intermediate_size=8192, vocab_size=128256, tie_word_embeddings=True)  # fmt: skip
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    model = model.to_empty(device="cpu").eval()
+    some = torch.randn(1 << 20) * 0.02
+    for key, parameter in model.named_parameters():
+        flat = parameter.data.view(-1)
+        flat.copy_(some.repeat(-(-len(flat) // len(some)))[: len(flat)]) if "norm" not in key else flat.fill_(1.0)
+    model.model.rotary_emb = type(model.model.rotary_emb)(config)
+    model.tie_weights()
+    return model
+
+
+@torch.inference_mode()
+def eager_ms(model: Any) -> float:
+    """Plain transformers with its own cache, greedy."""
+    ids = torch.arange(5, 5 + PROMPT)[None]
+    found = model(ids, use_cache=True)
+    token, cache, times = found.logits[:, -1:].argmax(-1), found.past_key_values, []
+    for _ in range(TOKENS):
+        began = time.perf_counter()
+        found = model(token, past_key_values=cache, use_cache=True)
+        token = found.logits[:, -1:].argmax(-1)
+        times.append(time.perf_counter() - began)
+    return 1e3 * median(times)
+
+
+def steps_ms(decoder: Any) -> float:
+    """Our decoder's steps, the token read after each."""
+    decoder.open(0)
+    decoder.prefill(0, list(range(5, 5 + PROMPT)))
+    decoder.sample([0]).tokens()
+    times = []
+    for _ in range(TOKENS):
+        began = time.perf_counter()
+        decoder.step([0]).tokens()
+        times.append(time.perf_counter() - began)
+    decoder.release(0)
+    return 1e3 * median(times)
+
+
+def llama_cpp_ms(model: Any, kind: str) -> float | None:
+    """llama.cpp over the same weights in a GGUF file of this benchmark's, in one of its own formats."""
+    try:
+        import llama_cpp  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        return None
+    from benchmarks.gguf_file import write_llama
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_llama(model, Path(folder) / "model.gguf", kind)
+        threads = torch.get_num_threads()
+        other = llama_cpp.Llama(str(path), n_ctx=128, n_threads=threads, n_threads_batch=threads, verbose=False)
+        other.eval(list(range(5, 5 + PROMPT)))
+        times = []
+        for number in range(TOKENS):
+            began = time.perf_counter()
+            other.eval([7 + number])
+            times.append(time.perf_counter() - began)
+    return 1e3 * median(times)
+
+
+def rows_of(name: str, speed: float) -> list[dict[str, Any]]:
+    """Every side of one model, in turns; the median of a few runs each."""
+    from scoring.decoder.decoder import Decoder
+    from scoring.decoder.verify import errors, reference
+
+    model = made(name)
+    decoder = Decoder(model, slots=1, max_length=128)
+    wide: Any = decoder.model
+    size = sum(product.full.numel() for product in wide.products())
+    rows: list[dict[str, Any]] = []
+
+    def add(side: str, measure: Callable[[], float | None], bytes_each: float, differs: float | None = None) -> None:
+        found = [measure() for _ in range(RUNS)]
+        times = [each for each in found if each is not None]
+        if not times:
+            return
+        floor, taken = 1e3 * size * bytes_each / speed, median(times)
+        row = {
+            "model": name,
+            "side": side,
+            "ms a token": taken,
+            "floor ms": floor,
+            "of bandwidth %": 100 * floor / taken,
+        }
+        rows.append(row | {"of float32": rows[0]["ms a token"] / taken if rows else 1.0, "differs": differs})
+        print(rows[-1], flush=True)
+
+    add("transformers, float32", lambda: eager_ms(model), 4)
+    add("ours by torch, float32", lambda: steps_ms(decoder), 4)
+    told = reference(model)() if name == "smollm2" else None
+    decoder.use_int8()
+    decoder.plain.use_narrow()  # type: ignore[attr-defined]
+    differs = errors(decoder, told)["decode"] if told else None
+    add("ours, int8", lambda: steps_ms(decoder), 1, differs)
+    decoder.plain.use_wide()  # type: ignore[attr-defined]
+    four(wide)
+    decoder.plain.use_narrow()  # type: ignore[attr-defined]
+    add("ours, int4 in groups of 64 (a checkpoint's)", lambda: steps_ms(decoder), 0.5 + 4 / 64)
+    decoder.plain.use_wide()  # type: ignore[attr-defined]
+    decoder.use_int8(False)
+    add("llama.cpp, Q8_0", lambda: llama_cpp_ms(model, "Q8_0"), 34 / 32)
+    add("llama.cpp, Q4_0", lambda: llama_cpp_ms(model, "Q4_0"), 18 / 32)
+    model = model.bfloat16()
+    add("transformers, bfloat16", lambda: eager_ms(model), 2)
+    return rows
+
+
+def four(model: Any) -> None:
+    """Give every product int4 numbers, as a checkpoint would have them; their answers are not looked at."""
+    from scoring.decoder.int4 import pack, use
+    from scoring.quantization.dequantize import Grid
+
+    for product in model.products():
+        shape = product.full.shape
+        values = torch.randint(0, 16, shape, dtype=torch.uint8)
+        scale = torch.full((shape[0], shape[1] // 64), 0.01)
+        packed = pack(Grid(values, scale, (1, 64), torch.full_like(scale, 8)))
+        assert packed is not None
+        product.wide = product.full
+        use(product, [packed])
+
+
+def main() -> None:
+    """Measure, print, write."""
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS
+    told, speed, rows = provenance(), bandwidth(), list[dict[str, Any]]()
+    print(f"{speed / 1e9:.1f} GB/s", flush=True)
+    for name in sys.argv[2:] or MODELS:
+        rows += rows_of(name, speed)
+        write("cpu_decoders", told | {"GB/s": speed / 1e9, "rows": rows}, folder)
+    print(table(tuple(rows[0]), rows))
+
+
+if __name__ == "__main__":
+    main()

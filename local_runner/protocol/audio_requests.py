@@ -1,0 +1,99 @@
+"""Transcription requests of OpenAI's clients as canonical ones, and answers in the forms that they may ask for."""
+
+import base64
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from local_runner.protocol.openai_requests import check_served
+from scoring.errors import InvalidInput, InvalidParameter, MiiAzureError
+from scoring.host_api import Deployment
+
+TASK = "automatic-speech-recognition"
+FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
+_TIMED = ("srt", "verbose_json", "vtt")
+#: Fields that change no answer, and values of others that ask for nothing.
+_IGNORED = {"user", "chunking_strategy"}
+_NEUTRAL: dict[str, tuple[str, ...]] = {"stream": ("false", "False")}
+_GRANULARITY = "timestamp_granularities[]"
+_NUMBERS = {"temperature": float, "seed": int, "max_new_tokens": int}
+_FIELDS = {"file", "model", "language", "prompt", "response_format", _GRANULARITY, *_NUMBERS}
+#: Names of the caller's fields for places of a canonical request.
+_PLACES = {"inputs": "file", "inputs[0]": "file"}
+
+
+def canonical(
+    file: bytes | None, fields: Mapping[str, list[str]], deployment: Deployment, path: str
+) -> tuple[dict[str, Any], str]:
+    """Canonical request for a form's file and fields, and the form that its answer is to have."""
+    one = {name: values[-1] for name, values in fields.items() if values}
+    check_served({"model": one.get("model")}, deployment, (TASK,), path)
+    if file is None:
+        raise InvalidInput("The file is missing.", 'Send a sound file as the form\'s field "file".', "file")
+    for name in one:
+        if name not in _FIELDS | _IGNORED and one[name] not in _NEUTRAL.get(name, ()):
+            raise InvalidParameter(f"{name[:80]} is not served here.", f'Leave out "{name[:80]}".', name[:80])
+    form = one.get("response_format", "json")
+    if form not in FORMATS:
+        raise InvalidParameter(
+            f"There is no response_format {form[:40]!r}.", f"There are {', '.join(FORMATS)}.", "response_format"
+        )
+    if others := [each for each in fields.get(_GRANULARITY, ()) if each != "segment"]:
+        raise InvalidParameter(
+            f"Times of each {others[0][:40]} are not told.", "Ask for segment.", "timestamp_granularities"
+        )
+    parameters: dict[str, Any] = {name: one[name] for name in ("language", "prompt") if one.get(name)}
+    parameters |= {name: _number(one[name], name) for name in _NUMBERS if one.get(name)}
+    if path.endswith("/translations"):
+        parameters["task"] = "translate"
+    if form in _TIMED:
+        parameters["return_segments"] = True
+    return {"inputs": base64.b64encode(file).decode(), "parameters": parameters}, form
+
+
+def _number(text: str, name: str) -> Any:
+    try:
+        return _NUMBERS[name](text)
+    except ValueError:
+        raise InvalidParameter(f"{name} is a number.", where=name) from None
+
+
+@contextmanager
+def in_words_of_the_form() -> Iterator[None]:
+    """Name the form's fields in errors raised inside."""
+    try:
+        yield
+    except MiiAzureError as error:
+        error.where = _PLACES.get(error.where, error.where.removeprefix("parameters."))
+        raise
+
+
+def rendered(answer: dict[str, Any], form: str, path: str) -> tuple[str, str]:
+    """Body and media type of an answer in a form."""
+    if form == "text":
+        return answer["text"] + "\n", "text/plain; charset=utf-8"
+    if form == "srt":
+        blocks = [f"{at}\n{_span(each, ',')}\n{each['text'].strip()}\n" for at, each in _numbered(answer)]
+        return "\n".join(blocks), "application/x-subrip; charset=utf-8"
+    if form == "vtt":
+        blocks = [f"{_span(each, '.')}\n{each['text'].strip()}\n" for _, each in _numbered(answer)]
+        return "\n".join(["WEBVTT\n", *blocks]), "text/vtt; charset=utf-8"
+    told: dict[str, Any] = {"text": answer["text"]}
+    if form == "verbose_json":
+        task = "translate" if path.endswith("/translations") else "transcribe"
+        told = {"task": task, **{name: answer[name] for name in ("language", "duration", "text", "segments")}}
+    return json.dumps(told, ensure_ascii=False), "application/json"
+
+
+def _numbered(answer: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
+    return enumerate(answer["segments"], 1)
+
+
+def _span(segment: dict[str, Any], mark: str) -> str:
+    return f"{_clock(segment['start'], mark)} --> {_clock(segment['end'], mark)}"
+
+
+def _clock(seconds: float, mark: str) -> str:
+    whole, part = divmod(round(1000 * seconds), 1000)
+    return f"{whole // 3600:02}:{whole // 60 % 60:02}:{whole % 60:02}{mark}{part:03}"

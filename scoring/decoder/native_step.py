@@ -1,0 +1,224 @@
+"""A CPU's decode step over narrow weights, in one call of compiled C for all layers (`scoring/kernels/decode_step.c`).
+
+It serves models of Llama's kind in float32: one norm before each block, rotation by halves or none, no bias on scores.
+Others keep torch's operations. Weights are laid out anew, in memory of their own.
+"""
+
+import ctypes
+import mmap
+import weakref
+from collections.abc import Iterator
+from ctypes import POINTER, Structure, c_float, c_int32, c_void_p
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from scoring.decoder.kv_cache import KVCache
+from scoring.decoder.model import DecoderLayer, DecoderModel, Linear, Norm
+from scoring.decoder.native_build import NoNativeStep, library
+
+#: Rows of a step that it takes at most.
+ROWS = 8
+_FORMATS = {torch.int8: 0, torch.int32: 1}
+_NORMS = {"rms": 1, "layer": 2}
+_ACTIVATIONS = {"relu": 0, "silu": 1, "gelu": 2, "gelu_tanh": 3}
+_TILE, _UNIT, _HALF, _LONGEST_HEAD = 4, 64, 32, 512
+_GROUPS = (0, 32, 64, 128)
+_HUGE = 1 << 21
+
+
+class _Product(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("weight", "scale", "zero", "bias")),
+        *((name, c_int32) for name in ("outputs", "inputs", "group", "format")),
+    )
+
+
+class _Norm(Structure):
+    _fields_ = (("gain", c_void_p), ("shift", c_void_p), ("eps", c_float), ("kind", c_int32))
+
+
+class _Layer(Structure):
+    _fields_ = (
+        *((name, _Norm) for name in ("norm1", "norm2", "q_norm", "k_norm")),
+        *((name, _Product) for name in ("qkv", "out", "up", "down")),
+        *((name, c_void_p) for name in ("cos", "sin", "keys", "values")),
+        ("scale", c_float),
+        *((name, c_int32) for name in ("half", "window", "activation", "gated")),
+    )
+
+
+_COUNTS = ("count", "hidden", "heads", "kv_heads", "head_dim", "blocks", "width", "inner", "longest", "threads")
+
+
+class _Model(Structure):
+    _fields_ = (
+        ("layers", POINTER(_Layer)),
+        ("table", c_void_p),
+        ("norm", _Norm),
+        ("head", _Product),
+        ("residual_scale", c_float),
+        *((name, c_int32) for name in _COUNTS),
+    )
+
+
+def unfit(model: Any) -> str:
+    """Reason why the step does not serve a model; empty if it does."""
+    if not isinstance(model, DecoderModel):
+        return "the products are transformers' own (generic tier)"
+    if model.dtype != torch.float32 or model.team is not None:
+        return "its step on a CPU is for whole models in float32"
+    if model.head_dim > _LONGEST_HEAD:
+        return f"its step takes heads of up to {_LONGEST_HEAD}, not of {model.head_dim}"
+    if any(layer.mlp.down.full.shape[1] % _TILE for layer in model.layers):
+        return f"its step takes MLPs of multiples of {_TILE}"
+    if any(product.adapters is not None for product in model.products()):
+        return "its step serves no adapters"
+    if model.alibi is not None or any(_peculiar(layer) for layer in model.layers):
+        return f"its step on a CPU does not cover the layers of {model.family}"
+    return ""
+
+
+def _peculiar(layer: DecoderLayer) -> bool:
+    own = layer.attention
+    turned = own.rotary is not None and (own.rotary.interleaved or 2 * own.rotary.cos.shape[1] < 2 * own.rotary.half)
+    posts = layer.parallel or layer.post1 is not None or layer.post2 is not None
+    return posts or turned or own.per_head or bool(own.cap) or own.sinks is not None
+
+
+class NativeStep:
+    """The step of a model whose products have narrow weights, over a cache; raises NoNativeStep.
+
+    `threads` meet after each product: as many as torch's.
+    """
+
+    def __init__(self, model: DecoderModel, state: KVCache) -> None:
+        if reason := unfit(model):
+            raise NoNativeStep(reason)
+        self._library = library()
+        self._library.decode_open.restype = c_void_p
+        self._model, self._state = model, state
+        self._held: list[Tensor] = []  # tensors that C reads
+        sizes = [_size(product) for product in model.products()]
+        self._memory = mmap.mmap(-1, sum(sizes) + _HUGE)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            self._memory.madvise(mmap.MADV_HUGEPAGE)
+        self._all = torch.frombuffer(self._memory, dtype=torch.uint8)
+        self._used = -self._all.data_ptr() % _HUGE
+        layers = (_Layer * len(model.layers))(*self._layers())
+        told = self._described(layers)
+        opened = self._library.decode_open(ctypes.byref(told))
+        if not opened:
+            raise NoNativeStep("there is no memory, or no threads, for its step")
+        self._opened = c_void_p(opened)
+        self._close = weakref.finalize(self, self._library.decode_close, self._opened)
+
+    def __call__(self, slots: Tensor, hidden: Tensor) -> Tensor:
+        """Feed embeddings [B, E] of a token each to slots [B], at most ROWS; logits [B, vocabulary], not finished.
+
+        `hidden` is overwritten.
+        """
+        rows, lengths = slots.int(), self._state.lengths[slots]
+        hidden = hidden.contiguous()
+        logits = torch.empty(len(slots), self._model.vocabulary)
+        pointers = [c_void_p(each.data_ptr()) for each in (rows, lengths, hidden, logits)]
+        self._library.decode_step(self._opened, len(slots), *pointers)
+        return logits
+
+    def close(self) -> None:
+        """End its threads; it must not be called any more."""
+        self._close()
+
+    def _described(self, layers: Any) -> _Model:
+        model, state = self._model, self._state
+        counts = {
+            "count": len(model.layers),
+            "hidden": model.hidden,
+            "heads": model.heads,
+            "kv_heads": model.kv_heads,
+            "head_dim": model.head_dim,
+            "blocks": state.blocks + 1,
+            "width": state.width,
+            "inner": model.widths[0],
+            "longest": state.max_length + 1,
+            "threads": torch.get_num_threads(),
+        }
+        self._held.append(state.table)
+        norm, head = self._norm(model.norm), self._product(model.head)
+        return _Model(layers, state.table.data_ptr(), norm, head, model.residual_scale, **counts)
+
+    def _layers(self) -> Iterator[_Layer]:
+        for index, layer in enumerate(self._model.layers):
+            own, rotary = layer.attention, layer.attention.rotary
+            norms = [self._norm(each) for each in (layer.norm1, layer.norm2, own.q_norm, own.k_norm)]
+            products = [self._product(each) for each in (own.qkv, own.out, layer.mlp.up, layer.mlp.down)]
+            tables = [None, None] if rotary is None else [self._numbers(rotary.cos), self._numbers(rotary.sin)]
+            caches = self._state.keys[index].data_ptr(), self._state.values[index].data_ptr()
+            kinds = _ACTIVATIONS[layer.mlp.activation], layer.mlp.gated
+            half = 0 if rotary is None else rotary.half
+            yield _Layer(*norms, *products, *tables, *caches, own.scale, half, own.window, *kinds)
+
+    def _norm(self, norm: Norm | None) -> _Norm:
+        if norm is None:
+            return _Norm()
+        return _Norm(self._numbers(norm.gain), self._numbers(norm.shift), norm.eps, _NORMS[norm.kind])
+
+    def _numbers(self, tensor: Tensor | None) -> int | None:
+        """Address of a tensor's numbers in float32, kept for as long as this is."""
+        if tensor is None:
+            return None
+        self._held.append(tensor.detach().float().contiguous())
+        return self._held[-1].data_ptr()
+
+    def _product(self, linear: Linear) -> _Product:
+        size = _size(linear)
+        place = self._all[self._used : self._used + size]
+        self._used += size
+        outputs, inputs = linear.full.shape
+        place.copy_(_octets(linear))
+        scale, zero = (None if each is None else self._numbers(_tiled(each)) for each in (linear.scale, linear.zero))
+        bias = self._numbers(linear.bias)
+        kind = _FORMATS[linear.weight.dtype]
+        return _Product(place.data_ptr(), scale, zero, bias, outputs, inputs, linear.group, kind)
+
+
+def _size(linear: Linear) -> int:
+    """Bytes of a product's narrow weight, rows padded to whole units."""
+    if linear.weight.dtype not in _FORMATS or linear.group not in _GROUPS:
+        raise NoNativeStep(f"its step reads no groups of {linear.group} and no {str(linear.weight.dtype)[6:]}")
+    outputs, inputs = linear.full.shape
+    return _whole(outputs, _TILE) * _whole(inputs, _UNIT) // (2 if linear.group else 1)
+
+
+def _whole(count: int, unit: int) -> int:
+    return -(-count // unit) * unit
+
+
+def _octets(linear: Linear) -> Tensor:
+    """A product's narrow weight as the step reads it, as uint8 [bytes].
+
+    int8 plus 128; int4 in units of 64 inputs, of which octet i holds numbers i and 32 + i, the first in its low half.
+    Units of 4 rows lie side by side.
+    """
+    weight = linear.weight
+    missing = -linear.full.shape[1] % _UNIT
+    if not linear.group:
+        return _side_by_side(functional.pad(weight.contiguous().view(torch.uint8) ^ 128, (0, missing)), _UNIT)
+    shifts = 4 * torch.arange(8, dtype=torch.int32)
+    # Number j of a group's word i is its input j group/8 + i (`scoring.decoder.int4`).
+    words = weight.view(len(weight), -1, 1, linear.group // 8)
+    numbers = ((words >> shifts[:, None]) & 15).to(torch.uint8).view(len(weight), -1)
+    units = functional.pad(numbers, (0, missing)).view(-1, 2, _HALF)
+    return _side_by_side((units[:, 0] | units[:, 1] << 4).view(len(weight), -1), _HALF)
+
+
+def _tiled(numbers: Tensor) -> Tensor:
+    """Numbers of rows, with zeros for the rows that a last tile lacks."""
+    return torch.cat([numbers, numbers.new_zeros(-len(numbers) % _TILE, *numbers.shape[1:])])
+
+
+def _side_by_side(rows: Tensor, size: int) -> Tensor:
+    padded = functional.pad(rows, (0, 0, 0, -len(rows) % _TILE))
+    return padded.view(-1, _TILE, padded.shape[1] // size, size).transpose(1, 2).reshape(-1)

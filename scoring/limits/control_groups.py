@@ -1,0 +1,28 @@
+"""Folders of the control groups around this process, and what they leave it of memory. Standard library only."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+
+def folders(controller: str, root: Path = Path("/")) -> Iterator[Path]:
+    """Folder of each control group around this process that a controller governs, of version 2 and of version 1."""
+    with suppress(OSError, ValueError):  # no such file, or not in the form that Linux writes
+        for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers and controller not in controllers.split(","):
+                continue
+            top = root / "sys/fs/cgroup" / controllers
+            inner = top / path.lstrip("/")
+            # In a container the path may be the host's, of which only the top is mounted.
+            yield from (folder for folder in (inner, *inner.parents) if folder.is_relative_to(top))
+
+
+def memory_limit(root: Path = Path("/")) -> int | None:
+    """Bytes that the control groups leave to this process, beyond which the kernel ends it; None without a limit."""
+    found = []
+    for folder in folders("memory", root):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            with suppress(OSError, ValueError):  # no such file, or "max"
+                found.append(int((folder / name).read_text(encoding="ascii")))
+    return min(found, default=None)

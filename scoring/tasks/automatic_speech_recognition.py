@@ -1,0 +1,245 @@
+"""automatic-speech-recognition by Whisper: sound as text, by transformers' own generation.
+
+Up to 30 seconds are one window, and rows of one window share a batch if they ask alike. Longer sound is written down
+window after window, each from the last timestamp of the one before (Radford et al., arXiv 2212.04356, section 3.8).
+"""
+
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from scoring.engine.row import Between, Row, nothing
+from scoring.errors import InvalidInput, InvalidParameter, LoadError
+from scoring.model.loaded import Loaded
+from scoring.schema.speech import MOST_SPEECH_TOKENS, RATE, SpeechParameters
+from scoring.tasks.base import Task
+from scoring.tasks.sound import require_libraries, samples_of
+
+_PROMPT_TOKENS = 223  # half of the decoder's positions, less the token that begins it
+_TOKEN_BYTES = 16  # of a reply, as text
+_SEGMENT_BYTES = 8  # of each token, in a list
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """One row's sound and what is asked of it."""
+
+    features: torch.Tensor  # [mel bands, frames]
+    frames: int  # that are sound and no padding
+    seconds: float
+    language: str | None  # as <|de|>; None: to be heard, or the model knows one only
+    task: str
+    temperature: float
+    seed: int
+    prompt: tuple[int, ...]
+    most: int | None
+
+
+class _Stuck(Exception):
+    """A window whose reading ends where it began."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+
+class _Progress:
+    """Sees after each window that every row goes on, and that somebody still waits for one."""
+
+    def __init__(self, rows: Sequence[Row], between: Between) -> None:
+        self._rows, self._between = rows, between
+        self._before = [-1] * len(rows)
+
+    def __call__(self, progress: torch.Tensor) -> None:
+        self._between()
+        if all(row.cancelled.is_set() for row in self._rows):
+            raise InvalidInput("Nobody waits for the answer any more.")
+        for number, (at, end) in enumerate(progress.tolist()):
+            if at < end and at == self._before[number]:
+                raise _Stuck(at / 100)  # frames are of 10 ms
+            self._before[number] = at
+
+
+class AutomaticSpeechRecognition(Task):
+    """Sound as text, with the times of its parts if asked."""
+
+    name = "automatic-speech-recognition"
+    auto_class = "AutoModelForSpeechSeq2Seq"
+    unit = "positions of sound and text"
+
+    def __init__(self, loaded: Loaded, name: str) -> None:
+        require_libraries()
+        super().__init__(loaded, name)
+        if loaded.model.config.model_type != "whisper":
+            raise LoadError(f"{type(loaded.model).__name__} is not served here.", "Models of Whisper's kind are.")
+        self.extractor = loaded.extractor
+        config = loaded.model.generation_config
+        self._codes: dict[str, int] = dict(getattr(config, "lang_to_id", None) or {})
+        self._window = int(loaded.model.config.max_source_positions)  # of 20 ms
+        self._frames = 2 * self._window
+
+    def encode(self, value: str, parameters: SpeechParameters, item: int) -> list[Row]:
+        asked = parameters.asked
+        self._check(asked.max_new_tokens)
+        language = self._language(asked.language, asked.task)
+        samples = samples_of(value, f"inputs[{item}]")
+        made = self.extractor(
+            samples, sampling_rate=RATE, truncation=False, padding="longest", return_attention_mask=True,
+            return_tensors="pt",
+        )  # fmt: skip
+        features, frames = made["input_features"][0], int(made["attention_mask"].sum())
+        if features.shape[1] < self._frames:
+            made = self.extractor(samples, sampling_rate=RATE, return_tensors="pt")
+            features = made["input_features"][0]
+        seed = secrets.randbelow(2**63) if asked.seed in (None, -1) else asked.seed
+        spoken = Spoken(
+            features, frames, len(samples) / RATE, language, asked.task or "transcribe", asked.temperature or 0.0,
+            int(seed or 0), self._prompt(parameters.prompt), asked.max_new_tokens,
+        )  # fmt: skip
+        alone = features.shape[1] > self._frames or spoken.temperature > 0
+        timed = parameters.return_timestamps or parameters.return_segments
+        key = (spoken.language, spoken.task, spoken.prompt, spoken.most, timed, secrets.token_hex(8) if alone else "")
+        row = Row({"input_ids": [0] * self._window}, item, key, parameters, spoken)
+        row.new_tokens = spoken.most or int(self.model.config.max_target_positions)
+        return [row]
+
+    def _check(self, most: int | None) -> None:
+        bound = min(MOST_SPEECH_TOKENS, int(self.model.config.max_target_positions) - 4)
+        if most is not None and most > bound:
+            raise InvalidParameter(
+                f"A window has at most {bound} tokens; {most} are asked for.", where="parameters.max_new_tokens"
+            )
+
+    def _language(self, asked: str | None, task: str | None) -> str | None:
+        """Token of the language asked for; raises InvalidParameter for one that the model does not know."""
+        from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+
+        if not self._codes:
+            if task == "translate" or (asked or "en").lower() not in ("en", "english"):
+                where = "parameters.task" if task == "translate" else "parameters.language"
+                raise InvalidParameter("This model knows English alone.", "Leave language and task out.", where)
+            return None
+        if asked is None:
+            return None
+        code = TO_LANGUAGE_CODE.get(asked.lower(), asked.lower())
+        token = asked if asked in self._codes else f"<|{code}|>"
+        if token not in self._codes:
+            shown = ", ".join(sorted(each.strip("<|>") for each in self._codes)[:12])
+            raise InvalidParameter(
+                f"The model knows no language {asked[:40]!r}.", f"Its codes: {shown}, ….", "parameters.language"
+            )
+        return token
+
+    def _prompt(self, text: str | None) -> tuple[int, ...]:
+        if not text or not text.strip():
+            return ()
+        try:
+            ids = self.tokenizer.get_prompt_ids(text)
+        except ValueError as error:
+            raise InvalidParameter(f"The prompt cannot be used: {error}", where="parameters.prompt") from error
+        first, rest = int(ids[0]), [int(each) for each in ids[1:]]
+        return (first, *rest[-_PROMPT_TOKENS:])
+
+    def forward(self, rows: Sequence[Row], between: Between = nothing) -> list[Any]:
+        """Write rows down; per row its language, tokens and segments, on the CPU.
+
+        Where a window's last timestamp is its start, transformers' loop would read it for ever: of one window the first
+        reading counts, and longer sound is refused. Rows beside such a one are read again by themselves.
+        """
+        try:
+            return self._written(rows, between)
+        except _Stuck as stuck:
+            if len(rows) > 1:
+                return [output for row in rows for output in self.forward([row], between)]
+            if rows[0].extra.features.shape[1] > self._frames:
+                raise InvalidInput(
+                    f"The model does not go on from second {stuck.seconds:g}.", "Cut the sound there."
+                ) from None
+            return self._written(rows, between, force_unique_generate_call=True)
+
+    def _written(self, rows: Sequence[Row], between: Between, **more: Any) -> list[Any]:
+        first: Spoken = rows[0].extra
+        features = torch.stack([row.extra.features for row in rows]).to(self.model.device, self.model.dtype)
+        with torch.inference_mode(), self._random(first):
+            languages = self._heard(features, first)
+            told = {} if not self._codes else {"language": languages, "task": first.task}
+            made = self.model.generate(
+                features, **told, **self._options(rows, first), **more, return_segments=True,
+                monitor_progress=_Progress(rows, between),
+            )  # fmt: skip
+        found = []
+        for number in range(len(rows)):
+            segments = [
+                {
+                    "start": round(float(each["start"]), 2),
+                    "end": round(float(each["end"]), 2),
+                    "tokens": each["tokens"].tolist(),
+                }
+                for each in made["segments"][number]
+            ]
+            found.append((languages[number], segments, made["sequences"][number].tolist()))
+        return found
+
+    def _options(self, rows: Sequence[Row], first: Spoken) -> dict[str, Any]:
+        parameters: SpeechParameters = rows[0].parameters
+        long = first.features.shape[1] > self._frames
+        options: dict[str, Any] = {
+            "return_timestamps": bool(parameters.return_timestamps or parameters.return_segments or long),
+            "do_sample": first.temperature > 0,
+        }
+        if long:
+            options["attention_mask"] = torch.ones(1, first.frames, dtype=torch.long, device=self.model.device)
+        if first.temperature > 0:
+            options["temperature"] = first.temperature
+        if first.prompt:
+            options["prompt_ids"] = torch.tensor(first.prompt, device=self.model.device)
+        if first.most is not None:
+            options["max_new_tokens"] = first.most
+        return options
+
+    def _heard(self, features: torch.Tensor, first: Spoken) -> list[str | None]:
+        """Language of each row: the one that is told, else the likeliest of the first window."""
+        if first.language is not None or not self._codes:
+            return [first.language] * len(features)
+        found = self.model.detect_language(features[:, :, : self._frames]).tolist()
+        names = {number: name for name, number in self._codes.items()}
+        return [names[number] for number in found]
+
+    @contextmanager
+    def _random(self, first: Spoken) -> Iterator[None]:
+        """Have what is sampled inside follow the row's own seed."""
+        with torch.random.fork_rng(devices=[self.loaded.device] if self.loaded.device.type == "cuda" else []):
+            torch.manual_seed(first.seed)
+            yield
+
+    def decode(self, value: str, parameters: SpeechParameters, rows: Sequence[Row], outputs: Sequence[Any]) -> Any:
+        (row,), ((language, segments, tokens),) = rows, outputs
+        spoken: Spoken = row.extra
+        answer: dict[str, Any] = {"text": self._text(tokens)}
+        if parameters.return_timestamps:
+            answer["chunks"] = [
+                {"timestamp": [each["start"], each["end"]], "text": self._text(each["tokens"])} for each in segments
+            ]
+        if parameters.return_segments:
+            own = [
+                {"id": at, **each, "text": self._text(each["tokens"]), "temperature": spoken.temperature}
+                for at, each in enumerate(segments)
+            ]
+            known = "en" if language is None else language.strip("<|>")
+            answer |= {"language": known, "duration": round(spoken.seconds, 3), "segments": own}
+        return answer
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def plain(self, answer: dict[str, Any]) -> Any:
+        return answer["text"]
+
+    def answer_bytes(self, value: str, parameters: SpeechParameters, rows: Sequence[Row]) -> int:
+        windows = sum(-(-int(row.extra.features.shape[1]) // self._frames) for row in rows)
+        listed = _SEGMENT_BYTES if parameters.return_segments else 0
+        times = 1 + parameters.return_timestamps + parameters.return_segments
+        return windows * int(self.model.config.max_target_positions) * (times * _TOKEN_BYTES + listed)
