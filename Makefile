@@ -31,9 +31,9 @@ lint: $(STAMP)  ## ruff, its formatting, and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Tests wait for servers a quarter of their time: four of them keep two cores busy.
-unit: $(STAMP)  ## the whole test suite, four tests at once
-	$(BIN)/pytest -n 4 --dist worksteal
+# Tests wait for servers a quarter of their time: three of them keep two cores busy; each more collects and imports again.
+unit: $(STAMP)  ## the whole test suite, three tests at once
+	$(BIN)/pytest -n 3 --dist worksteal
 
 bench: $(STAMP)  ## what gRPC, HTTP and azmlinfsrv add over in-process
 	$(BIN)/python -m benchmarks.hosts

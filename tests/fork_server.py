@@ -7,6 +7,7 @@ thirds of what a tiny model's start takes, and taking their modules apart at the
 its start or its end is what is tested.
 """
 
+import asyncio
 import atexit
 import ctypes
 import fcntl
@@ -21,7 +22,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -37,12 +38,13 @@ PROGRAMS = (
     "tests.scoring.tensor_parallel.many_ranks",
 )
 #: What a process with one of these words starts is forked too.
-STARTERS = {"mii_azure.cli.app", "--replicas"}
+STARTERS = {"mii_azure.cli.app", "--replicas", "--front-ends"}
 #: Beginnings of the environment variables that libraries do not read while they are imported.
 READ_LATER = (
     "AML_",
     "AZUREML_",
     "COLUMNS",
+    "CUDA_VISIBLE_DEVICES",
     "GLOO_",
     "KMP_INIT_AT_FORK",
     "LOCAL_",
@@ -92,7 +94,7 @@ class ForkServer:
 
     def can(self, arguments: Any, environment: dict[str, str]) -> bool:
         """Whether a forked process would be the one that these arguments and environment start."""
-        if not isinstance(arguments, list) or list(arguments[:2]) != [sys.executable, "-m"]:
+        if not isinstance(arguments, list | tuple) or list(arguments[:2]) != [sys.executable, "-m"]:
             return False
         differing = {name for name, _ in set(environment.items()) ^ set(self.environment.items())}
         short = sum(map(len, map(str, arguments))) < _ROOM_FOR_COMMAND // 4
@@ -136,6 +138,37 @@ class _Popen(subprocess.Popen[Any]):
         self.pid = self._server.fork(request, [*standard, *kept])
         self._child_created = True
         self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
+
+
+class _Process:
+    """What `asyncio.create_subprocess_exec` gives, of a process that `subprocess.Popen` started.
+
+    uvloop starts processes itself, and would not ask a server.
+    """
+
+    def __init__(self, started: subprocess.Popen[Any]) -> None:
+        self._started = started
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._started, name)
+
+    async def wait(self) -> int:
+        """Wait for its end; return the exit code."""
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+
+        def wait() -> None:
+            self._started.wait()
+            with suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(ended.set)
+
+        threading.Thread(target=wait, daemon=True).start()
+        await ended.wait()
+        return self._started.wait()
+
+
+async def _create(*command: str, **options: Any) -> _Process:
+    return _Process(subprocess.Popen(command, **options))
 
 
 @contextmanager
@@ -272,6 +305,7 @@ def _stand_by(telling: int) -> None:
         sys.exit(0)
     theirs.close()
     subprocess.Popen = type("Popen", (_Popen,), {"_server": ForkServer(ours)})  # type: ignore[misc]
+    asyncio.create_subprocess_exec = _create  # type: ignore[assignment]
 
 
 if __name__ == "__main__":

@@ -69,15 +69,22 @@ def run(command: list[str], folder: Path, first_of_path: Path) -> str:
 
 
 @pytest.mark.parametrize("number", range(len(blocks("bash"))))
-def test_readme_commands_run(number: int, folder: Path, request: pytest.FixtureRequest) -> None:
-    """The first block's commands are the installed ones; those of the others, which differ in the task, are forked."""
+def test_readme_commands_run(number: int, folder: Path, forked_commands: Path) -> None:
     if "query speech" in blocks("bash")[number]:
         pytest.importorskip("soundfile", reason="the extra speech is not installed")
-    first = request.getfixturevalue("forked_commands") if number else Path(sys.executable).parent
-    output = run(["bash", "-euo", "pipefail", "-c", blocks("bash")[number]], folder, first)
+    output = run(["bash", "-euo", "pipefail", "-c", blocks("bash")[number]], folder, forked_commands)
     if number == 0:
         assert "agree: in-process, grpc, azmlinfsrv" in output
         assert "az ml online-endpoint create" in output
+
+
+def test_the_commands_of_the_first_block_run_as_they_are_installed(folder: Path) -> None:
+    """Those that read, write and serve; parity's hosts start as in `tests/local_runner/test_lifecycle.py`."""
+    first = blocks("bash")[0].replace("--name qa", "--name installed").replace("query qa", "query installed")
+    lines = [line for line in first.splitlines() if re.match(r"mii-azure (plan|generate|query) ", line)]
+    assert len(lines) == 3
+    output = run(["bash", "-euo", "pipefail", "-c", "\n".join(lines)], folder, Path(sys.executable).parent)
+    assert output.splitlines()[-2].split() == ["answer", "score", "start", "end"]
 
 
 def test_the_demo_ends_as_the_readme_says() -> None:

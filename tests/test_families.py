@@ -211,7 +211,7 @@ def test_the_table_of_types_is_that_of_the_installed_transformers() -> None:
     [
         {"model_type": "clip", "architectures": ["CLIPModel"], "text_config": {}, "vision_config": {}},
         {"model_type": "voxtral", "architectures": ["VoxtralForConditionalGeneration"], "audio_config": {}},
-        {"model_type": "whisper", "architectures": ["WhisperForConditionalGeneration"], "is_encoder_decoder": True},
+        {"model_type": "moonshine", "architectures": ["MoonshineForConditionalGeneration"], "is_encoder_decoder": True},
         {"model_type": "qwen2_5_vl", "architectures": ["Qwen2_5_VLModel"], "text_config": {}, "vision_config": {}},
     ],
     ids=lambda config: config["model_type"],

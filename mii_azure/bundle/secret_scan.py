@@ -26,7 +26,7 @@ PATTERNS = (
     ("an AWS key", (b"AKIA", b"ASIA"), re.compile(rb"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b")),
     ("an API key", (b"sk-",), re.compile(rb"\bsk-[A-Za-z0-9_-]{32}")),
     ("a private key", (b"PRIVATE KEY-----",), re.compile(rb"-----BEGIN (?:[A-Z]{1,20} )?PRIVATE KEY-----")),
-    ("a password in an address", (b"://",), re.compile(rb"://[!-.0-9;-?A-~]{1,100}:[!#-%.-0-9;-?A-z|}~]{3,200}@")),
+    ("a password in an address", (b"://",), re.compile(rb"://[!-.0-9;-?A-~]{1,100}:[!-#%-.0-9;-?A-z|}~]{3,200}@")),
 )
 LONGEST = 1100  # bytes of a match
 _PIECE = 1 << 20  # bytes that are searched at once

@@ -1,7 +1,6 @@
 """Which folders generation replaces, and what it leaves of its own when it is stopped."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -13,6 +12,7 @@ import pytest
 import mii_azure
 from mii_azure.bundle import folders
 from mii_azure.bundle.manifest import find_mismatches
+from mii_azure.cli import app
 from mii_azure.errors import BundleExists, NotWritten
 from mii_azure.sdk import deployment_records, deployments, processes
 from tests.waiting import until
@@ -73,16 +73,22 @@ def test_a_folder_that_was_filled_in_the_meantime_is_left(model, tmp_path):
 
 @pytest.mark.parametrize("output", [".", "..", "/", "~", "~/.."])
 @pytest.mark.parametrize("force", [True, False])
-def test_a_place_that_is_more_than_a_bundles_is_refused_with_a_sentence(model, tmp_path, output, force):
+def test_a_place_that_is_more_than_a_bundles_is_refused_with_a_sentence(
+    model, tmp_path, output, force, monkeypatch, capsys
+):
     here = tmp_path / "home" / "here"
     here.mkdir(parents=True)
-    command = [sys.executable, "-m", "mii_azure.cli.app", "generate", "--task", "question-answering", "--name", "my-qa"]
+    command = ["mii-azure", "generate", "--task", "question-answering", "--name", "my-qa"]
     command += ["--model", str(model), "--output", output, *(["--force"] if force else [])]
-    environment = os.environ | {"HOME": str(tmp_path / "home"), "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 3, done.stderr
-    assert "[not_written]" in done.stderr
-    assert "--output" in done.stderr
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as ended:
+        app.main()
+    told = capsys.readouterr().err
+    assert ended.value.code == 3, told
+    assert "[not_written]" in told
+    assert "--output" in told
     assert list(here.iterdir()) == []
 
 

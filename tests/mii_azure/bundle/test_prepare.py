@@ -13,6 +13,8 @@ from mii_azure.bundle.prepare import FOLDER, Prepared, _sign
 from mii_azure.errors import BundleEdited, NotWritten
 from tests.conftest import Tiny
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 CPU = "Standard_F4s_v2"
 NOT_AGAIN = "verified when the bundle was prepared"
 

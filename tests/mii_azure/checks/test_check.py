@@ -30,6 +30,7 @@ FAMILIES = {
     "conversational": "llama",
     "summarization": "bart",
     "translation": "t5",
+    "automatic-speech-recognition": "whisper",
     "text-to-image": "stable-diffusion",
 }
 

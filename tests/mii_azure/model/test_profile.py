@@ -25,6 +25,7 @@ _AUTO = {
     "encoder": "AutoModelForMaskedLM",
     "decoder": "AutoModelForCausalLM",
     "encoder-decoder": "AutoModelForSeq2SeqLM",
+    "speech": "AutoModelForSpeechSeq2Seq",
 }
 
 
