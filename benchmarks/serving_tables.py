@@ -210,10 +210,13 @@ def over_http(result: Result) -> str:
             rows.append(f"| {name} | {row['clients']} | {way} | {row['tokens/s']:,.0f} | {cells[0]} | {cells[1]} |")
         notes.append(f"{name} {model['date']}, revision {model['revision']}")
         if beside := model.get("long beside short"):
+            waits = "{:.0f} ms at p50, {:.0f} at p99 and {:,.0f} at most".format(
+                *(beside[f"short next {each}"] for each in ("p50", "p99", "most"))
+            )
             notes[-1] += (
-                f" (a request of {beside['long tokens']:,} tokens among {beside['short']} short ones: its first token "
-                f"after {beside['long first ms']:,.0f} ms, {beside['short failed']} short ones failed, whose next "
-                f"tokens came after {beside['short next p50']:.0f} ms at p50 and {beside['short next p99']:.0f} at p99)"
+                f" (a request of {beside['long tokens']:,} tokens among {beside['short']} short ones, of which "
+                f"{beside['short failed']} failed, was answered after {beside['long ms']:,.0f} ms; the others' next "
+                f"tokens came after {waits})"
             )
     load = f"prompts of {result['load'][0]} to {result['load'][1]} tokens, {result['load'][2]} new ones, all at once"
     text = f"`generate`, `serve`, then clients on the same machine: {load}. {where(result)}: {'; '.join(notes)}."

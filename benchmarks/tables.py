@@ -114,6 +114,7 @@ def decoders(result: Result) -> str:
             f"| {gain} | {row['floor']:.2f} | {row['floor'] / row['ours']:.0%} |"
         )
     note = "Stock: the faster of a CUDA graph and a compiled step in one, over transformers' static cache."
+    note = f"{note} {result['note']}" if "note" in result else note
     return "\n".join(
         [*rows, "", f"{where(result)}, fp16 unless int8 is said, random weights of the real shapes. {note}"]
     )
