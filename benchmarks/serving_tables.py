@@ -221,3 +221,32 @@ def over_http(result: Result) -> str:
     load = f"prompts of {result['load'][0]} to {result['load'][1]} tokens, {result['load'][2]} new ones, all at once"
     text = f"`generate`, `serve`, then clients on the same machine: {load}. {where(result)}: {'; '.join(notes)}."
     return "\n".join([*rows, "", text])
+
+
+def cache_forms(result: Result) -> str:
+    """Batch invariance and a cache in FP8 beside neither."""
+    forms = {"plain": "neither", "batch-invariant": "`--batch-invariant`", "fp8": "`--kv-cache-dtype fp8`"}
+    contexts = list(result["plain"]["step_ms"]["256"])
+    rows = [
+        f"| asked for | tokens/s | cost | a step of 1 / 16 / 256 sequences at {contexts[0]} tokens, ms "
+        f"| of 256 at {' / '.join(contexts[1:])} | cache, GB | error |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for form, told in forms.items():
+        own = result[form]
+        short = " / ".join(f"{own['step_ms'][size][contexts[0]]:.2f}" for size in ("1", "16", "256"))
+        long = " / ".join(f"{own['step_ms']['256'][context]:.2f}" for context in contexts[1:])
+        cost = "" if form == "plain" else f"{result['cost'][form]:.1%}"
+        rows.append(
+            f"| {told} | {max(own['tokens_per_second']):,.0f} | {cost} | {short} | {long} "
+            f"| {own['cache_bytes'] / 1e9:.2f} | {max(own['errors'].values()):.3f} |"
+        )
+    same, tried = sum(result["batch-invariant"]["bits"].values()), len(result["batch-invariant"]["bits"])
+    text = (
+        f"{result['model']}, random weights in fp16; 256 requests of 16 to 256 prompt tokens and 128 new ones through "
+        f"the scheduler, prompts included. Logits of one prompt and 8 steps were the same bits in {same} of {tried} "
+        "trials: among "
+        "1, 3, 16, 64 and 256 rows, its prompt whole and in pieces of 128 and 50, and its last 100 tokens one by one. "
+        f"{where(result)}."
+    )
+    return "\n".join([*rows, "", text])

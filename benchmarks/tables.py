@@ -168,6 +168,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "slice-alone": ("slice_alone.json", serving_tables.slice_alone),
     "quantised": ("quantised.json", serving_tables.quantised),
     "cpu": ("cpu.json", serving_tables.cpu),
+    "cache-forms": ("cache_forms.json", serving_tables.cache_forms),
     "cpu-vnni": ("cpu-vnni.json", serving_tables.cpu),
     "neighbour": ("neighbour.json", serving_tables.neighbour),
     "streams": ("streams.json", serving_tables.streams),

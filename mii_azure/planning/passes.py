@@ -83,9 +83,8 @@ def _invariance(spec: Spec, taken: Collection[str]) -> list[Decision]:
     value, reason = "one row at a time", "Asked for; nothing else of this model's shares a batch without a trace."
     if "static_decode" in taken:
         value = "sums of one order"
-        reason = (
-            "Asked for; rows share steps and are the same bits alone, which the start verifies. Nothing is drafted."
-        )
+        reason = "Asked for; rows share steps and are the same bits alone, which the start verifies. Nothing is"
+        reason += " drafted. On a GPU many streams run as fast as without, a single one takes about 1.7 times as long."
     return [Decision(what="batch invariance", value=value, reason=reason)]
 
 
