@@ -223,11 +223,11 @@ def test_a_slot_that_generates_other_tokens_takes_no_traffic(cloud, client, bund
     )
     asked = []
 
-    def compared(folder, targets, **options):
+    def other_tokens(folder, targets, **options):
         asked.append((targets, options["tokens"]))
         return verdict_on(intact(second), agree=False, tokens=(judged,))
 
-    monkeypatch.setattr("mii_azure.verdict.parity.parity", compared)
+    monkeypatch.setattr("mii_azure.verdict.parity.parity", other_tokens)
     with pytest.raises(errors.RolloutFailed, match="generates other tokens than its model: another chat template"):
         rollout(second, client, hold_s=0, tokens=1000)
     assert asked == [(["grpc", "endpoint:my-qa/green"], 1000)]
