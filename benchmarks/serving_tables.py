@@ -179,6 +179,23 @@ def long_prompts(result: Result) -> str:
     )
 
 
+def neighbour(result: Result) -> str:
+    """Generation on a CPU beside a busy process."""
+    told = {"system": "OpenMP's own", "ours": "passive, as servers of ours do"}
+    rows = ["| threads wait | quiet s | beside one busy process s | of the fair share |", "|---|---|---|---|"]
+    rows += [
+        f"| {told[row['waiting']]} | {row['quiet s']:.2f} | {row['busy s']:.2f} | {row['of the fair share']:.2f} |"
+        for row in result["neighbour"]
+    ]
+    cores = result["cores"]
+    note = (
+        f"Eight tokens of SmolLM2-135M by plain transformers in float32, {result['device']}, {cores} cores, medians; "
+        f"the fair share is {cores} of {cores + 1} parts. torch {result['versions']['torch']}, {result['date']}, "
+        f"revision {result['revision']}. `python -m benchmarks.cpu 20 FOLDER neighbour`."
+    )
+    return "\n".join([*rows, "", note])
+
+
 def over_http(result: Result) -> str:
     """Clients of a server, and one long request among short ones."""
     columns = ("model", "clients", "answers", "tokens/s", "first token p50 / p99 ms", "next token p50 / p99 ms")
@@ -193,11 +210,43 @@ def over_http(result: Result) -> str:
             rows.append(f"| {name} | {row['clients']} | {way} | {row['tokens/s']:,.0f} | {cells[0]} | {cells[1]} |")
         notes.append(f"{name} {model['date']}, revision {model['revision']}")
         if beside := model.get("long beside short"):
+            waits = "{:.0f} ms at p50, {:.0f} at p99 and {:,.0f} at most".format(
+                *(beside[f"short next {each}"] for each in ("p50", "p99", "most"))
+            )
             notes[-1] += (
-                f" (a request of {beside['long tokens']:,} tokens among {beside['short']} short ones: its first token "
-                f"after {beside['long first ms']:,.0f} ms, {beside['short failed']} short ones failed, whose next "
-                f"tokens came after {beside['short next p50']:.0f} ms at p50 and {beside['short next p99']:.0f} at p99)"
+                f" (a request of {beside['long tokens']:,} tokens among {beside['short']} short ones, of which "
+                f"{beside['short failed']} failed, was answered after {beside['long ms']:,.0f} ms; the others' next "
+                f"tokens came after {waits})"
             )
     load = f"prompts of {result['load'][0]} to {result['load'][1]} tokens, {result['load'][2]} new ones, all at once"
     text = f"`generate`, `serve`, then clients on the same machine: {load}. {where(result)}: {'; '.join(notes)}."
+    return "\n".join([*rows, "", text])
+
+
+def cache_forms(result: Result) -> str:
+    """Batch invariance and a cache in FP8 beside neither."""
+    forms = {"plain": "neither", "batch-invariant": "`--batch-invariant`", "fp8": "`--kv-cache-dtype fp8`"}
+    contexts = list(result["plain"]["step_ms"]["256"])
+    rows = [
+        f"| asked for | tokens/s | cost | a step of 1 / 16 / 256 sequences at {contexts[0]} tokens, ms "
+        f"| of 256 at {' / '.join(contexts[1:])} | cache, GB | error |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for form, told in forms.items():
+        own = result[form]
+        short = " / ".join(f"{own['step_ms'][size][contexts[0]]:.2f}" for size in ("1", "16", "256"))
+        long = " / ".join(f"{own['step_ms']['256'][context]:.2f}" for context in contexts[1:])
+        cost = "" if form == "plain" else f"{result['cost'][form]:.1%}"
+        rows.append(
+            f"| {told} | {max(own['tokens_per_second']):,.0f} | {cost} | {short} | {long} "
+            f"| {own['cache_bytes'] / 1e9:.2f} | {max(own['errors'].values()):.3f} |"
+        )
+    same, tried = sum(result["batch-invariant"]["bits"].values()), len(result["batch-invariant"]["bits"])
+    text = (
+        f"{result['model']}, random weights in fp16; 256 requests of 16 to 256 prompt tokens and 128 new ones through "
+        f"the scheduler, prompts included. Logits of one prompt and 8 steps were the same bits in {same} of {tried} "
+        "trials: among "
+        "1, 3, 16, 64 and 256 rows, its prompt whole and in pieces of 128 and 50, and its last 100 tokens one by one. "
+        f"{where(result)}."
+    )
     return "\n".join([*rows, "", text])

@@ -40,6 +40,8 @@ _LLAMA_8B = (7_504_658_432, 32)  # parameters in products, and layers, of benchm
 _STABLE_DIFFUSION = 1_066_235_307  # parameters of version 1.4: UNet, VAE and text encoder
 #: Results that hold no time of a whole forward of a deployment's own runner, and why.
 OTHER_RESULTS = {
+    "cache_forms": "what forms of the cache and of sums cost",
+    "cpu_decoders": "decoders on a CPU, whose basis is assumed",
     "cpu-vnni": "the rows of cpu.json, with fewer instructions",
     "encoders-kernels": "kernels",
     "hosts": "what hosts add",

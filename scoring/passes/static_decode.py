@@ -130,6 +130,8 @@ class StaticDecode(Pass):
     def apply(self, model: Any) -> Applied:
         import torch
 
+        from scoring.decoder.verify import step_ms
+
         on_gpu, ranks = model.device.type == "cuda", self._slicing.ranks if self._slicing else None
         slots = self.slots if on_gpu else self.cpu_slots
         try:
@@ -137,6 +139,8 @@ class StaticDecode(Pass):
             for each in (decoder, decoder.draft):
                 if each is not None:
                     each.warm_up()
+            if on_gpu and decoder.draft is not None:  # a small model's step takes longer than its weights tell
+                decoder.draft_cost = step_ms(decoder.draft) / step_ms(decoder)
         except LoadError as error:
             raise PassRefused(error.message) from error
         except (torch.OutOfMemoryError, OSError) as error:

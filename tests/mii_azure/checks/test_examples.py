@@ -31,6 +31,19 @@ def test_nothing_that_microsoft_deploys_is_an_error():
     assert wrong == REFUSED
 
 
+@pytest.mark.skipif(not FOLDER, reason="needs MII_AZURE_EXAMPLES, a checkout of Azure/azureml-examples")
+def test_nor_is_any_where_a_folders_files_are_read_together():
+    """Deployments with the endpoint beside them: traffic, names and kinds have to agree."""
+    folders = {path.parent for path in Path(FOLDER).rglob("*.y*ml") if path.is_file() and _role(path)}
+    wrong = {
+        (folder.relative_to(FOLDER) / finding.file).as_posix(): finding.id
+        for folder in folders
+        for finding in check(folder)
+        if finding.severity == "error"
+    }
+    assert wrong == REFUSED
+
+
 PIECES = {
     "names by flags": ("batch.yml", "type: model\nsettings: {mini_batch_size: 1}\nmodel: azureml:m:1\n"),
     "numbers for text": (
