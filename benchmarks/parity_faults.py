@@ -18,9 +18,10 @@ from typing import Any
 
 from benchmarks.common import ROOT, revision, table, write
 from benchmarks.faulty_servers import TASK, adapter, bundle, faults
+from local_runner.targets.targets import Target
 from mii_azure.model.packaged import packaged_model
-from mii_azure.verdict.tokens.judge import Answered, ask, judge
-from mii_azure.verdict.tokens.probes import TokenProbe, make_probes
+from mii_azure.verdict.tokens.judge import Answered, ask, askable, judge
+from mii_azure.verdict.tokens.probes import NEW_TOKENS, TokenProbe, make_probes
 from mii_azure.verdict.tokens.reference import ReferenceModel
 from mii_azure.verdict.tokens.suspects import Suspect, named_suspects
 from scoring.telemetry.versions import versions
@@ -30,13 +31,13 @@ _KEPT = ROOT / ".cache" / "parity_faults"
 _CONTEXT = 2048
 _TOKENS = 320  # of a fault's verdict
 _CLEAN_RUNS = 100
-_PROBES = 5  # of a clean verdict: one of each kind in turn
-_PIECE = 10  # clean verdicts that are asked for at once
+_PROBES = 2  # of a clean verdict: in a longer one a false alarm would be averaged out
+_PIECE = 25  # clean verdicts that are asked for at once
 
 
 def clean_probes() -> list[list[TokenProbe]]:
     """Probes of each clean verdict, none of them in two."""
-    every = make_probes(TASK, _CLEAN_RUNS * _PROBES * 32, _CONTEXT)
+    every = make_probes(TASK, _CLEAN_RUNS * _PROBES * NEW_TOKENS, _CONTEXT)
     return [every[first : first + _PROBES] for first in range(0, _CLEAN_RUNS * _PROBES, _PROBES)]
 
 
@@ -45,16 +46,24 @@ def _file(name: str, what: str) -> Path:
 
 
 def keep_answers(name: str, target: Any, probes: Sequence[TokenProbe]) -> None:
-    """Have a target answer, and keep the texts for this run and another."""
-    texts = {probe.name: text for probe, text in ask(name, target, "float32", probes).answers}
+    """Have a target answer what it can be judged by, and keep the texts for this run and another."""
+    texts = _kept(name)
+    asked = askable(probes, target.metadata()) if isinstance(target, Target) else probes
+    told = ask(name, target, "float32", [probe for probe in asked if probe.name not in texts])
+    texts |= {probe.name: text for probe, text in told.answers}
     _file(name, "answers").write_text(json.dumps(texts, indent=1), encoding="utf-8")
+
+
+def _kept(name: str) -> dict[str, str]:
+    file = _file(name, "answers")
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 
 
 def answered(name: str, probes: Sequence[TokenProbe], kept: str = "") -> Answered:
     """Answers to probes that were kept, under another name if told."""
-    texts = json.loads(_file(kept or name, "answers").read_text(encoding="utf-8"))
+    texts = _kept(kept or name)
     pairs = tuple((probe, texts[probe.name]) for probe in probes if probe.name in texts)
-    return Answered(target=name, precision="float32", asked=len(probes), answers=pairs)
+    return Answered(target=name, precision="float32", asked=len(pairs), answers=pairs)
 
 
 def verdict(name: str, told: Answered, reference: ReferenceModel, named: list[Suspect]) -> dict[str, Any]:
@@ -84,9 +93,10 @@ def clean(start: Callable[[], Any], reference: ReferenceModel) -> list[dict[str,
     with ExitStack() as stack:
         target = None
         for kept, piece in pieces.items():
-            if not _file(kept, "answers").is_file():
+            asked = [probe for run in piece for probe in run]
+            if not all(probe.name in _kept(kept) for probe in asked):
                 target = target or stack.enter_context(start())
-                keep_answers(kept, target, [probe for run in piece for probe in run])
+                keep_answers(kept, target, asked)
             for probes in piece:
                 name = f"{CLEAN}-{len(rows)}"
                 rows.append(verdict(name, answered(name, probes, kept), reference, []))
@@ -101,7 +111,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "tokens": sum(row["tokens"] for row in rows),
         "picked": sum(row["picked"] for row in rows),
         "greatest_margin": max(max(row["margins"].values()) for row in rows),
-        "bound": rows[0]["bound"],
+        "bound": min(min(row["bounds"].values()) for row in rows),
     }
 
 

@@ -179,6 +179,23 @@ def long_prompts(result: Result) -> str:
     )
 
 
+def neighbour(result: Result) -> str:
+    """Generation on a CPU beside a busy process."""
+    told = {"system": "OpenMP's own", "ours": "passive, as servers of ours do"}
+    rows = ["| threads wait | quiet s | beside one busy process s | of the fair share |", "|---|---|---|---|"]
+    rows += [
+        f"| {told[row['waiting']]} | {row['quiet s']:.2f} | {row['busy s']:.2f} | {row['of the fair share']:.2f} |"
+        for row in result["neighbour"]
+    ]
+    cores = result["cores"]
+    note = (
+        f"Eight tokens of SmolLM2-135M by plain transformers in float32, {result['device']}, {cores} cores, medians; "
+        f"the fair share is {cores} of {cores + 1} parts. torch {result['versions']['torch']}, {result['date']}, "
+        f"revision {result['revision']}. `python -m benchmarks.cpu 20 FOLDER neighbour`."
+    )
+    return "\n".join([*rows, "", note])
+
+
 def over_http(result: Result) -> str:
     """Clients of a server, and one long request among short ones."""
     columns = ("model", "clients", "answers", "tokens/s", "first token p50 / p99 ms", "next token p50 / p99 ms")

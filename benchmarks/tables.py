@@ -1,4 +1,4 @@
-"""The tables of docs/performance.md, from the results alone: `python -m benchmarks.tables` writes them.
+"""The tables of docs/performance.md and docs/parity.md, from results alone: `python -m benchmarks.tables` writes them.
 
 No number in a table is typed by hand.
 """
@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import serving_tables
+from benchmarks import parity_tables, serving_tables
 from benchmarks.serving_tables import where
 
 ROOT = Path(__file__).resolve().parent.parent
-PERFORMANCE = ROOT / "docs" / "performance.md"
+PAGES = tuple(ROOT / "docs" / name for name in ("performance.md", "parity.md"))
 RESULTS = ROOT / "benchmarks" / "results"
 
 FLOOR = "grpc-echo"
@@ -170,7 +170,10 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "cpu": ("cpu.json", serving_tables.cpu),
     "cache-forms": ("cache_forms.json", serving_tables.cache_forms),
     "cpu-vnni": ("cpu-vnni.json", serving_tables.cpu),
+    "neighbour": ("neighbour.json", serving_tables.neighbour),
     "streams": ("streams.json", serving_tables.streams),
+    "faults": ("parity_faults.json", parity_tables.faults),
+    "margins": ("token_margins.json", parity_tables.margins),
 }
 
 
@@ -191,13 +194,14 @@ def tables_of(text: str) -> list[str]:
 
 
 def write() -> None:
-    """Replace what stands between the markers of every table in the document."""
-    text = PERFORMANCE.read_text(encoding="utf-8")
-    for name in tables_of(text):
-        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-        head, rest = text.split(begin)
-        text = f"{head}{begin}\n{render(name)}\n{end}{rest.split(end)[1]}"
-    PERFORMANCE.write_text(text, encoding="utf-8")
+    """Replace what stands between the markers of every table in the documents."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for name in tables_of(text):
+            begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+            head, rest = text.split(begin)
+            text = f"{head}{begin}\n{render(name)}\n{end}{rest.split(end)[1]}"
+        page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

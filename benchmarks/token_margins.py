@@ -1,4 +1,4 @@
-"""Margins of sound servers that compute in fewer bits, which `parity --tokens` has to allow for, and of faulty ones.
+"""Margins of sound servers that compute in fewer bits, which `parity --tokens` has to allow for, by number format.
 
 `python -m benchmarks.token_margins` takes answers of SmolLM2-135M-Instruct that `benchmarks.parity_faults` kept, and
 has the model in each format pick every token after the ones before it; the margin of a pick is what the float32 model
@@ -7,18 +7,20 @@ Writes results/token_margins.json.
 """
 
 import datetime
+import math
 import random
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from statistics import fmean, quantiles
+from statistics import NormalDist, fmean, quantiles
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.common import revision, table, write
 from benchmarks.faulty_servers import TASK
 from benchmarks.parity_faults import CLEAN, answered, clean_probes
 from mii_azure.model.packaged import packaged_model
-from mii_azure.verdict.tokens.judge import BOUNDS
+from mii_azure.verdict.tokens.judge import ROUNDING
 from mii_azure.verdict.tokens.margins import margins, pick_scores
+from mii_azure.verdict.tokens.probes import NEW_TOKENS
 from mii_azure.verdict.tokens.reference import ReferenceModel
 from mii_azure.verdict.tokens.suspects import suspects
 from scoring.telemetry.versions import versions
@@ -35,8 +37,6 @@ FORMATS = {
     "float16": "dtype float16",
     "int8": "weights in int8, as `generate --quantise` makes them",
     "fp8": "weights in fp8, as `generate --quantise` makes them",
-    "KV in FP8": "KV cache in FP8",
-    "int4": "weights in int4, as `generate --quantise` makes them",
 }
 
 
@@ -61,12 +61,22 @@ def margins_of(exact: list["Tensor"], changed: list["Tensor"]) -> dict[str, list
 def row(name: str, found: dict[str, list[float]]) -> dict[str, Any]:
     """Mean margin of each kind in nats, and what of 1,000 verdicts 1 and 999 stay below."""
     drawn = random.Random(0)
-    made: dict[str, Any] = {"format": name, "bound": BOUNDS.get(name)}
+    made: dict[str, Any] = {"format": name}
     for kind, values in found.items():
         verdicts = [fmean(drawn.choices(values, k=_TOGETHER)) for _ in range(_VERDICTS)]
         cuts = quantiles(verdicts, n=1000, method="inclusive")
         made |= {f"{kind} mean": fmean(values), f"{kind} low": cuts[0], f"{kind} high": cuts[-1]}
-    return made
+    return made | calibrated(made)
+
+
+def calibrated(made: dict[str, Any]) -> dict[str, float]:
+    """Mean and standard deviation of a token's margin, of the kind that has more; the latter by its verdicts' tail."""
+    kinds = ("greedy", "seeded")
+    tails = (made[f"{kind} high"] - made[f"{kind} mean"] for kind in kinds)
+    return {
+        "mean": max(made[f"{kind} mean"] for kind in kinds),
+        "spread": max(tails) / NormalDist().inv_cdf(0.999) * math.sqrt(_TOGETHER * NEW_TOKENS),
+    }
 
 
 def main() -> None:
@@ -81,7 +91,9 @@ def main() -> None:
     tokens = sum(len(each) for each in exact)
     result = {"rows": rows, "tokens": tokens, "versions": versions(), "revision": revision()}
     write("token_margins", result | {"date": datetime.date.today().isoformat()})
-    print(table(("format", "bound", "greedy mean", "greedy high", "seeded mean", "seeded high"), rows))
+    allowed = {name: rounding.bound(_TOGETHER * NEW_TOKENS) for name, rounding in ROUNDING.items()}
+    shown = [{**each, "bound": allowed.get(each["format"])} for each in rows]
+    print(table(("format", "mean", "spread", "greedy high", "seeded high", "bound"), shown))
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ READ_LATER = (
     "COLUMNS",
     "CUDA_VISIBLE_DEVICES",
     "GLOO_",
+    "GRPC_ENABLE_FORK_SUPPORT",  # a front of replicas sets it for itself, and they use no gRPC
     "KMP_INIT_AT_FORK",
     "LOCAL_",
     "MASTER_",

@@ -91,10 +91,10 @@ def show_verdict(console: Console, verdict: Any) -> None:
 
 def _show_tokens(console: Console, judged: Any) -> None:
     word = Text("its tokens are the model's", "green") if judged.agree else Text(judged.cause, "red")
-    most = max(judged.margins, key=lambda kind: judged.margins[kind])
+    most = max(judged.margins, key=lambda kind: judged.margins[kind] / judged.bounds[kind])
     told = (
         f"{judged.target}, {judged.tokens:,} tokens of which the reference picks {judged.picked:,}; "
-        f"mean margin {judged.margins[most]:.2g} nats ({most}), bound {judged.bound:g}: "
+        f"mean margin {judged.margins[most]:.2g} nats ({most}), bound {judged.bounds[most]:.2g}: "
     )
     console.print(Text.assemble(told, word), soft_wrap=True)
 

@@ -25,6 +25,15 @@ class Gpu(BaseModel):
     accelerator_type: str | None = None  # Azure's name of it in deployment templates, where it documents one
 
 
+class Processor(BaseModel):
+    """A processor that a series of instance types runs on, with the instruction sets that passes ask for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    sets: tuple[str, ...]
+
+
 class Sku(BaseModel):
     """Facts of one instance type."""
 
@@ -41,6 +50,7 @@ class Sku(BaseModel):
     skip_20_percent: bool  # Azure reserves no 20 % of quota for upgrades
     retired: str | None  # date on which Azure retired the series
     retires: str | None  # date for which Azure has announced that
+    processors: tuple[Processor, ...] = ()  # of which Azure chooses one; empty: not recorded
 
     @property
     def whole_gpus(self) -> int:
@@ -62,6 +72,7 @@ def all_skus() -> dict[str, Sku]:
     """Every instance type by canonical name, in the data's order."""
     data = load_data("skus")
     gpus = {key: Gpu(**fields) for key, fields in data["gpus"].items()}
+    processors = {key: Processor(**fields) for key, fields in data["processors"].items()}
     found: dict[str, Sku] = {}
     for family in data["families"]:
         shared: dict[str, Any] = {
@@ -70,6 +81,7 @@ def all_skus() -> dict[str, Sku]:
             "skip_20_percent": family.get("skip_20_percent", False),
             "retired": family.get("retired"),
             "retires": family.get("retires"),
+            "processors": tuple(processors[key] for key in family.get("processors", ())),
         }
         for row in family["sizes"]:
             fields: dict[str, Any] = {"gpus": 0, "gpu_memory_gb": 0} | dict(zip(data["columns"], row, strict=False))

@@ -6,6 +6,7 @@ from mii_azure.errors import NotAvailable
 from mii_azure.hardware.skus import Sku
 from mii_azure.model.profile import Profile
 from mii_azure.model.safetensors import DTYPE_BYTES
+from mii_azure.planning import processors
 from mii_azure.planning.budget import device_of
 from mii_azure.planning.memory import Fit
 from mii_azure.planning.rationale import Decision
@@ -61,8 +62,8 @@ def _require_cache(spec: Spec, chosen: Sequence[tuple[str, Applicability]]) -> N
 
 
 def lines(spec: Spec, placed: Fit, passes: Collection[PassDecision]) -> list[Decision]:
-    """Lines of the plan that show the pass decisions to people, and of a static decoder whether it drafts."""
-    decisions = [
+    """Lines of the plan that show a CPU's instruction sets, the pass decisions, and of a decoder whether it drafts."""
+    decisions = processors.lines(placed.sku) + [
         Decision(
             what=f"pass {each.name}",
             value="yes" if each.take else "no",

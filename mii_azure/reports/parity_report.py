@@ -11,7 +11,7 @@ from mii_azure.reports.html import Child, Node, el, figures, section, table, wri
 from mii_azure.reports.sides import Row, side_by_side
 from mii_azure.verdict.grade import ALIKE
 from mii_azure.verdict.outcome import Comparison, Verdict
-from mii_azure.verdict.tokens.judge import TokenVerdict
+from mii_azure.verdict.tokens.judge import KINDS, TokenVerdict
 
 _GRADES = ("bytes", "values", "scores", "different")
 _PIECES = re.compile(r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?(?!\w)|\w+|\s+|[^\w\s]")
@@ -75,18 +75,19 @@ def _judged(judged: TokenVerdict) -> Node:
 def _tokens(verdict: Verdict) -> Node:
     rows: list[list[Child]] = []
     for judged in verdict.tokens:
-        means = [f"{judged.margins[kind]:.2g}" for kind in ("greedy", "seeded", "default")]
-        rows.append([judged.target, f"{judged.tokens:,}", f"{judged.picked:,}", *means, f"{judged.bound:g}"])
+        means = [f"{judged.margins[kind]:.2g} of {judged.bounds[kind]:.2g}" for kind in KINDS]
+        rows.append([judged.target, f"{judged.tokens:,}", f"{judged.picked:,}", *means])
         rows[-1].append(_judged(judged))
-    heads = ["Target", "Tokens", "The model's", "Greedy", "Seeded", "By default", "Bound", "Verdict"]
+    heads = ["Target", "Tokens", "The model's", "Greedy", "Seeded", "By default", "Verdict"]
     tried = [
         (judged.target, cause, f"{left:.2g}")
         for judged in verdict.tokens
         for cause, left in sorted(judged.suspects.items(), key=lambda found: found[1])
     ]
     suspects = table(["Target", "Suspect", "Leaves, nats"], tried, [2]) if tried else None
-    told = "Mean margins in nats: how far each token lies below the one that plain transformers picks in its place."
-    return section("Tokens", table(heads, rows, range(1, 7)), el("p", told, class_="soft"), suspects)
+    told = "Mean margins in nats: how far each token lies below the one that plain transformers picks in its place, of "
+    told += "what a sound target may have by the rounding of its number format."
+    return section("Tokens", table(heads, rows, range(1, 6)), el("p", told, class_="soft"), suspects)
 
 
 def _graded(grade: str) -> Node:

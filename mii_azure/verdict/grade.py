@@ -5,6 +5,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
+from scoring.passes.base import BOUNDS, TOLERANCE
+
 Reply = tuple[int, bytes]  # status and body
 FIRST_ERROR = 400  # of the statuses
 Grade = Literal["bytes", "values", "scores", "different"]
@@ -12,8 +14,8 @@ Grade = Literal["bytes", "values", "scores", "different"]
 GRADES: tuple[Grade, ...] = get_args(Grade)  # from the best to the worst
 ALIKE: tuple[Grade, ...] = GRADES[:2]  # that a verdict agrees with
 
-#: Scores of one model on one machine in fp32 differ by less; half precision and other devices by more.
-TOLERANCES = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 2e-2, "int8": 5e-2}
+#: What a start lets each format cost against float32: a finer tolerance would call sound deployments different.
+TOLERANCES = {**BOUNDS, "float16": TOLERANCE}
 
 
 def grade(reference: Reply, other: Reply, tolerance: float) -> tuple[Grade, str]:

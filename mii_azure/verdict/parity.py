@@ -13,7 +13,7 @@ from mii_azure.verdict.grade import ALIKE, TOLERANCES, Reply
 from mii_azure.verdict.outcome import Comparison, TargetRun, Verdict, compare, differences, require_compared
 from mii_azure.verdict.sides import side_of
 from mii_azure.verdict.targets import Reach, check_targets, open_target, targets_of
-from mii_azure.verdict.tokens.judge import Answered, TokenVerdict, ask, judge, probes_for
+from mii_azure.verdict.tokens.judge import Answered, TokenVerdict, ask, askable, judge, probes_for
 from mii_azure.verdict.tokens.suspects import Suspect, fp8_cache, named_suspects
 from scoring.config import Deployment
 
@@ -119,7 +119,8 @@ class _Run:
             run.loaded = [[_bare(reply) for reply in replies] for replies in target.together(bodies, self._load)]
         if self._probes:
             self.say(f"asking {name} for tokens")
-            self._answered.append(ask(name, target, self._precision(metadata), self._probes))
+            probes = askable(self._probes, metadata)
+            self._answered.append(ask(name, target, self._precision(metadata), probes))
         self.runs[name] = run
 
     def compared(self) -> list[Comparison]:
@@ -146,8 +147,9 @@ class _Run:
         return tuple(found)
 
     def _precision(self, metadata: Mapping[str, Any]) -> str:
-        """What bounds margins: the format that the bundle asks for, not another one that a target tells of."""
-        return "int8" if metadata.get("precision") == "int8" else str(self._settings["dtype"])
+        """What bounds margins: the format that the bundle asks for, or int8 where a pass chose it."""
+        narrow = (metadata.get("optimisations") or {}).get("weight_only") == "applied"
+        return "int8" if narrow or metadata.get("precision") == "int8" else str(self._settings["dtype"])
 
 
 def _beside(settings: Mapping[str, Any]) -> list[str]:

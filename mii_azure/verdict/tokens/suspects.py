@@ -90,19 +90,32 @@ def _with_system(system: str) -> Prompt:
 
 
 def _tokenizers() -> Iterator[Suspect]:
-    yield Suspect("another tokenizer: special tokens read as plain text", prompt=_as_text)
+    yield Suspect("another tokenizer: special tokens read as plain text", prompt=_as_text(lambda token, first: True))
+    yield Suspect(
+        "another tokenizer: the special token that begins a prompt read as plain text",
+        prompt=_as_text(lambda token, first: token == first),
+    )
+    yield Suspect(
+        "another tokenizer: special tokens but the one that begins a prompt read as plain text",
+        prompt=_as_text(lambda token, first: token != first),
+    )
     yield Suspect("another tokenizer: a token that begins texts is left out or put twice", prompt=_other_start)
     yield Suspect("another tokenizer: texts in lower case", prompt=_lower)
 
 
-def _as_text(reference: "ReferenceModel", value: Any) -> list[int]:
-    """Tokens of the prompt with each special token spelt in ordinary ones."""
-    special = set(reference.tokenizer.all_special_ids)
-    spelt: list[int] = []
-    for token in reference.prompt(value):
-        text = reference.tokenizer.convert_ids_to_tokens(token)
-        spelt += _pieces(reference, text) if token in special else [token]
-    return spelt
+def _as_text(lost: Callable[[int, int], bool]) -> Prompt:
+    """Tokens of the prompt with special ones spelt in ordinary ones, where `lost` says so of one and the first."""
+
+    def prompt(reference: "ReferenceModel", value: Any) -> list[int]:
+        special, tokens = set(reference.tokenizer.all_special_ids), reference.prompt(value)
+        first = next((token for token in tokens if token in special), -1)
+        spelt: list[int] = []
+        for token in tokens:
+            text = reference.tokenizer.convert_ids_to_tokens(token)
+            spelt += _pieces(reference, text) if token in special and lost(token, first) else [token]
+        return spelt
+
+    return prompt
 
 
 def _pieces(reference: "ReferenceModel", text: str) -> list[int]:

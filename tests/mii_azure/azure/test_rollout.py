@@ -8,10 +8,13 @@ import yaml
 import mii_azure
 from mii_azure import errors
 from mii_azure.operations import operate
-from mii_azure.operations.deploy import deploy
+from mii_azure.operations.deploy import deploy, intact
 from mii_azure.operations.metrics_gate import Allowed
 from mii_azure.operations.rollout import rollout
 from mii_azure.sdk.generate import generate
+from mii_azure.verdict.outcome import Verdict
+from mii_azure.verdict.tokens.judge import TokenVerdict
+from mii_azure.verdict.verdict_file import write_verdict
 from tests.mii_azure.azure.conftest import lightened, serve
 from tests.mii_azure.azure.fake_arm import Fault
 from tests.mii_azure.azure.fake_arm.arm import refusal
@@ -185,4 +188,47 @@ def test_a_slot_that_answers_otherwise_than_the_local_runner_takes_no_traffic(cl
         errors.RolloutFailed, match=r"The gate 'parity' failed: green answers .* unlike the local runner"
     ):
         rollout(whole_second, client, hold_s=0)
+    assert cloud.arm.endpoint("my-qa")["properties"]["traffic"] == {"blue": 100}
+
+
+def verdict_on(digest, **differing):
+    told = {"bundle": "/qa", "bundle_hash": digest, "reference": "grpc", "targets": ("grpc", "endpoint:my-qa/green")}
+    return Verdict(**{"agree": True, "tolerance": 1e-4, "requests": 0, "load": 0} | told | differing, **NOTHING)
+
+
+NOTHING = {"comparisons": (), "environment": {}}
+
+
+@pytest.mark.parametrize(
+    ("differing", "told"), [({"bundle_hash": "0" * 64}, "is on bundle 000"), ({"agree": False}, "is no")]
+)
+def test_a_verdict_that_is_required_is_a_yes_on_this_bundle(differing, told, cloud, client, bundle, tmp_path):
+    write_verdict(verdict_on(intact(bundle), **differing), tmp_path / "verdict.json")
+    with pytest.raises(errors.SpecError, match=told):
+        rollout(bundle, client, require=tmp_path / "verdict.json")
+    assert cloud.log == []
+
+
+def test_a_slot_that_generates_other_tokens_takes_no_traffic(cloud, client, bundle, second, monkeypatch):
+    deploy(bundle, client)
+    margins = {"greedy": 0.3, "seeded": 0.4, "default": 0.0}
+    judged = TokenVerdict(
+        target="endpoint:my-qa/green",
+        agree=False,
+        tokens=1000,
+        picked=700,
+        bounds=dict.fromkeys(margins, 1e-3),
+        margins=margins,
+        cause="another chat template: ChatML",
+    )
+    asked = []
+
+    def other_tokens(folder, targets, **options):
+        asked.append((targets, options["tokens"]))
+        return verdict_on(intact(second), agree=False, tokens=(judged,))
+
+    monkeypatch.setattr("mii_azure.verdict.parity.parity", other_tokens)
+    with pytest.raises(errors.RolloutFailed, match="generates other tokens than its model: another chat template"):
+        rollout(second, client, hold_s=0, tokens=1000)
+    assert asked == [(["grpc", "endpoint:my-qa/green"], 1000)]
     assert cloud.arm.endpoint("my-qa")["properties"]["traffic"] == {"blue": 100}

@@ -200,7 +200,9 @@ def columns(file: Path, title: str) -> dict[str, list[str]]:
 
 def test_parity_shows_local_and_deployed_side_by_side(tmp_path: Path) -> None:
     alike = Comparison(request="sample", target=DEPLOYED.target, status=200, grade="values", difference="")
-    judged = TokenVerdict(target=LOCAL.target, agree=True, tokens=320, picked=319, bound=1e-3, margins=MARGINS)
+    judged = TokenVerdict(
+        target=LOCAL.target, agree=True, tokens=320, picked=319, bounds=dict.fromkeys(MARGINS, 1e-3), margins=MARGINS
+    )
     made = Verdict(
         agree=True,
         bundle="/qa",

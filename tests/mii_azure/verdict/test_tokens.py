@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from benchmarks.common import RESULTS
 from local_runner.targets.load import TargetReply
 from mii_azure.errors import AdapterUnusable, SpecError
-from mii_azure.verdict.tokens.judge import Answered, ask, judge, probes_for
+from mii_azure.verdict.tokens.causes import UNEXPLAINED
+from mii_azure.verdict.tokens.judge import ROUNDING, Answered, ask, askable, judge, probes_for
 from mii_azure.verdict.tokens.margins import pick_scores
 from mii_azure.verdict.tokens.probes import NEW_TOKENS
 from mii_azure.verdict.tokens.reference import ReferenceModel
@@ -115,6 +118,44 @@ def test_a_suspect_that_serves_is_named(cause: str, reference: ReferenceModel) -
     assert not verdict.agree
     assert verdict.cause == cause
     assert verdict.suspects[cause] == min(verdict.suspects.values())
+
+
+@contextmanager
+def _trained_further(reference: ReferenceModel) -> Iterator[None]:
+    """Other weights, as another revision has them."""
+    torch.manual_seed(3)
+    layers = [module for module in reference.model.modules() if isinstance(module, torch.nn.Linear)]
+    kept = [layer.weight.data for layer in layers]
+    for layer in layers:
+        layer.weight.data = layer.weight.data + 0.03 * layer.weight.data.std() * torch.randn_like(layer.weight.data)
+    yield
+    for layer, weight in zip(layers, kept, strict=True):
+        layer.weight.data = weight
+
+
+def test_what_no_suspect_explains_is_told_so(reference: ReferenceModel) -> None:
+    verdict = judge(reference, answers(reference, Suspect("other weights", model=_trained_further)))
+    assert not verdict.agree
+    assert verdict.cause == UNEXPLAINED
+
+
+def test_bounds_allow_for_what_rounding_was_measured_to_cost() -> None:
+    measured = json.loads((RESULTS / "token_margins.json").read_text("utf-8"))
+    rows = {row["format"]: row for row in measured["rows"]}
+    for name in ROUNDING.keys() - {"float32"}:
+        assert ROUNDING[name].mean == pytest.approx(rows[name]["mean"], rel=0.2)
+        assert ROUNDING[name].spread == pytest.approx(rows[name]["spread"], rel=0.2)
+        assert ROUNDING[name].bound(64) > max(rows[name]["greedy high"], rows[name]["seeded high"])
+        assert ROUNDING[name].bound(1000) < ROUNDING[name].bound(100)
+    sound = json.loads((RESULTS / "parity_faults.json").read_text("utf-8"))["clean"]
+    assert (sound["false_alarms"], sound["tokens"] - sound["picked"]) == (0, 0)
+
+
+def test_seeded_answers_are_asked_where_the_sampler_is_ours() -> None:
+    probes = probes_for(TASK, TOKENS, CONTEXT)
+    assert askable(probes, {"optimisations": {"static_decode": "applied"}}) == probes
+    for metadata in ({}, {"optimisations": {"static_decode": "refused"}}):
+        assert {probe.kind for probe in askable(probes, metadata)} == {"greedy", "default"}
 
 
 class Silent:

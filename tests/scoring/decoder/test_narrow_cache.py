@@ -19,7 +19,7 @@ from scoring.passes.static_decode import FP8_CACHE_BOUND, StaticDecode
 from tests.scoring.decoder.test_adapters import prompt, tiny
 
 
-class Rounding(DynamicCache):
+class Rounding(DynamicCache):  # type: ignore[misc,unused-ignore]
     """A cache that rounds keys and values to FP8 as they enter."""
 
     def update(self, key_states: Any, value_states: Any, *more: Any, **named: Any) -> Any:

@@ -1,0 +1,28 @@
+"""Instruction sets that a plan tells of CPU sizes."""
+
+import pytest
+
+from mii_azure.hardware.skus import all_skus, find_sku
+from mii_azure.planning import processors
+
+
+@pytest.mark.parametrize(
+    ("size", "value", "told"),
+    [
+        ("Standard_F8s_v2", "AVX2, AVX-512; on some VNNI", "8272CL or Intel Xeon Platinum 8168, and chooses. None has"),
+        ("Standard_D2as_v4", "AVX2", "None has AVX-512, VNNI, bfloat16 or AMX"),
+        ("Standard_L8s_v3", "AVX2, AVX-512, VNNI", "on Intel Xeon Platinum 8370C. None has bfloat16 or AMX"),
+    ],
+)
+def test_they_are_those_of_every_and_of_some_processor(size: str, value: str, told: str) -> None:
+    (line,) = processors.lines(find_sku(size))
+    assert (line.what, line.value) == ("instruction sets", value)
+    assert told in line.reason
+    assert line.forecast == ("some" in value)
+
+
+def test_sizes_with_gpus_and_those_without_a_record_have_no_line() -> None:
+    assert not processors.lines(find_sku("Standard_NC4as_T4_v3"))
+    silent = [sku for sku in all_skus().values() if sku.gpu is None and not sku.processors]
+    assert silent
+    assert not any(processors.lines(each) for each in silent)
