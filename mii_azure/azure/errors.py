@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from mii_azure.azure.causes import BY_STATUS, CAUSES, TROUBLE, UNKNOWN, UNREACHED, VAGUE, Cause
+from mii_azure.azure.cause import Cause
+from mii_azure.azure.causes import BY_STATUS, CAUSES, TROUBLE, UNKNOWN, UNREACHED, VAGUE
 from mii_azure.errors import AzureError, AzureUnavailable, NotSignedIn
 
 _MAX_SENTENCE = 1000

@@ -95,7 +95,7 @@ def built_and_named(bundle: Inspected) -> Iterator[Problem]:
         if image is not None and not image:
             message = "The environment's image has no name."
             yield Problem(message, "Write an image, or leave the key out and build one.", file, place)
-        elif image_in_capitals(image):
+        elif image is not None and image_in_capitals(image):
             message = f"{image} is no name of an image: names of images have no capitals."
             yield Problem(message, f"Write {image.lower()}, if that is meant.", file, place)
 

@@ -361,7 +361,7 @@ class Launcher(AdaptedLaunches):
 
     def tile(self, name: str, linear: Linear, sets: int) -> GemvTile:
         """Tile of a product; `sets` row sets are read at once."""
-        return self.tiles.get(name) or choose_tile(*linear.full.shape, sets, linear.scale is not None, linear.group)
+        return self.tiles.get(name) or choose_tile(linear, sets)
 
     def _bias(self, norm: Norm | None, linear: Linear) -> tuple[Tensor, Tensor]:
         """Return (row sums of W g, bias) for a kernel to add; the residual buffer stands in for an absent one."""

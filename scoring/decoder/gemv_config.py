@@ -20,18 +20,19 @@ class GemvTile:
     warps: int
 
 
-def choose_tile(outputs: int, inputs: int, sets: int, byte: bool, group: int = 0) -> GemvTile:
+def choose_tile(linear: Linear, sets: int) -> GemvTile:
     """Choose the tile that was fastest, or nearly, on an H100 over shapes of 0.1 to 8 billion parameters.
 
     A thread holds 64 weights, so that 8 loads of 16 bytes are in flight, and a row that fits is read in one pass.
     Of int4 weights (in groups), rows of a program share what is done to its inputs, which are made integers. int8
-    weights (`byte`) take more instructions per byte and do better in small tiles; so do rows of up to 4,096 inputs of
+    weights take more instructions per byte and do better in small tiles; so do rows of up to 4,096 inputs of
     which a pass would leave a fifth or more of its lanes empty, if there are enough rows to fill the GPU. Rows of more
     than 8,192 are read by 4,096 at a time, or where that leaves much of the last pass empty, by 2,048 (on an H200).
     """
-    if group:
+    outputs, inputs = linear.full.shape
+    if linear.group:
         return GemvTile(4, 2048, 2) if inputs > 4096 else GemvTile(4, triton.next_power_of_2(inputs), 4)
-    if byte:
+    if linear.scale is not None:
         return GemvTile(4, 512, 2)
     wide = triton.next_power_of_2(inputs)
     if 5 * inputs <= 4 * wide <= 4 * 4096 and outputs >= 2048:

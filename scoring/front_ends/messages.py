@@ -29,7 +29,7 @@ class EngineFacts:
     company: "Company"
     side: str  # of padding; empty for tasks that have no choice
     generation_config: Any  # the model's defaults; None for tasks that generate no text
-    slots: tuple[int, int, bool] | None  # most tokens of a decoder's slot, as it is and as the model takes; min-p
+    slots: tuple[int, int] | None  # most tokens of a decoder's slot, as it is and as the model takes
 
 
 @dataclass(frozen=True)
