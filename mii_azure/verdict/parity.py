@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from mii_azure.errors import SpecError
+from mii_azure.platform.targets import ELSEWHERE
 from mii_azure.verdict.cases import Request, edge_requests, read_requests
 from mii_azure.verdict.grade import ALIKE, Reply
 from mii_azure.verdict.outcome import Comparison, TargetRun, Verdict, compare, differences, require_compared
@@ -119,7 +120,8 @@ class _Run:
         timed = [target.send(request.body) if takes else None for request, takes in zip(self.sent, taken, strict=True)]
         seconds = [reply.seconds for reply in timed if reply is not None and reply.status == 200]
         replies = [None if reply is None else _bare(reply) for reply in timed]
-        invariant = bool(metadata.get("limits", self._settings["limits"]).get("batch_invariant"))
+        promised = {} if name.startswith(ELSEWHERE) else self._settings["limits"]  # by who tells nothing
+        invariant = bool(metadata.get("limits", promised).get("batch_invariant"))
         run = TargetRun(replies, metadata, side_of(name, target, metadata, seconds), target.own_form, invariant)
         if self._load and any(taken):
             self.say(f"asking {name} with {self._load} requests in flight")
