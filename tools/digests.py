@@ -1,7 +1,7 @@
 """Asks the registry for the digests of the base images, and writes them to `templates/images.json`.
 
     .venv/bin/python -m tools.digests [NAME ...]      # cpu, cuda13; all of them if none is named
-    .venv/bin/python -m tools.digests --forget        # by tag again
+    .venv/bin/python -m tools.digests --forget [NAME ...]        # by tag again
 
 A digest pins what every later bundle is built on, which gets no patches until this is run again. The digest is the hash
 of the manifest that the registry answers with, by the OCI distribution specification 1.1, and no header's word for it.
@@ -9,10 +9,10 @@ of the manifest that the registry answers with, by the OCI distribution specific
 
 import argparse
 import hashlib
+import http.client
 import json
 import re
 import sys
-import urllib.error
 import urllib.request
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,7 +47,7 @@ def digest_of(image: str, scheme: str = "https") -> str:
             urllib.request.Request(url, headers={"Accept": _TYPES}), timeout=_TIMEOUT_S
         ) as answer:
             content = answer.read(_MOST + 1)
-    except (urllib.error.URLError, OSError) as error:
+    except (http.client.HTTPException, OSError) as error:
         raise Unanswered(f"{found['host']} did not answer for {image}: {error}") from error
     try:
         known = len(content) <= _MOST and json.loads(content)["schemaVersion"] == 2
@@ -67,9 +67,12 @@ def refreshed(images: dict[str, dict[str, Any]], names: list[str], today: str, s
     }
 
 
-def forgotten(images: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The images by tag."""
-    return {name: each | {"digest": None, "digest_date": None} for name, each in images.items()}
+def forgotten(images: dict[str, dict[str, Any]], names: list[str]) -> dict[str, Any]:
+    """The images with those named by tag, or all of them if none is named."""
+    asked = names or images
+    return {
+        name: each | ({"digest": None, "digest_date": None} if name in asked else {}) for name, each in images.items()
+    }
 
 
 def main() -> None:
@@ -83,7 +86,7 @@ def main() -> None:
         parser.error(f"no image is called {', '.join(sorted(unknown))}")
     try:
         today = datetime.now(UTC).date().isoformat()
-        made = forgotten(images) if asked.forget else refreshed(images, asked.names, today)
+        made = forgotten(images, asked.names) if asked.forget else refreshed(images, asked.names, today)
     except Unanswered as error:
         sys.exit(f"{error}. Nothing was changed.")
     PAGE.write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")

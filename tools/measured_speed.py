@@ -40,13 +40,16 @@ _LLAMA_8B = (7_504_658_432, 32)  # parameters in products, and layers, of benchm
 _STABLE_DIFFUSION = 1_066_235_307  # parameters of version 1.4: UNet, VAE and text encoder
 #: Results that hold no time of a whole forward of a deployment's own runner, and why.
 OTHER_RESULTS = {
+    "adapters": "what adapters beside a model add",
     "cache_forms": "what forms of the cache and of sums cost",
     "cpu_decoders": "decoders on a CPU, whose basis is assumed",
     "cpu-vnni": "the rows of cpu.json, with fewer instructions",
     "encoders-kernels": "kernels",
     "hosts": "what hosts add",
     "memory": "bytes",
+    "neighbour": "what another program on the cores adds",
     "offload": "weights in host memory, which no plan chooses by itself",
+    "parity_faults": "verdicts",
     "peers": "other servers, and what hosts add",
     "products": "kernels",
     "prompt_attention": "kernels",
@@ -58,6 +61,7 @@ OTHER_RESULTS = {
     "speculation": "drafts, which depend on the text",
     "streams": "plain generate on a CPU, whose basis is assumed",
     "throughput": "throughput: tests/mii_azure/planning/test_expected.py predicts it",
+    "token_margins": "numbers, not times",
 }
 _BERT = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 _LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}

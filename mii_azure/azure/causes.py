@@ -74,14 +74,15 @@ CAUSES: tuple[Cause, ...] = (
     ),
     Cause(
         "",
-        r"requests? .{0,60}(greater|higher|more) than .{0,20}limit|less than or equal to limit",
+        r"\b(resource|cpu|memory|gpu)s? requests?\b.{0,60}(greater|higher|more) than .{0,20}limit"
+        r"|requests? must be less than or equal to limit",
         errors.AzureError,
         "The deployment asks for more of the cluster than its own limits.",
         "Lower resources.requests in deployment.yml, or raise its limits; `az ml compute show` tells the cluster's.",
     ),
     Cause(
         "",
-        r"\b(deployment|end ?point)\b.{0,80} in '?failed'? (provisioning )?state",
+        r"\b(deployment|end ?point)\b.{0,80} in '?failed'? (provisioning )?state(?!.{0,20}\breason\b)",
         errors.AzureError,
         "What stands there has failed, and Azure takes nothing over it.",
         "Delete it, e.g. `mii-azure delete BUNDLE --slot SLOT`, and run the same command again.",
@@ -109,7 +110,7 @@ CAUSES: tuple[Cause, ...] = (
     ),
     Cause(
         "VaultAlreadyExists StorageAccountAlreadyTaken",
-        r"\b(vault|storage account)\b.{0,80}(same name|already)|soft.deleted|in deleted state",
+        r"\b(vault|storage account)\b.{0,80}(same name|already (exists|in use|taken))|soft.deleted|in deleted state",
         errors.NameTaken,
         "Another resource has the name, or was deleted and is kept for recovery; the endpoint's name is not meant.",
         "Recover or purge the deleted one, or give the new one another name.",
@@ -200,7 +201,8 @@ CAUSES: tuple[Cause, ...] = (
     ),
     Cause(
         "NameConflict NameNotAvailable NameUnavailable EndpointAlreadyExists EndpointNameTaken",
-        r"already an? .{0,10}endpoint with this name|\bend ?point\b.{0,60}(taken|in use|already exists|not available)",
+        r"already an? .{0,10}endpoint with this name|(?<!under )(?<!in )\bend ?point( '?[\w-]+'?)? already exists"
+        r"|\bend ?point('s)? name\b.{0,60}(taken|in use|already exists|not available)",
         errors.NameTaken,
         "The endpoint's name is taken: names are unique in a region, and in a cluster.",
         "Generate the bundle under another --name.",

@@ -9,14 +9,12 @@ from typing import Any
 from mii_azure.bundle.bundle_view import DEPLOYMENT, ENDPOINT, ENVIRONMENT, MODEL, Inspected, Problem
 from mii_azure.platform.limits import MAX_TAGS, TAG_NAME_LENGTH, TAG_VALUE_LENGTH
 
-_UNVERSIONED = re.compile(
-    r"azureml:[^:/@]+:?|azureml:/?/.*/(models|environments)/[^/]+(/versions)?/?", re.IGNORECASE | re.DOTALL
-)
-_KIND = re.compile(r"azureml:/?/.*/(models|environments)/[^/]+/(versions|labels)/[^/]+", re.IGNORECASE)
+#: Of an asset; a job's output and a path in a datastore have no versions, whatever their folders are called.
+_ASSET = r"azureml:/{1,2}(?!/|jobs/|.*/(?:datastores|paths)/).*/(models|environments)/[^/]+"
+_UNVERSIONED = re.compile(rf"azureml:[^:/@]+:?|{_ASSET}(/versions)?/?", re.IGNORECASE | re.DOTALL)
+_KIND = re.compile(rf"{_ASSET}/(versions|labels)/[^/]+", re.IGNORECASE)
 #: Characters that names of a resource's tags must not have.
 _NOT_IN_TAGS = frozenset("<>%&\\?/")
-#: Docker takes repositories in lower case; a host before the first slash may have capitals.
-_IMAGE_CAPITALS = re.compile(r"^(?:[^/]*[.:][^/]*/)?[^:@]*[A-Z]")
 _OF_CLUSTER = re.compile(r"[a-z0-9]([-.a-z0-9]*[a-z0-9])?")
 _OF_AZURE = ("AZUREML_MODEL_DIR",)  # where Azure ML mounts the model
 VARIABLE = re.compile(r"[-._a-zA-Z][-._a-zA-Z0-9]*")  # Kubernetes' rule for names in a container's environment
@@ -29,8 +27,16 @@ _PLACEHOLDER = re.compile(
 
 
 def image_in_capitals(image: Any) -> bool:
-    """True for a repository that Docker takes for none, since it has capitals."""
-    return isinstance(image, str) and ":/" not in image and bool(_IMAGE_CAPITALS.match(image))
+    """True for a repository that Docker takes for none, since it has capitals; a host before it may have some.
+
+    What stands before the first slash is a host if it has a dot or a colon, or is localhost.
+    """
+    if not isinstance(image, str) or ":/" in image:
+        return False
+    first, slash, rest = image.partition("/")
+    host = bool(slash) and ("." in first or ":" in first or first.lower() == "localhost")
+    repository = re.split("[:@]", rest if host else image, maxsplit=1)[0]
+    return re.search("[A-Z]", repository) is not None
 
 
 def placeholder_in(bundle: Inspected, file: str) -> str:

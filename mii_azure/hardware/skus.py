@@ -89,7 +89,7 @@ def all_skus() -> dict[str, Sku]:
     return found
 
 
-_SIZE = re.compile(r"([a-z]+)(\d+)")  # series and cores, as in nc24ads_a100_v4
+_SIZE = re.compile(r"([a-z]+)([0-9]{1,6})(?![0-9])")  # series and cores, as in nc24ads_a100_v4
 _NEAR = 3
 
 

@@ -86,7 +86,7 @@ def _watched(spec: Spec) -> Iterator[str]:
         plain = PurePosixPath(each).as_posix()
         here = each.startswith("./") or (not PurePosixPath(each).is_absolute() and Path(each).exists())
         if here and _PLAIN_PATH.fullmatch(plain) and ".." not in plain.split("/"):
-            yield plain
+            yield "**" if plain == "." else plain  # a dot matches nothing
 
 
 def component() -> dict[str, str | bytes]:

@@ -21,6 +21,9 @@ ANSWERS = {
 def registry():
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
+            if self.path.startswith("/v2/azureml/odd/"):
+                self.wfile.write(b"no HTTP\r\n")
+                return
             status, body = ANSWERS.get(self.path, (404, b"{}"))
             assert "image.index" in self.headers["Accept"]
             self.send_response(status)
@@ -54,10 +57,13 @@ def test_the_digest_is_the_hash_of_the_manifest(registry):
     made = digests.refreshed(images(registry), ["cpu"], "2026-11-29", "http")
     assert (made["cpu"]["digest"], made["cpu"]["digest_date"]) == (expected, "2026-11-29")
     assert made["cuda13"] == images(registry)["cuda13"]
-    assert digests.forgotten(made) == images(registry)
+    assert digests.forgotten(made, []) == digests.forgotten(made, ["cpu"]) == images(registry)
+    assert digests.forgotten(made, ["cuda13"]) == made
 
 
-@pytest.mark.parametrize("name", ["azureml/page:latest", "azureml/list:latest", "azureml/none:latest", "azureml/base"])
+@pytest.mark.parametrize(
+    "name", [*(f"azureml/{each}:latest" for each in ("page", "list", "none", "odd")), "azureml/base"]
+)
 def test_what_is_no_manifest_is_no_digest(registry, name):
     with pytest.raises(digests.Unanswered, match=r"manifest|did not answer|form"):
         digests.digest_of(f"{registry}/{name}", "http")

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from mii_azure.checks.autofix import fix
 from mii_azure.checks.check import check
+from mii_azure.checks.refusals import image_in_capitals
 from mii_azure.cli.app import app
 from mii_azure.errors import NotABundle
 from tests.mii_azure.checks.loose import KINDS, LOOSE, change, write
@@ -63,6 +64,33 @@ def test_one_file_alone_is_judged(tmp_path):
     write(tmp_path, "managed", change(LOOSE["no instances"]))
     assert [finding.id for finding in check(tmp_path / "blue.yml")] == ["MII204"]
     assert check(tmp_path / "endpoint.yml") == []
+
+
+IMAGES = {
+    "MyRegistry.azurecr.io/team/scorer:1": False,
+    "LOCALHOST:5000/foo": False,
+    "localhost/foo:RC1": False,
+    "python:3.11-RC@sha256:AB": False,
+    "mcr.microsoft.com/A/b:1": True,
+    "Python:3.11": True,
+    "team/Scorer": True,
+}
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_a_host_may_have_capitals_and_a_repository_none(image):
+    assert image_in_capitals(image) is IMAGES[image]
+
+
+def test_a_jobs_output_and_a_path_in_a_datastore_have_no_version(tmp_path):
+    def found(model):
+        write(tmp_path, "managed", lambda files: files["blue.yml"].update(model=model))
+        return [finding.id for finding in check(tmp_path) if finding.id == "MII121"]
+
+    assert found("azureml://jobs/J/outputs/artifacts/paths/models/x/") == []
+    assert found("azureml://subscriptions/S/workspaces/W/datastores/D/paths/environments/x/versions/1") == []
+    assert found("azureml://registries/R/models/x") == ["MII121"]
+    assert found("azureml:/subscriptions/S/workspaces/W/models/x/versions/") == ["MII121"]
 
 
 def test_an_endpoint_with_two_deployments_is_judged_once(tmp_path):

@@ -40,6 +40,12 @@ def test_a_name_like_no_other_still_gets_a_remedy() -> None:
     assert caught.value.hint
 
 
+def test_a_name_with_more_digits_than_a_number_may_have_gets_a_remedy() -> None:
+    with pytest.raises(UnknownInstanceType) as caught:
+        find_sku(f"Standard_NC{'9' * 5000}_v4")
+    assert caught.value.hint
+
+
 def test_every_row_makes_sense() -> None:
     assert len(all_skus()) == 85
     for sku in all_skus().values():

@@ -105,7 +105,8 @@ def test_kinds_that_have_no_traffic_or_no_weights_here_get_steps_of_their_own():
 def test_what_changes_in_the_repositorys_model_is_released(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models" / "qa").mkdir(parents=True)
-    for model, watched in (("./qa", ["qa"]), ("models/qa", ["models/qa"]), ("org/qa", []), ("azureml:qa:1", [])):
+    cases = {"./qa": ["qa"], "models/qa": ["models/qa"], "org/qa": [], "azureml:qa:1": [], "./": ["**"]}
+    for model, watched in cases.items():
         spec = make_spec(task="fill-mask", model=model, name="my-qa", instance_type="Standard_F8s_v2")
         made = {each: read(workflow(each, spec)[path.format(name="my-qa")]) for each, (path, _) in PROVIDERS.items()}
         github, devops = made["github"], made["azure-devops"]

@@ -19,6 +19,7 @@ from tools.fit_speed import error, speed_of
 from tools.measured_speed import OTHER_RESULTS, RESULTS, measured
 
 H100 = "Standard_ND96isr_H100_v5"
+AWAITED = {"adapters", "cpu_decoders"}  # results that benchmarks write and nobody has committed yet
 
 
 def test_expected_times_meet_the_measured_ones() -> None:
@@ -42,8 +43,9 @@ def test_every_committed_result_is_fitted_to_or_named() -> None:
     """Files whose rows are read; a new one is read too, or told in OTHER_RESULTS with the reason."""
     read = {"diffusion", "encoders", "cpu", "long_prompts", "slices", "int4", "over_http"}
     named = {path.stem for path in RESULTS.glob("*.json") if not path.stem.startswith("decoders")}
-    assert named <= read | set(OTHER_RESULTS)
-    assert read <= named
+    assert not read & set(OTHER_RESULTS)
+    assert named - read - set(OTHER_RESULTS) == set()
+    assert (read | set(OTHER_RESULTS)) - named <= AWAITED
 
 
 def test_no_runner_is_taken_to_read_or_compute_faster_than_the_data_sheet() -> None:
