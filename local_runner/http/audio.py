@@ -10,7 +10,7 @@ from fastapi import FastAPI, Request, Response
 from local_runner.host.host import Host
 from local_runner.http.bodies import read_body
 from local_runner.protocol import audio_requests, errors
-from scoring.errors import InvalidInput
+from scoring.errors import InvalidInput, PayloadTooLarge
 
 _FORM = "Send a form (multipart/form-data) with the field file, as OpenAI's clients do."
 _MOST_FIELDS = 32
@@ -32,7 +32,7 @@ def add(app: FastAPI, host: Host, body: Callable[[Request], Any]) -> None:
         with audio_requests.in_words_of_the_form():
             file, fields = await _form(request, host.max_body)
             sent, form = audio_requests.canonical(file, fields, host.deployment, path)
-            answer = await host.score(json.dumps(sent), request.headers)
+            answer = await host.score(_fitting(host, sent, len(file or b"")), request.headers)
             if answer.status >= 400:
                 raise errors.failure_of(answer)
         content, kind = audio_requests.rendered(json.loads(answer.body), form, path)
@@ -43,7 +43,20 @@ def as_json(host: Host, content: bytes) -> bytes:
     """Canonical request for a body that is a sound file itself, as Hugging Face's clients post one; others as is."""
     if host.deployment.task != audio_requests.TASK or not content or content.lstrip()[:1] == b"{":
         return content
-    return json.dumps({"inputs": base64.b64encode(content).decode()}).encode()
+    return _fitting(host, {"inputs": base64.b64encode(content).decode()}, len(content), "inputs[0]").encode()
+
+
+def _fitting(host: Host, sent: dict[str, Any], size: int, where: str = "file") -> str:
+    """Body of a canonical request; raises PayloadTooLarge, in the file's own bytes, for one that is not scored."""
+    body, limit = json.dumps(sent), host.deployment.limits.max_payload_bytes
+    if len(body) <= limit:
+        return body
+    room = max(0, limit - (len(body) - len(sent["inputs"]))) // 4 * 3
+    raise PayloadTooLarge(
+        f"The file has {size:,} bytes; {room:,} have room, in base64, in the {limit:,} that a request may have.",
+        "Compress it (FLAC, OGG, MP3), or cut it.",
+        where,
+    )
 
 
 async def _form(request: Request, limit: int) -> tuple[bytes | None, dict[str, list[str]]]:

@@ -167,6 +167,7 @@ class Answers(ABC):
         for item, value in enumerate(call.inputs):
             check()
             rows.append(self._encode_one(value, call.parameters, item))
+            self.task.check_together(rows)
             answers += self.task.answer_bytes(value, call.parameters, rows[-1])
             self._check_answer(answers)
             left_over -= len(rows[-1])

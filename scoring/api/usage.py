@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from scoring.engine.row import Row
+from scoring.engine.row import Row, generated
 from scoring.generation.detokenizer import stop_at
 from scoring.tasks.base import Task
 
@@ -19,9 +19,9 @@ def tells_cached_tokens() -> bool:
 def usage(task: Task, rows: Sequence[Row], outputs: Sequence[Any]) -> dict[str, Any]:
     """Prompt tokens of all rows, and which inputs truncation cut, if any.
 
-    For generative tasks also completion tokens and each answer's finish reason.
+    For generative tasks also completion tokens and each answer's finish reason; of speech completion tokens.
     """
-    counted: dict[str, Any] = {"prompt_tokens": sum(row.tokens for row in rows if not row.answer)}
+    counted: dict[str, Any] = {"prompt_tokens": sum(row.prompt_tokens for row in rows if not row.answer)}
     if cut := sorted({row.item for row in rows if row.cut}):
         counted["truncated"] = cut
     if task.schema.generative:
@@ -30,6 +30,8 @@ def usage(task: Task, rows: Sequence[Row], outputs: Sequence[Any]) -> dict[str, 
         if tells_cached_tokens():
             counted["cached_tokens"] = sum(row.cached for row in rows if not row.answer)
         counted["finish_reasons"] = [reason for _, reason in ended]
+    elif made := sum(generated(output) for row, output in zip(rows, outputs, strict=True) if row.new_tokens):
+        counted["completion_tokens"] = made
     return counted
 
 

@@ -95,7 +95,7 @@ class Engine:
             if then is not None:
                 job.future.add_done_callback(lambda _: then(job))
             self._enqueue([(job, position, row) for position, row in enumerate(rows)])
-            self.statistics.count("prompt_tokens", sum(row.tokens for row in rows if not row.answer))
+            self.statistics.count("prompt_tokens", sum(row.prompt_tokens for row in rows if not row.answer))
             self._changed.notify_all()
         return job
 

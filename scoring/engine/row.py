@@ -37,6 +37,7 @@ class Row:
     cancelled: threading.Event = field(default_factory=threading.Event)
     new_tokens: int = 0  # most tokens that the forward may add
     cut: bool = False  # truncation left tokens of its input out
+    windows: int = 1  # of its input that are taken one after another, each as long as the row
     copies: int = 1  # of the sequence that run at once (beams, answers)
     answer: int = 0  # index of its first among its input's answers
     answers: int = 1  # of its input, over all of that input's rows
@@ -48,6 +49,11 @@ class Row:
     @property
     def tokens(self) -> int:
         return len(self.features["input_ids"])
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of its input, over all its windows."""
+        return self.tokens * self.windows
 
     @property
     def footprint(self) -> int:
@@ -93,5 +99,7 @@ class ModelRunner(Protocol):
 
 
 def generated(output: Any) -> int:
-    """Number of tokens in one row's output: a generative task's is a list of token lists; an image has none."""
+    """Number of tokens in one row's output: its own count `new_tokens`, else those of a list of token lists, else 0."""
+    if (told := getattr(output, "new_tokens", None)) is not None:
+        return int(told)
     return sum(len(tokens) for tokens in output if isinstance(tokens, list)) if isinstance(output, list) else 0

@@ -5,21 +5,25 @@ window after window, each from the last timestamp of the one before (Radford et 
 """
 
 import secrets
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from scoring.engine.row import Between, Row, nothing
 from scoring.errors import InvalidInput, InvalidParameter, LoadError
+from scoring.limits.deadline import held
 from scoring.model.loaded import Loaded
-from scoring.schema.speech import MOST_SPEECH_TOKENS, RATE, SpeechParameters
+from scoring.schema.speech import MOST_SECONDS, MOST_SPEECH_TOKENS, RATE, SpeechParameters
 from scoring.tasks.base import Task
+from scoring.tasks.generation_parameters import COOLEST
 from scoring.tasks.sound import require_libraries, samples_of
+from scoring.tasks.spoken_languages import language_codes
 
-_PROMPT_TOKENS = 223  # half of the decoder's positions, less the token that begins it
+_LEADING = 4  # tokens before a text: the start, its language, its task, and that no times are told
 _TOKEN_BYTES = 16  # of a reply, as text
 _SEGMENT_BYTES = 8  # of each token, in a list
 
@@ -37,6 +41,18 @@ class Spoken:
     seed: int
     prompt: tuple[int, ...]
     most: int | None
+
+
+class Written(NamedTuple):
+    """What one row's sound says."""
+
+    language: str | None
+    segments: list[dict[str, Any]]  # each start, end, tokens
+    tokens: list[int]
+
+    @property
+    def new_tokens(self) -> int:
+        return len(self.tokens)
 
 
 class _Stuck(Exception):
@@ -76,41 +92,58 @@ class AutomaticSpeechRecognition(Task):
         if loaded.model.config.model_type != "whisper":
             raise LoadError(f"{type(loaded.model).__name__} is not served here.", "Models of Whisper's kind are.")
         self.extractor = loaded.extractor
-        config = loaded.model.generation_config
-        self._codes: dict[str, int] = dict(getattr(config, "lang_to_id", None) or {})
+        self._codes = language_codes(loaded.model, self.tokenizer)
+        self._positions = int(loaded.model.config.max_target_positions)
         self._window = int(loaded.model.config.max_source_positions)  # of 20 ms
         self._frames = 2 * self._window
+        self._extracting = threading.Lock()  # spectra of long sound take a gigabyte on the way
 
     def encode(self, value: str, parameters: SpeechParameters, item: int) -> list[Row]:
         asked = parameters.asked
-        self._check(asked.max_new_tokens)
+        prompt = self._prompt(parameters.prompt)
+        self._check(asked.max_new_tokens, len(prompt))
         language = self._language(asked.language, asked.task)
         samples = samples_of(value, f"inputs[{item}]")
-        made = self.extractor(
-            samples, sampling_rate=RATE, truncation=False, padding="longest", return_attention_mask=True,
-            return_tensors="pt",
-        )  # fmt: skip
-        features, frames = made["input_features"][0], int(made["attention_mask"].sum())
-        if features.shape[1] < self._frames:
-            made = self.extractor(samples, sampling_rate=RATE, return_tensors="pt")
-            features = made["input_features"][0]
+        features, frames = self._features(samples)
         seed = secrets.randbelow(2**63) if asked.seed in (None, -1) else asked.seed
         spoken = Spoken(
-            features, frames, len(samples) / RATE, language, asked.task or "transcribe", asked.temperature or 0.0,
-            int(seed or 0), self._prompt(parameters.prompt), asked.max_new_tokens,
+            features, frames, len(samples) / RATE, language, asked.task or "transcribe",
+            max(asked.temperature, COOLEST) if asked.temperature else 0.0, int(seed or 0), prompt, asked.max_new_tokens,
         )  # fmt: skip
         alone = features.shape[1] > self._frames or spoken.temperature > 0
         timed = parameters.return_timestamps or parameters.return_segments
         key = (spoken.language, spoken.task, spoken.prompt, spoken.most, timed, secrets.token_hex(8) if alone else "")
         row = Row({"input_ids": [0] * self._window}, item, key, parameters, spoken)
-        row.new_tokens = spoken.most or int(self.model.config.max_target_positions)
+        row.new_tokens = spoken.most or self._positions
+        row.windows = self._windows(row)
         return [row]
 
-    def _check(self, most: int | None) -> None:
-        bound = min(MOST_SPEECH_TOKENS, int(self.model.config.max_target_positions) - 4)
+    def _features(self, samples: Any) -> tuple[torch.Tensor, int]:
+        """Features [mel bands, frames], a window's at least, and how many frames are sound."""
+        frames = len(samples) // int(self.extractor.hop_length)
+        more: dict[str, Any] = {"truncation": False, "padding": "longest"} if frames >= self._frames else {}
+        with held(self._extracting):
+            made = self.extractor(samples, sampling_rate=RATE, return_tensors="pt", **more)
+        return made["input_features"][0], frames
+
+    def check_together(self, rows: Sequence[Sequence[Row]]) -> None:
+        seconds = sum(row.extra.seconds for each in rows for row in each)
+        if seconds > MOST_SECONDS:
+            raise InvalidInput(
+                f"The request's sounds are longer than {MOST_SECONDS:,} seconds together.",
+                "Send them in smaller parts.",
+                "inputs",
+            )
+
+    def _windows(self, row: Row) -> int:
+        return -(-int(row.extra.features.shape[1]) // self._frames)
+
+    def _check(self, most: int | None, prompt: int) -> None:
+        bound = min(MOST_SPEECH_TOKENS, self._positions - _LEADING - prompt)
         if most is not None and most > bound:
+            beside = f" beside the {prompt} of the prompt" if prompt else ""
             raise InvalidParameter(
-                f"A window has at most {bound} tokens; {most} are asked for.", where="parameters.max_new_tokens"
+                f"A window has at most {bound} tokens{beside}; {most} are asked for.", where="parameters.max_new_tokens"
             )
 
     def _language(self, asked: str | None, task: str | None) -> str | None:
@@ -141,7 +174,8 @@ class AutomaticSpeechRecognition(Task):
         except ValueError as error:
             raise InvalidParameter(f"The prompt cannot be used: {error}", where="parameters.prompt") from error
         first, rest = int(ids[0]), [int(each) for each in ids[1:]]
-        return (first, *rest[-_PROMPT_TOKENS:])
+        most = self._positions // 2 - 1  # transformers' own bound, less the token that begins it
+        return (first, *rest[-most:])
 
     def forward(self, rows: Sequence[Row], between: Between = nothing) -> list[Any]:
         """Write rows down; per row its language, tokens and segments, on the CPU.
@@ -180,7 +214,7 @@ class AutomaticSpeechRecognition(Task):
                 }
                 for each in made["segments"][number]
             ]
-            found.append((languages[number], segments, made["sequences"][number].tolist()))
+            found.append(Written(languages[number], segments, made["sequences"][number].tolist()))
         return found
 
     def _options(self, rows: Sequence[Row], first: Spoken) -> dict[str, Any]:
@@ -216,7 +250,8 @@ class AutomaticSpeechRecognition(Task):
             yield
 
     def decode(self, value: str, parameters: SpeechParameters, rows: Sequence[Row], outputs: Sequence[Any]) -> Any:
-        (row,), ((language, segments, tokens),) = rows, outputs
+        (row,), (written,) = rows, outputs
+        language, segments, tokens = written
         spoken: Spoken = row.extra
         answer: dict[str, Any] = {"text": self._text(tokens)}
         if parameters.return_timestamps:
@@ -239,7 +274,7 @@ class AutomaticSpeechRecognition(Task):
         return answer["text"]
 
     def answer_bytes(self, value: str, parameters: SpeechParameters, rows: Sequence[Row]) -> int:
-        windows = sum(-(-int(row.extra.features.shape[1]) // self._frames) for row in rows)
+        windows = sum(map(self._windows, rows))
         listed = _SEGMENT_BYTES if parameters.return_segments else 0
         times = 1 + parameters.return_timestamps + parameters.return_segments
-        return windows * int(self.model.config.max_target_positions) * (times * _TOKEN_BYTES + listed)
+        return windows * self._positions * (times * _TOKEN_BYTES + listed)

@@ -126,6 +126,10 @@ class Task(ABC):
         """Most bytes that the answer to one encoded input takes in a reply."""
         return 0
 
+    def check_together(self, rows: Sequence[Sequence[Row]]) -> None:
+        """Raise InvalidInput where the inputs encoded so far are more than one request may have together."""
+        return
+
     def most_rows(self, limits: Limits) -> int:
         """Most rows of one request."""
         return limits.queue_size

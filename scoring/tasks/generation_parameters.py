@@ -25,7 +25,7 @@ _PASSED = (
 )
 #: Each of these, given without do_sample, turns sampling on.
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
-_COOLEST = 1e-3  # a temperature below this overflows logits and picks the same token anyway
+COOLEST = 1e-3  # a temperature below this overflows logits and picks the same token anyway
 
 
 def asked_of(p: GenerationParameters, own: GenerationConfig) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def asked_of(p: GenerationParameters, own: GenerationConfig) -> dict[str, Any]:
             where="parameters.temperature",
         )
     if sampling and p.temperature is not None:
-        asked["temperature"] = max(p.temperature, _COOLEST)
+        asked["temperature"] = max(p.temperature, COOLEST)
     asked["do_sample"] = sampling
     asked["num_beams"] = p.num_beams or own.num_beams or 1
     asked["num_return_sequences"] = p.num_return_sequences

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import openai
 import pytest
+from fastapi import FastAPI
 from huggingface_hub import InferenceClient
+from starlette.testclient import TestClient
 
 pytest.importorskip("soundfile", reason="the extra speech is not installed")
 pytest.importorskip("python_multipart", reason="the extra speech is not installed")
 
+from local_runner.http import audio
 from local_runner.process.launch import Runner
-from local_runner.protocol.audio_requests import rendered
+from local_runner.protocol.audio_requests import TASK, rendered
+from scoring.config import Deployment, Limits
+from scoring.errors import PayloadTooLarge
 from scoring.schema.speech import tone
 
 FILE = base64.b64decode(tone(1.2))
@@ -107,6 +114,35 @@ def test_bodies_that_are_no_forms(url: str) -> None:
 def test_huggingface_hub_posts_the_file_itself(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # it asks no hub, but this runner
     assert InferenceClient(model=url).automatic_speech_recognition(FILE).text == scored(url)["text"]
+
+
+@pytest.mark.parametrize("door", ["form", "root"])
+def test_a_file_that_base64_makes_too_large_is_told_in_its_own_bytes(door: str) -> None:
+    scored: list[str] = []
+
+    async def score(body: str, headers: Any) -> Any:
+        scored.append(body)
+        return SimpleNamespace(status=200, body=b'{"text": "so"}')
+
+    deployment = Deployment("speech", TASK, limits=Limits(max_payload_bytes=4000))
+    host: Any = SimpleNamespace(deployment=deployment, max_body=9000, score=score)
+    app = FastAPI()
+    audio.add(app, host, lambda request: None)
+
+    def send(size: int) -> None:
+        if door == "root":
+            scored.append(audio.as_json(host, b"x" * size).decode())
+        else:
+            TestClient(app).post("/v1/audio/transcriptions", files={"file": b"x" * size})
+
+    with pytest.raises(PayloadTooLarge, match=r"The file has 3,500 bytes; 2,9\d\d have room") as caught:
+        send(3500)
+    assert caught.value.where == ("file" if door == "form" else "inputs[0]")
+    room = int(re.findall(r"2,9\d\d", str(caught.value))[0].replace(",", ""))
+    send(room)
+    assert len(scored[0]) <= 4000
+    with pytest.raises(PayloadTooLarge):
+        send(room + 3)
 
 
 def test_the_document_describes_the_form(url: str) -> None:

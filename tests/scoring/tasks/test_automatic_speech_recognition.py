@@ -5,7 +5,11 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shutil
+import sys
+import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,12 +21,14 @@ soundfile = pytest.importorskip("soundfile", reason="the extra speech is not ins
 
 from scoring.api.service import Service  # noqa: E402
 from scoring.config import Deployment  # noqa: E402
-from scoring.errors import LoadError  # noqa: E402
+from scoring.errors import InvalidInput, LoadError, RequestTimeout  # noqa: E402
+from scoring.limits.deadline import Deadline, within  # noqa: E402
 from scoring.model.loader import load, load_with  # noqa: E402
 from scoring.passes.registry import catalogue  # noqa: E402
 from scoring.schema.registry import task_class  # noqa: E402
 from scoring.schema.speech import MOST_SECONDS, tone  # noqa: E402
 from scoring.tasks import sound  # noqa: E402
+from scoring.tasks.spoken_languages import language_codes  # noqa: E402
 from tests.tiny_models import load_tiny  # noqa: E402
 from tests.tiny_whisper import LANGUAGES, tiny_whisper  # noqa: E402
 
@@ -167,6 +173,15 @@ def test_files_of_other_rates_and_channels_become_one_of_16_000(kind: str) -> No
         (tone(), {"max_new_tokens": 445}, "at most 60 tokens", "parameters.max_new_tokens"),
         (tone(), {"prompt": "<|en|>"}, "prompt", "parameters.prompt"),
         (tone(), {"return_timestamps": "char"}, "return_timestamps", "parameters.return_timestamps"),
+        (tone(), {"max_new_tokens": 60, "prompt": "Anna"}, "of the prompt", "parameters.max_new_tokens"),
+        (file_of(np.full(400, np.inf)), {}, "no finite numbers", "inputs[0]"),
+        (file_of(np.full(400, np.nan)), {}, "no finite numbers", "inputs[0]"),
+        (file_of(np.full(400, 1e25)), {}, "full scale", "inputs[0]"),
+        (file_of(np.zeros(1), 192_000), {}, "holds no sound", "inputs[0]"),
+        (file_of(np.zeros(400), 16_000, "AIFF"), {}, "no sound file", "inputs[0]"),
+        (file_of(np.zeros(400), 16_000, "CAF"), {}, "no sound file", "inputs[0]"),
+        (file_of(np.zeros((400, 9))), {}, "9 channels", "inputs[0]"),
+        (file_of(np.zeros(400), 384_000), {}, "384000 samples a second", "inputs[0]"),
     ],
     ids=lambda value: str(value)[:24],
 )
@@ -179,9 +194,82 @@ def test_what_is_refused(inputs: str, parameters: Any, sentence: str, where: str
     assert "BytesIO" not in error["message"]
 
 
-def test_sound_is_bounded_before_it_is_read() -> None:
-    with pytest.raises(Exception, match=f"{MOST_SECONDS:,} seconds"):
-        sound.samples_of(file_of(np.zeros((MOST_SECONDS + 1) * 1000, "int16"), 1000, "FLAC", "PCM_16"), "inputs[0]")
+def test_sound_is_bounded_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    long = file_of(np.zeros((MOST_SECONDS + 1) * 1000, "int16"), 1000, "FLAC", "PCM_16")
+    monkeypatch.setattr(soundfile.SoundFile, "read", lambda *_, **__: pytest.fail("it was read"))
+    with pytest.raises(InvalidInput, match=f"{MOST_SECONDS:,} seconds"):
+        sound.samples_of(long, "inputs[0]")
+
+
+def test_a_file_takes_what_its_sound_takes_at_16_000_samples() -> None:
+    file = file_of(np.zeros((192_000 * 5, 8), "int16"), 192_000, "FLAC", "PCM_16")  # 31 MB as floats
+    sound.samples_of(tone(), "inputs[0]")  # what is imported
+    tracemalloc.start()
+    try:
+        assert len(sound.samples_of(file, "inputs[0]")) == 5 * 16_000
+        assert tracemalloc.get_traced_memory()[1] < 4e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_blocks_together_are_what_the_whole_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = file_of(noise(1.1, rate=44_100), 44_100)
+    whole = sound.samples_of(file, "inputs[0]")
+    monkeypatch.setattr(sound, "_BLOCK", 1000)
+    assert np.array_equal(sound.samples_of(file, "inputs[0]"), whole)
+
+
+def test_reading_ends_at_the_deadline() -> None:
+    with within(Deadline.after(0.0)), pytest.raises(RequestTimeout):
+        sound.samples_of(tone(), "inputs[0]")
+
+
+def test_a_file_that_does_not_say_how_long_it_is() -> None:
+    content = bytearray(base64.b64decode(file_of(np.zeros(16_000), 16_000, "FLAC", "PCM_16")))
+    content[21:26] = [content[21] & 0xF0, 0, 0, 0, 0]  # STREAMINFO's 36 bits of samples
+    with pytest.raises(InvalidInput, match="how long it is"):
+        sound.samples_of(base64.b64encode(content).decode(), "inputs[0]")
+
+
+def test_sounds_of_a_request_are_bounded_together(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules["scoring.tasks.automatic_speech_recognition"]
+    monkeypatch.setattr(module, "MOST_SECONDS", 3)
+    files = [file_of(noise(1.1))] * 3
+    reply = service.answer(json.dumps({"inputs": files}))
+    assert reply.status == 400
+    assert b"3 seconds together" in reply.body
+    assert ask(service, files[:2], max_new_tokens=2)
+
+
+@pytest.mark.parametrize("count", [1, 2, 160, 199, 200, 201])
+def test_sound_of_a_moment(count: int, service: Service) -> None:
+    assert "text" in ask(service, file_of(noise(1)[:count]), max_new_tokens=3)
+
+
+def test_the_least_temperature_takes_the_likeliest(service: Service) -> None:
+    file = file_of(noise(1))
+    likeliest = ask(service, file, max_new_tokens=5)
+    assert ask(service, file, temperature=1e-38, max_new_tokens=5) == likeliest
+
+
+def test_a_prompt_leaves_room_for_an_answer(folder: Path, service: Service) -> None:
+    prompt = "Anna " * 60
+    assert ask(service, tone(0.5), prompt=prompt, max_new_tokens=60 - 32)["text"]
+    reply = service.answer(json.dumps({"inputs": tone(), "parameters": {"prompt": prompt, "max_new_tokens": 29}}))
+    assert reply.status == 400
+    assert b"at most 28 tokens beside the 32 of the prompt" in reply.body
+
+
+def test_tokens_are_counted(service: Service) -> None:
+    before = service.statistics()
+    body = {"inputs": file_of(noise(5.1, 2)), "parameters": {"return_segments": True}, "options": {"usage": True}}
+    reply = service.answer(json.dumps(body))
+    told = json.loads(reply.body)  # type: ignore[arg-type]
+    after = service.statistics()
+    made = after["generated_tokens"] - before["generated_tokens"]
+    assert told["usage"] == {"prompt_tokens": 3 * 100, "completion_tokens": made}
+    assert made > 0
+    assert after["prompt_tokens"] - before["prompt_tokens"] == 300
 
 
 def test_a_model_of_english_alone(tmp_path: Path) -> None:
@@ -198,9 +286,33 @@ def test_a_model_of_english_alone(tmp_path: Path) -> None:
             task.encode(tone(), task.schema.parse_parameters(refused), 0)
 
 
-def test_a_folder_without_its_extractor(folder: Path, tmp_path: Path) -> None:
-    import shutil
+@pytest.mark.parametrize("left_out", [(), ("is_multilingual",)], ids=str)
+def test_languages_that_only_the_tokenizer_names(
+    left_out: tuple[str, ...], folder: Path, service: Service, tmp_path: Path
+) -> None:
+    copied = Path(shutil.copytree(folder, tmp_path / "copy"))
+    config = copied / "generation_config.json"
+    told = json.loads(config.read_text())
+    config.write_text(json.dumps({k: v for k, v in told.items() if k not in ("lang_to_id", "task_to_id", *left_out)}))
+    loaded = load(Deployment("speech", TASK), copied)
+    task = task_class(TASK)(loaded, TASK)
+    asked = {"language": "de", "task": "translate", "max_new_tokens": 5}
+    parameters = task.schema.parse_parameters(asked)
+    rows = task.encode(tone(0.5), parameters, 0)
+    assert task.decode(tone(0.5), parameters, rows, task.forward(rows)) == ask(service, tone(0.5), **asked)
 
+
+def test_many_languages_that_nothing_names(folder: Path) -> None:
+    model, tokenizer = load_tiny(folder, TASK)
+    model.generation_config.lang_to_id = None
+    nothing = SimpleNamespace(get_vocab=dict)
+    with pytest.raises(LoadError, match="many languages"):
+        language_codes(model, nothing)
+    model.generation_config.is_multilingual, model.config.vocab_size = None, 51_864
+    assert language_codes(model, tokenizer) == {}
+
+
+def test_a_folder_without_its_extractor(folder: Path, tmp_path: Path) -> None:
     copied = Path(shutil.copytree(folder, tmp_path / "copy"))
     (copied / "preprocessor_config.json").unlink()
     with pytest.raises(LoadError, match="feature extractor"):
