@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from mii_azure import notebook
 from mii_azure.errors import SpecError
 from mii_azure.verdict.cases import Request
-from mii_azure.verdict.grade import ALIKE, FIRST_ERROR, Grade, Reply, environment_difference, grade, worst
+from mii_azure.verdict.grade import ALIKE, FIRST_ERROR, TOLERANCES, Grade, Reply, environment_difference, grade, worst
 from mii_azure.verdict.sides import Side
 from mii_azure.verdict.tokens.judge import TokenVerdict
 
@@ -40,7 +40,7 @@ class Verdict(BaseModel):
     bundle_hash: str
     reference: str
     targets: tuple[str, ...]
-    tolerance: float
+    tolerance: float  # the widest that two replies were compared with
     requests: int
     load: int  # requests in flight during the second pass; 0: there was none
     comparisons: tuple[Comparison, ...]
@@ -110,12 +110,23 @@ class TargetRun:
     invariant: bool = False  # it says that its answers do not depend on their company
     loaded: list[list[Reply]] = field(default_factory=list)  # each request's replies under load
 
+    def tolerance(self, asked: str) -> float:
+        """Tolerance of the less exact of the format that the bundle asks for and the one that the target tells."""
+        told = str(self.metadata.get("precision", asked))
+        return max(TOLERANCES[asked], TOLERANCES.get(told, 0.0))
 
-def compare(sent: Sequence[Request], runs: Mapping[str, TargetRun], tolerance: float) -> list[Comparison]:
-    """Grade each target's replies against the first one's, and those under load against the target's own alone."""
+
+def compare(sent: Sequence[Request], runs: Mapping[str, TargetRun], asked: str) -> list[Comparison]:
+    """Grade each target's replies against the first one's, and those under load against the target's own alone.
+
+    `asked` is the format that the bundle asks for; the formats of two targets loosen no other pair's tolerance.
+    """
     (_, reference), *others = runs.items()
-    found = [entry for name, run in others for entry in _against(reference, name, run, sent, tolerance)]
-    found += [entry for name, run in runs.items() for entry in _under_load(name, run, sent, tolerance)]
+    own = reference.tolerance(asked)
+    found = [
+        entry for name, run in others for entry in _against(reference, name, run, sent, max(own, run.tolerance(asked)))
+    ]
+    found += [entry for name, run in runs.items() for entry in _under_load(name, run, sent, run.tolerance(asked))]
     return found
 
 

@@ -10,11 +10,20 @@ from typing import TYPE_CHECKING, Any
 from mii_azure.errors import SpecError
 from mii_azure.platform.targets import ELSEWHERE
 from mii_azure.verdict.cases import Request, edge_requests, read_requests
-from mii_azure.verdict.grade import ALIKE, TOLERANCES, Reply
+from mii_azure.verdict.grade import ALIKE, Reply
 from mii_azure.verdict.outcome import Comparison, TargetRun, Verdict, compare, differences, require_compared
 from mii_azure.verdict.sides import side_of
 from mii_azure.verdict.targets import Reach, check_targets, open_target, targets_of
-from mii_azure.verdict.tokens.judge import Answered, TokenVerdict, ask, askable, judge, probes_for
+from mii_azure.verdict.tokens.judge import (
+    Answered,
+    TokenVerdict,
+    ask,
+    askable,
+    judge,
+    precision_of,
+    probes_for,
+    shipped_numbers,
+)
 from mii_azure.verdict.tokens.suspects import Suspect, fp8_cache, named_suspects
 from scoring.config import Deployment
 
@@ -52,7 +61,7 @@ def parity(
     digest, settings = _identity(folder)
     targets = targets or targets_of(folder)
     check_targets(targets, 1 if tokens else 2, api_key)
-    run = _Run(settings, load, tokens, progress)
+    run = _Run(settings, load, tokens, progress, shipped_numbers(folder / "model") if tokens else "")
     named = named_suspects(suspects, folder / "model", settings["model"]["family"])
     run.sent = read_requests(Path(requests)) if requests else []
     for number, name in enumerate(targets, 1):
@@ -80,10 +89,11 @@ def parity(
 class _Run:
     """Run in progress: what is asked, and what was replied so far."""
 
-    def __init__(self, settings: dict[str, Any], load: int, tokens: int, progress: Progress) -> None:
+    def __init__(self, settings: dict[str, Any], load: int, tokens: int, progress: Progress, shipped: str = "") -> None:
         if load < 0:
             raise SpecError(f"No {load} requests can be in flight.", "Give the number of clients, or 0 for none.")
         self._settings, self._load, self._progress = settings, load, progress
+        self._shipped = shipped  # numbers of the products in the folder of the model, if they are quantised
         self._context = int(settings["limits"]["context_length"])
         self._probes = probes_for(settings["task"], tokens, self._context) if tokens else []
         self._answered: list[Answered] = []
@@ -93,10 +103,8 @@ class _Run:
 
     @property
     def tolerance(self) -> float:
-        """Tolerance of the least exact format that a target computes in."""
-        asked = self._settings["dtype"]
-        formats = {asked, *(run.metadata.get("precision", asked) for run in self.runs.values())}
-        return max(TOLERANCES.get(name, TOLERANCES[asked]) for name in formats)
+        """Widest tolerance of those that pairs are compared with."""
+        return max(run.tolerance(self._settings["dtype"]) for run in self.runs.values())
 
     def say(self, told: str) -> None:
         """Tell what is done, and for which target."""
@@ -122,14 +130,16 @@ class _Run:
         if self._probes:
             self.say(f"asking {name} for tokens")
             probes = askable(self._probes, metadata)
-            self._answered.append(ask(name, target, self._precision(metadata), probes))
+            self._answered.append(
+                ask(name, target, precision_of(metadata, self._settings["dtype"], self._shipped), probes)
+            )
         self.runs[name] = run
 
     def compared(self) -> list[Comparison]:
         """Comparisons of all replies; raises SpecError if nothing was compared and no tokens are judged."""
         if not self._answered:
             require_compared(self.runs, len(self.sent))
-        return compare(self.sent, self.runs, self.tolerance)
+        return compare(self.sent, self.runs, self._settings["dtype"])
 
     def judged(self, model: Path, suspects: Sequence[Suspect]) -> tuple[TokenVerdict, ...]:
         """Verdicts on the targets' tokens, by the model in a folder."""
@@ -147,11 +157,6 @@ class _Run:
                 self.say(f"scoring the tokens of {each.target}")
                 found.append(judge(reference, each, suspects, self.say))
         return tuple(found)
-
-    def _precision(self, metadata: Mapping[str, Any]) -> str:
-        """What bounds margins: the format that the bundle asks for, or int8 where a pass chose it."""
-        narrow = (metadata.get("optimisations") or {}).get("weight_only") == "applied"
-        return "int8" if narrow or metadata.get("precision") == "int8" else str(self._settings["dtype"])
 
 
 def _beside(settings: Mapping[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,6 +14,7 @@ from mii_azure.errors import SpecError
 from mii_azure.verdict.tokens.causes import find_cause
 from mii_azure.verdict.tokens.probes import Kind, TokenProbe, make_probes
 from mii_azure.verdict.tokens.suspects import Suspect
+from scoring.quantization.recognised import kind_of
 
 if TYPE_CHECKING:
     from local_runner.targets.targets import Target
@@ -93,6 +95,26 @@ def askable(probes: Sequence[TokenProbe], metadata: Mapping[str, Any]) -> list[T
     """
     ours = (metadata.get("optimisations") or {}).get("static_decode") == "applied"
     return [probe for probe in probes if ours or probe.kind != "seeded"]
+
+
+def precision_of(metadata: Mapping[str, Any], asked: str, shipped: str = "") -> str:
+    """Format whose rounding a target's tokens may show: the one asked for, or int8 where the start rounded to it.
+
+    `shipped` is int4 or int8 where the model's folder holds such weights: on a GPU those are read as they are, and the
+    reference has the same. On a CPU the inputs of products are rounded to int8 as well, whatever the weights are.
+    """
+    passes = metadata.get("optimisations") or {}
+    if passes.get("weight_only") != "applied":
+        return "int8" if metadata.get("precision") == "int8" else asked
+    split = passes.get("tensor_parallel") == "applied"  # int4 of several GPUs is rounded again
+    as_stored = shipped == "int8" or (shipped == "int4" and not split)
+    return asked if as_stored and metadata.get("device") != "cpu" else "int8"
+
+
+def shipped_numbers(folder: Path) -> str:
+    """Numbers of the products' weights in the folder of a model, "int4" for one; empty where they are not quantised."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return kind_of(config.get("quantization_config") or {})
 
 
 def _text(body: bytes) -> str | None:

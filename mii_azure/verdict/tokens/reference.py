@@ -151,22 +151,26 @@ class ReferenceModel:
         The cache is None where nothing needs one. What a long prompt shares with the last long one is computed once.
         """
         kept, cache = self._kept
-        shared = _shared(self._latest, prompt[:-1])
+        own = prompt[:-1]  # the last token is always computed: its logits are read
+        shared = _shared(self._latest, own)
         self._latest = prompt if len(prompt) > _WORTH_KEEPING else self._latest
-        if kept != prompt[: len(kept)] or not kept:
-            if shared < _WORTH_KEEPING:
+        if kept != own[: len(kept)] or not kept:
+            found = self._computed(own[:shared]) if shared >= _WORTH_KEEPING else None
+            if found is None:
                 return 0, self.new_cache and self.new_cache()
-            kept, cache = self._kept = prompt[:shared], self._computed(prompt[:shared])
+            kept, cache = self._kept = own[:shared], found
         return len(kept), copy.deepcopy(cache)
 
     def _computed(self, tokens: list[int]) -> Any:
+        """Keys and values of tokens; None of a model that keeps its state in another form, as state spaces do."""
         import torch
 
         more = {"past_key_values": self.new_cache()} if self.new_cache else {}
         if self._keeps:
             more["logits_to_keep"] = 1
         with torch.inference_mode():
-            return self.model(torch.tensor([tokens], device=self.device), use_cache=True, **more).past_key_values
+            out = self.model(torch.tensor([tokens], device=self.device), use_cache=True, **more)
+        return getattr(out, "past_key_values", None)
 
     def _tokens(self, prompt: Sequence[int], answer: str) -> list[int]:
         """Tokens of the answer as it follows the prompt: some tokenizers put a space before a text that begins."""

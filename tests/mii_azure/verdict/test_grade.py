@@ -1,11 +1,13 @@
 """Grades, and the environment that explains them."""
 
 import json
+import math
+import random
 from typing import Any
 
 import pytest
 
-from mii_azure.verdict.grade import environment_difference, grade
+from mii_azure.verdict.grade import NUMBER, TOLERANCES, environment_difference, grade
 
 TOLERANCE = 1e-4
 
@@ -89,3 +91,45 @@ def test_numbers_that_are_none(left: str, right: str, given: str) -> None:
     one, two = (200, f"[[{left}]]".encode()), (200, f"[[{right}]]".encode())
     assert grade(one, two, 1e-3)[0] == grade(two, one, 1e-3)[0] == given
     assert grade(two, (200, f"[[ {right} ]]".encode()), 1e-3)[0] == "values"
+
+
+def embedding(cosine: float) -> tuple[list[float], list[float]]:
+    """Two vectors of length 1 and 384 numbers with this cosine."""
+    drawn = random.Random(0)
+    one, other = ([drawn.gauss(0, 1) for _ in range(384)] for _ in range(2))
+    one = [each / math.hypot(*one) for each in one]
+    along = sum(a * b for a, b in zip(one, other, strict=True))
+    across = [b - along * a for a, b in zip(one, other, strict=True)]
+    sine, length = math.sqrt(1 - cosine**2), math.hypot(*across)
+    return one, [cosine * a + sine * b / length for a, b in zip(one, across, strict=True)]
+
+
+@pytest.mark.parametrize("precision", TOLERANCES)
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_vectors_are_compared_as_a_whole(precision: str, scale: float) -> None:
+    """A number of a unit vector is far less than the tolerance of a number: each by itself would let all pass."""
+    bound = TOLERANCES[precision]
+    for cosine, expected in ((0.0, "scores"), (0.9, "scores"), (1 - bound**2 / 8, "values")):
+        left, right = ([scale * each for each in vector] for vector in embedding(cosine))
+        assert grade(reply([left]), reply([right]), bound)[0] == expected, cosine
+    left, _ = embedding(1.0)
+    for wrong in ([0.0] * 384, [1.0] + [0.0] * 383):
+        assert grade(reply([left]), reply([wrong]), bound)[0] == "scores"
+        assert grade(reply([wrong]), reply([left]), bound)[0] == "scores"
+    even, nothing = reply([[0.036, -0.036] * 384]), reply([[0.0] * 768])
+    assert "is off by" in grade(even, nothing, bound)[1]
+    assert "$[0], as a vector, is off by 1.00e+00, more than 0.14" in grade(even, nothing, TOLERANCES["int8"])[1]
+
+
+@pytest.mark.parametrize("precision", TOLERANCES)
+def test_no_format_lets_a_number_move_far(precision: str) -> None:
+    allowed = min(NUMBER, TOLERANCES[precision])
+    for make in (lambda score: [{"score": score}], lambda score: {"scores": [score, 0.01]}):
+        assert grade(reply(make(0.6)), reply(make(0.6 + 0.9 * allowed)), TOLERANCES[precision])[0] == "values"
+        assert grade(reply(make(0.6)), reply(make(0.6 + 1.1 * allowed)), TOLERANCES[precision])[0] == "scores"
+    assert grade(reply(make(0.6)), reply({"scores": [0.6, 0.0101]}), TOLERANCES[precision])[0] == "values"
+
+
+def test_integers_without_end() -> None:
+    for left, right in ((1.0, 10**400), ([1.0, 2.0], [1.0, 10**400])):
+        assert grade(reply([left]), reply([right]), 0.14)[0] == "scores"

@@ -11,13 +11,22 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.common import RESULTS
 from local_runner.targets.load import TargetReply
 from mii_azure.errors import AdapterUnusable, SpecError
 from mii_azure.verdict.tokens.causes import UNEXPLAINED
-from mii_azure.verdict.tokens.judge import ROUNDING, Answered, ask, askable, judge, probes_for
+from mii_azure.verdict.tokens.judge import (
+    ROUNDING,
+    Answered,
+    ask,
+    askable,
+    judge,
+    precision_of,
+    probes_for,
+    shipped_numbers,
+)
 from mii_azure.verdict.tokens.margins import pick_scores
 from mii_azure.verdict.tokens.probes import NEW_TOKENS
 from mii_azure.verdict.tokens.reference import ReferenceModel
@@ -208,3 +217,54 @@ def test_suspects_are_looked_at_before_anything_starts(model: Path, tmp_path: Pa
     (tmp_path / "adapter_config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(AdapterUnusable):
         named_suspects({"empty": tmp_path}, model, "llama")
+
+
+@pytest.mark.parametrize(
+    ("told", "shipped", "expected"),
+    [
+        ({}, "", "bfloat16"),
+        ({"device": "cuda", "optimisations": {"weight_only": "refused"}}, "", "bfloat16"),
+        ({"device": "NVIDIA H200", "optimisations": {"weight_only": "applied"}}, "", "int8"),
+        ({"device": "NVIDIA H200", "optimisations": {"weight_only": "applied"}}, "fp8", "int8"),
+        ({"device": "NVIDIA H200", "optimisations": {"weight_only": "applied"}}, "int8", "bfloat16"),
+        ({"device": "NVIDIA H200", "optimisations": {"weight_only": "applied"}}, "int4", "bfloat16"),
+        (
+            {"device": "NVIDIA H200", "optimisations": {"weight_only": "applied", "tensor_parallel": "applied"}},
+            "int4",
+            "int8",
+        ),
+        ({"device": "cpu", "optimisations": {"weight_only": "applied"}}, "int4", "int8"),  # inputs are rounded there
+    ],
+)
+def test_int8_is_allowed_for_where_the_start_rounded(told: dict[str, object], shipped: str, expected: str) -> None:
+    assert precision_of(told, "bfloat16", shipped) == expected
+
+
+def test_numbers_of_a_folder(tmp_path: Path) -> None:
+    for told, expected in (({}, ""), ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "int4")):
+        (tmp_path / "config.json").write_text(json.dumps(told), encoding="utf-8")
+        assert shipped_numbers(tmp_path) == expected
+
+
+def test_a_prompt_that_is_the_kept_beginning_itself(reference: ReferenceModel) -> None:
+    long = [2 + number % 90 for number in range(140)]
+    for prompt in (long, [*long, 3], long):
+        with reference.changed(lambda each: nullcontext()):
+            alone = reference.logits(prompt, [5, 6])
+        assert alone.shape[0] == 2
+        for before in (long, [*long, 4], [*long, 3, 7]):
+            reference.logits(before, [5])
+        torch.testing.assert_close(reference.logits(prompt, [5, 6]), alone, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_without_keys_and_values_is_computed_whole(model: Path, tmp_path: Path) -> None:
+    PreTrainedTokenizerFast.from_pretrained(model).save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    config = MambaConfig(vocab_size=98, hidden_size=16, state_size=4, num_hidden_layers=1, eos_token_id=1)
+    MambaForCausalLM(config).save_pretrained(tmp_path)
+    reference = ReferenceModel(tmp_path, TASK)
+    long = [2 + number % 90 for number in range(140)]
+    first = reference.logits([*long, 3], [5, 6])
+    for _ in range(2):
+        reference.logits([*long, 4], [5])
+    torch.testing.assert_close(reference.logits([*long, 3], [5, 6]), first)

@@ -1,4 +1,4 @@
-"""Replies under load against those alone: within the format's tolerance, or without any where it is promised."""
+"""Replies within the tolerance of a pair's formats; under load those against those alone, none where it is promised."""
 
 import json
 from typing import Any, cast
@@ -7,7 +7,6 @@ import pytest
 
 from local_runner.targets.targets import Target
 from mii_azure.verdict.cases import Request
-from mii_azure.verdict.grade import TOLERANCES
 from mii_azure.verdict.outcome import TargetRun, compare
 from mii_azure.verdict.parity import _Run
 from mii_azure.verdict.sides import Side
@@ -22,7 +21,7 @@ def reply(score: float) -> tuple[int, bytes]:
 @pytest.mark.parametrize(("invariant", "grade"), [(False, "values"), (True, "scores")])
 def test_no_number_may_move_where_batch_invariance_is_promised(invariant: bool, grade: str) -> None:
     run = TargetRun([reply(0.75)], {}, SIDE, invariant=invariant, loaded=[[reply(0.75), reply(0.7500001)]])
-    (found,) = compare([Request("one", "{}")], {"grpc": run}, TOLERANCES["bfloat16"])
+    (found,) = compare([Request("one", "{}")], {"grpc": run}, "bfloat16")
     assert found.under_load
     assert found.grade == grade
 
@@ -53,5 +52,21 @@ def test_only_a_host_of_the_bundle_promises_what_the_bundle_does() -> None:
 
 def test_the_same_bits_are_alike_there() -> None:
     run = TargetRun([reply(0.75)], {}, SIDE, invariant=True, loaded=[[reply(0.75)]])
-    (found,) = compare([Request("one", "{}")], {"grpc": run}, TOLERANCES["bfloat16"])
+    (found,) = compare([Request("one", "{}")], {"grpc": run}, "bfloat16")
     assert found.grade == "bytes"
+
+
+def test_a_targets_format_loosens_its_own_pair_alone() -> None:
+    def run(score: float, precision: str) -> TargetRun:
+        alone = reply(score)
+        return TargetRun([alone], {"precision": precision}, SIDE, loaded=[[reply(score + 0.01)]])
+
+    runs = {"http": run(0.7, "float32"), "grpc": run(0.71, "float32"), "url:http://else": run(0.71, "int8")}
+    found = {(each.target, each.under_load): each.grade for each in compare([Request("one", "{}")], runs, "float32")}
+    assert found == {
+        ("grpc", False): "scores",
+        ("url:http://else", False): "values",
+        ("http", True): "scores",
+        ("grpc", True): "scores",
+        ("url:http://else", True): "values",
+    }
