@@ -16,8 +16,8 @@ from scoring.encoder.buckets import longest_input
 from scoring.encoder.cpu_ops import BFLOAT16, INT8, CpuOps, bfloat16_pays
 from scoring.encoder.ops import TorchOps
 from scoring.encoder.real_text import Judge, calibration
+from scoring.encoder.room import refuse_without_room
 from scoring.encoder.verify import Batch, answers, reference, relative_error
-from scoring.model.host_memory import refuse_without_room
 from scoring.model.loaded import Runtime
 from scoring.passes.base import BOUNDS, Applied, PassRefused
 

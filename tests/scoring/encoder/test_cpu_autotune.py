@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from scoring.encoder import cpu_autotune, cpu_ops, openvino_stack, real_text
+from scoring.encoder import cpu_autotune, cpu_ops, openvino_stack, real_text, room
 from scoring.encoder.verify import Batch, answers, probes, reference, relative_error, verify_encoder
-from scoring.model import host_memory
 from scoring.passes import cpu
 from scoring.passes.base import BOUNDS, Facts, Hardware, PassRefused
 from tests.scoring.encoder.encoder_models import COVERED, SIZES, covered, make
@@ -134,8 +133,8 @@ def test_one_format_beside_the_best_is_held_at_a_time(monkeypatch: pytest.Monkey
 
 
 def test_a_format_without_room_is_refused_with_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_memory, "memory_limit", lambda: 10**9)
-    monkeypatch.setattr(host_memory, "_resident", lambda: 10**9 - 1)
+    monkeypatch.setattr(room, "memory_limit", lambda: 10**9)
+    monkeypatch.setattr(room, "_resident", lambda: 10**9 - 1)
     monkeypatch.setattr(cpu_autotune, "missing", lambda precision, flags: "")
     monkeypatch.setattr(cpu_autotune, "prepare", lambda *_: pytest.fail("it was prepared"))
     with pytest.raises(PassRefused, match=r"no float32: it may take 0\.00 GB, .* leaves 0\.00 of 1\.00 GB"):
@@ -143,7 +142,7 @@ def test_a_format_without_room_is_refused_with_figures(monkeypatch: pytest.Monke
 
 
 def test_what_a_process_holds_is_known() -> None:
-    assert 10**7 < host_memory._resident() < 10**11
+    assert 10**7 < room._resident() < 10**11
 
 
 def test_nothing_faster_is_refused_with_the_figures(monkeypatch: pytest.MonkeyPatch) -> None:
