@@ -99,10 +99,13 @@ def cpu(result: Result) -> str:
     real = next((each for each in result["starts"] if each["work"] == "MiniLM"), None)
     alike = [f"{name} {found['least']:.4f}" for name, found in real["fidelity"].items()] if real else []
     isa = result["oneDNN may use"]
+    load = ", ".join(f"{each:.1f}" for each in result["load"])
     text = (
         f"{result['cores']} cores of {result['device']}{'' if isa == 'all' else f', oneDNN held to {isa}'}, "
         f"{result['threads']} threads, torch {result['versions']['torch']}, openvino {result['versions']['openvino']}, "
-        f"{result['date']}, revision {result['revision']}. OpenVINO int8 is NNCF's, with the same texts. "
+        f"{result['date']}, revision {result['revision']}, "
+        f"load averages of 1, 5 and 15 minutes before the last model {load}. "
+        "OpenVINO int8 is NNCF's, with the same texts. "
         f"Least cosine of MiniLM's embeddings of a hundred texts: {', '.join(alike)}."
     )
     return "\n".join([*rows, "", text])

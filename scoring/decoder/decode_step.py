@@ -61,9 +61,8 @@ class Launcher(AdaptedLaunches):
         self.gathered = _GATHERED
         self.chunks = triton.cdiv(model.vocabulary, _CHUNK)
         self.precision = "ieee" if model.dtype == torch.float32 else "tf32"
-        self._gains = {
-            id(linear): gains_of(norm, linear) for norm, linear in ([] if self.own else normed_products(model))
-        }
+        folded = normed_products(model) if self.folds else []
+        self._gains = {id(linear): gains_of(norm, linear) for norm, linear in folded}
         picked = self.picked or self.rows
         self.far = False  # the step being enqueued splits long rows further
         spans, blocks = self.spans(picked), _CHUNK // _BLOCK
@@ -369,7 +368,7 @@ class Launcher(AdaptedLaunches):
             return self._gains[id(linear)]
         return self.buffers.x, given(linear.bias, self.buffers.x)
 
-    folds: ClassVar[bool] = True  # norms are folded into products
+    folds: ClassVar[bool] = True  # Triton's products take norms in, by constants of the model's
     #: True if each row has its own position; a decode step's rows are at their slots' lengths.
     own: ClassVar[bool] = False
 

@@ -36,6 +36,8 @@ Launch = Callable[[], dict[str, Any]]
 QUERIES, WARPS = 64, 4
 FEWER, FEWER_WARPS = 16, 1
 _TRIED = 64  # rows of a product that are compared, at its start, middle and end
+_COMPARED = 1 << 20  # outputs at least, before two ways are taken for one
+_MOST_DRAWS = 1 << 13
 _LEAST_SPAN = 256  # keys of a span
 _MOST_SPANS = 32  # of the longest sequence
 _BUSY = 264  # programs that fill a GPU: from there on, a program takes all spans of its keys
@@ -120,15 +122,30 @@ class OrderedProducts:
 
 def _alike(x: Tensor, weight: Tensor, out: Tensor) -> bool:
     """Return True if cuBLAS gives rows of x [M, K] the bits that the kernel gives them."""
-    x.normal_()
-    torch.mm(x, weight.t(), out=out)
-    for first in {0, (len(x) - 1) // 2, max(0, len(x) - _TRIED)}:
-        rows = x[first : first + _TRIED]
-        own = torch.empty_like(out[first : first + _TRIED])
-        multiply(rows, weight, own, False, {})
-        if not torch.equal(own, out[first : first + _TRIED]):
-            return False
-    return True
+    firsts = sorted({0, (len(x) - 1) // 2, max(0, len(x) - _TRIED)})
+    generator = torch.Generator(x.device).manual_seed(0)
+
+    def same() -> bool:
+        x.normal_(generator=generator)
+        torch.mm(x, weight.t(), out=out)
+        for first in firsts:
+            own = torch.empty_like(out[first : first + _TRIED])
+            multiply(x[first : first + _TRIED], weight, own, False, {})
+            if not torch.equal(own, out[first : first + _TRIED]):
+                return False
+        return True
+
+    return _always(same, len(weight) * min(len(x), _TRIED * len(firsts)))
+
+
+def _always(same: Callable[[], bool], outputs: int) -> bool:
+    """Return True if two ways to compute so many outputs give the same bits, drawn again until enough are compared.
+
+    Rounded to 16 bits, sums in another order differ in one number of thousands only. False where an output is of so few
+    numbers that it would take too long.
+    """
+    draws = -(-_COMPARED // outputs)
+    return draws <= _MOST_DRAWS and all(same() for _ in range(draws))
 
 
 def span_keys(length: int) -> int:
@@ -160,22 +177,29 @@ def fewer_queries(model: CachedModel, wide: int) -> bool:
     """Return True if programs of fewer queries give the bits of those of more, over keys in two spans at random."""
     if group_of(model) > FEWER or model.device.type != "cuda":
         return False
-    blocks, rows = 2 * _LEAST_SPAN // BLOCK, 5
+    blocks, rows, width = 2 * _LEAST_SPAN // BLOCK, 5, model.heads * model.head_dim
+    generator = torch.Generator(model.device).manual_seed(0)
     made: dict[str, Any] = {"dtype": model.dtype, "device": model.device}
-    keys, values = torch.randn(2, 1, model.kv_heads, blocks + 1, BLOCK, model.head_dim, **made)
+    cache = torch.empty(2, 1, model.kv_heads, blocks + 1, BLOCK, model.head_dim, **made)
+    q, scratch = torch.empty(rows, width, **made), torch.zeros(1, device=model.device)
     table = torch.arange(blocks, dtype=torch.int32, device=model.device)[None]
     state: Any = SimpleNamespace(
-        keys=keys, values=values, table=table, width=blocks, blocks=blocks, max_length=blocks * BLOCK
+        keys=cache[0], values=cache[1], table=table, width=blocks, blocks=blocks, max_length=blocks * BLOCK
     )
     positions = torch.tensor([0, 63, 200, 300, 511], dtype=torch.int32, device=model.device)
-    tiled = torch.stack((torch.arange(rows, device=model.device), torch.ones_like(positions), 0 * positions, positions))
-    q = torch.randn(rows, model.heads * model.head_dim, **made)
-    found = []
-    for fewer in (False, True):
-        out, scratch = torch.zeros_like(q), torch.zeros(1, device=model.device)
-        attend(model, state, 0, q, out, tiled.int(), rows, (scratch, scratch, scratch), 1, wide, False, {}, fewer)
-        found.append(out)
-    return torch.equal(*found)
+    order = torch.arange(rows, device=model.device)
+    tiled = torch.stack((order, torch.ones_like(positions), 0 * positions, positions)).int()
+
+    def same() -> bool:
+        cache.normal_(generator=generator), q.normal_(generator=generator)
+        found = []
+        for fewer in (False, True):
+            out = torch.zeros_like(q)
+            attend(model, state, 0, q, out, tiled, rows, (scratch, scratch, scratch), 1, wide, False, {}, fewer)
+            found.append(out)
+        return torch.equal(*found)
+
+    return _always(same, rows * width)
 
 
 def group_of(model: CachedModel) -> int:

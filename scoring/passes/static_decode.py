@@ -145,6 +145,7 @@ class StaticDecode(Pass):
             raise PassRefused(error.message) from error
         except (torch.OutOfMemoryError, OSError) as error:
             raise PassRefused(f"no memory for {slots} slots of {self.max_length} tokens") from error
+        self._compare(decoder, model)
         self.decoder = decoder
         most = "up to " if model.device.type == "cpu" else ""
         detail = f"{slots} slots, {most}{decoder.state.bytes() / 2**20:.0f} MiB of keys and values"
@@ -165,6 +166,17 @@ class StaticDecode(Pass):
             self.decoder = None
 
         return Applied(len(decoder.model.layers), detail, undo, Runtime(decoder=decoder))
+
+    def _compare(self, decoder: "Decoder", model: Any) -> None:
+        """Raise PassRefused if answers, which are to be the same bits in any company, are not.
+
+        At every start, whatever is known of the pass: which products are cuBLAS's is decided at every start too.
+        """
+        from scoring.decoder.company import difference
+
+        if self.invariant and (told := difference(decoder, model.config)):
+            decoder.drop()
+            raise PassRefused(f"{told}: with batch_invariant rows run one at a time")
 
     def _made(self, model: Any, slots: int, ranks: "Workers | None") -> "Decoder":
         """Decoder of a model, whole or cut over ranks; raises PassRefused if another rank has no memory for it."""
@@ -205,13 +217,10 @@ class StaticDecode(Pass):
 
     def verify(self, model: Any, reference: Callable[..., Any]) -> float:
         """Largest relative error of prefill, of cached steps and of adapters against plain transformers' answers."""
-        from scoring.decoder.company import difference
         from scoring.decoder.verify import adapter_error, errors
 
         if self.decoder is None:
             return float("nan")
-        if self.invariant and (told := difference(self.decoder, model.config)):
-            raise PassRefused(f"{told}: with batch_invariant rows run one at a time")
         found = [*errors(self.decoder, reference()).values(), adapter_error(self.decoder, model)]
         return max(found, key=lambda e: float("inf") if e != e else e)
 

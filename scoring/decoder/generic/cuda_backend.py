@@ -6,7 +6,7 @@ A forward that waits for the host, as some mixtures of experts do, cannot be cap
 import warnings
 from collections.abc import Callable, Sequence
 from statistics import median
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,7 +18,6 @@ from scoring.decoder.generic.compiled import compiled_forwards, layers_with
 from scoring.decoder.generic.model import GenericModel
 from scoring.decoder.kv_cache import KVCache
 from scoring.decoder.low_rank import SlotAdapters
-from scoring.decoder.model import Linear, Norm
 from scoring.decoder.prefill import Prefiller
 from scoring.decoder.prompt_attention import Run
 
@@ -30,6 +29,7 @@ class GenericStep(Launcher):
     """Launches one decode step: the model's modules, then sampling."""
 
     model: Any  # a GenericModel
+    folds: ClassVar[bool] = False  # norms and products are the model's own
 
     def step(self, rows: int, far: bool = False) -> None:
         self.far = far
@@ -39,9 +39,6 @@ class GenericStep(Launcher):
         logits = _forward(self, rows, s.tokens[slots], s.lengths[slots].long(), order)
         b.narrow[:rows].copy_(logits)
         self.sample(rows, b.narrow, advance=True)
-
-    def _normed_products(self) -> list[tuple[Norm, Linear]]:
-        return []  # norms and products are the model's own
 
 
 class GenericPrefiller(Prefiller):

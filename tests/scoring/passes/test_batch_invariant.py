@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,10 +10,13 @@ import torch
 
 from scoring.config import Limits, Optimisation
 from scoring.decoder import company
+from scoring.decoder.decoder import Decoder
 from scoring.decoder.verify import reference
 from scoring.engine.batch_invariance import ALONE
-from scoring.passes.base import LATENCY, Hardware, PassRefused
+from scoring.model.loaded import Runtime
+from scoring.passes.base import LATENCY, Applicability, Hardware, PassRefused
 from scoring.passes.registry import decoder_passes
+from scoring.passes.runner import run_passes
 from scoring.passes.static_decode import StaticDecode
 from scoring.passes.tensor_parallel import TensorParallel
 from tests.scoring.decoder.test_adapters import tiny
@@ -63,7 +67,48 @@ def test_it_is_verified_and_dropped_where_it_does_not_hold(tmp_path: Path, monke
 
     monkeypatch.setattr(company, "_answer", moved)
     with pytest.raises(PassRefused, match=r"differs from the same among \d rows: with batch_invariant rows run one"):
-        chosen.verify(model, told)
+        invariant().apply(model)
+
+
+def test_a_prepared_bundles_start_compares_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a verification elsewhere found says nothing of the products that this start chose."""
+    monkeypatch.setattr(company, "difference", lambda decoder, config: "an answer differs")
+    chosen, runtime = invariant(), Runtime()
+    records = run_passes(
+        tiny("qwen2", tmp_path), runtime, [(chosen, Applicability(True, ""))], (), reference, {"static_decode": 1e-6}
+    )
+    assert [record.state for record in records] == ["refused"]
+    assert "with batch_invariant rows run one at a time" in records[0].reason
+    assert chosen.decoder is None and runtime.decoder is None
+
+
+def test_no_more_rows_are_tried_than_the_cache_holds(tmp_path: Path) -> None:
+    model = tiny("qwen2", tmp_path)
+    assert company.difference(Decoder(model, 4, 64, tokens=128, fixed=True), model.config) == ""
+
+
+def test_prompts_of_several_spans_are_tried_where_there_are_spans(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over an edge in steps of few rows and of many, whole and stepped, and once in a step of long rows."""
+    model = tiny("qwen2", tmp_path)
+    decoder = Decoder(model, 3, 128, fixed=True)
+    launcher = SimpleNamespace(
+        keys=16, splits=lambda rows: 8 if rows < 3 else 1, is_far=lambda rows, longest: rows > 2 and longest > 64
+    )
+    monkeypatch.setattr(company, "_launcher", lambda decoder: launcher)
+    answer, tried = company._answer, []
+
+    def told(decoder: Decoder, ids: Any, rows: int, piece: int) -> list[torch.Tensor]:
+        tried.append((len(ids[0]), rows))
+        return [logits + (1e-7 if tried[-1] == torn else 0.0) for logits in answer(decoder, ids, rows, piece)]
+
+    monkeypatch.setattr(company, "_answer", told)
+    torn = (0, 0)
+    assert company.difference(decoder, model.config) == ""
+    assert {(31, 1), (31, 2), (31, 3), (49, 1), (65, 3)} <= set(tried)
+    for torn in ((31, 2), (31, 3), (65, 3)):
+        assert f"{torn[0]} tokens, an answer alone differs" in company.difference(decoder, model.config)
 
 
 def test_plain_sums_do_not_pass_the_verification(tmp_path: Path) -> None:

@@ -1,0 +1,45 @@
+"""What launchers compute when they are made, on any machine: no kernel runs."""
+
+from itertools import count
+from pathlib import Path
+
+import pytest
+import torch
+
+from scoring.decoder.adapters.families import build
+from scoring.decoder.generic.probe import probe
+from scoring.decoder.kv_cache import KVCache
+from tests.scoring.decoder.test_adapters import tiny
+from tests.tiny_causal import tiny_causal
+from tests.triton_stub import launchers_of
+
+
+def test_a_generic_models_launchers_read_no_norms() -> None:
+    with launchers_of("scoring.decoder.generic.cuda_backend") as backend:
+        model = probe(tiny_causal("olmo2"), 128, "")
+        state = KVCache(model, 3, 128)
+        made = backend.GenericStep(model, state, 3), backend.GenericPrefiller(model, state)
+        assert [each._gains for each in (*made, backend.GenericDraftStep(model, state))] == [{}] * 3
+
+
+def test_only_triton_products_have_constants_of_norms(tmp_path: Path) -> None:
+    with launchers_of("scoring.decoder.fixed_order") as fixed:
+        model = build(tiny("gpt2", tmp_path), 128)
+        state = KVCache(model, 3, 128)
+        assert fixed.FixedStep(model, state, 3, pdl=False)._gains == {}
+        assert len(fixed.Launcher(model, state, 3, pdl=False)._gains) == 2 * len(model.layers) + 1
+
+
+@pytest.mark.parametrize("torn", [-1, 0, 60])
+def test_a_product_is_cublas_only_after_a_million_equal_outputs(torn: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One output of the `torn`-th draw differs."""
+    x, weight, draws = torch.empty(1, 64), torch.randn(1000, 64), count()
+    with launchers_of("scoring.decoder.fixed_order") as fixed:
+
+        def multiply(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, *_: object) -> None:
+            torch.mm(x, weight.t(), out=out)
+            out[0, 7] += next(draws) == torn
+
+        monkeypatch.setattr(fixed, "multiply", multiply)
+        assert fixed._alike(x, weight, torch.empty(1, 1000)) is (torn < 0)
+    assert next(draws) == (torn + 1 if torn >= 0 else 1049)
