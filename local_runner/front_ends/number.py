@@ -23,7 +23,11 @@ def number_of(asked: int | None, code: Path, environment: Mapping[str, str] = os
         if asked and task in _ONE_PROCESS:
             raise RunnerFailed(f"{task} is answered by the engine's process alone.", "Leave out --front-ends.")
         return asked
-    cores = cores or cores_here()
-    if task not in _STREAMING or cores < _LEAST_CORES or not gpus(environment):
+    return usual(task, cores or cores_here(), bool(gpus(environment)))
+
+
+def usual(task: str, cores: int, gpu: bool) -> int:
+    """Front ends of a machine with so many cores, and GPUs or none."""
+    if task not in _STREAMING or cores < _LEAST_CORES or not gpu:
         return 0
     return min(_USUAL_MOST, cores // _CORES_EACH)

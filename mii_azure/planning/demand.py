@@ -5,12 +5,13 @@ from typing import NamedTuple
 from mii_azure.errors import NotAvailable, SpecError
 from mii_azure.model.profile import Profile
 from mii_azure.platform import limits
+from mii_azure.platform.servers import Server
 from mii_azure.spec import Spec
 from scoring.passes.families import decoder_tier
 
 
 class Demand(NamedTuple):
-    """Demand on memory; None where the plan decides."""
+    """Demand on memory and on the server; None where the plan decides."""
 
     context: int | None = None  # tokens of one request, prompt and answer
     concurrency: int | None = None  # most sequences at once
@@ -20,6 +21,7 @@ class Demand(NamedTuple):
     adapters: int = 0  # parameters of those beside the model
     narrow: bool = False  # keys and values are kept in FP8
     paged: bool = True  # False: the pass that has a paged cache is forced off
+    server: Server = "azmlinfsrv"  # what hands tokens on
 
     def tokens(self, context: int) -> int:
         """Tokens that an expected request holds at its end, within a context."""
@@ -58,6 +60,7 @@ def demand_of(spec: Spec, facts: Profile, beside: int = 0) -> Demand:
         beside,
         spec.kv_cache_dtype == "fp8",
         "static_decode" not in spec.passes_off and _has_one_order(spec, facts),
+        spec.server,
     )
 
 

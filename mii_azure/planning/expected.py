@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from local_runner.front_ends.number import usual
 from mii_azure.hardware import roofline
 from mii_azure.hardware.speed import Effort, Speed, speeds
 from mii_azure.planning import latency
@@ -22,13 +23,17 @@ Basis = Literal["measured", "scaled", "assumed"]
 Unit = Literal["tokens", "requests", "images"]
 
 GENERATES = ("text-generation", "conversational", "summarization", "translation")
-SERVED = "served token"  # what hands one on, whatever the model: the host's time of the engine's process
 FEW_ROWS = 2  # sequences up to which a step multiplies vectors and no matrices (scoring/decoder/decode_step.py)
 
 
 def decoder_runner(tier: str, rows: int, shipped: str = "") -> str:
     """Name of what runs a decode step: few rows are read by other kernels than many, quantised numbers by their own."""
     return f"{tier} decode, {'few' if rows <= FEW_ROWS else 'many'} rows{shipped and ', ' + shipped}"
+
+
+def hands_on(front_ends: bool, streams: bool) -> str:
+    """Name of what hands a token on to a client: front ends beside the engine's process, or that process by itself."""
+    return "token, front ends" if front_ends else f"{'streamed' if streams else 'whole'} token, one process"
 
 
 def runner(work: Work, placed: Fit, rows: int) -> str:
@@ -107,9 +112,15 @@ def basis(work: Work, placed: Fit, rows: int) -> Basis:
 
 
 def most_served(work: Work, placed: Fit) -> float:
-    """Most tokens a second that an instance hands on to its clients."""
-    tier = decoder_tier(work.profile.family).tier if placed.room.pool else None
-    return 1.0 / speeds()[SERVED].seconds(Effort(0.0, 0.0, 1), 1.0, 1.0) if tier else math.inf
+    """Most tokens a second that the server of an instance hands on to its clients.
+
+    Azure's server streams nothing and has one process; ours is counted as streaming.
+    """
+    if not placed.room.pool or not decoder_tier(work.profile.family).tier:
+        return math.inf
+    ours, sku = work.demand.server == "http", placed.sku
+    name = hands_on(ours and usual(work.task, sku.cores, sku.gpu is not None) > 0, ours)
+    return 1.0 / speeds()[name].seconds(Effort(0.0, 0.0, 1), 1.0, 1.0)
 
 
 class Workload(BaseModel):

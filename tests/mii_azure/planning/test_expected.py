@@ -2,9 +2,11 @@
 
 import json
 from statistics import median
+from typing import Any
 
 import pytest
 
+from local_runner.front_ends.number import usual
 from mii_azure.hardware import roofline
 from mii_azure.hardware.skus import find_sku
 from mii_azure.hardware.speed import speeds
@@ -13,7 +15,9 @@ from mii_azure.model.families import family_named, find_family
 from mii_azure.model.profile import Profile
 from mii_azure.planning import expected, latency, memory
 from mii_azure.planning.budget import Work
-from mii_azure.planning.demand import Demand
+from mii_azure.planning.demand import Demand, demand_of
+from mii_azure.platform.servers import Server
+from mii_azure.spec import make_spec
 from tests.mii_azure.planning.test_planner import facts
 from tools.fit_speed import error, speed_of
 from tools.measured_speed import OTHER_RESULTS, RESULTS, measured
@@ -68,11 +72,13 @@ def test_rows_are_expected_by_the_others() -> None:
 
 SHAPES = {
     "llama-1.1b": ("llama", 1_100_048_384, {"layers": 22, "kv_heads": 4}),
+    "llama-3.2-3b": ("llama", 3_212_749_824, {"layers": 28, "kv_heads": 8, "hidden_size": 3072, "vocab_size": 128256}),
+    "qwen3-0.6b": ("qwen3", 596_049_920, {"layers": 28, "kv_heads": 8, "hidden_size": 1024, "vocab_size": 151936}),
     "opt-1.3b": ("opt", 1_315_758_080, {"layers": 24, "kv_heads": 32, "vocab_size": 50272}),
 }
 
 
-@pytest.mark.parametrize("model", SHAPES)
+@pytest.mark.parametrize("model", ("llama-1.1b", "opt-1.3b"))
 def test_256_requests_take_as_long_as_was_measured(model: str) -> None:
     """Prompts and steps together, by the way a ranking counts; a throughput that no row was fitted to."""
     told = json.loads((RESULTS / "throughput.json").read_text(encoding="utf-8"))
@@ -90,27 +96,59 @@ def test_256_requests_take_as_long_as_was_measured(model: str) -> None:
     assert expected.basis(work, placed, rows) == "measured"
 
 
-def test_256_requests_over_http_take_as_long_as_was_measured() -> None:
-    """Front ends and all, on a card that no instance type has: described as `--gpus ...` describes one."""
-    told = json.loads((RESULTS / "over_http.json").read_text(encoding="utf-8"))
-    rows = [each for each in told["models"]["llama-1.1b"]["rows"] if each["front ends"] and each["clients"] == 256]
-    family, parameters, sizes = SHAPES["llama-1.1b"]
-    profile = facts(family, parameters, kv_bytes_per_token=4 * sizes["layers"] * sizes["kv_heads"] * 64, **sizes)
-    work = Work(profile, family_named(family, "decoder"), "text-generation", Demand())
+OVER_HTTP = json.loads((RESULTS / "over_http.json").read_text(encoding="utf-8"))
+BY_HTTP = [(name, row) for name, told in OVER_HTTP["models"].items() for row in told["rows"]]
+
+
+def ranked(model: str, row: dict[str, Any]) -> float:
+    """Tokens a second that a ranking tells for a measured row, on a card that is described as `--gpus ...` does."""
+    family, parameters, sizes = SHAPES[model]
+    head = 64 if model in ("llama-1.1b", "opt-1.3b") else 128
+    profile = facts(family, parameters, kv_bytes_per_token=4 * sizes["layers"] * sizes["kv_heads"] * head, **sizes)
+    shortest, longest, new = OVER_HTTP["load"]
+    server: Server = "http" if row["front ends"] or row["way"] != "whole" else "azmlinfsrv"
+    demand = Demand(prompt=(shortest + longest) // 2, new=new, server=server)
+    work = Work(profile, family_named(family, "decoder"), "text-generation", demand)
     sku = find_sku(H100)
     assert sku.gpu is not None
     gpu = sku.gpu.model_copy(update={"name": "NVIDIA H200", "bandwidth_gb_s": 4800})
-    h200 = sku.model_copy(update={"gpu": gpu})
-    placed = memory.fit(work, h200)
-    shortest, longest, new = told["load"]
-    prompt, clients = (shortest + longest) // 2, 256
-    kept = profile.kv_bytes_per_token * clients * (prompt + new // 2)
-    seconds = expected.prompt_seconds(work, placed, clients * prompt, prompt)
-    seconds += new * expected.step_seconds(work, placed, kept, clients)
-    per_second = min(clients * new / seconds, expected.most_served(work, placed))
-    for row in rows:
-        assert per_second == pytest.approx(row["tokens/s"], rel=0.4), row["way"]
-    assert expected.basis(work, placed, clients) == "measured"
+    cores = 16 if row["front ends"] else 4
+    assert usual("text-generation", cores, True) == row["front ends"]
+    made = expected.outlook(
+        work, memory.fit(work, sku.model_copy(update={"gpu": gpu, "cores": cores})), 1, row["clients"]
+    )
+    assert (made.batch, made.basis) == (row["clients"], "measured")
+    return made.per_second
+
+
+def test_requests_over_http_take_as_long_as_was_measured() -> None:
+    """The slower of engine and server: with front ends and in one process, whole and streamed, of every model."""
+    errors = {
+        (name, row["front ends"], row["way"]): row["tokens/s"] / ranked(name, row) - 1
+        for name, row in BY_HTTP
+        if row["clients"] > 1  # one client's rows hold an import that no later server waits for: docs/performance.md
+    }
+    assert len(errors) == 10
+    assert median(map(abs, errors.values())) <= 0.15, errors
+    assert min(errors.values()) >= -0.5, errors  # as a ranking says of rows over HTTP
+    missed = errors.pop(("qwen3-0.6b", 5, "stream"))  # its second holds that import too: docs/performance.md
+    assert missed < -0.40
+    assert max(map(abs, errors.values())) <= 0.40, errors
+
+
+def test_azures_server_is_promised_no_more_than_one_process_hands_on() -> None:
+    """The default of a spec: a small model on a large card is not ranked by front ends that it has not."""
+    plain = make_spec(task="text-generation", model="m", name="abc")
+    profile = facts("llama", 500_000_000)
+    ours = plain.model_copy(update={"server": "http"})
+    work = {
+        spec.server: Work(profile, family_named("llama", "decoder"), spec.task, demand_of(spec, profile))
+        for spec in (plain, ours)
+    }
+    most = {server: expected.most_served(each, memory.fit(each, find_sku(H100))) for server, each in work.items()}
+    (whole,) = [row for _, row in BY_HTTP if not row["front ends"] and row["way"] == "whole"]
+    assert most["azmlinfsrv"] == pytest.approx(whole["tokens/s"], rel=0.01)
+    assert most["http"] > 1.5 * most["azmlinfsrv"]
 
 
 def test_a_token_reads_the_experts_that_it_goes_through() -> None:
