@@ -1,5 +1,6 @@
 """Tables of whole answers: images, many requests at once, long prompts, memory, weights on the host, and CPUs."""
 
+from statistics import mean
 from typing import Any
 
 from benchmarks.cpu.neighbour import busy
@@ -235,10 +236,12 @@ def over_http(result: Result) -> str:
             waits = "{:.0f} ms at p50, {:.0f} at p99 and {:,.0f} at most".format(
                 *(beside[f"short next {each}"] for each in ("p50", "p99", "most"))
             )
+            run = f", in a run of its own at revision {beside['revision']} with `{' '.join(beside['flags'])}`"
+            noted = f" {beside['note']}" if beside.get("note") else ""
             notes[-1] += (
                 f" (a request of {beside['long tokens']:,} tokens among {beside['short']} short ones, of which "
                 f"{beside['short failed']} failed, was answered after {beside['long ms']:,.0f} ms; the others' next "
-                f"tokens came after {waits})"
+                f"tokens came after {waits}{run}.{noted})"
             )
     load = f"prompts of {result['load'][0]} to {result['load'][1]} tokens, {result['load'][2]} new ones, all at once"
     text = f"`generate`, `serve`, then clients on the same machine: {load}. {where(result)}: {'; '.join(notes)}."
@@ -260,7 +263,7 @@ def cache_forms(result: Result) -> str:
         long = " / ".join(f"{own['step_ms']['256'][context]:.2f}" for context in contexts[1:])
         cost = "" if form == "plain" else f"{result['cost'][form]:.1%}"
         rows.append(
-            f"| {told} | {max(own['tokens_per_second']):,.0f} | {cost} | {short} | {long} "
+            f"| {told} | {mean(own['tokens_per_second']):,.0f} | {cost} | {short} | {long} "
             f"| {own['cache_bytes'] / 1e9:.2f} | {max(own['errors'].values()):.3f} |"
         )
     same, tried = sum(result["batch-invariant"]["bits"].values()), len(result["batch-invariant"]["bits"])

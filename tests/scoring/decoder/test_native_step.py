@@ -144,7 +144,7 @@ def test_numbers_of_a_checkpoint_are_read_as_they_are(method: str, tmp_path: Pat
     except PassRefused as refused:
         assert "groups of 16" in str(refused)  # as the tiny checkpoint has them
         return
-    assert applied.detail == f"{kind}: a step of one sequence 3.00 to 1.00 ms"
+    assert applied.detail.startswith(f"{kind}, of {len(decode.decoder.model.products())} products {applied.count} as")
     assert error(steps(decode.decoder, 3), wanted) < ROUNDED
     for product in decode.decoder.model.products()[: applied.count]:
         if kind == "int8":
