@@ -34,10 +34,11 @@ class Speed(BaseModel):
     cards: tuple[str, ...]
 
     def seconds(self, effort: Effort, bandwidth: float, peak: float) -> float:
-        """Expected seconds on a device of that bandwidth (bytes a second) and peak (FLOP a second)."""
+        """Expected seconds, never less than the device's bandwidth (bytes a second) and peak (FLOP a second) allow."""
         reading = effort.bytes / (bandwidth * self.read) if self.read else 0.0
         computing = effort.flops / (peak * self.compute) if self.compute else 0.0
-        return reading + computing + effort.layers * self.layer_s
+        floor = max(effort.bytes / bandwidth, effort.flops / peak)
+        return max(reading + computing + effort.layers * self.layer_s, floor)
 
 
 @cache

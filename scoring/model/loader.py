@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -253,7 +254,8 @@ def _weights(deployment: Deployment, folder: Path, device: torch.device) -> Any:
     where: dict[str, Any] = {"device_map": {"": device}} if device.type == "cuda" else {}
     refuse_outside(folder)
     if device.type == "cpu":
-        refuse_beyond_limit(lambda: survey(deployment, folder).weight_bytes, deployment.dtype)
+        with suppress(HeadMissing):  # which the load itself tells more of
+            refuse_beyond_limit(lambda: survey(deployment, folder).weight_bytes, deployment.dtype)
     try:
         model, report = _made(
             "from_pretrained",

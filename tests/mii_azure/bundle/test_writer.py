@@ -44,7 +44,7 @@ def test_a_bundle_has_the_files_of_the_layout_and_the_scoring_package_byte_for_b
     package = Path(scoring.__file__).parent
     copied = {path.removeprefix("code/scoring/") for path in tree(bundle) if path.startswith("code/scoring/")}
     assert {path for path in tree(bundle) if not path.startswith("code/scoring/")} == EXPECTED
-    assert copied == {path for path in tree(package) if path.endswith(".py") or path == "py.typed"}
+    assert copied == {path for path in tree(package) if path.endswith((".py", ".c")) or path == "py.typed"}
     for path in copied:
         assert filecmp.cmp(bundle / "code/scoring" / path, package / path, shallow=False), path
     assert os.access(bundle / "deploy.sh", os.X_OK)
@@ -74,7 +74,8 @@ def test_scoring_reads_the_settings_that_were_written(make_bundle):
         "bert-question-answering",
     )
     written = json.loads((bundle / "code" / "deployment.json").read_text())["limits"]
-    elsewhere = {"kv_cache_tokens", "memory_share", "draft_model"}  # of a decoder on a GPU, or beside a draft model
+    # Of a decoder with a paged cache, beside a draft model, or where they were asked for.
+    elsewhere = {"kv_cache_tokens", "memory_share", "draft_model", "kv_cache_dtype", "batch_invariant"}
     assert written.keys() == {field.name for field in fields(Limits)} - elsewhere
     assert settings.limits == Limits(**written)
 

@@ -12,6 +12,7 @@ from local_runner.process.launch import LOOPBACK, Runner
 from mii_azure.errors import NotABundle, SpecError
 from mii_azure.verdict.outcome import TargetRun, Verdict, require_compared
 from mii_azure.verdict.parity import parity
+from mii_azure.verdict.sides import Side
 from mii_azure.verdict.verdict_file import require_verdict, write_verdict
 
 pytestmark = pytest.mark.usefixtures("forked")
@@ -77,7 +78,8 @@ def test_a_key_is_for_one_host(bundle: Path) -> None:
 
 
 def test_nothing_compared_is_no_verdict() -> None:
-    whole, none = TargetRun([(200, b"1")], {}), TargetRun([None], {}, own_form=False)
+    whole = TargetRun([(200, b"1")], {}, Side(target="grpc", where="here"))
+    none = TargetRun([None], {}, Side(target="url:x/v1", where="x"), own_form=False)
     require_compared({"grpc": whole, "http": whole}, 1)
     with pytest.raises(SpecError, match="None of 1 requests has a form at both grpc and url:x/v1"):
         require_compared({"grpc": whole, "url:x/v1": none}, 1)
