@@ -26,3 +26,11 @@ def test_sizes_with_gpus_and_those_without_a_record_have_no_line() -> None:
     silent = [sku for sku in all_skus().values() if sku.gpu is None and not sku.processors]
     assert silent
     assert not any(processors.lines(each) for each in silent)
+
+
+def test_a_series_that_has_every_set_is_told_of_nothing_that_it_lacks() -> None:
+    sku = find_sku("Standard_L8s_v3")
+    every = sku.processors[0].model_copy(update={"sets": processors.ASKED})
+    (line,) = processors.lines(sku.model_copy(update={"processors": (every,)}))
+    assert line.value == ", ".join(processors.ASKED)
+    assert "None has" not in line.reason
