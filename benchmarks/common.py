@@ -18,6 +18,7 @@ from mii_azure.hardware.roofline import flops, forward_floor
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+CHANGED = "+"  # what a revision ends in where the tree had changes
 
 
 def call_ms(call: Callable[[], Any], calls: int = 100, warm: int = 5) -> float:
@@ -93,7 +94,7 @@ def revision() -> str:
         changed = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+    return head.stdout.strip() + (CHANGED if changed.stdout.strip() else "")
 
 
 def table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:

@@ -276,6 +276,7 @@ def breakdown(decoder: Decoder, rows: int) -> dict[str, float]:
     times["sampling, once"] = 1e3 * graph_ms(lambda: launcher.sample(rows, logits, True))
     decoder.state.temperature.fill_(0.9), decoder.state.top_k.fill_(50), decoder.state.top_p.fill_(0.9)
     times["sampling with top-k and top-p, once"] = 1e3 * graph_ms(lambda: launcher.sample(rows, logits, True))
+    decoder.state.temperature.zero_(), decoder.state.top_k.zero_(), decoder.state.top_p.fill_(1.0)
     return {name: round(value, 2) for name, value in times.items()}
 
 

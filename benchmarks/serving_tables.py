@@ -1,6 +1,9 @@
 """Tables of whole answers: images, many requests at once, long prompts, memory, weights on the host, and CPUs."""
 
+from statistics import mean
 from typing import Any
+
+from benchmarks.cpu.neighbour import busy
 
 Result = dict[str, Any]
 
@@ -97,10 +100,13 @@ def cpu(result: Result) -> str:
     real = next((each for each in result["starts"] if each["work"] == "MiniLM"), None)
     alike = [f"{name} {found['least']:.4f}" for name, found in real["fidelity"].items()] if real else []
     isa = result["oneDNN may use"]
+    load = ", ".join(f"{each:.1f}" for each in result["load"])
     text = (
         f"{result['cores']} cores of {result['device']}{'' if isa == 'all' else f', oneDNN held to {isa}'}, "
         f"{result['threads']} threads, torch {result['versions']['torch']}, openvino {result['versions']['openvino']}, "
-        f"{result['date']}, revision {result['revision']}. OpenVINO int8 is NNCF's, with the same texts. "
+        f"{result['date']}, revision {result['revision']}, "
+        f"load averages of 1, 5 and 15 minutes before the last model {load}. "
+        "OpenVINO int8 is NNCF's, with the same texts. "
         f"Least cosine of MiniLM's embeddings of a hundred texts: {', '.join(alike)}."
     )
     return "\n".join([*rows, "", text])
@@ -179,21 +185,38 @@ def long_prompts(result: Result) -> str:
     )
 
 
+def changes_told(revision: str) -> str:
+    """What the + of a revision means, where it has one, as a sentence and a space."""
+    return "A + is for changes that were not committed when it ran. " if "+" in revision else ""
+
+
 def neighbour(result: Result) -> str:
     """Generation on a CPU beside a busy process."""
-    told = {"system": "OpenMP's own", "ours": "passive, as servers of ours do"}
+    waits = {"system": "OpenMP's own", "ours": "passive, as servers of ours do"}
     rows = ["| threads wait | quiet s | beside one busy process s | of the fair share |", "|---|---|---|---|"]
     rows += [
-        f"| {told[row['waiting']]} | {row['quiet s']:.2f} | {row['busy s']:.2f} | {row['of the fair share']:.2f} |"
+        f"| {waits[row['waiting']]} | {row['quiet s']:.2f} | {row['busy s']:.2f} | {row['of the fair share']:.2f} |"
         for row in result["neighbour"]
     ]
     cores = result["cores"]
     note = (
         f"Eight tokens of SmolLM2-135M by plain transformers in float32, {result['device']}, {cores} cores, medians; "
         f"the fair share is {cores} of {cores + 1} parts. torch {result['versions']['torch']}, {result['date']}, "
-        f"revision {result['revision']}. `python -m benchmarks.cpu 20 FOLDER neighbour`."
+        f"revision {result['revision']}. {changes_told(result['revision'])}{_loaded(result)}"
+        "`python -m benchmarks.cpu 20 FOLDER neighbour`."
     )
     return "\n".join([*rows, "", note])
+
+
+def _loaded(result: Result) -> str:
+    """What a machine that was not idle means for the figures, as a sentence and a space; nothing for one that was."""
+    if not busy(result["load"][0], result["cores"]):
+        return ""
+    loads = ", ".join(f"{each:.1f}" for each in result["load"])
+    return (
+        f"The load averages over 1, 5 and 15 minutes were {loads} before it began: the machine was not idle, and a "
+        "share above 1 says how far the quiet figure is off. "
+    )
 
 
 def over_http(result: Result) -> str:
@@ -213,10 +236,12 @@ def over_http(result: Result) -> str:
             waits = "{:.0f} ms at p50, {:.0f} at p99 and {:,.0f} at most".format(
                 *(beside[f"short next {each}"] for each in ("p50", "p99", "most"))
             )
+            run = f", in a run of its own at revision {beside['revision']} with `{' '.join(beside['flags'])}`"
+            noted = f" {beside['note']}" if beside.get("note") else ""
             notes[-1] += (
                 f" (a request of {beside['long tokens']:,} tokens among {beside['short']} short ones, of which "
                 f"{beside['short failed']} failed, was answered after {beside['long ms']:,.0f} ms; the others' next "
-                f"tokens came after {waits})"
+                f"tokens came after {waits}{run}.{noted})"
             )
     load = f"prompts of {result['load'][0]} to {result['load'][1]} tokens, {result['load'][2]} new ones, all at once"
     text = f"`generate`, `serve`, then clients on the same machine: {load}. {where(result)}: {'; '.join(notes)}."
@@ -238,7 +263,7 @@ def cache_forms(result: Result) -> str:
         long = " / ".join(f"{own['step_ms']['256'][context]:.2f}" for context in contexts[1:])
         cost = "" if form == "plain" else f"{result['cost'][form]:.1%}"
         rows.append(
-            f"| {told} | {max(own['tokens_per_second']):,.0f} | {cost} | {short} | {long} "
+            f"| {told} | {mean(own['tokens_per_second']):,.0f} | {cost} | {short} | {long} "
             f"| {own['cache_bytes'] / 1e9:.2f} | {max(own['errors'].values()):.3f} |"
         )
     same, tried = sum(result["batch-invariant"]["bits"].values()), len(result["batch-invariant"]["bits"])

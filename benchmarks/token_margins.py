@@ -1,22 +1,23 @@
 """Margins of sound servers that compute in fewer bits, which `parity --tokens` has to allow for, by number format.
 
-`python -m benchmarks.token_margins` takes answers of SmolLM2-135M-Instruct that `benchmarks.parity_faults` kept, and
-has the model in each format pick every token after the ones before it; the margin of a pick is what the float32 model
-finds of it. Verdicts of 64 tokens a kind, the fewest that 320 tokens have, are drawn from the answers.
-Writes results/token_margins.json.
+`python -m benchmarks.token_margins NAME` takes answers of SmolLM2-135M-Instruct that `benchmarks.parity_faults` kept in
+the folder of that name, and has the model in each format pick every token after the ones before it; the margin of a
+pick is what the float32 model finds of it. Verdicts of 64 tokens a kind, the fewest that 320 tokens have, are drawn
+from the answers. Writes results/token_margins.json.
 """
 
 import datetime
 import math
 import random
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from statistics import NormalDist, fmean, quantiles
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.common import revision, table, write
+from benchmarks.common import table, write
 from benchmarks.faulty_servers import TASK
-from benchmarks.parity_faults import CLEAN, answered, clean_probes
+from benchmarks.parity_faults import CLEAN, Kept, clean_probes, measured_revision
 from mii_azure.model.packaged import packaged_model
 from mii_azure.verdict.tokens.judge import ROUNDING
 from mii_azure.verdict.tokens.margins import margins, pick_scores
@@ -40,10 +41,12 @@ FORMATS = {
 }
 
 
-def logits_of(reference: ReferenceModel, change: Callable[..., AbstractContextManager[None]] | None) -> list["Tensor"]:
+def logits_of(
+    reference: ReferenceModel, store: Kept, change: Callable[..., AbstractContextManager[None]] | None
+) -> list["Tensor"]:
     """Logits of each answer's tokens under a change of the model."""
     probes = [probe for run in clean_probes()[:10] for probe in run][:_ANSWERS]
-    told = answered(f"{CLEAN}-0", probes)
+    told = store.answers(f"{CLEAN}-0", probes)
     with reference.changed(change) if change else nullcontext():
         return [reference.logits(reference.prompt(probe.value), reference.read(text)) for probe, text in told.answers]
 
@@ -79,17 +82,17 @@ def calibrated(made: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def main() -> None:
+def main(store: Kept) -> None:
     """Measure, write and print."""
     reference = ReferenceModel(packaged_model("smollm2"), TASK)
     changes = {suspect.cause: suspect.model for suspect in suspects(TASK)}
-    exact = logits_of(reference, None)
+    exact = logits_of(reference, store, None)
     rows = []
     for name, cause in FORMATS.items():
-        rows.append(row(name, margins_of(exact, logits_of(reference, changes[cause]))))
+        rows.append(row(name, margins_of(exact, logits_of(reference, store, changes[cause]))))
         print(rows[-1], flush=True)
     tokens = sum(len(each) for each in exact)
-    result = {"rows": rows, "tokens": tokens, "versions": versions(), "revision": revision()}
+    result = {"rows": rows, "tokens": tokens, "versions": versions(), "revision": store.judged}
     write("token_margins", result | {"date": datetime.date.today().isoformat()})
     allowed = {name: rounding.bound(_TOGETHER * NEW_TOKENS) for name, rounding in ROUNDING.items()}
     shown = [{**each, "bound": allowed.get(each["format"])} for each in rows]
@@ -97,4 +100,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    now = measured_revision(dirty=False)
+    main(Kept(now, sys.argv[1] if len(sys.argv) > 1 else ""))

@@ -81,6 +81,7 @@ LIBRARIES = """
     prometheus_client pydantic jinja2 yaml typer rich.console rich.table cryptography.x509
 """
 _ROOM_FOR_COMMAND = 4000  # bytes; /proc shows a command line as long as the server's own at most
+_UNFLUSHED = 120  # as Python ends whose streams cannot be flushed
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of Linux' prctl
 _ARGUMENTS = 48, 49  # fields of /proc/self/stat: where the command line begins and ends
 
@@ -283,7 +284,10 @@ def _run(program: str) -> None:
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+        try:
+            stream.flush()
+        except OSError:  # nobody reads it any more
+            code = code or _UNFLUSHED
     os._exit(code)
 
 

@@ -45,6 +45,8 @@ OTHER_RESULTS = {
     "cpu_decoders": "decoders on a CPU, whose basis is assumed",
     "cpu-vnni": "the rows of cpu.json, with fewer instructions",
     "encoders-kernels": "kernels",
+    "first_hour": "an installation",
+    "grammars": "what a grammar adds",
     "hosts": "what hosts add",
     "memory": "bytes",
     "neighbour": "what another program on the cores adds",

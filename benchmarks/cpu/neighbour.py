@@ -16,21 +16,33 @@ from scoring.limits import cpus
 
 TOKENS = 8
 SHARE = 0.7
+_IDLE = 0.25  # load average a core; of a machine that does more, some of what is measured is others' work
 _OPENMP = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
+def busy(load: float, cores: int) -> bool:
+    """Whether a load average says that the cores had other work."""
+    return load > _IDLE * cores
+
+
 def run(budget_s: float) -> list[dict[str, Any]]:
-    """A row a way of waiting: seconds for some tokens, quiet and busy."""
+    """A row a way of waiting: seconds for some tokens, quiet and busy; ends the process where others use the cores."""
+    load = os.getloadavg()[0]
+    print(f"load average {load:.2f} on {cpus.cores()} cores", flush=True)
+    if busy(load, cpus.cores()):
+        sys.exit("Others use the cores: the quiet figures would be theirs. Measure on an idle machine.")
     rows = []
     with ExitStack() as stack:
         workers = {name: stack.enter_context(_worker(name)) for name in ("system", "ours")}
-        times: dict[tuple[str, bool], list[float]] = {(name, busy): [] for name in workers for busy in (False, True)}
+        times: dict[tuple[str, bool], list[float]] = {
+            (name, beside): [] for name in workers for beside in (False, True)
+        }
         end = time.perf_counter() + 2 * budget_s
         while len(times["ours", True]) < 3 or time.perf_counter() < end:
-            for busy in (False, True):
-                with _busy() if busy else ExitStack():
+            for beside in (False, True):
+                with _busy() if beside else ExitStack():
                     for name, worker in workers.items():
-                        times[name, busy].append(_ask(worker))
+                        times[name, beside].append(_ask(worker))
     fair = cpus.cores() / (cpus.cores() + 1)
     for name in workers:
         quiet, busy_s = median(times[name, False]), median(times[name, True])

@@ -78,11 +78,14 @@ async def _form(request: Request, limit: int) -> tuple[bytes | None, dict[str, l
     except (MultiPartException, KeyError, ValueError, AssertionError) as error:
         raise InvalidInput("The form cannot be read.", _FORM) from error
     file, fields = None, dict[str, list[str]]()
-    for name, value in found.multi_items():
-        if isinstance(value, UploadFile):
-            if name != "file":
-                raise InvalidInput(f"{name[:80]} is no file of this form.", _FORM, name[:80])
-            file = await value.read()
-        else:
-            fields.setdefault(name, []).append(str(value))
+    try:
+        for name, value in found.multi_items():
+            if isinstance(value, UploadFile):
+                if name != "file":
+                    raise InvalidInput(f"{name[:80]} is no file of this form.", _FORM, name[:80])
+                file = await value.read()
+            else:
+                fields.setdefault(name, []).append(str(value))
+    finally:
+        await found.close()
     return file, fields

@@ -82,7 +82,7 @@ CAUSES: tuple[Cause, ...] = (
     ),
     Cause(
         "",
-        r"\b(deployment|end ?point)\b.{0,80} in '?failed'? (provisioning )?state(?!.{0,20}\breason\b)",
+        r"\b(deployment|end ?point)\b.{0,80} in '?failed'? (provisioning )?state(?!.{0,20}\b(reason|because|due to)\b)",
         errors.AzureError,
         "What stands there has failed, and Azure takes nothing over it.",
         "Delete it, e.g. `mii-azure delete BUNDLE --slot SLOT`, and run the same command again.",
@@ -201,7 +201,9 @@ CAUSES: tuple[Cause, ...] = (
     ),
     Cause(
         "NameConflict NameNotAvailable NameUnavailable EndpointAlreadyExists EndpointNameTaken",
-        r"already an? .{0,10}endpoint with this name|(?<!under )(?<!in )\bend ?point( '?[\w-]+'?)? already exists"
+        r"already an? .{0,10}endpoint with this name"
+        r"|\A(?!.*\bdeployment\b).*\bend ?point( named| called)?( ['\"]?[\w-]+['\"]?)?"
+        r" (is )?already (exists|taken|in use)"
         r"|\bend ?point('s)? name\b.{0,60}(taken|in use|already exists|not available)",
         errors.NameTaken,
         "The endpoint's name is taken: names are unique in a region, and in a cluster.",

@@ -18,6 +18,7 @@ from scoring.lora.stacks import SPAN, StaticLowRank
 
 _PIECE, _LONG_PIECE = 1024, 4096  # inputs of a program of the first product, of a row and of a tile
 _BLOCK = 128  # inputs of a tile that are read at once
+_RANKS = 128  # bytes of a rank's numbers that are: 64 KiB of a span's columns, of the 99 that any such GPU has
 
 
 #: Returns the launch options of the next kernel.
@@ -54,9 +55,10 @@ class AdapterStep:
         """Take x [rows, K], dense, to the rank of the tiles' adapters."""
         own = product.static
         _, parts, rank, inputs = own.down.shape
-        low_rank.lower[(tiles.count, parts, _splits(inputs, tiles))](
+        shared = _shared(rank, tiles, x, pdl)
+        low_rank.lower[(tiles.count, parts * triton.cdiv(rank, shared["RP"]), _splits(inputs, tiles))](
             x, own.down, self._held, tiles.source, self._of_slot, tiles.stride, self._rows, inputs, rank, parts,
-            PIECE=_piece(tiles), BK=_BLOCK, **_shared(rank, tiles, x, pdl), **launch(),
+            PIECE=_piece(tiles), BK=_BLOCK, **shared, **launch(),
         )  # fmt: skip
 
     def lift(self, product: GroupedLowRank, out: Tensor, tiles: Tiles, pdl: bool, launch: Launch) -> None:
@@ -136,9 +138,10 @@ def _splits(inputs: int, tiles: Tiles) -> int:
 
 
 def _shared(rank: int, tiles: Tiles, like: Tensor, pdl: bool) -> dict[str, Any]:
+    ranks = _even(rank) if tiles.stride else triton.next_power_of_2(rank)
     return {
         "TILED": bool(tiles.stride), "QP": _even(tiles.queries), "HP": _even(rank), "PDL": pdl,
-        "RP": _even(rank) if tiles.stride else triton.next_power_of_2(rank),
+        "RP": min(ranks, _RANKS // like.itemsize),
         "PRECISION": "ieee" if like.dtype == torch.float32 else "tf32", "num_warps": 4,
     }  # fmt: skip
 

@@ -16,6 +16,7 @@ from scoring.encoder.buckets import longest_input
 from scoring.encoder.cpu_ops import BFLOAT16, INT8, CpuOps, bfloat16_pays
 from scoring.encoder.ops import TorchOps
 from scoring.encoder.real_text import Judge, calibration
+from scoring.encoder.room import refuse_without_room
 from scoring.encoder.verify import Batch, answers, reference, relative_error
 from scoring.model.loaded import Runtime
 from scoring.passes.base import BOUNDS, Applied, PassRefused
@@ -23,7 +24,8 @@ from scoring.passes.base import BOUNDS, Applied, PassRefused
 GAIN = 1.05  # a smaller speed-up is noise
 _SMALLEST = 1 << 14  # elements of a weight worth preparing
 _WORTH_INT8 = 1 << 20  # elements of a model's products; rounding smaller ones costs what int8 gains
-_LEAST_ROUNDS, _MOST_ROUNDS = 5, 50  # rounds of a race, however short or long the calls
+_COPIES = 2  # of the products' weights that preparing a format takes: the graph's own, and those compiled from it
+_LEAST_ROUNDS, _MOST_ROUNDS = 3, 50  # rounds of a race, however short or long the calls
 
 
 def cpu_flags() -> frozenset[str]:
@@ -47,36 +49,37 @@ def missing(precision: str, flags: frozenset[str]) -> str:
 def keep_fastest(model: Any, precisions: Sequence[str], shapes: Sequence[tuple[int, int]], seconds: float) -> Applied:
     """Time plain transformers and each format over some (batch, length) shapes, and keep the fastest.
 
-    Raises PassRefused, with the times, if none is faster than plain transformers, and slower for no shape.
+    Formats race plain transformers one after another, and the slower of two is let go before the next is prepared: each
+    holds weights of its own. Raises PassRefused, with the times, if none is faster than plain transformers, and slower
+    for no shape.
     """
-    ways, refusals = _ways(model, precisions)
-    rows = [_batch(model, *shape) for shape in shapes]
-    times = dict(zip([way.name for way in ways], _race(model, ways, rows, seconds), strict=True))
-    measured = ", ".join(f"{name} {sum(ms):.1f}" for name, ms in times.items()) + " ms"
-    measured += "".join(f"; no {name}: {why}" for name, why in refusals.items())
-    plain = times[ways[0].name]
-    never_slower = [way for way in ways if all(map(operator.le, times[way.name], plain))]
-    best = min(never_slower, key=lambda way: sum(times[way.name]))
-    gain = sum(plain) / sum(times[best.name])
-    if gain < GAIN:
-        raise PassRefused(f"nothing is faster than eager here: {measured}")
-    best.on()
-    what = f"{best.name}, {gain:.2f} times as fast as eager with {torch.get_num_threads()} threads{best.means}"
-    return Applied(best.count, f"{what} ({measured})", best.off, Runtime(precision=best.name))
-
-
-def _ways(model: Any, precisions: Sequence[str]) -> tuple[list["Variant"], dict[str, str]]:
-    """Variants (eager, and each usable format), and by name the reason against each other format."""
     references = reference(model)()
-    ways, refusals = [Variant("eager", [])], {}
+    rows = [_batch(model, *shape) for shape in shapes]
+    best = eager = Variant("eager", [])
+    gain, plain = 1.0, list[float]()
+    typical, refusals = dict[str, float](), dict[str, str]()
     for name in precisions:
         try:
             way = _judged(model, name, references)
         except PassRefused as refused:
             refusals[name] = str(refused)
-        else:
-            ways.append(way)
-    return ways, refusals
+            continue
+        eager_ms, ms = _race(model, [eager, way], rows, seconds / len(precisions))
+        plain = plain or eager_ms
+        faster = sum(eager_ms) / sum(ms)
+        typical[name] = sum(plain) / faster
+        if faster > gain and all(map(operator.le, ms, eager_ms)):
+            best, gain = way, faster
+        del way
+    if not plain:
+        (plain,) = _race(model, [eager], rows, seconds / len(precisions))
+    measured = ", ".join(f"{name} {ms:.1f}" for name, ms in {"eager": sum(plain), **typical}.items()) + " ms"
+    measured += "".join(f"; no {name}: {why}" for name, why in refusals.items())
+    if gain < GAIN:
+        raise PassRefused(f"nothing is faster than eager here: {measured}")
+    best.on()
+    what = f"{best.name}, {gain:.2f} times as fast as eager with {torch.get_num_threads()} threads{best.means}"
+    return Applied(best.count, f"{what} ({measured})", best.off, Runtime(precision=best.name))
 
 
 def _judged(model: Any, name: str, references: Sequence[tuple[Batch, dict[str, Tensor]]]) -> "Variant":
@@ -87,6 +90,7 @@ def _judged(model: Any, name: str, references: Sequence[tuple[Batch, dict[str, T
         raise PassRefused("a product takes longer in it than in float32, whatever the CPU says of itself")
     if name == INT8 and _products(model) < _WORTH_INT8:
         raise PassRefused("the model is too small for it to pay")
+    refuse_without_room(_COPIES * _weights(model))
     judge = Judge(model) if name == INT8 else None
     way = prepare(model, name)
     way.on()
@@ -121,6 +125,11 @@ class Variant:
 
 def _products(model: Any) -> int:
     return sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
+
+
+def _weights(model: Any) -> int:
+    """Bytes of the products' weights."""
+    return sum(each.weight.nbytes for each in model.modules() if isinstance(each, nn.Linear))
 
 
 def prepare(model: Any, precision: str) -> Variant:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from scoring.engine.batch_invariance import Company
 
 #: Fields of a row that cross as they are.
-_FIELDS = ("item", "key", "parameters", "new_tokens", "cut", "copies", "answer", "answers", "priority")
+_FIELDS = ("item", "key", "parameters", "new_tokens", "cut", "windows", "copies", "answer", "answers", "priority")
 
 
 @dataclass(frozen=True)

@@ -32,14 +32,15 @@ def lower(x_ptr, down_ptr, held_ptr, tiles_ptr, of_slot_ptr, STRIDE, ROWS, K, R,
           PRECISION: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """Compute held [splits, ROWS, PARTS, HP] float32 of x [rows, K] by down [adapters, PARTS, R, K].
 
-    A program has PIECE inputs; of a single row it reads the adapter's while the launch before still runs. Grid (tiles,
-    PARTS, splits).
+    A program has PIECE inputs and RP ranks; of a single row it reads the adapter's while the launch before still runs.
+    Grid (tiles, PARTS times pieces of the rank, splits).
     """
     first, count, adapter = _tile(tiles_ptr, of_slot_ptr, STRIDE, TILED)
-    part, split = tl.program_id(1), tl.program_id(2)
+    pieces = tl.cdiv(R, RP)
+    part, split = tl.program_id(1) // pieces, tl.program_id(2)
     there = (adapter >= 0) & (count > 0)
     down = down_ptr + (adapter * PARTS + part) * R * K
-    r = tl.arange(0, RP)
+    r = tl.program_id(1) % pieces * RP + tl.arange(0, RP)
     begin = split * PIECE
     if TILED:
         if PDL:
@@ -68,39 +69,55 @@ def lower(x_ptr, down_ptr, held_ptr, tiles_ptr, of_slot_ptr, STRIDE, ROWS, K, R,
 
 
 @triton.jit
+def _up(up_ptr, adapter, r, n, R, COLUMNS, end, there):
+    """Ranks r and columns n of an adapter's second matrix."""
+    return tl.load(up_ptr + (adapter * R + r)[:, None] * COLUMNS + n[None, :],
+                   mask=there & (r < R)[:, None] & (n < end)[None, :], other=0.0)  # fmt: skip
+
+
+@triton.jit
 def lift(held_ptr, up_ptr, out_ptr, spans_ptr, tiles_ptr, of_slot_ptr, STRIDE, ROWS, COLUMNS, N, R, PARTS, SPLITS,
          TILED: tl.constexpr, QP: tl.constexpr, RP: tl.constexpr, HP: tl.constexpr, SP: tl.constexpr,
          BN: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """Add held up to out [rows, N], of up [adapters, R, COLUMNS].
 
-    Spans [programs, 3] int32: first column, the one past the last (at most BN on), part. Grid (tiles, programs).
+    Spans [programs, 3] int32: first column, the one past the last (at most BN on), part. The rank is taken RP at a
+    time, as much as shared memory holds. Grid (tiles, programs).
     """
     first, count, adapter = _tile(tiles_ptr, of_slot_ptr, STRIDE, TILED)
     there = (adapter >= 0) & (count > 0)
     span = spans_ptr + tl.program_id(1) * 3
     begin, end, part = tl.load(span), tl.load(span + 1), tl.load(span + 2)
     r, s, n = tl.arange(0, RP), tl.arange(0, SP), begin + tl.arange(0, BN)
-    b = tl.load(up_ptr + (adapter * R + r)[:, None] * COLUMNS + n[None, :],
-                mask=there & (r < R)[:, None] & (n < end)[None, :], other=0.0)  # fmt: skip
+    b = _up(up_ptr, adapter, r, n, R, COLUMNS, end, there)
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
     if TILED:
         if there:
             q = tl.arange(0, QP)
-            held = tl.zeros((QP, RP), dtype=tl.float32)
-            for split in range(SPLITS):
-                some = held_ptr + ((split * ROWS + first + q)[:, None] * PARTS + part) * HP + r[None, :]
-                held += tl.load(some, mask=(q < count)[:, None] & (r < R)[None, :], other=0.0)
-            added = tl.dot(held.to(b.dtype), b, input_precision=PRECISION).to(out_ptr.dtype.element_ty)
+            added = tl.zeros((QP, BN), dtype=tl.float32)
+            for at in range(0, R, RP):
+                if at > 0:
+                    r += RP
+                    b = _up(up_ptr, adapter, r, n, R, COLUMNS, end, there)
+                held = tl.zeros((QP, RP), dtype=tl.float32)
+                for split in range(SPLITS):
+                    some = held_ptr + ((split * ROWS + first + q)[:, None] * PARTS + part) * HP + r[None, :]
+                    held += tl.load(some, mask=(q < count)[:, None] & (r < R)[None, :], other=0.0)
+                added = tl.dot(held.to(b.dtype), b, added, input_precision=PRECISION)
             to = out_ptr + (first + q)[:, None] * N + n[None, :]
             inside = (q < count)[:, None] & (n < end)[None, :]
-            tl.store(to, tl.load(to, mask=inside, other=0.0) + added, mask=inside)
+            tl.store(to, tl.load(to, mask=inside, other=0.0) + added.to(out_ptr.dtype.element_ty), mask=inside)
     else:
         to = out_ptr + first * N + n
         before = tl.load(to, mask=there & (n < end), other=0.0)
-        some = held_ptr + ((s[:, None] * ROWS + first) * PARTS + part) * HP + r[None, :]
-        held = tl.sum(tl.load(some, mask=there & (s < SPLITS)[:, None] & (r < R)[None, :], other=0.0), 0)
-        narrow = held.to(b.dtype).to(tl.float32)
-        added = tl.sum(narrow[:, None] * b.to(tl.float32), 0).to(out_ptr.dtype.element_ty)
-        tl.store(to, before + added, mask=there & (n < end))
+        added = tl.zeros((BN,), dtype=tl.float32)
+        for at in range(0, R, RP):
+            if at > 0:
+                r += RP
+                b = _up(up_ptr, adapter, r, n, R, COLUMNS, end, there)
+            some = held_ptr + ((s[:, None] * ROWS + first) * PARTS + part) * HP + r[None, :]
+            held = tl.sum(tl.load(some, mask=there & (s < SPLITS)[:, None] & (r < R)[None, :], other=0.0), 0)
+            added += tl.sum(held.to(b.dtype).to(tl.float32)[:, None] * b.to(tl.float32), 0)
+        tl.store(to, before + added.to(out_ptr.dtype.element_ty), mask=there & (n < end))

@@ -34,17 +34,18 @@ def _require(decoder: "Decoder") -> None:
         raise PassRefused(f"narrow weights need {needed / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free")
 
 
-def _named(kind: str, facts: Facts) -> str:
-    return f"{kind} weights as shipped" if facts.shipped == kind else f"{kind} weights"
+def _named(kind: str, shipped: bool) -> str:
+    return f"{kind} weights as shipped, where their layout is read," if shipped else f"{kind} weights"
 
 
 class WeightOnly(Pass):
     """Adds int8 weights, or a checkpoint's own, to a static decoder, whose prompts keep the wide ones.
 
-    int8 is symmetric, with one scale a row; a checkpoint's int4 and int8 are as stored, not quantised again. On a GPU
-    steps of one and two sequences read them; on a CPU all steps, in C that is compiled for the machine at start, with
-    inputs rounded to int8 in groups of 64. Kept only where a step is faster for it by measurement. Answers change by
-    what eight bits lose, so `tolerance`, not the tolerance of exact passes, is its bound.
+    int8 is symmetric, with one scale a row; a checkpoint's int4 and int8 are as stored, not quantised again, but for
+    layouts that the kernels do not read and for slices over several GPUs. On a GPU steps of one and two sequences read
+    them; on a CPU all steps, in C that is compiled for the machine at start, with inputs rounded to int8 in groups of
+    64. Kept only where a step is faster for it by measurement. Answers change by what eight bits lose, so `tolerance`,
+    not the tolerance of exact passes, is its bound.
     """
 
     name: ClassVar[str] = "weight_only"
@@ -54,6 +55,7 @@ class WeightOnly(Pass):
         self.decode = decode
         self._timer = timer  # milliseconds a step of one sequence
         self._kind = "int8"
+        self._shipped = False  # of a checkpoint that stores its products so
         self._natively = False  # on a CPU
 
     def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Applicability:
@@ -79,8 +81,8 @@ class WeightOnly(Pass):
         if needed > WEIGHTS * hardware.memory_bytes:
             return Applicability(False, f"16-bit and {kind} weights need {needed / 2**30:.1f} GiB together{each}")
         self.decode.spare_bytes = int(needed - shard)
-        self._kind = kind
-        return Applicability(True, f"{_named(kind, facts)} beside the 16-bit ones, {_SCALES[kind]}")
+        self._kind, self._shipped = kind, facts.shipped == kind and degree == 1
+        return Applicability(True, f"{_named(kind, self._shipped)} beside the 16-bit ones, {_SCALES[kind]}")
 
     def _on_cpu(self, facts: Facts, hardware: Hardware) -> Applicability:
         if facts.family in NATIVE_STEP.refused:
@@ -96,8 +98,9 @@ class WeightOnly(Pass):
         if hardware.memory_bytes and needed > hardware.memory_bytes:  # at start `_require` asks the machine
             room = f"{needed / 2**30:.1f} GiB together, and {hardware.memory_bytes / 2**30:.1f} GiB are left for them"
             return Applicability(False, f"float32 and {kind} weights need {room}")
+        self._shipped = facts.shipped == kind
         steps = "in all steps, compiled and timed at start"
-        return Applicability(True, f"{_named(kind, facts)} beside the float32 ones, {_SCALES[kind]}, {steps}")
+        return Applicability(True, f"{_named(kind, self._shipped)} beside the float32 ones, {_SCALES[kind]}, {steps}")
 
     def apply(self, model: Any) -> Applied:
         """Add narrow weights; raises PassRefused if memory is short, or, with both times, if they are no faster."""
@@ -135,16 +138,18 @@ class WeightOnly(Pass):
             raise PassRefused(
                 f"a step with {self._kind} weights takes {beside:.2f} ms, with {wide} ones {alone:.2f} ms"
             )
-        detail = f"{self._kind}: a step of one sequence {alone:.2f} to {beside:.2f} ms"
-        return Applied(count or len(decoder.model.products()), detail, lambda: self._widen(decoder))
+        total = len(decoder.model.products())
+        whence = f"of {total} products {count} as shipped" if count else "quantised at start"
+        detail = f"{self._kind}, {whence}: a step of one sequence {alone:.2f} to {beside:.2f} ms"
+        return Applied(count or total, detail, lambda: self._widen(decoder))
 
     def _narrow(self, decoder: "Decoder", model: Any) -> int:
         """Add narrow weights; how many products have those of the model's folder."""
         from scoring.decoder.torch_backend import TorchBackend
 
         count = 0
-        if self._kind == "int4" or self._natively:
-            count = decoder.use_shipped(model, rest=self._natively)
+        if self._shipped or self._natively:
+            count = decoder.use_shipped(model, rest=self._natively or self._kind == "int8")
         if not count:  # of a layout that the kernels do not read, or of wide weights
             self._kind = "int8"
             decoder.use_int8()

@@ -93,6 +93,7 @@ class AutomaticSpeechRecognition(Task):
             raise LoadError(f"{type(loaded.model).__name__} is not served here.", "Models of Whisper's kind are.")
         self.extractor = loaded.extractor
         self._codes = language_codes(loaded.model, self.tokenizer)
+        self.defaults = loaded.model.generation_config  # for front ends, which load no weights and no such file
         self._positions = int(loaded.model.config.max_target_positions)
         self._window = int(loaded.model.config.max_source_positions)  # of 20 ms
         self._frames = 2 * self._window

@@ -69,3 +69,19 @@ def test_a_shell_sees_the_output_and_the_exit_code_of_its_commands(fork_server: 
     assert int(code.removeprefix("code ")) > 0
     assert usages == "1\n"
     assert "no-bundle" in done.stderr
+
+
+def test_output_that_nobody_reads_ends_it_as_python_ends() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    program = "from tests.fork_server import _run; _run('this')"  # whose lines wait in a buffer
+    try:
+        done, plain = (
+            subprocess.run([sys.executable, *arguments], env=environment, stdout=write, stderr=subprocess.PIPE)
+            for arguments in (("-c", program), ("-m", "this"))
+        )
+    finally:
+        os.close(write)
+    assert done.returncode == plain.returncode
+    assert b"Traceback" not in done.stderr

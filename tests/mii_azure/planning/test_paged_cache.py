@@ -280,6 +280,9 @@ def test_batch_invariance_is_told_and_reaches_the_scoring_script() -> None:
     spec = make_spec(task="text-generation", model="m", name="abc", instance_type=H100, batch_invariant=True)
     made = make_plan(spec, llama(), {})
     assert told(made, "batch invariance").startswith("sums of one order: Asked for; rows share steps")
+    assert "On an H200 many streams of a 1.1B" in told(made, "batch invariance")
+    on_cpu = planned(llama(), "Standard_F16s_v2", batch_invariant=True)
+    assert told(on_cpu, "batch invariance").endswith("drafted.")
     assert made.kv_cache_tokens == planned(llama()).kv_cache_tokens
     assert deployment_settings(spec, made, "m")["limits"]["batch_invariant"] is True
     plain = spec.model_copy(update={"batch_invariant": False})

@@ -89,6 +89,9 @@ class FakeTarget:
     def metadata(self) -> dict[str, Any]:
         return {"context_length": 64, **self.facts}
 
+    def billed(self) -> tuple[str, int]:
+        return "", 0
+
 
 @pytest.fixture
 def disagreement(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Verdict:

@@ -43,3 +43,14 @@ def test_a_product_is_cublas_only_after_a_million_equal_outputs(torn: int, monke
         monkeypatch.setattr(fixed, "multiply", multiply)
         assert fixed._alike(x, weight, torch.empty(1, 1000)) is (torn < 0)
     assert next(draws) == (torn + 1 if torn >= 0 else 1049)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("rank", [1, 8, 64, 65, 256])
+def test_adapters_of_any_rank_fit_in_shared_memory(rank: int, dtype: torch.dtype) -> None:
+    """A tile of the second matrix is what a matrix product keeps there: an L4 has 99 KiB."""
+    with launchers_of("scoring.decoder.adapter_step") as adapter_step:
+        tiles, like = adapter_step.Tiles(2, 16, torch.empty(3, 2), 2), torch.empty(0, dtype=dtype)
+        told = adapter_step._shared(rank, tiles, like, False)
+        assert told["RP"] * adapter_step.SPAN * like.itemsize <= 64 << 10
+        assert told["RP"] >= min(rank, 32)

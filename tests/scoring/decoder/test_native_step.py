@@ -189,7 +189,7 @@ def test_numbers_of_a_checkpoint_are_read_as_they_are(method: str, tmp_path: Pat
     decode.apply(model)
     wanted = steps(decode.decoder, 3)
     applied = chosen.apply(model)
-    assert applied.detail == f"{kind}: a step of one sequence 3.00 to 1.00 ms"
+    assert applied.detail.startswith(f"{kind}, of {len(decode.decoder.model.products())} products {applied.count} as")
     assert error(steps(decode.decoder, 3), wanted) < ROUNDED
     assert {product.group for product in decode.decoder.model.products()[:-1]} == {32 if kind == "int4" else 0}
     applied.undo()

@@ -1,5 +1,6 @@
 """The CPU pass: every format answers as plain transformers does, padding or not, and only what is faster is kept."""
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scoring.encoder import cpu_autotune, cpu_ops, openvino_stack, real_text
+from scoring.encoder import cpu_autotune, cpu_ops, openvino_stack, real_text, room
 from scoring.encoder.verify import Batch, answers, probes, reference, relative_error, verify_encoder
 from scoring.passes import cpu
 from scoring.passes.base import BOUNDS, Facts, Hardware, PassRefused
@@ -112,6 +113,38 @@ def test_the_fastest_way_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert each.verify(model, told) < 1e-6
 
 
+def test_one_format_beside_the_best_is_held_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_autotune, "missing", lambda precision, flags: "")
+    monkeypatch.setattr(openvino_stack, "installed", lambda: False)
+    times = {"eager": [8.0], "int8": [2.0], "bfloat16": [3.0], "float32": [4.0]}
+    prepare, held = cpu_autotune.prepare, list[list[str]]()
+    made = list[tuple[str, weakref.ref[cpu_autotune.Variant]]]()
+
+    def spied(model: torch.nn.Module, precision: str) -> cpu_autotune.Variant:
+        held.append([name for name, way in made if way() is not None])
+        way = prepare(model, precision)
+        made.append((precision, weakref.ref(way)))
+        return way
+
+    monkeypatch.setattr(cpu_autotune, "prepare", spied)
+    monkeypatch.setattr(cpu_autotune, "_race", lambda model, ways, *_: [times[way.name] for way in ways])
+    assert cpu.Cpu().apply(covered("bert classification")).detail.startswith("int8, 4.00")
+    assert held == [[], ["int8"], ["int8"]]
+
+
+def test_a_format_without_room_is_refused_with_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "memory_limit", lambda: 10**9)
+    monkeypatch.setattr(room, "_resident", lambda: 10**9 - 1)
+    monkeypatch.setattr(cpu_autotune, "missing", lambda precision, flags: "")
+    monkeypatch.setattr(cpu_autotune, "prepare", lambda *_: pytest.fail("it was prepared"))
+    with pytest.raises(PassRefused, match=r"no float32: it may take 0\.00 GB, .* leaves 0\.00 of 1\.00 GB"):
+        cpu.Cpu(precisions=("float32",), seconds=0.01).apply(covered("bert classification"))
+
+
+def test_what_a_process_holds_is_known() -> None:
+    assert 10**7 < room._resident() < 10**11
+
+
 def test_nothing_faster_is_refused_with_the_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         cpu_autotune, "missing", lambda precision, flags: "no such units" if precision == "bfloat16" else ""
@@ -134,7 +167,7 @@ def test_a_format_that_is_slower_for_one_shape_is_not_served(monkeypatch: pytest
 def test_a_busy_round_falls_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rounds beside other work, in which every call takes long, change no verdict."""
     ways = [cpu_autotune.Variant("eager", []), cpu_autotune.Variant("ours", [])]
-    rounds = iter([(1.0, 0.5), (9.0, 4.5), (9.0, 4.5), (1.0, 0.5), (9.0, 4.5)])
+    rounds = iter([(1.0, 0.5), (9.0, 4.5), (9.0, 4.5)])
     calls = iter([[ms] for both in rounds for ms in both])
     monkeypatch.setattr(cpu_autotune, "_times", lambda model, way, batches: next(calls))
     assert cpu_autotune._race(None, ways, [{}], 0.0) == [[9.0], [4.5]]
@@ -144,9 +177,8 @@ def test_a_cpu_that_lies_about_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None
     """Its flag is there, and oneDNN may not use the units: products would take three times as long."""
     monkeypatch.setattr(cpu_autotune, "missing", lambda precision, flags: "")
     monkeypatch.setattr(cpu_autotune, "bfloat16_pays", lambda: False)
-    ways, refusals = cpu_autotune._ways(covered("bert classification"), ["bfloat16"])
-    assert [way.name for way in ways] == ["eager"]
-    assert "takes longer" in refusals["bfloat16"]
+    with pytest.raises(PassRefused, match="takes longer"):
+        cpu_autotune._judged(covered("bert classification"), "bfloat16", [])
 
 
 def test_what_openvino_cannot_compile_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,17 +201,19 @@ def test_what_openvino_cannot_compile_is_refused(monkeypatch: pytest.MonkeyPatch
 def test_int8_is_judged_by_text(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_autotune, "missing", lambda precision, flags: "")
     monkeypatch.setattr(real_text, "LEAST_COSINE" if name == "bert embeddings" else "LEAST_EQUAL", 1.01)
-    _, refusals = cpu_autotune._ways(covered(name), ["int8"])
-    assert ("cosine" if name == "bert embeddings" else "% of the labels stay") in refusals["int8"]
+    with pytest.raises(PassRefused, match="cosine" if name == "bert embeddings" else "% of the labels stay"):
+        cpu_autotune._judged(covered(name), "int8", [*reference(covered(name))()])
 
 
 def test_int8_without_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     monkeypatch.setattr(cpu_autotune, "missing", lambda precision, flags: "")
     model = covered("bert embeddings")
-    assert cpu_autotune._ways(model, ["int8"])[1]["int8"] == "the model is too small for it to pay"
+    with pytest.raises(PassRefused, match="the model is too small for it to pay"):
+        cpu_autotune._judged(model, "int8", [])
     monkeypatch.setattr(cpu_autotune, "_WORTH_INT8", 0)
-    assert "no folder with a tokenizer" in cpu_autotune._ways(model, ["int8"])[1]["int8"]
+    with pytest.raises(PassRefused, match="no folder with a tokenizer"):
+        cpu_autotune._judged(model, "int8", [])
 
 
 @pytest.mark.skipif(cpu_autotune.missing("int8", cpu_autotune.cpu_flags()) != "", reason="no int8 units")

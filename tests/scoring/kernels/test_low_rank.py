@@ -27,11 +27,11 @@ TARGETS = {"llama": ("q_proj", "v_proj", "up_proj", "down_proj"), "gpt_neox": ("
 NAMES = {5: "b", 0: "", 3: "a"}  # of slots
 
 
-def adapted(family: str, folder: Path) -> Any:
-    """A model with adapters of two ranks, the second of fewer products."""
+def adapted(family: str, folder: Path, rank: int = 5) -> Any:
+    """A model with adapters of two ranks, the second, of the given one, of fewer products."""
     base = tiny_model(family, TASK, folder / "base")
     tiny_adapter(base, TASK, folder / "adapters" / "a", TARGETS[family], rank=2, seed=1)
-    tiny_adapter(base, TASK, folder / "adapters" / "b", TARGETS[family][:1], rank=5, seed=2)
+    tiny_adapter(base, TASK, folder / "adapters" / "b", TARGETS[family][:1], rank=rank, seed=2)
     model = load_tiny(base, TASK)[0].eval()
     load_bank(["a", "b"], folder, model)
     return model
@@ -70,15 +70,15 @@ def same(ours: Decoder, plain: Decoder, names: dict[int, str]) -> None:
         assert (found - other).abs().max() <= 1e-4 * other.abs().max()
 
 
-@pytest.mark.parametrize(("family", "piece"), [("llama", 1024), ("gpt_neox", 32)])
+@pytest.mark.parametrize(("family", "piece", "rank"), [("llama", 1024, 5), ("gpt_neox", 32, 5), ("llama", 1024, 250)])
 def test_rows_of_any_adapters_in_one_launch(
-    family: str, piece: int, back_end: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+    family: str, piece: int, rank: int, back_end: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
 ) -> None:  # fmt: skip
     """The first product over all inputs at once, and over parts of them."""
     monkeypatch.setattr(adapter_step, "_PIECE", piece)
     monkeypatch.setattr(adapter_step, "_LONG_PIECE", max(piece, 32))
     monkeypatch.setattr(adapter_step, "_BLOCK", 32)
-    model = adapted(family, tmp_path)
+    model = adapted(family, tmp_path, rank)
     plain, ours = (Decoder(model, 6, 128, drafts=True) for _ in range(2))
     ours._cuda = back_end(ours.model, ours.state, drafts=True, adapters=ours.adapters)
     ours._cuda.launcher.tiles = {name: GemvTile(64, 64, 1) for name in ("qkv", "out", "up", "gated", "down", "head")}

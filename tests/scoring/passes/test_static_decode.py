@@ -1,5 +1,6 @@
 """The static_decode pass: what it decides on paper, what it changes, and that its verification can fail."""
 
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
+from mii_azure.quantize.writer import Writer
 from scoring.config import Limits
 from scoring.decoder import verify
 from scoring.decoder.adapters.families import FAMILIES as BUILT
@@ -174,7 +177,7 @@ def test_int8_weights_come_and_go(tmp_path: Path) -> None:
     told = iter((3.0, 2.0))
     applied = WeightOnly(decode, lambda _: next(told)).apply(model)
     assert applied.count == len(products)
-    assert applied.detail == "int8: a step of one sequence 3.00 to 2.00 ms"
+    assert applied.detail == "int8, quantised at start: a step of one sequence 3.00 to 2.00 ms"
     for product, wide in zip(products, before, strict=True):
         assert product.weight.dtype == torch.int8
         assert product.scale is not None
@@ -198,13 +201,36 @@ def test_int4_weights_of_a_checkpoint_are_used_as_they_are(method: str, kind: st
     products = decode.decoder.model.products()
     before = [product.weight for product in products]
     applied = chosen.apply(model)
-    assert applied.detail == f"{kind}: a step of one sequence 3.00 to 1.00 ms"
     assert applied.count == len(products) - (kind == "int4")  # the head is not stored so
+    whence = f"of {len(products)} products {applied.count} as shipped" if kind == "int4" else "quantised at start"
+    assert applied.detail == f"{kind}, {whence}: a step of one sequence 3.00 to 1.00 ms"
     for product, wide in zip(products[: applied.count], before, strict=False):
         assert product.weight.dtype == (torch.int32 if kind == "int4" else torch.int8)
         assert kind == "int8" or torch.equal(widened(product), wide)
     applied.undo()
     assert all(product.weight is wide and product.zero is None for product, wide in zip(products, before, strict=True))
+
+
+def test_int8_weights_of_a_checkpoint_are_a_gpus_too(tmp_path: Path) -> None:
+    """Numbers of which no row reaches 127 stay so: quantised again, all rows would."""
+    wide = tiny("llama", tmp_path / "wide")
+    wide.config.tie_word_embeddings = False
+    wide.save_pretrained(tmp_path / "wide")
+    shutil.copytree(tmp_path / "wide", tmp_path / "int8")
+    Writer(tmp_path / "wide", tmp_path / "int8", torch.float32).write()
+    stored = load_file(tmp_path / "int8" / "model.safetensors")
+    packed = {name: words for name, words in stored.items() if name.endswith(".weight_packed")}
+    stored |= {name: (words.view(torch.uint8) // 2 + 64).view(torch.int32) for name, words in packed.items()}
+    save_file(stored, tmp_path / "int8" / "model.safetensors", metadata={"format": "pt"})
+    model = from_pretrained(transformers.LlamaForCausalLM, tmp_path / "int8", dtype=torch.float32).eval()
+    decode, told = StaticDecode(slots=2, max_length=64), iter((3.0, 1.0))
+    chosen = WeightOnly(decode, lambda _: next(told))
+    facts = replace(FACTS, weight_bytes=13_400_000_000, shipped="int8")
+    assert "int8 weights as shipped, where" in chosen.applies(facts, H100, LATENCY).reason
+    decode.apply(model)
+    products = decode.decoder.model.products()
+    assert f"of {len(products)} products {len(products)} as shipped" in chosen.apply(model).detail
+    assert all(product.weight.dtype == torch.int8 and product.weight.abs().max() <= 64 for product in products)
 
 
 def widened(product: Linear) -> torch.Tensor:

@@ -22,8 +22,9 @@ soundfile = pytest.importorskip("soundfile", reason="the extra speech is not ins
 from scoring.api.service import Service  # noqa: E402
 from scoring.config import Deployment  # noqa: E402
 from scoring.errors import InvalidInput, LoadError, RequestTimeout  # noqa: E402
+from scoring.front_ends import messages, remote_answers  # noqa: E402
 from scoring.limits.deadline import Deadline, within  # noqa: E402
-from scoring.model.loader import load, load_with  # noqa: E402
+from scoring.model.loader import load, load_with, load_without_weights  # noqa: E402
 from scoring.passes.registry import catalogue  # noqa: E402
 from scoring.schema.registry import task_class  # noqa: E402
 from scoring.schema.speech import MOST_SECONDS, tone  # noqa: E402
@@ -300,6 +301,19 @@ def test_languages_that_only_the_tokenizer_names(
     parameters = task.schema.parse_parameters(asked)
     rows = task.encode(tone(0.5), parameters, 0)
     assert task.decode(tone(0.5), parameters, rows, task.forward(rows)) == ask(service, tone(0.5), **asked)
+
+
+@pytest.mark.parametrize("multilingual", [True, False])
+def test_a_front_end_knows_the_languages_and_counts_alike(multilingual: bool, folder: Path, tmp_path: Path) -> None:
+    own = folder if multilingual else tiny_whisper(tmp_path, multilingual=False)
+    deployment = Deployment("speech", TASK)
+    task: Any = task_class(TASK)(load(deployment, own), TASK)
+    facts = messages.read_facts(messages.facts_of(deployment, task))
+    front: Any = remote_answers._task(deployment, load_without_weights(deployment, own), facts)
+    assert front._codes == task._codes
+    rows = front.encode(file_of(noise(5.1)), front.schema.parse_parameters({}), 0)
+    crossed, _ = messages.unpack_row(messages.pack_rows(rows)[0])
+    assert crossed.prompt_tokens == 300
 
 
 def test_many_languages_that_nothing_names(folder: Path) -> None:
