@@ -9,7 +9,16 @@ from mii_azure.planning import processors
 @pytest.mark.parametrize(
     ("size", "value", "told"),
     [
-        ("Standard_F8s_v2", "AVX2, AVX-512; on some VNNI", "8272CL or Intel Xeon Platinum 8168, and chooses. None has"),
+        (
+            "Standard_F8s_v2",
+            "AVX2, AVX-512; on some VNNI, bfloat16, AMX",
+            "8168 or Intel Xeon Platinum 8573C, and chooses",
+        ),
+        (
+            "Standard_E4s_v3",
+            "AVX2; on some AVX-512, VNNI",
+            "8370C, Intel Xeon Platinum 8272CL, Intel Xeon 8171M or",
+        ),
         ("Standard_D2as_v4", "AVX2", "None has AVX-512, VNNI, bfloat16 or AMX"),
         ("Standard_L8s_v3", "AVX2, AVX-512, VNNI", "on Intel Xeon Platinum 8370C. None has bfloat16 or AMX"),
     ],
