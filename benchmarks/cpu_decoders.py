@@ -155,10 +155,12 @@ def narrow(model: Any, name: str) -> tuple[Any, float | None]:
     """A decoder of its own over int8 weights, or without a name int4 ones, and by how much a real model's differs."""
     from scoring.decoder.decoder import Decoder
     from scoring.decoder.verify import errors, reference
+    from scoring.passes.weight_only import fastest
 
     decoder: Any = Decoder(model, slots=1, max_length=128)
     decoder.use_int8() if name else four(decoder.model)
     decoder.plain.use_narrow()
+    fastest(decoder, steps_ms)  # as many threads as the pass would choose
     return decoder, errors(decoder, reference(model)())["decode"] if name == "smollm2" else None
 
 

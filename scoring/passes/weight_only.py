@@ -34,6 +34,21 @@ def _require(decoder: "Decoder") -> None:
         raise PassRefused(f"narrow weights need {needed / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free")
 
 
+def fastest(decoder: "Decoder", timer: "Callable[[Decoder], float]") -> float:
+    """Milliseconds a step; on a CPU with as many threads as torch's or one, whichever is faster here."""
+    from scoring.decoder.torch_backend import TorchBackend
+
+    several, plain = timer(decoder), decoder.plain
+    if not isinstance(plain, TorchBackend) or plain.narrow is None or plain.narrow.threads == 1:
+        return several
+    threads = plain.narrow.threads
+    plain.narrow.use_threads(1)
+    if (one := timer(decoder)) <= several:
+        return one
+    plain.narrow.use_threads(threads)
+    return several
+
+
 def _named(kind: str, shipped: bool) -> str:
     return f"{kind} weights as shipped, where their layout is read," if shipped else f"{kind} weights"
 
@@ -121,7 +136,7 @@ class WeightOnly(Pass):
         alone = timer(decoder)
         try:
             count = self._narrow(decoder, model)
-            beside, wide = self._fastest(decoder, timer), "float32" if self._natively else "16-bit"
+            beside, wide = fastest(decoder, timer), "float32" if self._natively else "16-bit"
         except NoNativeStep as error:
             self._widen(decoder)
             raise PassRefused(str(error)) from error
@@ -157,20 +172,6 @@ class WeightOnly(Pass):
             decoder.plain.use_narrow()
         decoder.warm_up()
         return count
-
-    def _fastest(self, decoder: "Decoder", timer: "Callable[[Decoder], float]") -> float:
-        """Milliseconds a step; on a CPU with as many threads as torch's or one, whichever is faster here."""
-        from scoring.decoder.torch_backend import TorchBackend
-
-        several, plain = timer(decoder), decoder.plain
-        if not isinstance(plain, TorchBackend) or plain.narrow is None or plain.narrow.threads == 1:
-            return several
-        threads = plain.narrow.threads
-        plain.narrow.use_threads(1)
-        if (one := timer(decoder)) <= several:
-            return one
-        plain.narrow.use_threads(threads)
-        return several
 
     def _widen(self, decoder: "Decoder") -> None:
         from scoring.decoder.torch_backend import TorchBackend

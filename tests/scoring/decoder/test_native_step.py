@@ -121,6 +121,16 @@ def test_threads_that_sleep_at_the_barrier_are_woken(tmp_path: Path) -> None:
     assert torch.equal(steps(decoder, 3), alone)
 
 
+@pytest.mark.parametrize(("one", "wanted"), [(0.5, 1), (2.0, 2)])
+def test_the_faster_number_of_threads_is_kept(one: float, wanted: int, tmp_path: Path) -> None:
+    decoder = Decoder(tiny("llama", tmp_path), slots=1, max_length=64)
+    decoder.use_int8()
+    decoder.plain.use_narrow()
+    decoder.plain.narrow.use_threads(2)
+    assert weight_only.fastest(decoder, lambda each: one if each.plain.narrow.threads == 1 else 1.0) == min(one, 1.0)
+    assert decoder.plain.narrow.threads == wanted
+
+
 def test_its_weights_are_held_once_and_outlive_no_step(tmp_path: Path) -> None:
     """A product's narrow weight is C's own; the end of the process does not take it from a step that runs."""
     decoder = Decoder(tiny("llama", tmp_path), slots=1, max_length=64)
@@ -128,6 +138,9 @@ def test_its_weights_are_held_once_and_outlive_no_step(tmp_path: Path) -> None:
     decoder.plain.use_narrow()
     assert all(not product.weight.numel() for product in decoder.model.products())
     assert not decoder.plain.narrow._close.atexit
+    place, maps = decoder.plain.narrow._all.data_ptr(), Path("/proc/self/maps").read_text().splitlines()
+    spans = [(*(int(end, 16) for end in line.split()[0].split("-")), line.split()[1]) for line in maps]
+    assert [kind for start, end, kind in spans if start <= place < end] == ["rw-p"]  # huge pages are for private memory
     decoder.plain.use_wide()
     decoder.use_int8(False)
     assert all(product.weight is product.full and product.weight.numel() for product in decoder.model.products())
