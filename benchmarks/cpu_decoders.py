@@ -6,13 +6,15 @@ installed. Milliseconds a token of one sequence after a prompt of 16 tokens; the
 step over the bandwidth measured here. It wants an idle machine.
 """
 
+import copy
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -107,51 +109,59 @@ def llama_cpp_ms(model: Any, kind: str) -> float | None:
     return 1e3 * median(times)
 
 
+class Side(NamedTuple):
+    """One side of the comparison: what it measures, and the bytes that it reads for a number of the weights."""
+
+    name: str
+    measure: Callable[[], float | None]
+    bytes_each: float
+    differs: float | None = None
+
+
 def rows_of(name: str, speed: float) -> list[dict[str, Any]]:
-    """Every side of one model, in turns; the median of a few runs each."""
+    """Every side of one model, in turns: each once, then each again; the median of a few rounds."""
     from scoring.decoder.decoder import Decoder
-    from scoring.decoder.verify import errors, reference
 
     model = made(name)
-    decoder = Decoder(model, slots=1, max_length=128)
-    wide: Any = decoder.model
-    size = sum(product.full.numel() for product in wide.products())
+    wide: Any = Decoder(model, slots=1, max_length=128)
+    size = sum(product.full.numel() for product in wide.model.products())
+    eight, differs = narrow(model, name)
+    rounded = copy.deepcopy(model).bfloat16()
+    sides = (
+        Side("transformers, float32", lambda: eager_ms(model), 4),
+        Side("ours by torch, float32", lambda: steps_ms(wide), 4),
+        Side("ours, int8", lambda: steps_ms(eight), 1, differs),
+        Side("ours, int4 in groups of 64 (a checkpoint's)", partial(steps_ms, narrow(model, "")[0]), 0.5 + 4 / 64),
+        Side("llama.cpp, Q8_0", lambda: llama_cpp_ms(model, "Q8_0"), 34 / 32),
+        Side("llama.cpp, Q4_0", lambda: llama_cpp_ms(model, "Q4_0"), 18 / 32),
+        Side("transformers, bfloat16", lambda: eager_ms(rounded), 2),
+    )
+    rounds = [[side.measure() for side in sides] for _ in range(RUNS)]
     rows: list[dict[str, Any]] = []
-
-    def add(side: str, measure: Callable[[], float | None], bytes_each: float, differs: float | None = None) -> None:
-        found = [measure() for _ in range(RUNS)]
+    for side, found in zip(sides, zip(*rounds, strict=True), strict=True):
         times = [each for each in found if each is not None]
         if not times:
-            return
-        floor, taken = 1e3 * size * bytes_each / speed, median(times)
-        row = {
-            "model": name,
-            "side": side,
-            "ms a token": taken,
-            "floor ms": floor,
-            "of bandwidth %": 100 * floor / taken,
-        }
-        rows.append(row | {"of float32": rows[0]["ms a token"] / taken if rows else 1.0, "differs": differs})
-        print(rows[-1], flush=True)
-
-    add("transformers, float32", lambda: eager_ms(model), 4)
-    add("ours by torch, float32", lambda: steps_ms(decoder), 4)
-    told = reference(model)() if name == "smollm2" else None
-    decoder.use_int8()
-    decoder.plain.use_narrow()  # type: ignore[attr-defined]
-    differs = errors(decoder, told)["decode"] if told else None
-    add("ours, int8", lambda: steps_ms(decoder), 1, differs)
-    decoder.plain.use_wide()  # type: ignore[attr-defined]
-    four(wide)
-    decoder.plain.use_narrow()  # type: ignore[attr-defined]
-    add("ours, int4 in groups of 64 (a checkpoint's)", lambda: steps_ms(decoder), 0.5 + 4 / 64)
-    decoder.plain.use_wide()  # type: ignore[attr-defined]
-    decoder.use_int8(False)
-    add("llama.cpp, Q8_0", lambda: llama_cpp_ms(model, "Q8_0"), 34 / 32)
-    add("llama.cpp, Q4_0", lambda: llama_cpp_ms(model, "Q4_0"), 18 / 32)
-    model = model.bfloat16()
-    add("transformers, bfloat16", lambda: eager_ms(model), 2)
+            continue
+        floor, taken = 1e3 * size * side.bytes_each / speed, median(times)
+        first = rows[0]["ms a token"] if rows else taken
+        row = {"model": name, "side": side.name, "ms a token": taken, "floor ms": floor}
+        row |= {"of bandwidth %": 100 * floor / taken, "of float32": first / taken, "differs": side.differs}
+        rows.append(row)
+        print(row, flush=True)
     return rows
+
+
+def narrow(model: Any, name: str) -> tuple[Any, float | None]:
+    """A decoder of its own over int8 weights, or without a name int4 ones, and by how much a real model's differs."""
+    from scoring.decoder.decoder import Decoder
+    from scoring.decoder.verify import errors, reference
+    from scoring.passes.weight_only import fastest
+
+    decoder: Any = Decoder(model, slots=1, max_length=128)
+    decoder.use_int8() if name else four(decoder.model)
+    decoder.plain.use_narrow()
+    fastest(decoder, steps_ms)  # as many threads as the pass would choose
+    return decoder, errors(decoder, reference(model)())["decode"] if name == "smollm2" else None
 
 
 def four(model: Any) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Collection, Sequence
 
 from mii_azure.errors import NotAvailable
-from mii_azure.hardware.skus import Sku
 from mii_azure.model.profile import Profile
 from mii_azure.model.safetensors import DTYPE_BYTES
 from mii_azure.planning import processors
@@ -45,7 +44,7 @@ def pass_decisions(spec: Spec, facts: Profile, placed: Fit, limits: Limits) -> t
         shipped=facts.shipped,
         adapters=len(spec.adapters),
     )
-    chosen = choose(passes, on_paper, _hardware(placed.sku), asked)
+    chosen = choose(passes, on_paper, _hardware(placed), asked)
     _require_cache(spec, [(each.name, decision) for each, decision in chosen])
     forced = {*asked.on, *asked.off, *(["tensor_slicing"] if asked.tensor_parallel else [])}
     return tuple(
@@ -104,9 +103,12 @@ def _drafts(spec: Spec, placed: Fit, rounded: bool) -> Decision:
     return Decision(what="speculation", value=value, reason=_sentence(told.reason), forecast=spec.speculation == "auto")
 
 
-def _hardware(sku: Sku) -> Hardware:
+def _hardware(placed: Fit) -> Hardware:
+    sku = placed.sku
     if sku.gpu is None:
-        return Hardware("cpu", "cpu", (0, 0), 0, 0, nvcc=False)
+        memory = placed.memory  # of which weights may take what nothing else needs
+        room = max(0, memory.available - memory.needed + memory.weights)
+        return Hardware("cpu", "cpu", (0, 0), room, 0, nvcc=False)
     major, minor = str(sku.gpu.compute_capability).split(".")
     # The CUDA image is built on NVIDIA's development image, which has nvcc.
     return Hardware(

@@ -17,7 +17,8 @@ def lines(sku: Sku) -> list[Decision]:
     without = [name for name in ASKED if name not in every and name not in some]
     value = ", ".join(every) + (f"; on some {', '.join(some)}" if some else "")
     choice = f"Azure runs the series on {_joined(named)}" + (", and chooses." if len(named) > 1 else ".")
-    reason = f"{choice} None has {_joined(without)}. What the machine has is found at start."
+    lacking = f" None has {_joined(without)}." if without else ""
+    reason = f"{choice}{lacking} What the machine has is found at start."
     return [Decision(what="instruction sets", value=value, reason=reason, forecast=bool(some))]
 
 

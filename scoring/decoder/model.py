@@ -182,7 +182,7 @@ class DecoderModel:
 
     @property
     def vocabulary(self) -> int:
-        return int(self.head.weight.shape[0])
+        return int(self.head.full.shape[0])
 
     @property
     def dtype(self) -> torch.dtype:

@@ -8,6 +8,7 @@ import ctypes
 import mmap
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from ctypes import POINTER, Structure, c_float, c_int32, c_void_p
 from typing import Any
 
@@ -19,7 +20,7 @@ from scoring.decoder.kv_cache import KVCache
 from scoring.decoder.model import DecoderLayer, DecoderModel, Linear, Norm
 from scoring.decoder.native_build import NoNativeStep, library
 
-#: Rows of a step that it takes at most.
+#: Rows of a call at most.
 ROWS = 8
 _FORMATS = {torch.int8: 0, torch.int32: 1}
 _NORMS = {"rms": 1, "layer": 2}
@@ -64,12 +65,14 @@ class _Model(Structure):
     )
 
 
-def unfit(model: Any) -> str:
-    """Reason why the step does not serve a model; empty if it does."""
+def unfit(model: Any, state: KVCache) -> str:
+    """Reason why the step does not serve a model over a cache; empty if it does."""
     if not isinstance(model, DecoderModel):
         return "the products are transformers' own (generic tier)"
     if model.dtype != torch.float32 or model.team is not None:
         return "its step on a CPU is for whole models in float32"
+    if state.keys.dtype != torch.float32:
+        return "its step on a CPU reads keys and values in float32 only"
     if model.head_dim > _LONGEST_HEAD:
         return f"its step takes heads of up to {_LONGEST_HEAD}, not of {model.head_dim}"
     if any(layer.mlp.down.full.shape[1] % _TILE for layer in model.layers):
@@ -91,29 +94,27 @@ def _peculiar(layer: DecoderLayer) -> bool:
 class NativeStep:
     """The step of a model whose products have narrow weights, over a cache; raises NoNativeStep.
 
-    `threads` meet after each product: as many as torch's.
+    It takes the products' narrow weights over: theirs are empty from then on. As many threads as torch's meet after
+    each product, unless `use_threads` says otherwise. Raises OSError or RuntimeError without memory for it.
     """
 
     def __init__(self, model: DecoderModel, state: KVCache) -> None:
-        if reason := unfit(model):
+        if reason := unfit(model, state):
             raise NoNativeStep(reason)
         self._library = library()
         self._library.decode_open.restype = c_void_p
         self._model, self._state = model, state
         self._held: list[Tensor] = []  # tensors that C reads
         sizes = [_size(product) for product in model.products()]
-        self._memory = mmap.mmap(-1, sum(sizes) + _HUGE)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
+        # Huge pages are for private memory.
+        self._memory = mmap.mmap(-1, sum(sizes) + _HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with suppress(AttributeError, OSError):  # a kernel without them
             self._memory.madvise(mmap.MADV_HUGEPAGE)
         self._all = torch.frombuffer(self._memory, dtype=torch.uint8)
         self._used = -self._all.data_ptr() % _HUGE
         layers = (_Layer * len(model.layers))(*self._layers())
-        told = self._described(layers)
-        opened = self._library.decode_open(ctypes.byref(told))
-        if not opened:
-            raise NoNativeStep("there is no memory, or no threads, for its step")
-        self._opened = c_void_p(opened)
-        self._close = weakref.finalize(self, self._library.decode_close, self._opened)
+        self._told = self._described(layers)
+        self._open()
 
     def __call__(self, slots: Tensor, hidden: Tensor) -> Tensor:
         """Feed embeddings [B, E] of a token each to slots [B], at most ROWS; logits [B, vocabulary], not finished.
@@ -126,6 +127,25 @@ class NativeStep:
         pointers = [c_void_p(each.data_ptr()) for each in (rows, lengths, hidden, logits)]
         self._library.decode_step(self._opened, len(slots), *pointers)
         return logits
+
+    @property
+    def threads(self) -> int:
+        """Threads that share a step."""
+        return int(self._told.threads)
+
+    def use_threads(self, count: int) -> None:
+        """Have as many threads share a step; raises NoNativeStep."""
+        self.close()
+        self._told.threads = count
+        self._open()
+
+    def _open(self) -> None:
+        opened = self._library.decode_open(ctypes.byref(self._told))
+        if not opened:
+            raise NoNativeStep("there is no memory, or no threads, for its step")
+        self._opened = c_void_p(opened)
+        self._close = weakref.finalize(self, self._library.decode_close, self._opened)
+        self._close.atexit = False  # the engine's thread may be inside a step; the process's end frees all
 
     def close(self) -> None:
         """End its threads; it must not be called any more."""
@@ -181,6 +201,7 @@ class NativeStep:
         scale, zero = (None if each is None else self._numbers(_tiled(each)) for each in (linear.scale, linear.zero))
         bias = self._numbers(linear.bias)
         kind = _FORMATS[linear.weight.dtype]
+        linear.weight = linear.weight.new_empty(outputs, 0)
         return _Product(place.data_ptr(), scale, zero, bias, outputs, inputs, linear.group, kind)
 
 

@@ -28,7 +28,7 @@ class TorchBackend:
     def __init__(self, model: DecoderModel, state: KVCache) -> None:
         self.model = model
         self.state = state
-        self.narrow: NativeStep | None = None  # of few slots, over narrow weights
+        self.narrow: NativeStep | None = None  # over narrow weights
 
     def prefill(self, parts: Sequence[tuple[int, int, int]], tokens: Tensor) -> Tensor:
         """Append tokens [T] (int64), part after part; logits [parts, vocabulary] after the last token of each.
@@ -47,12 +47,14 @@ class TorchBackend:
     def step(self, slots: Tensor, longest: int) -> Tensor:
         """Feed a token to each of slots [B]; `longest` bounds their lengths, it included; logits [B, vocabulary]."""
         tokens = self.state.tokens[slots]
-        if self.narrow is not None and len(slots) <= ROWS:
-            return self.model.finish(self.narrow(slots, self._embed(tokens, self.state.lengths[slots].long())))
+        if self.narrow is not None:  # of any number of slots: a row's bits do not depend on the others
+            hidden = self._embed(tokens, self.state.lengths[slots].long())
+            parts = zip(slots.split(ROWS), hidden.split(ROWS), strict=True)
+            return self.model.finish(torch.cat([self.narrow(some, rows) for some, rows in parts]))
         return self.head(self._run(tokens, StepAttention(self.model, self.state, slots, longest)))
 
     def use_narrow(self) -> None:
-        """Have steps of few slots read the products' int8 and int4 weights in compiled C; raises NoNativeStep."""
+        """Have steps read the products' narrow weights in compiled C, which takes them over; raises NoNativeStep."""
         self.use_wide()
         self.narrow = NativeStep(self.model, self.state)
 

@@ -5,15 +5,18 @@
 // read once, in order, by all threads, which meet at a barrier between products. Plain C, without torch:
 // `scoring/decoder/native_build.py` compiles it for the machine, `scoring/decoder/native_step.py` calls it.
 #define _GNU_SOURCE
+#include <limits.h>
+#include <linux/futex.h>
 #include <math.h>
 #include <pthread.h>
-#include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
-enum { ROWS = 8, AT_ONCE = 4, TILE = 4, BLOCK = 64, UNIT = 64 };
+enum { ROWS = 8, AT_ONCE = 4, TILE = 4, BLOCK = 64, UNIT = 64, SPINS = 2000 };
 enum { INT8, INT4 };
 enum { NONE, RMS, LAYER };
 enum { RELU, SILU, GELU, GELU_TANH };
@@ -69,7 +72,7 @@ typedef struct {
     pthread_t *workers;
     pthread_mutex_t lock;
     pthread_cond_t wake;
-    atomic_int arrived, phase, turn;
+    atomic_int arrived, phase, asleep, turn;
     int stop, rows, started;
     const int32_t *slots, *lengths;
     float *hidden, *qkv, *attended, *inner, *logits; // [ROWS, width of each]
@@ -87,15 +90,23 @@ static inline void pause_briefly(void) {
 #endif
 }
 
+// Wait for all threads: for a moment awake, then asleep. Who goes on spinning keeps its core from whoever it waits for.
 static void meet(State *s) {
     int phase = atomic_load(&s->phase);
     if (atomic_fetch_add(&s->arrived, 1) + 1 == s->model.threads) {
         atomic_store(&s->arrived, 0);
         atomic_store(&s->phase, phase + 1);
+        if (atomic_load(&s->asleep)) syscall(SYS_futex, &s->phase, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
         return;
     }
-    for (int spins = 0; atomic_load_explicit(&s->phase, memory_order_acquire) == phase; spins++)
-        spins < 4096 ? pause_briefly() : (void)sched_yield();
+    for (int spins = 0; spins < SPINS; spins++) {
+        if (atomic_load_explicit(&s->phase, memory_order_acquire) != phase) return;
+        pause_briefly();
+    }
+    atomic_fetch_add(&s->asleep, 1);
+    while (atomic_load(&s->phase) == phase)
+        syscall(SYS_futex, &s->phase, FUTEX_WAIT_PRIVATE, phase, NULL, NULL, 0);
+    atomic_fetch_sub(&s->asleep, 1);
 }
 
 // A thread's part of `count` things in units of `unit`.
@@ -375,7 +386,7 @@ static void *worker(void *given) {
     State *s = me.state;
     free(given);
     for (int turn = 0;; turn++) {
-        for (int spins = 0; spins < 20000 && atomic_load(&s->turn) == turn; spins++) pause_briefly();
+        for (int spins = 0; spins < SPINS && atomic_load(&s->turn) == turn; spins++) pause_briefly();
         pthread_mutex_lock(&s->lock);
         while (atomic_load(&s->turn) == turn && !s->stop) pthread_cond_wait(&s->wake, &s->lock);
         pthread_mutex_unlock(&s->lock);

@@ -1,5 +1,7 @@
 """Folders of the control groups around this process, and what they leave it of memory. Standard library only."""
 
+import mmap
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -26,3 +28,13 @@ def memory_limit(root: Path = Path("/")) -> int | None:
             with suppress(OSError, ValueError):  # no such file, or "max"
                 found.append(int((folder / name).read_text(encoding="ascii")))
     return min(found, default=None)
+
+
+def left(root: Path = Path("/")) -> int:
+    """Bytes of the control groups' limit that this process does not hold yet; unbounded without a limit."""
+    limit = memory_limit(root)
+    if limit is None:
+        return sys.maxsize
+    with suppress(OSError, ValueError, IndexError):
+        limit -= mmap.PAGESIZE * int((root / "proc/self/statm").read_text(encoding="ascii").split()[1])
+    return max(0, limit)

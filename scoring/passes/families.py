@@ -65,6 +65,19 @@ STATIC_DECODE = Families(
         "starcoder2",
     ),
 )
+_AFTER = "it has norms after its blocks"
+_PARALLEL = "its blocks compute attention and MLP side by side"
+#: Families of the static decoder whose steps on a CPU run in C (`scoring.decoder.native_step`), and those it refuses.
+_NOT_NATIVE = {
+    "bloom": "its attention adds a bias of position (ALiBi)",
+    "cohere2": _PARALLEL,
+    "gemma2": _AFTER,
+    "gemma3_text": _AFTER,
+    "glm4": _AFTER,
+    "gpt_neox": _PARALLEL,
+    "gptj": _PARALLEL,
+}
+NATIVE_STEP = Families(tuple(each for each in STATIC_DECODE.served if each not in _NOT_NATIVE), _NOT_NATIVE)
 #: Served: families whose sliced forward and cached decode were verified against transformers 5.
 TENSOR_SLICING = Families(
     (

@@ -1,11 +1,12 @@
-"""int8 or int4 weights for decode steps of few sequences, which are bound by the bytes of the weights."""
+"""int8 or int4 weights for decode steps, which are bound by the bytes of the weights."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from scoring.limits.control_groups import left
 from scoring.limits.memory_shares import WEIGHTS
 from scoring.passes.base import GAIN, LATENCY, Applicability, Applied, Facts, Hardware, Pass, PassRefused
-from scoring.passes.families import decoder_tier
+from scoring.passes.families import NATIVE_STEP, decoder_tier
 from scoring.passes.static_decode import StaticDecode
 
 if TYPE_CHECKING:
@@ -15,7 +16,37 @@ _BESIDE = {"int4": 0.3, "int8": 0.5}  # bytes of the narrow weights, of those of
 _WORTH = 3e9  # bytes of weights below which launches and latencies, not bandwidth, take most of a step
 _WORTH_ON_CPU = 2e8  # that caches hold in part, and whose steps Python bounds
 _SCALES = {"int4": "one scale a group", "int8": "one scale a row"}
-_CPU_ROWS = 8  # ROWS of scoring.decoder.native_step, which imports torch
+_BESIDE_ON_CPU = 0.3  # of the float32 ones: a byte and a scale a row, and a product in both layouts
+
+
+def _require(decoder: "Decoder") -> None:
+    """Raise PassRefused where a CPU's step does not serve a decoder, or memory is short for its weights."""
+    from scoring.decoder.model import DecoderModel
+    from scoring.decoder.native_step import unfit
+    from scoring.decoder.verify import free_bytes
+
+    if reason := unfit(decoder.model, decoder.state):
+        raise PassRefused(reason)
+    assert isinstance(decoder.model, DecoderModel)
+    wide = sum(product.full.nbytes for product in decoder.model.products())
+    needed, free = int(_BESIDE_ON_CPU * wide), min(free_bytes(decoder.model.device), left())
+    if needed > free:
+        raise PassRefused(f"narrow weights need {needed / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free")
+
+
+def fastest(decoder: "Decoder", timer: "Callable[[Decoder], float]") -> float:
+    """Milliseconds a step; on a CPU with as many threads as torch's or one, whichever is faster here."""
+    from scoring.decoder.torch_backend import TorchBackend
+
+    several, plain = timer(decoder), decoder.plain
+    if not isinstance(plain, TorchBackend) or plain.narrow is None or plain.narrow.threads == 1:
+        return several
+    threads = plain.narrow.threads
+    plain.narrow.use_threads(1)
+    if (one := timer(decoder)) <= several:
+        return one
+    plain.narrow.use_threads(threads)
+    return several
 
 
 def _named(kind: str, shipped: bool) -> str:
@@ -23,11 +54,11 @@ def _named(kind: str, shipped: bool) -> str:
 
 
 class WeightOnly(Pass):
-    """Adds int8 weights, or a checkpoint's own, to a static decoder; prefill and larger batches keep the wide ones.
+    """Adds int8 weights, or a checkpoint's own, to a static decoder, whose prompts keep the wide ones.
 
     int8 is symmetric, with one scale a row; a checkpoint's int4 and int8 are as stored, not quantised again, but for
     layouts that the kernels do not read and for slices over several GPUs. On a GPU steps of one and two sequences read
-    them; on a CPU of up to 8, in C that is compiled for the machine at start, with inputs rounded to int8 in groups of
+    them; on a CPU all steps, in C that is compiled for the machine at start, with inputs rounded to int8 in groups of
     64. Kept only where a step is faster for it by measurement. Answers change by what eight bits lose, so `tolerance`,
     not the tolerance of exact passes, is its bound.
     """
@@ -55,7 +86,7 @@ class WeightOnly(Pass):
             return Applicability(False, "it serves few sequences at a time; larger batches read the wide weights")
         self._natively = hardware.device == "cpu"
         if self._natively:
-            return self._on_cpu(facts)
+            return self._on_cpu(facts, hardware)
         degree = self.decode.degree(facts, hardware, objective)
         shard, each = facts.weight_bytes / degree, f" on each of {degree} GPUs" if degree > 1 else ""
         if shard < _WORTH:
@@ -68,13 +99,22 @@ class WeightOnly(Pass):
         self._kind, self._shipped = kind, facts.shipped == kind and degree == 1
         return Applicability(True, f"{_named(kind, self._shipped)} beside the 16-bit ones, {_SCALES[kind]}")
 
-    def _on_cpu(self, facts: Facts) -> Applicability:
+    def _on_cpu(self, facts: Facts, hardware: Hardware) -> Applicability:
+        if facts.family in NATIVE_STEP.refused:
+            why = NATIVE_STEP.refused[facts.family]
+            return Applicability(False, f"its step on a CPU does not cover {facts.family}: {why}")
+        if self.decode.narrow:
+            return Applicability(False, "its step on a CPU reads keys and values in float32 only, and they are in FP8")
         if facts.weight_bytes < _WORTH_ON_CPU:
             size = f"{facts.weight_bytes / 1e6:.1f} MB"
             return Applicability(False, f"{size} of weights are read too fast for it to pay")
         self._kind = kind = "int4" if facts.shipped == "int4" else "int8"
+        needed = (1 + _BESIDE_ON_CPU) * facts.weight_bytes
+        if hardware.memory_bytes and needed > hardware.memory_bytes:  # at start `_require` asks the machine
+            room = f"{needed / 2**30:.1f} GiB together, and {hardware.memory_bytes / 2**30:.1f} GiB are left for them"
+            return Applicability(False, f"float32 and {kind} weights need {room}")
         self._shipped = facts.shipped == kind
-        steps = f"in steps of up to {_CPU_ROWS} sequences, compiled and timed at start"
+        steps = "in all steps, compiled and timed at start"
         return Applicability(True, f"{_named(kind, self._shipped)} beside the float32 ones, {_SCALES[kind]}, {steps}")
 
     def apply(self, model: Any) -> Applied:
@@ -90,17 +130,23 @@ class WeightOnly(Pass):
             raise PassRefused("the model has no static decoder")
         if not isinstance(decoder.model, DecoderModel):
             raise PassRefused("the model's products are transformers' own (generic tier)")
+        if self._natively:
+            _require(decoder)
         timer = self._timer or step_ms
         alone = timer(decoder)
         try:
             count = self._narrow(decoder, model)
-        except torch.OutOfMemoryError as error:
-            self._widen(decoder)
-            raise PassRefused(f"no memory for {self._kind} weights beside the wide ones") from error
+            beside, wide = fastest(decoder, timer), "float32" if self._natively else "16-bit"
         except NoNativeStep as error:
             self._widen(decoder)
             raise PassRefused(str(error)) from error
-        beside, wide = timer(decoder), "float32" if self._natively else "16-bit"
+        except (torch.OutOfMemoryError, MemoryError, OSError, RuntimeError) as error:
+            self._widen(decoder)
+            if not (self._natively or isinstance(error, (torch.OutOfMemoryError, MemoryError))):
+                raise
+            first = (str(error).splitlines() or [""])[0][:200]
+            told = f"no memory for {self._kind} weights beside the wide ones"
+            raise PassRefused(f"{told}: {first}" if self._natively else told) from error
         if alone < beside * GAIN:
             self._widen(decoder)
             decoder.warm_up()

@@ -91,6 +91,7 @@ def test_series_that_azure_has_announced_to_retire() -> None:
     retiring = {sku.quota_family: sku.retires for sku in all_skus().values() if sku.retires}
     assert retiring == {
         "standardDSv2Family": "2028-05-01",
+        "standardESv3Family": "2029-11-15",
         "standardFSv2Family": "2028-11-15",
         "standardLSv2Family": "2028-11-15",
     }

@@ -2,11 +2,16 @@
 
 import shutil
 import signal
+import subprocess
+import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -19,13 +24,16 @@ from scoring.decoder.decoder import Decoder
 from scoring.decoder.int4 import pack, use
 from scoring.decoder.model import Linear, quantize_weights
 from scoring.decoder.native_build import NoNativeStep, library
+from scoring.decoder.native_step import NativeStep, unfit
 from scoring.decoder.torch_backend import TorchBackend
+from scoring.passes import weight_only
 from scoring.passes.base import LATENCY, PassRefused
+from scoring.passes.families import NATIVE_STEP, STATIC_DECODE
 from scoring.passes.static_decode import StaticDecode
 from scoring.passes.weight_only import WeightOnly
 from scoring.quantization.dequantize import Grid
 from scoring.quantization.loading import from_pretrained
-from tests.published import publish
+from tests import published
 from tests.scoring.decoder.test_adapters import prompt, tiny
 from tests.scoring.passes.test_static_decode import CPU, FACTS, widened
 
@@ -51,7 +59,7 @@ def steps(decoder: Decoder, rows: int, count: int = 3) -> torch.Tensor:
     slots, found = list(range(rows)), []
     for slot in slots:
         decoder.open(slot)
-        decoder.prefill(slot, [5 + (slot * 7 + i) % 50 for i in range(3 + 13 * slot)])
+        decoder.prefill(slot, [5 + (slot * 7 + i) % 50 for i in range(3 + 13 * (slot % 9))])
     for number in range(count):
         for slot in slots:
             decoder.feed(slot, 6 + slot + number)
@@ -75,7 +83,7 @@ def error(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "opt", "mistral", "granite"])
 def test_it_computes_what_torch_computes(family: str, tmp_path: Path) -> None:
-    """Rotations or learned positions, norms of heads, biases, windows and scaled sums; up to 8 rows, and of 9 none."""
+    """Rotations or learned positions, norms of heads, biases, windows and scaled sums."""
     decoder = Decoder(tiny(family, tmp_path), slots=9, max_length=256)
     plain = steps(decoder, 9)
     decoder.use_int8()
@@ -87,9 +95,55 @@ def test_it_computes_what_torch_computes(family: str, tmp_path: Path) -> None:
     decoder.plain.use_narrow()
     for rows, logits in wanted.items():
         assert error(steps(decoder, rows), logits) < SAME, rows
-    assert torch.equal(steps(decoder, 9), plain)
     decoder.plain.use_wide()
     assert error(steps(decoder, 3), plain[:, :3]) < 1e-5
+
+
+def test_a_row_has_the_same_bits_whatever_shares_its_step(tmp_path: Path) -> None:
+    """Batches of more rows than a call takes are cut, and none is left to the wide weights."""
+    decoder = Decoder(tiny("llama", tmp_path), slots=18, max_length=256)
+    decoder.use_int8()
+    decoder.plain.use_narrow()
+    alone = steps(decoder, 1)
+    for rows in (2, 5, 8, 9, 17):
+        assert torch.equal(steps(decoder, rows)[:, :1], alone), rows
+    assert torch.equal(steps(decoder, 9)[:, 8], steps(decoder, 17)[:, 8])
+
+
+def test_threads_that_sleep_at_the_barrier_are_woken(tmp_path: Path) -> None:
+    """More threads than cores share a step, and give the bits of one."""
+    decoder = Decoder(tiny("llama", tmp_path), slots=3, max_length=128)
+    decoder.use_int8()
+    decoder.plain.use_narrow()
+    assert decoder.plain.narrow.threads == torch.get_num_threads()
+    alone = steps(decoder, 3)
+    decoder.plain.narrow.use_threads(3)
+    assert torch.equal(steps(decoder, 3), alone)
+
+
+@pytest.mark.parametrize(("one", "wanted"), [(0.5, 1), (2.0, 2)])
+def test_the_faster_number_of_threads_is_kept(one: float, wanted: int, tmp_path: Path) -> None:
+    decoder = Decoder(tiny("llama", tmp_path), slots=1, max_length=64)
+    decoder.use_int8()
+    decoder.plain.use_narrow()
+    decoder.plain.narrow.use_threads(2)
+    assert weight_only.fastest(decoder, lambda each: one if each.plain.narrow.threads == 1 else 1.0) == min(one, 1.0)
+    assert decoder.plain.narrow.threads == wanted
+
+
+def test_its_weights_are_held_once_and_outlive_no_step(tmp_path: Path) -> None:
+    """A product's narrow weight is C's own; the end of the process does not take it from a step that runs."""
+    decoder = Decoder(tiny("llama", tmp_path), slots=1, max_length=64)
+    decoder.use_int8()
+    decoder.plain.use_narrow()
+    assert all(not product.weight.numel() for product in decoder.model.products())
+    assert not decoder.plain.narrow._close.atexit
+    place, maps = decoder.plain.narrow._all.data_ptr(), Path("/proc/self/maps").read_text().splitlines()
+    spans = [(*(int(end, 16) for end in line.split()[0].split("-")), line.split()[1]) for line in maps]
+    assert [kind for start, end, kind in spans if start <= place < end] == ["rw-p"]  # huge pages are for private memory
+    decoder.plain.use_wide()
+    decoder.use_int8(False)
+    assert all(product.weight is product.full and product.weight.numel() for product in decoder.model.products())
 
 
 def rounding(step: Any, *given: Any) -> torch.Tensor:
@@ -124,50 +178,107 @@ def test_int4_is_read_in_groups(group: int, zeros: bool) -> None:
     assert error(steps(decoder, 2), wanted) < SAME
 
 
+def stored(method: str, folder: Path, group: int = 32) -> Any:
+    """A tiny model of a checkpoint in int8, or in int4 in groups."""
+    tiny("llama", folder / "wide").save_pretrained(folder / "wide")
+    if method == "int8":
+        shutil.copytree(folder / "wide", folder / method)
+        Writer(folder / "wide", folder / method, torch.float32).write()
+    else:
+        form = {"num_bits": 4, "strategy": "group", "group_size": group, "symmetric": True}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(published.PUBLISHED, method, published._compressed("pack-quantized", **form))
+            published.publish(folder / "wide", folder / method, method)
+    return from_pretrained(transformers.LlamaForCausalLM, folder / method, dtype=torch.float32).eval()
+
+
 @pytest.mark.parametrize("method", ["w4a16", "int8"])
 def test_numbers_of_a_checkpoint_are_read_as_they_are(method: str, tmp_path: Path) -> None:
-    tiny("llama", tmp_path / "wide").save_pretrained(tmp_path / "wide")
-    if method == "int8":
-        shutil.copytree(tmp_path / "wide", tmp_path / method)
-        Writer(tmp_path / "wide", tmp_path / method, torch.float32).write()
-    else:
-        publish(tmp_path / "wide", tmp_path / method, method)
-    model = from_pretrained(transformers.LlamaForCausalLM, tmp_path / method, dtype=torch.float32).eval()
-    decode, told = StaticDecode(slots=3, max_length=64), iter((3.0, 1.0))
+    model = stored(method, tmp_path)
+    decode, told = StaticDecode(slots=3, max_length=64), chain((3.0,), repeat(1.0))
     chosen = WeightOnly(decode, lambda _: next(told))
     kind = "int4" if method == "w4a16" else "int8"
     assert f"{kind} weights as shipped" in chosen.applies(replace(LARGE, shipped=kind), CPU, LATENCY).reason
     decode.apply(model)
     wanted = steps(decode.decoder, 3)
-    try:
-        applied = chosen.apply(model)
-    except PassRefused as refused:
-        assert "groups of 16" in str(refused)  # as the tiny checkpoint has them
-        return
+    applied = chosen.apply(model)
     assert applied.detail.startswith(f"{kind}, of {len(decode.decoder.model.products())} products {applied.count} as")
     assert error(steps(decode.decoder, 3), wanted) < ROUNDED
-    for product in decode.decoder.model.products()[: applied.count]:
-        if kind == "int8":
-            assert torch.equal(product.weight * product.scale[:, None], product.full)
+    assert {product.group for product in decode.decoder.model.products()[:-1]} == {32 if kind == "int4" else 0}
     applied.undo()
     assert decode.decoder.plain.narrow is None
     assert torch.equal(steps(decode.decoder, 3), wanted)
 
 
-def test_what_it_does_not_cover_is_refused(tmp_path: Path) -> None:
-    for family, reason in (("bloom", "layers of bloom"), ("gemma2", "layers of gemma2")):
-        model = tiny(family, tmp_path / family)
-        decode = StaticDecode(slots=1, max_length=32)
-        chosen = WeightOnly(decode, lambda _: 1.0)
-        assert chosen.applies(LARGE, CPU, LATENCY).take
-        decode.apply(model)
-        with pytest.raises(PassRefused, match=reason):
-            chosen.apply(model)
-        assert all(product.scale is None for product in decode.decoder.model.products())
+def test_groups_that_it_does_not_read_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(PassRefused, match="groups of 16"):
+        applied(stored("w4a16", tmp_path, group=16), shipped="int4")
+
+
+def applied(model: Any, *, narrow: bool = False, **facts: Any) -> StaticDecode:
+    """The decoder of a model to which the pass was applied, whatever a plan says of it."""
+    decode = StaticDecode(slots=1, max_length=32)
+    chosen = WeightOnly(decode, lambda _: 1.0)
+    assert chosen.applies(replace(LARGE, **facts), CPU, LATENCY).take
+    decode.narrow = narrow
+    decode.apply(model)
+    try:
+        chosen.apply(model)
+    finally:
+        assert decode.decoder.plain.narrow is None
+        assert all(product.scale is None and product.weight.numel() for product in decode.decoder.model.products())
+    return decode
+
+
+@pytest.mark.parametrize("family", ["bloom", "gemma2"])
+def test_layers_that_it_does_not_cover_are_refused(family: str, tmp_path: Path) -> None:
+    with pytest.raises(PassRefused, match=f"layers of {family}"):
+        applied(tiny(family, tmp_path))
+
+
+def test_a_cache_in_fp8_is_refused(tmp_path: Path) -> None:
+    """By the plan, and by the step, which would write float32 into its single octets."""
+    with pytest.raises(PassRefused, match="keys and values in float32 only"):
+        applied(tiny("llama", tmp_path), narrow=True)
+    decode = StaticDecode()
+    decode.narrow = True
+    told = WeightOnly(decode).applies(LARGE, CPU, LATENCY)
+    assert not told.take
+    assert "they are in FP8" in told.reason
+
+
+def test_short_memory_is_refused_and_leaves_no_product_narrow(tmp_path: Path) -> None:
+    """What a plan has no room for, what the machine has not, and what allocators say: each in words."""
+    small = replace(CPU, memory_bytes=int(1.2 * LARGE.weight_bytes))
+    assert "GiB are left for them" in WeightOnly(StaticDecode()).applies(LARGE, small, LATENCY).reason
+    assert WeightOnly(StaticDecode()).applies(LARGE, replace(small, memory_bytes=2 * LARGE.weight_bytes), LATENCY).take
+    model = tiny("llama", tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(weight_only, "left", lambda: 10)
+        with pytest.raises(PassRefused, match="0 MiB are free"):
+            applied(model)
+    for short in (RuntimeError("cannot allocate"), OSError("cannot allocate"), MemoryError("cannot allocate")):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(NativeStep, "_described", Mock(side_effect=short))
+            with pytest.raises(PassRefused, match="no memory for int8 weights beside the wide ones: cannot allocate"):
+                applied(model)
+
+
+def test_plans_know_the_families_that_it_refuses() -> None:
+    for family, reason in NATIVE_STEP.refused.items():
+        told = WeightOnly(StaticDecode()).applies(replace(LARGE, family=family), CPU, LATENCY)
+        assert not told.take
+        assert reason in told.reason
+
+
+@pytest.mark.parametrize("family", STATIC_DECODE.served)
+def test_the_families_of_plans_are_those_of_the_step(family: str, tmp_path: Path) -> None:
+    decoder = Decoder(tiny(family, tmp_path), slots=1, max_length=32)
+    assert (unfit(decoder.model, decoder.state) == "") == (family in NATIVE_STEP.served)
 
 
 def test_a_step_that_is_no_faster_is_refused(tmp_path: Path) -> None:
-    model, decode, told = tiny("llama", tmp_path), StaticDecode(slots=1, max_length=32), iter((2.0, 1.99))
+    model, decode, told = tiny("llama", tmp_path), StaticDecode(slots=1, max_length=32), chain((2.0,), repeat(1.99))
     chosen = WeightOnly(decode, lambda _: next(told))
     chosen.applies(LARGE, CPU, LATENCY)
     decode.apply(model)
@@ -202,6 +313,52 @@ def test_an_instruction_set_that_lies_ends_another_process(
         library.__wrapped__()
     assert not list(tmp_path.iterdir())
     assert list(compiled.iterdir())
+
+
+def kept(folder: Path) -> Path:
+    return next(iter(folder.glob("*.so")))
+
+
+def test_a_kept_library_is_checked_and_healed(compiled: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Damaged, or open to others' writing, it is compiled anew; sound, it is loaded as it is."""
+    monkeypatch.setenv(native_build.FOLDER, str(tmp_path))
+    place, sound, run = tmp_path / kept(compiled).name, kept(compiled).read_bytes(), native_build._run
+    compiles = []
+
+    def counted(command: Any, deadline: float) -> tuple[int, bytes]:
+        if "-O3" in command:
+            compiles.append(command)
+            raise OSError("compiled anew")
+        return run(command, deadline)
+
+    monkeypatch.setattr(native_build, "_run", counted)
+    for mode, octets, anew in ((0o700, sound, False), (0o777, sound, True), (0o700, sound[:5000], True)):
+        place.unlink(missing_ok=True)
+        place.write_bytes(octets)
+        place.chmod(mode)
+        compiles.clear()
+        with pytest.raises(NoNativeStep, match="compiled anew") if anew else nullcontext():
+            library.__wrapped__()
+        assert bool(compiles) == anew, oct(mode)
+
+
+def test_a_folder_that_others_may_write_keeps_no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shared, file = tmp_path / "shared", tmp_path / "file"
+    shared.mkdir()
+    shared.chmod(0o777)
+    file.touch()
+    own = tmp_path / "own"
+    for folder, found in ((shared, None), (file, None), (file / "under", None), (own, own)):
+        monkeypatch.setenv(native_build.FOLDER, str(folder))
+        assert native_build._kept() == found, folder
+
+
+def test_what_hangs_ends_with_its_children() -> None:
+    """At the deadline, which may have passed already."""
+    with pytest.raises(subprocess.TimeoutExpired):
+        native_build._run(("sh", "-c", "sleep 300 & wait"), time.monotonic() + 0.2)
+    found = subprocess.run(("pgrep", "-P", "1", "-f", "sleep 300"), capture_output=True, check=False).stdout.split()
+    assert not found
 
 
 def test_prompts_are_computed_with_the_wide_weights(tmp_path: Path) -> None:
