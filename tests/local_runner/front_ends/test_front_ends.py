@@ -157,17 +157,6 @@ def test_metrics_count_what_all_have_answered(server: Runner) -> None:
     assert after["mii_azure_in_flight"] == 0
 
 
-_LAST_CHUNK = b"\r\n0\r\n\r\n"
-
-
-def _answering(server: Runner, port: int) -> psutil.Process | None:
-    """The front end that holds the connection from a client's port."""
-    for each in front_ends(server):
-        if any(own.raddr and own.raddr.port == port for own in each.net_connections("tcp")):
-            return each
-    return None
-
-
 class Open:
     """A stream over a connection of its own; `owner` is the front end that answers it."""
 
@@ -175,16 +164,19 @@ class Open:
         raw = json.dumps(generate({"max_new_tokens": tokens, "min_new_tokens": tokens}, stream=True))
         self.socket = socket.create_connection((LOOPBACK, server.http_port))
         self.socket.settimeout(60)
-        # Kept alive, so that a stream that was sent whole has an owner still.
-        head = f"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: {len(raw)}\r\n\r\n"
+        head = f"POST /score HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(raw)}\r\n\r\n"
         self.socket.sendall((head + raw).encode())
         self.text = self.socket.recv(1 << 16)
         port = self.socket.getsockname()[1]
-        self.owner = until(lambda: _answering(server, port))
+        self.owner = next(
+            each
+            for each in front_ends(server)
+            if any(own.raddr and own.raddr.port == port for own in each.net_connections("tcp"))
+        )
 
     def rest(self) -> bytes:
         try:
-            while not self.text.endswith(_LAST_CHUNK) and (data := self.socket.recv(1 << 16)):
+            while data := self.socket.recv(1 << 16):
                 self.text += data
         except ConnectionError:
             pass
@@ -263,7 +255,7 @@ def test_their_ports_are_shared_by_no_other_server() -> None:
 
 def test_a_signal_drains(alone: Runner) -> None:
     with Runner(alone.bundle, arguments=("--front-ends", "1", "--drain-seconds", "20")) as server:
-        streams = [Open(server, 60) for _ in range(4)]
+        streams = [Open(server, 100) for _ in range(4)]
         server.process.send_signal(signal.SIGTERM)
         assert all(b"[DONE]" in each.rest() for each in streams)
         assert server.process.wait(30) == 0
