@@ -49,7 +49,7 @@ class TorchBackend:
         tokens = self.state.tokens[slots]
         if self.narrow is not None:  # of any number of slots: a row's bits do not depend on the others
             hidden = self._embed(tokens, self.state.lengths[slots].long())
-            parts = zip(slots.split(ROWS), hidden.split(ROWS), strict=True)
+            parts = zip(torch.split(slots, ROWS), torch.split(hidden, ROWS), strict=True)
             return self.model.finish(torch.cat([self.narrow(some, rows) for some, rows in parts]))
         return self.head(self._run(tokens, StepAttention(self.model, self.state, slots, longest)))
 

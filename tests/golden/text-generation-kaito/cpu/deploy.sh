@@ -113,9 +113,9 @@ has_image() {
     "$@" >/dev/null 2>&1
 }
 
-step "image mine.azurecr.io/models/text:2bf7c548210e"
-has_image az acr repository show --name mine --image models/text:2bf7c548210e --output none ||
-    run az acr build --registry mine --image models/text:2bf7c548210e \
+step "image mine.azurecr.io/models/text:c8a92e386d01"
+has_image az acr repository show --name mine --image models/text:c8a92e386d01 --output none ||
+    run az acr build --registry mine --image models/text:c8a92e386d01 \
         --file environment/Dockerfile --only-show-errors .
 
 step "workspace $WORKSPACE"
