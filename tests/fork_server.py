@@ -37,6 +37,8 @@ PROGRAMS = (
     "scoring.tensor_parallel.worker",
     "tests.scoring.tensor_parallel.many_ranks",
 )
+STAND_BY = "fork server"  # name of a server beside a program, by which tests tell it from what the program starts
+_NAME = Path("/proc/self/comm")
 #: What a process with one of these words starts is forked too.
 STARTERS = {"mii_azure.cli.app", "--replicas", "--front-ends"}
 #: Beginnings of the environment variables that libraries do not read while they are imported.
@@ -241,6 +243,7 @@ def _serve(asked: socket.socket) -> None:
 
 def _become(request: dict[str, Any], files: list[int], tell: int) -> None:
     """Be the process that was asked for, tell its pid once it is, and run its program."""
+    _NAME.write_text("python")
     if request["session"]:
         os.setsid()
     os.chdir(request["folder"])
@@ -306,6 +309,7 @@ def _stand_by(telling: int) -> None:
         ours.close()
         os.close(telling)
         os.setsid()
+        _NAME.write_text(STAND_BY)
         _serve(theirs)  # what it forks comes back from here, and ends
         sys.exit(0)
     theirs.close()

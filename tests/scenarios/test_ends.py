@@ -22,7 +22,7 @@ NATIVE = {
         "fill-mask",
         "cpu",
         "encoder/cpu_autotune.py",
-        {"min(never_slower": "min(ways[1:]", "gain < GAIN": "gain < 0.0"},
+        {"faster > gain and all(map(operator.le, ms, eager_ms))": "True", "gain < GAIN": "gain < 0.0"},
         "libopenvino",
     ),
     "llama": (

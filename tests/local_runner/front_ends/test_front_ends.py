@@ -22,6 +22,7 @@ from local_runner.http.server import listen
 from local_runner.process.launch import LOOPBACK, Runner
 from local_runner.protos import inference_pb2, inference_pb2_grpc, scoring_pb2, scoring_pb2_grpc
 from scoring.errors import MiiAzureError
+from tests.fork_server import STAND_BY
 from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("forked")
@@ -54,7 +55,7 @@ def server(alone: Runner, settings: Path) -> Iterator[Runner]:
 
 
 def front_ends(server: Runner) -> list[psutil.Process]:
-    return psutil.Process(server.process.pid).children()
+    return [each for each in psutil.Process(server.process.pid).children() if each.name() != STAND_BY]
 
 
 def post(server: Runner, path: str, body: Any) -> tuple[int, bytes]:
