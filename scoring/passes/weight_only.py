@@ -79,7 +79,9 @@ class WeightOnly(Pass):
         if not below.take:
             return Applicability(False, f"it builds on static_decode: {below.reason}")
         if self.decode.invariant:
-            return Applicability(False, "steps of few rows would read other weights than those of more")
+            return Applicability(
+                False, "its steps read other weights than prompts do, and on a GPU than steps of more rows"
+            )
         if decoder_tier(facts.family).tier != "fused":
             return Applicability(False, f"the products of {facts.family} are transformers' own (generic tier)")
         if objective != LATENCY:

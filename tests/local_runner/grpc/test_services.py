@@ -128,6 +128,7 @@ def test_a_stream_that_breaks_off_ends_with_the_error(channel: grpc.Channel) -> 
 def test_leaving_a_stream_stops_the_work(channel: grpc.Channel) -> None:
     stub = scoring_pb2_grpc.ScoringStub(channel)
     endless = "a " * 90_000
+    assert not json.loads(stub.Metadata(scoring_pb2.MetadataRequest()).json)["streams_closed"]
     call = stub.ScoreStream(scoring_pb2.ScoreRequest(json=json.dumps({"inputs": endless, "stream": True})))
     next(call)
     call.cancel()

@@ -145,8 +145,11 @@ def test_an_upload_that_is_cut(after, cloud, client, bundle):
 
 
 def test_an_upload_whose_connection_drops_is_sent_again(cloud, client, bundle):
-    cloud.faults.append(Fault("PUT", "/model/config.json", Answer(0, drop=True)))
+    dropped = Fault("PUT", "/model/config.json", Answer(0, drop=True))
+    cloud.faults.append(dropped)
     completes(cloud, client, bundle)
+    assert not dropped.times
+    assert len([sent for sent in cloud.sent("PUT", dropped.where) if "comp" not in sent.query]) == 2
 
 
 def test_a_client_without_progress_does_not_wait_for_ever_on_a_failed_upload(cloud, connect, bundle):

@@ -316,13 +316,12 @@ def test_a_token_whose_text_is_known_is_not_decoded_again(name: str, monkeypatch
     assert calls <= 3 + len(tokens) // 8
 
 
-@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("name", [name for name in TOKENIZERS if name != "word pieces"])  # which have no space
 def test_a_long_run_of_spaces_keeps_its_length(name: str) -> None:
     made = tokenizer(name, False)
     word = made("house", add_special_tokens=False)["input_ids"]
-    for space in ("▁", "Ġ"):
-        if space in made.get_vocab():
-            pieces_of(made, [*word, *[made.convert_tokens_to_ids(space)] * 80, *word, *word])
+    (space,) = {"▁", "Ġ"} & made.get_vocab().keys()
+    pieces_of(made, [*word, *[made.convert_tokens_to_ids(space)] * 80, *word, *word])
 
 
 @pytest.mark.parametrize("text", ["It isn 't so . She 's here , they 've gone !", "a ' b ' ve n 't ' s  . x", "yes ?"])
