@@ -72,7 +72,7 @@ class Relative:
 
 
 @dataclass(frozen=True)
-class Rotary:
+class Rotation:
     """Queries and keys turned by their places, and how far tokens see."""
 
     cos: Tensor  # [P, D / 2] float32
@@ -98,4 +98,4 @@ class Rotary:
         return F.scaled_dot_product_attention(self.turn(q, places), self.turn(k, places), v, attn_mask=mask)
 
 
-Positions = Relative | Rotary
+Positions = Relative | Rotation

@@ -9,7 +9,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from scoring.encoder.ops import GELU, RELU, LayerNorm, PreNormOps, Tables
-from scoring.encoder.positions import Rotary
+from scoring.encoder.positions import Rotation
 from scoring.encoder.stack import FusedStack
 from scoring.passes.base import PassRefused
 
@@ -23,7 +23,7 @@ class PreNormLayer:
 
     qkv: Tensor  # [3H, H]
     qkv_bias: Tensor
-    rotary: Rotary
+    rotary: Rotation
     out: Tensor  # [H, H]
     out_bias: Tensor
     norm: LayerNorm  # of what the gated product reads
@@ -79,7 +79,7 @@ def build_pre_norm(base: Any, ops: PreNormOps) -> PreNormStack:
     return PreNormStack(tables, layers, config.num_attention_heads, act, ops)
 
 
-def _rotary(base: Any, kind: str) -> Rotary:
+def _rotary(base: Any, kind: str) -> Rotation:
     config, embedding = base.config, base.rotary_emb
     if embedding.rope_type.get(kind) not in ("default", "linear"):
         raise PassRefused(f"positions of type {embedding.rope_type.get(kind)} are not covered")
@@ -87,10 +87,10 @@ def _rotary(base: Any, kind: str) -> Rotary:
     places = torch.arange(config.max_position_embeddings, device=base.device)[None]
     cos, sin = embedding(torch.zeros(1, device=base.device), places, kind)  # float32: of its first argument's type
     half = cos.shape[-1] // 2
-    return Rotary(cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous(), int(reach))
+    return Rotation(cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous(), int(reach))
 
 
-def _layer(module: Any, rotary: Rotary, following: LayerNorm) -> PreNormLayer:
+def _layer(module: Any, rotary: Rotation, following: LayerNorm) -> PreNormLayer:
     attention, mlp = module.attn, module.mlp
     up, up_bias, down = _filled(mlp)
     return PreNormLayer(

@@ -8,7 +8,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from scoring.encoder.ops import GELU, NONE, RELU, Hidden, LayerNorm, Matrix, Narrow, Packing, PreNormOps, Tables
-from scoring.encoder.positions import Positions, Rotary
+from scoring.encoder.positions import Positions, Rotation
 from scoring.encoder.tiles import GemmTile, choose, choose_narrow, lines, power_of_two
 from scoring.encoder.triton_positions import LOG2_E, PositionedLaunches, attention_tile, gated_tile
 
@@ -161,7 +161,7 @@ class TritonOps(PreNormOps):
         )
 
     def attention(self, qkv: Tensor, heads: int, packing: Packing, positions: Positions | None = None) -> Tensor:
-        if isinstance(positions, Rotary):
+        if isinstance(positions, Rotation):
             return self._positioned.rotary(qkv, heads, packing, positions)
         if positions is not None:
             return self._positioned.relative(qkv, heads, packing, positions)

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from scoring.encoder.ops import LayerNorm, Packing
-from scoring.encoder.positions import Relative, Rotary
+from scoring.encoder.positions import Relative, Rotation
 from scoring.encoder.tiles import GemmTile, divisor, lines, power_of_two
 
 LOG2_E = 1.4426950408889634
@@ -40,7 +40,7 @@ class PositionedLaunches:
         self._hopper = hopper
         self._launch = {"launch_pdl": True} if hopper else {}
 
-    def rotary(self, qkv: Tensor, heads: int, packing: Packing, rotary: Rotary) -> Tensor:
+    def rotary(self, qkv: Tensor, heads: int, packing: Packing, rotary: Rotation) -> Tensor:
         """Attention with turned queries and keys: [R, H]."""
         width = qkv.shape[1] // 3
         dim = width // heads
