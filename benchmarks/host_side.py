@@ -135,7 +135,11 @@ def stand_in(clients: int, step_s: float, context: int = CONTEXT) -> None:
     from scoring.passes.static_decode import StaticDecode
 
     read = config.Deployment.read
-    limits = {"max_batch_size": clients, "queue_size": 4 * clients, "max_batch_tokens": clients * CONTEXT}
+    limits: dict[str, Any] = {
+        "max_batch_size": clients,
+        "queue_size": 4 * clients,
+        "max_batch_tokens": clients * CONTEXT,
+    }
     if context > CONTEXT:
         limits |= {"max_batch_tokens": 2 * context, "context_length": context}
 
@@ -147,7 +151,7 @@ def stand_in(clients: int, step_s: float, context: int = CONTEXT) -> None:
         found = read(path)
         return replace(found, limits=replace(found.limits, **limits))
 
-    config.Deployment.read = read_wide  # type: ignore[method-assign,assignment]
+    config.Deployment.read = read_wide  # type: ignore[method-assign]
     StaticDecode.apply = apply  # type: ignore[method-assign]
     StaticDecode.verify = lambda self, model, reference: 0.0  # type: ignore[method-assign]
 
@@ -302,7 +306,8 @@ def main() -> None:
     parser.add_argument("--serve", nargs=2, type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        os._exit(serve(*options.serve, options.clients, options.step_ms / 1e3, *options.front_ends))
+        bundle, ready = options.serve
+        os._exit(serve(bundle, ready, options.clients, options.step_ms / 1e3, options.front_ends[0]))
     from benchmarks.common import table
 
     rows = []

@@ -195,7 +195,8 @@ def _stacks(only: str = "") -> dict[str, list[str]]:
         name = names.get(ident, str(ident))
         if name == "watch" or only not in name:
             continue
-        lines, one = [], frame
+        lines: list[str] = []
+        one = frame
         while one is not None and len(lines) < _DEEP:
             lines.append(f"{Path(one.f_code.co_filename).name}:{one.f_lineno} {one.f_code.co_name}")
             one = one.f_back  # type: ignore[assignment]

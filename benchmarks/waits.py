@@ -185,7 +185,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     print(json.dumps({"sdpa": plain}), flush=True)
     build(_thin(shape) if options.instant else shape, folder, options.instance_type, options.flags)
     with served(folder, options) as port:
-        loads, single = [], []
+        loads: list[dict[str, Any]] = []
+        single: list[dict[str, Any]] = []
         for way in (*(_after_it, _before_it) * options.rounds, *options.prompts * 2):
             if time.monotonic() > options.until:
                 break
