@@ -72,32 +72,34 @@ def served(folder: Path, options: argparse.Namespace) -> Iterator[int]:
                 server.wait(60)
 
 
-async def _after_it(port: int, tokens: int, seed: int) -> tuple[Stamps, list[Stamps], float]:
-    """A long streamed request, and short ones that come when it has been sent: their times, and when it was sent."""
-    long = asyncio.create_task(ask(port, body(prompt(tokens, random.Random(seed)), NEW, "stream")))
+async def _after_it(port: int, long: bytes, short: Sequence[bytes]) -> tuple[Stamps, list[Stamps], float]:
+    """A long request, and short ones that come when it has been sent: their times, and when it was sent."""
+    first = asyncio.create_task(ask(port, long))
     began = time.perf_counter()
     await asyncio.sleep(0.2)
-    short = await asyncio.gather(*(ask(port, request) for request in bodies(SHORT, "stream", seed)))
-    return (await long)[1], [stamps for good, stamps in short if good], began
+    others = await asyncio.gather(*(ask(port, request) for request in short))
+    return (await first)[1], [stamps for good, stamps in others if good], began
 
 
-async def _before_it(port: int, tokens: int, seed: int) -> tuple[Stamps, list[Stamps], float]:
-    """Streams that run, and a long streamed request that comes when all have begun."""
-    words = random.Random(seed)
-    requests = [body(prompt(100, words), RUNNING, "stream") for _ in range(SHORT)]
-    short = asyncio.gather(*(ask(port, request) for request in requests))
+async def _before_it(port: int, long: bytes, short: Sequence[bytes]) -> tuple[Stamps, list[Stamps], float]:
+    """Streams that run, and a long request that comes when all have begun."""
+    others = asyncio.gather(*(ask(port, request) for request in short))
     await asyncio.sleep(0.8)
     began = time.perf_counter()
-    long = await ask(port, body(prompt(tokens, words), NEW, "stream"))
-    return long[1], [stamps for good, stamps in await short if good], began
+    found = await ask(port, long)
+    return found[1], [stamps for good, stamps in await others if good], began
 
 
 def beside(port: int, way: Any, tokens: int, seed: int) -> dict[str, Any]:
     """One load, with the waits of its short streams."""
+    words = random.Random(seed)
+    sent = body(prompt(tokens, words), NEW, "stream")
+    running = [body(prompt(100, words), RUNNING, "stream") for _ in range(SHORT)]
+    others = bodies(SHORT, "stream", seed) if way is _after_it else running
 
     async def ask_all() -> Any:
         step_trace.watch_loop()
-        return await asyncio.wait_for(way(port, tokens, seed), ANSWER_S)
+        return await asyncio.wait_for(way(port, sent, others), ANSWER_S)
 
     long, short, began = asyncio.run(ask_all())
     waits = [(a, b) for stamps in short for a, b in pairwise(stamps[:-2])]
