@@ -174,7 +174,7 @@ def generate(
 
 
 def _written(folder: Path) -> dict[str, Any]:
-    """What a program is told of a bundle that was written."""
+    """Facts about a written bundle, for programs."""
     from mii_azure.bundle.bundle_view import told_by
     from mii_azure.bundle.manifest import load_manifest
 

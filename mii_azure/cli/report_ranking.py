@@ -62,7 +62,7 @@ def _basis(ranking: Ranking) -> str:
 
 
 def _bases(ranking: Ranking) -> str:
-    """What the bases that occur mean, with the errors that were found."""
+    """Meanings of the bases that occur, with their measured errors."""
     bases = {row.basis for row in ranking.rows}
     texts = []
     if bases & {"measured", "scaled"}:

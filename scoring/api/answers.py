@@ -1,4 +1,4 @@
-"""From a raw body to a reply: parse, encode, queue, decode; an error becomes a status and a JSON body."""
+"""Path from a raw body to a reply: parse, encode, queue, decode; an error becomes a status and a JSON body."""
 
 import logging
 import threading

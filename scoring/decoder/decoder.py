@@ -125,7 +125,7 @@ class Decoder:
         return self.tables.choose(free, ids, salt)
 
     def evict(self, most: int) -> None:
-        """Free blocks that are only kept for their contents, until at most so many are left."""
+        """Free blocks that are only kept for their contents, until at most `most` are left."""
         self.tables.evict(most)
         self._sync()
 
@@ -308,7 +308,7 @@ class Decoder:
 
     @torch.inference_mode()
     def plan(self) -> None:
-        """Prepare what libraries keep by thread: to be called on the one that will run this."""
+        """Prepare libraries' state of each thread: called on the thread that will run this."""
         if self._cuda is not None:
             self._cuda.plan()
 
