@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from local_runner.protocol.addresses import read_host_port
 from mii_azure.bundle import folders
 from mii_azure.errors import RunnerFailed, SpecError, UnknownDeployment
-from mii_azure.platform.targets import ENDPOINT
+from mii_azure.platform.target_names import ENDPOINT
 from mii_azure.sdk import deployment_records, processes
 from mii_azure.sdk.deployment_records import LocalDeployment, home, locked
 from mii_azure.sdk.narration import Progress, narrated

@@ -11,7 +11,7 @@ from local_runner.targets.targets import Target
 from mii_azure.azure.live import model_status
 from mii_azure.azure.sending import Bearer, post, scoring_address
 from mii_azure.errors import AzureUnavailable, SpecError
-from mii_azure.platform.targets import URL
+from mii_azure.platform.target_names import URL
 from mii_azure.verdict.openai_form import OpenAIForm, Untranslatable
 
 _TIMEOUT_S = 200.0

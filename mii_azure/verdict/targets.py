@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mii_azure.azure.sending import scoring_address
 from mii_azure.errors import SpecError
-from mii_azure.platform.targets import BUNDLE, CONTAINER, ELSEWHERE, ENDPOINT, KNOWN, TARGETS, URL
+from mii_azure.platform.target_names import BUNDLE, CONTAINER, ELSEWHERE, ENDPOINT, KNOWN, TARGETS, URL
 
 if TYPE_CHECKING:
     from local_runner.targets.targets import Target

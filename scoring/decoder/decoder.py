@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoring.decoder.adapters.families import build, unsupported
+from scoring.decoder.adapters.builders import build, unsupported
 from scoring.decoder.back_ends import gpu_backend, plain_backend
 from scoring.decoder.block_pool import BLOCK, blocks_of
 from scoring.decoder.block_tables import BlockTables

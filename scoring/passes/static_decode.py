@@ -13,7 +13,7 @@ from scoring.errors import LoadError, RankLost
 from scoring.limits.memory_shares import LEAST_CACHE_TOKENS, WEIGHTS_AND_SLOTS
 from scoring.model.loaded import Runtime
 from scoring.passes.base import FP8_CAPABILITY, Applicability, Applied, Facts, Hardware, Pass, PassRefused
-from scoring.passes.draft_model import cost_of, draft_decoder
+from scoring.passes.draft_loading import cost_of, draft_decoder
 from scoring.passes.families import Tier, decoder_tier
 from scoring.passes.speculation import decide
 from scoring.passes.tensor_parallel import TensorParallel
@@ -200,7 +200,7 @@ class StaticDecode(Pass):
             decoder.rounds = self._speculation in ("ngram", "draft")
             decoder.draft, decoder.draft_cost = small, cost_of(small, decoder) if small else 0.0
             return decoder
-        from scoring.decoder.adapters.families import unsupported
+        from scoring.decoder.adapters.builders import unsupported
         from scoring.tensor_parallel.decoder import SlicedDecoder
 
         reason = unsupported(model.config)
