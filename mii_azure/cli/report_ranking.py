@@ -28,6 +28,10 @@ def show_ranking(console: Console, ranking: Ranking, verbose: bool = False) -> N
         rest = len(ranking.rows) - len(unfit) - shown
         console.print(f"\n{rest} more fit and {len(unfit)} do not; --verbose tells of each.", soft_wrap=True)
     console.print(f"\n{_basis(ranking)}", soft_wrap=True)
+    if ranking.currency:
+        told = ranking.cheaper.sentence().rstrip(".")
+        told += f". Batches are full, and instances busy {ranking.utilisation:.0%} of the time."
+        console.print(f"\n{told}", soft_wrap=True)
 
 
 def _cells(row: Ranked, priced: bool, verbose: bool) -> list[str]:
@@ -61,7 +65,7 @@ def _basis(ranking: Ranking) -> str:
 
 
 def _bases(ranking: Ranking) -> str:
-    """What the bases that occur mean, with the errors that were found."""
+    """Meanings of the bases that occur, with their measured errors."""
     bases = {row.basis for row in ranking.rows}
     texts = []
     if bases & {"measured", "scaled"}:

@@ -26,17 +26,17 @@ FEW_ROWS = 2  # sequences up to which a step multiplies vectors and no matrices 
 
 
 def decoder_runner(tier: str, rows: int, shipped: str = "") -> str:
-    """Name of what runs a decode step: few rows are read by other kernels than many, quantised numbers by their own."""
+    """Name of the kernels of a decode step: few rows are read by others than many, quantised numbers by their own."""
     return f"{tier} decode, {'few' if rows <= FEW_ROWS else 'many'} rows{shipped and ', ' + shipped}"
 
 
 def hands_on(front_ends: bool, streams: bool) -> str:
-    """Name of what hands a token on to a client: front ends beside the engine's process, or that process by itself."""
+    """Name of the processes that hand tokens on to clients: front ends, or the engine's process by itself."""
     return "token, front ends" if front_ends else f"{'streamed' if streams else 'whole'} token, one process"
 
 
 def runner(work: Work, placed: Fit, rows: int) -> str:
-    """Name of what runs a step of so many rows, or a forward if it generates nothing; empty if none was measured."""
+    """Name of the code that runs a step of `rows` rows, or a forward if it generates nothing; empty if not measured."""
     if work.profile.kind == "encoder":
         if device_of(placed.sku) == "cpu":
             name = "cpu encoder"
@@ -90,7 +90,7 @@ def _multiplied(work: Work) -> float:
 
 
 def _read(work: Work, placed: Fit, rows: int) -> float:
-    """Bytes of weights that a step of so many rows reads."""
+    """Bytes of weights that a step of `rows` rows reads."""
     profile = work.profile
     all_of_it = max(profile.parameters, 1)
     read = roofline.touched(all_of_it, profile.expert_parameters, profile.expert_share, rows)
@@ -103,7 +103,7 @@ def _seconds(speed: Speed, placed: Fit, effort: Effort) -> float:
 
 
 def basis(work: Work, placed: Fit, rows: int) -> Basis:
-    """What the times of a step, or of a forward if nothing is generated, rest on."""
+    """Basis of the times of a step, or of a forward if nothing is generated."""
     name = runner(work, placed, rows)
     if not name:
         return "assumed"
@@ -124,7 +124,7 @@ def handing_seconds(work: Work, placed: Fit, tokens: int) -> float:
 
 
 class Workload(BaseModel):
-    """Request that speeds are told for: tokens of its prompt and of its answer, and what an answer is counted in."""
+    """Request for which speeds are stated: tokens of its prompt and of its answer, and the unit of an answer."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
