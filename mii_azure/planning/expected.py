@@ -3,7 +3,6 @@
 Timeouts are not set by these but by `planning/latency.py`, which allows for several times as long.
 """
 
-import math
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -71,7 +70,8 @@ def step_seconds(work: Work, placed: Fit, kv_bytes: int, rows: int) -> float:
     name = runner(work, placed, rows)
     if not name:
         return latency.step_seconds(work, placed, kv_bytes, rows)
-    flops = 2.0 * _multiplied(work) * rows / placed.gpus
+    multiplied = _multiplied(work) + work.profile.vocab_size * work.profile.hidden_size  # scores of the vocabulary
+    flops = 2.0 * multiplied * rows / placed.gpus
     return _seconds(speeds()[name], placed, Effort(_read(work, placed, rows) + kv_bytes, flops, work.profile.layers))
 
 
@@ -111,16 +111,16 @@ def basis(work: Work, placed: Fit, rows: int) -> Basis:
     return "measured" if gpu is not None and gpu.name in speeds()[name].cards else "scaled"
 
 
-def most_served(work: Work, placed: Fit) -> float:
-    """Most tokens a second that the server of an instance hands on to its clients.
+def handing_seconds(work: Work, placed: Fit, tokens: int) -> float:
+    """Seconds that an instance's server takes to hand so many tokens on to its clients, beside the engine's own.
 
     Azure's server streams nothing and has one process; ours is counted as streaming.
     """
     if not placed.room.pool or not decoder_tier(work.profile.family).tier:
-        return math.inf
+        return 0.0  # plain generate: what its tokens cost was not measured, and is little beside its steps
     ours, sku = work.demand.server == "http", placed.sku
     name = hands_on(ours and usual(work.task, sku.cores, sku.gpu is not None) > 0, ours)
-    return 1.0 / speeds()[name].seconds(Effort(0.0, 0.0, 1), 1.0, 1.0)
+    return speeds()[name].seconds(Effort(0.0, 0.0, tokens), 1.0, 1.0)
 
 
 class Workload(BaseModel):
@@ -165,11 +165,11 @@ def outlook(work: Work, placed: Fit, instances: int = 1, batch: int = 0) -> Outl
     length, answer = request.prompt, request.answer
     most = room.rows if room.pool or request.unit == "images" else min(room.tokens // (length + answer), room.rows)
     rows = min(batch or most, most) or 1
-    handed_on = most_served(work, placed) if answer else math.inf
+    seconds = request_seconds(work, placed, rows, request) + handing_seconds(work, placed, rows * answer)
     return Outlook(
         request=request,
         batch=rows,
-        per_second=min(rows * (answer or 1) / request_seconds(work, placed, rows, request), handed_on) * instances,
+        per_second=rows * (answer or 1) / seconds * instances,
         alone_s=request_seconds(work, placed, 1, request),
         first_token_s=prompt_seconds(work, placed, length, length) if answer else None,
         basis=basis(work, placed, rows),
