@@ -4,7 +4,7 @@
 
 Stock is plain transformers as it comes (eager, with torch's attention kernels), the same in a CUDA graph, Inductor's
 reduce-overhead, and Inductor with frozen weights in a CUDA graph. Each model runs in its own process: all compile side
-by side, then they are timed one after another while the others wait. `--tiles` also times other tilings of ModernBERT-large.
+by side, then they are timed one after another while the others wait. `--tiles` times other tilings of ModernBERT too.
 """
 
 import argparse
