@@ -146,7 +146,7 @@ def judge(
     over = [kind for kind in KINDS if means[kind] > bounds[kind]]
     cause, tried = _cause(reference, scored, min(bounds.values()), over, named, progress) if over else ("", {})
     if cause == UNEXPLAINED:
-        counted = {kind: (means[kind], len(found)) for kind, found in by_kind.items()}
+        counted = {str(kind): (means[kind], len(found)) for kind, found in by_kind.items()}
         cause = rounding_cause(answered.precision, counted) or cause
     missing = answered.asked - len(answered.answers)
     if missing and not over:
