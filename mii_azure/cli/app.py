@@ -143,10 +143,12 @@ def plan(
     known = price_verbs.known(prices)
     made = make(**asked)
     flags = derived.beside_file(context, given, file) if file else asked
-    lines = headline(made, asked, next_command(made, flags, file), known)
+    costs = price_verbs.cheaper(made, known, utilisation, batch, **asked)
+    lines = headline(made, asked, next_command(made, flags, file), known, costs)
     found = azure_verbs.afforded(made, asked["instance_count"], (subscription, resource_group, workspace), online)
     if as_json:
-        told = {} if found is None else {"online": [finding.model_dump() for finding in found]}
+        told: dict[str, Any] = {} if found is None else {"online": [finding.model_dump() for finding in found]}
+        told |= {} if costs is None else {"cheaper": costs.model_dump(mode="json")}
         _print_json(made.model_dump(mode="json") | told)
     else:
         show_plan(out, made, lines, verbose)
@@ -186,7 +188,7 @@ def generate(
 
 
 def _written(folder: Path) -> dict[str, Any]:
-    """What a program is told of a bundle that was written."""
+    """Facts about a written bundle, for programs."""
     from mii_azure.bundle.bundle_view import told_by
     from mii_azure.bundle.manifest import load_manifest
 

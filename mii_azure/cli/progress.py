@@ -1,4 +1,4 @@
-"""What goes on, with its time, on standard error: one changing line on a terminal, a line an activity elsewhere."""
+"""Progress with elapsed times on standard error: one changing line on a terminal, a line an activity elsewhere."""
 
 import copy
 import time
@@ -49,7 +49,7 @@ class Activity:
 
 
 class Silence(Activity):
-    """Activity that nobody is told of."""
+    """Activity that is not shown."""
 
     def __call__(self, text: str) -> None:
         return
@@ -57,7 +57,7 @@ class Silence(Activity):
 
 @contextmanager
 def status(console: Console, enabled: bool) -> Iterator[Activity]:
-    """Show the current activity; yields what it is told to."""
+    """Show the current activity; yields the function to call with its text."""
     if not enabled:
         yield Silence(console, None)
     elif not console.is_terminal:

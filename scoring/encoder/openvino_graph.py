@@ -140,7 +140,7 @@ def _shape(*sizes: int) -> Any:
 
 
 def compiled(graph: EncoderGraph, threads: int, bfloat16: bool) -> Any:
-    """Compile for one call at a time on so many threads, what is not int8 in bfloat16 or float32.
+    """Compile for one call at a time on `threads` threads; products that are not int8 are in bfloat16 or float32.
 
     Raises RuntimeError where OpenVINO cannot.
     """

@@ -24,7 +24,7 @@ _NEVER = -1e9  # added to the scores of padding; finite, since a row may have no
 
 
 def installed() -> bool:
-    """Whether the package is here."""
+    """Return True if the package is installed."""
     return util.find_spec("openvino") is not None
 
 

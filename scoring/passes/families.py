@@ -41,7 +41,7 @@ DEEPSPEED_KERNELS = Families(
         "clip": "DeepSpeed has a policy for it but no container",
     },
 )
-#: Families that `scoring.decoder.adapters.families` builds; a test keeps the two in step.
+#: Families that `scoring.decoder.adapters.builders` builds; a test keeps the two in step.
 STATIC_DECODE = Families(
     (
         "bloom",

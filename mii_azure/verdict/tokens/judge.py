@@ -25,13 +25,13 @@ KINDS: tuple[Kind, ...] = ("greedy", "seeded", "default")
 
 
 class Rounding(NamedTuple):
-    """What rounding costs a sound target's tokens, in nats: the mean margin, and its standard deviation."""
+    """Cost of rounding for a sound target's tokens, in nats: the mean margin, and its standard deviation."""
 
     mean: float
     spread: float
 
     def bound(self, tokens: int) -> float:
-        """Mean margin over so many tokens that a sound target stays below; other models' may be twice as much."""
+        """Mean margin over `tokens` tokens that a sound target stays below; other models' may be twice as much."""
         return 2 * self.mean + _DEVIATIONS * self.spread / math.sqrt(max(1, tokens))
 
 
@@ -199,7 +199,7 @@ def _cause(
 
 
 def probes_for(task: str, tokens: int, context_length: int) -> list[TokenProbe]:
-    """Probes for so many tokens. Raises SpecError for a task that generates no text, or for no tokens."""
+    """Probes of about `tokens` tokens. Raises SpecError for a task that generates no text, or for no tokens."""
     if task not in TASKS:
         raise SpecError(f"{task} has no tokens to judge.", f"Tasks whose tokens are: {', '.join(TASKS)}.")
     if tokens < 1:
