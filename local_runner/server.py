@@ -112,7 +112,7 @@ class _Runner:
         self._ports = (grpc_port, http_port)
 
     def _phase(self) -> str:
-        """What the start is at: importing, loading, optimising, warming; of replicas that they start."""
+        """Phase of the start: importing, loading, optimising, warming; of replicas that they start."""
         return str(self._host.statistics().get("phase", "starting"))
 
     async def _load(self) -> None:
