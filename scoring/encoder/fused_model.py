@@ -1,4 +1,4 @@
-"""From a loaded encoder to our own stack: its weights packed, what it does not compute refused, and the way back."""
+"""Conversion of a loaded encoder to our own stack: weights packed, what is not computed refused, and the way back."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
