@@ -1,4 +1,4 @@
-"""What distances add to the scores of attention in DeBERTa-v2 and MPNet, computed once from their weights."""
+"""Tables of what distances add to attention's scores in DeBERTa-v2 and MPNet, computed once from their weights."""
 
 from typing import Any
 
