@@ -26,10 +26,13 @@ from scoring.passes.base import Facts, Hardware, Pass
 from scoring.passes.runner import Chosen, choose, tell_differences
 from scoring.quantization.loading import from_pretrained
 from scoring.schema.registry import task_class, task_schema
-from scoring.sentence.folder import SentenceModel, Unserved, describe, transformer_path
+from scoring.sentence.folder import SentenceModel, Unserved, transformer_path
+from scoring.sentence.forms import describe, is_colbert
 from scoring.sentence.head import Head, build
 from scoring.sentence.judge import judge_of, judged_tokens
+from scoring.sentence.markers import mark
 from scoring.sentence.ranker import FORM, JUDGES, Ranker, describe_ranker
+from scoring.sentence.vectors import SPARSE
 from scoring.strict_json.files import read_file, read_object
 from scoring.telemetry.versions import versions
 
@@ -104,8 +107,8 @@ def load(deployment: Deployment, folder: Path, on_host: bool = False) -> Loaded:
     _refuse_foreign_code(deployment, folder)
     told = _sentence_model(top) if task_schema(deployment.task).embeds else None
     tokenizer = _tokenizer(transformers, folder, deployment.trust_remote_code)
-    if told and told.lower_case:
-        _lower_case(tokenizer)
+    if told:
+        _fit(tokenizer, told)
     ranker = _ranker(deployment, top)
     if ranker and ranker.lower_case:
         _lower_case(tokenizer)
@@ -145,8 +148,8 @@ def load_without_weights(deployment: Deployment, folder: Path) -> Loaded:
     embeds = task_schema(deployment.task).embeds
     told = _sentence_model(top) if embeds else None
     tokenizer = _tokenizer(transformers, folder, deployment.trust_remote_code)
-    if told and told.lower_case:
-        _lower_case(tokenizer)
+    if told:
+        _fit(tokenizer, told)
     ranker = _ranker(deployment, top)
     if ranker and ranker.lower_case:
         _lower_case(tokenizer)
@@ -172,8 +175,8 @@ def _transformer(folder: Path) -> Path:
 
 
 def _sentence_model(folder: Path) -> SentenceModel | None:
-    """Read pooling, prompts and length from the model's folder; None without modules.json."""
-    if not (folder / MODULES).is_file():
+    """Read pooling, prompts and length from the model's folder; None without modules.json, but for a ColBERT."""
+    if not (folder / MODULES).is_file() and not is_colbert(read_object(folder / "config.json")):
         return None
     try:
         return describe(lambda name: read_file(folder / name) if (folder / name).is_file() else None)
@@ -202,6 +205,14 @@ def _head(told: SentenceModel, folder: Path, model: Any, allow_pickle: bool) -> 
         return build(told, folder, int(model.config.get_text_config().hidden_size), allow_pickle)
     except Unserved as error:
         raise LoadError(str(error), error.hint) from error
+
+
+def _fit(tokenizer: Any, told: SentenceModel) -> None:
+    """Have a tokenizer treat texts as the folder says: lowered, and markers before them as one token each."""
+    if told.lower_case:
+        _lower_case(tokenizer)
+    if told.late:
+        mark(tokenizer, told.late.markers)
 
 
 def _lower_case(tokenizer: Any) -> None:
@@ -288,6 +299,8 @@ def _made(how: str, deployment: Deployment, source: Any, **options: Any) -> Any:
     import transformers
 
     name = task_class(deployment.task).auto_class
+    if deployment.task_options.get(FORM) == SPARSE:
+        name = "AutoModelForMaskedLM"
     if deployment.task_options.get(FORM) == JUDGES:
         if how == "from_config":
             source.num_labels = 1
