@@ -5,9 +5,9 @@ from typing import Any
 
 from mii_azure.errors import ConfigMissing, ModelError, PickleRefused, TaskUnsupported, WeightsMissing
 from mii_azure.model.consistency import label_count
-from mii_azure.model.families import TaskFacts, first_architecture
+from mii_azure.model.families import Options, TaskFacts, first_architecture
 from mii_azure.model.files import refuse_odd_names
-from mii_azure.model.profile import Options, Profile, context_length
+from mii_azure.model.profile import Profile, context_length
 from mii_azure.model.resolved import Model
 from scoring.config import MODULES
 from scoring.schema.registry import task_schema

@@ -48,8 +48,9 @@ class Embeddings(EncoderTask):
 
     def encode(self, value: str | list[int], parameters: EmbeddingParameters, item: int) -> list[Row]:
         self._check(parameters)
+        skipped: Any = 0  # tokens that the pooling leaves out; of token vectors, the places of those compared
         if isinstance(value, list):
-            encoded, skipped = self._as_given(value, parameters, item), 0
+            encoded = self._as_given(value, parameters, item)
         else:
             prompt = self._prompt(parameters)
             side = (parameters.truncation_direction or "").lower() or None

@@ -22,11 +22,11 @@ class SentenceSimilarity(Embeddings):
     def encode(self, value: Any, parameters: Any, item: int) -> list[Row]:
         own = parameters.model_dump(exclude_unset=True)
         if self.form:
-            sides = [EmbeddingParameters(**own, input_type=side) for side in (QUERY, DOCUMENT)]
+            sides = [EmbeddingParameters(**{**own, "input_type": side}) for side in (QUERY, DOCUMENT)]
         else:
             sides = [EmbeddingParameters(**own, normalize=True)] * 2
         places = [".source_sentence", *(f".sentences[{number}]" for number in range(len(value.sentences)))]
-        rows = []
+        rows: list[Row] = []
         for place, text in zip(places, [value.source_sentence, *value.sentences], strict=True):
             with placed(f"inputs[{item}]", place):
                 rows += super().encode(text, sides[bool(rows)], item)
