@@ -35,7 +35,7 @@ from benchmarks.over_http import SHAPES, SHORT, Shape, build
 
 BAR_MS = 50.0
 START_S = 280.0
-RUNNING = 384  # tokens of streams that run already
+RUNNING = 640  # tokens of streams that run already: more than come before the prompt is tokenised
 _TOLD_S = 0.008  # of a span that is told of a wait
 _MOST_TOLD = 40
 
