@@ -256,8 +256,8 @@ def waits(result: Result) -> str:
         cells.append("–" if plain is None else f"{one['ms'] / plain:.2f}×")
         rows.append(f"| {one['tokens']:,} | {one['ms']:,.0f} | {' | '.join(cells)} |")
     text = (
-        f"{result['model']} by `generate` and `serve`, {result['front ends']} front ends; the prompt beside the streams "
-        f"has {result['loads'][0]['long tokens']:,} tokens. In the order of the run, the first on a server that had "
+        f"{result['model']} by `generate` and `serve`, {result['front ends']} front ends; the prompt beside streams has "
+        f"{result['loads'][0]['long tokens']:,} tokens. In the order of the run, the first on a server that had "
         f"answered nothing. {where(result)}."
     )
     return "\n".join([*rows, "", text])
