@@ -178,6 +178,9 @@ def test_nothing_is_compiled_or_captured_once_all_is_warm(monkeypatch: pytest.Mo
     decoder = Decoder(long_llama(), slots=20, max_length=70_000, tokens=200_000)
     decoder.plan()
     decoder.warm_up()
+    decoder.open(0)
+    decoder.prefill(0, [5] * 9)
+    decoder.sample([0]).tokens()  # as the sample request of every start does
     late: list[str] = []
     compiled, captured = JITFunction._do_compile, type(decoder._cuda)._captured
 
