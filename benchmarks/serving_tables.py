@@ -226,7 +226,7 @@ def over_http(result: Result) -> str:
     notes = []
     for name, model in result["models"].items():
         for row in model["rows"]:
-            cells = ["" if row["first p50"] is None else f"{row[f'{each} p50']:.0f} / {row[f'{each} p99']:.0f}"
+            cells = ["" if row[f"{each} p50"] is None else f"{row[f'{each} p50']:.0f} / {row[f'{each} p99']:.0f}"
                      for each in ("first", "next")]  # fmt: skip
             way = {"whole": "whole", "stream": "streamed", "openai": "streamed, /v1"}[row["way"]]
             way += "" if row["front ends"] else ", one process"
@@ -256,7 +256,7 @@ def waits(result: Result) -> str:
         cells.append("–" if plain is None else f"{one['ms'] / plain:.2f}×")
         rows.append(f"| {one['tokens']:,} | {one['ms']:,.0f} | {' | '.join(cells)} |")
     text = (
-        f"{result['model']} by `generate` and `serve`, {result['front ends']} front ends; the prompt beside streams has "
+        f"{result['model']} by `generate` and `serve`, {result['front ends']} front ends; beside streams a prompt has "
         f"{result['loads'][0]['long tokens']:,} tokens. In the order of the run, the first on a server that had "
         f"answered nothing. {where(result)}."
     )

@@ -38,7 +38,7 @@ SHORT = 64  # streams beside a long prompt
 START_S = 280.0
 RUNNING = 640  # tokens of streams that run already: more than come before the prompt is tokenised
 _TOLD_S = 0.008  # of a span that is told of a wait
-_MOST_TOLD = 6
+_MOST_TOLD = 3
 
 _SDPA = """
 import json, sys, torch
@@ -161,7 +161,7 @@ def explained(found: dict[str, Any], traces: Sequence[dict[str, Any]]) -> list[d
             span.pop("end")
         within.sort(key=lambda span: span["at ms"])
         told.append({"at ms": 1e3 * (begin - found["began"]), "ms": 1e3 * (end - begin), "waits": streams,
-                     "within": within[:12]})  # fmt: skip
+                     "within": within[:8]})  # fmt: skip
     return told
 
 
