@@ -166,7 +166,7 @@ def measure(model: Any, forms: Sequence[str], keep: Callable[[dict[str, Any]], o
         gc.collect()
         torch.cuda.empty_cache()
     rates = {form: median(result[form]["tokens_per_second"]) for form in forms}
-    result["cost"] = {form: 1 - rates[form] / rates["plain"] for form in FORMS}
+    result["cost"] = {form: 1 - rates[form] / rates["plain"] for form in forms}
     return result
 
 
