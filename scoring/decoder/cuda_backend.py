@@ -92,11 +92,11 @@ class CudaBackend:
         self._reserve_adapters(model)
 
     def _launchers(self, model: Any, state: KVCache, pdl: bool) -> tuple[Launcher, Prefiller]:
-        """Return what launches a step, and a chunk of prompts."""
+        """Return the launchers of a step and of a chunk of prompts."""
         return Launcher(model, state, state.slots, pdl=pdl), Prefiller(model, state, pdl=pdl)
 
     def _drafter(self, model: Any, state: KVCache, pdl: bool) -> DraftStep:
-        """Return what launches a step with drafts."""
+        """Return the launcher of a step with drafts."""
         return DraftStep(model, state, pdl=pdl)
 
     def _reserve_adapters(self, model: Any) -> None:
@@ -241,7 +241,7 @@ class CudaBackend:
             self.prompt_cost = self._measured()
 
     def _capture_all(self, graphs: Graphs, sizes: Sequence[int] | None) -> None:
-        """Capture what `warm_up` does, of one kind."""
+        """Capture the graphs of one kind for `warm_up`."""
         for size in sorted(sizes or self.sizes, reverse=True):
             fitting = next(known for known in self.sizes if known >= size)
             if fitting not in graphs.near:
@@ -256,7 +256,7 @@ class CudaBackend:
                 self._capture_drafts(size)
 
     def plan(self) -> None:
-        """Prepare what libraries keep by thread: to be called on the one that will run this."""
+        """Prepare libraries' state of each thread: called on the thread that will run this."""
         self.prefiller.attending.plan()
 
     def _measured(self) -> PromptCost:

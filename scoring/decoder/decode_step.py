@@ -78,7 +78,7 @@ class Launcher(RankSums):
         return int(triton.next_power_of_2(max(16, self.model.heads // self.model.kv_heads)))
 
     def spans(self, rows: int) -> int:
-        """Spans of keys over which steps of up to so many rows divide their attention."""
+        """Spans of keys over which steps of up to `rows` rows divide their attention."""
         return max(size * self.model.kv_heads * self.splits(size, far=True) for size in range(1, rows + 1))
 
     def splits(self, rows: int, far: bool = False) -> int:
@@ -89,7 +89,7 @@ class Launcher(RankSums):
         return int(max(1, min(wanted, _SPLITS, triton.cdiv(self.state.max_length, _SPAN))))
 
     def is_far(self, rows: int, longest: int) -> bool:
-        """Return True if a step is faster with its longest row, of so many tokens, split further."""
+        """Return True if a step is faster with its longest row, of `longest` tokens, split further."""
         return longest > _FAR * self.splits(rows) < _FAR * self.splits(rows, far=True)
 
     def step(self, rows: int, far: bool = False) -> None:

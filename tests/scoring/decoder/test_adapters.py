@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from scoring.decoder.adapters.families import FAMILIES, unsupported
+from scoring.decoder.adapters.builders import FAMILIES, unsupported
 from scoring.decoder.decoder import Decoder
 from scoring.decoder.kv_cache import SamplingParams
 from scoring.errors import LoadError, PromptTooLong

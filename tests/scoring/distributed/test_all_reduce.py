@@ -18,7 +18,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 if torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1, and no GPU", allow_module_level=True)
 
-from scoring.decoder.adapters.families import build
+from scoring.decoder.adapters.builders import build
 from scoring.decoder.decode_step import Launcher
 from scoring.decoder.decoder import Decoder
 from scoring.decoder.gemv_config import GemvTile

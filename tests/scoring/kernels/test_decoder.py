@@ -18,7 +18,7 @@ if DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs a GPU, or TRITON_INTERPRET=1", allow_module_level=True)
 
 from scoring.decoder import cuda_backend, decode_step  # noqa: E402
-from scoring.decoder.adapters.families import FAMILIES, build  # noqa: E402
+from scoring.decoder.adapters.builders import FAMILIES, build  # noqa: E402
 from scoring.decoder.decode_step import Launcher  # noqa: E402
 from scoring.decoder.decoder import Decoder  # noqa: E402
 from scoring.decoder.draft_step import DraftStep  # noqa: E402
