@@ -1,4 +1,4 @@
-"""What ranks of a sliced decoder add up within a step's launches, and the norms that follow."""
+"""Sums over the ranks of a sliced decoder within a step's launches, and the norms that follow."""
 
 from typing import Any
 
