@@ -19,7 +19,7 @@ from scoring.decoder.low_rank import SlotAdapters
 from scoring.decoder.model import CachedModel
 from scoring.decoder.prefill import Part, Prefiller, admit, extend, pieces, record, runs_of
 from scoring.decoder.prompt_cost import PromptCost, fitted
-from scoring.decoder.transfers import PendingTokens, PinnedUpload, Wait
+from scoring.decoder.transfers import PendingTokens, PinnedUpload, SideUpload, Wait
 
 _ENTRIES = 1024  # blocks that are entered in the tables at once
 _TIMED, _FAR = 1024, 16_384  # tokens of the chunks that are timed, and the position of the second
@@ -89,6 +89,7 @@ class CudaBackend:
         }
         if self.drafter is not None:
             self._sent["drafts"] = PinnedUpload(self._wait, self.drafter.layout.size)
+        self._beside = SideUpload()
         self._spare: list[Tensor] = []
         self._chunks: deque[Any] = deque()  # events after the last chunks
         self.prompt_cost = PromptCost(_GUESS)  # until `warm_up` measures it
@@ -227,7 +228,7 @@ class CudaBackend:
         """Pick a token for each slot from logits [slots, vocabulary], within masks [slots, words] if given."""
         self._place(list(slots))
         if masks is not None:
-            masks = masks.to(logits.device, non_blocking=True)
+            masks = self._beside.send(masks, logits.device)
         self.launcher.sample(len(slots), logits.contiguous(), advance=False, masks=masks)
         self._ran = self.launcher
         return self._read(len(slots))
