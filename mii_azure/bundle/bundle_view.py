@@ -1,7 +1,7 @@
 """Read-only view of a bundle for checks: files parsed once, and no exception for their contents."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -191,6 +191,24 @@ class Inspected:
                 break
             line, node = pair[0].start_mark.line + 1, pair[1]
         return line
+
+    def repeated(self, file: str) -> Iterator[tuple[str, int]]:
+        """Keys that a mapping of a YAML file has more than once, each with the line of a later one."""
+        left, seen = [self._parsed(file)[1]], set()
+        while left:
+            node = left.pop()
+            if id(node) in seen or not isinstance(node, yaml.CollectionNode):
+                continue
+            seen.add(id(node))  # an alias is its anchor's node
+            if isinstance(node, yaml.SequenceNode):
+                left += node.value
+                continue
+            keys = [key for key, _ in node.value]
+            told = [(key.tag, key.value) if isinstance(key, yaml.ScalarNode) else id(key) for key in keys]
+            yield from (
+                (str(key.value), key.start_mark.line + 1) for at, key in enumerate(keys) if told[at] in told[:at]
+            )
+            left += [value for _, value in node.value]
 
     @cached_property
     def server(self) -> dict[str, str]:
