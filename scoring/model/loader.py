@@ -26,11 +26,11 @@ from scoring.passes.base import Facts, Hardware, Pass
 from scoring.passes.runner import Chosen, choose, tell_differences
 from scoring.quantization.loading import from_pretrained
 from scoring.schema.registry import task_class, task_schema
+from scoring.sentence.fitted_tokenizer import fit, lower_case
 from scoring.sentence.folder import SentenceModel, Unserved, transformer_path
 from scoring.sentence.forms import describe, is_colbert
 from scoring.sentence.head import Head, build
 from scoring.sentence.judge import judge_of, judged_tokens
-from scoring.sentence.markers import mark
 from scoring.sentence.ranker import FORM, JUDGES, Ranker, describe_ranker
 from scoring.sentence.vectors import SPARSE
 from scoring.strict_json.files import read_file, read_object
@@ -108,10 +108,10 @@ def load(deployment: Deployment, folder: Path, on_host: bool = False) -> Loaded:
     told = _sentence_model(top) if task_schema(deployment.task).embeds else None
     tokenizer = _tokenizer(transformers, folder, deployment.trust_remote_code)
     if told:
-        _fit(tokenizer, told)
+        fit(tokenizer, told)
     ranker = _ranker(deployment, top)
     if ranker and ranker.lower_case:
-        _lower_case(tokenizer)
+        lower_case(tokenizer)
     model = _weights(deployment, folder, torch.device("cpu") if on_host else device)
     if ranker and deployment.task_options.get(FORM) == JUDGES:
         model = judge_of(model, *judged_tokens(ranker, tokenizer))
@@ -149,10 +149,10 @@ def load_without_weights(deployment: Deployment, folder: Path) -> Loaded:
     told = _sentence_model(top) if embeds else None
     tokenizer = _tokenizer(transformers, folder, deployment.trust_remote_code)
     if told:
-        _fit(tokenizer, told)
+        fit(tokenizer, told)
     ranker = _ranker(deployment, top)
     if ranker and ranker.lower_case:
-        _lower_case(tokenizer)
+        lower_case(tokenizer)
     config = transformers.AutoConfig.from_pretrained(
         folder, local_files_only=True, trust_remote_code=deployment.trust_remote_code
     )
@@ -205,27 +205,6 @@ def _head(told: SentenceModel, folder: Path, model: Any, allow_pickle: bool) -> 
         return build(told, folder, int(model.config.get_text_config().hidden_size), allow_pickle)
     except Unserved as error:
         raise LoadError(str(error), error.hint) from error
-
-
-def _fit(tokenizer: Any, told: SentenceModel) -> None:
-    """Have a tokenizer treat texts as the folder says: lowered, and markers before them as one token each."""
-    if told.lower_case:
-        _lower_case(tokenizer)
-    if told.late:
-        mark(tokenizer, told.late.markers)
-
-
-def _lower_case(tokenizer: Any) -> None:
-    """Have a tokenizer lower its texts, as the folder's do_lower_case says; raises LoadError for a slow one."""
-    from tokenizers.normalizers import Lowercase, Sequence
-
-    if not tokenizer.is_fast:
-        raise LoadError(
-            f"do_lower_case is not served with {type(tokenizer).__name__}.",
-            "Save the model with a fast tokenizer: the folder then has tokenizer.json.",
-        )
-    own = tokenizer.backend_tokenizer.normalizer
-    tokenizer.backend_tokenizer.normalizer = Sequence([Lowercase(), *([own] if own else [])])
 
 
 def _refuse_pipeline(deployment: Deployment, folder: Path) -> None:

@@ -38,7 +38,7 @@ _QUERY_LENGTH, _PROJECTED = 32, 128  # ColBERT's own defaults
 
 
 def is_colbert(config: Mapping[str, Any]) -> bool:
-    """Whether a parsed config.json is that of a ColBERT with its projection among its weights."""
+    """Return True for the config.json of a ColBERT with its projection among its weights."""
     named = config.get("architectures")
     return isinstance(named, list) and COLBERT in named
 

@@ -8,7 +8,7 @@ SPARSE, MULTI_VECTOR = "sparse", "multi_vector"
 
 @dataclass(frozen=True)
 class Splade:
-    """How the logits of a masked language model become one weight for each token of its vocabulary."""
+    """Way from a masked language model's logits to one weight for each token of its vocabulary."""
 
     pooling: str = "max"  # or sum, over the text's tokens
     logarithms: int = 1  # how often log(1 + x) is taken of what is above zero
@@ -32,7 +32,7 @@ class Expansion:
 
 @dataclass(frozen=True)
 class LateInteraction:
-    """How queries and documents are written, and which of their tokens' vectors are compared (ColBERT)."""
+    """Form of queries and documents, and choice of the tokens whose vectors are compared (ColBERT)."""
 
     query_length: int | None = None  # tokens
     document_length: int | None = None
