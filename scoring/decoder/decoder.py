@@ -295,8 +295,8 @@ class Decoder:
         return self._logits.of(slots)
 
     def warm_up(self, sizes: Sequence[int] | None = None) -> None:
-        """Compile and capture the step for batches of these sizes (default: every size up to the slots)."""
-        if self._cuda is not None:
+        """Compile and capture, once, the step for batches of these sizes (default: every size up to the slots)."""
+        if self._cuda is not None and not self._cuda.warm:
             self._cuda.warm_up(sizes)
 
     @torch.inference_mode()
