@@ -10,7 +10,7 @@ import yaml
 
 from local_runner.bundle.manifest import MANIFEST
 from mii_azure.bundle.manifest import Mismatch, find_mismatches, load_manifest, read_text
-from mii_azure.bundle.yaml_text import compose_yaml, parse_yaml
+from mii_azure.bundle.yaml_text import compose_yaml, parse_yaml, repeated_keys
 from mii_azure.errors import SpecError
 from mii_azure.planning.plan import Quantization
 from mii_azure.platform.servers import HOST_FOLDER, Server
@@ -194,21 +194,7 @@ class Inspected:
 
     def repeated(self, file: str) -> Iterator[tuple[str, int]]:
         """Keys that a mapping of a YAML file has more than once, each with the line of a later one."""
-        left, seen = [self._parsed(file)[1]], set()
-        while left:
-            node = left.pop()
-            if id(node) in seen or not isinstance(node, yaml.CollectionNode):
-                continue
-            seen.add(id(node))  # an alias is its anchor's node
-            if isinstance(node, yaml.SequenceNode):
-                left += node.value
-                continue
-            keys = [key for key, _ in node.value]
-            told = [(key.tag, key.value) if isinstance(key, yaml.ScalarNode) else id(key) for key in keys]
-            yield from (
-                (str(key.value), key.start_mark.line + 1) for at, key in enumerate(keys) if told[at] in told[:at]
-            )
-            left += [value for _, value in node.value]
+        return repeated_keys(self._parsed(file)[1])
 
     @cached_property
     def server(self) -> dict[str, str]:

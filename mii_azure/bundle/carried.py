@@ -55,6 +55,7 @@ SCORING_FILES = (
     "decoder/model.py",
     "decoder/native_build.py",
     "decoder/native_step.py",
+    "decoder/open_logits.py",
     "decoder/pending.py",
     "decoder/pool_size.py",
     "decoder/prefill.py",
