@@ -37,11 +37,10 @@ LENGTHS = (200, 128, 65, 64, 9, 1)
 
 def on_gpu(name: str) -> Any:
     architecture, tiny = COVERED[name]
-    own = {key: tiny[key] for key in ("pad_token_id",) if key in tiny}
     if "dim" in tiny:
         config = {"dim": 256, "n_layers": 3, "n_heads": 4, "hidden_dim": 1024, "vocab_size": 999}
     else:
-        config = SIZES | own | ({"embedding_size": 256} if "embedding_size" in tiny else {})
+        config = tiny | SIZES | ({"embedding_size": 256} if "embedding_size" in tiny else {})
     return make(architecture, config).half().cuda()
 
 
