@@ -16,7 +16,7 @@ from scoring.passes.cuda_graph import CudaGraph
 from scoring.passes.deepspeed_kernels import DeepSpeedKernels
 from scoring.passes.fused_encoder import FusedEncoder
 from scoring.passes.w8a8 import W8A8
-from tests.scoring.encoder.encoder_models import COVERED, make
+from tests.scoring.encoder.encoder_models import COVERED, POST_NORM, make
 
 pytestmark = [
     pytest.mark.gpu,
@@ -114,7 +114,7 @@ def test_compile_keeps_only_what_is_faster() -> None:
     assert "forward" not in vars(model)
 
 
-@pytest.mark.parametrize("name", COVERED)
+@pytest.mark.parametrize("name", POST_NORM)
 def test_eight_bits_are_those_of_plain_torch(name: str) -> None:
     model = on_gpu(name)
     told = reference(model, probes(model, LENGTHS))
