@@ -7,6 +7,8 @@ step over the bandwidth measured here. Who is compared closely takes turns. It w
 """
 
 import asyncio
+import importlib.util
+import os
 import subprocess
 import sys
 import tempfile
@@ -25,6 +27,7 @@ from benchmarks.cpu.__main__ import provenance
 from benchmarks.http_clients import ask, body
 from benchmarks.over_http import served
 from mii_azure.model.packaged import packaged_model
+from scoring.limits import cpus
 
 PROMPT, TOKENS, RUNS, LONG = 16, 32, 3, 128
 ROWS = 8  # of a batch: as many as a plan gives a CPU
@@ -107,46 +110,43 @@ def prompt_ms(decoder: Any, tokens: int) -> float:
 
 
 class LlamaCpp:
-    """llama.cpp over the same weights, in a GGUF file of this benchmark's, with the faster of one and all threads."""
+    """llama.cpp over the same weights, in a GGUF file of this benchmark's, in a process of its own."""
 
-    def __init__(self, path: Path) -> None:
-        import llama_cpp  # type: ignore[import-not-found,unused-ignore]
+    def __init__(self, model: Any, kind: str, folder: Path) -> None:
+        from benchmarks.gguf_file import write_llama
 
-        self._others = [
-            llama_cpp.Llama(str(path), n_ctx=256, n_threads=count, n_threads_batch=count, verbose=False)
-            for count in sorted({1, torch.get_num_threads()})
-        ]
+        path = write_llama(model, folder / f"{kind}.gguf", kind)
+        command = [sys.executable, "-m", "benchmarks.llama_cpp_steps", str(path), str(PROMPT), str(TOKENS)]
+        own = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+        self._child = subprocess.Popen(command, env=own, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._child.stdin and self._child.stdout
+        self._told, self._said = self._child.stdin, self._child.stdout
+        self._said.readline()
 
     def ms(self) -> float:
         """Milliseconds a token."""
-        found = {each: self._ms(each) for each in self._others}
-        self._others = [min(found, key=lambda each: found[each])]
-        return min(found.values())
+        self._told.write("\n")
+        self._told.flush()
+        return float(self._said.readline())
 
-    def _ms(self, other: Any) -> float:
-        other.reset()
-        other.eval(list(range(5, 5 + PROMPT)))
-        times = []
-        for number in range(TOKENS):
-            began = time.perf_counter()
-            other.eval([7 + number])
-            times.append(time.perf_counter() - began)
-        return 1e3 * median(times)
+    def end(self) -> None:
+        """End its process."""
+        self._told.close()
+        self._child.wait(60)
 
 
-def llama_cpp(model: Any) -> dict[str, LlamaCpp]:
+@contextmanager
+def llama_cpp(model: Any) -> Iterator[dict[str, LlamaCpp]]:
     """llama.cpp in two of its own formats; none where it is not installed."""
-    try:
-        import llama_cpp  # type: ignore[import-not-found,unused-ignore]  # noqa: F401
-    except ImportError:
-        return {}
-    from benchmarks.gguf_file import write_llama
-
-    found = {}
-    for kind in ("Q8_0", "Q4_0"):
-        with tempfile.TemporaryDirectory() as folder:
-            found[kind] = LlamaCpp(write_llama(model, Path(folder) / "model.gguf", kind))
-    return found
+    found: dict[str, LlamaCpp] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            for kind in ("Q8_0", "Q4_0") if importlib.util.find_spec("llama_cpp") else ():
+                found[kind] = LlamaCpp(model, kind, Path(folder))
+            yield found
+        finally:
+            for each in found.values():
+                each.end()
 
 
 @contextmanager
@@ -182,6 +182,7 @@ class Side(NamedTuple):
 
 
 _FOUR = 0.5 + 4 / 64
+_GGML = {"Q8_0": 34, "Q4_0": 18}  # bytes of 32 numbers
 
 
 def rows_of(name: str, speed: float) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -194,7 +195,8 @@ def rows_of(name: str, speed: float) -> tuple[list[dict[str, Any]], dict[str, An
     prompts = {"tokens": LONG, "ms": median(prompt_ms(decoder, LONG) for _ in range(RUNS)), "parameters": size}
     wide = Side("transformers, float32", partial(eager_ms, model), 4)
     found = turns([wide, Side("ours by torch, float32", partial(steps_ms, decoder), 4)])
-    found |= turns(narrow_sides(model, decoder, name))
+    with llama_cpp(model) as others:
+        found |= turns(narrow_sides(model, decoder, name, others))
     for quantise in ("none", "int4") if name == "smollm2" else ():
         with http(quantise) as ms:
             head = model.config.vocab_size * model.config.hidden_size / size  # which generate leaves as it is
@@ -213,18 +215,17 @@ def rows_of(name: str, speed: float) -> tuple[list[dict[str, Any]], dict[str, An
     return rows, prompts
 
 
-def narrow_sides(model: Any, decoder: Any, name: str) -> list[Side]:
+def narrow_sides(model: Any, decoder: Any, name: str, others: dict[str, LlamaCpp]) -> list[Side]:
     """Sides over narrow weights: ours, of which the decoder gets int8, and llama.cpp's."""
     from scoring.decoder.decoder import Decoder
 
     four = narrow(Decoder(model, slots=ROWS, max_length=256), four=True)
     narrow(decoder)
     differs = difference(decoder, model) if name == "smollm2" else None
-    others = {f"llama.cpp, {kind}": other.ms for kind, other in llama_cpp(model).items()}
     return [
         Side("ours, int8", partial(steps_ms, decoder), 1, differs),
         Side("ours, int4 in groups of 64 (a checkpoint's)", partial(steps_ms, four), _FOUR),
-        *(Side(told, ms, (34 if "Q8" in told else 18) / 32) for told, ms in others.items()),
+        *(Side(f"llama.cpp, {kind}", each.ms, _GGML[kind] / 32) for kind, each in others.items()),
         Side(f"ours, int8, {ROWS} rows", partial(steps_ms, decoder, ROWS), 1, rows=ROWS),
         Side(f"ours, int4, {ROWS} rows", partial(steps_ms, four, ROWS), _FOUR, rows=ROWS),
     ]
@@ -273,6 +274,9 @@ def fours(model: Any) -> None:
 
 def main() -> None:
     """Measure, print, write."""
+    if "OMP_WAIT_POLICY" not in os.environ:  # OpenMP waits as in a server, which it is told before torch is imported
+        cpus.settle()
+        os.execv(sys.executable, [sys.executable, "-m", "benchmarks.cpu_decoders", *sys.argv[1:]])
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS
     told, speed = provenance(), bandwidth()
     rows, prompts = list[dict[str, Any]](), dict[str, Any]()
