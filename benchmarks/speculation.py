@@ -32,7 +32,7 @@ from scoring.decoder.verify import step_ms
 from scoring.engine.row import Row
 from scoring.generation.scheduler import Scheduler
 from scoring.generation.settings import GenerationSettings
-from scoring.passes.draft_model import cost_of
+from scoring.passes.draft_loading import cost_of
 from scoring.telemetry.statistics import Statistics
 
 TEXTS = Path(__file__).with_name("speculation_texts.json")

@@ -105,10 +105,10 @@ class _Doors:
         return listener.getsockname()[1], 0
 
     async def ready(self) -> None:
-        """Nothing: this door is as ready as its host."""
+        """Do nothing: this door is as ready as its host."""
 
     async def update(self) -> None:
-        """Nothing: readiness is looked at by each request."""
+        """Do nothing: each request looks at the readiness."""
 
     async def stop(self, budget_s: float) -> None:
         """Accept no more."""

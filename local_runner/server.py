@@ -22,7 +22,7 @@ from local_runner.front_ends.control import Place
 from local_runner.front_ends.front_end import FrontEnd, FrontEndHost, FrontEndScript
 from local_runner.front_ends.pool import EngineHost, FrontEndPool
 from local_runner.host import reload
-from local_runner.host.adapters import AdapterPolicy
+from local_runner.host.adapter_policy import AdapterPolicy
 from local_runner.host.host import Host, HostState, ScriptHost
 from local_runner.process import ready_file
 from local_runner.process.hangup import Terminal
@@ -33,6 +33,7 @@ from local_runner.replicas.ray import cluster
 from local_runner.replicas.ray.options import RayOptions
 from local_runner.replicas.ray.pool import RayPool
 from local_runner.telemetry import terminal
+from local_runner.telemetry.elapsed import elapsed
 from scoring.errors import MiiAzureError
 
 EXIT_ABANDONED = 1
@@ -54,6 +55,7 @@ class ServerSettings:
     front_ends: int = 0  # processes that answer requests beside this one, which then has the engine alone
     command: Sequence[str] = ()  # starts a front end: the command of this process, which finds its place
     page: bool = True  # for browsers, at /
+    elapsed: bool = True  # told on a terminal while the model is loaded
 
 
 def serve(settings: ServerSettings) -> int:
@@ -90,7 +92,8 @@ class _Runner:
         opening.result()
         await self._announce()
         loading = asyncio.create_task(self._load())
-        await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        with elapsed(self._phase, shown=settings.elapsed):
+            await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
         try:
             if loading.done():
                 loading.result()
@@ -109,6 +112,10 @@ class _Runner:
         settings = self._settings
         http_port, grpc_port = await self._doors.open(settings.host, settings.http_port, settings.grpc_port)
         self._ports = (grpc_port, http_port)
+
+    def _phase(self) -> str:
+        """Phase of the start: importing, loading, optimising, warming; of replicas that they start."""
+        return str(self._host.statistics().get("phase", "starting"))
 
     async def _load(self) -> None:
         await self._host.load()

@@ -42,9 +42,9 @@ CACHED_TASKS = ("text-generation", "conversational")
 
 def check_name(name: str) -> str:
     """Return `name` if Azure accepts its `azure_name`; raise InvalidName with one that it does accept."""
-    low, high = NAME_LENGTH
+    high = NAME_LENGTH[1]
     if not SHORTEST_NAME <= len(name) <= high:
-        what = f"The name {name!r} has {len(name)} characters; Azure takes {low} to {high}."
+        what = f"The name {name!r} is {len(name)} long; names are {SHORTEST_NAME} to {high} characters."
     elif not NAME_PATTERN.fullmatch(name):
         what = f"Azure refuses the name {name!r}: letters, digits and hyphens only, a letter first, no hyphen last."
     else:

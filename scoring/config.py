@@ -90,7 +90,7 @@ class AdapterRef:
 
     @property
     def key(self) -> str:
-        """What rows know it by: with its content, so that another of its name shares nothing with it."""
+        """Name that rows know it by: with its content, so that another of its name shares nothing with it."""
         return f"{self.name}@{self.sha256}"
 
 

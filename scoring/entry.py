@@ -152,7 +152,7 @@ def _tell_adapters(told: tuple[AdapterRef, ...]) -> None:
 
 
 def _state() -> Any:
-    """Condition of this process, as front ends are told it."""
+    """Condition of this process, as front ends receive it."""
     from scoring.front_ends.messages import State
 
     return State(ready(), _service.lost if _service else "", phase.name, phase.began)

@@ -66,7 +66,7 @@ class ScoringEntry(Protocol):
 
 @runtime_checkable
 class EventStream(Protocol):
-    """What the body of a streamed answer is beside an iterator of bytes, for hosts that have an event loop.
+    """Body of a streamed answer: an iterator of bytes, with more for hosts that have an event loop.
 
     `b"".join(encode(event))` over its events is what iterating over it gives; a host does one or the other.
     """

@@ -1,6 +1,7 @@
 """The modules of the packages and what each imports, read from their source; what the structural laws are held on."""
 
 import ast
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
@@ -99,7 +100,25 @@ def _functions(node: ast.AST, within: str) -> Iterator[tuple[str, int]]:
         yield from _functions(child, name)
 
 
+def docstrings(path: Path) -> Iterator[str]:
+    """Docstrings of a file: of the module, and of every class and function in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from filter(None, [ast.get_docstring(node)])
+
+
 def public_classes(path: Path) -> list[str]:
     """Names of the classes that a file defines at its top level, private ones left out."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     return [node.name for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
+
+
+def shared_names(modules: Collection[str]) -> set[str]:
+    """`package.module` for every name that several modules of a package bear; packages' own files do not count."""
+    folders = {name.rpartition(".")[0] for name in modules}
+    names = Counter(
+        f"{name.partition('.')[0]}.{name.rpartition('.')[2]}"
+        for name in modules
+        if name not in folders and name not in PACKAGES
+    )
+    return {name for name, count in names.items() if count > 1}

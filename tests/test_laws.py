@@ -1,6 +1,7 @@
 """The laws of DESIGN.md that a test can hold."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import mii_azure
+from mii_azure.bundle.carried import SCORING_FILES
 from tests import assertions, module_graph
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -18,6 +20,36 @@ ABOVE: set[tuple[str, str]] = set()
 LONG_FILES: set[str] = set()
 LONG_FUNCTIONS: set[str] = set()
 SAME_NAMES: set[str] = set()
+
+# Names that several modules of a package bear, and how their rooms differ. Any other name is borne once.
+TIERS = "of the fused and of the generic tier of decoders"
+A_KERNEL = "a kernel, and what launches it"
+TREE = "the package's tree of errors, and the errors of another party translated"
+SHARED_MODULE_NAMES = {
+    "local_runner.errors": TREE,
+    "local_runner.metrics": "of one process, and summed over replicas",
+    "local_runner.options": "of replicas on this machine, and on Ray",
+    "local_runner.pool": "of replicas, its two implementations, and of front ends",
+    "local_runner.server": "uvicorn alone, and the process of both protocols",
+    "local_runner.worker": "a replica on this machine, and on Ray",
+    "mii_azure.causes": "of Azure's refusals, and of tokens that differ",
+    "mii_azure.errors": TREE,
+    "mii_azure.files": "of a model folder, and rules on a bundle's",
+    "mii_azure.serving": "rules on it, and flags of the command line",
+    "mii_azure.writer": "of a bundle, and of quantised weights",
+    "scoring.all_reduce": A_KERNEL,
+    "scoring.base": "of tasks, and of passes",
+    "scoring.cuda_backend": TIERS,
+    "scoring.cuda_graphs": "of encoders, and of diffusion",
+    "scoring.decoder": "on one device, and over the slices of several",
+    "scoring.fixed_order": A_KERNEL,
+    "scoring.loading": "of adapters, and of quantised weights",
+    "scoring.low_rank": A_KERNEL,
+    "scoring.model": TIERS,
+    "scoring.registry": "of tasks, and of passes",
+    "scoring.torch_backend": TIERS,
+    "scoring.verify": "of decoders, encoders and diffusion",
+}
 
 # Sleeps of the tests beside `tests/waiting.py`: none of them decides that something has come. By file and function.
 PACE = "sends, reads or asks at a pace, which is what is tested"
@@ -53,6 +85,16 @@ SLEEPS = {
     "scenarios/soak/soak.py:soaked": PACE,
     "test_packaged_models.py:convert": "makes two at once meet",
 }
+
+# First words of docstrings that are neither.
+NEITHER_NOUN_NOR_VERB = """
+    what whatever whether how where wherever when whenever why which whichever who whoever whose that this these those
+    it its itself he they them their such so as at by for from in into of off on onto out over under up upon with within
+    without about above after against among before behind below beneath beside between beyond during since than through
+    to toward until while if unless though although because and but or nor yet both either neither also always never
+    often only just here there then thus twice is are was were be been does did has had can could may might must shall
+    should will would not
+"""
 
 FILE_LINES = 400
 FUNCTION_LINES = 50
@@ -210,6 +252,28 @@ def test_no_two_public_classes_have_one_name() -> None:
     assert {name for name in names if names.count(name) > 1} == SAME_NAMES
 
 
+def test_no_two_modules_of_a_package_have_one_name_unless_their_rooms_differ_in_subject() -> None:
+    assert module_graph.shared_names(module_graph.sources()) == set(SHARED_MODULE_NAMES)
+
+
+def test_what_ships_of_the_scoring_package_is_declared() -> None:
+    """Declared, not found: whoever adds a file there says that bundles carry it."""
+    there = [path for path in (ROOT / "scoring").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    assert list(SCORING_FILES) == sorted(path.relative_to(ROOT / "scoring").as_posix() for path in there)
+
+
+def test_docstrings_begin_with_a_noun_or_a_verb() -> None:
+    """Held by what is neither: words of questions and relations, pronouns, prepositions, conjunctions."""
+    neither = NEITHER_NOUN_NOR_VERB.split()
+    found = {
+        f"{name}: {text.splitlines()[0]}"
+        for name, path in module_graph.sources().items()
+        for text in module_graph.docstrings(path)
+        if re.split(r"\W", text, maxsplit=1)[0].lower() in neither
+    }
+    assert found == set()
+
+
 def test_nothing_is_planted_on_a_model_for_others_to_find() -> None:
     """What passes make beside a model is in `Loaded.runtime`; on the model they only replace what it has already."""
     own = {"forward", "denoise", "decode", "embed", "name_or_path", "generation_config"}
@@ -246,6 +310,9 @@ def test_the_laws_see_what_breaks_them(tmp_path: Path) -> None:
     high = module_graph.sources(tmp_path)["scoring.room.high"]
     assert list(module_graph.functions(high)) == [("C.m", 2)]
     assert module_graph.public_classes(high) == ["C"]
+    (tmp_path / "scoring/room/low.py").write_text('"""One."""\nclass C:\n    def f(self):\n        """Two."""\n')
+    assert list(module_graph.docstrings(tmp_path / "scoring/room/low.py")) == ["One.", "Two."]
+    assert module_graph.shared_names(module_graph.sources(tmp_path)) == {"scoring.low"}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from local_runner.flags.flag import Flag
 _MOST_FRONT_ENDS = 64
 MOST_SERVED_NAMES = 32
 MOST_ADAPTERS = 256
-_HIGHEST_RANK = 512
+_HIGHEST_RANK = 256
 _SERVED_NAME = re.compile(r"[^\s,\x00-\x1f\x7f]{1,128}")
 
 

@@ -71,7 +71,7 @@ class FrontEndHost(ScriptHost):
         self.metrics = _Counted(self.statistics, control)
 
     async def _may_be_ready(self) -> None:
-        """Wait for the others: a client that one has told it is ready may ask any of them."""
+        """Wait for the other front ends: a client that learns from one that it is ready may ask any of them."""
         self.control.send(ready=True)
         await self.all_ready.wait()
 

@@ -18,7 +18,7 @@ from typing import Any
 from local_runner.bundle.script import Answer, ScoreScript
 from local_runner.flags import serving
 from local_runner.host import callers
-from local_runner.host.adapters import AdaptedHost
+from local_runner.host.adapter_policy import AdaptedHost
 from local_runner.host.event_loop_streams import EventLoopStreams
 from local_runner.host.reload import Tuning, set_level
 from local_runner.host.thread_pool import ThreadPool, in_thread

@@ -21,7 +21,7 @@ class _Call:
 
 
 class ThreadPool:
-    """Up to `limit` daemon threads, started on demand. Everything but the calls runs on the event loop.
+    """Pool of up to `limit` daemon threads, started on demand. Everything but the calls runs on the event loop.
 
     ThreadPoolExecutor would do, but has two futures with locks of their own and three callbacks a call: 14 µs more
     where this takes 22. Its threads are no daemons, and it hands no late result over.

@@ -82,7 +82,7 @@ class Frontend(Host):
 
     @property
     def lost(self) -> bool:
-        """Always False: replicas are restarted behind a front that stays."""
+        """Constant False: replicas are restarted behind a front that stays."""
         return False
 
     def unready(self) -> NotReady:

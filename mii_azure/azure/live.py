@@ -11,7 +11,7 @@ from local_runner.targets.targets import Target
 from mii_azure.azure.errors import translated
 from mii_azure.azure.sending import post
 from mii_azure.errors import AzureUnavailable, SpecError
-from mii_azure.platform.targets import ENDPOINT
+from mii_azure.platform.target_names import ENDPOINT
 from mii_azure.spec import azure_name
 
 SLOT_HEADER = "azureml-model-deployment"

@@ -9,6 +9,8 @@ from mii_azure.cli.shared import AsJson, err, flag, out, print_json
 
 if TYPE_CHECKING:
     from mii_azure.hardware.prices import Prices
+    from mii_azure.planning.cheaper import Cheaper
+    from mii_azure.planning.plan import Plan
 
 PriceFile = Annotated[Path | None, flag("prices", "File of prices, JSON or CSV; `mii-azure prices` writes one.")]
 Utilisation = Annotated[float, flag("utilisation", "Share of the time that instances are busy, for the cost.")]
@@ -29,6 +31,17 @@ def show_ranked(*, prices: Path | None, as_json: bool, verbose: bool, **fields: 
 
     ranking = rank(prices=known(prices), **fields)
     print_json(ranking) if as_json else show_ranking(out, ranking, verbose)
+
+
+def cheaper(plan: "Plan", prices: "Prices | None", utilisation: float, batch: int, **fields: Any) -> "Cheaper | None":
+    """CPU against GPU for a planned model; None without prices, or for a model that is not opened."""
+    from mii_azure.planning.ranking import rank_profile
+    from mii_azure.spec import make_spec
+
+    if prices is None or not plan.profile.known:
+        return None
+    spec = make_spec(**{"name": "model", **fields})
+    return rank_profile(spec, plan.profile, prices=prices, utilisation=utilisation, batch=batch).cheaper
 
 
 def show_compared(*, prices: Path | None, as_json: bool, **fields: Any) -> None:

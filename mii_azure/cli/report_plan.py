@@ -15,6 +15,7 @@ from mii_azure.spec import Spec, near_name
 
 if TYPE_CHECKING:
     from mii_azure.hardware.prices import Prices
+    from mii_azure.planning.cheaper import Cheaper
 
 #: Shares of the memory that is not free for keys and values, and the words for them.
 _TIGHT, _WELL = 0.9, 0.7
@@ -34,14 +35,19 @@ def show_plan(console: Console, plan: Plan, lines: Iterable[tuple[str, str]], ve
 
 
 def headline(
-    plan: Plan, asked: Mapping[str, Any], command: str, prices: "Prices | None" = None
+    plan: Plan,
+    asked: Mapping[str, Any],
+    command: str,
+    prices: "Prices | None" = None,
+    cheaper: "Cheaper | None" = None,
 ) -> list[tuple[str, str]]:
-    """Answer in three lines, and the next command, each with its word."""
+    """Answer in three lines, with prices in four, and the next command, each with its word."""
     instances = int(asked.get("instance_count") or 1)
     return [
         ("fits", _fits(plan)),
         ("does", _does(plan.outlook, instances)),
         ("needs", _needs(plan, instances, prices)),
+        *([("costs", cheaper.sentence())] if cheaper else []),
         ("next", command),
     ]
 
@@ -131,7 +137,8 @@ def _needs(plan: Plan, instances: int, prices: "Prices | None") -> str:
     retires = plan.sku.retires
     told += f", of a series that Azure retires on {retires}" if retires else ""
     if prices is None:
-        return f"{told}; price unknown without --prices FILE (mii-azure prices --region REGION writes one)"
+        without = "price, and whether CPU or GPU serves a million requests for less, unknown without --prices FILE"
+        return f"{told}; {without} (mii-azure prices --region REGION writes one)"
     hourly = prices.of(plan.instance_type)
     if hourly is None:
         return f"{told}; the price file has no {plan.instance_type}"

@@ -28,6 +28,10 @@ def show_ranking(console: Console, ranking: Ranking, verbose: bool = False) -> N
         rest = len(ranking.rows) - len(unfit) - shown
         console.print(f"\n{rest} more fit and {len(unfit)} do not; --verbose tells of each.", soft_wrap=True)
     console.print(f"\n{_basis(ranking)}", soft_wrap=True)
+    if ranking.currency:
+        told = ranking.cheaper.sentence().rstrip(".")
+        told += f". Batches are full, and instances busy {ranking.utilisation:.0%} of the time."
+        console.print(f"\n{told}", soft_wrap=True)
 
 
 def _cells(row: Ranked, priced: bool, verbose: bool) -> list[str]:
@@ -52,8 +56,7 @@ def _basis(ranking: Ranking) -> str:
     if ranking.unit == "requests":
         text += " They are the model's times: the server's own, a few milliseconds, come on top."
     if ranking.unit == "tokens":
-        text += " Throughput is the model's or the server's, whichever is slower; over HTTP rows of many clients were"
-        text += " measured that had half of it."
+        text += " Throughput counts the model's time and the server's, one after the other."
     text += f" {_bases(ranking)}"
     if not ranking.currency:
         return f"{text} No prices: give --prices FILE, which `mii-azure prices --region REGION` writes."
@@ -62,7 +65,7 @@ def _basis(ranking: Ranking) -> str:
 
 
 def _bases(ranking: Ranking) -> str:
-    """What the bases that occur mean, with the errors that were found."""
+    """Meanings of the bases that occur, with their measured errors."""
     bases = {row.basis for row in ranking.rows}
     texts = []
     if bases & {"measured", "scaled"}:

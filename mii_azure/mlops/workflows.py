@@ -74,7 +74,7 @@ def workflow(provider: str, spec: Spec, index_url: str = "") -> dict[str, str | 
 
 
 def _watched(spec: Spec) -> Iterator[str]:
-    """Files and folders of the repository that the bundle is made of: what changes in them is released too."""
+    """Files and folders of the repository from which the bundle is made: a change in them is released too."""
     given = [
         spec.model,
         spec.draft_model,

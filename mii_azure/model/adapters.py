@@ -41,7 +41,7 @@ class Adapter:
 
     @property
     def files(self) -> dict[str, Path]:
-        """Its files by name."""
+        """Files of the adapter by name."""
         return {name: self.folder / name for name in (CONFIG, WEIGHTS)}
 
 
@@ -104,7 +104,7 @@ def served_adapter(pair: str) -> Adapter:
 
 
 def require_base(facts: Profile, transformer: str = "") -> None:
-    """Raise AdapterUnusable for a base that takes no adapter, as far as can be told without headers."""
+    """Raise AdapterUnusable for a base that takes no adapter, as far as its config tells."""
     if not facts.known or facts.kind == "diffusion":
         raise AdapterUnusable(f"{facts.model} takes no adapter.", "Give the folder or hub id of a transformers model.")
     if facts.shipped or facts.published:

@@ -45,7 +45,7 @@ def bundle_files(listed: Any, names: Collection[str], allow_pickle: bool) -> lis
 
 
 def sentence_model(model: Model, task: TaskFacts, allow_pickle: bool) -> SentenceModel | Ranker | None:
-    """What a model's folder says of its vectors or scores; None for other tasks, and without modules.json for vectors.
+    """Settings of vectors or scores in a model's folder; None for other tasks, and without modules.json for vectors.
 
     Raises TaskUnsupported for what is not served, ConfigMissing, WeightsMissing, PickleRefused.
     """
@@ -64,7 +64,7 @@ def sentence_model(model: Model, task: TaskFacts, allow_pickle: bool) -> Sentenc
 
 
 def _ranker(model: Model) -> Ranker | None:
-    """What a model's folder says of its scores; raises TaskUnsupported for one with several labels."""
+    """Read the settings of a model's scores from its folder; raises TaskUnsupported for one with several labels."""
     if model.source not in ("folder", "hub"):
         return None
     judges = first_architecture(model.config).endswith(CAUSAL)

@@ -224,7 +224,7 @@ class _Run:
             time.sleep(min(5.0, left))
 
     def _parity(self, tokens: int) -> None:
-        from mii_azure.platform.targets import ENDPOINT
+        from mii_azure.platform.target_names import ENDPOINT
         from mii_azure.verdict.parity import parity
 
         verdict = parity(

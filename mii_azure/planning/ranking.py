@@ -18,6 +18,7 @@ from mii_azure.model.sentence import as_embedder, sentence_model
 from mii_azure.model.source import resolve
 from mii_azure.planning import expected, latency, memory, quantization
 from mii_azure.planning.budget import Work, device_of
+from mii_azure.planning.cheaper import MILLION, Cheaper, Offer, compared
 from mii_azure.planning.demand import demand_of
 from mii_azure.planning.expected import Basis
 from mii_azure.planning.memory import Fit
@@ -25,7 +26,6 @@ from mii_azure.platform import limits
 from mii_azure.spec import Spec, make_spec
 from scoring.passes.families import TENSOR_SLICING
 
-MILLION = 1_000_000
 PICKS = 5  # rows that are told with their reasons
 
 
@@ -78,6 +78,7 @@ class Ranking(BaseModel):
     prices_of: str | None = None  # date
     rows: tuple[Ranked, ...]
     picks: tuple[Pick, ...]  # few of them, in their order, one of them chosen; none if nothing fits
+    cheaper: Cheaper  # CPU against GPU
 
 
 def rank(
@@ -123,7 +124,25 @@ def rank_profile(
         prices_of=prices.date if prices else None,
         rows=tuple(rows),
         picks=tuple(picks(work, spec.dtype, rows)),
+        cheaper=_cheaper(spec, rows, prices, request.answer, utilisation),
     )
+
+
+def _cheaper(spec: Spec, rows: Sequence[Ranked], prices: Prices | None, answer: int, utilisation: float) -> Cheaper:
+    """Compare CPUs with GPUs by what one instance answers and costs."""
+    fits = [row for row in rows if row.fits]
+    offers = [
+        Offer(
+            instance_type=row.instance_type,
+            device=row.device,
+            price_per_hour=row.price_per_hour / spec.instance_count,
+            per_second=row.throughput * utilisation / spec.instance_count / (answer or 1),
+            basis=row.basis,
+        )
+        for row in fits
+        if row.price_per_hour and row.throughput and row.basis
+    ]
+    return compared(offers, prices.currency if prices else None, [row.device for row in fits])
 
 
 def _order(row: Ranked) -> tuple[bool, bool, float, float, int, str]:
@@ -230,7 +249,7 @@ def _why_chosen(row: Ranked) -> str:
 
 
 def _beside(row: Ranked, chosen: Ranked) -> str:
-    """What a row that is best at nothing is against the choice."""
+    """Comparison with the choice, for a row that is best at nothing."""
     speed = (row.throughput or 0.0) / (chosen.throughput or 1.0)
     return f"{speed:.2g} x the speed of the choice"
 

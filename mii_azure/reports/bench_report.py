@@ -6,7 +6,7 @@ from pathlib import Path
 from mii_azure.hardware.prices import Prices
 from mii_azure.reports.charts import Axis, Series, lines
 from mii_azure.reports.html import Node, el, figures, section, table, write
-from mii_azure.reports.sides import side_by_side
+from mii_azure.reports.side_by_side import side_by_side
 from mii_azure.verdict.sweep import Distribution, Loop, Point, Sweep
 
 _X = {"closed": Axis("requests in flight"), "open": Axis("requests a second, offered")}

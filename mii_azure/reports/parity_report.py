@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mii_azure.hardware.prices import Prices
 from mii_azure.reports.html import Child, Node, el, figures, section, table, write
-from mii_azure.reports.sides import Row, side_by_side
+from mii_azure.reports.side_by_side import Row, side_by_side
 from mii_azure.verdict.grade import ALIKE
 from mii_azure.verdict.outcome import Comparison, Verdict
 from mii_azure.verdict.tokens.judge import KINDS, TokenVerdict

@@ -59,7 +59,7 @@ def _yaml(value: Any) -> str:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Settings of a file; what they name that lies beside it is relative to it. Raises SpecError for no such file."""
+    """Settings of a file, whose relative paths are relative to it; raises SpecError if there is none."""
     import yaml
 
     from mii_azure.bundle.yaml_text import parse_yaml

@@ -1,4 +1,4 @@
-"""Trial of a model on this machine: a bundle of it, deployed here, with what was not said guessed from the model."""
+"""Trial of a model on this machine: a bundle of it, deployed here, with unset options guessed from the model."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mii_azure.bundle.manifest import load_manifest
 from mii_azure.errors import NotABundle, RunnerFailed, SpecError
-from mii_azure.platform.targets import KNOWN, TARGETS
+from mii_azure.platform.target_names import KNOWN, TARGETS
 from scoring.strict_json.files import read_file
 
 WARM_UP = 5

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from mii_azure.errors import SpecError
-from mii_azure.platform.targets import ELSEWHERE
+from mii_azure.platform.target_names import ELSEWHERE
 from mii_azure.verdict.cases import Request, edge_requests, read_requests
 from mii_azure.verdict.grade import ALIKE, Reply
 from mii_azure.verdict.outcome import Comparison, TargetRun, Verdict, compare, differences, require_compared

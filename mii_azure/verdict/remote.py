@@ -11,7 +11,7 @@ from local_runner.targets.targets import Target
 from mii_azure.azure.live import model_status
 from mii_azure.azure.sending import Bearer, post, scoring_address
 from mii_azure.errors import AzureUnavailable, SpecError
-from mii_azure.platform.targets import URL
+from mii_azure.platform.target_names import URL
 from mii_azure.verdict.openai_form import OpenAIForm, Untranslatable
 
 _TIMEOUT_S = 200.0
@@ -111,7 +111,7 @@ class RemoteTarget(Target):
 
 
 def _read(reply: TargetReply, answer: Callable[[Any], bytes]) -> TargetReply:
-    """Read an answer out of a reply; one that is not of the protocol's form is told as 502, with its body."""
+    """Read an answer out of a reply; one that is not of the protocol's form becomes a 502 with its body."""
     if reply.status != 200:
         return reply
     try:

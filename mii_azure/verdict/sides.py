@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from mii_azure.platform.targets import BUNDLE, ENDPOINT, URL
+from mii_azure.platform.target_names import BUNDLE, ENDPOINT, URL
 
 if TYPE_CHECKING:
     from local_runner.targets.targets import Target

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mii_azure.azure.sending import scoring_address
 from mii_azure.errors import SpecError
-from mii_azure.platform.targets import BUNDLE, CONTAINER, ELSEWHERE, ENDPOINT, KNOWN, TARGETS, URL
+from mii_azure.platform.target_names import BUNDLE, CONTAINER, ELSEWHERE, ENDPOINT, KNOWN, TARGETS, URL
 
 if TYPE_CHECKING:
     from local_runner.targets.targets import Target
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reach:
-    """What reaching targets elsewhere takes: a client of the workspace, and a key for URLs."""
+    """Access to targets elsewhere: a client of the workspace, and a key for URLs."""
 
     ml_client: Any = None
     key: str = ""

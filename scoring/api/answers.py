@@ -1,4 +1,4 @@
-"""From a raw body to a reply: parse, encode, queue, decode; an error becomes a status and a JSON body."""
+"""Path from a raw body to a reply: parse, encode, queue, decode; an error becomes a status and a JSON body."""
 
 import logging
 import threading
@@ -30,7 +30,7 @@ from scoring.errors import (
 )
 from scoring.limits.deadline import Deadline, check, held, left, within
 from scoring.lora.served import AdapterChange
-from scoring.schema import tokens
+from scoring.schema import token_requests
 from scoring.strict_json.body import dumps, read_json
 from scoring.tasks.base import Task
 from scoring.telemetry.spans import noted
@@ -125,7 +125,7 @@ class Answers(ABC):
             return Reply(200, dumps(self.metadata()))
         if not self.ready:
             raise NotReady("The model is not ready.", "Try again shortly.")
-        if isinstance(payload, dict) and (asked := tokens.read(payload)):
+        if isinstance(payload, dict) and (asked := token_requests.read(payload)):
             with held(self._seats), self._stage("encode"):
                 body = self._serialise(answer_tokens(self.task, asked))
                 self._check_answer(len(body), "Send a shorter text, or fewer tokens.")

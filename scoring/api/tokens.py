@@ -4,7 +4,7 @@ from typing import Any
 
 from scoring.errors import InvalidInput, PromptTooLong
 from scoring.schema.requests import MOST_TOKENS
-from scoring.schema.tokens import ConversationTokens, TextTokens, TokenRequest
+from scoring.schema.token_requests import ConversationTokens, TextTokens, TokenRequest
 from scoring.tasks.base import Task
 
 

@@ -30,7 +30,7 @@ def longest_chunk(model: CachedModel) -> int:
 
 
 def chunk_within(most: int, left: int, position: int) -> int:
-    """Tokens of a chunk of at most so many, of a part that has so many left: without padding if it is to be cut.
+    """Size of the next chunk, at most `most` of the `left` tokens of a part; a part that is cut has no padding.
 
     Where keys before its position may be in spans, those are not padded either: their queries are powers of two.
     """

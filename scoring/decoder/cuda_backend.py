@@ -19,7 +19,7 @@ from scoring.decoder.low_rank import SlotAdapters
 from scoring.decoder.model import CachedModel
 from scoring.decoder.prefill import Part, Prefiller, admit, extend, pieces, record, runs_of
 from scoring.decoder.prompt_cost import PromptCost, fitted
-from scoring.decoder.transfers import PendingTokens, PinnedUpload, Wait
+from scoring.decoder.transfers import PendingTokens, PinnedUpload, SideUpload, Wait
 
 _ENTRIES = 1024  # blocks that are entered in the tables at once
 _TIMED, _FAR = 1024, 16_384  # tokens of the chunks that are timed, and the position of the second
@@ -85,17 +85,18 @@ class CudaBackend:
         }
         if self.drafter is not None:
             self._sent["drafts"] = PinnedUpload(self._wait, self.drafter.layout.size)
+        self._beside = SideUpload()
         self._spare: list[Tensor] = []
         self._chunks: deque[Any] = deque()  # events after the last chunks
         self.prompt_cost = PromptCost(_GUESS)  # until `warm_up` measures it
         self._reserve_adapters(model)
 
     def _launchers(self, model: Any, state: KVCache, pdl: bool) -> tuple[Launcher, Prefiller]:
-        """Return what launches a step, and a chunk of prompts."""
+        """Return the launchers of a step and of a chunk of prompts."""
         return Launcher(model, state, state.slots, pdl=pdl), Prefiller(model, state, pdl=pdl)
 
     def _drafter(self, model: Any, state: KVCache, pdl: bool) -> DraftStep:
-        """Return what launches a step with drafts."""
+        """Return the launcher of a step with drafts."""
         return DraftStep(model, state, pdl=pdl)
 
     def _reserve_adapters(self, model: Any) -> None:
@@ -218,7 +219,7 @@ class CudaBackend:
         """Pick a token for each slot from logits [slots, vocabulary], within masks [slots, words] if given."""
         self._place(list(slots))
         if masks is not None:
-            masks = masks.to(logits.device, non_blocking=True)
+            masks = self._beside.send(masks, logits.device)
         self.launcher.sample(len(slots), logits.contiguous(), advance=False, masks=masks)
         self._ran = self.launcher
         return self._read(len(slots))
@@ -240,7 +241,7 @@ class CudaBackend:
             self.prompt_cost = self._measured()
 
     def _capture_all(self, graphs: Graphs, sizes: Sequence[int] | None) -> None:
-        """Capture what `warm_up` does, of one kind."""
+        """Capture the graphs of one kind for `warm_up`."""
         for size in sorted(sizes or self.sizes, reverse=True):
             fitting = next(known for known in self.sizes if known >= size)
             if fitting not in graphs.near:
@@ -255,7 +256,7 @@ class CudaBackend:
                 self._capture_drafts(size)
 
     def plan(self) -> None:
-        """Prepare what libraries keep by thread: to be called on the one that will run this."""
+        """Prepare libraries' state of each thread: called on the thread that will run this."""
         self.prefiller.attending.plan()
 
     def _measured(self) -> PromptCost:

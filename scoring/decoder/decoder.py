@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoring.decoder.adapters.families import build, unsupported
+from scoring.decoder.adapters.builders import build, unsupported
 from scoring.decoder.back_ends import gpu_backend, plain_backend
 from scoring.decoder.block_pool import BLOCK, blocks_of
 from scoring.decoder.block_tables import BlockTables
@@ -125,7 +125,7 @@ class Decoder:
         return self.tables.choose(free, ids, salt)
 
     def evict(self, most: int) -> None:
-        """Free blocks that are only kept for their contents, until at most so many are left."""
+        """Free blocks that are only kept for their contents, until at most `most` are left."""
         self.tables.evict(most)
         self._sync()
 
@@ -308,7 +308,7 @@ class Decoder:
 
     @torch.inference_mode()
     def plan(self) -> None:
-        """Prepare what libraries keep by thread: to be called on the one that will run this."""
+        """Prepare libraries' state of each thread: called on the thread that will run this."""
         if self._cuda is not None:
             self._cuda.plan()
 

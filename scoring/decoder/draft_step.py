@@ -37,7 +37,7 @@ class DraftLayout:
         self.size = 4 * SIZES[-1] + 5 * self.tiles
 
     def most(self, rows: int) -> int:
-        """Most tiles of a step of so many rows: one of each slot is not full."""
+        """Largest number of tiles of a step of `rows` rows: one of each slot is not full."""
         return min(rows, SLOTS + rows // self.tile)
 
     def cut(self, numbers: Tensor) -> tuple[Tensor, Tensor]:

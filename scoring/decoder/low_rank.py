@@ -1,4 +1,4 @@
-"""Adapters of a decoder's slots: beside the products of its form, and told to the forwards of the plain back ends."""
+"""Adapters of a decoder's slots: beside the products of its model, and handed to forwards of the plain back ends."""
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -28,7 +28,7 @@ class PlainBackend(Protocol):
 
 
 class SlotAdapters:
-    """Adapters of the sequences on slots; a slot that is not told of has the base alone."""
+    """Adapters of the sequences on slots; a slot without an entry has the base alone."""
 
     def __init__(self, hf_model: nn.Module, model: Any) -> None:
         self.bank = attach_adapters(hf_model, model)
@@ -51,7 +51,7 @@ class SlotAdapters:
         return bool(self._of) and any(slot in self._of for slot in slots)
 
     def around(self, backend: PlainBackend) -> PlainBackend:
-        """The back end with each forward's rows told; itself for a model without adapters."""
+        """The back end, whose forwards then know their rows' adapters; itself for a model without adapters."""
         return backend if self.bank is None else _Told(backend, self, self.bank)
 
     def of(self, rows: Iterable[tuple[int, int]]) -> list[int]:

@@ -133,7 +133,7 @@ class Prefiller(TokenRows):
         return Tiles(self._tiles(rows), self.layout.tile, self.tiled, self.layout.tiles)
 
     def _tiles(self, rows: int) -> int:
-        """Most tiles of a chunk of so many rows."""
+        """Largest number of tiles of a chunk of `rows` rows."""
         return rows // self.layout.tile + self.layout.parts
 
     def mark(self, rows: int) -> None:

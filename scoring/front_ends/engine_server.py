@@ -195,7 +195,7 @@ class _Link:
             job.cancel()
 
     def take(self, message: Message) -> Callable[[], None] | None:
-        """Do what a message says, or return what answers it."""
+        """Carry a message out, or return the answer to it."""
         return self._kinds[message[0]](*message[1:])
 
     def _submit(self, number: int, packed: list[Any], patience_s: float) -> None:
@@ -259,7 +259,7 @@ class _Link:
             self._chances.append((len(self._tokens) - 1, chance))
 
     def _hand_over(self) -> None:
-        """Send what streams have got in this step; inference thread only."""
+        """Send the streams' new events of this step; inference thread only."""
         self._seal()
         if not self.channel.flush():
             self._server.wake()
@@ -288,5 +288,5 @@ class _Link:
 
 
 def _constraint(packed: list[Any]) -> Any:
-    """What the answers of a request have to be, if they are bound."""
+    """Constraint on the answers of a request, if it has one."""
     return next((getattr(parameters_of(each), "constraint", None) for each in packed), None)

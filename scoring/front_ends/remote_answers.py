@@ -98,7 +98,7 @@ class _Texts:
 
 @dataclass(frozen=True)
 class SlotFacts:
-    """What a front end has to know of a decoder."""
+    """Facts about a decoder that a front end needs."""
 
     max_length: int  # most tokens of a slot
     full_length: int  # the same as the model takes

@@ -40,10 +40,10 @@ class Texts(Protocol):
     """Makes texts of tokens."""
 
     def stream(self, row: Row) -> TextStream:
-        """What follows a row's tokens."""
+        """Return the stream of a row's texts."""
 
     def end(self, row: Row, output: Any) -> None:
-        """Send a stream what was held back until its row's output is whole."""
+        """Send a stream the text that was held back until its row's output is whole."""
 
 
 class RemoteEngine:
@@ -98,7 +98,7 @@ class RemoteEngine:
         return job
 
     def ask(self, name: str) -> Any:
-        """What a method of the engine's service returns; raises TimeoutError."""
+        """Call a method of the engine's service and return its result; raises TimeoutError."""
         return self._answered("ask", name, _ANSWER_S)
 
     def change_adapters(self, change: AdapterChange) -> None:
@@ -122,11 +122,11 @@ class RemoteEngine:
         self._channel.post("timed", stage, seconds)
 
     def flush(self) -> None:
-        """Send what waits for a next message."""
+        """Send everything that waits for the next message."""
         self._channel.flush()
 
     def _number(self, count: int) -> int:
-        """The first of so many new numbers."""
+        """The first of `count` new numbers."""
         with self._lock:
             number, self._next = self._next, self._next + count
         return number
@@ -161,7 +161,7 @@ class RemoteEngine:
         return job
 
     def _forget(self, job: "RemoteJob") -> None:
-        """Drop what the job's streams keep."""
+        """Drop the state of the job's streams."""
         for own in range(job.number, job.number + len(job.rows)):
             self._rows.pop(own, None)
             self._streams.pop(own, None)

@@ -128,7 +128,7 @@ class DraftModel:
         return found
 
     def _fitting(self, rows: Sequence[RunningSequence], most: int) -> list[RunningSequence]:
-        """Those of these rows that the cache holds together with drafts of `most` tokens; first those that it has.
+        """Rows that the cache holds together with drafts of `most` tokens each; those already in it come first.
 
         Of all other sequences it keeps what it has room for besides.
         """

@@ -58,7 +58,7 @@ _KNOWN = frozenset(name for name in vars(GenerationConfig()) if not name.startsw
 
 @dataclass(frozen=True)
 class Bound:
-    """What a row's answer has to be, and what it may hold beside text."""
+    """Constraint on a row's answer, and the kinds of content that it may hold beside text."""
 
     constraint: Constraint | None = None
     reply: ReplyForm = field(default_factory=ReplyForm)

@@ -209,7 +209,7 @@ class AdapterBank:
 
 
 class _Hook:
-    """Forward hook of a module; models are told from others by it (`bank_of`)."""
+    """Forward hook of a module, by which `bank_of` recognises a model with adapters."""
 
     def __init__(self, bank: AdapterBank, product: GroupedLowRank) -> None:
         self.bank = bank

@@ -64,7 +64,7 @@ class LowRank:
 
 @dataclass(frozen=True)
 class PeftAdapter:
-    """What an adapter changes: products by low-rank ones, and tensors that it holds whole, by the base's names."""
+    """Changes by an adapter: products by low-rank ones, and tensors that it holds whole, by the base's names."""
 
     products: tuple[LowRank, ...]
     whole: Mapping[str, str]

@@ -19,7 +19,7 @@ class ServedAdapters:
     refs: tuple[AdapterRef, ...] = ()
 
     def key_of(self, asked: str | None) -> str:
-        """What rows know an adapter by, empty for none; raises AdapterNotServed if it is not here.
+        """Key that rows know an adapter by, empty for none; raises AdapterNotServed if it is not here.
 
         Content is part of it: rows of a name that is loaded anew share nothing with those before.
         """
@@ -48,7 +48,7 @@ class WantedAdapter:
 
 
 class AdapterChange(Protocol):
-    """What is to become of the adapters that are served."""
+    """Change of the adapters that are served."""
 
     def wanted(self, now: Sequence[WantedAdapter]) -> list[WantedAdapter]:
         """The adapters after the change; raises AdapterRefused or AdapterNotServed."""

@@ -181,7 +181,7 @@ def _transformer(folder: Path) -> Path:
 
 
 def _sentence_model(folder: Path) -> SentenceModel | None:
-    """What the model's folder says of pooling, prompts and length; None without modules.json."""
+    """Read pooling, prompts and length from the model's folder; None without modules.json."""
     if not (folder / MODULES).is_file():
         return None
     try:
@@ -191,7 +191,7 @@ def _sentence_model(folder: Path) -> SentenceModel | None:
 
 
 def _ranker(deployment: Deployment, folder: Path) -> Ranker | None:
-    """What the model's folder says of its scores, for a task that ranks."""
+    """Read the settings of the model's scores from its folder, for a task that ranks."""
     if not task_schema(deployment.task).ranks:
         return None
 

@@ -13,7 +13,7 @@ from scoring.errors import LoadError, RankLost
 from scoring.limits.memory_shares import LEAST_CACHE_TOKENS, WEIGHTS_AND_SLOTS
 from scoring.model.loaded import Runtime
 from scoring.passes.base import FP8_CAPABILITY, Applicability, Applied, Facts, Hardware, Pass, PassRefused
-from scoring.passes.draft_model import cost_of, draft_decoder
+from scoring.passes.draft_loading import cost_of, draft_decoder
 from scoring.passes.families import Tier, decoder_tier
 from scoring.passes.speculation import decide
 from scoring.passes.tensor_parallel import TensorParallel
@@ -80,14 +80,14 @@ class StaticDecode(Pass):
         return replace(decision, reason=f"{reason}; {decision.reason}") if decision.take else decision
 
     def _wide(self, facts: Facts, hardware: Hardware, objective: str) -> str:
-        """Why a cache cannot be in FP8; empty if it can."""
+        """Reason why a cache cannot be in FP8; empty if it can."""
         if hardware.device == "cuda" and hardware.capability < FP8_CAPABILITY:
             (major, minor), (least, more) = hardware.capability, FP8_CAPABILITY
             return f"a cache in FP8 needs compute capability {least}.{more}; {hardware.name} has {major}.{minor}"
         return "slices over several GPUs keep no cache in FP8" if self.degree(facts, hardware, objective) > 1 else ""
 
     def _varies(self, tier: Tier, facts: Facts, hardware: Hardware, objective: str) -> str:
-        """Why a decoder's answers would depend on their company; empty if they need not."""
+        """Reason why a decoder's answers would depend on the rest of their batch; empty if they need not."""
         if (self._tier or tier) == "generic":
             return (
                 f"the products of {facts.family} are transformers' own (generic tier), whose sums depend on the batch"
@@ -200,7 +200,7 @@ class StaticDecode(Pass):
             decoder.rounds = self._speculation in ("ngram", "draft")
             decoder.draft, decoder.draft_cost = small, cost_of(small, decoder) if small else 0.0
             return decoder
-        from scoring.decoder.adapters.families import unsupported
+        from scoring.decoder.adapters.builders import unsupported
         from scoring.tensor_parallel.decoder import SlicedDecoder
 
         reason = unsupported(model.config)

@@ -81,7 +81,7 @@ class FillMaskParameters(Strict):
 
 
 class VectorParameters(Strict):
-    """What tasks over a text's vector have in common."""
+    """Parameters that all tasks over a text's vector share."""
 
     truncation: bool = Field(False, description="Cut texts at the context length instead of refusing them.")
     truncate: bool | None = Field(None, description="text-embeddings-inference's name of truncation; before it.")

@@ -91,7 +91,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class SentenceModel:
-    """What a sentence-transformers folder says, beside its transformer's own files."""
+    """Settings of a sentence-transformers folder, beside its transformer's own files."""
 
     path: str  # folder of the transformer, relative; "" is the model's own
     pooling: tuple[str, ...]
@@ -108,7 +108,7 @@ class SentenceModel:
         return bool(self.layers) and self.layers[-1].module.kind == "Normalize"
 
     def dimension(self, hidden: int) -> int:
-        """Numbers in a vector, of a transformer with so many a token; raises Malformed if a module takes others."""
+        """Numbers in a vector, of a transformer with `hidden` a token; raises Malformed if a module takes others."""
         size = hidden * len(self.pooling)
         for layer in self.layers:
             if layer.inputs and layer.inputs != size:

@@ -1,4 +1,4 @@
-"""Computes what follows the transformer of a sentence-transformers folder: pooling, and the modules after it."""
+"""Computes pooling and the modules after it, which follow the transformer of a sentence-transformers folder."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -76,7 +76,7 @@ class Unit(nn.Module):
 
 @dataclass(frozen=True)
 class Head:
-    """What a folder says, and its modules after the pooling with their weights, in float32."""
+    """Settings of a folder, and its modules after the pooling with their weights, in float32."""
 
     told: SentenceModel
     layers: nn.Sequential  # without a last Normalize

@@ -99,7 +99,7 @@ class Task(ABC):
         return [Row(short, 0), Row(long, 0)], [Row(long, 0), Row(twin, 0)]
 
     def abilities(self) -> dict[str, Any]:
-        """What this model's answers may hold beside the usual, for the metadata."""
+        """Kinds of content that this model's answers may hold beside the usual, for the metadata."""
         return {}
 
     def slots(self, limits: Limits) -> Slots | None:

@@ -104,7 +104,7 @@ class Generative(Task):
         return [self._row(own, tokens, item, 0, answers, parameters.priority)]
 
     def _bind(self, constraint: Constraint, asked: dict[str, Any]) -> None:
-        """Compile what the answer has to be; raises InvalidParameter if it cannot be, or not with beams."""
+        """Compile the constraint on an answer; raises InvalidParameter if that fails, or with beams."""
         if asked["num_beams"] > 1:
             raise InvalidParameter(
                 "A search with beams cannot be bound to a grammar.", "Set num_beams to 1.", where=constraint.where
@@ -271,7 +271,7 @@ class Generative(Task):
     def _processors(
         self, config: GenerationConfig, settings: GenerationSettings, own: list[Grammar], start: int
     ) -> LogitsProcessorList:
-        """What `generate` does to logits beside its config, in the order of the slots' sampler."""
+        """Logits processors of `generate` beside its config's own, in the order of the slots' sampler."""
         found = LogitsProcessorList()
         if settings.adjustments:
             found.append(AdjustmentsProcessor(settings.adjustments, start))

@@ -132,7 +132,7 @@ function similarities(answer, inputs) {
       return cell;
     })));
   return [
-    el("p", {}, `${vectors.length} vectors of ${vectors[0].length} numbers; cosine similarity of each text with each:`),
+    el("p", {}, `${vectors.length} ${vectors.length === 1 ? "vector" : "vectors"} of ${vectors[0].length} numbers; cosine similarity of each text with each:`),
     table(["Text", ...inputs.map((_, index) => String(index + 1))], rows),
   ];
 }

@@ -61,7 +61,7 @@ export const TASKS = {
   translation: { ...one, fields: text("Text to translate", 5), first: ["src_lang", "tgt_lang", "max_new_tokens"], openai: "completions" },
   "automatic-speech-recognition": {
     ...one,
-    fields: [{ name: "text", label: "Sound, in base64", rows: 3, file: "audio/*,.wav,.flac,.ogg,.mp3" }],
+    fields: [{ name: "text", label: "Sound: a file, or its bytes in base64", rows: 3, file: "audio/*,.wav,.flac,.ogg,.mp3" }],
     first: ["language", "task", "return_timestamps"],
   },
   "text-to-image": {

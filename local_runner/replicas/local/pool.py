@@ -20,8 +20,8 @@ from local_runner.process.devices import gpus
 from local_runner.process.scratch import Scratch
 from local_runner.protocol import errors
 from local_runner.replicas.local import options as local_options
-from local_runner.replicas.local.adapters import SharedAdapters
 from local_runner.replicas.local.options import ReplicaOptions
+from local_runner.replicas.local.shared_adapters import SharedAdapters
 from local_runner.replicas.local.supervisor import Condition, ReplicaProcess
 from local_runner.replicas.metrics import merged
 from local_runner.replicas.pool import PendingRequest, PoolState

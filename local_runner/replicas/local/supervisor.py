@@ -122,7 +122,7 @@ class ReplicaProcess:
             await self.become(told)
 
     async def _asked(self, what: dict[str, Any]) -> dict[str, Any]:
-        """What the process answers to a request without a body."""
+        """Ask the process something without a body, and return the head of its answer."""
         connection = await connect(str(self._socket))
         try:
             await connection.send(head(what), frame(b""))

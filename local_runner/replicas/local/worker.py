@@ -57,7 +57,7 @@ class ReplicaWorker:
 
     async def _answer(self, connection: "Connection", request: dict[str, Any], body: bytes) -> None:
         from local_runner.host.reload import Tuning
-        from local_runner.replicas import worker
+        from local_runner.replicas import answers
         from local_runner.replicas.local.framing import frame, head
 
         if request["op"] == "statistics":
@@ -73,7 +73,7 @@ class ReplicaWorker:
             return
         headers = request["headers"]
         logs.take(headers.get(logs.HEADER))
-        answer = await worker.answer(self._host, body.decode(), headers)
+        answer = await answers.answer(self._host, body.decode(), headers)
         facts = {"status": answer.status, "headers": answer.headers, "stream": answer.chunks is not None}
         if answer.chunks is None:
             await connection.send(head(facts), frame(answer.body))

@@ -91,7 +91,7 @@ class RayPool:
             raise RunnerFailed(f"{names} cannot change in a Ray cluster.", "Its replicas go by the bundle.")
 
     async def reload(self, tuning: Tuning) -> None:
-        """Leave the replicas as they are: what may change is the front's."""
+        """Leave the replicas as they are: only settings of the front may change."""
 
     async def change_adapters(self, change: AdapterChange) -> None:
         """Refuse: replicas of a cluster come and go with the bundle's adapters."""
@@ -115,7 +115,7 @@ class RayPool:
         return {**self._replicas.statistics, "replicas": {"running": self._replicas.running, **states}}
 
     def each(self) -> Sequence[Mapping[str, Any]]:
-        """Nothing: replicas come and go, and a label for each would grow without end."""
+        """Return nothing: replicas come and go, and the number of labels would grow without end."""
         return ()
 
     async def _look(self) -> None:

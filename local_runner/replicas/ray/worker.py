@@ -33,9 +33,9 @@ class RayReplica:
             manifest.enter(folder)
             # Imported only now: this imports `scoring`, and the bundle's own has to be the one found.
             from local_runner.host.host import ScriptHost
-            from local_runner.replicas import worker
+            from local_runner.replicas import answers
 
-            self._host, self._answer = ScriptHost(folder), worker.answer
+            self._host, self._answer = ScriptHost(folder), answers.answer
             await self._host.load()
             self._reporting = asyncio.create_task(self._report(bundle.desk, namespace))
         except Exception as error:

@@ -1,5 +1,6 @@
 """What a plan, a ranking and a generation say first, and that what they say can be typed and cut."""
 
+import json
 import re
 import shlex
 from collections.abc import Callable
@@ -28,12 +29,29 @@ def test_a_plan_opens_with_three_lines_and_a_command_that_works(
         "needs  12 cores of standardFSv2Family quota for 2 instances, of a series that Azure retires "
     )
     assert lines[2].endswith(" on 2028-11-15; 0.400 EUR/h in westeurope, 2026-11-24")
-    command = shlex.split(lines[3].removeprefix("next   "))
+    assert lines[3].startswith("costs  CPU or GPU: the price file has no GPU instance type ")
+    command = shlex.split(lines[4].removeprefix("next   "))
     assert command[:2] == ["mii-azure", "generate"]
     assert command[command.index("--passes-off") + 1] == "cpu,compile"
     written = mii(*command[1:])
     assert written.code == 0, written
     assert "needs     12 cores" in written.out
+
+
+def test_a_plan_tells_whether_a_cpu_or_a_gpu_is_cheaper_by_the_price_file(
+    tiny: Tiny, mii: Callable[..., Done], tmp_path: Path
+) -> None:
+    prices = tmp_path / "prices.json"
+    told = {"date": "2026-11-24", "region": "westeurope", "currency": "EUR"}
+    prices.write_text(json.dumps(told | {"prices": {"Standard_NC4as_T4_v3": 0.6, "Standard_F4s_v2": 0.2}}))
+    arguments = ("plan", "--task", "fill-mask", "--model", tiny("bert", "fill-mask"), "--prices", prices)
+    line = mii(*arguments).out.splitlines()[3]
+    assert line.startswith("costs  EUR for a million requests: ")
+    assert "Standard_NC4as_T4_v3" in line
+    made = json.loads(mii(*arguments, "--json").out)["cheaper"]
+    assert made["cpu"]["instance_type"] == "Standard_F4s_v2"
+    ranking = mii(*arguments, "--rank").out
+    assert line.removeprefix("costs  ") in ranking
 
 
 def test_passes_are_told_on_request_and_taken_ones_always(tiny: Tiny, mii: Callable[..., Done]) -> None:

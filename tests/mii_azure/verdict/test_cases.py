@@ -9,7 +9,7 @@ from mii_azure.errors import SpecError
 from mii_azure.verdict.cases import TOKENS, edge_requests, read_requests
 from scoring.api.dialects import parse
 from scoring.errors import MiiAzureError
-from scoring.schema import tokens
+from scoring.schema import token_requests
 from scoring.schema.registry import TASKS
 
 BAD = {"empty body", "empty object", "empty list", "not JSON", "wrong type", "NaN", "unknown parameter"}
@@ -26,7 +26,7 @@ def test_good_edges_satisfy_the_schema_and_bad_ones_do_not(task: str) -> None:
             with pytest.raises(MiiAzureError):
                 parse(read_json(request.body), TASKS[task])
         elif request.name == TOKENS:
-            assert tokens.read(read_json(request.body))
+            assert token_requests.read(read_json(request.body))
         else:
             assert parse(read_json(request.body), TASKS[task]).inputs
 

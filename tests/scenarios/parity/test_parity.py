@@ -12,7 +12,7 @@ import pytest
 import mii_azure
 from local_runner.targets.load import TargetReply
 from mii_azure.errors import SpecError
-from mii_azure.platform.targets import TARGETS
+from mii_azure.platform.target_names import TARGETS
 from mii_azure.verdict.outcome import Verdict
 from mii_azure.verdict.parity import parity
 

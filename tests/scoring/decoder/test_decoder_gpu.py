@@ -12,7 +12,7 @@ if not torch.cuda.is_available():
     pytest.skip("needs a CUDA device", allow_module_level=True)
 
 from scoring.decoder import chunk_size
-from scoring.decoder.adapters.families import FAMILIES
+from scoring.decoder.adapters.builders import FAMILIES
 from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.decoder import Decoder
 from scoring.decoder.kv_cache import SamplingParams

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from scoring.decoder import fixed_torch
-from scoring.decoder.adapters.families import FAMILIES
+from scoring.decoder.adapters.builders import FAMILIES
 from scoring.decoder.decoder import Decoder
 from scoring.decoder.fixed_torch import cut, equal_sizes
 from scoring.decoder.kv_cache import SamplingParams

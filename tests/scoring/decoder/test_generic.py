@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from scoring.decoder.adapters.families import FAMILIES as ADAPTED
+from scoring.decoder.adapters.builders import FAMILIES as ADAPTED
 from scoring.decoder.decoder import Decoder
 from scoring.decoder.generic.compiled import compiled_forwards, layers_with
 from scoring.decoder.generic.interface import configs_of

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scoring.decoder.adapters.families import build
+from scoring.decoder.adapters.builders import build
 from scoring.decoder.generic.probe import probe
 from scoring.decoder.kv_cache import KVCache
 from tests.scoring.decoder.test_adapters import tiny

@@ -13,7 +13,7 @@ if DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs a GPU, or TRITON_INTERPRET=1", allow_module_level=True)
 
 from scoring.decoder import fixed_order  # noqa: E402
-from scoring.decoder.adapters.families import FAMILIES, build  # noqa: E402
+from scoring.decoder.adapters.builders import FAMILIES, build  # noqa: E402
 from scoring.decoder.fixed_order import FixedPrefiller, FixedStep, ProductTile, multiply  # noqa: E402
 from scoring.decoder.kv_cache import KVCache, SamplingParams  # noqa: E402
 from scoring.decoder.torch_backend import TorchBackend  # noqa: E402

@@ -15,7 +15,7 @@ if DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
 if DEVICE == "cuda" and torch.cuda.get_device_capability() < (8, 9):
     pytest.skip("the GPU does not convert to FP8", allow_module_level=True)
 
-from scoring.decoder.adapters.families import build  # noqa: E402
+from scoring.decoder.adapters.builders import build  # noqa: E402
 from scoring.decoder.decode_step import Launcher  # noqa: E402
 from scoring.decoder.fixed_order import FixedPrefiller, FixedStep  # noqa: E402
 from scoring.decoder.gemv_config import GemvTile  # noqa: E402

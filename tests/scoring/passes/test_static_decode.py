@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from mii_azure.quantize.writer import Writer
 from scoring.config import Limits
 from scoring.decoder import verify
-from scoring.decoder.adapters.families import FAMILIES as BUILT
+from scoring.decoder.adapters.builders import FAMILIES as BUILT
 from scoring.decoder.decoder import Decoder
 from scoring.decoder.model import Linear
 from scoring.decoder.verify import errors, reference

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mii_azure.quantize.writer import Writer, products_of
 from scoring.config import Deployment, Limits
-from scoring.decoder.adapters.families import build
+from scoring.decoder.adapters.builders import build
 from scoring.decoder.model import Linear, quantize_weights
 from scoring.errors import HeadMissing, WeightsUnreadable
 from scoring.model.loader import load, survey

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from scoring.decoder import decoder as decoder_decoder
-from scoring.decoder.adapters.families import build
+from scoring.decoder.adapters.builders import build
 from scoring.decoder.model import DecoderModel
 from scoring.distributed.all_reduce import CAPACITY, AllReduce
 from scoring.distributed.tp_group import TensorParallelGroup

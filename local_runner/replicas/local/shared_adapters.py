@@ -18,7 +18,7 @@ _FOLDER = Path("model") / "adapters"  # of a bundle
 
 
 class SharedAdapters:
-    """What replicas serve beside the model, and how that changes."""
+    """Adapters beside the model in all replicas, and their changes."""
 
     def __init__(self, bundle: Path, deployment: Deployment, scratch: Path) -> None:
         self.refs: tuple[AdapterRef, ...] | None = None  # None: the bundle's own

@@ -1,4 +1,4 @@
-"""What an operator allows of adapters that come and go while a server runs: from where, how many, and by whose word."""
+"""Limits that an operator sets to adapters that come and go: from where, how many, and by whose word."""
 
 import os
 from collections.abc import Mapping
