@@ -18,7 +18,6 @@ from scoring.lora.stacks import SPAN, StaticLowRank
 
 _PIECE, _LONG_PIECE = 1024, 4096  # inputs of a program of the first product, of a row and of a tile
 _BLOCK = 128  # inputs of a tile that are read at once
-BESIDE = True  # first products run beside the base's
 _RANKS = 128  # bytes of a rank's numbers that are: 64 KiB of a span's columns, of the 99 that any such GPU has
 
 
@@ -85,40 +84,21 @@ class AdaptedLaunches:
     adapted = False  # the step that is enqueued or replayed has such rows
     buffers: Buffers
     pdl: bool
-    _side: Any = None  # stream of first products, beside the base's
-    _begun = False  # one runs there
 
     @property
     def gemv_rows(self) -> int:
         """Rows up to which a step's products are Triton's, whose fused neighbours leave adapters no place."""
         return 0 if self.adapted else GEMV_ROWS
 
-    def lower(self, product: GroupedLowRank | None, x: Tensor, beside: bool = BESIDE) -> None:
-        """Begin to compute what the rows' adapters make of x [rows, K], if the product has any.
-
-        In a graph `beside` the base's product, which hides a launch.
-        """
-        if not self.adapted or self.adapters is None or product is None:
-            return
-        if not (beside and x.is_cuda and torch.cuda.is_current_stream_capturing()):
+    def lower(self, product: GroupedLowRank | None, x: Tensor) -> None:
+        """Begin to compute what the rows' adapters make of x [rows, K], if the product has any."""
+        if self.adapted and self.adapters is not None and product is not None:
             self.adapters.lower(product, x, self.tiles_of(len(x)), self.pdl, self._launch)
-            return
-        self._side = self._side or torch.cuda.Stream()  # type: ignore[no-untyped-call,unused-ignore]
-        self._side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._side):
-            self.adapters.lower(product, x, self.tiles_of(len(x)), False, dict)
-        self._begun = True
 
     def lift(self, product: GroupedLowRank | None, out: Tensor) -> None:
         """Add to out [rows, N] what the rows' adapters make of the product's inputs."""
-        if not self.adapted or self.adapters is None or product is None:
-            return
-        if self._begun:  # a launch that waits for two others overlaps with neither
-            torch.cuda.current_stream().wait_stream(self._side)
-            self.adapters.lift(product, out, self.tiles_of(len(out)), False, dict)
-            self._begun = False
-            return
-        self.adapters.lift(product, out, self.tiles_of(len(out)), self.pdl, self._launch)
+        if self.adapted and self.adapters is not None and product is not None:
+            self.adapters.lift(product, out, self.tiles_of(len(out)), self.pdl, self._launch)
 
     @contextmanager
     def adapting(self, rows: int) -> Iterator[None]:
@@ -131,7 +111,7 @@ class AdaptedLaunches:
         def launch(product: GroupedLowRank, x: Tensor, out: Tensor) -> None:
             if len(x) != rows:
                 raise ValueError(f"a product has {len(x)} rows of a forward of {rows}: adapters cannot be told")
-            self.lower(product, x, beside=False)
+            self.lower(product, x)
             self.lift(product, out)
 
         bank.launch = launch

@@ -22,17 +22,20 @@ from scoring.model.extractor import feature_extractor
 from scoring.model.host_memory import refuse_beyond_limit
 from scoring.model.info import facts_of
 from scoring.model.loaded import Loaded
-from scoring.model.tokenizer_files import lower_case, reason_of, tokenizer_of
+from scoring.model.tokenizer_files import reason_of, tokenizer_of
 from scoring.model_files.own_code import fault_of
 from scoring.model_files.shards import refuse_outside
 from scoring.passes.base import Facts, Hardware, Pass
 from scoring.passes.runner import Chosen, choose, tell_differences
 from scoring.quantization.loading import from_pretrained
 from scoring.schema.registry import task_class, task_schema
-from scoring.sentence.folder import SentenceModel, Unserved, describe, transformer_path
+from scoring.sentence.fitted_tokenizer import fit, lower_case
+from scoring.sentence.folder import SentenceModel, Unserved, transformer_path
+from scoring.sentence.forms import describe, is_colbert
 from scoring.sentence.head import Head, build
 from scoring.sentence.judge import judge_of, judged_tokens
 from scoring.sentence.ranker import FORM, JUDGES, Ranker, describe_ranker
+from scoring.sentence.vectors import SPARSE
 from scoring.strict_json.files import read_file, read_object
 from scoring.telemetry.versions import versions
 
@@ -113,8 +116,8 @@ def load(deployment: Deployment, folder: Path, on_host: bool = False, room: Adap
     _refuse_foreign_code(deployment, folder)
     told = _sentence_model(top) if task_schema(deployment.task).embeds else None
     tokenizer = tokenizer_of(folder, deployment.trust_remote_code)
-    if told and told.lower_case:
-        lower_case(tokenizer)
+    if told:
+        fit(tokenizer, told)
     ranker = _ranker(deployment, top)
     if ranker and ranker.lower_case:
         lower_case(tokenizer)
@@ -154,8 +157,8 @@ def load_without_weights(deployment: Deployment, folder: Path) -> Loaded:
     embeds = task_schema(deployment.task).embeds
     told = _sentence_model(top) if embeds else None
     tokenizer = tokenizer_of(folder, deployment.trust_remote_code)
-    if told and told.lower_case:
-        lower_case(tokenizer)
+    if told:
+        fit(tokenizer, told)
     ranker = _ranker(deployment, top)
     if ranker and ranker.lower_case:
         lower_case(tokenizer)
@@ -181,8 +184,8 @@ def _transformer(folder: Path) -> Path:
 
 
 def _sentence_model(folder: Path) -> SentenceModel | None:
-    """Read pooling, prompts and length from the model's folder; None without modules.json."""
-    if not (folder / MODULES).is_file():
+    """Read pooling, prompts and length from the model's folder; None without modules.json, but for a ColBERT."""
+    if not (folder / MODULES).is_file() and not is_colbert(read_object(folder / "config.json")):
         return None
     try:
         return describe(lambda name: read_file(folder / name) if (folder / name).is_file() else None)
@@ -260,6 +263,8 @@ def _made(how: str, deployment: Deployment, source: Any, **options: Any) -> Any:
     import transformers
 
     name = task_class(deployment.task).auto_class
+    if deployment.task_options.get(FORM) == SPARSE:
+        name = "AutoModelForMaskedLM"
     if deployment.task_options.get(FORM) == JUDGES:
         if how == "from_config":
             source.num_labels = 1

@@ -33,19 +33,6 @@ def _tokenizer_folder(model: Path) -> Path:
     return candidates[0] if candidates else model
 
 
-def lower_case(tokenizer: Any) -> None:
-    """Have a tokenizer lower its texts, as the folder's do_lower_case says; raises LoadError for a slow one."""
-    from tokenizers.normalizers import Lowercase, Sequence
-
-    if not tokenizer.is_fast:
-        raise LoadError(
-            f"do_lower_case is not served with {type(tokenizer).__name__}.",
-            "Save the model with a fast tokenizer: the folder then has tokenizer.json.",
-        )
-    own = tokenizer.backend_tokenizer.normalizer
-    tokenizer.backend_tokenizer.normalizer = Sequence([Lowercase(), *([own] if own else [])])
-
-
 def reason_of(error: Exception) -> str:
     """First line of what an error of transformers says, without a full stop."""
     text = str(error).strip().splitlines()
