@@ -55,6 +55,11 @@ class ContainerSettings:
     @classmethod
     def read(cls) -> "ContainerSettings":
         """Read the settings from the environment; raises LoadError for an invalid value."""
+        if told := [flag.twin for flag in serving.ADAPTERS if flag.twin in os.environ]:
+            raise LoadError(
+                f"The container's host loads no adapters while it serves, and {told[0]} is set.",
+                "Unset it: a bundle's own adapters are served. `mii-azure serve` loads others.",
+            )
         if guards := [flag.twin for flag in serving.KEYS if flag.twin in os.environ]:
             raise LoadError(
                 f"The container's host has no keys or TLS of its own, and {guards[0]} is set.",
@@ -100,10 +105,10 @@ class _Doors:
         return listener.getsockname()[1], 0
 
     async def ready(self) -> None:
-        """Nothing: this door is as ready as its host."""
+        """Do nothing: this door is as ready as its host."""
 
     async def update(self) -> None:
-        """Nothing: readiness is looked at by each request."""
+        """Do nothing: each request looks at the readiness."""
 
     async def stop(self, budget_s: float) -> None:
         """Accept no more."""

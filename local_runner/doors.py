@@ -18,7 +18,7 @@ _HEALTH_PERIOD_S = 0.25
 
 
 class Doors:
-    """Both servers of a process; `shared`: other processes of the same server answer at the same ports.
+    """HTTP and gRPC servers of a process; `shared`: other processes of the same server answer at the same ports.
 
     `page`: browsers get a page at `/`; its files are open, what it asks for needs a key like every other request.
     """
@@ -49,10 +49,10 @@ class Doors:
         return listener.getsockname()[1], port
 
     async def ready(self) -> None:
-        """Nothing: these doors are as ready as their host."""
+        """Do nothing: these doors are as ready as their host."""
 
     async def reload(self) -> None:
-        """Nothing: what may change is looked at for each connection and request."""
+        """Do nothing: each connection and request looks at what may change."""
 
     async def update(self) -> None:
         """Publish the host's readiness now."""

@@ -29,9 +29,11 @@ gc.set_threshold(
     20_000
 )  # looking for garbage among modules, which stay, takes a tenth of the time with Python's own 700
 
-# A shell's background has Ctrl-C ignored, and every process started from here would inherit that.
+# A shell's background has Ctrl-C ignored, and nohup a hangup; every process started from here would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 Tiny = Callable[[str, str], Path]
 Packaged = Callable[[str], Path]

@@ -100,6 +100,13 @@ def _functions(node: ast.AST, within: str) -> Iterator[tuple[str, int]]:
         yield from _functions(child, name)
 
 
+def docstrings(path: Path) -> Iterator[str]:
+    """Docstrings of a file: of the module, and of every class and function in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from filter(None, [ast.get_docstring(node)])
+
+
 def public_classes(path: Path) -> list[str]:
     """Names of the classes that a file defines at its top level, private ones left out."""
     tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -1,6 +1,7 @@
 """The laws of DESIGN.md that a test can hold."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,16 @@ SLEEPS = {
     "scenarios/soak/soak.py:soaked": PACE,
     "test_packaged_models.py:convert": "makes two at once meet",
 }
+
+# First words of docstrings that are neither.
+NEITHER_NOUN_NOR_VERB = """
+    what whatever whether how where wherever when whenever why which whichever who whoever whose that this these those
+    it its itself he they them their such so as at by for from in into of off on onto out over under up upon with within
+    without about above after against among before behind below beneath beside between beyond during since than through
+    to toward until while if unless though although because and but or nor yet both either neither also always never
+    often only just here there then thus twice is are was were be been does did has had can could may might must shall
+    should will would not
+"""
 
 FILE_LINES = 400
 FUNCTION_LINES = 50
@@ -251,6 +262,18 @@ def test_what_ships_of_the_scoring_package_is_declared() -> None:
     assert list(SCORING_FILES) == sorted(path.relative_to(ROOT / "scoring").as_posix() for path in there)
 
 
+def test_docstrings_begin_with_a_noun_or_a_verb() -> None:
+    """Held by what is neither: words of questions and relations, pronouns, prepositions, conjunctions."""
+    neither = NEITHER_NOUN_NOR_VERB.split()
+    found = {
+        f"{name}: {text.splitlines()[0]}"
+        for name, path in module_graph.sources().items()
+        for text in module_graph.docstrings(path)
+        if re.split(r"\W", text, maxsplit=1)[0].lower() in neither
+    }
+    assert found == set()
+
+
 def test_nothing_is_planted_on_a_model_for_others_to_find() -> None:
     """What passes make beside a model is in `Loaded.runtime`; on the model they only replace what it has already."""
     own = {"forward", "denoise", "decode", "embed", "name_or_path", "generation_config"}
@@ -287,7 +310,8 @@ def test_the_laws_see_what_breaks_them(tmp_path: Path) -> None:
     high = module_graph.sources(tmp_path)["scoring.room.high"]
     assert list(module_graph.functions(high)) == [("C.m", 2)]
     assert module_graph.public_classes(high) == ["C"]
-    (tmp_path / "scoring/room/low.py").touch()
+    (tmp_path / "scoring/room/low.py").write_text('"""One."""\nclass C:\n    def f(self):\n        """Two."""\n')
+    assert list(module_graph.docstrings(tmp_path / "scoring/room/low.py")) == ["One.", "Two."]
     assert module_graph.shared_names(module_graph.sources(tmp_path)) == {"scoring.low"}
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
+from benchmarks.over_http import SHAPES
 from mii_azure.hardware import roofline
 from mii_azure.hardware.skus import all_skus
 from mii_azure.hardware.speed import Effort
@@ -42,6 +44,7 @@ _STABLE_DIFFUSION = 1_066_235_307  # parameters of version 1.4: UNet, VAE and te
 OTHER_RESULTS = {
     "adapters": "what adapters beside a model add",
     "cache_forms": "what forms of the cache and of sums cost",
+    "cache_forms-bfloat16": "what forms of the cache and of sums cost",
     "cpu_decoders": "decoders on a CPU, whose basis is assumed",
     "cpu-vnni": "the rows of cpu.json, with fewer instructions",
     "encoders-kernels": "kernels",
@@ -69,10 +72,18 @@ _BERT = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
 _LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
 
 
+class Part(NamedTuple):
+    """What another runner did within a row, so many times."""
+
+    runner: str
+    effort: Effort
+    times: int
+
+
 class Measured(NamedTuple):
     """One measured row: its runner's name in `speed.json`, what was done, on what, and how long it took.
 
-    One that is not `fitted` is held against the constants only.
+    One that is not `fitted` is held against the constants only. `parts` took their share of the seconds before.
     """
 
     runner: str
@@ -81,12 +92,15 @@ class Measured(NamedTuple):
     card: Card
     seconds: float
     fitted: bool = True
+    parts: tuple[Part, ...] = ()
 
 
 class _Shape(NamedTuple):
     multiplied: int  # parameters in products, all experts included
     layers: int
     hidden: int
+    scores: int = 0  # parameters of the output matrix, which a step multiplies as well
+    kept: int = 0  # bytes of keys and values that a token leaves, in 16 bits
     experts: Experts = Experts()
 
 
@@ -110,7 +124,14 @@ def _shape(kind: Any, family: str, told: str) -> _Shape:
     table = 0 if kind is AutoModelForMaskedLM else text.vocab_size * text.hidden_size
     layers, hidden = text.num_hidden_layers, text.hidden_size
     experts = experts_of(text.to_dict(), find_family(text.to_dict()), layers, hidden, parameters)
-    return _Shape(parameters - table, layers, hidden, experts)
+    return _Shape(parameters - table, layers, hidden, table, _kept(text), experts)
+
+
+def _kept(text: Any) -> int:
+    """Bytes that a token leaves in the cache; 0 for an encoder."""
+    heads = getattr(text, "num_key_value_heads", None) or 0
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return 4 * int(text.num_hidden_layers * heads * size)
 
 
 def _decoders() -> Iterator[Measured]:
@@ -123,7 +144,7 @@ def _decoders() -> Iterator[Measured]:
             bandwidth = H100.bandwidth_gb_s * 1e9 if told["revision"] in _OVER_AN_H100S else card.bandwidth
             # The floors are of all weights, and a step reads the experts that its rows chose.
             read = row["floor"] * 1e-3 * bandwidth - 2.0 * experts * (1 - share) ** rows
-            flops = 2.0 * (shape.multiplied - experts * (1 - share)) * rows
+            flops = 2.0 * (shape.multiplied + shape.scores - experts * (1 - share)) * rows
             runner = decoder_runner(row.get("tier", "fused"), rows, "int8" if case["int8"] else "")
             yield Measured(runner, row["model"], Effort(read, flops, shape.layers), card, row["ours"] * 1e-3)
 
@@ -199,12 +220,31 @@ def _images() -> Iterator[Measured]:
 
 
 def _served() -> Iterator[Measured]:
-    """Tokens of 256 clients, of a model so small that they wait for the engine's process, and served by either way.
+    """Tokens of many clients over HTTP: the engine's time, then the hand-over of each; and the steps that they see.
 
-    The other models' rows are held against the slower of engine and server: tests/mii_azure/planning/test_expected.py.
+    Rows that a later revision made untrue say so themselves.
     """
-    told, name = _read("over_http"), "llama-1.1b"
-    for row in told["models"].get(name, {}).get("rows", ()):
-        if row["clients"] == 256:
-            runner, what = hands_on(row["front ends"] > 0, row["way"] != "whole"), f"{name}, {row['way']}"
-            yield Measured(runner, what, Effort(0.0, 0.0, 1), CARDS[told["device"]], 1 / row["tokens/s"])
+    told = _read("over_http")
+    shortest, longest, new = told["load"]
+    for name, model in told["models"].items():
+        shape, card = SHAPES[name], CARDS[model["device"]]
+        family = getattr(transformers, shape.architecture).config_class.model_type
+        sizes = _shape(AutoModelForCausalLM, family, json.dumps(shape.config))
+        for row in model["rows"]:
+            if "superseded" in row:
+                continue
+            tokens, count = row["clients"] * new, row["clients"]
+            prompt, kept = (shortest + longest) // 2, sizes.kept * count
+            whole = roofline.flops(sizes.multiplied, sizes.layers, sizes.hidden, count * prompt, prompt)
+            flops = whole / 2 + sizes.multiplied * count * prompt
+            weights = 2.0 * (sizes.multiplied + sizes.scores)
+            read = Effort(weights, flops, sizes.layers)
+            # Keys and values that the average step reads.
+            step = Effort(weights + kept * (prompt + new // 2), weights * count, sizes.layers)
+            decode = decoder_runner("fused", count)
+            parts = Part("fused prompt", read, 1), Part(decode, step, new)
+            handing = hands_on(row["front ends"] > 0, row["way"] != "whole")
+            what, seconds = f"{name}, {row['way']}", tokens / row["tokens/s"]
+            yield Measured(handing, what, Effort(0.0, 0.0, tokens), card, seconds, parts=parts)
+            if row["front ends"] and row["next p50"]:
+                yield Measured(decode, f"{what}, a step", step, card, row["next p50"] * 1e-3)

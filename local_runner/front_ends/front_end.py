@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -71,7 +71,7 @@ class FrontEndHost(ScriptHost):
         self.metrics = _Counted(self.statistics, control)
 
     async def _may_be_ready(self) -> None:
-        """Wait for the others: a client that one has told it is ready may ask any of them."""
+        """Wait for the other front ends: a client that learns from one that it is ready may ask any of them."""
         self.control.send(ready=True)
         await self.all_ready.wait()
 
@@ -79,6 +79,9 @@ class FrontEndHost(ScriptHost):
         return super()._takes() or (
             self.state is HostState.LOADING and self.script.loaded and self.script.entry.ready()
         )
+
+    async def follow_adapters(self, listed: Mapping[str, str] | None) -> None:
+        """Nothing: the engine's process follows the operator's list, and tells this one."""
 
     def told(self, number: int, text: str) -> None:
         """Take the metrics that were asked for."""

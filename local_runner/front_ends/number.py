@@ -1,4 +1,4 @@
-"""How many front ends a server has where nobody says so: what pays on this machine."""
+"""Default number of front ends: as many as pay on this machine."""
 
 import os
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ def number_of(asked: int | None, code: Path, environment: Mapping[str, str] = os
 
 
 def usual(task: str, cores: int, gpu: bool) -> int:
-    """Front ends of a machine with so many cores, and GPUs or none."""
+    """Number of front ends on a machine with `cores` cores, with or without a GPU."""
     if task not in _STREAMING or cores < _LEAST_CORES or not gpu:
         return 0
     return min(_USUAL_MOST, cores // _CORES_EACH)

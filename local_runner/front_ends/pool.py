@@ -69,7 +69,7 @@ class FrontEndPool:
         await self._all(lambda each: each.serving)
 
     async def update(self) -> None:
-        """Nothing: each publishes its own readiness."""
+        """Do nothing: each front end publishes its own readiness."""
 
     async def reload(self) -> None:
         """Have each read keys, certificates and settings again."""

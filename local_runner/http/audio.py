@@ -60,7 +60,7 @@ def _fitting(host: Host, sent: dict[str, Any], size: int, where: str = "file") -
 
 
 async def _form(request: Request, limit: int) -> tuple[bytes | None, dict[str, list[str]]]:
-    """File and fields of a form; raises InvalidInput for a body that is none, PayloadTooLarge."""
+    """File and fields of a form; raises InvalidInput for a body that is no form, PayloadTooLarge."""
     from starlette.datastructures import UploadFile
     from starlette.formparsers import MultiPartException, MultiPartParser
 

@@ -1,4 +1,4 @@
-"""What /v1/responses answers: the response with its output items, whole or as a stream's events in OpenAI's order.
+"""Answers of /v1/responses: the response with its output items, whole or as events in OpenAI's order.
 
 Source of the forms and of the order: the types of the official client.
 """
@@ -229,7 +229,7 @@ def _of_message(entry: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _spelling(scored: list[dict[str, Any]], text: str, begin: int = 0, end: int | None = None) -> list[dict[str, Any]]:
-    """Those tokens of an answer that spell a text of it, the last such between two characters; none if none do."""
+    """Tokens of an answer that spell a text of it, the last such between two characters; none if none do."""
     raw = "".join(token["token"] for token in scored)
     if raw == text:
         return scored

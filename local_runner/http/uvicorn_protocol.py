@@ -34,7 +34,7 @@ _PIECE = 1 << 10  # parsed at once after a body's end; bounds how many requests 
 
 
 class _Flow(FlowControl):
-    """uvicorn's flow control, which stays paused while enough waits to be parsed, whoever resumes it."""
+    """uvicorn's flow control, which stays paused while enough waits to be parsed, even if uvicorn resumes it."""
 
     full = False
 

@@ -62,7 +62,7 @@ class Target(ABC):
         """Send the request body `raw`, whatever it is; safe to call from several threads."""
 
     def takes(self, raw: str) -> bool:
-        """Whether the request has a form there at all."""
+        """Return True if the request has a form at this target."""
         return True
 
     def timed(self, raw: str) -> TimedReply:

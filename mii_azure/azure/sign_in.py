@@ -94,7 +94,7 @@ class KeptTokens:
         return token
 
     def prepare(self, *scopes: str) -> None:
-        """Fetch a token that is needed later, while the sign-in is fresh; a refusal is told once it is needed."""
+        """Fetch a token for later, while the sign-in is fresh; a refusal is raised once the token is needed."""
         from azure.core.exceptions import ClientAuthenticationError
 
         try:

@@ -28,7 +28,7 @@ class Findings(list[Finding]):
     """Findings in the order of the rules; a list that notebooks show as a table."""
 
     def headline(self) -> str:
-        """How many there are of each severity, the worst first."""
+        """Count of findings of each severity, the worst first."""
         counts = {word: sum(each.severity == word for each in self) for word in get_args(Severity)}
         return ", ".join(f"{count} {word}{'s' * (count > 1)}" for word, count in counts.items() if count) or "none"
 

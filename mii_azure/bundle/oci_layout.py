@@ -109,7 +109,7 @@ def _add_json(folder: Path, value: Mapping[str, Any], kind: str) -> dict[str, An
 
 
 def read(folder: Path) -> Image:
-    """Read the linux/amd64 image of a layout; raises SpecError for a folder that is none."""
+    """Read the linux/amd64 image of a layout; raises SpecError for any other folder."""
     try:
         manifest = _manifest(folder, _json((folder / "index.json").read_bytes()))
         config = _json(_blob(folder, manifest["config"]).read_bytes())

@@ -54,7 +54,7 @@ def make_sbom(
 
 @lru_cache(maxsize=4)
 def _locked(lock: str, licences: tuple[tuple[str, str], ...]) -> dict[str, Any]:
-    """What the packages of a lock add to any bill; the library takes 0.1 s over it, so it is written once a process."""
+    """Part of a bill for a lock's packages; the library takes 0.1 s over it, so it is written once a process."""
     return _document(_packages(lock, dict(licences)))
 
 

@@ -75,7 +75,7 @@ def model_does_not_fit(bundle: Inspected) -> Iterator[Problem]:
 
 
 def _asked_of_the_cache(bounds: Limits) -> dict[str, Any]:
-    """Fields of a spec that ask for the cache that the scoring script is told to make."""
+    """Fields of a spec that ask for the cache which deployment.json sets."""
     form = {"batch_invariant": bounds.batch_invariant, "kv_cache_dtype": bounds.kv_cache_dtype}
     form = {name: value for name, value in form.items() if value != getattr(Limits, name)}
     if not bounds.kv_cache_tokens:

@@ -100,7 +100,7 @@ def probe_targets(bundle: Inspected) -> Iterator[Problem]:
 
 
 def _bad_target(probe: Any) -> tuple[str, str, str] | None:
-    """Key of a probe that asks in no way that exists, what is wrong, and what is right."""
+    """Key of a probe with no valid way of asking, what is wrong with it, and the remedy."""
     scheme, method, path, port = (probe.get(key) for key in ("scheme", "method", "path", "port"))
     if scheme is not None and str(scheme).upper() not in ("HTTP", "HTTPS"):
         return "scheme", f"is {scheme!r}", "Write HTTP or HTTPS."

@@ -36,7 +36,7 @@ def prepare(bundle: Bundle, as_json: AsJson = False) -> None:
 
 
 def verify(bundle: Bundle, as_json: AsJson = False) -> None:
-    """Is a bundle as it was generated: hashes, scoring package, lock, SBOM? Exit 1 where it is not."""
+    """Verify that a bundle is as it was generated: hashes, scoring package, lock, SBOM. Exit 1 where it is not."""
     from mii_azure.bundle.verify import verify_bundle
 
     found = verify_bundle(bundle)
@@ -53,7 +53,7 @@ def diff(
     b: Annotated[Path, typer.Argument(help="The one to compare it with.")],
     as_json: AsJson = False,
 ) -> None:
-    """What changed between two bundles: model, scoring, environment, settings, documents. Exit 1 where they differ."""
+    """Compare two bundles: model, scoring, environment, settings, documents. Exit 1 where they differ."""
     from mii_azure.bundle.diff import GROUPS
     from mii_azure.bundle.diff import diff as compare
 

@@ -10,7 +10,7 @@ from mii_azure.cli.shared import AsJson, err, flag, out, print_json, print_text
 
 
 def tasks(as_json: AsJson = False) -> None:
-    """List the tasks: what each does, and what to ask it."""
+    """List the tasks: their purpose, and a sample request of each."""
     from mii_azure.model.families import all_tasks
     from scoring.schema.registry import TASKS
 

@@ -56,8 +56,7 @@ def _basis(ranking: Ranking) -> str:
     if ranking.unit == "requests":
         text += " They are the model's times: the server's own, a few milliseconds, come on top."
     if ranking.unit == "tokens":
-        text += " Throughput is the model's or the server's, whichever is slower; over HTTP rows of many clients were"
-        text += " measured that had half of it."
+        text += " Throughput counts the model's time and the server's, one after the other."
     text += f" {_bases(ranking)}"
     if not ranking.currency:
         return f"{text} No prices: give --prices FILE, which `mii-azure prices --region REGION` writes."
@@ -66,7 +65,7 @@ def _basis(ranking: Ranking) -> str:
 
 
 def _bases(ranking: Ranking) -> str:
-    """What the bases that occur mean, with the errors that were found."""
+    """Meanings of the bases that occur, with their measured errors."""
     bases = {row.basis for row in ranking.rows}
     texts = []
     if bases & {"measured", "scaled"}:

@@ -94,7 +94,7 @@ _NEAR = 3
 
 
 def _apart(name: str, asked: re.Match[str], key: str) -> tuple[int, float]:
-    """How far a size of the same series is from the one asked for: by cores, then by spelling."""
+    """Distance of a size of the same series from the requested one: by cores, then by spelling."""
     own = _SIZE.match(name[len("standard_") :])
     cores = abs(int(own[2]) - int(asked[2])) if own else 0
     return cores, -SequenceMatcher(None, name, f"standard_{key}").ratio()

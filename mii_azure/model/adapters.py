@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from local_runner.bundle.manifest import bundle_digest
 from mii_azure.errors import AdapterUnusable, PickleRefused
 from mii_azure.model.files import contained
 from mii_azure.model.profile import Profile
@@ -19,6 +18,7 @@ from scoring.lora.peft_folder import (
     PeftAdapter,
     UnservedAdapter,
     describe,
+    digest,
     require_products,
 )
 from scoring.strict_json.files import read_object
@@ -41,7 +41,7 @@ class Adapter:
 
     @property
     def files(self) -> dict[str, Path]:
-        """Its files by name."""
+        """Files of the adapter by name."""
         return {name: self.folder / name for name in (CONFIG, WEIGHTS)}
 
 
@@ -82,7 +82,7 @@ def read_adapter(name: str, path: str) -> Adapter:
         base if isinstance(base, str) else "",
         (folder / WEIGHTS).stat().st_size,
         sum(each.elements for each in tensors),
-        bundle_digest(hashes),
+        digest(hashes),
     )
 
 
@@ -104,7 +104,7 @@ def served_adapter(pair: str) -> Adapter:
 
 
 def require_base(facts: Profile, transformer: str = "") -> None:
-    """Raise AdapterUnusable for a base that takes no adapter, as far as can be told without headers."""
+    """Raise AdapterUnusable for a base that takes no adapter, as far as its config tells."""
     if not facts.known or facts.kind == "diffusion":
         raise AdapterUnusable(f"{facts.model} takes no adapter.", "Give the folder or hub id of a transformers model.")
     if facts.shipped or facts.published:

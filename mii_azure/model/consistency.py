@@ -24,7 +24,7 @@ def is_compared(tensor: Tensor) -> bool:
 
 
 def check_consistency(model: Model, trust_remote_code: bool) -> None:
-    """Raise ModelInconsistent for a type that transformers does not have, and for weights of other sizes than told."""
+    """Raise ModelInconsistent for a type unknown to transformers, or weights of other sizes than config.json has."""
     if model.source not in ("folder", "hub"):
         return
     family = find_family(model.config)

@@ -16,7 +16,7 @@ _COMPARED = "A draft model is a smaller one of the same family, whose tokenizer 
 
 
 def draft_folder(path: str) -> Path:
-    """Folder of a draft model; raises DraftUnusable if it is none."""
+    """Folder of a draft model; raises DraftUnusable for any other."""
     folder = expanded(path)
     if not is_folder(folder):
         raise DraftUnusable(

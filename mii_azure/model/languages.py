@@ -1,4 +1,4 @@
-"""Languages of a sample request, for models of many languages that answer only when told two."""
+"""Languages of a sample request, for models of many languages that need a source and a target."""
 
 from pathlib import Path
 from typing import Any

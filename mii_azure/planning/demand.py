@@ -29,7 +29,7 @@ class Demand(NamedTuple):
 
 
 def demand_of(spec: Spec, facts: Profile, beside: int = 0) -> Demand:
-    """Demand of a spec, with so many parameters of adapters beside the model.
+    """Demand of a spec, with `beside` parameters of adapters beside the model.
 
     Raises NotAvailable, or SpecError where an expected request is longer than the context.
     """

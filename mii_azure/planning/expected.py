@@ -3,7 +3,6 @@
 Timeouts are not set by these but by `planning/latency.py`, which allows for several times as long.
 """
 
-import math
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -27,17 +26,17 @@ FEW_ROWS = 2  # sequences up to which a step multiplies vectors and no matrices 
 
 
 def decoder_runner(tier: str, rows: int, shipped: str = "") -> str:
-    """Name of what runs a decode step: few rows are read by other kernels than many, quantised numbers by their own."""
+    """Name of the kernels of a decode step: few rows are read by others than many, quantised numbers by their own."""
     return f"{tier} decode, {'few' if rows <= FEW_ROWS else 'many'} rows{shipped and ', ' + shipped}"
 
 
 def hands_on(front_ends: bool, streams: bool) -> str:
-    """Name of what hands a token on to a client: front ends beside the engine's process, or that process by itself."""
+    """Name of the processes that hand tokens on to clients: front ends, or the engine's process by itself."""
     return "token, front ends" if front_ends else f"{'streamed' if streams else 'whole'} token, one process"
 
 
 def runner(work: Work, placed: Fit, rows: int) -> str:
-    """Name of what runs a step of so many rows, or a forward if it generates nothing; empty if none was measured."""
+    """Name of the code that runs a step of `rows` rows, or a forward if it generates nothing; empty if not measured."""
     if work.profile.kind == "encoder":
         if device_of(placed.sku) == "cpu":
             name = "cpu encoder"
@@ -63,7 +62,9 @@ def prompt_seconds(work: Work, placed: Fit, tokens: int, length: int) -> float:
     products = 2.0 * _multiplied(work) * tokens
     flops = roofline.flops(round(_multiplied(work)), profile.layers, profile.hidden_size, tokens, length)
     work_flops = (products + causal * (flops - products)) / placed.gpus
-    return _seconds(speeds()[name], placed, Effort(placed.memory.weights, work_flops, profile.layers))
+    seconds = _seconds(speeds()[name], placed, Effort(placed.memory.weights, work_flops, profile.layers))
+    # The fewest tokens go through the layers one after the other, as a step's do.
+    return seconds if profile.kind == "encoder" else max(seconds, step_seconds(work, placed, 0, 1))
 
 
 def step_seconds(work: Work, placed: Fit, kv_bytes: int, rows: int) -> float:
@@ -71,7 +72,8 @@ def step_seconds(work: Work, placed: Fit, kv_bytes: int, rows: int) -> float:
     name = runner(work, placed, rows)
     if not name:
         return latency.step_seconds(work, placed, kv_bytes, rows)
-    flops = 2.0 * _multiplied(work) * rows / placed.gpus
+    multiplied = _multiplied(work) + work.profile.vocab_size * work.profile.hidden_size  # scores of the vocabulary
+    flops = 2.0 * multiplied * rows / placed.gpus
     return _seconds(speeds()[name], placed, Effort(_read(work, placed, rows) + kv_bytes, flops, work.profile.layers))
 
 
@@ -90,7 +92,7 @@ def _multiplied(work: Work) -> float:
 
 
 def _read(work: Work, placed: Fit, rows: int) -> float:
-    """Bytes of weights that a step of so many rows reads."""
+    """Bytes of weights that a step of `rows` rows reads."""
     profile = work.profile
     all_of_it = max(profile.parameters, 1)
     read = roofline.touched(all_of_it, profile.expert_parameters, profile.expert_share, rows)
@@ -103,7 +105,7 @@ def _seconds(speed: Speed, placed: Fit, effort: Effort) -> float:
 
 
 def basis(work: Work, placed: Fit, rows: int) -> Basis:
-    """What the times of a step, or of a forward if nothing is generated, rest on."""
+    """Basis of the times of a step, or of a forward if nothing is generated."""
     name = runner(work, placed, rows)
     if not name:
         return "assumed"
@@ -111,20 +113,20 @@ def basis(work: Work, placed: Fit, rows: int) -> Basis:
     return "measured" if gpu is not None and gpu.name in speeds()[name].cards else "scaled"
 
 
-def most_served(work: Work, placed: Fit) -> float:
-    """Most tokens a second that the server of an instance hands on to its clients.
+def handing_seconds(work: Work, placed: Fit, tokens: int) -> float:
+    """Seconds that an instance's server takes to hand so many tokens on to its clients, beside the engine's own.
 
     Azure's server streams nothing and has one process; ours is counted as streaming.
     """
     if not placed.room.pool or not decoder_tier(work.profile.family).tier:
-        return math.inf
+        return 0.0  # plain generate: what its tokens cost was not measured, and is little beside its steps
     ours, sku = work.demand.server == "http", placed.sku
     name = hands_on(ours and usual(work.task, sku.cores, sku.gpu is not None) > 0, ours)
-    return 1.0 / speeds()[name].seconds(Effort(0.0, 0.0, 1), 1.0, 1.0)
+    return speeds()[name].seconds(Effort(0.0, 0.0, tokens), 1.0, 1.0)
 
 
 class Workload(BaseModel):
-    """Request that speeds are told for: tokens of its prompt and of its answer, and what an answer is counted in."""
+    """Request for which speeds are stated: tokens of its prompt and of its answer, and the unit of an answer."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -165,11 +167,11 @@ def outlook(work: Work, placed: Fit, instances: int = 1, batch: int = 0) -> Outl
     length, answer = request.prompt, request.answer
     most = room.rows if room.pool or request.unit == "images" else min(room.tokens // (length + answer), room.rows)
     rows = min(batch or most, most) or 1
-    handed_on = most_served(work, placed) if answer else math.inf
+    seconds = request_seconds(work, placed, rows, request) + handing_seconds(work, placed, rows * answer)
     return Outlook(
         request=request,
         batch=rows,
-        per_second=min(rows * (answer or 1) / request_seconds(work, placed, rows, request), handed_on) * instances,
+        per_second=rows * (answer or 1) / seconds * instances,
         alone_s=request_seconds(work, placed, 1, request),
         first_token_s=prompt_seconds(work, placed, length, length) if answer else None,
         basis=basis(work, placed, rows),

@@ -74,7 +74,7 @@ def longest_wait(work: Work, placed: Fit) -> Wait:
 
 
 def _cache_wait(work: Work, placed: Fit) -> Wait:
-    """Twice as many requests as are served at once, while the cache is full, then a prompt that fills the context."""
+    """Wait behind twice as many requests as are served at once, with a full cache, and for one whole context."""
     room, demand = placed.room, work.demand
     prompt, new = min(demand.prompt, room.context), max(limits.NEW_TOKENS, demand.new)
     kept = placed.memory.kv_cache * min(room.pool, room.rows * room.context) // room.pool

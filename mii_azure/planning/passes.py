@@ -77,7 +77,7 @@ def lines(spec: Spec, placed: Fit, passes: Collection[PassDecision]) -> list[Dec
 
 
 def _invariance(spec: Spec, taken: Collection[str], device: str) -> list[Decision]:
-    """Describe how answers are kept from depending on their company, if that is asked for."""
+    """Describe how answers are made independent of the rest of their batch, if that is asked for."""
     if not spec.batch_invariant:
         return []
     value, reason = "one row at a time", "Asked for; nothing else of this model's shares a batch without a trace."

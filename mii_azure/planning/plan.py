@@ -99,7 +99,7 @@ class Plan(BaseModel):
     __str__ = __repr__
 
     def headline(self) -> str:
-        """Whether it fits, where, and the speed that is expected, in one line."""
+        """Summary in one line: whether it fits, on which instance type, and the expected speed."""
         memory = f"{self.memory.needed / GB:.1f} of {self.memory.available / GB:.1f} GB"
         fits = f"fits {self.instance_type} in {self.dtype}, {memory}" if self.fits else f"fits no {self.instance_type}"
         told = f"{self.profile.model} for {self.task}: {fits}"

@@ -1,4 +1,4 @@
-"""What a plan tells of a CPU's instruction sets, on which the passes of CPUs depend."""
+"""Remarks of a plan on a CPU's instruction sets, on which the passes for CPUs depend."""
 
 from mii_azure.hardware.skus import Sku
 from mii_azure.planning.rationale import Decision

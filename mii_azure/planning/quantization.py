@@ -28,7 +28,7 @@ def as_asked(spec: Spec, found: Model, facts: Profile) -> Profile:
 
 
 def require(spec: Spec, found: Model, facts: Profile) -> None:
-    """Raise NotAvailable for a model whose weights cannot be quantised, as far as can be told without reading them."""
+    """Raise NotAvailable for a model whose weights cannot be quantised, as far as its headers tell."""
     if not facts.known:
         raise NotAvailable(f"{facts.model} is not opened, so it cannot be quantised.", "Give its folder or hub id.")
     if facts.kind == "diffusion":

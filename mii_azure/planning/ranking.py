@@ -249,7 +249,7 @@ def _why_chosen(row: Ranked) -> str:
 
 
 def _beside(row: Ranked, chosen: Ranked) -> str:
-    """What a row that is best at nothing is against the choice."""
+    """Comparison with the choice, for a row that is best at nothing."""
     speed = (row.throughput or 0.0) / (chosen.throughput or 1.0)
     return f"{speed:.2g} x the speed of the choice"
 

@@ -70,7 +70,7 @@ class Products:
         return group_for(self.inputs.values())
 
     def made(self, kind: Made) -> "Products":
-        """Those that become of a kind; the rest is among the others."""
+        """Products that are quantised to a kind."""
         able = {name: size for name, size in self.inputs.items() if is_made(kind, name, size, self.group)}
         return Products(able, self.others | (self.names - able.keys()), self.prefix)
 

@@ -52,7 +52,7 @@ def ceilings(plan: Plan) -> tuple[float, float]:
 
 
 def points(plan: Plan) -> list[tuple[str, float, float]]:
-    """What is expected as (name, FLOP a byte, FLOP a second): two FLOP for each parameter and token (roofline model).
+    """Expected times as (name, FLOP a byte, FLOP a second): two FLOP for each parameter and token (roofline model).
 
     Bytes are the weights, once a step; keys and values are left out, so that points of long contexts lie too far right.
     """

@@ -39,7 +39,7 @@ _GIVE_UP_S = 10.0  # longer than a runner takes that is let down while it starts
 
 
 class DeploymentType(Enum):
-    """Where a deployment runs."""
+    """Place in which a deployment runs."""
 
     LOCAL = "local"
     AML = "aml"
@@ -198,7 +198,7 @@ def _running(name: str) -> LocalDeployment | None:
 
 
 def alive(deployment: LocalDeployment) -> bool:
-    """Whether the process that was started runs; reaps it when it is a finished child of ours."""
+    """Return True while the process that was started runs; reaps it when it is a finished child of ours."""
     alive = processes.running(deployment.process)
     child = _children.get(deployment.pid)
     if not alive and child is not None:
@@ -209,7 +209,7 @@ def alive(deployment: LocalDeployment) -> bool:
 
 
 def _names() -> list[str]:
-    """Of all deployments that run here."""
+    """Names of all deployments that run here."""
     found = []
     for entry in home().glob("*"):
         with contextlib.suppress(UnknownDeployment):
@@ -263,7 +263,7 @@ def async_client(name: str, credentials: "Credentials | None" = None) -> "AsyncC
 
 
 def _address(name: str) -> str:
-    """Of a gRPC server, told as HOST:PORT or by a deployment's name; raises UnknownDeployment."""
+    """Address of a gRPC server, given as HOST:PORT or as a deployment's name; raises UnknownDeployment."""
     with contextlib.suppress(ValueError):
         read_host_port(name)
         return name

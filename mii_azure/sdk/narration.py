@@ -1,4 +1,4 @@
-"""What a call from Python is doing, with its time: to whoever is given, else to a person who watches."""
+"""Progress of a call from Python with elapsed times: to the given listener, else to a terminal or notebook."""
 
 import sys
 import time

@@ -1,4 +1,4 @@
-"""Runners on this machine, whoever started them: deployments by name, and processes of `mii-azure serve`."""
+"""Runners on this machine: deployments by name, and processes of `mii-azure serve`."""
 
 import contextlib
 import time

@@ -28,7 +28,7 @@ def json_of(words: Sequence[str]) -> str | None:
 
 
 def read_json(text: str) -> Any:
-    """Parse a request; raises SpecError for what is no JSON."""
+    """Parse a request; raises SpecError for text that is not JSON."""
     try:
         return json.loads(text)
     except RecursionError:

@@ -68,7 +68,7 @@ class _Worst:
         self.place = ""
 
     def note(self, left: float, right: float, place: str, length: float = 0.0) -> None:
-        """Note two numbers; `length` is that of the vector whose they are."""
+        """Note two numbers; `length` is that of the vector to which they belong."""
         allowed = min(self.tolerance, NUMBER)
         gap = abs(left - right) - allowed * max(1.0, abs(left), length)
         if not math.isfinite(gap):  # infinities and NaN are alike only to themselves
@@ -93,7 +93,7 @@ class _Worst:
 
 
 def _is_vector(value: Any, place: str) -> bool:
-    """Whether a value is a list of numbers, two or more and not all of them whole, that make up one answer."""
+    """Return True for a vector: a list of two or more numbers, not all of them whole, that are one answer."""
     return (
         isinstance(value, list)
         and len(value) > 1

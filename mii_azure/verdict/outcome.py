@@ -1,4 +1,4 @@
-"""Verdict of a parity run, and how it comes of what the targets replied."""
+"""Verdict of a parity run, and how it follows from the targets' replies."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -54,7 +54,7 @@ class Verdict(BaseModel):
     __str__ = __repr__
 
     def headline(self) -> str:
-        """Whether the targets agree, in one line."""
+        """Verdict in one line: whether the targets agree."""
         told = []
         if len(self.targets) > 1:
             alike = "alike" if all(entry.grade in ALIKE for entry in self.comparisons) else "differently"
@@ -101,7 +101,7 @@ class Verdict(BaseModel):
 
 @dataclass
 class TargetRun:
-    """What one target replied; None to a request that has no form there."""
+    """Replies of one target; None for a request that has no form there."""
 
     replies: list[Reply | None]
     metadata: dict[str, Any]

@@ -111,7 +111,7 @@ class RemoteTarget(Target):
 
 
 def _read(reply: TargetReply, answer: Callable[[Any], bytes]) -> TargetReply:
-    """Read an answer out of a reply; one that is not of the protocol's form is told as 502, with its body."""
+    """Read an answer out of a reply; one that is not of the protocol's form becomes a 502 with its body."""
     if reply.status != 200:
         return reply
     try:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reach:
-    """What reaching targets elsewhere takes: a client of the workspace, and a key for URLs."""
+    """Access to targets elsewhere: a client of the workspace, and a key for URLs."""
 
     ml_client: Any = None
     key: str = ""

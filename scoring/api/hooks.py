@@ -37,7 +37,7 @@ class Hooks:
 
     @property
     def names(self) -> list[str]:
-        """Names of those that there are."""
+        """Names of the hooks that the handler defines."""
         return [name for name in HOOKS if getattr(self, name)]
 
     def prepare(self, values: list[Any], parameters: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:

@@ -85,7 +85,7 @@ def events(engine: RowQueue, task: Task, call: Call, rows: list[Row], deadline: 
 
 
 class _Source:
-    """Where the events of a stream come from."""
+    """Source of a stream's events."""
 
     def __init__(self, task: Task, call: Call, job: Job, pieces: Pieces, deadline: Deadline) -> None:
         self._task = task

@@ -1,4 +1,4 @@
-"""What a kernel gets for a tensor or norm that there is not: a placeholder, which it will not read."""
+"""Placeholders for absent tensors and norms, which kernels take and do not read."""
 
 from torch import Tensor
 

@@ -102,7 +102,7 @@ class AdaptedLaunches:
 
     @contextmanager
     def adapting(self, rows: int) -> Iterator[None]:
-        """Run a forward of the model's own modules, of so many rows, whose hooks then add what adapters do."""
+        """Run a forward of `rows` rows by the model's own modules, whose hooks add the adapters' products."""
         bank = None if self.adapters is None or not self.adapted else self.adapters.bank
         if bank is None:
             yield

@@ -8,7 +8,7 @@ BLOCK = 64  # tokens: as many as one iteration of the decode attention kernel re
 
 
 def blocks_of(tokens: int) -> int:
-    """Number of blocks that hold so many tokens."""
+    """Number of blocks that hold `tokens` tokens."""
     return -(-tokens // BLOCK)
 
 

@@ -50,7 +50,7 @@ class BlockTables:
         return own.blocks[own.past :]
 
     def most(self, tokens: int, piece: int) -> int:
-        """Most blocks that a sequence of so many tokens has at once, its prompt computed in pieces."""
+        """Largest number of blocks that a sequence of `tokens` tokens has at once, its prompt computed in pieces."""
         whole = blocks_of(tokens)
         return min(whole, blocks_of(self.window) + blocks_of(piece) + 1) if self.window else whole
 
@@ -110,11 +110,11 @@ class BlockTables:
         return min(empty) if empty else next(iter(free))
 
     def missing(self, slot: int, length: int) -> int:
-        """Number of blocks that a slot lacks to hold so many tokens."""
+        """Number of blocks that a slot lacks to hold `length` tokens."""
         return max(0, blocks_of(length) - len(self._slots[slot].blocks))
 
     def check(self, lengths: Iterable[tuple[int, int]]) -> None:
-        """Raise DeviceFull if the slots cannot all hold so many tokens."""
+        """Raise DeviceFull if the slots cannot all hold their `lengths`."""
         lacking = sum(self.missing(slot, length) for slot, length in lengths)
         if lacking > self.pool.available:
             raise DeviceFull(
@@ -124,7 +124,7 @@ class BlockTables:
             )
 
     def reserve(self, slot: int, length: int) -> None:
-        """Give a slot blocks for so many tokens; raises DeviceFull."""
+        """Give a slot blocks for `length` tokens; raises DeviceFull."""
         for number in range(len(self._slots[slot].blocks), blocks_of(length)):
             self._append(slot, self._take(slot, number))
 
@@ -158,7 +158,7 @@ class BlockTables:
             self.pool.drop(block, block in self.cache)
 
     def evict(self, most: int) -> None:
-        """Free idle blocks, the least recently used first, until at most so many are left."""
+        """Free idle blocks, the least recently used first, until at most `most` are left."""
         while self.pool.idle > max(most, 0):
             self._evict(self.pool.oldest())
 

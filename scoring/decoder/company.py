@@ -1,4 +1,4 @@
-"""Comparison, bit for bit, of a decoder's answers alone with the same in company: what `--batch-invariant` promises."""
+"""Comparison, bit for bit, of a decoder's answers alone and within a batch: the promise of `--batch-invariant`."""
 
 from collections.abc import Callable, Sequence
 from itertools import cycle, islice
@@ -31,7 +31,7 @@ def difference(decoder: Decoder, config: Any) -> str:
 
 
 def _varies(decoder: Decoder, ids: Sequence[Sequence[int]], sizes: Sequence[int], given: int) -> str:
-    """Difference of the answer to the first prompt in company, or with but `given` of its tokens prefilled."""
+    """Difference of the answer to the first prompt within a batch, or with only `given` of its tokens prefilled."""
     prompt = ids[0]
     alone = _answer(decoder, ids, 1, len(prompt))
     for rows in sizes:
@@ -74,7 +74,7 @@ def _far(launcher: Any, sizes: Sequence[int], span: int, most: int) -> tuple[int
 
 
 def _launcher(decoder: Decoder) -> Any:
-    """What launches a decoder's steps on a GPU; None on a CPU."""
+    """Launcher of a decoder's steps on a GPU; None on a CPU."""
     return None if decoder._cuda is None else decoder._cuda.launcher
 
 
@@ -100,7 +100,7 @@ def _sizes(decoder: Decoder, ids: Sequence[Sequence[int]]) -> list[int]:
 
 
 def _answer(decoder: Decoder, ids: Sequence[Sequence[int]], rows: int, piece: int) -> list[Tensor]:
-    """Logits after the first prompt, and after each of some steps, among so many rows."""
+    """Logits after the first prompt, and after each of some steps, in a batch of `rows` rows."""
     slots = [(3 * row + 1) % decoder.slots for row in range(rows)] if decoder.slots % 3 else list(range(rows))
     mine, prompt = slots[rows // 2], ids[0]
     others = [(slot, ids[1 + number % (len(ids) - 1)]) for number, slot in enumerate(slots) if slot != mine]
@@ -122,7 +122,7 @@ def _answer(decoder: Decoder, ids: Sequence[Sequence[int]], rows: int, piece: in
 
 
 def _stepped(decoder: Decoder, prompt: Sequence[int], given: int) -> Tensor:
-    """Logits after a prompt of which only so many tokens were prefilled, the others fed to steps."""
+    """Logits after a prompt of which `given` tokens were prefilled and the others fed to steps."""
     decoder.open(0)
     decoder.prefill(0, prompt[:given])
     decoder.sample([0])

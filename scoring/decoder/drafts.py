@@ -40,7 +40,7 @@ def kept(fed: Sequence[Fed], picked: Sequence[int]) -> list[list[int]]:
 
 
 class Runs:
-    """Next tokens of each slot of a step with drafts; `read` waits for those picked, `then` is told the slots' own."""
+    """Next tokens of each slot of a step with drafts; `read` waits for those picked, `then` takes the slots' own."""
 
     def __init__(
         self, fed: Sequence[Fed], read: Callable[[], Sequence[int]], then: Callable[[list[list[int]]], None]

@@ -1,4 +1,4 @@
-"""Steps and chunks of prompts on a GPU whose rows are the same bits alone and in company: for `--batch-invariant`.
+"""Steps and chunks of prompts on a GPU whose rows are the same bits in every batch: for `--batch-invariant`.
 
 Steps and prompts use the same kernels: one product for any number of rows, and one attention over spans of keys whose
 length the deployment fixes. A row's number is then a function of its own tokens alone, whether they came as a prompt,
@@ -68,7 +68,7 @@ _SHARED, _MARGIN = 99 << 10, 4 << 10  # bytes of shared memory that any such GPU
 
 
 def tile_of(rows: int, outputs: int, item: int) -> ProductTile:
-    """Tile for a product of so many rows and outputs, of numbers of `item` bytes, in stages for which there is room."""
+    """Tile for a product of `rows` rows and `outputs` outputs, with numbers of `item` bytes and the stages that fit."""
     few, many = next(tiles for most, tiles in TILES.items() if rows <= most)
     tile = few if outputs <= _FEW else many
     stage = (tile.rows + tile.outputs) * tile.inputs * item
@@ -139,7 +139,7 @@ def _alike(x: Tensor, weight: Tensor, out: Tensor) -> bool:
 
 
 def _always(same: Callable[[], bool], outputs: int) -> bool:
-    """Return True if two ways to compute so many outputs give the same bits, drawn again until enough are compared.
+    """Return True if two ways to compute `outputs` outputs give the same bits, on new inputs until enough are compared.
 
     Rounded to 16 bits, sums in another order differ in one number of thousands only. False where an output is of so few
     numbers that it would take too long.
@@ -300,7 +300,7 @@ def _product(launcher: Launcher, products: OrderedProducts, x: Tensor, linear: L
 
 
 class FixedCudaBackend(CudaBackend):
-    """`CudaBackend` whose answers do not depend on their company; it takes no drafts."""
+    """`CudaBackend` whose answers do not depend on the rest of their batch; it takes no drafts."""
 
     def _launchers(self, model: Any, state: KVCache, pdl: bool) -> tuple[Launcher, Prefiller]:
         return FixedStep(model, state, state.slots, pdl=pdl), FixedPrefiller(model, state, pdl=pdl)

@@ -1,4 +1,4 @@
-"""Executes a `DecoderModel` in plain torch so that a row is the same bits alone and in company: `--batch-invariant`.
+"""Executes a `DecoderModel` in plain torch so that a row is the same bits in every batch: `--batch-invariant`.
 
 Libraries of a CPU choose a product's inner loop by its number of rows, the attention's by its numbers of queries and
 keys, and some functions' by where a number lies in its tensor. So products run over the numbers of rows for which this
@@ -25,7 +25,7 @@ _QUERIES = 4  # of a block
 
 
 class FixedTorchBackend(TorchBackend):
-    """A `TorchBackend` whose rows do not depend on their company; it serves no adapters."""
+    """A `TorchBackend` whose rows do not depend on the rest of their batch; it serves no adapters."""
 
     def __init__(self, model: DecoderModel, state: KVCache) -> None:
         super().__init__(model, state)
@@ -96,7 +96,7 @@ def equal_sizes(weight: Tensor) -> tuple[int, ...]:
 
 
 def _steady(x: Tensor, weight: Tensor, size: int) -> Tensor | None:
-    """Products of the rows of x but its first and last, so many at a time; None if they depend on where a row is."""
+    """Products of all rows of x but the first and last, `size` at a time; None if they depend on a row's place."""
     one, other = (
         torch.cat([functional.linear(part, weight) for part in torch.split(rows, size)]) for rows in (x[:-1], x[1:])
     )

@@ -48,7 +48,7 @@ def tiling(tile: GemvTile, inputs: int) -> dict[str, Any]:
 
 
 def narrow(linear: Linear) -> dict[str, Any]:
-    """Return what tells a kernel how a product's weights are quantised."""
+    """Return a kernel's constants for the quantisation of a product's weights."""
     group = linear.group
     return {"SCALE": linear.scale is not None and not group, "GROUP": group, "ZERO": linear.zero is not None}
 

@@ -92,7 +92,7 @@ class Attention:
 
 @dataclass
 class Mlp:
-    """Up and down products; if gated, the gate's rows come first, then up's: act(gate) * up."""
+    """Products up and down; if gated, the gate's rows come first, then up's: act(gate) * up."""
 
     up: Linear
     down: Linear
@@ -124,7 +124,7 @@ class Attending(Protocol):
 
 
 class CachedModel(Protocol):
-    """What cache and attention read of a model, whichever tier executes it."""
+    """Attributes of a model that cache and attention read, whichever tier executes it."""
 
     @property
     def layers(self) -> Sequence[Attending]: ...

@@ -55,7 +55,7 @@ def library() -> ctypes.CDLL:
 
 
 def _kept() -> Path | None:
-    """The folder that is named, if it can be made and nobody else can write there."""
+    """The configured folder, if it can be made and nobody else can write there."""
     named = os.environ.get(FOLDER)
     if not named:
         return None

@@ -50,7 +50,7 @@ def block_bytes(model: CachedModel, item: int = 0) -> int:
 
 
 def scratch_bytes(model: CachedModel, slots: int, length: int) -> int:
-    """Upper bound of the memory that steps of so many slots and chunks of prompts take beside the cache."""
+    """Upper bound of the memory that steps of `slots` slots and chunks of prompts take beside the cache."""
     size = model.dtype.itemsize
     rows = slots + SIZES[-1]  # those of steps with drafts are beside the others
     logits = rows * model.vocabulary * (9 + 2 * size) + PARTS * model.vocabulary * size

@@ -29,7 +29,7 @@ class PromptCost:
         return int(2 * ms / (each + sqrt(each * each + 2 * self.key * ms)))
 
     def with_spans(self, count: int, keys: int, ms: float) -> "PromptCost":
-        """This cost, by the milliseconds of a chunk of `count` tokens right after spans of so many keys."""
+        """Cost with that of spans too, by the milliseconds of a chunk of `count` tokens after spans of `keys`."""
         return replace(self, spanned=max(0.0, ms - self.ms(0, count)) / (count * keys), span=max(SPANS))
 
     def _each(self, position: int) -> float:

@@ -61,10 +61,10 @@ def adjust(logits: Tensor, state: KVCache, slot: int, length: int, allowed: Tens
 
 
 def add_to(logits: Tensor, added: Added) -> Tensor:
-    """Logits [B, vocabulary] of nobody else, with numbers added by token to each row: float32, where there are any."""
+    """Add numbers by token to rows of logits [B, vocabulary], perhaps in place; return float32 where there are any."""
     if not any(added):
         return logits
-    logits = logits.float()
+    logits = logits.to(torch.float32, copy=True)
     for row, own in zip(logits, added, strict=True):
         tokens = torch.tensor(list(own), dtype=torch.int64, device=logits.device)
         row.index_add_(0, tokens, torch.tensor(list(own.values()), device=logits.device))

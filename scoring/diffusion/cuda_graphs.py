@@ -56,7 +56,7 @@ class SelfAttention:
 
 
 class CrossAttention:
-    """Cross-attention whose keys and values are slices of those computed before the loop."""
+    """Cross-attention with slices of keys and values that were computed before the loop."""
 
     def __init__(self, start: int, stop: int) -> None:
         self.start, self.stop = start, stop

@@ -34,7 +34,7 @@ class Schedule:
 
 
 def tabulate(scheduler: Any, steps: int) -> Schedule | None:
-    """The table of a diffusers scheduler for so many steps; None for one that clips, thresholds or adds noise."""
+    """The table of a diffusers scheduler for `steps` steps; None for one that clips, thresholds or adds noise."""
     scheduler = copy.deepcopy(scheduler)
     scheduler.set_timesteps(steps, device="cpu")
     n = len(scheduler.timesteps)

@@ -45,7 +45,7 @@ class _Config:
         self.num_hidden_layers = len(unet.down_block_types) + len(unet.up_block_types) + 1
 
     def get_text_config(self) -> "_Config":
-        """Itself, as of a transformers config without parts."""
+        """Return the config itself, as a transformers config without parts does."""
         return self
 
 

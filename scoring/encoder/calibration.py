@@ -1,4 +1,4 @@
-"""What the inputs of an encoder's products reach on given batches, and SmoothQuant's weighing by it.
+"""Calibration: the ranges of inputs of an encoder's products on given batches, and SmoothQuant's scales from them.
 
 A few channels are far larger than the others and would cost them precision in eight bits: each channel is divided by
 the root of its peak over that of its weights, and the weights are multiplied by it (arXiv:2211.10438, with alpha one
@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoring.encoder.fused_model import FusedStack
 from scoring.encoder.ops import Hidden, LayerNorm, Matrix, Packing, TorchOps
+from scoring.encoder.stack import FusedStack
 
 SMALLEST = 1e-5  # of a peak or a scale, so that silent channels divide by something
 

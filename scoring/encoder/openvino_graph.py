@@ -14,8 +14,8 @@ from openvino import opset15 as ops
 from torch import Tensor
 
 from scoring.encoder.calibration import SMALLEST, Span, smoothing
-from scoring.encoder.fused_model import EncoderLayer, FusedStack
 from scoring.encoder.ops import GELU, NONE, LayerNorm, Tables
+from scoring.encoder.stack import EncoderLayer, FusedStack
 from scoring.quantization.int8 import quantize_per_row
 
 _FAR, _SHARE = 32, 8  # units of a layer that stay in floats, but no more than a part in so many
@@ -140,7 +140,7 @@ def _shape(*sizes: int) -> Any:
 
 
 def compiled(graph: EncoderGraph, threads: int, bfloat16: bool) -> Any:
-    """Compile for one call at a time on so many threads, what is not int8 in bfloat16 or float32.
+    """Compile for one call at a time on `threads` threads; products that are not int8 are in bfloat16 or float32.
 
     Raises RuntimeError where OpenVINO cannot.
     """

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from scoring.encoder.calibration import spans
 from scoring.encoder.cpu_ops import BFLOAT16, INT8, ROWS, bfloat16_pays
-from scoring.encoder.fused_model import FusedStack
 from scoring.encoder.ops import TorchOps
+from scoring.encoder.stack import FusedStack
 from scoring.passes.base import PassRefused
 
 Array = NDArray[Any]
@@ -24,7 +24,7 @@ _NEVER = -1e9  # added to the scores of padding; finite, since a row may have no
 
 
 def installed() -> bool:
-    """Whether the package is here."""
+    """Return True if the package is installed."""
     return util.find_spec("openvino") is not None
 
 

@@ -17,7 +17,7 @@ def full_tokens(config: Any) -> int:
 
 
 def pin(model: Any, tokens: int) -> None:
-    """Set the attention that a batch of so many tokens takes in a model that has seen no other."""
+    """Set a model's attention as if a batch of `tokens` tokens were its first."""
     most = full_tokens(model.config)
     if not most:
         return

@@ -12,14 +12,14 @@ _CHANGING = ("longrope", "su", "dynamic")  # "su" is what the first Phi-3 called
 
 
 class RotaryChange(NamedTuple):
-    """One kind of change with the length, and the most tokens of a sequence up to which there is none."""
+    """One kind of change with the length, and the number of tokens up to which there is none."""
 
     kind: str
     tokens: int
 
 
 def changes(config: Any) -> list[RotaryChange]:
-    """What of a model with that config changes with the length; most models have nothing."""
+    """Changes with the length in a model of that config; most models have none."""
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     found = []
     for rope in _ropes(text):
@@ -61,7 +61,7 @@ def length_class(known: Sequence[RotaryChange], prompt: int, total: int) -> Hash
 
 
 def forget(model: Any, tokens: int) -> None:
-    """Reset what earlier sequences have changed in a model, before a forward of so many tokens a row."""
+    """Reset what earlier sequences have changed in a model, before a forward of `tokens` tokens a row."""
     block_attention.pin(model, tokens)
     for module in model.modules():
         longest = getattr(module, "original_max_seq_len", None)

@@ -1,4 +1,4 @@
-"""Hands the pieces of streams from the inference thread to whoever waits for them, at the end of each step.
+"""Hands the pieces of streams from the inference thread to their hosts, at the end of each step.
 
 A thread waits for the pieces of one stream. An event loop is told once a step which of its streams have pieces, however
 many they are: waking a thread per token would take most of the interpreter's time.

@@ -39,7 +39,7 @@ class Channel:
         return self.flush()
 
     def flush(self) -> bool:
-        """Send what was posted, or as much as goes without waiting; False if something is left. Never raises."""
+        """Send posted messages, or as much as goes without waiting; False if something is left. Never raises."""
         with self._lock:
             if self._posted:
                 data = pickle.dumps(self._posted, pickle.HIGHEST_PROTOCOL)

@@ -1,4 +1,4 @@
-"""What the engine's process and a front end tell each other: rows, outputs, errors and facts, as plain values."""
+"""Messages between the engine's process and a front end: rows, outputs, errors and facts, as plain values."""
 
 import pickle
 import traceback
@@ -21,7 +21,7 @@ _FIELDS = ("item", "key", "parameters", "new_tokens", "cut", "windows", "copies"
 
 @dataclass(frozen=True)
 class EngineFacts:
-    """What a front end has to know of the loaded model to make rows and answers as the engine's process would."""
+    """Facts about the loaded model with which a front end makes rows and answers as the engine's process would."""
 
     limits: Limits
     context_length: int

@@ -29,7 +29,7 @@ class Adjustments:
         return bool(self.presence_penalty or self.frequency_penalty or self.logit_bias or self.held)
 
     def after(self, counts: Mapping[int, int]) -> dict[int, float]:
-        """Numbers to add by token, after an answer with so many of each token."""
+        """Numbers to add by token, after an answer with these `counts` of tokens."""
         added = dict(self.logit_bias)
         if self.presence_penalty or self.frequency_penalty:
             for token, count in counts.items():

@@ -50,7 +50,7 @@ class Drafting:
             self._model = DraftModel(decoder.draft, self._pays.base, cost, decoder.model.vocabulary)
 
     def drafts(self, going: Sequence[RunningSequence], under_way: UnderWay, spare: bool) -> Drafts:
-        """Tokens that each of these rows is to be fed, if any is worth a draft; else none. None beside open rows.
+        """Draft tokens to feed to each of these rows, if any is worth it; else none. None beside open rows.
 
         With `spare` blocks a draft may end in the block after the one that the next token needs.
         """

@@ -1,4 +1,4 @@
-"""What `generate` needs for rows with a grammar, and what is read from its output."""
+"""Arguments of `generate` for rows with a grammar, and readers of its output."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -142,7 +142,7 @@ def _read(tokenizer: Any, tokens: int, ends: list[int]) -> tuple[Any, Any]:
 
 
 def _fault(matcher: Any) -> str:
-    """What a matcher says is wrong with its grammar, without the picture of the place; empty if nothing is."""
+    """Error of a matcher about its grammar, without the excerpt that follows it; empty if there is none."""
     told = _PICTURE.split(matcher.get_error())[0]
     return " ".join(told.split())[:300].rstrip(".")
 

@@ -1,4 +1,4 @@
-"""Prompt lookup: a sequence's next tokens, foretold by what followed its newest ones where they occurred before.
+"""Prompt lookup: drafts of a sequence's next tokens, by what followed its newest ones where they occurred before.
 
 Summaries, quotes and edits repeat their prompt, so that no other model is needed to draft them. How often the lookup
 is right is measured on every token that comes, also while no drafts are made of it.
@@ -16,7 +16,7 @@ _MEASURED = 32  # of tokens that come at once, those that are measured
 
 
 class PromptLookup:
-    """Foretells one sequence's tokens. `rate` is the share of its foretold tokens that came; the newest weigh most.
+    """Drafts one sequence's tokens. `rate` is the share of drafted tokens that came; the newest weigh most.
 
     `matched` is the number of newest tokens that occurred before; 0, and nothing foretold, if they are too few.
     """
@@ -48,7 +48,7 @@ class PromptLookup:
             self._find()
 
     def draft(self, most: int) -> list[int]:
-        """So many of the next tokens; none if nothing is foretold."""
+        """Return the next `most` tokens as predicted; none if nothing is."""
         if most < 1 or not self.matched:
             return []
         period = self.count - self._source
@@ -58,7 +58,7 @@ class PromptLookup:
         return found
 
     def _take(self, token: int) -> None:
-        """Compare a token with what was foretold in its place."""
+        """Compare a token with the one drafted in its place."""
         self.idle = 0 if self.matched else self.idle + 1
         if self.matched:
             right = bool(self._ids[self._source] == token)

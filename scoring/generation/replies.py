@@ -17,7 +17,7 @@ Part = dict[str, Any]  # "text", "reasoning_content" or "tool_calls", as in a st
 
 @dataclass(frozen=True)
 class ReplyForm:
-    """What an answer may hold beside text."""
+    """Form of an answer: the kinds of content that it may hold beside text."""
 
     thinks: bool = False
     opened: bool = False  # the prompt ends within a thought
@@ -132,7 +132,7 @@ class ReplyParser:
                 return found
 
     def _start(self, last: bool) -> list[Part]:
-        """Before the answer's first character that is no blank."""
+        """Parse an answer before its first character that is not a blank."""
         begun = self._text.lstrip()
         if self._form.thinks and begun.startswith(THINK[0]):
             self._text, self._stage = begun.removeprefix(THINK[0]), "thought"
@@ -158,7 +158,7 @@ class ReplyParser:
         return []
 
     def _first(self, last: bool) -> list[Part]:
-        """At the beginning of what is not thought: a call may stand here without a mark."""
+        """Parse the beginning of an answer after its reasoning: a call may stand here without a mark."""
         begun = self._text.lstrip()
         form = self._form.format
         if not self._form.tools or form is None:
@@ -216,7 +216,7 @@ class ReplyParser:
         return [part for part in parts if part]
 
     def _told(self, call: PartialCall) -> Part:
-        """What a call has gained: at first its id and name, then more of its arguments."""
+        """New parts of a call: at first its id and name, then more of its arguments."""
         arguments = call.told
         part: dict[str, Any] = {"index": self._calls}
         if not self._sent:
@@ -230,7 +230,7 @@ class ReplyParser:
         return {"tool_calls": [part]}
 
     def _between(self, last: bool) -> list[Part]:
-        """After a call: what ends it, and what leads to the next."""
+        """Parse the text after a call: what ends it, and what leads to the next."""
         form = self._form.format
         assert form is not None
         rest = self._text.lstrip(" \n;,]")

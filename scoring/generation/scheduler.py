@@ -106,7 +106,7 @@ class Scheduler:
         return expected + self.decoder.tables.most(tokens + ceil(_SHARE * more), self.budget) <= self._blocks
 
     def _needed(self, tokens: Callable[[RunningSequence], int]) -> int:
-        """Blocks in use once each active row holds so many tokens; those that rows share count once."""
+        """Blocks in use once each active row holds its `tokens`; those that rows share count once."""
         tables, running = self.decoder.tables, (*self._prefilling, *self._decoding)
 
         def more(slot: int, length: int) -> int:
@@ -149,7 +149,7 @@ class Scheduler:
             running.row.cached = count
 
     def _free(self, running: RunningSequence) -> None:
-        """Take a row off its slot, whose blocks keep their contents unless they may be wrong."""
+        """Take a row off its slot; the blocks keep their contents unless these may be wrong."""
         slot, running.slot = running.slot, -1
         self.decoder.release(slot, None if running.failure or not self._reuse else running.token_ids)
         self._free_slots[slot] = None
@@ -222,7 +222,7 @@ class Scheduler:
         return parts
 
     def _oldest_share(self, cost: PromptCost, ms: float, budget: int) -> tuple[float, int]:
-        """Time and tokens for the oldest prompt's piece: all, less what the others need, of which at most half."""
+        """Time and tokens for the oldest prompt's piece: all but the others' need, which counts up to half."""
         others = [(running.filled, len(running.ids) - running.filled) for running in self._prefilling[1:]]
         needed, tokens = sum(cost.ms(*each) for each in others), sum(left for _, left in others)
         return ms - min(ms / 2, needed), budget - min(budget // 2, tokens)

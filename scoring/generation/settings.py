@@ -58,7 +58,7 @@ _KNOWN = frozenset(name for name in vars(GenerationConfig()) if not name.startsw
 
 @dataclass(frozen=True)
 class Bound:
-    """What a row's answer has to be, and what it may hold beside text."""
+    """Constraint on a row's answer, and the kinds of content that it may hold beside text."""
 
     constraint: Constraint | None = None
     reply: ReplyForm = field(default_factory=ReplyForm)
@@ -72,7 +72,7 @@ class GenerationSettings:
     stop: tuple[str, ...] = ()
     length: int | None = None  # of the prompt, if padding would change the answer
     details: int | None = None  # number of likeliest tokens to report for each token; None: no details
-    adapter: str = ""  # of the row; empty: the model alone
+    adapter: str = ""  # of the row, by its key; empty: the model alone
     salt: str = ""  # rows with different salts share no prefix
     constraint: Constraint | None = None  # what the answer has to be
     reply: ReplyForm = field(default_factory=ReplyForm)  # what it may hold beside text

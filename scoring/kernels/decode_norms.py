@@ -9,7 +9,7 @@ import triton.language as tl
 
 @triton.jit
 def added(x_ptr, y_ptr, post_ptr, new_ptr, row, tile, K, eps, factor, BK: tl.constexpr, POST: tl.constexpr):
-    """Return what the inputs of a row are read from: x, and with POST factor * norm(y), of which new gets the sum.
+    """Return the source of a row's inputs: x, and with POST factor * norm(y); `new` gets their sum.
 
     Every program adds it for itself, and the first of the row writes it: a norm by itself would take a kernel that
     all others wait for. x stays as it was, for those that have yet to read it.

@@ -91,7 +91,7 @@ def _begun(sinks_ptr, heads, shown, GP: tl.constexpr, DP: tl.constexpr, SINKS: t
 
 @triton.jit
 def _joined(acc, mass, top, part, part_mass, part_top):
-    """Take a span's part into what the spans before it gave; explicit multiply-adds, so that it is rounded one way."""
+    """Add a span's part to the result of the spans before it, by explicit multiply-adds, which round one way."""
     higher = tl.maximum(top, part_top)
     shrink = tl.exp(top - higher)
     grow = tl.exp(part_top - higher)
@@ -105,7 +105,7 @@ def _all_spans(acc, mass, top, q, keys_ptr, values_ptr, row_ptr, slopes, own, he
                scale, limit, BLOCK: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GP: tl.constexpr,
                BT: tl.constexpr, SPAN: tl.constexpr, WINDOW: tl.constexpr, ALIBI: tl.constexpr, CAP: tl.constexpr,
                PRECISION: tl.constexpr):  # fmt: skip
-    """Return acc and mass after so many spans, the first of them in part if it begins before `begin`."""
+    """Return acc and mass after `live` spans from `first` on, which is taken in part if it begins before `begin`."""
     for span in range(first, first + live):
         part, part_mass, part_top = _span(
             q, keys_ptr, values_ptr, row_ptr, slopes, own, head, tl.maximum(span * SPAN, begin),

@@ -1,4 +1,4 @@
-"""Private cache folders for code compiled and run here, so that nobody else can plant any."""
+"""Private cache folders for code that is compiled and run here; no other user can write to them."""
 
 import logging
 import os

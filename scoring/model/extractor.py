@@ -1,4 +1,4 @@
-"""What makes a model's features of sound, from its folder."""
+"""Feature extractor of a model that takes sound, from its folder."""
 
 from pathlib import Path
 from typing import Any

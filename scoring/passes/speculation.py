@@ -14,7 +14,7 @@ def decide(
     draft: bool = False,
     fixed: bool = False,
 ) -> Applicability:
-    """Decide for a decoder over so many ranks.
+    """Decide for a decoder over `degree` ranks.
 
     `experts`: of a mixture, `rounded`: steps read int8 weights, `draft`: there is a draft model, `fixed`: no answer may
     depend on its company.

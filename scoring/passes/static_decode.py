@@ -80,14 +80,14 @@ class StaticDecode(Pass):
         return replace(decision, reason=f"{reason}; {decision.reason}") if decision.take else decision
 
     def _wide(self, facts: Facts, hardware: Hardware, objective: str) -> str:
-        """Why a cache cannot be in FP8; empty if it can."""
+        """Reason why a cache cannot be in FP8; empty if it can."""
         if hardware.device == "cuda" and hardware.capability < FP8_CAPABILITY:
             (major, minor), (least, more) = hardware.capability, FP8_CAPABILITY
             return f"a cache in FP8 needs compute capability {least}.{more}; {hardware.name} has {major}.{minor}"
         return "slices over several GPUs keep no cache in FP8" if self.degree(facts, hardware, objective) > 1 else ""
 
     def _varies(self, tier: Tier, facts: Facts, hardware: Hardware, objective: str) -> str:
-        """Why a decoder's answers would depend on their company; empty if they need not."""
+        """Reason why a decoder's answers would depend on the rest of their batch; empty if they need not."""
         if (self._tier or tier) == "generic":
             return (
                 f"the products of {facts.family} are transformers' own (generic tier), whose sums depend on the batch"
@@ -214,6 +214,11 @@ class StaticDecode(Pass):
             if isinstance(error, RankLost) and not ranks.lost:
                 raise PassRefused(str(error)) from error
             raise
+
+    def warm(self, model: Any) -> None:
+        """Capture what a pass that was dropped has left uncaptured, for it started the decoder's steps anew."""
+        if self.decoder is not None:
+            self.decoder.warm_up()
 
     def verify(self, model: Any, reference: Callable[..., Any]) -> float:
         """Largest relative error of prefill, of cached steps and of adapters against plain transformers' answers."""

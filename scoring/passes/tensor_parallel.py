@@ -122,7 +122,7 @@ class TensorParallel(Pass):
 
 
 def impossible(degree: int, facts: Facts, hardware: Hardware) -> str:
-    """Reason why a model cannot be cut over so many ranks; empty if it can."""
+    """Reason why a model cannot be cut over `degree` ranks; empty if it can."""
     if hardware.device == "cuda" and degree > hardware.gpus:
         return f"{degree} ranks need {degree} GPUs; there {'is' if hardware.gpus == 1 else 'are'} {hardware.gpus}"
     for count, what in ((facts.heads, "attention heads"), (facts.kv_heads, "key-value heads")):

@@ -55,7 +55,7 @@ def known_errors(folder: Path, model: Any) -> dict[str, float]:
 
 
 def save(model: Any, records: Sequence[Record]) -> None:
-    """Save what this process verified and compiled, if it was started for that."""
+    """Save this process's verifications and compiled code, if it was started for that."""
     if TARGET not in os.environ:
         return
     folder = Path(os.environ[TARGET])

@@ -74,11 +74,11 @@ class Quantised:
         return widen(self.weight, self.parts(), self._dtype)
 
     def grid(self) -> Grid:
-        """Its numbers and scales, on the device."""
+        """Numbers and scales of the tensor, on the device."""
         return grid(self.weight, self.parts())
 
     def parts(self) -> Parts:
-        """Its stored tensors, on the device."""
+        """Stored tensors of the weight, on the device."""
         return {role: part[...].to(self._device) for role, part in self._parts.items()}
 
 

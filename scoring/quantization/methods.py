@@ -1,4 +1,4 @@
-"""Layouts of published methods other than compressed-tensors': which stored tensors make up a weight. Without torch.
+"""Layouts of published methods beside compressed-tensors: which stored tensors make up a weight. Without torch.
 
 N is a product's outputs, K its inputs, G the groups of inputs that share a scale.
 """

@@ -81,7 +81,7 @@ class FillMaskParameters(Strict):
 
 
 class VectorParameters(Strict):
-    """What tasks over a text's vector have in common."""
+    """Parameters that all tasks over a text's vector share."""
 
     truncation: bool = Field(False, description="Cut texts at the context length instead of refusing them.")
     truncate: bool | None = Field(None, description="text-embeddings-inference's name of truncation; before it.")
@@ -115,6 +115,17 @@ class EmbeddingParameters(VectorParameters):
     normalize: bool | None = Field(None, description="Scale to unit length; null: the deployment's default.")
     encoding_format: Literal["float", "base64"] = Field(
         "float", description="base64: each vector as little-endian float32."
+    )
+    input_type: Literal["query", "document"] | None = Field(
+        None,
+        description="Which side of a search the texts are on, whose prompt they take; null: none, but document for "
+        "models with a vector for each token.",
+    )
+    max_active_dims: int | None = Field(
+        None, ge=1, le=MOST, description="Of sparse vectors, keep so many of the largest weights; null: all above 0."
+    )
+    sparse_keys: Literal["index", "token"] = Field(
+        "index", description="How sparse vectors name their weights: by the token's number, or by the token."
     )
 
 

@@ -72,7 +72,7 @@ class StructuredParameters(_Strict):
 
 @dataclass(frozen=True)
 class Constraint:
-    """What an answer has to be, as text; equal ones are compiled once."""
+    """Constraint on an answer, as text; equal ones are compiled once."""
 
     kind: Kind
     text: str  # a schema, an expression, a JSON list of texts, or a grammar

@@ -27,7 +27,7 @@ _PURPOSES = ("sequence-classification", "text-generation")
 
 @dataclass(frozen=True)
 class Ranker:
-    """What a folder says of a model that scores pairs of texts."""
+    """Settings of a model that scores pairs of texts, from its folder."""
 
     activation: str = "Sigmoid"  # name in torch.nn of what turns a logit into a score
     true_token: int | None = None  # of a model that writes its judgement; None: the tokenizer's own words for it

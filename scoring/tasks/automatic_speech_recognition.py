@@ -44,7 +44,7 @@ class Spoken:
 
 
 class Written(NamedTuple):
-    """What one row's sound says."""
+    """Transcript of one row's sound."""
 
     language: str | None
     segments: list[dict[str, Any]]  # each start, end, tokens
@@ -236,7 +236,7 @@ class AutomaticSpeechRecognition(Task):
         return options
 
     def _heard(self, features: torch.Tensor, first: Spoken) -> list[str | None]:
-        """Language of each row: the one that is told, else the likeliest of the first window."""
+        """Language of each row: the request's, else the likeliest of the first window."""
         if first.language is not None or not self._codes:
             return [first.language] * len(features)
         found = self.model.detect_language(features[:, :, : self._frames]).tolist()

@@ -32,7 +32,7 @@ class Task(ABC):
     """One task over one loaded model."""
 
     unit: ClassVar[str] = "tokens"  # unit of a row's footprint
-    smaller: ClassVar[str] = "Send fewer inputs at once."  # remedy for too large a reply
+    smaller: str = "Send fewer inputs at once."  # remedy for too large a reply
     name: ClassVar[str]
     auto_class: ClassVar[str]  # auto class of transformers
 
@@ -99,7 +99,7 @@ class Task(ABC):
         return [Row(short, 0), Row(long, 0)], [Row(long, 0), Row(twin, 0)]
 
     def abilities(self) -> dict[str, Any]:
-        """What this model's answers may hold beside the usual, for the metadata."""
+        """Kinds of content that this model's answers may hold beside the usual, for the metadata."""
         return {}
 
     def slots(self, limits: Limits) -> Slots | None:

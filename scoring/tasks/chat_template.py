@@ -84,7 +84,7 @@ def _message(message: Message) -> dict[str, Any]:
 
 
 def _arguments_of(arguments: str | dict[str, Any]) -> Any:
-    """Arguments of a call as JSON; text that is none stays text, as a model wrote it."""
+    """Arguments of a call as JSON; text that is not JSON stays as the model wrote it."""
     if not isinstance(arguments, str):
         return arguments
     try:

@@ -50,7 +50,7 @@ class Conversational(Generative):
         self.thinks = thinks(self._template)
 
     def abilities(self) -> dict[str, Any]:
-        """What the chat template lets an answer hold beside text, for the metadata."""
+        """Kinds of content that the chat template allows beside text, for the metadata."""
         switch = "enable_thinking" if "enable_thinking" in self._template else None
         return {
             "tools": self.tool_format.name if self.tool_format else None,
@@ -74,12 +74,12 @@ class Conversational(Generative):
         called = () if going_on else tuple(tool.function.name for tool in tools)
         form = ReplyForm(thinking, opened, called, self.tool_format)
         # The template writes the special tokens itself.
-        tokens = last_of(self.call_tokenizer(prompt, add_special_tokens=False)["input_ids"], parameters)
+        tokens = last_of(self.call_tokenizer.ids(prompt, special=False), parameters)
         constraint = self._constraint(parameters, tools, thought_rule(prompt, thinking))
         return self.generation_rows(tokens, parameters, item, Bound(constraint, form))
 
     def _tools(self, parameters: ConversationalParameters) -> list[Tool]:
-        """The tools that the template is told of; raises InvalidParameter if it takes none, or a choice is none."""
+        """Tools for the template; raises InvalidParameter if it takes none, or the chosen one is not among them."""
         tools, choice = parameters.tools or [], parameters.tool_choice
         if choice == "none":
             return []
@@ -99,7 +99,7 @@ class Conversational(Generative):
         return tools
 
     def _constraint(self, p: ConversationalParameters, tools: list[Tool], thought: str) -> Constraint | None:
-        """What the answer has to be: calls, where one must be made; else what the request binds it to.
+        """Constraint on the answer: calls, where one must be made; else the request's own.
 
         A format binds the answer's text: there is none where a call must be made, and a schema leaves calls open.
         """

@@ -25,7 +25,7 @@ from scoring.engine import dynamic_rotary
 from scoring.engine.row import SLOTS, Between, Row, nothing
 from scoring.errors import InvalidInput, InvalidParameter
 from scoring.generation import scheduler, sequence
-from scoring.generation.adapters import adapter_of, all_with
+from scoring.generation.adapters import all_with
 from scoring.generation.adjustments import AdjustmentsProcessor
 from scoring.generation.cache_salt import salt_of
 from scoring.generation.details import token_details
@@ -104,7 +104,7 @@ class Generative(Task):
         return [self._row(own, tokens, item, 0, answers, parameters.priority)]
 
     def _bind(self, constraint: Constraint, asked: dict[str, Any]) -> None:
-        """Compile what the answer has to be; raises InvalidParameter if it cannot be, or not with beams."""
+        """Compile the constraint on an answer; raises InvalidParameter if that fails, or with beams."""
         if asked["num_beams"] > 1:
             raise InvalidParameter(
                 "A search with beams cannot be bound to a grammar.", "Set num_beams to 1.", where=constraint.where
@@ -127,7 +127,7 @@ class Generative(Task):
         )
 
     def _settings(self, asked: dict[str, Any], parameters: Any, tokens: Tokens, bound: Bound) -> GenerationSettings:
-        stop, adapter = parameters.stop or (), adapter_of(parameters.adapter, self.loaded.adapter_names)
+        stop, adapter = parameters.stop or (), self.loaded.served.key_of(parameters.adapter)
         return GenerationSettings(
             tuple(sorted(asked.items())),
             (stop,) if isinstance(stop, str) else tuple(stop),
@@ -271,7 +271,7 @@ class Generative(Task):
     def _processors(
         self, config: GenerationConfig, settings: GenerationSettings, own: list[Grammar], start: int
     ) -> LogitsProcessorList:
-        """What `generate` does to logits beside its config, in the order of the slots' sampler."""
+        """Logits processors of `generate` beside its config's own, in the order of the slots' sampler."""
         found = LogitsProcessorList()
         if settings.adjustments:
             found.append(AdjustmentsProcessor(settings.adjustments, start))

@@ -146,5 +146,5 @@ def adjustments_of(p: GenerationParameters, least: int, most: int) -> Adjustment
 
 
 def last_of(tokens: list[int], p: TextGenerationParameters) -> list[int]:
-    """The prompt's tokens, or so many of its last as are asked for."""
+    """The prompt's tokens, or as many of its last as are asked for."""
     return tokens if p.truncate_prompt_tokens is None else tokens[-p.truncate_prompt_tokens :]

@@ -35,7 +35,7 @@ def require_libraries() -> None:
 
 
 def samples_of(text: str, where: str) -> Any:
-    """Samples [n] float32 of a sound file in base64; raises InvalidInput for what is none, empty, too long or loud."""
+    """Samples [n] float32 of a sound file in base64; raises InvalidInput for any other, an empty or a long one."""
     try:
         content = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
@@ -49,7 +49,7 @@ def samples_of(text: str, where: str) -> Any:
 
 
 def _known(content: bytes) -> bool:
-    """Whether a file begins as WAV, FLAC, OGG or MP3 do; libsndfile would parse two dozen formats more."""
+    """Return True if a file begins as WAV, FLAC, OGG or MP3 do; libsndfile would parse two dozen formats more."""
     if content[:4] == b"RIFF":
         return content[8:12] == b"WAVE"
     # Frames of MP3 begin with eleven bits that are set, a version and a layer, neither of which is the reserved one.

@@ -80,7 +80,7 @@ class TextRanking(SequenceHead):
         return encoded
 
     def _shortened(self, text: str, most: int | None) -> tuple[str, bool]:
-        """A text cut to so many tokens, and whether it was; raises InvalidParameter without a fast tokenizer."""
+        """A text cut to `most` tokens, and whether it was; raises InvalidParameter without a fast tokenizer."""
         if most is None:
             return text, False
         if not self.tokenizer.is_fast:

@@ -1,8 +1,8 @@
-"""Versions of what computes the answers."""
+"""Versions of the packages that compute the answers."""
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes the answers."""
+    """Versions of the packages that compute the answers."""
     import platform
     from importlib import metadata
 

@@ -44,7 +44,7 @@ def find_cause(
 
 
 class _Search:
-    """Suspects and what they leave of the margins of some answers, in nats."""
+    """Suspects, and the margins that remain of some answers under each, in nats."""
 
     def __init__(self, reference: "ReferenceModel", worst: Sequence["Scored"], bound: float) -> None:
         self._reference = reference

@@ -90,7 +90,7 @@ class TokenProbe:
 
 
 def make_probes(task: str, tokens: int, context_length: int) -> list[TokenProbe]:
-    """Make probes whose answers have about so many tokens in all; the same ones every time.
+    """Make probes whose answers have about `tokens` tokens in all; the same ones every time.
 
     A quarter has a long prompt, of half the `context_length` (in tokens) at most; these begin with the same notes,
     which servers and the reference compute once.

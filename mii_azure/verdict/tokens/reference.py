@@ -88,7 +88,7 @@ class ReferenceModel:
 
     @property
     def greedy_by_default(self) -> bool:
-        """Whether a request without parameters takes the likeliest token, as the scoring script reads the config."""
+        """True if a request without parameters takes the likeliest token, as the scoring script reads the config."""
         config = self.model.generation_config
         return (config.repetition_penalty or 1.0) == 1.0 and (config.num_beams or 1) == 1
 

@@ -1,4 +1,4 @@
-"""Registers two attention functions with transformers, which pass each layer's call on to whoever runs the model.
+"""Registers two attention functions with transformers, which pass each layer's call on to the back end that runs it.
 
 Under `SERVED` transformers builds no mask, since no mask function has that name; under `PROBED` it asks for one.
 """

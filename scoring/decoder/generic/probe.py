@@ -28,7 +28,7 @@ _IGNORED = frozenset(
 
 
 class Unlike(Exception):
-    """Reason why a model's attention is none that the cache serves."""
+    """Reason why the cache cannot serve a model's attention."""
 
 
 @dataclass

@@ -3,9 +3,11 @@
 An encoder, a decoder and a pipeline are kept on a T4 and an A100 too: what a device changes, it changes by the kind of
 model. Of those, a file that is the same on all three is kept once, under `any/`. More trees are what `--server http`
 and other kinds change of a bundle. `make golden` writes the trees anew, and refuses while they have changes that are
-not committed. The lock is not kept: it is a copy, compared with its source.
+not committed. Not kept are the lock, a copy that is compared with its source, and for most tasks the schema in older
+dialects, which is compared with a conversion of the task's: `test_openapi.py` holds that.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -14,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from mii_azure.bundle import render as rendering
+from mii_azure.bundle.openapi import documents
 from mii_azure.bundle.render import TEMPLATES
-from scoring.schema.registry import TASKS
+from scoring.schema.registry import TASKS, schema
 from tests.mii_azure.bundles import SKUS, rendered
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
@@ -35,6 +38,8 @@ VARIANTS = {
 }
 #: Tasks whose trees are kept on every device.
 ON_EVERY_DEVICE = ("question-answering", "text-generation", "text-to-image")
+#: The schema in the dialects that are made from 3.1's.
+OLDER = ("code/swagger2.json", "code/swagger3.json")
 #: Files of the task's own tree that a variant does without.
 ABSENT = {"text-generation-kaito": {"endpoint.yml", "deployment.yml", "environment.yml", "model.yml"}}
 LOCKS = {"cpu": "cpu.lock", "t4": "cuda13.lock", "a100": "cuda13.lock"}
@@ -69,6 +74,14 @@ def write(task: str, trees: dict[str, dict[str, str]]) -> None:
             target.write_bytes(text.encode())
 
 
+def check_older_dialects(task: str, files: dict[str, str]) -> None:
+    """Compare schemas in older dialects, and take them out of `files`."""
+    about = json.loads(files["code/swagger3.1.json"])["info"]
+    model = about["description"].rpartition(" Model: ")[2].removesuffix(".")
+    made = documents(schema(task), title=about["title"], model=model)
+    assert {path: json.loads(files.pop(path)) for path in OLDER} == {path: made[Path(path).name] for path in OLDER}
+
+
 def devices(task: str) -> tuple[str, ...]:
     return tuple(SKUS) if task in ON_EVERY_DEVICE else ("cpu",)
 
@@ -96,6 +109,8 @@ def test_rendered_files_are_the_golden_ones(task, monkeypatch):
         locks += ["openvino.lock"] if device == "cpu" and "run by OpenVINO" in files["plan.md"] else []
         locks += ["speech.lock"] if TASKS[of].hears else []
         assert files.pop(LOCK) == "".join((TEMPLATES / "locks" / lock).read_text() for lock in locks)
+        if of not in ON_EVERY_DEVICE:
+            check_older_dialects(of, files)
     if UPDATE:
         write(task, trees)
     for device, files in trees.items():

