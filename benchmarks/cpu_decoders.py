@@ -2,8 +2,9 @@
 
 `python -m benchmarks.cpu_decoders [OUTPUT FOLDER [MODEL ...]]` prints a table and writes cpu_decoders.json. The models
 are smollm2 (real weights) and llama-1b (its shape, random weights); llama.cpp is beside them where llama-cpp-python is
-installed. Milliseconds a token of one sequence after a prompt of 16 tokens; the floor is the bytes of the weights of a
-step over the best bandwidth seen, which is measured several times: a virtual machine's varies. Who is compared closely takes turns. It wants an idle machine.
+installed. Milliseconds a token of one sequence after a prompt of 16 tokens. The floor is the bytes of the weights of a
+step over the best bandwidth seen, which is measured several times, since a virtual machine's varies. Who is compared
+closely takes turns. It wants an idle machine.
 """
 
 import asyncio
