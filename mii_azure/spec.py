@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from local_runner.flags.serving import MOST_SERVED_NAMES, check_served_name, split_names
+from local_runner.flags.serving import MOST_ADAPTERS, MOST_SERVED_NAMES, check_served_name, split_names
 from mii_azure.errors import InvalidName, SpecError
 from mii_azure.platform.limits import (
     EXPECTED_NEW_TOKENS,
@@ -28,6 +28,7 @@ from mii_azure.platform.limits import (
 from mii_azure.platform.options import AzureOptions, OnCommandLine
 from mii_azure.platform.servers import Server
 from scoring.config import CacheDtype, Speculation
+from scoring.lora.served import ADAPTER_NAME
 
 # Azure's rule for endpoint and deployment names (managed online endpoints reference, azure-ai-ml's validators).
 # Names of two characters, which MII's users have, get a suffix in Azure: see `azure_name`.
@@ -36,8 +37,6 @@ NAME_LENGTH = (3, 32)
 SHORTEST_NAME = 2
 ADAPTED_TASKS = ("text-generation", "conversational", "summarization", "translation")
 #: A folder of the bundle, and what a request may call a model.
-ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-MOST_ADAPTERS = 256
 CACHED_TASKS = ("text-generation", "conversational")
 
 
