@@ -30,17 +30,23 @@ MODES = ("/score whole", "/score streamed", "/v1 chat whole", "/v1 chat streamed
 
 
 class InstantDecoder:
-    """Stands for a GPU's decoder: every step gives random tokens of a vocabulary after a fixed time."""
+    """Stands for a GPU's decoder: every step gives random tokens of a vocabulary after a fixed time.
 
-    def __init__(self, slots: int, vocabulary: Sequence[int], step_s: float) -> None:
-        from scoring.decoder.block_pool import blocks_of
+    With a context beyond the usual one, prompts take the time that they would take a GPU.
+    """
+
+    def __init__(self, slots: int, vocabulary: Sequence[int], step_s: float, context: int = CONTEXT) -> None:
+        from scoring.decoder.block_pool import BLOCK, blocks_of
         from scoring.decoder.block_tables import BlockTables
         from scoring.decoder.prompt_cost import PromptCost
 
-        self.prompt_cost = PromptCost(0.04)
+        self.prompt_cost = PromptCost(0.013, 7e-7) if context > CONTEXT else PromptCost(0.04)
+        self._priced = context > CONTEXT
         self.model = SimpleNamespace(device=SimpleNamespace(type="cuda"), layers=[])
-        self.slots, self.max_length, self.full_length, self.capacity = slots, CONTEXT, CONTEXT, slots * CONTEXT
-        self.tables = BlockTables(slots, blocks_of(CONTEXT), slots * blocks_of(CONTEXT), in_place=False)
+        self.slots, self.max_length, self.full_length = slots, context, context
+        blocks = blocks_of(max(2 * context, slots * CONTEXT))
+        self.capacity = blocks * BLOCK
+        self.tables = BlockTables(slots, blocks_of(context), blocks, in_place=False)
         self.lengths = [0] * slots
         self._pool = random.Random(0).choices(list(vocabulary), k=1 << 16)
         self._at = 0
@@ -67,11 +73,12 @@ class InstantDecoder:
         self.tables.evict(most)
 
     def prefill_many(self, parts: Sequence[tuple[int, Sequence[int]]]) -> None:
+        ms = sum(self.prompt_cost.ms(self.lengths[slot], len(ids)) for slot, ids in parts) if self._priced else 0.0
         for slot, ids in parts:
             self.lengths[slot] += len(ids)
             self.tables.reserve(slot, self.lengths[slot])
             self.tables.written(slot, ids)
-        self._enqueue()
+        self._enqueue(ms / 1e3)
 
     def sample(self, slots: Sequence[int], masks: Any = None, added: Any = ()) -> Any:
         return self._pending(len(slots))
@@ -84,8 +91,8 @@ class InstantDecoder:
         self._enqueue()
         return self._pending(len(slots))
 
-    def _enqueue(self) -> None:
-        self._free_at = max(self._free_at, time.perf_counter()) + self._step_s
+    def _enqueue(self, more_s: float = 0.0) -> None:
+        self._free_at = max(self._free_at, time.perf_counter()) + (more_s or self._step_s)
 
     def _pending(self, count: int) -> Any:
         at, self._at = self._at, (self._at + count) % (len(self._pool) - self.slots)
@@ -120,6 +127,35 @@ def write_bundle(folder: Path) -> Path:
     )
 
 
+def stand_in(clients: int, step_s: float, context: int = CONTEXT) -> None:
+    """Have this process's `scoring` serve an `InstantDecoder` in place of a model's decoder."""
+    from scoring import config
+    from scoring.model.loaded import Runtime
+    from scoring.passes.base import Applied
+    from scoring.passes.static_decode import StaticDecode
+
+    read = config.Deployment.read
+    limits: dict[str, Any] = {
+        "max_batch_size": clients,
+        "queue_size": 4 * clients,
+        "max_batch_tokens": clients * CONTEXT,
+    }
+    if context > CONTEXT:
+        limits |= {"max_batch_tokens": 2 * context, "context_length": context}
+
+    def apply(self: Any, model: Any) -> Applied:
+        decoder: Any = InstantDecoder(clients, range(1000, model.config.vocab_size), step_s, context)
+        return Applied(1, "none", lambda: None, Runtime(decoder=decoder))
+
+    def read_wide(path: Path) -> Any:
+        found = read(path)
+        return replace(found, limits=replace(found.limits, **limits))
+
+    config.Deployment.read = read_wide  # type: ignore[method-assign]
+    StaticDecode.apply = apply  # type: ignore[method-assign]
+    StaticDecode.verify = lambda self, model, reference: 0.0  # type: ignore[method-assign]
+
+
 def serve(bundle: Path, ready: Path, clients: int, step_s: float, front_ends: int) -> int:
     """Serve the bundle with an `InstantDecoder`; this process's `scoring` is the bundle's. Front ends run this too."""
     from local_runner.bundle import manifest
@@ -127,25 +163,8 @@ def serve(bundle: Path, ready: Path, clients: int, step_s: float, front_ends: in
     manifest.enter(bundle)
     from local_runner.server import ServerSettings
     from local_runner.server import serve as run
-    from scoring import config
-    from scoring.model.loaded import Runtime
-    from scoring.passes.base import Applied
-    from scoring.passes.static_decode import StaticDecode
 
-    read = config.Deployment.read
-    limits = {"max_batch_size": clients, "queue_size": 4 * clients, "max_batch_tokens": clients * CONTEXT}
-
-    def apply(self: Any, model: Any) -> Applied:
-        decoder: Any = InstantDecoder(clients, range(1000, model.config.vocab_size), step_s)
-        return Applied(1, "none", lambda: None, Runtime(decoder=decoder))
-
-    def read_wide(path: Path) -> Any:
-        found = read(path)
-        return replace(found, limits=replace(found.limits, **limits))
-
-    config.Deployment.read = read_wide  # type: ignore[method-assign,assignment]
-    StaticDecode.apply = apply  # type: ignore[method-assign]
-    StaticDecode.verify = lambda self, model, reference: 0.0  # type: ignore[method-assign]
+    stand_in(clients, step_s)
     command = (sys.executable, "-m", "benchmarks.host_side", *sys.argv[1:])
     files = {"grpc_port": 0, "http_port": 0, "ready_file": ready}
     return run(ServerSettings(bundle, **files, front_ends=front_ends, command=command))  # type: ignore[arg-type]
@@ -287,7 +306,8 @@ def main() -> None:
     parser.add_argument("--serve", nargs=2, type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        os._exit(serve(*options.serve, options.clients, options.step_ms / 1e3, *options.front_ends))
+        bundle, ready = options.serve
+        os._exit(serve(bundle, ready, options.clients, options.step_ms / 1e3, options.front_ends[0]))
     from benchmarks.common import table
 
     rows = []

@@ -13,6 +13,7 @@ from typing import Any
 
 SHORTEST, LONGEST, NEW = 16, 256, 128  # tokens of prompts and of each answer
 ANSWER_S = 200.0
+_EVENT = b"data: {"
 
 
 def bodies(count: int, way: str, seed: int) -> list[bytes]:
@@ -41,13 +42,18 @@ def body(text: str, new: int, way: str) -> bytes:
 
 
 async def ask(port: int, request: bytes) -> tuple[bool, list[float]]:
-    """Whether a request was answered, and when each event of its answer came, or its end."""
+    """Whether a request was answered, and when each event of its answer came, and its end.
+
+    The head of an answer is no event: it comes when a stream is accepted, before its first token.
+    """
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(request)
-    stamps, status, last = [], b"", b""
+    stamps: list[float] = []
+    status, last = b"", b""
     while data := await reader.read(1 << 16):
         status = status or data[:15]
-        stamps += [time.perf_counter()] * (data.count(b"data: {") or not stamps)
+        begun = last[1 - len(_EVENT) :]  # of an event whose beginning came before
+        stamps += [time.perf_counter()] * (begun + data).count(_EVENT)
         last = (last + data)[-400:]
     writer.close()
     return status.startswith(b"HTTP/1.1 200") and b'"error"' not in last, [*stamps, time.perf_counter()]

@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from local_runner.bundle import manifest
 from local_runner.flags import serving
@@ -14,6 +14,10 @@ from local_runner.process import leash, ready_file
 from local_runner.replicas.local import options as local_options
 from local_runner.replicas.ray import options as ray_options
 from local_runner.telemetry import logs, terminal
+from local_runner.telemetry.elapsed import elapsed
+
+if TYPE_CHECKING:
+    from local_runner.server import ServerSettings
 
 _EXIT_CODES = """exit codes:
   0  stopped by a signal, every request answered
@@ -35,12 +39,17 @@ def main(argv: list[str] | None = None) -> NoReturn:
     options.several = local_options.read(parser, options)
     if options.front_ends and (options.ray or options.several):
         parser.error("--front-ends is for one model: each replica has a process already")
+    if options.ray and options.adapter_root:
+        parser.error("--adapter-root is for one machine: replicas in a Ray cluster serve the bundle's adapters")
     options.command = (sys.executable, "-m", "local_runner", *(sys.argv[1:] if argv is None else argv))
     logs.set_up(options.log_format, options.verbose)
     if options.otlp_endpoint:  # set in the environment, so that replicas inherit it
         os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = options.otlp_endpoint
     if options.served_name:  # front ends inherit it too
         os.environ[serving.SERVED_NAME.twin] = options.served_name
+    if options.adapter_root or options.allow_adapters:  # and replicas
+        told = {flag.twin: getattr(options, flag.variable) for flag in serving.ADAPTERS}
+        os.environ |= {twin: str(value) for twin, value in told.items() if value}
     code = _serve(options)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -49,35 +58,12 @@ def main(argv: list[str] | None = None) -> NoReturn:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    bundle = options.bundle.resolve()
     try:
-        manifest.enter(bundle)
-        if options.several:  # gRPC does not survive the forks that start replicas, and need not log that
-            os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-        # Imported only now: these import `scoring`, and the bundle's own has to be the one found.
-        from local_runner.access import security
-        from local_runner.front_ends.number import number_of
-        from local_runner.server import ServerSettings, serve
+        with elapsed(lambda: "starting", shown=options.log_format != "json"):
+            settings = _settings(options)
+        from local_runner.server import serve
 
-        several = options.ray or options.several
-        front_ends = 0 if several else number_of(options.front_ends, bundle / "code")
-        files = security.SecurityFiles(options.tls_cert, options.tls_key, options.tls_client_ca, options.api_key_file)
-        return serve(
-            ServerSettings(
-                bundle,
-                options.host,
-                options.grpc_port,
-                options.http_port,
-                options.drain_seconds,
-                options.ready_file,
-                security.load(files),
-                several,
-                options.settings_file,
-                front_ends,
-                options.command,
-                not options.no_page,
-            )
-        )
+        return serve(settings)
     except KeyboardInterrupt:  # before the event loop handled signals
         return 0
     except Exception as error:
@@ -90,6 +76,37 @@ def _serve(options: argparse.Namespace) -> int:
         terminal.say(f"error [{error.code}]: {error}")
         ready_file.write(options.ready_file, "failed", **error.to_dict(), exit_code=error.exit_code)
         return error.exit_code
+
+
+def _settings(options: argparse.Namespace) -> "ServerSettings":
+    """Settings of the server, the bundle's files checked and its `scoring` the one that is imported."""
+    bundle = options.bundle.resolve()
+    manifest.enter(bundle)
+    if options.several:  # gRPC does not survive the forks that start replicas, and need not log that
+        os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    # Imported only now: these import `scoring`, and the bundle's own has to be the one found.
+    from local_runner.access import security
+    from local_runner.front_ends.number import number_of
+    from local_runner.server import ServerSettings
+
+    several = options.ray or options.several
+    front_ends = 0 if several else number_of(options.front_ends, bundle / "code")
+    files = security.SecurityFiles(options.tls_cert, options.tls_key, options.tls_client_ca, options.api_key_file)
+    return ServerSettings(
+        bundle,
+        options.host,
+        options.grpc_port,
+        options.http_port,
+        options.drain_seconds,
+        options.ready_file,
+        security.load(files),
+        several,
+        options.settings_file,
+        front_ends,
+        options.command,
+        not options.no_page,
+        options.log_format != "json",
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

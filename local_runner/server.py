@@ -14,13 +14,15 @@ from pathlib import Path
 
 import uvloop
 
-from local_runner.access.security import Security
+from local_runner.access.security import Security, load
 from local_runner.bundle import environment
 from local_runner.doors import Doors
+from local_runner.errors import RunnerFailed
 from local_runner.front_ends.control import Place
 from local_runner.front_ends.front_end import FrontEnd, FrontEndHost, FrontEndScript
 from local_runner.front_ends.pool import EngineHost, FrontEndPool
 from local_runner.host import reload
+from local_runner.host.adapter_policy import AdapterPolicy
 from local_runner.host.host import Host, HostState, ScriptHost
 from local_runner.process import ready_file
 from local_runner.process.hangup import Terminal
@@ -31,6 +33,7 @@ from local_runner.replicas.ray import cluster
 from local_runner.replicas.ray.options import RayOptions
 from local_runner.replicas.ray.pool import RayPool
 from local_runner.telemetry import terminal
+from local_runner.telemetry.elapsed import elapsed
 from scoring.errors import MiiAzureError
 
 EXIT_ABANDONED = 1
@@ -52,6 +55,7 @@ class ServerSettings:
     front_ends: int = 0  # processes that answer requests beside this one, which then has the engine alone
     command: Sequence[str] = ()  # starts a front end: the command of this process, which finds its place
     page: bool = True  # for browsers, at /
+    elapsed: bool = True  # told on a terminal while the model is loaded
 
 
 def serve(settings: ServerSettings) -> int:
@@ -88,7 +92,8 @@ class _Runner:
         opening.result()
         await self._announce()
         loading = asyncio.create_task(self._load())
-        await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        with elapsed(self._phase, shown=settings.elapsed):
+            await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
         try:
             if loading.done():
                 loading.result()
@@ -107,6 +112,10 @@ class _Runner:
         settings = self._settings
         http_port, grpc_port = await self._doors.open(settings.host, settings.http_port, settings.grpc_port)
         self._ports = (grpc_port, http_port)
+
+    def _phase(self) -> str:
+        """Phase of the start: importing, loading, optimising, warming; of replicas that they start."""
+        return str(self._host.statistics().get("phase", "starting"))
 
     async def _load(self) -> None:
         await self._host.load()
@@ -141,6 +150,8 @@ class _Runner:
         try:
             tuned = reload.read_settings(self._settings.settings_file)
             self._host.check(tuned)
+            load(security.files)  # what is wrong in them is told before an adapter changes
+            await self._host.follow_adapters(tuned.adapters)
             security.reload()
         except MiiAzureError as error:
             terminal.say(f"not reloaded: {error}")
@@ -176,6 +187,10 @@ class _Runner:
 def _parts(settings: ServerSettings) -> tuple[Host, Doors | FrontEndPool]:
     """The host of this process, and where its requests come from."""
     bundle, replicas = settings.bundle, settings.replicas
+    if AdapterPolicy.read(os.environ).calls and not settings.security.files.api_keys:
+        raise RunnerFailed(
+            "--allow-adapters would let anybody load adapters.", "Give --api-key-file: who has a key may."
+        )
     if replicas is not None:
         pool = RayPool(bundle, replicas) if isinstance(replicas, RayOptions) else LocalPool(bundle, replicas)
         host: Host = Frontend(bundle, pool)

@@ -12,8 +12,9 @@ TORCH=$(sed -n 's/^torch==//p' templates/locks/scoring.in)
 python3 -m pip download -q --no-deps --extra-index-url "$TORCH_CPU_INDEX" -d "$WHEELS" "torch==$TORCH"
 HASH=$(sha256sum "$WHEELS"/torch-*.whl | cut -d' ' -f1)
 
-compile() { uv pip compile -q --python-platform x86_64-manylinux_2_28 --no-header --no-emit-find-links --no-annotate "$@"; }
-compile --python-version 3.11 --extra dev --find-links "$WHEELS" pyproject.toml templates/locks/scoring.in -o constraints.txt
+compile() { uv pip compile -q --python-platform "x86_64-manylinux_${GLIBC:-2_28}" --no-header --no-emit-find-links --no-annotate "$@"; }
+# The tests' Terraform asks for a newer glibc than the images' packages.
+GLIBC=2_35 compile --python-version 3.11 --extra dev --extra bench --find-links "$WHEELS" pyproject.toml templates/locks/scoring.in -o constraints.txt
 sed -i "s/^torch==.*/torch==$TORCH/" constraints.txt
 
 # The Python of each base image (templates/images.json).

@@ -44,6 +44,7 @@ _STABLE_DIFFUSION = 1_066_235_307  # parameters of version 1.4: UNet, VAE and te
 OTHER_RESULTS = {
     "adapters": "what adapters beside a model add",
     "cache_forms": "what forms of the cache and of sums cost",
+    "cache_forms-bfloat16": "what forms of the cache and of sums cost",
     "cpu_decoders": "decoders on a CPU, whose basis is assumed",
     "cpu-vnni": "the rows of cpu.json, with fewer instructions",
     "encoders-kernels": "kernels",

@@ -22,7 +22,7 @@ from mii_azure.planning.rationale import Decision
 from mii_azure.platform import servers
 from mii_azure.spec import Spec
 from scoring.config import Limits
-from scoring.passes.families import FUSED_ENCODER
+from scoring.passes.families import CPU_STACK
 from scoring.schema.registry import task_schema
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "templates"
@@ -203,7 +203,7 @@ def _lock(spec: Spec, plan: Plan, device_line: str) -> str:
     """Lock of everything that the image installs: a device line's, and what of this bundle's own comes with it."""
     names = [device_line]
     names += [servers.HTTP_LOCK] if spec.server == "http" else []
-    names += [OPENVINO_LOCK] if plan.takes("cpu") and plan.profile.family in FUSED_ENCODER.served else []
+    names += [OPENVINO_LOCK] if plan.takes("cpu") and plan.profile.family in CPU_STACK else []
     names += [servers.SPEECH_LOCK] if task_schema(spec.task).hears else []
     return "".join((TEMPLATES / "locks" / name).read_text(encoding="utf-8") for name in names)
 

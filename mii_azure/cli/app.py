@@ -22,7 +22,18 @@ from mii_azure.cli import (
     query_verbs,
     serving,
 )
-from mii_azure.cli.shared import AsJson, Bundle, Report, ResourceGroup, Subscription, Workspace, a_folder, err, out
+from mii_azure.cli.shared import (
+    AsJson,
+    Bundle,
+    Report,
+    ResourceGroup,
+    Subscription,
+    Workspace,
+    a_folder,
+    err,
+    opening,
+    out,
+)
 from mii_azure.cli.shared import flag as _flag
 from mii_azure.cli.shared import print_json as _print_json
 from mii_azure.errors import FileUnusable, MiiAzureError
@@ -48,11 +59,12 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _main(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    return
+    opening.begin(context.invoked_subcommand or "")
 
 
 Targets = Annotated[
@@ -232,6 +244,7 @@ def _fail_on_errors(findings: Iterable[Any]) -> None:
 @derived.takes(derived.of_flags(serving.RUNNER))
 def serve(bundle: Bundle, **given: Any) -> None:
     """Serve a bundle over gRPC and HTTP until SIGTERM or Ctrl-C, on this machine or on a Ray cluster."""
+    opening.end()
     command = [sys.executable, "-m", "local_runner", str(bundle), *serving.runner_options(given)]
     # The runner replaces this process: only the bundle's own scoring package may ever be imported there.
     # What lies in the current folder is not imported, by this process or by its children.
@@ -347,6 +360,8 @@ def main() -> None:
         told = f" [internal]: {type(error).__name__}: {error}. This is a defect; MII_AZURE_DEBUG=1 shows where."
         err.print(Text.assemble(("error", "red"), told), soft_wrap=True)
         sys.exit(70)  # EX_SOFTWARE of sysexits.h
+    finally:
+        opening.end()
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from mii_azure.cli.shared import (
     a_folder,
     err,
     flag,
+    opening,
     out,
     print_json,
     print_text,
@@ -223,6 +224,7 @@ def delete(
     from mii_azure.operations.operate import delete as remove
 
     what = f"slot {slot} of {endpoint}" if slot else f"the endpoint {endpoint} and all of its slots"
+    opening.end()
     if not yes and not typer.confirm(f"Delete {what}?", err=True):
         raise typer.Exit(1)
     with _azure(subscription, resource_group, workspace) as client:

@@ -38,7 +38,10 @@ def try_model(
         with client(deployment.name) as asked:
             sample = task_schema(kind).sample
             out.print(f"asked {sample['inputs']!r}:", soft_wrap=True)
-            show_answer(out, asked.query(sample), Path())
+            tell("waiting for the answer")
+            answer = asked.query(sample)
+            tell.end()
+            show_answer(out, answer, Path())
         if sys.stdin.isatty():
             _stay(deployment.name, kind)
 

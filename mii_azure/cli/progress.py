@@ -1,5 +1,6 @@
 """Progress with elapsed times on standard error: one changing line on a terminal, a line an activity elsewhere."""
 
+import copy
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.status import Status
 from rich.text import Text
+
+from mii_azure.cli.shared import opening
 
 T = TypeVar("T")
 _NOTABLE_S = 2.0  # less needs no telling
@@ -22,6 +25,7 @@ class Activity:
 
     def __call__(self, text: str) -> None:
         self._text = text
+        opening.end()
         if self._line is not None:
             self._line.start()
         else:
@@ -33,6 +37,7 @@ class Activity:
 
     def end(self) -> None:
         """Remove the line from the terminal, so that other things can be printed."""
+        opening.end()
         if self._line is not None:
             self._line.stop()
 
@@ -58,7 +63,9 @@ def status(console: Console, enabled: bool) -> Iterator[Activity]:
     elif not console.is_terminal:
         yield Activity(console, None)
     else:
-        line = console.status("")
+        there = copy.copy(console)
+        there.file = console.file  # libraries are silenced by other streams in the place of standard error
+        line = there.status("")
         shown = Activity(console, line)
         line.update(shown)
         try:

@@ -86,8 +86,10 @@ def chat(
                 conversation.restart()
                 continue
             try:
-                for piece in conversation.answer(line):
-                    print_text(piece)
+                with progress.status(err, enabled=sys.stdin.isatty()) as answering:
+                    answering("waiting for the answer")
+                    for piece in answering.over(conversation.answer(line)):
+                        print_text(piece)
                 print_text("\n")
             except MiiAzureError as error:
                 if not sys.stdin.isatty():

@@ -12,9 +12,31 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
 from local_runner.flags.flag import Flag
+from local_runner.telemetry.elapsed import ElapsedLine
 from local_runner.telemetry.terminal import escaped, escaped_json
 from mii_azure.errors import NotABundle
 from mii_azure.platform.paths import exists
+
+
+class Opening:
+    """Line that tells of a command that has printed nothing yet: its name, and for how long it runs."""
+
+    def __init__(self) -> None:
+        self._line: ElapsedLine | None = None
+
+    def begin(self, command: str) -> None:
+        """Tell of a command from now on."""
+        self.end()
+        self._line = ElapsedLine(lambda: command, sys.stderr)
+
+    def end(self) -> None:
+        """Tell of it no more: something else is about to be shown, or asked for."""
+        line, self._line = self._line, None
+        if line is not None:
+            line.end()
+
+
+opening = Opening()
 
 
 class Plain(Console):
@@ -25,6 +47,11 @@ class Plain(Console):
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, markup=False, highlight=False, emoji=False)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print, after what was told of the silence before."""
+        opening.end()
+        super().print(*objects, **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
         """Render with rich, escaping the text."""
@@ -87,10 +114,12 @@ def read_request(request: str) -> Any:
 def print_json(value: Any) -> None:
     """Print a value, or a pydantic model, on standard output."""
     plain = value.model_dump(mode="json") if hasattr(value, "model_dump") else value
+    opening.end()
     sys.stdout.write(escaped_json(json.dumps(plain, ensure_ascii=False, indent=2)) + "\n")
 
 
 def print_text(text: str) -> None:
     """Print raw text on standard output: a piece of an answer, or lines of a log."""
+    opening.end()
     sys.stdout.write(escaped(text))
     sys.stdout.flush()

@@ -13,7 +13,7 @@ PARTS = 64  # slots whose prompts a chunk may hold
 #: Keys of a prompt's prefix that cuDNN takes at once, by the least queries of a part for which that is worth its
 #: launches; so there is one plan of cuDNN's for each and each number of queries. What keys are left, our kernel takes.
 SPANS = {32_768: 256, 8192: 4096}
-_MOST_SPANS = 8
+MOST_SPANS = 8
 Span = tuple[int, int]  # first key, keys
 _CHUNK_SHARE = 0.02  # of a GPU's memory, that a chunk's rows may take
 
@@ -67,7 +67,7 @@ def spans_of(model: CachedModel, length: int, count: int, position: int) -> list
         return found
     first = 0
     for keys, least in SPANS.items():
-        while count >= least and first + keys <= position and len(found) < _MOST_SPANS:
+        while count >= least and first + keys <= position and len(found) < MOST_SPANS:
             found.append((first, keys))
             first += keys
     return found

@@ -19,7 +19,7 @@ from scoring.decoder.low_rank import SlotAdapters
 from scoring.decoder.model import CachedModel
 from scoring.decoder.prefill import Part, Prefiller, admit, extend, pieces, record, runs_of
 from scoring.decoder.prompt_cost import PromptCost, fitted
-from scoring.decoder.transfers import PendingTokens, PinnedUpload, Wait
+from scoring.decoder.transfers import PendingTokens, PinnedUpload, SideUpload, Wait
 
 _ENTRIES = 1024  # blocks that are entered in the tables at once
 _TIMED, _FAR = 1024, 16_384  # tokens of the chunks that are timed, and the position of the second
@@ -37,12 +37,16 @@ class Launches(Protocol):
 
 @dataclass
 class Graphs:
-    """Graphs by size: rows of a step, with long rows in `far`, tokens of a chunk, rows of a step with drafts."""
+    """Graphs by size: rows of a step, with long rows in `far`, tokens of a chunk, rows of a step with drafts.
+
+    `spanned`: by tokens and spans of a chunk that is one part.
+    """
 
     near: dict[int, Launches] = field(default_factory=dict)
     far: dict[int, Launches] = field(default_factory=dict)
     prompts: dict[int, Launches] = field(default_factory=dict)
     drafts: dict[int, Launches] = field(default_factory=dict)
+    spanned: dict[tuple[int, int], Launches] = field(default_factory=dict)
 
 
 class CudaBackend:
@@ -85,9 +89,13 @@ class CudaBackend:
         }
         if self.drafter is not None:
             self._sent["drafts"] = PinnedUpload(self._wait, self.drafter.layout.size)
+        self._open: list[int] = []  # slots that the rows of `sample` stand for, apart from a step's
+        self._sampled = torch.zeros(state.slots, dtype=torch.int32, device=model.device)
+        self._beside = SideUpload()
         self._spare: list[Tensor] = []
         self._chunks: deque[Any] = deque()  # events after the last chunks
         self.prompt_cost = PromptCost(_GUESS)  # until `warm_up` measures it
+        self.warm = False  # all is captured
         self._reserve_adapters(model)
 
     def _launchers(self, model: Any, state: KVCache, pdl: bool) -> tuple[Launcher, Prefiller]:
@@ -144,7 +152,7 @@ class CudaBackend:
         return logits
 
     def _chunk(self, parts: Sequence[Part]) -> None:
-        """Enqueue a chunk: in a graph, or launch by launch if there are spans, which no graph can hold."""
+        """Enqueue a chunk: in a graph, or launch by launch if there are spans, of which graphs hold the usual ones."""
         if len(self._chunks) == _AHEAD:
             self._wait(self._chunks.popleft())
         self._enqueue(parts)
@@ -159,7 +167,11 @@ class CudaBackend:
         spans = [told.attending.spans(len(ids), position) for _, position, ids in parts]
         if any(spans):
             self._tell(parts, spans)
-            told.piece(size, runs_of(parts))
+            whole = graphs.spanned.get((rows, len(spans[0]))) if len(parts) == 1 else None
+            if whole is None:
+                told.piece(size, runs_of(parts))
+            else:
+                whole.replay()
             return
         graph = graphs.prompts.get(size) or self._capture_prompt(size)
         self._tell(parts)
@@ -216,10 +228,12 @@ class CudaBackend:
 
     def sample(self, slots: Sequence[int], logits: Tensor, masks: Tensor | None = None) -> PendingTokens:
         """Pick a token for each slot from logits [slots, vocabulary], within masks [slots, words] if given."""
-        self._place(list(slots))
+        if slots != self._open:
+            self._open = list(slots)
+            self._sent["slots"].send(self._sampled[: len(slots)], partial(_fill, self._open))
         if masks is not None:
-            masks = masks.to(logits.device, non_blocking=True)
-        self.launcher.sample(len(slots), logits.contiguous(), advance=False, masks=masks)
+            masks = self._beside.send(masks, logits.device)
+        self.launcher.sample(len(slots), logits.contiguous(), advance=False, masks=masks, slots=self._sampled)
         self._ran = self.launcher
         return self._read(len(slots))
 
@@ -237,7 +251,7 @@ class CudaBackend:
         for adapted in (False,) if self._adapters is None else (True, False):
             self._capture_all(self._of_kind(adapted), sizes)
         if sizes is None:
-            self.prompt_cost = self._measured()
+            self.prompt_cost, self.warm = self._measured(), True
 
     def _capture_all(self, graphs: Graphs, sizes: Sequence[int] | None) -> None:
         """Capture the graphs of one kind for `warm_up`."""
@@ -250,6 +264,8 @@ class CudaBackend:
         for size in reversed(CHUNKS) if sizes is None else ():
             if size <= self.prefiller.longest and size not in graphs.prompts:
                 self._capture_prompt(size)
+        for count, position in self.prefiller.attending.in_graphs() if sizes is None else ():
+            self._capture_spanned(count, position)
         for size in SIZES if sizes is None and self.drafter is not None else ():
             if size not in graphs.drafts:
                 self._capture_drafts(size)
@@ -302,6 +318,14 @@ class CudaBackend:
         self._tell([])
         self.graphs.prompts[size] = self._captured(lambda: self.prefiller.piece(size))
         return self.graphs.prompts[size]
+
+    def _capture_spanned(self, count: int, position: int) -> None:
+        """Capture a chunk that is one part with spans; where they lie is told with the chunk."""
+        part, spans = (self._scratch, position, [0] * count), self.prefiller.attending.spans(count, position)
+        if (count, len(spans)) not in self.graphs.spanned:
+            self._tell([part], [spans])
+            graph = self._captured(lambda: self.prefiller.piece(count, runs_of([part])))
+            self.graphs.spanned[count, len(spans)] = graph
 
     def _tell_drafts(self, placed: Sequence[Placed]) -> None:
         told = self.drafter

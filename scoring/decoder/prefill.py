@@ -83,7 +83,7 @@ def pieces(parts: Sequence[Part], rows: int, most: int) -> list[list[tuple[int, 
 def runs_of(parts: Sequence[Part]) -> list[Run]:
     """Rows of a chunk's parts."""
     firsts = itertools.accumulate((len(ids) for _, _, ids in parts), initial=0)
-    return [(row, len(ids), slot, at) for row, (slot, at, ids) in zip(firsts, parts, strict=False)]
+    return [(row, len(ids), at) for row, (_, at, ids) in zip(firsts, parts, strict=False)]
 
 
 class Prefiller(TokenRows):
@@ -99,6 +99,7 @@ class Prefiller(TokenRows):
         self.numbers = torch.zeros(self.layout.size, dtype=torch.int32, device=model.device)
         rows, self.ends, self.tiled = self.layout.cut(self.numbers)
         self.tokens, self.positions = rows[0], rows[2]
+        self.attending.slots = self.ends[1]
         self.buffers.slots = rows[1]
         self.order = torch.arange(longest, dtype=torch.int32, device=model.device)
         self.last = torch.zeros(parts, model.hidden, dtype=model.dtype, device=model.device)

@@ -14,14 +14,15 @@ import triton  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 
 from scoring.decoder.block_pool import BLOCK
-from scoring.decoder.chunk_size import SPANS, Span, gathered_keys, is_plain, most_spans, spans_of
+from scoring.decoder.chunk_size import MOST_SPANS, SPANS, Span, gathered_keys, is_plain, most_spans, spans_of
 from scoring.decoder.kv_cache import KVCache
 from scoring.decoder.model import CachedModel
 from scoring.kernels import decode_prefill
 
 _COPIED = 2048  # numbers of a block that a program copies
 
-Run = tuple[int, int, int, int]  # of a part: its first row in the chunk, tokens, slot, position
+Run = tuple[int, int, int]  # of a part: its first row in the chunk, tokens, position
+_IN_GRAPHS = (256, 512, 1024)  # tokens of pieces beside running sequences
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ def tiling_of(model: CachedModel, wide: int, narrow: bool = False) -> Tiling:
 class ChunkAttention:
     """Launches the attention of chunks of up to `rows` tokens of a model over its cache."""
 
+    slots: Tensor  # [parts] int32, those of the chunk's parts
+
     def __init__(self, model: CachedModel, state: KVCache, rows: int, wide: int) -> None:
         self.model, self.state, self.rows, self.wide = model, state, rows, wide
         self.tiling = tiling_of(model, wide, state.narrow)
@@ -72,14 +75,27 @@ class ChunkAttention:
         """Spans of keys before a part that cuDNN takes, in layers where it can."""
         return [] if self.state.narrow else spans_of(self.model, self.state.max_length, count, position)
 
+    def in_graphs(self) -> list[tuple[int, int]]:
+        """Tokens and position of pieces that are captured with their spans: one of each size and number of spans.
+
+        They are parts that have a chunk to themselves, as a long prompt's beside running sequences mostly has.
+        """
+        positions = range(max(SPANS), self.state.max_length, max(SPANS))
+        return [
+            (count, position)
+            for count in _IN_GRAPHS
+            for position in positions[:MOST_SPANS]
+            if count <= self.rows and position + count <= self.state.max_length and self.spans(count, position)
+        ]
+
     def attend(self, index: int, q: Tensor, out: Tensor, tiled: Tensor, tiles: int, slopes: Tensor, pdl: bool,
                launch: dict[str, Any], runs: Sequence[Run] = ()) -> None:  # fmt: skip
         """Enqueue out [T, H, D] of q [T, H, D] for the first tiles of `tiled`; `runs`: parts, if some have spans."""
         model, state, own, tiling = self.model, self.state, self.model.layers[index].attention, self.tiling
         parted = bool(runs) and is_plain(own)
-        for row, count, slot, position in runs if parted else ():
+        for part, (row, count, position) in enumerate(runs) if parted else ():
             for number, span in enumerate(self.spans(count, position)):
-                self._span(index, q, row, count, slot, number, span)
+                self._span(index, q, row, count, part, number, span)
         keys, values = (self._source(cache[index]) for cache in (state.keys, state.values))
         decode_prefill.attend_prompt[(tiles, model.heads)](
             q, keys, values, out, slopes, tiled, state.table, q if own.sinks is None else own.sinks, self._part,
@@ -107,13 +123,13 @@ class ChunkAttention:
 
         return TensorDescriptor.from_tensor(cache.view(-1, cache.shape[-1]), [self.tiling.keys, self.wide])
 
-    def _span(self, index: int, q: Tensor, row: int, count: int, slot: int, number: int, span: Span) -> None:
+    def _span(self, index: int, q: Tensor, row: int, count: int, part: int, number: int, span: Span) -> None:
         """Enqueue the attention of a part over a span of keys, into its place among the results."""
         model, state, (first, keys), size = self.model, self.state, span, BLOCK * self.model.head_dim
         k, v = self._gathered(keys)
         decode_prefill.gather[(keys // BLOCK, model.kv_heads, triton.cdiv(size, _COPIED))](
-            state.keys[index], state.values[index], state.table[slot], k, v, first // BLOCK, state.blocks + 1,
-            keys // BLOCK, SIZE=size, BE=_COPIED, num_warps=4,
+            state.keys[index], state.values[index], state.table, self.slots, k, v, part, state.width, first // BLOCK,
+            state.blocks + 1, keys // BLOCK, SIZE=size, BE=_COPIED, num_warps=4,
         )  # fmt: skip
         padded = min(self.rows, max(min(SPANS.values()), triton.next_power_of_2(count)))
         begin = min(row, self.rows - padded)

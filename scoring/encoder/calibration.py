@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoring.encoder.fused_model import FusedStack
 from scoring.encoder.ops import Hidden, LayerNorm, Matrix, Packing, TorchOps
+from scoring.encoder.stack import FusedStack
 
 SMALLEST = 1e-5  # of a peak or a scale, so that silent channels divide by something
 

@@ -17,6 +17,7 @@ from scoring.encoder.cpu_ops import BFLOAT16, INT8, CpuOps, bfloat16_pays
 from scoring.encoder.ops import TorchOps
 from scoring.encoder.real_text import Judge, calibration
 from scoring.encoder.room import refuse_without_room
+from scoring.encoder.stack import FusedStack
 from scoring.encoder.verify import Batch, answers, reference, relative_error
 from scoring.model.loaded import Runtime
 from scoring.passes.base import BOUNDS, Applied, PassRefused
@@ -158,20 +159,22 @@ def prepare(model: Any, precision: str) -> Variant:
     return Variant(precision, forwards, count, means)
 
 
-def _stack(base: Any) -> fused_model.FusedStack | None:
+def _stack(base: Any) -> FusedStack | None:
+    """Stack of an encoder whose positions are all in its embeddings: the CPU's attention reads none."""
     try:
-        return fused_model.build(base, TorchOps())
+        stack = fused_model.build(base, TorchOps())
     except PassRefused:
         return None
+    return None if stack.positioned else stack
 
 
-def _prepared(model: Any, plain: fused_model.FusedStack, precision: str) -> tuple[fused_model.FusedStack, str]:
+def _prepared(model: Any, plain: FusedStack, precision: str) -> tuple[FusedStack, str]:
     """Stack in a format, and what runs it, for records."""
     if openvino_stack.installed():
         texts = calibration(model) if precision == INT8 else ()
         return openvino_stack.OpenVinoStack(plain, precision, texts), ", by OpenVINO"
     ops = CpuOps(precision)
-    return fused_model.FusedStack(
+    return FusedStack(
         plain.tables, ops.prepare(plain.layers), plain.heads, plain.act, ops
     ), ", by torch: OpenVINO is not installed"
 

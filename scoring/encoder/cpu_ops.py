@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from scoring.encoder.fused_model import EncoderLayer
 from scoring.encoder.ops import (
     GELU,
     NONE,
@@ -29,6 +28,8 @@ from scoring.encoder.ops import (
     Tables,
     TorchOps,
 )
+from scoring.encoder.positions import Positions
+from scoring.encoder.stack import EncoderLayer
 from scoring.quantization.int8 import quantize_per_row
 
 FLOAT32, BFLOAT16, INT8 = "float32", "bfloat16", "int8"
@@ -156,7 +157,7 @@ class CpuOps(EncoderOps):
     def linear(self, x: Hidden, weight: Matrix, bias: Tensor, act: int, packing: Packing) -> Tensor:
         return self._products[id(weight)](x.wide, act)
 
-    def attention(self, qkv: Tensor, heads: int, packing: Packing) -> Tensor:
+    def attention(self, qkv: Tensor, heads: int, packing: Packing, positions: Positions | None = None) -> Tensor:
         rows, width = qkv.shape[0], qkv.shape[1] // 3
         attend: Callable[..., Tensor] = F.scaled_dot_product_attention
         if self.precision == BFLOAT16 or (self.precision == INT8 and bfloat16_pays()):

@@ -1,63 +1,26 @@
-"""Our own stack for post-norm encoders with absolute positions: seven kernels per layer, no work on padding."""
+"""Conversion of a loaded encoder to our own stack: weights packed, what is not computed refused, and the way back."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from scoring.encoder.ops import GELU, RELU, EncoderOps, LayerNorm, Matrix, Tables, TorchOps
+from scoring.encoder.ops import PreNormOps, Tables, TorchOps
+from scoring.encoder.positions import Relative
+from scoring.encoder.pre_norm import ACTIVATIONS, build_pre_norm, layer_norm
+from scoring.encoder.relative import disentangled, distance_bias
+from scoring.encoder.stack import EncoderLayer, FusedStack
 from scoring.encoder.triton_ops import TritonOps
 from scoring.passes.base import PassRefused
 from scoring.passes.families import FUSED_ENCODER, POSITIONS_AFTER_PADDING
 
-_ACTIVATIONS = {"gelu": GELU, "relu": RELU}
+#: Names of a layer's query, key and value.
+BERT, DEBERTA = ("query", "key", "value"), ("query_proj", "key_proj", "value_proj")
 
 
-@dataclass(frozen=True)
-class EncoderLayer:
-    """Weights of one layer, with query, key and value as one matrix."""
-
-    qkv: Matrix  # [3H, H]
-    qkv_bias: Tensor
-    out: Tensor  # [H, H]
-    out_bias: Tensor
-    attention_norm: LayerNorm
-    up: Matrix  # [I, H]
-    up_bias: Tensor
-    down: Tensor  # [H, I]
-    down_bias: Tensor
-    output_norm: LayerNorm
-
-
-class FusedStack:
-    """Embeddings and layers of one encoder, from token ids to the last hidden state."""
-
-    def __init__(self, tables: Tables, layers: Sequence[EncoderLayer], heads: int, act: int, ops: EncoderOps) -> None:
-        self.tables = tables
-        self.layers = layers
-        self.heads = heads
-        self.act = act
-        self.ops = ops
-
-    def __call__(self, ids: Tensor, mask: Tensor | None, types: Tensor | None) -> Tensor:
-        """Map ids [B, S] int64 and mask [B, S] (0: padding) to [B, S, H], zeros at padding."""
-        ops = self.ops
-        packing = ops.pack(ids, mask, self.tables.pad)
-        x = ops.embed(ids, types, packing, self.tables, self.layers[0].qkv)
-        for number, layer in enumerate(self.layers, 1):
-            qkv = ops.linear(x, layer.qkv, layer.qkv_bias, 0, packing)
-            context = ops.attention(qkv, self.heads, packing)
-            x = ops.project_add_norm(context, layer.out, layer.out_bias, x, layer.attention_norm, packing, layer.up)
-            up = ops.linear(x, layer.up, layer.up_bias, self.act, packing)
-            following = self.layers[number].qkv if number < len(self.layers) else None
-            x = ops.project_add_norm(up, layer.down, layer.down_bias, x, layer.output_norm, packing, following)
-        return x.wide
-
-
-def replace(model: Any, ops: EncoderOps | None = None) -> tuple[FusedStack, Callable[[], None]]:
+def replace(model: Any, ops: PreNormOps | None = None) -> tuple[FusedStack, Callable[[], None]]:
     """Replace a model's encoder by a stack; return the stack and an undo.
 
     Raises PassRefused if the loaded model differs from what the kernels compute.
@@ -76,70 +39,113 @@ def replace(model: Any, ops: EncoderOps | None = None) -> tuple[FusedStack, Call
     return stack, undo
 
 
-def _ops_for(device: torch.device) -> EncoderOps:
+def _ops_for(device: torch.device) -> PreNormOps:
     if device.type != "cuda":
         return TorchOps()
     return TritonOps(hopper=torch.cuda.get_device_capability(device) >= (9, 0))
 
 
-def build(base: Any, ops: EncoderOps) -> FusedStack:
+def build(base: Any, ops: PreNormOps) -> FusedStack:
     """Pack the weights of an encoder of a supported family; raises PassRefused for an unsupported variant."""
     config = base.config
-    distil = config.model_type == "distilbert"
     if config.model_type not in FUSED_ENCODER.served:
         raise PassRefused(f"{config.model_type} is not covered")
-    act = _ACTIVATIONS.get(config.activation if distil else config.hidden_act)
+    if config.model_type == "modernbert":
+        return build_pre_norm(base, ops)
+    distil = config.model_type == "distilbert"
+    named = config.activation if distil else config.hidden_act
+    act = ACTIVATIONS.get(named)
     if act is None:
-        raise PassRefused(f"the activation {config.hidden_act} is not covered; gelu and relu are")
+        raise PassRefused(f"the activation {named} is not covered; gelu and relu are")
     if getattr(config, "is_decoder", False):
         raise PassRefused("the model is configured as a decoder")
     if getattr(config, "position_embedding_type", "absolute") not in ("absolute", None):
         raise PassRefused(f"position embeddings of type {config.position_embedding_type} are not covered")
-    if getattr(base, "embeddings_project", None) is not None:
-        raise PassRefused("embeddings that are projected to the hidden size are not covered")
-    read = _distilbert_layer if distil else _bert_layer
-    modules = base.transformer.layer if distil else base.encoder.layer
     embeddings = base.embeddings
+    projected = getattr(base, "embeddings_project", None), getattr(embeddings, "embed_proj", None)
+    if any(each is not None for each in projected):
+        raise PassRefused("embeddings that are projected to the hidden size are not covered")
     tables = Tables(
         words=embeddings.word_embeddings.weight.detach(),
-        positions=embeddings.position_embeddings.weight.detach(),
-        types=None if distil else embeddings.token_type_embeddings.weight.detach(),
-        norm=_norm(embeddings.LayerNorm),
-        pad=config.pad_token_id if config.model_type in POSITIONS_AFTER_PADDING else -1,
+        positions=_table(embeddings, "position_embeddings"),
+        types=_table(embeddings, "token_type_embeddings"),
+        norm=layer_norm(embeddings.LayerNorm),
+        pad=_position_padding(base),
     )
-    return FusedStack(tables, [read(module) for module in modules], config.num_attention_heads, act, ops)
+    modules = base.transformer.layer if distil else base.encoder.layer
+    return FusedStack(tables, _layers(base, modules), config.num_attention_heads, act, ops)
 
 
-def _norm(module: nn.LayerNorm) -> LayerNorm:
-    return LayerNorm(module.weight.detach(), module.bias.detach(), module.eps)
+def _table(embeddings: Any, name: str) -> Tensor | None:
+    table = getattr(embeddings, name, None)
+    return None if table is None else table.weight.detach()
+
+
+def _position_padding(base: Any) -> int:
+    """Id that takes no position; -1 where positions count from 0."""
+    if base.config.model_type not in POSITIONS_AFTER_PADDING:
+        return -1
+    return int(getattr(base.embeddings, "padding_idx", base.config.pad_token_id))
+
+
+def _layers(base: Any, modules: Sequence[Any]) -> list[EncoderLayer]:
+    family = base.config.model_type
+    if family == "deberta-v2":
+        tables = disentangled(base)
+        return [_bert_layer(each, DEBERTA, given) for each, given in zip(modules, tables, strict=True)]
+    if family == "mpnet":
+        bias = distance_bias(base)
+        return [_mpnet_layer(each, bias) for each in modules]
+    return [_distilbert_layer(each) if family == "distilbert" else _bert_layer(each) for each in modules]
 
 
 def _layer(
-    qkv: Sequence[nn.Linear], out: nn.Linear, norm: nn.LayerNorm, up: nn.Linear, down: nn.Linear, last: nn.LayerNorm
+    qkv: Sequence[nn.Linear],
+    out: nn.Linear,
+    norm: nn.LayerNorm,
+    up: nn.Linear,
+    down: nn.Linear,
+    last: nn.LayerNorm,
+    relative: Relative | None = None,
 ) -> EncoderLayer:
     return EncoderLayer(
         qkv=torch.cat([part.weight.detach() for part in qkv]),
         qkv_bias=torch.cat([part.bias.detach() for part in qkv]),
         out=out.weight.detach(),
         out_bias=out.bias.detach(),
-        attention_norm=_norm(norm),
+        attention_norm=layer_norm(norm),
         up=up.weight.detach(),
         up_bias=up.bias.detach(),
         down=down.weight.detach(),
         down_bias=down.bias.detach(),
-        output_norm=_norm(last),
+        output_norm=layer_norm(last),
+        relative=relative,
     )
 
 
-def _bert_layer(module: Any) -> EncoderLayer:
+def _bert_layer(module: Any, names: Sequence[str] = BERT, relative: Relative | None = None) -> EncoderLayer:
     attention, output = module.attention.self, module.attention.output
     return _layer(
-        (attention.query, attention.key, attention.value),
+        [getattr(attention, name) for name in names],
         output.dense,
         output.LayerNorm,
         module.intermediate.dense,
         module.output.dense,
         module.output.LayerNorm,
+        relative,
+    )
+
+
+def _mpnet_layer(module: Any, bias: Relative) -> EncoderLayer:
+    attention = module.attention.attn
+    return _layer(
+        (attention.q, attention.k, attention.v),
+        attention.o,
+        module.attention.LayerNorm,
+        module.intermediate.dense,
+        module.output.dense,
+        module.output.LayerNorm,
+        bias,
     )
 
 
@@ -160,7 +166,7 @@ def forward_over(base: Any, stack: FusedStack, plain: Callable[..., Any]) -> Cal
     from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPoolingAndCrossAttentions
 
     pooler = getattr(base, "pooler", None)
-    pooled = base.config.model_type not in ("distilbert", "electra")
+    pooled = hasattr(base, "pooler")
 
     def forward(
         input_ids: Tensor | None = None,

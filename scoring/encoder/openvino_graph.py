@@ -14,8 +14,8 @@ from openvino import opset15 as ops
 from torch import Tensor
 
 from scoring.encoder.calibration import SMALLEST, Span, smoothing
-from scoring.encoder.fused_model import EncoderLayer, FusedStack
 from scoring.encoder.ops import GELU, NONE, LayerNorm, Tables
+from scoring.encoder.stack import EncoderLayer, FusedStack
 from scoring.quantization.int8 import quantize_per_row
 
 _FAR, _SHARE = 32, 8  # units of a layer that stay in floats, but no more than a part in so many

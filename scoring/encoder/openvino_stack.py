@@ -15,8 +15,8 @@ from torch import Tensor
 
 from scoring.encoder.calibration import spans
 from scoring.encoder.cpu_ops import BFLOAT16, INT8, ROWS, bfloat16_pays
-from scoring.encoder.fused_model import FusedStack
 from scoring.encoder.ops import TorchOps
+from scoring.encoder.stack import FusedStack
 from scoring.passes.base import PassRefused
 
 Array = NDArray[Any]

@@ -1,4 +1,4 @@
-"""Operations of a post-norm encoder over packed tokens, and their reference in plain torch, which runs anywhere.
+"""Operations of an encoder over packed tokens, and their reference in plain torch, which runs anywhere.
 
 `scoring.encoder.triton_ops` has the same operations as Triton kernels. Both take the same packed weights and give the
 same numbers, so the packing is testable without a GPU. H is the hidden size, T the live tokens, R the row count of the
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from scoring.encoder.positions import Positions
 from scoring.quantization.int8 import quantize_per_row
 
 NONE, GELU, RELU = 0, 1, 2
@@ -44,7 +45,7 @@ class Tables:
     """Embedding tables; `pad` is the id that takes no position (RoBERTa), -1 where positions count from 0."""
 
     words: Tensor
-    positions: Tensor
+    positions: Tensor | None  # None: only attention reads positions
     types: Tensor | None
     norm: LayerNorm
     pad: int = -1
@@ -89,7 +90,7 @@ class EncoderOps(ABC):
         """Product act(x w^T + b): [R, N]."""
 
     @abstractmethod
-    def attention(self, qkv: Tensor, heads: int, packing: Packing) -> Tensor:
+    def attention(self, qkv: Tensor, heads: int, packing: Packing, positions: Positions | None = None) -> Tensor:
         """Softmax attention over packed qkv [R, 3H], each row of the batch over its own live tokens: [R, H]."""
 
     @abstractmethod
@@ -109,7 +110,21 @@ class EncoderOps(ABC):
         """
 
 
-class TorchOps(EncoderOps):
+class PreNormOps(EncoderOps):
+    """Operations of encoders too whose norms stand before their products."""
+
+    @abstractmethod
+    def gated(self, x: Hidden, weight: Tensor, bias: Tensor | None, act: int, packing: Packing) -> Tensor:
+        """Product of x with both halves of w [2I, H], act(first) * second: [R, I]."""
+
+    @abstractmethod
+    def project_add(
+        self, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, norm: LayerNorm, packing: Packing, last: bool
+    ) -> tuple[Tensor, Hidden]:
+        """Sum x w^T + b + residual, and its LayerNorm, each [R, H]; the `last` norm is returned unpacked."""
+
+
+class TorchOps(PreNormOps):
     """Reference of the fused operations in plain torch, on any device."""
 
     def pack(self, ids: Tensor, mask: Tensor | None, pad: int) -> Packing:
@@ -128,7 +143,8 @@ class TorchOps(EncoderOps):
         self, ids: Tensor, types: Tensor | None, packing: Packing, tables: Tables, then: Matrix | None = None
     ) -> Hidden:
         x = F.embedding(ids.flatten()[packing.places.long()], tables.words)
-        x = x + F.embedding(packing.positions.long(), tables.positions)
+        if tables.positions is not None:
+            x = x + F.embedding(packing.positions.long(), tables.positions)
         if tables.types is not None:
             kinds = torch.zeros_like(ids) if types is None else types
             x = x + F.embedding(kinds.flatten()[packing.places.long()], tables.types)
@@ -143,13 +159,16 @@ class TorchOps(EncoderOps):
             y = F.linear(x.wide, weight, bias)
         return F.gelu(y) if act == GELU else F.relu(y) if act == RELU else y
 
-    def attention(self, qkv: Tensor, heads: int, packing: Packing) -> Tensor:
+    def attention(self, qkv: Tensor, heads: int, packing: Packing, positions: Positions | None = None) -> Tensor:
         rows, width = qkv.shape[0], qkv.shape[1] // 3
         out = torch.zeros(rows, width, dtype=qkv.dtype, device=qkv.device)
-        bounds = packing.bounds.tolist()
-        for start, end in pairwise(bounds):
-            q, k, v = qkv[start:end].view(1, end - start, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
-            out[start:end] = F.scaled_dot_product_attention(q, k, v)[0].transpose(0, 1).reshape(end - start, width)
+        for row, (start, end) in enumerate(pairwise(packing.bounds.tolist())):
+            q, k, v = qkv[start:end].view(end - start, 3, heads, width // heads).permute(1, 2, 0, 3)
+            if positions is None:
+                found = F.scaled_dot_product_attention(q[None], k[None], v[None])[0]
+            else:
+                found = positions.attend(q, k, v, packing.places[start:end].long() - row * packing.length)
+            out[start:end] = found.transpose(0, 1).reshape(end - start, width)
         return out
 
     def project_add_norm(
@@ -163,12 +182,26 @@ class TorchOps(EncoderOps):
         then: Matrix | None = None,
     ) -> Hidden:
         y = _norm(F.linear(x, weight, bias) + residual.wide, norm)
-        if then is not None:
-            return Hidden(y)
-        y[int(packing.bounds[-1]) :] = 0
-        out = torch.empty_like(y)
-        out[packing.places.long()] = y
-        return Hidden(out.view(packing.batch, packing.length, -1))
+        return Hidden(_unpacked(y, packing)) if then is None else Hidden(y)
+
+    def gated(self, x: Hidden, weight: Tensor, bias: Tensor | None, act: int, packing: Packing) -> Tensor:
+        first, second = F.linear(x.wide, weight, bias).chunk(2, -1)
+        return (F.gelu(first) if act == GELU else F.relu(first)) * second
+
+    def project_add(
+        self, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, norm: LayerNorm, packing: Packing, last: bool
+    ) -> tuple[Tensor, Hidden]:
+        total = F.linear(x, weight, bias) + residual
+        y = _norm(total, norm)
+        return total, Hidden(_unpacked(y, packing) if last else y)
+
+
+def _unpacked(y: Tensor, packing: Packing) -> Tensor:
+    """Packed tokens [R, H] in the batch's own places, [B, S, H], with zeros for padding."""
+    y[int(packing.bounds[-1]) :] = 0
+    out = torch.empty_like(y)
+    out[packing.places.long()] = y
+    return out.view(packing.batch, packing.length, -1)
 
 
 def _norm(x: Tensor, norm: LayerNorm) -> Tensor:

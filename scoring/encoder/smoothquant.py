@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from scoring.encoder.calibration import smoothing, spans
-from scoring.encoder.fused_model import EncoderLayer, FusedStack
 from scoring.encoder.ops import Matrix, Narrow
+from scoring.encoder.stack import EncoderLayer, FusedStack
 from scoring.quantization.int8 import quantize_per_row
 
 FORMATS = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}

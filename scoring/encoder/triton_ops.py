@@ -1,99 +1,22 @@
-"""Operations of an encoder as Triton kernels: the choice of tiles, and the launches."""
+"""Operations of an encoder as Triton kernels: their launches."""
 
 import math
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from scoring.encoder.ops import GELU, NONE, RELU, EncoderOps, Hidden, LayerNorm, Matrix, Narrow, Packing, Tables
+from scoring.encoder.ops import GELU, NONE, RELU, Hidden, LayerNorm, Matrix, Narrow, Packing, PreNormOps, Tables
+from scoring.encoder.positions import Positions, Rotation
+from scoring.encoder.tiles import GemmTile, choose, choose_narrow, lines, power_of_two
+from scoring.encoder.triton_positions import LOG2_E, PositionedLaunches, attention_tile, gated_tile
 
-LOG2_E = 1.4426950408889634
 LIBRARY_ROWS = 1024  # measured: cuBLAS wins from here on, Triton below
 ROWS = 64  # every buffer's row count is a multiple of this
 
 
-@dataclass(frozen=True)
-class GemmTile:
-    """Tiling of a matrix product: tile sizes, slices of K, warps, pipeline stages, loads by the copy engine."""
-
-    bm: int
-    bn: int
-    bk: int
-    split: int = 1
-    warps: int = 4
-    stages: int = 5
-    tma: bool = False
-
-
-#: Fastest in the whole model on an H100 (benchmarks/results/encoders-kernels.json), by (rows, N, K).
-MEASURED = {
-    (128, 3072, 1024): GemmTile(64, 64, 64, stages=4, tma=True),
-    (128, 1024, 1024): GemmTile(64, 64, 64, split=4, stages=4, tma=True),
-    (128, 4096, 1024): GemmTile(128, 32, 128, warps=8, stages=3, tma=True),
-    (128, 1024, 4096): GemmTile(128, 64, 64, split=8, tma=True),
-    (128, 2304, 768): GemmTile(64, 64, 128, stages=3, tma=True),
-    (128, 768, 768): GemmTile(64, 64, 64, split=2),
-    (128, 3072, 768): GemmTile(128, 32, 128, stages=3, tma=True),
-    (128, 768, 3072): GemmTile(64, 64, 128, split=4, tma=True),
-    (384, 2304, 768): GemmTile(128, 64, 64, tma=True),
-    (384, 768, 768): GemmTile(64, 64, 64),
-    (384, 3072, 768): GemmTile(128, 128, 64, warps=8, tma=True),
-    (384, 768, 3072): GemmTile(128, 64, 64, split=2, warps=8),
-}
-
-#: The same for products in int8.
-MEASURED_INT8 = {
-    (128, 3072, 1024): GemmTile(64, 32, 256, stages=3, tma=True),
-    (128, 4096, 1024): GemmTile(128, 32, 256, stages=3, tma=True),
-    (128, 2304, 768): GemmTile(64, 32, 256, stages=3, tma=True),
-    (128, 3072, 768): GemmTile(64, 64, 256, stages=3, tma=True),
-}
-
-
-def choose(rows: int, width: int, depth: int, partial: bool, hopper: bool) -> GemmTile:
-    """Choose a measured tile, else one that fills 132 multiprocessors about once; `partial`: K may be split."""
-    tile = MEASURED.get((rows, width, depth)) or _rule(rows, width, depth, partial)
-    return tile if hopper else _without_copy_engine(tile, 64)
-
-
-def _without_copy_engine(tile: GemmTile, deepest: int) -> GemmTile:
-    """Choose a tile before Hopper, where a program may have only 99 KB of shared memory."""
-    return replace(tile, bn=min(tile.bn, 128), bk=min(tile.bk, deepest), stages=3, tma=False)
-
-
-def _rule(rows: int, width: int, depth: int, partial: bool) -> GemmTile:
-    bn, bk = _divisor(width, 64), _divisor(depth, 64)
-    aligned = rows % 128 == 0 and bn == bk == 64
-    if aligned and width % 256 == 0 and rows * width >= 128 * 256 * 120:
-        return GemmTile(128, 256, 64, warps=8, stages=4, tma=True)
-    if aligned and width % 128 == 0 and rows * width >= 128 * 128 * 70:
-        return GemmTile(128, 128, 64, warps=8, stages=4, tma=True)
-    bm = 128 if aligned and rows * width >= 128 * 64 * 48 else 64
-    tiles, split = rows // bm * (width // bn), 1
-    while partial and split < 8 and tiles * split * 2 <= 140 and depth % (split * 4 * bk) == 0:
-        split *= 2
-    return GemmTile(bm, bn, bk, split, tma=aligned)
-
-
-def choose_narrow(rows: int, width: int, depth: int, hopper: bool) -> GemmTile:
-    """Choose a tile for a product in eight bits: measured, or by the rule, twice as deep for the same bytes."""
-    tile = MEASURED_INT8.get((rows, width, depth))
-    if tile is None:
-        tile = _rule(rows, width, depth, False)
-        tile = replace(tile, bk=_divisor(depth, 2 * tile.bk))
-        if rows >= 256 and rows % 128 == width % 128 == depth % 128 == 0:
-            tile = GemmTile(128, 128, 128, warps=8, stages=3) if rows >= 768 else GemmTile(128, 64, 128, stages=4)
-    return tile if hopper else _without_copy_engine(tile, 128)
-
-
-def _divisor(value: int, most: int) -> int:
-    return min(most, value & -value)
-
-
-class TritonOps(EncoderOps):
+class TritonOps(PreNormOps):
     """One kernel per step; see `scoring.kernels.encoder` for programmatic launch and prefetching (`hopper`).
 
     From `library_rows` rows on, products are cuBLAS's.
@@ -112,6 +35,7 @@ class TritonOps(EncoderOps):
         self._library_rows = library_rows
         self._tiles = tiles or {}
         self._launch = {"launch_pdl": True} if hopper else {}
+        self._positioned = PositionedLaunches(hopper)
 
     def pack(self, ids: Tensor, mask: Tensor | None, pad: int) -> Packing:
         batch, length = ids.shape
@@ -125,7 +49,7 @@ class TritonOps(EncoderOps):
             positions,
             bounds,
             S=length,
-            BLOCK=_power_of_two(length),
+            BLOCK=power_of_two(length),
             PAD=pad,
             HAS_MASK=mask is not None,
         )
@@ -144,15 +68,16 @@ class TritonOps(EncoderOps):
             packing.positions,
             packing.bounds[packing.batch :],
             tables.words,
-            tables.positions,
+            tables.words if tables.positions is None else tables.positions,
             tables.words if tables.types is None else tables.types,
             tables.norm.gamma,
             tables.norm.beta,
             *_pointers(out, then),
             N=width,
             NARROW=out.narrow is not None,
-            BLOCK=_power_of_two(width),
+            BLOCK=power_of_two(width),
             EPS=tables.norm.eps,
+            HAS_POSITIONS=tables.positions is not None,
             HAS_TYPES=tables.types is not None,
             GIVEN_TYPES=types is not None,
             PDL=self._hopper,
@@ -226,7 +151,7 @@ class TritonOps(EncoderOps):
             BN=tile.bn,
             BK=tile.bk,
             SKIP=packing.batch > 1,
-            PREFETCH=_lines(depth // tile.split, 128 // x.itemsize) if self._hopper else 0,
+            PREFETCH=lines(depth // tile.split, 128 // x.itemsize) if self._hopper else 0,
             LINE=128 // x.itemsize,
             NARROW=scales is not None,
             PDL=self._hopper,
@@ -235,25 +160,27 @@ class TritonOps(EncoderOps):
             **self._launch,
         )
 
-    def attention(self, qkv: Tensor, heads: int, packing: Packing) -> Tensor:
+    def attention(self, qkv: Tensor, heads: int, packing: Packing, positions: Positions | None = None) -> Tensor:
+        if isinstance(positions, Rotation):
+            return self._positioned.rotary(qkv, heads, packing, positions)
+        if positions is not None:
+            return self._positioned.relative(qkv, heads, packing, positions)
         width = qkv.shape[1] // 3
         dim = width // heads
         out = qkv.new_empty(packing.rows, width)
-        # Small blocks of queries fill the GPU when there is little work; large ones read keys less often.
-        bm = 16 if packing.batch * heads * packing.length <= 16 * 264 else 64
-        bn = min(128 if dim <= 64 else 64, max(16, _power_of_two(packing.length)))
-        self._kernels.attention_kernel[(-(-packing.length // bm), heads, packing.batch)](
+        tile = attention_tile(packing, heads, dim, self._hopper)
+        self._kernels.attention_kernel[(-(-packing.length // tile.bm), heads, packing.batch)](
             qkv,
             out,
             packing.bounds,
             LOG2_E / math.sqrt(dim),
             HEADS=heads,
             D=dim,
-            BM=bm,
-            BN=bn,
+            BM=tile.bm,
+            BN=tile.bn,
             PDL=self._hopper,
             num_warps=4,
-            num_stages=3 if bm == 64 and self._hopper else 2,
+            num_stages=tile.stages,
             **self._launch,
         )
         return out
@@ -269,14 +196,7 @@ class TritonOps(EncoderOps):
         then: Matrix | None = None,
     ) -> Hidden:
         width = weight.shape[0]
-        if packing.rows >= self._library_rows:
-            parts = F.linear(x, weight)[None]
-        else:
-            tile = self._tile(packing.rows, weight, True)
-            # bfloat16 would round the slices' sums too coarsely.
-            kind = torch.float16 if x.dtype == torch.float16 else torch.float32
-            parts = torch.empty(tile.split, packing.rows, width, dtype=kind, device=x.device)
-            self._matmul(x, weight, bias, parts, NONE, packing, tile, partial=True)
+        parts = self._parts(x, weight, packing)
         tokens, last = packing.batch * packing.length, then is None
         out = _hidden(x.new_empty(tokens if last else packing.rows, width), then)
         self._kernels.add_norm_kernel[(tokens,)](
@@ -290,7 +210,7 @@ class TritonOps(EncoderOps):
             packing.bounds[packing.batch :],
             packing.rows,
             N=width,
-            BLOCK=_power_of_two(width),
+            BLOCK=power_of_two(width),
             SPLIT=len(parts),
             EPS=norm.eps,
             NARROW=out.narrow is not None,
@@ -300,6 +220,31 @@ class TritonOps(EncoderOps):
             **self._launch,
         )
         return Hidden(out.wide.view(packing.batch, packing.length, width)) if last else out
+
+    def _parts(self, x: Tensor, weight: Tensor, packing: Packing) -> Tensor:
+        """Slices [slices, R, N] whose sum is a product without its bias."""
+        if packing.rows >= self._library_rows:
+            return F.linear(x, weight)[None]
+        tile = self._tile(packing.rows, weight, True)
+        # bfloat16 would round the slices' sums too coarsely.
+        kind = torch.float16 if x.dtype == torch.float16 else torch.float32
+        parts = torch.empty(tile.split, packing.rows, weight.shape[0], dtype=kind, device=x.device)
+        self._matmul(x, weight, weight, parts, NONE, packing, tile, partial=True)
+        return parts
+
+    def gated(self, x: Hidden, weight: Tensor, bias: Tensor | None, act: int, packing: Packing) -> Tensor:
+        if packing.rows >= self._library_rows:
+            return self._positioned.gate(F.linear(x.wide, weight, bias), act)
+        width, depth = weight.shape
+        tile = self._tiles.get((packing.rows, width, depth)) or gated_tile(width // 2, depth, self._hopper)
+        return self._positioned.gated(x.wide, weight, bias, act, packing, tile)
+
+    def project_add(
+        self, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, norm: LayerNorm, packing: Packing, last: bool
+    ) -> tuple[Tensor, Hidden]:
+        parts = self._parts(x, weight, packing)
+        total, normed = self._positioned.add_and_norm(parts, bias, residual, norm, packing, last)
+        return total, Hidden(normed)
 
 
 def _hidden(wide: Tensor, then: Matrix | None) -> Hidden:
@@ -315,13 +260,3 @@ def _pointers(out: Hidden, then: Matrix | None) -> tuple[Tensor, ...]:
     if not isinstance(then, Narrow) or out.narrow is None or out.scale is None:
         return (out.wide,) * 4
     return out.wide, then.smooth, out.narrow, out.scale
-
-
-def _lines(depth: int, line: int) -> int:
-    """Largest power of two, at most 16, that divides the 128-byte lines of a slice of K numbers; 0 if not whole."""
-    lines = depth // line
-    return 0 if depth % line else min(16, lines & -lines)
-
-
-def _power_of_two(value: int) -> int:
-    return 1 << max(value - 1, 1).bit_length()

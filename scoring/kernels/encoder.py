@@ -125,6 +125,7 @@ def embed_kernel(
     BLOCK: tl.constexpr,
     EPS: tl.constexpr,
     NARROW: tl.constexpr,
+    HAS_POSITIONS: tl.constexpr,
     HAS_TYPES: tl.constexpr,  # a type table exists
     GIVEN_TYPES: tl.constexpr,  # else every token has type 0
     PDL: tl.constexpr,
@@ -138,9 +139,10 @@ def embed_kernel(
     if token < tl.load(total):
         place = tl.load(places + token)
         word = tl.load(ids + place)
-        position = tl.load(positions + token).to(tl.int64)
         x = tl.load(words + word * N + at, mask=inside, other=0.0).to(tl.float32)
-        x += tl.load(position_table + position * N + at, mask=inside, other=0.0).to(tl.float32)
+        if HAS_POSITIONS:
+            position = tl.load(positions + token).to(tl.int64)
+            x += tl.load(position_table + position * N + at, mask=inside, other=0.0).to(tl.float32)
         if HAS_TYPES:
             kind = tl.load(types + place) if GIVEN_TYPES else 0
             x += tl.load(type_table + kind * N + at, mask=inside, other=0.0).to(tl.float32)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from scoring.passes.base import BOUNDS, Applicability, Applied, Facts, Hardware, Pass, PassRefused
-from scoring.passes.families import FUSED_ENCODER
+from scoring.passes.families import CPU_STACK
 
 
 class Cpu(Pass):
@@ -30,7 +30,7 @@ class Cpu(Pass):
         if facts.kind != "encoder":
             return Applicability(False, "it covers encoders")
         formats = ", ".join(self.precisions)
-        means = ", run by OpenVINO where it is installed" if facts.family in FUSED_ENCODER.served else ""
+        means = ", run by OpenVINO where it is installed" if facts.family in CPU_STACK else ""
         return Applicability(True, f"{formats} are timed at start{means}; the fastest is kept if it beats eager")
 
     def apply(self, model: Any) -> Applied:

@@ -18,14 +18,21 @@ class Families(NamedTuple):
 
 
 FUSED_ENCODER = Families(
-    ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert"),
+    (
+        *("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert"),
+        *("deberta-v2", "modernbert", "mpnet"),
+    ),
     {
         "albert": "its layers share one set of weights and its embeddings are projected",
-        "deberta": "its attention adds relative positions (disentangled attention)",
-        "deberta-v2": "its attention adds relative positions (disentangled attention)",
-        "mpnet": "its attention adds a relative position bias",
+        "deberta": "its attention adds relative positions by projections of its own (disentangled attention)",
     },
 )
+#: Families of the fused encoder whose attention reads positions: the CPU's stacks have none of it.
+POSITIONED = ("deberta-v2", "modernbert", "mpnet")
+#: Families that the cpu pass runs without padding.
+CPU_STACK = tuple(family for family in FUSED_ENCODER.served if family not in POSITIONED)
+#: Families of the fused encoder whose norms stand before their products; eight bits are made for norms behind them.
+PRE_NORM = ("modernbert",)
 #: Refused: families for which DeepSpeed 0.19.8 has a policy that is wrong on transformers 5, with the fault.
 DEEPSPEED_KERNELS = Families(
     ("bert", "roberta", "xlm-roberta", "camembert"),

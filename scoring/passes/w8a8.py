@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from scoring.passes.base import COST, GAIN, Applicability, Applied, Facts, Hardware, Pass, PassRefused
+from scoring.passes.families import PRE_NORM
 from scoring.passes.fused_encoder import FusedEncoder
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ class W8A8(Pass):
         below = self.fused.applies(facts, hardware, objective)
         if not below.take:
             return Applicability(False, f"it builds on fused_encoder: {below.reason}")
+        if facts.family in PRE_NORM:
+            return Applicability(False, f"{facts.family} has its norms before its products, which it does not quantise")
         if facts.hidden_size % _DEPTH:
             return Applicability(
                 False, f"a hidden size of {facts.hidden_size} does not fit the eight-bit units' {_DEPTH}"

@@ -74,7 +74,7 @@ class Conversational(Generative):
         called = () if going_on else tuple(tool.function.name for tool in tools)
         form = ReplyForm(thinking, opened, called, self.tool_format)
         # The template writes the special tokens itself.
-        tokens = last_of(self.call_tokenizer(prompt, add_special_tokens=False)["input_ids"], parameters)
+        tokens = last_of(self.call_tokenizer.ids(prompt, special=False), parameters)
         constraint = self._constraint(parameters, tools, thought_rule(prompt, thinking))
         return self.generation_rows(tokens, parameters, item, Bound(constraint, form))
 

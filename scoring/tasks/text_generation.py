@@ -24,7 +24,7 @@ class TextGeneration(Generative):
         return text_bytes(value) if parameters.return_full_text else 0
 
     def encode(self, value: str, parameters: TextGenerationParameters, item: int) -> list[Row]:
-        tokens = last_of(self.call_tokenizer(value)["input_ids"], parameters)
+        tokens = last_of(self.call_tokenizer.ids(value), parameters)
         return self.generation_rows(tokens, parameters, item, Bound(constraint_of(parameters)))
 
     def decode(

@@ -30,6 +30,7 @@ export class Form {
       ...task.fields.map((field) => el("div", { class: "field" },
         el("label", { for: `f-${field.name}` }, field.label, field.optional ? el("span", { class: "hint" }, " optional") : null),
         field.file ? this.picker(field) : null,
+        field.file ? this.player(field) : null,
         this.fields[field.name])),
       task.mask ? el("button", { type: "button", class: "quiet", onclick: () => this.insert(task.mask) }, `Insert ${task.mask}`) : null,
       el("div", { class: "row" }, this.send, this.stop, this.streams ? el("label", { class: "check", for: "stream" }, this.stream, "Stream") : null),
@@ -90,6 +91,16 @@ export class Form {
     return el("input", { type: "file", accept: field.file, "aria-label": `File: ${field.label}`, onchange: reads });
   }
 
+  // The sound that the field's text is, to listen to; browsers tell its kind from its bytes.
+  player(field) {
+    const made = el("audio", { controls: true, preload: "metadata", "aria-label": "The sound" });
+    const target = this.fields[field.name];
+    const load = () => { made.src = `data:audio/wav;base64,${target.value.trim()}`; };
+    target.addEventListener("input", load);
+    setTimeout(load); // once the sample is filled in
+    return made;
+  }
+
   insert(mask) {
     const field = this.fields.text;
     field.setRangeText(mask, field.selectionStart, field.selectionEnd, "end");
@@ -106,7 +117,7 @@ export class Form {
 }
 
 function area(field) {
-  return el("textarea", { id: `f-${field.name}`, rows: field.rows, "data-sends": field.sends ? "yes" : null, "aria-required": field.optional ? null : "true" });
+  return el("textarea", { id: `f-${field.name}`, rows: field.rows, class: field.file ? "bytes" : null, "data-sends": field.sends ? "yes" : null, "aria-required": field.optional ? null : "true" });
 }
 
 function controls(task, described) {

@@ -72,7 +72,8 @@ const whole = (value) => Math.round(value ?? 0).toLocaleString("en");
 export function passes(records) {
   const order = { applied: 0, dropped: 1, refused: 2 };
   const sorted = [...records].sort((a, b) => (order[a.state] ?? 3) - (order[b.state] ?? 3));
-  fill(byId("passes"), sorted.map((each) => el("li", { class: each.state === "applied" ? "on" : "off" },
+  if (!sorted.length) fill(byId("passes"), el("li", {}, el("span", { class: "hint" }, "None is for this kind of model: plain transformers answers.")));
+  else fill(byId("passes"), sorted.map((each) => el("li", { class: each.state === "applied" ? "on" : "off" },
     el("span", { class: "pass" }, each.name.replaceAll("_", " ")),
     el("span", { class: "pass-state" }, each.state),
     el("span", { class: "hint" }, told(each)))));

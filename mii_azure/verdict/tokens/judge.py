@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from mii_azure.errors import SpecError
-from mii_azure.verdict.tokens.causes import find_cause
+from mii_azure.verdict.tokens.causes import UNEXPLAINED, find_cause
 from mii_azure.verdict.tokens.probes import Kind, TokenProbe, make_probes
 from mii_azure.verdict.tokens.suspects import Suspect
 from scoring.quantization.recognised import kind_of
@@ -36,8 +36,8 @@ class Rounding(NamedTuple):
 
 
 _DEVIATIONS = 4.0
-#: By what a target computes in. Sound tokens of float32 have no margin at all; the others are those of
-#: benchmarks/results/token_margins.json, of the kind of answers that has more.
+#: By what a target computes in, the most exact first. Sound tokens of float32 have no margin at all; the others are
+#: those of benchmarks/results/token_margins.json, of the kind of answers that has more.
 ROUNDING = {
     "float32": Rounding(5e-4, 0.0),
     "float16": Rounding(6e-5, 0.003),
@@ -145,6 +145,9 @@ def judge(
     bounds = {kind: ROUNDING[answered.precision].bound(len(found)) for kind, found in by_kind.items()}
     over = [kind for kind in KINDS if means[kind] > bounds[kind]]
     cause, tried = _cause(reference, scored, min(bounds.values()), over, named, progress) if over else ("", {})
+    if cause == UNEXPLAINED:
+        counted = {str(kind): (means[kind], len(found)) for kind, found in by_kind.items()}
+        cause = rounding_cause(answered.precision, counted) or cause
     missing = answered.asked - len(answered.answers)
     if missing and not over:
         cause = f"{missing} of {answered.asked} requests for tokens were not answered"
@@ -159,6 +162,25 @@ def judge(
         cause=cause,
         suspects=tried,
     )
+
+
+def rounding_cause(precision: str, counted: Mapping[str, tuple[float, int]]) -> str:
+    """Name the coarser number format whose rounding such margins are like; empty where they are beyond each one's.
+
+    `counted` holds the mean margin and the number of tokens of each kind. No suspect picks the tokens of rounding
+    again: a handful differ, and the order of a server's sums decides which.
+    """
+    names = list(ROUNDING)
+    most = max(mean for mean, _ in counted.values())
+    like = [
+        name
+        for name in names[names.index(precision) + 1 :]
+        if all(mean <= ROUNDING[name].bound(tokens) for mean, tokens in counted.values())
+    ]
+    if not like:
+        return ""
+    nearest = min(like, key=lambda name: abs(math.log(most / ROUNDING[name].mean)))
+    return f"rounding as of {nearest}: that number format (dtype), or another change as small"
 
 
 def _cause(

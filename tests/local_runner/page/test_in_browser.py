@@ -150,6 +150,15 @@ def test_each_form_answers_streams_and_shows_errors(task: str, browser: Browser,
         assert [each for each in browser.problems if "400 (Bad Request)" not in each] == []
 
 
+@pytest.mark.browser
+def test_a_sound_is_played_and_its_bytes_take_little_room(browser: Browser, served: Any) -> None:
+    visit(browser, served("automatic-speech-recognition"), 400)
+    browser.wait("document.querySelector('audio').duration > 0")
+    assert browser.run("document.querySelector('#f-text').clientHeight") < 120
+    assert "plain transformers" in shown(browser, "#passes")
+    assert browser.problems == []
+
+
 @pytest.fixture(scope="module")
 def chat(served: Any) -> Runner:
     """A conversation whose model can be made to say anything."""

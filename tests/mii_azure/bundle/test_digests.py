@@ -7,6 +7,9 @@ import threading
 
 import pytest
 
+from mii_azure.bundle import render as rendering
+from mii_azure.bundle.render import images as images_shipped
+from tests.mii_azure.bundles import rendered
 from tools import digests
 
 MANIFEST = json.dumps({"schemaVersion": 2, "manifests": []}).encode()
@@ -81,3 +84,25 @@ def test_an_unreached_registry_changes_nothing(registry, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["digests", "--forget"])
     digests.main()
     assert json.loads(page.read_text()) == images(registry)
+
+
+@pytest.mark.parametrize("device", ["cpu", "t4"])
+def test_bundles_carry_what_the_registry_had_when_it_was_asked(registry, tmp_path, monkeypatch, device):
+    """From the registry's answer to the Dockerfile and to the plan's remark on patches; and back."""
+    page, name = tmp_path / "images.json", f"{registry}/azureml/base"
+    page.write_text(json.dumps({key: each | {"image": f"{name}:latest"} for key, each in images_shipped().items()}))
+    monkeypatch.setattr(digests, "PAGE", page)
+    monkeypatch.setattr(digests.refreshed, "__defaults__", ("http",))
+    monkeypatch.setattr(rendering, "images", lambda: json.loads(page.read_text()))
+
+    def after(*arguments):
+        monkeypatch.setattr("sys.argv", ["digests", *arguments])
+        digests.main()
+        return rendered("fill-mask", device)
+
+    pinned, hashed = after(), hashlib.sha256(MANIFEST).hexdigest()
+    assert pinned["environment/Dockerfile"].count(f"FROM {name}:latest@sha256:{hashed}") == 2
+    assert "gets no patches" in pinned["plan.md"]
+    again = after("--forget")
+    assert "@sha256" not in again["environment/Dockerfile"]
+    assert hashed not in again["plan.md"]

@@ -12,6 +12,7 @@ from mii_azure.bundle.licences import model_licence, package_licences
 from mii_azure.bundle.lockfile import pins
 from mii_azure.bundle.render import TEMPLATES
 from mii_azure.bundle.sbom import ModelFacts, make_sbom
+from tools.licences import Told, installed, licence, reported
 
 LOCK = f"a==1.0 \\\n    --hash=sha256:{'1' * 64} \\\n    --hash=sha256:{'2' * 64}\nb==2.0 --hash=sha256:{'3' * 64}\n"
 FACTS = ModelFacts("owner/a-model", True, "c" * 40, "0123456789ab", "apache-2.0", {"model/config.json": "4" * 64})
@@ -142,11 +143,38 @@ def test_it_is_the_same_in_processes_that_order_sets_differently(tmp_path):
     assert texts == {bill(a="MIT AND ISC", b="Terms")}
 
 
-def test_licences_are_recorded_for_what_azure_runs_batch_scripts_with():
+def test_licences_are_recorded_of_all_that_any_image_or_ci_job_installs():
     recorded = package_licences()
-    batch, online = (
-        {pin.name for pin in pins((TEMPLATES / "locks" / f"cpu{kind}.lock").read_text())} for kind in ("-batch", "")
-    )
-    unknown = {name for name in batch - online if name not in recorded}
-    assert unknown <= {"pkginfo"}  # whose metadata says nothing
+    locked = {pin.name for lock in (TEMPLATES / "locks").glob("*.lock") for pin in pins(lock.read_text())}
+    assert locked - set(recorded) <= {"cuda-toolkit"}  # whose metadata say nothing
     assert "azureml" in recorded["azureml-core"]
+
+
+MIT_TEXT = "MIT License\n\nPermission is hereby granted"
+
+
+@pytest.mark.parametrize(
+    "told, wanted",
+    [
+        (Told("MIT AND  ISC", "Other", ("License :: OSI Approved :: MIT License",)), "MIT AND ISC"),
+        (Told("", "", ("License :: OSI Approved :: MIT License",)), "MIT"),
+        (
+            Told("", "LicenseRef-NVIDIA-Proprietary", ("License :: Other/Proprietary License",)),
+            "LicenseRef-NVIDIA-Proprietary",
+        ),
+        (Told("", MIT_TEXT, ()), "MIT"),
+        (Told(text=MIT_TEXT), "MIT"),
+        (Told("", "Terms", (), MIT_TEXT), "Terms"),
+        (Told("", "UNKNOWN", ("License :: Free For Educational Use",)), "Free For Educational Use"),
+        (Told(), ""),
+    ],
+)
+def test_a_licence_is_named_by_the_surest_that_the_metadata_say(told, wanted):
+    assert licence(told) == wanted
+
+
+def test_an_installed_package_and_pips_report_tell_alike():
+    told = installed("pydantic")
+    report = {"license_expression": told.expression, "license": told.field, "classifier": list(told.classifiers)}
+    assert licence(reported(report)) == licence(told) == "MIT"
+    assert installed("no-such-package") == Told()

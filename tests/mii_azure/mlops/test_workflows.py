@@ -25,7 +25,7 @@ from mii_azure.checks.check import check
 from mii_azure.cli.app import app
 from mii_azure.errors import NotWritten, SpecError
 from mii_azure.mlops.wheel import wheel
-from mii_azure.mlops.workflows import NEEDS, PROVIDERS, _arguments, component, workflow, write_files
+from mii_azure.mlops.workflows import NEEDS, PROVIDERS, _arguments, component, needs, workflow, write_files
 from mii_azure.spec import make_spec
 from tests.npm import node
 
@@ -113,6 +113,18 @@ def test_what_changes_in_the_repositorys_model_is_released(tmp_path, monkeypatch
         paths = github["on"]["push"]["paths"]
         assert paths[2:] == [text for each in watched for text in (each, f"{each}/**")]
         assert devops["trigger"]["paths"]["include"][2:] == watched
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("model", ["/srv/models/qa", "../qa", "a/../../\u0085qa: 1"])
+def test_a_folder_that_no_checkout_has_is_told(provider, model):
+    spec = make_spec(task="fill-mask", model=model, name="my-qa", instance_type="Standard_F8s_v2")
+    told = f"On the machine that runs it: {json.dumps(model)}, which is in no checkout."
+    assert needs(provider, spec) == (*NEEDS[provider], told)
+    text = workflow(provider, spec)[PROVIDERS[provider][0].format(name="my-qa")]
+    assert f"# - {told}\n" in text
+    assert yaml.safe_load(text)["name" if provider == "github" else "stages"]
+    assert needs(provider, spec.model_copy(update={"model": "./qa"})) == NEEDS[provider]
 
 
 def test_github_signs_in_without_a_secret():

@@ -20,11 +20,13 @@ from mii_azure.verdict.tokens.causes import UNEXPLAINED
 from mii_azure.verdict.tokens.judge import (
     ROUNDING,
     Answered,
+    Rounding,
     ask,
     askable,
     judge,
     precision_of,
     probes_for,
+    rounding_cause,
     shipped_numbers,
 )
 from mii_azure.verdict.tokens.margins import pick_scores
@@ -146,6 +148,35 @@ def test_what_no_suspect_explains_is_told_so(reference: ReferenceModel) -> None:
     verdict = judge(reference, answers(reference, Suspect("other weights", model=_trained_further)))
     assert not verdict.agree
     assert verdict.cause == UNEXPLAINED
+
+
+@pytest.mark.parametrize(
+    ("precision", "mean", "told"),
+    [
+        ("float32", 1.8e-3, "rounding as of bfloat16: that number format (dtype), or another change as small"),
+        ("float32", 0.02, "rounding as of int8: that number format (dtype), or another change as small"),
+        ("bfloat16", 0.02, "rounding as of int8: that number format (dtype), or another change as small"),
+        ("float32", 0.1, ""),
+        ("int8", 0.1, ""),
+    ],
+)
+def test_margins_like_those_of_rounding_name_the_format(precision: str, mean: float, told: str) -> None:
+    assert rounding_cause(precision, {"greedy": (mean, 64), "seeded": (0.0, 64), "default": (0.0, 0)}) == told
+
+
+def test_margins_of_one_kind_beyond_a_format_are_not_its_rounding() -> None:
+    within, beyond = (1.8e-3, 64), (0.9, 64)
+    assert rounding_cause("float32", {"greedy": within, "seeded": beyond}) == ""
+
+
+def test_rounding_that_no_suspect_explains_is_named(reference: ReferenceModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another server rounds in another order; the margins' size tells what it computes in."""
+    planted = next(suspect for suspect in suspects(TASK) if suspect.cause == "dtype bfloat16")
+    told = answers(reference, planted)
+    monkeypatch.setattr("mii_azure.verdict.tokens.causes.suspects", lambda task, named: [])
+    wide = Rounding(0.2, 0.1)  # a tiny model of random weights is rounded more than a trained one
+    monkeypatch.setitem(ROUNDING, "bfloat16", wide)
+    assert judge(reference, told).cause.startswith("rounding as of bfloat16")
 
 
 def test_bounds_allow_for_what_rounding_was_measured_to_cost() -> None:

@@ -2,10 +2,13 @@
 
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from scoring.decoder import chunk_size
 from scoring.decoder.adapters.builders import build
 from scoring.decoder.generic.probe import probe
 from scoring.decoder.kv_cache import KVCache
@@ -54,3 +57,34 @@ def test_adapters_of_any_rank_fit_in_shared_memory(rank: int, dtype: torch.dtype
         told = adapter_step._shared(rank, tiles, like, False)
         assert told["RP"] * adapter_step.SPAN * like.itemsize <= 64 << 10
         assert told["RP"] >= min(rank, 32)
+
+
+def test_a_piece_beside_streams_is_one_graph_with_its_spans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Launch by launch, it kept the host busy for 28 ms."""
+    ran: list[Any] = []
+    with launchers_of("scoring.decoder.cuda_backend") as cuda_backend:
+        own = object.__new__(cuda_backend.CudaBackend)
+        graph = SimpleNamespace(replay=lambda: ran.append("replayed"))
+        graphs = cuda_backend.Graphs(spanned={(512, 2): graph})
+        own._kind = lambda slots: graphs
+        own._tell = lambda parts, spans=(): ran.append(spans)
+        two = [(0, 32_768), (32_768, 32_768)]
+        attending = SimpleNamespace(spans=lambda count, position: two if count >= 256 else [])
+        own.prefiller = SimpleNamespace(attending=attending, piece=lambda rows, runs: ran.append((rows, runs)))
+        own._enqueue([(3, 70_000, range(512))])
+        assert ran == [[two], "replayed"]
+        ran.clear()
+        own._enqueue([(3, 70_000, range(256))])  # of another size
+        own._enqueue([(3, 70_000, range(504)), (1, 0, range(8))])  # two parts of as many tokens
+        assert ran == [[two], (256, [(0, 256, 70_000)]), [two, []], (512, [(0, 504, 70_000), (504, 8, 0)])]
+
+
+def test_pieces_in_graphs_have_every_number_of_spans_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunk_size, "takes_spans", lambda model: True)
+    with launchers_of("scoring.decoder.prompt_attention") as prompt_attention:
+        own = object.__new__(prompt_attention.ChunkAttention)
+        own.model, own.rows, own.state = SimpleNamespace(), 512, SimpleNamespace(narrow=False, max_length=131_072)
+        found = [(count, len(own.spans(count, position))) for count, position in own.in_graphs()]
+        assert found == [(256, 1), (256, 2), (256, 3), (512, 1), (512, 2), (512, 3)]
+        own.state.max_length = 33_100  # of which a span leaves room for the smaller piece
+        assert own.in_graphs() == [(256, 32_768)]

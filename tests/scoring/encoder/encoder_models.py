@@ -23,6 +23,27 @@ DISTIL: dict[str, Any] = {
     "vocab_size": 99,
     "initializer_range": 0.3,
 }
+#: Distances beyond four are bucketed, and those beyond twelve are one.
+DEBERTA = SIZES | {
+    "relative_attention": True,
+    "position_buckets": 8,
+    "max_relative_positions": 12,
+    "pos_att_type": ["p2c", "c2p"],
+    "share_att_key": True,
+    "norm_rel_ebd": "layer_norm",
+    "position_biased_input": False,
+    "type_vocab_size": 0,
+}
+#: Tokens see five others on each side, but for the first layer.
+MODERN = SIZES | {
+    "local_attention": 10,
+    "global_attn_every_n_layers": 2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "cls_token_id": 1,
+    "sep_token_id": 2,
+}
 COVERED: dict[str, tuple[str, dict[str, Any]]] = {
     "bert fill-mask": ("BertForMaskedLM", SIZES),
     "bert classification": ("BertForSequenceClassification", SIZES),
@@ -32,6 +53,14 @@ COVERED: dict[str, tuple[str, dict[str, Any]]] = {
     "camembert answers": ("CamembertForQuestionAnswering", SIZES | {"pad_token_id": 1}),
     "electra tokens": ("ElectraForTokenClassification", SIZES | {"embedding_size": 64}),
     "distilbert answers": ("DistilBertForQuestionAnswering", DISTIL),
+    "deberta-v2 tokens": ("DebertaV2ForTokenClassification", DEBERTA),
+    "deberta-v2 unshared": (
+        "DebertaV2Model",
+        DEBERTA | {"share_att_key": False, "position_buckets": -1, "type_vocab_size": 2, "position_biased_input": True},
+    ),
+    "modernbert fill-mask": ("ModernBertForMaskedLM", MODERN),
+    "modernbert embeddings": ("ModernBertModel", MODERN | {"intermediate_size": 320, "mlp_bias": True}),
+    "mpnet embeddings": ("MPNetModel", SIZES | {"pad_token_id": 1}),
 }
 
 

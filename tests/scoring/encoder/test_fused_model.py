@@ -8,7 +8,7 @@ import torch
 from scoring.encoder.verify import answers, probes, reference, relative_error
 from scoring.passes.base import PassRefused
 from scoring.passes.fused_encoder import FusedEncoder
-from tests.scoring.encoder.encoder_models import COVERED, SIZES, covered, make
+from tests.scoring.encoder.encoder_models import COVERED, DEBERTA, MODERN, SIZES, covered, make
 
 FUSED = FusedEncoder()
 
@@ -24,7 +24,9 @@ def test_same_answers_and_undo(name: str) -> None:
     assert FUSED.verify(model, told) < 1e-6
 
 
-@pytest.mark.parametrize("name", ["bert fill-mask", "roberta tokens"])
+@pytest.mark.parametrize(
+    "name", ["bert fill-mask", "roberta tokens", "deberta-v2 tokens", "deberta-v2 unshared", "modernbert fill-mask"]
+)
 def test_masked_tokens_anywhere(name: str) -> None:
     model = covered(name)
     (batch, *_) = probes(model, lengths=(20,))
@@ -77,7 +79,11 @@ def test_what_it_does_not_compute_runs_plainly() -> None:
         ("BertModel", SIZES | {"hidden_act": "gelu_new"}, "gelu_new"),
         ("BertModel", SIZES | {"is_decoder": True}, "decoder"),
         ("ElectraModel", SIZES | {"embedding_size": 32}, "projected"),
-        ("MPNetModel", SIZES, "mpnet"),
+        ("AlbertModel", SIZES, "albert"),
+        ("DebertaV2Model", DEBERTA | {"relative_attention": False}, "relative attention"),
+        ("DebertaV2Model", DEBERTA | {"conv_kernel_size": 3, "conv_act": "gelu"}, "convolution"),
+        ("ModernBertModel", MODERN | {"hidden_activation": "silu"}, "silu"),
+        ("ModernBertModel", MODERN | {"num_attention_heads": 4}, "less than 32"),
     ],
 )
 def test_variants_are_refused_unchanged(architecture: str, config: dict[str, Any], reason: str) -> None:

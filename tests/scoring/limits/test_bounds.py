@@ -120,6 +120,29 @@ def test_a_long_text_that_may_well_fit_is_tokenised_once(tiny: Tiny, monkeypatch
     assert tokenised.characters == 32_000
 
 
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "opt", "bloom", "llama", "qwen2", "gemma"])
+@pytest.mark.parametrize("special", [True, False])
+def test_ids_alone_are_those_of_a_call(family: str, special: bool, tiny: Tiny) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny(family, "text-generation"))
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    tokenize = Tokenizing(tokenizer, 1 << 17)
+    for text in ("", "Bern </s> <|endoftext|> \n\n", *TEXTS.values()):
+        tokenize("left over", truncation=True, max_length=1, padding="max_length")
+        assert tokenize.ids(text, special) == tokenizer(text, add_special_tokens=special)["input_ids"]
+
+
+def test_a_tokenizer_that_encodes_its_own_way_is_asked_for_ids(tiny: Tiny) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny("gpt2", "text-generation"))
+
+    class Own(type(tokenizer)):  # type: ignore[misc]
+        def __call__(self, text: str, **options: Any) -> Any:
+            return super().__call__(text.upper(), **options)
+
+    expected = tokenizer("BERN")["input_ids"]
+    tokenizer.__class__ = Own
+    assert Tokenizing(tokenizer, 512).ids("bern") == expected
+
+
 def test_a_text_that_normalising_shortens_is_answered(tiny: Tiny, serve: Serve) -> None:
     served = serve(tiny("bert", "text-classification"), "text-classification")
     assert served.ok("A good" + " " * 60_000 + "film.") == served.ok("A good film.")
@@ -263,3 +286,26 @@ def test_a_search_with_beams_looks_at_the_end_of_its_texts_only(
     served.ok("Hello", num_beams=2, stop="zq", max_new_tokens=100, min_new_tokens=100)
     assert len(lengths) > 100
     assert max(lengths[:-1]) <= 40
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"truncation": False, "max_length": None}, {"truncation": True, "max_length": 9}]
+)
+@pytest.mark.parametrize(
+    "texts", [("Anna lives in Zürich, by the river.",), ("Where is it?", "By the long river, Anna.")]
+)
+@pytest.mark.parametrize("family", ["bert", "roberta", "deberta-v2", "mpnet", "albert", "llama", "bloom", "t5"])
+def test_features_are_those_of_the_tokenizers_own_call(
+    family: str, texts: tuple[str, ...], options: dict[str, Any], tiny: Tiny
+) -> None:
+    """One way for texts whose offsets nobody asks for, whatever was asked of the tokenizer before."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny(family, FAMILIES[family].tasks[0]))
+    tokenizing = Tokenizing(tokenizer, 128)
+    for side in ("right", "left", "right"):
+        found = dict(tokenizing(*texts, side=side, **options))
+        tokenizer.truncation_side = side
+        expected = tokenizer(*texts, **options)
+        tokenizer.truncation_side = "right"
+        assert found.pop("cut", False) is any(each.overflowing for each in expected.encodings)
+        assert found == dict(expected)
+        tokenizing(texts[0], truncation=True, max_length=4)
