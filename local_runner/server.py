@@ -14,13 +14,15 @@ from pathlib import Path
 
 import uvloop
 
-from local_runner.access.security import Security
+from local_runner.access.security import Security, load
 from local_runner.bundle import environment
 from local_runner.doors import Doors
+from local_runner.errors import RunnerFailed
 from local_runner.front_ends.control import Place
 from local_runner.front_ends.front_end import FrontEnd, FrontEndHost, FrontEndScript
 from local_runner.front_ends.pool import EngineHost, FrontEndPool
 from local_runner.host import reload
+from local_runner.host.adapter_policy import AdapterPolicy
 from local_runner.host.host import Host, HostState, ScriptHost
 from local_runner.process import ready_file
 from local_runner.process.hangup import Terminal
@@ -148,6 +150,8 @@ class _Runner:
         try:
             tuned = reload.read_settings(self._settings.settings_file)
             self._host.check(tuned)
+            load(security.files)  # what is wrong in them is told before an adapter changes
+            await self._host.follow_adapters(tuned.adapters)
             security.reload()
         except MiiAzureError as error:
             terminal.say(f"not reloaded: {error}")
@@ -183,6 +187,10 @@ class _Runner:
 def _parts(settings: ServerSettings) -> tuple[Host, Doors | FrontEndPool]:
     """The host of this process, and where its requests come from."""
     bundle, replicas = settings.bundle, settings.replicas
+    if AdapterPolicy.read(os.environ).calls and not settings.security.files.api_keys:
+        raise RunnerFailed(
+            "--allow-adapters would let anybody load adapters.", "Give --api-key-file: who has a key may."
+        )
     if replicas is not None:
         pool = RayPool(bundle, replicas) if isinstance(replicas, RayOptions) else LocalPool(bundle, replicas)
         host: Host = Frontend(bundle, pool)

@@ -195,6 +195,10 @@ BODIES: dict[str, dict[str, Any]] = {
         instruction={"type": "string"},
         user=_TEXT,
     ),
+    "/v1/load_lora_adapter": _object(
+        ["lora_name", "lora_path"], lora_name=_TEXT, lora_path=_TEXT, load_inplace={"type": "boolean"}
+    ),
+    "/v1/unload_lora_adapter": _object(["lora_name"], lora_name=_TEXT),
     "/v1/tokenize": _object(
         [],
         model=_TEXT,

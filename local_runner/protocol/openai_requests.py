@@ -23,6 +23,8 @@ TEXT_KEYS = {
 #: Names for whatever model is here: what huggingface_hub's InferenceClient sends to a URL, and TGI's users by custom.
 _ANY_MODEL = ("dummy", "tgi")
 _EMBEDDING_TASKS = ("sentence-embeddings", "feature-extraction")
+#: Vectors that are no list of numbers, by the form that a deployment's options name.
+_FORMS = {"sparse": "sparse vectors", "multi_vector": "a vector for each token"}
 _RENAMED = {
     "n": "num_return_sequences",
     "max_tokens": "max_new_tokens",
@@ -95,6 +97,12 @@ def chat(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
 def embeddings(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
     """Canonical request for a body of /v1/embeddings."""
     _check(sent, deployment, _EMBEDDING_TASKS, "/v1/embeddings")
+    if form := _FORMS.get(deployment.task_options.get("form", "")):
+        raise InvalidInput(
+            f"This model answers {form}, and clients of /v1/embeddings take one list of numbers a text.",
+            "Send the texts to /score; with the task sentence-similarity, /v1/rerank and /v1/score compare them.",
+            "model",
+        )
     value = sent.get("input")
     inputs = value if isinstance(value, list) and not _is_tokens(value) else [value]
     if not inputs or not all(isinstance(each, str) or _is_tokens(each) for each in inputs):

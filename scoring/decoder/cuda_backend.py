@@ -90,6 +90,8 @@ class CudaBackend:
         }
         if self.drafter is not None:
             self._sent["drafts"] = PinnedUpload(self._wait, self.drafter.layout.size)
+        self._open: list[int] = []  # slots that the rows of `sample` stand for, apart from a step's
+        self._sampled = torch.zeros(state.slots, dtype=torch.int32, device=model.device)
         self._beside = SideUpload()
         self._spare: list[Tensor] = []
         self._chunks: deque[Any] = deque()  # events after the last chunks
@@ -229,10 +231,12 @@ class CudaBackend:
 
     def sample(self, slots: Sequence[int], logits: Tensor, masks: Tensor | None = None) -> PendingTokens:
         """Pick a token for each slot from logits [slots, vocabulary], within masks [slots, words] if given."""
-        self._place(list(slots))
+        if slots != self._open:
+            self._open = list(slots)
+            self._sent["slots"].send(self._sampled[: len(slots)], partial(_fill, self._open))
         if masks is not None:
             masks = self._beside.send(masks, logits.device)
-        self.launcher.sample(len(slots), logits.contiguous(), advance=False, masks=masks)
+        self.launcher.sample(len(slots), logits.contiguous(), advance=False, masks=masks, slots=self._sampled)
         self._ran = self.launcher
         return self._read(len(slots))
 

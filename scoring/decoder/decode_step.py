@@ -292,22 +292,25 @@ class Launcher(RankSums):
             PDL=self.pdl, num_warps=4, **self._launch(),
         )  # fmt: skip
 
-    def sample(self, rows: int, logits: Tensor, advance: bool, masks: Tensor | None = None) -> None:
+    def sample(self, rows: int, logits: Tensor, advance: bool, masks: Tensor | None = None,
+               slots: Tensor | None = None) -> None:  # fmt: skip
         """Sample each row's token from logits [rows, vocabulary], of those that masks [rows, words] int32 allow.
 
-        With `advance` the step's input counts as live, and constrained slots get a placeholder.
+        With `advance` the step's input counts as live, and constrained slots get a placeholder. `slots` [rows] of the
+        rows are the step's unless they are told.
         """
+        slots = self.buffers.slots if slots is None else slots
         b, s, vocabulary, lengths = self.buffers, self.state, self.model.vocabulary, self._fed()[2]
         words, masked = (0, False) if masks is None else (masks.shape[1], True)
         blocks = self.chunks * (_CHUNK // _BLOCK)
         decode_sampling.scan[(rows, self.chunks)](
-            logits, b.scores, b.best, b.where, b.peaks, b.masses, b.slots, lengths, s.seen, s.temperature, s.penalty,
+            logits, b.scores, b.best, b.where, b.peaks, b.masses, slots, lengths, s.seen, s.temperature, s.penalty,
             s.seed, s.forbidden, s.forbidden_until, s.constrained, given(masks, b.slots), vocabulary, words, BV=_CHUNK,
             SB=_BLOCK, CHUNKS=self.chunks, HELD=FORBIDDEN, MASKED=masked, ADVANCE=int(advance), OWN=self.own,
             PDL=self.pdl, num_warps=8, **self._launch(),
         )  # fmt: skip
         decode_sampling.choose[(rows,)](
-            b.scores, b.best, b.where, b.peaks, b.masses, b.near, b.kept, b.places, b.out, b.slots, lengths, s.tokens,
+            b.scores, b.best, b.where, b.peaks, b.masses, b.near, b.kept, b.places, b.out, slots, lengths, s.tokens,
             s.seen, s.temperature, s.top_k, s.top_p, s.min_p, s.seed, s.constrained, vocabulary, s.slots, blocks,
             SB=_BLOCK, BP=triton.next_power_of_2(blocks), TB=_AT_ONCE, MOST=self.gathered, CHUNKS=self.chunks,
             CP=triton.next_power_of_2(self.chunks), ADVANCE=int(advance), OWN=self.own, PDL=self.pdl,

@@ -54,7 +54,16 @@ _TOKEN_VECTORS = {
     "items": {"type": "array", "items": _VECTOR},
     "maxItems": 1,
 }
-
+_SPARSE = {
+    "description": "Of a model with sparse vectors: weights by token.",
+    "type": "object",
+    "additionalProperties": {"type": "number"},
+}
+_MULTI_VECTOR = {
+    "description": "Of a model with a vector for each token.",
+    "type": "array",
+    "items": _VECTOR,
+}
 
 _RANKED = {
     "type": "array",
@@ -216,7 +225,7 @@ _TABLE = (
         input=s.TextOrTokens,
         embeds=True,
         sample={"inputs": ["A man is eating food.", "A man is eating a piece of bread."]},
-        response={"anyOf": [_VECTOR, _TOKEN_VECTORS, _ENCODED]},
+        response={"anyOf": [_VECTOR, _TOKEN_VECTORS, _ENCODED, _SPARSE, _MULTI_VECTOR]},
     ),
     TaskSchema(
         name="sentence-similarity",
@@ -230,7 +239,7 @@ _TABLE = (
                 "sentences": ["A man is eating a piece of bread.", "The girl is carrying a baby."],
             }
         },
-        response={"type": "array", "items": {"type": "number"}, "description": "Cosines, in the sentences' order."},
+        response={"type": "array", "items": {"type": "number"}, "description": "Likeness, in the sentences' order."},
     ),
     TaskSchema(
         name="zero-shot-classification",

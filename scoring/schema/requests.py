@@ -116,6 +116,17 @@ class EmbeddingParameters(VectorParameters):
     encoding_format: Literal["float", "base64"] = Field(
         "float", description="base64: each vector as little-endian float32."
     )
+    input_type: Literal["query", "document"] | None = Field(
+        None,
+        description="Which side of a search the texts are on, whose prompt they take; null: none, but document for "
+        "models with a vector for each token.",
+    )
+    max_active_dims: int | None = Field(
+        None, ge=1, le=MOST, description="Of sparse vectors, keep so many of the largest weights; null: all above 0."
+    )
+    sparse_keys: Literal["index", "token"] = Field(
+        "index", description="How sparse vectors name their weights: by the token's number, or by the token."
+    )
 
 
 class QuestionAnsweringParameters(Strict):

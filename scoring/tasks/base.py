@@ -32,7 +32,7 @@ class Task(ABC):
     """One task over one loaded model."""
 
     unit: ClassVar[str] = "tokens"  # unit of a row's footprint
-    smaller: ClassVar[str] = "Send fewer inputs at once."  # remedy for too large a reply
+    smaller: str = "Send fewer inputs at once."  # remedy for too large a reply
     name: ClassVar[str]
     auto_class: ClassVar[str]  # auto class of transformers
 
