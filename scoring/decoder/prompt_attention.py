@@ -23,7 +23,7 @@ _COPIED = 2048  # numbers of a block that a program copies
 
 Run = tuple[int, int, Sequence[Span]]  # of a part: its first row in the chunk, tokens, spans of keys before it
 #: Tokens of pieces beside running sequences, where these leave time for no more.
-IN_GRAPHS = (256, 512)
+IN_GRAPHS = (256, 512, 1024)
 
 
 @dataclass(frozen=True)

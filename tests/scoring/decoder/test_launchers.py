@@ -84,10 +84,12 @@ def test_pieces_in_graphs_have_every_number_of_keys_in_spans_once(monkeypatch: p
     monkeypatch.setattr(chunk_size, "takes_spans", lambda model: True)
     with launchers_of("scoring.decoder.prompt_attention") as prompt_attention:
         own = object.__new__(prompt_attention.ChunkAttention)
-        own.model, own.rows, own.state = SimpleNamespace(), 512, SimpleNamespace(narrow=False, max_length=131_072)
-        expected = {(count, keys): keys for keys in range(8192, 131_072, 8192) for count in (256, 512)}
-        assert own.in_graphs() == expected
-        own.state.max_length = 16_500  # of which a second span leaves too little
+        own.model, own.rows, own.state = SimpleNamespace(), 1024, SimpleNamespace(narrow=False, max_length=131_072)
+        sizes = (256, 512, 1024)
+        assert own.in_graphs() == {(count, keys): keys for keys in range(8192, 131_072, 8192) for count in sizes}
+        own.state.max_length = 17_000  # of which a second span leaves too little
+        assert own.in_graphs() == {(count, 8192): 8192 for count in sizes}
+        own.rows = 512
         assert own.in_graphs() == {(256, 8192): 8192, (512, 8192): 8192}
         own.state.narrow = True
         assert own.in_graphs() == {}
