@@ -225,7 +225,8 @@ _SPOKEN: dict[str, Any] = {
     "temperature": {"type": "number", "minimum": 0, "maximum": 1},
     "seed": {"type": "integer"},
     "max_new_tokens": {"type": "integer", "minimum": 1},
-    "timestamp_granularities[]": {"type": "array", "items": {"type": "string", "enum": ["segment"]}},
+    "timestamp_granularities[]": {"type": "array", "items": {"type": "string", "enum": ["segment", "word"]}},
+    "stream": {"type": "boolean"},
 }
 #: Bodies that are forms, with a file.
 FORMS = {
