@@ -40,7 +40,7 @@ class TextClassification(SequenceHead):
 
     @cached_property
     def _usual(self) -> str:
-        """What turns logits into scores unless a request says it."""
+        """Function that turns logits into scores unless a request says one."""
         config = self.model.config
         if config.problem_type == "regression":
             return "none"
