@@ -66,6 +66,7 @@ OTHER_RESULTS = {
     "speculation": "drafts, which depend on the text",
     "streams": "plain generate on a CPU, whose basis is assumed",
     "throughput": "throughput: tests/mii_azure/planning/test_expected.py predicts it",
+    "waits": "waits beside a long prompt",
     "token_margins": "numbers, not times",
 }
 _BERT = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
