@@ -184,6 +184,15 @@ class Task(ABC):
                 where=f"inputs[{item}]",
             )
 
+    def check_known(self, ids: Sequence[int], item: int) -> None:
+        """Raise InvalidInput for a token that was sent by its number and that the model does not have."""
+        if max(ids) >= (known := vocabulary(self.model.config)):
+            raise InvalidInput(
+                f"The model has no token {max(ids)}; its vocabulary ends at {known - 1}.",
+                "Send the ids of the model's own tokenizer, or texts.",
+                f"inputs[{item}]",
+            )
+
     def check_length(self, length: int, item: int, remedy: str) -> None:
         """Raise PromptTooLong if a row has more tokens than the model's context."""
         if length > self.loaded.context_length:
