@@ -70,6 +70,12 @@ class TokenClassificationParameters(Strict):
     )
     ignore_labels: Labels = Field(["O"], description="Labels left out of the answer.")
     truncation: bool = Field(False, description="Cut texts at the context length instead of refusing them.")
+    stride: int | None = Field(
+        None,
+        ge=0,
+        le=MOST,
+        description="Read a text past the context length in windows that share so many tokens; with entities only.",
+    )
 
 
 class FillMaskParameters(Strict):
