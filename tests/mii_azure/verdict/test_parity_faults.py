@@ -68,6 +68,14 @@ def test_each_fault_is_served_from_a_bundle_of_its_own(tmp_path: Path, monkeypat
     assert len(set(served)) == len(served) == 2
 
 
+def test_no_bundle_lets_a_start_round_to_int8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rounding would be taken for a fault of float32."""
+    made: list[dict[str, object]] = []
+    monkeypatch.setattr(faulty_servers.mii_azure, "generate", lambda **options: made.append(options))
+    faulty_servers.bundle(tmp_path, tmp_path / "sound")
+    assert (made[0]["dtype"], made[0]["passes_off"]) == ("float32", ("weight_only",))
+
+
 @pytest.mark.parametrize("name", ["bfloat16", "int8"])
 def test_the_table_tells_from_how_many_tokens_a_format_shows_a_fault(name: str) -> None:
     rounding = ROUNDING[name]
