@@ -1,10 +1,11 @@
 """What `--batch-invariant` and `--kv-cache-dtype fp8` cost and give on one GPU: Llama-1.1B's shape, random weights.
 
-    python -m benchmarks.cache_forms [--out FOLDER]       prints the figures and writes cache_forms.json
+    python -m benchmarks.cache_forms [--dtype bfloat16] [--forms NAME ...] [--out FOLDER]
 
-Bits: one prompt's logits, and those of steps after it, alone and among 3, 16, 64 and 256 rows, its prompt whole and in
-pieces, and its last tokens fed one by one. Throughput: 256 requests of 16 to 256 prompt tokens and 128 answered each
-through the scheduler, sides in turns. Steps: 256 slots that all hold a long context.
+It prints the figures and writes cache_forms.json, or cache_forms-bfloat16.json. Bits: one prompt's logits, and those of
+steps after it, alone and among 3, 16, 64 and 256 rows, its prompt whole and in pieces, and its last tokens fed one by
+one. Throughput: 256 requests of 16 to 256 prompt tokens and 128 answered each through the scheduler, sides in turns.
+Steps: 256 slots that all hold a long context. Start: seconds until all graphs are captured, and of trying the bits.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,6 +24,7 @@ import torch
 from benchmarks.common import RESULTS, provenance, write
 from benchmarks.decoders import CASES, make
 from benchmarks.speculation import Task
+from scoring.decoder.company import difference
 from scoring.decoder.decoder import Decoder
 from scoring.decoder.verify import errors, reference
 from scoring.engine.row import Row
@@ -127,13 +130,28 @@ def step_times(decoder: Decoder, rows: int) -> dict[str, float]:
     return found
 
 
-def measure(model: Any, keep: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+def started(model: Any, form: str) -> tuple[Decoder, dict[str, float]]:
+    """A decoder with all its graphs, and the seconds that this took; of batch invariance its trial too."""
+    began = time.perf_counter()
+    decoder = decoder_of(model, form)
+    decoder.warm_up()
+    torch.cuda.synchronize()
+    seconds = {"graphs": time.perf_counter() - began}
+    if form == "batch-invariant":
+        told = difference(decoder, model.config)
+        seconds["trial"] = time.perf_counter() - began - seconds["graphs"]
+        assert not told, told
+    return decoder, seconds
+
+
+def measure(model: Any, forms: Sequence[str], keep: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
     """All figures, by form; `keep` is given them after each."""
     told = reference(model)()
     result: dict[str, Any] = {}
-    for form in FORMS:
-        decoder = decoder_of(model, form)
-        own: dict[str, Any] = {"errors": errors(decoder, told), "cache_bytes": decoder.state.bytes()}
+    for form in forms:
+        decoder, seconds = started(model, form)
+        own: dict[str, Any] = {"start_seconds": seconds, "cache_bytes": decoder.state.bytes()}
+        own["errors"] = errors(decoder, told)
         tokens_per_second(decoder, 8)  # compiles and captures
         tokens_per_second(decoder, 64)
         own["tokens_per_second"] = [tokens_per_second(decoder) for _ in range(_TURNS)]
@@ -147,8 +165,8 @@ def measure(model: Any, keep: Callable[[dict[str, Any]], object]) -> dict[str, A
         del decoder
         gc.collect()
         torch.cuda.empty_cache()
-    rates = {form: median(result[form]["tokens_per_second"]) for form in FORMS}
-    result["cost"] = {form: 1 - rates[form] / rates["plain"] for form in FORMS}
+    rates = {form: median(result[form]["tokens_per_second"]) for form in forms}
+    result["cost"] = {form: 1 - rates[form] / rates["plain"] for form in forms}
     return result
 
 
@@ -164,13 +182,18 @@ def _queries(decoder: Decoder) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--dtype", choices=("float16", "bfloat16"), default="float16")
+    parser.add_argument("--forms", nargs="+", choices=list(FORMS), default=list(FORMS), help="beside plain")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    folder = parser.parse_args().out
-    told = {**provenance(), "model": MODEL}
-    result = told | measure(make(CASES[MODEL]), lambda found: write("cache_forms", told | found, folder))
+    asked = parser.parse_args()
+    name = "cache_forms" if asked.dtype == "float16" else f"cache_forms-{asked.dtype}"
+    told = {**provenance(), "model": MODEL, "dtype": asked.dtype}
+    model = make(replace(CASES[MODEL], dtype=asked.dtype))
+    forms = [form for form in FORMS if form in ("plain", *asked.forms)]
+    result = told | measure(model, forms, lambda found: write(name, told | found, asked.out))
     print(f"cost: {result['cost']}")
-    write("cache_forms", result, folder)
-    sys.exit(0 if all(result["batch-invariant"]["bits"].values()) else 1)
+    write(name, result, asked.out)
+    sys.exit(0 if all(result.get("batch-invariant", {}).get("bits", {}).values()) else 1)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What grammars cost: the time of a step of 64 rows, of which half are bound to a JSON schema, beside one of free rows.
 
     python -m benchmarks.grammars FOLDER [--rows 64] [--tokens 40]
-    python -m benchmarks.grammars --made [--peak 16] [--sampled]
+    python -m benchmarks.grammars --made [--peak 16] [--sampled] [--out FOLDER]
 
 FOLDER holds a decoder, such as the packaged SmolLM2; `--made` draws one of 0.6B and 151,936 tokens, whose logits are
 multiplied by `--peak`, as a trained model's have peaks. Both kinds of rounds take turns; the medians of their steps are
@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.common import provenance, write
 from scoring.config import Deployment, Limits
 from scoring.decoder.decoder import Decoder
 from scoring.generation.scheduler import Scheduler
@@ -30,6 +31,11 @@ from scoring.schema.registry import task_class
 from tests.scoring.generation.schemas import schemas
 
 _TASK = "text-generation"
+SAMPLINGS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "top-k 50, top-p 0.9": {"temperature": 0.7, "top_p": 0.9, "seed": 1},
+    "top-p 0.9": {"temperature": 0.7, "top_k": -1, "top_p": 0.9, "seed": 1},
+}
 
 
 def steps(
@@ -87,9 +93,10 @@ def make(folder: Path, peak: float) -> None:
     ).save_pretrained(folder)  # fmt: skip
 
 
-def measure(folder: Path, rows: int, tokens: int, sampling: Mapping[str, Any]) -> dict[str, float]:
+def measure(folder: Path, rows: int, tokens: int, sampling: Mapping[str, Any]) -> dict[str, Any]:
     """Median milliseconds of a step, free and half bound, and what the latter takes more."""
-    deployment = Deployment("grammars", _TASK, limits=Limits(max_batch_tokens=2**20))
+    dtype = "bfloat16" if torch.cuda.is_available() else "float32"
+    deployment = Deployment("grammars", _TASK, dtype=dtype, limits=Limits(max_batch_tokens=2**20))
     loaded = load(deployment, folder)
     task = task_class(_TASK)(loaded, _TASK)
     decoder = Decoder(loaded.model, rows, min(512, loaded.context_length))
@@ -102,7 +109,8 @@ def measure(folder: Path, rows: int, tokens: int, sampling: Mapping[str, Any]) -
         free += steps(task, decoder, 0, rows, tokens, sampling)
         half += steps(task, decoder, rows // 2, rows, tokens, sampling)
     one, other = statistics.median(free), statistics.median(half)
-    return {"free_ms": one * 1e3, "half_bound_ms": other * 1e3, "more_percent": 100 * (other / one - 1)}
+    told = {"free_ms": one * 1e3, "half_bound_ms": other * 1e3, "more_percent": 100 * (other / one - 1)}
+    return {"dtype": dtype, **told}
 
 
 def kept() -> dict[str, int]:
@@ -127,17 +135,22 @@ def main() -> None:
     parser.add_argument("--schemas", action="store_true")
     parser.add_argument("--made", action="store_true")
     parser.add_argument("--peak", type=float, default=1.0)
-    parser.add_argument("--sampled", action="store_true")
+    parser.add_argument("--sampled", action="store_true", help="measure sampled rows after greedy ones")
+    parser.add_argument("--out", type=Path, help="folder for grammars.json")
     asked = parser.parse_args()
-    sampling = {"temperature": 0.7, "top_p": 0.9, "seed": 1} if asked.sampled else {}
     if asked.schemas:
         print(json.dumps(kept()))
         return
+    rows: list[dict[str, Any]] = []
     with TemporaryDirectory() as made:
         if asked.made:
             make(Path(made), asked.peak)
-        told = measure(Path(made) if asked.made else asked.folder, asked.rows, asked.tokens, sampling)
-    print(json.dumps({"peak": asked.peak, "sampled": asked.sampled, **told}))
+        folder = Path(made) if asked.made else asked.folder
+        for name, sampling in SAMPLINGS.items() if asked.sampled else [("greedy", {})]:
+            rows.append({"peak": asked.peak, "sampling": name} | measure(folder, asked.rows, asked.tokens, sampling))
+            print(json.dumps(rows[-1]), flush=True)
+            if asked.out:
+                write("grammars", {**provenance(), "slots": asked.rows, "rows": rows}, asked.out)
 
 
 if __name__ == "__main__":

@@ -4,16 +4,13 @@
 
 A folder with random weights of the real shape becomes a bundle by `mii-azure generate`; `mii-azure serve` answers on
 loopback; processes of clients, each with many connections, send requests of 16 to 256 prompt tokens that get exactly
-128, greedily, all at once. Streams are read event by event. `long` prompts are answered with one token, alone; then
-the longest of them, with as many tokens as the others, among 64 of those requests. Floors are in decoders.json, which
-measures the same shapes in process.
+128, greedily, all at once. Streams are read event by event. Floors are in decoders.json, which measures the same shapes
+in process; `benchmarks.waits` has long prompts.
 """
 
 import argparse
-import asyncio
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -23,16 +20,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import quantiles
 from typing import Any
 
 from benchmarks.common import RESULTS, provenance, table, write
 from benchmarks.decoders import CASES
 from benchmarks.host_side import front_ends_of, processor_s
-from benchmarks.http_clients import ANSWER_S, LONGEST, NEW, SHORTEST, ask, ask_all, bodies, body, prompt
+from benchmarks.http_clients import ANSWER_S, LONGEST, NEW, SHORTEST
 
 PROCESSES = 4  # of clients
-SHORT = 64  # requests beside a long one
 WAYS = ("whole", "stream", "openai")
 START_S = 300.0
 _TIMES = ("first p50", "first p99", "next p50", "next p99")
@@ -41,12 +37,11 @@ COLUMNS = ("model", "front ends", "clients", "way", "tokens/s", *_TIMES, "engine
 
 @dataclass(frozen=True)
 class Shape:
-    """A model to serve: its architecture, config, precision, and lengths of `long` prompts to time."""
+    """A model to serve: its architecture, config and precision."""
 
     architecture: str
     config: dict[str, Any]
     dtype: str = "bfloat16"
-    long: tuple[int, ...] = ()
     flags: tuple[str, ...] = field(default=())
 
 
@@ -58,12 +53,12 @@ _LLAMA_3B = {
 SHAPES = {
     "llama-1.1b": Shape("LlamaForCausalLM", CASES["llama-1.1b"].config, "float16"),
     "qwen3-0.6b": Shape("Qwen3ForCausalLM", CASES["qwen3-0.6b"].config | {"max_position_embeddings": 40960}),
-    "llama-3.2-3b": Shape("LlamaForCausalLM", _LLAMA_3B, long=(512, 8192, 32768, 100000)),
+    "llama-3.2-3b": Shape("LlamaForCausalLM", _LLAMA_3B),
     "tiny": Shape(
         "LlamaForCausalLM",
         {"vocab_size": 2100, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
          "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024},
-        "float32", long=(512,),
+        "float32",
     ),
 }  # fmt: skip
 
@@ -105,7 +100,7 @@ def port_of(server: "subprocess.Popen[bytes]", log: Path) -> int:
     end = time.monotonic() + START_S
     while time.monotonic() < end and server.poll() is None:
         text = log.read_text(encoding="utf-8")
-        if "ready" in text and (found := text.rpartition("http://127.0.0.1:")[2]) != text:
+        if "ready: " in text and (found := text.rpartition("http://127.0.0.1:")[2]) != text:
             return int("".join(c for c in found[:5] if c.isdigit()))
         time.sleep(0.2)
     raise RuntimeError(f"the server did not start:\n{log.read_text(encoding='utf-8')[-4000:]}")
@@ -140,40 +135,9 @@ def load(port: int, clients: int, way: str, seed: int) -> dict[str, Any]:
     return row
 
 
-def long_prompt_ms(port: int, tokens: int, seed: int) -> float:
-    """Milliseconds to the one token that answers a prompt of this length, the best of two."""
-    times = []
-    for number in range(2):
-        request = body(prompt(tokens, random.Random(seed + number)), 1, "whole")
-        began = time.perf_counter()
-        good, _ = asyncio.run(asyncio.wait_for(ask(port, request), ANSWER_S))
-        times.append(1e3 * (time.perf_counter() - began) if good else float("nan"))
-    return min(times)
-
-
-async def _beside(port: int, tokens: int) -> dict[str, Any]:
-    """Have a long streamed request run among short ones, which come when it has been sent."""
-    words = random.Random(tokens - 1)  # others than those of the prompt that was timed alone
-    long = asyncio.create_task(ask(port, body(prompt(tokens, words), NEW, "stream")))
-    began = time.perf_counter()
-    await asyncio.sleep(0.2)
-    short = await ask_all(port, bodies(SHORT, "stream", 3))
-    good, stamps = await long
-    found = {
-        "long tokens": tokens, "long answered": good, "long ms": 1e3 * (stamps[-1] - began), "short": SHORT,
-        "short failed": short["failed"],
-        "short ms": 1e3 * (short["ended"] - short["began"]),
-    }  # fmt: skip
-    if short["failed"] < SHORT:
-        waits = quantiles(short["next"], n=100)
-        found |= {"short first p50": median(short["first"]), "short next p50": waits[49], "short next p99": waits[98]}
-        found["short next most"] = max(short["next"])
-    return found
-
-
 def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """All rows of one shape; every row is asked twice, and the second is told."""
-    shape, rows, prompts, beside = SHAPES[name], [], {}, None
+    shape, rows = SHAPES[name], []
     with tempfile.TemporaryDirectory() as folder:
         build(shape, Path(folder), options.instance_type, options.flags)
         for front_ends in options.front_ends or [None]:
@@ -181,7 +145,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
             with served(Path(folder), arguments) as (pid, port):
                 for each in ("plan.md", "serve.log"):
                     (options.out / f"{name}-{each}").write_bytes((Path(folder) / each).read_bytes())
-                for count in () if options.only_beside else options.clients:
+                for count in options.clients:
                     for way in options.ways:
                         load(port, count, way, 1)
                         others = front_ends_of(pid)
@@ -192,18 +156,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
                         row["front ends us"] = 1e6 * spent / (count * NEW)
                         rows.append(row)
                         print(table(COLUMNS, [row]).splitlines()[-1], flush=True)
-                if not prompts:
-                    lengths = () if options.only_beside else shape.long
-                    prompts = {str(tokens): long_prompt_ms(port, tokens, tokens) for tokens in lengths}
-                    if shape.long:
-                        beside = asyncio.run(asyncio.wait_for(_beside(port, shape.long[-1]), ANSWER_S))
-                        print(json.dumps(beside), flush=True)
-    return {
-        "rows": rows,
-        "first token ms by prompt tokens": prompts,
-        "long beside short": beside,
-        "flags": options.flags,
-    }
+    return {"rows": rows, "flags": options.flags}
 
 
 def main() -> None:
@@ -212,7 +165,6 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[name for name in SHAPES if name != "tiny"], choices=SHAPES)
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 256])
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
-    parser.add_argument("--only-beside", action="store_true", help="one long request among short ones, and no more")
     parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="of generate; the last option")
     parser.add_argument("--instance-type", default="Standard_NC40ads_H100_v5")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -222,7 +174,6 @@ def main() -> None:
     print(table(COLUMNS, []))
     for name in chosen.only:
         results[name] = measure(name, chosen)
-        print(json.dumps(results[name]["first token ms by prompt tokens"]), flush=True)
         write("over_http", provenance() | {"load": [SHORTEST, LONGEST, NEW], "models": results}, chosen.out)
 
 

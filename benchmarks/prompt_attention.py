@@ -55,6 +55,7 @@ class Chunk:
         )  # fmt: skip
         self.state = KVCache(self.model, 1, length)
         self.state.table[0] = torch.randperm(self.state.blocks, device="cuda").int()
+        self.slots = torch.zeros(1, dtype=torch.int32, device="cuda")
         self.state.keys.normal_(), self.state.values.normal_()
         self.q = torch.randn(8192, heads, head_dim, device="cuda", dtype=torch.bfloat16)
         self.out = torch.empty_like(self.q)
@@ -63,6 +64,7 @@ class Chunk:
         """Calls of our kernel by tokens and position, with spans left to cuDNN or without."""
         prompt_attention.TILINGS[2] = {256: tiling}
         own = ChunkAttention(self.model, self.state, 8192, self.model.head_dim)
+        own.slots = self.slots
 
         def at(count: int, position: int) -> Callable[[], None]:
             layout = Layout(8192, 1, tiling.queries)
@@ -71,7 +73,7 @@ class Chunk:
             apart = own.spans(count, position) if spans else []
             layout.fill(numbers, [part], 1, [apart])
             tiled, tiles = layout.cut(numbers.cuda())[2], count // tiling.queries + 1
-            runs = runs_of([part]) if apart else ()
+            runs = runs_of([part], [apart]) if apart else ()
             return lambda: own.attend(0, self.q, self.out, tiled, tiles, self.q, False, {}, runs)
 
         return at
@@ -85,8 +87,8 @@ class Chunk:
 
         def call() -> None:
             decode_prefill.gather[(blocks, model.kv_heads, size // 2048)](
-                state.keys[0], state.values[0], state.table[0], keys, values, 0, state.blocks + 1, blocks, SIZE=size,
-                BE=2048, num_warps=4,
+                state.keys[0], state.values[0], state.table, self.slots, keys, values, 0, state.width, 0,
+                state.blocks + 1, blocks, SIZE=size, BE=2048, num_warps=4,
             )  # fmt: skip
             k, v = (x[:, : position + count].transpose(0, 1)[None] for x in (keys, values))
             found = torch.ops.aten._flash_attention_forward(

@@ -220,31 +220,46 @@ def _loaded(result: Result) -> str:
 
 
 def over_http(result: Result) -> str:
-    """Clients of a server, and one long request among short ones."""
+    """Clients of a server."""
     columns = ("model", "clients", "answers", "tokens/s", "first token p50 / p99 ms", "next token p50 / p99 ms")
     rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     notes = []
     for name, model in result["models"].items():
         for row in model["rows"]:
-            cells = ["" if row["first p50"] is None else f"{row[f'{each} p50']:.0f} / {row[f'{each} p99']:.0f}"
+            cells = ["" if row[f"{each} p50"] is None else f"{row[f'{each} p50']:.0f} / {row[f'{each} p99']:.0f}"
                      for each in ("first", "next")]  # fmt: skip
             way = {"whole": "whole", "stream": "streamed", "openai": "streamed, /v1"}[row["way"]]
             way += "" if row["front ends"] else ", one process"
             rows.append(f"| {name} | {row['clients']} | {way} | {row['tokens/s']:,.0f} | {cells[0]} | {cells[1]} |")
         notes.append(f"{name} {model['date']}, revision {model['revision']}")
-        if beside := model.get("long beside short"):
-            waits = "{:.0f} ms at p50, {:.0f} at p99 and {:,.0f} at most".format(
-                *(beside[f"short next {each}"] for each in ("p50", "p99", "most"))
-            )
-            run = f", in a run of its own at revision {beside['revision']} with `{' '.join(beside['flags'])}`"
-            noted = f" {beside['note']}" if beside.get("note") else ""
-            notes[-1] += (
-                f" (a request of {beside['long tokens']:,} tokens among {beside['short']} short ones, of which "
-                f"{beside['short failed']} failed, was answered after {beside['long ms']:,.0f} ms; the others' next "
-                f"tokens came after {waits}{run}.{noted})"
-            )
     load = f"prompts of {result['load'][0]} to {result['load'][1]} tokens, {result['load'][2]} new ones, all at once"
     text = f"`generate`, `serve`, then clients on the same machine: {load}. {where(result)}: {'; '.join(notes)}."
+    return "\n".join([*rows, "", text])
+
+
+def waits(result: Result) -> str:
+    """Streams beside a long prompt over HTTP, and long prompts alone."""
+    ways = {"after_it": "come with it", "before_it": "run already"}
+    rows = [
+        "| 64 streams | next token p50 / p99 / p99.9 / most ms | waits over 50 ms | the prompt's first token ms |",
+        "|---|---|---|---|",
+    ]
+    for load in result["loads"]:
+        times = " / ".join(f"{load[f'next {each}']:.0f}" for each in ("p50", "p99", "p99.9", "most"))
+        rows.append(f"| {ways[load['way']]} | {times} | {load['over the bar']:,} | {load['long first ms']:,.0f} |")
+    rows += ["", "| a prompt alone, tokens | first token ms | tokenised in ms | sdpa forward ms | over sdpa |"]
+    rows.append("|---|---|---|---|---|")
+    for one in result["alone"]:
+        spent = one["way"]["ids ends"] - one["way"]["ids begins"] if "ids ends" in one["way"] else None
+        plain = result["sdpa ms"].get(str(one["tokens"]))
+        cells = ["–" if spent is None else f"{spent:,.0f}", "–" if plain is None else f"{plain:,.0f}"]
+        cells.append("–" if plain is None else f"{one['ms'] / plain:.2f}×")
+        rows.append(f"| {one['tokens']:,} | {one['ms']:,.0f} | {' | '.join(cells)} |")
+    text = (
+        f"{result['model']} by `generate` and `serve`, {result['front ends']} front ends; beside streams a prompt has "
+        f"{result['loads'][0]['long tokens']:,} tokens. In the order of the run, the first on a server that had "
+        f"answered nothing. {where(result)}.{' ' + result['note'] if 'note' in result else ''}"
+    )
     return "\n".join([*rows, "", text])
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from benchmarks.common import RESULTS, provenance, table, write
-from benchmarks.decoders import LENGTH
-from benchmarks.slices import BAR, CASE, DEGREE, SLOTS, bandwidth, step_ms
+from benchmarks.decoders import LENGTH, datasheet
+from benchmarks.slices import BAR, CASE, DEGREE, SLOTS, step_ms
 from scoring.decoder.decoder import Decoder
 from scoring.distributed.all_reduce import CAPACITY, AllReduce
 
@@ -41,7 +41,7 @@ def steps(config: dict[str, Any]) -> list[dict[str, float]]:
     with torch.device("cuda"):
         model = transformers.LlamaForCausalLM._from_config(transformers.LlamaConfig(**config), dtype=torch.float16)
     decoder = Decoder(model.eval(), max(SLOTS), LENGTH)
-    floor = 1e3 * decoder.model.step_bytes() / bandwidth()
+    floor = 1e3 * decoder.model.step_bytes() / datasheet()
     return [{"slots": slots, "ms": step_ms(decoder, slots), "floor": floor} for slots in SLOTS]
 
 

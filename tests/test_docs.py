@@ -1,7 +1,6 @@
 """What the documents say is what happens."""
 
 import base64
-import json
 import os
 import re
 import subprocess
@@ -109,12 +108,6 @@ def test_benchmark_tables_are_generated_from_their_results(name: str) -> None:
     texts = (page.read_text(encoding="utf-8") for page in tables.PAGES)
     (text,) = (text for text in texts if name in tables.tables_of(text))
     assert shown(name, text) == render_table(name), "run `python -m benchmarks.tables`"
-
-
-def test_a_run_of_its_own_is_captioned_with_its_own_revision_and_flags() -> None:
-    beside = json.loads((tables.RESULTS / "over_http.json").read_text())["models"]["llama-3.2-3b"]["long beside short"]
-    caption = render_table("over-http")
-    assert f"at revision {beside['revision']} with `{' '.join(beside['flags'])}`. {beside['note']}" in caption
 
 
 def test_every_figure_that_the_readme_sums_up_is_in_the_tables() -> None:

@@ -1,7 +1,7 @@
 """Read-only view of a bundle for checks: files parsed once, and no exception for their contents."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -10,7 +10,7 @@ import yaml
 
 from local_runner.bundle.manifest import MANIFEST
 from mii_azure.bundle.manifest import Mismatch, find_mismatches, load_manifest, read_text
-from mii_azure.bundle.yaml_text import compose_yaml, parse_yaml
+from mii_azure.bundle.yaml_text import compose_yaml, parse_yaml, repeated_keys
 from mii_azure.errors import SpecError
 from mii_azure.planning.plan import Quantization
 from mii_azure.platform.servers import HOST_FOLDER, Server
@@ -191,6 +191,10 @@ class Inspected:
                 break
             line, node = pair[0].start_mark.line + 1, pair[1]
         return line
+
+    def repeated(self, file: str) -> Iterator[tuple[str, int]]:
+        """Keys that a mapping of a YAML file has more than once, each with the line of a later one."""
+        return repeated_keys(self._parsed(file)[1])
 
     @cached_property
     def server(self) -> dict[str, str]:

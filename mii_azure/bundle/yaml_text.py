@@ -1,5 +1,6 @@
 """Untrusted YAML: parsed without running code, and without values that expand when they are read."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
@@ -25,6 +26,27 @@ def compose_yaml(text: str) -> yaml.Node | None:
         return yaml.compose(text, yaml.SafeLoader)
     except _BROKEN as error:
         raise yaml.YAMLError(str(error) or type(error).__name__) from error
+
+
+def repeated_keys(node: yaml.Node | None) -> Iterator[tuple[str, int]]:
+    """Keys that a mapping has more than once, each with the line of a later one; parsing takes the last."""
+    left, seen = [node], set()
+    while left:
+        inner = left.pop()
+        if id(inner) in seen or not isinstance(inner, yaml.CollectionNode):
+            continue
+        seen.add(id(inner))  # an alias is its anchor's node
+        if isinstance(inner, yaml.SequenceNode):
+            left += inner.value
+            continue
+        keys = [key for key, _ in inner.value]
+        told = [(key.tag, key.value) if isinstance(key, yaml.ScalarNode) else id(key) for key in keys]
+        known: set[Any] = set()
+        for key, each in zip(keys, told, strict=True):
+            if each in known:
+                yield str(key.value), key.start_mark.line + 1
+            known.add(each)
+        left += [value for _, value in inner.value]
 
 
 def _count(value: Any) -> None:

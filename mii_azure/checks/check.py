@@ -42,6 +42,7 @@ RULES: tuple[Rule, ...] = (
     Rule("MII006", "error", "No secret in a file", files.secrets),
     Rule("MII120", "warning", "Templates of YAML", refusals.placeholders, alone=True),
     Rule("MII101", "error", "YAML 1.1, a mapping", yaml_rules.malformed, alone=True),
+    Rule("MII132", "warning", "YAML 1.2: a mapping's keys are unique", yaml_rules.repeated_keys, alone=True),
     Rule("MII102", "error", "Azure: names of 3 to 32 characters", yaml_rules.names, alone=True),
     Rule("MII103", "warning", "Azure lower-cases deployment names", yaml_rules.deployment_name_in_capitals, alone=True),
     Rule("MII104", "error", "A deployment belongs to one endpoint", yaml_rules.another_endpoint, alone=True),

@@ -39,6 +39,13 @@ def malformed(bundle: Inspected) -> Iterator[Problem]:
             )
 
 
+def repeated_keys(bundle: Inspected) -> Iterator[Problem]:
+    """Find keys that a mapping has twice: azure-ai-ml takes the last one, and says nothing of the others."""
+    for file in bundle.yamls:
+        for key, line in bundle.repeated(file):
+            yield Problem(f"{key} stands twice in one mapping; only the last counts.", "Remove one.", file, line=line)
+
+
 def names(bundle: Inspected) -> Iterator[Problem]:
     """Judge the names of endpoint and deployment, and the endpoint's in the deployment by the same rule."""
     for file, key in ((ENDPOINT, "name"), (DEPLOYMENT, "name"), (DEPLOYMENT, "endpoint_name")):

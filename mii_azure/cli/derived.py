@@ -14,7 +14,7 @@ from mii_azure.errors import SpecError
 from mii_azure.platform.machine import MachineOptions
 from mii_azure.platform.options import AzureOptions, OnCommandLine
 from mii_azure.sdk.spec_file import read
-from mii_azure.spec import Spec, near_name
+from mii_azure.spec import Spec, near_name, refuse_wrong_values
 
 SpecFile = Annotated[
     Path | None, typer.Option("--file", "-f", envvar="MII_AZURE_FILE", help="mii-azure.yml; flags go before it.")
@@ -59,6 +59,7 @@ def asked(context: typer.Context, values: Mapping[str, Any], file: Path | None) 
     """Fields of Spec, from a file where no flag or variable gives them; raises SpecError for a missing one."""
     found = fields(values)
     told = read(file) if file else {}
+    refuse_wrong_values({name: value for name, value in told.items() if name not in found})  # what this verb leaves
     found |= {name: told[name] for name in found.keys() & told.keys() if not _given(context, name)}
     missing = [f"--{name}" for name, value in found.items() if value is None and Spec.model_fields[name].is_required()]
     if missing:

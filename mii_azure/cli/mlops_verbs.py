@@ -27,13 +27,13 @@ def ci(
 
     A folder for --model is one of the repository.
     """
-    from mii_azure.mlops.workflows import NEEDS, workflow, write_files
+    from mii_azure.mlops.workflows import needs, workflow, write_files
     from mii_azure.spec import make_spec
 
     spec = make_spec(**derived.asked(context, given, file))
     for path in write_files(workflow(provider, spec, index_url), output or Path(), force):
         out.print(f"wrote {path}", soft_wrap=True)
-    for need in NEEDS[provider]:
+    for need in needs(provider, spec):
         out.print(f"it needs: {need}", soft_wrap=True)
 
 

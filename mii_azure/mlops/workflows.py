@@ -1,6 +1,7 @@
 """Files for MLOps: CI workflows and an Azure ML pipeline component, with the package that they install."""
 
 import hashlib
+import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping
@@ -61,7 +62,7 @@ def workflow(provider: str, spec: Spec, index_url: str = "") -> dict[str, str | 
         "folder": folder,
         "path": path,
         "watched": list(_watched(spec)),
-        "needs": NEEDS[provider],
+        "needs": needs(provider, spec),
         "batch": spec.kind == "batch",
         "local": not spec.model.startswith("azureml:"),  # weights that parity can be asked of here
     }
@@ -73,16 +74,24 @@ def workflow(provider: str, spec: Spec, index_url: str = "") -> dict[str, str | 
     } | shipped
 
 
+def needs(provider: str, spec: Spec) -> tuple[str, ...]:
+    """Tell in sentences what has to be there for the workflow to run."""
+    outside = [path for path in _given(spec) if PurePosixPath(path).is_absolute() or ".." in path.split("/")]
+    # As JSON, in which no letter ends the line of a comment.
+    there = (f"On the machine that runs it: {json.dumps(path)}, which is in no checkout." for path in outside)
+    return *NEEDS[provider], *there
+
+
+def _given(spec: Spec) -> list[str]:
+    """Files and folders, or names elsewhere, that the bundle is made of."""
+    given = (spec.model, spec.draft_model, spec.handler, spec.adapter)
+    beside = (each.partition("=")[2] for each in spec.adapters)
+    return list(dict.fromkeys(path for path in (*given, *beside) if path))
+
+
 def _watched(spec: Spec) -> Iterator[str]:
     """Files and folders of the repository from which the bundle is made: a change in them is released too."""
-    given = [
-        spec.model,
-        spec.draft_model,
-        spec.handler,
-        spec.adapter,
-        *(each.partition("=")[2] for each in spec.adapters),
-    ]
-    for each in dict.fromkeys(path for path in given if path):
+    for each in _given(spec):
         plain = PurePosixPath(each).as_posix()
         here = each.startswith("./") or (not PurePosixPath(each).is_absolute() and Path(each).exists())
         if here and _PLAIN_PATH.fullmatch(plain) and ".." not in plain.split("/"):

@@ -62,7 +62,9 @@ def prompt_seconds(work: Work, placed: Fit, tokens: int, length: int) -> float:
     products = 2.0 * _multiplied(work) * tokens
     flops = roofline.flops(round(_multiplied(work)), profile.layers, profile.hidden_size, tokens, length)
     work_flops = (products + causal * (flops - products)) / placed.gpus
-    return _seconds(speeds()[name], placed, Effort(placed.memory.weights, work_flops, profile.layers))
+    seconds = _seconds(speeds()[name], placed, Effort(placed.memory.weights, work_flops, profile.layers))
+    # The fewest tokens go through the layers one after the other, as a step's do.
+    return seconds if profile.kind == "encoder" else max(seconds, step_seconds(work, placed, 0, 1))
 
 
 def step_seconds(work: Work, placed: Fit, kv_bytes: int, rows: int) -> float:

@@ -13,7 +13,7 @@ from mii_azure.model.folder import stored_tensors
 from mii_azure.model.profile import Profile, profile, task_check, task_options
 from mii_azure.model.remote_code import check_remote_code
 from mii_azure.model.resolved import Model
-from mii_azure.model.sentence import as_embedder, sentence_model
+from mii_azure.model.sentence import as_embedder, sentence_model, vector_options
 from mii_azure.model.source import resolve
 from mii_azure.planning import expected, latency, memory, quantization, rationale
 from mii_azure.planning import passes as planning_passes
@@ -51,9 +51,10 @@ def plan_spec(spec: Spec) -> Plan:
     if not facts.known:
         facts = facts.model_copy(update={"kind": task.kinds[0]})
     task_check(facts, task)
-    facts = as_embedder(facts, found, sentence_model(found, task, spec.allow_pickle), task)
+    told = sentence_model(found, task, spec.allow_pickle)
+    facts = as_embedder(facts, found, told, task)
     adapters = _adapters(spec, found, facts)
-    options = {**task_options(found, task), **spec.languages}
+    options = {**vector_options(told, task_options(found, task)), **spec.languages}
     beside = sum(each.parameters for each in adapters) if spec.adapters else 0
     planned = make_plan(spec, quantization.as_asked(spec, found, facts), options, beside, _draft(spec, found))
     return _with_adapters(spec, planned, adapters) if adapters else planned

@@ -48,7 +48,7 @@ class AzureOptions(MachineOptions):
     image: str | None = Field(
         None,
         pattern=_IMAGE,
-        description="Where the image that carries the bundle goes, HOST/REPOSITORY, for template and kaito.",
+        description="Where the image with the bundle goes, HOST/REPOSITORY without a tag, for template and kaito.",
     )
     compute: str | None = Field(None, pattern=_COMPUTE, description="Name of the cluster, for kubernetes and batch.")
     public_network_access: Literal["enabled", "disabled"] = Field(

@@ -62,10 +62,11 @@ def read(path: Path) -> dict[str, Any]:
     """Settings of a file, whose relative paths are relative to it; raises SpecError if there is none."""
     import yaml
 
-    from mii_azure.bundle.yaml_text import parse_yaml
+    from mii_azure.bundle.yaml_text import compose_yaml, parse_yaml, repeated_keys
 
     try:
-        found = parse_yaml(path.read_text(encoding="utf-8"))
+        content = path.read_text(encoding="utf-8")
+        found = parse_yaml(content)
     except OSError as error:
         raise SpecError(f"{path} cannot be read: {error.strerror}.", "`mii-azure init` writes one.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -75,6 +76,8 @@ def read(path: Path) -> dict[str, Any]:
         raise SpecError(f"{path}{place} is not YAML: {first}.", "Correct it; `mii-azure init` writes one.") from None
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         raise SpecError(f"{path} is no list of settings.", "It has lines such as `task: fill-mask`.")
+    for key, line in repeated_keys(compose_yaml(content)):
+        raise SpecError(f"{path}, line {line}: {key} stands twice.", "Remove one.")
     for key in found:
         if key not in Spec.model_fields:
             near = get_close_matches(key, Spec.model_fields, n=1, cutoff=0.6)

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scoring.decoder.adapter_step import AdaptedLaunches, AdapterStep
-from scoring.decoder.chunk_size import CHUNKS, Span
+from scoring.decoder.chunk_size import CHUNKS, SPANS, Span
 from scoring.decoder.decode_step import Launcher
 from scoring.decoder.draft_step import DraftStep
 from scoring.decoder.drafts import SIZES, Placed
@@ -18,8 +18,9 @@ from scoring.decoder.kv_cache import KVCache, SamplingParams
 from scoring.decoder.low_rank import SlotAdapters
 from scoring.decoder.model import CachedModel
 from scoring.decoder.prefill import Part, Prefiller, admit, extend, pieces, record, runs_of
-from scoring.decoder.prompt_cost import PromptCost, fitted
-from scoring.decoder.transfers import PendingTokens, PinnedUpload, Wait
+from scoring.decoder.prompt_attention import IN_GRAPHS
+from scoring.decoder.prompt_cost import Piece, PromptCost, fitted
+from scoring.decoder.transfers import PendingTokens, PinnedUpload, SideUpload, Wait
 
 _ENTRIES = 1024  # blocks that are entered in the tables at once
 _TIMED, _FAR = 1024, 16_384  # tokens of the chunks that are timed, and the position of the second
@@ -37,12 +38,16 @@ class Launches(Protocol):
 
 @dataclass
 class Graphs:
-    """Graphs by size: rows of a step, with long rows in `far`, tokens of a chunk, rows of a step with drafts."""
+    """Graphs by size: rows of a step, with long rows in `far`, tokens of a chunk, rows of a step with drafts.
+
+    `spanned`: by most tokens of a chunk that is one part, and keys in spans before it.
+    """
 
     near: dict[int, Launches] = field(default_factory=dict)
     far: dict[int, Launches] = field(default_factory=dict)
     prompts: dict[int, Launches] = field(default_factory=dict)
     drafts: dict[int, Launches] = field(default_factory=dict)
+    spanned: dict[tuple[int, int], Launches] = field(default_factory=dict)
 
 
 class CudaBackend:
@@ -85,9 +90,13 @@ class CudaBackend:
         }
         if self.drafter is not None:
             self._sent["drafts"] = PinnedUpload(self._wait, self.drafter.layout.size)
+        self._open: list[int] = []  # slots that the rows of `sample` stand for, apart from a step's
+        self._sampled = torch.zeros(state.slots, dtype=torch.int32, device=model.device)
+        self._beside = SideUpload()
         self._spare: list[Tensor] = []
         self._chunks: deque[Any] = deque()  # events after the last chunks
         self.prompt_cost = PromptCost(_GUESS)  # until `warm_up` measures it
+        self.warm = False  # all is captured
         self._reserve_adapters(model)
 
     def _launchers(self, model: Any, state: KVCache, pdl: bool) -> tuple[Launcher, Prefiller]:
@@ -144,7 +153,7 @@ class CudaBackend:
         return logits
 
     def _chunk(self, parts: Sequence[Part]) -> None:
-        """Enqueue a chunk: in a graph, or launch by launch if there are spans, which no graph can hold."""
+        """Enqueue a chunk: in a graph, or launch by launch if there are spans, of which graphs hold the usual ones."""
         if len(self._chunks) == _AHEAD:
             self._wait(self._chunks.popleft())
         self._enqueue(parts)
@@ -156,10 +165,16 @@ class CudaBackend:
         graphs = self._kind(slot for slot, _, _ in parts)
         rows = sum(len(ids) for _, _, ids in parts)
         size = next(size for size in CHUNKS if size >= rows)
-        spans = [told.attending.spans(len(ids), position) for _, position, ids in parts]
+        alone = sum(position >= min(SPANS) for _, position, _ in parts) == 1
+        spans = [told.attending.spans(len(ids), position, alone) for _, position, ids in parts]
         if any(spans):
             self._tell(parts, spans)
-            told.piece(size, runs_of(parts))
+            held = next((most for most in IN_GRAPHS if most >= rows), 0), sum(keys for _, keys in spans[0])
+            whole = graphs.spanned.get(held) if len(parts) == 1 else None
+            if whole is None:
+                told.piece(size, runs_of(parts, spans))
+            else:
+                whole.replay()
             return
         graph = graphs.prompts.get(size) or self._capture_prompt(size)
         self._tell(parts)
@@ -216,10 +231,12 @@ class CudaBackend:
 
     def sample(self, slots: Sequence[int], logits: Tensor, masks: Tensor | None = None) -> PendingTokens:
         """Pick a token for each slot from logits [slots, vocabulary], within masks [slots, words] if given."""
-        self._place(list(slots))
+        if slots != self._open:
+            self._open = list(slots)
+            self._sent["slots"].send(self._sampled[: len(slots)], partial(_fill, self._open))
         if masks is not None:
-            masks = masks.to(logits.device, non_blocking=True)
-        self.launcher.sample(len(slots), logits.contiguous(), advance=False, masks=masks)
+            masks = self._beside.send(masks, logits.device)
+        self.launcher.sample(len(slots), logits.contiguous(), advance=False, masks=masks, slots=self._sampled)
         self._ran = self.launcher
         return self._read(len(slots))
 
@@ -237,7 +254,7 @@ class CudaBackend:
         for adapted in (False,) if self._adapters is None else (True, False):
             self._capture_all(self._of_kind(adapted), sizes)
         if sizes is None:
-            self.prompt_cost = self._measured()
+            self.prompt_cost, self.warm = self._measured(), True
 
     def _capture_all(self, graphs: Graphs, sizes: Sequence[int] | None) -> None:
         """Capture the graphs of one kind for `warm_up`."""
@@ -250,6 +267,9 @@ class CudaBackend:
         for size in reversed(CHUNKS) if sizes is None else ():
             if size <= self.prefiller.longest and size not in graphs.prompts:
                 self._capture_prompt(size)
+        for held, position in self.prefiller.attending.in_graphs().items() if sizes is None else ():
+            if held not in graphs.spanned:
+                self._capture_spanned(held, position)
         for size in SIZES if sizes is None and self.drafter is not None else ():
             if size not in graphs.drafts:
                 self._capture_drafts(size)
@@ -265,11 +285,20 @@ class CudaBackend:
         distance = min(_FAR, length - count)
         near, far = (self._timed((self._scratch, at, [0] * count)) for at in (0, distance))
         cost = fitted(count, near, far, distance)
-        spanned = sum(keys for _, keys in told.attending.spans(count, length - count))
+        spanned = sum(keys for _, keys in told.attending.spans(count, length - count, True))
         if spanned:
             cost = cost.with_spans(count, spanned, self._timed((self._scratch, spanned, [0] * count)))
+            cost = replace(
+                cost, pieces=tuple(self._piece(count, spanned) for count in IN_GRAPHS if count <= told.longest)
+            )
         told.state.lengths[self._scratch] = 0
         return cost
+
+    def _piece(self, count: int, spanned: int) -> Piece:
+        """Time a short chunk: its keys take longer, for want of programs, and spans are gathered for it too."""
+        near = min(SPANS) - max(IN_GRAPHS)
+        base, kept, apart = (self._timed((self._scratch, at, [0] * count)) for at in (0, near, spanned))
+        return Piece(count, base, max(0.0, kept - base) / near, max(0.0, apart - base) / spanned)
 
     def _timed(self, part: Part) -> float:
         """Milliseconds of a chunk of one part, the faster of two."""
@@ -302,6 +331,14 @@ class CudaBackend:
         self._tell([])
         self.graphs.prompts[size] = self._captured(lambda: self.prefiller.piece(size))
         return self.graphs.prompts[size]
+
+    def _capture_spanned(self, held: tuple[int, int], position: int) -> None:
+        """Capture a chunk that is one part with spans; where their keys lie is told with the chunk."""
+        count = held[0]
+        part, spans = (self._scratch, position, [0] * count), self.prefiller.attending.spans(count, position, True)
+        self._tell([part], [spans])
+        runs = runs_of([part], [spans])
+        self.graphs.spanned[held] = self._captured(lambda: self.prefiller.piece(count, runs))
 
     def _tell_drafts(self, placed: Sequence[Placed]) -> None:
         told = self.drafter

@@ -6,7 +6,8 @@ weights once for all rows, with small kernels between them.
 
 With tensor parallelism, the outputs of `out` and `down` are partial sums. In Triton's products, rank 0 adds its part to
 the residual stream and the other ranks replace the stream with theirs, so that the all-reduce yields it in no further
-kernel. Outputs of cuBLAS's products are all-reduced in the model's dtype. A parallel layer has one all-reduce.
+kernel. Outputs of cuBLAS's products are summed by the kernel that adds them to the stream and norms it, or if they are
+many, all-reduced in the model's dtype. A parallel layer has one all-reduce.
 """
 
 from dataclasses import dataclass, field
@@ -17,13 +18,13 @@ import triton  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 
 from scoring.decoder.absent import affine, epsilon, given, kind
-from scoring.decoder.adapter_step import AdaptedLaunches
 from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.buffers import allocate, packed
 from scoring.decoder.fold_norm import gains_of, joint_bias, normed_products
 from scoring.decoder.gemv_config import GemvTile, choose_tile, narrow, scales_of, tiling
 from scoring.decoder.kv_cache import FORBIDDEN, KVCache
 from scoring.decoder.model import Attention, DecoderLayer, DecoderModel, Linear, Mlp, Norm
+from scoring.decoder.rank_sums import RankSums
 from scoring.kernels import decode_attention, decode_elementwise, decode_gemv, decode_sampling
 
 _MULTIPROCESSORS = 132
@@ -40,7 +41,7 @@ _GATHERED = 4096  # tokens among which it looks for thresholds; with more candid
 
 
 @dataclass
-class Launcher(AdaptedLaunches):
+class Launcher(RankSums):
     """One decode step over a model and its state. `pdl` overlaps each kernel's start with the end of the one before.
 
     `rows` bounds the rows of a step, `picked` those that get logits and a token (0: all of them).
@@ -69,38 +70,8 @@ class Launcher(AdaptedLaunches):
         self.buffers = allocate(model, self.rows, picked, spans, self.chunks, self.group, self.wide, blocks, _GATHERED)
         self._stream = self.buffers.x  # the residual stream, but for `_open`
         self._open: Norm | None = None  # the norm through which y is still to be added to it
-        self._summed = False  # the previous kernel is NCCL's
         self._first = model.team is None or model.team.first
         self._both = {id(layer): joint_bias(layer) for layer in model.layers if layer.parallel}
-
-    def _launch(self) -> dict[str, Any]:
-        """Launch options of the next kernel: an early start, except after a kernel of NCCL's, which never triggers one.
-
-        So whatever was written two launches ago is visible before a kernel waits, with or without all-reduces.
-        """
-        early = self.pdl and not self._summed
-        self._summed = False
-        return {"launch_pdl": True} if early else {}
-
-    def _sum(self, x: Tensor) -> None:
-        """All-reduce the ranks' parts, in place."""
-        if (team := self.model.team) is None:
-            return
-        if (exchange := team.quick(x)) is not None:
-            exchange.sum(x, self.pdl, self._launch())
-        else:
-            team.sum(x)
-            self._summed = True
-
-    def _agree(self, tokens: Tensor) -> None:
-        """Take rank 0's tokens on all ranks: a last bit that differs between GPUs must not make sequences diverge."""
-        if (team := self.model.team) is None:
-            return
-        if (exchange := team.quick(tokens)) is not None:
-            exchange.agree(tokens, self.pdl, self._launch())
-        else:
-            team.agree(tokens)
-            self._summed = True
 
     def queries(self) -> int:
         """Queries of an attention program: at least as many as a matrix product takes."""
@@ -190,12 +161,10 @@ class Launcher(AdaptedLaunches):
             if layer.norm2 is not layer.norm1:
                 self.add_norm(rows, None, None, layer.norm2)
         else:
-            self._sum(b.y[:rows])
-            self.add_norm(rows, b.y, layer.attention.out.bias, layer.norm2, layer.post1)
+            self.sum_norm(rows, layer.attention.out.bias, layer.norm2, layer.post1)
         bias = self._mlp_blas(rows, layer)
-        self._sum(b.y[:rows])
         following = self.model.layers[index + 1].norm1 if index + 1 < len(self.model.layers) else self.model.norm
-        self.add_norm(rows, b.y, bias, following, layer.post2)
+        self.sum_norm(rows, bias, following, layer.post2)
 
     def _mlp_blas(self, rows: int, layer: DecoderLayer) -> Tensor | None:
         """Compute up and down products into y; return the bias that y still lacks.
@@ -316,18 +285,6 @@ class Launcher(AdaptedLaunches):
             PER_HEAD=layer.attention.per_head, PDL=self.pdl, num_warps=4, **self._launch(),
         )  # fmt: skip
 
-    def add_norm(self, rows: int, y: Tensor | None, bias: Tensor | None, norm: Norm | None,
-                 post: Norm | None = None) -> None:  # fmt: skip
-        """Compute x += y + bias if there is a y, normed by `post` first, and normed = norm(x) if there is a norm."""
-        b = self.buffers
-        decode_elementwise.add_norm[(rows,)](
-            self._stream, given(y, b.x), given(bias, b.x), affine(post, b.x)[0], *affine(norm, b.x), b.normed,
-            self.model.hidden,
-            epsilon(norm), epsilon(post), self.model.residual_scale, BE=triton.next_power_of_2(self.model.hidden),
-            ADD=y is not None, BIAS=bias is not None, POST=post is not None,
-            NORM="skip" if norm is None else norm.kind, PDL=self.pdl, num_warps=4, **self._launch(),
-        )  # fmt: skip
-
     def activate(self, rows: int, mlp: Mlp, width: int) -> None:
         b, bias = self.buffers, mlp.up.bias
         decode_elementwise.activate[(rows, triton.cdiv(width, 1024))](
@@ -335,25 +292,28 @@ class Launcher(AdaptedLaunches):
             PDL=self.pdl, num_warps=4, **self._launch(),
         )  # fmt: skip
 
-    def sample(self, rows: int, logits: Tensor, advance: bool, masks: Tensor | None = None) -> None:
-        """Sample each row's token from logits [rows, vocabulary]; `advance` counts the step's input as live.
+    def sample(self, rows: int, logits: Tensor, advance: bool, masks: Tensor | None = None,
+               slots: Tensor | None = None) -> None:  # fmt: skip
+        """Sample each row's token from logits [rows, vocabulary], of those that masks [rows, words] int32 allow.
 
-        Without `masks` [rows, words] int32, bits of the tokens allowed, constrained slots get a placeholder.
+        With `advance` the step's input counts as live, and constrained slots get a placeholder. `slots` [rows] of the
+        rows are the step's unless they are told.
         """
+        slots = self.buffers.slots if slots is None else slots
         b, s, vocabulary, lengths = self.buffers, self.state, self.model.vocabulary, self._fed()[2]
         words, masked = (0, False) if masks is None else (masks.shape[1], True)
         blocks = self.chunks * (_CHUNK // _BLOCK)
         decode_sampling.scan[(rows, self.chunks)](
-            logits, b.scores, b.best, b.where, b.peaks, b.masses, b.slots, lengths, s.seen, s.temperature, s.penalty,
-            s.seed, s.forbidden, s.forbidden_until, given(masks, b.slots), vocabulary, words, BV=_CHUNK, SB=_BLOCK,
-            CHUNKS=self.chunks, HELD=FORBIDDEN, MASKED=masked, ADVANCE=int(advance), OWN=self.own, PDL=self.pdl,
-            num_warps=8, **self._launch(),
+            logits, b.scores, b.best, b.where, b.peaks, b.masses, slots, lengths, s.seen, s.temperature, s.penalty,
+            s.seed, s.forbidden, s.forbidden_until, s.constrained, given(masks, b.slots), vocabulary, words, BV=_CHUNK,
+            SB=_BLOCK, CHUNKS=self.chunks, HELD=FORBIDDEN, MASKED=masked, ADVANCE=int(advance), OWN=self.own,
+            PDL=self.pdl, num_warps=8, **self._launch(),
         )  # fmt: skip
         decode_sampling.choose[(rows,)](
-            b.scores, b.best, b.where, b.peaks, b.masses, b.near, b.kept, b.places, b.out, b.slots, lengths, s.tokens,
+            b.scores, b.best, b.where, b.peaks, b.masses, b.near, b.kept, b.places, b.out, slots, lengths, s.tokens,
             s.seen, s.temperature, s.top_k, s.top_p, s.min_p, s.seed, s.constrained, vocabulary, s.slots, blocks,
             SB=_BLOCK, BP=triton.next_power_of_2(blocks), TB=_AT_ONCE, MOST=self.gathered, CHUNKS=self.chunks,
-            CP=triton.next_power_of_2(self.chunks), MASKED=masked, ADVANCE=int(advance), OWN=self.own, PDL=self.pdl,
+            CP=triton.next_power_of_2(self.chunks), ADVANCE=int(advance), OWN=self.own, PDL=self.pdl,
             num_warps=16, **self._launch(),
         )  # fmt: skip
         self._agree(s.tokens)

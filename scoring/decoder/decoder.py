@@ -32,6 +32,7 @@ from scoring.decoder.kv_cache import FP8, KVCache, SamplingParams
 from scoring.decoder.logprobs import indices
 from scoring.decoder.low_rank import SlotAdapters
 from scoring.decoder.model import DecoderModel, dequantize_weights, quantize_weights
+from scoring.decoder.open_logits import OpenLogits
 from scoring.decoder.pending import Pending, Ready
 from scoring.decoder.pool_size import pool_blocks, window_of
 from scoring.decoder.prompt_cost import PromptCost
@@ -86,7 +87,7 @@ class Decoder:
         self.adapters = SlotAdapters(hf_model, self.model)
         self.plain = plain_backend(self.model, self.state, fixed)
         self._torch = self.adapters.around(self.plain)
-        self._logits: dict[int, Tensor] = {}  # of slots from which no token was picked yet
+        self._logits = OpenLogits()
         self._constrained: set[int] = set()  # slots whose tokens `sample` picks
         self._drafts = drafts
         self.draft: Decoder | None = None  # a small model's, which foretells tokens
@@ -112,7 +113,7 @@ class Decoder:
         held = self.tables.open(slot, ids, salt)
         self.lengths[slot] = held
         self._unsettled.pop(slot, None)
-        self._logits.pop(slot, None)
+        self._logits.drop([slot])
         self._sync()
         if held:
             if self._cuda is not None:
@@ -157,10 +158,10 @@ class Decoder:
         placed = [(slot, self.lengths[slot], ids) for slot, ids in parts]
         self._reserve((slot, start + len(ids)) for slot, start, ids in placed)
         logits: Tensor = self._prefill(placed) if self._cuda is None else self._cuda.prefill(placed)
-        for (slot, ids), after in zip(parts, logits, strict=True):
+        for slot, ids in parts:
             self.lengths[slot] += len(ids)
             self.tables.written(slot, ids)
-            self._logits[slot] = after
+        self._logits.keep([slot for slot, _ in parts], logits)
         self._advance(slot for slot, _ in parts)
         return logits
 
@@ -183,8 +184,7 @@ class Decoder:
         logits = add_to(self.open_logits(slots), added)
         pick = self._pick if self._cuda is None else self._cuda.sample
         pending: Pending = pick(list(slots), logits, masks)
-        for slot in slots:
-            del self._logits[slot]
+        self._logits.drop(slots)
         return pending
 
     @torch.inference_mode()
@@ -203,16 +203,9 @@ class Decoder:
         for slot in slots:
             self.lengths[slot] += 1
         if rows := [row for row, slot in enumerate(slots) if slot in self._constrained]:
-            self._leave_open(slots, rows)
+            self._logits.keep_some([slots[row] for row in rows], rows, self.last_logits(len(slots)))
         self._advance(slots)
         return pending
-
-    def _leave_open(self, slots: Sequence[int], rows: Sequence[int]) -> None:
-        """Keep the step's logits of constrained slots, the given rows, for `sample`."""
-        logits = self.last_logits(len(slots))
-        # On a GPU the next step writes to the same memory.
-        kept = [logits[row] for row in rows] if self._cuda is None else logits[indices(rows, logits.device)]
-        self._logits.update(zip([slots[row] for row in rows], kept, strict=True))
 
     def _step(self, slots: Sequence[int], longest: int) -> Pending:
         rows = torch.tensor(list(slots), dtype=torch.int64, device=self.model.device)
@@ -299,11 +292,11 @@ class Decoder:
 
     def open_logits(self, slots: Sequence[int]) -> Tensor:
         """Logits [slots, vocabulary] from which `sample` is to pick."""
-        return torch.stack([self._logits[slot] for slot in slots])
+        return self._logits.of(slots)
 
     def warm_up(self, sizes: Sequence[int] | None = None) -> None:
-        """Compile and capture the step for batches of these sizes (default: every size up to the slots)."""
-        if self._cuda is not None:
+        """Compile and capture, once, the step for batches of these sizes (default: every size up to the slots)."""
+        if self._cuda is not None and not self._cuda.warm:
             self._cuda.warm_up(sizes)
 
     @torch.inference_mode()

@@ -80,10 +80,10 @@ def pieces(parts: Sequence[Part], rows: int, most: int) -> list[list[tuple[int, 
     return found
 
 
-def runs_of(parts: Sequence[Part]) -> list[Run]:
-    """Rows of a chunk's parts."""
+def runs_of(parts: Sequence[Part], spans: Sequence[Sequence[Span]]) -> list[Run]:
+    """Rows of a chunk's parts, with the spans of keys before each."""
     firsts = itertools.accumulate((len(ids) for _, _, ids in parts), initial=0)
-    return [(row, len(ids), slot, at) for row, (slot, at, ids) in zip(firsts, parts, strict=False)]
+    return [(row, len(ids), own) for row, (_, _, ids), own in zip(firsts, parts, spans, strict=False)]
 
 
 class Prefiller(TokenRows):
@@ -99,6 +99,7 @@ class Prefiller(TokenRows):
         self.numbers = torch.zeros(self.layout.size, dtype=torch.int32, device=model.device)
         rows, self.ends, self.tiled = self.layout.cut(self.numbers)
         self.tokens, self.positions = rows[0], rows[2]
+        self.attending.slots = self.ends[1]
         self.buffers.slots = rows[1]
         self.order = torch.arange(longest, dtype=torch.int32, device=model.device)
         self.last = torch.zeros(parts, model.hidden, dtype=model.dtype, device=model.device)

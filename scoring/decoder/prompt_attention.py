@@ -21,7 +21,9 @@ from scoring.kernels import decode_prefill
 
 _COPIED = 2048  # numbers of a block that a program copies
 
-Run = tuple[int, int, int, int]  # of a part: its first row in the chunk, tokens, slot, position
+Run = tuple[int, int, Sequence[Span]]  # of a part: its first row in the chunk, tokens, spans of keys before it
+#: Tokens of pieces beside running sequences, where these leave time for no more.
+IN_GRAPHS = (256, 512, 1024)
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ def tiling_of(model: CachedModel, wide: int, narrow: bool = False) -> Tiling:
 class ChunkAttention:
     """Launches the attention of chunks of up to `rows` tokens of a model over its cache."""
 
+    slots: Tensor  # [parts] int32, those of the chunk's parts
+
     def __init__(self, model: CachedModel, state: KVCache, rows: int, wide: int) -> None:
         self.model, self.state, self.rows, self.wide = model, state, rows, wide
         self.tiling = tiling_of(model, wide, state.narrow)
@@ -68,18 +72,31 @@ class ChunkAttention:
         self._part = torch.empty(spans, rows, model.heads, model.head_dim, **made)
         self._stats = torch.empty(spans, model.heads, rows, dtype=torch.float32, device=model.device)
 
-    def spans(self, count: int, position: int) -> list[Span]:
-        """Spans of keys before a part that cuDNN takes, in layers where it can."""
-        return [] if self.state.narrow else spans_of(self.model, self.state.max_length, count, position)
+    def spans(self, count: int, position: int, alone: bool = False) -> list[Span]:
+        """Spans of keys before a part that cuDNN takes, in layers where it can; `alone` as in `spans_of`."""
+        return [] if self.state.narrow else spans_of(self.model, self.state.max_length, count, position, alone)
+
+    def in_graphs(self) -> dict[tuple[int, int], int]:
+        """Pieces that are captured with their spans, by tokens and keys in spans: the position of one such.
+
+        They are parts that are all of a chunk, as a long prompt's beside running sequences mostly are.
+        """
+        found: dict[tuple[int, int], int] = {}
+        for position in range(min(SPANS), self.state.max_length - max(IN_GRAPHS) + 1, min(SPANS)):
+            keys = sum(keys for _, keys in self.spans(1, position, alone=True))
+            for count in IN_GRAPHS if keys else ():
+                if count <= self.rows:
+                    found.setdefault((count, keys), position)
+        return found
 
     def attend(self, index: int, q: Tensor, out: Tensor, tiled: Tensor, tiles: int, slopes: Tensor, pdl: bool,
                launch: dict[str, Any], runs: Sequence[Run] = ()) -> None:  # fmt: skip
         """Enqueue out [T, H, D] of q [T, H, D] for the first tiles of `tiled`; `runs`: parts, if some have spans."""
         model, state, own, tiling = self.model, self.state, self.model.layers[index].attention, self.tiling
         parted = bool(runs) and is_plain(own)
-        for row, count, slot, position in runs if parted else ():
-            for number, span in enumerate(self.spans(count, position)):
-                self._span(index, q, row, count, slot, number, span)
+        for part, (row, count, spans) in enumerate(runs) if parted else ():
+            for number, span in enumerate(spans):
+                self._span(index, q, row, count, part, number, span)
         keys, values = (self._source(cache[index]) for cache in (state.keys, state.values))
         decode_prefill.attend_prompt[(tiles, model.heads)](
             q, keys, values, out, slopes, tiled, state.table, q if own.sinks is None else own.sinks, self._part,
@@ -93,7 +110,8 @@ class ChunkAttention:
     def plan(self) -> None:
         """Have cuDNN plan what it will be asked for: it keeps plans by thread, so this is for the one that attends."""
         scales = {layer.attention.scale for layer in self.model.layers if is_plain(layer.attention)}
-        for keys, least in SPANS.items() if len(self._part) else ():
+        least = min(SPANS.values())
+        for keys in SPANS if len(self._part) else ():
             fitting = range((self.rows // least).bit_length()) if keys < self.state.max_length else ()
             for queries in (self._part[0, : least << power] for power in fitting):
                 for scale in scales:
@@ -107,13 +125,13 @@ class ChunkAttention:
 
         return TensorDescriptor.from_tensor(cache.view(-1, cache.shape[-1]), [self.tiling.keys, self.wide])
 
-    def _span(self, index: int, q: Tensor, row: int, count: int, slot: int, number: int, span: Span) -> None:
+    def _span(self, index: int, q: Tensor, row: int, count: int, part: int, number: int, span: Span) -> None:
         """Enqueue the attention of a part over a span of keys, into its place among the results."""
         model, state, (first, keys), size = self.model, self.state, span, BLOCK * self.model.head_dim
         k, v = self._gathered(keys)
         decode_prefill.gather[(keys // BLOCK, model.kv_heads, triton.cdiv(size, _COPIED))](
-            state.keys[index], state.values[index], state.table[slot], k, v, first // BLOCK, state.blocks + 1,
-            keys // BLOCK, SIZE=size, BE=_COPIED, num_warps=4,
+            state.keys[index], state.values[index], state.table, self.slots, k, v, part, state.width, first // BLOCK,
+            state.blocks + 1, keys // BLOCK, SIZE=size, BE=_COPIED, num_warps=4,
         )  # fmt: skip
         padded = min(self.rows, max(min(SPANS.values()), triton.next_power_of_2(count)))
         begin = min(row, self.rows - padded)

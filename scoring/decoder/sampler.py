@@ -64,7 +64,7 @@ def add_to(logits: Tensor, added: Added) -> Tensor:
     """Add numbers by token to rows of logits [B, vocabulary], perhaps in place; return float32 where there are any."""
     if not any(added):
         return logits
-    logits = logits.float()
+    logits = logits.to(torch.float32, copy=True)
     for row, own in zip(logits, added, strict=True):
         tokens = torch.tensor(list(own), dtype=torch.int64, device=logits.device)
         row.index_add_(0, tokens, torch.tensor(list(own.values()), device=logits.device))

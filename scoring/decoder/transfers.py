@@ -33,6 +33,22 @@ class PinnedUpload:
         copied.record()
 
 
+class SideUpload:
+    """Copies to the device beside what is enqueued there, which later work waits for."""
+
+    def __init__(self) -> None:
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call,unused-ignore]
+
+    def send(self, source: Tensor, device: torch.device) -> Tensor:
+        """Copy a page-locked tensor."""
+        current = torch.cuda.current_stream()
+        with torch.cuda.stream(self._stream):
+            copied = source.to(device, non_blocking=True)
+        current.wait_stream(self._stream)
+        copied.record_stream(current)
+        return copied
+
+
 class PendingTokens:
     """Tokens being copied to the host, into a buffer from `spare` that is returned there when they are read."""
 

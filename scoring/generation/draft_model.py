@@ -1,8 +1,9 @@
 """Drafts by a small model with the same vocabulary, which follows the sequences in a decoder and slots of its own.
 
 A draft's token is drawn with its sequence's own settings and random numbers, which depend on seed and position alone,
-so that sampled tokens agree as often as the two models do. The share that was right is measured for each sequence; its
-drafts are as long as that share and the cost of a token make worth it, and end for good where none is.
+so that sampled tokens agree as often as the two models do. The share that was right is measured for each sequence,
+which begins with that of those before; its drafts are as long as that share and the cost of a token make worth it, and
+end for good where none is.
 """
 
 import logging
@@ -18,8 +19,14 @@ from scoring.generation.sequence import RunningSequence
 
 logger = logging.getLogger("mii_azure.scheduler")
 
-_MEMORY = 0.9  # weight of the measured share of right tokens, against the newest one
-_UNKNOWN = 0.75  # share to begin with: a few tokens are tried, and about ten wrong ones end it
+_UNKNOWN, _TRUST = (
+    0.75,
+    4,
+)  # share of right tokens to begin with, and so many tokens that it counts for: two wrong end it
+_LEAST = 0.05  # weight of the newest token against all before, in a long sequence
+_OVERALL = 0.02  # in the share of all sequences, with which new ones begin
+_TRIED = 8  # tokens of the longest draft by which a new sequence is judged
+_RETRIED = 8  # where that pays for no draft, one in so many new sequences is drafted all the same
 _CATCH_UP = {"cpu": 128, "cuda": 4096}  # tokens of a sequence that a step's drafts may compute first
 
 
@@ -30,19 +37,24 @@ class _Followed:
     slot: int
     ids: list[int]  # its tokens, as far as they are known
     rate: float = _UNKNOWN  # share of drafted tokens that came; the newest weigh most
+    compared: int = 0
     held: int = 0  # tokens in the draft model's cache
     drafted: list[int] = field(default_factory=list)
 
-    def push(self, tokens: Sequence[int]) -> None:
+    def push(self, tokens: Sequence[int]) -> list[bool]:
         """Take the sequence's next tokens; compare those that were drafted, up to the first wrong one."""
         pairs = list(zip(self.drafted, tokens, strict=False))
         right = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        for each in [True] * right + [False] * (right < len(pairs)):
-            self.rate = _MEMORY * self.rate + (1 - _MEMORY) * each
+        told = [True] * right + [False] * (right < len(pairs))
+        for each in told:
+            weight = max(_LEAST, 1 / (self.compared + _TRUST))
+            self.rate += weight * (each - self.rate)
+            self.compared += 1
         self.held = min(self.held, len(self.ids) + right)  # what follows is wrong, or not known to be right
         self.ids += tokens
         self.held = min(self.held, len(self.ids) - 1)  # the last one is computed for what follows it
         self.drafted = []
+        return told
 
 
 class DraftModel:
@@ -53,6 +65,7 @@ class DraftModel:
         self._most = decoder.max_length  # tokens of a sequence and its draft
         self._free = set(range(decoder.slots))
         self._followed: dict[RunningSequence, _Followed] = {}
+        self._overall = _UNKNOWN  # share of right tokens in all sequences
         self._failed = False
         decoder.plan()
 
@@ -64,7 +77,17 @@ class DraftModel:
         if self._failed or running.sampling.repetition_penalty != 1.0:
             return 0
         followed = self._followed.get(running)
-        rate = min(followed.rate if followed else _UNKNOWN, 0.99)
+        return self._length(followed.rate if followed else self._begin(running), most)
+
+    def _begin(self, running: RunningSequence) -> float:
+        """Share of right tokens that a new sequence is taken to have."""
+        if self._length(self._overall, _TRIED):
+            return self._overall
+        return 0.0 if running.number % _RETRIED else _UNKNOWN
+
+    def _length(self, rate: float, most: int) -> int:
+        """Number of drafted tokens by which a step is fastest if this share of them is right."""
+        rate = min(rate, 0.99)
         counts = range(1, most + 1)
         gains = [(1 - rate ** (count + 1)) / (1 - rate) / (self._base + count * self._cost) for count in counts]
         best = max(gains, default=0.0)
@@ -103,10 +126,11 @@ class DraftModel:
         for running, tokens in newest.items():
             followed, prompt = self._followed.get(running), running.row.features["input_ids"]
             if followed is not None:
-                followed.push([*running.tokens[len(followed.ids) - len(prompt) :], *tokens])
+                for right in followed.push([*running.tokens[len(followed.ids) - len(prompt) :], *tokens]):
+                    self._overall += _OVERALL * (right - self._overall)
                 continue
             slot = self._free.pop()
-            self._followed[running] = _Followed(slot, [*running.token_ids, *tokens])
+            self._followed[running] = _Followed(slot, [*running.token_ids, *tokens], self._begin(running))
             self._decoder.open(slot, running.sampling)
 
     def _drafted(

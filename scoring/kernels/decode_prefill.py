@@ -151,17 +151,18 @@ def attend_prompt(q_ptr, keys, values, out_ptr, slopes_ptr, tiles_ptr, table_ptr
         tl.store(out_ptr + queries, acc / mass[:, None], mask=shown)
 
 
-@triton.jit
-def gather(keys_ptr, values_ptr, table_ptr, to_keys_ptr, to_values_ptr, FIRST, BLOCKS, COUNT, SIZE: tl.constexpr,
-           BE: tl.constexpr):  # fmt: skip
+@triton.jit(do_not_specialize=["PART"])
+def gather(keys_ptr, values_ptr, table_ptr, slots_ptr, to_keys_ptr, to_values_ptr, PART, WIDTH, FIRST, BLOCKS, COUNT,
+           SIZE: tl.constexpr, BE: tl.constexpr):  # fmt: skip
     """Copy COUNT blocks of SIZE numbers from keys and values [KV, BLOCKS, SIZE] to [KV, COUNT, SIZE].
 
-    The slot's row of the table names them from FIRST on. Grid (COUNT, KV, SIZE / BE).
+    Row slots[PART] of the table names them from FIRST on. Grid (COUNT, KV, SIZE / BE).
     """
+    row_ptr = table_ptr + tl.load(slots_ptr + PART).to(tl.int64) * WIDTH
     number = tl.program_id(0)
     head = tl.program_id(1).to(tl.int64)
     e = tl.program_id(2) * BE + tl.arange(0, BE)
-    block = tl.load(table_ptr + FIRST + number)
+    block = tl.load(row_ptr + FIRST + number)
     source = (head * BLOCKS + block) * SIZE + e
     target = (head * COUNT + number) * SIZE + e
     tl.store(to_keys_ptr + target, tl.load(keys_ptr + source, mask=e < SIZE), mask=e < SIZE)
@@ -258,7 +259,7 @@ def admit(records_ptr, seen_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_pt
             tl.store(forbidden_ptr + slot * HELD + index, tl.load(record + 10 + index))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["COUNT"])  # which would compile anew for 1, for multiples of 16 and for the rest
 def extend(grown_ptr, table_ptr, COUNT, BN: tl.constexpr):
     """Enter blocks in the tables: grown [COUNT, 2] int32 is a place in table, and the block. Grid (COUNT / BN,)."""
     n = tl.program_id(0) * BN + tl.arange(0, BN)

@@ -7,11 +7,13 @@ reading the whole row as often as it takes.
 """
 
 # mypy: ignore-errors
-# ruff: noqa: N803, N806, SIM108
+# ruff: noqa: N803, N806
 
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+_LIGHTEST = tl.constexpr(0x00800000)  # bits of the least normal number
 
 
 @triton.jit
@@ -25,16 +27,16 @@ def _gumbel(seed, v, length):
 
 @triton.jit
 def scan(logits_ptr, scores_ptr, best_ptr, where_ptr, peaks_ptr, masses_ptr, slots_ptr, lengths_ptr, seen_ptr,
-         temperature_ptr, penalty_ptr, seed_ptr, forbidden_ptr, until_ptr, masks_ptr, V, WORDS, BV: tl.constexpr,
-         SB: tl.constexpr, CHUNKS: tl.constexpr, HELD: tl.constexpr, MASKED: tl.constexpr, ADVANCE: tl.constexpr,
-         OWN: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+         temperature_ptr, penalty_ptr, seed_ptr, forbidden_ptr, until_ptr, constrained_ptr, masks_ptr, V, WORDS,
+         BV: tl.constexpr, SB: tl.constexpr, CHUNKS: tl.constexpr, HELD: tl.constexpr, MASKED: tl.constexpr,
+         ADVANCE: tl.constexpr, OWN: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """Adjust a chunk of a row's logits [B, V]; write its best candidate to best and where [B, CHUNKS].
 
     Lengths are by slot, or with OWN by row.
 
     Sampled rows leave for `choose` their adjusted scores, divided by the temperature, [B, V], and of each block of SB
     the highest score and the mass relative to it, peaks and masses [B, CHUNKS * BV / SB]. With MASKED, tokens whose bit
-    is not set in masks [B, WORDS] int32 are left out. Grid (B, CHUNKS).
+    is not set in masks [B, WORDS] int32 are left out. With ADVANCE constrained slots are passed over. Grid (B, CHUNKS).
     """
     if PDL:
         gdc_wait()
@@ -44,6 +46,8 @@ def scan(logits_ptr, scores_ptr, best_ptr, where_ptr, peaks_ptr, masses_ptr, slo
     v = chunk * BV + tl.arange(0, BV)
     inside = v < V
     slot = tl.load(slots_ptr + row).to(tl.int64)
+    if (ADVANCE == 1) & (not OWN) & (tl.load(constrained_ptr + slot) != 0):
+        return
     length = tl.load(lengths_ptr + (row if OWN else slot)) + ADVANCE
     temperature = tl.load(temperature_ptr + slot)
     penalty = tl.load(penalty_ptr + slot)
@@ -86,26 +90,21 @@ def _weights(scores_ptr, v, V, top):
 
 
 @triton.jit
-def _above(w, bits, MASS: tl.constexpr):
-    """Return the number of weights with at least these bits, or with MASS their sum."""
-    inside = _bits(w) >= bits
-    if MASS:
-        worth = tl.where(inside, w, 0.0)
-    else:
-        worth = tl.where(inside, 1.0, 0.0)
-    return tl.sum(worth, 0)
+def _worth(w, bits, MASS: tl.constexpr):
+    """Return one for each weight with at least these bits, or with MASS the weight; zeros for the others."""
+    return tl.where(_bits(w) >= bits, w if MASS else 1.0, 0.0)
 
 
 @triton.jit
 def _reach(w, scores_ptr, bits, top, V, BV: tl.constexpr, GATHERED: tl.constexpr, MASS: tl.constexpr):
-    """Return `_above` of w, or of a whole row, tile by tile."""
-    reached = 0.0
+    """Return the number of weights with at least these bits, or with MASS their sum; of w, or of a whole row."""
     if GATHERED:
-        reached = _above(w, bits, MASS)
+        worth = _worth(w, bits, MASS)
     else:
+        worth = tl.zeros([BV], tl.float32)  # added up at the end alone, for which warps wait for each other
         for start in range(0, V, BV):
-            reached += _above(_weights(scores_ptr, start + tl.arange(0, BV), V, top), bits, MASS)
-    return reached
+            worth += _worth(_weights(scores_ptr, start + tl.arange(0, BV), V, top), bits, MASS)
+    return tl.sum(worth, 0)
 
 
 @triton.jit
@@ -198,7 +197,7 @@ def _restricted(scores_ptr, peaks_ptr, masses_ptr, near_ptr, kept_ptr, places_pt
                 length, V, BLOCKS, SB: tl.constexpr, BP: tl.constexpr, TB: tl.constexpr,
                 MOST: tl.constexpr):  # fmt: skip
     """Draw once from what top-k, the nucleus and min-p leave of a row's scores; thresholds are found by bisection."""
-    BV: tl.constexpr = TB * SB
+    BV: tl.constexpr = 2 * TB * SB
     block = tl.arange(0, BP)
     peaks = tl.load(peaks_ptr + block, mask=block < BLOCKS, other=-float("inf"))
     top = tl.max(peaks, 0)
@@ -211,6 +210,8 @@ def _restricted(scores_ptr, peaks_ptr, masses_ptr, near_ptr, kept_ptr, places_pt
         least = _threshold(peaks, scores_ptr, least, top_k.to(tl.float32), top, V, BV, True, False)
     else:
         least = tl.maximum(_nucleus_bound(peaks, masses, top_p, SB), _bits(min_p))
+    # A mask can leave less than k blocks with any token; those without weight are never drawn.
+    least = tl.maximum(least, _LIGHTEST)
     count = _gather(scores_ptr, peaks, least, near_ptr, kept_ptr, places_ptr, top, V, SB, BP, TB, MOST)
     place = tl.full([], 0, tl.int32)
     if count <= MOST:
@@ -222,14 +223,13 @@ def _restricted(scores_ptr, peaks_ptr, masses_ptr, near_ptr, kept_ptr, places_pt
         place = tl.load(places_ptr + tl.argmax(_drawn(x, v, floor, top, seed, length), 0))
     else:
         floor = _floor(peaks, scores_ptr, top_k, top_p, min_p, total, top, V, BV, False)
-        best = tl.full([], -float("inf"), tl.float32)
+        best, places = tl.full([BV], -float("inf"), tl.float32), tl.zeros([BV], tl.int32)
         for start in range(0, V, BV):
             v = start + tl.arange(0, BV)
             drawn = _drawn(tl.load(scores_ptr + v, mask=v < V, other=-float("inf")), v, floor, top, seed, length)
-            highest = tl.max(drawn, 0)
-            if highest > best:
-                best = highest
-                place = (start + tl.argmax(drawn, 0)).to(tl.int32)
+            places = tl.where(drawn > best, v, places)
+            best = tl.maximum(best, drawn)
+        place = tl.sum(tl.where(tl.arange(0, BV) == tl.argmax(best, 0), places, 0), 0)
     return place
 
 
@@ -237,12 +237,12 @@ def _restricted(scores_ptr, peaks_ptr, masses_ptr, near_ptr, kept_ptr, places_pt
 def choose(scores_ptr, best_ptr, where_ptr, peaks_ptr, masses_ptr, near_ptr, kept_ptr, places_ptr, out_ptr, slots_ptr,
            lengths_ptr, tokens_ptr, seen_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, seed_ptr,
            constrained_ptr, V, SLOTS, BLOCKS, SB: tl.constexpr, BP: tl.constexpr, TB: tl.constexpr, MOST: tl.constexpr,
-           CHUNKS: tl.constexpr, CP: tl.constexpr, MASKED: tl.constexpr, ADVANCE: tl.constexpr,
-           OWN: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+           CHUNKS: tl.constexpr, CP: tl.constexpr, ADVANCE: tl.constexpr, OWN: tl.constexpr,
+           PDL: tl.constexpr):  # fmt: skip
     """Choose a row's token: write out [B], the slot's next input and its seen tokens; advance the length. Grid (B,).
 
-    The token of a constrained slot is only a placeholder unless MASKED, and is not counted as seen. With OWN, rows have
-    lengths of their own, and only out is written.
+    With ADVANCE, the token of a constrained slot is 0 for now, and is not counted as seen. With OWN, rows have lengths
+    of their own, and only out is written.
     """
     if PDL:
         gdc_wait()
@@ -255,7 +255,10 @@ def choose(scores_ptr, best_ptr, where_ptr, peaks_ptr, masses_ptr, near_ptr, kep
     min_p = tl.load(min_p_ptr + slot)
     narrowed = ((top_k > 0) & (top_k < V)) | (top_p < 1.0) | (min_p > 0)
     token = tl.full([], 0, tl.int32)
-    if (tl.load(temperature_ptr + slot) > 0) & narrowed:
+    left = (ADVANCE == 1) & (not OWN) & (tl.load(constrained_ptr + slot) != 0)
+    if left:
+        token = tl.full([], 0, tl.int32)
+    elif (tl.load(temperature_ptr + slot) > 0) & narrowed:
         seed = tl.load(seed_ptr + slot)
         token = _restricted(scores_ptr + row * V, peaks_ptr + row * BLOCKS, masses_ptr + row * BLOCKS,
                             near_ptr + row * BLOCKS, kept_ptr + row * MOST, places_ptr + row * MOST, top_k, top_p,
@@ -268,8 +271,7 @@ def choose(scores_ptr, best_ptr, where_ptr, peaks_ptr, masses_ptr, near_ptr, kep
     if not OWN:
         tl.store(tokens_ptr + slot, token.to(tl.int64))
         if slot < SLOTS:
-            chosen = MASKED | (tl.load(constrained_ptr + slot) == 0)
-            tl.store(seen_ptr + slot * V + token, 1, mask=chosen)
+            tl.store(seen_ptr + slot * V + token, 1, mask=not left)
             if ADVANCE == 1:
                 tl.store(lengths_ptr + slot, length + 1)
 

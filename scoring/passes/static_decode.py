@@ -215,6 +215,11 @@ class StaticDecode(Pass):
                 raise PassRefused(str(error)) from error
             raise
 
+    def warm(self, model: Any) -> None:
+        """Capture what a pass that was dropped has left uncaptured, for it started the decoder's steps anew."""
+        if self.decoder is not None:
+            self.decoder.warm_up()
+
     def verify(self, model: Any, reference: Callable[..., Any]) -> float:
         """Largest relative error of prefill, of cached steps and of adapters against plain transformers' answers."""
         from scoring.decoder.verify import adapter_error, errors

@@ -151,7 +151,6 @@ class WeightOnly(Pass):
             raise PassRefused(f"{told}: {first}" if self._natively else told) from error
         if alone < beside * GAIN:
             self._widen(decoder)
-            decoder.warm_up()
             raise PassRefused(
                 f"a step with {self._kind} weights takes {beside:.2f} ms, with {wide} ones {alone:.2f} ms"
             )

@@ -8,7 +8,7 @@ import pydantic_core
 
 from scoring.errors import InvalidJson
 
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")  # half a surrogate pair has no UTF-8 form
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # an escape of half a pair, which alone has no UTF-8 form
 #: Most bytes in JSON of a character, as an escape, and of a 64-bit number with its separator.
 CHARACTER_BYTES, NUMBER_BYTES = 6, 25
 #: Levels of a request; no request form has half as many, and deeper ones may exhaust a parser's stack.
@@ -37,13 +37,17 @@ def read_json(raw: str) -> Any:
 
 def has_lone_surrogates(raw: str, value: Any) -> bool:
     """Return True if a value, parsed from `raw` and not too deep, has a string without a UTF-8 form."""
-    if not _SURROGATE.search(raw):
-        return False
+    escaped = ("\\ud" in raw or "\\uD" in raw) and _SURROGATE.search(raw)  # a word is found ten times faster
+    return not (_is_valid(raw) and (not escaped or _is_valid(json.dumps(value, ensure_ascii=False))))
+
+
+def _is_valid(text: str) -> bool:
+    """Return True if a text has a UTF-8 form."""
     try:
-        json.dumps(value, ensure_ascii=False).encode()
+        text.encode()
     except UnicodeEncodeError:
-        return True
-    return False
+        return False
+    return True
 
 
 def is_too_deep(raw: str, value: Any) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks.http_clients import ask
+from benchmarks.waits import explained
 
 _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
 
@@ -46,3 +47,15 @@ def test_an_event_that_comes_in_two_parts_is_one(monkeypatch: pytest.MonkeyPatch
     parts = [_HEAD + b"da", b'ta: {"token":{}}\n\ndata: ', b'{"answer":[]}\n\n']
     _, stamps = _stamps(parts, monkeypatch)
     assert len(stamps) == 2 + 1
+
+
+def test_waits_that_overlap_are_told_together_with_what_lasted_within_them() -> None:
+    def span(name: str, begin: float, end: float) -> dict[str, Any]:
+        return {"name": name, "begin": begin, "end": end, "thread": "inference"}
+
+    found = {"began": 100.0, "waits": [(101.0, 101.1), (101.05, 101.2), (103.0, 103.06)]}
+    spans = [span("step", 100.9, 101.08), span("short", 101.1, 101.105), span("before", 99.0, 101.0)]
+    [longest, other] = explained(found, [{"kind": "engine", "pid": 1, "spans": spans}])
+    assert (round(longest["ms"]), longest["waits"], other["waits"], other["within"]) == (200, 2, 1, [])
+    [step] = longest["within"]
+    assert (step["name"], round(step["at ms"]), round(step["ms"])) == ("step", -100, 180)

@@ -84,6 +84,7 @@ ELSEWHERE = {
     "test_an_upload_that_would_stall_is_warned_about": {"MII215"},
     "test_an_image_that_starts_another_server_is_found": {"MII406"},
     "test_names_too_long_together_on_kubernetes": {"MII603"},
+    "test_a_key_that_stands_twice_is_told_for_the_last_one_counts_alone": {"MII132"},
     "test_a_default_that_the_folder_does_not_create_is_found": {"MII703"},
     "test_a_batch_image_without_azures_packages_is_found": {"MII705"},
     "test_a_batch_bundle_without_a_cluster_is_found": {"MII702"},

@@ -140,6 +140,25 @@ def test_yaml_that_cannot_be_read_is_a_finding(tmp_path):
     assert [finding.id for finding in check(tmp_path)] == ["MII101"]
 
 
+@pytest.mark.parametrize(
+    "added, line",
+    [
+        ("name: blue\n", 1),
+        ("tags: {a: b, c: d, 'a': e}\n", 1),
+        ("tags:\n  a: [{x: 1}, {x: 1, x: 2}]\n", 2),
+        ("tags: &t {a: b}\ndescription: text\n", None),
+        ("tags: {'1': a, 1: b}\n", None),  # a text and a number
+    ],
+)
+def test_a_key_that_stands_twice_is_told_for_the_last_one_counts_alone(added, line, tmp_path):
+    write(tmp_path, "managed")
+    path = tmp_path / "blue.yml"
+    before = path.read_text()
+    path.write_text(before + added)
+    found = [finding.line for finding in check(tmp_path) if finding.id == "MII132"]
+    assert found == ([before.count("\n") + line] if line else [])
+
+
 LAYOUT = """---
 # ours
 name:   blue   # aligned   by hand

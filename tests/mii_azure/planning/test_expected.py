@@ -211,6 +211,14 @@ def test_a_basis_is_told_by_the_card_and_by_what_runs() -> None:
     assert basis("bert", "Standard_F8s_v2", "text-classification") == "scaled"
 
 
+def test_a_first_token_takes_no_less_than_a_later_one() -> None:
+    """However short the prompt: its forward goes through all layers, and reads all weights."""
+    for parameters in (54_000, 1_000_000_000):
+        work = Work(facts("llama", parameters), family_named("llama", "decoder"), "text-generation", Demand())
+        placed = memory.fit(work, find_sku(H100))
+        assert expected.prompt_seconds(work, placed, 1, 1) >= expected.step_seconds(work, placed, 0, 1)
+
+
 def test_a_share_of_a_gpu_has_a_share_of_its_speed() -> None:
     work = Work(facts("llama", 500_000_000), family_named("llama", "decoder"), "text-generation", Demand())
     whole, sixth = (memory.fit(work, find_sku(f"Standard_NV{cores}ads_A10_v5")) for cores in (36, 6))

@@ -142,6 +142,74 @@ def test_keys_in_spans_change_logits_by_rounding_only(monkeypatch: pytest.Monkey
     assert (found[0] - found[1]).norm() <= 2e-2 * found[1].norm()
 
 
+def long_llama() -> Any:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        hidden_size=256, intermediate_size=256, num_hidden_layers=2, vocab_size=199, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=64, max_position_embeddings=70_000,
+    )  # fmt: skip
+    return transformers.LlamaForCausalLM(config).bfloat16().eval().cuda()
+
+
+def test_graphs_of_pieces_with_spans_give_what_launches_give() -> None:
+    """Pieces of 512 tokens behind one span and behind two, each in a slot of its own blocks."""
+    model = long_llama()
+    decoder = Decoder(model, slots=3, max_length=70_000, tokens=200_000)
+    decoder.plan()
+    decoder.warm_up()
+    back_end = decoder._cuda
+    held = {(count, 8192 * spans) for count in (256, 512, 1024) for spans in range(1, 9)}
+    assert set(back_end.graphs.spanned) == held
+    whole, padded = [], []
+    for slot, captured in ((2, True), (1, False)):
+        if not captured:
+            back_end.graphs.spanned.clear()
+        decoder.open(slot)
+        ids = prompt(model, 66_600)
+        for first, last in ((0, 32_768 + 300), (33_068, 33_580), (33_580, 66_088)):
+            decoder.prefill(slot, ids[first:last])
+        whole.append(decoder.prefill(slot, ids[66_088:]))
+        padded.append(decoder.prefill(slot, ids[:100]).float())
+    assert torch.equal(*whole)
+    assert (padded[0] - padded[1]).norm() <= 2e-2 * padded[1].norm()  # products of other numbers of rows
+
+
+def test_nothing_is_compiled_or_captured_once_all_is_warm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would make all streams wait: 40 to 70 ms, measured on an H200."""
+    from triton.runtime.jit import JITFunction
+
+    decoder = Decoder(long_llama(), slots=20, max_length=70_000, tokens=200_000)
+    decoder.plan()
+    decoder.warm_up()
+    decoder.open(0)
+    decoder.prefill(0, [5] * 9)
+    decoder.sample([0]).tokens()  # as the sample request of every start does
+    late: list[str] = []
+    compiled, captured = JITFunction._do_compile, type(decoder._cuda)._captured
+
+    def compiling(self: Any, *told: Any, **more: Any) -> Any:
+        late.append(self.fn.__name__)
+        return compiled(self, *told, **more)
+
+    def capturing(self: Any, launch: Any) -> Any:
+        late.append("a graph")
+        return captured(self, launch)
+
+    monkeypatch.setattr(JITFunction, "_do_compile", compiling)
+    monkeypatch.setattr(type(decoder._cuda), "_captured", capturing)
+    for slot in range(20):
+        decoder.open(slot)
+    decoder.prefill(19, [5] * 40_000)
+    for count, length in ((1, 30), (2, 64), (16, 700), (19, 90)):  # and so blocks: 1, 2, 176, 38
+        decoder.prefill_many([(slot, [7] * length) for slot in range(count)])
+        decoder.prefill(19, [9] * 512)
+        decoder.sample(list(range(count)))
+        decoder.step([*range(count)]).tokens()
+    decoder.sample([19]).tokens()
+    decoder.step([*range(20)]).tokens()
+    assert late == []
+
+
 def test_a_long_row_beside_short_ones_gets_the_tokens_that_it_gets_alone() -> None:
     torch.manual_seed(0)
     config = transformers.LlamaConfig(

@@ -129,6 +129,31 @@ def test_a_full_cache_ends_no_draft_but_the_steps(served: Served, monkeypatch: p
     assert len(calls) > 2
 
 
+def test_new_sequences_begin_with_what_others_measured(served: Served) -> None:
+    """A pair that does not pay costs one new sequence in eight some steps; two wrong tokens end it for that one."""
+    vocabulary = served.service.loaded.model.config.vocab_size
+    model = DraftModel(near(served, 0.0), 1.6, 0.12, vocabulary)
+
+    def begun(number: int) -> Any:
+        own = {"row": Mock(features={"input_ids": [1, 2]}), "tokens": [], "token_ids": [1, 2], "number": number}
+        return Mock(sampling=SamplingParams(), **own)
+
+    tried = 0
+    for number in range(1, 40):
+        running = begun(number)
+        steps = 0
+        while model.reach(running, 15) and steps < 20:
+            last, *draft = model.drafts({running: []}, lambda row, last: 15)[running]
+            running.tokens.append((draft[0] + 1) % vocabulary if draft else last)  # never what was foretold
+            steps += bool(draft)
+        tried += steps > 0
+        assert steps <= 4
+        model._follow({})
+    assert 5 <= tried <= 20
+    model._overall = 0.9
+    assert model.reach(begun(41), 15) > 3
+
+
 def test_a_draft_is_as_long_as_pays(served: Served) -> None:
     model = DraftModel(near(served, 0.0), 1.0, 0.05, served.service.loaded.model.config.vocab_size)
     running: Any = Mock(

@@ -219,6 +219,7 @@ def back_end(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(torch, name, lambda *shape, made=made, pin_memory=False, **options: made(*shape, **options))
     monkeypatch.setattr(torch.cuda, "Event", lambda: SimpleNamespace(record=lambda: None, synchronize=lambda: None))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(cuda_backend, "SideUpload", lambda: SimpleNamespace(send=lambda masks, device: masks))
     monkeypatch.setattr(cuda_backend, "pieces", lambda parts, rows, most: pieces(parts, 48, 2))
 
     class Uncaptured(cuda_backend.CudaBackend):
@@ -361,6 +362,7 @@ SAMPLINGS = (
     SamplingParams(0.9, 30, 0.9, seed=13, min_p=0.3),
     SamplingParams(0.6, 20, 0.9, seed=9, constrained=True),
 )
+TOP_7 = 4
 
 
 @pytest.mark.parametrize("spread", [2.0, 0.05], ids=["peaked", "flat"])
@@ -384,6 +386,7 @@ def test_the_sampler_picks_what_the_reference_picks(gathered: int, spread: float
         expected = [pick(logits[slot].to(DEVICE), state, slot) for slot in range(len(SAMPLINGS))]
         launcher.sample(len(SAMPLINGS), logits.to(DEVICE), advance=False)
         assert launcher.buffers.out.tolist() == expected, length
+        assert state.seen[range(len(SAMPLINGS)), expected].all()  # the constrained slot's too
 
 
 @pytest.mark.parametrize("allowed", [3, 400, 4000])
@@ -405,12 +408,16 @@ def test_a_mask_leaves_the_sampler_what_it_leaves_the_reference(allowed: int, tm
         expected = pick_all(logits, state, rows, masks)
         assert all(token in own for token, own in zip(expected, tokens.tolist(), strict=True))
         before = state.seen.clone()
-        launcher.sample(len(SAMPLINGS), logits, advance=False)  # leaves the constrained slot's token uncounted
+        launcher.sample(len(SAMPLINGS), logits, advance=True)  # as steps do: the constrained slot's token comes later
         assert torch.equal(state.seen[-2], before[-2])
+        assert state.lengths.tolist() == [length + 1] * len(SAMPLINGS) + [length]
         state.seen.copy_(before)
+        state.lengths.fill_(length)
         launcher.sample(len(SAMPLINGS), logits, advance=False, masks=masks.to(DEVICE))
         assert launcher.buffers.out.tolist() == expected, length
         assert bool(state.seen[-2, expected[-1]])
+        if allowed == 3:  # fewer than the slot's top-k, and yet none but these are looked at
+            assert launcher.buffers.places[TOP_7, :3].tolist() == sorted(tokens[TOP_7].tolist())
 
 
 def packed(tokens: torch.Tensor, vocabulary: int) -> torch.Tensor:

@@ -1,5 +1,7 @@
 """Adapters in the launches that a GPU's graphs hold, against the plain back end and its grouped products.
 
+On a GPU it is tests/scoring/decoder/test_adapters_gpu.py that has the real graphs.
+
 TRITON_INTERPRET=1 pytest tests/scoring/kernels/test_low_rank.py     # with triton installed, no GPU
 """
 
@@ -27,13 +29,13 @@ TARGETS = {"llama": ("q_proj", "v_proj", "up_proj", "down_proj"), "gpt_neox": ("
 NAMES = {5: "b", 0: "", 3: "a"}  # of slots
 
 
-def adapted(family: str, folder: Path, rank: int = 5) -> Any:
+def adapted(family: str, folder: Path, rank: int = 5, device: str = "cpu") -> Any:
     """A model with adapters of two ranks, the second, of the given one, of fewer products."""
     base = tiny_model(family, TASK, folder / "base")
     tiny_adapter(base, TASK, folder / "adapters" / "a", TARGETS[family], rank=2, seed=1)
     tiny_adapter(base, TASK, folder / "adapters" / "b", TARGETS[family][:1], rank=rank, seed=2)
-    model = load_tiny(base, TASK)[0].eval()
-    load_bank(["a", "b"], folder, model)
+    model = load_tiny(base, TASK)[0].eval().to(device)
+    load_bank({name: folder / "adapters" / name for name in ("a", "b")}, model)
     return model
 
 
@@ -67,7 +69,7 @@ def same(ours: Decoder, plain: Decoder, names: dict[int, str]) -> None:
     (told, logits), (expected, wanted) = go(ours, names), go(plain, names)
     assert told == expected
     for found, other in zip(logits, wanted, strict=True):
-        assert (found - other).abs().max() <= 1e-4 * other.abs().max()
+        assert (found.cpu() - other).abs().max() <= 1e-4 * other.abs().max()
 
 
 @pytest.mark.parametrize(("family", "piece", "rank"), [("llama", 1024, 5), ("gpt_neox", 32, 5), ("llama", 1024, 250)])

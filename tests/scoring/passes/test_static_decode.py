@@ -4,6 +4,7 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,9 +19,11 @@ from scoring.decoder.adapters.builders import FAMILIES as BUILT
 from scoring.decoder.decoder import Decoder
 from scoring.decoder.model import Linear
 from scoring.decoder.verify import errors, reference
-from scoring.passes.base import COST, LATENCY, TOLERANCE, Facts, Hardware, PassRefused
+from scoring.model.loaded import Runtime
+from scoring.passes.base import COST, LATENCY, TOLERANCE, Applicability, Facts, Hardware, PassRefused
 from scoring.passes.families import STATIC_DECODE
 from scoring.passes.registry import decoder_passes
+from scoring.passes.runner import run_passes
 from scoring.passes.speculation import decide
 from scoring.passes.static_decode import StaticDecode
 from scoring.passes.tensor_parallel import TensorParallel
@@ -185,6 +188,38 @@ def test_int8_weights_come_and_go(tmp_path: Path) -> None:
         assert ((product.weight * step - wide).abs() <= 0.5001 * step).all()
     applied.undo()
     assert all(product.weight is wide and product.scale is None for product, wide in zip(products, before, strict=True))
+
+
+def test_a_pass_dropped_over_it_leaves_its_steps_captured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs of a GPU, and what prompts cost there, are gone once weights come or go."""
+    model, calls = tiny("opt", tmp_path), []
+    whole = Decoder._start
+    monkeypatch.setattr(Decoder, "_start", lambda self: (calls.append("start"), whole(self))[1])
+    monkeypatch.setattr(Decoder, "warm_up", lambda self, sizes=None: calls.append("warm up"))
+    decode, told = StaticDecode(slots=2, max_length=64), iter((3.0, 2.0))
+    narrow = WeightOnly(decode, lambda _: next(told))
+    monkeypatch.setattr(WeightOnly, "verify", lambda self, model, reference: 1.0)
+    taken = Applicability(True, "")
+    records = run_passes(model, Runtime(), [(decode, taken), (narrow, taken)], (), lambda m: reference(m))
+    assert [record.state for record in records] == ["applied", "dropped"]
+    assert calls.count("start") == 3
+    assert calls[-1] == "warm up"
+
+
+def test_a_gpus_steps_are_captured_once(tmp_path: Path) -> None:
+    decode, calls = StaticDecode(slots=2, max_length=64), []
+    decode.apply(tiny("opt", tmp_path))
+    told = SimpleNamespace(warm=False)
+
+    def warm_up(sizes: Any) -> None:
+        calls.append(sizes)
+        told.warm = True
+
+    told.warm_up = warm_up
+    decode.decoder._cuda = told
+    decode.decoder.warm_up()
+    decode.warm(None)
+    assert calls == [None]
 
 
 @pytest.mark.parametrize(("method", "kind"), [("w4a16", "int4"), ("awq", "int4"), ("gptq-ordered", "int8")])
