@@ -59,7 +59,7 @@ class TokenClassification(EncoderTask):
         self._marks_pieces = bool(getattr(backend, "continuing_subword_prefix", None))
 
     def encode(self, value: str, parameters: TokenClassificationParameters, item: int) -> list[Row]:
-        told = {"return_offsets_mapping": True, "return_special_tokens_mask": True}
+        told: dict[str, Any] = {"return_offsets_mapping": True, "return_special_tokens_mask": True}
         if parameters.stride is not None:
             if parameters.aggregation_strategy == "none":
                 raise InvalidParameter(
