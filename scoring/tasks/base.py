@@ -7,6 +7,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 
 from scoring.config import Limits
@@ -283,7 +284,8 @@ class EncoderTask(Task):
                 padding = [fill[name]] * (longest - row.tokens)
                 ids = row.features[name]
                 padded.append(ids + padding if self.side == "right" else padding + ids)
-            batch[name] = torch.tensor(padded, device=device)
+            # Straight from lists, a tensor takes six times as long.
+            batch[name] = torch.from_numpy(np.array(padded, dtype=np.int64)).to(device)
         return batch
 
     def probe(self, text: str) -> dict[str, list[int]]:
