@@ -48,6 +48,8 @@ OTHER_RESULTS = {
     "cpu_decoders": "decoders on a CPU, whose basis is assumed",
     "cpu-vnni": "the rows of cpu.json, with fewer instructions",
     "encoders-kernels": "kernels",
+    "encoder_families": "random weights of four shapes beside stock options",
+    "encoder_ways": "what hosts add",
     "first_hour": "an installation",
     "grammars": "what a grammar adds",
     "hosts": "what hosts add",
@@ -66,6 +68,7 @@ OTHER_RESULTS = {
     "speculation": "drafts, which depend on the text",
     "streams": "plain generate on a CPU, whose basis is assumed",
     "throughput": "throughput: tests/mii_azure/planning/test_expected.py predicts it",
+    "waits": "waits beside a long prompt",
     "token_margins": "numbers, not times",
 }
 _BERT = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}

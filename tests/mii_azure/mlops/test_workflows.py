@@ -296,10 +296,10 @@ def test_the_component_is_accepted_by_azure(tmp_path):
 
 def command_of(folder, optional=True, **given):
     """The component's command as Azure ML would run it: values in the place of ${{...}}, $[[...]] only where given."""
-    from azure.ai.ml import load_component
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        from azure.ai.ml import load_component
+
         text = load_component(folder / "component.yml").command
     text = re.sub(r"\$\[\[(.*?)\]\]", lambda found: found[1] if optional else "", text)
     command = re.sub(r"\$\{\{(?:in|out)puts\.(\w+)\}\}", lambda found: str(given.pop(found[1])), text)
