@@ -128,6 +128,8 @@ class Subject:
             self._tell(row)
             self._compiled(row, batch)
             self._tell(row)
+            row["kernels"] = self._kernels(batch)
+            self._tell(row)
 
     def _tell(self, row: dict[str, Any]) -> None:
         row["floor"] = encoder_floor_ms(self.model, row["batch"], LENGTH, self.card)
@@ -158,6 +160,18 @@ class Subject:
                     row[kind] = call_ms(lambda call=call: call(**batch), 50)
                     output = {key: value.float().cpu() for key, value in call(**batch).items()}
                     row["errors"][kind] = relative_error(output, self.told()[-1][1])
+
+    def _kernels(self, batch: dict[str, Any]) -> dict[str, float]:
+        """Microseconds of our kernels in one forward, the longest first; outside a graph, so none hides another."""
+        from torch.profiler import ProfilerActivity, profile
+
+        with self._ours(), torch.inference_mode():
+            self.model(**batch)
+            with profile(activities=[ProfilerActivity.CUDA]) as seen:
+                self.model(**batch)
+                torch.cuda.synchronize()
+        found = {each.key[:60]: float(each.self_device_time_total) for each in seen.key_averages()}
+        return dict(sorted(found.items(), key=lambda each: -each[1])[:10])
 
     def _with_tiles(self, tiles: dict[tuple[int, int, int], GemmTile], batch: dict[str, Any]) -> float | str:
         try:

@@ -339,13 +339,26 @@ def make_spec(**preferences: Any) -> Spec:
     try:
         return Spec.model_validate(preferences)
     except ValidationError as error:
-        detail = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        field = ".".join(str(part) for part in detail["loc"])
-        told = detail["msg"].removeprefix("Value error, ")
-        if detail["type"] == "string_pattern_mismatch":
-            told = "it does not have the form that is asked for"
-        sentence = f"{field}: {told}." if field else f"{told[:1].upper()}{told[1:]}."
-        raise SpecError(sentence, _hint(field, told)) from None
+        raise _refusal(error) from None
+
+
+def refuse_wrong_values(preferences: Mapping[str, Any]) -> None:
+    """Refuse a value that its field does not take, whatever is missing or does not go together; raises SpecError."""
+    try:
+        Spec.model_validate({"task": "fill-mask", "model": "m", "name": "abc", **preferences})
+    except ValidationError as error:
+        if error.errors()[0]["loc"]:
+            raise _refusal(error) from None
+
+
+def _refusal(error: ValidationError) -> SpecError:
+    detail = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    field = ".".join(str(part) for part in detail["loc"])
+    told = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "string_pattern_mismatch":
+        told = "it does not have the form that is asked for"
+    sentence = f"{field}: {told}." if field else f"{told[:1].upper()}{told[1:]}."
+    return SpecError(sentence, _hint(field, told))
 
 
 def _hint(field: str, told: str) -> str:

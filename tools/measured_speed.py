@@ -46,6 +46,8 @@ OTHER_RESULTS = {
     "cache_forms": "what forms of the cache and of sums cost",
     "cache_forms-bfloat16": "what forms of the cache and of sums cost",
     "encoders-kernels": "kernels",
+    "encoder_families": "random weights of four shapes beside stock options",
+    "encoder_ways": "what hosts add",
     "first_hour": "an installation",
     "grammars": "what a grammar adds",
     "hosts": "what hosts add",
@@ -64,6 +66,7 @@ OTHER_RESULTS = {
     "speculation": "drafts, which depend on the text",
     "streams": "plain generate on a CPU, whose basis is assumed",
     "throughput": "throughput: tests/mii_azure/planning/test_expected.py predicts it",
+    "waits": "waits beside a long prompt",
     "token_margins": "numbers, not times",
 }
 _BERT = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}

@@ -247,8 +247,11 @@ def _context(
 
 def _gpu_variables(plan: Plan) -> dict[str, str]:
     """Environment variables for DeepSpeed's compiled operators: the architecture of the plan's GPU."""
-    gpu = plan.sku.gpu
-    return {"TORCH_CUDA_ARCH_LIST": f"{gpu.compute_capability:.1f}"} if gpu and plan.device == "cuda" else {}
+    sku = plan.sku
+    if not sku.gpu or plan.device != "cuda":
+        return {}
+    later = "+PTX" if sku.assumed_like else ""  # of an unknown GPU the driver compiles it then
+    return {"TORCH_CUDA_ARCH_LIST": f"{sku.gpu.compute_capability:.1f}{later}"}
 
 
 def _group_variables(plan: Plan) -> dict[str, str]:
