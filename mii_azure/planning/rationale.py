@@ -15,6 +15,7 @@ from mii_azure.platform.limits import GB
 from mii_azure.spec import Spec
 from scoring.config import Limits
 from scoring.limits.memory_shares import DRAFT_CACHE_TOKENS
+from scoring.sentence.forms import COLBERT, COLBERT_FILE
 
 
 class Decision(BaseModel):
@@ -57,7 +58,8 @@ def of_model(work: Work, options: Options) -> list[Decision]:
         reason = "The tokenizer has them and the model no embedding: a request that holds one is answered 400."
         decisions.append(Decision(what="tokens without embedding", value=shown(facts.unembedded), reason=reason))
     if facts.pooling:
-        reason = "What the folder's modules.json says, in its order."
+        own = facts.architecture == COLBERT
+        reason = f"What {COLBERT_FILE} says." if own else "What the folder's modules.json says, in its order."
         decisions.append(Decision(what="pooling", value=facts.pooling, reason=reason))
     if options:
         value = ", ".join(f"{key} {str(value).lower()}" for key, value in options.items())
