@@ -59,8 +59,9 @@ def attach(model: Any, count: int, rank: int, targets: Sequence[str]) -> Adapter
             outputs, inputs = module.weight.shape
             draw: dict[str, Any] = {"device": DEVICE, "dtype": module.weight.dtype}
             down, up = torch.randn(count, rank, inputs, **draw), torch.randn(count, rank, outputs, **draw)
-            stacks[module] = LowRankStack(down / inputs**0.5, 0.1 * up)
-    bank = AdapterBank(tuple(f"a{number}" for number in range(count)), stacks)
+            pairs = {place: (down[place] / inputs**0.5, 0.1 * up[place]) for place in range(count)}
+            stacks[module] = LowRankStack(inputs, outputs, module.weight, pairs)
+    bank = AdapterBank([f"a{number}" for number in range(count)], stacks)
     bank.attach()
     return bank
 
@@ -106,7 +107,7 @@ def check(shape: str, dtype: torch.dtype) -> dict[str, Any]:
                     made = plain.generate(input_ids=ids, **wanted)
             expected.append(made[0, _PROMPT:].tolist())
         model = model_of(shape, dtype)
-        load_bank(["a", "b", "c"], Path(place), model)
+        load_bank({name: Path(place) / "adapters" / name for name in ("a", "b", "c")}, model)
     decoder = Decoder(model, len(names), 256)
     found = [start(decoder, names)]
     while len(found) < _NEW:

@@ -1,16 +1,21 @@
-"""Decoders on a CPU, one stream: plain transformers, our steps by torch and over narrow weights, and the floor.
+"""Decoders on a CPU, one stream: plain transformers, ours in process and over HTTP, llama.cpp, and the floor.
 
 `python -m benchmarks.cpu_decoders [OUTPUT FOLDER [MODEL ...]]` prints a table and writes cpu_decoders.json. The models
 are smollm2 (real weights) and llama-1b (its shape, random weights); llama.cpp is beside them where llama-cpp-python is
-installed. Milliseconds a token of one sequence after a prompt of 16 tokens; the floor is the bytes of the weights of a
-step over the bandwidth measured here. It wants an idle machine.
+installed. Milliseconds a token of one sequence after a prompt of 16 tokens. The floor is the bytes of the weights of a
+step over the best bandwidth seen, which is measured several times, since a virtual machine's varies. Who is compared
+closely takes turns. It wants an idle machine.
 """
 
-import copy
+import asyncio
+import importlib.util
+import os
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -20,8 +25,13 @@ import torch
 
 from benchmarks.common import RESULTS, table, write
 from benchmarks.cpu.__main__ import provenance
+from benchmarks.http_clients import ask, body
+from benchmarks.over_http import served
+from mii_azure.model.packaged import packaged_model
+from scoring.limits import cpus
 
-PROMPT, TOKENS, RUNS = 16, 32, 3
+PROMPT, TOKENS, RUNS, LONG = 16, 32, 3, 128
+ROWS = 8  # of a batch: as many as a plan gives a CPU
 MODELS = ("smollm2", "llama-1b")
 _AT_LEAST = 1 << 27  # float32 numbers read to measure bandwidth, more than caches hold
 
@@ -31,7 +41,7 @@ def bandwidth() -> float:
     numbers = torch.ones(_AT_LEAST)
     numbers.sum()
     times = []
-    for _ in range(40):  # a neighbour's work must not pass for the machine's limit
+    for _ in range(20):  # a neighbour's work must not pass for the machine's limit
         began = time.perf_counter()
         numbers.sum()
         times.append(time.perf_counter() - began)
@@ -41,8 +51,6 @@ def bandwidth() -> float:
 def made(name: str) -> Any:
     """A model in float32."""
     from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
-
-    from mii_azure.model.packaged import packaged_model
 
     if name == "smollm2":
         return AutoModelForCausalLM.from_pretrained(packaged_model("smollm2"), dtype=torch.float32).eval()
@@ -74,97 +82,208 @@ def eager_ms(model: Any) -> float:
     return 1e3 * median(times)
 
 
-def steps_ms(decoder: Any) -> float:
-    """Our decoder's steps, the token read after each."""
-    decoder.open(0)
-    decoder.prefill(0, list(range(5, 5 + PROMPT)))
-    decoder.sample([0]).tokens()
+def steps_ms(decoder: Any, rows: int = 1) -> float:
+    """Steps of our decoder for some sequences at once, the tokens read after each."""
+    slots = list(range(rows))
+    for slot in slots:
+        decoder.open(slot)
+        decoder.prefill(slot, list(range(5, 5 + PROMPT)))
+    decoder.sample(slots).tokens()
     times = []
     for _ in range(TOKENS):
         began = time.perf_counter()
-        decoder.step([0]).tokens()
+        decoder.step(slots).tokens()
         times.append(time.perf_counter() - began)
+    for slot in slots:
+        decoder.release(slot)
+    return 1e3 * median(times)
+
+
+def prompt_ms(decoder: Any, tokens: int) -> float:
+    """Milliseconds of a prompt by our decoder."""
+    decoder.open(0)
+    began = time.perf_counter()
+    decoder.prefill(0, [5 + number % 1000 for number in range(tokens)])
+    decoder.sample([0]).tokens()
+    taken = 1e3 * (time.perf_counter() - began)
     decoder.release(0)
-    return 1e3 * median(times)
+    return taken
 
 
-def llama_cpp_ms(model: Any, kind: str) -> float | None:
-    """llama.cpp over the same weights in a GGUF file of this benchmark's, in one of its own formats."""
-    try:
-        import llama_cpp  # type: ignore[import-not-found,unused-ignore]
-    except ImportError:
-        return None
-    from benchmarks.gguf_file import write_llama
+class LlamaCpp:
+    """llama.cpp over the same weights, in a GGUF file of this benchmark's, in a process of its own."""
 
+    def __init__(self, model: Any, kind: str, folder: Path) -> None:
+        from benchmarks.gguf_file import write_llama
+
+        path = write_llama(model, folder / f"{kind}.gguf", kind)
+        command = [sys.executable, "-m", "benchmarks.llama_cpp_steps", str(path), str(PROMPT), str(TOKENS)]
+        own = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+        self._child = subprocess.Popen(command, env=own, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._child.stdin and self._child.stdout
+        self._told, self._said = self._child.stdin, self._child.stdout
+        self._said.readline()
+
+    def ms(self) -> float:
+        """Milliseconds a token."""
+        self._told.write("\n")
+        self._told.flush()
+        return float(self._said.readline())
+
+    def end(self) -> None:
+        """End its process."""
+        self._told.close()
+        self._child.wait(60)
+
+
+@contextmanager
+def llama_cpp(model: Any) -> Iterator[dict[str, LlamaCpp]]:
+    """llama.cpp in two of its own formats; none where it is not installed."""
+    found: dict[str, LlamaCpp] = {}
     with tempfile.TemporaryDirectory() as folder:
-        path = write_llama(model, Path(folder) / "model.gguf", kind)
-        threads = torch.get_num_threads()
-        other = llama_cpp.Llama(str(path), n_ctx=128, n_threads=threads, n_threads_batch=threads, verbose=False)
-        other.eval(list(range(5, 5 + PROMPT)))
-        times = []
-        for number in range(TOKENS):
-            began = time.perf_counter()
-            other.eval([7 + number])
-            times.append(time.perf_counter() - began)
-    return 1e3 * median(times)
+        try:
+            for kind in ("Q8_0", "Q4_0") if importlib.util.find_spec("llama_cpp") else ():
+                found[kind] = LlamaCpp(model, kind, Path(folder))
+            yield found
+        finally:
+            for each in found.values():
+                each.end()
+
+
+@contextmanager
+def http(quantise: str) -> Iterator[Callable[[int], AbstractContextManager[Callable[[], float]]]]:
+    """A bundle as a user makes it, and what serves it with so many threads: milliseconds a token of a stream."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        command = [sys.executable, "-m", "mii_azure.cli.app", "generate", "--task", "text-generation", "--model"]
+        command += [str(packaged_model("smollm2")), "--name", "bench", "--quantise", quantise, "--server", "http"]
+        command += ["--instance-type", "Standard_F4s_v2"]
+        subprocess.run([*command, "--output", str(folder / "bundle")], check=True, stdout=subprocess.DEVNULL)
+        yield partial(streamed, folder)
+
+
+@contextmanager
+def streamed(folder: Path, threads: int) -> Iterator[Callable[[], float]]:
+    """Milliseconds a token of a stream over HTTP, from a server with so many threads."""
+    request = body("The history of science is a story of people who asked how things work.", TOKENS, "stream")
+    before = dict(os.environ)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    try:
+        with served(folder, []) as (_, port):
+
+            def ms() -> float:
+                good, stamps = asyncio.run(ask(port, request))
+                assert good
+                # Behind the tokens' events come the answer as a whole, and the connection's end.
+                return 1e3 * (stamps[-3] - stamps[0]) / (TOKENS - 1)
+
+            log = (folder / "serve.log").read_text().splitlines()
+            print(*(line.partition("timed at start; ")[2] for line in log if "weight_only" in line), flush=True)
+            yield ms
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 class Side(NamedTuple):
     """One side of the comparison: what it measures, and the bytes that it reads for a number of the weights."""
 
     name: str
-    measure: Callable[[], float | None]
+    measure: Callable[[], float]
     bytes_each: float
     differs: float | None = None
+    rows: int = 1
+    threads: int | None = None  # where they are not torch's
 
 
-def rows_of(name: str, speed: float) -> list[dict[str, Any]]:
-    """Every side of one model, in turns: each once, then each again; the median of a few rounds."""
+_FOUR = 0.5 + 4 / 64
+_GGML = {"Q8_0": 34, "Q4_0": 18}  # bytes of 32 numbers
+
+
+def rows_of(name: str, speed: Callable[[], float]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows of every side of one model, and its prompts' milliseconds."""
     from scoring.decoder.decoder import Decoder
 
     model = made(name)
-    wide: Any = Decoder(model, slots=1, max_length=128)
-    size = sum(product.full.numel() for product in wide.model.products())
-    eight, differs = narrow(model, name)
-    rounded = copy.deepcopy(model).bfloat16()
-    sides = (
-        Side("transformers, float32", lambda: eager_ms(model), 4),
-        Side("ours by torch, float32", lambda: steps_ms(wide), 4),
-        Side("ours, int8", lambda: steps_ms(eight), 1, differs),
-        Side("ours, int4 in groups of 64 (a checkpoint's)", partial(steps_ms, narrow(model, "")[0]), 0.5 + 4 / 64),
-        Side("llama.cpp, Q8_0", lambda: llama_cpp_ms(model, "Q8_0"), 34 / 32),
-        Side("llama.cpp, Q4_0", lambda: llama_cpp_ms(model, "Q4_0"), 18 / 32),
-        Side("transformers, bfloat16", lambda: eager_ms(rounded), 2),
-    )
-    rounds = [[side.measure() for side in sides] for _ in range(RUNS)]
-    rows: list[dict[str, Any]] = []
-    for side, found in zip(sides, zip(*rounds, strict=True), strict=True):
-        times = [each for each in found if each is not None]
-        if not times:
-            continue
-        floor, taken = 1e3 * size * side.bytes_each / speed, median(times)
-        first = rows[0]["ms a token"] if rows else taken
+    decoder: Any = Decoder(model, slots=ROWS, max_length=256)
+    size = sum(product.full.numel() for product in decoder.model.products())
+    prompts = {"tokens": LONG, "ms": median(prompt_ms(decoder, LONG) for _ in range(RUNS)), "parameters": size}
+    wide = Side("transformers, float32", partial(eager_ms, model), 4)
+    found = turns([wide, Side("ours by torch, float32", partial(steps_ms, decoder), 4)])
+    speed()
+    with llama_cpp(model) as others:
+        found |= turns(narrow_sides(model, decoder, name, others))
+    found |= over_http(model, size) if name == "smollm2" else {}
+    decoder.plain.use_wide()
+    model.bfloat16()
+    found |= turns([Side("transformers, bfloat16", partial(eager_ms, model), 2)])
+    rows, most = [], speed()
+    for side, taken in found.items():
+        read = size * side.bytes_each
+        floor = 1e3 * read / most
         row = {"model": name, "side": side.name, "ms a token": taken, "floor ms": floor}
-        row |= {"of bandwidth %": 100 * floor / taken, "of float32": first / taken, "differs": side.differs}
-        rows.append(row)
-        print(row, flush=True)
-    return rows
+        row |= {"of bandwidth %": 100 * floor / taken, "of float32": found[wide] / taken, "differs": side.differs}
+        row |= {"rows": side.rows, "threads": side.threads or torch.get_num_threads()}
+        rows.append(row | {"layers": model.config.num_hidden_layers, "bytes": read})
+    return rows, prompts
 
 
-def narrow(model: Any, name: str) -> tuple[Any, float | None]:
-    """A decoder of its own over int8 weights, or without a name int4 ones, and by how much a real model's differs."""
+def over_http(model: Any, size: int) -> dict[Side, float]:
+    """Streams of servers over int8 and int4 weights, of one thread and of all."""
+    head = model.config.vocab_size * model.config.hidden_size / size  # which generate leaves as it is
+    found: dict[Side, float] = {}
+    for quantise, each, told in (("none", 1.0, "int8"), ("int4", _FOUR * (1 - head) + head, "int4 (made by generate)")):
+        with http(quantise) as bundle:
+            for threads in sorted({1, torch.get_num_threads()}):
+                with bundle(threads) as ms:
+                    found |= turns([Side(f"ours, {told}, over HTTP", ms, each, threads=threads)])
+    return found
+
+
+def narrow_sides(model: Any, decoder: Any, name: str, others: dict[str, LlamaCpp]) -> list[Side]:
+    """Sides over narrow weights: ours, of which the decoder gets int8, and llama.cpp's."""
     from scoring.decoder.decoder import Decoder
-    from scoring.decoder.verify import errors, reference
+
+    four = narrow(Decoder(model, slots=ROWS, max_length=256), four=True)
+    narrow(decoder)
+    differs = difference(decoder, model) if name == "smollm2" else None
+    eights, fours = decoder.plain.narrow.threads, four.plain.narrow.threads
+    return [
+        Side("ours, int8", partial(steps_ms, decoder), 1, differs, threads=eights),
+        Side("ours, int4 in groups of 64 (a checkpoint's)", partial(steps_ms, four), _FOUR, threads=fours),
+        *(Side(f"llama.cpp, {kind}", each.ms, _GGML[kind] / 32) for kind, each in others.items()),
+        Side(f"ours, int8, {ROWS} rows", partial(steps_ms, decoder, ROWS), 1, None, ROWS, eights),
+        Side(f"ours, int4, {ROWS} rows", partial(steps_ms, four, ROWS), _FOUR, None, ROWS, fours),
+    ]
+
+
+def turns(sides: Sequence[Side]) -> dict[Side, float]:
+    """Each side once, then each again; the median of a few rounds."""
+    rounds = [[side.measure() for side in sides] for _ in range(RUNS)]
+    found = {side: median(times) for side, times in zip(sides, zip(*rounds, strict=True), strict=True)}
+    for side, taken in found.items():
+        print(f"{side.name}, {side.threads or 'all'} threads: {taken:.2f} ms", flush=True)
+    return found
+
+
+def narrow(decoder: Any, four: bool = False) -> Any:
+    """A decoder over int8 or int4 weights, with as many threads as the pass would choose."""
     from scoring.passes.weight_only import fastest
 
-    decoder: Any = Decoder(model, slots=1, max_length=128)
-    decoder.use_int8() if name else four(decoder.model)
+    give_int4(decoder.model) if four else decoder.use_int8()
     decoder.plain.use_narrow()
-    fastest(decoder, steps_ms)  # as many threads as the pass would choose
-    return decoder, errors(decoder, reference(model)())["decode"] if name == "smollm2" else None
+    fastest(decoder, steps_ms)
+    return decoder
 
 
-def four(model: Any) -> None:
+def difference(decoder: Any, model: Any) -> float:
+    """Relative error of cached steps against plain transformers."""
+    from scoring.decoder.verify import errors, reference
+
+    return float(errors(decoder, reference(model)())["decode"])
+
+
+def give_int4(model: Any) -> None:
     """Give every product int4 numbers, as a checkpoint would have them; their answers are not looked at."""
     from scoring.decoder.int4 import pack, use
     from scoring.quantization.dequantize import Grid
@@ -181,12 +300,22 @@ def four(model: Any) -> None:
 
 def main() -> None:
     """Measure, print, write."""
+    if "OMP_WAIT_POLICY" not in os.environ:  # OpenMP waits as in a server, which it is told before torch is imported
+        cpus.settle()
+        os.execv(sys.executable, [sys.executable, "-m", "benchmarks.cpu_decoders", *sys.argv[1:]])
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS
-    told, speed, rows = provenance(), bandwidth(), list[dict[str, Any]]()
-    print(f"{speed / 1e9:.1f} GB/s", flush=True)
+    told, seen = provenance(), list[float]()
+
+    def speed() -> float:
+        seen.append(bandwidth())
+        return max(seen)
+
+    rows, prompts = list[dict[str, Any]](), dict[str, Any]()
+    print(f"{speed() / 1e9:.1f} GB/s", flush=True)
     for name in sys.argv[2:] or MODELS:
-        rows += rows_of(name, speed)
-        write("cpu_decoders", told | {"GB/s": speed / 1e9, "rows": rows}, folder)
+        found, prompts[name] = rows_of(name, speed)
+        rows += found
+        write("cpu_decoders", told | {"GB/s": max(seen) / 1e9, "rows": rows, "prompts": prompts}, folder)
     print(table(tuple(rows[0]), rows))
 
 

@@ -97,7 +97,7 @@ class Subject:
             for batch in self.given.values():
                 self.model(**batch)
         for size, batch in self.given.items():
-            for kind in STOCK[2:] if size == 1 else STOCK[3:]:
+            for kind in STOCK[2:] if size == self.batches[0] else ():  # larger batches hide launches: no compilation
                 began = time.perf_counter()
                 try:
                     self.compiled[kind, size] = self._compile(kind, batch)
@@ -108,7 +108,6 @@ class Subject:
 
     def _compile(self, kind: str, batch: dict[str, Any]) -> Callable[..., Any]:
         call: Callable[..., Any]
-        torch.compiler.reset()
         if kind == "frozen":  # Inductor's own graphs are off with freezing: a graph around it is its best
             frozen = torch.compile(self.model.forward, options={"freezing": True}, dynamic=False)
             shape = batch["input_ids"].shape
@@ -120,36 +119,59 @@ class Subject:
                 call(**batch)
         return call
 
-    def measure(self) -> dict[str, Any]:
-        rows = [self._row(size, batch) for size, batch in self.given.items()]
-        return {"model": self.name, "rows": rows, "compile_seconds": self.seconds, "failed": self.errors}
+    def measure(self) -> None:
+        """Print each row as soon as it is measured, ours before what is compiled by others."""
+        for size, batch in self.given.items():
+            row: dict[str, Any] = {"model": self.name, "batch": size, "length": LENGTH, "errors": {}}
+            row |= {"compile_seconds": self.seconds, "failed": self.errors}
+            self._ours_and_graph(row, batch)
+            self._tell(row)
+            self._compiled(row, batch)
+            self._tell(row)
+            row["kernels"] = self._kernels(batch)
+            self._tell(row)
 
-    def _row(self, size: int, batch: dict[str, Any]) -> dict[str, Any]:
+    def _tell(self, row: dict[str, Any]) -> None:
+        row["floor"] = encoder_floor_ms(self.model, row["batch"], LENGTH, self.card)
+        row["over best stock"] = min(row[name] for name in STOCK if name in row) / row["ours"]
+        row["bars"] = {"error within 5e-3": row["error"] <= TOLERANCE}
+        if row["batch"] == 1:
+            row["bars"][f"{BAR} x best stock"] = row["over best stock"] >= BAR
+        print(json.dumps(row), flush=True)
+
+    def _ours_and_graph(self, row: dict[str, Any], batch: dict[str, Any]) -> None:
         model, told = self.model, self.told
-        row: dict[str, Any] = {"model": self.name, "batch": size, "length": LENGTH, "errors": {}}
-        with torch.inference_mode():
-            row["eager"] = call_ms(lambda: model(**batch), 15)
-        with torch.no_grad():
-            for (kind, of), call in self.compiled.items():
-                if of == size:
-                    row[kind] = call_ms(lambda call=call: call(**batch), 50)
-                    output = {key: value.float().cpu() for key, value in call(**batch).items()}
-                    if size == self.batches[0]:
-                        row["errors"][kind] = relative_error(output, told()[-1][1])
-        with self._graphed():
-            row["graph"] = call_ms(lambda: model(**batch), 50)
         with self._ours(), self._graphed():
             row["ours"] = call_ms(lambda: model(**batch), 50)
-            row["ours device"] = self._replay_ms(size)
+            row["ours device"] = self._replay_ms(row["batch"])
             row["error"] = row["errors"]["ours"] = verify_encoder(model, told)
-        row["floor"] = encoder_floor_ms(model, size, LENGTH, self.card)
-        row["over best stock"] = min(row[name] for name in STOCK if name in row) / row["ours"]
-        if self.tiles and size == 1 and self.name == "modernbert-large":
+        with self._graphed():
+            row["graph"] = call_ms(lambda: model(**batch), 50)
+            row["errors"]["graph"] = verify_encoder(model, told)
+        with torch.inference_mode():
+            row["eager"] = call_ms(lambda: model(**batch), 15)
+        if self.tiles and row["batch"] == 1 and self.name == "modernbert-large":
             row["tiles"] = {name: self._with_tiles(tiles, batch) for name, tiles in TILES.items()}
-        row["bars"] = {"error within 5e-3": row["error"] <= TOLERANCE}
-        if size == 1:
-            row["bars"][f"{BAR} x best stock"] = row["over best stock"] >= BAR
-        return row
+
+    def _compiled(self, row: dict[str, Any], batch: dict[str, Any]) -> None:
+        with torch.no_grad():
+            for (kind, size), call in self.compiled.items():
+                if size == row["batch"]:
+                    row[kind] = call_ms(lambda call=call: call(**batch), 50)
+                    output = {key: value.float().cpu() for key, value in call(**batch).items()}
+                    row["errors"][kind] = relative_error(output, self.told()[-1][1])
+
+    def _kernels(self, batch: dict[str, Any]) -> dict[str, float]:
+        """Microseconds of our kernels in one forward, the longest first; outside a graph, so none hides another."""
+        from torch.profiler import ProfilerActivity, profile
+
+        with self._ours(), torch.inference_mode():
+            self.model(**batch)
+            with profile(activities=[ProfilerActivity.CUDA]) as seen:
+                self.model(**batch)
+                torch.cuda.synchronize()
+        found = {each.key[:60]: float(each.self_device_time_total) for each in seen.key_averages()}
+        return dict(sorted(found.items(), key=lambda each: -each[1])[:10])
 
     def _with_tiles(self, tiles: dict[tuple[int, int, int], GemmTile], batch: dict[str, Any]) -> float | str:
         try:
@@ -191,7 +213,8 @@ def _child(name: str, asked: dict[str, Any]) -> None:
     subject.prepare()
     print("ready", flush=True)
     sys.stdin.readline()
-    print(json.dumps(subject.measure()), flush=True)
+    subject.measure()
+    print("end", flush=True)
 
 
 def run(names: list[str], batches: list[int], tiles: bool, folder: Path) -> dict[str, Any]:
@@ -208,20 +231,23 @@ def run(names: list[str], batches: list[int], tiles: bool, folder: Path) -> dict
     }
     for child in children.values():
         _line(child, "ready")
-    result |= {"card": card, "rows": [], "models": {}}
-    for name, child in children.items():
+    result |= {"card": card, "rows": []}
+    for child in children.values():
         assert child.stdin is not None
         print("go", file=child.stdin, flush=True)
-        line = _line(child, "{")
-        found = json.loads(line) if line else {"rows": [], "failed": "its process ended"}
-        result["rows"] += found.pop("rows")
-        result["models"][name] = found
-        write("encoder_families", result, folder)
-        print(line, flush=True)
+        found: dict[int, dict[str, Any]] = {}
+        while line := _line(child, ("{", "end")):
+            if line.startswith("end"):
+                break
+            row = json.loads(line)
+            found[row["batch"]] = row
+            write("encoder_families", {**result, "rows": [*result["rows"], *found.values()]}, folder)
+            print(line, flush=True)
+        result["rows"] += found.values()
     return result
 
 
-def _line(process: "subprocess.Popen[str]", start: str) -> str:
+def _line(process: "subprocess.Popen[str]", start: str | tuple[str, ...]) -> str:
     """The next line that begins with `start`; "" when the process ended without one."""
     assert process.stdout is not None
     return next((line for line in process.stdout if line.startswith(start)), "")

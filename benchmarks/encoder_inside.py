@@ -1,4 +1,4 @@
-"""Times a bundle in this process: its score.run and the parts of it; `benchmarks.encoder_ways` starts it.
+"""Times a bundle in this process, on a word: its score.run and the parts of it; `benchmarks.encoder_ways` starts it.
 
 It imports nothing of the checkout but the runner: the bundle's own scoring package is what is measured.
 """
@@ -45,6 +45,8 @@ def inside(bundle: str, calls: int) -> None:
     script = ScoreScript(Path(bundle))
     script.init()
     raw = body()
+    print("ready", flush=True)
+    sys.stdin.readline()
     if (reply := script.run(raw)).status != 200:
         raise SystemExit(f"the bundle answered {reply.status}: {reply.read()!r}")
     found: dict[str, Any] = {"run": timed(lambda: script.run(raw).read(), calls)}
@@ -56,7 +58,7 @@ def inside(bundle: str, calls: int) -> None:
         script.run(raw)
     profile.disable()
     told = io.StringIO()
-    pstats.Stats(profile, stream=told).sort_stats("tottime").print_stats(25)
+    pstats.Stats(profile, stream=told).strip_dirs().sort_stats("tottime").print_stats(25)
     found["profile"] = told.getvalue().splitlines()
     found["passes"] = json.loads(json.dumps(service.metadata().get("passes"), default=str))
     sys.stdout.write(json.dumps(found) + "\n")

@@ -1,6 +1,6 @@
 """What an answer costs over its model at batch 1: in process, by gRPC and by /score, through generate and serve.
 
-    python -m benchmarks.encoder_ways [--shape NAME] [--calls N] [--out FOLDER]
+    python -m benchmarks.encoder_ways [--shape NAME] [--calls N] [--word FILE] [--out FOLDER]
 
 A folder with random weights of the real shape becomes a bundle by `mii-azure generate`; a text of 128 tokens is asked
 one at a time. "model" is the service's own forward of that row: padding, copies, graph and the wait for its answer.
@@ -12,6 +12,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,8 @@ SHAPES: dict[str, tuple[str, str, dict[str, Any]]] = {
         | {"vocab_size": 250002, "max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5,
            "pad_token_id": 1, "num_labels": 3},
     ),
-    "bert-large": ("sentence-embeddings", "BertModel", _ENCODER),
+    "bert-large": ("text-classification", "BertForSequenceClassification", _ENCODER | {"num_labels": 3}),
+    "bert-large embeddings": ("sentence-embeddings", "BertModel", _ENCODER),
     "tiny": (
         "text-classification",
         "BertForSequenceClassification",
@@ -63,28 +65,39 @@ def build(name: str, folder: Path) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
-def in_process(bundle: Path, calls: int) -> dict[str, Any]:
-    """Times of score.run, of its parts, and a profile of Python's share; in a process of its own."""
+def started(bundle: Path, calls: int) -> "subprocess.Popen[str]":
+    """A process that holds the bundle and waits for the word to time score.run."""
     command = [sys.executable, "-m", "benchmarks.encoder_inside", str(bundle), str(calls)]
-    found = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-    told: dict[str, Any] = json.loads(found.stdout.splitlines()[-1])
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    if not any(line == "ready\n" for line in process.stdout):
+        raise RuntimeError("the bundle did not start")
+    return process
+
+
+def in_process(process: "subprocess.Popen[str]") -> dict[str, Any]:
+    """Times of score.run, of its parts, and a profile of Python's share."""
+    found, _ = process.communicate("go\n", timeout=120)
+    told: dict[str, Any] = json.loads(found.splitlines()[-1])
     return told
 
 
-def measure(name: str, calls: int, folder: Path) -> dict[str, Any]:
-    """All ways of one bundle, one after another on one machine."""
+def measure(name: str, calls: int, folder: Path, word: Path | None) -> dict[str, Any]:
+    """All ways of one bundle, one after another on one machine; with `word`, once that file exists."""
     build(name, folder)
-    print("built", flush=True)
-    inside = in_process(folder / "bundle", calls)
-    model = inside["parts"]["model"]
-    rows = [{"way": "in process", **inside["run"]}]
+    inside = started(folder / "bundle", calls)
     with served(folder, []) as (_, port):
+        print("started", flush=True)
+        while word is not None and not word.exists():
+            time.sleep(0.2)
+        found = in_process(inside)
         log = (folder / "serve.log").read_text(encoding="utf-8")
+        rows = [{"way": "in process", **found["run"]}]
         rows += [{"way": way, **encoder_inside.timed(call, calls)} for way, call in ways(port, grpc_port(log))]
     for row in rows:
-        row["over the model"] = row["p50"] - model
+        row["over the model"] = row["p50"] - found["parts"]["model"]
         row["over in process"] = row["p50"] - rows[0]["p50"]
-    return {"shape": name, "tokens": encoder_inside.LENGTH, "model": model, "rows": rows, **inside}
+    return {"shape": name, "tokens": encoder_inside.LENGTH, "model": found["parts"]["model"], **found, "rows": rows}
 
 
 def ways(port: int, grpc_port: int) -> list[tuple[str, Callable[[], Any]]]:
@@ -118,10 +131,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="xlm-roberta-large")
     parser.add_argument("--calls", type=int, default=300)
+    parser.add_argument("--word", type=Path, help="start, and measure once this file exists")
     parser.add_argument("--out", type=Path, default=RESULTS)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        result = provenance() | measure(asked.shape, asked.calls, Path(folder))
+        result = provenance() | measure(asked.shape, asked.calls, Path(folder), asked.word)
     result["bars"] = BARS
     write("encoder_ways", result, asked.out)
     print(table(COLUMNS, result["rows"]))

@@ -30,6 +30,8 @@ TILES = (
     (8, 2048, 2),
     (16, 2048, 4),
     (8, 1024, 1),
+    (2, 4096, 4),
+    (8, 4096, 8),
 )
 #: Tiles of a whole step, by name; the gated product and query to value read two sets of rows at once.
 STEPS = {

@@ -100,7 +100,7 @@ def port_of(server: "subprocess.Popen[bytes]", log: Path) -> int:
     end = time.monotonic() + START_S
     while time.monotonic() < end and server.poll() is None:
         text = log.read_text(encoding="utf-8")
-        if "ready" in text and (found := text.rpartition("http://127.0.0.1:")[2]) != text:
+        if "ready: " in text and (found := text.rpartition("http://127.0.0.1:")[2]) != text:
             return int("".join(c for c in found[:5] if c.isdigit()))
         time.sleep(0.2)
     raise RuntimeError(f"the server did not start:\n{log.read_text(encoding='utf-8')[-4000:]}")

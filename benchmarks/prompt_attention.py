@@ -73,7 +73,7 @@ class Chunk:
             apart = own.spans(count, position) if spans else []
             layout.fill(numbers, [part], 1, [apart])
             tiled, tiles = layout.cut(numbers.cuda())[2], count // tiling.queries + 1
-            runs = runs_of([part]) if apart else ()
+            runs = runs_of([part], [apart]) if apart else ()
             return lambda: own.attend(0, self.q, self.out, tiled, tiles, self.q, False, {}, runs)
 
         return at

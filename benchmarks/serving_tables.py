@@ -258,7 +258,7 @@ def waits(result: Result) -> str:
     text = (
         f"{result['model']} by `generate` and `serve`, {result['front ends']} front ends; beside streams a prompt has "
         f"{result['loads'][0]['long tokens']:,} tokens. In the order of the run, the first on a server that had "
-        f"answered nothing. {where(result)}."
+        f"answered nothing. {where(result)}.{' ' + result['note'] if 'note' in result else ''}"
     )
     return "\n".join([*rows, "", text])
 

@@ -160,6 +160,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "families": ("decoders-families-h100.json", decoders),
     "families-h200": ("decoders-families-h200.json", decoders),
     "over-http": ("over_http.json", serving_tables.over_http),
+    "waits": ("waits.json", serving_tables.waits),
     "throughput": ("throughput.json", serving_tables.throughput),
     "long-prompts": ("long_prompts.json", serving_tables.long_prompts),
     "diffusion": ("diffusion.json", serving_tables.diffusion),

@@ -39,12 +39,17 @@ def main(argv: list[str] | None = None) -> NoReturn:
     options.several = local_options.read(parser, options)
     if options.front_ends and (options.ray or options.several):
         parser.error("--front-ends is for one model: each replica has a process already")
+    if options.ray and options.adapter_root:
+        parser.error("--adapter-root is for one machine: replicas in a Ray cluster serve the bundle's adapters")
     options.command = (sys.executable, "-m", "local_runner", *(sys.argv[1:] if argv is None else argv))
     logs.set_up(options.log_format, options.verbose)
     if options.otlp_endpoint:  # set in the environment, so that replicas inherit it
         os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = options.otlp_endpoint
     if options.served_name:  # front ends inherit it too
         os.environ[serving.SERVED_NAME.twin] = options.served_name
+    if options.adapter_root or options.allow_adapters:  # and replicas
+        told = {flag.twin: getattr(options, flag.variable) for flag in serving.ADAPTERS}
+        os.environ |= {twin: str(value) for twin, value in told.items() if value}
     code = _serve(options)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -100,6 +105,7 @@ def _settings(options: argparse.Namespace) -> "ServerSettings":
         front_ends,
         options.command,
         not options.no_page,
+        options.cors_origins or "",
         options.log_format != "json",
     )
 

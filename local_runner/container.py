@@ -55,6 +55,11 @@ class ContainerSettings:
     @classmethod
     def read(cls) -> "ContainerSettings":
         """Read the settings from the environment; raises LoadError for an invalid value."""
+        if told := [flag.twin for flag in serving.ADAPTERS if flag.twin in os.environ]:
+            raise LoadError(
+                f"The container's host loads no adapters while it serves, and {told[0]} is set.",
+                "Unset it: a bundle's own adapters are served. `mii-azure serve` loads others.",
+            )
         if guards := [flag.twin for flag in serving.KEYS if flag.twin in os.environ]:
             raise LoadError(
                 f"The container's host has no keys or TLS of its own, and {guards[0]} is set.",

@@ -14,13 +14,15 @@ from pathlib import Path
 
 import uvloop
 
-from local_runner.access.security import Security
+from local_runner.access.security import Security, load
 from local_runner.bundle import environment
 from local_runner.doors import Doors
+from local_runner.errors import RunnerFailed
 from local_runner.front_ends.control import Place
 from local_runner.front_ends.front_end import FrontEnd, FrontEndHost, FrontEndScript
 from local_runner.front_ends.pool import EngineHost, FrontEndPool
 from local_runner.host import reload
+from local_runner.host.adapter_policy import AdapterPolicy
 from local_runner.host.host import Host, HostState, ScriptHost
 from local_runner.process import ready_file
 from local_runner.process.hangup import Terminal
@@ -53,6 +55,7 @@ class ServerSettings:
     front_ends: int = 0  # processes that answer requests beside this one, which then has the engine alone
     command: Sequence[str] = ()  # starts a front end: the command of this process, which finds its place
     page: bool = True  # for browsers, at /
+    cors: str = ""  # origins whose pages may call it
     elapsed: bool = True  # told on a terminal while the model is loaded
 
 
@@ -148,6 +151,8 @@ class _Runner:
         try:
             tuned = reload.read_settings(self._settings.settings_file)
             self._host.check(tuned)
+            load(security.files)  # what is wrong in them is told before an adapter changes
+            await self._host.follow_adapters(tuned.adapters)
             security.reload()
         except MiiAzureError as error:
             terminal.say(f"not reloaded: {error}")
@@ -183,6 +188,10 @@ class _Runner:
 def _parts(settings: ServerSettings) -> tuple[Host, Doors | FrontEndPool]:
     """The host of this process, and where its requests come from."""
     bundle, replicas = settings.bundle, settings.replicas
+    if AdapterPolicy.read(os.environ).calls and not settings.security.files.api_keys:
+        raise RunnerFailed(
+            "--allow-adapters would let anybody load adapters.", "Give --api-key-file: who has a key may."
+        )
     if replicas is not None:
         pool = RayPool(bundle, replicas) if isinstance(replicas, RayOptions) else LocalPool(bundle, replicas)
         host: Host = Frontend(bundle, pool)
@@ -191,13 +200,13 @@ def _parts(settings: ServerSettings) -> tuple[Host, Doors | FrontEndPool]:
         return engine, FrontEndPool(engine, settings.front_ends, settings.command)
     else:
         host = ScriptHost(bundle)
-    return host, Doors(host, settings.security, settings.drain_s, page=settings.page)
+    return host, Doors(host, settings.security, settings.drain_s, page=settings.page, cors=settings.cors)
 
 
 async def _front_end(settings: ServerSettings, place: Place) -> int:
     """Answer requests beside other front ends of one server, until told to drain; return the exit code."""
     host = FrontEndHost(FrontEndScript(settings.bundle, settings.bundle / "code", place), place)
-    doors = Doors(host, settings.security, settings.drain_s, shared=True, page=settings.page)
+    doors = Doors(host, settings.security, settings.drain_s, shared=True, page=settings.page, cors=settings.cors)
 
     def again() -> reload.Tuning:
         settings.security.reload()

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from local_runner.flags.serving import MOST_SERVED_NAMES, check_served_name, split_names
+from local_runner.flags.serving import MOST_ADAPTERS, MOST_SERVED_NAMES, check_served_name, split_names
 from mii_azure.errors import InvalidName, SpecError
 from mii_azure.platform.limits import (
     EXPECTED_NEW_TOKENS,
@@ -28,6 +28,7 @@ from mii_azure.platform.limits import (
 from mii_azure.platform.options import AzureOptions, OnCommandLine
 from mii_azure.platform.servers import Server
 from scoring.config import CacheDtype, Speculation
+from scoring.lora.served import ADAPTER_NAME
 
 # Azure's rule for endpoint and deployment names (managed online endpoints reference, azure-ai-ml's validators).
 # Names of two characters, which MII's users have, get a suffix in Azure: see `azure_name`.
@@ -36,8 +37,6 @@ NAME_LENGTH = (3, 32)
 SHORTEST_NAME = 2
 ADAPTED_TASKS = ("text-generation", "conversational", "summarization", "translation")
 #: A folder of the bundle, and what a request may call a model.
-ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-MOST_ADAPTERS = 256
 CACHED_TASKS = ("text-generation", "conversational")
 
 
@@ -340,13 +339,26 @@ def make_spec(**preferences: Any) -> Spec:
     try:
         return Spec.model_validate(preferences)
     except ValidationError as error:
-        detail = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        field = ".".join(str(part) for part in detail["loc"])
-        told = detail["msg"].removeprefix("Value error, ")
-        if detail["type"] == "string_pattern_mismatch":
-            told = "it does not have the form that is asked for"
-        sentence = f"{field}: {told}." if field else f"{told[:1].upper()}{told[1:]}."
-        raise SpecError(sentence, _hint(field, told)) from None
+        raise _refusal(error) from None
+
+
+def refuse_wrong_values(preferences: Mapping[str, Any]) -> None:
+    """Refuse a value that its field does not take, whatever is missing or does not go together; raises SpecError."""
+    try:
+        Spec.model_validate({"task": "fill-mask", "model": "m", "name": "abc", **preferences})
+    except ValidationError as error:
+        if error.errors()[0]["loc"]:
+            raise _refusal(error) from None
+
+
+def _refusal(error: ValidationError) -> SpecError:
+    detail = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    field = ".".join(str(part) for part in detail["loc"])
+    told = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "string_pattern_mismatch":
+        told = "it does not have the form that is asked for"
+    sentence = f"{field}: {told}." if field else f"{told[:1].upper()}{told[1:]}."
+    return SpecError(sentence, _hint(field, told))
 
 
 def _hint(field: str, told: str) -> str:

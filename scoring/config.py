@@ -2,7 +2,7 @@
 
 import math
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -88,6 +88,11 @@ class AdapterRef:
     parameters: int
     merged: bool
 
+    @property
+    def key(self) -> str:
+        """Name that rows know it by: with its content, so that another of its name shares nothing with it."""
+        return f"{self.name}@{self.sha256}"
+
 
 @dataclass(frozen=True)
 class Deployment:
@@ -111,7 +116,16 @@ class Deployment:
     @property
     def beside(self) -> tuple[str, ...]:
         """Names of the adapters that are served beside the model, by requests that name one."""
-        return tuple(each.name for each in self.adapters if not each.merged)
+        return tuple(each.name for each in self.served)
+
+    @property
+    def served(self) -> tuple[AdapterRef, ...]:
+        """Adapters that are served beside the model."""
+        return tuple(each for each in self.adapters if not each.merged)
+
+    def serving(self, adapters: tuple[AdapterRef, ...]) -> "Deployment":
+        """The same with these adapters beside the model."""
+        return replace(self, adapters=(*(each for each in self.adapters if each.merged), *adapters))
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -17,8 +17,9 @@ from typing import Any
 
 from scoring.api.hooks import Hooks
 from scoring.api.hooks import load as load_hooks
-from scoring.config import Deployment, find_model_dir
+from scoring.config import AdapterRef, Deployment, find_model_dir
 from scoring.limits import cpus
+from scoring.lora.served import AdapterChange
 from scoring.telemetry.statistics import phase
 
 #: Seconds after which a thread gives the interpreter to another that waits; Python's own 5 ms are longer than a step
@@ -32,6 +33,7 @@ CODE_DIR = Path(__file__).resolve().parent.parent
 
 _service: Any = None
 _front_ends: Any = None  # the server of this process's engine, if processes of front ends use it
+_room: Any = None  # for adapters that are loaded while the model serves
 _engine: Any = None  # of another process, if this one is a front end of it
 
 
@@ -83,9 +85,10 @@ def _loaded(deployment: Deployment) -> Any:
 
     caches.use_private()
     phase.enter("loading")
-    loaded, chosen = load_with(catalogue(deployment), deployment, find_model_dir(CODE_DIR))
+    loaded, chosen = load_with(catalogue(deployment), deployment, find_model_dir(CODE_DIR), _room)
     task = task_class(deployment.task)(loaded, deployment.task)
     service = Service(deployment, loaded, task, environment(loaded))
+    service.on_adapters = _tell_adapters
     service.start(chosen, verification_cache.known_errors(CODE_DIR / "prepared", loaded.model))
     verification_cache.save(loaded.model, service.records)
     _settle()
@@ -119,6 +122,33 @@ def become_front_end(connection: socket.socket) -> None:
     from scoring.front_ends.remote_engine import RemoteEngine
 
     _engine = RemoteEngine(connection, lambda: os._exit(1))  # its callers can get no answer any more
+
+
+def reserve_adapters(places: int, rank: int) -> None:
+    """Make room for so many adapters of at most such a rank, to be loaded while the model serves; before `init`."""
+    global _room
+    from scoring.lora.loading import AdapterRoom
+
+    _room = AdapterRoom(places, rank)
+
+
+def change_adapters(change: AdapterChange) -> None:
+    """Load or unload adapters; raises AdapterRefused, AdapterNotServed, Overloaded, or NotReady before `init`."""
+    from scoring.errors import NotReady
+
+    if _service is None:
+        raise NotReady("The model is still loading.", "Try again shortly.")
+    _service.change_adapters(change)
+
+
+def adapters() -> tuple[AdapterRef, ...] | None:
+    """Adapters that requests may name now, the same tuple until they change; None before `init`."""
+    return _service.adapters if _service else None
+
+
+def _tell_adapters(told: tuple[AdapterRef, ...]) -> None:
+    if _front_ends is not None:
+        _front_ends.tell_adapters(told)
 
 
 def _state() -> Any:

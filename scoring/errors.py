@@ -6,6 +6,7 @@
     │   ├── InvalidInput
     │   ├── InvalidParameter
     │   ├── AdapterNotServed    404  an adapter of a name that is not served beside the model
+    │   ├── AdapterRefused           one that cannot be loaded while the model serves
     │   ├── PromptTooLong
     │   │   └── TextTooLong     413  so long that its tokens are not even counted
     │   └── PayloadTooLarge     413
@@ -82,6 +83,10 @@ class AdapterNotServed(RequestError):
     code = "adapter_not_served"
     http_status = 404
     grpc_status = "NOT_FOUND"
+
+
+class AdapterRefused(RequestError):
+    code = "adapter_refused"
 
 
 class PromptTooLong(RequestError):

@@ -10,15 +10,24 @@ from typing import Any, Protocol, runtime_checkable
 
 from scoring.api.events import Event as Event
 from scoring.api.events import encode as encode
+from scoring.config import AdapterRef as AdapterRef
 from scoring.config import Deployment as Deployment
 from scoring.config import Limits as Limits
 from scoring.generation.cache_salt import caller as caller
 from scoring.limits.cpus import cores as cores
+from scoring.lora.served import ADAPTER_NAME as ADAPTER_NAME
+from scoring.lora.served import AdapterChange as AdapterChange
+from scoring.lora.served import FollowList as FollowList
+from scoring.lora.served import LoadAdapter as LoadAdapter
+from scoring.lora.served import ServeThese as ServeThese
+from scoring.lora.served import UnloadAdapter as UnloadAdapter
+from scoring.lora.served import WantedAdapter as WantedAdapter
+from scoring.lora.served import settled as settled
 from scoring.strict_json.body import read_json as read_json
 from scoring.telemetry.spans import Span as Span
 from scoring.telemetry.spans import taken as taken
 
-VERSION = 4
+VERSION = 5
 
 
 class ScoringEntry(Protocol):
@@ -38,6 +47,15 @@ class ScoringEntry(Protocol):
 
     def statistics(self) -> dict[str, Any]:
         """Phase and its seconds; after init also the engine's counts, times and queue."""
+
+    def reserve_adapters(self, places: int, rank: int) -> None:
+        """Make room for so many adapters of at most such a rank, to be loaded while the model serves; before init."""
+
+    def change_adapters(self, change: AdapterChange) -> None:
+        """Load or unload adapters; raises AdapterRefused, AdapterNotServed, Overloaded, or NotReady before init."""
+
+    def adapters(self) -> tuple[AdapterRef, ...] | None:
+        """Adapters that requests may name now, the same tuple until they change; None before init."""
 
     def change(self, **limits: Any) -> None:
         """Change `queue_size` and `request_timeout_s` for later requests; does nothing before init."""

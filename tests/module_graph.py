@@ -3,6 +3,7 @@
 import ast
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,6 +24,7 @@ def sources(root: Path = ROOT) -> dict[str, Path]:
     return found
 
 
+@cache
 def module_graph(root: Path = ROOT) -> Graph:
     """Imports between the modules that Python can import: files whose folders are packages."""
     importable = {name: path for name, path in sources(root).items() if (path.parent / "__init__.py").is_file()}

@@ -203,9 +203,11 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "scoring").rglob("*.py")), ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_scoring_imports_none_of_the_other_packages(path: Path) -> None:
-    assert not imported(path) & {"mii_azure", "templates", "local_runner", "tests", "benchmarks", "tools"}
+def test_scoring_imports_none_of_the_other_packages() -> None:
+    others = {"mii_azure", "templates", "local_runner", "tests", "benchmarks", "tools"}
+    paths = sorted((ROOT / "scoring").rglob("*.py"))
+    assert len(paths) > 100
+    assert [path.relative_to(ROOT).as_posix() for path in paths if imported(path) & others] == []
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:

@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -79,6 +79,9 @@ class FrontEndHost(ScriptHost):
         return super()._takes() or (
             self.state is HostState.LOADING and self.script.loaded and self.script.entry.ready()
         )
+
+    async def follow_adapters(self, listed: Mapping[str, str] | None) -> None:
+        """Nothing: the engine's process follows the operator's list, and tells this one."""
 
     def told(self, number: int, text: str) -> None:
         """Take the metrics that were asked for."""

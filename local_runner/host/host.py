@@ -5,12 +5,10 @@ import json
 import logging
 import os
 import sys
-import threading
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Callable, Mapping
-from concurrent.futures import Future
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from enum import StrEnum
@@ -20,14 +18,15 @@ from typing import Any
 from local_runner.bundle.script import Answer, ScoreScript
 from local_runner.flags import serving
 from local_runner.host import callers
+from local_runner.host.adapter_policy import AdaptedHost
 from local_runner.host.event_loop_streams import EventLoopStreams
 from local_runner.host.reload import Tuning, set_level
-from local_runner.host.thread_pool import ThreadPool
+from local_runner.host.thread_pool import ThreadPool, in_thread
 from local_runner.protocol.errors import EventParser, body_of, error_from_body
 from local_runner.telemetry import tracing
 from local_runner.telemetry.metrics import Metrics
 from scoring.errors import InternalError, MiiAzureError, NotReady, Overloaded
-from scoring.host_api import Deployment, Event, Limits, encode
+from scoring.host_api import AdapterChange, AdapterRef, Deployment, Event, Limits, encode
 
 logger = logging.getLogger(__name__)
 access = logging.getLogger("local_runner.requests")
@@ -47,7 +46,7 @@ class HostState(StrEnum):
     FAILED = "failed"
 
 
-class Host(ABC):
+class Host(AdaptedHost, ABC):
     """Interface that every protocol uses, wherever the model is; its methods run on the event loop.
 
     `code` is the bundle's code/; `copies` of the model share the requests.
@@ -56,7 +55,7 @@ class Host(ABC):
     def __init__(self, code: Path, copies: int = 1) -> None:
         self.code = code
         self._copies = copies
-        self.deployment = _named(Deployment.read(code / "deployment.json"))
+        super().__init__(_named(Deployment.read(code / "deployment.json")))
         self.state = HostState.LOADING
         limits = self.deployment.limits
         self.max_body = limits.max_payload_bytes + PAYLOAD_SLACK
@@ -117,7 +116,7 @@ class Host(ABC):
     def _in_flight(self) -> int:
         """Requests and streams that have not ended."""
 
-    def check(self, tuning: Tuning) -> None:  # noqa: B027  # a host that can change every setting needs nothing else
+    def check(self, tuning: Tuning) -> None:  # a host that can change every setting needs nothing else
         """Raise RunnerFailed if a setting cannot change in this host."""
 
     async def tune(self, tuning: Tuning) -> None:
@@ -125,7 +124,7 @@ class Host(ABC):
         self._tuning = tuning
         set_level(tuning.log_level, self._usual_level)
         limits = replace(self._planned, **tuning.limits)
-        self.deployment = replace(self.deployment, limits=limits)
+        self._deployment = replace(self.deployment, limits=limits)
         self._slots = slots_of(limits) * self._copies
 
     def change(self, state: HostState) -> None:
@@ -188,7 +187,7 @@ class Host(ABC):
         abandoned = self._in_flight
         await self._end(max(0.0, deadline - time.monotonic()))
         if self._tracing:
-            await asyncio.wait([asyncio.wrap_future(_in_thread(self._tracing.close))], timeout=_FLUSH_S)
+            await asyncio.wait([asyncio.wrap_future(in_thread(self._tracing.close))], timeout=_FLUSH_S)
         return abandoned
 
 
@@ -212,14 +211,34 @@ class ScriptHost(Host):
     async def load(self) -> None:
         """Run init() on a thread of its own; on failure, raise its error and leave the state at FAILED."""
         try:
-            await asyncio.wrap_future(_in_thread(self.script.init))
+            await asyncio.wrap_future(in_thread(self._init))
+            if self.state is HostState.LOADING:
+                await self.tune(self._tuning)
+                await self.follow_adapters(self._tuning.adapters)
         except MiiAzureError:
             self.change(HostState.FAILED)
             raise
         if self.state is HostState.LOADING:
-            await self.tune(self._tuning)
             await self._may_be_ready()
             self.change(HostState.READY)
+
+    def _init(self) -> None:
+        policy = self.adapter_policy
+        if policy.root is not None:
+            self.script.entry.reserve_adapters(policy.most, policy.rank)
+        self.script.init()
+
+    def adapters(self) -> tuple[AdapterRef, ...] | None:
+        entry: Any = sys.modules.get("scoring.entry")  # importing it here would run on the event loop
+        now: tuple[AdapterRef, ...] | None = entry.adapters() if hasattr(entry, "adapters") else None
+        return now
+
+    async def change_adapters(self, change: AdapterChange) -> None:
+        if self.adapter_policy.root is None:
+            await super().change_adapters(change)
+        if not self.script.loaded:
+            raise self.unready()
+        await asyncio.wrap_future(in_thread(lambda: self.script.entry.change_adapters(change)))
 
     async def _may_be_ready(self) -> None:
         """Wait for what else has to be ready before this host says so."""
@@ -325,7 +344,7 @@ class ScriptHost(Host):
     async def _end(self, left: float) -> None:
         """Let the engine finish its accepted work."""
         if self.script.loaded:
-            draining = asyncio.wrap_future(_in_thread(lambda: self.script.entry.drain(left)))
+            draining = asyncio.wrap_future(in_thread(lambda: self.script.entry.drain(left)))
             done, _ = await asyncio.wait([draining], timeout=left + 1)
             for future in done:
                 if error := future.exception():
@@ -361,20 +380,6 @@ def _discard(answer: Answer | None) -> None:
     """Close an answer whose client has gone."""
     if answer is not None:
         answer.close()
-
-
-def _in_thread(call: Callable[[], Any]) -> Future[Any]:
-    """Run `call` on a daemon thread, which does not delay exit."""
-    future: Future[Any] = Future()
-
-    def work() -> None:
-        try:
-            future.set_result(call())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    return future
 
 
 def internal(error: Exception) -> InternalError:

@@ -1,6 +1,7 @@
 """Settings that may change while the runner serves: a JSON file, read at start and again on SIGHUP.
 
-    {"log_level": "info", "drain_seconds": 30, "queue_size": 64, "request_timeout_s": 60}
+    {"log_level": "info", "drain_seconds": 30, "queue_size": 64, "request_timeout_s": 60,
+     "adapters": {"formal": "formal-v2"}}
 
 Every key may be absent, which keeps the value of the command line or the bundle. Bundles stay as generated: this file
 belongs to the operator, not to the plan.
@@ -9,7 +10,7 @@ belongs to the operator, not to the plan.
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 from local_runner.errors import RunnerFailed
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
-_HINT = "Keys: log_level, drain_seconds, queue_size, request_timeout_s."
+_HINT = "Keys: log_level, drain_seconds, queue_size, request_timeout_s, adapters."
 _MOST_ROWS = 1 << 16
 _LONGEST_S = 3600.0
 
@@ -30,6 +31,7 @@ class Tuning:
     drain_seconds: float | None = None
     queue_size: int | None = None  # rows that may wait; one more is answered 429
     request_timeout_s: float | None = None
+    adapters: Mapping[str, str] | None = None  # folders below --adapter-root, by name
 
     @property
     def limits(self) -> dict[str, Any]:
@@ -40,6 +42,8 @@ class Tuning:
     def told(self) -> str:
         """Summary of the settings, for a person."""
         given = {name: value for name, value in asdict(self).items() if value is not None}
+        if "adapters" in given:
+            given["adapters"] = " ".join(given["adapters"]) or "none"
         return ", ".join(f"{name} {value}" for name, value in given.items())
 
 
@@ -60,6 +64,7 @@ def read_settings(path: Path | None) -> Tuning:
         "drain_seconds": lambda value: _number(value) and 0 <= value <= _LONGEST_S,
         "queue_size": lambda value: _number(value) and value == int(value) and 1 <= value <= _MOST_ROWS,
         "request_timeout_s": lambda value: _number(value) and 0 < value <= _LONGEST_S,
+        "adapters": lambda value: isinstance(value, dict) and all(isinstance(each, str) for each in value.values()),
     }
     for name, value in given.items():
         if name not in known:
@@ -74,6 +79,7 @@ _RANGES = {
     "drain_seconds": f"It is 0 to {_LONGEST_S:g}.",
     "queue_size": f"It is a whole number, 1 to {_MOST_ROWS}.",
     "request_timeout_s": f"It is more than 0, at most {_LONGEST_S:g}.",
+    "adapters": 'It is an object of folders by name: {"formal": "formal-v2"}.',
 }
 
 

@@ -6,6 +6,7 @@ import contextvars
 import queue
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,3 +76,17 @@ class ThreadPool:
             call.future.set_result(result)
         else:
             call.future.set_exception(error)
+
+
+def in_thread(call: Callable[[], Any]) -> Future[Any]:
+    """Run `call` on a daemon thread, which does not delay exit."""
+    future: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return future

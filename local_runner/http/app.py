@@ -12,7 +12,17 @@ from starlette.exceptions import HTTPException
 
 from local_runner.errors import NoSuchRoute, WrongMethod
 from local_runner.host.host import Host, internal
-from local_runner.http import audio, oip_bodies, openai, openapi_bodies, responses, retrieval, tgi, tokens
+from local_runner.http import (
+    adapter_calls,
+    audio,
+    oip_bodies,
+    openai,
+    openapi_bodies,
+    responses,
+    retrieval,
+    tgi,
+    tokens,
+)
 from local_runner.http.bodies import read_body
 from local_runner.protocol import oip
 from local_runner.protocol.errors import body_of, failure_of
@@ -37,7 +47,7 @@ def build(host: Host) -> FastAPI:
     _add_scoring(app, host)
     _add_health(app, host)
     _add_protocol(app, host)
-    for each in (openai, responses, tgi, retrieval, tokens, audio):
+    for each in (openai, responses, tgi, retrieval, tokens, audio, adapter_calls):
         each.add(app, host, lambda request: _sent(request, host.max_body))
     _add_schemas(app, host)
     return app

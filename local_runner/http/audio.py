@@ -31,10 +31,14 @@ def add(app: FastAPI, host: Host, body: Callable[[Request], Any]) -> None:
         path = request.url.path
         with audio_requests.in_words_of_the_form():
             file, fields = await _form(request, host.max_body)
+            streamed = audio_requests.streamed(fields)
             sent, form = audio_requests.canonical(file, fields, host.deployment, path)
             answer = await host.score(_fitting(host, sent, len(file or b"")), request.headers)
             if answer.status >= 400:
                 raise errors.failure_of(answer)
+        if streamed:
+            events = [*map(json.dumps, audio_requests.events(json.loads(answer.body))), "[DONE]"]
+            return Response("".join(f"data: {each}\n\n" for each in events), media_type="text/event-stream")
         content, kind = audio_requests.rendered(json.loads(answer.body), form, path)
         return Response(content, media_type=kind)
 

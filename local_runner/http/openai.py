@@ -29,19 +29,23 @@ _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 def add(app: FastAPI, host: Host, body: Callable[[Request], Any]) -> None:
     """Add the routes; `body` reads a request's JSON object within the limits."""
     about = {"object": "model", "created": int(time.time()), "owned_by": "mii-azure"}
-    served = {name: {"id": name, **about} for name in host.deployment.names}
-    parent = {"parent": host.deployment.name}  # as other servers tell of an adapter's base
-    served |= {name: {"id": name, **about, **parent} for name in host.deployment.beside}
+
+    def served() -> dict[str, dict[str, Any]]:
+        deployment = host.deployment
+        parent = {"parent": deployment.name}  # as other servers tell of an adapter's base
+        adapters = {name: {"id": name, **about, **parent} for name in deployment.beside}
+        return {name: {"id": name, **about} for name in deployment.names} | adapters
 
     @app.get("/v1/models", summary="Models, as OpenAI lists them")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": list(served.values())}
+        return {"object": "list", "data": list(served().values())}
 
     @app.get("/v1/models/{wanted:path}", summary="One model")
     async def one_model(wanted: str) -> dict[str, Any]:
-        if wanted not in served:
-            raise ModelNotServed(f"No model {wanted[:80]!r} here.", served_as(tuple(served)), where="model")
-        return served[wanted]
+        known = served()
+        if wanted not in known:
+            raise ModelNotServed(f"No model {wanted[:80]!r} here.", served_as(tuple(known)), where="model")
+        return known[wanted]
 
     @app.post("/v1/completions", summary="Continue a prompt")
     async def completions(request: Request) -> Response:

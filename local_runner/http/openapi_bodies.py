@@ -113,7 +113,7 @@ BODIES: dict[str, dict[str, Any]] = {
     ),
     "/v1/completions": _object(
         ["prompt"],
-        prompt=_TEXTS,
+        prompt={"anyOf": [_TEXT, _IDS, {"type": "array", "items": {"anyOf": [_TEXT, _IDS]}, "minItems": 1}]},
         echo={"type": "boolean"},
         logprobs={"type": "integer", "minimum": 0, "maximum": 20},
         **_GENERATION,
@@ -195,6 +195,10 @@ BODIES: dict[str, dict[str, Any]] = {
         instruction={"type": "string"},
         user=_TEXT,
     ),
+    "/v1/load_lora_adapter": _object(
+        ["lora_name", "lora_path"], lora_name=_TEXT, lora_path=_TEXT, load_inplace={"type": "boolean"}
+    ),
+    "/v1/unload_lora_adapter": _object(["lora_name"], lora_name=_TEXT),
     "/v1/tokenize": _object(
         [],
         model=_TEXT,
@@ -221,7 +225,8 @@ _SPOKEN: dict[str, Any] = {
     "temperature": {"type": "number", "minimum": 0, "maximum": 1},
     "seed": {"type": "integer"},
     "max_new_tokens": {"type": "integer", "minimum": 1},
-    "timestamp_granularities[]": {"type": "array", "items": {"type": "string", "enum": ["segment"]}},
+    "timestamp_granularities[]": {"type": "array", "items": {"type": "string", "enum": ["segment", "word"]}},
+    "stream": {"type": "boolean"},
 }
 #: Bodies that are forms, with a file.
 FORMS = {

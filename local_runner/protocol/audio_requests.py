@@ -15,12 +15,12 @@ FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
 _TIMED = ("srt", "verbose_json", "vtt")
 #: Fields that change no answer, and values of others that ask for nothing.
 _IGNORED = {"user", "chunking_strategy"}
-_NEUTRAL: dict[str, tuple[str, ...]] = {"stream": ("false", "False")}
+_SWITCHES = {"true": True, "True": True, "false": False, "False": False}
 _GRANULARITY = "timestamp_granularities[]"
 _NUMBERS = {"temperature": float, "seed": int, "max_new_tokens": int}
-_FIELDS = {"file", "model", "language", "prompt", "response_format", _GRANULARITY, *_NUMBERS}
+_FIELDS = {"file", "stream", "model", "language", "prompt", "response_format", _GRANULARITY, *_NUMBERS}
 #: Names of the caller's fields for places of a canonical request.
-_PLACES = {"inputs": "file", "inputs[0]": "file"}
+_PLACES = {"inputs": "file", "inputs[0]": "file", "parameters.return_timestamps": "timestamp_granularities"}
 
 
 def canonical(
@@ -32,16 +32,17 @@ def canonical(
     if file is None:
         raise InvalidInput("The file is missing.", 'Send a sound file as the form\'s field "file".', "file")
     for name in one:
-        if name not in _FIELDS | _IGNORED and one[name] not in _NEUTRAL.get(name, ()):
+        if name not in _FIELDS | _IGNORED:
             raise InvalidParameter(f"{name[:80]} is not served here.", f'Leave out "{name[:80]}".', name[:80])
     form = one.get("response_format", "json")
     if form not in FORMATS:
         raise InvalidParameter(
             f"There is no response_format {form[:40]!r}.", f"There are {', '.join(FORMATS)}.", "response_format"
         )
-    if others := [each for each in fields.get(_GRANULARITY, ()) if each != "segment"]:
+    units = fields.get(_GRANULARITY, ())
+    if others := [each for each in units if each not in ("segment", "word")]:
         raise InvalidParameter(
-            f"Times of each {others[0][:40]} are not told.", "Ask for segment.", "timestamp_granularities"
+            f"Times of each {others[0][:40]} are not told.", "Ask for segment or word.", "timestamp_granularities"
         )
     parameters: dict[str, Any] = {name: one[name] for name in ("language", "prompt") if one.get(name)}
     parameters |= {name: _number(one[name], name) for name in _NUMBERS if one.get(name)}
@@ -49,7 +50,28 @@ def canonical(
         parameters["task"] = "translate"
     if form in _TIMED:
         parameters["return_segments"] = True
+    if "word" in units:
+        if form != "verbose_json":
+            raise InvalidParameter(f"{form} has no words.", "Ask for verbose_json.", "timestamp_granularities")
+        parameters["return_timestamps"] = "word"
     return {"inputs": base64.b64encode(file).decode(), "parameters": parameters}, form
+
+
+def streamed(fields: Mapping[str, list[str]]) -> bool:
+    """True if the answer is to be events; raises InvalidParameter, also for a form that has none."""
+    told = fields.get("stream", ["false"])[-1]
+    if told not in _SWITCHES:
+        raise InvalidParameter("stream is true or false.", where="stream")
+    form = fields.get("response_format", ["json"])[-1]
+    if _SWITCHES[told] and form != "json":
+        raise InvalidParameter(f"{form[:40]} is not streamed.", "Ask for json, or leave out stream.", "stream")
+    return _SWITCHES[told]
+
+
+def events(answer: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Events of a text, as OpenAI's clients read them; it comes in one piece, once it is whole."""
+    yield {"type": "transcript.text.delta", "delta": answer["text"]}
+    yield {"type": "transcript.text.done", "text": answer["text"]}
 
 
 def _number(text: str, name: str) -> Any:
@@ -83,6 +105,11 @@ def rendered(answer: dict[str, Any], form: str, path: str) -> tuple[str, str]:
     if form == "verbose_json":
         task = "translate" if path.endswith("/translations") else "transcribe"
         told = {"task": task, **{name: answer[name] for name in ("language", "duration", "text", "segments")}}
+        if "chunks" in answer:
+            told["words"] = [
+                {"word": each["text"].strip(), "start": each["timestamp"][0], "end": each["timestamp"][1]}
+                for each in answer["chunks"]
+            ]
     return json.dumps(told, ensure_ascii=False), "application/json"
 
 

@@ -23,6 +23,8 @@ TEXT_KEYS = {
 #: Names for whatever model is here: what huggingface_hub's InferenceClient sends to a URL, and TGI's users by custom.
 _ANY_MODEL = ("dummy", "tgi")
 _EMBEDDING_TASKS = ("sentence-embeddings", "feature-extraction")
+#: Vectors that are no list of numbers, by the form that a deployment's options name.
+_FORMS = {"sparse": "sparse vectors", "multi_vector": "a vector for each token"}
 _RENAMED = {
     "n": "num_return_sequences",
     "max_tokens": "max_new_tokens",
@@ -68,9 +70,11 @@ def completion(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
     _check(sent, deployment, tuple(TEXT_KEYS), "/v1/completions")
     _flag(sent, "echo")
     prompt = sent.get("prompt")
-    prompts = prompt if isinstance(prompt, list) else [prompt]
-    if not prompts or not all(isinstance(text, str) for text in prompts):
-        raise InvalidInput("The prompt must be a text, or a list of texts.", "Token ids are not taken.", "prompt")
+    prompts = prompt if isinstance(prompt, list) and not _is_tokens(prompt) else [prompt]
+    if not prompts or not all(isinstance(each, str) or _is_tokens(each) for each in prompts):
+        raise InvalidInput("The prompt is no text, no token ids, and no list of such.", "Send a text.", "prompt")
+    if sent.get("stream") is True and sent.get("echo") is True and not all(isinstance(each, str) for each in prompts):
+        raise InvalidParameter("A stream repeats texts, and this prompt is token ids.", "Send a text.", "echo")
     own = _parameters(sent, "/v1/completions") | _adapter(sent, deployment)
     parameters = {"max_new_tokens": COMPLETION_TOKENS, **own, **_completion_details(sent)}
     if deployment.task == "text-generation":
@@ -78,6 +82,11 @@ def completion(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
     elif sent.get("echo"):
         raise InvalidParameter(f"{deployment.task} does not repeat its input.", 'Leave out "echo".', "echo")
     return _canonical(sent, prompts, parameters)
+
+
+def _is_tokens(prompt: Any) -> bool:
+    """Return True for the token ids of one text."""
+    return isinstance(prompt, list) and bool(prompt) and all(type(each) is int for each in prompt)
 
 
 def chat(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
@@ -95,6 +104,12 @@ def chat(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
 def embeddings(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
     """Canonical request for a body of /v1/embeddings."""
     _check(sent, deployment, _EMBEDDING_TASKS, "/v1/embeddings")
+    if form := _FORMS.get(deployment.task_options.get("form", "")):
+        raise InvalidInput(
+            f"This model answers {form}, and clients of /v1/embeddings take one list of numbers a text.",
+            "Send the texts to /score; with the task sentence-similarity, /v1/rerank and /v1/score compare them.",
+            "model",
+        )
     value = sent.get("input")
     inputs = value if isinstance(value, list) and not _is_tokens(value) else [value]
     if not inputs or not all(isinstance(each, str) or _is_tokens(each) for each in inputs):
@@ -107,10 +122,6 @@ def embeddings(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
     pooled = {"pooling": "model"} if deployment.task == "feature-extraction" else {}
     parameters = {**pooled, **_parameters(sent, "/v1/embeddings")}
     return {"inputs": inputs, "parameters": parameters, "options": {"usage": True}}
-
-
-def _is_tokens(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(type(each) is int for each in value)
 
 
 def answered_as(sent: dict[str, Any], deployment: Deployment) -> str:

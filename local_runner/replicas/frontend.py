@@ -19,6 +19,7 @@ from local_runner.protocol import errors
 from local_runner.replicas.metrics import ReplicaMetrics
 from local_runner.replicas.pool import Lost, PendingRequest, ReplicaPool
 from scoring.errors import InternalError, MiiAzureError, NotReady, Overloaded, RequestTimeout
+from scoring.host_api import AdapterChange, AdapterRef
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +35,8 @@ class Frontend(Host):
     """Answers requests by the replicas of a pool, wherever they run."""
 
     def __init__(self, bundle: Path, pool: ReplicaPool) -> None:
-        super().__init__(bundle / "code", pool.copies)
         self._pool = pool
+        super().__init__(bundle / "code", pool.copies)
         self._busy = 0  # requests not answered yet
         self._asked_again = 0
         self.metrics.add(ReplicaMetrics(pool.each))
@@ -48,12 +49,22 @@ class Frontend(Host):
                 if failure := self._pool.watch().failure:
                     raise failure
                 await asyncio.sleep(_PAUSE_S)
+            if self.state is HostState.LOADING:
+                await self.follow_adapters(self._tuning.adapters)
         except Exception:
             self.change(HostState.FAILED)
             await self._pool.drain(0.0)
             raise
         if self.state is HostState.LOADING:
             self.change(HostState.READY)
+
+    def adapters(self) -> tuple[AdapterRef, ...] | None:
+        return self._pool.adapters
+
+    async def change_adapters(self, change: AdapterChange) -> None:
+        if self.adapter_policy.root is None:
+            await super().change_adapters(change)
+        await self._pool.change_adapters(change)
 
     def check(self, tuning: Tuning) -> None:
         """Raise RunnerFailed if a setting cannot change while the replicas run."""

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from local_runner.bundle.script import Answer
 from local_runner.host.reload import Tuning
+from scoring.host_api import AdapterChange, AdapterRef
 
 
 class Lost(Exception):
@@ -60,6 +61,13 @@ class ReplicaPool(Protocol):
 
     async def reload(self, tuning: Tuning) -> None:
         """Apply checked settings to every replica, also to those that start later."""
+
+    async def change_adapters(self, change: AdapterChange) -> None:
+        """Load or unload adapters in every replica, also in those that start later, or in none; raises as a host."""
+
+    @property
+    def adapters(self) -> tuple[AdapterRef, ...] | None:
+        """Adapters that the replicas serve now, the same tuple until they change; None for the bundle's own."""
 
     async def drain(self, left_s: float) -> None:
         """End the replicas, which have `left_s` seconds for what they hold."""

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from local_runner.bundle.manifest import bundle_digest
 from mii_azure.errors import AdapterUnusable, PickleRefused
 from mii_azure.model.files import contained
 from mii_azure.model.profile import Profile
@@ -19,6 +18,7 @@ from scoring.lora.peft_folder import (
     PeftAdapter,
     UnservedAdapter,
     describe,
+    digest,
     require_products,
 )
 from scoring.strict_json.files import read_object
@@ -82,7 +82,7 @@ def read_adapter(name: str, path: str) -> Adapter:
         base if isinstance(base, str) else "",
         (folder / WEIGHTS).stat().st_size,
         sum(each.elements for each in tensors),
-        bundle_digest(hashes),
+        digest(hashes),
     )
 
 

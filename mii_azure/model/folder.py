@@ -24,13 +24,14 @@ from mii_azure.model.quantizable import narrow_bytes
 from mii_azure.model.resolved import INDEX, WEIGHTS, Model, is_pickle, read_settings
 from mii_azure.model.safetensors import Tensor, Weights
 from scoring.config import DIFFUSERS_INDEX, MODULES
+from scoring.sentence.forms import COLBERT_FILE
 from scoring.strict_json.files import read_object
 
 ADAPTER = "It is an adapter: give its base as the model, and this folder by --adapter, which merges the two."
 _NOT_GGUF = "give the model that they were made from, or one published as awq, gptq or compressed-tensors."
 PICKLE_INDEX = "pytorch_model.bin.index.json"
 # Small files beside config.json that are read for planning; `Model.settings` has the parsed ones under the same name.
-SETTINGS = ("tokenizer_config.json", "chat_template.jinja")
+SETTINGS = ("tokenizer_config.json", "chat_template.jinja", COLBERT_FILE)
 _SUFFIXES = (".json", ".model", ".spm", ".jinja", ".tiktoken", ".codes")
 _TEXTS = re.compile(r"(vocab|merges|dict|spiece|added_tokens).*\.txt$")
 # Records of a training run, and indexes of weights in formats that are not loaded.
@@ -237,7 +238,8 @@ def bundle_files(names: Iterable[str], allow_pickle: bool = False, code: bool = 
 
 
 def _is_setting(name: str) -> bool:
-    return "/" not in name and (name.endswith(_SUFFIXES) or bool(_TEXTS.match(name))) and not _LEFTOVERS.search(name)
+    kept = name.endswith(_SUFFIXES) or name == COLBERT_FILE or bool(_TEXTS.match(name))
+    return "/" not in name and kept and not _LEFTOVERS.search(name)
 
 
 def files_to_copy(folder: Path, allow_pickle: bool = False, code: bool = False) -> list[Path]:

@@ -40,7 +40,7 @@ def read_settings(path: Path) -> Any:
     Raises ConfigMissing, or WeightsCorrupt for an index, if it cannot be read or is no object; modules.json may be a
     list.
     """
-    if path.suffix != ".json":
+    if path.suffix not in (".json", ".metadata"):
         return _read_text(path)
     if path.name == "modules.json":
         return read_file(path, ConfigMissing)

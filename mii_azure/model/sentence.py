@@ -5,7 +5,7 @@ from typing import Any
 
 from mii_azure.errors import ConfigMissing, ModelError, PickleRefused, TaskUnsupported, WeightsMissing
 from mii_azure.model.consistency import label_count
-from mii_azure.model.families import TaskFacts, first_architecture
+from mii_azure.model.families import Options, TaskFacts, first_architecture
 from mii_azure.model.files import refuse_odd_names
 from mii_azure.model.profile import Profile, context_length
 from mii_azure.model.resolved import Model
@@ -13,7 +13,8 @@ from scoring.config import MODULES
 from scoring.schema.registry import task_schema
 from scoring.sentence import folder as sentence
 from scoring.sentence.folder import PICKLE, Malformed, SentenceModel, Unserved
-from scoring.sentence.ranker import CAUSAL, Ranker, describe_ranker
+from scoring.sentence.forms import describe, is_colbert
+from scoring.sentence.ranker import CAUSAL, FORM, Ranker, describe_ranker
 
 
 def module_folders(listed: Any) -> list[str]:
@@ -51,16 +52,48 @@ def sentence_model(model: Model, task: TaskFacts, allow_pickle: bool) -> Sentenc
     """
     if task_schema(task.name).ranks:
         return _ranker(model)
-    if MODULES not in model.settings or not task_schema(task.name).embeds:
+    if not task_schema(task.name).embeds or not _described(model):
         return None
     try:
-        told = sentence.describe(model.settings.get)
+        told = describe({"config.json": model.config, **model.settings}.get)
     except Unserved as error:
         raise _of(error, model.name) from error
+    _check_form(model, told, task)
     for layer in told.layers:
-        if layer.inputs:
+        if layer.inputs and layer.module.path:
             _require_weights(model, layer.module, allow_pickle)
     return told
+
+
+def _check_form(model: Model, told: SentenceModel, task: TaskFacts) -> None:
+    """Raise TaskUnsupported for sparse vectors without a head over the vocabulary, or a form that a task has not."""
+    architecture = first_architecture(model.config)
+    if told.splade and not architecture.endswith(("ForMaskedLM", "ForPreTraining", "WithLMHeadModel")):
+        raise TaskUnsupported(
+            f"Sparse vectors are made of a masked language model's logits; {model.name} is a {architecture}.",
+            "Save the model with its head over the vocabulary: its config.json then names a class ...ForMaskedLM.",
+        )
+    if told.form and task.name == "feature-extraction":
+        raise TaskUnsupported(
+            f"{model.name} makes {told.told()}.", "Its tasks are sentence-embeddings and sentence-similarity."
+        )
+
+
+def vector_form(model: Model) -> str:
+    """Form of a model's vectors where its folder says another than one list of numbers a text; else empty."""
+    try:
+        return describe({"config.json": model.config, **model.settings}.get).form if _described(model) else ""
+    except Unserved:
+        return ""
+
+
+def _described(model: Model) -> bool:
+    return MODULES in model.settings or is_colbert(model.config)
+
+
+def vector_options(told: SentenceModel | Ranker | None, options: Options) -> Options:
+    """Options of a task for a model whose vectors have a form of their own; others as they are."""
+    return {FORM: told.form} if isinstance(told, SentenceModel) and told.form else options
 
 
 def _ranker(model: Model) -> Ranker | None:

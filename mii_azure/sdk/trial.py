@@ -7,6 +7,7 @@ from mii_azure.errors import SpecError
 from mii_azure.model.families import all_tasks, find_task, first_architecture
 from mii_azure.model.packaged import MODELS, packaged_model
 from mii_azure.model.profile import profile
+from mii_azure.model.sentence import vector_form
 from mii_azure.model.source import resolve
 from mii_azure.sdk.deployment_records import LocalDeployment
 from mii_azure.sdk.deployments import DeploymentType, deploy
@@ -35,6 +36,8 @@ def trial(model: str, task: str, progress: Callable[[str], None]) -> tuple[Local
 def guessed_task(model: str) -> str:
     """Task that a model's class is made for; raises SpecError where several are as likely."""
     found = resolve(model)
+    if vector_form(found):
+        return "sentence-embeddings"
     architecture, kind = first_architecture(found.config), profile(found).kind
     for name, facts in all_tasks().items():
         if any(facts.heads) and facts.accepts(architecture, kind):

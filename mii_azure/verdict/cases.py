@@ -48,6 +48,8 @@ _TOOLS: list[dict[str, Any]] = [
 ]
 
 #: Parameter variants per task; every host must answer each alike.
+#: Answered by models with sparse vectors, and refused by the others.
+_SPARSE: list[dict[str, Any]] = [{"max_active_dims": 5, "sparse_keys": "token", "input_type": "document"}]
 _VARIANTS: dict[str, list[dict[str, Any]]] = {
     "text-generation": [
         {"max_new_tokens": 4, "return_full_text": False},
@@ -67,7 +69,7 @@ _VARIANTS: dict[str, list[dict[str, Any]]] = {
     "token-classification": [{"aggregation_strategy": "simple"}, {"aggregation_strategy": "average"}],
     "fill-mask": [{"top_k": 2}],
     "feature-extraction": [{"pooling": "mean", "normalize": True}, *_EMBEDDING],
-    "sentence-embeddings": [{"pooling": "cls"}, *_EMBEDDING],
+    "sentence-embeddings": [{"pooling": "cls"}, *_EMBEDDING, {"input_type": "query"}, *_SPARSE],
     "sentence-similarity": [{"pooling": "cls", "dimensions": 4}, {"prompt": "a: ", "truncate": True}],
     "zero-shot-classification": [
         {"candidate_labels": ["a", "b", "c"], "multi_label": True},

@@ -43,6 +43,8 @@ def side_of(name: str, target: "Target", metadata: Mapping[str, Any], seconds: S
     dtype, precision = metadata.get("dtype"), metadata.get("precision")
     if dtype:
         facts["computes in"] = str(dtype) if precision in (None, dtype) else f"{precision}, weights {dtype}"
+    if beside := [each for each in metadata.get("adapters") or () if not each["merged"]]:
+        facts["adapters"] = ", ".join(f"{each['name']} ({each['sha256'][:12]})" for each in beside)
     states = metadata.get("optimisations") or {}
     return Side(
         target=name,

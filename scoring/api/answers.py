@@ -15,7 +15,7 @@ from scoring.api.dialects import Call, parse, render
 from scoring.api.hooks import Hooks
 from scoring.api.tokens import answer as answer_tokens
 from scoring.api.usage import usage
-from scoring.config import Deployment
+from scoring.config import AdapterRef, Deployment
 from scoring.engine.job import Job, RowQueue
 from scoring.engine.row import Row
 from scoring.errors import (
@@ -29,6 +29,7 @@ from scoring.errors import (
     RequestTimeout,
 )
 from scoring.limits.deadline import Deadline, check, held, left, within
+from scoring.lora.served import AdapterChange
 from scoring.schema import token_requests
 from scoring.strict_json.body import dumps, read_json
 from scoring.tasks.base import Task
@@ -80,6 +81,16 @@ class Answers(ABC):
     @abstractmethod
     def statistics(self) -> dict[str, Any]:
         """Counts of the engine, with queue depth, rows waiting or running, and the reason if the model is lost."""
+
+    @abstractmethod
+    def change_adapters(self, change: AdapterChange) -> None:
+        """Load or unload adapters; raises AdapterRefused, AdapterNotServed, or Overloaded while no place is free."""
+
+    @property
+    def adapters(self) -> tuple[AdapterRef, ...]:
+        """Adapters beside the model that requests may name now; the same tuple until they change."""
+        refs: tuple[AdapterRef, ...] = self.task.loaded.served.refs
+        return refs
 
     @abstractmethod
     def drain(self, timeout_s: float) -> bool:

@@ -1,18 +1,20 @@
 """Service of one loaded model: its passes, engine and metadata."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from types import MappingProxyType
 from typing import Any
 
+from scoring.api.adapter_changes import AdapterChanges
 from scoring.api.answers import Answers
 from scoring.api.usage import tells_cached_tokens
-from scoring.config import Deployment
+from scoring.config import AdapterRef, Deployment
 from scoring.engine.batch_invariance import ALONE
 from scoring.engine.engine import Engine
 from scoring.engine.oom import is_out_of_memory
 from scoring.errors import LoadError, MiiAzureError, OutOfMemory
+from scoring.lora.served import AdapterChange
 from scoring.model.loaded import Loaded
 from scoring.passes.base import Applicability
 from scoring.passes.registry import reference_of
@@ -46,6 +48,17 @@ class Service(Answers):
         self._chosen: Chosen = ()
         self._before: list[Record] = []  # records of passes withdrawn while a request is retried without them
         self._acquitted = False
+        #: Told of the adapters that are served from now on, before who asked for them.
+        self.on_adapters: Callable[[tuple[AdapterRef, ...]], None] = lambda adapters: None
+        self._changes = AdapterChanges(loaded, self.engine, self._serve)
+
+    def _serve(self, adapters: tuple[AdapterRef, ...]) -> None:
+        self.deployment = self.deployment.serving(adapters)
+        self.on_adapters(adapters)
+
+    def change_adapters(self, change: AdapterChange) -> None:
+        """Load or unload adapters; raises AdapterRefused, AdapterNotServed, or Overloaded while no place is free."""
+        self._changes.make(change)
 
     def start(self, chosen: Chosen = (), known: Mapping[str, float] = MappingProxyType({})) -> None:
         """Apply the passes that were taken, warm up, and take requests; raises LoadError and its kinds.

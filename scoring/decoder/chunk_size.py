@@ -11,9 +11,10 @@ CHUNKS = [16, 32, 64, *range(128, 1024, 128)]
 CHUNKS += [*range(1024, 2048, 256), *range(2048, 4096, 512), *range(4096, LONGEST_CHUNK + 1, 1024)]
 PARTS = 64  # slots whose prompts a chunk may hold
 #: Keys of a prompt's prefix that cuDNN takes at once, by the least queries of a part for which that is worth its
-#: launches; so there is one plan of cuDNN's for each and each number of queries. What keys are left, our kernel takes.
+#: launches beside others like it; so there is one plan of cuDNN's for each and each number of queries. What keys are
+#: left, our kernel takes. Of a single such part they would keep too few programs busy: all whole spans are cuDNN's.
 SPANS = {32_768: 256, 8192: 4096}
-MOST_SPANS = 8
+_MOST_SPANS = 8
 Span = tuple[int, int]  # first key, keys
 _CHUNK_SHARE = 0.02  # of a GPU's memory, that a chunk's rows may take
 
@@ -60,14 +61,17 @@ def is_plain(own: Attention) -> bool:
     return not own.window and not own.cap and own.sinks is None
 
 
-def spans_of(model: CachedModel, length: int, count: int, position: int) -> list[Span]:
-    """Spans of keys before a part of `count` tokens that are left to cuDNN, in slots of `length` tokens."""
+def spans_of(model: CachedModel, length: int, count: int, position: int, alone: bool = False) -> list[Span]:
+    """Spans of keys before a part of `count` tokens that are left to cuDNN, in slots of `length` tokens.
+
+    `alone`: the part is the only one of its chunk with a long prefix.
+    """
     found: list[Span] = []
     if length <= min(SPANS) or not takes_spans(model):
         return found
     first = 0
     for keys, least in SPANS.items():
-        while count >= least and first + keys <= position and len(found) < MOST_SPANS:
+        while (alone or count >= least) and first + keys <= position and len(found) < _MOST_SPANS:
             found.append((first, keys))
             first += keys
     return found

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scoring.decoder.adapter_step import AdaptedLaunches, AdapterStep
-from scoring.decoder.chunk_size import CHUNKS, Span
+from scoring.decoder.chunk_size import CHUNKS, SPANS, Span
 from scoring.decoder.decode_step import Launcher
 from scoring.decoder.draft_step import DraftStep
 from scoring.decoder.drafts import SIZES, Placed
@@ -18,7 +18,8 @@ from scoring.decoder.kv_cache import KVCache, SamplingParams
 from scoring.decoder.low_rank import SlotAdapters
 from scoring.decoder.model import CachedModel
 from scoring.decoder.prefill import Part, Prefiller, admit, extend, pieces, record, runs_of
-from scoring.decoder.prompt_cost import PromptCost, fitted
+from scoring.decoder.prompt_attention import IN_GRAPHS
+from scoring.decoder.prompt_cost import Piece, PromptCost, fitted
 from scoring.decoder.transfers import PendingTokens, PinnedUpload, SideUpload, Wait
 
 _ENTRIES = 1024  # blocks that are entered in the tables at once
@@ -39,7 +40,7 @@ class Launches(Protocol):
 class Graphs:
     """Graphs by size: rows of a step, with long rows in `far`, tokens of a chunk, rows of a step with drafts.
 
-    `spanned`: by tokens and spans of a chunk that is one part.
+    `spanned`: by most tokens of a chunk that is one part, and keys in spans before it.
     """
 
     near: dict[int, Launches] = field(default_factory=dict)
@@ -164,12 +165,14 @@ class CudaBackend:
         graphs = self._kind(slot for slot, _, _ in parts)
         rows = sum(len(ids) for _, _, ids in parts)
         size = next(size for size in CHUNKS if size >= rows)
-        spans = [told.attending.spans(len(ids), position) for _, position, ids in parts]
+        alone = sum(position >= min(SPANS) for _, position, _ in parts) == 1
+        spans = [told.attending.spans(len(ids), position, alone) for _, position, ids in parts]
         if any(spans):
             self._tell(parts, spans)
-            whole = graphs.spanned.get((rows, len(spans[0]))) if len(parts) == 1 else None
+            held = next((most for most in IN_GRAPHS if most >= rows), 0), sum(keys for _, keys in spans[0])
+            whole = graphs.spanned.get(held) if len(parts) == 1 else None
             if whole is None:
-                told.piece(size, runs_of(parts))
+                told.piece(size, runs_of(parts, spans))
             else:
                 whole.replay()
             return
@@ -264,8 +267,9 @@ class CudaBackend:
         for size in reversed(CHUNKS) if sizes is None else ():
             if size <= self.prefiller.longest and size not in graphs.prompts:
                 self._capture_prompt(size)
-        for count, position in self.prefiller.attending.in_graphs() if sizes is None else ():
-            self._capture_spanned(count, position)
+        for held, position in self.prefiller.attending.in_graphs().items() if sizes is None else ():
+            if held not in graphs.spanned:
+                self._capture_spanned(held, position)
         for size in SIZES if sizes is None and self.drafter is not None else ():
             if size not in graphs.drafts:
                 self._capture_drafts(size)
@@ -281,11 +285,20 @@ class CudaBackend:
         distance = min(_FAR, length - count)
         near, far = (self._timed((self._scratch, at, [0] * count)) for at in (0, distance))
         cost = fitted(count, near, far, distance)
-        spanned = sum(keys for _, keys in told.attending.spans(count, length - count))
+        spanned = sum(keys for _, keys in told.attending.spans(count, length - count, True))
         if spanned:
             cost = cost.with_spans(count, spanned, self._timed((self._scratch, spanned, [0] * count)))
+            cost = replace(
+                cost, pieces=tuple(self._piece(count, spanned) for count in IN_GRAPHS if count <= told.longest)
+            )
         told.state.lengths[self._scratch] = 0
         return cost
+
+    def _piece(self, count: int, spanned: int) -> Piece:
+        """Time a short chunk: its keys take longer, for want of programs, and spans are gathered for it too."""
+        near = min(SPANS) - max(IN_GRAPHS)
+        base, kept, apart = (self._timed((self._scratch, at, [0] * count)) for at in (0, near, spanned))
+        return Piece(count, base, max(0.0, kept - base) / near, max(0.0, apart - base) / spanned)
 
     def _timed(self, part: Part) -> float:
         """Milliseconds of a chunk of one part, the faster of two."""
@@ -319,13 +332,13 @@ class CudaBackend:
         self.graphs.prompts[size] = self._captured(lambda: self.prefiller.piece(size))
         return self.graphs.prompts[size]
 
-    def _capture_spanned(self, count: int, position: int) -> None:
-        """Capture a chunk that is one part with spans; where they lie is told with the chunk."""
-        part, spans = (self._scratch, position, [0] * count), self.prefiller.attending.spans(count, position)
-        if (count, len(spans)) not in self.graphs.spanned:
-            self._tell([part], [spans])
-            graph = self._captured(lambda: self.prefiller.piece(count, runs_of([part])))
-            self.graphs.spanned[count, len(spans)] = graph
+    def _capture_spanned(self, held: tuple[int, int], position: int) -> None:
+        """Capture a chunk that is one part with spans; where their keys lie is told with the chunk."""
+        count = held[0]
+        part, spans = (self._scratch, position, [0] * count), self.prefiller.attending.spans(count, position, True)
+        self._tell([part], [spans])
+        runs = runs_of([part], [spans])
+        self.graphs.spanned[held] = self._captured(lambda: self.prefiller.piece(count, runs))
 
     def _tell_drafts(self, placed: Sequence[Placed]) -> None:
         told = self.drafter

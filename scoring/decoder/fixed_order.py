@@ -281,7 +281,7 @@ class FixedAttention(ChunkAttention):
         self._none = torch.zeros(1, dtype=torch.float32, device=model.device)
         self._arrived = torch.zeros(1, dtype=torch.int32, device=model.device)
 
-    def spans(self, count: int, position: int) -> list[Span]:
+    def spans(self, count: int, position: int, alone: bool = False) -> list[Span]:
         return []
 
     def attend(self, index: int, q: Tensor, out: Tensor, tiled: Tensor, tiles: int, slopes: Tensor, pdl: bool,

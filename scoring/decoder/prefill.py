@@ -80,10 +80,10 @@ def pieces(parts: Sequence[Part], rows: int, most: int) -> list[list[tuple[int, 
     return found
 
 
-def runs_of(parts: Sequence[Part]) -> list[Run]:
-    """Rows of a chunk's parts."""
+def runs_of(parts: Sequence[Part], spans: Sequence[Sequence[Span]]) -> list[Run]:
+    """Rows of a chunk's parts, with the spans of keys before each."""
     firsts = itertools.accumulate((len(ids) for _, _, ids in parts), initial=0)
-    return [(row, len(ids), at) for row, (_, at, ids) in zip(firsts, parts, strict=False)]
+    return [(row, len(ids), own) for row, (_, _, ids), own in zip(firsts, parts, spans, strict=False)]
 
 
 class Prefiller(TokenRows):

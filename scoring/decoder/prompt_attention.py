@@ -14,15 +14,16 @@ import triton  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 
 from scoring.decoder.block_pool import BLOCK
-from scoring.decoder.chunk_size import MOST_SPANS, SPANS, Span, gathered_keys, is_plain, most_spans, spans_of
+from scoring.decoder.chunk_size import SPANS, Span, gathered_keys, is_plain, most_spans, spans_of
 from scoring.decoder.kv_cache import KVCache
 from scoring.decoder.model import CachedModel
 from scoring.kernels import decode_prefill
 
 _COPIED = 2048  # numbers of a block that a program copies
 
-Run = tuple[int, int, int]  # of a part: its first row in the chunk, tokens, position
-_IN_GRAPHS = (256, 512, 1024)  # tokens of pieces beside running sequences
+Run = tuple[int, int, Sequence[Span]]  # of a part: its first row in the chunk, tokens, spans of keys before it
+#: Tokens of pieces beside running sequences, where these leave time for no more.
+IN_GRAPHS = (256, 512, 1024)
 
 
 @dataclass(frozen=True)
@@ -71,30 +72,30 @@ class ChunkAttention:
         self._part = torch.empty(spans, rows, model.heads, model.head_dim, **made)
         self._stats = torch.empty(spans, model.heads, rows, dtype=torch.float32, device=model.device)
 
-    def spans(self, count: int, position: int) -> list[Span]:
-        """Spans of keys before a part that cuDNN takes, in layers where it can."""
-        return [] if self.state.narrow else spans_of(self.model, self.state.max_length, count, position)
+    def spans(self, count: int, position: int, alone: bool = False) -> list[Span]:
+        """Spans of keys before a part that cuDNN takes, in layers where it can; `alone` as in `spans_of`."""
+        return [] if self.state.narrow else spans_of(self.model, self.state.max_length, count, position, alone)
 
-    def in_graphs(self) -> list[tuple[int, int]]:
-        """Tokens and position of pieces that are captured with their spans: one of each size and number of spans.
+    def in_graphs(self) -> dict[tuple[int, int], int]:
+        """Pieces that are captured with their spans, by tokens and keys in spans: the position of one such.
 
-        They are parts that have a chunk to themselves, as a long prompt's beside running sequences mostly has.
+        They are parts that are all of a chunk, as a long prompt's beside running sequences mostly are.
         """
-        positions = range(max(SPANS), self.state.max_length, max(SPANS))
-        return [
-            (count, position)
-            for count in _IN_GRAPHS
-            for position in positions[:MOST_SPANS]
-            if count <= self.rows and position + count <= self.state.max_length and self.spans(count, position)
-        ]
+        found: dict[tuple[int, int], int] = {}
+        for position in range(min(SPANS), self.state.max_length - max(IN_GRAPHS) + 1, min(SPANS)):
+            keys = sum(keys for _, keys in self.spans(1, position, alone=True))
+            for count in IN_GRAPHS if keys else ():
+                if count <= self.rows:
+                    found.setdefault((count, keys), position)
+        return found
 
     def attend(self, index: int, q: Tensor, out: Tensor, tiled: Tensor, tiles: int, slopes: Tensor, pdl: bool,
                launch: dict[str, Any], runs: Sequence[Run] = ()) -> None:  # fmt: skip
         """Enqueue out [T, H, D] of q [T, H, D] for the first tiles of `tiled`; `runs`: parts, if some have spans."""
         model, state, own, tiling = self.model, self.state, self.model.layers[index].attention, self.tiling
         parted = bool(runs) and is_plain(own)
-        for part, (row, count, position) in enumerate(runs) if parted else ():
-            for number, span in enumerate(self.spans(count, position)):
+        for part, (row, count, spans) in enumerate(runs) if parted else ():
+            for number, span in enumerate(spans):
                 self._span(index, q, row, count, part, number, span)
         keys, values = (self._source(cache[index]) for cache in (state.keys, state.values))
         decode_prefill.attend_prompt[(tiles, model.heads)](
@@ -109,7 +110,8 @@ class ChunkAttention:
     def plan(self) -> None:
         """Have cuDNN plan what it will be asked for: it keeps plans by thread, so this is for the one that attends."""
         scales = {layer.attention.scale for layer in self.model.layers if is_plain(layer.attention)}
-        for keys, least in SPANS.items() if len(self._part) else ():
+        least = min(SPANS.values())
+        for keys in SPANS if len(self._part) else ():
             fitting = range((self.rows // least).bit_length()) if keys < self.state.max_length else ()
             for queries in (self._part[0, : least << power] for power in fitting):
                 for scale in scales:

@@ -7,30 +7,53 @@ from scoring.decoder.chunk_size import SPANS
 
 
 @dataclass(frozen=True)
+class Piece:
+    """Milliseconds of a chunk of up to `tokens` behind a long prefix, and more by keys of it, in spans and not."""
+
+    tokens: int
+    base: float
+    key: float
+    spanned: float
+
+
+@dataclass(frozen=True)
 class PromptCost:
     """Milliseconds per token of a chunk, for its products, and per token and key that it sees, for its attention.
 
-    `spanned` is that of keys in whole spans of `span` keys before the chunk; span 0: there are none.
+    `spanned` is that of keys in whole spans of `span` keys before the chunk; span 0: there are none. `pieces` are
+    chunks behind spans that are too short for it, shortest first.
     """
 
     token: float
     key: float = 0.0
     spanned: float = 0.0
     span: int = 0
+    pieces: tuple[Piece, ...] = ()
 
     def ms(self, position: int, count: int) -> float:
         """Milliseconds of a part of `count` tokens from a position on."""
+        piece = next((piece for piece in self.pieces if piece.tokens >= count), None)
+        if piece is not None and position >= self.span:
+            left = position % self.span
+            return piece.base + piece.key * left + piece.spanned * (position - left)
         return count * (self._each(position) + self.key * count / 2)
 
     def most(self, position: int, ms: float) -> int:
-        """Most tokens of a part from a position on that take no longer."""
+        """Most tokens of a part from a position on that take no longer; behind spans a power of two or the shortest."""
         each = self._each(position)
         # count * each + key / 2 * count ** 2 = ms, solved without a difference of large numbers
-        return int(2 * ms / (each + sqrt(each * each + 2 * self.key * ms)))
+        found = int(2 * ms / (each + sqrt(each * each + 2 * self.key * ms)))
+        if not self.pieces or position < self.span:
+            return found
+        least = self.pieces[0].tokens
+        found = max(least, 1 << max(0, found.bit_length() - 1))
+        while found > least and self.ms(position, found) > ms:
+            found //= 2
+        return found
 
     def with_spans(self, count: int, keys: int, ms: float) -> "PromptCost":
         """Cost with that of spans too, by the milliseconds of a chunk of `count` tokens after spans of `keys`."""
-        return replace(self, spanned=max(0.0, ms - self.ms(0, count)) / (count * keys), span=max(SPANS))
+        return replace(self, spanned=max(0.0, ms - self.ms(0, count)) / (count * keys), span=min(SPANS))
 
     def _each(self, position: int) -> float:
         """Milliseconds of a token that sees the keys before a position."""

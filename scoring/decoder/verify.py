@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,12 @@ import torch
 from torch import Tensor
 
 from scoring.decoder.decoder import Decoder
+from scoring.lora.bank import AdapterBank
+from scoring.lora.loading import trial_pairs
 
 _PROBES = (48, 30, 17)  # tokens of the sequences decoded at once, so that steps of 3, 2 and 1 slots are verified
 _PREFILLED = 12  # least tokens of each, in two chunks; the rest goes through cached steps
+_TRIAL = "trial"  # name of an adapter that is none
 _ON_CPU = (6, 4, 2)  # steps of each: on a CPU one takes as long as dozens on a GPU
 
 
@@ -96,12 +100,32 @@ def errors(decoder: Decoder, told: DecoderReference) -> dict[str, float]:
 def adapter_error(decoder: Decoder, hf_model: Any) -> float:
     """Largest relative error of adapters in one prefill together, as many as there are slots; 0 without adapters.
 
-    Against the model's own modules, where all tokens of a forward have the adapter.
+    Against the model's own modules, where all tokens of a forward have the adapter. Where there is room for adapters to
+    come, one of random numbers stands for them.
     """
     bank = decoder.adapters.bank
     if bank is None:
         return 0.0
-    names, ids = bank.names[: decoder.slots], probes(hf_model.config)[-1][: decoder.max_length]
+    with _with_trial(bank):
+        return _adapter_error(decoder, hf_model, bank)
+
+
+@contextmanager
+def _with_trial(bank: AdapterBank) -> Iterator[None]:
+    """An adapter of random numbers at a free place, if the bank has room for others."""
+    place = bank.names.index("") if bank.room and "" in bank.names else -1
+    if place >= 0:
+        bank.put(place, _TRIAL, trial_pairs(bank))
+    try:
+        yield
+    finally:
+        if place >= 0:
+            bank.put(place, "", {})
+
+
+def _adapter_error(decoder: Decoder, hf_model: Any, bank: AdapterBank) -> float:
+    names = sorted(filter(None, bank.names), key=lambda name: name != _TRIAL)[: decoder.slots]
+    ids = probes(hf_model.config)[-1][: decoder.max_length]
     for slot, name in enumerate(names):
         decoder.open(slot)
         decoder.adapters.use(slot, name)

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from scoring.config import Limits
 from scoring.engine.job import Job
@@ -27,6 +27,7 @@ from scoring.errors import MiiAzureError, NotReady, Overloaded
 logger = logging.getLogger("mii_azure.engine")
 
 Waiting = tuple[Job, int, Row]
+Called = TypeVar("Called")
 
 
 class Fallback(Protocol):
@@ -57,6 +58,8 @@ class Engine:
         self.outbox = Outbox()
         self._largest = LargestServed(task.unit)
         self._running = 0  # rows of the batch
+        self._batch: list[Waiting] = []  # the same
+        self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()  # work between steps
         self._on_slots = 0
         self._held: dict[int, Waiting] = {}  # entries on slots, by their rows' identity
         self._failed: list[tuple[Waiting, Exception]] = []  # entries that failed on slots in this step
@@ -98,6 +101,27 @@ class Engine:
             self.statistics.count("prompt_tokens", sum(row.prompt_tokens for row in rows if not row.answer))
             self._changed.notify_all()
         return job
+
+    def call(self, work: Callable[[], Called]) -> Called:
+        """Run work on the inference thread between two steps; return what it returns, or raise what it raises."""
+        done: Future[Called] = Future()
+        with self._changed:
+            self._calls.append((work, done))
+            self._changed.notify_all()
+        return done.result()
+
+    def rows(self) -> list[Row]:
+        """Rows that wait or run; within a call."""
+        with self._changed:
+            return [row for _, _, row in (*self._waiting, *self._batch, *self._held.values())]
+
+    def _answer_calls(self) -> None:
+        while self._calls:
+            work, done = self._calls.popleft()
+            try:
+                done.set_result(work())
+            except BaseException as error:
+                done.set_exception(error)
 
     def _enqueue(self, entries: Sequence[Waiting]) -> None:
         """Append entries to the queue, behind all of no higher priority."""
@@ -143,7 +167,7 @@ class Engine:
             if batch:
                 self._execute(batch)
                 with self._changed:
-                    self._running = 0
+                    self._running, self._batch = 0, []
                     self._changed.notify_all()
             self._step_slots()
 
@@ -164,9 +188,9 @@ class Engine:
         """
         with self._changed:
             while True:
-                self._changed.wait_for(lambda: self._waiting or self._on_slots)
+                self._changed.wait_for(lambda: self._waiting or self._on_slots or self._calls)
                 self._drop_cancelled()
-                if self._waiting or self._on_slots:
+                if self._waiting or self._on_slots or self._calls:
                     break
                 self._changed.notify_all()
             slots = self._slots()
@@ -187,7 +211,7 @@ class Engine:
                 else:
                     left.append(entry)
             self._waiting = left
-            self._running = len(batch)
+            self._running, self._batch = len(batch), batch
         self._left_queue(batch)
         return batch
 
@@ -206,6 +230,7 @@ class Engine:
         Pieces of streams, of a batch's last step and of this one, are handed over.
         """
         self.outbox.hand_over()
+        self._answer_calls()
         slots = self._slots()
         if slots is None:
             return

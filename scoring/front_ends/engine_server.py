@@ -10,15 +10,18 @@ import queue
 import selectors
 import socket
 import threading
+import time
 from array import array
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from scoring.config import AdapterRef
 from scoring.engine.job import Job
 from scoring.engine.row import SLOTS
 from scoring.front_ends.channel import Channel, Message
 from scoring.front_ends.messages import State, facts_of, pack_error, parameters_of, unpack_row
+from scoring.lora.served import AdapterChange
 
 if TYPE_CHECKING:
     from scoring.api.service import Service
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("mii_azure.front_ends")
 
 _LOOK_S = 0.02  # between two looks at the state of the engine
+_TELL_S = 10.0  # for front ends to say that they know of adapters
 _SETTLE_S = 0.5  # for what front ends have sent to be read
 
 
@@ -59,6 +63,21 @@ class EngineServer:
                 link.begin(service)
 
         self._soon(begin)
+
+    def tell_adapters(self, adapters: tuple[AdapterRef, ...]) -> None:
+        """Tell every front end of the adapters that are served now, and wait until each knows them."""
+        told: list[threading.Event] = []
+        posted = threading.Event()
+
+        def post() -> None:
+            told.extend(link.tell_adapters(adapters) for link in self._links)
+            posted.set()
+
+        self._soon(post)
+        posted.wait()
+        deadline = time.monotonic() + _TELL_S
+        if not all(each.wait(max(0.0, deadline - time.monotonic())) for each in told):
+            logger.warning("a front end has not said that it knows of the adapters")
 
     def settle(self) -> None:
         """Wait until everything that front ends have sent by now is read."""
@@ -127,6 +146,7 @@ class _Link:
         self._server = server
         self._service: Service | None = None
         self._told = State(began=-1.0)
+        self._adapters: dict[int, threading.Event] = {}  # told of, until the front end says so
         self._jobs: dict[int, Job] = {}
         # Of this step; inference thread only.
         self._numbers, self._tokens = array("Q"), array("q")
@@ -136,13 +156,27 @@ class _Link:
             "cancel": self._cancel,
             "timed": self._timed,
             "ask": lambda number, name: partial(self._answer, number, name),
+            "change": self._change,
+            "adapted": lambda number: self._adapters.pop(number).set(),
         }
 
     def begin(self, service: "Service") -> None:
         """Take rows for a service that is ready."""
         self._service = service
         service.engine.outbox.attach(self._hand_over)
+        self.channel.post("adapters", 0, service.adapters)
         self.channel.post("facts", facts_of(service.deployment, service.task))
+
+    def tell_adapters(self, adapters: tuple[AdapterRef, ...]) -> threading.Event:
+        """Tell the front end of the adapters that are served now; return what is set once it knows, or is gone."""
+        known = threading.Event()
+        if self._service is None:  # it is told of them first of all
+            known.set()
+        else:
+            number = max(self._adapters, default=0) + 1
+            self._adapters[number] = known
+            self.channel.post("adapters", number, adapters)
+        return known
 
     def tell(self, state: State) -> None:
         """Tell the front end of another state."""
@@ -153,6 +187,8 @@ class _Link:
     def end(self) -> None:
         """Cancel all jobs of a front end that is gone."""
         self.channel.close()
+        for known in self._adapters.values():
+            known.set()
         if self._service is not None:
             self._service.engine.outbox.detach(self._hand_over)
         for job in list(self._jobs.values()):
@@ -203,6 +239,18 @@ class _Link:
     def _answer(self, number: int, name: str) -> None:
         assert self._service is not None  # as above
         self.channel.post("told", number, getattr(self._service, name)())
+
+    def _change(self, number: int, change: AdapterChange) -> None:
+        threading.Thread(target=self._changed, args=(number, change), daemon=True).start()
+
+    def _changed(self, number: int, change: AdapterChange) -> None:
+        assert self._service is not None  # as above
+        try:
+            self._service.change_adapters(change)
+        except Exception as error:
+            self._send("untold", number, pack_error(error))
+        else:
+            self._send("told", number, None)
 
     def _put(self, number: int, token: int, chance: Any) -> None:
         self._numbers.append(number)

@@ -11,6 +11,7 @@ from scoring.engine.row import Row
 from scoring.front_ends.messages import EngineFacts, State, read_facts
 from scoring.front_ends.remote_engine import RemoteEngine
 from scoring.generation.streaming import SequenceStreamer, show_end
+from scoring.lora.served import AdapterChange
 from scoring.model.loaded import Loaded, Runtime
 from scoring.model.loader import load_without_weights
 from scoring.schema.registry import task_class
@@ -46,6 +47,9 @@ class RemoteAnswers(Answers):
         told: dict[str, Any] = self._engine.ask("metadata")
         return told
 
+    def change_adapters(self, change: AdapterChange) -> None:
+        self._engine.change_adapters(change)
+
     def statistics(self) -> dict[str, Any]:
         return {"lost": self.lost} if self.lost else {}
 
@@ -57,7 +61,7 @@ class RemoteAnswers(Answers):
 
 def build(deployment: Deployment, folder: Path, engine: RemoteEngine) -> RemoteAnswers:
     """Load what the model folder says but its weights, and wait until the engine is ready; raises LoadError."""
-    loaded = load_without_weights(deployment, folder)
+    loaded = replace(load_without_weights(deployment, folder), served=engine.adapters)
     facts = read_facts(engine.facts.result())
     deployment = replace(deployment, limits=facts.limits)
     task = _task(deployment, loaded, facts)

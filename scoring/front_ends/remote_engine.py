@@ -12,15 +12,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
 
+from scoring.config import AdapterRef
 from scoring.engine.job import Job
 from scoring.engine.outbox import Outbox
 from scoring.engine.row import SLOTS, Row
 from scoring.front_ends.channel import Channel
 from scoring.front_ends.messages import State, pack_rows, unpack_error
+from scoring.lora.served import AdapterChange, ServedAdapters
 from scoring.telemetry.statistics import Statistics
 
 logger = logging.getLogger("mii_azure.front_ends")
 
+_CHANGE_S = 600.0  # to read adapters and to find places for them
 _ANSWER_S = 10.0  # for metadata: an engine that hangs must not hold its callers for ever
 
 
@@ -52,6 +55,7 @@ class RemoteEngine:
         self.texts: Texts  # set before the first row comes
         self.state = State()
         self.on_state: Callable[[State], None] = lambda state: None
+        self.adapters = ServedAdapters()
         self.facts: Future[bytes] = Future()
         self._gone = gone
         self._channel = Channel(connection, waits=True)
@@ -71,6 +75,8 @@ class RemoteEngine:
             "done": self._done,
             "failed": self._failed,
             "told": lambda number, value: self._asked.pop(number).set_result(value),
+            "untold": lambda number, error: self._asked.pop(number).set_exception(unpack_error(error)),
+            "adapters": self._adapted,
         }
         threading.Thread(target=self._read, name="engine", daemon=True).start()
 
@@ -93,11 +99,23 @@ class RemoteEngine:
 
     def ask(self, name: str) -> Any:
         """Call a method of the engine's service and return its result; raises TimeoutError."""
+        return self._answered("ask", name, _ANSWER_S)
+
+    def change_adapters(self, change: AdapterChange) -> None:
+        """Have the engine change its adapters; this process and the others know them by then. Raises as it does."""
+        self._answered("change", change, _CHANGE_S)
+
+    def _answered(self, kind: str, what: Any, seconds: float) -> Any:
         answer: Future[Any] = Future()
         number = self._number(1)
         self._asked[number] = answer
-        self._channel.send("ask", number, name)
-        return answer.result(_ANSWER_S)
+        self._channel.send(kind, number, what)
+        return answer.result(seconds)
+
+    def _adapted(self, number: int, adapters: tuple[AdapterRef, ...]) -> None:
+        self.adapters.refs = adapters
+        if number:
+            self._channel.send("adapted", number)
 
     def timed(self, stage: str, seconds: float) -> None:
         """Have the engine count the time of a stage, with the next message."""

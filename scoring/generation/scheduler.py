@@ -42,7 +42,7 @@ logger = logging.getLogger("mii_azure.scheduler")
 
 #: Tokens of one step: about as many as a device computes in the time it takes to read the weights a few times.
 _BUDGET = {"cpu": 128, "cuda": LONGEST_CHUNK}
-_PIECE_MS = 36.0  # of prompts in one step, if the decoder knows: with its own step, a stream waits less than 50 ms
+_PIECE_MS = 34.0  # of prompts in one step, if the decoder knows: with its own step, a stream waits less than 50 ms
 _ALONE_MS = 300.0  # if nobody decodes: of two such steps at most, which are under way, a newcomer has to wait
 _LEAST_PROMPT = 16  # tokens of a step reserved for prompts, however many rows decode
 _SHARE = 0.5  # share of the tokens a row may generate for which it needs room to be admitted

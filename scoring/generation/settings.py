@@ -72,7 +72,7 @@ class GenerationSettings:
     stop: tuple[str, ...] = ()
     length: int | None = None  # of the prompt, if padding would change the answer
     details: int | None = None  # number of likeliest tokens to report for each token; None: no details
-    adapter: str = ""  # of the row; empty: the model alone
+    adapter: str = ""  # of the row, by its key; empty: the model alone
     salt: str = ""  # rows with different salts share no prefix
     constraint: Constraint | None = None  # what the answer has to be
     reply: ReplyForm = field(default_factory=ReplyForm)  # what it may hold beside text

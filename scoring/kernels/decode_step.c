@@ -16,8 +16,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { ROWS = 8, AT_ONCE = 4, TILE = 4, BLOCK = 64, UNIT = 64, SPINS = 2000 };
-enum { INT8, INT4 };
+enum { ROWS = 8, AT_ONCE = 4, TILE = 4, BLOCK = 64, UNIT = 64, LANES = 16, SPINS = 2000 };
+enum { INT8, INT4, INT4_ZERO }; // the last with zero points, as products are computed; theirs is INT4
 enum { NONE, RMS, LAYER };
 enum { RELU, SILU, GELU, GELU_TANH };
 
@@ -150,9 +150,9 @@ static void take(Inputs *in, const float *x, int rows, int stride, int inputs) {
 // The group of half a unit of inputs; groups are of 32, 64 or 128.
 static inline int group_of(const Product *p, int half) { return half >> (p->group / 64); }
 
-// What zero points take from a row's sum: of int8, whose numbers are stored plus 128, and of int4.
+#ifndef VNNI
+// What zero points take from a row's sum of int4 numbers.
 static float excess(const Product *p, const Inputs *in, int64_t row, int b) {
-    if (p->format == INT8) return 128 * in->total[b];
     const int groups = p->inputs / p->group, halves = p->group / 32;
     const float *sums = in->sums + (int64_t)b * in->units * 2, *scale = p->scale + row * groups;
     float found = 0;
@@ -163,50 +163,80 @@ static float excess(const Product *p, const Inputs *in, int64_t row, int b) {
     }
     return found;
 }
+#endif
+
+#ifdef VNNI
+// A row's numbers of groups, one for each half of a unit.
+INLINE __m512 of_halves(const Product *p, const float *row, int u, int groups) {
+    const float *at = row + group_of(p, 2 * u);
+    __m512 both = _mm512_set1_ps(*at);
+    return p->group < UNIT ? _mm512_mask_mov_ps(both, 0xff00, _mm512_set1_ps(at[2 * u + 1 < groups])) : both;
+}
+
+INLINE __m256 folded(__m512 a) {
+    return _mm256_add_ps(_mm512_castps512_ps256(a), _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(a), 1)));
+}
+
+// Sums of each of a tile's rows.
+INLINE __m128 totals(__m512 a, __m512 b, __m512 c, __m512 d) {
+    __m256 all = _mm256_hadd_ps(_mm256_hadd_ps(folded(a), folded(b)), _mm256_hadd_ps(folded(c), folded(d)));
+    return _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
+}
+#endif
 
 // Sums of a tile of rows of an int8 or int4 weight from row n on, for `rows` inputs from `first` on. Units of a tile's
-// rows lie side by side, so that memory is read strictly in order: only that is prefetched at full speed.
+// rows lie side by side, so that memory is read strictly in order: only that is prefetched at full speed. Zero points of
+// int4 are taken off where sums begin, in whole numbers: an excess for each row and group took longer than the product.
 INLINE void narrow(const int format, const int rows, const Product *p, int n, const Inputs *in, int first,
-                   float out[][ROWS]) {
+                   float out[][TILE]) {
     const int units = units_of(p->inputs), size = format == INT8 ? UNIT : UNIT / 2;
-    const int groups = format == INT4 ? p->inputs / p->group : 1;
+    const int groups = format == INT8 ? 1 : p->inputs / p->group;
     const uint8_t *w = (const uint8_t *)p->weight + (int64_t)n * units * size;
     const float *scales = p->scale + (int64_t)n * groups;
 #ifdef VNNI
+    const float *zeros = format == INT4_ZERO ? p->zero + (int64_t)n * groups : NULL;
     const __m512i shifts = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi32(4), 1);
     __m512 acc[TILE][AT_ONCE];
     for (int r = 0; r < TILE; r++)
         for (int b = 0; b < rows; b++) acc[r][b] = _mm512_setzero_ps();
     for (int u = 0; u < units; u++) {
-        __m512i q[AT_ONCE];
+        __m512i q[AT_ONCE], less[AT_ONCE];
         __m512 scale[AT_ONCE];
         for (int b = 0; b < rows; b++) {
             q[b] = _mm512_loadu_si512(in->q + ((int64_t)(first + b) * in->units + u) * UNIT);
             scale[b] = _mm512_set1_ps(in->scale[(first + b) * in->units + u]);
+            if (format == INT8) continue;
+            less[b] = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(format == INT4 ? 8 : 1), q[b]);
+            less[b] = _mm512_sub_epi32(_mm512_setzero_si512(), less[b]);
         }
         for (int r = 0; r < TILE; r++, w += size) {
-            __m512i numbers;
+            __m512i numbers, zero;
             __m512 own;
             if (format == INT8) {
                 numbers = _mm512_loadu_si512(w);
             } else {
                 numbers = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)w));
                 numbers = _mm512_and_si512(_mm512_srlv_epi32(numbers, shifts), _mm512_set1_epi8(15));
-                const float *at = scales + r * groups + group_of(p, 2 * u);
-                own = _mm512_set1_ps(*at);
-                if (p->group < UNIT) own = _mm512_mask_mov_ps(own, 0xff00, _mm512_set1_ps(at[2 * u + 1 < groups]));
+                own = of_halves(p, scales + r * groups, u, groups);
+                if (format == INT4_ZERO) zero = _mm512_cvtps_epi32(of_halves(p, zeros + r * groups, u, groups));
             }
             for (int b = 0; b < rows; b++) {
-                __m512 dot = _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(_mm512_setzero_si512(), numbers, q[b]));
+                __m512i sum = format == INT8 ? _mm512_setzero_si512() : less[b];
+                if (format == INT4_ZERO) sum = _mm512_mullo_epi32(sum, zero);
+                __m512 dot = _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(sum, numbers, q[b]));
                 acc[r][b] = _mm512_fmadd_ps(dot, format == INT8 ? scale[b] : _mm512_mul_ps(own, scale[b]), acc[r][b]);
             }
         }
     }
-    for (int r = 0; r < TILE; r++)
-        for (int b = 0; b < rows; b++) out[r][first + b] = _mm512_reduce_add_ps(acc[r][b]);
+    for (int b = 0; b < rows; b++) {
+        __m128 found = totals(acc[0][b], acc[1][b], acc[2][b], acc[3][b]);
+        if (format == INT8) // whose numbers are stored plus 128
+            found = _mm_mul_ps(_mm_sub_ps(found, _mm_set1_ps(128 * in->total[first + b])), _mm_loadu_ps(scales));
+        _mm_storeu_ps(out[first + b], found);
+    }
 #else
-    for (int r = 0; r < TILE; r++)
-        for (int b = 0; b < rows; b++) out[r][first + b] = 0;
+    for (int b = 0; b < rows; b++)
+        for (int r = 0; r < TILE; r++) out[first + b][r] = 0;
     for (int u = 0; u < units; u++)
         for (int r = 0; r < TILE; r++, w += size) {
             int16_t numbers[UNIT];
@@ -221,27 +251,26 @@ INLINE void narrow(const int format, const int rows, const Product *p, int n, co
                 for (int i = UNIT / 2; i < UNIT; i++) high += numbers[i] * (int16_t)q[i];
                 const float *at = scales + r * groups + (format == INT8 ? 0 : group_of(p, 2 * u));
                 float one = format == INT8 ? 1 : *at, two = format == INT8 ? 1 : at[p->group < UNIT && 2 * u + 1 < groups];
-                out[r][first + b] += in->scale[(first + b) * in->units + u] * (one * low + two * high);
+                out[first + b][r] += in->scale[(first + b) * in->units + u] * (one * low + two * high);
             }
         }
+    for (int b = first; b < first + rows; b++)
+        for (int r = 0; r < TILE; r++)
+            if (format == INT8) out[b][r] = (out[b][r] - 128 * in->total[b]) * scales[r];
+            else out[b][r] -= excess(p, in, n + r, b);
 #endif
-    for (int r = 0; r < TILE; r++)
-        for (int b = first; b < first + rows; b++) {
-            float found = out[r][b] - excess(p, in, n + r, b);
-            out[r][b] = format == INT8 ? found * p->scale[n + r] : found;
-        }
 }
 
 // Outputs `from` to `to` of a product, the first a multiple of TILE: out [rows, wide] = value, or += factor * value.
 // Inputs past the first few read the tile again, from the nearest cache.
 INLINE void rows_of(const int format, const int at_once, const Product *p, int rows, const Inputs *in, float *out,
                     int wide, int from, int to, float factor) {
-    float found[TILE][ROWS] = {{0}};
+    float found[ROWS][TILE];
     for (int n = from; n < to; n += TILE) {
         for (int first = 0; first < rows; first += at_once) narrow(format, at_once, p, n, in, first, found);
-        for (int r = 0; r < TILE && n + r < to; r++)
-            for (int b = 0; b < rows; b++) {
-                float *place = out + (int64_t)b * wide + n + r, value = found[r][b];
+        for (int b = 0; b < rows; b++)
+            for (int r = 0; r < TILE && n + r < to; r++) {
+                float *place = out + (int64_t)b * wide + n + r, value = found[b][r];
                 if (p->bias) value += p->bias[n + r];
                 *place = factor == 0.0f ? value : *place + factor * value;
             }
@@ -255,7 +284,8 @@ INLINE void rows_of(const int format, const int at_once, const Product *p, int r
 
 static void product(const Product *p, int rows, const Inputs *in, float *out, int wide, int from, int to,
                     float factor) {
-    switch (p->format * 16 + (rows < AT_ONCE ? rows : AT_ONCE)) { CASES(INT8) CASES(INT4) }
+    const int format = p->format == INT4 && p->zero ? INT4_ZERO : p->format;
+    switch (format * 16 + (rows < AT_ONCE ? rows : AT_ONCE)) { CASES(INT8) CASES(INT4) CASES(INT4_ZERO) }
 }
 
 // Between products --------------------------------------------------------------------------------------------------
@@ -361,7 +391,8 @@ static void work(State *s, int index) {
         for (int b = 0; b < rows; b++) normalize(&layer->norm2, s->hidden + b * wide, normed + b * wide, wide);
         take(in, normed, rows, wide, wide);
         const int width = layer->down.inputs;
-        part(width, TILE, m->threads, index, &from, &to);
+        // Whole vectors, because the compiler's activation of what is left of one has other bits.
+        part(width, LANES, m->threads, index, &from, &to);
         product(&layer->up, rows, in, s->inner, inner, from, to, 0.0f);
         if (layer->gated) product(&layer->up, rows, in, s->inner, inner, width + from, width + to, 0.0f);
         for (int b = 0; b < rows; b++) {
@@ -472,17 +503,18 @@ void decode_step(State *s, int rows, const int32_t *slots, const int32_t *length
 int decode_check(void) {
     enum { INPUTS = 128, OUTPUTS = 4 };
     uint8_t octets[OUTPUTS * INPUTS], nibbles[OUTPUTS * INPUTS / 2];
-    float x[ROWS * INPUTS], scale[OUTPUTS * 4], out[ROWS * OUTPUTS], wrong = 0, size = 0;
+    float x[ROWS * INPUTS], scale[OUTPUTS * 4], zero[OUTPUTS * 4], out[ROWS * OUTPUTS], wrong = 0, size = 0;
     Inputs in = {0};
     if (!inputs_open(&in, 2)) return 2;
     for (int i = 0; i < ROWS * INPUTS; i++) x[i] = (float)(i * 7 % 255 - 127);
     for (int i = 0; i < OUTPUTS * INPUTS; i++) octets[i] = (uint8_t)(i * 11);
     for (int i = 0; i < OUTPUTS * INPUTS / 2; i++) nibbles[i] = (uint8_t)(i * 37);
-    for (int i = 0; i < OUTPUTS * 4; i++) scale[i] = 1.0f + i % 3;
-    for (int format = INT8; format <= INT4; format++)
+    for (int i = 0; i < OUTPUTS * 4; i++) scale[i] = 1.0f + i % 3, zero[i] = (float)(i * 5 % 16);
+    for (int kind = INT8; kind <= INT4_ZERO; kind++)
         for (int rows = 1; rows <= ROWS; rows++) {
+            const int format = kind == INT8 ? INT8 : INT4;
             const void *weights[] = {octets, nibbles};
-            Product p = {weights[format], scale, NULL, NULL, OUTPUTS, INPUTS, 32, format};
+            Product p = {weights[format], scale, kind == INT4_ZERO ? zero : NULL, NULL, OUTPUTS, INPUTS, 32, format};
             take(&in, x, rows, INPUTS, INPUTS);
             product(&p, rows, &in, out, OUTPUTS, 0, OUTPUTS, 0.0f);
             for (int b = 0; b < rows; b++)
@@ -491,7 +523,8 @@ int decode_check(void) {
                     for (int k = 0; k < INPUTS; k++) {
                         int unit = k / UNIT * TILE + n; // of the tile
                         uint8_t pair = nibbles[unit * UNIT / 2 + k % 32];
-                        float int4 = (float)((k % 64 < 32 ? pair & 15 : pair >> 4) - 8) * scale[n * 4 + k / 32];
+                        float middle = kind == INT4_ZERO ? zero[n * 4 + k / 32] : 8.0f;
+                        float int4 = ((float)(k % 64 < 32 ? pair & 15 : pair >> 4) - middle) * scale[n * 4 + k / 32];
                         float int8 = (octets[unit * UNIT + k % UNIT] - 128) * scale[n];
                         wanted += x[b * INPUTS + k] * (format == INT4 ? int4 : int8);
                     }

@@ -41,6 +41,8 @@ class Tokenizing:
         """
         own = self._tokenizer.truncation_side
         bounded = self.bounded(texts, most, options, side or own)
+        if _is_plain(options) and self._direct:
+            return self._features(bounded, options, side or own)
         with self.turn():
             self._tokenizer.truncation_side = side or own
             try:
@@ -50,6 +52,37 @@ class Tokenizing:
             finally:
                 self._tokenizer.truncation_side = own
         return encoded
+
+    def _features(self, texts: tuple[str, ...], options: dict[str, Any], side: str) -> dict[str, Any]:
+        """Features of one text or a pair as a call gives them, without offsets, which take half of a call's time."""
+        backend, names = self._tokenizer.backend_tokenizer, self._tokenizer.model_input_names
+        with self.turn():
+            self._cut_at(options["max_length"] if options.get("truncation") else None, side)
+            if backend.padding is not None:
+                backend.no_padding()
+            backend.encode_special_tokens = self._tokenizer.split_special_tokens
+            # Of a batch, because for a single text the interpreter is held.
+            (encoding,) = backend.encode_batch_fast([texts if len(texts) > 1 else texts[0]])
+        found: dict[str, Any] = {"input_ids": encoding.ids}
+        if "token_type_ids" in names:
+            found["token_type_ids"] = encoding.type_ids
+        if "attention_mask" in names:
+            found["attention_mask"] = encoding.attention_mask
+        if options.get("truncation"):
+            found["cut"] = bool(encoding.overflowing)
+        return found
+
+    def _cut_at(self, most: int | None, side: str) -> None:
+        """Have the tokenizer cut at so many tokens, or nowhere; setting what is set takes longer than asking."""
+        backend = self._tokenizer.backend_tokenizer
+        now = backend.truncation
+        if most is None:
+            if now is not None:
+                backend.no_truncation()
+            return
+        asked = {"max_length": most, "stride": 0, "strategy": "longest_first", "direction": side}
+        if now != asked:
+            backend.enable_truncation(**asked)
 
     def ids(self, text: str, special: bool = True) -> list[int]:
         """Token ids of one text as a call gives them, without truncation; a long one takes two thirds of the time."""
@@ -135,6 +168,14 @@ class Tokenizing:
     def _longest(self) -> int:
         """Characters of the longest token."""
         return max(map(len, self._tokenizer.get_vocab()))
+
+
+def _is_plain(options: dict[str, Any]) -> bool:
+    """Return True for options that ask for nothing but features, cut or whole."""
+    cut = options.get("truncation", False)
+    return options.keys() <= {"truncation", "max_length"} and (
+        cut is False or (cut is True and options.get("max_length") is not None)
+    )
 
 
 def _too_long(text: str, limit: int) -> TextTooLong:

@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
-from scoring.lora.stacks import LowRankStack, Parts, StaticLowRank, laid_out, packed
+from scoring.errors import AdapterNotServed
+from scoring.lora.stacks import Gathered, LowRankStack, Pair, Parts, StaticLowRank, gathered, laid_out
 
 _KEPT = 8  # groupings that are kept: steps repeat the one before until a row joins or leaves
 
@@ -53,15 +55,22 @@ class GroupedLowRank:
     def __init__(self, bank: "AdapterBank", parts: Parts) -> None:
         self._bank = bank
         self._parts = parts
-        self._down = packed([stack for _, stack in parts])
-        self._ups = [stack.up for _, stack in parts]
-        self._outputs = [slice(first, first + stack.up.shape[2]) for first, stack in parts]
-        self._active: tuple[tuple[int, ...], Tensor, list[Tensor]] = ((), self._down, self._ups)
+        self._alone: dict[int, Gathered | None] = {}  # by place
+        self._active: tuple[tuple[int, ...], Gathered | None] = ((), None)
+        bank.products.add(self)
 
     @cached_property
     def static(self) -> StaticLowRank:
         """The matrices as kernels take them, laid out once."""
-        return laid_out(self._parts)
+        return laid_out(self._parts, len(self._bank.names), self._bank.room)
+
+    def renew(self, place: int) -> None:
+        """Take what the stacks hold at a place from now on; no forward may use it meanwhile."""
+        self._alone.pop(place, None)
+        if place in self._active[0]:
+            self._active = (), None
+        if "static" in vars(self):
+            self.static.put(self._parts, place)
 
     def add(self, x: Tensor, out: Tensor) -> Tensor:
         """Add to outputs [..., N] what the adapters of its rows make of inputs [..., K], in place."""
@@ -74,23 +83,25 @@ class GroupedLowRank:
             return out
         rows, out = x.reshape(-1, x.shape[-1]), out.contiguous()
         flat = out.view(-1, out.shape[-1])
-        if groups is None:
-            self._put(flat, rows @ self._down[only].T, [up[only] for up in self._ups], None)
-            return out
-        if len(rows) != groups.total:
+        if groups is not None and len(rows) != groups.total:
             raise ValueError(f"a product has {len(rows)} rows of a forward of {groups.total}: adapters cannot be told")
-        down, ups = self._of(groups.key)
+        own = self._of((only,) if groups is None else groups.key)
+        if own is None:
+            return out
+        if groups is None:
+            self._put(flat, (rows @ own.down[0].T)[None], own, None)
+            return out
         chosen = rows if groups.in_order else rows[groups.rows]
-        hidden = torch.bmm(chosen.view(len(groups.key), groups.places, -1), down.mT)
+        hidden = torch.bmm(chosen.view(len(groups.key), groups.places, -1), own.down.mT)
         if groups.empty is not None:
             hidden.masked_fill_(groups.empty, 0)
-        self._put(flat, hidden, ups, None if groups.in_order else groups.rows)
+        self._put(flat, hidden, own, None if groups.in_order else groups.rows)
         return out
 
-    def _put(self, flat: Tensor, hidden: Tensor, ups: Sequence[Tensor], rows: Tensor | None) -> None:
-        """Add hidden [..., r] times `ups` [..., r, N] to the outputs of these rows, or of all in order."""
+    def _put(self, flat: Tensor, hidden: Tensor, own: Gathered, rows: Tensor | None) -> None:
+        """Add hidden [adapters, places, r] times the second matrices to the outputs of these rows, or of all."""
         first = 0
-        for up, where in zip(ups, self._outputs, strict=True):
+        for where, up in own.ups:
             added = (hidden[..., first : first + up.shape[-2]] @ up).reshape(-1, up.shape[-1])
             first += up.shape[-2]
             if rows is None:
@@ -98,27 +109,34 @@ class GroupedLowRank:
             else:
                 flat[:, where].index_add_(0, rows, added)
 
-    def _of(self, key: tuple[int, ...]) -> tuple[Tensor, list[Tensor]]:
-        """Stacks of these adapters alone: those of the last forward again, if they are the same."""
-        if key == tuple(range(len(self._down))):
-            return self._down, self._ups
+    def _of(self, key: tuple[int, ...]) -> Gathered | None:
+        """Matrices of these adapters: those of the last forward again, if they are the same."""
+        if len(key) == 1:
+            if key[0] not in self._alone:
+                self._alone[key[0]] = gathered(self._parts, key)
+            return self._alone[key[0]]
         if self._active[0] != key:
-            chosen = torch.tensor(key, device=self._down.device)
-            self._active = key, self._down[chosen], [up[chosen] for up in self._ups]
-        return self._active[1:]
+            self._active = key, gathered(self._parts, key)
+        return self._active[1]
 
 
-@dataclass
+@dataclass(eq=False)
 class AdapterBank:
-    """Adapters of a loaded model; hooks on its modules add to their outputs wherever rows have adapters."""
+    """Adapters of a loaded model; hooks on its modules add to their outputs wherever rows have adapters.
 
-    names: tuple[str, ...]
-    stacks: Mapping[nn.Module, LowRankStack]
+    An adapter has a place, whose number its rows are known by. With `room` for a rank, places may be empty, and
+    adapters come and go between forwards.
+    """
+
+    names: list[str]  # by place; empty where none is
+    stacks: dict[nn.Module, LowRankStack]
+    room: int = 0  # largest rank of adapters that come later; 0: none does
     groups: Groups | None = None  # of the forward that runs; None: its rows are all alike
     only: int = -1  # the one adapter of all rows then; -1: the base
     #: What adds to the outputs of a forward that a graph holds, whose rows' adapters are known on the device alone.
     launch: Callable[[GroupedLowRank, Tensor, Tensor], None] | None = None
     hooked: list[GroupedLowRank] = field(default_factory=list)  # products of the modules
+    products: "WeakSet[GroupedLowRank]" = field(default_factory=WeakSet)  # these and a decoder's
     _known: dict[tuple[int, ...], Groups] = field(default_factory=dict)
 
     def attach(self) -> None:
@@ -127,14 +145,39 @@ class AdapterBank:
             self.hooked.append(GroupedLowRank(self, [(0, stack)]))
             module.register_forward_hook(_Hook(self, self.hooked[-1]))
 
+    def put(self, place: int, name: str, pairs: Mapping[nn.Module, Pair]) -> None:
+        """Have an adapter, or none if `pairs` is empty, at a place that no row uses."""
+        self.names[place] = ""
+        for module, stack in self.stacks.items():
+            stack.at.pop(place, None)
+            if module in pairs:
+                down, up = pairs[module]
+                like = stack.like
+                stack.at[place] = down.to(like.device, like.dtype), up.to(like.device, like.dtype)
+        for product in self.products:
+            product.renew(place)
+        self.names[place] = name
+
+    def leave(self, module: nn.Module) -> None:
+        """Serve no adapter on a module, which none has a product of."""
+        del self.stacks[module]
+        for key, hook in list(module._forward_hooks.items()):
+            if isinstance(hook, _Hook):
+                del module._forward_hooks[key]
+                self.hooked.remove(hook.product)
+
     @property
     def bytes(self) -> int:
         """Bytes of memory that the adapters take."""
-        return sum(stack.down.nbytes + stack.up.nbytes for stack in self.stacks.values())
+        return sum(each.nbytes for stack in self.stacks.values() for pair in stack.at.values() for each in pair)
 
     def index(self, name: str) -> int:
-        """Number of an adapter; -1 for the base, whose name is empty."""
-        return self.names.index(name) if name else -1
+        """Place of an adapter; -1 for the base, whose name is empty. Raises AdapterNotServed for one that is gone."""
+        if not name:
+            return -1
+        if name not in self.names:
+            raise AdapterNotServed("The adapter was unloaded before the request was taken.", where="parameters.adapter")
+        return self.names.index(name)
 
     @contextmanager
     def rows(self, which: Sequence[int]) -> Iterator[None]:
@@ -161,7 +204,7 @@ class AdapterBank:
         if which not in self._known:
             if len(self._known) >= _KEPT:
                 del self._known[next(iter(self._known))]
-            self._known[which] = Groups(which, next(iter(self.stacks.values())).down.device)
+            self._known[which] = Groups(which, next(iter(self.stacks.values())).like.device)
         return self._known[which]
 
 
@@ -170,10 +213,10 @@ class _Hook:
 
     def __init__(self, bank: AdapterBank, product: GroupedLowRank) -> None:
         self.bank = bank
-        self._product = product
+        self.product = product
 
     def __call__(self, module: nn.Module, given: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        return self._product.add(given[0], output)
+        return self.product.add(given[0], output)
 
 
 def bank_of(model: nn.Module) -> AdapterBank | None:

@@ -5,6 +5,7 @@ of a product of K inputs and N outputs (LoRA, arXiv 2106.09685). `scaling` is al
 `use_rslora` (arXiv 2312.03732). What this version does not compute is refused by name, also where it is only unknown.
 """
 
+import hashlib
 import math
 import re
 from collections.abc import Mapping
@@ -101,6 +102,12 @@ def describe(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -
     if not products:
         raise UnservedAdapter(f"{WEIGHTS} holds no lora_A and lora_B of any product.", _COPY)
     return PeftAdapter(tuple(products), whole)
+
+
+def digest(files: Mapping[str, str]) -> str:
+    """SHA-256 of an adapter, over the SHA-256s of its files by name."""
+    lines = "".join(f"{line}\n" for line in sorted(f"{each}  {name}" for name, each in files.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def require_products(adapter: PeftAdapter) -> None:

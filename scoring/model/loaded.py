@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from scoring.lora.served import ServedAdapters
+
 if TYPE_CHECKING:
     import torch
 
@@ -44,7 +46,7 @@ class Loaded:
     extractor: Any = None  # transformers' feature extractor, for tasks that hear
     ranker: "Ranker | None" = None  # what the folder says of its scores, for tasks that rank
     runtime: Runtime = field(default_factory=Runtime)
-    adapter_names: tuple[str, ...] = ()  # of those beside the model
+    served: ServedAdapters = field(default_factory=ServedAdapters)  # adapters beside the model, by name
     adapters: "AdapterBank | None" = None  # the same, loaded
 
     @property

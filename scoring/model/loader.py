@@ -15,21 +15,27 @@ import torch
 from scoring.config import MODULES, Deployment
 from scoring.errors import HeadMissing, LoadError, OutOfMemory, WeightsUnreadable
 from scoring.limits.memory_shares import LOADED
-from scoring.lora.loading import load_bank
+from scoring.lora.loading import AdapterRoom
+from scoring.lora.served import ServedAdapters
+from scoring.model.beside import bank_beside
 from scoring.model.extractor import feature_extractor
 from scoring.model.host_memory import refuse_beyond_limit
 from scoring.model.info import facts_of
 from scoring.model.loaded import Loaded
+from scoring.model.tokenizer_files import reason_of, tokenizer_of
 from scoring.model_files.own_code import fault_of
 from scoring.model_files.shards import refuse_outside
 from scoring.passes.base import Facts, Hardware, Pass
 from scoring.passes.runner import Chosen, choose, tell_differences
 from scoring.quantization.loading import from_pretrained
 from scoring.schema.registry import task_class, task_schema
-from scoring.sentence.folder import SentenceModel, Unserved, describe, transformer_path
+from scoring.sentence.fitted_tokenizer import fit, lower_case
+from scoring.sentence.folder import SentenceModel, Unserved, transformer_path
+from scoring.sentence.forms import describe, is_colbert
 from scoring.sentence.head import Head, build
 from scoring.sentence.judge import judge_of, judged_tokens
 from scoring.sentence.ranker import FORM, JUDGES, Ranker, describe_ranker
+from scoring.sentence.vectors import SPARSE
 from scoring.strict_json.files import read_file, read_object
 from scoring.telemetry.versions import versions
 
@@ -44,18 +50,24 @@ def pick_device() -> torch.device:
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def load_with(passes: Sequence[Pass], deployment: Deployment, folder: Path) -> tuple[Loaded, Chosen]:
-    """Decide on the passes, then load the model on the device that they need; raises LoadError and its kinds."""
+def load_with(
+    passes: Sequence[Pass], deployment: Deployment, folder: Path, room: AdapterRoom | None = None
+) -> tuple[Loaded, Chosen]:
+    """Decide on the passes, then load the model on the device that they need; raises LoadError and its kinds.
+
+    With `room`, adapters may be loaded while it serves.
+    """
+    room = room or AdapterRoom()
     hardware, asked = Hardware.here(), deployment.optimisation
     if deployment.task == "text-to-image":
         loaded = load(deployment, folder)
         chosen = choose(passes, facts_of(loaded.model, True), hardware, asked)
         tell_differences(chosen, asked.planned)
         return loaded, chosen
-    facts = replace(survey(deployment, folder), adapters=len(deployment.beside))
+    facts = replace(survey(deployment, folder), adapters=max(len(deployment.served), room.places))
     chosen = choose(passes, facts, hardware, asked)
     tell_differences(chosen, asked.planned)
-    return load(deployment, folder, on_host=any(each.places for each, decision in chosen if decision.take)), chosen
+    return load(deployment, folder, any(each.places for each, decision in chosen if decision.take), room), chosen
 
 
 def _refuse_foreign_code(deployment: Deployment, folder: Path) -> None:
@@ -80,11 +92,11 @@ def survey(deployment: Deployment, folder: Path) -> Facts:
     except LoadError:
         raise
     except Exception as error:
-        raise LoadError(f"The model's config cannot be read: {_reason(error)}.", "Copy config.json again.") from error
+        raise LoadError(f"The model's config cannot be read: {reason_of(error)}.", "Copy config.json again.") from error
     return facts_of(model, task_schema(deployment.task).generative)
 
 
-def load(deployment: Deployment, folder: Path, on_host: bool = False) -> Loaded:
+def load(deployment: Deployment, folder: Path, on_host: bool = False, room: AdapterRoom | None = None) -> Loaded:
     """Load tokenizer and model in the deployment's precision, on the device or in host memory.
 
     Raises LoadError and its kinds.
@@ -103,12 +115,12 @@ def load(deployment: Deployment, folder: Path, on_host: bool = False) -> Loaded:
     _refuse_pipeline(deployment, folder)
     _refuse_foreign_code(deployment, folder)
     told = _sentence_model(top) if task_schema(deployment.task).embeds else None
-    tokenizer = _tokenizer(transformers, folder, deployment.trust_remote_code)
-    if told and told.lower_case:
-        _lower_case(tokenizer)
+    tokenizer = tokenizer_of(folder, deployment.trust_remote_code)
+    if told:
+        fit(tokenizer, told)
     ranker = _ranker(deployment, top)
     if ranker and ranker.lower_case:
-        _lower_case(tokenizer)
+        lower_case(tokenizer)
     model = _weights(deployment, folder, torch.device("cpu") if on_host else device)
     if ranker and deployment.task_options.get(FORM) == JUDGES:
         model = judge_of(model, *judged_tokens(ranker, tokenizer))
@@ -126,10 +138,10 @@ def load(deployment: Deployment, folder: Path, on_host: bool = False) -> Loaded:
         size / 1e9,
         seconds,
     )
-    options, names = deployment.task_options, deployment.beside
-    bank = load_bank(names, top, model) if names else None
+    options, served = deployment.task_options, ServedAdapters(deployment.served)
+    bank = bank_beside(model, deployment, top, room or AdapterRoom())
     heard = feature_extractor(folder) if task_schema(deployment.task).hears else None
-    return Loaded(model, tokenizer, device, context, options, head, heard, ranker, adapter_names=names, adapters=bank)
+    return Loaded(model, tokenizer, device, context, options, head, heard, ranker, served=served, adapters=bank)
 
 
 def load_without_weights(deployment: Deployment, folder: Path) -> Loaded:
@@ -144,21 +156,21 @@ def load_without_weights(deployment: Deployment, folder: Path) -> Loaded:
     _refuse_foreign_code(deployment, folder)
     embeds = task_schema(deployment.task).embeds
     told = _sentence_model(top) if embeds else None
-    tokenizer = _tokenizer(transformers, folder, deployment.trust_remote_code)
-    if told and told.lower_case:
-        _lower_case(tokenizer)
+    tokenizer = tokenizer_of(folder, deployment.trust_remote_code)
+    if told:
+        fit(tokenizer, told)
     ranker = _ranker(deployment, top)
     if ranker and ranker.lower_case:
-        _lower_case(tokenizer)
+        lower_case(tokenizer)
     config = transformers.AutoConfig.from_pretrained(
         folder, local_files_only=True, trust_remote_code=deployment.trust_remote_code
     )
     with torch.device("meta"):
         model = _made("from_config", deployment, config).eval()
     head = _head(told, top, model, deployment.allow_pickle) if told else None
-    options, names = deployment.task_options, deployment.beside
+    options, served = deployment.task_options, ServedAdapters(deployment.served)
     heard = feature_extractor(folder) if task_schema(deployment.task).hears else None
-    return Loaded(model, tokenizer, torch.device("cpu"), 0, options, head, heard, ranker, adapter_names=names)
+    return Loaded(model, tokenizer, torch.device("cpu"), 0, options, head, heard, ranker, served=served)
 
 
 def _transformer(folder: Path) -> Path:
@@ -172,8 +184,8 @@ def _transformer(folder: Path) -> Path:
 
 
 def _sentence_model(folder: Path) -> SentenceModel | None:
-    """Read pooling, prompts and length from the model's folder; None without modules.json."""
-    if not (folder / MODULES).is_file():
+    """Read pooling, prompts and length from the model's folder; None without modules.json, but for a ColBERT."""
+    if not (folder / MODULES).is_file() and not is_colbert(read_object(folder / "config.json")):
         return None
     try:
         return describe(lambda name: read_file(folder / name) if (folder / name).is_file() else None)
@@ -204,49 +216,12 @@ def _head(told: SentenceModel, folder: Path, model: Any, allow_pickle: bool) -> 
         raise LoadError(str(error), error.hint) from error
 
 
-def _lower_case(tokenizer: Any) -> None:
-    """Have a tokenizer lower its texts, as the folder's do_lower_case says; raises LoadError for a slow one."""
-    from tokenizers.normalizers import Lowercase, Sequence
-
-    if not tokenizer.is_fast:
-        raise LoadError(
-            f"do_lower_case is not served with {type(tokenizer).__name__}.",
-            "Save the model with a fast tokenizer: the folder then has tokenizer.json.",
-        )
-    own = tokenizer.backend_tokenizer.normalizer
-    tokenizer.backend_tokenizer.normalizer = Sequence([Lowercase(), *([own] if own else [])])
-
-
 def _refuse_pipeline(deployment: Deployment, folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise HeadMissing(
             f"The model folder holds a diffusers pipeline, which cannot do {deployment.task}.",
             "Its task is text-to-image.",
         )
-
-
-def _tokenizer(transformers: Any, folder: Path, trust_remote_code: bool) -> Any:
-    hint = "The folder needs tokenizer.json, or the vocabulary files of the model's own tokenizer."
-    folder = _tokenizer_folder(folder)
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=trust_remote_code
-        )
-    except Exception as error:
-        raise LoadError(f"The tokenizer in the model folder cannot be loaded: {_reason(error)}.", hint) from error
-    own = type(tokenizer).vocab_files_names.values()  # none of a tokenizer of bytes or characters
-    names = {"tokenizer.json", *own}
-    if own and not any((folder / name).is_file() for name in names):
-        # transformers would continue with an empty vocabulary, in which every word is unknown.
-        raise LoadError(f"The model folder has no vocabulary for its {type(tokenizer).__name__} tokenizer.", hint)
-    return tokenizer
-
-
-def _tokenizer_folder(model: Path) -> Path:
-    """The model's folder, or, if that has no tokenizer, the one beside it where MLflow's layouts put it."""
-    beside = (model.parent / "tokenizer", model.parent / "components" / "tokenizer")
-    candidates = [folder for folder in (model, *beside) if any(folder.glob("tokenizer*"))]
-    return candidates[0] if candidates else model
 
 
 def _weights(deployment: Deployment, folder: Path, device: torch.device) -> Any:
@@ -272,10 +247,10 @@ def _weights(deployment: Deployment, folder: Path, device: torch.device) -> Any:
     except LoadError:
         raise
     except ValueError as error:
-        raise WeightsUnreadable(f"The model cannot be loaded: {_reason(error)}.") from error
+        raise WeightsUnreadable(f"The model cannot be loaded: {reason_of(error)}.") from error
     except Exception as error:
         raise WeightsUnreadable(
-            f"The weights cannot be loaded: {_reason(error)}.",
+            f"The weights cannot be loaded: {reason_of(error)}.",
             "Copy the model again; the file may be cut short.",
         ) from error
     _refuse_other_sizes(report["mismatched_keys"])
@@ -288,6 +263,8 @@ def _made(how: str, deployment: Deployment, source: Any, **options: Any) -> Any:
     import transformers
 
     name = task_class(deployment.task).auto_class
+    if deployment.task_options.get(FORM) == SPARSE:
+        name = "AutoModelForMaskedLM"
     if deployment.task_options.get(FORM) == JUDGES:
         if how == "from_config":
             source.num_labels = 1
@@ -378,11 +355,6 @@ def _context_length(model: Any, tokenizer: Any, told: SentenceModel | Ranker | N
     elif limit < 10**9:
         length = min(length, limit)
     return length
-
-
-def _reason(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__).rstrip(".")[:300]
 
 
 def environment(loaded: Loaded) -> dict[str, Any]:

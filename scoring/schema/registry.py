@@ -54,7 +54,16 @@ _TOKEN_VECTORS = {
     "items": {"type": "array", "items": _VECTOR},
     "maxItems": 1,
 }
-
+_SPARSE = {
+    "description": "Of a model with sparse vectors: weights by token.",
+    "type": "object",
+    "additionalProperties": {"type": "number"},
+}
+_MULTI_VECTOR = {
+    "description": "Of a model with a vector for each token.",
+    "type": "array",
+    "items": _VECTOR,
+}
 
 _RANKED = {
     "type": "array",
@@ -137,7 +146,8 @@ _TABLE = (
         name="text-generation",
         summary="Continues a text.",
         parameters=s.TextGenerationParameters,
-        input=s.Text,
+        input=s.TextOrTokens,
+        tokens=True,
         sample={"inputs": "The capital of France is", "parameters": {"max_new_tokens": 16}},
         response=_text_list("generated_text"),
         generative=True,
@@ -206,6 +216,7 @@ _TABLE = (
         parameters=s.EmbeddingParameters,
         input=s.TextOrTokens,
         embeds=True,
+        tokens=True,
         sample={"inputs": "A man is eating food."},
         response={"anyOf": [_TOKEN_VECTORS, _VECTOR, _ENCODED]},
     ),
@@ -215,8 +226,9 @@ _TABLE = (
         parameters=s.EmbeddingParameters,
         input=s.TextOrTokens,
         embeds=True,
+        tokens=True,
         sample={"inputs": ["A man is eating food.", "A man is eating a piece of bread."]},
-        response={"anyOf": [_VECTOR, _TOKEN_VECTORS, _ENCODED]},
+        response={"anyOf": [_VECTOR, _TOKEN_VECTORS, _ENCODED, _SPARSE, _MULTI_VECTOR]},
     ),
     TaskSchema(
         name="sentence-similarity",
@@ -230,7 +242,7 @@ _TABLE = (
                 "sentences": ["A man is eating a piece of bread.", "The girl is carrying a baby."],
             }
         },
-        response={"type": "array", "items": {"type": "number"}, "description": "Cosines, in the sentences' order."},
+        response={"type": "array", "items": {"type": "number"}, "description": "Likeness, in the sentences' order."},
     ),
     TaskSchema(
         name="zero-shot-classification",

@@ -70,6 +70,7 @@ class TokenClassificationParameters(Strict):
     )
     ignore_labels: Labels = Field(["O"], description="Labels left out of the answer.")
     truncation: bool = Field(False, description="Cut texts at the context length instead of refusing them.")
+    stride: int | None = Field(None, ge=0, le=MOST, description="Tokens shared by windows of a text past the context.")
 
 
 class FillMaskParameters(Strict):
@@ -115,6 +116,17 @@ class EmbeddingParameters(VectorParameters):
     normalize: bool | None = Field(None, description="Scale to unit length; null: the deployment's default.")
     encoding_format: Literal["float", "base64"] = Field(
         "float", description="base64: each vector as little-endian float32."
+    )
+    input_type: Literal["query", "document"] | None = Field(
+        None,
+        description="Which side of a search the texts are on, whose prompt they take; null: none, but document for "
+        "models with a vector for each token.",
+    )
+    max_active_dims: int | None = Field(
+        None, ge=1, le=MOST, description="Of sparse vectors, keep so many of the largest weights; null: all above 0."
+    )
+    sparse_keys: Literal["index", "token"] = Field(
+        "index", description="How sparse vectors name their weights: by the token's number, or by the token."
     )
 
 
@@ -329,7 +341,8 @@ class TaskSchema:
     sample: dict[str, Any]  # a canonical request that works with any model of the task
     response: dict[str, Any]  # JSON schema of the answer to one input
     generative: bool = False
-    embeds: bool = False  # takes token ids for texts, and parameters beside the inputs too
+    embeds: bool = False  # takes parameters beside the inputs too
+    tokens: bool = False  # takes token ids for a text
     ranks: bool = False  # a list of two texts is one input, a pair
     hears: bool = False  # its inputs are sound files
     adapter: TypeAdapter[Any] = field(init=False)

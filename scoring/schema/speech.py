@@ -5,9 +5,9 @@ import io
 import math
 import struct
 import wave
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from scoring.schema.requests import MOST, MOST_PROMPT_CHARACTERS, Strict, Word
 
@@ -32,7 +32,9 @@ class SpeechOptions(Strict):
 
 
 class SpeechParameters(SpeechOptions):
-    return_timestamps: bool = Field(False, description="Answer also with chunks, and the seconds of each.")
+    return_timestamps: Literal[False, True, "word"] = Field(
+        False, description="Answer also with chunks, and the seconds of each; word: with each word as one."
+    )
     prompt: Annotated[str, Field(max_length=MOST_PROMPT_CHARACTERS)] | None = Field(
         None, description="Text that goes before: names and a style to follow; its last tokens count."
     )
@@ -40,6 +42,13 @@ class SpeechParameters(SpeechOptions):
     generate_kwargs: SpeechOptions | None = Field(
         None, description="The same options as transformers' pipeline takes them; before those beside it."
     )
+
+    @field_validator("return_timestamps", mode="before")
+    @classmethod
+    def _is_no_number(cls, value: Any) -> Any:
+        if isinstance(value, int) and not isinstance(value, bool):  # a literal would take 1 for true
+            raise ValueError("it is true, false or word")
+        return value
 
     @property
     def asked(self) -> SpeechOptions:

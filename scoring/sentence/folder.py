@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from scoring.config import MODULES
+from scoring.sentence.vectors import MULTI_VECTOR, SPARSE, LateInteraction, Splade
 from scoring.strict_json.files import typed
 
 PROMPTS = "config_sentence_transformers.json"
@@ -30,12 +31,14 @@ ACTIVATIONS = (
     *("ELU", "GELU", "Hardswish", "Hardtanh", "Identity", "LeakyReLU", "LogSigmoid", "Mish", "ReLU", "ReLU6", "SELU"),
     *("SiLU", "Sigmoid", "Softplus", "Softsign", "Tanh", "Tanhshrink"),
 )
+MASKED_LM = "MLMTransformer"  # a Transformer with its head over the vocabulary, in older folders
 _LAYERS = ("Dense", "Normalize", "LayerNorm", "Dropout")  # what may follow the pooling; Dropout does nothing here
 #: Arguments of the tokenizer, model or config that change no vector here.
 _HARMLESS = {"padding_side", "torch_dtype", "dtype", "attn_implementation", "use_cache", "trust_remote_code"}
 _ARGUMENTS = tuple(
     f"{what}_{how}" for what in ("model", "tokenizer", "processor", "config") for how in ("args", "kwargs")
 )
+_WORKS_ON = {"sentence_embedding": "the pooled vector", "token_embeddings": "the tokens' vectors"}
 _AGAIN = "Copy the model's folder again, as sentence-transformers saved it."
 _FEATURES = "Serve the encoder alone (task feature-extraction, without modules.json) and do the rest on your side."
 
@@ -101,6 +104,13 @@ class SentenceModel:
     lower_case: bool = False
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt: str | None = None  # a name among them
+    splade: Splade | None = None  # of a model with sparse vectors
+    late: LateInteraction | None = None  # of a model with a vector for each token
+
+    @property
+    def form(self) -> str:
+        """Form of its vectors, where it is not one list of numbers a text."""
+        return SPARSE if self.splade else MULTI_VECTOR if self.late else ""
 
     @property
     def normalize(self) -> bool:
@@ -109,7 +119,7 @@ class SentenceModel:
 
     def dimension(self, hidden: int) -> int:
         """Numbers in a vector, of a transformer with `hidden` a token; raises Malformed if a module takes others."""
-        size = hidden * len(self.pooling)
+        size = hidden * (len(self.pooling) or 1)
         for layer in self.layers:
             if layer.inputs and layer.inputs != size:
                 raise Malformed(f"{layer.module.path} takes vectors of {layer.inputs} numbers and gets {size}.")
@@ -118,7 +128,10 @@ class SentenceModel:
 
     def told(self) -> str:
         """Describe pooling and what follows it, in the order of modules.json."""
-        steps = [" and ".join(self.pooling), *(layer.told() for layer in self.layers)]
+        if self.splade:
+            return self.splade.told()
+        first = self.late.told() if self.late else " and ".join(self.pooling)
+        steps = [first, *(layer.told() for layer in self.layers)]
         prompt = f"; prompt {self.default_prompt!r} by default" if self.default_prompt else ""
         return ", then ".join(steps) + prompt
 
@@ -134,7 +147,8 @@ def _module(entry: Any) -> Module:
     path = typed_in(told.get("path", ""), str, "path", MODULES).strip("/")
     if path and {"", ".", ".."} & set(path.split("/")):
         raise Malformed(f"{MODULES} names the folder {path[:80]!a}, which is not one of the model's.")
-    return Module(name.rpartition(".")[2] if name.startswith("sentence_transformers.") else "", name, path)
+    kind = name.rpartition(".")[2] if name.startswith(("sentence_transformers.", "pylate.models.")) else ""
+    return Module("Transformer" if kind == MASKED_LM else kind, name, path)
 
 
 def transformer_path(listed: Any) -> str:
@@ -159,24 +173,20 @@ def weight_files(listed: Any, names: Sequence[str], pickle: bool) -> list[str]:
     return found
 
 
-def describe(read: Read) -> SentenceModel:
-    """Describe a folder that has a modules.json; raises Unserved, or Malformed for a file that means nothing."""
+def describe_dense(read: Read) -> SentenceModel:
+    """Describe a folder with one vector a text; raises Unserved, or Malformed for a file that means nothing."""
     found = modules(read(MODULES))
     _check_order(found)
     first, pool, *rest = found
-    settings: Any = next((told for name in TRANSFORMER if (told := read(first.file(name))) is not None), {})
-    file = first.file(TRANSFORMER[0])
-    settings = typed_in(settings, dict, "it", file)
-    _check_transformer(settings, file)
-    length = settings.get("max_seq_length")
-    if length is not None and typed_in(length, int, "max_seq_length", file) < 1:
-        raise Malformed(f"{file}: max_seq_length is {length}.")
+    settings, file = settings_of(first, read)
+    check_transformer(settings, file)
+    length = length_of(settings, "max_seq_length", file)
     modes, include = _pooling(pool, read)
     prompts, default = prompts_of(read, "SentenceTransformer")
     return SentenceModel(
         first.path,
         modes,
-        tuple(_layer(each, read) for each in rest if each.kind != "Dropout"),
+        tuple(layer_of(each, read) for each in rest if each.kind != "Dropout"),
         include,
         length,
         typed_in(settings.get("do_lower_case", False), bool, "do_lower_case", file),
@@ -185,8 +195,25 @@ def describe(read: Read) -> SentenceModel:
     )
 
 
+def settings_of(transformer: Module, read: Read) -> tuple[dict[str, Any], str]:
+    """Settings of the transformer module, and the name of their file."""
+    file = next((transformer.file(name) for name in TRANSFORMER if read(transformer.file(name)) is not None), None)
+    file = file or transformer.file(TRANSFORMER[0])
+    return typed_in(read(file) or {}, dict, "it", file), file
+
+
+def length_of(told: Mapping[str, Any], key: str, file: str) -> int | None:
+    """Number of tokens from one, or None where a file names none; raises Malformed."""
+    length = told.get(key)
+    if length is not None and typed_in(length, int, key, file) < 1:
+        raise Malformed(f"{file}: {key} is {length}.")
+    return length
+
+
 def _check_order(found: Sequence[Module]) -> None:
     kinds = [each.kind for each in found]
+    if any(each.type.endswith(MASKED_LM) for each in found):
+        raise Unserved(f"{MODULES} pools the logits of a {MASKED_LM}, which is served with a SpladePooling only.")
     for at, each in enumerate(found):
         known = ("Transformer",) if at == 0 else ("Pooling",) if at == 1 else _LAYERS
         if each.kind not in known:
@@ -203,17 +230,18 @@ def _check_order(found: Sequence[Module]) -> None:
         )
 
 
-def _check_transformer(told: Mapping[str, Any], file: str) -> None:
-    """Refuse settings under which the transformer would be another than what is loaded."""
-    purpose = told.get("transformer_task", "feature-extraction")
-    if purpose != "feature-extraction":
+def check_transformer(told: Mapping[str, Any], file: str, served_for: str = "feature-extraction") -> None:
+    """Refuse settings under which the transformer would be another than what is loaded for this purpose."""
+    output = "logits" if served_for == "fill-mask" else "last_hidden_state"
+    purpose = told.get("transformer_task", served_for)
+    if purpose != served_for:
         raise Unserved(f"{file} asks for the transformer task {str(purpose)[:80]}.")
     ways = told.get("modality_config")
     if ways is not None:
         text = typed_in(ways, dict, "modality_config", file).get("text")
         named = text.get("method_output_name") if isinstance(text, dict) else None
-        if named != "last_hidden_state" or told.get("module_output_name") != "token_embeddings":
-            raise Unserved(f"{file} has vectors made of something else than a text's last hidden states.")
+        if named != output or told.get("module_output_name") != "token_embeddings":
+            raise Unserved(f"{file} has vectors made of something else than a text's {output.replace('_', ' ')}.")
     check_arguments(told, file)
 
 
@@ -252,21 +280,22 @@ def _pooling(module: Module, read: Read) -> tuple[tuple[str, ...], bool]:
     return tuple(modes), include
 
 
-def _layer(module: Module, read: Read) -> Layer:
+def layer_of(module: Module, read: Read, works_on: str = "sentence_embedding") -> Layer:
+    """Describe a module after the pooling; raises Unserved if it works on something else than it gets here."""
     file = module.file("config.json")
     told = (read(file) if module.path else None) or {}
     for key in ("module_input_name", "module_output_name"):
-        if typed_in(told, dict, "it", file).get(key) not in (None, "sentence_embedding"):
-            raise Unserved(f"{module.type} works on {str(told[key])[:80]}, not on the pooled vector.")
+        if typed_in(told, dict, "it", file).get(key) not in (None, works_on):
+            raise Unserved(f"{module.type} works on {str(told[key])[:80]}, not on {_WORKS_ON[works_on]}.")
     if module.kind == "Normalize":
         return Layer(module)
     if module.kind == "LayerNorm":
-        size = _size(told, "dimension", file)
+        size = size_of(told, "dimension", file)
         return Layer(module, size, size)
     return Layer(
         module,
-        _size(told, "in_features", file),
-        _size(told, "out_features", file),
+        size_of(told, "in_features", file),
+        size_of(told, "out_features", file),
         typed_in(told.get("bias", True), bool, "bias", file),
         _activation(told, file),
         typed_in(told.get("use_residual", False), bool, "use_residual", file),
@@ -286,12 +315,12 @@ def _activation(told: Mapping[str, Any], file: str) -> str:
     return name.rpartition(".")[2]
 
 
-def prompts_of(read: Read, purpose: str) -> tuple[dict[str, str], str | None]:
+def prompts_of(read: Read, *purposes: str) -> tuple[dict[str, str], str | None]:
     """Prompts by name, and the name of the one that goes before every text."""
     told = typed_in(read(PROMPTS) or {}, dict, "it", PROMPTS)
     kind = told.get("model_type")
-    if kind not in (None, purpose):
-        raise Unserved(f"{PROMPTS} says that it is a {str(kind)[:80]}, and not a {purpose}.")
+    if kind not in (None, *purposes):
+        raise Unserved(f"{PROMPTS} says that it is a {str(kind)[:80]}, and not a {purposes[0]}.")
     prompts = {
         name: typed_in(text, str, f"prompt {name[:80]!r}", PROMPTS)
         for name, text in typed_in(told.get("prompts") or {}, dict, "prompts", PROMPTS).items()
@@ -303,7 +332,7 @@ def prompts_of(read: Read, purpose: str) -> tuple[dict[str, str], str | None]:
     return prompts, default
 
 
-def _size(told: Mapping[str, Any], key: str, file: str) -> int:
+def size_of(told: Mapping[str, Any], key: str, file: str) -> int:
     size = typed_in(told.get(key), int, key, file)
     if not 1 <= size < 2**24:
         raise Malformed(f"{file}: {key} is {size}.")

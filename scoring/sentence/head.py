@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from scoring.errors import WeightsUnreadable
 from scoring.sentence.folder import PICKLE, WEIGHTS, Layer, SentenceModel
+from scoring.sentence.forms import COLBERT, PROJECTION
 
 _AGAIN = "Copy the model's folder again, as sentence-transformers saved it."
 
@@ -102,26 +103,28 @@ def build(told: SentenceModel, folder: Path, hidden: int, allow_pickle: bool) ->
 
 def _loaded(layer: Layer, folder: Path, allow_pickle: bool) -> nn.Module:
     made = Residual(layer) if layer.module.kind == "Dense" else Normed(layer)
-    weights = _weights(folder / layer.module.path, layer.module.path, allow_pickle)
+    inline = layer.module.type == COLBERT
+    path = layer.module.path or "the model's folder"
+    weights = _weights(folder / layer.module.path, path, allow_pickle, PROJECTION if inline else "")
     try:
         made.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as error:
         said = str(error).splitlines()[-1].strip().rstrip(".")[:200]
-        path = layer.module.path
         raise WeightsUnreadable(f"The weights in {path} are not those of its config.json: {said}.", _AGAIN) from error
     return made.float()
 
 
-def _weights(folder: Path, name: str, allow_pickle: bool) -> dict[str, Tensor]:
-    """Weights of a module, from safetensors, or from a pickle where that is allowed."""
-    from safetensors.torch import load_file
+def _weights(folder: Path, name: str, allow_pickle: bool, only: str = "") -> dict[str, Tensor]:
+    """Weights of a module, or `only` one, from safetensors, or from a pickle where that is allowed."""
+    from safetensors import safe_open
 
     try:
         if (folder / WEIGHTS).is_file():
-            return dict(load_file(folder / WEIGHTS))
+            with safe_open(folder / WEIGHTS, "pt") as file:
+                return {key: file.get_tensor(key) for key in set(file.keys()) if only in ("", key)}
         if (folder / PICKLE).is_file() and allow_pickle:
             found: dict[str, Tensor] = torch.load(folder / PICKLE, map_location="cpu", weights_only=True)
-            return found
+            return {key: value for key, value in found.items() if only in ("", key)}
     except Exception as error:  # each format has its own errors
         said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise WeightsUnreadable(f"The weights in {name} cannot be read: {said}.", _AGAIN) from error

@@ -23,6 +23,7 @@ from scoring.tasks.generation_parameters import COOLEST
 from scoring.tasks.sound import require_libraries, samples_of
 from scoring.tasks.spoken_languages import language_codes
 
+WORD = "word"
 _LEADING = 4  # tokens before a text: the start, its language, its task, and that no times are told
 _TOKEN_BYTES = 16  # of a reply, as text
 _SEGMENT_BYTES = 8  # of each token, in a list
@@ -49,6 +50,7 @@ class Written(NamedTuple):
     language: str | None
     segments: list[dict[str, Any]]  # each start, end, tokens
     tokens: list[int]
+    times: list[float]  # of the tokens, if the times of words are asked for
 
     @property
     def new_tokens(self) -> int:
@@ -106,13 +108,20 @@ class AutomaticSpeechRecognition(Task):
         language = self._language(asked.language, asked.task)
         samples = samples_of(value, f"inputs[{item}]")
         features, frames = self._features(samples)
+        worded = parameters.return_timestamps == WORD
+        if worded and not getattr(self.defaults, "alignment_heads", None):
+            raise InvalidParameter(
+                "This model does not tell the times of words: its generation_config.json has no alignment_heads.",
+                "Ask for the times of segments.",
+                "parameters.return_timestamps",
+            )
         seed = secrets.randbelow(2**63) if asked.seed in (None, -1) else asked.seed
         spoken = Spoken(
             features, frames, len(samples) / RATE, language, asked.task or "transcribe",
             max(asked.temperature, COOLEST) if asked.temperature else 0.0, int(seed or 0), prompt, asked.max_new_tokens,
         )  # fmt: skip
-        alone = features.shape[1] > self._frames or spoken.temperature > 0
-        timed = parameters.return_timestamps or parameters.return_segments
+        alone = features.shape[1] > self._frames or spoken.temperature > 0 or worded
+        timed = bool(parameters.return_timestamps or parameters.return_segments)
         key = (spoken.language, spoken.task, spoken.prompt, spoken.most, timed, secrets.token_hex(8) if alone else "")
         row = Row({"input_ids": [0] * self._window}, item, key, parameters, spoken)
         row.new_tokens = spoken.most or self._positions
@@ -198,7 +207,8 @@ class AutomaticSpeechRecognition(Task):
     def _written(self, rows: Sequence[Row], between: Between, **more: Any) -> list[Any]:
         first: Spoken = rows[0].extra
         features = torch.stack([row.extra.features for row in rows]).to(self.model.device, self.model.dtype)
-        with torch.inference_mode(), self._random(first):
+        worded = rows[0].parameters.return_timestamps == WORD
+        with torch.inference_mode(), self._random(first), self._attending(worded):
             languages = self._heard(features, first)
             told = {} if not self._codes else {"language": languages, "task": first.task}
             made = self.model.generate(
@@ -215,7 +225,9 @@ class AutomaticSpeechRecognition(Task):
                 }
                 for each in made["segments"][number]
             ]
-            found.append(Written(languages[number], segments, made["sequences"][number].tolist()))
+            own = made["segments"][number] if worded else ()
+            times = [time for each in own for time in each["token_timestamps"].tolist()]
+            found.append(Written(languages[number], segments, made["sequences"][number].tolist(), times))
         return found
 
     def _options(self, rows: Sequence[Row], first: Spoken) -> dict[str, Any]:
@@ -225,8 +237,12 @@ class AutomaticSpeechRecognition(Task):
             "return_timestamps": bool(parameters.return_timestamps or parameters.return_segments or long),
             "do_sample": first.temperature > 0,
         }
-        if long:
-            options["attention_mask"] = torch.ones(1, first.frames, dtype=torch.long, device=self.model.device)
+        if parameters.return_timestamps == WORD:
+            options["return_token_timestamps"] = True
+        if long or parameters.return_timestamps == WORD:
+            mask = torch.zeros(1, max(first.frames, self._frames), dtype=torch.long, device=self.model.device)
+            mask[:, : first.frames] = 1
+            options["attention_mask"] = mask
         if first.temperature > 0:
             options["temperature"] = first.temperature
         if first.prompt:
@@ -244,6 +260,16 @@ class AutomaticSpeechRecognition(Task):
         return [names[number] for number in found]
 
     @contextmanager
+    def _attending(self, worded: bool) -> Iterator[None]:
+        """Have transformers' way of attention back afterwards: it changes the model's to tell the times of words."""
+        before = self.model.config._attn_implementation
+        try:
+            yield
+        finally:
+            if worded:
+                self.model.set_attn_implementation(before)
+
+    @contextmanager
     def _random(self, first: Spoken) -> Iterator[None]:
         """Have what is sampled inside follow the row's own seed."""
         with torch.random.fork_rng(devices=[self.loaded.device] if self.loaded.device.type == "cuda" else []):
@@ -252,10 +278,12 @@ class AutomaticSpeechRecognition(Task):
 
     def decode(self, value: str, parameters: SpeechParameters, rows: Sequence[Row], outputs: Sequence[Any]) -> Any:
         (row,), (written,) = rows, outputs
-        language, segments, tokens = written
+        language, segments, tokens, times = written
         spoken: Spoken = row.extra
         answer: dict[str, Any] = {"text": self._text(tokens)}
-        if parameters.return_timestamps:
+        if parameters.return_timestamps == WORD:
+            answer["chunks"] = self._words(tokens, times)
+        elif parameters.return_timestamps:
             answer["chunks"] = [
                 {"timestamp": [each["start"], each["end"]], "text": self._text(each["tokens"])} for each in segments
             ]
@@ -268,6 +296,16 @@ class AutomaticSpeechRecognition(Task):
             answer |= {"language": known, "duration": round(spoken.seconds, 3), "segments": own}
         return answer
 
+    def _words(self, tokens: Sequence[int], times: Sequence[float]) -> list[dict[str, Any]]:
+        """Words of a text with their times, as transformers' pipeline has them."""
+        made = [{"tokens": torch.tensor([tokens]), "token_timestamps": torch.tensor([times])}]
+        precision = self.extractor.chunk_length / self._window
+        _, told = self.tokenizer._decode_asr(
+            made, return_timestamps=WORD, return_language=None, time_precision=precision
+        )
+        words = told.get("chunks", [])
+        return [{"timestamp": [float(at) for at in each["timestamp"]], "text": each["text"]} for each in words]
+
     def _text(self, tokens: Sequence[int]) -> str:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
@@ -277,5 +315,5 @@ class AutomaticSpeechRecognition(Task):
     def answer_bytes(self, value: str, parameters: SpeechParameters, rows: Sequence[Row]) -> int:
         windows = sum(map(self._windows, rows))
         listed = _SEGMENT_BYTES if parameters.return_segments else 0
-        times = 1 + parameters.return_timestamps + parameters.return_segments
+        times = 1 + 2 * bool(parameters.return_timestamps) + parameters.return_segments
         return windows * self._positions * (times * _TOKEN_BYTES + listed)

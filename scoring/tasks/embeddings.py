@@ -1,7 +1,7 @@
-"""feature-extraction and sentence-embeddings: hidden states of an encoder, pooled or not."""
+"""feature-extraction and sentence-embeddings: hidden states of an encoder, pooled or not; or in a model's own form."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,8 @@ from scoring.model.loaded import Loaded
 from scoring.schema.requests import MOST_EMBEDDED, EmbeddingParameters
 from scoring.sentence.head import pool
 from scoring.strict_json.body import NUMBER_BYTES
-from scoring.tasks.base import EncoderTask, vocabulary
+from scoring.tasks.base import EncoderTask
+from scoring.tasks.vector_forms import DOCUMENT, DOCUMENT_PROMPTS, TokenVectors, form_of, refuse_empty
 
 #: Pooling and normalize unless the deployment or the model's folder sets them.
 _DEFAULTS = {
@@ -36,6 +37,9 @@ class Embeddings(EncoderTask):
         # With padding behind the text, no position and no causal mask of a token depends on it.
         self.side = "right"
         self.head = loaded.head
+        self.form = form_of(loaded) if name != "feature-extraction" else None
+        if self.form:
+            self.smaller = self.form.smaller
         pooling, normalize = _DEFAULTS[name]
         if self.head and name != "feature-extraction":
             pooling, normalize = "model", self.head.told.normalize
@@ -44,20 +48,50 @@ class Embeddings(EncoderTask):
 
     def encode(self, value: str | list[int], parameters: EmbeddingParameters, item: int) -> list[Row]:
         self._check(parameters)
+        skipped: Any = 0  # tokens that the pooling leaves out; of token vectors, the places of those compared
         if isinstance(value, list):
-            encoded, skipped = self._as_given(value, parameters, item), 0
+            encoded = self._as_given(value, parameters, item)
         else:
             prompt = self._prompt(parameters)
             side = (parameters.truncation_direction or "").lower() or None
+            if isinstance(self.form, TokenVectors):
+                return [self._compared(self.form, prompt + value, parameters, item, side)]
             encoded = self.tokenize([prompt + value], parameters.cut, item, side=side)
             skipped = self._skipped(prompt)
+        if isinstance(self.form, TokenVectors):
+            encoded, skipped = self.form.fill(encoded, self.form.role(parameters))
         row = self.row(encoded, item, parameters=parameters, extra=skipped)
-        if skipped >= row.tokens and self._mode(parameters) != "none":
+        if isinstance(self.form, TokenVectors):
+            refuse_empty(row, item)
+        elif skipped >= row.tokens and self._mode(parameters) != "none":
             raise InvalidInput("The prompt leaves no token of the text.", "Shorten it.", f"inputs[{item}]")
         return [row]
 
+    def _compared(
+        self, form: TokenVectors, text: str, parameters: EmbeddingParameters, item: int, side: str | None
+    ) -> Row:
+        """Row of a text whose tokens are compared, as long as its side may be."""
+        role = form.role(parameters)
+        most = form.limit(role) if parameters.cut else None
+        encoded = self.call_tokenizer(text, truncation=parameters.cut, max_length=most, side=side)
+        if not encoded["input_ids"]:
+            raise InvalidInput("The tokenizer finds nothing in the text.", "Send visible text.", f"inputs[{item}]")
+        form.check_length(len(encoded["input_ids"]), role, item)
+        features, kept = form.fill(dict(encoded), role)
+        row = self.row(features, item, parameters=parameters, extra=kept)
+        refuse_empty(row, item)
+        return row
+
     def _check(self, parameters: EmbeddingParameters) -> None:
         """Refuse parameters that the model's vectors cannot honour."""
+        if self.form:
+            self.form.check(parameters)
+            return
+        for name in ("max_active_dims", "sparse_keys"):
+            if name in parameters.model_fields_set:
+                raise InvalidParameter(
+                    f"{name} is for sparse vectors; this model's are not.", f'Leave out "{name}".', f"parameters.{name}"
+                )
         size = self._dimension(parameters)
         if parameters.dimensions is not None and parameters.dimensions > size:
             raise InvalidParameter(
@@ -90,8 +124,16 @@ class Embeddings(EncoderTask):
                 "parameters.prompt_name",
             )
         if name is None:
-            name = self.head.told.default_prompt if self.head else None
+            name = self._usual_prompt(parameters)
         return known[name] if name is not None else ""
+
+    def _usual_prompt(self, parameters: EmbeddingParameters) -> str | None:
+        """Name of the prompt for a text's side, if the model has one, else of the default one."""
+        if self.head is None:
+            return None
+        role = self.form.role(parameters) if self.form else parameters.input_type
+        names = DOCUMENT_PROMPTS if role == DOCUMENT else (role,) if role else ()
+        return next((name for name in names if name in self.head.told.prompts), self.head.told.default_prompt)
 
     def _skipped(self, prompt: str) -> int:
         """Tokens that the pooling leaves out: the prompt's own, for a model whose pooling does so."""
@@ -106,13 +148,7 @@ class Embeddings(EncoderTask):
             raise InvalidParameter(
                 "A prompt goes before a text, and this input is token ids.", "Send texts.", f"inputs[{item}]"
             )
-        known = vocabulary(self.model.config)
-        if max(ids) >= known:
-            raise InvalidInput(
-                f"The model has no token {max(ids)}; its vocabulary ends at {known - 1}.",
-                "Send the ids of the model's own tokenizer, or texts.",
-                f"inputs[{item}]",
-            )
+        self.check_known(ids, item)
         most = self.loaded.context_length
         if not parameters.cut:
             self.check_length(len(ids), item, 'Shorten it, or set "parameters": {"truncation": true}.')
@@ -138,6 +174,8 @@ class Embeddings(EncoderTask):
         return self._normalize
 
     def answer_bytes(self, value: str | list[int], parameters: EmbeddingParameters, rows: Sequence[Row]) -> int:
+        if self.form:
+            return self.form.answer_bytes(parameters, rows[0])
         vectors = rows[0].tokens if self._mode(parameters) == "none" else 1
         size = parameters.dimensions or self._dimension(parameters)
         # Base64 takes four characters for three bytes of a float32's four.
@@ -147,6 +185,8 @@ class Embeddings(EncoderTask):
         return max(limits.queue_size, MOST_EMBEDDED)
 
     def split(self, output: Any, rows: Sequence[Row]) -> list[torch.Tensor]:
+        if self.form:
+            return [self._in_form(each, row) for each, row in zip(self.live(output[0], rows), rows, strict=True)]
         hidden = output[0].float()  # [B, S, H]
         vectors = [self._pool(states, row) for states, row in zip(self.live(hidden, rows), rows, strict=True)]
         whole = [at for at, row in enumerate(rows) if self._mode(row.parameters) == "model"]
@@ -154,6 +194,21 @@ class Embeddings(EncoderTask):
             for at, vector in zip(whole, self.head.finish([vectors[at] for at in whole]), strict=True):
                 vectors[at] = vector
         return [self._finish(vector, row.parameters).cpu() for vector, row in zip(vectors, rows, strict=True)]
+
+    def _in_form(self, output: torch.Tensor, row: Row) -> torch.Tensor:
+        assert self.form is not None
+        vector = self.form.make(output.float(), row)
+        return (self._finish(vector, row.parameters) if isinstance(self.form, TokenVectors) else vector).cpu()
+
+    def kin(self, row: Row) -> Hashable:
+        """Key of rows with tokens that nothing attends to: no pass computes those, so that they run plainly."""
+        return self.form is not None and 0 in row.features.get("attention_mask", ())
+
+    def run(self, rows: Sequence[Row]) -> Any:
+        if not self.kin(rows[0]):
+            return super().run(rows)
+        batch = {name: ids.to(self.model.device) for name, ids in self.pad(rows).items()}
+        return type(self.model).forward(self.model, **batch)
 
     def _pool(self, states: torch.Tensor, row: Row) -> torch.Tensor:
         """Pool [S, H] to one vector, or to [1, S, H] for "none"."""
@@ -175,6 +230,8 @@ class Embeddings(EncoderTask):
         rows: Sequence[Row],
         outputs: Sequence[torch.Tensor],
     ) -> Any:
+        if self.form:
+            return self.form.answer(outputs[0], parameters)
         if parameters.encoding_format == "base64":
             return base64.b64encode(outputs[0].numpy().astype("<f4").tobytes()).decode()
         return outputs[0].tolist()

@@ -25,7 +25,7 @@ from scoring.engine import dynamic_rotary
 from scoring.engine.row import SLOTS, Between, Row, nothing
 from scoring.errors import InvalidInput, InvalidParameter
 from scoring.generation import scheduler, sequence
-from scoring.generation.adapters import adapter_of, all_with
+from scoring.generation.adapters import all_with
 from scoring.generation.adjustments import AdjustmentsProcessor
 from scoring.generation.cache_salt import salt_of
 from scoring.generation.details import token_details
@@ -127,7 +127,7 @@ class Generative(Task):
         )
 
     def _settings(self, asked: dict[str, Any], parameters: Any, tokens: Tokens, bound: Bound) -> GenerationSettings:
-        stop, adapter = parameters.stop or (), adapter_of(parameters.adapter, self.loaded.adapter_names)
+        stop, adapter = parameters.stop or (), self.loaded.served.key_of(parameters.adapter)
         return GenerationSettings(
             tuple(sorted(asked.items())),
             (stop,) if isinstance(stop, str) else tuple(stop),

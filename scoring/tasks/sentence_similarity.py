@@ -1,4 +1,4 @@
-"""sentence-similarity: cosines of sentences with a source sentence, of the vectors that the model's folder makes."""
+"""sentence-similarity: likeness of sentences to a source sentence, by the vectors that the model's folder makes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,21 +10,26 @@ from scoring.schema.requests import EmbeddingParameters
 from scoring.strict_json.body import NUMBER_BYTES
 from scoring.tasks.base import placed
 from scoring.tasks.embeddings import Embeddings
+from scoring.tasks.vector_forms import DOCUMENT, QUERY
 
 
 class SentenceSimilarity(Embeddings):
-    """One cosine per sentence, in the sentences' order."""
+    """One cosine per sentence, in the sentences' order; products of sparse vectors, and best ones of tokens'."""
 
     name = "sentence-similarity"
     smaller = "Send fewer sentences at once."
 
     def encode(self, value: Any, parameters: Any, item: int) -> list[Row]:
-        asked = EmbeddingParameters(**parameters.model_dump(), normalize=True)
+        own = parameters.model_dump(exclude_unset=True)
+        if self.form:
+            sides = [EmbeddingParameters(**{**own, "input_type": side}) for side in (QUERY, DOCUMENT)]
+        else:
+            sides = [EmbeddingParameters(**own, normalize=True)] * 2
         places = [".source_sentence", *(f".sentences[{number}]" for number in range(len(value.sentences)))]
-        rows = []
+        rows: list[Row] = []
         for place, text in zip(places, [value.source_sentence, *value.sentences], strict=True):
             with placed(f"inputs[{item}]", place):
-                rows += super().encode(text, asked, item)
+                rows += super().encode(text, sides[bool(rows)], item)
         return rows
 
     def answer_bytes(self, value: Any, parameters: Any, rows: Sequence[Row]) -> int:
@@ -32,4 +37,6 @@ class SentenceSimilarity(Embeddings):
 
     def decode(self, value: Any, parameters: Any, rows: Sequence[Row], outputs: Sequence[torch.Tensor]) -> Any:
         source, *others = outputs
+        if self.form:
+            return self.form.compare(source, others)
         return (torch.stack(others) @ source).tolist()

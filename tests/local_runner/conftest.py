@@ -41,6 +41,8 @@ def make_bundle(folder: Path, name: str = "echo", task: str = "text-classificati
         "generation/cache_salt.py",
         "host_api.py",
         "limits/__init__.py",
+        "lora/__init__.py",
+        "lora/served.py",
         "limits/control_groups.py",
         "limits/cpus.py",
         "strict_json/__init__.py",

@@ -5,11 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import CodeType
 
 import pytest
 
-from tests.fork_server import ForkServer, forking
+from scoring import errors
+from tests.fork_server import ForkServer, _compile, forking
 from tests.forked_commands import commands
 from tests.processes import command
 
@@ -69,6 +72,22 @@ def test_a_shell_sees_the_output_and_the_exit_code_of_its_commands(fork_server: 
     assert int(code.removeprefix("code ")) > 0
     assert usages == "1\n"
     assert "no-bundle" in done.stderr
+
+
+def test_files_of_the_packages_and_copies_of_them_are_compiled_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[str] = []
+    monkeypatch.setattr(SourceFileLoader, "source_to_code", lambda self, data, path: compiled.append(path))
+    _compile()
+    copy, changed = tmp_path / "copy.py", tmp_path / "changed.py"
+    copy.write_bytes(Path(errors.__file__).read_bytes())
+    changed.write_text(copy.read_text() + "# a line more\n")
+    code = SourceFileLoader("copy", str(copy)).get_code("copy")
+    assert code is not None
+    assert {each.co_filename for each in (code, *code.co_consts) if isinstance(each, CodeType)} == {str(copy)}
+    SourceFileLoader("changed", str(changed)).get_code("changed")
+    assert compiled == [str(changed)]
 
 
 def test_output_that_nobody_reads_ends_it_as_python_ends() -> None:

@@ -1,6 +1,7 @@
 """A runner's life: loading behind open ports, failing with one sentence, draining on a signal."""
 
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -22,7 +23,7 @@ from local_runner.process.launch import Azmlinfsrv, Runner
 from local_runner.protos import scoring_pb2, scoring_pb2_grpc
 from mii_azure.errors import BundleEdited, RunnerFailed
 from scoring.errors import LoadError
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 Status = health_pb2.HealthCheckResponse
 
@@ -30,25 +31,23 @@ Status = health_pb2.HealthCheckResponse
 class Started:
     """`python -m local_runner` with nothing between it and the test."""
 
-    def __init__(self, bundle: Path, folder: Path, *arguments: str, **env: str) -> None:
+    def __init__(self, bundle: Path, folder: Path, *arguments: str, before: str = "", **env: str) -> None:
+        """Start it; `before` are words of a shell that becomes the process."""
         self.ready = folder / "ready.json"
         self.log = folder / "log"
         command = [sys.executable, "-m", "local_runner", str(bundle), "--grpc-port", "0", "--http-port", "0"]
+        command += ["--ready-file", str(self.ready), *arguments]
+        command = ["sh", "-c", before + shlex.join(command)] if before else command
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [*command, "--ready-file", str(self.ready), *arguments],
-                stdout=log,
-                stderr=log,
-                env={**os.environ, **env},
-            )
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **env})
 
-    def wait_for(self, state: str) -> dict[str, Any]:
+    def wait_for(self, state: str, seconds: float = PATIENCE_S) -> dict[str, Any]:
         def found() -> dict[str, Any]:
             assert self.process.poll() is None, self.log.read_text()
             told = ready_file.read(self.ready)
             return told if told.get("state") == state else {}
 
-        return until(found)
+        return until(found, seconds)
 
     def ended(self) -> tuple[int, str]:
         return self.process.wait(60), self.log.read_text()

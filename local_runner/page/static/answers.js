@@ -120,7 +120,16 @@ function vector(answer) {
 
 const dot = (a, b) => a.reduce((sum, value, place) => sum + value * b[place], 0);
 
+// Texts with the heaviest tokens of each.
+function weighted(answer, inputs) {
+  return answer.map((weights, index) => el("div", {},
+    el("h3", {}, `${index + 1}. ${inputs[index]}`),
+    el("p", {}, `${Object.keys(weights).length} tokens have a weight; the heaviest:`),
+    scored(Object.entries(weights).sort(([, a], [, b]) => b - a).slice(0, 12))));
+}
+
 function similarities(answer, inputs) {
+  if (answer[0] && typeof answer[0] === "object" && !Array.isArray(answer[0])) return weighted(answer, inputs);
   const vectors = answer.map(vector);
   const cosine = (a, b) => dot(a, b) / (Math.sqrt(dot(a, a) * dot(b, b)) || 1);
   const rows = inputs.map((text, row) => el("tr", {},

@@ -43,7 +43,7 @@ export const TASKS = {
   "token-classification": { ...one, fields: text("Text"), first: ["aggregation_strategy"], presets: { aggregation_strategy: "simple" } },
   "fill-mask": { ...one, fields: text("Text with masks", 3), mask: "[MASK]", first: ["top_k", "targets"] },
   "feature-extraction": { ...lines, fields: text("Texts, one a line", 5), first: ["pooling", "normalize"], presets: { pooling: "mean" }, openai: "embeddings" },
-  "sentence-embeddings": { ...lines, fields: text("Texts, one a line", 5), first: ["normalize", "prompt_name"], openai: "embeddings" },
+  "sentence-embeddings": { ...lines, fields: text("Texts, one a line", 5), first: ["normalize", "prompt_name", "input_type", "sparse_keys"], openai: "embeddings" },
   "sentence-similarity": {
     fields: [{ name: "source", label: "Source sentence", rows: 1 }, { name: "text", label: "Sentences, one a line", rows: 5 }],
     inputs: (given) => ({ source_sentence: given.source, sentences: byLine(given.text) }),

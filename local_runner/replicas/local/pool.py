@@ -21,11 +21,12 @@ from local_runner.process.scratch import Scratch
 from local_runner.protocol import errors
 from local_runner.replicas.local import options as local_options
 from local_runner.replicas.local.options import ReplicaOptions
+from local_runner.replicas.local.shared_adapters import SharedAdapters
 from local_runner.replicas.local.supervisor import Condition, ReplicaProcess
 from local_runner.replicas.metrics import merged
 from local_runner.replicas.pool import PendingRequest, PoolState
 from scoring.errors import NotReady
-from scoring.host_api import Deployment
+from scoring.host_api import AdapterChange, AdapterRef, Deployment
 
 _LONGEST_METADATA = 200
 _LONGEST_FOLDER = 80
@@ -41,10 +42,12 @@ class LocalPool:
         self.copies = options.count
         self._sticky = options.sticky
         self._turn = 0
-        environments = _shares(options.count, Deployment.read(bundle / "code" / "deployment.json"))
+        deployment = Deployment.read(bundle / "code" / "deployment.json")
+        environments = _shares(options.count, deployment)
         # A Unix socket's path has at most 107 bytes.
         short = len(tempfile.gettempdir()) < _LONGEST_FOLDER
         self._scratch = Scratch(None if short else Path("/tmp"))  # noqa: S108
+        self._adapters = SharedAdapters(bundle, deployment, self._scratch.path)
         arguments = [options.log_format, "verbose" if options.verbose else "quiet"]
         self._replicas = [
             ReplicaProcess(index, bundle, self._scratch.path, environment, arguments)
@@ -84,6 +87,15 @@ class LocalPool:
     async def reload(self, tuning: Tuning) -> None:
         """Apply settings to every replica, also to those that start later."""
         await asyncio.gather(*(replica.tune(asdict(tuning)) for replica in self._replicas))
+
+    @property
+    def adapters(self) -> tuple[AdapterRef, ...] | None:
+        """Adapters that the replicas serve now, the same tuple until they change; None for the bundle's own."""
+        return self._adapters.refs
+
+    async def change_adapters(self, change: AdapterChange) -> None:
+        """Load or unload adapters in every replica, also in those that start later, or in none."""
+        await self._adapters.change(change, self._able, self._replicas)
 
     async def drain(self, left_s: float) -> None:
         """End every process."""

@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import sys
 import time
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,12 @@ from local_runner.bundle.script import Answer
 from local_runner.errors import RunnerFailed
 from local_runner.process import ready_file
 from local_runner.process.launch import failure
+from local_runner.protocol.errors import error_from_body
 from local_runner.replicas.local.framing import GONE, Connection, connect, frame, head
 from local_runner.replicas.local.worker import FAILED
 from local_runner.replicas.pool import Lost
+from scoring.errors import MiiAzureError
+from scoring.host_api import AdapterRef, WantedAdapter
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +33,9 @@ _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
 _STEADY_S = 60.0  # after being ready this long, the next exit counts as the first again
 _KILL_S = 1.0
+
+#: Adapters that a replica is to serve.
+Wanted = tuple[WantedAdapter, ...]
 
 
 class Condition(StrEnum):
@@ -59,7 +67,8 @@ class ReplicaProcess:
         self._pause_s = _FIRST_PAUSE_S
         self._ready_since = 0.0
         self._tuning: dict[str, Any] = {}
-        self._life = 0  # processes that have ended
+        self._adapters: Wanted | None = None  # to be served by every process that is started later; None: the bundle's
+        self.life = 0  # processes that have ended
         self._supervising: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -91,11 +100,33 @@ class ReplicaProcess:
             with contextlib.suppress(*GONE):
                 await self._pass_on()
 
+    async def keep_adapters(self, wanted: Wanted, told: bool) -> None:
+        """Have every process that is started later serve these adapters, and this one if it was not told of them."""
+        self._adapters = wanted
+        if self.condition is Condition.READY and not told:
+            with contextlib.suppress(*GONE):
+                await self.become(wanted)
+
+    async def become(self, wanted: Wanted) -> list[AdapterRef]:
+        """Serve these adapters and no others; raises what the replica says, or that it is gone (GONE)."""
+        facts = await self._asked({"op": "adapters", "wanted": [asdict(each) for each in wanted]})
+        if "error" in facts:
+            raise error_from_body(json.dumps(facts).encode(), facts["status"])
+        return [AdapterRef(**each) for each in facts["adapters"]]
+
     async def _pass_on(self) -> None:
+        await self._asked({"op": "tune", "tuning": self._tuning})
+        told: Wanted | None = None
+        while self._adapters is not None and told is not self._adapters:  # they may change meanwhile
+            told = self._adapters
+            await self.become(told)
+
+    async def _asked(self, what: dict[str, Any]) -> dict[str, Any]:
+        """Ask the process something without a body, and return the head of its answer."""
         connection = await connect(str(self._socket))
         try:
-            await connection.send(head({"op": "tune", "tuning": self._tuning}), frame(b""))
-            await connection.receive_head()
+            await connection.send(head(what), frame(b""))
+            return await connection.receive_head()
         finally:
             connection.close()
 
@@ -140,7 +171,7 @@ class ReplicaProcess:
     def give_back(self, connection: Connection) -> None:
         """Take back the connection of a finished request, for the next one, unless its process has ended since."""
         self.in_flight -= 1
-        if connection.life == self._life:
+        if connection.life == self.life:
             self._idle.append(connection)
         else:
             connection.close()
@@ -152,7 +183,7 @@ class ReplicaProcess:
             connection.close()
 
     async def _connect(self) -> Connection:
-        life = self._life
+        life = self.life
         connection = await connect(str(self._socket))
         connection.life = life
         return connection
@@ -214,6 +245,11 @@ class ReplicaProcess:
             except TimeoutError:
                 reply = {"ready": False, "statistics": self.statistics}
                 logger.error("Replica %d has not answered for %g s.", self.index, _SILENCE_S)
+            except MiiAzureError as error:  # it cannot have what the others serve
+                logger.error("Replica %d cannot serve the adapters of the others: %s", self.index, error)
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+                return
             except GONE:  # not there yet, or no longer there
                 connection = None
                 continue
@@ -227,7 +263,7 @@ class ReplicaProcess:
                 return
 
     def _drop_connections(self) -> None:
-        self._life += 1
+        self.life += 1
         for connection in self._idle:
             connection.close()
         self._idle.clear()

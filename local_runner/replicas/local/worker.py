@@ -68,6 +68,9 @@ class ReplicaWorker:
             await self._host.tune(Tuning(**request["tuning"]))
             await connection.send(head({}), frame(b""))
             return
+        if request["op"] == "adapters":
+            await connection.send(head(await self._adapters(request["wanted"])), frame(b""))
+            return
         headers = request["headers"]
         logs.take(headers.get(logs.HEADER))
         answer = await answers.answer(self._host, body.decode(), headers)
@@ -81,6 +84,19 @@ class ReplicaWorker:
                 if chunk:
                     await connection.send(frame(chunk))
         await connection.send(frame(b""))
+
+    async def _adapters(self, wanted: list[dict[str, Any]]) -> dict[str, Any]:
+        """Serve these adapters and no others; what they are, or why they are not served."""
+        from dataclasses import asdict
+
+        from scoring.errors import MiiAzureError
+        from scoring.host_api import ServeThese, WantedAdapter
+
+        try:
+            await self._host.change_adapters(ServeThese(tuple(WantedAdapter(**each) for each in wanted)))
+        except MiiAzureError as error:
+            return {"status": error.http_status, **error.to_dict()}
+        return {"adapters": [asdict(each) for each in self._host.adapters() or ()]}
 
 
 async def _serve(bundle: Path, path: Path) -> None:

@@ -16,8 +16,8 @@ from local_runner.host.reload import Tuning
 from local_runner.replicas.pool import Lost, PendingRequest, PoolState
 from local_runner.replicas.ray.cluster import Cluster, Replicas
 from local_runner.replicas.ray.options import RayOptions
-from scoring.errors import MiiAzureError
-from scoring.host_api import Deployment
+from scoring.errors import AdapterRefused, MiiAzureError
+from scoring.host_api import AdapterChange, AdapterRef, Deployment
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +92,15 @@ class RayPool:
 
     async def reload(self, tuning: Tuning) -> None:
         """Leave the replicas as they are: only settings of the front may change."""
+
+    async def change_adapters(self, change: AdapterChange) -> None:
+        """Refuse: replicas of a cluster come and go with the bundle's adapters."""
+        raise AdapterRefused("Replicas in a Ray cluster serve the bundle's adapters.", "Generate a bundle with it.")
+
+    @property
+    def adapters(self) -> tuple[AdapterRef, ...] | None:
+        """The bundle's own."""
+        return None
 
     async def drain(self, left_s: float) -> None:
         """Stop the application, waiting for its replicas if any has run."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -61,6 +62,21 @@ def test_transcriptions_in_every_form(url: str, client: openai.OpenAI) -> None:
     assert (srt, vtt) == tuple(rendered(told, form, "/v1/audio/transcriptions")[0] for form in ("srt", "vtt"))
 
 
+def test_a_stream_has_the_events_that_the_client_reads(client: openai.OpenAI) -> None:
+    asked: Any = {"model": "speech", "file": ("talk.wav", FILE), "language": "de"}
+    whole = client.audio.transcriptions.create(**asked).text
+    events = list(client.audio.transcriptions.create(**asked, stream=True))
+    assert [each.type for each in events] == ["transcript.text.delta", "transcript.text.done"]
+    assert events[0].delta == events[-1].text == whole
+
+
+def test_words_are_told_with_their_times() -> None:
+    words = [{"text": " One.", "timestamp": [0.0, 0.5]}]
+    told = {"text": " One.", "language": "en", "duration": 1.0, "segments": [], "chunks": words}
+    body = json.loads(rendered(told, "verbose_json", "")[0])
+    assert body["words"] == [{"word": "One.", "start": 0.0, "end": 0.5}]
+
+
 def test_translations_are_into_english(url: str, client: openai.OpenAI) -> None:
     with pytest.warns(DeprecationWarning):  # the client's own
         made = client.audio.translations.create(model="speech", file=("a.wav", FILE), prompt="Anna")
@@ -81,8 +97,12 @@ def test_forms_of_subtitles() -> None:
     [
         ({"response_format": "yaml"}, "response_format"),
         ({"timestamp_granularities": ["word"]}, "timestamp_granularities"),
+        ({"timestamp_granularities": ["line"], "response_format": "verbose_json"}, "timestamp_granularities"),
+        # The tiny model's generation config has no alignment_heads.
+        ({"timestamp_granularities": ["word"], "response_format": "verbose_json"}, "timestamp_granularities"),
         ({"language": "klingon"}, "language"),
-        ({"stream": True}, "stream"),
+        ({"stream": True, "response_format": "srt"}, "stream"),
+        ({"extra_body": {"stream": "perhaps"}}, "stream"),
         ({"extra_body": {"vad": "on"}}, "vad"),
         ({"file": ("a.wav", b"no sound at all")}, "file"),
         ({"model": "other"}, "model"),

@@ -68,6 +68,9 @@ def test_every_setting_is_explained_has_its_default_and_fits_the_schema(file: Pa
         ("name: abc\ntask: fill-mask\nname: xyz", "line 3: name stands twice"),
         ("task: fill-mask\nmodel: m\ndtype: int3", "dtype"),
         ("task: fill-mask", "--model is missing"),
+        ("task: fill-mask\nmodel: m\nmax_instances: -3", "max_instances: Input should be greater"),  # not a plan's own
+        ("task: fill-mask\nmodel: m\nauth_mode: password", "auth_mode: Input should be 'key'"),
+        ("task: fill-mask\nmodel: m\nname: a_b", "a_b"),
         ("name: 2026-02-30", "is not YAML"),
         ("name: !!int foo", "is not YAML"),
         ("name: 0x_", "is not YAML"),
@@ -78,6 +81,12 @@ def test_mistakes_are_named(text: str, told: str, mii: Mii, tmp_path: Path) -> N
     (tmp_path / "mii-azure.yml").write_text(text)
     done = mii("plan", "-f", "mii-azure.yml")
     assert (done.code, told in done.err) == (2, True), done
+
+
+def test_a_plan_asks_for_nothing_that_only_generating_needs(tiny: Tiny, mii: Mii, tmp_path: Path) -> None:
+    settings = {"task": "text-generation", "model": str(tiny("llama", "text-generation")), "kind": "kaito"}
+    (tmp_path / "mii-azure.yml").write_text(json.dumps(settings))  # of which generating wants an image
+    assert mii("plan", "-f", "mii-azure.yml").code == 0
 
 
 @pytest.mark.parametrize("setting", ["model", "adapter", "draft_model"])

@@ -21,6 +21,9 @@ from tests.scenarios.faults.conftest import until
 
 Tiny = Callable[[str, str], Path]
 TASK = "question-answering"
+pytestmark = pytest.mark.usefixtures(
+    "forked"
+)  # runners that `deploy` starts in this process; `deploying` starts as it is
 DEPLOY = "import sys, time, mii_azure; mii_azure.deploy(*sys.argv[1:4]); print('up', flush=True); time.sleep(600)"
 
 

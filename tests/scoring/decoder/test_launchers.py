@@ -59,32 +59,48 @@ def test_adapters_of_any_rank_fit_in_shared_memory(rank: int, dtype: torch.dtype
         assert told["RP"] >= min(rank, 32)
 
 
-def test_a_piece_beside_streams_is_one_graph_with_its_spans(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_piece_beside_streams_is_one_graph_with_its_spans() -> None:
     """Launch by launch, it kept the host busy for 28 ms."""
     ran: list[Any] = []
     with launchers_of("scoring.decoder.cuda_backend") as cuda_backend:
         own = object.__new__(cuda_backend.CudaBackend)
         graph = SimpleNamespace(replay=lambda: ran.append("replayed"))
-        graphs = cuda_backend.Graphs(spanned={(512, 2): graph})
+        graphs = cuda_backend.Graphs(spanned={(512, 65_536): graph})
         own._kind = lambda slots: graphs
         own._tell = lambda parts, spans=(): ran.append(spans)
         two = [(0, 32_768), (32_768, 32_768)]
-        attending = SimpleNamespace(spans=lambda count, position: two if count >= 256 else [])
+        attending = SimpleNamespace(spans=lambda count, position, alone: two if alone and position > 65_536 else [])
         own.prefiller = SimpleNamespace(attending=attending, piece=lambda rows, runs: ran.append((rows, runs)))
         own._enqueue([(3, 70_000, range(512))])
-        assert ran == [[two], "replayed"]
+        own._enqueue([(3, 70_000, range(300))])  # padded, as the last piece of a prompt
+        assert ran == 2 * [[two], "replayed"]
         ran.clear()
-        own._enqueue([(3, 70_000, range(256))])  # of another size
-        own._enqueue([(3, 70_000, range(504)), (1, 0, range(8))])  # two parts of as many tokens
-        assert ran == [[two], (256, [(0, 256, 70_000)]), [two, []], (512, [(0, 504, 70_000), (504, 8, 0)])]
+        own._enqueue([(3, 70_000, range(200))])  # of the size below, which is not captured
+        own._enqueue([(3, 70_000, range(504)), (1, 0, range(8))])  # beside a short prompt
+        assert ran == [[two], (256, [(0, 200, two)]), [two, []], (512, [(0, 504, two), (504, 8, [])])]
 
 
-def test_pieces_in_graphs_have_every_number_of_spans_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pieces_in_graphs_have_every_number_of_keys_in_spans_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunk_size, "takes_spans", lambda model: True)
     with launchers_of("scoring.decoder.prompt_attention") as prompt_attention:
         own = object.__new__(prompt_attention.ChunkAttention)
-        own.model, own.rows, own.state = SimpleNamespace(), 512, SimpleNamespace(narrow=False, max_length=131_072)
-        found = [(count, len(own.spans(count, position))) for count, position in own.in_graphs()]
-        assert found == [(256, 1), (256, 2), (256, 3), (512, 1), (512, 2), (512, 3)]
-        own.state.max_length = 33_100  # of which a span leaves room for the smaller piece
-        assert own.in_graphs() == [(256, 32_768)]
+        own.model, own.rows, own.state = SimpleNamespace(), 1024, SimpleNamespace(narrow=False, max_length=131_072)
+        sizes = (256, 512, 1024)
+        assert own.in_graphs() == {(count, keys): keys for keys in range(8192, 131_072, 8192) for count in sizes}
+        own.state.max_length = 17_000  # of which a second span leaves too little
+        assert own.in_graphs() == {(count, 8192): 8192 for count in sizes}
+        own.rows = 512
+        assert own.in_graphs() == {(256, 8192): 8192, (512, 8192): 8192}
+        own.state.narrow = True
+        assert own.in_graphs() == {}
+
+
+def test_a_part_with_a_long_prefix_leaves_all_its_spans_to_cudnn_if_no_other_has_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its programs would be too few: 512 tokens behind 24,000 keys took as long as 8,192 tokens' would."""
+    monkeypatch.setattr(chunk_size, "takes_spans", lambda model: True)
+    model: Any = SimpleNamespace()
+    assert chunk_size.spans_of(model, 131_072, 20, 20_000, alone=True) == [(0, 8192), (8192, 8192)]
+    assert chunk_size.spans_of(model, 131_072, 300, 50_000) == [(0, 32_768)]
+    assert chunk_size.spans_of(model, 131_072, 20, 20_000) == []

@@ -63,6 +63,9 @@ COVERED: dict[str, tuple[str, dict[str, Any]]] = {
     "mpnet embeddings": ("MPNetModel", SIZES | {"pad_token_id": 1}),
 }
 
+#: Those whose norms stand behind their products, which eight bits are made for.
+POST_NORM = [name for name in COVERED if "modernbert" not in name]
+
 
 def make(architecture: str, config: dict[str, Any], seed: int = 0) -> Any:
     """A model in evaluation mode, fp32 on the CPU."""

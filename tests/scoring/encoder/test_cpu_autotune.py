@@ -1,5 +1,8 @@
 """The CPU pass: every format answers as plain transformers does, padding or not, and only what is faster is kept."""
 
+import os
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -295,3 +298,12 @@ def test_products_come_in_few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
         x = torch.randn(rows, 40, generator=generator)
         assert torch.allclose(product(x), torch.nn.functional.linear(x, weight, bias), atol=1e-5)
     assert seen == {16, 32, 48, 64}
+
+
+@pytest.mark.skipif("avx512_bf16" not in cpu_autotune.cpu_flags(), reason="the CPU multiplies no bfloat16 anyway")
+def test_a_set_that_onednn_may_not_use_is_not_believed() -> None:
+    """The flags say bfloat16, and oneDNN is kept from it: a product by other instructions takes many times as long."""
+    told = "from scoring.encoder.cpu_ops import bfloat16_pays; print(bfloat16_pays())"
+    held = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"}
+    ran = subprocess.run([sys.executable, "-c", told], env=held, capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "False"

@@ -16,7 +16,7 @@ from scoring.passes.cuda_graph import CudaGraph
 from scoring.passes.deepspeed_kernels import DeepSpeedKernels
 from scoring.passes.fused_encoder import FusedEncoder
 from scoring.passes.w8a8 import W8A8
-from tests.scoring.encoder.encoder_models import COVERED, make
+from tests.scoring.encoder.encoder_models import COVERED, POST_NORM, make
 
 pytestmark = [
     pytest.mark.gpu,
@@ -37,11 +37,10 @@ LENGTHS = (200, 128, 65, 64, 9, 1)
 
 def on_gpu(name: str) -> Any:
     architecture, tiny = COVERED[name]
-    own = {key: tiny[key] for key in ("pad_token_id",) if key in tiny}
     if "dim" in tiny:
         config = {"dim": 256, "n_layers": 3, "n_heads": 4, "hidden_dim": 1024, "vocab_size": 999}
     else:
-        config = SIZES | own | ({"embedding_size": 256} if "embedding_size" in tiny else {})
+        config = tiny | SIZES | ({"embedding_size": 256} if "embedding_size" in tiny else {})
     return make(architecture, config).half().cuda()
 
 
@@ -115,7 +114,7 @@ def test_compile_keeps_only_what_is_faster() -> None:
     assert "forward" not in vars(model)
 
 
-@pytest.mark.parametrize("name", COVERED)
+@pytest.mark.parametrize("name", POST_NORM)
 def test_eight_bits_are_those_of_plain_torch(name: str) -> None:
     model = on_gpu(name)
     told = reference(model, probes(model, LENGTHS))

@@ -35,7 +35,7 @@ def adapted(family: str, folder: Path, rank: int = 5, device: str = "cpu") -> An
     tiny_adapter(base, TASK, folder / "adapters" / "a", TARGETS[family], rank=2, seed=1)
     tiny_adapter(base, TASK, folder / "adapters" / "b", TARGETS[family][:1], rank=rank, seed=2)
     model = load_tiny(base, TASK)[0].eval().to(device)
-    load_bank(["a", "b"], folder, model)
+    load_bank({name: folder / "adapters" / name for name in ("a", "b")}, model)
     return model
 
 

@@ -57,7 +57,7 @@ def prepared(model: Any) -> KVCache:
 def plain(model: Any, state: KVCache, q: torch.Tensor) -> torch.Tensor:
     """The same in float32, query by query."""
     own, out = model.layers[0].attention, []
-    for (row, count, position), (slot, _, _) in zip(runs_of(PARTS), PARTS, strict=True):
+    for (row, count, _), (slot, position, _) in zip(runs_of(PARTS, [[]] * len(PARTS)), PARTS, strict=True):
         blocks = state.table[slot].long()
         k, v = (
             cache[0][:, blocks].flatten(1, 2)[:, : position + count].float().repeat_interleave(2, 0)
@@ -88,7 +88,7 @@ def attended(model: Any, state: KVCache, q: torch.Tensor, rows: int) -> torch.Te
     _, parts, tiled = layout.cut(numbers.to(DEVICE))
     ours.slots = parts[1]
     out, slopes = torch.zeros_like(q), q if model.alibi is None else model.alibi
-    ours.attend(0, q, out, tiled, layout.tiles, slopes, False, {}, runs_of(PARTS) if any(spans) else ())
+    ours.attend(0, q, out, tiled, layout.tiles, slopes, False, {}, runs_of(PARTS, spans) if any(spans) else ())
     return out[: sum(len(ids) for _, _, ids in PARTS)]
 
 

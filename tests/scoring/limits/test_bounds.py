@@ -286,3 +286,26 @@ def test_a_search_with_beams_looks_at_the_end_of_its_texts_only(
     served.ok("Hello", num_beams=2, stop="zq", max_new_tokens=100, min_new_tokens=100)
     assert len(lengths) > 100
     assert max(lengths[:-1]) <= 40
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"truncation": False, "max_length": None}, {"truncation": True, "max_length": 9}]
+)
+@pytest.mark.parametrize(
+    "texts", [("Anna lives in Zürich, by the river.",), ("Where is it?", "By the long river, Anna.")]
+)
+@pytest.mark.parametrize("family", ["bert", "roberta", "deberta-v2", "mpnet", "albert", "llama", "bloom", "t5"])
+def test_features_are_those_of_the_tokenizers_own_call(
+    family: str, texts: tuple[str, ...], options: dict[str, Any], tiny: Tiny
+) -> None:
+    """One way for texts whose offsets nobody asks for, whatever was asked of the tokenizer before."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny(family, FAMILIES[family].tasks[0]))
+    tokenizing = Tokenizing(tokenizer, 128)
+    for side in ("right", "left", "right"):
+        found = dict(tokenizing(*texts, side=side, **options))
+        tokenizer.truncation_side = side
+        expected = tokenizer(*texts, **options)
+        tokenizer.truncation_side = "right"
+        assert found.pop("cut", False) is any(each.overflowing for each in expected.encodings)
+        assert found == dict(expected)
+        tokenizing(texts[0], truncation=True, max_length=4)

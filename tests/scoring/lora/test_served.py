@@ -48,6 +48,10 @@ def _folder(base: Path, folder: Path, family: str) -> Path:
     return folder
 
 
+def _folders(folder: Path) -> dict[str, Path]:
+    return {name: folder / "adapters" / name for name in ("a", "b")}
+
+
 def _decoded(decoder: Decoder, names: Sequence[str], steps: int = 3) -> list[Tensor]:
     """Logits after the prompts and after each of some steps [steps + 1, vocabulary], a row each; fed are likeliest."""
     for slot, name in enumerate(names):
@@ -84,7 +88,7 @@ def test_rows_of_several_adapters_are_those_of_peft(tiny: Tiny, tmp_path: Path, 
         model = peft.PeftModel.from_pretrained(model, folder / "adapters" / name) if name else model
         expected.append(_plain(model.eval(), prompt))
     model = load_tiny(base, TASK)[0].eval()
-    load_bank(["a", "b"], folder, model)
+    load_bank(_folders(folder), model)
     decoder = Decoder(model, slots=4, max_length=64, tier=tier)
     together = _decoded(decoder, NAMES)
     for found, wanted in zip(together, expected, strict=True):
@@ -97,7 +101,7 @@ def test_rows_of_the_base_keep_its_numbers(tiny: Tiny, tmp_path: Path) -> None:
     base = tiny("llama", TASK)
     bare = _decoded(Decoder(load_tiny(base, TASK)[0].eval(), slots=4, max_length=64), [""] * 4)
     model = load_tiny(base, TASK)[0].eval()
-    bank = load_bank(["a", "b"], _folder(base, tmp_path, "llama"), model)
+    bank = load_bank(_folders(_folder(base, tmp_path, "llama")), model)
     decoder = Decoder(model, slots=4, max_length=64)
     mixed = _decoded(decoder, NAMES)
     assert torch.equal(mixed[1], bare[1])
@@ -110,11 +114,14 @@ def test_rows_of_the_base_keep_its_numbers(tiny: Tiny, tmp_path: Path) -> None:
 def test_a_start_sees_adapters_that_differ(tiny: Tiny, tmp_path: Path) -> None:
     base = tiny("llama", TASK)
     model = load_tiny(base, TASK)[0].eval()
-    bank = load_bank(["a", "b"], _folder(base, tmp_path, "llama"), model)
+    bank = load_bank(_folders(_folder(base, tmp_path, "llama")), model)
     decoder = Decoder(model, slots=4, max_length=64)
     assert adapter_error(decoder, model) < 1e-4
     product = decoder.model.layers[0].attention.qkv.adapters
-    product._ups = [torch.zeros_like(up) for up in product._ups]
+    for _, stack in product._parts:
+        stack.at = {place: (down, torch.zeros_like(up)) for place, (down, up) in stack.at.items()}
+    for place in range(2):
+        product.renew(place)
     assert adapter_error(decoder, model) > 0.01
     assert bank.groups is None
 

@@ -20,7 +20,7 @@ from scoring.passes.fused_encoder import FusedEncoder
 from scoring.passes.registry import encoder_passes
 from scoring.passes.runner import choose, run_passes
 from scoring.passes.w8a8 import W8A8
-from tests.scoring.encoder.encoder_models import COVERED, covered
+from tests.scoring.encoder.encoder_models import POST_NORM, covered
 
 BERT = Facts("bert", "BertModel", "encoder", 110_000_000, 220_000_000, 12, 12, 12, 768)
 H100 = Hardware("cuda", "NVIDIA H100", (9, 0), 80 << 30, 1, True)
@@ -97,7 +97,7 @@ def test_weighing_channels_keeps_digits_on_real_weights(minilm: Any) -> None:
     assert 1.5 * errors["int8"] < min(errors["flat"], errors["fp8"]), errors
 
 
-@pytest.mark.parametrize("name", COVERED)
+@pytest.mark.parametrize("name", POST_NORM)
 def test_every_family_loses_no_more_than_eight_bits_do(name: str) -> None:
     model = covered(name)
     told = reference(model)

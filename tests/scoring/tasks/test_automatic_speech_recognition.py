@@ -97,6 +97,45 @@ def test_a_window_is_what_plain_transformers_writes(asked: dict[str, str], folde
     assert len({text, timed_text}) == 2
 
 
+@pytest.fixture
+def worded(folder: Path, tmp_path: Path) -> Any:
+    """A service of the model with heads that align its tokens."""
+    copied = shutil.copytree(folder, tmp_path / "worded")
+    told = json.loads((copied / "generation_config.json").read_text())
+    (copied / "generation_config.json").write_text(json.dumps({**told, "alignment_heads": [[1, 0], [1, 2]]}))
+    deployment = Deployment("speech", TASK)
+    loaded, chosen = load_with(catalogue(deployment), deployment, copied)
+    made = Service(deployment, loaded, task_class(TASK)(loaded, TASK), {})
+    made.start(chosen)
+    yield made, copied
+    made.drain(3)
+
+
+@pytest.mark.parametrize("seconds", [1.3, 5.1])
+def test_times_of_words_are_those_of_the_pipeline(worded: Any, seconds: float) -> None:
+    made, folder = worded
+    samples = noise(seconds, 2)
+    before = ask(made, file_of(samples), language="en")
+    told = ask(made, file_of(samples), language="en", return_timestamps="word", return_segments=True)
+    model, tokenizer = load_tiny(folder, TASK)
+    pipe = pipeline(TASK, model, tokenizer=tokenizer, feature_extractor=WhisperFeatureExtractor.from_pretrained(folder))
+    plain = {"task": "transcribe", "language": "en", "num_beams": 1}
+    expected = pipe({"raw": samples, "sampling_rate": 16_000}, return_timestamps="word", generate_kwargs=plain)
+    assert [(each["text"], *each["timestamp"]) for each in told["chunks"]] == [
+        (each["text"], *each["timestamp"]) for each in expected["chunks"]
+    ]
+    assert told["chunks"] and told["segments"]
+    assert made.loaded.model.config._attn_implementation != "eager"  # as before, for all others
+    assert ask(made, file_of(samples), language="en") == before
+
+
+def test_words_of_a_model_that_cannot_align_them_are_refused(service: Service) -> None:
+    reply = service.answer(json.dumps({"inputs": file_of(noise(1)), "parameters": {"return_timestamps": "word"}}))
+    assert reply.status == 400 and isinstance(reply.body, bytes)
+    error = json.loads(reply.body)["error"]
+    assert (error["where"], "alignment_heads" in error["message"]) == ("parameters.return_timestamps", True)
+
+
 def test_the_pipeline_of_transformers_answers_alike(folder: Path, service: Service) -> None:
     model, tokenizer = load_tiny(folder, TASK)
     pipe = pipeline(TASK, model, tokenizer=tokenizer, feature_extractor=WhisperFeatureExtractor.from_pretrained(folder))
@@ -174,6 +213,7 @@ def test_files_of_other_rates_and_channels_become_one_of_16_000(kind: str) -> No
         (tone(), {"max_new_tokens": 445}, "at most 60 tokens", "parameters.max_new_tokens"),
         (tone(), {"prompt": "<|en|>"}, "prompt", "parameters.prompt"),
         (tone(), {"return_timestamps": "char"}, "return_timestamps", "parameters.return_timestamps"),
+        (tone(), {"return_timestamps": 1}, "return_timestamps", "parameters.return_timestamps"),
         (tone(), {"max_new_tokens": 60, "prompt": "Anna"}, "of the prompt", "parameters.max_new_tokens"),
         (file_of(np.full(400, np.inf)), {}, "no finite numbers", "inputs[0]"),
         (file_of(np.full(400, np.nan)), {}, "no finite numbers", "inputs[0]"),

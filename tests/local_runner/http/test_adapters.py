@@ -1,0 +1,376 @@
+"""Adapters loaded and unloaded while a server runs, over HTTP: by one process, by front ends, by replicas."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import psutil
+import pytest
+import torch
+
+import mii_azure
+from local_runner.process.launch import LOOPBACK, Runner
+from mii_azure.errors import MiiAzureError, RunnerFailed
+from scoring.errors import LoadError
+from tests.tiny_adapters import tiny_adapter
+from tests.tiny_models import load_tiny
+from tests.waiting import until
+
+pytestmark = [
+    pytest.mark.usefixtures("forked"),
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
+]
+
+TASK, KEY = "text-generation", "a-key-of-the-tests-0123456789abcdef"
+#: Long enough for what is held of its beginning to be used again.
+PROMPT = "The house is wonderful and the old bridge over the river was closed until noon on Monday."
+TOKENS = 12
+KINDS = {"one": (), "front-ends": ("--front-ends", "2"), "replicas": ("--replicas", "2")}
+MOST, RANK = 2, 4
+
+
+@dataclass(frozen=True)
+class Models:
+    """A base, adapters of it under one root, and its bundle, which has one adapter of its own."""
+
+    base: Path
+    root: Path
+    bundle: Path
+
+    def text(self, name: str, tokens: int = TOKENS) -> str:
+        """What peft makes of the prompt with the adapter of a folder, or the base without one."""
+        return _text(self.base, self.root / name if name else None, tokens)
+
+
+@cache
+def _text(base: Path, adapter: Path | None, tokens: int) -> str:
+    import peft
+
+    model, tokenizer = load_tiny(base, TASK)
+    if adapter is not None:
+        model = peft.PeftModel.from_pretrained(model, adapter)
+    ids = tokenizer(PROMPT, return_tensors="pt")["input_ids"]
+    with torch.inference_mode():
+        made = model.eval().generate(input_ids=ids, max_new_tokens=tokens, do_sample=False, pad_token_id=0)
+    return str(tokenizer.decode(made[0][ids.shape[1] :], skip_special_tokens=True))
+
+
+@pytest.fixture(scope="module")
+def models(tiny: Callable[[str, str], Path], tmp_path_factory: pytest.TempPathFactory) -> Models:
+    pytest.importorskip("peft")
+    base, root = tiny("llama", TASK), tmp_path_factory.mktemp("adapters")
+    tiny_adapter(base, TASK, root / "one", ("q_proj", "v_proj", "down_proj"), rank=4, seed=1)
+    tiny_adapter(base, TASK, root / "two", ("k_proj", "o_proj", "up_proj"), rank=2, seed=2)
+    tiny_adapter(base, TASK, root / "deep" / "three", ("q_proj",), rank=3, seed=3)
+    tiny_adapter(base, TASK, root / "wide", ("q_proj",), rank=8)
+    tiny_adapter(base, TASK, root / "head", ("q_proj", "lm_head"), rank=2)
+    tiny_adapter(base, TASK, root / "kind", ("q_proj",), rank=2, peft_type="IA3")
+    (root / "text").mkdir()
+    (root / "text" / "adapter_config.json").write_text("{")
+    (root / "text" / "adapter_model.safetensors").write_bytes(b"no weights")
+    cut = tiny_adapter(base, TASK, root / "cut", ("q_proj",), rank=2) / "adapter_model.safetensors"
+    cut.write_bytes(cut.read_bytes()[:-8])
+    large = tiny_adapter(base, TASK, root / "large", ("q_proj",), rank=2) / "adapter_model.safetensors"
+    with large.open("ab") as file:
+        file.truncate(1 << 30)  # a hole: no byte is written
+    own = tiny_adapter(base, TASK, tmp_path_factory.mktemp("own") / "terse", ("q_proj",), rank=2, seed=7)
+    (root / "out").symlink_to(own)
+    linked = tiny_adapter(base, TASK, root / "linked", ("q_proj",), rank=2) / "adapter_model.safetensors"
+    linked.unlink()
+    linked.symlink_to(own / linked.name)
+    bundle = mii_azure.generate(
+        TASK, str(base), "base", output=tmp_path_factory.mktemp("bundle") / "b", adapters=[f"terse={own}"],
+        instance_type="Standard_D4as_v4",
+    )  # fmt: skip
+    return Models(base, root, bundle)
+
+
+@dataclass
+class Server:
+    """A server that takes calls, and its operator's settings."""
+
+    runner: Runner
+    settings: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://{LOOPBACK}:{self.runner.http_port}"
+
+    def post(self, path: str, body: Mapping[str, Any], key: str = KEY) -> httpx.Response:
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        return httpx.post(self.url + path, json=body, headers=headers, timeout=120, trust_env=False)
+
+    def load(self, name: str, path: str, **more: Any) -> httpx.Response:
+        return self.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": path, **more})
+
+    def unload(self, name: str) -> httpx.Response:
+        return self.post("/v1/unload_lora_adapter", {"lora_name": name})
+
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=self.url + "/v1", api_key=KEY, max_retries=0, timeout=120)
+
+    def text(self, model: str, tokens: int = TOKENS) -> str:
+        made = self.client().completions.create(model=model, prompt=PROMPT, max_tokens=tokens, temperature=0)
+        return made.choices[0].text
+
+    def names(self) -> list[str]:
+        return [model.id for model in self.client().models.list()]
+
+    def metadata(self) -> Any:
+        return self.post("/score", {"mii_azure": "metadata"}).json()
+
+    def everywhere(self, ask: Callable[[], Any]) -> list[Any]:
+        """What several calls give, which all processes behind the port are asked by."""
+        with ThreadPoolExecutor(8) as pool:
+            return list(pool.map(lambda _: ask(), range(8)))
+
+    def hang_up(self, settings: Mapping[str, Any]) -> str:
+        """Send SIGHUP with these settings; return what the server then says."""
+        self.settings.write_text(json.dumps(settings))
+        before = len(self._lines())
+        os.kill(self.runner.process.pid, signal.SIGHUP)
+        words = ("reloaded:", "not reloaded:")
+        return until(lambda: next((line for line in self._lines()[before:] if line.startswith(words)), ""))
+
+    def _lines(self) -> list[str]:
+        return self.runner.log.read_text(encoding="utf-8").splitlines()
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def server(
+    models: Models, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("server")
+    (folder / "keys").write_text(KEY + "\n")
+    (folder / "settings.json").write_text("{}")
+    arguments = (
+        *("--adapter-root", str(models.root), "--allow-adapters", "--api-key-file", str(folder / "keys")),
+        *("--max-adapters", str(MOST), "--max-adapter-rank", str(RANK)),
+        *("--settings-file", str(folder / "settings.json")),
+        *("--drain-seconds", "1", *KINDS[request.param]),
+    )  # fmt: skip
+    with Runner(models.bundle, arguments=arguments) as runner:
+        made = Server(runner, folder / "settings.json")
+        if request.param == "replicas":
+            _wait_for_replicas(made)
+        yield made
+
+
+def _wait_for_replicas(server: Server) -> None:
+    until(lambda: httpx.get(server.url + "/readyz", trust_env=False).json()["replicas"]["ready"] == 2)
+
+
+@pytest.fixture
+def fresh(server: Server) -> Iterator[Server]:
+    """The server with the bundle's adapter alone."""
+    yield server
+    for name in [name for name in server.names() if name not in ("base", "terse")]:
+        assert server.unload(name).status_code == 200
+
+
+def test_an_adapter_comes_and_goes_and_comes_anew(fresh: Server, models: Models) -> None:
+    own = fresh.text("terse")
+    assert fresh.metadata()["optimisations"]["static_decode"] == "applied"
+    loaded = fresh.load("mine", "one")
+    assert (loaded.status_code, loaded.text) == (200, "Success: LoRA adapter 'mine' added successfully.")
+    assert fresh.everywhere(fresh.names) == [["base", "terse", "mine"]] * 8
+    told = {each["name"]: each for each in fresh.metadata()["adapters"]}
+    assert (told["mine"]["rank"], told["mine"]["merged"], len(told["mine"]["sha256"])) == (4, False, 64)
+    assert fresh.everywhere(lambda: fresh.text("mine")) == [models.text("one")] * 8
+    again = fresh.load("mine", "two")
+    assert (again.status_code, again.json()["error"]["param"]) == (400, "lora_name")
+    assert "load_inplace" in again.json()["error"]["message"]
+    assert fresh.load("mine", "two", load_inplace=True).status_code == 200
+    assert fresh.everywhere(lambda: fresh.text("mine")) == [models.text("two")] * 8  # nothing of the old is held
+    assert fresh.everywhere(lambda: fresh.text("base")) == [models.text("")] * 8
+    assert fresh.text("terse") == own
+    gone = fresh.unload("mine")
+    assert (gone.status_code, gone.text) == (200, "Success: LoRA adapter 'mine' removed successfully.")
+    assert fresh.everywhere(fresh.names) == [["base", "terse"]] * 8
+    with pytest.raises(openai.NotFoundError, match="'mine'"):
+        fresh.text("mine")
+    assert fresh.unload("mine").json()["error"]["code"] == "adapter_not_served"
+    assert fresh.load("mine", str(models.root / "deep" / "three")).status_code == 200  # a whole path, below the root
+    assert fresh.everywhere(lambda: fresh.text("mine")) == [models.text("deep/three")] * 8
+    assert len({models.text(name) for name in ("", "one", "two", "deep/three")}) == 4
+
+
+def test_what_runs_ends_with_the_adapter_that_it_began_with(fresh: Server, models: Models) -> None:
+    assert fresh.load("mine", "one").status_code == 200
+    count, tokens = 6, 75
+    streams = [
+        fresh.client().completions.create(model="mine", prompt=PROMPT, max_tokens=tokens, temperature=0, stream=True)
+        for _ in range(count)
+    ]
+    begun = [next(iter(stream)).choices[0].text for stream in streams]
+    assert fresh.unload("mine").status_code == 200
+    assert fresh.load("mine", "two").status_code == 200
+    assert fresh.text("mine") == models.text("two")
+    ends = ["".join(part.choices[0].text for part in stream) for stream in streams]
+    whole = [begin + end for begin, end in zip(begun, ends, strict=True)]
+    assert whole == [models.text("one", tokens)] * count
+
+
+BAD = {
+    "../adapters": "is not below",
+    "/etc": "is not below",
+    ".": "is not below",
+    "out": "is not below",
+    "nowhere": "is no folder",
+    "a\0b": "is no folder",
+    "deep": "has no adapter_config.json",
+    "linked": "a link that leads out",
+    "wide": "there is room for rank 4",
+    "head": "the output matrix",
+    "kind": "of the kind 'IA3'",
+    "text": "adapter_config.json cannot be read",
+    "cut": "is damaged",
+    "large": "bytes that there is room for",
+}
+
+
+def test_a_bad_adapter_is_refused_in_words_and_harms_nobody(fresh: Server, models: Models) -> None:
+    tokens = 75
+    stream = fresh.client().completions.create(
+        model="terse", prompt=PROMPT, max_tokens=tokens, temperature=0, stream=True
+    )
+    for path, sentence in BAD.items():
+        answer = fresh.load("bad", path)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"], error["param"]) == (400, "adapter_refused", "lora_path"), path
+        assert sentence in error["message"], path
+        assert "/tmp" not in error["message"].replace(str(models.root), "")
+    for name in ("base", "a/b", "", "x" * 65):
+        answer = fresh.load(name, "one")
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "lora_name"), name
+    assert fresh.post("/v1/load_lora_adapter", {"lora_name": "a"}).json()["error"]["param"] == "lora_path"
+    assert fresh.post("/v1/load_lora_adapter", {"lora_name": 1, "lora_path": "one"}).status_code == 400
+    assert fresh.load("a", "one", rank=3).json()["error"]["param"] == "rank"
+    assert fresh.load("a", "one", load_inplace="yes").json()["error"]["param"] == "load_inplace"
+    for number in range(MOST - 1):
+        assert fresh.load(f"a{number}", "one").status_code == 200
+    full = fresh.load("one-more", "two")
+    assert (full.status_code, full.json()["error"]["code"]) == (400, "adapter_refused")
+    assert f"room for {MOST} adapters" in full.json()["error"]["message"]
+    assert fresh.names() == ["base", "terse", *(f"a{number}" for number in range(MOST - 1))]
+    assert len("".join(part.choices[0].text for part in stream)) > 0
+    assert fresh.text("terse", tokens) == fresh.text("terse", tokens)
+
+
+def test_only_who_has_a_key_may(fresh: Server) -> None:
+    for key in ("", "another"):
+        for path in ("load", "unload"):
+            answer = fresh.post(f"/v1/{path}_lora_adapter", {"lora_name": "a", "lora_path": "one"}, key)
+            assert answer.status_code == 401
+    assert fresh.names() == ["base", "terse"]
+    assert "/v1/load_lora_adapter" in httpx.get(fresh.url + "/openapi.json", headers={"x-api-key": KEY}).json()["paths"]
+
+
+def test_the_operators_list_is_followed_at_sighup(fresh: Server, models: Models) -> None:
+    assert fresh.hang_up({"adapters": {"mine": "one"}}) == "reloaded: 1 API keys, adapters mine"
+    assert fresh.everywhere(lambda: fresh.text("mine")) == [models.text("one")] * 8
+    wrong = fresh.hang_up({"adapters": {"mine": "two", "other": "wide"}, "drain_seconds": 2})
+    assert wrong.startswith("not reloaded:")
+    assert "room for" in wrong
+    assert fresh.hang_up({"adapters": {"mine": "/etc"}}).startswith("not reloaded:")
+    assert fresh.hang_up({"adapters": ["mine"]}).startswith("not reloaded:")
+    assert fresh.everywhere(lambda: fresh.text("mine")) == [models.text("one")] * 8
+    assert fresh.hang_up({"adapters": {"mine": "two"}}).startswith("reloaded:")
+    assert fresh.everywhere(lambda: fresh.text("mine")) == [models.text("two")] * 8
+    assert fresh.hang_up({}).startswith("reloaded:")  # no list says nothing of adapters
+    assert fresh.names() == ["base", "terse", "mine"]
+    assert fresh.hang_up({"adapters": {}}).endswith("adapters none")
+    assert fresh.everywhere(fresh.names) == [["base", "terse"]] * 8
+
+
+def test_a_process_that_is_started_again_has_the_adapters_of_the_others(
+    fresh: Server, models: Models, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    kind = request.node.callspec.params["server"]
+    if kind == "one":
+        pytest.skip("it is one process")
+    folder = tiny_adapter(models.base, TASK, models.root / f"moved-{kind}", ("q_proj", "v_proj"), rank=4, seed=9)
+    expected = _text(models.base, folder, TOKENS)
+    assert fresh.load("mine", folder.name).status_code == 200
+    folder.rename(tmp_path / "gone")  # what is served does not depend on where it came from
+    first, *others = sorted(each.pid for each in psutil.Process(fresh.runner.process.pid).children())
+    parts = [pid for pid in (first, *others) if _is_part(pid)]
+    os.kill(parts[0], signal.SIGKILL)
+    until(lambda: parts[0] not in _parts(fresh) and len(_parts(fresh)) == len(parts))
+    if kind == "replicas":
+        _wait_for_replicas(fresh)
+    found = fresh.everywhere(lambda: fresh.text("mine"))
+    assert found == [expected] * 8
+    if kind == "replicas":
+        later = tiny_adapter(models.base, TASK, models.root / "later", ("v_proj",), rank=4, seed=10)
+        assert fresh.load("later", "later").status_code == 400  # both places are taken
+        assert fresh.unload("mine").status_code == 200
+        assert fresh.load("later", "later").status_code == 200
+        assert fresh.everywhere(lambda: fresh.text("later")) == [_text(models.base, later, TOKENS)] * 8
+
+
+def _is_part(pid: int) -> bool:
+    from tests.fork_server import STAND_BY
+
+    return psutil.Process(pid).name() != STAND_BY
+
+
+def _parts(server: Server) -> list[int]:
+    return [each.pid for each in psutil.Process(server.runner.process.pid).children() if _is_part(each.pid)]
+
+
+def test_a_server_is_closed_by_default(models: Models, tmp_path: Path) -> None:
+    """Adapters of a list alone open no calls; a list at the start is served from the first request on."""
+    (tmp_path / "settings.json").write_text(json.dumps({"adapters": {"mine": "one"}}))
+    listed = ("--adapter-root", str(models.root), "--settings-file", str(tmp_path / "settings.json"))
+    with Runner(models.bundle, arguments=listed) as runner:
+        made = Server(runner, tmp_path / "settings.json")
+        assert made.text("mine") == models.text("one")
+        for path in ("load", "unload"):
+            assert made.post(f"/v1/{path}_lora_adapter", {"lora_name": "mine", "lora_path": "one"}).status_code == 404
+        assert "/v1/load_lora_adapter" not in httpx.get(made.url + "/openapi.json", trust_env=False).json()["paths"]
+        assert made.hang_up({"adapters": {"mine": "two"}}) == "reloaded: adapters mine"
+        assert made.text("mine") == models.text("two")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "sentence"),
+    [
+        (("--allow-adapters", "--adapter-root", "ROOT"), {}, "would let anybody load adapters"),
+        (("--allow-adapters",), {}, "no folder to load from"),
+        (("--adapter-root", "ROOT/nowhere"), {}, "is no folder"),
+        (("--adapter-root", "ROOT"), {"adapters": {"mine": "wide"}}, "room for rank 16"),
+        (
+            ("--adapter-root", "ROOT", "--max-adapter-rank", "1"),
+            {"adapters": {"mine": "one"}},
+            "there is room for rank",
+        ),
+        ((), {"adapters": {"mine": "one"}}, "loads no adapters while it serves"),
+    ],
+    ids=str,
+)
+def test_starts_that_are_refused(
+    models: Models, tmp_path: Path, arguments: tuple[str, ...], settings: dict[str, Any], sentence: str
+) -> None:
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    if "16" in sentence:
+        tiny_adapter(models.base, TASK, tmp_path / "root" / "wide", ("q_proj",), rank=17)
+    root = tmp_path / "root" if "16" in sentence else models.root
+    given = [each.replace("ROOT", str(root)) for each in arguments]
+    with (
+        pytest.raises(MiiAzureError, match=sentence) as caught,
+        Runner(models.bundle, arguments=(*given, "--settings-file", str(tmp_path / "settings.json"))),
+    ):
+        pass
+    assert not isinstance(caught.value, LoadError) or isinstance(caught.value, RunnerFailed)
+    assert caught.value.hint
