@@ -263,10 +263,10 @@ def main(folder: Path, chosen: Sequence[str]) -> None:
         load = round(os.getloadavg()[0], 1)
         steps = PARTS[name](folder)
         found[name] = {"steps": steps, "revision": revision(folder), "load before": load} | stamp
-    rows = [each for name in PARTS if name in found for each in found[name]["steps"]]
-    silent = [each for each in rows if each["silent_s"] > SILENT_S]
-    most = max(each["silent_s"] for each in rows)
-    write("first_hour", {"parts": found, "longest silence, s": most, "silences over 2 s": len(silent)})
+        rows = [each for part in PARTS if part in found for each in found[part]["steps"]]
+        silent = [each for each in rows if each["silent_s"] > SILENT_S]
+        most = max(each["silent_s"] for each in rows)
+        write("first_hour", {"parts": found, "longest silence, s": most, "silences over 2 s": len(silent)})
     print(table(("step", "s", "silent_s", "where"), silent))
 
 

@@ -76,11 +76,14 @@ def _of_server(spec: Spec) -> list[Decision]:
 
 
 def _of_base_image(spec: Spec, plan: Plan) -> list[Decision]:
-    """Decision on a base image that a digest pins."""
+    """Decision on the base image: whether a digest pins it, and what that means for patches."""
     named, _, digest = base_image(spec, plan).partition("@")
     reason = f"{named}, and no other: every build is of the same base, which gets no patches. For those give a newer"
     reason += " digest from time to time, and deploy the bundle that it makes."
-    return [Decision(what="base image", value=digest[:19], reason=reason)] if digest else []
+    if not digest:
+        reason = f"{named}: every build takes the newest with its patches, so that two may differ. --image-digest pins"
+        reason += " one."
+    return [Decision(what="base image", value=digest[:19] or "the newest of its tag", reason=reason)]
 
 
 def _environment_files(spec: Spec, plan: Plan, context: Mapping[str, Any]) -> dict[str, str]:
