@@ -50,7 +50,7 @@ class AzureOptions(MachineOptions):
     image: str | None = Field(
         None,
         pattern=_IMAGE,
-        description="Place of the image with the bundle, for template and kaito: HOST/REPOSITORY in lower case, no tag.",
+        description="Place of the bundle's image, for template and kaito: HOST/REPOSITORY in lower case, no tag.",
     )
     compute: str | None = Field(
         None,
