@@ -58,7 +58,7 @@ def inside(bundle: str, calls: int) -> None:
         script.run(raw)
     profile.disable()
     told = io.StringIO()
-    pstats.Stats(profile, stream=told).sort_stats("tottime").print_stats(25)
+    pstats.Stats(profile, stream=told).strip_dirs().sort_stats("tottime").print_stats(25)
     found["profile"] = told.getvalue().splitlines()
     found["passes"] = json.loads(json.dumps(service.metadata().get("passes"), default=str))
     sys.stdout.write(json.dumps(found) + "\n")

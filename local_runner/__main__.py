@@ -105,6 +105,7 @@ def _settings(options: argparse.Namespace) -> "ServerSettings":
         front_ends,
         options.command,
         not options.no_page,
+        options.cors_origins or "",
         options.log_format != "json",
     )
 

@@ -10,6 +10,7 @@ from local_runner.grpc import services
 from local_runner.host.host import Host
 from local_runner.http import app as http_app
 from local_runner.http import server as http_server
+from local_runner.http.cors import allowing
 from local_runner.http.server import HttpDoor
 from local_runner.page.page import Page
 from local_runner.telemetry import logs
@@ -21,17 +22,24 @@ class Doors:
     """HTTP and gRPC servers of a process; `shared`: other processes of the same server answer at the same ports.
 
     `page`: browsers get a page at `/`; its files are open, what it asks for needs a key like every other request.
+    `cors`: pages of these origins may call it.
     """
 
     def __init__(
-        self, host: Host, security: Security, drain_s: float, shared: bool = False, page: bool = False
+        self,
+        host: Host,
+        security: Security,
+        drain_s: float,
+        shared: bool = False,
+        page: bool = False,
+        cors: str = "",
     ) -> None:
         self._host = host
         self._health = services.Health(host)
         self._security = security
         self._shared = shared
         guarded = security.guard(http_app.build(host))
-        app = logs.Middleware(Page(guarded) if page else guarded)
+        app = logs.Middleware(allowing(Page(guarded) if page else guarded, cors))
         self._http = HttpDoor(app, drain_s, **security.uvicorn_options())
 
     async def open(self, address: str, http_port: int, grpc_port: int) -> tuple[int, int]:

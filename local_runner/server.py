@@ -55,6 +55,7 @@ class ServerSettings:
     front_ends: int = 0  # processes that answer requests beside this one, which then has the engine alone
     command: Sequence[str] = ()  # starts a front end: the command of this process, which finds its place
     page: bool = True  # for browsers, at /
+    cors: str = ""  # origins whose pages may call it
     elapsed: bool = True  # told on a terminal while the model is loaded
 
 
@@ -199,13 +200,13 @@ def _parts(settings: ServerSettings) -> tuple[Host, Doors | FrontEndPool]:
         return engine, FrontEndPool(engine, settings.front_ends, settings.command)
     else:
         host = ScriptHost(bundle)
-    return host, Doors(host, settings.security, settings.drain_s, page=settings.page)
+    return host, Doors(host, settings.security, settings.drain_s, page=settings.page, cors=settings.cors)
 
 
 async def _front_end(settings: ServerSettings, place: Place) -> int:
     """Answer requests beside other front ends of one server, until told to drain; return the exit code."""
     host = FrontEndHost(FrontEndScript(settings.bundle, settings.bundle / "code", place), place)
-    doors = Doors(host, settings.security, settings.drain_s, shared=True, page=settings.page)
+    doors = Doors(host, settings.security, settings.drain_s, shared=True, page=settings.page, cors=settings.cors)
 
     def again() -> reload.Tuning:
         settings.security.reload()

@@ -48,6 +48,8 @@ OTHER_RESULTS = {
     "cpu_decoders": "decoders on a CPU, whose basis is assumed",
     "cpu-vnni": "the rows of cpu.json, with fewer instructions",
     "encoders-kernels": "kernels",
+    "encoder_families": "random weights of four shapes beside stock options",
+    "encoder_ways": "what hosts add",
     "first_hour": "an installation",
     "grammars": "what a grammar adds",
     "hosts": "what hosts add",

@@ -8,6 +8,7 @@ from local_runner.flags.flag import Flag
 _MOST_FRONT_ENDS = 64
 MOST_SERVED_NAMES = 32
 MOST_ADAPTERS = 256
+_ORIGIN = re.compile(r"https?://[^\s/,*]{1,255}")
 _HIGHEST_RANK = 256
 _SERVED_NAME = re.compile(r"[^\s,\x00-\x1f\x7f]{1,128}")
 
@@ -25,6 +26,12 @@ def _amount(number: float) -> None:
 def _front_ends(number: int) -> None:
     if not 0 <= number <= _MOST_FRONT_ENDS:
         raise ValueError(f"{number} is none: it takes 0 to {_MOST_FRONT_ENDS}")
+
+
+def _origins(told: str) -> None:
+    for origin in told.split(","):
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise ValueError(f"{origin[:80]!r} is no origin: those are like https://a.example or http://localhost:3000")
 
 
 def _adapters(number: int) -> None:
@@ -78,6 +85,12 @@ SERVED_NAME = Flag(
     "Comma-separated further names by which requests may call the model.",
     check=_served_names,
 )
+CORS_ORIGINS = Flag(
+    "cors-origins",
+    "Comma-separated origins whose pages may call it from a browser, such as https://a.example; * for all.",
+    guard=True,
+    check=_origins,
+)
 ADAPTER_ROOT = Flag(
     "adapter-root", "Folder below which LoRA adapters lie that may be loaded while it serves.", Path, guard=True
 )
@@ -86,7 +99,19 @@ MAX_ADAPTERS = Flag("max-adapters", "Most adapters at once, with --adapter-root.
 MAX_ADAPTER_RANK = Flag("max-adapter-rank", "Largest rank of those that are loaded.", int, 16, check=_rank)
 ADAPTERS = (ADAPTER_ROOT, ALLOW_ADAPTERS, MAX_ADAPTERS, MAX_ADAPTER_RANK)
 KEYS = (TLS_CERT, TLS_KEY, TLS_CLIENT_CA, API_KEY_FILE)
-PEOPLE = (HOST, GRPC_PORT, HTTP_PORT, *KEYS, LOG_FORMAT, OTLP_ENDPOINT, SETTINGS_FILE, SERVED_NAME, *ADAPTERS, NO_PAGE)
+PEOPLE = (
+    HOST,
+    GRPC_PORT,
+    HTTP_PORT,
+    *KEYS,
+    LOG_FORMAT,
+    OTLP_ENDPOINT,
+    SETTINGS_FILE,
+    SERVED_NAME,
+    CORS_ORIGINS,
+    *ADAPTERS,
+    NO_PAGE,
+)
 
 REPLICAS = Flag("replicas", "Processes that each hold the model, one per GPU or group of GPUs.", int, 1)
 STICKY = Flag("sticky", "Header whose value keeps a session on one replica, such as x-session-id.")
@@ -126,4 +151,4 @@ VERBOSE = Flag("verbose", "Log requests, and tracebacks of failures.", bool, Fal
 PROGRAMS = (DRAIN_SECONDS, READY_FILE, VERBOSE)  # of what starts and watches a runner
 
 #: What an operator says of one server; a runner that another process starts on loopback has none of it.
-OPERATORS = (*KEYS, SETTINGS_FILE, SERVED_NAME, *ADAPTERS, *LOCAL)
+OPERATORS = (*KEYS, SETTINGS_FILE, SERVED_NAME, CORS_ORIGINS, *ADAPTERS, *LOCAL)

@@ -113,7 +113,7 @@ BODIES: dict[str, dict[str, Any]] = {
     ),
     "/v1/completions": _object(
         ["prompt"],
-        prompt=_TEXTS,
+        prompt={"anyOf": [_TEXT, _IDS, {"type": "array", "items": {"anyOf": [_TEXT, _IDS]}, "minItems": 1}]},
         echo={"type": "boolean"},
         logprobs={"type": "integer", "minimum": 0, "maximum": 20},
         **_GENERATION,

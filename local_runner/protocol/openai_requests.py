@@ -70,9 +70,11 @@ def completion(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
     _check(sent, deployment, tuple(TEXT_KEYS), "/v1/completions")
     _flag(sent, "echo")
     prompt = sent.get("prompt")
-    prompts = prompt if isinstance(prompt, list) else [prompt]
-    if not prompts or not all(isinstance(text, str) for text in prompts):
-        raise InvalidInput("The prompt must be a text, or a list of texts.", "Token ids are not taken.", "prompt")
+    prompts = prompt if isinstance(prompt, list) and not _is_tokens(prompt) else [prompt]
+    if not prompts or not all(isinstance(each, str) or _is_tokens(each) for each in prompts):
+        raise InvalidInput("The prompt is no text, no token ids, and no list of such.", "Send a text.", "prompt")
+    if sent.get("stream") is True and sent.get("echo") is True and not all(isinstance(each, str) for each in prompts):
+        raise InvalidParameter("A stream repeats texts, and this prompt is token ids.", "Send a text.", "echo")
     own = _parameters(sent, "/v1/completions") | _adapter(sent, deployment)
     parameters = {"max_new_tokens": COMPLETION_TOKENS, **own, **_completion_details(sent)}
     if deployment.task == "text-generation":
@@ -80,6 +82,11 @@ def completion(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
     elif sent.get("echo"):
         raise InvalidParameter(f"{deployment.task} does not repeat its input.", 'Leave out "echo".', "echo")
     return _canonical(sent, prompts, parameters)
+
+
+def _is_tokens(prompt: Any) -> bool:
+    """Return True for the token ids of one text."""
+    return isinstance(prompt, list) and bool(prompt) and all(type(each) is int for each in prompt)
 
 
 def chat(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:

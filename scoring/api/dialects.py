@@ -143,7 +143,7 @@ def _is_conversation(data: Any, task: TaskSchema) -> bool:
 
 def _is_tokens(data: Any, task: TaskSchema) -> bool:
     """Return True for the token ids of one text."""
-    return task.embeds and isinstance(data, list) and bool(data) and all(type(each) is int for each in data)
+    return task.tokens and isinstance(data, list) and bool(data) and all(type(each) is int for each in data)
 
 
 def _is_pair(data: Any, task: TaskSchema) -> bool:

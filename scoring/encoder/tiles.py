@@ -22,6 +22,7 @@ MEASURED = {
     (128, 1024, 1024): GemmTile(64, 64, 64, split=4, stages=4, tma=True),
     (128, 4096, 1024): GemmTile(128, 32, 128, warps=8, stages=3, tma=True),
     (128, 1024, 4096): GemmTile(128, 64, 64, split=8, tma=True),
+    (128, 1024, 2816): GemmTile(64, 64, 64, split=4, stages=4, tma=True),
     (128, 2304, 768): GemmTile(64, 64, 128, stages=3, tma=True),
     (128, 768, 768): GemmTile(64, 64, 64, split=2),
     (128, 3072, 768): GemmTile(128, 32, 128, stages=3, tma=True),
@@ -31,6 +32,9 @@ MEASURED = {
     (384, 3072, 768): GemmTile(128, 128, 64, warps=8, tma=True),
     (384, 768, 3072): GemmTile(128, 64, 64, split=2, warps=8),
 }
+
+#: The same for gated products (benchmarks/results/encoder_families.json).
+MEASURED_GATED = {(128, 2816, 1024): GemmTile(64, 64, 128, stages=3)}
 
 #: The same for products in int8.
 MEASURED_INT8 = {
@@ -75,6 +79,14 @@ def choose_narrow(rows: int, width: int, depth: int, hopper: bool) -> GemmTile:
         if rows >= 256 and rows % 128 == width % 128 == depth % 128 == 0:
             tile = GemmTile(128, 128, 128, warps=8, stages=3) if rows >= 768 else GemmTile(128, 64, 128, stages=4)
     return tile if hopper else _without_copy_engine(tile, 128)
+
+
+def choose_gated(rows: int, width: int, depth: int, hopper: bool) -> GemmTile:
+    """Choose a tile for a gated product, which holds two sums at once."""
+    tile = MEASURED_GATED.get((rows, width, depth))
+    if tile is not None and hopper:
+        return tile
+    return GemmTile(64, divisor(width, 64), divisor(depth, 64), stages=4 if hopper else 3)
 
 
 def divisor(value: int, most: int) -> int:

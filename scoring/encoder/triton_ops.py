@@ -9,8 +9,8 @@ from torch import Tensor
 
 from scoring.encoder.ops import GELU, NONE, RELU, Hidden, LayerNorm, Matrix, Narrow, Packing, PreNormOps, Tables
 from scoring.encoder.positions import Positions, Rotation
-from scoring.encoder.tiles import GemmTile, choose, choose_narrow, lines, power_of_two
-from scoring.encoder.triton_positions import LOG2_E, PositionedLaunches, attention_tile, gated_tile
+from scoring.encoder.tiles import GemmTile, choose, choose_gated, choose_narrow, lines, power_of_two
+from scoring.encoder.triton_positions import LOG2_E, PositionedLaunches, attention_tile
 
 LIBRARY_ROWS = 1024  # measured: cuBLAS wins from here on, Triton below
 ROWS = 64  # every buffer's row count is a multiple of this
@@ -236,7 +236,9 @@ class TritonOps(PreNormOps):
         if packing.rows >= self._library_rows:
             return self._positioned.gate(F.linear(x.wide, weight, bias), act)
         width, depth = weight.shape
-        tile = self._tiles.get((packing.rows, width, depth)) or gated_tile(width // 2, depth, self._hopper)
+        tile = self._tiles.get((packing.rows, width, depth)) or choose_gated(
+            packing.rows, width // 2, depth, self._hopper
+        )
         return self._positioned.gated(x.wide, weight, bias, act, packing, tile)
 
     def project_add(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from scoring.encoder.ops import LayerNorm, Packing
 from scoring.encoder.positions import Relative, Rotation
-from scoring.encoder.tiles import GemmTile, divisor, lines, power_of_two
+from scoring.encoder.tiles import GemmTile, lines, power_of_two
 
 LOG2_E = 1.4426950408889634
 _COLUMNS = 64  # a tile of a table of distances
@@ -201,9 +201,3 @@ class PositionedLaunches:
             **self._launch,
         )
         return total, out.view(packing.batch, packing.length, width) if last else out
-
-
-def gated_tile(width: int, depth: int, hopper: bool) -> GemmTile:
-    """Choose a tile of a gated product, which holds two sums at once."""
-    bn, bk = divisor(width, 64), divisor(depth, 64)
-    return GemmTile(64, bn, bk, stages=4 if hopper else 3)

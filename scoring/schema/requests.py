@@ -340,7 +340,8 @@ class TaskSchema:
     sample: dict[str, Any]  # a canonical request that works with any model of the task
     response: dict[str, Any]  # JSON schema of the answer to one input
     generative: bool = False
-    embeds: bool = False  # takes token ids for texts, and parameters beside the inputs too
+    embeds: bool = False  # takes parameters beside the inputs too
+    tokens: bool = False  # takes token ids for a text
     ranks: bool = False  # a list of two texts is one input, a pair
     hears: bool = False  # its inputs are sound files
     adapter: TypeAdapter[Any] = field(init=False)

@@ -13,7 +13,7 @@ from scoring.model.loaded import Loaded
 from scoring.schema.requests import MOST_EMBEDDED, EmbeddingParameters
 from scoring.sentence.head import pool
 from scoring.strict_json.body import NUMBER_BYTES
-from scoring.tasks.base import EncoderTask, vocabulary
+from scoring.tasks.base import EncoderTask
 from scoring.tasks.vector_forms import DOCUMENT, DOCUMENT_PROMPTS, TokenVectors, form_of, refuse_empty
 
 #: Pooling and normalize unless the deployment or the model's folder sets them.
@@ -148,13 +148,7 @@ class Embeddings(EncoderTask):
             raise InvalidParameter(
                 "A prompt goes before a text, and this input is token ids.", "Send texts.", f"inputs[{item}]"
             )
-        known = vocabulary(self.model.config)
-        if max(ids) >= known:
-            raise InvalidInput(
-                f"The model has no token {max(ids)}; its vocabulary ends at {known - 1}.",
-                "Send the ids of the model's own tokenizer, or texts.",
-                f"inputs[{item}]",
-            )
+        self.check_known(ids, item)
         most = self.loaded.context_length
         if not parameters.cut:
             self.check_length(len(ids), item, 'Shorten it, or set "parameters": {"truncation": true}.')

@@ -23,6 +23,7 @@ class SequenceHead(EncoderTask):
     def __init__(self, loaded: Loaded, name: str) -> None:
         super().__init__(loaded, name)
         config = loaded.model.config
+        self._encodes_first = bool(config.is_encoder_decoder)  # a config's properties are slow
         self._own_pad = getattr(config, "pad_token_id", None)
         # A decoder's head reads the last token that is not its config's padding; without any, it takes one row only.
         self._lent = not config.is_encoder_decoder and self.pad_id != self._own_pad
@@ -38,9 +39,9 @@ class SequenceHead(EncoderTask):
         return next(int(each) for each in ids if each is not None and each not in end)
 
     def kin(self, row: Row) -> Hashable:
-        config, ids = self.model.config, row.features["input_ids"]
-        if config.is_encoder_decoder:  # the heads of BART and T5 take one number of end tokens per batch
-            return ids.count(config.eos_token_id)
+        ids = row.features["input_ids"]
+        if self._encodes_first:  # the heads of BART and T5 take one number of end tokens per batch
+            return ids.count(self.model.config.eos_token_id)
         return Mistaken() if self._lent and ids[-1] == self.pad_id else None
 
     def run(self, rows: Sequence[Row]) -> Any:

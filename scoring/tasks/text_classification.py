@@ -29,13 +29,28 @@ class TextClassification(SequenceHead):
         return [self.row(self.tokenize(texts, parameters.truncation, item), item)]
 
     def answer_bytes(self, value: Any, parameters: TextClassificationParameters, rows: Sequence[Row]) -> int:
-        labels = len(self.model.config.id2label)
+        labels = len(self._names)
         return min(parameters.top_k or labels, labels) * self._label_bytes
+
+    @cached_property
+    def _names(self) -> dict[int, str]:
+        """Labels by number; a config's properties are slow."""
+        names: dict[int, str] = self.model.config.id2label
+        return names
+
+    @cached_property
+    def _usual(self) -> str:
+        """Function that turns logits into scores unless a request says one."""
+        config = self.model.config
+        if config.problem_type == "regression":
+            return "none"
+        several = config.problem_type == "multi_label_classification"
+        return "sigmoid" if several or config.num_labels == 1 else "softmax"
 
     @cached_property
     def _label_bytes(self) -> int:
         """Most bytes that one label's entry takes in a reply."""
-        return max(map(text_bytes, self.model.config.id2label.values())) + _LABEL_BYTES
+        return max(map(text_bytes, self._names.values())) + _LABEL_BYTES
 
     def decode(
         self,
@@ -45,7 +60,7 @@ class TextClassification(SequenceHead):
         outputs: Sequence[torch.Tensor],
     ) -> list[Label]:
         scores = self._scores(outputs[0], parameters.function_to_apply)
-        names = self.model.config.id2label
+        names = self._names
         ranked = sorted(
             ({"label": names[i], "score": score} for i, score in enumerate(scores.tolist())),
             key=lambda entry: -entry["score"],
@@ -62,14 +77,7 @@ class TextClassification(SequenceHead):
         return answer[0] if len(answer) == 1 else answer
 
     def _scores(self, logits: torch.Tensor, function: str | None) -> torch.Tensor:
-        config = self.model.config
-        if function is None:
-            if config.problem_type == "regression":
-                function = "none"
-            elif config.problem_type == "multi_label_classification" or config.num_labels == 1:
-                function = "sigmoid"
-            else:
-                function = "softmax"
+        function = function or self._usual
         if function == "sigmoid":
             return torch.sigmoid(logits)
         return torch.softmax(logits, -1) if function == "softmax" else logits

@@ -20,21 +20,27 @@ class TextGeneration(Generative):
     name = "text-generation"
     auto_class = "AutoModelForCausalLM"
 
-    def repeated_bytes(self, value: str, parameters: TextGenerationParameters) -> int:
-        return text_bytes(value) if parameters.return_full_text else 0
+    def repeated_bytes(self, value: str | list[int], parameters: TextGenerationParameters) -> int:
+        return text_bytes(self._said(value)) if parameters.return_full_text else 0
 
-    def encode(self, value: str, parameters: TextGenerationParameters, item: int) -> list[Row]:
-        tokens = last_of(self.call_tokenizer.ids(value), parameters)
+    def encode(self, value: str | list[int], parameters: TextGenerationParameters, item: int) -> list[Row]:
+        if not isinstance(value, str):
+            self.check_known(value, item)
+        tokens = last_of(self.call_tokenizer.ids(value) if isinstance(value, str) else value, parameters)
         return self.generation_rows(tokens, parameters, item, Bound(constraint_of(parameters)))
+
+    def _said(self, value: str | list[int]) -> str:
+        """Text of a prompt, which may have come as token ids."""
+        return value if isinstance(value, str) else str(self.tokenizer.decode(value, skip_special_tokens=True))
 
     def decode(
         self,
-        value: str,
+        value: str | list[int],
         parameters: TextGenerationParameters,
         rows: Sequence[Row],
         outputs: Sequence[list[Tokens]],
     ) -> list[dict[str, Any]]:
-        prompt = value if parameters.return_full_text else ""
+        prompt = self._said(value) if parameters.return_full_text else ""
         entries = [{"generated_text": prompt + text} for text in self.texts(rows, outputs)]
         return self.detailed(entries, rows, outputs)
 

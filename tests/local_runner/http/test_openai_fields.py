@@ -6,12 +6,34 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
 
 from local_runner.http.openapi_bodies import BODIES
 from local_runner.process.launch import LOOPBACK, Runner
 from local_runner.protos import scoring_pb2, scoring_pb2_grpc
 from scoring.schema.registry import TASKS
 from tests.local_runner.http.test_openai import HELLO, Base, Client, score
+
+
+def test_a_prompt_may_be_token_ids(client: Any, base: Any) -> None:
+    text, own = "the quick brown fox", client("gpt2")
+    ids = httpx.post(base("gpt2") + "/v1/tokenize", json={"prompt": text}, trust_env=False).json()["tokens"]
+    asked: Any = {"model": "gpt2", "max_tokens": 6, "temperature": 0}
+    plain = own.completions.create(prompt=text, **asked)
+    for prompt in (ids, [ids, ids]):
+        made = own.completions.create(prompt=prompt, **asked)
+        assert {choice.text for choice in made.choices} == {plain.choices[0].text}
+        assert len(made.choices) == (2 if prompt is not ids else 1)
+    streamed = own.completions.create(prompt=ids, stream=True, **asked)
+    assert "".join(part.choices[0].text for part in streamed) == plain.choices[0].text
+    told, expected = (own.completions.create(prompt=each, echo=True, logprobs=1, **asked) for each in (ids, text))
+    assert told.choices[0].model_dump() == expected.choices[0].model_dump()
+    scored = [
+        httpx.post(base("gpt2") + "/score", json={"inputs": each, "parameters": {"max_new_tokens": 6}}, trust_env=False)
+        for each in (ids, text, [ids])
+    ]
+    assert scored[0].json() == scored[1].json()
+    assert scored[2].json() == [scored[1].json()]
 
 
 def test_log_probabilities_of_a_repeated_prompt(client: Client, base: Base) -> None:

@@ -10,8 +10,12 @@ Client = Callable[[str], openai.OpenAI]
 HELLO: Any = [{"role": "user", "content": "the quick brown fox"}]
 TOOLS = [{"type": "function", "function": {"name": "now"}}]
 REFUSED: list[tuple[str, dict[str, Any], str, str | None]] = [
-    ("gpt2", {"prompt": [1, 2, 3]}, "Token ids are not taken.", "prompt"),
-    ("gpt2", {}, "The prompt must be a text", "prompt"),
+    ("gpt2", {"prompt": [1, "a"]}, "The prompt is no text, no token ids", "prompt"),
+    ("gpt2", {"prompt": [[1], []]}, "The prompt is no text, no token ids", "prompt"),
+    ("gpt2", {"prompt": [1, -2]}, "greater than or equal to 0", "prompt[0][1]"),
+    ("gpt2", {"prompt": [1, 1 << 30]}, "The model has no token 1073741824", "prompt[0]"),
+    ("gpt2", {"prompt": [1, 2], "echo": True, "stream": True}, "A stream repeats texts", "echo"),
+    ("gpt2", {}, "The prompt is no text", "prompt"),
     ("gpt2", {"prompt": "a", "temperature": 900}, "less than or equal to 100", "temperature"),
     ("gpt2", {"prompt": "a", "logprobs": 21}, "logprobs is a number from 0 to 20.", "logprobs"),
     ("gpt2", {"prompt": "a", "logprobs": 1, "echo": True, "stream": True}, "are not streamed.", "echo"),

@@ -179,7 +179,7 @@ def test_tags_are_one_per_word(tiny: Tiny, serve: Serve) -> None:
         ({"input_data": {"columns": ["text"]}}, "input_data"),
         ({"input_data": {"columns": [], "data": []}}, "input_data"),
         ({"input_data": {"columns": ["a", "b"], "data": [["x"]]}}, "input_data.data"),
-        ({"input_data": {"columns": ["text"], "data": [["x", "y"]]}}, "input_data.data[0]"),
+        ({"input_data": {"columns": ["text"], "data": [["x", "y"]]}}, "input_data.data[0].0"),
         ({"input_data": {"columns": ["text"], "data": [[1]]}}, "input_data.data[0]"),
         ({"input_data": {"columns": ["text"], "data": ["x"], "rows": 1}}, "input_data.rows"),
         ({"input_data": ["a"], "inputs": "b"}, "inputs"),

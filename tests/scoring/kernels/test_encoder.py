@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from scoring.encoder.tiles import MEASURED, MEASURED_INT8, GemmTile, choose, choose_narrow
+from scoring.encoder.tiles import MEASURED, MEASURED_GATED, MEASURED_INT8, GemmTile, choose, choose_gated, choose_narrow
 from tests.scoring.encoder.encoder_models import COVERED, POST_NORM
 
 SHAPES = [(3072, 1024), (1024, 1024), (1024, 4096), (2304, 768), (768, 3072), (1152, 384), (384, 1536), (96, 32)]
@@ -36,6 +36,18 @@ def test_eight_bit_tiles_divide_and_fit(rows: int, width: int, depth: int, hoppe
     assert tile.bk >= 32
     assert (tile.bm + tile.bn) * tile.bk * tile.stages <= (227 << 10 if hopper else 99 << 10)
     assert hopper or not tile.tma
+
+
+@pytest.mark.parametrize("hopper", [True, False])
+@pytest.mark.parametrize(
+    ("rows", "width", "depth"), [*MEASURED_GATED, (64, 2816, 1024), (192, 1280, 768), (64, 96, 32)]
+)
+def test_gated_tiles_divide_and_fit(rows: int, width: int, depth: int, hopper: bool) -> None:
+    tile = choose_gated(rows, width, depth, hopper)
+    assert rows % tile.bm == width % tile.bn == depth % tile.bk == 0
+    assert tile.split == 1
+    assert not tile.tma
+    assert (tile.bm + 2 * tile.bn) * tile.bk * 2 * tile.stages <= (227 << 10 if hopper else 99 << 10)
 
 
 @pytest.mark.parametrize(("rows", "width", "depth"), MEASURED)
