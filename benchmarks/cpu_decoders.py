@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -151,16 +151,25 @@ def llama_cpp(model: Any) -> Iterator[dict[str, LlamaCpp]]:
 
 
 @contextmanager
-def http(quantise: str) -> Iterator[Callable[[], float]]:
-    """Milliseconds between events of a stream, by a user's way in: generate, serve, a client over HTTP."""
+def http(quantise: str) -> Iterator[Callable[[int], AbstractContextManager[Callable[[], float]]]]:
+    """A bundle as a user makes it, and what serves it with so many threads: milliseconds a token of a stream."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         command = [sys.executable, "-m", "mii_azure.cli.app", "generate", "--task", "text-generation", "--model"]
         command += [str(packaged_model("smollm2")), "--name", "bench", "--quantise", quantise, "--server", "http"]
         command += ["--instance-type", "Standard_F4s_v2"]
         subprocess.run([*command, "--output", str(folder / "bundle")], check=True, stdout=subprocess.DEVNULL)
+        yield partial(streamed, folder)
+
+
+@contextmanager
+def streamed(folder: Path, threads: int) -> Iterator[Callable[[], float]]:
+    """Milliseconds a token of a stream over HTTP, from a server with so many threads."""
+    request = body("The history of science is a story of people who asked how things work.", TOKENS, "stream")
+    before = dict(os.environ)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    try:
         with served(folder, []) as (_, port):
-            request = body("The history of science is a story of people who asked how things work.", TOKENS, "stream")
 
             def ms() -> float:
                 good, stamps = asyncio.run(ask(port, request))
@@ -168,8 +177,12 @@ def http(quantise: str) -> Iterator[Callable[[], float]]:
                 # Behind the tokens' events come the answer as a whole, and the connection's end.
                 return 1e3 * (stamps[-3] - stamps[0]) / (TOKENS - 1)
 
-            print([line for line in (folder / "serve.log").read_text().splitlines() if "weight_only" in line])
+            log = (folder / "serve.log").read_text().splitlines()
+            print(*(line.partition("timed at start; ")[2] for line in log if "weight_only" in line), flush=True)
             yield ms
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 class Side(NamedTuple):
@@ -180,6 +193,7 @@ class Side(NamedTuple):
     bytes_each: float
     differs: float | None = None
     rows: int = 1
+    threads: int | None = None  # where they are not torch's
 
 
 _FOUR = 0.5 + 4 / 64
@@ -199,11 +213,7 @@ def rows_of(name: str, speed: Callable[[], float]) -> tuple[list[dict[str, Any]]
     speed()
     with llama_cpp(model) as others:
         found |= turns(narrow_sides(model, decoder, name, others))
-    for quantise in ("none", "int4") if name == "smollm2" else ():
-        with http(quantise) as ms:
-            head = model.config.vocab_size * model.config.hidden_size / size  # which generate leaves as it is
-            told = "ours, int8, over HTTP" if quantise == "none" else "ours, int4 (made by generate), over HTTP"
-            found |= turns([Side(told, ms, 1 if quantise == "none" else _FOUR * (1 - head) + head)])
+    found |= over_http(model, size) if name == "smollm2" else {}
     decoder.plain.use_wide()
     model.bfloat16()
     found |= turns([Side("transformers, bfloat16", partial(eager_ms, model), 2)])
@@ -213,8 +223,21 @@ def rows_of(name: str, speed: Callable[[], float]) -> tuple[list[dict[str, Any]]
         floor = 1e3 * read / most
         row = {"model": name, "side": side.name, "ms a token": taken, "floor ms": floor}
         row |= {"of bandwidth %": 100 * floor / taken, "of float32": found[wide] / taken, "differs": side.differs}
-        rows.append(row | {"rows": side.rows, "layers": model.config.num_hidden_layers, "bytes": read})
+        row |= {"rows": side.rows, "threads": side.threads or torch.get_num_threads()}
+        rows.append(row | {"layers": model.config.num_hidden_layers, "bytes": read})
     return rows, prompts
+
+
+def over_http(model: Any, size: int) -> dict[Side, float]:
+    """Streams of servers over int8 and int4 weights, of one thread and of all."""
+    head = model.config.vocab_size * model.config.hidden_size / size  # which generate leaves as it is
+    found: dict[Side, float] = {}
+    for quantise, each, told in (("none", 1.0, "int8"), ("int4", _FOUR * (1 - head) + head, "int4 (made by generate)")):
+        with http(quantise) as bundle:
+            for threads in sorted({1, torch.get_num_threads()}):
+                with bundle(threads) as ms:
+                    found |= turns([Side(f"ours, {told}, over HTTP", ms, each, threads=threads)])
+    return found
 
 
 def narrow_sides(model: Any, decoder: Any, name: str, others: dict[str, LlamaCpp]) -> list[Side]:
@@ -224,12 +247,13 @@ def narrow_sides(model: Any, decoder: Any, name: str, others: dict[str, LlamaCpp
     four = narrow(Decoder(model, slots=ROWS, max_length=256), four=True)
     narrow(decoder)
     differs = difference(decoder, model) if name == "smollm2" else None
+    eights, fours = decoder.plain.narrow.threads, four.plain.narrow.threads
     return [
-        Side("ours, int8", partial(steps_ms, decoder), 1, differs),
-        Side("ours, int4 in groups of 64 (a checkpoint's)", partial(steps_ms, four), _FOUR),
+        Side("ours, int8", partial(steps_ms, decoder), 1, differs, threads=eights),
+        Side("ours, int4 in groups of 64 (a checkpoint's)", partial(steps_ms, four), _FOUR, threads=fours),
         *(Side(f"llama.cpp, {kind}", each.ms, _GGML[kind] / 32) for kind, each in others.items()),
-        Side(f"ours, int8, {ROWS} rows", partial(steps_ms, decoder, ROWS), 1, rows=ROWS),
-        Side(f"ours, int4, {ROWS} rows", partial(steps_ms, four, ROWS), _FOUR, rows=ROWS),
+        Side(f"ours, int8, {ROWS} rows", partial(steps_ms, decoder, ROWS), 1, None, ROWS, eights),
+        Side(f"ours, int4, {ROWS} rows", partial(steps_ms, four, ROWS), _FOUR, None, ROWS, fours),
     ]
 
 
@@ -238,7 +262,7 @@ def turns(sides: Sequence[Side]) -> dict[Side, float]:
     rounds = [[side.measure() for side in sides] for _ in range(RUNS)]
     found = {side: median(times) for side, times in zip(sides, zip(*rounds, strict=True), strict=True)}
     for side, taken in found.items():
-        print(f"{side.name}: {taken:.2f} ms", flush=True)
+        print(f"{side.name}, {side.threads or 'all'} threads: {taken:.2f} ms", flush=True)
     return found
 
 
@@ -246,7 +270,7 @@ def narrow(decoder: Any, four: bool = False) -> Any:
     """A decoder over int8 or int4 weights, with as many threads as the pass would choose."""
     from scoring.passes.weight_only import fastest
 
-    fours(decoder.model) if four else decoder.use_int8()
+    give_int4(decoder.model) if four else decoder.use_int8()
     decoder.plain.use_narrow()
     fastest(decoder, steps_ms)
     return decoder
@@ -259,7 +283,7 @@ def difference(decoder: Any, model: Any) -> float:
     return float(errors(decoder, reference(model)())["decode"])
 
 
-def fours(model: Any) -> None:
+def give_int4(model: Any) -> None:
     """Give every product int4 numbers, as a checkpoint would have them; their answers are not looked at."""
     from scoring.decoder.int4 import pack, use
     from scoring.quantization.dequantize import Grid

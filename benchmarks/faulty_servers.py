@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,8 @@ def _scaled_fp8(values: torch.Tensor) -> torch.Tensor:
 
 
 def bundle(model: Path, folder: Path, **options: Any) -> Path:
-    settings = {"dtype": "float32", "instance_type": "Standard_F8s_v2"} | options
+    """Bundle whose server rounds nothing by itself: on a CPU a start may choose int8 weights, whatever the dtype."""
+    settings = {"dtype": "float32", "passes_off": ("weight_only",), "instance_type": "Standard_F8s_v2"} | options
     return mii_azure.generate(task=TASK, model=str(model), deployment_name="faults", output=folder, **settings)
 
 
@@ -191,11 +192,16 @@ def _plain(server: PlainServer) -> Iterator[PlainServer]:
     yield server
 
 
+def bundle_name(folder: Path, options: Mapping[str, Any]) -> str:
+    """Name of the bundle of a model under some options: faults of one model are served from bundles of their own."""
+    return "-".join(["bundle", folder.name, *map(str, options.values())])
+
+
 def faults(model: Path, sound: Path, work: Path) -> dict[str, tuple[str, Callable[[], Any]]]:
     """Faults by name: a word that the cause must hold, and what serves with it."""
 
     def served(folder: Path, **options: Any) -> Any:
-        return make_target("http", bundle(folder, work / f"bundle-{folder.name}-{len(options)}", **options))
+        return make_target("http", bundle(folder, work / bundle_name(folder, options), **options))
 
     return {
         "int4 weights": ("int4", lambda: served(model, quantise="int4")),

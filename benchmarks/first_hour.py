@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS, ROOT, revision, table, write
+from benchmarks.common import RESULTS, ROOT, table, write
 
 SILENT_S = 2.0  # that nobody has to wait without being told of what
 _STEP_S = 900
@@ -196,7 +196,8 @@ def step(command: str, folder: Path, answers: Sequence[tuple[str, str]] = ()) ->
 
 def told(typed: Typed) -> dict[str, Any]:
     """Row of a whole command, printed."""
-    made = row(typed.command.replace(_SPEC, "..."), typed.began, typed.shown)
+    name = typed.command.replace(_SPEC, "...").replace(str(ROOT), "URL")
+    made = row(name, typed.began, typed.shown)
     if typed.stopped > _LOOK_S:
         made["stopped_s"] = round(typed.stopped, 1)
     print(made, flush=True)
@@ -245,17 +246,27 @@ PARTS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
 }
 
 
+def revision(folder: Path) -> str:
+    """Commit that was cloned."""
+    head = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=folder, capture_output=True, text=True, check=True
+    )
+    return head.stdout.strip()
+
+
 def main(folder: Path, chosen: Sequence[str]) -> None:
     """Measure, write and print."""
     file = RESULTS / "first_hour.json"
     found = json.loads(file.read_text(encoding="utf-8")).get("parts", {}) if file.is_file() else {}
-    stamp = {"cores": len(os.sched_getaffinity(0)), "revision": revision(), "date": datetime.date.today().isoformat()}
+    stamp = {"cores": len(os.sched_getaffinity(0)), "date": datetime.date.today().isoformat()}
     for name in chosen:
-        found[name] = {"steps": PARTS[name](folder)} | stamp
-    rows = [each for name in PARTS if name in found for each in found[name]["steps"]]
-    silent = [each for each in rows if each["silent_s"] > SILENT_S]
-    most = max(each["silent_s"] for each in rows)
-    write("first_hour", {"parts": found, "longest silence, s": most, "silences over 2 s": len(silent)})
+        load = round(os.getloadavg()[0], 1)
+        steps = PARTS[name](folder)
+        found[name] = {"steps": steps, "revision": revision(folder), "load before": load} | stamp
+        rows = [each for part in PARTS if part in found for each in found[part]["steps"]]
+        silent = [each for each in rows if each["silent_s"] > SILENT_S]
+        most = max(each["silent_s"] for each in rows)
+        write("first_hour", {"parts": found, "longest silence, s": most, "silences over 2 s": len(silent)})
     print(table(("step", "s", "silent_s", "where"), silent))
 
 

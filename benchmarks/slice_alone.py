@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.common import RESULTS, provenance, table, write
 from benchmarks.decoders import LENGTH, datasheet
-from benchmarks.slices import BAR, CASE, DEGREE, SLOTS, step_ms
+from benchmarks.slices import BARS, CASE, DEGREE, SLOTS, step_ms
 from scoring.decoder.decoder import Decoder
 from scoring.distributed.all_reduce import CAPACITY, AllReduce
 
@@ -86,7 +86,7 @@ def main() -> None:
     found = {"whole": steps(config), "slice": steps(slice_config(config))}
     rows = []
     for whole, part in zip(found["whole"], found["slice"], strict=True):
-        bar = whole["ms"] / BAR
+        bar = whole["ms"] / BARS[int(whole["slots"])]
         left = 1e3 * (bar - part["ms"]) / (2 * layers + 1)  # and the tokens
         names = dict(zip(COLUMNS, (whole["slots"], whole["ms"], part["ms"], part["floor"], bar, left), strict=True))
         rows.append(names)

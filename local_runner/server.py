@@ -164,6 +164,7 @@ class _Runner:
 
     async def _tune(self, tuned: reload.Tuning) -> None:
         self._host.check(tuned)
+        self._host.check_adapters(tuned.adapters)
         self._drain_s = self._settings.drain_s if tuned.drain_seconds is None else tuned.drain_seconds
         await self._host.tune(tuned)
 

@@ -46,6 +46,8 @@ class AdapterPolicy:
 
     def follow(self, deployment: Deployment, listed: Mapping[str, str]) -> FollowList:
         """The change that the operator's list asks for, its names and folders checked; raises AdapterRefused."""
+        if self.root is None:
+            raise AdapterRefused("This server loads no adapters while it serves.", "Start it with --adapter-root.")
         for name in listed:
             self._check_name(deployment, name)
         return FollowList({name: self._folder(path) for name, path in listed.items()})
@@ -96,6 +98,11 @@ class AdaptedHost:
     async def change_adapters(self, change: AdapterChange) -> None:
         """Load or unload adapters, in all processes or in none; raises AdapterRefused, AdapterNotServed, Overloaded."""
         raise AdapterRefused("This server loads no adapters while it serves.", "Start it with --adapter-root.")
+
+    def check_adapters(self, listed: Mapping[str, str] | None) -> None:
+        """Raise AdapterRefused for a list with a name or a folder that cannot be; no file is read."""
+        if listed is not None:
+            self.adapter_policy.follow(self.deployment, listed)
 
     async def follow_adapters(self, listed: Mapping[str, str] | None) -> None:
         """Serve the adapters of the operator's list, if there is one; raises as `change_adapters` does."""

@@ -124,10 +124,6 @@ def embeddings(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
     return {"inputs": inputs, "parameters": parameters, "options": {"usage": True}}
 
 
-def _is_tokens(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(type(each) is int for each in value)
-
-
 def answered_as(sent: dict[str, Any], deployment: Deployment) -> str:
     """Name of the model in an answer: the one of this runner's that was asked for."""
     return str(sent["model"]) if sent.get("model") in served_names(deployment) else deployment.name

@@ -157,7 +157,6 @@ SCORING_FILES = (
     "kernels/encoder_positions.py",
     "kernels/fixed_order.py",
     "kernels/low_rank.py",
-    "kernels/sum_norm.py",
     "limits/__init__.py",
     "limits/bounded_tokenizer.py",
     "limits/control_groups.py",

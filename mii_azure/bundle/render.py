@@ -76,11 +76,14 @@ def _of_server(spec: Spec) -> list[Decision]:
 
 
 def _of_base_image(spec: Spec, plan: Plan) -> list[Decision]:
-    """Decision on a base image that a digest pins."""
+    """Decision on the base image: whether a digest pins it, and what that means for patches."""
     named, _, digest = base_image(spec, plan).partition("@")
     reason = f"{named}, and no other: every build is of the same base, which gets no patches. For those give a newer"
     reason += " digest from time to time, and deploy the bundle that it makes."
-    return [Decision(what="base image", value=digest[:19], reason=reason)] if digest else []
+    if not digest:
+        reason = f"{named}: every build takes the newest with its patches, so that two may differ. --image-digest pins"
+        reason += " one."
+    return [Decision(what="base image", value=digest[:19] or "the newest of its tag", reason=reason)]
 
 
 def _environment_files(spec: Spec, plan: Plan, context: Mapping[str, Any]) -> dict[str, str]:
@@ -247,8 +250,11 @@ def _context(
 
 def _gpu_variables(plan: Plan) -> dict[str, str]:
     """Environment variables for DeepSpeed's compiled operators: the architecture of the plan's GPU."""
-    gpu = plan.sku.gpu
-    return {"TORCH_CUDA_ARCH_LIST": f"{gpu.compute_capability:.1f}"} if gpu and plan.device == "cuda" else {}
+    sku = plan.sku
+    if not sku.gpu or plan.device != "cuda":
+        return {}
+    later = "+PTX" if sku.assumed_like else ""  # of an unknown GPU the driver compiles it then
+    return {"TORCH_CUDA_ARCH_LIST": f"{sku.gpu.compute_capability:.1f}{later}"}
 
 
 def _group_variables(plan: Plan) -> dict[str, str]:

@@ -18,6 +18,8 @@ _SCHEMAS = (
     ("deployment", DEPLOYMENT),
 )
 _ASSETS = (("environment", ENVIRONMENT), ("model", MODEL))
+#: Roles of files that are empty: as Azure's documentation names what is not.
+_NAMES = {"endpoint": ENDPOINT, "deployment": DEPLOYMENT, "environment": ENVIRONMENT, "model": MODEL}
 _MODEL_TYPES = {"custom_model", "mlflow_model", "triton_model"}
 
 
@@ -78,7 +80,7 @@ def _role(path: Path) -> str | None:
     """Role of a file, "" or None for YAML of another kind; a file that cannot be read is treated as an endpoint."""
     value = _value(path)
     if not value:
-        return None if _is_empty(path) else ENDPOINT
+        return _NAMES.get(path.stem) if _is_empty(path) else ENDPOINT
     schema = str(value.get("$schema", "")).lower().rsplit("/", 1)[-1].split(".")[0]
     for end, role in (*_SCHEMAS, *_ASSETS):
         if schema.endswith(end):

@@ -156,6 +156,7 @@ RULES: tuple[Rule, ...] = (
     Rule("MII402", "error", "pip --require-hashes", files.image_without_the_lock),
     Rule("MII406", "error", "The image starts the bundle's own server", files.image_without_the_host),
     Rule("MII403", "warning", "Tags move", safety.floating_image, alone=True),
+    Rule("MII407", "info", "A digest never changes", safety.image_without_patches, alone=True),
     Rule("MII404", "warning", "Azure ML: image builds time out", safety.conda, alone=True),
     Rule("MII405", "error", "NVIDIA: CUDA 13 on older drivers needs cuda-compat", safety.newer_than_the_driver),
     Rule("MII601", "error", "Kubernetes quantities, as text", kinds.quantities, alone=True),

@@ -25,21 +25,34 @@ from mii_azure.platform.servers import HOST, HOST_FOLDER, HOST_MODULE, HOST_PACK
 REQUIRED = (SCORE, SETTINGS, DOCKERFILE, LOCK, "requests/sample.json")
 _OF_AZURE_ML = (ENDPOINT, DEPLOYMENT, ENVIRONMENT)
 UPLOADED = ("code/", "model/", "environment/")
+_TOLD_ONE_BY_ONE = 3
 _AGAIN = "Generate the bundle again with the settings you want; what is edited by hand is not what was planned."
 
 
 def edited(bundle: Inspected) -> Iterator[Problem]:
+    changed = [mismatch.path for mismatch in bundle.mismatches if mismatch.kind == "edited"]
+    converted = [path for path in changed if _has_other_line_endings(bundle, path)]
+    yield from _of_line_endings(converted)
+    for path in changed:
+        if path not in converted:
+            yield Problem("The file is not as it was generated.", _AGAIN, path)
     for mismatch in bundle.mismatches:
-        if mismatch.kind == "edited" and _has_other_line_endings(bundle, mismatch.path):
-            message = "The file has other line endings (CRLF) than were generated, as Git makes them on Windows."
-            yield Problem(message, "Keep .gitattributes beside it, and check the folder out again.", mismatch.path)
-        elif mismatch.kind == "edited":
-            yield Problem("The file is not as it was generated.", _AGAIN, mismatch.path)
         if mismatch.kind == "no regular file":
             message = "This is a link, a device or a pipe, or a folder that cannot be read; a bundle has files only."
             yield Problem(
                 message, "Remove it, and generate the bundle again where it took a file's place.", mismatch.path
             )
+
+
+def _of_line_endings(paths: list[str]) -> Iterator[Problem]:
+    """Tell of files whose line endings were converted: of each, or of a whole folder in one finding."""
+    remedy = "Keep .gitattributes beside it, and check the folder out again."
+    whose, told = "The file has", paths
+    if len(paths) > _TOLD_ONE_BY_ONE:
+        whose, told = f"This file and {len(paths) - 1} others have", paths[:1]
+    for path in told:
+        message = f"{whose} other line endings (CRLF) than were generated, as Git makes them on Windows."
+        yield Problem(message, remedy, path)
 
 
 def _has_other_line_endings(bundle: Inspected, path: str) -> bool:

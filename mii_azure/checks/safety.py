@@ -127,16 +127,32 @@ def conda(bundle: Inspected) -> Iterator[Problem]:
 def floating_image(bundle: Inspected) -> Iterator[Problem]:
     """Find an image without a fixed tag or digest; the generator's own base images are known."""
     known = {image["image"] for image in images().values()}
-    found = [
-        (file, keys, bundle.get(file, *keys))
-        for file, keys in ((DEPLOYMENT, ("environment", "image")), (ENVIRONMENT, ("image",)))
-    ]
+    for file, keys, image in _images(bundle):
+        if image not in known and _floats(image):
+            yield Problem(f"The image {image} may be another one tomorrow.", "Name a tag or a digest.", file, keys)
+
+
+def image_without_patches(bundle: Inspected) -> Iterator[Problem]:
+    """Remark on an image that a digest pins, which its publisher patches no more."""
+    for file, keys, image in _images(bundle):
+        if "@sha256:" in image:
+            yield Problem(
+                f"The image {image.partition('@')[0]} is pinned by its digest, so that it gets no patches.",
+                "Give a newer digest from time to time, and deploy again.",
+                file,
+                keys,
+            )
+
+
+def _images(bundle: Inspected) -> Iterator[tuple[str, tuple[str, ...], str]]:
+    """Images of YAML, and those that the Dockerfile builds on, each with its place."""
+    for file, keys in ((DEPLOYMENT, ("environment", "image")), (ENVIRONMENT, ("image",))):
+        if isinstance(image := bundle.get(file, *keys), str):
+            yield file, keys, image
     text = bundle.text(DOCKERFILE) or ""
     stages = set(re.findall(r"^FROM +\S+ +AS +(\S+)", text, re.MULTILINE | re.IGNORECASE))
-    bases = set(re.findall(r"^FROM +(\S+)", text, re.MULTILINE)) - stages
-    for file, keys, image in (*found, *((DOCKERFILE, (), base) for base in bases)):
-        if isinstance(image, str) and image not in known and _floats(image):
-            yield Problem(f"The image {image} may be another one tomorrow.", "Name a tag or a digest.", file, keys)
+    for base in sorted(set(re.findall(r"^FROM +(\S+)", text, re.MULTILINE)) - stages):
+        yield DOCKERFILE, (), base
 
 
 def _floats(image: str) -> bool:

@@ -222,7 +222,8 @@ def check(
     from mii_azure.cli.report import show_findings
 
     if not is_bundle(target):
-        err.print("no manifest.json: only the rules on YAML apply", soft_wrap=True)
+        what = "a file by itself" if target.is_file() else "no manifest.json"
+        err.print(f"{what}: only the rules on YAML apply", soft_wrap=True)
     with _status(as_json) as status:
         status("checking, azure-ai-ml's loaders too")
         changes, findings = repair(target) if fix else ([], find(target))

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mii_azure.cli.derived import SpecFile
+from mii_azure.cli.derived import SpecFile, warn_of_machine
 from mii_azure.cli.shared import (
     AsJson,
     Bundle,
@@ -112,6 +112,7 @@ def _written(file: Path | None) -> Path:
     if file is None:
         raise SpecError("deploy needs a bundle, or a file of settings.", "Name a bundle, or give -f mii-azure.yml.")
     spec = make_spec(**read(file))
+    warn_of_machine(spec.model_dump())
     _say(f"writing the bundle {spec.name}")
     return write_bundle(spec, force=True)[0]
 

@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal, TypeVar, get_origin
 import typer
 
 from local_runner.flags.flag import Flag
+from mii_azure.cli.shared import err, option
 from mii_azure.cli.shared import flag as named
-from mii_azure.cli.shared import option
 from mii_azure.errors import SpecError
-from mii_azure.platform.machine import MachineOptions
+from mii_azure.platform.machine import DESCRIPTION, MachineOptions
 from mii_azure.platform.options import AzureOptions, OnCommandLine
 from mii_azure.sdk.spec_file import read
 from mii_azure.spec import Spec, near_name, refuse_wrong_values
@@ -56,7 +56,10 @@ def fields(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def asked(context: typer.Context, values: Mapping[str, Any], file: Path | None) -> dict[str, Any]:
-    """Fields of Spec, from a file where no flag or variable gives them; raises SpecError for a missing one."""
+    """Fields of Spec, from a file where no flag or variable gives them; raises SpecError for a missing one.
+
+    Warns of an instance type of which only the name is known.
+    """
     found = fields(values)
     told = read(file) if file else {}
     refuse_wrong_values({name: value for name, value in told.items() if name not in found})  # what this verb leaves
@@ -67,6 +70,7 @@ def asked(context: typer.Context, values: Mapping[str, Any], file: Path | None) 
             f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing.",
             "Give them as flags, or in a file with -f; `mii-azure init` writes one.",
         )
+    warn_of_machine(found)
     return found
 
 
@@ -75,6 +79,15 @@ def beside_file(context: typer.Context, values: Mapping[str, Any], file: Path) -
     found = {name: value for name, value in fields(values).items() if _given(context, name)}
     told = read(file)
     return found if "name" in told else {**found, "name": near_name(str(found.get("model", told.get("model"))))}
+
+
+def warn_of_machine(values: Mapping[str, Any]) -> None:
+    """Say first, on standard error, that of the instance type in fields of a spec only the name is known."""
+    from mii_azure.hardware.described import unfamiliar
+
+    described = any(values.get(name) is not None for name in DESCRIPTION)
+    if unknown := unfamiliar(values.get("instance_type"), described):
+        err.print(f"warning: {unknown.message} {unknown.hint}", soft_wrap=True)
 
 
 def _given(context: typer.Context, name: str) -> bool:

@@ -21,7 +21,7 @@ def tasks(as_json: AsJson = False) -> None:
     if as_json:
         print_json(found)
         return
-    made = table("task", "does", "also called")
+    made = table("task", "does", "elsewhere called")
     for each in found:
         made.add_row(each["task"], each["does"], ", ".join(each["also"][:3]))
     print_table(out, made)

@@ -68,7 +68,7 @@ def prices(
     from mii_azure.hardware.prices import API, fetch_prices
 
     found = fetch_prices(region, datetime.now(UTC).date().isoformat(), currency, price_api or API)
-    target = output or Path(f"prices-{region}.json")
+    target = output or Path(f"prices-{found.region}.json")
     try:
         target.write_text(text_of(found.model_dump()), encoding="utf-8")
     except OSError as error:

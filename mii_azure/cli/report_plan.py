@@ -45,7 +45,7 @@ def headline(
     instances = int(asked.get("instance_count") or 1)
     return [
         ("fits", _fits(plan)),
-        ("does", _does(plan.outlook, instances)),
+        ("does", _does(plan.outlook, plan, instances)),
         ("needs", _needs(plan, instances, prices)),
         *([("costs", cheaper.sentence())] if cheaper else []),
         ("next", command),
@@ -65,12 +65,26 @@ def show_written(console: Console, folder: Path, plan: Plan, spec: Spec, prices:
     why = "" if spec.azure_name == spec.name else ": names there have three characters at least"
     lines += [
         f"fits      {_fits(plan)}",
+        *([f"assumes   {_assumes(plan)}"] if plan.fits is None else []),
         f"needs     {_needs(plan, spec.instance_count, prices)}",
-        f"in Azure it is {spec.azure_name}{why}",
+        f"{_called(spec)}{why}",
         f"next      mii-azure serve {shown}    or    {shown}/deploy.sh --dry-run",
     ]
     for line in lines:
         console.print(line, soft_wrap=True)
+
+
+def _called(spec: Spec) -> str:
+    """Names of the deployed bundle, and where it has them."""
+    name = spec.azure_name
+    if spec.kind == "kaito":
+        return f"in the cluster it is the workspace {name.lower()} of KAITO, and a service of that name"
+    if spec.kind == "template":
+        assets = f"in the registry {spec.registry} it is {name}-model and {name}-template"
+        return f"{assets}, in a workspace the endpoint {name}"
+    if spec.kind == "batch":
+        return f"in Azure it is the batch endpoint {name}, on {spec.compute}"
+    return f"in Azure it is {name}" + (f", on {spec.compute}" if spec.kind == "kubernetes" else "")
 
 
 def _show_settings(console: Console, plan: Plan, verbose: bool) -> None:
@@ -89,7 +103,11 @@ def _show_settings(console: Console, plan: Plan, verbose: bool) -> None:
     taken = ", ".join(each.name for each in plan.passes if each.take)
     if plan.passes and not verbose:
         left = sum(not each.take for each in plan.passes)
-        made.add_row("passes", taken or "none", f"{left} are left out; --verbose tells why.")
+        told = f"{left} are left out; --verbose tells why."
+        if plan.fits is None:
+            told = f"Decided at the start, on the machine; on {plan.sku.assumed_like} {taken or 'none'}."
+            taken = "not known"
+        made.add_row("passes", taken or "none", told)
     print_table(console, made)
     if plan.at_once:
         made = table("if your requests are, prompt and answer", "so many at once", named=2)
@@ -101,6 +119,8 @@ def _show_settings(console: Console, plan: Plan, verbose: bool) -> None:
 def _fits(plan: Plan) -> str:
     place = f"{plan.sku} in {plan.dtype}"
     memory = plan.memory
+    if plan.fits is None:
+        return _wants(plan)
     if not plan.profile.known:
         return f"unknown on {place}: the reference is not opened"
     if not plan.fits:
@@ -114,9 +134,37 @@ def _fits(plan: Plan) -> str:
     return f"{word}, on {place}: {left}"
 
 
-def _does(outlook: Outlook | None, instances: int) -> str:
+def _wants(plan: Plan) -> str:
+    """Needs of a model of a machine of which only the name is known."""
+    told = f"unknown, the data do not know {plan.instance_type}"
+    if not plan.profile.known:
+        return f"{told}, and the reference is not opened"
+    memory = plan.memory
+    least = memory.needed - memory.kv_cache
+    where = "RAM"
+    if plan.device == "cuda":
+        where = f"memory on each of {plan.tensor_parallel} GPUs" if plan.tensor_parallel > 1 else "memory of one GPU"
+    told += f": in {plan.dtype} it needs {least / GB:.1f} GB of {where}"
+    if plan.kv_cache_tokens:
+        told += f"; with {memory.kv_cache / GB:.1f} GB more it caches {plan.kv_cache_tokens:,} tokens, as planned"
+    return told
+
+
+def _assumes(plan: Plan) -> str:
+    """Settings that a bundle for a machine of which only the name is known was written with."""
+    holds = " that holds the model" if plan.profile.known else ""
+    batch = f"{plan.slots} sequences at once" if plan.slots else f"batches of {plan.max_batch_size} rows"
+    told = f"what fits {plan.sku.assumed_like}, the smallest known{holds}: {plan.dtype}, {batch} and"
+    told += (
+        f" {plan.max_batch_tokens:,} tokens, {plan.request_timeout_ms // 1000} s for a request; passes are decided at"
+    )
+    return f"{told} the start"
+
+
+def _does(outlook: Outlook | None, plan: Plan, instances: int) -> str:
     if outlook is None:
-        return "unknown: the reference is not opened"
+        what = "the machine is not known" if plan.profile.known else "the reference is not opened"
+        return f"unknown: {what}"
     request = outlook.request
     several = f" on {instances} instances" if instances > 1 else ""
     told = f"about {_number(outlook.per_second)} {request.unit}/s with {outlook.batch} at once{several}"
@@ -147,7 +195,7 @@ def _needs(plan: Plan, instances: int, prices: "Prices | None") -> str:
 
 def next_command(plan: Plan, asked: Mapping[str, Any], file: Path | None = None) -> str:
     """Command that writes what was planned: by the fields `asked`, or by a file and those that go before it."""
-    if not plan.fits:
+    if plan.fits is False:
         return "plan a smaller model of the family, or another instance type"
     words = ["mii-azure", "generate", *(["-f", str(file)] if file else [])]
     for name, value in (asked if file else {**asked, "name": near_name(str(asked["model"]))}).items():

@@ -80,6 +80,7 @@ def fetch_prices(region: str, date: str, currency: str = "USD", url: str = API) 
     region without prices.
     """
     known = {name.lower(): name for name in all_skus()}
+    region = "".join(region.split()).lower()  # the portal writes West Europe
     wanted = f"serviceName eq 'Virtual Machines' and priceType eq 'Consumption' and armRegionName eq '{region}'"
     prices: dict[str, float] = {}
     for page in _pages(url, {"currencyCode": f"'{currency}'", "$filter": wanted}):

@@ -51,6 +51,7 @@ class Sku(BaseModel):
     retired: str | None  # date on which Azure retired the series
     retires: str | None  # date for which Azure has announced that
     processors: tuple[Processor, ...] = ()  # of which Azure chooses one; empty: not recorded
+    assumed_like: str = ""  # known size whose memory and GPUs are assumed, where nothing but the name is known
 
     @property
     def whole_gpus(self) -> int:
@@ -89,6 +90,11 @@ def all_skus() -> dict[str, Sku]:
     return found
 
 
+#: Sentence for who asks for an instance type that the data do not know.
+DESCRIBE = (
+    "One that is newer than the data: describe it by --cores, --ram, --disk, and of GPUs --gpus, --gpu-memory,"
+    " --gpu-bandwidth, --gpu-tflops, --gpu-capability."
+)
 _SIZE = re.compile(r"([a-z]+)([0-9]{1,6})(?![0-9])")  # series and cores, as in nc24ads_a100_v4
 _NEAR = 3
 
@@ -127,7 +133,7 @@ def find_sku(name: str) -> Sku:
     if f"standard_{key}" in canonical:
         return all_skus()[canonical[f"standard_{key}"]]
     hint = nearest(name) or "Leave it out, and the plan chooses."
-    hint += " One that is newer than the data: describe it by --cores, --ram, --disk, and of GPUs --gpus, --gpu-memory,"
-    hint += " --gpu-bandwidth, --gpu-tflops, --gpu-capability."
     recorded = load_data("skus")["recorded"]
-    raise UnknownInstanceType(f"The data of {recorded} know no instance type {name!r} of managed endpoints.", hint)
+    raise UnknownInstanceType(
+        f"The data of {recorded} know no instance type {name!r} of managed endpoints.", f"{hint} {DESCRIBE}"
+    )

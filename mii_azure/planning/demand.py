@@ -22,6 +22,7 @@ class Demand(NamedTuple):
     narrow: bool = False  # keys and values are kept in FP8
     paged: bool = True  # False: the pass that has a paged cache is forced off
     server: Server = "azmlinfsrv"  # what hands tokens on
+    eight: bool = True  # False: the passes that have a CPU multiply in eight bits are off, or have no place
 
     def tokens(self, context: int) -> int:
         """Tokens that an expected request holds at its end, within a context."""
@@ -61,7 +62,17 @@ def demand_of(spec: Spec, facts: Profile, beside: int = 0) -> Demand:
         spec.kv_cache_dtype == "fp8",
         "static_decode" not in spec.passes_off and _has_one_order(spec, facts),
         spec.server,
+        _multiplies_eight_bits(spec, facts),
     )
+
+
+def _multiplies_eight_bits(spec: Spec, facts: Profile) -> bool:
+    """True unless something asked for keeps a CPU from the narrow products that it takes by itself."""
+    if facts.kind == "encoder":
+        return "cpu" not in spec.passes_off
+    off = {"static_decode", "weight_only"} & set(spec.passes_off)
+    other = spec.batch_invariant or spec.adapters or spec.kv_cache_dtype == "fp8" or spec.objective != "latency"
+    return not off and not other
 
 
 def _has_one_order(spec: Spec, facts: Profile) -> bool:

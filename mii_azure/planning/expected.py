@@ -9,12 +9,12 @@ from pydantic import BaseModel, ConfigDict
 
 from local_runner.front_ends.number import usual
 from mii_azure.hardware import roofline
-from mii_azure.hardware.speed import Effort, Speed, speeds
+from mii_azure.hardware.speed import Effort, speeds
 from mii_azure.planning import latency
 from mii_azure.planning.budget import Work, device_of, kv_bytes_per_token
 from mii_azure.planning.memory import Fit
 from mii_azure.platform import limits
-from scoring.passes.families import FUSED_ENCODER, decoder_tier
+from scoring.passes.families import FUSED_ENCODER, NATIVE_STEP, WORTH_ON_CPU, decoder_tier
 
 #: measured: constants of this card; scaled: of another, by the data sheets; assumed: a share of the floor's speed.
 Basis = Literal["measured", "scaled", "assumed"]
@@ -23,6 +23,9 @@ Unit = Literal["tokens", "requests", "images"]
 
 GENERATES = ("text-generation", "conversational", "summarization", "translation")
 FEW_ROWS = 2  # sequences up to which a step multiplies vectors and no matrices (scoring/decoder/decode_step.py)
+
+
+_NARROW = {"int8": 1 / 4, "int4": (0.5 + 4 / 64) / 4}  # bytes that a CPU's step reads, of the float32 ones
 
 
 def decoder_runner(tier: str, rows: int, shipped: str = "") -> str:
@@ -37,17 +40,30 @@ def hands_on(front_ends: bool, streams: bool) -> str:
 
 def runner(work: Work, placed: Fit, rows: int) -> str:
     """Name of the code that runs a step of `rows` rows, or a forward if it generates nothing; empty if not measured."""
-    if work.profile.kind == "encoder":
-        if device_of(placed.sku) == "cpu":
-            name = "cpu encoder"
-        else:
-            name = "fused encoder" if work.profile.family in FUSED_ENCODER.served else ""
+    if device_of(placed.sku) == "cpu":
+        name = _on_cpu(work, placed, rows)
+    elif work.profile.kind == "encoder":
+        name = "fused encoder" if work.profile.family in FUSED_ENCODER.served else ""
     elif work.profile.kind == "diffusion":
-        name = "diffusion" if device_of(placed.sku) == "cuda" else ""
+        name = "diffusion"
     else:
         tier = decoder_tier(work.profile.family).tier if placed.room.pool else None
         name = decoder_runner(tier, rows, work.profile.shipped) if tier else ""
     return name if name in speeds() else ""
+
+
+def _on_cpu(work: Work, placed: Fit, rows: int) -> str:
+    """Runner on a CPU: in eight bits where all processors of the size have VNNI and a pass takes them by itself."""
+    profile, sets = work.profile, [each.sets for each in placed.sku.processors]
+    eight = work.demand.eight and bool(sets) and all("VNNI" in each for each in sets)
+    if profile.kind == "encoder":
+        return "cpu encoder, int8" if eight and profile.family in FUSED_ENCODER.served else "cpu encoder"
+    native = profile.kind == "decoder" and work.task in GENERATES and profile.family in NATIVE_STEP.served
+    worth = (
+        placed.dtype == "float32" and 4 * profile.parameters >= WORTH_ON_CPU and rows <= limits.MAX_BATCH_SIZE["cpu"]
+    )
+    narrow = "int4" if profile.shipped == "int4" else "int8"
+    return decoder_runner("cpu", rows, narrow) if eight and native and worth else ""
 
 
 def prompt_seconds(work: Work, placed: Fit, tokens: int, length: int) -> float:
@@ -55,14 +71,16 @@ def prompt_seconds(work: Work, placed: Fit, tokens: int, length: int) -> float:
     profile = work.profile
     name = runner(work, placed, 1)
     if profile.kind != "encoder" and name:
-        name = "" if profile.shipped else name.partition(" ")[0] + " prompt"  # widened, by products of 16 bits
+        name = (
+            "" if profile.shipped or name.startswith("cpu") else name.partition(" ")[0] + " prompt"
+        )  # widened, by products of 16 bits
     if name not in speeds():
         return latency.prefill_seconds(work, placed, tokens, length)
     causal = 1 if profile.kind == "encoder" else 0.5  # a token attends to those before it only
     products = 2.0 * _multiplied(work) * tokens
     flops = roofline.flops(round(_multiplied(work)), profile.layers, profile.hidden_size, tokens, length)
     work_flops = (products + causal * (flops - products)) / placed.gpus
-    seconds = _seconds(speeds()[name], placed, Effort(placed.memory.weights, work_flops, profile.layers))
+    seconds = _seconds(name, placed, Effort(placed.memory.weights, work_flops, profile.layers))
     # The fewest tokens go through the layers one after the other, as a step's do.
     return seconds if profile.kind == "encoder" else max(seconds, step_seconds(work, placed, 0, 1))
 
@@ -74,7 +92,10 @@ def step_seconds(work: Work, placed: Fit, kv_bytes: int, rows: int) -> float:
         return latency.step_seconds(work, placed, kv_bytes, rows)
     multiplied = _multiplied(work) + work.profile.vocab_size * work.profile.hidden_size  # scores of the vocabulary
     flops = 2.0 * multiplied * rows / placed.gpus
-    return _seconds(speeds()[name], placed, Effort(_read(work, placed, rows) + kv_bytes, flops, work.profile.layers))
+    read = _read(work, placed, rows)
+    if device_of(placed.sku) == "cpu":
+        read *= next(share for kind, share in _NARROW.items() if name.endswith(kind))
+    return _seconds(name, placed, Effort(read + kv_bytes, flops, work.profile.layers))
 
 
 def drawing_seconds(work: Work, placed: Fit, images: int) -> float:
@@ -82,7 +103,7 @@ def drawing_seconds(work: Work, placed: Fit, images: int) -> float:
     if not (name := runner(work, placed, images)):
         return latency.drawing_seconds(work, placed, images)
     passes = latency.one_pass(work, placed, images) * (2 * limits.IMAGE_STEPS + limits.VAE_PASSES)
-    return _seconds(speeds()[name], placed, Effort(0.0, passes, 0))
+    return _seconds(name, placed, Effort(0.0, passes, 0))
 
 
 def _multiplied(work: Work) -> float:
@@ -99,9 +120,11 @@ def _read(work: Work, placed: Fit, rows: int) -> float:
     return placed.memory.weights * read / all_of_it
 
 
-def _seconds(speed: Speed, placed: Fit, effort: Effort) -> float:
+def _seconds(name: str, placed: Fit, effort: Effort) -> float:
     peak, bandwidth = latency.ceilings(placed)
-    return speed.seconds(effort, bandwidth, peak)
+    if name.startswith("cpu") and name.endswith(tuple(_NARROW)):  # VNNI multiplies four where float32 multiplies one
+        peak *= 4
+    return speeds()[name].seconds(effort, bandwidth, peak)
 
 
 def basis(work: Work, placed: Fit, rows: int) -> Basis:

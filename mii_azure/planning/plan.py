@@ -66,7 +66,7 @@ class Plan(BaseModel):
     task_options: Options  # the task's own defaults, e.g. {"pooling": "mean"}
     profile: Profile
     instance_type: str
-    machine: Sku | None = None  # as the user described it; None if the data know the instance type
+    machine: Sku | None = None  # as described, or assumed by its name; None if the data know the instance type
     quota_family: str  # Azure's name of the family whose core quota the deployment uses
     quota_cores: int
     device: str  # "cpu" or "cuda"
@@ -74,7 +74,7 @@ class Plan(BaseModel):
     dtype: str
     tensor_parallel: int  # GPUs that share one copy of the weights; 1 on CPU
     memory: Memory
-    fits: bool  # False if only tensor slicing could hold the model, and its family cannot be sliced
+    fits: bool | None  # False if only slices could hold it, and its family has none; None if the machine is not known
     context_length: int  # tokens of one request, prompt and answer; 0 if the model's config is not known here
     max_batch_tokens: int
     max_batch_size: int
@@ -100,6 +100,9 @@ class Plan(BaseModel):
 
     def headline(self) -> str:
         """Summary in one line: whether it fits, on which instance type, and the expected speed."""
+        if self.fits is None:
+            needed = f"{self.memory.needed / GB:.1f} GB"
+            return f"{self.profile.model} for {self.task}: fit unknown on {self.instance_type}, it needs {needed}"
         memory = f"{self.memory.needed / GB:.1f} of {self.memory.available / GB:.1f} GB"
         fits = f"fits {self.instance_type} in {self.dtype}, {memory}" if self.fits else f"fits no {self.instance_type}"
         told = f"{self.profile.model} for {self.task}: {fits}"
@@ -122,7 +125,7 @@ class Plan(BaseModel):
 
     def require_fit(self) -> None:
         """Raise DoesNotFit if the planned deployment cannot be served."""
-        if not self.fits:
+        if self.fits is False:
             raise DoesNotFit(
                 f"{self.profile.model} fits {self.instance_type} only sliced over {self.tensor_parallel} GPUs,"
                 f" and DeepSpeed does not slice {self.profile.family} correctly.",

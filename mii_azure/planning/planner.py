@@ -3,7 +3,7 @@
 from typing import Any, Unpack
 
 from mii_azure.errors import NotAvailable, SpecError
-from mii_azure.hardware.described import asked_sku
+from mii_azure.hardware.described import asked_sku, named_size
 from mii_azure.hardware.skus import Sku
 from mii_azure.model.adapters import Adapter, merged_adapter, require_base, served_adapter, targets
 from mii_azure.model.consistency import check_consistency
@@ -15,7 +15,7 @@ from mii_azure.model.remote_code import check_remote_code
 from mii_azure.model.resolved import Model
 from mii_azure.model.sentence import as_embedder, sentence_model, vector_options
 from mii_azure.model.source import resolve
-from mii_azure.planning import expected, latency, memory, quantization, rationale
+from mii_azure.planning import assumed, expected, latency, memory, quantization, rationale
 from mii_azure.planning import passes as planning_passes
 from mii_azure.planning.budget import Room, Work, at_once, device_of
 from mii_azure.planning.demand import demand_of
@@ -23,7 +23,7 @@ from mii_azure.planning.memory import Fit
 from mii_azure.planning.plan import AdapterPlan, Plan
 from mii_azure.platform import limits
 from mii_azure.spec import OtherPreferences, Spec, make_spec
-from scoring.config import Limits
+from scoring.config import Limits, PassDecision
 
 
 def plan(
@@ -128,7 +128,7 @@ def make_plan(spec: Spec, facts: Profile, options: Options, beside: int = 0, dra
         dtype=placed.dtype,
         tensor_parallel=placed.gpus,
         memory=placed.memory,
-        fits=placed.gpus == 1 or any(each.name == "tensor_slicing" and each.take for each in passes),
+        fits=None if sku.assumed_like else placed.gpus == 1 or _sliced(passes),
         context_length=room.context,
         max_batch_tokens=room.tokens,
         max_batch_size=bounds.max_batch_size,
@@ -139,7 +139,7 @@ def make_plan(spec: Spec, facts: Profile, options: Options, beside: int = 0, dra
         max_payload_bytes=limits.ENDPOINT_BYTES_PER_S,
         max_concurrent_requests=room.rows,
         request_timeout_ms=timeout,
-        outlook=expected.outlook(work, placed, spec.instance_count) if facts.known else None,
+        outlook=expected.outlook(work, placed, spec.instance_count) if facts.known and not sku.assumed_like else None,
         readiness=begun.readiness,
         liveness=begun.liveness,
         passes=passes,
@@ -158,7 +158,11 @@ def make_plan(spec: Spec, facts: Profile, options: Options, beside: int = 0, dra
 
 def _machine(spec: Spec, sku: Sku) -> dict[str, Any]:
     """Fields of a plan that name its instance type, and describe one that the data do not know."""
-    return {"instance_type": sku.name, "machine": sku if spec.describes else None}
+    return {"instance_type": sku.name, "machine": sku if spec.describes or sku.assumed_like else None}
+
+
+def _sliced(passes: tuple[PassDecision, ...]) -> bool:
+    return any(each.name == "tensor_slicing" and each.take for each in passes)
 
 
 def _bounds(spec: Spec, room: Room, device: str) -> Limits:
@@ -200,6 +204,8 @@ def _checked(spec: Spec, placed: Fit) -> Fit:
 
 def _place(spec: Spec, work: Work) -> Fit:
     sku = asked_sku(spec)
+    if sku is None and spec.instance_type and (size := named_size(spec.instance_type)):
+        return assumed.place(spec, work, size)
     if spec.tensor_parallel > 1 and work.profile.known:
         return memory.in_slices(work, spec.tensor_parallel, spec.dtype, sku)
     if sku and sku.gpu and "zero_inference" in spec.passes_on:

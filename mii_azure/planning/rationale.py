@@ -15,6 +15,7 @@ from mii_azure.platform.limits import GB
 from mii_azure.spec import Spec
 from scoring.config import Limits
 from scoring.limits.memory_shares import DRAFT_CACHE_TOKENS
+from scoring.sentence.forms import COLBERT, COLBERT_FILE
 
 
 class Decision(BaseModel):
@@ -57,7 +58,8 @@ def of_model(work: Work, options: Options) -> list[Decision]:
         reason = "The tokenizer has them and the model no embedding: a request that holds one is answered 400."
         decisions.append(Decision(what="tokens without embedding", value=shown(facts.unembedded), reason=reason))
     if facts.pooling:
-        reason = "What the folder's modules.json says, in its order."
+        own = facts.architecture == COLBERT
+        reason = f"What {COLBERT_FILE} says." if own else "What the folder's modules.json says, in its order."
         decisions.append(Decision(what="pooling", value=facts.pooling, reason=reason))
     if options:
         value = ", ".join(f"{key} {str(value).lower()}" for key, value in options.items())
@@ -91,11 +93,12 @@ def of_place(spec: Spec, work: Work, placed: Fit) -> list[Decision]:
         return decisions
     parts = f"weights {memory.weights / GB:.2f}, keys and values {memory.kv_cache / GB:.2f}"
     parts += f", activations {memory.activations / GB:.2f}, context {memory.context / GB:.2f}"
+    room = "" if sku.assumed_like else f"of {memory.available / GB:.2f} "
     share = "On each GPU" if placed.gpus > 1 else "On the GPU" if sku.gpu else "In RAM"
     decisions.append(
         Decision(
             what="memory",
-            value=f"{memory.needed / GB:.2f} of {memory.available / GB:.2f} GB",
+            value=f"{memory.needed / GB:.2f} {room}GB",
             reason=f"{share}, in GB: {parts}.",
         )
     )
@@ -123,6 +126,8 @@ def _why_sku(spec: Spec, work: Work, placed: Fit) -> str:
     what = f"{sku.cores} cores, {sku.ram_gb:g} GB"
     if sku.gpu:
         what = f"{sku.gpus:g} x {sku.gpu.name}, {what}"
+    if sku.assumed_like:
+        return _why_assumed(work, sku)
     if spec.describes:
         return f"Described by you: the data do not know it; {what}. Its quota family and price are not known here."
     if spec.instance_type:
@@ -137,7 +142,17 @@ def _why_sku(spec: Spec, work: Work, placed: Fit) -> str:
     return f"{kind.capitalize()}: the smallest GPU that holds it, then fewest cores; {what}."
 
 
+def _why_assumed(work: Work, sku: Sku) -> str:
+    kind, holds = "GPUs" if sku.gpu else "no GPUs", " that holds the model" if work.profile.known else ""
+    reason = "Asked for; the data do not know it, nor is it known whether the model fits. By its name it has"
+    reason += f" {sku.cores} cores and {kind}. Precision, batch, cache, concurrency, timeout and probes are those of"
+    reason += f" {sku.assumed_like}, the smallest of the data{holds}; describe the machine for its own."
+    return reason
+
+
 def _why_image(sku: Sku) -> str:
+    if sku.assumed_like and sku.gpu:
+        return "For NVIDIA GPUs of compute capability 7.5 and later, in case it has those; AMD's do not run it."
     if sku.gpu is None:
         return "No GPU."
     return f"{sku.gpu.name} has compute capability {sku.gpu.compute_capability}; torch's CUDA 13 builds start at 7.5."

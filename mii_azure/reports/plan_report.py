@@ -13,7 +13,7 @@ from mii_azure.reports.html import Node, el, section, table, write
 def write_plan(plan: Plan, headline: Iterable[tuple[str, str]], file: Path) -> None:
     """Write the report of a plan; `headline` are the lines that a terminal begins with."""
     parts = [el("section", table(["", ""], [(el("strong", name), text) for name, text in headline]))]
-    if plan.profile.known:
+    if plan.profile.known and plan.fits is not None:
         parts.append(_memory(plan))
         parts += [part for part in [_roofline(plan)] if part is not None]
     rows = [(each.what, each.shown, each.reason) for each in plan.decisions]

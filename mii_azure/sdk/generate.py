@@ -1,5 +1,6 @@
 """Verb generate: from a task, a model and a name to a bundle on disk."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from mii_azure.bundle.render import base_image, content_hash, reference_version,
 from mii_azure.bundle.sbom import SBOM, ModelFacts, make_sbom
 from mii_azure.bundle.secret_scan import refuse_secrets
 from mii_azure.bundle.writer import Progress, write
+from mii_azure.hardware.described import unfamiliar
 from mii_azure.model.adapters import merged_adapter, served_adapter, targets
 from mii_azure.model.draft import FOLDER as DRAFT_FOLDER
 from mii_azure.model.draft import draft_folder, require_same_vocabulary
@@ -45,8 +47,11 @@ def generate(
 
     `deployment_name` is MII's word for `name`. `progress` is called with bytes written and bytes in all.
     Raises the SpecError, ModelError and BundleError branches of the error tree; on any error nothing is left behind.
+    Warns of an instance type of which only the name is known.
     """
     spec = make_spec(task=task, model=model, name=one_name(name, deployment_name), **preferences)
+    if unknown := unfamiliar(spec.instance_type, spec.describes):
+        warnings.warn(f"{unknown.message} {unknown.hint}", stacklevel=2)
     return write_bundle(spec, output=output, force=force, progress=progress)[0]
 
 

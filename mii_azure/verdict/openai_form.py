@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-#: Parameters by the names that OpenAI's interface, or vLLM's additions to it, have for them.
+#: Parameters by the names that OpenAI's interface, or vLLM's additions to it, have for them: of texts, and of vectors.
 _NAMES = {
     "max_new_tokens": "max_tokens",
     "temperature": "temperature",
@@ -14,6 +14,7 @@ _NAMES = {
     "seed": "seed",
     "stop": "stop",
 }
+_NAMES_OF_VECTORS = {"dimensions": "dimensions"}
 _OWN = {"do_sample", "return_full_text"}  # parameters that are said otherwise there
 _NEUTRAL = {"top_k": -1, "repetition_penalty": 1.0}  # values that say what leaving them out says
 
@@ -39,7 +40,8 @@ class OpenAIForm:
         if self._form is None:
             raise Untranslatable
         path, write, _ = self._form
-        return path, {**write(body["inputs"]), **_translated(body.get("parameters") or {})}
+        translated = _translated_of_vectors if path == "embeddings" else _translated
+        return path, {**write(body["inputs"]), **translated(body.get("parameters") or {})}
 
     def answer(self, raw: str, reply: Any) -> bytes:
         """Answer in the form that /score has for the same request."""
@@ -65,6 +67,12 @@ def _translated(parameters: dict[str, Any]) -> dict[str, Any]:
     if parameters.get("do_sample") is not True and parameters.get("temperature") is None:
         told["temperature"] = 0  # /score takes the likeliest token unless told to sample; OpenAI's interface samples
     return told
+
+
+def _translated_of_vectors(parameters: dict[str, Any]) -> dict[str, Any]:
+    if set(parameters) - set(_NAMES_OF_VECTORS):
+        raise Untranslatable
+    return {_NAMES_OF_VECTORS[name]: value for name, value in parameters.items()}
 
 
 def _prompt(inputs: Any) -> dict[str, Any]:
@@ -102,4 +110,4 @@ def _replied(body: dict[str, Any], reply: Any) -> Any:
 
 
 def _vector(body: dict[str, Any], reply: Any) -> Any:
-    return [entry["embedding"] for entry in reply["data"]]
+    return reply["data"][0]["embedding"]  # of one text, as every translated request has

@@ -6,8 +6,7 @@ weights once for all rows, with small kernels between them.
 
 With tensor parallelism, the outputs of `out` and `down` are partial sums. In Triton's products, rank 0 adds its part to
 the residual stream and the other ranks replace the stream with theirs, so that the all-reduce yields it in no further
-kernel. Outputs of cuBLAS's products are summed by the kernel that adds them to the stream and norms it, or if they are
-many, all-reduced in the model's dtype. A parallel layer has one all-reduce.
+kernel. Outputs of cuBLAS's products are all-reduced in the model's dtype. A parallel layer has one all-reduce.
 """
 
 from dataclasses import dataclass, field
@@ -161,10 +160,12 @@ class Launcher(RankSums):
             if layer.norm2 is not layer.norm1:
                 self.add_norm(rows, None, None, layer.norm2)
         else:
-            self.sum_norm(rows, layer.attention.out.bias, layer.norm2, layer.post1)
+            self._sum(b.y[:rows])
+            self.add_norm(rows, b.y, layer.attention.out.bias, layer.norm2, layer.post1)
         bias = self._mlp_blas(rows, layer)
+        self._sum(b.y[:rows])
         following = self.model.layers[index + 1].norm1 if index + 1 < len(self.model.layers) else self.model.norm
-        self.sum_norm(rows, bias, following, layer.post2)
+        self.add_norm(rows, b.y, bias, following, layer.post2)
 
     def _mlp_blas(self, rows: int, layer: DecoderLayer) -> Tensor | None:
         """Compute up and down products into y; return the bias that y still lacks.

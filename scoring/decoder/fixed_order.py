@@ -106,13 +106,10 @@ class OrderedProducts:
         self._alike: dict[tuple[int, int, int], bool] = {}
 
     def enqueue(self, x: Tensor, weight: Tensor, out: Tensor, pdl: bool, launch: Launch) -> None:
-        """Enqueue out [M, N] = x [M, K] W^T; the first time of a shape, x and out are overwritten by numbers at random.
-
-        Whoever captures a graph runs its launches once before, on rows of nobody.
-        """
+        """Enqueue out [M, N] = x [M, K] W^T; a shape that is captured before it was tried takes the kernel."""
         key = (len(x), *weight.shape)
         if key not in self._alike and x.device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
-            self._alike[key] = _alike(x, weight, out)
+            self._alike[key] = _alike(torch.empty_like(x), weight, torch.empty_like(out))
         if self._alike.get(key):
             launch()  # what it says of the next kernel is not for cuBLAS's
             torch.mm(x, weight.t(), out=out)
@@ -121,7 +118,7 @@ class OrderedProducts:
 
 
 def _alike(x: Tensor, weight: Tensor, out: Tensor) -> bool:
-    """Return True if cuBLAS gives rows of x [M, K] the bits that the kernel gives them."""
+    """Return True if cuBLAS gives rows of x [M, K] the bits that the kernel gives them; x and out are overwritten."""
     firsts = sorted({0, (len(x) - 1) // 2, max(0, len(x) - _TRIED)})
     generator = torch.Generator(x.device).manual_seed(0)
 

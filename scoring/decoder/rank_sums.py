@@ -58,17 +58,3 @@ class RankSums(AdaptedLaunches):
             ADD=y is not None, BIAS=bias is not None, POST=post is not None,
             NORM="skip" if norm is None else norm.kind, PDL=self.pdl, num_warps=4, **self._launch(),
         )  # fmt: skip
-
-    def sum_norm(self, rows: int, bias: Tensor | None, norm: Norm | None, post: Norm | None) -> None:
-        """Do what `add_norm` does with the ranks' sum of y."""
-        b, team = self.buffers, self.model.team
-        exchange = None if team is None else team.quick(b.y[:rows])
-        if exchange is None or norm is None or not exchange.takes_rows(self.model.hidden):
-            self._sum(b.y[:rows])
-            self.add_norm(rows, b.y, bias, norm, post)
-            return
-        exchange.sum_norm(
-            (self._stream, b.y, given(bias, b.x), affine(post, b.x)[0], *affine(norm, b.x), b.normed), rows,
-            self.model.hidden, epsilon(norm), epsilon(post), self.model.residual_scale, self._launch(),
-            BIAS=bias is not None, POST=post is not None, NORM=norm.kind, PDL=self.pdl,
-        )  # fmt: skip

@@ -51,21 +51,6 @@ class AllReduce:
             WORLD=self._degree, FIRST=first, SEND=send, TAKE=take, PDL=pdl, num_warps=4, **(options or {}),
         )  # fmt: skip
 
-    def takes_rows(self, width: int) -> bool:
-        """Return True if rows of this width are whole blocks, as `sum_norm` has them."""
-        return width % _BLOCK == 0
-
-    def sum_norm(self, tensors: Sequence[Tensor], rows: int, width: int, eps: float, post_eps: float, factor: float,
-                 options: Mapping[str, Any], spins: int = -1, **how: Any) -> None:  # fmt: skip
-        """Enqueue `add_norm` of the sum over all ranks of y; tensors are x, y, bias, post gain, gain, shift and out."""
-        from scoring.kernels.sum_norm import add_ranks_norm
-
-        add_ranks_norm[(rows,)](
-            *tensors, self._addresses, self._counts, width, eps, post_eps, factor, spins,
-            CAPACITY=CAPACITY, BN=_BLOCK, RANK=self._rank, WORLD=self._degree, BE=1 << (width - 1).bit_length(),
-            **({"SEND": True, "TAKE": True} | how), num_warps=16 if width >= 2048 else 4, **options,
-        )  # fmt: skip
-
 
 def connect(rank: int, degree: int, device: torch.device) -> AllReduce | None:
     """Set up the all-reduce over the process group's GPUs; None without peer access, or if its sums are wrong.

@@ -25,38 +25,6 @@ def _missing(word, number, inside):
 
 
 @triton.jit
-def send(own, addresses_ptr, n, inside, number, half, CAPACITY: tl.constexpr, RANK: tl.constexpr, WORLD: tl.constexpr):
-    """Store numbers, with their sum's tag, in every other rank's inbox."""
-    word = (own.to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF) | (number.to(tl.int64) << 32)
-    for to in tl.static_range(WORLD):
-        if to != RANK:
-            place = _inbox(addresses_ptr, to) + half + RANK * CAPACITY + n
-            tl.store(place, word, mask=inside, cache_modifier=".wt")
-
-
-@triton.jit
-def take(own, addresses_ptr, n, inside, number, half, SPINS, CAPACITY: tl.constexpr, RANK: tl.constexpr,
-         WORLD: tl.constexpr, FIRST: tl.constexpr):  # fmt: skip
-    """Wait for all ranks' numbers of this sum, SPINS polls long (negative: without end); their sum, or the first's."""
-    total = tl.zeros_like(own)
-    for source in tl.static_range(WORLD):
-        part = own
-        if source != RANK:
-            place = _inbox(addresses_ptr, RANK) + half + source * CAPACITY + n
-            word = tl.load(place, mask=inside, other=0, volatile=True)
-            missing = _missing(word, number, inside)
-            spins = 0
-            while (missing > 0) & (spins != SPINS):
-                word = tl.load(place, mask=inside, other=0, volatile=True)
-                missing = _missing(word, number, inside)
-                spins += 1
-            part = (word & 0xFFFFFFFF).to(tl.int32).to(tl.float32, bitcast=True)
-        if source == 0 or not FIRST:
-            total += part
-    return total
-
-
-@triton.jit
 def add_ranks(x_ptr, addresses_ptr, counts_ptr, N, SPINS, CAPACITY: tl.constexpr, BN: tl.constexpr, RANK: tl.constexpr,
               WORLD: tl.constexpr, FIRST: tl.constexpr, SEND: tl.constexpr, TAKE: tl.constexpr,
               PDL: tl.constexpr):  # fmt: skip
@@ -75,8 +43,26 @@ def add_ranks(x_ptr, addresses_ptr, counts_ptr, N, SPINS, CAPACITY: tl.constexpr
     half = (number & 1) * (WORLD * CAPACITY)
     own = tl.load(x_ptr + n, mask=inside, other=0.0).to(tl.float32)
     if SEND:
-        send(own, addresses_ptr, n, inside, number, half, CAPACITY, RANK, WORLD)
+        word = (own.to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF) | (number.to(tl.int64) << 32)
+        for to in tl.static_range(WORLD):
+            if to != RANK:
+                place = _inbox(addresses_ptr, to) + half + RANK * CAPACITY + n
+                tl.store(place, word, mask=inside, cache_modifier=".wt")
     if TAKE:
-        total = take(own, addresses_ptr, n, inside, number, half, SPINS, CAPACITY, RANK, WORLD, FIRST)
+        total = tl.zeros([BN], tl.float32)
+        for source in tl.static_range(WORLD):
+            part = own
+            if source != RANK:
+                place = _inbox(addresses_ptr, RANK) + half + source * CAPACITY + n
+                word = tl.load(place, mask=inside, other=0, volatile=True)
+                missing = _missing(word, number, inside)
+                spins = 0
+                while (missing > 0) & (spins != SPINS):
+                    word = tl.load(place, mask=inside, other=0, volatile=True)
+                    missing = _missing(word, number, inside)
+                    spins += 1
+                part = (word & 0xFFFFFFFF).to(tl.int32).to(tl.float32, bitcast=True)
+            if source == 0 or not FIRST:
+                total += part
         tl.store(x_ptr + n, total.to(x_ptr.dtype.element_ty), mask=inside)
         tl.store(counts_ptr + program, number)

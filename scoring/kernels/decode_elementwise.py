@@ -11,7 +11,7 @@ from scoring.kernels.decode_gemv import activation, pair_places, rotation, split
 
 
 @triton.jit
-def normed(x, inside, gain_ptr, shift_ptr, e, E, eps, NORM: tl.constexpr):
+def _normed(x, inside, gain_ptr, shift_ptr, e, E, eps, NORM: tl.constexpr):
     """Normalise x [BE] in float32."""
     if NORM != "none":
         mean = 0.0
@@ -41,7 +41,7 @@ def embed(table_ptr, positions_ptr, gain_ptr, shift_ptr, x_ptr, slots_ptr, token
     if LEARNED:
         position = tl.load(lengths_ptr + slot).to(tl.int64) + offset
         x += tl.load(positions_ptr + position * E + e, mask=inside, other=0.0).to(tl.float32)
-    x = normed(x, inside, gain_ptr, shift_ptr, e, E, eps, NORM)
+    x = _normed(x, inside, gain_ptr, shift_ptr, e, E, eps, NORM)
     tl.store(x_ptr + row * E + e, x, mask=inside)
 
 
@@ -65,11 +65,11 @@ def add_norm(x_ptr, y_ptr, bias_ptr, post_ptr, gain_ptr, shift_ptr, out_ptr, E, 
         if BIAS:
             y += tl.load(bias_ptr + e, mask=inside, other=0.0).to(tl.float32)
         if POST:
-            y = normed(y, inside, post_ptr, post_ptr, e, E, post_eps, "rms")
+            y = _normed(y, inside, post_ptr, post_ptr, e, E, post_eps, "rms")
         x += factor * y
         tl.store(x_ptr + row * E + e, x, mask=inside)
     if NORM != "skip":
-        tl.store(out_ptr + row * E + e, normed(x, inside, gain_ptr, shift_ptr, e, E, eps, NORM), mask=inside)
+        tl.store(out_ptr + row * E + e, _normed(x, inside, gain_ptr, shift_ptr, e, E, eps, NORM), mask=inside)
 
 
 @triton.jit

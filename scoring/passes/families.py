@@ -85,6 +85,7 @@ _NOT_NATIVE = {
     "gptj": _PARALLEL,
 }
 NATIVE_STEP = Families(tuple(each for each in STATIC_DECODE.served if each not in _NOT_NATIVE), _NOT_NATIVE)
+WORTH_ON_CPU = 2e8  # bytes of float32 weights below which caches hold them in part, and Python bounds such a step
 #: Served: families whose sliced forward and cached decode were verified against transformers 5.
 TENSOR_SLICING = Families(
     (

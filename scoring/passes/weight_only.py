@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from scoring.limits.control_groups import left
 from scoring.limits.memory_shares import WEIGHTS
 from scoring.passes.base import GAIN, LATENCY, Applicability, Applied, Facts, Hardware, Pass, PassRefused
-from scoring.passes.families import NATIVE_STEP, decoder_tier
+from scoring.passes.families import NATIVE_STEP, WORTH_ON_CPU, decoder_tier
 from scoring.passes.static_decode import StaticDecode
 
 if TYPE_CHECKING:
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 _BESIDE = {"int4": 0.3, "int8": 0.5}  # bytes of the narrow weights, of those of the 16-bit ones
 _WORTH = 3e9  # bytes of weights below which launches and latencies, not bandwidth, take most of a step
-_WORTH_ON_CPU = 2e8  # that caches hold in part, and whose steps Python bounds
 _SCALES = {"int4": "one scale a group", "int8": "one scale a row"}
 _BESIDE_ON_CPU = 0.3  # of the float32 ones: a byte and a scale a row, and a product in both layouts
 
@@ -107,7 +106,7 @@ class WeightOnly(Pass):
             return Applicability(False, f"its step on a CPU does not cover {facts.family}: {why}")
         if self.decode.narrow:
             return Applicability(False, "its step on a CPU reads keys and values in float32 only, and they are in FP8")
-        if facts.weight_bytes < _WORTH_ON_CPU:
+        if facts.weight_bytes < WORTH_ON_CPU:
             size = f"{facts.weight_bytes / 1e6:.1f} MB"
             return Applicability(False, f"{size} of weights are read too fast for it to pay")
         self._kind = kind = "int4" if facts.shipped == "int4" else "int8"

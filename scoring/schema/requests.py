@@ -70,6 +70,7 @@ class TokenClassificationParameters(Strict):
     )
     ignore_labels: Labels = Field(["O"], description="Labels left out of the answer.")
     truncation: bool = Field(False, description="Cut texts at the context length instead of refusing them.")
+    stride: int | None = Field(None, ge=0, le=MOST, description="Tokens shared by windows of a text past the context.")
 
 
 class FillMaskParameters(Strict):

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from scoring.engine.row import Row
+from scoring.errors import InvalidInput, InvalidParameter
 from scoring.model.loaded import Loaded
 from scoring.schema.requests import TokenClassificationParameters
 from scoring.strict_json.body import text_bytes
@@ -16,6 +17,7 @@ from scoring.tasks.base import EncoderTask
 Scores = np.ndarray[Any, np.dtype[np.float32]]
 Entity = dict[str, Any]
 
+_MAX_WINDOWS = 1024  # of one text
 _ENTITY_BYTES = 96  # of an entity's JSON beside its label and its text
 
 
@@ -57,13 +59,47 @@ class TokenClassification(EncoderTask):
         self._marks_pieces = bool(getattr(backend, "continuing_subword_prefix", None))
 
     def encode(self, value: str, parameters: TokenClassificationParameters, item: int) -> list[Row]:
-        encoded = self.tokenize(
-            [value], parameters.truncation, item, return_offsets_mapping=True, return_special_tokens_mask=True
-        )
+        told: dict[str, Any] = {"return_offsets_mapping": True, "return_special_tokens_mask": True}
+        if parameters.stride is not None:
+            if parameters.aggregation_strategy == "none":
+                raise InvalidParameter(
+                    "Windows are joined by their entities.", "Set aggregation_strategy too.", where="parameters.stride"
+                )
+            encoded = self.call_tokenizer(value, most=_MAX_WINDOWS * self.loaded.context_length, **told)
+            return self._windows(encoded, parameters.stride, item)
+        encoded = self.tokenize([value], parameters.truncation, item, **told)
         return [self.row(encoded, item, extra=(encoded["offset_mapping"], encoded["special_tokens_mask"]))]
 
+    def _windows(self, encoded: Any, stride: int, item: int) -> list[Row]:
+        """Rows of a text's windows, each with the special tokens of the whole; neighbours share `stride` tokens."""
+        special = encoded["special_tokens_mask"]
+        begin = next((at for at, each in enumerate(special) if not each), len(special))
+        end = len(special) - next((at for at, each in enumerate(reversed(special)) if not each), 0)
+        room = self.loaded.context_length - (len(special) - (end - begin))
+        if end - begin > room <= stride:
+            raise InvalidParameter(
+                f"stride must be smaller than the {room} tokens of text in a window.", where="parameters.stride"
+            )
+        if not special:
+            raise InvalidInput("The tokenizer finds nothing in the text.", "Send visible text.", f"inputs[{item}]")
+        begins = range(begin, max(begin + 1, end - stride), max(1, room - stride))
+        if len(begins) > _MAX_WINDOWS:
+            raise InvalidInput(
+                f"The text needs {len(begins):,} windows; at most {_MAX_WINDOWS:,} are read.",
+                "Send it in parts, or lower stride.",
+                f"inputs[{item}]",
+            )
+        rows = []
+        for first in begins:
+            last = min(first + room, end)
+            own = {name: [*ids[:begin], *ids[first:last], *ids[end:]] for name, ids in encoded.items()}
+            rows.append(self.row(own, item, extra=(own["offset_mapping"], own["special_tokens_mask"])))
+            if last == end:
+                break
+        return rows
+
     def answer_bytes(self, value: str, parameters: TokenClassificationParameters, rows: Sequence[Row]) -> int:
-        return rows[0].tokens * (_ENTITY_BYTES + self._longest_label) + text_bytes(value)
+        return sum(row.tokens for row in rows) * (_ENTITY_BYTES + self._longest_label) + text_bytes(value)
 
     def split(self, output: Any, rows: Sequence[Row]) -> list[torch.Tensor]:
         return self.live(torch.softmax(output.logits.float(), -1).cpu(), rows)  # each [S, labels]
@@ -75,7 +111,11 @@ class TokenClassification(EncoderTask):
         rows: Sequence[Row],
         outputs: Sequence[torch.Tensor],
     ) -> Tagged:
-        tokens = list(self._tokens(value, rows[0], outputs[0].numpy()))
+        found = [list(self._tokens(value, row, output.numpy())) for row, output in zip(rows, outputs, strict=True)]
+        kept = [entity for tokens in found for entity in self._entities(tokens, parameters)]
+        return Tagged(_apart(kept) if len(rows) > 1 else kept, value, [token for tokens in found for token in tokens])
+
+    def _entities(self, tokens: list[Token], parameters: TokenClassificationParameters) -> list[Entity]:
         strategy = parameters.aggregation_strategy
         if strategy in ("none", "simple"):
             entities = [self._entity(token) for token in tokens]
@@ -84,8 +124,7 @@ class TokenClassification(EncoderTask):
         if strategy != "none":
             entities = [self._join(group) for group in _adjacent(entities)]
         kind = "entity" if strategy == "none" else "entity_group"
-        kept = [entity for entity in entities if entity[kind] not in parameters.ignore_labels]
-        return Tagged(kept, value, tokens)
+        return [entity for entity in entities if entity[kind] not in parameters.ignore_labels]
 
     def collect(self, answers: list[Tagged], single: bool, parameters: Any) -> Any:
         entities = [answer.entities for answer in answers]
@@ -154,6 +193,21 @@ class TokenClassification(EncoderTask):
             found[token.start : token.end] = [self._labels[token.best]] * (token.end - token.start)
         words = (found[match.start() : match.end()] for match in re.finditer(r"\S+", text))
         return [next(filter(None, word), "O") for word in words]
+
+
+def _apart(entities: Iterable[Entity]) -> list[Entity]:
+    """Entities of several windows in order; of two that overlap the longer stays, of equals the likelier."""
+    kept: list[Entity] = []
+    for entity in sorted(entities, key=lambda each: int(each["start"])):
+        if not kept or entity["start"] >= kept[-1]["end"]:
+            kept.append(entity)
+        elif _weight(entity) > _weight(kept[-1]):
+            kept[-1] = entity
+    return kept
+
+
+def _weight(entity: Entity) -> tuple[int, float]:
+    return entity["end"] - entity["start"], entity["score"]
 
 
 def _words(tokens: Iterable[Token]) -> list[list[Token]]:

@@ -29,7 +29,7 @@ NATIVE = {
         "text-generation",
         "weight_only",
         "passes/weight_only.py",
-        {"facts.weight_bytes < _WORTH_ON_CPU": "facts.weight_bytes < 0", "beside * GAIN": "0.0"},
+        {"facts.weight_bytes < WORTH_ON_CPU": "facts.weight_bytes < 0", "beside * GAIN": "0.0"},
         "decode_step",
     ),
 }

@@ -21,6 +21,7 @@ import torch
 import mii_azure
 from local_runner.process.launch import LOOPBACK, Runner
 from mii_azure.errors import MiiAzureError, RunnerFailed
+from mii_azure.sdk.deployment_records import LocalDeployment
 from scoring.errors import LoadError
 from tests.tiny_adapters import tiny_adapter
 from tests.tiny_models import load_tiny
@@ -374,3 +375,24 @@ def test_starts_that_are_refused(
         pass
     assert not isinstance(caught.value, LoadError) or isinstance(caught.value, RunnerFailed)
     assert caught.value.hint
+
+
+def test_what_the_sdk_deploys_takes_the_settings_of_the_environment(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "keys").write_text(KEY)
+    told = {"HOME": tmp_path / "home", "ADAPTER_ROOT": models.root, "API_KEY_FILE": tmp_path / "keys"}
+    for name, value in {**told, "ALLOW_ADAPTERS": "true"}.items():
+        monkeypatch.setenv(f"MII_AZURE_{name}", str(value))
+    deployed = mii_azure.deploy(TASK, str(models.base), "adapted", instance_type="Standard_D4as_v4")
+    assert isinstance(deployed, LocalDeployment)
+    try:
+        url, headers = f"http://{LOOPBACK}:{deployed.http_port}", {"authorization": f"Bearer {KEY}"}
+        body = {"lora_name": "mine", "lora_path": "one"}
+        answer = httpx.post(f"{url}/v1/load_lora_adapter", json=body, headers=headers, timeout=60, trust_env=False)
+        assert answer.status_code == 200
+        asked = {"model": "mine", "prompt": PROMPT, "max_tokens": TOKENS, "temperature": 0}
+        made = httpx.post(f"{url}/v1/completions", json=asked, headers=headers, timeout=60, trust_env=False).json()
+        assert made["choices"][0]["text"] == models.text("one")
+    finally:
+        mii_azure.terminate("adapted")

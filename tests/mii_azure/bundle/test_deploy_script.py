@@ -318,3 +318,11 @@ def test_other_verbs_leave_such_a_bundle_to_its_script(make_bundle, options):
     spec = make_spec(task="question-answering", model="m", name="my-qa", **options)
     with pytest.raises(SpecError, match="deploys by its own script"):
         workflow("github", spec)
+
+
+@pytest.mark.skipif(shutil.which("dash") is None, reason="needs a shell that is not bash")
+def test_another_shell_hands_over_to_bash(make_bundle):
+    bundle = make_bundle()
+    done = subprocess.run(["dash", "deploy.sh", "--dry-run"], cwd=bundle, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "az ml online-deployment create" in done.stdout

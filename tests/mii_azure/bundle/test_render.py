@@ -253,8 +253,9 @@ def test_the_summary_of_the_plan_gives_every_reason():
     _, made = spec_and_plan("text-generation", "t4")
     written = rendered("text-generation", "t4")["plan.md"]
     rows = [line for line in written.splitlines() if line.startswith("| ")][1:]
-    assert len(rows) == len(made.decisions)
-    for row, decision in zip(rows, made.decisions, strict=True):
+    *own, of_image = rows
+    assert of_image.startswith("| base image |")
+    for row, decision in zip(own, made.decisions, strict=True):
         assert row == f"| {decision.what} | {decision.shown} | {decision.reason} |"
 
 
@@ -294,4 +295,6 @@ def test_a_base_image_by_digest_is_told_with_what_it_costs():
     files = rendered("fill-mask", image_digest=digest)
     assert f"@{digest}" in files["environment/Dockerfile"]
     assert "gets no patches" in files["plan.md"]
-    assert "gets no patches" not in rendered("fill-mask")["plan.md"]
+    unpinned = rendered("fill-mask")["plan.md"]
+    assert "gets no patches" not in unpinned
+    assert "newest with its patches" in unpinned

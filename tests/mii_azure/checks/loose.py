@@ -216,6 +216,9 @@ LOOSE: dict[str, Case] = {
     "a worker that is killed": _of("managed", "MII209", "environment_variables/WORKER_TIMEOUT", "30"),
     "a time in the queue": _of("managed", "MII213", "request_settings/max_queue_wait_ms", 500),
     "the latest image": _of("environment", "MII403", "image", "python:latest", "environment.yml"),
+    "an image that gets no patches": _of(
+        "environment", "MII407", "image", f"a/b@sha256:{'a1' * 32}", "environment.yml"
+    ),
     "an image that conda solves": _of("environment", "MII404", "conda_file", _CONDA, "environment.yml"),
     "a request of 180 s on Kubernetes": _of("kubernetes", "MII207", "request_settings/request_timeout_ms", 180000),
     "an amount that is none": _of("kubernetes", "MII601", "resources/limits/cpu", "lots"),

@@ -193,6 +193,15 @@ def test_line_endings_that_git_changed_are_told_as_such(bundle):
     assert git.stdout == "deploy.sh: text: unset\n"
 
 
+def test_line_endings_of_a_whole_folder_are_told_once(bundle):
+    scripts = sorted((bundle / "code").rglob("*.py"))
+    for path in scripts:
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    (told,) = [each for each in check(bundle) if each.id == "MII001"]
+    changed = [path for path in scripts if path.stat().st_size]  # an empty file has no line to end
+    assert told.message.startswith(f"This file and {len(changed) - 1} others have other line endings")
+
+
 def test_a_missing_file_is_found_even_if_no_manifest_lists_it(bundle):
     (bundle / "environment.yml").unlink()
     paths = [path for path in walk(bundle) if path != "manifest.json"]

@@ -193,6 +193,22 @@ def test_fixing_changes_one_value_and_not_a_byte_beside_it(end, tmp_path):
     assert path.read_bytes().decode() == text.replace("900000", "180000")
 
 
+@pytest.mark.parametrize("text", ["", "# to be written\n", "---\n"])
+def test_an_empty_file_is_told_of_by_its_name_only(tmp_path, text):
+    write(tmp_path, "managed", change(LOOSE["a name in capitals"]))
+    (tmp_path / "values.yml").write_text(text)
+    assert "MII101" not in {each.id for each in check(tmp_path)}
+    (tmp_path / "environment.yml").write_text(text)
+    (told,) = [each for each in check(tmp_path) if each.id == "MII101"]
+    assert told.file == "environment.yml"
+
+
+def test_a_file_by_itself_is_no_folder_without_a_manifest(tmp_path):
+    write(tmp_path, "managed", change(LOOSE["a name in capitals"]))
+    done = CliRunner().invoke(app, ["check", str(tmp_path / "blue.yml")])
+    assert "a file by itself: only the rules on YAML apply" in done.stderr
+
+
 def test_the_command_says_what_applies(tmp_path):
     write(tmp_path, "managed", change(LOOSE["a name in capitals"]))
     done = CliRunner().invoke(app, ["check", str(tmp_path), "--json"])

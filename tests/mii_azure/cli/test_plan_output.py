@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from mii_azure.cli.report import print_table, table
@@ -89,3 +90,30 @@ def test_a_short_name_is_told_as_azure_has_it(tiny: Tiny, mii: Callable[..., Don
     done = mii("generate", "--task", "fill-mask", "--model", tiny("bert", "fill-mask"), "--name", "ab")
     assert "in Azure it is ab-endpoint" in done.out
     assert "Standard_F4s_v2" in done.out
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags", "told"),
+    [
+        ("managed", (), "in Azure it is Gen"),
+        ("kubernetes", ("--compute", "k8s"), "in Azure it is Gen, on k8s"),
+        ("batch", ("--compute", "cpus"), "in Azure it is the batch endpoint Gen, on cpus"),
+        (
+            "template",
+            ("--registry", "shared", "--image", "own.azurecr.io/gen"),
+            "in the registry shared it is Gen-model and Gen-template, in a workspace the endpoint Gen",
+        ),
+        (
+            "kaito",
+            ("--image", "own.azurecr.io/gen", "--instance-type", "Standard_NC4as_T4_v3"),
+            "in the cluster it is the workspace gen of KAITO, and a service of that name",
+        ),
+    ],
+)
+def test_a_bundle_is_told_by_what_it_is_called_where_its_kind_runs(
+    kind: str, flags: tuple[str, ...], told: str, tiny: Tiny, mii: Callable[..., Done]
+) -> None:
+    model = tiny("bert", "fill-mask")
+    done = mii("generate", "--task", "fill-mask", "--model", model, "--name", "Gen", "--kind", kind, *flags)
+    assert done.code == 0, done
+    assert told in done.out.splitlines()

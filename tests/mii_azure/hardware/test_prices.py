@@ -90,6 +90,11 @@ def test_every_page_is_read_and_only_linux_by_the_hour_is_kept(api):
     assert api.asked[0]["currencyCode"] == ["'EUR'"]
 
 
+def test_a_region_is_understood_as_the_portal_writes_it(api):
+    assert fetch_prices(" West Europe", "2026-11-24", "EUR", api.url).region == "westeurope"
+    assert "armRegionName eq 'westeurope'" in api.asked[0]["$filter"][0]
+
+
 def test_a_region_without_prices_is_refused(api):
     with pytest.raises(SpecError, match="nowhere"):
         fetch_prices("nowhere", "2026-11-24", url=api.url)

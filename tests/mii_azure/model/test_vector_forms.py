@@ -51,6 +51,8 @@ def test_a_folder_is_recognised_and_its_bundle_answers(name: str, tiny: Tiny, tm
     assert guessed_task(str(source)) == EMBED
     found = planned(source)
     assert (found.task_options, found.profile.pooling) == ({"form": form}, told)
+    (why,) = [each.reason for each in found.decisions if each.what == "pooling"]
+    assert ("artifact.metadata" if name == "colbert" else "modules.json") in why
     bundle = mii_azure.generate(EMBED, str(source), "vectors", output=tmp_path / "b", instance_type=CPU)
     assert told in (bundle / "plan.md").read_text("utf-8")
     assert check(bundle) == []

@@ -40,7 +40,7 @@ def test_the_constants_are_those_of_the_committed_rows() -> None:
 
 def test_every_committed_result_is_fitted_to_or_named() -> None:
     """Files whose rows are read; a new one is read too, or told in OTHER_RESULTS with the reason."""
-    read = {"diffusion", "encoders", "cpu", "long_prompts", "slices", "int4", "over_http"}
+    read = {"diffusion", "encoders", "cpu", "cpu-vnni", "cpu_decoders", "long_prompts", "slices", "int4", "over_http"}
     named = {path.stem for path in RESULTS.glob("*.json") if not path.stem.startswith("decoders")}
     assert not read & set(OTHER_RESULTS)
     assert named - read - set(OTHER_RESULTS) == set()
@@ -223,3 +223,24 @@ def test_a_share_of_a_gpu_has_a_share_of_its_speed() -> None:
     work = Work(facts("llama", 500_000_000), family_named("llama", "decoder"), "text-generation", Demand())
     whole, sixth = (memory.fit(work, find_sku(f"Standard_NV{cores}ads_A10_v5")) for cores in (36, 6))
     assert latency.ceilings(sixth) == pytest.approx([each / 6 for each in latency.ceilings(whole)], rel=0.01)
+
+
+@pytest.mark.parametrize(("family", "kind"), [("bert", "encoder"), ("llama", "decoder")])
+def test_a_cpu_whose_processors_all_have_vnni_is_expected_by_rows_in_eight_bits(family: str, kind: str) -> None:
+    """Those of a series without it are not, nor where a spec turns the pass off."""
+    task = "text-generation" if kind == "decoder" else "fill-mask"
+    kept = 46_080 if kind == "decoder" else 0
+    profile = facts(family, 135_000_000, "float32", layers=12, hidden_size=768, kv_bytes_per_token=kept)
+    pass_name = "weight_only" if kind == "decoder" else "cpu"
+    found = {}
+    for size in ("Standard_L8s_v3", "Standard_D8as_v4"):
+        for off in ((), (pass_name,)):
+            spec = make_spec(task=task, model="m", name="abc", passes_off=off)
+            work = Work(profile, family_named(family, kind), task, demand_of(spec, profile))
+            placed = memory.fit(work, find_sku(size), "float32")
+            found[size, off] = expected.runner(work, placed, 1), expected.outlook(work, placed, 1, 8).per_second
+    name, fast = found["Standard_L8s_v3", ()]
+    assert name == ("cpu encoder, int8" if kind == "encoder" else "cpu decode, few rows, int8")
+    others = [each for key, each in found.items() if key != ("Standard_L8s_v3", ())]
+    assert {each for each, _ in others} == {"cpu encoder" if kind == "encoder" else ""}
+    assert all(fast > 1.5 * slow for _, slow in others)

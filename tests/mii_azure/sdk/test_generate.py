@@ -46,7 +46,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None] | None, dict[str, object], type[
     "an unknown task": (None, {"task": "question-answerin"}, errors.UnknownTask),
     "a name with an underscore": (None, {"deployment_name": "my_qa"}, errors.InvalidName),
     "a name of one character": (None, {"deployment_name": "q"}, errors.InvalidName),
-    "an unknown instance type": (None, {"instance_type": "Standard_NC5as_T4_v3"}, errors.UnknownInstanceType),
+    "an unknown instance type": (None, {"instance_type": "Standard-NC4as-T4-v3"}, errors.UnknownInstanceType),
     "an unknown authentication": (None, {"auth_mode": "password"}, errors.SpecError),
     "no instances": (None, {"instance_count": 0}, errors.SpecError),
     "an unknown preference": (None, {"colour": "red"}, errors.SpecError),

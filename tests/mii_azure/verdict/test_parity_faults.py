@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import parity_faults, parity_tables
+from benchmarks import faulty_servers, parity_faults, parity_tables
 from benchmarks.cpu import neighbour
 from mii_azure.verdict.tokens.judge import ROUNDING, Answered
 
@@ -55,6 +55,25 @@ def test_a_row_replaces_its_own_alone() -> None:
     before = {"rows": [{"fault": "one", "seen": 1}, {"fault": "two", "seen": 1}], "clean": {"runs": 3}}
     after = parity_faults.merged(before, [{"fault": "one", "seen": 2}], [])
     assert after == {"rows": [{"fault": "one", "seen": 2}, {"fault": "two", "seen": 1}], "clean": {"runs": 3}}
+
+
+def test_each_fault_is_served_from_a_bundle_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One run serves them all."""
+    served: list[Path] = []
+    monkeypatch.setattr(faulty_servers, "make_target", lambda kind, folder: None)
+    monkeypatch.setattr(faulty_servers, "bundle", lambda model, folder, **options: served.append(folder))
+    planted = faulty_servers.faults(tmp_path / "model", tmp_path / "sound", tmp_path)
+    for name in ("int4 weights", "dtype"):
+        planted[name][1]()
+    assert len(set(served)) == len(served) == 2
+
+
+def test_no_bundle_lets_a_start_round_to_int8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rounding would be taken for a fault of float32."""
+    made: list[dict[str, object]] = []
+    monkeypatch.setattr(faulty_servers.mii_azure, "generate", lambda **options: made.append(options))
+    faulty_servers.bundle(tmp_path, tmp_path / "sound")
+    assert (made[0]["dtype"], made[0]["passes_off"]) == ("float32", ("weight_only",))
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "int8"])

@@ -62,6 +62,16 @@ def test_every_interface_of_a_running_server_agrees(verdict: Verdict, tmp_path: 
         write_verdict(verdict, tmp_path / "no" / "folder.json")
 
 
+def test_vectors_agree_behind_openais_interface(tiny: Callable[[str, str], Path], tmp_path: Path) -> None:
+    model = str(tiny("bert", "sentence-embeddings"))
+    vectors = mii_azure.generate("sentence-embeddings", model, "vectors", output=tmp_path / "vectors", dtype="float32")
+    with Runner(vectors) as runner:
+        host = f"url:http://{LOOPBACK}:{runner.http_port}"
+        verdict = parity(vectors, targets=[f"{host}/score", f"{host}/v1"])
+    assert verdict.agree, [entry for entry in verdict.comparisons if entry.grade not in ("bytes", "values")]
+    assert sum(verdict.counts[f"{host}/v1"].values()) > 1
+
+
 @pytest.mark.parametrize(
     ("target", "told"),
     [("url:http://127.0.0.1", "is no scoring URL: it has no path"), ("url:ftp://x/score", "is no scoring URL")],

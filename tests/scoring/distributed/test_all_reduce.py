@@ -173,43 +173,6 @@ def test_words_with_signs_add_up(ranks: int) -> None:
     assert not exchanges[0].takes(torch.empty(CAPACITY + 1))
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-@pytest.mark.parametrize("post", [False, True])
-def test_rows_are_summed_added_and_normed_at_once(ranks: int, post: bool) -> None:
-    """Between sums of other sizes, whose words and counts they share."""
-    generator = torch.Generator().manual_seed(0)
-    exchanges, rows, width = _exchanges(ranks), 3, 1024
-
-    def made(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    bias, gain, after = made(width), made(width), made(width)
-    for number in (1500, 700):
-        parts, x = [made(rows, width) for _ in exchanges], made(rows, width)
-        others, streams, outs = [made(number) for _ in exchanges], [x.clone() for _ in exchanges], []
-        total = sum(parts) + bias
-        if post:
-            total = total * (total.square().mean(1, keepdim=True) + 1e-6).rsqrt() * after
-        wanted = x + 0.5 * total
-        normed = wanted * (wanted.square().mean(1, keepdim=True) + 1e-5).rsqrt() * gain
-        for phase in ({"TAKE": False}, {"SEND": False}):
-            for exchange, part, stream in zip(exchanges, parts, streams, strict=True):
-                outs.append(torch.zeros(rows, width))
-                tensors = (stream, part, bias, after, gain, gain, outs[-1])
-                exchange.sum_norm(
-                    tensors, rows, width, 1e-5, 1e-6, 0.5, {}, BIAS=True, POST=post, NORM="rms", PDL=False, **phase
-                )
-        for stream, out in zip(streams, outs[ranks:], strict=True):
-            assert (stream - wanted).abs().max() <= 1e-5
-            assert (out - normed).abs().max() <= 1e-5
-        for exchange, other in zip(exchanges, others, strict=True):
-            exchange.sum(other.clone(), take=False)
-        for exchange, other in zip(exchanges, others, strict=True):
-            exchange.sum(other, send=False)
-            assert torch.equal(other, others[0])
-    assert exchanges[0].takes_rows(width) and not exchanges[0].takes_rows(width + 1)
-
-
 def test_words_that_are_late_are_waited_for() -> None:
     one, _ = _exchanges(2)
     words = torch.full((8,), 5.0).view(torch.int32).long() | (1 << 32)  # the other's, of the first sum

@@ -125,3 +125,10 @@ def test_reference_is_fp32_of_a_half_model() -> None:
     (batch, wanted), *_ = told()
     assert 0 < relative_error(answers(model, batch), wanted) < 0.1
     assert model.dtype == torch.bfloat16
+
+
+def test_distances_beyond_the_farthest_are_one() -> None:
+    model = make("MPNetModel", SIZES | {"pad_token_id": 1, "max_position_embeddings": 202})
+    told = reference(model, probes(model, lengths=(200, 140, 3)))
+    FUSED.apply(model)
+    assert 0 < FUSED.verify(model, told) < 2e-5

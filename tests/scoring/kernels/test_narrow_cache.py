@@ -66,9 +66,10 @@ def test_steps_and_prompts_read_and_write_fp8(family: str, fixed: bool, tmp_path
     ids, other = prompt(tiny(family, tmp_path), 66), prompt(tiny(family, tmp_path), 5, 3)
     parts = [(2, 0, ids), (1, 0, other)]
     numbers = torch.empty(prefiller.layout.size, dtype=torch.int32)
-    prefiller.layout.fill(numbers, parts, 4)
-    prefiller.numbers.copy_(numbers)
-    prefiller.piece(75)
+    for some in ([], parts) if fixed and DEVICE == "cuda" else (parts,):  # as before a capture, on rows of nobody
+        prefiller.layout.fill(numbers, some, 4)
+        prefiller.numbers.copy_(numbers)
+        prefiller.piece(75)
     expected = reference.prefill([(2, 0, 66), (1, 0, 5)], torch.tensor([*ids, *other], device=DEVICE))
     assert close(prefiller.logits[:2], expected)
     for slots in ([2], [1, 2, 3]):
@@ -76,9 +77,10 @@ def test_steps_and_prompts_read_and_write_fp8(family: str, fixed: bool, tmp_path
             cache.lengths[:3] = torch.tensor([0, 5, 66])
             cache.tokens[:4] = torch.tensor([7, 8, 9, 10])
         rows = torch.tensor(slots, device=DEVICE)
-        stepper.buffers.slots[: len(slots)] = rows.int()
         wanted = reference.step(rows, 128)
-        stepper.step(len(slots))
+        for some in (torch.full_like(rows, 4), rows) if fixed and DEVICE == "cuda" else (rows,):
+            stepper.buffers.slots[: len(slots)] = some.int()
+            stepper.step(len(slots))
         held = stepper.buffers.logits if len(slots) <= stepper.gemv_rows else stepper.buffers.narrow
         assert close(held[: len(slots)], wanted)
     for slot, count in ((2, 67), (1, 6)):

@@ -34,6 +34,25 @@ def test_served_equals_pipeline(family: str, tiny: Tiny, serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("family", ENCODERS)
+@pytest.mark.parametrize("stride", [0, 7])
+def test_long_texts_in_windows_equal_the_pipelines(family: str, stride: int, tiny: Tiny, serve: Serve) -> None:
+    served, pipe = serve(tiny(family, TASK), TASK), oracle(tiny(family, TASK), TASK)
+    for strategy in STRATEGIES[1:]:
+        how: Any = {"aggregation_strategy": strategy, "stride": stride}
+        assert_agree(served.ok([LONG, TEXTS[0]], **how), [pipe(text, **how) for text in (LONG, TEXTS[0])])
+    assert max(each["start"] for each in served.ok(LONG, **how, ignore_labels=[])) > len(LONG) // 2
+
+
+def test_windows_that_cannot_be(tiny: Tiny, serve: Serve) -> None:
+    served = serve(tiny("bert", TASK), TASK)
+    assert served.refused(LONG, stride=4)["where"] == "parameters.stride"
+    assert served.refused(LONG, stride=1000, aggregation_strategy="simple")["where"] == "parameters.stride"
+    room = served.service.task.loaded.context_length - 2
+    many = served.refused(LONG * 8, stride=room - 1, aggregation_strategy="simple")
+    assert many["where"] == "inputs[0]" and "windows" in many["message"]
+
+
+@pytest.mark.parametrize("family", ENCODERS)
 def test_batched_equals_single(family: str, tiny: Tiny, serve: Serve) -> None:
     served = serve(tiny(family, TASK), TASK)
     for strategy in STRATEGIES:
