@@ -19,7 +19,6 @@ from scoring.passes.static_decode import StaticDecode
 from scoring.passes.w8a8 import W8A8
 from tests.scoring.passes.scaled import ASK, BERT, CPU, H100, T4, Breaking, Crashing, Refusing, Scaled, Tiny, service
 
-
 LLAMA = Facts("llama", "LlamaForCausalLM", "decoder", 135_000_000, 540_000_000, 30, 9, 3, 576)
 
 
