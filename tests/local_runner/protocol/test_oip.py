@@ -1,6 +1,7 @@
 """The Open Inference Protocol's tensors, apart from any socket."""
 
 import json
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -109,7 +110,11 @@ def test_both_encodings_read_sequences_alike(sent: dict[str, int]) -> None:
     message = inference_pb2.ModelInferRequest(model_name="m")
     message.inputs.add(name="inputs", datatype="BYTES", shape=[1]).contents.bytes_contents.append(b"a")
     message.parameters["sequence_id"].int64_param = sent["sequence_id"]
-    for read in (lambda: read_inference(body, None)[1], lambda: services._inference(message)):
+    ways: list[Callable[[], oip.Inference]] = [
+        lambda: read_inference(body, None)[1],
+        lambda: services._inference(message),
+    ]
+    for read in ways:
         if sent["sequence_id"]:
             with pytest.raises(InvalidParameter, match="sequence_id"):
                 read()
