@@ -230,6 +230,8 @@ BAD = {
     "out": "is not below",
     "nowhere": "is no folder",
     "a\0b": "is no folder",
+    "a" * 300: "is no folder",
+    "one/" * 2000: "is no folder",
     "deep": "has no adapter_config.json",
     "linked": "a link that leads out",
     "wide": "there is room for rank 4",
@@ -353,6 +355,7 @@ def test_a_server_is_closed_by_default(models: Models, tmp_path: Path) -> None:
         (("--allow-adapters", "--adapter-root", "ROOT"), {}, "would let anybody load adapters"),
         (("--allow-adapters",), {}, "no folder to load from"),
         (("--adapter-root", "ROOT/nowhere"), {}, "is no folder"),
+        (("--adapter-root", "ROOT/" + "a" * 300), {}, "is no folder"),
         (("--adapter-root", "ROOT"), {"adapters": {"mine": "wide"}}, "room for rank 16"),
         (
             ("--adapter-root", "ROOT", "--max-adapter-rank", "1"),
