@@ -237,7 +237,7 @@ class AutomaticSpeechRecognition(Task):
         return found
 
     def _following(self, rows: Sequence[Row], between: Between) -> Following | None:
-        """What follows the tokens of rows that are streamed; None if there are none, or a window may be left out."""
+        """Follower of the tokens of rows that are streamed; None if there are none, or a window may be left out."""
         told = self.model.generation_config
         if not certain(told) or all(row.emit is None for row in rows):
             return None
