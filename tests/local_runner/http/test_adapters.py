@@ -22,6 +22,7 @@ import mii_azure
 from local_runner.process.launch import LOOPBACK, Runner
 from mii_azure.errors import MiiAzureError, RunnerFailed
 from mii_azure.sdk.deployment_records import LocalDeployment
+from mii_azure.sdk.running import running
 from scoring.errors import LoadError
 from tests.tiny_adapters import tiny_adapter
 from tests.tiny_models import load_tiny
@@ -342,6 +343,8 @@ def test_a_server_is_closed_by_default(models: Models, tmp_path: Path) -> None:
         for path in ("load", "unload"):
             assert made.post(f"/v1/{path}_lora_adapter", {"lora_name": "mine", "lora_path": "one"}).status_code == 404
         assert "/v1/load_lora_adapter" not in httpx.get(made.url + "/openapi.json", trust_env=False).json()["paths"]
+        (told,) = [each for each in running() if each.pid == runner.process.pid]
+        assert told.adapters == ("terse", "mine")  # not the bundle's own alone
         assert made.hang_up({"adapters": {"mine": "two"}}) == "reloaded: adapters mine"
         assert made.text("mine") == models.text("two")
 
