@@ -20,7 +20,7 @@ def write_verdict(verdict: Verdict, file: Path) -> None:
 def require_verdict(file: Path, bundle_hash: str) -> Verdict:
     """Read a verdict of yes on the bundle with that hash.
 
-    Raises SpecError if the file holds no verdict, one of another bundle, one of no, or a yes that its own comparisons deny.
+    Raises SpecError if the file holds no verdict, one of another bundle, a no, or a yes that its comparisons deny.
     """
     again = f"Run `mii-azure parity BUNDLE --output {file}` on the bundle as it is."
     try:
