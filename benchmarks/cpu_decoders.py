@@ -1,11 +1,11 @@
 """Decoders on a CPU, one stream: plain transformers, ours in process and over HTTP, llama.cpp, and the floor.
 
-`python -m benchmarks.cpu_decoders [OUTPUT FOLDER [MODEL ...]]` prints a table, and writes cpu_decoders.json as rows
-come. The models are smollm2 (real weights) and llama-1b (its shape, random weights), which may be measured one by one
-at one revision; llama.cpp is beside them where llama-cpp-python is installed. Milliseconds a token of one sequence
-after a prompt of 16 tokens. The floor is the bytes of the weights of a step over the best bandwidth seen, which is
-measured several times, since a virtual machine's varies. Who is compared closely takes
-turns. It wants an idle machine.
+`python -m benchmarks.cpu_decoders [OUTPUT FOLDER [MODEL[/PART] ...]]` prints a table, and writes cpu_decoders.json as
+rows come, beside those of the same machine. The models are smollm2 (real weights) and llama-1b (its shape, random
+weights), their parts narrow, wide and http; llama.cpp is beside them where llama-cpp-python is installed. Milliseconds
+a token of one sequence after a prompt of 16 tokens. The floor is the bytes of the weights of a step over the best
+bandwidth seen, which is measured several times, since a virtual machine's varies. Who is compared closely takes turns.
+It wants an idle machine.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.common import RESULTS, table, write
-from benchmarks.cpu.__main__ import SAME, provenance
+from benchmarks.cpu.__main__ import provenance
 from benchmarks.http_clients import ask, body
 from benchmarks.over_http import served
 from mii_azure.model.packaged import packaged_model
@@ -35,6 +35,7 @@ from scoring.limits import cpus
 PROMPT, TOKENS, RUNS, LONG = 16, 32, 3, 128
 ROWS = 8  # of a batch: as many as a plan gives a CPU
 MODELS = ("smollm2", "llama-1b")
+SAME = ("device", "threads", "oneDNN may use", "versions")  # of rows that may stand together
 _AT_LEAST = 1 << 27  # float32 numbers read to measure bandwidth, more than caches hold
 
 
@@ -214,16 +215,16 @@ _GGML = {"int8": Ggml("Q8_0", 34 / 32), "int4": Ggml("Q4_0", 18 / 32)}
 class Report:
     """Rows of every side, written whenever some have come: a run that is cut off leaves what it has measured.
 
-    Those of other models stay, of the same machine and revision.
+    Those that are not measured again stay, with their own revision, if they are of the same machine and packages.
     """
 
-    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder, self._told = folder, provenance()
         path = folder / "cpu_decoders.json"
         before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         kept = all(before.get(key) == self._told[key] for key in SAME)
         self._speeds = [before["GB/s"] * 1e9] if kept else list[float]()
-        self._rows = [row for row in before["rows"] if row["model"] not in names] if kept else list[dict[str, Any]]()
+        self._rows = list[dict[str, Any]](before["rows"] if kept else [])
         self._prompts = dict[str, Any](before["prompts"] if kept else {})
 
     def speed(self) -> float:
@@ -232,15 +233,19 @@ class Report:
         return max(self._speeds)
 
     def prompt(self, name: str, told: dict[str, Any]) -> None:
-        """Note a model's prompt and size."""
-        self._prompts[name] = told
+        """Note what is known of a model's size and prompt."""
+        self._prompts[name] = self._prompts.get(name, {}) | told
 
     def add(self, name: str, layers: int, found: dict[Side, float]) -> None:
         """Add rows of a model, and write all."""
         for side, taken in found.items():
             row = {"model": name, "side": side.name, "ms a token": taken, "differs": side.differs, "rows": side.rows}
             row |= {"threads": side.threads or torch.get_num_threads(), "layers": layers}
-            self._rows.append(row | {"bytes": self._prompts[name]["parameters"] * side.bytes_each})
+            row |= {"revision": self._told["revision"], "bytes": self._prompts[name]["parameters"] * side.bytes_each}
+            again = [_key(before) for before in self._rows]
+            if _key(row) in again:
+                self._rows.pop(again.index(_key(row)))
+            self._rows.append(row)
         self.write()
 
     def write(self) -> list[dict[str, Any]]:
@@ -256,26 +261,34 @@ class Report:
         return self._rows
 
 
-def measure(name: str, report: Report) -> None:
-    """Every side of one model, those that are compared closely first."""
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What makes a row the same measurement; the number of threads of narrow weights in process is a result."""
+    return row["model"], row["side"], row["threads"] if "HTTP" in row["side"] else None
+
+
+def measure(name: str, part: str, report: Report) -> None:
+    """A part of one model's sides, or every one, those that are compared closely first."""
     from scoring.decoder.decoder import Decoder
 
     model = made(name)
     size = sum(product.full.numel() for product in Decoder(model, slots=1, max_length=32).model.products())
     report.prompt(name, {"parameters": size})
     add = partial(report.add, name, model.config.num_hidden_layers)
-    for kind in FORMATS:
-        with llama_cpp(model, _GGML[kind].name) as other:
-            add(turns(narrow_sides(model, name, kind, other)))
-    decoder: Any = Decoder(model, slots=1, max_length=256)
-    prompt = {"tokens": LONG, "ms": median(prompt_ms(decoder, LONG) for _ in range(RUNS)), "parameters": size}
-    report.prompt(name, prompt)
-    add(turns([Side(WIDE, partial(eager_ms, model), 4), Side("ours by torch, float32", partial(steps_ms, decoder), 4)]))
-    if name == "smollm2":
+    if part in ("", "narrow"):
+        for kind in FORMATS:
+            with llama_cpp(model, _GGML[kind].name) as other:
+                add(turns(narrow_sides(model, name, kind, other)))
+    if name == "smollm2" and part in ("", "http"):
         over_http(model, size, add)
-    del decoder
-    model.bfloat16()
-    add(turns([Side("transformers, bfloat16", partial(eager_ms, model), 2)]))
+    if part in ("", "wide"):
+        decoder: Any = Decoder(model, slots=1, max_length=256)
+        ms = median(prompt_ms(decoder, LONG) for _ in range(RUNS))
+        report.prompt(name, {"tokens": LONG, "ms": ms, "parameters": size})
+        add(turns([Side(WIDE, partial(eager_ms, model), 4)]))
+        add(turns([Side("ours by torch, float32", partial(steps_ms, decoder), 4)]))
+        del decoder
+        model.bfloat16()
+        add(turns([Side("transformers, bfloat16", partial(eager_ms, model), 2)]))
 
 
 def over_http(model: Any, size: int, add: Callable[[dict[Side, float]], None]) -> None:
@@ -294,12 +307,12 @@ def narrow_sides(model: Any, name: str, kind: str, other: LlamaCpp | None) -> li
 
     decoder = narrow(Decoder(model, slots=ROWS, max_length=256), four=kind == "int4")
     differs = difference(decoder, model) if (name, kind) == ("smollm2", "int8") else None
-    threads, each, ggml = decoder.plain.narrow.threads, FORMATS[kind], _GGML[kind]
+    step, each, ggml = decoder.plain.narrow, FORMATS[kind], _GGML[kind]
     groups = " in groups of 64 (a checkpoint's)" if kind == "int4" else ""
     return [
-        Side(f"ours, {kind}{groups}", partial(steps_ms, decoder), each, differs, threads=threads),
+        Side(f"ours, {kind}{groups}", partial(steps_ms, decoder), each, differs, threads=step.threads_of_one),
         *([Side(f"llama.cpp, {ggml.name}", other.ms, ggml.bytes_each)] if other else []),
-        Side(f"ours, {kind}, {ROWS} rows", partial(steps_ms, decoder, ROWS), each, None, ROWS, threads),
+        Side(f"ours, {kind}, {ROWS} rows", partial(steps_ms, decoder, ROWS), each, None, ROWS, step.threads),
     ]
 
 
@@ -349,11 +362,11 @@ def main() -> None:
     if "OMP_WAIT_POLICY" not in os.environ:  # OpenMP waits as in a server, which it is told before torch is imported
         cpus.settle()
         os.execv(sys.executable, [sys.executable, "-m", "benchmarks.cpu_decoders", *sys.argv[1:]])
-    names = sys.argv[2:] or MODELS
-    report = Report(Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS, names)
+    report = Report(Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS)
     print(f"{report.speed() / 1e9:.1f} GB/s", flush=True)
-    for name in names:
-        measure(name, report)
+    for each in sys.argv[2:] or MODELS:
+        name, _, part = each.partition("/")
+        measure(name, part, report)
     rows = report.write()
     print(table(tuple(rows[0]), rows))
 
