@@ -223,8 +223,9 @@ class Report:
         path = folder / "cpu_decoders.json"
         before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         kept = all(before.get(key) == self._told[key] for key in SAME)
-        self._speeds = [before["GB/s"] * 1e9] if kept else list[float]()
-        self._rows = list[dict[str, Any]](before["rows"] if kept else [])
+        self._speeds = list[float]()
+        self._kept = list[dict[str, Any]](before["rows"] if kept else [])
+        self._rows = list[dict[str, Any]]()
         self._prompts = dict[str, Any](before["prompts"] if kept else {})
 
     def speed(self) -> float:
@@ -242,23 +243,23 @@ class Report:
             row = {"model": name, "side": side.name, "ms a token": taken, "differs": side.differs, "rows": side.rows}
             row |= {"threads": side.threads or torch.get_num_threads(), "layers": layers}
             row |= {"revision": self._told["revision"], "bytes": self._prompts[name]["parameters"] * side.bytes_each}
-            again = [_key(before) for before in self._rows]
-            if _key(row) in again:
-                self._rows.pop(again.index(_key(row)))
+            self._kept = [before for before in self._kept if _key(before) != _key(row)]
             self._rows.append(row)
         self.write()
 
     def write(self) -> list[dict[str, Any]]:
-        """Write rows with floors by the best bandwidth so far, and those before a model's float32 without its ratio."""
+        """Write rows with floors by their own run's best bandwidth, and ratios where a model's float32 is there."""
         most = self.speed()
-        wide = {row["model"]: row["ms a token"] for row in self._rows if row["side"] == WIDE}
+        rows = sorted([*self._kept, *self._rows], key=lambda row: MODELS.index(row["model"]))
+        wide = {row["model"]: row["ms a token"] for row in rows if row["side"] == WIDE}
         for row in self._rows:
+            row["GB/s"] = most / 1e9
             row["floor ms"] = 1e3 * row["bytes"] / most
             row["of bandwidth %"] = 100 * row["floor ms"] / row["ms a token"]
+        for row in rows:
             row["of float32"] = wide[row["model"]] / row["ms a token"] if row["model"] in wide else None
-        result = {"GB/s": most / 1e9, "rows": self._rows, "prompts": self._prompts}
-        write("cpu_decoders", self._told | result, self._folder)
-        return self._rows
+        write("cpu_decoders", self._told | {"rows": rows, "prompts": self._prompts}, self._folder)
+        return rows
 
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
