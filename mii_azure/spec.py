@@ -36,7 +36,6 @@ NAME_PATTERN = re.compile(r"^[a-zA-Z]([-a-zA-Z0-9]*[a-zA-Z0-9])?$")
 NAME_LENGTH = (3, 32)
 SHORTEST_NAME = 2
 ADAPTED_TASKS = ("text-generation", "conversational", "summarization", "translation")
-#: A folder of the bundle, and what a request may call a model.
 CACHED_TASKS = ("text-generation", "conversational")
 
 

@@ -8,7 +8,8 @@ from local_runner.flags.flag import Flag
 _MOST_FRONT_ENDS = 64
 MOST_SERVED_NAMES = 32
 MOST_ADAPTERS = 256
-_ORIGIN = re.compile(r"https?://[^\s/,*]{1,255}")
+#: As browsers write them: a host in lower case, of any script in ASCII, and a port unless it is the usual one.
+_ORIGIN = re.compile(r"https?://(?:[a-z0-9._-]{1,253}|\[[0-9a-f:.]{2,45}\])(?::[0-9]{1,5})?")
 _HIGHEST_RANK = 256
 _SERVED_NAME = re.compile(r"[^\s,\x00-\x1f\x7f]{1,128}")
 

@@ -218,7 +218,7 @@ def _inference(request: Any) -> oip.Inference:
         name: getattr(value, value.WhichOneof("parameter_choice") or "string_param")
         for name, value in request.parameters.items()
     }
-    return oip.Inference(tensors, parameters, tuple(output.name for output in request.outputs))
+    return oip.Inference(tensors, oip.of_task(parameters), tuple(output.name for output in request.outputs))
 
 
 def _infer_response(request: Any, name: str, elements: list[bytes]) -> Any:

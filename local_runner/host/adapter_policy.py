@@ -35,7 +35,7 @@ class AdapterPolicy:
             raise RunnerFailed("--allow-adapters has no folder to load from.", "Give --adapter-root FOLDER.")
         if root is None:
             return cls()
-        if not root.is_dir():
+        if not _is_folder(root):
             raise RunnerFailed(f"--adapter-root {root} is no folder.", "Give the folder under which adapters lie.")
         return cls(root.resolve(), calls, most, rank)
 
@@ -70,9 +70,16 @@ class AdapterPolicy:
             raise AdapterRefused(f"{told!r} is no folder.", _HINT, "lora_path") from None
         if found == self.root or not found.is_relative_to(self.root):
             raise AdapterRefused(f"{told!r} is not below the folder that adapters are loaded from.", _HINT, "lora_path")
-        if not found.is_dir():
+        if not _is_folder(found):
             raise AdapterRefused(f"{told!r} is no folder.", _HINT, "lora_path")
         return str(found)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # too long a name, or a folder that may not be looked into
+        return False
 
 
 class AdaptedHost:

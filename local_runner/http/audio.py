@@ -2,15 +2,20 @@
 
 import base64
 import json
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
+from fastapi.responses import StreamingResponse
 
-from local_runner.host.host import Host
+from local_runner.bundle.script import Answer
+from local_runner.host.host import Host, internal
 from local_runner.http.bodies import read_body
+from local_runner.http.openai import error_body
+from local_runner.http.openai_events import DONE, sse
 from local_runner.protocol import audio_requests, errors
-from scoring.errors import InvalidInput, PayloadTooLarge
+from scoring.errors import InvalidInput, MiiAzureError, PayloadTooLarge
 
 _FORM = "Send a form (multipart/form-data) with the field file, as OpenAI's clients do."
 _MOST_FIELDS = 32
@@ -31,16 +36,27 @@ def add(app: FastAPI, host: Host, body: Callable[[Request], Any]) -> None:
         path = request.url.path
         with audio_requests.in_words_of_the_form():
             file, fields = await _form(request, host.max_body)
-            streamed = audio_requests.streamed(fields)
             sent, form = audio_requests.canonical(file, fields, host.deployment, path)
             answer = await host.score(_fitting(host, sent, len(file or b"")), request.headers)
             if answer.status >= 400:
                 raise errors.failure_of(answer)
-        if streamed:
-            events = [*map(json.dumps, audio_requests.events(json.loads(answer.body))), "[DONE]"]
-            return Response("".join(f"data: {each}\n\n" for each in events), media_type="text/event-stream")
+        if answer.chunks is not None:
+            return StreamingResponse(_events(host, answer), 200, {"Cache-Control": "no-cache"}, "text/event-stream")
         content, kind = audio_requests.rendered(json.loads(answer.body), form, path)
         return Response(content, media_type=kind)
+
+
+async def _events(host: Host, answer: Answer) -> AsyncIterator[bytes]:
+    """Events of a transcript, as OpenAI's clients read them."""
+    try:
+        async with aclosing(host.events(answer)) as lists:
+            async for events in lists:
+                yield b"".join([sse(audio_requests.event(each)) for each in events])
+        yield DONE
+    except Exception as error:
+        known = error if isinstance(error, MiiAzureError) else internal(error)
+        audio_requests.name_field(known)
+        yield sse(error_body(known))
 
 
 def as_json(host: Host, content: bytes) -> bytes:

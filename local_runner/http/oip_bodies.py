@@ -46,7 +46,7 @@ def _inference(sent: dict[str, Any], binary: bytes) -> oip.Inference:
     if binary:
         raise InvalidInput("Bytes follow the JSON that no tensor takes.", "Give binary_data_size.", "inputs")
     given = dict(_typed(sent.get("parameters") or {}, dict))
-    parameters = {name: value for name, value in given.items() if name not in _ENCODING}
+    parameters = oip.of_task({name: value for name, value in given.items() if name not in _ENCODING})
     wanted = tuple(_typed(output["name"], str) for output in sent.get("outputs") or ())
     _typed(sent.get("id", ""), str)
     return oip.Inference(tensors, parameters, wanted)

@@ -39,6 +39,7 @@ def canonical(
         raise InvalidParameter(
             f"There is no response_format {form[:40]!r}.", f"There are {', '.join(FORMATS)}.", "response_format"
         )
+    streamed = {"stream": True} if _streamed(one.get("stream", "false"), form) else {}
     units = fields.get(_GRANULARITY, ())
     if others := [each for each in units if each not in ("segment", "word")]:
         raise InvalidParameter(
@@ -54,24 +55,23 @@ def canonical(
         if form != "verbose_json":
             raise InvalidParameter(f"{form} has no words.", "Ask for verbose_json.", "timestamp_granularities")
         parameters["return_timestamps"] = "word"
-    return {"inputs": base64.b64encode(file).decode(), "parameters": parameters}, form
+    return {"inputs": base64.b64encode(file).decode(), "parameters": parameters, **streamed}, form
 
 
-def streamed(fields: Mapping[str, list[str]]) -> bool:
+def _streamed(told: str, form: str) -> bool:
     """True if the answer is to be events; raises InvalidParameter, also for a form that has none."""
-    told = fields.get("stream", ["false"])[-1]
     if told not in _SWITCHES:
         raise InvalidParameter("stream is true or false.", where="stream")
-    form = fields.get("response_format", ["json"])[-1]
     if _SWITCHES[told] and form != "json":
         raise InvalidParameter(f"{form[:40]} is not streamed.", "Ask for json, or leave out stream.", "stream")
     return _SWITCHES[told]
 
 
-def events(answer: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Events of a text, as OpenAI's clients read them; it comes in one piece, once it is whole."""
-    yield {"type": "transcript.text.delta", "delta": answer["text"]}
-    yield {"type": "transcript.text.done", "text": answer["text"]}
+def event(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Event of a stream as OpenAI's clients read it: more of the text, or at the end the whole."""
+    if "token" in told:
+        return {"type": "transcript.text.delta", "delta": told["token"]["text"]}
+    return {"type": "transcript.text.done", "text": told["answer"]["text"]}
 
 
 def _number(text: str, name: str) -> Any:
@@ -87,8 +87,13 @@ def in_words_of_the_form() -> Iterator[None]:
     try:
         yield
     except MiiAzureError as error:
-        error.where = _PLACES.get(error.where, error.where.removeprefix("parameters."))
+        name_field(error)
         raise
+
+
+def name_field(error: MiiAzureError) -> None:
+    """Name the form's field where an error names a canonical request's."""
+    error.where = _PLACES.get(error.where, error.where.removeprefix("parameters."))
 
 
 def rendered(answer: dict[str, Any], form: str, path: str) -> tuple[str, str]:

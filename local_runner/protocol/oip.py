@@ -8,7 +8,7 @@ answer each, or `response` [1], the body as the scoring script wrote it.
 import json
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,14 @@ INPUTS = (("inputs", -1), ("request", 1))
 OUTPUTS = (("outputs", -1), ("response", 1))
 _OUTPUT_OF = {"inputs": "outputs", "request": "response"}
 _MOST_DIMENSIONS = 8
+#: Parameters of the protocol's own clients, and the values of each that ask for nothing.
+_IDLE = {
+    "sequence_id": (0, ""),
+    "sequence_start": (False,),
+    "sequence_end": (False,),
+    "priority": (0,),
+    "timeout": (0,),
+}
 # Tasks whose inputs have parts, and the JSON type of such an input.
 _STRUCTURED: dict[str, type | tuple[type, ...]] = {
     "question-answering": dict,
@@ -116,6 +124,22 @@ def _counts(shape: Sequence[Any], count: int) -> bool:
     """True if the shape has `count` elements; shapes with more dimensions than are quick to multiply never do."""
     sizes = [size for size in shape[:_MOST_DIMENSIONS] if type(size) is int and 0 <= size <= count]
     return len(sizes) == len(shape) and math.prod(sizes) == count
+
+
+def of_task(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of a request that are its task's; raises InvalidParameter for one of a sequence."""
+    found = {name: value for name, value in given.items() if not _asks_nothing(name, value)}
+    if sequence := next((name for name in found if name.startswith("sequence_")), ""):
+        raise InvalidParameter(
+            "Each request stands alone here; no sequence of them is known.",
+            f"Leave out {sequence[:80]!r}, or send 0 or false.",
+            f"parameters.{sequence[:80]}",
+        )
+    return found
+
+
+def _asks_nothing(name: str, value: Any) -> bool:
+    return any(type(value) is type(idle) and value == idle for idle in _IDLE.get(name, ()))
 
 
 def to_raw(call: Inference, task: str) -> str:

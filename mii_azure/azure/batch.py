@@ -34,7 +34,7 @@ def ensure_deployment(client: Any, bundle: Path, endpoint: str, slot: str, diges
     """Create or update the deployment of the bundle in `slot`, unless that very bundle is there; return it."""
     desired = load_deployment(bundle / "deployment.yml")
     desired.name, desired.endpoint_name = slot, endpoint
-    desired.tags = {**(desired.tags or {}), endpoints.TAG: digest}
+    desired.tags = {**(desired.tags or {}), **endpoints.tags_of(bundle, digest)}
     what = f"deployment {slot}"
     current = endpoints.settled(lambda: client.batch_deployments.get(slot, endpoint), say, what)
     same = current is not None and (current.tags or {}).get(endpoints.TAG) == digest

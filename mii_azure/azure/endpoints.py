@@ -7,8 +7,11 @@ from typing import Any
 from mii_azure.azure.assets import exists
 from mii_azure.azure.client import Say, wait
 from mii_azure.errors import AzureUnavailable, ContainerNotReady
+from scoring.config import Deployment
 
 TAG = "mii_azure_bundle"  # the bundle's hash on a deployment, by which a rerun sees that nothing is left to do
+ADAPTERS = "mii_azure_adapters"  # names of the adapters beside its model, with spaces between
+_MOST_TAG = 256  # characters of a tag's value, in Azure
 BUSY = {"Creating", "Updating", "Scaling"}
 _POLL_S = 5.0
 _BUSY_S = 3600.0
@@ -34,7 +37,7 @@ def ensure_deployment(client: Any, bundle: Path, endpoint: str, slot: str, diges
 
     desired = load_online_deployment(bundle / "deployment.yml")
     desired.name, desired.endpoint_name = slot, endpoint
-    desired.tags = {**(desired.tags or {}), TAG: digest}
+    desired.tags = {**(desired.tags or {}), **tags_of(bundle, digest)}
     what = f"deployment {slot}"
     current = settled(lambda: client.online_deployments.get(slot, endpoint), say, what)
     if current is not None and state(current) == "Succeeded" and (current.tags or {}).get(TAG) == digest:
@@ -47,6 +50,17 @@ def ensure_deployment(client: Any, bundle: Path, endpoint: str, slot: str, diges
     except HttpResponseError as error:
         raise _with_log(client, endpoint, slot, error) from error
     return client.online_deployments.get(slot, endpoint)
+
+
+def tags_of(bundle: Path, digest: str) -> dict[str, str]:
+    """Tags by which a deployment tells its bundle, and the adapters that it serves beside its model."""
+    names, told = Deployment.read(bundle / "code" / "deployment.json").beside, ""
+    for name in names:
+        if len(told) + len(name) + 2 > _MOST_TAG - 1:
+            told += " …"
+            break
+        told = f"{told} {name}".strip()
+    return {TAG: digest, **({ADAPTERS: told} if told else {})}
 
 
 def settled(read: Any, say: Say, what: str) -> Any | None:

@@ -248,6 +248,7 @@ SCORING_FILES = (
     "tasks/sequence_head.py",
     "tasks/sequence_to_sequence.py",
     "tasks/sound.py",
+    "tasks/speech_streams.py",
     "tasks/spoken_languages.py",
     "tasks/text_classification.py",
     "tasks/text_generation.py",

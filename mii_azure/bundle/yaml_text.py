@@ -8,6 +8,7 @@ import yaml
 #: Values in one file, each counted as often as its aliases repeat it; bundles of the largest models have hundreds.
 MOST_VALUES = 100_000
 _BROKEN = (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError)
+_MERGE = "tag:yaml.org,2002:merge"  # PyYAML's tag of `<<`
 
 
 def parse_yaml(text: str) -> Any:
@@ -29,7 +30,10 @@ def compose_yaml(text: str) -> yaml.Node | None:
 
 
 def repeated_keys(node: yaml.Node | None) -> Iterator[tuple[str, int]]:
-    """Keys that a mapping has more than once, each with the line of a later one; parsing takes the last."""
+    """Keys that a mapping has more than once, each with the line of a later one; parsing takes the last.
+
+    Merge keys (`<<`) are none: all of them count.
+    """
     left, seen = [node], set()
     while left:
         inner = left.pop()
@@ -39,7 +43,7 @@ def repeated_keys(node: yaml.Node | None) -> Iterator[tuple[str, int]]:
         if isinstance(inner, yaml.SequenceNode):
             left += inner.value
             continue
-        keys = [key for key, _ in inner.value]
+        keys = [key for key, _ in inner.value if key.tag != _MERGE]
         told = [(key.tag, key.value) if isinstance(key, yaml.ScalarNode) else id(key) for key in keys]
         known: set[Any] = set()
         for key, each in zip(keys, told, strict=True):

@@ -78,7 +78,7 @@ def _stay(name: str, kind: str) -> None:
 
 
 def ps(as_json: AsJson = False) -> None:
-    """List the runners of this machine: name, task, ports, and for how long."""
+    """List the runners of this machine: name, task, ports, for how long, and the adapters beside the model."""
     from mii_azure.sdk.running import running
 
     found = running()
@@ -88,10 +88,12 @@ def ps(as_json: AsJson = False) -> None:
     if not found:
         out.print("nothing runs here")
         return
-    made = table("name", "task", "pid", "ports", "for", "bundle", named=4)
+    adapted = any(each.adapters for each in found)
+    made = table("name", "task", "pid", "ports", "for", *(["adapters"] if adapted else []), "bundle", named=4)
     for each in found:
         ports = ", ".join(map(str, each.ports)) or "loading"
-        made.add_row(each.name, each.task, str(each.pid), ports, _age(each.seconds), each.bundle)
+        adapters = [", ".join(each.adapters)] if adapted else []
+        made.add_row(each.name, each.task, str(each.pid), ports, _age(each.seconds), *adapters, each.bundle)
     print_table(out, made)
 
 

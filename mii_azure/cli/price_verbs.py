@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 PriceFile = Annotated[Path | None, flag("prices", "File of prices, JSON or CSV; `mii-azure prices` writes one.")]
 Utilisation = Annotated[float, flag("utilisation", "Share of the time that instances are busy, for the cost.")]
+USUAL = "eastus"  # asked where none is given, and told
 BatchSize = Annotated[int, flag("batch", "Requests served at once, for --rank; 0 is the largest.")]
 
 
@@ -54,7 +55,7 @@ def show_compared(*, prices: Path | None, as_json: bool, **fields: Any) -> None:
 
 
 def prices(
-    region: Annotated[str, flag("region", "Azure region, e.g. westeurope.")],
+    region: Annotated[str, flag("region", "Azure region, e.g. westeurope.")] = USUAL,
     output: Annotated[Path | None, flag("output", "File to write; ./prices-REGION.json when absent.")] = None,
     currency: Annotated[str, flag("currency", "Currency as three letters.")] = "USD",
     price_api: Annotated[str, flag("price-api", "Address of the Retail Prices API; its own when empty.")] = "",
@@ -75,7 +76,10 @@ def prices(
         raise SpecError(f"{target} cannot be written: {error.strerror}.", "Choose another --output.") from None
     if as_json:
         print_json(found)
-    err.print(f"wrote {target}: {len(found.prices)} instance types, {found.currency}, {found.date}", soft_wrap=True)
+    told = f"wrote {target}: {len(found.prices)} instance types, {found.region}, {found.currency}, {found.date}"
+    err.print(told, soft_wrap=True)
+    if region == USUAL:
+        err.print("another region has other prices: --region REGION", soft_wrap=True)
 
 
 def register(app: typer.Typer) -> None:

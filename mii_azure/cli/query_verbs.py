@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mii_azure.cli import progress, serving
-from mii_azure.cli.shared import AsJson, err, flag, out, print_json, print_text
+from mii_azure.cli.shared import AsJson, err, flag, out, print_json, print_text, read_input
 from mii_azure.errors import MiiAzureError
 
 Target = Annotated[
@@ -39,7 +39,7 @@ def query(
     from mii_azure.sdk import query as asking
     from mii_azure.sdk import typed_request
 
-    words = [sys.stdin.read()] if request == ["-"] else request
+    words = [read_input()] if request == ["-"] else request
     payload = asking.early_payload(words, target)  # wrong ones are refused before anything starts
     proof = serving.credentials(tls, tls_ca, tls_cert, tls_key, api_key_file)
     with (

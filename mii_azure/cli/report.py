@@ -109,10 +109,13 @@ def _cause(verdict: Any, entry: Any) -> str:
 def show_status(console: Console, status: Any) -> None:
     """Print an endpoint's headline and one line per slot."""
     console.print(f"{status.endpoint}: {status.state}, {status.auth_mode}, {status.scoring_uri}", soft_wrap=True)
-    made = table("slot", "state", "traffic %", "mirrored %", "instances", "bundle")
+    adapted = any(slot.adapters for slot in status.slots)
+    columns = ("slot", "state", "traffic %", "mirrored %", "instances", *(["adapters"] if adapted else []), "bundle")
+    made = table(*columns)
     for slot in status.slots:
         numbers = [str(slot.traffic), str(slot.mirrored or ""), f"{slot.instances} x {slot.instance_type}"]
-        made.add_row(slot.slot, slot.state, *numbers, slot.bundle[:12] or "not ours")
+        adapters = [", ".join(slot.adapters)] if adapted else []
+        made.add_row(slot.slot, slot.state, *numbers, *adapters, slot.bundle[:12] or "not ours")
     print_table(console, made)
 
 

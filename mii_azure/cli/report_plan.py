@@ -146,14 +146,15 @@ def _wants(plan: Plan) -> str:
         where = f"memory on each of {plan.tensor_parallel} GPUs" if plan.tensor_parallel > 1 else "memory of one GPU"
     told += f": in {plan.dtype} it needs {least / GB:.1f} GB of {where}"
     if plan.kv_cache_tokens:
-        told += f", and {memory.kv_cache / GB:.1f} GB to cache {plan.kv_cache_tokens:,} tokens"
+        told += f"; with {memory.kv_cache / GB:.1f} GB more it caches {plan.kv_cache_tokens:,} tokens, as planned"
     return told
 
 
 def _assumes(plan: Plan) -> str:
     """Settings that a bundle for a machine of which only the name is known was written with."""
+    holds = " that holds the model" if plan.profile.known else ""
     batch = f"{plan.slots} sequences at once" if plan.slots else f"batches of {plan.max_batch_size} rows"
-    told = f"what fits {plan.sku.assumed_like}, the smallest known that holds the model: {plan.dtype}, {batch} and"
+    told = f"what fits {plan.sku.assumed_like}, the smallest known{holds}: {plan.dtype}, {batch} and"
     told += (
         f" {plan.max_batch_tokens:,} tokens, {plan.request_timeout_ms // 1000} s for a request; passes are decided at"
     )

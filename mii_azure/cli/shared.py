@@ -104,11 +104,17 @@ ResourceGroup = Annotated[str | None, flag("resource-group", "Resource group of 
 Workspace = Annotated[str | None, flag("workspace", "Azure ML workspace.")]
 
 
+def read_input() -> str:
+    """Read standard input to its end; a person who types sees no line of the elapsed time meanwhile."""
+    opening.end()
+    return sys.stdin.read()
+
+
 def read_request(request: str) -> Any:
     """Parse the JSON of a request given as text, or `-` for standard input; raises SpecError."""
     from mii_azure.sdk.typed_request import read_json
 
-    return read_json(sys.stdin.read() if request == "-" else request)
+    return read_json(read_input() if request == "-" else request)
 
 
 def print_json(value: Any) -> None:

@@ -76,7 +76,7 @@ def workflow(provider: str, spec: Spec, index_url: str = "") -> dict[str, str | 
 
 def needs(provider: str, spec: Spec) -> tuple[str, ...]:
     """Tell in sentences what has to be there for the workflow to run."""
-    outside = [path for path in _given(spec) if PurePosixPath(path).is_absolute() or ".." in path.split("/")]
+    outside = [path for path in _given(spec) if path.startswith(("/", "~")) or ".." in path.split("/")]
     # As JSON, in which no letter ends the line of a comment.
     there = (f"On the machine that runs it: {json.dumps(path)}, which is in no checkout." for path in outside)
     return *NEEDS[provider], *there

@@ -28,6 +28,7 @@ class SlotStatus(BaseModel):
     instance_type: str
     instances: int
     bundle: str  # the bundle's hash; empty for other deployments
+    adapters: tuple[str, ...] = ()  # beside its model, as they were deployed
 
 
 class Status(BaseModel):
@@ -88,6 +89,7 @@ def _batch_slot(entry: Any, share: int) -> SlotStatus:
         instance_type=str(entry.compute or "").rsplit("/", 1)[-1],
         instances=int(getattr(entry.resources, "instance_count", 0) or 0),
         bundle=(entry.tags or {}).get(endpoints.TAG, ""),
+        adapters=tuple((entry.tags or {}).get(endpoints.ADAPTERS, "").split()),
     )
 
 
@@ -100,6 +102,7 @@ def _slot(entry: Any, traffic: dict[str, int], mirrored: dict[str, int]) -> Slot
         instance_type=str(entry.instance_type or ""),
         instances=entry.instance_count or 0,
         bundle=(entry.tags or {}).get(endpoints.TAG, ""),
+        adapters=tuple((entry.tags or {}).get(endpoints.ADAPTERS, "").split()),
     )
 
 

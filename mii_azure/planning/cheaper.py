@@ -42,6 +42,7 @@ class Cheaper(BaseModel):
     cpu: Offer | None = None
     gpu: Offer | None = None
     cpu_up_to: float | None = None  # requests a second up to which CPUs cost less an hour; None: at any that was tried
+    gpu_above: bool = False  # a GPU costs no more at every larger load
     least_cpu: str = ""  # instance type that serves the smallest load for the least price an hour
     least_gpu: str = ""
     lacks: str = ""  # why nothing is compared; "" if something is
@@ -51,7 +52,6 @@ class Cheaper(BaseModel):
         if self.cpu is None or self.gpu is None:
             return f"CPU or GPU: {self.lacks}"
         told = " and ".join(f"{each.per_million:,.3g} on {_named(each)}" for each in (self.cpu, self.gpu))
-        less = self.cpu.per_million < self.gpu.per_million
         up_to = self.cpu_up_to
         if up_to is None:
             load = f"CPUs cost less at every load up to {MAX_INSTANCES} instances"
@@ -59,7 +59,7 @@ class Cheaper(BaseModel):
             load = f"at every load {self.least_gpu} costs less an hour than any CPU"
         else:
             load = f"up to {up_to:,.3g} requests/s CPUs cost less an hour than a GPU, from {self.least_cpu} on; above"
-            load += " it that depends on how full the last instance is" if less else " it a GPU does"
+            load += " it a GPU does" if self.gpu_above else " it that depends on how full the last instance is"
         return f"{self.currency} for a million requests: {told}; {load}"
 
 
@@ -81,30 +81,32 @@ def compared(offers: Sequence[Offer], currency: str | None, devices: Iterable[st
                 currency=currency,
                 lacks=f"the price file has no {word} instance type that serves it; give one that has.",
             )
+    up_to, gpu_above = _cheaper_up_to(cpus, gpus)
     return Cheaper(
         currency=currency,
         cpu=min(cpus, key=lambda each: each.per_million),
         gpu=min(gpus, key=lambda each: each.per_million),
-        cpu_up_to=_cheaper_up_to(cpus, gpus),
+        cpu_up_to=up_to,
+        gpu_above=gpu_above,
         least_cpu=min(cpus, key=lambda each: each.price_per_hour).instance_type,
         least_gpu=min(gpus, key=lambda each: each.price_per_hour).instance_type,
     )
 
 
-def _cheaper_up_to(cpus: Sequence[Offer], gpus: Sequence[Offer]) -> float | None:
-    """Load up to which every smaller one costs less an hour on CPUs; None if no load on `MAX_INSTANCES` CPUs does not.
+def _cheaper_up_to(cpus: Sequence[Offer], gpus: Sequence[Offer]) -> tuple[float | None, bool]:
+    """Load up to which every smaller one costs less an hour on CPUs, and whether none above it does.
+
+    The load is None if all that `MAX_INSTANCES` CPUs can serve cost less there.
 
     The price of a load changes only where instances of some type are full, so these loads are all that is tried.
     """
     full = sorted({count * each.per_second for each in (*cpus, *gpus) for count in range(1, MAX_INSTANCES + 1)})
-    most, before = MAX_INSTANCES * max(each.per_second for each in cpus), 0.0
-    for load in full:
-        if load > most:
-            break
-        if _hourly(cpus, load) >= _hourly(gpus, load):
-            return before
-        before = load
-    return None
+    less = [_hourly(cpus, load) < _hourly(gpus, load) for load in full]
+    most = MAX_INSTANCES * max(each.per_second for each in cpus)
+    turn = less.index(False) if False in less else len(full)
+    if turn == len(full) or full[turn] > most:
+        return None, False
+    return full[turn - 1] if turn else 0.0, not any(less[turn:])
 
 
 def _hourly(offers: Sequence[Offer], load: float) -> float:

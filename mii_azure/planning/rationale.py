@@ -127,7 +127,7 @@ def _why_sku(spec: Spec, work: Work, placed: Fit) -> str:
     if sku.gpu:
         what = f"{sku.gpus:g} x {sku.gpu.name}, {what}"
     if sku.assumed_like:
-        return _why_assumed(sku)
+        return _why_assumed(work, sku)
     if spec.describes:
         return f"Described by you: the data do not know it; {what}. Its quota family and price are not known here."
     if spec.instance_type:
@@ -142,11 +142,11 @@ def _why_sku(spec: Spec, work: Work, placed: Fit) -> str:
     return f"{kind.capitalize()}: the smallest GPU that holds it, then fewest cores; {what}."
 
 
-def _why_assumed(sku: Sku) -> str:
-    kind = "GPUs" if sku.gpu else "no GPUs"
+def _why_assumed(work: Work, sku: Sku) -> str:
+    kind, holds = "GPUs" if sku.gpu else "no GPUs", " that holds the model" if work.profile.known else ""
     reason = "Asked for; the data do not know it, nor is it known whether the model fits. By its name it has"
     reason += f" {sku.cores} cores and {kind}. Precision, batch, cache, concurrency, timeout and probes are those of"
-    reason += f" {sku.assumed_like}, the smallest of the data that holds the model; describe the machine for its own."
+    reason += f" {sku.assumed_like}, the smallest of the data{holds}; describe the machine for its own."
     return reason
 
 

@@ -43,14 +43,20 @@ class AzureOptions(MachineOptions):
         "managed", description="managed, kubernetes, batch, template or kaito."
     )
     registry: str | None = Field(
-        None, pattern=_REGISTRY, description="Azure ML registry of the template's assets, for template."
+        None,
+        pattern=_REGISTRY,
+        description="Azure ML registry of the template's assets, for template: 2 to 33 letters, digits, - and _.",
     )
     image: str | None = Field(
         None,
         pattern=_IMAGE,
-        description="Where the image with the bundle goes, HOST/REPOSITORY without a tag, for template and kaito.",
+        description="Place of the bundle's image, for template and kaito: HOST/REPOSITORY in lower case, no tag.",
     )
-    compute: str | None = Field(None, pattern=_COMPUTE, description="Name of the cluster, for kubernetes and batch.")
+    compute: str | None = Field(
+        None,
+        pattern=_COMPUTE,
+        description="Name of the cluster, for kubernetes and batch: a letter, then 1 to 62 letters, digits, hyphens.",
+    )
     public_network_access: Literal["enabled", "disabled"] = Field(
         "enabled", description="enabled or disabled, of a managed endpoint."
     )

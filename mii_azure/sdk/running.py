@@ -1,12 +1,17 @@
 """Runners on this machine: deployments by name, and processes of `mii-azure serve`."""
 
 import contextlib
+import json
 import time
+from collections.abc import Sequence
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from local_runner.process.launch import LOOPBACK
 from mii_azure.errors import RunnerFailed, UnknownDeployment
 from mii_azure.sdk import deployment_records, processes
 from mii_azure.sdk.deployments import STOP_TIMEOUT_S, alive, terminate
@@ -14,6 +19,8 @@ from scoring.config import Deployment
 from scoring.errors import MiiAzureError
 
 _MODULE = ["-m", "local_runner"]
+_ASKED_S = 1.0  # for a runner to say what it serves
+_MOST_BYTES = 1 << 20  # of what it says
 
 
 class Running(BaseModel):
@@ -28,6 +35,7 @@ class Running(BaseModel):
     seconds: float  # since its start
     bundle: str
     deployed: bool  # by `deploy`, which keeps a record of it
+    adapters: tuple[str, ...] = ()  # beside the model: those served now, or, of a runner with keys, its bundle's
 
 
 def running() -> list[Running]:
@@ -95,11 +103,13 @@ def _described(process: Any, bundle: Path, record: deployment_records.LocalDeplo
     import psutil
 
     name, task = bundle.name, ""
+    adapters: tuple[str, ...] = ()
     with contextlib.suppress(MiiAzureError, OSError):
         deployment = Deployment.read(bundle / "code" / "deployment.json")
-        name, task = deployment.name, deployment.task
+        name, task, adapters = deployment.name, deployment.task, deployment.beside
     connections = process.net_connections(kind="inet")
     ports = {each.laddr.port for each in connections if each.status == psutil.CONN_LISTEN}
+    told = _told_adapters(sorted(ports)) if ports else None
     return Running(
         name=record.name if record else name,
         task=task,
@@ -108,4 +118,20 @@ def _described(process: Any, bundle: Path, record: deployment_records.LocalDeplo
         seconds=time.time() - process.create_time(),
         bundle=str(bundle),
         deployed=record is not None,
+        adapters=adapters if told is None else told,
     )
+
+
+def _told_adapters(ports: Sequence[int]) -> tuple[str, ...] | None:
+    """Adapters that a runner says it serves now; None if it tells nobody without a key, or is no HTTP server."""
+    for port in ports:
+        with (
+            contextlib.suppress(OSError, HTTPException, ValueError, TypeError, KeyError),
+            contextlib.closing(HTTPConnection(LOOPBACK, port, timeout=_ASKED_S)) as connection,
+        ):
+            connection.request("GET", "/v1/models")
+            answer = connection.getresponse()
+            content = answer.read(_MOST_BYTES)
+            if answer.status == HTTPStatus.OK:
+                return tuple(str(each["id"]) for each in json.loads(content)["data"] if "parent" in each)
+    return None

@@ -1,6 +1,6 @@
 """Points of a sweep as AIPerf writes its runs: a folder each, with profile_export_aiperf.json.
 
-Names, units and statistics are those of AIPerf's JSON export, schema 1.0, as its documentation describes them
+Names, units and statistics are those of AIPerf's JSON export, schema 1.1, as its documentation describes them
 (https://docs.nvidia.com/aiperf/reference/json-export-schema).
 """
 
@@ -13,7 +13,7 @@ from mii_azure.errors import NotWritten
 from mii_azure.verdict.sweep import Distribution, Point, Sweep
 
 FILE = "profile_export_aiperf.json"
-_SCHEMA = "1.0"
+_SCHEMA = "1.1"  # the first in which a distribution has its count
 _UNSAFE = re.compile(r"[^\w.-]+")  # of a target's name, in the name of a folder
 
 

@@ -47,9 +47,9 @@ _TOOLS: list[dict[str, Any]] = [
     {"max_new_tokens": 4, "add_generation_prompt": False},
 ]
 
-#: Parameter variants per task; every host must answer each alike.
 #: Answered by models with sparse vectors, and refused by the others.
 _SPARSE: list[dict[str, Any]] = [{"max_active_dims": 5, "sparse_keys": "token", "input_type": "document"}]
+#: Parameter variants per task; every host must answer each alike.
 _VARIANTS: dict[str, list[dict[str, Any]]] = {
     "text-generation": [
         {"max_new_tokens": 4, "return_full_text": False},

@@ -5,6 +5,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from mii_azure.errors import SpecError
+from mii_azure.verdict.grade import ALIKE
 from mii_azure.verdict.outcome import Verdict
 
 
@@ -19,7 +20,7 @@ def write_verdict(verdict: Verdict, file: Path) -> None:
 def require_verdict(file: Path, bundle_hash: str) -> Verdict:
     """Read a verdict of yes on the bundle with that hash.
 
-    Raises SpecError if the file holds no verdict, one of another bundle, or a verdict of no.
+    Raises SpecError if the file holds no verdict, one of another bundle, a no, or a yes that its comparisons deny.
     """
     again = f"Run `mii-azure parity BUNDLE --output {file}` on the bundle as it is."
     try:
@@ -34,4 +35,6 @@ def require_verdict(file: Path, bundle_hash: str) -> Verdict:
         )
     if not verdict.agree:
         raise SpecError(f"The verdict {file} is no: {', '.join(verdict.targets)} answered differently.", again)
+    if not (all(each.grade in ALIKE for each in verdict.comparisons) and all(each.agree for each in verdict.tokens)):
+        raise SpecError(f"The verdict {file} says yes, and what it compared differs: it was changed.", again)
     return verdict

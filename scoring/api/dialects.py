@@ -65,7 +65,7 @@ def parse(payload: Any, task: TaskSchema, hooks: Hooks = Hooks()) -> Call:  # no
     stream = payload.get("stream", False)
     if not isinstance(stream, bool):
         raise InvalidInput('"stream" must be true or false.', where="stream")
-    if stream and not task.generative:
+    if stream and not (task.generative or task.hears):
         raise InvalidInput(f"{task.name} has nothing to stream.", 'Leave out "stream".', where="stream")
     found = _unwrap(payload, task)
     inner = _mapping(found.parameters, f"{found.where.partition('.')[0]}.parameters")

@@ -10,7 +10,7 @@ from scoring.api.adapter_changes import AdapterChanges
 from scoring.api.answers import Answers
 from scoring.api.usage import tells_cached_tokens
 from scoring.config import AdapterRef, Deployment
-from scoring.engine.batch_invariance import ALONE
+from scoring.engine.batch_invariance import ALONE, Company
 from scoring.engine.engine import Engine
 from scoring.engine.oom import is_out_of_memory
 from scoring.errors import LoadError, MiiAzureError, OutOfMemory
@@ -18,7 +18,7 @@ from scoring.lora.served import AdapterChange
 from scoring.model.loaded import Loaded
 from scoring.passes.base import Applicability
 from scoring.passes.registry import reference_of
-from scoring.passes.runner import Chosen, Record, not_served, require_cache, run_passes, withdraw
+from scoring.passes.runner import FEW, Chosen, Record, is_brief, not_served, require_cache, run_passes, withdraw
 from scoring.tasks.base import Task
 from scoring.telemetry.statistics import phase
 
@@ -84,6 +84,8 @@ class Service(Answers):
         placed = any(each.places for each, decision in chosen if decision.take)
         if self.deployment.limits.batch_invariant:
             self.task.company = ALONE
+        elif is_brief():
+            self.task.company = Company("none", f"{FEW}, which do not repay finding out")
         elif not placed:
             self.task.examine()
         forced = self.deployment.optimisation.on
@@ -92,7 +94,7 @@ class Service(Answers):
             require_cache(self.records)
         if placed:
             self._bring(chosen)
-            if not self.deployment.limits.batch_invariant:
+            if not (self.deployment.limits.batch_invariant or is_brief()):
                 self.task.examine()
         if self.loaded.device.type == "cuda":
             import torch

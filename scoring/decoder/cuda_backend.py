@@ -166,7 +166,7 @@ class CudaBackend:
         rows = sum(len(ids) for _, _, ids in parts)
         size = next(size for size in CHUNKS if size >= rows)
         alone = sum(position >= min(SPANS) for _, position, _ in parts) == 1
-        spans = [told.attending.spans(len(ids), position, alone) for _, position, ids in parts]
+        spans = [told.attending.spans(len(ids), position, alone, size) for _, position, ids in parts]
         if any(spans):
             self._tell(parts, spans)
             held = next((most for most in IN_GRAPHS if most >= rows), 0), sum(keys for _, keys in spans[0])
@@ -285,7 +285,7 @@ class CudaBackend:
         distance = min(_FAR, length - count)
         near, far = (self._timed((self._scratch, at, [0] * count)) for at in (0, distance))
         cost = fitted(count, near, far, distance)
-        spanned = sum(keys for _, keys in told.attending.spans(count, length - count, True))
+        spanned = sum(keys for _, keys in told.attending.spans(count, length - count, True, count))
         if spanned:
             cost = cost.with_spans(count, spanned, self._timed((self._scratch, spanned, [0] * count)))
             cost = replace(
@@ -335,7 +335,8 @@ class CudaBackend:
     def _capture_spanned(self, held: tuple[int, int], position: int) -> None:
         """Capture a chunk that is one part with spans; where their keys lie is told with the chunk."""
         count = held[0]
-        part, spans = (self._scratch, position, [0] * count), self.prefiller.attending.spans(count, position, True)
+        part = self._scratch, position, [0] * count
+        spans = self.prefiller.attending.spans(count, position, True, count)
         self._tell([part], [spans])
         runs = runs_of([part], [spans])
         self.graphs.spanned[held] = self._captured(lambda: self.prefiller.piece(count, runs))

@@ -18,7 +18,7 @@ from torch import Tensor
 from scoring.decoder.absent import given
 from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.buffers import packed
-from scoring.decoder.chunk_size import Span
+from scoring.decoder.chunk_size import LONGEST_CHUNK, Span
 from scoring.decoder.cuda_backend import CudaBackend
 from scoring.decoder.decode_step import Launcher
 from scoring.decoder.kv_cache import KVCache
@@ -278,7 +278,7 @@ class FixedAttention(ChunkAttention):
         self._none = torch.zeros(1, dtype=torch.float32, device=model.device)
         self._arrived = torch.zeros(1, dtype=torch.int32, device=model.device)
 
-    def spans(self, count: int, position: int, alone: bool = False) -> list[Span]:
+    def spans(self, count: int, position: int, alone: bool = False, rows: int = LONGEST_CHUNK) -> list[Span]:
         return []
 
     def attend(self, index: int, q: Tensor, out: Tensor, tiled: Tensor, tiles: int, slopes: Tensor, pdl: bool,

@@ -14,7 +14,7 @@ import triton  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 
 from scoring.decoder.block_pool import BLOCK
-from scoring.decoder.chunk_size import SPANS, Span, gathered_keys, is_plain, most_spans, spans_of
+from scoring.decoder.chunk_size import LONGEST_CHUNK, SPANS, Span, gathered_keys, is_plain, most_spans, spans_of
 from scoring.decoder.kv_cache import KVCache
 from scoring.decoder.model import CachedModel
 from scoring.kernels import decode_prefill
@@ -66,15 +66,24 @@ class ChunkAttention:
         self.precision = "ieee" if model.dtype == torch.float32 else "tf32"
         made: dict[str, Any] = {"dtype": model.dtype, "device": model.device}
         longest = 0 if state.narrow else state.max_length  # cuDNN takes no keys in FP8
-        gathered = model.kv_heads * gathered_keys(model, longest) * model.head_dim
+        self._room = gathered_keys(model, longest)
+        gathered = model.kv_heads * self._room * model.head_dim
         self._keys, self._values = torch.empty(2, gathered, **made)
         spans = most_spans(model, longest)
         self._part = torch.empty(spans, rows, model.heads, model.head_dim, **made)
         self._stats = torch.empty(spans, model.heads, rows, dtype=torch.float32, device=model.device)
+        self._few = min(max(IN_GRAPHS), rows)  # of a chunk of so few tokens there is room for more results
 
-    def spans(self, count: int, position: int, alone: bool = False) -> list[Span]:
-        """Spans of keys before a part that cuDNN takes, in layers where it can; `alone` as in `spans_of`."""
-        return [] if self.state.narrow else spans_of(self.model, self.state.max_length, count, position, alone)
+    def spans(self, count: int, position: int, alone: bool = False, rows: int = LONGEST_CHUNK) -> list[Span]:
+        """Spans of keys before a part, in a chunk of `rows`, that cuDNN takes, in layers where it can.
+
+        `alone` as in `spans_of`. In a chunk of few tokens these are short ones, which are computed several at once.
+        """
+        found = [] if self.state.narrow else spans_of(self.model, self.state.max_length, count, position, alone)
+        if not (found and alone and rows <= self._few):
+            return found
+        keys, room = min(SPANS), len(self._part) * self.rows // self._few
+        return [(number * keys, keys) for number in range(min(position // keys, room))]
 
     def in_graphs(self) -> dict[tuple[int, int], int]:
         """Pieces that are captured with their spans, by tokens and keys in spans: the position of one such.
@@ -83,9 +92,8 @@ class ChunkAttention:
         """
         found: dict[tuple[int, int], int] = {}
         for position in range(min(SPANS), self.state.max_length - max(IN_GRAPHS) + 1, min(SPANS)):
-            keys = sum(keys for _, keys in self.spans(1, position, alone=True))
-            for count in IN_GRAPHS if keys else ():
-                if count <= self.rows:
+            for count in (count for count in IN_GRAPHS if count <= self.rows):
+                if keys := sum(keys for _, keys in self.spans(count, position, True, count)):
                     found.setdefault((count, keys), position)
         return found
 
@@ -94,13 +102,17 @@ class ChunkAttention:
         """Enqueue out [T, H, D] of q [T, H, D] for the first tiles of `tiled`; `runs`: parts, if some have spans."""
         model, state, own, tiling = self.model, self.state, self.model.layers[index].attention, self.tiling
         parted = bool(runs) and is_plain(own)
+        rows, results = self.rows, (self._part, self._stats)
+        if parted and sum(runs[-1][:2]) <= self._few:
+            rows = self._few
+            results = self._part.view(-1, rows, model.heads, model.head_dim), self._stats.view(-1, model.heads, rows)
         for part, (row, count, spans) in enumerate(runs) if parted else ():
-            for number, span in enumerate(spans):
-                self._span(index, q, row, count, part, number, span)
+            for number, some in _together(spans, self._room if rows == self._few else 0):
+                self._spans(index, q, row, count, part, number, some, results)
         keys, values = (self._source(cache[index]) for cache in (state.keys, state.values))
         decode_prefill.attend_prompt[(tiles, model.heads)](
-            q, keys, values, out, slopes, tiled, state.table, q if own.sinks is None else own.sinks, self._part,
-            self._stats, tiled.shape[1], state.width, state.blocks + 1, self.rows, own.scale, own.cap, BLOCK=BLOCK,
+            q, keys, values, out, slopes, tiled, state.table, q if own.sinks is None else own.sinks, *results,
+            tiled.shape[1], state.width, state.blocks + 1, rows, own.scale, own.cap, BLOCK=BLOCK,
             H=model.heads, KV=model.kv_heads, D=model.head_dim, DP=self.wide, BM=tiling.queries, BN=tiling.keys,
             SPANS=parted, WINDOW=own.window, ALIBI=model.alibi is not None, CAP=own.cap > 0,
             SINKS=own.sinks is not None, DESCRIBED=tiling.described, PRECISION=self.precision, PDL=pdl,
@@ -114,8 +126,9 @@ class ChunkAttention:
         for keys in SPANS if len(self._part) else ():
             fitting = range((self.rows // least).bit_length()) if keys < self.state.max_length else ()
             for queries in (self._part[0, : least << power] for power in fitting):
-                for scale in scales:
-                    attend_whole(queries.transpose(0, 1)[None], *self._gathered(keys), scale)
+                for count in range(1, (self._room // keys if len(queries) <= self._few else 1) + 1):
+                    for scale in scales:
+                        attend_whole(_repeated(queries, count), *self._gathered(count, keys), scale)
 
     def _source(self, cache: Tensor) -> Any:
         """A layer's keys or values [KV, blocks, BLOCK, D] as the kernel takes them."""
@@ -125,31 +138,45 @@ class ChunkAttention:
 
         return TensorDescriptor.from_tensor(cache.view(-1, cache.shape[-1]), [self.tiling.keys, self.wide])
 
-    def _span(self, index: int, q: Tensor, row: int, count: int, part: int, number: int, span: Span) -> None:
-        """Enqueue the attention of a part over a span of keys, into its place among the results."""
-        model, state, (first, keys), size = self.model, self.state, span, BLOCK * self.model.head_dim
-        k, v = self._gathered(keys)
-        decode_prefill.gather[(keys // BLOCK, model.kv_heads, triton.cdiv(size, _COPIED))](
-            state.keys[index], state.values[index], state.table, self.slots, k, v, part, state.width, first // BLOCK,
-            state.blocks + 1, keys // BLOCK, SIZE=size, BE=_COPIED, num_warps=4,
-        )  # fmt: skip
+    def _spans(self, index: int, q: Tensor, row: int, count: int, part: int, number: int, spans: Sequence[Span],
+               results: tuple[Tensor, Tensor]) -> None:  # fmt: skip
+        """Enqueue the attention of a part over spans of equally many keys, into their places among the results."""
+        model, state, keys, size = self.model, self.state, spans[0][1], BLOCK * self.model.head_dim
+        k, v = self._gathered(len(spans), keys)
+        for place, (first, _) in enumerate(spans):
+            decode_prefill.gather[(keys // BLOCK, model.kv_heads, triton.cdiv(size, _COPIED))](
+                state.keys[index], state.values[index], state.table, self.slots, k[place], v[place], part, state.width,
+                first // BLOCK, state.blocks + 1, keys // BLOCK, SIZE=size, BE=_COPIED, num_warps=4,
+            )  # fmt: skip
         padded = min(self.rows, max(min(SPANS.values()), triton.next_power_of_2(count)))
         begin = min(row, self.rows - padded)
-        queries = q.view(-1, model.heads, model.head_dim)[begin : begin + padded].transpose(0, 1)[None]
-        found, stats = attend_whole(queries, k, v, model.layers[index].attention.scale)
-        own = slice(row - begin, row - begin + count)
-        self._part[number, row : row + count].copy_(found[0, :, own].transpose(0, 1))
-        self._stats[number, :, row : row + count].copy_(stats[0, :, own])
+        queries = q.view(-1, model.heads, model.head_dim)[begin : begin + padded]
+        found, stats = attend_whole(_repeated(queries, len(spans)), k, v, model.layers[index].attention.scale)
+        own, places = slice(row - begin, row - begin + count), slice(number, number + len(spans))
+        results[0][places, row : row + count].copy_(found[:, :, own].transpose(1, 2))
+        results[1][places, :, row : row + count].copy_(stats[:, :, own])
 
-    def _gathered(self, keys: int) -> tuple[Tensor, Tensor]:
-        """Room for a span's keys and values [1, KV, keys, D]."""
-        shape = (1, self.model.kv_heads, keys, self.model.head_dim)
+    def _gathered(self, count: int, keys: int) -> tuple[Tensor, Tensor]:
+        """Room for the keys and values [count, KV, keys, D] of spans."""
+        shape = (count, self.model.kv_heads, keys, self.model.head_dim)
         k, v = (whole[: math.prod(shape)].view(shape) for whole in (self._keys, self._values))
         return k, v
 
 
+def _together(spans: Sequence[Span], room: int) -> list[tuple[int, Sequence[Span]]]:
+    """Spans by how many are computed at once, of equally many keys and of no more than there is room for."""
+    most = max(1, room // spans[0][1]) if spans and len({keys for _, keys in spans}) == 1 else 1
+    return [(number, spans[number : number + most]) for number in range(0, len(spans), most)]
+
+
+def _repeated(queries: Tensor, count: int) -> Tensor:
+    """Queries [T, H, D] for so many spans, [count, H, T, D]: a chunk's few would keep a fraction of a GPU busy."""
+    whole = queries.transpose(0, 1)[None]
+    return whole if count == 1 else whole.repeat(count, 1, 1, 1)
+
+
 def attend_whole(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Attention of q [1, H, T, D] over all of k and v [1, KV, L, D]: the result, and its logarithms of sums [1, H, T].
+    """Attention of q [N, H, T, D] over all of k and v [N, KV, L, D]: the result, and its logarithms of sums [N, H, T].
 
     cuDNN's, on the CPU torch's own.
     """

@@ -5,6 +5,8 @@ from math import sqrt
 
 from scoring.decoder.chunk_size import SPANS
 
+_LAUNCHED_MS = 60.0  # below it, only chunks that graphs hold: others keep the host busy for as long, kernel by kernel
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -46,6 +48,8 @@ class PromptCost:
         if not self.pieces or position < self.span:
             return found
         least = self.pieces[0].tokens
+        if ms < _LAUNCHED_MS:
+            found = min(found, self.pieces[-1].tokens)
         found = max(least, 1 << max(0, found.bit_length() - 1))
         while found > least and self.ms(position, found) > ms:
             found //= 2

@@ -60,8 +60,8 @@ class OpenVinoStack(FusedStack):
             parts = [slice(middle), slice(middle, None)]
         begun = []
         for part, request in zip(parts, self._halves if len(parts) > 1 else [self._request], strict=True):
-            given = (ids[part], *(None if each is None else each[part] for each in (mask, types)))
-            begun.append(self._begin(request, *given))
+            some, kinds = (None if each is None else each[part] for each in (mask, types))
+            begun.append(self._begin(request, ids[part], some, kinds))
         found = [self._end(*each) for each in begun]
         return found[0] if len(found) == 1 else torch.cat(found)
 

@@ -103,13 +103,14 @@ class EngineServer:
                 logger.exception("a message of a front end could not be read")
 
     def _round(self) -> None:
-        calls = [self._calls.get() for _ in range(self._calls.qsize())]
         asked: list[Callable[[], None]] = []
-        for key, _ in self._selector.select(0 if calls else _LOOK_S):
+        for key, _ in self._selector.select(0 if self._calls.qsize() else _LOOK_S):
             if key.data is None:
                 self._woken.recv(1 << 10)
             else:
                 asked += self._read(key.data)
+        # Taken only now: a message that cannot be read ends the round, and whoever called may wait for ever.
+        calls = [self._calls.get() for _ in range(self._calls.qsize())]
         for call in (*calls, *asked):  # what is asked is answered after all that came before it has been read
             call()
         state = self._state()

@@ -19,10 +19,8 @@ from scoring.generation.sequence import RunningSequence
 
 logger = logging.getLogger("mii_azure.scheduler")
 
-_UNKNOWN, _TRUST = (
-    0.75,
-    4,
-)  # share of right tokens to begin with, and so many tokens that it counts for: two wrong end it
+_UNKNOWN = 0.75  # share of right tokens to begin with
+_TRUST = 4  # tokens that it counts for: two wrong ones end it
 _LEAST = 0.05  # weight of the newest token against all before, in a long sequence
 _OVERALL = 0.02  # in the share of all sequences, with which new ones begin
 _TRIED = 8  # tokens of the longest draft by which a new sequence is judged

@@ -62,7 +62,8 @@ class Tokenizing:
                 backend.no_padding()
             backend.encode_special_tokens = self._tokenizer.split_special_tokens
             # Of a batch, because for a single text the interpreter is held.
-            (encoding,) = backend.encode_batch_fast([texts if len(texts) > 1 else texts[0]])
+            # A pair without a second text is one text, as in a call.
+            (encoding,) = backend.encode_batch_fast([texts if any(texts[1:]) else texts[0]])
         found: dict[str, Any] = {"input_ids": encoding.ids}
         if "token_type_ids" in names:
             found["token_type_ids"] = encoding.type_ids

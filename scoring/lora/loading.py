@@ -149,7 +149,8 @@ def pairs_of(adapter: ReadAdapter, model: Any, bank: AdapterBank | None = None) 
     found: dict[nn.Module, Pair] = {}
     for product in adapter.products:
         module = _module(product.module, modules)
-        if module is None or module is head or not isinstance(getattr(module, "weight", None), Tensor):
+        weight = getattr(module, "weight", None)
+        if module is None or module is head or not isinstance(weight, Tensor) or weight.ndim != 2:
             what = f"It changes {product.module}, which {type(model).__name__} does not serve one on."
             raise UnservedAdapter(what, "Give the adapter of this base.")
         outputs, inputs = _size(module)

@@ -8,7 +8,7 @@ from typing import Protocol
 from scoring.config import AdapterRef
 from scoring.errors import AdapterNotServed, AdapterRefused
 
-#: Names of adapters.
+#: Names of adapters: each is a folder of the bundle, and what a request may call a model.
 ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 

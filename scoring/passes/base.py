@@ -105,6 +105,10 @@ class Pass(ABC):
     serves_adapters: ClassVar[bool] = False  # rows with adapters run through what it makes as well
     places: ClassVar[bool] = False  # moves the weights to the devices itself: they are loaded into host memory
 
+    def repays(self, facts: Facts, hardware: Hardware) -> bool:
+        """Return True if even a process that answers few requests takes it."""
+        return not self.timed
+
     @abstractmethod
     def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Applicability:
         """Decide from facts alone, for hardware that need not be here; objective is "latency" or "cost"."""

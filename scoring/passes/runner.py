@@ -22,6 +22,8 @@ logger = logging.getLogger("mii_azure.passes")
 
 #: Set in the environment of a process that answers few requests.
 BRIEF = "MII_AZURE_BRIEF"
+#: Reason of what such a process does without.
+FEW = "this process answers few requests"
 #: Passes in order, each with its decision.
 Chosen = Sequence[tuple[Pass, Applicability]]
 
@@ -49,6 +51,11 @@ class Record:
         if self.error is not None and not math.isfinite(self.error):
             fields["error"] = str(self.error)
         return fields
+
+
+def is_brief() -> bool:
+    """Return True in a process that answers few requests, which spends no seconds on how to answer many."""
+    return bool(os.environ.get(BRIEF))
 
 
 def choose(
@@ -86,8 +93,8 @@ def tell_differences(chosen: Chosen, planned: Sequence[PassDecision]) -> None:
 def _decide(each: Pass, facts: Facts, hardware: Hardware, settings: Optimisation) -> Applicability:
     if each.name in settings.off:
         return Applicability(False, "switched off")
-    if each.timed and os.environ.get(BRIEF) and each.name not in settings.on:
-        return Applicability(False, "this process answers few requests, which do not repay timing it")
+    if is_brief() and each.name not in settings.on and not each.repays(facts, hardware):
+        return Applicability(False, f"{FEW}, which do not repay its start")
     try:
         decision = each.applies(facts, hardware, settings.objective)
         if decision.take and facts.adapters and not each.serves_adapters:

@@ -63,6 +63,10 @@ class StaticDecode(Pass):
         self.invariant = False  # answers are to be the same bits alone and in company
         self.decoder: Decoder | None = None  # while it is applied
 
+    def repays(self, facts: Facts, hardware: Hardware) -> bool:
+        """Return False where a CPU would compare it for seconds, and nothing that was asked for builds on it."""
+        return hardware.device != "cpu" or self.invariant or self.narrow or facts.adapters > 0
+
     def applies(self, facts: Facts, hardware: Hardware, objective: str) -> Applicability:
         """Take it by the family's tier: on GPUs with bf16 matrix units and memory for the slots, on CPUs in float32."""
         if facts.kind != "decoder":

@@ -66,6 +66,7 @@ class WeightOnly(Pass):
     """
 
     name: ClassVar[str] = "weight_only"
+    timed: ClassVar[bool] = True
     tolerance: ClassVar[float] = 5e-2
 
     def __init__(self, decode: StaticDecode, timer: "Callable[[Decoder], float] | None" = None) -> None:

@@ -370,7 +370,7 @@ def schema(name: str) -> dict[str, Any]:
         "properties": {
             "inputs": {"anyOf": [one, {"type": "array", "items": one, "minItems": 1}]},
             "parameters": parameters,
-            **({"stream": {"type": "boolean", "default": False}} if task.generative else {}),
+            **({"stream": {"type": "boolean", "default": False}} if task.generative or task.hears else {}),
             **(parameters["properties"] if task.embeds else {}),
         },
         "required": ["inputs"],

@@ -8,7 +8,7 @@ import secrets
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +21,7 @@ from scoring.schema.speech import MOST_SECONDS, MOST_SPEECH_TOKENS, RATE, Speech
 from scoring.tasks.base import Task
 from scoring.tasks.generation_parameters import COOLEST
 from scoring.tasks.sound import require_libraries, samples_of
+from scoring.tasks.speech_streams import Following, SpeechStream, certain, require_listeners, tell
 from scoring.tasks.spoken_languages import language_codes
 
 WORD = "word"
@@ -42,6 +43,7 @@ class Spoken:
     seed: int
     prompt: tuple[int, ...]
     most: int | None
+    told: list[str] = field(default_factory=list)  # texts that its stream has been sent
 
 
 class Written(NamedTuple):
@@ -67,14 +69,15 @@ class _Stuck(Exception):
 class _Progress:
     """Sees after each window that every row goes on, and that somebody still waits for one."""
 
-    def __init__(self, rows: Sequence[Row], between: Between) -> None:
-        self._rows, self._between = rows, between
+    def __init__(self, rows: Sequence[Row], between: Between, following: Following | None) -> None:
+        self._rows, self._between, self._following = rows, between, following
         self._before = [-1] * len(rows)
 
     def __call__(self, progress: torch.Tensor) -> None:
         self._between()
-        if all(row.cancelled.is_set() for row in self._rows):
-            raise InvalidInput("Nobody waits for the answer any more.")
+        require_listeners(self._rows)
+        if self._following is not None:
+            self._following.read([number for number, (at, end) in enumerate(progress.tolist()) if at < end])
         for number, (at, end) in enumerate(progress.tolist()):
             if at < end and at == self._before[number]:
                 raise _Stuck(at / 100)  # frames are of 10 ms
@@ -208,12 +211,13 @@ class AutomaticSpeechRecognition(Task):
         first: Spoken = rows[0].extra
         features = torch.stack([row.extra.features for row in rows]).to(self.model.device, self.model.dtype)
         worded = rows[0].parameters.return_timestamps == WORD
+        following = self._following(rows, between)
         with torch.inference_mode(), self._random(first), self._attending(worded):
             languages = self._heard(features, first)
             told = {} if not self._codes else {"language": languages, "task": first.task}
             made = self.model.generate(
-                features, **told, **self._options(rows, first), **more, return_segments=True,
-                monitor_progress=_Progress(rows, between),
+                features, **told, **self._options(rows, first), **more, return_segments=True, streamer=following,
+                monitor_progress=_Progress(rows, between, following),
             )  # fmt: skip
         found = []
         for number in range(len(rows)):
@@ -227,8 +231,22 @@ class AutomaticSpeechRecognition(Task):
             ]
             own = made["segments"][number] if worded else ()
             times = [time for each in own for time in each["token_timestamps"].tolist()]
-            found.append(Written(languages[number], segments, made["sequences"][number].tolist(), times))
+            tokens = [token for each in segments for token in each["tokens"]]
+            found.append(Written(languages[number], segments, tokens, times))
+            tell(rows[number], self._text(tokens))
         return found
+
+    def _following(self, rows: Sequence[Row], between: Between) -> Following | None:
+        """Follower of the tokens of rows that are streamed; None if there are none, or a window may be left out."""
+        told = self.model.generation_config
+        if not certain(told) or all(row.emit is None for row in rows):
+            return None
+        ends = {told.eos_token_id, told.pad_token_id, self.tokenizer.eos_token_id} - {None}
+
+        def stream(row: Row) -> SpeechStream:
+            return SpeechStream(row, self.tokenizer, int(told.no_timestamps_token_id) + 1, frozenset(ends))
+
+        return Following(rows, stream, rows[0].extra.features.shape[1] > self._frames, between)
 
     def _options(self, rows: Sequence[Row], first: Spoken) -> dict[str, Any]:
         parameters: SpeechParameters = rows[0].parameters

@@ -14,7 +14,7 @@ from scoring.schema.requests import MOST_EMBEDDED, EmbeddingParameters
 from scoring.sentence.head import pool
 from scoring.strict_json.body import NUMBER_BYTES
 from scoring.tasks.base import EncoderTask
-from scoring.tasks.vector_forms import DOCUMENT, DOCUMENT_PROMPTS, TokenVectors, form_of, refuse_empty
+from scoring.tasks.vector_forms import DOCUMENT, DOCUMENT_PROMPTS, TokenVectors, form_of, refuse_empty, refuse_more
 
 #: Pooling and normalize unless the deployment or the model's folder sets them.
 _DEFAULTS = {
@@ -92,13 +92,7 @@ class Embeddings(EncoderTask):
                 raise InvalidParameter(
                     f"{name} is for sparse vectors; this model's are not.", f'Leave out "{name}".', f"parameters.{name}"
                 )
-        size = self._dimension(parameters)
-        if parameters.dimensions is not None and parameters.dimensions > size:
-            raise InvalidParameter(
-                f"The model's vectors have {size} numbers.",
-                f'Ask for 1 to {size} "dimensions".',
-                "parameters.dimensions",
-            )
+        refuse_more(parameters.dimensions, self._dimension(parameters))
         if parameters.encoding_format == "base64" and self._mode(parameters) == "none":
             raise InvalidParameter(
                 "A vector per token is not encoded in base64.",
@@ -150,7 +144,11 @@ class Embeddings(EncoderTask):
             )
         self.check_known(ids, item)
         most = self.loaded.context_length
-        if not parameters.cut:
+        if isinstance(self.form, TokenVectors):
+            most = self.form.limit(self.form.role(parameters))
+        if not parameters.cut and isinstance(self.form, TokenVectors):
+            self.form.check_length(len(ids), self.form.role(parameters), item)
+        elif not parameters.cut:
             self.check_length(len(ids), item, 'Shorten it, or set "parameters": {"truncation": true}.')
         left = (parameters.truncation_direction or self.tokenizer.truncation_side).lower() == "left"
         kept = ids[-most:] if left else ids[:most]

@@ -131,8 +131,10 @@ class TokenVectors(VectorForm):
     def check(self, parameters: EmbeddingParameters, **refused: Any) -> None:
         base64 = None if parameters.encoding_format == "float" else parameters.encoding_format
         pooling = None if parameters.pooling in ("none", "model") else parameters.pooling
-        weights = {"max_active_dims": parameters.max_active_dims}
+        keys = parameters.sparse_keys if "sparse_keys" in parameters.model_fields_set else None
+        weights = {"max_active_dims": parameters.max_active_dims, "sparse_keys": keys}
         super().check(parameters, pooling=pooling, encoding_format=base64, **weights)
+        refuse_more(parameters.dimensions, self._head.dimension)
 
     def limit(self, role: str) -> int:
         """Most tokens of a text on a side."""
@@ -209,6 +211,16 @@ def form_of(loaded: Loaded) -> VectorForm | None:
         return SparseVectors(loaded, told.splade)
     assert told.late is not None
     return TokenVectors(loaded, loaded.head, told.late)
+
+
+def refuse_more(dimensions: int | None, size: int) -> None:
+    """Raise InvalidParameter for more dimensions than vectors have."""
+    if dimensions is not None and dimensions > size:
+        raise InvalidParameter(
+            f"The model's vectors have {size} numbers.",
+            f'Ask for 1 to {size} "dimensions".',
+            "parameters.dimensions",
+        )
 
 
 def refuse_empty(row: Row, item: int) -> None:

@@ -40,7 +40,7 @@ class SharedAdapters:
                 refs = await _become(list(there), wanted)
                 kept = await asyncio.to_thread(self._keep, settled(wanted, refs))
             except Exception:
-                await asyncio.gather(*(each.become(self._now) for each in there), return_exceptions=True)
+                await asyncio.gather(*(each.must_become(self._now) for each in there))
                 raise
             before, self._now, self.refs = self._now, kept, tuple(refs)
             await asyncio.gather(*(each.keep_adapters(kept, told=there.get(each) == each.life) for each in everyone))

@@ -104,8 +104,17 @@ class ReplicaProcess:
         """Have every process that is started later serve these adapters, and this one if it was not told of them."""
         self._adapters = wanted
         if self.condition is Condition.READY and not told:
-            with contextlib.suppress(*GONE):
-                await self.become(wanted)
+            await self.must_become(wanted)
+
+    async def must_become(self, wanted: Wanted) -> None:
+        """Serve what the others serve; a process that cannot is ended, and started again with it."""
+        process = self.process
+        try:
+            await self.become(wanted)
+        except MiiAzureError as error:
+            self._end_other(process, error)
+        except GONE:
+            return
 
     async def become(self, wanted: Wanted) -> list[AdapterRef]:
         """Serve these adapters and no others; raises what the replica says, or that it is gone (GONE)."""
@@ -246,9 +255,7 @@ class ReplicaProcess:
                 reply = {"ready": False, "statistics": self.statistics}
                 logger.error("Replica %d has not answered for %g s.", self.index, _SILENCE_S)
             except MiiAzureError as error:  # it cannot have what the others serve
-                logger.error("Replica %d cannot serve the adapters of the others: %s", self.index, error)
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
+                self._end_other(process, error)
                 return
             except GONE:  # not there yet, or no longer there
                 connection = None
@@ -261,6 +268,13 @@ class ReplicaProcess:
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
                 return
+
+    def _end_other(self, process: asyncio.subprocess.Process | None, error: MiiAzureError) -> None:
+        """End a process that does not serve the adapters of the others."""
+        logger.error("Replica %d cannot serve the adapters of the others: %s", self.index, error)
+        with contextlib.suppress(ProcessLookupError):
+            if process is not None:
+                process.kill()
 
     def _drop_connections(self) -> None:
         self.life += 1

@@ -22,6 +22,7 @@ import mii_azure
 from local_runner.process.launch import LOOPBACK, Runner
 from mii_azure.errors import MiiAzureError, RunnerFailed
 from mii_azure.sdk.deployment_records import LocalDeployment
+from mii_azure.sdk.running import running
 from scoring.errors import LoadError
 from tests.tiny_adapters import tiny_adapter
 from tests.tiny_models import load_tiny
@@ -229,6 +230,8 @@ BAD = {
     "out": "is not below",
     "nowhere": "is no folder",
     "a\0b": "is no folder",
+    "a" * 300: "is no folder",
+    "one/" * 2000: "is no folder",
     "deep": "has no adapter_config.json",
     "linked": "a link that leads out",
     "wide": "there is room for rank 4",
@@ -340,6 +343,8 @@ def test_a_server_is_closed_by_default(models: Models, tmp_path: Path) -> None:
         for path in ("load", "unload"):
             assert made.post(f"/v1/{path}_lora_adapter", {"lora_name": "mine", "lora_path": "one"}).status_code == 404
         assert "/v1/load_lora_adapter" not in httpx.get(made.url + "/openapi.json", trust_env=False).json()["paths"]
+        (told,) = [each for each in running() if each.pid == runner.process.pid]
+        assert told.adapters == ("terse", "mine")  # not the bundle's own alone
         assert made.hang_up({"adapters": {"mine": "two"}}) == "reloaded: adapters mine"
         assert made.text("mine") == models.text("two")
 
@@ -350,6 +355,7 @@ def test_a_server_is_closed_by_default(models: Models, tmp_path: Path) -> None:
         (("--allow-adapters", "--adapter-root", "ROOT"), {}, "would let anybody load adapters"),
         (("--allow-adapters",), {}, "no folder to load from"),
         (("--adapter-root", "ROOT/nowhere"), {}, "is no folder"),
+        (("--adapter-root", "ROOT/" + "a" * 300), {}, "is no folder"),
         (("--adapter-root", "ROOT"), {"adapters": {"mine": "wide"}}, "room for rank 16"),
         (
             ("--adapter-root", "ROOT", "--max-adapter-rank", "1"),

@@ -62,12 +62,19 @@ def test_transcriptions_in_every_form(url: str, client: openai.OpenAI) -> None:
     assert (srt, vtt) == tuple(rendered(told, form, "/v1/audio/transcriptions")[0] for form in ("srt", "vtt"))
 
 
-def test_a_stream_has_the_events_that_the_client_reads(client: openai.OpenAI) -> None:
-    asked: Any = {"model": "speech", "file": ("talk.wav", FILE), "language": "de"}
+@pytest.mark.parametrize("seconds", [1.2, 7.5], ids=["one-window", "several"])
+def test_a_stream_is_told_as_it_is_written(url: str, client: openai.OpenAI, seconds: float) -> None:
+    asked: Any = {"model": "speech", "file": ("talk.wav", base64.b64decode(tone(seconds))), "language": "de"}
     whole = client.audio.transcriptions.create(**asked).text
     events = list(client.audio.transcriptions.create(**asked, stream=True))
-    assert [each.type for each in events] == ["transcript.text.delta", "transcript.text.done"]
-    assert events[0].delta == events[-1].text == whole
+    assert {each.type for each in events[:-1]} == {"transcript.text.delta"}
+    assert len(events) > 4
+    assert (events[-1].type, events[-1].text) == ("transcript.text.done", whole)
+    assert "".join(each.delta for each in events[:-1]) == whole
+    form = {"model": "speech", "language": "de", "stream": "true"}
+    raw = httpx.post(f"{url}/v1/audio/transcriptions", data=form, files={"file": asked["file"][1]}, timeout=60)
+    assert raw.headers["content-type"].startswith("text/event-stream")
+    assert raw.text.endswith("data: [DONE]\n\n")
 
 
 def test_words_are_told_with_their_times() -> None:
@@ -142,7 +149,7 @@ def test_a_file_that_base64_makes_too_large_is_told_in_its_own_bytes(door: str) 
 
     async def score(body: str, headers: Any) -> Any:
         scored.append(body)
-        return SimpleNamespace(status=200, body=b'{"text": "so"}')
+        return SimpleNamespace(status=200, body=b'{"text": "so"}', chunks=None)
 
     deployment = Deployment("speech", TASK, limits=Limits(max_payload_bytes=4000))
     host: Any = SimpleNamespace(deployment=deployment, max_body=9000, score=score)

@@ -55,8 +55,12 @@ def test_a_server_names_no_origin_by_default(runner: Runner) -> None:
     assert (answer.status_code, "access-control-allow-origin" in answer.headers) == (200, False)
 
 
-@pytest.mark.parametrize("told", ["a.example", "https://a.example/", "https://a,b", "", "https://*.example"])
+@pytest.mark.parametrize(
+    "told",
+    ["a.example", "https://a.example/", "https://a,b", "", "https://*.example", "https://A.example", "http://a?b"],
+)
 def test_what_is_no_origin_is_refused(told: str) -> None:
     with pytest.raises(ValueError, match=r"no origin|blank"):
         serving.CORS_ORIGINS.parse(told)
-    assert serving.CORS_ORIGINS.parse("*") == "*"
+    for origins in ("*", "http://127.0.0.1:8080,https://xn--bcher-kva.example,http://[::1]:3000"):
+        assert serving.CORS_ORIGINS.parse(origins) == origins

@@ -1,12 +1,16 @@
 """The Open Inference Protocol's tensors, apart from any socket."""
 
 import json
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from local_runner.grpc import services
+from local_runner.http.oip_bodies import read_inference
 from local_runner.protocol import oip
+from local_runner.protos import inference_pb2
 from mii_azure.errors import ModelNotServed
 from scoring.errors import InternalError, InvalidInput, InvalidParameter
 
@@ -83,3 +87,36 @@ def test_another_model_is_not_served(name: str, version: str) -> None:
     oip.check_model("mine", "1", ("other", "mine"))
     with pytest.raises(ModelNotServed):
         oip.check_model(name, version, ("mine",))
+
+
+def test_what_clients_send_of_no_sequence_asks_nothing() -> None:
+    idle = {"sequence_id": 0, "sequence_start": False, "sequence_end": False, "priority": 0, "timeout": 0}
+    assert oip.of_task(idle | {"top_k": 2}) == {"top_k": 2}
+    assert oip.of_task({"sequence_id": "", "priority": 3, "k": 0}) == {"priority": 3, "k": 0}
+    assert oip.of_task({"priority": False, "timeout": 0.0}) == {"priority": False, "timeout": 0.0}
+
+
+@pytest.mark.parametrize("asked", [{"sequence_id": 7}, {"sequence_id": "a"}, {"sequence_start": True}], ids=str)
+def test_sequences_are_refused(asked: dict[str, object]) -> None:
+    with pytest.raises(InvalidParameter, match="stands alone") as caught:
+        oip.of_task(asked)
+    assert caught.value.where == f"parameters.{next(iter(asked))}"
+
+
+@pytest.mark.parametrize("sent", [{"sequence_id": 0}, {"sequence_id": 3}], ids=str)
+def test_both_encodings_read_sequences_alike(sent: dict[str, int]) -> None:
+    tensor = {"name": "inputs", "datatype": "BYTES", "shape": [1], "data": ["a"]}
+    body = json.dumps({"inputs": [tensor], "parameters": sent}).encode()
+    message = inference_pb2.ModelInferRequest(model_name="m")
+    message.inputs.add(name="inputs", datatype="BYTES", shape=[1]).contents.bytes_contents.append(b"a")
+    message.parameters["sequence_id"].int64_param = sent["sequence_id"]
+    ways: list[Callable[[], oip.Inference]] = [
+        lambda: read_inference(body, None)[1],
+        lambda: services._inference(message),
+    ]
+    for read in ways:
+        if sent["sequence_id"]:
+            with pytest.raises(InvalidParameter, match="sequence_id"):
+                read()
+        else:
+            assert read().parameters == {}

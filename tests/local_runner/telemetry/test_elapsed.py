@@ -9,7 +9,7 @@ from rich.console import Console
 from local_runner.telemetry import elapsed as module
 from local_runner.telemetry.elapsed import ElapsedLine, elapsed
 from mii_azure.cli import progress
-from mii_azure.cli.shared import Plain, opening, print_json, print_text
+from mii_azure.cli.shared import Plain, opening, print_json, print_text, read_input
 from tests.waiting import until
 
 
@@ -91,6 +91,20 @@ def test_a_command_is_told_of_until_its_first_words(words: str, screen: Screen) 
             progress.Activity(Console(), None).end()
     assert screen.lines == (["fits", ""] if words == "console" else [""])
     assert opening._line is None
+
+
+def test_a_person_who_types_a_request_is_told_no_seconds(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Typed(io.StringIO):
+        def read(self, size: int | None = -1) -> str:
+            assert screen.lines == [""]
+            assert opening._line is None
+            return super().read(size)
+
+    monkeypatch.setattr("sys.stdin", Typed("{}"))
+    with contextlib.redirect_stderr(screen):
+        opening.begin("query")
+        until(lambda: "query (0 s)" in screen.getvalue())
+        assert read_input() == "{}"
 
 
 def test_an_activity_is_shown_while_libraries_are_silenced(screen: Screen) -> None:

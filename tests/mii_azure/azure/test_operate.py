@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from mii_azure import errors
-from mii_azure.azure.endpoints import ensure_endpoint
+from mii_azure.azure.endpoints import ADAPTERS, TAG, ensure_endpoint, tags_of
 from mii_azure.checks.check import check
 from mii_azure.cli import app
 from mii_azure.operations import operate
@@ -40,6 +40,29 @@ def test_status_logs_invoke_delete(cloud, client, bundle, second):
     assert cloud.arm.endpoint("my-qa") is None
     with pytest.raises(errors.NotInAzure):
         operate.status(client, "my-qa")
+
+
+def test_status_tells_the_adapters_that_were_deployed(cloud, mii, bundle, tmp_path):
+    before = json.loads((bundle / "code" / "deployment.json").read_text())
+    names = [f"adapter-{number:02}" for number in range(32)]
+    facts = {"sha256": "0" * 64, "rank": 4, "products": 1, "parameters": 8}
+    beside = [{"name": name, **facts, "merged": name == names[1]} for name in names]
+    settings = tmp_path / "code" / "deployment.json"
+    settings.parent.mkdir()
+
+    def tags(adapters):
+        settings.write_text(json.dumps({**before, "adapters": adapters}))
+        return tags_of(tmp_path, "a")
+
+    assert tags([]) == {TAG: "a"}
+    assert tags(beside[:3]) == {TAG: "a", ADAPTERS: "adapter-00 adapter-02"}
+    told = tags(beside)[ADAPTERS]
+    assert (len(told), told[-12:]) == (254, "adapter-23 …")
+    mii("deploy", bundle)
+    assert "adapters" not in mii("status", "my-qa")[1]
+    cloud.arm.deployment("my-qa", "blue")["tags"][ADAPTERS] = "terse polite"
+    assert json.loads(mii("status", "my-qa", "--json")[1])["slots"][0]["adapters"] == ["terse", "polite"]
+    assert "terse, polite" in mii("status", "my-qa")[1]
 
 
 def test_the_command_line(cloud, mii, bundle):

@@ -12,7 +12,7 @@ from mii_azure.operations.deploy import deploy, intact
 from mii_azure.operations.metrics_gate import Allowed
 from mii_azure.operations.rollout import rollout
 from mii_azure.sdk.generate import generate
-from mii_azure.verdict.outcome import Verdict
+from mii_azure.verdict.outcome import Comparison, Verdict
 from mii_azure.verdict.tokens.judge import TokenVerdict
 from mii_azure.verdict.verdict_file import write_verdict
 from tests.mii_azure.azure.conftest import lightened, serve
@@ -193,14 +193,21 @@ def test_a_slot_that_answers_otherwise_than_the_local_runner_takes_no_traffic(cl
 
 def verdict_on(digest, **differing):
     told = {"bundle": "/qa", "bundle_hash": digest, "reference": "grpc", "targets": ("grpc", "endpoint:my-qa/green")}
-    return Verdict(**{"agree": True, "tolerance": 1e-4, "requests": 0, "load": 0} | told | differing, **NOTHING)
+    told |= {"agree": True, "tolerance": 1e-4, "requests": 0, "load": 0}
+    return Verdict(**NOTHING | told | differing)
 
 
 NOTHING = {"comparisons": (), "environment": {}}
+OTHERWISE = Comparison(request="sample", target="endpoint:my-qa/green", status=200, grade="different", difference="a")
 
 
 @pytest.mark.parametrize(
-    ("differing", "told"), [({"bundle_hash": "0" * 64}, "is on bundle 000"), ({"agree": False}, "is no")]
+    ("differing", "told"),
+    [
+        ({"bundle_hash": "0" * 64}, "is on bundle 000"),
+        ({"agree": False}, "is no"),
+        ({"comparisons": (OTHERWISE,)}, "says yes, and what"),
+    ],
 )
 def test_a_verdict_that_is_required_is_a_yes_on_this_bundle(differing, told, cloud, client, bundle, tmp_path):
     write_verdict(verdict_on(intact(bundle), **differing), tmp_path / "verdict.json")

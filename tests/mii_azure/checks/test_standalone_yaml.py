@@ -148,6 +148,7 @@ def test_yaml_that_cannot_be_read_is_a_finding(tmp_path):
         ("tags:\n  a: [{x: 1}, {x: 1, x: 2}]\n", 2),
         ("tags: &t {a: b}\ndescription: text\n", None),
         ("tags: {'1': a, 1: b}\n", None),  # a text and a number
+        ("tags:\n  <<: {a: b}\n  <<: {c: d}\n", None),  # both are merged
     ],
 )
 def test_a_key_that_stands_twice_is_told_for_the_last_one_counts_alone(added, line, tmp_path):

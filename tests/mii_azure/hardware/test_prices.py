@@ -56,7 +56,7 @@ class Handler(BaseHTTPRequestHandler):
         query = parse_qs(urlsplit(self.path).query)
         self.server.asked.append(query)
         skip = int(query.get("$skip", ["0"])[0])
-        known = "westeurope" in query.get("$filter", ["westeurope"])[0]
+        known = any(region in query.get("$filter", ["eastus"])[0] for region in ("westeurope", "eastus"))
         items = ITEMS if known else []
         host = self.server.next_host or self.server.url
         following = f"{host}?$skip={skip + 2}" if skip + 2 < len(items) else None
@@ -126,6 +126,15 @@ def test_what_the_command_writes_is_what_rank_reads(api, tmp_path):
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
     assert read_prices(path).of("STANDARD_NC4AS_T4_V3") == 0.526
+
+
+def test_without_a_region_the_usual_one_is_asked_and_told(api, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MII_AZURE_REGION", raising=False)
+    done = CliRunner().invoke(app, ["prices", "--price-api", api.url])
+    assert done.exit_code == 0, done.output
+    assert "--region" in done.stderr
+    assert read_prices(tmp_path / "prices-eastus.json").region == "eastus"
 
 
 @pytest.mark.parametrize(

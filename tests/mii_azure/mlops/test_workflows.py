@@ -116,7 +116,7 @@ def test_what_changes_in_the_repositorys_model_is_released(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-@pytest.mark.parametrize("model", ["/srv/models/qa", "../qa", "a/../../\u0085qa: 1"])
+@pytest.mark.parametrize("model", ["/srv/models/qa", "~/models/qa", "../qa", "a/../../\u0085qa: 1"])
 def test_a_folder_that_no_checkout_has_is_told(provider, model):
     spec = make_spec(task="fill-mask", model=model, name="my-qa", instance_type="Standard_F8s_v2")
     told = f"On the machine that runs it: {json.dumps(model)}, which is in no checkout."

@@ -88,6 +88,7 @@ def test_config_that_is_a_list(folder: Folder) -> None:
         (None, "copy the weights"),
         ("flax_model.msgpack", "another runtime's format"),
         ("tiny.gguf", "not read here"),
+        ("adapter_config.json", "give its base as the model"),
         ("model-00001-of-00002.safetensors", "restore the index"),
     ],
 )

@@ -25,6 +25,15 @@ def test_a_small_load_is_cheaper_on_cpus_though_a_full_gpu_is_cheaper_a_request(
     assert "above it a GPU does" in made.sentence()
 
 
+def test_where_a_second_gpu_is_needed_cpus_may_cost_less_again() -> None:
+    """Full, the GPU is cheaper a request; at 101 a second two GPUs cost 2.0 an hour, and six CPUs 1.2."""
+    made = compared([offer("cpu", 0.2, 19), offer("cuda", 1.0, 100)], "USD", BOTH)
+    assert made.cpu is not None and made.gpu is not None
+    assert made.gpu.per_million < made.cpu.per_million
+    assert made.cpu_up_to == pytest.approx(76)
+    assert made.sentence().endswith("above it that depends on how full the last instance is")
+
+
 def test_the_smallest_cpu_counts_even_where_another_is_cheaper_a_request() -> None:
     cheap, small = offer("cpu", 2.0, 500, "wide"), offer("cpu", 0.5, 10, "small")
     made = compared([cheap, small, offer("cuda", 1.0, 400)], "USD", BOTH)

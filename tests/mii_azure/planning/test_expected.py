@@ -244,3 +244,12 @@ def test_a_cpu_whose_processors_all_have_vnni_is_expected_by_rows_in_eight_bits(
     others = [each for key, each in found.items() if key != ("Standard_L8s_v3", ())]
     assert {each for each, _ in others} == {"cpu encoder" if kind == "encoder" else ""}
     assert all(fast > 1.5 * slow for _, slow in others)
+
+
+@pytest.mark.parametrize(("family", "name"), [("bert", "cpu encoder, int8"), ("modernbert", "cpu encoder")])
+def test_only_encoders_of_the_cpus_own_stack_are_expected_by_its_rows_in_eight_bits(family: str, name: str) -> None:
+    """A GPU's fused kernels cover more families."""
+    profile = facts(family, 135_000_000, "float32", layers=12, hidden_size=768, kv_bytes_per_token=0)
+    spec = make_spec(task="fill-mask", model="m", name="abc")
+    work = Work(profile, family_named(family, "encoder"), spec.task, demand_of(spec, profile))
+    assert expected.runner(work, memory.fit(work, find_sku("Standard_L8s_v3"), "float32"), 1) == name

@@ -105,6 +105,7 @@ def test_what_was_not_measured_is_left_out_of_aiperfs_form() -> None:
     told = exported(point(4, 36, 111))
     assert told["request_throughput"] == {"unit": "requests/sec", "avg": 36}
     assert (told["request_latency"]["unit"], told["request_latency"]["p99"]) == ("ms", 111)
+    assert ("count" in told["request_latency"], told["schema_version"]) == (True, "1.1")  # 1.0 has no counts
     assert not {"time_to_first_token", "output_token_throughput", "error_request_count"} & told.keys()
 
 

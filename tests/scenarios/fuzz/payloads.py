@@ -44,7 +44,8 @@ def requests(task: str) -> st.SearchStrategy[Json]:
     }
     likely = st.fixed_dictionaries({"inputs": inputs, "parameters": _parameters(schema)})
     fitting = st.fixed_dictionaries(
-        {"inputs": _like(good), "parameters": _fitting(schema)}, optional={"stream": st.just(schema.generative)}
+        {"inputs": _like(good), "parameters": _fitting(schema)},
+        optional={"stream": st.just(schema.generative or schema.hears)},
     )
     return st.one_of(fitting, fitting, fitting, likely, st.fixed_dictionaries({}, optional=parts))
 

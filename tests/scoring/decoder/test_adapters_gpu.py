@@ -11,7 +11,7 @@ if not torch.cuda.is_available():
 
 from scoring.decoder.decoder import Decoder
 from scoring.passes.families import Tier
-from tests.scoring.kernels.test_low_rank import NAMES, adapted, same
+from tests.scoring.kernels.test_low_rank import NAMES, adapted, roomy, same, same_as_they_come_and_go
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore::DeprecationWarning")]  # torch uses its own old parts
 
@@ -26,3 +26,10 @@ def test_rows_of_any_adapters_share_a_graph(family: str, rank: int, tier: Tier, 
     same(ours, plain, NAMES)
     assert ours._cuda.graphs is ours._cuda._plain  # of the last step, in which no row had any
     assert ours._cuda._adapted.near and ours._cuda._adapted.drafts
+
+
+@pytest.mark.parametrize("tier", ["fused", "generic"])
+def test_adapters_come_and_go_between_replays(tier: Tier, tmp_path: Path) -> None:
+    (model, others), (on_gpu, own) = roomy(tmp_path / "cpu"), roomy(tmp_path / "gpu", "cuda")
+    plain = Decoder(model, 6, 128, tier=tier, drafts=True)
+    same_as_they_come_and_go(Decoder(on_gpu, 6, 128, tier=tier, drafts=True), plain, own, others)

@@ -69,7 +69,8 @@ def test_a_piece_beside_streams_is_one_graph_with_its_spans() -> None:
         own._kind = lambda slots: graphs
         own._tell = lambda parts, spans=(): ran.append(spans)
         two = [(0, 32_768), (32_768, 32_768)]
-        attending = SimpleNamespace(spans=lambda count, position, alone: two if alone and position > 65_536 else [])
+        spans = lambda count, position, alone, rows: two if alone and position > 65_536 else []  # noqa: E731
+        attending = SimpleNamespace(spans=spans)
         own.prefiller = SimpleNamespace(attending=attending, piece=lambda rows, runs: ran.append((rows, runs)))
         own._enqueue([(3, 70_000, range(512))])
         own._enqueue([(3, 70_000, range(300))])  # padded, as the last piece of a prompt
@@ -85,14 +86,32 @@ def test_pieces_in_graphs_have_every_number_of_keys_in_spans_once(monkeypatch: p
     with launchers_of("scoring.decoder.prompt_attention") as prompt_attention:
         own = object.__new__(prompt_attention.ChunkAttention)
         own.model, own.rows, own.state = SimpleNamespace(), 1024, SimpleNamespace(narrow=False, max_length=131_072)
+        own._few, own._part = 1024, range(15)
         sizes = (256, 512, 1024)
         assert own.in_graphs() == {(count, keys): keys for keys in range(8192, 131_072, 8192) for count in sizes}
         own.state.max_length = 17_000  # of which a second span leaves too little
         assert own.in_graphs() == {(count, 8192): 8192 for count in sizes}
-        own.rows = 512
+        own.rows = own._few = 512
         assert own.in_graphs() == {(256, 8192): 8192, (512, 8192): 8192}
         own.state.narrow = True
         assert own.in_graphs() == {}
+
+
+def test_a_small_chunks_spans_are_computed_several_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """256 queries over 32,768 keys took cuDNN as long as 512."""
+    monkeypatch.setattr(chunk_size, "takes_spans", lambda model: True)
+    with launchers_of("scoring.decoder.prompt_attention") as prompt_attention:
+        own = object.__new__(prompt_attention.ChunkAttention)
+        own.model, own.rows, own.state = SimpleNamespace(), 8192, SimpleNamespace(narrow=False, max_length=131_072)
+        own._few, own._part = 1024, range(6)
+        found = own.spans(300, 50_000, True, 512)
+        assert found == [(keys, 8192) for keys in range(0, 49_152, 8192)]
+        assert prompt_attention._together(found, 32_768) == [(0, found[:4]), (4, found[4:])]
+        assert prompt_attention._together(found, 0) == [(at, [span]) for at, span in enumerate(found)]
+        mixed = own.spans(2048, 50_000, True, 2048)
+        assert mixed == [(0, 32_768), (32_768, 8192), (40_960, 8192)]
+        assert [len(some) for _, some in prompt_attention._together(mixed, 32_768)] == [1, 1, 1]
+        assert prompt_attention._together([], 32_768) == []
 
 
 def test_a_part_with_a_long_prefix_leaves_all_its_spans_to_cudnn_if_no_other_has_one(

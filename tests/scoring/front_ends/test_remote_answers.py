@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from scoring.api.answers import Reply
 from scoring.config import Limits
 from scoring.decoder.decoder import Decoder
+from scoring.front_ends import engine_server
 from scoring.front_ends.engine_server import EngineServer
 from scoring.front_ends.messages import State
 from scoring.front_ends.remote_answers import RemoteAnswers, build
@@ -168,3 +170,19 @@ def test_a_full_queue_is_told_before_a_stream_begins(on_slots: tuple[Served, Pat
         for body in bodies:
             body.close()
         held.set()
+
+
+def test_a_message_that_cannot_be_read_loses_no_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever changes adapters waits for such a call, and would for ever."""
+    monkeypatch.setattr(engine_server.threading, "Thread", lambda **told: Mock())
+    server, called = EngineServer(State), threading.Event()
+    ours, theirs = socket.socketpair()
+    with ours, theirs, server._woken, server._wakes, server._selector:
+        server._add(ours)
+        monkeypatch.setattr(server, "_read", Mock(side_effect=[ValueError("none of ours"), []]))
+        theirs.sendall(b"nonsense")
+        server._soon(called.set)
+        with pytest.raises(ValueError, match="none of ours"):
+            server._round()
+        server._round()
+        assert called.is_set()

@@ -18,7 +18,7 @@ from scoring.decoder.decoder import Decoder
 from scoring.decoder.gemv_config import GemvTile
 from scoring.decoder.generic import cuda_backend as generic
 from scoring.decoder.generic.model import GenericModel
-from scoring.lora.loading import load_bank
+from scoring.lora.loading import AdapterRoom, load_bank, pairs_of, read_adapter
 from tests.scoring.kernels.test_decoder import back_end  # noqa: F401
 from tests.tiny_adapters import tiny_adapter
 from tests.tiny_models import load_tiny, tiny_model
@@ -72,6 +72,27 @@ def same(ours: Decoder, plain: Decoder, names: dict[int, str]) -> None:
         assert (found.cpu() - other).abs().max() <= 1e-4 * other.abs().max()
 
 
+def roomy(folder: Path, device: str = "cpu") -> tuple[Any, dict[str, Any]]:
+    """A model with room for adapters, and some for it by name."""
+    base = tiny_model("llama", TASK, folder / "base")
+    for seed, (name, targets) in enumerate((("a", TARGETS["llama"]), ("b", TARGETS["llama"][:1]), ("c", ("o_proj",)))):
+        tiny_adapter(base, TASK, folder / name, targets, rank=2 + seed, seed=seed)
+    model = load_tiny(base, TASK)[0].eval().to(device)
+    bank = load_bank({}, model, AdapterRoom(2, 4))
+    return model, {name: pairs_of(read_adapter(name, folder / name), model, bank) for name in "abc"}
+
+
+def same_as_they_come_and_go(ours: Decoder, plain: Decoder, own: dict[str, Any], others: dict[str, Any]) -> None:
+    """In memory whose addresses graphs hold, what has a place now counts, and nothing that was there before."""
+    held = [product.static.down.data_ptr() for product in ours.adapters.products]
+    for places in (("a", "b", ""), ("b", "c", "a"), ("c", "", "b")):
+        for place, name in enumerate(places):
+            ours.adapters.bank.put(place, name, own.get(name, {}))
+            plain.adapters.bank.put(place, name, others.get(name, {}))
+        same(ours, plain, dict(zip((5, 0, 3), places, strict=True)))
+    assert [product.static.down.data_ptr() for product in ours.adapters.products] == held
+
+
 @pytest.mark.parametrize(("family", "piece", "rank"), [("llama", 1024, 5), ("gpt_neox", 32, 5), ("llama", 1024, 250)])
 def test_rows_of_any_adapters_in_one_launch(
     family: str, piece: int, rank: int, back_end: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
@@ -87,6 +108,14 @@ def test_rows_of_any_adapters_in_one_launch(
     same(ours, plain, NAMES)
     assert ours._cuda.graphs is ours._cuda._plain  # of the last step, in which no row had any
     assert ours._cuda._adapted.near and ours._cuda._adapted.drafts
+
+
+def test_adapters_come_and_go_between_launches(back_end: Any, tmp_path: Path) -> None:  # noqa: F811
+    model, pairs = roomy(tmp_path)
+    plain, ours = (Decoder(model, 6, 128, drafts=True) for _ in range(2))
+    ours._cuda = back_end(ours.model, ours.state, drafts=True, adapters=ours.adapters)
+    ours._cuda.launcher.tiles = {name: GemvTile(64, 64, 1) for name in ("qkv", "out", "up", "gated", "down", "head")}
+    same_as_they_come_and_go(ours, plain, pairs, pairs)
 
 
 def test_rows_of_any_adapters_by_a_models_own_modules(back_end: Any, tmp_path: Path) -> None:  # noqa: F811

@@ -78,12 +78,12 @@ def plain(model: Any, state: KVCache, q: torch.Tensor) -> torch.Tensor:
     return torch.stack(out)
 
 
-def attended(model: Any, state: KVCache, q: torch.Tensor, rows: int) -> torch.Tensor:
+def attended(model: Any, state: KVCache, q: torch.Tensor, rows: int, alone: bool = False) -> torch.Tensor:
     """By the kernel, in a layout of more tiles than are used; prefixes by spans where there are any."""
     ours = ChunkAttention(model, state, rows, max(16, 1 << (model.head_dim - 1).bit_length()))
     layout = Layout(rows, 4, ours.tiling.queries)
     numbers = torch.zeros(layout.size, dtype=torch.int32)
-    spans = [ours.spans(len(ids), position) for _, position, ids in PARTS]
+    spans = [ours.spans(len(ids), position, alone, rows) for _, position, ids in PARTS]
     layout.fill(numbers, PARTS, 3, spans)
     _, parts, tiled = layout.cut(numbers.to(DEVICE))
     ours.slots = parts[1]
@@ -140,4 +140,6 @@ def test_it_goes_on_from_the_results_of_spans(case: str, monkeypatch: pytest.Mon
     dtype = torch.float32 if DEVICE == "cpu" else torch.bfloat16
     model = model_of(64, dtype=dtype, **CASES[case])
     state, q = prepared(model), torch.randn(128, 4, 64, device=DEVICE, dtype=dtype)
-    assert (attended(model, state, q, 128) - plain(model, state, q)).abs().max() <= (2e-5 if DEVICE == "cpu" else 3e-2)
+    for alone in (False, True):  # all parts' spans short ones, two at once
+        error = (attended(model, state, q, 128, alone) - plain(model, state, q)).abs().max()
+        assert error <= (2e-5 if DEVICE == "cpu" else 3e-2)

@@ -292,7 +292,11 @@ def test_a_search_with_beams_looks_at_the_end_of_its_texts_only(
     "options", [{}, {"truncation": False, "max_length": None}, {"truncation": True, "max_length": 9}]
 )
 @pytest.mark.parametrize(
-    "texts", [("Anna lives in Zürich, by the river.",), ("Where is it?", "By the long river, Anna.")]
+    "texts",
+    [
+        *(("Anna lives in Zürich, by the river.",), ("Where is it?", "By the long river, Anna.")),
+        *(("By the long river, Anna.", ""), ("", "Anna lives in Zürich.")),
+    ],
 )
 @pytest.mark.parametrize("family", ["bert", "roberta", "deberta-v2", "mpnet", "albert", "llama", "bloom", "t5"])
 def test_features_are_those_of_the_tokenizers_own_call(

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import mii_azure
 from scoring.api.adapter_changes import AdapterChanges
@@ -157,3 +161,41 @@ def test_room_is_refused_where_no_adapter_goes(tiny: Tiny, tmp_path: Path) -> No
     with pytest.raises(LoadError, match="beside a model of fill-mask") as caught:
         load_with(catalogue(deployment), deployment, bundle / "model", AdapterRoom(1, 1))
     assert "--adapter-root" in caught.value.hint
+
+
+def test_broken_adapters_are_refused_in_words_while_others_are_answered(
+    service: Service, tiny: Tiny, tmp_path: Path
+) -> None:
+    weights, config = "adapter_model.safetensors", "adapter_config.json"
+    made = {name: Path(shutil.copytree(tmp_path / "a", tmp_path / name)) for name in ("nan", "header", "half", "zero")}
+    tensors = load_file(made["nan"] / weights)
+    save_file({name: torch.full_like(tensor, torch.nan) for name, tensor in tensors.items()}, made["nan"] / weights)
+    (made["header"] / weights).write_bytes((2**60).to_bytes(8, "little") + b"{}")
+    (made["half"] / weights).write_bytes((tmp_path / "a" / weights).read_bytes()[:100])
+    told = json.loads((made["zero"] / config).read_text())
+    (made["zero"] / config).write_text(json.dumps({**told, "r": 0}))
+    made["other"] = tiny_adapter(tiny("gpt2", TASK), TASK, tmp_path / "other", ("c_attn",), rank=1)
+    service.change_adapters(LoadAdapter("mine", str(tmp_path / "b")))
+    before = text(service, "mine", 90)
+    running = begin(service, "mine", 90)
+    for name, folder in made.items():
+        with pytest.raises(AdapterRefused, match=f"The adapter {name} cannot be") as caught:
+            service.change_adapters(LoadAdapter(name, str(folder)))
+        assert caught.value.hint
+        assert caught.value.where == "lora_path"
+    assert ended(running) == before
+    assert [each.name for each in service.adapters] == ["mine"]
+
+
+def test_of_eight_callers_who_load_one_name_one_does(service: Service, tmp_path: Path) -> None:
+    def load(number: int) -> str:
+        try:
+            service.change_adapters(LoadAdapter("mine", str(tmp_path / "abcd"[number % 4])))
+        except AdapterRefused as refused:
+            return refused.message
+        return ""
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(load, range(8)))
+    assert sorted(answers) == ["", *["The adapter mine is loaded already."] * 7]
+    assert text(service, "mine")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,13 @@ import mii_azure
 from mii_azure import errors
 from scoring.api.service import Service
 from scoring.config import Deployment
+from scoring.decoder.adapters.builders import build
 from scoring.decoder.decoder import Decoder
+from scoring.decoder.low_rank import SlotAdapters
 from scoring.decoder.verify import adapter_error
-from scoring.lora.loading import load_bank
+from scoring.lora.loading import AdapterRoom, load_bank, pairs_of, read_adapter
+from scoring.lora.peft_folder import LowRank, UnservedAdapter
+from scoring.lora.stacks import laid_out
 from scoring.model.loader import load_with
 from scoring.passes.registry import catalogue
 from scoring.schema.registry import task_class
@@ -215,3 +220,33 @@ def test_adapters_that_only_merging_serves(tiny: Tiny, tmp_path: Path) -> None:
     with pytest.raises(errors.AdapterUnusable, match="output matrix") as caught:
         mii_azure.generate(TASK, str(base), "many", output=tmp_path / "n", adapters=[f"a={head}"])
     assert "--adapter" in caught.value.hint
+
+
+def test_memory_of_graphs_holds_what_has_a_place_now(tiny: Tiny, tmp_path: Path) -> None:
+    base = tiny("llama", TASK)
+    folders = _folders(_folder(base, tmp_path, "llama"))
+    model = load_tiny(base, TASK)[0].eval()
+    bank = load_bank({"a": folders["a"]}, model, AdapterRoom(1, 8))
+    products = SlotAdapters(model, build(model, 64)).products
+    before = [(product.static.down.data_ptr(), product.static.up.data_ptr()) for product in products]
+    pairs = pairs_of(read_adapter("b", folders["b"]), model, bank)
+    for place, name in ((1, "b"), (0, ""), (0, "b"), (1, "")):
+        bank.put(place, name, pairs if name else {})
+        for product in products:
+            expected = laid_out(product._parts, 2, bank.room)
+            assert torch.equal(product.static.down, expected.down)
+            assert torch.equal(product.static.up, expected.up)
+    assert bool(products[0].static.up[0].any()) and not bool(products[0].static.up[1].any())
+    assert [(product.static.down.data_ptr(), product.static.up.data_ptr()) for product in products] == before
+
+
+@pytest.mark.parametrize("module", ["model.norm", "model.layers.0", "lm_head", "model.embed_tokens", "nobody"])
+def test_products_of_what_is_no_product_are_refused(module: str, tiny: Tiny, tmp_path: Path) -> None:
+    base = tiny("llama", TASK)
+    read = read_adapter("a", _folders(_folder(base, tmp_path, "llama"))["a"])
+    model = load_tiny(base, TASK)[0].eval()
+    size = model.config.hidden_size
+    product = LowRank(module, "down", "up", 2, size, size, 1.0)
+    tensors = {"down": torch.ones(2, size), "up": torch.ones(size, 2)}
+    with pytest.raises(UnservedAdapter, match=module):
+        pairs_of(replace(read, products=(product,), tensors=tensors), model)

@@ -7,17 +7,19 @@ from typing import Any
 
 import pytest
 
-from scoring.config import Optimisation, PassDecision
+from scoring.config import Limits, Optimisation, PassDecision
 from scoring.encoder.ops import TorchOps
 from scoring.errors import LoadError, PassNotServed
 from scoring.passes.base import Applicability, Applied, Facts, Hardware, Pass
 from scoring.passes.compile import Compile
 from scoring.passes.fused_encoder import FusedEncoder
-from scoring.passes.registry import encoder_passes
+from scoring.passes.registry import decoder_passes, encoder_passes
 from scoring.passes.runner import BRIEF, choose, tell_differences
 from scoring.passes.static_decode import StaticDecode
 from scoring.passes.w8a8 import W8A8
 from tests.scoring.passes.scaled import ASK, BERT, CPU, H100, T4, Breaking, Crashing, Refusing, Scaled, Tiny, service
+
+LLAMA = Facts("llama", "LlamaForCausalLM", "decoder", 135_000_000, 540_000_000, 30, 9, 3, 576)
 
 
 def test_a_right_pass_is_applied_and_told(bert: Path) -> None:
@@ -104,6 +106,34 @@ def test_a_process_that_answers_few_requests_times_nothing_unless_forced(monkeyp
     for forced, taken in (((), False), (("cpu",), True)):
         chosen = choose(encoder_passes(), BERT, CPU, Optimisation(on=forced))
         assert {each.name: decision.take for each, decision in chosen}["cpu"] is taken
+
+
+@pytest.mark.parametrize(
+    ("limits", "forced", "expected"),
+    [
+        (Limits(), (), set()),
+        (Limits(), ("static_decode",), {"static_decode"}),
+        (Limits(batch_invariant=True), (), {"static_decode"}),  # which promises what plain transformers does not
+        (Limits(kv_cache_dtype="fp8"), (), {"static_decode"}),
+    ],
+)
+def test_a_decoder_that_answers_few_requests_on_a_cpu_starts_plain_unless_more_is_asked(
+    limits: Limits, forced: tuple[str, ...], expected: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Optimisation(on=forced)
+    monkeypatch.delenv(BRIEF, raising=False)
+    many = choose(decoder_passes(limits, asked), LLAMA, CPU, asked)
+    assert "static_decode" in {each.name for each, decision in many if decision.take}
+    monkeypatch.setenv(BRIEF, "1")
+    few = choose(decoder_passes(limits, asked), LLAMA, CPU, asked)
+    assert {each.name for each, decision in few if decision.take} == expected
+
+
+def test_a_process_that_answers_few_requests_tries_no_batches(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(BRIEF, "1")
+    served = service(bert, "text-classification", [])
+    assert served.metadata()["batching"]["rows"] == "one row at a time"
+    assert served.answer(ASK).status == 200
 
 
 def test_every_pass_says_why_it_is_not_taken() -> None:

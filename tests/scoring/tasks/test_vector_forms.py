@@ -14,7 +14,17 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 from scoring.errors import LoadError
 from scoring.passes.fused_encoder import FusedEncoder
 from tests.conftest import Tiny
-from tests.retrieval_folders import MARKERS, PUNCTUATION, colbert, multi_vector, projection, pylate, splade, write
+from tests.retrieval_folders import (
+    MARKERS,
+    PUNCTUATION,
+    WIDTH,
+    colbert,
+    multi_vector,
+    projection,
+    pylate,
+    splade,
+    write,
+)
 from tests.scoring.conftest import Serve
 from tests.scoring.encoders import LONG, TEXTS, assert_agree
 
@@ -191,11 +201,18 @@ def test_each_side_has_its_length(tiny: Tiny, serve: Serve, tmp_path: Path) -> N
     assert "the model takes 8 of a query" in served.refused(QUERY, input_type="query")["message"]
     assert len(served.ok(LONG, truncation=True)) <= 60
     assert len(served.ok(QUERY, input_type="query", truncation=True)) == 8
+    ids = [[9] * 62]  # fewer than the context's, as token ids
+    assert "the model takes 60 of a document" in served.refused(ids)["message"]
+    assert "the model takes 8 of a query" in served.refused(ids, input_type="query")["message"]
+    assert [len(served.ok(ids, input_type=side, truncation=True)[0]) for side in ("document", "query")] == [60, 8]
 
 
 @pytest.mark.parametrize(
     "parameters",
-    [{"pooling": "mean"}, {"encoding_format": "base64"}, {"max_active_dims": 4}],
+    [
+        *({"pooling": "mean"}, {"encoding_format": "base64"}, {"max_active_dims": 4}, {"sparse_keys": "token"}),
+        {"dimensions": WIDTH + 1},
+    ],
     ids=str,
 )
 def test_vectors_of_each_token_refuse_what_they_cannot_honour(

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Publishes this folder in the registry shared (image, environment, deployment template, model), and deploys the
 # model as its template says: endpoint, deployment, traffic. Safe to run again.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # started by another shell, as `sh deploy.sh` does
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 

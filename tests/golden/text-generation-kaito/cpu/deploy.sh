@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Builds the image of this folder, and has KAITO serve it in the cluster of kubectl's context. Safe to run again.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # started by another shell, as `sh deploy.sh` does
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -113,9 +114,9 @@ has_image() {
     "$@" >/dev/null 2>&1
 }
 
-step "image mine.azurecr.io/models/text:c8a92e386d01"
-has_image az acr repository show --name mine --image models/text:c8a92e386d01 --output none ||
-    run az acr build --registry mine --image models/text:c8a92e386d01 \
+step "image mine.azurecr.io/models/text:77aeb9b0d349"
+has_image az acr repository show --name mine --image models/text:77aeb9b0d349 --output none ||
+    run az acr build --registry mine --image models/text:77aeb9b0d349 \
         --file environment/Dockerfile --only-show-errors .
 
 step "workspace $WORKSPACE"

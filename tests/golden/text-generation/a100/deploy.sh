@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Deploys this folder to Azure ML: environment, model, endpoint, deployment, traffic. Safe to run again.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # started by another shell, as `sh deploy.sh` does
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
