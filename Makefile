@@ -38,7 +38,7 @@ unit: $(STAMP)  ## the whole test suite, three tests at once
 bench: $(STAMP)  ## what gRPC, HTTP and azmlinfsrv add over in-process
 	$(BIN)/python -m benchmarks.hosts
 
-peers: $(STAMP)  ## requests/s and latencies beside LitServe and Azure's own server, about five minutes
+peers: $(STAMP)  ## requests/s and latencies beside LitServe and Azure's own server, about four minutes
 	$(BIN)/pip install -qq -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks.peers
 

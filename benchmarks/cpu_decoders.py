@@ -1,14 +1,16 @@
 """Decoders on a CPU, one stream: plain transformers, ours in process and over HTTP, llama.cpp, and the floor.
 
-`python -m benchmarks.cpu_decoders [OUTPUT FOLDER [MODEL ...]]` prints a table and writes cpu_decoders.json. The models
-are smollm2 (real weights) and llama-1b (its shape, random weights); llama.cpp is beside them where llama-cpp-python is
-installed. Milliseconds a token of one sequence after a prompt of 16 tokens. The floor is the bytes of the weights of a
-step over the best bandwidth seen, which is measured several times, since a virtual machine's varies. Who is compared
-closely takes turns. It wants an idle machine.
+`python -m benchmarks.cpu_decoders [OUTPUT FOLDER [MODEL[/PART] ...]]` prints a table, and writes cpu_decoders.json as
+rows come, beside those of the same machine. The models are smollm2 (real weights) and llama-1b (its shape, random
+weights), their parts narrow, wide and http; llama.cpp is beside them where llama-cpp-python is installed. Milliseconds
+a token of one sequence after a prompt of 16 tokens. The floor is the bytes of the weights of a step over the best
+bandwidth seen, which is measured several times, since a virtual machine's varies. Who is compared closely takes turns.
+It wants an idle machine.
 """
 
 import asyncio
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -33,6 +35,7 @@ from scoring.limits import cpus
 PROMPT, TOKENS, RUNS, LONG = 16, 32, 3, 128
 ROWS = 8  # of a batch: as many as a plan gives a CPU
 MODELS = ("smollm2", "llama-1b")
+SAME = ("device", "threads", "oneDNN may use", "versions")  # of rows that may stand together
 _AT_LEAST = 1 << 27  # float32 numbers read to measure bandwidth, more than caches hold
 
 
@@ -137,17 +140,17 @@ class LlamaCpp:
 
 
 @contextmanager
-def llama_cpp(model: Any) -> Iterator[dict[str, LlamaCpp]]:
-    """llama.cpp in two of its own formats; none where it is not installed."""
-    found: dict[str, LlamaCpp] = {}
+def llama_cpp(model: Any, kind: str) -> Iterator[LlamaCpp | None]:
+    """llama.cpp in a format of its own; None where it is not installed."""
+    if not importlib.util.find_spec("llama_cpp"):
+        yield None
+        return
     with tempfile.TemporaryDirectory() as folder:
+        found = LlamaCpp(model, kind, Path(folder))
         try:
-            for kind in ("Q8_0", "Q4_0") if importlib.util.find_spec("llama_cpp") else ():
-                found[kind] = LlamaCpp(model, kind, Path(folder))
             yield found
         finally:
-            for each in found.values():
-                each.end()
+            found.end()
 
 
 @contextmanager
@@ -196,64 +199,121 @@ class Side(NamedTuple):
     threads: int | None = None  # where they are not torch's
 
 
+class Ggml(NamedTuple):
+    """A format of llama.cpp's."""
+
+    name: str
+    bytes_each: float
+
+
+WIDE = "transformers, float32"
 _FOUR = 0.5 + 4 / 64
-_GGML = {"Q8_0": 34, "Q4_0": 18}  # bytes of 32 numbers
+FORMATS = {"int8": 1.0, "int4": _FOUR}  # bytes of a number
+_GGML = {"int8": Ggml("Q8_0", 34 / 32), "int4": Ggml("Q4_0", 18 / 32)}
 
 
-def rows_of(name: str, speed: Callable[[], float]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows of every side of one model, and its prompts' milliseconds."""
+class Report:
+    """Rows of every side, written whenever some have come: a run that is cut off leaves what it has measured.
+
+    Those that are not measured again stay, with their own revision, if they are of the same machine and packages.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._told = folder, provenance()
+        path = folder / "cpu_decoders.json"
+        before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        kept = all(before.get(key) == self._told[key] for key in SAME)
+        self._speeds = list[float]()
+        self._kept = list[dict[str, Any]](before["rows"] if kept else [])
+        self._rows = list[dict[str, Any]]()
+        self._prompts = dict[str, Any](before["prompts"] if kept else {})
+
+    def speed(self) -> float:
+        """The best bandwidth seen, this time's among them."""
+        self._speeds.append(bandwidth())
+        return max(self._speeds)
+
+    def prompt(self, name: str, told: dict[str, Any]) -> None:
+        """Note what is known of a model's size and prompt."""
+        self._prompts[name] = self._prompts.get(name, {}) | told
+
+    def add(self, name: str, layers: int, found: dict[Side, float]) -> None:
+        """Add rows of a model, and write all."""
+        for side, taken in found.items():
+            row = {"model": name, "side": side.name, "ms a token": taken, "differs": side.differs, "rows": side.rows}
+            row |= {"threads": side.threads or torch.get_num_threads(), "layers": layers}
+            row |= {"revision": self._told["revision"], "bytes": self._prompts[name]["parameters"] * side.bytes_each}
+            self._kept = [before for before in self._kept if _key(before) != _key(row)]
+            self._rows.append(row)
+        self.write()
+
+    def write(self) -> list[dict[str, Any]]:
+        """Write rows with floors by their own run's best bandwidth, and ratios where a model's float32 is there."""
+        most = self.speed()
+        rows = sorted([*self._kept, *self._rows], key=lambda row: MODELS.index(row["model"]))
+        wide = {row["model"]: row["ms a token"] for row in rows if row["side"] == WIDE}
+        for row in self._rows:
+            row["GB/s"] = most / 1e9
+            row["floor ms"] = 1e3 * row["bytes"] / most
+            row["of bandwidth %"] = 100 * row["floor ms"] / row["ms a token"]
+        for row in rows:
+            row["of float32"] = wide[row["model"]] / row["ms a token"] if row["model"] in wide else None
+        write("cpu_decoders", self._told | {"rows": rows, "prompts": self._prompts}, self._folder)
+        return rows
+
+
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What makes a row the same measurement; the number of threads of narrow weights in process is a result."""
+    return row["model"], row["side"], row["threads"] if "HTTP" in row["side"] else None
+
+
+def measure(name: str, part: str, report: Report) -> None:
+    """A part of one model's sides, or every one, those that are compared closely first."""
     from scoring.decoder.decoder import Decoder
 
     model = made(name)
-    decoder: Any = Decoder(model, slots=ROWS, max_length=256)
-    size = sum(product.full.numel() for product in decoder.model.products())
-    prompts = {"tokens": LONG, "ms": median(prompt_ms(decoder, LONG) for _ in range(RUNS)), "parameters": size}
-    wide = Side("transformers, float32", partial(eager_ms, model), 4)
-    found = turns([wide, Side("ours by torch, float32", partial(steps_ms, decoder), 4)])
-    speed()
-    with llama_cpp(model) as others:
-        found |= turns(narrow_sides(model, decoder, name, others))
-    found |= over_http(model, size) if name == "smollm2" else {}
-    decoder.plain.use_wide()
-    model.bfloat16()
-    found |= turns([Side("transformers, bfloat16", partial(eager_ms, model), 2)])
-    rows, most = [], speed()
-    for side, taken in found.items():
-        read = size * side.bytes_each
-        floor = 1e3 * read / most
-        row = {"model": name, "side": side.name, "ms a token": taken, "floor ms": floor}
-        row |= {"of bandwidth %": 100 * floor / taken, "of float32": found[wide] / taken, "differs": side.differs}
-        row |= {"rows": side.rows, "threads": side.threads or torch.get_num_threads()}
-        rows.append(row | {"layers": model.config.num_hidden_layers, "bytes": read})
-    return rows, prompts
+    size = sum(product.full.numel() for product in Decoder(model, slots=1, max_length=32).model.products())
+    report.prompt(name, {"parameters": size})
+    add = partial(report.add, name, model.config.num_hidden_layers)
+    if part in ("", "narrow"):
+        for kind in FORMATS:
+            with llama_cpp(model, _GGML[kind].name) as other:
+                add(turns(narrow_sides(model, name, kind, other)))
+    if name == "smollm2" and part in ("", "http"):
+        over_http(model, size, add)
+    if part in ("", "wide"):
+        decoder: Any = Decoder(model, slots=1, max_length=256)
+        ms = median(prompt_ms(decoder, LONG) for _ in range(RUNS))
+        report.prompt(name, {"tokens": LONG, "ms": ms, "parameters": size})
+        add(turns([Side(WIDE, partial(eager_ms, model), 4)]))
+        add(turns([Side("ours by torch, float32", partial(steps_ms, decoder), 4)]))
+        del decoder
+        model.bfloat16()
+        add(turns([Side("transformers, bfloat16", partial(eager_ms, model), 2)]))
 
 
-def over_http(model: Any, size: int) -> dict[Side, float]:
+def over_http(model: Any, size: int, add: Callable[[dict[Side, float]], None]) -> None:
     """Streams of servers over int8 and int4 weights, of one thread and of all."""
     head = model.config.vocab_size * model.config.hidden_size / size  # which generate leaves as it is
-    found: dict[Side, float] = {}
     for quantise, each, told in (("none", 1.0, "int8"), ("int4", _FOUR * (1 - head) + head, "int4 (made by generate)")):
         with http(quantise) as bundle:
             for threads in sorted({1, torch.get_num_threads()}):
                 with bundle(threads) as ms:
-                    found |= turns([Side(f"ours, {told}, over HTTP", ms, each, threads=threads)])
-    return found
+                    add(turns([Side(f"ours, {told}, over HTTP", ms, each, threads=threads)]))
 
 
-def narrow_sides(model: Any, decoder: Any, name: str, others: dict[str, LlamaCpp]) -> list[Side]:
-    """Sides over narrow weights: ours, of which the decoder gets int8, and llama.cpp's."""
+def narrow_sides(model: Any, name: str, kind: str, other: LlamaCpp | None) -> list[Side]:
+    """Sides over int8 or int4 weights: ours, of one sequence and of several, and llama.cpp's between."""
     from scoring.decoder.decoder import Decoder
 
-    four = narrow(Decoder(model, slots=ROWS, max_length=256), four=True)
-    narrow(decoder)
-    differs = difference(decoder, model) if name == "smollm2" else None
-    eights, fours = decoder.plain.narrow.threads, four.plain.narrow.threads
+    decoder = narrow(Decoder(model, slots=ROWS, max_length=256), four=kind == "int4")
+    differs = difference(decoder, model) if (name, kind) == ("smollm2", "int8") else None
+    step, each, ggml = decoder.plain.narrow, FORMATS[kind], _GGML[kind]
+    groups = " in groups of 64 (a checkpoint's)" if kind == "int4" else ""
     return [
-        Side("ours, int8", partial(steps_ms, decoder), 1, differs, threads=eights),
-        Side("ours, int4 in groups of 64 (a checkpoint's)", partial(steps_ms, four), _FOUR, threads=fours),
-        *(Side(f"llama.cpp, {kind}", each.ms, _GGML[kind] / 32) for kind, each in others.items()),
-        Side(f"ours, int8, {ROWS} rows", partial(steps_ms, decoder, ROWS), 1, None, ROWS, eights),
-        Side(f"ours, int4, {ROWS} rows", partial(steps_ms, four, ROWS), _FOUR, None, ROWS, fours),
+        Side(f"ours, {kind}{groups}", partial(steps_ms, decoder), each, differs, threads=step.threads_of_one),
+        *([Side(f"llama.cpp, {ggml.name}", other.ms, ggml.bytes_each)] if other else []),
+        Side(f"ours, {kind}, {ROWS} rows", partial(steps_ms, decoder, ROWS), each, None, ROWS, step.threads),
     ]
 
 
@@ -303,19 +363,12 @@ def main() -> None:
     if "OMP_WAIT_POLICY" not in os.environ:  # OpenMP waits as in a server, which it is told before torch is imported
         cpus.settle()
         os.execv(sys.executable, [sys.executable, "-m", "benchmarks.cpu_decoders", *sys.argv[1:]])
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS
-    told, seen = provenance(), list[float]()
-
-    def speed() -> float:
-        seen.append(bandwidth())
-        return max(seen)
-
-    rows, prompts = list[dict[str, Any]](), dict[str, Any]()
-    print(f"{speed() / 1e9:.1f} GB/s", flush=True)
-    for name in sys.argv[2:] or MODELS:
-        found, prompts[name] = rows_of(name, speed)
-        rows += found
-        write("cpu_decoders", told | {"GB/s": max(seen) / 1e9, "rows": rows, "prompts": prompts}, folder)
+    report = Report(Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS)
+    print(f"{report.speed() / 1e9:.1f} GB/s", flush=True)
+    for each in sys.argv[2:] or MODELS:
+        name, _, part = each.partition("/")
+        measure(name, part, report)
+    rows = report.write()
     print(table(tuple(rows[0]), rows))
 
 

@@ -141,7 +141,7 @@ def peers(result: Result) -> str:
         f"{result['threads']}, {result['date']}, revision {result['revision']}; {versions}. One server runs at a time; "
         f"the load generator shares the cores and takes up to {load:.2f} ms of processor time a request. LitServe "
         "forms batches, Azure's server takes requests one by one in 16 threads, both over plain transformers in "
-        "float32; the last row has our passes off."
+        "float32. Two processes of ours (`--replicas 2`) have a core each; the last row has our passes off."
     )
     return "\n".join(rows)
 

@@ -225,12 +225,16 @@ def _cpu_encoders_in_int8() -> Iterator[Measured]:
 
 
 def _cpu_decoders() -> Iterator[Measured]:
-    """Steps in process, of one stream and of a batch, over the best bandwidth that the machine showed."""
+    """Steps in process, of one stream and of a batch, over the best bandwidth that the machine showed in their run.
+
+    Llama-1b's eight rows in int8 took more than twice int4's time in both runs, and are left out until it is known why.
+    """
     told = _read("cpu_decoders")
-    card = Card(told["device"], told["GB/s"] * 1e9, _read("cpu")["peaks"]["int8"])
     for row in told["rows"]:
+        card = Card(told["device"], row["GB/s"] * 1e9, _read("cpu")["peaks"]["int8"])
         side, kind = row["side"], "int4" if "int4" in row["side"] else "int8"
-        if side.startswith(f"ours, {kind}") and "HTTP" not in side:
+        odd = row["model"] == "llama-1b" and kind == "int8" and row["rows"] > 1
+        if side.startswith(f"ours, {kind}") and "HTTP" not in side and not odd:
             effort = Effort(
                 row["bytes"], 2.0 * told["prompts"][row["model"]]["parameters"] * row["rows"], row["layers"]
             )

@@ -1,7 +1,7 @@
 """LitServe, Azure's own server and ours with the same MiniLM model: requests/s and latencies at 1 to 128 clients.
 
 `python -m benchmarks.peers` prints the table, writes benchmarks/results/peers.json and puts it into
-docs/performance.md; about five minutes. Every server has the machine to itself while it is measured, and they take
+docs/performance.md; about four minutes. Every server has the machine to itself while it is measured, and they take
 turns, so that a busy moment falls on all. `--tune` tells how LitServe does at 32 clients with other batches and waits.
 """
 
@@ -28,8 +28,8 @@ from mii_azure.model.packaged import packaged_model
 from scoring.encoder.real_text import LEAST_COSINE
 
 CLIENTS = (1, 8, 32, 128)
-ROUNDS = 4
-SECONDS = 2.0
+ROUNDS = 3
+SECONDS = 1.5
 PACKAGES = ("litserve", "azureml-inference-server-http", "torch", "transformers")
 RESULT = tables.RESULTS / "peers.json"
 _WORDS = """the a of to in is that for it with as was on are by this be from or an at not have has had which they you
@@ -91,6 +91,7 @@ def measure() -> dict[str, Any]:
             lambda: (servers.litserve(model, folder),),
             lambda: (servers.azmlinfsrv(model, folder),),
             lambda: servers.ours("ours", bundle(folder, "minilm"), folder),
+            lambda: servers.ours("ours, two processes", folder / "minilm", folder, "--replicas", "2")[:1],
             lambda: servers.ours("ours as float32", bundle(folder, "plain", passes_off=("cpu",)), folder)[:1],
         ):
             running += group()

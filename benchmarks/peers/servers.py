@@ -67,7 +67,7 @@ def start(name: str, command: list[str], port: int, log: Path, **environment: st
     return server
 
 
-def ours(name: str, bundle: Path, folder: Path) -> tuple[Server, Server]:
+def ours(name: str, bundle: Path, folder: Path, *flags: str) -> tuple[Server, Server]:
     """The runner over a bundle, as an HTTP server and as a gRPC server: one process group, two ports."""
     port, grpc_port = free_port(), free_port()
     command = [
@@ -79,8 +79,9 @@ def ours(name: str, bundle: Path, folder: Path) -> tuple[Server, Server]:
         str(port),
         "--grpc-port",
         str(grpc_port),
+        *flags,
     ]
-    http = start(f"{name}, HTTP", command, port, folder / f"{bundle.name}.log")
+    http = start(f"{name}, HTTP", command, port, folder / f"{bundle.name}-{port}.log")
     return http, Server(f"{name}, gRPC", "grpc", grpc_port, http._group)
 
 

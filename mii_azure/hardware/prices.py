@@ -64,6 +64,9 @@ def _from_csv(text: str) -> dict[str, Any]:
     rows = list(csv.DictReader(io.StringIO(text)))
     if not rows:
         raise ValueError("it has no rows")
+    short = next((number for number, row in enumerate(rows, 2) if None in row.values()), None)
+    if short is not None:
+        raise ValueError(f"row {short} has fewer values than the first names columns")
     shared: dict[str, Any] = {}
     for key in ("date", "region", "currency"):
         values = {row[key].strip() for row in rows}

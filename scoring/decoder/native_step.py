@@ -51,7 +51,19 @@ class _Layer(Structure):
     )
 
 
-_COUNTS = ("count", "hidden", "heads", "kv_heads", "head_dim", "blocks", "width", "inner", "longest", "threads")
+_COUNTS = (
+    "count",
+    "hidden",
+    "heads",
+    "kv_heads",
+    "head_dim",
+    "blocks",
+    "width",
+    "inner",
+    "longest",
+    "threads",
+    "alone",
+)
 
 
 class _Model(Structure):
@@ -95,7 +107,8 @@ class NativeStep:
     """The step of a model whose products have narrow weights, over a cache; raises NoNativeStep.
 
     It takes the products' narrow weights over: theirs are empty from then on. As many threads as torch's meet after
-    each product, unless `use_threads` says otherwise. Raises OSError or RuntimeError without memory for it.
+    each product, unless `use_threads` says otherwise; a step of one sequence may be left to one of them. Raises OSError
+    or RuntimeError without memory for it.
     """
 
     def __init__(self, model: DecoderModel, state: KVCache) -> None:
@@ -130,13 +143,18 @@ class NativeStep:
 
     @property
     def threads(self) -> int:
-        """Threads that share a step."""
+        """Threads that share a step of several sequences."""
         return int(self._told.threads)
 
-    def use_threads(self, count: int) -> None:
-        """Have as many threads share a step; raises NoNativeStep."""
+    @property
+    def threads_of_one(self) -> int:
+        """Threads that share a step of one sequence: all of them, or one."""
+        return 1 if self._told.alone else self.threads
+
+    def use_threads(self, count: int, alone: bool = False) -> None:
+        """Have as many threads share a step, and one sequence's by one if `alone`; raises NoNativeStep."""
         self.close()
-        self._told.threads = count
+        self._told.threads, self._told.alone = count, alone
         self._open()
 
     def _open(self) -> None:
@@ -164,6 +182,7 @@ class NativeStep:
             "inner": model.widths[0],
             "longest": state.max_length + 1,
             "threads": torch.get_num_threads(),
+            "alone": 0,
         }
         self._held.append(state.table)
         norm, head = self._norm(model.norm), self._product(model.head)

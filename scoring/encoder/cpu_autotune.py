@@ -25,7 +25,7 @@ from scoring.passes.base import BOUNDS, Applied, PassRefused
 GAIN = 1.05  # a smaller speed-up is noise
 _SMALLEST = 1 << 14  # elements of a weight worth preparing
 _WORTH_INT8 = 1 << 20  # elements of a model's products; rounding smaller ones costs what int8 gains
-_COPIES = 2  # of the products' weights that preparing a format takes: the graph's own, and those compiled from it
+_COPIES = 3  # of the products' weights that preparing a format takes: the graph's own, and two compiled from it
 _LEAST_ROUNDS, _MOST_ROUNDS = 3, 50  # rounds of a race, however short or long the calls
 
 

@@ -139,15 +139,15 @@ def _shape(*sizes: int) -> Any:
     return ops.constant(np.array(sizes, dtype=np.int64))
 
 
-def compiled(graph: EncoderGraph, threads: int, bfloat16: bool) -> Any:
-    """Compile for one call at a time on `threads` threads; products that are not int8 are in bfloat16 or float32.
+def compiled(graph: EncoderGraph, threads: int, bfloat16: bool, calls: int = 1) -> Any:
+    """Compile for some calls at a time on `threads` threads in all; products but int8 are in bfloat16 or float32.
 
     Raises RuntimeError where OpenVINO cannot.
     """
     settings: dict[str, Any] = {
         "INFERENCE_NUM_THREADS": threads,
-        "NUM_STREAMS": 1,
-        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": calls,
+        "PERFORMANCE_HINT": "LATENCY" if calls == 1 else "THROUGHPUT",
         "INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32",
         "ENABLE_CPU_PINNING": False,  # other processes share the cores
     }

@@ -20,6 +20,8 @@ from scoring.encoder.stack import FusedStack
 from scoring.passes.base import PassRefused
 
 Array = NDArray[Any]
+_HALVES = 2
+_PAYS = 512  # live tokens from which two halves at once beat one call of all threads
 _NEVER = -1e9  # added to the scores of padding; finite, since a row may have nothing else
 
 
@@ -31,7 +33,8 @@ def installed() -> bool:
 class OpenVinoStack(FusedStack):
     """A stack in a number format; int8 is calibrated on batches of real text.
 
-    Raises PassRefused if OpenVINO cannot compile it.
+    Large batches run as two halves at once, each on half the threads, which then meet once instead of after each
+    operation. OpenVINO holds the weights once more for it. Raises PassRefused if OpenVINO cannot compile it.
     """
 
     def __init__(self, stack: FusedStack, precision: str, texts: Sequence[Mapping[str, Tensor]] = ()) -> None:
@@ -40,17 +43,35 @@ class OpenVinoStack(FusedStack):
         super().__init__(stack.tables, [], stack.heads, stack.act, TorchOps())
         seen = spans(stack, texts) if precision == INT8 else None
         narrow = precision == BFLOAT16 or (precision == INT8 and bfloat16_pays())
+        threads, graph = torch.get_num_threads(), EncoderGraph(stack, seen)
         try:
-            self._request = compiled(EncoderGraph(stack, seen), torch.get_num_threads(), narrow).create_infer_request()
+            self._request = compiled(graph, threads, narrow).create_infer_request()
+            both = compiled(graph, threads, narrow, _HALVES) if threads % _HALVES == 0 else None
+            self._halves = [both.create_infer_request() for _ in range(_HALVES)] if both else []
         except RuntimeError as error:
             raise PassRefused(f"OpenVINO compiles no such model: {str(error).strip().splitlines()[-1]}") from error
 
     def __call__(self, ids: Tensor, mask: Tensor | None, types: Tensor | None) -> Tensor:
-        (batch, length), width = ids.shape, self.tables.words.shape[1]
+        lengths = np.full(len(ids), ids.shape[1]) if mask is None else mask.numpy().sum(1)
+        parts = [slice(None)]
+        if self._halves and len(ids) > 1 and lengths.sum() >= _PAYS:
+            before = int((lengths.cumsum()[:-1] * 2 < lengths.sum()).sum())  # rows that end in the first half of tokens
+            middle = min(1 + before, len(ids) - 1)
+            parts = [slice(middle), slice(middle, None)]
+        begun = []
+        for part, request in zip(parts, self._halves if len(parts) > 1 else [self._request], strict=True):
+            some, kinds = (None if each is None else each[part] for each in (mask, types))
+            begun.append(self._begin(request, ids[part], some, kinds))
+        found = [self._end(*each) for each in begun]
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def _begin(self, request: Any, ids: Tensor, mask: Tensor | None, types: Tensor | None) -> tuple[Any, ...]:
+        """Start a request; it, what it reads, the live places, and the batch's shape."""
+        batch, length = ids.shape
         given = ids.numpy()
         live = np.arange(batch * length) if mask is None else mask.numpy().ravel().nonzero()[0]
         if len(live) == 0:
-            return self.tables.words.new_zeros(batch, length, width)
+            return None, {}, live, ids.shape
         tokens = np.concatenate([live, np.repeat(live[:1], -len(live) % ROWS)])  # [T], places in [B * S]
         inputs = _places(live, tokens, batch, length, self.heads)
         inputs["words"] = F.embedding(torch.from_numpy(given.ravel()[tokens]), self.tables.words).numpy()
@@ -58,7 +79,16 @@ class OpenVinoStack(FusedStack):
         if self.tables.types is not None:
             kinds = np.zeros(len(tokens)) if types is None else types.numpy().ravel()[tokens]
             inputs["types"] = kinds.astype(np.int32)
-        found = torch.from_numpy(self._request.infer(inputs, share_inputs=True, share_outputs=True)[0])
+        request.start_async(inputs, share_inputs=True)
+        return request, inputs, live, ids.shape
+
+    def _end(self, request: Any, _: Mapping[str, Array], live: Array, shape: tuple[int, int]) -> Tensor:
+        """Wait for a request; its hidden states at their places."""
+        (batch, length), width = shape, self.tables.words.shape[1]
+        if request is None:
+            return self.tables.words.new_zeros(batch, length, width)
+        request.wait()
+        found = torch.from_numpy(request.get_output_tensor(0).data)
         if len(live) == batch * length:
             return found[: len(live)].view(batch, length, -1).clone()  # the next call writes where this one's lies
         out = found.new_zeros(batch * length, width)

@@ -48,7 +48,7 @@ typedef struct {
     Norm norm;
     Product head;
     float residual_scale;
-    int32_t count, hidden, heads, kv_heads, head_dim, blocks, width, inner, longest, threads;
+    int32_t count, hidden, heads, kv_heads, head_dim, blocks, width, inner, longest, threads, alone;
 } Model;
 
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
@@ -73,7 +73,7 @@ typedef struct {
     pthread_mutex_t lock;
     pthread_cond_t wake;
     atomic_int arrived, phase, asleep, turn;
-    int stop, rows, started;
+    int stop, rows, started, threads; // threads of this step
     const int32_t *slots, *lengths;
     float *hidden, *qkv, *attended, *inner, *logits; // [ROWS, width of each]
     float *normed, *scores;                          // of each thread
@@ -92,8 +92,9 @@ static inline void pause_briefly(void) {
 
 // Wait for all threads: for a moment awake, then asleep. Who goes on spinning keeps its core from whoever it waits for.
 static void meet(State *s) {
-    int phase = atomic_load(&s->phase);
-    if (atomic_fetch_add(&s->arrived, 1) + 1 == s->model.threads) {
+    // Both before arriving: once all have, the next step may begin, by other threads.
+    const int phase = atomic_load(&s->phase), threads = s->threads;
+    if (atomic_fetch_add(&s->arrived, 1) + 1 == threads) {
         atomic_store(&s->arrived, 0);
         atomic_store(&s->phase, phase + 1);
         if (atomic_load(&s->asleep)) syscall(SYS_futex, &s->phase, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
@@ -369,7 +370,7 @@ static void attend(State *s, const Layer *layer, int row, int head, float *score
 // A thread's part of a step.
 static void work(State *s, int index) {
     const Model *m = &s->model;
-    const int rows = s->rows, wide = m->hidden, total = (m->heads + 2 * m->kv_heads) * m->head_dim;
+    const int rows = s->rows, threads = s->threads, wide = m->hidden, total = (m->heads + 2 * m->kv_heads) * m->head_dim;
     const int heads = m->heads * m->head_dim, inner = m->inner;
     float *normed = s->normed + (int64_t)index * ROWS * wide, *scores = s->scores + (int64_t)index * m->longest;
     Inputs *in = s->inputs + index;
@@ -378,21 +379,21 @@ static void work(State *s, int index) {
         const Layer *layer = m->layers + l;
         for (int b = 0; b < rows; b++) normalize(&layer->norm1, s->hidden + b * wide, normed + b * wide, wide);
         take(in, normed, rows, wide, wide);
-        part(total, TILE, m->threads, index, &from, &to);
+        part(total, TILE, threads, index, &from, &to);
         product(&layer->qkv, rows, in, s->qkv, total, from, to, 0.0f);
         meet(s);
-        part(rows * m->heads, 1, m->threads, index, &from, &to);
+        part(rows * m->heads, 1, threads, index, &from, &to);
         for (int item = from; item < to; item++) attend(s, layer, item / m->heads, item % m->heads, scores);
         meet(s);
         take(in, s->attended, rows, heads, heads);
-        part(wide, TILE, m->threads, index, &from, &to);
+        part(wide, TILE, threads, index, &from, &to);
         product(&layer->out, rows, in, s->hidden, wide, from, to, m->residual_scale);
         meet(s);
         for (int b = 0; b < rows; b++) normalize(&layer->norm2, s->hidden + b * wide, normed + b * wide, wide);
         take(in, normed, rows, wide, wide);
         const int width = layer->down.inputs;
         // Whole vectors, because the compiler's activation of what is left of one has other bits.
-        part(width, LANES, m->threads, index, &from, &to);
+        part(width, LANES, threads, index, &from, &to);
         product(&layer->up, rows, in, s->inner, inner, from, to, 0.0f);
         if (layer->gated) product(&layer->up, rows, in, s->inner, inner, width + from, width + to, 0.0f);
         for (int b = 0; b < rows; b++) {
@@ -401,13 +402,13 @@ static void work(State *s, int index) {
         }
         meet(s);
         take(in, s->inner, rows, inner, width);
-        part(wide, TILE, m->threads, index, &from, &to);
+        part(wide, TILE, threads, index, &from, &to);
         product(&layer->down, rows, in, s->hidden, wide, from, to, m->residual_scale);
         meet(s);
     }
     for (int b = 0; b < rows; b++) normalize(&m->norm, s->hidden + b * wide, normed + b * wide, wide);
     take(in, normed, rows, wide, wide);
-    part(m->head.outputs, TILE, m->threads, index, &from, &to);
+    part(m->head.outputs, TILE, threads, index, &from, &to);
     product(&m->head, rows, in, s->logits, m->head.outputs, from, to, 0.0f);
     meet(s);
 }
@@ -488,13 +489,16 @@ State *decode_open(const Model *model) {
 }
 
 // Feed a token to each of `rows` slots, whose lengths do not count it; hidden [rows, E] is its embedding, and is
-// overwritten; logits [rows, vocabulary].
+// overwritten; logits [rows, vocabulary]. A step of one row may be this thread's alone.
 void decode_step(State *s, int rows, const int32_t *slots, const int32_t *lengths, float *hidden, float *logits) {
     s->rows = rows, s->slots = slots, s->lengths = lengths, s->hidden = hidden, s->logits = logits;
-    pthread_mutex_lock(&s->lock);
-    atomic_fetch_add(&s->turn, 1);
-    pthread_cond_broadcast(&s->wake);
-    pthread_mutex_unlock(&s->lock);
+    s->threads = rows == 1 && s->model.alone ? 1 : s->model.threads;
+    if (s->threads > 1) {
+        pthread_mutex_lock(&s->lock);
+        atomic_fetch_add(&s->turn, 1);
+        pthread_cond_broadcast(&s->wake);
+        pthread_mutex_unlock(&s->lock);
+    }
     work(s, 0);
 }
 

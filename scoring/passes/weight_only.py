@@ -34,14 +34,17 @@ def _require(decoder: "Decoder") -> None:
 
 
 def fastest(decoder: "Decoder", timer: "Callable[[Decoder], float]") -> float:
-    """Milliseconds a step; on a CPU with as many threads as torch's or one, whichever is faster here."""
+    """Milliseconds a step of one sequence; on a CPU by all threads or one, whichever is faster here.
+
+    Steps of several sequences are bound by arithmetic, and keep all threads.
+    """
     from scoring.decoder.torch_backend import TorchBackend
 
     several, plain = timer(decoder), decoder.plain
     if not isinstance(plain, TorchBackend) or plain.narrow is None or plain.narrow.threads == 1:
         return several
     threads = plain.narrow.threads
-    plain.narrow.use_threads(1)
+    plain.narrow.use_threads(threads, alone=True)
     if (one := timer(decoder)) <= several:
         return one
     plain.narrow.use_threads(threads)

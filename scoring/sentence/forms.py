@@ -84,13 +84,16 @@ def _splade(module: Module, read: Read, model: Mapping[str, Any]) -> Splade:
     if activation not in ("relu", "log1p_relu"):
         raise Unserved(f"{file} activates by {str(activation)[:80]}; served are relu and log1p_relu.")
     similarity = model.get("similarity_fn_name") or "dot"
-    if similarity not in _SIMILARITIES:
+    if not isinstance(similarity, str) or similarity not in _SIMILARITIES:
         raise Unserved(f"{PROMPTS} compares by {str(similarity)[:80]}; served are dot and cosine.")
     return Splade(pooling, 2 if activation == "log1p_relu" else 1, similarity)
 
 
 def _late(read: Read, told: Mapping[str, Any]) -> SentenceModel:
-    first, *rest = modules(read(MODULES))
+    found = modules(read(MODULES))
+    if not found:
+        raise Malformed(f"{MODULES} names no modules.")
+    first, *rest = found
     if first.kind != "Transformer":
         raise Unserved(f"{MODULES} has {first.type or 'a module without a type'} first, where a Transformer is served.")
     settings, file = settings_of(first, read)
@@ -160,13 +163,18 @@ def _skipped(mask: Module, read: Read) -> tuple[tuple[str, ...], tuple[str, ...]
         raise Unserved(f"{file} keeps the vectors of some tokens only, which is for images.")
     tasks = told.get("skiplist_tasks") or ["document"]
     tasks = [tasks] if isinstance(tasks, str) else typed_in(tasks, list, "skiplist_tasks", file)
-    return tuple(typed_in(told.get("skiplist_words") or [], list, "skiplist_words", file)), tuple(map(str, tasks))
+    return _texts(told.get("skiplist_words") or [], file), tuple(map(str, tasks))
 
 
 def _words(told: Mapping[str, Any], file: str) -> tuple[str, ...]:
     """Tokens that PyLate's folders leave out: punctuation, unless they list others."""
     words = told.get("skiplist_words")
-    return tuple(string.punctuation) if words is None else tuple(typed_in(words, list, "skiplist_words", file))
+    return tuple(string.punctuation) if words is None else _texts(words, file)
+
+
+def _texts(words: Any, file: str) -> tuple[str, ...]:
+    listed = typed_in(words, list, "skiplist_words", file)
+    return tuple(typed_in(word, str, "a word of skiplist_words", file) for word in listed)
 
 
 def _expansion(settings: Mapping[str, Any], told: Mapping[str, Any], file: str) -> Expansion | None:

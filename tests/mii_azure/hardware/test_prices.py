@@ -164,3 +164,10 @@ def test_a_table_of_two_regions_or_none_is_refused(tmp_path):
             read_prices(path)
     with pytest.raises(SpecError):
         read_prices(tmp_path / "none.json")
+
+
+def test_a_row_that_ends_early_is_named(tmp_path):
+    path = tmp_path / "prices.csv"
+    path.write_text("instance_type,price_per_hour,date,region,currency\nA,1,2026-11-24,r\n")
+    with pytest.raises(SpecError, match="row 2 has fewer values"):
+        read_prices(path)

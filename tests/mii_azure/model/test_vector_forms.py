@@ -11,14 +11,14 @@ import pytest
 import mii_azure
 from local_runner.protocol.openai_requests import embeddings
 from mii_azure.checks.check import check
-from mii_azure.errors import TaskUnsupported
+from mii_azure.errors import ConfigMissing, TaskUnsupported
 from mii_azure.planning.plan import Plan
 from mii_azure.planning.planner import plan
 from mii_azure.sdk.trial import guessed_task
 from scoring.config import Deployment, find_model_dir
 from scoring.errors import InvalidInput
 from tests.conftest import Tiny
-from tests.retrieval_folders import colbert, multi_vector, pylate, splade
+from tests.retrieval_folders import colbert, multi_vector, pylate, splade, write
 from tests.scoring.conftest import Served
 
 EMBED, ALIKE = "sentence-embeddings", "sentence-similarity"
@@ -97,3 +97,16 @@ def test_what_is_not_served_is_refused_before_a_bundle(
 ) -> None:
     with pytest.raises(TaskUnsupported, match=word):
         planned(splade(tiny("bert", "fill-mask"), tmp_path / "m", **told))
+
+
+def test_values_that_cannot_be_are_refused_in_words(tiny: Tiny, tmp_path: Path) -> None:
+    listed = splade(tiny("bert", "fill-mask"), tmp_path / "listed", similarity_fn_name=["dot"])
+    with pytest.raises(TaskUnsupported, match="compares by"):
+        planned(listed)
+    words = pylate(tiny("bert", "feature-extraction"), tmp_path / "words", skiplist_words=["a", ["b"]])
+    with pytest.raises(ConfigMissing, match="a word of skiplist_words should be a text"):
+        planned(words)
+    empty = multi_vector(tiny("bert", "feature-extraction"), tmp_path / "empty")
+    write(empty / "modules.json", [])
+    with pytest.raises(ConfigMissing, match="names no modules"):
+        planned(empty)

@@ -121,14 +121,29 @@ def test_threads_that_sleep_at_the_barrier_are_woken(tmp_path: Path) -> None:
     assert torch.equal(steps(decoder, 3), alone)
 
 
+def test_one_sequence_may_be_left_to_one_thread_beside_steps_of_all(tmp_path: Path) -> None:
+    """Steps of one and of several alternate, with the bits of one thread, and no thread is left waiting."""
+    decoder = Decoder(tiny("llama", tmp_path), slots=4, max_length=128)
+    decoder.use_int8()
+    decoder.plain.use_narrow()
+    decoder.plain.narrow.use_threads(1)
+    wanted = {rows: steps(decoder, rows) for rows in (1, 4)}
+    decoder.plain.narrow.use_threads(3, alone=True)
+    assert (decoder.plain.narrow.threads_of_one, decoder.plain.narrow.threads) == (1, 3)
+    for rows in (1, 4, 1, 1, 4, 4, 1):
+        assert torch.equal(steps(decoder, rows), wanted[rows]), rows
+
+
 @pytest.mark.parametrize(("one", "wanted"), [(0.5, 1), (2.0, 2)])
-def test_the_faster_number_of_threads_is_kept(one: float, wanted: int, tmp_path: Path) -> None:
+def test_the_faster_number_of_threads_is_kept_for_one_sequence(one: float, wanted: int, tmp_path: Path) -> None:
     decoder = Decoder(tiny("llama", tmp_path), slots=1, max_length=64)
     decoder.use_int8()
     decoder.plain.use_narrow()
     decoder.plain.narrow.use_threads(2)
-    assert weight_only.fastest(decoder, lambda each: one if each.plain.narrow.threads == 1 else 1.0) == min(one, 1.0)
-    assert decoder.plain.narrow.threads == wanted
+    timer = lambda each: one if each.plain.narrow.threads_of_one == 1 else 1.0  # noqa: E731
+    assert weight_only.fastest(decoder, timer) == min(one, 1.0)
+    assert decoder.plain.narrow.threads_of_one == wanted
+    assert decoder.plain.narrow.threads == 2
 
 
 def test_its_weights_are_held_once_and_outlive_no_step(tmp_path: Path) -> None:

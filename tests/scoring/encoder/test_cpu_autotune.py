@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -94,6 +95,32 @@ def test_rows_of_many_lengths() -> None:
         assert relative_error(answer, want) < 1e-5
     nothing = {"input_ids": torch.ones(2, 3, dtype=torch.long), "attention_mask": torch.zeros(2, 3, dtype=torch.long)}
     assert not model(**nothing).last_hidden_state.any()
+
+
+@pytest.mark.parametrize("lengths", [(7, 7, 3, 3, 3, 7), (2, 9), (1, 1, 1, 8), (8, 0, 0), (5,)])
+def test_halves_at_once_are_the_batch(lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch of two rows and more is cut where half of its tokens are; each row's answer is that of one call."""
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    model = covered("bert embeddings")
+    batch = probes(model, [max(1, length) for length in lengths], seed=3)[1]
+    for row, length in enumerate(lengths):
+        batch["attention_mask"][row, length:] = 0
+    way = cpu_autotune.prepare(model, "float32")
+    way.on()
+    wanted = model(**batch).last_hidden_state
+    rows: list[int] = []
+    begin = openvino_stack.OpenVinoStack._begin
+
+    def counted(self: Any, request: Any, ids: torch.Tensor, *rest: Any) -> Any:
+        rows.append(len(ids))
+        return begin(self, request, ids, *rest)
+
+    monkeypatch.setattr(openvino_stack.OpenVinoStack, "_begin", counted)
+    monkeypatch.setattr(openvino_stack, "_PAYS", 1)
+    torch.testing.assert_close(model(**batch).last_hidden_state, wanted, rtol=1e-5, atol=1e-5)
+    assert sum(rows) == len(lengths)
+    assert len(rows) == min(2, len(lengths))
 
 
 def test_groups() -> None:
