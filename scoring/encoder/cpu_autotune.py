@@ -84,7 +84,7 @@ def keep_fastest(model: Any, precisions: Sequence[str], shapes: Sequence[tuple[i
 
 
 def keep(model: Any, precision: str) -> Applied:
-    """Run an encoder in a format that another host has timed; raises PassRefused if it cannot be had or trusted here."""
+    """Run an encoder in a format that another host has timed; raises PassRefused if it cannot be had here."""
     way = _judged(model, precision, reference(model)())
     way.on()
     return Applied(way.count, f"{precision}, as the host beside it{way.means}", way.off, Runtime(precision=precision))
