@@ -42,6 +42,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     if options.ray and options.adapter_root:
         parser.error("--adapter-root is for one machine: replicas in a Ray cluster serve the bundle's adapters")
     options.command = (sys.executable, "-m", "local_runner", *(sys.argv[1:] if argv is None else argv))
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # its notes, as of a fork, would stand between the lines
     logs.set_up(options.log_format, options.verbose)
     if options.otlp_endpoint:  # set in the environment, so that replicas inherit it
         os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = options.otlp_endpoint

@@ -1,7 +1,8 @@
 """Parity run: the same requests to every target, replies graded, differences explained."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
@@ -26,6 +27,7 @@ from mii_azure.verdict.tokens.judge import (
 )
 from mii_azure.verdict.tokens.suspects import Suspect, fp8_cache, named_suspects
 from scoring.config import Deployment
+from scoring.passes.cpu import FORMAT
 
 if TYPE_CHECKING:
     from local_runner.targets.load import TargetReply
@@ -67,7 +69,7 @@ def parity(
     for number, name in enumerate(targets, 1):
         run.place = f"{number} of {len(targets)}: "
         run.say(f"starting {name}")
-        with open_target(name, folder, settings["task"], Reach(ml_client, api_key)) as target:
+        with _one_format(run.runs), open_target(name, folder, settings["task"], Reach(ml_client, api_key)) as target:
             run.ask(name, target)
     judged, compared = run.judged(folder / "model", named), run.compared()
     return Verdict(
@@ -157,6 +159,24 @@ class _Run:
                 self.say(f"scoring the tokens of {each.target}")
                 found.append(judge(reference, each, suspects, self.say))
         return tuple(found)
+
+
+@contextmanager
+def _one_format(runs: Mapping[str, TargetRun]) -> Iterator[None]:
+    """Have hosts that start on this machine run in the number format of the first one.
+
+    Each would time the formats for itself, and two that are as fast fall one way here and the other way there: that
+    says nothing of the hosts.
+    """
+    told = next((run.metadata.get("precision") for name, run in runs.items() if not name.startswith(ELSEWHERE)), None)
+    if told is None or FORMAT in os.environ:
+        yield
+        return
+    os.environ[FORMAT] = str(told)
+    try:
+        yield
+    finally:
+        del os.environ[FORMAT]
 
 
 def _beside(settings: Mapping[str, Any]) -> list[str]:

@@ -83,6 +83,13 @@ def keep_fastest(model: Any, precisions: Sequence[str], shapes: Sequence[tuple[i
     return Applied(best.count, f"{what} ({measured})", best.off, Runtime(precision=best.name))
 
 
+def keep(model: Any, precision: str) -> Applied:
+    """Run an encoder in a format that another host has timed; raises PassRefused if it cannot be had here."""
+    way = _judged(model, precision, reference(model)())
+    way.on()
+    return Applied(way.count, f"{precision}, as the host beside it{way.means}", way.off, Runtime(precision=precision))
+
+
 def _judged(model: Any, name: str, references: Sequence[tuple[Batch, dict[str, Tensor]]]) -> "Variant":
     """Variant in a format; raises PassRefused if it cannot be fast here, or is too far from the plain answers."""
     if reason := missing(name, cpu_flags()):

@@ -1,10 +1,14 @@
 """Encoders on CPUs: number format and prepared weights, chosen by timing them on this machine."""
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from scoring.passes.base import BOUNDS, Applicability, Applied, Facts, Hardware, Pass, PassRefused
 from scoring.passes.families import CPU_STACK
+
+#: Number format that another host on this machine runs in, in the environment of one that is compared with it.
+FORMAT = "MII_AZURE_NUMBER_FORMAT"
 
 
 class Cpu(Pass):
@@ -34,13 +38,18 @@ class Cpu(Pass):
         return Applicability(True, f"{formats} are timed at start{means}; the fastest is kept if it beats eager")
 
     def apply(self, model: Any) -> Applied:
-        """Apply the fastest variant; raises PassRefused, with the times, if none is faster than plain transformers."""
+        """Apply the format that the environment names, or the fastest one.
+
+        Raises PassRefused, with the times, if none is faster than plain transformers.
+        """
         import torch
 
-        from scoring.encoder.cpu_autotune import keep_fastest
+        from scoring.encoder.cpu_autotune import keep, keep_fastest
 
         if model.dtype != torch.float32:
             raise PassRefused(f"the weights are {str(model.dtype)[6:]} already; it starts from float32")
+        if (told := os.environ.get(FORMAT)) in self.precisions:
+            return keep(model, told)
         return keep_fastest(model, self.precisions, self._shapes, self._seconds)
 
     def verify(self, model: Any, reference: Callable[..., Any]) -> float:

@@ -1,6 +1,7 @@
 """Replies within the tolerance of a pair's formats; under load those against those alone, none where it is promised."""
 
 import json
+import os
 from typing import Any, cast
 
 import pytest
@@ -8,8 +9,9 @@ import pytest
 from local_runner.targets.targets import Target
 from mii_azure.verdict.cases import Request
 from mii_azure.verdict.outcome import TargetRun, compare
-from mii_azure.verdict.parity import _Run
+from mii_azure.verdict.parity import _one_format, _Run
 from mii_azure.verdict.sides import Side
+from scoring.passes.cpu import FORMAT
 
 SIDE = Side(target="grpc", where="here")
 
@@ -24,6 +26,16 @@ def test_no_number_may_move_where_batch_invariance_is_promised(invariant: bool, 
     (found,) = compare([Request("one", "{}")], {"grpc": run}, "bfloat16")
     assert found.under_load
     assert found.grade == grade
+
+
+def test_hosts_here_run_in_the_format_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(FORMAT, raising=False)
+    runs = {name: TargetRun([], told, SIDE) for name, told in (("url:x", {"precision": "float16"}), ("http", {}))}
+    with _one_format(runs):
+        assert FORMAT not in os.environ
+    with _one_format({"url:x": runs["url:x"], "grpc": TargetRun([], {"precision": "int8"}, SIDE)}):
+        assert os.environ[FORMAT] == "int8"
+    assert FORMAT not in os.environ
 
 
 class Silent:

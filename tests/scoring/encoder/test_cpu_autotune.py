@@ -267,6 +267,18 @@ def test_an_inaccurate_format_is_given_up(monkeypatch: pytest.MonkeyPatch) -> No
     assert "no int8: its relative error is" in applied.detail
 
 
+def test_a_host_beside_another_takes_its_format_untimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_autotune, "missing", lambda precision, flags: "")
+    monkeypatch.setattr(cpu_autotune, "_race", _times(eager=1.0, bfloat16=9.0))
+    monkeypatch.setenv(cpu.FORMAT, "bfloat16")
+    applied = cpu.Cpu().apply(covered("bert classification"))
+    assert applied.detail.startswith("bfloat16, as the host beside it")
+    assert applied.made.precision == "bfloat16"
+    monkeypatch.setattr(cpu_autotune, "missing", lambda precision, flags: "the CPU multiplies none")
+    with pytest.raises(PassRefused, match="multiplies none"):
+        cpu.Cpu().apply(covered("bert classification"))
+
+
 def test_timing_is_real() -> None:
     """Without any stand-in: whatever this machine finds fastest, the answers hold."""
     model = covered("bert embeddings")
