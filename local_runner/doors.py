@@ -16,6 +16,7 @@ from local_runner.page.page import Page
 from local_runner.telemetry import logs
 
 _HEALTH_PERIOD_S = 0.25
+_LAST_REPLIES_S = 1.0
 
 
 class Doors:
@@ -80,8 +81,11 @@ class Doors:
 
     async def stopped(self, deadline: float) -> None:
         """Wait for the last answers, until the deadline by the monotonic clock."""
-        # Open health watches would keep gRPC waiting for the whole budget; replies on their way get a moment.
-        await self._grpc.stop(min(1.0, max(0.0, deadline - time.monotonic())))
+        # Open health watches would keep gRPC waiting for the whole budget; replies on their way get a moment. Where that
+        # budget ends about then, its own stop does: of two that end together, one cancels calls of a server that the
+        # other has destroyed, and the process crashes.
+        if deadline - time.monotonic() > 2 * _LAST_REPLIES_S:
+            await self._grpc.stop(_LAST_REPLIES_S)
         await asyncio.wait({self._stopping}, timeout=max(1.0, deadline - time.monotonic()))
         await self._http.stopped(deadline)
         self._watching.cancel()

@@ -16,6 +16,7 @@ from mii_azure.cli import app, derived, serving
 from mii_azure.errors import SpecError
 from mii_azure.spec import Spec
 
+_TEXTS = {"cors-origins": "https://a.example"}  # of flags that take not any text
 COMMANDS: dict[str, click.Command] = typer.main.get_command(app.app).commands  # type: ignore[attr-defined]
 
 
@@ -38,7 +39,7 @@ def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., lis
 def test_the_runner_gets_each_flag_that_serve_got(
     flag: Flag, twin: bool, served: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    value = {int: "3", float: "2.5", bool: "true"}.get(flag.kind, flag.choices[-1] if flag.choices else "x")
+    value = {int: "3", float: "2.5", bool: "true"}.get(flag.kind, flag.choices[-1] if flag.choices else _TEXTS.get(flag.name, "x"))
     if twin:
         monkeypatch.setenv(flag.twin, value)
     words = [f"--{flag.name}", value]
