@@ -81,8 +81,8 @@ class Doors:
 
     async def stopped(self, deadline: float) -> None:
         """Wait for the last answers, until the deadline by the monotonic clock."""
-        # Open health watches would keep gRPC waiting for the whole budget; replies on their way get a moment. Where that
-        # budget ends about then, its own stop does: of two that end together, one cancels calls of a server that the
+        # Open health watches would keep gRPC waiting for the whole budget; replies on their way get a moment. Where the
+        # budget ends about then, the first stop does: of two that end together, one cancels calls of a server that the
         # other has destroyed, and the process crashes.
         if deadline - time.monotonic() > 2 * _LAST_REPLIES_S:
             await self._grpc.stop(_LAST_REPLIES_S)

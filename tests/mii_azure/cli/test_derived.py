@@ -39,7 +39,8 @@ def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., lis
 def test_the_runner_gets_each_flag_that_serve_got(
     flag: Flag, twin: bool, served: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    value = {int: "3", float: "2.5", bool: "true"}.get(flag.kind, flag.choices[-1] if flag.choices else _TEXTS.get(flag.name, "x"))
+    text = flag.choices[-1] if flag.choices else _TEXTS.get(flag.name, "x")
+    value = {int: "3", float: "2.5", bool: "true"}.get(flag.kind, text)
     if twin:
         monkeypatch.setenv(flag.twin, value)
     words = [f"--{flag.name}", value]
