@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from scoring.encoder import fused_model, openvino_stack
 from scoring.encoder.buckets import longest_input
+from scoring.encoder.by_length import by_length
 from scoring.encoder.cpu_ops import BFLOAT16, INT8, CpuOps, bfloat16_pays
 from scoring.encoder.gated import build_gated
 from scoring.encoder.ops import TorchOps
@@ -145,9 +146,10 @@ def _weights(model: Any) -> int:
 def prepare(model: Any, precision: str) -> Variant:
     """Prepare weights in a format; the model is unchanged until the variant is on.
 
-    Encoders that `fused_model` covers run whole, without padding, by OpenVINO where it is installed; in others, and in
-    heads, each nn.Linear is replaced. Heads of int8 encoders stay in float32, except that over the vocabulary: they are
-    small, and labels hang on them. Raises PassRefused for int8 if there is no text to calibrate it on.
+    Encoders that `_stack` covers run whole, without padding, by OpenVINO where it is installed; others run by length,
+    and there, and in heads, each nn.Linear is replaced. Heads of int8 encoders stay in float32, except that over the
+    vocabulary: they are small, and labels hang on them. Raises PassRefused for int8 if there is no text to calibrate it
+    on.
     """
     from scoring.encoder.cpu_ops import prepared_linear
 
@@ -159,6 +161,8 @@ def prepare(model: Any, precision: str) -> Variant:
         stack, means = _prepared(model, plain, precision)
         forwards.append((base, fused_model.forward_over(base, stack, base.forward)))
         inside, count = {*base.modules()}, plain.depth
+    else:
+        forwards.append((base, by_length(base.forward)))
     vocabulary = model.get_output_embeddings()
     for module in model.modules():
         spared = precision == INT8 and inside and module is not vocabulary

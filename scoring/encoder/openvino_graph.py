@@ -97,7 +97,8 @@ class EncoderGraph:
         for part in range(3):
             places = ops.add(self._inputs["places"], ops.constant(np.array(part * self._heads, dtype=np.int32)))
             parts.append(ops.gather(vectors, places, ops.constant(_FIRST)))
-        padded = self.positions.attend(*parts, positions)
+        query, key, value = parts
+        padded = self.positions.attend(query, key, value, positions)
         flat = ops.reshape(padded, _shape(-1, self._width // self._heads), False)
         packed = ops.gather(flat, self._inputs["tokens"], ops.constant(_FIRST))
         return ops.reshape(packed, _shape(-1, self._width), False)

@@ -54,11 +54,13 @@ class PositionNodes:
         return self._made[name, key]
 
     def _turned(self, x: Any, rotation: Rotation) -> Any:
+        """Queries or keys turned, in the one form that OpenVINO knows to be a single operation."""
         cos, sin = (
             self._once(name, id(table), lambda table=table: self._angles(table))
             for name, table in (("cos", rotation.cos), ("sin", rotation.sin))
         )
-        one, other = ops.split(x, _whole(-1), 2).outputs()
+        half = self._dim // 2
+        one, other = ops.variadic_split(x, _whole(3), _shape(half, half)).outputs()
         swapped = ops.concat([ops.multiply(other, _number(-1.0)), one], -1)
         return ops.add(ops.multiply(x, cos), ops.multiply(swapped, sin))
 
@@ -76,15 +78,15 @@ class PositionNodes:
 
     def _distant(self, q: Any, k: Any, relative: Relative, scale: float) -> Any:
         """Mask [B, heads, S, S] with what distances add to the scores."""
-        if relative.bias is not None and not relative.tables:
-            return self._once("bias", id(relative), lambda: ops.add(self._mask, self._bias(relative.bias)))
-        total = self._mask if relative.bias is None else ops.add(self._mask, self._bias(relative.bias))
+        total = self._mask
+        if (bias := relative.bias) is not None:
+            total = self._once("bias", id(relative), lambda: ops.add(self._mask, self._bias(bias)))
         for side, table, name in ((q, relative.keys, "by_query"), (k, relative.queries, "by_key")):
             if table is not None:
                 total = ops.add(self._products(side, table * scale, name), total)
         return total
 
-    def _bias(self, bias: Tensor | None) -> Any:
+    def _bias(self, bias: Tensor) -> Any:
         return ops.unsqueeze(ops.gather(_constant(bias), self.inputs["apart"], _whole(1)), _whole(0))
 
     def _products(self, side: Any, table: Tensor, name: str) -> Any:

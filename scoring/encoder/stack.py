@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -56,7 +56,10 @@ class FusedStack:
             qkv = ops.linear(x, layer.qkv, layer.qkv_bias, 0, packing)
             context = ops.attention(qkv, self.heads, packing, layer.positions)
             x = ops.project_add_norm(context, layer.out, layer.out_bias, x, layer.attention_norm, packing, layer.up)
-            up = (ops.gated if layer.gated else ops.linear)(x, layer.up, layer.up_bias, self.act, packing)
+            if layer.gated:
+                up = ops.gated(x, cast(Tensor, layer.up), layer.up_bias, self.act, packing)
+            else:
+                up = ops.linear(x, layer.up, cast(Tensor, layer.up_bias), self.act, packing)
             following = self.layers[number].qkv if number < len(self.layers) else None
             x = ops.project_add_norm(up, layer.down, layer.down_bias, x, layer.output_norm, packing, following)
         return x.wide

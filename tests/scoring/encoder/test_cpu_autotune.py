@@ -81,6 +81,25 @@ def test_answers_as_plain_transformers(name: str, precision: str) -> None:
 
 
 @pytest.mark.parametrize("library", ["torch", "openvino"], indirect=True)
+@pytest.mark.parametrize("name", ["deberta-v2 unshared", "modernbert embeddings", "mpnet embeddings"])
+@pytest.mark.usefixtures("library")
+def test_positions_are_those_within_a_row(name: str) -> None:
+    """Distances beyond a table's end and a window's, wherever in the batch's width a row's tokens lie."""
+    model = covered(name)
+    first, last = probes(model, (40, 3, 17), seed=3)[1], probes(model, (17, 40), seed=4)[1]
+    for key, value in last.items():  # the short row's tokens at the end
+        if name != "mpnet embeddings":  # which counts its absolute positions in its own row
+            last[key] = torch.stack([value[0].roll(23, -1), value[1]])
+    way = cpu_autotune.prepare(model, "float32")
+    for batch in (first, last):
+        wanted = answers(model, batch)
+        way.on()
+        found = answers(model, batch)
+        way.off()
+        assert relative_error({"x": found["last_hidden_state"]}, {"x": wanted["last_hidden_state"]}) < 1e-5
+
+
+@pytest.mark.parametrize("library", ["torch", "openvino"], indirect=True)
 @pytest.mark.usefixtures("library")
 def test_rows_of_many_lengths() -> None:
     """Neighbours of equal length run together, rows without a single live token run not at all."""
