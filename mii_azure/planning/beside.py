@@ -1,4 +1,4 @@
-"""What a spec puts beside its model: adapters and a draft model, compared with the model as far as it is on disk."""
+"""Companions of a model that a spec names: adapters and a draft model, compared with it as far as it is on disk."""
 
 from collections.abc import Iterable
 
