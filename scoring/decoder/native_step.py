@@ -217,7 +217,8 @@ class NativeStep:
         self._used += size
         outputs, inputs = linear.full.shape
         place.copy_(_octets(linear))
-        scale, zero = (None if each is None else self._numbers(_tiled(each, inputs)) for each in (linear.scale, linear.zero))
+        grids = (None if each is None else _tiled(each, inputs) for each in (linear.scale, linear.zero))
+        scale, zero = map(self._numbers, grids)
         bias = self._numbers(linear.bias)
         kind = _FORMATS[linear.weight.dtype]
         linear.weight = linear.weight.new_empty(outputs, 0)

@@ -1,8 +1,8 @@
-// One decode step of a few rows on a CPU: norms, products over narrow weights, rotation, attention over the paged cache.
+// One decode step of a few rows on a CPU: norms, products over narrow weights, rotation, attention over a paged cache.
 //
 // Weights are int8 (one scale a row) or int4 (one scale a group); a product's inputs are rounded to int8 with one scale
-// for 64, as VNNI multiplies them; the rest is float32. A step of one row is bound by the bytes of its weights: they are
-// read once, in order, by all threads, which meet at a barrier between products. Plain C, without torch:
+// for 64, as VNNI multiplies them; the rest is float32. A step of one row is bound by the bytes of its weights, which
+// are read once, in order, by all threads, which meet at a barrier between products. Plain C, without torch:
 // `scoring/decoder/native_build.py` compiles it for the machine, `scoring/decoder/native_step.py` calls it.
 #define _GNU_SOURCE
 #include <limits.h>
@@ -74,8 +74,6 @@ typedef __m256 Floats;
 #define _mm256_dpbusd_epi32 _mm256_dpbusd_avx_epi32
 #define DOTS 1
 #endif
-#else
-enum { WIDE = 0 };
 #endif
 
 // Threads -----------------------------------------------------------------------------------------------------------
@@ -174,9 +172,9 @@ static void take(Inputs *in, const float *x, int rows, int stride, int inputs) {
 // The group of half a unit of inputs; groups are of 32, 64 or 128.
 static inline int group_of(const Product *p, int half) { return half >> (p->group / 64); }
 
-// A weight's octets lie as they are read: by tile of TILE outputs, unit of inputs, and four of its inputs, those of each
-// output side by side. int4 has an input and that of 32 further on in an octet. So a vector multiplies the same inputs
-// for its outputs, and a weight is read once, in order, for all rows.
+// A weight's octets lie as they are read: by tile of TILE outputs, unit of inputs, and four of its inputs, those of
+// each output side by side. int4 has an input and that of 32 further on in an octet. So a vector multiplies the same
+// inputs for its outputs, and a weight is read once, in order, for all rows.
 
 INLINE int32_t four(const void *at) {
     int32_t found;
@@ -184,7 +182,7 @@ INLINE int32_t four(const void *at) {
     return found;
 }
 
-#if defined(__AVX2__) || defined(DOTS)
+#ifdef OF
 // What whole sums of WIDE outputs begin with: what zero points take from the products of half a unit, of int8 a unit.
 INLINE Ints begin(const int format, const int32_t *sums, const int half, Ints zero) {
     if (format == INT8) return OF(set1_epi32)(-128 * (sums[0] + sums[1]));
@@ -210,8 +208,8 @@ INLINE void multiply(const int format, const int rows, const uint8_t *w, const i
     if (format == INT8) { // whose pairs of products exceed int16
         for (int b = 0; b < rows && !half; b++) sum[b] = begin(format, sums + b * 2, half, zero);
         const int16_t *wide = in->wide + at * UNIT + half * UNIT / 2;
-    #pragma GCC unroll 1
-    for (int j = 0; j < UNIT / 2 / QUAD; j++) {
+#pragma GCC unroll 1
+        for (int j = 0; j < UNIT / 2 / QUAD; j++) {
             const Ints numbers = LOAD(w + (half * UNIT / 2 / QUAD + j) * TILE * QUAD);
             const Ints even = AND(numbers, OF(set1_epi16)(255)), odd = OF(srli_epi16)(numbers, 8);
             for (int b = 0; b < rows; b++) {
@@ -238,15 +236,15 @@ INLINE void multiply(const int format, const int rows, const uint8_t *w, const i
 }
 #endif
 
-// Sums of a tile of outputs of an int8 or int4 weight from output n on, for `rows` inputs from `first` on. What zero points take is
-// taken off where sums begin, in whole numbers.
+// Sums of a tile of outputs of an int8 or int4 weight from output n on, for `rows` inputs from `first` on. What zero
+// points take is taken off where sums begin, in whole numbers.
 INLINE void narrow(const int format, const int rows, const Product *p, int n, const Inputs *in, int first,
                    float out[][TILE]) {
     const int units = units_of(p->inputs), size = TILE * (format == INT8 ? UNIT : UNIT / 2);
     const int64_t groups = format == INT8 ? 1 : (units * UNIT + p->group - 1) / p->group;
     const uint8_t *w = (const uint8_t *)p->weight + (int64_t)n * units * (size / TILE);
     const float *scales = p->scale + n * groups, *zeros = format == INT4_ZERO ? p->zero + n * groups : NULL;
-#if defined(__AVX2__) || defined(DOTS)
+#ifdef OF
     Floats acc[TILE / WIDE][ROWS];
     for (int v = 0; v < TILE / WIDE; v++)
         for (int b = 0; b < rows; b++) acc[v][b] = OF(setzero_ps)();
@@ -279,11 +277,13 @@ INLINE void narrow(const int format, const int rows, const Product *p, int n, co
     for (int u = 0; u < units; u++, w += size)
         for (int b = 0; b < rows; b++)
             for (int half = 0; half < 2; half++) {
-                const int64_t at = (int64_t)u * ROWS + first + b, own = format == INT8 ? 0 : group_of(p, 2 * u + half) * TILE;
+                const int64_t at = (int64_t)u * ROWS + first + b;
+                const int64_t own = format == INT8 ? 0 : group_of(p, 2 * u + half) * TILE;
                 const int8_t *q = in->q + at * UNIT + half * UNIT / 2;
+                const uint8_t *from = w + (format == INT8 && half ? size / 2 : 0);
                 int32_t sum[TILE] = {0};
                 for (int j = 0; j < UNIT / 2; j++) {
-                    const uint8_t *octets = w + (format == INT8 && half ? size / 2 : 0) + j / QUAD * TILE * QUAD + j % QUAD;
+                    const uint8_t *octets = from + j / QUAD * TILE * QUAD + j % QUAD;
                     for (int r = 0; r < TILE; r++) {
                         const int octet = octets[r * QUAD];
                         sum[r] += q[j] * (format == INT8 ? octet : half ? octet >> 4 : octet & 15);
@@ -409,8 +409,8 @@ static void attend(State *s, const Layer *layer, int row, int head, float *score
 // A thread's part of a step.
 static void work(State *s, int index) {
     const Model *m = &s->model;
-    const int rows = s->rows, threads = s->threads, wide = m->hidden, total = (m->heads + 2 * m->kv_heads) * m->head_dim;
-    const int heads = m->heads * m->head_dim, inner = m->inner;
+    const int rows = s->rows, threads = s->threads, wide = m->hidden, inner = m->inner;
+    const int heads = m->heads * m->head_dim, total = heads + 2 * m->kv_heads * m->head_dim;
     float *normed = s->normed + (int64_t)index * ROWS * wide, *scores = s->scores + (int64_t)index * m->longest;
     Inputs *in = s->inputs + index;
     int from, to;
