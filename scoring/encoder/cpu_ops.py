@@ -46,9 +46,15 @@ _TRIED, _TRIES = 512, 20  # size of the square product that is tried in bfloat16
 
 @cache
 def bfloat16_pays() -> bool:
-    """Time a product in bfloat16 against float32: flags tell what the chip has, not what oneDNN may use of it."""
+    """Time a product in bfloat16 against float32: flags tell what the chip has, not what oneDNN may use of it.
+
+    False where oneDNN has none at all, as without AVX-512.
+    """
     x, weight = torch.ones(_TRIED, _TRIED), torch.ones(_TRIED, _TRIED)
-    products = [Product(weight, None, name) for name in (FLOAT32, BFLOAT16)]
+    try:
+        products = [Product(weight, None, name) for name in (FLOAT32, BFLOAT16)]
+    except RuntimeError:
+        return False
     inputs = [x.to(product.dtype) for product in products]
     fastest = [math.inf, math.inf]
     for _ in range(_TRIES):

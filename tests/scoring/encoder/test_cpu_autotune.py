@@ -346,3 +346,18 @@ def test_a_set_that_onednn_may_not_use_is_not_believed() -> None:
     held = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"}
     ran = subprocess.run([sys.executable, "-c", told], env=held, capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "False"
+
+
+def test_a_cpu_whose_onednn_has_no_bfloat16_at_all_multiplies_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Int8 by avx_vnni comes without AVX-512, and there torch raises where weights are laid out in bfloat16."""
+
+    class Refusing(cpu_ops.Product):
+        def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, precision: str) -> None:
+            if precision == cpu_ops.BFLOAT16:
+                raise RuntimeError("bf16 path needs the cpu support avx512bw, avx512vl and avx512dq")
+            super().__init__(weight, bias, precision)
+
+    monkeypatch.setattr(cpu_ops, "Product", Refusing)
+    cpu_ops.bfloat16_pays.cache_clear()
+    assert not cpu_ops.bfloat16_pays()
+    cpu_ops.bfloat16_pays.cache_clear()
