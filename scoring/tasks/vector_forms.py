@@ -22,8 +22,8 @@ DOCUMENT_PROMPTS = (DOCUMENT, "passage", "corpus")
 _KEY_BYTES = 16  # of a weight's key in JSON, a number
 
 
-class Weights(NamedTuple):
-    """Weights above 0 of a sparse vector, on the CPU."""
+class SparseWeights(NamedTuple):
+    """SparseWeights above 0 of a sparse vector, on the CPU."""
 
     tokens: Tensor  # [n] int64
     values: Tensor  # [n] float32
@@ -74,7 +74,7 @@ class VectorForm(ABC):
 
 
 class SparseVectors(VectorForm):
-    """Weights of the vocabulary's tokens, by a masked language model's logits (SPLADE)."""
+    """SparseWeights of the vocabulary's tokens, by a masked language model's logits (SPLADE)."""
 
     told = "sparse vectors"
     smaller = 'Send fewer inputs at once, or ask for the largest weights only, by "max_active_dims".'
@@ -94,15 +94,15 @@ class SparseVectors(VectorForm):
             encoding_format=base64,
         )
 
-    def make(self, output: Tensor, row: Row) -> Weights:
+    def make(self, output: Tensor, row: Row) -> SparseWeights:
         weights = output.relu()
         for _ in range(self._splade.logarithms):
             weights = weights.log1p()
         whole = weights.amax(0) if self._splade.pooling == "max" else weights.sum(0)
         held = whole.nonzero().flatten()
-        return Weights(held.cpu(), whole[held].cpu())
+        return SparseWeights(held.cpu(), whole[held].cpu())
 
-    def answer(self, vector: Weights, parameters: EmbeddingParameters) -> dict[str, float]:
+    def answer(self, vector: SparseWeights, parameters: EmbeddingParameters) -> dict[str, float]:
         values, order = vector.values.sort(descending=True, stable=True)
         most = parameters.max_active_dims
         indices, weights = vector.tokens[order][:most].tolist(), values[:most].tolist()
@@ -115,7 +115,7 @@ class SparseVectors(VectorForm):
     def answer_bytes(self, parameters: EmbeddingParameters, row: Row) -> int:
         return 0  # a text has hundreds of weights above 0, of a vocabulary of tens of thousands
 
-    def output_bytes(self, parameters: EmbeddingParameters, vector: Weights) -> int:
+    def output_bytes(self, parameters: EmbeddingParameters, vector: SparseWeights) -> int:
         size = len(vector.tokens)
         key = self._name_bytes if parameters.sparse_keys == "token" else _KEY_BYTES
         return min(size, parameters.max_active_dims or size) * (NUMBER_BYTES + key)
@@ -124,13 +124,13 @@ class SparseVectors(VectorForm):
     def _name_bytes(self) -> int:
         return 2 + max(map(text_bytes, self.loaded.tokenizer.get_vocab()))
 
-    def compare(self, source: Weights, others: Sequence[Weights]) -> list[float]:
+    def compare(self, source: SparseWeights, others: Sequence[SparseWeights]) -> list[float]:
         query, *documents = (self._scaled(each) for each in (source, *others))
         dense = query.new_zeros(1 + max(int(each.tokens.max()) for each in (source, *others) if len(each.tokens)))
         dense[source.tokens] = query
         return [float(dense[each.tokens] @ own) for each, own in zip(others, documents, strict=True)]
 
-    def _scaled(self, vector: Weights) -> Tensor:
+    def _scaled(self, vector: SparseWeights) -> Tensor:
         unit = self._splade.similarity == "cosine"
         return torch.nn.functional.normalize(vector.values, dim=-1) if unit else vector.values
 
