@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 
 from scoring.api.service import Service
 from scoring.config import Deployment, Limits, Optimisation
+from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.decoder import Decoder
 from scoring.decoder.kv_cache import SamplingParams
 from scoring.decoder.verify import errors, reference
@@ -32,6 +34,8 @@ from scoring.tensor_parallel.decoder import SlicedDecoder
 from scoring.tensor_parallel.workers import CALL_S
 from tests.conftest import Tiny
 from tests.scoring.decoder.test_adapters import generated, greedy, prompt
+from tests.scoring.decoder.test_layer_groups import WINDOW, mixed, prefill
+from tests.scoring.decoder.test_paged_cache import check_greedy, steps
 from tests.scoring.tensor_parallel.many_ranks import Many
 from tests.tiny_models import load_tiny
 
@@ -79,6 +83,17 @@ class TestDecoder:
             each.prefill(1, prompt(plain, 11))
             told.append([each.sample([1]).tokens()] + [each.step([1]).tokens() for _ in range(2 * NEW)])
         assert told[0] == told[1]
+
+    def test_windowed_layers_keep_their_window_on_every_rank(self, many: Many, tmp_path: Path) -> None:
+        plain = mixed("gemma2")
+        plain.save_pretrained(tmp_path)
+        decoder = SlicedDecoder(many.slice(tmp_path), 2, 1024, many.ranks, tokens=8 * BLOCK)
+        ids = prompt(plain, 300)
+        decoder.open(1)
+        prefill(decoder, 1, ids)
+        check_greedy(plain, ids, steps(decoder, [1], 40)[0])
+        assert decoder.groups.windows == (0, WINDOW)
+        assert len(decoder.tables.blocks(1)) <= 6 + 3
 
     def test_what_is_refused_before_it_begins_leaves_the_ranks_in_step(self, many: Many, tiny: Tiny) -> None:
         folder = tiny("opt", TASK)
