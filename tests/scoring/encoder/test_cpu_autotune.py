@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -102,11 +103,13 @@ def test_halves_at_once_are_the_batch(lengths: tuple[int, ...], monkeypatch: pyt
     """A batch of two rows and more is cut where half of its tokens are; each row's answer is that of one call."""
     pytest.importorskip("openvino")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(openvino_stack, "_GAIN", 0.0)
     model = covered("bert embeddings")
     batch = probes(model, [max(1, length) for length in lengths], seed=3)[1]
     for row, length in enumerate(lengths):
         batch["attention_mask"][row, length:] = 0
     way = cpu_autotune.prepare(model, "float32")
+    assert way.means.endswith("halves at once")
     way.on()
     wanted = model(**batch).last_hidden_state
     rows: list[int] = []
@@ -121,6 +124,22 @@ def test_halves_at_once_are_the_batch(lengths: tuple[int, ...], monkeypatch: pyt
     torch.testing.assert_close(model(**batch).last_hidden_state, wanted, rtol=1e-5, atol=1e-5)
     assert sum(rows) == len(lengths)
     assert len(rows) == min(2, len(lengths))
+
+
+def test_halves_that_gain_nothing_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(openvino_stack, "_GAIN", float("inf"))
+    assert cpu_autotune.prepare(covered("roberta fill-mask"), "float32").means == ", by OpenVINO"
+
+
+def test_padding_behind_the_longest_row_costs_no_attention() -> None:
+    """Rows of 2 and 3 tokens in a batch of 6 columns, the first column of the second row being padding."""
+    tokens = np.array([0, 1, 7, 8, 9, 0])  # the last rounds up
+    inputs = openvino_stack._places(tokens, 5, (2, 6), 1)
+    assert inputs["places"].tolist() == [[[0, 3, 0, 0]], [[0, 6, 9, 12]]]
+    assert (inputs["mask"] == 0).tolist() == [[[[True, True, False, False]]], [[[False, True, True, True]]]]
+    assert inputs["tokens"].ravel().tolist() == [0, 1, 5, 6, 7, 0]
 
 
 def test_groups() -> None:
