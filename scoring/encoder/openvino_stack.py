@@ -12,21 +12,19 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
-from numpy.typing import NDArray
 from torch import Tensor
 
 from scoring.encoder.calibration import spans
 from scoring.encoder.cpu_ops import BFLOAT16, INT8, ROWS, bfloat16_pays
+from scoring.encoder.openvino_inputs import Array, absolute, places, read_by_attention
 from scoring.encoder.ops import TorchOps
 from scoring.encoder.stack import FusedStack
 from scoring.passes.base import PassRefused
 
-Array = NDArray[Any]
 _HALVES = 2
 _PAYS = 512  # live tokens from which two halves at once may beat one call of all threads
 _TRIED, _TRIES = 32, 5  # tokens of a row of the batch on which they are tried, and how often
 _GAIN = 1.05  # a smaller one is noise
-_NEVER = -1e9  # added to the scores of padding; finite, since a row may have nothing else
 
 
 def installed() -> bool:
@@ -49,6 +47,7 @@ class OpenVinoStack(FusedStack):
         seen = spans(stack, texts) if precision == INT8 else None
         narrow = precision == BFLOAT16 or (precision == INT8 and bfloat16_pays())
         threads, graph = torch.get_num_threads(), EncoderGraph(stack, seen)
+        self._positions = graph.positions
         try:
             self._request = compiled(graph, threads, narrow).create_infer_request()
             both = compiled(graph, threads, narrow, _HALVES) if threads % _HALVES == 0 else None
@@ -104,9 +103,11 @@ class OpenVinoStack(FusedStack):
         if len(live) == 0:
             return None, {}, live, ids.shape
         tokens = np.concatenate([live, np.repeat(live[:1], -len(live) % ROWS)])  # [T], places in [B * S]
-        inputs = _places(tokens, len(live), ids.shape, self.heads)
+        inputs = places(tokens, len(live), ids.shape, self.heads)
         inputs["words"] = F.embedding(torch.from_numpy(given.ravel()[tokens]), self.tables.words).numpy()
-        inputs["positions"] = _positions(given, self.tables.pad)[tokens].astype(np.int32)
+        inputs |= read_by_attention(self._positions.inputs, self._positions.distances, inputs["places"].shape[-1])
+        if self.tables.positions is not None:
+            inputs["positions"] = absolute(given, self.tables.pad)[tokens].astype(np.int32)
         if self.tables.types is not None:
             kinds = np.zeros(len(tokens)) if types is None else types.numpy().ravel()[tokens]
             inputs["types"] = kinds.astype(np.int32)
@@ -125,31 +126,3 @@ class OpenVinoStack(FusedStack):
         out = found.new_zeros(batch * length, width)
         out[torch.from_numpy(live)] = found[: len(live)]
         return out.view(batch, length, -1)
-
-
-def _places(tokens: Array, live: int, shape: tuple[int, ...], heads: int) -> dict[str, Array]:
-    """Index inputs of `EncoderGraph`; copies that round tokens up, behind the live, attend as the first.
-
-    Attention ends with the last column that has a token: a half of a batch is often shorter than the batch.
-    """
-    rows, columns = np.divmod(tokens, shape[1])
-    batch, length = shape[0], int(columns.max()) + 1
-    at = (rows * length + columns)[:live]
-    numbers = np.zeros(batch * length, np.int32)
-    numbers[at] = np.arange(live, dtype=np.int32)
-    mask = np.full(batch * length, _NEVER, np.float32)
-    mask[at] = 0.0
-    each = np.arange(heads, dtype=np.int32)
-    return {
-        "places": numbers.reshape(batch, 1, length) * np.int32(3 * heads) + each[:, None],
-        "tokens": ((rows[:, None] * heads + each) * length + columns[:, None]).astype(np.int32),
-        "mask": mask.reshape(batch, 1, 1, length),
-    }
-
-
-def _positions(ids: Array, pad: int) -> Array:
-    """Position of each place of ids [B, S], flat: counted from 0, or where `pad` takes none, from behind it."""
-    if pad < 0:
-        return np.broadcast_to(np.arange(ids.shape[1]), ids.shape).ravel()
-    counted = ids != pad
-    return np.asarray((counted.cumsum(1) * counted + pad).ravel())

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from scoring.encoder import cpu_autotune, cpu_ops, openvino_stack, real_text, room
+from scoring.encoder import cpu_autotune, cpu_ops, openvino_inputs, openvino_stack, real_text, room
 from scoring.encoder.verify import Batch, answers, probes, reference, relative_error, verify_encoder
 from scoring.passes import cpu
 from scoring.passes.base import BOUNDS, Facts, Hardware, PassRefused
-from tests.scoring.encoder.encoder_models import COVERED, SIZES, covered, make
+from tests.scoring.encoder.encoder_models import COVERED, GATED, SIZES, covered, make
 
 BERT = Facts("bert", "BertModel", "encoder", 110_000_000, 440_000_000, 12, 12, 12, 768)
 HERE = Hardware("cpu", "cpu", (0, 0), 0, 0, False)
@@ -66,14 +66,15 @@ def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize(
     ("name", "library"),
-    [(name, "torch") for name in [*COVERED, *OTHERS, *DECODERS]] + [(name, "openvino") for name in COVERED],
+    [(name, "torch") for name in [*COVERED, *GATED, *OTHERS, *DECODERS]]
+    + [(name, "openvino") for name in [*COVERED, *GATED]],
     indirect=["library"],
 )
 @pytest.mark.usefixtures("library")
 def test_answers_as_plain_transformers(name: str, precision: str) -> None:
     if precision == "bfloat16" and NO_BFLOAT16:
         pytest.skip(NO_BFLOAT16)
-    architecture, config = (COVERED | OTHERS | DECODERS)[name]
+    architecture, config = (COVERED | GATED | OTHERS | DECODERS)[name]
     model = make(architecture, config | {"initializer_range": 0.1})  # weights as wide as the rounding of trained ones
     told = reference(model)
     way = cpu_autotune.prepare(model, precision)
@@ -85,6 +86,25 @@ def test_answers_as_plain_transformers(name: str, precision: str) -> None:
     assert way.count >= 1
     way.off()
     assert verify_encoder(model, told) < 1e-6
+
+
+@pytest.mark.parametrize("library", ["torch", "openvino"], indirect=True)
+@pytest.mark.parametrize("name", ["deberta-v2 unshared", "modernbert embeddings", "mpnet embeddings"])
+@pytest.mark.usefixtures("library")
+def test_positions_are_those_within_a_row(name: str) -> None:
+    """Distances beyond a table's end and a window's, wherever in the batch's width a row's tokens lie."""
+    model = covered(name)
+    first, last = probes(model, (40, 3, 17), seed=3)[1], probes(model, (17, 40), seed=4)[1]
+    for key, value in last.items():  # the short row's tokens at the end
+        if name != "mpnet embeddings":  # which counts its absolute positions in its own row
+            last[key] = torch.stack([value[0].roll(23, -1), value[1]])
+    way = cpu_autotune.prepare(model, "float32")
+    for batch in (first, last):
+        wanted = answers(model, batch)
+        way.on()
+        found = answers(model, batch)
+        way.off()
+        assert relative_error({"x": found["last_hidden_state"]}, {"x": wanted["last_hidden_state"]}) < 1e-5
 
 
 @pytest.mark.parametrize("library", ["torch", "openvino"], indirect=True)
@@ -143,7 +163,7 @@ def test_halves_that_gain_nothing_are_let_go(monkeypatch: pytest.MonkeyPatch) ->
 def test_padding_behind_the_longest_row_costs_no_attention() -> None:
     """Rows of 2 and 3 tokens in a batch of 6 columns, the first column of the second row being padding."""
     tokens = np.array([0, 1, 7, 8, 9, 0])  # the last rounds up
-    inputs = openvino_stack._places(tokens, 5, (2, 6), 1)
+    inputs = openvino_inputs.places(tokens, 5, (2, 6), 1)
     assert inputs["places"].tolist() == [[[0, 3, 0, 0]], [[0, 6, 9, 12]]]
     assert (inputs["mask"] == 0).tolist() == [[[[True, True, False, False]]], [[[False, True, True, True]]]]
     assert inputs["tokens"].ravel().tolist() == [0, 1, 5, 6, 7, 0]
