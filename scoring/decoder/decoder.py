@@ -66,8 +66,9 @@ class Decoder:
         fixed: bool = False,
         narrow: bool = False,
     ) -> None:
-        bound = int(getattr(hf_model.config, "max_position_embeddings", 0) or 0)
-        length = min(max_length, bound) if bound and hf_model.config.model_type != "bloom" else max_length
+        text = hf_model.config.get_text_config(decoder=True)
+        bound = int(getattr(text, "max_position_embeddings", 0) or 0)
+        length = min(max_length, bound) if bound and text.model_type != "bloom" else max_length
         self.unfit = unsupported(hf_model.config)  # for the fused tier
         self.tier: Tier = tier or ("generic" if self.unfit and team is None else "fused")
         self.model: DecoderModel | GenericModel

@@ -72,6 +72,22 @@ STATIC_DECODE = Families(
         "starcoder2",
     ),
 )
+#: Multimodal types that give a text alone to their decoder unchanged, with the family that it mostly is.
+WRAPPED: Mapping[str, str] = {
+    "cohere2_vision": "cohere2",
+    "gemma3": "gemma3_text",
+    "got_ocr2": "qwen2",
+    "idefics2": "mistral",
+    "idefics3": "llama",
+    "internvl": "qwen2",
+    "lighton_ocr": "qwen3",
+    "llava": "llama",
+    "llava_next": "llama",
+    "llava_onevision": "qwen2",
+    "mistral3": "mistral",
+    "smolvlm": "llama",
+    "vipllava": "llama",
+}
 _AFTER = "it has norms after its blocks"
 _PARALLEL = "its blocks compute attention and MLP side by side"
 #: Families of the static decoder whose steps on a CPU run in C (`scoring.decoder.native_step`), and those it refuses.
@@ -149,10 +165,15 @@ class TierChoice(NamedTuple):
     reason: str
 
 
+def text_family(family: str) -> str:
+    """Family of the decoder that answers a text: of a multimodal type, its text part's."""
+    return WRAPPED.get(family, family)
+
+
 def decoder_tier(family: str) -> TierChoice:
     """Choose the tier of a decoder family; the generic one is a forecast: the loaded model's attention decides."""
-    if family in STATIC_DECODE.served:
-        return TierChoice("fused", "fused tier")
+    if (text := text_family(family)) in STATIC_DECODE.served:
+        return TierChoice("fused", "fused tier" if text == family else f"fused tier, as the {text} in it")
     if family in GENERIC_DECODE.refused:
         return TierChoice(None, f"{family}: {GENERIC_DECODE.refused[family]}")
     return TierChoice("generic", "generic tier: transformers' own modules over our cache")

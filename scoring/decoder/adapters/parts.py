@@ -1,6 +1,6 @@
 """Parts of transformers' decoders as data: products, norms, activations and rotary tables, weights shared."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,23 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 _FIXED_ROTARY = ("default", "linear", "llama3", "yarn")  # the same at every length of the sequence
+
+
+class TextPart(NamedTuple):
+    """Text part of a multimodal model, with the names that a decoder of that family has."""
+
+    model: Any
+    lm_head: Any
+    config: Any
+    dtype: torch.dtype
+
+
+def text_part(model: Any) -> Any:
+    """The decoder itself; of a multimodal model, its text part."""
+    text = model.config.get_text_config(decoder=True)
+    if text is model.config:
+        return model
+    return TextPart(model.get_decoder(), model.get_output_embeddings(), text, model.dtype)
 
 
 def changing_rotary(config: Any) -> str:
