@@ -138,7 +138,8 @@ def tiny_multimodal(family: str) -> Any:
 
 def _odd(text: dict[str, Any]) -> dict[str, Any]:
     """Numbers that make a text part's peculiarities count."""
-    return {name: number for name, number in {"logit_scale": 0.5, "final_logit_softcapping": 5.0}.items() if name in text}
+    odd = {"logit_scale": 0.5, "final_logit_softcapping": 5.0}
+    return {name: number for name, number in odd.items() if name in text}
 
 
 def _sizes(family: str) -> dict[str, Any]:

@@ -134,6 +134,7 @@ class StaticDecode(Pass):
     def apply(self, model: Any) -> Applied:
         import torch
 
+        from scoring.decoder.adapters.parts import steady_rotary
         from scoring.decoder.verify import step_ms
 
         on_gpu, ranks = model.device.type == "cuda", self._slicing.ranks if self._slicing else None
@@ -159,6 +160,9 @@ class StaticDecode(Pass):
         if decoder.tier != decoder_tier(model.config.model_type).tier:
             detail += f"; in the {decoder.tier} tier after all"
             detail += f": {decoder.unfit}" if decoder.unfit else ""
+        if steady := steady_rotary(model.config.get_text_config(decoder=True)):
+            detail += f"; nothing is drafted: rotary positions differ beyond {steady:,} tokens"
+            detail += ", and longer sequences are left to `generate`" if decoder.tier == "generic" else ""
         if self.invariant:
             detail += "; sums of one order: answers are the same bits alone and in company"
         if decoder.speculates:
@@ -186,6 +190,7 @@ class StaticDecode(Pass):
         """Decoder of a model, whole or cut over ranks; raises PassRefused if another rank has no memory for it."""
         import torch
 
+        from scoring.decoder.adapters.parts import steady_rotary
         from scoring.decoder.decoder import Decoder
 
         tokens, share = 0, 0.0
@@ -193,7 +198,8 @@ class StaticDecode(Pass):
             tokens, share = self.tokens, self.share - self.spare_bytes / torch.cuda.mem_get_info(model.device)[1]
         if ranks is None:
             experts = bool(getattr(model.config.get_text_config(decoder=True), "num_experts_per_tok", None))
-            named = self.draft_model if self._speculation in ("auto", "draft") else ""
+            steady = steady_rotary(model.config.get_text_config(decoder=True))
+            named = self.draft_model if self._speculation in ("auto", "draft") and not steady else ""
             drafts = decide(
                 self._speculation, model.device.type, experts=experts, draft=bool(named), fixed=self.invariant
             ).take

@@ -15,6 +15,7 @@ from scoring.decoder.adapters.parts import (
     layer_norm,
     linear,
     rotary_tables,
+    steady_rotary,
     text_part,
 )
 from scoring.decoder.model import Attention, DecoderLayer, DecoderModel, Mlp
@@ -64,6 +65,8 @@ def unsupported(config: Any) -> str:
     rope = changing_rotary(config)
     if rope:
         return f"{rope} rotary positions change with the length"
+    if steady_rotary(config) and family not in TWICE_TURNED:
+        return f"{family} with longrope rotary positions"
     activation = activation_name(config)
     if activation not in ACTIVATIONS:
         return f"activation {activation}"
@@ -266,3 +269,5 @@ _BUILDERS: dict[str, Callable[[Any, int], DecoderModel]] = {
     **dict.fromkeys(llama.FAMILIES, llama.build),
 }
 FAMILIES = tuple(sorted(_BUILDERS))
+#: Families that may have two rotary tables: kernels that norm heads turn them by one.
+TWICE_TURNED = ("llama", "mistral", "phi3", "qwen2")

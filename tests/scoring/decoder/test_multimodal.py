@@ -1,20 +1,13 @@
 """The text part of multimodal checkpoints in the fused tier, against the whole model of plain transformers."""
 
-from pathlib import Path
-
 import pytest
 import torch
-from transformers import AutoTokenizer
 
-import mii_azure
 from scoring.decoder.adapters.builders import unsupported
 from scoring.decoder.decoder import Decoder
 from scoring.decoder.verify import errors, reference
 from scoring.passes.families import WRAPPED, decoder_tier
-from tests.conftest import Tiny
-from tests.scoring.conftest import Served
 from tests.scoring.decoder.test_adapters import TOLERANCE, generated, greedy, plain_logits, prompt
-from tests.scoring.generating import PROMPTS
 from tests.tiny_causal import CONTEXT, tiny_config, tiny_multimodal
 
 TASK = "text-generation"
