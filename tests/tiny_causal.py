@@ -44,10 +44,8 @@ SIZES: dict[str, Any] = {
 
 _MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1}
 _FALCON = {"head_dim": None, "num_kv_heads": 2, "new_decoder_architecture": True}
-_GEMMA4 = {
-    "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0, "num_attention_heads": None, "global_head_dim": 8,
-    "num_global_key_value_heads": None, "layer_types": ["sliding_attention", "full_attention"],
-}  # fmt: skip
+_KINDS = ["sliding_attention", "full_attention"]
+_GEMMA4 = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY, "layer_types": _KINDS}
 
 #: Numbers of a tiny vision tower.
 SIGHT: dict[str, Any] = {
@@ -67,11 +65,13 @@ OWN: dict[str, dict[str, Any]] = {
     "falcon": _FALCON,
     "gemma3n_text": {
         "num_kv_shared_layers": 0,
-        "activation_sparsity_pattern": 0.0,
+        "intermediate_size": [64, 64],
+        "activation_sparsity_pattern": [0.5, 0.0],
         "vocab_size_per_layer_input": VOCABULARY,
         "hidden_size_per_layer_input": 8,
-        "layer_types": ["sliding_attention", "full_attention"],
+        "layer_types": _KINDS,
     },
+    "gemma4_text": _GEMMA4 | {"per_layer_config": {"1": {"head_dim": 16}}},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 16, "num_heads": 4},
     "granitemoehybrid": _MAMBA,
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
