@@ -269,6 +269,8 @@ SCORING_FILES = (
     "telemetry/versions.py",
     "tensor_parallel/__init__.py",
     "tensor_parallel/decoder.py",
+    "tensor_parallel/experts.py",
+    "tensor_parallel/repeated_heads.py",
     "tensor_parallel/rpc.py",
     "tensor_parallel/worker.py",
     "tensor_parallel/workers.py",

@@ -72,11 +72,12 @@ class Decoder:
         bound = int(getattr(text, "max_position_embeddings", 0) or 0)
         length = min(max_length, bound) if bound and text.model_type != "bloom" else max_length
         self.unfit = unsupported(hf_model.config)  # for the fused tier
-        self.tier: Tier = tier or ("generic" if self.unfit and team is None else "fused")
+        self.tier: Tier = tier or ("generic" if self.unfit else "fused")
         if self.tier == "generic":
             length = min(length, steady_rotary(text) or length)
         self.model: DecoderModel | GenericModel
-        self.model = probe(hf_model, length, self.unfit) if self.tier == "generic" else build(hf_model, length, team)
+        generic = self.tier == "generic"
+        self.model = probe(hf_model, length, self.unfit, team) if generic else build(hf_model, length, team)
         self.slots = slots
         dtype = FP8 if narrow else self.model.dtype
         blocks = pool_blocks(self.model, slots, length, tokens, share, dtype.itemsize)

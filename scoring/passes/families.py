@@ -109,7 +109,9 @@ TENSOR_SLICING = Families(
         "mistral",
         "mixtral",
         "qwen2",
+        "qwen2_moe",
         "qwen3",
+        "qwen3_moe",
         "gemma2",
         "opt",
         "gpt_neo",
@@ -126,6 +128,8 @@ TENSOR_SLICING = Families(
         "falcon": "its one key-value head cannot be cut",
     },
 )
+#: Families whose key-value heads are repeated where slices are more: keys and values are products of their own.
+REPEATED_HEADS = ("gemma2", "llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe")
 _STATE = "its layers keep a recurrent state beside or in place of keys and values"
 _INDEX = "its layers choose keys by an index that they keep beside them"
 _OWN_ATTENTION = "its attention does not go through transformers' attention interface"
@@ -152,10 +156,18 @@ GENERIC_DECODE = Families(
         ),
     },
 )  # fmt: skip
-#: Families whose slices the static decoder serves.
-SLICED_DECODERS = tuple(family for family in STATIC_DECODE.served if family in TENSOR_SLICING.served)
+#: Families whose slices the static decoder serves, in either tier.
+SLICED_DECODERS = tuple(family for family in TENSOR_SLICING.served if family not in FUSED_ENCODER.served)
 #: Encoders whose learned positions begin after the padding token's.
 POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet")
+
+
+def uncut(family: str, degree: int, heads: int, kv_heads: int) -> str:
+    """Heads of a family that cannot be divided over so many slices, with their number; empty if all can."""
+    if heads % degree:
+        return f"{heads} attention heads"
+    repeated = family in REPEATED_HEADS and degree % kv_heads == 0
+    return f"{kv_heads} key-value heads" if kv_heads % degree and not repeated else ""
 
 
 class TierChoice(NamedTuple):

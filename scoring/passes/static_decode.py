@@ -74,8 +74,6 @@ class StaticDecode(Pass):
         tier, reason = decoder_tier(facts.family)
         if tier is None:
             return Applicability(False, reason)
-        if tier == "generic" and self.degree(facts, hardware, objective) > 1:
-            return Applicability(False, f"the generic tier serves no slices, and {facts.family} has no other")
         if self.narrow and (told := self._wide(facts, hardware, objective)):
             return Applicability(False, told)
         if self.invariant and (told := self._varies(tier, facts, hardware, objective)):
@@ -112,7 +110,7 @@ class StaticDecode(Pass):
         least = min(self.max_length, LEAST_CACHE_TOKENS)
         cache = (2 if self.narrow else 4) * facts.layers * facts.kv_heads * facts.head_dim * least
         degree = self.degree(facts, hardware, objective)
-        needed = (facts.weight_bytes + cache) / degree
+        needed = facts.weight_bytes / degree + cache / min(degree, facts.kv_heads or 1)
         each = f" on each of {degree} GPUs" if degree > 1 else ""
         if needed > self.share * hardware.memory_bytes:
             size = f"{needed / 2**30:.1f} GiB{each}"
@@ -210,12 +208,8 @@ class StaticDecode(Pass):
             decoder.rounds = self._speculation in ("ngram", "draft")
             decoder.draft, decoder.draft_cost = small, cost_of(small, decoder) if small else 0.0
             return decoder
-        from scoring.decoder.adapters.builders import unsupported
         from scoring.tensor_parallel.decoder import SlicedDecoder
 
-        reason = unsupported(model.config)
-        if reason:
-            raise PassRefused(reason)
         try:
             return SlicedDecoder(model, slots, self.max_length, ranks, tokens, share)
         except BaseException as error:
