@@ -15,9 +15,9 @@ def repeat_heads(model: Any, degree: int) -> None:
     if heads >= degree:
         return
     for module in model.modules():
-        products = [getattr(module, name, None) for name in ("k_proj", "v_proj")]
-        if all(isinstance(each, nn.Linear) for each in products):
-            for product in products:
+        keys, values = (getattr(module, name, None) for name in ("k_proj", "v_proj"))
+        if isinstance(keys, nn.Linear) and isinstance(values, nn.Linear):
+            for product in (keys, values):
                 _repeat(product, heads, degree // heads)
             module.num_key_value_groups = config.num_attention_heads // degree
     config.num_key_value_heads = degree
@@ -32,4 +32,5 @@ def _repeat(product: nn.Linear, heads: int, times: int) -> None:
 
 def _repeated(rows: Tensor, heads: int, times: int) -> Tensor:
     """Rows of heads, those of each head so many times."""
-    return rows.unflatten(0, (heads, -1)).repeat_interleave(times, 0).flatten(0, 1)
+    by_head = rows.view(heads, len(rows) // heads, *rows.shape[1:])
+    return by_head.repeat_interleave(times, 0).flatten(0, 1)
