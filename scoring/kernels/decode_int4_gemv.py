@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from scoring.kernels.decode_gemv import activation, extras, pairs_of, place_of, rotation, write_pair
+from scoring.kernels.decode_gemv import activation, extras, pairs_of, place_of, rotation, table_row, write_pair
 from scoring.kernels.decode_int4 import integers, scales, sums, words
 from scoring.kernels.decode_norms import added, statistics
 
@@ -103,11 +103,12 @@ def gemv_gated(x_ptr, y_ptr, post_ptr, new_ptr, gain_ptr, w_ptr, scale_ptr, gain
 
 @triton.jit
 def gemv_qkv(x_ptr, y_ptr, post_ptr, new_ptr, gain_ptr, w_ptr, scale_ptr, gains_ptr, bias_ptr, q_ptr, keys_ptr,
-             values_ptr, cos_ptr, sin_ptr, slots_ptr, lengths_ptr, table_ptr, K, WIDTH, BLOCKS, eps, post_eps, factor,
-             zeros_ptr, BN: tl.constexpr, BK: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr,
+             values_ptr, cos_ptr, sin_ptr, slots_ptr, lengths_ptr, table_ptr, long_ptr, K, WIDTH, BLOCKS, eps, post_eps,
+             factor, zeros_ptr, BN: tl.constexpr, BK: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr,
              BIAS: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr, H: tl.constexpr, KV: tl.constexpr,
              D: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr, PER_HEAD: tl.constexpr,
-             ROTARY: tl.constexpr, POST: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+             ROTARY: tl.constexpr, LONG: tl.constexpr, POST: tl.constexpr, ROWS: tl.constexpr,
+             PDL: tl.constexpr):  # fmt: skip
     """Do what `decode_gemv.gemv_qkv` does. Grid (B G,)."""
     row, first = place_of(ROWS)
     step = tl.num_programs(0) // ROWS
@@ -119,6 +120,7 @@ def gemv_qkv(x_ptr, y_ptr, post_ptr, new_ptr, gain_ptr, w_ptr, scale_ptr, gains_
     slot = tl.load(slots_ptr + row).to(tl.int64)
     position = tl.load(lengths_ptr + slot)
     block = tl.load(table_ptr + slot * WIDTH + position // BLOCK)
+    turn = table_row(position, long_ptr + slot, LONG)
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
@@ -134,7 +136,7 @@ def gemv_qkv(x_ptr, y_ptr, post_ptr, new_ptr, gain_ptr, w_ptr, scale_ptr, gains_
         next_b, next_b_scale, next_b_zero = _read(w_ptr, scale_ptr, zeros_ptr, next_b_rows, N, K, BK, GROUP, ZERO)
         _by_row, a_gains, a_bias = extras(a_rows, inside, scale_ptr, gains_ptr, bias_ptr, False, NORM, BIAS)
         _by_row, b_gains, b_bias = extras(b_rows, inside, scale_ptr, gains_ptr, bias_ptr, False, NORM, BIAS)
-        cos, sin = rotation(position, part, pair, inside, cos_ptr, sin_ptr, D, ROTARY)
+        cos, sin = rotation(turn, part, pair, inside, cos_ptr, sin_ptr, D, ROTARY)
         y = (sums(a, a_scale, a_zero, x, ZERO) - mean * a_gains) * inverse + a_bias
         z = (sums(b, b_scale, b_zero, x, ZERO) - mean * b_gains) * inverse + b_bias
         write_pair(y, z, cos, sin, one, other, row, block, position, part, head, inside, q_ptr, keys_ptr, values_ptr,
