@@ -102,7 +102,7 @@ def _stacks(tensors: tuple[Tensor, ...]) -> dict[str, int]:
 
 def _layers(stack: str, config: dict[str, Any], family: Family) -> int | None:
     layers = fact(config, family, "layers")
-    if family.kind not in _SIDED:
-        return layers
+    if family.kind not in _SIDED:  # a decoder may be one side of its family
+        return (fact(config, family, "decoder_layers") if family.kind == "decoder" else None) or layers
     side = next((each for each in _SIDES if each in stack.split(".")), "")
     return fact(config, family, f"{side}_layers") or layers if side else None
