@@ -135,9 +135,9 @@ class CudaBackend:
         """Remarks on how steps run, if not by kernels in graphs alone."""
         return []
 
-    def open(self, slot: int, sampling: SamplingParams) -> None:
+    def open(self, slot: int, sampling: SamplingParams, long: bool = False) -> None:
         """Empty a slot; sent to the device, with others opened meanwhile, before the next prefill or step."""
-        self._opened[slot] = record(slot, sampling)
+        self._opened[slot] = record(slot, sampling, long)
 
     def prefill(self, parts: Sequence[Part]) -> Tensor:
         """Append prompt tokens to slots; logits [parts, vocabulary] after the last of each."""
@@ -180,10 +180,9 @@ class CudaBackend:
         self._tell(parts)
         graph.replay()
 
-    def extend(self, grown: Iterable[tuple[int, int, int]]) -> None:
+    def extend(self, grown: Iterable[tuple[int, int, int, int]]) -> None:
         """Enter blocks in the tables, as `KVCache.extend` does; sent before the next prefill or step."""
-        width = self.prefiller.state.width
-        self._grown += [(slot * width + number, block) for slot, number, block in grown]
+        self._grown += self.prefiller.state.entries(grown)
 
     def settle(self) -> None:
         """Enqueue the records of slots that were opened, and the blocks that slots were given."""

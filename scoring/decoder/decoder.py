@@ -20,21 +20,24 @@ import torch
 from torch import Tensor
 
 from scoring.decoder.adapters.builders import build, unsupported
+from scoring.decoder.adapters.parts import steady_rotary
 from scoring.decoder.back_ends import gpu_backend, plain_backend
-from scoring.decoder.block_pool import BLOCK, blocks_of
+from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.block_tables import BlockTables
-from scoring.decoder.chunk_size import LONGEST_CHUNK
+from scoring.decoder.chunk_size import STEP_TOKENS
 from scoring.decoder.drafts import Fed, Placed, Runs, speculate
 from scoring.decoder.generic.model import GenericModel
 from scoring.decoder.generic.probe import probe
 from scoring.decoder.int4 import attach
 from scoring.decoder.kv_cache import FP8, KVCache, SamplingParams
+from scoring.decoder.layer_groups import group_layers
 from scoring.decoder.logprobs import indices
+from scoring.decoder.long_rotary import LongRotary
 from scoring.decoder.low_rank import SlotAdapters
-from scoring.decoder.model import DecoderModel, dequantize_weights, quantize_weights
+from scoring.decoder.model import DecoderModel, dequantize_weights, quantize_weights, windows_of
 from scoring.decoder.open_logits import OpenLogits
 from scoring.decoder.pending import Pending, Ready
-from scoring.decoder.pool_size import pool_blocks, window_of
+from scoring.decoder.pool_size import pool_blocks
 from scoring.decoder.prompt_cost import PromptCost
 from scoring.decoder.sampler import Added, add_to, pick_all
 from scoring.distributed.tp_group import TensorParallelGroup
@@ -51,6 +54,7 @@ class Decoder:
     in the same order: each then gives its slots the same blocks.
     The tier is fused where an adapter builds the model, unless one is asked for; with `drafts` it may `speculate`.
     `fixed`: in the fused tier, an answer is the same bits alone and in company. `narrow`: the cache is in FP8.
+    `rewinds`: tokens by which a sequence's `lengths` may be set back, for which its windows keep keys.
     """
 
     def __init__(
@@ -65,31 +69,36 @@ class Decoder:
         drafts: bool = False,
         fixed: bool = False,
         narrow: bool = False,
+        rewinds: int = 0,
     ) -> None:
-        bound = int(getattr(hf_model.config, "max_position_embeddings", 0) or 0)
-        length = min(max_length, bound) if bound and hf_model.config.model_type != "bloom" else max_length
+        text = hf_model.config.get_text_config(decoder=True)
+        bound = int(getattr(text, "max_position_embeddings", 0) or 0)
+        length = min(max_length, bound) if bound and text.model_type != "bloom" else max_length
         self.unfit = unsupported(hf_model.config)  # for the fused tier
-        self.tier: Tier = tier or ("generic" if self.unfit and team is None else "fused")
+        self.tier: Tier = tier or ("generic" if self.unfit else "fused")
+        if self.tier == "generic":
+            length = min(length, steady_rotary(text) or length)
         self.model: DecoderModel | GenericModel
-        self.model = probe(hf_model, length, self.unfit) if self.tier == "generic" else build(hf_model, length, team)
+        generic = self.tier == "generic"
+        self.model = probe(hf_model, length, self.unfit, team) if generic else build(hf_model, length, team)
         self.slots = slots
         dtype = FP8 if narrow else self.model.dtype
-        blocks = pool_blocks(self.model, slots, length, tokens, share, dtype.itemsize)
+        self.groups = groups = group_layers([own and own + rewinds for own in windows_of(self.model)], length)
+        blocks = pool_blocks(self.model, groups, slots, length, tokens, share, dtype.itemsize)
         self.full_length = length  # before it is reduced to what the cache holds
-        window = window_of(self.model)
-        least = blocks_of(window) + blocks_of(LONGEST_CHUNK) + 1  # of a sequence that keeps no more than its window
-        self.max_length = length if window and blocks >= least else min(length, blocks * BLOCK)
-        self.state = KVCache(self.model, slots, self.max_length, blocks, dtype)
-        self.capacity = min(slots * self.max_length, self.state.blocks * BLOCK)
-        self.tables = BlockTables(slots, self.state.width, self.state.blocks, self.state.in_place, window)
+        self.max_length = groups.longest(blocks, STEP_TOKENS[self.model.device.type], length)
+        self.state = KVCache(self.model, slots, self.max_length, blocks, dtype, groups)
+        self.capacity = min(slots * self.max_length, self.state.blocks // groups.count * BLOCK)
+        self.tables = BlockTables(slots, self.state.width, self.state.blocks, self.state.in_place, groups.windows)
         self.lengths = [0] * slots  # the host's copy: known without asking the device
+        self.rotary = LongRotary(self.model.steady, slots)
         self.fixed = fixed  # answers are the same bits alone and in company
         self.adapters = SlotAdapters(hf_model, self.model)
         self.plain = plain_backend(self.model, self.state, fixed)
         self._torch = self.adapters.around(self.plain)
         self._logits = OpenLogits()
         self._constrained: set[int] = set()  # slots whose tokens `sample` picks
-        self._drafts = drafts
+        self._drafts = drafts and not self.model.steady  # a draft may not reach into the other table
         self.draft: Decoder | None = None  # a small model's, which foretells tokens
         self.draft_cost = 0.0  # of one of its steps, in steps of this decoder
         self.rounds = False  # drafts come beside int8 steps too: their tokens are then those of the 16-bit weights
@@ -108,9 +117,9 @@ class Decoder:
         Returns the length of that prefix, whose tokens are not to be prefilled. Never all of the prompt.
         """
         sampling = sampling or SamplingParams()
-        (self.state if self._cuda is None else self._cuda).open(slot, sampling)
+        (self.state if self._cuda is None else self._cuda).open(slot, sampling, self.rotary.open(slot, ids))
         (self._constrained.add if sampling.constrained else self._constrained.discard)(slot)
-        held = self.tables.open(slot, ids, salt)
+        held = self.tables.open(slot, ids, self.rotary.salt(ids, salt))
         self.lengths[slot] = held
         self._unsettled.pop(slot, None)
         self._logits.drop([slot])
@@ -123,7 +132,7 @@ class Decoder:
 
     def choose(self, free: Collection[int], ids: Sequence[int], salt: str | None) -> int:
         """Choose one of the free slots, the first of which was left the longest ago, for a sequence."""
-        return self.tables.choose(free, ids, salt)
+        return self.tables.choose(free, ids, self.rotary.salt(ids, salt))
 
     def evict(self, most: int) -> None:
         """Free blocks that are only kept for their contents, until at most `most` are left."""
@@ -362,7 +371,7 @@ class Decoder:
 
     def _advance(self, slots: Iterable[int]) -> None:
         """Give up blocks before the slots' windows, of which what is enqueued already may still read."""
-        if self.tables.window:
+        if any(self.tables.windows):
             for slot in slots:
                 self.tables.advance(slot, self.lengths[slot])
             self._sync()

@@ -20,13 +20,13 @@ turns out to have ended costs one wasted step of its slot. Only a step with draf
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from math import ceil
 from typing import Any
 
 from scoring.decoder.block_pool import BLOCK, blocks_of
-from scoring.decoder.chunk_size import LONGEST_CHUNK, chunk_within
+from scoring.decoder.chunk_size import STEP_TOKENS, chunk_within
 from scoring.decoder.decoder import Decoder
 from scoring.decoder.prefix_cache import MIN_PREFIX_TOKENS, Begin, begin, common_prefix
 from scoring.decoder.prompt_cost import PromptCost
@@ -40,8 +40,6 @@ from scoring.generation.text_generator import TextGenerator
 
 logger = logging.getLogger("mii_azure.scheduler")
 
-#: Tokens of one step: about as many as a device computes in the time it takes to read the weights a few times.
-_BUDGET = {"cpu": 128, "cuda": LONGEST_CHUNK}
 _PIECE_MS = 34.0  # of prompts in one step, if the decoder knows: with its own step, a stream waits less than 50 ms
 _ALONE_MS = 300.0  # if nobody decodes: of two such steps at most, which are under way, a newcomer has to wait
 _LEAST_PROMPT = 16  # tokens of a step reserved for prompts, however many rows decode
@@ -51,18 +49,20 @@ _SHARE = 0.5  # share of the tokens a row may generate for which it needs room t
 class Scheduler:
     """Scheduler of the rows on one decoder's slots; all calls from one thread.
 
-    `capacity` bounds the tokens of prompts and answers that slots hold at once, in whole blocks of each row; a single
-    row may have more. Without `reuse` every prompt is computed whole.
+    `capacity` bounds the tokens of prompts and answers that slots hold at once, in whole blocks of each row, as if each
+    layer kept all; a single row may have more. Without `reuse` every prompt is computed whole.
     """
 
     def __init__(self, task: TextGenerator, decoder: Decoder, capacity: int, reuse: bool = True) -> None:
         device = decoder.model.device.type
         self.decoder = decoder
-        self.budget = _BUDGET[device]
+        self.budget = STEP_TOKENS[device]
         self._task = task
         self._capacity = min(capacity, decoder.capacity)
-        self._blocks = min(blocks_of(capacity), decoder.tables.pool.blocks)
-        self._bounded = self._blocks < decoder.slots * decoder.tables.width
+        groups, whole = decoder.groups.count, decoder.slots * decoder.tables.width
+        self._blocks = min(blocks_of(capacity) * groups, decoder.tables.pool.blocks)
+        self._bounded = self._blocks < whole * groups
+        self._spare = 2 * groups  # blocks of a row for its next token and a draft behind it
         self._late = device == "cuda"
         self._free_slots = dict.fromkeys(range(decoder.slots))  # that which was left the longest ago first
         self._reuse = reuse
@@ -83,12 +83,11 @@ class Scheduler:
 
     @property
     def cache(self) -> dict[str, int]:
-        """Tokens that active rows hold in the KV cache, shared ones once, and their upper bound."""
-        slots, tables = [running.slot for running in (*self._prefilling, *self._decoding)], self.decoder.tables
-        blocks = sum(len(tables.blocks(slot)) for slot in slots)
-        past = sum(blocks_of(self.decoder.lengths[slot]) for slot in slots) - blocks  # before windows
-        shared = blocks - tables.pool.used  # whole blocks, each time but one
-        held = sum(self.decoder.lengths[slot] for slot in slots) - max(0, past + shared) * BLOCK
+        """Tokens that active rows hold in the KV cache, shared ones once, parts of those given up; and their bound."""
+        slots, groups = [running.slot for running in (*self._prefilling, *self._decoding)], self.decoder.groups.count
+        whole = groups * sum(blocks_of(self.decoder.lengths[slot]) for slot in slots)
+        less = max(0, whole - self.decoder.tables.pool.used)  # before windows, or shared and counted for another
+        held = sum(self.decoder.lengths[slot] for slot in slots) - less * BLOCK // groups
         return {"kv_tokens": held, "kv_capacity": self._capacity}
 
     def fits(self, row: Row) -> bool:
@@ -103,17 +102,16 @@ class Scheduler:
         if not self._bounded or not running:
             return True
         expected = self._needed(lambda r: max(self._holds(r), r.row.tokens + ceil(_SHARE * r.most)))
-        return expected + self.decoder.tables.most(tokens + ceil(_SHARE * more), self.budget) <= self._blocks
+        return expected + self.decoder.groups.blocks(tokens + ceil(_SHARE * more), self.budget) <= self._blocks
 
     def _needed(self, tokens: Callable[[RunningSequence], int]) -> int:
         """Blocks in use once each active row holds its `tokens`; those that rows share count once."""
         tables, running = self.decoder.tables, (*self._prefilling, *self._decoding)
+        return tables.pool.used + sum(tables.more(each.slot, tokens(each), self._piece(each)) for each in running)
 
-        def more(slot: int, length: int) -> int:
-            most = tables.most(length, self.budget) - len(tables.blocks(slot)) if tables.window else length
-            return max(0, min(tables.missing(slot, length), most))
-
-        return tables.pool.used + sum(more(each.slot, tokens(each)) for each in running)
+    def _piece(self, running: RunningSequence) -> int:
+        """Most tokens of a row that one step computes."""
+        return max(1 + running.drafted, min(self.budget, len(running.ids) - running.filled))
 
     def _holds(self, running: RunningSequence) -> int:
         """Tokens in a row's slot after its next step."""
@@ -141,6 +139,9 @@ class Scheduler:
         running.filled = self.decoder.open(slot, running.sampling, running.ids, salt)
         del self._free_slots[slot]
         running.slot, running.begun = slot, False
+
+    def _salt(self, running: RunningSequence) -> str:
+        return self.decoder.rotary.salt(running.ids, running.salt) or ""
 
     def _reused(self, running: RunningSequence, count: int) -> None:
         """Count prompt tokens found in the prefix cache."""
@@ -171,7 +172,8 @@ class Scheduler:
             self._tried(each, each.settle)
         going = [each for each in self._decoding if each.enqueued < each.most and not each.failure]
         going.sort(key=lambda running: running.slot)
-        drafts = self._drafting.drafts(going, self._under_way, not self._bounded or self._left >= 2 * len(going))
+        spare = not self._bounded or self._left >= self._spare * len(going)
+        drafts = self._drafting.drafts(going, self._under_way, spare)
         step = partial(self._speculate, drafts) if drafts else self._step
         stepped = [each for _, each in self._isolate_failures(going, step)]
         for running in going:
@@ -208,7 +210,7 @@ class Scheduler:
         for running in self._prefilling:
             if budget <= 0 or ms <= 0:
                 break
-            leader = leaders.setdefault(begin(running.salt, running.ids), running)
+            leader = leaders.setdefault(begin(self._salt(running), running.ids), running)
             if not running.begun and not self._begin(running, leader):
                 continue
             most, at, left = budget, running.filled, len(running.ids) - running.filled
@@ -261,9 +263,10 @@ class Scheduler:
     def _begin(self, running: RunningSequence, leader: RunningSequence) -> bool:
         """Take the prefix that was cached since the slot was opened; False to wait for a row that is computing it."""
         shared = common_prefix(leader.ids, running.ids) if leader is not running else 0
-        if self._reuse and leader.filled < shared and shared >= running.filled + MIN_PREFIX_TOKENS:
+        most = running.filled + MIN_PREFIX_TOKENS
+        if self._reuse and leader.filled < shared and shared >= most:
             return False
-        if self._reuse and self.decoder.tables.match(running.ids, running.salt) >= running.filled + MIN_PREFIX_TOKENS:
+        if self._reuse and self.decoder.tables.match(running.ids, self._salt(running)) >= most:
             running.filled = self.decoder.open(running.slot, running.sampling, running.ids, running.salt)
             self._reused(running, running.filled)
         running.begun = True
@@ -341,6 +344,9 @@ class Scheduler:
                 show_end(self._task, running.row, [running.output])
             running.done(running.failure or [running.output])
         self._resume()
+        lengths, rotary = self.decoder.lengths, self.decoder.rotary
+        for running in [each for each in self._decoding if rotary.is_due(each.slot, lengths[each.slot])]:
+            self._take(running)  # its next token turns all positions anew
         self._preempt()
 
     def _resume(self) -> None:
@@ -364,12 +370,15 @@ class Scheduler:
             running = [*self._prefilling, *self._decoding]
             if len(running) <= 1:
                 return
-            youngest = max(running, key=lambda each: (each.row.priority, each.number))
-            self._prefilling = [each for each in self._prefilling if each is not youngest]
-            self._decoding = [each for each in self._decoding if each is not youngest]
-            self._free(youngest)
-            self._preempted.appendleft(youngest)
+            self._take(max(running, key=lambda each: (each.row.priority, each.number)))
             self._task.statistics.count("preemptions", 1)
+
+    def _take(self, running: RunningSequence) -> None:
+        """Take a row off its slot until there is room for it again."""
+        self._prefilling = [each for each in self._prefilling if each is not running]
+        self._decoding = [each for each in self._decoding if each is not running]
+        self._free(running)
+        self._preempted.appendleft(running)
 
     def _evict(self) -> int:
         """Evict cached blocks until the rest fits; return the blocks that active rows leave of the capacity."""
@@ -378,22 +387,3 @@ class Scheduler:
         self._left = self._blocks - self._needed(self._holds)
         self.decoder.evict(max(self._left, 0))
         return self._left
-
-
-def generate_on_slots(task: TextGenerator, decoder: Decoder, rows: Sequence[Row]) -> list[list[list[int]]]:
-    """Generate for a closed set of rows; per row its one answer's tokens, the end token included.
-
-    Raises the error of the first row that failed.
-    """
-    slots = Scheduler(task, decoder, decoder.capacity)
-    outputs: dict[int, Any] = {}
-    waiting = deque(enumerate(rows))
-    while waiting or slots.active:
-        while waiting and slots.fits(waiting[0][1]):
-            position, row = waiting.popleft()
-            slots.add(row, partial(outputs.__setitem__, position))
-        slots.step()
-    for output in outputs.values():
-        if isinstance(output, Exception):
-            raise output
-    return [outputs[position] for position in range(len(rows))]

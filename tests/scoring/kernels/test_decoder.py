@@ -26,31 +26,34 @@ from scoring.decoder.drafts import kept  # noqa: E402
 from scoring.decoder.gemv_config import GemvTile  # noqa: E402
 from scoring.decoder.int4 import attach  # noqa: E402
 from scoring.decoder.kv_cache import KVCache, SamplingParams  # noqa: E402
-from scoring.decoder.model import quantize_weights  # noqa: E402
+from scoring.decoder.layer_groups import of_size  # noqa: E402
+from scoring.decoder.model import quantize_weights, windows_of  # noqa: E402
 from scoring.decoder.prefill import Prefiller, admit, pieces, record  # noqa: E402
 from scoring.decoder.sampler import pick, pick_all  # noqa: E402
 from scoring.decoder.torch_backend import TorchBackend  # noqa: E402
 from scoring.quantization.loading import from_pretrained  # noqa: E402
 from tests.published import publish  # noqa: E402
 from tests.scoring.decoder.test_adapters import prompt, tiny  # noqa: E402
+from tests.scoring.decoder.test_long_rotary import long_model  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::DeprecationWarning")
 LENGTHS = (40, 70, 3, 90, 65)  # within a span of 64 keys and across; past the windows
 
 
-def shuffled(state: KVCache) -> KVCache:
-    """The same cache, its slots' blocks in any order."""
+def shuffled(model: Any, slots: int, length: int = 128, dtype: torch.dtype | None = None) -> KVCache:
+    """A cache with a group for each layer, and the blocks of its slots in any order."""
+    state = KVCache(model, slots, length, dtype=dtype, groups=of_size(windows_of(model), 1))
     order = torch.randperm(state.blocks, generator=torch.Generator().manual_seed(0)).int()
-    state.table[: state.slots] = order.view(state.slots, -1).to(state.table.device)
+    state.table[:, : state.slots] = order.view(state.groups.count, state.slots, -1).to(state.table.device)
     state.in_place = False
     return state
 
 
 def tokens_of(state: KVCache, slot: int, count: int) -> torch.Tensor:
     """Keys, then values, of a slot's first tokens: [2, layers, KV, count, D]."""
-    blocks = state.table[slot].long()
-    both = torch.stack((state.keys, state.values))[:, :, :, blocks]
-    return both.flatten(3, 4)[:, :, :, :count]
+    layers = [state.layer(index) for index in range(len(state.groups.places))]
+    both = [torch.stack((own.keys, own.values))[:, :, own.table[slot].long()] for own in layers]
+    return torch.stack(both, 1).flatten(3, 4)[:, :, :, :count]
 
 
 def prepared(hf_model: Any, slots: int, quantised: str = "") -> tuple[KVCache, TorchBackend, Launcher]:
@@ -62,7 +65,7 @@ def prepared(hf_model: Any, slots: int, quantised: str = "") -> tuple[KVCache, T
         quantize_weights(model)
         for product in model.products():  # the reference reads what the kernels read
             product.wide = product.weight * product.scale[:, None]
-    state = shuffled(KVCache(model, slots, 128))
+    state = shuffled(model, slots)
     reference = TorchBackend(model, state)
     for slot in range(slots):
         state.open(slot, SamplingParams())
@@ -74,6 +77,8 @@ def prepared(hf_model: Any, slots: int, quantised: str = "") -> tuple[KVCache, T
     launcher = Launcher(model, state, max(slots, 4), pdl=DEVICE == "cuda")
     if DEVICE == "cpu":  # the interpreter runs programs one by one: let there be few
         launcher.tiles = {name: GemvTile(64, 64, 1) for name in ("qkv", "out", "up", "gated", "down", "head")}
+    if quantised == "int4":  # programs that stay for several tiles, the last of which may be none of theirs
+        launcher.tiles |= {name: GemvTile(4, 128, 1, 3) for name in ("qkv", "out", "up", "gated", "down")}
     return state, reference, launcher
 
 
@@ -191,7 +196,7 @@ def test_prompts_match_the_reference(family: str, tmp_path: Path) -> None:
     """Two pieces: prompts of several slots at once, then the rest of one beside a whole other one."""
     hf_model = tiny(family, tmp_path).to(DEVICE)
     model = build(hf_model, 128)
-    state, plain = shuffled(KVCache(model, 5, 128)), KVCache(model, 5, 128)
+    state, plain = shuffled(model, 5), KVCache(model, 5, 128)
     reference, prefiller = TorchBackend(model, plain), Prefiller(model, state, pdl=DEVICE == "cuda")
     one, two, three = prompt(hf_model, 90), prompt(hf_model, 70, 3), prompt(hf_model, 3, 7)
     for parts in ([(4, 0, one[:20]), (2, 0, two)], [(4, 20, one[20:]), (0, 0, three)]):
@@ -249,6 +254,30 @@ def test_slots_join_and_go_on_as_on_a_cpu(back_end: Any, tmp_path: Path) -> None
     assert told[0] == told[1]
 
 
+def test_slots_are_turned_by_their_own_table_as_on_a_cpu(back_end: Any) -> None:
+    hf_model = long_model()
+    told = []
+    for blocks in (0, 640):
+        decoder = Decoder(hf_model, 4, 128, tokens=blocks)
+        if blocks:
+            decoder._cuda = back_end(decoder.model, decoder.state)
+            decoder._cuda.launcher.tiles = {n: GemvTile(64, 64, 1) for n in ("qkv", "out", "gated", "down", "head")}
+        first, second = prompt(hf_model, 80), prompt(hf_model, 40, 1)
+        decoder.open(3, None, first)
+        decoder.open(1, None, second)
+        logits = decoder.prefill_many([(3, first), (1, second)])
+        rows = [decoder.sample([3, 1]).tokens(), decoder.step([3, 1]).tokens(), decoder.step([3, 1]).tokens()]
+        decoder.open(0)  # in a batch of more rows, products are other kernels
+        decoder.prefill(0, second[:9])
+        decoder.sample([0])
+        rows.append(decoder.step([0, 1, 3]).tokens())
+        told.append((rows, logits, decoder.last_logits(3).clone(), decoder.state.long[:4].tolist()))
+    assert told[0][0] == told[1][0]
+    assert told[0][3] == told[1][3] == [0, 0, 0, 1]
+    for here, there in zip(told[0][1:3], told[1][1:3], strict=True):
+        assert (here - there).abs().max() <= 1e-4
+
+
 def test_drafts_change_no_token(back_end: Any, tmp_path: Path) -> None:
     """Two slots, sampled and not, fed what comes and what does not; the third goes on beside them by single tokens."""
     hf_model = tiny("llama", tmp_path)
@@ -300,8 +329,9 @@ def test_slots_are_opened_together_as_one_by_one(tmp_path: Path) -> None:
     for state in (together, single):
         state.seen.fill_(1)
     for slot, sampling in enumerate(SAMPLINGS):
-        single.open(slot, sampling)
-    records = torch.tensor([record(slot, sampling) for slot, sampling in enumerate(SAMPLINGS)], dtype=torch.int32)
+        single.open(slot, sampling, slot % 2 == 1)
+    told = [record(slot, sampling, slot % 2 == 1) for slot, sampling in enumerate(SAMPLINGS)]
+    records = torch.tensor(told, dtype=torch.int32)
     admit(model, together, records.to(DEVICE), len(SAMPLINGS))
     for name in (
         "seen",
@@ -314,6 +344,7 @@ def test_slots_are_opened_together_as_one_by_one(tmp_path: Path) -> None:
         "forbidden",
         "forbidden_until",
         "constrained",
+        "long",
     ):
         assert torch.equal(getattr(together, name), getattr(single, name)), name
     with pytest.raises(ValueError, match="5 forbidden"):
