@@ -184,8 +184,7 @@ def attend(q_ptr, keys_ptr, values_ptr, out_ptr, part_ptr, stats_ptr, arrived_pt
     G: tl.constexpr = H // KV
     slot = tl.load(slots_ptr + row).to(tl.int64)
     own = tl.load(lengths_ptr + slot)
-    least = least_span(own + 1, BT, LEAST, WINDOW)
-    low, high, live = span_of(own, own + 1, split, least, BT, SPLITS, WINDOW)
+    low, high, live = span_of(own, own + 1, split, least_span(own + 1, BT, LEAST, WINDOW), BT, SPLITS, WINDOW)
     g = tl.arange(0, GP)
     d = tl.arange(0, DP)
     at = low + tl.arange(0, BT)
