@@ -106,8 +106,8 @@ def cpu(result: Result) -> str:
         f"{result['threads']} threads, torch {result['versions']['torch']}, openvino {result['versions']['openvino']}, "
         f"{result['date']}, revision {result['revision']}, "
         f"load averages of 1, 5 and 15 minutes before the last model {load}. "
-        "OpenVINO int8 is NNCF's, with the same texts. "
-        f"Least cosine of MiniLM's embeddings of a hundred texts: {', '.join(alike)}."
+        "OpenVINO int8 is NNCF's, with the same texts."
+        + (f" Least cosine of MiniLM's embeddings of a hundred texts: {', '.join(alike)}." if alike else "")
     )
     return "\n".join([*rows, "", text])
 
