@@ -181,6 +181,11 @@ class Decoder:
         Also every later token of constrained slots, which `step` leaves open. Of masks [slots, words] int32 on the
         host, a set bit allows a token; `added` numbers are added to the logits of each slot, by token.
         """
+        if masks is not None and not any(added) and self._cuda is not None and self._logits.lent(slots):
+            together: Pending | None = self._cuda.put_off.sample(slots, masks)
+            if together is not None:
+                self._logits.drop(slots)
+                return together
         logits = add_to(self.open_logits(slots), added)
         pick = self._pick if self._cuda is None else self._cuda.sample
         pending: Pending = pick(list(slots), logits, masks)
@@ -196,14 +201,16 @@ class Decoder:
         """
         self._settle()
         self._reserve(self._check_step(slots))
+        self._logits.settle()
         longest = 1 + max(self.lengths[slot] for slot in slots)
+        left = [slot for slot in slots if slot in self._constrained] if self._constrained else []
         pending: Pending = (
-            self._cuda.step(list(slots), longest) if self._cuda is not None else self._step(slots, longest)
+            self._cuda.step(list(slots), longest, left) if self._cuda is not None else self._step(slots, longest)
         )
         for slot in slots:
             self.lengths[slot] += 1
-        if rows := [row for row, slot in enumerate(slots) if slot in self._constrained]:
-            self._logits.keep_some([slots[row] for row in rows], rows, self.last_logits(len(slots)))
+        if left:
+            self._logits.lend(slots, left, self.last_logits(len(slots)))
         self._advance(slots)
         return pending
 
@@ -281,6 +288,7 @@ class Decoder:
     def feed(self, slot: int, token: int) -> None:
         """Replace a slot's next input, for teacher forcing."""
         if self._cuda is not None:
+            self._cuda.put_off.finish()
             self._cuda.settle()
         self.state.tokens[slot] = token
         self.state.seen[slot, token] = 1

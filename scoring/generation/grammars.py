@@ -21,6 +21,7 @@ from scoring.limits.deadline import left
 from scoring.schema.structured import Constraint
 
 _KEPT = 128  # compiled grammars
+_MANY = 8  # grammars from which on threads are woken for their tokens
 _STACK = 256 << 20  # bytes of address space
 #: What one grammar may take: time to compile, at about 50,000 units of fuel a millisecond, and of each of its steps.
 _BOUNDS: dict[str, Any] = {
@@ -81,9 +82,10 @@ class Grammars:
 
     def advance(self, grammars: Sequence[Grammar], tokens: Sequence[int]) -> None:
         """Have each take its next token, all at once; inference thread only. `check` tells which cannot go on."""
-        if len(grammars) == 1:
-            grammars[0].matcher.consume_token(tokens[0])
-        elif grammars:
+        if len(grammars) < _MANY:
+            for grammar, token in zip(grammars, tokens, strict=True):
+                grammar.matcher.consume_token(token)
+        else:
             pairs = [(grammar.matcher, token) for grammar, token in zip(grammars, tokens, strict=True)]
             self._executor.consume_token_par(pairs)
         for grammar in grammars:
