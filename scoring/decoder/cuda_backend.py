@@ -234,7 +234,7 @@ class CudaBackend:
 
     def logits(self, count: int) -> Tensor:
         """Logits of the last step's first rows, [count, vocabulary]."""
-        return self._ran.logits(self._last)[:count]
+        return self._ran.logits_of(self._last)[:count]
 
     def picked(self, count: int) -> Tensor:
         """Tokens [count] picked last."""
@@ -348,10 +348,10 @@ class CudaBackend:
 
     def _capture(self, size: int, far: bool = False, picked: bool = True) -> Launches:
         self._place([self._scratch] * size)
-        launch = self.launcher.step if picked else self.launcher.forward
+        launch: Callable[[int, bool], object] = self.launcher.step if picked else self.launcher.forward
         return self.graphs.keep(self._captured(lambda: launch(size, far)), size, far, picked)
 
-    def _captured(self, launch: Callable[[], None]) -> Launches:
+    def _captured(self, launch: Callable[[], object]) -> Launches:
         """Run the function once on scratch rows, which compiles its kernels, then capture it."""
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call,unused-ignore]
         side.wait_stream(torch.cuda.current_stream())

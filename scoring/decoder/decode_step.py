@@ -106,9 +106,9 @@ class Launcher(RankSums):
             else:
                 self._layer_blas(rows, index, layer)
         self.head(rows)
-        return self.logits(rows)
+        return self.logits_of(rows)
 
-    def logits(self, rows: int) -> Tensor:
+    def logits_of(self, rows: int) -> Tensor:
         """Memory of a step's logits."""
         return self.buffers.logits if rows <= self.gemv_rows else self.buffers.narrow
 

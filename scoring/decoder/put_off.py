@@ -68,7 +68,7 @@ class PutOffSampling:
 
     def put_off(self, slots: Sequence[int], rows: int, left: Collection[int]) -> PutOffTokens:
         """Put off the sampling of a step that was just enqueued."""
-        self._last = PutOffTokens(slots, rows, left, self._launcher.logits(rows), self.finish)
+        self._last = PutOffTokens(slots, rows, left, self._launcher.logits_of(rows), self.finish)
         self.newest = True
         return self._last
 

@@ -41,7 +41,7 @@ class GenericStep(Launcher):
         b.narrow[:rows].copy_(logits)
         return b.narrow
 
-    def logits(self, rows: int) -> Tensor:
+    def logits_of(self, rows: int) -> Tensor:
         return self.buffers.narrow
 
 
@@ -67,7 +67,7 @@ class GenericDraftStep(DraftStep):
         self.buffers.narrow[:rows].copy_(logits)
         return self.buffers.narrow
 
-    def logits(self, rows: int) -> Tensor:
+    def logits_of(self, rows: int) -> Tensor:
         return self.buffers.narrow
 
 
@@ -123,7 +123,7 @@ class GenericCudaBackend(CudaBackend):
         self._model.compiled = {}
         self._capture(1)
 
-    def _captured(self, launch: Callable[[], None]) -> Launches:
+    def _captured(self, launch: Callable[[], object]) -> Launches:
         self.uncaptured = self.uncaptured or waits_for_the_host(launch)
         return _Launched(launch) if self.uncaptured else super()._captured(launch)
 
@@ -144,11 +144,14 @@ def _milliseconds(step: Launches) -> float:
 class _Launched:
     """A launch that is repeated from the host."""
 
-    def __init__(self, launch: Callable[[], None]) -> None:
-        self.replay = launch
+    def __init__(self, launch: Callable[[], object]) -> None:
+        self._launch = launch
+
+    def replay(self) -> None:
+        self._launch()
 
 
-def waits_for_the_host(launch: Callable[[], None]) -> str:
+def waits_for_the_host(launch: Callable[[], object]) -> str:
     """Run a launch twice, and tell what it waited for the second time; empty if for nothing.
 
     Asked before a capture, because one that fails leaves the allocator's pools unusable.
