@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 TORCH := $(shell sed -n 's/^torch==//p' templates/locks/scoring.in)
 
-.PHONY: help demo test quick lint unit bench peers image docs golden lock digests protos ray fuzz soak azure-npm page clean
+.PHONY: help demo test quick lint unit bench peers image docs golden lock digests protos ray fuzz soak azure-npm page clients clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { echo \
@@ -50,7 +50,10 @@ ray: $(STAMP)  ## install Ray Serve, and kill a node of a local cluster under lo
 	$(BIN)/pip install -qq -c constraints.txt -e '.[ray]'
 	MII_AZURE_RAY=1 $(BIN)/pytest tests/scenarios/ray
 
-docs: $(STAMP)  ## regenerate docs/cli.md and docs/passes.md from the code
+clients: $(STAMP)  ## the newest official clients, each in an environment of its own, against the tests that use them; minutes
+	tools/clients.sh
+
+docs: $(STAMP)  ## regenerate docs/cli.md, docs/passes.md and docs/parameters.md from the code
 	$(BIN)/python -m tools.docs
 
 golden: $(STAMP)  ## regenerate the golden bundles; refuses a dirty tree

@@ -73,7 +73,10 @@ async def ask_all(port: int, requests: list[bytes]) -> dict[str, Any]:
 def client() -> None:
     """A process of clients: prepares, says so, and asks when told to."""
     told = json.loads(sys.stdin.readline())
-    requests = bodies(told["all"], told["way"], told["seed"])[told["at"] :: told["step"]]
+    if "texts" in told:
+        requests = [body(text, told["new"], told["way"]) for text in told["texts"]]
+    else:
+        requests = bodies(told["all"], told["way"], told["seed"])[told["at"] :: told["step"]]
     print("ready", flush=True)
     sys.stdin.readline()
     print(json.dumps(asyncio.run(asyncio.wait_for(ask_all(told["port"], requests), ANSWER_S))), flush=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from local_runner.bundle import manifest
 from local_runner.flags import serving
-from local_runner.flags.flag import add
+from local_runner.flags.flag import Parser, add
 from local_runner.process import leash, ready_file
 from local_runner.replicas.local import options as local_options
 from local_runner.replicas.ray import options as ray_options
@@ -40,7 +40,10 @@ def main(argv: list[str] | None = None) -> NoReturn:
     if options.front_ends and (options.ray or options.several):
         parser.error("--front-ends is for one model: each replica has a process already")
     if options.ray and options.adapter_root:
-        parser.error("--adapter-root is for one machine: replicas in a Ray cluster serve the bundle's adapters")
+        parser.error(
+            "--adapter-root is for one machine: replicas in a Ray cluster serve the bundle's own adapters, which "
+            "`mii-azure generate --adapters` takes"
+        )
     options.command = (sys.executable, "-m", "local_runner", *(sys.argv[1:] if argv is None else argv))
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # its notes, as of a fork, would stand between the lines
     logs.set_up(options.log_format, options.verbose)
@@ -112,7 +115,7 @@ def _settings(options: argparse.Namespace) -> "ServerSettings":
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m local_runner",
         description="Serve a bundle's own score.py over gRPC and HTTP.",
         epilog=_EXIT_CODES,

@@ -22,6 +22,7 @@ from tests import tiny_tokenizers
 from tests.scoring.conftest import Served
 from tests.scoring.encoders import TEXTS, assert_agree, oracle
 from tests.scoring.generating import PROMPTS
+from tests.tiny_causal import tiny_causal
 from tests.tiny_models import CONTEXT, auto_class
 from tools import model_types
 
@@ -123,6 +124,19 @@ def test_an_encoder_decoder(name: str, tmp_path: Path, serving: Serving) -> None
     texts = [text for text in PROMPTS if text.isascii()]
     answers = serving(folder, "summarization").ok(texts, max_new_tokens=8)
     assert [each[0]["summary_text"] for each in answers] == generated(folder, maker, texts)
+
+
+@pytest.mark.parametrize("name", ["codegen", "mamba", "qwen3_next", "bamba", "falcon"])
+def test_a_decoder_that_no_slots_serve(name: str, tmp_path: Path, serving: Serving) -> None:
+    """Other attention, states beside it or in its place: whole batches, and each text alone."""
+    tokenizer = tiny_tokenizers.qwen2(CONTEXT)
+    ids = {each: getattr(tokenizer, each) for each in ("pad_token_id", "eos_token_id")}
+    folder = write(tmp_path / "model", tiny_causal(name, vocab_size=len(tokenizer), **ids), tokenizer)
+    assert mii_azure.plan("text-generation", str(folder)).profile.kind == "decoder"
+    served, wanted = serving(folder, "text-generation"), generated(folder, transformers.AutoModelForCausalLM, PROMPTS)
+    asked: dict[str, Any] = {"max_new_tokens": 8, "return_full_text": False}
+    assert [each[0]["generated_text"] for each in served.ok(list(PROMPTS), **asked)] == wanted
+    assert [served.ok(text, **asked)[0]["generated_text"] for text in PROMPTS] == wanted
 
 
 @pytest.mark.parametrize("name", ENCODERS)

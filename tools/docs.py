@@ -1,4 +1,4 @@
-"""Writes the pages that say what the code says: docs/cli.md and docs/passes.md; a test compares them."""
+"""Writes the pages that say what the code says: docs/cli.md, passes.md and parameters.md; a test compares them."""
 
 import inspect
 import subprocess
@@ -9,6 +9,7 @@ from pathlib import Path
 from scoring.config import Limits
 from scoring.passes import families, registry
 from scoring.passes.base import OWN_ERRORS, TOLERANCE, Pass
+from tools import parameters
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
@@ -77,7 +78,11 @@ def passes() -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES: dict[Path, Callable[[], str]] = {DOCS / "cli.md": cli, DOCS / "passes.md": passes}
+PAGES: dict[Path, Callable[[], str]] = {
+    DOCS / "cli.md": cli,
+    DOCS / "passes.md": passes,
+    DOCS / "parameters.md": parameters.page,
+}
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import argparse
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 _WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
@@ -64,6 +64,14 @@ class Flag:
         if self.check:
             self.check(value)
         return value
+
+
+class Parser(argparse.ArgumentParser):
+    """Parser that tells a wrong argument in one line: a screen of usage would hide the sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the sentence on standard error and exit 2."""
+        self.exit(2, f"error [wrong_arguments]: {message.rstrip('.')}. --help lists what there is.\n")
 
 
 def twins(flags: Iterable[Flag]) -> set[str]:

@@ -164,7 +164,8 @@ def _add_schemas(app: FastAPI, host: Host) -> None:
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = get_openapi(title=app.title, version=_version(), routes=app.routes)
-            app.openapi_schema = _with_task(openapi_bodies.describe(schema), code / _SWAGGER["3.1"])
+            described = openapi_bodies.describe(schema)
+            app.openapi_schema = _with_task(described, code / _SWAGGER["3.1"], host.deployment.task)
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the document
@@ -178,13 +179,16 @@ def _version() -> str:
         return "bundled"
 
 
-def _with_task(schema: dict[str, Any], swagger: Path) -> dict[str, Any]:
-    """Copy of `schema` with /score and its components as the bundle's own document describes them."""
+def _with_task(schema: dict[str, Any], swagger: Path, name: str) -> dict[str, Any]:
+    """Copy of `schema` with /score, its components, and what other paths hand on, as the bundle describes them."""
     if swagger.is_file():
         task = json.loads(swagger.read_text(encoding="utf-8"))
         schema["paths"]["/score"] = task["paths"]["/score"]
         for kind, parts in task.get("components", {}).items():
             schema.setdefault("components", {}).setdefault(kind, {}).update(parts)
+        forms = task.get("components", {}).get("schemas", {}).get("ServiceInput", {}).get("anyOf", [])
+        canonical = next((form["properties"] for form in forms if "inputs" in form.get("properties", {})), {})
+        openapi_bodies.add_parameters(schema, name, canonical.get("parameters", {}).get("properties", {}))
     return schema
 
 

@@ -2,8 +2,10 @@
 
 from typing import Any
 
+from local_runner.protocol import openai_requests, responses_requests, retrieval_requests, tgi_requests
 from local_runner.protocol.oip import INPUTS
 
+_READERS = (openai_requests, responses_requests, retrieval_requests)
 _TEXT = {"type": "string"}
 _TEXTS = {"anyOf": [_TEXT, {"type": "array", "items": _TEXT, "minItems": 1}]}
 _IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
@@ -256,6 +258,20 @@ def describe(document: dict[str, Any]) -> dict[str, Any]:
     schemas = document.get("components", {}).get("schemas", {})
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
+    return document
+
+
+def add_parameters(document: dict[str, Any], task: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Add to the bodies that hand fields on to the task what they do not have of its parameters' schemas."""
+    for path, body in BODIES.items():
+        more = {name: parameters[name] for read in _READERS for name in read.handed_on(path, task, parameters)}
+        whole = {**body, "properties": more | body["properties"]}
+        if body is _CONTINUED and task == tgi_requests.TASK:
+            own = body["properties"]["parameters"]
+            nested = {**own, "properties": parameters | own["properties"]}
+            whole["properties"] = {**body["properties"], "parameters": nested}
+        if path in document["paths"]:
+            document["paths"][path]["post"]["requestBody"]["content"] = _json(whole)
     return document
 
 

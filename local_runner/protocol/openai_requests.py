@@ -5,6 +5,7 @@ answer but are unsupported are refused; any other field goes to the scoring scri
 """
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from local_runner.errors import ModelNotServed, served_as
@@ -142,6 +143,19 @@ def wants_usage(sent: dict[str, Any]) -> bool:
 def repeated(canonical: dict[str, Any]) -> str:
     """Prompt that a stream's answers begin with: the scoring script streams only what is new."""
     return str(canonical["inputs"]) if canonical["parameters"].get("return_full_text") else ""
+
+
+def handed_on(path: str, task: str, names: Iterable[str]) -> list[str]:
+    """Parameters of a task that a body of this path may name at its top level, as the task names them."""
+    served = {
+        "/v1/completions": tuple(TEXT_KEYS),
+        "/v1/chat/completions": ("conversational",),
+        "/v1/embeddings": _EMBEDDING_TASKS,
+    }
+    if task not in served.get(path, ()):
+        return []
+    done = _MARKS | _READ[path] | _neutral(path).keys()
+    return [name for name in names if name not in done]
 
 
 def check_served(sent: dict[str, Any], deployment: Deployment, tasks: tuple[str, ...], path: str) -> None:

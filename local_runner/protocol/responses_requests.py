@@ -3,7 +3,7 @@
 Nothing is stored: what refers to an earlier response is refused. Source of the forms: the types of the official client.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,6 +28,14 @@ _TEXTS = ("input_text", "output_text", "text", "reasoning_text", "summary_text")
 _PLACES = {"response_format.json_schema": "text.format", "response_format": "text.format", "logprobs": "include"}
 
 Message = dict[str, Any]
+
+
+def handed_on(path: str, task: str, names: Iterable[str]) -> list[str]:
+    """Parameters of a task that a body of this path may name at its top level, as the task names them."""
+    if path != PATH:
+        return []
+    done = _READ | _MARKS | _NEUTRAL.keys() | _STORED.keys()
+    return [name for name in openai_requests.handed_on("/v1/chat/completions", task, names) if name not in done]
 
 
 def canonical(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Rerank requests of Cohere's and Jina's clients and score requests of vLLM's, as canonical ones."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +10,7 @@ from scoring.errors import InvalidInput, InvalidParameter, MiiAzureError
 from scoring.host_api import Deployment
 
 TASKS = ("text-ranking", "sentence-similarity")
+_PATHS = ("/v1/rerank", "/v1/score")
 _RANKS = TASKS[0]
 #: Fields that change no answer.
 _MARKS = {"user", "priority"}
@@ -22,6 +23,11 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 _RENAMED = {"top_n": "top_k", "instruct": "instruction"}
 _PLACE = re.compile(r"inputs(?:\[(\d+)\])?(?:\.(query|source_sentence|texts|sentences))?(?:[.\[](\d+)\]?)?")
+
+
+def handed_on(path: str, task: str, names: Iterable[str]) -> list[str]:
+    """Parameters of a task that a body of this path may name at its top level, as the task names them."""
+    return [name for name in names if path in _PATHS and task in TASKS and name not in _MARKS | _NEUTRAL.keys()]
 
 
 def rerank(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:

@@ -36,13 +36,16 @@ def show_ranked(*, prices: Path | None, as_json: bool, verbose: bool, **fields: 
 
 def cheaper(plan: "Plan", prices: "Prices | None", utilisation: float, batch: int, **fields: Any) -> "Cheaper | None":
     """CPU against GPU for a planned model; None without prices, or for a model that is not opened."""
+    from mii_azure.model.draft import read_draft
     from mii_azure.planning.ranking import rank_profile
     from mii_azure.spec import make_spec
 
     if prices is None or not plan.profile.known:
         return None
     spec = make_spec(**{"name": "model", **fields})
-    return rank_profile(spec, plan.profile, prices=prices, utilisation=utilisation, batch=batch).cheaper
+    beside = sum(each.parameters for each in plan.adapters if not each.merged)
+    draft = read_draft(spec.draft_model) if spec.draft_model else None
+    return rank_profile(spec, plan.profile, beside, draft, prices=prices, utilisation=utilisation, batch=batch).cheaper
 
 
 def show_compared(*, prices: Path | None, as_json: bool, **fields: Any) -> None:

@@ -186,7 +186,7 @@ def _needs(plan: Plan, instances: int, prices: "Prices | None") -> str:
     told += f", of a series that Azure retires on {retires}" if retires else ""
     if prices is None:
         without = "price, and whether CPU or GPU serves a million requests for less, unknown without --prices FILE"
-        return f"{told}; {without} (mii-azure prices --region REGION writes one)"
+        return f"{told}; {without} (mii-azure prices writes one)"
     hourly = prices.of(plan.instance_type)
     if hourly is None:
         return f"{told}; the price file has no {plan.instance_type}"

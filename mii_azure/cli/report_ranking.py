@@ -59,7 +59,7 @@ def _basis(ranking: Ranking) -> str:
         text += " Throughput counts the model's time and the server's, one after the other."
     text += f" {_bases(ranking)}"
     if not ranking.currency:
-        return f"{text} No prices: give --prices FILE, which `mii-azure prices --region REGION` writes."
+        return f"{text} No prices: give --prices FILE, which `mii-azure prices` writes."
     text += f" Prices of {ranking.prices_of} in {ranking.region}, {ranking.currency}. Cost at the batch shown,"
     return f"{text} busy {ranking.utilisation:.0%} of the time."
 

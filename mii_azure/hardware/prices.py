@@ -6,21 +6,28 @@ instance_type, price_per_hour, date, region, currency. Azure ML charges only for
 """
 
 import csv
+import datetime
 import io
-import json
+import re
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from mii_azure.errors import AzureUnavailable, SpecError
 from mii_azure.hardware.skus import all_skus
+from scoring.strict_json.files import parse
 
 API = "https://prices.azure.com/api/retail/prices"
-_FORM = "See `mii-azure prices --help`, or fetch one with `mii-azure prices --region REGION`."
+_FORM = "See `mii-azure prices --help`, or fetch one with `mii-azure prices`."
 _TIMEOUT_S = 30.0
 _MAX_PAGES = 500
+_CURRENCY = re.compile("[A-Z]{3}")
+_MOST = 1e6  # a price above it is no price of an hour
+_COLUMNS = ("instance_type", "price_per_hour", "date", "region", "currency")
 
 
 class Prices(BaseModel):
@@ -28,11 +35,38 @@ class Prices(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    date: str = Field(pattern=r"^\d{4}-\d{2}-\d{2}$")
+    date: str
     region: str = Field(min_length=1)
-    currency: str = Field(pattern=r"^[A-Z]{3}$")
+    currency: str
     source: str = ""
     prices: dict[str, float]
+
+    @field_validator("date")
+    @classmethod
+    def _is_a_day(cls, value: str) -> str:
+        try:
+            told = datetime.date.fromisoformat(value).isoformat()
+        except ValueError:
+            told = ""
+        if told != value:
+            raise ValueError(f"{value!r} is no day written as YYYY-MM-DD")
+        return value
+
+    @field_validator("currency")
+    @classmethod
+    def _is_a_currency(cls, value: str) -> str:
+        if not _CURRENCY.fullmatch(value):
+            raise ValueError(f"{value!r} is no currency as three capital letters, such as USD")
+        return value
+
+    @field_validator("prices")
+    @classmethod
+    def _are_prices(cls, value: dict[str, float]) -> dict[str, float]:
+        _once(value)
+        wrong = next((name for name, price in value.items() if not 0 < price < _MOST), None)
+        if wrong is not None:
+            raise ValueError(f"{value[wrong]} is no price of an hour of {wrong}")
+        return value
 
     def of(self, instance_type: str) -> float | None:
         """Price per hour; None if the file has none."""
@@ -43,21 +77,26 @@ class Prices(BaseModel):
 def read_prices(path: Path) -> Prices:
     """Read a price file; raises SpecError for one that lacks a required value."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        raw = _from_csv(text) if path.suffix.lower() == ".csv" else json.loads(text)
-        found = Prices.model_validate(raw)
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets write the mark that JSON's parser refuses
+        raw = _from_csv(text) if path.suffix.lower() == ".csv" else parse(text.encode())
+        return Prices.model_validate(raw)
     except OSError as error:
         raise SpecError(f"{path} cannot be read: {error.strerror}.", _FORM) from None
     except ValidationError as error:
         detail = error.errors(include_url=False, include_context=False, include_input=False)[0]
         place = ".".join(str(part) for part in detail["loc"])
-        raise SpecError(f"{path} is not a price file: {place}: {detail['msg']}.", _FORM) from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error) as error:
+        why = detail["msg"].removeprefix("Value error, ")
+        raise SpecError(f"{path} is not a price file: {place}: {why}.", _FORM) from None
+    except (ValueError, TypeError, AttributeError, csv.Error) as error:
         raise SpecError(f"{path} is not a price file: {error}.", _FORM) from None
-    wrong = [name for name, price in found.prices.items() if not 0 < price < 1e6]
-    if wrong:
-        raise SpecError(f"{path}: {found.prices[wrong[0]]} is no price of an hour of {wrong[0]}.", _FORM)
-    return found
+
+
+def _once(names: Iterable[str]) -> None:
+    """Raise ValueError for an instance type that is named twice, in whatever case."""
+    seen = Counter(name.lower() for name in names)
+    twice = next((name for name, count in seen.items() if count > 1), None)
+    if twice:
+        raise ValueError(f"it names {twice} twice")
 
 
 def _from_csv(text: str) -> dict[str, Any]:
@@ -67,12 +106,16 @@ def _from_csv(text: str) -> dict[str, Any]:
     short = next((number for number, row in enumerate(rows, 2) if None in row.values()), None)
     if short is not None:
         raise ValueError(f"row {short} has fewer values than the first names columns")
+    lacking = [name for name in _COLUMNS if name not in rows[0]]
+    if lacking:
+        raise ValueError(f"it has no column {lacking[0]}")
     shared: dict[str, Any] = {}
     for key in ("date", "region", "currency"):
         values = {row[key].strip() for row in rows}
         if len(values) > 1:
             raise ValueError(f"{key} differs between rows")
         shared[key] = values.pop()
+    _once(row["instance_type"].strip() for row in rows)
     return shared | {"prices": {row["instance_type"].strip(): float(row["price_per_hour"]) for row in rows}}
 
 
@@ -80,8 +123,11 @@ def fetch_prices(region: str, date: str, currency: str = "USD", url: str = API) 
     """Ask the Retail Prices API, page by page, for pay-as-you-go Linux prices of the instance types known here.
 
     `date` is the day to record. Raises AzureUnavailable without network or for an unexpected answer, SpecError for a
-    region without prices.
+    region without prices, and for a currency that is none.
     """
+    currency = currency.strip().upper()
+    if not _CURRENCY.fullmatch(currency):
+        raise SpecError(f"{currency!r} is no currency as three letters.", "Give one such as USD or EUR.")
     known = {name.lower(): name for name in all_skus()}
     region = "".join(region.split()).lower()  # the portal writes West Europe
     wanted = f"serviceName eq 'Virtual Machines' and priceType eq 'Consumption' and armRegionName eq '{region}'"
@@ -89,8 +135,9 @@ def fetch_prices(region: str, date: str, currency: str = "USD", url: str = API) 
     for page in _pages(url, {"currencyCode": f"'{currency}'", "$filter": wanted}):
         for item in page:
             name = known.get(str(item.get("armSkuName", "")).lower())
-            if name and _is_hour_of_linux(item):
-                prices[name] = float(item["retailPrice"])
+            price = item.get("retailPrice")
+            if name and _is_hour_of_linux(item) and isinstance(price, int | float) and 0 < price < _MOST:
+                prices[name] = float(price)
     if not prices:
         raise SpecError(
             f"The Retail Prices API knows no inference instance type in {region!r}.",

@@ -43,7 +43,14 @@ def read_settings(path: Path) -> Any:
     if path.suffix not in (".json", ".metadata"):
         return _read_text(path)
     if path.name == "modules.json":
-        return read_file(path, ConfigMissing)
+        listed = read_file(path, ConfigMissing)
+        if listed is None:
+            raise ConfigMissing(
+                "modules.json is null, where the model's modules are listed.",
+                "Copy the model's folder again, as sentence-transformers saved it.",
+                str(path),
+            )
+        return listed
     return read_object(path, WeightsCorrupt if path.name == INDEX else ConfigMissing)
 
 

@@ -9,6 +9,7 @@ from mii_azure.model.families import Options, TaskFacts, first_architecture
 from mii_azure.model.files import refuse_odd_names
 from mii_azure.model.profile import Profile, context_length
 from mii_azure.model.resolved import Model
+from mii_azure.model.sentence_weights import check_weights
 from scoring.config import MODULES
 from scoring.schema.registry import task_schema
 from scoring.sentence import folder as sentence
@@ -127,7 +128,7 @@ def _require_weights(model: Model, module: sentence.Module, allow_pickle: bool) 
 def as_embedder(facts: Profile, model: Model, told: SentenceModel | Ranker | None, task: TaskFacts) -> Profile:
     """Facts of a model as a task that embeds or ranks runs it: decoders in one forward, texts as long as it says.
 
-    Raises ConfigMissing for modules whose sizes do not fit.
+    Raises ConfigMissing for modules whose sizes do not fit, ModelInconsistent for their weights'.
     """
     schema = task_schema(task.name)
     if not schema.embeds and not schema.ranks:
@@ -142,6 +143,7 @@ def as_embedder(facts: Profile, model: Model, told: SentenceModel | Ranker | Non
         told.dimension(facts.hidden_size)
     except Unserved as error:
         raise _of(error, model.name) from error
+    check_weights(model, told)
     length = context_length(model, told.max_seq_length)
     return facts.model_copy(update={"context_length": length, "pooling": told.told()})
 

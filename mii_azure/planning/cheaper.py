@@ -13,7 +13,7 @@ from mii_azure.planning.expected import Basis
 from mii_azure.platform.limits import MAX_INSTANCES
 
 MILLION = 1_000_000
-WITHOUT = "give --prices FILE, which `mii-azure prices --region REGION` writes"
+WITHOUT = "give --prices FILE, which `mii-azure prices` writes"
 
 
 class Offer(BaseModel):
@@ -45,30 +45,40 @@ class Cheaper(BaseModel):
     gpu_above: bool = False  # a GPU costs no more at every larger load
     least_cpu: str = ""  # instance type that serves the smallest load for the least price an hour
     least_gpu: str = ""
+    busy: float = 1.0  # share of the time that instances are assumed to be
+    uncounted: str = ""  # what the rates leave out, in words
     lacks: str = ""  # why nothing is compared; "" if something is
 
     def sentence(self) -> str:
         """Answer for a person."""
         if self.cpu is None or self.gpu is None:
             return f"CPU or GPU: {self.lacks}"
-        told = " and ".join(f"{each.per_million:,.3g} on {_named(each)}" for each in (self.cpu, self.gpu))
+        told = f"{self.cpu.per_million:,.3g} {self.currency} on {_named(self.cpu)} and"
+        told += f" {self.gpu.per_million:,.3g} on {_named(self.gpu)}, busy {self.busy:.0%} of the time"
         up_to = self.cpu_up_to
         if up_to is None:
             load = f"CPUs cost less at every load up to {MAX_INSTANCES} instances"
         elif not up_to:
             load = f"at every load {self.least_gpu} costs less an hour than any CPU"
         else:
-            load = f"up to {up_to:,.3g} requests/s CPUs cost less an hour than a GPU, from {self.least_cpu} on; above"
-            load += " it a GPU does" if self.gpu_above else " it that depends on how full the last instance is"
-        return f"{self.currency} for a million requests: {told}; {load}"
+            load = f"a GPU is paid for while it waits, too: up to {up_to:,.3g} requests/s CPUs cost less an hour,"
+            load += f" from {self.least_cpu} on; above it "
+            load += "a GPU does" if self.gpu_above else "that depends on how full the last instance is"
+        rest = f"; {self.uncounted} is not counted" if self.uncounted else ""
+        return f"a million requests: {told}; {load}{rest}"
 
 
 def _named(offer: Offer) -> str:
     return f"{offer.instance_type} ({'CPU' if offer.device == 'cpu' else 'GPU'}, {offer.basis})"
 
 
-def compared(offers: Sequence[Offer], currency: str | None, devices: Iterable[str]) -> Cheaper:
-    """Compare the offers; `devices` are those on which the model can be served at all, whatever is priced."""
+def compared(
+    offers: Sequence[Offer], currency: str | None, devices: Iterable[str], busy: float = 1.0, uncounted: str = ""
+) -> Cheaper:
+    """Compare the offers; `devices` are those on which the model can be served at all, whatever is priced.
+
+    `busy` is the share of the time that the offers' rates assume, `uncounted` what they leave out.
+    """
     able = set(devices)
     cpus, gpus = ([each for each in offers if each.device == device] for device in ("cpu", "cuda"))
     if currency is None:
@@ -90,6 +100,8 @@ def compared(offers: Sequence[Offer], currency: str | None, devices: Iterable[st
         gpu_above=gpu_above,
         least_cpu=min(cpus, key=lambda each: each.price_per_hour).instance_type,
         least_gpu=min(gpus, key=lambda each: each.price_per_hour).instance_type,
+        busy=busy,
+        uncounted=uncounted,
     )
 
 

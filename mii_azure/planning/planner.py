@@ -5,18 +5,17 @@ from typing import Any, Unpack
 from mii_azure.errors import NotAvailable, SpecError
 from mii_azure.hardware.described import asked_sku, named_size
 from mii_azure.hardware.skus import Sku
-from mii_azure.model.adapters import Adapter, merged_adapter, require_base, served_adapter, targets
+from mii_azure.model.adapters import Adapter
 from mii_azure.model.consistency import check_consistency
-from mii_azure.model.draft import FOLDER, draft_folder, read_draft, require_same_vocabulary
+from mii_azure.model.draft import FOLDER
 from mii_azure.model.families import Options, family_named, find_task
-from mii_azure.model.folder import stored_tensors
 from mii_azure.model.profile import Profile, profile, task_check, task_options
 from mii_azure.model.remote_code import check_remote_code
-from mii_azure.model.resolved import Model
 from mii_azure.model.sentence import as_embedder, sentence_model, vector_options
 from mii_azure.model.source import resolve
 from mii_azure.planning import assumed, expected, latency, memory, quantization, rationale
 from mii_azure.planning import passes as planning_passes
+from mii_azure.planning.beside import adapters_of, draft_of, parameters_beside
 from mii_azure.planning.budget import Room, Work, at_once, device_of
 from mii_azure.planning.demand import demand_of
 from mii_azure.planning.memory import Fit
@@ -53,38 +52,11 @@ def plan_spec(spec: Spec) -> Plan:
     task_check(facts, task)
     told = sentence_model(found, task, spec.allow_pickle)
     facts = as_embedder(facts, found, told, task)
-    adapters = _adapters(spec, found, facts)
+    adapters = adapters_of(spec, found, facts)
     options = {**vector_options(told, task_options(found, task)), **spec.languages}
-    beside = sum(each.parameters for each in adapters) if spec.adapters else 0
-    planned = make_plan(spec, quantization.as_asked(spec, found, facts), options, beside, _draft(spec, found))
+    beside = parameters_beside(spec, adapters)
+    planned = make_plan(spec, quantization.as_asked(spec, found, facts), options, beside, draft_of(spec, found))
     return _with_adapters(spec, planned, adapters) if adapters else planned
-
-
-def _adapters(spec: Spec, found: Model, facts: Profile) -> list[Adapter]:
-    """Adapters of a spec, compared with their base as far as it is on disk; raises AdapterUnusable."""
-    if not (spec.adapter or spec.adapters):
-        return []
-    adapters = [merged_adapter(spec.adapter)] if spec.adapter else [served_adapter(pair) for pair in spec.adapters]
-    require_base(facts, found.transformer)
-    if found.folder:
-        stored = stored_tensors(found.folder)
-        for each in adapters:
-            targets(each, stored, facts.family)
-    return adapters
-
-
-def _draft(spec: Spec, found: Model) -> Profile | None:
-    """Draft model of a spec, compared with a model that is on disk; raises DraftUnusable."""
-    if not spec.draft_model:
-        return None
-    if found.source == "reference":
-        raise NotAvailable(
-            f"{spec.model} is not opened, so that no draft model can be put beside it.",
-            "Give the model's folder or hub id, or leave out draft_model.",
-        )
-    if found.folder:
-        require_same_vocabulary(found.folder, draft_folder(spec.draft_model))
-    return read_draft(spec.draft_model)
 
 
 def _with_adapters(spec: Spec, planned: Plan, adapters: list[Adapter]) -> Plan:

@@ -17,6 +17,7 @@ from mii_azure.model.profile import Profile, profile, task_check
 from mii_azure.model.sentence import as_embedder, sentence_model
 from mii_azure.model.source import resolve
 from mii_azure.planning import expected, latency, memory, quantization
+from mii_azure.planning.beside import adapters_of, draft_of, parameters_beside
 from mii_azure.planning.budget import Work, device_of
 from mii_azure.planning.cheaper import MILLION, Cheaper, Offer, compared
 from mii_azure.planning.demand import demand_of
@@ -96,17 +97,26 @@ def rank(
         raise SpecError(f"{spec.model} is not opened, so its size is not known.", "Rank its folder or its hub id.")
     task_check(facts, kind)
     facts = as_embedder(facts, found, sentence_model(found, kind, spec.allow_pickle), kind)
+    beside = parameters_beside(spec, adapters_of(spec, found, facts))
+    draft = draft_of(spec, found)
     facts = quantization.as_asked(spec, found, facts)
-    return rank_profile(spec, facts, prices=prices, utilisation=utilisation, batch=batch)
+    return rank_profile(spec, facts, beside, draft, prices=prices, utilisation=utilisation, batch=batch)
 
 
 def rank_profile(
-    spec: Spec, facts: Profile, *, prices: Prices | None = None, utilisation: float = 0.5, batch: int = 0
+    spec: Spec,
+    facts: Profile,
+    beside: int = 0,
+    draft: Profile | None = None,
+    *,
+    prices: Prices | None = None,
+    utilisation: float = 0.5,
+    batch: int = 0,
 ) -> Ranking:
-    """Rank from known facts; does no I/O."""
+    """Rank from known facts, with `beside` parameters of adapters and a draft model beside the model; does no I/O."""
     if not 0 < utilisation <= 1 or batch < 0:
         raise SpecError("utilisation is a share above 0 and up to 1, batch a number of requests.", "Leave them out.")
-    work = Work(facts, family_named(facts.family, facts.kind), spec.task, demand_of(spec, facts))
+    work = Work(facts, family_named(facts.family, facts.kind), spec.task, demand_of(spec, facts, beside), draft)
     request = expected.request_of(work)
     rows = [_row(spec, work, sku, batch, prices, utilisation) for sku in all_skus().values()]
     rows.sort(key=_order)
@@ -124,11 +134,13 @@ def rank_profile(
         prices_of=prices.date if prices else None,
         rows=tuple(rows),
         picks=tuple(picks(work, spec.dtype, rows)),
-        cheaper=_cheaper(spec, rows, prices, request.answer, utilisation),
+        cheaper=_cheaper(spec, rows, prices, request, utilisation),
     )
 
 
-def _cheaper(spec: Spec, rows: Sequence[Ranked], prices: Prices | None, answer: int, utilisation: float) -> Cheaper:
+def _cheaper(
+    spec: Spec, rows: Sequence[Ranked], prices: Prices | None, request: expected.Workload, utilisation: float
+) -> Cheaper:
     """Compare CPUs with GPUs by what one instance answers and costs."""
     fits = [row for row in rows if row.fits]
     offers = [
@@ -136,13 +148,17 @@ def _cheaper(spec: Spec, rows: Sequence[Ranked], prices: Prices | None, answer: 
             instance_type=row.instance_type,
             device=row.device,
             price_per_hour=row.price_per_hour / spec.instance_count,
-            per_second=row.throughput * utilisation / spec.instance_count / (answer or 1),
+            per_second=row.throughput * utilisation / spec.instance_count / (request.answer or 1),
             basis=row.basis,
         )
         for row in fits
         if row.price_per_hour and row.throughput and row.basis
     ]
-    return compared(offers, prices.currency if prices else None, [row.device for row in fits])
+    uncounted = "what the draft model gains" if spec.draft_model else ""
+    if request.unit == "requests":
+        uncounted = "the server's own work on each request"
+    currency = prices.currency if prices else None
+    return compared(offers, currency, [row.device for row in fits], utilisation, uncounted)
 
 
 def _order(row: Ranked) -> tuple[bool, bool, float, float, int, str]:

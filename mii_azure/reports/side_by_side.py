@@ -63,6 +63,6 @@ def _requests(side: Side, rates: Mapping[str, float], prices: Prices | None) -> 
 
 def _basis(prices: Prices | None) -> str:
     if prices is None:
-        return "Prices come of a file, --prices FILE, which `mii-azure prices --region REGION` writes."
+        return "Prices come of a file, --prices FILE, which `mii-azure prices` writes."
     told = f"Prices of {prices.date} in {prices.region}, per instance and hour: the machines alone."
     return f"{told} Requests cost what the machines do while they are answered, at the rate that was measured here."

@@ -15,10 +15,30 @@ _UNICODE = "Zoë paid 5 € for a naïve 名前 and a 😀, \u200btwice."
 #: Long enough to exercise padding and windows, short enough for a decoder on two cores.
 _LONG_WORDS = 64
 
+#: Of tasks that generate text: how its tokens are found, how long it is, and what is told of it.
+_GENERATED: list[dict[str, Any]] = [
+    {"max_new_tokens": 4, "num_beams": 2, "num_return_sequences": 2, "length_penalty": 0.5, "early_stopping": True},
+    {"max_length": 96, "min_length": 2, "repetition_penalty": 1.2, "no_repeat_ngram_size": 2, "use_cache": False},
+    {
+        "max_new_tokens": 6,
+        "min_new_tokens": 2,
+        "do_sample": True,
+        "seed": 5,
+        "top_k": 8,
+        "top_p": 0.9,
+        "typical_p": 0.9,
+    },
+    {"max_new_tokens": 6, "ignore_eos": True, "stop": [".", "e"], "cache_salt": "parity"},
+    {"max_new_tokens": 3, "return_details": True, "top_n_tokens": 2},
+    {"max_new_tokens": 6, "presence_penalty": 1.5, "frequency_penalty": 0.5, "logit_bias": {"5": 3.0, "7": -100}},
+    {"max_new_tokens": 6, "min_p": 0.1, "temperature": 0.9, "seed": 3, "stop_token_ids": [9], "priority": 1},
+]
+
 #: Of tasks that embed; base64 would have to be equal to the last bit, where numbers need not be.
 _EMBEDDING: list[dict[str, Any]] = [
     {"pooling": "weightedmean", "dimensions": 4, "normalize": True},
     {"pooling": "lasttoken", "prompt": "query: ", "truncate": True, "truncation_direction": "left"},
+    {"input_type": "document", "truncation": True},
     {"prompt_name": "there is none"},
     {"dimensions": 2**30},
 ]
@@ -28,12 +48,16 @@ _BOUND: list[dict[str, Any]] = [
     {"max_new_tokens": 16, "guided_choice": ["yes", "nein", "ça va"]},
     {"max_new_tokens": 24, "response_format": {"type": "json_object"}},
     {"max_new_tokens": 8, "guided_json": {"type": "nothing"}},
+    {"max_new_tokens": 8, "guided_json": {"enum": [[1, 22]]}, "guided_whitespace_pattern": " ?"},
+    {"max_new_tokens": 8, "guided_regex": "[a-z]{2,4}"},
+    {"max_new_tokens": 8, "guided_grammar": 'start: "yes" | "no"'},
+    {"max_new_tokens": 8, "structured_outputs": {"choice": ["a", "b"]}},
 ]
 
-#: Of tasks that continue a text: what is added to logits, what ends it, and a token that no model has.
-_CHOSEN: list[dict[str, Any]] = [
-    {"max_new_tokens": 6, "presence_penalty": 1.5, "frequency_penalty": 0.5, "logit_bias": {"5": 3.0, "7": -100}},
-    {"max_new_tokens": 6, "min_p": 0.1, "temperature": 0.9, "seed": 3, "stop_token_ids": [9], "priority": 1},
+#: Of tasks that continue a text: what its prompt tells, and a token that no model has.
+_CONTINUED: list[dict[str, Any]] = [
+    {"max_new_tokens": 4, "return_full_text": False},
+    {"max_new_tokens": 6, "do_sample": True, "seed": 7, "temperature": 0.8, "top_p": 0.9},
     {"max_new_tokens": 2, "return_details": True, "prompt_logprobs": 1, "truncate_prompt_tokens": 16},
     {"max_new_tokens": 2, "logit_bias": {"2147483647": 1.0}},
 ]
@@ -41,6 +65,7 @@ _CHOSEN: list[dict[str, Any]] = [
 #: Of conversations; a template without tools refuses them on every host alike.
 _TOOLS: list[dict[str, Any]] = [
     {"max_new_tokens": 24, "tools": [{"type": "function", "function": {"name": "now"}}], "tool_choice": "required"},
+    {"max_new_tokens": 4, "tools": [{"type": "function", "function": {"name": "now"}}], "parallel_tool_calls": False},
     {"max_new_tokens": 4, "chat_template_kwargs": {"enable_thinking": False}},
     {"max_new_tokens": 4, "tool_choice": "required"},
     {"max_new_tokens": 4, "continue_final_message": True},
@@ -49,28 +74,31 @@ _TOOLS: list[dict[str, Any]] = [
 
 #: Answered by models with sparse vectors, and refused by the others.
 _SPARSE: list[dict[str, Any]] = [{"max_active_dims": 5, "sparse_keys": "token", "input_type": "document"}]
+
+#: Of tasks that compare vectors.
+_COMPARED: list[dict[str, Any]] = [
+    {"prompt_name": "there is none"},
+    {"truncation": True, "truncation_direction": "left"},
+]
+
 #: Parameter variants per task; every host must answer each alike.
 _VARIANTS: dict[str, list[dict[str, Any]]] = {
-    "text-generation": [
-        {"max_new_tokens": 4, "return_full_text": False},
-        {"max_new_tokens": 6, "do_sample": True, "seed": 7, "temperature": 0.8, "top_p": 0.9},
-        *_BOUND,
-        *_CHOSEN,
+    "text-generation": [*_CONTINUED, *_GENERATED, *_BOUND],
+    "conversational": [*_CONTINUED, *_GENERATED, *_BOUND, *_TOOLS],
+    "question-answering": [
+        {"top_k": 3},
+        {"handle_impossible_answer": True, "align_to_words": False},
+        {"doc_stride": 8, "max_answer_len": 4, "max_question_len": 16, "max_seq_len": 64},
     ],
-    "conversational": [
-        {"max_new_tokens": 4, "return_full_text": False},
-        {"max_new_tokens": 6, "do_sample": True, "seed": 7, "temperature": 0.8, "top_p": 0.9},
-        *_BOUND,
-        *_CHOSEN,
-        *_TOOLS,
+    "text-classification": [{"top_k": None}, {"function_to_apply": "none", "truncation": True}],
+    "token-classification": [
+        {"aggregation_strategy": "simple", "stride": 4},
+        {"aggregation_strategy": "average", "ignore_labels": [], "truncation": True},
     ],
-    "question-answering": [{"top_k": 3}, {"handle_impossible_answer": True}],
-    "text-classification": [{"top_k": None}, {"function_to_apply": "none"}],
-    "token-classification": [{"aggregation_strategy": "simple"}, {"aggregation_strategy": "average"}],
-    "fill-mask": [{"top_k": 2}],
-    "feature-extraction": [{"pooling": "mean", "normalize": True}, *_EMBEDDING],
+    "fill-mask": [{"top_k": 2}, {"targets": ["the", "a"], "truncation": True}],
+    "feature-extraction": [{"pooling": "mean", "normalize": True}, *_EMBEDDING, *_SPARSE],
     "sentence-embeddings": [{"pooling": "cls"}, *_EMBEDDING, {"input_type": "query"}, *_SPARSE],
-    "sentence-similarity": [{"pooling": "cls", "dimensions": 4}, {"prompt": "a: ", "truncate": True}],
+    "sentence-similarity": [{"pooling": "cls", "dimensions": 4}, {"prompt": "a: ", "truncate": True}, *_COMPARED],
     "zero-shot-classification": [
         {"candidate_labels": ["a", "b", "c"], "multi_label": True},
         {"candidate_labels": "one, two", "hypothesis_template": "It is {}!", "truncation": True},
@@ -81,17 +109,23 @@ _VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"raw_scores": True, "instruction": "Find: "},
         {"truncate": True, "max_tokens_per_doc": 2},
     ],
-    "summarization": [{"max_new_tokens": 4}],
-    "translation": [{"max_new_tokens": 4}],
+    "summarization": [{"max_new_tokens": 4, "truncation": True}, *_GENERATED],
+    "translation": [
+        {"max_new_tokens": 4, "truncation": True},
+        {"max_new_tokens": 4, "src_lang": "en", "tgt_lang": "de"},
+        {"max_new_tokens": 4, "task_type": "translation_en_to_de"},
+        *_GENERATED,
+    ],
     "automatic-speech-recognition": [
         {"max_new_tokens": 4, "return_timestamps": True, "return_segments": True},
         {"max_new_tokens": 4, "task": "transcribe", "prompt": "Names: Anna, Paul."},
         {"max_new_tokens": 4, "generate_kwargs": {"temperature": 0.0}},
+        {"max_new_tokens": 4, "temperature": 0.5, "seed": 3},
         {"language": "no such language"},
     ],
     "text-to-image": [
         {"num_inference_steps": 4, "seed": 3, "height": 64, "width": 128, "negative_prompt": "blurry"},
-        {"num_inference_steps": 4, "seed": 3, "guidance_scale": 1.0, "num_images_per_prompt": 2},
+        {"num_inference_steps": 4, "seed": 3, "guidance_scale": 1.0, "num_images_per_prompt": 2, "truncation": True},
         {"height": 2048, "width": 2048},
     ],
 }

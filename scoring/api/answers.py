@@ -147,9 +147,14 @@ class Answers(ABC):
     def _results(self, rows: list[Row]) -> list[Any]:
         """Outputs of a request's rows; more than the queue holds pass it in parts, one after the other."""
         size = max(1, self.deployment.limits.queue_size)
-        results = self._wait(self._queue.submit(rows[:size]))
-        for at in range(size, len(rows), size):
-            results += self._wait(self._queue.submit(rows[at : at + size], left()))
+        results: list[Any] = []
+        answers = 0
+        for at in range(0, len(rows), size):
+            part = rows[at : at + size]
+            found = self._wait(self._queue.submit(part, left()) if at else self._queue.submit(part))
+            answers += sum(map(self.task.output_bytes, part, found))
+            self._check_answer(answers)
+            results += found
         return results
 
     def _body(self, call: Call, rows: list[list[Row]], results: list[Any]) -> bytes:

@@ -25,7 +25,7 @@ ROWS = 8
 _FORMATS = {torch.int8: 0, torch.int32: 1}
 _NORMS = {"rms": 1, "layer": 2}
 _ACTIVATIONS = {"relu": 0, "silu": 1, "gelu": 2, "gelu_tanh": 3}
-_TILE, _UNIT, _HALF, _LONGEST_HEAD = 4, 64, 32, 512
+_TILE, _UNIT, _HALF, _QUAD, _LONGEST_HEAD = 16, 64, 32, 4, 512
 _GROUPS = (0, 32, 64, 128)
 _HUGE = 1 << 21
 
@@ -217,7 +217,8 @@ class NativeStep:
         self._used += size
         outputs, inputs = linear.full.shape
         place.copy_(_octets(linear))
-        scale, zero = (None if each is None else self._numbers(_tiled(each)) for each in (linear.scale, linear.zero))
+        grids = (None if each is None else _tiled(each, inputs) for each in (linear.scale, linear.zero))
+        scale, zero = map(self._numbers, grids)
         bias = self._numbers(linear.bias)
         kind = _FORMATS[linear.weight.dtype]
         linear.weight = linear.weight.new_empty(outputs, 0)
@@ -240,25 +241,29 @@ def _octets(linear: Linear) -> Tensor:
     """A product's narrow weight as the step reads it, as uint8 [bytes].
 
     int8 plus 128; int4 in units of 64 inputs, of which octet i holds numbers i and 32 + i, the first in its low half.
-    Units of 4 rows lie side by side.
+    Of 16 outputs, four octets each lie side by side.
     """
     weight = linear.weight
     missing = -linear.full.shape[1] % _UNIT
     if not linear.group:
-        return _side_by_side(functional.pad(weight.contiguous().view(torch.uint8) ^ 128, (0, missing)), _UNIT)
+        return _side_by_side(functional.pad(weight.contiguous().view(torch.uint8) ^ 128, (0, missing)))
     shifts = 4 * torch.arange(8, dtype=torch.int32)
     # Number j of a group's word i is its input j group/8 + i (`scoring.decoder.int4`).
     words = weight.view(len(weight), -1, 1, linear.group // 8)
     numbers = ((words >> shifts[:, None]) & 15).to(torch.uint8).view(len(weight), -1)
     units = functional.pad(numbers, (0, missing)).view(-1, 2, _HALF)
-    return _side_by_side((units[:, 0] | units[:, 1] << 4).view(len(weight), -1), _HALF)
+    return _side_by_side((units[:, 0] | units[:, 1] << 4).view(len(weight), -1))
 
 
-def _tiled(numbers: Tensor) -> Tensor:
-    """Numbers of rows, with zeros for the rows that a last tile lacks."""
-    return torch.cat([numbers, numbers.new_zeros(-len(numbers) % _TILE, *numbers.shape[1:])])
+def _tiled(numbers: Tensor, inputs: int) -> Tensor:
+    """Numbers of rows [N] or of their groups [N, groups]: of 16 rows side by side, with zeros for what is missing."""
+    if numbers.dim() == 1:
+        return functional.pad(numbers, (0, -len(numbers) % _TILE))
+    groups = numbers.shape[1] * _whole(inputs, _UNIT) // inputs
+    padded = functional.pad(numbers, (0, groups - numbers.shape[1], 0, -len(numbers) % _TILE))
+    return padded.view(-1, _TILE, groups).transpose(1, 2)
 
 
-def _side_by_side(rows: Tensor, size: int) -> Tensor:
+def _side_by_side(rows: Tensor) -> Tensor:
     padded = functional.pad(rows, (0, 0, 0, -len(rows) % _TILE))
-    return padded.view(-1, _TILE, padded.shape[1] // size, size).transpose(1, 2).reshape(-1)
+    return padded.view(-1, _TILE, padded.shape[1] // _QUAD, _QUAD).transpose(1, 2).reshape(-1)

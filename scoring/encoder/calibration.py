@@ -44,7 +44,7 @@ def smoothing(weight: Tensor, peak: Tensor) -> Tensor:
 def spans(stack: FusedStack, batches: Sequence[Mapping[str, Tensor]]) -> dict[int, Span]:
     """Spans of all products' inputs over some batches, by the id of the weight."""
     watch = _Watch()
-    watched = FusedStack(stack.tables, stack.layers, stack.heads, stack.act, watch)
+    watched = stack.over(watch)
     for batch in batches:
         names: Any = ("input_ids", "attention_mask", "token_type_ids")
         watched(*(batch.get(name) for name in names))  # type: ignore[arg-type]
@@ -77,3 +77,13 @@ class _Watch(TorchOps):
     ) -> Hidden:
         self._take(x, weight, packing)
         return super().project_add_norm(x, weight, bias, residual, norm, packing, then)
+
+    def gated(self, x: Hidden, weight: Tensor, bias: Tensor | None, act: int, packing: Packing) -> Tensor:
+        self._take(x.wide, weight, packing)
+        return super().gated(x, weight, bias, act, packing)
+
+    def project_add(
+        self, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, norm: LayerNorm, packing: Packing, last: bool
+    ) -> tuple[Tensor, Hidden]:
+        self._take(x, weight, packing)
+        return super().project_add(x, weight, bias, residual, norm, packing, last)

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from scoring.encoder import fused_model, openvino_stack
 from scoring.encoder.buckets import longest_input
+from scoring.encoder.by_length import by_length
 from scoring.encoder.cpu_ops import BFLOAT16, INT8, CpuOps, bfloat16_pays
+from scoring.encoder.gated import build_gated
 from scoring.encoder.ops import TorchOps
 from scoring.encoder.real_text import Judge, calibration
 from scoring.encoder.room import refuse_without_room
@@ -21,6 +23,7 @@ from scoring.encoder.stack import FusedStack
 from scoring.encoder.verify import Batch, answers, reference, relative_error
 from scoring.model.loaded import Runtime
 from scoring.passes.base import BOUNDS, Applied, PassRefused
+from scoring.passes.families import GATED
 
 GAIN = 1.05  # a smaller speed-up is noise
 _SMALLEST = 1 << 14  # elements of a weight worth preparing
@@ -143,9 +146,10 @@ def _weights(model: Any) -> int:
 def prepare(model: Any, precision: str) -> Variant:
     """Prepare weights in a format; the model is unchanged until the variant is on.
 
-    Encoders that `fused_model` covers run whole, without padding, by OpenVINO where it is installed; in others, and in
-    heads, each nn.Linear is replaced. Heads of int8 encoders stay in float32, except that over the vocabulary: they are
-    small, and labels hang on them. Raises PassRefused for int8 if there is no text to calibrate it on.
+    Encoders that `_stack` covers run whole, without padding, by OpenVINO where it is installed; others run by length,
+    and there, and in heads, each nn.Linear is replaced. Heads of int8 encoders stay in float32, except that over the
+    vocabulary: they are small, and labels hang on them. Raises PassRefused for int8 if there is no text to calibrate it
+    on.
     """
     from scoring.encoder.cpu_ops import prepared_linear
 
@@ -156,7 +160,9 @@ def prepare(model: Any, precision: str) -> Variant:
     if (plain := _stack(base)) is not None:
         stack, means = _prepared(model, plain, precision)
         forwards.append((base, fused_model.forward_over(base, stack, base.forward)))
-        inside, count = {*base.modules()}, len(plain.layers)
+        inside, count = {*base.modules()}, plain.depth
+    else:
+        forwards.append((base, by_length(base.forward)))
     vocabulary = model.get_output_embeddings()
     for module in model.modules():
         spared = precision == INT8 and inside and module is not vocabulary
@@ -167,12 +173,12 @@ def prepare(model: Any, precision: str) -> Variant:
 
 
 def _stack(base: Any) -> FusedStack | None:
-    """Stack of an encoder whose positions are all in its embeddings: the CPU's attention reads none."""
+    """Stack of an encoder; None where its family, or this variant of it, has none."""
+    build = build_gated if base.config.model_type in GATED else fused_model.build
     try:
-        stack = fused_model.build(base, TorchOps())
+        return build(base, TorchOps())
     except PassRefused:
         return None
-    return None if stack.positioned else stack
 
 
 def _prepared(model: Any, plain: FusedStack, precision: str) -> tuple[FusedStack, str]:
@@ -180,10 +186,7 @@ def _prepared(model: Any, plain: FusedStack, precision: str) -> tuple[FusedStack
     if openvino_stack.installed():
         texts = calibration(model) if precision == INT8 else ()
         return openvino_stack.OpenVinoStack(plain, precision, texts), ", by OpenVINO"
-    ops = CpuOps(precision)
-    return FusedStack(
-        plain.tables, ops.prepare(plain.layers), plain.heads, plain.act, ops
-    ), ", by torch: OpenVINO is not installed"
+    return CpuOps(precision).prepare(plain), ", by torch: OpenVINO is not installed"
 
 
 def _batch(model: Any, rows: int, length: int) -> dict[str, Tensor]:

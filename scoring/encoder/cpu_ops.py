@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -27,9 +27,10 @@ from scoring.encoder.ops import (
     Packing,
     Tables,
     TorchOps,
+    activated,
 )
 from scoring.encoder.positions import Positions
-from scoring.encoder.stack import EncoderLayer
+from scoring.encoder.stack import FusedStack
 from scoring.quantization.int8 import quantize_per_row
 
 FLOAT32, BFLOAT16, INT8 = "float32", "bfloat16", "int8"
@@ -46,9 +47,15 @@ _TRIED, _TRIES = 512, 20  # size of the square product that is tried in bfloat16
 
 @cache
 def bfloat16_pays() -> bool:
-    """Time a product in bfloat16 against float32: flags tell what the chip has, not what oneDNN may use of it."""
+    """Time a product in bfloat16 against float32: flags tell what the chip has, not what oneDNN may use of it.
+
+    False where oneDNN has none at all, as without AVX-512.
+    """
     x, weight = torch.ones(_TRIED, _TRIED), torch.ones(_TRIED, _TRIED)
-    products = [Product(weight, None, name) for name in (FLOAT32, BFLOAT16)]
+    try:
+        products = [Product(weight, None, name) for name in (FLOAT32, BFLOAT16)]
+    except RuntimeError:
+        return False
     inputs = [x.to(product.dtype) for product in products]
     fastest = [math.inf, math.inf]
     for _ in range(_TRIES):
@@ -112,8 +119,7 @@ class Product:
         y: Tensor = torch.ops.onednn.qlinear_pointwise(
             values, 1.0, 128, self.weight, self.scale, self.zeros, None, 1.0, 0, torch.float32, "none", [], ""
         )
-        y = y * scale if self.bias is None else torch.addcmul(self.bias, y, scale)
-        return F.gelu(y) if act == GELU else F.relu(y) if act == RELU else y
+        return activated(y * scale if self.bias is None else torch.addcmul(self.bias, y, scale), act)
 
 
 class CpuOps(EncoderOps):
@@ -124,20 +130,20 @@ class CpuOps(EncoderOps):
         self._products: dict[int, Product] = {}  # by the id of the weight that the layer holds
         self._plain = TorchOps()
 
-    def prepare(self, layers: Sequence[EncoderLayer]) -> list[EncoderLayer]:
-        """Prepare the layers' weights in this precision and oneDNN's own layout."""
-        return [
-            replace(
-                layer,
-                qkv=self._take(cast(Tensor, layer.qkv), layer.qkv_bias),
-                out=self._take(layer.out, layer.out_bias),
-                up=self._take(cast(Tensor, layer.up), layer.up_bias),
-                down=self._take(layer.down, layer.down_bias, LEAST_GELU),
-            )
-            for layer in layers
-        ]
+    def prepare(self, stack: FusedStack) -> FusedStack:
+        """Copy of a stack over these operations, its weights in this precision and oneDNN's own layout."""
+        return stack.over(self, self._prepared)
 
-    def _take(self, weight: Tensor, bias: Tensor, least: float | None = None) -> Tensor:
+    def _prepared(self, layer: Any) -> Any:
+        return replace(
+            layer,
+            qkv=self._take(layer.qkv, layer.qkv_bias),
+            out=self._take(layer.out, layer.out_bias),
+            up=self._take(layer.up, layer.up_bias),
+            down=self._take(layer.down, layer.down_bias, None if layer.gated else LEAST_GELU),
+        )
+
+    def _take(self, weight: Tensor, bias: Tensor | None, least: float | None = None) -> Tensor:
         product = Product(weight, bias, self.precision, least=least)
         self._products[id(product.weight)] = product
         return product.weight
@@ -158,6 +164,8 @@ class CpuOps(EncoderOps):
         return self._products[id(weight)](x.wide, act)
 
     def attention(self, qkv: Tensor, heads: int, packing: Packing, positions: Positions | None = None) -> Tensor:
+        if positions is not None:
+            return self._plain.attention(qkv, heads, packing, positions)
         rows, width = qkv.shape[0], qkv.shape[1] // 3
         attend: Callable[..., Tensor] = F.scaled_dot_product_attention
         if self.precision == BFLOAT16 or (self.precision == INT8 and bfloat16_pays()):
@@ -181,16 +189,33 @@ class CpuOps(EncoderOps):
         packing: Packing,
         then: Matrix | None = None,
     ) -> Hidden:
-        y = self._products[id(weight)](x) + residual.wide
-        y = F.layer_norm(y, y.shape[-1:], norm.gamma, norm.beta, norm.eps)
-        if then is not None:
-            return Hidden(y)
-        live = int(packing.bounds[-1])
-        if live == packing.batch * packing.length:
-            return Hidden(y[:live].view(packing.batch, packing.length, -1))
-        out = y.new_zeros(packing.batch * packing.length, y.shape[1])
-        out[packing.places[:live].long()] = y[:live]
-        return Hidden(out.view(packing.batch, packing.length, -1))
+        _, y = self._added(x, weight, residual.wide, norm)
+        return Hidden(y if then is not None else _unpacked(y, packing))
+
+    def gated(self, x: Hidden, weight: Tensor, bias: Tensor | None, act: int, packing: Packing) -> Tensor:
+        first, second = self._products[id(weight)](x.wide).chunk(2, -1)
+        return activated(first, act) * second
+
+    def project_add(
+        self, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, norm: LayerNorm, packing: Packing, last: bool
+    ) -> tuple[Tensor, Hidden]:
+        total, y = self._added(x, weight, residual, norm)
+        return total, Hidden(_unpacked(y, packing) if last else y)
+
+    def _added(self, x: Tensor, weight: Tensor, residual: Tensor, norm: LayerNorm) -> tuple[Tensor, Tensor]:
+        """Sum of a product and what there was, and its norm."""
+        total = self._products[id(weight)](x) + residual
+        return total, F.layer_norm(total, total.shape[-1:], norm.gamma, norm.beta, norm.eps)
+
+
+def _unpacked(y: Tensor, packing: Packing) -> Tensor:
+    """Packed tokens [R, H] in the batch's own places, [B, S, H], with zeros for padding."""
+    live = int(packing.bounds[-1])
+    if live == packing.batch * packing.length:
+        return y[:live].view(packing.batch, packing.length, -1)
+    out = y.new_zeros(packing.batch * packing.length, y.shape[1])
+    out[packing.places[:live].long()] = y[:live]
+    return out.view(packing.batch, packing.length, -1)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from scoring.encoder.ops import PreNormOps, Tables, TorchOps
+from scoring.encoder.ops import EncoderOps, Tables, TorchOps
 from scoring.encoder.positions import Relative
 from scoring.encoder.pre_norm import ACTIVATIONS, build_pre_norm, layer_norm
 from scoring.encoder.relative import disentangled, distance_bias
@@ -20,7 +20,7 @@ from scoring.passes.families import FUSED_ENCODER, POSITIONS_AFTER_PADDING
 BERT, DEBERTA = ("query", "key", "value"), ("query_proj", "key_proj", "value_proj")
 
 
-def replace(model: Any, ops: PreNormOps | None = None) -> tuple[FusedStack, Callable[[], None]]:
+def replace(model: Any, ops: EncoderOps | None = None) -> tuple[FusedStack, Callable[[], None]]:
     """Replace a model's encoder by a stack; return the stack and an undo.
 
     Raises PassRefused if the loaded model differs from what the kernels compute.
@@ -39,13 +39,13 @@ def replace(model: Any, ops: PreNormOps | None = None) -> tuple[FusedStack, Call
     return stack, undo
 
 
-def _ops_for(device: torch.device) -> PreNormOps:
+def _ops_for(device: torch.device) -> EncoderOps:
     if device.type != "cuda":
         return TorchOps()
     return TritonOps(hopper=torch.cuda.get_device_capability(device) >= (9, 0))
 
 
-def build(base: Any, ops: PreNormOps) -> FusedStack:
+def build(base: Any, ops: EncoderOps) -> FusedStack:
     """Pack the weights of an encoder of a supported family; raises PassRefused for an unsupported variant."""
     config = base.config
     if config.model_type not in FUSED_ENCODER.served:
@@ -106,7 +106,7 @@ def _layer(
     up: nn.Linear,
     down: nn.Linear,
     last: nn.LayerNorm,
-    relative: Relative | None = None,
+    positions: Relative | None = None,
 ) -> EncoderLayer:
     return EncoderLayer(
         qkv=torch.cat([part.weight.detach() for part in qkv]),
@@ -119,11 +119,11 @@ def _layer(
         down=down.weight.detach(),
         down_bias=down.bias.detach(),
         output_norm=layer_norm(last),
-        relative=relative,
+        positions=positions,
     )
 
 
-def _bert_layer(module: Any, names: Sequence[str] = BERT, relative: Relative | None = None) -> EncoderLayer:
+def _bert_layer(module: Any, names: Sequence[str] = BERT, positions: Relative | None = None) -> EncoderLayer:
     attention, output = module.attention.self, module.attention.output
     return _layer(
         [getattr(attention, name) for name in names],
@@ -132,7 +132,7 @@ def _bert_layer(module: Any, names: Sequence[str] = BERT, relative: Relative | N
         module.intermediate.dense,
         module.output.dense,
         module.output.LayerNorm,
-        relative,
+        positions,
     )
 
 

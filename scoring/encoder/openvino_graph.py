@@ -5,7 +5,7 @@ and weights as int8, one scale a row. Behind GELU a few units reach far beyond a
 every token: those of each layer stay in floats. T: live tokens; H: hidden size; D: a head's width; S: longest row.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -14,13 +14,17 @@ from openvino import opset15 as ops
 from torch import Tensor
 
 from scoring.encoder.calibration import SMALLEST, Span, smoothing
-from scoring.encoder.ops import GELU, NONE, LayerNorm, Tables
+from scoring.encoder.openvino_positions import PositionNodes
+from scoring.encoder.ops import GELU, NONE, RELU, LayerNorm, Tables
+from scoring.encoder.positions import Positions
+from scoring.encoder.pre_norm import PreNormLayer, PreNormStack
 from scoring.encoder.stack import EncoderLayer, FusedStack
 from scoring.quantization.int8 import quantize_per_row
 
 _FAR, _SHARE = 32, 8  # units of a layer that stay in floats, but no more than a part in so many
 _LEVELS = 256
 _FIRST = np.array(0, dtype=np.int64)  # axis of tokens
+Layer = EncoderLayer | PreNormLayer
 
 
 class EncoderGraph:
@@ -28,15 +32,16 @@ class EncoderGraph:
 
     Inputs: `words` [T, H], embeddings; `positions` and `types` [T] int32, rows of the other tables; `places`
     [B, heads, S] int32, where each query lies among the vectors of D of packed [T, 3H]; `tokens` [T, heads] int32,
-    where each token's context lies among those of [B, heads, S, D]; `mask` [B, 1, 1, S] float32, added to the scores.
-    Output: hidden states [T, H].
+    where each token's context lies among those of [B, heads, S, D]; `mask` [B, 1, 1, S] float32, added to the scores;
+    those of `positions_read`. Absent are those that the stack has no use for. Output: hidden states [T, H].
     """
 
     def __init__(self, stack: FusedStack, spans: Mapping[int, Span] | None) -> None:
         self._spans = spans
         self._act = stack.act
         self._heads = heads = stack.heads
-        self._width = width = stack.layers[0].out.shape[0]
+        layers: Sequence[Layer] = stack.pre_norm if isinstance(stack, PreNormStack) else stack.layers
+        self._width = width = layers[0].out.shape[0]
         shapes = {
             "words": [-1, width],
             "positions": [-1],
@@ -45,15 +50,18 @@ class EncoderGraph:
             "tokens": [-1, heads],
             "mask": [-1, 1, 1, -1],
         }
-        if stack.tables.types is None:
-            del shapes["types"]
+        for name, table in (("positions", stack.tables.positions), ("types", stack.tables.types)):
+            if table is None:
+                del shapes[name]
         kinds = {"words": np.float32, "mask": np.float32}
         self._inputs = {
             name: ops.parameter(shape, kinds.get(name, np.int32), name=name) for name, shape in shapes.items()
         }
+        read = [layer.positions for layer in layers if layer.positions is not None]
+        self.positions = PositionNodes(read, self._inputs["mask"], heads, width // heads)
+        self._inputs |= self.positions.inputs
         x = self._embeddings(stack.tables)
-        for layer in stack.layers:
-            x = self._layer(x, layer)
+        x = self._pre_norm(x, stack.pre_norm) if isinstance(stack, PreNormStack) else self._post_norm(x, stack.layers)
         self.model = openvino.Model([ops.result(x)], [*self._inputs.values()], "encoder")
 
     def _embeddings(self, tables: Tables) -> Any:
@@ -63,40 +71,66 @@ class EncoderGraph:
                 x = ops.add(x, ops.gather(_constant(table), self._inputs[name], ops.constant(_FIRST)))
         return _norm(x, tables.norm)
 
-    def _layer(self, x: Any, layer: EncoderLayer) -> Any:
-        qkv = self._product(x, cast(Tensor, layer.qkv), layer.qkv_bias)
-        context = self._attention(qkv)
-        x = _norm(ops.add(self._product(context, layer.out, layer.out_bias), x), layer.attention_norm)
-        return _norm(self._mlp(x, layer), layer.output_norm)
+    def _post_norm(self, x: Any, layers: Sequence[EncoderLayer]) -> Any:
+        for layer in layers:
+            x = _norm(self._attended(x, layer, x), layer.attention_norm)
+            x = _norm(self._mlp(x, layer, x), layer.output_norm)
+        return x
 
-    def _attention(self, qkv: Any) -> Any:
+    def _pre_norm(self, x: Any, layers: Sequence[PreNormLayer]) -> Any:
+        total = x
+        for layer in layers:
+            total = self._attended(x, layer, total)
+            total = self._mlp(_norm(total, layer.norm), layer, total)
+            x = _norm(total, layer.following)
+        return x
+
+    def _attended(self, x: Any, layer: Layer, total: Any) -> Any:
+        """Attention of x [T, H] added to a sum."""
+        qkv = self._product(x, cast(Tensor, layer.qkv), layer.qkv_bias)
+        return ops.add(self._product(self._attention(qkv, layer.positions), layer.out, layer.out_bias), total)
+
+    def _attention(self, qkv: Any, positions: Positions | None) -> Any:
         """Attention over packed [T, 3H]: the copy that brings heads together also pads, and the way back packs."""
         vectors = ops.reshape(qkv, _shape(-1, self._width // self._heads), False)
         parts = []
         for part in range(3):
             places = ops.add(self._inputs["places"], ops.constant(np.array(part * self._heads, dtype=np.int32)))
             parts.append(ops.gather(vectors, places, ops.constant(_FIRST)))
-        padded = ops.scaled_dot_product_attention(*parts, self._inputs["mask"], causal=False)
+        query, key, value = parts
+        padded = self.positions.attend(query, key, value, positions)
         flat = ops.reshape(padded, _shape(-1, self._width // self._heads), False)
         packed = ops.gather(flat, self._inputs["tokens"], ops.constant(_FIRST))
         return ops.reshape(packed, _shape(-1, self._width), False)
 
-    def _mlp(self, x: Any, layer: EncoderLayer) -> Any:
-        """Two products around the activation, far units apart where they are int8, added to x [T, H].
+    def _mlp(self, x: Any, layer: Layer, total: Any) -> Any:
+        """Two products of x [T, H] around the activation, far units apart where they are int8, added to a sum.
 
         Sums are nested so that each product adds what was there before it.
         """
         up, down = cast(Tensor, layer.up), layer.down
         if self._spans is None:
-            return ops.add(self._plain(self._plain(x, up, layer.up_bias, self._act), down, layer.down_bias), x)
+            return ops.add(self._plain(self._up(x, layer), down, layer.down_bias), total)
         span = self._spans[id(down)]
         order, count = span.peak.argsort(), min(_FAR, len(span.peak) // _SHARE)
         near, far = (part.sort().values for part in (order[:-count], order[-count:]))
-        far_up = self._plain(x, up[far], layer.up_bias[far], self._act)
-        near_up = self._int8(x, up[near], layer.up_bias[near], self._spans[id(up)], self._act)
+        far_up = self._up(x, layer, far)
+        near_up = self._up(x, layer, near, self._spans[id(up)])
         rest = Span(span.low[near], span.high[near])
         near_down = self._int8(near_up, down[:, near], layer.down_bias, rest)
-        return ops.add(near_down, ops.add(self._plain(far_up, down[:, far], None), x))
+        return ops.add(near_down, ops.add(self._plain(far_up, down[:, far], None), total))
+
+    def _up(self, x: Any, layer: Layer, units: Tensor | None = None, span: Span | None = None) -> Any:
+        """Activated product of some hidden units, all unless told, in int8 with a span of x."""
+        acts = (self._act, NONE) if layer.gated else (self._act,)  # what is gated has no activation of its own
+        weights = cast(Tensor, layer.up).chunk(len(acts))
+        biases = [None] * len(acts) if layer.up_bias is None else layer.up_bias.chunk(len(acts))
+        found = []
+        for act, weight, bias in zip(acts, weights, biases, strict=True):
+            some = weight if units is None else weight[units]
+            add = bias if units is None or bias is None else bias[units]
+            found.append(self._plain(x, some, add, act) if span is None else self._int8(x, some, add, span, act))
+        return ops.multiply(*found) if layer.gated else found[0]
 
     def _product(self, x: Any, weight: Tensor, bias: Tensor) -> Any:
         if self._spans is None:
@@ -106,7 +140,7 @@ class EncoderGraph:
     def _plain(self, x: Any, weight: Tensor, bias: Tensor | None, act: int = NONE) -> Any:
         return _finish(ops.matmul(x, _constant(weight), False, True), bias, act)
 
-    def _int8(self, x: Any, weight: Tensor, bias: Tensor, span: Span, act: int = NONE) -> Any:
+    def _int8(self, x: Any, weight: Tensor, bias: Tensor | None, span: Span, act: int = NONE) -> Any:
         smooth = smoothing(weight, span.peak)
         low, high = min(0.0, float((span.low / smooth).min())), max(0.0, float((span.high / smooth).max()))
         width = max(SMALLEST, high - low)
@@ -123,7 +157,7 @@ def _finish(y: Any, bias: Tensor | None, act: int) -> Any:
     y = y if bias is None else ops.add(y, _constant(bias[None]))
     if act == NONE:
         return y
-    return ops.gelu(y, "erf") if act == GELU else ops.relu(y)
+    return ops.gelu(y, "erf") if act == GELU else ops.relu(y) if act == RELU else ops.swish(y)
 
 
 def _norm(x: Any, norm: LayerNorm) -> Any:

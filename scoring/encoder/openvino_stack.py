@@ -10,19 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
-from numpy.typing import NDArray
 from torch import Tensor
 
 from scoring.encoder.calibration import spans
 from scoring.encoder.cpu_ops import BFLOAT16, INT8, ROWS, bfloat16_pays
+from scoring.encoder.openvino_inputs import Array, absolute, places, read_by_attention
 from scoring.encoder.ops import TorchOps
 from scoring.encoder.stack import FusedStack
 from scoring.passes.base import PassRefused
 
-Array = NDArray[Any]
 _HALVES = 2
 _PAYS = 512  # live tokens from which two halves at once beat one call of all threads
-_NEVER = -1e9  # added to the scores of padding; finite, since a row may have nothing else
 
 
 def installed() -> bool:
@@ -44,6 +42,7 @@ class OpenVinoStack(FusedStack):
         seen = spans(stack, texts) if precision == INT8 else None
         narrow = precision == BFLOAT16 or (precision == INT8 and bfloat16_pays())
         threads, graph = torch.get_num_threads(), EncoderGraph(stack, seen)
+        self._positions = graph.positions
         try:
             self._request = compiled(graph, threads, narrow).create_infer_request()
             both = compiled(graph, threads, narrow, _HALVES) if threads % _HALVES == 0 else None
@@ -73,9 +72,11 @@ class OpenVinoStack(FusedStack):
         if len(live) == 0:
             return None, {}, live, ids.shape
         tokens = np.concatenate([live, np.repeat(live[:1], -len(live) % ROWS)])  # [T], places in [B * S]
-        inputs = _places(live, tokens, batch, length, self.heads)
+        inputs = places(live, tokens, batch, length, self.heads)
         inputs["words"] = F.embedding(torch.from_numpy(given.ravel()[tokens]), self.tables.words).numpy()
-        inputs["positions"] = _positions(given, self.tables.pad)[tokens].astype(np.int32)
+        inputs |= read_by_attention(self._positions.inputs, self._positions.distances, length)
+        if self.tables.positions is not None:
+            inputs["positions"] = absolute(given, self.tables.pad)[tokens].astype(np.int32)
         if self.tables.types is not None:
             kinds = np.zeros(len(tokens)) if types is None else types.numpy().ravel()[tokens]
             inputs["types"] = kinds.astype(np.int32)
@@ -94,26 +95,3 @@ class OpenVinoStack(FusedStack):
         out = found.new_zeros(batch * length, width)
         out[torch.from_numpy(live)] = found[: len(live)]
         return out.view(batch, length, -1)
-
-
-def _places(live: Array, tokens: Array, batch: int, length: int, heads: int) -> dict[str, Array]:
-    """Index inputs of `EncoderGraph`; copies that round tokens up attend as the first."""
-    numbers = np.zeros(batch * length, np.int32)
-    numbers[live] = np.arange(len(live), dtype=np.int32)
-    mask = np.full(batch * length, _NEVER, np.float32)
-    mask[live] = 0.0
-    each = np.arange(heads, dtype=np.int32)
-    rows, columns = np.divmod(tokens, length)
-    return {
-        "places": numbers.reshape(batch, 1, length) * np.int32(3 * heads) + each[:, None],
-        "tokens": ((rows[:, None] * heads + each) * length + columns[:, None]).astype(np.int32),
-        "mask": mask.reshape(batch, 1, 1, length),
-    }
-
-
-def _positions(ids: Array, pad: int) -> Array:
-    """Position of each place of ids [B, S], flat: counted from 0, or where `pad` takes none, from behind it."""
-    if pad < 0:
-        return np.broadcast_to(np.arange(ids.shape[1]), ids.shape).ravel()
-    counted = ids != pad
-    return np.asarray((counted.cumsum(1) * counted + pad).ravel())

@@ -16,7 +16,7 @@ from torch import Tensor
 from scoring.encoder.positions import Positions
 from scoring.quantization.int8 import quantize_per_row
 
-NONE, GELU, RELU = 0, 1, 2
+NONE, GELU, RELU, SILU = 0, 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,8 @@ class Hidden:
 class EncoderOps(ABC):
     """Implementation of each operation."""
 
+    multiple = 1  # of a gated width, which zeros fill up, so that tiles divide it
+
     @abstractmethod
     def pack(self, ids: Tensor, mask: Tensor | None, pad: int) -> Packing:
         """Place the live tokens of ids [B, S] first."""
@@ -109,10 +111,6 @@ class EncoderOps(ABC):
         The last is returned unpacked, [B, S, H] with zeros for padding.
         """
 
-
-class PreNormOps(EncoderOps):
-    """Operations of encoders too whose norms stand before their products."""
-
     @abstractmethod
     def gated(self, x: Hidden, weight: Tensor, bias: Tensor | None, act: int, packing: Packing) -> Tensor:
         """Product of x with both halves of w [2I, H], act(first) * second: [R, I]."""
@@ -124,7 +122,7 @@ class PreNormOps(EncoderOps):
         """Sum x w^T + b + residual, and its LayerNorm, each [R, H]; the `last` norm is returned unpacked."""
 
 
-class TorchOps(PreNormOps):
+class TorchOps(EncoderOps):
     """Reference of the fused operations in plain torch, on any device."""
 
     def pack(self, ids: Tensor, mask: Tensor | None, pad: int) -> Packing:
@@ -157,7 +155,7 @@ class TorchOps(PreNormOps):
             y = (y + bias).to(x.wide.dtype)
         else:
             y = F.linear(x.wide, weight, bias)
-        return F.gelu(y) if act == GELU else F.relu(y) if act == RELU else y
+        return activated(y, act)
 
     def attention(self, qkv: Tensor, heads: int, packing: Packing, positions: Positions | None = None) -> Tensor:
         rows, width = qkv.shape[0], qkv.shape[1] // 3
@@ -186,7 +184,7 @@ class TorchOps(PreNormOps):
 
     def gated(self, x: Hidden, weight: Tensor, bias: Tensor | None, act: int, packing: Packing) -> Tensor:
         first, second = F.linear(x.wide, weight, bias).chunk(2, -1)
-        return (F.gelu(first) if act == GELU else F.relu(first)) * second
+        return activated(first, act) * second
 
     def project_add(
         self, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, norm: LayerNorm, packing: Packing, last: bool
@@ -194,6 +192,11 @@ class TorchOps(PreNormOps):
         total = F.linear(x, weight, bias) + residual
         y = _norm(total, norm)
         return total, Hidden(_unpacked(y, packing) if last else y)
+
+
+def activated(y: Tensor, act: int) -> Tensor:
+    """Activation of a product."""
+    return F.gelu(y) if act == GELU else F.relu(y) if act == RELU else F.silu(y) if act == SILU else y
 
 
 def _unpacked(y: Tensor, packing: Packing) -> Tensor:

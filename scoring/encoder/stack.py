@@ -1,12 +1,13 @@
 """Post-norm encoders as one stack over packed tokens: seven kernels a layer, no work on padding."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 from torch import Tensor
 
 from scoring.encoder.ops import EncoderOps, LayerNorm, Matrix, Tables
-from scoring.encoder.positions import Relative
+from scoring.encoder.positions import Positions
 
 
 @dataclass(frozen=True)
@@ -18,12 +19,13 @@ class EncoderLayer:
     out: Tensor  # [H, H]
     out_bias: Tensor
     attention_norm: LayerNorm
-    up: Matrix  # [I, H]
-    up_bias: Tensor
+    up: Matrix  # [I, H]; gated: [2I, H]
+    up_bias: Tensor | None
     down: Tensor  # [H, I]
     down_bias: Tensor
     output_norm: LayerNorm
-    relative: Relative | None = None  # what distances add to attention's scores
+    positions: Positions | None = None  # what attention itself reads of them
+    gated: bool = False
 
 
 class FusedStack:
@@ -41,10 +43,9 @@ class FusedStack:
         """Number of layers."""
         return len(self.layers)
 
-    @property
-    def positioned(self) -> bool:
-        """True if attention reads positions."""
-        return any(layer.relative is not None for layer in self.layers)
+    def over(self, ops: EncoderOps, change: Callable[[Any], Any] = lambda layer: layer) -> "FusedStack":
+        """Copy that computes by other operations, each layer changed by a function that keeps its kind."""
+        return FusedStack(self.tables, [change(layer) for layer in self.layers], self.heads, self.act, ops)
 
     def __call__(self, ids: Tensor, mask: Tensor | None, types: Tensor | None) -> Tensor:
         """Map ids [B, S] int64 and mask [B, S] (0: padding) to [B, S, H], zeros at padding."""
@@ -53,9 +54,12 @@ class FusedStack:
         x = ops.embed(ids, types, packing, self.tables, self.layers[0].qkv)
         for number, layer in enumerate(self.layers, 1):
             qkv = ops.linear(x, layer.qkv, layer.qkv_bias, 0, packing)
-            context = ops.attention(qkv, self.heads, packing, layer.relative)
+            context = ops.attention(qkv, self.heads, packing, layer.positions)
             x = ops.project_add_norm(context, layer.out, layer.out_bias, x, layer.attention_norm, packing, layer.up)
-            up = ops.linear(x, layer.up, layer.up_bias, self.act, packing)
+            if layer.gated:
+                up = ops.gated(x, cast(Tensor, layer.up), layer.up_bias, self.act, packing)
+            else:
+                up = ops.linear(x, layer.up, cast(Tensor, layer.up_bias), self.act, packing)
             following = self.layers[number].qkv if number < len(self.layers) else None
             x = ops.project_add_norm(up, layer.down, layer.down_bias, x, layer.output_norm, packing, following)
         return x.wide

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from scoring.encoder.ops import GELU, NONE, RELU, Hidden, LayerNorm, Matrix, Narrow, Packing, PreNormOps, Tables
+from scoring.encoder.ops import GELU, NONE, RELU, EncoderOps, Hidden, LayerNorm, Matrix, Narrow, Packing, Tables
 from scoring.encoder.positions import Positions, Rotation
 from scoring.encoder.tiles import GemmTile, choose, choose_gated, choose_narrow, lines, power_of_two
 from scoring.encoder.triton_positions import LOG2_E, PositionedLaunches, attention_tile
@@ -16,11 +16,13 @@ LIBRARY_ROWS = 1024  # measured: cuBLAS wins from here on, Triton below
 ROWS = 64  # every buffer's row count is a multiple of this
 
 
-class TritonOps(PreNormOps):
+class TritonOps(EncoderOps):
     """One kernel per step; see `scoring.kernels.encoder` for programmatic launch and prefetching (`hopper`).
 
     From `library_rows` rows on, products are cuBLAS's.
     """
+
+    multiple = 256
 
     def __init__(
         self,

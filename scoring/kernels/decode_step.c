@@ -1,8 +1,8 @@
-// One decode step of a few rows on a CPU: norms, products over narrow weights, rotation, attention over the paged cache.
+// One decode step of a few rows on a CPU: norms, products over narrow weights, rotation, attention over a paged cache.
 //
 // Weights are int8 (one scale a row) or int4 (one scale a group); a product's inputs are rounded to int8 with one scale
-// for 64, as VNNI multiplies them; the rest is float32. A step of one row is bound by the bytes of its weights: they are
-// read once, in order, by all threads, which meet at a barrier between products. Plain C, without torch:
+// for 64, as VNNI multiplies them; the rest is float32. A step of one row is bound by the bytes of its weights, which
+// are read once, in order, by all threads, which meet at a barrier between products. Plain C, without torch:
 // `scoring/decoder/native_build.py` compiles it for the machine, `scoring/decoder/native_step.py` calls it.
 #define _GNU_SOURCE
 #include <limits.h>
@@ -16,14 +16,14 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { ROWS = 8, AT_ONCE = 4, TILE = 4, BLOCK = 64, UNIT = 64, LANES = 16, SPINS = 2000 };
+enum { ROWS = 8, TILE = 16, BLOCK = 64, UNIT = 64, QUAD = 4, SPINS = 2000 };
 enum { INT8, INT4, INT4_ZERO }; // the last with zero points, as products are computed; theirs is INT4
 enum { NONE, RMS, LAYER };
 enum { RELU, SILU, GELU, GELU_TANH };
 
 typedef struct {
     const void *weight;
-    const float *scale, *zero, *bias; // scale: [N], of int4 [N, K / group], as zero, which is 8 throughout if absent
+    const float *scale, *zero, *bias; // scale: [N], of int4 [N / TILE, groups, TILE], as zero; 8 throughout if absent
     int32_t outputs, inputs, group, format;
 } Product;
 
@@ -51,18 +51,39 @@ typedef struct {
     int32_t count, hidden, heads, kv_heads, head_dim, blocks, width, inner, longest, threads, alone;
 } Model;
 
+// Vectors of int32: as wide as the widest instructions that multiply octets and add them up.
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
 #include <immintrin.h>
-#define VNNI 1
+enum { WIDE = 16 };
+typedef __m512i Ints;
+typedef __m512 Floats;
+#define OF(name) _mm512_##name
+#define LOAD(at) _mm512_loadu_si512(at)
+#define AND(a, b) _mm512_and_si512(a, b)
+#define DOTS 1
+#elif defined(__AVX2__) && defined(__FMA__)
+#include <immintrin.h>
+enum { WIDE = 8 };
+typedef __m256i Ints;
+typedef __m256 Floats;
+#define OF(name) _mm256_##name
+#define LOAD(at) _mm256_loadu_si256((const __m256i *)(at))
+#define AND(a, b) _mm256_and_si256(a, b)
+#ifdef __AVXVNNI__
+#undef _mm256_dpbusd_epi32
+#define _mm256_dpbusd_epi32 _mm256_dpbusd_avx_epi32
+#define DOTS 1
+#endif
 #endif
 
 // Threads -----------------------------------------------------------------------------------------------------------
 
-// Inputs of a product, of each thread: numbers [ROWS, units, UNIT], and by unit their scales and the sums of halves.
+// Inputs of a product, of each thread, by unit: numbers [units, ROWS, UNIT], their scales, and the sums of halves.
 typedef struct {
     int8_t *q;
-    float *scale, *sums, total[ROWS];
-    int units;
+    int16_t *wide; // the numbers again, of each four the even ones first: where octets are multiplied as pairs of int16
+    float *scale;
+    int32_t *sums;
 } Inputs;
 
 typedef struct {
@@ -122,26 +143,26 @@ static inline void part(int count, int unit, int threads, int index, int *from, 
 
 static inline int units_of(int inputs) { return (inputs + UNIT - 1) / UNIT; }
 
-// Quantise inputs x [rows, stride]: int8 with one scale a unit, and the sums of what they then are.
+// Quantise inputs x [rows, stride]: int8 with one scale a unit, and the sums of its halves.
 static void take(Inputs *in, const float *x, int rows, int stride, int inputs) {
-        for (int b = 0; b < rows; b++) {
-        int8_t *q = in->q + (int64_t)b * in->units * UNIT;
-        float all = 0;
-        for (int u = 0; u < units_of(inputs); u++, q += UNIT) {
-            float v[UNIT] = {0}, peak = 0, *sums = in->sums + ((int64_t)b * in->units + u) * 2;
+    for (int b = 0; b < rows; b++)
+        for (int u = 0; u < units_of(inputs); u++) {
+            const int64_t at = (int64_t)u * ROWS + b;
             const float *from = x + (int64_t)b * stride + u * UNIT;
+            float v[UNIT] = {0}, peak = 0;
+            int8_t *q = in->q + at * UNIT;
+            int16_t *wide = in->wide + at * UNIT;
+            int32_t halves[2] = {0, 0};
             memcpy(v, from, sizeof(float) * (inputs - u * UNIT < UNIT ? inputs - u * UNIT : UNIT));
             for (int i = 0; i < UNIT; i++) peak = fmaxf(peak, fabsf(v[i]));
-            float scale = peak / 127, inverse = peak > 0 ? 127 / peak : 0;
-            int32_t halves[2] = {0, 0};
+            const float inverse = peak > 0 ? 127 / peak : 0;
             for (int i = 0; i < UNIT; i++) q[i] = (int8_t)(v[i] * inverse + (v[i] < 0 ? -0.5f : 0.5f));
-            for (int i = 0; i < UNIT; i++) halves[i / 32] += q[i];
-            in->scale[b * in->units + u] = scale;
-            sums[0] = scale * halves[0], sums[1] = scale * halves[1];
-            all += sums[0] + sums[1];
+            for (int i = 0; i < UNIT; i++) halves[i / (UNIT / 2)] += q[i];
+            for (int i = 0; i < UNIT; i += QUAD)
+                wide[i] = q[i], wide[i + 1] = q[i + 2], wide[i + 2] = q[i + 1], wide[i + 3] = q[i + 3];
+            in->scale[at] = peak / 127;
+            in->sums[at * 2] = halves[0], in->sums[at * 2 + 1] = halves[1];
         }
-        in->total[b] = all;
-    }
 }
 
 // Products ----------------------------------------------------------------------------------------------------------
@@ -151,142 +172,160 @@ static void take(Inputs *in, const float *x, int rows, int stride, int inputs) {
 // The group of half a unit of inputs; groups are of 32, 64 or 128.
 static inline int group_of(const Product *p, int half) { return half >> (p->group / 64); }
 
-#ifndef VNNI
-// What zero points take from a row's sum of int4 numbers.
-static float excess(const Product *p, const Inputs *in, int64_t row, int b) {
-    const int groups = p->inputs / p->group, halves = p->group / 32;
-    const float *sums = in->sums + (int64_t)b * in->units * 2, *scale = p->scale + row * groups;
-    float found = 0;
-    for (int g = 0; g < groups; g++) {
-        float own = 0;
-        for (int h = 0; h < halves; h++) own += sums[g * halves + h];
-        found += own * scale[g] * (p->zero ? p->zero[row * groups + g] : 8.0f);
-    }
+// A weight's octets lie as they are read: by tile of TILE outputs, unit of inputs, and four of its inputs, those of
+// each output side by side. int4 has an input and that of 32 further on in an octet. So a vector multiplies the same
+// inputs for its outputs, and a weight is read once, in order, for all rows.
+
+INLINE int32_t four(const void *at) {
+    int32_t found;
+    memcpy(&found, at, sizeof(found));
     return found;
 }
+
+#ifdef OF
+// What whole sums of WIDE outputs begin with: what zero points take from the products of half a unit, of int8 a unit.
+INLINE Ints begin(const int format, const int32_t *sums, const int half, Ints zero) {
+    if (format == INT8) return OF(set1_epi32)(-128 * (sums[0] + sums[1]));
+    return format == INT4 ? OF(set1_epi32)(-8 * sums[half]) : OF(mullo_epi32)(zero, OF(set1_epi32)(-sums[half]));
+}
+
+// Whole sums of the products of half a unit of int4, from octets at w on; of int8 they go on from those of the first.
+INLINE void multiply(const int format, const int rows, const uint8_t *w, const int half, const Inputs *in, int64_t at,
+                     Ints zero, Ints sum[ROWS]) {
+    const int8_t *q = in->q + at * UNIT + half * UNIT / 2;
+    const int32_t *sums = in->sums + at * 2;
+    const Ints low = OF(set1_epi8)(15);
+#ifdef DOTS
+    for (int b = 0; b < rows && !(format == INT8 && half); b++) sum[b] = begin(format, sums + b * 2, half, zero);
+#pragma GCC unroll 1
+    for (int j = 0; j < UNIT / 2 / QUAD; j++) {
+        Ints numbers = LOAD(w + (format == INT8 ? half * UNIT / 2 / QUAD + j : j) * TILE * QUAD);
+        if (format != INT8) numbers = AND(half ? OF(srli_epi16)(numbers, 4) : numbers, low);
+        for (int b = 0; b < rows; b++)
+            sum[b] = OF(dpbusd_epi32)(sum[b], numbers, OF(set1_epi32)(four(q + b * UNIT + j * QUAD)));
+    }
+#else
+    if (format == INT8) { // whose pairs of products exceed int16
+        for (int b = 0; b < rows && !half; b++) sum[b] = begin(format, sums + b * 2, half, zero);
+        const int16_t *wide = in->wide + at * UNIT + half * UNIT / 2;
+#pragma GCC unroll 1
+        for (int j = 0; j < UNIT / 2 / QUAD; j++) {
+            const Ints numbers = LOAD(w + (half * UNIT / 2 / QUAD + j) * TILE * QUAD);
+            const Ints even = AND(numbers, OF(set1_epi16)(255)), odd = OF(srli_epi16)(numbers, 8);
+            for (int b = 0; b < rows; b++) {
+                const int16_t *own = wide + b * UNIT + j * QUAD;
+                sum[b] = OF(add_epi32)(sum[b], OF(madd_epi16)(even, OF(set1_epi32)(four(own))));
+                sum[b] = OF(add_epi32)(sum[b], OF(madd_epi16)(odd, OF(set1_epi32)(four(own + 2))));
+            }
+        }
+        return;
+    }
+    Ints pairs[ROWS]; // eight times 2 * 15 * 127 is within int16
+    for (int b = 0; b < rows; b++) pairs[b] = OF(setzero_si256)();
+#pragma GCC unroll 1
+    for (int j = 0; j < UNIT / 2 / QUAD; j++) {
+        const Ints numbers = LOAD(w + j * TILE * QUAD), own = AND(half ? OF(srli_epi16)(numbers, 4) : numbers, low);
+        for (int b = 0; b < rows; b++) {
+            const Ints inputs = OF(set1_epi32)(four(q + b * UNIT + j * QUAD));
+            pairs[b] = OF(add_epi16)(pairs[b], OF(maddubs_epi16)(own, inputs));
+        }
+    }
+    for (int b = 0; b < rows; b++)
+        sum[b] = OF(add_epi32)(begin(format, sums + b * 2, half, zero), OF(madd_epi16)(pairs[b], OF(set1_epi16)(1)));
+#endif
+}
 #endif
 
-#ifdef VNNI
-// A row's numbers of groups, one for each half of a unit.
-INLINE __m512 of_halves(const Product *p, const float *row, int u, int groups) {
-    const float *at = row + group_of(p, 2 * u);
-    __m512 both = _mm512_set1_ps(*at);
-    return p->group < UNIT ? _mm512_mask_mov_ps(both, 0xff00, _mm512_set1_ps(at[2 * u + 1 < groups])) : both;
-}
-
-INLINE __m256 folded(__m512 a) {
-    return _mm256_add_ps(_mm512_castps512_ps256(a), _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(a), 1)));
-}
-
-// Sums of each of a tile's rows.
-INLINE __m128 totals(__m512 a, __m512 b, __m512 c, __m512 d) {
-    __m256 all = _mm256_hadd_ps(_mm256_hadd_ps(folded(a), folded(b)), _mm256_hadd_ps(folded(c), folded(d)));
-    return _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
-}
-#endif
-
-// Sums of a tile of rows of an int8 or int4 weight from row n on, for `rows` inputs from `first` on. Units of a tile's
-// rows lie side by side, so that memory is read strictly in order: only that is prefetched at full speed. Zero points of
-// int4 are taken off where sums begin, in whole numbers: an excess for each row and group took longer than the product.
+// Sums of a tile of outputs of an int8 or int4 weight from output n on, for `rows` inputs from `first` on. What zero
+// points take is taken off where sums begin, in whole numbers.
 INLINE void narrow(const int format, const int rows, const Product *p, int n, const Inputs *in, int first,
                    float out[][TILE]) {
-    const int units = units_of(p->inputs), size = format == INT8 ? UNIT : UNIT / 2;
-    const int groups = format == INT8 ? 1 : p->inputs / p->group;
-    const uint8_t *w = (const uint8_t *)p->weight + (int64_t)n * units * size;
-    const float *scales = p->scale + (int64_t)n * groups;
-#ifdef VNNI
-    const float *zeros = format == INT4_ZERO ? p->zero + (int64_t)n * groups : NULL;
-    const __m512i shifts = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi32(4), 1);
-    __m512 acc[TILE][AT_ONCE];
-    for (int r = 0; r < TILE; r++)
-        for (int b = 0; b < rows; b++) acc[r][b] = _mm512_setzero_ps();
-    for (int u = 0; u < units; u++) {
-        __m512i q[AT_ONCE], less[AT_ONCE];
-        __m512 scale[AT_ONCE];
+    const int units = units_of(p->inputs), size = TILE * (format == INT8 ? UNIT : UNIT / 2);
+    const int64_t groups = format == INT8 ? 1 : (units * UNIT + p->group - 1) / p->group;
+    const uint8_t *w = (const uint8_t *)p->weight + (int64_t)n * units * (size / TILE);
+    const float *scales = p->scale + n * groups, *zeros = format == INT4_ZERO ? p->zero + n * groups : NULL;
+#ifdef OF
+    Floats acc[TILE / WIDE][ROWS];
+    for (int v = 0; v < TILE / WIDE; v++)
+        for (int b = 0; b < rows; b++) acc[v][b] = OF(setzero_ps)();
+    for (int u = 0; u < units; u++, w += size) {
+        const int64_t at = (int64_t)u * ROWS + first;
+        for (int v = 0; v < TILE / WIDE; v++) {
+            Ints sum[ROWS];
+            for (int half = 0; half < 2; half++) {
+                const int64_t own = format == INT8 ? 0 : group_of(p, 2 * u + half) * TILE + v * WIDE;
+                const Ints zero = format == INT4_ZERO ? OF(cvtps_epi32)(OF(loadu_ps)(zeros + own)) : OF(set1_epi32)(0);
+                multiply(format, rows, w + v * WIDE * QUAD, half, in, at, zero, sum);
+                if (format == INT8 && !half) continue;
+                for (int b = 0; b < rows; b++) {
+                    Floats scale = OF(set1_ps)(in->scale[at + b]);
+                    if (format != INT8) scale = OF(mul_ps)(scale, OF(loadu_ps)(scales + own));
+                    acc[v][b] = OF(fmadd_ps)(OF(cvtepi32_ps)(sum[b]), scale, acc[v][b]);
+                }
+            }
+        }
+    }
+    for (int v = 0; v < TILE / WIDE; v++)
         for (int b = 0; b < rows; b++) {
-            q[b] = _mm512_loadu_si512(in->q + ((int64_t)(first + b) * in->units + u) * UNIT);
-            scale[b] = _mm512_set1_ps(in->scale[(first + b) * in->units + u]);
-            if (format == INT8) continue;
-            less[b] = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(format == INT4 ? 8 : 1), q[b]);
-            less[b] = _mm512_sub_epi32(_mm512_setzero_si512(), less[b]);
+            Floats found = acc[v][b];
+            if (format == INT8) found = OF(mul_ps)(found, OF(loadu_ps)(scales + v * WIDE));
+            OF(storeu_ps)(out[first + b] + v * WIDE, found);
         }
-        for (int r = 0; r < TILE; r++, w += size) {
-            __m512i numbers, zero;
-            __m512 own;
-            if (format == INT8) {
-                numbers = _mm512_loadu_si512(w);
-            } else {
-                numbers = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)w));
-                numbers = _mm512_and_si512(_mm512_srlv_epi32(numbers, shifts), _mm512_set1_epi8(15));
-                own = of_halves(p, scales + r * groups, u, groups);
-                if (format == INT4_ZERO) zero = _mm512_cvtps_epi32(of_halves(p, zeros + r * groups, u, groups));
-            }
-            for (int b = 0; b < rows; b++) {
-                __m512i sum = format == INT8 ? _mm512_setzero_si512() : less[b];
-                if (format == INT4_ZERO) sum = _mm512_mullo_epi32(sum, zero);
-                __m512 dot = _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(sum, numbers, q[b]));
-                acc[r][b] = _mm512_fmadd_ps(dot, format == INT8 ? scale[b] : _mm512_mul_ps(own, scale[b]), acc[r][b]);
-            }
-        }
-    }
-    for (int b = 0; b < rows; b++) {
-        __m128 found = totals(acc[0][b], acc[1][b], acc[2][b], acc[3][b]);
-        if (format == INT8) // whose numbers are stored plus 128
-            found = _mm_mul_ps(_mm_sub_ps(found, _mm_set1_ps(128 * in->total[first + b])), _mm_loadu_ps(scales));
-        _mm_storeu_ps(out[first + b], found);
-    }
 #else
     for (int b = 0; b < rows; b++)
         for (int r = 0; r < TILE; r++) out[first + b][r] = 0;
-    for (int u = 0; u < units; u++)
-        for (int r = 0; r < TILE; r++, w += size) {
-            int16_t numbers[UNIT];
-            if (format == INT8)
-                for (int i = 0; i < UNIT; i++) numbers[i] = w[i];
-            else
-                for (int i = 0; i < UNIT / 2; i++) numbers[i] = w[i] & 15, numbers[UNIT / 2 + i] = w[i] >> 4;
-            for (int b = 0; b < rows; b++) {
-                const int8_t *q = in->q + ((int64_t)(first + b) * in->units + u) * UNIT;
-                int32_t low = 0, high = 0;
-                for (int i = 0; i < UNIT / 2; i++) low += numbers[i] * (int16_t)q[i];
-                for (int i = UNIT / 2; i < UNIT; i++) high += numbers[i] * (int16_t)q[i];
-                const float *at = scales + r * groups + (format == INT8 ? 0 : group_of(p, 2 * u));
-                float one = format == INT8 ? 1 : *at, two = format == INT8 ? 1 : at[p->group < UNIT && 2 * u + 1 < groups];
-                out[first + b][r] += in->scale[(first + b) * in->units + u] * (one * low + two * high);
+    for (int u = 0; u < units; u++, w += size)
+        for (int b = 0; b < rows; b++)
+            for (int half = 0; half < 2; half++) {
+                const int64_t at = (int64_t)u * ROWS + first + b;
+                const int64_t own = format == INT8 ? 0 : group_of(p, 2 * u + half) * TILE;
+                const int8_t *q = in->q + at * UNIT + half * UNIT / 2;
+                const uint8_t *from = w + (format == INT8 && half ? size / 2 : 0);
+                int32_t sum[TILE] = {0};
+                for (int j = 0; j < UNIT / 2; j++) {
+                    const uint8_t *octets = from + j / QUAD * TILE * QUAD + j % QUAD;
+                    for (int r = 0; r < TILE; r++) {
+                        const int octet = octets[r * QUAD];
+                        sum[r] += q[j] * (format == INT8 ? octet : half ? octet >> 4 : octet & 15);
+                    }
+                }
+                for (int r = 0; r < TILE; r++) {
+                    const float middle = format == INT8 ? 128 : format == INT4 ? 8 : zeros[own + r];
+                    const float found = in->scale[at] * (sum[r] - middle * in->sums[at * 2 + half]);
+                    out[first + b][r] += format == INT8 ? found : found * scales[own + r];
+                }
             }
-        }
-    for (int b = first; b < first + rows; b++)
-        for (int r = 0; r < TILE; r++)
-            if (format == INT8) out[b][r] = (out[b][r] - 128 * in->total[b]) * scales[r];
-            else out[b][r] -= excess(p, in, n + r, b);
+    for (int b = 0; format == INT8 && b < rows; b++)
+        for (int r = 0; r < TILE; r++) out[first + b][r] *= scales[r];
 #endif
 }
 
-// Outputs `from` to `to` of a product, the first a multiple of TILE: out [rows, wide] = value, or += factor * value.
-// Inputs past the first few read the tile again, from the nearest cache.
-INLINE void rows_of(const int format, const int at_once, const Product *p, int rows, const Inputs *in, float *out,
-                    int wide, int from, int to, float factor) {
-    float found[ROWS][TILE];
-    for (int n = from; n < to; n += TILE) {
-        for (int first = 0; first < rows; first += at_once) narrow(format, at_once, p, n, in, first, found);
-        for (int b = 0; b < rows; b++)
-            for (int r = 0; r < TILE && n + r < to; r++) {
-                float *place = out + (int64_t)b * wide + n + r, value = found[b][r];
-                if (p->bias) value += p->bias[n + r];
-                *place = factor == 0.0f ? value : *place + factor * value;
-            }
+#define CASE(format, rows) \
+    case (format) * 16 + (rows): narrow(format, rows, p, n, in, first, found); break;
+#define CASES(format) CASE(format, 1) CASE(format, 2) CASE(format, 4) CASE(format, 8)
+
+// Sums of a tile for all rows, in powers of two, the later of which read the tile again from a near cache.
+static void tile(const Product *p, int rows, int n, const Inputs *in, float found[][TILE]) {
+    const int format = p->format == INT4 && p->zero ? INT4_ZERO : p->format;
+    for (int first = 0, now = ROWS; first < rows; first += now) {
+        while (now > rows - first) now /= 2;
+        switch (format * 16 + now) { CASES(INT8) CASES(INT4) CASES(INT4_ZERO) }
     }
 }
 
-// Batches that AT_ONCE does not divide are computed with rows more, which nobody reads.
-#define CASE(format, at_once) \
-    case (format) * 16 + (at_once): rows_of(format, at_once, p, rows, in, out, wide, from, to, factor); return;
-#define CASES(format) CASE(format, 1) CASE(format, 2) CASE(format, 3) CASE(format, 4)
-
+// Outputs `from` to `to` of a product, the first a multiple of TILE: out [rows, wide] = value, or += factor * value.
 static void product(const Product *p, int rows, const Inputs *in, float *out, int wide, int from, int to,
                     float factor) {
-    const int format = p->format == INT4 && p->zero ? INT4_ZERO : p->format;
-    switch (format * 16 + (rows < AT_ONCE ? rows : AT_ONCE)) { CASES(INT8) CASES(INT4) CASES(INT4_ZERO) }
+    float found[ROWS][TILE];
+    for (int n = from; n < to; n += TILE) {
+        const int count = to - n < TILE ? to - n : TILE;
+        tile(p, rows, n, in, found);
+        for (int b = 0; b < rows; b++) {
+            float *place = out + (int64_t)b * wide + n, *own = found[b];
+            for (int r = 0; p->bias && r < count; r++) own[r] += p->bias[n + r];
+            for (int r = 0; r < count; r++) place[r] = factor == 0.0f ? own[r] : place[r] + factor * own[r];
+        }
+    }
 }
 
 // Between products --------------------------------------------------------------------------------------------------
@@ -370,8 +409,8 @@ static void attend(State *s, const Layer *layer, int row, int head, float *score
 // A thread's part of a step.
 static void work(State *s, int index) {
     const Model *m = &s->model;
-    const int rows = s->rows, threads = s->threads, wide = m->hidden, total = (m->heads + 2 * m->kv_heads) * m->head_dim;
-    const int heads = m->heads * m->head_dim, inner = m->inner;
+    const int rows = s->rows, threads = s->threads, wide = m->hidden, inner = m->inner;
+    const int heads = m->heads * m->head_dim, total = heads + 2 * m->kv_heads * m->head_dim;
     float *normed = s->normed + (int64_t)index * ROWS * wide, *scores = s->scores + (int64_t)index * m->longest;
     Inputs *in = s->inputs + index;
     int from, to;
@@ -393,7 +432,7 @@ static void work(State *s, int index) {
         take(in, normed, rows, wide, wide);
         const int width = layer->down.inputs;
         // Whole vectors, because the compiler's activation of what is left of one has other bits.
-        part(width, LANES, threads, index, &from, &to);
+        part(width, TILE, threads, index, &from, &to);
         product(&layer->up, rows, in, s->inner, inner, from, to, 0.0f);
         if (layer->gated) product(&layer->up, rows, in, s->inner, inner, width + from, width + to, 0.0f);
         for (int b = 0; b < rows; b++) {
@@ -430,14 +469,15 @@ static void *worker(void *given) {
 // Interface ---------------------------------------------------------------------------------------------------------
 
 static int inputs_open(Inputs *in, int units) {
-    in->units = units;
-    in->q = calloc((size_t)ROWS * units, UNIT);
-    in->scale = calloc((size_t)ROWS * units, sizeof(float));
-    in->sums = calloc((size_t)ROWS * units * 2, sizeof(float));
-    return in->q && in->scale && in->sums;
+    const size_t count = (size_t)ROWS * units;
+    in->q = calloc(count, UNIT);
+    in->wide = calloc(count * UNIT, sizeof(int16_t));
+    in->scale = calloc(count, sizeof(float));
+    in->sums = calloc(count * 2, sizeof(int32_t));
+    return in->q && in->wide && in->scale && in->sums;
 }
 
-static void inputs_close(Inputs *in) { free(in->q), free(in->scale), free(in->sums); }
+static void inputs_close(Inputs *in) { free(in->q), free(in->wide), free(in->scale), free(in->sums); }
 
 void decode_close(State *s) {
     pthread_mutex_lock(&s->lock);
@@ -505,9 +545,9 @@ void decode_step(State *s, int rows, const int32_t *slots, const int32_t *length
 // A product of each format and batch, on what the machine says it has: 0 if it is right. An instruction that is not
 // there ends the process.
 int decode_check(void) {
-    enum { INPUTS = 128, OUTPUTS = 4 };
+    enum { INPUTS = 128, OUTPUTS = TILE };
     uint8_t octets[OUTPUTS * INPUTS], nibbles[OUTPUTS * INPUTS / 2];
-    float x[ROWS * INPUTS], scale[OUTPUTS * 4], zero[OUTPUTS * 4], out[ROWS * OUTPUTS], wrong = 0, size = 0;
+    float x[ROWS * INPUTS], scale[4 * OUTPUTS], zero[4 * OUTPUTS], out[ROWS * OUTPUTS], wrong = 0, size = 0;
     Inputs in = {0};
     if (!inputs_open(&in, 2)) return 2;
     for (int i = 0; i < ROWS * INPUTS; i++) x[i] = (float)(i * 7 % 255 - 127);
@@ -525,11 +565,11 @@ int decode_check(void) {
                 for (int n = 0; n < OUTPUTS; n++) {
                     float wanted = 0;
                     for (int k = 0; k < INPUTS; k++) {
-                        int unit = k / UNIT * TILE + n; // of the tile
-                        uint8_t pair = nibbles[unit * UNIT / 2 + k % 32];
-                        float middle = kind == INT4_ZERO ? zero[n * 4 + k / 32] : 8.0f;
-                        float int4 = ((float)(k % 64 < 32 ? pair & 15 : pair >> 4) - middle) * scale[n * 4 + k / 32];
-                        float int8 = (octets[unit * UNIT + k % UNIT] - 128) * scale[n];
+                        const int own = k / 32 * TILE + n, at = (k / QUAD * TILE + n) * QUAD + k % QUAD;
+                        uint8_t pair = nibbles[((k / UNIT * 8 + k % 32 / QUAD) * TILE + n) * QUAD + k % QUAD];
+                        float middle = kind == INT4_ZERO ? zero[own] : 8.0f;
+                        float int4 = ((float)(k % UNIT < 32 ? pair & 15 : pair >> 4) - middle) * scale[own];
+                        float int8 = (octets[at] - 128) * scale[n];
                         wanted += x[b * INPUTS + k] * (format == INT4 ? int4 : int8);
                     }
                     wrong += fabsf(wanted - out[b * OUTPUTS + n]), size += fabsf(wanted);

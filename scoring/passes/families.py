@@ -27,10 +27,10 @@ FUSED_ENCODER = Families(
         "deberta": "its attention adds relative positions by projections of its own (disentangled attention)",
     },
 )
-#: Families of the fused encoder whose attention reads positions: the CPU's stacks have none of it.
-POSITIONED = ("deberta-v2", "modernbert", "mpnet")
+#: Families whose products are gated behind norms: a CPU's stack has them, a GPU's kernels have not.
+GATED = ("nomic_bert", "gte")
 #: Families that the cpu pass runs without padding.
-CPU_STACK = tuple(family for family in FUSED_ENCODER.served if family not in POSITIONED)
+CPU_STACK = (*FUSED_ENCODER.served, *GATED)
 #: Families of the fused encoder whose norms stand before their products; eight bits are made for norms behind them.
 PRE_NORM = ("modernbert",)
 #: Refused: families for which DeepSpeed 0.19.8 has a policy that is wrong on transformers 5, with the fault.

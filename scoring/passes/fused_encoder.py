@@ -7,7 +7,7 @@ from scoring.passes.base import Applicability, Applied, Facts, Hardware, Pass
 from scoring.passes.families import FUSED_ENCODER
 
 if TYPE_CHECKING:
-    from scoring.encoder.ops import PreNormOps
+    from scoring.encoder.ops import EncoderOps
     from scoring.encoder.stack import FusedStack
 
 _HEAD_DIMS = (16, 32, 64, 128)
@@ -19,7 +19,7 @@ class FusedEncoder(Pass):
     name = "fused_encoder"
     supersedes = ("deepspeed_kernels",)
 
-    def __init__(self, ops: "PreNormOps | None" = None) -> None:
+    def __init__(self, ops: "EncoderOps | None" = None) -> None:
         self._ops = ops
         self.stack: FusedStack | None = None  # while it is applied
 

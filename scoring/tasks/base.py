@@ -127,6 +127,10 @@ class Task(ABC):
         """Most bytes that the answer to one encoded input takes in a reply."""
         return 0
 
+    def output_bytes(self, row: Row, output: Any) -> int:
+        """Most bytes that a row's output adds to what `answer_bytes` could count before it was known."""
+        return 0
+
     def check_together(self, rows: Sequence[Sequence[Row]]) -> None:
         """Raise InvalidInput where the inputs encoded so far are more than one request may have together."""
         return

@@ -179,10 +179,13 @@ class Embeddings(EncoderTask):
         # Base64 takes four characters for three bytes of a float32's four.
         return vectors * size * (6 if parameters.encoding_format == "base64" else NUMBER_BYTES)
 
+    def output_bytes(self, row: Row, output: Any) -> int:
+        return self.form.output_bytes(row.parameters, output) if self.form else 0
+
     def most_rows(self, limits: Limits) -> int:
         return max(limits.queue_size, MOST_EMBEDDED)
 
-    def split(self, output: Any, rows: Sequence[Row]) -> list[torch.Tensor]:
+    def split(self, output: Any, rows: Sequence[Row]) -> list[Any]:
         if self.form:
             return [self._in_form(each, row) for each, row in zip(self.live(output[0], rows), rows, strict=True)]
         hidden = output[0].float()  # [B, S, H]
@@ -193,10 +196,10 @@ class Embeddings(EncoderTask):
                 vectors[at] = vector
         return [self._finish(vector, row.parameters).cpu() for vector, row in zip(vectors, rows, strict=True)]
 
-    def _in_form(self, output: torch.Tensor, row: Row) -> torch.Tensor:
+    def _in_form(self, output: torch.Tensor, row: Row) -> Any:
         assert self.form is not None
         vector = self.form.make(output.float(), row)
-        return (self._finish(vector, row.parameters) if isinstance(self.form, TokenVectors) else vector).cpu()
+        return self._finish(vector, row.parameters).cpu() if isinstance(self.form, TokenVectors) else vector
 
     def kin(self, row: Row) -> Hashable:
         """Key of rows with tokens that nothing attends to: no pass computes those, so that they run plainly."""
@@ -226,7 +229,7 @@ class Embeddings(EncoderTask):
         value: str | list[int],
         parameters: EmbeddingParameters,
         rows: Sequence[Row],
-        outputs: Sequence[torch.Tensor],
+        outputs: Sequence[Any],
     ) -> Any:
         if self.form:
             return self.form.answer(outputs[0], parameters)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from scoring.config import Limits
 from scoring.engine.row import Row
 from scoring.schema.requests import EmbeddingParameters
 from scoring.strict_json.body import NUMBER_BYTES
@@ -32,10 +33,16 @@ class SentenceSimilarity(Embeddings):
                 rows += super().encode(text, sides[bool(rows)], item)
         return rows
 
+    def most_rows(self, limits: Limits) -> int:
+        return 2 * super().most_rows(limits)  # each sentence may have a source of its own
+
     def answer_bytes(self, value: Any, parameters: Any, rows: Sequence[Row]) -> int:
         return NUMBER_BYTES * len(value.sentences)
 
-    def decode(self, value: Any, parameters: Any, rows: Sequence[Row], outputs: Sequence[torch.Tensor]) -> Any:
+    def output_bytes(self, row: Row, output: Any) -> int:
+        return 0  # no vector is in the answer
+
+    def decode(self, value: Any, parameters: Any, rows: Sequence[Row], outputs: Sequence[Any]) -> Any:
         source, *others = outputs
         if self.form:
             return self.form.compare(source, others)

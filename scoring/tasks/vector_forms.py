@@ -2,7 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,12 +14,19 @@ from scoring.model.loaded import Loaded
 from scoring.schema.requests import EmbeddingParameters
 from scoring.sentence.head import Head
 from scoring.sentence.vectors import Expansion, LateInteraction, Splade
-from scoring.strict_json.body import NUMBER_BYTES
+from scoring.strict_json.body import NUMBER_BYTES, text_bytes
 
 QUERY, DOCUMENT = "query", "document"
 #: Prompts that a document takes, the first that a model has.
 DOCUMENT_PROMPTS = (DOCUMENT, "passage", "corpus")
-_KEY_BYTES = 16  # of a weight's key in JSON
+_KEY_BYTES = 16  # of a weight's key in JSON, a number
+
+
+class SparseWeights(NamedTuple):
+    """SparseWeights above 0 of a sparse vector, on the CPU."""
+
+    tokens: Tensor  # [n] int64
+    values: Tensor  # [n] float32
 
 
 class VectorForm(ABC):
@@ -45,24 +53,28 @@ class VectorForm(ABC):
                 )
 
     @abstractmethod
-    def make(self, output: Tensor, row: Row) -> Tensor:
+    def make(self, output: Tensor, row: Row) -> Any:
         """Vector of a row from its tokens' outputs [S, ...]."""
 
     @abstractmethod
-    def answer(self, vector: Tensor, parameters: EmbeddingParameters) -> Any:
+    def answer(self, vector: Any, parameters: EmbeddingParameters) -> Any:
         """Answer in JSON's types."""
 
     @abstractmethod
     def answer_bytes(self, parameters: EmbeddingParameters, row: Row) -> int:
-        """Most bytes of an answer."""
+        """Most bytes of an answer, as far as they are known before its vector is."""
+
+    def output_bytes(self, parameters: EmbeddingParameters, vector: Any) -> int:
+        """Most bytes that a vector adds to what was counted before it was known."""
+        return 0
 
     @abstractmethod
-    def compare(self, source: Tensor, others: Sequence[Tensor]) -> list[float]:
+    def compare(self, source: Any, others: Sequence[Any]) -> list[float]:
         """Likeness of a query's vector to those of documents."""
 
 
 class SparseVectors(VectorForm):
-    """Weights of the vocabulary's tokens, by a masked language model's logits (SPLADE)."""
+    """SparseWeights of the vocabulary's tokens, by a masked language model's logits (SPLADE)."""
 
     told = "sparse vectors"
     smaller = 'Send fewer inputs at once, or ask for the largest weights only, by "max_active_dims".'
@@ -82,17 +94,18 @@ class SparseVectors(VectorForm):
             encoding_format=base64,
         )
 
-    def make(self, output: Tensor, row: Row) -> Tensor:
+    def make(self, output: Tensor, row: Row) -> SparseWeights:
         weights = output.relu()
         for _ in range(self._splade.logarithms):
             weights = weights.log1p()
-        return weights.amax(0) if self._splade.pooling == "max" else weights.sum(0)
+        whole = weights.amax(0) if self._splade.pooling == "max" else weights.sum(0)
+        held = whole.nonzero().flatten()
+        return SparseWeights(held.cpu(), whole[held].cpu())
 
-    def answer(self, vector: Tensor, parameters: EmbeddingParameters) -> dict[str, float]:
-        held = vector.nonzero().flatten()
-        values, order = vector[held].sort(descending=True, stable=True)
+    def answer(self, vector: SparseWeights, parameters: EmbeddingParameters) -> dict[str, float]:
+        values, order = vector.values.sort(descending=True, stable=True)
         most = parameters.max_active_dims
-        indices, weights = held[order][:most].tolist(), values[:most].tolist()
+        indices, weights = vector.tokens[order][:most].tolist(), values[:most].tolist()
         names = self.loaded.tokenizer.convert_ids_to_tokens(indices) if parameters.sparse_keys == "token" else indices
         return {
             str(index if name is None else name): weight
@@ -100,15 +113,26 @@ class SparseVectors(VectorForm):
         }
 
     def answer_bytes(self, parameters: EmbeddingParameters, row: Row) -> int:
-        size = int(self.loaded.model.config.get_text_config().vocab_size)
-        return min(size, parameters.max_active_dims or size) * (NUMBER_BYTES + _KEY_BYTES)
+        return 0  # a text has hundreds of weights above 0, of a vocabulary of tens of thousands
 
-    def compare(self, source: Tensor, others: Sequence[Tensor]) -> list[float]:
-        both = [source, *others]
-        if self._splade.similarity == "cosine":
-            both = [torch.nn.functional.normalize(each, dim=-1) for each in both]
-        found: list[float] = (torch.stack(both[1:]) @ both[0]).tolist()
-        return found
+    def output_bytes(self, parameters: EmbeddingParameters, vector: SparseWeights) -> int:
+        size = len(vector.tokens)
+        key = self._name_bytes if parameters.sparse_keys == "token" else _KEY_BYTES
+        return min(size, parameters.max_active_dims or size) * (NUMBER_BYTES + key)
+
+    @cached_property
+    def _name_bytes(self) -> int:
+        return 2 + max(map(text_bytes, self.loaded.tokenizer.get_vocab()))
+
+    def compare(self, source: SparseWeights, others: Sequence[SparseWeights]) -> list[float]:
+        query, *documents = (self._scaled(each) for each in (source, *others))
+        dense = query.new_zeros(1 + max(int(each.tokens.max()) for each in (source, *others) if len(each.tokens)))
+        dense[source.tokens] = query
+        return [float(dense[each.tokens] @ own) for each, own in zip(others, documents, strict=True)]
+
+    def _scaled(self, vector: SparseWeights) -> Tensor:
+        unit = self._splade.similarity == "cosine"
+        return torch.nn.functional.normalize(vector.values, dim=-1) if unit else vector.values
 
 
 class TokenVectors(VectorForm):

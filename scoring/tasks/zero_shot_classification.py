@@ -11,7 +11,7 @@ from scoring.engine.row import Row
 from scoring.errors import InvalidParameter, LoadError, PromptTooLong
 from scoring.limits.deadline import check
 from scoring.model.loaded import Loaded
-from scoring.schema.requests import MOST_EMBEDDED
+from scoring.schema.requests import MOST_WORDS
 from scoring.schema.retrieval import ZeroShotParameters
 from scoring.strict_json.body import NUMBER_BYTES, text_bytes
 from scoring.tasks.sequence_head import SequenceHead
@@ -57,7 +57,7 @@ class ZeroShotClassification(SequenceHead):
         return text_bytes(value) + sum(_ENTRY_BYTES + text_bytes(label) for label in parameters.labels)
 
     def most_rows(self, limits: Limits) -> int:
-        return max(limits.queue_size, MOST_EMBEDDED)
+        return max(limits.queue_size, MOST_WORDS)
 
     def decode(
         self, value: str, parameters: ZeroShotParameters, rows: Sequence[Row], outputs: Sequence[torch.Tensor]

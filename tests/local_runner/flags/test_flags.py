@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from local_runner.__main__ import main
 from local_runner.flags import serving
 from local_runner.flags.flag import Flag, add
 
@@ -51,6 +52,27 @@ def test_a_bad_value_is_refused_wherever_it_is_said(
     with pytest.raises(SystemExit):
         parsed()
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--cors-origins", "a.example"], "argument --cors-origins: 'a.example' is no origin: those are like "),
+        (["--no-such-flag"], "unrecognized arguments: --no-such-flag. "),
+        (["--engine", "ray", "--adapter-root", "a"], "--adapter-root is for one machine: replicas in a Ray cluster "),
+        (["--replicas", "2", "--front-ends", "2"], "--front-ends is for one model"),
+    ],
+    ids=lambda value: str(value[0]),
+)
+def test_the_runner_tells_what_is_wrong_in_one_line(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["bundle", *arguments])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error [wrong_arguments]: {says}")
+    assert line.endswith(". --help lists what there is.")
 
 
 @pytest.mark.parametrize(("word", "verbose"), [("1", True), ("true", True), ("No", False), (" ", False)])

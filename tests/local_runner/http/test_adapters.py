@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -321,6 +323,75 @@ def test_a_process_that_is_started_again_has_the_adapters_of_the_others(
         assert fresh.unload("mine").status_code == 200
         assert fresh.load("later", "later").status_code == 200
         assert fresh.everywhere(lambda: fresh.text("later")) == [_text(models.base, later, TOKENS)] * 8
+
+
+def test_a_folder_that_is_still_being_written_is_refused_until_it_is_whole(
+    fresh: Server, models: Models, request: pytest.FixtureRequest
+) -> None:
+    folder = models.root / f"written-{request.node.callspec.params['server']}"
+    folder.mkdir()
+    files = {path.name: path.read_bytes() for path in (models.root / "one").iterdir()}
+    assert fresh.load("mine", folder.name).status_code == 400
+    for name, content in files.items():
+        for size in (0, 7, len(content) // 2, len(content) - 1, len(content)):
+            (folder / name).write_bytes(content[:size])
+            answer = fresh.load("mine", folder.name)
+            if all((folder / each).is_file() and (folder / each).read_bytes() == files[each] for each in files):
+                break
+            assert (answer.status_code, answer.json()["error"]["code"]) == (400, "adapter_refused"), (name, size)
+            assert fresh.names() == ["base", "terse"]
+    assert answer.status_code == 200
+    assert fresh.everywhere(lambda: fresh.text("mine")) == [models.text("one")] * 8
+
+
+def test_eight_callers_are_answered_while_adapters_come_and_go(
+    fresh: Server, models: Models, request: pytest.FixtureRequest
+) -> None:
+    """Calls, a folder whose files are replaced by those of another rank, and SIGHUPs without an end, all at once."""
+    folder, ended = models.root / f"changing-{request.node.callspec.params['server']}", threading.Event()
+    own = fresh.text("terse")
+    right = {"base": {models.text("")}, "terse": {own}, "mine": {models.text("one"), models.text("two")}}
+    body = {"prompt": PROMPT, "max_tokens": TOKENS, "temperature": 0}
+
+    def call(model: str) -> list[tuple[int, str]]:
+        told = []
+        while not ended.is_set():
+            answer = fresh.post("/v1/completions", {"model": model, **body})
+            found = answer.json()
+            text = found["choices"][0]["text"] if answer.status_code == 200 else found["error"]["code"]
+            told.append((answer.status_code, text))
+        return told
+
+    def change() -> list[tuple[int, str]]:
+        told = []
+        for source in ("one", "two") * 2:
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(models.root / source, folder)
+            for _ in range(5):
+                os.kill(fresh.runner.process.pid, signal.SIGHUP)
+            answer = until(lambda: (found := fresh.load("mine", folder.name)).status_code != 429 and found)
+            told.append((answer.status_code, fresh.text("mine")))
+            assert fresh.load("more", "deep/three").status_code in (400, 429)  # there is no room
+            assert fresh.unload("mine").status_code == 200
+        return told
+
+    models_asked = ("base", "terse", "mine", "mine") * 2
+    fresh.settings.write_text("{}")
+    with ThreadPoolExecutor(9) as pool:
+        callers = [pool.submit(call, model) for model in models_asked]
+        changing = pool.submit(change)
+        try:
+            changes = changing.result(120)
+        finally:
+            ended.set()
+        answers = [caller.result(120) for caller in callers]
+    assert changes == [(200, models.text(source)) for source in ("one", "two") * 2]
+    for model, told in zip(models_asked, answers, strict=True):
+        assert {text for status, text in told if status == 200} <= right[model]
+        gone = {(404, code) for code in ("model_not_served", "adapter_not_served")} if model == "mine" else set()
+        assert {each for each in told if each[0] != 200} <= gone
+        assert model == "mine" or told
+    assert fresh.names() == ["base", "terse"]
 
 
 def _is_part(pid: int) -> bool:

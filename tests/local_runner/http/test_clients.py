@@ -1,8 +1,8 @@
 """Clients that people have for other servers, unmodified, against real bundles of tiny models.
 
 Tried with cohere 7.3.1, instructor 1.17.0, llama-index-llms-openai-like 0.8.1 and
-llama-index-embeddings-openai-like 0.4.0. Their pins keep some of them out of an environment with the newest openai;
-`pip install --no-deps` takes them there.
+llama-index-embeddings-openai-like 0.4.0. Their pins keep some of them out of an environment with the newest openai:
+`make clients` has an environment for each.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def test_a_plan_tells_whether_a_cpu_or_a_gpu_is_cheaper_by_the_price_file(
     prices.write_text(json.dumps(told | {"prices": {"Standard_NC4as_T4_v3": 0.6, "Standard_F4s_v2": 0.2}}))
     arguments = ("plan", "--task", "fill-mask", "--model", tiny("bert", "fill-mask"), "--prices", prices)
     line = mii(*arguments).out.splitlines()[3]
-    assert line.startswith("costs  EUR for a million requests: ")
+    assert re.match(r"costs  a million requests: [\d.e-]+ EUR on Standard_F4s_v2 \(CPU, ", line)
     assert "Standard_NC4as_T4_v3" in line
     made = json.loads(mii(*arguments, "--json").out)["cheaper"]
     assert made["cpu"]["instance_type"] == "Standard_F4s_v2"

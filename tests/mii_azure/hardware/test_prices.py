@@ -33,6 +33,7 @@ ITEMS = [
     item("Standard_NC4as_T4_v3", 0.526),
     item("Standard_NC4as_T4_v3", 3000, type="Reservation"),
     item("Standard_B1s", 0.01),
+    item("Standard_NC8as_T4_v3", 0.0),
     item("standard_nc24ads_a100_v4", 3.673),
 ]
 
@@ -171,3 +172,43 @@ def test_a_row_that_ends_early_is_named(tmp_path):
     path.write_text("instance_type,price_per_hour,date,region,currency\nA,1,2026-11-24,r\n")
     with pytest.raises(SpecError, match="row 2 has fewer values"):
         read_prices(path)
+
+
+_ROWS = "instance_type,price_per_hour,date,region,currency\nA,1,{day},r,{money}\n{name},2,{day},r,{money}\n"
+_FILE = '{{"date": "{day}", "region": "r", "currency": "{money}", "prices": {{"A": 1, "{name}": 2}}}}'
+
+
+@pytest.mark.parametrize(("form", "suffix"), [(_ROWS, "csv"), (_FILE, "json")])
+@pytest.mark.parametrize(
+    ("odd", "said"),
+    [
+        ({"day": "2026-13-01"}, "'2026-13-01' is no day written as YYYY-MM-DD"),
+        ({"day": "2026-02-30"}, "'2026-02-30' is no day"),
+        ({"day": "20261124"}, "'20261124' is no day"),
+        ({"day": "24.11.2026"}, "'24.11.2026' is no day"),
+        ({"money": "usd"}, "'usd' is no currency"),
+        ({"name": "A"}, "twice"),
+        ({"name": "a"}, "it names a twice"),
+    ],
+)
+def test_an_odd_date_or_currency_and_a_type_named_twice_are_told_in_one_sentence(form, suffix, odd, said, tmp_path):
+    path = tmp_path / f"prices.{suffix}"
+    path.write_text(form.format(**{"day": "2026-11-24", "money": "USD", "name": "B"} | odd))
+    with pytest.raises(SpecError) as caught:
+        read_prices(path)
+    assert said in caught.value.message
+    assert caught.value.message.count("\n") == 0
+    assert "mii-azure prices" in caught.value.hint
+
+
+def test_a_table_without_a_column_is_told_which(tmp_path):
+    path = tmp_path / "prices.csv"
+    path.write_text("instance_type,price_per_hour,date,region\nA,1,2026-11-24,r\n")
+    with pytest.raises(SpecError, match="no column currency"):
+        read_prices(path)
+
+
+def test_a_currency_is_asked_for_in_capitals_and_one_that_is_none_is_refused(api):
+    assert fetch_prices("westeurope", "2026-11-24", "eur", api.url).currency == "EUR"
+    with pytest.raises(SpecError, match="no currency"):
+        fetch_prices("westeurope", "2026-11-24", "euros", api.url)

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import mii_azure
 from local_runner.protocol.openai_requests import embeddings
 from mii_azure.checks.check import check
-from mii_azure.errors import ConfigMissing, TaskUnsupported
+from mii_azure.errors import ConfigMissing, ModelInconsistent, TaskUnsupported
 from mii_azure.planning.plan import Plan
 from mii_azure.planning.planner import plan
 from mii_azure.sdk.trial import guessed_task
@@ -110,3 +112,38 @@ def test_values_that_cannot_be_are_refused_in_words(tiny: Tiny, tmp_path: Path) 
     write(empty / "modules.json", [])
     with pytest.raises(ConfigMissing, match="names no modules"):
         planned(empty)
+    write(empty / "modules.json", None)
+    with pytest.raises(ConfigMissing, match=r"modules\.json is null"):
+        planned(empty)
+
+
+def rewritten(file: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """Change the tensors of a safetensors file."""
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def test_projections_that_their_settings_do_not_fit_are_found_in_headers(tiny: Tiny, tmp_path: Path) -> None:
+    source = tiny("bert", "feature-extraction")
+    with pytest.raises(ModelInconsistent, match=r"linear.weight in model.safetensors .* is 16 x 32, .* 8 x 32"):
+        planned(colbert(source, tmp_path / "dim", dim=8))
+    folder = pylate(source, tmp_path / "dense")
+    weights = folder / "1_Dense" / "model.safetensors"
+    rewritten(weights, lambda found: found.update({"linear.bias": torch.zeros(16)}))
+    with pytest.raises(ModelInconsistent, match=r"1_Dense/model.safetensors of .* has linear.bias, which"):
+        planned(folder)
+    rewritten(weights, lambda found: found.clear() or found.update({"weight": torch.zeros(16, 32)}))
+    with pytest.raises(ModelInconsistent, match=r"1_Dense/model.safetensors of .* has no linear.weight"):
+        planned(folder)
+
+
+def test_a_head_over_another_vocabulary_is_found_in_headers(tiny: Tiny, tmp_path: Path) -> None:
+    folder = splade(tiny("bert", "fill-mask"), tmp_path / "rows")
+    weights = folder / "model.safetensors"
+    rewritten(weights, lambda found: found.update({"cls.predictions.bias": torch.zeros(7)}))
+    with pytest.raises(ModelInconsistent, match=r"cls.predictions.bias of .* is for 7 tokens"):
+        planned(folder)
+    rewritten(weights, lambda found: [found.pop(name) for name in [*found] if name.startswith("cls.")])
+    with pytest.raises(ModelInconsistent, match="no weights of its head over the vocabulary"):
+        planned(folder)

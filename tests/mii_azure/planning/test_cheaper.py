@@ -3,8 +3,10 @@
 import pytest
 
 from mii_azure.planning.cheaper import Offer, compared
+from mii_azure.planning.ranking import rank_profile
 from mii_azure.platform.limits import MAX_INSTANCES
-from tests.mii_azure.planning.test_ranking import PRICES, ranked
+from mii_azure.spec import make_spec
+from tests.mii_azure.planning.test_ranking import PRICES, facts, ranked
 
 BOTH = ("cpu", "cuda")
 
@@ -21,7 +23,8 @@ def test_a_small_load_is_cheaper_on_cpus_though_a_full_gpu_is_cheaper_a_request(
     """One GPU at 1.0 an hour and 1,000 a second; CPUs at 0.3 and 20: three of them cost less, four do not."""
     made = compared([offer("cpu", 0.3, 20), offer("cuda", 1.0, 1000)], "USD", BOTH)
     assert made.cpu_up_to == pytest.approx(60)
-    assert "up to 60 requests/s CPUs cost less an hour" in made.sentence()
+    assert "a million requests: 4.17 USD on cpu (CPU, scaled) and 0.278 on cuda (GPU, scaled)" in made.sentence()
+    assert "a GPU is paid for while it waits, too: up to 60 requests/s CPUs cost less an hour" in made.sentence()
     assert "above it a GPU does" in made.sentence()
 
 
@@ -86,3 +89,22 @@ def test_more_instances_asked_for_change_no_cost_of_a_request() -> None:
     assert three.cpu_up_to == pytest.approx(alone.cpu_up_to)
     assert three.gpu.per_million == pytest.approx(alone.gpu.per_million)
     assert three.sentence() == alone.sentence()
+
+
+def test_a_line_says_how_busy_instances_are_and_what_its_rates_leave_out() -> None:
+    made = compared([offer("cpu", 0.3, 20), offer("cuda", 1.0, 1000)], "USD", BOTH, 0.25, "what waits")
+    assert ", busy 25% of the time;" in made.sentence()
+    assert made.sentence().endswith("; what waits is not counted")
+    assert "the server's own work" in ranked(PRICES, "text-classification", profile=facts("bert")).cheaper.sentence()
+
+
+def test_what_stands_beside_a_model_is_counted_where_it_has_to_fit() -> None:
+    """A draft model, or adapters, that no small GPU holds beside the model leave the large ones to be compared."""
+    alone = ranked(PRICES)
+    spec = make_spec(task="text-generation", model="m", name="abc")
+    least = min((row for row in alone.rows if row.fits and row.device == "cuda"), key=lambda row: row.headroom or 0)
+    for more in ({"draft": facts()}, {"beside": facts().parameters}):
+        beside = next(
+            row for row in rank_profile(spec, facts(), **more).rows if row.instance_type == least.instance_type
+        )
+        assert not beside.fits or beside.batch < least.batch or beside.headroom < least.headroom

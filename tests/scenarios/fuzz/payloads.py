@@ -66,27 +66,46 @@ def _like(good: Json) -> st.SearchStrategy[Json]:
 
 def _fitting(schema: TaskSchema) -> st.SearchStrategy[Json]:
     """Parameters of the right types, mostly within their bounds."""
-    fields = schema.parameters.model_json_schema()["properties"]
-    strategies = {name: _of_type(field.get("anyOf", [field])) for name, field in fields.items()}
+    strategies = fitting_values(schema)
     return st.dictionaries(st.sampled_from(sorted(strategies)), st.none(), max_size=4).flatmap(
         lambda chosen: st.fixed_dictionaries({name: strategies[name] for name in chosen})
     )
 
 
-def _of_type(kinds: list[dict[str, Any]]) -> st.SearchStrategy[Json]:
+def fitting_values(schema: TaskSchema) -> dict[str, st.SearchStrategy[Json]]:
+    """Values of the right type for each parameter of a task."""
+    whole = schema.parameters.model_json_schema()
+    return {name: _of_type(field, whole) for name, field in whole["properties"].items()}
+
+
+def _resolved(field: dict[str, Any], whole: dict[str, Any]) -> list[dict[str, Any]]:
+    """Alternatives of a field, its references and inner alternatives followed."""
+    if "$ref" in field:
+        return _resolved(whole["$defs"][field["$ref"].rsplit("/", 1)[1]], whole)
+    if "anyOf" in field:
+        return [each for kind in field["anyOf"] for each in _resolved(kind, whole)]
+    return [field]
+
+
+def _of_type(field: dict[str, Any], whole: dict[str, Any]) -> st.SearchStrategy[Json]:
     text = st.sampled_from(["a", " ", "e", "translation_en_to_de", "no word"]) | st.text(min_size=1, max_size=4)
     found: list[st.SearchStrategy[Json]] = []
-    for kind in kinds:
+    for kind in _resolved(field, whole):
         low = kind.get("minimum", 0)
         high = kind.get("maximum", 2**63)
         numbers = st.integers(int(low), int(min(high, low + 12))) | st.sampled_from([high, low])
-        by_type = {
+        by_type: dict[str, st.SearchStrategy[Json]] = {
             "integer": numbers,
             "number": st.floats(low, min(high, low + 4)) | numbers,
             "boolean": st.booleans(),
-            "array": st.lists(text, max_size=3),
             "string": text,
         }
+        if kind.get("type") == "array":
+            by_type["array"] = st.lists(_of_type(kind.get("items", {}), whole) | text, max_size=3)
+        if kind.get("type") == "object":
+            inner = {name: _of_type(each, whole) for name, each in kind.get("properties", {}).items()}
+            counted = st.dictionaries(st.sampled_from(["5", "7", "no number"]), numbers, max_size=2)
+            by_type["object"] = st.fixed_dictionaries({}, optional=inner) | counted
         words = kind.get("enum") or ([kind["const"]] if "const" in kind else None)
         found.append(st.sampled_from(words) if words else by_type.get(kind.get("type", ""), st.none()))
     return st.one_of(found)

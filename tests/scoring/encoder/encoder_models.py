@@ -63,6 +63,12 @@ COVERED: dict[str, tuple[str, dict[str, Any]]] = {
     "mpnet embeddings": ("MPNetModel", SIZES | {"pad_token_id": 1}),
 }
 
+#: Those that only a CPU's stack covers.
+GATED: dict[str, tuple[str, dict[str, Any]]] = {
+    "nomic embeddings": ("NomicBertModel", SIZES | {"hidden_act": "silu", "type_vocab_size": 2}),
+    "gte classification": ("GteForSequenceClassification", SIZES | {"type_vocab_size": 0}),
+}
+
 #: Those whose norms stand behind their products, which eight bits are made for.
 POST_NORM = [name for name in COVERED if "modernbert" not in name]
 

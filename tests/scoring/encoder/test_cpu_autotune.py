@@ -16,7 +16,7 @@ from scoring.encoder import cpu_autotune, cpu_ops, openvino_stack, real_text, ro
 from scoring.encoder.verify import Batch, answers, probes, reference, relative_error, verify_encoder
 from scoring.passes import cpu
 from scoring.passes.base import BOUNDS, Facts, Hardware, PassRefused
-from tests.scoring.encoder.encoder_models import COVERED, SIZES, covered, make
+from tests.scoring.encoder.encoder_models import COVERED, GATED, SIZES, covered, make
 
 BERT = Facts("bert", "BertModel", "encoder", 110_000_000, 440_000_000, 12, 12, 12, 768)
 HERE = Hardware("cpu", "cpu", (0, 0), 0, 0, False)
@@ -60,12 +60,13 @@ def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize(
     ("name", "library"),
-    [(name, "torch") for name in [*COVERED, *OTHERS, *DECODERS]] + [(name, "openvino") for name in COVERED],
+    [(name, "torch") for name in [*COVERED, *GATED, *OTHERS, *DECODERS]]
+    + [(name, "openvino") for name in [*COVERED, *GATED]],
     indirect=["library"],
 )
 @pytest.mark.usefixtures("library")
 def test_answers_as_plain_transformers(name: str, precision: str) -> None:
-    architecture, config = (COVERED | OTHERS | DECODERS)[name]
+    architecture, config = (COVERED | GATED | OTHERS | DECODERS)[name]
     model = make(architecture, config | {"initializer_range": 0.1})  # weights as wide as the rounding of trained ones
     told = reference(model)
     way = cpu_autotune.prepare(model, precision)
@@ -77,6 +78,25 @@ def test_answers_as_plain_transformers(name: str, precision: str) -> None:
     assert way.count >= 1
     way.off()
     assert verify_encoder(model, told) < 1e-6
+
+
+@pytest.mark.parametrize("library", ["torch", "openvino"], indirect=True)
+@pytest.mark.parametrize("name", ["deberta-v2 unshared", "modernbert embeddings", "mpnet embeddings"])
+@pytest.mark.usefixtures("library")
+def test_positions_are_those_within_a_row(name: str) -> None:
+    """Distances beyond a table's end and a window's, wherever in the batch's width a row's tokens lie."""
+    model = covered(name)
+    first, last = probes(model, (40, 3, 17), seed=3)[1], probes(model, (17, 40), seed=4)[1]
+    for key, value in last.items():  # the short row's tokens at the end
+        if name != "mpnet embeddings":  # which counts its absolute positions in its own row
+            last[key] = torch.stack([value[0].roll(23, -1), value[1]])
+    way = cpu_autotune.prepare(model, "float32")
+    for batch in (first, last):
+        wanted = answers(model, batch)
+        way.on()
+        found = answers(model, batch)
+        way.off()
+        assert relative_error({"x": found["last_hidden_state"]}, {"x": wanted["last_hidden_state"]}) < 1e-5
 
 
 @pytest.mark.parametrize("library", ["torch", "openvino"], indirect=True)
@@ -346,3 +366,18 @@ def test_a_set_that_onednn_may_not_use_is_not_believed() -> None:
     held = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"}
     ran = subprocess.run([sys.executable, "-c", told], env=held, capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "False"
+
+
+def test_a_cpu_whose_onednn_has_no_bfloat16_at_all_multiplies_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Int8 by avx_vnni comes without AVX-512, and there torch raises where weights are laid out in bfloat16."""
+
+    class Refusing(cpu_ops.Product):
+        def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, precision: str) -> None:
+            if precision == cpu_ops.BFLOAT16:
+                raise RuntimeError("bf16 path needs the cpu support avx512bw, avx512vl and avx512dq")
+            super().__init__(weight, bias, precision)
+
+    monkeypatch.setattr(cpu_ops, "Product", Refusing)
+    cpu_ops.bfloat16_pays.cache_clear()
+    assert not cpu_ops.bfloat16_pays()
+    cpu_ops.bfloat16_pays.cache_clear()

@@ -13,7 +13,7 @@ from scoring.api.dialects import parse
 from scoring.config import Limits
 from scoring.limits.bounded_tokenizer import Tokenizing
 from scoring.schema.registry import TASKS
-from scoring.schema.requests import MOST_STOP_CHARACTERS, MOST_STOPS
+from scoring.schema.requests import MOST_EMBEDDED, MOST_STOP_CHARACTERS, MOST_STOPS, MOST_WORDS
 from tests.conftest import Tiny
 from tests.scoring.conftest import Serve, Served
 from tests.tiny_models import FAMILIES
@@ -151,6 +151,22 @@ def test_a_text_that_normalising_shortens_is_answered(tiny: Tiny, serve: Serve) 
 def test_more_inputs_than_the_queue_holds_are_refused(tiny: Tiny, serve: Serve) -> None:
     served = serve(tiny("bert", "text-classification"), "text-classification", Limits(queue_size=3))
     assert "more sequences than the 3" in served.refused(["a"] * 4)["message"]
+
+
+MOST = [
+    ("sentence-similarity", {"source_sentence": "a", "sentences": ["b"] * MOST_EMBEDDED}, {}),
+    ("text-ranking", {"query": "a", "texts": ["b"] * MOST_EMBEDDED}, {}),
+    ("zero-shot-classification", "a", {"candidate_labels": [f"{n}" for n in range(MOST_WORDS)]}),
+]
+
+
+@pytest.mark.parametrize(("task", "inputs", "parameters"), MOST, ids=[each[0] for each in MOST])
+def test_as_many_as_a_list_may_have_are_answered(
+    task: str, inputs: Any, parameters: dict[str, Any], tiny: Tiny, serve: Serve
+) -> None:
+    """The longest list that the schema takes asks no more rows of the queue than one request may."""
+    answer = serve(tiny("bert", task), task).ok(inputs, **parameters)
+    assert len(answer["labels"] if isinstance(answer, dict) else answer) in (MOST_EMBEDDED, MOST_WORDS)
 
 
 ANSWERS = [

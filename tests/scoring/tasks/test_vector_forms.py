@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
+from scoring.config import Limits
 from scoring.errors import LoadError
 from scoring.passes.fused_encoder import FusedEncoder
 from tests.conftest import Tiny
@@ -99,6 +100,22 @@ def test_sparse_vectors_are_compared_by_their_product_or_cosine(tiny: Tiny, serv
         first, *others = [torch.nn.functional.normalize(each, dim=0) if unit else each for each in made]
         found = torch.tensor(serve(folder, ALIKE, **SPARSE).ok(BODY))
         torch.testing.assert_close(found, torch.stack(others) @ first, rtol=1e-4, atol=1e-4)
+
+
+def test_an_answer_is_counted_by_the_weights_that_it_has(tiny: Tiny, serve: Serve, tmp_path: Path) -> None:
+    """Not by the vocabulary, of which a text has a small part."""
+    folder = splade(tiny("bert", "fill-mask"), tmp_path / "m")
+    size = len(AutoTokenizer.from_pretrained(folder))
+    counted = 41 * sum(map(len, serve(folder, EMBED, **SPARSE).ok(TEXTS)))  # a number and its key
+    assert counted < 41 * size * len(TEXTS)
+    some = serve(folder, EMBED, Limits(max_answer_bytes=counted), **SPARSE)
+    assert len(some.ok(TEXTS)) == len(TEXTS)
+    status, told = some({"inputs": TEXTS * 2})
+    assert (status, told["error"]["code"]) == (413, "payload_too_large")
+    assert "max_active_dims" in told["error"]["hint"]
+    assert len(some.ok(TEXTS * 2, max_active_dims=3, sparse_keys="token")) == 2 * len(TEXTS)
+    alike = serve(folder, ALIKE, Limits(max_answer_bytes=counted), **SPARSE)
+    assert len(alike.ok({**BODY, "sentences": TEXTS * 2})) == 2 * len(TEXTS)  # vectors are no part of an answer
 
 
 @pytest.mark.parametrize(
