@@ -54,7 +54,7 @@ class Chunk:
             kv_heads=kv_heads, head_dim=head_dim, vocabulary=8, alibi=None, dtype=torch.bfloat16, device=self.device,
         )  # fmt: skip
         self.state = KVCache(self.model, 1, length)
-        self.state.table[0] = torch.randperm(self.state.blocks, device="cuda").int()
+        self.state.table[0, 0] = torch.randperm(self.state.blocks, device="cuda").int()
         self.slots = torch.zeros(1, dtype=torch.int32, device="cuda")
         self.state.keys.normal_(), self.state.values.normal_()
         self.q = torch.randn(8192, heads, head_dim, device="cuda", dtype=torch.bfloat16)
@@ -87,7 +87,7 @@ class Chunk:
 
         def call() -> None:
             decode_prefill.gather[(blocks, model.kv_heads, size // 2048)](
-                state.keys[0], state.values[0], state.table, self.slots, keys, values, 0, state.width, 0,
+                *state.layer(0), self.slots, keys, values, 0, state.width, 0,
                 state.blocks + 1, blocks, SIZE=size, BE=2048, num_warps=4,
             )  # fmt: skip
             k, v = (x[:, : position + count].transpose(0, 1)[None] for x in (keys, values))

@@ -79,13 +79,15 @@ def batches(model: Any) -> dict[str, Batch]:
     """One text and sixteen of each length, and sixteen of lengths from 8 to 128."""
     wanted = {f"{rows} x {length}": [length] * rows for length in LENGTHS for rows in (1, 16)}
     wanted["16 x 8-128"] = [8 * (n + 1) for n in range(16)]
-    made = {}
-    for name, lengths in wanted.items():
-        generator = torch.Generator().manual_seed(len(lengths))
-        ids = torch.randint(1000, model.config.vocab_size, (len(lengths), max(lengths)), generator=generator)
-        mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
-        made[name] = {"input_ids": ids * mask, "attention_mask": mask}
-    return made
+    return {name: batch_of(lengths, model.config.vocab_size) for name, lengths in wanted.items()}
+
+
+def batch_of(lengths: list[int], vocabulary: int, first: int = 1000) -> Batch:
+    """Random tokens from `first` on, padded behind by zeros."""
+    generator = torch.Generator().manual_seed(len(lengths))
+    ids = torch.randint(first, vocabulary, (len(lengths), max(lengths)), generator=generator)
+    mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    return {"input_ids": ids * mask, "attention_mask": mask}
 
 
 def peaks() -> dict[str, float]:

@@ -22,6 +22,9 @@ INTERFACE = 5  # the version of `scoring.host_api` that this package calls
 # Folders where a file that the manifest does not list could change what runs.
 _CLOSED = ("code/", "model/")
 _LONGEST_NAME = 255  # bytes; NAME_MAX of every file system in use
+_LARGEST_TEXT = 1 << 24  # bytes of a file whose line endings are looked at
+_RESTORE = "Restore the files and remove what was added, caches and links too, or generate the bundle again."
+_CHECK_OUT = "Line endings were converted (CRLF), as Git does on Windows: keep .gitattributes, and check it out again."
 
 
 class Mismatch(NamedTuple):
@@ -141,26 +144,44 @@ def _shown(path: str) -> str:
     return path if path.isprintable() else ascii(path)[1:-1]
 
 
-def edits(bundle: Path, manifest: dict[str, Any], weights: bool) -> list[str]:
-    """Differences from the manifest, as `path (kind)`; `weights` selects model/ or everything else.
+def has_other_line_endings(bundle: Path, path: str, digest: str) -> bool:
+    """True if a file is the one of this hash but for carriage returns."""
+    try:
+        with open_file(bundle, path) as file:
+            content = file.read(_LARGEST_TEXT)
+    except OSError:
+        return False
+    return b"\r\n" in content and hashlib.sha256(content.replace(b"\r\n", b"\n")).hexdigest() == digest
+
+
+def restoring(bundle: Path, manifest: dict[str, Any], changed: Iterable[Mismatch]) -> str:
+    """Remedy for a bundle with these differences from its manifest."""
+    listed = manifest["files"]
+    converted = all(
+        each.kind == "edited" and has_other_line_endings(bundle, each.path, listed.get(each.path, ""))
+        for each in changed
+    )
+    return _CHECK_OUT if converted else _RESTORE
+
+
+def edits(bundle: Path, manifest: dict[str, Any], weights: bool) -> list[Mismatch]:
+    """Differences from the manifest; `weights` selects model/ or everything else.
 
     A file that was added outside code/ and model/ is ignored: it changes nothing that runs.
     """
     found = compare(bundle, manifest, lambda path: path.startswith("model/") == weights)
-    return [f"{path} ({kind})" for path, kind in found if kind != "extra" or path.startswith(_CLOSED)]
+    return [each for each in found if each.kind != "extra" or each.path.startswith(_CLOSED)]
 
 
 def verify_hashes(bundle: Path, weights: bool) -> None:
     """Raise BundleEdited, naming the files, if model/ (`weights`) or everything else differs from the manifest."""
-    edited = edits(bundle, read_manifest(bundle), weights)
-    if edited:
+    manifest = read_manifest(bundle)
+    if edited := edits(bundle, manifest, weights):
         from local_runner.errors import BundleEdited
 
-        named = ", ".join(edited[:8]) + (f" and {len(edited) - 8} more" if len(edited) > 8 else "")
-        raise BundleEdited(
-            f"{bundle} is not as it was generated: {named}.",
-            "Restore the files and remove what was added, caches and links too, or generate the bundle again.",
-        )
+        named = ", ".join(f"{path} ({kind})" for path, kind in edited[:8])
+        named += f" and {len(edited) - 8} more" if len(edited) > 8 else ""
+        raise BundleEdited(f"{bundle} is not as it was generated: {named}.", restoring(bundle, manifest, edited))
 
 
 def enter(bundle: Path) -> None:

@@ -51,6 +51,7 @@ SCORING_FILES = (
     "decoder/generic/torch_backend.py",
     "decoder/int4.py",
     "decoder/kv_cache.py",
+    "decoder/layer_groups.py",
     "decoder/logprobs.py",
     "decoder/low_rank.py",
     "decoder/model.py",

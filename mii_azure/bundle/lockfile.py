@@ -20,7 +20,7 @@ class Pin(NamedTuple):
 def pins(text: str) -> Iterator[Pin]:
     """Yield every requirement of a lock, in order; options and comments are skipped."""
     number = 1
-    for logical in re.split(r"(?<!\\)\n", text.rstrip("\n")):
+    for logical in re.split(r"(?<!\\)\n", text.replace("\r\n", "\n").rstrip("\n")):
         content = re.sub(r"(^|\s)#.*", "", logical).strip()
         if content and not content.startswith("--"):
             match = _PIN.match(content)

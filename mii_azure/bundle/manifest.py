@@ -10,6 +10,8 @@ from typing import Any
 
 from local_runner.bundle.manifest import MANIFEST, bundle_digest, compare, entries, open_file, read_manifest
 from local_runner.bundle.manifest import Mismatch as Mismatch
+from local_runner.bundle.manifest import has_other_line_endings as has_other_line_endings
+from local_runner.bundle.manifest import restoring as restoring
 from mii_azure.errors import NotABundle
 
 SCHEMA = 1

@@ -14,7 +14,7 @@ from local_runner.bundle.manifest import MANIFEST
 from mii_azure.bundle import oci_layout, own_image
 from mii_azure.bundle.bundle_view import Inspected
 from mii_azure.bundle.folders import refuse_existing
-from mii_azure.bundle.manifest import find_mismatches, load_manifest
+from mii_azure.bundle.manifest import find_mismatches, load_manifest, restoring
 from mii_azure.bundle.stopping import unwinding
 from mii_azure.errors import BundleEdited, NotWritten, SpecError
 from mii_azure.platform.paths import expanded
@@ -46,7 +46,7 @@ def package(bundle: Path | str, output: Path | str, *, base: Path | str | None =
     root, target = expanded(bundle).resolve(), expanded(output).resolve()
     told = load_manifest(root)
     if changed := find_mismatches(root):
-        raise BundleEdited(f"{changed[0].path} is {changed[0].kind}.", "Generate the bundle again.")
+        raise BundleEdited(f"{changed[0].path} is {changed[0].kind}.", restoring(root, told, changed))
     refuse_existing(target, force=False)
     if target.is_relative_to(root):
         raise NotWritten(f"{target} is inside the bundle.", "Choose another --output.")

@@ -1,6 +1,5 @@
 """Rules on the files of a bundle: unchanged, complete, without secrets, installed with hashes."""
 
-import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from mii_azure.bundle.bundle_view import (
 )
 from mii_azure.bundle.carried import carried_code
 from mii_azure.bundle.lockfile import pins
-from mii_azure.bundle.manifest import walk
+from mii_azure.bundle.manifest import has_other_line_endings, walk
 from mii_azure.bundle.secret_scan import Leak, leaks_of
 from mii_azure.platform.servers import HOST, HOST_FOLDER, HOST_MODULE, HOST_PACKAGES
 
@@ -31,7 +30,8 @@ _AGAIN = "Generate the bundle again with the settings you want; what is edited b
 
 def edited(bundle: Inspected) -> Iterator[Problem]:
     changed = [mismatch.path for mismatch in bundle.mismatches if mismatch.kind == "edited"]
-    converted = [path for path in changed if _has_other_line_endings(bundle, path)]
+    listed = bundle.manifest["files"]
+    converted = [path for path in changed if has_other_line_endings(bundle.root, path, listed.get(path, ""))]
     yield from _of_line_endings(converted)
     for path in changed:
         if path not in converted:
@@ -53,15 +53,6 @@ def _of_line_endings(paths: list[str]) -> Iterator[Problem]:
     for path in told:
         message = f"{whose} other line endings (CRLF) than were generated, as Git makes them on Windows."
         yield Problem(message, remedy, path)
-
-
-def _has_other_line_endings(bundle: Inspected, path: str) -> bool:
-    """True if the file is the generated one but for carriage returns."""
-    text = bundle.text(path)
-    if text is None:  # no text, or too odd to be read
-        return False
-    content = (bundle.root / path).read_bytes().replace(b"\r\n", b"\n")
-    return bool(hashlib.sha256(content).hexdigest() == bundle.manifest["files"].get(path))
 
 
 def missing(bundle: Inspected) -> Iterator[Problem]:

@@ -114,17 +114,15 @@ def _deploy_batch(
 
 def intact(bundle: Path | str) -> str:
     """Hash of the bundle; raises NotABundle, SpecError, and BundleEdited if a file is not as generated."""
-    from mii_azure.bundle.manifest import find_mismatches, load_manifest
+    from mii_azure.bundle.manifest import find_mismatches, load_manifest, restoring
 
     folder = expanded(bundle)
-    digest = str(load_manifest(folder)["bundle"])
+    manifest = load_manifest(folder)
     refuse_own_image(folder)
-    changed = find_mismatches(folder)
-    if changed:
-        raise BundleEdited(
-            f"{changed[0].path} is {changed[0].kind}.", "Generate the bundle again; `mii-azure check` lists every file."
-        )
-    return digest
+    if changed := find_mismatches(folder):
+        remedy = f"{restoring(folder, manifest, changed)} `mii-azure check` lists every file."
+        raise BundleEdited(f"{changed[0].path} is {changed[0].kind}.", remedy)
+    return str(manifest["bundle"])
 
 
 def check_slot(slot: str) -> None:

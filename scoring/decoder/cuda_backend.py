@@ -164,10 +164,9 @@ class CudaBackend:
         self._tell(parts)
         graph.replay()
 
-    def extend(self, grown: Iterable[tuple[int, int, int]]) -> None:
+    def extend(self, grown: Iterable[tuple[int, int, int, int]]) -> None:
         """Enter blocks in the tables, as `KVCache.extend` does; sent before the next prefill or step."""
-        width = self.prefiller.state.width
-        self._grown += [(slot * width + number, block) for slot, number, block in grown]
+        self._grown += self.prefiller.state.entries(grown)
 
     def settle(self) -> None:
         """Enqueue the records of slots that were opened, and the blocks that slots were given."""

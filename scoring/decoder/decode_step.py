@@ -210,12 +210,12 @@ class Launcher(RankSums):
             self.gemv("qkv", None, linear, b.qkv, rows, norm=norm)
             return
         pairs, inputs = linear.full.shape[0] // 2, linear.full.shape[1]
-        tile = self.tile("qkv", linear, 2)
+        tile, cache = self.tile("qkv", linear, 2), self.state.layer(index)
         gains, bias = self._bias(norm, linear)
         sources, taking = self._taken()
         decode_gemv.gemv_qkv[(rows * triton.cdiv(pairs, tile.rows),)](
-            *sources, norm.gain, linear.weight, *scales_of(linear, b.x), gains, bias, b.q, self.state.keys[index],
-            self.state.values[index], *self._tables(layer), b.slots, self.state.lengths, self.state.table, inputs,
+            *sources, norm.gain, linear.weight, *scales_of(linear, b.x), gains, bias, b.q, cache.keys, cache.values,
+            *self._tables(layer), b.slots, self.state.lengths, cache.table, inputs,
             *self._paging(), norm.eps, **taking, **tiling(tile, inputs), BLOCK=BLOCK,
             NORM=norm.kind, BIAS=bias is not b.x,
             **narrow(linear), **self._heads(layer), PER_HEAD=layer.attention.per_head, ROWS=rows, PDL=self.pdl,
@@ -256,13 +256,13 @@ class Launcher(RankSums):
 
     def attention(self, rows: int, index: int, layer: DecoderLayer) -> None:
         model, b, state, own = self.model, self.buffers, self.state, layer.attention
-        far, normed = self.far and not own.window, own.q_norm is not None
+        far, normed, cache = self.far and not own.window, own.q_norm is not None, state.layer(index)
         splits, least = self.splits(rows, far), _FAR_LEAST if far else self.least
         bias = own.qkv.bias if normed and rows > self.gemv_rows else None  # the product still lacks it
         decode_attention.attend[(rows * model.kv_heads, splits)](
-            b.qkv if normed else b.q, state.keys[index], state.values[index], b.attended, b.part, b.stats, b.arrived,
+            b.qkv if normed else b.q, cache.keys, cache.values, b.attended, b.part, b.stats, b.arrived,
             given(model.alibi, b.x), b.slots, state.lengths, given(bias, b.x), *self._gains_of_heads(own),
-            *self._tables(layer), state.table, given(own.sinks, b.x), *self._paging(), own.scale, own.cap,
+            *self._tables(layer), cache.table, given(own.sinks, b.x), *self._paging(), own.scale, own.cap,
             epsilon(own.q_norm), **self._heads(layer), BLOCK=BLOCK,
             DP=self.wide, GP=self.group, BT=self.span, LEAST=least, SPLITS=splits, WINDOW=own.window,
             ALIBI=model.alibi is not None, CAP=own.cap > 0, SINKS=own.sinks is not None, NORMED=normed,
@@ -286,10 +286,10 @@ class Launcher(RankSums):
         b, linear = self.buffers, layer.attention.qkv
         if layer.attention.q_norm is not None:
             return
-        pairs = linear.full.shape[0] // 2
+        pairs, cache = linear.full.shape[0] // 2, self.state.layer(index)
         decode_elementwise.scatter_qkv[(rows, triton.cdiv(pairs, 512))](
-            b.qkv, given(linear.bias, b.x), b.q, self.state.keys[index], self.state.values[index], *self._tables(layer),
-            b.slots, self._fed()[2], self.state.table, *self._paging(), BN=512, BLOCK=BLOCK,
+            b.qkv, given(linear.bias, b.x), b.q, cache.keys, cache.values, *self._tables(layer),
+            b.slots, self._fed()[2], cache.table, *self._paging(), BN=512, BLOCK=BLOCK,
             BIAS=linear.bias is not None, OWN=self.own, **self._heads(layer),
             PER_HEAD=layer.attention.per_head, PDL=self.pdl, num_warps=4, **self._launch(),
         )  # fmt: skip

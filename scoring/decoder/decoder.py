@@ -21,20 +21,21 @@ from torch import Tensor
 
 from scoring.decoder.adapters.builders import build, unsupported
 from scoring.decoder.back_ends import gpu_backend, plain_backend
-from scoring.decoder.block_pool import BLOCK, blocks_of
+from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.block_tables import BlockTables
-from scoring.decoder.chunk_size import LONGEST_CHUNK
+from scoring.decoder.chunk_size import STEP_TOKENS
 from scoring.decoder.drafts import Fed, Placed, Runs, speculate
 from scoring.decoder.generic.model import GenericModel
 from scoring.decoder.generic.probe import probe
 from scoring.decoder.int4 import attach
 from scoring.decoder.kv_cache import FP8, KVCache, SamplingParams
+from scoring.decoder.layer_groups import group_layers
 from scoring.decoder.logprobs import indices
 from scoring.decoder.low_rank import SlotAdapters
-from scoring.decoder.model import DecoderModel, dequantize_weights, quantize_weights
+from scoring.decoder.model import DecoderModel, dequantize_weights, quantize_weights, windows_of
 from scoring.decoder.open_logits import OpenLogits
 from scoring.decoder.pending import Pending, Ready
-from scoring.decoder.pool_size import pool_blocks, window_of
+from scoring.decoder.pool_size import pool_blocks
 from scoring.decoder.prompt_cost import PromptCost
 from scoring.decoder.sampler import Added, add_to, pick_all
 from scoring.distributed.tp_group import TensorParallelGroup
@@ -51,6 +52,7 @@ class Decoder:
     in the same order: each then gives its slots the same blocks.
     The tier is fused where an adapter builds the model, unless one is asked for; with `drafts` it may `speculate`.
     `fixed`: in the fused tier, an answer is the same bits alone and in company. `narrow`: the cache is in FP8.
+    `rewinds`: tokens by which a sequence's `lengths` may be set back, for which its windows keep keys.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Decoder:
         drafts: bool = False,
         fixed: bool = False,
         narrow: bool = False,
+        rewinds: int = 0,
     ) -> None:
         bound = int(getattr(hf_model.config, "max_position_embeddings", 0) or 0)
         length = min(max_length, bound) if bound and hf_model.config.model_type != "bloom" else max_length
@@ -74,14 +77,13 @@ class Decoder:
         self.model = probe(hf_model, length, self.unfit) if self.tier == "generic" else build(hf_model, length, team)
         self.slots = slots
         dtype = FP8 if narrow else self.model.dtype
-        blocks = pool_blocks(self.model, slots, length, tokens, share, dtype.itemsize)
+        self.groups = groups = group_layers([own and own + rewinds for own in windows_of(self.model)], length)
+        blocks = pool_blocks(self.model, groups, slots, length, tokens, share, dtype.itemsize)
         self.full_length = length  # before it is reduced to what the cache holds
-        window = window_of(self.model)
-        least = blocks_of(window) + blocks_of(LONGEST_CHUNK) + 1  # of a sequence that keeps no more than its window
-        self.max_length = length if window and blocks >= least else min(length, blocks * BLOCK)
-        self.state = KVCache(self.model, slots, self.max_length, blocks, dtype)
-        self.capacity = min(slots * self.max_length, self.state.blocks * BLOCK)
-        self.tables = BlockTables(slots, self.state.width, self.state.blocks, self.state.in_place, window)
+        self.max_length = groups.longest(blocks, STEP_TOKENS[self.model.device.type], length)
+        self.state = KVCache(self.model, slots, self.max_length, blocks, dtype, groups)
+        self.capacity = min(slots * self.max_length, self.state.blocks // groups.count * BLOCK)
+        self.tables = BlockTables(slots, self.state.width, self.state.blocks, self.state.in_place, groups.windows)
         self.lengths = [0] * slots  # the host's copy: known without asking the device
         self.fixed = fixed  # answers are the same bits alone and in company
         self.adapters = SlotAdapters(hf_model, self.model)
@@ -370,7 +372,7 @@ class Decoder:
 
     def _advance(self, slots: Iterable[int]) -> None:
         """Give up blocks before the slots' windows, of which what is enqueued already may still read."""
-        if self.tables.window:
+        if any(self.tables.windows):
             for slot in slots:
                 self.tables.advance(slot, self.lengths[slot])
             self._sync()

@@ -88,10 +88,10 @@ class DraftStep(TokenRows):
 
     def attention(self, rows: int, index: int, layer: DecoderLayer) -> None:
         model, b, state, own = self.model, self.buffers, self.state, layer.attention
-        splits = self.splits(rows)
+        splits, cache = self.splits(rows), state.layer(index)
         draft_attention.attend_drafts[(self.layout.most(rows) * model.kv_heads, splits)](
-            b.q, state.keys[index], state.values[index], b.attended, b.part, b.stats, b.arrived,
-            given(model.alibi, b.x), self.tiled, state.table, given(own.sinks, b.x), self.layout.tiles,
+            b.q, cache.keys, cache.values, b.attended, b.part, b.stats, b.arrived,
+            given(model.alibi, b.x), self.tiled, cache.table, given(own.sinks, b.x), self.layout.tiles,
             *self._paging(), own.scale, own.cap,
             BLOCK=BLOCK, H=model.heads, KV=model.kv_heads, D=model.head_dim, DP=self.wide, GG=self.heads, GP=self.group,
             BT=self.span, LEAST=self.least, SPLITS=splits, WINDOW=own.window, ALIBI=model.alibi is not None,

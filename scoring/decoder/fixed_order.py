@@ -21,7 +21,7 @@ from scoring.decoder.buffers import packed
 from scoring.decoder.chunk_size import LONGEST_CHUNK, Span
 from scoring.decoder.cuda_backend import CudaBackend
 from scoring.decoder.decode_step import Launcher
-from scoring.decoder.kv_cache import KVCache
+from scoring.decoder.kv_cache import KVCache, LayerCache
 from scoring.decoder.model import CachedModel, DecoderLayer, Linear
 from scoring.decoder.prefill import Prefiller
 from scoring.decoder.prompt_attention import ChunkAttention, Run, Tiling
@@ -157,9 +157,9 @@ def attend(model: CachedModel, state: KVCache, index: int, q: Tensor, out: Tenso
 
     With several splits, and with `fewer` queries a program, tiles are of single tokens.
     """
-    own = model.layers[index].attention
+    own, cache = model.layers[index].attention, state.layer(index)
     fixed_order.attend[(tiles * model.kv_heads, splits)](
-        q, state.keys[index], state.values[index], out, *scratch, given(model.alibi, q), tiled, state.table,
+        q, cache.keys, cache.values, out, *scratch, given(model.alibi, q), tiled, cache.table,
         given(own.sinks, q), tiled.shape[1], state.width, state.blocks + 1, own.scale, own.cap, BLOCK=BLOCK,
         H=model.heads, KV=model.kv_heads, D=model.head_dim, DP=wide, GG=group_of(model),
         GP=FEWER if fewer else QUERIES, BT=BLOCK,
@@ -180,9 +180,8 @@ def fewer_queries(model: CachedModel, wide: int) -> bool:
     cache = torch.empty(2, 1, model.kv_heads, blocks + 1, BLOCK, model.head_dim, **made)
     q, scratch = torch.empty(rows, width, **made), torch.zeros(1, device=model.device)
     table = torch.arange(blocks, dtype=torch.int32, device=model.device)[None]
-    state: Any = SimpleNamespace(
-        keys=cache[0], values=cache[1], table=table, width=blocks, blocks=blocks, max_length=blocks * BLOCK
-    )
+    own = LayerCache(cache[0, 0], cache[1, 0], table)
+    state: Any = SimpleNamespace(layer=lambda index: own, width=blocks, blocks=blocks, max_length=blocks * BLOCK)
     positions = torch.tensor([0, 63, 200, 300, 511], dtype=torch.int32, device=model.device)
     order = torch.arange(rows, device=model.device)
     tiled = torch.stack((order, torch.ones_like(positions), 0 * positions, positions)).int()

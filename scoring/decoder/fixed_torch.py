@@ -128,17 +128,18 @@ class BlockAttention:
     def attend(self, index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of a layer for q [T, heads, D], k and v [T, kv_heads, D]: [T, heads * D]."""
         layer, state = self.model.layers[index].attention, self.state
-        write(state.keys[index], self._places, k)
-        write(state.values[index], self._places, v)
+        cache, places = state.layer(index), self._places[state.groups.places[index][0]]
+        write(cache.keys, places, k)
+        write(cache.values, places, v)
         queries = q.new_zeros(self._blocks * _QUERIES, *q.shape[1:]).index_copy_(0, self._rows, q)
         queries = queries.view(self._blocks, _QUERIES, *q.shape[1:]).transpose(1, 2)
         out = torch.empty_like(queries)
         for number, (members, slots, length) in enumerate(self._groups):
             if (number, layer.window) not in self._masks:
                 self._masks[number, layer.window] = self._mask(self._begin[members], length, layer.window)
-            table = state.table[slots, : length // BLOCK].long()
+            table = cache.table[slots, : length // BLOCK].long()
             keys, values = (
-                each[index][:, table].transpose(0, 1).flatten(2, 3).to(q.dtype) for each in (state.keys, state.values)
+                each[:, table].transpose(0, 1).flatten(2, 3).to(q.dtype) for each in (cache.keys, cache.values)
             )
             mask = self._masks[number, layer.window]
             if len(slots) == 1:  # the blocks of one slot share its keys

@@ -1,8 +1,9 @@
 """State that a decoder keeps on the device: a paged KV cache, and one row of numbers per slot.
 
-Keys and values lie in blocks of 64 tokens; a slot's table tells which block holds its tokens from 64 i on. There is one
-slot and one block more than asked for: the last are scratch, written by rows that pad a batch. On a CPU the cache is
-only address space: it takes memory as tokens are written, and gives it back when blocks are freed.
+Keys and values lie in blocks of 64 tokens, for the layers of one group; a slot's table in that group tells which block
+holds its tokens from 64 i on. There is one slot and one block more than asked for: the last are scratch, written by
+rows that pad a batch. On a CPU the cache is only address space: it takes memory as tokens are written, and gives it
+back when blocks are freed.
 """
 
 import math
@@ -10,12 +11,14 @@ import mmap
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from scoring.decoder.block_pool import BLOCK, blocks_of
-from scoring.decoder.model import CachedModel
+from scoring.decoder.layer_groups import LayerGroups, group_layers
+from scoring.decoder.model import CachedModel, windows_of
 
 _NO_RESERVE = 0x4000  # Linux's MAP_NORESERVE, which Python names from 3.13 on
 FP8 = torch.float8_e4m3fn  # three bits of mantissa, up to 448
@@ -42,31 +45,50 @@ class SamplingParams:
     min_p: float = 0.0  # 0: all
 
 
+class LayerCache(NamedTuple):
+    """A layer's keys and values [KV heads, blocks + 1, 64, D], and the table [slots + 1, width] of its group."""
+
+    keys: Tensor
+    values: Tensor
+    table: Tensor
+
+
 class KVCache:
     """Tensors over slots; `lengths` counts the tokens in the cache, `tokens` is each slot's next input.
 
-    Keys and values [layers, KV heads, blocks + 1, 64, D] are of any slot's tokens, and of the model's type unless
-    another is given; `table` [slots + 1, width] int32 names the blocks of each. `blocks` 0: as many as all slots need
-    at full length; slot s then begins with its own, from s * width on, and keeps them on a CPU (`in_place`).
+    Keys and values [layers of a group, KV heads, blocks + 1, 64, D] are of any slot's tokens, and of the model's type
+    unless another is given; `table` [groups, slots + 1, width] int32 names the blocks of each; `layer` finds a layer's.
+    `blocks` 0: as many as all slots need at full length; slot s then begins in group g with its own, from
+    (g * slots + s) * width on, and keeps them on a CPU (`in_place`).
     """
 
     def __init__(
-        self, model: CachedModel, slots: int, max_length: int, blocks: int = 0, dtype: torch.dtype | None = None
+        self,
+        model: CachedModel,
+        slots: int,
+        max_length: int,
+        blocks: int = 0,
+        dtype: torch.dtype | None = None,
+        groups: LayerGroups | None = None,
     ) -> None:
         device, dtype = model.device, dtype or model.dtype
         rows = slots + 1
         self.slots = slots
         self.max_length = max_length
         self.width = blocks_of(max_length)
-        self.blocks = min(blocks or slots * self.width, slots * self.width)
-        self.in_place = device.type == "cpu" and self.blocks == slots * self.width
-        shape = (len(model.layers), model.kv_heads, self.blocks + 1, BLOCK, model.head_dim)
+        self.groups = groups or group_layers(windows_of(model), max_length)
+        whole = self.groups.count * slots * self.width
+        self.blocks = min(blocks or whole, whole)
+        self.in_place = device.type == "cpu" and self.blocks == whole
+        shape = (self.groups.size, model.kv_heads, self.blocks + 1, BLOCK, model.head_dim)
         self._mapped: list[mmap.mmap] = []
         self.keys = self._cache(shape, dtype, device)
         self.values = self._cache(shape, dtype, device)
-        self.table = torch.full((rows, self.width), self.blocks, dtype=torch.int32, device=device)
-        if self.blocks == slots * self.width:
-            self.table[:slots] = torch.arange(self.blocks, dtype=torch.int32, device=device).view(slots, -1)
+        tables = (self.groups.count, rows, self.width)
+        self.table = torch.full(tables, self.blocks, dtype=torch.int32, device=device)
+        if self.blocks == whole:
+            order = torch.arange(self.blocks, dtype=torch.int32, device=device)
+            self.table[:, :slots] = order.view(self.groups.count, slots, -1)
         self.lengths = torch.zeros(rows, dtype=torch.int32, device=device)
         self.tokens = torch.zeros(rows, dtype=torch.int64, device=device)
         self.seen = torch.zeros(rows, model.vocabulary, dtype=torch.uint8, device=device)
@@ -80,6 +102,20 @@ class KVCache:
         self.forbidden_until = torch.zeros(rows, dtype=torch.int32, device=device)
         self.constrained = torch.zeros(rows, dtype=torch.int32, device=device)
         self.adapter = torch.full((rows,), -1, dtype=torch.int32, device=device)  # for kernels; -1: the base
+
+    def layer(self, index: int) -> LayerCache:
+        """Keys, values and table of a layer."""
+        group, place = self.groups.places[index]
+        return LayerCache(self.keys[place], self.values[place], self.table[group])
+
+    def in_order(self, index: int) -> tuple[Tensor, Tensor]:
+        """A layer's keys and values [KV heads, slots, tokens, D], each slot's in order, of a cache in place."""
+        group, place = self.groups.places[index]
+        own = slice(group * self.slots * self.width, (group + 1) * self.slots * self.width)
+        keys, values = (
+            cache[place, :, own].unflatten(1, (self.slots, -1)).flatten(2, 3) for cache in (self.keys, self.values)
+        )
+        return keys, values
 
     @property
     def narrow(self) -> bool:
@@ -104,10 +140,15 @@ class KVCache:
         self.forbidden_until[slot] = sampling.forbidden_until
         self.constrained[slot] = sampling.constrained
 
-    def extend(self, grown: Iterable[tuple[int, int, int]]) -> None:
-        """Enter blocks in the tables: (slot, number of the block in it, block)."""
-        for slot, number, block in grown:
-            self.table[slot, number] = block
+    def entries(self, grown: Iterable[tuple[int, int, int, int]]) -> list[tuple[int, int]]:
+        """Places in the tables, counted through them, and blocks, of (group, slot, number of a block in it, block)."""
+        rows = self.slots + 1
+        return [((group * rows + slot) * self.width + number, block) for group, slot, number, block in grown]
+
+    def extend(self, grown: Iterable[tuple[int, int, int, int]]) -> None:
+        """Enter blocks in the tables, as `entries` tells."""
+        told = torch.tensor(self.entries(grown), dtype=torch.int64, device=self.table.device)
+        self.table.view(-1)[told[:, 0]] = told[:, 1].int()
 
     def copy(self, source: int, target: int) -> None:
         """Copy a block's keys and values to another block."""

@@ -150,6 +150,11 @@ class CachedModel(Protocol):
     def device(self) -> torch.device: ...
 
 
+def windows_of(model: CachedModel) -> list[int]:
+    """Keys that a token sees in each layer, itself included; 0 is all."""
+    return [layer.attention.window for layer in model.layers]
+
+
 @dataclass
 class DecoderModel:
     """A whole decoder, or a rank's slice: its heads and inputs of `out` and `down`, whose partial sums have no bias.

@@ -45,7 +45,7 @@ class _Layer(Structure):
     _fields_ = (
         *((name, _Norm) for name in ("norm1", "norm2", "q_norm", "k_norm")),
         *((name, _Product) for name in ("qkv", "out", "up", "down")),
-        *((name, c_void_p) for name in ("cos", "sin", "keys", "values")),
+        *((name, c_void_p) for name in ("cos", "sin", "keys", "values", "table")),
         ("scale", c_float),
         *((name, c_int32) for name in ("half", "window", "activation", "gated")),
     )
@@ -69,7 +69,6 @@ _COUNTS = (
 class _Model(Structure):
     _fields_ = (
         ("layers", POINTER(_Layer)),
-        ("table", c_void_p),
         ("norm", _Norm),
         ("head", _Product),
         ("residual_scale", c_float),
@@ -184,9 +183,8 @@ class NativeStep:
             "threads": torch.get_num_threads(),
             "alone": 0,
         }
-        self._held.append(state.table)
         norm, head = self._norm(model.norm), self._product(model.head)
-        return _Model(layers, state.table.data_ptr(), norm, head, model.residual_scale, **counts)
+        return _Model(layers, norm, head, model.residual_scale, **counts)
 
     def _layers(self) -> Iterator[_Layer]:
         for index, layer in enumerate(self._model.layers):
@@ -194,7 +192,7 @@ class NativeStep:
             norms = [self._norm(each) for each in (layer.norm1, layer.norm2, own.q_norm, own.k_norm)]
             products = [self._product(each) for each in (own.qkv, own.out, layer.mlp.up, layer.mlp.down)]
             tables = [None, None] if rotary is None else [self._numbers(rotary.cos), self._numbers(rotary.sin)]
-            caches = self._state.keys[index].data_ptr(), self._state.values[index].data_ptr()
+            caches = [each.data_ptr() for each in self._state.layer(index)]
             kinds = _ACTIVATIONS[layer.mlp.activation], layer.mlp.gated
             half = 0 if rotary is None else rotary.half
             yield _Layer(*norms, *products, *tables, *caches, own.scale, half, own.window, *kinds)

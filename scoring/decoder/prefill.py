@@ -176,5 +176,5 @@ def admit(model: DecoderModel, state: KVCache, records: Tensor, count: int) -> N
 
 
 def extend(state: KVCache, grown: Tensor) -> None:
-    """Enqueue the equivalent of `KVCache.extend` for grown [n, 2] int32: a place in the table, and the block."""
+    """Enqueue the equivalent of `KVCache.extend` for grown [n, 2] int32: a place in the tables, and the block."""
     decode_prefill.extend[(triton.cdiv(len(grown), 256),)](grown, state.table, len(grown), BN=256, num_warps=4)

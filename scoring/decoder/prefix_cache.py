@@ -4,6 +4,10 @@ A node is a block's tokens after those of its ancestors, compared exactly; sever
 node of a whole block has children. The last token of a prompt is never matched, because its logits have to be
 computed. Sequences share only if their salts are equal, which keeps callers apart: the time to an answer would reveal
 that somebody else's prompt began alike.
+
+Every group of layers has blocks of its own for a node's tokens. A prefix can be reused if the groups that see all keys
+have all of its blocks, and those with a window the ones that the next token sees. A node lasts as long as its blocks of
+the former, or where there are none, of the first group.
 """
 
 from collections.abc import Sequence
@@ -27,7 +31,7 @@ class Node:
 
     tokens: Tokens
     parent: "Node | None"
-    blocks: dict[int, None] = field(default_factory=dict)  # all hold these tokens' keys and values
+    blocks: list[dict[int, None]] = field(default_factory=list)  # of each group, all that hold their keys and values
     children: dict[Tokens, "Node"] = field(default_factory=dict)
     alike: dict[Tokens, dict[Tokens, "Node"]] = field(default_factory=dict)  # children by their first tokens
 
@@ -48,38 +52,50 @@ class Match(NamedTuple):
         """Length of the prefix."""
         return len(self.whole) * BLOCK + self.rest
 
+    @property
+    def chain(self) -> list[Node]:
+        """All nodes, in order."""
+        return self.whole if self.last is None else [*self.whole, self.last]
+
 
 class PrefixCache:
-    """Index of a pool's blocks by the tokens that they hold."""
+    """Index of a pool's blocks by the tokens that they hold, of groups of layers that see these `windows` (0: all)."""
 
-    def __init__(self, pool: BlockPool) -> None:
+    def __init__(self, pool: BlockPool, windows: Sequence[int] = (0,)) -> None:
         self._pool = pool
+        self.lasting = [group for group, window in enumerate(windows) if not window] or [0]
+        self._passing = [(group, window) for group, window in enumerate(windows) if group not in self.lasting]
+        self._groups = len(windows)
         self._roots: dict[str, Node] = {}
-        self._nodes: dict[int, Node] = {}  # by block
+        self._nodes: dict[int, tuple[Node, int]] = {}  # node and group by block
 
     def __contains__(self, block: int) -> bool:
         return block in self._nodes
 
-    def insert(self, parent: Node | None, salt: str, tokens: Sequence[int], block: int) -> Node | None:
-        """Record that a block holds these tokens after its parent's, or as the first ones; None if it is of no use.
+    def insert(self, parent: Node | None, salt: str, tokens: Sequence[int], blocks: Sequence[int]) -> Node | None:
+        """Record that blocks, one a group, hold these tokens after the parent's or as the first; None if of no use.
 
-        What was known of the block before is forgotten: its sequence goes on.
+        -1 stands for a block that a group with a window gave up. What was known of the blocks before is forgotten:
+        their sequence goes on.
         """
-        self.remove(block)
+        for block in blocks:
+            self.remove(block)
         key = tuple(tokens)
         if len(key) < MIN_PREFIX_TOKENS if parent is None else parent.parent is None:
             return None
         above = parent or self._roots.setdefault(salt, Node((), None))
         node = above.children.get(key)
         if node is None:
-            node = above.children[key] = Node(key, above)
+            node = above.children[key] = Node(key, above, [{} for _ in range(self._groups)])
             above.alike.setdefault(above.start(key), {})[key] = node
-        node.blocks[block] = None
-        self._nodes[block] = node
+        for group, block in enumerate(blocks):
+            if block >= 0:
+                node.blocks[group][block] = None
+                self._nodes[block] = node, group
         return node
 
-    def match(self, ids: Sequence[int], salt: str) -> Match:
-        """Find the longest prefix of a prompt that blocks hold, without its last token."""
+    def match(self, ids: Sequence[int], salt: str, whole_only: bool = False) -> Match:
+        """Find the longest prefix of a prompt that blocks hold, without its last token; of whole blocks if asked."""
         node, last = self._roots.get(salt), len(ids) - 1
         whole: list[Node] = []
         if node is None or last < MIN_PREFIX_TOKENS:
@@ -90,20 +106,35 @@ class PrefixCache:
                 break
             node = child
             whole.append(node)
-        rest = tuple(ids[len(whole) * BLOCK : min(last, (len(whole) + 1) * BLOCK)])
+        rest = tuple(ids[len(whole) * BLOCK : min(last, (len(whole) + 1) * BLOCK)]) if not whole_only else ()
         best, most = None, 0
         for tokens, child in node.alike.get(node.start(rest), {}).items() if rest else ():
             if (found := common_prefix(tokens, rest)) > most:
                 best, most = child, found
-        return Match(whole, best, most)
+        return self._within_windows(Match(whole, best, most))
+
+    def _within_windows(self, found: Match) -> Match:
+        """Cut a prefix until groups with a window have what the token after it sees."""
+        while (lost := self._lost(found)) >= 0:
+            found = Match(found.whole[:lost])
+        return found
+
+    def _lost(self, found: Match) -> int:
+        """Number of the last block that some group lacks of those that the token after a prefix sees; -1 if none."""
+        chain, lost = found.chain, -1
+        for group, window in self._passing:
+            first = first_seen(window, found.tokens)
+            missing = (number for number in range(len(chain) - 1, first - 1, -1) if not chain[number].blocks[group])
+            lost = max(lost, next(missing, -1))
+        return lost
 
     def remove(self, block: int) -> None:
-        """Forget what a block holds; if no other block holds it, its descendants cannot be found any more."""
-        node = self._nodes.pop(block, None)
+        """Forget what a block holds; if its node does not outlast it, its descendants cannot be found any more."""
+        node, group = self._nodes.pop(block, (None, 0))
         if node is None:
             return
-        del node.blocks[block]
-        if not node.blocks:
+        del node.blocks[group][block]
+        if not node.blocks[group] and group in self.lasting:
             self._detach(node)
 
     def _detach(self, node: Node) -> None:
@@ -116,10 +147,15 @@ class PrefixCache:
         while below:
             one = below.pop()
             below += one.children.values()
-            for block in one.blocks:
+            for block in (block for own in one.blocks for block in own):
                 del self._nodes[block]
                 self._pool.forget(block)
-            one.parent, one.blocks, one.children, one.alike = None, {}, {}, {}
+            one.parent, one.blocks, one.children, one.alike = None, [], {}, {}
+
+
+def first_seen(window: int, tokens: int) -> int:
+    """Number of the first block that the token after so many sees within a window; 0: all."""
+    return max(0, tokens - window + 1) // BLOCK if window else 0
 
 
 def begin(salt: str, tokens: Sequence[int]) -> Begin:

@@ -109,9 +109,10 @@ class ChunkAttention:
         for part, (row, count, spans) in enumerate(runs) if parted else ():
             for number, some in _together(spans, self._room if rows == self._few else 0):
                 self._spans(index, q, row, count, part, number, some, results)
-        keys, values = (self._source(cache[index]) for cache in (state.keys, state.values))
+        cache = state.layer(index)
+        keys, values = self._source(cache.keys), self._source(cache.values)
         decode_prefill.attend_prompt[(tiles, model.heads)](
-            q, keys, values, out, slopes, tiled, state.table, q if own.sinks is None else own.sinks, *results,
+            q, keys, values, out, slopes, tiled, cache.table, q if own.sinks is None else own.sinks, *results,
             tiled.shape[1], state.width, state.blocks + 1, rows, own.scale, own.cap, BLOCK=BLOCK,
             H=model.heads, KV=model.kv_heads, D=model.head_dim, DP=self.wide, BM=tiling.queries, BN=tiling.keys,
             SPANS=parted, WINDOW=own.window, ALIBI=model.alibi is not None, CAP=own.cap > 0,
@@ -142,10 +143,10 @@ class ChunkAttention:
                results: tuple[Tensor, Tensor]) -> None:  # fmt: skip
         """Enqueue the attention of a part over spans of equally many keys, into their places among the results."""
         model, state, keys, size = self.model, self.state, spans[0][1], BLOCK * self.model.head_dim
-        k, v = self._gathered(len(spans), keys)
+        (k, v), cache = self._gathered(len(spans), keys), state.layer(index)
         for place, (first, _) in enumerate(spans):
             decode_prefill.gather[(keys // BLOCK, model.kv_heads, triton.cdiv(size, _COPIED))](
-                state.keys[index], state.values[index], state.table, self.slots, k[place], v[place], part, state.width,
+                cache.keys, cache.values, cache.table, self.slots, k[place], v[place], part, state.width,
                 first // BLOCK, state.blocks + 1, keys // BLOCK, SIZE=size, BE=_COPIED, num_warps=4,
             )  # fmt: skip
         padded = min(self.rows, max(min(SPANS.values()), triton.next_power_of_2(count)))

@@ -35,10 +35,11 @@ def scatter_normed(launcher: Launcher, rows: int, index: int, layer: DecoderLaye
     """Enqueue norms and rotation of whole heads of the fused product, and the write to q and the cache."""
     own, model, b = layer.attention, launcher.model, launcher.buffers
     assert own.q_norm is not None
+    cache = launcher.state.layer(index)
     together = math.gcd(model.heads, model.kv_heads, 8)
     decode_prefill.scatter_normed[(rows, (model.heads + 2 * model.kv_heads) // together)](
-        b.qkv, given(own.qkv.bias, b.x), b.q, launcher.state.keys[index], launcher.state.values[index],
-        *launcher._gains_of_heads(own), *launcher._tables(layer), b.slots, positions, launcher.state.table,
+        b.qkv, given(own.qkv.bias, b.x), b.q, cache.keys, cache.values,
+        *launcher._gains_of_heads(own), *launcher._tables(layer), b.slots, positions, cache.table,
         *launcher._paging(), own.q_norm.eps, BLOCK=BLOCK, **launcher._heads(layer), DP=launcher.wide, BH=together,
         BIAS=own.qkv.bias is not None, PDL=launcher.pdl, num_warps=4, **launcher._launch(),
     )  # fmt: skip

@@ -33,9 +33,7 @@ class PromptAttention:
         split = zip(*(torch.split(whole, self._counts) for whole in (q, k, v, self.positions)), strict=True)
         for (slot, start, count), (own_q, own_k, own_v, where) in zip(self.parts, split, strict=True):
             end = start + count
-            where_to, row = self._places[slot], slice(slot, slot + 1)
-            keys = _updated(self.state, self.state.keys[index], where_to, own_k, row, end)
-            values = _updated(self.state, self.state.values[index], where_to, own_v, row, end)
+            keys, values = _updated(self.state, index, self._places[slot], own_k, own_v, slice(slot, slot + 1), end)
             if (slot, layer.window) not in self._masks:
                 self._masks[slot, layer.window] = _mask(self.model, where[None], end, layer.window)
             seen = attention(layer, own_q.transpose(0, 1)[None], keys, values, self._masks[slot, layer.window])
@@ -58,9 +56,7 @@ class StepAttention:
     def attend(self, index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of a layer for q [B, heads, D], k and v [B, kv_heads, D]: [B, heads * D]."""
         layer = self.model.layers[index].attention
-        state, longest = self.state, self._longest
-        keys = _updated(state, state.keys[index], self._places, k, self._rows, longest)
-        values = _updated(state, state.values[index], self._places, v, self._rows, longest)
+        keys, values = _updated(self.state, index, self._places, k, v, self._rows, self._longest)
         if layer.window not in self._masks:
             self._masks[layer.window] = _step_mask(self.model, self.positions, self._longest, layer.window)
         # Queries that share keys are rows of one product, so that keys are not repeated.
@@ -69,8 +65,8 @@ class StepAttention:
 
 
 def places(state: KVCache, slots: Tensor | int, positions: Tensor) -> Tensor:
-    """Places of tokens [T] among those of all blocks, of one slot or of slots [T]."""
-    return state.table[slots, positions // BLOCK].long() * BLOCK + positions % BLOCK
+    """Places of tokens [T] among those of all blocks, of one slot or of slots [T], in each group of layers: [G, T]."""
+    return state.table[:, slots, positions // BLOCK].long() * BLOCK + positions % BLOCK
 
 
 def write(cache: Tensor, places: Tensor, new: Tensor) -> None:
@@ -81,17 +77,24 @@ def write(cache: Tensor, places: Tensor, new: Tensor) -> None:
     cache.view(len(cache), -1, cache.shape[-1]).index_copy_(1, places, new.transpose(0, 1))
 
 
-def _updated(state: KVCache, cache: Tensor, at: Tensor, new: Tensor, rows: Tensor | slice, length: int) -> Tensor:
-    """Write keys or values [T, KV, D] of tokens at places [T] into a layer's cache [KV, blocks, BLOCK, D].
+def _updated(
+    state: KVCache, index: int, at: Tensor, k: Tensor, v: Tensor, rows: Tensor | slice, length: int
+) -> tuple[Tensor, Tensor]:
+    """Write a layer's keys and values [T, KV, D] of tokens at places [G, T].
 
-    Returns those of the first tokens of slots, [B, KV, length, D]: a view if blocks are in place, and of new's type.
+    Returns those of the first tokens of slots, [B, KV, length, D]: views if blocks are in place, and of k's type.
     """
-    write(cache, at, new)
+    cache, own = state.layer(index), at[state.groups.places[index][0]]
+    write(cache.keys, own, k)
+    write(cache.values, own, v)
     if state.in_place:
-        by_slot = cache[:, : state.blocks].view(len(cache), state.slots, -1, cache.shape[-1])
-        return by_slot[:, rows, :length].transpose(0, 1).to(new.dtype)
-    blocks = state.table[rows, : blocks_of(length)].long()
-    return cache[:, blocks].transpose(0, 1).flatten(2, 3)[:, :, :length].to(new.dtype)
+        keys, values = (each[:, rows, :length].transpose(0, 1) for each in state.in_order(index))
+    else:
+        blocks = cache.table[rows, : blocks_of(length)].long()
+        keys, values = (
+            each[:, blocks].transpose(0, 1).flatten(2, 3)[:, :, :length] for each in (cache.keys, cache.values)
+        )
+    return keys.to(k.dtype), values.to(k.dtype)
 
 
 def _mask(model: CachedModel, positions: Tensor, length: int, window: int) -> Tensor | None:

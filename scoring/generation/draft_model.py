@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 
-from scoring.decoder.block_pool import blocks_of
 from scoring.decoder.decoder import Decoder
 from scoring.engine.oom import free_memory
 from scoring.errors import DeviceFull
@@ -61,6 +60,7 @@ class DraftModel:
     def __init__(self, decoder: Decoder, base: float, cost: float, vocabulary: int) -> None:
         self._decoder, self._base, self._cost, self._vocabulary = decoder, base, cost, vocabulary
         self._most = decoder.max_length  # tokens of a sequence and its draft
+        self._piece = _CATCH_UP[decoder.model.device.type]
         self._free = set(range(decoder.slots))
         self._followed: dict[RunningSequence, _Followed] = {}
         self._overall = _UNKNOWN  # share of right tokens in all sequences
@@ -159,7 +159,7 @@ class DraftModel:
         for running in sorted(rows, key=lambda each: not self._followed[each].held):
             followed = self._followed[running]
             length = len(followed.ids) + most
-            blocks = max(blocks_of(length), len(tables.blocks(followed.slot)))
+            blocks = len(tables.blocks(followed.slot)) + tables.more(followed.slot, length, self._piece)
             if length <= self._most and blocks <= left:
                 fitting.append(running)
                 left -= blocks
@@ -175,7 +175,7 @@ class DraftModel:
 
     def _caught_up(self, rows: Sequence[RunningSequence]) -> list[RunningSequence]:
         """Compute the tokens that the draft model lacks, within a step's bound; the sequences that lack none."""
-        left, parts, ready = _CATCH_UP[self._decoder.model.device.type], [], []
+        left, parts, ready = self._piece, [], []
         for running in rows:
             followed = self._followed[running]
             missing = followed.ids[followed.held : followed.held + left]

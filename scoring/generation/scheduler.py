@@ -26,7 +26,7 @@ from math import ceil
 from typing import Any
 
 from scoring.decoder.block_pool import BLOCK, blocks_of
-from scoring.decoder.chunk_size import LONGEST_CHUNK, chunk_within
+from scoring.decoder.chunk_size import STEP_TOKENS, chunk_within
 from scoring.decoder.decoder import Decoder
 from scoring.decoder.prefix_cache import MIN_PREFIX_TOKENS, Begin, begin, common_prefix
 from scoring.decoder.prompt_cost import PromptCost
@@ -40,8 +40,6 @@ from scoring.generation.text_generator import TextGenerator
 
 logger = logging.getLogger("mii_azure.scheduler")
 
-#: Tokens of one step: about as many as a device computes in the time it takes to read the weights a few times.
-_BUDGET = {"cpu": 128, "cuda": LONGEST_CHUNK}
 _PIECE_MS = 34.0  # of prompts in one step, if the decoder knows: with its own step, a stream waits less than 50 ms
 _ALONE_MS = 300.0  # if nobody decodes: of two such steps at most, which are under way, a newcomer has to wait
 _LEAST_PROMPT = 16  # tokens of a step reserved for prompts, however many rows decode
@@ -51,18 +49,20 @@ _SHARE = 0.5  # share of the tokens a row may generate for which it needs room t
 class Scheduler:
     """Scheduler of the rows on one decoder's slots; all calls from one thread.
 
-    `capacity` bounds the tokens of prompts and answers that slots hold at once, in whole blocks of each row; a single
-    row may have more. Without `reuse` every prompt is computed whole.
+    `capacity` bounds the tokens of prompts and answers that slots hold at once, in whole blocks of each row, as if each
+    layer kept all; a single row may have more. Without `reuse` every prompt is computed whole.
     """
 
     def __init__(self, task: TextGenerator, decoder: Decoder, capacity: int, reuse: bool = True) -> None:
         device = decoder.model.device.type
         self.decoder = decoder
-        self.budget = _BUDGET[device]
+        self.budget = STEP_TOKENS[device]
         self._task = task
         self._capacity = min(capacity, decoder.capacity)
-        self._blocks = min(blocks_of(capacity), decoder.tables.pool.blocks)
-        self._bounded = self._blocks < decoder.slots * decoder.tables.width
+        groups, whole = decoder.groups.count, decoder.slots * decoder.tables.width
+        self._blocks = min(blocks_of(capacity) * groups, decoder.tables.pool.blocks)
+        self._bounded = self._blocks < whole * groups
+        self._spare = 2 * groups  # blocks of a row for its next token and a draft behind it
         self._late = device == "cuda"
         self._free_slots = dict.fromkeys(range(decoder.slots))  # that which was left the longest ago first
         self._reuse = reuse
@@ -83,12 +83,11 @@ class Scheduler:
 
     @property
     def cache(self) -> dict[str, int]:
-        """Tokens that active rows hold in the KV cache, shared ones once, and their upper bound."""
-        slots, tables = [running.slot for running in (*self._prefilling, *self._decoding)], self.decoder.tables
-        blocks = sum(len(tables.blocks(slot)) for slot in slots)
-        past = sum(blocks_of(self.decoder.lengths[slot]) for slot in slots) - blocks  # before windows
-        shared = blocks - tables.pool.used  # whole blocks, each time but one
-        held = sum(self.decoder.lengths[slot] for slot in slots) - max(0, past + shared) * BLOCK
+        """Tokens that active rows hold in the KV cache, shared ones once, parts of those given up; and their bound."""
+        slots, groups = [running.slot for running in (*self._prefilling, *self._decoding)], self.decoder.groups.count
+        whole = groups * sum(blocks_of(self.decoder.lengths[slot]) for slot in slots)
+        less = max(0, whole - self.decoder.tables.pool.used)  # before windows, or shared and counted for another
+        held = sum(self.decoder.lengths[slot] for slot in slots) - less * BLOCK // groups
         return {"kv_tokens": held, "kv_capacity": self._capacity}
 
     def fits(self, row: Row) -> bool:
@@ -103,17 +102,16 @@ class Scheduler:
         if not self._bounded or not running:
             return True
         expected = self._needed(lambda r: max(self._holds(r), r.row.tokens + ceil(_SHARE * r.most)))
-        return expected + self.decoder.tables.most(tokens + ceil(_SHARE * more), self.budget) <= self._blocks
+        return expected + self.decoder.groups.blocks(tokens + ceil(_SHARE * more), self.budget) <= self._blocks
 
     def _needed(self, tokens: Callable[[RunningSequence], int]) -> int:
         """Blocks in use once each active row holds its `tokens`; those that rows share count once."""
         tables, running = self.decoder.tables, (*self._prefilling, *self._decoding)
+        return tables.pool.used + sum(tables.more(each.slot, tokens(each), self._piece(each)) for each in running)
 
-        def more(slot: int, length: int) -> int:
-            most = tables.most(length, self.budget) - len(tables.blocks(slot)) if tables.window else length
-            return max(0, min(tables.missing(slot, length), most))
-
-        return tables.pool.used + sum(more(each.slot, tokens(each)) for each in running)
+    def _piece(self, running: RunningSequence) -> int:
+        """Most tokens of a row that one step computes."""
+        return max(1 + running.drafted, min(self.budget, len(running.ids) - running.filled))
 
     def _holds(self, running: RunningSequence) -> int:
         """Tokens in a row's slot after its next step."""
@@ -172,7 +170,8 @@ class Scheduler:
             self._tried(each, each.settle)
         going = [each for each in self._decoding if each.enqueued < each.most and not each.failure]
         going.sort(key=lambda running: running.slot)
-        drafts = self._drafting.drafts(going, self._under_way, not self._bounded or self._left >= 2 * len(going))
+        spare = not self._bounded or self._left >= self._spare * len(going)
+        drafts = self._drafting.drafts(going, self._under_way, spare)
         step = partial(self._speculate, drafts) if drafts else self._step
         stepped = [each for _, each in self._isolate_failures(going, step)]
         for running in going:

@@ -38,13 +38,13 @@ typedef struct {
     Product qkv, out, up, down;
     const float *cos, *sin; // [positions, D / 2]
     float *keys, *values;   // [KV heads, blocks, BLOCK, D]
+    const int32_t *table;   // [slots, width]
     float scale;
     int32_t half, window, activation, gated;
 } Layer;
 
 typedef struct {
     const Layer *layers;
-    const int32_t *table; // [slots, width]
     Norm norm;
     Product head;
     float residual_scale;
@@ -373,7 +373,7 @@ static void attend(State *s, const Layer *layer, int row, int head, float *score
     const int depth = m->head_dim, group = m->heads / m->kv_heads, own = head / group, at = s->lengths[row];
     const int total = (m->heads + 2 * m->kv_heads) * depth, first = layer->window && at + 1 > layer->window
         ? at + 1 - layer->window : 0;
-    const int32_t *table = m->table + (int64_t)s->slots[row] * m->width;
+    const int32_t *table = layer->table + (int64_t)s->slots[row] * m->width;
     const float *whole = s->qkv + (int64_t)row * total, *v = whole + (m->heads + m->kv_heads + own) * depth;
     float q[512], k[512], *out = s->attended + ((int64_t)row * m->heads + head) * depth, largest, mass = 0;
     normalize(&layer->q_norm, whole + head * depth, q, depth);

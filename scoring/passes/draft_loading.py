@@ -9,8 +9,6 @@ from scoring.limits.memory_shares import DRAFT_CACHE_TOKENS
 if TYPE_CHECKING:
     from scoring.decoder.decoder import Decoder
 
-_OVER_WINDOW = 64  # tokens by which a cache of windows is to be shorter, so that none of its blocks is given up
-
 
 def draft_decoder(hf_model: Any, name: str, length: int, share: float) -> "Decoder":
     """Decoder of the draft model in the folder `name` of a loaded model, in its type and on its device.
@@ -20,7 +18,7 @@ def draft_decoder(hf_model: Any, name: str, length: int, share: float) -> "Decod
     import transformers
 
     from scoring.decoder.decoder import Decoder
-    from scoring.decoder.drafts import SLOTS
+    from scoring.decoder.drafts import SIZES, SLOTS
     from scoring.quantization.loading import from_pretrained
 
     folder = Path(hf_model.name_or_path) / name
@@ -37,11 +35,9 @@ def draft_decoder(hf_model: Any, name: str, length: int, share: float) -> "Decod
         raise LoadError(
             f"The draft model in {name} cannot be loaded: {type(error).__name__}.", "Generate the bundle again."
         ) from error
-    decoder = Decoder(loaded, SLOTS, min(length, DRAFT_CACHE_TOKENS), tokens=DRAFT_CACHE_TOKENS, share=share)
-    window = decoder.tables.window
-    if not 0 < window < decoder.max_length:
-        return decoder
-    return Decoder(loaded, SLOTS, max(1, window - _OVER_WINDOW), tokens=DRAFT_CACHE_TOKENS, share=share)
+    most, tokens = min(length, DRAFT_CACHE_TOKENS), DRAFT_CACHE_TOKENS
+    # Sequences are wound back to the first wrong token of a draft.
+    return Decoder(loaded, SLOTS, most, tokens=tokens, share=share, rewinds=SIZES[-1])
 
 
 def cost_of(draft: "Decoder", decoder: "Decoder") -> float:

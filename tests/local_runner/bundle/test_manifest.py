@@ -14,6 +14,7 @@ import pytest
 
 from local_runner.bundle import manifest
 from mii_azure.errors import BundleEdited, NotABundle
+from mii_azure.operations.deploy import intact
 from scoring import entry, host_api
 from scoring.api.sse import Events
 from tests.local_runner.conftest import seal
@@ -39,6 +40,22 @@ def test_a_file_beside_what_is_served_is_no_edit(own_bundle: Own) -> None:
     (bundle / "notes.txt").write_text("beside what is served")
     manifest.verify_hashes(bundle, weights=False)
     assert manifest.edits(bundle, manifest.read_manifest(bundle), False) == []
+
+
+def test_converted_line_endings_are_told_as_such(own_bundle: Own) -> None:
+    bundle = own_bundle()
+    for path in ("code/score.py", "code/scoring/entry.py"):
+        (bundle / path).write_bytes((bundle / path).read_bytes().replace(b"\n", b"\r\n"))
+    with pytest.raises(BundleEdited, match=r"score\.py \(edited\)") as refused:
+        manifest.verify_hashes(bundle, weights=False)
+    assert "(CRLF)" in refused.value.hint
+    with pytest.raises(BundleEdited) as refused:
+        intact(bundle)
+    assert "(CRLF)" in refused.value.hint
+    (bundle / "code" / "swagger2.json").write_bytes(b"x\r\n")
+    with pytest.raises(BundleEdited) as refused:
+        manifest.verify_hashes(bundle, weights=False)
+    assert "(CRLF)" not in refused.value.hint
 
 
 @pytest.mark.parametrize("module", ["local_runner", "local_runner.targets.inprocess"])

@@ -186,6 +186,16 @@ def test_help(cloud):
     assert "--dry-run" in done.stdout
 
 
+def test_a_link_to_the_script_is_followed(cloud, tmp_path):
+    (tmp_path / "deploy.sh").symlink_to(cloud.bundle / "deploy.sh")
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "again").symlink_to("../deploy.sh")
+    for script in (tmp_path / "links" / "again", cloud.bundle / "deploy.sh"):
+        done = subprocess.run([script, *SCOPE, "--dry-run"], cwd="/", capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "az ml online-endpoint create" in done.stdout
+
+
 def edited(bundle: Path, change: str, tmp_path: Path) -> None:
     """One change to a bundle, each of another kind."""
     if change == "edited":

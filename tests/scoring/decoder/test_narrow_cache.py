@@ -78,7 +78,7 @@ def test_it_takes_a_byte_a_number(tmp_path: Path) -> None:
     model = tiny("llama", tmp_path)
     wide, narrow = (Decoder(model, 2, 128, narrow=each) for each in (False, True))
     assert 4 * narrow.state.bytes() == wide.state.bytes()
-    assert 4 * block_bytes(narrow.model, FP8.itemsize) == block_bytes(narrow.model)
+    assert 4 * block_bytes(narrow.model, narrow.groups, FP8.itemsize) == block_bytes(narrow.model, narrow.groups)
 
 
 def test_blocks_are_shared_and_copied_in_fp8(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ import torch
 import transformers
 
 from scoring.config import Limits
-from scoring.decoder import decoder as decoder_module
 from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.block_tables import BlockTables
+from scoring.decoder.chunk_size import STEP_TOKENS
 from scoring.decoder.decoder import Decoder
 from scoring.decoder.prompt_cost import PromptCost
 from scoring.engine.row import Row
@@ -81,7 +81,7 @@ def test_two_live_sequences_share_their_blocks_and_diverge(model: Any, tokens: i
     assert decoder.open(1, None, second, "salt") == 150
     assert decoder.open(2, None, second, "other") == 0
     shared = set(decoder.tables.blocks(0)) & set(decoder.tables.blocks(1))
-    whole = 1 if decoder.tables.window else 2  # the first is before the window
+    whole = 1 if any(decoder.tables.windows) else 2  # the first is before the window
     assert len(shared) == (whole if tokens else 0)  # in place they are copied
     assert len(decoder.tables.blocks(0)) == len(decoder.tables.blocks(1)) == whole + 1
     decoder.prefill(1, second[150:])
@@ -169,7 +169,7 @@ def test_a_sequence_keeps_no_more_blocks_than_its_window(
     windowed: Any, tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Far longer than the pool, in pieces and steps, while others take what it gave up; it goes on after a prefix."""
-    monkeypatch.setattr(decoder_module, "LONGEST_CHUNK", 64)
+    monkeypatch.setitem(STEP_TOKENS, "cpu", 64)
     decoder = Decoder(windowed, 3, 1024, tokens=tokens)
     assert decoder.max_length == 1024
     ids, other = prompt(windowed, 500), prompt(windowed, 60, 7)
@@ -198,7 +198,7 @@ def test_a_sequence_keeps_no_more_blocks_than_its_window(
 def test_rows_of_a_window_are_admitted_by_what_they_keep(
     tiny: Tiny, windowed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoder_module, "LONGEST_CHUNK", 64)
+    monkeypatch.setitem(STEP_TOKENS, "cpu", 64)
     served = Served(tiny("llama", "text-generation"), "text-generation", Limits())
     decoder = Decoder(windowed, 4, 1024, tokens=14 * BLOCK)
     monkeypatch.setattr(served.service.task, "eos", [])  # another model's
@@ -269,43 +269,60 @@ def test_64_sequences_in_a_pool_far_smaller_than_all_are_each_as_alone(
     assert decoder.tables.pool.used == 0
 
 
+@pytest.mark.parametrize("windows", [(0,), (70,), (0, 70, 70)], ids=["all", "window", "both"])
 @pytest.mark.parametrize("in_place", [False, True])
-def test_every_block_has_the_users_that_tables_say(in_place: bool) -> None:
+def test_every_block_has_the_users_that_tables_say(in_place: bool, windows: tuple[int, ...]) -> None:
     """Random sequences over the tables alone; what is found is checked against what was written into the blocks."""
     rng = random.Random(1)
-    slots, width, blocks = 6, 4, 24 if in_place else 13
-    tables = BlockTables(slots, width, blocks, in_place)
+    slots, width, groups = 6, 4, len(windows)
+    blocks = groups * (24 if in_place else 13)
+    tables = BlockTables(slots, width, blocks, in_place, windows)
     contents: list[list[int]] = [[] for _ in range(blocks)]  # tokens that were written into each block
+    owners = [-1] * blocks  # group that each block was last written for
     held: dict[int, list[int]] = {}
 
     def follow() -> None:
         for source, target in tables.copies:
             contents[target] = list(contents[source])
+            owners[target] = owners[source]
         tables.copies.clear()
+
+    def check(slot: int) -> None:
+        """Blocks of each group that a next token sees hold the sequence's tokens."""
+        own, ids = tables._slots[slot], held[slot]
+        for group, window in enumerate(windows):
+            first = max(0, len(ids) - window + 1) // BLOCK if window else 0
+            assert own.past[group] <= first
+            for number in range(first, -(-len(ids) // BLOCK)):
+                block, tokens = own.blocks[group][number], ids[number * BLOCK : (number + 1) * BLOCK]
+                assert (owners[block], contents[block][: len(tokens)]) == (group, tokens)
 
     def write(slot: int, ids: list[int]) -> None:
         start = len(held[slot])
         tables.reserve(slot, start + len(ids))
-        for at, token in enumerate(ids, start):
-            block = contents[tables.blocks(slot)[at // BLOCK]]
-            del block[at % BLOCK :]
-            block.append(token)
+        for group, own in enumerate(tables._slots[slot].blocks):
+            for at, token in enumerate(ids, start):
+                block = contents[own[at // BLOCK]]
+                del block[at % BLOCK :]
+                block.append(token)
+                owners[own[at // BLOCK]] = group
         tables.written(slot, ids)
         held[slot] = held[slot] + ids
+        tables.advance(slot, len(held[slot]))
+        check(slot)
 
     def begin(slot: int) -> None:
         head = [rng.randrange(2)] * rng.randrange(1, 200)
         ids = (head + [rng.randrange(4) for _ in range(250)])[: rng.randrange(20, 250)]
-        if len(ids) // BLOCK + 2 > tables.pool.available:
+        if (len(ids) // BLOCK + 2) * groups > tables.pool.available:
             return
         salt = rng.choice("ab")
         least = tables.match(ids, salt)
         count = tables.open(slot, ids, salt)
         follow()
         assert least <= count < len(ids)
-        found = [token for block in tables.blocks(slot) for token in contents[block][:BLOCK]]
-        assert found[:count] == ids[:count]
         held[slot] = ids[:count]
+        check(slot)
         write(slot, ids[count : count + rng.randrange(1, len(ids) - count + 1)])
 
     def end(slot: int) -> None:
@@ -313,19 +330,23 @@ def test_every_block_has_the_users_that_tables_say(in_place: bool) -> None:
         tables.close(slot, ids if rng.random() < 0.8 else None)
 
     def grow(slot: int) -> None:
-        if len(held[slot]) < width * BLOCK - 10 and tables.pool.available:
+        if len(held[slot]) < width * BLOCK - 10 and tables.pool.available >= groups:
             write(slot, [rng.randrange(4)] * 10)
 
-    counted = 0
-    for _ in range(3000):
+    counted = reused = 0
+    for _ in range(2000):
         slot = rng.randrange(slots)
         action: Callable[[int], None] = rng.choice((end, grow, grow, begin)) if slot in held else begin
         action(slot)
+        reused += action is begin and len(held.get(slot, ())) > BLOCK
         if rng.random() < 0.02:
             tables.evict(2)
-        users = [sum(block in tables.blocks(slot) for slot in held) for block in range(blocks)]
+        users = [0] * blocks
+        for block in (block for slot in held for block in tables.blocks(slot)):
+            users[block] += 1
         assert [tables.pool.users(block) for block in range(blocks)] == users
         assert tables.pool.used == sum(count > 0 for count in users)
         assert all(block in tables.cache for block in range(blocks) if tables.pool.is_idle(block))
         counted += max(users) > 1
+    assert reused > 100
     assert (counted > 0) == (not in_place)

@@ -8,11 +8,13 @@ import torch
 
 from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.chunk_size import longest_chunk, row_bytes, span_bytes
+from scoring.decoder.layer_groups import group_layers
 from scoring.decoder.pool_size import block_bytes, pool_blocks, scratch_bytes
 from scoring.limits.memory_shares import LEAST_CACHE_TOKENS, RESERVE_BYTES
 
 GPU = 80 << 30
 CONTEXT = 131_072
+WHOLE = group_layers([0] * 28, CONTEXT)
 
 
 def model(device: str = "cuda", least: int | None = None) -> Any:
@@ -44,20 +46,20 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_it_is_what_the_share_leaves_beside_weights_and_scratch(memory: list[int]) -> None:
-    blocks = pool_blocks(model(), 64, CONTEXT, 0, 0.0)
-    taken = (blocks + 1) * block_bytes(model()) + (7 << 30)
+    blocks = pool_blocks(model(), WHOLE, 64, CONTEXT, 0, 0.0)
+    taken = (blocks + 1) * block_bytes(model(), WHOLE) + (7 << 30)
     assert 0.88 * GPU < taken < 0.9 * GPU
     assert blocks * BLOCK > 4 * CONTEXT  # where every slot at full length would need 64 times as much
-    assert pool_blocks(model(), 64, CONTEXT, 0, 0.5) < 0.6 * blocks
-    whole = pool_blocks(model(), 64, CONTEXT, 0, 1.0)
-    assert (whole + 1) * block_bytes(model()) < memory[0] - RESERVE_BYTES
+    assert pool_blocks(model(), WHOLE, 64, CONTEXT, 0, 0.5) < 0.6 * blocks
+    whole = pool_blocks(model(), WHOLE, 64, CONTEXT, 0, 1.0)
+    assert (whole + 1) * block_bytes(model(), WHOLE) < memory[0] - RESERVE_BYTES
 
 
 def test_it_is_bounded_by_what_was_asked_for_and_what_slots_can_fill(memory: list[int]) -> None:
-    assert pool_blocks(model(), 64, CONTEXT, 100_000, 0.0) == -(-100_000 // BLOCK)
-    assert pool_blocks(model(), 64, CONTEXT, 10**9, 0.0) == pool_blocks(model(), 64, CONTEXT, 0, 0.0)
-    assert pool_blocks(model(), 4, 100, 0, 0.0) == 4 * 2
-    assert pool_blocks(model("cpu"), 64, CONTEXT, 0, 0.0) == 64 * CONTEXT // BLOCK
+    assert pool_blocks(model(), WHOLE, 64, CONTEXT, 100_000, 0.0) == -(-100_000 // BLOCK)
+    assert pool_blocks(model(), WHOLE, 64, CONTEXT, 10**9, 0.0) == pool_blocks(model(), WHOLE, 64, CONTEXT, 0, 0.0)
+    assert pool_blocks(model(), WHOLE, 4, 100, 0, 0.0) == 4 * 2
+    assert pool_blocks(model("cpu"), WHOLE, 64, CONTEXT, 0, 0.0) == 64 * CONTEXT // BLOCK
 
 
 def test_chunks_of_prompts_are_as_long_as_memory_allows_and_counted(memory: list[int], monkeypatch: Any) -> None:
@@ -74,15 +76,17 @@ def test_chunks_of_prompts_are_as_long_as_memory_allows_and_counted(memory: list
 
 
 def test_all_ranks_take_the_smallest(memory: list[int]) -> None:
-    assert pool_blocks(model(least=300), 64, CONTEXT, 0, 0.0) == 300
-    assert pool_blocks(model(least=10**9), 64, CONTEXT, 0, 0.0) == pool_blocks(model(), 64, CONTEXT, 0, 0.0)
+    assert pool_blocks(model(least=300), WHOLE, 64, CONTEXT, 0, 0.0) == 300
+    assert pool_blocks(model(least=10**9), WHOLE, 64, CONTEXT, 0, 0.0) == pool_blocks(
+        model(), WHOLE, 64, CONTEXT, 0, 0.0
+    )
 
 
 def test_too_little_to_serve_is_refused(memory: list[int]) -> None:
     memory[0] = RESERVE_BYTES + (3 << 30)
-    assert pool_blocks(model(), 2, CONTEXT, 0, 1.0) * BLOCK >= LEAST_CACHE_TOKENS
+    assert pool_blocks(model(), WHOLE, 2, CONTEXT, 0, 1.0) * BLOCK >= LEAST_CACHE_TOKENS
     memory[0] = RESERVE_BYTES + (2 << 30)
     with pytest.raises(torch.OutOfMemoryError, match="would have room for"):
-        pool_blocks(model(), 64, CONTEXT, 0, 1.0)
+        pool_blocks(model(), WHOLE, 64, CONTEXT, 0, 1.0)
     with pytest.raises(torch.OutOfMemoryError):
-        pool_blocks(model(least=-1), 64, CONTEXT, 0, 1.0)
+        pool_blocks(model(least=-1), WHOLE, 64, CONTEXT, 0, 1.0)

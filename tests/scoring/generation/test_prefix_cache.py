@@ -244,11 +244,11 @@ def test_blocks_are_found_by_their_tokens_and_forgotten_with_their_ancestors() -
     pool = BlockPool(8)
     prefixes = PrefixCache(pool)
     ids = list(range(200))
-    assert prefixes.insert(None, "a", ids[:15], pool.take()) is None
-    first = prefixes.insert(None, "a", ids[:64], pool.take())
-    second = prefixes.insert(first, "a", ids[64:128], pool.take())
-    prefixes.insert(second, "a", [*ids[128:140], 0, 0], pool.take())
-    prefixes.insert(None, "a", [*ids[:40], 0], pool.take())
+    assert prefixes.insert(None, "a", ids[:15], [pool.take()]) is None
+    first = prefixes.insert(None, "a", ids[:64], [pool.take()])
+    second = prefixes.insert(first, "a", ids[64:128], [pool.take()])
+    prefixes.insert(second, "a", [*ids[128:140], 0, 0], [pool.take()])
+    prefixes.insert(None, "a", [*ids[:40], 0], [pool.take()])
     for count, whole, most in (
         (200, 2, 12),
         (129, 2, 0),
@@ -263,14 +263,14 @@ def test_blocks_are_found_by_their_tokens_and_forgotten_with_their_ancestors() -
     assert prefixes.match(ids[:16], "a").tokens == 0
     assert prefixes.match(ids, "b").tokens == 0
     twin = pool.take()
-    assert prefixes.insert(first, "a", ids[64:128], twin) is second
+    assert prefixes.insert(first, "a", ids[64:128], [twin]) is second
     prefixes.remove(2)
     assert prefixes.match(ids, "a").tokens == 140  # another block holds the same
     prefixes.remove(twin)
     assert prefixes.match(ids, "a").tokens == 64
     assert 3 not in prefixes
     assert second is not None
-    assert prefixes.insert(second, "a", ids[128:192], 5) is None  # nothing leads to it any more
+    assert prefixes.insert(second, "a", ids[128:192], [5]) is None  # nothing leads to it any more
     prefixes.remove(1)
     assert prefixes.match(ids, "a").tokens == 40
 

@@ -27,7 +27,8 @@ from scoring.decoder.drafts import kept  # noqa: E402
 from scoring.decoder.gemv_config import GemvTile  # noqa: E402
 from scoring.decoder.int4 import attach  # noqa: E402
 from scoring.decoder.kv_cache import KVCache, SamplingParams  # noqa: E402
-from scoring.decoder.model import quantize_weights  # noqa: E402
+from scoring.decoder.layer_groups import of_size  # noqa: E402
+from scoring.decoder.model import quantize_weights, windows_of  # noqa: E402
 from scoring.decoder.prefill import Prefiller, admit, pieces, record  # noqa: E402
 from scoring.decoder.sampler import pick, pick_all  # noqa: E402
 from scoring.decoder.torch_backend import TorchBackend  # noqa: E402
@@ -39,19 +40,20 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::Depre
 LENGTHS = (40, 70, 3, 90, 65)  # within a span of 64 keys and across; past the windows
 
 
-def shuffled(state: KVCache) -> KVCache:
-    """The same cache, its slots' blocks in any order."""
+def shuffled(model: Any, slots: int, length: int = 128, dtype: torch.dtype | None = None) -> KVCache:
+    """A cache with a group for each layer, and the blocks of its slots in any order."""
+    state = KVCache(model, slots, length, dtype=dtype, groups=of_size(windows_of(model), 1))
     order = torch.randperm(state.blocks, generator=torch.Generator().manual_seed(0)).int()
-    state.table[: state.slots] = order.view(state.slots, -1).to(state.table.device)
+    state.table[:, : state.slots] = order.view(state.groups.count, state.slots, -1).to(state.table.device)
     state.in_place = False
     return state
 
 
 def tokens_of(state: KVCache, slot: int, count: int) -> torch.Tensor:
     """Keys, then values, of a slot's first tokens: [2, layers, KV, count, D]."""
-    blocks = state.table[slot].long()
-    both = torch.stack((state.keys, state.values))[:, :, :, blocks]
-    return both.flatten(3, 4)[:, :, :, :count]
+    layers = [state.layer(index) for index in range(len(state.groups.places))]
+    both = [torch.stack((own.keys, own.values))[:, :, own.table[slot].long()] for own in layers]
+    return torch.stack(both, 1).flatten(3, 4)[:, :, :, :count]
 
 
 def prepared(hf_model: Any, slots: int, quantised: str = "") -> tuple[KVCache, TorchBackend, Launcher]:
@@ -63,7 +65,7 @@ def prepared(hf_model: Any, slots: int, quantised: str = "") -> tuple[KVCache, T
         quantize_weights(model)
         for product in model.products():  # the reference reads what the kernels read
             product.wide = product.weight * product.scale[:, None]
-    state = shuffled(KVCache(model, slots, 128))
+    state = shuffled(model, slots)
     reference = TorchBackend(model, state)
     for slot in range(slots):
         state.open(slot, SamplingParams())
@@ -192,7 +194,7 @@ def test_prompts_match_the_reference(family: str, tmp_path: Path) -> None:
     """Two pieces: prompts of several slots at once, then the rest of one beside a whole other one."""
     hf_model = tiny(family, tmp_path).to(DEVICE)
     model = build(hf_model, 128)
-    state, plain = shuffled(KVCache(model, 5, 128)), KVCache(model, 5, 128)
+    state, plain = shuffled(model, 5), KVCache(model, 5, 128)
     reference, prefiller = TorchBackend(model, plain), Prefiller(model, state, pdl=DEVICE == "cuda")
     one, two, three = prompt(hf_model, 90), prompt(hf_model, 70, 3), prompt(hf_model, 3, 7)
     for parts in ([(4, 0, one[:20]), (2, 0, two)], [(4, 20, one[20:]), (0, 0, three)]):

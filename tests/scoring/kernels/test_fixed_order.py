@@ -28,7 +28,7 @@ class Made:
     """A state with the fixed launchers over it."""
 
     def __init__(self, model: Any, slots: int = 5, length: int = 128) -> None:
-        self.state = shuffled(KVCache(model, slots, length))
+        self.state = shuffled(model, slots, length)
         self.prefiller, self.stepper = (
             FixedPrefiller(model, self.state, pdl=PDL),
             FixedStep(model, self.state, slots, pdl=PDL),

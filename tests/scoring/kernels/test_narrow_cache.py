@@ -54,7 +54,7 @@ def hardwares_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
 @torch.inference_mode()
 def test_steps_and_prompts_read_and_write_fp8(family: str, fixed: bool, tmp_path: Path) -> None:
     model = build(tiny(family, tmp_path).to(DEVICE), 128)
-    state, plain = shuffled(KVCache(model, 4, 128, dtype=FP8)), KVCache(model, 4, 128, dtype=FP8)
+    state, plain = shuffled(model, 4, dtype=FP8), KVCache(model, 4, 128, dtype=FP8)
     reference = TorchBackend(model, plain)
     prefiller = (FixedPrefiller if fixed else Prefiller)(model, state, pdl=PDL)
     stepper = (FixedStep if fixed else Launcher)(model, state, 4, pdl=PDL)

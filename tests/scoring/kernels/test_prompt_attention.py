@@ -45,12 +45,12 @@ def prepared(model: Any) -> KVCache:
     """A cache of random numbers, its blocks in any order; what no token holds is not a number."""
     state = KVCache(model, 3, LENGTH)
     order = torch.randperm(state.blocks, generator=torch.Generator().manual_seed(0)).int()
-    state.table[:3] = order.view(3, -1).to(DEVICE)
+    state.table[0, :3] = order.view(3, -1).to(DEVICE)
     for cache in (state.keys, state.values):
         cache.normal_()
         for slot, position, ids in PARTS:
             end = position + len(ids)
-            cache[:, :, state.table[slot, end // BLOCK], end % BLOCK :] = torch.nan
+            cache[:, :, state.table[0, slot, end // BLOCK], end % BLOCK :] = torch.nan
     return state
 
 
@@ -58,7 +58,7 @@ def plain(model: Any, state: KVCache, q: torch.Tensor) -> torch.Tensor:
     """The same in float32, query by query."""
     own, out = model.layers[0].attention, []
     for (row, count, _), (slot, position, _) in zip(runs_of(PARTS, [[]] * len(PARTS)), PARTS, strict=True):
-        blocks = state.table[slot].long()
+        blocks = state.table[0, slot].long()
         k, v = (
             cache[0][:, blocks].flatten(1, 2)[:, : position + count].float().repeat_interleave(2, 0)
             for cache in (state.keys, state.values)
