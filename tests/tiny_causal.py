@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 VOCABULARY, CONTEXT, SEED = 99, 128, 20240607
 MOST = 20_000_000  # parameters past which a model is not tiny: its configuration has a number that this module lacks
@@ -44,10 +44,19 @@ SIZES: dict[str, Any] = {
 
 _MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1}
 _FALCON = {"head_dim": None, "num_kv_heads": 2, "new_decoder_architecture": True}
-_GEMMA4 = {
-    "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0, "num_attention_heads": None, "global_head_dim": 8,
-    "num_global_key_value_heads": None, "layer_types": ["sliding_attention", "full_attention"],
-}  # fmt: skip
+_KINDS = ["sliding_attention", "full_attention"]
+_GEMMA4 = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY, "layer_types": _KINDS}
+
+#: Numbers of a tiny vision tower.
+SIGHT: dict[str, Any] = {
+    **dict.fromkeys(("hidden_size", "embed_dim", "output_channels"), 16),
+    **dict.fromkeys(("num_hidden_layers", "depth"), 1),
+    **dict.fromkeys(("num_attention_heads", "num_heads"), 2),
+    **dict.fromkeys(("intermediate_size", "mlp_dim"), 32),
+    "image_size": 28,
+    "patch_size": 14,
+    "num_channels": 3,
+}
 
 #: What a type needs beside; None leaves a number as it is.
 OWN: dict[str, dict[str, Any]] = {
@@ -56,11 +65,13 @@ OWN: dict[str, dict[str, Any]] = {
     "falcon": _FALCON,
     "gemma3n_text": {
         "num_kv_shared_layers": 0,
-        "activation_sparsity_pattern": 0.0,
+        "intermediate_size": [64, 64],
+        "activation_sparsity_pattern": [0.5, 0.0],
         "vocab_size_per_layer_input": VOCABULARY,
         "hidden_size_per_layer_input": 8,
-        "layer_types": ["sliding_attention", "full_attention"],
+        "layer_types": _KINDS,
     },
+    "gemma4_text": _GEMMA4 | {"per_layer_config": {"1": {"head_dim": 16}}},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 16, "num_heads": 4},
     "granitemoehybrid": _MAMBA,
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
@@ -97,6 +108,38 @@ def tiny_causal(family: str, **changes: Any) -> Any:
             elif parameter.ndim == 2 and not parameter.any():  # a router, whose ties devices would break differently
                 parameter.data.normal_(0, 0.3)
     return model
+
+
+def tiny_multimodal(family: str) -> Any:
+    """Random model of a type that also sees images, as `tiny_causal` makes one; its text part differs layer by layer.
+
+    Raises ValueError for one that is not tiny.
+    """
+    plain = AutoConfig.for_model(family)
+    sizes = _sizes(family)
+    for key in plain.sub_configs:
+        if "vision" in key:
+            told = getattr(plain, key).to_dict()
+            sizes[key] = told | {name: value for name, value in SIGHT.items() if name in told}
+        elif isinstance(sizes.get(key), dict):
+            sizes[key] |= {"initializer_range": 0.5} | _odd(sizes[key])
+    for name in ("image_token_id", "image_token_index", "video_token_id"):
+        if hasattr(plain, name):
+            sizes[name] = VOCABULARY - 1
+    config = AutoConfig.for_model(family, **sizes)
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in AutoModelForImageTextToText.from_config(config).parameters())
+    if size > MOST:
+        raise ValueError(f"{family} has {size} parameters")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        return AutoModelForImageTextToText.from_config(config, dtype=torch.float32).eval()
+
+
+def _odd(text: dict[str, Any]) -> dict[str, Any]:
+    """Numbers that make a text part's peculiarities count."""
+    odd = {"logit_scale": 0.5, "final_logit_softcapping": 5.0}
+    return {name: number for name, number in odd.items() if name in text}
 
 
 def _sizes(family: str) -> dict[str, Any]:

@@ -31,8 +31,8 @@ that serves it, or the reason why plain `generate` does (`python -m tools.decode
 - **generic**: transformers' own modules over this package's scheduler, paged cache and sampler. Nothing is written for
   a family: at load, one forward of four tokens tells whether each layer calls transformers' attention interface once,
   in the standard way, with a causal mask or a window, and whether its cache keeps nothing but keys and values.
-  On a GPU its steps are graphs, over layers that Inductor compiled where that makes a step faster. It serves no slices
-  of a model.
+  On a GPU its steps are graphs, over layers that Inductor compiled where that makes a step faster. Of a model that is
+  cut over several GPUs it serves the slices, step by step without graphs.
 - **generate**: no continuous batching, no prefix reuse.
 
 Prefill and cached steps of three sequences were compared with plain transformers; a relative error above {bound:g} is

@@ -71,6 +71,7 @@ def passes() -> str:
         lines += ["", f"`{name}`: {', '.join(sorted(served))}."]
         if name in SLICED:
             lines[-1] += f" Over slices: {', '.join(sorted(SLICED[name]))}."
+            lines[-1] += f" The text part of {', '.join(sorted(families.WRAPPED))}."
             lines[-1] += (
                 " Any other family whose attention is standard: in the generic tier ([decoders.md](decoders.md))."
             )

@@ -74,7 +74,7 @@ def device_of(sku: Sku) -> str:
 def is_paged(work: Work, sku: Sku, gpus: int) -> bool:
     """True if sequences of the model share a paged cache there, and need not be batches."""
     family = work.profile.family
-    served = decoder_tier(family).tier is not None if gpus == 1 else family in SLICED_DECODERS
+    served = decoder_tier(family).tier is not None and (gpus == 1 or family in SLICED_DECODERS)
     able = sku.gpu is not None and sku.gpu.compute_capability >= limits.BF16_COMPUTE_CAPABILITY
     return able and work.demand.paged and work.task in CACHED_TASKS and served
 
@@ -147,7 +147,7 @@ def budget(work: Work, sku: Sku, dtype: str, rows: int, gpus: int, held: float, 
         weights=int(_own_parameters(profile, gpus) * item * held)
         + 2 * work.demand.adapters * item
         + draft_bytes(work, dtype),
-        kv_cache=kv_bytes_per_token(work, dtype) * kept // gpus,
+        kv_cache=kv_bytes_per_token(work, dtype) * kept // min(gpus, profile.kv_heads or 1),  # fewer heads are repeated
         activations=_activations(work, tokens, rows, item, device_of(sku)),
         context=limits.CUDA_CONTEXT_BYTES if sku.gpu else limits.PROCESS_BYTES,
         available=_available(sku, work.demand.share),

@@ -14,7 +14,7 @@ from mii_azure.planning import latency
 from mii_azure.planning.budget import Work, device_of, kv_bytes_per_token
 from mii_azure.planning.memory import Fit
 from mii_azure.platform import limits
-from scoring.passes.families import CPU_STACK, FUSED_ENCODER, NATIVE_STEP, WORTH_ON_CPU, decoder_tier
+from scoring.passes.families import CPU_STACK, FUSED_ENCODER, NATIVE_STEP, WORTH_ON_CPU, decoder_tier, text_family
 
 #: measured: constants of this card; scaled: of another, by the data sheets; assumed: a share of the floor's speed.
 Basis = Literal["measured", "scaled", "assumed"]
@@ -58,7 +58,7 @@ def _on_cpu(work: Work, placed: Fit, rows: int) -> str:
     eight = work.demand.eight and bool(sets) and all("VNNI" in each for each in sets)
     if profile.kind == "encoder":
         return "cpu encoder, int8" if eight and profile.family in CPU_STACK else "cpu encoder"
-    native = profile.kind == "decoder" and work.task in GENERATES and profile.family in NATIVE_STEP.served
+    native = profile.kind == "decoder" and work.task in GENERATES and text_family(profile.family) in NATIVE_STEP.served
     worth = (
         placed.dtype == "float32" and 4 * profile.parameters >= WORTH_ON_CPU and rows <= limits.MAX_BATCH_SIZE["cpu"]
     )

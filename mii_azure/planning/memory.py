@@ -23,6 +23,7 @@ from mii_azure.platform import limits
 from mii_azure.platform.limits import GB
 from scoring.limits.memory_shares import FETCHED_LAYERS, LIVE_LAYERS
 from scoring.passes.base import FP8_CAPABILITY
+from scoring.passes.families import uncut
 from scoring.passes.tensor_parallel import DEGREES
 
 
@@ -165,7 +166,16 @@ def sliced(work: Work, wanted: str, only: Sku | None = None) -> Fit | None:
 def _degrees(profile: Profile, sku: Sku) -> list[int]:
     """Numbers of slices that the heads can be divided into, one per GPU; powers of two, as GPUs are linked."""
     able = (n for n in DEGREES if n <= sku.whole_gpus)
-    return [n for n in able if profile.heads % n == 0 and profile.kv_heads % n == 0]
+    return [n for n in able if not uncut(profile.family, n, profile.heads, profile.kv_heads)]
+
+
+def _instead(profile: Profile, only: Sku | None) -> str:
+    """Remedy for a number of slices that cannot be."""
+    able = [n for n in DEGREES if not uncut(profile.family, n, profile.heads, profile.kv_heads)]
+    if not able:
+        return "Leave --tensor-parallel out: no number of GPUs divides its heads."
+    many = "" if only is None or only.whole_gpus >= able[0] else ", and an instance type with as many GPUs"
+    return f"Choose {' or '.join(map(str, able))}{many}."
 
 
 def in_slices(work: Work, degree: int, wanted: str, only: Sku | None = None) -> Fit:
@@ -181,7 +191,7 @@ def in_slices(work: Work, degree: int, wanted: str, only: Sku | None = None) -> 
         )
         raise NotAvailable(
             f"{work.profile.model} cannot be sliced over {degree} GPUs: it has {heads}; {place}.",
-            f"Choose {', '.join(map(str, DEGREES))}: one that divides both, and an instance type with as many GPUs.",
+            _instead(work.profile, only),
         )
     fits = [fit(work, sku, wanted, degree) for sku in able]
     found = next((f for f in fits if not f.problem), None)

@@ -118,10 +118,10 @@ class CudaBackend:
         """Remarks on how steps run, if not by kernels in graphs alone."""
         return []
 
-    def open(self, slot: int, sampling: SamplingParams) -> None:
+    def open(self, slot: int, sampling: SamplingParams, long: bool = False) -> None:
         """Empty a slot; sent to the device, with others opened meanwhile, before the next prefill or step."""
         self.put_off.finish_before([slot])
-        self._opened[slot] = record(slot, sampling)
+        self._opened[slot] = record(slot, sampling, long)
 
     def prefill(self, parts: Sequence[Part]) -> Tensor:
         """Append prompt tokens to slots; logits [parts, vocabulary] after the last of each."""

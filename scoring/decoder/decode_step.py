@@ -215,11 +215,11 @@ class Launcher(RankSums):
         sources, taking = self._taken()
         decode_gemv.gemv_qkv[(rows * triton.cdiv(pairs, tile.rows),)](
             *sources, norm.gain, linear.weight, *scales_of(linear, b.x), gains, bias, b.q, cache.keys, cache.values,
-            *self._tables(layer), b.slots, self.state.lengths, cache.table, inputs,
+            *self._tables(layer), b.slots, self.state.lengths, cache.table, self.state.long, inputs,
             *self._paging(), norm.eps, **taking, **tiling(tile, inputs), BLOCK=BLOCK,
             NORM=norm.kind, BIAS=bias is not b.x,
-            **narrow(linear), **self._heads(layer), PER_HEAD=layer.attention.per_head, ROWS=rows, PDL=self.pdl,
-            **self._launch(),
+            **narrow(linear), **self._heads(layer), PER_HEAD=layer.attention.per_head, LONG=_second(layer), ROWS=rows,
+            PDL=self.pdl, **self._launch(),
         )  # fmt: skip
 
     def up(self, rows: int, layer: DecoderLayer) -> None:
@@ -289,9 +289,9 @@ class Launcher(RankSums):
         pairs, cache = linear.full.shape[0] // 2, self.state.layer(index)
         decode_elementwise.scatter_qkv[(rows, triton.cdiv(pairs, 512))](
             b.qkv, given(linear.bias, b.x), b.q, cache.keys, cache.values, *self._tables(layer),
-            b.slots, self._fed()[2], cache.table, *self._paging(), BN=512, BLOCK=BLOCK,
+            b.slots, self._fed()[2], cache.table, self.state.long, *self._paging(), BN=512, BLOCK=BLOCK,
             BIAS=linear.bias is not None, OWN=self.own, **self._heads(layer),
-            PER_HEAD=layer.attention.per_head, PDL=self.pdl, num_warps=4, **self._launch(),
+            PER_HEAD=layer.attention.per_head, LONG=_second(layer), PDL=self.pdl, num_warps=4, **self._launch(),
         )  # fmt: skip
 
     def activate(self, rows: int, mlp: Mlp, width: int) -> None:
@@ -368,3 +368,9 @@ class Launcher(RankSums):
             "INTERLEAVED": rotary is not None and rotary.interleaved,
             "ROTARY": rotary is not None,
         }
+
+
+def _second(layer: DecoderLayer) -> int:
+    """Row at which the second of a layer's rotary tables begins; 0 if there is one."""
+    rotary = layer.attention.rotary
+    return 0 if rotary is None else rotary.long

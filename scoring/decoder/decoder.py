@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from scoring.decoder.adapters.builders import build, unsupported
+from scoring.decoder.adapters.parts import steady_rotary
 from scoring.decoder.back_ends import gpu_backend, plain_backend
 from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.block_tables import BlockTables
@@ -31,6 +32,7 @@ from scoring.decoder.int4 import attach
 from scoring.decoder.kv_cache import FP8, KVCache, SamplingParams
 from scoring.decoder.layer_groups import group_layers
 from scoring.decoder.logprobs import indices
+from scoring.decoder.long_rotary import LongRotary
 from scoring.decoder.low_rank import SlotAdapters
 from scoring.decoder.model import DecoderModel, dequantize_weights, quantize_weights, windows_of
 from scoring.decoder.open_logits import OpenLogits
@@ -69,12 +71,16 @@ class Decoder:
         narrow: bool = False,
         rewinds: int = 0,
     ) -> None:
-        bound = int(getattr(hf_model.config, "max_position_embeddings", 0) or 0)
-        length = min(max_length, bound) if bound and hf_model.config.model_type != "bloom" else max_length
+        text = hf_model.config.get_text_config(decoder=True)
+        bound = int(getattr(text, "max_position_embeddings", 0) or 0)
+        length = min(max_length, bound) if bound and text.model_type != "bloom" else max_length
         self.unfit = unsupported(hf_model.config)  # for the fused tier
-        self.tier: Tier = tier or ("generic" if self.unfit and team is None else "fused")
+        self.tier: Tier = tier or ("generic" if self.unfit else "fused")
+        if self.tier == "generic":
+            length = min(length, steady_rotary(text) or length)
         self.model: DecoderModel | GenericModel
-        self.model = probe(hf_model, length, self.unfit) if self.tier == "generic" else build(hf_model, length, team)
+        generic = self.tier == "generic"
+        self.model = probe(hf_model, length, self.unfit, team) if generic else build(hf_model, length, team)
         self.slots = slots
         dtype = FP8 if narrow else self.model.dtype
         self.groups = groups = group_layers([own and own + rewinds for own in windows_of(self.model)], length)
@@ -85,13 +91,14 @@ class Decoder:
         self.capacity = min(slots * self.max_length, self.state.blocks // groups.count * BLOCK)
         self.tables = BlockTables(slots, self.state.width, self.state.blocks, self.state.in_place, groups.windows)
         self.lengths = [0] * slots  # the host's copy: known without asking the device
+        self.rotary = LongRotary(self.model.steady, slots)
         self.fixed = fixed  # answers are the same bits alone and in company
         self.adapters = SlotAdapters(hf_model, self.model)
         self.plain = plain_backend(self.model, self.state, fixed)
         self._torch = self.adapters.around(self.plain)
         self._logits = OpenLogits()
         self._constrained: set[int] = set()  # slots whose tokens `sample` picks
-        self._drafts = drafts
+        self._drafts = drafts and not self.model.steady  # a draft may not reach into the other table
         self.draft: Decoder | None = None  # a small model's, which foretells tokens
         self.draft_cost = 0.0  # of one of its steps, in steps of this decoder
         self.rounds = False  # drafts come beside int8 steps too: their tokens are then those of the 16-bit weights
@@ -110,9 +117,9 @@ class Decoder:
         Returns the length of that prefix, whose tokens are not to be prefilled. Never all of the prompt.
         """
         sampling = sampling or SamplingParams()
-        (self.state if self._cuda is None else self._cuda).open(slot, sampling)
+        (self.state if self._cuda is None else self._cuda).open(slot, sampling, self.rotary.open(slot, ids))
         (self._constrained.add if sampling.constrained else self._constrained.discard)(slot)
-        held = self.tables.open(slot, ids, salt)
+        held = self.tables.open(slot, ids, self.rotary.salt(ids, salt))
         self.lengths[slot] = held
         self._unsettled.pop(slot, None)
         self._logits.drop([slot])
@@ -125,7 +132,7 @@ class Decoder:
 
     def choose(self, free: Collection[int], ids: Sequence[int], salt: str | None) -> int:
         """Choose one of the free slots, the first of which was left the longest ago, for a sequence."""
-        return self.tables.choose(free, ids, salt)
+        return self.tables.choose(free, ids, self.rotary.salt(ids, salt))
 
     def evict(self, most: int) -> None:
         """Free blocks that are only kept for their contents, until at most `most` are left."""

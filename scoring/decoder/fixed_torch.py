@@ -114,6 +114,7 @@ class BlockAttention:
         self.model, self.state = model, state
         self.positions = torch.cat([torch.arange(at, at + count) for _, at, count in parts])
         slots = torch.cat([torch.full((count,), slot) for slot, _, count in parts])
+        self.long = state.long[slots]
         self._places = places(state, slots, self.positions)
         numbers = slots * (state.width * BLOCK) + self.positions // _QUERIES  # of each row, which block it is in
         _, inverse = torch.unique_consecutive(numbers, return_inverse=True)

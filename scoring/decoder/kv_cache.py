@@ -101,6 +101,7 @@ class KVCache:
         self.forbidden = torch.full((rows, FORBIDDEN), -1, dtype=torch.int32, device=device)
         self.forbidden_until = torch.zeros(rows, dtype=torch.int32, device=device)
         self.constrained = torch.zeros(rows, dtype=torch.int32, device=device)
+        self.long = torch.zeros(rows, dtype=torch.int32, device=device)  # 1: the second of two rotary tables
         self.adapter = torch.full((rows,), -1, dtype=torch.int32, device=device)  # for kernels; -1: the base
 
     def layer(self, index: int) -> LayerCache:
@@ -122,8 +123,11 @@ class KVCache:
         """True if keys and values are kept in FP8, as they are, without a scale; else they are in the model's type."""
         return self.keys.dtype == FP8
 
-    def open(self, slot: int, sampling: SamplingParams) -> None:
-        """Empty a slot and set its sampling parameters; raises ValueError for more than 4 forbidden tokens."""
+    def open(self, slot: int, sampling: SamplingParams, long: bool = False) -> None:
+        """Empty a slot, set its sampling parameters and which of two rotary tables it uses.
+
+        Raises ValueError for more than 4 forbidden tokens.
+        """
         if len(sampling.forbidden) > FORBIDDEN:
             raise ValueError(f"{len(sampling.forbidden)} forbidden tokens; a slot holds {FORBIDDEN}")
         self.lengths[slot] = 0
@@ -139,6 +143,7 @@ class KVCache:
         self.forbidden[slot] = torch.tensor(padded, dtype=torch.int32, device=self.forbidden.device)
         self.forbidden_until[slot] = sampling.forbidden_until
         self.constrained[slot] = sampling.constrained
+        self.long[slot] = long
 
     def entries(self, grown: Iterable[tuple[int, int, int, int]]) -> list[tuple[int, int]]:
         """Places in the tables, counted through them, and blocks, of (group, slot, number of a block in it, block)."""

@@ -62,13 +62,15 @@ class Norm:
 class Rotary:
     """Rotation tables [positions, D/2] in float32; pairs past `half` are not rotated (cosine 1, sine 0).
 
-    A pair is (p, p + half), or (2p, 2p + 1) when interleaved.
+    A pair is (p, p + half), or (2p, 2p + 1) when interleaved. Of a model with two tables (longrope), that of long
+    sequences begins at row `long`.
     """
 
     cos: Tensor
     sin: Tensor
     half: int
     interleaved: bool
+    long: int = 0
 
 
 @dataclass
@@ -143,6 +145,8 @@ class CachedModel(Protocol):
     @property
     def alibi(self) -> Tensor | None: ...
     @property
+    def steady(self) -> int: ...
+    @property
     def team(self) -> TensorParallelGroup | None: ...
     @property
     def dtype(self) -> torch.dtype: ...
@@ -179,6 +183,7 @@ class DecoderModel:
     logits_cap: float = 0.0  # logits become cap * tanh(logit / cap), after the scale; 0 is none
     alibi: Tensor | None = None  # slopes [heads], float32
     max_positions: int = 0  # 0: no bound
+    steady: int = 0  # tokens above which a sequence uses the rotary tables' second part; 0: there is none
     team: TensorParallelGroup | None = None  # the ranks that hold the other parts
 
     @property

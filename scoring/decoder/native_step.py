@@ -99,6 +99,7 @@ def _peculiar(layer: DecoderLayer) -> bool:
     own = layer.attention
     turned = own.rotary is not None and (own.rotary.interleaved or own.rotary.cos.shape[1] < own.rotary.half)
     posts = layer.parallel or layer.post1 is not None or layer.post2 is not None
+    turned |= own.rotary is not None and own.rotary.long > 0
     return posts or turned or own.per_head or bool(own.cap) or own.sinks is not None
 
 

@@ -17,7 +17,7 @@ from scoring.decoder.prompt_attention import ChunkAttention, Run
 from scoring.decoder.token_rows import TokenRows
 from scoring.kernels import decode_prefill
 
-_RECORD = 10 + FORBIDDEN  # numbers of a slot's sampling record
+_RECORD = 11 + FORBIDDEN  # numbers of a slot's sampling record
 
 Part = tuple[int, int, Sequence[int]]  # slot, position of the first token, tokens
 
@@ -154,7 +154,7 @@ class Prefiller(TokenRows):
         )  # fmt: skip
 
 
-def record(slot: int, sampling: SamplingParams) -> list[int]:
+def record(slot: int, sampling: SamplingParams, long: bool = False) -> list[int]:
     """Record of a slot for `admit`; raises ValueError for more than 4 forbidden tokens."""
     if len(sampling.forbidden) > FORBIDDEN:
         raise ValueError(f"{len(sampling.forbidden)} forbidden tokens; a slot holds {FORBIDDEN}")
@@ -162,16 +162,22 @@ def record(slot: int, sampling: SamplingParams) -> list[int]:
     wide = np.array(told, dtype=np.float32)
     seed = np.array([sampling.seed], dtype=np.int64)
     held = [*sampling.forbidden, *[-1] * (FORBIDDEN - len(sampling.forbidden))]
-    numbers = [*wide.view(np.int32).tolist(), *seed.view(np.int32).tolist(), int(sampling.constrained), *held]
+    numbers = [
+        *wide.view(np.int32).tolist(),
+        *seed.view(np.int32).tolist(),
+        int(sampling.constrained),
+        int(long),
+        *held,
+    ]
     return [slot, sampling.top_k, sampling.forbidden_until, *numbers]
 
 
 def admit(model: DecoderModel, state: KVCache, records: Tensor, count: int) -> None:
-    """Enqueue the equivalent of `KVCache.open` for records [.., 14] int32; a prompt's first chunk sets its length."""
+    """Enqueue the equivalent of `KVCache.open` for records [.., 15] int32; a prompt's first chunk sets its length."""
     decode_prefill.admit[(count, triton.cdiv(model.vocabulary, 4096))](
         records, state.seen, state.temperature, state.top_k, state.top_p, state.min_p, state.penalty, state.seed,
-        state.forbidden, state.forbidden_until, state.constrained, model.vocabulary, WIDTH=_RECORD, HELD=FORBIDDEN,
-        BV=4096, num_warps=4,
+        state.forbidden, state.forbidden_until, state.constrained, state.long, model.vocabulary, WIDTH=_RECORD,
+        HELD=FORBIDDEN, BV=4096, num_warps=4,
     )  # fmt: skip
 
 

@@ -22,6 +22,8 @@ class PromptAttention:
         device = model.device
         self.positions = torch.cat([torch.arange(at, at + count, device=device) for _, at, count in parts])
         self._counts = [count for _, _, count in parts]
+        slots = torch.tensor([slot for slot, _, count in parts for _ in range(count)], device=device)
+        self.long = state.long[slots]
         split = zip(parts, torch.split(self.positions, self._counts), strict=True)
         self._places = {slot: places(state, slot, where) for (slot, _, _), where in split}
         self._masks: dict[tuple[int, int], Tensor | None] = {}
@@ -48,6 +50,7 @@ class StepAttention:
         self.model = model
         self.state = state
         self.positions = state.lengths[slots].long()
+        self.long = state.long[slots]
         self._longest = longest
         self._places = places(state, slots, self.positions)
         self._rows = _rows(slots)

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from scoring.decoder.kv_cache import KVCache
+from scoring.decoder.long_rotary import rows_of
 from scoring.decoder.model import Activation, DecoderModel, Linear, Norm, Rotary
 from scoring.decoder.native_step import ROWS, NativeStep
 from scoring.decoder.torch_attention import PromptAttention, StepAttention
@@ -17,6 +18,7 @@ class LayerAttention(Protocol):
     """Attention of the layers over what a forward appends to the cache."""
 
     positions: Tensor  # of the rows
+    long: Tensor  # of the rows: 1 if the slot uses the second of two rotary tables
 
     def attend(self, index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of a layer for q [T, heads, D], k and v [T, kv_heads, D]: [T, heads * D]."""
@@ -116,7 +118,7 @@ class TorchBackend:
         if layer.q_norm is not None and layer.k_norm is not None:
             q, k = normalize(q, layer.q_norm), normalize(k, layer.k_norm)
         if layer.rotary is not None:
-            at = attention.positions
+            at = rows_of(layer.rotary, attention.positions, attention.long)
             q, k = self._rotate(q, at, layer.rotary), self._rotate(k, at, layer.rotary)
         return attention.attend(index, q, k, v)
 

@@ -20,7 +20,7 @@ turns out to have ended costs one wasted step of its slot. Only a step with draf
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from math import ceil
 from typing import Any
@@ -140,6 +140,9 @@ class Scheduler:
         del self._free_slots[slot]
         running.slot, running.begun = slot, False
 
+    def _salt(self, running: RunningSequence) -> str:
+        return self.decoder.rotary.salt(running.ids, running.salt) or ""
+
     def _reused(self, running: RunningSequence, count: int) -> None:
         """Count prompt tokens found in the prefix cache."""
         if not running.tokens:
@@ -208,7 +211,7 @@ class Scheduler:
         for running in self._prefilling:
             if budget <= 0 or ms <= 0:
                 break
-            leader = leaders.setdefault(begin(running.salt, running.ids), running)
+            leader = leaders.setdefault(begin(self._salt(running), running.ids), running)
             if not running.begun and not self._begin(running, leader):
                 continue
             most, at, left = budget, running.filled, len(running.ids) - running.filled
@@ -261,9 +264,10 @@ class Scheduler:
     def _begin(self, running: RunningSequence, leader: RunningSequence) -> bool:
         """Take the prefix that was cached since the slot was opened; False to wait for a row that is computing it."""
         shared = common_prefix(leader.ids, running.ids) if leader is not running else 0
-        if self._reuse and leader.filled < shared and shared >= running.filled + MIN_PREFIX_TOKENS:
+        most = running.filled + MIN_PREFIX_TOKENS
+        if self._reuse and leader.filled < shared and shared >= most:
             return False
-        if self._reuse and self.decoder.tables.match(running.ids, running.salt) >= running.filled + MIN_PREFIX_TOKENS:
+        if self._reuse and self.decoder.tables.match(running.ids, self._salt(running)) >= most:
             running.filled = self.decoder.open(running.slot, running.sampling, running.ids, running.salt)
             self._reused(running, running.filled)
         running.begun = True
@@ -341,6 +345,9 @@ class Scheduler:
                 show_end(self._task, running.row, [running.output])
             running.done(running.failure or [running.output])
         self._resume()
+        lengths, rotary = self.decoder.lengths, self.decoder.rotary
+        for running in [each for each in self._decoding if rotary.is_due(each.slot, lengths[each.slot])]:
+            self._take(running)  # its next token turns all positions anew
         self._preempt()
 
     def _resume(self) -> None:
@@ -364,12 +371,15 @@ class Scheduler:
             running = [*self._prefilling, *self._decoding]
             if len(running) <= 1:
                 return
-            youngest = max(running, key=lambda each: (each.row.priority, each.number))
-            self._prefilling = [each for each in self._prefilling if each is not youngest]
-            self._decoding = [each for each in self._decoding if each is not youngest]
-            self._free(youngest)
-            self._preempted.appendleft(youngest)
+            self._take(max(running, key=lambda each: (each.row.priority, each.number)))
             self._task.statistics.count("preemptions", 1)
+
+    def _take(self, running: RunningSequence) -> None:
+        """Take a row off its slot until there is room for it again."""
+        self._prefilling = [each for each in self._prefilling if each is not running]
+        self._decoding = [each for each in self._decoding if each is not running]
+        self._free(running)
+        self._preempted.appendleft(running)
 
     def _evict(self) -> int:
         """Evict cached blocks until the rest fits; return the blocks that active rows leave of the capacity."""
@@ -378,22 +388,3 @@ class Scheduler:
         self._left = self._blocks - self._needed(self._holds)
         self.decoder.evict(max(self._left, 0))
         return self._left
-
-
-def generate_on_slots(task: TextGenerator, decoder: Decoder, rows: Sequence[Row]) -> list[list[list[int]]]:
-    """Generate for a closed set of rows; per row its one answer's tokens, the end token included.
-
-    Raises the error of the first row that failed.
-    """
-    slots = Scheduler(task, decoder, decoder.capacity)
-    outputs: dict[int, Any] = {}
-    waiting = deque(enumerate(rows))
-    while waiting or slots.active:
-        while waiting and slots.fits(waiting[0][1]):
-            position, row = waiting.popleft()
-            slots.add(row, partial(outputs.__setitem__, position))
-        slots.step()
-    for output in outputs.values():
-        if isinstance(output, Exception):
-            raise output
-    return [outputs[position] for position in range(len(rows))]

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from scoring.kernels.decode_gemv import activation, pair_places, rotation, split_heads, write_pair
+from scoring.kernels.decode_gemv import activation, pair_places, rotation, split_heads, table_row, write_pair
 
 
 @triton.jit
@@ -74,10 +74,10 @@ def add_norm(x_ptr, y_ptr, bias_ptr, post_ptr, gain_ptr, shift_ptr, out_ptr, E, 
 
 @triton.jit
 def scatter_qkv(qkv_ptr, bias_ptr, q_ptr, keys_ptr, values_ptr, cos_ptr, sin_ptr, slots_ptr, lengths_ptr,
-                table_ptr, WIDTH, BLOCKS, BN: tl.constexpr, BLOCK: tl.constexpr,
+                table_ptr, long_ptr, WIDTH, BLOCKS, BN: tl.constexpr, BLOCK: tl.constexpr,
                 BIAS: tl.constexpr, OWN: tl.constexpr, H: tl.constexpr, KV: tl.constexpr,
                 D: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr, PER_HEAD: tl.constexpr,
-                ROTARY: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+                ROTARY: tl.constexpr, LONG: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """Add bias to the fused product [B, (H + 2 KV) D] and rotate it; write queries to q, keys and values to the cache.
 
     A row's position is its slot's length, or with OWN its own entry of lengths. Grid (B, pairs / BN).
@@ -107,7 +107,7 @@ def scatter_qkv(qkv_ptr, bias_ptr, q_ptr, keys_ptr, values_ptr, cos_ptr, sin_ptr
     else:
         position = tl.load(lengths_ptr + slot)
     block = tl.load(table_ptr + slot * WIDTH + position // BLOCK)
-    cos, sin = rotation(position, part, pair, inside, cos_ptr, sin_ptr, D, ROTARY)
+    cos, sin = rotation(table_row(position, long_ptr + slot, LONG), part, pair, inside, cos_ptr, sin_ptr, D, ROTARY)
     write_pair(a, b, cos, sin, first, second, row, block, position, part, head, inside, q_ptr, keys_ptr, values_ptr,
                BLOCKS, H, KV, D, BLOCK)  # fmt: skip
 

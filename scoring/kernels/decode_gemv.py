@@ -220,12 +220,21 @@ def pair_places(p, D: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexp
 
 
 @triton.jit
+def table_row(position, long_ptr, LONG: tl.constexpr):
+    """Return the row of the rotary tables for a position; with LONG, it is that many further if *long is 1."""
+    row = position.to(tl.int64)
+    if LONG > 0:
+        row += tl.load(long_ptr).to(tl.int64) * LONG
+    return row
+
+
+@triton.jit
 def rotation(position, part, pair, inside, cos_ptr, sin_ptr, D: tl.constexpr, ROTARY: tl.constexpr):
     """Return (cosine, sine) of pairs at a position; values are not rotated."""
     cos = 1.0
     sin = 0.0
     if ROTARY:
-        at = position.to(tl.int64) * (D // 2) + pair
+        at = position * (D // 2) + pair
         cos = tl.load(cos_ptr + at, mask=inside & (part < 2), other=1.0)
         sin = tl.load(sin_ptr + at, mask=inside & (part < 2), other=0.0)
     return cos, sin
@@ -263,11 +272,12 @@ def split_heads(index, H: tl.constexpr, KV: tl.constexpr):
 
 @triton.jit
 def gemv_qkv(x_ptr, y_ptr, post_ptr, new_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, gains_ptr, bias_ptr, q_ptr,
-             keys_ptr, values_ptr, cos_ptr, sin_ptr, slots_ptr, lengths_ptr, table_ptr, K, WIDTH, BLOCKS, eps, post_eps,
-             factor, BN: tl.constexpr, BK: tl.constexpr, ONCE: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr,
-             BIAS: tl.constexpr, SCALE: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr, H: tl.constexpr,
-             KV: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr, PER_HEAD: tl.constexpr,
-             ROTARY: tl.constexpr, POST: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+             keys_ptr, values_ptr, cos_ptr, sin_ptr, slots_ptr, lengths_ptr, table_ptr, long_ptr, K, WIDTH, BLOCKS, eps,
+             post_eps, factor, BN: tl.constexpr, BK: tl.constexpr, ONCE: tl.constexpr, BLOCK: tl.constexpr,
+             NORM: tl.constexpr, BIAS: tl.constexpr, SCALE: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr,
+             H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr,
+             PER_HEAD: tl.constexpr, ROTARY: tl.constexpr, LONG: tl.constexpr, POST: tl.constexpr, ROWS: tl.constexpr,
+             PDL: tl.constexpr):  # fmt: skip
     """Compute query, key and value of one token: norm, product, bias, rotation, and the cache write.
 
     Grid (B pairs / BN,); a program owns BN pairs of rows.
@@ -292,7 +302,7 @@ def gemv_qkv(x_ptr, y_ptr, post_ptr, new_ptr, gain_ptr, w_ptr, scale_ptr, zeros_
     slot = tl.load(slots_ptr + row).to(tl.int64)
     position = tl.load(lengths_ptr + slot)
     block = tl.load(table_ptr + slot * WIDTH + position // BLOCK)
-    cos, sin = rotation(position, part, pair, inside, cos_ptr, sin_ptr, D, ROTARY)
+    cos, sin = rotation(table_row(position, long_ptr + slot, LONG), part, pair, inside, cos_ptr, sin_ptr, D, ROTARY)
     if PDL:
         gdc_wait()
         gdc_launch_dependents()

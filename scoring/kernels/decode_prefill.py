@@ -234,12 +234,12 @@ def mark(tokens_ptr, slots_ptr, part_slots_ptr, part_ends_ptr, seen_ptr, lengths
 
 @triton.jit
 def admit(records_ptr, seen_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, penalty_ptr, seed_ptr,
-          forbidden_ptr, until_ptr, constrained_ptr, V, WIDTH: tl.constexpr, HELD: tl.constexpr,
+          forbidden_ptr, until_ptr, constrained_ptr, long_ptr, V, WIDTH: tl.constexpr, HELD: tl.constexpr,
           BV: tl.constexpr):  # fmt: skip
     """Empty slots and set their sampling parameters from records [n, WIDTH] int32. Grid (n, V / BV).
 
     A record: slot, top-k, length until which tokens are forbidden, temperature, top-p, penalty and min-p as float32
-    bits, the seed's low and high word, whether the slot is constrained, the forbidden tokens.
+    bits, the seed's low and high word, whether the slot is constrained, and long, the forbidden tokens.
     """
     record = records_ptr + tl.program_id(0) * WIDTH
     slot = tl.load(record).to(tl.int64)
@@ -255,8 +255,9 @@ def admit(records_ptr, seen_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_pt
         low = tl.load(record + 7).to(tl.int64) & 0xFFFFFFFF
         tl.store(seed_ptr + slot, low | (tl.load(record + 8).to(tl.int64) << 32))
         tl.store(constrained_ptr + slot, tl.load(record + 9))
+        tl.store(long_ptr + slot, tl.load(record + 10))
         for index in tl.static_range(HELD):
-            tl.store(forbidden_ptr + slot * HELD + index, tl.load(record + 10 + index))
+            tl.store(forbidden_ptr + slot * HELD + index, tl.load(record + 11 + index))
 
 
 @triton.jit(do_not_specialize=["COUNT"])  # which would compile anew for 1, for multiples of 16 and for the rest

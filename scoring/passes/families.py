@@ -72,6 +72,22 @@ STATIC_DECODE = Families(
         "starcoder2",
     ),
 )
+#: Multimodal types that give a text alone to their decoder unchanged, with the family that it mostly is.
+WRAPPED: Mapping[str, str] = {
+    "cohere2_vision": "cohere2",
+    "gemma3": "gemma3_text",
+    "got_ocr2": "qwen2",
+    "idefics2": "mistral",
+    "idefics3": "llama",
+    "internvl": "qwen2",
+    "lighton_ocr": "qwen3",
+    "llava": "llama",
+    "llava_next": "llama",
+    "llava_onevision": "qwen2",
+    "mistral3": "mistral",
+    "smolvlm": "llama",
+    "vipllava": "llama",
+}
 _AFTER = "it has norms after its blocks"
 _PARALLEL = "its blocks compute attention and MLP side by side"
 #: Families of the static decoder whose steps on a CPU run in C (`scoring.decoder.native_step`), and those it refuses.
@@ -93,7 +109,9 @@ TENSOR_SLICING = Families(
         "mistral",
         "mixtral",
         "qwen2",
+        "qwen2_moe",
         "qwen3",
+        "qwen3_moe",
         "gemma2",
         "opt",
         "gpt_neo",
@@ -110,6 +128,8 @@ TENSOR_SLICING = Families(
         "falcon": "its one key-value head cannot be cut",
     },
 )
+#: Families whose key-value heads are repeated where slices are more: keys and values are products of their own.
+REPEATED_HEADS = ("gemma2", "llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe")
 _STATE = "its layers keep a recurrent state beside or in place of keys and values"
 _INDEX = "its layers choose keys by an index that they keep beside them"
 _OWN_ATTENTION = "its attention does not go through transformers' attention interface"
@@ -136,10 +156,18 @@ GENERIC_DECODE = Families(
         ),
     },
 )  # fmt: skip
-#: Families whose slices the static decoder serves.
-SLICED_DECODERS = tuple(family for family in STATIC_DECODE.served if family in TENSOR_SLICING.served)
+#: Families whose slices the static decoder serves, in either tier.
+SLICED_DECODERS = tuple(family for family in TENSOR_SLICING.served if family not in FUSED_ENCODER.served)
 #: Encoders whose learned positions begin after the padding token's.
 POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet")
+
+
+def uncut(family: str, degree: int, heads: int, kv_heads: int) -> str:
+    """Heads of a family that cannot be divided over so many slices, with their number; empty if all can."""
+    if heads % degree:
+        return f"{heads} attention heads"
+    repeated = family in REPEATED_HEADS and degree % kv_heads == 0
+    return f"{kv_heads} key-value heads" if kv_heads % degree and not repeated else ""
 
 
 class TierChoice(NamedTuple):
@@ -149,10 +177,15 @@ class TierChoice(NamedTuple):
     reason: str
 
 
+def text_family(family: str) -> str:
+    """Family of the decoder that answers a text: of a multimodal type, its text part's."""
+    return WRAPPED.get(family, family)
+
+
 def decoder_tier(family: str) -> TierChoice:
     """Choose the tier of a decoder family; the generic one is a forecast: the loaded model's attention decides."""
-    if family in STATIC_DECODE.served:
-        return TierChoice("fused", "fused tier")
+    if (text := text_family(family)) in STATIC_DECODE.served:
+        return TierChoice("fused", "fused tier" if text == family else f"fused tier, as the {text} in it")
     if family in GENERIC_DECODE.refused:
         return TierChoice(None, f"{family}: {GENERIC_DECODE.refused[family]}")
     return TierChoice("generic", "generic tier: transformers' own modules over our cache")

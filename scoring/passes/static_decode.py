@@ -74,8 +74,6 @@ class StaticDecode(Pass):
         tier, reason = decoder_tier(facts.family)
         if tier is None:
             return Applicability(False, reason)
-        if tier == "generic" and self.degree(facts, hardware, objective) > 1:
-            return Applicability(False, f"the generic tier serves no slices, and {facts.family} has no other")
         if self.narrow and (told := self._wide(facts, hardware, objective)):
             return Applicability(False, told)
         if self.invariant and (told := self._varies(tier, facts, hardware, objective)):
@@ -112,7 +110,7 @@ class StaticDecode(Pass):
         least = min(self.max_length, LEAST_CACHE_TOKENS)
         cache = (2 if self.narrow else 4) * facts.layers * facts.kv_heads * facts.head_dim * least
         degree = self.degree(facts, hardware, objective)
-        needed = (facts.weight_bytes + cache) / degree
+        needed = facts.weight_bytes / degree + cache / min(degree, facts.kv_heads or 1)
         each = f" on each of {degree} GPUs" if degree > 1 else ""
         if needed > self.share * hardware.memory_bytes:
             size = f"{needed / 2**30:.1f} GiB{each}"
@@ -134,6 +132,7 @@ class StaticDecode(Pass):
     def apply(self, model: Any) -> Applied:
         import torch
 
+        from scoring.decoder.adapters.parts import steady_rotary
         from scoring.decoder.verify import step_ms
 
         on_gpu, ranks = model.device.type == "cuda", self._slicing.ranks if self._slicing else None
@@ -159,6 +158,9 @@ class StaticDecode(Pass):
         if decoder.tier != decoder_tier(model.config.model_type).tier:
             detail += f"; in the {decoder.tier} tier after all"
             detail += f": {decoder.unfit}" if decoder.unfit else ""
+        if steady := steady_rotary(model.config.get_text_config(decoder=True)):
+            detail += f"; nothing is drafted: rotary positions differ beyond {steady:,} tokens"
+            detail += ", and longer sequences are left to `generate`" if decoder.tier == "generic" else ""
         if self.invariant:
             detail += "; sums of one order: answers are the same bits alone and in company"
         if decoder.speculates:
@@ -186,6 +188,7 @@ class StaticDecode(Pass):
         """Decoder of a model, whole or cut over ranks; raises PassRefused if another rank has no memory for it."""
         import torch
 
+        from scoring.decoder.adapters.parts import steady_rotary
         from scoring.decoder.decoder import Decoder
 
         tokens, share = 0, 0.0
@@ -193,7 +196,8 @@ class StaticDecode(Pass):
             tokens, share = self.tokens, self.share - self.spare_bytes / torch.cuda.mem_get_info(model.device)[1]
         if ranks is None:
             experts = bool(getattr(model.config.get_text_config(decoder=True), "num_experts_per_tok", None))
-            named = self.draft_model if self._speculation in ("auto", "draft") else ""
+            steady = steady_rotary(model.config.get_text_config(decoder=True))
+            named = self.draft_model if self._speculation in ("auto", "draft") and not steady else ""
             drafts = decide(
                 self._speculation, model.device.type, experts=experts, draft=bool(named), fixed=self.invariant
             ).take
@@ -204,12 +208,8 @@ class StaticDecode(Pass):
             decoder.rounds = self._speculation in ("ngram", "draft")
             decoder.draft, decoder.draft_cost = small, cost_of(small, decoder) if small else 0.0
             return decoder
-        from scoring.decoder.adapters.builders import unsupported
         from scoring.tensor_parallel.decoder import SlicedDecoder
 
-        reason = unsupported(model.config)
-        if reason:
-            raise PassRefused(reason)
         try:
             return SlicedDecoder(model, slots, self.max_length, ranks, tokens, share)
         except BaseException as error:

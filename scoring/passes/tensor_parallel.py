@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from scoring.limits.memory_shares import WEIGHTS
 from scoring.model.loaded import Runtime
 from scoring.passes.base import Applicability, Applied, Facts, Hardware, Pass, PassRefused
-from scoring.passes.families import TENSOR_SLICING
+from scoring.passes.families import TENSOR_SLICING, uncut
 
 if TYPE_CHECKING:
     from scoring.tensor_parallel.workers import Workers
@@ -125,7 +125,5 @@ def impossible(degree: int, facts: Facts, hardware: Hardware) -> str:
     """Reason why a model cannot be cut over `degree` ranks; empty if it can."""
     if hardware.device == "cuda" and degree > hardware.gpus:
         return f"{degree} ranks need {degree} GPUs; there {'is' if hardware.gpus == 1 else 'are'} {hardware.gpus}"
-    for count, what in ((facts.heads, "attention heads"), (facts.kv_heads, "key-value heads")):
-        if count % degree:
-            return f"{count} {what} cannot be divided over {degree} ranks"
-    return ""
+    heads = uncut(facts.family, degree, facts.heads, facts.kv_heads)
+    return f"{heads} cannot be divided over {degree} ranks" if heads else ""

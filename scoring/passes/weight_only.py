@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from scoring.limits.control_groups import left
 from scoring.limits.memory_shares import WEIGHTS
 from scoring.passes.base import GAIN, LATENCY, Applicability, Applied, Facts, Hardware, Pass, PassRefused
-from scoring.passes.families import NATIVE_STEP, WORTH_ON_CPU, decoder_tier
+from scoring.passes.families import NATIVE_STEP, WORTH_ON_CPU, decoder_tier, text_family
 from scoring.passes.static_decode import StaticDecode
 
 if TYPE_CHECKING:
@@ -105,8 +105,7 @@ class WeightOnly(Pass):
         return Applicability(True, f"{_named(kind, self._shipped)} beside the 16-bit ones, {_SCALES[kind]}")
 
     def _on_cpu(self, facts: Facts, hardware: Hardware) -> Applicability:
-        if facts.family in NATIVE_STEP.refused:
-            why = NATIVE_STEP.refused[facts.family]
+        if why := NATIVE_STEP.refused.get(text_family(facts.family)):
             return Applicability(False, f"its step on a CPU does not cover {facts.family}: {why}")
         if self.decode.narrow:
             return Applicability(False, "its step on a CPU reads keys and values in float32 only, and they are in FP8")

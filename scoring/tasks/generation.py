@@ -24,7 +24,7 @@ from scoring.decoder.logprobs import ScoredTokens
 from scoring.engine import dynamic_rotary
 from scoring.engine.row import SLOTS, Between, Row, nothing
 from scoring.errors import InvalidInput, InvalidParameter
-from scoring.generation import scheduler, sequence
+from scoring.generation import closed_set, sequence
 from scoring.generation.adapters import all_with
 from scoring.generation.adjustments import AdjustmentsProcessor
 from scoring.generation.cache_salt import salt_of
@@ -194,7 +194,7 @@ class Generative(Task):
         """
         decoder = self.loaded.runtime.decoder
         if rows[0].key == SLOTS and decoder is not None:
-            outputs = scheduler.generate_on_slots(self, decoder, rows)
+            outputs = closed_set.generate_on_slots(self, decoder, rows)
         else:
             with all_with(self.loaded.adapters, rows[0].parameters.adapter):
                 outputs = self._generated(rows, between)

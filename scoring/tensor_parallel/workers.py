@@ -20,7 +20,8 @@ from typing import Any
 
 from scoring.distributed.process_group import environment, join, leave
 from scoring.errors import RankLost
-from scoring.passes.families import SLICED_DECODERS
+from scoring.tensor_parallel.experts import cut_experts
+from scoring.tensor_parallel.repeated_heads import repeat_heads
 
 START_S = 600.0  # timeout for a rank to load the model
 _REAP_S = 3.0  # most time between a rank's sockets closing and its exit status
@@ -44,13 +45,16 @@ class ShardSpec:
 def slice_model(model: Any, plan: ShardSpec, rank: int) -> None:
     """Join the group and reduce a loaded model to this rank's slice, in place, by DeepSpeed's AutoTP.
 
-    AutoTP cuts a decoder's head over its inputs and sums the logits; for the static decoder's families, each rank
-    keeps the whole head instead, which is often the embedding anyway.
+    AutoTP cuts a decoder's head over its inputs and sums the logits; here each rank keeps the whole head instead, which
+    is often the embedding anyway.
     """
     import torch
 
+    repeat_heads(model, plan.degree)
+    cut_experts(model, rank, plan.degree)
     deepspeed = join(rank, plan.degree, plan.meeting, plan.device, plan.call_s)
-    head = model.get_output_embeddings() if model.config.model_type in SLICED_DECODERS else None
+    answers = model.can_generate() and not model.config.is_encoder_decoder
+    head = model.get_output_embeddings() if answers else None
     whole = {} if head is None else dict(head.named_parameters())
     deepspeed.init_inference(
         model,

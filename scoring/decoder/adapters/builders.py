@@ -15,10 +15,13 @@ from scoring.decoder.adapters.parts import (
     layer_norm,
     linear,
     rotary_tables,
+    steady_rotary,
+    text_part,
 )
 from scoring.decoder.model import Attention, DecoderLayer, DecoderModel, Mlp
 from scoring.distributed.tp_group import TensorParallelGroup
 from scoring.errors import LoadError
+from scoring.passes.families import WRAPPED
 
 
 def build(model: Any, positions: int, team: TensorParallelGroup | None = None) -> DecoderModel:
@@ -29,8 +32,11 @@ def build(model: Any, positions: int, team: TensorParallelGroup | None = None) -
     reason = unsupported(model.config)
     if reason:
         raise LoadError(f"The static decoder does not cover this model: {reason}.", "Serve it with plain transformers.")
+    part = text_part(model)
     with torch.no_grad():
-        built = _BUILDERS[model.config.model_type](model, positions)
+        built = _BUILDERS[part.config.model_type](part, positions)
+    if part is not model:  # scale and cap of logits are of the family's own class, which has no part in this model
+        built.logits_scale, built.logits_cap = 1.0, 0.0
     if team is not None:
         built.heads, built.kv_heads, built.team = built.heads // team.degree, built.kv_heads // team.degree, team
     return built
@@ -38,7 +44,10 @@ def build(model: Any, positions: int, team: TensorParallelGroup | None = None) -
 
 def unsupported(config: Any) -> str:
     """Reason why a configuration is not supported; empty if it is. Needs no weights."""
+    whole, config = config, config.get_text_config(decoder=True)
     family = config.model_type
+    if config is not whole and whole.model_type not in WRAPPED:
+        return f"{whole.model_type} is not known to pass text to its {family} unchanged"
     if family not in _BUILDERS:
         return f"{family} is none of {', '.join(sorted(_BUILDERS))}"
     if family == "opt" and not (config.do_layer_norm_before and config.word_embed_proj_dim == config.hidden_size):
@@ -56,6 +65,8 @@ def unsupported(config: Any) -> str:
     rope = changing_rotary(config)
     if rope:
         return f"{rope} rotary positions change with the length"
+    if steady_rotary(config) and family not in TWICE_TURNED:
+        return f"{family} with longrope rotary positions"
     activation = activation_name(config)
     if activation not in ACTIVATIONS:
         return f"activation {activation}"
@@ -258,3 +269,5 @@ _BUILDERS: dict[str, Callable[[Any, int], DecoderModel]] = {
     **dict.fromkeys(llama.FAMILIES, llama.build),
 }
 FAMILIES = tuple(sorted(_BUILDERS))
+#: Families that may have two rotary tables: kernels that norm heads turn them by one.
+TWICE_TURNED = ("llama", "mistral", "phi3", "qwen2")

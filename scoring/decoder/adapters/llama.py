@@ -8,8 +8,17 @@ logits. Queries and keys are normalised per head, before rotation.
 from typing import Any
 
 import torch
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from scoring.decoder.adapters.parts import ACTIVATIONS, activation_name, layer_norm, linear, rms_norm, rotary_tables
+from scoring.decoder.adapters.parts import (
+    ACTIVATIONS,
+    activation_name,
+    layer_norm,
+    linear,
+    rms_norm,
+    rotary_tables,
+    steady_rotary,
+)
 from scoring.decoder.model import Attention, DecoderLayer, DecoderModel, Mlp, Norm, Rotary
 
 #: model_type of the families.
@@ -47,6 +56,7 @@ def build(model: Any, positions: int) -> DecoderModel:
         logits_scale=float(getattr(config, "logit_scale", None) or 1 / getattr(config, "logits_scaling", 1.0)),
         logits_cap=float(getattr(config, "final_logit_softcapping", None) or 0),
         max_positions=config.max_position_embeddings,
+        steady=steady_rotary(config),
     )
 
 
@@ -107,6 +117,9 @@ def _window(module: Any, config: Any) -> int:
 def _rotaries(model: Any, positions: int, head_dim: int) -> dict[str, Rotary]:
     """Rotary tables by layer type; under "" if one serves all layers."""
     module, interleaved = model.model.rotary_emb, model.config.model_type in _INTERLEAVED
+    if steady := steady_rotary(model.config):
+        long, factor = ROPE_INIT_FUNCTIONS["longrope"](model.config, module.inv_freq.device, seq_len=steady + 1)
+        return {"": rotary_tables(module.original_inv_freq, positions, head_dim, interleaved, float(factor), long)}
     kinds = getattr(module, "layer_types", None)
     prefixes = {"": ""} if kinds is None else {kind: f"{kind}_" for kind in kinds}
     return {

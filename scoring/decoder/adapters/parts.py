@@ -1,6 +1,6 @@
 """Parts of transformers' decoders as data: products, norms, activations and rotary tables, weights shared."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +18,46 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_pytorch_tanh": "gelu_tanh",
 }
 
-_FIXED_ROTARY = ("default", "linear", "llama3", "yarn")  # the same at every length of the sequence
+#: Kinds of rotary positions that are the same at every length that a model takes: dynamic ones change beyond it.
+_FIXED_ROTARY = ("default", "linear", "llama3", "yarn", "proportional", "dynamic")
+_LONG = "longrope"  # of two kinds: for sequences of up to so many tokens, and for longer ones
+
+
+class TextPart(NamedTuple):
+    """Text part of a multimodal model, with the names that a decoder of that family has."""
+
+    model: Any
+    lm_head: Any
+    config: Any
+    dtype: torch.dtype
+
+
+def text_part(model: Any) -> Any:
+    """The decoder itself; of a multimodal model, its text part."""
+    text = model.config.get_text_config(decoder=True)
+    if text is model.config:
+        return model
+    return TextPart(model.get_decoder(), model.get_output_embeddings(), text, model.dtype)
 
 
 def changing_rotary(config: Any) -> str:
-    """Kind of rotary positions in a config that change with the length of the sequence; empty if none do."""
+    """Kind of rotary positions in a config that change with the length in a way not known; empty if none do."""
+    kinds = [str(found.get("rope_type", "default")) for found in _rotaries(config)]
+    return next((kind for kind in kinds if kind not in (*_FIXED_ROTARY, _LONG)), "")
+
+
+def steady_rotary(config: Any) -> int:
+    """Tokens of a sequence above which rotary positions differ; 0 if they never do within the model's context."""
+    found = [each for each in _rotaries(config) if each.get("rope_type") == _LONG]
+    own = [int(each.get("original_max_position_embeddings") or 0) for each in found]
+    most = int(getattr(config, "max_position_embeddings", 0) or 0)
+    return min((each for each in own if 0 < each < most), default=0)
+
+
+def _rotaries(config: Any) -> list[dict[str, Any]]:
+    """Rotary parameters of a config: of all layers, or of each kind."""
     parameters = getattr(config, "rope_parameters", None) or {}
-    each = [parameters] if "rope_type" in parameters else [p for p in parameters.values() if isinstance(p, dict)]
-    kinds = [str(found.get("rope_type", "default")) for found in each]
-    return next((kind for kind in kinds if kind not in _FIXED_ROTARY), "")
+    return [parameters] if "rope_type" in parameters else [p for p in parameters.values() if isinstance(p, dict)]
 
 
 def activation_name(config: Any) -> str:
@@ -80,12 +111,24 @@ def epsilon(module: Any) -> float:
     return float(module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps)
 
 
-def rotary_tables(inv_freq: Tensor, positions: int, head_dim: int, interleaved: bool, factor: float = 1.0) -> Rotary:
-    """Rotary tables for positions from 0, of inverse frequencies [pairs] and the factor on cosine and sine."""
-    angles = torch.arange(positions, device=inv_freq.device).float()[:, None] * inv_freq.float()[None, :]
+def rotary_tables(
+    inv_freq: Tensor,
+    positions: int,
+    head_dim: int,
+    interleaved: bool,
+    factor: float = 1.0,
+    long: Tensor | None = None,
+) -> Rotary:
+    """Rotary tables for positions from 0, of inverse frequencies [pairs] and the factor on cosine and sine.
+
+    `long` frequencies make a second part, for the same positions.
+    """
+    kinds = [inv_freq] if long is None else [inv_freq, long.to(inv_freq.device)]
+    steps = torch.arange(positions, device=inv_freq.device).float()[:, None]
+    angles = torch.cat([steps * each.float()[None, :] for each in kinds])
     half = angles.shape[1]
-    cos = torch.ones(positions, head_dim // 2, device=inv_freq.device)
+    cos = torch.ones(len(angles), head_dim // 2, device=inv_freq.device)
     sin = torch.zeros_like(cos)
     cos[:, :half] = angles.cos() * factor
     sin[:, :half] = angles.sin() * factor
-    return Rotary(cos, sin, half, interleaved)
+    return Rotary(cos, sin, half, interleaved, 0 if long is None else positions)

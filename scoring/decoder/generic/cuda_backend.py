@@ -81,6 +81,8 @@ class GenericCudaBackend(CudaBackend):
         self, model: GenericModel, state: KVCache, drafts: bool = False, adapters: SlotAdapters | None = None
     ) -> None:
         self._model = model
+        if model.team is not None:
+            self.uncaptured = "sums over the GPUs are those of its modules"
         super().__init__(
             model, state, pdl=False, drafts=drafts, adapters=adapters
         )  # the modules' kernels are none that start early

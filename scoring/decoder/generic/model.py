@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,6 +48,7 @@ class GenericModel:
     alibi: None = None
     team: TensorParallelGroup | None = None
     widths: tuple[int, int] = (0, 0)  # of an MLP's products, which are the module's
+    steady: int = 0  # its modules turn all rows of a forward alike: longer sequences are not for it
     compiled: dict[nn.Module, Forward] = field(default_factory=dict)  # layers that run by another forward
 
     @property
@@ -64,7 +66,7 @@ class GenericModel:
         """Logits [rows, vocabulary] after those rows of tokens [T] at positions [T]; all of them int64."""
         kept = {"logits_to_keep": rows} if self.keeps else {}
         with listening(self.configs, _Routed(self, attend)), in_place_of(self.compiled):
-            found = self.module(
+            found = own_forward(self.module, self.team)(
                 input_ids=tokens[None], position_ids=positions[None], use_cache=False, return_dict=True, **kept
             )
         logits: Tensor = found.logits[0]
@@ -79,6 +81,12 @@ class GenericModel:
     def kv_bytes_per_token(self) -> int:
         """Bytes that one live token takes in the cache."""
         return 2 * len(self.layers) * self.kv_heads * self.head_dim * self.dtype.itemsize
+
+
+def own_forward(module: Any, team: TensorParallelGroup | None) -> Forward:
+    """Forward of a model in this process alone: on rank 0 of a sliced one `forward` is a call to all ranks."""
+    called: Forward = module if team is None else partial(type(module).forward, module)
+    return called
 
 
 class _Routed:

@@ -11,9 +11,10 @@ from transformers import DynamicCache
 
 from scoring.decoder.adapters.parts import changing_rotary
 from scoring.decoder.generic.interface import PROBED, MaskFunction, configs_of, listening
-from scoring.decoder.generic.model import GenericLayer, GenericModel
+from scoring.decoder.generic.model import GenericLayer, GenericModel, own_forward
 from scoring.decoder.model import Attention, Linear
 from scoring.decoder.torch_attention import attention
+from scoring.distributed.tp_group import TensorParallelGroup
 from scoring.errors import LoadError
 
 _TOKENS = 4
@@ -41,13 +42,13 @@ class _Call:
     rule: Attention
 
 
-def probe(model: Any, length: int, unfit: str = "") -> GenericModel:
-    """Describe a model for the generic tier; slots will hold `length` tokens.
+def probe(model: Any, length: int, unfit: str = "", team: TensorParallelGroup | None = None) -> GenericModel:
+    """Describe a model, or this rank's slice of it, for the generic tier; slots will hold `length` tokens.
 
     Raises LoadError if its attention is not standard, with the reason, and with that against the fused tier.
     """
     try:
-        return _described(model, length)
+        return _described(model, length, team)
     except Unlike as reason:
         told = str(reason)
     except Exception as failure:  # whatever a model's own code raises for such a forward
@@ -57,7 +58,7 @@ def probe(model: Any, length: int, unfit: str = "") -> GenericModel:
 
 
 @torch.inference_mode()
-def _described(model: Any, length: int) -> GenericModel:
+def _described(model: Any, length: int, team: TensorParallelGroup | None) -> GenericModel:
     told = inspect.signature(type(model).forward).parameters
     config = model.config.get_text_config(decoder=True)
     _check_config(model.config, config, told)
@@ -67,7 +68,9 @@ def _described(model: Any, length: int) -> GenericModel:
     kept = torch.tensor([_TOKENS - 1, 0], device=device)
     asked = {"logits_to_keep": kept} if "logits_to_keep" in told else {}
     with listening(configs, probing, PROBED):
-        found = model(input_ids=tokens[None], position_ids=tokens[None] - 1, use_cache=False, return_dict=True, **asked)
+        found = own_forward(model, team)(
+            input_ids=tokens[None], position_ids=tokens[None] - 1, use_cache=False, return_dict=True, **asked
+        )
     calls = probing.calls
     _check_calls(calls, getattr(config, "num_hidden_layers", None), device)
     (heads, head_dim), (kv_heads, _) = calls[0].queries, calls[0].values
@@ -84,6 +87,7 @@ def _described(model: Any, length: int) -> GenericModel:
         hidden=int(config.hidden_size),
         dtype=model.dtype,
         device=device,
+        team=team,
         keeps=bool(asked) and found.logits.shape[1] == len(kept),
     )
     described.forward(tokens, tokens - 1, kept, lambda index, q, k, v: torch.zeros_like(q).flatten(1))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from transformers import AutoConfig
 
 from mii_azure.errors import TaskUnsupported, UnknownTask
 from mii_azure.model.families import all_families, all_tasks, find_task
@@ -200,3 +201,15 @@ def test_a_real_model(packaged: Packaged) -> None:
     folder = packaged("minilm")
     facts = profile(resolve(str(folder)))
     assert (facts.parameters, facts.hidden_size, facts.layers, facts.context_length) == (22_713_216, 384, 6, 512)
+
+
+def test_numbers_that_a_checkpoint_leaves_to_transformers_are_those_of_its_class() -> None:
+    """As google/gemma-3-4b-it: its config has neither heads nor vocabulary, which transformers' class knows."""
+    text = {"model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34}
+    names = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3"}
+    found = profile(described(names | {"text_config": text, "vision_config": {"hidden_size": 1152}}))
+    wanted = AutoConfig.for_model("gemma3", text_config=text).get_text_config(decoder=True)
+    assert (found.kind, found.estimated) == ("decoder", ())
+    assert (found.heads, found.kv_heads) == (wanted.num_attention_heads, wanted.num_key_value_heads)
+    assert (found.head_dim, found.vocab_size) == (wanted.head_dim, wanted.vocab_size)
+    assert found.context_length == wanted.max_position_embeddings

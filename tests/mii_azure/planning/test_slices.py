@@ -53,18 +53,20 @@ def test_a_cache_over_slices_takes_a_share_of_its_memory_on_each_gpu():
     assert _pass(two, "static_decode").value == "yes"
 
 
-def test_families_that_only_deepspeed_slices_have_no_slots():
+def test_slices_of_the_generic_tier_have_slots():
     facts = plan(TASK, OPT_66B).profile.model_copy(update={"family": "mixtral"})
     made = make_plan(make_spec(task=TASK, model="x", name="big"), facts, {})
-    assert (made.tensor_parallel, made.slots) == (2, 0)
-    assert "mixtral has no other" in _pass(made, "static_decode").reason
+    assert made.tensor_parallel == 2
+    assert made.slots > 0
+    assert "generic tier" in _pass(made, "static_decode").reason.lower()
 
 
 @pytest.mark.parametrize(("degree", "instance_type"), [(3, None), (2, ONE_H100), (16, TWO_H100)])
 def test_a_degree_that_cannot_be_is_refused_with_the_heads(degree, instance_type):
     with pytest.raises(NotAvailable, match="72 heads") as told:
         plan(TASK, OPT_66B, instance_type, tensor_parallel=degree)
-    assert "2, 4, 8, 16" in told.value.hint
+    more = ", and an instance type with as many GPUs" if degree == 2 else ""
+    assert told.value.hint == f"Choose 2 or 4 or 8{more}."  # 16 do not divide 72
 
 
 def test_weights_in_host_memory_need_its_room_and_little_of_the_gpu():

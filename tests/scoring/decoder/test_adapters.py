@@ -11,6 +11,8 @@ from scoring.decoder.adapters.builders import FAMILIES, unsupported
 from scoring.decoder.decoder import Decoder
 from scoring.decoder.kv_cache import SamplingParams
 from scoring.errors import LoadError, PromptTooLong
+from tests.scoring.conftest import Served
+from tests.scoring.decoder.company_of_64 import check_company_of_64
 from tests.tiny_models import load_tiny, tiny_model
 
 TOLERANCE = 1e-4
@@ -97,6 +99,10 @@ def test_a_prompt_in_pieces_gives_the_same_logits(model: Any) -> None:
     for start in (0, 1, 20, 43):
         logits = decoder.prefill(0, ids[start : {0: 1, 1: 20, 20: 43, 43: 50}[start]])
     assert (logits - plain_logits(model, ids)[-1]).abs().max() <= TOLERANCE
+
+
+def test_sixty_four_rows_in_a_small_pool_are_each_as_alone(model: Any, lent: Served) -> None:
+    check_company_of_64(lent, model, "fused")
 
 
 def test_slots_leave_join_and_are_used_again(model: Any) -> None:

@@ -17,6 +17,7 @@ from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.decoder import Decoder
 from scoring.decoder.kv_cache import SamplingParams
 from tests.scoring.decoder.test_adapters import NEW, PROMPTS, generated, greedy, prompt, tiny
+from tests.scoring.decoder.test_long_rotary import long_model
 
 pytestmark = pytest.mark.gpu
 
@@ -50,6 +51,22 @@ def run(decoder: Decoder, prompts: list[list[int]], sampling: SamplingParams) ->
         rows.append(pending.pop(0).tokens())
     rows.append(pending.pop(0).tokens())
     return [list(tokens) for tokens in zip(*rows, strict=True)]
+
+
+def test_sequences_of_both_rotary_tables_share_a_batch() -> None:
+    """Steps of one row are other kernels than those of several; graphs read which table a slot has."""
+    model = long_model()
+    prompts = [prompt(model, length, length) for length in (40, 80, 12, 100)]
+    found = []
+    for device in ("cpu", "cuda"):
+        decoder = Decoder(model.to(device), slots=4, max_length=128)
+        for slots in ([1], [3, 0, 2]):
+            own = [prompts[slot] for slot in slots]
+            for slot, ids in zip(slots, own, strict=True):
+                decoder.open(slot, None, ids)
+                decoder.prefill(slot, ids)
+            found.append([decoder.sample(slots).tokens()] + [decoder.step(slots).tokens() for _ in range(6)])
+    assert found[:2] == found[2:]
 
 
 def test_sampled_tokens_equal_the_cpu_decoders(tmp_path: Path) -> None:

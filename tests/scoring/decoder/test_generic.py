@@ -20,6 +20,7 @@ from scoring.passes.families import GENERIC_DECODE, decoder_tier
 from scoring.passes.static_decode import StaticDecode
 from tests.conftest import Tiny
 from tests.scoring.conftest import Served
+from tests.scoring.decoder.company_of_64 import check_company_of_64
 from tests.scoring.decoder.test_adapters import TOLERANCE, generated, greedy, plain_logits, prompt
 from tests.scoring.generating import PROMPTS, continuation
 from tests.scoring.generation.test_details import check
@@ -79,6 +80,10 @@ def test_tokens_and_logits_are_those_of_generate(model: Any) -> None:
     assert [list(row) for row in zip(*produced, strict=True)] == [
         generated(model, ids, NEW) for ids in prompts.values()
     ]
+
+
+def test_sixty_four_rows_in_a_small_pool_are_each_as_alone(model: Any, lent: Served) -> None:
+    check_company_of_64(lent, model, "generic")
 
 
 def test_the_model_answers_and_is_configured_as_before(model: Any) -> None:

@@ -35,6 +35,7 @@ from scoring.decoder.torch_backend import TorchBackend  # noqa: E402
 from scoring.quantization.loading import from_pretrained  # noqa: E402
 from tests.published import publish  # noqa: E402
 from tests.scoring.decoder.test_adapters import prompt, tiny  # noqa: E402
+from tests.scoring.decoder.test_long_rotary import long_model  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::DeprecationWarning")
 LENGTHS = (40, 70, 3, 90, 65)  # within a span of 64 keys and across; past the windows
@@ -293,6 +294,30 @@ def test_masked_rows_and_those_beside_them_are_picked_at_once_as_apart(
     assert samplings == [True, True, False, True, False, True, False, True, True]
 
 
+def test_slots_are_turned_by_their_own_table_as_on_a_cpu(back_end: Any) -> None:
+    hf_model = long_model()
+    told = []
+    for blocks in (0, 640):
+        decoder = Decoder(hf_model, 4, 128, tokens=blocks)
+        if blocks:
+            decoder._cuda = back_end(decoder.model, decoder.state)
+            decoder._cuda.launcher.tiles = {n: GemvTile(64, 64, 1) for n in ("qkv", "out", "gated", "down", "head")}
+        first, second = prompt(hf_model, 80), prompt(hf_model, 40, 1)
+        decoder.open(3, None, first)
+        decoder.open(1, None, second)
+        logits = decoder.prefill_many([(3, first), (1, second)])
+        rows = [decoder.sample([3, 1]).tokens(), decoder.step([3, 1]).tokens(), decoder.step([3, 1]).tokens()]
+        decoder.open(0)  # in a batch of more rows, products are other kernels
+        decoder.prefill(0, second[:9])
+        decoder.sample([0])
+        rows.append(decoder.step([0, 1, 3]).tokens())
+        told.append((rows, logits, decoder.last_logits(3).clone(), decoder.state.long[:4].tolist()))
+    assert told[0][0] == told[1][0]
+    assert told[0][3] == told[1][3] == [0, 0, 0, 1]
+    for here, there in zip(told[0][1:3], told[1][1:3], strict=True):
+        assert (here - there).abs().max() <= 1e-4
+
+
 def test_drafts_change_no_token(back_end: Any, tmp_path: Path) -> None:
     """Two slots, sampled and not, fed what comes and what does not; the third goes on beside them by single tokens."""
     hf_model = tiny("llama", tmp_path)
@@ -344,8 +369,9 @@ def test_slots_are_opened_together_as_one_by_one(tmp_path: Path) -> None:
     for state in (together, single):
         state.seen.fill_(1)
     for slot, sampling in enumerate(SAMPLINGS):
-        single.open(slot, sampling)
-    records = torch.tensor([record(slot, sampling) for slot, sampling in enumerate(SAMPLINGS)], dtype=torch.int32)
+        single.open(slot, sampling, slot % 2 == 1)
+    told = [record(slot, sampling, slot % 2 == 1) for slot, sampling in enumerate(SAMPLINGS)]
+    records = torch.tensor(told, dtype=torch.int32)
     admit(model, together, records.to(DEVICE), len(SAMPLINGS))
     for name in (
         "seen",
@@ -358,6 +384,7 @@ def test_slots_are_opened_together_as_one_by_one(tmp_path: Path) -> None:
         "forbidden",
         "forbidden_until",
         "constrained",
+        "long",
     ):
         assert torch.equal(getattr(together, name), getattr(single, name)), name
     with pytest.raises(ValueError, match="5 forbidden"):

@@ -55,7 +55,9 @@ def _decision(each: TensorParallel, facts: Facts, hardware: Hardware, objective:
         (2, LLAMA, CPU, "take: 2 ranks"),
         (2, LLAMA, ONE, "2 ranks need 2 GPUs; there is 1"),
         (3, LLAMA, SMALL, "32 attention heads cannot be divided over 3 ranks"),
-        (16, LLAMA, replace(SMALL, gpus=16), "8 key-value heads cannot be divided over 16 ranks"),
+        (16, LLAMA, replace(SMALL, gpus=16), "take: 16 ranks"),  # each of its 8 key-value heads twice
+        (16, replace(LLAMA, kv_heads=6), replace(SMALL, gpus=16), "6 key-value heads cannot be divided over 16 ranks"),
+        (4, replace(LLAMA, kv_heads=2, family="bert"), SMALL, "2 key-value heads cannot be divided over 4 ranks"),
         (1, LLAMA, TWO, "no slicing"),
         (0, LLAMA, ONE, "two GPUs"),
         (0, LLAMA, CPU, "two GPUs"),
@@ -108,7 +110,8 @@ def test_what_is_not_sliced_counts_the_whole_memory() -> None:
     assert "a cache of 1,024 tokens need 13.2 GiB; choose a larger GPU" in told["static_decode"]
     other = _chosen(Optimisation(), replace(LLAMA, family="mixtral"))
     assert other["tensor_slicing"].startswith("take")
-    assert "mixtral has no other" in other["static_decode"]
+    assert other["static_decode"].startswith("take: generic tier")
+    assert other["static_decode"].endswith("on each of 2 GPUs")
 
 
 def _sliced(folder: Path, auto: str, task: str) -> tuple[Sliced, float]:

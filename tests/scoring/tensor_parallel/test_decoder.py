@@ -8,11 +8,13 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from scoring.api.service import Service
 from scoring.config import Deployment, Limits, Optimisation
@@ -23,7 +25,7 @@ from scoring.distributed.tp_group import TensorParallelGroup
 from scoring.errors import PromptTooLong, RankLost
 from scoring.model.loader import load_with
 from scoring.passes.base import PassRefused
-from scoring.passes.families import SLICED_DECODERS
+from scoring.passes.families import SLICED_DECODERS, STATIC_DECODE
 from scoring.passes.registry import decoder_passes
 from scoring.passes.static_decode import StaticDecode
 from scoring.passes.tensor_parallel import TensorParallel
@@ -33,6 +35,7 @@ from scoring.tensor_parallel.workers import CALL_S
 from tests.conftest import Tiny
 from tests.scoring.decoder.test_adapters import generated, greedy, prompt
 from tests.scoring.tensor_parallel.many_ranks import Many
+from tests.tiny_causal import tiny_causal
 from tests.tiny_models import load_tiny
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("forked")]  # DeepSpeed warns a lot
@@ -61,7 +64,7 @@ class TestDecoder:
         ranks.stop()
         patch.undo()
 
-    @pytest.mark.parametrize("family", SLICED_DECODERS)
+    @pytest.mark.parametrize("family", [each for each in SLICED_DECODERS if each in STATIC_DECODE.served])
     def test_every_family_is_that_of_plain_transformers(self, family: str, many: Many, tiny: Tiny) -> None:
         folder = tiny(family, TASK)
         plain = load_tiny(folder, TASK)[0]
@@ -79,6 +82,31 @@ class TestDecoder:
             each.prefill(1, prompt(plain, 11))
             told.append([each.sample([1]).tokens()] + [each.step([1]).tokens() for _ in range(2 * NEW)])
         assert told[0] == told[1]
+
+    @pytest.mark.parametrize("family", [each for each in SLICED_DECODERS if each not in STATIC_DECODE.served])
+    def test_experts_are_cut_too_and_served_by_the_generic_tier(self, family: str, many: Many, tmp_path: Path) -> None:
+        plain = tiny_causal(family)
+        plain.save_pretrained(tmp_path)
+        model = many.slice(tmp_path)
+        decoder = SlicedDecoder(model, 3, 96, many.ranks)
+        assert (decoder.tier, decoder.model.heads, decoder.model.kv_heads) == ("generic", 2, 1)
+        experts = [sum(p.numel() for p in each.parameters() if p.ndim == 3) for each in (model, plain)]
+        assert 2 * experts[0] == experts[1] > 0
+        assert max(errors(decoder, reference(plain)()).values()) < 1e-5
+        _join_and_leave(decoder, plain)
+
+    def test_key_value_heads_fewer_than_ranks_are_repeated(self, many: Many, tiny: Tiny, tmp_path: Path) -> None:
+        source = tiny("qwen2", TASK)  # its keys and values have biases
+        config = AutoConfig.from_pretrained(source, num_key_value_heads=1)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+        AutoTokenizer.from_pretrained(source).save_pretrained(tmp_path)
+        plain = load_tiny(tmp_path, TASK)[0]
+        decoder = SlicedDecoder(many.slice(tmp_path), 3, 96, many.ranks)
+        assert (decoder.model.heads, decoder.model.kv_heads) == (2, 1)
+        assert max(errors(decoder, reference(plain)()).values()) < 1e-5
+        _join_and_leave(decoder, plain)
 
     def test_what_is_refused_before_it_begins_leaves_the_ranks_in_step(self, many: Many, tiny: Tiny) -> None:
         folder = tiny("opt", TASK)
