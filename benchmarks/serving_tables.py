@@ -112,6 +112,29 @@ def cpu(result: Result) -> str:
     return "\n".join([*rows, "", text])
 
 
+def cpu_families(result: Result) -> str:
+    """Encoders on a CPU whose attention reads positions, and one without a stack."""
+    rows = [
+        "| encoder on a CPU, float32 | eager ms | products one by one ms | ours ms | over eager | run |",
+        "|---|---|---|---|---|---|",
+    ]
+    rows += [
+        f"| {row['work']} | {row['eager']:.1f} | {row['one by one']:.1f} | {row['ours']:.1f} "
+        f"| {row['ours/eager']:.2f}× | {row['means'].removeprefix('by ')} |"
+        for row in result["rows"]
+    ]
+    load = ", ".join(f"{each:.1f}" for each in result["load"])
+    worst = max(row["error"] for row in result["rows"])
+    text = (
+        f"{result['cores']} cores of {result['device']} with {' and '.join(result['flags'])} alone, "
+        f"{result['threads']} threads, torch {result['versions']['torch']}, transformers "
+        f"{result['versions']['transformers']}, openvino {result['versions']['openvino']}, {result['date']}, revision "
+        f"{result['revision']}, load averages of 1, 5 and 15 minutes before the last row {load}. "
+        f"Largest relative error to plain transformers' answers to each row alone: {worst:.0e}."
+    )
+    return "\n".join([*rows, "", text])
+
+
 def streams(result: Result) -> str:
     """Streams of one decoder on a CPU."""
     rows = ["| streams at once | `generate()`, one by one, tokens/s | ours tokens/s | times | equal texts |"]
