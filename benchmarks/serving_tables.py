@@ -254,7 +254,9 @@ def over_http(result: Result) -> str:
             way = {"whole": "whole", "stream": "streamed", "openai": "streamed, /v1"}[row["way"]]
             way += "" if row["front ends"] else ", one process"
             rows.append(f"| {name} | {row['clients']} | {way} | {row['tokens/s']:,.0f} | {cells[0]} | {cells[1]} |")
+        others = sorted({f"{row['date']}, revision {row['revision']}" for row in model["rows"] if "revision" in row})
         notes.append(f"{name} {model['date']}, revision {model['revision']}")
+        notes[-1] += f" (in one process {' and '.join(others)})" if others else ""
     load = f"prompts of {result['load'][0]} to {result['load'][1]} tokens, {result['load'][2]} new ones, all at once"
     text = f"`generate`, `serve`, then clients on the same machine: {load}. {where(result)}: {'; '.join(notes)}."
     return "\n".join([*rows, "", text])

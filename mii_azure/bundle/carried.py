@@ -155,6 +155,7 @@ SCORING_FILES = (
     "kernels/decode_elementwise.py",
     "kernels/decode_gemv.py",
     "kernels/decode_int4.py",
+    "kernels/decode_int4_gemv.py",
     "kernels/decode_norms.py",
     "kernels/decode_prefill.py",
     "kernels/decode_sampling.py",

@@ -20,11 +20,17 @@ from scoring.decoder.absent import affine, epsilon, given, kind
 from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.buffers import allocate, packed
 from scoring.decoder.fold_norm import gains_of, joint_bias, normed_products
-from scoring.decoder.gemv_config import GemvTile, choose_tile, narrow, scales_of, tiling
+from scoring.decoder.gemv_config import GemvTile, choose_tile, reading
 from scoring.decoder.kv_cache import FORBIDDEN, KVCache
 from scoring.decoder.model import Attention, DecoderLayer, DecoderModel, Linear, Mlp, Norm
 from scoring.decoder.rank_sums import RankSums
-from scoring.kernels import decode_attention, decode_elementwise, decode_gemv, decode_sampling
+from scoring.kernels import (
+    decode_attention,
+    decode_elementwise,
+    decode_gemv,
+    decode_int4_gemv,
+    decode_sampling,
+)
 
 _MULTIPROCESSORS = 132
 _SPAN = BLOCK  # keys that one iteration of the attention kernel reads
@@ -213,13 +219,12 @@ class Launcher(RankSums):
         tile, cache = self.tile("qkv", linear, 2), self.state.layer(index)
         gains, bias = self._bias(norm, linear)
         sources, taking = self._taken()
-        decode_gemv.gemv_qkv[(rows * triton.cdiv(pairs, tile.rows),)](
-            *sources, norm.gain, linear.weight, *scales_of(linear, b.x), gains, bias, b.q, cache.keys, cache.values,
-            *self._tables(layer), b.slots, self.state.lengths, cache.table, self.state.long, inputs,
-            *self._paging(), norm.eps, **taking, **tiling(tile, inputs), BLOCK=BLOCK,
-            NORM=norm.kind, BIAS=bias is not b.x,
-            **narrow(linear), **self._heads(layer), PER_HEAD=layer.attention.per_head, LONG=_second(layer), ROWS=rows,
-            PDL=self.pdl, **self._launch(),
+        _kernels(linear).gemv_qkv[tile.grid(pairs, rows)](
+            *sources, norm.gain, linear.weight, given(linear.scale, b.x), gains, bias, b.q, cache.keys, cache.values,
+            *self._tables(layer), b.slots, self.state.lengths, cache.table, self.state.long, inputs, *self._paging(),
+            norm.eps, **taking, **reading(linear, tile, b.x), BLOCK=BLOCK, NORM=norm.kind, BIAS=bias is not b.x,
+            **self._heads(layer), PER_HEAD=layer.attention.per_head, LONG=_second(layer), ROWS=rows, PDL=self.pdl,
+            **self._launch(),
         )  # fmt: skip
 
     def up(self, rows: int, layer: DecoderLayer) -> None:
@@ -231,10 +236,10 @@ class Launcher(RankSums):
         tile = self.tile("gated", mlp.up, 2)
         gains, bias = self._bias(norm, mlp.up)
         sources, taking = self._taken()
-        decode_gemv.gemv_gated[(rows * triton.cdiv(outputs, tile.rows),)](
-            *sources, norm.gain, mlp.up.weight, *scales_of(mlp.up, b.x), gains, bias, b.inner, outputs, inputs,
-            norm.eps, **taking, **tiling(tile, inputs), NORM=norm.kind, ACT=mlp.activation, BIAS=bias is not b.x,
-            **narrow(mlp.up), ROWS=rows, PDL=self.pdl, **self._launch(),
+        _kernels(mlp.up).gemv_gated[tile.grid(outputs, rows)](
+            *sources, norm.gain, mlp.up.weight, given(mlp.up.scale, b.x), gains, bias, b.inner, outputs, inputs,
+            norm.eps, **taking, **reading(mlp.up, tile, b.x), NORM=norm.kind, ACT=mlp.activation, BIAS=bias is not b.x,
+            ROWS=rows, PDL=self.pdl, **self._launch(),
         )  # fmt: skip
 
     def gemv(self, name: str, x: Tensor | None, linear: Linear, out: Tensor, rows: int, *, norm: Norm | None = None,
@@ -248,10 +253,10 @@ class Launcher(RankSums):
         gains, bias = self._bias(norm, linear)
         absent = self.buffers.x
         sources, taking = self._taken(x, factor)
-        decode_gemv.gemv[(rows * triton.cdiv(outputs, tile.rows),)](
-            *sources, absent if norm is None else norm.gain, linear.weight, *scales_of(linear, absent), gains, bias,
-            out, outputs, inputs, epsilon(norm), **taking, **tiling(tile, inputs), NORM=kind(norm), ACT=act, ADD=add,
-            BIAS=biased and bias is not absent, **narrow(linear), ROWS=rows, PDL=self.pdl, **self._launch(),
+        _kernels(linear).gemv[tile.grid(outputs, rows)](
+            *sources, absent if norm is None else norm.gain, linear.weight, given(linear.scale, absent), gains, bias,
+            out, outputs, inputs, epsilon(norm), **taking, **reading(linear, tile, absent), NORM=kind(norm), ACT=act,
+            ADD=add, BIAS=biased and bias is not absent, ROWS=rows, PDL=self.pdl, **self._launch(),
         )  # fmt: skip
 
     def attention(self, rows: int, index: int, layer: DecoderLayer) -> None:
@@ -368,6 +373,11 @@ class Launcher(RankSums):
             "INTERLEAVED": rotary is not None and rotary.interleaved,
             "ROTARY": rotary is not None,
         }
+
+
+def _kernels(linear: Linear) -> Any:
+    """Module of the kernels that read a product's weights."""
+    return decode_int4_gemv if linear.group else decode_gemv
 
 
 def _second(layer: DecoderLayer) -> int:

@@ -78,6 +78,8 @@ def prepared(hf_model: Any, slots: int, quantised: str = "") -> tuple[KVCache, T
     launcher = Launcher(model, state, max(slots, 4), pdl=DEVICE == "cuda")
     if DEVICE == "cpu":  # the interpreter runs programs one by one: let there be few
         launcher.tiles = {name: GemvTile(64, 64, 1) for name in ("qkv", "out", "up", "gated", "down", "head")}
+    if quantised == "int4":  # programs that stay for several tiles, the last of which may be none of theirs
+        launcher.tiles |= {name: GemvTile(4, 128, 1, 3) for name in ("qkv", "out", "up", "gated", "down")}
     return state, reference, launcher
 
 
