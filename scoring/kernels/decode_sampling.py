@@ -32,12 +32,10 @@ def scan(logits_ptr, scores_ptr, best_ptr, where_ptr, peaks_ptr, masses_ptr, slo
          ADVANCE: tl.constexpr, OWN: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """Adjust a chunk of a row's logits [B, V]; write its best candidate to best and where [B, CHUNKS].
 
-    Lengths are by slot, or with OWN by row.
-
-    Sampled rows leave for `choose` their adjusted scores, divided by the temperature, [B, V], and of each block of SB
-    the highest score and the mass relative to it, peaks and masses [B, CHUNKS * BV / SB]. With MASKED, tokens whose bit
-    is not set in the row's of masks [masks, WORDS] int32 are left out; masked [B] int32 tells which it is, -1 for none.
-    With ADVANCE constrained slots without a mask are passed over. Grid (B, CHUNKS).
+    Lengths are by slot, with OWN by row. Sampled rows leave for `choose` their adjusted scores, divided by the
+    temperature, [B, V], and of each block of SB the highest score and the mass relative to it, peaks and masses [B,
+    CHUNKS * BV / SB]. With MASKED, tokens without a bit in the row's of masks [masks, WORDS] int32 are left out; masked
+    [B] int32 tells which, -1 for none. With ADVANCE constrained slots without one are passed over. Grid (B, CHUNKS).
     """
     if PDL:
         gdc_wait()
