@@ -11,7 +11,7 @@ from local_runner.front_ends.number import usual
 from mii_azure.hardware import roofline
 from mii_azure.hardware.speed import Effort, speeds
 from mii_azure.planning import latency
-from mii_azure.planning.budget import Work, device_of, kv_bytes_per_token
+from mii_azure.planning.budget import Work, device_of, kv_bytes_per_token, seen_tokens
 from mii_azure.planning.memory import Fit
 from mii_azure.platform import limits
 from scoring.passes.families import CPU_STACK, FUSED_ENCODER, NATIVE_STEP, WORTH_ON_CPU, decoder_tier, text_family
@@ -209,6 +209,6 @@ def request_seconds(work: Work, placed: Fit, rows: int, request: Workload) -> fl
     if not request.answer:
         return seconds
     kept = (
-        kv_bytes_per_token(work, placed.dtype) * rows * (request.prompt + request.answer // 2)
+        kv_bytes_per_token(work, placed.dtype) * rows * seen_tokens(work, request.prompt + request.answer // 2)
     )  # keys and values that the average step reads
     return seconds + request.answer * step_seconds(work, placed, kept, rows)

@@ -24,13 +24,12 @@ from scoring.decoder.adapters.parts import steady_rotary
 from scoring.decoder.back_ends import gpu_backend, plain_backend
 from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.block_tables import BlockTables
-from scoring.decoder.chunk_size import STEP_TOKENS
 from scoring.decoder.drafts import Fed, Placed, Runs, speculate
 from scoring.decoder.generic.model import GenericModel
 from scoring.decoder.generic.probe import probe
 from scoring.decoder.int4 import attach
 from scoring.decoder.kv_cache import FP8, KVCache, SamplingParams
-from scoring.decoder.layer_groups import group_layers
+from scoring.decoder.layer_groups import STEP_TOKENS, group_layers
 from scoring.decoder.logprobs import indices
 from scoring.decoder.long_rotary import LongRotary
 from scoring.decoder.low_rank import SlotAdapters

@@ -26,8 +26,9 @@ from math import ceil
 from typing import Any
 
 from scoring.decoder.block_pool import BLOCK, blocks_of
-from scoring.decoder.chunk_size import STEP_TOKENS, chunk_within
+from scoring.decoder.chunk_size import chunk_within
 from scoring.decoder.decoder import Decoder
+from scoring.decoder.layer_groups import STEP_TOKENS
 from scoring.decoder.prefix_cache import MIN_PREFIX_TOKENS, Begin, begin, common_prefix
 from scoring.decoder.prompt_cost import PromptCost
 from scoring.engine.oom import free_memory, is_out_of_memory
