@@ -53,6 +53,18 @@ def diffusion(result: Result) -> str:
     return "\n".join([*rows, "", f"A prompt in, a PNG in base64 out. {where(result)}, fp16."])
 
 
+def grammars(result: Result) -> str:
+    """Steps of which half of the rows are bound to grammars, beside steps of free rows."""
+    rows = [
+        "| run | state | sampling | free ms | half bound ms | more |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        figures = f"{row['free_ms']:.2f} | {row['half_bound_ms']:.2f} | {row['more_percent']:.1f} %"
+        rows.append(f"| {row['run']} | {row['state']} ({row['revision']}) | {row['sampling']} | {figures} |")
+    return "\n".join(rows)
+
+
 def memory(result: Result) -> str:
     """Planned against measured memory."""
     rows = ["| model | slots | planned GB | measured GB | planned / measured |", "|---|---|---|---|---|"]
@@ -106,8 +118,8 @@ def cpu(result: Result) -> str:
         f"{result['threads']} threads, torch {result['versions']['torch']}, openvino {result['versions']['openvino']}, "
         f"{result['date']}, revision {result['revision']}, "
         f"load averages of 1, 5 and 15 minutes before the last model {load}. "
-        "OpenVINO int8 is NNCF's, with the same texts. "
-        f"Least cosine of MiniLM's embeddings of a hundred texts: {', '.join(alike)}."
+        "OpenVINO int8 is NNCF's, with the same texts."
+        + (f" Least cosine of MiniLM's embeddings of a hundred texts: {', '.join(alike)}." if alike else "")
     )
     return "\n".join([*rows, "", text])
 

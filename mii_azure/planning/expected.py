@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from local_runner.front_ends.number import usual
 from mii_azure.hardware import roofline
+from mii_azure.hardware.skus import Sku
 from mii_azure.hardware.speed import Effort, speeds
 from mii_azure.planning import latency
 from mii_azure.planning.budget import Work, device_of, kv_bytes_per_token, seen_tokens
@@ -31,6 +32,10 @@ _NARROW = {"int8": 1 / 4, "int4": (0.5 + 4 / 64) / 4}  # bytes that a CPU's step
 def decoder_runner(tier: str, rows: int, shipped: str = "") -> str:
     """Name of the kernels of a decode step: few rows are read by others than many, quantised numbers by their own."""
     return f"{tier} decode, {'few' if rows <= FEW_ROWS else 'many'} rows{shipped and ', ' + shipped}"
+
+
+#: What reads a text: JSON in, tokens, and JSON out, by one core.
+READING = "token read, one core"
 
 
 def hands_on(front_ends: bool, streams: bool) -> str:
@@ -146,6 +151,11 @@ def handing_seconds(work: Work, placed: Fit, tokens: int) -> float:
     ours, sku = work.demand.server == "http", placed.sku
     name = hands_on(ours and usual(work.task, sku.cores, sku.gpu is not None) > 0, ours)
     return speeds()[name].seconds(Effort(0.0, 0.0, tokens), 1.0, 1.0)
+
+
+def most_read(sku: Sku, tokens: int) -> float:
+    """Texts of so many tokens that all cores of an instance read in a second, if they do nothing else."""
+    return sku.cores / speeds()[READING].seconds(Effort(0.0, 0.0, tokens), 1.0, 1.0)
 
 
 class Workload(BaseModel):

@@ -76,6 +76,7 @@ class Launcher(RankSums):
         self._stream = self.buffers.x  # the residual stream, but for `_open`
         self._open: Norm | None = None  # the norm through which y is still to be added to it
         self._first = model.team is None or model.team.first
+        self._in_turn = torch.arange(picked, dtype=torch.int32, device=model.device)
         self._both = {id(layer): joint_bias(layer) for layer in model.layers if layer.parallel}
 
     def queries(self) -> int:
@@ -99,6 +100,10 @@ class Launcher(RankSums):
 
     def step(self, rows: int, far: bool = False) -> None:
         """Enqueue one step of the first `rows` rows; `far` splits long rows over more programs."""
+        self.sample(rows, self.forward(rows, far), advance=True)
+
+    def forward(self, rows: int, far: bool = False) -> Tensor:
+        """Enqueue a step but for its sampling, which is to follow; logits [rows or more, vocabulary]."""
         self.far = far
         self.embed(rows)
         for index, layer in enumerate(self.model.layers):
@@ -107,8 +112,11 @@ class Launcher(RankSums):
             else:
                 self._layer_blas(rows, index, layer)
         self.head(rows)
-        logits = self.buffers.logits if rows <= self.gemv_rows else self.buffers.narrow
-        self.sample(rows, logits, advance=True)
+        return self.logits_of(rows)
+
+    def logits_of(self, rows: int) -> Tensor:
+        """Memory of a step's logits."""
+        return self.buffers.logits if rows <= self.gemv_rows else self.buffers.narrow
 
     def embed(self, rows: int) -> None:
         model, b = self.model, self.buffers
@@ -299,27 +307,29 @@ class Launcher(RankSums):
         )  # fmt: skip
 
     def sample(self, rows: int, logits: Tensor, advance: bool, masks: Tensor | None = None,
-               slots: Tensor | None = None) -> None:  # fmt: skip
-        """Sample each row's token from logits [rows, vocabulary], of those that masks [rows, words] int32 allow.
+               slots: Tensor | None = None, masked: Tensor | None = None) -> None:  # fmt: skip
+        """Sample each row's token from logits [rows, vocabulary], of those that masks [masks, words] int32 allow.
 
-        With `advance` the step's input counts as live, and constrained slots get a placeholder. `slots` [rows] of the
-        rows are the step's unless they are told.
+        With `advance` the step's input counts as live, and constrained slots without a mask get a placeholder. `slots`
+        [rows] of the rows are the step's unless they are told; `masked` [rows] int32 tells the mask of each, -1 for
+        none; without it they are the rows' in turn.
         """
         slots = self.buffers.slots if slots is None else slots
+        masked = self._in_turn if masked is None else masked
         b, s, vocabulary, lengths = self.buffers, self.state, self.model.vocabulary, self._fed()[2]
-        words, masked = (0, False) if masks is None else (masks.shape[1], True)
+        words = 0 if masks is None else masks.shape[1]
         blocks = self.chunks * (_CHUNK // _BLOCK)
         decode_sampling.scan[(rows, self.chunks)](
             logits, b.scores, b.best, b.where, b.peaks, b.masses, slots, lengths, s.seen, s.temperature, s.penalty,
-            s.seed, s.forbidden, s.forbidden_until, s.constrained, given(masks, b.slots), vocabulary, words, BV=_CHUNK,
-            SB=_BLOCK, CHUNKS=self.chunks, HELD=FORBIDDEN, MASKED=masked, ADVANCE=int(advance), OWN=self.own,
-            PDL=self.pdl, num_warps=8, **self._launch(),
+            s.seed, s.forbidden, s.forbidden_until, s.constrained, given(masks, b.slots), masked, vocabulary, words,
+            BV=_CHUNK, SB=_BLOCK, CHUNKS=self.chunks, HELD=FORBIDDEN, MASKED=words > 0, ADVANCE=int(advance),
+            OWN=self.own, PDL=self.pdl, num_warps=8, **self._launch(),
         )  # fmt: skip
         decode_sampling.choose[(rows,)](
             b.scores, b.best, b.where, b.peaks, b.masses, b.near, b.kept, b.places, b.out, slots, lengths, s.tokens,
-            s.seen, s.temperature, s.top_k, s.top_p, s.min_p, s.seed, s.constrained, vocabulary, s.slots, blocks,
-            SB=_BLOCK, BP=triton.next_power_of_2(blocks), TB=_AT_ONCE, MOST=self.gathered, CHUNKS=self.chunks,
-            CP=triton.next_power_of_2(self.chunks), ADVANCE=int(advance), OWN=self.own, PDL=self.pdl,
+            s.seen, s.temperature, s.top_k, s.top_p, s.min_p, s.seed, s.constrained, masked, vocabulary, s.slots,
+            blocks, SB=_BLOCK, BP=triton.next_power_of_2(blocks), TB=_AT_ONCE, MOST=self.gathered, CHUNKS=self.chunks,
+            CP=triton.next_power_of_2(self.chunks), MASKED=words > 0, ADVANCE=int(advance), OWN=self.own, PDL=self.pdl,
             num_warps=16, **self._launch(),
         )  # fmt: skip
         self._agree(s.tokens)
