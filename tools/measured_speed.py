@@ -50,6 +50,7 @@ OTHER_RESULTS = {
     "encoders-kernels": "kernels",
     "encoder_families": "random weights of four shapes beside stock options",
     "encoder_ways": "what hosts add",
+    "host_floors": "what hosts add",
     "first_hour": "an installation",
     "grammars": "what a grammar adds",
     "hosts": "what hosts add",
