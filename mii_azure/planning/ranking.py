@@ -149,9 +149,14 @@ def _cheaper(
             rate = row.throughput / spec.instance_count / (request.answer or 1)
             if request.unit == "requests":  # a fast GPU waits for the cores that read its texts
                 rate = min(rate, expected.most_read(all_skus()[row.instance_type], request.prompt))
-            offer = {"instance_type": row.instance_type, "device": row.device, "basis": row.basis}
-            hourly = row.price_per_hour / spec.instance_count
-            offers.append(Offer(**offer, price_per_hour=hourly, per_second=rate * utilisation))
+            offer = Offer(
+                instance_type=row.instance_type,
+                device=row.device,
+                price_per_hour=row.price_per_hour / spec.instance_count,
+                per_second=rate * utilisation,
+                basis=row.basis,
+            )
+            offers.append(offer)
     uncounted = "what the draft model gains" if spec.draft_model else ""
     if request.unit == "requests":
         uncounted = "what the server does for a request beside reading its text on all cores"

@@ -15,7 +15,7 @@ Array = NDArray[Any]
 NEVER = -1e9  # added to the scores of what is not seen; finite, since a row may see nothing else
 
 
-def places(tokens: Array, live: int, shape: tuple[int, int], heads: int) -> dict[str, Array]:
+def places(tokens: Array, live: int, shape: tuple[int, ...], heads: int) -> dict[str, Array]:
     """Index inputs of `EncoderGraph`; copies that round tokens up, behind the live, attend as the first.
 
     Attention ends with the last column that has a token: a half of a batch is often shorter than the batch.
